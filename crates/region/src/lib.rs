@@ -1,0 +1,16 @@
+//! The words every other crate shares: identities, units, geometry, sets of regions and granules, and the bytes of the
+//! intent map and its header. Pure: no I/O, no clock, no thread, no atomics.
+//!
+//! Invariant: a value of one of these types is in range for its own definition (a run never overflows, a set never holds
+//! an empty range). What it does not know is the volume it belongs to; [`Geometry`] does.
+
+mod geometry;
+mod ids;
+mod sets;
+
+pub use geometry::{Geometry, GeometryError};
+pub use ids::{
+    BootId, EpochId, Generation, GranuleDigest, GroupId, LayerKey, LedgerPosition, MapId, Name, NameError, RecordDigest, Seq,
+    Slot, Term, VolumeId,
+};
+pub use sets::{ByteExtent, ByteOffset, GranuleIndex, GranuleMask, GranuleRun, GranuleSet, RegionIndex, RegionRange, RegionSet};
