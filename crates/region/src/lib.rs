@@ -6,6 +6,7 @@
 
 mod geometry;
 mod ids;
+pub mod mutation;
 mod sets;
 
 pub use geometry::{Geometry, GeometryError};
