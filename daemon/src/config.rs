@@ -1,0 +1,533 @@
+//! The daemon's configuration: `farsided.toml` and `conf.d/*.toml` beside it. What is on disk is the truth: the API's
+//! `volume add` and `group set` write one file there, atomically, and reload.
+//!
+//! Invariant: a [`Config`] that exists was validated as a whole. It holds no secret.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use farside_region::{Name, NameError};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+/// Everything that the files say.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The main file.
+    pub path: PathBuf,
+    /// This host.
+    pub source: SourceConfig,
+    /// Consistency groups by name. A group that a volume names and nobody defines has the defaults.
+    pub groups: BTreeMap<Name, GroupConfig>,
+    /// Volumes by name.
+    pub volumes: BTreeMap<Name, VolumeConfig>,
+    /// Sizes and rates.
+    pub limits: LimitsConfig,
+}
+
+/// `[source]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SourceConfig {
+    /// The name under which the receiver files this host.
+    pub name: Name,
+    /// Identity, intent maps, marks.
+    pub state_dir: PathBuf,
+    /// The API's Unix socket.
+    pub api_socket: PathBuf,
+    /// A group that may use the API beside the owner.
+    pub api_group: Option<String>,
+}
+
+/// `[[group]]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupConfig {
+    /// How often a cut is tried.
+    pub epoch_interval: Duration,
+    /// How many points the receiver keeps.
+    pub keep: u32,
+}
+
+impl Default for GroupConfig {
+    fn default() -> Self {
+        Self { epoch_interval: Duration::from_secs(1), keep: 10 }
+    }
+}
+
+/// `[[volume]]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VolumeConfig {
+    /// Its name, unique on this host.
+    pub name: Name,
+    /// The group that it is cut with.
+    pub group: Name,
+    /// Block device or file that holds the data.
+    pub backing: PathBuf,
+    /// The Unix socket on which NBD clients find it.
+    pub tap_socket: PathBuf,
+    /// What happens to writes when tracking cannot be made durable anywhere.
+    pub on_tracking_lost: OnTrackingLost,
+}
+
+/// What happens to host writes when the intent map cannot be written and the loss cannot be recorded either.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnTrackingLost {
+    /// They go on; a crash now would go unnoticed, and status says so.
+    #[default]
+    Pass,
+    /// They fail.
+    Fail,
+}
+
+/// `[limits]`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LimitsConfig {
+    /// zstd level of data on the wire and in the store; `0` sends it as it is.
+    pub compression_level: i32,
+    /// Memory for the old content of granules that the host overwrites while a cut holds them.
+    pub side_buffer_mib: u32,
+    /// Requests that one volume serves at once.
+    pub queue_depth: u16,
+    /// Reads of the backing device that the sender keeps in flight.
+    pub sender_depth: u16,
+    /// How long a planned stop waits for what is under way to be published.
+    pub stop_wait_seconds: u32,
+}
+
+impl Default for LimitsConfig {
+    fn default() -> Self {
+        Self { compression_level: 1, side_buffer_mib: 32, queue_depth: 128, sender_depth: 16, stop_wait_seconds: 10 }
+    }
+}
+
+/// Why a configuration is refused. The running one stays.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// A file or folder could not be read or written.
+    #[error("cannot {verb} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        verb: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// A file is not what it should be; the text names line and key.
+    #[error("{}: {detail}", path.display())]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// The parser's words.
+        detail: String,
+    },
+    /// Two files define the same thing.
+    #[error("{what} is defined twice: in {} and in {}", first.display(), second.display())]
+    Twice {
+        /// What.
+        what: String,
+        /// Here,
+        first: PathBuf,
+        /// and there.
+        second: PathBuf,
+    },
+    /// A value that cannot work.
+    #[error("{}: {what}", path.display())]
+    Value {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong and what would be right.
+        what: String,
+    },
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileText {
+    source: Option<SourceText>,
+    #[serde(default)]
+    group: Vec<GroupText>,
+    #[serde(default)]
+    volume: Vec<VolumeText>,
+    limits: Option<LimitsConfig>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SourceText {
+    name: Option<Name>,
+    state_dir: Option<PathBuf>,
+    api_socket: Option<PathBuf>,
+    api_group: Option<String>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct GroupText {
+    name: Name,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    epoch_interval: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    keep: Option<u32>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct VolumeText {
+    name: Name,
+    #[serde(default = "default_group")]
+    group: Name,
+    backing: PathBuf,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tap: Option<String>,
+    #[serde(default)]
+    on_tracking_lost: OnTrackingLost,
+}
+
+fn default_group() -> Name {
+    "default".parse().expect("a valid name")
+}
+
+/// Where things are when no file says otherwise.
+const STATE_DIR: &str = "/var/lib/farside";
+const RUN_DIR: &str = "/run/farside";
+
+impl Config {
+    /// Reads the main file and everything in `conf.d` beside it.
+    ///
+    /// # Errors
+    /// Names the file, and the line and key where one is at fault.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let mut files = vec![path.to_owned()];
+        files.extend(conf_d_files(path)?);
+        let mut merge = Merge::default();
+        for file in files {
+            merge.add(&file)?;
+        }
+        merge.finish(path)
+    }
+
+    /// The folder in which the API writes.
+    pub fn conf_d(&self) -> PathBuf {
+        conf_d(&self.path)
+    }
+
+    /// A group's settings, by default or as said.
+    pub fn group(&self, name: &Name) -> GroupConfig {
+        self.groups.get(name).cloned().unwrap_or_default()
+    }
+
+    /// The tap socket that a volume has when none is named.
+    pub fn default_tap_socket(&self, volume: &Name) -> PathBuf {
+        self.source.api_socket.parent().unwrap_or(Path::new(RUN_DIR)).join(format!("{volume}.nbd"))
+    }
+
+    /// Writes a volume's own file into `conf.d`.
+    ///
+    /// # Errors
+    /// When it cannot be written; nothing has changed then.
+    pub fn write_volume(&self, volume: &VolumeConfig) -> Result<PathBuf, ConfigError> {
+        #[derive(Serialize)]
+        struct File<'a> {
+            volume: [&'a VolumeText; 1],
+        }
+        let text = VolumeText {
+            name: volume.name.clone(),
+            group: volume.group.clone(),
+            backing: volume.backing.clone(),
+            tap: Some(format!("nbd:unix:{}", volume.tap_socket.display())),
+            on_tracking_lost: volume.on_tracking_lost,
+        };
+        let path = self.conf_d().join(format!("volume-{}.toml", volume.name));
+        write_atomically(&path, &toml::to_string(&File { volume: [&text] }).expect("plain data"))?;
+        Ok(path)
+    }
+
+    /// Takes a volume's file out of `conf.d`.
+    ///
+    /// # Errors
+    /// When the volume is defined in a file that a person wrote, which is theirs to edit.
+    pub fn remove_volume(&self, name: &Name) -> Result<(), ConfigError> {
+        let path = self.conf_d().join(format!("volume-{name}.toml"));
+        match std::fs::remove_file(&path) {
+            Ok(()) => sync_dir(&self.conf_d()),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Err(ConfigError::Value {
+                path: self.path.clone(),
+                what: format!("volume {name} is defined in a hand-written file; take it out there and reload"),
+            }),
+            Err(source) => Err(ConfigError::Io { verb: "remove", path, source }),
+        }
+    }
+
+    /// Writes a group's own file into `conf.d`; it is read after the main file and wins.
+    ///
+    /// # Errors
+    /// When it cannot be written; nothing has changed then.
+    pub fn write_group(&self, name: &Name, group: &GroupConfig) -> Result<PathBuf, ConfigError> {
+        #[derive(Serialize)]
+        struct File {
+            group: [GroupText; 1],
+        }
+        let text = GroupText {
+            name: name.clone(),
+            epoch_interval: Some(format!("{}ms", group.epoch_interval.as_millis())),
+            keep: Some(group.keep),
+        };
+        let path = self.conf_d().join(format!("group-{name}.toml"));
+        write_atomically(&path, &toml::to_string(&File { group: [text] }).expect("plain data"))?;
+        Ok(path)
+    }
+}
+
+/// What has been read so far, and where.
+#[derive(Default)]
+struct Merge {
+    source: Option<(SourceText, PathBuf)>,
+    limits: Option<(LimitsConfig, PathBuf)>,
+    groups: BTreeMap<Name, GroupConfig>,
+    volumes: BTreeMap<Name, (VolumeText, PathBuf)>,
+}
+
+impl Merge {
+    fn add(&mut self, path: &Path) -> Result<(), ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Io {
+            verb: "read",
+            path: path.to_owned(),
+            source,
+        })?;
+        let file: FileText =
+            toml::from_str(&text).map_err(|e| ConfigError::Syntax { path: path.to_owned(), detail: e.to_string() })?;
+        if let Some(source) = file.source {
+            let old = self.source.replace((source, path.to_owned()));
+            twice("[source]", old.map(|x| x.1), path)?;
+        }
+        if let Some(limits) = file.limits {
+            let old = self.limits.replace((limits, path.to_owned()));
+            twice("[limits]", old.map(|x| x.1), path)?;
+        }
+        for g in file.group {
+            let group = self.groups.entry(g.name.clone()).or_default();
+            if let Some(text) = g.epoch_interval {
+                group.epoch_interval = parse_interval(&text, path, &g.name)?;
+            }
+            if let Some(keep) = g.keep {
+                if keep == 0 {
+                    return Err(value(path, format!("group {}: keep must be at least 1", g.name)));
+                }
+                group.keep = keep;
+            }
+        }
+        for v in file.volume {
+            let what = format!("volume {}", v.name);
+            let old = self.volumes.insert(v.name.clone(), (v, path.to_owned()));
+            twice(&what, old.map(|x| x.1), path)?;
+        }
+        Ok(())
+    }
+
+    fn finish(self, path: &Path) -> Result<Config, ConfigError> {
+        let source = self.source.map(|x| x.0);
+        let get = |f: fn(&SourceText) -> Option<PathBuf>| source.as_ref().and_then(f);
+        let api_socket = get(|s| s.api_socket.clone()).unwrap_or_else(|| Path::new(RUN_DIR).join("farsided.sock"));
+        let name = match source.as_ref().and_then(|s| s.name.clone()) {
+            Some(name) => name,
+            None => host_name().map_err(|e| value(path, format!("set `name` in [source]: the host name does not serve: {e}")))?,
+        };
+        let source = SourceConfig {
+            name,
+            state_dir: get(|s| s.state_dir.clone()).unwrap_or_else(|| STATE_DIR.into()),
+            api_group: source.as_ref().and_then(|s| s.api_group.clone()),
+            api_socket,
+        };
+        let mut config = Config {
+            path: path.to_owned(),
+            source,
+            groups: self.groups,
+            volumes: BTreeMap::new(),
+            limits: self.limits.map(|x| x.0).unwrap_or_default(),
+        };
+        check_limits(&config.limits, path)?;
+        let (mut backings, mut sockets) = (BTreeSet::new(), BTreeSet::new());
+        for (name, (v, file)) in self.volumes {
+            let tap_socket = match &v.tap {
+                None => config.default_tap_socket(&name),
+                Some(tap) => parse_tap(tap).ok_or_else(|| {
+                    value(&file, format!("volume {name}: tap = \"{tap}\" is not known; use \"nbd:unix:/absolute/path\""))
+                })?,
+            };
+            if !v.backing.is_absolute() {
+                return Err(value(&file, format!("volume {name}: backing must be an absolute path")));
+            }
+            if !backings.insert(v.backing.clone()) {
+                return Err(value(&file, format!("volume {name}: {} backs another volume already", v.backing.display())));
+            }
+            if !sockets.insert(tap_socket.clone()) {
+                return Err(value(&file, format!("volume {name}: {} serves another volume already", tap_socket.display())));
+            }
+            config.volumes.insert(
+                name.clone(),
+                VolumeConfig { name, group: v.group, backing: v.backing, tap_socket, on_tracking_lost: v.on_tracking_lost },
+            );
+        }
+        Ok(config)
+    }
+}
+
+fn check_limits(limits: &LimitsConfig, path: &Path) -> Result<(), ConfigError> {
+    let range = |what: &str, ok: bool, range: &str| {
+        if ok { Ok(()) } else { Err(value(path, format!("[limits] {what} must be {range}"))) }
+    };
+    range("compression_level", (-7..=19).contains(&limits.compression_level), "-7 to 19, 0 for none")?;
+    range("side_buffer_mib", (1..=16384).contains(&limits.side_buffer_mib), "1 to 16384")?;
+    range("queue_depth", (1..=1024).contains(&limits.queue_depth), "1 to 1024")?;
+    range("sender_depth", (1..=128).contains(&limits.sender_depth), "1 to 128")
+}
+
+fn value(path: &Path, what: String) -> ConfigError {
+    ConfigError::Value { path: path.to_owned(), what }
+}
+
+fn twice(what: &str, first: Option<PathBuf>, second: &Path) -> Result<(), ConfigError> {
+    match first {
+        None => Ok(()),
+        Some(first) => Err(ConfigError::Twice { what: what.to_owned(), first, second: second.to_owned() }),
+    }
+}
+
+/// A tap as written: `nbd:unix:PATH`.
+pub fn parse_tap(tap: &str) -> Option<PathBuf> {
+    let path = PathBuf::from(tap.strip_prefix("nbd:unix:")?);
+    path.is_absolute().then_some(path)
+}
+
+fn parse_interval(text: &str, path: &Path, group: &Name) -> Result<Duration, ConfigError> {
+    let parsed = text.parse::<jiff::SignedDuration>().ok().and_then(|d| Duration::try_from(d).ok());
+    match parsed {
+        Some(d) if (Duration::from_millis(50)..=Duration::from_secs(86_400)).contains(&d) => Ok(d),
+        Some(_) => Err(value(path, format!("group {group}: epoch_interval must be between 50ms and 24h"))),
+        None => Err(value(path, format!("group {group}: epoch_interval = \"{text}\" is not a duration such as \"1s\" or \"500ms\""))),
+    }
+}
+
+fn host_name() -> Result<Name, NameError> {
+    let name = nix::unistd::gethostname().unwrap_or_default();
+    name.to_string_lossy().parse()
+}
+
+fn conf_d(path: &Path) -> PathBuf {
+    path.parent().unwrap_or(Path::new("/")).join("conf.d")
+}
+
+fn conf_d_files(path: &Path) -> Result<Vec<PathBuf>, ConfigError> {
+    let dir = conf_d(path);
+    let io = |source| ConfigError::Io { verb: "list", path: dir.clone(), source };
+    let entries = match std::fs::read_dir(&dir) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(io(e)),
+    };
+    let mut files = Vec::new();
+    for entry in entries {
+        let file = entry.map_err(io)?.path();
+        if file.extension().is_some_and(|x| x == "toml") {
+            files.push(file);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// Temp file, fsync, rename, fsync of the folder.
+pub(crate) fn write_atomically(path: &Path, text: &str) -> Result<(), ConfigError> {
+    let dir = path.parent().expect("a file has a folder");
+    let io = |verb, source| ConfigError::Io { verb, path: path.to_owned(), source };
+    std::fs::create_dir_all(dir).map_err(|e| io("create the folder of", e))?;
+    let mut temp = tempfile::NamedTempFile::new_in(dir).map_err(|e| io("write beside", e))?;
+    temp.write_all(text.as_bytes()).map_err(|e| io("write", e))?;
+    temp.as_file().sync_all().map_err(|e| io("sync", e))?;
+    temp.persist(path).map_err(|e| io("replace", e.error))?;
+    sync_dir(dir)
+}
+
+pub(crate) fn sync_dir(dir: &Path) -> Result<(), ConfigError> {
+    std::fs::File::open(dir).and_then(|d| d.sync_all()).map_err(|source| ConfigError::Io {
+        verb: "sync",
+        path: dir.to_owned(),
+        source,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(main: &str, more: &[(&str, &str)]) -> Result<Config, ConfigError> {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let path = dir.path().join("farsided.toml");
+        std::fs::write(&path, main).expect("write");
+        for (name, text) in more {
+            std::fs::create_dir_all(dir.path().join("conf.d")).expect("mkdir");
+            std::fs::write(dir.path().join("conf.d").join(name), text).expect("write");
+        }
+        Config::load(&path)
+    }
+
+    #[test]
+    fn files_merge_and_defaults_fill() {
+        let c = load(
+            "[source]\nname='h1'\n[[group]]\nname='db'\nepoch_interval='2s'\n",
+            &[
+                ("volume-a.toml", "[[volume]]\nname='a'\ngroup='db'\nbacking='/dev/a'\n"),
+                ("group-db.toml", "[[group]]\nname='db'\nkeep=3\n"),
+            ],
+        )
+        .expect("valid");
+        let db = c.group(&"db".parse().expect("name"));
+        assert_eq!((db.epoch_interval, db.keep), (Duration::from_secs(2), 3));
+        assert_eq!(c.volumes.values().next().expect("one").tap_socket, Path::new("/run/farside/a.nbd"));
+    }
+
+    #[test]
+    fn every_fault_names_the_file_and_the_thing() {
+        for (main, more, words) in [
+            ("[source]\nname='a/b'\n", vec![], "a/b"),
+            ("nonsense = 1\n", vec![], "nonsense"),
+            ("[[group]]\nname='g'\nepoch_interval='fast'\n", vec![], "fast"),
+            ("[[group]]\nname='g'\nkeep=0\n", vec![], "keep"),
+            ("[[volume]]\nname='a'\nbacking='rel'\n", vec![], "absolute"),
+            ("[[volume]]\nname='a'\nbacking='/x'\ntap='tcp:1'\n", vec![], "nbd:unix"),
+            ("[[volume]]\nname='a'\nbacking='/x'\n", vec![("z.toml", "[[volume]]\nname='a'\nbacking='/y'\n")], "twice"),
+            ("[[volume]]\nname='a'\nbacking='/x'\n[[volume]]\nname='b'\nbacking='/x'\n", vec![], "another volume"),
+            ("[limits]\nqueue_depth=0\n", vec![], "queue_depth"),
+        ] {
+            let error = load(main, &more).expect_err(main).to_string();
+            assert!(error.contains(words) && error.contains("toml"), "{main}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_the_api_writes_is_read_back() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let path = dir.path().join("farsided.toml");
+        std::fs::write(&path, "[source]\nname='h'\n").expect("write");
+        let c = Config::load(&path).expect("valid");
+        let v = VolumeConfig {
+            name: "a".parse().expect("name"),
+            group: "g".parse().expect("name"),
+            backing: "/dev/a".into(),
+            tap_socket: "/tmp/a.nbd".into(),
+            on_tracking_lost: OnTrackingLost::Fail,
+        };
+        c.write_volume(&v).expect("written");
+        c.write_group(&v.group, &GroupConfig { epoch_interval: Duration::from_millis(250), keep: 4 }).expect("written");
+        let c = Config::load(&path).expect("valid");
+        assert_eq!(c.volumes[&v.name], v);
+        assert_eq!(c.group(&v.group), GroupConfig { epoch_interval: Duration::from_millis(250), keep: 4 });
+        c.remove_volume(&v.name).expect("removed");
+        assert!(Config::load(&path).expect("valid").volumes.is_empty());
+    }
+}

@@ -1,0 +1,41 @@
+//! `farsided`: the daemon of a protected host. See `farside_daemon`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+/// Protects this host's volumes: serves them, remembers what changed, streams it to the receiver.
+///
+/// Runs in the foreground under systemd (`Type=notify`). Reads its configuration and `conf.d/*.toml` beside it; SIGHUP
+/// reads them again; SIGTERM stops cleanly: what is under way is published or remembered exactly, so that the next start
+/// re-reads nothing.
+///
+/// Exit codes: 0 stopped as asked; 1 could not start or had to stop (the log says why); 2 wrong usage.
+#[derive(Debug, Parser)]
+#[command(name = "farsided", version)]
+struct Args {
+    /// The configuration file.
+    #[arg(long, short, default_value = "/etc/farside/farsided.toml", value_name = "FILE")]
+    config: PathBuf,
+    /// Read the configuration, say what is wrong with it, and do nothing else.
+    #[arg(long)]
+    check: bool,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    farside_daemon::process::log_to_stderr();
+    let result = if args.check {
+        farside_daemon::config::Config::load(&args.config).map(|_| println!("{}: valid", args.config.display())).map_err(Into::into)
+    } else {
+        farside_daemon::run(&args.config)
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("farsided: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! The state directory: one daemon's memory across restarts. Identity and pairing live in files that `transport` owns;
+//! here are the lock and the folders of the volumes.
+//!
+//! Invariant: whoever holds a [`StateDir`] is the only daemon that uses it (`flock` on `lock`).
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{Read as _, Seek as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use farside_region::Name;
+use thiserror::Error;
+
+use crate::config::{ConfigError, sync_dir};
+
+/// A locked state directory.
+#[derive(Debug)]
+pub struct StateDir {
+    path: PathBuf,
+    _lock: File,
+}
+
+/// Why a state directory cannot be used.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum StateDirError {
+    /// Another daemon has it.
+    #[error("the state directory {} is in use by another farsided ({holder}); stop it first", path.display())]
+    InUse {
+        /// The directory.
+        path: PathBuf,
+        /// What its lock file says of the holder.
+        holder: String,
+    },
+    /// It cannot be made or written.
+    #[error("the state directory {} cannot be used: {source}", path.display())]
+    Io {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+impl StateDir {
+    /// Creates it if need be (mode 0700) and takes its lock.
+    ///
+    /// # Errors
+    /// At once when a live daemon holds it.
+    pub fn open(path: &Path) -> Result<Self, StateDirError> {
+        let io = |source| StateDirError::Io { path: path.to_owned(), source };
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io)?;
+        let mut lock =
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path.join("lock")).map_err(io)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let mut holder = String::new();
+                lock.read_to_string(&mut holder).map_err(io)?;
+                return Err(StateDirError::InUse { path: path.to_owned(), holder: holder.trim().to_owned() });
+            }
+            Err(TryLockError::Error(e)) => return Err(io(e)),
+        }
+        lock.set_len(0).and_then(|()| lock.rewind()).and_then(|()| write!(lock, "pid {}", std::process::id())).map_err(io)?;
+        Ok(Self { path: path.to_owned(), _lock: lock })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A volume's folder, created if need be.
+    ///
+    /// # Errors
+    /// When it cannot be created.
+    pub fn volume_dir(&self, group: &Name, volume: &Name) -> Result<PathBuf, StateDirError> {
+        let dir = self.path.join("volumes").join(group.as_str()).join(volume.as_str());
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&dir)
+            .map_err(|source| StateDirError::Io { path: dir.clone(), source })?;
+        Ok(dir)
+    }
+}
+
+/// A mark that a volume carries across restarts: an empty file, durable before it counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mark {
+    /// `volume pause`.
+    Paused,
+    /// The intent map could not be written: everything must be compared.
+    TrackingLost,
+    /// The operator's `--accept`, not yet carried out.
+    Accepted,
+}
+
+impl Mark {
+    fn file(self) -> &'static str {
+        match self {
+            Self::Paused => "paused",
+            Self::TrackingLost => "tracking-lost",
+            Self::Accepted => "accepted",
+        }
+    }
+
+    /// Whether the volume in that folder carries it.
+    pub fn is_set(self, volume_dir: &Path) -> bool {
+        volume_dir.join(self.file()).exists()
+    }
+
+    /// Sets or withdraws it, durably.
+    ///
+    /// # Errors
+    /// When that is not durable.
+    pub fn put(self, volume_dir: &Path, set: bool) -> Result<(), ConfigError> {
+        let path = volume_dir.join(self.file());
+        let io = |source| ConfigError::Io { verb: "mark", path: path.clone(), source };
+        if set {
+            File::create(&path).and_then(|f| f.sync_all()).map_err(io)?;
+        } else {
+            match std::fs::remove_file(&path) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(io(e)),
+                _ => {}
+            }
+        }
+        sync_dir(volume_dir)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_daemon_is_refused_by_name() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let first = StateDir::open(dir.path()).expect("free");
+        let error = StateDir::open(dir.path()).expect_err("taken").to_string();
+        assert!(error.contains(&format!("pid {}", std::process::id())), "{error}");
+        drop(first);
+        StateDir::open(dir.path()).expect("free again");
+    }
+
+    #[test]
+    fn marks_survive() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        assert!(!Mark::Paused.is_set(dir.path()));
+        Mark::Paused.put(dir.path(), true).expect("set");
+        assert!(Mark::Paused.is_set(dir.path()) && !Mark::TrackingLost.is_set(dir.path()));
+        Mark::Paused.put(dir.path(), false).expect("withdrawn");
+        Mark::Paused.put(dir.path(), false).expect("withdrawn twice");
+        assert!(!Mark::Paused.is_set(dir.path()));
+    }
+}
