@@ -1,1 +1,33 @@
-//! Under construction.
+//! The API of both daemons: JSON over HTTP over a Unix socket, versioned by its first path segment, and a client for it.
+//!
+//! Owns the types, the routes and the client. Invariant: whatever a daemon answers fits these types, and an older client
+//! ignores fields it does not know. Imports none of our crates, so names, ids and states are plain text and numbers here;
+//! the daemons translate. Serving is theirs too.
+//!
+//! Units are in the names: `_bytes`, `_ms`, `_ns`, `_per_s`. Wall-clock times are RFC 3339 in UTC.
+
+pub mod client;
+mod error;
+mod point;
+pub mod receiver;
+pub mod routes;
+pub mod source;
+
+pub use client::{Client, ClientError};
+pub use error::{ApiError, ErrorCode, Reason, Severity};
+pub use point::{Address, AddressError, Point, PointId, PointMember, PointRef, PointRefError, select_point};
+
+/// Where `farsided` listens unless its configuration says otherwise.
+pub const SOURCE_SOCKET: &str = "/run/farside/farsided.sock";
+
+/// Where `farside-receiver` listens unless its configuration says otherwise.
+pub const RECEIVER_SOCKET: &str = "/run/farside/receiver.sock";
+
+/// A request body larger than this is refused by a daemon.
+pub const REQUEST_BYTES_MAX: usize = 256 << 10;
+
+/// An answer larger than this is refused by the client.
+pub const ANSWER_BYTES_MAX: usize = 64 << 20;
+
+/// At most this many points are listed in one answer; the newest ones.
+pub const POINTS_LISTED_MAX: usize = 10_000;

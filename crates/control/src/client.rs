@@ -1,0 +1,320 @@
+//! A client of either daemon over its Unix socket.
+//!
+//! One request, one connection: a daemon that was restarted is simply reached again. Every wait ends at a time-out, and
+//! whatever goes wrong becomes a sentence with the next step in it.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::{Method, Request, StatusCode, header};
+use hyper_util::rt::TokioIo;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::net::UnixStream;
+
+use crate::receiver::{ReceiverStatus, Token, TokenRequest};
+use crate::routes::{self, PointsQuery};
+use crate::source::{
+    Done, GroupSettings, GroupStatus, PairRequest, Paired, ResyncRequest, SourceStatus, VolumeAdd, VolumeStatus,
+};
+use crate::{ANSWER_BYTES_MAX, ApiError, ErrorCode, Point, RECEIVER_SOCKET, SOURCE_SOCKET};
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Which daemon a [`Client`] talks to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Daemon {
+    /// `farsided`, on the protected host.
+    Source,
+    /// `farside-receiver`, on the gateway.
+    Receiver,
+}
+
+impl Daemon {
+    /// The program's name.
+    pub fn program(self) -> &'static str {
+        match self {
+            Self::Source => "farsided",
+            Self::Receiver => "farside-receiver",
+        }
+    }
+
+    /// Where it listens by default.
+    pub fn socket(self) -> &'static Path {
+        Path::new(match self {
+            Self::Source => SOURCE_SOCKET,
+            Self::Receiver => RECEIVER_SOCKET,
+        })
+    }
+}
+
+/// Why a request brought no answer.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ClientError {
+    /// Nobody listens on the socket.
+    #[error("{program} is not running: nobody listens on {socket}")]
+    NotRunning {
+        /// The daemon.
+        program: &'static str,
+        /// Its socket.
+        socket: PathBuf,
+    },
+    /// The socket is not for this user.
+    #[error("this user may not talk to {program}: {socket} belongs to root or to the group in its configuration")]
+    NotAllowed {
+        /// The daemon.
+        program: &'static str,
+        /// Its socket.
+        socket: PathBuf,
+    },
+    /// No answer in time.
+    #[error("{program} did not answer within {}", Seconds(.after))]
+    TimedOut {
+        /// The daemon.
+        program: &'static str,
+        /// How long was waited.
+        after: Duration,
+    },
+    /// The connection broke: the daemon stopped while it was asked.
+    #[error("{program} hung up while it was asked")]
+    HungUp {
+        /// The daemon.
+        program: &'static str,
+        /// How.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The daemon understood, and said no.
+    #[error(transparent)]
+    Api(#[from] ApiError),
+    /// What came back is not this API.
+    #[error("{program} answered with something this version does not understand (HTTP {status})")]
+    NotUnderstood {
+        /// The daemon.
+        program: &'static str,
+        /// The HTTP status.
+        status: u16,
+        /// What was wrong with the body.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+struct Seconds<'a>(&'a Duration);
+
+impl std::fmt::Display for Seconds<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} s", self.0.as_secs_f64())
+    }
+}
+
+impl ClientError {
+    /// The next step for a person; empty if there is none.
+    pub fn what_to_do(&self) -> String {
+        match self {
+            Self::NotRunning { program, .. } => format!("start it: systemctl start {program} (and see: journalctl -u {program})"),
+            Self::NotAllowed { .. } => "run this as root, or join that group".to_owned(),
+            Self::TimedOut { program, .. } | Self::HungUp { program, .. } => format!("look at its log: journalctl -u {program}"),
+            Self::Api(error) => error.what_to_do.clone(),
+            Self::NotUnderstood { program, .. } => format!("install the same version of farside and {program}"),
+        }
+    }
+
+    /// Whether the daemon could not be reached at all.
+    pub fn is_unreachable(&self) -> bool {
+        matches!(self, Self::NotRunning { .. } | Self::NotAllowed { .. } | Self::TimedOut { .. } | Self::HungUp { .. })
+    }
+}
+
+/// A daemon's socket and how long to wait for it.
+#[derive(Clone, Debug)]
+pub struct Client {
+    daemon: Daemon,
+    socket: PathBuf,
+    timeout: Duration,
+}
+
+impl Client {
+    /// A client of `daemon` on `socket`.
+    pub fn new(daemon: Daemon, socket: impl Into<PathBuf>) -> Self {
+        Self { daemon, socket: socket.into(), timeout: Duration::from_secs(30) }
+    }
+
+    /// The same with another limit for one request (30 s unless said).
+    #[must_use]
+    pub fn with_timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// Which daemon.
+    pub fn daemon(&self) -> Daemon {
+        self.daemon
+    }
+
+    /// Where.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// The status of a source.
+    ///
+    /// # Errors
+    /// [`ClientError`], like every method here.
+    pub async fn source_status(&self) -> Result<SourceStatus, ClientError> {
+        self.get(routes::STATUS).await
+    }
+
+    /// The status of a receiver.
+    pub async fn receiver_status(&self) -> Result<ReceiverStatus, ClientError> {
+        self.get(routes::STATUS).await
+    }
+
+    /// Uses a token.
+    pub async fn pair(&self, token: &str) -> Result<Paired, ClientError> {
+        self.send(Method::POST, routes::PAIR, &PairRequest { token: token.trim().to_owned() }).await
+    }
+
+    /// Changes a group's settings.
+    pub async fn group_set(&self, group: &str, settings: &GroupSettings) -> Result<GroupStatus, ClientError> {
+        self.send(Method::PATCH, &routes::group(group), settings).await
+    }
+
+    /// All volumes.
+    pub async fn volumes(&self) -> Result<Vec<VolumeStatus>, ClientError> {
+        self.get(routes::VOLUMES).await
+    }
+
+    /// One volume.
+    pub async fn volume(&self, volume: &str) -> Result<VolumeStatus, ClientError> {
+        self.get(&routes::volume(volume)).await
+    }
+
+    /// Adds a volume.
+    pub async fn volume_add(&self, add: &VolumeAdd) -> Result<VolumeStatus, ClientError> {
+        self.send(Method::POST, routes::VOLUMES, add).await
+    }
+
+    /// Stops serving a volume and forgets it.
+    pub async fn volume_remove(&self, volume: &str) -> Result<Done, ClientError> {
+        self.call(Method::DELETE, &routes::volume(volume), Bytes::new()).await
+    }
+
+    /// Stops replicating a volume.
+    pub async fn volume_pause(&self, volume: &str) -> Result<VolumeStatus, ClientError> {
+        self.call(Method::POST, &routes::volume_pause(volume), Bytes::new()).await
+    }
+
+    /// Goes on replicating a volume.
+    pub async fn volume_resume(&self, volume: &str) -> Result<VolumeStatus, ClientError> {
+        self.call(Method::POST, &routes::volume_resume(volume), Bytes::new()).await
+    }
+
+    /// Compares a whole volume, accepting what the person says.
+    pub async fn volume_resync(&self, volume: &str, request: &ResyncRequest) -> Result<VolumeStatus, ClientError> {
+        self.send(Method::POST, &routes::volume_resync(volume), request).await
+    }
+
+    /// Points, newest first.
+    pub async fn points(&self, query: &PointsQuery) -> Result<Vec<Point>, ClientError> {
+        self.get(&routes::points(query)).await
+    }
+
+    /// One point; `point` is a [`PointRef`](crate::PointRef).
+    pub async fn point(&self, point: &str, query: &PointsQuery) -> Result<Point, ClientError> {
+        self.get(&routes::point(point, query)).await
+    }
+
+    /// A new pairing token.
+    pub async fn token_create(&self, request: &TokenRequest) -> Result<Token, ClientError> {
+        self.send(Method::POST, routes::TOKENS, request).await
+    }
+
+    async fn get<A: DeserializeOwned>(&self, path: &str) -> Result<A, ClientError> {
+        self.call(Method::GET, path, Bytes::new()).await
+    }
+
+    async fn send<Q: Serialize, A: DeserializeOwned>(&self, method: Method, path: &str, body: &Q) -> Result<A, ClientError> {
+        let body = serde_json::to_vec(body).expect("our own types are always JSON");
+        self.call(method, path, Bytes::from(body)).await
+    }
+
+    async fn call<A: DeserializeOwned>(&self, method: Method, path: &str, body: Bytes) -> Result<A, ClientError> {
+        let program = self.daemon.program();
+        let (status, answer) = tokio::time::timeout(self.timeout, self.exchange(method, path, body))
+            .await
+            .map_err(|_| ClientError::TimedOut { program, after: self.timeout })??;
+        if !status.is_success() {
+            return Err(match serde_json::from_slice::<ApiError>(&answer) {
+                Ok(error) => ClientError::Api(error),
+                // A router answers without our body where it has no such path.
+                Err(_) if status == StatusCode::NOT_FOUND || status == StatusCode::METHOD_NOT_ALLOWED => {
+                    let message = format!("this version of {program} does not know that request");
+                    ClientError::Api(ApiError::new(
+                        ErrorCode::NotYet,
+                        message,
+                        format!("install the same version of farside and {program}"),
+                    ))
+                }
+                Err(error) => ClientError::NotUnderstood { program, status: status.as_u16(), source: error.into() },
+            });
+        }
+        serde_json::from_slice(&answer).map_err(|error| ClientError::NotUnderstood {
+            program,
+            status: status.as_u16(),
+            source: error.into(),
+        })
+    }
+
+    async fn exchange(&self, method: Method, path: &str, body: Bytes) -> Result<(StatusCode, Bytes), ClientError> {
+        let program = self.daemon.program();
+        let hung_up = |source| ClientError::HungUp { program, source };
+        let stream = self.connect().await?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| hung_up(error.into()))?;
+        // Dropping the guard ends the connection's task with the request, also when a time-out drops this future.
+        let _guard = AbortOnDrop(tokio::spawn(async move {
+            let _ = connection.await;
+        }));
+        let mut request = Request::builder().method(method).uri(path).header(header::HOST, "localhost");
+        if !body.is_empty() {
+            request = request.header(header::CONTENT_TYPE, "application/json");
+        }
+        let request = request.body(Full::new(body)).expect("our own routes are valid URIs");
+        let answer = sender.send_request(request).await.map_err(|error| hung_up(error.into()))?;
+        let status = answer.status();
+        let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await.map_err(hung_up)?;
+        Ok((status, body.to_bytes()))
+    }
+
+    async fn connect(&self) -> Result<UnixStream, ClientError> {
+        let program = self.daemon.program();
+        let socket = self.socket.clone();
+        match tokio::time::timeout(CONNECT_TIMEOUT.min(self.timeout), UnixStream::connect(&self.socket)).await {
+            Err(_) => Err(ClientError::TimedOut { program, after: CONNECT_TIMEOUT.min(self.timeout) }),
+            Ok(Ok(stream)) => Ok(stream),
+            Ok(Err(error)) => Err(match error.kind() {
+                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused | io::ErrorKind::NotADirectory => {
+                    ClientError::NotRunning { program, socket }
+                }
+                io::ErrorKind::PermissionDenied => ClientError::NotAllowed { program, socket },
+                _ => ClientError::HungUp { program, source: error.into() },
+            }),
+        }
+    }
+}
+
+struct AbortOnDrop(tokio::task::JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+#[cfg(test)]
+mod tests;

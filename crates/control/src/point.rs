@@ -1,0 +1,354 @@
+//! Recovery points as they are listed, and the ways a person names one.
+
+use std::fmt;
+use std::str::FromStr;
+
+use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
+
+/// A recovery point.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Point {
+    /// Its id.
+    pub id: PointId,
+    /// The source that made it.
+    pub source: String,
+    /// The group it is of.
+    pub group: String,
+    /// The wall clock of the source at the cut; for people.
+    pub cut_wall: Timestamp,
+    /// The source's CLOCK_MONOTONIC read just before the cut…
+    pub cut_mono_before_ns: u64,
+    /// …and just after it: the cut fell between the two.
+    pub cut_mono_after_ns: u64,
+    /// The source's boot, in which those readings mean something: 32 hex digits.
+    pub boot: String,
+    /// Ledger time: what retention goes by.
+    pub ledger_time_ms: u64,
+    /// The volumes it holds, by name.
+    pub members: Vec<PointMember>,
+    /// Never pruned until unpinned.
+    #[serde(default)]
+    pub pinned: bool,
+    /// Some runs could not be read from the backing; a restore wants `--allow-degraded`.
+    #[serde(default)]
+    pub degraded: bool,
+}
+
+/// A volume in a point.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PointMember {
+    /// Its name.
+    pub volume: String,
+    /// Its id: 32 hex digits.
+    pub volume_id: String,
+    /// Its size at the cut.
+    pub bytes: u64,
+    /// The claim its layer was sent under.
+    pub term: u64,
+    /// Which layer of that term.
+    pub seq: u64,
+    /// What the layer takes in the store.
+    #[serde(default)]
+    pub layer_bytes: u64,
+}
+
+impl Point {
+    /// Whether the volume or group that `address` names is in it.
+    pub fn is_of(&self, address: &Address) -> bool {
+        let source = address.source.as_ref().is_none_or(|source| *source == self.source);
+        let group = address.group.as_ref().is_none_or(|group| *group == self.group);
+        let name = self.group == address.name || self.members.iter().any(|member| member.volume == address.name);
+        source && group && name
+    }
+}
+
+/// The name of a point: its ledger slot and the first 32 bits of its record's digest, `42-9f3c2a1b`. The slot alone names it
+/// within a group; the digest tells apart groups and histories.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PointId {
+    /// The slot of its record.
+    pub slot: u64,
+    /// The first four bytes of its record's digest, big-endian.
+    pub tag: u32,
+}
+
+impl PointId {
+    /// The id of the record in `slot` with `digest`.
+    pub fn new(slot: u64, digest: &[u8; 32]) -> Self {
+        Self { slot, tag: u32::from_be_bytes([digest[0], digest[1], digest[2], digest[3]]) }
+    }
+}
+
+impl fmt::Display for PointId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&format!("{}-{:08x}", self.slot, self.tag))
+    }
+}
+
+impl FromStr for PointId {
+    type Err = PointRefError;
+
+    fn from_str(s: &str) -> Result<Self, PointRefError> {
+        match s.parse()? {
+            PointRef::Id { slot, tag: Some(tag) } => Ok(Self { slot, tag }),
+            _ => Err(PointRefError(s.chars().take(80).collect())),
+        }
+    }
+}
+
+impl Serialize for PointId {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for PointId {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// What a person types where a point is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PointRef {
+    /// `latest`: the newest.
+    Latest,
+    /// `42-9f3c2a1b`, or `42` where the group is known.
+    Id {
+        /// The slot.
+        slot: u64,
+        /// The digest's beginning, if given.
+        tag: Option<u32>,
+    },
+    /// `2026-03-01T12:00:00Z`: the newest whose cut is not later.
+    At(Timestamp),
+    /// `-5m`: the newest at least so old, by the clock of the machine that is asked.
+    Ago(SignedDuration),
+}
+
+/// A text that names no point.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "`{0}` is not a point: use `latest`, an id such as 42-9f3c2a1b, an RFC 3339 time such as 2026-03-01T12:00:00Z, or an age such \
+     as -5m, -90s, -2h or -1d"
+)]
+pub struct PointRefError(pub String);
+
+impl FromStr for PointRef {
+    type Err = PointRefError;
+
+    fn from_str(s: &str) -> Result<Self, PointRefError> {
+        let wrong = || PointRefError(s.chars().take(80).collect());
+        if s == "latest" {
+            return Ok(Self::Latest);
+        }
+        if let Some(age) = s.strip_prefix('-') {
+            return parse_age(age).map(Self::Ago).ok_or_else(wrong);
+        }
+        if let Ok(slot) = parse_digits(s) {
+            return Ok(Self::Id { slot, tag: None });
+        }
+        if let Some((slot, tag)) = s.split_once('-')
+            && let Ok(slot) = parse_digits(slot)
+            && tag.len() == 8
+            && tag.bytes().all(|b| b.is_ascii_hexdigit())
+        {
+            return Ok(Self::Id { slot, tag: u32::from_str_radix(tag, 16).ok() });
+        }
+        s.parse::<Timestamp>().map(Self::At).map_err(|_| wrong())
+    }
+}
+
+impl fmt::Display for PointRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Latest => f.write_str("latest"),
+            Self::Id { slot, tag: None } => write!(f, "{slot}"),
+            Self::Id { slot, tag: Some(tag) } => PointId { slot: *slot, tag: *tag }.fmt(f),
+            Self::At(at) => at.fmt(f),
+            Self::Ago(age) => write!(f, "-{}s", age.as_secs()),
+        }
+    }
+}
+
+/// Chooses among `points` (any order) the one that `wanted` names; `now` is the wall clock.
+pub fn select_point<'a>(points: impl IntoIterator<Item = &'a Point>, wanted: PointRef, now: Timestamp) -> Option<&'a Point> {
+    let fits = |point: &&Point| match wanted {
+        PointRef::Latest => true,
+        PointRef::Id { slot, tag } => point.id.slot == slot && tag.is_none_or(|tag| tag == point.id.tag),
+        PointRef::At(at) => point.cut_wall <= at,
+        PointRef::Ago(age) => now.checked_sub(age).is_ok_and(|at| point.cut_wall <= at),
+    };
+    points.into_iter().filter(fits).max_by_key(|point| point.id.slot)
+}
+
+fn parse_digits(s: &str) -> Result<u64, ()> {
+    if s.is_empty() || !s.bytes().all(|b| b.is_ascii_digit()) {
+        return Err(());
+    }
+    s.parse().map_err(|_| ())
+}
+
+/// `90s`, `5m`, `2h`, `1d`, and sequences of them: `1h30m`.
+fn parse_age(s: &str) -> Option<SignedDuration> {
+    let (mut total, mut rest) = (SignedDuration::ZERO, s);
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit())?;
+        let count: i64 = rest.get(..digits)?.parse().ok()?;
+        let unit_secs = match rest[digits..].chars().next()? {
+            's' => 1,
+            'm' => 60,
+            'h' => 3600,
+            'd' => 86_400,
+            _ => return None,
+        };
+        total = total.checked_add(SignedDuration::from_secs(count.checked_mul(unit_secs)?))?;
+        rest = &rest[digits + 1..];
+    }
+    (!s.is_empty()).then_some(total)
+}
+
+/// A volume or group, as far as it must be said: `NAME`, `SOURCE/NAME` or `SOURCE/GROUP/NAME`. On a source host a name is
+/// enough; a store may hold many sources.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Address {
+    /// The source, if said.
+    pub source: Option<String>,
+    /// The group, if said.
+    pub group: Option<String>,
+    /// The volume or group.
+    pub name: String,
+}
+
+/// A text that is no [`Address`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` names no volume or group: use NAME, SOURCE/NAME or SOURCE/GROUP/NAME")]
+pub struct AddressError(pub String);
+
+impl FromStr for Address {
+    type Err = AddressError;
+
+    fn from_str(s: &str) -> Result<Self, AddressError> {
+        let parts: Vec<&str> = s.split('/').collect();
+        let wrong = || AddressError(s.chars().take(200).collect());
+        if parts.iter().any(|part| part.is_empty()) {
+            return Err(wrong());
+        }
+        let (source, group, name) = match parts[..] {
+            [name] => (None, None, name),
+            [source, name] => (Some(source), None, name),
+            [source, group, name] => (Some(source), Some(group), name),
+            _ => return Err(wrong()),
+        };
+        Ok(Self { source: source.map(str::to_owned), group: group.map(str::to_owned), name: name.to_owned() })
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for part in [&self.source, &self.group].into_iter().flatten() {
+            write!(f, "{part}/")?;
+        }
+        f.write_str(&self.name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn point(slot: u64, cut: &str) -> Point {
+        Point {
+            id: PointId { slot, tag: 0xabc0_0000 + slot as u32 },
+            source: "web".into(),
+            group: "db".into(),
+            cut_wall: cut.parse().expect("a time"),
+            cut_mono_before_ns: 1,
+            cut_mono_after_ns: 2,
+            boot: String::new(),
+            ledger_time_ms: 0,
+            members: vec![PointMember {
+                volume: "log".into(),
+                volume_id: String::new(),
+                bytes: 4096,
+                term: 0,
+                seq: slot,
+                layer_bytes: 0,
+            }],
+            pinned: false,
+            degraded: false,
+        }
+    }
+
+    #[test]
+    fn every_way_to_name_a_point_is_understood() {
+        let parse = |s: &str| s.parse::<PointRef>();
+        assert_eq!(parse("latest"), Ok(PointRef::Latest));
+        assert_eq!(parse("42"), Ok(PointRef::Id { slot: 42, tag: None }));
+        assert_eq!(parse("42-9f3c2a1b"), Ok(PointRef::Id { slot: 42, tag: Some(0x9f3c_2a1b) }));
+        assert_eq!(parse("-5m"), Ok(PointRef::Ago(SignedDuration::from_secs(300))));
+        assert_eq!(parse("-1d2h3m4s"), Ok(PointRef::Ago(SignedDuration::from_secs(93_784))));
+        assert!(matches!(parse("2026-03-01T12:00:00Z"), Ok(PointRef::At(_))));
+        assert!(matches!(parse("2026-03-01T12:00:00.5+01:00"), Ok(PointRef::At(_))));
+        for bad in [
+            "",
+            "-",
+            "-5",
+            "-m",
+            "-5x",
+            "--5m",
+            "42-",
+            "42-9f3c",
+            "42-9f3c2a1b0",
+            "x",
+            "2026-03-01",
+            "5m",
+            "-99999999999999999999d",
+            "-5é",
+        ] {
+            assert!(parse(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn ids_survive_printing_and_json() {
+        let id = PointId::new(7, &[0x01; 32]);
+        assert_eq!(id.to_string(), "7-01010101");
+        let json = serde_json::to_string(&id).expect("json");
+        assert_eq!(json, "\"7-01010101\"");
+        assert_eq!(serde_json::from_str::<PointId>(&json).expect("an id"), id);
+        assert!(serde_json::from_str::<PointId>("\"7\"").is_err());
+    }
+
+    #[test]
+    fn the_newest_point_that_fits_is_chosen() {
+        let points = [point(3, "2026-03-01T12:00:00Z"), point(9, "2026-03-01T12:10:00Z"), point(5, "2026-03-01T12:05:00Z")];
+        let now = "2026-03-01T12:11:00Z".parse().expect("a time");
+        let chosen = |s: &str| select_point(&points, s.parse().expect("a point"), now).map(|p| p.id.slot);
+        assert_eq!(chosen("latest"), Some(9));
+        assert_eq!(chosen("-5m"), Some(5));
+        assert_eq!(chosen("-1m"), Some(9));
+        assert_eq!(chosen("-1h"), None);
+        assert_eq!(chosen("2026-03-01T12:00:00Z"), Some(3));
+        assert_eq!(chosen("2026-03-01T11:59:59Z"), None);
+        assert_eq!(chosen("5"), Some(5));
+        assert_eq!(chosen("5-abc00005"), Some(5));
+        assert_eq!(chosen("5-abc00006"), None);
+    }
+
+    #[test]
+    fn addresses_name_volumes_and_groups() {
+        let point = point(1, "2026-03-01T12:00:00Z");
+        let is_of = |s: &str| point.is_of(&s.parse().expect("an address"));
+        for yes in ["log", "db", "web/log", "web/db", "web/db/log"] {
+            assert!(is_of(yes), "{yes}");
+        }
+        for no in ["data", "web", "other/log", "web/other/log"] {
+            assert!(!is_of(no), "{no}");
+        }
+        for bad in ["", "/", "a//b", "a/b/c/d", "a/"] {
+            assert!(bad.parse::<Address>().is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! What `farside-receiver` says and takes.
+
+use std::path::PathBuf;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::Reason;
+use crate::source::LastPoint;
+
+/// The whole of a receiver.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ReceiverStatus {
+    /// The daemon's version.
+    pub version: String,
+    /// Host and port it listens on.
+    pub listen: String,
+    /// SHA-256 of its certificate, hex.
+    pub fingerprint: String,
+    /// How long the daemon has been running.
+    pub uptime_ms: u64,
+    /// Where the points live.
+    pub store: StoreStatus,
+    /// Every source that ever paired or left something in the store, by name.
+    pub sources: Vec<ReceiverSource>,
+    /// Bytes of parts in flight, and the limit of all sources together.
+    pub receive_budget: Budget,
+    /// What is wrong.
+    pub reasons: Vec<Reason>,
+}
+
+/// Something used of something limited.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Budget {
+    /// Now.
+    pub used_bytes: u64,
+    /// The highest since the start.
+    pub used_bytes_max: u64,
+    /// The limit.
+    pub limit_bytes: u64,
+}
+
+/// The store.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct StoreStatus {
+    /// Its directory.
+    pub path: PathBuf,
+    /// Its id, hex.
+    pub id: String,
+    /// What its file system still has for us.
+    pub free_bytes: u64,
+    /// What segments and ledgers take.
+    pub used_bytes: u64,
+    /// It takes new layers now; if not, a reason says why.
+    pub writable: bool,
+}
+
+/// One source, as the receiver sees it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ReceiverSource {
+    /// Its name.
+    pub name: String,
+    /// SHA-256 of the certificate that is pinned for it, hex; `None`: only found in the store.
+    pub fingerprint: Option<String>,
+    /// Its address while connected.
+    pub connected_from: Option<String>,
+    /// How long nothing was heard of it.
+    pub silent_ms: Option<u64>,
+    /// Its groups, by name.
+    pub groups: Vec<ReceiverGroup>,
+    /// What is wrong with it.
+    pub reasons: Vec<Reason>,
+}
+
+/// One group in the store.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ReceiverGroup {
+    /// Its name.
+    pub name: String,
+    /// Its id, hex.
+    pub id: String,
+    /// The highest slot of its ledger.
+    pub head_slot: Option<u64>,
+    /// Listed points.
+    pub points: u64,
+    /// The newest.
+    pub last_point: Option<LastPoint>,
+    /// The age of that point, or of a newer heartbeat: what the source said, aged by our own clock since.
+    pub lag_ms: Option<u64>,
+    /// What its segments take.
+    pub used_bytes: u64,
+    /// Its volumes, by name.
+    pub volumes: Vec<ReceiverVolume>,
+    /// What is wrong with it.
+    pub reasons: Vec<Reason>,
+}
+
+/// One volume in the store.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ReceiverVolume {
+    /// Its name.
+    pub name: String,
+    /// Its id, hex.
+    pub id: String,
+    /// Its size.
+    pub bytes: u64,
+    /// The term of its newest accepted claim.
+    pub term: u64,
+    /// The last accepted layer of that term; 0: none.
+    pub seq: u64,
+    /// Layers staged and not published.
+    pub staged: u64,
+}
+
+/// Body of [`TOKENS`](crate::routes::TOKENS).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TokenRequest {
+    /// How long it may be used; one hour if left out.
+    pub valid_for_ms: Option<u64>,
+    /// Host and port the source is to connect to, where the receiver cannot know (NAT).
+    pub address: Option<String>,
+    /// Only a source of this name may use it; any if left out.
+    pub source: Option<String>,
+}
+
+/// Answer of [`TOKENS`](crate::routes::TOKENS).
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Token {
+    /// The one line for `farside pair`. Secret: shown to the person who asked, never logged.
+    pub token: String,
+    /// Host and port in it.
+    pub address: String,
+    /// Fingerprint in it.
+    pub fingerprint: String,
+    /// Useless after this.
+    pub expires: Timestamp,
+}
+
+impl std::fmt::Debug for Token {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Token").field("address", &self.address).field("expires", &self.expires).finish_non_exhaustive()
+    }
+}

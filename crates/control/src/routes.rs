@@ -1,0 +1,136 @@
+//! Every path of the API, written once. The `{…}` form is what axum's router takes; the functions fill it in.
+
+/// `GET`: [`SourceStatus`](crate::source::SourceStatus) on a source, [`ReceiverStatus`](crate::receiver::ReceiverStatus)
+/// on a receiver.
+pub const STATUS: &str = "/v1/status";
+
+/// Source, `POST` [`PairRequest`](crate::source::PairRequest): [`Paired`](crate::source::Paired).
+pub const PAIR: &str = "/v1/pair";
+
+/// Source, `PATCH` [`GroupSettings`](crate::source::GroupSettings): the changed
+/// [`GroupStatus`](crate::source::GroupStatus).
+pub const GROUP: &str = "/v1/groups/{group}";
+
+/// Source, `GET`: all [`VolumeStatus`](crate::source::VolumeStatus); `POST` [`VolumeAdd`](crate::source::VolumeAdd): the
+/// new one.
+pub const VOLUMES: &str = "/v1/volumes";
+
+/// Source, `GET`: one [`VolumeStatus`](crate::source::VolumeStatus); `DELETE`: [`Done`](crate::source::Done).
+pub const VOLUME: &str = "/v1/volumes/{volume}";
+
+/// Source, `POST`: stop replicating, keep serving and tracking. [`VolumeStatus`](crate::source::VolumeStatus).
+pub const VOLUME_PAUSE: &str = "/v1/volumes/{volume}/pause";
+
+/// Source, `POST`: the end of a pause. [`VolumeStatus`](crate::source::VolumeStatus).
+pub const VOLUME_RESUME: &str = "/v1/volumes/{volume}/resume";
+
+/// Source, `POST` [`ResyncRequest`](crate::source::ResyncRequest): compare the whole volume and ship what differs.
+/// [`VolumeStatus`](crate::source::VolumeStatus).
+pub const VOLUME_RESYNC: &str = "/v1/volumes/{volume}/resync";
+
+/// Both, `GET` with [`PointsQuery`](PointsQuery): `Vec<`[`Point`](crate::Point)`>`, newest first. A source asks its
+/// receiver.
+pub const POINTS: &str = "/v1/points";
+
+/// Both, `GET` with [`PointsQuery`](PointsQuery) (`of` may be left out for an id): one [`Point`](crate::Point). `{point}`
+/// is a [`PointRef`](crate::PointRef).
+pub const POINT: &str = "/v1/points/{point}";
+
+/// Receiver, `POST` [`TokenRequest`](crate::receiver::TokenRequest): [`Token`](crate::receiver::Token).
+pub const TOKENS: &str = "/v1/tokens";
+
+/// The query string of [`POINTS`] and [`POINT`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
+pub struct PointsQuery {
+    /// An [`Address`](crate::Address): a volume or a group.
+    pub of: Option<String>,
+    /// At most so many, the newest ones; at most [`POINTS_LISTED_MAX`](crate::POINTS_LISTED_MAX).
+    pub limit: Option<u32>,
+}
+
+/// [`GROUP`] of one group.
+pub fn group(name: &str) -> String {
+    fill(GROUP, name)
+}
+
+/// [`VOLUME`] of one volume.
+pub fn volume(name: &str) -> String {
+    fill(VOLUME, name)
+}
+
+/// [`VOLUME_PAUSE`] of one volume.
+pub fn volume_pause(name: &str) -> String {
+    fill(VOLUME_PAUSE, name)
+}
+
+/// [`VOLUME_RESUME`] of one volume.
+pub fn volume_resume(name: &str) -> String {
+    fill(VOLUME_RESUME, name)
+}
+
+/// [`VOLUME_RESYNC`] of one volume.
+pub fn volume_resync(name: &str) -> String {
+    fill(VOLUME_RESYNC, name)
+}
+
+/// [`POINTS`] with its query.
+pub fn points(query: &PointsQuery) -> String {
+    with_query(POINTS.to_owned(), query)
+}
+
+/// [`POINT`] with its query.
+pub fn point(point: &str, query: &PointsQuery) -> String {
+    with_query(fill(POINT, point), query)
+}
+
+fn with_query(mut path: String, query: &PointsQuery) -> String {
+    let mut lead = '?';
+    let mut push = |key: &str, value: &str| {
+        path.push(lead);
+        path.push_str(key);
+        path.push('=');
+        path.push_str(&escape(value));
+        lead = '&';
+    };
+    if let Some(of) = &query.of {
+        push("of", of);
+    }
+    if let Some(limit) = query.limit {
+        push("limit", &limit.to_string());
+    }
+    path
+}
+
+fn fill(template: &str, value: &str) -> String {
+    let (open, close) = (template.find('{').expect("a template has a hole"), template.find('}').expect("a hole ends"));
+    format!("{}{}{}", &template[..open], escape(value), &template[close + 1..])
+}
+
+/// Percent-encodes everything but RFC 3986's unreserved characters.
+fn escape(value: &str) -> String {
+    let mut out = String::with_capacity(value.len());
+    for byte in value.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => out.push(byte as char),
+            _ => out.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whatever_a_person_typed_stays_one_path_segment() {
+        assert_eq!(volume("data"), "/v1/volumes/data");
+        assert_eq!(volume_pause("a/../b?c=d"), "/v1/volumes/a%2F..%2Fb%3Fc%3Dd/pause");
+        assert_eq!(
+            point("2026-01-02T03:04:05+01:00", &PointsQuery { of: Some("web/db".into()), limit: Some(3) }),
+            "/v1/points/2026-01-02T03%3A04%3A05%2B01%3A00?of=web%2Fdb&limit=3"
+        );
+        assert_eq!(points(&PointsQuery::default()), "/v1/points");
+    }
+}

@@ -1,0 +1,354 @@
+//! What `farsided` says and takes.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::{PointId, Reason};
+
+/// The whole of a source.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SourceStatus {
+    /// The daemon's version.
+    pub version: String,
+    /// The source's name.
+    pub source: String,
+    /// How long the daemon has been running.
+    pub uptime_ms: u64,
+    /// The way to the receiver.
+    pub connection: Connection,
+    /// Every group, by name.
+    pub groups: Vec<GroupStatus>,
+    /// What concerns no single group: privileges, state directory…
+    pub reasons: Vec<Reason>,
+}
+
+/// The way to the receiver.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum Connection {
+    /// `farside pair` was not run yet.
+    #[default]
+    NotPaired,
+    /// No connection now; tried again with back-off.
+    Disconnected {
+        /// Host and port.
+        receiver: String,
+        /// Since when.
+        for_ms: u64,
+        /// Why the last attempt failed.
+        error: String,
+    },
+    /// Talking.
+    Connected {
+        /// Host and port.
+        receiver: String,
+        /// Since when.
+        for_ms: u64,
+        /// The smoothed round trip.
+        rtt_us: u64,
+    },
+}
+
+/// One consistency group.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct GroupStatus {
+    /// Its name.
+    pub name: String,
+    /// The least time between two cuts.
+    pub epoch_interval_ms: u64,
+    /// At least so many points are kept.
+    pub keep: u32,
+    /// The worst state of its volumes.
+    pub state: VolumeState,
+    /// The age of what a restore would bring back: now − the cut of the newest published point (or the T of a newer
+    /// heartbeat), on this machine's monotonic clock. `None`: no point yet, or it cannot be known.
+    pub lag_ms: Option<u64>,
+    /// Bytes that differ, or may differ, from what is published.
+    pub backlog_bytes: u64,
+    /// Payload sent of late, before compression.
+    pub rate_bytes_per_s: u64,
+    /// When the backlog will be gone at that rate. `None`: nothing to do, or not converging (then a reason says so).
+    pub eta_ms: Option<u64>,
+    /// The newest published point.
+    pub last_point: Option<LastPoint>,
+    /// Points published since the daemon started.
+    pub points_published: u64,
+    /// Layers on their way: frozen, sent or staged, and not published.
+    pub layers_unpublished: u64,
+    /// Its volumes, by name.
+    pub volumes: Vec<VolumeStatus>,
+    /// What is wrong with the group as a whole.
+    pub reasons: Vec<Reason>,
+    /// Counters by name: `switches`, `demotions`, `side_buffer_bytes`, `side_buffer_bytes_max`, `claim_pool_bytes`…
+    pub counters: BTreeMap<String, u64>,
+}
+
+/// The newest published point, in short.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastPoint {
+    /// Its id.
+    pub id: PointId,
+    /// The wall clock at its cut; for people, not for arithmetic.
+    pub cut_wall: Timestamp,
+}
+
+/// One volume.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct VolumeStatus {
+    /// Its name.
+    pub name: String,
+    /// The group it belongs to.
+    pub group: String,
+    /// Its id: 32 hex digits.
+    pub id: String,
+    /// Its size.
+    pub bytes: u64,
+    /// Where the host reaches it.
+    pub tap: TapStatus,
+    /// What lies below.
+    pub backing: BackingStatus,
+    /// What it is doing.
+    pub state: VolumeState,
+    /// The newest point of its group holds it.
+    pub in_last_point: bool,
+    /// Bytes whose intent bit is set: what would be compared after a crash.
+    pub hot_bytes: u64,
+    /// Bytes marked in the open epoch.
+    pub dirty_bytes: u64,
+    /// What passed.
+    pub counters: VolumeCounters,
+    /// What is wrong with it.
+    pub reasons: Vec<Reason>,
+}
+
+/// The host's side of a volume.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TapStatus {
+    /// `nbd:unix:PATH`.
+    pub address: String,
+    /// How many clients are connected.
+    pub clients: u32,
+    /// Requests in flight now.
+    pub in_flight: u32,
+}
+
+/// What lies below a volume.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct BackingStatus {
+    /// The file or block device.
+    pub path: PathBuf,
+    /// `file` or `block device`.
+    pub kind: String,
+    /// The smallest request, the device's direct-I/O alignment.
+    pub block_bytes: u32,
+}
+
+/// What passed through a volume since the daemon started.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct VolumeCounters {
+    /// Host reads.
+    pub reads: u64,
+    /// Their bytes.
+    pub read_bytes: u64,
+    /// Host writes.
+    pub writes: u64,
+    /// Their bytes.
+    pub written_bytes: u64,
+    /// Host flushes.
+    pub flushes: u64,
+    /// Host TRIMs and WRITE_ZEROES.
+    pub trims: u64,
+    /// Their bytes.
+    pub trimmed_bytes: u64,
+    /// Requests answered with an error.
+    pub errors: u64,
+    /// Payload sent, before compression.
+    pub sent_bytes: u64,
+    /// What it became on the wire.
+    pub wire_bytes: u64,
+    /// Compared and found equal, so not sent.
+    pub equal_bytes: u64,
+    /// More, by name: `saves`, `parks`, `cold_waits`, `grace_us_max`…
+    #[serde(flatten)]
+    pub other: BTreeMap<String, u64>,
+}
+
+/// What a volume is doing.
+///
+/// ```text
+/// Idle ──► Behind ◄──► Streaming        any of them ──► Paused | Fenced | Forked | TargetRewound | TrackingLost
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum VolumeState {
+    /// Served and tracked; no receiver has answered its claim yet.
+    #[default]
+    Idle,
+    /// Passes: no point can be made yet, or none lately.
+    Behind {
+        /// Which.
+        what: BehindWhat,
+        /// How far.
+        progress: Progress,
+    },
+    /// Cuts succeed.
+    Streaming,
+    /// By a person; still served and tracked.
+    Paused,
+    /// A newer generation exists: this source was replaced.
+    Fenced,
+    /// The ledger holds layers this source does not know of: one of the two was rolled back or cloned.
+    Forked,
+    /// The ledger is older than what this source saw published.
+    TargetRewound,
+    /// Writes may have gone untracked; everything must be compared.
+    TrackingLost,
+}
+
+impl VolumeState {
+    /// One word, as in the glossary.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Idle => "Idle",
+            Self::Behind { .. } => "Behind",
+            Self::Streaming => "Streaming",
+            Self::Paused => "Paused",
+            Self::Fenced => "Fenced",
+            Self::Forked => "Forked",
+            Self::TargetRewound => "TargetRewound",
+            Self::TrackingLost => "TrackingLost",
+        }
+    }
+
+    /// How much it should worry: a group shows the worst of its volumes.
+    pub fn rank(&self) -> u8 {
+        match self {
+            Self::Streaming => 0,
+            Self::Behind { .. } => 1,
+            Self::Paused => 2,
+            Self::Idle => 3,
+            Self::TrackingLost => 4,
+            Self::TargetRewound => 5,
+            Self::Forked => 6,
+            Self::Fenced => 7,
+        }
+    }
+}
+
+/// Which passes a volume is behind with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BehindWhat {
+    /// Nothing of it was ever published in full.
+    FirstSync,
+    /// More changed than fits a cut.
+    CatchingUp,
+    /// Finding out by digests what differs.
+    Comparing,
+}
+
+impl BehindWhat {
+    /// In words.
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::FirstSync => "first sync",
+            Self::CatchingUp => "catching up",
+            Self::Comparing => "comparing",
+        }
+    }
+}
+
+/// How far a pass is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Progress {
+    /// Bytes done, of those below.
+    pub done_bytes: u64,
+    /// Bytes to do in all; may grow.
+    pub total_bytes: u64,
+}
+
+/// Body of [`PAIR`](crate::routes::PAIR).
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PairRequest {
+    /// The line that `farside-receiver token` printed. Secret: never logged.
+    pub token: String,
+}
+
+impl std::fmt::Debug for PairRequest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("PairRequest(…)")
+    }
+}
+
+/// Answer of [`PAIR`](crate::routes::PAIR).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Paired {
+    /// Host and port of the receiver.
+    pub receiver: String,
+    /// SHA-256 of its certificate, hex: pinned from now on.
+    pub receiver_fingerprint: String,
+    /// SHA-256 of ours, hex: what the receiver pinned.
+    pub source_fingerprint: String,
+}
+
+/// Body of [`GROUP`](crate::routes::GROUP): what is left out stays as it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct GroupSettings {
+    /// The least time between two cuts.
+    pub epoch_interval_ms: Option<u64>,
+    /// At least so many points are kept.
+    pub keep: Option<u32>,
+}
+
+/// Body of `POST` [`VOLUMES`](crate::routes::VOLUMES).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeAdd {
+    /// Its name: 1 to 64 of `a-z A-Z 0-9 . _ -`.
+    pub name: String,
+    /// Its group; `default` if left out. Made if it does not exist.
+    #[serde(default)]
+    pub group: Option<String>,
+    /// A block device or a regular file; absolute.
+    pub backing: PathBuf,
+    /// `nbd:unix:PATH`; left out: a socket named after the volume beside the daemon's own.
+    #[serde(default)]
+    pub tap: Option<String>,
+}
+
+/// Body of [`VOLUME_RESYNC`](crate::routes::VOLUME_RESYNC).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ResyncRequest {
+    /// What the person has understood and accepts; needed in the state of that name.
+    pub accept: Option<Accept>,
+}
+
+/// What a person accepts with a resync.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Accept {
+    /// The ledger's history and this volume's have parted; this volume wins.
+    Forked,
+    /// The target lost what was published; it is sent again.
+    TargetRewound,
+}
+
+/// The answer where there is nothing else to say.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Done {
+    /// One sentence for a person.
+    pub message: String,
+}
