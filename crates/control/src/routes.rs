@@ -28,11 +28,11 @@ pub const VOLUME_RESUME: &str = "/v1/volumes/{volume}/resume";
 /// [`VolumeStatus`](crate::source::VolumeStatus).
 pub const VOLUME_RESYNC: &str = "/v1/volumes/{volume}/resync";
 
-/// Both, `GET` with [`PointsQuery`](PointsQuery): `Vec<`[`Point`](crate::Point)`>`, newest first. A source asks its
+/// Both, `GET` with [`PointsQuery`]: `Vec<`[`Point`](crate::Point)`>`, newest first. A source asks its
 /// receiver.
 pub const POINTS: &str = "/v1/points";
 
-/// Both, `GET` with [`PointsQuery`](PointsQuery) (`of` may be left out for an id): one [`Point`](crate::Point). `{point}`
+/// Both, `GET` with [`PointsQuery`] (`of` may be left out for an id): one [`Point`](crate::Point). `{point}`
 /// is a [`PointRef`](crate::PointRef).
 pub const POINT: &str = "/v1/points/{point}";
 
