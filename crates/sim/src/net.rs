@@ -1,0 +1,178 @@
+//! The network between one source and its receiver, as QUIC shows it.
+//!
+//! 1. A connection has one control stream each way: ordered, complete while the connection lives.
+//! 2. Every part travels on a stream of its own; streams arrive in any order, and a stream only as a whole or not at all
+//!    (an incomplete one is dropped by the receiver).
+//! 3. A reset ends the connection: of what was in flight any prefix of control and any set of streams still arrives, at any
+//!    later time, also after the next connection began (it waited in the dead one's queue). The other side learns late.
+//! 4. A partition is a time in which nothing arrives and no connection begins.
+//! 5. A duplicate is a stream or a message of a dead connection that arrives after its content was sent again on a new one;
+//!    inside one connection QUIC delivers once.
+
+use crate::rng::Rng;
+
+/// Numbers connections, ascending over a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ConnId(pub u64);
+
+/// Where a message goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum To {
+    /// To the source.
+    Source,
+    /// To the receiver.
+    Receiver,
+}
+
+/// What travels.
+#[derive(Clone, Debug)]
+pub enum Load {
+    /// A control frame, encoded.
+    Control(Vec<u8>),
+    /// A part's stream, header included.
+    Part(Vec<u8>),
+    /// The end of the connection, as the other side notices it.
+    Closed,
+}
+
+/// Something on its way.
+#[derive(Clone, Debug)]
+pub struct Message {
+    /// Towards whom.
+    pub to: To,
+    /// On which connection.
+    pub conn: ConnId,
+    /// What.
+    pub load: Load,
+}
+
+/// See the head of the file.
+#[derive(Debug, Default)]
+pub struct Network {
+    flight: Vec<Message>,
+    alive: Option<ConnId>,
+    last: u64,
+    /// Whether anything gets through.
+    pub up: bool,
+}
+
+impl Network {
+    /// Opens a connection, ending the one before.
+    pub fn connect(&mut self, rng: &mut Rng) -> Option<ConnId> {
+        if !self.up {
+            return None;
+        }
+        if let Some(old) = self.alive {
+            self.reset(old, rng);
+        }
+        self.last += 1;
+        self.alive = Some(ConnId(self.last));
+        self.alive
+    }
+
+    /// The connection that lives.
+    pub fn alive(&self) -> Option<ConnId> {
+        self.alive
+    }
+
+    /// Sends; into a dead connection it is lost without a word.
+    pub fn send(&mut self, to: To, conn: ConnId, load: Load) {
+        if self.alive == Some(conn) {
+            self.flight.push(Message { to, conn, load });
+        }
+    }
+
+    /// Ends a connection. What chance keeps of it may still arrive.
+    pub fn reset(&mut self, conn: ConnId, rng: &mut Rng) {
+        if self.alive == Some(conn) {
+            self.alive = None;
+        }
+        // Control survives as a prefix: after the first lost message of a direction, all later ones are lost.
+        let keep = if rng.chance(0.3) { 0.0 } else { rng.unit() };
+        let mut cut = [false; 2];
+        let flight = std::mem::take(&mut self.flight);
+        for message in flight {
+            let side = usize::from(message.to == To::Source);
+            let kept = message.conn != conn
+                || match message.load {
+                    // The source's process tells its tasks at once: nothing of a dead connection reaches its core.
+                    _ if message.to == To::Source => false,
+                    Load::Control(_) | Load::Closed => {
+                        cut[side] |= !rng.chance(keep);
+                        !cut[side]
+                    }
+                    Load::Part(_) => rng.chance(keep),
+                };
+            if kept {
+                self.flight.push(message);
+            }
+        }
+    }
+
+    /// Nothing of a side's process is left to take what was sent to it.
+    pub fn forget(&mut self, to: To) {
+        self.flight.retain(|m| m.to != to);
+    }
+
+    /// Whether something could arrive now.
+    pub fn pending(&self) -> usize {
+        if self.up { self.flight.len() } else { 0 }
+    }
+
+    /// One message that may arrive next: control in order per connection and direction, streams in any order.
+    pub fn arrive(&mut self, rng: &mut Rng) -> Option<Message> {
+        if !self.up || self.flight.is_empty() {
+            return None;
+        }
+        let ready: Vec<usize> = (0..self.flight.len())
+            .filter(|&i| {
+                let m = &self.flight[i];
+                matches!(m.load, Load::Part(_))
+                    || !self.flight[..i].iter().any(|p| p.to == m.to && p.conn == m.conn && !matches!(p.load, Load::Part(_)))
+            })
+            .collect();
+        Some(self.flight.remove(rng.pick(&ready)))
+    }
+
+    /// Messages on their way, for limits.
+    pub fn in_flight(&self) -> &[Message] {
+        &self.flight
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn control_keeps_its_order_streams_do_not_and_a_reset_loses_a_suffix() {
+        let (mut overtook, mut lost, mut late) = (false, false, false);
+        for seed in 0..200 {
+            let mut r = Rng::new(seed);
+            let mut n = Network { up: true, ..Default::default() };
+            let c = n.connect(&mut r).expect("up");
+            for i in 0..4 {
+                n.send(To::Receiver, c, Load::Control(vec![i]));
+                n.send(To::Receiver, c, Load::Part(vec![i]));
+            }
+            if seed % 2 == 0 {
+                n.reset(c, &mut r);
+                n.send(To::Receiver, c, Load::Control(vec![9]));
+                n.connect(&mut r);
+            }
+            let (mut control, mut parts) = (Vec::new(), Vec::new());
+            while let Some(m) = n.arrive(&mut r) {
+                late |= n.alive() != Some(m.conn);
+                match m.load {
+                    Load::Control(b) => control.push(b[0]),
+                    Load::Part(b) => parts.push(b[0]),
+                    Load::Closed => {}
+                }
+            }
+            assert_eq!(control, (0..control.len() as u8).collect::<Vec<_>>(), "a prefix in order");
+            overtook |= parts.windows(2).any(|w| w[0] > w[1]);
+            lost |= control.len() < 4;
+        }
+        assert!(overtook && lost && late);
+    }
+}

@@ -1,0 +1,121 @@
+//! The object store in memory: a create-only ledger whose PUTs may stall, and immutable segments.
+//!
+//! 1. A ledger PUT lands at any time after it was issued, or never when its writer died; the slot belongs to the first that
+//!    lands, and a PUT that finds it taken changes nothing. The answer may be lost.
+//! 2. A segment exists from the moment it was linked until it is deleted. Nothing else happens to it.
+//! 3. What is landing (not linked) survives a receiver's crash only as far as it was synced.
+
+use std::collections::BTreeMap;
+
+/// A ledger PUT in flight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PutId(pub u64);
+
+/// How a PUT ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PutResult {
+    /// The slot is ours.
+    Created,
+    /// Somebody was there before.
+    Exists,
+}
+
+/// See the head of the file. `K` names a segment.
+#[derive(Debug)]
+pub struct MemoryStore<K> {
+    ledger: Vec<Vec<u8>>,
+    segments: BTreeMap<K, Vec<u8>>,
+    flight: Vec<(PutId, u64, Vec<u8>)>,
+    done: BTreeMap<PutId, PutResult>,
+    next: u64,
+}
+
+impl<K> Default for MemoryStore<K> {
+    fn default() -> Self {
+        Self { ledger: Vec::new(), segments: BTreeMap::new(), flight: Vec::new(), done: BTreeMap::new(), next: 0 }
+    }
+}
+
+impl<K: Ord + Clone> MemoryStore<K> {
+    /// Issues a PUT.
+    pub fn put(&mut self, slot: u64, bytes: Vec<u8>) -> PutId {
+        self.next += 1;
+        let id = PutId(self.next);
+        self.flight.push((id, slot, bytes));
+        id
+    }
+
+    /// PUTs that have not landed.
+    pub fn in_flight(&self) -> Vec<PutId> {
+        self.flight.iter().map(|p| p.0).collect()
+    }
+
+    /// Lets one land. Returns the slot that it created.
+    ///
+    /// # Panics
+    /// When it is not in flight, or would leave a gap (a writer appends at the head it replayed to, so that is a bug).
+    pub fn land(&mut self, id: PutId) -> Option<u64> {
+        let at = self.flight.iter().position(|p| p.0 == id).expect("the PUT is in flight");
+        let (_, slot, bytes) = self.flight.swap_remove(at);
+        let head = self.ledger.len() as u64;
+        assert!(slot <= head, "a PUT at slot {slot} would leave a gap after {head}");
+        let result = if slot == head { PutResult::Created } else { PutResult::Exists };
+        if result == PutResult::Created {
+            self.ledger.push(bytes);
+        }
+        self.done.insert(id, result);
+        (result == PutResult::Created).then_some(slot)
+    }
+
+    /// The answer, once.
+    pub fn take(&mut self, id: PutId) -> Option<PutResult> {
+        self.done.remove(&id)
+    }
+
+    /// The writer died: its answers are lost. PUTs for which `keep` says no are lost too, the others may still land.
+    pub fn orphan(&mut self, mut keep: impl FnMut() -> bool) {
+        self.done.clear();
+        self.flight.retain(|_| keep());
+    }
+
+    /// Records there are, from slot 0.
+    pub fn ledger(&self) -> &[Vec<u8>] {
+        &self.ledger
+    }
+
+    /// Links a segment. A second link of the same name changes nothing (the first is immutable).
+    pub fn link(&mut self, key: K, bytes: Vec<u8>) {
+        self.segments.entry(key).or_insert(bytes);
+    }
+
+    /// A segment's bytes.
+    pub fn segment(&self, key: &K) -> Option<&[u8]> {
+        self.segments.get(key).map(Vec::as_slice)
+    }
+
+    /// The names there are.
+    pub fn names(&self) -> impl Iterator<Item = &K> {
+        self.segments.keys()
+    }
+
+    /// Deletes a segment.
+    pub fn delete(&mut self, key: &K) -> bool {
+        self.segments.remove(key).is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_that_lands_has_the_slot_and_a_dead_writers_put_may_still_land() {
+        let mut s = MemoryStore::<u8>::default();
+        let (a, b) = (s.put(0, vec![1]), s.put(0, vec![2]));
+        s.orphan(|| true);
+        assert_eq!(s.land(b), Some(0));
+        assert_eq!(s.land(a), None);
+        assert_eq!((s.take(a), s.take(b), s.take(b)), (Some(PutResult::Exists), Some(PutResult::Created), None));
+        assert_eq!(s.ledger(), [vec![2]]);
+    }
+}
