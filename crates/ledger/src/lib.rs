@@ -1,1 +1,35 @@
-//! Under construction.
+//! A group's ledger: the numbered, create-only records that say what happened, and the one pure function that replays them.
+//!
+//! Owns the bytes of a record ([`Record::encode`], [`Record::decode`]) and the rules ([`State::apply`]): whoever appends
+//! replays up to his slot and reads the verdict there, so retries, collisions and stalled writers are harmless.
+//!
+//! Invariants:
+//! - [`State::apply`] is total and deterministic: the same records give the same state, byte for byte, on every machine, and
+//!   no record that decodes can make it panic.
+//! - A void record changes nothing but the head.
+//! - Per volume the accepted layers form one chain: terms only grow, sequence numbers count from 1 in each term.
+//!
+//! Deliberately not here: files, slots that exist or do not (the store's), clocks (a [`Stamp`] comes in), which *granule* of
+//! which segment is live (the store's index knows; the ledger knows layers and regions).
+
+mod codec;
+mod identity;
+mod record;
+mod retention;
+mod state;
+mod verdict;
+
+#[cfg(test)]
+mod tests;
+
+pub use codec::{DecodeError, Encoded, RECORD_BYTES_MAX, RECORD_BYTES_MIN, TooLarge};
+pub use identity::{group_id, volume_id};
+pub use record::{
+    Body, Claim, CutTime, EpochInfo, Heartbeat, LayerEntry, LayerKind, Layers, PartEntry, Pin, Prune, PrunedParts, Record, Stamp,
+    TornVoid, Unpin, VolumeMeta,
+};
+pub use retention::Policy;
+#[cfg(any(test, feature = "mutations"))]
+pub use state::Mutations;
+pub use state::{CacheError, ChainError, LayerFact, Point, PointMember, State, VolumeState};
+pub use verdict::{Malformed, Verdict, VoidReason};

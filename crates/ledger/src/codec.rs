@@ -1,0 +1,187 @@
+//! The bytes of a record: a fixed head, a postcard body, a BLAKE3 digest over both (`docs/formats/ledger.md`).
+//!
+//! Decoding is bounded: at most [`RECORD_BYTES_MAX`] bytes are looked at, and memory follows the bytes that are really there,
+//! never a length that they claim. The digest is checked before anything else is believed.
+
+use farside_region::{GroupId, RecordDigest, Slot};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use thiserror::Error;
+
+use crate::record::{Body, Record, Stamp};
+
+/// The largest record. A point whose regions do not fit must be published as slices.
+pub const RECORD_BYTES_MAX: usize = 4 << 20;
+/// The smallest file that can be a record.
+pub const RECORD_BYTES_MIN: usize = HEAD_BYTES + DIGEST_BYTES;
+
+pub(crate) const MAGIC: [u8; 8] = *b"FSLEDGER";
+pub(crate) const VERSION: u16 = 1;
+const HEAD_BYTES: usize = 128;
+const DIGEST_BYTES: usize = 32;
+
+const KIND_CLAIM: u16 = 1;
+const KIND_LAYERS: u16 = 2;
+const KIND_HEARTBEAT: u16 = 3;
+const KIND_PIN: u16 = 4;
+const KIND_UNPIN: u16 = 5;
+const KIND_PRUNE: u16 = 6;
+const KIND_TORN_VOID: u16 = 7;
+
+/// A record as it is stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Encoded {
+    /// The whole file.
+    pub bytes: Vec<u8>,
+    /// Its digest: what the next record names as `prev`.
+    pub digest: RecordDigest,
+}
+
+/// The record has more bytes than [`RECORD_BYTES_MAX`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("the record would have {bytes} bytes; at most {RECORD_BYTES_MAX} are allowed")]
+pub struct TooLarge {
+    /// What it would take.
+    pub bytes: usize,
+}
+
+/// Why bytes are not a record. All but the version and kind ones mean that the slot is torn or rotten.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum DecodeError {
+    /// Too short, too long, or not as long as its head says.
+    #[error("a record of {0} bytes is cut off or has bytes behind its end")]
+    Length(usize),
+    /// Something else altogether.
+    #[error("these bytes do not begin like a ledger record")]
+    Magic,
+    /// The bytes are not those that were written.
+    #[error("the record's digest does not match its bytes")]
+    Digest,
+    /// Written by a newer Farside: update this one.
+    #[error("the record has format version {0}; this program knows version {VERSION}")]
+    Version(u16),
+    /// Written by a newer Farside: update this one.
+    #[error("the record is of kind {0}, which this program does not know")]
+    Kind(u16),
+    /// Written by a newer Farside: update this one.
+    #[error("the record carries flags {0:#x}, which this program does not know")]
+    Flags(u64),
+    /// The digest is right and the body makes no sense: a bug of its writer.
+    #[error("the record's body cannot be read")]
+    Body,
+}
+
+impl Record {
+    /// The record's file and digest.
+    ///
+    /// # Errors
+    /// When it would be larger than [`RECORD_BYTES_MAX`].
+    pub fn encode(&self) -> Result<Encoded, TooLarge> {
+        let (kind, body) = match &self.body {
+            Body::Claim(b) => (KIND_CLAIM, to_postcard(b)),
+            Body::Layers(b) => (KIND_LAYERS, to_postcard(b)),
+            Body::Heartbeat(b) => (KIND_HEARTBEAT, to_postcard(b)),
+            Body::Pin(b) => (KIND_PIN, to_postcard(b)),
+            Body::Unpin(b) => (KIND_UNPIN, to_postcard(b)),
+            Body::Prune(b) => (KIND_PRUNE, to_postcard(b)),
+            Body::TornVoid(b) => (KIND_TORN_VOID, to_postcard(b)),
+        };
+        let total = HEAD_BYTES + body.len() + DIGEST_BYTES;
+        if total > RECORD_BYTES_MAX {
+            return Err(TooLarge { bytes: total });
+        }
+        let mut bytes = Vec::with_capacity(total);
+        bytes.extend_from_slice(&MAGIC);
+        bytes.extend_from_slice(&VERSION.to_le_bytes());
+        bytes.extend_from_slice(&kind.to_le_bytes());
+        bytes.extend_from_slice(&(body.len() as u32).to_le_bytes());
+        bytes.extend_from_slice(&self.slot.0.to_le_bytes());
+        bytes.extend_from_slice(&self.group.0);
+        bytes.extend_from_slice(&self.prev.0);
+        bytes.extend_from_slice(&self.nonce);
+        bytes.extend_from_slice(&self.stamp.writer);
+        bytes.extend_from_slice(&self.stamp.mono_ms.to_le_bytes());
+        bytes.extend_from_slice(&self.stamp.wall_ms.to_le_bytes());
+        bytes.extend_from_slice(&0u64.to_le_bytes());
+        debug_assert_eq!(bytes.len(), HEAD_BYTES);
+        bytes.extend_from_slice(&body);
+        let digest = RecordDigest(*blake3::hash(&bytes).as_bytes());
+        bytes.extend_from_slice(&digest.0);
+        Ok(Encoded { bytes, digest })
+    }
+
+    /// Reads a record from its whole file, and checks its digest.
+    ///
+    /// # Errors
+    /// See [`DecodeError`]. A digest that does not match is told from an unknown version, so that a newer record is never
+    /// taken for a torn one.
+    pub fn decode(bytes: &[u8]) -> Result<(Self, RecordDigest), DecodeError> {
+        if bytes.len() < RECORD_BYTES_MIN || bytes.len() > RECORD_BYTES_MAX {
+            return Err(DecodeError::Length(bytes.len()));
+        }
+        let (content, tail) = bytes.split_at(bytes.len() - DIGEST_BYTES);
+        let mut head = Head(content);
+        if head.take::<8>() != MAGIC {
+            return Err(DecodeError::Magic);
+        }
+        let digest = RecordDigest(*blake3::hash(content).as_bytes());
+        if digest.0 != tail {
+            return Err(DecodeError::Digest);
+        }
+        let version = u16::from_le_bytes(head.take());
+        if version != VERSION {
+            return Err(DecodeError::Version(version));
+        }
+        let kind = u16::from_le_bytes(head.take());
+        let body_bytes = u32::from_le_bytes(head.take()) as usize;
+        let slot = Slot(u64::from_le_bytes(head.take()));
+        let group = GroupId(head.take());
+        let prev = RecordDigest(head.take());
+        let nonce = head.take();
+        let writer = head.take();
+        let mono_ms = u64::from_le_bytes(head.take());
+        let wall_ms = i64::from_le_bytes(head.take());
+        let flags = u64::from_le_bytes(head.take());
+        if flags != 0 {
+            return Err(DecodeError::Flags(flags));
+        }
+        let body = head.0;
+        if body.len() != body_bytes {
+            return Err(DecodeError::Length(bytes.len()));
+        }
+        let body = match kind {
+            KIND_CLAIM => Body::Claim(from_postcard(body)?),
+            KIND_LAYERS => Body::Layers(from_postcard(body)?),
+            KIND_HEARTBEAT => Body::Heartbeat(from_postcard(body)?),
+            KIND_PIN => Body::Pin(from_postcard(body)?),
+            KIND_UNPIN => Body::Unpin(from_postcard(body)?),
+            KIND_PRUNE => Body::Prune(from_postcard(body)?),
+            KIND_TORN_VOID => Body::TornVoid(from_postcard(body)?),
+            unknown => return Err(DecodeError::Kind(unknown)),
+        };
+        Ok((Self { group, slot, prev, nonce, stamp: Stamp { writer, mono_ms, wall_ms }, body }, digest))
+    }
+}
+
+/// What is left of a head whose length was checked.
+struct Head<'a>(&'a [u8]);
+
+impl Head<'_> {
+    fn take<const N: usize>(&mut self) -> [u8; N] {
+        let (field, rest) = self.0.split_first_chunk::<N>().expect("the length was checked against the whole head");
+        self.0 = rest;
+        *field
+    }
+}
+
+pub(crate) fn to_postcard<T: Serialize>(value: &T) -> Vec<u8> {
+    postcard::to_allocvec(value).expect("plain data always serialises into memory")
+}
+
+fn from_postcard<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DecodeError> {
+    match postcard::take_from_bytes(bytes) {
+        Ok((value, [])) => Ok(value),
+        _ => Err(DecodeError::Body),
+    }
+}

@@ -1,0 +1,780 @@
+//! Replay: what a ledger amounts to after so many records.
+//!
+//! `judge` decides from the state alone, `admit` changes it and cannot fail; [`State::apply`] is the two in turn. Nothing else
+//! changes a state, so what was void left no trace but its place in the chain.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use farside_region::{
+    Geometry, GroupId, LayerKey, LedgerPosition, Name, RecordDigest, RegionIndex, RegionRange, RegionSet, Seq, Slot, Term,
+    VolumeId,
+};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::codec::to_postcard;
+use crate::record::{
+    Body, Claim, CutTime, EpochInfo, Heartbeat, LayerEntry, LayerKind, Layers, Pin, Prune, Record, Stamp, VolumeMeta,
+};
+use crate::verdict::{Malformed, Verdict, VoidReason};
+
+/// Between records of different writers ledger time advances by at most this, in milliseconds.
+const FOREIGN_STEP_MS_MAX: i64 = 2 * 3600 * 1000;
+
+/// A group's ledger, replayed up to a head.
+///
+/// Memory grows with the number of slots (32 bytes each) and of layers (about 200 bytes and 16 per range of regions), until
+/// checkpoints exist: a named exception to L8.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    group: GroupId,
+    digests: Vec<RecordDigest>,
+    time_ms: u64,
+    last_stamp: Option<Stamp>,
+    volumes: BTreeMap<VolumeId, VolumeState>,
+    points: BTreeMap<Slot, Point>,
+    roots_changed: Option<Slot>,
+    #[cfg(any(test, feature = "mutations"))]
+    #[serde(skip)]
+    mutations: Mutations,
+}
+
+/// What replay knows about one volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeState {
+    meta: VolumeMeta,
+    source: Name,
+    term: Term,
+    last_seq: Seq,
+    layers: BTreeMap<Slot, LayerFact>,
+    slots: BTreeMap<(Term, Seq), Slot>,
+    unreadable: RegionSet,
+    quiet: Option<(Slot, CutTime)>,
+}
+
+/// One accepted layer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerFact {
+    /// Which.
+    pub key: LayerKey,
+    /// The slot of its record.
+    pub slot: Slot,
+    /// As a member of a point, or fuzzy.
+    pub kind: LayerKind,
+    /// Its digest.
+    pub digest: [u8; 32],
+    /// How many parts it was published with.
+    pub part_count: u32,
+    /// Bytes of these parts.
+    pub bytes: u64,
+    ranges: Box<[RegionRange]>,
+    pruned: BTreeSet<u32>,
+}
+
+/// A retained recovery point.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Point {
+    /// The slot of its record, which is also its name.
+    pub slot: Slot,
+    /// When it was cut, on the source's clocks.
+    pub epoch: EpochInfo,
+    /// Its volumes.
+    pub members: Vec<PointMember>,
+    /// Ledger time of its record, in milliseconds.
+    pub time_ms: u64,
+    /// The wall clock of the process that published it, in milliseconds since 1970; for people.
+    pub published_wall_ms: i64,
+    /// Some region of a member holds an unreadable run.
+    pub degraded: bool,
+    /// What holds it against pruning: slot of the pin's record, reason.
+    pub pins: BTreeMap<Slot, String>,
+}
+
+/// A volume as a point holds it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PointMember {
+    /// Its newest layer.
+    pub key: LayerKey,
+    /// That layer's digest.
+    pub digest: [u8; 32],
+    /// The volume's size then.
+    pub volume_bytes: u64,
+    /// Bytes of that layer's parts.
+    pub layer_bytes: u64,
+    /// Some region of this member holds an unreadable run.
+    pub degraded: bool,
+}
+
+/// Rules that a simulator may break, to prove that its checkers bite.
+#[cfg(any(test, feature = "mutations"))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Mutations {
+    /// Accept a sequence number that is not the last plus one, within the term.
+    pub a_layer_retried_at_a_later_slot: bool,
+    /// Accept layers of a term that is over.
+    pub staged_data_carried_across_a_term: bool,
+    /// Let a void layers record take effect, unless it is a duplicate.
+    pub accept_a_void_record: bool,
+}
+
+/// Why a record cannot be the next of this ledger. Not a verdict: something is wrong with the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum ChainError {
+    /// The store of another group, or a file in the wrong place.
+    #[error("the record belongs to group {found}, not to {expected}")]
+    Group {
+        /// This ledger's.
+        expected: GroupId,
+        /// The record's.
+        found: GroupId,
+    },
+    /// A file in the wrong place.
+    #[error("the record says it is number {found}; the next one is {expected}")]
+    Slot {
+        /// The next.
+        expected: Slot,
+        /// The record's.
+        found: Slot,
+    },
+    /// Some record was replaced.
+    #[error("the record at slot {slot} does not follow the one before it: it names {found}, which has {expected}")]
+    Prev {
+        /// The record's slot.
+        slot: Slot,
+        /// The digest of the head.
+        expected: RecordDigest,
+        /// What the record names.
+        found: RecordDigest,
+    },
+}
+
+/// Why a cached state is of no use. Never an emergency: replay from slot 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum CacheError {
+    /// Not a state, or of another version.
+    #[error("not a cached ledger state of this version")]
+    Magic,
+    /// Damaged.
+    #[error("the cached ledger state is damaged")]
+    Damaged,
+}
+
+impl State {
+    /// An empty ledger.
+    pub fn new(group: GroupId) -> Self {
+        Self {
+            group,
+            digests: Vec::new(),
+            time_ms: 0,
+            last_stamp: None,
+            volumes: BTreeMap::new(),
+            points: BTreeMap::new(),
+            roots_changed: None,
+            #[cfg(any(test, feature = "mutations"))]
+            mutations: Mutations::default(),
+        }
+    }
+
+    /// Breaks rules from now on.
+    #[cfg(any(test, feature = "mutations"))]
+    pub fn mutate(&mut self, mutations: Mutations) {
+        self.mutations = mutations;
+    }
+
+    /// Whose ledger.
+    pub fn group(&self) -> GroupId {
+        self.group
+    }
+
+    /// The head: the last slot replayed and its digest. `None` when nothing was.
+    pub fn position(&self) -> Option<LedgerPosition> {
+        let digest = *self.digests.last()?;
+        Some(LedgerPosition { slot: Slot(self.digests.len() as u64 - 1), digest })
+    }
+
+    /// The last slot replayed.
+    pub fn head(&self) -> Option<Slot> {
+        self.position().map(|p| p.slot)
+    }
+
+    /// The slot after the head.
+    pub fn next_slot(&self) -> Slot {
+        Slot(self.digests.len() as u64)
+    }
+
+    /// What the next record must name as its predecessor.
+    pub fn prev(&self) -> RecordDigest {
+        self.digests.last().copied().unwrap_or(Record::NO_PREDECESSOR)
+    }
+
+    /// The digest of the record in a slot up to the head.
+    pub fn digest_at(&self, slot: Slot) -> Option<RecordDigest> {
+        self.digests.get(usize::try_from(slot.0).ok()?).copied()
+    }
+
+    /// Whether this ledger went through that position. False also when it lies above the head.
+    pub fn holds(&self, position: &LedgerPosition) -> bool {
+        self.digest_at(position.slot) == Some(position.digest)
+    }
+
+    /// Ledger time in milliseconds since the ledger's first layer or heartbeat.
+    pub fn time_ms(&self) -> u64 {
+        self.time_ms
+    }
+
+    /// A volume that was ever claimed.
+    pub fn volume(&self, id: VolumeId) -> Option<&VolumeState> {
+        self.volumes.get(&id)
+    }
+
+    /// All volumes that were ever claimed.
+    pub fn volumes(&self) -> impl Iterator<Item = (VolumeId, &VolumeState)> {
+        self.volumes.iter().map(|(&id, v)| (id, v))
+    }
+
+    /// The retained points by slot.
+    pub fn points(&self) -> &BTreeMap<Slot, Point> {
+        &self.points
+    }
+
+    /// An accepted layer.
+    pub fn layer(&self, key: &LayerKey) -> Option<&LayerFact> {
+        self.volumes.get(&key.volume)?.layer(key.term, key.seq)
+    }
+
+    /// The accepted layers of a volume above a slot (`None`: all), for the position rule.
+    pub fn layers_above(&self, volume: VolumeId, above: Option<Slot>) -> impl Iterator<Item = &LayerFact> {
+        self.volumes.get(&volume).into_iter().flat_map(move |v| v.layers_above(above))
+    }
+
+    /// Whether a record is the next of this ledger: its group, its slot, its predecessor.
+    ///
+    /// # Errors
+    /// What is wrong, which is never a matter of a race: the store was mixed up or tampered with.
+    pub fn follows(&self, record: &Record) -> Result<(), ChainError> {
+        if record.group != self.group {
+            return Err(ChainError::Group { expected: self.group, found: record.group });
+        }
+        if record.slot != self.next_slot() {
+            return Err(ChainError::Slot { expected: self.next_slot(), found: record.slot });
+        }
+        if record.prev != self.prev() {
+            return Err(ChainError::Prev { slot: record.slot, expected: self.prev(), found: record.prev });
+        }
+        Ok(())
+    }
+
+    /// Replays one record: the verdict on it, which everybody who replays these bytes reaches.
+    ///
+    /// `digest` is what [`Record::decode`] or [`Record::encode`] gave with the record. A record that does not
+    /// [follow](Self::follows) is [`VoidReason::BrokenChain`] and leaves even the head alone; callers ask first, to name it.
+    pub fn apply(&mut self, record: &Record, digest: RecordDigest) -> Verdict {
+        let verdict = self.judge(record);
+        match verdict {
+            Verdict::Void(VoidReason::BrokenChain) => return verdict,
+            Verdict::Accepted => self.admit(record),
+            #[cfg(any(test, feature = "mutations"))]
+            Verdict::Void(reason) if self.mutations.accept_a_void_record && reason != VoidReason::Duplicate => {
+                if let Body::Layers(layers) = &record.body {
+                    self.admit_layers(record.slot, &record.stamp, layers);
+                }
+            }
+            Verdict::Void(_) => {}
+        }
+        self.digests.push(digest);
+        verdict
+    }
+
+    /// What [`State::apply`] would say, without doing it.
+    pub fn judge(&self, record: &Record) -> Verdict {
+        if self.follows(record).is_err() {
+            return Verdict::Void(VoidReason::BrokenChain);
+        }
+        let judged = match &record.body {
+            Body::Claim(claim) => self.judge_claim(record.slot, claim),
+            Body::Layers(layers) => self.judge_layers(layers),
+            Body::Heartbeat(heartbeat) => self.judge_heartbeat(heartbeat),
+            Body::Pin(pin) => self.judge_pin(pin),
+            Body::Unpin(unpin) => self.pinned_point(unpin.pin).map(|_| ()).ok_or(VoidReason::NoSuchPin(unpin.pin)),
+            Body::Prune(prune) => self.judge_prune(record.slot, prune),
+            Body::TornVoid(_) => Err(VoidReason::Torn),
+        };
+        judged.map_or_else(Verdict::Void, |()| Verdict::Accepted)
+    }
+
+    fn judge_claim(&self, slot: Slot, claim: &Claim) -> Result<(), VoidReason> {
+        if claim.looked.is_some_and(|looked| looked >= slot) {
+            return Err(VoidReason::Malformed(Malformed::LookedAhead));
+        }
+        let Some(volume) = self.volumes.get(&claim.volume.id) else { return Ok(()) };
+        let (old, new) = (&volume.meta, &claim.volume);
+        if let Some(last) = volume.last_layer()
+            && claim.looked.is_none_or(|looked| last.slot > looked)
+        {
+            return Err(VoidReason::ClaimOvertaken { last_layer: last.slot });
+        }
+        if new.generation < old.generation {
+            return Err(VoidReason::Fenced { current: old.generation });
+        }
+        if !same_shape(&old.geometry, &new.geometry) {
+            return Err(VoidReason::ClaimShape(new.id));
+        }
+        let (ledger_bytes, claim_bytes) = (old.geometry.volume_bytes(), new.geometry.volume_bytes());
+        if claim_bytes < ledger_bytes {
+            return Err(VoidReason::ClaimShrinks { ledger_bytes, claim_bytes });
+        }
+        if new.digest_key != old.digest_key {
+            return Err(VoidReason::ClaimDigestKey);
+        }
+        Ok(())
+    }
+
+    fn judge_layers(&self, layers: &Layers) -> Result<(), VoidReason> {
+        if layers.members.is_empty() {
+            return Err(VoidReason::Malformed(Malformed::NoMembers));
+        }
+        if layers.epoch.mono_after_ns < layers.epoch.mono_before_ns {
+            return Err(VoidReason::Malformed(Malformed::Times));
+        }
+        let volumes: BTreeSet<VolumeId> = layers.members.iter().map(|m| m.key.volume).collect();
+        if volumes.len() != layers.members.len() {
+            return Err(VoidReason::Malformed(Malformed::Twice));
+        }
+        let mut done = 0;
+        for member in &layers.members {
+            done += usize::from(self.standing(layers.kind, member)? == Standing::Done);
+        }
+        if done == layers.members.len() {
+            Err(VoidReason::Duplicate)
+        } else if done > 0 && layers.kind == LayerKind::Point {
+            Err(VoidReason::PointPartlyDuplicate)
+        } else {
+            Ok(())
+        }
+    }
+
+    fn standing(&self, kind: LayerKind, entry: &LayerEntry) -> Result<Standing, VoidReason> {
+        let key = entry.key;
+        let volume = self.volumes.get(&key.volume).ok_or(VoidReason::UnknownVolume(key.volume))?;
+        check_entry(&volume.meta.geometry, entry).map_err(VoidReason::Malformed)?;
+        if key.term != volume.term && !self.skips_the_term_check() {
+            return Err(VoidReason::Term { volume: key.volume, current: volume.term });
+        }
+        if key.seq == volume.last_seq.next() {
+            return Ok(Standing::New);
+        }
+        if let Some(known) = volume.layer(key.term, key.seq) {
+            return if known.digest == entry.digest { Ok(Standing::Done) } else { Err(VoidReason::DuplicateDiffers(key)) };
+        }
+        if key.term == volume.term && self.skips_the_seq_check() {
+            return Ok(Standing::New);
+        }
+        Err(match kind {
+            LayerKind::Point => VoidReason::PointOverGap { volume: key.volume, last: volume.last_seq },
+            LayerKind::Fuzzy => VoidReason::Seq { volume: key.volume, last: volume.last_seq },
+        })
+    }
+
+    fn judge_heartbeat(&self, heartbeat: &Heartbeat) -> Result<(), VoidReason> {
+        if heartbeat.members.is_empty() {
+            return Err(VoidReason::Malformed(Malformed::NoMembers));
+        }
+        let volumes: BTreeSet<VolumeId> = heartbeat.members.iter().map(|(v, _)| *v).collect();
+        if volumes.len() != heartbeat.members.len() {
+            return Err(VoidReason::Malformed(Malformed::Twice));
+        }
+        for &(id, term) in &heartbeat.members {
+            let volume = self.volumes.get(&id).ok_or(VoidReason::UnknownVolume(id))?;
+            if volume.term != term {
+                return Err(VoidReason::HeartbeatTerm(id));
+            }
+            let above = volume.last_layer().is_some_and(|l| l.slot > heartbeat.position.slot);
+            if above || !self.holds(&heartbeat.position) {
+                return Err(VoidReason::HeartbeatPosition(id));
+            }
+        }
+        Ok(())
+    }
+
+    fn judge_pin(&self, pin: &Pin) -> Result<(), VoidReason> {
+        if pin.reason.len() > Pin::REASON_BYTES_MAX {
+            return Err(VoidReason::Malformed(Malformed::Reason));
+        }
+        if !self.points.contains_key(&pin.point) {
+            return Err(VoidReason::NoSuchPoint(pin.point));
+        }
+        Ok(())
+    }
+
+    fn judge_prune(&self, slot: Slot, prune: &Prune) -> Result<(), VoidReason> {
+        if prune.looked >= slot {
+            return Err(VoidReason::Malformed(Malformed::LookedAhead));
+        }
+        if let Some(changed) = self.roots_changed
+            && changed > prune.looked
+        {
+            return Err(VoidReason::PruneOvertaken(changed));
+        }
+        let points: BTreeSet<Slot> = prune.points.iter().copied().collect();
+        let layers: BTreeSet<LayerKey> = prune.parts.iter().map(|p| p.layer).collect();
+        if points.len() != prune.points.len() || layers.len() != prune.parts.len() {
+            return Err(VoidReason::Malformed(Malformed::Twice));
+        }
+        if points.is_empty() && layers.is_empty() {
+            return Err(VoidReason::Malformed(Malformed::NoMembers));
+        }
+        if let Some(point) = prune.points.iter().copied().find(|p| !self.points.contains_key(p)) {
+            return Err(VoidReason::NoSuchPoint(point));
+        }
+        if let Some(point) = self.not_prunable(&prune.policy, &prune.points) {
+            return Err(VoidReason::NotPrunable(point));
+        }
+        for pruned in &prune.parts {
+            if !pruned.parts.windows(2).all(|w| w[0] < w[1]) {
+                return Err(VoidReason::Malformed(Malformed::Twice));
+            }
+            let known = self
+                .layer(&pruned.layer)
+                .filter(|l| l.slot <= prune.looked && pruned.parts.iter().all(|p| *p < l.part_count && !l.pruned.contains(p)));
+            if known.is_none() || !self.may_prune_layer(&pruned.layer, &points) {
+                return Err(VoidReason::PruneLive(pruned.layer));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the ledger's own knowledge lets parts of a layer go once the points in `without` are gone: the newest layer of
+    /// a volume, and a layer that a retained point names as a member, stay whatever the index says. Necessary, not enough:
+    /// which part still holds the newest content of a granule, at the head or at a retained point, only the index knows.
+    pub fn may_prune_layer(&self, key: &LayerKey, without: &BTreeSet<Slot>) -> bool {
+        let Some(volume) = self.volumes.get(&key.volume) else { return false };
+        let Some(layer) = volume.layer(key.term, key.seq) else { return false };
+        let newest = volume.last_layer().is_some_and(|l| l.slot == layer.slot);
+        let member = layer.kind == LayerKind::Point && self.points.contains_key(&layer.slot) && !without.contains(&layer.slot);
+        !newest && !member
+    }
+
+    fn admit(&mut self, record: &Record) {
+        let slot = record.slot;
+        match &record.body {
+            Body::Claim(claim) => self.admit_claim(slot, claim),
+            Body::Layers(layers) => self.admit_layers(slot, &record.stamp, layers),
+            Body::Heartbeat(heartbeat) => {
+                self.advance_time(&record.stamp);
+                for (id, _) in &heartbeat.members {
+                    if let Some(volume) = self.volumes.get_mut(id) {
+                        volume.quiet = Some((slot, heartbeat.t));
+                    }
+                }
+            }
+            Body::Pin(pin) => {
+                if let Some(point) = self.points.get_mut(&pin.point) {
+                    point.pins.insert(slot, pin.reason.clone());
+                }
+                self.roots_changed = Some(slot);
+            }
+            Body::Unpin(unpin) => {
+                if let Some(point) = self.pinned_point(unpin.pin).and_then(|p| self.points.get_mut(&p)) {
+                    point.pins.remove(&unpin.pin);
+                }
+                self.roots_changed = Some(slot);
+            }
+            Body::Prune(prune) => self.admit_prune(slot, prune),
+            Body::TornVoid(_) => unreachable!("a torn slot is always void"),
+        }
+    }
+
+    fn admit_claim(&mut self, slot: Slot, claim: &Claim) {
+        let volume = self.volumes.entry(claim.volume.id).or_insert_with(|| VolumeState {
+            meta: claim.volume.clone(),
+            source: claim.source.clone(),
+            term: Term(slot.0),
+            last_seq: Seq(0),
+            layers: BTreeMap::new(),
+            slots: BTreeMap::new(),
+            unreadable: RegionSet::new(),
+            quiet: None,
+        });
+        volume.meta = claim.volume.clone();
+        volume.source = claim.source.clone();
+        volume.term = Term(slot.0);
+        volume.last_seq = Seq(0);
+        volume.quiet = None;
+    }
+
+    fn admit_layers(&mut self, slot: Slot, stamp: &Stamp, layers: &Layers) {
+        self.advance_time(stamp);
+        let mut members = Vec::new();
+        for entry in &layers.members {
+            let Some(volume) = self.volumes.get_mut(&entry.key.volume) else { continue };
+            if volume.layer(entry.key.term, entry.key.seq).is_some() {
+                continue;
+            }
+            volume.admit_layer(slot, layers.kind, entry);
+            members.push(PointMember {
+                key: entry.key,
+                digest: entry.digest,
+                volume_bytes: entry.volume_bytes,
+                layer_bytes: layer_bytes(entry),
+                degraded: !volume.unreadable.is_empty(),
+            });
+        }
+        if layers.kind == LayerKind::Point && !members.is_empty() {
+            members.sort_by_key(|m| m.key.volume);
+            let point = Point {
+                slot,
+                epoch: layers.epoch,
+                degraded: members.iter().any(|m| m.degraded),
+                members,
+                time_ms: self.time_ms,
+                published_wall_ms: stamp.wall_ms,
+                pins: BTreeMap::new(),
+            };
+            self.points.insert(slot, point);
+        }
+    }
+
+    fn admit_prune(&mut self, slot: Slot, prune: &Prune) {
+        for point in &prune.points {
+            self.points.remove(point);
+        }
+        for pruned in &prune.parts {
+            let volume = self.volumes.get_mut(&pruned.layer.volume);
+            if let Some(layer) = volume.and_then(|v| v.layer_mut(pruned.layer.term, pruned.layer.seq)) {
+                layer.pruned.extend(&pruned.parts);
+            }
+        }
+        self.roots_changed = Some(slot);
+    }
+
+    fn pinned_point(&self, pin: Slot) -> Option<Slot> {
+        self.points.values().find(|p| p.pins.contains_key(&pin)).map(|p| p.slot)
+    }
+
+    /// Ledger time: of one writer, its monotonic clock; between writers, the difference of their stamps within 0 to 2 hours.
+    fn advance_time(&mut self, stamp: &Stamp) {
+        let mut next = *stamp;
+        if let Some(last) = self.last_stamp {
+            let step_ms = if last.writer == stamp.writer {
+                next.mono_ms = stamp.mono_ms.max(last.mono_ms);
+                next.mono_ms - last.mono_ms
+            } else {
+                stamp.wall_ms.saturating_sub(last.wall_ms).clamp(0, FOREIGN_STEP_MS_MAX) as u64
+            };
+            self.time_ms = self.time_ms.saturating_add(step_ms);
+        }
+        self.last_stamp = Some(next);
+    }
+
+    #[cfg(any(test, feature = "mutations"))]
+    fn skips_the_term_check(&self) -> bool {
+        self.mutations.staged_data_carried_across_a_term
+    }
+
+    #[cfg(not(any(test, feature = "mutations")))]
+    fn skips_the_term_check(&self) -> bool {
+        false
+    }
+
+    #[cfg(any(test, feature = "mutations"))]
+    fn skips_the_seq_check(&self) -> bool {
+        self.mutations.a_layer_retried_at_a_later_slot
+    }
+
+    #[cfg(not(any(test, feature = "mutations")))]
+    fn skips_the_seq_check(&self) -> bool {
+        false
+    }
+}
+
+/// How a layer stands to what was accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    New,
+    Done,
+}
+
+fn same_shape(a: &Geometry, b: &Geometry) -> bool {
+    a.granule_bytes() == b.granule_bytes() && a.region_bytes() == b.region_bytes()
+}
+
+/// The same shape with another size.
+fn resized(shape: &Geometry, volume_bytes: u64) -> Option<Geometry> {
+    let granule_shift = shape.granule_bytes().trailing_zeros() as u8;
+    let region_granules_shift = shape.region_granules().trailing_zeros() as u8;
+    Geometry::with_shape(volume_bytes, granule_shift, region_granules_shift).ok()
+}
+
+fn layer_bytes(entry: &LayerEntry) -> u64 {
+    entry.parts.iter().fold(0, |sum, p| sum.saturating_add(p.bytes))
+}
+
+fn check_entry(known: &Geometry, entry: &LayerEntry) -> Result<(), Malformed> {
+    if entry.key.seq == Seq(0) {
+        return Err(Malformed::SeqZero);
+    }
+    let grown = resized(known, entry.volume_bytes).filter(|g| g.volume_bytes() >= known.volume_bytes());
+    let geometry = grown.ok_or(Malformed::VolumeBytes)?;
+    if entry.regions.last().is_some_and(|r| r.0 >= geometry.region_count()) {
+        return Err(Malformed::Region);
+    }
+    let mut stray = entry.unreadable_regions.clone();
+    stray.subtract(&entry.regions);
+    if stray.is_empty() { Ok(()) } else { Err(Malformed::Region) }
+}
+
+impl VolumeState {
+    /// What the newest accepted claim said, with the size grown to the newest layer's.
+    pub fn meta(&self) -> &VolumeMeta {
+        &self.meta
+    }
+
+    /// Who made the newest accepted claim.
+    pub fn source(&self) -> &Name {
+        &self.source
+    }
+
+    /// The slot of the newest accepted claim.
+    pub fn term(&self) -> Term {
+        self.term
+    }
+
+    /// The last accepted sequence number of that term; 0 when there is none.
+    pub fn last_seq(&self) -> Seq {
+        self.last_seq
+    }
+
+    /// The key that the next layer must have.
+    pub fn next_key(&self) -> LayerKey {
+        LayerKey { volume: self.meta.id, term: self.term, seq: self.last_seq.next() }
+    }
+
+    /// The newest accepted layer of any term.
+    pub fn last_layer(&self) -> Option<&LayerFact> {
+        self.layers.values().next_back()
+    }
+
+    /// Whether a point is due even if nothing is dirty: the newest layer is not part of one.
+    pub fn ends_fuzzy(&self) -> bool {
+        self.last_layer().is_some_and(|l| l.kind == LayerKind::Fuzzy)
+    }
+
+    /// The accepted layers above a slot (`None`: all), oldest first.
+    pub fn layers_above(&self, above: Option<Slot>) -> impl DoubleEndedIterator<Item = &LayerFact> {
+        let from = above.map_or(std::ops::Bound::Unbounded, std::ops::Bound::Excluded);
+        self.layers.range((from, std::ops::Bound::Unbounded)).map(|(_, l)| l)
+    }
+
+    /// An accepted layer.
+    pub fn layer(&self, term: Term, seq: Seq) -> Option<&LayerFact> {
+        self.layers.get(self.slots.get(&(term, seq))?)
+    }
+
+    fn layer_mut(&mut self, term: Term, seq: Seq) -> Option<&mut LayerFact> {
+        self.layers.get_mut(self.slots.get(&(term, seq))?)
+    }
+
+    /// Regions in which the head image may hold an unreadable run.
+    pub fn unreadable(&self) -> &RegionSet {
+        &self.unreadable
+    }
+
+    /// The newest heartbeat under this term with no layer after it: its slot, and up to when nothing had changed.
+    pub fn quiet(&self) -> Option<(Slot, CutTime)> {
+        self.quiet
+    }
+
+    /// What a new layer's entry must name as `unreadable_regions` when its writer has no index to ask: the regions it touches
+    /// that were unreadable and are not rewritten in full, and those in which it has unreadable runs itself.
+    pub fn unreadable_after(&self, regions: &RegionSet, rewritten_whole: &RegionSet, unreadable: &RegionSet) -> RegionSet {
+        let mut elsewhere = self.unreadable.clone();
+        elsewhere.subtract(regions);
+        let mut after = self.unreadable.clone();
+        after.subtract(&elsewhere);
+        after.subtract(rewritten_whole);
+        after.union_with(unreadable);
+        after
+    }
+
+    fn admit_layer(&mut self, slot: Slot, kind: LayerKind, entry: &LayerEntry) {
+        self.last_seq = self.last_seq.max(entry.key.seq);
+        self.slots.insert((entry.key.term, entry.key.seq), slot);
+        self.layers.insert(
+            slot,
+            LayerFact {
+                key: entry.key,
+                slot,
+                kind,
+                digest: entry.digest,
+                part_count: entry.parts.len() as u32,
+                bytes: layer_bytes(entry),
+                ranges: entry.regions.ranges().collect(),
+                pruned: BTreeSet::new(),
+            },
+        );
+        self.unreadable.subtract(&entry.regions);
+        self.unreadable.union_with(&entry.unreadable_regions);
+        self.quiet = None;
+        if let Some(geometry) = resized(&self.meta.geometry, entry.volume_bytes) {
+            self.meta.geometry = geometry;
+        }
+    }
+}
+
+impl LayerFact {
+    /// The regions it touched, as ranges that do not touch each other.
+    pub fn ranges(&self) -> &[RegionRange] {
+        &self.ranges
+    }
+
+    /// The regions it touched.
+    pub fn regions(&self) -> RegionSet {
+        let mut set = RegionSet::new();
+        self.ranges.iter().for_each(|r| set.insert_range(*r));
+        set
+    }
+
+    /// Whether it touched a region.
+    pub fn touches(&self, region: RegionIndex) -> bool {
+        let i = self.ranges.partition_point(|r| r.start <= region);
+        i > 0 && region.0 - self.ranges[i - 1].start.0 < self.ranges[i - 1].count
+    }
+
+    /// The parts that an accepted prune gave up.
+    pub fn pruned(&self) -> &BTreeSet<u32> {
+        &self.pruned
+    }
+}
+
+const CACHE_MAGIC: [u8; 8] = *b"FSLSTAT1";
+
+impl State {
+    /// The state as bytes, for a local cache: the same state gives the same bytes.
+    pub fn to_cache(&self) -> Vec<u8> {
+        let mut bytes = CACHE_MAGIC.to_vec();
+        bytes.extend_from_slice(&to_postcard(self));
+        let digest = blake3::hash(&bytes);
+        bytes.extend_from_slice(digest.as_bytes());
+        bytes
+    }
+
+    /// Reads a cached state. It is worth no more than its [`State::position`]: use it only if the ledger's record in that slot
+    /// has that digest, and if the cache is one that this process or its like wrote.
+    ///
+    /// # Errors
+    /// When it is damaged or of another version.
+    pub fn from_cache(bytes: &[u8]) -> Result<Self, CacheError> {
+        let content = bytes.len().checked_sub(32).ok_or(CacheError::Magic)?;
+        let (content, tail) = bytes.split_at(content);
+        let body = content.strip_prefix(&CACHE_MAGIC).ok_or(CacheError::Magic)?;
+        if blake3::hash(content).as_bytes() != tail {
+            return Err(CacheError::Damaged);
+        }
+        match postcard::take_from_bytes(body) {
+            Ok((state, [])) => Ok(state),
+            _ => Err(CacheError::Damaged),
+        }
+    }
+}
