@@ -10,10 +10,29 @@ use crate::{ByteExtent, ByteOffset, GranuleIndex, GranuleRun, RegionIndex, Regio
 /// Real volumes use 4 KiB granules and 4 MiB regions ([`Geometry::new`]). Tests and the simulator use smaller ones
 /// ([`Geometry::with_shape`]), so that a whole volume fits a screen. The last granule may be short.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Fields", into = "Fields")]
 pub struct Geometry {
     volume_bytes: u64,
     granule_shift: u8,
     region_shift: u8,
+}
+
+/// As encoded: (volume bytes, log2 of a granule's bytes, log2 of a region's bytes). Checked like a new geometry.
+type Fields = (u64, u8, u8);
+
+impl From<Geometry> for Fields {
+    fn from(g: Geometry) -> Self {
+        (g.volume_bytes, g.granule_shift, g.region_shift)
+    }
+}
+
+impl TryFrom<Fields> for Geometry {
+    type Error = GeometryError;
+
+    fn try_from((volume_bytes, granule_shift, region_shift): Fields) -> Result<Self, GeometryError> {
+        let granules = region_shift.checked_sub(granule_shift).ok_or(GeometryError::Shape(region_shift))?;
+        Self::with_shape(volume_bytes, granule_shift, granules)
+    }
 }
 
 /// Why a volume cannot have a geometry.
@@ -159,6 +178,15 @@ impl Geometry {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_hostile_geometry_is_refused() {
+        for bad in [(0, 12, 22), (1 << 30, 200, 210), (1 << 30, 12, 11), (1 << 30, 12, 24), (u64::MAX, 12, 22)] {
+            assert!(Geometry::try_from(bad).is_err(), "{bad:?}");
+        }
+        let good = Geometry::new(5000).expect("valid");
+        assert_eq!(Geometry::try_from(Fields::from(good)), Ok(good));
+    }
 
     #[test]
     fn a_short_last_granule_and_region_are_counted_and_cut() {
