@@ -1,1 +1,353 @@
-//! Under construction.
+//! Real processes on loopback: a receiver and a daemon in a temporary directory, killed and started at will.
+//!
+//! Tests wait for conditions with a generous deadline, never for time. Every child is ended by its own handle.
+
+pub mod verify;
+
+use std::fs::File;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// How long a condition may take before a test gives up. Long, since the machine may be slow; passing tests never see it.
+pub const PATIENCE: Duration = Duration::from_secs(180);
+
+/// The folder in which cargo put the binaries.
+///
+/// # Panics
+/// When the test does not run from a cargo target directory.
+pub fn bin_dir() -> PathBuf {
+    let exe = std::env::current_exe().expect("a process knows its file");
+    let dir = exe.parent().expect("a file has a folder");
+    if dir.ends_with("deps") { dir.parent().expect("deps has a parent").to_owned() } else { dir.to_owned() }
+}
+
+/// One of our programs.
+///
+/// # Panics
+/// When it has not been built.
+pub fn program(name: &str) -> Command {
+    let path = bin_dir().join(name);
+    assert!(path.exists(), "{} is not built; run the tests through `cargo run --release -p xtask -- test`", path.display());
+    Command::new(path)
+}
+
+/// A tool of the system, with its sbin folders searched.
+pub fn tool(name: &str) -> Command {
+    let mut command = Command::new(name);
+    let path = std::env::var("PATH").unwrap_or_default();
+    command.env("PATH", format!("{path}:/usr/local/sbin:/usr/sbin:/sbin"));
+    command
+}
+
+/// Runs a command that must succeed.
+///
+/// # Panics
+/// With its whole output when it does not.
+pub fn run(command: &mut Command) -> Output {
+    let output = command.stdin(Stdio::null()).output().unwrap_or_else(|e| panic!("{command:?} does not start: {e}"));
+    assert!(
+        output.status.success(),
+        "{command:?}: {}\n{}\n{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    output
+}
+
+/// Waits until `condition` gives something.
+///
+/// # Panics
+/// When it does not within [`PATIENCE`].
+pub fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(value) = condition() {
+            return value;
+        }
+        assert!(Instant::now() < deadline, "gave up waiting for {what}");
+        std::thread::park_timeout(Duration::from_millis(25));
+    }
+}
+
+/// A child process that does not outlive its owner.
+#[derive(Debug)]
+pub struct Process {
+    child: Child,
+    name: &'static str,
+}
+
+impl Process {
+    /// `kill -9`, and wait until it is gone.
+    pub fn kill(mut self) {
+        self.child.kill().expect("our own child");
+        self.child.wait().expect("our own child");
+    }
+
+    /// SIGTERM, and wait for a clean end.
+    ///
+    /// # Panics
+    /// When it ends in any other way.
+    pub fn stop(mut self) {
+        self.signal(libc::SIGTERM);
+        let status = wait_for("a clean stop", || self.child.try_wait().expect("our own child"));
+        assert!(status.success(), "{} ended with {status} (signal {:?})", self.name, status.signal());
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: i32) {
+        let signal = nix::sys::signal::Signal::try_from(signal).expect("a signal");
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.child.id() as i32), signal).expect("our own child");
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Resident memory in KiB.
+    ///
+    /// # Panics
+    /// When it is gone.
+    pub fn rss_kib(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");
+        let line = status.lines().find(|l| l.starts_with("VmRSS:")).expect("a process has VmRSS");
+        line.split_whitespace().nth(1).expect("a number").parse().expect("a number")
+    }
+
+    /// Whether it still runs.
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().expect("our own child").is_none()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A volume of the site: its backing is a sparse file.
+#[derive(Clone, Debug)]
+pub struct VolumeSpec {
+    /// Name.
+    pub name: String,
+    /// Bytes.
+    pub bytes: u64,
+    /// Group.
+    pub group: String,
+}
+
+/// A protected host and its gateway, in one temporary directory.
+#[derive(Debug)]
+pub struct Site {
+    /// The directory.
+    pub dir: TempDir,
+    /// The daemon while it runs.
+    pub daemon: Option<Process>,
+    /// The receiver while it runs.
+    pub receiver: Option<Process>,
+    volumes: Vec<VolumeSpec>,
+}
+
+impl Site {
+    /// Writes the configuration; starts nothing.
+    pub fn new(volumes: &[VolumeSpec], epoch: &str, keep: u32) -> Self {
+        let dir = tempfile::Builder::new().prefix("farside-test-").tempdir().expect("a temporary directory");
+        let at = dir.path();
+        let port = std::net::UdpSocket::bind("127.0.0.1:0").and_then(|s| s.local_addr()).expect("a free port").port();
+        std::fs::create_dir_all(at.join("gateway")).expect("mkdir");
+        std::fs::create_dir_all(at.join("host")).expect("mkdir");
+        let receiver = format!(
+            "[receiver]\nlisten = \"127.0.0.1:{port}\"\nstore = \"{0}/gateway/store\"\nstate_dir = \"{0}/gateway/state\"\n\
+             api_socket = \"{0}/gateway/api.sock\"\n",
+            at.display()
+        );
+        std::fs::write(at.join("gateway/receiver.toml"), receiver).expect("write");
+        let mut source = format!(
+            "[source]\nname = \"host1\"\nstate_dir = \"{0}/host/state\"\napi_socket = \"{0}/host/api.sock\"\n",
+            at.display()
+        );
+        let mut groups: Vec<&str> = volumes.iter().map(|v| v.group.as_str()).collect();
+        groups.sort_unstable();
+        groups.dedup();
+        for group in groups {
+            source += &format!("[[group]]\nname = \"{group}\"\nepoch_interval = \"{epoch}\"\nkeep = {keep}\n");
+        }
+        for v in volumes {
+            let backing = at.join("host").join(format!("{}.img", v.name));
+            File::create(&backing).and_then(|f| f.set_len(v.bytes)).expect("a sparse file");
+            source += &format!(
+                "[[volume]]\nname = \"{}\"\ngroup = \"{}\"\nbacking = \"{}\"\ntap = \"nbd:unix:{}\"\n",
+                v.name,
+                v.group,
+                backing.display(),
+                at.join("host").join(format!("{}.nbd", v.name)).display()
+            );
+        }
+        std::fs::write(at.join("host/farsided.toml"), source).expect("write");
+        Self { dir, daemon: None, receiver: None, volumes: volumes.to_vec() }
+    }
+
+    /// One volume `data` in the group `default`, both daemons up, paired.
+    pub fn with_volume(bytes: u64, epoch: &str, keep: u32) -> Self {
+        let spec = VolumeSpec { name: "data".into(), bytes, group: "default".into() };
+        let mut site = Self::new(&[spec], epoch, keep);
+        site.start_all();
+        site
+    }
+
+    /// Starts both and pairs them.
+    pub fn start_all(&mut self) {
+        self.start_receiver();
+        self.start_daemon();
+        self.pair();
+    }
+
+    /// A file below the directory.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// The backing file of a volume.
+    pub fn backing(&self, volume: &str) -> PathBuf {
+        self.path("host").join(format!("{volume}.img"))
+    }
+
+    /// The tap socket of a volume.
+    pub fn tap(&self, volume: &str) -> PathBuf {
+        self.path("host").join(format!("{volume}.nbd"))
+    }
+
+    /// The store's directory.
+    pub fn store(&self) -> PathBuf {
+        self.path("gateway/store")
+    }
+
+    /// Starts the receiver and waits for its socket to answer.
+    pub fn start_receiver(&mut self) {
+        let child = self.spawn("farside-receiver", &["run", "--config"], "gateway/receiver.toml", "receiver.log");
+        self.receiver = Some(Process { child, name: "farside-receiver" });
+        let socket = self.path("gateway/api.sock");
+        let process = self.receiver.as_mut().expect("just started");
+        wait_for("the receiver's socket", || {
+            assert!(process.is_running(), "the receiver ended: {}", tail(&self.dir.path().join("receiver.log")));
+            std::os::unix::net::UnixStream::connect(&socket).ok()
+        });
+    }
+
+    /// Starts the daemon and waits until every tap takes connections.
+    pub fn start_daemon(&mut self) {
+        let child = self.spawn("farsided", &["--config"], "host/farsided.toml", "daemon.log");
+        self.daemon = Some(Process { child, name: "farsided" });
+        let sockets: Vec<PathBuf> =
+            self.volumes.iter().map(|v| self.tap(&v.name)).chain([self.path("host/api.sock")]).collect();
+        let process = self.daemon.as_mut().expect("just started");
+        for socket in sockets {
+            wait_for("the daemon's sockets", || {
+                assert!(process.is_running(), "the daemon ended: {}", tail(&self.dir.path().join("daemon.log")));
+                std::os::unix::net::UnixStream::connect(&socket).ok()
+            });
+        }
+    }
+
+    fn spawn(&self, name: &str, args: &[&str], config: &str, log: &str) -> Child {
+        let log = File::options().create(true).append(true).open(self.path(log)).expect("a log file");
+        program(name)
+            .args(args)
+            .arg(self.path(config))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a file"))
+            .stderr(log)
+            .spawn()
+            .expect("our own program starts")
+    }
+
+    /// A token from the receiver, given to the daemon.
+    pub fn pair(&self) {
+        let output = run(program("farside-receiver").args(["token", "--config"]).arg(self.path("gateway/receiver.toml")));
+        let token = String::from_utf8(output.stdout).expect("text").trim().to_owned();
+        run(self.farside().args(["pair", &token]));
+    }
+
+    /// `farside`, speaking to the daemon.
+    pub fn farside(&self) -> Command {
+        let mut command = program("farside");
+        command.arg("--socket").arg(self.path("host/api.sock"));
+        command
+    }
+
+    /// `farside status --json`.
+    pub fn status(&self) -> Value {
+        let output = run(self.farside().args(["status", "--json"]));
+        serde_json::from_slice(&output.stdout).expect("JSON")
+    }
+
+    /// The status of one volume.
+    ///
+    /// # Panics
+    /// When there is none of that name.
+    pub fn volume_status(&self, volume: &str) -> Value {
+        let status = self.status();
+        let groups = status["groups"].as_array().expect("groups").clone();
+        let found = groups.iter().flat_map(|g| g["volumes"].as_array().expect("volumes")).find(|v| v["name"] == volume);
+        found.unwrap_or_else(|| panic!("no volume {volume} in {status}")).clone()
+    }
+
+    /// Waits until every volume streams, nothing is dirty and everything is published.
+    pub fn wait_quiet(&self) {
+        wait_for("everything to be published", || {
+            let status = self.status();
+            let groups = status["groups"].as_array()?;
+            let quiet = groups.iter().all(|g| {
+                g["backlog_bytes"] == 0
+                    && g["layers_unpublished"] == 0
+                    && g["last_point"].is_object()
+                    && g["volumes"]
+                        .as_array()
+                        .is_some_and(|v| v.iter().all(|v| v["state"]["state"] == "streaming" && v["dirty_bytes"] == 0))
+            });
+            (quiet && !groups.is_empty()).then_some(())
+        });
+    }
+
+    /// `farside point list VOLUME --store … --json`, oldest first.
+    pub fn points(&self, of: &str) -> Vec<Value> {
+        let output = run(program("farside").args(["point", "list", of, "--json", "--store"]).arg(self.store()));
+        let value: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        let mut points = value.as_array().cloned().or_else(|| value["points"].as_array().cloned()).expect("a list of points");
+        points.sort_by_key(slot_of);
+        points
+    }
+
+    /// Restores a point of a volume from the store into a file.
+    pub fn restore(&self, volume: &str, point: &str, to: &Path) {
+        let mut command = program("farside");
+        command.args(["restore", volume, "--point", point, "--store"]).arg(self.store()).arg("--to").arg(to);
+        run(&mut command);
+    }
+
+    /// `farside store check`, which must find nothing.
+    pub fn check_store(&self) {
+        run(program("farside").args(["store", "check"]).arg(self.store()));
+    }
+}
+
+/// The ledger slot of a listed point.
+pub fn slot_of(point: &Value) -> u64 {
+    let id = point["id"].as_str().expect("a point has an id");
+    id.split('-').next().expect("an id has a slot").parse().expect("a number")
+}
+
+/// The end of a log, for a failure's message.
+pub fn tail(log: &Path) -> String {
+    let text = std::fs::read_to_string(log).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(30)..].join("\n")
+}
