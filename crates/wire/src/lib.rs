@@ -1,1 +1,32 @@
-//! Under construction.
+//! What a source and a receiver say to each other: messages, versions, and the bytes of both.
+//!
+//! Owns [`SourceMessage`], [`ReceiverMessage`], the frame they travel in ([`encode`], [`FrameReader`]) and the header that
+//! opens every part's own stream ([`PartHeader`]). `docs/formats/wire.md` is the same in prose.
+//!
+//! Invariants:
+//! - A frame is never longer than [`FRAME_BYTES_MAX`], and a decoder never allocates for a peer more than a small multiple
+//!   of the bytes that have arrived.
+//! - What is not known is refused by name: a version, a message, a flag. Nothing is guessed.
+//!
+//! Deliberately not here: connections, order of messages, what any of it means (`replication`), the bytes of a part (`layer`).
+
+mod codec;
+mod messages;
+mod part;
+mod points;
+
+#[cfg(test)]
+mod tests;
+
+pub use codec::{
+    DecodeError, EncodeError, FRAME_BYTES_MAX, FRAME_HEADER_BYTES, Features, FrameReader, Message, VERSION_MAX, VERSION_MIN,
+    VersionRange, decode_payload, encode, encode_payload,
+};
+pub use messages::{
+    ClaimOutcome, ClaimRequest, ClaimVerdict, Credit, CurrentVolume, DIGEST_GRANULES_MAX, DigestAnswer, DigestQuery, DigestRun,
+    EndMember, EpochEnd, InstanceId, LayerBegin, LayerFate, LedgerLayer, LedgerSlice, Lost, NewestPoint, Notice, Published,
+    ReadLedger, ReceiverHello, ReceiverMessage, Refusal, RefusalCode, RequestId, ResumeAnswer, ResumeQuery, ResumedLayer,
+    SaidEnd, SourceHello, SourceMessage, Staged, TEXT_BYTES_MAX, Void,
+};
+pub use part::{PART_HEADER_BYTES, PartHeader, PartHeaderError};
+pub use points::{PointAnswer, PointInfo, PointMemberInfo, PointPage, PointQuery, PointQueryKind};

@@ -1,0 +1,83 @@
+//! Questions about recovery points, asked by a source's API for its users and answered by the receiver from its store.
+
+use farside_ledger::EpochInfo;
+use farside_region::{LayerKey, Name, RecordDigest, Slot, VolumeId};
+use serde::{Deserialize, Serialize};
+
+use crate::RequestId;
+
+/// Asks about points of the group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PointQuery {
+    /// Comes back in the answer.
+    pub id: RequestId,
+    /// What.
+    pub kind: PointQueryKind,
+}
+
+/// What is asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PointQueryKind {
+    /// Newest first.
+    List {
+        /// Only points that hold this volume.
+        volume: Option<VolumeId>,
+        /// Only points below this slot: the next page.
+        below: Option<Slot>,
+        /// At most so many; the receiver may answer fewer.
+        limit: u32,
+    },
+    /// One point, and what became of it.
+    Show {
+        /// The slot of its record.
+        point: Slot,
+    },
+}
+
+/// The answer to a [`PointQuery`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PointAnswer {
+    /// Of the question.
+    pub id: RequestId,
+    /// One page; for `Show` at most one point.
+    pub page: PointPage,
+}
+
+/// One page of points, newest first.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PointPage {
+    /// The points.
+    pub points: Vec<PointInfo>,
+    /// Whether there are older ones.
+    pub more: bool,
+}
+
+/// A recovery point as people see it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PointInfo {
+    /// The slot of its record.
+    pub slot: Slot,
+    /// The digest of its record.
+    pub digest: RecordDigest,
+    /// When it was cut, as an interval of the source's CLOCK_MONOTONIC.
+    pub epoch: EpochInfo,
+    /// When it was published, in the ledger's time.
+    pub ledger_time_ms: u64,
+    /// Held by a pin.
+    pub pinned: bool,
+    /// The volumes it holds.
+    pub members: Vec<PointMemberInfo>,
+}
+
+/// One volume of a point.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PointMemberInfo {
+    /// The volume's name.
+    pub name: Name,
+    /// The layer that made it a member.
+    pub layer: LayerKey,
+    /// Size of the volume in the point.
+    pub volume_bytes: u64,
+    /// Number of regions that hold an unreadable run; 0 = not degraded.
+    pub unreadable_regions: u64,
+}
