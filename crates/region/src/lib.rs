@@ -6,6 +6,7 @@
 
 mod geometry;
 mod ids;
+pub mod intent;
 pub mod mutation;
 mod sets;
 

@@ -392,8 +392,7 @@ impl GranuleSet {
     /// Whether that granule is in it.
     pub fn contains(&self, geometry: &Geometry, granule: GranuleIndex) -> bool {
         let region = geometry.region_of(granule);
-        self.whole.contains(region)
-            || self.masks.get(&region).is_some_and(|m| m.contains(geometry.granule_in_region(granule)))
+        self.whole.contains(region) || self.masks.get(&region).is_some_and(|m| m.contains(geometry.granule_in_region(granule)))
     }
 
     /// The regions it touches.
