@@ -1,1 +1,27 @@
-//! Under construction.
+//! Everything that touches a disk: aligned buffers, the io_uring engine, devices opened through their one door, process
+//! settings, and [`BlockQueue`], the shape in which a tap sees a volume.
+//!
+//! Invariants: a buffer that the kernel may write is owned by the [`Ring`] and by nobody else until its completion; a device
+//! is used through one open file description that carries its lock ([`FileDevice`]); direct I/O always. This is the one
+//! library that may contain `unsafe`. What it does not know: regions, epochs, replication, NBD.
+
+#![allow(unsafe_code)]
+
+mod buffer;
+mod device;
+mod door;
+mod engine;
+mod mem;
+pub mod process;
+mod queue;
+mod ring;
+mod waker;
+
+pub use buffer::{BUFFER_ALIGN, Buffer, BufferPool, Gather};
+pub use device::{DeviceError, DeviceKind, FileDevice, OpenOptions};
+pub use engine::{DeviceDone, DeviceEngine, DeviceOp};
+pub use mem::MemQueue;
+pub use nix::errno::Errno;
+pub use queue::{BlockQueue, Done, Extent, ExtentKind, Op, PlainQueue, QueueInfo, Request, RequestId};
+pub use ring::{Completion, Fallocate, Owner, Ring, RingError, SharedFd, Tag};
+pub use waker::Waker;

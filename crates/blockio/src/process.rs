@@ -1,0 +1,109 @@
+//! Settings of the whole process that keep a block server alive under memory pressure, and the two clocks of a boot.
+//!
+//! Each setting may lack privilege; then its error says what that costs and what grants it. The caller warns and goes on.
+
+use std::io;
+
+use farside_region::BootId;
+use nix::errno::Errno;
+use thiserror::Error;
+
+/// A setting that could not be made. The process works without it, with the stated cost.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum SettingError {
+    /// Memory stays swappable.
+    #[error(
+        "memory is not locked ({source}): under memory pressure a host write may wait for swap. \
+         Grant CAP_IPC_LOCK or raise the limit (systemd: LimitMEMLOCK=infinity)"
+    )]
+    LockMemory {
+        /// What mlockall said.
+        #[source]
+        source: io::Error,
+    },
+    /// Allocations by this process may wait for I/O that it serves itself.
+    #[error(
+        "PR_SET_IO_FLUSHER is not set ({source}): memory reclaim may wait for I/O that this process itself must do. \
+         Grant CAP_SYS_RESOURCE (systemd: AmbientCapabilities=CAP_SYS_RESOURCE)"
+    )]
+    IoFlusher {
+        /// What prctl said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Keeps every page that is touched from now on in memory (`MCL_ONFAULT`: untouched ones cost nothing).
+///
+/// # Errors
+/// [`SettingError::LockMemory`], with the remedy.
+pub fn lock_memory() -> Result<(), SettingError> {
+    // SAFETY: mlockall takes flags only and touches no memory of ours.
+    let rc = unsafe { libc::mlockall(libc::MCL_CURRENT | libc::MCL_FUTURE | libc::MCL_ONFAULT) };
+    if rc == 0 { Ok(()) } else { Err(SettingError::LockMemory { source: io::Error::last_os_error() }) }
+}
+
+/// Marks the calling thread, and every thread it starts later, as one that serves block I/O: call it before any thread starts.
+///
+/// # Errors
+/// [`SettingError::IoFlusher`], with the remedy.
+pub fn set_io_flusher() -> Result<(), SettingError> {
+    const PR_SET_IO_FLUSHER: libc::c_int = 57;
+    let (on, unused): (libc::c_ulong, libc::c_ulong) = (1, 0);
+    // SAFETY: this prctl takes integers only.
+    let rc = unsafe { libc::prctl(PR_SET_IO_FLUSHER, on, unused, unused, unused) };
+    if rc == 0 { Ok(()) } else { Err(SettingError::IoFlusher { source: io::Error::last_os_error() }) }
+}
+
+/// The kernel's random identity of this boot.
+///
+/// # Errors
+/// When `/proc` is not mounted or says something unexpected.
+pub fn boot_id() -> io::Result<BootId> {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+    parse_boot_id(text.trim()).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("boot_id is {text:?}")))
+}
+
+fn parse_boot_id(text: &str) -> Option<BootId> {
+    let digits: Vec<u8> =
+        text.bytes().filter(|&b| b != b'-').map(|b| (b as char).to_digit(16).map(|d| d as u8)).collect::<Option<_>>()?;
+    let mut bytes = [0; 16];
+    if digits.len() != 32 {
+        return None;
+    }
+    for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
+        *byte = pair[0] << 4 | pair[1];
+    }
+    Some(BootId(bytes))
+}
+
+/// `CLOCK_MONOTONIC` in nanoseconds: the clock that every process of this boot shares.
+pub fn monotonic_ns() -> u64 {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).expect("Linux has CLOCK_MONOTONIC");
+    now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64
+}
+
+/// The text of an errno without allocating: what a status line shows.
+pub fn errno_text(errno: Errno) -> &'static str {
+    errno.desc()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_boot_id_is_the_same_twice_and_the_clock_does_not_go_back() {
+        assert_eq!(boot_id().unwrap(), boot_id().unwrap());
+        let (a, b) = (monotonic_ns(), monotonic_ns());
+        assert!(0 < a && a <= b);
+    }
+
+    #[test]
+    fn a_boot_id_is_sixteen_bytes_of_hex() {
+        assert!(parse_boot_id("01234567-89ab-cdef-0123-456789abcdef").is_some());
+        assert!(parse_boot_id("01234567-89ab-cdef-0123-456789abcde").is_none());
+        assert!(parse_boot_id("g1234567-89ab-cdef-0123-456789abcdef").is_none());
+    }
+}
