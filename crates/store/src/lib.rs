@@ -1,1 +1,7 @@
-//! Under construction.
+//! wip
+mod backend;
+mod error;
+mod locks;
+pub use backend::*;
+pub use error::*;
+pub use locks::*;

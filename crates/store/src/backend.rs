@@ -1,0 +1,180 @@
+//! Where objects live: the one seam between the store's rules and a medium.
+//!
+//! Owns the contract that every medium keeps (tested by [`conformance`] in each of them). Invariant: an object is never
+//! changed after it was created; it exists wholly and durably, or not at all. What a backend does not know: ledgers,
+//! layers, groups, who may delete what.
+
+#[cfg(test)]
+pub(crate) mod conformance;
+mod dir;
+#[cfg(test)]
+pub(crate) mod faulty;
+
+use std::fmt;
+use std::path::Path;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::Thread;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use crate::error::{Result, StoreError};
+
+pub use dir::DirBackend;
+
+/// The name of an object: components of `a-z A-Z 0-9 . _ -`, none beginning with a dot, separated by `/`.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ObjectName(String);
+
+impl ObjectName {
+    /// Longest name, in bytes.
+    pub const BYTES_MAX: usize = 512;
+
+    /// A checked name.
+    ///
+    /// # Errors
+    /// [`StoreError::BadName`].
+    pub fn new(name: impl Into<String>) -> Result<Self> {
+        let name = name.into();
+        let fits = name.len() <= Self::BYTES_MAX
+            && name.split('/').all(|c| {
+                !c.is_empty()
+                    && c.len() <= 200
+                    && !c.starts_with('.')
+                    && c.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
+            });
+        if fits { Ok(Self(name)) } else { Err(StoreError::BadName(name.chars().take(80).collect())) }
+    }
+
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for ObjectName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for ObjectName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.0)
+    }
+}
+
+/// What became of a create.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Created {
+    /// It is there, durably, with our content.
+    New,
+    /// An object of that name was there before, durably. Perhaps an earlier try of ours: get it and compare.
+    AlreadyExists,
+}
+
+/// One object in a listing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// Its name.
+    pub name: ObjectName,
+    /// Its size.
+    pub bytes: u64,
+}
+
+/// Some of the objects under a prefix.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Page {
+    /// In the backend's own order, which `after` continues.
+    pub objects: Vec<Listed>,
+    /// Whether there are more.
+    pub more: bool,
+}
+
+/// A medium for objects.
+///
+/// Every error but [`StoreError::Full`], [`StoreError::ReadOnly`] and [`StoreError::Denied`] of a create is ambiguous: the
+/// object may be there, or come to be there later. Get it and compare. Futures may be driven by any executor: a backend
+/// whose client needs a runtime carries a handle to it.
+#[async_trait]
+pub trait Backend: Send + Sync + fmt::Debug {
+    /// Creates an object, wholly and durably, unless one of that name exists. In a race exactly one wins, and the others
+    /// hear [`Created::AlreadyExists`] only when the winner's object is durable.
+    async fn create(&self, name: &ObjectName, content: Bytes) -> Result<Created>;
+
+    /// Makes a finished, synced local file an object, as [`Backend::create`] would, without reading it where the medium
+    /// allows. The local file stays.
+    async fn adopt(&self, name: &ObjectName, file: &Path) -> Result<Created>;
+
+    /// The whole of an object that has at most `bytes_max` bytes; `None` if there is none.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`] when it is larger.
+    async fn get(&self, name: &ObjectName, bytes_max: u64) -> Result<Option<Bytes>>;
+
+    /// `len` bytes from `offset`; fewer where the object ends.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`].
+    async fn get_range(&self, name: &ObjectName, offset: u64, len: u64) -> Result<Bytes>;
+
+    /// The size of an object; `None` if there is none.
+    async fn size(&self, name: &ObjectName) -> Result<Option<u64>>;
+
+    /// At most `limit` objects whose names begin with the components of `prefix` (all of them if `None`), those that come
+    /// after `after`. An object that exists throughout is listed exactly once.
+    async fn list(&self, prefix: Option<&ObjectName>, after: Option<&ObjectName>, limit: usize) -> Result<Page>;
+
+    /// Deletes an object; nothing if there is none. Durable only after [`Backend::sync`].
+    async fn delete(&self, name: &ObjectName) -> Result<()>;
+
+    /// Makes what is visible under a prefix durable, also if its writer died before he did.
+    async fn sync(&self, prefix: &ObjectName) -> Result<()>;
+}
+
+/// Drives a future on this thread, which may sleep. The directory backend's futures never wait; an object store's do.
+pub fn block_on<F: Future>(future: F) -> F::Output {
+    struct Unpark(Thread);
+    impl Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+    let mut cx = Context::from_waker(&waker);
+    let mut future = pin!(future);
+    loop {
+        match future.as_mut().poll(&mut cx) {
+            Poll::Ready(value) => return value,
+            Poll::Pending => std::thread::park(),
+        }
+    }
+}
+
+/// Every object under a prefix, page by page.
+pub(crate) fn list_all(backend: &dyn Backend, prefix: Option<&ObjectName>, mut each: impl FnMut(Listed)) -> Result<()> {
+    let mut after = None;
+    loop {
+        let page = block_on(backend.list(prefix, after.as_ref(), 50_000))?;
+        after = page.objects.last().map(|l| l.name.clone());
+        page.objects.into_iter().for_each(&mut each);
+        if !page.more {
+            return Ok(());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_leave_the_store_are_refused() {
+        for bad in ["", "/", "a/", "/a", "a//b", "../a", "a/..", ".hidden", "a/.b", "a b", "ü", &"x".repeat(600)] {
+            assert!(ObjectName::new(bad).is_err(), "{bad:?}");
+        }
+        assert_eq!(ObjectName::new("groups/h/g/ledger/0/17").expect("valid").as_str(), "groups/h/g/ledger/0/17");
+    }
+}

@@ -1,0 +1,414 @@
+//! A directory as a medium: temp file, fsync, hard link, fsync of the directory, and only then an answer.
+//!
+//! Owns the files under the root except landing, the locks and the ballast. Invariants: a name appears only by `link` of a
+//! synced file, so it is whole at any power cut; [`Created`] is said only after the directory entry is durable; files of a
+//! process that was killed lie in `tmp/`, which only the holder of `writer.lock` empties. It deliberately does not lock
+//! (see `locks`), and it never overwrites.
+
+use std::collections::{HashSet, VecDeque};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use super::{Backend, Created, Listed, ObjectName, Page};
+use crate::error::{Result, StoreError};
+
+/// Names at the root that are ours and are not objects.
+const RESERVED: [&str; 5] = ["tmp", "landing", "writer.lock", "reader.lock", "ballast"];
+/// Open files kept for reading.
+const OPEN_FILES_MAX: usize = 64;
+/// Directories remembered as durable.
+const KNOWN_DIRS_MAX: usize = 16_384;
+/// Magic numbers of `statfs(2)` whose locks or links are not dependable between hosts.
+const NETWORK: [(i64, &str); 5] =
+    [(0x6969, "NFS"), (0x517b, "SMB"), (0xfe53_4d42, "SMB"), (0xff53_4d42, "CIFS"), (0x5346_414f, "AFS")];
+
+/// The directory backend.
+#[derive(Debug)]
+pub struct DirBackend {
+    root: PathBuf,
+    root_id: (u64, u64),
+    serial: AtomicU64,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    /// Directories whose own entries are known to be durable.
+    durable_dirs: HashSet<PathBuf>,
+    /// Most recently used last.
+    open: VecDeque<(ObjectName, Arc<File>)>,
+    /// The first write or sync of a directory that failed. Nothing is acknowledged after it.
+    failed: Option<(PathBuf, String)>,
+}
+
+impl DirBackend {
+    /// The backend over an existing directory.
+    ///
+    /// # Errors
+    /// When it is not a directory, or on a network file system.
+    pub fn open(root: &Path) -> Result<Self> {
+        let meta = fs::metadata(root).map_err(|e| match e.kind() {
+            ErrorKind::NotFound => StoreError::Vanished { path: root.to_owned() },
+            _ => StoreError::from_io("opening", root, 0, e),
+        })?;
+        if !meta.is_dir() {
+            return Err(StoreError::from_io("opening", root, 0, io::Error::from_raw_os_error(libc::ENOTDIR)));
+        }
+        let root = fs::canonicalize(root).map_err(|e| StoreError::from_io("opening", root, 0, e))?;
+        refuse_network(&root)?;
+        Ok(Self { root_id: (meta.dev(), meta.ino()), root, serial: AtomicU64::new(0), inner: Mutex::default() })
+    }
+
+    /// The directory, without symbolic links.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Empties `tmp/` of what killed processes left, and proves that hard links work. For the holder of `writer.lock` only.
+    ///
+    /// # Errors
+    /// [`StoreError::NoHardLinks`], or what the file system says.
+    pub fn prepare(&self) -> Result<()> {
+        let tmp = self.root.join("tmp");
+        self.make_dirs(&tmp)?;
+        for entry in fs::read_dir(&tmp).map_err(|e| self.io("listing", &tmp, 0, e))? {
+            let path = entry.map_err(|e| self.io("listing", &tmp, 0, e))?.path();
+            fs::remove_file(&path).map_err(|e| self.io("removing", &path, 0, e))?;
+        }
+        let (one, two) = (self.temp_path(), self.temp_path());
+        File::create_new(&one).map_err(|e| self.io("creating", &one, 1, e))?;
+        let first = fs::hard_link(&one, &two);
+        let second = fs::hard_link(&one, &two);
+        let _ = fs::remove_file(&two);
+        fs::remove_file(&one).map_err(|e| self.io("removing", &one, 0, e))?;
+        match (first, second) {
+            (Ok(()), Err(e)) if e.kind() == ErrorKind::AlreadyExists => Ok(()),
+            (Err(e), _) => match self.io("linking", &two, 1, e) {
+                StoreError::Io { source, .. } => Err(StoreError::NoHardLinks { path: self.root.clone(), why: source.to_string() }),
+                StoreError::Denied { .. } => Err(StoreError::NoHardLinks { path: self.root.clone(), why: "not permitted".into() }),
+                other => Err(other),
+            },
+            (Ok(()), other) => Err(StoreError::NoHardLinks {
+                path: self.root.clone(),
+                why: format!("a second link of the same name was answered with {other:?}"),
+            }),
+        }
+    }
+
+    /// Whether the directory is still the one that was opened.
+    ///
+    /// # Errors
+    /// [`StoreError::Vanished`], [`StoreError::Latched`].
+    pub fn present(&self) -> Result<()> {
+        match fs::metadata(&self.root) {
+            Ok(m) if (m.dev(), m.ino()) == self.root_id => {}
+            Err(e) if e.kind() != ErrorKind::NotFound => return Err(StoreError::from_io("looking at", &self.root, 0, e)),
+            _ => return Err(StoreError::Vanished { path: self.root.clone() }),
+        }
+        match &self.lock().failed {
+            None => Ok(()),
+            Some((path, why)) => Err(StoreError::Latched { path: path.clone(), why: why.clone() }),
+        }
+    }
+
+    /// The file of an object.
+    pub(crate) fn path(&self, name: &ObjectName) -> Result<PathBuf> {
+        let first = name.as_str().split('/').next().unwrap_or_default();
+        if RESERVED.contains(&first) { Err(StoreError::BadName(name.to_string())) } else { Ok(self.root.join(name.as_str())) }
+    }
+
+    /// Makes a directory and its parents below the root, durably.
+    pub(crate) fn make_dirs(&self, dir: &Path) -> Result<()> {
+        if dir == self.root || self.lock().durable_dirs.contains(dir) {
+            return Ok(());
+        }
+        let parent = dir.parent().expect("a path below the root has a parent");
+        self.make_dirs(parent)?;
+        match fs::DirBuilder::new().mode(0o700).create(dir) {
+            Err(e) if e.kind() != ErrorKind::AlreadyExists => return Err(self.io("creating", dir, 4096, e)),
+            _ => {}
+        }
+        // Also when it was there: whoever made it may have died before its entry was durable.
+        self.sync_dir(parent)?;
+        let known = &mut self.lock().durable_dirs;
+        if known.len() >= KNOWN_DIRS_MAX {
+            known.clear();
+        }
+        known.insert(dir.to_owned());
+        Ok(())
+    }
+
+    /// fsync of a directory. A failure latches: which entries are durable is unknown from then on.
+    pub(crate) fn sync_dir(&self, dir: &Path) -> Result<()> {
+        let result = File::open(dir).and_then(|f| f.sync_all());
+        result.map_err(|e| match e.kind() {
+            ErrorKind::NotFound => self.io("syncing", dir, 0, e),
+            _ => {
+                self.lock().failed.get_or_insert((dir.to_owned(), e.to_string()));
+                self.io("syncing", dir, 0, e)
+            }
+        })
+    }
+
+    /// Maps an error, telling a vanished store from a missing file.
+    pub(crate) fn io(&self, doing: &'static str, path: &Path, needed: u64, e: io::Error) -> StoreError {
+        if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ESTALE | libc::ENOTDIR | libc::ENODEV)) {
+            let here = fs::metadata(&self.root).is_ok_and(|m| (m.dev(), m.ino()) == self.root_id);
+            if !here {
+                return StoreError::Vanished { path: self.root.clone() };
+            }
+        }
+        StoreError::from_io(doing, path, needed, e)
+    }
+
+    /// `None` for what is not there, as long as the store itself is.
+    fn unless_missing<T>(&self, doing: &'static str, path: &Path, result: io::Result<T>) -> Result<Option<T>> {
+        match result {
+            Ok(value) => Ok(Some(value)),
+            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => match self.io(doing, path, 0, e) {
+                vanished @ StoreError::Vanished { .. } => Err(vanished),
+                _ => Ok(None),
+            },
+            Err(e) => Err(self.io(doing, path, 0, e)),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().expect("nothing panics while it holds this lock")
+    }
+
+    fn temp_path(&self) -> PathBuf {
+        let n = self.serial.fetch_add(1, Ordering::Relaxed);
+        self.root.join("tmp").join(format!("{}-{n}", std::process::id()))
+    }
+
+    fn write_temp(&self, temp: &Path, content: &[u8]) -> Result<()> {
+        let needed = content.len() as u64;
+        let write = || {
+            let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(temp)?;
+            file.write_all(content)?;
+            file.sync_all()
+        };
+        write().map_err(|e| self.io("writing", temp, needed, e))
+    }
+
+    /// Links a synced file to its name and makes the entry durable.
+    fn link(&self, from: &Path, to: &Path) -> Result<Created> {
+        let parent = to.parent().expect("an object's file has a parent");
+        // A directory may be removed as empty between our looking and our linking.
+        for last in [false, false, true] {
+            self.make_dirs(parent)?;
+            match fs::hard_link(from, to) {
+                Ok(()) => return self.sync_dir(parent).map(|()| Created::New),
+                Err(e) if e.kind() == ErrorKind::AlreadyExists => {
+                    return self.sync_dir(parent).map(|()| Created::AlreadyExists);
+                }
+                Err(e) if e.kind() == ErrorKind::NotFound && !last => {
+                    self.lock().durable_dirs.clear();
+                }
+                Err(e) => return Err(self.io("linking", to, 4096, e)),
+            }
+        }
+        unreachable!("the last turn returns")
+    }
+
+    fn open_file(&self, name: &ObjectName) -> Result<Option<Arc<File>>> {
+        let mut inner = self.lock();
+        if let Some(at) = inner.open.iter().position(|(n, _)| n == name) {
+            let entry = inner.open.remove(at).expect("the position was just found");
+            let file = Arc::clone(&entry.1);
+            inner.open.push_back(entry);
+            return Ok(Some(file));
+        }
+        drop(inner);
+        let path = self.path(name)?;
+        let Some(file) = self.unless_missing("opening", &path, File::open(&path))?.map(Arc::new) else { return Ok(None) };
+        let mut inner = self.lock();
+        if inner.open.len() >= OPEN_FILES_MAX {
+            inner.open.pop_front();
+        }
+        inner.open.push_back((name.clone(), Arc::clone(&file)));
+        Ok(Some(file))
+    }
+
+    fn walk(&self, dir: &Path, name: &str, after: Option<&str>, limit: usize, page: &mut Page) -> Result<()> {
+        let mut entries = Vec::new();
+        // Missing: removed as empty while we walk, or never there.
+        let Some(read) = self.unless_missing("listing", dir, fs::read_dir(dir))? else { return Ok(()) };
+        for entry in read {
+            let entry = entry.map_err(|e| self.io("listing", dir, 0, e))?;
+            let Ok(part) = entry.file_name().into_string() else { continue };
+            if name.is_empty() && RESERVED.contains(&part.as_str()) {
+                continue;
+            }
+            entries.push((part, entry));
+        }
+        entries.sort_by(|a, b| a.0.cmp(&b.0));
+        for (part, entry) in entries {
+            if page.more {
+                return Ok(());
+            }
+            let full = if name.is_empty() { part.clone() } else { format!("{name}/{part}") };
+            let Ok(object) = ObjectName::new(full) else { continue };
+            let kind = entry.file_type().map_err(|e| self.io("listing", dir, 0, e))?;
+            // `after`, seen from this directory: this component, or nothing when it lies elsewhere.
+            let (skip_before, inside) = match after {
+                None => (None, None),
+                Some(a) => match a.split_once('/') {
+                    Some((head, rest)) => (Some(head), Some(rest)),
+                    None => (Some(a), None),
+                },
+            };
+            let order = skip_before.map_or(std::cmp::Ordering::Greater, |head| part.as_str().cmp(head));
+            if order == std::cmp::Ordering::Less {
+                continue;
+            }
+            let same = order == std::cmp::Ordering::Equal;
+            if kind.is_dir() {
+                let deeper = if same { inside } else { None };
+                if same && inside.is_none() {
+                    continue; // `after` was an object of this very name, now a directory: cannot be
+                }
+                self.walk(&entry.path(), object.as_str(), deeper, limit, page)?;
+            } else if kind.is_file() && !(same && inside.is_none()) {
+                if page.objects.len() == limit {
+                    page.more = true;
+                    return Ok(());
+                }
+                let bytes = match entry.metadata() {
+                    Ok(m) => m.len(),
+                    Err(e) if e.kind() == ErrorKind::NotFound => continue,
+                    Err(e) => return Err(self.io("looking at", &entry.path(), 0, e)),
+                };
+                page.objects.push(Listed { name: object, bytes });
+            }
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Backend for DirBackend {
+    async fn create(&self, name: &ObjectName, content: Bytes) -> Result<Created> {
+        let path = self.path(name)?;
+        self.present()?;
+        self.make_dirs(&self.root.join("tmp"))?;
+        let temp = self.temp_path();
+        let result = self.write_temp(&temp, &content).and_then(|()| self.link(&temp, &path));
+        let _ = fs::remove_file(&temp); // debris is swept at the next start
+        result
+    }
+
+    async fn adopt(&self, name: &ObjectName, file: &Path) -> Result<Created> {
+        let path = self.path(name)?;
+        self.present()?;
+        self.link(file, &path)
+    }
+
+    async fn get(&self, name: &ObjectName, bytes_max: u64) -> Result<Option<Bytes>> {
+        let path = self.path(name)?;
+        let Some(file) = self.unless_missing("opening", &path, File::open(&path))? else { return Ok(None) };
+        let mut content = Vec::new();
+        file.take(bytes_max + 1).read_to_end(&mut content).map_err(|e| self.io("reading", &path, 0, e))?;
+        if content.len() as u64 > bytes_max {
+            return Err(StoreError::Damaged { path, why: format!("it has more than {bytes_max} bytes") });
+        }
+        Ok(Some(content.into()))
+    }
+
+    async fn get_range(&self, name: &ObjectName, offset: u64, len: u64) -> Result<Bytes> {
+        let Some(file) = self.open_file(name)? else {
+            return Err(StoreError::NotFound { name: name.to_string(), path: self.root.clone() });
+        };
+        let path = self.path(name)?;
+        let has = file.metadata().map_err(|e| self.io("looking at", &path, 0, e))?.len();
+        let len = len.min(has.saturating_sub(offset));
+        let mut content = vec![0; usize::try_from(len).expect("a range fits memory")];
+        file.read_exact_at(&mut content, offset).map_err(|e| self.io("reading", &path, 0, e))?;
+        Ok(content.into())
+    }
+
+    async fn size(&self, name: &ObjectName) -> Result<Option<u64>> {
+        let path = self.path(name)?;
+        let meta = self.unless_missing("looking at", &path, fs::metadata(&path))?;
+        Ok(meta.filter(fs::Metadata::is_file).map(|m| m.len()))
+    }
+
+    async fn list(&self, prefix: Option<&ObjectName>, after: Option<&ObjectName>, limit: usize) -> Result<Page> {
+        let mut page = Page::default();
+        let (dir, name) = match prefix {
+            None => (self.root.clone(), ""),
+            Some(p) => (self.path(p)?, p.as_str()),
+        };
+        let after = match after.map(ObjectName::as_str) {
+            None => None,
+            Some(a) if name.is_empty() => Some(a),
+            Some(a) => match a.strip_prefix(name).and_then(|a| a.strip_prefix('/')) {
+                Some(inside) => Some(inside),
+                None if a < name => None,
+                None => return Ok(page),
+            },
+        };
+        self.present()?;
+        self.walk(&dir, name, after, limit, &mut page)?;
+        Ok(page)
+    }
+
+    async fn delete(&self, name: &ObjectName) -> Result<()> {
+        let path = self.path(name)?;
+        self.lock().open.retain(|(n, _)| n != name);
+        if self.unless_missing("removing", &path, fs::remove_file(&path))?.is_none() {
+            return Ok(());
+        }
+        // An empty directory goes too; the one above holds few entries and may stay.
+        let parent = path.parent().expect("an object's file has a parent");
+        if parent != self.root && fs::remove_dir(parent).is_ok() {
+            self.lock().durable_dirs.remove(parent);
+        }
+        Ok(())
+    }
+
+    async fn sync(&self, prefix: &ObjectName) -> Result<()> {
+        self.present()?;
+        let mut at = self.path(prefix)?;
+        loop {
+            match File::open(&at).and_then(|f| f.sync_all()) {
+                Ok(()) => {}
+                Err(e) if e.kind() == ErrorKind::NotFound && at != self.root => {}
+                Err(e) => {
+                    self.lock().failed.get_or_insert((at.clone(), e.to_string()));
+                    return Err(self.io("syncing", &at, 0, e));
+                }
+            }
+            if at == self.root {
+                return Ok(());
+            }
+            at = at.parent().expect("a path below the root has a parent").to_owned();
+        }
+    }
+}
+
+fn refuse_network(root: &Path) -> Result<()> {
+    let stat = nix::sys::statfs::statfs(root).map_err(|e| StoreError::from_io("looking at", root, 0, e.into()))?;
+    #[allow(clippy::unnecessary_cast)] // its width differs between architectures
+    let magic = stat.filesystem_type().0 as i64;
+    match network_kind(magic) {
+        Some(kind) => Err(StoreError::NetworkFs { path: root.to_owned(), kind }),
+        None => Ok(()),
+    }
+}
+
+fn network_kind(magic: i64) -> Option<&'static str> {
+    NETWORK.iter().find(|(m, _)| *m == magic & 0xffff_ffff).map(|(_, kind)| *kind)
+}
+
+#[cfg(test)]
+#[path = "dir_tests.rs"]
+mod tests;

@@ -1,0 +1,90 @@
+use super::super::conformance::{Fixture, run};
+use super::super::block_on;
+use super::*;
+
+fn name(text: &str) -> ObjectName {
+    ObjectName::new(text).expect("valid name")
+}
+
+#[test]
+fn the_directory_backend_conforms() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    fs::create_dir(dir.path().join("landing")).expect("mkdir");
+    run(&Fixture {
+        open: &|| {
+            let backend = DirBackend::open(dir.path()).expect("open");
+            backend.prepare().expect("prepare");
+            Arc::new(backend)
+        },
+        local: &dir.path().join("landing"),
+    });
+    assert_eq!(fs::read_dir(dir.path().join("tmp")).expect("list").count(), 0, "a temp file was left behind");
+}
+
+#[test]
+fn debris_of_a_killed_writer_is_swept_and_never_listed() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    fs::create_dir(dir.path().join("tmp")).expect("mkdir");
+    fs::write(dir.path().join("tmp/4711-0"), b"half a rec").expect("write");
+    let backend = DirBackend::open(dir.path()).expect("open");
+    assert!(block_on(backend.list(None, None, 10)).expect("list").objects.is_empty());
+    backend.prepare().expect("prepare");
+    assert_eq!(fs::read_dir(dir.path().join("tmp")).expect("list").count(), 0);
+}
+
+#[test]
+fn our_own_files_cannot_be_objects() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let backend = DirBackend::open(dir.path()).expect("open");
+    for bad in ["tmp/x", "landing/x", "writer.lock", "reader.lock", "ballast"] {
+        assert!(matches!(block_on(backend.create(&name(bad), Bytes::new())), Err(StoreError::BadName(_))), "{bad}");
+    }
+}
+
+#[test]
+fn network_file_systems_are_told_by_their_magic() {
+    assert_eq!(network_kind(0x6969), Some("NFS"));
+    assert_eq!(network_kind(0xff53_4d42_u32 as i32 as i64), Some("CIFS"), "sign-extended on some machines");
+    assert_eq!(network_kind(0xef53), None, "ext4");
+}
+
+#[test]
+fn a_directory_that_was_moved_away_or_replaced_has_vanished() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let root = dir.path().join("store");
+    fs::create_dir(&root).expect("mkdir");
+    let backend = DirBackend::open(&root).expect("open");
+    block_on(backend.create(&name("a/b"), Bytes::from_static(b"1"))).expect("create");
+    let away = dir.path().join("away");
+    fs::rename(&root, &away).expect("rename");
+    let all_vanished = || {
+        for error in [
+            block_on(backend.create(&name("a/c"), Bytes::new())).map(|_| ()).expect_err("gone"),
+            block_on(backend.get(&name("a/b"), 10)).map(|_| ()).expect_err("gone"),
+            block_on(backend.size(&name("a/b"))).map(|_| ()).expect_err("gone"),
+            block_on(backend.list(None, None, 1)).map(|_| ()).expect_err("gone"),
+            block_on(backend.delete(&name("a/b"))).expect_err("gone"),
+            block_on(backend.sync(&name("a"))).expect_err("gone"),
+        ] {
+            assert!(matches!(&error, StoreError::Vanished { path } if path == &root), "{error}");
+        }
+    };
+    all_vanished();
+    fs::create_dir(&root).expect("an empty mount point, say");
+    all_vanished();
+    assert_eq!(fs::read_dir(&root).expect("list").count(), 0, "something was written into the wrong directory");
+    fs::remove_dir(&root).expect("rmdir");
+    fs::rename(&away, &root).expect("and back");
+    assert_eq!(block_on(backend.create(&name("a/c"), Bytes::new())).expect("resumes"), Created::New);
+}
+
+#[test]
+fn a_failed_sync_of_a_directory_ends_every_acknowledgement() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let backend = DirBackend::open(dir.path()).expect("open");
+    backend.lock().failed = Some((dir.path().join("a"), "Input/output error".into()));
+    let refused = block_on(backend.create(&name("a/c"), Bytes::new())).expect_err("latched");
+    assert!(matches!(refused, StoreError::Latched { .. }), "{refused}");
+    assert_eq!(refused.remedy(), crate::error::Remedy::Reopen);
+    assert!(DirBackend::open(dir.path()).expect("reopened").present().is_ok());
+}

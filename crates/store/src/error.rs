@@ -1,0 +1,337 @@
+//! Everything that can go wrong with a store, as one enum: what happened, to which thing, and what to do next.
+//!
+//! Invariant: every variant that a person may read names the path or the volume it is about and the way out of it.
+//! [`StoreError::remedy`] says what the *program* does: go on trying, open the store anew, or wait for a person.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use farside_region::{GroupId, Name, RegionIndex, Slot, VolumeId};
+
+/// The result of most of this crate's functions.
+pub type Result<T, E = StoreError> = std::result::Result<T, E>;
+
+/// What the caller does about an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Remedy {
+    /// The same operation may succeed later by itself (space was freed, the file system is writable again).
+    Retry,
+    /// Drop the store and open it again: what is in memory may no longer be what is on disk.
+    Reopen,
+    /// The state was brought up to date; build the record anew from it.
+    Rebuild,
+    /// Only a person can help.
+    Person,
+}
+
+/// Why something in the store failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// No space left (or a quota).
+    #[error("the store's file system is full at {path} ({needed} bytes were needed): free space there, or keep fewer points")]
+    Full {
+        /// What was being written.
+        path: PathBuf,
+        /// How much.
+        needed: u64,
+    },
+    /// The file system is read-only.
+    #[error("{path} is on a read-only file system: remount it for writing (the kernel may have done this after an I/O error: see its log)")]
+    ReadOnly {
+        /// What was to be written.
+        path: PathBuf,
+    },
+    /// The directory is gone, or another one is in its place.
+    #[error("the store directory {path} has vanished: mount or move it back; until then nothing can be landed")]
+    Vanished {
+        /// The store.
+        path: PathBuf,
+    },
+    /// Not allowed.
+    #[error("no permission for {path}: it must belong to the user that runs the receiver")]
+    Denied {
+        /// What was touched.
+        path: PathBuf,
+    },
+    /// Any other error of the operating system.
+    #[error("{doing} {path}: {source}")]
+    Io {
+        /// What was being done, as a present participle.
+        doing: &'static str,
+        /// To what.
+        path: PathBuf,
+        /// The error.
+        #[source]
+        source: io::Error,
+    },
+    /// A write or sync of the store failed before, and nobody knows what is durable.
+    #[error("{path} failed earlier ({why}), so what was written there may not be durable: the store must be opened again")]
+    Latched {
+        /// What failed.
+        path: PathBuf,
+        /// The first failure.
+        why: String,
+    },
+    /// No such object.
+    #[error("{name} is not in the store at {path}")]
+    NotFound {
+        /// The object.
+        name: String,
+        /// The store.
+        path: PathBuf,
+    },
+    /// A name that no object can have.
+    #[error("`{0}` cannot be the name of an object")]
+    BadName(String),
+
+    /// There is something else in the directory.
+    #[error("{path} is not a Farside store (no farside-store.json) and not empty: give the path of a store, or of an empty directory to make one")]
+    NotAStore {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A description that cannot be read.
+    #[error("{path} is damaged ({why}): restore it from a copy of the store")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// How.
+        why: String,
+    },
+    /// Written by a newer Farside.
+    #[error("{path} has format version {found}; this Farside reads version {known}: use a newer one")]
+    Version {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        found: u32,
+        /// Ours.
+        known: u32,
+    },
+    /// Another receiver runs on it.
+    #[error("{path} is locked: another receiver has this store open{holder}; stop it first")]
+    Locked {
+        /// The lock file.
+        path: PathBuf,
+        /// " (process N)", or nothing.
+        holder: String,
+    },
+    /// A file system without dependable locks.
+    #[error("{path} is on {kind}, which cannot hold a store: locks and create-only files are not dependable there; use a local file system")]
+    NetworkFs {
+        /// The directory.
+        path: PathBuf,
+        /// Its file system.
+        kind: &'static str,
+    },
+    /// A file system without hard links.
+    #[error("the file system of {path} has no hard links ({why}), which the store needs to create files safely: use ext4, xfs, btrfs or zfs")]
+    NoHardLinks {
+        /// The directory.
+        path: PathBuf,
+        /// What the probe met.
+        why: String,
+    },
+
+    /// A ledger record that does not verify. Nothing is appended, pruned or swept in this group.
+    #[error("ledger of {group}: the record in slot {slot} ({file}) does not verify: {why}. Points before it can be restored; nothing is added, pruned or swept. Put the file back from a copy of the store")]
+    LedgerTorn {
+        /// Source and group.
+        group: String,
+        /// The slot.
+        slot: Slot,
+        /// Its object.
+        file: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The folder belongs to another group than its name says.
+    #[error("{file} describes group {found}, not {expected}: it was copied or renamed; move it back to where it was")]
+    ForeignGroup {
+        /// The description.
+        file: String,
+        /// Which group was asked for.
+        expected: GroupId,
+        /// Which one is there.
+        found: GroupId,
+    },
+    /// Somebody else appended first; the state has been brought up to date.
+    #[error("slot {slot} was taken by another writer")]
+    Overtaken {
+        /// The slot that was tried.
+        slot: Slot,
+    },
+    /// A record too large to be written.
+    #[error("a ledger record cannot be written: {0}")]
+    Record(String),
+    /// A segment's content is not what was published.
+    #[error("volume {volume}, point {point}, region {region}: segment {segment} is corrupt ({why}); run `farside store check` and restore another point or bring the file back from a copy of the store")]
+    Corrupt {
+        /// The volume's name.
+        volume: String,
+        /// The point that was read; `head` for the head image.
+        point: String,
+        /// Where in the volume.
+        region: RegionIndex,
+        /// Which object.
+        segment: String,
+        /// What does not fit.
+        why: String,
+    },
+    /// A part on its way in is not what it should be.
+    #[error("part {part} of layer {layer} is refused: {why}")]
+    BadPart {
+        /// The layer.
+        layer: String,
+        /// Its number.
+        part: u32,
+        /// What is wrong.
+        why: String,
+    },
+    /// A part that is to be published is not in landing.
+    #[error("part {part} of layer {layer} is not in landing any more: the source must claim again")]
+    PartMissing {
+        /// The layer.
+        layer: String,
+        /// Its number.
+        part: u32,
+    },
+    /// Something that must hold by the ledger's rules does not.
+    #[error("ledger of {group}: {why}")]
+    Inconsistent {
+        /// Source and group.
+        group: String,
+        /// What.
+        why: String,
+    },
+
+    /// No such group.
+    #[error("the store has no group {group} of source {source_name}{known}")]
+    NoSuchGroup {
+        /// The source.
+        source_name: String,
+        /// The group.
+        group: String,
+        /// "; it has: …", or nothing.
+        known: String,
+    },
+    /// No such volume.
+    #[error("the store has no volume `{volume}`{known}")]
+    NoSuchVolume {
+        /// What was asked for.
+        volume: String,
+        /// "; it has: …", or nothing.
+        known: String,
+    },
+    /// A name that fits several things.
+    #[error("`{name}` is ambiguous: {choices}; say SOURCE/GROUP/VOLUME")]
+    Ambiguous {
+        /// What was asked for.
+        name: String,
+        /// What it may be.
+        choices: String,
+    },
+    /// No such point.
+    #[error("no point `{point}`: {why}")]
+    NoSuchPoint {
+        /// What was asked for.
+        point: String,
+        /// Why there is none.
+        why: String,
+    },
+    /// Not a member of the point.
+    #[error("volume {volume} is not a member of point {point}: it was syncing, comparing or paused then")]
+    NotAMember {
+        /// The volume.
+        volume: String,
+        /// The point.
+        point: Slot,
+    },
+    /// A point with runs that the source could not read.
+    #[error("volume {volume}, point {point}, region {region}: the source could not read this part of its disk; `--allow-degraded` restores the rest with zeroes there")]
+    Degraded {
+        /// The volume.
+        volume: String,
+        /// The point.
+        point: Slot,
+        /// The first such region.
+        region: RegionIndex,
+    },
+    /// A point that does not cover its volume.
+    #[error("volume {volume}, point {point}: no layer holds region {region}: the store is incomplete; run `farside store check`")]
+    Incomplete {
+        /// The volume.
+        volume: String,
+        /// The point.
+        point: Slot,
+        /// The first such region.
+        region: RegionIndex,
+    },
+    /// The restore target is too small.
+    #[error("{path} has {has} bytes; volume {volume} needs {needs}")]
+    TargetTooSmall {
+        /// The target.
+        path: PathBuf,
+        /// Its size.
+        has: u64,
+        /// The volume's name.
+        volume: String,
+        /// The volume's size.
+        needs: u64,
+    },
+    /// There is something on the restore target.
+    #[error("{path} is not empty: `--force` overwrites it")]
+    TargetNotEmpty {
+        /// The target.
+        path: PathBuf,
+    },
+    /// Somebody uses the restore target.
+    #[error("{path} is in use: {why}")]
+    TargetBusy {
+        /// The target.
+        path: PathBuf,
+        /// By whom.
+        why: String,
+    },
+    /// The caller said stop.
+    #[error("stopped")]
+    Stopped,
+    /// An id the ledger does not know.
+    #[error("volume {0} has never been claimed in this group")]
+    UnknownVolume(VolumeId),
+}
+
+impl StoreError {
+    /// What the program does about it.
+    pub fn remedy(&self) -> Remedy {
+        match self {
+            Self::Full { .. } | Self::ReadOnly { .. } | Self::Denied { .. } => Remedy::Retry,
+            Self::Vanished { .. } | Self::Latched { .. } | Self::Io { .. } => Remedy::Reopen,
+            Self::Overtaken { .. } => Remedy::Rebuild,
+            _ => Remedy::Person,
+        }
+    }
+
+    /// An error of the operating system, given its kind. `needed`: bytes that were being written.
+    pub(crate) fn from_io(doing: &'static str, path: &Path, needed: u64, source: io::Error) -> Self {
+        let path = path.to_owned();
+        match source.raw_os_error() {
+            Some(libc::ENOSPC | libc::EDQUOT) => Self::Full { path, needed },
+            Some(libc::EROFS) => Self::ReadOnly { path },
+            Some(libc::EACCES | libc::EPERM) => Self::Denied { path },
+            _ => Self::Io { doing, path, source },
+        }
+    }
+}
+
+/// "; it has: a, b" for messages about names that do not exist.
+pub(crate) fn known(names: impl IntoIterator<Item = impl std::fmt::Display>) -> String {
+    let all: Vec<_> = names.into_iter().take(20).map(|n| n.to_string()).collect();
+    if all.is_empty() { String::new() } else { format!("; it has: {}", all.join(", ")) }
+}
+
+/// "source/group", for messages.
+pub(crate) fn group_label(source: &Name, group: &Name) -> String {
+    format!("{source}/{group}")
+}
