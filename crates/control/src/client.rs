@@ -144,6 +144,17 @@ impl Client {
         Self { daemon, socket: socket.into(), timeout: Duration::from_secs(30) }
     }
 
+    /// A client of whichever daemon listens on `socket`: their statuses tell them apart.
+    ///
+    /// # Errors
+    /// [`ClientError`], naming `farsided` while it is not known who should be there.
+    pub async fn identify(socket: impl Into<PathBuf>) -> Result<Self, ClientError> {
+        let client = Self::new(Daemon::Source, socket);
+        let status: serde_json::Value = client.get(routes::STATUS).await?;
+        let daemon = if status.get("source").is_some() { Daemon::Source } else { Daemon::Receiver };
+        Ok(Self { daemon, ..client })
+    }
+
     /// The same with another limit for one request (30 s unless said).
     #[must_use]
     pub fn with_timeout(mut self, timeout: Duration) -> Self {

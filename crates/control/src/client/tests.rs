@@ -51,6 +51,22 @@ async fn an_error_arrives_with_what_to_do() {
 }
 
 #[tokio::test]
+async fn a_socket_tells_whose_it_is() {
+    let statuses = [
+        (serde_json::to_string(&crate::source::SourceStatus::default()), Daemon::Source),
+        (serde_json::to_string(&ReceiverStatus::default()), Daemon::Receiver),
+    ];
+    for (body, daemon) in statuses {
+        let dir = tempfile::tempdir().expect("a directory");
+        let socket = dir.path().join("s");
+        let listener = UnixListener::bind(&socket).expect("a socket");
+        let answer = http("200 OK", &body.expect("json"));
+        let (client, _) = tokio::join!(Client::identify(&socket), serve_once(listener, &answer));
+        assert_eq!(client.expect("an answer").daemon(), daemon);
+    }
+}
+
+#[tokio::test]
 async fn garbage_is_named_and_not_believed() {
     let (answer, _) = ask(&http("200 OK", "<html>")).await;
     assert!(matches!(answer, Err(ClientError::NotUnderstood { status: 200, .. })), "{answer:?}");
