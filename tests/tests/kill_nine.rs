@@ -1,0 +1,69 @@
+//! `kill -9` hits daemon and receiver in turn while a verifying client writes: nothing acknowledged is lost, the source and
+//! the newest point end identical, every listed point verifies.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use farside_tests::verify::{Rng, Verifier};
+use farside_tests::{Site, slot_of, wait_for};
+
+const BYTES: u64 = 96 << 20;
+
+#[test]
+fn ten_kills_lose_nothing() {
+    let mut site = Site::with_volume(BYTES, "200ms", 8);
+    let stop = Arc::new(AtomicBool::new(false));
+    let acknowledged = Arc::new(AtomicU64::new(0));
+    let writer = {
+        let (stop, acknowledged, socket) = (stop.clone(), acknowledged.clone(), site.tap("data"));
+        std::thread::spawn(move || {
+            let mut client = Verifier::new(&socket, BYTES);
+            let mut rng = Rng(7);
+            while !stop.load(Ordering::Relaxed) {
+                client.step(&mut rng, 4096);
+                acknowledged.store(client.acknowledged, Ordering::Relaxed);
+            }
+            client
+        })
+    };
+    for round in 0..10 {
+        // Let some hundred requests pass, and a point where both sides are up.
+        let from = acknowledged.load(Ordering::Relaxed);
+        wait_for("the client to make progress", || {
+            assert!(!writer.is_finished(), "the client found something wrong");
+            (acknowledged.load(Ordering::Relaxed) > from + 300).then_some(())
+        });
+        if round % 2 == 0 {
+            site.daemon.take().expect("it runs").kill();
+            site.start_daemon();
+        } else {
+            site.receiver.take().expect("it runs").kill();
+            site.start_receiver();
+        }
+        if round % 3 == 2 {
+            let before = site.points("data").last().map_or(0, slot_of);
+            wait_for("a new point", || site.points("data").last().map(slot_of).filter(|&s| s > before));
+        }
+    }
+    stop.store(true, Ordering::Relaxed);
+    let mut client = writer.join().expect("the client found nothing wrong");
+    assert!(client.broken > 0, "no kill met a connection");
+    client.flush();
+    client.check_all();
+    site.wait_quiet();
+    site.check_store();
+
+    let image = site.path("newest.img");
+    site.restore("data", "latest", &image);
+    let restored = std::fs::read(&image).expect("restored");
+    client.compare_image(&restored, "the newest point");
+    let source = std::fs::read(site.backing("data")).expect("backing");
+    assert!(source == restored, "the source and the newest point differ");
+    for (i, point) in site.points("data").iter().enumerate() {
+        let to = site.path(&format!("point-{i}.img"));
+        site.restore("data", point["id"].as_str().expect("an id"), &to);
+        std::fs::remove_file(to).expect("it was restored");
+    }
+    site.daemon.take().expect("it runs").stop();
+    site.receiver.take().expect("it runs").stop();
+}
