@@ -1,0 +1,298 @@
+//! What goes into a [`Target`](super::Target) and what comes out of it.
+
+use farside_ledger::{Body, PartEntry, Verdict};
+use farside_region::{GranuleIndex, GranuleRun, GroupId, LayerKey, LedgerPosition, Name, VolumeId};
+use farside_wire::{DigestRun, PointQuery, ReceiverMessage, RequestId, SourceMessage};
+
+use crate::source::{LayerDigestFn, Nanos, SECOND};
+
+/// A connection, numbered by the receiver's process; never reused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SessionId(pub u64);
+
+/// Pairs an [`Action::Append`] with its outcome.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ticket(pub u64);
+
+/// Whose group this is.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The ledger's group.
+    pub group: GroupId,
+    /// The source's name; a `Hello` with another is refused.
+    pub source: Name,
+    /// The group's name.
+    pub group_name: Name,
+    /// The store's id, for messages to people.
+    pub store: [u8; 16],
+    /// The same function as the source's.
+    pub layer_digest: LayerDigestFn,
+    /// All numbers.
+    pub limits: Limits,
+}
+
+/// The limits of one group at the receiver, in one place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections of one group that may stand at once (different runs of the source: one that died, a clone).
+    pub sessions_max: usize,
+    /// Bytes of parts under way per connection.
+    pub credit_window: u64,
+    /// A change of the sum granted smaller than this is not worth a message, unless the source has nothing left.
+    pub credit_step: u64,
+    /// Unpublished layers per volume that are kept track of.
+    pub layers_max: usize,
+    /// Parts of one layer.
+    pub parts_max: u32,
+    /// A heartbeat is recorded when nothing was for so long.
+    pub heartbeat_record: Nanos,
+    /// After a failed append it is tried again so much later.
+    pub append_retry: Nanos,
+    /// Bytes of region lists in one page of a ledger slice.
+    pub slice_ranges_max: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            sessions_max: 4,
+            credit_window: 256 << 20,
+            credit_step: 32 << 20,
+            layers_max: 256,
+            parts_max: 1 << 20,
+            heartbeat_record: 3600 * SECOND,
+            append_retry: 2 * SECOND,
+            slice_ranges_max: 40_000,
+        }
+    }
+}
+
+/// A layer found in landing when the group was opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LandedLayer {
+    /// Which.
+    pub key: LayerKey,
+    /// Its durable, verified parts by number, ascending.
+    pub parts: Vec<(u32, PartEntry)>,
+}
+
+/// What happened.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Event {
+    /// A message; the first of a session must be its `Hello`.
+    Message {
+        /// From which session.
+        session: SessionId,
+        /// The message.
+        message: Box<SourceMessage>,
+    },
+    /// The connection is gone. Landing of its parts was stopped.
+    Closed {
+        /// Which.
+        session: SessionId,
+    },
+    /// A part is durable under its name: verified, footer and directory entry synced.
+    PartLanded {
+        /// On which session it came.
+        session: SessionId,
+        /// Of which layer.
+        key: LayerKey,
+        /// Its number.
+        part: u32,
+        /// Its length and footer digest.
+        entry: PartEntry,
+    },
+    /// A part did not land although its connection stands: it did not verify, or the disk is full. Its bytes are gone.
+    PartFailed {
+        /// On which session it came.
+        session: SessionId,
+        /// Of which layer.
+        key: LayerKey,
+        /// Its number.
+        part: u32,
+        /// For a person.
+        why: String,
+    },
+    /// What became of an [`Action::Append`]. The state given to this step has the record in it.
+    Appended {
+        /// Which.
+        ticket: Ticket,
+        /// What became of it.
+        outcome: AppendOutcome,
+    },
+    /// Somebody else than a source wants a record: pin, unpin, prune. [`Action::Submitted`] follows.
+    Submit {
+        /// The caller's number.
+        submission: u64,
+        /// What.
+        body: Box<Body>,
+    },
+    /// The answer to [`Action::ReadDigests`].
+    Digests {
+        /// Who asked.
+        session: SessionId,
+        /// What.
+        id: RequestId,
+        /// Which volume.
+        volume: VolumeId,
+        /// Where `runs` begins.
+        start: GranuleIndex,
+        /// As many granules as asked; `Err` = the store failed, for a person.
+        runs: Result<Vec<DigestRun>, String>,
+    },
+    /// How many bytes of parts may be under way or land for this group now, with everything kept that must be kept. Tell it
+    /// whenever it changes much, and after each prune.
+    Grantable {
+        /// What may still come.
+        free_bytes: u64,
+        /// What is kept back.
+        reserve_bytes: u64,
+    },
+    /// Time passed.
+    Tick,
+}
+
+/// What became of an append.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AppendOutcome {
+    /// The record is in its slot.
+    Judged {
+        /// Its position.
+        position: LedgerPosition,
+        /// The verdict there.
+        verdict: Verdict,
+    },
+    /// Another writer took the slot; the state now holds his record. Compose anew.
+    Collided,
+    /// The store could not: full, read-only, torn. Nothing was appended, or nobody knows; the state is as it was.
+    Failed {
+        /// For a person.
+        text: String,
+    },
+}
+
+/// What to do. In the order given; each is finished before the next begins, except appends and digests.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Action {
+    /// Send a message.
+    Send {
+        /// To which session.
+        session: SessionId,
+        /// What.
+        message: Box<ReceiverMessage>,
+    },
+    /// Close this connection and stop landing its parts *before* going on; no event of it may follow.
+    CloseSession {
+        /// Which.
+        session: SessionId,
+        /// For the log.
+        why: &'static str,
+    },
+    /// Append a record. At most one at a time; layers that it names must be in the store, under their final names and
+    /// durable, before the slot is written. [`Event::Appended`] follows.
+    Append {
+        /// Which.
+        ticket: Ticket,
+        /// What.
+        body: Box<Body>,
+    },
+    /// What became of an [`Event::Submit`].
+    Submitted {
+        /// The caller's number.
+        submission: u64,
+        /// What became of it; a collision was retried.
+        outcome: AppendOutcome,
+    },
+    /// Forget an unpublished layer: delete its parts, landed or under way.
+    DropLayer {
+        /// Which.
+        key: LayerKey,
+    },
+    /// Delete the parts from this number on, landed or under way.
+    DropParts {
+        /// Of which layer.
+        key: LayerKey,
+        /// The first to go.
+        from: u32,
+    },
+    /// Look up digests in the head image; [`Event::Digests`] follows.
+    ReadDigests {
+        /// Who asked.
+        session: SessionId,
+        /// What.
+        id: RequestId,
+        /// Which volume.
+        volume: VolumeId,
+        /// Which granules.
+        run: GranuleRun,
+    },
+    /// Answer a question about points to this session, from the store.
+    AnswerPoints {
+        /// Who asked.
+        session: SessionId,
+        /// What.
+        query: PointQuery,
+    },
+    /// A point or a prune came in: see whether something may be pruned (and then [`Event::Submit`] it).
+    Prune,
+    /// Worth a line in the log.
+    Report {
+        /// Which volume; `None` = the group.
+        volume: Option<VolumeId>,
+        /// What.
+        what: Report,
+    },
+}
+
+/// What a log wants to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Report {
+    /// A record was judged.
+    Judged {
+        /// Its position.
+        position: LedgerPosition,
+        /// The verdict.
+        verdict: Verdict,
+    },
+    /// An append failed.
+    AppendFailed {
+        /// The store's words.
+        text: String,
+    },
+    /// A layer's data was dropped, and why.
+    Dropped {
+        /// Which.
+        key: LayerKey,
+        /// Why.
+        why: DropWhy,
+    },
+    /// A part did not verify or had no room.
+    PartFailed {
+        /// Which.
+        key: LayerKey,
+        /// Which.
+        part: u32,
+        /// The words.
+        why: String,
+    },
+    /// A session was refused.
+    SessionRefused {
+        /// Why.
+        why: &'static str,
+    },
+}
+
+/// Why landed data went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum DropWhy {
+    /// Its term is over (T4).
+    Term,
+    /// Not above the last accepted layer, and named by no record (T4).
+    Behind,
+    /// Not what the end message says (T5).
+    Mismatch,
+}
