@@ -1,0 +1,176 @@
+//! Every number of the carrier, in one place, and quinn's configuration made of them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use quinn::{
+    AckFrequencyConfig, ClientConfig, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, ServerConfig, TransportConfig, VarInt,
+};
+use rustls::client::Resumption;
+use rustls::crypto::CryptoProvider;
+use rustls::crypto::aws_lc_rs::{self, cipher_suite};
+
+use super::verify::{AnySource, PinnedReceiver};
+use crate::{Fingerprint, Identity};
+
+/// The protocol name in TLS: another major version is another name.
+pub(super) const ALPN: &[u8] = b"farside/1";
+/// The name in TLS's server-name field. Certificates are pinned; this means nothing.
+pub(super) const SERVER_NAME: &str = "farside";
+/// Payload of the largest packet tried: a 9,000-byte Ethernet frame less IPv6 and UDP headers.
+pub const MTU_MAX: u16 = 8952;
+
+/// Bounds of memory and patience. The defaults carry 1 Gbit/s over 50 ms of round trip (6.25 MB in flight).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes that a peer may send on one stream before we have read them.
+    pub stream_window_bytes: u32,
+    /// Bytes that a peer may send on one connection before we have read them; what we buffer unsent is bounded by it too.
+    pub connection_window_bytes: u32,
+    /// Bytes that all connections of a listener may hold unread together. Their windows share it, down to 1 MiB each.
+    pub receive_budget_bytes: u32,
+    /// Part streams that a peer may have open at once.
+    pub parts_open: u32,
+    /// Connections that a listener keeps.
+    pub connections: usize,
+    /// Connections that one source may have; a newer one closes the oldest.
+    pub connections_per_source: usize,
+    /// Connections that a listener lets be under construction.
+    pub handshakes: usize,
+    /// Time for TLS, identity and pairing together.
+    pub handshake_timeout: Duration,
+    /// Quiet time after which something is sent to keep the path alive.
+    pub keep_alive: Duration,
+    /// Silence after which the peer counts as gone.
+    pub idle_timeout: Duration,
+    /// Wanted size of each socket buffer.
+    pub socket_buffer_bytes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            stream_window_bytes: 8 << 20,
+            connection_window_bytes: 16 << 20,
+            receive_budget_bytes: 64 << 20,
+            parts_open: 32,
+            connections: 256,
+            connections_per_source: 2,
+            handshakes: 64,
+            handshake_timeout: Duration::from_secs(10),
+            keep_alive: Duration::from_secs(4),
+            idle_timeout: Duration::from_secs(20),
+            socket_buffer_bytes: 8 << 20,
+        }
+    }
+}
+
+impl Limits {
+    /// The window of each of `connections` connections under the common budget.
+    pub(super) fn share_bytes(&self, connections: usize) -> u32 {
+        let connections = u32::try_from(connections.max(1)).unwrap_or(u32::MAX);
+        (self.receive_budget_bytes / connections).max(1 << 20).min(self.connection_window_bytes)
+    }
+}
+
+/// TLS 1.3 with AES-128-GCM first: the fastest here, and the one QUIC needs for its first packets anyway.
+fn provider() -> Arc<CryptoProvider> {
+    let suites = vec![
+        cipher_suite::TLS13_AES_128_GCM_SHA256,
+        cipher_suite::TLS13_AES_256_GCM_SHA384,
+        cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
+    ];
+    Arc::new(CryptoProvider { cipher_suites: suites, ..aws_lc_rs::default_provider() })
+}
+
+pub(super) fn endpoint() -> EndpointConfig {
+    let mut config = EndpointConfig::default();
+    // The default of 1,472 would make the peer's MTU discovery stop there.
+    config.max_udp_payload_size(MTU_MAX).expect("within QUIC's range");
+    config
+}
+
+fn transport(limits: &Limits) -> TransportConfig {
+    let mut mtu = MtuDiscoveryConfig::default();
+    mtu.upper_bound(MTU_MAX);
+    let mut acks = AckFrequencyConfig::default();
+    acks.ack_eliciting_threshold(VarInt::from_u32(20));
+    let idle = IdleTimeout::try_from(limits.idle_timeout).unwrap_or_else(|_| IdleTimeout::from(VarInt::from_u32(20_000)));
+    let mut config = TransportConfig::default();
+    config
+        .max_concurrent_bidi_streams(VarInt::from_u32(1))
+        .max_concurrent_uni_streams(VarInt::from_u32(limits.parts_open))
+        .stream_receive_window(VarInt::from_u32(limits.stream_window_bytes))
+        .receive_window(VarInt::from_u32(limits.connection_window_bytes))
+        .send_window(u64::from(limits.connection_window_bytes))
+        // Earlier parts first: they become `staged` in order.
+        .send_fairness(false)
+        .datagram_receive_buffer_size(None)
+        .mtu_discovery_config(Some(mtu))
+        .ack_frequency_config(Some(acks))
+        .keep_alive_interval(Some(limits.keep_alive))
+        .max_idle_timeout(Some(idle));
+    config
+}
+
+/// What a receiver listens with.
+pub(super) fn server(identity: &Identity, limits: &Limits) -> Result<ServerConfig, rustls::Error> {
+    let provider = provider();
+    let verifier = Arc::new(AnySource::new(Arc::clone(&provider)));
+    let mut tls = rustls::ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(vec![identity.certificate()], identity.key())?;
+    tls.alpn_protocols = vec![ALPN.to_vec()];
+    tls.send_tls13_tickets = 0;
+    tls.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+    tls.max_early_data_size = 0;
+    let crypto = QuicServerConfig::try_from(tls).map_err(|e| rustls::Error::General(e.to_string()))?;
+    let mut config = ServerConfig::with_crypto(Arc::new(crypto));
+    config.migration(false).max_incoming(limits.handshakes).incoming_buffer_size(64 << 10).incoming_buffer_size_total(4 << 20);
+    // The first share is small: it grows when the source turns out to be known.
+    let mut transport = transport(limits);
+    transport.receive_window(VarInt::from_u32(64 << 10)).max_concurrent_uni_streams(VarInt::from_u32(0));
+    config.transport_config(Arc::new(transport));
+    Ok(config)
+}
+
+/// What a source dials with; the verifier tells whom it met instead of the expected one.
+pub(super) fn client(
+    identity: &Identity,
+    expected: Fingerprint,
+    limits: &Limits,
+) -> Result<(ClientConfig, Arc<PinnedReceiver>), rustls::Error> {
+    let provider = provider();
+    let verifier = Arc::new(PinnedReceiver::new(expected, Arc::clone(&provider)));
+    let mut tls = rustls::ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::clone(&verifier) as Arc<_>)
+        .with_client_auth_cert(vec![identity.certificate()], identity.key())?;
+    tls.alpn_protocols = vec![ALPN.to_vec()];
+    tls.resumption = Resumption::disabled();
+    tls.enable_early_data = false;
+    tls.enable_sni = false;
+    let crypto = QuicClientConfig::try_from(tls).map_err(|e| rustls::Error::General(e.to_string()))?;
+    let mut config = ClientConfig::new(Arc::new(crypto));
+    config.transport_config(Arc::new(transport(limits)));
+    Ok((config, verifier))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn windows_share_the_budget() {
+        let limits = Limits::default();
+        assert_eq!(limits.share_bytes(0), 16 << 20);
+        assert_eq!(limits.share_bytes(4), 16 << 20);
+        assert_eq!(limits.share_bytes(16), 4 << 20);
+        assert_eq!(limits.share_bytes(1000), 1 << 20);
+        let bandwidth_delay = 125_000_000 / 20;
+        assert!(limits.stream_window_bytes >= bandwidth_delay);
+    }
+}

@@ -1,0 +1,344 @@
+//! One authenticated QUIC connection behind the [`Connection`] trait.
+//!
+//! Two tasks belong to it: one writes queued frames in order (so that giving up a `send` never leaves half a frame), one
+//! accepts part streams and reads their headers side by side (so that a slow one holds up no other). Both end with the
+//! connection, and dropping the last handle ends the connection.
+
+use std::sync::{Arc, OnceLock};
+
+use async_trait::async_trait;
+use bytes::{BufMut, Bytes, BytesMut};
+use farside_region::Name;
+use quinn::{ConnectionError as QuinnError, ReadError, RecvStream, SendStream, VarInt, WriteError};
+use tokio::sync::{Mutex, mpsc};
+
+use super::frames::{FrameError, FrameReader, write_frame};
+use crate::connection::{bounded, readable};
+use crate::{
+    CloseCode, Closed, Connection, ConnectionError, FRAME_BYTES_MAX, HEADER_BYTES_MAX, IncomingPart, PartError, PartReceiver,
+    PartSender, Peer, Statistics, TrySendError,
+};
+
+/// Frames that wait to be written.
+const FRAMES_QUEUED: usize = 64;
+/// Accepted part streams that wait for [`Connection::accept_part`].
+const PARTS_QUEUED: usize = 32;
+/// What a stream is reset or stopped with; its number says nothing more.
+const GIVEN_UP: VarInt = VarInt::from_u32(1);
+
+/// A connection over QUIC. Made by [`crate::QuicDialer`] and [`crate::Listener`].
+#[derive(Debug)]
+pub struct QuicConnection {
+    peer: Peer,
+    core: Arc<Core>,
+    frames_out: mpsc::Sender<Bytes>,
+    frames_in: Mutex<FrameReader>,
+    parts_in: Mutex<mpsc::Receiver<IncomingPart>>,
+    /// A dialled connection keeps its endpoint's socket alive.
+    _endpoint: Option<quinn::Endpoint>,
+}
+
+/// What the tasks and the streams need too.
+#[derive(Debug)]
+pub(super) struct Core {
+    connection: quinn::Connection,
+    /// What was said when this side closed first.
+    here: OnceLock<(CloseCode, String)>,
+}
+
+impl Core {
+    pub(super) fn new(connection: quinn::Connection) -> Arc<Self> {
+        Arc::new(Self { connection, here: OnceLock::new() })
+    }
+
+    pub(super) fn close(&self, code: CloseCode, reason: &str) {
+        let reason = bounded(reason);
+        // A close that comes after the end says nothing any more.
+        if self.connection.close_reason().is_none() && self.here.set((code, reason.to_owned())).is_ok() {
+            self.connection.close(VarInt::from_u32(code.number()), reason.as_bytes());
+        }
+    }
+
+    pub(super) fn quinn(&self) -> &quinn::Connection {
+        &self.connection
+    }
+
+    fn translate(&self, error: &QuinnError) -> Closed {
+        match (error, self.here.get()) {
+            (QuinnError::LocallyClosed, Some((code, reason))) => Closed::Here { code: *code, reason: reason.clone() },
+            _ => translate(error),
+        }
+    }
+
+    /// Why the connection ended, from an error that only says that it did.
+    fn ended(&self) -> Closed {
+        match self.connection.close_reason() {
+            Some(error) => self.translate(&error),
+            None => Closed::Broken("a stream ended that belongs to the whole connection".to_owned()),
+        }
+    }
+}
+
+/// quinn's words for the end of a connection in ours.
+pub(super) fn translate(error: &QuinnError) -> Closed {
+    match error {
+        QuinnError::ApplicationClosed(close) => {
+            let code = CloseCode::from_number(close.error_code.into_inner());
+            Closed::ByPeer { code, reason: readable(&close.reason) }
+        }
+        QuinnError::TimedOut => Closed::TimedOut,
+        QuinnError::Reset => Closed::PeerRestarted,
+        QuinnError::LocallyClosed => Closed::Here { code: CloseCode::ShuttingDown, reason: "shutting down".to_owned() },
+        other => Closed::Broken(readable(other.to_string().as_bytes())),
+    }
+}
+
+impl QuicConnection {
+    /// Puts an authenticated connection to work. `send` and `frames` are its control stream, past the handshake.
+    pub(super) fn start(
+        core: Arc<Core>,
+        name: Name,
+        fingerprint: crate::Fingerprint,
+        send: SendStream,
+        frames: FrameReader,
+        endpoint: Option<quinn::Endpoint>,
+    ) -> Arc<Self> {
+        let peer = Peer { name, fingerprint, address: core.connection.remote_address() };
+        let (frames_out, queue) = mpsc::channel(FRAMES_QUEUED);
+        let (to_accept, parts_in) = mpsc::channel(PARTS_QUEUED);
+        tokio::spawn(write_frames(Arc::clone(&core), send, queue));
+        tokio::spawn(accept_parts(Arc::clone(&core), to_accept));
+        let (frames_in, parts_in) = (Mutex::new(frames), Mutex::new(parts_in));
+        Arc::new(Self { peer, core, frames_out, frames_in, parts_in, _endpoint: endpoint })
+    }
+
+    fn ended(&self) -> ConnectionError {
+        ConnectionError::Closed(self.core.ended())
+    }
+
+    fn protocol_error(&self, what: &str) -> ConnectionError {
+        self.core.close(CloseCode::Protocol, what);
+        self.ended()
+    }
+}
+
+impl Drop for QuicConnection {
+    fn drop(&mut self) {
+        self.core.close(CloseCode::Done, "done");
+    }
+}
+
+#[async_trait]
+impl Connection for QuicConnection {
+    fn peer(&self) -> &Peer {
+        &self.peer
+    }
+
+    async fn send(&self, frame: Bytes) -> Result<(), ConnectionError> {
+        check_length(&frame)?;
+        self.frames_out.send(frame).await.map_err(|_| self.ended())
+    }
+
+    fn try_send(&self, frame: Bytes) -> Result<(), TrySendError> {
+        check_length(&frame)?;
+        self.frames_out.try_send(frame).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(frame) => TrySendError::Full(frame),
+            mpsc::error::TrySendError::Closed(_) => self.ended().into(),
+        })
+    }
+
+    async fn recv(&self) -> Result<Bytes, ConnectionError> {
+        match self.frames_in.lock().await.next(FRAME_BYTES_MAX).await {
+            Ok(frame) => Ok(frame),
+            Err(FrameError::TooLong { bytes, max }) => {
+                Err(self.protocol_error(&format!("a control frame of {bytes} bytes is longer than {max}")))
+            }
+            Err(FrameError::Torn) => Err(self.protocol_error("the control stream ended inside a frame")),
+            Err(FrameError::Ended) => Err(self.protocol_error("the control stream ended")),
+            Err(FrameError::Lost(error)) => Err(self.core.translate(&error).into()),
+        }
+    }
+
+    async fn open_part(&self, header: Bytes) -> Result<Box<dyn PartSender>, ConnectionError> {
+        let (bytes, max) = (header.len(), HEADER_BYTES_MAX);
+        if bytes > max {
+            return Err(ConnectionError::HeaderTooLong { bytes, max });
+        }
+        let stream = self.core.connection.open_uni().await.map_err(|e| self.core.translate(&e))?;
+        let length = u16::try_from(bytes).expect("checked against the limit");
+        let mut prefix = BytesMut::with_capacity(2 + bytes);
+        prefix.put_u16_le(length);
+        prefix.put(header);
+        let mut part = QuicPartSender { core: Arc::clone(&self.core), stream: Some(stream) };
+        match part.write(prefix.freeze()).await {
+            // A receiver that stops a part before its header is read has closed or is about to.
+            Ok(()) | Err(PartError::Stopped | PartError::Reset) => Ok(Box::new(part)),
+            Err(PartError::Connection(error)) => Err(error),
+        }
+    }
+
+    async fn accept_part(&self) -> Result<IncomingPart, ConnectionError> {
+        let part = self.parts_in.lock().await.recv().await;
+        part.ok_or_else(|| self.ended())
+    }
+
+    fn close(&self, code: CloseCode, reason: &str) {
+        self.core.close(code, reason);
+    }
+
+    async fn closed(&self) -> Closed {
+        let error = self.core.connection.closed().await;
+        self.core.translate(&error)
+    }
+
+    fn close_reason(&self) -> Option<Closed> {
+        self.core.connection.close_reason().map(|error| self.core.translate(&error))
+    }
+
+    fn statistics(&self) -> Statistics {
+        let s = self.core.connection.stats();
+        Statistics {
+            sent_bytes: s.udp_tx.bytes,
+            received_bytes: s.udp_rx.bytes,
+            lost_packets: s.path.lost_packets,
+            rtt: s.path.rtt,
+            mtu: s.path.current_mtu,
+            congestion_window: s.path.cwnd,
+        }
+    }
+}
+
+fn check_length(frame: &Bytes) -> Result<(), ConnectionError> {
+    let (bytes, max) = (frame.len(), FRAME_BYTES_MAX);
+    if bytes > max { Err(ConnectionError::FrameTooLong { bytes, max }) } else { Ok(()) }
+}
+
+/// Writes frames until the connection ends or its last handle is dropped.
+async fn write_frames(core: Arc<Core>, mut stream: SendStream, mut queue: mpsc::Receiver<Bytes>) {
+    // Acknowledgements and credits go before bulk.
+    let _ = stream.set_priority(1);
+    loop {
+        let frame = tokio::select! {
+            frame = queue.recv() => frame,
+            _ = core.connection.closed() => return,
+        };
+        let Some(frame) = frame else { return };
+        match write_frame(&mut stream, frame).await {
+            Ok(()) => {}
+            Err(WriteError::ConnectionLost(_)) => return,
+            Err(_) => return core.close(CloseCode::Protocol, "the control stream was stopped"),
+        }
+    }
+}
+
+/// Accepts part streams until the connection ends. The peer's limit of open streams bounds the readers.
+async fn accept_parts(core: Arc<Core>, to_accept: mpsc::Sender<IncomingPart>) {
+    while let Ok(stream) = core.connection.accept_uni().await {
+        let (core, to_accept) = (Arc::clone(&core), to_accept.clone());
+        tokio::spawn(async move {
+            let mut body = QuicPartReceiver { core, stream, finished: false };
+            match body.read_header().await {
+                Ok(header) => {
+                    let _ = to_accept.send(IncomingPart { header, body: Box::new(body) }).await;
+                }
+                Err(HeaderError::Gone) => {}
+                Err(HeaderError::Bad) => body.core.close(CloseCode::Protocol, "a part header is cut or too long"),
+            }
+        });
+    }
+}
+
+enum HeaderError {
+    Gone,
+    Bad,
+}
+
+#[derive(Debug)]
+struct QuicPartReceiver {
+    core: Arc<Core>,
+    stream: RecvStream,
+    finished: bool,
+}
+
+impl QuicPartReceiver {
+    async fn read_header(&mut self) -> Result<Bytes, HeaderError> {
+        let mut prefix = [0; 2];
+        self.read_exact(&mut prefix).await?;
+        let length = usize::from(u16::from_le_bytes(prefix));
+        if length > HEADER_BYTES_MAX {
+            return Err(HeaderError::Bad);
+        }
+        let mut header = vec![0; length];
+        self.read_exact(&mut header).await?;
+        Ok(header.into())
+    }
+
+    async fn read_exact(&mut self, buffer: &mut [u8]) -> Result<(), HeaderError> {
+        self.stream.read_exact(buffer).await.map_err(|error| match error {
+            quinn::ReadExactError::FinishedEarly(_) => HeaderError::Bad,
+            quinn::ReadExactError::ReadError(_) => HeaderError::Gone,
+        })
+    }
+}
+
+#[async_trait]
+impl PartReceiver for QuicPartReceiver {
+    async fn next(&mut self, bytes_max: usize) -> Result<Option<Bytes>, PartError> {
+        if self.finished {
+            return Ok(None);
+        }
+        match self.stream.read_chunk(bytes_max.max(1), true).await {
+            Ok(Some(chunk)) => Ok(Some(chunk.bytes)),
+            Ok(None) => {
+                self.finished = true;
+                Ok(None)
+            }
+            Err(ReadError::ConnectionLost(error)) => Err(self.core.translate(&error).into()),
+            Err(_) => Err(PartError::Reset),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct QuicPartSender {
+    core: Arc<Core>,
+    /// Present until the part is finished.
+    stream: Option<SendStream>,
+}
+
+impl QuicPartSender {
+    fn gone(&self) -> PartError {
+        match self.core.connection.close_reason() {
+            Some(error) => self.core.translate(&error).into(),
+            None => PartError::Stopped,
+        }
+    }
+}
+
+#[async_trait]
+impl PartSender for QuicPartSender {
+    async fn write(&mut self, chunk: Bytes) -> Result<(), PartError> {
+        let Some(stream) = &mut self.stream else { return Err(PartError::Stopped) };
+        match stream.write_chunk(chunk).await {
+            Ok(()) => Ok(()),
+            Err(WriteError::ConnectionLost(error)) => Err(self.core.translate(&error).into()),
+            Err(_) => Err(PartError::Stopped),
+        }
+    }
+
+    fn finish(mut self: Box<Self>) -> Result<(), PartError> {
+        let finished = self.stream.take().is_some_and(|mut stream| stream.finish().is_ok());
+        if finished && self.core.connection.close_reason().is_none() { Ok(()) } else { Err(self.gone()) }
+    }
+
+    fn reset(self: Box<Self>) {}
+}
+
+impl Drop for QuicPartSender {
+    fn drop(&mut self) {
+        // quinn would finish the stream, and a torn body would look whole.
+        if let Some(mut stream) = self.stream.take() {
+            let _ = stream.reset(GIVEN_UP);
+        }
+    }
+}

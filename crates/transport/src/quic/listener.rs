@@ -1,0 +1,357 @@
+//! The receiver's side: who knocks, whether they are paired, and how many there are.
+//!
+//! Invariant: nothing of a peer is kept beyond the handshake's limits before its certificate was found in the book.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use farside_region::Name;
+use quinn::{Endpoint, Incoming, TokioRuntime, VarInt};
+use rustls::pki_types::CertificateDer;
+use tokio::sync::{Mutex as AsyncMutex, Semaphore, mpsc};
+use tokio::time::timeout;
+
+use super::configuration::{self, Limits};
+use super::frames::{FrameReader, write_frame};
+use super::handshake::{Answer, EXPORTER_LABEL, OPENING_BYTES_MAX, Opening, PairingProof};
+use super::link::{Core, QuicConnection};
+use super::socket::{self, SocketBuffers};
+use crate::token::{Prover, proof};
+use crate::{CloseCode, Connection, Fingerprint, Identity, PairingBook};
+
+/// Events that wait for [`Listener::next`].
+const EVENTS_QUEUED: usize = 64;
+/// How long a pairing or refused peer is given to take its answer before the connection is dropped.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// What happened at the door.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum ListenerEvent {
+    /// A paired source is connected.
+    Connected(Arc<dyn Connection>),
+    /// A source was paired.
+    Paired {
+        /// Under which name.
+        name: Name,
+        /// Its certificate.
+        fingerprint: Fingerprint,
+        /// Where it came from.
+        address: SocketAddr,
+        /// The certificates whose pairing this one replaced; their connections are closed.
+        replaced: Vec<Fingerprint>,
+    },
+    /// Somebody was refused.
+    Refused {
+        /// Where it came from.
+        address: SocketAddr,
+        /// Its certificate, if it came that far.
+        fingerprint: Option<Fingerprint>,
+        /// The name it said, if it came that far.
+        name: Option<Name>,
+        /// Why.
+        code: CloseCode,
+        /// What it was told.
+        reason: String,
+    },
+}
+
+/// Accepts connections of paired sources, and pairs those who bring a token.
+#[derive(Debug)]
+pub struct Listener {
+    shared: Arc<Shared>,
+    events: AsyncMutex<mpsc::Receiver<ListenerEvent>>,
+    buffers: SocketBuffers,
+}
+
+#[derive(Debug)]
+struct Shared {
+    endpoint: Endpoint,
+    identity: Identity,
+    name: Name,
+    book: Arc<PairingBook>,
+    limits: Limits,
+    events: mpsc::Sender<ListenerEvent>,
+    open: Mutex<Open>,
+}
+
+/// Open connections of paired sources, oldest first.
+#[derive(Debug, Default)]
+struct Open {
+    by_source: HashMap<Fingerprint, Vec<Weak<Core>>>,
+}
+
+impl Open {
+    fn living(&self) -> impl Iterator<Item = Arc<Core>> + '_ {
+        self.by_source.values().flatten().filter_map(Weak::upgrade)
+    }
+
+    fn forget_ended(&mut self) {
+        self.by_source.retain(|_, cores| {
+            cores.retain(|core| core.upgrade().is_some_and(|core| core.quinn().close_reason().is_none()));
+            !cores.is_empty()
+        });
+    }
+}
+
+impl Listener {
+    /// Binds `address` and begins to accept. `name` is what sources are told; `book` says who may come.
+    ///
+    /// # Errors
+    /// When the address cannot be bound, or the identity does not make a TLS configuration.
+    pub fn bind(
+        address: SocketAddr,
+        identity: &Identity,
+        name: Name,
+        book: Arc<PairingBook>,
+        limits: Limits,
+    ) -> std::io::Result<Self> {
+        let server = configuration::server(identity, &limits).map_err(std::io::Error::other)?;
+        let (socket, buffers) = socket::bind(address, limits.socket_buffer_bytes)?;
+        let runtime = Arc::new(TokioRuntime);
+        let endpoint = Endpoint::new_with_abstract_socket(configuration::endpoint(), Some(server), socket, runtime)?;
+        let (events, receiver) = mpsc::channel(EVENTS_QUEUED);
+        let identity = identity.clone();
+        let shared = Arc::new(Shared { endpoint, identity, name, book, limits, events, open: Mutex::default() });
+        tokio::spawn(accept(Arc::clone(&shared)));
+        Ok(Self { shared, events: AsyncMutex::new(receiver), buffers })
+    }
+
+    /// Where it listens, with the port that was chosen for port 0.
+    ///
+    /// # Errors
+    /// When the socket is gone.
+    pub fn local_address(&self) -> std::io::Result<SocketAddr> {
+        self.shared.endpoint.local_addr()
+    }
+
+    /// What the kernel gave for socket buffers.
+    pub fn socket_buffers(&self) -> SocketBuffers {
+        self.buffers
+    }
+
+    /// The next event; `None` after [`Listener::shut_down`]. Cancel-safe.
+    pub async fn next(&self) -> Option<ListenerEvent> {
+        self.events.lock().await.recv().await
+    }
+
+    /// Closes the connections of a certificate, for example because its pairing was removed.
+    pub fn disconnect(&self, fingerprint: &Fingerprint, code: CloseCode, reason: &str) {
+        self.shared.disconnect(fingerprint, code, reason);
+    }
+
+    /// Refuses whoever comes, tells everybody connected, and waits (boundedly) until they were told.
+    pub async fn shut_down(&self) {
+        self.shared.endpoint.set_server_config(None);
+        for core in self.shared.open().living() {
+            core.close(CloseCode::ShuttingDown, "the receiver is stopping");
+        }
+        self.shared.endpoint.close(VarInt::from_u32(CloseCode::ShuttingDown.number()), b"the receiver is stopping");
+        let _ = timeout(LINGER, self.shared.endpoint.wait_idle()).await;
+        self.events.lock().await.close();
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.shared.endpoint.close(VarInt::from_u32(CloseCode::ShuttingDown.number()), b"the receiver is stopping");
+    }
+}
+
+/// Why a connection under construction is not wanted.
+struct Refusal {
+    code: CloseCode,
+    reason: String,
+    fingerprint: Option<Fingerprint>,
+    name: Option<Name>,
+}
+
+impl Refusal {
+    fn new(code: CloseCode, reason: impl Into<String>) -> Self {
+        Self { code, reason: reason.into(), fingerprint: None, name: None }
+    }
+}
+
+async fn accept(shared: Arc<Shared>) {
+    let handshakes = Arc::new(Semaphore::new(shared.limits.handshakes));
+    while let Some(incoming) = shared.endpoint.accept().await {
+        let Ok(permit) = Arc::clone(&handshakes).try_acquire_owned() else {
+            incoming.refuse();
+            continue;
+        };
+        // When many knock at once, they first prove that their address is theirs.
+        if handshakes.available_permits() < shared.limits.handshakes / 2 && incoming.may_retry() {
+            let _ = incoming.retry();
+            continue;
+        }
+        let shared = Arc::clone(&shared);
+        tokio::spawn(async move {
+            shared.welcome(incoming).await;
+            drop(permit);
+        });
+    }
+}
+
+impl Shared {
+    fn open(&self) -> MutexGuard<'_, Open> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From the first packet to an event, within the time limit.
+    async fn welcome(self: Arc<Self>, incoming: Incoming) {
+        let address = incoming.remote_address();
+        let handshake = async {
+            let connection = incoming.accept()?.await?;
+            Ok::<_, quinn::ConnectionError>(Core::new(connection))
+        };
+        let core = match timeout(self.limits.handshake_timeout, handshake).await {
+            Ok(Ok(core)) => core,
+            Ok(Err(error)) => return tracing::debug!(%address, %error, "a handshake failed"),
+            Err(_) => return tracing::debug!(%address, "a handshake took too long"),
+        };
+        let refusal = match timeout(self.limits.handshake_timeout, self.introduce(&core)).await {
+            Ok(Ok(())) => return,
+            Ok(Err(refusal)) => refusal,
+            Err(_) => Refusal::new(CloseCode::Protocol, "the introduction took too long"),
+        };
+        let Refusal { code, reason, fingerprint, name } = refusal;
+        core.close(code, &reason);
+        tracing::warn!(%address, ?fingerprint, ?name, %reason, "refused a connection");
+        // A flood of refusals must not keep anyone waiting: then some go unreported.
+        let _ = self.events.try_send(ListenerEvent::Refused { address, fingerprint, name, code, reason });
+    }
+
+    async fn introduce(self: &Arc<Self>, core: &Arc<Core>) -> Result<(), Refusal> {
+        let fingerprint = fingerprint(core.quinn())?;
+        let known = |refusal: Refusal| Refusal { fingerprint: Some(fingerprint), ..refusal };
+        let cut = |_| known(Refusal::new(CloseCode::Protocol, "the introduction was cut"));
+        let (mut send, receive) = core.quinn().accept_bi().await.map_err(cut)?;
+        let mut frames = FrameReader::new(receive);
+        let opening = frames.next(OPENING_BYTES_MAX).await.ok().and_then(|frame| Opening::decode(&frame));
+        let opening = opening.ok_or_else(|| known(Refusal::new(CloseCode::Protocol, "the introduction makes no sense")))?;
+        let name = opening.source;
+        let named = |refusal: Refusal| Refusal { name: Some(name.clone()), ..known(refusal) };
+        if let Some(pairing) = opening.pairing {
+            return self.pair(core, &mut send, pairing, &name, fingerprint).await.map_err(named);
+        }
+        match self.book.name_of(&fingerprint) {
+            None => {
+                let reason =
+                    format!("this receiver does not know the source `{name}` with the certificate {fingerprint}: pair it");
+                return Err(named(Refusal::new(CloseCode::NotPaired, reason)));
+            }
+            Some(paired) if paired != name => {
+                let reason =
+                    format!("this certificate is paired as `{paired}`, not as `{name}`: set `source.name` or pair again");
+                return Err(named(Refusal::new(CloseCode::WrongName, reason)));
+            }
+            Some(_) => {}
+        }
+        self.register(core, fingerprint).map_err(named)?;
+        let answer = Answer { receiver: self.name.clone(), proof: None };
+        write_frame(&mut send, answer.encode()).await.map_err(|_| named(Refusal::new(CloseCode::Protocol, "gone")))?;
+        core.quinn().set_max_concurrent_uni_streams(VarInt::from_u32(self.limits.parts_open));
+        let connection = QuicConnection::start(Arc::clone(core), name, fingerprint, send, frames, None);
+        tokio::spawn(Arc::clone(self).follow(Arc::downgrade(core), core.quinn().clone()));
+        let _ = self.events.send(ListenerEvent::Connected(connection)).await;
+        Ok(())
+    }
+
+    /// Makes room for a connection: closes the source's oldest when it has too many, refuses when all have.
+    fn register(&self, core: &Arc<Core>, fingerprint: Fingerprint) -> Result<(), Refusal> {
+        let mut open = self.open();
+        open.forget_ended();
+        let mine = open.by_source.get(&fingerprint).map_or(0, Vec::len);
+        if open.living().count() - mine >= self.limits.connections {
+            return Err(Refusal::new(CloseCode::Overloaded, "this receiver has too many connections"));
+        }
+        let mine = open.by_source.entry(fingerprint).or_default();
+        mine.push(Arc::downgrade(core));
+        let surplus = mine.len().saturating_sub(self.limits.connections_per_source.max(1));
+        for old in mine.drain(..surplus).filter_map(|core| core.upgrade()) {
+            old.close(CloseCode::Superseded, "a newer connection of the same source took over");
+        }
+        self.share_windows(&open);
+        Ok(())
+    }
+
+    /// Gives every connection its share of the receive budget.
+    fn share_windows(&self, open: &Open) {
+        let living: Vec<_> = open.living().collect();
+        let share = VarInt::from_u32(self.limits.share_bytes(living.len()));
+        for core in living {
+            core.quinn().set_receive_window(share);
+        }
+    }
+
+    /// Waits for a connection to end and hands its share on.
+    async fn follow(self: Arc<Self>, core: Weak<Core>, connection: quinn::Connection) {
+        connection.closed().await;
+        drop(core);
+        let mut open = self.open();
+        open.forget_ended();
+        self.share_windows(&open);
+    }
+
+    fn disconnect(&self, fingerprint: &Fingerprint, code: CloseCode, reason: &str) {
+        let cores = self.open().by_source.remove(fingerprint).unwrap_or_default();
+        for core in cores.iter().filter_map(Weak::upgrade) {
+            core.close(code, reason);
+        }
+    }
+
+    async fn pair(
+        &self,
+        core: &Arc<Core>,
+        send: &mut quinn::SendStream,
+        pairing: PairingProof,
+        name: &Name,
+        source: Fingerprint,
+    ) -> Result<(), Refusal> {
+        let mut session = [0; 32];
+        let exported = core.quinn().export_keying_material(&mut session, EXPORTER_LABEL, b"");
+        exported.map_err(|_| Refusal::new(CloseCode::Internal, "TLS exports no key material"))?;
+        let (book, receiver, own_name) = (Arc::clone(&self.book), self.identity.fingerprint(), name.clone());
+        let redeemed = tokio::task::spawn_blocking(move || {
+            // blake3's comparison takes the same time whatever differs.
+            let proves = |key: &[u8; 32]| proof(key, Prover::Source, &session, &source, &receiver, &own_name) == pairing.proof;
+            book.redeem(&pairing.token_id, proves, &own_name, source, unix_s())
+        });
+        let redeemed = redeemed.await.map_err(|_| Refusal::new(CloseCode::Internal, "the pairing failed"))?;
+        let (key, replaced) = redeemed.map_err(|refusal| {
+            if let crate::PairingRefusal::Storage(error) = &refusal {
+                tracing::error!(%error, "a pairing could not be recorded");
+            }
+            Refusal::new(refusal.code(), refusal.to_string())
+        })?;
+        for old in &replaced {
+            self.disconnect(old, CloseCode::NotPaired, "another machine was paired under this name");
+        }
+        let proof = proof(&key, Prover::Receiver, &session, &source, &receiver, name);
+        let answer = Answer { receiver: self.name.clone(), proof: Some(*proof.as_bytes()) };
+        let event =
+            ListenerEvent::Paired { name: name.clone(), fingerprint: source, address: core.quinn().remote_address(), replaced };
+        tracing::info!(%name, fingerprint = %source, "paired a source");
+        let _ = self.events.send(event).await;
+        if write_frame(send, answer.encode()).await.is_ok() {
+            // The source closes when it has read the answer.
+            let _ = timeout(LINGER, core.quinn().closed()).await;
+        }
+        core.close(CloseCode::Done, "paired");
+        Ok(())
+    }
+}
+
+fn fingerprint(connection: &quinn::Connection) -> Result<Fingerprint, Refusal> {
+    let identity = connection.peer_identity().and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok());
+    let first = identity.as_ref().and_then(|chain| chain.first());
+    first
+        .map(|certificate| Fingerprint::of(certificate))
+        .ok_or_else(|| Refusal::new(CloseCode::NotPaired, "no certificate was shown"))
+}
+
+fn unix_s() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}
