@@ -1,0 +1,437 @@
+//! `xtask check`: the rules of the project that a compiler does not know.
+//!
+//! Owns the import table (the one in `ARCHITECTURE.md` must say the same) and the scans of the sources. Everything is read
+//! from `cargo metadata` and the work tree; nothing is downloaded. It reports all it finds, not the first thing.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, bail};
+use serde::Deserialize;
+
+use crate::licence;
+
+/// Who may import whom, among ourselves. Development crates may import anything; nothing imports them.
+const IMPORTS: &[(&str, &[&str])] = &[
+    ("farside-region", &[]),
+    ("farside-control", &[]),
+    ("farside-ledger", &["farside-region"]),
+    ("farside-layer", &["farside-region"]),
+    ("farside-wire", &["farside-region", "farside-ledger"]),
+    ("farside-blockio", &["farside-region"]),
+    ("farside-shim", &["farside-region", "farside-blockio"]),
+    ("farside-replication", &["farside-region", "farside-wire", "farside-ledger"]),
+    ("farside-store", &["farside-region", "farside-layer", "farside-ledger", "farside-blockio"]),
+    ("farside-transport", &["farside-region", "farside-wire"]),
+    ("farside-nbd", &["farside-region", "farside-blockio"]),
+    (
+        "farside-daemon",
+        &[
+            "farside-region",
+            "farside-control",
+            "farside-ledger",
+            "farside-layer",
+            "farside-wire",
+            "farside-blockio",
+            "farside-shim",
+            "farside-replication",
+            "farside-transport",
+            "farside-nbd",
+        ],
+    ),
+    (
+        "farside-receiver",
+        &[
+            "farside-region",
+            "farside-control",
+            "farside-ledger",
+            "farside-layer",
+            "farside-wire",
+            "farside-blockio",
+            "farside-replication",
+            "farside-store",
+            "farside-transport",
+            "farside-nbd",
+        ],
+    ),
+    ("farside", &["farside-region", "farside-control", "farside-store", "farside-daemon", "farside-receiver", "farside-nbd"]),
+];
+
+/// Development only.
+const DEVELOPMENT: &[&str] = &["farside-sim", "farside-tests", "farside-bench", "xtask"];
+
+/// Crates of others that only these of ours may import (development crates aside).
+const SOLE_IMPORTERS: &[(&str, &[&str])] = &[
+    ("axum", &["farside-daemon", "farside-receiver"]),
+    ("hyper", &["farside-control"]),
+    ("io-uring", &["farside-blockio"]),
+    ("libublk", &[]),
+    ("memmap2", &["farside-blockio"]),
+    ("quinn", &["farside-transport"]),
+    ("rcgen", &["farside-transport"]),
+    ("rustls", &["farside-transport"]),
+    ("zstd", &["farside-layer"]),
+    ("anyhow", &["farside-daemon", "farside-receiver", "farside"]),
+];
+
+/// Crates that decide and do nothing else: no I/O, clock, thread or randomness of their own.
+const PURE: &[&str] = &["crates/region", "crates/ledger", "crates/layer", "crates/wire", "crates/replication"];
+
+/// What a pure crate's product code must not mention.
+const IMPURE_WORDS: &[&str] = &[
+    "std::fs",
+    "std::net",
+    "std::thread::",
+    "std::process",
+    "SystemTime",
+    "Instant::now",
+    "getrandom",
+    "tokio::",
+    "nix::",
+    "libc::",
+];
+
+/// The only place that may contain unsafe code.
+const UNSAFE_ROOMS: &[&str] = &["crates/blockio/"];
+
+const FILE_LINES_MAX: usize = 1200;
+
+#[derive(Deserialize)]
+struct Metadata {
+    packages: Vec<Package>,
+    workspace_members: Vec<String>,
+}
+
+#[derive(Deserialize)]
+struct Package {
+    name: String,
+    id: String,
+    version: String,
+    source: Option<String>,
+    license: Option<String>,
+    manifest_path: PathBuf,
+    dependencies: Vec<Dependency>,
+}
+
+#[derive(Deserialize)]
+struct Dependency {
+    name: String,
+    kind: Option<String>,
+}
+
+/// Checks every rule.
+pub(crate) fn run() -> anyhow::Result<()> {
+    let root = crate::root();
+    let metadata = metadata(&root)?;
+    let sources = Sources::read(&root)?;
+    let mut found = Vec::new();
+    check_imports(&metadata, &mut found);
+    check_dependencies(&metadata, &root, &mut found);
+    check_lints(&metadata, &mut found);
+    check_pure(&sources, &mut found);
+    check_unsafe(&sources, &mut found);
+    check_words(&sources, &mut found);
+    check_shape(&sources, &mut found);
+    check_laws(&sources, &mut found);
+    if found.is_empty() {
+        return Ok(());
+    }
+    for finding in &found {
+        eprintln!("check: {finding}");
+    }
+    bail!("{} findings", found.len())
+}
+
+fn metadata(root: &Path) -> anyhow::Result<Metadata> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let output = Command::new(cargo)
+        .args(["metadata", "--format-version", "1", "--locked", "--filter-platform", "x86_64-unknown-linux-gnu"])
+        .current_dir(root)
+        .output()
+        .context("cargo metadata does not start")?;
+    if !output.status.success() {
+        bail!("cargo metadata failed: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    serde_json::from_slice(&output.stdout).context("cargo metadata says something unexpected")
+}
+
+impl Metadata {
+    fn members(&self) -> impl Iterator<Item = &Package> {
+        self.packages.iter().filter(|package| self.workspace_members.contains(&package.id))
+    }
+}
+
+fn check_imports(metadata: &Metadata, found: &mut Vec<String>) {
+    let table: BTreeMap<&str, &[&str]> = IMPORTS.iter().copied().collect();
+    let ours: BTreeSet<&str> = metadata.members().map(|package| package.name.as_str()).collect();
+    for package in metadata.members() {
+        let name = package.name.as_str();
+        if DEVELOPMENT.contains(&name) {
+            continue;
+        }
+        let Some(allowed) = table.get(name) else {
+            found.push(format!("{name} is not in the import table"));
+            continue;
+        };
+        for dependency in &package.dependencies {
+            let import = dependency.name.as_str();
+            if DEVELOPMENT.contains(&import) {
+                found.push(format!("{name} imports {import}, which is for development only"));
+            }
+            if dependency.kind.as_deref() == Some("dev") {
+                continue;
+            }
+            if ours.contains(import) && !allowed.contains(&import) {
+                found.push(format!("{name} may not import {import}"));
+            }
+            if let Some((_, importers)) = SOLE_IMPORTERS.iter().find(|(sole, _)| *sole == import)
+                && !importers.contains(&name)
+            {
+                found.push(format!("{name} may not import {import}; only {importers:?} may"));
+            }
+        }
+    }
+    for (name, _) in IMPORTS.iter().filter(|(name, _)| !ours.contains(name)) {
+        found.push(format!("the import table names {name}, which does not exist"));
+    }
+}
+
+fn check_dependencies(metadata: &Metadata, root: &Path, found: &mut Vec<String>) {
+    let architecture = std::fs::read_to_string(root.join("ARCHITECTURE.md")).unwrap_or_default();
+    for package in &metadata.packages {
+        let Some(source) = &package.source else {
+            if !package.manifest_path.starts_with(root) {
+                found.push(format!("{} comes from {}, outside the work tree", package.name, package.manifest_path.display()));
+            }
+            continue;
+        };
+        if !(source.starts_with("registry+") && source.ends_with("rust-lang/crates.io-index")) {
+            found.push(format!("{} {} does not come from crates.io but from {source}", package.name, package.version));
+        }
+        let licence = package.license.as_deref().unwrap_or("none said");
+        if !licence::is_allowed(licence) {
+            found.push(format!("{} {} has a licence that is not allowed: {licence}", package.name, package.version));
+        }
+    }
+    let ours: BTreeSet<&str> = metadata.members().map(|package| package.name.as_str()).collect();
+    let direct: BTreeSet<&str> = metadata
+        .members()
+        .flat_map(|package| &package.dependencies)
+        .map(|dependency| dependency.name.as_str())
+        .filter(|name| !ours.contains(name))
+        .collect();
+    for name in direct.iter().filter(|name| !architecture.contains(&format!("`{name}`"))) {
+        found.push(format!("ARCHITECTURE.md gives no reason for the dependency `{name}`"));
+    }
+}
+
+fn check_lints(metadata: &Metadata, found: &mut Vec<String>) {
+    for package in metadata.members() {
+        let manifest = std::fs::read_to_string(&package.manifest_path).unwrap_or_default();
+        if !manifest.contains("[lints]\nworkspace = true") {
+            found.push(format!("{} does not take the workspace's lints", package.name));
+        }
+    }
+}
+
+/// Every file that git knows, with its text where it is text.
+struct Sources {
+    files: Vec<(String, String)>,
+}
+
+impl Sources {
+    fn read(root: &Path) -> anyhow::Result<Self> {
+        let output = Command::new("git")
+            .args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"])
+            .current_dir(root)
+            .output()
+            .context("git does not start")?;
+        if !output.status.success() {
+            bail!("git ls-files failed: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        let names = String::from_utf8(output.stdout).context("a file name is not UTF-8")?;
+        let mut files = Vec::new();
+        for name in names.split_terminator('\0') {
+            // A file that was deleted and not yet committed is still listed; one that is not text has no words.
+            if let Ok(text) = std::fs::read_to_string(root.join(name)) {
+                files.push((name.to_owned(), text));
+            }
+        }
+        Ok(Self { files })
+    }
+
+    fn rust(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.files.iter().filter(|(name, _)| name.ends_with(".rs")).map(|(name, text)| (name.as_str(), text.as_str()))
+    }
+}
+
+/// The lines of a source before its tests (which come last in a file), without comments.
+fn product_lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    text.lines()
+        .enumerate()
+        .take_while(|(_, line)| *line != "#[cfg(test)]")
+        .map(|(at, line)| (at + 1, line.split_once("//").map_or(line, |(code, _)| code)))
+}
+
+fn is_test_file(name: &str) -> bool {
+    name.ends_with("/tests.rs") || name.ends_with("_tests.rs") || name.contains("/tests/") || name.contains("/benches/")
+}
+
+fn check_pure(sources: &Sources, found: &mut Vec<String>) {
+    for (name, text) in sources.rust() {
+        if is_test_file(name) || !PURE.iter().any(|dir| name.starts_with(&format!("{dir}/src/"))) {
+            continue;
+        }
+        for (at, line) in product_lines(text) {
+            for word in IMPURE_WORDS.iter().filter(|word| line.contains(*word)) {
+                found.push(format!("{name}:{at}: a pure crate mentions {word}"));
+            }
+        }
+    }
+}
+
+fn check_unsafe(sources: &Sources, found: &mut Vec<String>) {
+    for (name, text) in sources.rust() {
+        let lines: Vec<&str> = text.lines().collect();
+        for (at, line) in lines.iter().enumerate() {
+            let code = line.split_once("//").map_or(*line, |(code, _)| code);
+            let opens = [concat!("unsafe", " {"), concat!("unsafe", " fn"), concat!("unsafe", " impl")];
+            let allows = code.contains(concat!("allow(unsafe", "_code)")) || code.contains(concat!("expect(unsafe", "_code)"));
+            let is_unsafe = opens.iter().any(|word| code.contains(word));
+            if !(is_unsafe || allows) {
+                continue;
+            }
+            if !UNSAFE_ROOMS.iter().any(|room| name.starts_with(room)) {
+                found.push(format!("{name}:{}: unsafe code outside its rooms", at + 1));
+            } else if is_unsafe
+                && !lines[at.saturating_sub(8)..=at].iter().any(|line| line.contains("SAFETY:") || line.contains("# Safety"))
+            {
+                found.push(format!("{name}:{}: unsafe code without its SAFETY line", at + 1));
+            }
+        }
+    }
+}
+
+/// What no file of the project may contain. Each is put together here, so that this file does not contain it either.
+fn forbidden_words() -> Vec<(String, &'static str)> {
+    vec![
+        (["/wo", "rk/"].concat(), "a path of somebody's machine"),
+        (["/fa", "rm/"].concat(), "a path of somebody's machine"),
+        (["/ho", "me/"].concat(), "a path of somebody's machine"),
+        (["../sha", "red"].concat(), "something outside the project"),
+        (["deb.deb", "ian.org"].concat(), "a package registry"),
+        (["static.cra", "tes.io"].concat(), "a package registry"),
+        (["index.cra", "tes.io"].concat(), "a package registry"),
+        (["pypi", ".org"].concat(), "a package registry"),
+        (["npm", "js.org"].concat(), "a package registry"),
+        (["todo", "!("].concat(), "something unfinished"),
+        (["unimplemented", "!("].concat(), "something unfinished"),
+        (["FIX", "ME"].concat(), "something unfinished"),
+        (["#[ign", "ore"].concat(), "a test that does not run"),
+        (["BEGIN PRIVATE", " KEY"].concat(), "a secret"),
+    ]
+}
+
+fn check_words(sources: &Sources, found: &mut Vec<String>) {
+    let words = forbidden_words();
+    for (name, text) in sources.files.iter().filter(|(name, _)| name != "Cargo.lock") {
+        for (at, line) in text.lines().enumerate() {
+            for (word, what) in words.iter().filter(|(word, _)| line.contains(word.as_str())) {
+                found.push(format!("{name}:{}: `{word}` is {what}", at + 1));
+            }
+        }
+    }
+}
+
+fn check_shape(sources: &Sources, found: &mut Vec<String>) {
+    for (name, text) in sources.rust() {
+        if !text.starts_with("//!") && !is_test_file(name) {
+            found.push(format!("{name}: the first lines must say what the file owns (//!)"));
+        }
+        let lines = text.lines().count();
+        if lines > FILE_LINES_MAX {
+            found.push(format!("{name}: {lines} lines; split it"));
+        }
+    }
+}
+
+/// `ARCHITECTURE.md` names the tests that hold the laws L1 to L11; each must exist under that name.
+fn check_laws(sources: &Sources, found: &mut Vec<String>) {
+    let Some((_, architecture)) = sources.files.iter().find(|(name, _)| name == "ARCHITECTURE.md") else {
+        found.push("there is no ARCHITECTURE.md".to_owned());
+        return;
+    };
+    let tests: BTreeSet<&str> = sources.rust().flat_map(|(_, text)| functions(text)).collect();
+    for law in 1..=11 {
+        let row = format!("| L{law} |");
+        let Some(line) = architecture.lines().find(|line| line.starts_with(&row)) else {
+            found.push(format!("ARCHITECTURE.md has no row for law L{law}"));
+            continue;
+        };
+        let named: Vec<&str> = line.split('`').skip(1).step_by(2).filter(|word| word.contains('_')).collect();
+        if named.is_empty() {
+            found.push(format!("ARCHITECTURE.md names no test for law L{law}"));
+        }
+        for name in named {
+            let function = name.rsplit("::").next().unwrap_or(name);
+            if !tests.contains(function) {
+                found.push(format!("ARCHITECTURE.md names the test `{name}` for law L{law}; there is no such function"));
+            }
+        }
+    }
+}
+
+fn functions(text: &str) -> impl Iterator<Item = &str> {
+    text.lines().filter_map(|line| {
+        let rest = line.trim_start().trim_start_matches("pub ").trim_start_matches("async ");
+        let rest = rest.strip_prefix("fn ")?;
+        Some(rest.split(['(', '<']).next().unwrap_or(rest))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sources(files: &[(&str, &str)]) -> Sources {
+        Sources { files: files.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect() }
+    }
+
+    #[test]
+    fn each_rule_bites() {
+        let unsafe_line = concat!("//! x\n", "fn f() { unsafe", " { g() } }\n");
+        let unfinished = format!("//! x\nfn f() {{ {}) }}\n", ["todo", "!("].concat());
+        type Rule = fn(&Sources, &mut Vec<String>);
+        let cases: &[(Rule, &str, &str, &str)] = &[
+            (check_pure, "crates/wire/src/lib.rs", "//! x\nuse std::fs::File;\n", "std::fs"),
+            (check_unsafe, "crates/shim/src/lib.rs", unsafe_line, "outside its rooms"),
+            (check_unsafe, "crates/blockio/src/lib.rs", unsafe_line, "SAFETY"),
+            (check_words, "README.md", &unfinished, "unfinished"),
+            (check_shape, "cli/src/x.rs", "fn f() {}\n", "must say what the file owns"),
+        ];
+        for (rule, name, text, words) in cases {
+            let mut found = Vec::new();
+            rule(&sources(&[(name, text)]), &mut found);
+            assert!(found.iter().any(|finding| finding.contains(words)), "{name}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn tests_and_comments_of_a_pure_crate_may_say_anything() {
+        let text = "//! std::fs\nfn f() {} // std::fs\n#[cfg(test)]\nmod tests { use std::fs; }\n";
+        let mut found = Vec::new();
+        check_pure(&sources(&[("crates/wire/src/lib.rs", text), ("crates/wire/src/x/tests.rs", "use std::fs;")]), &mut found);
+        assert!(found.is_empty(), "{found:?}");
+    }
+
+    #[test]
+    fn a_law_without_an_existing_test_is_found() {
+        let mut rows: String = (1..=10).map(|law| format!("| L{law} | words | `x::real_test` |\n")).collect();
+        rows.push_str("| L11 | words | `x::dreamt_test` |\n");
+        let mut found = Vec::new();
+        check_laws(&sources(&[("ARCHITECTURE.md", &rows), ("a.rs", "    fn real_test() {}\n")]), &mut found);
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(found[0].contains("dreamt_test"));
+    }
+}

@@ -1,0 +1,72 @@
+//! `xtask sim`: replays one seed of the simulator with its story, or runs many.
+
+use std::ops::Range;
+
+use anyhow::{Context, bail};
+
+use farside_sim::mutations::MUTATIONS;
+use farside_sim::run::Options;
+use farside_sim::sweep::sweep;
+
+/// Runs the simulator.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Replay this one seed.
+    #[arg(long, conflicts_with = "seeds")]
+    seed: Option<u64>,
+    /// Run these seeds, `A..B`.
+    #[arg(long, value_parser = parse_range, default_value = "0..1000")]
+    seeds: Range<u64>,
+    /// Print the story of the run as it happens (with --seed).
+    #[arg(long, requires = "seed")]
+    trace: bool,
+    /// Make this mistake, by name; `list` names all. May be given more than once.
+    #[arg(long)]
+    mutate: Vec<String>,
+    /// Threads; all cores by default.
+    #[arg(long)]
+    threads: Option<usize>,
+}
+
+fn parse_range(text: &str) -> anyhow::Result<Range<u64>> {
+    let (from, to) = text.split_once("..").context("write it as A..B")?;
+    Ok(from.parse()?..to.parse()?)
+}
+
+/// Runs the subcommand.
+///
+/// # Errors
+/// When a law was broken (without `--mutate`), or none was (with it).
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    if args.mutate.iter().any(|m| m == "list") {
+        for mutation in MUTATIONS {
+            println!("{:45} {}", mutation.name, mutation.caught_by);
+        }
+        return Ok(());
+    }
+    let names: Vec<&str> = args.mutate.iter().map(String::as_str).collect();
+    if let Some(unknown) = names.iter().find(|n| !MUTATIONS.iter().any(|m| m.name == **n)) {
+        bail!("there is no mutation `{unknown}`; `--mutate list` names them");
+    }
+    let directed = MUTATIONS.iter().find(|m| names.contains(&m.name)).and_then(|m| m.directed);
+    let options = Options { trace: args.trace, mutations: &names, directed };
+    if let Some(seed) = args.seed {
+        let outcome = farside_sim::run::run(seed, options);
+        println!("seed {seed}: {} points, {} records, {} steps", outcome.points, outcome.records, outcome.steps);
+        if let Some(bad) = outcome.bad {
+            if !args.trace {
+                outcome.tail.iter().for_each(|line| println!("{line}"));
+            }
+            bail!("seed {seed}: {bad}");
+        }
+        return Ok(());
+    }
+    let threads = args.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(2, usize::from));
+    let summary = sweep(args.seeds.clone(), threads, options, !names.is_empty());
+    println!("{summary}");
+    match (names.is_empty(), summary.failures.is_empty()) {
+        (true, false) => bail!("{} seeds broke a law", summary.failures.len()),
+        (false, true) => bail!("no seed noticed the mistake"),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,274 @@
+//! `xtask test`: everything that must hold before a change lands, step by step, each with its duration. One failing step
+//! does not hide what the next would say.
+
+use std::io::{BufRead as _, BufReader};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+
+use crate::{check, install};
+
+/// Options of `xtask test`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Run only these steps, by name.
+    #[arg(long, value_name = "STEP")]
+    only: Vec<String>,
+    /// Leave out these steps, by name.
+    #[arg(long, value_name = "STEP")]
+    skip: Vec<String>,
+    /// Name the steps and do nothing.
+    #[arg(long)]
+    list: bool,
+}
+
+/// What a step does.
+enum Work {
+    /// A function of this program.
+    Here(fn() -> anyhow::Result<()>),
+    /// A program that succeeds or does not.
+    Program(Command),
+    /// Programs whose output is libtest's: their tests are counted.
+    Tests(Command),
+}
+
+struct Step {
+    name: &'static str,
+    what: &'static str,
+    work: Work,
+}
+
+/// Development crates turn on features that no product binary has, so they are built apart from the product.
+const PRODUCT: &[&str] = &["--workspace", "--exclude", "farside-sim", "--exclude", "xtask", "--exclude", "farside-tests"];
+
+fn steps() -> anyhow::Result<Vec<Step>> {
+    let this = std::env::current_exe().context("a process knows its file")?;
+    let mut simulator = Command::new(this);
+    simulator.args(["sim", "--seeds", "0..1000"]);
+    let mut docs = cargo(&["doc", "--release", "--locked", "--workspace", "--no-deps"]);
+    docs.env("RUSTDOCFLAGS", "-D warnings");
+    let mut demo = Command::new(bin_dir()?.join("farside"));
+    demo.args(["demo", "--size", "256MiB"]);
+    let step = |name, what, work| Step { name, what, work };
+    Ok(vec![
+        step("install", "what the tests need of the system", Work::Here(install::run)),
+        step("format", "cargo fmt", Work::Program(cargo(&["fmt", "--all", "--check"]))),
+        step("rules", "imports, licences, words, unsafe code, laws", Work::Here(check::run)),
+        step(
+            "lints",
+            "clippy, warnings denied",
+            Work::Program(cargo(&["clippy", "--release", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"])),
+        ),
+        step("docs", "rustdoc, warnings denied", Work::Program(docs)),
+        step(
+            "tests",
+            "of every crate",
+            Work::Tests(cargo(&[&["test", "--release", "--locked", "--no-fail-fast"], PRODUCT].concat())),
+        ),
+        step(
+            "sim-tests",
+            "of the simulator: named schedules, and every mutation is caught",
+            Work::Tests(cargo(&["test", "--release", "--locked", "--no-fail-fast", "-p", "farside-sim", "-p", "xtask"])),
+        ),
+        step(
+            "models",
+            "the four protocols under loom",
+            Work::Tests(cargo(&[
+                "test",
+                "--release",
+                "--locked",
+                "--no-fail-fast",
+                "-p",
+                "farside-shim",
+                "--features",
+                "loom",
+                "loom",
+            ])),
+        ),
+        step("simulator", "1,000 seeds", Work::Program(simulator)),
+        step(
+            "programs",
+            "farside, farsided, farside-receiver",
+            Work::Program(cargo(&[
+                "build",
+                "--release",
+                "--locked",
+                "-p",
+                "farside",
+                "-p",
+                "farside-daemon",
+                "-p",
+                "farside-receiver",
+            ])),
+        ),
+        step("demo", "the README's first command, smaller", Work::Program(demo)),
+        step(
+            "processes",
+            "real daemons, kills, file systems, databases",
+            Work::Tests(cargo(&[
+                "test",
+                "--release",
+                "--locked",
+                "--no-fail-fast",
+                "-p",
+                "farside-tests",
+                "--",
+                "--test-threads",
+                "1",
+            ])),
+        ),
+    ])
+}
+
+/// Runs the steps.
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    let steps = steps()?;
+    if args.list {
+        steps.iter().for_each(|step| println!("{:10} {}", step.name, step.what));
+        return Ok(());
+    }
+    if let Some(unknown) = args.only.iter().chain(&args.skip).find(|name| !steps.iter().any(|step| step.name == **name)) {
+        bail!("there is no step `{unknown}`; --list names them");
+    }
+    let begun = Instant::now();
+    let mut report: Vec<(&str, Duration, Count)> = Vec::new();
+    for step in steps {
+        let chosen = args.only.is_empty() || args.only.iter().any(|name| name == step.name);
+        if !chosen || args.skip.iter().any(|name| name == step.name) {
+            continue;
+        }
+        println!("\n==> {}: {}", step.name, step.what);
+        let begun = Instant::now();
+        let count = carry_out(step.work);
+        println!("==> {}: {} in {}", step.name, count.words(), seconds(begun.elapsed()));
+        report.push((step.name, begun.elapsed(), count));
+    }
+    println!();
+    for (name, took, count) in &report {
+        println!("{name:10} {:>9}  {}", seconds(*took), count.words());
+    }
+    let total = report.iter().fold(Count::default(), |sum, (_, _, count)| sum.plus(*count));
+    println!("{:10} {:>9}", "total", seconds(begun.elapsed()));
+    println!("{} passed, {} failed", total.passed, total.failed);
+    if total.failed > 0 {
+        let failed: Vec<&str> = report.iter().filter(|(_, _, count)| count.failed > 0).map(|(name, _, _)| *name).collect();
+        bail!("failed: {}", failed.join(", "));
+    }
+    Ok(())
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Count {
+    passed: u64,
+    failed: u64,
+}
+
+impl Count {
+    const PASSED: Self = Self { passed: 1, failed: 0 };
+    const FAILED: Self = Self { passed: 0, failed: 1 };
+
+    fn plus(self, other: Self) -> Self {
+        Self { passed: self.passed + other.passed, failed: self.failed + other.failed }
+    }
+
+    fn words(self) -> String {
+        match self {
+            Self::PASSED => "passed".to_owned(),
+            Self::FAILED => "FAILED".to_owned(),
+            Self { passed, failed: 0 } => format!("{passed} passed"),
+            Self { passed, failed } => format!("{passed} passed, {failed} FAILED"),
+        }
+    }
+}
+
+fn carry_out(work: Work) -> Count {
+    let result = match work {
+        Work::Here(function) => function().map(|()| Count::PASSED),
+        Work::Program(mut command) => run_program(&mut command).map(|()| Count::PASSED),
+        Work::Tests(mut command) => run_tests(&mut command),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("{error:#}");
+        Count::FAILED
+    })
+}
+
+fn run_program(command: &mut Command) -> anyhow::Result<()> {
+    let status = command.stdin(Stdio::null()).status().with_context(|| format!("{command:?} does not start"))?;
+    if !status.success() {
+        bail!("{command:?}: {status}");
+    }
+    Ok(())
+}
+
+/// Lets everything through but the lines of tests that passed, and counts.
+fn run_tests(command: &mut Command) -> anyhow::Result<Count> {
+    let mut child =
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().with_context(|| format!("{command:?} does not start"))?;
+    let stdout = child.stdout.take().expect("it was asked for");
+    let mut count = Count::default();
+    for line in BufReader::new(stdout).lines() {
+        let line = line.context("the output of a test is not text")?;
+        if let Some(result) = parse_result(&line) {
+            count = count.plus(result);
+        }
+        let is_noise = line.is_empty() || (line.starts_with("test ") && line.ends_with("... ok")) || line.starts_with("running ");
+        if !is_noise {
+            println!("{line}");
+        }
+    }
+    let status = child.wait().context("a child can be waited for")?;
+    if !status.success() && count.failed == 0 {
+        eprintln!("{command:?}: {status}");
+        count.failed = 1;
+    }
+    if status.success() && count.passed == 0 {
+        bail!("{command:?}: no test ran");
+    }
+    Ok(count)
+}
+
+/// `test result: ok. 12 passed; 0 failed; …`
+fn parse_result(line: &str) -> Option<Count> {
+    let rest = line.strip_prefix("test result: ")?;
+    let number = |what: &str| rest.split([';', '.']).find_map(|part| part.trim().strip_suffix(what)?.trim().parse().ok());
+    Some(Count { passed: number("passed")?, failed: number("failed")? })
+}
+
+fn cargo(args: &[&str]) -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.args(args).current_dir(crate::root());
+    command
+}
+
+/// Where cargo puts programs: this one came from there.
+fn bin_dir() -> anyhow::Result<PathBuf> {
+    let this = std::env::current_exe().context("a process knows its file")?;
+    Ok(this.parent().context("a program is in a folder")?.to_owned())
+}
+
+fn seconds(duration: Duration) -> String {
+    format!("{:.1} s", duration.as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_of_libtest_are_counted() {
+        let line = "test result: FAILED. 12 passed; 3 failed; 0 ignored; 0 measured; 2 filtered out; finished in 0.31s";
+        assert_eq!(parse_result(line), Some(Count { passed: 12, failed: 3 }));
+        assert_eq!(parse_result("test x ... ok"), None);
+    }
+
+    #[test]
+    fn a_step_that_ran_no_test_has_failed() {
+        let mut silent = Command::new("true");
+        assert!(run_tests(&mut silent).is_err());
+        let mut broken = Command::new("false");
+        assert_eq!(run_tests(&mut broken).expect("counted"), Count { passed: 0, failed: 1 });
+    }
+}
