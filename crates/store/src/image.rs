@@ -1,0 +1,271 @@
+//! A group as replay and the footers of its parts give it: ledger state, head images, parts and their liveness. Pure.
+//!
+//! Owns the order in which these three change together. Invariant: a record that was accepted is reflected in all of them or
+//! (if a footer could not be had) in none. The receiver, readers beside it and the simulator run this same code; they differ
+//! in where records and footers come from.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use farside_ledger::{Body, LayerEntry, Policy, Prune, Record, State, Verdict};
+use farside_region::{Geometry, GranuleIndex, GranuleRun, GroupId, LayerKey, RecordDigest, RegionSet, Slot, VolumeId, mutation};
+
+use crate::index::{Content, Extent, PartNo, VolumeIndex};
+use crate::liveness::{Part, PartName, Parts};
+
+/// What a footer says a part holds, in the order in which the runs are laid over each other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PartRuns {
+    /// These.
+    Known(Vec<(GranuleRun, Content)>),
+    /// The footer is missing or does not verify: what the part held is unknown, and with it all of its layer's regions, until
+    /// newer layers have laid themselves over them.
+    Damaged,
+}
+
+/// The image of a volume, and what of it is unknown because a footer is damaged.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct VolumeImage {
+    /// Who holds what, as far as known.
+    pub index: VolumeIndex,
+    /// Granules that a damaged part may have held, with that part. Empty in a sound store.
+    pub unknown: VolumeIndex,
+}
+
+impl VolumeImage {
+    /// Lays a part over the image. `changed` hears which parts gained or lost how many granules, gains first.
+    fn lay(&mut self, no: PartNo, runs: &PartRuns, regions: &[GranuleRun], mut changed: impl FnMut(PartNo, Change)) {
+        match runs {
+            PartRuns::Known(runs) => {
+                for &(run, content) in runs {
+                    changed(no, Change::Gained(run.count));
+                    self.unknown.remove(run, |from, count| changed(from, Change::Lost(count)));
+                    self.index.apply(Extent { run, part: no, content }, |from, count| changed(from, Change::Lost(count)));
+                }
+            }
+            PartRuns::Damaged => {
+                for &run in regions {
+                    changed(no, Change::Gained(run.count));
+                    let extent = Extent { run, part: no, content: Content::Unreadable };
+                    self.unknown.apply(extent, |from, count| changed(from, Change::Lost(count)));
+                }
+            }
+        }
+    }
+}
+
+enum Change {
+    Gained(u64),
+    Lost(u64),
+}
+
+/// The most points that one prune record gives up.
+pub const PRUNE_POINTS_MAX: usize = 1024;
+/// The most parts that one prune record names.
+pub const PRUNE_PARTS_MAX: usize = 20_000;
+
+/// What became of a record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Applied {
+    /// Replay's verdict.
+    pub verdict: Verdict,
+    /// The parts that it gave up: their files may go.
+    pub given_up: Vec<Part>,
+}
+
+/// One group.
+#[derive(Clone, Debug)]
+pub struct GroupImage {
+    state: State,
+    parts: Parts,
+    heads: BTreeMap<VolumeId, VolumeImage>,
+    /// Parts up to here are in the head images.
+    indexed: Option<PartNo>,
+}
+
+impl GroupImage {
+    /// A group without history.
+    pub fn new(group: GroupId) -> Self {
+        Self { state: State::new(group), parts: Parts::new(), heads: BTreeMap::new(), indexed: None }
+    }
+
+    /// The ledger.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// The parts.
+    pub fn parts(&self) -> &Parts {
+        &self.parts
+    }
+
+    /// The head image of a volume; `None` before its first layer with content.
+    pub fn head(&self, volume: VolumeId) -> Option<&VolumeImage> {
+        self.heads.get(&volume)
+    }
+
+    /// For the simulator: break the ledger's own rules.
+    #[cfg(feature = "mutations")]
+    pub fn state_mut_for_mutations(&mut self) -> &mut State {
+        &mut self.state
+    }
+
+    /// Replays a record without looking at any footer: the first half of opening a group. [`GroupImage::index`] is the second.
+    pub fn replay(&mut self, record: &Record, digest: RecordDigest) -> Applied {
+        let new: Vec<LayerEntry> = self.new_layers(record).into_iter().cloned().collect();
+        let verdict = self.state.apply(record, digest);
+        let mut given_up = Vec::new();
+        for entry in new.iter().filter(|e| self.state.layer(&e.key).is_some()) {
+            self.parts.add_layer(record.slot, entry);
+        }
+        if verdict == Verdict::Accepted {
+            if let Body::Prune(prune) = &record.body {
+                given_up = self.parts.give_up(&prune.parts);
+            }
+        }
+        Applied { verdict, given_up }
+    }
+
+    /// The parts that are not in the head images yet, in the order in which [`GroupImage::index`] wants them.
+    pub fn unindexed(&self) -> Vec<(PartNo, Part)> {
+        self.parts.iter().filter(|(id, _)| self.indexed.is_none_or(|done| *id > done)).map(|(id, p)| (id, p.clone())).collect()
+    }
+
+    /// Lays a part over the head image of its volume.
+    ///
+    /// # Panics
+    /// When a part is given out of order.
+    pub fn index(&mut self, no: PartNo, runs: &PartRuns) {
+        assert!(self.indexed.is_none_or(|done| no > done), "parts are indexed in the order of their publication");
+        self.indexed = Some(no);
+        let Some(part) = self.parts.get(no) else { return };
+        let (layer, slot) = (part.name.layer, part.born);
+        let regions = self.granules_of_layer(layer);
+        let parts = &mut self.parts;
+        self.heads.entry(layer.volume).or_default().lay(no, runs, &regions, |from, change| match change {
+            Change::Gained(count) => parts.gained(from, count),
+            Change::Lost(count) => parts.lost(from, count, slot),
+        });
+        self.parts.settle(no, slot);
+    }
+
+    /// The granules of all regions that a layer touched, as the volume is now.
+    fn granules_of_layer(&self, layer: LayerKey) -> Vec<GranuleRun> {
+        let Some(volume) = self.state.volume(layer.volume) else { return Vec::new() };
+        let geometry = volume.meta().geometry;
+        let fact = volume.layer(layer.term, layer.seq);
+        let ranges = fact.map_or(&[][..], |f| f.ranges()).iter();
+        ranges.map(|r| granules_of_regions(&geometry, r.start.0, r.count)).collect()
+    }
+
+    /// Replays a record and keeps the head images in step. `runs` is asked for every part of a layer that comes in; if it
+    /// fails, nothing has changed.
+    ///
+    /// # Errors
+    /// Those of `runs`.
+    pub fn apply<E>(
+        &mut self,
+        record: &Record,
+        digest: RecordDigest,
+        mut runs: impl FnMut(&LayerEntry, u32) -> Result<PartRuns, E>,
+    ) -> Result<Applied, E> {
+        let mut content = Vec::new();
+        for entry in self.new_layers(record) {
+            for number in 0..entry.parts.len() as u32 {
+                content.push((PartName { layer: entry.key, number }, runs(entry, number)?));
+            }
+        }
+        let applied = self.replay(record, digest);
+        for (name, runs) in content {
+            if let Some(no) = self.parts.id(&name) {
+                self.index(no, &runs);
+            }
+        }
+        Ok(applied)
+    }
+
+    /// The layers of a record that would come in: not those of a void one, nor duplicates in a fuzzy one.
+    fn new_layers<'r>(&self, record: &'r Record) -> Vec<&'r LayerEntry> {
+        match &record.body {
+            Body::Layers(layers) if self.state.judge(record) == Verdict::Accepted || mutation::on("accept a void record") => {
+                layers.members.iter().filter(|m| self.state.layer(&m.key).is_none()).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// The image of a volume as it was at a slot, of which every part is still there: the head, or a retained point. `runs`
+    /// is asked for the parts that live there.
+    ///
+    /// # Errors
+    /// Those of `runs`.
+    pub fn image_at<E>(
+        &self,
+        volume: VolumeId,
+        slot: Slot,
+        mut runs: impl FnMut(PartNo, &Part) -> Result<PartRuns, E>,
+    ) -> Result<VolumeImage, E> {
+        let newest = self.state.volume(volume).and_then(|v| v.last_layer()).map(|l| l.slot);
+        if newest.is_none_or(|newest| newest <= slot) {
+            return Ok(self.heads.get(&volume).cloned().unwrap_or_default());
+        }
+        let mut image = VolumeImage::default();
+        for (no, part) in self.parts.living_at(volume, slot) {
+            image.lay(no, &runs(no, part)?, &self.granules_of_layer(part.name.layer), |_, _| {});
+        }
+        Ok(image)
+    }
+
+    /// What a layer's entry must name as `unreadable_regions`, exactly: those of its regions in which the head image, with
+    /// the layer's own runs laid over it, holds an unreadable run.
+    pub fn unreadable_after(&self, volume: VolumeId, regions: &RegionSet, layer_runs: &[(GranuleRun, Content)]) -> RegionSet {
+        let mut after = RegionSet::new();
+        let Some(known) = self.state.volume(volume) else { return after };
+        let geometry = known.meta().geometry;
+        let own = layer_runs.iter().filter(|(_, c)| *c == Content::Unreadable);
+        let mut ask = known.unreadable().clone();
+        own.for_each(|(run, _)| geometry.regions_of(*run).iter().for_each(|r| ask.insert(r)));
+        for region in ask.iter().filter(|r| regions.contains(*r)) {
+            let whole = granules_of_regions(&geometry, region.0, 1);
+            let mut image = VolumeIndex::new();
+            let below = self.heads.get(&volume).into_iter().flat_map(|h| h.index.extents(whole));
+            below.for_each(|e| image.apply(e, |_, _| {}));
+            let over = layer_runs.iter().filter(|(run, _)| run.overlaps(&whole));
+            over.for_each(|&(run, content)| image.apply(Extent { run, part: PartNo(u32::MAX), content }, |_, _| {}));
+            if image.extents(whole).any(|e| e.content == Content::Unreadable) {
+                after.insert(region);
+            }
+        }
+        after
+    }
+
+    /// A prune record that gives up what `policy` lets go, and the parts that are dead then. `None`: nothing to give up. Large
+    /// ones come in several turns.
+    pub fn prune_plan(&self, policy: &Policy) -> Option<Prune> {
+        let looked = self.state.head()?;
+        let mut points = self.state.prunable(policy);
+        points.truncate(PRUNE_POINTS_MAX);
+        let without: BTreeSet<Slot> = points.iter().copied().collect();
+        let parts = self.parts.dead(&self.state, &without, PRUNE_PARTS_MAX);
+        (!points.is_empty() || !parts.is_empty()).then_some(Prune { looked, policy: *policy, points, parts })
+    }
+
+    /// Whether a file of that name that lies in the store or in landing may be swept (T4): no record names it, and none can
+    /// any more. Only after a replay of every slot up to the highest existing one.
+    pub fn is_debris(&self, name: &PartName) -> bool {
+        let key: &LayerKey = &name.layer;
+        match self.state.volume(key.volume) {
+            // Nobody claimed the volume in this ledger, so nobody can publish under that term.
+            None => true,
+            Some(volume) => match volume.layer(key.term, key.seq) {
+                Some(layer) => name.number >= layer.part_count || layer.pruned().contains(&name.number),
+                None => key.term != volume.term() || key.seq <= volume.last_seq(),
+            },
+        }
+    }
+}
+
+/// The granules of whole regions, also of those beyond a volume that has grown since.
+fn granules_of_regions(geometry: &Geometry, first: u64, count: u64) -> GranuleRun {
+    let per_region = geometry.region_granules();
+    GranuleRun { start: GranuleIndex(first * per_region), count: count * per_region }
+}

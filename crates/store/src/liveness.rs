@@ -1,0 +1,193 @@
+//! Which parts anything still needs. Pure.
+//!
+//! A part is *born* in the slot whose record named it, and *dies* in the slot at which the head image stopped using it. A
+//! retained point at slot `p` needs it exactly if it was born by then and had not died: the image of a point is the head
+//! image as it was then. Roots are the retained points, pinned ones among them, **and the head image**: without the latter a
+//! prune between a fuzzy layer and the next point would delete what that point will consist of.
+//!
+//! Invariant: parts are numbered in the order of publication, and `died` is set once. Replay without the parts that were
+//! already deleted may set `died` later than it was; every retained point gives the same answer all the same, since no
+//! retained point lies where they differ (DESIGN §5, retention).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use farside_ledger::{LayerEntry, PrunedParts, State};
+use farside_region::{LayerKey, Slot, VolumeId, mutation};
+
+use crate::index::PartNo;
+
+/// The mistake that DESIGN names: liveness without the head image.
+pub const MUTATION_RETAINED_POINTS_ONLY: &str = "retained points as the only roots";
+
+/// The name of a part: which layer, which number in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PartName {
+    /// The layer.
+    pub layer: LayerKey,
+    /// Its number in the layer, from 0.
+    pub number: u32,
+}
+
+impl std::fmt::Display for PartName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}.{}", self.layer, self.number)
+    }
+}
+
+/// A published part that no accepted record has given up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// Its name.
+    pub name: PartName,
+    /// Bytes of its file.
+    pub bytes: u64,
+    /// The digest that its footer must have.
+    pub footer_digest: [u8; 32],
+    /// The slot of the record that published it.
+    pub born: Slot,
+    /// The slot at which the head image stopped using it.
+    pub died: Option<Slot>,
+    /// Granules of the head image that lie in it; 0 until it was indexed.
+    pub head_granules: u64,
+}
+
+impl Part {
+    /// Whether the image of its volume at that slot uses it.
+    pub fn lives_at(&self, slot: Slot) -> bool {
+        self.born <= slot && self.died.is_none_or(|died| slot < died)
+    }
+}
+
+/// All published parts of a group that were not given up.
+#[derive(Clone, Debug, Default)]
+pub struct Parts {
+    all: BTreeMap<PartNo, Part>,
+    by_name: BTreeMap<PartName, PartNo>,
+    next: u32,
+}
+
+impl Parts {
+    /// None yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Those of a layer that was accepted in a slot.
+    pub fn add_layer(&mut self, slot: Slot, entry: &LayerEntry) {
+        for (number, part) in (0..).zip(&entry.parts) {
+            let id = PartNo(self.next);
+            self.next = self.next.checked_add(1).expect("a group never publishes 2^32 parts");
+            let name = PartName { layer: entry.key, number };
+            self.by_name.insert(name, id);
+            let part = Part {
+                name,
+                bytes: part.bytes,
+                footer_digest: part.footer_digest,
+                born: slot,
+                died: None,
+                head_granules: 0,
+            };
+            self.all.insert(id, part);
+        }
+    }
+
+    /// Forgets those that an accepted prune record gave up; says what they were.
+    pub fn give_up(&mut self, pruned: &[PrunedParts]) -> Vec<Part> {
+        let names = pruned.iter().flat_map(|p| p.parts.iter().map(|&number| PartName { layer: p.layer, number }));
+        names.filter_map(|name| self.all.remove(&self.by_name.remove(&name)?)).collect()
+    }
+
+    /// One part.
+    pub fn get(&self, id: PartNo) -> Option<&Part> {
+        self.all.get(&id)
+    }
+
+    /// The id of a part.
+    pub fn id(&self, name: &PartName) -> Option<PartNo> {
+        self.by_name.get(name).copied()
+    }
+
+    /// All, in the order of publication.
+    pub fn iter(&self) -> impl Iterator<Item = (PartNo, &Part)> {
+        self.all.iter().map(|(&id, part)| (id, part))
+    }
+
+    /// The parts of a layer that are left.
+    pub fn of_layer(&self, layer: LayerKey) -> impl Iterator<Item = PartNo> + '_ {
+        let range = PartName { layer, number: 0 }..=PartName { layer, number: u32::MAX };
+        self.by_name.range(range).map(|(_, &id)| id)
+    }
+
+    /// The parts of a volume that its image at a slot uses, in the order in which they are laid over each other.
+    pub fn living_at(&self, volume: VolumeId, slot: Slot) -> impl Iterator<Item = (PartNo, &Part)> {
+        self.iter().filter(move |(_, p)| p.name.layer.volume == volume && p.lives_at(slot))
+    }
+
+    /// The head image took granules of a part.
+    pub(crate) fn gained(&mut self, id: PartNo, granules: u64) {
+        if let Some(part) = self.all.get_mut(&id) {
+            part.head_granules += granules;
+        }
+    }
+
+    /// The head image gave granules of a part up, for a layer of that slot.
+    pub(crate) fn lost(&mut self, id: PartNo, granules: u64, slot: Slot) {
+        if let Some(part) = self.all.get_mut(&id) {
+            part.head_granules = part.head_granules.checked_sub(granules).expect("the head image loses only what it had");
+            self.settle(id, slot);
+        }
+    }
+
+    /// A part of which the head image uses nothing is dead from that slot on.
+    pub(crate) fn settle(&mut self, id: PartNo, slot: Slot) {
+        if let Some(part) = self.all.get_mut(&id)
+            && part.head_granules == 0
+        {
+            part.died.get_or_insert(slot);
+        }
+    }
+
+    /// The parts that nothing needs once the points in `without` are gone, at most `limit` of them, oldest first, by layer.
+    pub fn dead(&self, state: &State, without: &BTreeSet<Slot>, limit: usize) -> Vec<PrunedParts> {
+        let mut points: BTreeMap<VolumeId, Vec<Slot>> = BTreeMap::new();
+        for point in state.points().values().filter(|p| !without.contains(&p.slot)) {
+            for member in &point.members {
+                points.entry(member.key.volume).or_default().push(point.slot); // ascending: points are
+            }
+        }
+        let mut dead: BTreeMap<LayerKey, Vec<u32>> = BTreeMap::new();
+        let mut count = 0;
+        for part in self.all.values() {
+            if count == limit {
+                break;
+            }
+            let died = match part.died {
+                Some(died) => died,
+                None if mutation::on(MUTATION_RETAINED_POINTS_ONLY) => Slot(u64::MAX),
+                None => continue,
+            };
+            let held = points.get(&part.name.layer.volume).is_some_and(|slots| {
+                let first = slots.partition_point(|&s| s < part.born);
+                slots.get(first).is_some_and(|&s| s < died)
+            });
+            if !held && state.may_prune_layer(&part.name.layer, without) {
+                dead.entry(part.name.layer).or_default().push(part.name.number);
+                count += 1;
+            }
+        }
+        dead.into_iter()
+            .map(|(layer, mut parts)| {
+                parts.sort_unstable();
+                PrunedParts { layer, parts }
+            })
+            .collect()
+    }
+
+    /// Bytes of all parts, and of those that nothing needs now.
+    pub fn bytes(&self, state: &State) -> (u64, u64) {
+        let total = self.all.values().map(|p| p.bytes).sum();
+        let dead = self.dead(state, &BTreeSet::new(), usize::MAX);
+        let names = dead.iter().flat_map(|d| d.parts.iter().map(|&number| PartName { layer: d.layer, number }));
+        (total, names.filter_map(|n| self.all.get(self.by_name.get(&n)?)).map(|p| p.bytes).sum())
+    }
+}

@@ -1,0 +1,173 @@
+//! What objects are called (`docs/formats/store.md`). Pure.
+
+use farside_region::{LayerKey, Name, Seq, Slot, Term};
+
+use crate::backend::ObjectName;
+use crate::liveness::PartName;
+
+/// Slots per folder of a ledger.
+pub const SLOTS_PER_FOLDER: u64 = 4096;
+
+/// The description of the store.
+pub(crate) fn store_description() -> ObjectName {
+    checked("farside-store.json".to_owned())
+}
+
+/// The folder of all groups.
+pub(crate) fn groups() -> ObjectName {
+    checked("groups".to_owned())
+}
+
+/// The names of one group's objects.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct GroupNames {
+    /// The source.
+    pub source: Name,
+    /// The group.
+    pub group: Name,
+}
+
+/// What an object in a group's folder is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum GroupObject {
+    /// `group.json`.
+    Description,
+    /// A record.
+    Record(Slot),
+    /// What replaces a torn one.
+    RecordVoid(Slot),
+    /// A part, of a volume of that name.
+    Segment {
+        /// The volume's name.
+        volume: Name,
+        /// The term.
+        term: Term,
+        /// The sequence number.
+        seq: Seq,
+        /// The part.
+        number: u32,
+    },
+}
+
+impl GroupNames {
+    /// Those of a group of a source.
+    pub fn new(source: Name, group: Name) -> Self {
+        Self { source, group }
+    }
+
+    /// `groups/<source>/<group>`.
+    pub fn folder(&self) -> ObjectName {
+        checked(format!("groups/{}/{}", self.source, self.group))
+    }
+
+    /// Who this group is.
+    pub fn description(&self) -> ObjectName {
+        self.below("group.json")
+    }
+
+    /// All records.
+    pub fn ledger(&self) -> ObjectName {
+        self.below("ledger")
+    }
+
+    /// One record.
+    pub fn record(&self, slot: Slot) -> ObjectName {
+        self.below(&format!("ledger/{}/{slot}", slot.0 / SLOTS_PER_FOLDER))
+    }
+
+    /// What replaces a torn record.
+    pub fn record_void(&self, slot: Slot) -> ObjectName {
+        self.below(&format!("ledger/{}/{slot}.void", slot.0 / SLOTS_PER_FOLDER))
+    }
+
+    /// All segments.
+    pub fn segments(&self) -> ObjectName {
+        self.below("segments")
+    }
+
+    /// One part of a layer of a volume of that name.
+    pub fn segment(&self, volume: &Name, part: &PartName) -> ObjectName {
+        self.below(&format!("segments/{}", part_path(volume, part)))
+    }
+
+    /// What an object is, from its name; `None` if it is none of ours.
+    pub fn parse(&self, name: &ObjectName) -> Option<GroupObject> {
+        let rest = name.as_str().strip_prefix(self.folder().as_str())?.strip_prefix('/')?;
+        if rest == "group.json" {
+            return Some(GroupObject::Description);
+        }
+        if let Some(rest) = rest.strip_prefix("ledger/") {
+            let (folder, file) = rest.split_once('/')?;
+            let (file, void) = file.strip_suffix(".void").map_or((file, false), |f| (f, true));
+            let slot = number(file)?;
+            if number(folder)? != slot / SLOTS_PER_FOLDER {
+                return None;
+            }
+            return Some(if void { GroupObject::RecordVoid(Slot(slot)) } else { GroupObject::Record(Slot(slot)) });
+        }
+        let (volume, term, seq, number) = parse_part_path(rest.strip_prefix("segments/")?)?;
+        Some(GroupObject::Segment { volume, term, seq, number })
+    }
+
+    fn below(&self, rest: &str) -> ObjectName {
+        checked(format!("groups/{}/{}/{rest}", self.source, self.group))
+    }
+}
+
+impl std::fmt::Display for GroupNames {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.source, self.group)
+    }
+}
+
+/// `<volume>/<term>/<seq>.<part>`: below `segments`, and below a group's folder in landing.
+pub(crate) fn part_path(volume: &Name, part: &PartName) -> String {
+    let LayerKey { term, seq, .. } = part.layer;
+    format!("{volume}/{term}/{seq}.{}", part.number)
+}
+
+/// The inverse of [`part_path`].
+pub(crate) fn parse_part_path(path: &str) -> Option<(Name, Term, Seq, u32)> {
+    let mut pieces = path.split('/');
+    let volume = pieces.next()?.parse().ok()?;
+    let term = Term(number(pieces.next()?)?);
+    let (seq, part) = pieces.next()?.split_once('.')?;
+    let (seq, part) = (Seq(number(seq)?), u32::try_from(number(part)?).ok()?);
+    pieces.next().is_none().then_some((volume, term, seq, part))
+}
+
+/// A decimal number as we write it: no sign, no leading zero.
+fn number(text: &str) -> Option<u64> {
+    let plain = text == "0" || (!text.starts_with('0') && text.bytes().all(|b| b.is_ascii_digit()));
+    if plain { text.parse().ok() } else { None }
+}
+
+fn checked(name: String) -> ObjectName {
+    ObjectName::new(name).expect("names and numbers make object names")
+}
+
+#[cfg(test)]
+mod tests {
+    use farside_region::VolumeId;
+
+    use super::*;
+
+    #[test]
+    fn every_name_is_read_back_as_what_it_is() {
+        let names = GroupNames::new("host-1".parse().expect("name"), "db".parse().expect("name"));
+        let volume: Name = "data.0".parse().expect("name");
+        let layer = LayerKey { volume: VolumeId([1; 16]), term: Term(5000), seq: Seq(17) };
+        let segment = names.segment(&volume, &PartName { layer, number: 3 });
+        assert_eq!(segment.as_str(), "groups/host-1/db/segments/data.0/5000/17.3");
+        assert_eq!(names.record(Slot(5000)).as_str(), "groups/host-1/db/ledger/1/5000");
+        assert_eq!(names.record_void(Slot(0)).as_str(), "groups/host-1/db/ledger/0/0.void");
+        let parsed = GroupObject::Segment { volume, term: Term(5000), seq: Seq(17), number: 3 };
+        assert_eq!(names.parse(&segment), Some(parsed));
+        assert_eq!(names.parse(&names.record(Slot(5000))), Some(GroupObject::Record(Slot(5000))));
+        assert_eq!(names.parse(&names.record_void(Slot(9))), Some(GroupObject::RecordVoid(Slot(9))));
+        assert_eq!(names.parse(&names.description()), Some(GroupObject::Description));
+        for stray in ["ledger/0/5000", "ledger/0/05", "ledger/0/5x", "segments/v/1/2", "segments/v/1/2.3.4", "x"] {
+            assert_eq!(names.parse(&names.below(stray)), None, "{stray}");
+        }
+    }
+}
