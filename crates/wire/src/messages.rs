@@ -245,6 +245,8 @@ pub struct EndMember {
     pub digest: [u8; 32],
     /// What it touches, compared-equal regions included.
     pub regions: RegionSet,
+    /// Those of them that the layer rewrites in full (or found equal in full): nothing older shows through.
+    pub whole_regions: RegionSet,
     /// Those of them in which a run could not be read.
     pub unreadable_regions: RegionSet,
     /// Size of the volume when the epoch was frozen.
@@ -261,7 +263,16 @@ pub struct ResumeQuery {
     /// The asker's term.
     pub term: Term,
     /// The layers he holds, ascending. Only these may be truncated.
-    pub layers: Vec<Seq>,
+    pub layers: Vec<HeldLayer>,
+}
+
+/// A layer that the asker holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldLayer {
+    /// Which.
+    pub seq: Seq,
+    /// The parts that he remembers having sent; others of that layer are to be dropped.
+    pub parts: u32,
 }
 
 /// What became of layers.
@@ -300,7 +311,7 @@ pub enum LayerFate {
     },
     /// On the receiver's disk, whole or in part; nothing at all is `parts: 0`.
     Landing {
-        /// Parts 0 up to this one are durable; later ones were dropped.
+        /// So many parts, from 0, are durable; others were dropped.
         parts: u32,
         /// The kind and members under which it is known, if an end message came.
         end: Option<SaidEnd>,
@@ -478,7 +489,7 @@ impl SourceMessage {
                 Err(DecodeError::Limit("the end of a digest query"))
             }
             Self::EpochEnd(end) if end.members.is_empty() => Err(DecodeError::Limit("an epoch without members")),
-            Self::Resume(query) if !query.layers.is_sorted_by(|a, b| a < b) => {
+            Self::Resume(query) if !query.layers.is_sorted_by(|a, b| a.seq < b.seq) => {
                 Err(DecodeError::Limit("the order of layers in a resume query"))
             }
             _ => Ok(()),

@@ -156,8 +156,8 @@ pub enum Event {
         /// Its number.
         connection: u64,
     },
-    /// It is gone, and with it everything sent on it that was not acknowledged. Parts being read were aborted: no
-    /// [`Event::PartRead`] of before this follows.
+    /// It is gone, and with it everything sent on it that was not acknowledged. Parts being read for it are to be given up;
+    /// what is still reported of them is ignored by its connection number.
     Disconnected {
         /// Its number; an old one is ignored.
         connection: u64,
@@ -191,8 +191,10 @@ pub enum Event {
     },
     /// A part asked for by [`Action::ReadPart`] was read and handed to the connection.
     PartRead(Box<PartRead>),
-    /// The part was given up as asked by [`Action::AbortPart`]; not sent after a disconnect.
+    /// The part was given up as asked by [`Action::AbortPart`], or could not be sent.
     PartAborted {
+        /// As in [`ReadPart`].
+        connection: u64,
         /// Which.
         key: LayerKey,
         /// Which.
@@ -200,6 +202,8 @@ pub enum Event {
     },
     /// A comparing part needs digests of these granules before it can go on; answered by [`Action::Digests`].
     DigestsWanted {
+        /// As in [`ReadPart`].
+        connection: u64,
         /// Which.
         key: LayerKey,
         /// Which.
@@ -331,6 +335,8 @@ pub struct ReadPart {
 /// A part that was read.
 #[derive(Clone, Debug)]
 pub struct PartRead {
+    /// As in [`ReadPart`].
+    pub connection: u64,
     /// Of which layer.
     pub key: LayerKey,
     /// Its number.
