@@ -164,6 +164,17 @@ impl PartWriter {
         self.fits(frames, granules, bytes)
     }
 
+    /// Whether a whole region surely still fits, however data and zeroes alternate in it.
+    pub fn has_room_for_region(&self) -> bool {
+        let geometry = &self.id.geometry;
+        self.fits(geometry.region_granules() + 2, geometry.region_granules(), geometry.region_bytes())
+    }
+
+    /// Bytes made so far, those not yet taken included.
+    pub fn produced_bytes(&self) -> u64 {
+        self.produced() + self.pending.content.len() as u64
+    }
+
     /// Appends data: content of whole granules from `start`.
     ///
     /// # Errors
