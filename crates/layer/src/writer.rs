@@ -167,7 +167,8 @@ impl PartWriter {
     /// Whether a whole region surely still fits, however data and zeroes alternate in it.
     pub fn has_room_for_region(&self) -> bool {
         let geometry = &self.id.geometry;
-        self.fits(geometry.region_granules() + 2, geometry.region_granules(), geometry.region_bytes())
+        // Every piece of a run is checked as a frame of its own and one that it may split.
+        self.fits(3 * geometry.region_granules() + 2, geometry.region_granules(), geometry.region_bytes())
     }
 
     /// Bytes made so far, those not yet taken included.
