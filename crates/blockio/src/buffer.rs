@@ -330,9 +330,9 @@ impl Gather {
         }
     }
 
-    /// Forgets everything; the buffers go back to their arenas, the gather's own memory is kept.
-    pub fn clear(&mut self) {
-        self.buffers.clear();
+    /// Forgets everything but the first `buffers`; the others go back to their arenas, the gather's own memory is kept.
+    pub fn clear(&mut self, buffers: usize) {
+        self.buffers.truncate(buffers);
         self.slices.clear();
         self.first = 0;
     }
