@@ -99,7 +99,7 @@ impl Footer {
 
     fn parse_body(body: &[u8], frames: usize, digest: [u8; 32], part_bytes: u64) -> Result<Self, PartError> {
         let table_end = HEADER_BYTES + frames * ENTRY_BYTES;
-        if body.len() < table_end || (body.len() - table_end) % DIGEST_BYTES != 0 {
+        if body.len() < table_end || !(body.len() - table_end).is_multiple_of(DIGEST_BYTES) {
             return Err(PartError::Footer("its length does not fit its frames"));
         }
         let id = PartId::decode(&body[..HEADER_BYTES])?;

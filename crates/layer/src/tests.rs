@@ -423,6 +423,26 @@ fn a_part_ends_at_each_of_its_limits() {
 }
 
 #[test]
+fn a_region_that_was_promised_room_fits_in_any_pieces() {
+    let g = Geometry::new(1 << 40).expect("valid");
+    let alternating: Vec<u8> = (0..1024 * 4096).map(|i| u8::from(i / 4096 % 2 == 0)).collect();
+    for (content, step) in [(alternating.clone(), 16), (alternating, 1024), (noise(4 << 20, 5), 16), (noise(4 << 20, 6), 7)] {
+        let mut writer = PartWriter::new(id(g), &KEY, Encoder::new(Compression::Off));
+        let mut region = 0;
+        while writer.has_room_for_region() {
+            for (i, piece) in content.chunks(step * 4096).enumerate() {
+                writer.push_read(GranuleIndex(region * 1024 + (i * step) as u64), piece).expect("it was promised");
+            }
+            writer.take_chunk();
+            region += 1;
+        }
+        let (_, summary, _) = writer.finish();
+        assert!(region > 14, "{region} regions only");
+        assert!(summary.bytes <= PART_BYTES_MAX);
+    }
+}
+
+#[test]
 fn regions_are_told_by_kind() {
     let part = sample(Compression::Off);
     let footer = open(&part).expect("good");

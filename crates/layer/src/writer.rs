@@ -167,8 +167,8 @@ impl PartWriter {
     /// Whether a whole region surely still fits, however data and zeroes alternate in it.
     pub fn has_room_for_region(&self) -> bool {
         let geometry = &self.id.geometry;
-        // Every piece of a run is checked as a frame of its own and one that it may split.
-        self.fits(3 * geometry.region_granules() + 2, geometry.region_granules(), geometry.region_bytes())
+        // In the worst case every granule is a frame.
+        self.fits(geometry.region_granules(), geometry.region_granules(), geometry.region_bytes())
     }
 
     /// Bytes made so far, those not yet taken included.
@@ -198,12 +198,13 @@ impl PartWriter {
         let run = self.content_run(start, content)?;
         self.check_order(run)?;
         let granule_bytes = self.id.geometry.granule_bytes() as usize;
-        let (mut pieces, mut data) = (0, 0);
+        let (mut frames, mut data) = (0, 0);
         for (granules, zero) in split_zero(content, granule_bytes) {
-            pieces += 1;
+            let (first, last) = (start.0 + granules.start as u64, start.0 + granules.end as u64 - 1);
+            frames += if zero { 1 } else { last / self.frame_granules - first / self.frame_granules + 1 };
             data += if zero { 0 } else { granules.len() as u64 };
         }
-        if !self.fits(pieces + data.div_ceil(self.frame_granules) + pieces, data, data * granule_bytes as u64) {
+        if !self.fits(frames, data, data * granule_bytes as u64) {
             return Err(PushError::Full);
         }
         for (granules, zero) in split_zero(content, granule_bytes) {

@@ -29,7 +29,5 @@ pub use record::{
     TornVoid, Unpin, VolumeMeta,
 };
 pub use retention::Policy;
-#[cfg(any(test, feature = "mutations"))]
-pub use state::Mutations;
 pub use state::{CacheError, ChainError, LayerFact, Point, PointMember, State, VolumeState};
 pub use verdict::{Malformed, Verdict, VoidReason};

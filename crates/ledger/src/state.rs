@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use farside_region::{
     Geometry, GroupId, LayerKey, LedgerPosition, Name, RecordDigest, RegionIndex, RegionRange, RegionSet, Seq, Slot, Term,
-    VolumeId,
+    VolumeId, mutation,
 };
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -34,9 +34,6 @@ pub struct State {
     volumes: BTreeMap<VolumeId, VolumeState>,
     points: BTreeMap<Slot, Point>,
     roots_changed: Option<Slot>,
-    #[cfg(any(test, feature = "mutations"))]
-    #[serde(skip)]
-    mutations: Mutations,
 }
 
 /// What replay knows about one volume.
@@ -105,18 +102,6 @@ pub struct PointMember {
     pub degraded: bool,
 }
 
-/// Rules that a simulator may break, to prove that its checkers bite.
-#[cfg(any(test, feature = "mutations"))]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Mutations {
-    /// Accept a sequence number that is not the last plus one, within the term.
-    pub a_layer_retried_at_a_later_slot: bool,
-    /// Accept layers of a term that is over.
-    pub staged_data_carried_across_a_term: bool,
-    /// Let a void layers record take effect, unless it is a duplicate.
-    pub accept_a_void_record: bool,
-}
-
 /// Why a record cannot be the next of this ledger. Not a verdict: something is wrong with the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
@@ -172,15 +157,7 @@ impl State {
             volumes: BTreeMap::new(),
             points: BTreeMap::new(),
             roots_changed: None,
-            #[cfg(any(test, feature = "mutations"))]
-            mutations: Mutations::default(),
         }
-    }
-
-    /// Breaks rules from now on.
-    #[cfg(any(test, feature = "mutations"))]
-    pub fn mutate(&mut self, mutations: Mutations) {
-        self.mutations = mutations;
     }
 
     /// Whose ledger.
@@ -275,8 +252,7 @@ impl State {
         match verdict {
             Verdict::Void(VoidReason::BrokenChain) => return verdict,
             Verdict::Accepted => self.admit(record),
-            #[cfg(any(test, feature = "mutations"))]
-            Verdict::Void(reason) if self.mutations.accept_a_void_record && reason != VoidReason::Duplicate => {
+            Verdict::Void(reason) if mutation::on("accept a void record") && reason != VoidReason::Duplicate => {
                 if let Body::Layers(layers) = &record.body {
                     self.admit_layers(record.slot, &record.stamp, layers);
                 }
@@ -359,7 +335,7 @@ impl State {
         let key = entry.key;
         let volume = self.volumes.get(&key.volume).ok_or(VoidReason::UnknownVolume(key.volume))?;
         check_entry(&volume.meta.geometry, entry).map_err(VoidReason::Malformed)?;
-        if key.term != volume.term && !self.skips_the_term_check() {
+        if key.term != volume.term && !mutation::on("staged data carried across a term") {
             return Err(VoidReason::Term { volume: key.volume, current: volume.term });
         }
         if key.seq == volume.last_seq.next() {
@@ -368,7 +344,7 @@ impl State {
         if let Some(known) = volume.layer(key.term, key.seq) {
             return if known.digest == entry.digest { Ok(Standing::Done) } else { Err(VoidReason::DuplicateDiffers(key)) };
         }
-        if key.term == volume.term && self.skips_the_seq_check() {
+        if key.term == volume.term && mutation::on("a layer retried at a later slot") {
             return Ok(Standing::New);
         }
         Err(match kind {
@@ -566,26 +542,6 @@ impl State {
             self.time_ms = self.time_ms.saturating_add(step_ms);
         }
         self.last_stamp = Some(next);
-    }
-
-    #[cfg(any(test, feature = "mutations"))]
-    fn skips_the_term_check(&self) -> bool {
-        self.mutations.staged_data_carried_across_a_term
-    }
-
-    #[cfg(not(any(test, feature = "mutations")))]
-    fn skips_the_term_check(&self) -> bool {
-        false
-    }
-
-    #[cfg(any(test, feature = "mutations"))]
-    fn skips_the_seq_check(&self) -> bool {
-        self.mutations.a_layer_retried_at_a_later_slot
-    }
-
-    #[cfg(not(any(test, feature = "mutations")))]
-    fn skips_the_seq_check(&self) -> bool {
-        false
     }
 }
 

@@ -1,0 +1,175 @@
+//! The bytes of records: golden ones, and hostile ones.
+
+use farside_region::RecordDigest;
+use proptest::prelude::*;
+
+use super::*;
+use crate::codec::{MAGIC, VERSION};
+
+fn samples() -> Vec<(&'static str, Record)> {
+    let member = LayerEntry {
+        parts: vec![PartEntry { bytes: 300, footer_digest: [0xa1; 32] }, PartEntry { bytes: 70_000, footer_digest: [0xa2; 32] }],
+        regions: regions(&[0, 1, 5]),
+        unreadable_regions: regions(&[5]),
+        ..entry(1, Term(3), 300, 0xd1)
+    };
+    let position = LedgerPosition { slot: Slot(4), digest: RecordDigest([0x77; 32]) };
+    let bodies = [
+        ("claim", Body::Claim(Claim { volume: meta(1), looked: Some(Slot(2)), source: name("host") })),
+        ("point", Body::Layers(Layers { kind: LayerKind::Point, epoch: epoch(), members: vec![member] })),
+        ("fuzzy", Body::Layers(Layers { kind: LayerKind::Fuzzy, epoch: epoch(), members: vec![entry(2, Term(1), 1, 2)] })),
+        ("heartbeat", World::new().beat(&[(1, Term(3)), (2, Term(1))], position)),
+        ("pin", Body::Pin(Pin { point: Slot(5), reason: "before the upgrade".to_owned() })),
+        ("unpin", Body::Unpin(Unpin { pin: Slot(8) })),
+        (
+            "prune",
+            Body::Prune(Prune {
+                looked: Slot(9),
+                policy: Policy { keep: 10, span_ms: 86_400_000 },
+                points: vec![Slot(5), Slot(6)],
+                parts: vec![PrunedParts { layer: entry(1, Term(3), 2, 0).key, parts: vec![0, 1] }],
+            }),
+        ),
+        ("torn", Body::TornVoid(TornVoid { torn_digest: [0x0b; 32], torn_bytes: 4096 })),
+    ];
+    let stamp = Stamp { writer: [0x11; 16], mono_ms: 1234, wall_ms: -5 };
+    let record = |(what, body)| {
+        (what, Record { group: group(), slot: Slot(10), prev: RecordDigest([0x22; 32]), nonce: [0x33; 16], stamp, body })
+    };
+    bodies.into_iter().map(record).collect()
+}
+
+/// The bytes are a promise: what was written once must be readable for ever. A change here needs a new format version.
+#[test]
+fn golden_bytes() {
+    let mut text = String::new();
+    for (what, record) in samples() {
+        text += &format!("{what}\n");
+        for line in record.encode().expect("small").bytes.chunks(32) {
+            text += &line.iter().map(|b| format!("{b:02x}")).collect::<String>();
+            text.push('\n');
+        }
+    }
+    assert_eq!(text, include_str!("golden.txt"));
+}
+
+#[test]
+fn golden_identities() {
+    let hex = |id: [u8; 16]| id.iter().map(|b| format!("{b:02x}")).collect::<String>();
+    assert_eq!(hex(group().0), "05ecd2a7e8c7ce66950cf1f3d6bf6fd9");
+    assert_eq!(hex(vol(1).0), "d38c5ac5d0876a29a9bdeb99f3b4423c");
+    assert_ne!(group_id(&name("a"), &name("bc")), group_id(&name("ab"), &name("c")), "the names cannot run together");
+}
+
+/// Puts the digest right again, as a liar would.
+fn reseal(bytes: &mut [u8]) {
+    let content = bytes.len() - 32;
+    let digest = blake3::hash(&bytes[..content]);
+    bytes[content..].copy_from_slice(digest.as_bytes());
+}
+
+#[test]
+fn damage_is_told_from_what_is_newer() {
+    let good = samples()[0].1.encode().expect("small").bytes;
+    let with = |at: usize, value: u8, sealed: bool| {
+        let mut bytes = good.clone();
+        bytes[at] = value;
+        if sealed {
+            reseal(&mut bytes);
+        }
+        Record::decode(&bytes).expect_err("changed")
+    };
+    assert_eq!(with(0, 0, true), DecodeError::Magic);
+    assert_eq!(with(8, 9, false), DecodeError::Digest, "a flipped bit in the version is damage");
+    assert_eq!(with(8, VERSION as u8 + 1, true), DecodeError::Version(VERSION + 1));
+    assert_eq!(with(10, 99, true), DecodeError::Kind(99));
+    assert_eq!(with(120, 1, true), DecodeError::Flags(1));
+    assert_eq!(with(12, 1, true), DecodeError::Length(good.len()));
+    assert_eq!(Record::decode(&[]), Err(DecodeError::Length(0)));
+    assert_eq!(Record::decode(&vec![0; RECORD_BYTES_MAX + 1]), Err(DecodeError::Length(RECORD_BYTES_MAX + 1)));
+    for cut in 0..good.len() {
+        assert!(Record::decode(&good[..cut]).is_err(), "cut to {cut}");
+    }
+    for at in 0..good.len() {
+        for bit in 0..8 {
+            let mut bytes = good.clone();
+            bytes[at] ^= 1 << bit;
+            assert!(Record::decode(&bytes).is_err(), "byte {at} bit {bit}");
+        }
+    }
+}
+
+#[test]
+fn a_record_too_large_is_refused_before_it_is_written() {
+    let scattered: RegionSet = (0..1_000_000u64).map(|i| RegionIndex(2 * i)).collect();
+    let layers = |n| {
+        let members = (0..n).map(|i| LayerEntry { regions: scattered.clone(), ..entry(i, Term(0), 1, 1) }).collect();
+        World::new().record(Body::Layers(Layers { kind: LayerKind::Point, epoch: epoch(), members }))
+    };
+    assert!(layers(1).encode().is_ok(), "a million scattered regions fit");
+    let TooLarge { bytes } = layers(3).encode().expect_err("three millions do not");
+    assert!(bytes > RECORD_BYTES_MAX);
+}
+
+/// A length that is claimed costs no memory: only bytes that are there do.
+#[test]
+fn claimed_lengths_are_not_believed() {
+    for body in [vec![0xff; 9], vec![1, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01], vec![0x80; 60]] {
+        for kind in 1u16..=7 {
+            let mut bytes = samples()[0].1.encode().expect("small").bytes[..128].to_vec();
+            bytes[10..12].copy_from_slice(&kind.to_le_bytes());
+            bytes[12..16].copy_from_slice(&(body.len() as u32).to_le_bytes());
+            bytes.extend_from_slice(&body);
+            bytes.extend_from_slice(&[0; 32]);
+            reseal(&mut bytes);
+            assert_eq!(Record::decode(&bytes), Err(DecodeError::Body), "kind {kind}");
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn random_bytes_never_decode(mut bytes in prop::collection::vec(any::<u8>(), 0..400), dressed in any::<bool>()) {
+        if dressed && bytes.len() >= RECORD_BYTES_MIN {
+            bytes[..8].copy_from_slice(&MAGIC);
+        }
+        prop_assert!(Record::decode(&bytes).is_err());
+    }
+
+    /// Whatever a body says: it decodes or it does not, and what decodes can be judged by any state.
+    #[test]
+    fn hostile_bodies_neither_panic_nor_break_a_state(which in 0usize..8, cuts in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6), slot in 0u64..5) {
+        let (_, record) = &samples()[which];
+        let mut w = claimed();
+        w.fuzzy(1);
+        w.point(&[1, 2]);
+        let record = Record { slot: Slot(slot), ..w.record(record.body.clone()) };
+        let mut bytes = record.encode().expect("small").bytes;
+        for (at, value) in &cuts {
+            let at = 128 + at.index(bytes.len() - 160);
+            bytes[at] = *value;
+        }
+        reseal(&mut bytes);
+        if let Ok((decoded, digest)) = Record::decode(&bytes) {
+            let decoded = Record { slot: w.state.next_slot(), ..decoded };
+            let before = w.state.clone();
+            let verdict = w.state.apply(&decoded, digest);
+            prop_assert_eq!(w.state.next_slot(), before.next_slot().next());
+            prop_assert_eq!(before.judge(&decoded), verdict);
+            let cache = w.state.to_cache();
+            prop_assert_eq!(State::from_cache(&cache), Ok(w.state.clone()));
+        }
+    }
+
+    #[test]
+    fn a_damaged_cache_is_refused(at in any::<prop::sample::Index>(), xor in 1u8.., cut in any::<prop::sample::Index>()) {
+        let mut w = claimed();
+        w.point(&[1, 2]);
+        let good = w.state.to_cache();
+        prop_assert_eq!(State::from_cache(&good), Ok(w.state.clone()));
+        let mut bad = good.clone();
+        bad[at.index(good.len())] ^= xor;
+        prop_assert!(State::from_cache(&bad).is_err());
+        prop_assert!(State::from_cache(&good[..cut.index(good.len())]).is_err());
+    }
+}

@@ -1,0 +1,228 @@
+//! Random writers, some of them stale or wrong, and what must hold whatever they do.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// What a random writer tries. Numbers choose among what there is.
+#[derive(Clone, Debug)]
+enum Try {
+    Claim { volume: u8, behind: u64 },
+    Layers { point: bool, members: Vec<(u8, i8, u8, bool)> },
+    Heartbeat { volume: u8, behind: u64 },
+    Pin { nth: usize },
+    Unpin { nth: usize },
+    Prune { keep: u32, span_ms: u64, behind: u64, extra: usize, parts: usize },
+    Torn,
+    Restart,
+    Wait { ms: u64 },
+}
+
+fn tries() -> impl Strategy<Value = Vec<Try>> {
+    let behind = prop_oneof![4 => Just(0u64), 1 => 1u64..6];
+    let member = (0u8..3, prop_oneof![8 => Just(0i8), 1 => -3i8..3], 0u8..3, prop::bool::weighted(0.1));
+    prop::collection::vec(
+        prop_oneof![
+            2 => (0u8..3, behind.clone()).prop_map(|(volume, behind)| Try::Claim { volume, behind }),
+            12 => (any::<bool>(), prop::collection::vec(member, 0..4)).prop_map(|(point, members)| Try::Layers { point, members }),
+            2 => (0u8..3, behind.clone()).prop_map(|(volume, behind)| Try::Heartbeat { volume, behind }),
+            1 => (0usize..20).prop_map(|nth| Try::Pin { nth }),
+            1 => (0usize..20).prop_map(|nth| Try::Unpin { nth }),
+            3 => (0u32..4, prop_oneof![Just(0u64), 0u64..9000], behind, 0usize..3, 0usize..4)
+                .prop_map(|(keep, span_ms, behind, extra, parts)| Try::Prune { keep, span_ms, behind, extra, parts }),
+            1 => Just(Try::Torn),
+            1 => Just(Try::Restart),
+            3 => (0u64..5000).prop_map(|ms| Try::Wait { ms }),
+        ],
+        0..80,
+    )
+}
+
+fn body(w: &World, attempt: &Try) -> Option<Body> {
+    let state = &w.state;
+    let back = |behind: u64| state.head().and_then(|h| h.0.checked_sub(behind)).map(Slot);
+    let known = |n: u8| state.volume(vol(n));
+    Some(match attempt {
+        Try::Claim { volume, behind } => {
+            Body::Claim(Claim { volume: meta(*volume), looked: back(*behind), source: name("host") })
+        }
+        Try::Layers { point, members } => {
+            let mut seen = BTreeSet::new();
+            let members = members.iter().filter(|m| seen.insert(m.0)).map(|(n, shift, content, old_term)| {
+                let (term, seq) = known(*n).map_or((Term(0), 0), |v| (v.term(), v.last_seq().0));
+                let term = if *old_term { Term(term.0.saturating_sub(1)) } else { term };
+                let mut e = entry(*n, term, (seq + 1).saturating_add_signed(i64::from(*shift)), *content);
+                e.regions = regions(&[u64::from(*content), 4]);
+                e.unreadable_regions = if *content == 2 { regions(&[2]) } else { RegionSet::new() };
+                e
+            });
+            let kind = if *point { LayerKind::Point } else { LayerKind::Fuzzy };
+            Body::Layers(Layers { kind, epoch: epoch(), members: members.collect() })
+        }
+        Try::Heartbeat { volume, behind } => {
+            let slot = back(*behind)?;
+            let position = LedgerPosition { slot, digest: state.digest_at(slot)? };
+            w.beat(&[(*volume, known(*volume).map_or(Term(0), |v| v.term()))], position)
+        }
+        Try::Pin { nth } => {
+            let point = state.points().keys().nth(*nth).copied().unwrap_or(Slot(1));
+            Body::Pin(Pin { point, reason: "why".to_owned() })
+        }
+        Try::Unpin { nth } => {
+            let pin = state.points().values().flat_map(|p| p.pins.keys()).nth(*nth).copied().unwrap_or(Slot(0));
+            Body::Unpin(Unpin { pin })
+        }
+        Try::Prune { keep, span_ms, behind, extra, parts } => {
+            let policy = Policy { keep: *keep, span_ms: *span_ms };
+            let mut points = state.prunable(&policy);
+            points.extend(state.points().keys().rev().take(*extra / 2).copied());
+            let layers = state.volumes().flat_map(|(_, v)| v.layers_above(None)).take(*parts);
+            let parts = layers.map(|l| PrunedParts { layer: l.key, parts: vec![0] }).collect();
+            Body::Prune(Prune { looked: back(*behind)?, policy, points, parts })
+        }
+        Try::Torn => Body::TornVoid(TornVoid { torn_digest: [1; 32], torn_bytes: 1 }),
+        Try::Restart | Try::Wait { .. } => return None,
+    })
+}
+
+/// L6: per volume one chain, whose terms are slots of accepted claims and whose numbers count from 1 without a gap.
+fn check_chains(w: &World) {
+    let accepted = |slot: Slot| &w.log[slot.0 as usize];
+    for (id, volume) in w.state.volumes() {
+        let mut last: Option<(Term, Seq)> = None;
+        for layer in volume.layers_above(None) {
+            let (term, seq) = (layer.key.term, layer.key.seq);
+            let expected = match last {
+                Some((t, s)) if t == term => s.next(),
+                Some((t, _)) => {
+                    assert!(t < term, "terms only grow");
+                    Seq(1)
+                }
+                None => Seq(1),
+            };
+            assert_eq!(seq, expected);
+            let (claim, _, verdict) = accepted(Slot(term.0));
+            assert!(matches!(&claim.body, Body::Claim(c) if c.volume.id == id) && *verdict == Verdict::Accepted);
+            let (record, _, verdict) = accepted(layer.slot);
+            assert!(matches!(record.body, Body::Layers(_)) && *verdict == Verdict::Accepted);
+            assert_eq!(w.state.layer(&layer.key).map(|l| l.slot), Some(layer.slot));
+            last = Some((term, seq));
+        }
+        if let Some((term, seq)) = last.filter(|(t, _)| *t == volume.term()) {
+            assert_eq!((term, seq), (volume.term(), volume.last_seq()));
+        } else {
+            assert_eq!(volume.last_seq(), Seq(0));
+        }
+    }
+}
+
+/// L5: what a prune may never take. `kept` is the largest K that any accepted prune recorded... so the smallest counts.
+fn check_points(w: &World, smallest_keep: Option<u32>, ever: &BTreeMap<Slot, Point>, pinned: &BTreeMap<Slot, BTreeSet<Slot>>) {
+    for (slot, point) in w.state.points() {
+        for member in &point.members {
+            let layer = w.state.layer(&member.key).expect("a point's layers are known");
+            assert_eq!((layer.slot, layer.kind, layer.digest), (*slot, LayerKind::Point, member.digest));
+            assert!(layer.pruned().is_empty(), "a retained point lost a part");
+        }
+    }
+    for (point, pins) in pinned {
+        assert!(pins.is_empty() || w.state.points().contains_key(point), "a pinned point went");
+    }
+    let Some(keep) = smallest_keep else {
+        assert_eq!(w.state.points().len(), ever.len(), "points went without a prune");
+        return;
+    };
+    for n in 0..3 {
+        let good = ever.values().rev().filter(|p| !p.degraded && p.members.iter().any(|m| m.key.volume == vol(n)));
+        for point in good.take(keep.max(1) as usize) {
+            assert!(w.state.points().contains_key(&point.slot), "policy must keep point {}", point.slot);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_writers_do_the_ledger_stays_sound(attempts in tries()) {
+        let mut w = World::new();
+        let (mut ever, mut pinned, mut smallest_keep) = (BTreeMap::new(), BTreeMap::<Slot, BTreeSet<Slot>>::new(), None::<u32>);
+        for attempt in &attempts {
+            match attempt {
+                Try::Restart => { w.writer = w.writer.wrapping_add(1); w.mono_ms = 0; }
+                Try::Wait { ms } => w.pass_ms(*ms),
+                _ => {}
+            }
+            let Some(body) = body(&w, attempt) else { continue };
+            let before = w.state.clone();
+            let record = w.record(body.clone());
+            prop_assert_eq!(before.judge(&record), w.put(body.clone()));
+            let (slot, verdict) = (record.slot, w.log.last().expect("just put").2);
+
+            if verdict == Verdict::Accepted {
+                prop_assert!(w.state.time_ms() >= before.time_ms());
+                if !matches!(body, Body::Layers(_) | Body::Heartbeat(_)) { prop_assert_eq!(w.state.time_ms(), before.time_ms()); }
+                match &body {
+                    Body::Pin(p) => { pinned.entry(p.point).or_default().insert(slot); }
+                    Body::Unpin(u) => pinned.values_mut().for_each(|p| { p.remove(&u.pin); }),
+                    Body::Prune(p) => smallest_keep = Some(smallest_keep.map_or(p.policy.keep, |k| k.min(p.policy.keep))),
+                    _ => {}
+                }
+            } else {
+                // A void record changes nothing but the head.
+                let mut replayed = before.clone();
+                replayed.apply(&Record { body: Body::TornVoid(TornVoid { torn_digest: [0; 32], torn_bytes: 0 }), ..record }, w.log.last().expect("just put").1);
+                prop_assert_eq!(&replayed, &w.state);
+            }
+            if let Some(point) = w.state.points().get(&slot) { ever.insert(slot, point.clone()); }
+            check_chains(&w);
+            check_points(&w, smallest_keep, &ever, &pinned);
+        }
+
+        // Everybody who replays reaches the same state, from any cached one on.
+        let mut replay = State::new(group());
+        let cut = w.log.len() / 2;
+        for (i, (record, digest, verdict)) in w.log.iter().enumerate() {
+            if i == cut { replay = State::from_cache(&replay.to_cache()).expect("good"); }
+            prop_assert_eq!(replay.apply(record, *digest), *verdict);
+        }
+        prop_assert_eq!(replay.to_cache(), w.state.to_cache());
+    }
+
+    /// A prune that was right when its writer looked is right at its slot, unless the rules say why not.
+    #[test]
+    fn what_is_prunable_stays_prunable_until_a_pin(points in prop::collection::vec((0u8..4, any::<bool>(), 0u64..4000), 1..30), keep in 1u32..4, span_ms in 0u64..6000) {
+        let mut w = claimed();
+        let policy = Policy { keep, span_ms };
+        let mut before = BTreeSet::new();
+        for (which, bad, ms) in points {
+            w.pass_ms(ms);
+            let volumes: &[u8] = match which { 0 => &[1], 1 => &[2], _ => &[1, 2] };
+            let members = volumes.iter().map(|n| {
+                let unreadable_regions = if bad { regions(&[1]) } else { RegionSet::new() };
+                LayerEntry { unreadable_regions, ..w.next(*n, 1) }
+            }).collect();
+            prop_assert_eq!(w.layers(LayerKind::Point, members), Verdict::Accepted);
+            let now: BTreeSet<Slot> = w.state.prunable(&policy).into_iter().collect();
+            prop_assert!(before.is_subset(&now));
+            before = now;
+        }
+        // Pruning all of it at once, or one by one in any order, leaves the same points.
+        let all: Vec<Slot> = before.iter().copied().collect();
+        let mut one_by_one = w.clone();
+        if !all.is_empty() {
+            let looked = w.state.head().expect("not empty");
+            let verdict = w.put(Body::Prune(Prune { looked, policy, points: all.clone(), parts: vec![] }));
+            prop_assert_eq!(verdict, Verdict::Accepted);
+        }
+        for point in all {
+            let looked = one_by_one.state.head().expect("not empty");
+            let verdict = one_by_one.put(Body::Prune(Prune { looked, policy, points: vec![point], parts: vec![] }));
+            prop_assert_eq!(verdict, Verdict::Accepted);
+        }
+        prop_assert_eq!(w.state.points(), one_by_one.state.points());
+        prop_assert!(w.state.prunable(&policy).is_empty());
+    }
+}

@@ -1,0 +1,157 @@
+//! Points, pins, prunes: what may go.
+
+use super::*;
+
+const KEEP_2: Policy = Policy { keep: 2, span_ms: 0 };
+
+fn prune(w: &World, policy: Policy, points: &[Slot], parts: Vec<PrunedParts>) -> Body {
+    Body::Prune(Prune { looked: w.state.head().expect("not empty"), policy, points: points.to_vec(), parts })
+}
+
+fn key_at(w: &World, n: u8, slot: Slot) -> LayerKey {
+    w.state.volume(vol(n)).expect("claimed").layers_above(None).find(|l| l.slot == slot).expect("there").key
+}
+
+fn parts_of(layer: LayerKey) -> Vec<PrunedParts> {
+    vec![PrunedParts { layer, parts: vec![0] }]
+}
+
+fn degraded_point(w: &mut World, n: u8) -> Slot {
+    let slot = w.state.next_slot();
+    let bad = LayerEntry { unreadable_regions: regions(&[1]), ..w.next(n, slot.0 as u8) };
+    assert_eq!(w.layers(LayerKind::Point, vec![bad]), Verdict::Accepted);
+    slot
+}
+
+#[test]
+fn a_point_goes_only_if_every_member_keeps_enough_newer_ones() {
+    let mut w = claimed();
+    let both = w.point(&[1, 2]);
+    for _ in 0..4 {
+        w.point(&[1]);
+    }
+    let prunable = w.state.prunable(&KEEP_2);
+    assert_eq!(prunable.len(), 2, "of the four newer ones, two");
+    assert!(!prunable.contains(&both), "volume 2 is in no newer point, and does not age");
+    w.point(&[2]);
+    assert!(!w.state.prunable(&KEEP_2).contains(&both));
+    w.point(&[2]);
+    assert!(w.state.prunable(&KEEP_2).contains(&both));
+    let kept = w.state.points().len() - w.state.prunable(&KEEP_2).len();
+    assert_eq!(kept, 4, "two for each");
+    assert_eq!(w.state.prunable(&Policy { keep: 0, span_ms: 0 }).len(), 5, "0 keeps one of each: a last good point");
+}
+
+#[test]
+fn the_span_counts_in_ledger_time() {
+    let mut w = claimed();
+    for _ in 0..6 {
+        w.point(&[1]);
+        w.pass_ms(1000);
+    }
+    assert_eq!(w.state.time_ms(), 5000);
+    let ages = |span_ms| w.state.prunable(&Policy { keep: 1, span_ms }).len();
+    assert_eq!([ages(0), ages(1000), ages(1001), ages(5000), ages(5001)], [5, 5, 4, 1, 0]);
+}
+
+#[test]
+fn degraded_points_do_not_count_and_do_not_pile_up() {
+    let mut w = claimed();
+    let good: Vec<Slot> = (0..3).map(|_| w.point(&[1])).collect();
+    let bad: Vec<Slot> = (0..5).map(|_| degraded_point(&mut w, 1)).collect();
+    assert!(bad.iter().all(|p| w.state.points()[p].degraded));
+    assert_eq!(w.state.prunable(&KEEP_2), [&good[..1], &bad[..3]].concat(), "two good and two bad ones stay");
+    // Inside the span all stay.
+    assert!(w.state.prunable(&Policy { keep: 2, span_ms: 1 }).is_empty());
+    // A layer that touches the region and does not say that it is still bad heals it.
+    let healed = w.point(&[1]);
+    assert!(!w.state.points()[&healed].degraded);
+    w.point(&[1]);
+    assert_eq!(w.state.prunable(&KEEP_2).len(), 8, "now the two newest suffice");
+}
+
+#[test]
+fn a_region_stays_bad_until_a_layer_that_touches_it_says_otherwise() {
+    let mut w = claimed();
+    let bad = LayerEntry { unreadable_regions: regions(&[1]), ..w.next(1, 1) };
+    assert_eq!(w.layers(LayerKind::Fuzzy, vec![bad]), Verdict::Accepted);
+    let elsewhere = LayerEntry { regions: regions(&[3]), ..w.next(1, 2) };
+    assert_eq!(w.layers(LayerKind::Point, vec![elsewhere]), Verdict::Accepted);
+    assert!(w.state.points().values().all(|p| p.degraded), "a point holds what earlier fuzzy layers left");
+    let v = w.state.volume(vol(1)).expect("claimed");
+    let none = RegionSet::new();
+    assert_eq!(v.unreadable_after(&regions(&[1, 2]), &none, &none), regions(&[1]), "touched, not rewritten");
+    assert_eq!(v.unreadable_after(&regions(&[1, 2]), &regions(&[1]), &none), none, "rewritten");
+    assert_eq!(v.unreadable_after(&regions(&[2]), &none, &regions(&[2])), regions(&[2]), "new, and 1 is not touched");
+}
+
+#[test]
+fn pins_hold_until_the_last_is_withdrawn() {
+    let mut w = claimed();
+    let points: Vec<Slot> = (0..4).map(|_| w.point(&[1])).collect();
+    let pin = |w: &mut World, point| {
+        let slot = w.state.next_slot();
+        (slot, w.put(Body::Pin(Pin { point, reason: "audit".to_owned() })))
+    };
+    let (a, verdict) = pin(&mut w, points[0]);
+    assert_eq!(verdict, Verdict::Accepted);
+    let (b, _) = pin(&mut w, points[0]);
+    assert_eq!(w.state.prunable(&KEEP_2), [points[1]]);
+    let held = prune(&w, KEEP_2, &[points[0]], vec![]);
+    assert_eq!(void(w.put(held)), VoidReason::NotPrunable(points[0]));
+    assert_eq!(w.put(Body::Unpin(Unpin { pin: a })), Verdict::Accepted);
+    assert_eq!(void(w.put(Body::Unpin(Unpin { pin: a }))), VoidReason::NoSuchPin(a));
+    assert_eq!(w.state.prunable(&KEEP_2), [points[1]]);
+    assert_eq!(w.put(Body::Unpin(Unpin { pin: b })), Verdict::Accepted);
+    assert_eq!(w.state.prunable(&KEEP_2), points[..2]);
+    assert_eq!(void(pin(&mut w, Slot(0)).1), VoidReason::NoSuchPoint(Slot(0)));
+}
+
+#[test]
+fn t16_a_prune_must_hold_at_its_own_slot() {
+    let mut w = claimed();
+    let points: Vec<Slot> = (0..4).map(|_| w.point(&[1])).collect();
+    let stale = prune(&w, KEEP_2, &points[..1], vec![]);
+    assert_eq!(w.put(Body::Pin(Pin { point: points[3], reason: String::new() })), Verdict::Accepted);
+    let pinned = w.state.head().expect("not empty");
+    assert_eq!(void(w.put(stale)), VoidReason::PruneOvertaken(pinned));
+    let too_many = prune(&w, KEEP_2, &points[..3], vec![]);
+    assert_eq!(void(w.put(too_many)), VoidReason::NotPrunable(points[2]));
+    let none = prune(&w, KEEP_2, &[Slot(1)], vec![]);
+    assert_eq!(void(w.put(none)), VoidReason::NoSuchPoint(Slot(1)));
+    let twice = prune(&w, KEEP_2, &[points[0], points[0]], vec![]);
+    assert_eq!(void(w.put(twice)), VoidReason::Malformed(Malformed::Twice));
+    let empty = prune(&w, KEEP_2, &[], vec![]);
+    assert_eq!(void(w.put(empty)), VoidReason::Malformed(Malformed::NoMembers));
+    let mut ahead = prune(&w, KEEP_2, &points[..1], vec![]);
+    if let Body::Prune(p) = &mut ahead {
+        p.looked = w.state.next_slot();
+    }
+    assert_eq!(void(w.put(ahead)), VoidReason::Malformed(Malformed::LookedAhead));
+    let good = prune(&w, KEEP_2, &points[..2], vec![]);
+    // A layer after the look does not matter: it makes no dead part live.
+    w.fuzzy(1);
+    assert_eq!(w.put(good), Verdict::Accepted);
+    assert_eq!(w.state.points().keys().copied().collect::<Vec<_>>(), points[2..]);
+}
+
+#[test]
+fn t16_a_prune_may_not_name_parts_in_use() {
+    let mut w = claimed();
+    let points: Vec<Slot> = (0..4).map(|_| w.point(&[1])).collect();
+    let keys: Vec<LayerKey> = points.iter().map(|p| key_at(&w, 1, *p)).collect();
+    let refused = |w: &mut World, points: &[Slot], parts: Vec<PrunedParts>| {
+        let body = prune(w, KEEP_2, points, parts);
+        void(w.put(body))
+    };
+    assert_eq!(refused(&mut w, &points[..1], parts_of(keys[1])), VoidReason::PruneLive(keys[1]), "of a retained point");
+    assert_eq!(refused(&mut w, &points[..1], parts_of(keys[3])), VoidReason::PruneLive(keys[3]), "the head");
+    let unknown = LayerKey { seq: Seq(50), ..keys[0] };
+    assert_eq!(refused(&mut w, &points[..1], parts_of(unknown)), VoidReason::PruneLive(unknown));
+    let beyond = vec![PrunedParts { layer: keys[0], parts: vec![1] }];
+    assert_eq!(refused(&mut w, &points[..1], beyond), VoidReason::PruneLive(keys[0]), "it has one part");
+    let body = prune(&w, KEEP_2, &points[..1], parts_of(keys[0]));
+    assert_eq!(w.put(body), Verdict::Accepted);
+    assert!(w.state.layer(&keys[0]).expect("still known").pruned().contains(&0));
+    assert_eq!(refused(&mut w, &points[1..2], parts_of(keys[0])), VoidReason::PruneLive(keys[0]), "given up already");
+}
