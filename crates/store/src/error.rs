@@ -37,7 +37,9 @@ pub enum StoreError {
         needed: u64,
     },
     /// The file system is read-only.
-    #[error("{path} is on a read-only file system: remount it for writing (the kernel may have done this after an I/O error: see its log)")]
+    #[error(
+        "{path} is on a read-only file system: remount it for writing (the kernel may have done this after an I/O error: see its log)"
+    )]
     ReadOnly {
         /// What was to be written.
         path: PathBuf,
@@ -86,7 +88,9 @@ pub enum StoreError {
     BadName(String),
 
     /// There is something else in the directory.
-    #[error("{path} is not a Farside store (no farside-store.json) and not empty: give the path of a store, or of an empty directory to make one")]
+    #[error(
+        "{path} is not a Farside store (no farside-store.json) and not empty: give the path of a store, or of an empty directory to make one"
+    )]
     NotAStore {
         /// The directory.
         path: PathBuf,
@@ -118,7 +122,9 @@ pub enum StoreError {
         holder: String,
     },
     /// A file system without dependable locks.
-    #[error("{path} is on {kind}, which cannot hold a store: locks and create-only files are not dependable there; use a local file system")]
+    #[error(
+        "{path} is on {kind}, which cannot hold a store: locks and create-only files are not dependable there; use a local file system"
+    )]
     NetworkFs {
         /// The directory.
         path: PathBuf,
@@ -126,7 +132,9 @@ pub enum StoreError {
         kind: &'static str,
     },
     /// A file system without hard links.
-    #[error("the file system of {path} has no hard links ({why}), which the store needs to create files safely: use ext4, xfs, btrfs or zfs")]
+    #[error(
+        "the file system of {path} has no hard links ({why}), which the store needs to create files safely: use ext4, xfs, btrfs or zfs"
+    )]
     NoHardLinks {
         /// The directory.
         path: PathBuf,
@@ -135,7 +143,9 @@ pub enum StoreError {
     },
 
     /// A ledger record that does not verify. Nothing is appended, pruned or swept in this group.
-    #[error("ledger of {group}: the record in slot {slot} ({file}) does not verify: {why}. Points before it can be restored; nothing is added, pruned or swept. Put the file back from a copy of the store")]
+    #[error(
+        "ledger of {group}: the record in slot {slot} ({file}) does not verify: {why}. Points before it can be restored; nothing is added, pruned or swept. Put the file back from a copy of the store"
+    )]
     LedgerTorn {
         /// Source and group.
         group: String,
@@ -166,7 +176,9 @@ pub enum StoreError {
     #[error("a ledger record cannot be written: {0}")]
     Record(String),
     /// A segment's content is not what was published.
-    #[error("volume {volume}, point {point}, region {region}: segment {segment} is corrupt ({why}); run `farside store check` and restore another point or bring the file back from a copy of the store")]
+    #[error(
+        "volume {volume}, point {point}, region {region}: segment {segment} is corrupt ({why}); run `farside store check` and restore another point or bring the file back from a copy of the store"
+    )]
     Corrupt {
         /// The volume's name.
         volume: String,
@@ -249,7 +261,9 @@ pub enum StoreError {
         point: Slot,
     },
     /// A point with runs that the source could not read.
-    #[error("volume {volume}, point {point}, region {region}: the source could not read this part of its disk; `--allow-degraded` restores the rest with zeroes there")]
+    #[error(
+        "volume {volume}, point {point}, region {region}: the source could not read this part of its disk; `--allow-degraded` restores the rest with zeroes there"
+    )]
     Degraded {
         /// The volume.
         volume: String,

@@ -130,6 +130,11 @@ impl GroupImage {
         self.parts.iter().filter(|(id, _)| self.indexed.is_none_or(|done| *id > done)).map(|(id, p)| (id, p.clone())).collect()
     }
 
+    /// Whether every part is in the head images.
+    pub fn is_indexed(&self) -> bool {
+        self.parts.last().is_none_or(|last| self.indexed.is_some_and(|done| done >= last))
+    }
+
     /// Lays a part over the head image of its volume.
     ///
     /// # Panics
@@ -194,7 +199,8 @@ impl GroupImage {
     }
 
     /// The image of a volume as it was at a slot, of which every part is still there: the head, or a retained point. `runs`
-    /// is asked for the parts that live there.
+    /// is asked for the parts that live there; before everything was indexed, for all that were born by then, with the same
+    /// result.
     ///
     /// # Errors
     /// Those of `runs`.
@@ -205,7 +211,7 @@ impl GroupImage {
         mut runs: impl FnMut(PartNo, &Part) -> Result<PartRuns, E>,
     ) -> Result<VolumeImage, E> {
         let newest = self.state.volume(volume).and_then(|v| v.last_layer()).map(|l| l.slot);
-        if newest.is_none_or(|newest| newest <= slot) {
+        if self.is_indexed() && newest.is_none_or(|newest| newest <= slot) {
             return Ok(self.heads.get(&volume).cloned().unwrap_or_default());
         }
         let mut image = VolumeImage::default();

@@ -104,14 +104,18 @@ impl VolumeIndex {
     pub fn extents(&self, run: GranuleRun) -> impl Iterator<Item = Extent> + '_ {
         let (from, to) = (run.start.0, run.end().0);
         let first = self.entries.range(..from).next_back().filter(|(_, e)| e.end > from);
-        first.into_iter().chain(self.entries.range(from..to.max(from))).map(move |(&s, e)| {
-            let start = s.max(from);
-            Extent {
-                run: GranuleRun { start: GranuleIndex(start), count: e.end.min(to) - start },
-                part: e.part,
-                content: e.content,
-            }
-        }).filter(|e| e.run.count > 0)
+        first
+            .into_iter()
+            .chain(self.entries.range(from..to.max(from)))
+            .map(move |(&s, e)| {
+                let start = s.max(from);
+                Extent {
+                    run: GranuleRun { start: GranuleIndex(start), count: e.end.min(to) - start },
+                    part: e.part,
+                    content: e.content,
+                }
+            })
+            .filter(|e| e.run.count > 0)
     }
 
     /// The first granule of a run that no extent covers.

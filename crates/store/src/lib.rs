@@ -1,17 +1,51 @@
-//! wip
+//! The recovery-point store: where layers become recovery points, and where points are read again (DESIGN §5).
+//!
+//! Owns the layout of a store (`docs/formats/store.md`), its durability (what is acknowledged outlives a power cut), landing,
+//! the index from granules to segments, liveness and deletion. Invariants:
+//! - nothing is visible that an accepted ledger record does not name, and whatever one names was durable before it;
+//! - nothing that a retained point or the head image needs is ever deleted;
+//! - every granule that is read was checked against the digest computed at the source.
+//!
+//! | Pure, for the simulator too | Over the [`Backend`] trait | Over a directory |
+//! |---|---|---|
+//! | [`VolumeIndex`], [`Parts`], [`GroupImage`], [`head_digests`], [`Attempt`], [`GroupNames`], [`resolve`] | replay, segments, [`PointReader`], [`GroupStore`]'s appends | [`DirBackend`], [`Store`], [`Landing`], locks |
+//!
+//! One process writes to a store ([`Store`], `writer.lock`); in it one thread owns each [`GroupStore`], and any thread may land
+//! parts ([`Landing`]) or read points. Other processes read beside it ([`StoreReader`]). Everything blocks.
+//!
+//! It deliberately does not decide: what a source may send, when a layer is staged, what to answer (`replication`); whether a
+//! record is accepted (`ledger`); what is inside a part (`layer`).
+
 mod attempt;
 mod backend;
 mod error;
+mod group;
 mod image;
 mod index;
+mod landing;
 mod liveness;
 mod locks;
 mod names;
-pub use attempt::*;
-pub use backend::*;
-pub use error::*;
-pub use image::*;
-pub use index::*;
-pub use liveness::*;
-pub use locks::*;
-pub use names::*;
+mod points;
+mod reader;
+mod replay;
+mod segments;
+mod space;
+mod store;
+
+pub use attempt::{Attempt, Found};
+pub use backend::{Backend, Created, DirBackend, Listed, ObjectName, Page, block_on};
+pub use error::{Remedy, Result, StoreError};
+pub use group::{Appended, DigestRun, GroupStore, Swept, head_digests};
+pub use image::{Applied, GroupImage, PRUNE_PARTS_MAX, PRUNE_POINTS_MAX, PartRuns, VolumeImage};
+pub use index::{Content, Extent, PartNo, VolumeIndex};
+pub use landing::{LandedLayer, Landing, PartLander};
+pub use liveness::{MUTATION_RETAINED_POINTS_ONLY, Part, PartName, Parts};
+pub use locks::{DeletionGuard, ReaderLock, WriterLock};
+pub use names::{GroupNames, GroupObject, SLOTS_PER_FOLDER};
+pub use points::{MemberInfo, PointInfo, PointSpec, PointSpecError, resolve};
+pub use reader::{GroupReader, PointReader, RegionContent, StoreReader};
+pub use replay::Torn;
+pub use segments::runs_of;
+pub use space::{RESERVE_BYTES_MIN, Space};
+pub use store::{STORE_VERSION, Store};

@@ -79,14 +79,8 @@ impl Parts {
             self.next = self.next.checked_add(1).expect("a group never publishes 2^32 parts");
             let name = PartName { layer: entry.key, number };
             self.by_name.insert(name, id);
-            let part = Part {
-                name,
-                bytes: part.bytes,
-                footer_digest: part.footer_digest,
-                born: slot,
-                died: None,
-                head_granules: 0,
-            };
+            let part =
+                Part { name, bytes: part.bytes, footer_digest: part.footer_digest, born: slot, died: None, head_granules: 0 };
             self.all.insert(id, part);
         }
     }
@@ -110,6 +104,11 @@ impl Parts {
     /// All, in the order of publication.
     pub fn iter(&self) -> impl Iterator<Item = (PartNo, &Part)> {
         self.all.iter().map(|(&id, part)| (id, part))
+    }
+
+    /// The newest.
+    pub fn last(&self) -> Option<PartNo> {
+        self.all.last_key_value().map(|(&no, _)| no)
     }
 
     /// The parts of a layer that are left.

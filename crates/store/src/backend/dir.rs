@@ -91,8 +91,12 @@ impl DirBackend {
         match (first, second) {
             (Ok(()), Err(e)) if e.kind() == ErrorKind::AlreadyExists => Ok(()),
             (Err(e), _) => match self.io("linking", &two, 1, e) {
-                StoreError::Io { source, .. } => Err(StoreError::NoHardLinks { path: self.root.clone(), why: source.to_string() }),
-                StoreError::Denied { .. } => Err(StoreError::NoHardLinks { path: self.root.clone(), why: "not permitted".into() }),
+                StoreError::Io { source, .. } => {
+                    Err(StoreError::NoHardLinks { path: self.root.clone(), why: source.to_string() })
+                }
+                StoreError::Denied { .. } => {
+                    Err(StoreError::NoHardLinks { path: self.root.clone(), why: "not permitted".into() })
+                }
                 other => Err(other),
             },
             (Ok(()), other) => Err(StoreError::NoHardLinks {
@@ -143,6 +147,11 @@ impl DirBackend {
         }
         known.insert(dir.to_owned());
         Ok(())
+    }
+
+    /// A directory may have been removed.
+    pub(crate) fn forget_dir(&self, dir: &Path) {
+        self.lock().durable_dirs.remove(dir);
     }
 
     /// fsync of a directory. A failure latches: which entries are durable is unknown from then on.

@@ -1,5 +1,5 @@
-use super::super::conformance::{Fixture, run};
 use super::super::block_on;
+use super::super::conformance::{Fixture, run};
 use super::*;
 
 fn name(text: &str) -> ObjectName {

@@ -1,0 +1,558 @@
+//! One group of an open store, for the thread that owns it: the state that everything is judged by, and the appends.
+//!
+//! Invariants:
+//! - segments are durable in the store before the record that names them is written, and their footers are the ones named;
+//! - whatever the answer to a write was, the state is what replay gives;
+//! - files go only after an accepted prune record named them, or by T4, and never while somebody reads.
+//!
+//! Blocking. After an error whose [`StoreError::remedy`] is `Reopen`, drop the store and open it again.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use farside_layer::Footer;
+use farside_ledger::{Body, LayerEntry, Layers, Policy, Record, State, TornVoid, Verdict, VolumeMeta, volume_id};
+use farside_region::{
+    GranuleDigest, GranuleRun, GroupId, LayerKey, LedgerPosition, Name, RecordDigest, RegionSet, Slot, VolumeId,
+};
+
+use crate::attempt::{Attempt, Found};
+use crate::backend::{Created, block_on, list_all};
+use crate::error::{Result, StoreError};
+use crate::image::{Applied, GroupImage, PartRuns};
+use crate::index::Content;
+use crate::landing::Landing;
+use crate::liveness::{Part, PartName};
+use crate::locks::DeletionGuard;
+use crate::names::{GroupNames, GroupObject};
+use crate::points::{self, PointInfo};
+use crate::reader::PointReader;
+use crate::replay::{Torn, index_all, read_slot, replay};
+use crate::segments::{FooterFault, Segments, runs_of};
+use crate::space::Space;
+use crate::store::{Shared, random};
+
+/// Files deleted under one hold of the readers' lock.
+const DELETE_BATCH: usize = 1000;
+
+/// A record that is in its slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Appended {
+    /// Where.
+    pub position: LedgerPosition,
+    /// What replay says about it.
+    pub verdict: Verdict,
+}
+
+/// What sweeping did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// Files deleted.
+    pub deleted: usize,
+    /// Files that wait because somebody reads.
+    pub deferred: usize,
+}
+
+/// Neighbouring granules of one sort in the head image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DigestRun {
+    /// In no published layer: never equal to anything.
+    Absent {
+        /// How many.
+        granules: u64,
+    },
+    /// All zeroes.
+    Zero {
+        /// How many.
+        granules: u64,
+    },
+    /// Unreadable at the source, or damaged in the store: never equal to anything.
+    Unreadable {
+        /// How many.
+        granules: u64,
+    },
+    /// Data, one digest per granule.
+    Data(Vec<GranuleDigest>),
+}
+
+/// One group, owned by one thread. [`GroupStore::landing`] is for the others.
+#[derive(Debug)]
+pub struct GroupStore {
+    shared: Arc<Shared>,
+    segments: Arc<Segments>,
+    landing: Arc<Landing>,
+    image: GroupImage,
+    torn: Option<Torn>,
+    /// Files to delete once nobody reads.
+    dead: BTreeMap<PartName, Name>,
+}
+
+impl GroupStore {
+    pub(crate) fn open(shared: Arc<Shared>, names: GroupNames, id: GroupId) -> Result<Self> {
+        let segments = Arc::new(Segments::new(Arc::clone(&shared.backend), names));
+        let replayed = replay(&*segments.backend, &segments.names, id, |_, _| {})?;
+        // The last writer may have died between writing and syncing: what we believe from here on must outlive a power cut.
+        if let Some(head) = replayed.image.state().head() {
+            block_on(segments.backend.sync(&segments.names.record(head)))?;
+        }
+        let landing = Landing::new(Arc::clone(&shared.dir), &segments.names);
+        let mut group = Self { shared, segments, landing, image: replayed.image, torn: replayed.torn, dead: BTreeMap::new() };
+        let whole = group.torn.is_none();
+        group.landing.recover(&group.segments, &group.image, whole)?;
+        index_all(&mut group.image, &group.segments)?;
+        if whole {
+            group.find_dead()?;
+            group.sweep()?;
+        }
+        Ok(group)
+    }
+
+    /// Source and group.
+    pub fn names(&self) -> &GroupNames {
+        &self.segments.names
+    }
+
+    /// The replayed ledger.
+    pub fn state(&self) -> &State {
+        self.image.state()
+    }
+
+    /// Head images, parts and their liveness.
+    pub fn image(&self) -> &GroupImage {
+        &self.image
+    }
+
+    /// The slot that does not verify, if there is one: points before it can be restored, and nothing else works.
+    pub fn torn(&self) -> Option<&Torn> {
+        self.torn.as_ref()
+    }
+
+    /// Where parts land; shared with the threads that write them.
+    pub fn landing(&self) -> &Arc<Landing> {
+        &self.landing
+    }
+
+    /// The file system's space.
+    ///
+    /// # Errors
+    /// [`StoreError::Vanished`], or what the file system says.
+    pub fn space(&self) -> Result<Space> {
+        self.landing.space()
+    }
+
+    /// The digest key, shape and size of a volume.
+    ///
+    /// # Errors
+    /// [`StoreError::UnknownVolume`].
+    pub fn volume(&self, volume: VolumeId) -> Result<&VolumeMeta> {
+        self.state().volume(volume).map(|v| v.meta()).ok_or(StoreError::UnknownVolume(volume))
+    }
+
+    /// Appends a record and says what replay makes of it. Layers must have landed; their parts become segments first. A prune
+    /// record's files are deleted at once, or later if somebody reads.
+    ///
+    /// # Errors
+    /// Nothing was appended, as far as one can know, and the state is up to date: [`StoreError::Overtaken`] (another writer
+    /// took the slot: build anew), [`StoreError::LedgerTorn`], [`StoreError::PartMissing`], [`StoreError::BadPart`],
+    /// [`StoreError::Record`], [`StoreError::Full`]; or what the file system says.
+    pub fn append(&mut self, body: Body) -> Result<Appended> {
+        if let Some(torn) = &self.torn {
+            return Err(torn.error(self.names()));
+        }
+        let mut runs = BTreeMap::new();
+        if let Body::Layers(layers) = &body {
+            runs = self.adopt(layers)?;
+        }
+        let attempt = Attempt::new(self.state(), body, random()?, self.shared.stamp());
+        let attempt = attempt.map_err(|e| StoreError::Record(e.to_string()))?;
+        self.put(&attempt)?;
+        let digest = attempt.encoded.digest;
+        let segments = Arc::clone(&self.segments);
+        let applied = self.image.apply(&attempt.record, digest, |entry, number| {
+            let name = PartName { layer: entry.key, number };
+            runs.remove(&name).ok_or_else(|| StoreError::Inconsistent {
+                group: segments.names.to_string(),
+                why: format!("part {name} was accepted and had not been looked at"),
+            })
+        })?;
+        self.after(&attempt.record, &applied);
+        Ok(Appended { position: LedgerPosition { slot: attempt.record.slot, digest }, verdict: applied.verdict })
+    }
+
+    /// Reads what other writers appended.
+    ///
+    /// # Errors
+    /// [`StoreError::LedgerTorn`], or what the file system says.
+    pub fn catch_up(&mut self) -> Result<()> {
+        loop {
+            let slot = self.state().next_slot();
+            let backend = Arc::clone(&self.segments.backend);
+            if block_on(backend.size(&self.names().record(slot)))?.is_none() {
+                return Ok(());
+            }
+            block_on(backend.sync(&self.names().record(slot)))?;
+            let read = read_slot(&*backend, self.names(), slot, false)?;
+            let checked = read.and_then(|(r, d)| self.state().follows(&r).map(|()| (r, d)).map_err(|e| e.to_string()));
+            match checked {
+                Ok((record, digest)) => self.replay_one(&record, digest)?,
+                Err(why) => {
+                    let torn = Torn { slot, file: self.names().record(slot).to_string(), why };
+                    let error = torn.error(self.names());
+                    self.torn = Some(torn);
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    /// Puts a void record beside the torn one, create-only, and goes on from it. The torn file stays for whoever wants to
+    /// look. Not to be done while the file might be brought back.
+    ///
+    /// # Errors
+    /// What the file system says; [`StoreError::LedgerTorn`] if a later slot is torn, too.
+    pub fn repair_torn(&mut self) -> Result<()> {
+        let Some(torn) = self.torn.clone() else { return Ok(()) };
+        let found =
+            block_on(self.segments.backend.get(&self.names().record(torn.slot), u64::from(u32::MAX)))?.unwrap_or_default();
+        let body = Body::TornVoid(TornVoid { torn_digest: *blake3::hash(&found).as_bytes(), torn_bytes: found.len() as u64 });
+        let attempt = Attempt::new(self.state(), body, random()?, self.shared.stamp());
+        let attempt = attempt.map_err(|e| StoreError::Record(e.to_string()))?;
+        block_on(self.segments.backend.create(&self.names().record_void(torn.slot), attempt.encoded.bytes.into()))?;
+        let group = Self::open(Arc::clone(&self.shared), self.names().clone(), self.state().group())?;
+        *self = group;
+        match &self.torn {
+            None => Ok(()),
+            Some(torn) => Err(torn.error(self.names())),
+        }
+    }
+
+    /// A body that gives up what a policy lets go; `None`: nothing. To be appended; after an accepted one there may be more.
+    pub fn prune_plan(&self, policy: &Policy) -> Option<Body> {
+        if self.torn.is_some() { None } else { self.image.prune_plan(policy).map(Body::Prune) }
+    }
+
+    /// Prunes until nothing is left to give up; says how many points went.
+    ///
+    /// # Errors
+    /// Those of [`GroupStore::append`].
+    pub fn prune(&mut self, policy: &Policy) -> Result<usize> {
+        let mut gone = 0;
+        while let Some(body) = self.prune_plan(policy) {
+            let Body::Prune(prune) = &body else { break };
+            let points = prune.points.len();
+            if self.append(body)?.verdict != Verdict::Accepted {
+                break;
+            }
+            gone += points;
+        }
+        Ok(gone)
+    }
+
+    /// Deletes what may go, unless somebody reads. To be called now and then while [`GroupStore::deferred`] is not 0.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn sweep(&mut self) -> Result<Swept> {
+        let mut swept = Swept::default();
+        while !self.dead.is_empty() {
+            let Some(_guard) = DeletionGuard::try_take(self.shared.dir.root())? else {
+                swept.deferred = self.dead.len();
+                return Ok(swept);
+            };
+            let batch: Vec<(PartName, Name)> = self.dead.iter().take(DELETE_BATCH).map(|(p, v)| (*p, v.clone())).collect();
+            for (part, volume) in batch {
+                block_on(self.segments.backend.delete(&self.segments.name(&volume, &part)))?;
+                self.segments.forget(&part);
+                self.dead.remove(&part);
+                swept.deleted += 1;
+            }
+        }
+        if swept.deleted > 0 {
+            self.shared.keep_ballast();
+        }
+        Ok(swept)
+    }
+
+    /// Files that wait until nobody reads.
+    pub fn deferred(&self) -> usize {
+        self.dead.len()
+    }
+
+    /// Forgets the parts of an unpublished layer from a number on: landed, under way, or linked into the segments by an append
+    /// that failed.
+    ///
+    /// # Errors
+    /// What the file system says; the parts are forgotten all the same.
+    pub fn drop_parts(&mut self, key: LayerKey, from: u32) -> Result<()> {
+        let dropped = self.landing.drop_parts(key, from);
+        if self.state().layer(&key).is_some() {
+            return dropped.map(|_| ());
+        }
+        if let (Ok(numbers), Some(volume)) = (&dropped, self.state().volume(key.volume)) {
+            for &number in numbers {
+                let name = self.segments.name(&volume.meta().name, &PartName { layer: key, number });
+                block_on(self.segments.backend.delete(&name))?;
+            }
+        }
+        dropped.map(|_| ())
+    }
+
+    /// What the head image holds in a run, for a Compare. A part that turns out to be damaged counts as unreadable, so that the
+    /// source sends it again.
+    ///
+    /// # Errors
+    /// [`StoreError::UnknownVolume`], or what the file system says.
+    pub fn digests(&self, volume: VolumeId, run: GranuleRun) -> Result<Vec<DigestRun>> {
+        let name = &self.volume(volume)?.name;
+        head_digests(&self.image, volume, run, |part| match self.segments.footer(name, part) {
+            Ok(footer) => Ok(Some(footer)),
+            Err(FooterFault::Damaged(why)) => {
+                tracing::error!(segment = %self.segments.name(name, &part.name), why, "a segment's footer is damaged");
+                Ok(None)
+            }
+            Err(FooterFault::Store(error)) => Err(error),
+        })
+    }
+
+    /// What an entry for a landed layer must name as `unreadable_regions`: see [`GroupImage::unreadable_after`].
+    ///
+    /// # Errors
+    /// [`StoreError::PartMissing`], [`StoreError::BadPart`], or what the file system says.
+    pub fn unreadable_after(&self, key: LayerKey, parts: &[farside_ledger::PartEntry], regions: &RegionSet) -> Result<RegionSet> {
+        let name = self.volume(key.volume)?.name.clone();
+        let mut runs = Vec::new();
+        for (number, entry) in (0..).zip(parts) {
+            let footer = self.landing.footer(&name, &PartName { layer: key, number }, entry)?;
+            runs.extend(runs_of(&footer));
+        }
+        Ok(self.image.unreadable_after(key.volume, regions, &runs))
+    }
+
+    /// The retained points, oldest first.
+    pub fn points(&self) -> Vec<PointInfo> {
+        points::list(&self.image)
+    }
+
+    /// Opens a member of a point for reading. The reader holds off deletions as long as it lives.
+    ///
+    /// # Errors
+    /// [`StoreError::NoSuchPoint`], [`StoreError::NotAMember`], [`StoreError::Corrupt`]; what the file system says.
+    pub fn point_reader(&self, point: Slot, volume: VolumeId) -> Result<PointReader> {
+        PointReader::open(self.shared.dir.root(), &self.image, &self.segments, point, volume)
+    }
+
+    /// Bytes of all published segments, and of those that nothing needs any more.
+    pub fn bytes(&self) -> (u64, u64) {
+        self.image.parts().bytes(self.image.state())
+    }
+
+    /// Links landed parts into the segments, and reads their footers: what is published is there and is what is named.
+    fn adopt(&self, layers: &Layers) -> Result<BTreeMap<PartName, PartRuns>> {
+        let mut runs = BTreeMap::new();
+        for entry in &layers.members {
+            let Some(volume) = self.state().volume(entry.key.volume) else { continue }; // void, as replay will say
+            let name = &volume.meta().name;
+            let published = self.state().layer(&entry.key).is_some();
+            if published || entry.key != volume.next_key() {
+                continue; // a duplicate, or void
+            }
+            self.landing.adopt(&self.segments, name, entry)?;
+            for part in parts_of(entry, self.state().next_slot()) {
+                let footer = self.segments.footer(name, &part).map_err(|fault| match fault {
+                    FooterFault::Store(error) => error,
+                    FooterFault::Damaged(why) => {
+                        StoreError::BadPart { layer: entry.key.to_string(), part: part.name.number, why }
+                    }
+                })?;
+                runs.insert(part.name, PartRuns::Known(runs_of(&footer)));
+            }
+        }
+        Ok(runs)
+    }
+
+    /// Writes the record; returns only when it is in its slot.
+    fn put(&mut self, attempt: &Attempt) -> Result<()> {
+        let name = self.names().record(attempt.record.slot);
+        let backend = Arc::clone(&self.segments.backend);
+        let create = || block_on(backend.create(&name, attempt.encoded.bytes.clone().into()));
+        let mut answer = create();
+        if matches!(answer, Err(StoreError::Full { .. }))
+            && matches!(attempt.record.body, Body::Prune(_))
+            && self.shared.release_ballast()
+        {
+            answer = create();
+        }
+        let error = match answer {
+            Ok(Created::New) => return Ok(()),
+            Ok(Created::AlreadyExists) => None,
+            Err(e @ (StoreError::Full { .. } | StoreError::ReadOnly { .. } | StoreError::Denied { .. })) => return Err(e),
+            Err(e) => Some(e),
+        };
+        match block_on(backend.get(&name, farside_ledger::RECORD_BYTES_MAX as u64))? {
+            None => Err(error.unwrap_or(StoreError::Overtaken { slot: attempt.record.slot })),
+            Some(bytes) => match attempt.find(&bytes) {
+                Ok(Found::Ours) => block_on(backend.sync(&name)), // it is there; is it there for ever?
+                _ => {
+                    self.catch_up()?;
+                    Err(StoreError::Overtaken { slot: attempt.record.slot })
+                }
+            },
+        }
+    }
+
+    fn replay_one(&mut self, record: &Record, digest: RecordDigest) -> Result<()> {
+        let segments = Arc::clone(&self.segments);
+        let names: BTreeMap<VolumeId, Name> = self.state().volumes().map(|(id, v)| (id, v.meta().name.clone())).collect();
+        let applied = self.image.apply(record, digest, |entry, number| {
+            let name = names.get(&entry.key.volume).expect("an accepted layer's volume was claimed");
+            let part = parts_of(entry, record.slot).nth(number as usize).expect("it is one of the entry's");
+            segments.runs(name, &part)
+        })?;
+        self.after(record, &applied);
+        Ok(())
+    }
+
+    /// What follows from a record that is in the state now. Failures here cost space until the next start, and nothing else.
+    fn after(&mut self, record: &Record, applied: &Applied) {
+        if let Body::Layers(layers) = &record.body {
+            for entry in &layers.members {
+                if self.state().layer(&entry.key).is_some() {
+                    self.landing.published(entry.key);
+                }
+            }
+        }
+        for part in &applied.given_up {
+            if let Some(volume) = self.state().volume(part.name.layer.volume) {
+                let name = volume.meta().name.clone();
+                self.dead.insert(part.name, name);
+            }
+        }
+        if !self.dead.is_empty()
+            && let Err(error) = self.sweep()
+        {
+            tracing::warn!(group = %self.names(), %error, "dead segments could not be deleted yet");
+        }
+    }
+
+    /// Segments that no accepted record names and none can name any more (T4), and those that a prune record named.
+    fn find_dead(&mut self) -> Result<()> {
+        let names = self.segments.names.clone();
+        let mut found = Vec::new();
+        list_all(&*self.segments.backend, Some(&names.segments()), |listed| {
+            if let Some(GroupObject::Segment { volume, term, seq, number }) = names.parse(&listed.name) {
+                found.push((volume, term, seq, number));
+            }
+        })?;
+        for (volume, term, seq, number) in found {
+            let id = volume_id(&names.source, &names.group, &volume);
+            let part = PartName { layer: LayerKey { volume: id, term, seq }, number };
+            if self.image.is_debris(&part) {
+                self.dead.insert(part, volume);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The parts that an entry names, as they will be once it is accepted.
+fn parts_of(entry: &LayerEntry, born: Slot) -> impl Iterator<Item = Part> + '_ {
+    (0..).zip(&entry.parts).map(move |(number, part)| Part {
+        name: PartName { layer: entry.key, number },
+        bytes: part.bytes,
+        footer_digest: part.footer_digest,
+        born,
+        died: None,
+        head_granules: 0,
+    })
+}
+
+/// Digests of a run of a head image. `footer`: of a part; `None` when it is damaged. Pure, given that.
+///
+/// # Errors
+/// Those of `footer`.
+pub fn head_digests<E>(
+    image: &GroupImage,
+    volume: VolumeId,
+    run: GranuleRun,
+    mut footer: impl FnMut(&Part) -> Result<Option<Arc<Footer>>, E>,
+) -> Result<Vec<DigestRun>, E> {
+    let mut runs = Vec::new();
+    let Some(head) = image.head(volume) else {
+        add(&mut runs, DigestRun::Absent { granules: run.count });
+        return Ok(runs);
+    };
+    let mut at = run.start;
+    for extent in head.index.extents(run) {
+        add(&mut runs, DigestRun::Absent { granules: extent.run.start.0 - at.0 });
+        at = extent.run.end();
+        let granules = extent.run.count;
+        match extent.content {
+            Content::Zero => add(&mut runs, DigestRun::Zero { granules }),
+            Content::Unreadable => add(&mut runs, DigestRun::Unreadable { granules }),
+            Content::Data => {
+                let part = image.parts().get(extent.part).expect("the head image uses only parts that are there");
+                match footer(part)?.and_then(|f| digests_of(&f, extent.run)) {
+                    Some(digests) => add(&mut runs, DigestRun::Data(digests)),
+                    None => add(&mut runs, DigestRun::Unreadable { granules }),
+                }
+            }
+        }
+    }
+    add(&mut runs, DigestRun::Absent { granules: run.end().0 - at.0 });
+    Ok(if head.unknown.extent_count() > 0 { blot(runs, run, head.unknown.extents(run).map(|e| e.run)) } else { runs })
+}
+
+/// The digests of a run that lies in data frames of a part; `None` if it does not.
+fn digests_of(footer: &Footer, run: GranuleRun) -> Option<Vec<GranuleDigest>> {
+    let mut digests = Vec::with_capacity(usize::try_from(run.count).ok()?);
+    let mut at = run.start;
+    while at < run.end() {
+        let frame = footer.frame_of(at)?;
+        let end = frame.run.end().min(run.end());
+        let of = footer.digests_of(frame);
+        let first = (at.0 - frame.run.start.0) as usize;
+        digests.extend_from_slice(of.get(first..first + (end.0 - at.0) as usize)?);
+        at = end;
+    }
+    Some(digests)
+}
+
+/// Appends a run, joining it to the one before where they are alike.
+fn add(runs: &mut Vec<DigestRun>, next: DigestRun) {
+    match (runs.last_mut(), next) {
+        (_, DigestRun::Absent { granules: 0 }) => {}
+        (Some(DigestRun::Absent { granules: a }), DigestRun::Absent { granules: b })
+        | (Some(DigestRun::Zero { granules: a }), DigestRun::Zero { granules: b })
+        | (Some(DigestRun::Unreadable { granules: a }), DigestRun::Unreadable { granules: b }) => *a += b,
+        (Some(DigestRun::Data(a)), DigestRun::Data(b)) => a.extend(b),
+        (_, next) => runs.push(next),
+    }
+}
+
+/// Makes granules unreadable that a damaged part may have held.
+fn blot(runs: Vec<DigestRun>, whole: GranuleRun, unknown: impl Iterator<Item = GranuleRun>) -> Vec<DigestRun> {
+    let unknown: Vec<GranuleRun> = unknown.collect();
+    let (mut out, mut at) = (Vec::new(), whole.start.0);
+    for run in runs {
+        let granules = match &run {
+            DigestRun::Absent { granules } | DigestRun::Zero { granules } | DigestRun::Unreadable { granules } => *granules,
+            DigestRun::Data(digests) => digests.len() as u64,
+        };
+        for i in 0..granules {
+            let granule = at + i;
+            let blotted = unknown.iter().any(|u| u.start.0 <= granule && granule < u.end().0);
+            add(
+                &mut out,
+                match &run {
+                    _ if blotted => DigestRun::Unreadable { granules: 1 },
+                    DigestRun::Absent { .. } => DigestRun::Absent { granules: 1 },
+                    DigestRun::Zero { .. } => DigestRun::Zero { granules: 1 },
+                    DigestRun::Unreadable { .. } => DigestRun::Unreadable { granules: 1 },
+                    DigestRun::Data(digests) => DigestRun::Data(vec![digests[i as usize]]),
+                },
+            );
+        }
+        at += granules;
+    }
+    out
+}

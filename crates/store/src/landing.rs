@@ -1,0 +1,446 @@
+//! Where parts arrive: written as their bytes come, checked as they come, and listed only once they are durable.
+//!
+//! Owns `landing/<source>/<group>/` of a directory store. A part under way is `….partial`; when its last byte has been
+//! verified it is synced, renamed to its final name and the directory synced, and only then reported. Publication links that
+//! very file into the segments; the name in landing goes once the record is accepted. Invariants:
+//! - a file under a final name is whole and was durable when it got that name (a torn tail can only be a `.partial`, which
+//!   dies with the process that wrote it; what is found at start is verified again all the same);
+//! - parts of one layer that were dropped are not completed by a writer that began before: it is refused at its end.
+//!
+//! Plain blocking code for blocking threads. It deliberately does not decide which parts are wanted, when a layer is staged
+//! or whether a source may send: that is `replication`.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use farside_layer::{Footer, PartId, PartVerifier, ReadFooterError, read_footer};
+use farside_ledger::{LayerEntry, PartEntry, VolumeMeta, volume_id};
+use farside_region::{LayerKey, Name};
+
+use crate::backend::{Created, DirBackend, block_on};
+use crate::error::{Result, StoreError};
+use crate::image::GroupImage;
+use crate::liveness::PartName;
+use crate::names::{GroupNames, parse_part_path, part_path};
+use crate::segments::Segments;
+use crate::space::Space;
+
+/// How often, in bytes written, the free space is looked at.
+const SPACE_CHECK_BYTES: u64 = 4 << 20;
+const PARTIAL: &str = ".partial";
+
+/// A layer of which parts are durable in landing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LandedLayer {
+    /// Which.
+    pub key: LayerKey,
+    /// Its durable, verified parts by number, ascending.
+    pub parts: Vec<(u32, PartEntry)>,
+}
+
+/// The landing of one group. Shared by the threads that write parts.
+#[derive(Debug)]
+pub struct Landing {
+    dir: PathBuf,
+    store: Arc<DirBackend>,
+    serial: AtomicU64,
+    landed: Mutex<BTreeMap<LayerKey, Layer>>,
+}
+
+#[derive(Debug, Default)]
+struct Layer {
+    parts: BTreeMap<u32, PartEntry>,
+    /// The name of its volume; known once something began.
+    volume: Option<Name>,
+    /// Changes when parts are dropped: who began before may not finish after.
+    drops: u64,
+    /// Parts under way. The entry stays as long, so that `drops` is not forgotten.
+    writers: u32,
+}
+
+/// A part on its way in. Dropping it before [`PartLander::finish`] removes what was written.
+#[derive(Debug)]
+pub struct PartLander {
+    landing: Arc<Landing>,
+    volume: Name,
+    name: PartName,
+    drops: u64,
+    verifier: PartVerifier,
+    partial: Partial,
+    file: File,
+    unchecked_bytes: u64,
+    _writing: Writing,
+}
+
+/// Counts a part under way.
+#[derive(Debug)]
+struct Writing(Arc<Landing>, LayerKey);
+
+impl Drop for Writing {
+    fn drop(&mut self) {
+        let mut landed = self.0.lock();
+        if let Some(layer) = landed.get_mut(&self.1) {
+            layer.writers -= 1;
+        }
+        forget_if_idle(&mut landed, self.1);
+    }
+}
+
+fn forget_if_idle(landed: &mut BTreeMap<LayerKey, Layer>, key: LayerKey) {
+    if landed.get(&key).is_some_and(|l| l.writers == 0 && l.parts.is_empty()) {
+        landed.remove(&key);
+    }
+}
+
+/// Removes its file when dropped, unless that was renamed.
+#[derive(Debug)]
+struct Partial(PathBuf);
+
+impl Drop for Partial {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0); // what cannot be removed now is swept at the next start
+    }
+}
+
+impl Landing {
+    pub(crate) fn new(store: Arc<DirBackend>, names: &GroupNames) -> Arc<Self> {
+        let dir = store.root().join("landing").join(names.source.as_str()).join(names.group.as_str());
+        Arc::new(Self { dir, store, serial: AtomicU64::new(0), landed: Mutex::default() })
+    }
+
+    /// Begins to land a part: `write` its bytes, then `finish`. `volume`: what the ledger says about it.
+    ///
+    /// # Errors
+    /// [`StoreError::Full`] when only the reserve is left, or what the file system says.
+    pub fn begin_part(self: &Arc<Self>, volume: &VolumeMeta, key: LayerKey, part: u32) -> Result<PartLander> {
+        self.check_space(1)?;
+        self.store.present()?;
+        let name = PartName { layer: key, number: part };
+        let target = self.path(&volume.name, &name);
+        let serial = self.serial.fetch_add(1, Ordering::Relaxed);
+        let path = target.with_file_name(format!("{}.{part}.{serial}{PARTIAL}", key.seq));
+        // The term's folder may be swept away, empty, between being made and being used.
+        let parent = target.parent().expect("a part lies in a term's folder");
+        let create = || OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
+        self.store.make_dirs(parent)?;
+        let file = match create() {
+            Err(e) if e.kind() == ErrorKind::NotFound => {
+                self.store.forget_dir(parent);
+                self.store.make_dirs(parent)?;
+                create()
+            }
+            other => other,
+        };
+        let file = file.map_err(|e| self.store.io("creating", &path, 1, e))?;
+        let drops = {
+            let mut landed = self.lock();
+            let layer = landed.entry(key).or_default();
+            layer.volume.get_or_insert_with(|| volume.name.clone());
+            layer.writers += 1;
+            layer.drops
+        };
+        let id = PartId { key, part, geometry: volume.geometry };
+        Ok(PartLander {
+            landing: Arc::clone(self),
+            volume: volume.name.clone(),
+            name,
+            drops,
+            verifier: PartVerifier::new(id, &volume.digest_key),
+            partial: Partial(path),
+            file,
+            unchecked_bytes: 0,
+            _writing: Writing(Arc::clone(self), key),
+        })
+    }
+
+    /// Layers with durable parts, for the state machine at start and for answers to a resume.
+    pub fn landed(&self) -> Vec<LandedLayer> {
+        let landed = self.lock();
+        let with_parts = landed.iter().filter(|(_, l)| !l.parts.is_empty());
+        with_parts.map(|(&key, l)| LandedLayer { key, parts: l.parts.iter().map(|(&n, &e)| (n, e)).collect() }).collect()
+    }
+
+    /// Bytes of durable parts that are not published.
+    pub fn bytes(&self) -> u64 {
+        self.lock().values().flat_map(|l| l.parts.values()).map(|e| e.bytes).sum()
+    }
+
+    /// Forgets an unpublished layer: its parts, landed or under way.
+    ///
+    /// # Errors
+    /// What the file system says. The parts are forgotten all the same, and swept at the next start.
+    pub(crate) fn drop_layer(&self, key: LayerKey) -> Result<()> {
+        self.drop_parts(key, 0).map(drop)
+    }
+
+    /// Forgets the parts of an unpublished layer from this number on, landed or under way; says which had landed.
+    ///
+    /// # Errors
+    /// What the file system says. The parts are forgotten all the same, and swept at the next start.
+    pub(crate) fn drop_parts(&self, key: LayerKey, from: u32) -> Result<Vec<u32>> {
+        let (volume, dropped) = {
+            let mut landed = self.lock();
+            let Some(layer) = landed.get_mut(&key) else { return Ok(Vec::new()) };
+            layer.drops += 1;
+            let dropped = (layer.volume.clone(), layer.parts.split_off(&from));
+            forget_if_idle(&mut landed, key);
+            dropped
+        };
+        let Some(volume) = volume else { return Ok(Vec::new()) };
+        let mut result = Ok(dropped.keys().copied().collect());
+        for number in dropped.into_keys() {
+            let path = self.path(&volume, &PartName { layer: key, number });
+            if let Err(e) = fs::remove_file(&path)
+                && e.kind() != ErrorKind::NotFound
+            {
+                result = Err(self.store.io("removing", &path, 0, e));
+            }
+        }
+        result
+    }
+
+    /// The file system's space.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn space(&self) -> Result<Space> {
+        self.store.present()?;
+        Space::of(self.store.root())
+    }
+
+    /// Makes the landed parts of a layer segments, durably: the same files under a second name. Parts that are segments
+    /// already are left alone. Only for a layer that no record names: its segments may be replaced.
+    pub(crate) fn adopt(&self, segments: &Segments, volume: &Name, entry: &LayerEntry) -> Result<()> {
+        for (number, part) in (0..).zip(&entry.parts) {
+            let name = PartName { layer: entry.key, number };
+            let object = segments.name(volume, &name);
+            let missing = || StoreError::PartMissing { layer: entry.key.to_string(), part: number };
+            let here = self.lock().get(&entry.key).and_then(|l| l.parts.get(&number).copied());
+            if here.is_none_or(|h| h != *part) {
+                // Perhaps a segment already, of an attempt whose answer was lost. Its footer is checked next.
+                match block_on(segments.backend.size(&object))? {
+                    Some(bytes) if bytes == part.bytes => continue,
+                    _ => return Err(missing()),
+                }
+            }
+            let file = self.path(volume, &name);
+            if block_on(segments.backend.adopt(&object, &file))? == Created::New {
+                continue;
+            }
+            let (one, two) = (fs::metadata(&file), fs::metadata(self.store.path(&object)?));
+            let (one, two) = (one.map_err(|_| missing())?, two.map_err(|_| missing())?);
+            if (one.dev(), one.ino()) == (two.dev(), two.ino()) {
+                continue;
+            }
+            // An earlier content of an unpublished layer, sent again since (T1): no record can name it.
+            block_on(segments.backend.delete(&object))?;
+            if block_on(segments.backend.adopt(&object, &file))? != Created::New {
+                return Err(missing());
+            }
+        }
+        Ok(())
+    }
+
+    /// A record was accepted that names the layer: its names in landing go.
+    pub(crate) fn published(&self, key: LayerKey) {
+        if let Err(error) = self.drop_layer(key) {
+            tracing::warn!(%key, %error, "a published layer's names stay in landing until the next start");
+        }
+    }
+
+    /// The footer of a landed part.
+    pub(crate) fn footer(&self, volume: &Name, part: &PartName, entry: &PartEntry) -> Result<Footer> {
+        let layer = part.layer.to_string();
+        let path = self.path(volume, part);
+        let file = match File::open(&path) {
+            Err(e) if e.kind() == ErrorKind::NotFound => return Err(StoreError::PartMissing { layer, part: part.number }),
+            other => other.map_err(|e| self.store.io("opening", &path, 0, e))?,
+        };
+        let bad = |why: String| StoreError::BadPart { layer: part.layer.to_string(), part: part.number, why };
+        match read_footer(entry.bytes, |offset, buffer| file.read_exact_at(buffer, offset)) {
+            Ok(footer) if footer.summary().footer_digest == entry.footer_digest => Ok(footer),
+            Ok(_) => Err(bad("it is not the part that landed".into())),
+            Err(ReadFooterError::Read(e)) => Err(self.store.io("reading", &path, 0, e)),
+            Err(e) => Err(bad(e.to_string())),
+        }
+    }
+
+    /// Looks at what an earlier process left: debris goes, whole parts are verified and listed. `sweep`: the ledger was
+    /// replayed in full, so what cannot be published any more may go (T4).
+    pub(crate) fn recover(&self, segments: &Segments, image: &GroupImage, sweep: bool) -> Result<()> {
+        let names = &segments.names;
+        let mut files = Vec::new();
+        collect(&self.dir, &mut files).map_err(|e| self.store.io("listing", &self.dir, 0, e))?;
+        for path in files {
+            let remove = || fs::remove_file(&path).map_err(|e| self.store.io("removing", &path, 0, e));
+            let relative = path.strip_prefix(&self.dir).ok().and_then(Path::to_str).unwrap_or_default();
+            if relative.ends_with(PARTIAL) {
+                remove()?;
+                continue;
+            }
+            let Some((volume, term, seq, number)) = parse_part_path(relative) else { continue };
+            let id = volume_id(&names.source, &names.group, &volume);
+            let name = PartName { layer: LayerKey { volume: id, term, seq }, number };
+            let published = image.state().layer(&name.layer).is_some();
+            if published && !image.is_debris(&name) {
+                // Its second name went missing, with an older copy of the segments, say. What is in it is checked when it is
+                // read, like any segment.
+                block_on(segments.backend.adopt(&segments.name(&volume, &name), &path))?;
+            }
+            let Some(known) = image.state().volume(id).filter(|_| !image.is_debris(&name) && !published) else {
+                if sweep {
+                    remove()?;
+                }
+                continue;
+            };
+            match verify_file(&path, known.meta(), &name) {
+                Ok(entry) => {
+                    let mut landed = self.lock();
+                    let layer = landed.entry(name.layer).or_default();
+                    layer.volume.get_or_insert(volume);
+                    layer.parts.insert(number, entry);
+                }
+                Err(Unverified::Io(e)) => return Err(self.store.io("reading", &path, 0, e)),
+                Err(Unverified::Bad(why)) => {
+                    tracing::warn!(part = %path.display(), why, "a landed part does not verify and is dropped");
+                    remove()?;
+                }
+            }
+        }
+        // Whoever renamed these may have died before the names were durable.
+        let mut dirs = Vec::new();
+        for key in self.lock().iter().filter(|(_, l)| !l.parts.is_empty()).map(|(k, l)| (*k, l.volume.clone())) {
+            let volume = key.1.expect("a layer with parts has a volume");
+            dirs.push(self.path(&volume, &PartName { layer: key.0, number: 0 }).parent().expect("has one").to_owned());
+        }
+        dirs.dedup();
+        for dir in dirs {
+            self.store.make_dirs(&dir)?;
+            self.store.sync_dir(&dir)?;
+        }
+        Ok(())
+    }
+
+    fn path(&self, volume: &Name, part: &PartName) -> PathBuf {
+        self.dir.join(part_path(volume, part))
+    }
+
+    fn check_space(&self, needed: u64) -> Result<()> {
+        if Space::of(self.store.root())?.grantable() < needed {
+            return Err(StoreError::Full { path: self.dir.clone(), needed });
+        }
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<LayerKey, Layer>> {
+        self.landed.lock().expect("nothing panics while it holds this lock")
+    }
+}
+
+impl PartLander {
+    /// Which part.
+    pub fn name(&self) -> PartName {
+        self.name
+    }
+
+    /// Takes the next bytes of the part: verified first, then written.
+    ///
+    /// # Errors
+    /// [`StoreError::BadPart`] names what does not verify; others are the file system's. The part is lost in any case.
+    pub fn write(&mut self, chunk: &[u8]) -> Result<()> {
+        self.verifier.feed(chunk).map_err(|e| self.bad(e.to_string()))?;
+        self.unchecked_bytes += chunk.len() as u64;
+        if self.unchecked_bytes >= SPACE_CHECK_BYTES {
+            self.unchecked_bytes = 0;
+            self.landing.check_space(chunk.len() as u64)?;
+        }
+        self.file.write_all(chunk).map_err(|e| self.landing.store.io("writing", &self.partial.0, chunk.len() as u64, e))
+    }
+
+    /// Ends the part: when this returns, it is whole, verified and durable under its final name.
+    ///
+    /// # Errors
+    /// [`StoreError::BadPart`] when it is not complete, or its layer was dropped meanwhile; others are the file system's.
+    pub fn finish(self) -> Result<PartEntry> {
+        let bad = |why: String| StoreError::BadPart { layer: self.name.layer.to_string(), part: self.name.number, why };
+        let bytes = self.verifier.bytes();
+        let footer = self.verifier.finish().map_err(|e| bad(e.to_string()))?;
+        let summary = footer.summary();
+        let entry = PartEntry { bytes: summary.bytes, footer_digest: summary.footer_digest };
+        let landing = &self.landing;
+        self.file.sync_all().map_err(|e| landing.store.io("syncing", &self.partial.0, bytes, e))?;
+        let target = landing.path(&self.volume, &self.name);
+        {
+            // Under the lock, so that a drop comes wholly before or wholly after.
+            let mut landed = landing.lock();
+            let layer = landed.entry(self.name.layer).or_default();
+            if layer.drops != self.drops {
+                return Err(bad("its layer was dropped while it came in".into()));
+            }
+            fs::rename(&self.partial.0, &target).map_err(|e| landing.store.io("renaming", &self.partial.0, 0, e))?;
+            layer.parts.remove(&self.name.number);
+        }
+        landing.store.sync_dir(target.parent().expect("a part lies in a term's folder"))?;
+        let mut landed = landing.lock();
+        let layer = landed.entry(self.name.layer).or_default();
+        if layer.drops != self.drops {
+            let _ = fs::remove_file(&target);
+            return Err(bad("its layer was dropped while it came in".into()));
+        }
+        layer.volume.get_or_insert(self.volume);
+        layer.parts.insert(self.name.number, entry);
+        Ok(entry)
+    }
+
+    fn bad(&self, why: String) -> StoreError {
+        StoreError::BadPart { layer: self.name.layer.to_string(), part: self.name.number, why }
+    }
+}
+
+enum Unverified {
+    Io(std::io::Error),
+    Bad(String),
+}
+
+/// Reads a whole part and checks every byte of it.
+fn verify_file(path: &Path, volume: &VolumeMeta, name: &PartName) -> Result<PartEntry, Unverified> {
+    let mut file = File::open(path).map_err(Unverified::Io)?;
+    let id = PartId { key: name.layer, part: name.number, geometry: volume.geometry };
+    let mut verifier = PartVerifier::new(id, &volume.digest_key);
+    let mut buffer = vec![0; 1 << 18];
+    loop {
+        match file.read(&mut buffer).map_err(Unverified::Io)? {
+            0 => break,
+            n => verifier.feed(&buffer[..n]).map_err(|e| Unverified::Bad(e.to_string()))?,
+        }
+    }
+    let summary = verifier.finish().map_err(|e| Unverified::Bad(e.to_string()))?.summary();
+    Ok(PartEntry { bytes: summary.bytes, footer_digest: summary.footer_digest })
+}
+
+/// All files below a directory that may not exist.
+fn collect(dir: &Path, files: &mut Vec<PathBuf>) -> std::io::Result<()> {
+    let entries = match fs::read_dir(dir) {
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
+        other => other?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            collect(&entry.path(), files)?;
+        } else {
+            files.push(entry.path());
+        }
+    }
+    files.sort();
+    Ok(())
+}
+
+#[cfg(test)]
+#[path = "landing_tests.rs"]
+mod tests;

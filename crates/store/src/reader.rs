@@ -1,0 +1,412 @@
+//! Reading points: with no daemon running, or beside a running receiver.
+//!
+//! A reader shares `reader.lock` as long as it lives, so that nothing it found is deleted under it. It believes only what
+//! follows from slot 0 of the ledger, and every granule that leaves [`PointReader::read_region`] was checked against the
+//! digest that was computed where the source read it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+use std::sync::Arc;
+
+use farside_layer::{Footer, FrameDecoder, FrameRef};
+use farside_ledger::{State, VolumeMeta};
+use farside_region::{ByteExtent, Geometry, GranuleIndex, GranuleRun, Name, RegionIndex, Slot, VolumeId};
+
+use crate::backend::{Backend, DirBackend, block_on};
+use crate::error::{Result, StoreError, known};
+use crate::image::{GroupImage, PartRuns, VolumeImage};
+use crate::index::{Content, Extent, PartNo};
+use crate::liveness::Part;
+use crate::locks::ReaderLock;
+use crate::names::GroupNames;
+use crate::points::{self, PointInfo};
+use crate::replay::{Torn, parallel, replay};
+use crate::segments::{FooterFault, Segments};
+use crate::store::{list_groups, read_group_description, read_store_description};
+
+/// Payload bytes read from a segment at once.
+const READ_BYTES_MAX: u64 = 4 << 20;
+
+/// A store, opened for reading.
+#[derive(Debug)]
+pub struct StoreReader {
+    dir: Arc<DirBackend>,
+    id: [u8; 16],
+    _lock: ReaderLock,
+}
+
+/// One group of it, replayed.
+#[derive(Debug)]
+pub struct GroupReader {
+    dir: Arc<DirBackend>,
+    segments: Arc<Segments>,
+    image: GroupImage,
+    torn: Option<Torn>,
+    _lock: ReaderLock,
+}
+
+/// One volume of one point.
+#[derive(Debug)]
+pub struct PointReader {
+    segments: Arc<Segments>,
+    volume: VolumeMeta,
+    point: Slot,
+    geometry: Geometry,
+    image: VolumeImage,
+    parts: BTreeMap<PartNo, Part>,
+    _lock: ReaderLock,
+}
+
+/// The content of one region, and the buffers to read another one into.
+#[derive(Debug)]
+pub struct RegionContent {
+    /// All of the region's bytes; zeroes where nothing else is known.
+    pub bytes: Vec<u8>,
+    /// What they are, in order and without gaps between the first and the last.
+    pub runs: Vec<(GranuleRun, Content)>,
+    decoder: FrameDecoder,
+    frame: Vec<u8>,
+}
+
+impl StoreReader {
+    /// Opens the store in a directory.
+    ///
+    /// # Errors
+    /// [`StoreError::NotAStore`], [`StoreError::Version`]; what the file system says.
+    pub fn open(path: &Path) -> Result<Self> {
+        let dir = Arc::new(DirBackend::open(path)?);
+        let id = read_store_description(&dir)?;
+        let lock = ReaderLock::share(dir.root())?;
+        Ok(Self { dir, id, _lock: lock })
+    }
+
+    /// The store's id.
+    pub fn id(&self) -> [u8; 16] {
+        self.id
+    }
+
+    /// Its directory, without symbolic links.
+    pub fn root(&self) -> &Path {
+        self.dir.root()
+    }
+
+    /// The groups in it.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn groups(&self) -> Result<Vec<GroupNames>> {
+        list_groups(self.dir.root())
+    }
+
+    /// Replays a group's ledger.
+    ///
+    /// # Errors
+    /// [`StoreError::NoSuchGroup`], [`StoreError::ForeignGroup`]; what the file system says.
+    pub fn group(&self, names: &GroupNames) -> Result<GroupReader> {
+        GroupReader::open(&self.dir, names)
+    }
+
+    /// Finds the group that a person means by `GROUP` or `SOURCE/GROUP`, or the volume by `VOLUME`, `GROUP/VOLUME` or
+    /// `SOURCE/GROUP/VOLUME`: volumes first.
+    ///
+    /// # Errors
+    /// [`StoreError::NoSuchVolume`] and [`StoreError::Ambiguous`] say what there is.
+    pub fn find(&self, text: &str) -> Result<(GroupReader, Option<VolumeId>)> {
+        let asked: Vec<&str> = text.split('/').collect();
+        let (mut volumes, mut groups, mut all) = (Vec::new(), Vec::new(), Vec::new());
+        for names in self.groups()? {
+            let group = self.group(&names)?;
+            let path = [names.source.as_str(), names.group.as_str()];
+            if path.ends_with(&asked) {
+                groups.push((names.to_string(), names.clone(), None));
+            }
+            for (id, volume) in group.state().volumes() {
+                let label = format!("{names}/{}", volume.meta().name);
+                if [path[0], path[1], volume.meta().name.as_str()].ends_with(&asked) {
+                    volumes.push((label.clone(), names.clone(), Some(id)));
+                }
+                all.push(label);
+            }
+        }
+        let mut found = if volumes.is_empty() { groups } else { volumes };
+        match found.len() {
+            1 => {
+                let (_, names, volume) = found.remove(0);
+                Ok((self.group(&names)?, volume))
+            }
+            0 => Err(StoreError::NoSuchVolume { volume: text.chars().take(200).collect(), known: known(all) }),
+            _ => Err(StoreError::Ambiguous {
+                name: text.to_owned(),
+                choices: found.into_iter().map(|(label, _, _)| label).collect::<Vec<_>>().join(", "),
+            }),
+        }
+    }
+}
+
+impl GroupReader {
+    fn open(dir: &Arc<DirBackend>, names: &GroupNames) -> Result<Self> {
+        let lock = ReaderLock::share(dir.root())?;
+        let id = match read_group_description(&**dir, names) {
+            Err(StoreError::NoSuchGroup { source_name, group, .. }) => {
+                return Err(StoreError::NoSuchGroup { source_name, group, known: known(list_groups(dir.root())?) });
+            }
+            other => other?,
+        };
+        let backend = Arc::clone(dir) as Arc<dyn Backend>;
+        let replayed = replay(&*backend, names, id, |_, _| {})?;
+        let segments = Arc::new(Segments::new(backend, names.clone()));
+        Ok(Self { dir: Arc::clone(dir), segments, image: replayed.image, torn: replayed.torn, _lock: lock })
+    }
+
+    /// Source and group.
+    pub fn names(&self) -> &GroupNames {
+        &self.segments.names
+    }
+
+    /// The replayed ledger.
+    pub fn state(&self) -> &State {
+        self.image.state()
+    }
+
+    /// The slot that does not verify, if there is one; the points before it are listed all the same.
+    pub fn torn(&self) -> Option<&Torn> {
+        self.torn.as_ref()
+    }
+
+    /// The id of a volume.
+    ///
+    /// # Errors
+    /// [`StoreError::NoSuchVolume`].
+    pub fn volume(&self, name: &Name) -> Result<VolumeId> {
+        let found = self.state().volumes().find(|(_, v)| v.meta().name == *name);
+        found.map(|(id, _)| id).ok_or_else(|| StoreError::NoSuchVolume {
+            volume: name.to_string(),
+            known: known(self.state().volumes().map(|(_, v)| &v.meta().name)),
+        })
+    }
+
+    /// The retained points, oldest first.
+    pub fn points(&self) -> Vec<PointInfo> {
+        points::list(&self.image)
+    }
+
+    /// Opens a member of a point.
+    ///
+    /// # Errors
+    /// [`StoreError::NoSuchPoint`], [`StoreError::NotAMember`], [`StoreError::Corrupt`]; what the file system says.
+    pub fn point_reader(&self, point: Slot, volume: VolumeId) -> Result<PointReader> {
+        PointReader::open(self.dir.root(), &self.image, &self.segments, point, volume)
+    }
+}
+
+impl PointReader {
+    pub(crate) fn open(root: &Path, image: &GroupImage, segments: &Arc<Segments>, point: Slot, volume: VolumeId) -> Result<Self> {
+        let lock = ReaderLock::share(root)?;
+        let state = image.state();
+        let found = state.points().get(&point).ok_or_else(|| StoreError::NoSuchPoint {
+            point: point.to_string(),
+            why: "it is not in the ledger, or was pruned".into(),
+        })?;
+        let meta = state.volume(volume).ok_or(StoreError::UnknownVolume(volume))?.meta().clone();
+        let member = found.members.iter().find(|m| m.key.volume == volume);
+        let member = member.ok_or_else(|| StoreError::NotAMember { volume: meta.name.to_string(), point })?;
+        let geometry = Geometry::with_shape(
+            member.volume_bytes,
+            meta.geometry.granule_bytes().trailing_zeros() as u8,
+            meta.geometry.region_granules().trailing_zeros() as u8,
+        );
+        let geometry =
+            geometry.map_err(|e| StoreError::Inconsistent { group: segments.names.to_string(), why: e.to_string() })?;
+        let living: Vec<(PartNo, Part)> = image.parts().living_at(volume, point).map(|(no, p)| (no, p.clone())).collect();
+        let runs = parallel(&living, |(_, part)| segments.runs(&meta.name, part));
+        let mut by_part = HashMap::new();
+        for ((no, _), runs) in living.iter().zip(runs) {
+            by_part.insert(*no, runs?);
+        }
+        let whole =
+            image.image_at(volume, point, |no, _| Ok::<_, StoreError>(by_part.remove(&no).unwrap_or(PartRuns::Damaged)))?;
+        let parts = living.into_iter().collect();
+        let reader = Self { segments: Arc::clone(segments), volume: meta, point, geometry, image: whole, parts, _lock: lock };
+        reader.refuse_unknown()?;
+        Ok(reader)
+    }
+
+    /// A point of which a footer is damaged, and nothing newer lies over all that it may have held.
+    fn refuse_unknown(&self) -> Result<()> {
+        let Some(extent) = self.image.unknown.extents(self.geometry.whole()).next() else { return Ok(()) };
+        let region = self.geometry.region_of(extent.run.start);
+        Err(self.corrupt(extent.part, region, "its footer is damaged, or the file is missing".into()))
+    }
+
+    /// The volume.
+    pub fn volume(&self) -> &VolumeMeta {
+        &self.volume
+    }
+
+    /// The point.
+    pub fn point(&self) -> Slot {
+        self.point
+    }
+
+    /// Shape and size of the volume in this point.
+    pub fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+
+    /// What the point holds in a run, ascending. Gaps are absent, which a sound store does not have.
+    pub fn extents(&self, run: GranuleRun) -> impl Iterator<Item = Extent> + '_ {
+        self.image.index.extents(run)
+    }
+
+    /// Granules that have content, and that the source could not read.
+    pub fn granule_counts(&self) -> (u64, u64) {
+        let of = |content| self.extents(self.geometry.whole()).filter(|e| e.content == content).map(|e| e.run.count).sum();
+        (of(Content::Data), of(Content::Unreadable))
+    }
+
+    /// Buffers for [`PointReader::read_region`]; one per thread.
+    pub fn content(&self) -> RegionContent {
+        let decoder = FrameDecoder::new(&self.volume.digest_key);
+        RegionContent { bytes: Vec::new(), runs: Vec::new(), decoder, frame: Vec::new() }
+    }
+
+    /// Whether a region is zeroes throughout, without reading anything.
+    pub fn is_zero(&self, region: RegionIndex) -> bool {
+        let run = self.geometry.region_run(region);
+        let mut extents = self.extents(run);
+        extents.next().is_some_and(|e| e.content == Content::Zero && e.run == run)
+    }
+
+    /// Reads a region; every data granule is checked against its digest.
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`] names volume, point, region and segment; [`StoreError::Incomplete`] a region of which no layer
+    /// says anything.
+    ///
+    /// # Panics
+    /// When the region is beyond the volume.
+    pub fn read_region(&self, region: RegionIndex, content: &mut RegionContent) -> Result<()> {
+        let run = self.geometry.region_run(region);
+        if self.image.index.first_absent(run).is_some() {
+            return Err(StoreError::Incomplete { volume: self.volume.name.to_string(), point: self.point, region });
+        }
+        content.runs.clear();
+        content.bytes.clear();
+        content.bytes.resize(self.geometry.bytes_of(run).len as usize, 0);
+        let mut by_part: BTreeMap<PartNo, Vec<GranuleRun>> = BTreeMap::new();
+        for extent in self.extents(run) {
+            match content.runs.last_mut() {
+                Some((last, kind)) if *kind == extent.content => last.count += extent.run.count,
+                _ => content.runs.push((extent.run, extent.content)),
+            }
+            if extent.content == Content::Data {
+                by_part.entry(extent.part).or_default().push(extent.run);
+            }
+        }
+        for (no, wanted) in by_part {
+            self.read_part(region, no, &wanted, content)?;
+        }
+        Ok(())
+    }
+
+    /// Copies what the region takes from one part.
+    fn read_part(&self, region: RegionIndex, no: PartNo, wanted: &[GranuleRun], content: &mut RegionContent) -> Result<()> {
+        let part = self.parts.get(&no).expect("the image uses only parts that live at its point");
+        let footer = self.segments.footer(&self.volume.name, part).map_err(|fault| match fault {
+            FooterFault::Damaged(why) => self.corrupt(no, region, why),
+            FooterFault::Store(error) => error,
+        })?;
+        let mut frames: Vec<FrameRef> = Vec::new();
+        for run in wanted {
+            let mut at = run.start;
+            while at < run.end() {
+                let frame = footer.frame_of(at).filter(|f| f.stored_bytes > 0);
+                let frame = frame.ok_or_else(|| self.corrupt(no, region, format!("no frame holds granule {at}")))?;
+                at = frame.run.end();
+                if frames.last() != Some(frame) {
+                    frames.push(*frame);
+                }
+            }
+        }
+        let mut frames = &frames[..];
+        let mut wanted = wanted;
+        while let Some(first) = frames.first() {
+            // Neighbours in the file are read at once.
+            let start = u64::from(first.offset);
+            let end_of = |f: &FrameRef| u64::from(f.offset) + u64::from(f.stored_bytes);
+            let mut count = 1;
+            while count < frames.len()
+                && u64::from(frames[count].offset) <= end_of(&frames[count - 1]) + 4096
+                && end_of(&frames[count]) - start <= READ_BYTES_MAX
+            {
+                count += 1;
+            }
+            let (now, later) = frames.split_at(count);
+            let len = end_of(&now[count - 1]) - start;
+            let name = self.segments.name(&self.volume.name, &part.name);
+            let stored = match block_on(self.segments.backend.get_range(&name, start, len)) {
+                Ok(stored) if stored.len() as u64 == len => stored,
+                Ok(_) => return Err(self.corrupt(no, region, "it is cut off".into())),
+                Err(StoreError::NotFound { .. }) => return Err(self.corrupt(no, region, "it is missing".into())),
+                Err(error) => return Err(error),
+            };
+            for frame in now {
+                let from = (u64::from(frame.offset) - start) as usize;
+                let payload = &stored[from..from + frame.stored_bytes as usize];
+                let decoded = content.decoder.decode(&footer, frame, payload, &mut content.frame);
+                decoded.map_err(|e| self.corrupt(no, region, e.to_string()))?;
+                wanted = self
+                    .copy_frame(region, &footer, frame, wanted, &content.frame, &mut content.bytes)
+                    .map_err(|g| self.corrupt(no, region, format!("granule {g} is shorter than the volume needs")))?;
+            }
+            frames = later;
+        }
+        Ok(())
+    }
+
+    /// Copies the wanted granules of a decoded frame to their place in the region; gives back the runs that are not done.
+    fn copy_frame<'w>(
+        &self,
+        region: RegionIndex,
+        footer: &Footer,
+        frame: &FrameRef,
+        mut wanted: &'w [GranuleRun],
+        decoded: &[u8],
+        out: &mut [u8],
+    ) -> Result<&'w [GranuleRun], GranuleIndex> {
+        let at = |geometry: &Geometry, start: GranuleIndex, end: GranuleIndex| -> ByteExtent {
+            geometry.bytes_of(GranuleRun { start, count: end.0 - start.0 })
+        };
+        let region_start = self.geometry.bytes_of(self.geometry.region_run(region)).offset.0;
+        let frame_start = footer.id().geometry.bytes_of(frame.run).offset.0;
+        while let Some(run) = wanted.first() {
+            let (start, end) = (run.start.max(frame.run.start), run.end().min(frame.run.end()));
+            if start < end {
+                let to = at(&self.geometry, start, end);
+                let from = at(&footer.id().geometry, start, end);
+                if from.len != to.len {
+                    return Err(GranuleIndex(end.0 - 1));
+                }
+                let (from_at, to_at) = ((from.offset.0 - frame_start) as usize, (to.offset.0 - region_start) as usize);
+                let len = from.len as usize;
+                out[to_at..to_at + len].copy_from_slice(&decoded[from_at..from_at + len]);
+            }
+            if run.end() > frame.run.end() {
+                break; // goes on in the next frame
+            }
+            wanted = &wanted[1..];
+        }
+        Ok(wanted)
+    }
+
+    fn corrupt(&self, no: PartNo, region: RegionIndex, why: String) -> StoreError {
+        let segment = self.parts.get(&no).map(|p| self.segments.name(&self.volume.name, &p.name).to_string());
+        StoreError::Corrupt {
+            volume: self.volume.name.to_string(),
+            point: self.point.to_string(),
+            region,
+            segment: segment.unwrap_or_default(),
+            why,
+        }
+    }
+}

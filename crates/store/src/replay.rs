@@ -1,0 +1,179 @@
+//! Reading a group from a store: its ledger from slot 0 to the highest existing one, then the footers of what is left.
+//!
+//! Records and footers are read by several threads and applied in order by one. Invariant: nothing is believed that does not
+//! follow from slot 0 by digest; replay stops before the first slot that does not, and says so ([`Torn`]).
+
+use std::collections::BTreeSet;
+use std::thread;
+
+use bytes::Bytes;
+use farside_ledger::{Body, RECORD_BYTES_MAX, Record};
+use farside_region::{GroupId, RecordDigest, Slot};
+
+use crate::backend::{Backend, block_on, list_all};
+use crate::error::{Result, StoreError};
+use crate::image::{GroupImage, PartRuns};
+use crate::index::PartNo;
+use crate::liveness::Part;
+use crate::names::{GroupNames, GroupObject};
+use crate::segments::Segments;
+
+/// Records or footers read ahead at once.
+const BATCH: usize = 256;
+const THREADS_MAX: usize = 4;
+
+/// A slot that does not verify. Replay ends before it; nothing may be appended, pruned or swept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Torn {
+    /// The slot.
+    pub slot: Slot,
+    /// Its object.
+    pub file: String,
+    /// What is wrong.
+    pub why: String,
+}
+
+impl Torn {
+    /// As an error, for a group.
+    pub fn error(&self, group: &GroupNames) -> StoreError {
+        StoreError::LedgerTorn { group: group.to_string(), slot: self.slot, file: self.file.clone(), why: self.why.clone() }
+    }
+}
+
+/// A group's ledger, replayed; its parts are not indexed yet.
+#[derive(Debug)]
+pub(crate) struct Replayed {
+    pub(crate) image: GroupImage,
+    pub(crate) torn: Option<Torn>,
+}
+
+/// Which slots exist.
+#[derive(Debug, Default)]
+pub(crate) struct Slots {
+    pub(crate) records: BTreeSet<u64>,
+    pub(crate) voids: BTreeSet<u64>,
+}
+
+impl Slots {
+    pub(crate) fn list(backend: &dyn Backend, names: &GroupNames) -> Result<Self> {
+        let mut slots = Self::default();
+        list_all(backend, Some(&names.ledger()), |listed| match names.parse(&listed.name) {
+            Some(GroupObject::Record(slot)) => drop(slots.records.insert(slot.0)),
+            Some(GroupObject::RecordVoid(slot)) => drop(slots.voids.insert(slot.0)),
+            _ => {}
+        })?;
+        Ok(slots)
+    }
+
+    fn end(&self) -> u64 {
+        self.records.last().max(self.voids.last()).map_or(0, |last| last + 1)
+    }
+}
+
+/// Replays a whole ledger. `each` sees every record with its place in the image after it.
+pub(crate) fn replay(
+    backend: &dyn Backend,
+    names: &GroupNames,
+    group: GroupId,
+    mut each: impl FnMut(&GroupImage, &Record),
+) -> Result<Replayed> {
+    let slots = Slots::list(backend, names)?;
+    let mut image = GroupImage::new(group);
+    let all: Vec<u64> = (0..slots.end()).collect();
+    for batch in all.chunks(BATCH) {
+        let read = parallel(batch, |&slot| read_slot(backend, names, Slot(slot), slots.voids.contains(&slot)));
+        for (&slot, read) in batch.iter().zip(read) {
+            let torn = match read? {
+                Ok((record, digest)) => match image.state().follows(&record) {
+                    Ok(()) => {
+                        image.replay(&record, digest);
+                        each(&image, &record);
+                        continue;
+                    }
+                    Err(why) => why.to_string(),
+                },
+                Err(why) => why,
+            };
+            let torn = Torn { slot: Slot(slot), file: names.record(Slot(slot)).to_string(), why: torn };
+            tracing::error!(group = %names, slot, why = %torn.why, "a ledger record does not verify");
+            return Ok(Replayed { image, torn: Some(torn) });
+        }
+    }
+    Ok(Replayed { image, torn: None })
+}
+
+/// Lays all parts that are not in the head images yet over them; says which of them are damaged.
+pub(crate) fn index_all(image: &mut GroupImage, segments: &Segments) -> Result<Vec<PartNo>> {
+    let mut damaged = Vec::new();
+    let parts = image.unindexed();
+    for batch in parts.chunks(BATCH) {
+        let read = parallel(batch, |(_, part)| runs_of_part(image, segments, part));
+        for ((no, _), runs) in batch.iter().zip(read) {
+            let runs = runs?;
+            if runs == PartRuns::Damaged {
+                damaged.push(*no);
+            }
+            image.index(*no, &runs);
+        }
+    }
+    Ok(damaged)
+}
+
+/// What a part holds, from its segment.
+pub(crate) fn runs_of_part(image: &GroupImage, segments: &Segments, part: &Part) -> Result<PartRuns> {
+    let volume = image.state().volume(part.name.layer.volume).expect("a part's volume was claimed");
+    segments.runs(&volume.meta().name, part)
+}
+
+/// A record, or what is wrong with the slot.
+pub(crate) fn read_slot(
+    backend: &dyn Backend,
+    names: &GroupNames,
+    slot: Slot,
+    replaced: bool,
+) -> Result<Result<(Record, RecordDigest), String>> {
+    let bytes = get(backend, &names.record(slot))?;
+    let found = match &bytes {
+        Some(Ok(bytes)) => Record::decode(bytes).map_err(|e| e.to_string()),
+        Some(Err(why)) => Err(why.clone()),
+        None => Err("the file is missing, and later ones exist".to_owned()),
+    };
+    if !replaced {
+        return Ok(found);
+    }
+    let name = names.record_void(slot);
+    let Some(Ok(void)) = get(backend, &name)? else { return Ok(Err(format!("its replacement {name} cannot be read"))) };
+    let torn = bytes.unwrap_or(Ok(Bytes::new())).unwrap_or_default();
+    Ok(match Record::decode(&void) {
+        Err(why) => Err(format!("its replacement {name}: {why}")),
+        Ok((record, digest)) => match &record.body {
+            Body::TornVoid(v) if v.torn_digest == *blake3::hash(&torn).as_bytes() && v.torn_bytes == torn.len() as u64 => {
+                Ok((record, digest))
+            }
+            _ => Err(format!("its replacement {name} replaces other bytes than those in the slot")),
+        },
+    })
+}
+
+fn get(backend: &dyn Backend, name: &crate::ObjectName) -> Result<Option<Result<Bytes, String>>> {
+    match block_on(backend.get(name, RECORD_BYTES_MAX as u64)) {
+        Ok(found) => Ok(found.map(Ok)),
+        Err(StoreError::Damaged { why, .. }) => Ok(Some(Err(why))),
+        Err(error) => Err(error),
+    }
+}
+
+/// Maps a slice with several threads; answers come in order.
+pub(crate) fn parallel<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    let threads = thread::available_parallelism().map_or(1, |n| n.get()).min(THREADS_MAX).min(items.len().div_ceil(8)).max(1);
+    if threads == 1 {
+        return items.iter().map(work).collect();
+    }
+    let share = items.len().div_ceil(threads);
+    thread::scope(|scope| {
+        let work = &work;
+        let workers: Vec<_> =
+            items.chunks(share).map(|chunk| scope.spawn(move || chunk.iter().map(work).collect::<Vec<_>>())).collect();
+        workers.into_iter().flat_map(|w| w.join().expect("a reading thread does not panic")).collect()
+    })
+}

@@ -1,0 +1,164 @@
+//! Reading segments: footers, with a bounded cache, and what they say about runs.
+//!
+//! Invariant: a footer leaves here only if it is the one that the ledger's record names: its digest, its size, its layer and
+//! number. Content is checked by whoever decodes frames with it.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use farside_layer::{Footer, PartError, RunKind, TAIL_BYTES_MAX, TRAILER_BYTES};
+use farside_region::{GranuleRun, Name};
+
+use crate::backend::{Backend, ObjectName, block_on};
+use crate::error::{Result, StoreError};
+use crate::image::PartRuns;
+use crate::index::Content;
+use crate::liveness::{Part, PartName};
+use crate::names::GroupNames;
+
+/// Bytes of footers kept in memory, per group that is open.
+const CACHE_BYTES_MAX: usize = 32 << 20;
+/// What is read of a segment's end at first: enough for the footer of a small one.
+const TAIL_GUESS_BYTES: u64 = 16 << 10;
+
+/// The segments of one group.
+#[derive(Debug)]
+pub(crate) struct Segments {
+    pub(crate) backend: Arc<dyn Backend>,
+    pub(crate) names: GroupNames,
+    cache: Mutex<Cache>,
+}
+
+#[derive(Debug, Default)]
+struct Cache {
+    footers: HashMap<PartName, (Arc<Footer>, u64)>,
+    bytes: usize,
+    clock: u64,
+}
+
+/// Why a footer could not be had.
+#[derive(Debug)]
+pub(crate) enum FooterFault {
+    /// The segment is missing or is not what was published; in words.
+    Damaged(String),
+    /// The store could not be read.
+    Store(StoreError),
+}
+
+impl Segments {
+    pub(crate) fn new(backend: Arc<dyn Backend>, names: GroupNames) -> Self {
+        Self { backend, names, cache: Mutex::default() }
+    }
+
+    /// The object of a part.
+    pub(crate) fn name(&self, volume: &Name, part: &PartName) -> ObjectName {
+        self.names.segment(volume, part)
+    }
+
+    /// The footer of a published part.
+    pub(crate) fn footer(&self, volume: &Name, part: &Part) -> Result<Arc<Footer>, FooterFault> {
+        if let Some(footer) = self.cached(&part.name) {
+            return Ok(footer);
+        }
+        let footer = Arc::new(self.read(&self.name(volume, &part.name), part.bytes)?);
+        check_identity(&footer, part).map_err(FooterFault::Damaged)?;
+        self.keep(part.name, &footer);
+        Ok(footer)
+    }
+
+    /// What a published part holds; damage is an answer, not an error.
+    pub(crate) fn runs(&self, volume: &Name, part: &Part) -> Result<PartRuns> {
+        match self.footer(volume, part) {
+            Ok(footer) => Ok(PartRuns::Known(runs_of(&footer))),
+            Err(FooterFault::Damaged(why)) => {
+                tracing::error!(segment = %self.name(volume, &part.name), why, "a segment's footer is damaged");
+                Ok(PartRuns::Damaged)
+            }
+            Err(FooterFault::Store(error)) => Err(error),
+        }
+    }
+
+    /// Forgets a part's footer.
+    pub(crate) fn forget(&self, part: &PartName) {
+        let mut cache = self.cache.lock().expect("nothing panics while it holds this lock");
+        if let Some((footer, _)) = cache.footers.remove(part) {
+            cache.bytes -= memory_bytes(&footer);
+        }
+    }
+
+    fn read(&self, name: &ObjectName, part_bytes: u64) -> Result<Footer, FooterFault> {
+        let tail = |bytes: u64| -> Result<Bytes, FooterFault> {
+            let bytes = bytes.min(part_bytes);
+            match block_on(self.backend.get_range(name, part_bytes - bytes, bytes)) {
+                Ok(tail) if tail.len() as u64 == bytes => Ok(tail),
+                Ok(_) => Err(FooterFault::Damaged(format!("it is shorter than the {part_bytes} bytes that were published"))),
+                Err(StoreError::NotFound { .. }) => Err(FooterFault::Damaged("it is missing".into())),
+                Err(error) => Err(FooterFault::Store(error)),
+            }
+        };
+        match Footer::from_tail(&tail(TAIL_GUESS_BYTES)?, part_bytes) {
+            Err(PartError::Truncated(_)) if part_bytes > TAIL_GUESS_BYTES => {
+                Footer::from_tail(&tail(TAIL_BYTES_MAX as u64)?, part_bytes).map_err(|e| FooterFault::Damaged(e.to_string()))
+            }
+            other => other.map_err(|e| FooterFault::Damaged(e.to_string())),
+        }
+    }
+
+    fn cached(&self, part: &PartName) -> Option<Arc<Footer>> {
+        let cache = &mut *self.cache.lock().expect("nothing panics while it holds this lock");
+        cache.clock += 1;
+        let (footer, used) = cache.footers.get_mut(part)?;
+        *used = cache.clock;
+        Some(Arc::clone(footer))
+    }
+
+    fn keep(&self, part: PartName, footer: &Arc<Footer>) {
+        let cache = &mut *self.cache.lock().expect("nothing panics while it holds this lock");
+        cache.bytes += memory_bytes(footer);
+        cache.clock += 1;
+        if let Some((old, _)) = cache.footers.insert(part, (Arc::clone(footer), cache.clock)) {
+            cache.bytes -= memory_bytes(&old);
+        }
+        if cache.bytes > CACHE_BYTES_MAX {
+            let mut used: Vec<u64> = cache.footers.values().map(|(_, used)| *used).collect();
+            let (_, median, _) = used.select_nth_unstable(cache.footers.len() / 2);
+            let median = *median;
+            cache.footers.retain(|_, (_, used)| *used >= median);
+            cache.bytes = cache.footers.values().map(|(f, _)| memory_bytes(f)).sum();
+        }
+    }
+}
+
+/// The runs of a footer, in order.
+pub fn runs_of(footer: &Footer) -> Vec<(GranuleRun, Content)> {
+    let mut runs: Vec<(GranuleRun, Content)> = Vec::new();
+    for frame in footer.frames() {
+        let content = match frame.kind {
+            RunKind::Data => Content::Data,
+            RunKind::Zero => Content::Zero,
+            RunKind::Unreadable => Content::Unreadable,
+        };
+        match runs.last_mut() {
+            Some((run, last)) if *last == content && run.end() == frame.run.start => run.count += frame.run.count,
+            _ => runs.push((frame.run, content)),
+        }
+    }
+    runs
+}
+
+/// Whether a footer is the one that was published.
+pub(crate) fn check_identity(footer: &Footer, part: &Part) -> Result<(), String> {
+    let (id, summary) = (footer.id(), footer.summary());
+    if id.key != part.name.layer || id.part != part.name.number {
+        return Err(format!("it holds part {} of layer {}", id.part, id.key));
+    }
+    if summary.footer_digest != part.footer_digest || summary.bytes != part.bytes {
+        return Err("it is a well-formed part, but not the one that was published".into());
+    }
+    Ok(())
+}
+
+fn memory_bytes(footer: &Footer) -> usize {
+    256 + TRAILER_BYTES + footer.frames().len() * 48 + footer.digests().len() * 16
+}

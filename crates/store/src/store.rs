@@ -1,0 +1,320 @@
+//! A whole store in a directory: what makes it one, who may open it, which groups are in it.
+//!
+//! Owns `farside-store.json`, the locks, `tmp/` and the ballast. Invariant: a [`Store`] is held by one process of this host,
+//! and everything it acknowledges is durable in a directory that is still the one it opened.
+
+use std::fs::{self, File};
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use farside_ledger::{Stamp, group_id};
+use farside_region::{GroupId, Name};
+use serde::{Deserialize, Serialize};
+
+use crate::backend::{Backend, Created, DirBackend, ObjectName, block_on};
+use crate::error::{Result, StoreError};
+use crate::group::GroupStore;
+use crate::locks::WriterLock;
+use crate::names::{self, GroupNames};
+use crate::space::Space;
+
+/// The version of the store's layout that this program reads and writes.
+pub const STORE_VERSION: u32 = 1;
+/// Kept allocated, so that a prune record can be written when the file system has nothing left.
+const BALLAST_BYTES: i64 = 1 << 20;
+const DESCRIPTION_BYTES_MAX: u64 = 64 << 10;
+
+/// `farside-store.json`.
+#[derive(Debug, Serialize, Deserialize)]
+struct StoreDescription {
+    format: String,
+    version: u32,
+    #[serde(default)]
+    id: String,
+}
+
+/// `group.json`.
+#[derive(Debug, Serialize, Deserialize)]
+struct GroupDescription {
+    format: String,
+    version: u32,
+    #[serde(default)]
+    id: String,
+    #[serde(default)]
+    source: String,
+    #[serde(default)]
+    group: String,
+}
+
+/// A store, opened by the one process that writes to it.
+#[derive(Debug)]
+pub struct Store {
+    shared: Arc<Shared>,
+}
+
+/// What the groups of an open store have in common.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) backend: Arc<dyn Backend>,
+    pub(crate) dir: Arc<DirBackend>,
+    id: [u8; 16],
+    writer: [u8; 16],
+    started: Instant,
+    _lock: WriterLock,
+}
+
+impl Store {
+    /// Makes a store in a directory, which is created if its parent exists; an existing store is left as it is.
+    ///
+    /// # Errors
+    /// [`StoreError::NotAStore`] for a directory with other things in it; what the medium lacks; what the file system says.
+    pub fn init(path: &Path) -> Result<[u8; 16]> {
+        match fs::create_dir(path) {
+            Err(e) if e.kind() != ErrorKind::AlreadyExists => return Err(StoreError::from_io("creating", path, 4096, e)),
+            Err(_) => {}
+            Ok(()) => {
+                let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+                let synced = File::open(parent).and_then(|d| d.sync_all());
+                synced.map_err(|e| StoreError::from_io("syncing", parent, 0, e))?;
+            }
+        }
+        let dir = DirBackend::open(path)?;
+        let name = names::store_description();
+        if block_on(dir.get(&name, DESCRIPTION_BYTES_MAX))?.is_none() {
+            // A lost+found does not make a fresh file system somebody's.
+            let ours = |n: &str| ["tmp", "landing", "writer.lock", "reader.lock", "ballast", "lost+found"].contains(&n);
+            let entries = fs::read_dir(path).map_err(|e| StoreError::from_io("listing", path, 0, e))?;
+            for entry in entries {
+                let entry = entry.map_err(|e| StoreError::from_io("listing", path, 0, e))?;
+                if !entry.file_name().to_str().is_some_and(ours) {
+                    return Err(StoreError::NotAStore { path: path.to_owned() });
+                }
+            }
+            let _lock = WriterLock::take(path)?;
+            dir.prepare()?;
+            let id = hex(&random()?);
+            write_json(&dir, &name, &StoreDescription { format: "farside store".into(), version: STORE_VERSION, id })?;
+        }
+        read_store_description(&dir)
+    }
+
+    /// Opens an existing store for writing: this process is its receiver as long as the value lives.
+    ///
+    /// # Errors
+    /// [`StoreError::Locked`], [`StoreError::NotAStore`], [`StoreError::Version`], [`StoreError::NetworkFs`],
+    /// [`StoreError::NoHardLinks`], [`StoreError::Vanished`]; what the file system says.
+    pub fn open(path: &Path) -> Result<Self> {
+        Self::open_over(path, |dir| dir)
+    }
+
+    /// The same, with something between us and the directory.
+    pub(crate) fn open_over(path: &Path, over: impl FnOnce(Arc<dyn Backend>) -> Arc<dyn Backend>) -> Result<Self> {
+        let dir = Arc::new(DirBackend::open(path)?);
+        let id = read_store_description(&dir)?;
+        let lock = WriterLock::take(dir.root())?;
+        dir.prepare()?;
+        let backend = over(Arc::clone(&dir) as Arc<dyn Backend>);
+        let shared = Shared { backend, dir, id, writer: random()?, started: Instant::now(), _lock: lock };
+        shared.keep_ballast();
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// The store's id, drawn when it was made.
+    pub fn id(&self) -> [u8; 16] {
+        self.shared.id
+    }
+
+    /// Its directory, without symbolic links.
+    pub fn root(&self) -> &Path {
+        self.shared.dir.root()
+    }
+
+    /// The groups in it.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn groups(&self) -> Result<Vec<GroupNames>> {
+        list_groups(self.root())
+    }
+
+    /// Opens a group, which is created if it does not exist: replays its ledger, indexes its segments, sweeps what dead
+    /// processes left and recovers landing. A torn ledger opens as far as it is whole; see [`GroupStore::torn`].
+    ///
+    /// # Errors
+    /// [`StoreError::ForeignGroup`]; what the file system says.
+    pub fn group(&self, source: &Name, group: &Name) -> Result<GroupStore> {
+        let names = GroupNames::new(source.clone(), group.clone());
+        let id = group_id(source, group);
+        let name = names.description();
+        if block_on(self.shared.dir.get(&name, DESCRIPTION_BYTES_MAX))?.is_none() {
+            let description = GroupDescription {
+                format: "farside group".into(),
+                version: STORE_VERSION,
+                id: id.to_string(),
+                source: source.to_string(),
+                group: group.to_string(),
+            };
+            write_json(&*self.shared.backend, &name, &description)?;
+        }
+        read_group_description(&*self.shared.dir, &names)?;
+        GroupStore::open(Arc::clone(&self.shared), names, id)
+    }
+
+    /// The file system's space.
+    ///
+    /// # Errors
+    /// [`StoreError::Vanished`], or what the file system says.
+    pub fn space(&self) -> Result<Space> {
+        self.shared.dir.present()?;
+        Space::of(self.root())
+    }
+
+    /// What may be promised to sources, all together: see [`Space::grantable`].
+    ///
+    /// # Errors
+    /// [`StoreError::Vanished`], or what the file system says.
+    pub fn grantable_bytes(&self) -> Result<u64> {
+        Ok(self.space()?.grantable())
+    }
+}
+
+impl Shared {
+    /// The clocks of this process, for a record.
+    pub(crate) fn stamp(&self) -> Stamp {
+        let since_1970 = |t: SystemTime| match t.duration_since(UNIX_EPOCH) {
+            Ok(after) => i64::try_from(after.as_millis()).unwrap_or(i64::MAX),
+            Err(before) => -i64::try_from(before.duration().as_millis()).unwrap_or(i64::MAX),
+        };
+        let mono_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        Stamp { writer: self.writer, mono_ms, wall_ms: since_1970(SystemTime::now()) }
+    }
+
+    /// Gives the ballast's blocks back to the file system; false when there was none.
+    pub(crate) fn release_ballast(&self) -> bool {
+        fs::remove_file(self.dir.root().join("ballast")).is_ok()
+    }
+
+    /// Takes a little space for bad times, if there is some.
+    pub(crate) fn keep_ballast(&self) {
+        let path = self.dir.root().join("ballast");
+        let roomy = Space::of(self.dir.root()).is_ok_and(|s| s.available > 4 * BALLAST_BYTES as u64);
+        if path.exists() || !roomy {
+            return;
+        }
+        let made = File::create_new(&path)
+            .and_then(|file| nix::fcntl::posix_fallocate(&file, 0, BALLAST_BYTES).map_err(std::io::Error::from));
+        if let Err(error) = made {
+            let _ = fs::remove_file(&path);
+            tracing::warn!(path = %path.display(), %error, "no space is kept for pruning a full store");
+        }
+    }
+}
+
+/// The groups of a store: the folders that describe themselves as such.
+pub(crate) fn list_groups(root: &Path) -> Result<Vec<GroupNames>> {
+    let folder = root.join(names::groups().as_str());
+    let mut groups = Vec::new();
+    for source in folders(&folder)? {
+        for group in folders(&folder.join(source.as_str()))? {
+            if folder.join(source.as_str()).join(group.as_str()).join("group.json").is_file() {
+                groups.push(GroupNames::new(source.clone(), group));
+            }
+        }
+    }
+    groups.sort();
+    Ok(groups)
+}
+
+fn folders(dir: &Path) -> Result<Vec<Name>> {
+    let io = |e| StoreError::from_io("listing", dir, 0, e);
+    let entries = match fs::read_dir(dir) {
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.map_err(io)?,
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(io)?;
+        let is_dir = entry.file_type().map_err(io)?.is_dir();
+        names.extend(entry.file_name().to_str().filter(|_| is_dir).and_then(|n| n.parse().ok()));
+    }
+    Ok(names)
+}
+
+/// The id of the store in a directory.
+pub(crate) fn read_store_description(dir: &DirBackend) -> Result<[u8; 16]> {
+    let name = names::store_description();
+    let path = dir.root().join(name.as_str());
+    let Some(bytes) = block_on(dir.get(&name, DESCRIPTION_BYTES_MAX))? else {
+        return Err(StoreError::NotAStore { path: dir.root().to_owned() });
+    };
+    let found: StoreDescription = parse_json(&path, &bytes, "farside store")?;
+    unhex(&found.id).ok_or_else(|| StoreError::Damaged { path, why: "its id is not 32 hex digits".into() })
+}
+
+/// Checks that a group's folder describes itself as that group.
+pub(crate) fn read_group_description(dir: &dyn Backend, names: &GroupNames) -> Result<GroupId> {
+    let name = names.description();
+    let expected = group_id(&names.source, &names.group);
+    let Some(bytes) = block_on(dir.get(&name, DESCRIPTION_BYTES_MAX))? else {
+        let (source_name, group) = (names.source.to_string(), names.group.to_string());
+        return Err(StoreError::NoSuchGroup { source_name, group, known: String::new() });
+    };
+    let path = PathBuf::from(name.as_str());
+    let found: GroupDescription = parse_json(&path, &bytes, "farside group")?;
+    let id = unhex(&found.id).map(GroupId);
+    let id = id.ok_or_else(|| StoreError::Damaged { path, why: "its id is not 32 hex digits".into() })?;
+    if id != expected {
+        return Err(StoreError::ForeignGroup { file: name.to_string(), expected, found: id });
+    }
+    Ok(id)
+}
+
+/// Reads the version before anything else, so that a newer description is refused by its version and not by its fields.
+fn parse_json<T: serde::de::DeserializeOwned>(path: &Path, bytes: &[u8], format: &str) -> Result<T> {
+    #[derive(Deserialize)]
+    struct Head {
+        format: String,
+        version: u32,
+    }
+    let damaged = |why: String| StoreError::Damaged { path: path.to_owned(), why };
+    let head: Head = serde_json::from_slice(bytes).map_err(|e| damaged(e.to_string()))?;
+    if head.format != format {
+        return Err(damaged(format!("it says `{}`, not `{format}`", head.format.chars().take(40).collect::<String>())));
+    }
+    if head.version != STORE_VERSION {
+        return Err(StoreError::Version { path: path.to_owned(), found: head.version, known: STORE_VERSION });
+    }
+    serde_json::from_slice(bytes).map_err(|e| damaged(e.to_string()))
+}
+
+fn write_json<T: Serialize>(backend: &dyn Backend, name: &ObjectName, value: &T) -> Result<Created> {
+    let mut bytes = serde_json::to_vec_pretty(value).expect("a description is plain text");
+    bytes.push(b'\n');
+    block_on(backend.create(name, bytes.into()))
+}
+
+/// 16 random bytes.
+pub(crate) fn random() -> Result<[u8; 16]> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).map_err(|e| {
+        StoreError::from_io("reading", Path::new("the kernel's random numbers"), 0, std::io::Error::other(e.to_string()))
+    })?;
+    Ok(bytes)
+}
+
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+fn unhex(text: &str) -> Option<[u8; 16]> {
+    let mut bytes = [0; 16];
+    if text.len() != 32 || !text.is_ascii() {
+        return None;
+    }
+    for (i, byte) in bytes.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(&text[2 * i..2 * i + 2], 16).ok()?;
+    }
+    Some(bytes)
+}
