@@ -15,6 +15,8 @@ mod mem;
 pub mod process;
 mod queue;
 mod ring;
+#[cfg(test)]
+mod testing;
 mod waker;
 
 pub use buffer::{BUFFER_ALIGN, Buffer, BufferPool, Gather};
