@@ -56,10 +56,8 @@ pub struct PointMember {
 impl Point {
     /// Whether the volume or group that `address` names is in it.
     pub fn is_of(&self, address: &Address) -> bool {
-        let source = address.source.as_ref().is_none_or(|source| *source == self.source);
-        let group = address.group.as_ref().is_none_or(|group| *group == self.group);
-        let name = self.group == address.name || self.members.iter().any(|member| member.volume == address.name);
-        source && group && name
+        address.is_group(&self.source, &self.group)
+            || self.members.iter().any(|member| address.is_volume(&self.source, &self.group, &member.volume))
     }
 }
 
@@ -209,45 +207,62 @@ fn parse_age(s: &str) -> Option<SignedDuration> {
     (!s.is_empty()).then_some(total)
 }
 
-/// A volume or group, as far as it must be said: `NAME`, `SOURCE/NAME` or `SOURCE/GROUP/NAME`. On a source host a name is
-/// enough; a store may hold many sources.
+/// A volume or group, as far as it must be said. A volume: `VOLUME`, `SOURCE/VOLUME`, `GROUP/VOLUME` or
+/// `SOURCE/GROUP/VOLUME`; a group: `GROUP` or `SOURCE/GROUP`. On a source host a name is enough; a store may hold many sources.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Address {
-    /// The source, if said.
-    pub source: Option<String>,
-    /// The group, if said.
-    pub group: Option<String>,
-    /// The volume or group.
-    pub name: String,
+    within: Vec<String>,
+    name: String,
+}
+
+impl Address {
+    /// Whether it names this volume.
+    pub fn is_volume(&self, source: &str, group: &str, volume: &str) -> bool {
+        let within = match &self.within[..] {
+            [] => true,
+            [one] => one == source || one == group,
+            [first, second, ..] => first == source && second == group,
+        };
+        within && self.name == volume
+    }
+
+    /// Whether it names this group.
+    pub fn is_group(&self, source: &str, group: &str) -> bool {
+        let within = match &self.within[..] {
+            [] => true,
+            [one] => one == source,
+            _ => false,
+        };
+        within && self.name == group
+    }
+
+    /// The last word: the name of the volume or group.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
 }
 
 /// A text that is no [`Address`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` names no volume or group: use NAME, SOURCE/NAME or SOURCE/GROUP/NAME")]
+#[error("`{0}` names no volume or group: use NAME, SOURCE/NAME or SOURCE/GROUP/VOLUME")]
 pub struct AddressError(pub String);
 
 impl FromStr for Address {
     type Err = AddressError;
 
     fn from_str(s: &str) -> Result<Self, AddressError> {
-        let parts: Vec<&str> = s.split('/').collect();
-        let wrong = || AddressError(s.chars().take(200).collect());
-        if parts.iter().any(|part| part.is_empty()) {
-            return Err(wrong());
+        let mut parts: Vec<String> = s.split('/').map(str::to_owned).collect();
+        if parts.len() > 3 || parts.iter().any(String::is_empty) {
+            return Err(AddressError(s.chars().take(200).collect()));
         }
-        let (source, group, name) = match parts[..] {
-            [name] => (None, None, name),
-            [source, name] => (Some(source), None, name),
-            [source, group, name] => (Some(source), Some(group), name),
-            _ => return Err(wrong()),
-        };
-        Ok(Self { source: source.map(str::to_owned), group: group.map(str::to_owned), name: name.to_owned() })
+        let name = parts.pop().expect("a split has at least one part");
+        Ok(Self { within: parts, name })
     }
 }
 
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for part in [&self.source, &self.group].into_iter().flatten() {
+        for part in &self.within {
             write!(f, "{part}/")?;
         }
         f.write_str(&self.name)
@@ -341,10 +356,10 @@ mod tests {
     fn addresses_name_volumes_and_groups() {
         let point = point(1, "2026-03-01T12:00:00Z");
         let is_of = |s: &str| point.is_of(&s.parse().expect("an address"));
-        for yes in ["log", "db", "web/log", "web/db", "web/db/log"] {
+        for yes in ["log", "db", "web/log", "db/log", "web/db", "web/db/log"] {
             assert!(is_of(yes), "{yes}");
         }
-        for no in ["data", "web", "other/log", "web/other/log"] {
+        for no in ["data", "web", "other/log", "other/db", "web/other/log", "web/db/db", "db/db"] {
             assert!(!is_of(no), "{no}");
         }
         for bad in ["", "/", "a//b", "a/b/c/d", "a/"] {
