@@ -3,7 +3,6 @@
 use std::ops::Range;
 
 use anyhow::{Context, bail};
-
 use farside_sim::mutations::MUTATIONS;
 use farside_sim::run::Options;
 use farside_sim::sweep::sweep;

@@ -39,6 +39,8 @@ pub struct Landed {
     pub sector: usize,
     /// Its content now.
     pub value: Vec<u8>,
+    /// The number of this version.
+    pub n: u64,
 }
 
 #[derive(Debug)]
@@ -213,7 +215,7 @@ impl Disk {
                     }
                     let value = data[at..at + self.sector_bytes].to_vec();
                     self.land(op.id, sector, value.clone());
-                    landed.push(Landed { tag: op.tag, sector, value });
+                    landed.push(Landed { tag: op.tag, sector, value, n: self.n });
                 }
                 Kind::Flush { .. } => {}
             }
@@ -336,6 +338,11 @@ impl Disk {
         all.dedup();
         let may_tear = all.len() > 1 && self.tear_bytes < self.sector_bytes;
         (all, may_tear)
+    }
+
+    /// What a sector surely holds, also after a power cut; `None` when that is open.
+    pub fn certain(&self, sector: usize) -> Option<&[u8]> {
+        (!self.cache.contains_key(&sector) && !self.pending(sector)).then(|| self.durable[sector].as_slice())
     }
 
     /// What a read of one sector sees.

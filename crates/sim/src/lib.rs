@@ -12,8 +12,17 @@
 pub mod disk;
 pub mod exec;
 pub mod host;
+pub mod judge;
+pub mod mutations;
 pub mod net;
 pub mod oracle;
+pub mod parts;
+pub mod plan;
+pub mod receiver;
 pub mod rng;
+pub mod run;
+pub mod source;
 pub mod store;
+pub mod sweep;
 pub mod trace;
+pub mod world;

@@ -57,6 +57,11 @@ pub struct Network {
 }
 
 impl Network {
+    /// One that works, without a connection.
+    pub fn new() -> Self {
+        Self { up: true, ..Self::default() }
+    }
+
     /// Opens a connection, ending the one before.
     pub fn connect(&mut self, rng: &mut Rng) -> Option<ConnId> {
         if !self.up {
@@ -79,6 +84,13 @@ impl Network {
     pub fn send(&mut self, to: To, conn: ConnId, load: Load) {
         if self.alive == Some(conn) {
             self.flight.push(Message { to, conn, load });
+        }
+    }
+
+    /// One side closes a connection in order: what it sent before still arrives, nothing after.
+    pub fn hang_up(&mut self, conn: ConnId) {
+        if self.alive == Some(conn) {
+            self.alive = None;
         }
     }
 
@@ -107,6 +119,8 @@ impl Network {
                 self.flight.push(message);
             }
         }
+        // The receiver learns of it behind whatever it still gets.
+        self.flight.push(Message { to: To::Receiver, conn, load: Load::Closed });
     }
 
     /// Nothing of a side's process is left to take what was sent to it.
@@ -149,7 +163,7 @@ mod tests {
         let (mut overtook, mut lost, mut late) = (false, false, false);
         for seed in 0..200 {
             let mut r = Rng::new(seed);
-            let mut n = Network { up: true, ..Default::default() };
+            let mut n = Network::new();
             let c = n.connect(&mut r).expect("up");
             for i in 0..4 {
                 n.send(To::Receiver, c, Load::Control(vec![i]));

@@ -151,7 +151,14 @@ impl Oracle {
         self.volumes[volume].sectors[sector].push(Version { value, epoch, at_us: now_us });
     }
 
-    /// A write changed nothing on the disk because it found what it wanted there.
+    /// Whether another write of that sector has no answer yet.
+    pub fn busy(&self, volume: usize, sector: usize, but: u64) -> bool {
+        self.writes.iter().any(|(tag, w)| {
+            *tag != but && w.volume == volume && w.acked_us.is_none() && (w.first..w.first + w.count).contains(&sector)
+        })
+    }
+
+    /// What is known of a write.
     pub fn fact(&self, tag: u64) -> Option<&WriteFact> {
         self.writes.get(&tag)
     }

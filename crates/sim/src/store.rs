@@ -99,8 +99,8 @@ impl<K: Ord + Clone> MemoryStore<K> {
     }
 
     /// Deletes a segment.
-    pub fn delete(&mut self, key: &K) -> bool {
-        self.segments.remove(key).is_some()
+    pub fn delete(&mut self, key: &K) {
+        self.segments.remove(key);
     }
 }
 

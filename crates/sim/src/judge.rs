@@ -1,0 +1,409 @@
+//! The judges: what must hold after every step, whatever happened. They replay the ledger from its bytes and unpack the
+//! segments themselves, and compare with [`crate::oracle`].
+//!
+//! - L3: a published point equals, byte for byte and on all of its members, the model image at the switch that its record
+//!   names by time; its members are those of that switch; every write of its epochs had landed.
+//! - L2: a sector that may differ from what is published, whatever a power cut may leave of disk and map, has its region's
+//!   bit surely durable.
+//! - L5: every visible point, and the head image, can be read in full from the segments that exist, and is what it was; the
+//!   newest K that policy promises, and pinned ones, are there.
+//! - L10: a heartbeat that was accepted, and a lag that was reported, are true.
+//! - L8: nothing is beyond its limit.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use farside_ledger::{Body, CutTime, LayerKind, Layers, Policy, Record, State, Verdict};
+use farside_region::{Geometry, LayerKey, Slot, VolumeId};
+use farside_store::GroupImage;
+
+use crate::oracle::{Cut, Published, show};
+use crate::parts::{self, Content};
+use crate::receiver::Receiver;
+use crate::source::{self, Source};
+use crate::world::{SECTOR, World};
+
+/// See the head of the file.
+#[derive(Debug)]
+pub struct Judge {
+    group: GroupImage,
+    heads: Vec<Vec<Published>>,
+    /// What every point that ever was visible held, per member.
+    points: BTreeMap<Slot, PointTruth>,
+    accepted: u64,
+    healed: Vec<bool>,
+    /// Per volume: changes of disk and map, and records, at the last look.
+    seen: Vec<(u64, u64, u64)>,
+    looked_at: u64,
+}
+
+#[derive(Debug)]
+struct PointTruth {
+    images: BTreeMap<usize, Vec<Published>>,
+    degraded: bool,
+    at_us: u64,
+}
+
+impl Judge {
+    /// A judge of an empty ledger.
+    pub fn new(world: &World) -> Self {
+        let heads = world.disks.iter().map(|d| vec![Published::Absent; d.borrow().sectors()]).collect();
+        Self {
+            group: crate::receiver::new_group(world),
+            heads,
+            points: BTreeMap::new(),
+            accepted: 0,
+            healed: vec![false; world.disks.len()],
+            seen: vec![(u64::MAX, 0, 0); world.disks.len()],
+            looked_at: 0,
+        }
+    }
+
+    /// Points that were compared with the truth.
+    pub fn points(&self) -> u64 {
+        self.points.len() as u64
+    }
+
+    /// Records accepted.
+    pub fn records(&self) -> u64 {
+        self.accepted
+    }
+
+    fn ledger(&self) -> &State {
+        self.group.state()
+    }
+
+    /// A record landed in the ledger.
+    pub fn on_record(&mut self, world: &World, slot: u64) {
+        let bytes = world.store.borrow().ledger()[slot as usize].clone();
+        let (record, digest) = match Record::decode(&bytes) {
+            Ok(decoded) => decoded,
+            Err(e) => return world.fail(format!("the record in slot {slot} cannot be read: {e}")),
+        };
+        let before = self.ledger().points().len();
+        let verdict = match self.group.apply(&record, digest, |entry, part| parts::runs_of(world, entry, part)) {
+            Ok(applied) => applied.verdict,
+            Err(why) => return world.fail(format!("L4: the record in slot {slot} names what cannot be read: {why}")),
+        };
+        world.say(|| format!("ledger[{slot}] {} {verdict:?}", describe(world, &record.body)));
+        // A mutated replay may let a void record take effect: what counts is what readers see.
+        let took_effect = verdict == Verdict::Accepted || self.ledger().points().len() > before;
+        if verdict == Verdict::Accepted {
+            self.accepted += 1;
+        }
+        match &record.body {
+            Body::Layers(layers) if took_effect => self.on_layers(world, record.slot, layers),
+            Body::Pin(pin) if took_effect => {
+                world.pinned.borrow_mut().insert(record.slot, pin.point);
+            }
+            Body::Unpin(unpin) if took_effect => {
+                world.pinned.borrow_mut().remove(&unpin.pin);
+            }
+            Body::Heartbeat(beat) if took_effect => {
+                for (id, _) in &beat.members {
+                    self.check_quiet(world, *id, &beat.t);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn on_layers(&mut self, world: &World, slot: Slot, layers: &Layers) {
+        for entry in &layers.members {
+            let Some(volume) = world.volume_of(entry.key.volume) else {
+                return world.fail(format!("a layer of a volume that does not exist: {}", entry.key));
+            };
+            let Some(fact) = self.ledger().layer(&entry.key) else {
+                return world.fail(format!("L4: layer {} was accepted and replay does not know it", entry.key));
+            };
+            if fact.slot != slot {
+                continue; // a member that was done before (T11)
+            }
+            let key = entry.key;
+            for part in 0..entry.parts.len() as u32 {
+                if let Err(why) = self.overlay(world, volume, key, part, entry) {
+                    return world.fail(format!("L4: layer {key} part {part}, named by the record in slot {slot}: {why}"));
+                }
+            }
+        }
+        if layers.kind == LayerKind::Point {
+            self.on_point(world, slot, layers);
+        }
+    }
+
+    fn overlay(
+        &mut self,
+        world: &World,
+        volume: usize,
+        key: LayerKey,
+        part: u32,
+        entry: &farside_ledger::LayerEntry,
+    ) -> Result<(), String> {
+        let geometry = world.names.geometry[volume];
+        for (run, content) in parts::segment(world, key, part)?.iter() {
+            let run = *run;
+            for region in geometry.regions_of(run).iter() {
+                if !entry.regions.contains(region) {
+                    return Err(format!("it touches region {region}, which its record does not list"));
+                }
+            }
+            put(&mut self.heads[volume], &geometry, run, content);
+        }
+        Ok(())
+    }
+
+    fn on_point(&mut self, world: &World, slot: Slot, layers: &Layers) {
+        let truth = world.oracle.borrow();
+        let cut = match truth.cut_between(layers.epoch.mono_before_ns, layers.epoch.mono_after_ns) {
+            Ok(cut) => cut.clone(),
+            Err(why) => return world.fail(format!("L3: point {slot}: {why}")),
+        };
+        let members: BTreeSet<usize> = layers.members.iter().filter_map(|m| world.volume_of(m.key.volume)).collect();
+        if members != cut.members {
+            let why = format!("L3: point {slot} holds volumes {members:?}; the cut of epoch {} had {:?}", cut.epoch, cut.members);
+            return world.fail(why);
+        }
+        let degraded = self.ledger().points().get(&slot).is_some_and(|p| p.degraded);
+        let mut images = BTreeMap::new();
+        for &volume in &members {
+            if let Err(why) = self.compare(world, volume, &cut, &truth, degraded) {
+                return world.fail(format!("L3: point {slot}, cut of epoch {}, v{volume}: {why}", cut.epoch));
+            }
+            images.insert(volume, self.heads[volume].clone());
+            self.healed[volume] = true;
+        }
+        self.points.insert(slot, PointTruth { images, degraded, at_us: cut.at_ns / 1000 });
+    }
+
+    fn compare(
+        &self,
+        world: &World,
+        volume: usize,
+        cut: &Cut,
+        truth: &crate::oracle::Oracle,
+        degraded: bool,
+    ) -> Result<(), String> {
+        if cut.attach == truth.attach()
+            && world.source_alive.get()
+            && let Some(tag) = truth.in_flight_upto(volume, cut.epoch).first()
+        {
+            return Err(format!("write w{tag} of that cut has not completed"));
+        }
+        let want = truth.image(volume, cut.attach, cut.epoch);
+        for (sector, (got, want)) in self.heads[volume].iter().zip(&want).enumerate() {
+            match got {
+                Published::Value(got) if got == want => {}
+                Published::Unreadable if degraded => {}
+                Published::Unreadable => {
+                    return Err(format!("sector {sector} is unreadable and the point is not called degraded"));
+                }
+                Published::Absent => return Err(format!("sector {sector} was never published; the cut holds {}", show(want))),
+                Published::Value(got) => {
+                    return Err(format!("sector {sector} holds {}; the cut holds {}", show(got), show(want)));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// "Nothing changed up to T": everything acknowledged by T is in what is published.
+    fn check_quiet(&self, world: &World, id: VolumeId, t: &CutTime) {
+        let Some(volume) = world.volume_of(id) else { return };
+        if let Err(why) = world.oracle.borrow().holds_by(volume, &self.heads[volume], t.mono_ns / 1000) {
+            world.fail(format!("L10: a heartbeat says that nothing of v{volume} changed up to {} ns, but {why}", t.mono_ns));
+        }
+    }
+
+    /// A lag was reported: everything acknowledged before that must be in the newest point, or a heartbeat says so.
+    pub fn check_lag(&self, world: &World, volume: usize, lag_us: u64) {
+        let by_us = world.now_us.get().saturating_sub(lag_us);
+        let newest = self.points.iter().rev().find_map(|(slot, p)| Some((slot, p.images.get(&volume)?)));
+        let Some((slot, image)) = newest else {
+            return world.fail(format!("L10: v{volume} has no point, and a lag of {lag_us} us is reported"));
+        };
+        if let Err(why) = world.oracle.borrow().holds_by(volume, image, by_us) {
+            world.fail(format!("L10: lag of v{volume} is said to be {lag_us} us; but the newest point ({slot}): {why}"));
+        }
+    }
+
+    /// Looks at everything that may have changed.
+    pub fn look(&mut self, world: &World, source: Option<&Source>, receiver: Option<&Receiver>) {
+        if world.bad().is_some() {
+            return;
+        }
+        self.check_clean(world);
+        self.looked_at += 1;
+        if self.looked_at % 16 == 0 {
+            if let Some(source) = source {
+                for (volume, lag_us) in source.reported_lag() {
+                    self.check_lag(world, volume, lag_us);
+                }
+                world.check(source.within_limits());
+            }
+            if let Some(receiver) = receiver {
+                world.check(receiver.within_limits());
+            }
+        }
+        if self.looked_at % 64 == 0 {
+            self.check_points(world);
+        }
+    }
+
+    /// L2.
+    fn check_clean(&mut self, world: &World) {
+        for volume in 0..world.disks.len() {
+            let disk = world.disks[volume].borrow();
+            let now = (disk.changes(), world.maps[volume].borrow().changes(), self.ledger().next_slot().0);
+            if now == self.seen[volume] {
+                continue;
+            }
+            self.seen[volume] = now;
+            let geometry = world.names.geometry[volume];
+            let sectors_per_region = (geometry.region_bytes() as usize) / SECTOR;
+            for region in geometry.all_regions().iter() {
+                let first = region.0 as usize * sectors_per_region;
+                let last = (first + sectors_per_region).min(disk.sectors());
+                let differs = (first..last).find(|&s| {
+                    let Published::Value(published) = self.heads[volume][s] else { return true };
+                    match disk.certain(s) {
+                        Some(value) => value != published,
+                        None => true,
+                    }
+                });
+                let Some(sector) = differs else { continue };
+                if let Err(how) = source::bit_surely_durable(world, volume, region) {
+                    let (may, _) = disk.candidates(sector);
+                    let may: Vec<String> = may.iter().map(|v| show((*v).try_into().expect("a sector"))).collect();
+                    let published = self.heads[volume][sector];
+                    drop(disk);
+                    world.fail(format!(
+                        "L2 false-clean: v{volume} sector {sector} (region {region}) may hold {may:?}, published is {}; {how}",
+                        show_published(&published)
+                    ));
+                    return;
+                }
+            }
+        }
+    }
+
+    /// L5.
+    pub fn check_points(&self, world: &World) {
+        for (slot, point) in self.ledger().points() {
+            let Some(truth) = self.points.get(slot) else {
+                return world.fail(format!("a point at slot {slot} that was never judged"));
+            };
+            for (&volume, image) in &truth.images {
+                match parts::read_image(world, &self.group, volume, Some(*slot)) {
+                    Ok(read) if read == *image => {}
+                    Ok(read) => {
+                        let s = read.iter().zip(image).position(|(a, b)| a != b).unwrap_or(0);
+                        let (now, was) = (show_published(&read[s]), show_published(&image[s]));
+                        return world.fail(format!("L5: point {slot} v{volume} sector {s} reads {now} now and was {was}"));
+                    }
+                    Err(why) => return world.fail(format!("L5: point {slot} of v{volume} cannot be read: {why}")),
+                }
+            }
+            if point.degraded != truth.degraded {
+                return world.fail(format!("L5: point {slot} changed its mind about being degraded"));
+            }
+        }
+        for volume in 0..self.heads.len() {
+            match parts::read_image(world, &self.group, volume, None) {
+                Ok(read) if read == self.heads[volume] => {}
+                Ok(_) => return world.fail(format!("L5: the head image of v{volume} is not what was published")),
+                Err(why) => return world.fail(format!("L5: the head image of v{volume} cannot be read: {why}")),
+            }
+        }
+        self.check_policy(world);
+    }
+
+    fn check_policy(&self, world: &World) {
+        let keep = world.plan.keep as usize;
+        for volume in 0..self.heads.len() {
+            let good = self.points.iter().rev().filter(|(_, p)| !p.degraded && p.images.contains_key(&volume));
+            for (slot, _) in good.take(keep) {
+                if !self.ledger().points().contains_key(slot) {
+                    return world.fail(format!("L5: v{volume} must keep point {slot}, one of its newest {keep} good ones"));
+                }
+            }
+        }
+        for slot in world.pinned.borrow().values() {
+            if !self.ledger().points().contains_key(slot) {
+                return world.fail(format!("L5: pinned point {slot} is gone"));
+            }
+        }
+    }
+
+    /// From now on a new point on every volume is wanted.
+    pub fn heal_begins(&mut self, _world: &World) {
+        self.healed.fill(false);
+    }
+
+    /// Published and disk are the same, and every volume has a point of after the healing began.
+    pub fn converged(&self, world: &World) -> Result<(), String> {
+        for volume in 0..self.heads.len() {
+            if !self.healed[volume] {
+                return Err(format!("v{volume} has no new point"));
+            }
+            let image = world.image(volume);
+            if let Some(s) = (0..image.len()).find(|&s| self.heads[volume][s] != Published::Value(image[s])) {
+                let published = show_published(&self.heads[volume][s]);
+                return Err(format!("v{volume} sector {s} holds {}, published is {published}", show(&image[s])));
+            }
+        }
+        Ok(())
+    }
+
+    /// What only the end can show.
+    pub fn final_checks(&self, world: &World, receiver: Option<&Receiver>) {
+        if world.bad().is_some() {
+            return;
+        }
+        self.check_points(world);
+        let policy = Policy { keep: world.plan.keep, span_ms: 0 };
+        if let Some(receiver) = receiver {
+            world.check(receiver.nothing_grew(self.ledger(), &policy));
+        }
+    }
+
+    /// What a point that was published holds of a volume; for tests.
+    pub fn point_times(&self) -> impl Iterator<Item = (Slot, u64)> + '_ {
+        self.points.iter().map(|(slot, p)| (*slot, p.at_us))
+    }
+}
+
+/// Lays a run over an image of sectors.
+pub fn put(image: &mut [Published], geometry: &Geometry, run: farside_region::GranuleRun, content: &Content) {
+    let bytes = geometry.bytes_of(run);
+    let first = bytes.offset.0 as usize / SECTOR;
+    for i in 0..bytes.len as usize / SECTOR {
+        image[first + i] = match content {
+            Content::Zero => Published::Value([0; SECTOR]),
+            Content::Unreadable => Published::Unreadable,
+            Content::Data(data) => Published::Value(data[i * SECTOR..(i + 1) * SECTOR].try_into().expect("a sector")),
+        };
+    }
+}
+
+fn show_published(published: &Published) -> String {
+    match published {
+        Published::Absent => "nothing".to_owned(),
+        Published::Unreadable => "unreadable".to_owned(),
+        Published::Value(value) => show(value),
+    }
+}
+
+fn describe(world: &World, body: &Body) -> String {
+    let name = |id| world.volume_of(id).map_or_else(|| "v?".to_owned(), |v| format!("v{v}"));
+    match body {
+        Body::Claim(c) => format!("claim {} looked {:?}", name(c.volume.id), c.looked.map(|s| s.0)),
+        Body::Layers(l) => {
+            let members: Vec<_> =
+                l.members.iter().map(|m| format!("{} {}.{}", name(m.key.volume), m.key.term, m.key.seq)).collect();
+            format!("{:?} {}", l.kind, members.join(", "))
+        }
+        Body::Heartbeat(h) => format!("heartbeat up to {} us", h.t.mono_ns / 1000),
+        Body::Prune(p) => format!("prune {:?}", p.points.iter().map(|s| s.0).collect::<Vec<_>>()),
+        Body::Pin(p) => format!("pin {}", p.point),
+        other => format!("{other:?}"),
+    }
+}

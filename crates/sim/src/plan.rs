@@ -1,0 +1,131 @@
+//! What one seed sets out to do: sizes, limits, speeds and faults, all drawn from the seed before the run begins.
+
+use std::collections::BTreeSet;
+
+use crate::rng::Rng;
+
+/// Something that goes wrong, or that an operator does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Fault {
+    /// The source's process is killed; its I/O in flight goes on.
+    Crash,
+    /// The source's power goes.
+    Power,
+    /// A planned stop, sometimes with a power cut while it is off.
+    Stop,
+    /// The connection ends.
+    Reset,
+    /// Nothing gets through for a while.
+    Partition,
+    /// The receiver's process is killed.
+    ReceiverCrash,
+    /// The receiver's power goes: what was landed and not synced is lost.
+    ReceiverPower,
+    /// A backing sector cannot be read until it is written.
+    ReadError,
+    /// A write to the backing fails after a part of it landed.
+    WriteError,
+    /// A flush of the backing fails.
+    FlushError,
+    /// The group's epoch is given up from outside (a timeout, an overflow).
+    Demote,
+    /// A volume is paused, or resumed.
+    Pause,
+    /// A point is pinned, or a pin withdrawn.
+    Pin,
+    /// A person asks for everything hot to be compared.
+    Resync,
+}
+
+const ALL: [Fault; 14] = [
+    Fault::Crash,
+    Fault::Power,
+    Fault::Stop,
+    Fault::Reset,
+    Fault::Partition,
+    Fault::ReceiverCrash,
+    Fault::ReceiverPower,
+    Fault::ReadError,
+    Fault::WriteError,
+    Fault::FlushError,
+    Fault::Demote,
+    Fault::Pause,
+    Fault::Pin,
+    Fault::Resync,
+];
+
+/// Faults that meet too rarely by chance and have found holes together.
+const THEMES: [&[Fault]; 16] = [
+    &[Fault::Stop, Fault::Power],
+    &[Fault::Reset, Fault::Demote],
+    &[Fault::Reset],
+    &[Fault::Reset, Fault::ReceiverCrash],
+    &[Fault::ReceiverPower, Fault::Reset, Fault::ReceiverCrash],
+    &[Fault::Crash, Fault::Power],
+    &[Fault::Crash, Fault::Power, Fault::FlushError],
+    &[Fault::Resync, Fault::Reset],
+    &[Fault::ReadError, Fault::Pin],
+    &[Fault::ReadError, Fault::Demote, Fault::Crash],
+    &[Fault::Crash, Fault::ReceiverCrash],
+    &[Fault::Stop, Fault::Reset],
+    &[Fault::Power, Fault::Partition],
+    &[Fault::WriteError, Fault::Crash],
+    &[Fault::Pause, Fault::Reset],
+    &[],
+];
+
+/// See the head of the file.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Regions of each volume.
+    pub regions: Vec<u64>,
+    /// The last volume ends inside a granule.
+    pub ragged: bool,
+    /// NBD queues of each volume.
+    pub queues: usize,
+    /// What may go wrong, with weights.
+    pub faults: Vec<(Fault, f64)>,
+    /// How likely a step is a fault.
+    pub fault_rate: f64,
+    /// How likely a dead source comes back at a step.
+    pub boot_rate: f64,
+    /// Begin in the steady state instead of at the first sync.
+    pub steady: bool,
+    /// Steps with faults.
+    pub steps: u64,
+    /// Tiny pools, so that they overflow.
+    pub tight: bool,
+    /// Regions per intent page.
+    pub page_regions: u32,
+    /// Points that every member keeps.
+    pub keep: u32,
+}
+
+impl Plan {
+    /// The plan of a seed.
+    pub fn draw(rng: &mut Rng) -> Self {
+        let volumes = rng.pick(&[1, 1, 2, 2, 2, 3]);
+        let mut faults: BTreeSet<Fault> = (0..rng.pick(&[0, 1, 2, 3, 3, 4, 5])).map(|_| rng.pick(&ALL)).collect();
+        if rng.chance(0.6) {
+            faults = rng.pick(&THEMES).iter().copied().collect();
+        }
+        Self {
+            regions: (0..volumes).map(|_| rng.pick(&[2, 3, 4, 4, 5, 8])).collect(),
+            ragged: rng.chance(0.4),
+            queues: rng.pick(&[1, 2, 2, 3]),
+            faults: faults.into_iter().map(|f| (f, rng.pick(&[1.0, 1.0, 2.0, 4.0]))).collect(),
+            fault_rate: rng.pick(&[0.003, 0.008, 0.02]),
+            boot_rate: rng.pick(&[0.02, 0.1, 0.5]),
+            steady: rng.chance(0.8),
+            steps: 1500,
+            tight: rng.chance(0.4),
+            page_regions: rng.pick(&[2, 2, 4]),
+            keep: rng.pick(&[1, 2, 2, 3]),
+        }
+    }
+
+    /// Whether that may happen in this run.
+    pub fn has(&self, fault: Fault) -> bool {
+        self.faults.iter().any(|f| f.0 == fault)
+    }
+}

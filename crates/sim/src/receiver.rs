@@ -1,0 +1,561 @@
+//! The receiver's process for one group, as small as it can be, around the product's `replication::Target`, ledger replay and
+//! `store` index.
+//!
+//! | here | in the receiver |
+//! |---|---|
+//! | [`Receiver::act`] and the `group` task | the group's thread |
+//! | a `land` task per part: verify, write, sync, name | landing writes on blocking threads |
+//! | the `append` task: link the parts, PUT the record, replay what came first | the store's writer |
+//! | `World::landing`, [`crate::store::MemoryStore`] | the directory store |
+//!
+//! What belongs here is the order of durable steps: a part is reported landed when it is durable under its name; parts are
+//! in the store before the slot that names them is written; files are deleted only after the record that gives them up.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeSet, VecDeque};
+use std::rc::Rc;
+
+use farside_layer::{PartVerifier, granule_digest};
+use farside_ledger::{Body, LayerEntry, PartEntry, Pin, Policy, Record, Stamp, State, Unpin};
+use farside_region::{GranuleIndex, GranuleRun, LayerKey, Seq, Slot, Term};
+use farside_replication::target::{Action, AppendOutcome, Config, Event, LandedLayer, Limits, SessionId, Target, Ticket};
+use farside_store::{Attempt, Found, GroupImage, Part, PartName};
+use farside_wire::{DigestRun, PART_HEADER_BYTES, PartHeader};
+
+use crate::exec::Owner;
+use crate::net::{ConnId, Load, To};
+use crate::parts::{self, Content};
+use crate::source::short;
+use crate::store::PutResult;
+use crate::world::{SegmentKey, World};
+
+/// One process of the receiver.
+pub struct Receiver {
+    world: Rc<World>,
+    owner: Owner,
+    writer: [u8; 16],
+    target: RefCell<Target>,
+    group: RefCell<GroupImage>,
+    inbox: RefCell<VecDeque<Event>>,
+    /// Sessions that stand, as far as this process knows.
+    sessions: RefCell<BTreeSet<u64>>,
+    appends: RefCell<VecDeque<(Ticket, Box<Body>)>>,
+    appending: Cell<bool>,
+    landing_now: Cell<usize>,
+    submissions: Cell<u64>,
+}
+
+impl std::fmt::Debug for Receiver {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Receiver({:?})", self.owner)
+    }
+}
+
+/// An empty group of this world, with the ledger's own mistakes switched on if they are.
+pub fn new_group(world: &World) -> GroupImage {
+    GroupImage::new(world.names.group_id)
+}
+
+/// What a crash takes with it. Landing that was not synced is gone with its task; a power cut, or a landing disk put back,
+/// sometimes takes what was.
+pub fn crashed(world: &World, power: bool) {
+    if power && world.chance(0.4) {
+        let mut landing = world.landing.borrow_mut();
+        let mut rng = world.rng.borrow_mut();
+        let all = rng.chance(0.5);
+        landing.retain(|_, _| !all && rng.chance(0.6));
+        drop(landing);
+        drop(rng);
+        world.say(|| "the landing disk lost what was durable on it".into());
+    }
+}
+
+fn core_limits(world: &World) -> Limits {
+    Limits {
+        sessions_max: 3,
+        credit_window: if world.plan.tight { 1_500 } else { 1 << 20 },
+        credit_step: if world.plan.tight { 200 } else { 1 << 16 },
+        layers_max: 64,
+        parts_max: 64,
+        heartbeat_record: 30_000_000,
+        append_retry: 5_000_000,
+        slice_ranges_max: if world.plan.tight { 2 } else { 1000 },
+    }
+}
+
+fn layer_key(world: &World, name: &SegmentKey) -> LayerKey {
+    LayerKey { volume: world.names.ids[name.0], term: Term(name.1), seq: Seq(name.2) }
+}
+
+impl Receiver {
+    /// Begins a life: replay, sweep, and what landing holds.
+    pub fn start(world: &Rc<World>) -> Rc<Self> {
+        let owner = world.owner();
+        let group = open_group(world);
+        sweep(world, &group);
+        let landed = landed(world);
+        let mut actions = Vec::new();
+        let config = Config {
+            group: world.names.group_id,
+            source: world.names.source.clone(),
+            group_name: world.names.group.clone(),
+            store: [9; 16],
+            layer_digest: farside_layer::layer_digest,
+            limits: core_limits(world),
+        };
+        let target = Target::new(config, group.state(), landed, &mut actions);
+        let writer = world.rng.borrow_mut().bytes16();
+        let me = Rc::new(Self {
+            world: world.clone(),
+            owner,
+            writer,
+            target: RefCell::new(target),
+            group: RefCell::new(group),
+            inbox: RefCell::default(),
+            sessions: RefCell::default(),
+            appends: RefCell::default(),
+            appending: Cell::new(false),
+            landing_now: Cell::new(0),
+            submissions: Cell::new(0),
+        });
+        actions.into_iter().for_each(|action| me.act(action));
+        me.grant();
+        world.receiver_up.set(true);
+        let spawn = |name: &str, body: std::pin::Pin<Box<dyn Future<Output = ()>>>| world.spawn(owner, name, body);
+        spawn("group", Box::pin(me.clone().events()));
+        spawn("writer", Box::pin(me.clone().writes()));
+        spawn("rticks", Box::pin(me.clone().ticks()));
+        me
+    }
+
+    /// Its process is gone.
+    pub fn die(&self) {
+        self.world.receiver_up.set(false);
+        let bodies = self.world.tasks.borrow_mut().kill(self.owner);
+        drop(bodies);
+        self.inbox.borrow_mut().clear();
+    }
+
+    /// Something arrived.
+    pub fn on_message(self: &Rc<Self>, conn: ConnId, load: Load) {
+        let session = SessionId(conn.0);
+        match load {
+            Load::Control(bytes) => match farside_wire::decode_payload(&bytes) {
+                Ok(message) => {
+                    if !self.sessions.borrow().contains(&conn.0) {
+                        // The first message of a connection opens its session; one that was closed stays closed.
+                        if !self.world.seen_connections.borrow_mut().insert(conn.0) {
+                            return;
+                        }
+                        self.sessions.borrow_mut().insert(conn.0);
+                    }
+                    self.push(Event::Message { session, message: Box::new(message) });
+                }
+                Err(e) => self.world.fail(format!("the source sent what the receiver cannot read: {e}")),
+            },
+            Load::Part(bytes) => {
+                if self.sessions.borrow().contains(&conn.0) {
+                    self.landing_now.set(self.landing_now.get() + 1);
+                    let me = self.clone();
+                    self.world.spawn(self.owner, "land", async move { me.land(session, bytes).await });
+                }
+            }
+            Load::Closed => {
+                if self.sessions.borrow_mut().remove(&conn.0) {
+                    self.push(Event::Closed { session });
+                }
+            }
+        }
+    }
+
+    fn push(&self, event: Event) {
+        self.inbox.borrow_mut().push_back(event);
+    }
+
+    async fn events(self: Rc<Self>) {
+        let steps = self.world.steps();
+        loop {
+            steps.pause().await;
+            steps.until(|| !self.inbox.borrow().is_empty()).await;
+            let event = self.inbox.borrow_mut().pop_front().expect("something is there");
+            self.step(event);
+        }
+    }
+
+    fn step(&self, event: Event) {
+        if !matches!(event, Event::Tick) {
+            self.world.say(|| format!("receiver ← {}", short(&event)));
+        }
+        let mut actions = Vec::new();
+        {
+            let group = self.group.borrow();
+            self.target.borrow_mut().step(self.world.mono_ns(), group.state(), event, &mut actions);
+        }
+        actions.into_iter().for_each(|action| self.act(action));
+    }
+
+    async fn ticks(self: Rc<Self>) {
+        let steps = self.world.steps();
+        let mut next = 0;
+        loop {
+            steps.until(|| self.world.now_us.get() >= next && self.inbox.borrow().len() < 4).await;
+            self.push(Event::Tick);
+            if self.world.chance(0.2) {
+                self.grant();
+            }
+            next = self.world.now_us.get() + 3_000;
+            steps.pause().await;
+        }
+    }
+
+    fn grant(&self) {
+        let used: usize = self.world.landing.borrow().values().map(Vec::len).sum();
+        let cap: u64 = if self.world.plan.tight { 6_000 } else { 1 << 20 };
+        self.push(Event::Grantable { free_bytes: cap.saturating_sub(used as u64), reserve_bytes: 100 });
+    }
+
+    /// A part that arrived: checked to the last byte, written, synced, and only then known by its name.
+    async fn land(self: Rc<Self>, session: SessionId, stream: Vec<u8>) {
+        let world = self.world.clone();
+        let steps = world.steps();
+        steps.pause().await;
+        let alive = || self.sessions.borrow().contains(&session.0);
+        let parsed =
+            stream.split_first_chunk::<PART_HEADER_BYTES>().and_then(|(head, rest)| Some((PartHeader::decode(head).ok()?, rest)));
+        let Some((header, bytes)) = parsed else {
+            world.fail("a part's header cannot be read".into());
+            return;
+        };
+        let volume = world.volume_of(header.key.volume).expect("one of ours");
+        let id = farside_layer::PartId { key: header.key, part: header.part, geometry: world.names.geometry[volume] };
+        let mut verifier = PartVerifier::new(id, &world.names.digest_key(header.key.volume));
+        let verified = verifier.feed(bytes).and_then(|()| verifier.finish());
+        let summary = match verified {
+            Ok(footer) => footer.summary(),
+            Err(e) => {
+                world.fail(format!("L4: a part does not verify on arrival: {e}"));
+                return;
+            }
+        };
+        steps.pause().await; // written
+        steps.pause().await; // synced
+        if alive() {
+            let name: SegmentKey = (volume, header.key.term.0, header.key.seq.0, header.part);
+            world.landing.borrow_mut().insert(name, bytes.to_vec());
+            let entry = PartEntry { bytes: summary.bytes, footer_digest: summary.footer_digest };
+            world.say(|| format!("part v{volume} {}.{}.{} is landed", header.key.term, header.key.seq, header.part));
+            self.push(Event::PartLanded { session, key: header.key, part: header.part, entry });
+        }
+        self.landing_now.set(self.landing_now.get() - 1);
+    }
+
+    fn act(&self, action: Action) {
+        let world = &self.world;
+        match action {
+            Action::Send { session, message } => {
+                world.say(|| format!("receiver sends {}", short(&message)));
+                let bytes = farside_wire::encode_payload(&*message).expect("messages are paged");
+                world.net.borrow_mut().send(To::Source, ConnId(session.0), Load::Control(bytes.to_vec()));
+            }
+            Action::CloseSession { session, why } => {
+                world.say(|| format!("receiver closes connection {}: {why}", session.0));
+                self.sessions.borrow_mut().remove(&session.0);
+                // No event of it may follow.
+                self.inbox.borrow_mut().retain(|e| {
+                    !matches!(e, Event::Message { session: s, .. } | Event::PartLanded { session: s, .. }
+                        | Event::PartFailed { session: s, .. } | Event::Closed { session: s } if *s == session)
+                });
+                world.net.borrow_mut().send(To::Source, ConnId(session.0), Load::Closed);
+                world.net.borrow_mut().hang_up(ConnId(session.0));
+            }
+            Action::Append { ticket, body } => self.appends.borrow_mut().push_back((ticket, body)),
+            Action::Submitted { submission, outcome } => world.say(|| format!("submission {submission}: {outcome:?}")),
+            Action::DropLayer { key } => self.drop_parts(key, 0),
+            Action::DropParts { key, from } => self.drop_parts(key, from),
+            Action::ReadDigests { session, id, volume, run } => {
+                let runs = self.digests(volume, run);
+                self.push(Event::Digests { session, id, volume, start: run.start, runs });
+            }
+            Action::Prune => self.prune(),
+            _ => {}
+        }
+    }
+
+    fn drop_parts(&self, key: LayerKey, from: u32) {
+        let volume = self.world.volume_of(key.volume).expect("one of ours");
+        self.world.say(|| format!("receiver drops v{volume} {}.{} from part {from}", key.term, key.seq));
+        let drop_it = |n: &SegmentKey| n.0 == volume && n.1 == key.term.0 && n.2 == key.seq.0 && n.3 >= from;
+        self.world.landing.borrow_mut().retain(|n, _| !drop_it(n));
+        if self.group.borrow().state().layer(&key).is_none() {
+            let names: Vec<SegmentKey> = self.world.store.borrow().names().filter(|n| drop_it(n)).copied().collect();
+            names.iter().for_each(|n| self.world.store.borrow_mut().delete(n));
+        }
+    }
+
+    /// Digests of the head image.
+    fn digests(&self, volume: farside_region::VolumeId, run: GranuleRun) -> Result<Vec<DigestRun>, String> {
+        let group = self.group.borrow();
+        let v = self.world.volume_of(volume).ok_or("no such volume")?;
+        let geometry = self.world.names.geometry[v];
+        let key = self.world.names.digest_key(volume);
+        let mut out = Vec::new();
+        for granule in run.start.0..run.end().0 {
+            let one = GranuleRun { start: GranuleIndex(granule), count: 1 };
+            let extent = group.head(volume).and_then(|head| head.index.extents(one).next());
+            let Some(extent) = extent else {
+                out.push(DigestRun::Absent { granules: 1 });
+                continue;
+            };
+            let part = group.parts().get(extent.part).ok_or("a part that was given up is in the head image")?;
+            let unpacked = parts::segment(&self.world, part.name.layer, part.name.number)?;
+            let found =
+                unpacked.iter().rev().find(|(r, _)| r.overlaps(&one)).ok_or("the index names a part without the granule")?;
+            out.push(match parts::cut(&found.1, &geometry, found.0, one) {
+                Content::Zero => DigestRun::Zero { granules: 1 },
+                Content::Unreadable => DigestRun::Unreadable { granules: 1 },
+                Content::Data(data) => DigestRun::Data(vec![granule_digest(&key, one.start, &data)]),
+            });
+        }
+        Ok(out)
+    }
+
+    fn policy(&self) -> Policy {
+        Policy { keep: self.world.plan.keep, span_ms: 0 }
+    }
+
+    fn submit(&self, body: Body) {
+        self.submissions.set(self.submissions.get() + 1);
+        self.push(Event::Submit { submission: self.submissions.get(), body: Box::new(body) });
+    }
+
+    fn prune(&self) {
+        let plan = self.group.borrow().prune_plan(&self.policy());
+        if let Some(prune) = plan
+            && !self.inbox.borrow().iter().any(|e| matches!(e, Event::Submit { .. }))
+        {
+            self.submit(Body::Prune(prune));
+        }
+    }
+
+    /// A person pins a point, or takes a pin away.
+    pub fn pin_something(&self) {
+        let group = self.group.borrow();
+        let state = group.state();
+        let pins: Vec<Slot> = state.points().values().flat_map(|p| p.pins.keys().copied()).collect();
+        let points: Vec<Slot> = state.points().keys().copied().collect();
+        let mut rng = self.world.rng.borrow_mut();
+        let body = if !pins.is_empty() && rng.chance(0.4) {
+            Body::Unpin(Unpin { pin: rng.pick(&pins) })
+        } else if !points.is_empty() {
+            Body::Pin(Pin { point: rng.pick(&points), reason: "because".into() })
+        } else {
+            return;
+        };
+        drop(rng);
+        self.submit(body);
+    }
+
+    async fn writes(self: Rc<Self>) {
+        let steps = self.world.steps();
+        loop {
+            steps.pause().await;
+            steps.until(|| !self.appends.borrow().is_empty()).await;
+            let (ticket, body) = self.appends.borrow_mut().pop_front().expect("just seen");
+            self.appending.set(true);
+            let outcome = self.append(*body).await;
+            steps.pause().await;
+            self.push(Event::Appended { ticket, outcome });
+            self.appending.set(false);
+        }
+    }
+
+    async fn append(&self, body: Body) -> AppendOutcome {
+        let world = &self.world;
+        let steps = world.steps();
+        if let Body::Layers(layers) = &body {
+            for entry in &layers.members {
+                if let Err(why) = self.link(entry) {
+                    world.fail(why);
+                    return AppendOutcome::Failed { text: "a part is not there".into() };
+                }
+                steps.pause().await;
+            }
+        }
+        let attempt = {
+            let group = self.group.borrow();
+            let stamp = Stamp { writer: self.writer, mono_ms: world.now_us.get() / 1000, wall_ms: world.wall_ms() };
+            let nonce = world.rng.borrow_mut().bytes16();
+            Attempt::new(group.state(), body, nonce, stamp).expect("records of the simulator are small")
+        };
+        let slot = attempt.record.slot.0;
+        let put = world.store.borrow_mut().put(slot, attempt.encoded.bytes.clone());
+        let result = steps.get(|| world.store.borrow_mut().take(put)).await;
+        steps.pause().await; // a crash here: the answer is lost
+        if result == PutResult::Exists {
+            world.say(|| format!("slot {slot} was taken"));
+        }
+        self.catch_up(&attempt)
+    }
+
+    /// Replays what is in the ledger and not in the state; says what became of ours.
+    fn catch_up(&self, attempt: &Attempt) -> AppendOutcome {
+        let world = &self.world;
+        let mut outcome = AppendOutcome::Collided;
+        let from = self.group.borrow().state().next_slot().0 as usize;
+        let records: Vec<Vec<u8>> = world.store.borrow().ledger()[from..].to_vec();
+        for bytes in records {
+            let found = attempt.find(&bytes).expect("the ledger of the simulator never rots");
+            let (record, digest, ours) = match found {
+                Found::Ours => (Box::new(attempt.record.clone()), attempt.encoded.digest, true),
+                Found::Theirs(record, digest) => (record, digest, false),
+            };
+            let applied = self.group.borrow_mut().apply(&record, digest, |entry, part| parts::runs_of(world, entry, part));
+            match applied {
+                Ok(applied) => {
+                    if ours {
+                        let position = self.group.borrow().state().position().expect("not empty");
+                        outcome = AppendOutcome::Judged { position, verdict: applied.verdict };
+                    }
+                    self.tidy(&applied.given_up);
+                }
+                Err(why) => world.fail(format!("L4: {why}")),
+            }
+        }
+        outcome
+    }
+
+    /// Files that nothing needs any more: what an accepted prune gave up, and landing that became segments.
+    fn tidy(&self, given_up: &[Part]) {
+        let published: Vec<SegmentKey> = {
+            let group = self.group.borrow();
+            let landing = self.world.landing.borrow();
+            landing.keys().filter(|n| group.state().layer(&layer_key(&self.world, n)).is_some()).copied().collect()
+        };
+        published.iter().for_each(|n| drop(self.world.landing.borrow_mut().remove(n)));
+        for Part { name, .. } in given_up {
+            let Some(volume) = self.world.volume_of(name.layer.volume) else { continue };
+            let (world, segment) = (self.world.clone(), (volume, name.layer.term.0, name.layer.seq.0, name.number));
+            self.world.spawn(self.owner, "delete", async move {
+                world.steps().pause().await;
+                world.say(|| format!("segment {segment:?} is deleted"));
+                world.store.borrow_mut().delete(&segment);
+            });
+        }
+    }
+
+    /// The parts of a layer are in the store, under their final names, before a slot may name them.
+    fn link(&self, entry: &LayerEntry) -> Result<(), String> {
+        let volume = self.world.volume_of(entry.key.volume).ok_or("no such volume")?;
+        for (part, known) in (0u32..).zip(&entry.parts) {
+            let name: SegmentKey = (volume, entry.key.term.0, entry.key.seq.0, part);
+            let landed = self.world.landing.borrow().get(&name).cloned();
+            let mut store = self.world.store.borrow_mut();
+            match (landed, store.segment(&name)) {
+                (Some(bytes), Some(there)) if bytes != there => {
+                    return Err(format!("segment {name:?} is in the store with other content: its name was used twice"));
+                }
+                (Some(bytes), None) => store.link(name, bytes),
+                (_, Some(_)) => {}
+                (None, None) => {
+                    return Err(format!("a record is to name part {name:?} of {} bytes, which is nowhere", known.bytes));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Nothing landing, nothing to append, nothing to prune.
+    ///
+    /// # Errors
+    /// Says what is.
+    pub fn converged(&self) -> Result<(), String> {
+        if self.appending.get() || !self.appends.borrow().is_empty() || self.landing_now.get() > 0 {
+            return Err("the receiver is at work".into());
+        }
+        let landing = self.world.landing.borrow();
+        if !landing.is_empty() {
+            return Err(format!("landing still holds {:?}", landing.keys().collect::<Vec<_>>()));
+        }
+        let group = self.group.borrow();
+        if let Some(plan) = group.prune_plan(&self.policy()) {
+            return Err(format!("something may be pruned: {:?} {:?}", plan.points, plan.parts));
+        }
+        let known: BTreeSet<PartName> = group.parts().iter().map(|(_, p)| p.name).collect();
+        let store = self.world.store.borrow();
+        let stray = store.names().find(|n| !known.contains(&PartName { layer: layer_key(&self.world, n), number: n.3 }));
+        stray.map_or(Ok(()), |n| Err(format!("segment {n:?} belongs to nothing")))
+    }
+
+    /// L8, as far as it can be seen from outside.
+    ///
+    /// # Errors
+    /// Names the limit.
+    pub fn within_limits(&self) -> Result<(), String> {
+        let limits = core_limits(&self.world);
+        let sessions = self.target.borrow().sessions().len();
+        if sessions > limits.sessions_max {
+            return Err(format!("L8: {sessions} sessions stand"));
+        }
+        let inbox = self.inbox.borrow().len();
+        if inbox > 1000 {
+            return Err(format!("L8: {inbox} events wait at the receiver"));
+        }
+        Ok(())
+    }
+
+    /// After convergence nothing may be left over.
+    ///
+    /// # Errors
+    /// Names what is.
+    pub fn nothing_grew(&self, state: &State, policy: &Policy) -> Result<(), String> {
+        match state.prunable(policy).first() {
+            Some(slot) => Err(format!("L8: point {slot} should have been pruned")),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The first half of opening a group is replay, the second the footers of what was not given up.
+fn open_group(world: &World) -> GroupImage {
+    let mut group = new_group(world);
+    for bytes in world.store.borrow().ledger() {
+        let (record, digest) = Record::decode(bytes).expect("the ledger of the simulator never rots");
+        group.replay(&record, digest);
+    }
+    for (no, part) in group.unindexed() {
+        match parts::runs(world, part.name.layer, part.name.number) {
+            Ok(runs) => group.index(no, &runs),
+            Err(why) => world.fail(format!("L4: opening the group: {why}")),
+        }
+    }
+    group
+}
+
+/// T4: what no record names and none can any more.
+fn sweep(world: &World, group: &GroupImage) {
+    let debris = |n: &SegmentKey| group.is_debris(&PartName { layer: layer_key(world, n), number: n.3 });
+    let names: Vec<SegmentKey> = world.store.borrow().names().filter(|n| debris(n)).copied().collect();
+    for name in names {
+        world.say(|| format!("sweep: segment {name:?}"));
+        world.store.borrow_mut().delete(&name);
+    }
+    world.landing.borrow_mut().retain(|n, _| !debris(n) && group.state().layer(&layer_key(world, n)).is_none());
+}
+
+/// What landing holds, layer by layer.
+fn landed(world: &World) -> Vec<LandedLayer> {
+    let mut layers: Vec<LandedLayer> = Vec::new();
+    for (name, bytes) in world.landing.borrow().iter() {
+        let key = layer_key(world, name);
+        let id = farside_layer::PartId { key, part: name.3, geometry: world.names.geometry[name.0] };
+        let mut verifier = PartVerifier::new(id, &world.names.digest_key(key.volume));
+        let verified = verifier.feed(bytes).and_then(|()| verifier.finish());
+        let summary = verified.expect("what was durable verifies").summary();
+        let part = (name.3, PartEntry { bytes: summary.bytes, footer_digest: summary.footer_digest });
+        match layers.last_mut().filter(|l| l.key == key) {
+            Some(layer) => layer.parts.push(part),
+            None => layers.push(LandedLayer { key, parts: vec![part] }),
+        }
+    }
+    layers
+}

@@ -1,0 +1,601 @@
+//! The source's process, as small as it can be: what `daemon/` does with threads, channels, rings and files is done here by a
+//! few tasks per volume and a control loop, around the product's `shim` and `replication::Source`.
+//!
+//! | here | in the daemon |
+//! |---|---|
+//! | [`queue`]: a task per host request | the queue thread's loop over its ring |
+//! | [`control`]: events one by one into `Source::step`, actions carried out | the group's control thread |
+//! | [`control`]: a task each for switch, cooler, header, ticks, connection | timers and channels of the same thread |
+//! | `owner` task: page writes and one sync | the intent thread |
+//! | [`sender`]: a task per volume | the sender thread with its own ring |
+//! | `World::state_dir` | files of the state directory |
+//!
+//! Rules of the product do not belong here. What does: the door (L11), the order of a start (map synced and read, header
+//! `attached`, then served) and of a planned stop (T2).
+
+pub(crate) use control::short;
+
+mod control;
+mod queue;
+mod sender;
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use farside_ledger::VolumeMeta;
+use farside_region::intent::{
+    Header, HeaderState, INTENT_BLOCK_BYTES, IntentBlock, IntentLayout, Owed, Page, PageBits, PageIndex, SlotIndex,
+    UncheckedOwed, recover_header, recover_page,
+};
+use farside_region::{EpochId, Generation, LedgerPosition, MapId, RegionIndex, RegionSet, Term};
+use farside_replication::source::{Config, Event, PartRead, ReadPart, Source as Core, Start, VolumeSetup};
+use farside_shim::{Connection, Cooler, Group, IntentOwner, Queue, RegionState, Switcher, Volume, VolumeConfig, Wake, Wakes};
+use farside_wire::InstanceId;
+
+use crate::disk::Done;
+use crate::exec::Owner;
+use crate::host::HostOp;
+use crate::net::{ConnId, Load};
+use crate::plan::{Fault, Plan};
+use crate::world::World;
+
+/// A bell that tasks wait for: it was rung if the number moved. A wake-up that the product forgets is a hang that the
+/// simulator sees.
+#[derive(Debug, Default)]
+pub(crate) struct Bell(AtomicU64);
+
+impl Bell {
+    fn rung(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl Wake for Bell {
+    fn wake(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// One volume of the process.
+pub(crate) struct Vol {
+    index: usize,
+    shim: Arc<Volume>,
+    queues: Vec<RefCell<Queue>>,
+    connections: Vec<Arc<Connection>>,
+    /// Per connection: failures of the backing's flush that it was told about.
+    told: Vec<Cell<u64>>,
+    queue_bells: Vec<Arc<Bell>>,
+    sender_bell: Arc<Bell>,
+    owner_bell: Arc<Bell>,
+    cooler: RefCell<Cooler>,
+    /// What may cool, as replication said.
+    cool: RefCell<Vec<(RegionIndex, bool)>>,
+    header: RefCell<Header>,
+    header_slot: Cell<Option<SlotIndex>>,
+    header_busy: Cell<bool>,
+    header_wants: RefCell<Option<HeaderWant>>,
+    /// What the sender is to read, and what it was told about it.
+    job: RefCell<Option<ReadPart>>,
+    abort: Cell<bool>,
+    finish: Cell<bool>,
+    digests: RefCell<Option<(u64, Vec<farside_wire::DigestRun>)>>,
+    heat_all: Cell<bool>,
+    requests: Cell<usize>,
+    paused: Cell<bool>,
+}
+
+/// What a header write is to say.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct HeaderWant {
+    confirmed: Option<Term>,
+    position: Option<LedgerPosition>,
+    tell: bool,
+}
+
+/// One process of the source.
+pub struct Source {
+    world: Rc<World>,
+    owner: Owner,
+    core: RefCell<Core>,
+    switcher: RefCell<Switcher>,
+    volumes: Vec<Vol>,
+    control_bell: Arc<Bell>,
+    inbox: RefCell<VecDeque<Item>>,
+    /// The live connection and its number for the core.
+    conn: Cell<Option<ConnId>>,
+    /// Who of a frozen epoch is not read to its end, by volume.
+    unread: RefCell<BTreeMap<EpochId, Vec<usize>>>,
+    switch: RefCell<Option<control::PendingSwitch>>,
+    stopping: Cell<bool>,
+    halted: Cell<bool>,
+    ended: Cell<bool>,
+    served: Cell<bool>,
+}
+
+impl std::fmt::Debug for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Source({:?})", self.owner)
+    }
+}
+
+fn layout(plan: &Plan, world: &World, volume: usize) -> IntentLayout {
+    IntentLayout::with_page_regions(&world.names.geometry[volume], plan.page_regions)
+}
+
+/// Bytes that an intent map of this plan may need.
+pub fn map_bytes(plan: &Plan) -> usize {
+    let regions = *plan.regions.iter().max().expect("there are volumes");
+    (2 + 2 * regions.div_ceil(u64::from(plan.page_regions)) as usize) * INTENT_BLOCK_BYTES
+}
+
+fn map_id(volume: usize) -> MapId {
+    MapId([volume as u8 + 1; 16])
+}
+
+/// Makes the intent map of every volume: both slots of header and pages, all dirty, durable.
+pub fn format(world: &World) {
+    for volume in 0..world.disks.len() {
+        let layout = layout(&world.plan, world, volume);
+        let mut map = world.maps[volume].borrow_mut();
+        for (i, slot) in [SlotIndex::A, SlotIndex::B].into_iter().enumerate() {
+            let mut header = Header::new(map_id(volume), &world.names.geometry[volume], &layout);
+            header.seq = 1 + i as u64;
+            map.set(IntentLayout::header_offset(slot).0, &header.encode().0);
+            for p in 0..layout.page_count() {
+                let index = PageIndex(p);
+                let bits = PageBits::first(layout.page_run(index).count);
+                let page = Page { map: map_id(volume), index, seq: 1 + i as u64, bits };
+                map.set(layout.page_offset(index, slot).0, &page.encode(&layout).0);
+            }
+        }
+    }
+}
+
+/// The kernel booted again.
+pub fn rebooted(world: &World) {
+    let id = world.rng.borrow_mut().bytes16();
+    world.boot.set(farside_region::BootId(id));
+}
+
+/// Whether recovery sees a region's bit whatever a power cut leaves of its page's two slots.
+///
+/// # Errors
+/// Says in which case it does not.
+pub fn bit_surely_durable(world: &World, volume: usize, region: RegionIndex) -> Result<(), String> {
+    let layout = layout(&world.plan, world, volume);
+    let (page, bit) = layout.place(region);
+    let map = world.maps[volume].borrow();
+    let torn = [0u8; INTENT_BLOCK_BYTES];
+    let slots = [SlotIndex::A, SlotIndex::B].map(|slot| {
+        let sector = (layout.page_offset(page, slot).0 as usize) / INTENT_BLOCK_BYTES;
+        let (mut all, may_tear) = map.candidates(sector);
+        if may_tear {
+            all.push(&torn);
+        }
+        all
+    });
+    for a in &slots[0] {
+        for b in &slots[1] {
+            let found = recover_page(map_id(volume), &layout, page, [a, b]);
+            if !found.page.bits.get(bit) {
+                return Err(format!(
+                    "its page {page} may be recovered with sequence {} from slot {:?}, where the bit is clear",
+                    found.page.seq, found.newest
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+impl Source {
+    /// Begins a life of the source, if the door is open.
+    pub fn boot(world: &Rc<World>) -> Option<Rc<Self>> {
+        // L11: a successor reads or writes nothing before a dead daemon's I/O has landed.
+        let ghost_map = farside_region::mutation::on("ghost write on the map");
+        let quiet = |disks: &[RefCell<crate::disk::Disk>]| disks.iter().all(|d| d.borrow().quiet());
+        if !quiet(&world.disks) || !(quiet(&world.maps) || ghost_map) {
+            return None;
+        }
+        // A process that is not serving yet has nothing to lose but its place: its start is one task.
+        let owner = world.owner();
+        let limits = control::shim_limits(&world.plan);
+        let group = Group::new(&limits, world.names.geometry[0].granule_bytes());
+        let control_bell = Arc::new(Bell::default());
+        let mut setups = Vec::new();
+        let volumes = (0..world.disks.len())
+            .map(|v| {
+                let (vol, owner, setup) = open_volume(world, &group, &limits, v, &control_bell)?;
+                setups.push((owner, setup));
+                Some(vol)
+            })
+            .collect::<Option<Vec<_>>>()?;
+        let config = Config {
+            source: world.names.source.clone(),
+            group: world.names.group.clone(),
+            instance: InstanceId(world.rng.borrow_mut().bytes16()),
+            boot: world.boot.get(),
+            layer_digest: farside_layer::layer_digest,
+            limits: control::core_limits(&world.plan),
+        };
+        let images: Vec<_> = (0..volumes.len()).map(|v| world.image(v)).collect();
+        world.flush_failures.borrow_mut().fill(0);
+        world.acked_n.borrow_mut().iter_mut().for_each(|n| n.fill(0));
+        let attach = world.oracle.borrow_mut().attached(&images, world.now_us.get());
+        let me = Rc::new(Self {
+            owner,
+            core: RefCell::new(Core::new(config)),
+            switcher: RefCell::new(Switcher::new(group)),
+            volumes,
+            control_bell,
+            inbox: RefCell::default(),
+            conn: Cell::new(None),
+            unread: RefCell::default(),
+            switch: RefCell::new(None),
+            stopping: Cell::new(false),
+            halted: Cell::new(false),
+            ended: Cell::new(false),
+            served: Cell::new(false),
+            world: world.clone(),
+        });
+        world.say(|| format!("source attach {}", attach.0));
+        world.source_alive.set(true);
+        world.spawn(owner, "start", me.clone().start(setups));
+        Some(me)
+    }
+
+    /// Map synced, header `attached` durable, and only then anything is served.
+    async fn start(self: Rc<Self>, setups: Vec<(IntentOwner, VolumeSetup)>) {
+        for (vol, (owner, setup)) in self.volumes.iter().zip(setups) {
+            // What the last life wrote and never synced must not be trusted before it is durable.
+            let op = self.world.maps[vol.index].borrow_mut().flush();
+            self.world.map(vol.index, op).await;
+            if !self
+                .write_header(vol, |h| {
+                    h.state = HeaderState::Attached;
+                    h.backing = None;
+                })
+                .await
+            {
+                continue;
+            }
+            self.world.spawn(self.owner, format!("owner{}", vol.index), self.clone().page_owner(vol.index, owner));
+            self.push(Event::AddVolume(Box::new(setup)));
+            vol.header_busy.set(false);
+        }
+        self.spawn_control();
+        for vol in &self.volumes {
+            self.world.spawn(self.owner, format!("sender{}", vol.index), self.clone().sender(vol.index));
+        }
+        self.world.say(|| "serving".into());
+        self.served.set(true);
+    }
+
+    async fn page_owner(self: Rc<Self>, v: usize, mut owner: IntentOwner) {
+        let vol = &self.volumes[v];
+        loop {
+            let rung = vol.owner_bell.rung();
+            let Some(commit) = owner.next_commit() else {
+                self.world.steps().until(|| vol.owner_bell.rung() != rung).await;
+                self.world.steps().pause().await;
+                continue;
+            };
+            self.world.say(|| {
+                let pages: Vec<_> = commit.writes.iter().map(|w| format!("{}{:?}", w.page, w.slot)).collect();
+                format!("v{v} intent pages {}", pages.join(" "))
+            });
+            let mut ops = Vec::new();
+            let sync = commit.needs_sync();
+            for write in &commit.writes {
+                ops.push(self.world.maps[v].borrow_mut().write(write.offset.0, write.block.0.to_vec(), 0));
+                self.world.steps().pause().await;
+            }
+            let mut ok = true;
+            for op in ops {
+                ok &= self.world.map(v, op).await == Done::Ok;
+            }
+            if sync {
+                let op = self.world.maps[v].borrow_mut().flush();
+                ok &= self.world.map(v, op).await == Done::Ok;
+            }
+            self.world.steps().pause().await;
+            owner.committed(ok);
+        }
+    }
+
+    /// Its process is gone, this very moment. What it had submitted goes on.
+    pub fn die(&self) {
+        self.world.source_alive.set(false);
+        let bodies = self.world.tasks.borrow_mut().kill(self.owner);
+        drop(bodies);
+        self.inbox.borrow_mut().clear();
+    }
+
+    /// A planned stop came to its end.
+    pub fn wants_to_end(&self) -> bool {
+        self.ended.get()
+    }
+
+    /// Requests that the host has open on a volume.
+    pub fn open_requests(&self, volume: usize) -> usize {
+        self.volumes[volume].requests.get()
+    }
+
+    /// The host asks for something; ignored while stopping, or before anything is served.
+    pub fn host(self: &Rc<Self>, volume: usize, op: HostOp) {
+        if self.stopping.get() || !self.is_serving() {
+            return;
+        }
+        let queue = self.world.rng.borrow_mut().below(self.volumes[volume].queues.len());
+        let tag = self.world.tag();
+        let me = self.clone();
+        let vol = &self.volumes[volume];
+        vol.requests.set(vol.requests.get() + 1);
+        self.world.spawn(self.owner, format!("w{tag}"), async move { me.request(volume, queue, tag, op).await });
+    }
+
+    fn is_serving(&self) -> bool {
+        self.served.get()
+    }
+
+    /// Pauses nothing any more.
+    pub fn resume_all(&self) {
+        for vol in &self.volumes {
+            if vol.paused.replace(false) {
+                self.world.state_dir.borrow_mut()[vol.index].paused = false;
+                self.push(Event::Resume { volume: self.world.names.ids[vol.index] });
+            }
+        }
+    }
+
+    /// An operator, or an overflow from nowhere.
+    pub fn meddle(&self, fault: Fault, volume: usize) {
+        let vol = &self.volumes[volume];
+        let id = self.world.names.ids[volume];
+        match fault {
+            Fault::Pause => {
+                let on = !vol.paused.get();
+                vol.paused.set(on);
+                self.world.state_dir.borrow_mut()[volume].paused = on;
+                self.world.say(|| format!("v{volume} {}", if on { "paused" } else { "resumed" }));
+                self.push(if on { Event::Pause { volume: id } } else { Event::Resume { volume: id } });
+            }
+            Fault::Resync => {
+                self.world.say(|| format!("v{volume} resync asked for"));
+                self.push(Event::Resync { volume: id });
+            }
+            Fault::Demote => self.demote_current(),
+            _ => {}
+        }
+    }
+
+    /// Everything published, cool, and nothing under way.
+    ///
+    /// # Errors
+    /// Says what is not.
+    pub fn converged(&self) -> Result<(), String> {
+        if !self.is_serving() || self.stopping.get() {
+            return Err("the source does not serve".into());
+        }
+        let status = self.core.borrow().status(self.world.mono_ns());
+        for vol in &self.volumes {
+            let v = vol.index;
+            if vol.requests.get() > 0 {
+                return Err(format!("v{v} has {} requests open", vol.requests.get()));
+            }
+            if !vol.shim.open_is_empty() {
+                return Err(format!("v{v} has dirt"));
+            }
+            let known = status.volumes.iter().find(|s| s.volume == self.world.names.ids[v]);
+            let Some(s) = known else { return Err(format!("v{v} has no status")) };
+            if s.state != farside_replication::source::State::Streaming {
+                return Err(format!("v{v} is {:?}: {s:?}", s.state));
+            }
+            if s.unpublished_layers > 0 || s.backlog_bytes > 0 {
+                return Err(format!("v{v} owes {} bytes in {} layers", s.backlog_bytes, s.unpublished_layers));
+            }
+            let stuck = vol.header.borrow().flush_failed == Some(self.world.boot.get()) || vol.shim.flush_failures() > 0;
+            for region in self.world.names.geometry[v].all_regions().iter() {
+                let state = vol.shim.region_state(region);
+                if !matches!(state, RegionState::Cold | RegionState::ColdZero) && !stuck {
+                    return Err(format!("v{v} region {region} is {state:?}"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What `farside status` would say now: volume, lag in microseconds.
+    pub fn reported_lag(&self) -> Vec<(usize, u64)> {
+        let status = self.core.borrow().status(self.world.mono_ns());
+        let of = |s: &farside_replication::source::VolumeStatus| Some((self.world.volume_of(s.volume)?, s.lag? / 1000));
+        status.volumes.iter().filter_map(of).collect()
+    }
+
+    /// L8, as far as it can be seen from outside.
+    ///
+    /// # Errors
+    /// Names the limit.
+    pub fn within_limits(&self) -> Result<(), String> {
+        let limits = control::core_limits(&self.world.plan);
+        let status = self.core.borrow().status(self.world.mono_ns());
+        for s in &status.volumes {
+            // Slices of the pass being read come on top of what was unpublished when it began.
+            let most = limits.unpublished_layers_max + 1 + self.world.names.geometry[0].region_count() as usize + 8;
+            if s.unpublished_layers > most {
+                return Err(format!("L8: {} has {} unpublished layers", s.name, s.unpublished_layers));
+            }
+        }
+        let inbox = self.inbox.borrow().len();
+        if inbox > 400 {
+            return Err(format!("L8: {inbox} events wait for the control loop"));
+        }
+        Ok(())
+    }
+
+    /// Something arrived.
+    pub fn on_message(&self, conn: ConnId, load: Load) {
+        if self.conn.get() != Some(conn) {
+            return;
+        }
+        match load {
+            Load::Control(bytes) => match farside_wire::decode_payload(&bytes) {
+                Ok(message) => self.push(Event::Message { connection: conn.0, message: Box::new(message) }),
+                Err(e) => self.world.fail(format!("the receiver sent what the source cannot read: {e}")),
+            },
+            Load::Closed => self.lose(conn),
+            Load::Part(_) => self.world.fail("the receiver sent a part".into()),
+        }
+    }
+
+    /// The connection is gone.
+    pub fn on_reset(&self, conn: ConnId) {
+        if self.conn.get() == Some(conn) {
+            self.lose(conn);
+        }
+    }
+
+    fn lose(&self, conn: ConnId) {
+        self.conn.set(None);
+        for vol in &self.volumes {
+            if vol.job.borrow().is_some() {
+                vol.abort.set(true);
+                vol.job.replace(None);
+            }
+            vol.digests.replace(None);
+        }
+        self.push(Event::Disconnected { connection: conn.0 });
+    }
+
+    fn push(&self, event: Event) {
+        self.inbox.borrow_mut().push_back(Item::Event(event));
+    }
+}
+
+/// What waits for the control loop.
+enum Item {
+    /// For replication.
+    Event(Event),
+    /// A part was read; whether its epoch is still a cut is settled when the control loop sees it.
+    Part {
+        read: PartRead,
+        epoch: EpochId,
+        /// The volume's part of the epoch is read to its end.
+        ended: bool,
+    },
+}
+
+type Opened = (Vol, IntentOwner, VolumeSetup);
+
+/// Reads what the last life left and opens the volume in the shim.
+fn open_volume(
+    world: &Rc<World>,
+    group: &Arc<Group>,
+    limits: &farside_shim::Limits,
+    v: usize,
+    control: &Arc<Bell>,
+) -> Option<Opened> {
+    let geometry = world.names.geometry[v];
+    let layout = layout(&world.plan, world, v);
+    let block = |offset: u64| {
+        let mut block = IntentBlock::zeroed();
+        block.0.copy_from_slice(world.maps[v].borrow().current(offset as usize / INTENT_BLOCK_BYTES));
+        block
+    };
+    let heads = [SlotIndex::A, SlotIndex::B].map(|s| block(IntentLayout::header_offset(s).0));
+    let (header, slot) = match recover_header([&heads[0].0, &heads[1].0]) {
+        Ok(Some(found)) => found,
+        other => {
+            world.fail(format!("the header of v{v} is gone: {other:?}"));
+            return None;
+        }
+    };
+    let mut inherited = RegionSet::new();
+    let mut pages = BTreeMap::new();
+    for p in 0..layout.page_count() {
+        let index = PageIndex(p);
+        let slots = [SlotIndex::A, SlotIndex::B].map(|s| block(layout.page_offset(index, s).0));
+        let found = recover_page(map_id(v), &layout, index, [&slots[0].0, &slots[1].0]);
+        found.page.bits.iter().for_each(|bit| inherited.insert(RegionIndex(layout.page_run(index).start.0 + u64::from(bit))));
+        pages.insert(p, slots);
+    }
+    let mut config = VolumeConfig::new(geometry);
+    config.layout = layout;
+    config.limits = *limits;
+    config.queues = world.plan.queues;
+    config.volume_bytes_before = header.volume_bytes;
+    config.flush_failed_this_boot = header.flush_failed == Some(world.boot.get());
+    config.mutations = control::shim_mutations();
+    let queue_bells: Vec<Arc<Bell>> = (0..world.plan.queues).map(|_| Arc::default()).collect();
+    let (sender_bell, owner_bell) = (Arc::<Bell>::default(), Arc::<Bell>::default());
+    let wakes = Wakes {
+        queues: queue_bells.iter().map(|b| b.clone() as Arc<dyn Wake>).collect(),
+        sender: sender_bell.clone(),
+        owner: owner_bell.clone(),
+        control: control.clone(),
+    };
+    let (shim, queues, owner) =
+        group.open_volume(config, wakes, map_id(v), &mut |page| pages.remove(&page.0).expect("each page is asked for once"));
+    let state = world.state_dir.borrow()[v].clone();
+    let owed = (header.state == HeaderState::Clean)
+        .then(|| state.owed.as_deref().and_then(|bytes| UncheckedOwed(bytes).check(&header, &geometry).ok()))
+        .flatten();
+    let start = match owed {
+        Some(Owed { set, .. }) => {
+            world.say(|| format!("v{v} clean start, {} granules owed", set.granule_count(&geometry)));
+            shim.mark_open(&set);
+            Start::Clean
+        }
+        None => Start::Unclean,
+    };
+    world.say(|| {
+        format!(
+            "v{v} header {:?} term {:?}, hot {:?}",
+            header.state,
+            header.term,
+            inherited.iter().map(|r| r.0).collect::<Vec<_>>()
+        )
+    });
+    let setup = VolumeSetup {
+        meta: VolumeMeta {
+            id: world.names.ids[v],
+            name: world.names.volumes[v].clone(),
+            geometry,
+            digest_key: world.names.digest_key(world.names.ids[v]),
+            generation: Generation(1),
+        },
+        confirmed: header.term,
+        position: header.position,
+        inherited,
+        start,
+        tracking_lost: state.tracking_lost,
+        paused: state.paused,
+    };
+    let vol = Vol {
+        index: v,
+        connections: queues.iter().map(|_| shim.connect()).collect(),
+        told: queues.iter().map(|_| Cell::new(0)).collect(),
+        queues: queues.into_iter().map(RefCell::new).collect(),
+        queue_bells,
+        sender_bell,
+        owner_bell,
+        cooler: RefCell::new(Cooler::new(shim.clone())),
+        cool: RefCell::default(),
+        header: RefCell::new(header),
+        header_slot: Cell::new(Some(slot)),
+        header_busy: Cell::new(false),
+        header_wants: RefCell::new(None),
+        job: RefCell::new(None),
+        abort: Cell::new(false),
+        finish: Cell::new(false),
+        digests: RefCell::new(None),
+        heat_all: Cell::new(false),
+        requests: Cell::new(0),
+        paused: Cell::new(state.paused),
+        shim,
+    };
+    Some((vol, owner, setup))
+}

@@ -1,0 +1,547 @@
+//! The group's control thread: events one after the other into `replication::Source`, its actions carried out in order, and
+//! the timers and small loops that stand around it (switch, coolers, headers, ticks, the connection, a planned stop).
+
+use std::collections::BTreeSet;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use farside_ledger::{CutTime, EpochInfo, LayerKind};
+use farside_region::intent::{Header, HeaderState, IntentLayout, Owed, SlotIndex};
+use farside_region::{EpochId, RegionSet};
+use farside_replication::source::{Action, DemoteCause, Event, Limits, PartRead, SECOND, Sample, SwitchDone, SwitchMember, Tick};
+use farside_shim::{CoolStep, Kind, Member, Mutation, Mutations, Tracking, TrackingVerdict};
+
+use crate::disk::Done;
+use crate::net::{Load, To};
+use crate::oracle::Cut;
+use crate::plan::Plan;
+use crate::world::{GRANULE_SHIFT, REGION_SECTORS, SECTOR};
+
+use super::{HeaderWant, Item, Source, Vol};
+
+const MS: u64 = SECOND / 1000;
+
+/// A switch that replication asked for.
+pub(super) struct PendingSwitch {
+    kind: LayerKind,
+    members: Vec<SwitchMember>,
+    begun: Option<(EpochId, EpochInfo)>,
+}
+
+/// The shim's bounds, small enough to be met.
+pub(super) fn shim_limits(plan: &Plan) -> farside_shim::Limits {
+    let granule = 1usize << GRANULE_SHIFT;
+    farside_shim::Limits {
+        in_flight_per_queue: if plan.tight { 2 } else { 16 },
+        mask_pool_bytes: if plan.tight { 256 } else { 1 << 16 },
+        claim_pool_bytes: if plan.tight { 1024 } else { 1 << 16 },
+        side_buffer_bytes: if plan.tight { 6 * granule } else { 512 * granule },
+        claim_run_bytes: 2 * granule as u64,
+        pass_run_bytes: 3 * granule as u64,
+        piece_bytes: (2 * REGION_SECTORS * SECTOR) as u64,
+    }
+}
+
+/// Replication's bounds, in virtual time.
+pub(super) fn core_limits(plan: &Plan) -> Limits {
+    Limits {
+        epoch_interval: 4 * MS,
+        heartbeat_interval: 15 * MS,
+        header_refresh: 100 * MS,
+        slice_bytes: 700,
+        slice_time: 60 * MS,
+        part_bytes: 400,
+        unpublished_layers_max: 6,
+        cut_bytes_max: 1 << 20,
+        cut_bytes_min: if plan.tight { 256 } else { 1 << 14 },
+        cut_hold: 400 * MS,
+        hung_member: 900 * MS,
+        unreadable_retry: 20 * MS,
+        claim_turns_max: 4,
+        end_ranges_max: if plan.tight { 3 } else { 64 },
+        recheck: 30 * MS,
+    }
+}
+
+/// The mistakes of the shim that are switched on for this thread.
+pub(super) fn shim_mutations() -> Mutations {
+    let all = [
+        ("mark before intent", Mutation::MarkBeforeIntent),
+        ("read-then-announce", Mutation::ReadThenAnnounce),
+        ("cool a region that somebody still mentions", Mutation::CoolMentioned),
+        ("clear without flush", Mutation::ClearWithoutFlush),
+        ("clear before the header", Mutation::ClearBeforeHeader),
+        ("clear in the cooling window", Mutation::ClearInCoolingWindow),
+        ("next page write before the sync", Mutation::WriteBeforeSync),
+        ("trust a torn page", Mutation::TrustTornPage),
+        ("pass without draining", Mutation::PassWithoutDraining),
+        ("save without claim", Mutation::SaveWithoutClaim),
+    ];
+    let on = all.into_iter().filter(|(name, _)| farside_region::mutation::on(name));
+    on.fold(Mutations::default(), |set, (_, mutation)| set.with(mutation))
+}
+
+impl Source {
+    pub(super) fn spawn_control(self: &Rc<Self>) {
+        let spawn = |name: &str, body: std::pin::Pin<Box<dyn Future<Output = ()>>>| self.world.spawn(self.owner, name, body);
+        spawn("control", Box::pin(self.clone().events()));
+        spawn("watch", Box::pin(self.clone().watch()));
+        spawn("switcher", Box::pin(self.clone().switches()));
+        spawn("ticks", Box::pin(self.clone().ticks()));
+        spawn("connect", Box::pin(self.clone().connects()));
+        for v in 0..self.volumes.len() {
+            spawn(&format!("header{v}"), Box::pin(self.clone().headers(v)));
+            spawn(&format!("cooler{v}"), Box::pin(self.clone().cools(v)));
+            spawn(&format!("heater{v}"), Box::pin(self.clone().heats(v)));
+        }
+    }
+
+    async fn events(self: Rc<Self>) {
+        let steps = self.world.steps();
+        loop {
+            steps.pause().await;
+            steps.until(|| !self.inbox.borrow().is_empty()).await;
+            let item = self.inbox.borrow_mut().pop_front().expect("something is there");
+            match item {
+                Item::Event(event) => self.step(event),
+                Item::Part { read, epoch, ended } => self.part_read(read, epoch, ended),
+            }
+        }
+    }
+
+    /// A part was read. The last one of a cut settles whether it is a point: after that it cannot overflow any more.
+    fn part_read(&self, mut read: PartRead, epoch: EpochId, ended: bool) {
+        let volume = self.vol(read.key.volume).index;
+        let last = ended && {
+            let mut unread = self.unread.borrow_mut();
+            let members = unread.get_mut(&epoch);
+            members.is_some_and(|m| {
+                m.retain(|v| *v != volume);
+                m.is_empty()
+            }) && unread.remove(&epoch).is_some()
+        };
+        let was_cut = self.switcher.borrow().is_cut(epoch);
+        read.cut_held = if last { self.switcher.borrow_mut().conclude(epoch) == Kind::Cut } else { was_cut };
+        if last && was_cut && !read.cut_held {
+            self.step(Event::Demoted { epoch, why: DemoteCause::SideBuffer });
+        }
+        self.step(Event::PartRead(Box::new(read)));
+    }
+
+    fn step(&self, event: Event) {
+        if self.halted.get() {
+            return;
+        }
+        let now = self.world.mono_ns();
+        let mut actions = Vec::new();
+        if !matches!(event, Event::Tick(_)) {
+            self.world.say(|| format!("source ← {}", short(&event)));
+        }
+        self.core.borrow_mut().step(now, event, &mut actions);
+        for action in actions {
+            self.act(action);
+        }
+    }
+
+    fn vol(&self, id: farside_region::VolumeId) -> &Vol {
+        &self.volumes[self.world.volume_of(id).expect("replication names only what it was given")]
+    }
+
+    fn act(&self, action: Action) {
+        let world = &self.world;
+        if !matches!(action, Action::Send { .. } | Action::ReadPart(_)) {
+            world.say(|| format!("source → {}", short(&action)));
+        }
+        match action {
+            Action::Send { connection, message } => {
+                if let Some(conn) = self.conn.get().filter(|c| c.0 == connection) {
+                    world.say(|| format!("source sends {}", short(&message)));
+                    let bytes = farside_wire::encode_payload(&*message).expect("messages are paged");
+                    world.net.borrow_mut().send(To::Receiver, conn, Load::Control(bytes.to_vec()));
+                }
+            }
+            Action::Disconnect { connection, .. } => {
+                if let Some(conn) = self.conn.get().filter(|c| c.0 == connection) {
+                    world.net.borrow_mut().send(To::Receiver, conn, Load::Closed);
+                    world.net.borrow_mut().hang_up(conn);
+                    self.lose(conn);
+                }
+            }
+            Action::WriteHeader { volume, confirmed, position } => {
+                let want = HeaderWant { confirmed, position, tell: true };
+                self.vol(volume).header_wants.replace(Some(want));
+            }
+            Action::Switch { kind, members } => {
+                let before = self.switch.replace(Some(PendingSwitch { kind, members, begun: None }));
+                if before.is_some() {
+                    world.fail("replication asked for a switch while one was under way".into());
+                }
+            }
+            Action::Demote { epoch, .. } => self.switcher.borrow_mut().demote(epoch),
+            Action::Release { epoch } => {
+                self.unread.borrow_mut().remove(&epoch);
+                self.switcher.borrow_mut().release(epoch);
+            }
+            Action::ReadPart(job) => {
+                world.say(|| {
+                    format!(
+                        "source → read part {}.{}.{} from region {} until {:?}, epoch {}",
+                        job.key.term, job.key.seq, job.part, job.from, job.until, job.epoch
+                    )
+                });
+                let vol = self.vol(job.key.volume);
+                if vol.job.replace(Some(*job)).is_some() {
+                    world.fail("replication asked for a part while one was being read".into());
+                }
+                vol.finish.set(false);
+                vol.abort.set(false);
+            }
+            Action::FinishPart { key, part } => {
+                let vol = self.vol(key.volume);
+                if vol.job.borrow().as_ref().is_some_and(|j| j.key == key && j.part == part) {
+                    vol.finish.set(true);
+                }
+            }
+            Action::AbortPart { key, part } => {
+                let vol = self.vol(key.volume);
+                let aborted = vol.job.borrow_mut().take_if(|j| j.key == key && j.part == part);
+                if let Some(job) = aborted {
+                    vol.abort.set(true);
+                    self.push(Event::PartAborted { connection: job.connection, key, part });
+                }
+            }
+            Action::Digests { key, start, runs, .. } => {
+                self.vol(key.volume).digests.replace(Some((start.0, runs)));
+            }
+            Action::Cool { volume, regions, zero } => {
+                let vol = self.vol(volume);
+                vol.cool.borrow_mut().extend(regions.iter().map(|r| (r, zero.contains(r))));
+            }
+            Action::HeatAll { volume } => {
+                let vol = self.vol(volume);
+                vol.shim.heat_all();
+                vol.heat_all.set(true);
+            }
+            Action::KeepHot { volume } => {
+                let regions = self.vol(volume).shim.hot_regions();
+                self.push(Event::HotRegions { volume, regions });
+            }
+            Action::WithdrawTrackingLost { volume } => {
+                let v = self.vol(volume).index;
+                world.state_dir.borrow_mut()[v].tracking_lost = false;
+            }
+            // Keys are the same in every life here; removal and reports have no further consequence.
+            _ => {}
+        }
+    }
+
+    /// What the shim rings the control thread for.
+    async fn watch(self: Rc<Self>) {
+        let steps = self.world.steps();
+        loop {
+            let rung = self.control_bell.rung();
+            for vol in &self.volumes {
+                let id = self.world.names.ids[vol.index];
+                let events = vol.shim.take_events();
+                if let Some(epoch) = events.overflowed {
+                    self.world.say(|| format!("v{} overflowed in epoch {epoch}", vol.index));
+                    self.switcher.borrow_mut().demote(epoch);
+                    self.push(Event::Demoted { epoch, why: DemoteCause::SideBuffer });
+                }
+                if events.flush_failed {
+                    self.push(Event::FlushFailed { volume: id });
+                    let boot = self.world.boot.get();
+                    self.write_header(vol, |h| h.flush_failed = Some(boot)).await;
+                }
+                if events.tracking_lost {
+                    self.world.state_dir.borrow_mut()[vol.index].tracking_lost = true;
+                    if vol.shim.tracking() == Tracking::Lost {
+                        vol.shim.resolve_tracking_lost(TrackingVerdict::Pass);
+                    }
+                    self.push(Event::TrackingLost { volume: id });
+                }
+            }
+            steps.until(|| self.control_bell.rung() != rung).await;
+            steps.pause().await;
+        }
+    }
+
+    async fn switches(self: Rc<Self>) {
+        let steps = self.world.steps();
+        loop {
+            steps.pause().await;
+            steps.until(|| self.switch.borrow().is_some() || self.switcher.borrow().is_busy()).await;
+            let frozen = self.switcher.borrow_mut().poll();
+            if let Some(frozen) = frozen {
+                let pending = self.switch.take().expect("a switch was under way");
+                let (epoch, info) = pending.begun.expect("it began");
+                assert_eq!(epoch, frozen.epoch, "the switch that ended is the one that began");
+                let members: Vec<_> = frozen
+                    .members
+                    .into_iter()
+                    .map(|m| (self.volumes.iter().find(|v| Arc::ptr_eq(&v.shim, &m.volume)).expect("one of ours").index, m.set))
+                    .collect();
+                self.world.say(|| format!("grace of epoch {epoch} is over"));
+                self.unread.borrow_mut().insert(epoch, members.iter().map(|m| m.0).collect());
+                let members = members.into_iter().map(|(v, set)| (self.world.names.ids[v], set)).collect();
+                self.push(Event::SwitchDone(SwitchDone { epoch, info, members }));
+                continue;
+            }
+            self.begin_switch();
+        }
+    }
+
+    fn begin_switch(&self) {
+        let mut pending = self.switch.borrow_mut();
+        let Some(pending) = pending.as_mut().filter(|p| p.begun.is_none()) else { return };
+        let world = &self.world;
+        let kind = if pending.kind == LayerKind::Point { Kind::Cut } else { Kind::Pass };
+        let members: Vec<Member> =
+            pending.members.iter().map(|m| Member { volume: self.vol(m.volume).shim.clone(), also: m.extra.clone() }).collect();
+        let (mono_before_ns, wall_ms) = (world.mono_ns(), world.wall_ms());
+        let at_ns = world.mono_ns();
+        let begun = self.switcher.borrow_mut().begin(kind, members);
+        let mono_after_ns = world.mono_ns();
+        // In the grace of the one before, or with its claims not given back: again after the next poll.
+        let Ok(epoch) = begun else { return };
+        let volumes: BTreeSet<usize> = pending.members.iter().filter_map(|m| world.volume_of(m.volume)).collect();
+        world.say(|| format!("switch: epoch {epoch} frozen as {kind:?} of {volumes:?}"));
+        let members = if kind == Kind::Cut { volumes } else { BTreeSet::new() };
+        let mut oracle = world.oracle.borrow_mut();
+        let attach = oracle.attach();
+        oracle.switched(Cut { attach, epoch: epoch.0, at_ns, members });
+        pending.begun = Some((epoch, EpochInfo { boot: world.boot.get(), mono_before_ns, mono_after_ns, wall_ms }));
+    }
+
+    /// A cut overflows from nowhere, as if the pool had been exhausted by somebody else.
+    pub(super) fn demote_current(&self) {
+        let epoch = EpochId(self.switcher.borrow().epoch().0.saturating_sub(1));
+        let mut switcher = self.switcher.borrow_mut();
+        if switcher.is_cut(epoch) {
+            self.world.say(|| format!("epoch {epoch} is demoted from outside"));
+            switcher.demote(epoch);
+            drop(switcher);
+            self.push(Event::Demoted { epoch, why: DemoteCause::SideBuffer });
+        }
+    }
+
+    async fn ticks(self: Rc<Self>) {
+        let steps = self.world.steps();
+        let mut next = 0;
+        loop {
+            steps.until(|| self.world.now_us.get() >= next && self.inbox.borrow().len() < 4).await;
+            let mono_ns = self.world.mono_ns();
+            let time = CutTime { boot: self.world.boot.get(), mono_ns, wall_ms: self.world.wall_ms() };
+            let mut volumes = Vec::new();
+            for vol in &self.volumes {
+                steps.pause().await;
+                let geometry = self.world.names.geometry[vol.index];
+                let in_flight = vol.shim.in_flight() as u64;
+                let dirty_bytes = vol.shim.open_set().granule_count(&geometry) * geometry.granule_bytes();
+                volumes.push((self.world.names.ids[vol.index], Sample { dirty_bytes, in_flight }));
+            }
+            self.push(Event::Tick(Tick { time, volumes }));
+            next = self.world.now_us.get() + 1_500;
+            steps.pause().await;
+        }
+    }
+
+    async fn connects(self: Rc<Self>) {
+        let steps = self.world.steps();
+        loop {
+            let mut not_before = 0;
+            steps
+                .until(|| {
+                    let wanted = self.conn.get().is_none() && !self.halted.get() && self.world.receiver_up.get();
+                    if !wanted {
+                        not_before = 0;
+                    } else if not_before == 0 {
+                        not_before = self.world.now_us.get() + 800;
+                    }
+                    wanted && self.world.net.borrow().up && self.world.now_us.get() >= not_before
+                })
+                .await;
+            let conn = self.world.net.borrow_mut().connect(&mut self.world.rng.borrow_mut());
+            if let Some(conn) = conn {
+                self.world.say(|| format!("connection {}", conn.0));
+                self.conn.set(Some(conn));
+                self.push(Event::Connected { connection: conn.0 });
+            }
+            steps.pause().await;
+        }
+    }
+
+    async fn headers(self: Rc<Self>, v: usize) {
+        let steps = self.world.steps();
+        let vol = &self.volumes[v];
+        loop {
+            steps.pause().await;
+            steps.until(|| vol.header_wants.borrow().is_some()).await;
+            let want = vol.header_wants.take().expect("just seen");
+            let ok = self
+                .write_header(vol, |h| {
+                    h.term = want.confirmed;
+                    h.position = want.position;
+                })
+                .await;
+            if ok && want.tell {
+                let volume = self.world.names.ids[v];
+                self.push(Event::HeaderDurable { volume, confirmed: want.confirmed, position: want.position });
+            }
+        }
+    }
+
+    /// One header write: to the older slot, synced; nobody else's in between.
+    pub(super) async fn write_header(&self, vol: &Vol, change: impl FnOnce(&mut Header)) -> bool {
+        let steps = self.world.steps();
+        steps.until(|| !vol.header_busy.get()).await;
+        vol.header_busy.set(true);
+        let slot = vol.header_slot.get().map_or(SlotIndex::A, SlotIndex::other);
+        let block = {
+            let mut header = vol.header.borrow_mut();
+            change(&mut header);
+            header.seq += 1;
+            header.encode()
+        };
+        self.world.say(|| {
+            let h = vol.header.borrow();
+            format!(
+                "v{} header {:?} seq {} term {:?} position {:?}",
+                vol.index,
+                h.state,
+                h.seq,
+                h.term,
+                h.position.map(|p| p.slot.0)
+            )
+        });
+        let op = self.world.maps[vol.index].borrow_mut().write(IntentLayout::header_offset(slot).0, block.0.to_vec(), 0);
+        let mut ok = self.world.map(vol.index, op).await == Done::Ok;
+        let op = self.world.maps[vol.index].borrow_mut().flush();
+        ok &= self.world.map(vol.index, op).await == Done::Ok;
+        vol.header_slot.set(Some(slot));
+        vol.header_busy.set(false);
+        ok
+    }
+
+    async fn cools(self: Rc<Self>, v: usize) {
+        let steps = self.world.steps();
+        let vol = &self.volumes[v];
+        let id = self.world.names.ids[v];
+        let mut next = 0;
+        loop {
+            steps.pause().await;
+            steps.until(|| !vol.cool.borrow().is_empty() || self.world.now_us.get() >= next).await;
+            if self.halted.get() {
+                return;
+            }
+            let batch = vol.cool.take();
+            if batch.is_empty() {
+                next = self.world.now_us.get() + 6_000;
+                let geometry = self.world.names.geometry[v];
+                let hot = |r: &farside_region::RegionIndex| vol.shim.region_state(*r) == farside_shim::RegionState::Hot;
+                let regions: RegionSet = geometry.all_regions().iter().filter(hot).collect();
+                if !regions.is_empty() {
+                    self.push(Event::CoolWanted { volume: id, regions });
+                }
+                continue;
+            }
+            let cooling = vol.cooler.borrow_mut().begin(&mut batch.iter().copied());
+            if cooling > 0 {
+                self.world.say(|| format!("v{v} cooling {:?}", batch.iter().map(|b| b.0.0).collect::<Vec<_>>()));
+            }
+            self.cool_batch(vol).await;
+        }
+    }
+
+    async fn cool_batch(&self, vol: &Vol) {
+        let steps = self.world.steps();
+        let id = self.world.names.ids[vol.index];
+        loop {
+            steps.pause().await;
+            let step = vol.cooler.borrow_mut().poll(&mut |region| self.core.borrow().mentions(id, region));
+            match step {
+                CoolStep::Idle => return,
+                CoolStep::Wait => {}
+                CoolStep::Flush => {
+                    vol.cooler.borrow_mut().flush_begin();
+                    let done = self.flush_backing(vol.index).await;
+                    vol.cooler.borrow_mut().flush_end(done == Done::Ok);
+                }
+                // `Action::Cool` comes only when the header covers what was published.
+                CoolStep::Header => vol.cooler.borrow_mut().header_durable(),
+            }
+        }
+    }
+
+    async fn heats(self: Rc<Self>, v: usize) {
+        let steps = self.world.steps();
+        let vol = &self.volumes[v];
+        let mut all = RegionSet::new();
+        all.insert_range(self.world.names.geometry[v].all_regions());
+        loop {
+            steps.pause().await;
+            steps.until(|| vol.heat_all.get() && vol.shim.is_hot(&all)).await;
+            vol.heat_all.set(false);
+            self.push(Event::AllHot { volume: self.world.names.ids[v] });
+        }
+    }
+
+    /// A planned stop begins (T2).
+    pub fn stop(self: &Rc<Self>) {
+        if !self.served.get() || self.stopping.replace(true) {
+            return;
+        }
+        self.world.say(|| "a planned stop begins".into());
+        self.world.spawn(self.owner, "stop", self.clone().stops());
+    }
+
+    async fn stops(self: Rc<Self>) {
+        let steps = self.world.steps();
+        steps.until(|| self.volumes.iter().all(|v| v.requests.get() == 0)).await;
+        self.push(Event::Drain);
+        let patience = self.world.now_us.get() + if self.world.chance(0.5) { 1_000 } else { 60_000 };
+        steps.until(|| self.world.now_us.get() >= patience || self.core.borrow().settled()).await;
+        steps.until(|| self.switch.borrow().is_none() && !self.core.borrow().switching()).await;
+        self.step(Event::Halt);
+        self.halted.set(true);
+        for vol in &self.volumes {
+            let flush = vol.shim.flush_begin();
+            let done = self.flush_backing(vol.index).await;
+            vol.shim.flush_end(flush, done == Done::Ok);
+            if done != Done::Ok || vol.shim.flush_failures() > 0 {
+                self.world.say(|| format!("v{} stops without `clean`: a flush failed", vol.index));
+                continue;
+            }
+            self.leave_clean(vol).await;
+        }
+        self.ended.set(true);
+    }
+
+    async fn leave_clean(&self, vol: &Vol) {
+        let steps = self.world.steps();
+        let v = vol.index;
+        let mut set = self.core.borrow().owed(self.world.names.ids[v]);
+        set.union_with(&vol.shim.open_set());
+        steps.until(|| !vol.header_busy.get()).await;
+        let (map, header_seq) = (vol.header.borrow().map, vol.header.borrow().seq + 1);
+        self.world.say(|| format!("v{v} owes {} granules", set.granule_count(&self.world.names.geometry[v])));
+        let owed = Owed { map, header_seq, set };
+        self.world.state_dir.borrow_mut()[v].owed = Some(owed.encode());
+        steps.pause().await;
+        self.write_header(vol, |h| h.state = HeaderState::Clean).await;
+    }
+}
+
+/// The first words of something long.
+pub(crate) fn short(thing: &impl std::fmt::Debug) -> String {
+    let mut text = format!("{thing:?}");
+    if text.len() > 220 {
+        let mut at = 220;
+        while !text.is_char_boundary(at) {
+            at -= 1;
+        }
+        text.truncate(at);
+        text.push('…');
+    }
+    text
+}

@@ -1,0 +1,256 @@
+//! A host request from the tap to its answer: the loop that the queue thread runs over its ring, one task per request.
+//!
+//! What the judges need is noted on the way: the epoch in which each piece was marked (the counter's value during the call to
+//! `advance` that first lets something past the mark), when the host had its answer, and what a flush promised.
+
+use std::rc::Rc;
+
+use farside_region::{ByteExtent, ByteOffset};
+use farside_shim::{Failure, Io, IoResult, Op, ParkKey, Request, Step};
+
+use crate::disk::Done;
+use crate::host::{HostOp, Workload};
+use crate::world::{Piece, SECTOR};
+
+use super::{Source, Vol};
+
+const EIO: i32 = 5;
+
+/// A token that dies with its process instead of panicking.
+struct Token(Option<Request>);
+
+impl Drop for Token {
+    fn drop(&mut self) {
+        if let Some(request) = self.0.take() {
+            request.crash();
+        }
+    }
+}
+
+/// What one request went through.
+#[derive(Default)]
+struct Story {
+    first_epoch: Option<u64>,
+    /// The present piece's epoch, once it is past its mark.
+    piece: Option<u64>,
+    /// Sectors that a write of it covered.
+    done: Vec<(usize, usize)>,
+}
+
+fn extent(first: usize, count: usize) -> ByteExtent {
+    ByteExtent { offset: ByteOffset((first * SECTOR) as u64), len: (count * SECTOR) as u64 }
+}
+
+impl Source {
+    pub(super) async fn request(self: Rc<Self>, v: usize, q: usize, tag: u64, op: HostOp) {
+        let world = self.world.clone();
+        let vol = &self.volumes[v];
+        let steps = world.steps();
+        steps.pause().await;
+        let shim_op = self.shim_op(vol, q, op);
+        if let Some((first, count)) = op.changes() {
+            world.oracle.borrow_mut().issued(tag, v, first, count, world.now_us.get());
+        }
+        let promised = world.acked_n.borrow()[v].clone();
+        let failures_before = world.flush_failures.borrow()[v];
+        world.say(|| format!("v{v}.{q} w{tag} {op:?}"));
+        let content = match op {
+            HostOp::Write { first, count, .. } => Workload::content(tag, v, first, count),
+            HostOp::Rewrite { first, count } => {
+                (first..first + count).flat_map(|s| world.disks[v].borrow().current(s).to_vec()).collect()
+            }
+            _ => Vec::new(),
+        };
+        let started = vol.queues[q].borrow_mut().start(shim_op);
+        let mut token = match started {
+            Ok(request) => Token(Some(request)),
+            Err(e) => {
+                world.fail(format!("w{tag}: {e}"));
+                return;
+            }
+        };
+        let mut story = Story::default();
+        let result = loop {
+            steps.pause().await;
+            let rung = vol.queue_bells[q].rung();
+            let epoch = self.switcher.borrow().epoch().0;
+            let request = token.0.as_mut().expect("taken only at the end");
+            let step = request.advance(&mut vol.queues[q].borrow_mut());
+            self.note_mark(tag, epoch, op, &step, &mut story);
+            match step {
+                Step::Park(key) => {
+                    world.say(|| format!("v{v}.{q} w{tag} parks: {key:?}"));
+                    steps.until(|| vol.queue_bells[q].rung() != rung).await;
+                }
+                Step::Io(io) => {
+                    let (done, data) = self.carry_out(v, tag, op, io, &content, &mut story).await;
+                    let request = token.0.as_mut().expect("taken only at the end");
+                    let result = match (&done, &data) {
+                        (Done::Failed, _) => IoResult::Failed(EIO),
+                        (_, Some(data)) => IoResult::Data(data),
+                        _ => IoResult::Done,
+                    };
+                    request.io_done(&mut vol.queues[q].borrow_mut(), result);
+                }
+                Step::Complete(result) => {
+                    drop(token.0.take());
+                    break result;
+                }
+            }
+        };
+        world.say(|| format!("v{v}.{q} w{tag} done {result:?} {}", story.piece.map_or(String::new(), |e| format!("epoch {e}"))));
+        self.answered(v, q, tag, op, result, &story, &promised, failures_before);
+        vol.requests.set(vol.requests.get() - 1);
+    }
+
+    fn shim_op(&self, vol: &Vol, q: usize, op: HostOp) -> Op {
+        let conn = |fua: bool| fua.then(|| vol.connections[q].clone());
+        match op {
+            HostOp::Write { first, count, fua } => Op::Write(extent(first, count), conn(fua)),
+            HostOp::Rewrite { first, count } => Op::Write(extent(first, count), None),
+            HostOp::Zero { first, count, fua, no_hole } => {
+                Op::WriteZeroes { extent: extent(first, count), no_hole, fua: conn(fua) }
+            }
+            HostOp::Trim { first, count } => Op::Trim(extent(first, count), None),
+            HostOp::Flush => Op::Flush(vol.connections[q].clone()),
+            HostOp::Read { first, count } => Op::Read(extent(first, count)),
+        }
+    }
+
+    /// Past the mark is whatever may wait for older epochs, or touches the disk.
+    fn note_mark(&self, tag: u64, epoch: u64, op: HostOp, step: &Step, story: &mut Story) {
+        let past = match step {
+            Step::Io(Io::Save(_) | Io::Write(_) | Io::Zero { .. }) => true,
+            Step::Park(key) => matches!(key, ParkKey::Grace | ParkKey::Drain | ParkKey::Claim),
+            _ => false,
+        };
+        if past && op.changes().is_some() && story.piece.is_none() {
+            story.piece = Some(epoch);
+            story.first_epoch.get_or_insert(epoch);
+            let marked = self.world.oracle.borrow_mut().marked(tag, epoch);
+            self.world.check(marked);
+        }
+    }
+
+    async fn carry_out(
+        &self,
+        v: usize,
+        tag: u64,
+        op: HostOp,
+        io: Io,
+        content: &[u8],
+        story: &mut Story,
+    ) -> (Done, Option<Vec<u8>>) {
+        let world = &self.world;
+        match io {
+            Io::Read(e) | Io::Save(e) => {
+                let saving = matches!(io, Io::Save(_));
+                if saving {
+                    world.say(|| format!("v{v} w{tag} saves {}+{}", e.offset, e.len));
+                }
+                let id = world.disks[v].borrow_mut().read(e.offset.0, e.len as usize);
+                match world.backing(v, id).await {
+                    Done::Read(data) => (Done::Ok, saving.then_some(data)),
+                    other => (other, None),
+                }
+            }
+            Io::Write(e) | Io::Zero { extent: e, .. } => {
+                let epoch = story.piece.take().expect("a write is past its mark");
+                let data = match (op.changes(), &io) {
+                    (Some((first, _)), Io::Write(_)) => {
+                        let at = e.offset.0 as usize - first * SECTOR;
+                        content[at..at + e.len as usize].to_vec()
+                    }
+                    _ => vec![0; e.len as usize],
+                };
+                story.done.push((e.offset.0 as usize / SECTOR, e.len as usize / SECTOR));
+                world.say(|| {
+                    format!("v{v} w{tag} to disk: sectors {}+{} epoch {epoch}", e.offset.0 as usize / SECTOR, data.len() / SECTOR)
+                });
+                let id = world.write_piece(Piece { volume: v, epoch, request: tag }, e.offset.0, data);
+                let done = world.backing(v, id).await;
+                (done, None)
+            }
+            Io::Flush => (self.flush_backing(v).await, None),
+        }
+    }
+
+    /// A flush of the backing, by whomever.
+    pub(super) async fn flush_backing(&self, v: usize) -> Done {
+        let world = &self.world;
+        let id = world.disks[v].borrow_mut().flush();
+        let done = world.backing(v, id).await;
+        if done == Done::Failed {
+            world.say(|| format!("v{v} a flush FAILED"));
+            world.flush_failures.borrow_mut()[v] += 1;
+            // What was acknowledged and not durable is in doubt from now on, and every connection is to hear of it.
+            world.acked_n.borrow_mut()[v].fill(0);
+        }
+        done
+    }
+
+    fn answered(
+        &self,
+        v: usize,
+        q: usize,
+        tag: u64,
+        op: HostOp,
+        result: Result<(), Failure>,
+        story: &Story,
+        promised: &[u64],
+        failures_before: u64,
+    ) {
+        let world = &self.world;
+        let now = world.now_us.get();
+        if op.changes().is_some() {
+            world.oracle.borrow_mut().acked(tag, result.is_ok().then_some(story.first_epoch).flatten(), now);
+        }
+        let landed = world.landed_n.borrow_mut().remove(&tag).unwrap_or_default();
+        let fua = matches!(op, HostOp::Write { fua: true, .. } | HostOp::Zero { fua: true, .. });
+        if op == HostOp::Flush || fua {
+            let told = &self.volumes[v].told[q];
+            match result {
+                Ok(()) if failures_before > told.get() => {
+                    world.fail(format!(
+                        "T14: w{tag}: a flush had failed before, this connection was never told, and {op:?} succeeds"
+                    ));
+                }
+                Ok(()) => {}
+                Err(_) => told.set(world.flush_failures.borrow()[v]),
+            }
+        }
+        if result.is_err() {
+            return;
+        }
+        let failed_since = world.flush_failures.borrow()[v] > failures_before;
+        let disk = world.disks[v].borrow();
+        let (_, durable) = disk.versions();
+        if op == HostOp::Flush && !failed_since {
+            if let Some(s) = (0..promised.len()).find(|&s| durable[s] < promised[s]) {
+                world.fail(format!("w{tag}: a flush succeeded and sector {s} of v{v}, acknowledged before, is not durable"));
+            }
+        }
+        if fua && !failed_since {
+            if let Some((s, _)) = landed.iter().find(|(s, n)| durable[**s] < **n) {
+                world.fail(format!("w{tag}: FUA succeeded and sector {s} of v{v} is not durable"));
+            }
+        }
+        let mut acked = world.acked_n.borrow_mut();
+        if !failed_since {
+            for (s, n) in landed {
+                acked[v][s] = acked[v][s].max(n);
+            }
+        }
+        if matches!(op, HostOp::Trim { .. } | HostOp::Zero { .. }) {
+            let (first, count) = op.changes().expect("it changes");
+            let skipped = (first..first + count).filter(|s| !story.done.iter().any(|(f, n)| (*f..f + n).contains(s)));
+            for s in skipped {
+                let busy = world.oracle.borrow().busy(v, s, tag);
+                if !busy && disk.current(s) != [0; SECTOR] {
+                    return world
+                        .fail(format!("T8: w{tag} {op:?} was acknowledged without I/O, but sector {s} of v{v} is not zero"));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! The gate: seeds without a mistake break no law, and every mistake is noticed.
+
+use farside_sim::mutations::{CaughtBy, MUTATIONS};
+use farside_sim::run::{Options, run};
+use farside_sim::sweep::sweep;
+
+fn threads() -> usize {
+    std::thread::available_parallelism().map_or(2, usize::from)
+}
+
+/// More or other seeds: `FARSIDE_SIM_SEEDS=2000..9000 cargo test --release -p farside-sim`.
+fn seeds() -> std::ops::Range<u64> {
+    let asked = std::env::var("FARSIDE_SIM_SEEDS").ok();
+    let parsed = asked.and_then(|text| {
+        let (from, to) = text.split_once("..")?;
+        Some(from.parse().ok()?..to.parse().ok()?)
+    });
+    parsed.unwrap_or(0..1000)
+}
+
+#[test]
+fn a_thousand_seeds_break_no_law() {
+    let summary = sweep(seeds(), threads(), Options::default(), false);
+    println!("{summary}");
+    assert!(summary.failures.is_empty(), "{summary}");
+    assert!(summary.points > summary.runs, "fewer than one point per run was compared: the runs are idle");
+}
+
+#[test]
+fn every_mistake_is_noticed() {
+    let mut missed = Vec::new();
+    for mutation in MUTATIONS {
+        let CaughtBy::Seeds(within) = mutation.caught_by else { continue };
+        let names = [mutation.name];
+        let options = Options { trace: false, mutations: &names, directed: mutation.directed };
+        let summary = sweep(0..within, threads(), options, true);
+        match summary.failures.first() {
+            Some(first) => {
+                let why: String = first.bad.clone().unwrap_or_default().chars().take(100).collect();
+                println!("{:45} seed {:4}  {why}", mutation.name, first.seed);
+            }
+            None => missed.push(mutation.name),
+        }
+    }
+    assert!(missed.is_empty(), "not noticed: {missed:?}");
+}
+
+#[test]
+fn the_same_seed_tells_the_same_story() {
+    for seed in 0..5 {
+        let (a, b) = (run(seed, Options::default()), run(seed, Options::default()));
+        assert_eq!((a.steps, a.points, a.records, a.tail), (b.steps, b.points, b.records, b.tail), "seed {seed}");
+    }
+}
