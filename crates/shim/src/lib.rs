@@ -34,10 +34,13 @@ mod mutation;
 mod pool;
 mod queue;
 mod request;
+mod save;
 mod side_buffer;
 mod states;
 mod switch;
 mod sync;
+#[cfg(all(test, not(feature = "loom")))]
+mod tests;
 mod volume;
 
 pub use bell::{NoWake, Wake};

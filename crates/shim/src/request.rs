@@ -1,9 +1,13 @@
 //! A host request as a token: what to do next, until it is complete.
 
-use farside_region::ByteExtent;
+use farside_region::{ByteExtent, ByteOffset, EpochId, GranuleRun, RegionIndex};
 use thiserror::Error;
 
-use crate::{Connection, Queue, sync::Arc};
+use crate::mutation::mutated;
+use crate::save::Before;
+use crate::sync::{Arc, Ordering, fence};
+use crate::volume::Intent;
+use crate::{Connection, Queue, RegionState, Volume};
 
 /// What the host asks for.
 #[derive(Clone, Debug)]
@@ -102,30 +106,314 @@ pub enum Step {
     Complete(Result<(), Failure>),
 }
 
+impl Op {
+    pub(crate) fn extent(&self) -> Option<ByteExtent> {
+        match self {
+            Self::Read(extent) | Self::Write(extent, _) | Self::Trim(extent, _) | Self::WriteZeroes { extent, .. } => {
+                Some(*extent)
+            }
+            Self::Flush(_) => None,
+        }
+    }
+}
+
+/// How a piece reaches the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pass {
+    Write,
+    Zero { no_hole: bool },
+}
+
+impl Pass {
+    /// A NO_HOLE request never takes the COLD_ZERO way: it promises allocated space (T8).
+    fn may_skip_zero(self) -> bool {
+        self == Self::Zero { no_hole: false }
+    }
+
+    fn io(self, extent: ByteExtent) -> Io {
+        match self {
+            Self::Write => Io::Write(extent),
+            Self::Zero { no_hole } => Io::Zero { extent, no_hole },
+        }
+    }
+}
+
+/// A piece that is marked and registered as in flight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Piece {
+    extent: ByteExtent,
+    run: GranuleRun,
+    epoch: EpochId,
+}
+
+/// ```text
+/// Read ─► Reading ─► Done
+/// Intent ─► Mark ─► Claim ⇄ Saving
+///   ▲        │▲      └─► Passing ─► Mark … ─► Flush ─► Flushing ─► Done
+///   └─cooled─┘└──── next piece ──────┘
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Read,
+    Reading,
+    /// Look at all regions of the rest of the request.
+    Intent,
+    /// Mark the next piece.
+    Mark,
+    Claim(Piece),
+    Saving(Piece, GranuleRun, EpochId),
+    Passing(Piece),
+    Flush,
+    Flushing(u64),
+    /// Only the answer is left.
+    Answer(Result<(), Failure>),
+    Done,
+}
+
 /// A host request on its way. Must be driven to [`Step::Complete`]; dropping it before panics.
 #[derive(Debug)]
-pub struct Request {}
+pub struct Request {
+    phase: Phase,
+    pass: Pass,
+    /// The first byte not yet passed on, and the one after the last.
+    at: u64,
+    end: u64,
+    fua: Option<Arc<Connection>>,
+    /// Its place in the queue's in-flight table.
+    entry: Option<u16>,
+    slot: usize,
+}
 
 impl Request {
+    pub(crate) fn new(op: Op, slot: usize) -> Self {
+        let (at, end) = op.extent().map_or((0, 0), |e| (e.offset.0, e.offset.0 + e.len));
+        let (phase, pass, fua) = match op {
+            Op::Read(_) if at == end => (Phase::Answer(Ok(())), Pass::Write, None),
+            Op::Read(_) => (Phase::Read, Pass::Write, None),
+            Op::Write(_, fua) => (Phase::Intent, Pass::Write, fua),
+            Op::Flush(connection) => (Phase::Flush, Pass::Write, Some(connection)),
+            Op::Trim(_, fua) => (Phase::Intent, Pass::Zero { no_hole: false }, fua),
+            Op::WriteZeroes { no_hole, fua, .. } => (Phase::Intent, Pass::Zero { no_hole }, fua),
+        };
+        Self { phase, pass, at, end, fua, entry: None, slot }
+    }
+
     /// What to do next. Never blocks.
     ///
     /// # Panics
     /// While an [`Io`] of it is outstanding, after it completed, or with another queue than the one it began on.
-    pub fn advance(&mut self, _queue: &mut Queue) -> Step {
-        todo!()
+    pub fn advance(&mut self, queue: &mut Queue) -> Step {
+        assert_eq!(self.slot, queue.slot, "a request stays on its queue");
+        match self.look(queue) {
+            Step::Park(_) => {
+                // Whoever makes it possible to go on looks at the bell after that; so arm it, and look once more.
+                queue.volume.queue_bells[queue.slot].arm();
+                self.look(queue)
+            }
+            step => step,
+        }
+    }
+
+    fn look(&mut self, queue: &mut Queue) -> Step {
+        loop {
+            match self.phase {
+                Phase::Read => {
+                    self.phase = Phase::Reading;
+                    return Step::Io(Io::Read(extent(self.at, self.end)));
+                }
+                Phase::Intent => match self.intent(&queue.volume) {
+                    Intent::Waiting => return Step::Park(ParkKey::Intent),
+                    Intent::Hot => self.phase = Phase::Mark,
+                    Intent::Failed => self.answer(queue, Err(Failure::TrackingLost)),
+                },
+                Phase::Mark => {
+                    let Some(piece) = self.next_piece(&queue.volume) else {
+                        match self.fua {
+                            Some(_) => self.phase = Phase::Flush,
+                            None => self.answer(queue, Ok(())),
+                        }
+                        continue;
+                    };
+                    if self.entry.is_none() {
+                        self.entry = queue.take_entry();
+                    }
+                    let Some(entry) = self.entry else {
+                        return Step::Park(ParkKey::InFlight);
+                    };
+                    self.phase = match mark(queue, piece, entry) {
+                        Some(piece) => Phase::Claim(piece),
+                        None => Phase::Intent,
+                    };
+                }
+                Phase::Claim(piece) => match queue.volume.before_write(queue.slot, piece.run, piece.epoch) {
+                    Before::Nothing => {
+                        self.phase = Phase::Passing(piece);
+                        return Step::Io(self.pass.io(piece.extent));
+                    }
+                    Before::Park(key) => return Step::Park(key),
+                    Before::Save(run, cut) => {
+                        self.phase = Phase::Saving(piece, run, cut);
+                        return Step::Io(Io::Save(queue.volume.geometry.bytes_of(run)));
+                    }
+                },
+                Phase::Flush => {
+                    if self.entry.is_none() {
+                        self.entry = queue.take_entry();
+                    }
+                    let Some(entry) = self.entry else {
+                        return Step::Park(ParkKey::InFlight);
+                    };
+                    let flush = queue.volume.next_flush();
+                    queue.volume.in_flight[queue.slot].set_flush(entry, flush);
+                    fence(Ordering::SeqCst); // known as under way before it is
+                    self.phase = Phase::Flushing(flush);
+                    return Step::Io(Io::Flush);
+                }
+                Phase::Answer(result) => {
+                    self.phase = Phase::Done;
+                    return Step::Complete(result);
+                }
+                Phase::Reading | Phase::Saving(..) | Phase::Passing(_) | Phase::Flushing(_) => {
+                    panic!("advance while an operation of the request is outstanding")
+                }
+                Phase::Done => panic!("advance after completion"),
+            }
+        }
+    }
+
+    /// Intent comes first, for the whole request at once, and is durable before anything is marked † (L2): a mark without it
+    /// dies with the process, and the write with it.
+    fn intent(&self, volume: &Volume) -> Intent {
+        let Some(run) = volume.geometry.granules_of(extent(self.at, self.end)) else {
+            return Intent::Hot;
+        };
+        let intent = volume.look_at_intent(run, self.pass.may_skip_zero());
+        if intent == Intent::Waiting && mutated!(volume, MarkBeforeIntent) { Intent::Hot } else { intent }
+    }
+
+    /// The next bytes to mark: at most one piece, and nothing of regions that are known to be zero where zeroing is all that is
+    /// asked (T8: they complete at once).
+    fn next_piece(&mut self, volume: &Volume) -> Option<ByteExtent> {
+        let (geometry, size) = (&volume.geometry, volume.geometry.region_bytes());
+        let is_zero = |at: u64| volume.region_state(RegionIndex(at / size)) == RegionState::ColdZero;
+        while self.pass.may_skip_zero() && self.at < self.end && is_zero(self.at) {
+            self.at = self.end.min((self.at / size + 1) * size);
+        }
+        let granule = self.at / geometry.granule_bytes() * geometry.granule_bytes();
+        let mut end = self.end.min(granule + volume.limits.piece_bytes);
+        if self.pass.may_skip_zero() {
+            let mut region = (self.at / size + 1) * size;
+            while region < end && !is_zero(region) {
+                region += size;
+            }
+            end = end.min(region);
+        }
+        (self.at < end).then(|| extent(self.at, end))
     }
 
     /// The [`Io`] that `advance` returned has ended.
     ///
     /// # Panics
     /// When none was outstanding, or `Save` comes back with another length.
-    pub fn io_done(&mut self, _queue: &mut Queue, _result: IoResult<'_>) {
-        todo!()
+    pub fn io_done(&mut self, queue: &mut Queue, result: IoResult<'_>) {
+        let volume = &*queue.volume;
+        let failed = match result {
+            IoResult::Failed(errno) => Some(Failure::Backing(errno)),
+            IoResult::Done | IoResult::Data(_) => None,
+        };
+        match self.phase {
+            Phase::Reading => self.phase = Phase::Answer(failed.map_or(Ok(()), Err)),
+            Phase::Saving(piece, run, cut) => {
+                let data = match result {
+                    IoResult::Data(data) => {
+                        assert_eq!(data.len() as u64, volume.geometry.bytes_of(run).len, "a save brings what was asked for");
+                        Some(data)
+                    }
+                    IoResult::Failed(_) => None,
+                    IoResult::Done => panic!("a save comes back with data or an error"),
+                };
+                volume.saved(queue.slot, run, cut, data);
+                self.phase = Phase::Claim(piece);
+            }
+            Phase::Passing(piece) => {
+                self.at = piece.extent.offset.0 + piece.extent.len;
+                volume.in_flight[queue.slot].clear(self.entry.expect("a marked piece is registered"));
+                volume.ring_all();
+                match failed {
+                    // What the device holds now is anybody's guess; the granules are dirty, so it will be read.
+                    Some(failure) => self.answer(queue, Err(failure)),
+                    None => self.phase = Phase::Mark,
+                }
+            }
+            Phase::Flushing(flush) => {
+                // First the consequences, then the entry: a cooler that no longer sees the flush sees its failure.
+                volume.flush_result(flush, failed.is_none());
+                volume.in_flight[queue.slot].clear(self.entry.expect("a flush is registered"));
+                volume.ring_all();
+                let connection = self.fua.take().expect("a flush has a connection");
+                let told = connection.learn(volume);
+                self.answer(queue, if told || failed.is_some() { Err(Failure::FlushFailed) } else { Ok(()) });
+            }
+            _ => panic!("no operation of the request is outstanding"),
+        }
+    }
+
+    fn answer(&mut self, queue: &mut Queue, result: Result<(), Failure>) {
+        if let Some(entry) = self.entry.take() {
+            queue.give_entry(entry);
+            queue.volume.queue_bells[queue.slot].ring();
+        }
+        self.phase = Phase::Answer(result);
+    }
+
+    /// The epoch whose map the piece under way is marked in.
+    #[cfg(any(test, feature = "mutations"))]
+    pub fn epoch(&self) -> Option<EpochId> {
+        match self.phase {
+            Phase::Claim(piece) | Phase::Saving(piece, ..) | Phase::Passing(piece) => Some(piece.epoch),
+            _ => None,
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn at_for_tests(&self) -> u64 {
+        self.at
     }
 
     /// Forgets it as a power cut would: for simulated crashes.
     #[cfg(any(test, feature = "mutations"))]
-    pub fn crash(self) {
-        todo!()
+    pub fn crash(mut self) {
+        self.phase = Phase::Done;
+    }
+}
+
+/// Step 2 of a write, in one straight line: announce, fence, read the epoch, look at the regions again, mark, register, idle.
+/// `None`: a region is no longer hot; begin again with intent. Never blocks between announce and idle: a grace waits for it.
+#[inline]
+fn mark(queue: &Queue, extent: ByteExtent, entry: u16) -> Option<Piece> {
+    let volume = &*queue.volume;
+    let run = volume.geometry.granules_of(extent).expect("a piece is not empty and inside the volume");
+    let early = mutated!(volume, ReadThenAnnounce).then(|| volume.group.epoch());
+    volume.announce(queue.slot, Some(run));
+    let epoch = early.unwrap_or_else(|| volume.group.epoch());
+    let hot = volume.geometry.regions_of(run).iter().all(|region| volume.is_markable(region));
+    if hot {
+        volume.map_of(epoch).mark(&volume.masks, &volume.geometry, run);
+        volume.in_flight[queue.slot].set_write(entry, run, epoch);
+    }
+    volume.idle(queue.slot);
+    hot.then_some(Piece { extent, run, epoch })
+}
+
+fn extent(at: u64, end: u64) -> ByteExtent {
+    ByteExtent { offset: ByteOffset(at), len: end - at }
+}
+
+/// A request is completed exactly once: a lost one would leave the host waiting for ever, or a mark without its write.
+impl Drop for Request {
+    fn drop(&mut self) {
+        if self.phase != Phase::Done && !std::thread::panicking() {
+            panic!("a request was dropped before it was complete: {self:?}");
+        }
     }
 }

@@ -20,3 +20,16 @@ pub enum RegionState {
     /// The bit is durable, but on its way to be cleared; a writer takes it back by CAS.
     Cooling = 4,
 }
+
+impl RegionState {
+    pub(crate) fn from_u8(state: u8) -> Self {
+        match state {
+            0 => Self::Cold,
+            1 => Self::ColdZero,
+            2 => Self::Setting,
+            3 => Self::Hot,
+            4 => Self::Cooling,
+            _ => unreachable!("only states are stored"),
+        }
+    }
+}
