@@ -16,6 +16,9 @@
 pub mod memory;
 pub mod quic;
 
+#[cfg(test)]
+mod conformance;
+
 mod backoff;
 mod budget;
 mod connection;

@@ -270,6 +270,7 @@ impl Connection for MemoryConnection {
             chunks: body,
             resets: resets.clone(),
             pending: Bytes::new(),
+            finished: false,
         };
         let incoming = IncomingPart { header, body: Box::new(body) };
         tokio::select! {
@@ -374,11 +375,15 @@ struct MemoryPartReceiver {
     chunks: mpsc::Receiver<Chunk>,
     resets: watch::Receiver<u64>,
     pending: Bytes,
+    finished: bool,
 }
 
 #[async_trait]
 impl PartReceiver for MemoryPartReceiver {
     async fn next(&mut self, bytes_max: usize) -> Result<Option<Bytes>, PartError> {
+        if self.finished {
+            return Ok(None);
+        }
         if self.pending.is_empty() {
             let chunk = tokio::select! {
                 biased;
@@ -388,7 +393,10 @@ impl PartReceiver for MemoryPartReceiver {
             };
             match chunk {
                 None => return Err(PartError::Reset),
-                Some(Chunk::End) => return Ok(None),
+                Some(Chunk::End) => {
+                    self.finished = true;
+                    return Ok(None);
+                }
                 Some(Chunk::Data(data)) => self.pending = data,
             }
         }

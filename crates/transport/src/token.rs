@@ -235,7 +235,8 @@ mod tests {
         assert!(!format!("{:?}", sample()).contains("9, 9"), "the secret is not printed");
     }
 
-    const GOLDEN: &str = "farside1-";
+    const GOLDEN: &str = "farside1-aeaqbusjnmaaaaaaa4dqobyha4dqobyha4dqobyha4dqobyha4dqobyha4dqobyha4dqscijbeeqscijbeeqscij\
+                          beeqsa3emiyqefdhmf2gk53bpexgk6dbnvygyzj2g42demaslmzdambrhjsgeob2hiyv2orxgqzdabzugwja";
 
     #[test]
     fn every_damage_is_noticed() {

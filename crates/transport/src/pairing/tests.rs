@@ -1,1 +1,167 @@
+//! The book: what a token is good for, and what survives a restart.
 
+use std::os::unix::fs::PermissionsExt;
+
+use super::*;
+use crate::memory::name;
+
+const NOW: u64 = 1_000_000;
+const HOUR: u64 = 3600;
+
+fn request(source: Option<&str>, replace: bool) -> TokenRequest {
+    TokenRequest {
+        addresses: vec!["gateway:7420".to_owned()],
+        receiver: Fingerprint([0; 32]),
+        lifetime_s: HOUR,
+        source: source.map(name),
+        replace,
+    }
+}
+
+fn machine(number: u8) -> Fingerprint {
+    Fingerprint([number; 32])
+}
+
+struct Fixture {
+    directory: tempfile::TempDir,
+    book: PairingBook,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let book = PairingBook::open(&directory.path().join("pairings.json")).expect("opened");
+        Self { directory, book }
+    }
+
+    fn reopened(mut self) -> Self {
+        self.book = PairingBook::open(&self.directory.path().join("pairings.json")).expect("opened again");
+        self
+    }
+
+    fn token(&self, source: Option<&str>, replace: bool) -> PairingToken {
+        self.book.create_token(request(source, replace), NOW).expect("made")
+    }
+
+    fn redeem(&self, token: &PairingToken, as_name: &str, by: Fingerprint, now: u64) -> Result<Vec<Fingerprint>, PairingRefusal> {
+        let key = token.secret.proof_key();
+        self.book.redeem(&token.secret.token_id(), |k| *k == key, &name(as_name), by, now).map(|(_, replaced)| replaced)
+    }
+}
+
+#[test]
+fn a_token_pairs_one_machine_once_and_the_book_remembers() {
+    let f = Fixture::new();
+    let token = f.token(None, false);
+    assert_eq!(f.book.tokens(NOW).len(), 1);
+    f.redeem(&token, "db1", machine(1), NOW + 1).expect("paired");
+    let f = f.reopened();
+    assert_eq!(f.book.name_of(&machine(1)), Some(name("db1")));
+    assert_eq!(f.book.name_of(&machine(2)), None);
+    assert!(f.book.tokens(NOW).is_empty());
+    assert!(matches!(f.redeem(&token, "db2", machine(2), NOW + 1), Err(PairingRefusal::Used)));
+    // The answer was lost and the machine repeats itself, even after the token's time.
+    f.redeem(&token, "db1", machine(1), NOW + 2 * HOUR).expect("paired already");
+    assert!(f.book.remove(&name("db1")).expect("written"));
+    assert!(matches!(f.redeem(&token, "db1", machine(1), NOW + 1), Err(PairingRefusal::Used)), "removed means removed");
+}
+
+#[test]
+fn a_token_expires() {
+    let f = Fixture::new();
+    let token = f.token(None, false);
+    assert!(matches!(f.redeem(&token, "db1", machine(1), NOW + HOUR), Err(PairingRefusal::Expired)));
+    assert!(f.book.tokens(NOW + HOUR).is_empty());
+    assert!(f.book.sources().is_empty());
+}
+
+#[test]
+fn nobody_learns_about_a_token_without_its_secret() {
+    let f = Fixture::new();
+    let token = f.token(None, false);
+    f.redeem(&token, "db1", machine(1), NOW).expect("paired");
+    let id = token.secret.token_id();
+    let refused = f.book.redeem(&id, |_| false, &name("db1"), machine(1), NOW);
+    assert!(matches!(refused, Err(PairingRefusal::Unknown)), "used and unknown look the same");
+    assert!(matches!(f.book.redeem(&[0; 8], |_| true, &name("x"), machine(3), NOW), Err(PairingRefusal::Unknown)));
+    let text = std::fs::read_to_string(f.directory.path().join("pairings.json")).expect("read");
+    let line = token.to_line();
+    assert!(!text.contains(&line[9..]) && text.contains(&hex(&token.secret.proof_key())));
+}
+
+#[test]
+fn names_and_machines_are_taken_over_only_on_purpose() {
+    let f = Fixture::new();
+    f.redeem(&f.token(None, false), "db1", machine(1), NOW).expect("paired");
+    assert!(matches!(f.redeem(&f.token(Some("db2"), false), "db1", machine(2), NOW), Err(PairingRefusal::OtherSource { .. })));
+    assert!(matches!(f.redeem(&f.token(None, false), "db1", machine(2), NOW), Err(PairingRefusal::NameTaken(_))));
+    assert!(matches!(f.redeem(&f.token(None, false), "db9", machine(1), NOW), Err(PairingRefusal::MachineTaken(_))));
+    assert_eq!(f.redeem(&f.token(None, false), "db1", machine(1), NOW).expect("the same again"), []);
+    assert_eq!(f.redeem(&f.token(Some("db1"), true), "db1", machine(2), NOW).expect("replaced"), [machine(1)]);
+    assert_eq!(f.book.name_of(&machine(1)), None);
+    assert_eq!(f.redeem(&f.token(None, true), "db3", machine(2), NOW).expect("renamed"), []);
+    let sources = f.reopened().book.sources();
+    assert_eq!(sources.iter().map(|s| s.name.as_str()).collect::<Vec<_>>(), ["db3"]);
+}
+
+#[test]
+fn tokens_are_bounded_and_forgotten_in_the_end() {
+    let f = Fixture::new();
+    for _ in 0..3 {
+        f.token(None, false);
+    }
+    f.book.create_token(request(None, false), NOW + HOUR + MEMORY_S).expect("made");
+    assert_eq!(f.book.lock().tokens.len(), 1, "the expired ones were forgotten");
+    f.book.lock().tokens.resize_with(TOKENS_MAX, || TokenEntry {
+        id: String::new(),
+        proof_key: hex(&[0; 32]),
+        expires_unix_s: u64::MAX,
+        source: None,
+        replace: false,
+        used_by: None,
+    });
+    assert!(matches!(f.book.create_token(request(None, false), NOW), Err(BookError::TooManyTokens)));
+}
+
+#[test]
+fn unusable_addresses_are_refused() {
+    let f = Fixture::new();
+    for bad in ["", "host", "host:", ":7420", "host:70000", "a b:1", &format!("{}:1", "x".repeat(300))] {
+        let request = TokenRequest { addresses: vec![bad.to_owned()], ..request(None, false) };
+        assert!(matches!(f.book.create_token(request, NOW), Err(BookError::Address(_))), "{bad}");
+    }
+    let none = TokenRequest { addresses: Vec::new(), ..request(None, false) };
+    assert!(f.book.create_token(none, NOW).is_err());
+}
+
+#[test]
+fn a_damaged_or_exposed_book_is_refused_by_name() {
+    let f = Fixture::new();
+    f.token(None, false);
+    let path = f.directory.path().join("pairings.json");
+    assert_eq!(std::fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o600);
+    let good = std::fs::read_to_string(&path).expect("read");
+    for bad in [
+        &good[..good.len() / 2],
+        &good.replace("\"format\": 1", "\"format\": 2"),
+        &good.replace("proof_key\": \"", "proof_key\": \"x"),
+    ] {
+        std::fs::write(&path, bad).expect("written");
+        assert!(matches!(PairingBook::open(&path), Err(BookError::Damaged { .. })));
+    }
+    std::fs::write(&path, &good).expect("written");
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).expect("chmod");
+    assert!(matches!(PairingBook::open(&path), Err(BookError::File(IdentityError::Exposed { .. }))));
+}
+
+#[test]
+fn what_could_not_be_written_did_not_happen() {
+    let f = Fixture::new();
+    let token = f.token(None, false);
+    // A directory in the place of the temporary file: no write can succeed, whoever runs the test.
+    std::fs::create_dir_all(f.directory.path().join("pairings.tmp/x")).expect("made");
+    assert!(matches!(f.redeem(&token, "db1", machine(1), NOW), Err(PairingRefusal::Storage(_))));
+    assert!(f.book.sources().is_empty());
+    std::fs::remove_dir_all(f.directory.path().join("pairings.tmp")).expect("removed");
+    f.redeem(&token, "db1", machine(1), NOW).expect("paired now");
+}

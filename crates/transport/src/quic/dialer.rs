@@ -130,12 +130,14 @@ pub async fn pair(token: &PairingToken, identity: &Identity, source: &Name, limi
         Opening { source: source.clone(), pairing: Some(PairingProof { token_id: token.secret.token_id(), proof }) }
     };
     let target = Target { addresses: &token.addresses, fingerprint: token.receiver };
-    let (made, answer) = reach(identity, target, limits, opening).await?;
+    let (mut made, answer) = reach(identity, target, limits, opening).await?;
     // blake3's comparison takes the same time whatever differs.
     let proven = answer.proof.is_some_and(|proof| prove(Prover::Receiver, &made.session) == proof);
     let address = made.core.quinn().remote_address().to_string();
+    // The receiver closes when it knows that its answer was read.
+    let _ = made.send.finish();
+    let _ = timeout(Duration::from_secs(1), made.core.quinn().closed()).await;
     made.core.close(CloseCode::Done, "paired");
-    let _ = timeout(Duration::from_secs(1), made.endpoint.wait_idle()).await;
     if !proven {
         return Err(DialError::Unproven { address });
     }

@@ -234,7 +234,7 @@ impl Shared {
         let name = opening.source;
         let named = |refusal: Refusal| Refusal { name: Some(name.clone()), ..known(refusal) };
         if let Some(pairing) = opening.pairing {
-            return self.pair(core, &mut send, pairing, &name, fingerprint).await.map_err(named);
+            return self.pair(core, (&mut send, frames), pairing, &name, fingerprint).await.map_err(named);
         }
         match self.book.name_of(&fingerprint) {
             None => {
@@ -305,7 +305,7 @@ impl Shared {
     async fn pair(
         &self,
         core: &Arc<Core>,
-        send: &mut quinn::SendStream,
+        (send, mut frames): (&mut quinn::SendStream, FrameReader),
         pairing: PairingProof,
         name: &Name,
         source: Fingerprint,
@@ -336,8 +336,8 @@ impl Shared {
         tracing::info!(%name, fingerprint = %source, "paired a source");
         let _ = self.events.send(event).await;
         if write_frame(send, answer.encode()).await.is_ok() {
-            // The source closes when it has read the answer.
-            let _ = timeout(LINGER, core.quinn().closed()).await;
+            // The source ends its stream when it has read the answer.
+            let _ = timeout(LINGER, frames.next(0)).await;
         }
         core.close(CloseCode::Done, "paired");
         Ok(())
@@ -352,6 +352,6 @@ fn fingerprint(connection: &quinn::Connection) -> Result<Fingerprint, Refusal> {
         .ok_or_else(|| Refusal::new(CloseCode::NotPaired, "no certificate was shown"))
 }
 
-fn unix_s() -> u64 {
+pub(super) fn unix_s() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
