@@ -34,7 +34,7 @@ pub struct Limits {
     pub parts_open: u32,
     /// Connections that a listener keeps.
     pub connections: usize,
-    /// Connections that one source may have; a newer one closes the oldest.
+    /// Connections that one source may have (it makes one per group); a newer one closes the oldest.
     pub connections_per_source: usize,
     /// Connections that a listener lets be under construction.
     pub handshakes: usize,
@@ -56,7 +56,7 @@ impl Default for Limits {
             receive_budget_bytes: 64 << 20,
             parts_open: 32,
             connections: 256,
-            connections_per_source: 2,
+            connections_per_source: 64,
             handshakes: 64,
             handshake_timeout: Duration::from_secs(10),
             keep_alive: Duration::from_secs(4),
