@@ -1,9 +1,31 @@
 //! The source's side of one group.
+//!
+//! [`Source::step`] is one flat dispatcher; what follows from any event is looked for afterwards, in the same order each time:
+//! volumes that leave, checks that are due, ends to be said, a switch, parts to be read.
+//!
+//! | File | Owns |
+//! |---|---|
+//! | `api` | events, actions, limits |
+//! | `volume` | what one volume owes and has under way |
+//! | `check` | greeting, position rule, claim, resume |
+//! | `cutter` | the switch, demotion |
+//! | `send` | parts, end messages, acknowledgements |
+//! | `upkeep` | header position, cooling, heartbeats |
+//! | `status` | what people are told |
 
 mod api;
+mod check;
+mod cutter;
+mod send;
 mod status;
+mod upkeep;
+mod volume;
 
-use farside_region::{GranuleSet, RegionIndex, VolumeId};
+use std::collections::{BTreeMap, BTreeSet};
+
+use farside_ledger::{CutTime, LayerKind};
+use farside_region::{EpochId, GranuleSet, LayerKey, RegionIndex, VolumeId, mutation};
+use farside_wire::{Notice, ReceiverMessage, Refusal, RefusalCode, RequestId, SourceMessage};
 
 pub use api::{
     Action, Config, DemoteCause, Event, LayerDigestFn, Limits, Nanos, PartRead, Problem, ReadPart, Report, SECOND, Sample,
@@ -11,51 +33,300 @@ pub use api::{
 };
 pub use status::{Behind, NotConverging, PointStatus, Progress, RefusedWhy, State, Status, VolumeStatus};
 
+use cutter::Taken;
+use volume::{HeatFor, Layer, Reclaim, Service, Volume};
+
+const MENTIONED: &str = "cool a region that somebody still mentions";
+
 /// Decides for one group of volumes at the protected host. See the crate's head for the rules of calling.
 #[derive(Debug)]
 pub struct Source {
     config: Config,
+    phase: Phase,
+    link: Link,
+    volumes: BTreeMap<VolumeId, Volume>,
+    epochs: BTreeMap<EpochId, Epoch>,
+    switching: Option<Switching>,
+    /// A demotion that was told before its switch was.
+    demoted_early: Option<(EpochId, DemoteCause)>,
+    last_request: RequestId,
+    last_switch: Option<Nanos>,
+    last_heartbeat: Nanos,
+    /// The newest tick: `now`, and the time it carried.
+    time: Option<(Nanos, CutTime)>,
+    /// What a cut may hold, in bytes: halved by an overflow, doubled by a point.
+    cut_budget: u64,
+    last_demotion: Option<(Nanos, DemoteCause)>,
+    trouble: Option<Notice>,
+    digests_retry: Option<Nanos>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Running,
+    /// A planned stop waits for everything to be published.
+    Draining,
+    Halted,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Link {
+    Down,
+    /// Hello is sent.
+    Greeting {
+        connection: u64,
+    },
+    Up {
+        connection: u64,
+        since: Nanos,
+        /// What the receiver allows in sum, and what was sent.
+        granted: u64,
+        spent: u64,
+    },
+}
+
+impl Link {
+    fn connection(self) -> Option<u64> {
+        match self {
+            Self::Down => None,
+            Self::Greeting { connection } | Self::Up { connection, .. } => Some(connection),
+        }
+    }
+}
+
+/// A frozen epoch of the group, until no volume holds anything of it.
+#[derive(Debug)]
+struct Epoch {
+    kind: Kind,
+    members: BTreeSet<VolumeId>,
+    since: Nanos,
+    bytes: u64,
+    hold: Hold,
+}
+
+/// What an epoch is. A cut may become a pass, never the reverse.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Cut,
+    /// Was a cut; said as fuzzy, all members in one message (T10).
+    Demoted,
+    /// Each member in slices of its own.
+    Pass,
+}
+
+/// Whether the shim still keeps the epoch's claims.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Hold {
+    Held,
+    Released,
+}
+
+/// A switch that was asked for.
+#[derive(Debug)]
+struct Switching {
+    kind: LayerKind,
+    /// On which connection it was decided.
+    connection: Option<u64>,
+    members: BTreeMap<VolumeId, Taken>,
 }
 
 impl Source {
     /// A group without volumes and without a connection.
     pub fn new(config: Config) -> Self {
-        Self { config }
+        let cut_budget = config.limits.cut_bytes_max;
+        Self {
+            config,
+            phase: Phase::Running,
+            link: Link::Down,
+            volumes: BTreeMap::new(),
+            epochs: BTreeMap::new(),
+            switching: None,
+            demoted_early: None,
+            last_request: RequestId(0),
+            last_switch: None,
+            last_heartbeat: 0,
+            time: None,
+            cut_budget,
+            last_demotion: None,
+            trouble: None,
+            digests_retry: None,
+        }
     }
 
     /// Takes one event; appends what is to be done.
     pub fn step(&mut self, now: Nanos, event: Event, actions: &mut Vec<Action>) {
-        let _ = (now, event, actions, &self.config);
+        if self.phase == Phase::Halted && !matches!(event, Event::SwitchDone(_)) {
+            return;
+        }
+        match event {
+            Event::AddVolume(setup) => self.add_volume(*setup, actions),
+            Event::RemoveVolume { volume } => self.set_service(volume, Service::Leaving),
+            Event::Connected { connection } => self.connected_anew(now, connection, actions),
+            Event::Disconnected { connection } if self.link.connection() == Some(connection) => self.disconnected(now, actions),
+            Event::Message { connection, message } if self.link.connection() == Some(connection) => {
+                self.message(now, *message, actions);
+            }
+            Event::Tick(tick) => self.tick(now, &tick, actions),
+            Event::HeaderDurable { volume, confirmed, position } => self.header_durable(volume, confirmed, position, actions),
+            Event::SwitchDone(done) => self.switch_done(now, done, actions),
+            Event::Demoted { epoch, why } => self.demoted(now, epoch, why, actions),
+            Event::PartRead(read) if self.link.connection() == Some(read.connection) => self.part_read(now, &read, actions),
+            Event::PartAborted { connection, key, part } if self.link.connection() == Some(connection) => {
+                self.part_aborted(key, part);
+            }
+            Event::DigestsWanted { connection, key, part, run } if self.link.connection() == Some(connection) => {
+                self.digests_wanted(key, part, run, actions);
+            }
+            Event::CoolWanted { volume, regions } => self.cool_wanted(now, volume, &regions, actions),
+            Event::HotRegions { volume, regions } => self.hot_regions(volume, &regions, actions),
+            Event::AllHot { volume } => self.all_hot(now, volume, actions),
+            Event::TrackingLost { volume } => self.tracking_lost(volume, actions),
+            Event::FlushFailed { volume } => {
+                if let Some(volume) = self.volumes.get_mut(&volume) {
+                    volume.flush_failed = true;
+                }
+            }
+            Event::Pause { volume } => self.pause(now, volume, actions),
+            Event::Resume { volume } => self.set_service(volume, Service::Running),
+            Event::Accept { volume } => self.accept(volume, actions),
+            Event::Resync { volume } => self.heat(volume, HeatFor::Resync, actions),
+            Event::SetEpochInterval { interval } => self.config.limits.epoch_interval = interval,
+            Event::Drain => self.phase = Phase::Draining,
+            Event::Halt => self.phase = Phase::Halted,
+            // Of a connection that is gone.
+            Event::Disconnected { .. }
+            | Event::Message { .. }
+            | Event::PartRead(_)
+            | Event::PartAborted { .. }
+            | Event::DigestsWanted { .. } => {}
+        }
+        if self.phase != Phase::Halted {
+            self.follow_up(now, actions);
+        }
+    }
+
+    fn follow_up(&mut self, now: Nanos, out: &mut Vec<Action>) {
+        self.let_go(now, out);
+        self.begin_checks(now, out);
+        self.say_ends(out);
+        self.try_switch(now, out);
+        self.read_on(now, out);
+    }
+
+    fn message(&mut self, now: Nanos, message: ReceiverMessage, out: &mut Vec<Action>) {
+        if matches!(self.link, Link::Greeting { .. })
+            && !matches!(message, ReceiverMessage::Hello(_) | ReceiverMessage::Refusal(_))
+        {
+            return self.protocol_error("a message before the greeting", out);
+        }
+        match message {
+            ReceiverMessage::Hello(hello) => self.greeted(now, &hello, out),
+            ReceiverMessage::LedgerSlice(slice) => self.ledger_slice(now, slice, out),
+            ReceiverMessage::ClaimVerdict(verdict) => self.claim_verdict(now, &verdict, out),
+            ReceiverMessage::Credit(credit) => {
+                if let Link::Up { granted, .. } = &mut self.link {
+                    *granted = credit.granted_bytes.max(*granted);
+                }
+            }
+            ReceiverMessage::Staged(staged) => self.staged(&staged.layers),
+            ReceiverMessage::Published(published) => self.published(now, &published, out),
+            ReceiverMessage::Void(void) => self.void(now, &void.layers),
+            ReceiverMessage::Lost(lost) => self.lost(now, &lost.layers),
+            ReceiverMessage::ResumeAnswer(answer) => self.resume_answer(now, &answer, out),
+            ReceiverMessage::DigestAnswer(answer) => self.digest_answer(answer, out),
+            ReceiverMessage::Refusal(refusal) => self.refused(now, refusal, out),
+            ReceiverMessage::Notice(notice) => self.trouble = (notice != Notice::Ready).then_some(notice),
+            ReceiverMessage::Points(_) => {}
+            _ => {}
+        }
+    }
+
+    fn refused(&mut self, now: Nanos, refusal: Refusal, out: &mut Vec<Action>) {
+        let Refusal { code, volume, text } = refusal;
+        match (code, volume) {
+            (RefusalCode::Term, Some(volume)) => self.claim_anew(now, volume, Reclaim::Term),
+            (RefusalCode::Store, Some(_)) => self.digests_retry = Some(now + self.config.limits.recheck),
+            (_, Some(_)) => {}
+            (_, None) => {
+                if let Some(connection) = self.link.connection() {
+                    out.push(Action::Disconnect { connection, why: Problem::Refused { code, text: text.clone() } });
+                }
+            }
+        }
+        out.push(Action::Report { volume, what: Report::Refused { code, text } });
+    }
+
+    fn connected_anew(&mut self, now: Nanos, connection: u64, out: &mut Vec<Action>) {
+        if self.link != Link::Down {
+            self.disconnected(now, out);
+        }
+        self.connected(connection, out);
+    }
+
+    fn add_volume(&mut self, setup: VolumeSetup, out: &mut Vec<Action>) {
+        let (id, lost) = (setup.meta.id, setup.tracking_lost);
+        self.volumes.entry(id).or_insert_with(|| Volume::new(setup));
+        if lost {
+            self.tracking_lost(id, out);
+        }
+    }
+
+    fn set_service(&mut self, id: VolumeId, service: Service) {
+        if let Some(volume) = self.volumes.get_mut(&id)
+            && volume.service != Service::Leaving
+        {
+            volume.service = service;
+        }
     }
 
     /// Whether somebody here may still need this region hot (L2): layers not known published, a compare to come, granules to
-    /// send again, unreadable runs. Ask on the thread that steps, right before a clear; the open map, writes in flight and
-    /// failed flushes are the shim's to know.
+    /// send again, unreadable runs, a switch under way. Ask on the thread that steps, right before a clear; the open map,
+    /// writes in flight and failed flushes are the shim's to know.
     pub fn mentions(&self, volume: VolumeId, region: RegionIndex) -> bool {
-        let _ = (volume, region);
-        true
+        if mutation::on(MENTIONED) {
+            return false;
+        }
+        self.is_switching(volume) || self.volumes.get(&volume).is_none_or(|v| v.mentions(region) || !v.heat.0.is_empty())
     }
 
     /// All that a `clean` header must carry for this volume beside the open map (T2): frozen and unpublished layers, what is
-    /// to be compared (all its granules), sent again or retried. Only after [`Event::Halt`], with no switch under way.
+    /// to be compared (all its granules), sent again or retried. Only after [`Event::Halt`], and with no switch under way.
     pub fn owed(&self, volume: VolumeId) -> GranuleSet {
-        let _ = volume;
-        GranuleSet::new()
+        let mut owed = self.volumes.get(&volume).map_or_else(GranuleSet::new, Volume::owed);
+        if let Some(taken) = self.switching.as_ref().and_then(|s| s.members.get(&volume)) {
+            owed.union_with(&taken.extra);
+        }
+        owed
     }
 
     /// Whether everything is published as of the last tick's samples.
     pub fn settled(&self) -> bool {
-        false
+        self.everything_is_quiet()
     }
 
     /// Whether an [`Action::Switch`] awaits its [`Event::SwitchDone`].
     pub fn switching(&self) -> bool {
-        false
+        self.switching.is_some()
     }
 
-    /// What people are told.
-    pub fn status(&self, now: Nanos) -> Status {
-        let _ = now;
-        Status { connected: false, receiver_trouble: None, volumes: Vec::new(), last_demotion: None, cut_budget_bytes: 0 }
+    fn is_switching(&self, volume: VolumeId) -> bool {
+        self.switching.as_ref().is_some_and(|s| s.members.contains_key(&volume))
+    }
+
+    fn send(&self, message: SourceMessage, out: &mut Vec<Action>) {
+        let connection = self.link.connection().expect("nothing is sent without a connection");
+        out.push(Action::Send { connection, message: Box::new(message) });
+    }
+
+    fn layers_of(&self, epoch: EpochId) -> impl Iterator<Item = &Layer> {
+        self.volumes.values().flat_map(|v| &v.layers).filter(move |l| l.epoch == epoch)
+    }
+
+    fn layer(&self, key: &LayerKey) -> Option<&Layer> {
+        self.volumes.get(&key.volume)?.layers.iter().find(|l| l.key == *key)
+    }
+
+    fn layer_mut(&mut self, key: &LayerKey) -> Option<&mut Layer> {
+        self.volumes.get_mut(&key.volume)?.layer_mut(key)
     }
 }

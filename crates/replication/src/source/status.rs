@@ -2,8 +2,11 @@
 
 use farside_ledger::EpochInfo;
 use farside_region::{LedgerPosition, Name, Term, VolumeId};
+use farside_wire::Notice;
 
+use super::Kind;
 use super::api::{DemoteCause, Nanos};
+use super::volume::{Frozen, Service, Standing, Volume};
 
 /// How a volume is, in one word; details are in [`VolumeStatus`].
 ///
@@ -136,4 +139,105 @@ pub struct NotConverging {
     pub sent_bytes_per_s: u64,
     /// What a cut would have to hold.
     pub needed_cut_bytes: u64,
+}
+
+impl super::Source {
+    /// What people are told, as of `now`.
+    pub fn status(&self, now: Nanos) -> Status {
+        let receiver_trouble = self.trouble.as_ref().map(|notice| match notice {
+            Notice::GatewayFull { free_bytes, reserve_bytes } => format!(
+                "the gateway's disk is full: {free_bytes} bytes left above the {reserve_bytes} it keeps; existing points are intact, free space there"
+            ),
+            Notice::StoreFailed { text } => format!("the gateway cannot publish: {text}"),
+            other => format!("the gateway says {other:?}"),
+        });
+        Status {
+            connected: matches!(self.link, super::Link::Up { .. }),
+            receiver_trouble,
+            volumes: self.volumes.values().map(|v| self.volume_status(now, v)).collect(),
+            last_demotion: self.last_demotion,
+            cut_budget_bytes: self.cut_budget,
+        }
+    }
+
+    fn volume_status(&self, now: Nanos, volume: &Volume) -> VolumeStatus {
+        let geometry = volume.geometry();
+        let compare_bytes = volume.compare_bytes();
+        let taken = self.switching.as_ref().and_then(|s| s.members.get(&volume.id()));
+        let owed = volume.granule_bytes(&volume.resend) + taken.map_or(0, |t| volume.granule_bytes(&t.extra));
+        VolumeStatus {
+            volume: volume.id(),
+            name: volume.meta.name.clone(),
+            state: self.state_of(volume),
+            term: volume.held,
+            lag: self.lag_of(now, volume),
+            newest_point: volume.newest_point,
+            reading: volume.frozen.values().filter(|f| f.done_bytes < f.total_bytes).map(progress).next(),
+            backlog_bytes: (volume.sample.dirty_bytes + compare_bytes + owed + volume.unpublished_bytes())
+                .min(2 * geometry.volume_bytes()),
+            open_bytes: volume.sample.dirty_bytes,
+            compare_bytes,
+            unpublished_layers: volume.layers.len(),
+            unreadable_bytes: volume.granule_bytes(&volume.unreadable.granules),
+            flush_failed: volume.flush_failed,
+            not_converging: volume.not_converging,
+        }
+    }
+
+    fn state_of(&self, volume: &Volume) -> State {
+        match (volume.standing, volume.service) {
+            (Standing::Refused(why), _) => return State::Refused(why),
+            (Standing::TrackingLost, _) => return State::TrackingLost,
+            (_, Service::Paused | Service::Leaving) => return State::Paused,
+            (Standing::Good, Service::Running) => {}
+        }
+        if !volume.is_checked() {
+            return State::Idle;
+        }
+        let owes = !volume.owes_nothing() || volume.sample.dirty_bytes > 0;
+        match &self.trouble {
+            Some(Notice::GatewayFull { .. }) if owes => return State::Behind(Behind::GatewayFull),
+            Some(_) if owes => return State::Behind(Behind::StoreFailed),
+            _ => {}
+        }
+        let comparing = !volume.compare.is_empty() || volume.frozen.values().any(|f| !f.compare.is_empty());
+        let passing = volume.point_due
+            || volume.weight() > self.cut_budget
+            || volume.frozen.keys().any(|e| self.epochs.get(e).is_some_and(|e| e.kind != Kind::Cut));
+        if volume.newest_point.is_none() && !volume.ever_published && owes {
+            State::Behind(Behind::FirstSync)
+        } else if comparing {
+            State::Behind(Behind::Comparing)
+        } else if passing && !volume.ever_point() {
+            State::Behind(Behind::FirstSync)
+        } else if passing {
+            State::Behind(Behind::CatchingUp)
+        } else {
+            State::Streaming
+        }
+    }
+
+    /// Age of the newest cut or heartbeat that is published, on this machine's clock alone.
+    fn lag_of(&self, now: Nanos, volume: &Volume) -> Option<Nanos> {
+        let (at, time) = self.time?;
+        let point = volume.newest_point.map(|p| p.epoch).filter(|e| e.boot == self.config.boot).map(|e| e.mono_before_ns);
+        let quiet = volume.quiet.filter(|q| q.boot == self.config.boot).map(|q| q.mono_ns);
+        let newest = point.max(quiet)?;
+        Some((time.mono_ns + now.saturating_sub(at)).saturating_sub(newest))
+    }
+}
+
+fn progress(frozen: &Frozen) -> Progress {
+    Progress {
+        done_bytes: frozen.done_bytes,
+        total_bytes: frozen.total_bytes,
+        since: frozen.since,
+        sent_bytes: frozen.sent_bytes,
+    }
+}
+
+impl Volume {
+    fn ever_point(&self) -> bool {
+        self.newest_point.is_some()
+    }
 }

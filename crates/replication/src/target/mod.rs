@@ -1,39 +1,157 @@
 //! The receiver's side of one group.
+//!
+//! | File | Owns |
+//! |---|---|
+//! | `api` | events, actions, limits |
+//! | `sessions` | connections, greeting, credit, answers about the ledger |
+//! | `landing` | layers that are not published: parts, end messages, staging |
+//! | `compose` | one record at a time: what to append, and what its verdict means |
+//!
+//! Invariants: at most one append is under way; a layer is composed only while staged and next in its volume's chain; every
+//! record is composed from the state as it is then, never kept (T11).
 
 mod api;
+mod compose;
+mod landing;
+mod sessions;
 
-use farside_ledger::State;
+use std::collections::{BTreeMap, VecDeque};
+
+use farside_ledger::{Body, CutTime, Heartbeat, State};
+use farside_region::{LayerKey, Term, VolumeId};
+use farside_wire::{InstanceId, ReceiverMessage, SourceMessage};
 
 use crate::source::Nanos;
 
 pub use api::{Action, AppendOutcome, Config, DropWhy, Event, LandedLayer, Limits, Report, SessionId, Ticket};
 
+use compose::{Appending, QueuedClaim};
+use landing::Landing;
+use sessions::{Disk, Session};
+
 /// Decides for one group at the receiver. The ledger's replayed state is the store's; each step sees the newest.
 #[derive(Debug)]
 pub struct Target {
     config: Config,
+    sessions: BTreeMap<SessionId, Session>,
+    layers: BTreeMap<LayerKey, Landing>,
+    claims: VecDeque<QueuedClaim>,
+    submissions: VecDeque<(u64, Body)>,
+    heartbeat: Option<Heartbeat>,
+    quiet: BTreeMap<VolumeId, (CutTime, Nanos)>,
+    recorded_at: Nanos,
+    appending: Option<Appending>,
+    last_ticket: Ticket,
+    /// The volume whose layer was published last: the next one goes first.
+    served: Option<VolumeId>,
+    claimants: BTreeMap<VolumeId, (Term, InstanceId)>,
+    disk: Disk,
+    trouble: Option<Trouble>,
+}
+
+/// The store could not append.
+#[derive(Clone, Debug)]
+struct Trouble {
+    text: String,
+    retry_at: Nanos,
 }
 
 impl Target {
     /// Takes up a group with what its landing holds. Layers that no longer can be published are dropped (T4): call only
     /// after a replay that verified every slot up to the highest.
     pub fn new(config: Config, state: &State, landed: Vec<LandedLayer>, actions: &mut Vec<Action>) -> Self {
-        let _ = (state, landed, actions);
-        Self { config }
+        let mut target = Self {
+            config,
+            sessions: BTreeMap::new(),
+            layers: BTreeMap::new(),
+            claims: VecDeque::new(),
+            submissions: VecDeque::new(),
+            heartbeat: None,
+            quiet: BTreeMap::new(),
+            recorded_at: 0,
+            appending: None,
+            last_ticket: Ticket(0),
+            served: None,
+            claimants: BTreeMap::new(),
+            disk: Disk::default(),
+            trouble: None,
+        };
+        target.take_up(state, landed, actions);
+        target
     }
 
     /// Takes one event; appends what is to be done.
     pub fn step(&mut self, now: Nanos, state: &State, event: Event, actions: &mut Vec<Action>) {
-        let _ = (now, state, event, actions, &self.config);
+        match event {
+            Event::Message { session, message } => self.message(now, state, session, *message, actions),
+            Event::Closed { session } => self.closed(session),
+            Event::PartLanded { session, key, part, entry } => self.part_landed(state, session, key, part, entry, actions),
+            Event::PartFailed { session, key, part, why } => self.part_failed(session, key, part, why, actions),
+            Event::Appended { ticket, outcome } => self.appended(now, state, ticket, outcome, actions),
+            Event::Submit { submission, body } => self.submissions.push_back((submission, *body)),
+            Event::Digests { session, id, volume, start, runs } => self.digests(session, id, volume, start, runs, actions),
+            Event::Grantable { free_bytes, reserve_bytes } => self.disk = Disk { free_bytes, reserve_bytes },
+            Event::Tick => {}
+        }
+        self.grant(actions);
+        self.append_next(now, state, actions);
     }
 
     /// Connections that greeted.
     pub fn sessions(&self) -> Vec<SessionId> {
-        Vec::new()
+        self.sessions.keys().copied().collect()
     }
 
     /// Bytes of parts that were granted and have not landed; never grant the same disk twice.
     pub fn granted_bytes(&self) -> u64 {
-        0
+        self.sessions.values().map(Session::outstanding).sum()
+    }
+
+    /// Unpublished layers that have something landed, and the bytes of their parts.
+    pub fn unpublished(&self) -> (usize, u64) {
+        (self.layers.len(), self.layers.values().map(Landing::bytes).sum())
+    }
+
+    /// Why nothing can be appended now, for people; `None` = it can.
+    pub fn trouble(&self) -> Option<&str> {
+        self.trouble.as_ref().map(|t| t.text.as_str())
+    }
+
+    /// Up to when a volume is known unchanged by a heartbeat that still holds, and when that arrived here. Age it by the
+    /// arrival, never by the other machine's clock.
+    pub fn quiet(&self, state: &State, volume: VolumeId) -> Option<(CutTime, Nanos)> {
+        let heartbeat = self.heartbeat.as_ref()?;
+        let &(_, term) = heartbeat.members.iter().find(|(id, _)| *id == volume)?;
+        let known = state.volume(volume)?;
+        let above = known.last_layer().is_some_and(|l| l.slot > heartbeat.position.slot);
+        (known.term() == term && !above).then(|| self.quiet.get(&volume).copied()).flatten()
+    }
+
+    fn message(&mut self, now: Nanos, state: &State, from: SessionId, message: SourceMessage, out: &mut Vec<Action>) {
+        if let SourceMessage::Hello(hello) = message {
+            return self.hello(from, hello, out);
+        }
+        if !self.sessions.contains_key(&from) {
+            return;
+        }
+        match message {
+            SourceMessage::ReadLedger(question) => self.read_ledger(state, from, &question, out),
+            SourceMessage::Claim(request) => self.claim(from, request, out),
+            SourceMessage::LayerBegin(begin) => self.layer_begin(state, from, begin.key, out),
+            SourceMessage::EpochEnd(end) => self.epoch_end(state, from, &end, out),
+            SourceMessage::Heartbeat(heartbeat) => self.heard(now, state, heartbeat),
+            SourceMessage::Resume(query) => self.resume(state, from, &query, out),
+            SourceMessage::Digests(query) => self.digest_query(state, from, &query, out),
+            SourceMessage::Points(query) => out.push(Action::AnswerPoints { session: from, query }),
+            _ => self.close(from, "a message that this build does not know", out),
+        }
+    }
+
+    fn send(&self, session: SessionId, message: ReceiverMessage, out: &mut Vec<Action>) {
+        out.push(Action::Send { session, message: Box::new(message) });
+    }
+
+    fn broadcast(&self, message: &ReceiverMessage, out: &mut Vec<Action>) {
+        self.sessions.keys().for_each(|&session| self.send(session, message.clone(), out));
     }
 }

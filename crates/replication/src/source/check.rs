@@ -1,0 +1,451 @@
+//! From a connection to volumes that may send: greeting, position rule, claim, resume (§4.5, T1, T3, T7, T11, T17).
+
+use farside_ledger::{Claim, VoidReason};
+use farside_region::{RegionRange, RegionSet, Seq, Slot, Term, VolumeId, mutation};
+use farside_wire::{
+    ClaimOutcome, ClaimRequest, ClaimVerdict, CurrentVolume, Features, HeldLayer, LayerFate, LedgerSlice, ReadLedger,
+    ReceiverHello, RequestId, ResumeAnswer, ResumeQuery, SourceHello, SourceMessage, VersionRange,
+};
+
+use super::api::{Action, DemoteCause, Nanos, Problem, Report};
+use super::status::{PointStatus, RefusedWhy};
+use super::volume::{Check, HeatFor, Layer, Looked, Reclaim, Seen, Service, Stage, Standing, slot_of};
+use super::{Kind, Link, Source};
+
+impl Source {
+    pub(super) fn connected(&mut self, connection: u64, out: &mut Vec<Action>) {
+        self.link = Link::Greeting { connection };
+        let hello = SourceHello {
+            versions: VersionRange::OURS,
+            features: Features::OURS,
+            instance: self.config.instance,
+            connection,
+            source: self.config.source.clone(),
+            group: self.config.group.clone(),
+        };
+        self.send(SourceMessage::Hello(hello), out);
+    }
+
+    /// The connection is gone: what was being read is read again, and a cut among it is no cut any more (T1). What was said
+    /// may have been staged; the answer to the resume question tells.
+    pub(super) fn disconnected(&mut self, now: Nanos, out: &mut Vec<Action>) {
+        self.link = Link::Down;
+        self.trouble = None;
+        for volume in self.volumes.values_mut() {
+            volume.check = Check::Waiting { until: 0 };
+            volume.reading = None;
+        }
+        if mutation::on("a reset cut re-sent as a point") {
+            return;
+        }
+        let cut_short: Vec<_> = self
+            .epochs
+            .iter()
+            .filter(|(id, e)| e.kind == Kind::Cut && self.layers_of(**id).any(Layer::is_frozen))
+            .map(|(&id, _)| id)
+            .collect();
+        for epoch in cut_short {
+            self.demote(now, epoch, DemoteCause::Reset, out);
+        }
+    }
+
+    pub(super) fn greeted(&mut self, now: Nanos, hello: &ReceiverHello, out: &mut Vec<Action>) {
+        let Link::Greeting { connection } = self.link else {
+            return self.protocol_error("a second greeting", out);
+        };
+        let ours = VersionRange::OURS;
+        if !(ours.min..=ours.max).contains(&hello.version) {
+            return self.protocol_error("a version that was not offered", out);
+        }
+        self.link = Link::Up { connection, since: now, granted: 0, spent: 0 };
+        for volume in self.volumes.values_mut() {
+            volume.check = Check::Waiting { until: now };
+        }
+    }
+
+    /// Asks the position rule's question for every volume whose time has come.
+    pub(super) fn begin_checks(&mut self, now: Nanos, out: &mut Vec<Action>) {
+        if !matches!(self.link, Link::Up { .. }) {
+            return;
+        }
+        let due: Vec<_> = self
+            .volumes
+            .values()
+            .filter(|v| matches!(v.check, Check::Waiting { until } if until <= now))
+            .filter(|v| v.service != Service::Leaving && !matches!(v.standing, Standing::Refused(_)))
+            .filter(|v| !v.heat.0.contains(&HeatFor::Accept) && !self.is_switching(v.id()))
+            .map(|v| v.id())
+            .collect();
+        for id in due {
+            self.look(id, Seen::default(), out);
+        }
+    }
+
+    fn look(&mut self, id: VolumeId, seen: Seen, out: &mut Vec<Action>) {
+        let request = self.next_request();
+        let volume = self.volumes.get_mut(&id).expect("the caller found it");
+        let question = ReadLedger { id: request, volume: id, position: volume.published, after: seen.after };
+        volume.check = Check::Looking { id: request, seen };
+        self.send(SourceMessage::ReadLedger(question), out);
+    }
+
+    pub(super) fn ledger_slice(&mut self, now: Nanos, slice: LedgerSlice, out: &mut Vec<Action>) {
+        let Some(volume) = self.volumes.get_mut(&slice.volume) else { return };
+        let Check::Looking { id, seen } = &mut volume.check else { return };
+        if *id != slice.id {
+            return;
+        }
+        let mut seen = std::mem::take(seen);
+        let has_layers = slice.current.as_ref().is_some_and(|c| c.has_layers);
+        let forced = volume.reclaim == Some(Reclaim::Accepted) || skips_position_rule(volume.held, volume.reclaim);
+        if !forced {
+            if let Some(why) = judge_position(volume, &slice, &mut seen, has_layers) {
+                return self.refuse(now, slice.volume, why, out);
+            }
+            if slice.more {
+                let Some(last) = slice.layers.last() else {
+                    return self.protocol_error("an empty page of a ledger slice", out);
+                };
+                seen.after = Some(last.slot);
+                return self.look(slice.volume, seen, out);
+            }
+        }
+        if volume.held.is_none() {
+            volume.compare.union_with(&seen.regions);
+        }
+        if !has_layers {
+            // Nothing to compare with: "absent" means unsynced.
+            std::mem::take(&mut volume.compare).ranges().for_each(|r| volume.resend.insert_whole(r));
+        }
+        volume.point_due =
+            slice.current.as_ref().is_some_and(|c| c.point_due) && !mutation::on("hole: no point after the last pass");
+        if let Some(current) = &slice.current
+            && let Some(why) = self.adopt(slice.volume, current, out)
+        {
+            return self.refuse(now, slice.volume, why, out);
+        }
+        self.claim_or_resume(slice.volume, Looked(slice.head.map(|h| h.slot)), out);
+    }
+
+    /// Takes over what the ledger knows about the volume, or says why it cannot be this one.
+    fn adopt(&mut self, id: VolumeId, current: &CurrentVolume, out: &mut Vec<Action>) -> Option<RefusedWhy> {
+        let volume = self.volumes.get_mut(&id)?;
+        volume.ever_published |= current.has_layers;
+        let (ours, theirs) = (volume.geometry(), current.meta.geometry);
+        if current.meta.generation > volume.meta.generation {
+            return Some(RefusedWhy::Fenced);
+        }
+        let same_shape = ours.granule_bytes() == theirs.granule_bytes() && ours.region_bytes() == theirs.region_bytes();
+        if !same_shape || ours.volume_bytes() < theirs.volume_bytes() {
+            return Some(RefusedWhy::Shape);
+        }
+        if volume.meta.digest_key != current.meta.digest_key {
+            volume.meta.digest_key = current.meta.digest_key;
+            out.push(Action::AdoptMeta { meta: Box::new(volume.meta.clone()) });
+        }
+        if let Some(point) = current.newest_point
+            && point.epoch.boot == self.config.boot
+        {
+            volume.newest_point = Some(PointStatus { position: point.position, epoch: point.epoch });
+        }
+        if volume.held.is_some_and(|held| held != current.term) && volume.reclaim.is_none() {
+            volume.reclaim = Some(Reclaim::Term);
+            if current.claimant.is_some_and(|c| c != self.config.instance) {
+                volume.turns += 1;
+            }
+            if volume.turns > self.config.limits.claim_turns_max {
+                return Some(RefusedWhy::Forked);
+            }
+        }
+        None
+    }
+
+    fn claim_or_resume(&mut self, id: VolumeId, looked: Looked, out: &mut Vec<Action>) {
+        let volume = self.volumes.get_mut(&id).expect("the caller found it");
+        match (volume.held, volume.reclaim) {
+            (Some(_), Some(Reclaim::Lost)) => {
+                volume.check = Check::Listing { looked };
+                out.push(Action::KeepHot { volume: id });
+            }
+            (None, _) | (_, Some(_)) => self.claim(id, looked, out),
+            (Some(term), None) => {
+                let layers = volume.layers.iter().map(|l| HeldLayer { seq: l.key.seq, parts: l.parts() }).collect();
+                let request = self.next_request();
+                self.volumes.get_mut(&id).expect("just seen").check = Check::Resuming { id: request };
+                self.send(SourceMessage::Resume(ResumeQuery { id: request, volume: id, term, layers }), out);
+            }
+        }
+    }
+
+    fn claim(&mut self, id: VolumeId, looked: Looked, out: &mut Vec<Action>) {
+        let request = self.next_request();
+        let volume = self.volumes.get_mut(&id).expect("the caller found it");
+        volume.check = Check::Claiming { id: request };
+        let claim = Claim { volume: volume.meta.clone(), looked: looked.0, source: self.config.source.clone() };
+        self.send(SourceMessage::Claim(ClaimRequest { id: request, claim }), out);
+    }
+
+    pub(super) fn hot_regions(&mut self, id: VolumeId, regions: &RegionSet, out: &mut Vec<Action>) {
+        let Some(volume) = self.volumes.get_mut(&id) else { return };
+        if let Check::Listing { looked } = volume.check {
+            volume.compare.union_with(regions);
+            self.claim(id, looked, out);
+        }
+    }
+
+    pub(super) fn claim_verdict(&mut self, now: Nanos, verdict: &ClaimVerdict, out: &mut Vec<Action>) {
+        let id = verdict.volume;
+        let Some(volume) = self.volumes.get_mut(&id) else { return };
+        if volume.check != (Check::Claiming { id: verdict.id }) {
+            return;
+        }
+        let position = match verdict.outcome {
+            ClaimOutcome::Accepted { position } => position,
+            ClaimOutcome::Void { reason: VoidReason::Fenced { .. } } => return self.refuse(now, id, RefusedWhy::Fenced, out),
+            ClaimOutcome::Void { reason: VoidReason::ClaimShape(_) | VoidReason::ClaimShrinks { .. } } => {
+                return self.refuse(now, id, RefusedWhy::Shape, out);
+            }
+            ClaimOutcome::Void { reason: VoidReason::ClaimOvertaken { .. } | VoidReason::ClaimDigestKey } => {
+                volume.check = Check::Waiting { until: now };
+                return;
+            }
+            ClaimOutcome::Void { .. } => {
+                volume.check = Check::Waiting { until: now + self.config.limits.recheck };
+                return;
+            }
+        };
+        self.orphan(now, id, out);
+        let volume = self.volumes.get_mut(&id).expect("just seen");
+        let term = Term(position.slot.0);
+        volume.held = Some(term);
+        volume.reclaim = None;
+        (volume.last_seq, volume.known_seq) = (Seq(0), Seq(0));
+        volume.published = Some(position);
+        volume.cooling = None;
+        volume.check = Check::Confirming;
+        self.write_header(now, id, out);
+        out.push(Action::Report { volume: Some(id), what: Report::Claimed { term } });
+    }
+
+    /// The term is durable: the first layer may be sent (§4.5, rule 4).
+    pub(super) fn confirmed(&mut self, id: VolumeId) {
+        let Some(volume) = self.volumes.get_mut(&id) else { return };
+        if volume.check == Check::Confirming && volume.held.is_some() && volume.header.confirmed == volume.held {
+            volume.check = Check::Checked;
+        }
+    }
+
+    pub(super) fn resume_answer(&mut self, now: Nanos, answer: &ResumeAnswer, out: &mut Vec<Action>) {
+        let id = answer.volume;
+        let Some(volume) = self.volumes.get_mut(&id) else { return };
+        if volume.check != (Check::Resuming { id: answer.id }) {
+            return;
+        }
+        if answer.term != volume.held {
+            return self.claim_anew(now, id, Reclaim::Term);
+        }
+        if answer.last_seq < volume.known_seq {
+            return self.claim_anew(now, id, Reclaim::Lost);
+        }
+        if !self.take_fates(now, answer, out) {
+            return self.claim_anew(now, id, Reclaim::Lost);
+        }
+        let volume = self.volumes.get_mut(&id).expect("just seen");
+        volume.check = Check::Confirming;
+        self.confirmed(id);
+        let waits = self.volumes.get(&id).is_some_and(|v| v.check == Check::Confirming);
+        if waits {
+            self.write_header(now, id, out);
+        }
+    }
+
+    /// What became of each layer; false when staged data is gone (T5).
+    fn take_fates(&mut self, now: Nanos, answer: &ResumeAnswer, out: &mut Vec<Action>) -> bool {
+        let id = answer.volume;
+        let mut reread = false;
+        for resumed in &answer.layers {
+            let volume = self.volumes.get_mut(&id).expect("the caller found it");
+            let Some(layer) = volume.layers.iter_mut().find(|l| l.key.seq == resumed.seq) else { continue };
+            let (key, epoch) = (layer.key, layer.epoch);
+            match &resumed.fate {
+                LayerFate::Published { position, kind } => self.published_layer(now, key, *position, *kind, out),
+                LayerFate::Landing { parts, end, staged } => {
+                    let whole = layer.stage != Stage::Reading && *parts >= layer.parts();
+                    if layer.stage == Stage::Staged && *parts < layer.parts() && !mutation::on(LOST_RESENT) {
+                        return false;
+                    }
+                    if whole && !reread {
+                        let said = end.as_ref().is_some_and(|end| self.is_as_said(key, end));
+                        let layer = self.layer_mut(&key).expect("just seen");
+                        if layer.stage != Stage::Read {
+                            layer.stage = match (said, staged) {
+                                (true, true) => Stage::Staged,
+                                (true, false) => Stage::Sent,
+                                (false, _) => Stage::Read,
+                            };
+                        }
+                        continue;
+                    }
+                    if !whole {
+                        reread = true;
+                        self.read_again(key, *parts, out);
+                    } else {
+                        layer.stage = Stage::Read;
+                    }
+                    if !mutation::on("a reset cut re-sent as a point") {
+                        self.demote(now, epoch, DemoteCause::Reset, out);
+                        self.demote_later(now, id, epoch, out);
+                    }
+                }
+            }
+        }
+        true
+    }
+
+    /// Whether the receiver knows the layer under the kind and members that it has now (T10).
+    fn is_as_said(&self, key: farside_region::LayerKey, end: &farside_wire::SaidEnd) -> bool {
+        let Some(layer) = self.layer(&key) else { return false };
+        let Some(epoch) = self.epochs.get(&layer.epoch) else { return false };
+        match epoch.kind {
+            Kind::Pass | Kind::Demoted => end.kind == farside_ledger::LayerKind::Fuzzy,
+            Kind::Cut => {
+                let mut members: Vec<_> = self.layers_of(layer.epoch).map(|l| l.key).collect();
+                members.sort_unstable();
+                end.kind == farside_ledger::LayerKind::Point && end.members == members
+            }
+        }
+    }
+
+    fn read_again(&mut self, key: farside_region::LayerKey, keep: u32, out: &mut Vec<Action>) {
+        let Some(layer) = self.layer_mut(&key) else { return };
+        let lost = layer.truncate(keep);
+        layer.stage = Stage::Reading;
+        if lost {
+            out.push(Action::Report { volume: Some(key.volume), what: Report::ReadAgain { key, from_part: keep } });
+        }
+    }
+
+    /// Later cuts lie on top of what is read again from a disk that has moved on: they are no cuts any more (T1).
+    fn demote_later(&mut self, now: Nanos, id: VolumeId, epoch: farside_region::EpochId, out: &mut Vec<Action>) {
+        if mutation::on("T1 later ones keep the cut") {
+            return;
+        }
+        let later: Vec<_> =
+            self.epochs.range(epoch..).filter(|(_, e)| e.members.contains(&id)).map(|(&later, _)| later).collect();
+        for later in later {
+            self.demote(now, later, DemoteCause::Reset, out);
+        }
+    }
+
+    /// The volume needs a new claim; everything about its position is asked again first (T7).
+    pub(super) fn claim_anew(&mut self, now: Nanos, id: VolumeId, why: Reclaim) {
+        let Some(volume) = self.volumes.get_mut(&id) else { return };
+        if volume.held.is_none() {
+            return;
+        }
+        volume.reclaim = match (volume.reclaim, why) {
+            (Some(Reclaim::Accepted), _) => Some(Reclaim::Accepted),
+            (Some(Reclaim::Lost), Reclaim::Term) => Some(Reclaim::Lost),
+            _ => Some(why),
+        };
+        if !matches!(volume.check, Check::Looking { .. } | Check::Listing { .. } | Check::Claiming { .. }) {
+            volume.check = Check::Waiting { until: now };
+        }
+    }
+
+    pub(super) fn refuse(&mut self, now: Nanos, id: VolumeId, why: RefusedWhy, out: &mut Vec<Action>) {
+        self.orphan(now, id, out);
+        let volume = self.volumes.get_mut(&id).expect("the caller found it");
+        volume.standing = Standing::Refused(why);
+        volume.check = Check::Waiting { until: 0 };
+        volume.cooling = None;
+        let state = super::State::Refused(why);
+        out.push(Action::Report { volume: Some(id), what: Report::State(state) });
+    }
+
+    /// A person accepts the disk as it is: every bit first, then a claim without the position rule (T3).
+    pub(super) fn accept(&mut self, id: VolumeId, out: &mut Vec<Action>) {
+        let Some(volume) = self.volumes.get_mut(&id) else { return };
+        let may = matches!(volume.standing, Standing::Refused(RefusedWhy::Forked | RefusedWhy::TargetRewound));
+        if may && !volume.heat.0.contains(&HeatFor::Accept) {
+            self.heat(id, HeatFor::Accept, out);
+        }
+    }
+
+    pub(super) fn heat(&mut self, id: VolumeId, why: HeatFor, out: &mut Vec<Action>) {
+        let Some(volume) = self.volumes.get_mut(&id) else { return };
+        volume.heat.0.push(why);
+        if volume.heat.0.len() == 1 {
+            out.push(Action::HeatAll { volume: id });
+        }
+    }
+
+    pub(super) fn all_hot(&mut self, now: Nanos, id: VolumeId, out: &mut Vec<Action>) {
+        let Some(volume) = self.volumes.get_mut(&id) else { return };
+        let reasons = std::mem::take(&mut volume.heat.0);
+        if reasons.is_empty() {
+            return;
+        }
+        let count = volume.geometry().region_count();
+        volume.compare.insert_range(RegionRange { start: farside_region::RegionIndex(0), count });
+        for why in reasons {
+            match why {
+                HeatFor::Resync => {}
+                HeatFor::TrackingLost => {
+                    if volume.standing == Standing::TrackingLost {
+                        volume.standing = Standing::Good;
+                    }
+                    out.push(Action::WithdrawTrackingLost { volume: id });
+                }
+                HeatFor::Accept => {
+                    volume.standing = Standing::Good;
+                    volume.reclaim = Some(Reclaim::Accepted);
+                    volume.turns = 0;
+                    volume.check = Check::Waiting { until: now };
+                }
+            }
+        }
+    }
+
+    pub(super) fn protocol_error(&mut self, what: &'static str, out: &mut Vec<Action>) {
+        if let Some(connection) = self.link.connection() {
+            out.push(Action::Disconnect { connection, why: Problem::Protocol(what) });
+        }
+    }
+
+    pub(super) fn next_request(&mut self) -> RequestId {
+        self.last_request.0 += 1;
+        self.last_request
+    }
+}
+
+const LOST_RESENT: &str = "T5 lost staged data re-sent under the same seq";
+
+fn skips_position_rule(held: Option<Term>, reclaim: Option<Reclaim>) -> bool {
+    mutation::on("skip the position rule")
+        || (mutation::on("T7 position not checked at reconnect") && held.is_some() && reclaim.is_none())
+}
+
+/// The position rule on one page. Layers known published by the time of the answer are no news.
+fn judge_position(volume: &super::volume::Volume, slice: &LedgerSlice, seen: &mut Seen, has_layers: bool) -> Option<RefusedWhy> {
+    if !slice.ancestor {
+        return Some(RefusedWhy::TargetRewound);
+    }
+    let confirmed = volume.held.or(volume.header.confirmed);
+    if confirmed.is_none() && has_layers && !mutation::on("T17 no header, layers there: not refused") {
+        return Some(RefusedWhy::Forked);
+    }
+    let news = |slot: Slot| slot.0 >= slot_of(volume.published);
+    for layer in slice.layers.iter().filter(|l| news(l.slot)) {
+        let known = match volume.held {
+            None => layer.regions.ranges().all(|r| r.iter().all(|r| volume.inherited.contains(r))),
+            Some(_) => layer.regions.iter().all(|r| volume.mentions(r)),
+        };
+        seen.foreign |= Some(layer.term) != confirmed;
+        if confirmed.is_some() && (seen.foreign || !known) {
+            return Some(RefusedWhy::Forked);
+        }
+        seen.regions.union_with(&layer.regions);
+    }
+    None
+}

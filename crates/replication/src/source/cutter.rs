@@ -1,0 +1,351 @@
+//! When the group's counter is switched, as what, and when a cut is given up (§4.2, §4.4, T6, T10).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use farside_ledger::LayerKind;
+use farside_region::{EpochId, GranuleSet, LayerKey, RegionIndex, RegionSet, VolumeId, mutation};
+use farside_wire::{LayerBegin, SourceMessage};
+
+use super::api::{Action, DemoteCause, Nanos, Report, SwitchDone, SwitchMember};
+use super::volume::{Check, Frozen, Layer, PassStart, Service, Stage, Standing, Volume};
+use super::{Epoch, Hold, Kind, Link, Phase, Source, Switching};
+
+impl Source {
+    /// Cuts are tried; what does not fit a cut becomes a pass.
+    pub(super) fn try_switch(&mut self, now: Nanos, out: &mut Vec<Action>) {
+        if self.phase == Phase::Halted || self.switching.is_some() || !matches!(self.link, Link::Up { .. }) {
+            return;
+        }
+        let fits: Vec<VolumeId> = self.volumes.values().filter(|v| self.may_switch(v)).map(|v| v.id()).collect();
+        let too_big = self.too_big_for_a_cut(&fits);
+        if let Some(&id) = too_big.iter().find(|id| self.volumes[id].weight() > 0) {
+            return self.switch(now, LayerKind::Fuzzy, &[id], out);
+        }
+        let due = self.phase == Phase::Draining
+            || self.last_switch.is_none_or(|last| now >= last.saturating_add(self.config.limits.epoch_interval));
+        let members: Vec<VolumeId> = fits.into_iter().filter(|id| !too_big.contains(id)).collect();
+        let wanted = members.iter().any(|id| self.volumes[id].weight() > 0 || self.volumes[id].point_due);
+        if due && wanted && !self.cut_must_wait(now) {
+            self.switch(now, LayerKind::Point, &members, out);
+        }
+    }
+
+    fn may_switch(&self, volume: &Volume) -> bool {
+        volume.fits(self.config.limits.unpublished_layers_max)
+            && (volume.compare.is_empty() || volume.layers.is_empty() || mutation::on("T6 compare beside an unpublished layer"))
+    }
+
+    /// Members that would break the cut's budget: those with a big set to compare, and then the heaviest.
+    fn too_big_for_a_cut(&self, fits: &[VolumeId]) -> BTreeSet<VolumeId> {
+        let compare_max = self.config.limits.cut_bytes_min;
+        let mut big: BTreeSet<VolumeId> =
+            fits.iter().copied().filter(|id| self.volumes[id].compare_bytes() > compare_max).collect();
+        let mut rest: Vec<(u64, VolumeId)> =
+            fits.iter().filter(|id| !big.contains(id)).map(|id| (self.volumes[id].weight(), *id)).collect();
+        rest.sort_unstable();
+        let mut sum: u64 = rest.iter().map(|(weight, _)| weight).sum();
+        while sum > self.cut_budget
+            && let Some((weight, id)) = rest.pop()
+        {
+            sum -= weight;
+            big.insert(id);
+        }
+        big
+    }
+
+    /// A point should hold every volume that can be in one: wait for the last cut's members and for checks under way.
+    fn cut_must_wait(&self, now: Nanos) -> bool {
+        let cut_unfinished = self.epochs.iter().any(|(&id, e)| e.kind != Kind::Pass && self.layers_of(id).any(Layer::is_frozen));
+        let Link::Up { since, .. } = self.link else { return true };
+        let patience = now < since.saturating_add(self.config.limits.recheck);
+        let unchecked = self.volumes.values().any(|v| v.is_active() && !v.is_checked());
+        cut_unfinished || (unchecked && patience)
+    }
+
+    fn switch(&mut self, now: Nanos, kind: LayerKind, members: &[VolumeId], out: &mut Vec<Action>) {
+        let mut taken = BTreeMap::new();
+        let mut list = Vec::new();
+        for id in members {
+            let volume = self.volumes.get_mut(id).expect("members are volumes");
+            let mut extra = std::mem::take(&mut volume.resend);
+            let compare = std::mem::take(&mut volume.compare);
+            compare.ranges().for_each(|r| extra.insert_whole(r));
+            volume.take_retries(now).ranges().for_each(|r| extra.insert_whole(r));
+            list.push(SwitchMember { volume: *id, extra: extra.clone() });
+            taken.insert(*id, Taken { extra, compare });
+        }
+        self.last_switch = Some(now);
+        self.switching = Some(Switching { kind, connection: self.link.connection(), members: taken });
+        out.push(Action::Switch { kind, members: list });
+    }
+
+    pub(super) fn switch_done(&mut self, now: Nanos, done: SwitchDone, out: &mut Vec<Action>) {
+        let Some(switching) = self.switching.take() else { return };
+        let SwitchDone { epoch: id, info, members } = done;
+        let kind = if switching.kind == LayerKind::Point { Kind::Cut } else { Kind::Pass };
+        let mut epoch = Epoch { kind, members: BTreeSet::new(), since: now, bytes: 0, hold: Hold::Held };
+        let nothing = members.iter().all(|(v, set)| {
+            let compared = switching.members.get(v).is_some_and(|t| !t.compare.is_empty());
+            set.is_empty() && !compared && !self.volumes.get(v).is_some_and(|v| v.point_due)
+        });
+        if nothing {
+            out.push(Action::Release { epoch: id });
+            return;
+        }
+        let mut taken = switching.members;
+        let mut ranges = 0;
+        for (volume_id, set) in members {
+            let Some(Taken { compare, .. }) = taken.remove(&volume_id) else { continue };
+            let Some(volume) = self.volumes.get_mut(&volume_id) else { continue };
+            let total_bytes = volume.granule_bytes(&set);
+            epoch.bytes += total_bytes;
+            epoch.members.insert(volume_id);
+            ranges += set.regions().range_count();
+            let frozen = Frozen {
+                next_slice: set.next_region(RegionIndex(0)).filter(|_| kind == Kind::Pass),
+                set: Arc::new(set),
+                compare: Arc::new(compare),
+                info,
+                released_below: RegionIndex(0),
+                since: now,
+                total_bytes,
+                done_bytes: 0,
+                sent_bytes: 0,
+            };
+            let keep = kind == Kind::Cut || frozen.next_slice.is_some();
+            if keep {
+                volume.frozen.insert(id, frozen);
+            }
+            if kind == Kind::Pass {
+                volume.pass_begun(now, total_bytes);
+            }
+        }
+        let scattered = kind == Kind::Cut && ranges > self.config.limits.end_ranges_max;
+        self.epochs.insert(id, epoch);
+        match kind {
+            Kind::Cut if scattered => self.scatter(now, id, out),
+            Kind::Cut => self.begin_cut_layers(now, id, out),
+            Kind::Pass | Kind::Demoted => {}
+        }
+        let reset = switching.connection != self.link.connection();
+        if kind == Kind::Cut && reset && !mutation::on("a reset cut re-sent as a point") {
+            self.demote(now, id, DemoteCause::Reset, out);
+        }
+        if let Some((early, why)) = self.demoted_early.take()
+            && early == id
+        {
+            self.demote(now, id, why, out);
+        }
+        self.forget_empty_epochs(out);
+    }
+
+    /// A cut has one layer per member, empty ones too.
+    fn begin_cut_layers(&mut self, now: Nanos, id: EpochId, out: &mut Vec<Action>) {
+        let members: Vec<_> = self.epochs[&id].members.iter().copied().collect();
+        for volume in members {
+            self.begin_layer(now, volume, id, RegionIndex(0), out);
+        }
+    }
+
+    /// Too many ranges for one message: every member becomes a pass of its own, cut into slices.
+    fn scatter(&mut self, now: Nanos, id: EpochId, out: &mut Vec<Action>) {
+        let epoch = self.epochs.get_mut(&id).expect("just inserted");
+        epoch.kind = Kind::Pass;
+        for member in &epoch.members {
+            let volume = self.volumes.get_mut(member).expect("members are volumes");
+            let frozen = volume.frozen.get_mut(&id).expect("just inserted");
+            frozen.next_slice = frozen.set.next_region(RegionIndex(0));
+            if frozen.next_slice.is_none() {
+                volume.frozen.remove(&id);
+            }
+        }
+        let why = DemoteCause::Scattered;
+        self.last_demotion = Some((now, why));
+        out.push(Action::Demote { epoch: id, why });
+        out.push(Action::Report { volume: None, what: Report::Demoted { epoch: id, why } });
+    }
+
+    /// A new layer of a frozen epoch, from a region on. Its number is used up, whatever becomes of it (T5).
+    pub(super) fn begin_layer(&mut self, now: Nanos, id: VolumeId, epoch: EpochId, from: RegionIndex, out: &mut Vec<Action>) {
+        let volume = self.volumes.get_mut(&id).expect("the caller found it");
+        let term = volume.held.expect("nothing is switched before a claim");
+        volume.last_seq = volume.last_seq.next();
+        let key = LayerKey { volume: id, term, seq: volume.last_seq };
+        let frozen = volume.frozen.get_mut(&epoch).expect("the caller found it");
+        frozen.next_slice = None;
+        let stage = if frozen.set.next_region(from).is_some() { Stage::Reading } else { Stage::Read };
+        let (info, volume_bytes) = (frozen.info, volume.meta.geometry.volume_bytes());
+        volume.layers.push_back(Layer {
+            key,
+            epoch,
+            info,
+            from,
+            until: (stage == Stage::Read).then_some(from),
+            cursor: from,
+            stage,
+            reads: Vec::new(),
+            begun: now,
+            volume_bytes,
+        });
+        if matches!(self.link, Link::Up { .. }) {
+            self.send(SourceMessage::LayerBegin(LayerBegin { key }), out);
+        }
+    }
+
+    /// The one verb to give up: the whole group's epoch at once. Nothing to do once every member is known staged.
+    pub(super) fn demote(&mut self, now: Nanos, id: EpochId, why: DemoteCause, out: &mut Vec<Action>) {
+        let all_staged = self.layers_of(id).all(|l| l.stage == Stage::Staged);
+        let Some(epoch) = self.epochs.get(&id) else { return };
+        if epoch.kind == Kind::Cut && !all_staged {
+            self.demote_anyway(now, id, why, out);
+        }
+    }
+
+    pub(super) fn demote_anyway(&mut self, now: Nanos, id: EpochId, why: DemoteCause, out: &mut Vec<Action>) {
+        let Some(epoch) = self.epochs.get_mut(&id) else { return };
+        if epoch.kind == Kind::Pass {
+            return;
+        }
+        if epoch.kind == Kind::Cut {
+            epoch.kind = Kind::Demoted;
+            if epoch.hold == Hold::Held {
+                out.push(Action::Demote { epoch: id, why });
+            }
+            if matches!(why, DemoteCause::SideBuffer | DemoteCause::ClaimPool) {
+                self.cut_budget = (epoch.bytes / 2).clamp(self.config.limits.cut_bytes_min, self.config.limits.cut_bytes_max);
+            }
+            self.last_demotion = Some((now, why));
+            out.push(Action::Report { volume: None, what: Report::Demoted { epoch: id, why } });
+        }
+        for layer in self.volumes.values_mut().flat_map(|v| &mut v.layers).filter(|l| l.epoch == id) {
+            layer.stage = layer.stage.min(Stage::Read);
+        }
+    }
+
+    /// The shim gave up already.
+    pub(super) fn demoted(&mut self, now: Nanos, id: EpochId, why: DemoteCause, out: &mut Vec<Action>) {
+        match self.epochs.get(&id) {
+            // A layer read to its end while the cut held is as good as it was.
+            Some(_) if self.layers_of(id).all(|l| l.stage != Stage::Reading) => {}
+            Some(_) => self.demote(now, id, why, out),
+            None => self.demoted_early = Some((id, why)),
+        }
+    }
+
+    /// All layers of a volume are given up: the others' are said again, as fuzzy, without it (T11).
+    pub(super) fn orphan(&mut self, now: Nanos, id: VolumeId, out: &mut Vec<Action>) {
+        self.abort_reading(id, out);
+        let Some(volume) = self.volumes.get_mut(&id) else { return };
+        for epoch_id in volume.orphan() {
+            if let Some(epoch) = self.epochs.get_mut(&epoch_id) {
+                epoch.members.remove(&id);
+                if !mutation::on("hole: member claims anew alone") {
+                    self.demote_anyway(now, epoch_id, DemoteCause::Claim, out);
+                }
+            }
+        }
+        self.forget_empty_epochs(out);
+    }
+
+    /// Epochs that no volume holds any more are over.
+    pub(super) fn forget_empty_epochs(&mut self, out: &mut Vec<Action>) {
+        let volumes = &self.volumes;
+        self.epochs.retain(|id, epoch| {
+            let lives = epoch.members.iter().any(|v| volumes.get(v).is_some_and(|v| v.frozen.contains_key(id)));
+            if !lives && epoch.hold == Hold::Held {
+                out.push(Action::Release { epoch: *id });
+            }
+            lives
+        });
+    }
+
+    /// Cuts that hang are given up; members that still hang then are left behind.
+    pub(super) fn look_for_hung(&mut self, now: Nanos, out: &mut Vec<Action>) {
+        let limits = self.config.limits;
+        let ids: Vec<_> = self.epochs.keys().copied().collect();
+        for id in ids {
+            let reading: Vec<_> = self.layers_of(id).filter(|l| l.stage == Stage::Reading).map(|l| l.key.volume).collect();
+            let epoch = &self.epochs[&id];
+            match epoch.kind {
+                Kind::Cut if !reading.is_empty() && now >= epoch.since.saturating_add(limits.cut_hold) => {
+                    self.demote(now, id, DemoteCause::Hung, out);
+                }
+                Kind::Demoted if epoch.members.len() > reading.len() => {
+                    for volume in reading {
+                        let hung = self.volumes[&volume]
+                            .reading
+                            .as_ref()
+                            .is_some_and(|r| now >= r.since.saturating_add(limits.hung_member));
+                        if hung && self.volumes[&volume].check == Check::Checked {
+                            self.claim_anew(now, volume, super::volume::Reclaim::Term);
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    pub(super) fn pause(&mut self, now: Nanos, id: VolumeId, out: &mut Vec<Action>) {
+        let Some(volume) = self.volumes.get_mut(&id) else { return };
+        if volume.service == Service::Running {
+            volume.service = Service::Paused;
+        }
+        let frozen: Vec<_> = volume.layers.iter().filter(|l| l.is_frozen()).map(|l| l.epoch).collect();
+        for epoch in frozen {
+            self.demote(now, epoch, DemoteCause::Member, out);
+        }
+    }
+
+    /// Asks for a full compare, or recovers from lost tracking: every bit first.
+    pub(super) fn tracking_lost(&mut self, id: VolumeId, out: &mut Vec<Action>) {
+        let Some(volume) = self.volumes.get_mut(&id) else { return };
+        if volume.standing == Standing::Good {
+            volume.standing = Standing::TrackingLost;
+        }
+        if !volume.heat.0.contains(&super::volume::HeatFor::TrackingLost) {
+            self.heat(id, super::volume::HeatFor::TrackingLost, out);
+        }
+    }
+}
+
+/// What a switch under way took from a volume.
+#[derive(Debug)]
+pub(super) struct Taken {
+    pub(super) extra: GranuleSet,
+    pub(super) compare: RegionSet,
+}
+
+impl Volume {
+    /// Bytes that a switch would freeze, about.
+    pub(super) fn weight(&self) -> u64 {
+        self.sample.dirty_bytes + self.granule_bytes(&self.resend) + self.compare_bytes()
+    }
+
+    /// Two passes in a row that end with as much dirt as they began with are no way to get there.
+    fn pass_begun(&mut self, now: Nanos, bytes: u64) {
+        let futile = match self.pass {
+            Some(last) if bytes >= last.bytes / 10 * 9 && now > last.at => last.futile + 1,
+            _ => 0,
+        };
+        self.not_converging = None;
+        if let Some(last) = self.pass
+            && futile >= 2
+        {
+            let per_s = |bytes: u64| (u128::from(bytes) * u128::from(super::SECOND) / u128::from(now - last.at)) as u64;
+            self.not_converging = Some(super::NotConverging {
+                dirty_bytes_per_s: per_s(bytes),
+                sent_bytes_per_s: per_s(last.bytes),
+                needed_cut_bytes: bytes,
+            });
+        }
+        self.pass = Some(PassStart { at: now, bytes, futile });
+    }
+
+    /// A published cut: it got there.
+    pub(super) fn converged(&mut self) {
+        self.pass = None;
+        self.not_converging = None;
+    }
+}

@@ -1,0 +1,357 @@
+//! Reading parts, saying what they became, and hearing what was made of them (§4.4, T1, T10).
+
+use farside_ledger::LayerKind;
+use farside_region::{EpochId, GranuleRun, LayerKey, LedgerPosition, RegionIndex, RegionSet, VolumeId, mutation};
+use farside_wire::{DigestAnswer, DigestQuery, EndMember, EpochEnd, Published, SourceMessage};
+
+use super::api::{Action, DemoteCause, Nanos, PartRead, ReadPart, Report};
+use super::status::PointStatus;
+use super::volume::{Layer, Reading, ReadingState, Reclaim, Service, Stage, slot_of};
+use super::{Hold, Kind, Link, Source};
+
+impl Source {
+    /// Gives every volume's sender something to do, as far as credit goes.
+    pub(super) fn read_on(&mut self, now: Nanos, out: &mut Vec<Action>) {
+        if !matches!(self.link, Link::Up { .. }) {
+            return;
+        }
+        let ids: Vec<VolumeId> =
+            self.volumes.values().filter(|v| v.is_checked() && v.reading.is_none()).map(|v| v.id()).collect();
+        for id in ids {
+            self.begin_slice(now, id, out);
+            self.read_next(now, id, out);
+        }
+    }
+
+    /// A pass goes on with its next slice when the one before was read.
+    fn begin_slice(&mut self, now: Nanos, id: VolumeId, out: &mut Vec<Action>) {
+        let volume = &self.volumes[&id];
+        let may = volume.service == Service::Running
+            && volume.layers.len() < self.config.limits.unpublished_layers_max
+            && !volume.layers.iter().any(|l| l.stage == Stage::Reading);
+        let next = volume.frozen.iter().find_map(|(&epoch, f)| Some((epoch, f.next_slice?)));
+        if let (true, Some((epoch, from))) = (may, next) {
+            self.begin_layer(now, id, epoch, from, out);
+        }
+    }
+
+    fn read_next(&mut self, now: Nanos, id: VolumeId, out: &mut Vec<Action>) {
+        let Link::Up { connection, granted, spent, .. } = self.link else { return };
+        let reserved: u64 = self.volumes.values().filter_map(|v| v.reading.as_ref()).map(|r| r.reserved).sum();
+        let left = granted.saturating_sub(spent.saturating_add(reserved));
+        let limits = self.config.limits;
+        if left == 0 || (reserved > 0 && left < limits.part_bytes / 4) {
+            return;
+        }
+        let volume = self.volumes.get_mut(&id).expect("the caller found it");
+        let Some(layer) = volume.layers.iter().find(|l| l.stage == Stage::Reading) else { return };
+        let Some(frozen) = volume.frozen.get(&layer.epoch) else { return };
+        let slice_left = match self.epochs.get(&layer.epoch).map(|e| e.kind) {
+            Some(Kind::Pass) => limits.slice_bytes.saturating_sub(layer.bytes()).max(1),
+            _ => u64::MAX,
+        };
+        let bytes_max = limits.part_bytes.min(left).min(slice_left);
+        let part = layer.parts();
+        let action = ReadPart {
+            connection,
+            key: layer.key,
+            part,
+            digest_key: volume.meta.digest_key,
+            epoch: layer.epoch,
+            set: frozen.set.clone(),
+            from: layer.cursor,
+            until: layer.until,
+            compare: frozen.compare.clone(),
+            bytes_max,
+            ranges_max: limits.end_ranges_max,
+        };
+        let state = ReadingState::Going;
+        volume.reading = Some(Reading { key: layer.key, part, since: now, reserved: bytes_max, state, asked: Vec::new() });
+        out.push(Action::ReadPart(Box::new(action)));
+    }
+
+    /// A slice that takes too long ends with the part it is at.
+    pub(super) fn end_slow_slices(&mut self, now: Nanos, out: &mut Vec<Action>) {
+        let slice_time = self.config.limits.slice_time;
+        for volume in self.volumes.values_mut() {
+            let Some(reading) = &mut volume.reading else { continue };
+            let Some(layer) = volume.layers.iter().find(|l| l.key == reading.key) else { continue };
+            let is_pass = self.epochs.get(&layer.epoch).is_some_and(|e| e.kind == Kind::Pass);
+            let late = now >= layer.begun.saturating_add(slice_time) || volume.service != Service::Running;
+            if is_pass && late && layer.until.is_none() && reading.state == ReadingState::Going {
+                reading.state = ReadingState::Finishing;
+                out.push(Action::FinishPart { key: reading.key, part: reading.part });
+            }
+        }
+    }
+
+    pub(super) fn abort_reading(&mut self, id: VolumeId, out: &mut Vec<Action>) {
+        if let Some(reading) = self.volumes.get_mut(&id).and_then(|v| v.reading.as_mut())
+            && reading.state != ReadingState::Aborting
+        {
+            reading.state = ReadingState::Aborting;
+            out.push(Action::AbortPart { key: reading.key, part: reading.part });
+        }
+    }
+
+    pub(super) fn part_aborted(&mut self, key: LayerKey, part: u32) {
+        if let Some(volume) = self.volumes.get_mut(&key.volume)
+            && volume.reading.as_ref().is_some_and(|r| (r.key, r.part) == (key, part))
+        {
+            volume.reading = None;
+        }
+    }
+
+    pub(super) fn part_read(&mut self, now: Nanos, read: &PartRead, out: &mut Vec<Action>) {
+        let Some(volume) = self.volumes.get_mut(&read.key.volume) else { return };
+        if volume.reading.as_ref().is_none_or(|r| (r.key, r.part) != (read.key, read.part)) {
+            return;
+        }
+        volume.reading = None;
+        if let (Link::Up { spent, .. }, Some(sent)) = (&mut self.link, read.sent) {
+            *spent += sent.bytes;
+        }
+        let Some(epoch) = volume.layer_mut(&read.key).map(|l| l.epoch) else { return };
+        volume.part_read(read, now, self.config.limits.unreadable_retry);
+        if read.done {
+            self.layer_is_read(&read.key);
+        } else {
+            self.end_full_slice(now, &read.key);
+        }
+        let as_cut = read.cut_held || mutation::on("a reset cut re-sent as a point");
+        if !as_cut && self.epochs.get(&epoch).is_some_and(|e| e.kind == Kind::Cut) {
+            self.demote(now, epoch, DemoteCause::SideBuffer, out);
+        }
+    }
+
+    /// The whole layer is read: fix where it ends.
+    fn layer_is_read(&mut self, key: &LayerKey) {
+        let Some(volume) = self.volumes.get_mut(&key.volume) else { return };
+        let Some(layer) = volume.layers.iter_mut().find(|l| l.key == *key) else { return };
+        let last = volume.frozen.get(&layer.epoch).and_then(|f| f.set.regions().last());
+        let end = last.map_or(layer.cursor, |r| layer.cursor.max(RegionIndex(r.0 + 1)));
+        layer.until.get_or_insert(end);
+        layer.cursor = layer.end();
+        layer.stage = Stage::Read;
+    }
+
+    /// A slice of a pass ends where it has enough in it, and the next one begins there.
+    fn end_full_slice(&mut self, now: Nanos, key: &LayerKey) {
+        let limits = self.config.limits;
+        let volume = self.volumes.get_mut(&key.volume).expect("the caller found it");
+        let Some(layer) = volume.layers.iter().find(|l| l.key == *key) else { return };
+        let is_pass = self.epochs.get(&layer.epoch).is_some_and(|e| e.kind == Kind::Pass);
+        if !is_pass || layer.until.is_some() || layer.cursor == layer.from {
+            return;
+        }
+        let full = layer.bytes() >= limits.slice_bytes
+            || now >= layer.begun.saturating_add(limits.slice_time)
+            || volume.service != Service::Running
+            || volume.covered(layer).range_count() >= limits.end_ranges_max / 2;
+        if !full {
+            return;
+        }
+        let layer = volume.layers.iter_mut().find(|l| l.key == *key).expect("just seen");
+        layer.until = Some(layer.cursor);
+        layer.stage = Stage::Read;
+        let (cursor, epoch) = (layer.cursor, layer.epoch);
+        let frozen = volume.frozen.get_mut(&epoch).expect("a layer's epoch is frozen");
+        frozen.next_slice = frozen.set.next_region(cursor);
+    }
+
+    /// Says every end that is due: kind and members of the group's epoch once, after the last read of every member (T10).
+    pub(super) fn say_ends(&mut self, out: &mut Vec<Action>) {
+        if !matches!(self.link, Link::Up { .. }) {
+            return;
+        }
+        let ids: Vec<EpochId> = self.epochs.keys().copied().collect();
+        for id in ids {
+            let alone = mutation::on("T10 a demoted epoch is said per member");
+            match self.epochs[&id].kind {
+                Kind::Pass => self.say_slices(id, out),
+                Kind::Demoted if alone => self.say_slices(id, out),
+                Kind::Demoted => self.say_together(id, LayerKind::Fuzzy, out),
+                Kind::Cut => self.say_together(id, LayerKind::Point, out),
+            }
+        }
+    }
+
+    fn say_slices(&mut self, id: EpochId, out: &mut Vec<Action>) {
+        let due: Vec<LayerKey> = self
+            .layers_of(id)
+            .filter(|l| l.stage == Stage::Read && self.volumes[&l.key.volume].is_checked())
+            .map(|l| l.key)
+            .collect();
+        for key in due {
+            self.say(id, LayerKind::Fuzzy, &[key], out);
+        }
+        let unread = |s: &Self| {
+            s.layers_of(id).any(Layer::is_frozen)
+                || s.volumes.values().any(|v| v.frozen.get(&id).is_some_and(|f| f.next_slice.is_some()))
+        };
+        if !unread(self) {
+            self.release(id, out);
+        }
+    }
+
+    fn say_together(&mut self, id: EpochId, kind: LayerKind, out: &mut Vec<Action>) {
+        let ready = |l: &Layer| l.stage != Stage::Reading && self.volumes[&l.key.volume].is_checked();
+        let due = self.layers_of(id).any(|l| l.stage == Stage::Read);
+        if !due || !self.layers_of(id).all(ready) {
+            return;
+        }
+        let keys: Vec<LayerKey> = self.layers_of(id).map(|l| l.key).collect();
+        if mutation::on("kind said per member") {
+            keys.iter().for_each(|key| self.say(id, kind, &[*key], out));
+        } else {
+            self.say(id, kind, &keys, out);
+        }
+        self.release(id, out);
+    }
+
+    fn say(&mut self, id: EpochId, kind: LayerKind, keys: &[LayerKey], out: &mut Vec<Action>) {
+        let members: Vec<EndMember> = keys.iter().filter_map(|key| self.end_member(key)).collect();
+        let Some(info) = self.layers_of(id).next().map(|l| l.info) else { return };
+        for key in keys {
+            let layer = self.layer_mut(key).expect("the caller found it");
+            if layer.stage == Stage::Read {
+                layer.stage = Stage::Sent;
+            }
+        }
+        self.send(SourceMessage::EpochEnd(EpochEnd { kind, epoch: info, members }), out);
+    }
+
+    fn end_member(&self, key: &LayerKey) -> Option<EndMember> {
+        let volume = self.volumes.get(&key.volume)?;
+        let layer = volume.layers.iter().find(|l| l.key == *key)?;
+        let footers: Vec<[u8; 32]> = layer.reads.iter().filter_map(|r| r.sent).map(|s| s.footer_digest).collect();
+        let mut unreadable_regions = RegionSet::new();
+        layer.reads.iter().for_each(|r| unreadable_regions.union_with(&r.unreadable));
+        Some(EndMember {
+            key: *key,
+            parts: footers.len() as u32,
+            digest: (self.config.layer_digest)(key, &footers),
+            regions: volume.covered(layer),
+            whole_regions: volume.covered_whole(layer),
+            unreadable_regions,
+            volume_bytes: layer.volume_bytes,
+        })
+    }
+
+    fn release(&mut self, id: EpochId, out: &mut Vec<Action>) {
+        if let Some(epoch) = self.epochs.get_mut(&id)
+            && epoch.hold == Hold::Held
+        {
+            epoch.hold = Hold::Released;
+            out.push(Action::Release { epoch: id });
+        }
+    }
+
+    pub(super) fn staged(&mut self, keys: &[LayerKey]) {
+        for key in keys {
+            if let Some(layer) = self.layer_mut(key)
+                && layer.stage == Stage::Sent
+            {
+                layer.stage = Stage::Staged;
+            }
+        }
+    }
+
+    pub(super) fn published(&mut self, now: Nanos, published: &Published, out: &mut Vec<Action>) {
+        let mut members = 0;
+        for &key in &published.layers {
+            if self.volumes.get(&key.volume).is_some_and(|v| v.held == Some(key.term)) {
+                members += 1;
+                self.published_layer(now, key, published.position, published.kind, out);
+            }
+        }
+        if members > 0 {
+            let (position, kind) = (published.position, published.kind);
+            out.push(Action::Report { volume: None, what: Report::Published { position, kind, members } });
+        }
+    }
+
+    /// The only thing that lets go of what a layer covered (L7).
+    pub(super) fn published_layer(
+        &mut self,
+        _now: Nanos,
+        key: LayerKey,
+        position: LedgerPosition,
+        kind: LayerKind,
+        out: &mut Vec<Action>,
+    ) {
+        let Some(volume) = self.volumes.get_mut(&key.volume) else { return };
+        if volume.held != Some(key.term) {
+            return;
+        }
+        let Some(layer) = volume.publish(&key) else { return };
+        volume.turns = 0;
+        volume.point_due = kind == LayerKind::Fuzzy && !mutation::on("hole: no point after the last pass");
+        if slot_of(volume.published) < slot_of(Some(position)) {
+            volume.published = Some(position);
+        }
+        if kind == LayerKind::Point {
+            volume.newest_point = Some(PointStatus { position, epoch: layer.info });
+            volume.converged();
+            let limits = &self.config.limits;
+            self.cut_budget = self.cut_budget.saturating_mul(2).min(limits.cut_bytes_max);
+        }
+        if mutation::on("hole: position of the group") {
+            for other in self.volumes.values_mut().filter(|v| v.held.is_some()) {
+                if slot_of(other.published) < slot_of(Some(position)) {
+                    other.published = Some(position);
+                }
+            }
+        }
+        self.forget_empty_epochs(out);
+    }
+
+    pub(super) fn lost(&mut self, now: Nanos, keys: &[LayerKey]) {
+        for key in keys {
+            if self.volumes.get(&key.volume).is_some_and(|v| v.held == Some(key.term)) {
+                self.claim_anew(now, key.volume, Reclaim::Lost);
+            }
+        }
+    }
+
+    pub(super) fn void(&mut self, now: Nanos, keys: &[LayerKey]) {
+        for key in keys {
+            let ours = |v: &super::volume::Volume| v.held == Some(key.term) && v.reclaim.is_none();
+            if self.volumes.get(&key.volume).is_some_and(ours) {
+                self.claim_anew(now, key.volume, Reclaim::Term);
+            }
+        }
+    }
+
+    pub(super) fn digests_wanted(&mut self, key: LayerKey, part: u32, run: GranuleRun, out: &mut Vec<Action>) {
+        let id = self.next_request();
+        let Some(volume) = self.volumes.get_mut(&key.volume) else { return };
+        let Some(reading) = &mut volume.reading else { return };
+        if (reading.key, reading.part) != (key, part) {
+            return;
+        }
+        reading.asked.push((id, run));
+        self.send(SourceMessage::Digests(DigestQuery { id, volume: key.volume, term: key.term, run }), out);
+    }
+
+    /// Asks again what the receiver could not answer.
+    pub(super) fn ask_digests_again(&mut self, id: VolumeId, out: &mut Vec<Action>) {
+        let Some(reading) = self.volumes.get_mut(&id).and_then(|v| v.reading.as_mut()) else { return };
+        let (key, part) = (reading.key, reading.part);
+        for (_, run) in std::mem::take(&mut reading.asked) {
+            self.digests_wanted(key, part, run, out);
+        }
+    }
+
+    pub(super) fn digest_answer(&mut self, answer: DigestAnswer, out: &mut Vec<Action>) {
+        let Some(reading) = self.volumes.get_mut(&answer.volume).and_then(|v| v.reading.as_mut()) else { return };
+        let Some(at) = reading.asked.iter().position(|(id, _)| *id == answer.id) else { return };
+        let (_, run) = reading.asked.swap_remove(at);
+        let (key, part) = (reading.key, reading.part);
+        let count: u64 = answer.runs.iter().map(|r| r.granules()).sum();
+        if (answer.start, count) != (run.start, run.count) {
+            return self.protocol_error("digests of other granules than asked for", out);
+        }
+        out.push(Action::Digests { key, part, start: answer.start, runs: answer.runs });
+    }
+}

@@ -1,0 +1,514 @@
+//! One volume: what it owes, the layers it has under way, and where it stands with the ledger.
+//!
+//! Invariant: whatever is not known published is in exactly one of: the open map (the shim's), a switch under way, a frozen
+//! set, `compare`, `resend`, `unreadable`. Only [`Volume::publish`] makes something leave that circle (L7).
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use farside_ledger::{CutTime, EpochInfo, VolumeMeta};
+use farside_region::{
+    EpochId, Geometry, GranuleSet, LayerKey, LedgerPosition, RegionIndex, RegionRange, RegionSet, Seq, Term, VolumeId,
+};
+use farside_wire::RequestId;
+
+use super::api::{Nanos, PartRead, Sample, SentPart, Start, VolumeSetup};
+use super::status::{NotConverging, PointStatus, RefusedWhy};
+
+#[derive(Debug)]
+pub(super) struct Volume {
+    pub(super) meta: VolumeMeta,
+    /// Hot in the bits read at attach: what the position rule judges the first claim by.
+    pub(super) inherited: RegionSet,
+    pub(super) service: Service,
+    pub(super) standing: Standing,
+    pub(super) heat: Heat,
+    pub(super) check: Check,
+    pub(super) header: Header,
+    /// The term under which this attach sends; `None` until its first claim is accepted.
+    pub(super) held: Option<Term>,
+    pub(super) reclaim: Option<Reclaim>,
+    /// Claims in turn with other instances since a layer of ours was published.
+    pub(super) turns: u32,
+    /// The last sequence number given to a layer of `held`.
+    pub(super) last_seq: Seq,
+    /// The last one known published.
+    pub(super) known_seq: Seq,
+    /// The newest record known to have published a layer of this volume, or its claim.
+    pub(super) published: Option<LedgerPosition>,
+    /// The newest published layer is not part of a point.
+    pub(super) point_due: bool,
+    pub(super) compare: RegionSet,
+    pub(super) resend: GranuleSet,
+    pub(super) unreadable: Unreadable,
+    /// Frozen sets not yet published to their end.
+    pub(super) frozen: BTreeMap<EpochId, Frozen>,
+    /// Unpublished layers by sequence number.
+    pub(super) layers: VecDeque<Layer>,
+    pub(super) reading: Option<Reading>,
+    /// Regions whose published content is all zeroes.
+    pub(super) zero: RegionSet,
+    /// Cooling candidates that wait for the header.
+    pub(super) cooling: Option<Cooling>,
+    pub(super) sample: Sample,
+    pub(super) newest_point: Option<PointStatus>,
+    /// The T of the newest heartbeat sent.
+    pub(super) quiet: Option<CutTime>,
+    pub(super) flush_failed: bool,
+    pub(super) ever_published: bool,
+    pub(super) pass: Option<PassStart>,
+    pub(super) not_converging: Option<NotConverging>,
+}
+
+/// What a person, or the configuration, wants of a volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Service {
+    Running,
+    Paused,
+    Leaving,
+}
+
+/// Whether layers may be made of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    Good,
+    /// Until every bit is set.
+    TrackingLost,
+    Refused(RefusedWhy),
+}
+
+/// Every bit is being set, and what is to follow (T3).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Heat(pub(super) Vec<HeatFor>);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum HeatFor {
+    Accept,
+    TrackingLost,
+    Resync,
+}
+
+/// How far a volume came on the present connection.
+///
+/// ```text
+/// Waiting ─► Looking ─┬─► Resuming ───────────────┬─► Confirming ─► Checked
+///    ▲                └─► Listing ─► Claiming ────┘                    │
+///    └─────────── disconnect; term over, data lost, accepted ──────────┘
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Check {
+    /// For a connection, for a switch to end, for bits to be set, or until a time.
+    Waiting { until: Nanos },
+    /// The position rule's question is asked.
+    Looking { id: RequestId, seen: Seen },
+    /// The hot regions are asked for, since data was lost.
+    Listing { looked: Looked },
+    /// The claim is asked for.
+    Claiming { id: RequestId },
+    /// The layers' fates are asked for.
+    Resuming { id: RequestId },
+    /// The term must become durable in the header.
+    Confirming,
+    /// Layers may be sent.
+    Checked,
+}
+
+/// What the pages of a ledger slice said so far.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Seen {
+    pub(super) after: Option<farside_region::Slot>,
+    /// A layer of another term than the confirmed one.
+    pub(super) foreign: bool,
+    pub(super) regions: RegionSet,
+}
+
+/// Up to where the claimant looked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Looked(pub(super) Option<farside_region::Slot>);
+
+/// Why a new claim is needed though one is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reclaim {
+    /// The term is over.
+    Term,
+    /// Data of a layer was lost; whatever is hot is compared.
+    Lost,
+    /// A person accepted: the position rule is not asked.
+    Accepted,
+}
+
+/// The durable header, as far as it is ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Header {
+    pub(super) confirmed: Option<Term>,
+    pub(super) position: Option<LedgerPosition>,
+    /// What the newest write asked for.
+    pub(super) asked: (Option<Term>, Option<LedgerPosition>),
+    pub(super) asked_at: Nanos,
+}
+
+impl Header {
+    pub(super) fn covers(&self, position: Option<LedgerPosition>) -> bool {
+        slot_of(self.position) >= slot_of(position)
+    }
+}
+
+/// A position's slot plus one; 0 for none, so that they compare.
+pub(super) fn slot_of(position: Option<LedgerPosition>) -> u64 {
+    position.map_or(0, |p| p.slot.0 + 1)
+}
+
+#[derive(Debug)]
+pub(super) struct Cooling {
+    pub(super) regions: RegionSet,
+    pub(super) position: Option<LedgerPosition>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Unreadable {
+    pub(super) granules: GranuleSet,
+    pub(super) retry_at: Nanos,
+    pub(super) backoff: Nanos,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct PassStart {
+    pub(super) at: Nanos,
+    pub(super) bytes: u64,
+    pub(super) futile: u32,
+}
+
+/// What one epoch froze of this volume, until its last layer is published.
+#[derive(Debug)]
+pub(super) struct Frozen {
+    pub(super) set: Arc<GranuleSet>,
+    pub(super) compare: Arc<RegionSet>,
+    pub(super) info: EpochInfo,
+    /// Where the next slice begins; `None` = every granule belongs to a layer.
+    pub(super) next_slice: Option<RegionIndex>,
+    /// Everything below is published.
+    pub(super) released_below: RegionIndex,
+    pub(super) since: Nanos,
+    pub(super) total_bytes: u64,
+    pub(super) done_bytes: u64,
+    pub(super) sent_bytes: u64,
+}
+
+/// How far a layer came.
+///
+/// ```text
+/// Reading ─► Read ─► Sent ─► Staged ─► (published: gone)
+///    ▲        ▲        │       │
+///    │        └─demote─┴───────┘        a new end message is due
+///    └── reset: parts are read again (T1)
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Stage {
+    /// Some of it is still to be read; counts as Frozen.
+    Reading,
+    /// All read; kind and members are still to be said; counts as Frozen.
+    Read,
+    /// Said.
+    Sent,
+    /// Durable at the receiver.
+    Staged,
+}
+
+#[derive(Debug)]
+pub(super) struct Layer {
+    pub(super) key: LayerKey,
+    pub(super) epoch: EpochId,
+    pub(super) info: EpochInfo,
+    pub(super) from: RegionIndex,
+    /// Where it ends; `None` = not known before it is read.
+    pub(super) until: Option<RegionIndex>,
+    /// All below is read.
+    pub(super) cursor: RegionIndex,
+    pub(super) stage: Stage,
+    pub(super) reads: Vec<Read>,
+    pub(super) begun: Nanos,
+    pub(super) volume_bytes: u64,
+}
+
+/// One stretch of regions that was read.
+#[derive(Debug)]
+pub(super) struct Read {
+    pub(super) from: RegionIndex,
+    pub(super) sent: Option<SentPart>,
+    pub(super) unreadable: RegionSet,
+    pub(super) zero: RegionSet,
+}
+
+/// The part being read.
+#[derive(Debug)]
+pub(super) struct Reading {
+    pub(super) key: LayerKey,
+    pub(super) part: u32,
+    pub(super) since: Nanos,
+    /// Credit set aside for it.
+    pub(super) reserved: u64,
+    pub(super) state: ReadingState,
+    /// Digest questions not answered yet.
+    pub(super) asked: Vec<(RequestId, farside_region::GranuleRun)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ReadingState {
+    Going,
+    /// Told to end at the next region boundary.
+    Finishing,
+    /// Told to give up.
+    Aborting,
+}
+
+impl Layer {
+    pub(super) fn parts(&self) -> u32 {
+        self.reads.iter().filter(|r| r.sent.is_some()).count() as u32
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        self.reads.iter().filter_map(|r| r.sent).map(|s| s.bytes).sum()
+    }
+
+    /// Where it ends, as far as known.
+    pub(super) fn end(&self) -> RegionIndex {
+        self.until.unwrap_or(self.cursor)
+    }
+
+    pub(super) fn is_frozen(&self) -> bool {
+        matches!(self.stage, Stage::Reading | Stage::Read)
+    }
+
+    /// Forgets everything from part `keep` on; true when something has to be read again.
+    pub(super) fn truncate(&mut self, keep: u32) -> bool {
+        let mut parts = 0;
+        let at = self.reads.iter().position(|read| {
+            let gone = read.sent.is_some() && parts == keep;
+            parts += u32::from(read.sent.is_some());
+            gone
+        });
+        let Some(at) = at else { return false };
+        self.cursor = self.reads[at].from;
+        self.reads.truncate(at);
+        true
+    }
+}
+
+impl Volume {
+    pub(super) fn new(setup: VolumeSetup) -> Self {
+        let VolumeSetup { meta, confirmed, position, inherited, start, tracking_lost, paused } = setup;
+        let compare = match start {
+            Start::Clean => RegionSet::new(),
+            Start::Unclean => inherited.clone(),
+        };
+        Self {
+            meta,
+            inherited,
+            service: if paused { Service::Paused } else { Service::Running },
+            standing: if tracking_lost { Standing::TrackingLost } else { Standing::Good },
+            heat: Heat::default(),
+            check: Check::Waiting { until: 0 },
+            header: Header { confirmed, position, asked: (confirmed, position), asked_at: 0 },
+            held: None,
+            reclaim: None,
+            turns: 0,
+            last_seq: Seq(0),
+            known_seq: Seq(0),
+            published: position,
+            point_due: false,
+            compare,
+            resend: GranuleSet::new(),
+            unreadable: Unreadable::default(),
+            frozen: BTreeMap::new(),
+            layers: VecDeque::new(),
+            reading: None,
+            zero: RegionSet::new(),
+            cooling: None,
+            sample: Sample::default(),
+            newest_point: None,
+            quiet: None,
+            flush_failed: false,
+            ever_published: false,
+            pass: None,
+            not_converging: None,
+        }
+    }
+
+    pub(super) fn id(&self) -> VolumeId {
+        self.meta.id
+    }
+
+    pub(super) fn geometry(&self) -> Geometry {
+        self.meta.geometry
+    }
+
+    pub(super) fn is_checked(&self) -> bool {
+        self.check == Check::Checked
+    }
+
+    /// Sent and received like any other: no person, no refusal, no doubt holds it back.
+    pub(super) fn is_active(&self) -> bool {
+        self.service == Service::Running && self.standing == Standing::Good
+    }
+
+    /// Something is frozen: a switch would make a second one.
+    pub(super) fn has_frozen(&self) -> bool {
+        self.layers.iter().any(Layer::is_frozen) || self.frozen.values().any(|f| f.next_slice.is_some())
+    }
+
+    /// May take part in a switch.
+    pub(super) fn fits(&self, unpublished_layers_max: usize) -> bool {
+        self.is_active()
+            && self.is_checked()
+            && self.reclaim.is_none()
+            && self.heat.0.is_empty()
+            && !self.has_frozen()
+            && self.layers.len() < unpublished_layers_max
+    }
+
+    pub(super) fn layer_mut(&mut self, key: &LayerKey) -> Option<&mut Layer> {
+        self.layers.iter_mut().find(|l| l.key == *key)
+    }
+
+    pub(super) fn compare_bytes(&self) -> u64 {
+        region_bytes(&self.geometry(), &self.compare)
+    }
+
+    pub(super) fn granule_bytes(&self, set: &GranuleSet) -> u64 {
+        set.granule_count(&self.geometry()) * self.geometry().granule_bytes()
+    }
+
+    /// Bytes frozen and not known published, roughly.
+    pub(super) fn unpublished_bytes(&self) -> u64 {
+        self.frozen
+            .values()
+            .map(|f| if f.released_below.0 == 0 { f.total_bytes } else { self.granule_bytes(&above(&f.set, f.released_below)) })
+            .sum()
+    }
+
+    pub(super) fn mentions(&self, region: RegionIndex) -> bool {
+        self.compare.contains(region)
+            || self.resend.touches(region)
+            || self.unreadable.granules.touches(region)
+            || self.frozen.values().any(|f| region >= f.released_below && (f.set.touches(region) || f.compare.contains(region)))
+    }
+
+    /// Everything but the open map (T2).
+    pub(super) fn owed(&self) -> GranuleSet {
+        let mut owed = self.resend.clone();
+        self.compare.ranges().for_each(|r| owed.insert_whole(r));
+        owed.union_with(&self.unreadable.granules);
+        for frozen in self.frozen.values() {
+            owed.union_with(&above(&frozen.set, frozen.released_below));
+        }
+        owed
+    }
+
+    pub(super) fn owes_nothing(&self) -> bool {
+        self.compare.is_empty() && self.resend.is_empty() && self.unreadable.granules.is_empty() && self.frozen.is_empty()
+    }
+
+    /// The layer is named by an accepted record: what it covered need not be kept any more.
+    pub(super) fn publish(&mut self, key: &LayerKey) -> Option<Layer> {
+        let at = self.layers.iter().position(|l| l.key == *key)?;
+        let layer = self.layers.remove(at)?;
+        self.ever_published = true;
+        self.known_seq = self.known_seq.max(key.seq);
+        let covered = self.covered(&layer);
+        self.zero.subtract(&covered);
+        layer.reads.iter().for_each(|r| self.zero.union_with(&r.zero));
+        self.release(layer.epoch);
+        Some(layer)
+    }
+
+    /// What a layer touches.
+    pub(super) fn covered(&self, layer: &Layer) -> RegionSet {
+        self.frozen.get(&layer.epoch).map_or_else(RegionSet::new, |f| between(&f.set.regions(), layer.from, layer.end()))
+    }
+
+    /// What a layer rewrites in full.
+    pub(super) fn covered_whole(&self, layer: &Layer) -> RegionSet {
+        self.frozen.get(&layer.epoch).map_or_else(RegionSet::new, |f| between(f.set.parts().0, layer.from, layer.end()))
+    }
+
+    /// Moves the mark below which all of an epoch is published; forgets the epoch when that is everything.
+    fn release(&mut self, epoch: EpochId) {
+        let lowest = self.layers.iter().filter(|l| l.epoch == epoch).map(|l| l.from).min();
+        let Some(frozen) = self.frozen.get_mut(&epoch) else { return };
+        match lowest.into_iter().chain(frozen.next_slice).min() {
+            Some(lowest) => frozen.released_below = lowest,
+            None => {
+                self.frozen.remove(&epoch);
+            }
+        }
+    }
+
+    /// Takes a part's result in; the layer's stage is the caller's.
+    pub(super) fn part_read(&mut self, part: &PartRead, now: Nanos, retry: Nanos) {
+        let granule_bytes = self.geometry().granule_bytes();
+        if !part.unreadable.is_empty() {
+            self.unreadable.granules.union_with(&part.unreadable);
+            self.unreadable.backoff = (self.unreadable.backoff * 2).clamp(retry, retry * 64);
+            self.unreadable.retry_at = now + self.unreadable.backoff;
+        }
+        let Some(layer) = self.layers.iter_mut().find(|l| l.key == part.key) else { return };
+        let from = layer.cursor;
+        layer.cursor = layer.cursor.max(part.next);
+        layer.reads.push(Read { from, sent: part.sent, unreadable: part.unreadable.regions(), zero: part.zero_regions.clone() });
+        if let Some(frozen) = self.frozen.get_mut(&layer.epoch) {
+            frozen.done_bytes += part.granules * granule_bytes;
+            frozen.sent_bytes += part.sent.map_or(0, |s| s.bytes);
+        }
+    }
+
+    /// All layers are given up: what they covered is to be compared or sent again. Returns the epochs that named them.
+    pub(super) fn orphan(&mut self) -> Vec<EpochId> {
+        let epochs: Vec<_> = self.frozen.keys().copied().collect();
+        for frozen in std::mem::take(&mut self.frozen).into_values() {
+            let mut set = above(&frozen.set, frozen.released_below);
+            let compare = between(&frozen.compare, frozen.released_below, RegionIndex(u64::MAX));
+            compare.iter().for_each(|r| set.remove_region(r));
+            self.compare.union_with(&compare);
+            self.resend.union_with(&set);
+        }
+        self.layers.clear();
+        epochs
+    }
+
+    /// Unreadable regions whose time has come, taken out to be frozen whole.
+    pub(super) fn take_retries(&mut self, now: Nanos) -> RegionSet {
+        if self.unreadable.granules.is_empty() || now < self.unreadable.retry_at {
+            return RegionSet::new();
+        }
+        std::mem::take(&mut self.unreadable.granules).regions()
+    }
+}
+
+pub(super) fn region_bytes(geometry: &Geometry, set: &RegionSet) -> u64 {
+    (set.len() * geometry.region_bytes()).min(geometry.volume_bytes())
+}
+
+/// The regions of a set in `from..until`.
+pub(super) fn between(set: &RegionSet, from: RegionIndex, until: RegionIndex) -> RegionSet {
+    let mut cut = RegionSet::new();
+    for r in set.ranges() {
+        let start = r.start.max(from);
+        let end = (r.start.0 + r.count).min(until.0);
+        if start.0 < end {
+            cut.insert_range(RegionRange { start, count: end - start.0 });
+        }
+    }
+    cut
+}
+
+/// What of a set lies at or above a region.
+pub(super) fn above(set: &GranuleSet, from: RegionIndex) -> GranuleSet {
+    if from.0 == 0 {
+        return set.clone();
+    }
+    let (whole, masks) = set.parts();
+    let mut cut = GranuleSet::new();
+    between(whole, from, RegionIndex(u64::MAX)).ranges().for_each(|r| cut.insert_whole(r));
+    masks.filter(|(r, _)| *r >= from).for_each(|(r, m)| cut.insert_mask(r, m));
+    cut
+}

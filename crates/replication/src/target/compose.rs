@@ -1,0 +1,298 @@
+//! One record at a time: what to append next, and what its verdict means (T11, T15).
+
+use farside_ledger::{Body, Claim, Heartbeat, LayerEntry, LayerKind, Layers, State, Verdict, VoidReason};
+use farside_region::{LayerKey, LedgerPosition, Seq, Term, VolumeId, mutation};
+use farside_wire::{ClaimOutcome, ClaimVerdict, Lost, Notice, Published, ReceiverMessage, RefusalCode, RequestId, Void};
+
+use super::api::{Action, AppendOutcome, Report, SessionId, Ticket};
+use super::landing::Stage;
+use super::sessions::bounded;
+use super::{Target, Trouble};
+use crate::source::Nanos;
+
+#[derive(Clone, Debug)]
+pub(super) struct QueuedClaim {
+    pub(super) session: SessionId,
+    pub(super) id: RequestId,
+    pub(super) claim: Claim,
+}
+
+/// The append that is under way.
+#[derive(Debug)]
+pub(super) struct Appending {
+    ticket: Ticket,
+    what: What,
+}
+
+#[derive(Debug)]
+enum What {
+    Claim(QueuedClaim),
+    Submission { submission: u64, body: Body },
+    Layers { kind: LayerKind, keys: Vec<LayerKey> },
+    Heartbeat,
+}
+
+impl Target {
+    /// Claims first, then what the receiver itself wants (a full store must be able to prune), then layers, then heartbeats.
+    pub(super) fn append_next(&mut self, now: Nanos, state: &State, out: &mut Vec<Action>) {
+        if self.appending.is_some() {
+            return;
+        }
+        if let Some((submission, body)) = self.submissions.pop_front() {
+            return self.append(What::Submission { submission, body: body.clone() }, body, out);
+        }
+        if self.trouble.as_ref().is_some_and(|t| now < t.retry_at) {
+            return;
+        }
+        if let Some(queued) = self.claims.pop_front() {
+            let body = Body::Claim(queued.claim.clone());
+            return self.append(What::Claim(queued), body, out);
+        }
+        if let Some(layers) = self.compose(state) {
+            let keys = layers.members.iter().map(|m| m.key).collect();
+            return self.append(What::Layers { kind: layers.kind, keys }, Body::Layers(layers), out);
+        }
+        if let Some(heartbeat) = self.heartbeat_due(now, state) {
+            self.append(What::Heartbeat, Body::Heartbeat(heartbeat), out);
+        }
+    }
+
+    fn append(&mut self, what: What, body: Body, out: &mut Vec<Action>) {
+        self.last_ticket.0 += 1;
+        self.appending = Some(Appending { ticket: self.last_ticket, what });
+        out.push(Action::Append { ticket: self.last_ticket, body: Box::new(body) });
+    }
+
+    /// The next record of layers: for each volume in turn the layer that its chain waits for, alone if fuzzy, with all its
+    /// fellow members, or not at all, if a point.
+    fn compose(&mut self, state: &State) -> Option<Layers> {
+        let volumes: Vec<VolumeId> = state.volumes().map(|(id, _)| id).collect();
+        let first = self.served.map_or(0, |served| volumes.partition_point(|id| *id <= served));
+        for &id in volumes[first..].iter().chain(&volumes[..first]) {
+            if let Some(layers) = self.candidate(state, id).and_then(|key| self.record_of(state, &key)) {
+                self.served = Some(id);
+                return Some(layers);
+            }
+        }
+        None
+    }
+
+    /// The layer that a volume's chain waits for.
+    fn candidate(&self, state: &State, id: VolumeId) -> Option<LayerKey> {
+        let next = state.volume(id)?.next_key();
+        if mutation::on("a layer retried at a later slot") {
+            let retried = LayerKey { seq: Seq(next.seq.0.saturating_sub(1)), ..next };
+            if self.is_staged(&retried) {
+                return Some(retried);
+            }
+        }
+        if mutation::on("staged data carried across a term") || (mutation::on("accept a void record") && !self.is_staged(&next)) {
+            let stray = self.layers_of(id).find(|(k, l)| l.stage == Stage::Staged && state.layer(k).is_none());
+            return stray.map(|(k, _)| *k);
+        }
+        Some(next)
+    }
+
+    fn is_staged(&self, key: &LayerKey) -> bool {
+        self.layers.get(key).is_some_and(|l| l.stage == Stage::Staged)
+    }
+
+    fn record_of(&self, state: &State, key: &LayerKey) -> Option<Layers> {
+        let end = self.layers.get(key).filter(|l| l.stage == Stage::Staged)?.end.as_ref()?;
+        let (kind, epoch) = (end.kind, end.epoch);
+        let alone = kind == LayerKind::Fuzzy || mutation::on("publish one volume at a time");
+        let keys = if alone { vec![*key] } else { end.members.clone() };
+        if !alone && !keys.iter().all(|member| self.is_ready(state, member, &keys)) {
+            return None;
+        }
+        let members = keys.iter().map(|member| self.entry_of(state, member)).collect::<Option<Vec<_>>>()?;
+        Some(Layers { kind, epoch, members })
+    }
+
+    /// A member of a point is staged, next in its chain, and knows the point under the same members.
+    fn is_ready(&self, state: &State, key: &LayerKey, members: &[LayerKey]) -> bool {
+        let next = state.volume(key.volume).is_some_and(|v| v.next_key() == *key);
+        let agreed = |l: &super::landing::Landing| {
+            l.stage == Stage::Staged && l.end.as_ref().is_some_and(|e| e.kind == LayerKind::Point && e.members == members)
+        };
+        next && self.layers.get(key).is_some_and(agreed)
+    }
+
+    fn entry_of(&self, state: &State, key: &LayerKey) -> Option<LayerEntry> {
+        let landing = self.layers.get(key)?;
+        let this = &landing.end.as_ref()?.this;
+        let volume = state.volume(key.volume)?;
+        Some(LayerEntry {
+            key: *key,
+            digest: this.digest,
+            parts: landing.parts.values().copied().collect(),
+            regions: this.regions.clone(),
+            unreadable_regions: volume.unreadable_after(&this.regions, &this.whole_regions, &this.unreadable_regions),
+            volume_bytes: this.volume_bytes,
+        })
+    }
+
+    pub(super) fn heard(&mut self, now: Nanos, state: &State, heartbeat: Heartbeat) {
+        let holds = heartbeat.members.iter().all(|(id, term)| {
+            let volume = state.volume(*id);
+            volume.is_some_and(|v| v.term() == *term && v.last_layer().is_none_or(|l| l.slot <= heartbeat.position.slot))
+        });
+        if !holds || !state.holds(&heartbeat.position) {
+            return;
+        }
+        for (id, _) in &heartbeat.members {
+            self.quiet.insert(*id, (heartbeat.t, now));
+        }
+        self.heartbeat = Some(heartbeat);
+    }
+
+    fn heartbeat_due(&self, now: Nanos, state: &State) -> Option<Heartbeat> {
+        let due = now >= self.recorded_at.saturating_add(self.config.limits.heartbeat_record);
+        let heartbeat = self.heartbeat.as_ref().filter(|_| due)?;
+        let volume = heartbeat.members.first().and_then(|(id, _)| state.volume(*id))?;
+        let news = volume.quiet().is_none_or(|(_, t)| t != heartbeat.t);
+        news.then(|| heartbeat.clone())
+    }
+
+    pub(super) fn appended(&mut self, now: Nanos, state: &State, ticket: Ticket, outcome: AppendOutcome, out: &mut Vec<Action>) {
+        let Some(Appending { what, .. }) = self.appending.take_if(|a| a.ticket == ticket) else { return };
+        match outcome {
+            AppendOutcome::Judged { position, verdict } => {
+                out.push(Action::Report { volume: None, what: Report::Judged { position, verdict } });
+                if self.trouble.take().is_some() {
+                    self.broadcast(&ReceiverMessage::Notice(Notice::Ready), out);
+                }
+                self.judged(now, state, what, position, verdict, out);
+            }
+            AppendOutcome::Collided => match what {
+                What::Claim(queued) => self.claims.push_front(queued),
+                What::Submission { submission, body } => self.submissions.push_front((submission, body)),
+                What::Layers { .. } | What::Heartbeat => {}
+            },
+            AppendOutcome::Failed { text } => self.append_failed(now, what, text, out),
+        }
+    }
+
+    fn append_failed(&mut self, now: Nanos, what: What, text: String, out: &mut Vec<Action>) {
+        let retry_at = now.saturating_add(self.config.limits.append_retry);
+        if self.trouble.as_ref().is_none_or(|t| t.text != text) {
+            let notice = Notice::StoreFailed { text: bounded(&text) };
+            self.broadcast(&ReceiverMessage::Notice(notice), out);
+            out.push(Action::Report { volume: None, what: Report::AppendFailed { text: text.clone() } });
+        }
+        self.trouble = Some(Trouble { text: text.clone(), retry_at });
+        match what {
+            What::Claim(queued) => self.claims.push_front(queued),
+            What::Submission { submission, .. } => {
+                out.push(Action::Submitted { submission, outcome: AppendOutcome::Failed { text } });
+            }
+            What::Layers { .. } | What::Heartbeat => {}
+        }
+    }
+
+    fn judged(
+        &mut self,
+        now: Nanos,
+        state: &State,
+        what: What,
+        position: LedgerPosition,
+        verdict: Verdict,
+        out: &mut Vec<Action>,
+    ) {
+        match what {
+            What::Claim(queued) => self.claim_judged(queued, position, verdict, out),
+            What::Submission { submission, body } => {
+                out.push(Action::Submitted { submission, outcome: AppendOutcome::Judged { position, verdict } });
+                if verdict == Verdict::Accepted && matches!(body, Body::Unpin(_) | Body::Prune(_)) {
+                    out.push(Action::Prune);
+                }
+            }
+            What::Layers { kind, keys } => {
+                self.recorded_at = now;
+                self.layers_judged(state, kind, keys, position, verdict, out);
+            }
+            What::Heartbeat => self.recorded_at = now,
+        }
+    }
+
+    fn claim_judged(&mut self, queued: QueuedClaim, position: LedgerPosition, verdict: Verdict, out: &mut Vec<Action>) {
+        let volume = queued.claim.volume.id;
+        let session = self.sessions.get(&queued.session);
+        let outcome = match verdict {
+            Verdict::Accepted => {
+                let term = Term(position.slot.0);
+                match session {
+                    Some(session) => self.claimants.insert(volume, (term, session.instance)),
+                    None => self.claimants.remove(&volume),
+                };
+                self.drop_old_terms(volume, term, out);
+                ClaimOutcome::Accepted { position }
+            }
+            Verdict::Void(reason) => ClaimOutcome::Void { reason },
+        };
+        if self.sessions.contains_key(&queued.session) {
+            let answer = ClaimVerdict { id: queued.id, volume, outcome };
+            self.send(queued.session, ReceiverMessage::ClaimVerdict(answer), out);
+        }
+    }
+
+    fn layers_judged(
+        &mut self,
+        state: &State,
+        kind: LayerKind,
+        keys: Vec<LayerKey>,
+        position: LedgerPosition,
+        verdict: Verdict,
+        out: &mut Vec<Action>,
+    ) {
+        let taken = verdict == Verdict::Accepted || mutation::on("accept a void record");
+        match verdict {
+            _ if taken => {
+                keys.iter().for_each(|key| drop(self.layers.remove(key)));
+                self.broadcast(&ReceiverMessage::Published(Published { position, kind, layers: keys }), out);
+                if kind == LayerKind::Point {
+                    out.push(Action::Prune);
+                }
+            }
+            Verdict::Accepted => unreachable!("taken above"),
+            // Somebody published them before: each under its own record.
+            Verdict::Void(VoidReason::Duplicate) => {
+                for key in keys {
+                    self.layers.remove(&key);
+                    let Some(fact) = state.layer(&key) else { continue };
+                    let Some(digest) = state.digest_at(fact.slot) else { continue };
+                    let position = LedgerPosition { slot: fact.slot, digest };
+                    let published = Published { position, kind: fact.kind, layers: vec![key] };
+                    self.broadcast(&ReceiverMessage::Published(published), out);
+                }
+            }
+            Verdict::Void(VoidReason::Term { .. } | VoidReason::UnknownVolume(_)) => {
+                self.forget(state, &keys, out);
+                self.broadcast(&ReceiverMessage::Void(Void { layers: keys }), out);
+            }
+            // Composed anew from the state as it is now.
+            Verdict::Void(VoidReason::Seq { .. } | VoidReason::PointOverGap { .. } | VoidReason::BrokenChain) => {}
+            Verdict::Void(reason) => {
+                self.forget(state, &keys, out);
+                let code = match reason {
+                    VoidReason::DuplicateDiffers(_) => RefusalCode::DuplicateDiffers,
+                    _ => RefusalCode::Protocol,
+                };
+                let text = format!("the record of layer {} is void: {reason}", keys[0]);
+                let volume = Some(keys[0].volume);
+                self.sessions.keys().for_each(|&session| self.refuse(session, code, volume, &text, out));
+                self.broadcast(&ReceiverMessage::Lost(Lost { layers: keys }), out);
+            }
+        }
+    }
+
+    /// Drops landed data that no record will ever name; never what an accepted record does.
+    fn forget(&mut self, state: &State, keys: &[LayerKey], out: &mut Vec<Action>) {
+        for key in keys {
+            self.layers.remove(key);
+            if state.layer(key).is_none() {
+                out.push(Action::DropLayer { key: *key });
+            }
+        }
+    }
+}

@@ -1,0 +1,334 @@
+//! Layers that are not published: which parts are durable, what the end message said, and when they are staged (T1, T4, T5,
+//! T7, T10).
+
+use std::collections::BTreeMap;
+
+use farside_ledger::{EpochInfo, LayerKind, PartEntry, State};
+use farside_region::{LayerKey, LedgerPosition, Seq, Term, VolumeId, mutation};
+use farside_wire::{
+    EndMember, EpochEnd, LayerFate, Lost, Published, ReceiverMessage, RefusalCode, ResumeAnswer, ResumeQuery, ResumedLayer,
+    SaidEnd, Staged, Void,
+};
+
+use super::Target;
+use super::api::{Action, DropWhy, LandedLayer, Report, SessionId};
+
+/// One unpublished layer.
+#[derive(Debug)]
+pub(super) struct Landing {
+    pub(super) parts: BTreeMap<u32, PartEntry>,
+    pub(super) end: Option<End>,
+    pub(super) stage: Stage,
+}
+
+/// ```text
+/// Landing ─► Staged ─► (published, or dropped: gone)
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    Landing,
+    Staged,
+}
+
+/// What the newest end message said of it.
+#[derive(Clone, Debug)]
+pub(super) struct End {
+    pub(super) kind: LayerKind,
+    pub(super) epoch: EpochInfo,
+    /// Ascending.
+    pub(super) members: Vec<LayerKey>,
+    pub(super) this: EndMember,
+}
+
+impl Landing {
+    fn new() -> Self {
+        Self { parts: BTreeMap::new(), end: None, stage: Stage::Landing }
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        self.parts.values().map(|p| p.bytes).sum()
+    }
+
+    /// Parts from 0 on without a gap.
+    fn in_order(&self) -> u32 {
+        self.parts.keys().zip(0..).take_while(|(part, n)| *part == n).count() as u32
+    }
+
+    fn truncate(&mut self, parts: u32) {
+        self.parts.split_off(&parts);
+    }
+}
+
+/// What can be said about a layer's completeness.
+enum Completeness {
+    Missing,
+    Complete,
+    Mismatch,
+}
+
+impl Target {
+    pub(super) fn layers_of(&self, volume: VolumeId) -> impl Iterator<Item = (&LayerKey, &Landing)> {
+        let low = LayerKey { volume, term: Term(0), seq: Seq(0) };
+        let high = LayerKey { volume, term: Term(u64::MAX), seq: Seq(u64::MAX) };
+        self.layers.range(low..=high)
+    }
+
+    /// What landing held when the group was opened; what cannot be published any more is swept.
+    pub(super) fn take_up(&mut self, state: &State, landed: Vec<LandedLayer>, out: &mut Vec<Action>) {
+        for LandedLayer { key, parts } in landed {
+            match self.standing(state, &key) {
+                _ if state.layer(&key).is_some() => {}
+                Err(why) => self.drop_layer(key, why, out),
+                Ok(()) => {
+                    let mut landing = Landing::new();
+                    landing.parts.extend(parts);
+                    self.layers.insert(key, landing);
+                }
+            }
+        }
+    }
+
+    /// Whether a layer may still be published.
+    fn standing(&self, state: &State, key: &LayerKey) -> Result<(), DropWhy> {
+        if mutation::on("staged data carried across a term") {
+            return Ok(());
+        }
+        match state.volume(key.volume) {
+            Some(volume) if volume.term() == key.term => {
+                if key.seq > volume.last_seq() {
+                    Ok(())
+                } else {
+                    Err(DropWhy::Behind)
+                }
+            }
+            // A slot beyond the head cannot be a term; nothing of it can ever be accepted.
+            _ => Err(DropWhy::Term),
+        }
+    }
+
+    fn drop_layer(&mut self, key: LayerKey, why: DropWhy, out: &mut Vec<Action>) {
+        self.layers.remove(&key);
+        out.push(Action::DropLayer { key });
+        out.push(Action::Report { volume: Some(key.volume), what: Report::Dropped { key, why } });
+    }
+
+    pub(super) fn layer_begin(&mut self, state: &State, from: SessionId, key: LayerKey, out: &mut Vec<Action>) {
+        match self.standing(state, &key) {
+            Err(DropWhy::Term) => self.send(from, ReceiverMessage::Void(Void { layers: vec![key] }), out),
+            _ => {
+                let _ = self.entry(from, key, out);
+            }
+        }
+    }
+
+    /// The layer's entry, made if there is room.
+    fn entry(&mut self, from: SessionId, key: LayerKey, out: &mut Vec<Action>) -> Option<&mut Landing> {
+        let room = self.layers.contains_key(&key) || self.layers_of(key.volume).count() < self.config.limits.layers_max;
+        if !room {
+            self.close(from, "too many unpublished layers", out);
+            return None;
+        }
+        Some(self.layers.entry(key).or_insert_with(Landing::new))
+    }
+
+    pub(super) fn part_landed(
+        &mut self,
+        state: &State,
+        session: SessionId,
+        key: LayerKey,
+        part: u32,
+        entry: PartEntry,
+        out: &mut Vec<Action>,
+    ) {
+        if !self.sessions.contains_key(&session) {
+            return;
+        }
+        self.landed_bytes(session, entry.bytes);
+        if let Err(why) = self.standing(state, &key) {
+            // Published meanwhile: its parts stay. Of another term: nobody will ever name them.
+            if state.layer(&key).is_none() {
+                self.drop_layer(key, why, out);
+            }
+            return;
+        }
+        let Some(landing) = self.entry(session, key, out) else { return };
+        if landing.stage == Stage::Landing {
+            landing.parts.insert(part, entry);
+            self.stage(state, key.volume, out);
+        }
+    }
+
+    /// The source cannot be asked for one part: a reset makes it read again what is missing.
+    pub(super) fn part_failed(&mut self, session: SessionId, key: LayerKey, part: u32, why: String, out: &mut Vec<Action>) {
+        out.push(Action::Report { volume: Some(key.volume), what: Report::PartFailed { key, part, why } });
+        if self.sessions.contains_key(&session) {
+            self.close(session, "a part did not land", out);
+        }
+    }
+
+    pub(super) fn epoch_end(&mut self, state: &State, from: SessionId, end: &EpochEnd, out: &mut Vec<Action>) {
+        let mut members: Vec<LayerKey> = end.members.iter().map(|m| m.key).collect();
+        members.sort_unstable();
+        let mut void = Vec::new();
+        for member in &end.members {
+            if state.layer(&member.key).is_some() {
+                self.already_published(state, from, member, out);
+            } else if self.standing(state, &member.key).is_err() {
+                void.push(member.key);
+            } else {
+                let said = End { kind: end.kind, epoch: end.epoch, members: members.clone(), this: member.clone() };
+                self.end_said(from, said, out);
+            }
+        }
+        if !void.is_empty() {
+            self.send(from, ReceiverMessage::Void(Void { layers: void }), out);
+        }
+        let volumes: Vec<VolumeId> = members.iter().map(|k| k.volume).collect();
+        volumes.into_iter().for_each(|volume| self.stage(state, volume, out));
+    }
+
+    /// The answer was lost: success if it is the same layer, refused by name if not (T11).
+    fn already_published(&self, state: &State, from: SessionId, member: &EndMember, out: &mut Vec<Action>) {
+        let fact = state.layer(&member.key).expect("the caller found it");
+        if fact.digest != member.digest {
+            let text = format!("layer {} was published with other content", member.key);
+            return self.refuse(from, RefusalCode::DuplicateDiffers, Some(member.key.volume), &text, out);
+        }
+        let digest = state.digest_at(fact.slot).expect("an accepted layer's slot is below the head");
+        let position = LedgerPosition { slot: fact.slot, digest };
+        let published = Published { position, kind: fact.kind, layers: vec![member.key] };
+        self.send(from, ReceiverMessage::Published(published), out);
+    }
+
+    /// A new end replaces the one before; of a staged layer it may only turn point into fuzzy, and only if it means the same
+    /// content.
+    fn end_said(&mut self, from: SessionId, end: End, out: &mut Vec<Action>) {
+        let key = end.this.key;
+        let parts_max = self.config.limits.parts_max;
+        let Some(landing) = self.entry(from, key, out) else { return };
+        if end.this.parts > parts_max {
+            return self.close(from, "a layer of too many parts", out);
+        }
+        match (&landing.end, landing.stage) {
+            (Some(old), Stage::Staged) if (old.this.digest, old.this.parts) != (end.this.digest, end.this.parts) => {
+                self.lose(key, out);
+            }
+            (Some(old), Stage::Staged) if old.kind == LayerKind::Fuzzy => {}
+            (Some(old), Stage::Staged) if end.kind == LayerKind::Point && old.members != end.members => {
+                self.close(from, "a point with other members than it had", out);
+            }
+            _ => landing.end = Some(end),
+        }
+    }
+
+    fn lose(&mut self, key: LayerKey, out: &mut Vec<Action>) {
+        self.drop_layer(key, DropWhy::Mismatch, out);
+        self.broadcast(&ReceiverMessage::Lost(Lost { layers: vec![key] }), out);
+    }
+
+    /// Layers become staged in the order of their numbers (T1).
+    pub(super) fn stage(&mut self, state: &State, volume: VolumeId, out: &mut Vec<Action>) {
+        let Some(known) = state.volume(volume) else { return };
+        let mut key = known.next_key();
+        let mut staged = Vec::new();
+        let keys: Vec<LayerKey> = self.layers_of(volume).map(|(k, _)| *k).filter(|k| *k >= key).collect();
+        for at in keys {
+            if at != key && !mutation::on("T1 staged out of order") {
+                break;
+            }
+            key = LayerKey { seq: key.seq.next(), ..key };
+            if self.layers[&at].stage == Stage::Staged {
+                continue;
+            }
+            match self.completeness(&at) {
+                Completeness::Complete => {
+                    self.layers.get_mut(&at).expect("just seen").stage = Stage::Staged;
+                    staged.push(at);
+                }
+                Completeness::Missing => break,
+                Completeness::Mismatch => {
+                    self.lose(at, out);
+                    break;
+                }
+            }
+        }
+        if !staged.is_empty() {
+            self.broadcast(&ReceiverMessage::Staged(Staged { layers: staged }), out);
+        }
+    }
+
+    /// Whether all parts that the end message counts are here and are those that it means.
+    fn completeness(&self, key: &LayerKey) -> Completeness {
+        let landing = &self.layers[key];
+        let Some(end) = &landing.end else { return Completeness::Missing };
+        if landing.in_order() < end.this.parts {
+            return Completeness::Missing;
+        }
+        let footers: Vec<[u8; 32]> = landing.parts.values().map(|p| p.footer_digest).collect();
+        let same = landing.parts.len() == end.this.parts as usize && (self.config.layer_digest)(key, &footers) == end.this.digest;
+        if same || mutation::on("END without digest") { Completeness::Complete } else { Completeness::Mismatch }
+    }
+
+    /// Answers which parts are durable; drops, of the layers named in this connection's question only, what is beyond.
+    pub(super) fn resume(&mut self, state: &State, from: SessionId, query: &ResumeQuery, out: &mut Vec<Action>) {
+        let known = state.volume(query.volume);
+        let mut layers = Vec::new();
+        let current = known.is_some_and(|v| v.term() == query.term);
+        for held in query.layers.iter().filter(|_| current) {
+            let key = LayerKey { volume: query.volume, term: query.term, seq: held.seq };
+            let fate = match state.layer(&key) {
+                Some(fact) => LayerFate::Published {
+                    position: LedgerPosition {
+                        slot: fact.slot,
+                        digest: state.digest_at(fact.slot).expect("an accepted layer's slot is below the head"),
+                    },
+                    kind: fact.kind,
+                },
+                None => self.landed_so_far(key, held.parts, out),
+            };
+            layers.push(ResumedLayer { seq: held.seq, fate });
+        }
+        let answer = ResumeAnswer {
+            id: query.id,
+            volume: query.volume,
+            term: known.map(|v| v.term()),
+            last_seq: known.map_or(Seq(0), |v| v.last_seq()),
+            layers,
+        };
+        self.send(from, ReceiverMessage::ResumeAnswer(answer), out);
+    }
+
+    fn landed_so_far(&mut self, key: LayerKey, known_parts: u32, out: &mut Vec<Action>) -> LayerFate {
+        let Some(landing) = self.layers.get_mut(&key) else {
+            out.push(Action::DropLayer { key });
+            return LayerFate::Landing { parts: 0, end: None, staged: false };
+        };
+        let said = |end: &End| SaidEnd { kind: end.kind, members: end.members.clone() };
+        if landing.stage == Stage::Staged {
+            let parts = landing.parts.len() as u32;
+            return LayerFate::Landing { parts, end: landing.end.as_ref().map(said), staged: true };
+        }
+        let parts = landing.in_order().min(known_parts);
+        landing.truncate(parts);
+        out.push(Action::DropParts { key, from: parts });
+        // An end that came before its parts stands only if nothing of it was lost.
+        let kept = landing.end.as_ref().is_some_and(|end| end.this.parts == parts) || mutation::on("END kept across a reset");
+        if !kept {
+            landing.end = None;
+        }
+        LayerFate::Landing { parts, end: landing.end.as_ref().map(said), staged: false }
+    }
+
+    /// A new claim is in: whatever was sent under an older one is void.
+    pub(super) fn drop_old_terms(&mut self, volume: VolumeId, term: Term, out: &mut Vec<Action>) {
+        if mutation::on("staged data carried across a term") {
+            return;
+        }
+        let old: Vec<LayerKey> = self.layers_of(volume).map(|(k, _)| *k).filter(|k| k.term != term).collect();
+        if old.is_empty() {
+            return;
+        }
+        old.iter().for_each(|key| self.drop_layer(*key, DropWhy::Term, out));
+        self.broadcast(&ReceiverMessage::Void(Void { layers: old }), out);
+    }
+}

@@ -1,0 +1,253 @@
+//! Connections of a group: greeting, credit, and answers about the ledger.
+//!
+//! Different runs of a source (one that died half-open, a clone) may stand side by side; their terms tell them apart (T7). A
+//! newer connection of the *same* run ends the older one before anything else is done.
+
+use farside_ledger::State;
+use farside_region::{GranuleIndex, LayerKey, LedgerPosition, Slot, VolumeId};
+use farside_wire::{
+    ClaimRequest, Credit, CurrentVolume, DigestAnswer, DigestQuery, DigestRun, Features, InstanceId, LedgerLayer, LedgerSlice,
+    NewestPoint, Notice, ReadLedger, ReceiverHello, ReceiverMessage, Refusal, RefusalCode, RequestId, SourceHello,
+    TEXT_BYTES_MAX, VersionRange,
+};
+
+use super::api::{Action, Report, SessionId};
+use super::compose::QueuedClaim;
+use super::{Target, landing};
+
+/// Claims and digest questions that one session may have open.
+const QUESTIONS_MAX: usize = 64;
+
+#[derive(Debug)]
+pub(super) struct Session {
+    pub(super) instance: InstanceId,
+    connection: u64,
+    granted: u64,
+    landed: u64,
+    notice: Notice,
+    digests: usize,
+}
+
+impl Session {
+    pub(super) fn outstanding(&self) -> u64 {
+        self.granted.saturating_sub(self.landed)
+    }
+
+    pub(super) fn has_landed(&mut self, bytes: u64) {
+        self.landed = self.landed.saturating_add(bytes);
+        self.granted = self.granted.max(self.landed);
+    }
+}
+
+/// What the receiver's disk has left for this group.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Disk {
+    pub(super) free_bytes: u64,
+    pub(super) reserve_bytes: u64,
+}
+
+impl Target {
+    pub(super) fn hello(&mut self, from: SessionId, hello: SourceHello, out: &mut Vec<Action>) {
+        if self.sessions.contains_key(&from) {
+            return self.close(from, "a second greeting", out);
+        }
+        let SourceHello { versions, features, instance, connection, source, group } = hello;
+        let version = match VersionRange::OURS.negotiate(versions) {
+            Ok(version) => version,
+            Err(error) => return self.turn_away(from, RefusalCode::Version, &error.to_string(), out),
+        };
+        if (&source, &group) != (&self.config.source, &self.config.group_name) {
+            let text = format!("this connection is for group {} of {}", self.config.group_name, self.config.source);
+            return self.turn_away(from, RefusalCode::Unknown, &text, out);
+        }
+        let same: Vec<_> =
+            self.sessions.iter().filter(|(_, s)| s.instance == instance).map(|(id, s)| (*id, s.connection)).collect();
+        if same.iter().any(|(_, known)| *known >= connection) {
+            return self.turn_away(from, RefusalCode::Session, "a newer connection of this source stands", out);
+        }
+        same.iter().for_each(|(old, _)| self.close(*old, "a newer connection of the same source", out));
+        while self.sessions.len() >= self.config.limits.sessions_max
+            && let Some(&oldest) = self.sessions.keys().next()
+        {
+            self.close(oldest, "too many connections of one group", out);
+        }
+        let session = Session { instance, connection, granted: 0, landed: 0, notice: Notice::Ready, digests: 0 };
+        self.sessions.insert(from, session);
+        let hello = ReceiverHello { version, features: Features::OURS.common(features), store: self.config.store };
+        self.send(from, ReceiverMessage::Hello(hello), out);
+        if let Some(trouble) = &self.trouble {
+            let notice = Notice::StoreFailed { text: trouble.text.clone() };
+            self.send(from, ReceiverMessage::Notice(notice), out);
+        }
+    }
+
+    fn turn_away(&mut self, from: SessionId, code: RefusalCode, text: &str, out: &mut Vec<Action>) {
+        self.refuse(from, code, None, text, out);
+        self.close(from, "refused at the greeting", out);
+    }
+
+    pub(super) fn refuse(&self, to: SessionId, code: RefusalCode, volume: Option<VolumeId>, text: &str, out: &mut Vec<Action>) {
+        let refusal = Refusal { code, volume, text: bounded(text) };
+        self.send(to, ReceiverMessage::Refusal(refusal), out);
+    }
+
+    pub(super) fn close(&mut self, session: SessionId, why: &'static str, out: &mut Vec<Action>) {
+        self.closed(session);
+        out.push(Action::Report { volume: None, what: Report::SessionRefused { why } });
+        out.push(Action::CloseSession { session, why });
+    }
+
+    pub(super) fn closed(&mut self, session: SessionId) {
+        self.sessions.remove(&session);
+        self.claims.retain(|c| c.session != session);
+    }
+
+    /// Grants what the disk has room for, up to a window per session.
+    pub(super) fn grant(&mut self, out: &mut Vec<Action>) {
+        let limits = self.config.limits;
+        let mut room = self.disk.free_bytes.saturating_sub(self.granted_bytes());
+        let mut messages = Vec::new();
+        for (&id, session) in &mut self.sessions {
+            let wanted = limits.credit_window.saturating_sub(session.outstanding());
+            let more = wanted.min(room);
+            let dry = session.outstanding() == 0;
+            if more >= limits.credit_step.max(1) || (dry && more > 0) {
+                room -= more;
+                session.granted += more;
+                messages.push((id, ReceiverMessage::Credit(Credit { granted_bytes: session.granted })));
+            }
+            let notice = if session.outstanding() == 0 {
+                Notice::GatewayFull { free_bytes: self.disk.free_bytes, reserve_bytes: self.disk.reserve_bytes }
+            } else {
+                Notice::Ready
+            };
+            if std::mem::discriminant(&notice) != std::mem::discriminant(&session.notice) {
+                session.notice = notice.clone();
+                messages.push((id, ReceiverMessage::Notice(notice)));
+            }
+        }
+        messages.into_iter().for_each(|(id, message)| self.send(id, message, out));
+    }
+
+    pub(super) fn landed_bytes(&mut self, session: SessionId, bytes: u64) {
+        self.disk.free_bytes = self.disk.free_bytes.saturating_sub(bytes);
+        if let Some(session) = self.sessions.get_mut(&session) {
+            session.has_landed(bytes);
+        }
+    }
+
+    pub(super) fn read_ledger(&self, state: &State, to: SessionId, question: &ReadLedger, out: &mut Vec<Action>) {
+        let ancestor = question.position.is_none_or(|position| state.holds(&position));
+        let from = question.after.max(question.position.map(|p| p.slot));
+        let (layers, more) = if ancestor { self.page(state, question.volume, from) } else { (Vec::new(), false) };
+        let slice = LedgerSlice {
+            id: question.id,
+            volume: question.volume,
+            ancestor,
+            layers,
+            more,
+            head: state.position(),
+            current: self.current(state, question.volume),
+        };
+        self.send(to, ReceiverMessage::LedgerSlice(slice), out);
+    }
+
+    /// Layers of a volume above a slot, as many as fit a message, at least one; and whether there are more.
+    fn page(&self, state: &State, volume: VolumeId, from: Option<Slot>) -> (Vec<LedgerLayer>, bool) {
+        let mut page = Vec::new();
+        let mut ranges = 0;
+        for layer in state.layers_above(volume, from) {
+            ranges += layer.ranges().len() + 4;
+            if ranges > self.config.limits.slice_ranges_max && !page.is_empty() {
+                return (page, true);
+            }
+            page.push(LedgerLayer { slot: layer.slot, term: layer.key.term, regions: layer.regions() });
+        }
+        (page, false)
+    }
+
+    fn current(&self, state: &State, id: VolumeId) -> Option<CurrentVolume> {
+        let volume = state.volume(id)?;
+        let newest = state.points().values().rev().find(|p| p.members.iter().any(|m| m.key.volume == id));
+        let newest_point = newest.and_then(|point| {
+            let digest = state.digest_at(point.slot)?;
+            Some(NewestPoint { position: LedgerPosition { slot: point.slot, digest }, epoch: point.epoch })
+        });
+        let claimant = self.claimants.get(&id).filter(|(term, _)| *term == volume.term()).map(|(_, who)| *who);
+        Some(CurrentVolume {
+            meta: volume.meta().clone(),
+            term: volume.term(),
+            last_seq: volume.last_seq(),
+            has_layers: volume.last_layer().is_some(),
+            point_due: volume.ends_fuzzy(),
+            claimant,
+            newest_point,
+        })
+    }
+
+    pub(super) fn claim(&mut self, from: SessionId, request: ClaimRequest, out: &mut Vec<Action>) {
+        if self.claims.len() >= QUESTIONS_MAX {
+            return self.close(from, "too many claims at once", out);
+        }
+        self.claims.push_back(QueuedClaim { session: from, id: request.id, claim: request.claim });
+    }
+
+    pub(super) fn digest_query(&mut self, state: &State, from: SessionId, query: &DigestQuery, out: &mut Vec<Action>) {
+        let DigestQuery { id, volume, term, run } = *query;
+        if state.volume(volume).is_none_or(|v| v.term() != term) {
+            return self.refuse(from, RefusalCode::Term, Some(volume), "another claim of the volume is current", out);
+        }
+        let session = self.sessions.get_mut(&from).expect("the caller found it");
+        if session.digests >= QUESTIONS_MAX {
+            return self.close(from, "too many digest questions at once", out);
+        }
+        session.digests += 1;
+        out.push(Action::ReadDigests { session: from, id, volume, run });
+    }
+
+    pub(super) fn digests(
+        &mut self,
+        to: SessionId,
+        id: RequestId,
+        volume: VolumeId,
+        start: GranuleIndex,
+        runs: Result<Vec<DigestRun>, String>,
+        out: &mut Vec<Action>,
+    ) {
+        let Some(session) = self.sessions.get_mut(&to) else { return };
+        session.digests = session.digests.saturating_sub(1);
+        match runs {
+            Ok(runs) => self.send(to, ReceiverMessage::DigestAnswer(DigestAnswer { id, volume, start, runs }), out),
+            Err(text) => self.refuse(to, RefusalCode::Store, Some(volume), &text, out),
+        }
+    }
+
+    /// Whether a part's stream may be landed: ask when its header arrived, before a byte is written.
+    ///
+    /// # Errors
+    /// What to answer instead.
+    pub fn accepts_part(&self, state: &State, session: SessionId, key: LayerKey, part: u32) -> Result<(), RefusalCode> {
+        if !self.sessions.contains_key(&session) {
+            return Err(RefusalCode::Session);
+        }
+        let volume = state.volume(key.volume).ok_or(RefusalCode::Unknown)?;
+        if volume.term() != key.term || key.seq <= volume.last_seq() {
+            return Err(RefusalCode::Term);
+        }
+        let full = !self.layers.contains_key(&key) && self.layers_of(key.volume).count() >= self.config.limits.layers_max;
+        let taken = self.layers.get(&key).is_some_and(|l| l.stage == landing::Stage::Staged || l.parts.contains_key(&part));
+        if full || taken || part >= self.config.limits.parts_max {
+            return Err(RefusalCode::Protocol);
+        }
+        Ok(())
+    }
+}
+
+/// Cut to what a message may hold.
+pub(super) fn bounded(text: &str) -> String {
+    let mut end = text.len().min(TEXT_BYTES_MAX);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text[..end].to_owned()
+}
