@@ -2,7 +2,7 @@
 //!
 //! `Hello` stays the first variant with these first fields for ever, so that any two builds can refuse each other by name.
 
-use farside_ledger::{Claim, EpochInfo, Heartbeat, LayerKind, VoidReason, VolumeMeta};
+use farside_ledger::{Claim, EpochInfo, Heartbeat, LayerKind, Policy, VoidReason, VolumeMeta};
 use farside_region::{
     GranuleDigest, GranuleIndex, GranuleRun, LayerKey, LedgerPosition, Name, RegionSet, Seq, Slot, Term, VolumeId,
 };
@@ -47,6 +47,8 @@ pub enum SourceMessage {
     Digests(DigestQuery),
     /// For people; answered by [`ReceiverMessage::Points`].
     Points(PointQuery),
+    /// What the source's configuration says about the group; after the greeting, and whenever it changes.
+    Settings(Settings),
 }
 
 /// From the receiver.
@@ -96,6 +98,13 @@ pub struct SourceHello {
     pub source: Name,
     /// The group this connection is for.
     pub group: Name,
+}
+
+/// What the source's configuration says that the receiver has to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Settings {
+    /// Which points to keep.
+    pub policy: Policy,
 }
 
 /// Who answers.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use farside_ledger::{CutTime, EpochInfo, LayerKind, VolumeMeta};
+use farside_ledger::{CutTime, EpochInfo, LayerKind, Policy, VolumeMeta};
 use farside_region::{
     BootId, EpochId, GranuleIndex, GranuleRun, GranuleSet, LayerKey, LedgerPosition, Name, RegionIndex, RegionSet, Term, VolumeId,
 };
@@ -28,6 +28,8 @@ pub struct Config {
     pub instance: InstanceId,
     /// The kernel's boot id.
     pub boot: BootId,
+    /// Which points the receiver is to keep.
+    pub policy: Policy,
     /// See [`LayerDigestFn`].
     pub layer_digest: LayerDigestFn,
     /// All numbers.
@@ -265,6 +267,11 @@ pub enum Event {
     SetEpochInterval {
         /// At least this long.
         interval: Nanos,
+    },
+    /// Other points are to be kept from now on.
+    SetPolicy {
+        /// Which.
+        policy: Policy,
     },
     /// A planned stop begins: the taps take nothing new. Cuts are tried at once until everything is published
     /// ([`super::Source::settled`]) or the driver loses patience.

@@ -4,7 +4,7 @@ use farside_ledger::{Claim, VoidReason};
 use farside_region::{RegionRange, RegionSet, Seq, Slot, Term, VolumeId, mutation};
 use farside_wire::{
     ClaimOutcome, ClaimRequest, ClaimVerdict, CurrentVolume, Features, HeldLayer, LayerFate, LedgerSlice, ReadLedger,
-    ReceiverHello, RequestId, ResumeAnswer, ResumeQuery, SourceHello, SourceMessage, VersionRange,
+    ReceiverHello, RequestId, ResumeAnswer, ResumeQuery, Settings, SourceHello, SourceMessage, VersionRange,
 };
 
 use super::api::{Action, DemoteCause, Nanos, Problem, Report};
@@ -60,6 +60,13 @@ impl Source {
         self.link = Link::Up { connection, since: now, granted: 0, spent: 0 };
         for volume in self.volumes.values_mut() {
             volume.check = Check::Waiting { until: now };
+        }
+        self.send_settings(out);
+    }
+
+    pub(super) fn send_settings(&self, out: &mut Vec<Action>) {
+        if matches!(self.link, Link::Up { .. }) {
+            self.send(SourceMessage::Settings(Settings { policy: self.config.policy }), out);
         }
     }
 

@@ -191,6 +191,10 @@ impl Source {
             Event::Accept { volume } => self.accept(volume, actions),
             Event::Resync { volume } => self.heat(volume, HeatFor::Resync, actions),
             Event::SetEpochInterval { interval } => self.config.limits.epoch_interval = interval,
+            Event::SetPolicy { policy } => {
+                self.config.policy = policy;
+                self.send_settings(actions);
+            }
             Event::Drain => self.phase = Phase::Draining,
             Event::Halt => self.phase = Phase::Halted,
             // Of a connection that is gone.

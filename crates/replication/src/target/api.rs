@@ -1,6 +1,6 @@
 //! What goes into a [`Target`](super::Target) and what comes out of it.
 
-use farside_ledger::{Body, PartEntry, Verdict};
+use farside_ledger::{Body, PartEntry, Policy, Verdict};
 use farside_region::{GranuleIndex, GranuleRun, GroupId, LayerKey, LedgerPosition, Name, VolumeId};
 use farside_wire::{DigestRun, PointQuery, ReceiverMessage, RequestId, SourceMessage};
 
@@ -234,6 +234,11 @@ pub enum Action {
         session: SessionId,
         /// What.
         query: PointQuery,
+    },
+    /// The source says which points of the group to keep: remember it durably, and prune by it.
+    Policy {
+        /// Which.
+        policy: Policy,
     },
     /// A point or a prune came in: see whether something may be pruned (and then [`Event::Submit`] it).
     Prune,

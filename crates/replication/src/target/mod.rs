@@ -143,6 +143,7 @@ impl Target {
             SourceMessage::Resume(query) => self.resume(state, from, &query, out),
             SourceMessage::Digests(query) => self.digest_query(state, from, &query, out),
             SourceMessage::Points(query) => out.push(Action::AnswerPoints { session: from, query }),
+            SourceMessage::Settings(settings) => out.push(Action::Policy { policy: settings.policy }),
             _ => self.close(from, "a message that this build does not know", out),
         }
     }
