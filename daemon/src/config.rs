@@ -294,11 +294,8 @@ struct Merge {
 
 impl Merge {
     fn add(&mut self, path: &Path) -> Result<(), ConfigError> {
-        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Io {
-            verb: "read",
-            path: path.to_owned(),
-            source,
-        })?;
+        let text =
+            std::fs::read_to_string(path).map_err(|source| ConfigError::Io { verb: "read", path: path.to_owned(), source })?;
         let file: FileText =
             toml::from_str(&text).map_err(|e| ConfigError::Syntax { path: path.to_owned(), detail: e.to_string() })?;
         if let Some(source) = file.source {
@@ -409,7 +406,9 @@ fn parse_interval(text: &str, path: &Path, group: &Name) -> Result<Duration, Con
     match parsed {
         Some(d) if (Duration::from_millis(50)..=Duration::from_secs(86_400)).contains(&d) => Ok(d),
         Some(_) => Err(value(path, format!("group {group}: epoch_interval must be between 50ms and 24h"))),
-        None => Err(value(path, format!("group {group}: epoch_interval = \"{text}\" is not a duration such as \"1s\" or \"500ms\""))),
+        None => {
+            Err(value(path, format!("group {group}: epoch_interval = \"{text}\" is not a duration such as \"1s\" or \"500ms\"")))
+        }
     }
 }
 

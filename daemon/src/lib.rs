@@ -1,6 +1,20 @@
-//! Under construction.
+//! `farsided`, the daemon of a protected host, as a library.
+//!
+//! Owns the process: configuration, the state directory, groups and their volumes, the API. It makes no decisions about data:
+//! the write path is `farside_shim`'s, replication is `farside_replication`'s; here their events and actions meet files,
+//! threads and sockets.
+
+mod api;
 pub mod config;
+mod group;
+mod intent_file;
+mod link;
 pub mod process;
+mod queue;
+mod sender;
 pub mod state_dir;
-/// x
-pub fn run(_: &std::path::Path) -> anyhow::Result<()> { Ok(()) }
+mod status;
+mod supervisor;
+mod volume;
+
+pub use supervisor::run;

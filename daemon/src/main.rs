@@ -27,7 +27,9 @@ fn main() -> ExitCode {
     let args = Args::parse();
     farside_daemon::process::log_to_stderr();
     let result = if args.check {
-        farside_daemon::config::Config::load(&args.config).map(|_| println!("{}: valid", args.config.display())).map_err(Into::into)
+        farside_daemon::config::Config::load(&args.config)
+            .map(|_| println!("{}: valid", args.config.display()))
+            .map_err(Into::into)
     } else {
         farside_daemon::run(&args.config)
     };

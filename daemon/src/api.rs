@@ -1,0 +1,205 @@
+//! The daemon's API on its Unix socket. Types and routes are `farside_control`'s; here they meet the supervisor.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use axum::extract::{Path, Query, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, patch, post};
+use axum::{Json, Router};
+use farside_control::routes::{self, PointsQuery};
+use farside_control::source::{
+    Done, GroupSettings, GroupStatus, PairRequest, Paired, ResyncRequest, SourceStatus, VolumeAdd, VolumeStatus,
+};
+use farside_control::{Address, ApiError, ErrorCode, Point, PointId, PointMember, PointRef};
+use farside_region::Name;
+use farside_wire::{PointInfo, PointQueryKind};
+use tokio::net::UnixListener;
+
+use crate::supervisor::Daemon;
+
+/// Points that one question may bring.
+const POINTS_MAX: u32 = 10_000;
+
+/// Listens and serves in the background.
+///
+/// # Errors
+/// When the socket cannot be had.
+pub(crate) fn listen(daemon: &Arc<Daemon>) -> anyhow::Result<tokio::task::JoinHandle<()>> {
+    let (path, group) = daemon.api_socket();
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    }
+    if std::os::unix::net::UnixStream::connect(&path).is_ok() {
+        anyhow::bail!("{} is served by another daemon", path.display());
+    }
+    match std::fs::remove_file(&path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e).with_context(|| path.display().to_string()),
+        _ => {}
+    }
+    // The socket must never be open to others, not even for the moment between bind and chmod.
+    let mask = nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o177));
+    let listener = UnixListener::bind(&path);
+    nix::sys::stat::umask(mask);
+    let listener = listener.with_context(|| format!("cannot listen on {}", path.display()))?;
+    if let Some(name) = group {
+        let found =
+            nix::unistd::Group::from_name(&name)?.with_context(|| format!("there is no group {name} for {}", path.display()))?;
+        nix::unistd::chown(&path, None, Some(found.gid))?;
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o660))?;
+    }
+    let router = Router::new()
+        .route(routes::STATUS, get(status))
+        .route(routes::PAIR, post(pair))
+        .route(routes::GROUP, patch(set_group))
+        .route(routes::VOLUMES, get(volumes).post(add))
+        .route(routes::VOLUME, get(volume).delete(remove))
+        .route(routes::VOLUME_PAUSE, post(pause))
+        .route(routes::VOLUME_RESUME, post(resume))
+        .route(routes::VOLUME_RESYNC, post(resync))
+        .route(routes::POINTS, get(points))
+        .route(routes::POINT, get(point))
+        .with_state(daemon.clone());
+    Ok(tokio::spawn(async move {
+        let _ = axum::serve(listener, router).await; // serves until it is aborted
+    }))
+}
+
+struct Failed(ApiError);
+
+impl From<ApiError> for Failed {
+    fn from(error: ApiError) -> Self {
+        Self(error)
+    }
+}
+
+impl IntoResponse for Failed {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.0.code.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        (status, Json(self.0)).into_response()
+    }
+}
+
+type Answer<T> = Result<Json<T>, Failed>;
+type Here = State<Arc<Daemon>>;
+
+async fn status(State(daemon): Here) -> Json<SourceStatus> {
+    Json(daemon.status().await)
+}
+
+async fn pair(State(daemon): Here, Json(request): Json<PairRequest>) -> Answer<Paired> {
+    Ok(Json(daemon.pair(&request.token).await?))
+}
+
+async fn set_group(State(daemon): Here, Path(name): Path<String>, Json(settings): Json<GroupSettings>) -> Answer<GroupStatus> {
+    let now = daemon.set_group(&name, &settings).await?;
+    let status = daemon.status().await.groups.into_iter().find(|g| g.name == name);
+    // A group without volumes has settings and no status yet.
+    Ok(Json(status.unwrap_or_else(|| GroupStatus {
+        name,
+        epoch_interval_ms: now.epoch_interval_ms.unwrap_or_default(),
+        keep: now.keep.unwrap_or_default(),
+        ..GroupStatus::default()
+    })))
+}
+
+async fn volumes(State(daemon): Here) -> Json<Vec<VolumeStatus>> {
+    Json(daemon.status().await.groups.into_iter().flat_map(|g| g.volumes).collect())
+}
+
+async fn one_volume(daemon: &Daemon, name: &str) -> Answer<VolumeStatus> {
+    let mut all = daemon.status().await.groups.into_iter().flat_map(|g| g.volumes);
+    let found = all.find(|v| v.name == name);
+    Ok(Json(found.ok_or_else(|| ApiError::not_found("volume", name, "`farside volume list` shows those that are served"))?))
+}
+
+async fn volume(State(daemon): Here, Path(name): Path<String>) -> Answer<VolumeStatus> {
+    one_volume(&daemon, &name).await
+}
+
+async fn add(State(daemon): Here, Json(add): Json<VolumeAdd>) -> Answer<VolumeStatus> {
+    daemon.add_volume(&add).await?;
+    one_volume(&daemon, &add.name).await
+}
+
+async fn remove(State(daemon): Here, Path(name): Path<String>) -> Answer<Done> {
+    daemon.remove_volume(&name).await?;
+    Ok(Json(Done { message: format!("volume {name} is no longer served; its points stay in the store") }))
+}
+
+async fn pause(State(daemon): Here, Path(name): Path<String>) -> Answer<VolumeStatus> {
+    daemon.pause(&name, true).await?;
+    one_volume(&daemon, &name).await
+}
+
+async fn resume(State(daemon): Here, Path(name): Path<String>) -> Answer<VolumeStatus> {
+    daemon.pause(&name, false).await?;
+    one_volume(&daemon, &name).await
+}
+
+async fn resync(State(daemon): Here, Path(name): Path<String>, Json(request): Json<ResyncRequest>) -> Answer<VolumeStatus> {
+    daemon.resync(&name, request.accept.is_some()).await?;
+    one_volume(&daemon, &name).await
+}
+
+async fn points(State(daemon): Here, Query(query): Query<PointsQuery>) -> Answer<Vec<Point>> {
+    Ok(Json(list(&daemon, &query).await?))
+}
+
+async fn list(daemon: &Daemon, query: &PointsQuery) -> Result<Vec<Point>, ApiError> {
+    let bad = |e: &dyn std::fmt::Display| ApiError::new(ErrorCode::BadRequest, e.to_string(), "see `farside point list --help`");
+    let address: Option<Address> = query.of.as_deref().map(str::parse).transpose().map_err(|e| bad(&e))?;
+    let limit = query.limit.unwrap_or(POINTS_MAX).min(POINTS_MAX) as usize;
+    let mut all = Vec::new();
+    for group in daemon.group_names() {
+        let (mut below, mut more) = (None, true);
+        while more && all.len() < limit {
+            let wanted = (limit - all.len()).min(1000) as u32;
+            let answer = daemon.points(&group, PointQueryKind::List { volume: None, below, limit: wanted }).await?;
+            more = answer.page.more && !answer.page.points.is_empty();
+            below = answer.page.points.last().map(|p| p.slot);
+            let points = answer.page.points.iter().map(|p| point_of(daemon.source(), &group, p));
+            all.extend(points.filter(|p| address.as_ref().is_none_or(|a| p.is_of(a))));
+        }
+    }
+    all.sort_by_key(|p| std::cmp::Reverse(p.cut_wall));
+    Ok(all)
+}
+
+async fn point(State(daemon): Here, Path(point): Path<String>, Query(query): Query<PointsQuery>) -> Answer<Point> {
+    let wanted: PointRef = point.parse().map_err(|e: farside_control::PointRefError| {
+        ApiError::new(ErrorCode::BadRequest, e.to_string(), "see `farside point show --help`")
+    })?;
+    let all = list(&daemon, &PointsQuery { limit: None, ..query }).await?;
+    let found = farside_control::select_point(&all, wanted, jiff::Timestamp::now());
+    Ok(Json(found.cloned().ok_or_else(|| ApiError::not_found("point", &point, "`farside point list` shows what there is"))?))
+}
+
+fn point_of(source: &Name, group: &Name, p: &PointInfo) -> Point {
+    Point {
+        id: PointId::new(p.slot.0, &p.digest.0),
+        source: source.to_string(),
+        group: group.to_string(),
+        cut_wall: jiff::Timestamp::from_millisecond(p.epoch.wall_ms).unwrap_or_default(),
+        cut_mono_before_ns: p.epoch.mono_before_ns,
+        cut_mono_after_ns: p.epoch.mono_after_ns,
+        boot: p.epoch.boot.to_string(),
+        ledger_time_ms: p.ledger_time_ms,
+        members: p
+            .members
+            .iter()
+            .map(|m| PointMember {
+                volume: m.name.to_string(),
+                volume_id: m.layer.volume.to_string(),
+                bytes: m.volume_bytes,
+                term: m.layer.term.0,
+                seq: m.layer.seq.0,
+                layer_bytes: 0,
+            })
+            .collect(),
+        pinned: p.pinned,
+        degraded: p.members.iter().any(|m| m.unreadable_regions > 0),
+    }
+}

@@ -1,0 +1,722 @@
+//! The control thread of a consistency group: owns the [`Source`] state machine, the switcher and the coolers, and carries out
+//! what they ask for.
+//!
+//! It decides nothing about replication: events go in, actions come out, in order. Everything that other threads have to say
+//! comes as a [`Note`] through one inbox, so that there is one owner and no lock.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, unbounded};
+use farside_blockio::process::monotonic_ns;
+use farside_ledger::{CutTime, EpochInfo, LayerKind};
+use farside_region::{EpochId, LedgerPosition, Name, RegionSet, Term, VolumeId};
+use farside_replication::source::{Action, DemoteCause, Event, Report, Sample, Source, SwitchDone, SwitchMember, Tick};
+use farside_shim::{CoolStep, Cooler, Kind, Switcher};
+use farside_wire::{PointAnswer, PointQuery, PointQueryKind, ReceiverMessage, RequestId, SourceMessage};
+use tokio::sync::{oneshot, watch};
+use tracing::{debug, error, info, warn};
+
+use crate::config::{GroupConfig, VolumeConfig};
+use crate::link::Link;
+use crate::sender::{Order, Report as SenderReport};
+use crate::state_dir::{Mark, StateDir};
+use crate::volume::{IntentOrder, Served, Surroundings};
+
+/// A region is offered for cooling when nothing of it was frozen for so long.
+const COOL_AFTER: Duration = Duration::from_secs(30);
+const COOL_EVERY: Duration = Duration::from_secs(5);
+const TICK_MAX: Duration = Duration::from_millis(250);
+/// While something must be polled.
+const POLL: Duration = Duration::from_millis(1);
+
+/// What the control thread hears.
+pub(crate) enum Note {
+    /// A shim has events.
+    Shim(VolumeId),
+    HeaderDurable {
+        volume: VolumeId,
+        confirmed: Option<Term>,
+        position: Option<LedgerPosition>,
+    },
+    Sender(VolumeId, SenderReport),
+    /// A flush that was ordered has ended.
+    Flushed(VolumeId, bool),
+    /// The intent file failed.
+    MapFailed(VolumeId),
+    /// The tap's thread has ended.
+    TapStopped(VolumeId),
+    /// A thread of the volume ended that must not.
+    Broken(VolumeId, String),
+    Connected(Link),
+    Disconnected(u64),
+    Message(u64, Box<ReceiverMessage>),
+    Ask(Ask),
+}
+
+/// What the API asks for.
+pub(crate) enum Ask {
+    Status(oneshot::Sender<farside_control::source::GroupStatus>),
+    Add(VolumeConfig, oneshot::Sender<anyhow::Result<()>>),
+    Remove(VolumeId, oneshot::Sender<anyhow::Result<()>>),
+    Pause(VolumeId, bool, oneshot::Sender<anyhow::Result<()>>),
+    Resync(VolumeId, bool, oneshot::Sender<anyhow::Result<()>>),
+    Settings(GroupConfig),
+    Points(PointQueryKind, oneshot::Sender<anyhow::Result<PointAnswer>>),
+    Stop(Sender<bool>),
+}
+
+/// The way into a control thread.
+#[derive(Clone)]
+pub(crate) struct Inbox(Sender<Note>);
+
+impl Inbox {
+    pub(crate) fn send(&self, note: Note) {
+        let _ = self.0.send(note); // the control thread outlives whoever reports to it
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+}
+
+/// A running group.
+pub(crate) struct GroupHandle {
+    pub(crate) inbox: Inbox,
+    pub(crate) link: tokio::task::JoinHandle<()>,
+    pub(crate) thread: std::thread::JoinHandle<()>,
+    pub(crate) heartbeat: Arc<std::sync::atomic::AtomicU64>,
+}
+
+/// Everything that a group is started with.
+pub(crate) struct GroupStart {
+    pub(crate) name: Name,
+    pub(crate) config: GroupConfig,
+    pub(crate) around: Surroundings,
+    pub(crate) state: Arc<StateDir>,
+    pub(crate) dial: Arc<dyn farside_transport::Dial>,
+    pub(crate) instance: farside_wire::InstanceId,
+}
+
+impl GroupStart {
+    /// Starts link and control thread; the group has no volumes yet.
+    pub(crate) fn start(self) -> anyhow::Result<GroupHandle> {
+        let (sender, notes) = unbounded();
+        let inbox = Inbox(sender);
+        let (link, connector) = crate::link::start(&self.around.runtime, self.dial.clone(), inbox.clone());
+        let heartbeat = Arc::new(std::sync::atomic::AtomicU64::new(monotonic_ns()));
+        let limits = farside_replication::source::Limits {
+            epoch_interval: self.config.epoch_interval.as_nanos() as u64,
+            cut_bytes_min: u64::from(self.around.limits.side_buffer_mib) << 19, // half the side buffer
+            ..Default::default()
+        };
+        let source = Source::new(farside_replication::source::Config {
+            source: self.around.source.clone(),
+            group: self.name.clone(),
+            instance: self.instance,
+            boot: self.around.boot,
+            layer_digest: farside_layer::layer_digest,
+            limits,
+        });
+        let shim_limits = farside_shim::Limits {
+            side_buffer_bytes: (self.around.limits.side_buffer_mib as usize) << 20,
+            ..farside_shim::Limits::DEFAULT
+        };
+        let shim = farside_shim::Group::new(&shim_limits, farside_region::Geometry::GRANULE_BYTES);
+        let control = Control {
+            name: self.name.clone(),
+            config: self.config,
+            around: self.around,
+            state: self.state,
+            inbox: inbox.clone(),
+            notes,
+            connector,
+            switcher: Switcher::new(shim.clone()),
+            shim,
+            source,
+            members: BTreeMap::new(),
+            link: None,
+            actions: Vec::new(),
+            cuts: HashMap::new(),
+            points: HashMap::new(),
+            point_requests: 0,
+            next_tick: Instant::now(),
+            next_cool: Instant::now() + COOL_EVERY,
+            published: 0,
+            rate: crate::status::Rate::default(),
+            heartbeat: heartbeat.clone(),
+        };
+        let thread = std::thread::Builder::new()
+            .name(format!("group-{}", self.name.as_str().get(..8).unwrap_or(self.name.as_str())))
+            .spawn(move || control.run())?;
+        Ok(GroupHandle { inbox, link, thread, heartbeat })
+    }
+}
+
+/// A volume of the group.
+pub(crate) struct Member {
+    pub(crate) served: Served,
+    pub(crate) broken: Option<String>,
+    cooler: Cooler,
+    /// Batches that wait for the cooler.
+    cool: VecDeque<(RegionSet, RegionSet)>,
+    flushing: bool,
+    heating: bool,
+    /// What was frozen lately, and when.
+    recent: VecDeque<(Instant, RegionSet)>,
+    leaving: Option<oneshot::Sender<anyhow::Result<()>>>,
+    tap_stopped: bool,
+}
+
+pub(crate) struct Control {
+    pub(crate) name: Name,
+    pub(crate) config: GroupConfig,
+    pub(crate) around: Surroundings,
+    state: Arc<StateDir>,
+    inbox: Inbox,
+    notes: Receiver<Note>,
+    pub(crate) connector: watch::Receiver<farside_transport::ConnectorState>,
+    shim: Arc<farside_shim::Group>,
+    switcher: Switcher,
+    pub(crate) source: Source,
+    pub(crate) members: BTreeMap<VolumeId, Member>,
+    pub(crate) link: Option<Link>,
+    actions: Vec<Action>,
+    /// Cuts being read: who has not been read to the end.
+    cuts: HashMap<EpochId, BTreeSet<VolumeId>>,
+    points: HashMap<RequestId, oneshot::Sender<anyhow::Result<PointAnswer>>>,
+    point_requests: u64,
+    next_tick: Instant,
+    next_cool: Instant,
+    pub(crate) published: u64,
+    pub(crate) rate: crate::status::Rate,
+    heartbeat: Arc<std::sync::atomic::AtomicU64>,
+}
+
+impl Control {
+    fn run(mut self) {
+        loop {
+            let wait = if self.must_poll() { POLL } else { self.next_tick.saturating_duration_since(Instant::now()) };
+            match self.notes.recv_timeout(wait) {
+                Ok(Note::Ask(Ask::Stop(answer))) => {
+                    let clean = self.stop();
+                    let _ = answer.send(clean);
+                    return;
+                }
+                Ok(note) => self.hear(note),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            self.routine();
+        }
+    }
+
+    /// What is due whether or not anything was heard.
+    fn routine(&mut self) {
+        self.heartbeat.store(monotonic_ns(), std::sync::atomic::Ordering::Relaxed);
+        if self.switcher.is_busy() {
+            let early = self.switcher.poll();
+            assert!(early.is_none(), "a switch is polled to its end where it begins");
+        }
+        let ids: Vec<VolumeId> = self.members.keys().copied().collect();
+        for id in ids {
+            self.pump_cooler(id);
+            self.pump_heating(id);
+        }
+        let now = Instant::now();
+        if now >= self.next_tick {
+            self.next_tick = now + (self.config.epoch_interval / 4).clamp(Duration::from_millis(10), TICK_MAX);
+            self.tick();
+        }
+        if now >= self.next_cool {
+            self.next_cool = now + COOL_EVERY;
+            self.offer_cooling(now);
+        }
+    }
+
+    fn must_poll(&self) -> bool {
+        self.switcher.is_busy() || self.members.values().any(|m| m.heating)
+    }
+
+    /// One event through the state machine, and all that follows from it.
+    fn step(&mut self, event: Event) {
+        self.source.step(monotonic_ns(), event, &mut self.actions);
+        while !self.actions.is_empty() {
+            for action in std::mem::take(&mut self.actions) {
+                self.act(action);
+            }
+        }
+    }
+
+    fn hear(&mut self, note: Note) {
+        match note {
+            Note::Shim(id) => self.shim_events(id),
+            Note::HeaderDurable { volume, confirmed, position } => {
+                self.step(Event::HeaderDurable { volume, confirmed, position })
+            }
+            Note::Sender(id, report) => self.sender_report(id, report),
+            Note::Flushed(id, ok) => {
+                if let Some(member) = self.members.get_mut(&id).filter(|m| m.flushing) {
+                    member.flushing = false;
+                    member.cooler.flush_end(ok);
+                }
+            }
+            Note::MapFailed(id) => self.tracking_lost(id),
+            Note::TapStopped(id) => self.tap_stopped(id),
+            Note::Broken(id, why) => {
+                if let Some(member) = self.members.get_mut(&id) {
+                    member.broken = Some(why);
+                }
+            }
+            Note::Connected(link) => {
+                let connection = link.number;
+                self.link = Some(link);
+                self.step(Event::Connected { connection });
+            }
+            Note::Disconnected(connection) => {
+                if self.link.as_ref().is_some_and(|l| l.number == connection) {
+                    self.link = None;
+                }
+                // What was read ahead is forgotten before the machine may order a part anew: orders keep their order.
+                self.members.values().for_each(|m| m.served.send(Order::Forget));
+                self.points.clear();
+                self.step(Event::Disconnected { connection });
+            }
+            Note::Message(connection, message) => match *message {
+                ReceiverMessage::Points(answer) => {
+                    if let Some(reply) = self.points.remove(&answer.id) {
+                        let _ = reply.send(Ok(answer));
+                    }
+                }
+                _ => self.step(Event::Message { connection, message }),
+            },
+            Note::Ask(ask) => self.answer(ask),
+        }
+    }
+
+    fn shim_events(&mut self, id: VolumeId) {
+        let Some(member) = self.members.get(&id) else { return };
+        let events = member.served.volume.take_events();
+        if let Some(epoch) = events.overflowed {
+            self.demoted(epoch, DemoteCause::SideBuffer);
+        }
+        if events.flush_failed {
+            let name = &self.members[&id].served.config.name;
+            error!(volume = %name, "a flush of the backing failed: nothing that was written since the one before is surely durable");
+            self.members[&id].served.intent(IntentOrder::FlushFailed);
+            self.step(Event::FlushFailed { volume: id });
+        }
+        if events.tracking_lost {
+            self.tracking_lost(id);
+        }
+    }
+
+    fn demoted(&mut self, epoch: EpochId, why: DemoteCause) {
+        self.switcher.demote(epoch);
+        self.cuts.remove(&epoch);
+        self.step(Event::Demoted { epoch, why });
+    }
+
+    fn tracking_lost(&mut self, id: VolumeId) {
+        if let Some(member) = self.members.get(&id) {
+            member.served.tracking_failed();
+            self.step(Event::TrackingLost { volume: id });
+        }
+    }
+
+    fn sender_report(&mut self, id: VolumeId, report: SenderReport) {
+        let current = self.link.as_ref().map(|l| l.number);
+        match report {
+            SenderReport::Read { connection, epoch, mut read } if Some(connection) == current => {
+                read.cut_held = self.cut_held(id, epoch, read.done);
+                self.step(Event::PartRead(read));
+            }
+            SenderReport::Aborted { connection, key, part } => self.step(Event::PartAborted { connection, key, part }),
+            SenderReport::DigestsWanted { connection, key, part, run } => {
+                self.step(Event::DigestsWanted { connection, key, part, run });
+            }
+            SenderReport::Read { .. } => debug!("a part of a connection that is gone"),
+        }
+    }
+
+    /// Whether what was just read was held by a cut. At the end of the last member the cut is concluded: after that it can no
+    /// longer overflow, and may be announced as a point.
+    fn cut_held(&mut self, id: VolumeId, epoch: EpochId, done: bool) -> bool {
+        let Some(left) = self.cuts.get_mut(&epoch) else { return false };
+        if done {
+            left.remove(&id);
+        }
+        let held = if left.is_empty() { self.switcher.conclude(epoch) == Kind::Cut } else { self.switcher.is_cut(epoch) };
+        if !held {
+            self.demoted(epoch, DemoteCause::SideBuffer);
+        }
+        held
+    }
+
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::Send { connection, message } => {
+                if let Some(link) = self.link.as_ref().filter(|l| l.number == connection) {
+                    match farside_wire::encode_payload(&*message) {
+                        Ok(payload) => link.send(payload),
+                        Err(error) => {
+                            error!(group = %self.name, %error, "a message does not fit a frame");
+                            link.connection.close(farside_transport::CloseCode::Internal, &error.to_string());
+                        }
+                    }
+                }
+            }
+            Action::Disconnect { connection, why } => {
+                if let Some(link) = self.link.as_ref().filter(|l| l.number == connection) {
+                    warn!(group = %self.name, ?why, "the connection is closed");
+                    link.connection.close(farside_transport::CloseCode::Protocol, &format!("{why:?}"));
+                }
+            }
+            Action::WriteHeader { volume, confirmed, position } => {
+                self.with(volume, |m| m.served.intent(IntentOrder::Header { confirmed, position }));
+            }
+            Action::Switch { kind, members } => self.switch(kind, members),
+            Action::Demote { epoch, .. } => {
+                self.switcher.demote(epoch);
+                self.cuts.remove(&epoch);
+            }
+            Action::Release { epoch } => {
+                self.cuts.remove(&epoch);
+                self.switcher.release(epoch);
+            }
+            Action::ReadPart(order) => {
+                let Some(link) = self.link.as_ref().filter(|l| l.number == order.connection) else { return };
+                let connection = link.connection.clone();
+                self.with(order.key.volume, |m| m.served.send(Order::Read(order, connection)));
+            }
+            Action::FinishPart { key, part } => self.with(key.volume, |m| m.served.send(Order::Finish(key, part))),
+            Action::AbortPart { key, part } => self.with(key.volume, |m| m.served.send(Order::Abort(key, part))),
+            Action::Digests { key, part, start, runs } => {
+                self.with(key.volume, |m| m.served.send(Order::Digests(key, part, start, runs)));
+            }
+            Action::Cool { volume, regions, zero } => {
+                self.with(volume, |m| m.cool.push_back((regions, zero)));
+                self.pump_cooler(volume);
+            }
+            Action::HeatAll { volume } => self.with(volume, |m| {
+                m.served.volume.heat_all();
+                m.heating = true;
+            }),
+            Action::KeepHot { volume } => {
+                if let Some(member) = self.members.get(&volume) {
+                    let regions = member.served.volume.hot_regions();
+                    self.source.step(monotonic_ns(), Event::HotRegions { volume, regions }, &mut self.actions);
+                }
+            }
+            Action::AdoptMeta { meta } => {
+                let name = self.name.clone();
+                self.with(meta.id, |m| {
+                    if let Err(error) = m.served.adopt(*meta) {
+                        error!(group = %name, volume = %m.served.config.name, %error, "the ledger's identity cannot be kept");
+                    }
+                });
+            }
+            Action::WithdrawTrackingLost { volume } => self.with(volume, |m| {
+                if let Err(error) = Mark::TrackingLost.put(&m.served.dir, false) {
+                    warn!(volume = %m.served.config.name, %error, "the mark stays: the next start compares again");
+                }
+            }),
+            Action::Removed { volume } => self.removed(volume),
+            Action::Report { volume, what } => self.report(volume, what),
+            other => error!(group = %self.name, ?other, "an action that this daemon does not know"),
+        }
+    }
+
+    fn with(&mut self, id: VolumeId, f: impl FnOnce(&mut Member)) {
+        if let Some(member) = self.members.get_mut(&id) {
+            f(member);
+        }
+    }
+
+    /// The switch. Parked writers wait for its grace, so it is polled to the end without sleeping.
+    fn switch(&mut self, kind: LayerKind, members: Vec<SwitchMember>) {
+        let kind = match kind {
+            LayerKind::Point => Kind::Cut,
+            LayerKind::Fuzzy => Kind::Pass,
+        };
+        while self.switcher.is_busy() {
+            // A cut that was released is freed by polling; nobody waits for a host here.
+            if self.switcher.poll().is_none() {
+                std::thread::yield_now();
+            }
+        }
+        let ids: BTreeSet<VolumeId> = members.iter().map(|m| m.volume).collect();
+        let members = members
+            .into_iter()
+            .map(|m| farside_shim::Member {
+                volume: self.members.get(&m.volume).expect("a switch names members of the group").served.volume.clone(),
+                also: m.extra,
+            })
+            .collect();
+        let mono_before_ns = monotonic_ns();
+        let epoch = self.switcher.begin(kind, members).expect("the state machine switches when it may");
+        let mono_after_ns = monotonic_ns();
+        let info = EpochInfo { boot: self.around.boot, mono_before_ns, mono_after_ns, wall_ms: wall_ms() };
+        let frozen = loop {
+            if let Some(frozen) = self.switcher.poll() {
+                break frozen;
+            }
+            std::thread::yield_now();
+        };
+        let grace = monotonic_ns() - mono_after_ns;
+        self.rate.grace(grace);
+        if grace > 10_000_000 {
+            warn!(group = %self.name, epoch = %epoch, grace_us = grace / 1000, "a switch took long: a queue thread was held up");
+        }
+        if kind == Kind::Cut {
+            self.cuts.insert(epoch, ids);
+        }
+        let now = Instant::now();
+        let mut done = Vec::new();
+        for volume in frozen.members {
+            let (id, member) = self
+                .members
+                .iter_mut()
+                .find(|(_, m)| Arc::ptr_eq(&m.served.volume, &volume.volume))
+                .expect("what was frozen is a member");
+            member.recent.push_back((now, volume.set.regions()));
+            done.push((*id, volume.set));
+        }
+        self.source.step(monotonic_ns(), Event::SwitchDone(SwitchDone { epoch, info, members: done }), &mut self.actions);
+    }
+
+    fn tick(&mut self) {
+        let time = CutTime { boot: self.around.boot, mono_ns: monotonic_ns(), wall_ms: wall_ms() };
+        // † T is read before the maps (T15): what is acknowledged after T may be missing from them, what was before cannot.
+        std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+        let volumes = self.members.iter().map(|(id, m)| (*id, sample(&m.served))).collect();
+        self.step(Event::Tick(Tick { time, volumes }));
+    }
+
+    fn offer_cooling(&mut self, now: Instant) {
+        let ids: Vec<VolumeId> = self.members.keys().copied().collect();
+        for volume in ids {
+            let member = self.members.get_mut(&volume).expect("just listed");
+            while member.recent.front().is_some_and(|(at, _)| now.duration_since(*at) > COOL_AFTER) {
+                member.recent.pop_front();
+            }
+            let busy = !member.cool.is_empty() || member.flushing || member.heating;
+            if busy || member.cooler.poll(&mut |_| true) != CoolStep::Idle || self.link.is_none() {
+                continue;
+            }
+            let mut regions = member.served.volume.hot_regions();
+            member.recent.iter().for_each(|(_, set)| regions.subtract(set));
+            regions.subtract(&member.served.volume.open_set().regions());
+            if !regions.is_empty() {
+                self.step(Event::CoolWanted { volume, regions });
+            }
+        }
+    }
+
+    fn pump_cooler(&mut self, id: VolumeId) {
+        let Some(member) = self.members.get_mut(&id) else { return };
+        let source = &self.source;
+        loop {
+            match member.cooler.poll(&mut |region| source.mentions(id, region)) {
+                CoolStep::Idle => match member.cool.pop_front() {
+                    None => return,
+                    Some((regions, zero)) => {
+                        let mut candidates = regions.iter().filter(|r| !source.mentions(id, *r)).map(|r| (r, zero.contains(r)));
+                        let cooling = member.cooler.begin(&mut candidates);
+                        debug!(volume = %member.served.config.name, cooling, "cooling");
+                    }
+                },
+                CoolStep::Wait => return,
+                CoolStep::Flush => {
+                    if !member.flushing {
+                        member.flushing = true;
+                        member.cooler.flush_begin();
+                        member.served.order_flush();
+                    }
+                    return;
+                }
+                // The state machine offers regions only under a durable header that covers what published them.
+                CoolStep::Header => member.cooler.header_durable(),
+            }
+        }
+    }
+
+    fn pump_heating(&mut self, id: VolumeId) {
+        let Some(member) = self.members.get_mut(&id).filter(|m| m.heating) else { return };
+        let all = std::iter::once(member.served.volume.geometry().all_regions());
+        let mut regions = RegionSet::new();
+        all.for_each(|r| regions.insert_range(r));
+        if member.served.volume.is_hot(&regions) {
+            member.heating = false;
+            self.step(Event::AllHot { volume: id });
+        }
+    }
+
+    fn answer(&mut self, ask: Ask) {
+        match ask {
+            Ask::Status(reply) => {
+                let _ = reply.send(self.status());
+            }
+            Ask::Add(config, reply) => {
+                let _ = reply.send(self.add(config));
+            }
+            Ask::Remove(id, reply) => match self.members.get_mut(&id) {
+                None => {
+                    let _ = reply.send(Err(anyhow::anyhow!("the volume is not served")));
+                }
+                Some(member) => {
+                    member.leaving = Some(reply);
+                    member.served.stop_tap();
+                    if member.tap_stopped {
+                        self.step(Event::RemoveVolume { volume: id });
+                    }
+                }
+            },
+            Ask::Pause(id, pause, reply) => {
+                let _ = reply.send(self.pause(id, pause));
+            }
+            Ask::Resync(volume, accept, reply) => {
+                self.step(if accept { Event::Accept { volume } } else { Event::Resync { volume } });
+                let _ = reply.send(Ok(()));
+            }
+            Ask::Settings(config) => {
+                self.step(Event::SetEpochInterval { interval: config.epoch_interval.as_nanos() as u64 });
+                self.config = config;
+            }
+            Ask::Points(kind, reply) => match &self.link {
+                None => {
+                    let _ = reply.send(Err(anyhow::anyhow!("not connected to the receiver")));
+                }
+                Some(link) => {
+                    self.point_requests += 1;
+                    let id = RequestId(self.point_requests);
+                    match farside_wire::encode_payload(&SourceMessage::Points(PointQuery { id, kind })) {
+                        Ok(payload) => {
+                            self.points.insert(id, reply);
+                            link.send(payload);
+                        }
+                        Err(error) => {
+                            let _ = reply.send(Err(error.into()));
+                        }
+                    }
+                }
+            },
+            Ask::Stop(_) => unreachable!("handled by the loop"),
+        }
+    }
+
+    fn add(&mut self, config: VolumeConfig) -> anyhow::Result<()> {
+        let dir = self.state.volume_dir(&self.name, &config.name)?;
+        let (served, setup) = Served::open(config, dir, &self.shim, &self.around, &self.inbox)?;
+        let member = Member {
+            cooler: Cooler::new(served.volume.clone()),
+            served,
+            broken: None,
+            cool: VecDeque::new(),
+            flushing: false,
+            heating: false,
+            recent: VecDeque::new(),
+            leaving: None,
+            tap_stopped: false,
+        };
+        self.members.insert(setup.meta.id, member);
+        self.step(Event::AddVolume(setup));
+        Ok(())
+    }
+
+    fn pause(&mut self, id: VolumeId, pause: bool) -> anyhow::Result<()> {
+        let member = self.members.get(&id).ok_or_else(|| anyhow::anyhow!("the volume is not served"))?;
+        Mark::Paused.put(&member.served.dir, pause)?;
+        self.step(if pause { Event::Pause { volume: id } } else { Event::Resume { volume: id } });
+        Ok(())
+    }
+
+    fn tap_stopped(&mut self, id: VolumeId) {
+        let Some(member) = self.members.get_mut(&id) else { return };
+        member.tap_stopped = true;
+        if member.leaving.is_some() {
+            self.step(Event::RemoveVolume { volume: id });
+        }
+    }
+
+    fn removed(&mut self, id: VolumeId) {
+        let Some(mut member) = self.members.remove(&id) else { return };
+        let dir = member.served.dir.clone();
+        let name = member.served.config.name.clone();
+        let reply = member.leaving.take();
+        member.served.close();
+        let result = std::fs::remove_dir_all(&dir).map_err(|e| anyhow::anyhow!("{} cannot be removed: {e}", dir.display()));
+        info!(volume = %name, "removed; its points stay in the store");
+        if let Some(reply) = reply {
+            let _ = reply.send(result);
+        }
+    }
+
+    fn report(&mut self, volume: Option<VolumeId>, what: Report) {
+        let name = volume.and_then(|v| self.members.get(&v)).map_or(&self.name, |m| &m.served.config.name);
+        match what {
+            Report::Published { position, kind, members } => {
+                self.published += u64::from(kind == LayerKind::Point);
+                debug!(%name, slot = %position.slot, ?kind, members, "published");
+            }
+            Report::State(state) => info!(%name, ?state, "state"),
+            Report::Demoted { epoch, why } => debug!(%name, %epoch, ?why, "a cut was given up"),
+            Report::Claimed { term } => info!(%name, %term, "claimed"),
+            Report::ReadAgain { key, from_part } => info!(%name, layer = %key, from_part, "what was not staged is read again"),
+            Report::Refused { code, text } => warn!(%name, ?code, %text, "the receiver refused"),
+            other => info!(%name, ?other, "replication"),
+        }
+    }
+
+    /// A planned stop: taps first, then as much published as patience allows, then exactly what is owed is written down.
+    fn stop(&mut self) -> bool {
+        self.members.values().for_each(|m| m.served.stop_tap());
+        let patience = Instant::now() + Duration::from_secs(u64::from(self.around.limits.stop_wait_seconds));
+        self.listen_until(|c| c.members.values().all(|m| m.tap_stopped), None);
+        self.step(Event::Drain);
+        self.listen_until(|c| c.link.is_none() || c.source.settled(), Some(patience));
+        self.listen_until(|c| !c.source.switching(), None);
+        self.step(Event::Halt);
+        let mut clean = true;
+        for (id, member) in std::mem::take(&mut self.members) {
+            let mut owed = self.source.owed(id);
+            owed.union_with(&member.served.volume.open_set());
+            let name = member.served.config.name.clone();
+            let bytes = owed.granule_count(member.served.volume.geometry()) * member.served.volume.geometry().granule_bytes();
+            if member.heating || Mark::TrackingLost.is_set(&member.served.dir) {
+                member.served.close();
+                clean = false;
+            } else if member.served.close_clean(owed) {
+                info!(volume = %name, owed_bytes = bytes, "stopped cleanly");
+            } else {
+                warn!(volume = %name, "stopped, but not cleanly: the next start compares what was hot");
+                clean = false;
+            }
+        }
+        clean
+    }
+
+    fn listen_until(&mut self, done: impl Fn(&Self) -> bool, deadline: Option<Instant>) {
+        while !done(self) && deadline.is_none_or(|d| Instant::now() < d) {
+            match self.notes.recv_timeout(Duration::from_millis(10)) {
+                Ok(Note::Ask(Ask::Stop(_))) | Err(RecvTimeoutError::Timeout) => {}
+                Ok(note) => self.hear(note),
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            self.routine();
+        }
+    }
+}
+
+fn sample(served: &Served) -> Sample {
+    let volume = &served.volume;
+    let granules = if volume.open_is_empty() { 0 } else { volume.open_set().granule_count(volume.geometry()) };
+    let dirty_bytes = granules * volume.geometry().granule_bytes();
+    Sample { dirty_bytes, in_flight: volume.in_flight() as u64 }
+}
+
+/// Milliseconds since 1970, for people.
+pub(crate) fn wall_ms() -> i64 {
+    jiff::Timestamp::now().as_millisecond()
+}

@@ -1,0 +1,356 @@
+//! A volume's intent map on disk: finds, creates, grows and writes it. Which bytes to write is decided by
+//! `farside_shim::IntentOwner` (pages) and the control thread (header).
+//!
+//! Invariants: the file is used through one locked description (L11); it was synced after the lock was taken and before
+//! anything read from it is believed†; a header's next write goes to the older slot, after the sync of the one before; a
+//! failed write or sync latches the file failed.
+
+use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use farside_blockio::{DeviceError, FileDevice, OpenOptions};
+use farside_region::intent::{
+    BackingIdentity, Header, HeaderState, INTENT_BLOCK_BYTES, IntentBlock, IntentError, IntentLayout, Owed, Page, PageIndex,
+    SlotIndex, UncheckedOwed, recover_header, recover_page,
+};
+use farside_region::{Geometry, GranuleSet, LedgerPosition, MapId, RegionIndex, RegionRange, Term};
+use farside_shim::Commit;
+use thiserror::Error;
+
+use crate::config::{ConfigError, sync_dir};
+
+/// Why an intent map cannot be used.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub(crate) enum IntentFileError {
+    /// It cannot be opened, or another process has it.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// Reading, writing or syncing failed.
+    #[error("the intent map {} cannot be {verb}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What was tried.
+        verb: &'static str,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// Written by a newer version.
+    #[error("the intent map {}: {source}", path.display())]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: IntentError,
+    },
+    /// The backing device got smaller, which would cut published data.
+    #[error(
+        "the volume shrank from {before} to {now} bytes; shrinking is not supported: give the space back, or remove the volume and add it anew"
+    )]
+    Shrunk {
+        /// Bytes at the last attach.
+        before: u64,
+        /// Bytes now.
+        now: u64,
+    },
+    /// The folder.
+    #[error(transparent)]
+    Folder(#[from] ConfigError),
+}
+
+/// An open intent map.
+#[derive(Debug)]
+pub(crate) struct IntentFile {
+    device: FileDevice,
+    dir: PathBuf,
+    header: Header,
+    newest: SlotIndex,
+    failed: bool,
+}
+
+/// What was found at start.
+#[derive(Debug)]
+pub(crate) struct Found {
+    /// The header before this attach; `None` = there was none to be trusted (T17).
+    pub(crate) header: Option<Header>,
+    /// Both slots of every page.
+    pub(crate) slots: Vec<[Box<IntentBlock>; 2]>,
+    /// What a clean stop left owed, if this is the start after one.
+    pub(crate) owed: Option<GranuleSet>,
+    /// The regions whose bit is set.
+    pub(crate) hot: farside_region::RegionSet,
+}
+
+impl IntentFile {
+    /// Opens the map in a volume's folder, or creates one in which everything is dirty.
+    ///
+    /// # Errors
+    /// Anything that makes it unusable, with the remedy; a live owner is waited for up to 30 s.
+    pub(crate) fn open(dir: &Path, geometry: &Geometry, fresh_id: MapId) -> Result<(Self, Found), IntentFileError> {
+        let path = dir.join("intent");
+        if !path.exists() {
+            create(dir, geometry, &Header::new(fresh_id, geometry, &IntentLayout::new(geometry)), &|_| true)?;
+        }
+        let io = |verb| move |source| IntentFileError::Io { path: dir.join("intent"), verb, source };
+        let mut device = FileDevice::open(&path, OpenOptions::daemon())?;
+        // † The file's previous owner may have died with writes in the page cache or the device's: what is read from here on
+        // must be what a power cut would leave, or a bit is trusted that was never durable.
+        device.sync_data().map_err(io("synced"))?;
+        let mut found_header = recover_header([&read_block(&device, 0)?.0, &read_block(&device, 1)?.0])
+            .map_err(|source| IntentFileError::Format { path: path.clone(), source })?;
+        if let Some((header, _)) = &found_header {
+            if header.volume_bytes > geometry.volume_bytes() {
+                return Err(IntentFileError::Shrunk { before: header.volume_bytes, now: geometry.volume_bytes() });
+            }
+            if header.volume_bytes < geometry.volume_bytes() {
+                device = grow(dir, device, header, geometry)?;
+            }
+        }
+        let layout = IntentLayout::new(geometry);
+        if device.size() != layout.file_bytes() {
+            // Neither header is valid and the size is another volume's: nothing in here can be trusted.
+            found_header = None;
+        }
+        if found_header.is_none() {
+            drop(device);
+            create(dir, geometry, &Header::new(fresh_id, geometry, &layout), &|_| true)?;
+            device = FileDevice::open(&path, OpenOptions::daemon())?;
+        }
+        let (header, newest) = match recover_header([&read_block(&device, 0)?.0, &read_block(&device, 1)?.0]) {
+            Ok(Some(found)) => found,
+            Ok(None) => unreachable!("a header was found or has just been written"),
+            Err(source) => return Err(IntentFileError::Format { path, source }),
+        };
+        let mut slots = Vec::new();
+        let mut hot = farside_region::RegionSet::new();
+        for p in 0..layout.page_count() {
+            let pair = [read_block(&device, 2 + 2 * p)?, read_block(&device, 3 + 2 * p)?];
+            let page = recover_page(header.map, &layout, PageIndex(p), [&pair[0].0, &pair[1].0]).page;
+            let start = layout.page_run(PageIndex(p)).start.0;
+            page.bits.iter().for_each(|i| hot.insert(RegionIndex(start + u64::from(i))));
+            slots.push(pair);
+        }
+        let owed = (header.state == HeaderState::Clean)
+            .then(|| std::fs::read(dir.join("owed")).ok())
+            .flatten()
+            .and_then(|bytes| UncheckedOwed(&bytes).check(&header, geometry).ok())
+            .map(|owed| owed.set);
+        let found = Found { header: found_header.map(|_| header.clone()), slots, owed, hot };
+        Ok((Self { device, dir: dir.to_owned(), header, newest, failed: false }, found))
+    }
+
+    /// The newest durable header.
+    pub(crate) fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// Writes the header with the changes made by `change`, durably.
+    ///
+    /// # Errors
+    /// The write's or sync's; the file is failed from then on.
+    pub(crate) fn write_header(&mut self, change: impl FnOnce(&mut Header)) -> Result<(), IntentFileError> {
+        let mut header = self.header.clone();
+        change(&mut header);
+        header.seq += 1;
+        let slot = self.newest.other();
+        self.write(IntentLayout::header_offset(slot), &header.encode())?;
+        self.sync()?;
+        (self.header, self.newest) = (header, slot);
+        Ok(())
+    }
+
+    /// Writes what the owner of the pages wants, then syncs once.
+    ///
+    /// # Errors
+    /// As [`IntentFile::write_header`].
+    pub(crate) fn write_pages(&mut self, commit: &Commit) -> Result<(), IntentFileError> {
+        for w in &commit.writes {
+            self.write(w.offset, &w.block)?;
+        }
+        self.sync()
+    }
+
+    /// The last write of a planned stop: first the masks of what is owed, then the `clean` header that vouches for them (T2),
+    /// with the confirmed term and position that were still to be written.
+    ///
+    /// # Errors
+    /// As [`IntentFile::write_header`]; the stop is not clean then.
+    pub(crate) fn write_clean(
+        &mut self,
+        owed: GranuleSet,
+        backing: Option<BackingIdentity>,
+        confirmed: Option<(Option<Term>, Option<LedgerPosition>)>,
+    ) -> Result<(), IntentFileError> {
+        let owed = Owed { map: self.header.map, header_seq: self.header.seq + 1, set: owed };
+        let path = self.dir.join("owed");
+        let io = |source| IntentFileError::Io { path: path.clone(), verb: "written", source };
+        let mut temp = tempfile::NamedTempFile::new_in(&self.dir).map_err(io)?;
+        std::io::Write::write_all(&mut temp, &owed.encode()).map_err(io)?;
+        temp.as_file().sync_all().map_err(io)?;
+        temp.persist(&path).map_err(|e| io(e.error))?;
+        sync_dir(&self.dir)?;
+        self.write_header(|h| {
+            h.state = HeaderState::Clean;
+            h.backing = backing;
+            if let Some((term, position)) = confirmed {
+                (h.term, h.position) = (term, position);
+            }
+        })
+    }
+
+    fn write(&mut self, offset: farside_region::ByteOffset, block: &IntentBlock) -> Result<(), IntentFileError> {
+        let result = if self.failed { Err(latched()) } else { self.device.write_all_at(offset, &block.0) };
+        self.latch("written", result)
+    }
+
+    fn sync(&mut self) -> Result<(), IntentFileError> {
+        let result = if self.failed { Err(latched()) } else { self.device.sync_data() };
+        self.latch("synced", result)
+    }
+
+    fn latch(&mut self, verb: &'static str, result: std::io::Result<()>) -> Result<(), IntentFileError> {
+        self.failed |= result.is_err();
+        result.map_err(|source| IntentFileError::Io { path: self.dir.join("intent"), verb, source })
+    }
+}
+
+fn latched() -> std::io::Error {
+    std::io::Error::other("an earlier write failed; nothing is written until it is opened again")
+}
+
+/// What a file looks like now, for the `clean` header; block devices have none.
+///
+/// # Errors
+/// When it cannot be asked.
+pub(crate) fn backing_identity(path: &Path) -> std::io::Result<Option<BackingIdentity>> {
+    use std::os::unix::fs::MetadataExt as _;
+    let m = std::fs::metadata(path)?;
+    Ok(m.is_file().then(|| BackingIdentity {
+        inode: m.ino(),
+        size: m.size(),
+        mtime: (m.mtime(), m.mtime_nsec() as u32),
+        ctime: (m.ctime(), m.ctime_nsec() as u32),
+    }))
+}
+
+fn read_block(device: &FileDevice, index: u64) -> Result<Box<IntentBlock>, IntentFileError> {
+    let mut block = IntentBlock::zeroed();
+    let offset = farside_region::ByteOffset(index * INTENT_BLOCK_BYTES as u64);
+    if offset.0 + INTENT_BLOCK_BYTES as u64 > device.size() {
+        return Ok(block); // beyond the end: a slot never written
+    }
+    device.read_exact_at(offset, &mut block.0).map_err(|source| IntentFileError::Io {
+        path: device.path().to_owned(),
+        verb: "read",
+        source,
+    })?;
+    Ok(block)
+}
+
+/// Writes a whole new map beside the old one and puts it in its place: both slots of everything, synced.
+fn create(dir: &Path, geometry: &Geometry, header: &Header, hot: &dyn Fn(RegionIndex) -> bool) -> Result<(), IntentFileError> {
+    let path = dir.join("intent");
+    let io = |verb: &'static str| {
+        let path = path.clone();
+        move |source| IntentFileError::Io { path, verb, source }
+    };
+    let temp = dir.join("intent.new");
+    let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&temp).map_err(io("created"))?;
+    let layout = IntentLayout::new(geometry);
+    let at = |offset: farside_region::ByteOffset, block: &IntentBlock| {
+        std::os::unix::fs::FileExt::write_all_at(&file, &block.0, offset.0).map_err(io("written"))
+    };
+    for slot in [SlotIndex::A, SlotIndex::B] {
+        let seq = header.seq + u64::from(slot == SlotIndex::B);
+        at(IntentLayout::header_offset(slot), &Header { seq, ..header.clone() }.encode())?;
+        for p in (0..layout.page_count()).map(PageIndex) {
+            let mut bits = farside_region::intent::PageBits::clear();
+            let RegionRange { start, count } = layout.page_run(p);
+            for i in (0..count).filter(|i| hot(RegionIndex(start.0 + i))) {
+                bits.set(i as u32, true);
+            }
+            let page = Page { map: header.map, index: p, seq: u64::from(slot == SlotIndex::B), bits };
+            at(layout.page_offset(p, slot), &page.encode(&layout))?;
+        }
+    }
+    file.sync_all().map_err(io("synced"))?;
+    std::fs::rename(&temp, &path).map_err(io("put in place"))?;
+    Ok(sync_dir(dir)?)
+}
+
+/// The map of a grown volume: what was, the old last region (which may have been short), and all that is new (T12).
+fn grow(dir: &Path, old: FileDevice, header: &Header, geometry: &Geometry) -> Result<FileDevice, IntentFileError> {
+    let path = dir.join("intent");
+    let before = Geometry::new(header.volume_bytes).expect("a header's size was checked");
+    let old_layout = IntentLayout::new(&before);
+    let mut hot = farside_region::RegionSet::new();
+    for p in 0..old_layout.page_count() {
+        let pair = [read_block(&old, 2 + 2 * p)?, read_block(&old, 3 + 2 * p)?];
+        let page = recover_page(header.map, &old_layout, PageIndex(p), [&pair[0].0, &pair[1].0]).page;
+        let start = old_layout.page_run(PageIndex(p)).start.0;
+        page.bits.iter().for_each(|i| hot.insert(RegionIndex(start + u64::from(i))));
+    }
+    let last = before.region_count() - 1;
+    // A clean stop's masks speak of the smaller volume: they must not stand in for the grown one.
+    let header = Header { volume_bytes: geometry.volume_bytes(), state: HeaderState::Attached, ..header.clone() };
+    let header = Header { seq: header.seq + 1, ..header };
+    create(dir, geometry, &header, &|r| r.0 >= last || hot.contains(r))?;
+    drop(old);
+    Ok(FileDevice::open(&path, OpenOptions::daemon())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ID: MapId = MapId([7; 16]);
+
+    #[test]
+    fn a_new_map_is_all_dirty_and_a_clean_stop_is_found_again() {
+        let dir = tempfile::tempdir_in(".").expect("temp dir");
+        let g = Geometry::new(20 << 20).expect("valid");
+        let (mut file, found) = IntentFile::open(dir.path(), &g, ID).expect("created");
+        assert_eq!(found.hot.len(), 5);
+        let mut owed = GranuleSet::new();
+        owed.insert_whole(RegionRange { start: RegionIndex(3), count: 1 });
+        file.write_header(|h| h.state = HeaderState::Attached).expect("written");
+        file.write_clean(owed.clone(), None, None).expect("written");
+        drop(file);
+        let (mut file, found) = IntentFile::open(dir.path(), &g, MapId([8; 16])).expect("opened");
+        assert_eq!((found.header.expect("there").map, found.owed), (ID, Some(owed)));
+        file.write_header(|h| h.state = HeaderState::Attached).expect("written");
+        drop(file);
+        let (_, found) = IntentFile::open(dir.path(), &g, ID).expect("opened");
+        assert_eq!(found.owed, None, "a crash after a clean stop must not trust its masks");
+    }
+
+    #[test]
+    fn growth_dirties_what_is_new_and_the_old_last_region_and_shrinking_is_refused() {
+        let dir = tempfile::tempdir_in(".").expect("temp dir");
+        let small = Geometry::new(10 << 20).expect("valid");
+        let header = Header::new(ID, &small, &IntentLayout::new(&small));
+        create(dir.path(), &small, &header, &|_| false).expect("created");
+        let big = Geometry::new(20 << 20).expect("valid");
+        let (file, found) = IntentFile::open(dir.path(), &big, ID).expect("grown");
+        assert_eq!(found.hot.iter().map(|r| r.0).collect::<Vec<_>>(), [2, 3, 4]);
+        assert_eq!(found.header.expect("kept").map, ID);
+        drop(file);
+        assert!(matches!(IntentFile::open(dir.path(), &small, ID), Err(IntentFileError::Shrunk { .. })));
+    }
+
+    #[test]
+    fn two_bad_headers_mean_no_header() {
+        let dir = tempfile::tempdir_in(".").expect("temp dir");
+        let g = Geometry::new(10 << 20).expect("valid");
+        drop(IntentFile::open(dir.path(), &g, ID).expect("created"));
+        let mut bytes = std::fs::read(dir.path().join("intent")).expect("read");
+        bytes[100] ^= 1;
+        bytes[4196] ^= 1;
+        std::fs::write(dir.path().join("intent"), bytes).expect("written");
+        let (_, found) = IntentFile::open(dir.path(), &g, MapId([9; 16])).expect("opened");
+        assert!(found.header.is_none());
+        assert_eq!(found.hot.len(), 3, "everything is dirty");
+    }
+}

@@ -1,0 +1,83 @@
+//! A group's connection to the receiver: connects for ever, carries messages both ways, tells the control thread.
+//!
+//! It understands nothing of the messages but their encoding. Connections are numbered upwards over the whole process.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use farside_transport::{CloseCode, Connection, Connector, ConnectorState, Dial};
+use farside_wire::ReceiverMessage;
+use tokio::sync::{mpsc, watch};
+use tracing::warn;
+
+use crate::group::{Inbox, Note};
+
+static NUMBER: AtomicU64 = AtomicU64::new(0);
+/// Messages that may wait for the control thread before the receiver is made to wait.
+const WAITING_MAX: usize = 4096;
+
+/// A connection as the control thread holds it.
+#[derive(Debug, Clone)]
+pub(crate) struct Link {
+    pub(crate) number: u64,
+    pub(crate) connection: Arc<dyn Connection>,
+    outbox: mpsc::UnboundedSender<Bytes>,
+}
+
+impl Link {
+    /// Queues a message; what the protocol allows to be outstanding bounds the queue.
+    pub(crate) fn send(&self, payload: Bytes) {
+        let _ = self.outbox.send(payload); // a closed connection is reported on its own way
+    }
+}
+
+/// Starts the task; the watch follows what the connector is doing.
+pub(crate) fn start(
+    runtime: &tokio::runtime::Handle,
+    dial: Arc<dyn Dial>,
+    inbox: Inbox,
+) -> (tokio::task::JoinHandle<()>, watch::Receiver<ConnectorState>) {
+    let connector = Connector::new(dial);
+    let state = connector.state();
+    (runtime.spawn(run(connector, inbox)), state)
+}
+
+async fn run(mut connector: Connector, inbox: Inbox) {
+    loop {
+        let connection = connector.next().await;
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed) + 1;
+        let (outbox, outgoing) = mpsc::unbounded_channel();
+        inbox.send(Note::Connected(Link { number, connection: connection.clone(), outbox }));
+        let writer = tokio::spawn(write(connection.clone(), outgoing));
+        read(&connection, number, &inbox).await;
+        writer.abort();
+        inbox.send(Note::Disconnected(number));
+    }
+}
+
+async fn write(connection: Arc<dyn Connection>, mut outgoing: mpsc::UnboundedReceiver<Bytes>) {
+    while let Some(payload) = outgoing.recv().await {
+        if let Err(error) = connection.send(payload).await {
+            connection.close(CloseCode::Internal, &error.to_string());
+            return;
+        }
+    }
+}
+
+async fn read(connection: &Arc<dyn Connection>, number: u64, inbox: &Inbox) {
+    while let Ok(frame) = connection.recv().await {
+        match farside_wire::decode_payload::<ReceiverMessage>(&frame) {
+            Ok(message) => inbox.send(Note::Message(number, Box::new(message))),
+            Err(error) => {
+                warn!(%error, "the receiver sent something that is not a message");
+                connection.close(CloseCode::Protocol, &error.to_string());
+                return;
+            }
+        }
+        while inbox.len() > WAITING_MAX {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}

@@ -1,0 +1,314 @@
+//! The write path behind a tap: turns the server's requests into `farside_shim` tokens and carries out what they ask for.
+//!
+//! Owns: the data buffers of requests in flight. Invariant: every token is driven to its completion; all I/O of a token goes
+//! to the ring of the queue that received it (L11). Nothing here allocates, locks or logs per request once its tables have
+//! grown to the server's depth.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crossbeam::queue::ArrayQueue;
+use farside_blockio::{
+    BlockQueue, Buffer, BufferPool, Completion, DeviceDone, DeviceEngine, DeviceOp, Done, Errno, Extent, Op, QueueInfo, Request,
+    Ring,
+};
+use farside_region::ByteExtent;
+use farside_shim::{Failure, Io, IoResult, Limits, Queue, Step, Wake};
+
+/// What the host did, since the daemon started.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) reads: AtomicU64,
+    pub(crate) read_bytes: AtomicU64,
+    pub(crate) writes: AtomicU64,
+    pub(crate) written_bytes: AtomicU64,
+    pub(crate) flushes: AtomicU64,
+    pub(crate) trims: AtomicU64,
+    pub(crate) trimmed_bytes: AtomicU64,
+    pub(crate) errors: AtomicU64,
+    pub(crate) parks: AtomicU64,
+    pub(crate) saves: AtomicU64,
+}
+
+/// What other threads ask of a queue thread; the queue's waker tells it to look.
+#[derive(Debug)]
+pub(crate) struct Orders {
+    flushes: ArrayQueue<()>,
+}
+
+impl Orders {
+    pub(crate) fn new() -> Self {
+        Self { flushes: ArrayQueue::new(8) }
+    }
+
+    /// Asks for a flush of the backing; [`FlushDone`] is called with the result. Wake the queue afterwards.
+    pub(crate) fn flush(&self) {
+        let _ = self.flushes.push(()); // full: so many flushes are asked for already, and the next answers them all
+    }
+}
+
+/// Told when a flush that was ordered has ended: whether it succeeded.
+pub(crate) type FlushDone = Box<dyn Fn(bool) + Send>;
+
+/// A waker of the ring as the shim's.
+#[derive(Debug)]
+pub(crate) struct RingWake(pub farside_blockio::Waker);
+
+impl Wake for RingWake {
+    fn wake(&self) {
+        self.0.wake();
+    }
+}
+
+const ORDERED_FLUSH: u64 = u64::MAX;
+
+/// One queue of a protected volume.
+pub(crate) struct ShimQueue {
+    queue: Queue,
+    engine: DeviceEngine,
+    active: Vec<Option<Active>>,
+    free: Vec<u32>,
+    parked: Vec<u32>,
+    retry: Vec<u32>,
+    done: VecDeque<Done>,
+    saves: BufferPool,
+    clients: HashMap<u32, Arc<farside_shim::Connection>>,
+    orders: Arc<Orders>,
+    flush_done: FlushDone,
+    flush_under_way: bool,
+    counters: Arc<Counters>,
+}
+
+impl std::fmt::Debug for ShimQueue {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ShimQueue")
+            .field("active", &(self.active.len() - self.free.len()))
+            .field("parked", &self.parked.len())
+            .finish()
+    }
+}
+
+struct Active {
+    id: farside_blockio::RequestId,
+    token: farside_shim::Request,
+    buffer: Option<Buffer>,
+    io: Option<Io>,
+}
+
+impl ShimQueue {
+    /// A queue over its share of the volume and the device's engine.
+    ///
+    /// # Errors
+    /// When the memory for saves cannot be had.
+    pub(crate) fn new(
+        queue: Queue,
+        engine: DeviceEngine,
+        depth: usize,
+        orders: Arc<Orders>,
+        flush_done: FlushDone,
+        counters: Arc<Counters>,
+    ) -> std::io::Result<Self> {
+        let run = Limits::DEFAULT.claim_run_bytes as usize;
+        Ok(Self {
+            queue,
+            engine,
+            active: Vec::with_capacity(depth),
+            free: Vec::with_capacity(depth),
+            parked: Vec::with_capacity(depth),
+            retry: Vec::with_capacity(depth),
+            done: VecDeque::with_capacity(depth),
+            saves: BufferPool::new(run * depth.min(64), run)?,
+            clients: HashMap::new(),
+            orders,
+            flush_done,
+            flush_under_way: false,
+            counters,
+        })
+    }
+
+    fn client(&mut self, client: u32) -> Arc<farside_shim::Connection> {
+        let volume = self.queue.volume();
+        self.clients.entry(client).or_insert_with(|| volume.connect()).clone()
+    }
+
+    /// Advances a request until it waits for something.
+    fn drive(&mut self, ring: &mut Ring, index: u32) {
+        let active = self.active[index as usize].as_mut().expect("a request that is driven is active");
+        match active.token.advance(&mut self.queue) {
+            Step::Io(io) => self.start(ring, index, io),
+            Step::Park(_) => {
+                self.counters.parks.fetch_add(1, Ordering::Relaxed);
+                self.parked.push(index);
+            }
+            Step::Complete(result) => {
+                let Active { id, buffer, .. } = self.active[index as usize].take().expect("active until now");
+                self.free.push(index);
+                let result = result.map_err(|failure| {
+                    self.counters.errors.fetch_add(1, Ordering::Relaxed);
+                    errno_of(failure)
+                });
+                self.done.push_back(Done { id, result, buffer });
+            }
+        }
+    }
+
+    fn start(&mut self, ring: &mut Ring, index: u32, io: Io) {
+        let active = self.active[index as usize].as_mut().expect("active");
+        active.io = Some(io);
+        let op = match io {
+            Io::Read(extent) => DeviceOp::Read { offset: extent.offset, buffer: whole(active, extent) },
+            Io::Write(extent) => DeviceOp::Write { offset: extent.offset, buffer: whole(active, extent), durable: false },
+            Io::Save(extent) => match self.saves.take(extent.len as usize) {
+                Some(buffer) => {
+                    self.counters.saves.fetch_add(1, Ordering::Relaxed);
+                    DeviceOp::Read { offset: extent.offset, buffer }
+                }
+                None => return self.retry.push(index), // another save will give its buffer back
+            },
+            Io::Zero { extent, no_hole } => DeviceOp::Zero { extent, keep_space: no_hole, durable: false },
+            Io::Flush => DeviceOp::Flush,
+        };
+        self.engine.submit(ring, u64::from(index), op);
+    }
+
+    fn ended(&mut self, ring: &mut Ring, end: DeviceDone) {
+        if end.id == ORDERED_FLUSH {
+            self.flush_under_way = false;
+            return (self.flush_done)(end.result.is_ok());
+        }
+        let index = end.id as u32;
+        let active = self.active[index as usize].as_mut().expect("an operation in flight belongs to a request");
+        let io = active.io.take().expect("an operation was started");
+        let result = end.result.map_err(|e| e as i32);
+        match (io, end.buffer) {
+            (Io::Save(_), Some(buffer)) => {
+                let result = result.map_or_else(IoResult::Failed, |()| IoResult::Data(&buffer));
+                active.token.io_done(&mut self.queue, result);
+                drop(buffer);
+                while let Some(waiting) = self.retry.pop() {
+                    let io = self.active[waiting as usize].as_ref().and_then(|a| a.io).expect("it waits with its operation");
+                    self.start(ring, waiting, io);
+                    if self.retry.last() == Some(&waiting) {
+                        break; // still no buffer
+                    }
+                }
+            }
+            (_, buffer) => {
+                if buffer.is_some() {
+                    active.buffer = buffer;
+                }
+                active.token.io_done(&mut self.queue, result.map_or_else(IoResult::Failed, |()| IoResult::Done));
+            }
+        }
+        self.drive(ring, index);
+    }
+
+    fn count(&self, request: &Request) {
+        let c = &self.counters;
+        let add = |n: &AtomicU64, bytes: Option<&AtomicU64>| {
+            n.fetch_add(1, Ordering::Relaxed);
+            if let Some(bytes) = bytes {
+                bytes.fetch_add(request.extent.len, Ordering::Relaxed);
+            }
+        };
+        match request.op {
+            Op::Read => add(&c.reads, Some(&c.read_bytes)),
+            Op::Write => add(&c.writes, Some(&c.written_bytes)),
+            Op::Flush => add(&c.flushes, None),
+            Op::Trim | Op::WriteZeroes { .. } => add(&c.trims, Some(&c.trimmed_bytes)),
+        }
+    }
+}
+
+/// The request's own buffer, which its one read or write uses whole: the tap's largest payload is below a piece.
+fn whole(active: &mut Active, extent: ByteExtent) -> Buffer {
+    let buffer = active.buffer.take().expect("reads and writes have a buffer");
+    assert_eq!(buffer.len() as u64, extent.len, "a tap's payload is never split");
+    buffer
+}
+
+fn errno_of(failure: Failure) -> Errno {
+    match failure {
+        Failure::Backing(errno) => Errno::from_raw(errno),
+        _ => Errno::EIO,
+    }
+}
+
+impl BlockQueue for ShimQueue {
+    fn info(&self) -> QueueInfo {
+        let device = self.engine.device();
+        let block_min = device.block_min();
+        QueueInfo {
+            size: device.size(),
+            block_min,
+            block_preferred: block_min.max(4096),
+            readonly: false,
+            zeroes_fast: self.engine.zeroes_fast(),
+        }
+    }
+
+    fn submit(&mut self, ring: &mut Ring, request: Request) {
+        self.count(&request);
+        let Request { id, op, extent, fua, buffer, client, .. } = request;
+        // From its first request on, so that no failure that a client could rely on is kept from it (T14).
+        let connection = self.client(client);
+        let connection = (fua || op == Op::Flush).then_some(connection);
+        let op = match op {
+            Op::Read => farside_shim::Op::Read(extent),
+            Op::Write => farside_shim::Op::Write(extent, connection),
+            Op::Flush => farside_shim::Op::Flush(connection.expect("made above")),
+            Op::Trim => farside_shim::Op::Trim(extent, connection),
+            Op::WriteZeroes { no_hole } => farside_shim::Op::WriteZeroes { extent, no_hole, fua: connection },
+        };
+        match self.queue.start(op) {
+            Ok(token) => {
+                let active = Active { id, token, buffer, io: None };
+                let index = match self.free.pop() {
+                    Some(index) => {
+                        self.active[index as usize] = Some(active);
+                        index
+                    }
+                    None => {
+                        self.active.push(Some(active));
+                        self.active.len() as u32 - 1
+                    }
+                };
+                self.drive(ring, index);
+            }
+            Err(_) => self.done.push_back(Done { id, result: Err(Errno::EINVAL), buffer }),
+        }
+    }
+
+    fn complete(&mut self, ring: &mut Ring, completion: Completion) {
+        if let Some(end) = self.engine.complete(ring, completion) {
+            self.ended(ring, end);
+        }
+    }
+
+    fn wake(&mut self, ring: &mut Ring) {
+        if !self.flush_under_way && !self.orders.flushes.is_empty() {
+            while self.orders.flushes.pop().is_some() {}
+            self.flush_under_way = true;
+            self.engine.submit(ring, ORDERED_FLUSH, DeviceOp::Flush);
+        }
+        // Those that park again are behind `count`, for the next wake.
+        let count = self.parked.len();
+        for i in 0..count {
+            self.drive(ring, self.parked[i]);
+        }
+        self.parked.drain(..count);
+    }
+
+    fn reap(&mut self) -> Option<Done> {
+        self.done.pop_front()
+    }
+
+    fn extents(&mut self, extent: ByteExtent, max: usize, out: &mut Vec<Extent>) -> Result<(), Errno> {
+        self.engine.device().extents(extent, max, out)
+    }
+
+    fn client_gone(&mut self, client: u32) {
+        self.clients.remove(&client);
+    }
+}

@@ -1,0 +1,689 @@
+//! The sender pipeline of one volume: reads a frozen epoch's granules, leaves out what compares equal, and streams parts.
+//!
+//! Owns: its ring on the volume's one file description, the read buffers, the encoder. Reads run ahead of encoding by a
+//! window of regions, across the boundaries of parts; regions are encoded in order.
+//!
+//! Invariants: a hole is asked for only after the run was handed out by the reader, so after it was claimed or drained (T9);
+//! content is used only if the reader accepted it; what was read ahead is forgotten with the connection it was read for,
+//! since its claims do not survive a reset (T1). It decides nothing: which part, from where and until where is an order.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use crossbeam::channel::Receiver;
+use farside_blockio::{
+    Buffer, BufferPool, DeviceDone, DeviceEngine, DeviceOp, ExtentKind, FileDevice, Ring, RingError, Tag, Waker,
+};
+use farside_layer::{Encoder, PartId, PartWriter, granule_digest, is_zero};
+use farside_region::{EpochId, Geometry, GranuleDigest, GranuleIndex, GranuleRun, GranuleSet, LayerKey, RegionIndex, RegionSet};
+use farside_replication::source::{PartRead, ReadPart, SentPart};
+use farside_shim::{FrozenReader, Next, ReadVerdict, Volume};
+use farside_transport::{CloseCode, Connection};
+use farside_wire::{DigestRun, PartHeader};
+use tokio::sync::mpsc;
+use tracing::{debug, error};
+
+/// Granules that may be read ahead of the encoder, and regions they may lie in.
+const WINDOW_GRANULES: u64 = 4096;
+const WINDOW_REGIONS: usize = 512;
+/// Memory for reads: the window, and room for a run that comes late.
+const POOL_BYTES: usize = 24 << 20;
+const RUN_BYTES_MAX: usize = 1 << 20;
+/// Bytes that make a chunk worth sending.
+const CHUNK_BYTES: usize = 256 << 10;
+/// Chunks on their way to the connection.
+const CHUNKS_MAX: usize = 4;
+/// Runs shorter than this are read without asking for holes.
+const HOLE_BYTES_MIN: u64 = 128 << 10;
+/// Regions whose digests are asked for at once.
+const COMPARE_REGIONS: u64 = 8;
+
+/// What the control thread asks for.
+pub(crate) enum Order {
+    /// Read and send a part.
+    Read(Box<ReadPart>, Arc<dyn Connection>),
+    /// End it at the next region boundary.
+    Finish(LayerKey, u32),
+    /// Give it up; answered.
+    Abort(LayerKey, u32),
+    /// What a comparing part asked for.
+    Digests(LayerKey, u32, GranuleIndex, Vec<DigestRun>),
+    /// The connection is gone: forget everything. Not answered.
+    Forget,
+    /// End the thread.
+    Quit,
+}
+
+/// What the pipeline reports; with the connection it was for.
+#[derive(Debug)]
+pub(crate) enum Report {
+    Read { connection: u64, epoch: EpochId, read: Box<PartRead> },
+    Aborted { connection: u64, key: LayerKey, part: u32 },
+    DigestsWanted { connection: u64, key: LayerKey, part: u32, run: GranuleRun },
+}
+
+/// Bytes that went through, since the daemon started.
+#[derive(Debug, Default)]
+pub(crate) struct SentCounters {
+    pub(crate) read_bytes: AtomicU64,
+    pub(crate) wire_bytes: AtomicU64,
+    pub(crate) equal_bytes: AtomicU64,
+}
+
+/// Everything a sender thread is made of.
+pub(crate) struct Sender0 {
+    pub(crate) volume: Arc<Volume>,
+    pub(crate) device: FileDevice,
+    pub(crate) depth: usize,
+    pub(crate) encoder: Encoder,
+    pub(crate) orders: Receiver<Order>,
+    pub(crate) waker: Waker,
+    pub(crate) report: Box<dyn Fn(Report) + Send>,
+    pub(crate) runtime: tokio::runtime::Handle,
+    pub(crate) counters: Arc<SentCounters>,
+}
+
+impl Sender0 {
+    /// The thread's whole life.
+    ///
+    /// # Errors
+    /// When there is no ring or no memory.
+    pub(crate) fn run(self) -> Result<(), RingError> {
+        let mut ring = Ring::new(64)?;
+        let pool = BufferPool::new(POOL_BYTES, RUN_BYTES_MAX).map_err(|source| RingError::Io { source })?;
+        let engine = DeviceEngine::new(self.device.clone()).map_err(|source| RingError::Io { source })?;
+        ring.wake_read(Tag::server(0), &self.waker);
+        let mut pipeline = Pipeline {
+            geometry: *self.volume.geometry(),
+            encoder: Some(self.encoder),
+            volume: self.volume,
+            device: self.device,
+            depth: self.depth,
+            report: self.report,
+            runtime: self.runtime,
+            waker: self.waker.clone(),
+            counters: self.counters,
+            engine,
+            pool,
+            reading: None,
+            job: None,
+            orphans: 0,
+            generation: 0,
+        };
+        loop {
+            while let Ok(order) = self.orders.try_recv() {
+                if matches!(order, Order::Quit) {
+                    return Ok(());
+                }
+                pipeline.order(order);
+            }
+            pipeline.work(&mut ring);
+            ring.wait(None)?;
+            while let Some(completion) = ring.pop() {
+                if completion.tag == Tag::server(0) {
+                    ring.wake_read(Tag::server(0), &self.waker);
+                } else if let Some(done) = pipeline.engine.complete(&mut ring, completion) {
+                    pipeline.ended(done);
+                }
+            }
+        }
+    }
+}
+
+struct Pipeline {
+    geometry: Geometry,
+    volume: Arc<Volume>,
+    device: FileDevice,
+    depth: usize,
+    encoder: Option<Encoder>,
+    report: Box<dyn Fn(Report) + Send>,
+    runtime: tokio::runtime::Handle,
+    waker: Waker,
+    counters: Arc<SentCounters>,
+    engine: DeviceEngine,
+    pool: BufferPool,
+    reading: Option<Reading>,
+    job: Option<Job>,
+    /// Reads in flight whose reading was forgotten.
+    orphans: usize,
+    /// Of the reading; in the ids of its reads.
+    generation: u32,
+}
+
+/// A frozen epoch of this volume on its way through the window.
+struct Reading {
+    epoch: EpochId,
+    reader: FrozenReader,
+    set: Arc<GranuleSet>,
+    /// The first region that is neither encoded nor in the window.
+    limit: RegionIndex,
+    /// The first region that is not encoded.
+    next: RegionIndex,
+    window: VecDeque<RegionWork>,
+    window_granules: u64,
+    flights: HashMap<u32, GranuleRun>,
+    flight_ids: u32,
+    /// Handed out by the reader, waiting for a buffer.
+    unissued: Option<GranuleRun>,
+}
+
+struct RegionWork {
+    region: RegionIndex,
+    missing: u64,
+    runs: Vec<(GranuleRun, Content)>,
+}
+
+enum Content {
+    Read(Buffer),
+    Held(Vec<u8>),
+    Zero,
+    Unreadable,
+}
+
+/// A part being made.
+struct Job {
+    order: Box<ReadPart>,
+    connection: Arc<dyn Connection>,
+    writer: Option<PartWriter>,
+    chunks: mpsc::Sender<Chunk>,
+    pending: VecDeque<Chunk>,
+    finish: bool,
+    ranges: usize,
+    last_region: Option<RegionIndex>,
+    granules: u64,
+    unreadable: GranuleSet,
+    zero_regions: RegionSet,
+    digests: BTreeMap<GranuleIndex, Published>,
+    asked_until: RegionIndex,
+    asked: bool,
+    ended: Option<Box<PartRead>>,
+}
+
+#[derive(Clone, Copy)]
+enum Published {
+    Absent,
+    Zero,
+    Unreadable,
+    Digest(GranuleDigest),
+}
+
+enum Chunk {
+    Bytes(Bytes),
+    End,
+}
+
+impl Pipeline {
+    fn order(&mut self, order: Order) {
+        match order {
+            Order::Read(order, connection) => self.begin(order, connection),
+            Order::Finish(key, part) => {
+                if let Some(job) = self.job_of(key, part) {
+                    job.finish = true;
+                }
+            }
+            Order::Abort(key, part) => {
+                if let Some(job) = self.job_of(key, part) {
+                    let connection = job.order.connection;
+                    self.forget();
+                    (self.report)(Report::Aborted { connection, key, part });
+                }
+            }
+            Order::Digests(key, part, start, runs) => {
+                if let Some(job) = self.job_of(key, part) {
+                    job.take_digests(start, runs);
+                }
+            }
+            Order::Forget => self.forget(),
+            Order::Quit => unreachable!("handled by the loop"),
+        }
+    }
+
+    fn job_of(&mut self, key: LayerKey, part: u32) -> Option<&mut Job> {
+        self.job.as_mut().filter(|j| j.order.key == key && j.order.part == part)
+    }
+
+    /// Gives up the part and all that was read ahead. Reads in flight come home as orphans.
+    fn forget(&mut self) {
+        if let Some(job) = self.job.take()
+            && let Some(writer) = job.writer
+        {
+            self.encoder = Some(writer.finish().2);
+        }
+        if let Some(reading) = self.reading.take() {
+            self.orphans += reading.flights.len();
+            self.generation = self.generation.wrapping_add(1);
+        }
+    }
+
+    fn begin(&mut self, order: Box<ReadPart>, connection: Arc<dyn Connection>) {
+        assert!(self.job.is_none(), "one part at a time");
+        let continues = self.reading.as_ref().is_some_and(|r| {
+            r.epoch == order.epoch && Arc::ptr_eq(&r.set, &order.set) && self.geometry_next(r) == r.set.next_region(order.from)
+        });
+        if !continues {
+            self.forget();
+            let mut todo = (*order.set).clone();
+            let mut at = RegionIndex(0);
+            while let Some(region) = todo.next_region(at).filter(|&r| r < order.from) {
+                todo.remove_region(region);
+                at = region;
+            }
+            self.reading = Some(Reading {
+                epoch: order.epoch,
+                reader: FrozenReader::new(self.volume.clone(), order.epoch, todo),
+                set: order.set.clone(),
+                limit: order.from,
+                next: order.from,
+                window: VecDeque::new(),
+                window_granules: 0,
+                flights: HashMap::new(),
+                flight_ids: 0,
+                unissued: None,
+            });
+        }
+        let id = PartId { key: order.key, part: order.part, geometry: self.geometry };
+        let encoder = self.encoder.take().expect("the encoder is home between parts");
+        let (chunks, receiver) = mpsc::channel(CHUNKS_MAX);
+        let header = PartHeader { key: order.key, part: order.part }.encode();
+        self.runtime.spawn(forward(connection.clone(), Bytes::copy_from_slice(&header), receiver, self.waker.clone()));
+        self.job = Some(Job {
+            writer: Some(PartWriter::new(id, &order.digest_key, encoder)),
+            connection,
+            chunks,
+            pending: VecDeque::new(),
+            finish: false,
+            ranges: 0,
+            last_region: None,
+            granules: 0,
+            unreadable: GranuleSet::new(),
+            zero_regions: RegionSet::new(),
+            digests: BTreeMap::new(),
+            asked_until: order.from,
+            asked: false,
+            ended: None,
+            order,
+        });
+    }
+
+    fn geometry_next(&self, reading: &Reading) -> Option<RegionIndex> {
+        reading.set.next_region(reading.next)
+    }
+
+    /// Does all that can be done now: issues reads, asks for digests, encodes, sends.
+    fn work(&mut self, ring: &mut Ring) {
+        loop {
+            if self.job.is_none() {
+                return;
+            }
+            if !self.flush_pending() {
+                return;
+            }
+            if self.job.is_none() {
+                continue;
+            }
+            self.fill(ring);
+            self.ask_digests();
+            if !self.encode_next() {
+                return;
+            }
+        }
+    }
+
+    /// Hands chunks to the connection. False: it takes none now (or is gone).
+    fn flush_pending(&mut self) -> bool {
+        let Some(job) = self.job.as_mut() else { return true };
+        while let Some(chunk) = job.pending.pop_front() {
+            match job.chunks.try_send(chunk) {
+                Ok(()) => {}
+                Err(mpsc::error::TrySendError::Full(chunk)) => {
+                    job.pending.push_front(chunk);
+                    return false;
+                }
+                Err(mpsc::error::TrySendError::Closed(_)) => {
+                    // The stream broke; if the connection stands, it must not: what the receiver has is unknown.
+                    debug!(layer = %job.order.key, part = job.order.part, "the part's stream ended early");
+                    job.connection.close(CloseCode::Internal, "a part's stream ended early");
+                    self.forget();
+                    return false;
+                }
+            }
+        }
+        if let Some(read) = job.ended.take() {
+            let report = Report::Read { connection: job.order.connection, epoch: job.order.epoch, read };
+            self.job = None;
+            (self.report)(report);
+        }
+        true
+    }
+
+    fn fill(&mut self, ring: &mut Ring) {
+        let (Some(reading), Some(job)) = (self.reading.as_mut(), self.job.as_ref()) else { return };
+        while reading.window_granules < WINDOW_GRANULES && reading.window.len() < WINDOW_REGIONS {
+            let Some(region) = reading.set.next_region(reading.limit).filter(|&r| job.order.until.is_none_or(|u| r < u)) else {
+                break;
+            };
+            let missing = reading.set.mask(&self.geometry, region).count();
+            reading.window.push_back(RegionWork { region, missing, runs: Vec::new() });
+            reading.window_granules += missing;
+            reading.limit = RegionIndex(region.0 + 1);
+        }
+        while reading.flights.len() + self.orphans < self.depth {
+            let run = match reading.unissued.take() {
+                Some(run) => run,
+                None => match reading.reader.next(reading.limit) {
+                    Next::Read(run) => run,
+                    Next::Held(held) => {
+                        let content = held.data.map_or(Content::Unreadable, Content::Held);
+                        reading.arrived(&self.geometry, held.run, content);
+                        continue;
+                    }
+                    Next::Wait | Next::End => break,
+                },
+            };
+            let extent = self.geometry.bytes_of(run);
+            if extent.len >= HOLE_BYTES_MIN && is_hole(&self.device, extent) {
+                if reading.reader.read_done(run) == ReadVerdict::Accept {
+                    reading.arrived(&self.geometry, run, Content::Zero);
+                }
+                continue;
+            }
+            let Some(buffer) = self.pool.take(extent.len as usize) else {
+                reading.unissued = Some(run);
+                break;
+            };
+            let id = reading.flight_ids;
+            reading.flight_ids = reading.flight_ids.wrapping_add(1);
+            reading.flights.insert(id, run);
+            let op = DeviceOp::Read { offset: extent.offset, buffer };
+            self.engine.submit(ring, u64::from(self.generation) << 32 | u64::from(id), op);
+        }
+    }
+
+    fn ended(&mut self, done: DeviceDone) {
+        let (generation, id) = ((done.id >> 32) as u32, done.id as u32);
+        let Some(reading) = self.reading.as_mut().filter(|_| generation == self.generation) else {
+            self.orphans -= 1;
+            return;
+        };
+        let run = reading.flights.remove(&id).expect("a read in flight");
+        let buffer = done.buffer.expect("a read has its buffer");
+        match done.result {
+            Ok(()) => {
+                if reading.reader.read_done(run) == ReadVerdict::Accept {
+                    reading.arrived(&self.geometry, run, Content::Read(buffer));
+                }
+            }
+            Err(errno) => {
+                error!(device = %self.device.path().display(), ?run, %errno, "the backing device cannot be read; trying each granule");
+                let pieces = read_singly(&self.device, &self.geometry, run);
+                if reading.reader.read_done(run) == ReadVerdict::Accept {
+                    for (piece, content) in pieces {
+                        reading.arrived(&self.geometry, piece, content);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Asks for the digests of the next regions to be compared, unless it has asked already or knows enough.
+    fn ask_digests(&mut self) {
+        let (Some(reading), Some(job)) = (self.reading.as_ref(), self.job.as_mut()) else { return };
+        if job.asked || job.ended.is_some() {
+            return;
+        }
+        let wanted = reading.window.iter().map(|w| w.region).filter(|r| *r >= job.asked_until && job.order.compare.contains(*r));
+        let mut wanted = wanted.peekable();
+        let Some(first) = wanted.next() else { return };
+        let mut last = first;
+        while let Some(next) = wanted.next_if(|r| r.0 == last.0 + 1 && r.0 - first.0 < COMPARE_REGIONS) {
+            last = next;
+        }
+        let start = self.geometry.region_run(first).start;
+        let end = self.geometry.region_run(last).end();
+        job.asked = true;
+        job.asked_until = RegionIndex(last.0 + 1);
+        (self.report)(Report::DigestsWanted {
+            connection: job.order.connection,
+            key: job.order.key,
+            part: job.order.part,
+            run: GranuleRun { start, count: end.0 - start.0 },
+        });
+    }
+
+    /// Encodes the next region if it is complete, and ends the part where it must end. False: nothing to do now.
+    fn encode_next(&mut self) -> bool {
+        let (Some(reading), Some(job)) = (self.reading.as_mut(), self.job.as_mut()) else { return false };
+        if job.ended.is_some() {
+            return false;
+        }
+        let next = reading.set.next_region(reading.next).filter(|&r| job.order.until.is_none_or(|u| r < u));
+        let Some(region) = next else {
+            let done_at = job.order.until.unwrap_or(RegionIndex(self.geometry.region_count()));
+            reading.next = done_at.max(reading.next);
+            self.end_part(true);
+            return true;
+        };
+        let front = reading.window.front().expect("the next region is in the window");
+        assert_eq!(front.region, region, "regions are encoded in order");
+        let compare = job.order.compare.contains(region);
+        if front.missing > 0 || (compare && region >= job.asked_until) {
+            return false;
+        }
+        let first = self.geometry.region_run(region).start;
+        if compare && !job.digests.contains_key(&first) {
+            return false; // asked for, not answered yet
+        }
+        if job.should_end_before(region) {
+            self.end_part(false);
+            return true;
+        }
+        let mut work = reading.window.pop_front().expect("looked at above");
+        let granules = reading.set.mask(&self.geometry, region).count();
+        reading.window_granules -= granules;
+        reading.next = RegionIndex(region.0 + 1);
+        work.runs.sort_by_key(|(run, _)| run.start);
+        job.note_region(&self.geometry, region, granules, &work);
+        let equal = job.push_region(&self.geometry, work, compare);
+        self.counters.equal_bytes.fetch_add(equal * self.geometry.granule_bytes(), Ordering::Relaxed);
+        self.counters.read_bytes.fetch_add(granules * self.geometry.granule_bytes(), Ordering::Relaxed);
+        let digests_end = self.geometry.region_run(region).end();
+        job.digests = job.digests.split_off(&digests_end);
+        let writer = job.writer.as_mut().expect("a part that did not end has its writer");
+        if writer.ready_bytes() >= CHUNK_BYTES {
+            let chunk = writer.take_chunk();
+            job.pending.push_back(Chunk::Bytes(chunk.into()));
+        }
+        true
+    }
+
+    fn end_part(&mut self, done: bool) {
+        let (Some(reading), Some(job)) = (self.reading.as_ref(), self.job.as_mut()) else { return };
+        let writer = job.writer.take().expect("a part ends once");
+        let empty = writer.is_empty();
+        let (tail, summary, encoder) = writer.finish();
+        self.encoder = Some(encoder);
+        // Of an empty part nothing is sent: its stream is not even opened.
+        let sent = (!empty).then(|| {
+            job.pending.push_back(Chunk::Bytes(tail.into()));
+            job.pending.push_back(Chunk::End);
+            self.counters.wire_bytes.fetch_add(summary.bytes, Ordering::Relaxed);
+            SentPart { bytes: summary.bytes, footer_digest: summary.footer_digest }
+        });
+        let next = reading.set.next_region(reading.next).filter(|&r| job.order.until.is_none_or(|u| r < u));
+        job.ended = Some(Box::new(PartRead {
+            connection: job.order.connection,
+            key: job.order.key,
+            part: job.order.part,
+            sent,
+            next: reading.next,
+            done: done || next.is_none(),
+            cut_held: false, // the control thread knows
+            granules: job.granules,
+            unreadable: std::mem::take(&mut job.unreadable),
+            zero_regions: std::mem::take(&mut job.zero_regions),
+        }));
+    }
+}
+
+impl Reading {
+    fn arrived(&mut self, geometry: &Geometry, run: GranuleRun, content: Content) {
+        let region = geometry.region_of(run.start);
+        let at = self.window.partition_point(|w| w.region < region);
+        let work = self.window.get_mut(at).filter(|w| w.region == region).expect("runs are asked for inside the window");
+        work.missing = work.missing.checked_sub(run.count).expect("each granule arrives once");
+        work.runs.push((run, content));
+    }
+}
+
+impl Job {
+    fn take_digests(&mut self, start: GranuleIndex, runs: Vec<DigestRun>) {
+        self.asked = false;
+        let mut at = start.0;
+        for run in runs {
+            let count = run.granules();
+            let each = |i: u64| match &run {
+                DigestRun::Absent { .. } => Published::Absent,
+                DigestRun::Zero { .. } => Published::Zero,
+                DigestRun::Unreadable { .. } => Published::Unreadable,
+                DigestRun::Data(digests) => Published::Digest(digests[i as usize]),
+            };
+            self.digests.extend((0..count).map(|i| (GranuleIndex(at + i), each(i))));
+            at += count;
+        }
+    }
+
+    fn should_end_before(&self, region: RegionIndex) -> bool {
+        let writer = self.writer.as_ref().expect("a part that did not end has its writer");
+        let Some(last) = self.last_region else { return false };
+        let new_range = region.0 != last.0 + 1;
+        self.finish
+            || writer.produced_bytes() >= self.order.bytes_max
+            || !writer.has_room_for_region()
+            || (new_range && self.ranges >= self.order.ranges_max)
+    }
+
+    fn note_region(&mut self, geometry: &Geometry, region: RegionIndex, granules: u64, work: &RegionWork) {
+        if self.last_region.is_none_or(|last| region.0 != last.0 + 1) {
+            self.ranges += 1;
+        }
+        self.last_region = Some(region);
+        self.granules += granules;
+        let zero = |content: &Content| match content {
+            Content::Zero => true,
+            Content::Read(buffer) => is_zero(buffer),
+            Content::Held(data) => is_zero(data),
+            Content::Unreadable => false,
+        };
+        if granules == geometry.region_run(region).count && work.runs.iter().all(|(_, c)| zero(c)) {
+            self.zero_regions.insert(region);
+        }
+        for (run, _) in work.runs.iter().filter(|(_, c)| matches!(c, Content::Unreadable)) {
+            self.unreadable.insert_run(geometry, *run);
+        }
+    }
+
+    /// Pushes a region's runs, in order; gives the number of granules left out because they are equal.
+    fn push_region(&mut self, geometry: &Geometry, work: RegionWork, compare: bool) -> u64 {
+        let Self { writer, digests, order, .. } = self;
+        let writer = writer.as_mut().expect("a part that did not end has its writer");
+        let mut equal = 0;
+        for (run, content) in work.runs {
+            let data: Option<&[u8]> = match &content {
+                Content::Read(buffer) => Some(buffer),
+                Content::Held(data) => Some(data),
+                Content::Zero | Content::Unreadable => None,
+            };
+            let differs = |i: u64| {
+                let granule = GranuleIndex(run.start.0 + i);
+                match (digests.get(&granule), data, &content) {
+                    (Some(Published::Digest(published)), Some(data), _) => {
+                        granule_digest(&order.digest_key, granule, piece(geometry, run, data, i, 1)) != *published
+                    }
+                    (Some(Published::Zero), Some(data), _) => !is_zero(piece(geometry, run, data, i, 1)),
+                    (Some(Published::Zero), None, Content::Zero) => false,
+                    // An unreadable run is never equal (T6); what no layer mentions is sent, not compared.
+                    _ => true,
+                }
+            };
+            let mut i = 0;
+            while i < run.count {
+                if compare && !differs(i) {
+                    equal += 1;
+                    i += 1;
+                    continue;
+                }
+                let mut end = i + 1;
+                while end < run.count && (!compare || differs(end)) {
+                    end += 1;
+                }
+                let sub = GranuleRun { start: GranuleIndex(run.start.0 + i), count: end - i };
+                let pushed = match (data, &content) {
+                    (Some(data), _) => writer.push_read(sub.start, piece(geometry, run, data, i, end - i)),
+                    (None, Content::Zero) => writer.push_zero(sub),
+                    (None, _) => writer.push_unreadable(sub),
+                };
+                pushed.expect("runs ascend, and room for a region was checked");
+                i = end;
+            }
+        }
+        equal
+    }
+}
+
+/// The bytes of `count` granules from the i-th of a run's content.
+fn piece<'a>(geometry: &Geometry, run: GranuleRun, data: &'a [u8], i: u64, count: u64) -> &'a [u8] {
+    let size = geometry.granule_bytes() as usize;
+    debug_assert!(i + count <= run.count);
+    &data[i as usize * size..data.len().min((i + count) as usize * size)]
+}
+
+fn is_hole(device: &FileDevice, extent: farside_region::ByteExtent) -> bool {
+    let mut extents = Vec::with_capacity(1);
+    let known = device.extents(extent, 1, &mut extents).is_ok();
+    known && extents.first().is_some_and(|e| e.kind != ExtentKind::Data && e.len >= extent.len)
+}
+
+/// Reads a run granule by granule, so that one bad sector costs one granule.
+fn read_singly(device: &FileDevice, geometry: &Geometry, run: GranuleRun) -> Vec<(GranuleRun, Content)> {
+    (0..run.count)
+        .map(|i| {
+            let one = GranuleRun { start: GranuleIndex(run.start.0 + i), count: 1 };
+            let extent = geometry.bytes_of(one);
+            let content = Buffer::alone(extent.len as usize).ok().and_then(|mut buffer| {
+                let read: Result<(), std::io::Error> = device.read_exact_at(extent.offset, &mut buffer);
+                read.ok().map(|()| Content::Read(buffer))
+            });
+            (one, content.unwrap_or(Content::Unreadable))
+        })
+        .collect()
+}
+
+/// Carries a part's chunks to its stream; wakes the sender after each, since there is room then.
+async fn forward(connection: Arc<dyn Connection>, header: Bytes, mut chunks: mpsc::Receiver<Chunk>, waker: Waker) {
+    let Some(mut chunk) = chunks.recv().await else { return };
+    let Ok(mut stream) = connection.open_part(header).await else { return waker.wake() };
+    loop {
+        match chunk {
+            Chunk::Bytes(bytes) => {
+                if let Err(error) = stream.write(bytes).await {
+                    debug!(%error, "a part's stream broke");
+                    chunks.close();
+                    return waker.wake();
+                }
+            }
+            Chunk::End => {
+                if stream.finish().is_err() {
+                    chunks.close();
+                }
+                return waker.wake();
+            }
+        }
+        waker.wake();
+        match chunks.recv().await {
+            Some(next) => chunk = next,
+            None => return stream.reset(), // given up
+        }
+    }
+}

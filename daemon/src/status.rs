@@ -1,0 +1,256 @@
+//! What people are told: the state machine's status in the API's words, with a reason and a next step for everything that is
+//! not as it should be.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use farside_blockio::process::monotonic_ns;
+use farside_control::source::{
+    BackingStatus, BehindWhat, GroupStatus, LastPoint, Progress, TapStatus, VolumeCounters, VolumeState, VolumeStatus,
+};
+use farside_control::{PointId, Reason, Severity};
+use farside_replication::source::{self, Behind, RefusedWhy, State};
+
+use crate::group::{Control, Member};
+
+/// A rate that follows what was sent over the last seconds, and the longest grace.
+#[derive(Debug, Default)]
+pub(crate) struct Rate {
+    last: Option<(Instant, u64)>,
+    bytes_per_s: f64,
+    grace_ns_max: u64,
+    graces: u64,
+}
+
+impl Rate {
+    pub(crate) fn grace(&mut self, ns: u64) {
+        self.graces += 1;
+        self.grace_ns_max = self.grace_ns_max.max(ns);
+    }
+
+    /// Takes the total so far; gives bytes per second, smoothed over about five seconds.
+    fn update(&mut self, total: u64) -> u64 {
+        let now = Instant::now();
+        match self.last {
+            None => self.last = Some((now, total)),
+            Some((at, before)) => {
+                let seconds = now.duration_since(at).as_secs_f64();
+                if seconds >= 0.2 {
+                    let weight = 1.0 - (-seconds / 5.0).exp();
+                    let rate = total.saturating_sub(before) as f64 / seconds;
+                    self.bytes_per_s += (rate - self.bytes_per_s) * weight;
+                    self.last = Some((now, total));
+                }
+            }
+        }
+        self.bytes_per_s as u64
+    }
+}
+
+impl Control {
+    pub(crate) fn status(&mut self) -> GroupStatus {
+        let status = self.source.status(monotonic_ns());
+        let read: u64 = self.members.values().map(|m| m.served.sent.read_bytes.load(Ordering::Relaxed)).sum();
+        let rate = self.rate.update(read);
+        let volumes: Vec<VolumeStatus> = status
+            .volumes
+            .iter()
+            .filter_map(|v| self.members.get(&v.volume).map(|m| volume_status(self.name.as_str(), m, v)))
+            .collect();
+        let worst = volumes.iter().map(|v| &v.state).max_by_key(|s| s.rank()).cloned().unwrap_or_default();
+        let backlog_bytes = status.volumes.iter().map(|v| v.backlog_bytes).sum();
+        let newest = status.volumes.iter().filter_map(|v| v.newest_point).max_by_key(|p| p.position.slot);
+        let lag = status.volumes.iter().map(|v| v.lag).try_fold(0, |worst, lag| lag.map(|l| worst.max(l)));
+        let behind = volumes.iter().any(|v| matches!(v.state, VolumeState::Behind { .. }));
+        let converging = status.volumes.iter().all(|v| v.not_converging.is_none());
+        GroupStatus {
+            name: self.name.to_string(),
+            epoch_interval_ms: self.config.epoch_interval.as_millis() as u64,
+            keep: self.config.keep,
+            state: worst,
+            lag_ms: lag.filter(|_| !volumes.is_empty()).map(|ns| ns / 1_000_000),
+            backlog_bytes,
+            rate_bytes_per_s: rate,
+            eta_ms: (behind && converging && rate > 0).then(|| backlog_bytes.saturating_mul(1000) / rate),
+            last_point: newest.map(|p| LastPoint {
+                id: PointId::new(p.position.slot.0, &p.position.digest.0),
+                cut_wall: jiff::Timestamp::from_millisecond(p.epoch.wall_ms).unwrap_or_default(),
+            }),
+            points_published: self.published,
+            layers_unpublished: status.volumes.iter().map(|v| v.unpublished_layers as u64).sum(),
+            reasons: group_reasons(self, &status),
+            volumes,
+            counters: BTreeMap::from([
+                ("cut_budget_bytes".to_owned(), status.cut_budget_bytes),
+                ("grace_max_us".to_owned(), self.rate.grace_ns_max / 1000),
+                ("switches".to_owned(), self.rate.graces),
+            ]),
+        }
+    }
+}
+
+fn group_reasons(control: &Control, status: &source::Status) -> Vec<Reason> {
+    let mut reasons = Vec::new();
+    if !status.connected {
+        use farside_transport::ConnectorState as C;
+        let why = match &*control.connector.borrow() {
+            C::Waiting { why, .. } | C::Dialing { last: Some(why) } => Some(why.to_string()),
+            _ => None,
+        };
+        if let Some(why) = why {
+            let todo = "changes are remembered and sent when the receiver is back; check the receiver and the network between";
+            reasons.push(Reason::new(Severity::Warning, "not_connected", why, todo));
+        }
+    }
+    if let Some(trouble) = &status.receiver_trouble {
+        let todo = "existing points are intact; make room or repair the store at the gateway, the rest follows by itself";
+        reasons.push(Reason::new(Severity::Error, "receiver", trouble.clone(), todo));
+    }
+    reasons
+}
+
+fn volume_status(group: &str, member: &Member, v: &source::VolumeStatus) -> VolumeStatus {
+    let served = &member.served;
+    let geometry = served.volume.geometry();
+    let load = |n: &std::sync::atomic::AtomicU64| n.load(Ordering::Relaxed);
+    let c = &served.counters;
+    let tap = served.tap.counters();
+    VolumeStatus {
+        name: v.name.to_string(),
+        group: group.to_owned(),
+        id: v.volume.to_string(),
+        bytes: geometry.volume_bytes(),
+        tap: TapStatus {
+            address: format!("nbd:unix:{}", served.config.tap_socket.display()),
+            clients: load(&tap.connections) as u32,
+            in_flight: load(&tap.jobs) as u32,
+        },
+        backing: BackingStatus {
+            path: served.config.backing.clone(),
+            kind: match served.device.kind() {
+                farside_blockio::DeviceKind::Block => "block device".to_owned(),
+                farside_blockio::DeviceKind::File => "file".to_owned(),
+            },
+            block_bytes: served.device.block_min(),
+        },
+        state: state_of(v),
+        in_last_point: v.newest_point.is_some(),
+        hot_bytes: hot_regions(&served.volume) * geometry.region_bytes(),
+        dirty_bytes: v.open_bytes,
+        counters: VolumeCounters {
+            reads: load(&c.reads),
+            read_bytes: load(&c.read_bytes),
+            writes: load(&c.writes),
+            written_bytes: load(&c.written_bytes),
+            flushes: load(&c.flushes),
+            trims: load(&c.trims),
+            trimmed_bytes: load(&c.trimmed_bytes),
+            errors: load(&c.errors),
+            sent_bytes: load(&served.sent.read_bytes),
+            wire_bytes: load(&served.sent.wire_bytes),
+            equal_bytes: load(&served.sent.equal_bytes),
+            other: BTreeMap::from([("parks".to_owned(), load(&c.parks)), ("saves".to_owned(), load(&c.saves))]),
+        },
+        reasons: volume_reasons(member, v),
+    }
+}
+
+fn state_of(v: &source::VolumeStatus) -> VolumeState {
+    let progress = v.reading.map_or(Progress::default(), |p| Progress { done_bytes: p.done_bytes, total_bytes: p.total_bytes });
+    let behind = |what| VolumeState::Behind { what, progress };
+    match &v.state {
+        State::Idle => VolumeState::Idle,
+        State::Behind(Behind::FirstSync) => behind(BehindWhat::FirstSync),
+        State::Behind(Behind::Comparing) => behind(BehindWhat::Comparing),
+        State::Behind(_) => behind(BehindWhat::CatchingUp),
+        State::Streaming => VolumeState::Streaming,
+        State::Paused => VolumeState::Paused,
+        State::TrackingLost => VolumeState::TrackingLost,
+        State::Refused(RefusedWhy::TargetRewound) => VolumeState::TargetRewound,
+        State::Refused(RefusedWhy::Fenced) => VolumeState::Fenced,
+        State::Refused(_) => VolumeState::Forked,
+    }
+}
+
+fn volume_reasons(member: &Member, v: &source::VolumeStatus) -> Vec<Reason> {
+    use Severity::{Error, Warning};
+    let mut reasons = Vec::new();
+    let mut say = |severity, code: &str, message: String, todo: &str| reasons.push(Reason::new(severity, code, message, todo));
+    match &v.state {
+        State::Refused(RefusedWhy::Forked) => say(
+            Error,
+            "forked",
+            "what was published is not this disk's history: it was rolled back, cloned, or its tracking state is gone".into(),
+            "make sure that no other host serves this volume; then `farside volume resync NAME --accept forked` continues the \
+             published history from this disk as it is, comparing everything",
+        ),
+        State::Refused(RefusedWhy::TargetRewound) => say(
+            Error,
+            "target_rewound",
+            "the store is older than what this host saw published: the gateway or its store was rolled back".into(),
+            "bring the newer store back; or `farside volume resync NAME --accept target-rewound` goes on from the older one",
+        ),
+        State::Refused(RefusedWhy::Fenced) => say(
+            Error,
+            "fenced",
+            "another copy of this volume was promoted".into(),
+            "this host serves its own disk and replicates nothing; decide which side lives",
+        ),
+        State::Refused(RefusedWhy::Shape) => say(
+            Error,
+            "shape",
+            "the volume is smaller than what was published".into(),
+            "give the space back, or remove the volume and add it under another name",
+        ),
+        State::TrackingLost => say(
+            Error,
+            "tracking_lost",
+            "the intent map could not be written: a crash now would lose track of changes".into(),
+            "mend the disk that holds the state directory and restart farsided; everything is then compared",
+        ),
+        State::Behind(Behind::GatewayFull) => say(
+            Error,
+            "gateway_full",
+            "the receiver's disk is full; existing points are intact".into(),
+            "make room at the gateway or lower `keep`; the rest follows by itself",
+        ),
+        State::Behind(Behind::StoreFailed) => say(
+            Error,
+            "store_failed",
+            "the receiver cannot publish".into(),
+            "look at `farside status` at the gateway; existing points are intact",
+        ),
+        State::Paused => say(Warning, "paused", "paused by a person".into(), "`farside volume resume NAME`"),
+        _ => {}
+    }
+    if let Some(n) = v.not_converging {
+        let message = format!(
+            "not converging: the host dirties {} MiB/s, {} MiB/s can be sent",
+            n.dirty_bytes_per_s >> 20,
+            n.sent_bytes_per_s >> 20
+        );
+        let todo = "a faster link or gateway, a longer epoch_interval, or a larger [limits] side_buffer_mib";
+        say(Warning, "not_converging", message, todo);
+    }
+    if v.unreadable_bytes > 0 {
+        let message =
+            format!("{} KiB of the backing cannot be read; points that hold them are degraded", v.unreadable_bytes >> 10);
+        say(Error, "unreadable", message, "replace the disk; the points say which regions are missing");
+    }
+    if v.flush_failed {
+        let message = "a flush of the backing failed: what was written since the one before may be lost at a power cut".into();
+        say(Error, "flush_failed", message, "check the disk; regions stay hot until the next boot");
+    }
+    if let Some(why) = &member.broken {
+        say(Error, "broken", format!("a thread of this volume ended: {why}"), "restart farsided");
+    }
+    reasons
+}
+
+/// Counts without touching: a status query must not take cooling regions back.
+fn hot_regions(volume: &farside_shim::Volume) -> u64 {
+    use farside_shim::RegionState::{Cold, ColdZero};
+    let hot = |r: &farside_region::RegionIndex| !matches!(volume.region_state(*r), Cold | ColdZero);
+    volume.geometry().all_regions().iter().filter(hot).count() as u64
+}

@@ -1,0 +1,437 @@
+//! The daemon as a whole: starts what the configuration names, stops it in order, changes it while it runs.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use farside_blockio::process::{boot_id, lock_memory, monotonic_ns, set_io_flusher};
+use farside_control::source::{Connection, GroupSettings, GroupStatus, Paired, SourceStatus, VolumeAdd};
+use farside_control::{ApiError, ErrorCode, Reason, Severity};
+use farside_region::{Name, VolumeId};
+use farside_transport::{Identity, Pin, QuicDialer};
+use farside_wire::InstanceId;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{oneshot, watch};
+use tracing::{error, info, warn};
+
+use crate::config::{Config, GroupConfig, VolumeConfig, parse_tap};
+use crate::group::{Ask, GroupHandle, GroupStart, Note};
+use crate::process;
+use crate::state_dir::StateDir;
+use crate::volume::Surroundings;
+
+/// A control thread that was silent for so long is dead: systemd restarts us, and the intent map knows what changed.
+const SILENCE_MAX: Duration = Duration::from_secs(30);
+
+/// Runs the daemon until it is told to stop.
+///
+/// # Errors
+/// When it cannot start, or could not stop in order; the text says what to do.
+pub fn run(config: &Path) -> anyhow::Result<()> {
+    // Before any thread is started: they inherit it.
+    set_io_flusher().unwrap_or_else(|error| warn!("{error}"));
+    lock_memory().unwrap_or_else(|error| warn!("{error}"));
+    let config = Config::load(config)?;
+    let state = Arc::new(StateDir::open(&config.source.state_dir)?);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let result = runtime.block_on(async {
+        let daemon = Daemon::new(config, state, tokio::runtime::Handle::current())?;
+        daemon.serve().await
+    });
+    runtime.shutdown_timeout(Duration::from_secs(5));
+    result
+}
+
+/// The running daemon; shared by API handlers.
+pub(crate) struct Daemon {
+    config: Mutex<Config>,
+    state: Arc<StateDir>,
+    identity: Identity,
+    pin: watch::Sender<Option<Pin>>,
+    around: Surroundings,
+    instance: InstanceId,
+    groups: Mutex<BTreeMap<Name, GroupHandle>>,
+    volumes: Mutex<BTreeMap<Name, (Name, VolumeId)>>,
+    /// One change of the configuration at a time.
+    changes: tokio::sync::Mutex<()>,
+    started: Instant,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Daemon {
+    fn new(config: Config, state: Arc<StateDir>, runtime: tokio::runtime::Handle) -> anyhow::Result<Arc<Self>> {
+        let identity = Identity::load_or_create(state.path())?;
+        let pin = Pin::load(&state.path().join("receiver.json"))?;
+        let mut instance = [0; 16];
+        getrandom::fill(&mut instance).map_err(|e| anyhow::anyhow!("no randomness: {e}"))?;
+        let around = Surroundings {
+            source: config.source.name.clone(),
+            boot: boot_id()?,
+            limits: config.limits.clone(),
+            api_group: config.source.api_group.clone(),
+            runtime,
+        };
+        Ok(Arc::new(Self {
+            config: Mutex::new(config),
+            state,
+            identity,
+            pin: watch::Sender::new(pin),
+            around,
+            instance: InstanceId(instance),
+            groups: Mutex::new(BTreeMap::new()),
+            volumes: Mutex::new(BTreeMap::new()),
+            changes: tokio::sync::Mutex::new(()),
+            started: Instant::now(),
+        }))
+    }
+
+    async fn serve(self: Arc<Self>) -> anyhow::Result<()> {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut reload = signal(SignalKind::hangup())?;
+        let api = crate::api::listen(&self)?;
+        let volumes: Vec<VolumeConfig> = locked(&self.config).volumes.values().cloned().collect();
+        let count = volumes.len();
+        for volume in volumes {
+            let name = volume.name.clone();
+            // One volume that cannot be served must not keep the others from their hosts.
+            if let Err(error) = self.start_volume(volume).await {
+                error!(volume = %name, "not served: {error:#}");
+            }
+        }
+        let served = locked(&self.volumes).len();
+        process::notify_ready(&format!("{served} of {count} volumes served"));
+        let mut watchdog = process::watchdog_interval().map(tokio::time::interval);
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+                _ = reload.recv() => {
+                    if let Err(error) = self.reload().await {
+                        error!("the configuration is not taken over, the running one stays: {error:#}");
+                    }
+                }
+                () = async { match &mut watchdog { Some(w) => { w.tick().await; } None => std::future::pending().await } } => {
+                    if self.alive() { process::notify_watchdog(); }
+                }
+            }
+        }
+        info!("stopping");
+        process::notify_stopping();
+        let clean = self.stop_groups().await;
+        api.abort();
+        if clean { Ok(()) } else { bail!("stopped, but not cleanly: the next start compares what was hot") }
+    }
+
+    fn alive(&self) -> bool {
+        let now = monotonic_ns();
+        locked(&self.groups).iter().all(|(name, group)| {
+            let silent = Duration::from_nanos(now.saturating_sub(group.heartbeat.load(Ordering::Relaxed)));
+            if silent > SILENCE_MAX {
+                error!(group = %name, seconds = silent.as_secs(), "the control thread is silent; the watchdog is not fed");
+            }
+            silent <= SILENCE_MAX
+        })
+    }
+
+    async fn stop_groups(&self) -> bool {
+        let groups = std::mem::take(&mut *locked(&self.groups));
+        let mut stops = Vec::new();
+        for (_, group) in groups {
+            stops.push(tokio::task::spawn_blocking(move || {
+                let (answer, answered) = crossbeam::channel::bounded(1);
+                group.inbox.send(Note::Ask(Ask::Stop(answer)));
+                let clean = answered.recv().unwrap_or(false);
+                group.link.abort();
+                let _ = group.thread.join();
+                clean
+            }));
+        }
+        let mut clean = true;
+        for stop in stops {
+            clean &= stop.await.unwrap_or(false);
+        }
+        clean
+    }
+
+    /// Serves a volume; its group is started if it is the first of it.
+    async fn start_volume(&self, volume: VolumeConfig) -> anyhow::Result<()> {
+        let name = volume.name.clone();
+        let group = volume.group.clone();
+        let id = farside_ledger::volume_id(&self.around.source, &group, &name);
+        let inbox = {
+            let mut groups = locked(&self.groups);
+            if !groups.contains_key(&group) {
+                let dialer = QuicDialer::new(
+                    self.identity.clone(),
+                    self.around.source.clone(),
+                    self.pin.subscribe(),
+                    farside_transport::Limits::default(),
+                );
+                let start = GroupStart {
+                    name: group.clone(),
+                    config: locked(&self.config).group(&group),
+                    around: self.around.clone(),
+                    state: self.state.clone(),
+                    dial: Arc::new(dialer),
+                    instance: self.instance,
+                };
+                groups.insert(group.clone(), start.start()?);
+            }
+            groups[&group].inbox.clone()
+        };
+        let (reply, answer) = oneshot::channel();
+        inbox.send(Note::Ask(Ask::Add(volume, reply)));
+        answer.await.context("the group's thread has ended")??;
+        locked(&self.volumes).insert(name, (group, id));
+        Ok(())
+    }
+
+    async fn stop_volume(&self, name: &Name) -> anyhow::Result<()> {
+        self.ask(name, |id, reply| Ask::Remove(id, reply)).await.map_err(|e| anyhow::anyhow!("{e}"))?;
+        locked(&self.volumes).remove(name);
+        Ok(())
+    }
+
+    /// Takes over what changed on disk: volumes that are new are served, volumes that are gone are removed, groups get their
+    /// settings. Everything or nothing is *read*; a volume that cannot be served is said.
+    async fn reload(&self) -> anyhow::Result<()> {
+        let _one = self.changes.lock().await;
+        let path = locked(&self.config).path.clone();
+        let new = Config::load(&path)?;
+        let old = locked(&self.config).clone();
+        if new.source != old.source || new.limits != old.limits {
+            warn!("changes in [source] and [limits] need a restart");
+        }
+        for (name, volume) in &new.volumes {
+            if old.volumes.get(name).is_some_and(|o| o != volume) {
+                bail!("volume {name} changed: remove it and add it anew, or restart farsided");
+            }
+        }
+        *locked(&self.config) = Config { source: old.source, limits: old.limits, ..new.clone() };
+        self.tell_groups();
+        for name in old.volumes.keys().filter(|n| !new.volumes.contains_key(*n)) {
+            self.stop_volume(name).await?;
+        }
+        for (name, volume) in &new.volumes {
+            let served = locked(&self.volumes).contains_key(name);
+            if !served {
+                self.start_volume(volume.clone()).await.with_context(|| format!("volume {name}"))?;
+            }
+        }
+        info!("configuration taken over");
+        Ok(())
+    }
+
+    fn tell_groups(&self) {
+        let config = locked(&self.config).clone();
+        for (name, group) in locked(&self.groups).iter() {
+            group.inbox.send(Note::Ask(Ask::Settings(config.group(name))));
+        }
+    }
+
+    fn find(&self, name: &str) -> Result<(Name, Name, VolumeId), ApiError> {
+        let missing = || ApiError::not_found("volume", name, "`farside volume list` shows those that are served");
+        let parsed: Name = name.parse().map_err(|_| missing())?;
+        let (group, id) = locked(&self.volumes).get(&parsed).cloned().ok_or_else(missing)?;
+        Ok((parsed, group, id))
+    }
+
+    async fn ask<T>(
+        &self,
+        volume: &Name,
+        ask: impl FnOnce(VolumeId, oneshot::Sender<anyhow::Result<T>>) -> Ask,
+    ) -> Result<T, ApiError> {
+        let (_, group, id) = self.find(volume.as_str())?;
+        let (reply, answer) = oneshot::channel();
+        self.tell(&group, ask(id, reply))?;
+        answer
+            .await
+            .map_err(|_| ApiError::internal("the group's thread gave no answer"))?
+            .map_err(|e| ApiError::new(ErrorCode::Conflict, format!("{e:#}"), "see the daemon's log"))
+    }
+
+    fn tell(&self, group: &Name, ask: Ask) -> Result<(), ApiError> {
+        match locked(&self.groups).get(group) {
+            Some(handle) => handle.inbox.send(Note::Ask(ask)),
+            None => return Err(ApiError::not_found("group", group.as_str(), "`farside status` shows the groups")),
+        }
+        Ok(())
+    }
+
+    pub(crate) fn api_socket(&self) -> (std::path::PathBuf, Option<String>) {
+        let config = locked(&self.config);
+        (config.source.api_socket.clone(), config.source.api_group.clone())
+    }
+
+    pub(crate) fn group_names(&self) -> Vec<Name> {
+        locked(&self.groups).keys().cloned().collect()
+    }
+
+    pub(crate) async fn status(&self) -> SourceStatus {
+        let mut groups = Vec::new();
+        for name in self.group_names() {
+            let (reply, answer) = oneshot::channel();
+            if self.tell(&name, Ask::Status(reply)).is_ok()
+                && let Ok(status) = answer.await
+            {
+                groups.push(status);
+            }
+        }
+        let configured: Vec<Name> = locked(&self.config).volumes.keys().cloned().collect();
+        let served = locked(&self.volumes).clone();
+        let reasons = configured
+            .iter()
+            .filter(|n| !served.contains_key(*n))
+            .map(|n| {
+                let todo = "the daemon's log says why; mend it, then `systemctl reload farsided`";
+                Reason::new(Severity::Error, "not_served", format!("volume {n} is not served"), todo)
+            })
+            .collect();
+        SourceStatus {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            source: self.around.source.to_string(),
+            uptime_ms: self.started.elapsed().as_millis() as u64,
+            connection: self.connection(&groups),
+            groups,
+            reasons,
+        }
+    }
+
+    fn connection(&self, groups: &[GroupStatus]) -> Connection {
+        let Some(pin) = self.pin.borrow().clone() else { return Connection::NotPaired };
+        let receiver = pin.receiver.to_string();
+        let trouble = groups.iter().flat_map(|g| &g.reasons).find(|r| r.code == "not_connected");
+        let for_ms = self.started.elapsed().as_millis() as u64;
+        match trouble {
+            Some(reason) => Connection::Disconnected { receiver, for_ms, error: reason.message.clone() },
+            None => Connection::Connected { receiver, for_ms, rtt_us: 0 },
+        }
+    }
+
+    pub(crate) async fn pair(&self, token: &str) -> Result<Paired, ApiError> {
+        let bad = |e: &dyn std::fmt::Display| {
+            ApiError::new(ErrorCode::BadRequest, e.to_string(), "make a new one with `farside-receiver token` at the gateway")
+        };
+        let token = token.parse::<farside_transport::PairingToken>().map_err(|e| bad(&e))?;
+        let limits = farside_transport::Limits::default();
+        let pin = farside_transport::pair(&token, &self.identity, &self.around.source, &limits).await.map_err(|e| {
+            ApiError::new(ErrorCode::Refused, e.to_string(), "make a new token with `farside-receiver token` at the gateway")
+        })?;
+        pin.save(&self.state.path().join("receiver.json")).map_err(ApiError::internal)?;
+        let paired = Paired {
+            receiver: pin.receiver.to_string(),
+            receiver_fingerprint: pin.fingerprint.to_string(),
+            source_fingerprint: self.identity.fingerprint().to_string(),
+        };
+        self.pin.send_replace(Some(pin));
+        Ok(paired)
+    }
+
+    pub(crate) async fn set_group(&self, name: &str, settings: &GroupSettings) -> Result<GroupSettings, ApiError> {
+        let _one = self.changes.lock().await;
+        let wrong = |what: &str| ApiError::new(ErrorCode::BadRequest, what, "see `farside group set --help`");
+        let name: Name = name.parse().map_err(|e: farside_region::NameError| wrong(&e.to_string()))?;
+        let old = locked(&self.config).group(&name);
+        let group = GroupConfig {
+            epoch_interval: settings.epoch_interval_ms.map_or(old.epoch_interval, Duration::from_millis),
+            keep: settings.keep.unwrap_or(old.keep),
+        };
+        if group.keep == 0 {
+            return Err(wrong("keep must be at least 1"));
+        }
+        if !(Duration::from_millis(50)..=Duration::from_secs(86_400)).contains(&group.epoch_interval) {
+            return Err(wrong("the epoch interval must be between 50ms and 24h"));
+        }
+        let config = locked(&self.config).clone();
+        config.write_group(&name, &group).map_err(ApiError::internal)?;
+        locked(&self.config).groups.insert(name, group.clone());
+        self.tell_groups();
+        Ok(GroupSettings { epoch_interval_ms: Some(group.epoch_interval.as_millis() as u64), keep: Some(group.keep) })
+    }
+
+    pub(crate) async fn add_volume(&self, add: &VolumeAdd) -> Result<(), ApiError> {
+        let _one = self.changes.lock().await;
+        let wrong = |what: String| ApiError::new(ErrorCode::BadRequest, what, "see `farside volume add --help`");
+        let name: Name = add.name.parse().map_err(|e: farside_region::NameError| wrong(e.to_string()))?;
+        let group = add.group.as_deref().unwrap_or("default");
+        let group: Name = group.parse().map_err(|e: farside_region::NameError| wrong(e.to_string()))?;
+        let config = locked(&self.config).clone();
+        if config.volumes.contains_key(&name) {
+            let todo = "choose another name, or `farside volume remove` it first";
+            return Err(ApiError::new(ErrorCode::Conflict, format!("there is a volume {name} already"), todo));
+        }
+        if !add.backing.is_absolute() {
+            return Err(wrong("the backing must be an absolute path".into()));
+        }
+        if let Some(other) = config.volumes.values().find(|v| v.backing == add.backing) {
+            return Err(wrong(format!("{} backs volume {} already", add.backing.display(), other.name)));
+        }
+        let tap_socket = match &add.tap {
+            None => config.default_tap_socket(&name),
+            Some(tap) => parse_tap(tap).ok_or_else(|| wrong(format!("`{tap}` is not a tap; use nbd:unix:/absolute/path")))?,
+        };
+        let volume = VolumeConfig {
+            name: name.clone(),
+            group,
+            backing: add.backing.clone(),
+            tap_socket,
+            on_tracking_lost: Default::default(),
+        };
+        // Served first: what cannot be served is not written down.
+        let failed = |e: anyhow::Error| ApiError::new(ErrorCode::Conflict, format!("{e:#}"), "mend that and try again");
+        self.start_volume(volume.clone()).await.map_err(failed)?;
+        config.write_volume(&volume).map_err(ApiError::internal)?;
+        locked(&self.config).volumes.insert(name, volume);
+        Ok(())
+    }
+
+    pub(crate) async fn remove_volume(&self, name: &str) -> Result<(), ApiError> {
+        let _one = self.changes.lock().await;
+        let (name, ..) = self.find(name)?;
+        let config = locked(&self.config).clone();
+        config
+            .remove_volume(&name)
+            .map_err(|e| ApiError::new(ErrorCode::Conflict, e.to_string(), "edit that file, then reload farsided"))?;
+        locked(&self.config).volumes.remove(&name);
+        self.stop_volume(&name).await.map_err(ApiError::internal)
+    }
+
+    pub(crate) async fn pause(&self, name: &str, pause: bool) -> Result<(), ApiError> {
+        let (name, ..) = self.find(name)?;
+        self.ask(&name, |id, reply| Ask::Pause(id, pause, reply)).await
+    }
+
+    pub(crate) async fn resync(&self, name: &str, accept: bool) -> Result<(), ApiError> {
+        let (name, ..) = self.find(name)?;
+        self.ask(&name, |id, reply| Ask::Resync(id, accept, reply)).await
+    }
+
+    pub(crate) async fn points(
+        &self,
+        group: &Name,
+        kind: farside_wire::PointQueryKind,
+    ) -> Result<farside_wire::PointAnswer, ApiError> {
+        let (reply, answer) = oneshot::channel();
+        self.tell(group, Ask::Points(kind, reply))?;
+        let not_connected = |e: &dyn std::fmt::Display| {
+            ApiError::new(ErrorCode::NotConnected, e.to_string(), "ask at the gateway, or with --store when it is gone")
+        };
+        match tokio::time::timeout(Duration::from_secs(30), answer).await {
+            Ok(Ok(Ok(answer))) => Ok(answer),
+            Ok(Ok(Err(error))) => Err(not_connected(&error)),
+            Ok(Err(_)) => Err(not_connected(&"the connection to the receiver ended")),
+            Err(_) => Err(not_connected(&"the receiver does not answer")),
+        }
+    }
+
+    pub(crate) fn source(&self) -> &Name {
+        &self.around.source
+    }
+}

@@ -1,0 +1,458 @@
+//! One protected volume while it is served: its door, its map, its threads.
+//!
+//! | Thread | Owns |
+//! |---|---|
+//! | queue | the ring of the NBD sockets and the backing, [`ShimQueue`] |
+//! | intent | the intent file: pages as the owner wants them, headers as the control thread wants them |
+//! | sender | the ring of the pipeline ([`crate::sender`]) |
+//!
+//! Order of an opening, each step before the next: the backing's door; the intent map's; the map synced and read; the header
+//! `attached` durable; only then the tap (L2, L11, T2).
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use anyhow::{Context as _, bail};
+use crossbeam::channel::{Receiver, Sender, unbounded};
+use farside_blockio::{DeviceEngine, FileDevice, OpenOptions, Waker};
+use farside_layer::{Compression, Encoder};
+use farside_ledger::VolumeMeta;
+use farside_region::intent::{BackingIdentity, HeaderState};
+use farside_region::{BootId, Generation, Geometry, GranuleSet, LedgerPosition, MapId, Name, Term};
+use farside_replication::source::{Start, VolumeSetup};
+use farside_shim::{Group, IntentOwner, Tracking, Volume, Wake, Wakes};
+use tracing::{error, info, warn};
+
+use crate::config::{LimitsConfig, OnTrackingLost, VolumeConfig, write_atomically};
+use crate::group::{Inbox, Note};
+use crate::intent_file::{IntentFile, backing_identity};
+use crate::queue::{Counters, Orders, RingWake, ShimQueue};
+use crate::sender::{Order, Sender0, SentCounters};
+use crate::state_dir::Mark;
+
+/// What every volume of a daemon shares.
+#[derive(Clone)]
+pub(crate) struct Surroundings {
+    pub(crate) source: Name,
+    pub(crate) boot: BootId,
+    pub(crate) limits: LimitsConfig,
+    pub(crate) api_group: Option<String>,
+    pub(crate) runtime: tokio::runtime::Handle,
+}
+
+/// What the intent thread is asked for.
+pub(crate) enum IntentOrder {
+    /// The owner has something.
+    Commit,
+    /// A header; [`Note::HeaderDurable`] follows.
+    Header { confirmed: Option<Term>, position: Option<LedgerPosition> },
+    /// A backing flush failed in this boot (T14).
+    FlushFailed,
+    /// The end of a planned stop; answered, and the thread ends.
+    Clean { owed: GranuleSet, backing: Option<BackingIdentity>, answer: Sender<bool> },
+    /// End without a word: the header stays `attached`.
+    Quit,
+}
+
+/// A volume that is served.
+pub(crate) struct Served {
+    pub(crate) config: VolumeConfig,
+    pub(crate) meta: VolumeMeta,
+    pub(crate) dir: PathBuf,
+    pub(crate) device: FileDevice,
+    pub(crate) volume: Arc<Volume>,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) sent: Arc<SentCounters>,
+    pub(crate) tap: farside_nbd::Handle,
+    orders: Arc<Orders>,
+    sender: Sender<Order>,
+    sender_waker: Waker,
+    intent: Sender<IntentOrder>,
+    queue_thread: Option<JoinHandle<()>>,
+    sender_thread: Option<JoinHandle<()>>,
+    intent_thread: Option<JoinHandle<()>>,
+}
+
+impl Served {
+    /// Opens everything and serves the tap.
+    ///
+    /// # Errors
+    /// Whatever keeps the volume from being served, with the volume's name and the remedy. Nothing was served then.
+    pub(crate) fn open(
+        config: VolumeConfig,
+        dir: PathBuf,
+        group: &Arc<Group>,
+        around: &Surroundings,
+        inbox: &Inbox,
+    ) -> anyhow::Result<(Self, Box<VolumeSetup>)> {
+        let name = config.name.clone();
+        refuse_own_tap(&dir, &config.backing)?;
+        let device = FileDevice::open(&config.backing, OpenOptions::daemon())?;
+        let geometry = Geometry::new(device.size()).with_context(|| config.backing.display().to_string())?;
+        let meta = load_meta(&dir, &config, around, geometry)?;
+        let mut fresh = [0; 16];
+        getrandom::fill(&mut fresh).map_err(|e| anyhow::anyhow!("no randomness: {e}"))?;
+        let (mut file, found) = IntentFile::open(&dir, &geometry, MapId(fresh))?;
+
+        let before = found.header.as_ref();
+        let now = backing_identity(&config.backing)?;
+        let touched = found.owed.is_some() && before.is_some_and(|h| h.backing != now);
+        if touched {
+            warn!(volume = %name, "the backing changed while nobody served it: everything will be compared");
+            Mark::TrackingLost.put(&dir, true)?;
+        }
+        let owed = found.owed.filter(|_| !touched);
+        let volume_bytes_before = before.map_or(geometry.volume_bytes(), |h| h.volume_bytes);
+        let flush_failed_this_boot = before.is_some_and(|h| h.flush_failed == Some(around.boot));
+        let (confirmed, position) = (before.and_then(|h| h.term), before.and_then(|h| h.position));
+        file.write_header(|h| {
+            h.state = HeaderState::Attached;
+            h.backing = None;
+            h.flush_failed = h.flush_failed.filter(|b| *b == around.boot);
+        })?;
+
+        let waker = Waker::new()?;
+        let sender_waker = Waker::new()?;
+        let (intent, intent_orders) = unbounded();
+        let (sender, sender_orders) = unbounded();
+        let id = meta.id;
+        let wakes = Wakes {
+            queues: vec![Arc::new(RingWake(waker.clone()))],
+            sender: Arc::new(RingWake(sender_waker.clone())),
+            owner: Arc::new(CommitWake(intent.clone())),
+            control: Arc::new(ControlWake(inbox.clone(), id)),
+        };
+        let shim_limits = farside_shim::Limits {
+            side_buffer_bytes: (around.limits.side_buffer_mib as usize) << 20,
+            in_flight_per_queue: (around.limits.queue_depth as usize).max(2),
+            ..farside_shim::Limits::DEFAULT
+        };
+        let shim_config = farside_shim::VolumeConfig {
+            volume_bytes_before,
+            flush_failed_this_boot,
+            limits: shim_limits,
+            ..farside_shim::VolumeConfig::new(geometry)
+        };
+        let mut slots = found.slots;
+        let map = file.header().map;
+        let (volume, mut queues, owner) = group.open_volume(shim_config, wakes, map, &mut |page| {
+            std::mem::replace(&mut slots[page.0 as usize], std::array::from_fn(|_| farside_region::intent::IntentBlock::zeroed()))
+        });
+        if let Some(owed) = &owed {
+            volume.mark_open(owed);
+        }
+        let setup = Box::new(VolumeSetup {
+            meta: meta.clone(),
+            confirmed,
+            position,
+            inherited: found.hot,
+            start: if owed.is_some() { Start::Clean } else { Start::Unclean },
+            tracking_lost: Mark::TrackingLost.is_set(&dir),
+            paused: Mark::Paused.is_set(&dir),
+        });
+
+        let spawn =
+            |what: &str| std::thread::Builder::new().name(format!("{what}-{}", name.as_str().get(..8).unwrap_or(name.as_str())));
+        let intent_thread = {
+            let (inbox, name) = (inbox.clone(), name.clone());
+            spawn("intent").spawn(move || intent_loop(file, owner, &intent_orders, &inbox, id, &name))?
+        };
+        let (counters, sent) = (Arc::new(Counters::default()), Arc::new(SentCounters::default()));
+        let pipeline = Sender0 {
+            volume: volume.clone(),
+            device: device.clone(),
+            depth: around.limits.sender_depth as usize,
+            encoder: Encoder::new(match around.limits.compression_level {
+                0 => Compression::Off,
+                level => Compression::Zstd(level),
+            }),
+            orders: sender_orders,
+            waker: sender_waker.clone(),
+            report: Box::new({
+                let inbox = inbox.clone();
+                move |report| inbox.send(Note::Sender(id, report))
+            }),
+            runtime: around.runtime.clone(),
+            counters: sent.clone(),
+        };
+        let sender_thread = {
+            let (inbox, name) = (inbox.clone(), name.clone());
+            spawn("send").spawn(move || {
+                if let Err(error) = pipeline.run() {
+                    error!(volume = %name, %error, "the sender stopped; the host is served on, nothing is replicated");
+                    inbox.send(Note::Broken(id, error.to_string()));
+                }
+            })?
+        };
+        let orders = Arc::new(Orders::new());
+        let (tap, queue_thread) = {
+            let listener = listen(&config.tap_socket, around)?;
+            let limits = tap_limits(&around.limits);
+            let (server, handle) =
+                farside_nbd::Server::new(listener, name.as_str(), "a volume protected by Farside", limits, waker);
+            let engine = DeviceEngine::new(device.clone())?;
+            let flushed = inbox.clone();
+            let queue = ShimQueue::new(
+                queues.pop().expect("one queue was asked for"),
+                engine,
+                limits.pieces_max,
+                orders.clone(),
+                Box::new(move |ok| flushed.send(Note::Flushed(id, ok))),
+                counters.clone(),
+            )?;
+            let (inbox, name) = (inbox.clone(), name.clone());
+            let thread = spawn("queue").spawn(move || {
+                if let Err(error) = server.run(queue) {
+                    error!(volume = %name, %error, "the tap stopped serving");
+                    inbox.send(Note::Broken(id, error.to_string()));
+                }
+                inbox.send(Note::TapStopped(id));
+            })?;
+            (handle, thread)
+        };
+        info!(volume = %name, bytes = geometry.volume_bytes(), tap = %config.tap_socket.display(), clean = owed.is_some(), "served");
+        let served = Self {
+            config,
+            meta,
+            dir,
+            device,
+            volume,
+            counters,
+            sent,
+            tap,
+            orders,
+            sender,
+            sender_waker,
+            intent,
+            queue_thread: Some(queue_thread),
+            sender_thread: Some(sender_thread),
+            intent_thread: Some(intent_thread),
+        };
+        Ok((served, setup))
+    }
+
+    /// Gives the sender an order.
+    pub(crate) fn send(&self, order: Order) {
+        let _ = self.sender.send(order); // its thread outlives us, or has reported why not
+        self.sender_waker.wake();
+    }
+
+    /// Gives the intent thread an order.
+    pub(crate) fn intent(&self, order: IntentOrder) {
+        let _ = self.intent.send(order);
+    }
+
+    /// Asks the queue for a flush of the backing; [`Note::Flushed`] follows.
+    pub(crate) fn order_flush(&self) {
+        self.orders.flush();
+        self.tap.waker().wake();
+    }
+
+    /// Keeps the ledger's digest key from now on.
+    pub(crate) fn adopt(&mut self, meta: VolumeMeta) -> anyhow::Result<()> {
+        save_meta(&self.dir, &meta)?;
+        self.meta = meta;
+        Ok(())
+    }
+
+    /// Says what becomes of cold writes after the intent map failed; gives whether the loss is durable somewhere.
+    pub(crate) fn tracking_failed(&self) -> bool {
+        let durable = Mark::TrackingLost.put(&self.dir, true).inspect_err(|error| {
+            error!(volume = %self.config.name, %error, "the loss of tracking cannot be recorded; a crash now would go unnoticed");
+        });
+        if self.volume.tracking() == Tracking::Lost {
+            let verdict = match (durable.is_ok(), self.config.on_tracking_lost) {
+                (false, OnTrackingLost::Fail) => farside_shim::TrackingVerdict::Fail,
+                _ => farside_shim::TrackingVerdict::Pass,
+            };
+            self.volume.resolve_tracking_lost(verdict);
+        }
+        durable.is_ok()
+    }
+
+    /// Stops taking requests; [`Note::TapStopped`] follows when the last one is answered.
+    pub(crate) fn stop_tap(&self) {
+        self.tap.stop();
+    }
+
+    /// The last step of a planned stop, after the tap has stopped: flush, masks, `clean`. Gives whether it is clean.
+    pub(crate) fn close_clean(mut self, owed: GranuleSet) -> bool {
+        self.join_queue();
+        let flush = self.volume.flush_begin();
+        let flushed = self.device.sync_data();
+        self.volume.flush_end(flush, flushed.is_ok());
+        if let Err(error) = &flushed {
+            error!(volume = %self.config.name, %error, "the backing cannot be flushed: the next start compares what was hot");
+            self.intent(IntentOrder::FlushFailed);
+        }
+        let mut clean = flushed.is_ok() && self.volume.flush_failures() == 0 && self.volume.tracking() == Tracking::Sound;
+        if clean {
+            let backing = backing_identity(&self.config.backing).ok().flatten();
+            let (answer, answered) = unbounded();
+            self.intent(IntentOrder::Clean { owed, backing, answer });
+            clean = answered.recv().unwrap_or(false);
+        }
+        self.finish();
+        clean
+    }
+
+    /// Ends the threads with the header left `attached`: the next start compares.
+    pub(crate) fn close(mut self) {
+        self.tap.stop();
+        self.finish();
+    }
+
+    fn join_queue(&mut self) {
+        if let Some(thread) = self.queue_thread.take() {
+            let _ = thread.join();
+        }
+    }
+
+    fn finish(&mut self) {
+        self.join_queue();
+        self.send(Order::Quit);
+        self.intent(IntentOrder::Quit);
+        for thread in [self.sender_thread.take(), self.intent_thread.take()].into_iter().flatten() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn tap_limits(limits: &LimitsConfig) -> farside_nbd::Limits {
+    let default = farside_nbd::Limits::default();
+    farside_nbd::Limits { pieces_max: (limits.queue_depth as usize).max(64), ..default }
+}
+
+fn listen(path: &Path, around: &Surroundings) -> anyhow::Result<farside_nbd::Listener> {
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    }
+    let options = farside_nbd::SocketOptions { path: path.to_owned(), group: around.api_group.clone() };
+    Ok(farside_nbd::Listener::bind(&options)?)
+}
+
+/// The map must never lie on what it describes: a write of it would wait for itself.
+fn refuse_own_tap(dir: &Path, backing: &Path) -> anyhow::Result<()> {
+    use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+    let device = std::fs::metadata(backing).with_context(|| format!("cannot open {}", backing.display()))?;
+    if device.file_type().is_block_device() && std::fs::metadata(dir)?.dev() == device.rdev() {
+        bail!(
+            "the state directory {} lies on {}, which is to be protected: put the state directory on another disk",
+            dir.display(),
+            backing.display()
+        );
+    }
+    Ok(())
+}
+
+fn meta_path(dir: &Path) -> PathBuf {
+    dir.join("meta.json")
+}
+
+fn save_meta(dir: &Path, meta: &VolumeMeta) -> anyhow::Result<()> {
+    Ok(write_atomically(&meta_path(dir), &serde_json::to_string(meta)?)?)
+}
+
+/// What the volume was told to be at its first start, with its size of today.
+fn load_meta(dir: &Path, config: &VolumeConfig, around: &Surroundings, geometry: Geometry) -> anyhow::Result<VolumeMeta> {
+    let path = meta_path(dir);
+    let id = farside_ledger::volume_id(&around.source, &config.group, &config.name);
+    match std::fs::read_to_string(&path) {
+        Ok(text) => {
+            let meta: VolumeMeta = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
+            if meta.id != id {
+                bail!(
+                    "{} belongs to another source, group or volume name: a volume is renamed by removing and adding it",
+                    path.display()
+                );
+            }
+            Ok(VolumeMeta { geometry, ..meta })
+        }
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            let mut digest_key = [0; 32];
+            getrandom::fill(&mut digest_key).map_err(|e| anyhow::anyhow!("no randomness: {e}"))?;
+            let meta = VolumeMeta { id, name: config.name.clone(), geometry, digest_key, generation: Generation(1) };
+            save_meta(dir, &meta)?;
+            Ok(meta)
+        }
+        Err(e) => Err(e).with_context(|| path.display().to_string()),
+    }
+}
+
+struct CommitWake(Sender<IntentOrder>);
+
+impl Wake for CommitWake {
+    fn wake(&self) {
+        let _ = self.0.send(IntentOrder::Commit);
+    }
+}
+
+struct ControlWake(Inbox, farside_region::VolumeId);
+
+impl Wake for ControlWake {
+    fn wake(&self) {
+        self.0.send(Note::Shim(self.1));
+    }
+}
+
+/// The intent thread. Pages go first: host writes wait for them.
+fn intent_loop(
+    mut file: IntentFile,
+    mut owner: IntentOwner,
+    orders: &Receiver<IntentOrder>,
+    inbox: &Inbox,
+    id: farside_region::VolumeId,
+    name: &Name,
+) {
+    let mut header: Option<(Option<Term>, Option<LedgerPosition>)> = None;
+    let complain = |what: &str, error: &dyn std::fmt::Display| {
+        error!(volume = %name, %error, "{what} cannot be made durable: tracking is lost");
+        inbox.send(Note::MapFailed(id));
+    };
+    loop {
+        while let Some(commit) = owner.next_commit() {
+            let result = file.write_pages(&commit);
+            if let Err(error) = &result {
+                complain("the intent map", error);
+            }
+            owner.committed(result.is_ok());
+        }
+        let order = match orders.try_recv() {
+            Ok(order) => order,
+            Err(_) => {
+                // Nothing waits: the header, of which only the newest counts.
+                if let Some((confirmed, position)) = header.take() {
+                    match file.write_header(|h| (h.term, h.position) = (confirmed, position)) {
+                        Ok(()) => inbox.send(Note::HeaderDurable { volume: id, confirmed, position }),
+                        Err(error) => complain("the header", &error),
+                    }
+                    continue;
+                }
+                match orders.recv() {
+                    Ok(order) => order,
+                    Err(_) => return,
+                }
+            }
+        };
+        match order {
+            IntentOrder::Commit => {}
+            IntentOrder::Header { confirmed, position } => header = Some((confirmed, position)),
+            IntentOrder::FlushFailed => {
+                let boot = farside_blockio::process::boot_id().ok();
+                if let Err(error) = file.write_header(|h| h.flush_failed = boot) {
+                    complain("a failed flush", &error);
+                }
+            }
+            IntentOrder::Clean { owed, backing, answer } => {
+                let pending = header.take();
+                let result = file.write_clean(owed, backing, pending);
+                if let Err(error) = &result {
+                    complain("the clean stop", error);
+                }
+                let _ = answer.send(result.is_ok());
+            }
+            IntentOrder::Quit => return,
+        }
+    }
+}
