@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use farside_region::intent::{IntentBlock, IntentLayout, Page, PageBits, PageIndex, SlotIndex, recover_page};
+use farside_region::intent::{IntentLayout, Page, PageBits, PageIndex, SlotIndex, recover_page};
 use farside_region::{EpochId, Geometry, GranuleIndex, GranuleRun, GranuleSet, MapId, RegionIndex};
 
 use crate::sync::Arc;
@@ -63,7 +63,7 @@ impl Disk {
 /// The intent file: per slot what is durable, and what has been written since the last sync.
 #[derive(Default)]
 struct Map {
-    slots: BTreeMap<(u64, bool), (Vec<u8>, Vec<Vec<u8>>)>,
+    slots: BTreeMap<(u64, bool), (Page, Vec<Page>)>,
 }
 
 impl Map {
@@ -72,15 +72,12 @@ impl Map {
         let (page, place) = layout.place(region);
         let options = |slot| {
             let (durable, written) = &self.slots[&(page.0, slot)];
-            let mut all = vec![durable.clone()];
-            all.extend(written.iter().cloned());
-            if !written.is_empty() {
-                all.push(vec![0xee; 4096]);
-            }
-            all
+            let torn = (!written.is_empty()).then_some(None);
+            std::iter::once(durable).chain(written).map(Some).chain(torn)
         };
-        let (a, b) = (options(false), options(true));
-        a.iter().all(|a| b.iter().all(|b| recover_page(MAP, layout, page, [a, b]).page.bits.get(place)))
+        let newest =
+            |a: Option<&Page>, b: Option<&Page>| a.into_iter().chain(b).max_by_key(|p| p.seq).is_none_or(|p| p.bits.get(place));
+        options(false).all(|a| options(true).all(|b| newest(a, b)))
     }
 
     fn sync(&mut self) {
@@ -170,17 +167,11 @@ impl World {
                 for p in 0..layout.page_count() {
                     for slot in [false, true] {
                         let page = Page { map: MAP, index: PageIndex(p), seq: slot as u64, bits: PageBits::clear() };
-                        map.slots.insert((p, slot), (page.encode(&layout).0.to_vec(), Vec::new()));
+                        map.slots.insert((p, slot), (page, Vec::new()));
                     }
                 }
                 let config = VolumeConfig { layout, limits, queues: 2, mutations, ..VolumeConfig::new(geometry) };
-                let mut slots = |p: PageIndex| {
-                    [false, true].map(|s| {
-                        let mut block = IntentBlock::zeroed();
-                        block.0.copy_from_slice(&map.slots[&(p.0, s)].0);
-                        block
-                    })
-                };
+                let mut slots = |p: PageIndex| [false, true].map(|s| map.slots[&(p.0, s)].0.encode(&layout));
                 let (volume, queues, owner) = group.open_volume(config, Wakes::none(2), MAP, &mut slots);
                 let granules = geometry.granule_count() as usize;
                 Site {
@@ -320,7 +311,7 @@ impl World {
                         assert!(site.header >= record, "L2: {region} is cleared before the header covers record {record}");
                     }
                     let slot = site.map.slots.get_mut(&(write.page.0, write.slot == SlotIndex::B)).expect("both slots exist");
-                    slot.1.push(write.block.0.to_vec());
+                    slot.1.push(page);
                 }
             }
         }
@@ -369,12 +360,7 @@ impl World {
                 take(&mut layer.content, held.run, &held.data.expect("no read fails here"));
             }
             Next::Wait => {}
-            Next::End => {
-                layer.ended = matches!(layer.reader.next(RegionIndex(u64::MAX >> 20)), Next::End) && layer.reads.is_empty();
-                if layer.reader.remaining().is_empty() != layer.ended && layer.reads.is_empty() {
-                    layer.ended = false;
-                }
-            }
+            Next::End => layer.ended = layer.reader.remaining().is_empty(),
         }
     }
 
