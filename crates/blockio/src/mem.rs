@@ -19,6 +19,7 @@ pub struct MemQueue {
 struct Shared {
     content: Vec<u8>,
     parked: VecDeque<Request>,
+    parked_max: usize,
     done: VecDeque<Done>,
     held: bool,
     fail: Option<Errno>,
@@ -33,8 +34,8 @@ impl MemQueue {
     pub fn new(info: QueueInfo) -> Self {
         assert_eq!(info.size % u64::from(info.block_min), 0, "a device has whole blocks");
         let content = vec![0; usize::try_from(info.size).expect("a volume in memory fits memory")];
-        let (parked, done, log) = (VecDeque::new(), VecDeque::new(), Vec::new());
-        Self { info, shared: Arc::new(Mutex::new(Shared { content, parked, done, held: false, fail: None, log })) }
+        let (parked, parked_max, done, log) = (VecDeque::new(), 0, VecDeque::new(), Vec::new());
+        Self { info, shared: Arc::new(Mutex::new(Shared { content, parked, parked_max, done, held: false, fail: None, log })) }
     }
 
     /// While held, requests are parked; they go on at the next [`BlockQueue::wake`] after the hold ends.
@@ -50,6 +51,11 @@ impl MemQueue {
     /// Requests that are parked.
     pub fn parked(&self) -> usize {
         self.lock().parked.len()
+    }
+
+    /// The most that were parked at once.
+    pub fn parked_max(&self) -> usize {
+        self.lock().parked_max
     }
 
     /// A copy of the content.
@@ -97,7 +103,12 @@ impl BlockQueue for MemQueue {
     fn submit(&mut self, _ring: &mut Ring, request: Request) {
         let mut shared = self.lock();
         shared.log.push((request.op, request.extent, request.fua));
-        if shared.held { shared.parked.push_back(request) } else { shared.run(request) }
+        if shared.held {
+            shared.parked.push_back(request);
+            shared.parked_max = shared.parked_max.max(shared.parked.len());
+        } else {
+            shared.run(request);
+        }
     }
 
     fn complete(&mut self, _ring: &mut Ring, _completion: Completion) {

@@ -44,6 +44,8 @@ pub enum Op {
 pub struct Request {
     /// The server's name for it.
     pub id: RequestId,
+    /// Whose it is: a number unique among the clients connected now. A flush that failed is told to each of them once (T14).
+    pub client: u32,
     /// What to do.
     pub op: Op,
     /// Where. Empty (0, 0) for a flush.
@@ -115,6 +117,11 @@ pub trait BlockQueue {
     /// Looks again at everything that is parked: the waker fired.
     fn wake(&mut self, ring: &mut Ring);
 
+    /// This client is gone, and no request of it is left; its number may come again for another one.
+    fn client_gone(&mut self, client: u32) {
+        let _ = client;
+    }
+
     /// The next finished request.
     fn reap(&mut self) -> Option<Done>;
 
@@ -163,7 +170,7 @@ impl BlockQueue for PlainQueue {
     }
 
     fn submit(&mut self, ring: &mut Ring, request: Request) {
-        let Request { id, op, extent, fua, buffer } = request;
+        let Request { id, op, extent, fua, buffer, .. } = request;
         let op = match op {
             Op::Read => DeviceOp::Read { offset: extent.offset, buffer: buffer.expect("a read has a buffer") },
             Op::Write => DeviceOp::Write { offset: extent.offset, buffer: buffer.expect("a write has a buffer"), durable: fua },

@@ -194,6 +194,7 @@ impl Server {
             limits: self.limits,
             shared: self.shared,
             pool,
+            share: (self.limits.buffer_bytes_max / self.limits.connections_max) as u64,
             connections: (0..self.limits.connections_max).map(|_| None).collect(),
             connected: 0,
             accepting: false,
@@ -225,6 +226,7 @@ struct Running<'q, Q> {
     limits: Limits,
     shared: Arc<Shared>,
     pool: BufferPool,
+    share: u64, // of the buffers, for the reads of one client
     connections: Vec<Option<Connection>>,
     connected: usize,
     accepting: bool,
@@ -331,14 +333,19 @@ impl<Q: BlockQueue> Running<'_, Q> {
             }
             self.settle();
         }
+        let late = self.farewell.is_some_and(|until| Instant::now() >= until);
+        if late {
+            // Clients had their time; the device's is not ours to limit.
+            for index in 0..self.connections.len() as u32 {
+                if self.connections[index as usize].as_ref().is_some_and(Connection::keeps_us_waiting) {
+                    self.break_off(index);
+                }
+            }
+            self.settle();
+            self.farewell = Some(Instant::now() + self.limits.farewell_max);
+        }
         let drained = self.jobs.is_empty();
         self.shared.drained.store(drained, Ordering::SeqCst);
-        let late = self.farewell.is_some_and(|until| Instant::now() >= until);
-        if drained && late {
-            (0..self.connections.len() as u32).for_each(|index| self.break_off(index));
-        } else if late {
-            self.farewell = Some(Instant::now() + self.limits.farewell_max); // the device's time is not ours to limit
-        }
         drained && (self.connected == 0 || late)
     }
 
@@ -406,6 +413,7 @@ impl<Q: BlockQueue> Running<'_, Q> {
         }
         gather.clear(1);
         connection.spare = Some(gather);
+        connection.sending_bytes = 0;
         if completion.result.is_err() {
             self.break_off(index);
         }
@@ -473,6 +481,7 @@ impl<Q: BlockQueue> Running<'_, Q> {
     fn part(&mut self, index: u32) {
         if self.connections[index as usize].as_ref().is_some_and(Connection::over) {
             self.connections[index as usize] = None;
+            self.queue.client_gone(index);
             self.line.retain(|&waiting| waiting != index);
             self.connected -= 1;
             self.count_connections();
@@ -529,7 +538,8 @@ impl<Q: BlockQueue> Running<'_, Q> {
         } else {
             self.pieces.remove(number);
             let connection = self.connections[index as usize].as_mut().expect("a connection outlives its jobs");
-            if kind == JobKind::ReadInChunks && connection.state != State::Broken {
+            if kind == JobKind::ReadInChunks {
+                connection.reading_bytes -= u64::from(len);
                 let buffer = done.buffer.expect("a read gives its buffer back");
                 match done.result {
                     Ok(()) if jobs::is_zero(&buffer) => connection.push(Head::hole(cookie, offset, len, last).as_bytes()),
@@ -556,8 +566,8 @@ impl<Q: BlockQueue> Running<'_, Q> {
         let error = job.error.unwrap_or(0);
         let mut held = job.first_piece;
         match job.kind {
-            JobKind::ReadInChunks => {}
             _ if silent => {}
+            JobKind::ReadInChunks => {}
             JobKind::ReadWhole if connection.session.structured() => match error {
                 0 => connection.push(Head::data(job.cookie, job.offset, job.len, true).as_bytes()),
                 error => connection.push(Head::error(job.cookie, error, true).as_bytes()),
@@ -574,6 +584,9 @@ impl<Q: BlockQueue> Running<'_, Q> {
                 connection.push_data(buffer);
             }
         }
+        if job.kind == JobKind::ReadWhole {
+            connection.reading_bytes -= u64::from(job.len);
+        }
         connection.jobs -= 1;
         let counters = &self.shared.counters;
         counters.jobs.fetch_sub(1, Ordering::Relaxed);
@@ -587,6 +600,3 @@ impl<Q: BlockQueue> Running<'_, Q> {
         self.shared.counters.connections.store(self.connected as u64, Ordering::Relaxed);
     }
 }
-
-#[cfg(test)]
-mod tests;

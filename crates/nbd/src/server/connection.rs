@@ -88,6 +88,10 @@ pub(super) struct Connection {
     next: Gather,
     heads_used: usize,
     pub(super) spare: Option<Gather>,
+    /// Bytes of reads in the queue.
+    pub(super) reading_bytes: u64,
+    next_bytes: u64,
+    pub(super) sending_bytes: u64,
 }
 
 impl Connection {
@@ -115,12 +119,22 @@ impl Connection {
             next: gather()?,
             heads_used: 0,
             spare: Some(gather()?),
+            reading_bytes: 0,
+            next_bytes: 0,
+            sending_bytes: 0,
         })
     }
 
     /// Whether unsent replies forbid to take on more.
     pub(super) fn heads_busy(&self) -> bool {
         self.heads_used >= HEADS_BUSY
+    }
+
+    /// Whether `len` more bytes may be read for this client: what it does not take from the socket stays within its share of
+    /// the buffers, but it always has one read.
+    pub(super) fn may_read(&self, len: u64, share: u64) -> bool {
+        let held = self.reading_bytes + self.next_bytes + self.sending_bytes;
+        held == 0 || held + len <= share
     }
 
     /// Gathers a reply's head, or any small bytes.
@@ -140,6 +154,7 @@ impl Connection {
             return;
         }
         let len = buffer.len();
+        self.next_bytes += len as u64;
         let number = self.next.push_buffer(buffer);
         self.next.push_slice(number, 0..len);
     }
@@ -151,6 +166,7 @@ impl Connection {
         }
         let spare = self.spare.take()?;
         self.heads_used = 0;
+        self.sending_bytes = std::mem::take(&mut self.next_bytes);
         Some(std::mem::replace(&mut self.next, spare))
     }
 
@@ -229,6 +245,11 @@ impl Connection {
     pub(super) fn shut(&self, how: Shutdown) {
         // It fails only where the peer has hung up already, which is what is wanted.
         let _ = nix::sys::socket::shutdown(self.fd.as_raw_fd(), how);
+    }
+
+    /// Whether it is the client, not the device, that has something to do.
+    pub(super) fn keeps_us_waiting(&self) -> bool {
+        self.sending || self.jobs == 0
     }
 
     /// Whether nothing of it is left to be done.

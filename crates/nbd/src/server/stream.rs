@@ -172,12 +172,12 @@ impl<Q: BlockQueue> Running<'_, Q> {
     fn read_on(&mut self, index: u32) -> Option<Stop> {
         let piece_max = self.piece_max();
         let connection = self.connections[index as usize].as_mut().expect("a living connection");
-        if connection.heads_busy() {
-            return Some(Stop::Quiet);
-        }
         let Work::Reading(reading) = &connection.work else { unreachable!("called while reading") };
         let (job, start, len) = (reading.job, reading.rest.start, (reading.rest.end - reading.rest.start).min(piece_max));
         let more = reading.rest.end - start > len;
+        if connection.heads_busy() || !connection.may_read(len, self.share) {
+            return Some(Stop::Quiet);
+        }
         let Some(buffer) = self.take(index, len) else { return Some(Stop::Line) };
         let connection = self.connections[index as usize].as_mut().expect("a living connection");
         let Work::Reading(reading) = &mut connection.work else { unreachable!("checked above") };
@@ -185,6 +185,7 @@ impl<Q: BlockQueue> Running<'_, Q> {
         if !more {
             connection.work = Work::Next;
         }
+        connection.reading_bytes += len;
         self.jobs.get_mut(job).more = more;
         self.submit(job, Op::Read, extent(start, len), false, Some(buffer));
         None
@@ -194,6 +195,10 @@ impl<Q: BlockQueue> Running<'_, Q> {
     fn read_whole(&mut self, index: u32, cookie: u64, all: ByteExtent) -> Option<Stop> {
         let piece_max = self.piece_max();
         let count = all.len.div_ceil(piece_max);
+        let connection = self.connections[index as usize].as_ref().expect("a living connection");
+        if !connection.may_read(all.len, self.share) {
+            return Some(Stop::Quiet);
+        }
         if !self.may_take(index, count as usize) {
             return Some(Stop::Line);
         }
@@ -212,13 +217,15 @@ impl<Q: BlockQueue> Running<'_, Q> {
         let job = self.begin(index, cookie, JobKind::ReadWhole, (all.offset.0, all.len as u32));
         let entry = self.jobs.get_mut(job);
         (entry.more, entry.first_piece, entry.outstanding) = (false, first, count as u32);
-        self.set_work(index, Work::Next);
+        let connection = self.connections[index as usize].as_mut().expect("a living connection");
+        connection.work = Work::Next;
+        connection.reading_bytes += all.len;
         while let Some(number) = first {
             let piece = self.pieces.get_mut(number);
             piece.job = job;
             first = piece.next;
             let (extent, buffer) = (extent(piece.offset, u64::from(piece.len)), piece.buffer.take());
-            let request = Request { id: RequestId(u64::from(number)), op: Op::Read, extent, fua: false, buffer };
+            let request = Request { id: RequestId(u64::from(number)), client: index, op: Op::Read, extent, fua: false, buffer };
             self.queue.submit(&mut self.ring, request);
         }
         None
@@ -309,8 +316,10 @@ impl<Q: BlockQueue> Running<'_, Q> {
     fn submit(&mut self, job: u32, op: Op, extent: ByteExtent, fua: bool, buffer: Option<Buffer>) {
         let piece = Piece { job, offset: extent.offset.0, len: extent.len as u32, buffer: None, next: None };
         let id = RequestId(u64::from(self.pieces.insert(piece)));
-        self.jobs.get_mut(job).outstanding += 1;
-        self.queue.submit(&mut self.ring, Request { id, op, extent, fua, buffer });
+        let entry = self.jobs.get_mut(job);
+        entry.outstanding += 1;
+        let client = entry.connection;
+        self.queue.submit(&mut self.ring, Request { id, client, op, extent, fua, buffer });
     }
 
     /// Whether a connection may have that many pieces now: there are, and nobody waits longer.

@@ -1,0 +1,388 @@
+//! The server over real sockets: to a real file, and to a volume in memory that can be held and made to fail.
+
+use std::net::Shutdown;
+use std::path::PathBuf;
+use std::thread::JoinHandle;
+
+use farside_blockio::{BlockQueue, Errno, FileDevice, MemQueue, Op, OpenOptions, PlainQueue, QueueInfo, Waker};
+use farside_nbd::proto::{command, command_flag, error};
+use farside_nbd::{Handle, Limits, Listener, ServeError, Server, SocketOptions};
+use tempfile::TempDir;
+
+use client::Client;
+
+mod client;
+
+const SIZE: u64 = 8 << 20;
+
+struct Served<Q> {
+    path: PathBuf,
+    handle: Handle,
+    thread: JoinHandle<Result<Q, ServeError>>,
+    _folder: TempDir,
+}
+
+fn serve<Q: BlockQueue + Send + 'static>(queue: Q, limits: Limits) -> Served<Q> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("nbd");
+    let listener = Listener::bind(&SocketOptions { path: path.clone(), group: None }).unwrap();
+    let (server, handle) = Server::new(listener, "disk", "", limits, Waker::new().unwrap());
+    let thread = std::thread::spawn(move || server.run(queue));
+    Served { path, handle, thread, _folder: folder }
+}
+
+impl<Q> Served<Q> {
+    fn client(&self) -> Client {
+        Client::connect(&self.path, true)
+    }
+
+    fn stop(self) -> Q {
+        self.handle.stop();
+        let queue = self.thread.join().unwrap().unwrap();
+        assert!(self.handle.drained() && !self.path.exists());
+        assert_eq!(count(&self.handle.counters().jobs), 0);
+        queue
+    }
+}
+
+fn count(counter: &std::sync::atomic::AtomicU64) -> u64 {
+    counter.load(std::sync::atomic::Ordering::SeqCst)
+}
+
+fn memory() -> MemQueue {
+    MemQueue::new(QueueInfo { size: SIZE, block_min: 512, block_preferred: 4096, readonly: false, zeroes_fast: true })
+}
+
+/// Limits under which commands are split and wait.
+fn small() -> Limits {
+    Limits {
+        connections_max: 4,
+        jobs_per_connection_max: 4,
+        pieces_max: 16,
+        piece_bytes_max: 64 << 10,
+        payload_max: 1 << 20,
+        buffer_bytes_max: 1 << 20,
+        farewell_max: std::time::Duration::from_millis(100),
+        ..Limits::default()
+    }
+}
+
+fn file() -> (TempDir, PathBuf) {
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let path = folder.path().join("disk");
+    std::fs::File::create(&path).unwrap().set_len(SIZE).unwrap();
+    (folder, path)
+}
+
+fn open(path: &std::path::Path) -> PlainQueue {
+    PlainQueue::new(FileDevice::open(path, OpenOptions::at_once()).unwrap()).unwrap()
+}
+
+fn pattern(seed: u64, len: usize) -> Vec<u8> {
+    let mut x = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    (0..len)
+        .map(|_| {
+            x ^= x << 13;
+            x ^= x >> 7;
+            x ^= x << 17;
+            x as u8
+        })
+        .collect()
+}
+
+#[test]
+fn random_commands_on_a_file_agree_with_a_model() {
+    for (structured, limits) in [(true, Limits::default()), (false, small()), (true, small())] {
+        let (_folder, path) = file();
+        let served = serve(open(&path), limits);
+        let mut client = Client::connect(&served.path, structured);
+        let mut model = vec![0u8; SIZE as usize];
+        let mut dice = pattern(7, 4000).into_iter().map(u64::from);
+        for round in 0..200u64 {
+            let mut roll = || dice.next().unwrap();
+            let (kind, a, b, c) = (roll() % 6, roll() << 8 | roll(), roll() << 8 | roll(), roll());
+            let offset = (a * 1999 * 512) % SIZE;
+            let longest = if c % 4 == 0 { 1 << 20 } else { 64 << 10 };
+            let len = ((b * 512) % longest + 512).min(SIZE - offset);
+            let at = offset as usize..(offset + len) as usize;
+            let fua = if c % 3 == 0 { command_flag::FUA } else { 0 };
+            let len = len as u32;
+            match kind {
+                0 | 1 => {
+                    let data = pattern(round, len as usize);
+                    assert_eq!(client.call(command::WRITE, fua, offset, len, &data).error, 0);
+                    model[at].copy_from_slice(&data);
+                }
+                2 => assert_eq!(client.read(offset, len), model[at], "round {round}"),
+                3 => {
+                    assert_eq!(client.call(command::TRIM, fua, offset, len, &[]).error, 0);
+                    model[at].fill(0);
+                }
+                4 => {
+                    let no_hole = if c % 2 == 0 { command_flag::NO_HOLE } else { 0 };
+                    assert_eq!(client.call(command::WRITE_ZEROES, fua | no_hole, offset, len, &[]).error, 0);
+                    model[at].fill(0);
+                }
+                _ => assert_eq!(client.flush(), 0),
+            }
+        }
+        assert!(client.read(0, 1 << 20) == model[..1 << 20]);
+        drop(served.stop());
+        assert!(std::fs::read(&path).unwrap() == model);
+    }
+}
+
+#[test]
+fn block_status_shows_holes_data_and_what_trim_did() {
+    let (_folder, path) = file();
+    let served = serve(open(&path), Limits::default());
+    let mut client = served.client();
+    assert_eq!(client.write(1 << 20, &pattern(1, 1 << 20)), 0);
+    assert_eq!(client.flush(), 0);
+    let status = |client: &mut Client, flags| client.call(command::BLOCK_STATUS, flags, 0, 4 << 20, &[]).status;
+    let m = 1 << 20;
+    assert_eq!(status(&mut client, 0), [(m, 3), (m, 0), (2 * m, 3)]);
+    assert_eq!(status(&mut client, command_flag::REQ_ONE), [(m, 3)]);
+    assert_eq!(client.call(command::TRIM, 0, 1 << 20, m, &[]).error, 0);
+    assert_eq!(status(&mut client, 0), [(4 * m, 3)]);
+    let reply = client.call(command::READ, 0, 0, m, &[]);
+    assert_eq!((reply.error, reply.holes), (0, 1), "zeroes are sent as a hole");
+}
+
+#[test]
+fn several_clients_see_each_others_writes() {
+    let (_folder, path) = file();
+    let served = serve(open(&path), small());
+    let writers: Vec<_> = (0..4u64)
+        .map(|number| {
+            let path = served.path.clone();
+            std::thread::spawn(move || {
+                let mut client = Client::connect(&path, number % 2 == 0);
+                for round in 0..20 {
+                    let offset = (number * 20 + round) * (100 << 10);
+                    assert_eq!(client.write(offset, &pattern(offset, 100 << 10)), 0);
+                }
+                assert_eq!(client.flush(), 0);
+            })
+        })
+        .collect();
+    writers.into_iter().for_each(|writer| writer.join().unwrap());
+    let mut client = served.client();
+    for number in 0..80 {
+        let offset = number * (100 << 10);
+        assert!(client.read(offset, 100 << 10) == pattern(offset, 100 << 10), "block {number}");
+    }
+}
+
+#[test]
+fn a_client_that_leaves_in_the_middle_of_a_write_hurts_nobody() {
+    let memory = memory();
+    let served = serve(memory.clone(), small());
+    let mut other = served.client();
+    for (sent, landed) in [(0, 0), (1, 0), (65535, 0), (65536, 1), (70_000, 1), (262_143, 3)] {
+        let mut client = served.client();
+        let before = memory.log().len();
+        let (mut bytes, _) = client.encode(command::WRITE, 0, 0, 256 << 10);
+        bytes.extend(vec![7; sent]);
+        client.send(&bytes);
+        client.socket.shutdown(Shutdown::Write).unwrap();
+        client.assert_hung_up();
+        assert_eq!(memory.log().len() - before, landed, "only whole pieces reach the device");
+        assert_eq!(other.write(4 << 20, &[1; 512]), 0);
+    }
+    assert_eq!(served.stop().content()[4 << 20], 1);
+}
+
+#[test]
+fn half_a_request_and_garbage_end_only_their_own_connection() {
+    let served = serve(memory(), small());
+    let mut other = served.client();
+    let mut client = served.client();
+    let (bytes, _) = client.encode(command::READ, 0, 0, 512);
+    client.send(&bytes[..27]);
+    client.socket.shutdown(Shutdown::Write).unwrap();
+    client.assert_hung_up();
+    let mut client = served.client();
+    client.send(&[0x55; 100]);
+    client.assert_hung_up();
+    let mut client = served.client();
+    client.request(command::DISC, 0, 0, 0, &[]);
+    client.assert_hung_up();
+    assert_eq!(other.read(0, 512), [0; 512]);
+}
+
+#[test]
+fn a_half_closed_client_still_gets_its_replies() {
+    let memory = memory();
+    memory.hold(true);
+    let served = serve(memory.clone(), small());
+    let mut client = served.client();
+    client.request(command::WRITE, 0, 0, 512, &[3; 512]);
+    client.call(command::BLOCK_STATUS, 0, 0, 512, &[]); // in order: the write is in the queue now
+    client.socket.shutdown(Shutdown::Write).unwrap();
+    memory.hold(false);
+    served.handle.waker().wake();
+    assert_eq!(client.reply(|_| (0, 0)).1.error, 0);
+    client.assert_hung_up();
+}
+
+#[test]
+fn parked_requests_go_on_at_a_wake_and_others_pass() {
+    let memory = memory();
+    memory.hold(true);
+    let served = serve(memory.clone(), small());
+    let mut client = served.client();
+    let cookie = client.request(command::WRITE, command_flag::FUA, 512, 512, &[9; 512]);
+    let status = client.call(command::BLOCK_STATUS, 0, 0, 4096, &[]);
+    assert_eq!((status.status, memory.parked()), (vec![(4096, 3)], 1));
+    memory.hold(false);
+    served.handle.waker().wake();
+    assert_eq!(client.reply(|_| (0, 0)), (cookie, client::Reply::default()));
+    assert_eq!(served.stop().log()[0], (Op::Write, extent(512, 512), true));
+}
+
+fn extent(offset: u64, len: u64) -> farside_region::ByteExtent {
+    farside_region::ByteExtent { offset: farside_region::ByteOffset(offset), len }
+}
+
+#[test]
+fn a_client_has_a_bounded_number_of_commands_in_the_queue() {
+    let memory = memory();
+    memory.hold(true);
+    let served = serve(memory.clone(), small());
+    let mut client = served.client();
+    for i in 0..100 {
+        client.request(command::WRITE, 0, i * 512, 512, &[i as u8 + 1; 512]);
+    }
+    // A second client is served all the same.
+    let mut other = served.client();
+    other.call(command::BLOCK_STATUS, 0, 0, 512, &[]);
+    memory.hold(false);
+    let mut answered = 0;
+    while answered < 100 {
+        served.handle.waker().wake();
+        assert_eq!(client.reply(|_| (0, 0)).1.error, 0);
+        answered += 1;
+    }
+    assert!(memory.parked_max() <= 4, "{} commands were in the queue", memory.parked_max());
+    let content = served.stop().content();
+    assert!((0..100).all(|i| content[i * 512] == i as u8 + 1));
+}
+
+#[test]
+fn a_client_that_does_not_read_its_replies_keeps_its_share_only() {
+    let memory = memory();
+    let served = serve(memory.clone(), small());
+    let mut writer = served.client();
+    for megabyte in 0..4u64 {
+        assert_eq!(writer.write(megabyte << 20, &pattern(megabyte, 1 << 20)), 0);
+    }
+    let mut deaf = [served.client(), served.client()];
+    for client in &mut deaf {
+        for _ in 0..50 {
+            client.request(command::READ, 0, 0, 1 << 20, &[]);
+        }
+    }
+    for round in 0..20 {
+        assert!(writer.read((round % 4) << 20, 1 << 20) == pattern(round % 4, 1 << 20));
+    }
+    // Nothing was lost for those who did not listen.
+    for client in &mut deaf {
+        for _ in 0..2 {
+            let (_, reply) = client.reply(|_| (0, 0));
+            assert!(reply.joined(0, 1 << 20) == pattern(0, 1 << 20));
+        }
+    }
+    served.stop();
+}
+
+#[test]
+fn more_clients_than_allowed_wait_for_a_place() {
+    let served = serve(memory(), Limits { connections_max: 1, ..small() });
+    let first = served.client();
+    let path = served.path.clone();
+    let second = std::thread::spawn(move || Client::connect(&path, true).read(0, 512));
+    drop(first);
+    assert_eq!(second.join().unwrap(), [0; 512]);
+}
+
+#[test]
+fn errors_of_the_device_pass_through_as_the_protocol_names_them() {
+    let memory = memory();
+    let served = serve(memory.clone(), small());
+    let mut client = served.client();
+    for (errno, expected) in [
+        (Errno::EIO, error::EIO),
+        (Errno::ENOSPC, error::ENOSPC),
+        (Errno::EDQUOT, error::ENOSPC),
+        (Errno::EROFS, error::EPERM),
+        (Errno::ENOMEM, error::ENOMEM),
+        (Errno::EREMOTEIO, error::EIO),
+    ] {
+        memory.fail(Some(errno));
+        assert_eq!(client.write(0, &[1; 512]), expected);
+        assert_eq!(client.flush(), expected);
+        assert_eq!(client.write(0, &[1; 200 << 10]), expected, "several pieces fail once");
+        let reply = client.call(command::READ, 0, 4096, 512, &[]);
+        assert_eq!((reply.error, reply.error_at), (expected, Some(4096)));
+    }
+    memory.fail(None);
+    assert_eq!(client.read(0, 512), [0; 512]);
+    let mut simple = Client::connect(&served.path, false);
+    memory.fail(Some(Errno::EIO));
+    assert_eq!(simple.call(command::READ, 0, 0, 512 << 10, &[]).error, error::EIO);
+    memory.fail(None);
+    assert_eq!(simple.read(0, 512 << 10), vec![0; 512 << 10]);
+}
+
+#[test]
+fn df_reads_come_in_one_chunk() {
+    let served = serve(memory(), small());
+    let mut client = served.client();
+    assert_eq!(client.write(0, &pattern(1, 1 << 20)), 0);
+    let split = client.call(command::READ, 0, 0, 1 << 20, &[]);
+    let whole = client.call(command::READ, command_flag::DF, 0, 1 << 20, &[]);
+    assert_eq!((split.content.len(), whole.content.len()), (16, 1));
+    assert!(split.joined(0, 1 << 20) == whole.joined(0, 1 << 20));
+}
+
+#[test]
+fn a_stop_finishes_what_was_taken_and_nothing_else() {
+    let memory = memory();
+    memory.hold(true);
+    let served = serve(memory.clone(), small());
+    let mut client = served.client();
+    let cookie = client.request(command::WRITE, 0, 0, 512, &[5; 512]);
+    client.call(command::BLOCK_STATUS, 0, 0, 512, &[]);
+    served.handle.stop();
+    assert!(!served.handle.drained());
+    // The half of a write that came after is never run.
+    let (mut bytes, _) = client.encode(command::WRITE, 0, 4096, 128 << 10);
+    bytes.extend([6; 512]);
+    let _ = std::io::Write::write_all(&mut client.socket, &bytes);
+    memory.hold(false);
+    served.handle.waker().wake();
+    assert_eq!(client.reply(|_| (0, 0)).0, cookie);
+    client.assert_hung_up();
+    let content = served.stop().content();
+    assert_eq!((content[0], content[4096]), (5, 0));
+}
+
+#[test]
+fn a_read_only_device_serves_reads_only() {
+    let (_folder, path) = file();
+    let options = OpenOptions { readonly: true, ..OpenOptions::at_once() };
+    let served = serve(PlainQueue::new(FileDevice::open(&path, options).unwrap()).unwrap(), Limits::default());
+    let mut client = served.client();
+    assert_eq!(client.write(0, &[1; 512]), error::EPERM);
+    assert_eq!(client.call(command::TRIM, 0, 0, 512, &[]).error, error::EPERM);
+    assert_eq!(client.read(0, 512), [0; 512]);
+    assert_eq!(client.flush(), 0);
+}
+
+#[test]
+fn limits_that_contradict_each_other_are_refused() {
+    let limits = Limits { pieces_max: 1, ..small() };
+    let served = serve(memory(), limits);
+    assert!(matches!(served.thread.join().unwrap(), Err(ServeError::Limits { .. })));
+}
