@@ -6,7 +6,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use farside_region::{GroupId, Name, RegionIndex, Slot, VolumeId};
+use farside_region::{GroupId, RegionIndex, Slot, VolumeId};
 
 /// The result of most of this crate's functions.
 pub type Result<T, E = StoreError> = std::result::Result<T, E>;
@@ -343,9 +343,4 @@ impl StoreError {
 pub(crate) fn known(names: impl IntoIterator<Item = impl std::fmt::Display>) -> String {
     let all: Vec<_> = names.into_iter().take(20).map(|n| n.to_string()).collect();
     if all.is_empty() { String::new() } else { format!("; it has: {}", all.join(", ")) }
-}
-
-/// "source/group", for messages.
-pub(crate) fn group_label(source: &Name, group: &Name) -> String {
-    format!("{source}/{group}")
 }

@@ -556,3 +556,7 @@ fn blot(runs: Vec<DigestRun>, whole: GranuleRun, unknown: impl Iterator<Item = G
     }
     out
 }
+
+#[cfg(test)]
+#[path = "group_tests.rs"]
+mod tests;

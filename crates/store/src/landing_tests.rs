@@ -1,1 +1,151 @@
+//! Landing under everything that a crash can leave.
 
+use std::fs;
+
+use farside_ledger::LayerKind;
+
+use crate::StoreError;
+use crate::testkit::{Fill, TempStore, TestVolume, layers};
+
+fn landing_file(store: &TempStore, volume: &TestVolume, seq: u64, part: u32) -> std::path::PathBuf {
+    let folder = format!("landing/host/default/{}/{}", volume.meta.name, volume.term);
+    store.path().join(folder).join(format!("{seq}.{part}"))
+}
+
+#[test]
+fn a_landed_part_becomes_the_segment_and_is_not_copied() {
+    use std::os::unix::fs::MetadataExt;
+    let store = TempStore::new();
+    let mut group = store.group();
+    let mut volume = TestVolume::new("v", 64);
+    volume.claim(&mut group);
+    let entry = volume.land(&group, &[vec![(0, 64, Fill::Byte(1))]]);
+    let landed = landing_file(&store, &volume, 1, 0);
+    let inode = fs::metadata(&landed).expect("landed").ino();
+    assert!(store.files("groups/host/default/segments").is_empty(), "nothing is a segment before it is published");
+    group.append(layers(LayerKind::Point, vec![entry])).expect("append");
+    assert!(!landed.exists(), "the name in landing goes");
+    let segment = store.path().join(format!("groups/host/default/segments/v/{}/1.0", volume.term));
+    assert_eq!(fs::metadata(segment).expect("segment").ino(), inode);
+}
+
+#[test]
+fn a_part_torn_at_any_length_is_dropped_at_the_next_start() {
+    let store = TempStore::new();
+    let mut group = store.group();
+    let mut volume = TestVolume::new("v", 64);
+    volume.claim(&mut group);
+    let entry = volume.land(&group, &[vec![(0, 9, Fill::Byte(1)), (9, 3, Fill::Zero)], vec![(16, 2, Fill::Byte(2))]]);
+    let whole = fs::read(landing_file(&store, &volume, 1, 0)).expect("landed");
+    drop(group);
+    for length in 0..whole.len() {
+        fs::write(landing_file(&store, &volume, 1, 0), &whole[..length]).expect("tear");
+        let landed = store.group().landing().landed();
+        assert_eq!(landed.len(), 1, "length {length}");
+        assert_eq!(landed[0].parts, [(1, entry.parts[1])], "length {length}: only the other part is there");
+        assert!(!landing_file(&store, &volume, 1, 0).exists(), "length {length}");
+    }
+    fs::write(landing_file(&store, &volume, 1, 0), &whole).expect("whole");
+    let landed = store.group().landing().landed();
+    assert_eq!(landed[0].parts, [(0, entry.parts[0]), (1, entry.parts[1])]);
+    for at in (0..whole.len()).step_by(7) {
+        let mut bad = whole.clone();
+        bad[at] ^= 0x10;
+        fs::write(landing_file(&store, &volume, 1, 0), &bad).expect("flip");
+        assert_eq!(store.group().landing().landed()[0].parts.len(), 1, "a bit flipped at {at} was not noticed");
+    }
+}
+
+#[test]
+fn what_had_landed_is_published_after_a_restart() {
+    let store = TempStore::new();
+    let mut group = store.group();
+    let mut volume = TestVolume::new("v", 64);
+    volume.claim(&mut group);
+    let entry = volume.land(&group, &[vec![(0, 64, Fill::Byte(1))]]);
+    drop(group);
+    let mut group = store.group();
+    assert!(group.append(layers(LayerKind::Point, vec![entry])).expect("append").verdict.is_done());
+    assert_eq!(group.points().len(), 1);
+}
+
+#[test]
+fn a_part_under_way_leaves_nothing_when_its_writer_or_process_dies() {
+    let store = TempStore::new();
+    let mut group = store.group();
+    let mut volume = TestVolume::new("v", 64);
+    volume.claim(&mut group);
+    let (bytes, _) = volume.part(volume.key(1), 0, &[(0, 4, Fill::Byte(1))]);
+    let mut lander = group.landing().begin_part(&volume.meta, volume.key(1), 0).expect("begin");
+    lander.write(&bytes[..80]).expect("write");
+    assert_eq!(store.files("landing").len(), 1);
+    drop(lander);
+    assert_eq!(store.files("landing").len(), 0);
+
+    let mut lander = group.landing().begin_part(&volume.meta, volume.key(1), 0).expect("begin");
+    lander.write(&bytes[..80]).expect("write");
+    std::mem::forget(lander); // kill -9
+    drop(group);
+    assert!(store.group().landing().landed().is_empty());
+    assert_eq!(store.files("landing").len(), 0);
+}
+
+#[test]
+fn a_writer_that_began_before_a_drop_does_not_finish_after_it() {
+    let store = TempStore::new();
+    let mut group = store.group();
+    let mut volume = TestVolume::new("v", 64);
+    volume.claim(&mut group);
+    let (bytes, _) = volume.part(volume.key(1), 0, &[(0, 4, Fill::Byte(1))]);
+    let mut late = group.landing().begin_part(&volume.meta, volume.key(1), 0).expect("begin");
+    late.write(&bytes).expect("write");
+    group.drop_parts(volume.key(1), 0).expect("drop");
+    let mut anew = group.landing().begin_part(&volume.meta, volume.key(1), 0).expect("begin");
+    anew.write(&bytes).expect("write");
+    assert!(matches!(late.finish(), Err(StoreError::BadPart { .. })), "it is of a connection that is over");
+    anew.finish().expect("the new one lands");
+    assert_eq!(group.landing().landed()[0].parts.len(), 1);
+    group.drop_parts(volume.key(1), 0).expect("drop");
+    assert!(group.landing().landed().is_empty() && store.files("landing").is_empty());
+}
+
+#[test]
+fn wrong_bytes_are_refused_as_they_come() {
+    let store = TempStore::new();
+    let mut group = store.group();
+    let mut volume = TestVolume::new("v", 64);
+    volume.claim(&mut group);
+    let (mut bytes, _) = volume.part(volume.key(1), 0, &[(0, 4, Fill::Byte(1))]);
+    let mut other_part = group.landing().begin_part(&volume.meta, volume.key(1), 1).expect("begin");
+    let error = other_part.write(&bytes).expect_err("it says part 0").to_string();
+    assert!(error.contains("part 1") && error.contains("part 0"), "{error}");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    let mut lander = group.landing().begin_part(&volume.meta, volume.key(1), 0).expect("begin");
+    let outcome = lander.write(&bytes).and_then(|()| lander.finish().map(|_| ()));
+    assert!(matches!(outcome, Err(StoreError::BadPart { .. })), "{outcome:?}");
+    drop(other_part);
+    assert!(store.files("landing").is_empty());
+}
+
+#[test]
+fn a_part_sent_again_with_other_content_replaces_what_a_failed_append_had_linked() {
+    let store = TempStore::new();
+    let mut group = store.group();
+    let mut volume = TestVolume::new("v", 64);
+    volume.claim(&mut group);
+    let first = volume.land(&group, &[vec![(0, 64, Fill::Byte(1))]]);
+    // Linked, and then the append failed before the record was written.
+    let segment = store.path().join(format!("groups/host/default/segments/v/{}/1.0", volume.term));
+    fs::create_dir_all(segment.parent().expect("has one")).expect("mkdir");
+    fs::hard_link(landing_file(&store, &volume, 1, 0), &segment).expect("link");
+    volume.seq = 0;
+    let second = volume.land(&group, &[vec![(0, 64, Fill::Byte(9))]]);
+    assert_ne!(first.digest, second.digest);
+    group.append(layers(LayerKind::Point, vec![second])).expect("append");
+    let point = group.points()[0].slot;
+    let reader = group.point_reader(point, volume.id()).expect("reader");
+    let mut content = reader.content();
+    reader.read_region(farside_region::RegionIndex(0), &mut content).expect("the new content");
+    assert_eq!(content.bytes[..512], crate::testkit::granule(0, 9));
+}

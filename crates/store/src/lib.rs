@@ -8,7 +8,7 @@
 //!
 //! | Pure, for the simulator too | Over the [`Backend`] trait | Over a directory |
 //! |---|---|---|
-//! | [`VolumeIndex`], [`Parts`], [`GroupImage`], [`head_digests`], [`Attempt`], [`GroupNames`], [`resolve`] | replay, segments, [`PointReader`], [`GroupStore`]'s appends | [`DirBackend`], [`Store`], [`Landing`], locks |
+//! | [`VolumeIndex`], [`Parts`], [`GroupImage`], [`head_digests`], [`Attempt`], [`GroupNames`], [`resolve`] | replay, segments, [`PointReader`], [`GroupStore`]'s appends | [`DirBackend`], [`Store`], [`Landing`], locks, [`FileTarget`] |
 //!
 //! One process writes to a store ([`Store`], `writer.lock`); in it one thread owns each [`GroupStore`], and any thread may land
 //! parts ([`Landing`]) or read points. Other processes read beside it ([`StoreReader`]). Everything blocks.
@@ -29,9 +29,12 @@ mod names;
 mod points;
 mod reader;
 mod replay;
+mod restore;
 mod segments;
 mod space;
 mod store;
+#[cfg(test)]
+mod testkit;
 
 pub use attempt::{Attempt, Found};
 pub use backend::{Backend, Created, DirBackend, Listed, ObjectName, Page, block_on};
@@ -46,6 +49,7 @@ pub use names::{GroupNames, GroupObject, SLOTS_PER_FOLDER};
 pub use points::{MemberInfo, PointInfo, PointSpec, PointSpecError, resolve};
 pub use reader::{GroupReader, PointReader, RegionContent, StoreReader};
 pub use replay::Torn;
+pub use restore::{FileTarget, RestoreOptions, RestoreReport, RestoreTarget, restore_to, verify_point};
 pub use segments::runs_of;
 pub use space::{RESERVE_BYTES_MIN, Space};
 pub use store::{STORE_VERSION, Store};

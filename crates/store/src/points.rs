@@ -61,7 +61,7 @@ impl PointInfo {
 }
 
 /// The retained points of a group, oldest first.
-pub fn list(image: &GroupImage) -> Vec<PointInfo> {
+pub(crate) fn list(image: &GroupImage) -> Vec<PointInfo> {
     let state = image.state();
     let points = state.points().values();
     points

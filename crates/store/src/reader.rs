@@ -258,6 +258,11 @@ impl PointReader {
         self.image.index.extents(run)
     }
 
+    /// The first granule of which no layer says anything; `None` in a sound store.
+    pub fn first_absent(&self) -> Option<GranuleIndex> {
+        self.image.index.first_absent(self.geometry.whole())
+    }
+
     /// Granules that have content, and that the source could not read.
     pub fn granule_counts(&self) -> (u64, u64) {
         let of = |content| self.extents(self.geometry.whole()).filter(|e| e.content == content).map(|e| e.run.count).sum();

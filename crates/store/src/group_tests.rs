@@ -1,0 +1,444 @@
+//! Appends, replay, sweeping and pruning of a group on a real directory.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::sync::Arc;
+
+use farside_ledger::{Body, LayerKind, Pin, Policy, Verdict, VoidReason};
+use farside_region::{GranuleIndex, GranuleRun, RegionIndex, Seq, Slot};
+
+use crate::backend::faulty::{Faulty, Op, When};
+use crate::group::{DigestRun, GroupStore};
+use crate::testkit::{Fill, TempStore, TestVolume, layers, name};
+use crate::{ReaderLock, Remedy, Store, StoreError};
+
+const KEEP_1: Policy = Policy { keep: 1, span_ms: 0 };
+
+fn read_all(group: &GroupStore, point: Slot, volume: &TestVolume) -> Vec<u8> {
+    let reader = group.point_reader(point, volume.id()).expect("reader");
+    let mut content = reader.content();
+    let regions = 0..reader.geometry().region_count();
+    regions
+        .flat_map(|r| {
+            reader.read_region(RegionIndex(r), &mut content).expect("read");
+            content.bytes.clone()
+        })
+        .collect()
+}
+
+/// A group with one volume, a base and two more points. Images by point.
+fn three_points(store: &TempStore) -> (GroupStore, TestVolume, Vec<(Slot, Vec<u8>)>) {
+    let mut group = store.group();
+    let mut volume = TestVolume::new("v", 61);
+    volume.claim(&mut group);
+    let mut points = vec![(volume.base(&mut group, 1), TestVolume::bytes(&volume.image))];
+    for (byte, run) in [(2, (3, 20)), (3, (10, 4))] {
+        let slot = volume.publish(&mut group, LayerKind::Point, &[vec![(run.0, run.1, Fill::Byte(byte))]]).position.slot;
+        points.push((slot, TestVolume::bytes(&volume.image)));
+    }
+    (group, volume, points)
+}
+
+#[test]
+fn every_point_reads_as_it_was_also_after_reopening() {
+    let store = TempStore::new();
+    let (group, volume, points) = three_points(&store);
+    for (slot, bytes) in &points {
+        assert!(read_all(&group, *slot, &volume) == *bytes, "point {slot}");
+    }
+    let head = group.image().head(volume.id()).cloned();
+    drop(group);
+    let group = store.group();
+    assert_eq!(group.image().head(volume.id()).cloned(), head, "the head image does not depend on how it came to be");
+    for (slot, bytes) in &points {
+        assert!(read_all(&group, *slot, &volume) == *bytes, "point {slot} after reopening");
+    }
+}
+
+#[test]
+fn a_store_is_held_by_one_process_and_its_version_is_respected() {
+    let store = TempStore::new();
+    let held = store.open();
+    assert!(matches!(Store::open(&store.path()), Err(StoreError::Locked { .. })));
+    assert_eq!(Store::init(&store.path()).expect("an existing store is left as it is"), held.id());
+    drop(held);
+    let description = store.path().join("farside-store.json");
+    let text = fs::read_to_string(&description).expect("read");
+    fs::write(&description, text.replace("\"version\": 1", "\"version\": 2")).expect("write");
+    assert!(matches!(Store::open(&store.path()), Err(StoreError::Version { found: 2, known: 1, .. })));
+    fs::write(&description, "{").expect("write");
+    assert!(matches!(Store::open(&store.path()), Err(StoreError::Damaged { .. })));
+    fs::remove_file(&description).expect("remove");
+    assert!(matches!(Store::open(&store.path()), Err(StoreError::NotAStore { .. })));
+    assert!(matches!(Store::open(&store.path().join("nowhere")), Err(StoreError::Vanished { .. })));
+    fs::write(store.dir.path().join("precious"), "x").expect("write");
+    assert!(matches!(Store::init(store.dir.path()), Err(StoreError::NotAStore { .. })), "a directory in other use");
+}
+
+#[test]
+fn the_folder_of_another_group_is_refused() {
+    let store = TempStore::new();
+    drop(three_points(&store));
+    let groups = store.path().join("groups");
+    fs::create_dir_all(groups.join("evil")).expect("mkdir");
+    fs::rename(groups.join("host/default"), groups.join("evil/default")).expect("rename");
+    let error = store.open().group(&name("evil"), &name("default")).expect_err("foreign");
+    assert!(matches!(error, StoreError::ForeignGroup { .. }), "{error}");
+}
+
+#[test]
+fn a_ledger_of_another_group_is_torn_at_its_first_slot() {
+    let store = TempStore::new();
+    drop(three_points(&store));
+    let groups = store.path().join("groups");
+    drop(store.open().group(&name("evil"), &name("default")).expect("group"));
+    fs::rename(groups.join("host/default/ledger"), groups.join("evil/default/ledger")).expect("rename");
+    let group = store.open().group(&name("evil"), &name("default")).expect("opens");
+    assert_eq!(group.torn().expect("torn").slot, Slot(0));
+}
+
+#[test]
+fn the_segment_of_another_volume_is_named_when_it_is_read() {
+    let store = TempStore::new();
+    let mut group = store.group();
+    let (mut a, mut b) = (TestVolume::new("a", 16), TestVolume::new("b", 16));
+    a.claim(&mut group);
+    b.claim(&mut group);
+    let point = a.base(&mut group, 1);
+    b.base(&mut group, 1);
+    drop(group);
+    let segments = store.path().join("groups/host/default/segments");
+    let (of_a, of_b) = (segments.join(format!("a/{}/1.0", a.term)), segments.join(format!("b/{}/1.0", b.term)));
+    fs::remove_file(&of_a).expect("remove");
+    fs::copy(&of_b, &of_a).expect("copy");
+    let error = store.group().point_reader(point, a.id()).expect_err("not what was published").to_string();
+    assert!(error.contains("volume a") && error.contains(&format!("point {point}")) && error.contains("region 0"), "{error}");
+}
+
+#[test]
+fn a_flipped_bit_is_named_by_volume_point_and_region() {
+    let store = TempStore::new();
+    let (group, volume, points) = three_points(&store);
+    drop(group);
+    let file = store.path().join(format!("groups/host/default/segments/v/{}/1.0", volume.term));
+    let good = fs::read(&file).expect("read");
+    let last = points[2].0;
+    let (mut named, places) = (0, (0..good.len()).step_by(good.len() / 97));
+    for at in places.clone() {
+        let mut bad = good.clone();
+        bad[at] ^= 4;
+        fs::write(&file, &bad).expect("write");
+        let group = store.group();
+        let error = group.point_reader(last, volume.id()).and_then(|reader| {
+            let mut content = reader.content();
+            (0..reader.geometry().region_count()).try_for_each(|r| reader.read_region(RegionIndex(r), &mut content))
+        });
+        match error {
+            Ok(()) => {
+                // Header and frame heads are repeated in the footer, and some content is not used by this point any more.
+                assert!(read_all(&group, last, &volume) == points[2].1, "byte {at}: wrong content without an error");
+            }
+            Err(StoreError::Corrupt { volume, point, segment, .. }) => {
+                assert_eq!((volume.as_str(), point), ("v", last.to_string()), "byte {at}");
+                assert!(segment.ends_with("/1.0"), "byte {at}: {segment}");
+                named += 1;
+            }
+            Err(other) => panic!("byte {at}: {other}"),
+        }
+    }
+    let all = places.count();
+    assert!(named > all / 2, "only {named} of {all} flips were noticed");
+}
+
+#[test]
+fn a_damaged_footer_spoils_only_what_nothing_newer_covers_and_a_compare_heals_it() {
+    let store = TempStore::new();
+    let (group, mut volume, points) = three_points(&store);
+    drop(group);
+    // The second point's layer touched regions 0, 1 and 2.
+    let file = store.path().join(format!("groups/host/default/segments/v/{}/2.0", volume.term));
+    fs::write(&file, "gone").expect("write");
+    let mut group = store.group();
+    assert!(read_all(&group, points[0].0, &volume) == points[0].1, "points before it are untouched");
+    assert!(matches!(group.point_reader(points[2].0, volume.id()), Err(StoreError::Corrupt { .. })));
+    let whole = GranuleRun { start: GranuleIndex(0), count: 61 };
+    let runs = group.digests(volume.id(), whole).expect("digests");
+    let DigestRun::Unreadable { granules } = runs[0] else { panic!("{runs:?}") };
+    assert!(granules >= 10, "what it may have held is never equal: {runs:?}");
+    let healed = volume.publish(&mut group, LayerKind::Point, &[vec![(0, 24, Fill::Byte(8))]]).position.slot;
+    assert!(read_all(&group, healed, &volume) == TestVolume::bytes(&volume.image), "after it was sent again");
+    group.prune(&KEEP_1).expect("prune");
+    assert!(!file.exists(), "and then the damaged part is dead");
+    assert!(read_all(&group, healed, &volume) == TestVolume::bytes(&volume.image));
+}
+
+#[test]
+fn a_torn_record_stops_appending_pruning_and_sweeping_and_is_named() {
+    let store = TempStore::new();
+    let (group, mut volume, points) = three_points(&store);
+    let head = group.state().head().expect("head");
+    drop(group);
+    let file = store.path().join(format!("groups/host/default/ledger/0/{head}"));
+    let good = fs::read(&file).expect("read");
+    fs::write(&file, &good[..good.len() - 1]).expect("tear");
+    let segments = store.files("groups/host/default/segments");
+    let mut group = store.group();
+    let torn = group.torn().expect("torn").clone();
+    assert_eq!(torn.slot, head);
+    let error = group.append(volume.claim_body(None)).expect_err("stopped");
+    assert!(matches!(&error, StoreError::LedgerTorn { slot, file, .. } if *slot == head && file.ends_with("/3")), "{error}");
+    assert_eq!(group.prune(&KEEP_1).expect("nothing"), 0);
+    assert_eq!(store.files("groups/host/default/segments"), segments, "something was swept");
+    assert!(read_all(&group, points[1].0, &volume) == points[1].1, "points before it can be restored");
+
+    group.repair_torn().expect("repair");
+    assert!(group.torn().is_none());
+    assert_eq!(group.state().head(), Some(head), "the slot counts as void");
+    assert_eq!(group.points().len(), 2);
+    volume.claim(&mut group);
+    drop(group);
+    let group = store.group();
+    assert!(group.torn().is_none() && group.state().head() == Some(Slot(head.0 + 1)));
+    drop(group);
+    fs::write(&file, &good).expect("the record comes back");
+    assert!(store.group().torn().expect("torn").why.contains("other bytes"), "two truths are none");
+}
+
+#[test]
+fn a_missing_record_is_torn_not_the_end() {
+    let store = TempStore::new();
+    drop(three_points(&store));
+    fs::remove_file(store.path().join("groups/host/default/ledger/0/1")).expect("remove");
+    let group = store.group();
+    assert_eq!((group.torn().expect("torn").slot, group.state().head()), (Slot(1), Some(Slot(0))));
+}
+
+fn faulty(store: &TempStore) -> (GroupStore, Arc<Faulty>) {
+    let mut wrapped = None;
+    let opened = Store::open_over(&store.path(), |dir| {
+        let faulty = Faulty::new(dir);
+        wrapped = Some(Arc::clone(&faulty));
+        faulty
+    });
+    (opened.expect("open").group(&name("host"), &name("default")).expect("group"), wrapped.expect("wrapped"))
+}
+
+#[test]
+fn an_ambiguous_answer_is_settled_by_looking_into_the_slot() {
+    let store = TempStore::new();
+    let (mut group, faults) = faulty(&store);
+    let mut volume = TestVolume::new("v", 16);
+    // The record was written, and the answer lost: success.
+    faults.fail(Op::Create, "ledger/0/0", When::After, libc::EIO);
+    volume.claim(&mut group);
+    // Nothing was written: an error, and the same slot is used next time.
+    let entry = volume.land(&group, &[vec![(0, 16, Fill::Byte(1))]]);
+    let body = layers(LayerKind::Point, vec![entry]);
+    for errno in [libc::EIO, libc::ENOSPC, libc::EROFS] {
+        faults.fail(Op::Create, "ledger/0/1", When::Before, errno);
+        let error = group.append(body.clone()).expect_err("failed");
+        let wanted = if errno == libc::EIO { Remedy::Reopen } else { Remedy::Retry };
+        assert_eq!(error.remedy(), wanted, "{error}");
+        assert_eq!(group.state().head(), Some(Slot(0)));
+    }
+    faults.fail(Op::Adopt, "segments", When::Before, libc::ENOSPC);
+    assert!(matches!(group.append(body.clone()), Err(StoreError::Full { .. })));
+    assert_eq!(store.files("groups/host/default/ledger").len(), 1, "no record before its segments");
+    assert_eq!(group.append(body).expect("append").verdict, Verdict::Accepted);
+}
+
+#[test]
+fn a_slot_taken_by_another_writer_is_replayed_and_the_record_built_anew() {
+    let store = TempStore::new();
+    let (group, volume, points) = three_points(&store);
+    let head = group.state().head().expect("head");
+    drop(group);
+    // Two writers of one ledger: what a broken lock would give.
+    let other = tempfile::tempdir().expect("temp dir");
+    copy(&store.path(), &other.path().join("store"));
+    let mut theirs =
+        Store::open(&other.path().join("store")).expect("open").group(&name("host"), &name("default")).expect("group");
+    let mut ours = store.group();
+    theirs.append(Body::Pin(Pin { point: points[0].0, reason: "theirs".into() })).expect("pin");
+    let record = format!("groups/host/default/ledger/0/{}", head.0 + 1);
+    fs::copy(other.path().join("store").join(&record), store.path().join(&record)).expect("copy");
+    let pin = Body::Pin(Pin { point: points[1].0, reason: "ours".into() });
+    let error = ours.append(pin.clone()).expect_err("taken");
+    assert!(matches!(error, StoreError::Overtaken { .. }) && error.remedy() == Remedy::Rebuild, "{error}");
+    assert_eq!(ours.state().head(), Some(Slot(head.0 + 1)), "theirs was replayed");
+    assert_eq!(ours.append(pin).expect("append").position.slot, Slot(head.0 + 2));
+    assert_eq!(ours.points().iter().filter(|p| !p.pins.is_empty()).count(), 2);
+    assert!(read_all(&ours, points[2].0, &volume) == points[2].1);
+}
+
+fn copy(from: &std::path::Path, to: &std::path::Path) {
+    fs::create_dir_all(to).expect("mkdir");
+    for entry in fs::read_dir(from).expect("list") {
+        let entry = entry.expect("entry");
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).expect("copy");
+        }
+    }
+}
+
+#[test]
+fn a_duplicate_is_done_without_its_parts_and_a_missing_part_is_named() {
+    let store = TempStore::new();
+    let mut group = store.group();
+    let mut volume = TestVolume::new("v", 16);
+    volume.claim(&mut group);
+    let entry = volume.land(&group, &[vec![(0, 16, Fill::Byte(1))]]);
+    let body = layers(LayerKind::Point, vec![entry]);
+    group.append(body.clone()).expect("append");
+    assert_eq!(group.append(body).expect("again").verdict, Verdict::Void(VoidReason::Duplicate));
+    let entry = volume.land(&group, &[vec![(0, 1, Fill::Byte(2))]]);
+    group.drop_parts(entry.key, 0).expect("drop");
+    let error = group.append(layers(LayerKind::Point, vec![entry])).expect_err("its part is gone");
+    assert!(matches!(error, StoreError::PartMissing { part: 0, .. }), "{error}");
+}
+
+#[test]
+fn sweeping_follows_t4() {
+    let store = TempStore::new();
+    let mut group = store.group();
+    let mut volume = TestVolume::new("v", 16);
+    volume.claim(&mut group);
+    let old_term = volume.term;
+    volume.base(&mut group, 1);
+    let _staged = volume.land(&group, &[vec![(0, 1, Fill::Byte(2))]]);
+    let folder = format!("groups/host/default/segments/v/{old_term}");
+    let published = store.path().join(&folder).join("1.0");
+    // As if an append had linked them and died: the next layer, one of long ago, a part that the record does not name.
+    for stray in ["2.0", "0.0", "1.7"] {
+        fs::copy(&published, store.path().join(&folder).join(stray)).expect("copy");
+    }
+    fs::create_dir_all(store.path().join("groups/host/default/segments/unknown/3")).expect("mkdir");
+    fs::copy(&published, store.path().join("groups/host/default/segments/unknown/3/1.0")).expect("copy");
+    drop(group);
+    let group = store.group();
+    assert_eq!(store.files("groups/host/default/segments"), [format!("{folder}/1.0"), format!("{folder}/2.0")]);
+    assert_eq!(group.landing().landed().len(), 1, "what may still be published stays");
+    drop(group);
+
+    let mut group = store.group();
+    volume.claim(&mut group);
+    drop(group);
+    let group = store.group();
+    assert_eq!(store.files("groups/host/default/segments"), [format!("{folder}/1.0")], "the term is over");
+    assert!(group.landing().landed().is_empty() && store.files("landing").is_empty());
+    assert_eq!(group.state().volume(volume.id()).expect("volume").last_seq(), Seq(0));
+}
+
+#[test]
+fn pruning_keeps_what_head_points_and_pins_need() {
+    let store = TempStore::new();
+    let (mut group, mut volume, points) = three_points(&store);
+    // Fuzzy layers lie above the last point: only the head image needs them, and the newest is not the only one.
+    volume.publish(&mut group, LayerKind::Fuzzy, &[vec![(30, 10, Fill::Byte(4))]]);
+    volume.publish(&mut group, LayerKind::Fuzzy, &[vec![(0, 2, Fill::Byte(5))]]);
+    let pin = group.append(Body::Pin(Pin { point: points[0].0, reason: "audit".into() })).expect("pin").position.slot;
+    assert_eq!(group.prune(&KEEP_1).expect("prune"), 1, "the middle one");
+    for kept in [0, 2] {
+        assert!(read_all(&group, points[kept].0, &volume) == points[kept].1, "point {}", points[kept].0);
+    }
+    group.append(Body::Unpin(farside_ledger::Unpin { pin })).expect("unpin");
+    assert_eq!(group.prune(&KEEP_1).expect("prune"), 1);
+    assert!(read_all(&group, points[2].0, &volume) == points[2].1);
+    let next = volume.publish(&mut group, LayerKind::Point, &[vec![(60, 1, Fill::Byte(6))]]).position.slot;
+    assert!(read_all(&group, next, &volume) == TestVolume::bytes(&volume.image), "the fuzzy layers are part of it");
+    drop(group);
+    let group = store.group();
+    assert!(read_all(&group, next, &volume) == TestVolume::bytes(&volume.image), "after reopening");
+}
+
+#[test]
+fn nothing_is_deleted_while_somebody_reads_and_a_crash_before_it_is_made_up_for() {
+    let store = TempStore::new();
+    let mut group = store.group();
+    let mut volume = TestVolume::new("v", 16);
+    volume.claim(&mut group);
+    volume.base(&mut group, 1);
+    volume.base(&mut group, 2);
+    let file = store.path().join(format!("groups/host/default/segments/v/{}/1.0", volume.term));
+    let reader = ReaderLock::share(&store.path()).expect("lock");
+    assert_eq!(group.prune(&KEEP_1).expect("prune"), 1);
+    assert_eq!((group.deferred(), file.exists()), (1, true));
+    drop(group); // killed
+    let mut group = store.group();
+    assert_eq!((group.deferred(), file.exists()), (1, true), "still being read");
+    drop(reader);
+    assert_eq!(group.sweep().expect("sweep").deleted, 1);
+    assert!(!file.exists() && group.deferred() == 0);
+}
+
+#[test]
+fn digests_say_what_the_head_image_holds() {
+    let store = TempStore::new();
+    let mut group = store.group();
+    let mut volume = TestVolume::new("v", 40);
+    volume.claim(&mut group);
+    let whole = GranuleRun { start: GranuleIndex(0), count: 40 };
+    assert_eq!(group.digests(volume.id(), whole).expect("digests"), [DigestRun::Absent { granules: 40 }]);
+    volume.publish(&mut group, LayerKind::Fuzzy, &[vec![(0, 4, Fill::Byte(1)), (4, 6, Fill::Zero), (12, 2, Fill::Unreadable)]]);
+    volume.publish(&mut group, LayerKind::Fuzzy, &[vec![(2, 3, Fill::Byte(2))]]);
+    let digest =
+        |g: u64, byte| farside_layer::granule_digest(&volume.meta.digest_key, GranuleIndex(g), &crate::testkit::granule(g, byte));
+    let data = DigestRun::Data(vec![digest(0, 1), digest(1, 1), digest(2, 2), digest(3, 2), digest(4, 2)]);
+    let rest = [
+        DigestRun::Zero { granules: 5 },
+        DigestRun::Absent { granules: 2 },
+        DigestRun::Unreadable { granules: 2 },
+        DigestRun::Absent { granules: 26 },
+    ];
+    let mut all = vec![data];
+    all.extend(rest);
+    assert_eq!(group.digests(volume.id(), whole).expect("digests"), all);
+    let some = GranuleRun { start: GranuleIndex(1), count: 2 };
+    assert_eq!(group.digests(volume.id(), some).expect("digests"), [DigestRun::Data(vec![digest(1, 1), digest(2, 2)])]);
+}
+
+#[test]
+fn unreadable_regions_are_those_of_the_image_after_the_layer() {
+    let store = TempStore::new();
+    let mut group = store.group();
+    let mut volume = TestVolume::new("v", 32);
+    volume.claim(&mut group);
+    let regions = |appended: crate::Appended, group: &GroupStore| {
+        let degraded = group.state().points()[&appended.position.slot].degraded;
+        let unreadable: Vec<u64> = group.state().volumes().next().expect("volume").1.unreadable().iter().map(|r| r.0).collect();
+        (unreadable, degraded)
+    };
+    let base = vec![(0, 4, Fill::Byte(1)), (4, 2, Fill::Unreadable), (6, 26, Fill::Byte(1))];
+    let point = volume.publish(&mut group, LayerKind::Point, &[base]);
+    assert_eq!(regions(point, &group), (vec![0], true));
+    let half = volume.publish(&mut group, LayerKind::Point, &[vec![(4, 1, Fill::Byte(2)), (9, 1, Fill::Unreadable)]]);
+    assert_eq!(regions(half, &group), (vec![0, 1], true), "one granule of it was read at last");
+    let rest = volume.publish(&mut group, LayerKind::Point, &[vec![(5, 1, Fill::Byte(2)), (9, 1, Fill::Zero)]]);
+    assert_eq!(regions(rest, &group), (vec![], false));
+}
+
+#[test]
+fn a_group_of_two_volumes_has_points_with_and_without_a_member() {
+    let store = TempStore::new();
+    let mut group = store.group();
+    let (mut a, mut b) = (TestVolume::new("a", 16), TestVolume::new("b", 24));
+    a.claim(&mut group);
+    b.claim(&mut group);
+    let both = |group: &mut GroupStore, a: &mut TestVolume, b: &mut TestVolume, byte| {
+        let members = vec![a.land(group, &[vec![(0, 16, Fill::Byte(byte))]]), b.land(group, &[vec![(0, 24, Fill::Byte(byte))]])];
+        group.append(layers(LayerKind::Point, members)).expect("append").position.slot
+    };
+    let first = both(&mut group, &mut a, &mut b, 1);
+    let alone: BTreeMap<u8, Slot> = (2..6).map(|byte| (byte, a.base(&mut group, byte))).collect();
+    group.prune(&KEEP_1).expect("prune");
+    let left: Vec<Slot> = group.points().iter().map(|p| p.slot).collect();
+    assert_eq!(left, [first, alone[&5]], "b has nothing newer than the first, so it does not age");
+    assert!(matches!(group.point_reader(alone[&5], b.id()), Err(StoreError::NotAMember { .. })));
+    let newest = both(&mut group, &mut a, &mut b, 9);
+    group.prune(&KEEP_1).expect("prune");
+    assert_eq!(group.points().iter().map(|p| p.slot).collect::<Vec<_>>(), [newest]);
+    assert_eq!(store.files("groups/host/default/segments").len(), 2, "one part of each is left");
+}
