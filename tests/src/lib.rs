@@ -2,6 +2,7 @@
 //!
 //! Tests wait for conditions with a generous deadline, never for time. Every child is ended by its own handle.
 
+pub mod mount;
 pub mod verify;
 
 use std::fs::File;
@@ -246,8 +247,7 @@ impl Site {
     pub fn start_daemon(&mut self) {
         let child = self.spawn("farsided", &["--config"], "host/farsided.toml", "daemon.log");
         self.daemon = Some(Process { child, name: "farsided" });
-        let sockets: Vec<PathBuf> =
-            self.volumes.iter().map(|v| self.tap(&v.name)).chain([self.path("host/api.sock")]).collect();
+        let sockets: Vec<PathBuf> = self.volumes.iter().map(|v| self.tap(&v.name)).chain([self.path("host/api.sock")]).collect();
         let process = self.daemon.as_mut().expect("just started");
         for socket in sockets {
             wait_for("the daemon's sockets", || {

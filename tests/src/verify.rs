@@ -195,7 +195,9 @@ impl Verifier {
         }
         match request(self.client.as_mut().expect("connected above")) {
             Ok(()) => Ok(()),
-            Err(e) if e.raw_os_error().is_some_and(|n| matches!(n, libc::EPIPE | libc::ECONNRESET | libc::ECONNABORTED)) => self.break_off(),
+            Err(e) if e.raw_os_error().is_some_and(|n| matches!(n, libc::EPIPE | libc::ECONNRESET | libc::ECONNABORTED)) => {
+                self.break_off()
+            }
             Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => self.break_off(),
             Err(e) => panic!("the server answered a valid request with an error: {e}"),
         }
