@@ -1,8 +1,6 @@
 //! Which points a policy no longer needs. Time is ledger time, and counts are per member volume: a volume that is not a
 //! member of the newer points does not age.
 
-use std::collections::{BTreeMap, BTreeSet};
-
 use farside_region::{Slot, VolumeId};
 use serde::{Deserialize, Serialize};
 
@@ -25,46 +23,47 @@ impl State {
     /// hold it. A degraded point may also go when `keep` newer degraded ones beyond the span hold the member: while a sector
     /// stays bad, bad points do not pile up, and the newest good ones stay. The answer only grows until a pin comes in.
     pub fn prunable(&self, policy: &Policy) -> Vec<Slot> {
+        // Ledger time never runs back, so the old enough points come first.
+        let old = self.points().values().take_while(|p| self.is_aged(p, policy));
+        old.filter(|p| self.may_go(p, policy)).map(|p| p.slot).collect()
+    }
+
+    /// Whether `policy` lets this one point go. Costs about as much as there are newer points to find.
+    pub(crate) fn is_prunable(&self, point: Slot, policy: &Policy) -> bool {
+        self.points().get(&point).is_some_and(|p| self.is_aged(p, policy) && self.may_go(p, policy))
+    }
+
+    fn is_aged(&self, point: &Point, policy: &Policy) -> bool {
+        self.time_ms().saturating_sub(point.time_ms) >= policy.span_ms
+    }
+
+    fn may_go(&self, point: &Point, policy: &Policy) -> bool {
+        if !point.pins.is_empty() {
+            return false;
+        }
         let keep = policy.keep.max(1);
-        let mut newer: BTreeMap<VolumeId, Newer> = BTreeMap::new();
-        let mut slots = Vec::new();
-        for (&slot, point) in self.points().iter().rev() {
-            let aged = self.time_ms().saturating_sub(point.time_ms) >= policy.span_ms;
-            let enough = |n: &Newer| n.good >= keep || (point.degraded && n.degraded_aged >= keep);
-            if aged && point.pins.is_empty() && point.members.iter().all(|m| newer.get(&m.key.volume).is_some_and(enough)) {
-                slots.push(slot);
+        let mut waiting: Vec<Newer> =
+            point.members.iter().map(|m| Newer { volume: m.key.volume, good: 0, degraded: 0 }).collect();
+        for newer in self.points().range(point.slot.next()..).map(|(_, p)| p) {
+            let aged = self.is_aged(newer, policy);
+            for member in &mut waiting {
+                if newer.members.iter().any(|m| m.key.volume == member.volume) {
+                    member.good += u32::from(!newer.degraded);
+                    member.degraded += u32::from(newer.degraded && aged);
+                }
             }
-            for member in &point.members {
-                newer.entry(member.key.volume).or_default().count(point, aged);
+            waiting.retain(|m| m.good < keep && !(point.degraded && m.degraded >= keep));
+            if waiting.is_empty() {
+                return true;
             }
         }
-        slots.reverse();
-        slots
-    }
-
-    /// The named points that `policy` does not let go, or that are not there.
-    pub(crate) fn not_prunable(&self, policy: &Policy, points: &[Slot]) -> Option<Slot> {
-        if points.is_empty() {
-            return None;
-        }
-        let prunable: BTreeSet<Slot> = self.prunable(policy).into_iter().collect();
-        points.iter().copied().find(|p| !prunable.contains(p))
+        false
     }
 }
 
-/// Newer points that hold a volume.
-#[derive(Default)]
+/// How many newer points hold a member of the one in question.
 struct Newer {
+    volume: VolumeId,
     good: u32,
-    degraded_aged: u32,
-}
-
-impl Newer {
-    fn count(&mut self, point: &Point, aged: bool) {
-        if !point.degraded {
-            self.good = self.good.saturating_add(1);
-        } else if aged {
-            self.degraded_aged = self.degraded_aged.saturating_add(1);
-        }
-    }
+    degraded: u32,
 }

@@ -404,7 +404,7 @@ impl State {
         if let Some(point) = prune.points.iter().copied().find(|p| !self.points.contains_key(p)) {
             return Err(VoidReason::NoSuchPoint(point));
         }
-        if let Some(point) = self.not_prunable(&prune.policy, &prune.points) {
+        if let Some(point) = prune.points.iter().copied().find(|p| !self.is_prunable(*p, &prune.policy)) {
             return Err(VoidReason::NotPrunable(point));
         }
         for pruned in &prune.parts {

@@ -154,6 +154,9 @@ fn t15_a_heartbeat_needs_the_current_term_and_a_position_above_all_layers() {
     assert_eq!(w.state.volume(vol(1)).expect("claimed").quiet().expect("heard").1.mono_ns, 99);
     w.fuzzy(1);
     assert_eq!(w.state.volume(vol(1)).expect("claimed").quiet(), None, "a newer layer ends the quiet");
+    let beat = w.beat(&[(1, t1)], w.position());
+    assert_eq!((w.put(beat), w.claim(1)), (Verdict::Accepted, Verdict::Accepted));
+    assert_eq!(w.state.volume(vol(1)).expect("claimed").quiet(), None, "so does a newer claim");
 }
 
 #[test]

@@ -150,6 +150,17 @@ fn t16_a_prune_may_not_name_parts_in_use() {
     assert_eq!(refused(&mut w, &points[..1], parts_of(unknown)), VoidReason::PruneLive(unknown));
     let beyond = vec![PrunedParts { layer: keys[0], parts: vec![1] }];
     assert_eq!(refused(&mut w, &points[..1], beyond), VoidReason::PruneLive(keys[0]), "it has one part");
+    // Layers of no point: what came after the look, and the newest one.
+    let mut body = prune(&w, KEEP_2, &[], vec![]);
+    let (f1, f2) = (w.fuzzy(1), w.fuzzy(1));
+    let (f1, f2) = (key_at(&w, 1, f1), key_at(&w, 1, f2));
+    if let Body::Prune(p) = &mut body {
+        p.parts = parts_of(f1);
+    }
+    assert_eq!(void(w.put(body)), VoidReason::PruneLive(f1), "the writer could not have judged it");
+    assert_eq!(refused(&mut w, &[], parts_of(f2)), VoidReason::PruneLive(f2), "the head image");
+    let body = prune(&w, KEEP_2, &[], parts_of(f1));
+    assert_eq!(w.put(body), Verdict::Accepted, "what else is dead only the index knows");
     let body = prune(&w, KEEP_2, &points[..1], parts_of(keys[0]));
     assert_eq!(w.put(body), Verdict::Accepted);
     assert!(w.state.layer(&keys[0]).expect("still known").pruned().contains(&0));
