@@ -115,6 +115,7 @@ impl GroupStart {
             source: self.around.source.clone(),
             group: self.name.clone(),
             instance: self.instance,
+            policy: policy(&self.config),
             boot: self.around.boot,
             layer_digest: farside_layer::layer_digest,
             limits,
@@ -582,6 +583,7 @@ impl Control {
             }
             Ask::Settings(config) => {
                 self.step(Event::SetEpochInterval { interval: config.epoch_interval.as_nanos() as u64 });
+                self.step(Event::SetPolicy { policy: policy(&config) });
                 self.config = config;
             }
             Ask::Points(kind, reply) => match &self.link {
@@ -707,6 +709,11 @@ impl Control {
             self.routine();
         }
     }
+}
+
+/// By number alone; time spans come with `group set --span`.
+fn policy(config: &GroupConfig) -> farside_ledger::Policy {
+    farside_ledger::Policy { keep: config.keep, span_ms: 0 }
 }
 
 fn sample(served: &Served) -> Sample {
