@@ -491,6 +491,18 @@ mod tests {
     }
 
     #[test]
+    fn the_shipped_configuration_is_valid() {
+        let c = load(include_str!("../farsided.toml"), &[]).expect("valid");
+        assert_eq!(c.limits, LimitsConfig::default());
+        // Every line that is commented out is valid too, and is the default where it says so.
+        let lines = include_str!("../farsided.toml").lines();
+        let uncommented = |l: &str| l.strip_prefix("# ").filter(|l| l.contains(" = ") || l.starts_with("[[")).map(str::to_owned);
+        let all: Vec<String> = lines.map(|l| uncommented(l).unwrap_or_else(|| l.to_owned())).collect();
+        let c = load(&all.join("\n"), &[]).expect("valid without its comments");
+        assert_eq!((c.limits, c.volumes.len()), (LimitsConfig::default(), 1));
+    }
+
+    #[test]
     fn every_fault_names_the_file_and_the_thing() {
         for (main, more, words) in [
             ("[source]\nname='a/b'\n", vec![], "a/b"),
