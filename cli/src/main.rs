@@ -1,1 +1,119 @@
-fn main() {}
+//! `farside`: the command line of both daemons, and of stores without a daemon.
+//!
+//! It decides nothing about replication: it asks, prints, and restores through `crates/store`. Text for people goes to
+//! standard output, progress and errors to standard error; `--json` gives the API's own types.
+
+mod args;
+mod demo;
+mod failure;
+mod hosts;
+mod point;
+mod print;
+mod restore;
+mod status;
+mod store;
+mod volume;
+
+use std::io::Read as _;
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use farside_control::source::GroupSettings;
+
+use crate::args::{Cli, Command, Global, GroupCommand, PointCommand, StoreCommand};
+use crate::failure::{Exit, Failure, OrFail as _};
+use crate::hosts::Hosts;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let json = cli.global.json;
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            failure.print(json);
+            ExitCode::from(failure.exit as u8)
+        }
+    }
+}
+
+/// The daemons build their own runtimes, and `PR_SET_IO_FLUSHER` wants no thread before it: they come first.
+fn run(cli: Cli) -> Result<(), Failure> {
+    match cli.command {
+        Command::Daemon { config, until_stdin_ends } => {
+            farside_daemon::process::log_to_stderr();
+            end_with_stdin(until_stdin_ends);
+            return Ok(farside_daemon::run(&config)?);
+        }
+        Command::Receiver { config, until_stdin_ends } => {
+            farside_daemon::process::log_to_stderr();
+            end_with_stdin(until_stdin_ends);
+            return Ok(farside_receiver::run(&config)?);
+        }
+        Command::Demo(args) => return demo::run(&cli.global, &args),
+        _ => {}
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().or_fail("cannot start")?;
+    runtime.block_on(ask(cli))
+}
+
+/// A daemon that was started for a while must not outlive who started it, however that ends: its end of the pipe closes.
+fn end_with_stdin(wanted: bool) {
+    if wanted {
+        std::thread::spawn(|| {
+            let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+            std::process::exit(0);
+        });
+    }
+}
+
+async fn ask(cli: Cli) -> Result<(), Failure> {
+    let hosts = Hosts::new(&cli.global);
+    match cli.command {
+        Command::Pair { token } => pair(&cli.global, &hosts, token).await,
+        Command::Status { watch } => status::run(&cli.global, &hosts, watch).await,
+        Command::Group(GroupCommand::Set { name, epoch, keep }) => {
+            let epoch_interval_ms = epoch.map(|epoch| u64::try_from(epoch.as_millis()).expect("checked when parsed"));
+            group_set(&cli.global, &hosts, &name, &GroupSettings { epoch_interval_ms, keep }).await
+        }
+        Command::Volume(command) => volume::run(&cli.global, &hosts, command).await,
+        Command::Point(PointCommand::List { of, store, limit }) => {
+            point::list(&cli.global, &hosts, &of, store.as_deref(), limit).await
+        }
+        Command::Point(PointCommand::Show { point, of, store }) => {
+            point::show(&cli.global, &hosts, point, of.as_ref(), store.as_deref()).await
+        }
+        Command::Restore(args) => restore::run(&cli.global, &hosts, &args).await,
+        Command::Store(StoreCommand::Check { url }) => store::check(&cli.global, &url),
+        Command::Daemon { .. } | Command::Receiver { .. } | Command::Demo(_) => unreachable!("ran before there was a runtime"),
+    }
+}
+
+async fn pair(global: &Global, hosts: &Hosts, token: String) -> Result<(), Failure> {
+    let token = if token == "-" {
+        let mut text = String::new();
+        std::io::stdin().lock().take(64 << 10).read_to_string(&mut text).or_fail("cannot read the token from standard input")?;
+        text
+    } else {
+        token
+    };
+    if token.trim().is_empty() {
+        return Err(Failure::new(Exit::Usage, "the token is empty", "print one on the gateway: farside-receiver token"));
+    }
+    let paired = hosts.source().pair(&token).await?;
+    if global.json {
+        return print::json(&paired);
+    }
+    print::out(&format!(
+        "paired with {}\n  receiver  {}\n  this host {}\n",
+        paired.receiver, paired.receiver_fingerprint, paired.source_fingerprint
+    ))
+}
+
+async fn group_set(global: &Global, hosts: &Hosts, name: &str, settings: &GroupSettings) -> Result<(), Failure> {
+    let group = hosts.source().group_set(name, settings).await?;
+    if global.json {
+        return print::json(&group);
+    }
+    let epoch = print::duration_ms(group.epoch_interval_ms);
+    print::out(&format!("group {}: cut at most every {epoch}, at least {} points kept\n", group.name, group.keep))
+}

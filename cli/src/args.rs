@@ -1,0 +1,417 @@
+//! The command line: every word of it, with the help a person reads on a bad day.
+
+use std::path::PathBuf;
+
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
+use farside_control::{Address, PointRef};
+use jiff::SignedDuration;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  it failed; the message says why and what to do
+  2  the command line makes no sense
+  3  the daemon could not be reached
+  4  refused: a safety rule, a state or this version says no
+  5  no such volume, group or point
+  6  damage was found: something in the store or on the target is not what it should be";
+
+const TOP_EXAMPLES: &str = "\
+Examples:
+  farside demo                                  see all of it happen here
+  farside pair \"$TOKEN\"                         the line that the gateway printed
+  farside volume add data --backing /dev/vg/data
+  farside status --watch
+  farside point list data
+  farside restore data --point -5m --store /srv/farside --to /dev/vg/scratch
+
+On the protected host farside talks to farsided, on the gateway to farside-receiver. Where both
+run, farsided is asked; name the other's socket with --socket.
+";
+
+/// Keeps a second copy of this host's disks on the far side of a network, seconds behind, and brings any recovery point
+/// of them back.
+#[derive(Debug, Parser)]
+#[command(name = "farside", version, max_term_width = 110, after_long_help = format!("{TOP_EXAMPLES}\n{EXIT_CODES}"), subcommand_required = true, arg_required_else_help = true)]
+pub(crate) struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+
+    /// Options that every command has.
+    #[command(flatten)]
+    pub(crate) global: Global,
+}
+
+/// Options that every command has.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Global {
+    /// Print JSON instead of text (one document; with --watch one per line). Errors become JSON on standard error.
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+
+    /// The socket of the daemon to ask [default: /run/farside/farsided.sock, or if there is none
+    /// /run/farside/receiver.sock].
+    #[arg(long, global = true, value_name = "PATH", env = "FARSIDE_SOCKET", hide_env_values = true)]
+    pub(crate) socket: Option<PathBuf>,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Show the whole story on this machine: protect, replicate, kill, restore, compare.
+    Demo(DemoArgs),
+
+    /// Pair this host with a receiver, using the line that it printed.
+    ///
+    /// Both sides pin each other's certificate; the token is used up by it. To move to another receiver, pair again: every
+    /// volume is then compared with what that receiver has.
+    #[command(
+        after_long_help = "Examples:\n  on the gateway:   farside-receiver token\n  on this host:     farside pair \"fsr1…\"\n  from a file:      farside pair - < token.txt"
+    )]
+    Pair {
+        /// The token; `-` reads it from standard input, so that it stays out of the shell's history.
+        token: String,
+    },
+
+    /// Show groups and volumes: state, lag, backlog, rate, time left, the last point, what is wrong and what to do.
+    #[command(
+        after_long_help = "Examples:\n  farside status --watch\n  farside status --json | jq '.groups[].lag_ms'\n\nLag is the age of what a restore would bring back: it is computed from what was published, on one\nmachine's clock. It shows `?` while it cannot be known."
+    )]
+    Status {
+        /// Print it again every second until interrupted.
+        #[arg(long, short)]
+        watch: bool,
+    },
+
+    /// Change a consistency group.
+    #[command(subcommand)]
+    Group(GroupCommand),
+
+    /// Add, list, show, remove, pause, resume or resync volumes.
+    #[command(subcommand)]
+    Volume(VolumeCommand),
+
+    /// List recovery points, or show one.
+    #[command(subcommand)]
+    Point(PointCommand),
+
+    /// Write a volume as it was at a recovery point into a file or onto a device.
+    Restore(RestoreArgs),
+
+    /// Look after a store.
+    #[command(subcommand)]
+    Store(StoreCommand),
+
+    /// Run farsided in this process (what `farside demo` starts).
+    #[command(hide = true)]
+    Daemon {
+        /// Its configuration.
+        #[arg(long)]
+        config: PathBuf,
+        /// End when standard input does: with whoever started it.
+        #[arg(long)]
+        until_stdin_ends: bool,
+    },
+
+    /// Run farside-receiver in this process (what `farside demo` starts).
+    #[command(hide = true)]
+    Receiver {
+        /// Its configuration.
+        #[arg(long)]
+        config: PathBuf,
+        /// End when standard input does: with whoever started it.
+        #[arg(long)]
+        until_stdin_ends: bool,
+    },
+}
+
+/// `farside demo`.
+#[derive(Args, Clone, Debug)]
+#[command(after_long_help = "\
+A receiver with a local store and a daemon start in a temporary directory. A real ext4 image is
+served through the tap while a workload changes it: mounted through nbdfuse and a loop device where
+root and FUSE allow, otherwise as successive states of a local copy whose differing blocks are
+written through the tap. Then the source is killed without mercy, the newest point and one from the
+middle are restored, checked with e2fsck and compared with what the workload had written by then.
+
+Needs mke2fs, debugfs and e2fsck (package e2fsprogs); root is not needed. Nothing is left behind, unless --keep.
+
+Examples:
+  farside demo
+  farside demo --size 4GiB
+  farside demo --keep            then look around: the directory and the commands to try are printed
+  farside demo --basic           never mount, also where it would be possible")]
+pub(crate) struct DemoArgs {
+    /// Size of the volume.
+    #[arg(long, default_value = "1GiB", value_name = "BYTES", value_parser = parse_bytes)]
+    pub(crate) size: u64,
+    /// Leave the directory with store, image and logs.
+    #[arg(long)]
+    pub(crate) keep: bool,
+    /// Do not mount the volume, also where root and FUSE would allow it.
+    #[arg(long)]
+    pub(crate) basic: bool,
+    /// How long the workload changes the volume, in seconds.
+    #[arg(long, default_value_t = 12, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(4..=600))]
+    pub(crate) seconds: u32,
+}
+
+/// `farside group …`
+#[derive(Debug, Subcommand)]
+pub(crate) enum GroupCommand {
+    /// Change how often a group is cut and how many points of it are kept.
+    #[command(
+        group = ArgGroup::new("setting").required(true).multiple(true).args(["epoch", "keep"]),
+        after_long_help = "Examples:\n  farside group set db --epoch 1s\n  farside group set default --keep 48"
+    )]
+    Set {
+        /// The group.
+        name: String,
+        /// The least time between two cuts, such as 500ms, 1s or 5m.
+        #[arg(long, value_name = "DURATION", value_parser = parse_epoch)]
+        epoch: Option<SignedDuration>,
+        /// Keep at least so many points.
+        #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
+        keep: Option<u32>,
+    },
+}
+
+/// `farside volume …`
+#[derive(Debug, Subcommand)]
+pub(crate) enum VolumeCommand {
+    /// Serve a block device or file through a tap, and protect it.
+    ///
+    /// From then on the host must use the tap, never the backing itself: what goes past the tap is not replicated. The
+    /// volume is served and tracked at once; its first sync begins as soon as a receiver is paired and reached.
+    #[command(after_long_help = "\
+Examples:
+  farside volume add data --backing /dev/vg/data
+  farside volume add log --backing /srv/log.img --group db --tap nbd:unix:/run/farside/log.nbd
+
+Then use it, for example with nbdfuse and a loop device:
+  nbdfuse /run/farside/data --unix /run/farside/data.nbd &
+  losetup --find --show --direct-io=on /run/farside/data/nbd")]
+    Add {
+        /// Its name: 1 to 64 of a-z A-Z 0-9 . _ -
+        name: String,
+        /// The block device or regular file that holds the data.
+        #[arg(long, value_name = "PATH")]
+        backing: PathBuf,
+        /// Its consistency group, cut and published as one; made if need be [default: default].
+        #[arg(long, value_name = "GROUP")]
+        group: Option<String>,
+        /// Where the host reaches it [default: nbd:unix:/run/farside/NAME.nbd].
+        #[arg(long, value_name = "nbd:unix:PATH")]
+        tap: Option<String>,
+    },
+    /// List the volumes.
+    List,
+    /// Show one volume with its counters.
+    Show {
+        /// The volume.
+        name: String,
+    },
+    /// Stop serving a volume and forget it. Its points stay in the store.
+    Remove {
+        /// The volume.
+        name: String,
+        /// Do not ask.
+        #[arg(long, short)]
+        yes: bool,
+    },
+    /// Stop replicating a volume. It is served and tracked as before; survives restarts.
+    Pause {
+        /// The volume.
+        name: String,
+    },
+    /// Go on replicating a paused volume.
+    Resume {
+        /// The volume.
+        name: String,
+    },
+    /// Compare the whole volume with what the receiver holds, and send what differs.
+    ///
+    /// The way out of Forked and TargetRewound, which never resume by themselves: find out first which side has the
+    /// history that you want.
+    #[command(
+        after_long_help = "Examples:\n  farside volume resync data\n  farside volume resync data --accept forked          this host's content wins\n  farside volume resync data --accept target-rewound  the store lost points; send again"
+    )]
+    Resync {
+        /// The volume.
+        name: String,
+        /// What you have understood and accept.
+        #[arg(long, value_enum, value_name = "WHAT")]
+        accept: Option<AcceptArg>,
+    },
+}
+
+/// `--accept`.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum AcceptArg {
+    /// The ledger's history and this volume's have parted; this volume wins.
+    Forked,
+    /// The target lost what was published; it is sent again.
+    TargetRewound,
+}
+
+/// `farside point …`
+#[derive(Debug, Subcommand)]
+pub(crate) enum PointCommand {
+    /// List the recovery points of a volume or group, newest first.
+    ///
+    /// On the protected host the receiver is asked through the connection; on the gateway its socket; with --store no
+    /// daemon is needed.
+    #[command(
+        after_long_help = "Examples:\n  farside point list data\n  farside point list web1/default/data --store /srv/farside\n  farside point list db --json | jq -r '.[0].id'"
+    )]
+    List {
+        /// The volume or group: NAME, SOURCE/NAME, GROUP/NAME or SOURCE/GROUP/NAME.
+        #[arg(value_name = "VOLUME|GROUP")]
+        of: Address,
+        /// Read this store instead of asking a daemon: a directory, or file:///DIRECTORY.
+        #[arg(long, value_name = "URL")]
+        store: Option<String>,
+        /// At most so many.
+        #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
+        limit: Option<u32>,
+    },
+    /// Show one recovery point: its cut, its members, its layers.
+    #[command(
+        after_long_help = "Examples:\n  farside point show 42-9f3c2a1b\n  farside point show latest --of data\n  farside point show -5m --of db --store /srv/farside"
+    )]
+    Show {
+        /// The point: an id, `latest`, an RFC 3339 time (the newest not later) or an age such as -5m (the newest so old).
+        #[arg(value_name = "POINT", allow_hyphen_values = true)]
+        point: PointRef,
+        /// The volume or group it is a point of; needed unless the point is a whole id.
+        #[arg(long, value_name = "VOLUME|GROUP")]
+        of: Option<Address>,
+        /// Read this store instead of asking a daemon: a directory, or file:///DIRECTORY.
+        #[arg(long, value_name = "URL")]
+        store: Option<String>,
+    },
+}
+
+/// `farside restore`.
+#[derive(Args, Clone, Debug)]
+#[command(after_long_help = "\
+The target is written sparsely (zeroes become holes in a file), every granule is checked against its
+digest on the way, and the target is flushed before the command succeeds. A target that is too small
+is refused; one that is not empty is refused without --force. On the gateway the store is found by
+itself; elsewhere name it with --store. Restoring on the protected host, through the connection,
+comes in a later version.
+
+POINT is an id, `latest`, an RFC 3339 time (the newest point not later than it) or an age such as
+-5m (the newest point at least that old, by this machine's clock).
+
+Examples:
+  farside restore data --point latest --to /var/tmp/data.img
+  farside restore web1/data --point -5m --store /srv/farside --to /dev/vg/scratch
+  farside restore data --point 2026-03-01T12:00:00Z --to /dev/vg/data --force")]
+pub(crate) struct RestoreArgs {
+    /// The volume: NAME, SOURCE/NAME, GROUP/NAME or SOURCE/GROUP/NAME.
+    pub(crate) volume: Address,
+    /// Which point of it.
+    #[arg(long, value_name = "POINT", allow_hyphen_values = true)]
+    pub(crate) point: PointRef,
+    /// The store: a directory, or file:///DIRECTORY.
+    #[arg(long, value_name = "URL")]
+    pub(crate) store: Option<String>,
+    /// The file to make or the block device to fill.
+    #[arg(long, value_name = "FILE|DEVICE")]
+    pub(crate) to: PathBuf,
+    /// Overwrite a target that is not empty.
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Restore a point in which some runs could not be read at the source; they become zeroes.
+    #[arg(long)]
+    pub(crate) allow_degraded: bool,
+}
+
+/// `farside store …`
+#[derive(Debug, Subcommand)]
+pub(crate) enum StoreCommand {
+    /// Verify a store: every digest, every reference, orphans, the dead ratio. Changes nothing; may run beside a receiver.
+    #[command(
+        after_long_help = "Exits with 6 if anything is damaged, and names it by volume, point and region.\n\nExamples:\n  farside store check /srv/farside\n  farside store check file:///srv/farside --json"
+    )]
+    Check {
+        /// The store: a directory, or file:///DIRECTORY.
+        url: String,
+    },
+}
+
+/// `1GiB`, `512M`, `4096`: powers of 1024 for K, M, G, T and KiB…; powers of 1000 for KB, MB, GB, TB.
+fn parse_bytes(text: &str) -> Result<u64, String> {
+    let wrong = || format!("`{text}` is not a size: use for example 512MiB or 1GiB");
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let count: u64 = text[..digits].parse().map_err(|_| wrong())?;
+    let unit: u64 = match text[digits..].to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "k" | "kib" => 1 << 10,
+        "m" | "mib" => 1 << 20,
+        "g" | "gib" => 1 << 30,
+        "t" | "tib" => 1 << 40,
+        "kb" => 1_000,
+        "mb" => 1_000_000,
+        "gb" => 1_000_000_000,
+        "tb" => 1_000_000_000_000,
+        _ => return Err(wrong()),
+    };
+    count.checked_mul(unit).ok_or_else(wrong)
+}
+
+fn parse_epoch(text: &str) -> Result<SignedDuration, String> {
+    match text.parse::<SignedDuration>() {
+        Ok(epoch) if epoch >= SignedDuration::from_millis(50) && epoch <= SignedDuration::from_hours(24) => Ok(epoch),
+        Ok(_) => Err("an epoch lasts between 50ms and 24h".to_owned()),
+        Err(_) => Err(format!("`{text}` is not a duration: use for example 500ms, 1s or 5m")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn points_that_look_like_options_are_points() {
+        let cli = Cli::try_parse_from(["farside", "restore", "data", "--point", "-5m", "--to", "/x"]).expect("valid");
+        let Command::Restore(args) = cli.command else { panic!("restore") };
+        assert_eq!(args.point, PointRef::Ago(SignedDuration::from_secs(300)));
+        Cli::try_parse_from(["farside", "point", "show", "-1h", "--of", "web/data"]).expect("valid");
+    }
+
+    #[test]
+    fn sizes_mean_what_storage_people_expect() {
+        for (text, bytes) in [("1GiB", 1 << 30), ("512M", 512 << 20), ("4096", 4096), ("1tb", 1_000_000_000_000), ("2KiB", 2048)]
+        {
+            assert_eq!(parse_bytes(text), Ok(bytes), "{text}");
+        }
+        for bad in ["", "GiB", "1.5GiB", "-1", "1xb", "99999999999TiB"] {
+            assert!(parse_bytes(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn nonsense_is_a_usage_error() {
+        for line in [
+            &["farside", "group", "set", "g"][..],
+            &["farside", "group", "set", "g", "--epoch", "fast"],
+            &["farside", "group", "set", "g", "--epoch", "1ms"],
+            &["farside", "restore", "data", "--point", "yesterday", "--to", "/x"],
+            &["farside", "point", "list", "a/b/c/d"],
+            &["farside", "volume", "resync", "x", "--accept", "anything"],
+        ] {
+            let error = Cli::try_parse_from(line).expect_err("nonsense");
+            assert_eq!(error.exit_code(), 2, "{line:?}");
+        }
+    }
+}

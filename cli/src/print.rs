@@ -1,0 +1,166 @@
+//! How numbers, times and tables look to a person. JSON has its own way: the API types, as they are.
+
+use std::io::{self, Write as _};
+
+use farside_control::{Reason, Severity};
+use serde::Serialize;
+
+use crate::failure::{Failure, OrFail as _};
+
+/// What a cell shows where there is nothing to say.
+pub(crate) const NOTHING: &str = "–";
+
+/// Prints a value as pretty JSON.
+pub(crate) fn json(value: &impl Serialize) -> Result<(), Failure> {
+    let text = serde_json::to_string_pretty(value).expect("API types are always JSON");
+    out(&format!("{text}\n"))
+}
+
+/// Writes to standard output; a closed pipe is a quiet end.
+pub(crate) fn out(text: &str) -> Result<(), Failure> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
+        result => result.or_fail("cannot write to standard output"),
+    }
+}
+
+/// `1.5 GiB`.
+pub(crate) fn bytes(n: u64) -> String {
+    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    if n < 1024 {
+        return format!("{n} B");
+    }
+    let (mut value, mut unit) = (n as f64 / 1024.0, 0);
+    while value >= 1023.95 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    let rounded = (value * 10.0).round() / 10.0;
+    if rounded.fract() == 0.0 || rounded >= 100.0 {
+        format!("{rounded:.0} {}", UNITS[unit])
+    } else {
+        format!("{rounded:.1} {}", UNITS[unit])
+    }
+}
+
+/// `0.8s`, `12s`, `3m05s`, `2h10m`, `3d04h`.
+pub(crate) fn duration_ms(ms: u64) -> String {
+    let s = ms / 1000;
+    match s {
+        0..=9 => format!("{s}.{}s", ms % 1000 / 100),
+        10..=59 => format!("{s}s"),
+        60..=3599 => format!("{}m{:02}s", s / 60, s % 60),
+        3600..=86_399 => format!("{}h{:02}m", s / 3600, s % 3600 / 60),
+        _ => format!("{}d{:02}h", s / 86_400, s % 86_400 / 3600),
+    }
+}
+
+/// A part of a whole in percent, never rounded up to 100.
+pub(crate) fn percent(done: u64, total: u64) -> String {
+    if total == 0 {
+        return NOTHING.to_owned();
+    }
+    let tenths = (u128::from(done) * 1000 / u128::from(total)).min(1000);
+    format!("{}.{} %", tenths / 10, tenths % 10)
+}
+
+/// A time of day in UTC, to the millisecond.
+pub(crate) fn time(at: jiff::Timestamp) -> String {
+    at.strftime("%Y-%m-%d %H:%M:%S%.3fZ").to_string()
+}
+
+/// Columns aligned to their widest cell; the last one hangs free.
+#[derive(Debug, Default)]
+pub(crate) struct Table {
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    /// A table with this head.
+    pub(crate) fn new(head: &[&str]) -> Self {
+        Self { rows: vec![head.iter().map(|cell| (*cell).to_owned()).collect()] }
+    }
+
+    /// Adds a row.
+    pub(crate) fn row<S: Into<String>>(&mut self, cells: impl IntoIterator<Item = S>) {
+        self.rows.push(cells.into_iter().map(Into::into).collect());
+    }
+}
+
+impl std::fmt::Display for Table {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
+        let width = |column: usize| self.rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
+        let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();
+        for row in &self.rows {
+            let mut line = String::new();
+            for (column, cell) in row.iter().enumerate() {
+                line.push_str(cell);
+                let pad = widths[column] - cell.chars().count();
+                line.push_str(&" ".repeat(pad + 2));
+            }
+            writeln!(f, "{}", line.trim_end())?;
+        }
+        Ok(())
+    }
+}
+
+/// Reasons as lines: a mark for the severity, whose, what, and the next step below.
+pub(crate) fn reasons(subject: &str, reasons: &[Reason]) -> String {
+    let mut text = String::new();
+    for reason in reasons {
+        let mark = match reason.severity {
+            Severity::Info => "i",
+            Severity::Warning => "!",
+            Severity::Error => "✗",
+        };
+        let colon = if subject.is_empty() { "" } else { ": " };
+        text.push_str(&format!("{mark} {subject}{colon}{}\n", reason.message));
+        if !reason.what_to_do.is_empty() {
+            text.push_str(&format!("    → {}\n", reason.what_to_do));
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_look_like_people_write_them() {
+        for (n, text) in [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1024, "1 KiB"),
+            (1536, "1.5 KiB"),
+            (1 << 20, "1 MiB"),
+            ((1 << 20) - 1, "1 MiB"),
+            (10 << 40, "10 TiB"),
+            (u64::MAX, "16 EiB"),
+        ] {
+            assert_eq!(bytes(n), text);
+        }
+        for (ms, text) in [
+            (0, "0.0s"),
+            (840, "0.8s"),
+            (9_999, "9.9s"),
+            (59_999, "59s"),
+            (185_000, "3m05s"),
+            (7_800_000, "2h10m"),
+            (273_600_000, "3d04h"),
+        ] {
+            assert_eq!(duration_ms(ms), text);
+        }
+        assert_eq!((percent(999_999, 1_000_000), percent(1, 1), percent(0, 0)), ("99.9 %".into(), "100.0 %".into(), "–".into()));
+    }
+
+    #[test]
+    fn tables_line_up_by_characters_not_bytes() {
+        let mut table = Table::new(&["A", "B"]);
+        table.row(["–é", "x"]);
+        table.row(["abc", "y"]);
+        assert_eq!(table.to_string(), "A    B\n–é   x\nabc  y\n");
+    }
+}

@@ -1,0 +1,187 @@
+//! `farside restore`: a volume as it was at a point, into a file or onto a device.
+//!
+//! Finds the store and the point, guards the target, shows progress; reading, checking and writing are `crates/store`'s.
+
+use std::io::IsTerminal as _;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use farside_control::client::Daemon;
+use farside_control::{Address, Point, PointRef, select_point};
+use farside_daemon::config::Config;
+use farside_store::{FileTarget, RestoreOptions, restore_to};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
+
+use crate::args::{Global, RestoreArgs};
+use crate::failure::{Exit, Failure};
+use crate::hosts::Hosts;
+use crate::{point, print, store};
+
+/// The configuration of a farsided on this machine, whose backings are not to be written behind its back.
+const SOURCE_CONFIGURATION: &str = "/etc/farside/farsided.toml";
+
+/// In a pipe a line is printed so often.
+const LINE_INTERVAL: Duration = Duration::from_secs(5);
+
+/// What a person allows.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Options {
+    /// The target's content may be lost.
+    pub(crate) force: bool,
+    /// What the source could not read may become zeroes.
+    pub(crate) allow_degraded: bool,
+}
+
+/// What was restored.
+#[derive(Debug, Serialize)]
+pub(crate) struct Restored {
+    /// The point.
+    pub(crate) point: Point,
+    /// Where to.
+    pub(crate) to: PathBuf,
+    /// Size of the volume.
+    pub(crate) volume_bytes: u64,
+    /// Of it, what was written: the rest is zeroes.
+    pub(crate) data_bytes: u64,
+    /// Of it, what the source could not read; zeroes now.
+    pub(crate) unreadable_bytes: u64,
+    /// How long it took.
+    pub(crate) took_ms: u64,
+}
+
+/// `farside restore`.
+pub(crate) async fn run(global: &Global, hosts: &Hosts, args: &RestoreArgs) -> Result<(), Failure> {
+    let path = match &args.store {
+        Some(url) => store::path_of(url)?,
+        None => gateway_store(hosts).await?,
+    };
+    let options = Options { force: args.force, allow_degraded: args.allow_degraded };
+    let progress = Progress::new(global.json);
+    let restored = restore(&path, &args.volume, args.point, &args.to, options, &|done, total| progress.set(done, total))?;
+    progress.finish();
+    if global.json {
+        return print::json(&restored);
+    }
+    let mut text = format!(
+        "{} as of {} (point {}) is in {}: {} of {}, the rest zeroes, in {}\n",
+        args.volume,
+        print::time(restored.point.cut_wall),
+        restored.point.id,
+        restored.to.display(),
+        print::bytes(restored.data_bytes),
+        print::bytes(restored.volume_bytes),
+        print::duration_ms(restored.took_ms),
+    );
+    if restored.unreadable_bytes > 0 {
+        text.push_str(&format!("! {} could not be read at the source and are zeroes\n", print::bytes(restored.unreadable_bytes)));
+    }
+    print::out(&text)
+}
+
+/// Where this gateway keeps its points.
+async fn gateway_store(hosts: &Hosts) -> Result<PathBuf, Failure> {
+    let client = hosts.either().await?;
+    if client.daemon() == Daemon::Source {
+        return Err(Failure::new(
+            Exit::Refused,
+            "restoring on the protected host, through the connection, comes in a later version",
+            "restore on the gateway, or name a store that this machine can read: --store /srv/farside",
+        ));
+    }
+    Ok(client.receiver_status().await?.store.path)
+}
+
+/// Restores a point of a volume. `progress` hears bytes done and in all, from any thread.
+pub(crate) fn restore(
+    path: &Path,
+    volume: &Address,
+    wanted: PointRef,
+    to: &Path,
+    options: Options,
+    progress: &(dyn Fn(u64, u64) + Sync),
+) -> Result<Restored, Failure> {
+    let begun = Instant::now();
+    refuse_backing(to)?;
+    let reader = store::open(path)?;
+    let (group, id) = store::find_volume(&reader, volume)?;
+    let infos = group.points();
+    let candidates: Vec<Point> =
+        infos.iter().filter(|info| info.member(id).is_some()).map(|info| store::to_point(&group, info)).collect();
+    let chosen = select_point(&candidates, wanted, jiff::Timestamp::now());
+    let chosen = chosen.ok_or_else(|| point::no_such_point(wanted, Some(volume)))?;
+    let info = infos.iter().find(|info| info.slot.0 == chosen.id.slot).expect("it was chosen among these");
+    let point_reader = group.point_reader(info.slot, id)?;
+    let total = point_reader.geometry().volume_bytes();
+    let target = FileTarget::open(to, volume.name(), total, options.force)?;
+    let settings = RestoreOptions { allow_degraded: options.allow_degraded, ..RestoreOptions::default() };
+    let report = restore_to(&point_reader, &target, &settings, &|done| {
+        progress(done, total);
+        true
+    })?;
+    target.finish()?;
+    Ok(Restored {
+        point: chosen.clone(),
+        to: to.to_owned(),
+        volume_bytes: total,
+        data_bytes: report.data_bytes,
+        unreadable_bytes: report.unreadable_bytes,
+        took_ms: u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
+    })
+}
+
+/// A volume's backing is written by its daemon only, which then knows that everything changed. A running one holds its lock;
+/// this is for the one that does not run just now.
+fn refuse_backing(to: &Path) -> Result<(), Failure> {
+    let Ok(config) = Config::load(Path::new(SOURCE_CONFIGURATION)) else { return Ok(()) };
+    let real = |path: &Path| std::fs::canonicalize(path).ok();
+    let target = real(to);
+    match config.volumes.values().find(|volume| target.is_some() && real(&volume.backing) == target) {
+        Some(volume) => Err(Failure::new(
+            Exit::Refused,
+            format!("{} is the backing of volume {}: writing there would go unnoticed by farsided", to.display(), volume.name),
+            "restore into a file or another device, and copy from there through the volume's tap",
+        )),
+        None => Ok(()),
+    }
+}
+
+/// A bar on a terminal, a line now and then in a pipe; both on standard error.
+#[derive(Debug)]
+pub(crate) struct Progress {
+    bar: Option<ProgressBar>,
+    last_line: Mutex<Instant>,
+    silent: bool,
+}
+
+impl Progress {
+    fn new(json: bool) -> Self {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+            let template = "{wide_bar} {binary_bytes} of {binary_total_bytes}, {binary_bytes_per_sec}, {eta} left";
+            bar.set_style(ProgressStyle::with_template(template).expect("a valid template"));
+            bar
+        });
+        Self { bar, last_line: Mutex::new(Instant::now()), silent: json }
+    }
+
+    fn set(&self, done: u64, total: u64) {
+        if let Some(bar) = &self.bar {
+            bar.set_length(total);
+            bar.set_position(done);
+            return;
+        }
+        let Ok(mut last) = self.last_line.try_lock() else { return };
+        if !self.silent && last.elapsed() >= LINE_INTERVAL {
+            *last = Instant::now();
+            eprintln!("{} of {} ({})", print::bytes(done), print::bytes(total), print::percent(done, total));
+        }
+    }
+
+    fn finish(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}

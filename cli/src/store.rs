@@ -1,0 +1,165 @@
+//! Stores without a daemon: the points of a store for `--store`, and `farside store check`.
+
+use std::path::{Path, PathBuf};
+
+use farside_control::{Address, Point, PointId, PointMember};
+use farside_region::VolumeId;
+use farside_store::{GroupReader, PointInfo, StoreError, StoreReader};
+use jiff::Timestamp;
+
+use crate::args::Global;
+use crate::failure::{Exit, Failure};
+
+/// The directory that a URL names.
+pub(crate) fn path_of(url: &str) -> Result<PathBuf, Failure> {
+    if let Some(path) = url.strip_prefix("file://") {
+        return match path.starts_with('/') {
+            true => Ok(path.into()),
+            false => Err(Failure::new(Exit::Usage, format!("`{url}` names no directory"), "write it as file:///srv/farside")),
+        };
+    }
+    match url.split_once("://") {
+        Some((scheme, _)) => Err(Failure::new(
+            Exit::Refused,
+            format!("stores at {scheme}:// come in a later version"),
+            "this version reads directories: /srv/farside or file:///srv/farside",
+        )),
+        None => Ok(url.into()),
+    }
+}
+
+/// Opens a store for reading.
+pub(crate) fn open(path: &Path) -> Result<StoreReader, Failure> {
+    if !path.is_dir() {
+        return Err(Failure::new(Exit::NotFound, format!("there is no store at {}", path.display()), "name its directory"));
+    }
+    Ok(StoreReader::open(path)?)
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        let exit = match &error {
+            StoreError::NoSuchGroup { .. } | StoreError::NoSuchVolume { .. } | StoreError::NoSuchPoint { .. } => Exit::NotFound,
+            StoreError::TargetBusy { .. }
+            | StoreError::TargetNotEmpty { .. }
+            | StoreError::TargetTooSmall { .. }
+            | StoreError::Degraded { .. }
+            | StoreError::NotAMember { .. }
+            | StoreError::Version { .. } => Exit::Refused,
+            StoreError::Corrupt { .. } | StoreError::Incomplete { .. } | StoreError::LedgerTorn { .. } => Exit::Damaged,
+            _ => Exit::Failed,
+        };
+        let what_to_do = match &error {
+            StoreError::TargetNotEmpty { .. } => "say --force to overwrite it",
+            StoreError::Degraded { .. } => "say --allow-degraded to have zeroes there, or take another point",
+            StoreError::NoSuchPoint { .. } => "see which there are: farside point list VOLUME",
+            _ => "",
+        };
+        // A step that the sentence names already is not said twice.
+        let what_to_do = if what_to_do.split_whitespace().any(|word| word.starts_with("--") && error.to_string().contains(word)) {
+            ""
+        } else {
+            what_to_do
+        };
+        Self::from_error(exit, &error, what_to_do)
+    }
+}
+
+/// The points of a volume or group in a store, or of all of them.
+pub(crate) fn points(url: &str, of: Option<&Address>) -> Result<Vec<Point>, Failure> {
+    let store = open(&path_of(url)?)?;
+    let (mut points, mut known, mut hit) = (Vec::new(), Vec::new(), false);
+    for names in store.groups()? {
+        let group = store.group(&names)?;
+        hit |= of.is_none_or(|of| names_it(of, &group));
+        known.extend(volumes(&group).map(|(name, _)| format!("{}/{name}", group.names())));
+        points
+            .extend(group.points().iter().map(|info| to_point(&group, info)).filter(|point| of.is_none_or(|of| point.is_of(of))));
+    }
+    match of {
+        Some(of) if !hit => Err(unknown(of, &known)),
+        _ => Ok(points),
+    }
+}
+
+/// The one volume that an address names.
+pub(crate) fn find_volume(store: &StoreReader, of: &Address) -> Result<(GroupReader, VolumeId), Failure> {
+    let (mut found, mut known) = (Vec::new(), Vec::new());
+    for names in store.groups()? {
+        let group = store.group(&names)?;
+        let (source, group_name) = (names.source.to_string(), names.group.to_string());
+        known.extend(volumes(&group).map(|(name, _)| format!("{names}/{name}")));
+        let hit = volumes(&group).find(|(name, _)| of.is_volume(&source, &group_name, name)).map(|(_, id)| id);
+        if let Some(id) = hit {
+            found.push((group, id));
+        }
+    }
+    match found.len() {
+        1 => Ok(found.remove(0)),
+        0 => Err(unknown(of, &known)),
+        _ => {
+            let choices: Vec<String> = found.iter().map(|(group, _)| format!("{}/{}", group.names(), of.name())).collect();
+            Err(Failure::new(Exit::Usage, format!("{of} could be several volumes"), format!("say which: {}", choices.join(", "))))
+        }
+    }
+}
+
+fn unknown(of: &Address, known: &[String]) -> Failure {
+    let there = if known.is_empty() { "nothing yet".to_owned() } else { known.join(", ") };
+    Failure::new(Exit::NotFound, format!("the store holds no {of}"), format!("it holds {there}"))
+}
+
+fn volumes(group: &GroupReader) -> impl Iterator<Item = (String, VolumeId)> + '_ {
+    group.state().volumes().map(|(id, volume)| (volume.meta().name.to_string(), id))
+}
+
+fn names_it(of: &Address, group: &GroupReader) -> bool {
+    let (source, name) = (group.names().source.to_string(), group.names().group.to_string());
+    of.is_group(&source, &name) || volumes(group).any(|(volume, _)| of.is_volume(&source, &name, &volume))
+}
+
+/// A point as the API says it.
+pub(crate) fn to_point(group: &GroupReader, info: &PointInfo) -> Point {
+    Point {
+        id: PointId::new(info.slot.0, &info.digest.0),
+        source: group.names().source.to_string(),
+        group: group.names().group.to_string(),
+        cut_wall: Timestamp::from_millisecond(info.epoch.wall_ms).unwrap_or(Timestamp::UNIX_EPOCH),
+        cut_mono_before_ns: info.epoch.mono_before_ns,
+        cut_mono_after_ns: info.epoch.mono_after_ns,
+        boot: info.epoch.boot.to_string(),
+        ledger_time_ms: info.ledger_time_ms,
+        members: info
+            .members
+            .iter()
+            .map(|member| PointMember {
+                volume: member.name.to_string(),
+                volume_id: member.volume.to_string(),
+                bytes: member.volume_bytes,
+                term: member.layer.term.0,
+                seq: member.layer.seq.0,
+                layer_bytes: member.layer_bytes,
+            })
+            .collect(),
+        pinned: !info.pins.is_empty(),
+        degraded: info.degraded,
+    }
+}
+
+/// Verifies a store.
+pub(crate) fn check(_: &Global, url: &str) -> Result<(), Failure> {
+    path_of(url).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_store_is_a_directory_for_now() {
+        assert_eq!(path_of("/srv/farside").expect("a path"), PathBuf::from("/srv/farside"));
+        assert_eq!(path_of("file:///srv/farside").expect("a path"), PathBuf::from("/srv/farside"));
+        assert_eq!(path_of("s3://bucket/x").expect_err("later").exit, Exit::Refused);
+        assert_eq!(path_of("file://srv").expect_err("no path").exit, Exit::Usage);
+    }
+}

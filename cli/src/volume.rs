@@ -1,0 +1,133 @@
+//! `farside volume …`: what is protected.
+
+use std::io::{BufRead as _, IsTerminal as _, Write as _};
+use std::path::Path;
+
+use farside_control::source::{Accept, ResyncRequest, VolumeAdd, VolumeStatus};
+
+use crate::args::{AcceptArg, Global, VolumeCommand};
+use crate::failure::{Exit, Failure, OrFail as _};
+use crate::hosts::Hosts;
+use crate::{print, status};
+
+/// Carries out one of them.
+pub(crate) async fn run(global: &Global, hosts: &Hosts, command: VolumeCommand) -> Result<(), Failure> {
+    let client = hosts.source();
+    let (volume, done) = match command {
+        VolumeCommand::Add { name, backing, group, tap } => {
+            let backing = absolute(&backing)?;
+            let volume = client.volume_add(&VolumeAdd { name, group, backing, tap }).await?;
+            let done = format!(
+                "volume {} is served at {}; use that, not {}",
+                volume.name,
+                volume.tap.address,
+                volume.backing.path.display()
+            );
+            (volume, done)
+        }
+        VolumeCommand::List => {
+            let volumes = client.volumes().await?;
+            return if global.json {
+                print::json(&volumes)
+            } else if volumes.is_empty() {
+                print::out("no volume is protected yet: farside volume add NAME --backing PATH\n")
+            } else {
+                print::out(&status::volumes(&volumes).to_string())
+            };
+        }
+        VolumeCommand::Show { name } => {
+            let volume = client.volume(&name).await?;
+            return if global.json { print::json(&volume) } else { print::out(&show(&volume)) };
+        }
+        VolumeCommand::Remove { name, yes } => {
+            confirm_removal(&name, yes)?;
+            let done = client.volume_remove(&name).await?;
+            return if global.json {
+                print::json(&done)
+            } else {
+                print::out(&format!("volume {name} is no longer served or protected; its points stay in the store\n"))
+            };
+        }
+        VolumeCommand::Pause { name } => {
+            let volume = client.volume_pause(&name).await?;
+            (volume, format!("volume {name} is paused: served and tracked, not replicated"))
+        }
+        VolumeCommand::Resume { name } => {
+            let volume = client.volume_resume(&name).await?;
+            (volume, format!("volume {name} goes on replicating"))
+        }
+        VolumeCommand::Resync { name, accept } => {
+            let accept = accept.map(|accept| match accept {
+                AcceptArg::Forked => Accept::Forked,
+                AcceptArg::TargetRewound => Accept::TargetRewound,
+            });
+            let volume = client.volume_resync(&name, &ResyncRequest { accept }).await?;
+            (volume, format!("volume {name} will be compared in full; what differs is sent"))
+        }
+    };
+    if global.json { print::json(&volume) } else { print::out(&format!("{done}\n{}", print::reasons("", &volume.reasons))) }
+}
+
+/// The daemon has another working directory than the person who types.
+fn absolute(path: &Path) -> Result<std::path::PathBuf, Failure> {
+    std::path::absolute(path).or_fail(format!("cannot make {} absolute", path.display()))
+}
+
+fn confirm_removal(name: &str, yes: bool) -> Result<(), Failure> {
+    if yes {
+        return Ok(());
+    }
+    if !std::io::stdin().is_terminal() {
+        return Err(Failure::new(
+            Exit::Usage,
+            format!("volume {name} was not removed: nobody was there to confirm it"),
+            "say it with --yes",
+        ));
+    }
+    eprint!("Stop serving and protecting {name}? Whatever uses its tap loses it. [y/N] ");
+    std::io::stderr().flush().or_fail("cannot ask")?;
+    let mut answer = String::new();
+    std::io::stdin().lock().read_line(&mut answer).or_fail("cannot read the answer")?;
+    if matches!(answer.trim(), "y" | "Y" | "yes") {
+        Ok(())
+    } else {
+        Err(Failure::new(Exit::Refused, format!("volume {name} was not removed"), ""))
+    }
+}
+
+fn show(volume: &VolumeStatus) -> String {
+    let mut lines: Vec<(String, String)> = Vec::new();
+    let mut line = |key: &str, value: String| lines.push((key.to_owned(), value));
+    line("volume", volume.name.clone());
+    line("id", volume.id.clone());
+    line("group", volume.group.clone());
+    line("state", status::state(&volume.state));
+    line("size", format!("{} ({} bytes)", print::bytes(volume.bytes), volume.bytes));
+    line(
+        "backing",
+        format!(
+            "{} ({}, blocks of {})",
+            volume.backing.path.display(),
+            volume.backing.kind,
+            print::bytes(volume.backing.block_bytes.into())
+        ),
+    );
+    line("tap", format!("{} ({} clients, {} requests in flight)", volume.tap.address, volume.tap.clients, volume.tap.in_flight));
+    line("in the last point", if volume.in_last_point { "yes" } else { "no" }.to_owned());
+    line("hot", format!("{} would be compared after a crash", print::bytes(volume.hot_bytes)));
+    line("dirty", format!("{} changed in the open epoch", print::bytes(volume.dirty_bytes)));
+    let counters = &volume.counters;
+    line("reads", format!("{} ({})", counters.reads, print::bytes(counters.read_bytes)));
+    line("writes", format!("{} ({})", counters.writes, print::bytes(counters.written_bytes)));
+    line("trims", format!("{} ({})", counters.trims, print::bytes(counters.trimmed_bytes)));
+    line("flushes", counters.flushes.to_string());
+    line("errors", counters.errors.to_string());
+    line("sent", format!("{} as {} on the wire", print::bytes(counters.sent_bytes), print::bytes(counters.wire_bytes)));
+    line("compared equal", print::bytes(counters.equal_bytes));
+    for (name, value) in &counters.other {
+        line(name, value.to_string());
+    }
+    let width = lines.iter().map(|(key, _)| key.len()).max().unwrap_or(0);
+    let text: String = lines.iter().map(|(key, value)| format!("{key:width$}  {value}\n")).collect();
+    text + &print::reasons("", &volume.reasons)
+}
