@@ -496,7 +496,8 @@ mod tests {
         assert_eq!(c.limits, LimitsConfig::default());
         // Every line that is commented out is valid too, and is the default where it says so.
         let lines = include_str!("../farsided.toml").lines();
-        let uncommented = |l: &str| l.strip_prefix("# ").filter(|l| l.contains(" = ") || l.starts_with("[[")).map(str::to_owned);
+        let key = |l: &str| l.split_once(" = ").is_some_and(|(k, _)| k.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'));
+        let uncommented = |l: &str| l.strip_prefix("# ").filter(|l| key(l) || l.starts_with("[[")).map(str::to_owned);
         let all: Vec<String> = lines.map(|l| uncommented(l).unwrap_or_else(|| l.to_owned())).collect();
         let c = load(&all.join("\n"), &[]).expect("valid without its comments");
         assert_eq!((c.limits, c.volumes.len()), (LimitsConfig::default(), 1));
