@@ -1,0 +1,279 @@
+//! Wrong things: each gets a clear error that names the thing and the next step; nothing is lost, nothing panics.
+
+use std::net::UdpSocket;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+
+use farside_tests::verify::{Rng, Verifier, connect};
+use farside_tests::{Site, VolumeSpec, program, run, tail, wait_for};
+
+const BYTES: u64 = 16 << 20;
+
+fn spec() -> VolumeSpec {
+    VolumeSpec { name: "data".into(), bytes: BYTES, group: "default".into() }
+}
+
+fn written(site: &Site, seed: u64, requests: u64) -> Verifier {
+    let mut client = Verifier::new(&site.tap("data"), BYTES);
+    let mut rng = Rng(seed);
+    while client.acknowledged < requests {
+        client.step(&mut rng, 4096);
+    }
+    client.flush();
+    client
+}
+
+fn no_panic(site: &Site) {
+    for log in ["daemon.log", "receiver.log"] {
+        let text = std::fs::read_to_string(site.path(log)).unwrap_or_default();
+        assert!(!text.contains("panicked"), "{log}: {}", tail(&site.path(log)));
+    }
+}
+
+fn files_below(dir: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut dirs = vec![dir.to_owned()];
+    while let Some(dir) = dirs.pop() {
+        for entry in std::fs::read_dir(dir).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() { dirs.push(path) } else { found.push(path) }
+        }
+    }
+    found
+}
+
+#[test]
+fn a_token_works_once_and_only_in_its_time() {
+    let mut site = Site::new(&[spec()], "200ms", 8);
+    site.start_receiver();
+    site.start_daemon();
+    // Nobody paired yet: the state says so, and the host is served.
+    let status = site.status();
+    assert_eq!(status["connection"]["state"], "not_paired", "{status}");
+    let mut client = written(&site, 1, 50);
+
+    let config = site.path("gateway/receiver.toml");
+    let token = |more: &[&str]| {
+        let output = run(program("farside-receiver").args(["token", "--config"]).arg(&config).args(more));
+        String::from_utf8(output.stdout).expect("text").trim().to_owned()
+    };
+    let pair = |token: &str| site.farside().args(["pair", token]).output().expect("it starts");
+
+    let garbage = pair("farside-nonsense");
+    assert!(!garbage.status.success());
+    let expired = token(&["--expires", "1s"]);
+    wait_for("the token to expire", || {
+        let text =
+            String::from_utf8_lossy(&site.farside().args(["pair", &expired]).output().expect("it starts").stderr).into_owned();
+        text.contains("expired").then_some(())
+    });
+    let once = token(&[]);
+    assert!(pair(&once).status.success());
+    // Another host with the same token.
+    let other = Site::new(&[spec()], "200ms", 8);
+    let toml = std::fs::read_to_string(other.path("host/farsided.toml")).expect("written");
+    std::fs::write(other.path("host/farsided.toml"), toml.replace("host1", "host2")).expect("written");
+    let mut other = other;
+    other.start_daemon();
+    let reused = other.farside().args(["pair", &once]).output().expect("it starts");
+    let text = String::from_utf8_lossy(&reused.stderr);
+    assert!(!reused.status.success() && text.contains("token"), "{text}");
+    assert!(!text.contains(&once), "a secret is printed");
+    site.wait_quiet();
+    client.check_all();
+    no_panic(&site);
+}
+
+#[test]
+fn garbage_on_the_wire_hurts_nobody() {
+    let site = Site::with_volume(BYTES, "200ms", 8);
+    let text = std::fs::read_to_string(site.path("gateway/receiver.toml")).expect("written");
+    let line = text.lines().find(|l| l.starts_with("listen")).expect("a listen line");
+    let address = line.split('"').nth(1).expect("an address");
+    let socket = UdpSocket::bind("127.0.0.1:0").expect("a socket");
+    let mut rng = Rng(3);
+    for _ in 0..2000 {
+        let garbage: Vec<u8> = (0..rng.below(1400)).map(|_| rng.next() as u8).collect();
+        let _ = socket.send_to(&garbage, address);
+    }
+    let mut client = written(&site, 2, 200);
+    site.wait_quiet();
+    client.check_all();
+    site.check_store();
+    no_panic(&site);
+}
+
+#[test]
+fn an_unknown_source_is_refused_by_name_on_both_sides() {
+    let mut site = Site::with_volume(BYTES, "200ms", 8);
+    drop(written(&site, 4, 50));
+    site.wait_quiet();
+    // The receiver forgets everybody: its state directory is another one.
+    site.receiver.take().expect("it runs").stop();
+    std::fs::rename(site.path("gateway/state"), site.path("gateway/state.old")).expect("moved");
+    site.start_receiver();
+    let why = wait_for("a refusal", || {
+        let status = site.status();
+        let text = status["connection"]["error"].as_str().unwrap_or_default().to_owned();
+        (status["connection"]["state"] == "disconnected" && !text.is_empty()).then_some(text)
+    });
+    assert!(why.contains("pair"), "the refusal says what to do: {why}");
+    no_panic(&site);
+}
+
+#[test]
+fn a_flipped_bit_is_named_and_other_points_live() {
+    let mut site = Site::with_volume(BYTES, "200ms", 50);
+    drop(written(&site, 5, 200));
+    site.wait_quiet();
+    site.daemon.take().expect("it runs").stop();
+    site.receiver.take().expect("it runs").stop();
+    site.check_store();
+    let segments: Vec<_> =
+        files_below(&site.store()).into_iter().filter(|f| f.to_string_lossy().contains("/segments/")).collect();
+    let largest = segments.iter().max_by_key(|f| f.metadata().expect("a file").len()).expect("segments");
+    let file = std::fs::File::options().read(true).write(true).open(largest).expect("a file");
+    let mut byte = [0];
+    let at = largest.metadata().expect("a file").len() / 3;
+    file.read_exact_at(&mut byte, at).expect("read");
+    byte[0] ^= 0x10;
+    file.write_all_at(&byte, at).expect("written");
+    let check = program("farside").args(["store", "check"]).arg(site.store()).output().expect("it starts");
+    let text = format!("{}{}", String::from_utf8_lossy(&check.stdout), String::from_utf8_lossy(&check.stderr));
+    assert!(!check.status.success(), "{text}");
+    assert!(text.contains("data") && text.contains("region"), "volume and region are named: {text}");
+}
+
+#[test]
+fn a_store_of_another_source_is_not_taken_for_ours() {
+    let mut site = Site::with_volume(BYTES, "200ms", 8);
+    drop(written(&site, 6, 50));
+    site.wait_quiet();
+    let output = program("farside")
+        .args(["restore", "nosuch", "--point", "latest", "--store"])
+        .arg(site.store())
+        .arg("--to")
+        .arg(site.path("x.img"))
+        .output()
+        .expect("it starts");
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && text.contains("nosuch"), "{text}");
+    assert!(!site.path("x.img").exists(), "nothing is created for a point that is not there");
+    // A segment of one volume under the name of another.
+    site.receiver.take().expect("it runs").stop();
+    let segments: Vec<_> =
+        files_below(&site.store()).into_iter().filter(|f| f.to_string_lossy().contains("/segments/")).collect();
+    let (a, b) = (&segments[0], &segments[segments.len() - 1]);
+    if a != b {
+        let content = std::fs::read(a).expect("read");
+        std::fs::write(b, content).expect("written");
+        let check = program("farside").args(["store", "check"]).arg(site.store()).output().expect("it starts");
+        assert!(!check.status.success(), "a segment that belongs elsewhere is noticed");
+    }
+}
+
+#[test]
+fn restore_refuses_what_it_would_destroy() {
+    let site = Site::with_volume(BYTES, "200ms", 8);
+    drop(written(&site, 7, 50));
+    site.wait_quiet();
+    let to = site.path("target.img");
+    std::fs::write(&to, vec![7; BYTES as usize]).expect("written");
+    let restore = |force: bool| {
+        let mut command = program("farside");
+        command.args(["restore", "data", "--point", "latest", "--store"]).arg(site.store()).arg("--to").arg(&to);
+        if force {
+            command.arg("--force");
+        }
+        command.output().expect("it starts")
+    };
+    let refused = restore(false);
+    assert!(!refused.status.success() && String::from_utf8_lossy(&refused.stderr).contains("--force"), "{refused:?}");
+    assert!(std::fs::read(&to).expect("there").iter().all(|b| *b == 7), "untouched");
+    assert!(restore(true).status.success());
+    // The backing of a running daemon is locked, with or without force (T13).
+    let backing = site.backing("data");
+    let output = program("farside")
+        .args(["restore", "data", "--point", "latest", "--force", "--store"])
+        .arg(site.store())
+        .arg("--to")
+        .arg(&backing)
+        .output()
+        .expect("it starts");
+    assert!(!output.status.success(), "a served backing is overwritten");
+}
+
+#[test]
+fn a_second_daemon_or_receiver_is_refused_at_once() {
+    let site = Site::with_volume(BYTES, "200ms", 8);
+    let second = program("farsided").arg("--config").arg(site.path("host/farsided.toml")).output().expect("it starts");
+    let text = String::from_utf8_lossy(&second.stderr);
+    assert!(!second.status.success() && text.contains("in use"), "{text}");
+    let second = program("farside-receiver")
+        .args(["run", "--config"])
+        .arg(site.path("gateway/receiver.toml"))
+        .output()
+        .expect("it starts");
+    assert!(!second.status.success(), "{second:?}");
+    // A daemon with another state directory still finds the volume's door shut.
+    let toml = std::fs::read_to_string(site.path("host/farsided.toml")).expect("written");
+    let dir = site.path("host2");
+    std::fs::create_dir_all(&dir).expect("mkdir");
+    let moved =
+        toml.replace("/host/state", "/host2/state").replace("/host/api.sock", "/host2/api.sock").replace("data.nbd", "data2.nbd");
+    std::fs::write(dir.join("farsided.toml"), moved).expect("written");
+    let mut child = program("farsided").arg("--config").arg(dir.join("farsided.toml")).spawn().expect("it starts");
+    let mut client = connect(&site.tap("data"));
+    client.write(0, &[1; 4096], 0).expect("the first daemon serves on");
+    child.kill().expect("our own child");
+    child.wait().expect("our own child");
+    no_panic(&site);
+}
+
+#[test]
+fn a_full_store_costs_lag_and_recovers_by_itself() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("not run: needs root to mount a small file system");
+        return;
+    }
+    let mut site = Site::new(&[spec()], "200ms", 4);
+    // A store on a file system of 96 MiB, of which 64 are kept for ledger and pruning.
+    let image = site.path("small.img");
+    std::fs::File::create(&image).and_then(|f| f.set_len(112 << 20)).expect("a sparse file");
+    run(farside_tests::tool("mke2fs").args(["-q", "-t", "ext4", "-m", "0"]).arg(&image));
+    std::fs::create_dir_all(site.store()).expect("mkdir");
+    run(farside_tests::tool("mount").args(["-o", "loop"]).arg(&image).arg(site.store()));
+    struct Unmount(PathBuf);
+    impl Drop for Unmount {
+        fn drop(&mut self) {
+            let _ = farside_tests::tool("umount").arg("-l").arg(&self.0).status();
+        }
+    }
+    let _unmount = Unmount(site.store());
+    let ballast = site.store().join("ballast");
+    site.start_all();
+    let mut client = written(&site, 8, 100);
+    site.wait_quiet();
+    let points = site.points("data").len();
+    run(farside_tests::tool("fallocate").args(["-l", "32M"]).arg(&ballast));
+    let mut rng = Rng(9);
+    wait_for("`gateway full` to be said", || {
+        for _ in 0..20 {
+            client.step(&mut rng, 4096);
+        }
+        let volume = site.volume_status("data");
+        volume["reasons"].as_array().is_some_and(|r| r.iter().any(|r| r["code"] == "gateway_full")).then_some(())
+    });
+    assert!(!site.points("data").is_empty() && points > 0, "existing points stay");
+    site.check_store();
+    std::fs::remove_file(&ballast).expect("removed");
+    client.flush();
+    site.wait_quiet();
+    client.check_all();
+    let to = site.path("newest.img");
+    site.restore("data", "latest", &to);
+    client.compare_image(&std::fs::read(to).expect("restored"), "the newest point");
+    no_panic(&site);
+    site.daemon.take().expect("it runs").stop();
+    site.receiver.take().expect("it runs").stop();
+}
