@@ -9,6 +9,7 @@ mod failure;
 mod hosts;
 mod point;
 mod print;
+mod progress;
 mod restore;
 mod status;
 mod store;

@@ -2,28 +2,23 @@
 //!
 //! Finds the store and the point, guards the target, shows progress; reading, checking and writing are `crates/store`'s.
 
-use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use farside_control::client::Daemon;
 use farside_control::{Address, Point, PointRef, select_point};
 use farside_daemon::config::Config;
 use farside_store::{FileTarget, RestoreOptions, restore_to};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
 use crate::args::{Global, RestoreArgs};
 use crate::failure::{Exit, Failure};
 use crate::hosts::Hosts;
+use crate::progress::Progress;
 use crate::{point, print, store};
 
 /// The configuration of a farsided on this machine, whose backings are not to be written behind its back.
 const SOURCE_CONFIGURATION: &str = "/etc/farside/farsided.toml";
-
-/// In a pipe a line is printed so often.
-const LINE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// What a person allows.
 #[derive(Clone, Copy, Debug, Default)]
@@ -144,44 +139,5 @@ fn refuse_backing(to: &Path) -> Result<(), Failure> {
             "restore into a file or another device, and copy from there through the volume's tap",
         )),
         None => Ok(()),
-    }
-}
-
-/// A bar on a terminal, a line now and then in a pipe; both on standard error.
-#[derive(Debug)]
-pub(crate) struct Progress {
-    bar: Option<ProgressBar>,
-    last_line: Mutex<Instant>,
-    silent: bool,
-}
-
-impl Progress {
-    fn new(json: bool) -> Self {
-        let bar = std::io::stderr().is_terminal().then(|| {
-            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-            let template = "{wide_bar} {binary_bytes} of {binary_total_bytes}, {binary_bytes_per_sec}, {eta} left";
-            bar.set_style(ProgressStyle::with_template(template).expect("a valid template"));
-            bar
-        });
-        Self { bar, last_line: Mutex::new(Instant::now()), silent: json }
-    }
-
-    fn set(&self, done: u64, total: u64) {
-        if let Some(bar) = &self.bar {
-            bar.set_length(total);
-            bar.set_position(done);
-            return;
-        }
-        let Ok(mut last) = self.last_line.try_lock() else { return };
-        if !self.silent && last.elapsed() >= LINE_INTERVAL {
-            *last = Instant::now();
-            eprintln!("{} of {} ({})", print::bytes(done), print::bytes(total), print::percent(done, total));
-        }
-    }
-
-    fn finish(&self) {
-        if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
-        }
     }
 }

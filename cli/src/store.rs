@@ -4,11 +4,14 @@ use std::path::{Path, PathBuf};
 
 use farside_control::{Address, Point, PointId, PointMember};
 use farside_region::VolumeId;
-use farside_store::{GroupReader, PointInfo, StoreError, StoreReader};
+use farside_store::{CheckReport, Finding, GroupReader, PointInfo, Severity, StoreError, StoreReader};
 use jiff::Timestamp;
+use serde::Serialize;
 
 use crate::args::Global;
 use crate::failure::{Exit, Failure};
+use crate::print;
+use crate::progress::Progress;
 
 /// The directory that a URL names.
 pub(crate) fn path_of(url: &str) -> Result<PathBuf, Failure> {
@@ -146,9 +149,147 @@ pub(crate) fn to_point(group: &GroupReader, info: &PointInfo) -> Point {
     }
 }
 
-/// Verifies a store.
-pub(crate) fn check(_: &Global, url: &str) -> Result<(), Failure> {
-    path_of(url).map(drop)
+/// `farside store check`: says what is wrong, changes nothing.
+pub(crate) fn check(global: &Global, url: &str) -> Result<(), Failure> {
+    let path = path_of(url)?;
+    open(&path)?;
+    let progress = Progress::new(global.json);
+    let report = farside_store::check(&path, &|bytes| {
+        progress.count(bytes);
+        true
+    })?;
+    progress.finish();
+    if global.json {
+        print::json(&CheckJson::new(&report))?;
+    } else {
+        print::out(&check_text(&report))?;
+    }
+    let errors = report.findings.iter().filter(|finding| finding.severity == Severity::Error).count();
+    if errors == 0 {
+        return Ok(());
+    }
+    let what_to_do =
+        "restore what you need from points that are not named; the source heals its newest content by itself when it compares";
+    Err(Failure::new(Exit::Damaged, format!("the store at {} is damaged: {errors} findings", path.display()), what_to_do))
+}
+
+/// A [`CheckReport`] for scripts.
+#[derive(Serialize)]
+struct CheckJson {
+    groups: u64,
+    records: u64,
+    points: u64,
+    segments: u64,
+    segment_bytes: u64,
+    dead_bytes: u64,
+    dead_ratio: f64,
+    unnamed_bytes: u64,
+    findings: Vec<FindingJson>,
+}
+
+#[derive(Serialize)]
+struct FindingJson {
+    severity: &'static str,
+    problem: String,
+    group: String,
+    volume: Option<String>,
+    points: Vec<u64>,
+    spoils_newest_content: bool,
+    region: Option<u64>,
+    object: Option<String>,
+    message: String,
+}
+
+impl CheckJson {
+    fn new(report: &CheckReport) -> Self {
+        Self {
+            groups: report.groups,
+            records: report.records,
+            points: report.points,
+            segments: report.segments,
+            segment_bytes: report.segment_bytes,
+            dead_bytes: report.dead_bytes,
+            dead_ratio: report.dead_ratio(),
+            unnamed_bytes: report.unnamed_bytes,
+            findings: report.findings.iter().map(FindingJson::new).collect(),
+        }
+    }
+}
+
+impl FindingJson {
+    fn new(finding: &Finding) -> Self {
+        Self {
+            severity: severity_word(finding.severity),
+            problem: snake_case(&format!("{:?}", finding.problem)),
+            group: finding.group.clone(),
+            volume: finding.volume.as_ref().map(ToString::to_string),
+            points: finding.points.iter().map(|slot| slot.0).collect(),
+            spoils_newest_content: finding.head,
+            region: finding.region.map(|region| region.0),
+            object: finding.object.clone(),
+            message: finding.text.clone(),
+        }
+    }
+}
+
+fn severity_word(severity: Severity) -> &'static str {
+    match severity {
+        Severity::Note => "note",
+        Severity::Warning => "warning",
+        Severity::Error => "error",
+    }
+}
+
+fn snake_case(name: &str) -> String {
+    let mut out = String::new();
+    for c in name.chars() {
+        if c.is_ascii_uppercase() && !out.is_empty() {
+            out.push('_');
+        }
+        out.push(c.to_ascii_lowercase());
+    }
+    out
+}
+
+fn check_text(report: &CheckReport) -> String {
+    let mut text = String::new();
+    for finding in &report.findings {
+        let mark = match finding.severity {
+            Severity::Note => "i",
+            Severity::Warning => "!",
+            Severity::Error => "✗",
+        };
+        let mut place = vec![finding.group.clone()];
+        place.extend(finding.volume.as_ref().map(|volume| format!("volume {volume}")));
+        place.extend(finding.region.map(|region| format!("region {}", region.0)));
+        place.extend(finding.object.clone());
+        text.push_str(&format!("{mark} {}: {}\n", place.join(", "), finding.text));
+        let spoiled = match &finding.points[..] {
+            [] => String::new(),
+            [point] => format!("point {}", point.0),
+            [first, .., last] => format!("{} points from {} to {}", finding.points.len(), first.0, last.0),
+        };
+        if !spoiled.is_empty() || finding.head {
+            let head = if finding.head { "the newest content" } else { "" };
+            let both = [spoiled.as_str(), head].iter().filter(|part| !part.is_empty()).copied().collect::<Vec<_>>().join(" and ");
+            text.push_str(&format!("    spoils {both}\n"));
+        }
+    }
+    text.push_str(&format!(
+        "{} groups, {} points, {} ledger records, {} segments of {}, every byte checked\n{} of it dead ({:.1} %), {} not named by any record\n",
+        report.groups,
+        report.points,
+        report.records,
+        report.segments,
+        print::bytes(report.segment_bytes),
+        print::bytes(report.dead_bytes),
+        report.dead_ratio() * 100.0,
+        print::bytes(report.unnamed_bytes),
+    ));
+    if report.worst().is_none_or(|worst| worst < Severity::Error) {
+        text.push_str("every published point can be restored\n");
+    }
+    text
 }
 
 #[cfg(test)]
@@ -161,5 +302,30 @@ mod tests {
         assert_eq!(path_of("file:///srv/farside").expect("a path"), PathBuf::from("/srv/farside"));
         assert_eq!(path_of("s3://bucket/x").expect_err("later").exit, Exit::Refused);
         assert_eq!(path_of("file://srv").expect_err("no path").exit, Exit::Usage);
+    }
+
+    #[test]
+    fn a_finding_names_what_it_spoils() {
+        let finding = Finding {
+            severity: Severity::Error,
+            problem: farside_store::Problem::SegmentCorrupt,
+            group: "web/default".into(),
+            volume: "data".parse().ok(),
+            points: vec![farside_region::Slot(3), farside_region::Slot(5)],
+            head: true,
+            region: Some(farside_region::RegionIndex(7)),
+            object: None,
+            text: "a bit flipped".into(),
+        };
+        let report = CheckReport { findings: vec![finding], ..CheckReport::default() };
+        let text = check_text(&report);
+        assert!(
+            text.starts_with(
+                "✗ web/default, volume data, region 7: a bit flipped\n    spoils 2 points from 3 to 5 and the newest content\n"
+            ),
+            "{text}"
+        );
+        assert!(!text.contains("can be restored"), "{text}");
+        assert_eq!(CheckJson::new(&report).findings[0].problem, "segment_corrupt");
     }
 }

@@ -99,7 +99,7 @@ impl Demo {
     }
 
     fn first_sync(&mut self, begun: Instant) -> Result<(), Failure> {
-        let bar = self.narrator.bar("first sync");
+        let bar = self.narrator.bar();
         loop {
             self.site.check_interrupt()?;
             self.site.check_children()?;
@@ -262,7 +262,7 @@ impl Demo {
         let volume: Address = format!("{SOURCE}/{VOLUME}").parse().expect("our own names");
         let wanted = PointRef::Id { slot: point.id.slot, tag: Some(point.id.tag) };
         let begun = Instant::now();
-        let bar = self.narrator.bar("restore");
+        let bar = self.narrator.bar();
         let options = restore::Options { force: false, allow_degraded: false };
         let restored =
             restore::restore(&self.site.store(), &volume, wanted, &image, options, &|done, total| bar.set(done, total))?;

@@ -1,16 +1,15 @@
 //! How the demo is told: lines as it happens (on standard error when the end is JSON), a bar where there is a terminal, and
 //! the table of what was measured.
 
-use std::io::IsTerminal as _;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use farside_control::PointId;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
 use super::site::Usage;
 use crate::failure::Failure;
 use crate::print::{self, Table};
+use crate::progress::Progress;
 
 /// Everything that was measured. Serialised as it is for `--json`.
 #[derive(Debug, Default, Serialize)]
@@ -179,9 +178,9 @@ impl Narrator {
         self.line(&format!("           {text}"));
     }
 
-    /// A bar for something that takes a while; nothing where there is no terminal.
-    pub(crate) fn bar(&self, what: &'static str) -> Bar {
-        Bar::new(what)
+    /// A bar for something that takes a while; silence where there is no terminal, since the story has its own lines.
+    pub(crate) fn bar(&self) -> Progress {
+        Progress::new(true)
     }
 
     /// The end.
@@ -190,33 +189,5 @@ impl Narrator {
             return print::json(measured);
         }
         print::out(&format!("\n{}", measured.table()))
-    }
-}
-
-/// A progress bar on a terminal; in a pipe, silence (the story has its own lines).
-#[derive(Debug)]
-pub(crate) struct Bar(ProgressBar);
-
-impl Bar {
-    fn new(what: &'static str) -> Self {
-        let target = if std::io::stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-        let bar = ProgressBar::with_draw_target(None, target).with_message(what);
-        bar.set_style(
-            ProgressStyle::with_template("         {msg} {wide_bar} {binary_bytes}/{binary_total_bytes}")
-                .expect("a valid template"),
-        );
-        bar.enable_steady_tick(Duration::from_millis(200));
-        Self(bar)
-    }
-
-    /// How far it is.
-    pub(crate) fn set(&self, done_bytes: u64, total_bytes: u64) {
-        self.0.set_length(total_bytes);
-        self.0.set_position(done_bytes);
-    }
-
-    /// Takes it away.
-    pub(crate) fn finish(&self) {
-        self.0.finish_and_clear();
     }
 }
