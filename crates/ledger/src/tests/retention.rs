@@ -71,6 +71,20 @@ fn degraded_points_do_not_count_and_do_not_pile_up() {
 }
 
 #[test]
+fn degraded_points_inside_the_span_do_not_push_older_ones_out() {
+    let mut w = claimed();
+    let first = degraded_point(&mut w, 1);
+    w.pass_ms(10_000);
+    let later: Vec<Slot> = (0..4).map(|_| degraded_point(&mut w, 1)).collect();
+    let policy = Policy { keep: 2, span_ms: 5_000 };
+    assert!(w.state.prunable(&policy).is_empty(), "it is the only one beyond the span");
+    w.pass_ms(5_000);
+    let newest = degraded_point(&mut w, 1);
+    assert_eq!(w.state.prunable(&policy), [&[first], &later[..2]].concat());
+    assert!(w.state.points().contains_key(&newest));
+}
+
+#[test]
 fn a_region_stays_bad_until_a_layer_that_touches_it_says_otherwise() {
     let mut w = claimed();
     let bad = LayerEntry { unreadable_regions: regions(&[1]), ..w.next(1, 1) };
