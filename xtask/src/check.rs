@@ -82,7 +82,7 @@ const PURE: &[&str] = &["crates/region", "crates/ledger", "crates/layer", "crate
 const IMPURE_WORDS: &[&str] = &[
     "std::fs",
     "std::net",
-    "std::thread::",
+    "thread::spawn", "thread::sleep",
     "std::process",
     "SystemTime",
     "Instant::now",
@@ -270,7 +270,7 @@ impl Sources {
 fn product_lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
     text.lines()
         .enumerate()
-        .take_while(|(_, line)| *line != "#[cfg(test)]")
+        .take_while(|(_, line)| !(line.starts_with("#[cfg(") && line.contains("test")))
         .map(|(at, line)| (at + 1, line.split_once("//").map_or(line, |(code, _)| code)))
 }
 
