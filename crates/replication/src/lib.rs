@@ -16,3 +16,6 @@
 
 pub mod source;
 pub mod target;
+
+#[cfg(test)]
+mod tests;

@@ -416,6 +416,10 @@ impl Volume {
         self.known_seq = self.known_seq.max(key.seq);
         let covered = self.covered(&layer);
         self.zero.subtract(&covered);
+        // The header that candidates wait for does not cover this record.
+        if let Some(cooling) = &mut self.cooling {
+            cooling.regions.subtract(&covered);
+        }
         layer.reads.iter().for_each(|r| self.zero.union_with(&r.zero));
         self.release(layer.epoch);
         Some(layer)

@@ -1,0 +1,4 @@
+//! Source against target in memory.
+
+mod random;
+mod world;

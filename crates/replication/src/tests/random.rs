@@ -1,0 +1,105 @@
+//! Many seeds of the toy world: faults first, then heal and demand convergence.
+
+use farside_region::mutation;
+
+use super::world::{GRANULES, World, volume};
+use crate::source;
+
+const VOLUMES: u8 = 2;
+
+fn run(seed: u64, trace: bool) -> World {
+    let mut world = World::new(seed, VOLUMES);
+    world.trace = trace;
+    let calm = world.rng.one_in(4);
+    let writes = [3, 8, 25, 60][world.rng.below(4) as usize];
+    let mut value = 100;
+    world.boot();
+    world.connect();
+    for _ in 0..3000 {
+        world.step();
+        if world.rng.one_in(writes) {
+            value += 1;
+            let id = volume(1 + world.rng.below(u64::from(VOLUMES)) as u8);
+            let granule = world.rng.below(GRANULES);
+            let value = if world.rng.one_in(4) { 0 } else { value };
+            if world.source.is_some() {
+                world.write(id, granule, value);
+            }
+        }
+        if !calm {
+            fault(&mut world);
+        }
+        world.check_no_false_clean();
+    }
+    world.heal(40_000);
+    world
+}
+
+fn fault(world: &mut World) {
+    match world.rng.below(1600) {
+        0..8 => world.disconnect(),
+        8..10 => world.crash_source(),
+        10..12 if world.source.is_some() => world.stop_source(),
+        12..15 => {
+            let lose = world.rng.one_in(2);
+            world.crash_target(lose);
+        }
+        15 => world.disk_room = [0, 100, 1 << 40][world.rng.below(3) as usize],
+        16..18 => {
+            let volume = volume(1 + world.rng.below(u64::from(VOLUMES)) as u8);
+            let granule = world.rng.below(GRANULES);
+            world.disks.get_mut(&volume).expect("a disk").bad.insert(granule);
+        }
+        18..20 => {
+            let volume = volume(1 + world.rng.below(u64::from(VOLUMES)) as u8);
+            let pause = world.rng.one_in(2);
+            world.to(if pause { source::Event::Pause { volume } } else { source::Event::Resume { volume } });
+        }
+        20 => {
+            let volume = volume(1 + world.rng.below(u64::from(VOLUMES)) as u8);
+            world.to(source::Event::Resync { volume });
+        }
+        21..60 if world.source.is_none() => world.boot(),
+        60..120 if world.connection.is_none() && world.source.is_some() => world.connect(),
+        _ => {}
+    }
+    if world.source.is_none() && world.rng.one_in(40) {
+        world.boot();
+    }
+}
+
+#[test]
+fn every_seed_publishes_true_points_and_converges() {
+    let (mut points, mut fuzzy) = (0, 0);
+    for seed in 1..=300 {
+        let result = std::panic::catch_unwind(|| run(seed, false));
+        let world = result.unwrap_or_else(|_| panic!("seed {seed}"));
+        points += world.points;
+        fuzzy += world.fuzzy;
+    }
+    assert!(points > 3000 && fuzzy > 300, "{points} points, {fuzzy} fuzzy: the world is too quiet to prove anything");
+}
+
+#[test]
+fn one_seed_with_a_trace() {
+    if let Ok(seed) = std::env::var("SEED") {
+        run(seed.parse().expect("a number"), true);
+    }
+}
+
+/// Each mistake, made on purpose, must be seen by some seed.
+#[test]
+fn mistakes_are_seen() {
+    let mistakes = ["a reset cut re-sent as a point", "cool a region that somebody still mentions"];
+    for mistake in mistakes {
+        let seen = (1..=400).any(|seed| {
+            std::panic::catch_unwind(|| {
+                mutation::set(&[mistake]);
+                run(seed, false)
+            })
+            .is_err()
+        });
+        mutation::set(&[]);
+        assert!(seen, "{mistake}: no seed saw it");
+    }
+}

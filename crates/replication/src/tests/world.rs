@@ -1,0 +1,805 @@
+//! A toy world around one source and one target: disks of numbers, a sender that reads them, a network of two queues, a
+//! ledger in memory. One seed, no time but a counter. The real write path, disks and stores are attacked in the simulator;
+//! this one is small enough to find a broken rule in a second.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use farside_ledger::{Body, CutTime, EpochInfo, LayerKind, PartEntry, Policy, Record, Stamp, State, Verdict, VolumeMeta};
+use farside_region::{
+    BootId, EpochId, Generation, Geometry, GranuleDigest, GranuleIndex, GranuleRun, GranuleSet, GroupId, LayerKey,
+    LedgerPosition, Name, RecordDigest, RegionIndex, RegionRange, RegionSet, Term, VolumeId,
+};
+use farside_wire::{DigestRun, InstanceId, ReceiverMessage, SourceMessage, decode_payload, encode_payload};
+
+use crate::source::{self, PartRead, ReadPart, Sample, SentPart, Source, Start, SwitchDone, Tick, VolumeSetup};
+use crate::target::{self, AppendOutcome, LandedLayer, SessionId, Target, Ticket};
+
+pub(super) const REGIONS: u64 = 8;
+pub(super) const GRANULES: u64 = REGIONS * 4;
+const UNREADABLE: u64 = u64::MAX;
+
+pub(super) struct Rng(pub u64);
+
+impl Rng {
+    pub(super) fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 11
+    }
+
+    pub(super) fn below(&mut self, n: u64) -> u64 {
+        self.next() % n
+    }
+
+    pub(super) fn one_in(&mut self, n: u64) -> bool {
+        self.below(n) == 0
+    }
+}
+
+pub(super) fn geometry() -> Geometry {
+    Geometry::with_shape(GRANULES * 16, 4, 2).expect("valid")
+}
+
+pub(super) fn volume(n: u8) -> VolumeId {
+    VolumeId([n; 16])
+}
+
+pub(super) fn meta(n: u8) -> VolumeMeta {
+    let name = format!("v{n}").parse().expect("a name");
+    VolumeMeta { id: volume(n), name, geometry: geometry(), digest_key: [n; 32], generation: Generation(1) }
+}
+
+fn digest_of(words: impl IntoIterator<Item = u64>) -> [u8; 32] {
+    let mut bytes = [0; 32];
+    let mut state = 0xcbf2_9ce4_8422_2325u64;
+    for word in words {
+        state = (state ^ word).wrapping_mul(0x0100_0000_01b3).rotate_left(23);
+    }
+    for (i, chunk) in bytes.chunks_mut(8).enumerate() {
+        state = (state ^ i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(17);
+        chunk.copy_from_slice(&state.to_le_bytes());
+    }
+    bytes
+}
+
+pub(super) fn layer_digest(key: &LayerKey, footers: &[[u8; 32]]) -> [u8; 32] {
+    let words = footers.iter().flat_map(|f| f.chunks(8).map(|c| u64::from_le_bytes(c.try_into().expect("eight bytes"))));
+    digest_of([u64::from(key.volume.0[0]), key.term.0, key.seq.0].into_iter().chain(words))
+}
+
+fn granule_digest(granule: u64, value: u64) -> GranuleDigest {
+    GranuleDigest(digest_of([granule, value])[..16].try_into().expect("sixteen bytes"))
+}
+
+pub(super) fn name(s: &str) -> Name {
+    s.parse().expect("a name")
+}
+
+pub(super) fn source_limits() -> source::Limits {
+    source::Limits {
+        epoch_interval: 10,
+        heartbeat_interval: 40,
+        header_refresh: 300,
+        slice_bytes: 10 * 16,
+        slice_time: 400,
+        part_bytes: 6 * 16,
+        unpublished_layers_max: 6,
+        cut_bytes_max: GRANULES * 16 * 3 / 2,
+        cut_bytes_min: 8 * 16,
+        cut_hold: 400,
+        hung_member: 3000,
+        unreadable_retry: 50,
+        claim_turns_max: 4,
+        end_ranges_max: 100,
+        recheck: 30,
+    }
+}
+
+/// The protected machine: what survives the daemon, and the daemon.
+#[derive(Default)]
+pub(super) struct Disk {
+    pub(super) content: Vec<u64>,
+    pub(super) bad: BTreeSet<u64>,
+    pub(super) hot: RegionSet,
+    pub(super) header: (Option<Term>, Option<LedgerPosition>),
+    pub(super) owed: Option<GranuleSet>,
+}
+
+struct FrozenCut {
+    content: BTreeMap<VolumeId, Vec<u64>>,
+    held: bool,
+}
+
+struct Job {
+    order: ReadPart,
+    at: RegionIndex,
+    digests: BTreeMap<u64, Option<GranuleDigest>>,
+    asked: bool,
+    finish: bool,
+    content: Vec<(u64, u64)>,
+    granules: u64,
+    unreadable: GranuleSet,
+    zero: RegionSet,
+    held: bool,
+}
+
+impl Job {
+    /// Jobs of a connection that is gone may linger; they are not meant.
+    fn is(&self, connection: Option<u64>, key: LayerKey, part: u32) -> bool {
+        (Some(self.order.connection), self.order.key, self.order.part) == (connection, key, part)
+    }
+}
+
+pub(super) struct World {
+    pub(super) rng: Rng,
+    pub(super) now: u64,
+    pub(super) disks: BTreeMap<VolumeId, Disk>,
+    pub(super) source: Option<Source>,
+    instance: u8,
+    open: BTreeMap<VolumeId, GranuleSet>,
+    epoch: u64,
+    cuts: BTreeMap<(u8, EpochId), FrozenCut>,
+    switch: Option<source::Action>,
+    headers: VecDeque<(VolumeId, Option<Term>, Option<LedgerPosition>)>,
+    hot_questions: Vec<source::Action>,
+    jobs: Vec<Job>,
+    pub(super) connection: Option<u64>,
+    connections: u64,
+    to_target: VecDeque<Vec<u8>>,
+    to_source: VecDeque<Vec<u8>>,
+    parts: Vec<(SessionId, LayerKey, u32, Vec<(u64, u64)>)>,
+    pub(super) target: Target,
+    pub(super) state: State,
+    pub(super) records: Vec<Record>,
+    appends: VecDeque<(Ticket, Body)>,
+    digest_questions: VecDeque<target::Action>,
+    landed: BTreeMap<(LayerKey, u32), Vec<(u64, u64)>>,
+    pub(super) image: BTreeMap<VolumeId, BTreeMap<u64, u64>>,
+    pub(super) points: u64,
+    pub(super) fuzzy: u64,
+    pub(super) refused: BTreeSet<VolumeId>,
+    pub(super) disk_room: u64,
+    pub(super) trace: bool,
+    pub(super) tampered: bool,
+}
+
+impl World {
+    pub(super) fn new(seed: u64, volumes: u8) -> Self {
+        let state = State::new(GroupId([9; 16]));
+        let mut world = Self {
+            rng: Rng(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1),
+            now: 1,
+            disks: BTreeMap::new(),
+            source: None,
+            instance: 0,
+            open: BTreeMap::new(),
+            epoch: 1,
+            cuts: BTreeMap::new(),
+            switch: None,
+            headers: VecDeque::new(),
+            hot_questions: Vec::new(),
+            jobs: Vec::new(),
+            connection: None,
+            connections: 0,
+            to_target: VecDeque::new(),
+            to_source: VecDeque::new(),
+            parts: Vec::new(),
+            target: Target::new(target_config(), &state, Vec::new(), &mut Vec::new()),
+            state,
+            records: Vec::new(),
+            appends: VecDeque::new(),
+            digest_questions: VecDeque::new(),
+            landed: BTreeMap::new(),
+            image: BTreeMap::new(),
+            points: 0,
+            fuzzy: 0,
+            refused: BTreeSet::new(),
+            disk_room: 1 << 40,
+            trace: false,
+            tampered: false,
+        };
+        for n in 1..=volumes {
+            let mut disk = Disk { content: vec![0; GRANULES as usize], ..Disk::default() };
+            disk.hot.insert_range(RegionRange { start: RegionIndex(0), count: REGIONS });
+            (0..GRANULES).for_each(|g| disk.content[g as usize] = world.rng.below(3));
+            world.disks.insert(volume(n), disk);
+        }
+        world
+    }
+
+    pub(super) fn say(&self, what: impl FnOnce() -> String) {
+        if self.trace {
+            println!("{:5} {}", self.now, what());
+        }
+    }
+
+    // ---- the protected machine
+
+    pub(super) fn boot(&mut self) {
+        self.instance += 1;
+        let config = source::Config {
+            source: name("host"),
+            group: name("default"),
+            instance: InstanceId([self.instance; 16]),
+            boot: BootId([1; 16]),
+            policy: Policy { keep: 3, span_ms: 0 },
+            layer_digest,
+            limits: source_limits(),
+        };
+        self.source = Some(Source::new(config));
+        self.epoch = 1;
+        self.open.clear();
+        let ids: Vec<_> = self.disks.keys().copied().collect();
+        for id in ids {
+            let disk = self.disks.get_mut(&id).expect("a disk");
+            let owed = disk.owed.take();
+            let setup = VolumeSetup {
+                meta: meta(id.0[0]),
+                confirmed: disk.header.0,
+                position: disk.header.1,
+                inherited: disk.hot.clone(),
+                start: if owed.is_some() { Start::Clean } else { Start::Unclean },
+                tracking_lost: false,
+                paused: false,
+            };
+            self.open.insert(id, owed.unwrap_or_default());
+            self.to(source::Event::AddVolume(Box::new(setup)));
+        }
+    }
+
+    pub(super) fn crash_source(&mut self) {
+        self.say(|| "source crashes".into());
+        self.source = None;
+        self.disconnect();
+        (self.switch, self.headers, self.hot_questions, self.jobs) = (None, VecDeque::new(), Vec::new(), Vec::new());
+        self.open.clear();
+    }
+
+    pub(super) fn stop_source(&mut self) {
+        self.say(|| "source stops".into());
+        self.to(source::Event::Halt);
+        if let Some(source::Action::Switch { kind, members }) = self.switch.take() {
+            self.do_switch(kind, members);
+        }
+        let source = self.source.take().expect("it runs");
+        for (id, open) in std::mem::take(&mut self.open) {
+            let mut owed = source.owed(id);
+            owed.union_with(&open);
+            self.disks.get_mut(&id).expect("a disk").owed = Some(owed);
+        }
+        self.crash_source();
+    }
+
+    pub(super) fn write(&mut self, id: VolumeId, granule: u64, value: u64) {
+        let g = geometry();
+        let disk = self.disks.get_mut(&id).expect("a disk");
+        disk.content[granule as usize] = value;
+        disk.bad.remove(&granule);
+        disk.hot.insert(g.region_of(GranuleIndex(granule)));
+        self.open.entry(id).or_default().insert_run(&g, GranuleRun { start: GranuleIndex(granule), count: 1 });
+        self.say(|| format!("write {id:?} g{granule} = {value}"));
+    }
+
+    pub(super) fn to(&mut self, event: source::Event) {
+        let mut actions = Vec::new();
+        if let Some(source) = &mut self.source {
+            source.step(self.now, event, &mut actions);
+        }
+        actions.into_iter().for_each(|a| self.do_source(a));
+    }
+
+    pub(super) fn tick(&mut self) {
+        let g = geometry();
+        let sample = |s: &GranuleSet| Sample { dirty_bytes: s.granule_count(&g) * 16, in_flight: 0 };
+        let volumes = self.open.iter().map(|(id, open)| (*id, sample(open))).collect();
+        let time = CutTime { boot: BootId([1; 16]), mono_ns: self.now, wall_ms: 0 };
+        self.to(source::Event::Tick(Tick { time, volumes }));
+        self.at(target::Event::Grantable { free_bytes: self.disk_room, reserve_bytes: 0 });
+    }
+
+    fn do_source(&mut self, action: source::Action) {
+        use source::Action as A;
+        match action {
+            A::Send { connection, message } => {
+                if self.connection == Some(connection) {
+                    self.say(|| format!("→ {message:?}"));
+                    self.to_target.push_back(encode_payload(&*message).expect("fits").to_vec());
+                }
+            }
+            A::Disconnect { why, .. } => {
+                self.say(|| format!("source disconnects: {why:?}"));
+                self.disconnect();
+            }
+            A::WriteHeader { volume, confirmed, position } => self.headers.push_back((volume, confirmed, position)),
+            A::Switch { .. } => self.switch = Some(action),
+            A::Demote { epoch, .. } => self.let_go(epoch),
+            A::Release { .. } => {}
+            A::ReadPart(order) => {
+                let (at, held) = (order.from, true);
+                self.jobs.push(Job {
+                    order: *order,
+                    at,
+                    digests: BTreeMap::new(),
+                    asked: false,
+                    finish: false,
+                    content: Vec::new(),
+                    granules: 0,
+                    unreadable: GranuleSet::new(),
+                    zero: RegionSet::new(),
+                    held,
+                });
+            }
+            A::FinishPart { key, part } => {
+                if let Some(job) = self.job_mut(key, part) {
+                    job.finish = true;
+                }
+            }
+            A::AbortPart { key, part } => {
+                if let Some(i) = self.jobs.iter().position(|j| j.is(self.connection, key, part)) {
+                    let connection = self.jobs.remove(i).order.connection;
+                    self.to(source::Event::PartAborted { connection, key, part });
+                }
+            }
+            A::Digests { key, part, start, runs } => self.take_digests(key, part, start, runs),
+            A::Cool { volume, regions, .. } => self.cool(volume, &regions),
+            A::HeatAll { .. } | A::KeepHot { .. } => self.hot_questions.push(action),
+            A::Report { what: source::Report::State(source::State::Refused(why)), volume } => {
+                self.say(|| format!("{volume:?} refused: {why:?}"));
+                assert!(self.tampered, "{volume:?} was refused as {why:?} though nobody tampered");
+                self.refused.extend(volume);
+            }
+            A::Report { volume, what } => self.say(|| format!("{volume:?} {what:?}")),
+            A::AdoptMeta { .. } | A::WithdrawTrackingLost { .. } | A::Removed { .. } => {}
+        }
+    }
+
+    fn cool(&mut self, id: VolumeId, regions: &RegionSet) {
+        let source = self.source.as_ref().expect("it acts");
+        for region in regions.iter().filter(|r| !source.mentions(id, *r)) {
+            if !self.open.get(&id).is_some_and(|o| o.touches(region)) {
+                self.disks.get_mut(&id).expect("a disk").hot.remove(region);
+            }
+        }
+    }
+
+    fn let_go(&mut self, epoch: EpochId) {
+        if let Some(cut) = self.cuts.get_mut(&(self.instance, epoch)) {
+            cut.held = false;
+        }
+    }
+
+    fn do_switch(&mut self, kind: LayerKind, members: Vec<source::SwitchMember>) {
+        let epoch = EpochId(self.epoch);
+        self.epoch += 1;
+        let mut content = BTreeMap::new();
+        let mut frozen = Vec::new();
+        for member in members {
+            let mut set = std::mem::take(self.open.entry(member.volume).or_default());
+            set.union_with(&member.extra);
+            content.insert(member.volume, self.disks[&member.volume].content.clone());
+            frozen.push((member.volume, set));
+        }
+        let held = kind == LayerKind::Point;
+        if held {
+            self.cuts.insert((self.instance, epoch), FrozenCut { content, held });
+        }
+        self.say(|| format!("switch {epoch} {kind:?} {:?}", frozen.iter().map(|f| f.0).collect::<Vec<_>>()));
+        let t = (u64::from(self.instance) << 32) | epoch.0;
+        let info = EpochInfo { boot: BootId([1; 16]), mono_before_ns: t, mono_after_ns: t, wall_ms: 0 };
+        self.to(source::Event::SwitchDone(SwitchDone { epoch, info, members: frozen }));
+    }
+
+    /// One region of one part.
+    fn read_some(&mut self, i: usize) {
+        let g = geometry();
+        let job = &mut self.jobs[i];
+        let ReadPart { key, part, connection, until, .. } = job.order;
+        if !job.asked && !job.order.compare.is_empty() {
+            job.asked = true;
+            let run = GranuleRun { start: GranuleIndex(0), count: GRANULES };
+            return self.to(source::Event::DigestsWanted { connection, key, part, run });
+        }
+        if job.asked && job.digests.is_empty() {
+            return;
+        }
+        let next = job.order.set.next_region(job.at).filter(|r| until.is_none_or(|u| *r < u));
+        let full = job.content.len() as u64 * 16 >= job.order.bytes_max || job.finish;
+        let began = job.granules > 0;
+        let Some(region) = next.filter(|_| !full || !began) else {
+            let done = next.is_none();
+            return self.end_part(i, done);
+        };
+        let cut = self.cuts.get(&(self.instance, job.order.epoch)).filter(|c| c.held);
+        job.held &= cut.is_some();
+        let disk = &self.disks[&key.volume];
+        let content = cut.map_or(&disk.content, |c| &c.content[&key.volume]);
+        let mut zero = true;
+        for granule in g.region_run(region).start.0..g.region_run(region).end().0 {
+            if !job.order.set.contains(&g, GranuleIndex(granule)) {
+                zero = false;
+                continue;
+            }
+            job.granules += 1;
+            let mut value = content[granule as usize];
+            if disk.bad.contains(&granule) {
+                value = UNREADABLE;
+                job.unreadable.insert_run(&g, GranuleRun { start: GranuleIndex(granule), count: 1 });
+            }
+            zero &= value == 0;
+            let equal = job.order.compare.contains(region)
+                && value != UNREADABLE
+                && job.digests.get(&granule) == Some(&Some(granule_digest(granule, value)));
+            if !equal {
+                job.content.push((granule, value));
+            }
+        }
+        if zero {
+            job.zero.insert(region);
+        }
+        job.at = RegionIndex(region.0 + 1);
+    }
+
+    fn end_part(&mut self, i: usize, done: bool) {
+        let job = self.jobs.remove(i);
+        let ReadPart { key, part, connection, .. } = job.order;
+        let footer_digest = footer(&job.content);
+        let sent = (!job.content.is_empty()).then_some(SentPart { bytes: job.content.len() as u64 * 16, footer_digest });
+        if sent.is_some() && self.connection == Some(connection) {
+            self.parts.push((SessionId(connection), key, part, job.content));
+        }
+        let read = PartRead {
+            connection,
+            key,
+            part,
+            sent,
+            next: job.at,
+            done,
+            cut_held: job.held,
+            granules: job.granules,
+            unreadable: job.unreadable,
+            zero_regions: job.zero,
+        };
+        self.say(|| format!("read {key} part {part} up to {} done {done}", read.next));
+        self.to(source::Event::PartRead(Box::new(read)));
+    }
+
+    fn job_mut(&mut self, key: LayerKey, part: u32) -> Option<&mut Job> {
+        let connection = self.connection;
+        self.jobs.iter_mut().find(|j| j.is(connection, key, part))
+    }
+
+    fn take_digests(&mut self, key: LayerKey, part: u32, start: GranuleIndex, runs: Vec<DigestRun>) {
+        let Some(job) = self.job_mut(key, part) else { return };
+        let mut at = start.0;
+        for run in runs {
+            let count = run.granules();
+            for i in 0..count {
+                let digest = match &run {
+                    DigestRun::Zero { .. } => Some(granule_digest(at + i, 0)),
+                    DigestRun::Data(digests) => Some(digests[i as usize]),
+                    _ => None,
+                };
+                job.digests.insert(at + i, digest);
+            }
+            at += count;
+        }
+    }
+
+    // ---- the network
+
+    pub(super) fn connect(&mut self) {
+        self.connections += 1;
+        self.connection = Some(self.connections);
+        self.say(|| format!("connection {}", self.connections));
+        self.to(source::Event::Connected { connection: self.connections });
+    }
+
+    pub(super) fn disconnect(&mut self) {
+        let Some(connection) = self.connection.take() else { return };
+        self.say(|| format!("connection {connection} is gone"));
+        self.to_target.clear();
+        self.to_source.clear();
+        self.parts.clear();
+        if self.rng.one_in(2) {
+            self.jobs.clear();
+        }
+        self.at(target::Event::Closed { session: SessionId(connection) });
+        self.to(source::Event::Disconnected { connection });
+    }
+
+    // ---- the receiver
+
+    pub(super) fn at(&mut self, event: target::Event) {
+        let mut actions = Vec::new();
+        self.target.step(self.now, &self.state, event, &mut actions);
+        actions.into_iter().for_each(|a| self.do_target(a));
+    }
+
+    fn do_target(&mut self, action: target::Action) {
+        use target::Action as A;
+        match action {
+            A::Send { session, message } => {
+                if self.connection == Some(session.0) {
+                    self.say(|| format!("← {message:?}"));
+                    self.to_source.push_back(encode_payload(&*message).expect("fits").to_vec());
+                }
+            }
+            A::CloseSession { session, .. } => {
+                if self.connection == Some(session.0) {
+                    self.disconnect();
+                }
+            }
+            A::Append { ticket, body } => self.appends.push_back((ticket, *body)),
+            A::DropLayer { key } => {
+                assert!(self.state.layer(&key).is_none(), "{key} is published and was dropped");
+                self.landed.retain(|(k, _), _| *k != key);
+            }
+            A::DropParts { key, from } => {
+                assert!(self.state.layer(&key).is_none(), "{key} is published and was truncated");
+                self.landed.retain(|(k, p), _| *k != key || *p < from);
+            }
+            A::ReadDigests { .. } => self.digest_questions.push_back(action),
+            A::Report { volume, what } => self.say(|| format!("target {volume:?} {what:?}")),
+            A::Submitted { .. } | A::AnswerPoints { .. } | A::Prune | A::Policy { .. } => {}
+        }
+    }
+
+    pub(super) fn crash_target(&mut self, lose_landing: bool) {
+        self.say(|| format!("receiver crashes, landing lost: {lose_landing}"));
+        self.disconnect();
+        self.appends.clear();
+        self.digest_questions.clear();
+        if lose_landing {
+            let state = &self.state;
+            let rng = &mut self.rng;
+            self.landed.retain(|(k, _), _| state.layer(k).is_some() || rng.one_in(2));
+        }
+        let mut layers: BTreeMap<LayerKey, Vec<(u32, PartEntry)>> = BTreeMap::new();
+        for ((key, part), content) in &self.landed {
+            layers.entry(*key).or_default().push((*part, entry(content)));
+        }
+        let landed = layers.into_iter().map(|(key, parts)| LandedLayer { key, parts }).collect();
+        let mut actions = Vec::new();
+        self.target = Target::new(target_config(), &self.state, landed, &mut actions);
+        actions.into_iter().for_each(|a| self.do_target(a));
+    }
+
+    fn append(&mut self) {
+        let (ticket, body) = self.appends.pop_front().expect("the caller looked");
+        let slot = self.state.next_slot();
+        let record = Record {
+            group: GroupId([9; 16]),
+            slot,
+            prev: self.state.prev(),
+            nonce: [0; 16],
+            stamp: Stamp { writer: [1; 16], mono_ms: self.now, wall_ms: 0 },
+            body,
+        };
+        let digest = RecordDigest(digest_of([slot.0, self.rng.next()]));
+        let verdict = self.state.apply(&record, digest);
+        self.say(|| format!("slot {slot}: {verdict:?}"));
+        if verdict == Verdict::Accepted
+            && let Body::Layers(layers) = &record.body
+        {
+            self.accept(layers);
+        }
+        self.records.push(record);
+        let outcome = AppendOutcome::Judged { position: LedgerPosition { slot, digest }, verdict };
+        if self.rng.one_in(40) {
+            return self.crash_target(false);
+        }
+        self.at(target::Event::Appended { ticket, outcome });
+    }
+
+    /// A record took effect: what it published must be what was cut.
+    fn accept(&mut self, layers: &farside_ledger::Layers) {
+        for member in &layers.members {
+            let image = self.image.entry(member.key.volume).or_default();
+            for part in 0..member.parts.len() as u32 {
+                let content = self.landed.get(&(member.key, part)).expect("a part that the record names is in the store");
+                assert_eq!(footer(content), member.parts[part as usize].footer_digest, "another part than the record's");
+                image.extend(content.iter().copied());
+            }
+        }
+        if layers.kind == LayerKind::Fuzzy {
+            self.fuzzy += 1;
+            return;
+        }
+        self.points += 1;
+        let t = layers.epoch.mono_before_ns;
+        let cut = self.cuts.get(&((t >> 32) as u8, EpochId(t & 0xffff_ffff))).expect("a point comes from a cut");
+        let members: Vec<VolumeId> = layers.members.iter().map(|m| m.key.volume).collect();
+        let mut sorted = members.clone();
+        sorted.sort_unstable();
+        assert_eq!(sorted, cut.content.keys().copied().collect::<Vec<_>>(), "L3: the members of the point are not the cut's");
+        for id in members {
+            for g in 0..GRANULES {
+                let got = self.image[&id].get(&g).copied();
+                if got != Some(UNREADABLE) {
+                    assert_eq!(got, Some(cut.content[&id][g as usize]), "L3: point of epoch {t:x}, volume {id:?}, granule {g}");
+                }
+            }
+        }
+    }
+
+    fn answer_digests(&mut self) {
+        let Some(target::Action::ReadDigests { session, id, volume, run }) = self.digest_questions.pop_front() else { return };
+        let image = self.image.get(&volume);
+        let digest = |g: u64| match image.and_then(|i| i.get(&g)) {
+            None => DigestRun::Absent { granules: 1 },
+            Some(&UNREADABLE) => DigestRun::Unreadable { granules: 1 },
+            Some(0) => DigestRun::Zero { granules: 1 },
+            Some(&value) => DigestRun::Data(vec![granule_digest(g, value)]),
+        };
+        let runs = (run.start.0..run.end().0).map(digest).collect();
+        self.at(target::Event::Digests { session, id, volume, start: run.start, runs: Ok(runs) });
+    }
+
+    // ---- the schedule
+
+    /// One thing that can happen by itself, whichever it is.
+    pub(super) fn step(&mut self) {
+        self.now += 1;
+        match self.rng.below(14) {
+            0 | 1 => self.tick(),
+            2 => {
+                if let Some(source::Action::Switch { kind, members }) = self.switch.take() {
+                    self.do_switch(kind, members);
+                }
+            }
+            3 => {
+                if let Some((volume, confirmed, position)) = self.headers.pop_front() {
+                    self.disks.get_mut(&volume).expect("a disk").header = (confirmed, position);
+                    self.to(source::Event::HeaderDurable { volume, confirmed, position });
+                }
+            }
+            4 => self.answer_hot(),
+            5 | 6 => {
+                if !self.jobs.is_empty() {
+                    let i = self.rng.below(self.jobs.len() as u64) as usize;
+                    self.read_some(i);
+                }
+            }
+            7 | 8 => {
+                if let Some(bytes) = self.to_target.pop_front() {
+                    let message: SourceMessage = decode_payload(&bytes).expect("our own message");
+                    let session = SessionId(self.connection.expect("messages belong to a connection"));
+                    self.at(target::Event::Message { session, message: Box::new(message) });
+                }
+            }
+            9 | 10 => {
+                if let Some(bytes) = self.to_source.pop_front() {
+                    let message: ReceiverMessage = decode_payload(&bytes).expect("our own message");
+                    let connection = self.connection.expect("messages belong to a connection");
+                    self.to(source::Event::Message { connection, message: Box::new(message) });
+                }
+            }
+            11 => {
+                if !self.parts.is_empty() {
+                    let i = self.rng.below(self.parts.len() as u64) as usize;
+                    let (session, key, part, content) = self.parts.swap_remove(i);
+                    self.land(session, key, part, content);
+                }
+            }
+            12 => {
+                if !self.appends.is_empty() {
+                    self.append();
+                }
+            }
+            _ => {
+                self.answer_digests();
+                let hot: Vec<_> = self.disks.iter().map(|(id, d)| (*id, d.hot.clone())).collect();
+                let (volume, regions) = hot[self.rng.below(hot.len() as u64) as usize].clone();
+                self.to(source::Event::CoolWanted { volume, regions });
+            }
+        }
+    }
+
+    fn land(&mut self, session: SessionId, key: LayerKey, part: u32, content: Vec<(u64, u64)>) {
+        if self.target.accepts_part(&self.state, session, key, part).is_err() {
+            return;
+        }
+        let entry = entry(&content);
+        self.landed.insert((key, part), content);
+        self.at(target::Event::PartLanded { session, key, part, entry });
+    }
+
+    fn answer_hot(&mut self) {
+        let Some(question) = self.hot_questions.pop() else { return };
+        match question {
+            source::Action::HeatAll { volume } => {
+                let hot = &mut self.disks.get_mut(&volume).expect("a disk").hot;
+                hot.insert_range(RegionRange { start: RegionIndex(0), count: REGIONS });
+                self.to(source::Event::AllHot { volume });
+            }
+            source::Action::KeepHot { volume } => {
+                let regions = self.disks[&volume].hot.clone();
+                self.to(source::Event::HotRegions { volume, regions });
+            }
+            _ => unreachable!("only these two are kept"),
+        }
+    }
+
+    /// L2: what differs from the published image is in a hot region.
+    pub(super) fn check_no_false_clean(&self) {
+        if self.tampered {
+            return;
+        }
+        let g = geometry();
+        for (id, disk) in &self.disks {
+            let image = self.image.get(id);
+            for granule in 0..GRANULES {
+                let same = image.and_then(|i| i.get(&granule)) == Some(&disk.content[granule as usize]);
+                let hot = disk.hot.contains(g.region_of(GranuleIndex(granule)));
+                assert!(same || hot, "L2: granule {granule} of {id:?} is clean and differs from what is published");
+            }
+        }
+    }
+
+    pub(super) fn converged(&self) -> bool {
+        let equal = self.disks.iter().all(|(id, disk)| {
+            let image = self.image.get(id);
+            (0..GRANULES).all(|g| image.and_then(|i| i.get(&g)) == Some(&disk.content[g as usize]))
+        });
+        equal && self.source.as_ref().is_some_and(Source::settled) && self.disks.values().all(|d| d.hot.is_empty())
+    }
+
+    /// No more faults: everything must get published, cooled, and end in a point.
+    pub(super) fn heal(&mut self, steps: u64) {
+        self.say(|| "---- heal".into());
+        self.disks.values_mut().for_each(|d| d.bad.clear());
+        self.disk_room = 1 << 40;
+        let ids: Vec<VolumeId> = self.disks.keys().copied().collect();
+        for i in 0..steps {
+            if self.source.is_none() {
+                self.boot();
+            }
+            if self.connection.is_none() {
+                self.connect();
+            }
+            // An unreadable run is tried again with the next layer, and makes none by itself.
+            for &volume in ids.iter().filter(|_| i % 2000 == 0) {
+                self.to(source::Event::Resume { volume });
+                self.write(volume, i / 2000 % GRANULES, i + 10_000);
+            }
+            let refused = std::mem::take(&mut self.refused);
+            refused.into_iter().for_each(|volume| self.to(source::Event::Accept { volume }));
+            self.step();
+            self.check_no_false_clean();
+            if self.converged() {
+                return;
+            }
+        }
+        let status = self.source.as_ref().map(|s| s.status(self.now));
+        panic!("no convergence: {status:#?}\n{:#?}", self.source);
+    }
+}
+
+fn footer(content: &[(u64, u64)]) -> [u8; 32] {
+    digest_of(content.iter().flat_map(|(g, v)| [*g, *v]))
+}
+
+fn entry(content: &[(u64, u64)]) -> PartEntry {
+    PartEntry { bytes: content.len() as u64 * 16, footer_digest: footer(content) }
+}
+
+fn target_config() -> target::Config {
+    target::Config {
+        group: GroupId([9; 16]),
+        source: name("host"),
+        group_name: name("default"),
+        store: [7; 16],
+        layer_digest,
+        limits: target::Limits {
+            sessions_max: 3,
+            credit_window: 24 * 16,
+            credit_step: 4 * 16,
+            layers_max: 64,
+            parts_max: 64,
+            heartbeat_record: 500,
+            append_retry: 20,
+            slice_ranges_max: 9,
+        },
+    }
+}
