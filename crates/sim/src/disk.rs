@@ -376,6 +376,24 @@ impl Disk {
         self.changes += 1;
     }
 
+    /// Becomes what it was, whole and durable, with nothing in flight.
+    ///
+    /// # Panics
+    /// When the image has another size.
+    pub fn restore(&mut self, image: &[u8]) {
+        self.cache.clear();
+        self.flight.clear();
+        self.done.clear();
+        self.lost.clear();
+        self.bad.clear();
+        self.fail_next_flush = false;
+        assert_eq!(image.len(), self.current.len() * self.sector_bytes, "an image of this disk");
+        self.set(0, image);
+        self.n += 1;
+        self.durable_n.fill(self.n);
+        self.newest_n.fill(self.n);
+    }
+
     /// From now on reads of this sector fail, until it is written.
     pub fn spoil(&mut self, sector: usize) {
         self.bad.insert(sector);

@@ -23,7 +23,7 @@ use crate::source::{self, Source};
 use crate::world::{SECTOR, World};
 
 /// See the head of the file.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Judge {
     group: GroupImage,
     heads: Vec<Vec<Published>>,
@@ -36,7 +36,7 @@ pub struct Judge {
     looked_at: u64,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct PointTruth {
     images: BTreeMap<usize, Vec<Published>>,
     degraded: bool,
@@ -70,6 +70,20 @@ impl Judge {
 
     fn ledger(&self) -> &State {
         self.group.state()
+    }
+
+    /// Whether any layer of a volume is published.
+    pub fn has_layers(&self, world: &World, volume: usize) -> bool {
+        self.ledger().volume(world.names.ids[volume]).is_some_and(|v| v.last_layer().is_some())
+    }
+
+    /// The store went back to when the judge was this one.
+    pub fn go_back(&mut self, then: &Self) {
+        self.group = then.group.clone();
+        self.heads.clone_from(&then.heads);
+        self.points.clone_from(&then.points);
+        self.healed.fill(false);
+        self.seen.fill((u64::MAX, 0, 0));
     }
 
     /// A record landed in the ledger.
@@ -252,6 +266,9 @@ impl Judge {
     fn check_clean(&mut self, world: &World) {
         for volume in 0..world.disks.len() {
             let disk = world.disks[volume].borrow();
+            if world.tainted.borrow()[volume] {
+                continue;
+            }
             let now = (disk.changes(), world.maps[volume].borrow().changes(), self.ledger().next_slot().0);
             if now == self.seen[volume] {
                 continue;

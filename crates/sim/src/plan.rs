@@ -33,9 +33,24 @@ pub enum Fault {
     Pause,
     /// A point is pinned, or a pin withdrawn.
     Pin,
-    /// A person asks for everything hot to be compared.
+    /// A person asks for everything to be compared.
     Resync,
+    /// The host's disks, maps and state directory go back to an earlier moment (first a snapshot is taken).
+    Rollback,
+    /// The host is installed anew: its disks stay, maps and headers are fresh.
+    Reinstall,
+    /// The receiver's store and landing go back to an earlier moment (first a snapshot is taken).
+    StoreRollback,
 }
+
+impl Fault {
+    /// After these a refusal by name is right.
+    pub fn is_nasty(self) -> bool {
+        matches!(self, Self::Rollback | Self::Reinstall | Self::StoreRollback)
+    }
+}
+
+const NASTY: [Fault; 3] = [Fault::Rollback, Fault::Reinstall, Fault::StoreRollback];
 
 const ALL: [Fault; 14] = [
     Fault::Crash,
@@ -55,7 +70,7 @@ const ALL: [Fault; 14] = [
 ];
 
 /// Faults that meet too rarely by chance and have found holes together.
-const THEMES: [&[Fault]; 16] = [
+const THEMES: [&[Fault]; 20] = [
     &[Fault::Stop, Fault::Power],
     &[Fault::Reset, Fault::Demote],
     &[Fault::Reset],
@@ -71,6 +86,10 @@ const THEMES: [&[Fault]; 16] = [
     &[Fault::Power, Fault::Partition],
     &[Fault::WriteError, Fault::Crash],
     &[Fault::Pause, Fault::Reset],
+    &[Fault::Rollback, Fault::Stop],
+    &[Fault::StoreRollback, Fault::Reset],
+    &[Fault::StoreRollback, Fault::Resync],
+    &[Fault::Reinstall],
     &[],
 ];
 
@@ -89,6 +108,10 @@ pub struct Plan {
     pub fault_rate: f64,
     /// How likely a dead source comes back at a step.
     pub boot_rate: f64,
+    /// How likely a dead receiver comes back at a step.
+    pub receiver_rate: f64,
+    /// The receiver is away when the source begins.
+    pub alone: bool,
     /// Begin in the steady state instead of at the first sync.
     pub steady: bool,
     /// Steps with faults.
@@ -106,6 +129,9 @@ impl Plan {
     pub fn draw(rng: &mut Rng) -> Self {
         let volumes = rng.pick(&[1, 1, 2, 2, 2, 3]);
         let mut faults: BTreeSet<Fault> = (0..rng.pick(&[0, 1, 2, 3, 3, 4, 5])).map(|_| rng.pick(&ALL)).collect();
+        if rng.chance(0.15) {
+            faults.insert(rng.pick(&NASTY));
+        }
         if rng.chance(0.6) {
             faults = rng.pick(&THEMES).iter().copied().collect();
         }
@@ -116,12 +142,19 @@ impl Plan {
             faults: faults.into_iter().map(|f| (f, rng.pick(&[1.0, 1.0, 2.0, 4.0]))).collect(),
             fault_rate: rng.pick(&[0.003, 0.008, 0.02]),
             boot_rate: rng.pick(&[0.02, 0.1, 0.5]),
+            receiver_rate: rng.pick(&[0.03, 0.03, 0.004]),
+            alone: rng.chance(0.2),
             steady: rng.chance(0.8),
             steps: 1500,
             tight: rng.chance(0.4),
             page_regions: rng.pick(&[2, 2, 4]),
             keep: rng.pick(&[1, 2, 2, 3]),
         }
+    }
+
+    /// Whether a refusal may be right in this run.
+    pub fn is_nasty(&self) -> bool {
+        self.faults.iter().any(|f| f.0.is_nasty())
     }
 
     /// Whether that may happen in this run.

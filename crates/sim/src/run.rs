@@ -1,8 +1,13 @@
 //! One run: an optional quiet beginning, a phase in which anything may happen, then healing and the demand to converge.
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 
+use farside_region::Slot;
+
+use crate::disk::Disk;
 use crate::exec;
 use crate::host::Workload;
 use crate::judge::Judge;
@@ -11,8 +16,9 @@ use crate::plan::{Fault, Plan};
 use crate::receiver::{self, Receiver};
 use crate::rng::Rng;
 use crate::source::{self, Source};
+use crate::store::MemoryStore;
 use crate::trace::Trace;
-use crate::world::{REGION_SECTORS, SECTOR, World};
+use crate::world::{REGION_SECTORS, SECTOR, SegmentKey, VolumeState, World};
 
 /// Steps that the quiet beginning and the healing may take.
 const QUIET_STEPS_MAX: u64 = 6_000;
@@ -67,6 +73,23 @@ struct Run {
     speeds: [f64; 4],
     slow_share: f64,
     partition_until: u64,
+    host_snapshots: Vec<HostSnapshot>,
+    store_snapshots: Vec<StoreSnapshot>,
+}
+
+/// Everything that a rollback of the host brings back.
+struct HostSnapshot {
+    disks: Vec<Vec<u8>>,
+    maps: Vec<Vec<u8>>,
+    state: Vec<VolumeState>,
+}
+
+/// Everything that a rollback of the store brings back, what the judge knew included.
+struct StoreSnapshot {
+    store: MemoryStore<SegmentKey>,
+    landing: BTreeMap<SegmentKey, Vec<u8>>,
+    pinned: BTreeMap<Slot, Slot>,
+    judge: Judge,
 }
 
 impl Run {
@@ -91,9 +114,13 @@ impl Run {
             speeds: [3.0, 3.0, 3.0, 8.0],
             slow_share: 0.0,
             partition_until: 0,
+            host_snapshots: Vec::new(),
+            store_snapshots: Vec::new(),
             world,
         };
-        run.receiver = Some(Receiver::start(&run.world));
+        if run.world.plan.steady || !run.world.plan.alone {
+            run.receiver = Some(Receiver::start(&run.world));
+        }
         run
     }
 
@@ -150,6 +177,7 @@ impl Run {
         if let Some(source) = &self.source {
             source.resume_all();
         }
+        world.state_dir.borrow_mut().iter_mut().for_each(|v| v.paused = false);
         self.judge.heal_begins(&world);
         if let Err(why) = self.until_converged(HEAL_STEPS_MAX) {
             world.fail(format!("NO CONVERGENCE: {why}"));
@@ -307,9 +335,20 @@ impl Run {
         if self.source.is_none() && world.chance(if healing { 0.3 } else { world.plan.boot_rate }) {
             self.source = Source::boot(&world);
         }
-        if self.receiver.is_none() && world.chance(if healing { 0.5 } else { 0.03 }) {
+        if self.receiver.is_none() && world.chance(if healing { 0.5 } else { world.plan.receiver_rate }) {
             world.say(|| "receiver up".into());
             self.receiver = Some(Receiver::start(&world));
+        }
+        if let Some(source) = &self.source {
+            for volume in source.refused() {
+                if !world.plan.is_nasty() {
+                    world.fail(format!("L6: v{volume} is refused in a run without rollback, reinstallation or store rollback"));
+                }
+                world.must_refuse.borrow_mut()[volume] = false;
+                if world.chance(0.02) {
+                    source.accept(volume);
+                }
+            }
         }
         if !world.net.borrow().up && (healing || world.now_us.get() > self.partition_until) {
             world.say(|| "network up".into());
@@ -425,6 +464,9 @@ impl Run {
                     source.meddle(fault, volume);
                 }
             }
+            Fault::Rollback => self.rollback(),
+            Fault::Reinstall if world.chance(0.3) => self.reinstall(),
+            Fault::StoreRollback if self.receiver.is_some() => self.store_rollback(),
             Fault::Pin => {
                 if let Some(receiver) = &self.receiver {
                     receiver.pin_something();
@@ -432,5 +474,70 @@ impl Run {
             }
             _ => {}
         }
+    }
+
+    fn rollback(&mut self) {
+        let world = self.world.clone();
+        if self.host_snapshots.is_empty() || world.chance(0.5) {
+            if self.host_snapshots.len() < 3 {
+                world.say(|| "snapshot of the host".into());
+                let images = |disks: &[RefCell<Disk>]| disks.iter().map(|d| d.borrow().image()).collect();
+                let state = world.state_dir.borrow().clone();
+                self.host_snapshots.push(HostSnapshot { disks: images(&world.disks), maps: images(&world.maps), state });
+            }
+            return;
+        }
+        self.source_ends("is ROLLED BACK");
+        let at = world.rng.borrow_mut().below(self.host_snapshots.len());
+        let snapshot = &self.host_snapshots[at];
+        for (disk, image) in world.disks.iter().zip(&snapshot.disks).chain(world.maps.iter().zip(&snapshot.maps)) {
+            disk.borrow_mut().restore(image);
+        }
+        world.state_dir.borrow_mut().clone_from(&snapshot.state);
+        world.taint();
+        source::rebooted(&world);
+    }
+
+    fn reinstall(&mut self) {
+        let world = self.world.clone();
+        self.source_ends("is REINSTALLED: no map, no header");
+        for volume in 0..world.disks.len() {
+            let image = world.disks[volume].borrow().image();
+            world.disks[volume].borrow_mut().restore(&image);
+            let bytes = world.maps[volume].borrow().image().len();
+            world.maps[volume].borrow_mut().restore(&vec![0; bytes]);
+            world.state_dir.borrow_mut()[volume] = VolumeState::default();
+            world.must_refuse.borrow_mut()[volume] = self.judge.has_layers(&world, volume);
+        }
+        source::format(&world);
+        world.taint();
+        source::rebooted(&world);
+    }
+
+    fn store_rollback(&mut self) {
+        let world = self.world.clone();
+        if self.store_snapshots.is_empty() || world.chance(0.5) {
+            if self.store_snapshots.len() < 3 {
+                world.say(|| "snapshot of the store".into());
+                self.store_snapshots.push(StoreSnapshot {
+                    store: world.store.borrow().snapshot(),
+                    landing: world.landing.borrow().clone(),
+                    pinned: world.pinned.borrow().clone(),
+                    judge: self.judge.clone(),
+                });
+            }
+            return;
+        }
+        self.receiver_ends(true);
+        let at = world.rng.borrow_mut().below(self.store_snapshots.len());
+        self.store_snapshots.truncate(at + 1);
+        let snapshot = &self.store_snapshots[at];
+        world.say(|| format!("the STORE IS ROLLED BACK to {} records", snapshot.store.ledger().len()));
+        world.store.replace(snapshot.store.snapshot());
+        world.landing.replace(snapshot.landing.clone());
+        world.pinned.replace(snapshot.pinned.clone());
+        world.unpacked.borrow_mut().clear();
+        self.judge.go_back(&snapshot.judge);
+        world.taint();
     }
 }

@@ -25,7 +25,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use farside_ledger::VolumeMeta;
+use farside_ledger::{Policy, VolumeMeta};
 use farside_region::intent::{
     Header, HeaderState, INTENT_BLOCK_BYTES, IntentBlock, IntentLayout, Owed, Page, PageBits, PageIndex, SlotIndex,
     UncheckedOwed, recover_header, recover_page,
@@ -79,12 +79,23 @@ pub(crate) struct Vol {
     header_wants: RefCell<Option<HeaderWant>>,
     /// What the sender is to read, and what it was told about it.
     job: RefCell<Option<ReadPart>>,
-    abort: Cell<bool>,
+    /// Counts jobs given and taken away: a sender whose number is old gives up.
+    job_no: Cell<u64>,
     finish: Cell<bool>,
     digests: RefCell<Option<(u64, Vec<farside_wire::DigestRun>)>>,
     heat_all: Cell<bool>,
     requests: Cell<usize>,
     paused: Cell<bool>,
+}
+
+impl Vol {
+    /// Gives the sender something to read, or takes it away. Returns what it had.
+    fn set_job(&self, job: Option<ReadPart>) -> Option<ReadPart> {
+        self.job_no.set(self.job_no.get() + 1);
+        self.finish.set(false);
+        self.digests.replace(None);
+        self.job.replace(job)
+    }
 }
 
 /// What a header write is to say.
@@ -219,6 +230,7 @@ impl Source {
             instance: InstanceId(world.rng.borrow_mut().bytes16()),
             boot: world.boot.get(),
             layer_digest: farside_layer::layer_digest,
+            policy: Policy { keep: world.plan.keep, span_ms: 0 },
             limits: control::core_limits(&world.plan),
         };
         let images: Vec<_> = (0..volumes.len()).map(|v| world.image(v)).collect();
@@ -372,6 +384,34 @@ impl Source {
         }
     }
 
+    /// Volumes that are refused by name. Notes on the way which ones have passed the position rule.
+    pub fn refused(&self) -> Vec<usize> {
+        use farside_replication::source::State;
+        let status = self.core.borrow().status(self.world.mono_ns());
+        let mut refused = Vec::new();
+        for s in &status.volumes {
+            let Some(volume) = self.world.volume_of(s.volume) else { continue };
+            match s.state {
+                State::Refused(_) => refused.push(volume),
+                State::Behind(_) | State::Streaming if status.connected => {
+                    self.world.tainted.borrow_mut()[volume] = false;
+                    if self.world.must_refuse.borrow()[volume] {
+                        let why = "goes on in a ledger that has layers, without a header, and nobody was asked";
+                        self.world.fail(format!("T17: v{volume} {why}"));
+                    }
+                }
+                _ => {}
+            }
+        }
+        refused
+    }
+
+    /// A person says `--accept`.
+    pub fn accept(&self, volume: usize) {
+        self.world.say(|| format!("v{volume}: a person accepts"));
+        self.push(Event::Accept { volume: self.world.names.ids[volume] });
+    }
+
     /// Everything published, cool, and nothing under way.
     ///
     /// # Errors
@@ -461,10 +501,7 @@ impl Source {
     fn lose(&self, conn: ConnId) {
         self.conn.set(None);
         for vol in &self.volumes {
-            if vol.job.borrow().is_some() {
-                vol.abort.set(true);
-                vol.job.replace(None);
-            }
+            vol.set_job(None);
             vol.digests.replace(None);
         }
         self.push(Event::Disconnected { connection: conn.0 });
@@ -589,7 +626,7 @@ fn open_volume(
         header_busy: Cell::new(false),
         header_wants: RefCell::new(None),
         job: RefCell::new(None),
-        abort: Cell::new(false),
+        job_no: Cell::new(0),
         finish: Cell::new(false),
         digests: RefCell::new(None),
         heat_all: Cell::new(false),

@@ -78,6 +78,11 @@ impl<K: Ord + Clone> MemoryStore<K> {
         self.flight.retain(|_| keep());
     }
 
+    /// All that is there, without what is in flight.
+    pub fn snapshot(&self) -> Self {
+        Self { ledger: self.ledger.clone(), segments: self.segments.clone(), next: self.next, ..Self::default() }
+    }
+
     /// Records there are, from slot 0.
     pub fn ledger(&self) -> &[Vec<u8>] {
         &self.ledger

@@ -151,6 +151,10 @@ pub struct World {
     pub state_dir: RefCell<Vec<VolumeState>>,
     /// The kernel's boot.
     pub boot: Cell<BootId>,
+    /// Volumes whose disk or ledger was put back, and whose position was not checked since: L2 does not speak of them.
+    pub tainted: RefCell<Vec<bool>>,
+    /// Volumes that must be refused before they may be claimed.
+    pub must_refuse: RefCell<Vec<bool>>,
     /// Accepted pins that were not withdrawn, and the points they hold.
     pub pinned: RefCell<BTreeMap<Slot, Slot>>,
 }
@@ -181,6 +185,8 @@ impl World {
             healing: Cell::new(false),
             source_alive: Cell::new(false),
             pinned: RefCell::default(),
+            tainted: RefCell::new(vec![false; sectors.len()]),
+            must_refuse: RefCell::new(vec![false; sectors.len()]),
             landing: RefCell::default(),
             seen_connections: RefCell::default(),
             receiver_up: Cell::new(false),
@@ -300,6 +306,11 @@ impl World {
 
     fn disk(&self, i: usize) -> &RefCell<Disk> {
         if i < self.disks.len() { &self.disks[i] } else { &self.maps[i - self.disks.len()] }
+    }
+
+    /// Something was put back: until the position rule has spoken, no bit can be judged.
+    pub fn taint(&self) {
+        self.tainted.borrow_mut().fill(true);
     }
 
     /// Which of our volumes that is.

@@ -134,8 +134,12 @@ impl Source {
         }
         let now = self.world.mono_ns();
         let mut actions = Vec::new();
-        if !matches!(event, Event::Tick(_)) {
-            self.world.say(|| format!("source ← {}", short(&event)));
+        match &event {
+            Event::Tick(tick) => self.world.say(|| {
+                let samples: Vec<_> = tick.volumes.iter().map(|(_, s)| (s.dirty_bytes, s.in_flight)).collect();
+                format!("source ← tick of {} us, (dirty bytes, in flight) {samples:?}", tick.time.mono_ns / 1000)
+            }),
+            _ => self.world.say(|| format!("source ← {}", short(&event))),
         }
         self.core.borrow_mut().step(now, event, &mut actions);
         for action in actions {
@@ -190,11 +194,9 @@ impl Source {
                     )
                 });
                 let vol = self.vol(job.key.volume);
-                if vol.job.replace(Some(*job)).is_some() {
+                if vol.set_job(Some(*job)).is_some() {
                     world.fail("replication asked for a part while one was being read".into());
                 }
-                vol.finish.set(false);
-                vol.abort.set(false);
             }
             Action::FinishPart { key, part } => {
                 let vol = self.vol(key.volume);
@@ -204,9 +206,8 @@ impl Source {
             }
             Action::AbortPart { key, part } => {
                 let vol = self.vol(key.volume);
-                let aborted = vol.job.borrow_mut().take_if(|j| j.key == key && j.part == part);
-                if let Some(job) = aborted {
-                    vol.abort.set(true);
+                let reading = vol.job.borrow().as_ref().is_some_and(|j| j.key == key && j.part == part);
+                if let Some(job) = reading.then(|| vol.set_job(None)).flatten() {
                     self.push(Event::PartAborted { connection: job.connection, key, part });
                 }
             }

@@ -38,8 +38,8 @@ impl Source {
         loop {
             steps.pause().await;
             steps.until(|| vol.job.borrow().is_some()).await;
-            vol.abort.set(false);
             let job = vol.job.borrow().clone().expect("just seen");
+            let no = vol.job_no.get();
             let id = PartId { key: job.key, part: job.part, geometry: self.world.names.geometry[v] };
             let mut part = Part {
                 writer: PartWriter::new(id, &job.digest_key, encoder.take().expect("given back")),
@@ -48,15 +48,15 @@ impl Source {
                 zero_regions: RegionSet::new(),
                 regions: RegionSet::new(),
             };
-            let read = self.read_part(vol, &job, &mut part).await;
+            let read = self.read_part(vol, &job, no, &mut part).await;
             let empty = part.writer.is_empty();
             let (bytes, summary, back) = part.writer.finish();
             encoder = Some(back);
-            let Ok((next, done, ended)) = read else {
+            let Some((next, done, ended)) = read.ok().filter(|_| vol.job_no.get() == no) else {
                 self.world.say(|| format!("v{v} sender gives up part {}.{}.{}", job.key.term, job.key.seq, job.part));
                 continue;
             };
-            vol.job.replace(None);
+            vol.set_job(None);
             let sent = (!empty).then_some(SentPart { bytes: summary.bytes, footer_digest: summary.footer_digest });
             if sent.is_some() {
                 let mut stream = PartHeader { key: job.key, part: job.part }.encode().to_vec();
@@ -91,7 +91,7 @@ impl Source {
     }
 
     /// Whole regions upwards, until something ends the part: (next region, done, the volume's part of the epoch has ended).
-    async fn read_part(&self, vol: &Vol, job: &ReadPart, part: &mut Part) -> Result<(RegionIndex, bool, bool), Aborted> {
+    async fn read_part(&self, vol: &Vol, job: &ReadPart, no: u64, part: &mut Part) -> Result<(RegionIndex, bool, bool), Aborted> {
         let geometry = self.world.names.geometry[vol.index];
         let end = RegionIndex(geometry.region_count());
         let until = job.until.unwrap_or(end);
@@ -112,7 +112,7 @@ impl Source {
             if !part.regions.is_empty() && (full || ranges.range_count() > job.ranges_max) {
                 return Ok((region, false, false));
             }
-            self.read_region(vol, job, part, &mut reader, region).await?;
+            self.read_region(vol, job, no, part, &mut reader, region).await?;
             part.regions.insert(region);
             at = RegionIndex(region.0 + 1);
         }
@@ -122,6 +122,7 @@ impl Source {
         &self,
         vol: &Vol,
         job: &ReadPart,
+        no: u64,
         part: &mut Part,
         reader: &mut FrozenReader,
         region: RegionIndex,
@@ -129,7 +130,7 @@ impl Source {
         let steps = self.world.steps();
         let geometry = self.world.names.geometry[vol.index];
         let mut found: BTreeMap<u64, Granule> = BTreeMap::new();
-        let gone = || vol.abort.get() || self.conn.get().map(|c| c.0) != Some(job.connection);
+        let gone = || vol.job_no.get() != no;
         loop {
             steps.pause().await;
             if gone() {
@@ -165,7 +166,7 @@ impl Source {
             part.unreadable.insert_run(&geometry, GranuleRun { start: GranuleIndex(*granule), count: 1 });
         }
         if job.compare.contains(region) {
-            self.leave_out_equal(vol, job, whole, &mut found).await?;
+            self.leave_out_equal(vol, job, no, whole, &mut found).await?;
         }
         for (granule, content) in found {
             let start = GranuleIndex(granule);
@@ -224,13 +225,14 @@ impl Source {
         &self,
         vol: &Vol,
         job: &ReadPart,
+        no: u64,
         run: GranuleRun,
         found: &mut BTreeMap<u64, Granule>,
     ) -> Result<(), Aborted> {
         assert!(run.count <= DIGEST_GRANULES_MAX, "a region of the simulator is small");
         vol.digests.replace(None);
         self.push(Event::DigestsWanted { connection: job.connection, key: job.key, part: job.part, run });
-        let gone = || vol.abort.get() || self.conn.get().map(|c| c.0) != Some(job.connection);
+        let gone = || vol.job_no.get() != no;
         self.world.steps().until(|| vol.digests.borrow().is_some() || gone()).await;
         let Some((start, runs)) = vol.digests.take().filter(|_| !gone()) else { return Err(Aborted) };
         let mut at = start;
