@@ -82,7 +82,8 @@ const PURE: &[&str] = &["crates/region", "crates/ledger", "crates/layer", "crate
 const IMPURE_WORDS: &[&str] = &[
     "std::fs",
     "std::net",
-    "thread::spawn", "thread::sleep",
+    "thread::spawn",
+    "thread::sleep",
     "std::process",
     "SystemTime",
     "Instant::now",
@@ -270,7 +271,7 @@ impl Sources {
 fn product_lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
     text.lines()
         .enumerate()
-        .take_while(|(_, line)| !(line.starts_with("#[cfg(") && line.contains("test")))
+        .take_while(|(_, line)| !(line.trim_start().starts_with("#[cfg(") && line.contains("test")))
         .map(|(at, line)| (at + 1, line.split_once("//").map_or(line, |(code, _)| code)))
 }
 
