@@ -130,7 +130,7 @@ impl Footer {
         Self { id, frames, digests, digest, part_bytes }
     }
 
-    /// Which part it is of.
+    /// Which part it is of. Compare it with the part that was asked for: a footer alone cannot know.
     pub fn id(&self) -> &PartId {
         &self.id
     }

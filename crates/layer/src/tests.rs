@@ -265,6 +265,117 @@ fn reseal_footer(part: &mut [u8]) {
     part[end..].copy_from_slice(&trailer.encode());
 }
 
+/// A part of any frames, with every checksum, offset and digest right.
+fn forge(geometry: Geometry, frames: &[(RunKind, Codec, GranuleRun, Vec<u8>)], digests: usize) -> Vec<u8> {
+    let header = id(geometry).encode();
+    let (mut part, mut body) = (header.to_vec(), header.to_vec());
+    for (kind, codec, run, payload) in frames {
+        let frame = FrameRef {
+            run: *run,
+            kind: *kind,
+            codec: *codec,
+            offset: (part.len() + FRAME_HEAD_BYTES) as u32,
+            stored_bytes: payload.len() as u32,
+            crc: crc32c::crc32c(payload),
+            first_digest: 0,
+        };
+        part.extend_from_slice(&frame.encode_head());
+        part.extend_from_slice(payload);
+        body.extend_from_slice(&frame.encode_entry());
+    }
+    body.resize(body.len() + 16 * digests, 0);
+    let footer_offset = part.len() as u64;
+    part.extend_from_slice(&frame_head(KIND_FOOTER, 0, body.len() as u32, 0, frames.len() as u64, 0));
+    part.extend_from_slice(&body);
+    let trailer = crate::format::Trailer { footer_offset, body_bytes: body.len() as u32, footer_digest: [0; 32] };
+    part.extend_from_slice(&trailer.encode());
+    reseal_footer(&mut part);
+    part
+}
+
+#[test]
+fn frames_that_no_writer_makes_are_refused_by_both_readers() {
+    use RunKind::{Data, Unreadable, Zero};
+    let g = small();
+    let zero = |r| (Zero, Codec::Raw, r, vec![]);
+    let raw = |r: GranuleRun, bytes: usize| (Data, Codec::Raw, r, vec![1; bytes]);
+    let packed = |r: GranuleRun, bytes: usize| (Data, Codec::Zstd, r, vec![1; bytes]);
+    let good = forge(g, &[zero(run(3, 2)), (Unreadable, Codec::Raw, run(5, 1), vec![])], 0);
+    assert!(verify(&good, id(g)).is_ok() && open(&good).is_ok(), "the forger's parts are good otherwise");
+    let frame = |part: &[u8], why: &str| {
+        for error in [verify(part, id(g)).expect_err(why), open(part).expect_err(why)] {
+            assert!(matches!(&error, PartError::Frame { why: w, .. } if *w == why), "{why}: {error}");
+        }
+    };
+    frame(&forge(g, &[zero(run(3, 2)), zero(run(4, 2))], 0), "it overlaps or goes back");
+    frame(&forge(g, &[zero(run(3, 2)), zero(run(0, 2))], 0), "it overlaps or goes back");
+    frame(&forge(g, &[zero(run(3, 0))], 0), "it is empty");
+    frame(&forge(g, &[zero(run(97, 1))], 0), "it goes beyond the volume");
+    frame(&forge(g, &[zero(run(3, u64::MAX))], 0), "it goes beyond the volume");
+    frame(&forge(g, &[(Zero, Codec::Raw, run(1, 1), vec![7])], 0), "it has a payload and should have none");
+    frame(&forge(g, &[(Unreadable, Codec::Zstd, run(1, 1), vec![])], 0), "it has a payload and should have none");
+    frame(&forge(g, &[raw(run(15, 2), 128)], 2), "it crosses a frame boundary");
+    frame(&forge(g, &[raw(run(1, 1), 63)], 1), "its length does not fit its granules");
+    frame(&forge(g, &[raw(run(96, 1), 64)], 1), "its length does not fit its granules");
+    frame(&forge(g, &[packed(run(1, 1), 64)], 1), "its length does not fit its granules");
+    frame(&forge(g, &[packed(run(1, 1), 0)], 1), "its length does not fit its granules");
+    let garbage = forge(g, &[packed(run(1, 1), 20)], 1);
+    let expected = PartError::Decompress { region: RegionIndex(0), run: run(1, 1) };
+    assert_eq!(verify(&garbage, id(g)), Err(expected.clone()));
+    assert_eq!(image(&garbage, &open(&garbage).expect("consistent")), Err(expected));
+    // A zstd frame that holds more than its granules do.
+    let bomb = zstd::bulk::compress(&vec![0; 1 << 20], 1).expect("in memory");
+    let bomb = forge(Geometry::new(1 << 30).expect("valid"), &[(Data, Codec::Zstd, run(0, 1), bomb)], 1);
+    let g = Geometry::new(1 << 30).expect("valid");
+    assert_eq!(verify(&bomb, id(g)), Err(PartError::Decompress { region: RegionIndex(0), run: run(0, 1) }));
+}
+
+#[test]
+fn a_footer_that_lies_with_good_checksums_is_refused() {
+    let part = sample(Compression::Off);
+    let (body, end) = (footer_body(&part), part.len() - TRAILER_BYTES);
+    let changed = |at: usize, value: u8| {
+        let mut bad = part.clone();
+        bad[at] = value;
+        bad
+    };
+    let head_crc = |bad: &mut Vec<u8>| {
+        let crc = crc32c::crc32c(&bad[body - 32..body - 4]);
+        bad[body - 4..body].copy_from_slice(&crc.to_le_bytes());
+    };
+    let trailer_crc = |bad: &mut Vec<u8>| {
+        let crc = crc32c::crc32c(&bad[end..end + 52]);
+        bad[end + 52..end + 56].copy_from_slice(&crc.to_le_bytes());
+    };
+    // The checksum of the body, in its head.
+    let mut bad = changed(body - 8, part[body - 8] ^ 1);
+    head_crc(&mut bad);
+    assert_eq!(verify(&bad, id(small())), Err(PartError::Footer("its checksum does not match")));
+    assert_eq!(open(&bad), Err(PartError::Footer("its checksum does not match")));
+    // The digest of the body, and the padding, in the trailer.
+    let mut bad = changed(end + 16, part[end + 16] ^ 1);
+    trailer_crc(&mut bad);
+    assert_eq!(verify(&bad, id(small())), Err(PartError::Trailer));
+    assert_eq!(open(&bad), Err(PartError::Footer("its digest does not match")));
+    for padding in [12, 48] {
+        let mut bad = changed(end + padding, 1);
+        trailer_crc(&mut bad);
+        assert_eq!(verify(&bad, id(small())), Err(PartError::Trailer));
+        assert_eq!(open(&bad), Err(PartError::Trailer));
+    }
+    // The number of frames.
+    let mut bad = changed(body - 16, part[body - 16] + 1);
+    head_crc(&mut bad);
+    assert_eq!(verify(&bad, id(small())), Err(PartError::Footer("it does not fit the frames before it")));
+    assert!(open(&bad).is_err());
+    // Another header than the part has: a footer moved here from another part.
+    let mut bad = part.clone();
+    bad[body..body + HEADER_BYTES].copy_from_slice(&PartId { part: 9, ..id(small()) }.encode());
+    reseal_footer(&mut bad);
+    assert_eq!(verify(&bad, id(small())), Err(PartError::Footer("it repeats another header")));
+    assert_eq!(open(&bad).expect("consistent").id().part, 9, "random access must compare the id, as it is told to");
+}
+
 #[test]
 fn any_flipped_bit_is_found_and_content_is_named() {
     for compression in [Compression::Off, Compression::Zstd(1)] {

@@ -326,14 +326,13 @@ impl PartWriter {
         Ok(())
     }
 
-    /// Runs without a payload; one that continues the last frame is merged only while that frame's head is not written yet,
-    /// so it is held back as the last of `frames` with no offset.
+    /// Runs without a payload. One that ends the table is held back, without an offset and with its head not written, so that
+    /// the next can join it; whatever else follows writes it first.
     fn append_run(&mut self, kind: RunKind, run: GranuleRun) {
         self.flush_data();
         self.next = run.end().0;
         if let Some(last) = self.frames.last_mut()
             && last.kind == kind
-            && last.offset == HELD
             && last.run.end() == run.start
         {
             last.run.count += run.count;
