@@ -188,9 +188,9 @@ impl FrozenReader {
             return Look::Demoted;
         };
         let claimed = volume.claims.claimed_word(block, word);
+        let mut seen = claimed.load(Ordering::Acquire);
         loop {
             let done = volume.claims.done_word(block, word).load(Ordering::Acquire) & bits;
-            let seen = claimed.load(Ordering::Acquire) & bits;
             let same = |of: u64| first_run(of, at).filter(|(s, _)| *s == at).map_or(0, |(_, n)| n.min(count));
             if done >> at & 1 == 1 {
                 // Not done by us: what we have read, we do not ask for again. So it was saved.
@@ -199,7 +199,7 @@ impl FrozenReader {
                 return Look::Out(Next::Held(HeldRun { run: GranuleRun { count, ..run }, data }), count);
             }
             if seen >> at & 1 == 1 {
-                return Look::Blocked(same(seen & !done) as u64);
+                return Look::Blocked(same(seen & bits & !done) as u64);
             }
             let free = same(bits & !seen);
             let run = volume.run_in(region, word, at, free);
@@ -207,12 +207,12 @@ impl FrozenReader {
                 return Look::Blocked(run.count);
             }
             let ours = bits_between(at, at + free);
-            let before = claimed.load(Ordering::Acquire);
-            if before & ours == 0
-                && (mutated!(volume, SaveWithoutClaim)
-                    || claimed.compare_exchange(before, before | ours, Ordering::AcqRel, Ordering::Acquire).is_ok())
-            {
+            if mutated!(volume, SaveWithoutClaim) {
                 return self.hand_out(run, true);
+            }
+            match claimed.compare_exchange(seen, seen | ours, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return self.hand_out(run, true),
+                Err(now) => seen = now,
             }
         }
     }

@@ -30,6 +30,8 @@ mod frozen;
 mod in_flight;
 mod intent;
 mod limits;
+#[cfg(all(test, feature = "loom"))]
+mod models;
 mod mutation;
 mod pool;
 mod queue;

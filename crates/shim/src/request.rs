@@ -375,7 +375,7 @@ impl Request {
         }
     }
 
-    #[cfg(test)]
+    #[cfg(all(test, not(feature = "loom")))]
     pub(crate) fn at_for_tests(&self) -> u64 {
         self.at
     }

@@ -90,16 +90,19 @@ impl Volume {
 
     fn word_in_the_way(&self, region: RegionIndex, word: usize, bits: u64, cut: EpochId) -> Word {
         let frozen = self.frozen_map().dirty_word(&self.masks, &self.geometry, region, word) & bits;
+        if frozen & !self.claims.done(region, word) == 0 {
+            return Word::Clear;
+        }
+        let Some(block) = self.claims.block(region) else {
+            return Word::Overflow;
+        };
+        let claimed = self.claims.claimed_word(block, word);
+        let mut seen = claimed.load(Ordering::Acquire);
         loop {
-            let pending = frozen & !self.claims.done(region, word);
+            let pending = frozen & !self.claims.done_word(block, word).load(Ordering::Acquire);
             if pending == 0 {
                 return Word::Clear;
             }
-            let Some(block) = self.claims.block(region) else {
-                return Word::Overflow;
-            };
-            let claimed = self.claims.claimed_word(block, word);
-            let seen = claimed.load(Ordering::Acquire);
             let Some((start, count)) = first_run(pending & !seen, 0) else {
                 return Word::Before(Before::Park(ParkKey::Claim));
             };
@@ -112,10 +115,12 @@ impl Volume {
                 return Word::Overflow;
             }
             let ours = bits_between(start, start + count);
-            if mutated!(self, SaveWithoutClaim)
-                || claimed.compare_exchange(seen, seen | ours, Ordering::AcqRel, Ordering::Acquire).is_ok()
-            {
+            if mutated!(self, SaveWithoutClaim) {
                 return Word::Before(Before::Save(run, cut));
+            }
+            match claimed.compare_exchange(seen, seen | ours, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return Word::Before(Before::Save(run, cut)),
+                Err(now) => seen = now,
             }
             self.group.side().unreserve(count);
         }
