@@ -275,3 +275,7 @@ fn granules_of_regions(geometry: &Geometry, first: u64, count: u64) -> GranuleRu
     let per_region = geometry.region_granules();
     GranuleRun { start: GranuleIndex(first * per_region), count: count * per_region }
 }
+
+#[cfg(test)]
+#[path = "image_tests.rs"]
+mod tests;

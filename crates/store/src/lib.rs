@@ -18,6 +18,7 @@
 
 mod attempt;
 mod backend;
+mod check;
 mod error;
 mod group;
 mod image;
@@ -38,6 +39,7 @@ mod testkit;
 
 pub use attempt::{Attempt, Found};
 pub use backend::{Backend, Created, DirBackend, Listed, ObjectName, Page, block_on};
+pub use check::{CheckReport, Finding, Problem, Severity, check};
 pub use error::{Remedy, Result, StoreError};
 pub use group::{Appended, DigestRun, GroupStore, Swept, head_digests};
 pub use image::{Applied, GroupImage, PRUNE_PARTS_MAX, PRUNE_POINTS_MAX, PartRuns, VolumeImage};

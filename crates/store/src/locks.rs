@@ -53,6 +53,11 @@ impl WriterLock {
 }
 
 impl ReaderLock {
+    /// Makes the lock's file, so that readers who may not create one find it.
+    pub(crate) fn prepare(root: &Path) -> Result<()> {
+        open(&root.join("reader.lock"), true).map(drop)
+    }
+
     /// Shares it; waits while somebody deletes, which is never long.
     ///
     /// # Errors

@@ -173,6 +173,11 @@ impl GroupReader {
         self.torn.as_ref()
     }
 
+    /// Image, segments and the torn slot, for a check. The caller holds a reader's lock of its own.
+    pub(crate) fn into_parts(self) -> (GroupImage, Arc<Segments>, Option<Torn>) {
+        (self.image, self.segments, self.torn)
+    }
+
     /// The id of a volume.
     ///
     /// # Errors

@@ -380,3 +380,7 @@ fn device_looks_empty(file: &File, bytes: u64) -> io::Result<bool> {
     }
     Ok(true)
 }
+
+#[cfg(test)]
+#[path = "restore_tests.rs"]
+mod tests;

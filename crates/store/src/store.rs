@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::backend::{Backend, Created, DirBackend, ObjectName, block_on};
 use crate::error::{Result, StoreError};
 use crate::group::GroupStore;
-use crate::locks::WriterLock;
+use crate::locks::{ReaderLock, WriterLock};
 use crate::names::{self, GroupNames};
 use crate::space::Space;
 
@@ -114,6 +114,7 @@ impl Store {
         let dir = Arc::new(DirBackend::open(path)?);
         let id = read_store_description(&dir)?;
         let lock = WriterLock::take(dir.root())?;
+        ReaderLock::prepare(dir.root())?;
         dir.prepare()?;
         let backend = over(Arc::clone(&dir) as Arc<dyn Backend>);
         let shared = Shared { backend, dir, id, writer: random()?, started: Instant::now(), _lock: lock };

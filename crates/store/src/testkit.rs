@@ -1,6 +1,5 @@
 //! A small source for tests: makes parts of a little volume, lands them and publishes them, and knows what the image is.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use farside_layer::{Compression, Encoder, PartId, PartSummary, PartWriter};
@@ -10,7 +9,7 @@ use farside_region::{
 };
 use tempfile::TempDir;
 
-use crate::{Appended, GroupStore, PartName, Store};
+use crate::{Appended, GroupStore, Store};
 
 pub(crate) const GRANULE: u64 = 512;
 
@@ -192,12 +191,4 @@ pub(crate) fn granule(number: u64, byte: u8) -> Vec<u8> {
 pub(crate) fn layers(kind: LayerKind, members: Vec<LayerEntry>) -> Body {
     let epoch = EpochInfo { boot: BootId([1; 16]), mono_before_ns: 1, mono_after_ns: 2, wall_ms: 1000 };
     Body::Layers(Layers { kind, epoch, members })
-}
-
-/// Which parts the head image and the retained points use, granule by granule.
-pub(crate) fn used_parts(
-    history: &BTreeMap<Slot, Vec<Option<PartName>>>,
-    slots: &[Slot],
-) -> std::collections::BTreeSet<PartName> {
-    slots.iter().flat_map(|s| history[s].iter().flatten().copied()).collect()
 }

@@ -1,0 +1,405 @@
+//! Looking at a whole store: every digest, every reference, what is left over. Changes nothing.
+//!
+//! Beside a running receiver it shares the readers' lock, so that nothing disappears under it; what is published while it
+//! looks counts as staged. Findings are values: which group, volume, points, region and file, and what it means.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use farside_layer::{FrameDecoder, PartVerifier, RunKind};
+use farside_ledger::{VolumeMeta, volume_id};
+use farside_region::{GranuleIndex, GranuleRun, LayerKey, Name, RegionIndex, Slot, VolumeId};
+
+use crate::backend::{block_on, list_all};
+use crate::error::{Result, StoreError};
+use crate::image::{GroupImage, PartRuns, VolumeImage};
+use crate::index::{Content, PartNo};
+use crate::liveness::{Part, PartName};
+use crate::names::{GroupNames, GroupObject};
+use crate::reader::StoreReader;
+use crate::replay::{index_all, parallel};
+use crate::segments::{FooterFault, Segments, runs_of};
+
+/// Bytes of a segment read at once.
+const READ_BYTES: u64 = 1 << 20;
+/// Parts checked between two looks at whether to go on.
+const BATCH: usize = 32;
+/// Findings kept per group; a store in worse shape than that needs no longer list.
+const FINDINGS_MAX: usize = 10_000;
+
+/// How bad it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Severity {
+    /// Normal, and good to know.
+    Note,
+    /// Costs space or attention, no data.
+    Warning,
+    /// Something that was published cannot be restored, or the ledger cannot go on.
+    Error,
+}
+
+/// What was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum Problem {
+    /// A folder or description is not what it should be.
+    Description,
+    /// A ledger record does not verify.
+    LedgerTorn,
+    /// A segment that the ledger names is not there.
+    SegmentMissing,
+    /// A segment is not what was published.
+    SegmentCorrupt,
+    /// A point does not cover a member.
+    PointIncomplete,
+    /// A point holds runs that the source could not read.
+    PointDegraded,
+    /// Nothing names it, and nothing can any more; swept at the receiver's next start.
+    Orphan,
+    /// Given up by a prune record, and not deleted yet.
+    AwaitsDeletion,
+    /// Staged, and not published yet.
+    Staged,
+    /// Not a name that Farside gives.
+    Foreign,
+}
+
+/// One finding.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// How bad.
+    pub severity: Severity,
+    /// What.
+    pub problem: Problem,
+    /// Source and group.
+    pub group: String,
+    /// The volume's name.
+    pub volume: Option<Name>,
+    /// The retained points that it spoils.
+    pub points: Vec<Slot>,
+    /// It spoils the head image, too.
+    pub head: bool,
+    /// Where in the volume.
+    pub region: Option<RegionIndex>,
+    /// Which object.
+    pub object: Option<String>,
+    /// For people.
+    pub text: String,
+}
+
+/// What a check amounts to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CheckReport {
+    /// Everything worth saying.
+    pub findings: Vec<Finding>,
+    /// Groups looked at.
+    pub groups: u64,
+    /// Ledger records replayed.
+    pub records: u64,
+    /// Retained points.
+    pub points: u64,
+    /// Published segments, every byte of which was checked.
+    pub segments: u64,
+    /// Their bytes.
+    pub segment_bytes: u64,
+    /// Those of them that nothing needs any more: the next prune gives them up.
+    pub dead_bytes: u64,
+    /// Bytes of segments that no accepted record names.
+    pub unnamed_bytes: u64,
+}
+
+impl CheckReport {
+    /// The worst that was found.
+    pub fn worst(&self) -> Option<Severity> {
+        self.findings.iter().map(|f| f.severity).max()
+    }
+
+    /// Dead bytes ÷ bytes of published segments; 0 for an empty store.
+    pub fn dead_ratio(&self) -> f64 {
+        if self.segment_bytes == 0 { 0.0 } else { self.dead_bytes as f64 / self.segment_bytes as f64 }
+    }
+}
+
+/// Checks the store in a directory. `progress` hears how many bytes of segments were read; `false` stops.
+///
+/// # Errors
+/// When it cannot be looked at, or was stopped. What is wrong *in* it is a finding.
+pub fn check(path: &Path, progress: &(dyn Fn(u64) -> bool + Sync)) -> Result<CheckReport> {
+    let store = StoreReader::open(path)?;
+    let mut report = CheckReport::default();
+    let read = AtomicU64::new(0);
+    for names in store.groups()? {
+        report.groups += 1;
+        let reader = match store.group(&names) {
+            Ok(reader) => reader,
+            Err(error @ (StoreError::ForeignGroup { .. } | StoreError::Damaged { .. } | StoreError::Version { .. })) => {
+                let finding = Finding { object: Some(names.description().to_string()), ..finding(&names, Problem::Description) };
+                report.findings.push(Finding { text: error.to_string(), ..finding });
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        let (image, segments, torn) = reader.into_parts();
+        if let Some(torn) = &torn {
+            let text = torn.error(&names).to_string();
+            report.findings.push(Finding { object: Some(torn.file.clone()), text, ..finding(&names, Problem::LedgerTorn) });
+        }
+        let mut group = GroupCheck { names, image, segments: &segments, bad: Vec::new(), findings: Vec::new() };
+        group.check_segments(&read, progress)?;
+        group.check_points()?;
+        group.check_leftovers(torn.is_some(), &mut report)?;
+        report.records += group.image.state().next_slot().0;
+        report.points += group.image.state().points().len() as u64;
+        report.segments += group.image.parts().iter().count() as u64;
+        let (total, dead) = group.image.parts().bytes(group.image.state());
+        report.segment_bytes += total;
+        report.dead_bytes += dead;
+        group.findings.truncate(FINDINGS_MAX);
+        report.findings.append(&mut group.findings);
+    }
+    report.findings.sort_by_key(|f| std::cmp::Reverse(f.severity));
+    Ok(report)
+}
+
+struct GroupCheck<'s> {
+    names: GroupNames,
+    image: GroupImage,
+    segments: &'s Segments,
+    /// Parts with something wrong: where, and what.
+    bad: Vec<(PartNo, Fault)>,
+    findings: Vec<Finding>,
+}
+
+#[derive(Clone, Debug)]
+struct Fault {
+    problem: Problem,
+    lost: Lost,
+    why: String,
+}
+
+/// What of a part is lost.
+#[derive(Clone, Copy, Debug)]
+enum Lost {
+    All,
+    Run(GranuleRun),
+    /// Only what is there twice; readers use the other copy.
+    Nothing,
+}
+
+impl GroupCheck<'_> {
+    /// Reads every published segment in full.
+    fn check_segments(&mut self, read: &AtomicU64, progress: &(dyn Fn(u64) -> bool + Sync)) -> Result<()> {
+        let parts: Vec<(PartNo, Part)> = self.image.parts().iter().map(|(no, p)| (no, p.clone())).collect();
+        for batch in parts.chunks(BATCH) {
+            let checked = parallel(batch, |(_, part)| {
+                let volume = self.image.state().volume(part.name.layer.volume).expect("a part's volume was claimed");
+                let faults = check_part(self.segments, volume.meta(), part);
+                read.fetch_add(part.bytes, Ordering::Relaxed);
+                faults
+            });
+            for ((no, _), faults) in batch.iter().zip(checked) {
+                self.bad.extend(faults?.into_iter().map(|fault| (*no, fault)));
+            }
+            if !progress(read.load(Ordering::Relaxed)) {
+                return Err(StoreError::Stopped);
+            }
+        }
+        index_all(&mut self.image, self.segments)?;
+        Ok(())
+    }
+
+    /// Whether every point covers its members, and which points the bad parts spoil.
+    fn check_points(&mut self) -> Result<()> {
+        let mut spoiled: BTreeMap<usize, Vec<Slot>> = BTreeMap::new();
+        let points: Vec<_> = self.image.state().points().values().cloned().collect();
+        for point in &points {
+            for member in &point.members {
+                self.check_member(point.slot, member.key.volume, member.volume_bytes, &mut spoiled)?;
+            }
+        }
+        for (i, (no, fault)) in self.bad.iter().enumerate() {
+            let part = self.image.parts().get(*no).expect("it was checked");
+            let volume = self.image.state().volume(part.name.layer.volume).expect("a part's volume was claimed").meta();
+            let head = self.image.head(volume.id).is_some_and(|head| uses(head, *no, fault.lost));
+            let points = spoiled.remove(&i).unwrap_or_default();
+            let region = match fault.lost {
+                Lost::Run(run) => Some(volume.geometry.region_of(run.start)),
+                Lost::All | Lost::Nothing => None,
+            };
+            let where_ = region.map_or_else(String::new, |r| format!(", region {r}"));
+            let needed = match (points.as_slice(), head) {
+                ([], false) => "no retained point needs it".to_owned(),
+                ([], true) => "the next points need it; `farside volume resync` sends it again".to_owned(),
+                (points, _) => {
+                    let ids: Vec<_> = points.iter().take(10).map(ToString::to_string).collect();
+                    let more = if points.len() > 10 { ", …" } else { "" };
+                    format!("points {}{more} need it: restore another one, or bring the file back from a copy", ids.join(", "))
+                }
+            };
+            let object = self.segments.name(&volume.name, &part.name).to_string();
+            let text = format!("volume {}{where_}: segment {object} {}; {needed}", volume.name, fault.why);
+            let severity = if points.is_empty() && !head { Severity::Warning } else { Severity::Error };
+            let base = finding(&self.names, fault.problem);
+            let volume = Some(volume.name.clone());
+            self.findings.push(Finding { severity, volume, points, head, region, object: Some(object), text, ..base });
+        }
+        Ok(())
+    }
+
+    fn check_member(
+        &mut self,
+        point: Slot,
+        volume: VolumeId,
+        volume_bytes: u64,
+        spoiled: &mut BTreeMap<usize, Vec<Slot>>,
+    ) -> Result<()> {
+        let meta = self.image.state().volume(volume).expect("a member was claimed").meta().clone();
+        let image = self.image.image_at(volume, point, |_, part| match self.segments.footer(&meta.name, part) {
+            Ok(footer) => Ok(PartRuns::Known(runs_of(&footer))),
+            Err(FooterFault::Damaged(_)) => Ok(PartRuns::Damaged),
+            Err(FooterFault::Store(error)) => Err(error),
+        })?;
+        for (i, (no, fault)) in self.bad.iter().enumerate() {
+            if uses(&image, *no, fault.lost) {
+                spoiled.entry(i).or_default().push(point);
+            }
+        }
+        let granules = volume_bytes.div_ceil(meta.geometry.granule_bytes());
+        let whole = GranuleRun { start: GranuleIndex(0), count: granules };
+        let base =
+            Finding { volume: Some(meta.name.clone()), points: vec![point], ..finding(&self.names, Problem::PointIncomplete) };
+        let mut known = image.index.clone();
+        // What a damaged part may have held has its own finding.
+        image.unknown.extents(whole).for_each(|e| known.apply(e, |_, _| {}));
+        if let Some(granule) = known.first_absent(whole) {
+            let region = meta.geometry.region_of(granule);
+            let text = format!("volume {}, point {point}, region {region}: no layer says what is there", meta.name);
+            self.findings.push(Finding { severity: Severity::Error, region: Some(region), text, ..base.clone() });
+        }
+        if let Some(extent) = image.index.extents(whole).find(|e| e.content == Content::Unreadable) {
+            let region = meta.geometry.region_of(extent.run.start);
+            let text = format!(
+                "volume {}, point {point}, region {region}: the source could not read it (restore with `--allow-degraded`)",
+                meta.name
+            );
+            let problem = Problem::PointDegraded;
+            self.findings.push(Finding { severity: Severity::Warning, problem, region: Some(region), text, ..base });
+        }
+        Ok(())
+    }
+
+    /// Objects that no accepted record names.
+    fn check_leftovers(&mut self, torn: bool, report: &mut CheckReport) -> Result<()> {
+        let mut listed = Vec::new();
+        list_all(&*self.segments.backend, Some(&self.names.folder()), |l| listed.push(l))?;
+        for object in listed {
+            let base = Finding { object: Some(object.name.to_string()), ..finding(&self.names, Problem::Foreign) };
+            let Some(known) = self.names.parse(&object.name) else {
+                let text = format!("{} is none of Farside's files", object.name);
+                self.findings.push(Finding { severity: Severity::Warning, text, ..base });
+                continue;
+            };
+            let GroupObject::Segment { volume, term, seq, number } = known else { continue };
+            let id = volume_id(&self.names.source, &self.names.group, &volume);
+            let part = PartName { layer: LayerKey { volume: id, term, seq }, number };
+            if self.image.parts().id(&part).is_some() {
+                continue;
+            }
+            report.unnamed_bytes += object.bytes;
+            let given_up = self.image.state().layer(&part.layer).is_some_and(|l| l.pruned().contains(&number));
+            let (severity, problem, what) = if torn {
+                (Severity::Note, Problem::Staged, "may be named by a record above the torn one")
+            } else if given_up {
+                (Severity::Note, Problem::AwaitsDeletion, "was given up by a prune record and waits for its deletion")
+            } else if self.image.is_debris(&part) {
+                (Severity::Warning, Problem::Orphan, "is named by no record; the receiver sweeps it when it starts")
+            } else {
+                (Severity::Note, Problem::Staged, "is staged and not published yet")
+            };
+            let text = format!("segment {} ({} bytes) {what}", object.name, object.bytes);
+            self.findings.push(Finding { severity, problem, volume: Some(volume), text, ..base });
+        }
+        Ok(())
+    }
+}
+
+fn finding(names: &GroupNames, problem: Problem) -> Finding {
+    Finding {
+        severity: Severity::Error,
+        problem,
+        group: names.to_string(),
+        volume: None,
+        points: Vec::new(),
+        head: false,
+        region: None,
+        object: None,
+        text: String::new(),
+    }
+}
+
+/// Whether an image takes anything of a part, or of one run of it.
+fn uses(image: &VolumeImage, no: PartNo, lost: Lost) -> bool {
+    let run = match lost {
+        Lost::All => GranuleRun { start: GranuleIndex(0), count: u64::MAX },
+        Lost::Run(run) => run,
+        Lost::Nothing => return false,
+    };
+    image.index.extents(run).chain(image.unknown.extents(run)).any(|e| e.part == no)
+}
+
+/// Reads a part in full. First all of it in one go; if that finds anything, frame by frame, to name every region.
+fn check_part(segments: &Segments, volume: &VolumeMeta, part: &Part) -> Result<Vec<Fault>> {
+    let all = |problem, why: String| vec![Fault { problem, lost: Lost::All, why }];
+    let object = segments.name(&volume.name, &part.name);
+    match block_on(segments.backend.size(&object))? {
+        None => return Ok(all(Problem::SegmentMissing, "is missing".into())),
+        Some(bytes) if bytes != part.bytes => {
+            let why = format!("has {bytes} bytes; {} were published", part.bytes);
+            return Ok(all(Problem::SegmentCorrupt, why));
+        }
+        Some(_) => {}
+    }
+    let footer = match segments.footer(&volume.name, part) {
+        Ok(footer) => footer,
+        Err(FooterFault::Damaged(why)) => return Ok(all(Problem::SegmentCorrupt, format!("cannot be used: {why}"))),
+        Err(FooterFault::Store(error)) => return Err(error),
+    };
+    let mut verifier = PartVerifier::new(*footer.id(), &volume.digest_key);
+    let mut at = 0;
+    let whole = loop {
+        if at == part.bytes {
+            break verifier.finish().map(drop);
+        }
+        let bytes = block_on(segments.backend.get_range(&object, at, READ_BYTES.min(part.bytes - at)))?;
+        if bytes.is_empty() {
+            return Ok(all(Problem::SegmentCorrupt, "became shorter while it was read".into()));
+        }
+        at += bytes.len() as u64;
+        if let Err(error) = verifier.feed(&bytes) {
+            break Err(error);
+        }
+    };
+    let Err(error) = whole else { return Ok(Vec::new()) };
+    let mut faults = Vec::new();
+    let mut seen = BTreeSet::new();
+    let (mut decoder, mut content) = (FrameDecoder::new(&volume.digest_key), Vec::new());
+    for frame in footer.frames().iter().filter(|f| f.kind == RunKind::Data) {
+        let stored = block_on(segments.backend.get_range(&object, u64::from(frame.offset), u64::from(frame.stored_bytes)))?;
+        if let Err(error) = decoder.decode(&footer, frame, &stored, &mut content)
+            && seen.insert(footer.id().geometry.region_of(frame.run.start))
+        {
+            let why = format!("is corrupt: {error}");
+            faults.push(Fault { problem: Problem::SegmentCorrupt, lost: Lost::Run(frame.run), why });
+        }
+    }
+    if faults.is_empty() {
+        let why = format!("is corrupt where no reader looks: {error}");
+        faults.push(Fault { problem: Problem::SegmentCorrupt, lost: Lost::Nothing, why });
+    }
+    Ok(faults)
+}
+
+#[cfg(test)]
+#[path = "check_tests.rs"]
+mod tests;

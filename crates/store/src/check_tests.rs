@@ -1,0 +1,127 @@
+use std::fs;
+
+use farside_ledger::{Body, LayerKind, Pin, Policy};
+use farside_region::{RegionIndex, Slot};
+
+use super::*;
+use crate::testkit::{Fill, TempStore, TestVolume, granule};
+use crate::{ReaderLock, Severity};
+
+fn base(store: &TempStore) -> (TestVolume, Vec<Slot>) {
+    let mut group = store.group();
+    let mut volume = TestVolume::new("v", 64);
+    volume.claim(&mut group);
+    let first = volume.base(&mut group, 1);
+    let second = volume.publish(&mut group, LayerKind::Point, &[vec![(20, 4, Fill::Byte(2))]]).position.slot;
+    (volume, vec![first, second])
+}
+
+fn checked(store: &TempStore) -> CheckReport {
+    check(&store.path(), &|_| true).expect("check")
+}
+
+fn segment(store: &TempStore, volume: &TestVolume, file: &str) -> std::path::PathBuf {
+    store.path().join(format!("groups/host/default/segments/v/{}/{file}", volume.term))
+}
+
+#[test]
+fn a_sound_store_has_no_findings_also_beside_its_receiver() {
+    let store = TempStore::new();
+    base(&store);
+    let _receiver = store.open();
+    let report = checked(&store);
+    assert_eq!(report.findings, []);
+    assert_eq!((report.groups, report.records, report.points, report.segments), (1, 3, 2, 2));
+    assert!(report.segment_bytes > 0 && report.dead_bytes == 0);
+}
+
+#[test]
+fn flipped_bits_are_named_by_volume_points_and_region() {
+    let store = TempStore::new();
+    let (volume, points) = base(&store);
+    // Stored raw or compressed, the frame of granules 16..24 is region 2; of it, only the first point needs 20..24.
+    let path = segment(&store, &volume, "1.0");
+    let good = fs::read(&path).expect("read");
+    let mut regions = std::collections::BTreeSet::new();
+    for at in (0..good.len()).step_by(good.len() / 61) {
+        let mut bad = good.clone();
+        bad[at] ^= 1;
+        fs::write(&path, &bad).expect("write");
+        let report = checked(&store);
+        assert!(!report.findings.is_empty(), "byte {at} was not noticed");
+        for finding in &report.findings {
+            assert_eq!((finding.problem, finding.volume.clone()), (Problem::SegmentCorrupt, Some(volume.meta.name.clone())));
+            if let Some(region) = finding.region {
+                assert_eq!((finding.severity, finding.head), (Severity::Error, true), "{finding:?}");
+                assert_eq!(finding.points, points, "{finding:?}");
+                regions.insert(region);
+            }
+        }
+    }
+    assert_eq!(regions, (0..8).map(RegionIndex).collect(), "every region was named");
+}
+
+#[test]
+fn what_is_missing_torn_left_over_or_foreign_is_told_apart() {
+    let store = TempStore::new();
+    let (mut volume, points) = base(&store);
+    let folder = segment(&store, &volume, "");
+    fs::copy(folder.join("1.0"), folder.join("1.9")).expect("orphan");
+    fs::copy(folder.join("1.0"), folder.join("3.0")).expect("staged");
+    fs::write(store.path().join("groups/host/default/notes.txt"), "x").expect("foreign");
+    let problems = |report: &CheckReport| report.findings.iter().map(|f| (f.severity, f.problem)).collect::<Vec<_>>();
+    let before = store.files("");
+    assert_eq!(
+        problems(&checked(&store)),
+        [(Severity::Warning, Problem::Foreign), (Severity::Warning, Problem::Orphan), (Severity::Note, Problem::Staged)]
+    );
+    assert_eq!(store.files(""), before, "nothing was changed");
+
+    let mut group = store.group();
+    volume.base(&mut group, 5);
+    let reader = ReaderLock::share(&store.path()).expect("lock");
+    group.prune(&Policy { keep: 1, span_ms: 0 }).expect("prune");
+    drop((group, reader));
+    let report = checked(&store);
+    let waiting = report.findings.iter().filter(|f| f.problem == Problem::AwaitsDeletion).count();
+    assert_eq!(waiting, 2, "{:?}", report.findings);
+
+    drop(store.group()); // sweeps
+    fs::remove_file(folder.join("3.0")).expect("remove");
+    let report = checked(&store);
+    let missing = &report.findings[0];
+    assert_eq!((missing.severity, missing.problem), (Severity::Error, Problem::SegmentMissing));
+    assert!(!missing.points.contains(&points[0]) && missing.points.len() == 1, "{missing:?}");
+
+    let record = store.path().join("groups/host/default/ledger/0/0");
+    let mut bytes = fs::read(&record).expect("read");
+    bytes[40] ^= 1;
+    fs::write(&record, bytes).expect("write");
+    let report = checked(&store);
+    assert!(report.findings.iter().any(|f| f.problem == Problem::LedgerTorn && f.text.contains("slot 0")), "{report:?}");
+}
+
+#[test]
+fn the_dead_ratio_counts_what_the_next_prune_gives_up() {
+    let store = TempStore::new();
+    let mut group = store.group();
+    let mut volume = TestVolume::new("v", 64);
+    volume.claim(&mut group);
+    let first = volume.base(&mut group, 1);
+    group.append(Body::Pin(Pin { point: first, reason: "kept".into() })).expect("pin");
+    volume.publish(&mut group, LayerKind::Fuzzy, &[vec![(0, 64, Fill::Byte(2))]]);
+    volume.base(&mut group, 3);
+    drop(group);
+    let report = checked(&store);
+    assert!(report.dead_ratio() > 0.3 && report.dead_ratio() < 0.4, "one of three: {}", report.dead_ratio());
+    let reader = crate::StoreReader::open(&store.path()).expect("open");
+    let (group, id) = reader.find("v").expect("found");
+    let point = group.point_reader(first, id.expect("a volume")).expect("reader");
+    let mut content = point.content();
+    point.read_region(RegionIndex(0), &mut content).expect("read");
+    assert_eq!(content.bytes[512..1024], granule(1, 1));
+    for (asked, found) in [("default", None), ("host/default", None), ("default/v", id), ("host/default/v", id)] {
+        assert_eq!(reader.find(asked).expect("found").1, found, "{asked}");
+    }
+    assert!(reader.find("w").expect_err("none").to_string().contains("host/default/v"));
+}

@@ -1,0 +1,302 @@
+//! Liveness and pruning against a model that knows, granule by granule, who holds what.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use farside_ledger::{Claim, EpochInfo, LayerKind, Layers, PartEntry, Pin, Stamp, Unpin, VolumeMeta, group_id, volume_id};
+use farside_region::{BootId, Generation, Name, Seq, Term};
+use proptest::prelude::*;
+
+use super::*;
+use crate::attempt::Attempt;
+
+const GRANULES: u64 = 24;
+const VOLUMES: usize = 2;
+
+#[derive(Clone, Debug)]
+enum Op {
+    /// Per volume: parts, each of runs (start, count, content).
+    Layers {
+        point: bool,
+        members: Vec<Option<Vec<Vec<(u64, u64, u8)>>>>,
+    },
+    Claim(usize),
+    Pin(usize),
+    Unpin(usize),
+    Prune {
+        keep: u32,
+    },
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let run = (0..GRANULES, 1u64..10, 0u8..4);
+    let part = prop::collection::vec(run, 0..4);
+    let layer = prop::option::of(prop::collection::vec(part, 0..3));
+    prop_oneof![
+        8 => (any::<bool>(), prop::collection::vec(layer, VOLUMES)).prop_map(|(point, members)| Op::Layers { point, members }),
+        1 => (0..VOLUMES).prop_map(Op::Claim),
+        1 => (0usize..8).prop_map(Op::Pin),
+        1 => (0usize..8).prop_map(Op::Unpin),
+        3 => (1u32..4).prop_map(|keep| Op::Prune { keep }),
+    ]
+}
+
+type Cell = Option<(PartName, Content)>;
+
+/// What the group must be, by brute force.
+#[derive(Default)]
+struct Model {
+    heads: BTreeMap<VolumeId, Vec<Cell>>,
+    points: BTreeMap<Slot, BTreeMap<VolumeId, Vec<Cell>>>,
+}
+
+impl Model {
+    fn used(&self, image: &GroupImage) -> BTreeSet<PartName> {
+        let retained = self.points.iter().filter(|(slot, _)| image.state().points().contains_key(slot));
+        let all = retained.flat_map(|(_, members)| members.values()).chain(self.heads.values());
+        all.flatten().flatten().map(|(part, _)| *part).collect()
+    }
+}
+
+struct World {
+    image: GroupImage,
+    model: Model,
+    volumes: Vec<VolumeMeta>,
+    runs: HashMap<PartName, Vec<(GranuleRun, Content)>>,
+    records: Vec<(Record, RecordDigest)>,
+    pins: Vec<Slot>,
+}
+
+fn name(text: &str) -> Name {
+    text.parse().expect("name")
+}
+
+impl World {
+    fn new() -> Self {
+        let meta = |v: usize| VolumeMeta {
+            id: volume_id(&name("h"), &name("g"), &name(&format!("v{v}"))),
+            name: name(&format!("v{v}")),
+            geometry: Geometry::with_shape(GRANULES * 512, 9, 2).expect("geometry"),
+            digest_key: [0; 32],
+            generation: Generation(1),
+        };
+        let mut world = Self {
+            image: GroupImage::new(group_id(&name("h"), &name("g"))),
+            model: Model::default(),
+            volumes: (0..VOLUMES).map(meta).collect(),
+            runs: HashMap::new(),
+            records: Vec::new(),
+            pins: Vec::new(),
+        };
+        (0..VOLUMES).for_each(|v| world.run(&Op::Claim(v)));
+        world
+    }
+
+    fn append(&mut self, body: Body) -> (Slot, Applied) {
+        let stamp = Stamp { writer: [1; 16], mono_ms: self.records.len() as u64, wall_ms: 0 };
+        let nonce = [self.records.len() as u8; 16];
+        let attempt = Attempt::new(self.image.state(), body, nonce, stamp).expect("small");
+        let (record, digest) = (attempt.record, attempt.encoded.digest);
+        let runs = &self.runs;
+        let known = |entry: &LayerEntry, number| runs[&PartName { layer: entry.key, number }].clone();
+        let applied = self.image.apply::<()>(&record, digest, |e, n| Ok(PartRuns::Known(known(e, n)))).expect("no error");
+        let slot = record.slot;
+        self.records.push((record, digest));
+        (slot, applied)
+    }
+
+    fn run(&mut self, op: &Op) {
+        match op {
+            Op::Claim(v) => {
+                let looked = self.image.state().head();
+                let claim = Claim { volume: self.volumes[*v].clone(), looked, source: name("h") };
+                let (_, applied) = self.append(Body::Claim(claim));
+                assert_eq!(applied.verdict, Verdict::Accepted);
+            }
+            Op::Pin(i) => {
+                let points: Vec<Slot> = self.image.state().points().keys().copied().collect();
+                if let Some(&point) = points.get(*i) {
+                    let (slot, _) = self.append(Body::Pin(Pin { point, reason: String::new() }));
+                    self.pins.push(slot);
+                }
+            }
+            Op::Unpin(i) => {
+                if let Some(&pin) = self.pins.get(*i) {
+                    self.append(Body::Unpin(Unpin { pin }));
+                }
+            }
+            Op::Prune { keep } => self.prune(&Policy { keep: *keep, span_ms: 0 }),
+            Op::Layers { point, members } => self.layers(*point, members),
+        }
+    }
+
+    fn layers(&mut self, point: bool, members: &[Option<Vec<Vec<(u64, u64, u8)>>>]) {
+        let mut entries = Vec::new();
+        let mut cells = self.model.heads.clone();
+        for (meta, parts) in self.volumes.iter().zip(members) {
+            let Some(parts) = parts else { continue };
+            let state = self.image.state().volume(meta.id).expect("claimed");
+            let key = LayerKey { volume: meta.id, term: state.term(), seq: Seq(state.last_seq().0 + 1) };
+            let head = cells.entry(meta.id).or_insert_with(|| vec![None; GRANULES as usize]);
+            let mut regions = RegionSet::new();
+            let mut all = Vec::new();
+            for (number, part) in (0..).zip(parts) {
+                let name = PartName { layer: key, number };
+                let mut runs = Vec::new();
+                for &(start, count, content) in part {
+                    let run = GranuleRun { start: GranuleIndex(start), count: count.min(GRANULES - start) };
+                    let content = [Content::Data, Content::Data, Content::Zero, Content::Unreadable][usize::from(content)];
+                    regions.insert_range(meta.geometry.regions_of(run));
+                    head[start as usize..run.end().0 as usize].fill(Some((name, content)));
+                    runs.push((run, content));
+                }
+                all.extend(runs.clone());
+                self.runs.insert(name, runs);
+            }
+            let unreadable = self.image.unreadable_after(meta.id, &regions, &all);
+            let is_unreadable = |r: &farside_region::RegionIndex| {
+                let run = meta.geometry.region_run(*r);
+                head[run.start.0 as usize..run.end().0 as usize].iter().flatten().any(|(_, c)| *c == Content::Unreadable)
+            };
+            assert_eq!(unreadable, regions.iter().filter(is_unreadable).collect(), "unreadable regions after the layer");
+            let parts = (0..parts.len() as u32).map(|n| PartEntry { bytes: 100, footer_digest: digest(key, n) }).collect();
+            entries.push(LayerEntry {
+                key,
+                digest: digest(key, u32::MAX),
+                parts,
+                regions,
+                unreadable_regions: unreadable,
+                volume_bytes: meta.geometry.volume_bytes(),
+            });
+        }
+        if entries.is_empty() {
+            return;
+        }
+        let members: Vec<VolumeId> = entries.iter().map(|e| e.key.volume).collect();
+        let kind = if point { LayerKind::Point } else { LayerKind::Fuzzy };
+        let epoch = EpochInfo { boot: BootId([0; 16]), mono_before_ns: 0, mono_after_ns: 0, wall_ms: 0 };
+        let (slot, applied) = self.append(Body::Layers(Layers { kind, epoch, members: entries }));
+        assert_eq!(applied.verdict, Verdict::Accepted);
+        self.model.heads = cells;
+        if point {
+            let held = members.into_iter().map(|v| (v, self.model.heads[&v].clone())).collect();
+            self.model.points.insert(slot, held);
+        }
+    }
+
+    fn prune(&mut self, policy: &Policy) {
+        while let Some(plan) = self.image.prune_plan(policy) {
+            let (_, applied) = self.append(Body::Prune(plan));
+            assert_eq!(applied.verdict, Verdict::Accepted, "the ledger agrees with the plan");
+            let used = self.model.used(&self.image);
+            for part in &applied.given_up {
+                assert!(!used.contains(&part.name), "{} was given up and is needed", part.name);
+            }
+        }
+        let used = self.model.used(&self.image);
+        for (_, part) in self.image.parts().iter() {
+            let kept_by_ledger = !self.image.state().may_prune_layer(&part.name.layer, &BTreeSet::new());
+            assert!(used.contains(&part.name) || kept_by_ledger, "{} is dead and was not given up", part.name);
+        }
+    }
+
+    /// Every image, from the extents.
+    fn check_images(&self, image: &GroupImage) {
+        let cells = |v: &VolumeImage| {
+            assert_eq!(v.unknown.extent_count(), 0);
+            let mut cells: Vec<Cell> = vec![None; GRANULES as usize];
+            for e in v.index.extents(GranuleRun { start: GranuleIndex(0), count: GRANULES }) {
+                let part = image.parts().get(e.part).expect("used parts exist").name;
+                cells[e.run.start.0 as usize..e.run.end().0 as usize].fill(Some((part, e.content)));
+            }
+            cells
+        };
+        for (volume, head) in &self.model.heads {
+            let empty = VolumeImage::default();
+            assert_eq!(&cells(image.head(*volume).unwrap_or(&empty)), head, "the head image");
+        }
+        for slot in image.state().points().keys() {
+            for (volume, held) in &self.model.points[slot] {
+                let runs = |_, part: &Part| Ok::<_, ()>(PartRuns::Known(self.runs[&part.name].clone()));
+                assert_eq!(&cells(&image.image_at(*volume, *slot, runs).expect("no error")), held, "the image of point {slot}");
+            }
+        }
+    }
+
+    /// The same ledger, replayed when the parts that were given up are long gone.
+    fn reopened(&self) -> GroupImage {
+        let mut image = GroupImage::new(self.image.state().group());
+        for (record, digest) in &self.records {
+            image.replay(record, *digest);
+        }
+        for (no, part) in image.unindexed() {
+            image.index(no, &PartRuns::Known(self.runs[&part.name].clone()));
+        }
+        image
+    }
+}
+
+fn digest(key: LayerKey, number: u32) -> [u8; 32] {
+    *blake3::hash(format!("{key} {number}").as_bytes()).as_bytes()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+    #[test]
+    fn pruning_gives_up_all_that_is_dead_and_nothing_else(ops in prop::collection::vec(op(), 1..40)) {
+        let mut world = World::new();
+        for op in &ops {
+            world.run(op);
+        }
+        world.check_images(&world.image);
+        let again = world.reopened();
+        prop_assert_eq!(again.state(), world.image.state());
+        world.check_images(&again);
+        let none = BTreeSet::new();
+        let dead = |image: &GroupImage| image.parts().dead(image.state(), &none, usize::MAX);
+        prop_assert_eq!(dead(&again), dead(&world.image), "what is dead does not depend on how one got there");
+        world.image = again;
+        world.run(&Op::Layers { point: true, members: vec![Some(vec![vec![(3, 9, 0)]]), None] });
+        world.prune(&Policy { keep: 1, span_ms: 0 });
+        world.check_images(&world.image);
+    }
+}
+
+#[test]
+fn a_name_is_debris_when_no_record_can_name_it_any_more() {
+    let mut world = World::new();
+    world.run(&Op::Layers { point: true, members: vec![Some(vec![vec![(0, 24, 0)], vec![(3, 1, 0)]]), None] });
+    let volume = world.volumes[0].id;
+    let debris = |world: &World, term, seq, number| {
+        world.image.is_debris(&PartName { layer: LayerKey { volume, term: Term(term), seq: Seq(seq) }, number })
+    };
+    assert!(!debris(&world, 0, 1, 0) && !debris(&world, 0, 1, 1), "published");
+    assert!(debris(&world, 0, 1, 2), "a part that the record does not have");
+    assert!(!debris(&world, 0, 2, 0), "may come next");
+    assert!(!debris(&world, 0, 9, 0), "may come later: staged ahead");
+    assert!(debris(&world, 7, 1, 0), "of a claim that is not accepted");
+    world.run(&Op::Claim(0));
+    assert!(debris(&world, 0, 2, 0), "of a term that is over");
+    assert!(!debris(&world, 0, 1, 0), "published under a term that is over");
+    world.run(&Op::Layers { point: true, members: vec![Some(vec![vec![(0, 24, 0)]]), None] });
+    world.run(&Op::Prune { keep: 1 });
+    assert!(debris(&world, 0, 1, 0), "given up");
+    let stranger = PartName { layer: LayerKey { volume: VolumeId([9; 16]), term: Term(0), seq: Seq(1) }, number: 0 };
+    assert!(world.image.is_debris(&stranger), "never claimed");
+}
+
+#[cfg(feature = "mutations")]
+#[test]
+fn without_the_head_image_as_a_root_a_prune_would_delete_what_the_next_point_needs() {
+    use farside_region::mutation;
+    let mut world = World::new();
+    let layers = |point, start, count| Op::Layers { point, members: vec![Some(vec![vec![(start, count, 0)]]), None] };
+    world.run(&layers(true, 0, 24));
+    world.run(&layers(false, 0, 2));
+    world.run(&layers(false, 4, 2));
+    mutation::set(&[crate::liveness::MUTATION_RETAINED_POINTS_ONLY]);
+    let plan = world.image.prune_plan(&Policy { keep: 1, span_ms: 0 });
+    mutation::set(&[]);
+    let wrong: Vec<LayerKey> = plan.expect("the mistake finds something").parts.iter().map(|p| p.layer).collect();
+    assert!(world.model.used(&world.image).iter().any(|p| wrong.contains(&p.layer)));
+    assert_eq!(world.image.prune_plan(&Policy { keep: 1, span_ms: 0 }), None);
+}
