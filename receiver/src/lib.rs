@@ -1,1 +1,33 @@
-//! Under construction.
+//! `farside-receiver`, the gateway's daemon, as a library.
+//!
+//! Owns the process: configuration, the state directory, the door for sources, one thread per group, landing, the API. It
+//! makes no decisions about data: what is staged and published is decided by `farside_replication::target`, kept by
+//! `farside_store`; here their events and actions meet sockets, threads and files.
+//!
+//! | File | Owns |
+//! |---|---|
+//! | `config` | the configuration files |
+//! | `state_dir` | lock, identity, pairings, what is remembered per group |
+//! | `process` | start, stop, signals, readiness |
+//! | `vault` | the open store, and opening it again after it failed |
+//! | `door` | connections of sources: which group one is for, frames, parts |
+//! | `landing` | one part's way from its stream into the store |
+//! | `group` | a group's thread: `Target` and `GroupStore` together |
+//! | `roster` | which groups there are |
+//! | `status`, `api` | what is shown, and where |
+//!
+//! Invariant: whatever a source sends, memory and files stay within [`Limits`], and no source can hold up another's group.
+
+mod api;
+pub mod config;
+mod door;
+mod group;
+mod landing;
+pub mod process;
+mod roster;
+mod state_dir;
+mod status;
+mod vault;
+
+pub use config::{Config, ConfigError, Limits, Retention};
+pub use process::{RunError, log_to_stderr, run};

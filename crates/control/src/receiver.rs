@@ -128,6 +128,8 @@ pub struct TokenRequest {
     pub address: Option<String>,
     /// Only a source of this name may use it; any if left out.
     pub source: Option<String>,
+    /// It may take over a name that is paired already.
+    pub replace: bool,
 }
 
 /// Answer of [`TOKENS`](crate::routes::TOKENS).

@@ -1,0 +1,212 @@
+//! The receiver's API on its Unix socket. Types and routes are `farside_control`'s.
+
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::path::Path as FsPath;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use axum::extract::rejection::{JsonRejection, QueryRejection};
+use axum::extract::{DefaultBodyLimit, Path, Query, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use farside_control::receiver::{ReceiverStatus, Token, TokenRequest};
+use farside_control::routes::{self, PointsQuery};
+use farside_control::{Address, ApiError, ErrorCode, POINTS_LISTED_MAX, Point, PointRef, REQUEST_BYTES_MAX, select_point};
+use farside_store::GroupNames;
+use farside_transport::BookError;
+use jiff::Timestamp;
+use tokio::net::UnixListener;
+
+use crate::process::{Receiver, RunError};
+use crate::status;
+
+const HOUR_S: u64 = 3600;
+/// A token that is good for longer is an open door.
+const TOKEN_LIFETIME_S_MAX: u64 = 30 * 24 * HOUR_S;
+
+/// Listens on the socket: 0600, or 0660 for a group.
+pub(crate) fn listen(path: &FsPath, group: Option<&str>) -> Result<UnixListener, RunError> {
+    let failed = |source: std::io::Error| RunError::Socket { path: path.to_owned(), source };
+    if let Some(folder) = path.parent() {
+        std::fs::DirBuilder::new().recursive(true).mode(0o755).create(folder).map_err(failed)?;
+    }
+    if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        return Err(RunError::SocketTaken { path: path.to_owned() });
+    }
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(failed(e)),
+        _ => {}
+    }
+    // The socket must never be open to others, not even for the moment between bind and chmod.
+    let mask = nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o177));
+    let listener = UnixListener::bind(path);
+    nix::sys::stat::umask(mask);
+    let listener = listener.map_err(failed)?;
+    if let Some(name) = group {
+        let found = nix::unistd::Group::from_name(name).map_err(|e| failed(e.into()))?;
+        let found = found.ok_or_else(|| RunError::NoSuchGroup { name: name.to_owned() })?;
+        nix::unistd::chown(path, None, Some(found.gid)).map_err(|e| failed(e.into()))?;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660)).map_err(failed)?;
+    }
+    Ok(listener)
+}
+
+/// Answers until the task is dropped.
+pub(crate) async fn serve(receiver: Arc<Receiver>, listener: UnixListener) {
+    let router = Router::new()
+        .route(routes::STATUS, get(status))
+        .route(routes::POINTS, get(points))
+        .route(routes::POINT, get(point))
+        .route(routes::TOKENS, post(token))
+        .fallback(async || Failed(ApiError::new(ErrorCode::NotFound, "no such path", "the versions may differ")))
+        .layer(DefaultBodyLimit::max(REQUEST_BYTES_MAX))
+        .with_state(receiver);
+    if let Err(error) = axum::serve(listener, router).await {
+        tracing::error!(%error, "the API ended");
+    }
+}
+
+struct Failed(ApiError);
+
+impl<E: Into<ApiError>> From<E> for Failed {
+    fn from(error: E) -> Self {
+        Self(error.into())
+    }
+}
+
+impl IntoResponse for Failed {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.0.code.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        (status, Json(self.0)).into_response()
+    }
+}
+
+type Here = State<Arc<Receiver>>;
+type Answer<T> = Result<Json<T>, Failed>;
+
+fn bad_request(error: impl std::fmt::Display) -> ApiError {
+    ApiError::new(ErrorCode::BadRequest, error.to_string(), "")
+}
+
+async fn status(State(receiver): Here) -> Answer<ReceiverStatus> {
+    // Asking a file system that hangs must not take the runtime with it.
+    let made = tokio::task::spawn_blocking(move || status::receiver(&receiver)).await;
+    Ok(Json(made.map_err(ApiError::internal)?))
+}
+
+async fn points(State(receiver): Here, query: Result<Query<PointsQuery>, QueryRejection>) -> Answer<Vec<Point>> {
+    let Query(query) = query.map_err(bad_request)?;
+    let mut points = all_points(&receiver, query.of.as_deref()).await?;
+    points.sort_by(|a, b| (b.cut_wall, b.id).cmp(&(a.cut_wall, a.id)));
+    points.truncate(query.limit.map_or(POINTS_LISTED_MAX, |n| (n as usize).min(POINTS_LISTED_MAX)));
+    Ok(Json(points))
+}
+
+async fn point(
+    State(receiver): Here,
+    Path(wanted): Path<String>,
+    query: Result<Query<PointsQuery>, QueryRejection>,
+) -> Answer<Point> {
+    let Query(query) = query.map_err(bad_request)?;
+    let wanted: PointRef = wanted.parse().map_err(bad_request)?;
+    let points = all_points(&receiver, query.of.as_deref()).await?;
+    let groups = |points: &[Point]| {
+        let mut groups: Vec<_> = points.iter().map(|p| format!("{}/{}", p.source, p.group)).collect();
+        groups.sort();
+        groups.dedup();
+        groups
+    };
+    let of_one: Vec<Point> = match wanted {
+        PointRef::Id { slot, tag: Some(tag) } => points.into_iter().filter(|p| p.id.slot == slot && p.id.tag == tag).collect(),
+        _ => points,
+    };
+    let found_in = groups(&of_one);
+    if found_in.len() > 1 {
+        let message = format!("`{wanted}` may be a point of {}", found_in.join(", "));
+        return Err(ApiError::new(ErrorCode::BadRequest, message, "say of which volume or group").into());
+    }
+    let found = select_point(&of_one, wanted, Timestamp::now()).cloned();
+    let missing = || ApiError::not_found("point", &wanted.to_string(), "`farside point list` shows those that are kept");
+    Ok(Json(found.ok_or_else(missing)?))
+}
+
+/// All points, of what is asked for.
+async fn all_points(receiver: &Arc<Receiver>, of: Option<&str>) -> Result<Vec<Point>, ApiError> {
+    let address: Option<Address> = of.map(str::parse).transpose().map_err(bad_request)?;
+    let mut points = Vec::new();
+    let mut known = false;
+    for group in receiver.roster.all() {
+        let names = group.names();
+        let (source, name) = (names.source.as_str(), names.group.as_str());
+        known |= address.as_ref().is_none_or(|a| a.is_group(source, name));
+        let found = match group.points().await {
+            Ok(found) => found,
+            // The store cannot be written; perhaps it can be read.
+            Err(_) => read_points(receiver, names.clone()).await?,
+        };
+        points.extend(found.iter().map(|p| status::point(names, p)));
+    }
+    let Some(address) = address else { return Ok(points) };
+    points.retain(|point| point.is_of(&address));
+    let volume_known = || {
+        let views = receiver.roster.all().into_iter().map(|group| group.view());
+        views.into_iter().any(|view| view.has_volume(&address))
+    };
+    if points.is_empty() && !known && !volume_known() {
+        return Err(ApiError::not_found("volume or group", &address.to_string(), "`farside status` lists what the store holds"));
+    }
+    Ok(points)
+}
+
+async fn read_points(receiver: &Arc<Receiver>, names: GroupNames) -> Result<Vec<farside_store::PointInfo>, ApiError> {
+    let receiver = Arc::clone(receiver);
+    let read = tokio::task::spawn_blocking(move || Ok(receiver.vault.reader()?.group(&names)?.points())).await;
+    read.map_err(ApiError::internal)?.map_err(|error: farside_store::StoreError| {
+        ApiError::new(ErrorCode::Unavailable, error.to_string(), "it goes on by itself when the store answers again")
+    })
+}
+
+async fn token(State(receiver): Here, request: Result<Json<TokenRequest>, JsonRejection>) -> Answer<Token> {
+    let Json(request) = request.map_err(bad_request)?;
+    let source = request.source.as_deref().map(str::parse).transpose().map_err(bad_request)?;
+    let lifetime_s = request.valid_for_ms.map_or(HOUR_S, |ms| ms.div_ceil(1000));
+    if !(1..=TOKEN_LIFETIME_S_MAX).contains(&lifetime_s) {
+        let text = "a token is good for a second to 30 days";
+        return Err(ApiError::new(ErrorCode::BadRequest, text, "say `--expires 1h`, for example").into());
+    }
+    let addresses = match request.address {
+        Some(address) => vec![address],
+        None => receiver.addresses(),
+    };
+    if addresses.is_empty() {
+        let text = "this receiver does not know under which address sources reach it";
+        let what = "say `--address HOST:PORT`, or set `receiver.advertise` in its configuration";
+        return Err(ApiError::new(ErrorCode::BadRequest, text, what).into());
+    }
+    let wanted = farside_transport::TokenRequest {
+        addresses,
+        receiver: receiver.fingerprint,
+        lifetime_s,
+        source,
+        replace: request.replace,
+    };
+    let made = tokio::task::spawn_blocking(move || {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        receiver.book.create_token(wanted, now)
+    });
+    let token = made.await.map_err(ApiError::internal)?.map_err(|error| match error {
+        BookError::Address(_) => bad_request(error),
+        BookError::TooManyTokens => ApiError::new(ErrorCode::Busy, error.to_string(), "wait until some have expired"),
+        other => ApiError::new(ErrorCode::Unavailable, other.to_string(), "see the receiver's log"),
+    })?;
+    let expires = i64::try_from(token.expires_unix_s).ok().and_then(|s| Timestamp::from_second(s).ok());
+    tracing::info!(source = ?token.source, replace = token.replace, ?expires, "made a pairing token");
+    Ok(Json(Token {
+        token: token.to_line(),
+        address: token.addresses.join(", "),
+        fingerprint: token.receiver.to_string(),
+        expires: expires.unwrap_or(Timestamp::MAX),
+    }))
+}

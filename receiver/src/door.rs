@@ -1,0 +1,219 @@
+//! Connections of sources: who comes, for which group, and the way of frames and parts between the two.
+//!
+//! Invariants: a group's thread is never made to wait for a source (answers queue here, bounded; a source that does not read
+//! them is closed); a source's messages wait in its own group's mailbox only, so it can hold up nobody else.
+
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use farside_region::Name;
+use farside_replication::target::SessionId;
+use farside_store::GroupNames;
+use farside_transport::{CloseCode, Connection};
+use farside_wire::{ReceiverMessage, Refusal, RefusalCode, SourceMessage, TEXT_BYTES_MAX, decode_payload, encode_payload};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::timeout;
+
+use crate::group::{GroupHandle, Mail};
+use crate::landing;
+use crate::process::Receiver;
+
+/// Time for the greeting after the connection stands.
+const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time for a source to take what was said before the connection is closed.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+/// Answers that may wait for a source, by number and by size.
+const ANSWERS_MAX: usize = 4096;
+const ANSWER_BYTES_MAX: usize = 16 << 20;
+
+static SESSIONS: AtomicU64 = AtomicU64::new(0);
+
+/// One connection, as its group sees it.
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub(crate) id: SessionId,
+    connection: Arc<dyn Connection>,
+    outbox: Mutex<Option<mpsc::Sender<Bytes>>>,
+    queued_bytes: Arc<AtomicUsize>,
+    last_words: Arc<Mutex<(CloseCode, String)>>,
+    /// Whether parts may still land. A lander holds it for reading while it finishes, [`Session::stop`] for writing.
+    landing: RwLock<bool>,
+    heard: Mutex<Instant>,
+}
+
+impl Session {
+    fn new(connection: Arc<dyn Connection>) -> Arc<Self> {
+        let (outbox, queue) = mpsc::channel(ANSWERS_MAX);
+        let session = Arc::new(Self {
+            id: SessionId(SESSIONS.fetch_add(1, Ordering::Relaxed) + 1),
+            connection: Arc::clone(&connection),
+            outbox: Mutex::new(Some(outbox)),
+            queued_bytes: Arc::default(),
+            last_words: Arc::new(Mutex::new((CloseCode::Done, "done".to_owned()))),
+            landing: RwLock::new(true),
+            heard: Mutex::new(Instant::now()),
+        });
+        tokio::spawn(write(connection, queue, Arc::clone(&session.queued_bytes), Arc::clone(&session.last_words)));
+        session
+    }
+
+    /// Queues an answer. Never waits.
+    pub(crate) fn send(&self, message: &ReceiverMessage) {
+        let payload = match encode_payload(message) {
+            Ok(payload) => payload,
+            Err(error) => {
+                tracing::error!(%error, "an answer cannot be encoded");
+                return self.close(CloseCode::Internal, "an answer cannot be encoded");
+            }
+        };
+        let length = payload.len();
+        let outbox = self.outbox.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let Some(outbox) = outbox else { return };
+        let queued = self.queued_bytes.fetch_add(length, Ordering::Relaxed) + length;
+        if queued > ANSWER_BYTES_MAX || outbox.try_send(payload).is_err() {
+            self.connection.close(CloseCode::Overloaded, "this source does not read its answers");
+        }
+    }
+
+    /// Stops landing at once, says what is queued, and closes. Returns when no part of this session can land any more.
+    pub(crate) fn close(&self, code: CloseCode, reason: &str) {
+        self.stop();
+        *self.last_words.lock().unwrap_or_else(PoisonError::into_inner) = (code, reason.to_owned());
+        self.outbox.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+
+    /// Returns when no part of this session can land any more.
+    pub(crate) fn stop(&self) {
+        *self.landing.write().unwrap_or_else(PoisonError::into_inner) = false;
+    }
+
+    /// Does `finish` while [`Session::stop`] waits; `None` if it was stopped.
+    pub(crate) fn while_landing<T>(&self, finish: impl FnOnce() -> T) -> Option<T> {
+        let landing = self.landing.read().unwrap_or_else(PoisonError::into_inner);
+        landing.then(finish)
+    }
+
+    pub(crate) fn address(&self) -> String {
+        self.connection.peer().address.to_string()
+    }
+
+    /// When the source last said something.
+    pub(crate) fn heard(&self) -> Instant {
+        *self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn hears(&self) {
+        *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+}
+
+/// Writes answers until the queue is closed; then closes the connection with the last words.
+async fn write(
+    connection: Arc<dyn Connection>,
+    mut queue: mpsc::Receiver<Bytes>,
+    queued_bytes: Arc<AtomicUsize>,
+    last_words: Arc<Mutex<(CloseCode, String)>>,
+) {
+    let mut said = false;
+    while let Some(payload) = queue.recv().await {
+        queued_bytes.fetch_sub(payload.len(), Ordering::Relaxed);
+        said = true;
+        if connection.send(payload).await.is_err() {
+            return;
+        }
+    }
+    if said {
+        let _ = timeout(LAST_WORDS, connection.closed()).await;
+    }
+    let (code, reason) = last_words.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    connection.close(code, &reason);
+}
+
+/// Serves one connection to its end.
+pub(crate) async fn serve(receiver: Arc<Receiver>, connection: Arc<dyn Connection>, parts_of_source: Arc<Semaphore>) {
+    let session = Session::new(Arc::clone(&connection));
+    let source = connection.peer().name.clone();
+    let group = match greet(&receiver, &session, &source).await {
+        Ok((group, hello)) => {
+            let _ = group.tell(Mail::Connected { session: Arc::clone(&session) }).await;
+            let _ = group.tell(Mail::Message { session: session.id, message: Box::new(hello) }).await;
+            group
+        }
+        Err((code, text)) => {
+            tracing::warn!(%source, address = %session.address(), %text, "refused a connection");
+            session.send(&ReceiverMessage::Refusal(refusal(code, &text)));
+            return session.close(CloseCode::Refused, &text);
+        }
+    };
+    tokio::select! {
+        () = carry_frames(&session, &group) => {}
+        () = accept_parts(&receiver, &session, &group, &parts_of_source) => {}
+    }
+    let ended = connection.closed().await;
+    session.stop();
+    tracing::info!(%source, group = %group.names(), why = %ended, "the connection ended");
+    let _ = group.tell(Mail::Closed { session: session.id }).await;
+}
+
+/// Reads the first message and finds the group it names.
+async fn greet(
+    receiver: &Arc<Receiver>,
+    session: &Arc<Session>,
+    source: &Name,
+) -> Result<(GroupHandle, SourceMessage), (RefusalCode, String)> {
+    let protocol = |text: String| (RefusalCode::Protocol, text);
+    let frame = timeout(GREETING_TIMEOUT, session.connection.recv()).await;
+    let frame = frame.map_err(|_| protocol("no greeting came".to_owned()))?.map_err(|e| protocol(e.to_string()))?;
+    let message: SourceMessage = decode_payload(&frame).map_err(|e| protocol(e.to_string()))?;
+    let SourceMessage::Hello(hello) = &message else { return Err(protocol("the first message is not a greeting".to_owned())) };
+    if hello.source != *source {
+        let text = format!("this certificate is paired as `{source}`, not as `{}`", hello.source);
+        return Err((RefusalCode::Unknown, text));
+    }
+    let names = GroupNames::new(source.clone(), hello.group.clone());
+    let (roster, receiver) = (Arc::clone(&receiver.roster), Arc::clone(receiver));
+    let found = tokio::task::spawn_blocking(move || roster.group(&receiver, &names)).await;
+    match found {
+        Ok(Ok(group)) => Ok((group, message)),
+        Ok(Err(error)) => Err((RefusalCode::Session, error.to_string())),
+        Err(error) => Err((RefusalCode::Store, error.to_string())),
+    }
+}
+
+async fn carry_frames(session: &Arc<Session>, group: &GroupHandle) {
+    while let Ok(frame) = session.connection.recv().await {
+        session.hears();
+        match decode_payload::<SourceMessage>(&frame) {
+            Ok(message) => {
+                if group.tell(Mail::Message { session: session.id, message: Box::new(message) }).await.is_err() {
+                    return session.close(CloseCode::ShuttingDown, "the receiver is stopping");
+                }
+            }
+            Err(error) => {
+                tracing::warn!(group = %group.names(), %error, "a source sent what is not a message");
+                session.send(&ReceiverMessage::Refusal(refusal(RefusalCode::Protocol, &error.to_string())));
+                return session.close(CloseCode::Protocol, &error.to_string());
+            }
+        }
+    }
+}
+
+async fn accept_parts(receiver: &Arc<Receiver>, session: &Arc<Session>, group: &GroupHandle, parts_of_source: &Arc<Semaphore>) {
+    while let Ok(part) = session.connection.accept_part().await {
+        session.hears();
+        // The limit of open streams bounds these tasks; the semaphores bound what each of them may hold.
+        let land = landing::land(Arc::clone(receiver), Arc::clone(session), group.clone(), Arc::clone(parts_of_source), part);
+        tokio::spawn(land);
+    }
+}
+
+/// A refusal for a person, cut to what a message may hold.
+pub(crate) fn refusal(code: RefusalCode, text: &str) -> Refusal {
+    let mut end = text.len().min(TEXT_BYTES_MAX);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    Refusal { code, volume: None, text: text[..end].to_owned() }
+}

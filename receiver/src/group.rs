@@ -1,0 +1,652 @@
+//! A group's thread: it owns the group's `Target` and `GroupStore`, feeds the one with what happens and does with the other
+//! what comes out, in the order given.
+//!
+//! ```text
+//! Away(words, retry at) ──the store is open and the group opens──► Here(Target, GroupStore)
+//!        ▲                                                              │
+//!        └──────the store was given up: every session is closed─────────┘
+//! ```
+//!
+//! It decides nothing about data. What it may block on: the store's disk. Never a source, never another group.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use farside_ledger::{Body, LayerKind, PartEntry, Policy, group_id, volume_id};
+use farside_region::{LayerKey, VolumeId};
+use farside_replication::target::{self, Action, AppendOutcome, Config, Event, LandedLayer, Report, SessionId, Target, Ticket};
+use farside_store::{GroupNames, GroupStore, PartLander, PointInfo, StoreError};
+use farside_transport::CloseCode;
+use farside_wire::{
+    DigestRun, PartHeader, PointAnswer, PointMemberInfo, PointPage, PointQuery, PointQueryKind, ReceiverMessage, RefusalCode,
+    RequestId, SourceMessage,
+};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::door::{Session, refusal};
+use crate::process::Receiver;
+use crate::status::GroupView;
+use crate::vault::Generation;
+
+/// What may wait for a group. Those who tell it wait in turn.
+const MAIL_MAX: usize = 256;
+/// How often a group looks at its disk and its dues when nothing happens.
+const TICK: Duration = Duration::from_millis(500);
+/// How often a group that could not be opened is tried again.
+const REOPEN: Duration = Duration::from_secs(2);
+/// Points in one answer over the wire.
+const PAGE_POINTS_MAX: usize = 500;
+/// Layers whose beginning is remembered, for the lag.
+const BEGINNINGS_MAX: usize = 1024;
+
+/// What a group is told.
+#[derive(Debug)]
+pub(crate) enum Mail {
+    /// A connection stands; its greeting follows.
+    Connected { session: Arc<Session> },
+    /// A source said something.
+    Message { session: SessionId, message: Box<SourceMessage> },
+    /// A connection ended; nothing of it can land any more.
+    Closed { session: SessionId },
+    /// A part's header came.
+    BeginPart { session: SessionId, header: PartHeader, reply: oneshot::Sender<BeginPart> },
+    /// A part's end.
+    Part { session: SessionId, header: PartHeader, outcome: PartOutcome },
+    /// The API wants the points, oldest first.
+    Points { reply: oneshot::Sender<Result<Vec<PointInfo>, String>> },
+    /// The process stops.
+    Stop,
+}
+
+/// What becomes of a part's stream.
+#[derive(Debug)]
+pub(crate) enum BeginPart {
+    /// Write it there.
+    Land(Box<PartLander>),
+    /// Read it and forget it: its term is over.
+    Swallow,
+    /// Nothing: its session is gone.
+    Drop,
+    /// It cannot be begun.
+    Failed(StoreError),
+}
+
+/// What became of a part.
+#[derive(Debug)]
+pub(crate) enum PartOutcome {
+    /// Whole, verified, durable.
+    Landed(PartEntry),
+    /// Read and forgotten.
+    Unwanted { bytes: u64 },
+    /// Not landed.
+    Failed(StoreError),
+}
+
+/// Where to reach a group.
+#[derive(Clone, Debug)]
+pub(crate) struct GroupHandle {
+    names: GroupNames,
+    mail: mpsc::Sender<Mail>,
+    view: Arc<ArcSwap<GroupView>>,
+}
+
+impl GroupHandle {
+    pub(crate) fn names(&self) -> &GroupNames {
+        &self.names
+    }
+
+    /// Waits while the group's mailbox is full. An error: the group has stopped.
+    pub(crate) async fn tell(&self, mail: Mail) -> Result<(), Mail> {
+        self.mail.send(mail).await.map_err(|e| e.0)
+    }
+
+    /// How it was a moment ago.
+    pub(crate) fn view(&self) -> Arc<GroupView> {
+        self.view.load_full()
+    }
+
+    /// Its points, oldest first.
+    pub(crate) async fn points(&self) -> Result<Vec<PointInfo>, String> {
+        let (reply, answer) = oneshot::channel();
+        let stopped = || "the receiver is stopping".to_owned();
+        self.tell(Mail::Points { reply }).await.map_err(|_| stopped())?;
+        answer.await.map_err(|_| stopped())?
+    }
+
+    /// Asks it to stop. Blocking.
+    pub(crate) fn stop(&self) {
+        let _ = self.mail.blocking_send(Mail::Stop);
+    }
+}
+
+/// Starts a group's thread.
+pub(crate) fn start(receiver: Arc<Receiver>, names: GroupNames) -> std::io::Result<(GroupHandle, std::thread::JoinHandle<()>)> {
+    let (mail, mailbox) = mpsc::channel(MAIL_MAX);
+    let view = Arc::new(ArcSwap::from_pointee(GroupView::new(&names)));
+    let handle = GroupHandle { names: names.clone(), mail, view: Arc::clone(&view) };
+    let thread = std::thread::Builder::new().name(format!("g:{}", names.group)).spawn(move || {
+        let _guard = AbortOnPanic;
+        let now = Instant::now();
+        let policy = receiver.policy_of(&names);
+        let mut group = Group {
+            receiver,
+            names,
+            view,
+            place: Place::Away { words: "the group is being opened".to_owned(), retry_at: now },
+            sessions: BTreeMap::new(),
+            events: VecDeque::new(),
+            policy,
+            prune: Prune { due: true, last: None, submitted: 0 },
+            beginnings: BTreeMap::new(),
+            cut_seen: None,
+            last_failure: String::new(),
+        };
+        group.run(mailbox);
+    })?;
+    Ok((handle, thread))
+}
+
+/// An invariant that broke must stop the process: what is in memory is not to be believed any more.
+struct AbortOnPanic;
+
+impl Drop for AbortOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            std::process::abort();
+        }
+    }
+}
+
+struct Group {
+    receiver: Arc<Receiver>,
+    names: GroupNames,
+    view: Arc<ArcSwap<GroupView>>,
+    place: Place,
+    sessions: BTreeMap<SessionId, Arc<Session>>,
+    /// What our own actions brought about, before anything else is looked at.
+    events: VecDeque<Event>,
+    policy: Policy,
+    prune: Prune,
+    /// When a layer was announced, for the lag.
+    beginnings: BTreeMap<LayerKey, Instant>,
+    /// When the newest point's cut was announced, as far as this process saw it.
+    cut_seen: Option<Instant>,
+    /// Why the last part did not land: the words a closed session is given.
+    last_failure: String,
+}
+
+enum Place {
+    Away { words: String, retry_at: Instant },
+    Here(Box<Here>),
+}
+
+struct Here {
+    store: GroupStore,
+    target: Target,
+    generation: Generation,
+}
+
+struct Prune {
+    due: bool,
+    last: Option<Instant>,
+    submitted: u64,
+}
+
+impl Group {
+    fn run(&mut self, mut mailbox: mpsc::Receiver<Mail>) {
+        let runtime = self.receiver.runtime.clone();
+        let mut next_tick = Instant::now();
+        loop {
+            if Instant::now() >= next_tick {
+                self.tick();
+                next_tick = Instant::now() + TICK;
+            }
+            self.work();
+            self.show();
+            let deadline = tokio::time::Instant::from_std(next_tick);
+            match runtime.block_on(async { tokio::time::timeout_at(deadline, mailbox.recv()).await }) {
+                Err(_) => {}
+                Ok(None | Some(Mail::Stop)) => break,
+                Ok(Some(mail)) => self.read(mail),
+            }
+        }
+        for session in self.sessions.values() {
+            session.close(CloseCode::ShuttingDown, "the receiver is stopping");
+        }
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.receiver.started.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    fn read(&mut self, mail: Mail) {
+        match mail {
+            Mail::Connected { session } => drop(self.sessions.insert(session.id, session)),
+            Mail::Message { session, message } => self.message(session, message),
+            Mail::Closed { session } => {
+                if self.sessions.remove(&session).is_some() {
+                    self.events.push_back(Event::Closed { session });
+                }
+            }
+            Mail::BeginPart { session, header, reply } => {
+                let answer = self.begin_part(session, &header);
+                let _ = reply.send(answer);
+            }
+            Mail::Part { session, header, outcome } => self.part(session, &header, outcome),
+            Mail::Points { reply } => {
+                let answer = match &self.place {
+                    Place::Here(here) => Ok(here.store.points()),
+                    Place::Away { words, .. } => Err(words.clone()),
+                };
+                let _ = reply.send(answer);
+            }
+            Mail::Stop => unreachable!("the loop ends with it"),
+        }
+    }
+
+    fn message(&mut self, session: SessionId, message: Box<SourceMessage>) {
+        // A session that was closed stays closed.
+        let Some(link) = self.sessions.get(&session).cloned() else { return };
+        let here = match &self.place {
+            Place::Here(here) => here,
+            Place::Away { words, .. } => {
+                let words = words.clone();
+                return self.turn_away(&link, RefusalCode::Store, &words);
+            }
+        };
+        if let Some(torn) = here.store.torn() {
+            let text = format!(
+                "the ledger of {} is torn in slot {} ({}: {}): bring the file back from a copy of the store",
+                self.names, torn.slot, torn.file, torn.why
+            );
+            return self.turn_away(&link, RefusalCode::LedgerTorn, &text);
+        }
+        match &*message {
+            SourceMessage::Claim(request) => {
+                if let Err(text) = self.check_claim(here, &request.claim) {
+                    return self.turn_away(&link, RefusalCode::Protocol, &text);
+                }
+            }
+            SourceMessage::LayerBegin(begin) => {
+                if self.beginnings.len() >= BEGINNINGS_MAX {
+                    self.beginnings.pop_first();
+                }
+                self.beginnings.entry(begin.key).or_insert_with(Instant::now);
+            }
+            _ => {}
+        }
+        self.events.push_back(Event::Message { session, message });
+    }
+
+    /// A claim is for a volume of this group, whose files get its name, and there is room for it.
+    fn check_claim(&self, here: &Here, claim: &farside_ledger::Claim) -> Result<(), String> {
+        let (volume, state) = (&claim.volume, here.store.state());
+        if claim.source != self.names.source || volume.id != volume_id(&self.names.source, &self.names.group, &volume.name) {
+            return Err(format!("the claim of volume `{}` does not carry the id of that name", volume.name));
+        }
+        let limit = self.receiver.config.limits.volumes_per_group;
+        if state.volume(volume.id).is_none() && state.volumes().count() >= limit {
+            return Err(format!(
+                "{} has {limit} volumes here, which is this receiver's limit (`limits.volumes_per_group`)",
+                self.names
+            ));
+        }
+        Ok(())
+    }
+
+    fn turn_away(&mut self, session: &Arc<Session>, code: RefusalCode, text: &str) {
+        session.send(&ReceiverMessage::Refusal(refusal(code, text)));
+        session.close(CloseCode::Refused, text);
+        self.sessions.remove(&session.id);
+        self.events.push_back(Event::Closed { session: session.id });
+    }
+
+    fn begin_part(&mut self, session: SessionId, header: &PartHeader) -> BeginPart {
+        let Some(link) = self.sessions.get(&session) else { return BeginPart::Drop };
+        let Place::Here(here) = &self.place else { return BeginPart::Drop };
+        let (key, part) = (header.key, header.part);
+        match here.target.accepts_part(here.store.state(), session, key, part) {
+            Ok(()) => {}
+            Err(RefusalCode::Term | RefusalCode::Unknown) => return BeginPart::Swallow,
+            Err(RefusalCode::Session) => return BeginPart::Drop,
+            Err(_) => {
+                let text = format!("part {part} of layer {key} was not to be sent");
+                let link = Arc::clone(link);
+                self.turn_away(&link, RefusalCode::Protocol, &text);
+                return BeginPart::Drop;
+            }
+        }
+        let begun = here.store.volume(key.volume).and_then(|volume| here.store.landing().begin_part(volume, key, part));
+        match begun {
+            Ok(lander) => BeginPart::Land(Box::new(lander)),
+            Err(error) => BeginPart::Failed(error),
+        }
+    }
+
+    fn part(&mut self, session: SessionId, header: &PartHeader, outcome: PartOutcome) {
+        if !self.sessions.contains_key(&session) {
+            return;
+        }
+        let (key, part) = (header.key, header.part);
+        let event = match outcome {
+            PartOutcome::Landed(entry) => Event::PartLanded { session, key, part, entry },
+            // Its bytes count as taken, or the source would run out of credit in the end.
+            PartOutcome::Unwanted { bytes } => {
+                Event::PartLanded { session, key, part, entry: PartEntry { bytes, footer_digest: [0; 32] } }
+            }
+            PartOutcome::Failed(error) => {
+                let why = error.to_string();
+                self.last_failure.clone_from(&why);
+                self.store_error(&error);
+                Event::PartFailed { session, key, part, why }
+            }
+        };
+        self.events.push_back(event);
+    }
+
+    /// Tells the vault; if the store is given up, the group leaves it with the next tick at the latest.
+    fn store_error(&mut self, error: &StoreError) {
+        if let Place::Here(here) = &self.place {
+            self.receiver.vault.failed(here.generation, error);
+        }
+    }
+
+    fn tick(&mut self) {
+        match &mut self.place {
+            Place::Here(here) if self.receiver.vault.generation() != Some(here.generation) => self.leave(),
+            Place::Here(here) => {
+                if let Err(error) = here.store.space() {
+                    self.store_error(&error);
+                    return;
+                }
+                if here.store.deferred() > 0
+                    && let Err(error) = here.store.sweep()
+                {
+                    tracing::warn!(group = %self.names, %error, "dead segments could not be deleted yet");
+                }
+                self.look_at_disk();
+                self.prune_if_due();
+                self.events.push_back(Event::Tick);
+            }
+            Place::Away { retry_at, .. } if Instant::now() >= *retry_at => self.enter(),
+            Place::Away { .. } => {}
+        }
+        self.beginnings.retain(|_, seen| seen.elapsed() < Duration::from_secs(7 * 86_400));
+    }
+
+    /// Opens the group.
+    fn enter(&mut self) {
+        let opened = self.receiver.vault.current().and_then(|(store, generation)| {
+            let group = store.group(&self.names.source, &self.names.group);
+            group.map(|group| (group, generation, store.id())).map_err(|error| {
+                self.receiver.vault.failed(generation, &error);
+                error.to_string()
+            })
+        });
+        match opened {
+            Err(words) => {
+                if !matches!(&self.place, Place::Away { words: before, .. } if *before == words) {
+                    tracing::warn!(group = %self.names, %words, "the group cannot be opened");
+                }
+                self.place = Place::Away { words, retry_at: Instant::now() + REOPEN };
+            }
+            Ok((store, generation, id)) => {
+                let limits = &self.receiver.config.limits;
+                let config = Config {
+                    group: group_id(&self.names.source, &self.names.group),
+                    source: self.names.source.clone(),
+                    group_name: self.names.group.clone(),
+                    store: id,
+                    layer_digest: farside_layer::layer_digest,
+                    limits: target::Limits { credit_window: u64::from(limits.credit_mib) << 20, ..target::Limits::default() },
+                };
+                let landed = store.landing().landed();
+                let landed = landed.into_iter().map(|l| LandedLayer { key: l.key, parts: l.parts }).collect();
+                let mut actions = Vec::new();
+                let target = Target::new(config, store.state(), landed, &mut actions);
+                let head = store.state().head();
+                match store.torn() {
+                    None => tracing::info!(group = %self.names, ?head, points = store.points().len(), "the group is open"),
+                    Some(torn) => tracing::error!(group = %self.names, slot = %torn.slot, why = torn.why, "the ledger is torn"),
+                }
+                self.place = Place::Here(Box::new(Here { store, target, generation }));
+                self.prune.due = true;
+                self.act(actions);
+                self.look_at_disk();
+            }
+        }
+    }
+
+    /// The store was given up: everybody is told why, and its files are let go.
+    fn leave(&mut self) {
+        let words = self.receiver.vault.current().err().unwrap_or_else(|| "the store is being opened again".to_owned());
+        for session in std::mem::take(&mut self.sessions).into_values() {
+            session.send(&ReceiverMessage::Refusal(refusal(RefusalCode::Store, &words)));
+            session.close(CloseCode::Refused, &words);
+        }
+        self.events.clear();
+        self.receiver.space.forget(&self.names);
+        self.place = Place::Away { words, retry_at: Instant::now() + TICK };
+    }
+
+    /// Tells the target how much disk there is for this group.
+    fn look_at_disk(&mut self) {
+        let Place::Here(here) = &self.place else { return };
+        let Ok(space) = here.store.space() else { return };
+        let free_bytes = space.grantable().saturating_sub(self.receiver.space.granted_to_others(&self.names));
+        if free_bytes == 0 {
+            self.prune.due = true;
+            self.prune.last = None;
+        }
+        self.events.push_back(Event::Grantable { free_bytes, reserve_bytes: space.reserve() });
+    }
+
+    fn prune_if_due(&mut self) {
+        let interval = self.receiver.config.retention.interval;
+        let waited = self.prune.last.is_none_or(|last| last.elapsed() >= interval);
+        let Place::Here(here) = &self.place else { return };
+        if !self.prune.due || !waited {
+            return;
+        }
+        self.prune.due = false;
+        self.prune.last = Some(Instant::now());
+        if let Some(body) = here.store.prune_plan(&self.policy) {
+            self.prune.submitted += 1;
+            self.events.push_back(Event::Submit { submission: self.prune.submitted, body: Box::new(body) });
+        }
+    }
+
+    /// Feeds the target until nothing is left that it or its actions brought about.
+    fn work(&mut self) {
+        while let Some(event) = self.events.pop_front() {
+            let now = self.now();
+            let Place::Here(here) = &mut self.place else {
+                self.events.clear();
+                return;
+            };
+            let mut actions = Vec::new();
+            here.target.step(now, here.store.state(), event, &mut actions);
+            self.receiver.space.grant(&self.names, here.target.granted_bytes());
+            self.act(actions);
+        }
+    }
+
+    fn act(&mut self, actions: Vec<Action>) {
+        for action in actions {
+            match action {
+                Action::Send { session, message } => {
+                    if let ReceiverMessage::Published(published) = &*message {
+                        self.published(published.kind, &published.layers);
+                    }
+                    if let Some(link) = self.sessions.get(&session) {
+                        link.send(&message);
+                    }
+                }
+                Action::CloseSession { session, why } => self.close_session(session, why),
+                Action::Append { ticket, body } => self.append(ticket, *body),
+                Action::Submitted { outcome, .. } => {
+                    if let AppendOutcome::Failed { text } = outcome {
+                        tracing::warn!(group = %self.names, %text, "nothing was pruned");
+                        self.prune.due = true;
+                    }
+                }
+                Action::DropLayer { key } => self.drop_parts(key, 0),
+                Action::DropParts { key, from } => self.drop_parts(key, from),
+                Action::ReadDigests { session, id, volume, run } => self.digests(session, id, volume, run),
+                Action::AnswerPoints { session, query } => self.answer_points(session, &query),
+                Action::Policy { policy } => self.set_policy(policy),
+                Action::Prune => self.prune.due = true,
+                Action::Report { volume, what } => self.report(volume, &what),
+                other => tracing::error!(?other, "an action that this build does not know"),
+            }
+        }
+    }
+
+    fn close_session(&mut self, session: SessionId, why: &'static str) {
+        let Some(link) = self.sessions.remove(&session) else { return };
+        let words = if self.last_failure.is_empty() { why.to_owned() } else { std::mem::take(&mut self.last_failure) };
+        tracing::info!(group = %self.names, %words, "closing a connection");
+        // Returns when none of its parts can land any more, as the next action expects.
+        link.close(CloseCode::Refused, &words);
+    }
+
+    fn append(&mut self, ticket: Ticket, body: Body) {
+        let Place::Here(here) = &mut self.place else { return };
+        let outcome = match here.store.append(body) {
+            Ok(appended) => AppendOutcome::Judged { position: appended.position, verdict: appended.verdict },
+            Err(StoreError::Overtaken { .. }) => AppendOutcome::Collided,
+            Err(error) => {
+                self.receiver.vault.failed(here.generation, &error);
+                AppendOutcome::Failed { text: error.to_string() }
+            }
+        };
+        self.events.push_front(Event::Appended { ticket, outcome });
+    }
+
+    fn drop_parts(&mut self, key: LayerKey, from: u32) {
+        let Place::Here(here) = &mut self.place else { return };
+        if let Err(error) = here.store.drop_parts(key, from) {
+            tracing::warn!(group = %self.names, %key, %error, "parts could not be deleted yet");
+            self.store_error(&error);
+        }
+    }
+
+    fn digests(&mut self, session: SessionId, id: RequestId, volume: VolumeId, run: farside_region::GranuleRun) {
+        let Place::Here(here) = &self.place else { return };
+        let runs = here.store.digests(volume, run).map(|runs| runs.into_iter().map(wire_run).collect());
+        let runs = runs.map_err(|error| {
+            self.receiver.vault.failed(here.generation, &error);
+            error.to_string()
+        });
+        self.events.push_back(Event::Digests { session, id, volume, start: run.start, runs });
+    }
+
+    fn answer_points(&mut self, session: SessionId, query: &PointQuery) {
+        let (Place::Here(here), Some(link)) = (&self.place, self.sessions.get(&session)) else { return };
+        let page = point_page(&here.store, query);
+        link.send(&ReceiverMessage::Points(PointAnswer { id: query.id, page }));
+    }
+
+    fn set_policy(&mut self, policy: Policy) {
+        if policy == self.policy {
+            return;
+        }
+        self.policy = policy;
+        self.prune.due = true;
+        if let Err(error) = self.receiver.state_dir.remember_policy(&self.names.source, &self.names.group, &policy) {
+            tracing::warn!(group = %self.names, %error, "what is to be kept could not be remembered");
+        }
+        tracing::info!(group = %self.names, keep = policy.keep, span_ms = policy.span_ms, "the source says what is to be kept");
+    }
+
+    /// Remembers since when the newest point's content is old.
+    fn published(&mut self, kind: LayerKind, layers: &[LayerKey]) {
+        let begun = layers.iter().filter_map(|key| self.beginnings.remove(key)).min();
+        if kind == LayerKind::Point
+            && let Some(begun) = begun
+        {
+            self.cut_seen = Some(begun);
+        }
+    }
+
+    fn report(&self, volume: Option<VolumeId>, what: &Report) {
+        let name = volume.and_then(|id| match &self.place {
+            Place::Here(here) => here.store.state().volume(id).map(|v| v.meta().name.to_string()),
+            Place::Away { .. } => None,
+        });
+        let (group, volume) = (&self.names, name.unwrap_or_default());
+        match what {
+            Report::Judged { position, verdict } => tracing::debug!(%group, slot = %position.slot, ?verdict, "a record"),
+            Report::AppendFailed { text } => tracing::error!(%group, %text, "nothing can be published"),
+            Report::Dropped { key, why } => tracing::info!(%group, volume, %key, ?why, "a layer was dropped"),
+            Report::PartFailed { key, part, why } => tracing::warn!(%group, volume, %key, part, %why, "a part did not land"),
+            Report::SessionRefused { why } => tracing::info!(%group, why, "a connection is ended"),
+            other => tracing::debug!(%group, ?other, "a report"),
+        }
+    }
+
+    /// Puts up how the group is now.
+    fn show(&mut self) {
+        let mut view = GroupView::new(&self.names);
+        let newest = self.sessions.values().max_by_key(|s| s.heard());
+        view.connected_from = newest.map(|s| s.address());
+        view.heard = newest.map(|s| s.heard()).or(self.view.load().heard);
+        match &self.place {
+            Place::Away { words, .. } => view.away(words),
+            Place::Here(here) => {
+                let quiet = here.store.state().volumes().filter_map(|(id, _)| here.target.quiet(here.store.state(), id));
+                let quiet = quiet.map(|(_, arrived)| arrived).max();
+                let quiet = quiet.map(|arrived| Duration::from_nanos(self.now().saturating_sub(arrived)));
+                view.here(&here.store, &here.target, self.cut_seen.map(|seen| seen.elapsed()), quiet);
+            }
+        }
+        self.view.store(Arc::new(view));
+    }
+}
+
+fn wire_run(run: farside_store::DigestRun) -> DigestRun {
+    match run {
+        farside_store::DigestRun::Absent { granules } => DigestRun::Absent { granules },
+        farside_store::DigestRun::Zero { granules } => DigestRun::Zero { granules },
+        farside_store::DigestRun::Unreadable { granules } => DigestRun::Unreadable { granules },
+        farside_store::DigestRun::Data(digests) => DigestRun::Data(digests),
+    }
+}
+
+/// The points that a source asks for, newest first.
+fn point_page(store: &GroupStore, query: &PointQuery) -> PointPage {
+    let points = store.points();
+    match query.kind {
+        PointQueryKind::Show { point } => {
+            PointPage { points: points.iter().filter(|p| p.slot == point).map(wire_point).collect(), more: false }
+        }
+        PointQueryKind::List { volume, below, limit } => {
+            let limit = usize::try_from(limit).unwrap_or(usize::MAX).clamp(1, PAGE_POINTS_MAX);
+            let wanted = |p: &&PointInfo| {
+                below.is_none_or(|below| p.slot < below) && volume.is_none_or(|volume| p.member(volume).is_some())
+            };
+            let mut found = points.iter().rev().filter(wanted);
+            let page = found.by_ref().take(limit).map(wire_point).collect();
+            PointPage { points: page, more: found.next().is_some() }
+        }
+    }
+}
+
+fn wire_point(point: &PointInfo) -> farside_wire::PointInfo {
+    let member = |m: &farside_store::MemberInfo| PointMemberInfo {
+        name: m.name.clone(),
+        layer: m.layer,
+        volume_bytes: m.volume_bytes,
+        unreadable_regions: u64::from(m.degraded),
+    };
+    farside_wire::PointInfo {
+        slot: point.slot,
+        digest: point.digest,
+        epoch: point.epoch,
+        ledger_time_ms: point.ledger_time_ms,
+        pinned: !point.pins.is_empty(),
+        members: point.members.iter().map(member).collect(),
+    }
+}

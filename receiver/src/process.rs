@@ -1,0 +1,359 @@
+//! The process from start to stop.
+//!
+//! Order of a start: state directory (lock), identity, pairings, store, API socket, UDP socket, groups, readiness. A store
+//! that cannot be opened does not keep the receiver from running: it says so, and goes on when the store answers.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use farside_control::receiver::Budget as BudgetStatus;
+use farside_ledger::Policy;
+use farside_region::Name;
+use farside_store::GroupNames;
+use farside_transport::{BookError, Budget, Fingerprint, Identity, IdentityError, Listener, ListenerEvent, PairingBook};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Semaphore;
+use tracing_subscriber::EnvFilter;
+
+use crate::config::{Config, ConfigError};
+use crate::roster::Roster;
+use crate::state_dir::{StateDir, StateError};
+use crate::vault::Vault;
+use crate::{api, door};
+
+/// How often a store that failed is tried again.
+const STORE_RETRY: Duration = Duration::from_secs(2);
+
+/// Why the receiver did not start, or had to stop.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RunError {
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The state directory.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// Key or certificate.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The list of pairings.
+    #[error(transparent)]
+    Book(#[from] BookError),
+    /// The runtime.
+    #[error("no threads for the runtime: {0}")]
+    Runtime(std::io::Error),
+    /// The UDP address.
+    #[error("cannot listen on UDP {address}: {source}")]
+    Listen {
+        /// Which.
+        address: std::net::SocketAddr,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The API's socket.
+    #[error("cannot listen on {}: {source}", path.display())]
+    Socket {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// Somebody answers there.
+    #[error("{} is served by another process: stop it first", path.display())]
+    SocketTaken {
+        /// Which.
+        path: PathBuf,
+    },
+    /// `api_group`.
+    #[error("there is no group `{name}` on this host (`receiver.api_group`)")]
+    NoSuchGroup {
+        /// Its name.
+        name: String,
+    },
+    /// Signals.
+    #[error("signals cannot be received: {0}")]
+    Signals(std::io::Error),
+}
+
+/// What all parts of the process share.
+#[derive(Debug)]
+pub(crate) struct Receiver {
+    pub(crate) config: Config,
+    pub(crate) state_dir: Arc<StateDir>,
+    pub(crate) vault: Vault,
+    pub(crate) book: Arc<PairingBook>,
+    pub(crate) fingerprint: Fingerprint,
+    pub(crate) local_address: std::net::SocketAddr,
+    pub(crate) roster: Arc<Roster>,
+    pub(crate) budget: Budget,
+    budget_max: AtomicU64,
+    pub(crate) space: Grants,
+    pub(crate) runtime: tokio::runtime::Handle,
+    pub(crate) started: Instant,
+    stopping: AtomicBool,
+    /// Parts of one source that may land at once.
+    landing: Mutex<BTreeMap<Name, Arc<Semaphore>>>,
+}
+
+/// Bytes that were granted to groups and have not landed: nobody is granted them again.
+#[derive(Debug, Default)]
+pub(crate) struct Grants {
+    granted: Mutex<BTreeMap<GroupNames, u64>>,
+}
+
+impl Grants {
+    pub(crate) fn grant(&self, names: &GroupNames, bytes: u64) {
+        let mut granted = self.lock();
+        match granted.get_mut(names) {
+            Some(known) => *known = bytes,
+            None => drop(granted.insert(names.clone(), bytes)),
+        }
+    }
+
+    pub(crate) fn forget(&self, names: &GroupNames) {
+        self.lock().remove(names);
+    }
+
+    pub(crate) fn granted_to_others(&self, names: &GroupNames) -> u64 {
+        self.lock().iter().filter(|(other, _)| *other != names).map(|(_, bytes)| bytes).sum()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<GroupNames, u64>> {
+        self.granted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Receiver {
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+
+    /// What is to be kept of a group: what its source said last, or the configuration.
+    pub(crate) fn policy_of(&self, names: &GroupNames) -> Policy {
+        let retention = &self.config.retention;
+        let default = Policy { keep: retention.keep, span_ms: u64::try_from(retention.span.as_millis()).unwrap_or(u64::MAX) };
+        match self.state_dir.policy(&names.source, &names.group) {
+            Ok(known) => known.unwrap_or(default),
+            Err(error) => {
+                tracing::warn!(group = %names, %error, "what is to be kept is not known: everything, until the source says it");
+                Policy { keep: u32::MAX, ..default }
+            }
+        }
+    }
+
+    /// Under which addresses sources reach this receiver, as far as can be known.
+    pub(crate) fn addresses(&self) -> Vec<String> {
+        if !self.config.advertise.is_empty() {
+            return self.config.advertise.clone();
+        }
+        if !self.local_address.ip().is_unspecified() {
+            return vec![self.local_address.to_string()];
+        }
+        let port = self.local_address.port();
+        let Ok(interfaces) = nix::ifaddrs::getifaddrs() else { return Vec::new() };
+        let addresses = interfaces.filter_map(|interface| {
+            let address = interface.address?;
+            let v4 = address.as_sockaddr_in().map(|a| std::net::IpAddr::from(a.ip()));
+            let v6 = address.as_sockaddr_in6().map(|a| std::net::IpAddr::from(a.ip()));
+            // Link-local addresses mean nothing without their interface.
+            let usable = |ip: &std::net::IpAddr| match ip {
+                std::net::IpAddr::V4(ip) => !ip.is_loopback() && !ip.is_link_local(),
+                std::net::IpAddr::V6(ip) => !ip.is_loopback() && !ip.is_unicast_link_local() && self.local_address.is_ipv6(),
+            };
+            v4.or(v6).filter(usable)
+        });
+        let mut addresses: Vec<_> = addresses.collect();
+        addresses.sort();
+        addresses.dedup();
+        addresses.into_iter().take(8).map(|ip| std::net::SocketAddr::new(ip, port).to_string()).collect()
+    }
+
+    /// Remembers how much of the receive budget was ever used.
+    pub(crate) fn note_budget(&self) {
+        let used = u64::from(self.budget.total_bytes() - self.budget.free_bytes().min(self.budget.total_bytes()));
+        self.budget_max.fetch_max(used, Ordering::Relaxed);
+    }
+
+    pub(crate) fn budget_status(&self) -> BudgetStatus {
+        let total = self.budget.total_bytes();
+        let used_bytes = u64::from(total - self.budget.free_bytes().min(total));
+        let used_bytes_max = self.budget_max.load(Ordering::Relaxed).max(used_bytes);
+        BudgetStatus { used_bytes, used_bytes_max, limit_bytes: total.into() }
+    }
+
+    fn parts_of(&self, source: &Name) -> Arc<Semaphore> {
+        let mut landing = self.landing.lock().unwrap_or_else(PoisonError::into_inner);
+        let made = || Arc::new(Semaphore::new(self.config.limits.parts_per_source));
+        Arc::clone(landing.entry(source.clone()).or_insert_with(made))
+    }
+}
+
+/// Logs to standard error, one line an event; `FARSIDE_LOG` filters (default `info`). Under journald without time stamps.
+///
+/// Does nothing when the process logs already.
+pub fn log_to_stderr() {
+    let filter = EnvFilter::try_from_env("FARSIDE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    let journald = std::env::var_os("JOURNAL_STREAM").is_some();
+    let _ = if journald { builder.without_time().with_ansi(false).try_init() } else { builder.try_init() };
+}
+
+/// Runs the receiver that the configuration at `path` describes, until SIGTERM or SIGINT.
+///
+/// # Errors
+/// [`RunError`]: it did not start.
+pub fn run(path: &Path) -> Result<(), RunError> {
+    let config = Config::load(path)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("receiver").build();
+    let runtime = runtime.map_err(RunError::Runtime)?;
+    let handle = runtime.handle().clone();
+    let result = runtime.block_on(serve(config, handle));
+    runtime.shutdown_timeout(Duration::from_secs(5));
+    result
+}
+
+async fn serve(config: Config, runtime: tokio::runtime::Handle) -> Result<(), RunError> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::Signals)?;
+    let state_dir = Arc::new(StateDir::open(&config.state_dir)?);
+    let identity = Identity::load_or_create(state_dir.path())?;
+    let book = Arc::new(PairingBook::open(&state_dir.pairings())?);
+    let (store_path, state) = (config.store.clone(), Arc::clone(&state_dir));
+    let vault = tokio::task::spawn_blocking(move || Vault::open(store_path, state)).await.expect("opening does not panic");
+    let socket = api::listen(&config.api_socket, config.api_group.as_deref())?;
+    // Three quarters may wait in the windows of connections, a quarter is for parts being verified and written.
+    let budget_bytes = config.limits.receive_budget_mib << 20;
+    let limits = farside_transport::Limits {
+        receive_budget_bytes: budget_bytes / 4 * 3,
+        connections: config.limits.connections,
+        connections_per_source: config.limits.groups_per_source.saturating_mul(2),
+        ..farside_transport::Limits::default()
+    };
+    let listener = Listener::bind(config.listen, &identity, config.name.clone(), Arc::clone(&book), limits)
+        .map_err(|source| RunError::Listen { address: config.listen, source })?;
+    warn_of_small_buffers(&listener);
+    let receiver = Arc::new(Receiver {
+        state_dir,
+        vault,
+        book,
+        fingerprint: identity.fingerprint(),
+        local_address: listener.local_address().unwrap_or(config.listen),
+        roster: Arc::default(),
+        budget: Budget::new(budget_bytes / 4),
+        budget_max: AtomicU64::new(0),
+        space: Grants::default(),
+        runtime,
+        started: Instant::now(),
+        stopping: AtomicBool::new(false),
+        landing: Mutex::default(),
+        config,
+    });
+    start_known_groups(&receiver).await;
+    let api = tokio::spawn(api::serve(Arc::clone(&receiver), socket));
+    let keeper = tokio::spawn(keep_store(Arc::clone(&receiver)));
+    let watchdog = tokio::spawn(feed_watchdog());
+    tracing::info!(address = %receiver.local_address, name = %receiver.config.name, fingerprint = %receiver.fingerprint, "listening");
+    notify(&[sd_notify::NotifyState::Ready, sd_notify::NotifyState::Status("receiving")]);
+    tokio::select! {
+        () = welcome(&receiver, &listener) => {}
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("stopping");
+    notify(&[sd_notify::NotifyState::Stopping]);
+    receiver.stopping.store(true, Ordering::Release);
+    api.abort();
+    keeper.abort();
+    watchdog.abort();
+    let roster = Arc::clone(&receiver.roster);
+    let _ = tokio::task::spawn_blocking(move || roster.stop()).await;
+    listener.shut_down().await;
+    let _ = std::fs::remove_file(&receiver.config.api_socket);
+    Ok(())
+}
+
+/// Groups that the store holds are opened at once: they are shown, and cleaned up, whether their source comes or not.
+async fn start_known_groups(receiver: &Arc<Receiver>) {
+    let receiver = Arc::clone(receiver);
+    let started = tokio::task::spawn_blocking(move || {
+        let Ok((store, _)) = receiver.vault.current() else { return false };
+        match store.groups() {
+            Ok(groups) => {
+                for names in groups {
+                    if let Err(error) = receiver.roster.group(&receiver, &names) {
+                        tracing::warn!(group = %names, %error, "a group of the store is not served");
+                    }
+                }
+                true
+            }
+            Err(error) => {
+                tracing::error!(%error, "the groups of the store cannot be listed");
+                false
+            }
+        }
+    });
+    let _ = started.await;
+}
+
+/// Opens a store that failed again, for ever.
+async fn keep_store(receiver: Arc<Receiver>) {
+    let mut open = receiver.vault.generation().is_some();
+    loop {
+        tokio::time::sleep(STORE_RETRY).await;
+        let keeper = Arc::clone(&receiver);
+        let now_open = tokio::task::spawn_blocking(move || keeper.vault.retry()).await.unwrap_or(false);
+        if now_open && !open {
+            start_known_groups(&receiver).await;
+        }
+        open = now_open;
+    }
+}
+
+/// Takes what comes to the door.
+async fn welcome(receiver: &Arc<Receiver>, listener: &Listener) {
+    while let Some(event) = listener.next().await {
+        match event {
+            ListenerEvent::Connected(connection) => {
+                let peer = connection.peer();
+                tracing::info!(source = %peer.name, address = %peer.address, "connected");
+                let parts = receiver.parts_of(&peer.name);
+                tokio::spawn(door::serve(Arc::clone(receiver), connection, parts));
+            }
+            // Logged at the door.
+            ListenerEvent::Paired { .. } | ListenerEvent::Refused { .. } => {}
+            other => tracing::debug!(?other, "at the door"),
+        }
+    }
+}
+
+fn warn_of_small_buffers(listener: &Listener) {
+    let buffers = listener.socket_buffers();
+    // The kernel counts double.
+    if buffers.receive_bytes < 4 << 20 {
+        tracing::warn!(
+            receive_bytes = buffers.receive_bytes,
+            "the UDP socket's buffers are small, which costs throughput: set net.core.rmem_max and wmem_max to 8388608"
+        );
+    }
+}
+
+async fn feed_watchdog() {
+    let mut micros = 0;
+    if !sd_notify::watchdog_enabled(false, &mut micros) {
+        return;
+    }
+    loop {
+        notify(&[sd_notify::NotifyState::Watchdog]);
+        tokio::time::sleep(Duration::from_micros(micros / 2)).await;
+    }
+}
+
+fn notify(state: &[sd_notify::NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(false, state) {
+        tracing::warn!(%error, "systemd was not told");
+    }
+}

@@ -1,0 +1,76 @@
+//! Which groups there are, each with its thread; made when the store shows them or a source comes with one.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use farside_region::Name;
+use farside_store::GroupNames;
+
+use crate::group::{self, GroupHandle};
+use crate::process::Receiver;
+
+/// All groups, by source and name.
+#[derive(Debug, Default)]
+pub(crate) struct Roster {
+    groups: Mutex<BTreeMap<GroupNames, Entry>>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    handle: GroupHandle,
+    thread: std::thread::JoinHandle<()>,
+}
+
+/// Why a group is not to be had.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RosterError {
+    #[error("source {0} has {1} groups here, which is this receiver's limit (`limits.groups_per_source`)")]
+    TooMany(Name, usize),
+    #[error("no thread for the group: {0}")]
+    Thread(#[from] std::io::Error),
+    #[error("the receiver is stopping")]
+    Stopping,
+}
+
+impl Roster {
+    /// The group, with its thread started if it was not.
+    pub(crate) fn group(&self, receiver: &Arc<Receiver>, names: &GroupNames) -> Result<GroupHandle, RosterError> {
+        let mut groups = self.lock();
+        if let Some(entry) = groups.get(names) {
+            return Ok(entry.handle.clone());
+        }
+        if receiver.is_stopping() {
+            return Err(RosterError::Stopping);
+        }
+        let limit = receiver.config.limits.groups_per_source;
+        if groups.keys().filter(|known| known.source == names.source).count() >= limit {
+            return Err(RosterError::TooMany(names.source.clone(), limit));
+        }
+        let (handle, thread) = group::start(Arc::clone(receiver), names.clone())?;
+        groups.insert(names.clone(), Entry { handle: handle.clone(), thread });
+        Ok(handle)
+    }
+
+    /// All groups that run.
+    pub(crate) fn all(&self) -> Vec<GroupHandle> {
+        self.lock().values().map(|entry| entry.handle.clone()).collect()
+    }
+
+    /// Stops every group and waits for their threads. Blocking.
+    pub(crate) fn stop(&self) {
+        let groups = std::mem::take(&mut *self.lock());
+        for entry in groups.values() {
+            entry.handle.stop();
+        }
+        for (names, entry) in groups {
+            drop(entry.handle);
+            if entry.thread.join().is_err() {
+                tracing::error!(group = %names, "the group's thread panicked");
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<GroupNames, Entry>> {
+        self.groups.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

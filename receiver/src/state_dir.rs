@@ -1,0 +1,164 @@
+//! `/var/lib/farside-receiver/state`: lock, identity, pairings, the store's id, and what is remembered per group.
+//!
+//! Invariant: one process holds the lock as long as it lives, so everything else in here has one writer.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use farside_ledger::Policy;
+use farside_region::Name;
+use nix::fcntl::{Flock, FlockArg};
+use serde::{Deserialize, Serialize};
+
+/// Why the state directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StateError {
+    /// Another process uses it.
+    #[error("{} is in use by another farside-receiver: stop it first", path.display())]
+    Locked {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A file could not be read or written.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file is not what it should be.
+    #[error("{} is damaged: {reason}", path.display())]
+    Damaged {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+/// The directory, locked.
+#[derive(Debug)]
+pub(crate) struct StateDir {
+    path: PathBuf,
+    _lock: Flock<File>,
+}
+
+/// `store.json`: the store that this receiver has.
+#[derive(Serialize, Deserialize)]
+struct KnownStore {
+    id: String,
+}
+
+/// `groups/<source>/<group>.json`.
+#[derive(Serialize, Deserialize)]
+struct KnownGroup {
+    keep: u32,
+    span_ms: u64,
+}
+
+impl StateDir {
+    /// Makes the directory (mode 0700) if it is not there, and takes its lock.
+    pub(crate) fn open(path: &Path) -> Result<Self, StateError> {
+        let io = |source| StateError::Io { path: path.to_owned(), source };
+        DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io)?;
+        let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path.join("lock")).map_err(io)?;
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => Ok(Self { path: path.to_owned(), _lock: lock }),
+            Err((_, nix::errno::Errno::EWOULDBLOCK)) => Err(StateError::Locked { path: path.to_owned() }),
+            Err((_, errno)) => Err(io(errno.into())),
+        }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn pairings(&self) -> PathBuf {
+        self.path.join("pairings.json")
+    }
+
+    /// The id of the store that this receiver had; `None` before the first.
+    pub(crate) fn known_store(&self) -> Result<Option<String>, StateError> {
+        Ok(read(&self.path.join("store.json"))?.map(|known: KnownStore| known.id))
+    }
+
+    pub(crate) fn remember_store(&self, id: &str) -> Result<(), StateError> {
+        write(&self.path.join("store.json"), &KnownStore { id: id.to_owned() })
+    }
+
+    /// What a source asked to be kept of a group, if it ever said.
+    pub(crate) fn policy(&self, source: &Name, group: &Name) -> Result<Option<Policy>, StateError> {
+        let known: Option<KnownGroup> = read(&self.group(source, group))?;
+        Ok(known.map(|known| Policy { keep: known.keep, span_ms: known.span_ms }))
+    }
+
+    pub(crate) fn remember_policy(&self, source: &Name, group: &Name, policy: &Policy) -> Result<(), StateError> {
+        let path = self.group(source, group);
+        let folder = path.parent().expect("a group's file has a folder");
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
+        made.map_err(|source| StateError::Io { path: folder.to_owned(), source })?;
+        write(&path, &KnownGroup { keep: policy.keep, span_ms: policy.span_ms })
+    }
+
+    fn group(&self, source: &Name, group: &Name) -> PathBuf {
+        self.path.join("groups").join(source.as_str()).join(format!("{group}.json"))
+    }
+}
+
+fn read<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>, StateError> {
+    match std::fs::read(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(StateError::Io { path: path.to_owned(), source }),
+        Ok(bytes) => serde_json::from_slice(&bytes)
+            .map(Some)
+            .map_err(|e| StateError::Damaged { path: path.to_owned(), reason: e.to_string() }),
+    }
+}
+
+fn write<T: Serialize>(path: &Path, value: &T) -> Result<(), StateError> {
+    let bytes = serde_json::to_vec_pretty(value).expect("plain data");
+    let folder = path.parent().expect("a file of the state directory has a folder");
+    let replace = || -> io::Result<()> {
+        let temporary = path.with_extension("tmp");
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+        file.write_all(&bytes)?;
+        file.sync_all()?;
+        std::fs::rename(&temporary, path)?;
+        File::open(folder)?.sync_all()
+    };
+    replace().map_err(|source| StateError::Io { path: path.to_owned(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_process_at_a_time() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let first = StateDir::open(directory.path()).expect("free");
+        assert!(matches!(StateDir::open(directory.path()), Err(StateError::Locked { .. })));
+        drop(first);
+        StateDir::open(directory.path()).expect("free again");
+    }
+
+    #[test]
+    fn what_is_remembered_comes_back() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let state = StateDir::open(directory.path()).expect("free");
+        let (source, group): (Name, Name) = ("db1".parse().expect("a name"), "default".parse().expect("a name"));
+        assert_eq!(state.policy(&source, &group).expect("read"), None);
+        let policy = Policy { keep: 7, span_ms: 1000 };
+        state.remember_policy(&source, &group, &policy).expect("written");
+        assert_eq!(state.policy(&source, &group).expect("read"), Some(policy));
+        assert_eq!(state.known_store().expect("read"), None);
+        state.remember_store("abc").expect("written");
+        assert_eq!(state.known_store().expect("read").as_deref(), Some("abc"));
+        std::fs::write(directory.path().join("store.json"), "{").expect("written");
+        assert!(matches!(state.known_store(), Err(StateError::Damaged { .. })));
+    }
+}

@@ -1,0 +1,192 @@
+//! What is shown of the receiver, its groups and its points: the API's types made of ours.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use farside_control::receiver::{ReceiverGroup, ReceiverSource, ReceiverStatus, ReceiverVolume, StoreStatus};
+use farside_control::source::LastPoint;
+use farside_control::{Address, Point, PointId, PointMember, Reason, Severity};
+use farside_ledger::group_id;
+use farside_replication::target::Target;
+use farside_store::{GroupNames, GroupStore, PointInfo};
+use jiff::Timestamp;
+
+use crate::process::Receiver;
+use crate::vault::hex;
+
+/// How a group was a moment ago.
+#[derive(Clone, Debug)]
+pub(crate) struct GroupView {
+    pub(crate) names: GroupNames,
+    pub(crate) connected_from: Option<String>,
+    pub(crate) heard: Option<Instant>,
+    /// When this was made: lags in it are of that moment.
+    made: Instant,
+    group: ReceiverGroup,
+}
+
+impl GroupView {
+    pub(crate) fn new(names: &GroupNames) -> Self {
+        let id = group_id(&names.source, &names.group).to_string();
+        let group = ReceiverGroup { name: names.group.to_string(), id, ..ReceiverGroup::default() };
+        Self { names: names.clone(), connected_from: None, heard: None, made: Instant::now(), group }
+    }
+
+    /// The group cannot be used.
+    pub(crate) fn away(&mut self, words: &str) {
+        let reason = Reason::new(Severity::Error, "store_failed", words, "it goes on by itself when the store answers again");
+        self.group.reasons.push(reason);
+    }
+
+    /// The group is in use. `point_age`: since the newest point's cut was announced, if this process saw it; `quiet_age`:
+    /// since the newest heartbeat that still holds came.
+    pub(crate) fn here(&mut self, store: &GroupStore, target: &Target, point_age: Option<Duration>, quiet_age: Option<Duration>) {
+        let state = store.state();
+        let group = &mut self.group;
+        group.head_slot = state.head().map(|slot| slot.0);
+        group.points = state.points().len() as u64;
+        group.last_point = state.points().values().next_back().and_then(|point| {
+            let digest = state.digest_at(point.slot)?;
+            Some(LastPoint { id: PointId::new(point.slot.0, &digest.0), cut_wall: wall(point.epoch.wall_ms) })
+        });
+        // A heartbeat says that nothing changed since the point.
+        let ages = [point_age, quiet_age].into_iter().flatten().min();
+        group.lag_ms = group.last_point.as_ref().and(ages).map(millis);
+        group.used_bytes = store.bytes().0;
+        let landed = store.landing().landed();
+        group.volumes = state
+            .volumes()
+            .map(|(id, volume)| ReceiverVolume {
+                name: volume.meta().name.to_string(),
+                id: id.to_string(),
+                bytes: volume.meta().geometry.volume_bytes(),
+                term: volume.term().0,
+                seq: volume.last_seq().0,
+                staged: landed.iter().filter(|layer| layer.key.volume == id).count() as u64,
+            })
+            .collect();
+        group.volumes.sort_by(|a, b| a.name.cmp(&b.name));
+        if let Some(torn) = store.torn() {
+            let message = format!("the ledger of {} is torn in slot {} ({}: {})", self.names, torn.slot, torn.file, torn.why);
+            let what = "points before it can be restored; bring the file back from a copy of the store, then restart";
+            group.reasons.push(Reason::new(Severity::Error, "ledger_torn", message, what));
+        }
+        if let Some(trouble) = target.trouble() {
+            let what = "it goes on by itself when the store can be written again";
+            group.reasons.push(Reason::new(Severity::Error, "store_failed", trouble, what));
+        }
+    }
+
+    /// Whether the address names one of its volumes.
+    pub(crate) fn has_volume(&self, address: &Address) -> bool {
+        let (source, group) = (self.names.source.as_str(), self.names.group.as_str());
+        self.group.volumes.iter().any(|volume| address.is_volume(source, group, &volume.name))
+    }
+
+    /// As it is at `now`.
+    fn at(&self, now: Instant) -> ReceiverGroup {
+        let mut group = self.group.clone();
+        let since = millis(now.saturating_duration_since(self.made));
+        group.lag_ms = group.lag_ms.map(|lag| lag.saturating_add(since));
+        group
+    }
+}
+
+/// The whole receiver.
+pub(crate) fn receiver(receiver: &Receiver) -> ReceiverStatus {
+    let now = Instant::now();
+    let mut reasons = Vec::new();
+    let store = store_status(receiver, &mut reasons);
+    let views: Vec<_> = receiver.roster.all().iter().map(|group| group.view()).collect();
+    let mut sources: BTreeMap<String, ReceiverSource> = BTreeMap::new();
+    for paired in receiver.book.sources() {
+        let name = paired.name.to_string();
+        let fingerprint = Some(paired.fingerprint.to_string());
+        sources.insert(name.clone(), ReceiverSource { name, fingerprint, ..ReceiverSource::default() });
+    }
+    for view in &views {
+        let name = view.names.source.to_string();
+        let source = sources.entry(name.clone()).or_insert_with(|| ReceiverSource { name, ..ReceiverSource::default() });
+        if view.connected_from.is_some() {
+            source.connected_from.clone_from(&view.connected_from);
+        }
+        let silent = view.heard.map(|heard| millis(now.saturating_duration_since(heard)));
+        source.silent_ms = [source.silent_ms, silent].into_iter().flatten().min();
+        source.groups.push(view.at(now));
+    }
+    for source in sources.values_mut() {
+        source.groups.sort_by(|a, b| a.name.cmp(&b.name));
+        if source.connected_from.is_none() && source.fingerprint.is_some() {
+            let message = format!("{} is not connected", source.name);
+            let what = "see `farside status` on that host";
+            source.reasons.push(Reason::new(Severity::Warning, "not_connected", message, what));
+        }
+    }
+    ReceiverStatus {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        listen: receiver.local_address.to_string(),
+        fingerprint: receiver.fingerprint.to_string(),
+        uptime_ms: millis(receiver.started.elapsed()),
+        store: StoreStatus { used_bytes: views.iter().map(|v| v.group.used_bytes).sum(), ..store },
+        sources: sources.into_values().collect(),
+        receive_budget: receiver.budget_status(),
+        reasons,
+    }
+}
+
+fn store_status(receiver: &Receiver, reasons: &mut Vec<Reason>) -> StoreStatus {
+    let space = receiver.vault.space();
+    let free_bytes = space.map_or(0, |space| space.grantable());
+    let open = receiver.vault.current().map(drop);
+    if let Err(words) = &open {
+        let what = "existing points are intact; it goes on by itself when the store answers again";
+        reasons.push(Reason::new(Severity::Error, "store_failed", words, what));
+    } else if free_bytes == 0 {
+        let message = format!("the file system of {} is full", receiver.vault.path().display());
+        let what = "free space there, or keep fewer points (`farside group set NAME --keep N` on the sources)";
+        reasons.push(Reason::new(Severity::Error, "gateway_full", message, what));
+    }
+    StoreStatus {
+        path: receiver.vault.path().clone(),
+        id: receiver.vault.id().map(|id| hex(&id)).unwrap_or_default(),
+        free_bytes,
+        used_bytes: 0,
+        writable: open.is_ok() && free_bytes > 0,
+    }
+}
+
+/// A point as the API shows it.
+pub(crate) fn point(names: &GroupNames, point: &PointInfo) -> Point {
+    Point {
+        id: PointId::new(point.slot.0, &point.digest.0),
+        source: names.source.to_string(),
+        group: names.group.to_string(),
+        cut_wall: wall(point.epoch.wall_ms),
+        cut_mono_before_ns: point.epoch.mono_before_ns,
+        cut_mono_after_ns: point.epoch.mono_after_ns,
+        boot: hex(&point.epoch.boot.0),
+        ledger_time_ms: point.ledger_time_ms,
+        members: point
+            .members
+            .iter()
+            .map(|member| PointMember {
+                volume: member.name.to_string(),
+                volume_id: member.volume.to_string(),
+                bytes: member.volume_bytes,
+                term: member.layer.term.0,
+                seq: member.layer.seq.0,
+                layer_bytes: member.layer_bytes,
+            })
+            .collect(),
+        pinned: !point.pins.is_empty(),
+        degraded: point.degraded,
+    }
+}
+
+fn wall(ms: i64) -> Timestamp {
+    Timestamp::from_millisecond(ms).unwrap_or(if ms < 0 { Timestamp::MIN } else { Timestamp::MAX })
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

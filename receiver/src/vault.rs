@@ -1,0 +1,219 @@
+//! The open store of the process, and its way back after it failed.
+//!
+//! ```text
+//! Open(generation) ──somebody met an error that only reopening heals──► Failed(words) ──every few seconds, once nobody
+//!        ▲                                                                            holds the old one──┐
+//!        └────────────────────────────────────────────────────────────────────────────────────────────────┘
+//! ```
+//!
+//! Invariant: a store that this receiver has not seen before is made only if it never had one. (An empty mount point is not
+//! a fresh store: the disk is missing.)
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use farside_store::{Remedy, Space, Store, StoreError, StoreReader};
+
+use crate::state_dir::{StateDir, StateError};
+
+/// Counts how often the store was opened.
+pub(crate) type Generation = u64;
+
+#[derive(Debug)]
+pub(crate) struct Vault {
+    path: PathBuf,
+    state_dir: Arc<StateDir>,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    generation: Generation,
+    store: Result<Arc<Store>, String>,
+    id: Option<[u8; 16]>,
+}
+
+/// Why a store could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OpenError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    State(#[from] StateError),
+    #[error(
+        "{path} holds the store {found}, but this receiver's is {known}: mount the right one, or give this receiver a new `state_dir` to adopt it"
+    )]
+    Other { path: PathBuf, found: String, known: String },
+}
+
+impl Vault {
+    /// Opens the store, or says why it is not open yet.
+    pub(crate) fn open(path: PathBuf, state_dir: Arc<StateDir>) -> Self {
+        let inner = Inner { generation: 0, store: Err("not opened yet".to_owned()), id: None };
+        let vault = Self { path, state_dir, inner: Mutex::new(inner) };
+        vault.retry();
+        vault
+    }
+
+    pub(crate) fn path(&self) -> &PathBuf {
+        &self.path
+    }
+
+    /// The store and its generation, or why there is none.
+    pub(crate) fn current(&self) -> Result<(Arc<Store>, Generation), String> {
+        let inner = self.lock();
+        inner.store.as_ref().map(|store| (Arc::clone(store), inner.generation)).map_err(Clone::clone)
+    }
+
+    /// The generation whose groups may go on; `None` when there is none.
+    pub(crate) fn generation(&self) -> Option<Generation> {
+        let inner = self.lock();
+        inner.store.is_ok().then_some(inner.generation)
+    }
+
+    /// Somebody met this error with the store of `generation`. Says whether that store is given up.
+    pub(crate) fn failed(&self, generation: Generation, error: &StoreError) -> bool {
+        let give_up = match error {
+            // Appends wait for room; a read-only or forbidden store can do nothing at all.
+            StoreError::Full { .. } => false,
+            StoreError::ReadOnly { .. } | StoreError::Denied { .. } => true,
+            other => other.remedy() == Remedy::Reopen,
+        };
+        let mut inner = self.lock();
+        if give_up && inner.generation == generation && inner.store.is_ok() {
+            tracing::error!(%error, "the store failed; it is opened again when it answers");
+            inner.store = Err(error.to_string());
+        }
+        give_up
+    }
+
+    /// Tries to open the store if it is not. Blocking. Says whether it is open.
+    pub(crate) fn retry(&self) -> bool {
+        if self.lock().store.is_ok() {
+            return true;
+        }
+        let opened = self.try_open();
+        let mut inner = self.lock();
+        match opened {
+            Ok(store) => {
+                inner.generation += 1;
+                inner.id = Some(store.id());
+                inner.store = Ok(Arc::new(store));
+                tracing::info!(path = %self.path.display(), id = %hex(&inner.id.unwrap_or_default()), "the store is open");
+                true
+            }
+            // The last holder is about to let go; the reason that counts is the one before.
+            Err(OpenError::Store(StoreError::Locked { .. })) if inner.generation > 0 => false,
+            Err(error) => {
+                let text = error.to_string();
+                if inner.store.as_ref().err() != Some(&text) {
+                    tracing::error!(%error, "the store cannot be opened");
+                    inner.store = Err(text);
+                }
+                false
+            }
+        }
+    }
+
+    fn try_open(&self) -> Result<Store, OpenError> {
+        let known = self.state_dir.known_store()?;
+        if known.is_none() {
+            let parent = self.path.parent().filter(|p| !p.as_os_str().is_empty());
+            if let Some(parent) = parent.filter(|p| !p.exists()) {
+                std::fs::create_dir_all(parent).map_err(|source| StateError::Io { path: parent.to_owned(), source })?;
+            }
+            Store::init(&self.path)?;
+        }
+        let store = match Store::open(&self.path) {
+            // Known, and there is nothing: its disk is not mounted.
+            Err(StoreError::NotAStore { path }) if known.is_some() => return Err(StoreError::Vanished { path }.into()),
+            other => other?,
+        };
+        let found = hex(&store.id());
+        match known {
+            Some(known) if known != found => Err(OpenError::Other { path: self.path.clone(), found, known }),
+            Some(_) => Ok(store),
+            None => {
+                self.state_dir.remember_store(&found)?;
+                Ok(store)
+            }
+        }
+    }
+
+    /// The store's id, once it was open.
+    pub(crate) fn id(&self) -> Option<[u8; 16]> {
+        self.lock().id
+    }
+
+    /// The space of the store's file system, if that can be asked.
+    pub(crate) fn space(&self) -> Option<Space> {
+        match self.current() {
+            Ok((store, _)) => store.space().ok(),
+            Err(_) => Space::of(&self.path).ok(),
+        }
+    }
+
+    /// Opens the store for reading, whatever its state.
+    pub(crate) fn reader(&self) -> Result<StoreReader, StoreError> {
+        StoreReader::open(&self.path)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn vault(at: &std::path::Path) -> Vault {
+        let state = Arc::new(StateDir::open(&at.join("state")).expect("free"));
+        Vault::open(at.join("store"), state)
+    }
+
+    #[test]
+    fn a_known_store_is_never_made_anew() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let first = vault(directory.path());
+        let (store, generation) = first.current().expect("made");
+        assert_eq!(generation, 1);
+        drop(store);
+        drop(first);
+        // The disk is gone; its mount point is there.
+        std::fs::rename(directory.path().join("store"), directory.path().join("away")).expect("moved");
+        std::fs::create_dir(directory.path().join("store")).expect("made");
+        let again = vault(directory.path());
+        let words = again.current().expect_err("not there");
+        assert!(words.contains("vanished"), "{words}");
+        // Another store in its place.
+        std::fs::remove_dir(directory.path().join("store")).expect("removed");
+        Store::init(&directory.path().join("store")).expect("made");
+        assert!(!again.retry());
+        assert!(again.current().expect_err("another").contains("mount the right one"));
+        std::fs::remove_dir_all(directory.path().join("store")).expect("removed");
+        std::fs::rename(directory.path().join("away"), directory.path().join("store")).expect("moved back");
+        assert!(again.retry(), "{:?}", again.current().err());
+    }
+
+    #[test]
+    fn a_failed_store_is_opened_again_when_nobody_holds_it() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let vault = vault(directory.path());
+        let (held, generation) = vault.current().expect("open");
+        let path = directory.path().to_owned();
+        assert!(!vault.failed(generation, &StoreError::Full { path: path.clone(), needed: 1 }));
+        assert!(vault.current().is_ok(), "a full store goes on");
+        assert!(vault.failed(generation, &StoreError::ReadOnly { path }));
+        assert_eq!(vault.generation(), None);
+        assert!(!vault.retry(), "the old one is still held");
+        assert!(vault.current().expect_err("failed").contains("read-only"));
+        drop(held);
+        assert!(vault.retry());
+        assert_eq!(vault.generation(), Some(generation + 1));
+    }
+}
