@@ -6,6 +6,7 @@
 //! library that may contain `unsafe`. What it does not know: regions, epochs, replication, NBD.
 
 #![allow(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod buffer;
 mod device;

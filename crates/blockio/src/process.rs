@@ -39,9 +39,24 @@ pub enum SettingError {
 /// # Errors
 /// [`SettingError::LockMemory`], with the remedy.
 pub fn lock_memory() -> Result<(), SettingError> {
+    // With a finite limit the call itself may work, and every large mapping after it would fail.
+    let (limit, _) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_MEMLOCK)
+        .map_err(|errno| SettingError::LockMemory { source: errno.into() })?;
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    if limit != libc::RLIM_INFINITY && !has_capability(&status, CAP_IPC_LOCK) {
+        return Err(SettingError::LockMemory { source: Errno::EPERM.into() });
+    }
     // SAFETY: mlockall takes flags only and touches no memory of ours.
     let rc = unsafe { libc::mlockall(libc::MCL_CURRENT | libc::MCL_FUTURE | libc::MCL_ONFAULT) };
     if rc == 0 { Ok(()) } else { Err(SettingError::LockMemory { source: io::Error::last_os_error() }) }
+}
+
+const CAP_IPC_LOCK: u32 = 14;
+
+/// Whether `/proc/self/status` shows an effective capability.
+fn has_capability(status: &str, capability: u32) -> bool {
+    let hex = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    hex.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).is_some_and(|bits| bits >> capability & 1 == 1)
 }
 
 /// Marks the calling thread, and every thread it starts later, as one that serves block I/O: call it before any thread starts.
@@ -98,6 +113,12 @@ mod tests {
         assert_eq!(boot_id().unwrap(), boot_id().unwrap());
         let (a, b) = (monotonic_ns(), monotonic_ns());
         assert!(0 < a && a <= b);
+    }
+
+    #[test]
+    fn capabilities_are_read_from_the_status() {
+        let status = "Name:\tx\nCapPrm:\tffffffffffffffff\nCapEff:\t0000000000004000\n";
+        assert!(has_capability(status, CAP_IPC_LOCK) && !has_capability(status, 13) && !has_capability("", CAP_IPC_LOCK));
     }
 
     #[test]

@@ -126,6 +126,7 @@ pub struct Ring {
     slots: Vec<Option<Operation>>,
     free: Vec<u32>,
     backlog: VecDeque<squeue::Entry>,
+    #[allow(clippy::vec_box)] // the kernel is told their addresses
     scratch: Vec<Box<Scratch>>,
     in_flight: usize,
     _not_send: PhantomData<*mut ()>, // the kernel ties the ring to the thread that creates it

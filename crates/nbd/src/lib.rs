@@ -5,6 +5,8 @@
 //! bytes between sockets, sessions and the queue. Invariants: a client's bytes can end its own connection and nothing else;
 //! every queue and buffer is bounded by [`Limits`]; a client that does not read its replies is not read from either.
 
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
 pub mod client;
 mod export;
 pub mod proto;

@@ -1,5 +1,7 @@
 //! The server over real sockets: to a real file, and to a volume in memory that can be held and made to fail.
 
+#![allow(clippy::unwrap_used)]
+
 use std::net::Shutdown;
 use std::path::PathBuf;
 use std::thread::JoinHandle;
@@ -63,7 +65,6 @@ fn small() -> Limits {
         payload_max: 1 << 20,
         buffer_bytes_max: 1 << 20,
         farewell_max: std::time::Duration::from_millis(100),
-        ..Limits::default()
     }
 }
 
