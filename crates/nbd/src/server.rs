@@ -465,7 +465,7 @@ impl<Q: BlockQueue> Running<'_, Q> {
                 connection.work = kept;
                 None
             }
-            Work::Next | Work::Discard => None,
+            Work::Next | Work::Discard { .. } => None,
         };
         if let Some(number) = job {
             let job = self.jobs.get_mut(number);

@@ -75,7 +75,8 @@ pub enum Event {
         /// What to do.
         command: Command,
     },
-    /// A command that needs no device: send this head.
+    /// A command that needs no device: send this head once its payload, if any, has been taken (a client that is still
+    /// sending does not expect it).
     Reply(Head),
     /// Finish what is running, send it, hang up.
     Disconnect,

@@ -43,8 +43,8 @@ pub(super) enum Work {
     Reading(Reading),
     /// The payload of a write.
     Writing(Writing),
-    /// The payload of a refused write.
-    Discard,
+    /// The payload of a refused write; its reply must not overtake it.
+    Discard { reply: Head },
 }
 
 #[derive(Debug)]

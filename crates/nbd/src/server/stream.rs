@@ -79,7 +79,8 @@ impl<Q: BlockQueue> Running<'_, Q> {
             }
             Work::Reading(_) => self.read_on(index),
             Work::Writing(_) => self.write_on(index),
-            Work::Discard => {
+            Work::Discard { reply } => {
+                let reply = *reply;
                 let take = connection.session.payload_left().min(connection.unread.len() as u64);
                 connection.unread.start += take as usize;
                 connection.session.payload_taken(take);
@@ -87,6 +88,7 @@ impl<Q: BlockQueue> Running<'_, Q> {
                     return Some(Stop::Bytes);
                 }
                 connection.work = Work::Next;
+                connection.push(reply.as_bytes());
                 None
             }
         }
@@ -113,10 +115,7 @@ impl<Q: BlockQueue> Running<'_, Q> {
                 connection.work = Work::Start { cookie, command };
             }
             Some(Event::Reply(head)) => {
-                connection.push(head.as_bytes());
-                if connection.session.payload_left() > 0 {
-                    connection.work = Work::Discard;
-                }
+                connection.work = Work::Discard { reply: head };
             }
             Some(Event::Disconnect) => {
                 connection.state = State::Closing;

@@ -382,6 +382,24 @@ fn a_read_only_device_serves_reads_only() {
 }
 
 #[test]
+fn a_refused_write_is_answered_after_its_payload_and_not_before() {
+    let served = serve(memory(), small());
+    let (mut client, mut other) = (served.client(), served.client());
+    let (bytes, cookie) = client.encode(command::WRITE, 0, 1, 100 << 10);
+    client.send(&bytes);
+    client.send(&[1; 50 << 10]);
+    assert_eq!(other.read(0, 512), [0; 512]); // the server has seen the first half by now
+    client.socket.set_nonblocking(true).unwrap();
+    let early = std::io::Read::read(&mut client.socket, &mut [0; 16]);
+    assert_eq!(early.unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+    client.socket.set_nonblocking(false).unwrap();
+    client.send(&[1; 50 << 10]);
+    let (replied, reply) = client.reply(|_| (0, 0));
+    assert_eq!((replied, reply.error), (cookie, error::EINVAL));
+    assert_eq!(client.read(0, 512), [0; 512], "the stream goes on after the payload");
+}
+
+#[test]
 fn limits_that_contradict_each_other_are_refused() {
     let limits = Limits { pieces_max: 1, ..small() };
     let served = serve(memory(), limits);
