@@ -597,3 +597,201 @@ fn u64_at(b: &[u8], at: usize) -> u64 {
 fn u32_at(b: &[u8], at: usize) -> u32 {
     u32::from_le_bytes(b[at..at + 4].try_into().expect("4 bytes"))
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{GranuleIndex, GranuleRun};
+
+    const MAP: MapId = MapId([0xa5; 16]);
+
+    fn geometry() -> Geometry {
+        Geometry::with_shape(100 * 64, 6, 4).expect("valid") // 100 granules, 7 regions, the last one short
+    }
+
+    fn layout() -> IntentLayout {
+        IntentLayout::with_page_regions(&geometry(), 3)
+    }
+
+    fn page(seq: u64, bits: &[u32]) -> Page {
+        let mut set = PageBits::clear();
+        bits.iter().for_each(|&i| set.set(i, true));
+        Page { map: MAP, index: PageIndex(1), seq, bits: set }
+    }
+
+    fn header() -> Header {
+        Header {
+            map: MAP,
+            seq: 9,
+            state: HeaderState::Clean,
+            term: Some(Term(3)),
+            position: Some(LedgerPosition { slot: Slot(7), digest: RecordDigest([0xd1; 32]) }),
+            volume_bytes: 6400,
+            backing: Some(BackingIdentity { inode: 11, size: 6400, mtime: (-2, 5), ctime: (1 << 33, 6) }),
+            flush_failed: Some(BootId([0xb0; 16])),
+            page_regions: 3,
+        }
+    }
+
+    fn owed() -> Owed {
+        let mut set = GranuleSet::new();
+        set.insert_whole(RegionRange { start: RegionIndex(1), count: 2 });
+        set.insert_run(&geometry(), GranuleRun { start: GranuleIndex(64), count: 3 });
+        Owed { map: MAP, header_seq: 9, set }
+    }
+
+    /// The bytes that are not zero, as `offset: hex` lines, so that a golden structure fits a screen.
+    fn dump(bytes: &[u8]) -> String {
+        let mut out = String::new();
+        for (i, line) in bytes.chunks(16).enumerate().filter(|(_, line)| line.iter().any(|b| *b != 0)) {
+            out += &format!("{:04x}: ", i * 16);
+            line.iter().for_each(|b| out += &format!("{b:02x}"));
+            out += "\n";
+        }
+        out
+    }
+
+    #[test]
+    fn golden_page() {
+        assert_eq!(
+            dump(&page(0x0102, &[0, 2]).encode(&layout()).0),
+            concat!(
+                "0000: 464152537061676501000000519202ee\n",
+                "0010: a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5\n",
+                "0020: 01000000000000000201000000000000\n",
+                "0030: 03000000000000000000000000000000\n",
+                "0040: 05000000000000000000000000000000\n",
+            )
+        );
+    }
+
+    #[test]
+    fn golden_header() {
+        assert_eq!(
+            dump(&header().encode().0),
+            concat!(
+                "0000: 464152536865616401000000de874edc\n",
+                "0010: a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5\n",
+                "0020: 0900000000000000020f000003000000\n",
+                "0030: 00190000000000000300000000000000\n",
+                "0040: 0700000000000000d1d1d1d1d1d1d1d1\n",
+                "0050: d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1\n",
+                "0060: d1d1d1d1d1d1d1d10b00000000000000\n",
+                "0070: 0019000000000000feffffffffffffff\n",
+                "0080: 00000000020000000500000006000000\n",
+                "0090: b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0\n",
+            )
+        );
+    }
+
+    #[test]
+    fn golden_owed() {
+        assert_eq!(
+            dump(&owed().encode()),
+            concat!(
+                "0000: 464152536f77656401000000195dc3dd\n",
+                "0010: a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5\n",
+                "0020: 09000000000000000100000000000000\n",
+                "0030: 01000000000000000000000000000000\n",
+                "0040: 01000000000000000200000000000000\n",
+                "0050: 04000000000000000700000000000000\n",
+            )
+        );
+    }
+
+    #[test]
+    fn the_layout_of_a_real_volume() {
+        let layout = IntentLayout::new(&Geometry::new(10 << 40).expect("valid"));
+        assert_eq!((PAGE_REGIONS_MAX, layout.page_count(), layout.file_bytes()), (32_256, 82, 166 * 4096));
+        assert_eq!(layout.place(RegionIndex(32_256)), (PageIndex(1), 0));
+        assert_eq!(layout.page_run(PageIndex(81)).count, 2_621_440 - 81 * 32_256);
+        assert_eq!(IntentLayout::header_offset(SlotIndex::B).0, 4096);
+        assert_eq!(layout.page_offset(PageIndex(3), SlotIndex::B).0, 9 * 4096);
+    }
+
+    #[test]
+    fn the_newest_whole_slot_counts_and_two_bad_ones_are_all_dirty() {
+        let (old, new) = (page(4, &[0]).encode(&layout()), page(5, &[1]).encode(&layout()));
+        let recover = |a: &IntentBlock, b: &IntentBlock| recover_page(MAP, &layout(), PageIndex(1), [&a.0, &b.0]);
+        assert_eq!(recover(&old, &new), RecoveredPage { page: page(5, &[1]), newest: Some(SlotIndex::B) });
+        assert_eq!(recover(&new, &old), RecoveredPage { page: page(5, &[1]), newest: Some(SlotIndex::A) });
+        let mut torn = new.clone();
+        torn.0[2048..].fill(0xff);
+        assert_eq!(recover(&torn, &old), RecoveredPage { page: page(4, &[0]), newest: Some(SlotIndex::B) });
+        assert_eq!(recover(&torn, &IntentBlock::zeroed()), RecoveredPage { page: page(0, &[0, 1, 2]), newest: None });
+        // Another map's page, or another page of this map, is as good as none.
+        let other = Page { map: MapId([1; 16]), ..page(9, &[]) }.encode(&layout());
+        let misplaced = Page { index: PageIndex(0), ..page(9, &[]) }.encode(&layout());
+        assert_eq!(recover(&other, &misplaced).newest, None);
+    }
+
+    #[test]
+    fn two_bad_headers_are_none_and_a_newer_format_is_refused() {
+        let h = header().encode();
+        let older = Header { seq: 8, ..header() }.encode();
+        assert_eq!(recover_header([&older.0, &h.0]), Ok(Some((header(), SlotIndex::B))));
+        assert_eq!(recover_header([&h.0, &[0; 4096]]), Ok(Some((header(), SlotIndex::A))));
+        assert_eq!(recover_header([&[0; 4096], &[0; 4096]]), Ok(None));
+        let mut newer = h.clone();
+        newer.0[8] = 2;
+        seal(&mut newer.0, 12);
+        assert_eq!(recover_header([&newer.0, &older.0]), Err(IntentError::Version(2)));
+        newer.0[9] = 1; // torn as well: does not count, and refuses nothing
+        assert_eq!(recover_header([&newer.0, &older.0]).map(|h| h.map(|h| h.0.seq)), Ok(Some(8)));
+    }
+
+    #[test]
+    fn masks_count_only_under_their_own_clean_header() {
+        let bytes = owed().encode();
+        assert_eq!(UncheckedOwed(&bytes).check(&header(), &geometry()), Ok(owed()));
+        for foreign in [
+            Header { seq: 10, ..header() },
+            Header { map: MapId([1; 16]), ..header() },
+            Header { state: HeaderState::Attached, ..header() },
+        ] {
+            assert_eq!(UncheckedOwed(&bytes).check(&foreign, &geometry()), Err(IntentError::Foreign));
+        }
+        // Whole and ours, but of a larger volume.
+        let small = Geometry::with_shape(64 * 16, 6, 4).expect("valid");
+        assert!(matches!(UncheckedOwed(&bytes).check(&header(), &small), Err(IntentError::Field(_))));
+    }
+
+    proptest! {
+        #[test]
+        fn every_flipped_bit_is_noticed(at in 0usize..4096, bit in 0u8..8) {
+            let flip = |mut b: Box<IntentBlock>| { b.0[at] ^= 1 << bit; b };
+            let bad = flip(page(5, &[1]).encode(&layout()));
+            prop_assert!(UncheckedPage(&bad.0).check(MAP, &layout(), PageIndex(1)).is_err());
+            prop_assert!(UncheckedHeader(&flip(header().encode()).0).check().is_err());
+            let mut bytes = owed().encode();
+            let at = at % bytes.len();
+            bytes[at] ^= 1 << bit;
+            prop_assert!(UncheckedOwed(&bytes).check(&header(), &geometry()).is_err());
+        }
+
+        #[test]
+        fn hostile_bytes_never_panic(mut bytes in prop::collection::vec(any::<u8>(), 0..700), magic in 0usize..3, sealed in any::<bool>()) {
+            for (i, m) in [PAGE_MAGIC, HEADER_MAGIC, OWED_MAGIC][magic].iter().enumerate() {
+                if let Some(b) = bytes.get_mut(i) { *b = *m; }
+            }
+            if magic < 2 { bytes.resize(4096, 0x5a); }
+            if sealed && bytes.len() >= 16 {
+                bytes[8..12].copy_from_slice(&VERSION.to_le_bytes());
+                seal(&mut bytes, 12);
+            }
+            let _ = UncheckedPage(&bytes).check(MAP, &layout(), PageIndex(1));
+            let _ = UncheckedHeader(&bytes).check();
+            let _ = UncheckedOwed(&bytes).check(&header(), &geometry());
+        }
+
+        #[test]
+        fn masks_come_back(runs in prop::collection::vec((0u64..100, 1u64..40), 0..8)) {
+            let mut set = GranuleSet::new();
+            runs.into_iter().for_each(|(s, n)| set.insert_run(&geometry(), GranuleRun { start: GranuleIndex(s), count: n.min(100 - s) }));
+            let owed = Owed { map: MAP, header_seq: 9, set };
+            prop_assert_eq!(UncheckedOwed(&owed.encode()).check(&header(), &geometry()), Ok(owed));
+        }
+    }
+}
