@@ -199,6 +199,7 @@ impl Server {
             connected: 0,
             accepting: false,
             accept_failed: false,
+            accept_warned: false,
             jobs: Slab::with_capacity(self.limits.connections_max * self.limits.jobs_per_connection_max),
             pieces,
             line: VecDeque::with_capacity(self.limits.connections_max),
@@ -231,6 +232,7 @@ struct Running<'q, Q> {
     connected: usize,
     accepting: bool,
     accept_failed: bool,
+    accept_warned: bool,
     jobs: Slab<Job>,
     pieces: Slab<Piece>,
     line: VecDeque<u32>, // connections that wait for pieces or buffers
@@ -366,9 +368,14 @@ impl<Q: BlockQueue> Running<'_, Q> {
             Ticket::Accept => {
                 self.accepting = false;
                 match (completion.result, completion.accepted) {
-                    (Ok(_), Some(fd)) if self.farewell.is_none() => self.welcome(fd),
+                    (Ok(_), Some(fd)) if self.farewell.is_none() => {
+                        self.accept_warned = false;
+                        self.welcome(fd);
+                    }
                     (Err(errno), _) if errno != Errno::ECANCELED => {
-                        tracing::warn!(%errno, "NBD: cannot take a connection");
+                        if !std::mem::replace(&mut self.accept_warned, true) {
+                            tracing::warn!(%errno, "NBD: cannot take a connection; trying again");
+                        }
                         self.accept_failed = true;
                     }
                     _ => {}

@@ -5,7 +5,7 @@
 
 use std::sync::atomic::Ordering;
 
-use farside_blockio::{BlockQueue, Buffer, ExtentKind, Op, Request, RequestId};
+use farside_blockio::{BlockQueue, Buffer, Extent, ExtentKind, Op, Request, RequestId};
 use farside_region::{ByteExtent, ByteOffset};
 
 use super::connection::{Reading, State, Work, Writing};
@@ -273,6 +273,9 @@ impl<Q: BlockQueue> Running<'_, Q> {
         match result {
             Err(errno) => connection.push(Head::error(cookie, proto::error_of(errno), true).as_bytes()),
             Ok(()) => {
+                if extents.is_empty() {
+                    extents.push(Extent { len: extent.len, kind: ExtentKind::Data }); // a reply describes something
+                }
                 let mut left = extent.len;
                 extents.truncate(max);
                 extents.retain_mut(|found| {
