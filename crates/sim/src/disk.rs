@@ -87,6 +87,7 @@ pub struct Disk {
     done: BTreeMap<OpId, Done>,
     bad: BTreeSet<usize>,
     fail_next_flush: bool,
+    flush_failures: u64,
     n: u64,
     next: u64,
     changes: u64,
@@ -110,6 +111,7 @@ impl Disk {
             done: BTreeMap::new(),
             bad: BTreeSet::new(),
             fail_next_flush: false,
+            flush_failures: 0,
             n: 0,
             next: 0,
             changes: 0,
@@ -245,6 +247,7 @@ impl Disk {
     fn finish_flush(&mut self, upto: u64, except: &BTreeSet<OpId>, overlapped_failure: bool) -> Done {
         if self.fail_next_flush {
             self.fail_next_flush = false;
+            self.flush_failures += 1;
             for (sector, versions) in &self.cache {
                 let newest = versions.last().map_or(0, |v| v.n);
                 self.lost.insert(*sector, newest);
@@ -319,6 +322,12 @@ impl Disk {
             }
         }
         out
+    }
+
+    /// What a failed flush left in doubt is what later flushes cover again. For a process that died before it could make the
+    /// failure durable: nobody can know of it any more, and a rule that cannot be kept is not judged.
+    pub fn forgive(&mut self) {
+        self.lost.clear();
     }
 
     /// Everything a sector may hold after a power cut now, torn versions left out; `true` when it may also be torn.
@@ -410,6 +419,11 @@ impl Disk {
         self.bad.clear();
         self.fail_next_flush = false;
         self.changes += 1;
+    }
+
+    /// Flushes that failed so far.
+    pub fn flush_failures(&self) -> u64 {
+        self.flush_failures
     }
 
     /// The next flush to end fails.

@@ -75,6 +75,11 @@ impl Network {
         self.alive
     }
 
+    /// The number of the newest connection there was.
+    pub fn newest(&self) -> u64 {
+        self.last
+    }
+
     /// The connection that lives.
     pub fn alive(&self) -> Option<ConnId> {
         self.alive

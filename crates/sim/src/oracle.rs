@@ -63,6 +63,8 @@ pub struct WriteFact {
     pub floor: u64,
     /// Epoch it was marked in, once it was.
     pub epoch: Option<u64>,
+    /// A piece of it is past its mark and its I/O has not ended.
+    pub under_way: bool,
     /// When it was issued.
     pub issued_us: u64,
     /// When it was acknowledged.
@@ -116,7 +118,16 @@ impl Oracle {
 
     /// The host hands a write to the tap.
     pub fn issued(&mut self, tag: u64, volume: usize, first: usize, count: usize, now_us: u64) {
-        let fact = WriteFact { volume, first, count, floor: self.acked_epoch, epoch: None, issued_us: now_us, acked_us: None };
+        let fact = WriteFact {
+            volume,
+            first,
+            count,
+            floor: self.acked_epoch,
+            epoch: None,
+            under_way: false,
+            issued_us: now_us,
+            acked_us: None,
+        };
         self.writes.insert(tag, fact);
     }
 
@@ -126,7 +137,8 @@ impl Oracle {
     /// L3: when a write that had been acknowledged before this one was issued is in a later epoch.
     pub fn marked(&mut self, tag: u64, epoch: u64) -> Result<(), String> {
         let Some(fact) = self.writes.get_mut(&tag) else { return Ok(()) };
-        fact.epoch = Some(fact.epoch.map_or(epoch, |e| e.max(epoch)));
+        fact.epoch = Some(epoch);
+        fact.under_way = true;
         if epoch < fact.floor {
             return Err(format!(
                 "L3: write {tag} was issued after one of epoch {} was acknowledged, and was marked in epoch {epoch}",
@@ -134,6 +146,13 @@ impl Oracle {
             ));
         }
         Ok(())
+    }
+
+    /// The I/O of its present piece has ended.
+    pub fn piece_done(&mut self, tag: u64) {
+        if let Some(fact) = self.writes.get_mut(&tag) {
+            fact.under_way = false;
+        }
     }
 
     /// The host has its answer. An acknowledged write's last epoch is a floor for all that come after.
@@ -195,11 +214,11 @@ impl Oracle {
             .collect()
     }
 
-    /// Writes of this life that were marked in an epoch up to this one and are not acknowledged.
+    /// Writes of this life of which a piece was marked in an epoch up to this one, and has not ended.
     pub fn in_flight_upto(&self, volume: usize, epoch: u64) -> Vec<u64> {
         self.writes
             .iter()
-            .filter(|(_, w)| w.volume == volume && w.acked_us.is_none() && w.epoch.is_some_and(|e| e <= epoch))
+            .filter(|(_, w)| w.volume == volume && w.under_way && w.epoch.is_some_and(|e| e <= epoch))
             .map(|(tag, _)| *tag)
             .collect()
     }

@@ -145,7 +145,7 @@ impl Plan {
             receiver_rate: rng.pick(&[0.03, 0.03, 0.004]),
             alone: rng.chance(0.2),
             steady: rng.chance(0.8),
-            steps: 1500,
+            steps: 2500,
             tight: rng.chance(0.4),
             page_regions: rng.pick(&[2, 2, 4]),
             keep: rng.pick(&[1, 2, 2, 3]),

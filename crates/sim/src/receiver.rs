@@ -210,7 +210,7 @@ impl Receiver {
 
     fn grant(&self) {
         let used: usize = self.world.landing.borrow().values().map(Vec::len).sum();
-        let cap: u64 = if self.world.plan.tight { 6_000 } else { 1 << 20 };
+        let cap: u64 = if self.world.plan.tight { 40_000 } else { 1 << 20 };
         self.push(Event::Grantable { free_bytes: cap.saturating_sub(used as u64), reserve_bytes: 100 });
     }
 

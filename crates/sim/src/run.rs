@@ -9,7 +9,7 @@ use farside_region::Slot;
 
 use crate::disk::Disk;
 use crate::exec;
-use crate::host::Workload;
+use crate::host::{HostOp, Workload};
 use crate::judge::Judge;
 use crate::net::To;
 use crate::plan::{Fault, Plan};
@@ -73,6 +73,7 @@ struct Run {
     speeds: [f64; 4],
     slow_share: f64,
     partition_until: u64,
+    wrote: bool,
     host_snapshots: Vec<HostSnapshot>,
     store_snapshots: Vec<StoreSnapshot>,
 }
@@ -114,6 +115,7 @@ impl Run {
             speeds: [3.0, 3.0, 3.0, 8.0],
             slow_share: 0.0,
             partition_until: 0,
+            wrote: false,
             host_snapshots: Vec::new(),
             store_snapshots: Vec::new(),
             world,
@@ -174,27 +176,29 @@ impl Run {
             disk.borrow_mut().mend();
         }
         self.churn();
-        if let Some(source) = &self.source {
-            source.resume_all();
-        }
         world.state_dir.borrow_mut().iter_mut().for_each(|v| v.paused = false);
         self.judge.heal_begins(&world);
-        if let Err(why) = self.until_converged(HEAL_STEPS_MAX) {
-            world.fail(format!("NO CONVERGENCE: {why}"));
-            return;
-        }
-        // One more write each, so that convergence is not only what was left over.
-        if world.bad().is_none()
-            && let Some(source) = self.source.clone()
-        {
-            for volume in 0..world.disks.len() {
-                source.host(volume, crate::host::HostOp::Write { first: 3, count: 1, fua: false });
+        // A write each now and then: convergence is not only of what was left over, and what could not be read is tried again
+        // only with a layer (it makes no epoch by itself).
+        let mut result = self.until_converged(HEAL_STEPS_MAX / 20);
+        for _ in 0..20 {
+            if result.is_ok() && self.wrote {
+                break;
+            }
+            if let Some(source) = self.source.clone() {
+                for volume in 0..world.disks.len() {
+                    source.host(volume, HostOp::Write { first: 3, count: 1, fua: false });
+                }
+                self.wrote = true;
+            }
+            self.judge.heal_begins(&world);
+            result = self.until_converged(HEAL_STEPS_MAX / 20);
+            if world.bad().is_some() {
+                return;
             }
         }
-        self.judge.heal_begins(&world);
-        match self.until_converged(HEAL_STEPS_MAX) {
-            Ok(()) => {}
-            Err(why) => world.fail(format!("NO CONVERGENCE after a last write: {why}")),
+        if let Err(why) = result {
+            world.fail(format!("NO CONVERGENCE: {why}"));
         }
         self.judge.final_checks(&world, self.receiver.as_deref());
     }
@@ -340,6 +344,9 @@ impl Run {
             self.receiver = Some(Receiver::start(&world));
         }
         if let Some(source) = &self.source {
+            if healing {
+                source.resume_all();
+            }
             for volume in source.refused() {
                 if !world.plan.is_nasty() {
                     world.fail(format!("L6: v{volume} is refused in a run without rollback, reinstallation or store rollback"));

@@ -84,6 +84,8 @@ pub(crate) struct Vol {
     finish: Cell<bool>,
     digests: RefCell<Option<(u64, Vec<farside_wire::DigestRun>)>>,
     heat_all: Cell<bool>,
+    /// Failures of the backing's flush that the header knows of.
+    flush_recorded: Cell<u64>,
     requests: Cell<usize>,
     paused: Cell<bool>,
 }
@@ -321,6 +323,12 @@ impl Source {
     /// Its process is gone, this very moment. What it had submitted goes on.
     pub fn die(&self) {
         self.world.source_alive.set(false);
+        for vol in &self.volumes {
+            let recorded = vol.flush_recorded.get();
+            if self.world.flush_failures.borrow()[vol.index] > recorded {
+                self.world.disks[vol.index].borrow_mut().forgive();
+            }
+        }
         let bodies = self.world.tasks.borrow_mut().kill(self.owner);
         drop(bodies);
         self.inbox.borrow_mut().clear();
@@ -355,6 +363,9 @@ impl Source {
 
     /// Pauses nothing any more.
     pub fn resume_all(&self) {
+        if !self.is_serving() {
+            return;
+        }
         for vol in &self.volumes {
             if vol.paused.replace(false) {
                 self.world.state_dir.borrow_mut()[vol.index].paused = false;
@@ -365,6 +376,9 @@ impl Source {
 
     /// An operator, or an overflow from nowhere.
     pub fn meddle(&self, fault: Fault, volume: usize) {
+        if !self.is_serving() {
+            return;
+        }
         let vol = &self.volumes[volume];
         let id = self.world.names.ids[volume];
         match fault {
@@ -393,7 +407,7 @@ impl Source {
             let Some(volume) = self.world.volume_of(s.volume) else { continue };
             match s.state {
                 State::Refused(_) => refused.push(volume),
-                State::Behind(_) | State::Streaming if status.connected => {
+                State::Behind(_) | State::Streaming if self.conn.get().is_some_and(|c| c.0 > self.world.taint_conn.get()) => {
                     self.world.tainted.borrow_mut()[volume] = false;
                     if self.world.must_refuse.borrow()[volume] {
                         let why = "goes on in a ledger that has layers, without a header, and nobody was asked";
@@ -630,6 +644,7 @@ fn open_volume(
         finish: Cell::new(false),
         digests: RefCell::new(None),
         heat_all: Cell::new(false),
+        flush_recorded: Cell::new(0),
         requests: Cell::new(0),
         paused: Cell::new(state.paused),
         shim,

@@ -153,6 +153,8 @@ pub struct World {
     pub boot: Cell<BootId>,
     /// Volumes whose disk or ledger was put back, and whose position was not checked since: L2 does not speak of them.
     pub tainted: RefCell<Vec<bool>>,
+    /// The newest connection at that moment.
+    pub taint_conn: Cell<u64>,
     /// Volumes that must be refused before they may be claimed.
     pub must_refuse: RefCell<Vec<bool>>,
     /// Accepted pins that were not withdrawn, and the points they hold.
@@ -186,6 +188,7 @@ impl World {
             source_alive: Cell::new(false),
             pinned: RefCell::default(),
             tainted: RefCell::new(vec![false; sectors.len()]),
+            taint_conn: Cell::new(0),
             must_refuse: RefCell::new(vec![false; sectors.len()]),
             landing: RefCell::default(),
             seen_connections: RefCell::default(),
@@ -310,6 +313,7 @@ impl World {
 
     /// Something was put back: until the position rule has spoken, no bit can be judged.
     pub fn taint(&self) {
+        self.taint_conn.set(self.net.borrow().newest());
         self.tainted.borrow_mut().fill(true);
     }
 

@@ -194,6 +194,9 @@ impl Source {
                     )
                 });
                 let vol = self.vol(job.key.volume);
+                if self.conn.get().map(|c| c.0) != Some(job.connection) {
+                    return; // its connection died while the event waited; `Disconnected` is on its way
+                }
                 if vol.set_job(Some(*job)).is_some() {
                     world.fail("replication asked for a part while one was being read".into());
                 }
@@ -251,8 +254,7 @@ impl Source {
                 }
                 if events.flush_failed {
                     self.push(Event::FlushFailed { volume: id });
-                    let boot = self.world.boot.get();
-                    self.write_header(vol, |h| h.flush_failed = Some(boot)).await;
+                    self.record_flush_failure(vol).await;
                 }
                 if events.tracking_lost {
                     self.world.state_dir.borrow_mut()[vol.index].tracking_lost = true;
@@ -264,6 +266,14 @@ impl Source {
             }
             steps.until(|| self.control_bell.rung() != rung).await;
             steps.pause().await;
+        }
+    }
+
+    /// T14: the header knows of it before anything else is made of it.
+    async fn record_flush_failure(&self, vol: &Vol) {
+        let (boot, failures) = (self.world.boot.get(), self.world.flush_failures.borrow()[vol.index]);
+        if self.write_header(vol, |h| h.flush_failed = Some(boot)).await {
+            vol.flush_recorded.set(failures);
         }
     }
 
@@ -511,6 +521,7 @@ impl Source {
             vol.shim.flush_end(flush, done == Done::Ok);
             if done != Done::Ok || vol.shim.flush_failures() > 0 {
                 self.world.say(|| format!("v{} stops without `clean`: a flush failed", vol.index));
+                self.record_flush_failure(vol).await;
                 continue;
             }
             self.leave_clean(vol).await;

@@ -53,6 +53,7 @@ impl Source {
         }
         let promised = world.acked_n.borrow()[v].clone();
         let failures_before = world.flush_failures.borrow()[v];
+        let disk_failures_before = world.disks[v].borrow().flush_failures();
         world.say(|| format!("v{v}.{q} w{tag} {op:?}"));
         let content = match op {
             HostOp::Write { first, count, .. } => Workload::content(tag, v, first, count),
@@ -99,7 +100,7 @@ impl Source {
             }
         };
         world.say(|| format!("v{v}.{q} w{tag} done {result:?} {}", story.piece.map_or(String::new(), |e| format!("epoch {e}"))));
-        self.answered(v, q, tag, op, result, &story, &promised, failures_before);
+        self.answered(v, q, tag, op, result, &story, &promised, failures_before, disk_failures_before);
         vol.requests.set(vol.requests.get() - 1);
     }
 
@@ -169,6 +170,7 @@ impl Source {
                 });
                 let id = world.write_piece(Piece { volume: v, epoch, request: tag }, e.offset.0, data);
                 let done = world.backing(v, id).await;
+                world.oracle.borrow_mut().piece_done(tag);
                 (done, None)
             }
             Io::Flush => (self.flush_backing(v).await, None),
@@ -199,6 +201,7 @@ impl Source {
         story: &Story,
         promised: &[u64],
         failures_before: u64,
+        disk_failures_before: u64,
     ) {
         let world = &self.world;
         let now = world.now_us.get();
@@ -222,8 +225,9 @@ impl Source {
         if result.is_err() {
             return;
         }
-        let failed_since = world.flush_failures.borrow()[v] > failures_before;
         let disk = world.disks[v].borrow();
+        // A flush that overlapped a failed one may say success; the next one on this connection then says the truth (T14).
+        let failed_since = disk.flush_failures() > disk_failures_before;
         let (_, durable) = disk.versions();
         if op == HostOp::Flush && !failed_since {
             if let Some(s) = (0..promised.len()).find(|&s| durable[s] < promised[s]) {
