@@ -3,7 +3,7 @@
 //! [`source::Source`] decides for one group of volumes at the protected host, [`target::Target`] for the same group at the
 //! receiver. Both are sans-I/O: `step(now, event, &mut actions)` takes one event and says what is to be done; they hold no
 //! clock, thread, file, socket or randomness, so that a simulator can run a year of faults in a minute. `now` is nanoseconds
-//! of a monotonic clock of the caller's machine, from any origin, and never goes back.
+//! of the caller's CLOCK_MONOTONIC and never goes back.
 //!
 //! Invariants:
 //! - The data does not pass through here. A *part* is read, digested and sent by the sender pipeline, which reports its

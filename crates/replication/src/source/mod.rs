@@ -23,7 +23,7 @@ mod volume;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use farside_ledger::{CutTime, LayerKind};
+use farside_ledger::LayerKind;
 use farside_region::{EpochId, GranuleSet, LayerKey, RegionIndex, VolumeId, mutation};
 use farside_wire::{Notice, ReceiverMessage, Refusal, RefusalCode, RequestId, SourceMessage};
 
@@ -38,7 +38,9 @@ use volume::{HeatFor, Layer, Reclaim, Service, Volume};
 
 const MENTIONED: &str = "cool a region that somebody still mentions";
 
-/// Decides for one group of volumes at the protected host. See the crate's head for the rules of calling.
+/// Decides for one group of volumes at the protected host.
+///
+/// Its `now` is the clock of [`CutTime::mono_ns`](farside_ledger::CutTime), CLOCK_MONOTONIC: lag is the difference of the two.
 #[derive(Debug)]
 pub struct Source {
     config: Config,
@@ -52,8 +54,6 @@ pub struct Source {
     last_request: RequestId,
     last_switch: Option<Nanos>,
     last_heartbeat: Nanos,
-    /// The newest tick: `now`, and the time it carried.
-    time: Option<(Nanos, CutTime)>,
     /// What a cut may hold, in bytes: halved by an overflow, doubled by a point.
     cut_budget: u64,
     last_demotion: Option<(Nanos, DemoteCause)>,
@@ -145,7 +145,6 @@ impl Source {
             last_request: RequestId(0),
             last_switch: None,
             last_heartbeat: 0,
-            time: None,
             cut_budget,
             last_demotion: None,
             trouble: None,

@@ -219,11 +219,10 @@ impl super::Source {
 
     /// Age of the newest cut or heartbeat that is published, on this machine's clock alone.
     fn lag_of(&self, now: Nanos, volume: &Volume) -> Option<Nanos> {
-        let (at, time) = self.time?;
         let point = volume.newest_point.map(|p| p.epoch).filter(|e| e.boot == self.config.boot).map(|e| e.mono_before_ns);
         let quiet = volume.quiet.filter(|q| q.boot == self.config.boot).map(|q| q.mono_ns);
         let newest = point.max(quiet)?;
-        Some((time.mono_ns + now.saturating_sub(at)).saturating_sub(newest))
+        Some(now.saturating_sub(newest))
     }
 }
 

@@ -10,7 +10,6 @@ use super::{Link, Source};
 
 impl Source {
     pub(super) fn tick(&mut self, now: Nanos, tick: &Tick, out: &mut Vec<Action>) {
-        self.time = Some((now, tick.time));
         for (id, sample) in &tick.volumes {
             if let Some(volume) = self.volumes.get_mut(id) {
                 volume.sample = *sample;

@@ -5,10 +5,12 @@ use farside_region::{LayerKey, LedgerPosition, Seq, Term, VolumeId, mutation};
 use farside_wire::{ClaimOutcome, ClaimVerdict, Lost, Notice, Published, ReceiverMessage, RefusalCode, RequestId, Void};
 
 use super::api::{Action, AppendOutcome, Report, SessionId, Ticket};
-use super::landing::Stage;
+use super::landing::{Stage, carries_terms};
 use super::sessions::bounded;
 use super::{Target, Trouble};
 use crate::source::Nanos;
+
+const RETRIED: &str = "a layer retried at a later slot";
 
 #[derive(Clone, Debug)]
 pub(super) struct QueuedClaim {
@@ -80,13 +82,11 @@ impl Target {
     /// The layer that a volume's chain waits for.
     fn candidate(&self, state: &State, id: VolumeId) -> Option<LayerKey> {
         let next = state.volume(id)?.next_key();
-        if mutation::on("a layer retried at a later slot") {
-            let retried = LayerKey { seq: Seq(next.seq.0.saturating_sub(1)), ..next };
-            if self.is_staged(&retried) {
-                return Some(retried);
-            }
+        if mutation::on(RETRIED) && !self.is_staged(&next) {
+            let older = LayerKey { seq: Seq(next.seq.0.saturating_sub(2)), ..next };
+            return Some(older);
         }
-        if mutation::on("staged data carried across a term") || (mutation::on("accept a void record") && !self.is_staged(&next)) {
+        if carries_terms() && !self.is_staged(&next) {
             let stray = self.layers_of(id).find(|(k, l)| l.stage == Stage::Staged && state.layer(k).is_none());
             return stray.map(|(k, _)| *k);
         }
@@ -100,7 +100,8 @@ impl Target {
     fn record_of(&self, state: &State, key: &LayerKey) -> Option<Layers> {
         let end = self.layers.get(key).filter(|l| l.stage == Stage::Staged)?.end.as_ref()?;
         let (kind, epoch) = (end.kind, end.epoch);
-        let alone = kind == LayerKind::Fuzzy || mutation::on("publish one volume at a time");
+        let stray = (mutation::on(RETRIED) || carries_terms()) && state.volume(key.volume)?.next_key() != *key;
+        let alone = kind == LayerKind::Fuzzy || stray || mutation::on("publish one volume at a time");
         let keys = if alone { vec![*key] } else { end.members.clone() };
         if !alone && !keys.iter().all(|member| self.is_ready(state, member, &keys)) {
             return None;
@@ -248,7 +249,9 @@ impl Target {
         let taken = verdict == Verdict::Accepted || mutation::on("accept a void record");
         match verdict {
             _ if taken => {
-                keys.iter().for_each(|key| drop(self.layers.remove(key)));
+                if !mutation::on(RETRIED) {
+                    keys.iter().for_each(|key| drop(self.layers.remove(key)));
+                }
                 self.broadcast(&ReceiverMessage::Published(Published { position, kind, layers: keys }), out);
                 if kind == LayerKind::Point {
                     out.push(Action::Prune);
