@@ -144,7 +144,7 @@ pub enum StoreError {
 
     /// A ledger record that does not verify. Nothing is appended, pruned or swept in this group.
     #[error(
-        "ledger of {group}: the record in slot {slot} ({file}) does not verify: {why}. Points before it can be restored; nothing is added, pruned or swept. Put the file back from a copy of the store"
+        "ledger of {group}: the record in slot {slot} ({file}) cannot be used: {why}. Points before it can be restored; nothing is added, pruned or swept until then: {remedy}"
     )]
     LedgerTorn {
         /// Source and group.
@@ -155,6 +155,8 @@ pub enum StoreError {
         file: String,
         /// What is wrong with it.
         why: String,
+        /// What to do.
+        remedy: &'static str,
     },
     /// The folder belongs to another group than its name says.
     #[error("{file} describes group {found}, not {expected}: it was copied or renamed; move it back to where it was")]
@@ -235,14 +237,6 @@ pub enum StoreError {
         volume: String,
         /// "; it has: …", or nothing.
         known: String,
-    },
-    /// A name that fits several things.
-    #[error("`{name}` is ambiguous: {choices}; say SOURCE/GROUP/VOLUME")]
-    Ambiguous {
-        /// What was asked for.
-        name: String,
-        /// What it may be.
-        choices: String,
     },
     /// No such point.
     #[error("no point `{point}`: {why}")]

@@ -27,7 +27,7 @@ use crate::locks::DeletionGuard;
 use crate::names::{GroupNames, GroupObject};
 use crate::points::{self, PointInfo};
 use crate::reader::PointReader;
-use crate::replay::{Torn, index_all, read_slot, replay};
+use crate::replay::{Torn, Unusable, index_all, read_slot, replay};
 use crate::segments::{FooterFault, Segments, runs_of};
 use crate::space::Space;
 use crate::store::{Shared, random};
@@ -192,11 +192,12 @@ impl GroupStore {
             }
             block_on(backend.sync(&self.names().record(slot)))?;
             let read = read_slot(&*backend, self.names(), slot, false)?;
-            let checked = read.and_then(|(r, d)| self.state().follows(&r).map(|()| (r, d)).map_err(|e| e.to_string()));
+            let checked =
+                read.and_then(|(r, d)| self.state().follows(&r).map(|()| (r, d)).map_err(|e| Unusable::damaged(e.to_string())));
             match checked {
                 Ok((record, digest)) => self.replay_one(&record, digest)?,
-                Err(why) => {
-                    let torn = Torn { slot, file: self.names().record(slot).to_string(), why };
+                Err(unusable) => {
+                    let torn = unusable.at(self.names(), slot);
                     let error = torn.error(self.names());
                     self.torn = Some(torn);
                     return Err(error);
@@ -209,9 +210,13 @@ impl GroupStore {
     /// look. Not to be done while the file might be brought back.
     ///
     /// # Errors
-    /// What the file system says; [`StoreError::LedgerTorn`] if a later slot is torn, too.
+    /// What the file system says; [`StoreError::LedgerTorn`] if a later slot is torn, too, or the record is not damaged but
+    /// newer than this program.
     pub fn repair_torn(&mut self) -> Result<()> {
         let Some(torn) = self.torn.clone() else { return Ok(()) };
+        if torn.newer {
+            return Err(torn.error(self.names()));
+        }
         let found =
             block_on(self.segments.backend.get(&self.names().record(torn.slot), u64::from(u32::MAX)))?.unwrap_or_default();
         let body = Body::TornVoid(TornVoid { torn_digest: *blake3::hash(&found).as_bytes(), torn_bytes: found.len() as u64 });
@@ -432,6 +437,14 @@ impl GroupStore {
         {
             tracing::warn!(group = %self.names(), %error, "dead segments could not be deleted yet");
         }
+    }
+
+    /// What the landing of a receiver that starts now would find.
+    #[cfg(test)]
+    pub(crate) fn landing_after_restart(&self) -> Arc<Landing> {
+        let landing = Landing::new(Arc::clone(&self.shared.dir), self.names());
+        landing.recover(&self.segments, &self.image, true).expect("recover");
+        landing
     }
 
     /// Segments that no accepted record names and none can name any more (T4), and those that a prune record named.

@@ -205,6 +205,24 @@ fn a_torn_record_stops_appending_pruning_and_sweeping_and_is_named() {
 }
 
 #[test]
+fn a_newer_record_is_not_a_damaged_one_and_is_never_repaired_away() {
+    let store = TempStore::new();
+    drop(three_points(&store));
+    let file = store.path().join("groups/host/default/ledger/0/3");
+    let mut bytes = fs::read(&file).expect("read");
+    bytes[8] = 2;
+    let content = bytes.len() - 32;
+    let digest = blake3::hash(&bytes[..content]);
+    bytes[content..].copy_from_slice(digest.as_bytes());
+    fs::write(&file, bytes).expect("write");
+    let mut group = store.group();
+    assert!(group.torn().expect("stopped").newer);
+    let error = group.repair_torn().expect_err("refused").to_string();
+    assert!(error.contains("version 2") && error.contains("use a newer Farside"), "{error}");
+    assert!(!file.with_extension("void").exists());
+}
+
+#[test]
 fn a_missing_record_is_torn_not_the_end() {
     let store = TempStore::new();
     drop(three_points(&store));
@@ -245,6 +263,24 @@ fn an_ambiguous_answer_is_settled_by_looking_into_the_slot() {
     assert!(matches!(group.append(body.clone()), Err(StoreError::Full { .. })));
     assert_eq!(store.files("groups/host/default/ledger").len(), 1, "no record before its segments");
     assert_eq!(group.append(body).expect("append").verdict, Verdict::Accepted);
+}
+
+#[test]
+fn a_layer_sent_again_after_a_failed_append_is_indexed_as_what_it_is_now() {
+    let store = TempStore::new();
+    let (mut group, faults) = faulty(&store);
+    let mut volume = TestVolume::new("v", 64);
+    volume.claim(&mut group);
+    volume.base(&mut group, 1);
+    let first = volume.land(&group, &[vec![(0, 8, Fill::Byte(2))]]);
+    faults.fail(Op::Create, "ledger/0/2", When::Before, libc::ENOSPC);
+    group.append(layers(LayerKind::Point, vec![first])).expect_err("full");
+    // The connection was reset, the layer is read again from a disk that has changed.
+    volume.image[..8].fill(Some(Fill::Byte(1)));
+    volume.seq = 1;
+    let second = volume.land(&group, &[vec![(40, 3, Fill::Byte(3))]]);
+    let point = group.append(layers(LayerKind::Point, vec![second])).expect("append").position.slot;
+    assert!(read_all(&group, point, &volume) == TestVolume::bytes(&volume.image), "the first sending shows through");
 }
 
 #[test]

@@ -117,10 +117,10 @@ impl GroupImage {
         for entry in new.iter().filter(|e| self.state.layer(&e.key).is_some()) {
             self.parts.add_layer(record.slot, entry);
         }
-        if verdict == Verdict::Accepted {
-            if let Body::Prune(prune) = &record.body {
-                given_up = self.parts.give_up(&prune.parts);
-            }
+        if verdict == Verdict::Accepted
+            && let Body::Prune(prune) = &record.body
+        {
+            given_up = self.parts.give_up(&prune.parts);
         }
         Applied { verdict, given_up }
     }
@@ -198,6 +198,12 @@ impl GroupImage {
         }
     }
 
+    /// Whether the image of a volume at a slot is its head image, which is at hand.
+    pub fn is_head(&self, volume: VolumeId, slot: Slot) -> bool {
+        let newest = self.state.volume(volume).and_then(|v| v.last_layer()).map(|l| l.slot);
+        self.is_indexed() && newest.is_none_or(|newest| newest <= slot)
+    }
+
     /// The image of a volume as it was at a slot, of which every part is still there: the head, or a retained point. `runs`
     /// is asked for the parts that live there; before everything was indexed, for all that were born by then, with the same
     /// result.
@@ -210,8 +216,7 @@ impl GroupImage {
         slot: Slot,
         mut runs: impl FnMut(PartNo, &Part) -> Result<PartRuns, E>,
     ) -> Result<VolumeImage, E> {
-        let newest = self.state.volume(volume).and_then(|v| v.last_layer()).map(|l| l.slot);
-        if self.is_indexed() && newest.is_none_or(|newest| newest <= slot) {
+        if self.is_head(volume, slot) {
             return Ok(self.heads.get(&volume).cloned().unwrap_or_default());
         }
         let mut image = VolumeImage::default();

@@ -12,12 +12,15 @@ use crate::attempt::Attempt;
 const GRANULES: u64 = 24;
 const VOLUMES: usize = 2;
 
+/// The parts of a layer, each of runs (start, count, content); `None`: the volume is not a member.
+type LayerParts = Option<Vec<Vec<(u64, u64, u8)>>>;
+
 #[derive(Clone, Debug)]
 enum Op {
-    /// Per volume: parts, each of runs (start, count, content).
+    /// One per volume.
     Layers {
         point: bool,
-        members: Vec<Option<Vec<Vec<(u64, u64, u8)>>>>,
+        members: Vec<LayerParts>,
     },
     Claim(usize),
     Pin(usize),
@@ -129,7 +132,7 @@ impl World {
         }
     }
 
-    fn layers(&mut self, point: bool, members: &[Option<Vec<Vec<(u64, u64, u8)>>>]) {
+    fn layers(&mut self, point: bool, members: &[LayerParts]) {
         let mut entries = Vec::new();
         let mut cells = self.model.heads.clone();
         for (meta, parts) in self.volumes.iter().zip(members) {

@@ -119,7 +119,6 @@ impl Landing {
     /// [`StoreError::Full`] when only the reserve is left, or what the file system says.
     pub fn begin_part(self: &Arc<Self>, volume: &VolumeMeta, key: LayerKey, part: u32) -> Result<PartLander> {
         self.check_space(1)?;
-        self.store.present()?;
         let name = PartName { layer: key, number: part };
         let target = self.path(&volume.name, &name);
         let serial = self.serial.fetch_add(1, Ordering::Relaxed);
@@ -331,7 +330,7 @@ impl Landing {
     }
 
     fn check_space(&self, needed: u64) -> Result<()> {
-        if Space::of(self.store.root())?.grantable() < needed {
+        if self.space()?.grantable() < needed {
             return Err(StoreError::Full { path: self.dir.clone(), needed });
         }
         Ok(())

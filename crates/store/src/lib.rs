@@ -8,7 +8,7 @@
 //!
 //! | Pure, for the simulator too | Over the [`Backend`] trait | Over a directory |
 //! |---|---|---|
-//! | [`VolumeIndex`], [`Parts`], [`GroupImage`], [`head_digests`], [`Attempt`], [`GroupNames`], [`resolve`] | replay, segments, [`PointReader`], [`GroupStore`]'s appends | [`DirBackend`], [`Store`], [`Landing`], locks, [`FileTarget`] |
+//! | [`VolumeIndex`], [`Parts`], [`GroupImage`], [`head_digests`], [`Attempt`], [`GroupNames`] | replay, segments, [`PointReader`], [`GroupStore`]'s appends | [`DirBackend`], [`Store`], [`Landing`], locks, [`FileTarget`] |
 //!
 //! One process writes to a store ([`Store`], `writer.lock`); in it one thread owns each [`GroupStore`], and any thread may land
 //! parts ([`Landing`]) or read points. Other processes read beside it ([`StoreReader`]). Everything blocks.
@@ -19,6 +19,8 @@
 mod attempt;
 mod backend;
 mod check;
+#[cfg(test)]
+mod disk_tests;
 mod error;
 mod group;
 mod image;
@@ -48,7 +50,7 @@ pub use landing::{LandedLayer, Landing, PartLander};
 pub use liveness::{MUTATION_RETAINED_POINTS_ONLY, Part, PartName, Parts};
 pub use locks::{DeletionGuard, ReaderLock, WriterLock};
 pub use names::{GroupNames, GroupObject, SLOTS_PER_FOLDER};
-pub use points::{MemberInfo, PointInfo, PointSpec, PointSpecError, resolve};
+pub use points::{MemberInfo, PointInfo};
 pub use reader::{GroupReader, PointReader, RegionContent, StoreReader};
 pub use replay::Torn;
 pub use restore::{FileTarget, RestoreOptions, RestoreReport, RestoreTarget, restore_to, verify_point};

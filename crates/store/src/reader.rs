@@ -105,42 +105,6 @@ impl StoreReader {
     pub fn group(&self, names: &GroupNames) -> Result<GroupReader> {
         GroupReader::open(&self.dir, names)
     }
-
-    /// Finds the group that a person means by `GROUP` or `SOURCE/GROUP`, or the volume by `VOLUME`, `GROUP/VOLUME` or
-    /// `SOURCE/GROUP/VOLUME`: volumes first.
-    ///
-    /// # Errors
-    /// [`StoreError::NoSuchVolume`] and [`StoreError::Ambiguous`] say what there is.
-    pub fn find(&self, text: &str) -> Result<(GroupReader, Option<VolumeId>)> {
-        let asked: Vec<&str> = text.split('/').collect();
-        let (mut volumes, mut groups, mut all) = (Vec::new(), Vec::new(), Vec::new());
-        for names in self.groups()? {
-            let group = self.group(&names)?;
-            let path = [names.source.as_str(), names.group.as_str()];
-            if path.ends_with(&asked) {
-                groups.push((names.to_string(), names.clone(), None));
-            }
-            for (id, volume) in group.state().volumes() {
-                let label = format!("{names}/{}", volume.meta().name);
-                if [path[0], path[1], volume.meta().name.as_str()].ends_with(&asked) {
-                    volumes.push((label.clone(), names.clone(), Some(id)));
-                }
-                all.push(label);
-            }
-        }
-        let mut found = if volumes.is_empty() { groups } else { volumes };
-        match found.len() {
-            1 => {
-                let (_, names, volume) = found.remove(0);
-                Ok((self.group(&names)?, volume))
-            }
-            0 => Err(StoreError::NoSuchVolume { volume: text.chars().take(200).collect(), known: known(all) }),
-            _ => Err(StoreError::Ambiguous {
-                name: text.to_owned(),
-                choices: found.into_iter().map(|(label, _, _)| label).collect::<Vec<_>>().join(", "),
-            }),
-        }
-    }
 }
 
 impl GroupReader {
@@ -223,10 +187,12 @@ impl PointReader {
         let geometry =
             geometry.map_err(|e| StoreError::Inconsistent { group: segments.names.to_string(), why: e.to_string() })?;
         let living: Vec<(PartNo, Part)> = image.parts().living_at(volume, point).map(|(no, p)| (no, p.clone())).collect();
-        let runs = parallel(&living, |(_, part)| segments.runs(&meta.name, part));
         let mut by_part = HashMap::new();
-        for ((no, _), runs) in living.iter().zip(runs) {
-            by_part.insert(*no, runs?);
+        if !image.is_head(volume, point) {
+            let runs = parallel(&living, |(_, part)| segments.runs(&meta.name, part));
+            for ((no, _), runs) in living.iter().zip(runs) {
+                by_part.insert(*no, runs?);
+            }
         }
         let whole =
             image.image_at(volume, point, |no, _| Ok::<_, StoreError>(by_part.remove(&no).unwrap_or(PartRuns::Damaged)))?;

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::thread;
 
 use bytes::Bytes;
-use farside_ledger::{Body, RECORD_BYTES_MAX, Record};
+use farside_ledger::{Body, DecodeError, RECORD_BYTES_MAX, Record};
 use farside_region::{GroupId, RecordDigest, Slot};
 
 use crate::backend::{Backend, block_on, list_all};
@@ -31,12 +31,40 @@ pub struct Torn {
     pub file: String,
     /// What is wrong.
     pub why: String,
+    /// Not damaged: a newer Farside wrote it. Never to be repaired away.
+    pub newer: bool,
 }
 
 impl Torn {
     /// As an error, for a group.
     pub fn error(&self, group: &GroupNames) -> StoreError {
-        StoreError::LedgerTorn { group: group.to_string(), slot: self.slot, file: self.file.clone(), why: self.why.clone() }
+        let remedy = if self.newer { "use a newer Farside" } else { "put the file back from a copy of the store" };
+        let (group, slot, file, why) = (group.to_string(), self.slot, self.file.clone(), self.why.clone());
+        StoreError::LedgerTorn { group, slot, file, why, remedy }
+    }
+}
+
+/// Why a slot's bytes are not a record that we can replay.
+#[derive(Clone, Debug)]
+pub(crate) struct Unusable {
+    why: String,
+    newer: bool,
+}
+
+impl Unusable {
+    pub(crate) fn damaged(why: String) -> Self {
+        Self { why, newer: false }
+    }
+
+    pub(crate) fn at(self, names: &GroupNames, slot: Slot) -> Torn {
+        Torn { slot, file: names.record(slot).to_string(), why: self.why, newer: self.newer }
+    }
+}
+
+impl From<DecodeError> for Unusable {
+    fn from(error: DecodeError) -> Self {
+        let newer = matches!(error, DecodeError::Version(_) | DecodeError::Kind(_) | DecodeError::Flags(_));
+        Self { why: error.to_string(), newer }
     }
 }
 
@@ -90,11 +118,11 @@ pub(crate) fn replay(
                         each(&image, &record);
                         continue;
                     }
-                    Err(why) => why.to_string(),
+                    Err(why) => Unusable::damaged(why.to_string()),
                 },
-                Err(why) => why,
+                Err(unusable) => unusable,
             };
-            let torn = Torn { slot: Slot(slot), file: names.record(Slot(slot)).to_string(), why: torn };
+            let torn = torn.at(names, Slot(slot));
             tracing::error!(group = %names, slot, why = %torn.why, "a ledger record does not verify");
             return Ok(Replayed { image, torn: Some(torn) });
         }
@@ -131,26 +159,31 @@ pub(crate) fn read_slot(
     names: &GroupNames,
     slot: Slot,
     replaced: bool,
-) -> Result<Result<(Record, RecordDigest), String>> {
+) -> Result<Result<(Record, RecordDigest), Unusable>> {
     let bytes = get(backend, &names.record(slot))?;
     let found = match &bytes {
-        Some(Ok(bytes)) => Record::decode(bytes).map_err(|e| e.to_string()),
-        Some(Err(why)) => Err(why.clone()),
-        None => Err("the file is missing, and later ones exist".to_owned()),
+        Some(Ok(bytes)) => Record::decode(bytes).map_err(Unusable::from),
+        Some(Err(why)) => Err(Unusable::damaged(why.clone())),
+        None => Err(Unusable::damaged("the file is missing, and later ones exist".to_owned())),
     };
     if !replaced {
         return Ok(found);
     }
     let name = names.record_void(slot);
-    let Some(Ok(void)) = get(backend, &name)? else { return Ok(Err(format!("its replacement {name} cannot be read"))) };
+    let Some(Ok(void)) = get(backend, &name)? else {
+        return Ok(Err(Unusable::damaged(format!("its replacement {name} cannot be read"))));
+    };
     let torn = bytes.unwrap_or(Ok(Bytes::new())).unwrap_or_default();
     Ok(match Record::decode(&void) {
-        Err(why) => Err(format!("its replacement {name}: {why}")),
+        Err(error) => {
+            let unusable = Unusable::from(error);
+            Err(Unusable { why: format!("its replacement {name}: {}", unusable.why), ..unusable })
+        }
         Ok((record, digest)) => match &record.body {
             Body::TornVoid(v) if v.torn_digest == *blake3::hash(&torn).as_bytes() && v.torn_bytes == torn.len() as u64 => {
                 Ok((record, digest))
             }
-            _ => Err(format!("its replacement {name} replaces other bytes than those in the slot")),
+            _ => Err(Unusable::damaged(format!("its replacement {name} replaces other bytes than those in the slot"))),
         },
     })
 }

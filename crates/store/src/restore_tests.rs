@@ -24,8 +24,9 @@ fn store() -> (TempStore, TestVolume, Slot) {
 }
 
 fn reader(store: &TempStore, point: Slot) -> PointReader {
-    let (group, volume) = StoreReader::open(&store.path()).expect("open").find("v").expect("found");
-    group.point_reader(point, volume.expect("a volume")).expect("reader")
+    let reader = StoreReader::open(&store.path()).expect("open");
+    let group = reader.group(&reader.groups().expect("groups")[0]).expect("group");
+    group.point_reader(point, group.volume(&crate::testkit::name("v")).expect("found")).expect("reader")
 }
 
 fn target(store: &TempStore, file: &str) -> PathBuf {

@@ -58,7 +58,8 @@ impl Segments {
 
     /// The footer of a published part.
     pub(crate) fn footer(&self, volume: &Name, part: &Part) -> Result<Arc<Footer>, FooterFault> {
-        if let Some(footer) = self.cached(&part.name) {
+        // A part that was sent again has the name of what it replaces, and is another.
+        if let Some(footer) = self.cached(&part.name).filter(|f| check_identity(f, part).is_ok()) {
             return Ok(footer);
         }
         let footer = Arc::new(self.read(&self.name(volume, &part.name), part.bytes)?);

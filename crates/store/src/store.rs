@@ -319,3 +319,25 @@ fn unhex(text: &str) -> Option<[u8; 16]> {
     }
     Some(bytes)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testkit::{TempStore, name};
+
+    #[test]
+    fn the_descriptions_are_these_bytes() {
+        let store = TempStore::new();
+        let open = store.open();
+        let text = fs::read_to_string(store.path().join("farside-store.json")).expect("read");
+        let id = hex(&open.id());
+        assert_eq!(text, format!("{{\n  \"format\": \"farside store\",\n  \"version\": 1,\n  \"id\": \"{id}\"\n}}\n"));
+        drop(open.group(&name("host"), &name("db")).expect("group"));
+        let text = fs::read_to_string(store.path().join("groups/host/db/group.json")).expect("read");
+        let golden = "{\n  \"format\": \"farside group\",\n  \"version\": 1,\n  \"id\": \"GROUP\",\n  \"source\": \"host\",\n  \"group\": \"db\"\n}\n";
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(b"farside group v1\0host\0db");
+        assert_eq!(text, golden.replace("GROUP", &hex(&hasher.finalize().as_bytes()[..16])));
+        assert_eq!(open.groups().expect("groups"), [GroupNames::new(name("host"), name("db"))]);
+    }
+}

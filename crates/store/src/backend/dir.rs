@@ -83,7 +83,11 @@ impl DirBackend {
             fs::remove_file(&path).map_err(|e| self.io("removing", &path, 0, e))?;
         }
         let (one, two) = (self.temp_path(), self.temp_path());
-        File::create_new(&one).map_err(|e| self.io("creating", &one, 1, e))?;
+        match File::create_new(&one).map_err(|e| self.io("creating", &one, 1, e)) {
+            // A full store must open, so that it can be pruned. It had hard links when it was made.
+            Err(StoreError::Full { .. }) => return Ok(()),
+            other => drop(other?),
+        }
         let first = fs::hard_link(&one, &two);
         let second = fs::hard_link(&one, &two);
         let _ = fs::remove_file(&two);
@@ -91,6 +95,7 @@ impl DirBackend {
         match (first, second) {
             (Ok(()), Err(e)) if e.kind() == ErrorKind::AlreadyExists => Ok(()),
             (Err(e), _) => match self.io("linking", &two, 1, e) {
+                StoreError::Full { .. } => Ok(()),
                 StoreError::Io { source, .. } => {
                     Err(StoreError::NoHardLinks { path: self.root.clone(), why: source.to_string() })
                 }
