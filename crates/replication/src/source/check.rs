@@ -150,14 +150,13 @@ impl Source {
             volume.meta.digest_key = current.meta.digest_key;
             out.push(Action::AdoptMeta { meta: Box::new(volume.meta.clone()) });
         }
-        if let Some(point) = current.newest_point
-            && point.epoch.boot == self.config.boot
-        {
-            volume.newest_point = Some(PointStatus { position: point.position, epoch: point.epoch });
-        }
-        if volume.held.is_some_and(|held| held != current.term) && volume.reclaim.is_none() {
-            volume.reclaim = Some(Reclaim::Term);
-            if current.claimant.is_some_and(|c| c != self.config.instance) {
+        // What the ledger does not hold is not protected, whatever was seen before (a store can be rolled back).
+        volume.newest_point = current.newest_point.map(|p| PointStatus { position: p.position, epoch: p.epoch });
+        volume.quiet = None;
+        if volume.held.is_some_and(|held| held != current.term) {
+            volume.reclaim.get_or_insert(Reclaim::Term);
+            let theirs = current.claimant.is_some_and(|c| c != self.config.instance);
+            if theirs && volume.counted_turn.replace(current.term) != Some(current.term) {
                 volume.turns += 1;
             }
             if volume.turns > self.config.limits.claim_turns_max {

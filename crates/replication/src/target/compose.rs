@@ -165,13 +165,38 @@ impl Target {
                 }
                 self.judged(now, state, what, position, verdict, out);
             }
-            AppendOutcome::Collided => match what {
-                What::Claim(queued) => self.claims.push_front(queued),
-                What::Submission { submission, body } => self.submissions.push_front((submission, body)),
-                What::Layers { .. } | What::Heartbeat => {}
-            },
+            AppendOutcome::Collided => {
+                match what {
+                    What::Claim(queued) => self.claims.push_front(queued),
+                    What::Submission { submission, body } => self.submissions.push_front((submission, body)),
+                    What::Layers { .. } | What::Heartbeat => {}
+                }
+                self.others_wrote(state, out);
+            }
             AppendOutcome::Failed { text } => self.append_failed(now, what, text, out),
         }
+    }
+
+    /// Records came in that this process did not append (a dead predecessor's write that was stalled): what they published is
+    /// published, what they made impossible is void. Nobody else would ever tell the source.
+    fn others_wrote(&mut self, state: &State, out: &mut Vec<Action>) {
+        let (published, others): (Vec<LayerKey>, Vec<LayerKey>) = self.layers.keys().partition(|key| state.layer(key).is_some());
+        published.into_iter().for_each(|key| self.published_before(state, key, out));
+        let over = |key: &LayerKey| state.volume(key.volume).is_none_or(|v| v.term() != key.term || v.last_seq() >= key.seq);
+        let void: Vec<LayerKey> = others.into_iter().filter(over).collect();
+        if !void.is_empty() && !carries_terms() {
+            self.forget(state, &void, out);
+            self.broadcast(&ReceiverMessage::Void(Void { layers: void }), out);
+        }
+    }
+
+    /// An accepted record names this layer already: the source hears of it under that record.
+    fn published_before(&mut self, state: &State, key: LayerKey, out: &mut Vec<Action>) {
+        self.layers.remove(&key);
+        let Some(fact) = state.layer(&key) else { return };
+        let Some(digest) = state.digest_at(fact.slot) else { return };
+        let position = LedgerPosition { slot: fact.slot, digest };
+        self.broadcast(&ReceiverMessage::Published(Published { position, kind: fact.kind, layers: vec![key] }), out);
     }
 
     fn append_failed(&mut self, now: Nanos, what: What, text: String, out: &mut Vec<Action>) {
@@ -260,14 +285,7 @@ impl Target {
             Verdict::Accepted => unreachable!("taken above"),
             // Somebody published them before: each under its own record.
             Verdict::Void(VoidReason::Duplicate) => {
-                for key in keys {
-                    self.layers.remove(&key);
-                    let Some(fact) = state.layer(&key) else { continue };
-                    let Some(digest) = state.digest_at(fact.slot) else { continue };
-                    let position = LedgerPosition { slot: fact.slot, digest };
-                    let published = Published { position, kind: fact.kind, layers: vec![key] };
-                    self.broadcast(&ReceiverMessage::Published(published), out);
-                }
+                keys.into_iter().for_each(|key| self.published_before(state, key, out));
             }
             Verdict::Void(VoidReason::Term { .. } | VoidReason::UnknownVolume(_)) => {
                 self.forget(state, &keys, out);
