@@ -48,7 +48,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Receiver { config, until_stdin_ends } => {
             farside_daemon::process::log_to_stderr();
             end_with_stdin(until_stdin_ends);
-            return Ok(farside_receiver::run(&config)?);
+            return Ok(farside_receiver::run(&config).map_err(anyhow::Error::from)?);
         }
         Command::Demo(args) => return demo::run(&cli.global, &args),
         _ => {}

@@ -1,0 +1,75 @@
+//! The program as a script sees it: exit codes, what goes to which stream, and JSON.
+
+use std::process::{Command, Output};
+
+fn farside(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_farside")).args(args).env_remove("FARSIDE_SOCKET").output().expect("it starts")
+}
+
+fn code(output: &Output) -> i32 {
+    output.status.code().expect("it ends by itself")
+}
+
+#[test]
+fn an_unreachable_daemon_is_three_and_says_what_to_do() {
+    let output = farside(&["status", "--socket", "/nonexistent/farside.sock"]);
+    assert_eq!(code(&output), 3);
+    assert!(output.stdout.is_empty());
+    let words = String::from_utf8_lossy(&output.stderr);
+    assert!(words.contains("/nonexistent/farside.sock") && words.contains("systemctl start"), "{words}");
+}
+
+#[test]
+fn errors_are_json_where_json_was_asked_for() {
+    let output = farside(&["volume", "list", "--json", "--socket", "/nonexistent/farside.sock"]);
+    assert_eq!(code(&output), 3);
+    let error: serde_json::Value = serde_json::from_slice(&output.stderr).expect("JSON");
+    assert_eq!(error["error"]["exit_code"], 3);
+    assert!(error["error"]["what_to_do"].as_str().is_some_and(|text| !text.is_empty()), "{error}");
+}
+
+#[test]
+fn nonsense_is_two() {
+    for args in [
+        &["restore", "data", "--point", "yesterday", "--to", "/nonexistent/x"][..],
+        &["point", "show", "5"],
+        &["volume", "remove", "data", "--socket", "/nonexistent/farside.sock"],
+        &["demo", "--size", "1KiB"],
+        &["frobnicate"],
+    ] {
+        let output = farside(args);
+        assert_eq!(code(&output), 2, "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+#[test]
+fn a_store_that_is_not_there_is_five_and_one_that_comes_later_is_four() {
+    let missing = farside(&["point", "list", "data", "--store", "/nonexistent/store"]);
+    assert_eq!(code(&missing), 5, "{}", String::from_utf8_lossy(&missing.stderr));
+    let later = farside(&["store", "check", "s3://bucket/prefix"]);
+    assert_eq!(code(&later), 4);
+    assert!(String::from_utf8_lossy(&later.stderr).contains("later version"));
+}
+
+#[test]
+fn help_has_examples_and_exit_codes() {
+    let help = farside(&["--help"]);
+    assert_eq!(code(&help), 0);
+    let text = String::from_utf8_lossy(&help.stdout);
+    assert!(text.contains("Examples:") && text.contains("Exit codes:"), "{text}");
+    for command in [
+        &["demo"][..],
+        &["pair"],
+        &["status"],
+        &["group", "set"],
+        &["volume", "add"],
+        &["point", "list"],
+        &["point", "show"],
+        &["restore"],
+        &["store", "check"],
+    ] {
+        let help = farside(&[command, &["--help"]].concat());
+        let text = String::from_utf8_lossy(&help.stdout);
+        assert!(code(&help) == 0 && text.contains("Example"), "{command:?}: {text}");
+    }
+}
