@@ -157,6 +157,18 @@ impl EpochMap {
         set
     }
 
+    /// Number of granules in it; while it is being marked, roughly.
+    pub(crate) fn granule_count(&self, masks: &Pool, geometry: &Geometry) -> u64 {
+        let count = |region| match self.entries[region as usize].load(Ordering::Acquire) {
+            entry if entry & ALL != 0 => geometry.region_run(RegionIndex(region)).count,
+            0 => 0,
+            block => {
+                (0..Self::words(geometry)).map(|w| u64::from(masks.word(block, w).load(Ordering::Relaxed).count_ones())).sum()
+            }
+        };
+        self.dirty_regions().map(|region| count(region.0)).sum()
+    }
+
     /// Empties it. Nobody may be marking in it, or reading its masks.
     pub(crate) fn clear(&self, masks: &Pool) {
         for region in self.dirty_regions() {

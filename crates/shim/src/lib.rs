@@ -36,6 +36,8 @@ mod mutation;
 mod pool;
 mod queue;
 mod request;
+#[cfg(all(test, not(feature = "loom")))]
+mod rules;
 mod save;
 mod side_buffer;
 mod states;

@@ -39,7 +39,7 @@ impl Group {
     /// the header takes the new size, drive the owner until [`Volume::is_hot`] says so for them.
     ///
     /// # Panics
-    /// When granules have another size than the group's, or a piece does not fit a slot word.
+    /// When granules have another size than the group's.
     pub fn open_volume(
         self: &Arc<Self>,
         config: VolumeConfig,

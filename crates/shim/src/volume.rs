@@ -207,10 +207,11 @@ impl Volume {
         wakes: Wakes,
         hot: &dyn Fn(RegionIndex) -> bool,
     ) -> Self {
-        let (geometry, limits) = (config.geometry, config.limits);
+        let (geometry, mut limits) = (config.geometry, config.limits);
+        // A piece, with a granule cut at either end, must fit a slot word, whatever the size of a granule.
+        let piece_max = (ANNOUNCE_GRANULES_MAX - 1) * geometry.granule_bytes();
+        limits.piece_bytes = limits.piece_bytes.clamp(geometry.granule_bytes(), piece_max);
         assert_eq!(wakes.queues.len(), config.queues, "one wake per queue");
-        let granules_max = limits.piece_bytes.div_ceil(geometry.granule_bytes()) + 1;
-        assert!(granules_max <= ANNOUNCE_GRANULES_MAX, "a piece fits a slot word");
         let regions = geometry.region_count() as usize;
         let bitmap = |bits: usize| -> Box<[AtomicU64]> { (0..bits.div_ceil(64)).map(|_| AtomicU64::new(0)).collect() };
         let words = EpochMap::words(&geometry);
@@ -426,6 +427,11 @@ impl Volume {
     /// A copy of the open map (for the masks of a clean stop, with taps drained; otherwise a snapshot of something moving).
     pub fn open_set(&self) -> GranuleSet {
         self.open_map().snapshot(&self.masks, &self.geometry)
+    }
+
+    /// Number of granules in the open map, roughly; costs what the number of dirty regions costs. Control thread only.
+    pub fn open_granules(&self) -> u64 {
+        self.open_map().granule_count(&self.masks, &self.geometry)
     }
 
     /// Whether the open map is empty. With T read *before* the call: nothing acknowledged up to T is in it.
