@@ -30,6 +30,8 @@ pub(super) struct Volume {
     pub(super) reclaim: Option<Reclaim>,
     /// Claims in turn with other instances since a layer of ours was published.
     pub(super) turns: u32,
+    /// The claim of another instance that was counted last.
+    pub(super) counted_turn: Option<Term>,
     /// The last sequence number given to a layer of `held`.
     pub(super) last_seq: Seq,
     /// The last one known published.
@@ -312,6 +314,7 @@ impl Volume {
             held: None,
             reclaim: None,
             turns: 0,
+            counted_turn: None,
             last_seq: Seq(0),
             known_seq: Seq(0),
             published: position,
