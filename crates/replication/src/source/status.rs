@@ -1,6 +1,6 @@
 //! What people are told. Computed from what was published, on one clock (L10).
 
-use farside_ledger::EpochInfo;
+use farside_ledger::{EpochInfo, LayerKind};
 use farside_region::{LedgerPosition, Name, Term, VolumeId};
 use farside_wire::Notice;
 
@@ -194,15 +194,20 @@ impl super::Source {
         if !volume.is_checked() {
             return State::Idle;
         }
-        let owes = !volume.owes_nothing() || volume.sample.dirty_bytes > 0;
+        let switching = self.switching.as_ref().filter(|s| s.members.contains_key(&volume.id()));
+        let taken = switching.and_then(|s| s.members.get(&volume.id()));
+        let owes = !volume.owes_nothing() || volume.sample.dirty_bytes > 0 || taken.is_some_and(|t| !t.extra.is_empty());
         match &self.trouble {
             Some(Notice::GatewayFull { .. }) if owes => return State::Behind(Behind::GatewayFull),
             Some(_) if owes => return State::Behind(Behind::StoreFailed),
             _ => {}
         }
-        let comparing = !volume.compare.is_empty() || volume.frozen.values().any(|f| !f.compare.is_empty());
+        let comparing = !volume.compare.is_empty()
+            || taken.is_some_and(|t| !t.compare.is_empty())
+            || volume.frozen.values().any(|f| !f.compare.is_empty());
         let passing = volume.point_due
             || volume.weight() > self.cut_budget
+            || switching.is_some_and(|s| s.kind == LayerKind::Fuzzy)
             || volume.frozen.keys().any(|e| self.epochs.get(e).is_some_and(|e| e.kind != Kind::Cut));
         if volume.newest_point.is_none() && !volume.ever_published && owes {
             State::Behind(Behind::FirstSync)

@@ -1,4 +1,5 @@
 //! Source against target in memory.
 
+mod directed;
 mod random;
 mod world;
