@@ -87,6 +87,10 @@ pub(crate) struct Vol {
     /// Failures of the backing's flush that the header knows of.
     flush_recorded: Cell<u64>,
     requests: Cell<usize>,
+    /// Per queue, FLUSH and FUA requests without an answer.
+    flushes: Vec<Cell<usize>>,
+    /// The connection on which the position was last found good.
+    checked: Cell<u64>,
     paused: Cell<bool>,
 }
 
@@ -407,7 +411,7 @@ impl Source {
             let Some(volume) = self.world.volume_of(s.volume) else { continue };
             match s.state {
                 State::Refused(_) => refused.push(volume),
-                State::Behind(_) | State::Streaming if self.conn.get().is_some_and(|c| c.0 > self.world.taint_conn.get()) => {
+                State::Behind(_) | State::Streaming if self.volumes[volume].checked.get() > self.world.taint_conn.get() => {
                     self.world.tainted.borrow_mut()[volume] = false;
                     if self.world.must_refuse.borrow()[volume] {
                         let why = "goes on in a ledger that has layers, without a header, and nobody was asked";
@@ -629,7 +633,6 @@ fn open_volume(
         index: v,
         connections: queues.iter().map(|_| shim.connect()).collect(),
         told: queues.iter().map(|_| Cell::new(0)).collect(),
-        queues: queues.into_iter().map(RefCell::new).collect(),
         queue_bells,
         sender_bell,
         owner_bell,
@@ -646,7 +649,10 @@ fn open_volume(
         heat_all: Cell::new(false),
         flush_recorded: Cell::new(0),
         requests: Cell::new(0),
+        flushes: queues.iter().map(|_| Cell::new(0)).collect(),
+        checked: Cell::new(0),
         paused: Cell::new(state.paused),
+        queues: queues.into_iter().map(RefCell::new).collect(),
         shim,
     };
     Some((vol, owner, setup))

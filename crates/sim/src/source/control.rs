@@ -11,6 +11,8 @@ use farside_region::{EpochId, RegionSet};
 use farside_replication::source::{Action, DemoteCause, Event, Limits, PartRead, SECOND, Sample, SwitchDone, SwitchMember, Tick};
 use farside_shim::{CoolStep, Kind, Member, Mutation, Mutations, Tracking, TrackingVerdict};
 
+use farside_wire::{ClaimRequest, SourceMessage};
+
 use crate::disk::Done;
 use crate::net::{Load, To};
 use crate::oracle::Cut;
@@ -133,6 +135,7 @@ impl Source {
             return;
         }
         let now = self.world.mono_ns();
+        let halt = matches!(event, Event::Halt);
         let mut actions = Vec::new();
         match &event {
             Event::Tick(tick) => self.world.say(|| {
@@ -145,6 +148,7 @@ impl Source {
         for action in actions {
             self.act(action);
         }
+        self.halted.set(halt);
     }
 
     fn vol(&self, id: farside_region::VolumeId) -> &Vol {
@@ -158,6 +162,12 @@ impl Source {
         }
         match action {
             Action::Send { connection, message } => {
+                if let SourceMessage::Claim(ClaimRequest { claim, .. }) = &*message {
+                    self.vol(claim.volume.id).checked.set(connection);
+                }
+                if let SourceMessage::Resume(query) = &*message {
+                    self.vol(query.volume).checked.set(connection);
+                }
                 if let Some(conn) = self.conn.get().filter(|c| c.0 == connection) {
                     world.say(|| format!("source sends {}", short(&message)));
                     let bytes = farside_wire::encode_payload(&*message).expect("messages are paged");
@@ -513,8 +523,8 @@ impl Source {
         let patience = self.world.now_us.get() + if self.world.chance(0.5) { 1_000 } else { 60_000 };
         steps.until(|| self.world.now_us.get() >= patience || self.core.borrow().settled()).await;
         steps.until(|| self.switch.borrow().is_none() && !self.core.borrow().switching()).await;
-        self.step(Event::Halt);
-        self.halted.set(true);
+        self.push(Event::Halt);
+        steps.until(|| self.halted.get()).await;
         for vol in &self.volumes {
             let flush = vol.shim.flush_begin();
             let done = self.flush_backing(vol.index).await;

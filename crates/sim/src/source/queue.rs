@@ -52,6 +52,9 @@ impl Source {
             world.oracle.borrow_mut().issued(tag, v, first, count, world.now_us.get());
         }
         let promised = world.acked_n.borrow()[v].clone();
+        let fua = matches!(op, HostOp::Write { fua: true, .. } | HostOp::Zero { fua: true, .. });
+        let flushes = &vol.flushes[q];
+        flushes.set(flushes.get() + usize::from(fua || op == HostOp::Flush));
         let failures_before = world.flush_failures.borrow()[v];
         let disk_failures_before = world.disks[v].borrow().flush_failures();
         world.say(|| format!("v{v}.{q} w{tag} {op:?}"));
@@ -100,6 +103,7 @@ impl Source {
             }
         };
         world.say(|| format!("v{v}.{q} w{tag} done {result:?} {}", story.piece.map_or(String::new(), |e| format!("epoch {e}"))));
+        flushes.set(flushes.get() - usize::from(fua || op == HostOp::Flush));
         self.answered(v, q, tag, op, result, &story, &promised, failures_before, disk_failures_before);
         vol.requests.set(vol.requests.get() - 1);
     }
@@ -213,7 +217,8 @@ impl Source {
         if op == HostOp::Flush || fua {
             let told = &self.volumes[v].told[q];
             match result {
-                Ok(()) if failures_before > told.get() => {
+                // Another one on this connection may have the bad news already, its answer on the way.
+                Ok(()) if failures_before > told.get() && self.volumes[v].flushes[q].get() == 0 => {
                     world.fail(format!(
                         "T14: w{tag}: a flush had failed before, this connection was never told, and {op:?} succeeds"
                     ));
@@ -227,7 +232,7 @@ impl Source {
         }
         let disk = world.disks[v].borrow();
         // A flush that overlapped a failed one may say success; the next one on this connection then says the truth (T14).
-        let failed_since = disk.flush_failures() > disk_failures_before;
+        let failed_since = disk.flush_failures() > disk_failures_before || world.flush_failures.borrow()[v] > failures_before;
         let (_, durable) = disk.versions();
         if op == HostOp::Flush && !failed_since {
             if let Some(s) = (0..promised.len()).find(|&s| durable[s] < promised[s]) {
