@@ -124,6 +124,10 @@ impl Source {
             // Nothing to compare with: "absent" means unsynced.
             std::mem::take(&mut volume.compare).ranges().for_each(|r| volume.resend.insert_whole(r));
         }
+        // What the ledger does not hold is not protected, whatever was seen before (a store can be rolled back).
+        let newest = slice.current.as_ref().and_then(|c| c.newest_point);
+        volume.newest_point = newest.map(|p| PointStatus { position: p.position, epoch: p.epoch });
+        volume.quiet = None;
         volume.point_due =
             slice.current.as_ref().is_some_and(|c| c.point_due) && !mutation::on("hole: no point after the last pass");
         if let Some(current) = &slice.current
@@ -150,9 +154,6 @@ impl Source {
             volume.meta.digest_key = current.meta.digest_key;
             out.push(Action::AdoptMeta { meta: Box::new(volume.meta.clone()) });
         }
-        // What the ledger does not hold is not protected, whatever was seen before (a store can be rolled back).
-        volume.newest_point = current.newest_point.map(|p| PointStatus { position: p.position, epoch: p.epoch });
-        volume.quiet = None;
         if volume.held.is_some_and(|held| held != current.term) {
             volume.reclaim.get_or_insert(Reclaim::Term);
             let theirs = current.claimant.is_some_and(|c| c != self.config.instance);
