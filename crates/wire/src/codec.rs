@@ -1,17 +1,16 @@
-//! Frames: `u32 length | u32 crc32c | payload`, little endian; the payload is the postcard form of one message.
+//! From a message to the payload of one control frame and back. The transport frames payloads; TLS keeps them whole.
 //!
-//! Invariant: what [`FrameReader::next_frame`] hands out carried a good checksum and was at most [`FRAME_BYTES_MAX`] long.
+//! Invariant: what [`decode_payload`] gives back was at most [`PAYLOAD_BYTES_MAX`] long, ended where the message ends, and is
+//! within the limits of its kind.
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::Bytes;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use thiserror::Error;
 
 use crate::{ReceiverMessage, SourceMessage};
 
-/// The longest payload of a frame, in bytes. Longer things are paged by their messages.
-pub const FRAME_BYTES_MAX: usize = 1 << 20;
-/// Length and checksum in front of every payload.
-pub const FRAME_HEADER_BYTES: usize = 8;
+/// The longest payload of a control frame, in bytes. Longer things are paged by their messages.
+pub const PAYLOAD_BYTES_MAX: usize = 1 << 20;
 /// The oldest version of the messages that this build speaks.
 pub const VERSION_MIN: u16 = 1;
 /// The newest.
@@ -65,12 +64,9 @@ impl Features {
 #[non_exhaustive]
 pub enum DecodeError {
     /// The length is beyond the limit: not our protocol, or an attack.
-    #[error("a frame of {0} bytes; at most {FRAME_BYTES_MAX} are allowed")]
+    #[error("a frame of {0} bytes; at most {PAYLOAD_BYTES_MAX} are allowed")]
     TooLong(usize),
-    /// Damaged on the way.
-    #[error("a frame's checksum does not match: the connection is damaged, or does not carry this protocol")]
-    Checksum,
-    /// Good checksum, but nothing this build knows: a newer message, or none at all.
+    /// Nothing this build knows: a newer message, or none at all.
     #[error("a {0} that this build does not understand")]
     Unknown(&'static str),
     /// More bytes than the message has.
@@ -94,7 +90,7 @@ pub enum DecodeError {
 #[non_exhaustive]
 pub enum EncodeError {
     /// It should have been paged.
-    #[error("a message of {0} bytes; at most {FRAME_BYTES_MAX} fit a frame")]
+    #[error("a message of {0} bytes; at most {PAYLOAD_BYTES_MAX} fit a frame")]
     TooLong(usize),
 }
 
@@ -132,29 +128,16 @@ impl Message for ReceiverMessage {
     }
 }
 
-/// The payload of a message, for a transport that frames by itself.
+/// A message as the payload of one control frame.
 ///
 /// # Errors
 /// When it is longer than a frame may be.
 pub fn encode_payload<M: Message>(message: &M) -> Result<Bytes, EncodeError> {
     let payload = postcard::to_allocvec(message).expect("messages hold nothing that postcard cannot write");
-    if payload.len() > FRAME_BYTES_MAX {
+    if payload.len() > PAYLOAD_BYTES_MAX {
         return Err(EncodeError::TooLong(payload.len()));
     }
     Ok(payload.into())
-}
-
-/// A message as one frame.
-///
-/// # Errors
-/// When it is longer than a frame may be.
-pub fn encode<M: Message>(message: &M) -> Result<Bytes, EncodeError> {
-    let payload = encode_payload(message)?;
-    let mut frame = Vec::with_capacity(FRAME_HEADER_BYTES + payload.len());
-    frame.extend_from_slice(&(payload.len() as u32).to_le_bytes());
-    frame.extend_from_slice(&crc32c::crc32c(&payload).to_le_bytes());
-    frame.extend_from_slice(&payload);
-    Ok(frame.into())
 }
 
 /// A message from the payload of one frame.
@@ -162,7 +145,7 @@ pub fn encode<M: Message>(message: &M) -> Result<Bytes, EncodeError> {
 /// # Errors
 /// When it is not exactly one message of this direction, within all limits.
 pub fn decode_payload<M: Message>(payload: &[u8]) -> Result<M, DecodeError> {
-    if payload.len() > FRAME_BYTES_MAX {
+    if payload.len() > PAYLOAD_BYTES_MAX {
         return Err(DecodeError::TooLong(payload.len()));
     }
     let (message, rest) = postcard::take_from_bytes::<M>(payload).map_err(|_| DecodeError::Unknown(M::WHAT))?;
@@ -171,54 +154,4 @@ pub fn decode_payload<M: Message>(payload: &[u8]) -> Result<M, DecodeError> {
     }
     message.check()?;
     Ok(message)
-}
-
-/// Takes frames out of a stream of bytes. Holds at most one frame and what came with it.
-#[derive(Debug, Default)]
-pub struct FrameReader {
-    buffer: BytesMut,
-}
-
-impl FrameReader {
-    /// An empty one.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Adds what arrived.
-    pub fn push(&mut self, bytes: &[u8]) {
-        self.buffer.extend_from_slice(bytes);
-    }
-
-    /// The payload of the next whole frame; `None` when more bytes are needed.
-    ///
-    /// # Errors
-    /// After one, the stream cannot be trusted any more: close the connection.
-    pub fn next_frame(&mut self) -> Result<Option<Bytes>, DecodeError> {
-        if self.buffer.len() < FRAME_HEADER_BYTES {
-            return Ok(None);
-        }
-        let word = |at: usize| u32::from_le_bytes(self.buffer[at..at + 4].try_into().expect("four bytes"));
-        let (length, checksum) = (word(0) as usize, word(4));
-        if length > FRAME_BYTES_MAX {
-            return Err(DecodeError::TooLong(length));
-        }
-        if self.buffer.len() < FRAME_HEADER_BYTES + length {
-            return Ok(None);
-        }
-        self.buffer.advance(FRAME_HEADER_BYTES);
-        let payload = self.buffer.split_to(length).freeze();
-        if crc32c::crc32c(&payload) != checksum {
-            return Err(DecodeError::Checksum);
-        }
-        Ok(Some(payload))
-    }
-
-    /// The next whole message; `None` when more bytes are needed.
-    ///
-    /// # Errors
-    /// As [`FrameReader::next_frame`] and [`decode_payload`].
-    pub fn next_message<M: Message>(&mut self) -> Result<Option<M>, DecodeError> {
-        self.next_frame()?.map(|payload| decode_payload(&payload)).transpose()
-    }
 }

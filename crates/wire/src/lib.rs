@@ -1,14 +1,14 @@
 //! What a source and a receiver say to each other: messages, versions, and the bytes of both.
 //!
-//! Owns [`SourceMessage`], [`ReceiverMessage`], the frame they travel in ([`encode`], [`FrameReader`]) and the header that
-//! opens every part's own stream ([`PartHeader`]). `docs/formats/wire.md` is the same in prose.
+//! Owns [`SourceMessage`], [`ReceiverMessage`], their bytes ([`encode_payload`], [`decode_payload`]) and the header that opens
+//! every part's own stream ([`PartHeader`]). `docs/formats/wire.md` is the same in prose.
 //!
 //! Invariants:
-//! - A frame is never longer than [`FRAME_BYTES_MAX`], and a decoder never allocates for a peer more than a small multiple
+//! - A payload is never longer than [`PAYLOAD_BYTES_MAX`], and a decoder never allocates for a peer more than a small multiple
 //!   of the bytes that have arrived.
 //! - What is not known is refused by name: a version, a message, a flag. Nothing is guessed.
 //!
-//! Deliberately not here: connections, order of messages, what any of it means (`replication`), the bytes of a part (`layer`).
+//! Deliberately not here: connections and their frames, order of messages, what any of it means (`replication`), the bytes of a part (`layer`).
 
 mod codec;
 mod messages;
@@ -19,8 +19,8 @@ mod points;
 mod tests;
 
 pub use codec::{
-    DecodeError, EncodeError, FRAME_BYTES_MAX, FRAME_HEADER_BYTES, Features, FrameReader, Message, VERSION_MAX, VERSION_MIN,
-    VersionRange, decode_payload, encode, encode_payload,
+    DecodeError, EncodeError, Features, Message, PAYLOAD_BYTES_MAX, VERSION_MAX, VERSION_MIN, VersionRange, decode_payload,
+    encode_payload,
 };
 pub use messages::{
     ClaimOutcome, ClaimRequest, ClaimVerdict, Credit, CurrentVolume, DIGEST_GRANULES_MAX, DigestAnswer, DigestQuery, DigestRun,

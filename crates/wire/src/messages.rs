@@ -54,6 +54,7 @@ pub enum SourceMessage {
 /// From the receiver.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
+#[expect(clippy::large_enum_variant, reason = "one message lives at a time, and the machines box it")]
 pub enum ReceiverMessage {
     /// The connection stands.
     Hello(ReceiverHello),

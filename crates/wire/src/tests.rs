@@ -1,6 +1,269 @@
-//! Golden bytes and hostile input.
+//! Golden bytes, hostile input, versions.
+
+use farside_ledger::{Claim, CutTime, EpochInfo, Heartbeat, LayerKind, Policy, VoidReason, VolumeMeta};
+use farside_region::{
+    BootId, Generation, Geometry, GranuleDigest, GranuleIndex, GranuleRun, LayerKey, LedgerPosition, Name, RecordDigest,
+    RegionIndex, RegionRange, RegionSet, Seq, Slot, Term, VolumeId,
+};
+use proptest::prelude::*;
 
 use super::*;
+
+fn key() -> LayerKey {
+    LayerKey { volume: VolumeId([0xaa; 16]), term: Term(3), seq: Seq(300) }
+}
+
+fn position() -> LedgerPosition {
+    LedgerPosition { slot: Slot(5), digest: RecordDigest([0xbb; 32]) }
+}
+
+fn name(s: &str) -> Name {
+    s.parse().expect("a name")
+}
+
+fn regions() -> RegionSet {
+    let mut set = RegionSet::new();
+    set.insert_range(RegionRange { start: RegionIndex(2), count: 3 });
+    set.insert(RegionIndex(9));
+    set
+}
+
+fn meta() -> VolumeMeta {
+    VolumeMeta {
+        id: VolumeId([0xaa; 16]),
+        name: name("data"),
+        geometry: Geometry::new(1 << 30).expect("valid"),
+        digest_key: [0xcc; 32],
+        generation: Generation(1),
+    }
+}
+
+fn epoch() -> EpochInfo {
+    EpochInfo { boot: BootId([0xdd; 16]), mono_before_ns: 1000, mono_after_ns: 1001, wall_ms: -1 }
+}
+
+fn from_source() -> Vec<SourceMessage> {
+    let id = RequestId(7);
+    let volume = VolumeId([0xaa; 16]);
+    let member = EndMember {
+        key: key(),
+        parts: 2,
+        digest: [0xee; 32],
+        regions: regions(),
+        whole_regions: RegionSet::new(),
+        unreadable_regions: RegionSet::new(),
+        volume_bytes: 1 << 30,
+    };
+    let t = CutTime { boot: BootId([0xdd; 16]), mono_ns: 9, wall_ms: 10 };
+    vec![
+        SourceMessage::Hello(SourceHello {
+            versions: VersionRange { min: 1, max: 1 },
+            features: Features(0),
+            instance: InstanceId([0x11; 16]),
+            connection: 1,
+            source: name("host"),
+            group: name("default"),
+        }),
+        SourceMessage::ReadLedger(ReadLedger { id, volume, position: Some(position()), after: None }),
+        SourceMessage::Claim(ClaimRequest { id, claim: Claim { volume: meta(), looked: Some(Slot(4)), source: name("host") } }),
+        SourceMessage::LayerBegin(LayerBegin { key: key() }),
+        SourceMessage::EpochEnd(EpochEnd { kind: LayerKind::Point, epoch: epoch(), members: vec![member] }),
+        SourceMessage::Heartbeat(Heartbeat { members: vec![(volume, Term(3))], position: position(), t }),
+        SourceMessage::Resume(ResumeQuery { id, volume, term: Term(3), layers: vec![HeldLayer { seq: Seq(1), parts: 2 }] }),
+        SourceMessage::Digests(DigestQuery {
+            id,
+            volume,
+            term: Term(3),
+            run: GranuleRun { start: GranuleIndex(1024), count: 1024 },
+        }),
+        SourceMessage::Points(PointQuery { id, kind: PointQueryKind::Show { point: Slot(5) } }),
+        SourceMessage::Settings(Settings { policy: Policy { keep: 10, span_ms: 86_400_000 } }),
+    ]
+}
+
+fn from_receiver() -> Vec<ReceiverMessage> {
+    let id = RequestId(7);
+    let volume = VolumeId([0xaa; 16]);
+    let current = CurrentVolume {
+        meta: meta(),
+        term: Term(3),
+        last_seq: Seq(2),
+        has_layers: true,
+        point_due: false,
+        claimant: Some(InstanceId([0x11; 16])),
+        newest_point: Some(NewestPoint { position: position(), epoch: epoch() }),
+    };
+    let point = PointInfo {
+        slot: Slot(5),
+        digest: RecordDigest([0xbb; 32]),
+        epoch: epoch(),
+        ledger_time_ms: 77,
+        pinned: true,
+        members: vec![PointMemberInfo { name: name("data"), layer: key(), volume_bytes: 1 << 30, unreadable_regions: 0 }],
+    };
+    let runs =
+        vec![DigestRun::Absent { granules: 1 }, DigestRun::Zero { granules: 2 }, DigestRun::Data(vec![GranuleDigest([1; 16])])];
+    vec![
+        ReceiverMessage::Hello(ReceiverHello { version: 1, features: Features(0), store: [0x22; 16] }),
+        ReceiverMessage::LedgerSlice(LedgerSlice {
+            id,
+            volume,
+            ancestor: true,
+            layers: vec![LedgerLayer { slot: Slot(4), term: Term(3), regions: regions() }],
+            more: false,
+            head: Some(position()),
+            current: Some(current),
+        }),
+        ReceiverMessage::ClaimVerdict(ClaimVerdict {
+            id,
+            volume,
+            outcome: ClaimOutcome::Void { reason: VoidReason::ClaimOvertaken { last_layer: Slot(5) } },
+        }),
+        ReceiverMessage::Credit(Credit { granted_bytes: 1 << 28 }),
+        ReceiverMessage::Staged(Staged { layers: vec![key()] }),
+        ReceiverMessage::Published(Published { position: position(), kind: LayerKind::Fuzzy, layers: vec![key()] }),
+        ReceiverMessage::Void(Void { layers: vec![key()] }),
+        ReceiverMessage::Lost(Lost { layers: vec![key()] }),
+        ReceiverMessage::ResumeAnswer(ResumeAnswer {
+            id,
+            volume,
+            term: Some(Term(3)),
+            last_seq: Seq(2),
+            layers: vec![ResumedLayer {
+                seq: Seq(3),
+                fate: LayerFate::Landing {
+                    parts: 1,
+                    end: Some(SaidEnd { kind: LayerKind::Point, members: vec![key()] }),
+                    staged: false,
+                },
+            }],
+        }),
+        ReceiverMessage::DigestAnswer(DigestAnswer { id, volume, start: GranuleIndex(0), runs }),
+        ReceiverMessage::Points(PointAnswer { id, page: PointPage { points: vec![point], more: true } }),
+        ReceiverMessage::Refusal(Refusal { code: RefusalCode::Store, volume: Some(volume), text: "full".into() }),
+        ReceiverMessage::Notice(Notice::GatewayFull { free_bytes: 1, reserve_bytes: 2 }),
+    ]
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// Runs of one byte, as `xx*n`, so that ids stay readable.
+fn short(bytes: &[u8]) -> String {
+    bytes
+        .chunk_by(|a, b| a == b)
+        .map(|run| if run.len() > 3 { format!("[{:02x}*{}]", run[0], run.len()) } else { hex(run) })
+        .collect()
+}
+
+#[test]
+fn golden_source_messages() {
+    let bytes: Vec<String> = from_source().iter().map(|m| short(&encode_payload(m).expect("fits"))).collect();
+    assert_eq!(bytes, GOLDEN_SOURCE);
+}
+
+#[test]
+fn golden_receiver_messages() {
+    let bytes: Vec<String> = from_receiver().iter().map(|m| short(&encode_payload(m).expect("fits"))).collect();
+    assert_eq!(bytes, GOLDEN_RECEIVER);
+}
+
+#[test]
+fn golden_part_header() {
+    let header = PartHeader { key: key(), part: 7 }.encode();
+    assert_eq!(short(&header), GOLDEN_PART);
+    assert_eq!(PartHeader::decode(&header), Ok(PartHeader { key: key(), part: 7 }));
+}
+
+#[test]
+fn every_message_comes_back_as_it_went() {
+    for message in from_source() {
+        assert_eq!(decode_payload::<SourceMessage>(&encode_payload(&message).expect("fits")), Ok(message));
+    }
+    for message in from_receiver() {
+        assert_eq!(decode_payload::<ReceiverMessage>(&encode_payload(&message).expect("fits")), Ok(message));
+    }
+}
+
+#[test]
+fn a_truncated_or_lengthened_message_is_refused() {
+    for message in from_source() {
+        let bytes = encode_payload(&message).expect("fits");
+        for end in 0..bytes.len() {
+            assert!(decode_payload::<SourceMessage>(&bytes[..end]).is_err(), "{message:?} cut to {end}");
+        }
+        let longer = [&bytes[..], &[0]].concat();
+        assert_eq!(decode_payload::<SourceMessage>(&longer), Err(DecodeError::TrailingBytes(1)));
+    }
+}
+
+#[test]
+fn an_unknown_message_is_refused_by_name() {
+    let error = decode_payload::<SourceMessage>(&[200, 1]).expect_err("unknown");
+    assert_eq!(error.to_string(), "a message from a source that this build does not understand");
+}
+
+#[test]
+fn limits_of_messages_are_checked_when_they_are_read() {
+    let too_many = GranuleRun { start: GranuleIndex(0), count: DIGEST_GRANULES_MAX + 1 };
+    let beyond = GranuleRun { start: GranuleIndex(u64::MAX), count: 1 };
+    for run in [too_many, beyond] {
+        let query = DigestQuery { id: RequestId(1), volume: VolumeId([0; 16]), term: Term(1), run };
+        let bytes = encode_payload(&SourceMessage::Digests(query)).expect("fits");
+        assert!(matches!(decode_payload::<SourceMessage>(&bytes), Err(DecodeError::Limit(_))), "{run:?}");
+    }
+    let text = "x".repeat(TEXT_BYTES_MAX + 1);
+    let refusal = ReceiverMessage::Refusal(Refusal { code: RefusalCode::Store, volume: None, text });
+    let bytes = encode_payload(&refusal).expect("fits");
+    assert!(matches!(decode_payload::<ReceiverMessage>(&bytes), Err(DecodeError::Limit(_))));
+    let runs = vec![DigestRun::Zero { granules: u64::MAX }, DigestRun::Zero { granules: 2 }];
+    let (id, volume, start) = (RequestId(1), VolumeId([0; 16]), GranuleIndex(0));
+    let answer = ReceiverMessage::DigestAnswer(DigestAnswer { id, volume, start, runs });
+    let bytes = encode_payload(&answer).expect("fits");
+    assert!(matches!(decode_payload::<ReceiverMessage>(&bytes), Err(DecodeError::Limit(_))));
+}
+
+#[test]
+fn a_message_that_no_frame_holds_is_not_encoded() {
+    let layers = vec![key(); 60_000];
+    let message = ReceiverMessage::Staged(Staged { layers });
+    assert!(matches!(encode_payload(&message), Err(EncodeError::TooLong(_))));
+}
+
+#[test]
+fn the_largest_answers_fit_a_frame() {
+    let digests = vec![GranuleDigest([0xff; 16]); DIGEST_GRANULES_MAX as usize];
+    let answer = DigestAnswer {
+        id: RequestId(u64::MAX),
+        volume: VolumeId([0; 16]),
+        start: GranuleIndex(u64::MAX >> 1),
+        runs: vec![DigestRun::Data(digests)],
+    };
+    assert!(encode_payload(&ReceiverMessage::DigestAnswer(answer)).is_ok());
+}
+
+#[test]
+fn a_part_header_that_is_not_ours_is_refused_by_name() {
+    let good = PartHeader { key: key(), part: 7 }.encode();
+    let reseal = |mut bytes: [u8; PART_HEADER_BYTES]| {
+        let checksum = crc32c::crc32c(&bytes[..44]);
+        bytes[44..].copy_from_slice(&checksum.to_le_bytes());
+        bytes
+    };
+    let mut bad = good;
+    bad[0] = b'X';
+    assert_eq!(PartHeader::decode(&bad), Err(PartHeaderError::Magic));
+    let mut bad = good;
+    bad[20] ^= 1;
+    assert_eq!(PartHeader::decode(&bad), Err(PartHeaderError::Checksum));
+    let mut bad = good;
+    bad[4] = 2;
+    assert_eq!(PartHeader::decode(&reseal(bad)), Err(PartHeaderError::Version(2)));
+    let mut bad = good;
+    bad[6] = 1;
+    assert_eq!(PartHeader::decode(&reseal(bad)), Err(PartHeaderError::Flags));
+}
 
 #[test]
 fn versions_meet_at_the_newest_common_one_or_are_refused() {
@@ -11,3 +274,62 @@ fn versions_meet_at_the_newest_common_one_or_are_refused() {
         assert!(matches!(range(1, 4).negotiate(peer), Err(DecodeError::Version { .. })), "{peer:?}");
     }
 }
+
+proptest! {
+    #[test]
+    fn random_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
+        let _ = decode_payload::<SourceMessage>(&bytes);
+        let _ = decode_payload::<ReceiverMessage>(&bytes);
+    }
+
+    #[test]
+    fn flipped_bytes_never_panic(which in 0usize..23, at in any::<prop::sample::Index>(), value in any::<u8>()) {
+        let (sources, receivers) = (from_source(), from_receiver());
+        if which < sources.len() {
+            let mut bytes = encode_payload(&sources[which]).expect("fits").to_vec();
+            let i = at.index(bytes.len());
+            bytes[i] = value;
+            let _ = decode_payload::<SourceMessage>(&bytes);
+        } else {
+            let mut bytes = encode_payload(&receivers[which - sources.len()]).expect("fits").to_vec();
+            let i = at.index(bytes.len());
+            bytes[i] = value;
+            let _ = decode_payload::<ReceiverMessage>(&bytes);
+        }
+    }
+
+    #[test]
+    fn random_part_headers_never_panic(bytes in prop::collection::vec(any::<u8>(), PART_HEADER_BYTES)) {
+        let bytes: [u8; PART_HEADER_BYTES] = bytes.try_into().expect("that many");
+        prop_assert!(PartHeader::decode(&bytes).is_err());
+    }
+}
+
+const GOLDEN_SOURCE: [&str; 10] = [
+    "00010100[11*16]0104686f73740764656661756c74",
+    "0107[aa*16]0105[bb*32]00",
+    "0207[aa*16]0464617461[80*4]040c16[cc*32]01010404686f7374",
+    "03[aa*16]03ac02",
+    "0400[dd*16]e807e9070101[aa*16]03ac0202[ee*32]02020304010000[80*4]04",
+    "0501[aa*16]0305[bb*32][dd*16]0914",
+    "0607[aa*16]03010102",
+    "0707[aa*16]0380088008",
+    "08070105",
+    "090a80b89929",
+];
+const GOLDEN_RECEIVER: [&str; 13] = [
+    "000100[22*16]",
+    "0107[aa*16]010104030202030401000105[bb*32]01[aa*16]0464617461[80*4]040c16[cc*32]010302010001[11*16]0105[bb*32][dd*16]e807e90701",
+    "0207[aa*16]010005",
+    "03[80*4]01",
+    "0401[aa*16]03ac02",
+    "0505[bb*32]0101[aa*16]03ac02",
+    "0601[aa*16]03ac02",
+    "0701[aa*16]03ac02",
+    "0807[aa*16]01030201030101010001[aa*16]03ac0200",
+    "0907[aa*16]00030001010203[01*17]",
+    "0a070105[bb*32][dd*16]e807e907014d01010464617461[aa*16]03ac02[80*4]040001",
+    "0b0401[aa*16]0466756c6c",
+    "0c010102",
+];
+const GOLDEN_PART: &str = "4653505401000000[aa*16]03[00*7]2c01[00*6]07000000999074c6";

@@ -451,7 +451,7 @@ fn staged_data_that_is_gone_means_a_new_claim_and_the_others_go_on_without() {
     let mut host = Host::streaming();
     host.tick(&[1]);
     host.switch(vec![(1, granules(0, 2)), (2, granules(0, 2))]);
-    let keys = vec![host.read(1, 1), host.read(2, 2)];
+    let keys = [host.read(1, 1), host.read(2, 2)];
     host.end();
     host.hear(ReceiverMessage::Lost(Lost { layers: vec![keys[0]] }));
     host.answer_ledger(1, Vec::new(), current(1, 0, false), Some(1));

@@ -106,6 +106,9 @@ pub(super) struct Disk {
     pub(super) owed: Option<GranuleSet>,
 }
 
+/// A part: granules and what they hold.
+type Content = Vec<(u64, u64)>;
+
 struct FrozenCut {
     content: BTreeMap<VolumeId, Vec<u64>>,
     held: bool,
@@ -148,7 +151,7 @@ pub(super) struct World {
     connections: u64,
     to_target: VecDeque<Vec<u8>>,
     to_source: VecDeque<Vec<u8>>,
-    parts: Vec<(SessionId, LayerKey, u32, Vec<(u64, u64)>)>,
+    parts: Vec<(SessionId, LayerKey, u32, Content)>,
     pub(super) target: Target,
     pub(super) state: State,
     pub(super) records: Vec<Record>,
