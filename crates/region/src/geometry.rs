@@ -89,26 +89,31 @@ impl Geometry {
     }
 
     /// Bytes in a granule.
+    #[inline]
     pub fn granule_bytes(&self) -> u64 {
         1 << self.granule_shift
     }
 
     /// Bytes in a region.
+    #[inline]
     pub fn region_bytes(&self) -> u64 {
         1 << self.region_shift
     }
 
     /// Granules in a whole region.
+    #[inline]
     pub fn region_granules(&self) -> u64 {
         1 << (self.region_shift - self.granule_shift)
     }
 
     /// Number of regions; the last may be short.
+    #[inline]
     pub fn region_count(&self) -> u64 {
         self.volume_bytes.div_ceil(self.region_bytes())
     }
 
     /// Number of granules; the last may be short.
+    #[inline]
     pub fn granule_count(&self) -> u64 {
         self.volume_bytes.div_ceil(self.granule_bytes())
     }
@@ -119,11 +124,13 @@ impl Geometry {
     }
 
     /// The region that holds a granule.
+    #[inline]
     pub fn region_of(&self, granule: GranuleIndex) -> RegionIndex {
         RegionIndex(granule.0 >> (self.region_shift - self.granule_shift))
     }
 
     /// The granule's place inside its region.
+    #[inline]
     pub fn granule_in_region(&self, granule: GranuleIndex) -> usize {
         (granule.0 & (self.region_granules() - 1)) as usize
     }
@@ -132,6 +139,7 @@ impl Geometry {
     ///
     /// # Panics
     /// When the region is beyond the volume.
+    #[inline]
     pub fn region_run(&self, region: RegionIndex) -> GranuleRun {
         assert!(region.0 < self.region_count(), "region {region} is beyond the volume");
         let start = region.0 << (self.region_shift - self.granule_shift);
@@ -142,6 +150,7 @@ impl Geometry {
     ///
     /// # Panics
     /// When the run is beyond the volume.
+    #[inline]
     pub fn bytes_of(&self, run: GranuleRun) -> ByteExtent {
         let offset = run.start.0 << self.granule_shift;
         assert!(run.end().0 <= self.granule_count(), "run {run:?} is beyond the volume");
@@ -149,6 +158,7 @@ impl Geometry {
     }
 
     /// The granules that an extent touches, edges included. `None` when it is empty or goes beyond the volume.
+    #[inline]
     pub fn granules_of(&self, extent: ByteExtent) -> Option<GranuleRun> {
         let end = extent.offset.0.checked_add(extent.len)?;
         if extent.len == 0 || end > self.volume_bytes {
@@ -160,6 +170,7 @@ impl Geometry {
     }
 
     /// The regions that a run of granules touches.
+    #[inline]
     pub fn regions_of(&self, run: GranuleRun) -> RegionRange {
         if run.count == 0 {
             return RegionRange { start: RegionIndex(0), count: 0 };

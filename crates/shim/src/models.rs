@@ -76,7 +76,9 @@ fn site(granules: u64, queues: usize, mutations: Mutations) -> (Site, Vec<Lane>)
     let page = Page { map: MAP, index: PageIndex(0), seq: 1, bits: PageBits::first(granules) };
     let gates: Vec<_> = (0..=queues).map(|_| Arc::new(Gate::default())).collect();
     let mut wakes = Wakes::none(queues);
-    wakes.queues = gates[1..].iter().map(|gate| -> Arc<dyn Wake> { gate.clone() }).collect();
+    for (wake, gate) in wakes.queues.iter_mut().zip(&gates[1..]) {
+        *wake = gate.clone();
+    }
     wakes.sender = gates[0].clone();
     let (volume, queues, owner) = group.open_volume(config, wakes, MAP, &mut |_| [page.encode(&layout), page.encode(&layout)]);
     let lanes = queues.into_iter().zip(&gates[1..]).map(|(queue, gate)| Lane { queue, gate: gate.clone() }).collect();

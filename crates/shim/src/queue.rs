@@ -67,7 +67,7 @@ impl Queue {
         {
             return Err(StartError::OutOfRange);
         }
-        Ok(Request::new(op, self.slot))
+        Ok(Request::new(op, self.slot, &self.volume))
     }
 
     pub(crate) fn take_entry(&mut self) -> Option<u16> {

@@ -152,6 +152,7 @@ struct Piece {
 ///   ▲        │▲      └─► Passing ─► Mark … ─► Flush ─► Flushing ─► Done
 ///   └─cooled─┘└──── next piece ──────┘
 /// ```
+/// A request of one piece begins at Mark, whose own look at its regions sends it to Intent if one is not hot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     Read,
@@ -185,15 +186,19 @@ pub struct Request {
 }
 
 impl Request {
-    pub(crate) fn new(op: Op, slot: usize) -> Self {
+    pub(crate) fn new(op: Op, slot: usize, volume: &Volume) -> Self {
         let (at, end) = op.extent().map_or((0, 0), |e| (e.offset.0, e.offset.0 + e.len));
+        // The look between announce and mark covers a request of one piece; a longer one asks for all its intent at once.
+        let granule = at & !(volume.geometry.granule_bytes() - 1);
+        let is_short = end - granule <= volume.limits.piece_bytes && !mutated!(volume, MarkBeforeIntent);
+        let first = if is_short { Phase::Mark } else { Phase::Intent };
         let (phase, pass, fua) = match op {
             Op::Read(_) if at == end => (Phase::Answer(Ok(())), Pass::Write, None),
             Op::Read(_) => (Phase::Read, Pass::Write, None),
-            Op::Write(_, fua) => (Phase::Intent, Pass::Write, fua),
+            Op::Write(_, fua) => (first, Pass::Write, fua),
             Op::Flush(connection) => (Phase::Flush, Pass::Write, Some(connection)),
-            Op::Trim(_, fua) => (Phase::Intent, Pass::Zero { no_hole: false }, fua),
-            Op::WriteZeroes { no_hole, fua, .. } => (Phase::Intent, Pass::Zero { no_hole }, fua),
+            Op::Trim(_, fua) => (first, Pass::Zero { no_hole: false }, fua),
+            Op::WriteZeroes { no_hole, fua, .. } => (first, Pass::Zero { no_hole }, fua),
         };
         Self { phase, pass, at, end, fua, entry: None, slot }
     }
@@ -299,7 +304,7 @@ impl Request {
         while self.pass.may_skip_zero() && self.at < self.end && is_zero(self.at) {
             self.at = self.end.min((self.at / size + 1) * size);
         }
-        let granule = self.at / geometry.granule_bytes() * geometry.granule_bytes();
+        let granule = self.at & !(geometry.granule_bytes() - 1);
         let mut end = self.end.min(granule + volume.limits.piece_bytes);
         if self.pass.may_skip_zero() {
             let mut region = (self.at / size + 1) * size;

@@ -82,7 +82,7 @@ impl Map {
 
     fn sync(&mut self) {
         self.slots.values_mut().for_each(|(durable, written)| {
-            if let Some(last) = written.drain(..).last() {
+            if let Some(last) = written.drain(..).next_back() {
                 *durable = last;
             }
         });
@@ -258,10 +258,11 @@ impl World {
         let granules = |extent| self.geometry.granules_of(extent).map(|run| run.start.0..run.end().0).expect("inside");
         let Some((io, mark)) = running.io.take() else {
             let at_zero = running.request.at_for_tests();
-            match running.request.advance(queue) {
+            let step = running.request.advance(queue);
+            self.tally.zero_skips += (running.request.at_for_tests() != at_zero) as u64;
+            match step {
                 Step::Io(io) => {
                     if let Io::Write(extent) | Io::Zero { extent, .. } = io {
-                        self.tally.zero_skips += (running.request.at_for_tests() != at_zero) as u64;
                         for g in granules(extent) {
                             let region = self.geometry.region_of(GranuleIndex(g));
                             assert!(site.map.bit_surely_durable(&self.layout, region), "L2: a write before the bit of {region}");

@@ -297,10 +297,13 @@ impl Volume {
     #[inline]
     pub(crate) fn is_markable(&self, region: RegionIndex) -> bool {
         let state = self.state(region).load(Ordering::Acquire);
-        state == RegionState::Hot as u8
-            || mutated!(self, MarkBeforeIntent)
-            || (mutated!(self, ClearInCoolingWindow) && state == RegionState::Cooling as u8)
-            || self.take_hot(region)
+        if state == RegionState::Hot as u8 || mutated!(self, MarkBeforeIntent) {
+            return true;
+        }
+        if mutated!(self, ClearInCoolingWindow) && state == RegionState::Cooling as u8 {
+            return true;
+        }
+        self.take_hot(region)
     }
 
     /// All regions whose bit is durable, as the caller's to keep: those that were cooling are taken back, so that "no layer
@@ -323,16 +326,14 @@ impl Volume {
     /// Asks the owner to make these regions hot (`Compare(all)`, T3; a cold difference found by `verify`, T6).
     /// [`Volume::is_hot`] says when they are.
     pub fn heat(&self, regions: &RegionSet) {
-        let asked = regions.iter().fold(false, |asked, r| self.ask(r) || asked);
-        if asked {
+        if regions.iter().filter(|&r| self.ask(r)).count() > 0 {
             self.owner_bell.ring();
         }
     }
 
     /// [`Volume::heat`] of every region.
     pub fn heat_all(&self) {
-        let asked = self.geometry.all_regions().iter().fold(false, |asked, r| self.ask(r) || asked);
-        if asked {
+        if self.geometry.all_regions().iter().filter(|&r| self.ask(r)).count() > 0 {
             self.owner_bell.ring();
         }
     }
