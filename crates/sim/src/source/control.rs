@@ -105,6 +105,8 @@ impl Source {
             steps.until(|| !self.inbox.borrow().is_empty()).await;
             let item = self.inbox.borrow_mut().pop_front().expect("something is there");
             match item {
+                // Never with a switch under way: its maps are nobody's until it is reported done.
+                Item::Event(Event::Halt) if self.core.borrow().switching() => self.push(Event::Halt),
                 Item::Event(event) => self.step(event),
                 Item::Part { read, epoch, ended } => self.part_read(read, epoch, ended),
             }

@@ -57,6 +57,7 @@ impl Source {
         flushes.set(flushes.get() + usize::from(fua || op == HostOp::Flush));
         let failures_before = world.flush_failures.borrow()[v];
         let disk_failures_before = world.disks[v].borrow().flush_failures();
+        let newest_before = world.disks[v].borrow().versions().0.to_vec();
         world.say(|| format!("v{v}.{q} w{tag} {op:?}"));
         let content = match op {
             HostOp::Write { first, count, .. } => Workload::content(tag, v, first, count),
@@ -104,7 +105,7 @@ impl Source {
         };
         world.say(|| format!("v{v}.{q} w{tag} done {result:?} {}", story.piece.map_or(String::new(), |e| format!("epoch {e}"))));
         flushes.set(flushes.get() - usize::from(fua || op == HostOp::Flush));
-        self.answered(v, q, tag, op, result, &story, &promised, failures_before, disk_failures_before);
+        self.answered(v, q, tag, op, result, &story, &promised, failures_before, disk_failures_before, &newest_before);
         vol.requests.set(vol.requests.get() - 1);
     }
 
@@ -206,6 +207,7 @@ impl Source {
         promised: &[u64],
         failures_before: u64,
         disk_failures_before: u64,
+        newest_before: &[u64],
     ) {
         let world = &self.world;
         let now = world.now_us.get();
@@ -233,7 +235,7 @@ impl Source {
         let disk = world.disks[v].borrow();
         // A flush that overlapped a failed one may say success; the next one on this connection then says the truth (T14).
         let failed_since = disk.flush_failures() > disk_failures_before || world.flush_failures.borrow()[v] > failures_before;
-        let (_, durable) = disk.versions();
+        let (newest, durable) = disk.versions();
         if op == HostOp::Flush && !failed_since {
             if let Some(s) = (0..promised.len()).find(|&s| durable[s] < promised[s]) {
                 world.fail(format!("w{tag}: a flush succeeded and sector {s} of v{v}, acknowledged before, is not durable"));
@@ -255,7 +257,7 @@ impl Source {
             let skipped = (first..first + count).filter(|s| !story.done.iter().any(|(f, n)| (*f..f + n).contains(s)));
             for s in skipped {
                 let busy = world.oracle.borrow().busy(v, s, tag);
-                if !busy && disk.current(s) != [0; SECTOR] {
+                if !busy && newest[s] == newest_before[s] && disk.current(s) != [0; SECTOR] {
                     return world
                         .fail(format!("T8: w{tag} {op:?} was acknowledged without I/O, but sector {s} of v{v} is not zero"));
                 }
