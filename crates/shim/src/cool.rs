@@ -64,6 +64,11 @@ impl Cooler {
         Self { volume, stage: Stage::Idle, batch: Vec::new() }
     }
 
+    /// Whether no batch is under way.
+    pub fn is_idle(&self) -> bool {
+        matches!(self.stage, Stage::Idle)
+    }
+
     /// Begins a batch: those of the candidates that are hot, not flush-failed, not in the volume's own maps, and not still
     /// waiting at the owner. `zero`: the published content of the whole region is zero and this attach read or zeroed
     /// it (T8). Returns how many are cooling.
@@ -71,7 +76,7 @@ impl Cooler {
     /// # Panics
     /// While a batch is under way.
     pub fn begin(&mut self, candidates: &mut dyn Iterator<Item = (RegionIndex, bool)>) -> usize {
-        assert!(matches!(self.stage, Stage::Idle), "one batch at a time");
+        assert!(self.is_idle(), "one batch at a time");
         let volume = &*self.volume;
         if volume.tracking() != Tracking::Sound {
             return 0;

@@ -74,7 +74,7 @@ enum Look {
 
 impl FrozenReader {
     /// A reader of `todo`, which belongs to the epoch: under claims while the volume's cut of that epoch lasts, otherwise as a
-    /// pass (also to read again after a reset, T1). For a cut `todo` is the frozen set or a part of it.
+    /// pass (also to read again after a reset, T1). For a cut `todo` is the frozen set or a part of it that no reader was given yet.
     pub fn new(volume: Arc<Volume>, epoch: EpochId, todo: GranuleSet) -> Self {
         let is_cut = volume.frozen.load(Ordering::Acquire) == frozen_word(epoch, CUT);
         let (later, outstanding) = (GranuleSet::new(), BTreeMap::new());

@@ -64,7 +64,7 @@ impl SideBuffer {
         let mut out: Option<Vec<u8>> = None;
         for i in 0..run.count {
             let key = (volume, GranuleIndex(run.start.0 + i));
-            let place = self.places[&key];
+            let place = *self.places.get(&key).expect("what is done and was not read by the sender was saved");
             let (_, len) = self.used[place as usize].expect("a place in the index is used");
             if i > 0 && (len > 0) != out.is_some() {
                 return (i, out);
