@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use farside_layer::{FrameDecoder, PartVerifier, RunKind};
+use farside_layer::{FrameDecoder, PartVerifier, RunKind, layer_digest};
 use farside_ledger::{VolumeMeta, volume_id};
 use farside_region::{GranuleIndex, GranuleRun, LayerKey, Name, RegionIndex, Slot, VolumeId};
 
@@ -51,6 +51,8 @@ pub enum Problem {
     SegmentMissing,
     /// A segment is not what was published.
     SegmentCorrupt,
+    /// A layer's digest is not that of its parts.
+    LayerDigest,
     /// A point does not cover a member.
     PointIncomplete,
     /// A point holds runs that the source could not read.
@@ -147,6 +149,7 @@ pub fn check(path: &Path, progress: &(dyn Fn(u64) -> bool + Sync)) -> Result<Che
         }
         let mut group = GroupCheck { names, image, segments: &segments, bad: Vec::new(), findings: Vec::new() };
         group.check_segments(&read, progress)?;
+        group.check_layers();
         group.check_points()?;
         group.check_leftovers(torn.is_some(), &mut report)?;
         report.records += group.image.state().next_slot().0;
@@ -207,6 +210,22 @@ impl GroupCheck<'_> {
         }
         index_all(&mut self.image, self.segments)?;
         Ok(())
+    }
+
+    /// Whether every layer's digest binds the parts that its record names; as long as none of them was given up.
+    fn check_layers(&mut self) {
+        let mut footers: BTreeMap<LayerKey, Vec<[u8; 32]>> = BTreeMap::new();
+        for (_, part) in self.image.parts().iter() {
+            footers.entry(part.name.layer).or_default().push(part.footer_digest);
+        }
+        for (key, footers) in footers {
+            let Some(fact) = self.image.state().layer(&key) else { continue };
+            if footers.len() == fact.part_count as usize && layer_digest(&key, &footers) != fact.digest {
+                let volume = self.image.state().volume(key.volume).map(|v| v.meta().name.clone());
+                let text = format!("layer {key}, published in slot {}: its digest is not that of its parts", fact.slot);
+                self.findings.push(Finding { volume, text, ..finding(&self.names, Problem::LayerDigest) });
+            }
+        }
     }
 
     /// Whether every point covers its members, and which points the bad parts spoil.

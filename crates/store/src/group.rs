@@ -10,7 +10,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use farside_layer::Footer;
+use farside_layer::{Footer, layer_digest};
 use farside_ledger::{Body, LayerEntry, Layers, Policy, Record, State, TornVoid, Verdict, VolumeMeta, volume_id};
 use farside_region::{
     GranuleDigest, GranuleRun, GroupId, LayerKey, LedgerPosition, Name, RecordDigest, RegionSet, Slot, VolumeId,
@@ -90,7 +90,7 @@ pub struct GroupStore {
 impl GroupStore {
     pub(crate) fn open(shared: Arc<Shared>, names: GroupNames, id: GroupId) -> Result<Self> {
         let segments = Arc::new(Segments::new(Arc::clone(&shared.backend), names));
-        let replayed = replay(&*segments.backend, &segments.names, id, |_, _| {})?;
+        let replayed = replay(&*segments.backend, &segments.names, id)?;
         // The last writer may have died between writing and syncing: what we believe from here on must outlive a power cut.
         if let Some(head) = replayed.image.state().head() {
             block_on(segments.backend.sync(&segments.names.record(head)))?;
@@ -361,6 +361,7 @@ impl GroupStore {
             if published || entry.key != volume.next_key() {
                 continue; // a duplicate, or void
             }
+            check_digest(entry)?;
             self.landing.adopt(&self.segments, name, entry)?;
             for part in parts_of(entry, self.state().next_slot()) {
                 let footer = self.segments.footer(name, &part).map_err(|fault| match fault {
@@ -465,6 +466,16 @@ impl GroupStore {
         }
         Ok(())
     }
+}
+
+/// A layer's digest binds its parts; one that does not would be published and never proved.
+fn check_digest(entry: &LayerEntry) -> Result<()> {
+    let footers: Vec<[u8; 32]> = entry.parts.iter().map(|p| p.footer_digest).collect();
+    if layer_digest(&entry.key, &footers) == entry.digest {
+        return Ok(());
+    }
+    let why = "the layer's digest is not that of its parts".to_owned();
+    Err(StoreError::BadPart { layer: entry.key.to_string(), part: 0, why })
 }
 
 /// The parts that an entry names, as they will be once it is accepted.

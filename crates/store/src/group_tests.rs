@@ -283,6 +283,66 @@ fn a_layer_sent_again_after_a_failed_append_is_indexed_as_what_it_is_now() {
     assert!(read_all(&group, point, &volume) == TestVolume::bytes(&volume.image), "the first sending shows through");
 }
 
+/// Base, point, fuzzy layer, point, prune; `Err` when the process died on the way. Images by slot are what was *asked* for.
+fn a_life(group: &mut GroupStore, volume: &mut TestVolume, images: &mut BTreeMap<Slot, Vec<u8>>) -> Result<(), StoreError> {
+    let looked = group.state().head();
+    let claim = group.append(volume.claim_body(looked))?;
+    volume.term = farside_region::Term(claim.position.slot.0);
+    volume.seq = 0;
+    for old in group.landing().landed() {
+        group.drop_parts(old.key, 0)?; // as the state machine asks for, when a term is over
+    }
+    let steps = [(LayerKind::Point, 0, 61), (LayerKind::Point, 3, 20), (LayerKind::Fuzzy, 30, 2), (LayerKind::Point, 1, 3)];
+    for (byte, (kind, start, count)) in (images.len() as u8 + 1..).zip(steps) {
+        let entry = volume.land(group, &[vec![(start, count, Fill::Byte(byte))]]);
+        let slot = group.state().next_slot();
+        if kind == LayerKind::Point {
+            images.insert(slot, TestVolume::bytes(&volume.image));
+        }
+        group.append(layers(kind, vec![entry]))?;
+    }
+    group.prune(&KEEP_1)?;
+    Ok(())
+}
+
+#[test]
+fn after_a_death_at_any_step_every_listed_point_is_whole_and_life_goes_on() {
+    let mut deaths = 0;
+    for when in [When::Before, When::After] {
+        for calls in 0.. {
+            let store = TempStore::new();
+            let (mut group, faults) = faulty(&store);
+            let mut volume = TestVolume::new("v", 61);
+            let mut images = BTreeMap::new();
+            faults.die_after(calls, when);
+            let ended = a_life(&mut group, &mut volume, &mut images);
+            drop(group);
+            let mut group = store.group();
+            let whole = |group: &GroupStore, images: &BTreeMap<Slot, Vec<u8>>| {
+                for point in group.points() {
+                    assert!(read_all(group, point.slot, &volume) == images[&point.slot], "{when:?} {calls}: {}", point.slot);
+                }
+            };
+            assert!(group.torn().is_none());
+            whole(&group, &images);
+            // A new attach: everything is sent again.
+            let mut again = volume.clone();
+            a_life(&mut group, &mut again, &mut images).expect("life goes on");
+            whole(&group, &images);
+            assert_eq!((group.points().len(), group.deferred()), (1, 0));
+            drop(group);
+            let report = crate::check(&store.path(), &|_| true).expect("check");
+            assert_eq!(report.findings, [], "{when:?} {calls}");
+            if ended.is_ok() && !faults.is_dead() {
+                break;
+            }
+            deaths += 1;
+        }
+    }
+    // A claim, four layers of two steps each, a prune record and a deletion.
+    assert!(deaths >= 2 * 10, "only {deaths} deaths: the steps were not reached");
+}
+
 #[test]
 fn a_slot_taken_by_another_writer_is_replayed_and_the_record_built_anew() {
     let store = TempStore::new();
@@ -330,7 +390,11 @@ fn a_duplicate_is_done_without_its_parts_and_a_missing_part_is_named() {
     let body = layers(LayerKind::Point, vec![entry]);
     group.append(body.clone()).expect("append");
     assert_eq!(group.append(body).expect("again").verdict, Verdict::Void(VoidReason::Duplicate));
-    let entry = volume.land(&group, &[vec![(0, 1, Fill::Byte(2))]]);
+    let mut entry = volume.land(&group, &[vec![(0, 1, Fill::Byte(2))]]);
+    let digest = std::mem::take(&mut entry.digest);
+    let error = group.append(layers(LayerKind::Point, vec![entry.clone()])).expect_err("not the digest of its parts");
+    assert!(matches!(error, StoreError::BadPart { .. }), "{error}");
+    entry.digest = digest;
     group.drop_parts(entry.key, 0).expect("drop");
     let error = group.append(layers(LayerKind::Point, vec![entry])).expect_err("its part is gone");
     assert!(matches!(error, StoreError::PartMissing { part: 0, .. }), "{error}");

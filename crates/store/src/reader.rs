@@ -117,7 +117,7 @@ impl GroupReader {
             other => other?,
         };
         let backend = Arc::clone(dir) as Arc<dyn Backend>;
-        let replayed = replay(&*backend, names, id, |_, _| {})?;
+        let replayed = replay(&*backend, names, id)?;
         let segments = Arc::new(Segments::new(backend, names.clone()));
         Ok(Self { dir: Arc::clone(dir), segments, image: replayed.image, torn: replayed.torn, _lock: lock })
     }

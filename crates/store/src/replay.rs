@@ -98,13 +98,8 @@ impl Slots {
     }
 }
 
-/// Replays a whole ledger. `each` sees every record with its place in the image after it.
-pub(crate) fn replay(
-    backend: &dyn Backend,
-    names: &GroupNames,
-    group: GroupId,
-    mut each: impl FnMut(&GroupImage, &Record),
-) -> Result<Replayed> {
+/// Replays a whole ledger.
+pub(crate) fn replay(backend: &dyn Backend, names: &GroupNames, group: GroupId) -> Result<Replayed> {
     let slots = Slots::list(backend, names)?;
     let mut image = GroupImage::new(group);
     let all: Vec<u64> = (0..slots.end()).collect();
@@ -115,7 +110,6 @@ pub(crate) fn replay(
                 Ok((record, digest)) => match image.state().follows(&record) {
                     Ok(()) => {
                         image.replay(&record, digest);
-                        each(&image, &record);
                         continue;
                     }
                     Err(why) => Unusable::damaged(why.to_string()),

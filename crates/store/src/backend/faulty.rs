@@ -38,6 +38,8 @@ struct Fault {
 pub(crate) struct Faulty {
     inner: Arc<dyn Backend>,
     faults: Mutex<Vec<Fault>>,
+    /// Counts down over all calls that change something; at 0 the process "dies": that call and all later ones fail.
+    death: Mutex<Option<(u32, When)>>,
 }
 
 impl std::fmt::Debug for Faulty {
@@ -48,14 +50,32 @@ impl std::fmt::Debug for Faulty {
 
 impl Faulty {
     pub(crate) fn new(inner: Arc<dyn Backend>) -> Arc<Self> {
-        Arc::new(Self { inner, faults: Mutex::default() })
+        Arc::new(Self { inner, faults: Mutex::default(), death: Mutex::default() })
     }
 
     pub(crate) fn fail(&self, op: Op, of: &str, when: When, errno: i32) {
         self.faults.lock().expect("lock").push(Fault { op, of: of.into(), when, errno });
     }
 
+    /// From the call after so many that change something, nothing works any more.
+    pub(crate) fn die_after(&self, calls: u32, when: When) {
+        *self.death.lock().expect("lock") = Some((calls, when));
+    }
+
+    /// Whether that came to pass.
+    pub(crate) fn is_dead(&self) -> bool {
+        matches!(*self.death.lock().expect("lock"), Some((0, When::Before)))
+    }
+
     fn take(&self, op: Op, name: &ObjectName) -> Option<(When, StoreError)> {
+        if let Some((left, when)) = &mut *self.death.lock().expect("lock") {
+            if *left == 0 {
+                let error =
+                    StoreError::from_io("dying at", Path::new(name.as_str()), 1, std::io::Error::from_raw_os_error(libc::EIO));
+                return Some((std::mem::replace(when, When::Before), error));
+            }
+            *left -= u32::from(matches!(op, Op::Create | Op::Adopt | Op::Delete));
+        }
         let mut faults = self.faults.lock().expect("lock");
         let at = faults.iter().position(|f| f.op == op && name.as_str().contains(&f.of))?;
         let fault = faults.remove(at);
