@@ -47,8 +47,10 @@ pub struct Limits {
     pub header_refresh: Nanos,
     /// A slice of a pass ends at the first region boundary after so many bytes of parts …
     pub slice_bytes: u64,
-    /// … or after so long.
+    /// … or after so long …
     pub slice_time: Nanos,
+    /// … or after so many parts.
+    pub layer_parts_max: u32,
     /// A part ends at the first region boundary after so many bytes. Real parts stay below 64 MiB if this plus one region fits.
     pub part_bytes: u64,
     /// A pass or cut begins only while a volume has fewer unpublished layers.
@@ -81,6 +83,7 @@ impl Default for Limits {
             header_refresh: 60 * SECOND,
             slice_bytes: 1 << 30,
             slice_time: 60 * SECOND,
+            layer_parts_max: 1024,
             part_bytes: 56 << 20,
             unpublished_layers_max: 64,
             cut_bytes_max: 1 << 30,

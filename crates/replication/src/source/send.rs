@@ -40,7 +40,8 @@ impl Source {
         let reserved: u64 = self.volumes.values().filter_map(|v| v.reading.as_ref()).map(|r| r.reserved).sum();
         let left = granted.saturating_sub(spent.saturating_add(reserved));
         let limits = self.config.limits;
-        if left == 0 || (reserved > 0 && left < limits.part_bytes / 4) {
+        // No dribble of small parts: a layer's record lists them all.
+        if left == 0 || left < limits.part_bytes / 4 {
             return;
         }
         let volume = self.volumes.get_mut(&id).expect("the caller found it");
@@ -63,7 +64,7 @@ impl Source {
             until: layer.until,
             compare: frozen.compare.clone(),
             bytes_max,
-            ranges_max: limits.end_ranges_max,
+            ranges_max: limits.end_ranges_max / 2,
         };
         let state = ReadingState::Going;
         volume.reading = Some(Reading { key: layer.key, part, since: now, reserved: bytes_max, state, asked: Vec::new() });
@@ -147,6 +148,7 @@ impl Source {
         let full = layer.bytes() >= limits.slice_bytes
             || now >= layer.begun.saturating_add(limits.slice_time)
             || volume.service != Service::Running
+            || layer.parts() >= limits.layer_parts_max
             || volume.covered(layer).range_count() >= limits.end_ranges_max / 2;
         if !full {
             return;

@@ -45,7 +45,8 @@ pub struct Target {
     /// The volume whose layer was published last: the next one goes first.
     served: Option<VolumeId>,
     claimants: BTreeMap<VolumeId, (Term, InstanceId)>,
-    disk: Disk,
+    /// `None` until it was told.
+    disk: Option<Disk>,
     trouble: Option<Trouble>,
 }
 
@@ -73,7 +74,7 @@ impl Target {
             last_ticket: Ticket(0),
             served: None,
             claimants: BTreeMap::new(),
-            disk: Disk::default(),
+            disk: None,
             trouble: None,
         };
         target.take_up(state, landed, actions);
@@ -90,7 +91,7 @@ impl Target {
             Event::Appended { ticket, outcome } => self.appended(now, state, ticket, outcome, actions),
             Event::Submit { submission, body } => self.submissions.push_back((submission, *body)),
             Event::Digests { session, id, volume, start, runs } => self.digests(session, id, volume, start, runs, actions),
-            Event::Grantable { free_bytes, reserve_bytes } => self.disk = Disk { free_bytes, reserve_bytes },
+            Event::Grantable { free_bytes, reserve_bytes } => self.disk = Some(Disk { free_bytes, reserve_bytes }),
             Event::Tick => {}
         }
         self.grant(actions);

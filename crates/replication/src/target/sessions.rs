@@ -39,8 +39,15 @@ impl Session {
     }
 }
 
+impl Session {
+    /// Parts of an older claim are turned away unread and will never land: what was granted for them is granted again.
+    pub(super) fn forgive(&mut self) {
+        self.landed = self.granted;
+    }
+}
+
 /// What the receiver's disk has left for this group.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Disk {
     pub(super) free_bytes: u64,
     pub(super) reserve_bytes: u64,
@@ -105,7 +112,8 @@ impl Target {
     /// Grants what the disk has room for, up to a window per session.
     pub(super) fn grant(&mut self, out: &mut Vec<Action>) {
         let limits = self.config.limits;
-        let mut room = self.disk.free_bytes.saturating_sub(self.granted_bytes());
+        let Some(disk) = self.disk else { return };
+        let mut room = disk.free_bytes.saturating_sub(self.granted_bytes());
         let mut messages = Vec::new();
         for (&id, session) in &mut self.sessions {
             let wanted = limits.credit_window.saturating_sub(session.outstanding());
@@ -116,8 +124,8 @@ impl Target {
                 session.granted += more;
                 messages.push((id, ReceiverMessage::Credit(Credit { granted_bytes: session.granted })));
             }
-            let notice = if session.outstanding() == 0 {
-                Notice::GatewayFull { free_bytes: self.disk.free_bytes, reserve_bytes: self.disk.reserve_bytes }
+            let notice = if session.outstanding() < limits.credit_step.min(limits.credit_window).max(1) {
+                Notice::GatewayFull { free_bytes: disk.free_bytes, reserve_bytes: disk.reserve_bytes }
             } else {
                 Notice::Ready
             };
@@ -130,7 +138,9 @@ impl Target {
     }
 
     pub(super) fn landed_bytes(&mut self, session: SessionId, bytes: u64) {
-        self.disk.free_bytes = self.disk.free_bytes.saturating_sub(bytes);
+        if let Some(disk) = &mut self.disk {
+            disk.free_bytes = disk.free_bytes.saturating_sub(bytes);
+        }
         if let Some(session) = self.sessions.get_mut(&session) {
             session.has_landed(bytes);
         }

@@ -83,6 +83,7 @@ pub(super) fn source_limits() -> source::Limits {
         header_refresh: 300,
         slice_bytes: 10 * 16,
         slice_time: 400,
+        layer_parts_max: 5,
         part_bytes: 6 * 16,
         unpublished_layers_max: 6,
         cut_bytes_max: GRANULES * 16 * 3 / 2,
