@@ -4,6 +4,7 @@
 //! that cannot be opened does not keep the receiver from running: it says so, and goes on when the store answers.
 
 use std::collections::BTreeMap;
+use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -198,8 +199,9 @@ impl Receiver {
 pub fn log_to_stderr() {
     let filter = EnvFilter::try_from_env("FARSIDE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    let builder = builder.with_ansi(std::io::stderr().is_terminal());
     let journald = std::env::var_os("JOURNAL_STREAM").is_some();
-    let _ = if journald { builder.without_time().with_ansi(false).try_init() } else { builder.try_init() };
+    let _ = if journald { builder.without_time().try_init() } else { builder.try_init() };
 }
 
 /// Runs the receiver that the configuration at `path` describes, until SIGTERM or SIGINT.

@@ -3,9 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use quinn::congestion::CubicConfig;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use quinn::crypto::{CryptoError, HmacKey};
 use quinn::{
-    AckFrequencyConfig, ClientConfig, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, ServerConfig, TransportConfig, VarInt,
+    AckFrequencyConfig, ClientConfig, ConnectionId, ConnectionIdGenerator, EndpointConfig, IdleTimeout, MtuDiscoveryConfig,
+    ServerConfig, TransportConfig, VarInt,
 };
 use rustls::client::Resumption;
 use rustls::crypto::CryptoProvider;
@@ -59,8 +62,8 @@ impl Default for Limits {
             connections_per_source: 64,
             handshakes: 64,
             handshake_timeout: Duration::from_secs(10),
-            keep_alive: Duration::from_secs(4),
-            idle_timeout: Duration::from_secs(20),
+            keep_alive: Duration::from_secs(3),
+            idle_timeout: Duration::from_secs(15),
             socket_buffer_bytes: 8 << 20,
         }
     }
@@ -84,11 +87,52 @@ fn provider() -> Arc<CryptoProvider> {
     Arc::new(CryptoProvider { cipher_suites: suites, ..aws_lc_rs::default_provider() })
 }
 
-pub(super) fn endpoint() -> EndpointConfig {
-    let mut config = EndpointConfig::default();
+/// Settings of an endpoint. Its secrets come from the identity: after a restart it can still tell peers of the process
+/// before that their connections are gone (by a stateless reset), and they need not wait for the idle time-out.
+pub(super) fn endpoint(identity: &Identity) -> EndpointConfig {
+    let key = blake3::derive_key("farside 2026 QUIC stateless reset v1", identity.key().secret_der());
+    let mut config = EndpointConfig::new(Arc::new(ResetKey(key)));
+    config.cid_generator(|| Box::new(RandomIds));
     // The default of 1,472 would make the peer's MTU discovery stop there.
     config.max_udp_payload_size(MTU_MAX).expect("within QUIC's range");
     config
+}
+
+struct ResetKey([u8; 32]);
+
+impl HmacKey for ResetKey {
+    fn sign(&self, data: &[u8], signature_out: &mut [u8]) {
+        signature_out.copy_from_slice(blake3::keyed_hash(&self.0, data).as_bytes());
+    }
+
+    fn signature_len(&self) -> usize {
+        blake3::OUT_LEN
+    }
+
+    fn verify(&self, data: &[u8], signature: &[u8]) -> Result<(), CryptoError> {
+        // Comparing hashes takes the same time whatever differs.
+        let signature = signature.try_into().map_err(|_| CryptoError)?;
+        if blake3::keyed_hash(&self.0, data) == blake3::Hash::from_bytes(signature) { Ok(()) } else { Err(CryptoError) }
+    }
+}
+
+/// Connection ids that a later process of the same identity takes for possible ones, too.
+struct RandomIds;
+
+impl ConnectionIdGenerator for RandomIds {
+    fn generate_cid(&mut self) -> ConnectionId {
+        let mut id = [0; 8];
+        getrandom::fill(&mut id).expect("the kernel gives random numbers once it has given a key");
+        ConnectionId::new(&id)
+    }
+
+    fn cid_len(&self) -> usize {
+        8
+    }
+
+    fn cid_lifetime(&self) -> Option<Duration> {
+        None
+    }
 }
 
 fn transport(limits: &Limits) -> TransportConfig {
@@ -97,8 +141,13 @@ fn transport(limits: &Limits) -> TransportConfig {
     let mut acks = AckFrequencyConfig::default();
     acks.ack_eliciting_threshold(VarInt::from_u32(20));
     let idle = IdleTimeout::try_from(limits.idle_timeout).unwrap_or_else(|_| IdleTimeout::from(VarInt::from_u32(20_000)));
+    // quinn does not send a close while the window is full, and one MTU probe can fill its default of 12,000 bytes: a refusal
+    // would arrive as silence.
+    let mut congestion = CubicConfig::default();
+    congestion.initial_window(64 << 10);
     let mut config = TransportConfig::default();
     config
+        .congestion_controller_factory(Arc::new(congestion))
         .max_concurrent_bidi_streams(VarInt::from_u32(1))
         .max_concurrent_uni_streams(VarInt::from_u32(limits.parts_open))
         .stream_receive_window(VarInt::from_u32(limits.stream_window_bytes))

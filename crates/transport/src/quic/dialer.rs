@@ -212,7 +212,7 @@ async fn reach_one(
         SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
     };
     let (socket, _) = socket::bind(unspecified, limits.socket_buffer_bytes).map_err(|e| local(&e))?;
-    let endpoint = Endpoint::new_with_abstract_socket(configuration::endpoint(), None, socket, Arc::new(TokioRuntime))
+    let endpoint = Endpoint::new_with_abstract_socket(configuration::endpoint(identity), None, socket, Arc::new(TokioRuntime))
         .map_err(|e| local(&e))?;
     let (config, verifier) = configuration::client(identity, expected, limits).map_err(|e| local(&e))?;
     let connecting = endpoint.connect_with(config, address, SERVER_NAME).map_err(|e| local(&e))?;

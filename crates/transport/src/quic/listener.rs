@@ -111,7 +111,7 @@ impl Listener {
         let server = configuration::server(identity, &limits).map_err(std::io::Error::other)?;
         let (socket, buffers) = socket::bind(address, limits.socket_buffer_bytes)?;
         let runtime = Arc::new(TokioRuntime);
-        let endpoint = Endpoint::new_with_abstract_socket(configuration::endpoint(), Some(server), socket, runtime)?;
+        let endpoint = Endpoint::new_with_abstract_socket(configuration::endpoint(identity), Some(server), socket, runtime)?;
         let (events, receiver) = mpsc::channel(EVENTS_QUEUED);
         let identity = identity.clone();
         let shared = Arc::new(Shared { endpoint, identity, name, book, limits, events, open: Mutex::default() });

@@ -197,7 +197,8 @@ struct Raw {
 impl Raw {
     async fn connect(gateway: &Gateway, identity: &Identity) -> Self {
         let (socket, _) = socket::bind((Ipv4Addr::UNSPECIFIED, 0).into(), 1 << 20).expect("bound");
-        let endpoint = Endpoint::new_with_abstract_socket(configuration::endpoint(), None, socket, Arc::new(TokioRuntime));
+        let endpoint =
+            Endpoint::new_with_abstract_socket(configuration::endpoint(identity), None, socket, Arc::new(TokioRuntime));
         let endpoint = endpoint.expect("made");
         let (config, _) = configuration::client(identity, gateway.identity.fingerprint(), &limits()).expect("made");
         let connection = endpoint.connect_with(config, gateway.address, SERVER_NAME).expect("begun").await.expect("connected");
@@ -352,9 +353,9 @@ async fn streams_are_bounded() {
 async fn other_protocols_are_refused() {
     let gateway = Gateway::start(limits());
     let (socket, _) = socket::bind((Ipv4Addr::UNSPECIFIED, 0).into(), 1 << 20).expect("bound");
-    let endpoint =
-        Endpoint::new_with_abstract_socket(configuration::endpoint(), None, socket, Arc::new(TokioRuntime)).expect("made");
     let me = Identity::ephemeral().expect("made");
+    let endpoint = Endpoint::new_with_abstract_socket(configuration::endpoint(&me), None, socket, Arc::new(TokioRuntime));
+    let endpoint = endpoint.expect("made");
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let verifier = super::verify::PinnedReceiver::new(gateway.identity.fingerprint(), Arc::clone(&provider));
     let build = || {
@@ -488,4 +489,35 @@ fn a_pin_is_kept() {
     let text = std::fs::read_to_string(&path).expect("read");
     std::fs::write(&path, text.replace("\"format\": 1", "\"format\": 9")).expect("written");
     assert!(Pin::load(&path).expect_err("refused").to_string().contains("pair again"));
+}
+
+/// A receiver that is killed says nothing. The one that comes after it at the same address tells its peers, with the same
+/// identity, at once: their idle time-out here is an hour.
+#[test]
+fn a_killed_receiver_is_noticed_when_the_next_one_answers() {
+    let patient = Limits { idle_timeout: Duration::from_secs(3600), keep_alive: Duration::from_millis(20), ..limits() };
+    let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+    let (at_source, first, second) = (runtime(), runtime(), runtime());
+    let gateway = first.block_on(async { Gateway::start(patient.clone()) });
+    let source = at_source.block_on(async {
+        let me = Identity::ephemeral().expect("made");
+        let pin = pair(&gateway.token(60), &me, &name("db1"), &patient).await.expect("paired");
+        let dialer = QuicDialer::new(me, name("db1"), watch::channel(Some(pin)).1, patient.clone());
+        let source = dialer.dial().await.expect("connected");
+        source.send(Bytes::from_static(b"hello")).await.expect("sent");
+        source
+    });
+    let there = first.block_on(async {
+        loop {
+            if let ListenerEvent::Connected(connection) = gateway.event().await {
+                break connection;
+            }
+        }
+    });
+    first.block_on(there.recv()).expect("received");
+    // Its tasks are gone before anything of it could say goodbye.
+    first.shutdown_timeout(Duration::from_secs(60));
+    drop(there);
+    let _second = second.block_on(gateway.restarted(patient));
+    assert_eq!(at_source.block_on(source.closed()), Closed::PeerRestarted);
 }
