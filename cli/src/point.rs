@@ -93,9 +93,9 @@ fn marks(point: &Point) -> String {
 
 fn text(point: &Point) -> String {
     let mut text = format!(
-        "point    {}  {}\nsource   {}\ngroup    {}\ncut      {} by the source's clock\n         {} to {} ns of CLOCK_MONOTONIC in boot {}\n\n",
+        "point    {}{}\nsource   {}\ngroup    {}\ncut      {} by the source's clock\n         {} to {} ns of CLOCK_MONOTONIC in boot {}\n\n",
         point.id,
-        marks(point),
+        [" ", &marks(point)].concat().trim_end(),
         point.source,
         point.group,
         print::time(point.cut_wall),

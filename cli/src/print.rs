@@ -44,11 +44,12 @@ pub(crate) fn bytes(n: u64) -> String {
     }
 }
 
-/// `0.8s`, `12s`, `3m05s`, `2h10m`, `3d04h`.
+/// `80ms`, `1.8s`, `12s`, `3m05s`, `2h10m`, `3d04h`.
 pub(crate) fn duration_ms(ms: u64) -> String {
     let s = ms / 1000;
     match s {
-        0..=9 => format!("{s}.{}s", ms % 1000 / 100),
+        0 => format!("{ms}ms"),
+        1..=9 => format!("{s}.{}s", ms % 1000 / 100),
         10..=59 => format!("{s}s"),
         60..=3599 => format!("{}m{:02}s", s / 60, s % 60),
         3600..=86_399 => format!("{}h{:02}m", s / 3600, s % 3600 / 60),
@@ -143,8 +144,9 @@ mod tests {
             assert_eq!(bytes(n), text);
         }
         for (ms, text) in [
-            (0, "0.0s"),
-            (840, "0.8s"),
+            (0, "0ms"),
+            (840, "840ms"),
+            (1_840, "1.8s"),
             (9_999, "9.9s"),
             (59_999, "59s"),
             (185_000, "3m05s"),

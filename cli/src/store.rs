@@ -259,21 +259,8 @@ fn check_text(report: &CheckReport) -> String {
             Severity::Warning => "!",
             Severity::Error => "✗",
         };
-        let mut place = vec![finding.group.clone()];
-        place.extend(finding.volume.as_ref().map(|volume| format!("volume {volume}")));
-        place.extend(finding.region.map(|region| format!("region {}", region.0)));
-        place.extend(finding.object.clone());
-        text.push_str(&format!("{mark} {}: {}\n", place.join(", "), finding.text));
-        let spoiled = match &finding.points[..] {
-            [] => String::new(),
-            [point] => format!("point {}", point.0),
-            [first, .., last] => format!("{} points from {} to {}", finding.points.len(), first.0, last.0),
-        };
-        if !spoiled.is_empty() || finding.head {
-            let head = if finding.head { "the newest content" } else { "" };
-            let both = [spoiled.as_str(), head].iter().filter(|part| !part.is_empty()).copied().collect::<Vec<_>>().join(" and ");
-            text.push_str(&format!("    spoils {both}\n"));
-        }
+        // The sentence names volume, points, region and file itself.
+        text.push_str(&format!("{mark} {}: {}\n", finding.group, finding.text));
     }
     text.push_str(&format!(
         "{} groups, {} points, {} ledger records, {} segments of {}, every byte checked\n{} of it dead ({:.1} %), {} not named by any record\n",
@@ -305,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn a_finding_names_what_it_spoils() {
+    fn findings_come_with_group_and_severity() {
         let finding = Finding {
             severity: Severity::Error,
             problem: farside_store::Problem::SegmentCorrupt,
@@ -319,12 +306,7 @@ mod tests {
         };
         let report = CheckReport { findings: vec![finding], ..CheckReport::default() };
         let text = check_text(&report);
-        assert!(
-            text.starts_with(
-                "✗ web/default, volume data, region 7: a bit flipped\n    spoils 2 points from 3 to 5 and the newest content\n"
-            ),
-            "{text}"
-        );
+        assert!(text.starts_with("✗ web/default: a bit flipped\n"), "{text}");
         assert!(!text.contains("can be restored"), "{text}");
         assert_eq!(CheckJson::new(&report).findings[0].problem, "segment_corrupt");
     }

@@ -114,10 +114,10 @@ impl Demo {
                     self.measured.first_sync_bytes = volume.counters.sent_bytes;
                     self.measured.first_sync_wire_bytes = volume.counters.wire_bytes;
                 }
-                let sent = print::bytes(self.measured.first_sync_bytes);
                 self.narrator.say(&format!(
-                    "first sync done: {sent} of content in {}; the first point is {}",
+                    "first sync done in {}, {} on the wire; the first point is {}",
                     print::duration_ms(self.measured.first_sync_ms),
+                    print::bytes(self.measured.first_sync_wire_bytes),
                     point.id
                 ));
                 return Ok(());

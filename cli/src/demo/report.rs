@@ -87,7 +87,7 @@ impl Measured {
         row(
             "first sync",
             format!(
-                "{} in {}, {} on the wire ({})",
+                "{} read in {}, {} on the wire ({})",
                 bytes(self.first_sync_bytes),
                 time(self.first_sync_ms),
                 bytes(self.first_sync_wire_bytes),

@@ -165,7 +165,18 @@ impl fmt::Display for PointRef {
             Self::Id { slot, tag: None } => write!(f, "{slot}"),
             Self::Id { slot, tag: Some(tag) } => PointId { slot: *slot, tag: *tag }.fmt(f),
             Self::At(at) => at.fmt(f),
-            Self::Ago(age) => write!(f, "-{}s", age.as_secs()),
+            Self::Ago(age) => {
+                f.write_str("-")?;
+                let mut rest = age.as_secs();
+                for (unit, secs) in [("d", 86_400), ("h", 3600), ("m", 60), ("s", 1)] {
+                    let is_last_chance = unit == "s" && age.as_secs() == 0;
+                    if rest >= secs || is_last_chance {
+                        write!(f, "{}{unit}", rest / secs)?;
+                    }
+                    rest %= secs;
+                }
+                Ok(())
+            }
         }
     }
 }
