@@ -22,6 +22,9 @@ pub struct SimArgs {
     /// Make this mistake, by name; `list` names all. May be given more than once.
     #[arg(long)]
     mutate: Vec<String>,
+    /// With --mutate: run all seeds instead of stopping at the first that notices.
+    #[arg(long)]
+    all: bool,
     /// Threads; all cores by default.
     #[arg(long)]
     threads: Option<usize>,
@@ -61,7 +64,7 @@ pub fn main(args: &SimArgs) -> anyhow::Result<()> {
         return Ok(());
     }
     let threads = args.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(2, usize::from));
-    let summary = sweep(args.seeds.clone(), threads, options, !names.is_empty());
+    let summary = sweep(args.seeds.clone(), threads, options, !names.is_empty() && !args.all);
     println!("{summary}");
     match (names.is_empty(), summary.failures.is_empty()) {
         (true, false) => bail!("{} seeds broke a law", summary.failures.len()),

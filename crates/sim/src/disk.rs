@@ -94,7 +94,8 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// A disk of zeroes, durable. `tear_bytes` is the largest unit that a power cut cannot tear.
+    /// A disk of zeroes, durable. `tear_bytes` is the largest unit that a power cut cannot tear. (Intent pages of a simulated
+    /// volume have a few bits, all of them in the first real sector: they tear at 16 bytes, as full pages do at 512.)
     pub fn new(bytes: usize, sector_bytes: usize, tear_bytes: usize) -> Self {
         assert!(bytes.is_multiple_of(sector_bytes) && sector_bytes.is_multiple_of(tear_bytes), "whole sectors");
         let sectors = vec![vec![0; sector_bytes]; bytes / sector_bytes];
@@ -424,6 +425,16 @@ impl Disk {
     /// Flushes that failed so far.
     pub fn flush_failures(&self) -> u64 {
         self.flush_failures
+    }
+
+    /// Whether that version of a sector was in the cache when a flush failed: no later flush speaks of it.
+    pub fn in_doubt(&self, sector: usize, n: u64) -> bool {
+        self.lost.get(&sector).is_some_and(|lost| n <= *lost)
+    }
+
+    /// Whether some operation has failed and nobody was told yet.
+    pub fn has_bad_news(&self) -> bool {
+        self.done.values().any(|d| *d == Done::Failed)
     }
 
     /// The next flush to end fails.

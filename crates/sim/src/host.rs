@@ -54,7 +54,7 @@ pub struct Workload {
 
 impl Workload {
     /// A workload for volumes of these sizes.
-    pub fn new(sectors: Vec<usize>, region: usize, rng: &mut Rng) -> Self {
+    pub fn new(sectors: Vec<usize>, region: usize, spread: bool, rng: &mut Rng) -> Self {
         let smallest = *sectors.iter().min().expect("there are volumes");
         Self {
             region,
@@ -62,7 +62,7 @@ impl Workload {
             depth: rng.pick(&[2, 6, 12]),
             trims: rng.pick(&[0.03, 0.12, 0.4]),
             flushes: rng.pick(&[0.02, 0.12]),
-            hot: rng.pick(&[3, region + 2, smallest]).min(smallest),
+            hot: if spread { smallest } else { rng.pick(&[3, region + 2, smallest]).min(smallest) },
             longest: rng.pick(&[2, 6, region * 2]),
             sectors,
         }
@@ -83,7 +83,7 @@ impl Workload {
         }
         let count = (1 + rng.below(self.longest)).min(sectors);
         let mut first = rng.below(sectors - count + 1);
-        if rng.chance(0.7) {
+        if self.hot < sectors && rng.chance(0.7) {
             first = first.min(rng.below(self.hot));
         }
         if x < self.flushes + 0.05 {

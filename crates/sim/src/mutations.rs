@@ -43,6 +43,15 @@ fn only(plan: &mut Plan, faults: &[Fault]) {
     plan.steady = true;
 }
 
+/// One volume, one page, writes everywhere, so that regions of the page cool and heat one by one.
+fn one_page(plan: &mut Plan, faults: &[Fault]) {
+    only(plan, faults);
+    plan.regions = vec![8];
+    plan.page_regions = 8;
+    plan.spread = true;
+    plan.tight = false;
+}
+
 /// All of them: the list.
 pub const MUTATIONS: &[Mutation] = &[
     seeds("mark before intent", 200, Some(|p| only(p, &[Fault::Crash, Fault::Power]))),
@@ -51,8 +60,8 @@ pub const MUTATIONS: &[Mutation] = &[
     seeds("clear without flush", 400, Some(|p| only(p, &[Fault::Power]))),
     seeds("clear before the header", 400, Some(|p| only(p, &[Fault::Crash, Fault::Power]))),
     seeds("clear in the cooling window", 400, None),
-    seeds("next page write before the sync", 400, Some(|p| only(p, &[Fault::Power]))),
-    seeds("trust a torn page", 400, Some(|p| only(p, &[Fault::Power]))),
+    seeds("next page write before the sync", 400, Some(|p| one_page(p, &[Fault::Reset]))),
+    seeds("trust a torn page", 400, Some(|p| one_page(p, &[Fault::Power]))),
     seeds("pass without draining", 400, None),
     seeds("save without claim", 400, None),
     seeds("publish one volume at a time", 200, None),

@@ -118,6 +118,8 @@ pub struct Plan {
     pub steps: u64,
     /// Tiny pools, so that they overflow.
     pub tight: bool,
+    /// Writes go anywhere, not mostly to one hot place.
+    pub spread: bool,
     /// Regions per intent page.
     pub page_regions: u32,
     /// Points that every member keeps.
@@ -147,7 +149,8 @@ impl Plan {
             steady: rng.chance(0.8),
             steps: 2500,
             tight: rng.chance(0.4),
-            page_regions: rng.pick(&[2, 2, 4]),
+            spread: rng.chance(0.3),
+            page_regions: rng.pick(&[2, 2, 4, 8]),
             keep: rng.pick(&[1, 2, 2, 3]),
         }
     }

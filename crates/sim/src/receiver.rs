@@ -58,8 +58,16 @@ pub fn new_group(world: &World) -> GroupImage {
 
 /// What a crash takes with it. Landing that was not synced is gone with its task; a power cut, or a landing disk put back,
 /// sometimes takes what was.
+///
+/// Where the landing disk goes back, no write of the dead process is left that may still land: a segment's name would get two
+/// contents. (With the directory store none ever is; object stores will need the rule that a claim anew comes first.)
 pub fn crashed(world: &World, power: bool) {
-    if power && world.chance(0.4) {
+    let lost = power && world.chance(0.4);
+    {
+        let mut rng = world.rng.borrow_mut();
+        world.store.borrow_mut().orphan(|| !lost && rng.chance(0.5));
+    }
+    if lost {
         let mut landing = world.landing.borrow_mut();
         let mut rng = world.rng.borrow_mut();
         let all = rng.chance(0.5);

@@ -101,7 +101,7 @@ impl Run {
             direct(&mut plan);
         }
         let sectors: Vec<usize> = (0..plan.regions.len()).map(|v| World::volume_bytes(&plan, v) as usize / SECTOR).collect();
-        let host = Workload::new(sectors, REGION_SECTORS, &mut rng);
+        let host = Workload::new(sectors, REGION_SECTORS, plan.spread, &mut rng);
         let map_bytes = source::map_bytes(&plan);
         let world = World::new(rng, plan, Trace::new(options.trace), map_bytes);
         world.say(|| format!("plan {:?}", world.plan));
@@ -402,10 +402,6 @@ impl Run {
         world.say(|| format!("receiver {}", if power { "loses power" } else { "is killed" }));
         if let Some(receiver) = self.receiver.take() {
             receiver.die();
-        }
-        {
-            let mut rng = world.rng.borrow_mut();
-            world.store.borrow_mut().orphan(|| rng.chance(0.5));
         }
         receiver::crashed(&world, power);
         let alive = world.net.borrow().alive();

@@ -84,8 +84,6 @@ pub(crate) struct Vol {
     finish: Cell<bool>,
     digests: RefCell<Option<(u64, Vec<farside_wire::DigestRun>)>>,
     heat_all: Cell<bool>,
-    /// Failures of the backing's flush that the header knows of.
-    flush_recorded: Cell<u64>,
     requests: Cell<usize>,
     /// Per queue, FLUSH and FUA requests without an answer.
     flushes: Vec<Cell<usize>>,
@@ -327,12 +325,6 @@ impl Source {
     /// Its process is gone, this very moment. What it had submitted goes on.
     pub fn die(&self) {
         self.world.source_alive.set(false);
-        for vol in &self.volumes {
-            let recorded = vol.flush_recorded.get();
-            if self.world.flush_failures.borrow()[vol.index] > recorded {
-                self.world.disks[vol.index].borrow_mut().forgive();
-            }
-        }
         let bodies = self.world.tasks.borrow_mut().kill(self.owner);
         drop(bodies);
         self.inbox.borrow_mut().clear();
@@ -568,6 +560,9 @@ fn open_volume(
             return None;
         }
     };
+    if header.flush_failed != Some(world.boot.get()) {
+        world.disks[v].borrow_mut().forgive();
+    }
     let mut inherited = RegionSet::new();
     let mut pages = BTreeMap::new();
     for p in 0..layout.page_count() {
@@ -647,7 +642,6 @@ fn open_volume(
         finish: Cell::new(false),
         digests: RefCell::new(None),
         heat_all: Cell::new(false),
-        flush_recorded: Cell::new(0),
         requests: Cell::new(0),
         flushes: queues.iter().map(|_| Cell::new(0)).collect(),
         checked: Cell::new(0),

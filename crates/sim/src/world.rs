@@ -169,7 +169,7 @@ impl World {
         Rc::new(Self {
             boot: Cell::new(boot),
             disks: sectors.iter().map(|n| RefCell::new(Disk::new(n * SECTOR, SECTOR, SECTOR))).collect(),
-            maps: sectors.iter().map(|_| RefCell::new(Disk::new(map_bytes, 4096, 512))).collect(),
+            maps: sectors.iter().map(|_| RefCell::new(Disk::new(map_bytes, 4096, 16))).collect(),
             oracle: RefCell::new(Oracle::new(&sectors)),
             net: RefCell::new(Network::new()),
             store: RefCell::new(MemoryStore::default()),

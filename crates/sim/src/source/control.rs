@@ -52,6 +52,7 @@ pub(super) fn core_limits(plan: &Plan) -> Limits {
         header_refresh: 100 * MS,
         slice_bytes: 700,
         slice_time: 60 * MS,
+        layer_parts_max: 6,
         part_bytes: 400,
         unpublished_layers_max: 6,
         cut_bytes_max: 1 << 20,
@@ -283,10 +284,8 @@ impl Source {
 
     /// T14: the header knows of it before anything else is made of it.
     async fn record_flush_failure(&self, vol: &Vol) {
-        let (boot, failures) = (self.world.boot.get(), self.world.flush_failures.borrow()[vol.index]);
-        if self.write_header(vol, |h| h.flush_failed = Some(boot)).await {
-            vol.flush_recorded.set(failures);
-        }
+        let boot = self.world.boot.get();
+        self.write_header(vol, |h| h.flush_failed = Some(boot)).await;
     }
 
     async fn switches(self: Rc<Self>) {

@@ -248,7 +248,7 @@ impl Source {
         }
         let mut acked = world.acked_n.borrow_mut();
         if !failed_since {
-            for (s, n) in landed {
+            for (s, n) in landed.into_iter().filter(|(s, n)| !disk.in_doubt(*s, *n)) {
                 acked[v][s] = acked[v][s].max(n);
             }
         }
