@@ -237,7 +237,13 @@ impl Target {
                 self.recorded_at = now;
                 self.layers_judged(state, kind, keys, position, verdict, out);
             }
-            What::Heartbeat => self.recorded_at = now,
+            What::Heartbeat => {
+                self.recorded_at = now;
+                // Not to be said again: void is void (T15).
+                if verdict != Verdict::Accepted {
+                    self.heartbeat = None;
+                }
+            }
         }
     }
 
