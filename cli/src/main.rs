@@ -46,7 +46,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
             return Ok(farside_daemon::run(&config)?);
         }
         Command::Receiver { config, until_stdin_ends } => {
-            farside_daemon::process::log_to_stderr();
+            farside_receiver::log_to_stderr();
             end_with_stdin(until_stdin_ends);
             return Ok(farside_receiver::run(&config).map_err(anyhow::Error::from)?);
         }

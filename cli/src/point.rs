@@ -40,7 +40,7 @@ pub(crate) async fn list(
             point.source.clone(),
             point.group.clone(),
             point.members.iter().map(|member| member.volume.as_str()).collect::<Vec<_>>().join(" "),
-            print::bytes(point.members.iter().map(|member| member.layer_bytes).sum()),
+            takes(point.members.iter().map(|member| member.layer_bytes).sum()),
             marks(point),
         ]);
     }
@@ -82,6 +82,11 @@ pub(crate) fn no_such_point(wanted: PointRef, of: Option<&Address>) -> Failure {
     )
 }
 
+/// Bytes in the store, where they are known.
+fn takes(bytes: Option<u64>) -> String {
+    bytes.map_or_else(|| print::NOTHING.to_owned(), print::bytes)
+}
+
 fn marks(point: &Point) -> String {
     [(point.pinned, "pinned"), (point.degraded, "degraded")]
         .iter()
@@ -109,7 +114,7 @@ fn text(point: &Point) -> String {
             member.volume.clone(),
             print::bytes(member.bytes),
             format!("{}/{}", member.term, member.seq),
-            print::bytes(member.layer_bytes),
+            takes(member.layer_bytes),
             member.volume_id.clone(),
         ]);
     }

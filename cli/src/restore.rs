@@ -102,8 +102,11 @@ pub(crate) fn restore(
     let reader = store::open(path)?;
     let (group, id) = store::find_volume(&reader, volume)?;
     let infos = group.points();
-    let candidates: Vec<Point> =
-        infos.iter().filter(|info| info.member(id).is_some()).map(|info| store::to_point(&group, info)).collect();
+    let candidates: Vec<Point> = infos
+        .iter()
+        .filter(|info| info.member(id).is_some())
+        .map(|info| farside_receiver::point_of(group.names(), info))
+        .collect();
     let chosen = select_point(&candidates, wanted, jiff::Timestamp::now());
     let chosen = chosen.ok_or_else(|| point::no_such_point(wanted, Some(volume)))?;
     let info = infos.iter().find(|info| info.slot.0 == chosen.id.slot).expect("it was chosen among these");

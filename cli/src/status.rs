@@ -80,12 +80,8 @@ pub(crate) fn state(state: &VolumeState) -> String {
 pub(crate) fn source(status: &SourceStatus) -> String {
     let connection = match &status.connection {
         Connection::NotPaired => "not paired".to_owned(),
-        Connection::Disconnected { receiver, for_ms, error } => {
-            format!("no connection to {receiver} for {}: {error}", print::duration_ms(*for_ms))
-        }
-        Connection::Connected { receiver, for_ms, rtt_us } => {
-            format!("connected to {receiver} for {} (round trip {:.1} ms)", print::duration_ms(*for_ms), *rtt_us as f64 / 1000.0)
-        }
+        Connection::Disconnected { receiver, error } => format!("no connection to {receiver}: {error}"),
+        Connection::Connected { receiver } => format!("connected to {receiver}"),
     };
     let mut text = format!(
         "source {} · farsided {} · up {} · {connection}\n",
@@ -96,11 +92,11 @@ pub(crate) fn source(status: &SourceStatus) -> String {
     if status.groups.is_empty() {
         text.push_str("\nno volume is protected yet: farside volume add NAME --backing PATH\n");
     } else {
-        text.push_str(&format!(
-            "\n{}\n{}",
-            groups(&status.groups),
-            volumes(status.groups.iter().flat_map(|group| &group.volumes))
-        ));
+        text.push_str(&format!("\n{}", groups(&status.groups)));
+        let protected: Vec<&VolumeStatus> = status.groups.iter().flat_map(|group| &group.volumes).collect();
+        if !protected.is_empty() {
+            text.push_str(&format!("\n{}", volumes(protected)));
+        }
     }
     let mut wrong = print::reasons("", &status.reasons);
     for group in &status.groups {

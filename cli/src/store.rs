@@ -2,10 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use farside_control::{Address, Point, PointId, PointMember};
+use farside_control::{Address, Point};
 use farside_region::VolumeId;
-use farside_store::{CheckReport, Finding, GroupReader, PointInfo, Severity, StoreError, StoreReader};
-use jiff::Timestamp;
+use farside_store::{CheckReport, Finding, GroupReader, Severity, StoreError, StoreReader};
 use serde::Serialize;
 
 use crate::args::Global;
@@ -76,8 +75,13 @@ pub(crate) fn points(url: &str, of: Option<&Address>) -> Result<Vec<Point>, Fail
         let group = store.group(&names)?;
         hit |= of.is_none_or(|of| names_it(of, &group));
         known.extend(volumes(&group).map(|(name, _)| format!("{}/{name}", group.names())));
-        points
-            .extend(group.points().iter().map(|info| to_point(&group, info)).filter(|point| of.is_none_or(|of| point.is_of(of))));
+        points.extend(
+            group
+                .points()
+                .iter()
+                .map(|info| farside_receiver::point_of(group.names(), info))
+                .filter(|point| of.is_none_or(|of| point.is_of(of))),
+        );
     }
     match of {
         Some(of) if !hit => Err(unknown(of, &known)),
@@ -119,34 +123,6 @@ fn volumes(group: &GroupReader) -> impl Iterator<Item = (String, VolumeId)> + '_
 fn names_it(of: &Address, group: &GroupReader) -> bool {
     let (source, name) = (group.names().source.to_string(), group.names().group.to_string());
     of.is_group(&source, &name) || volumes(group).any(|(volume, _)| of.is_volume(&source, &name, &volume))
-}
-
-/// A point as the API says it.
-pub(crate) fn to_point(group: &GroupReader, info: &PointInfo) -> Point {
-    Point {
-        id: PointId::new(info.slot.0, &info.digest.0),
-        source: group.names().source.to_string(),
-        group: group.names().group.to_string(),
-        cut_wall: Timestamp::from_millisecond(info.epoch.wall_ms).unwrap_or(Timestamp::UNIX_EPOCH),
-        cut_mono_before_ns: info.epoch.mono_before_ns,
-        cut_mono_after_ns: info.epoch.mono_after_ns,
-        boot: info.epoch.boot.to_string(),
-        ledger_time_ms: info.ledger_time_ms,
-        members: info
-            .members
-            .iter()
-            .map(|member| PointMember {
-                volume: member.name.to_string(),
-                volume_id: member.volume.to_string(),
-                bytes: member.volume_bytes,
-                term: member.layer.term.0,
-                seq: member.layer.seq.0,
-                layer_bytes: member.layer_bytes,
-            })
-            .collect(),
-        pinned: !info.pins.is_empty(),
-        degraded: info.degraded,
-    }
 }
 
 /// `farside store check`: says what is wrong, changes nothing.

@@ -196,7 +196,7 @@ fn point_of(source: &Name, group: &Name, p: &PointInfo) -> Point {
                 bytes: m.volume_bytes,
                 term: m.layer.term.0,
                 seq: m.layer.seq.0,
-                layer_bytes: 0,
+                layer_bytes: None,
             })
             .collect(),
         pinned: p.pinned,

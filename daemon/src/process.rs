@@ -1,5 +1,6 @@
 //! What the process as a whole does: logging, readiness and the watchdog towards systemd, memory and I/O settings.
 
+use std::io::IsTerminal as _;
 use std::time::Duration;
 
 use tracing::warn;
@@ -12,7 +13,11 @@ pub fn log_to_stderr() {
     let filter = EnvFilter::try_from_env("FARSIDE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
     let journald = std::env::var_os("JOURNAL_STREAM").is_some();
-    let _ = if journald { builder.without_time().with_ansi(false).try_init() } else { builder.try_init() };
+    let _ = if journald {
+        builder.without_time().with_ansi(false).try_init()
+    } else {
+        builder.with_ansi(std::io::stderr().is_terminal()).try_init()
+    };
 }
 
 /// Tells systemd that the service is ready, with a line for `systemctl status`.

@@ -194,7 +194,7 @@ impl Daemon {
     }
 
     async fn stop_volume(&self, name: &Name) -> anyhow::Result<()> {
-        self.ask(name, |id, reply| Ask::Remove(id, reply)).await.map_err(|e| anyhow::anyhow!("{e}"))?;
+        self.ask(name, Ask::Remove).await.map_err(|e| anyhow::anyhow!("{e}"))?;
         locked(&self.volumes).remove(name);
         Ok(())
     }
@@ -308,10 +308,9 @@ impl Daemon {
         let Some(pin) = self.pin.borrow().clone() else { return Connection::NotPaired };
         let receiver = pin.receiver.to_string();
         let trouble = groups.iter().flat_map(|g| &g.reasons).find(|r| r.code == "not_connected");
-        let for_ms = self.started.elapsed().as_millis() as u64;
         match trouble {
-            Some(reason) => Connection::Disconnected { receiver, for_ms, error: reason.message.clone() },
-            None => Connection::Connected { receiver, for_ms, rtt_us: 0 },
+            Some(reason) => Connection::Disconnected { receiver, error: reason.message.clone() },
+            None => Connection::Connected { receiver },
         }
     }
 

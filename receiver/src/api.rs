@@ -99,7 +99,7 @@ async fn status(State(receiver): Here) -> Answer<ReceiverStatus> {
 async fn points(State(receiver): Here, query: Result<Query<PointsQuery>, QueryRejection>) -> Answer<Vec<Point>> {
     let Query(query) = query.map_err(bad_request)?;
     let mut points = all_points(&receiver, query.of.as_deref()).await?;
-    points.sort_by(|a, b| (b.cut_wall, b.id).cmp(&(a.cut_wall, a.id)));
+    points.sort_by_key(|point| std::cmp::Reverse((point.cut_wall, point.id)));
     points.truncate(query.limit.map_or(POINTS_LISTED_MAX, |n| (n as usize).min(POINTS_LISTED_MAX)));
     Ok(Json(points))
 }

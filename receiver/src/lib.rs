@@ -31,3 +31,4 @@ mod vault;
 
 pub use config::{Config, ConfigError, Limits, Retention};
 pub use process::{RunError, log_to_stderr, run};
+pub use status::point as point_of;

@@ -7,7 +7,7 @@ use farside_control::receiver::{ReceiverGroup, ReceiverSource, ReceiverStatus, R
 use farside_control::source::LastPoint;
 use farside_control::{Address, Point, PointId, PointMember, Reason, Severity};
 use farside_ledger::group_id;
-use farside_replication::target::Target;
+use farside_replication::target::{self, Target};
 use farside_store::{GroupNames, GroupStore, PointInfo};
 use jiff::Timestamp;
 
@@ -137,12 +137,15 @@ pub(crate) fn receiver(receiver: &Receiver) -> ReceiverStatus {
 fn store_status(receiver: &Receiver, reasons: &mut Vec<Reason>) -> StoreStatus {
     let space = receiver.vault.space();
     let free_bytes = space.map_or(0, |space| space.grantable());
+    // Where sources are told so, too.
+    let full_below = target::Limits::default().credit_step;
     let open = receiver.vault.current().map(drop);
     if let Err(words) = &open {
         let what = "existing points are intact; it goes on by itself when the store answers again";
         reasons.push(Reason::new(Severity::Error, "store_failed", words, what));
-    } else if free_bytes == 0 {
-        let message = format!("the file system of {} is full", receiver.vault.path().display());
+    } else if free_bytes < full_below {
+        let path = receiver.vault.path().display();
+        let message = format!("the file system of {path} is full: {free_bytes} bytes are left above what is kept for the ledger");
         let what = "free space there, or keep fewer points (`farside group set NAME --keep N` on the sources)";
         reasons.push(Reason::new(Severity::Error, "gateway_full", message, what));
     }
@@ -151,12 +154,12 @@ fn store_status(receiver: &Receiver, reasons: &mut Vec<Reason>) -> StoreStatus {
         id: receiver.vault.id().map(|id| hex(&id)).unwrap_or_default(),
         free_bytes,
         used_bytes: 0,
-        writable: open.is_ok() && free_bytes > 0,
+        writable: open.is_ok() && free_bytes >= full_below,
     }
 }
 
 /// A point as the API shows it.
-pub(crate) fn point(names: &GroupNames, point: &PointInfo) -> Point {
+pub fn point(names: &GroupNames, point: &PointInfo) -> Point {
     Point {
         id: PointId::new(point.slot.0, &point.digest.0),
         source: names.source.to_string(),
@@ -175,7 +178,7 @@ pub(crate) fn point(names: &GroupNames, point: &PointInfo) -> Point {
                 bytes: member.volume_bytes,
                 term: member.layer.term.0,
                 seq: member.layer.seq.0,
-                layer_bytes: member.layer_bytes,
+                layer_bytes: Some(member.layer_bytes),
             })
             .collect(),
         pinned: !point.pins.is_empty(),

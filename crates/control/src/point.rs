@@ -48,9 +48,9 @@ pub struct PointMember {
     pub term: u64,
     /// Which layer of that term.
     pub seq: u64,
-    /// What the layer takes in the store.
+    /// What the layer takes in the store, as far as who is asked knows.
     #[serde(default)]
-    pub layer_bytes: u64,
+    pub layer_bytes: Option<u64>,
 }
 
 impl Point {
@@ -300,7 +300,7 @@ mod tests {
                 bytes: 4096,
                 term: 0,
                 seq: slot,
-                layer_bytes: 0,
+                layer_bytes: None,
             }],
             pinned: false,
             degraded: false,

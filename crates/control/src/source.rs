@@ -35,21 +35,15 @@ pub enum Connection {
     NotPaired,
     /// No connection now; tried again with back-off.
     Disconnected {
-        /// Host and port.
+        /// The receiver's name.
         receiver: String,
-        /// Since when.
-        for_ms: u64,
         /// Why the last attempt failed.
         error: String,
     },
     /// Talking.
     Connected {
-        /// Host and port.
+        /// The receiver's name.
         receiver: String,
-        /// Since when.
-        for_ms: u64,
-        /// The smoothed round trip.
-        rtt_us: u64,
     },
 }
 
