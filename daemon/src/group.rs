@@ -13,7 +13,7 @@ use farside_blockio::process::monotonic_ns;
 use farside_ledger::{CutTime, EpochInfo, LayerKind};
 use farside_region::{EpochId, LedgerPosition, Name, RegionSet, Term, VolumeId};
 use farside_replication::source::{Action, DemoteCause, Event, Report, Sample, Source, SwitchDone, SwitchMember, Tick};
-use farside_shim::{CoolStep, Cooler, Kind, Switcher};
+use farside_shim::{CoolStep, Cooler, Kind, Switcher, Tracking};
 use farside_wire::{PointAnswer, PointQuery, PointQueryKind, ReceiverMessage, RequestId, SourceMessage};
 use tokio::sync::{oneshot, watch};
 use tracing::{debug, error, info, warn};
@@ -52,6 +52,8 @@ pub(crate) enum Note {
     Connected(Link),
     Disconnected(u64),
     Message(u64, Box<ReceiverMessage>),
+    /// A volume is open and its tap is served.
+    Opened(Box<(Served, Box<farside_replication::source::VolumeSetup>)>, oneshot::Sender<anyhow::Result<()>>),
     Ask(Ask),
 }
 
@@ -292,6 +294,11 @@ impl Control {
                 }
                 _ => self.step(Event::Message { connection, message }),
             },
+            Note::Opened(opened, reply) => {
+                let (served, setup) = *opened;
+                self.add(served, setup);
+                let _ = reply.send(Ok(()));
+            }
             Note::Ask(ask) => self.answer(ask),
         }
     }
@@ -419,6 +426,11 @@ impl Control {
                 });
             }
             Action::WithdrawTrackingLost { volume } => self.with(volume, |m| {
+                // † Only bits that are durable count: while the map cannot be written "hot" is in memory alone, and the mark
+                // is all that the next start has.
+                if m.served.volume.tracking() != Tracking::Sound {
+                    return;
+                }
                 if let Err(error) = Mark::TrackingLost.put(&m.served.dir, false) {
                     warn!(volume = %m.served.config.name, %error, "the mark stays: the next start compares again");
                 }
@@ -503,7 +515,7 @@ impl Control {
                 member.recent.pop_front();
             }
             let busy = !member.cool.is_empty() || member.flushing || member.heating;
-            if busy || member.cooler.poll(&mut |_| true) != CoolStep::Idle || self.link.is_none() {
+            if busy || !member.cooler.is_idle() || self.link.is_none() {
                 continue;
             }
             let mut regions = member.served.volume.hot_regions();
@@ -530,7 +542,7 @@ impl Control {
                 },
                 CoolStep::Wait => return,
                 CoolStep::Flush => {
-                    if !member.flushing {
+                    if !member.flushing && !member.tap_stopped {
                         member.flushing = true;
                         member.cooler.flush_begin();
                         member.served.order_flush();
@@ -545,12 +557,16 @@ impl Control {
 
     fn pump_heating(&mut self, id: VolumeId) {
         let Some(member) = self.members.get_mut(&id).filter(|m| m.heating) else { return };
-        let all = std::iter::once(member.served.volume.geometry().all_regions());
+        if member.served.volume.tracking() != Tracking::Sound {
+            return member.heating = false; // nothing can be made durable in this attach; the mark says so to the next
+        }
         let mut regions = RegionSet::new();
-        all.for_each(|r| regions.insert_range(r));
+        regions.insert_range(member.served.volume.geometry().all_regions());
         if member.served.volume.is_hot(&regions) {
             member.heating = false;
             self.step(Event::AllHot { volume: id });
+        } else {
+            member.served.volume.heat_all(); // a region that was cooling when it was asked for may have become cold since
         }
     }
 
@@ -559,9 +575,7 @@ impl Control {
             Ask::Status(reply) => {
                 let _ = reply.send(self.status());
             }
-            Ask::Add(config, reply) => {
-                let _ = reply.send(self.add(config));
-            }
+            Ask::Add(config, reply) => self.open(config, reply),
             Ask::Remove(id, reply) => match self.members.get_mut(&id) {
                 None => {
                     let _ = reply.send(Err(anyhow::anyhow!("the volume is not served")));
@@ -595,6 +609,7 @@ impl Control {
                     let id = RequestId(self.point_requests);
                     match farside_wire::encode_payload(&SourceMessage::Points(PointQuery { id, kind })) {
                         Ok(payload) => {
+                            self.points.retain(|_, waiting| !waiting.is_closed());
                             self.points.insert(id, reply);
                             link.send(payload);
                         }
@@ -608,9 +623,25 @@ impl Control {
         }
     }
 
-    fn add(&mut self, config: VolumeConfig) -> anyhow::Result<()> {
-        let dir = self.state.volume_dir(&self.name, &config.name)?;
-        let (served, setup) = Served::open(config, dir, &self.shim, &self.around, &self.inbox)?;
+    /// Opens a volume on a thread of its own: its doors may be shut for a while, and the group must go on.
+    fn open(&mut self, config: VolumeConfig, reply: oneshot::Sender<anyhow::Result<()>>) {
+        let dir = match self.state.volume_dir(&self.name, &config.name) {
+            Ok(dir) => dir,
+            Err(error) => {
+                let _ = reply.send(Err(error.into()));
+                return;
+            }
+        };
+        let (shim, around, inbox) = (self.shim.clone(), self.around.clone(), self.inbox.clone());
+        std::thread::spawn(move || match Served::open(config, dir, &shim, &around, &inbox) {
+            Ok(opened) => inbox.send(Note::Opened(Box::new(opened), reply)),
+            Err(error) => {
+                let _ = reply.send(Err(error));
+            }
+        });
+    }
+
+    fn add(&mut self, served: Served, setup: Box<farside_replication::source::VolumeSetup>) {
         let member = Member {
             cooler: Cooler::new(served.volume.clone()),
             served,
@@ -622,9 +653,10 @@ impl Control {
             leaving: None,
             tap_stopped: false,
         };
-        self.members.insert(setup.meta.id, member);
+        let id = setup.meta.id;
+        self.members.insert(id, member);
         self.step(Event::AddVolume(setup));
-        Ok(())
+        self.shim_events(id); // arms its bell, and hears what came before
     }
 
     fn pause(&mut self, id: VolumeId, pause: bool) -> anyhow::Result<()> {
@@ -686,7 +718,8 @@ impl Control {
             owed.union_with(&member.served.volume.open_set());
             let name = member.served.config.name.clone();
             let bytes = owed.granule_count(member.served.volume.geometry()) * member.served.volume.geometry().granule_bytes();
-            if member.heating || Mark::TrackingLost.is_set(&member.served.dir) {
+            // A flush that was never answered may have failed (T14); what is not durable may not be called clean.
+            if member.heating || member.flushing || Mark::TrackingLost.is_set(&member.served.dir) {
                 member.served.close();
                 clean = false;
             } else if member.served.close_clean(owed) {
@@ -718,7 +751,8 @@ fn policy(config: &GroupConfig) -> farside_ledger::Policy {
 
 fn sample(served: &Served) -> Sample {
     let volume = &served.volume;
-    let granules = if volume.open_is_empty() { 0 } else { volume.open_set().granule_count(volume.geometry()) };
+    // The fence of `open_is_empty` orders this look behind T.
+    let granules = if volume.open_is_empty() { 0 } else { volume.open_granules().max(1) };
     let dirty_bytes = granules * volume.geometry().granule_bytes();
     Sample { dirty_bytes, in_flight: volume.in_flight() as u64 }
 }

@@ -175,6 +175,12 @@ impl ShimQueue {
     fn ended(&mut self, ring: &mut Ring, end: DeviceDone) {
         if end.id == ORDERED_FLUSH {
             self.flush_under_way = false;
+            if end.result.is_err() {
+                // † T14, before any other completion is shown: a host flush that overlapped this one must not succeed.
+                let volume = self.queue.volume();
+                let flush = volume.flush_begin();
+                volume.flush_end(flush, false);
+            }
             return (self.flush_done)(end.result.is_ok());
         }
         let index = end.id as u32;

@@ -165,8 +165,6 @@ struct Reading {
     window_granules: u64,
     flights: HashMap<u32, GranuleRun>,
     flight_ids: u32,
-    /// Handed out by the reader, waiting for a buffer.
-    unissued: Option<GranuleRun>,
 }
 
 struct RegionWork {
@@ -280,7 +278,6 @@ impl Pipeline {
                 window_granules: 0,
                 flights: HashMap::new(),
                 flight_ids: 0,
-                unissued: None,
             });
         }
         let id = PartId { key: order.key, part: order.part, geometry: self.geometry };
@@ -370,17 +367,14 @@ impl Pipeline {
             reading.limit = RegionIndex(region.0 + 1);
         }
         while reading.flights.len() + self.orphans < self.depth {
-            let run = match reading.unissued.take() {
-                Some(run) => run,
-                None => match reading.reader.next(reading.limit) {
-                    Next::Read(run) => run,
-                    Next::Held(held) => {
-                        let content = held.data.map_or(Content::Unreadable, Content::Held);
-                        reading.arrived(&self.geometry, held.run, content);
-                        continue;
-                    }
-                    Next::Wait | Next::End => break,
-                },
+            let run = match reading.reader.next(reading.limit) {
+                Next::Read(run) => run,
+                Next::Held(held) => {
+                    let content = held.data.map_or(Content::Unreadable, Content::Held);
+                    reading.arrived(&self.geometry, held.run, content);
+                    continue;
+                }
+                Next::Wait | Next::End => break,
             };
             let extent = self.geometry.bytes_of(run);
             if extent.len >= HOLE_BYTES_MIN && is_hole(&self.device, extent) {
@@ -389,9 +383,14 @@ impl Pipeline {
                 }
                 continue;
             }
-            let Some(buffer) = self.pool.take(extent.len as usize) else {
-                reading.unissued = Some(run);
-                break;
+            // A run that was handed out may be claimed, and a host write may wait for it: it is read at once, whatever the
+            // pool says. No more than `depth` such buffers exist.
+            let Some(buffer) = self.pool.take(extent.len as usize).or_else(|| Buffer::alone(extent.len as usize).ok()) else {
+                let pieces = read_singly(&self.device, &self.geometry, run);
+                if reading.reader.read_done(run) == ReadVerdict::Accept {
+                    pieces.into_iter().for_each(|(piece, content)| reading.arrived(&self.geometry, piece, content));
+                }
+                continue;
             };
             let id = reading.flight_ids;
             reading.flight_ids = reading.flight_ids.wrapping_add(1);

@@ -160,6 +160,8 @@ fn state_of(v: &source::VolumeStatus) -> VolumeState {
     let progress = v.reading.map_or(Progress::default(), |p| Progress { done_bytes: p.done_bytes, total_bytes: p.total_bytes });
     let behind = |what| VolumeState::Behind { what, progress };
     match &v.state {
+        // Served, tracked, and once claimed: what is missing is the receiver.
+        State::Idle if v.term.is_some() => behind(BehindWhat::CatchingUp),
         State::Idle => VolumeState::Idle,
         State::Behind(Behind::FirstSync) => behind(BehindWhat::FirstSync),
         State::Behind(Behind::Comparing) => behind(BehindWhat::Comparing),

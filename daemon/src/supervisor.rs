@@ -20,7 +20,7 @@ use tracing::{error, info, warn};
 use crate::config::{Config, GroupConfig, VolumeConfig, parse_tap};
 use crate::group::{Ask, GroupHandle, GroupStart, Note};
 use crate::process;
-use crate::state_dir::StateDir;
+use crate::state_dir::{Mark, StateDir};
 use crate::volume::Surroundings;
 
 /// A control thread that was silent for so long is dead: systemd restarts us, and the intent map knows what changed.
@@ -31,6 +31,13 @@ const SILENCE_MAX: Duration = Duration::from_secs(30);
 /// # Errors
 /// When it cannot start, or could not stop in order; the text says what to do.
 pub fn run(config: &Path) -> anyhow::Result<()> {
+    // A broken invariant ends the process, not one of its threads: systemd starts it again, and the intent map knows what
+    // changed. A thread that is missing would leave hosts waiting for ever.
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        report(info);
+        std::process::abort();
+    }));
     // Before any thread is started: they inherit it.
     set_io_flusher().unwrap_or_else(|error| warn!("{error}"));
     lock_memory().unwrap_or_else(|error| warn!("{error}"));
@@ -98,13 +105,19 @@ impl Daemon {
         let api = crate::api::listen(&self)?;
         let volumes: Vec<VolumeConfig> = locked(&self.config).volumes.values().cloned().collect();
         let count = volumes.len();
+        self.distrust_strangers(&volumes)?;
+        let mut starts = tokio::task::JoinSet::new();
         for volume in volumes {
-            let name = volume.name.clone();
+            let daemon = self.clone();
             // One volume that cannot be served must not keep the others from their hosts.
-            if let Err(error) = self.start_volume(volume).await {
-                error!(volume = %name, "not served: {error:#}");
-            }
+            starts.spawn(async move {
+                let name = volume.name.clone();
+                if let Err(error) = daemon.start_volume(volume).await {
+                    error!(volume = %name, "not served: {error:#}");
+                }
+            });
         }
+        while starts.join_next().await.is_some() {}
         let served = locked(&self.volumes).len();
         process::notify_ready(&format!("{served} of {count} volumes served"));
         let mut watchdog = process::watchdog_interval().map(tokio::time::interval);
@@ -127,6 +140,22 @@ impl Daemon {
         let clean = self.stop_groups().await;
         api.abort();
         if clean { Ok(()) } else { bail!("stopped, but not cleanly: the next start compares what was hot") }
+    }
+
+    /// A volume that is not configured may be written without us: its map must not be trusted when it comes back. That is
+    /// also what a `volume remove` leaves that was interrupted.
+    fn distrust_strangers(&self, volumes: &[VolumeConfig]) -> anyhow::Result<()> {
+        let below = |dir: &Path| -> Vec<std::path::PathBuf> {
+            std::fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.path()).filter(|p| p.is_dir()).collect()
+        };
+        let known: Vec<_> =
+            volumes.iter().map(|v| self.state.path().join("volumes").join(v.group.as_str()).join(v.name.as_str())).collect();
+        for dir in below(&self.state.path().join("volumes")).iter().flat_map(|group| below(group)) {
+            if !known.contains(&dir) && !Mark::TrackingLost.is_set(&dir) {
+                Mark::TrackingLost.put(&dir, true)?;
+            }
+        }
+        Ok(())
     }
 
     fn alive(&self) -> bool {
@@ -393,8 +422,11 @@ impl Daemon {
 
     pub(crate) async fn remove_volume(&self, name: &str) -> Result<(), ApiError> {
         let _one = self.changes.lock().await;
-        let (name, ..) = self.find(name)?;
+        let (name, group, _) = self.find(name)?;
         let config = locked(&self.config).clone();
+        // From here on the volume may be written without us: whatever interrupts this, its map is not trusted again.
+        let dir = self.state.volume_dir(&group, &name).map_err(ApiError::internal)?;
+        Mark::TrackingLost.put(&dir, true).map_err(ApiError::internal)?;
         config
             .remove_volume(&name)
             .map_err(|e| ApiError::new(ErrorCode::Conflict, e.to_string(), "edit that file, then reload farsided"))?;

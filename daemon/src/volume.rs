@@ -103,6 +103,10 @@ impl Served {
             Mark::TrackingLost.put(&dir, true)?;
         }
         let owed = found.owed.filter(|_| !touched);
+        // Everything that may fail for a reason that a person mends comes before the header says `attached` and before the
+        // first thread: a failed opening leaves nothing behind that holds a door.
+        let listener = listen(&config.tap_socket, around)?;
+        let engine = DeviceEngine::new(device.clone())?;
         let volume_bytes_before = before.map_or(geometry.volume_bytes(), |h| h.volume_bytes);
         let flush_failed_this_boot = before.is_some_and(|h| h.flush_failed == Some(around.boot));
         let (confirmed, position) = (before.and_then(|h| h.term), before.and_then(|h| h.position));
@@ -152,13 +156,26 @@ impl Served {
             paused: Mark::Paused.is_set(&dir),
         });
 
+        let (counters, sent) = (Arc::new(Counters::default()), Arc::new(SentCounters::default()));
+        let orders = Arc::new(Orders::new());
+        let limits = tap_limits(&around.limits);
+        let flushed = inbox.clone();
+        let queue = ShimQueue::new(
+            queues.pop().expect("one queue was asked for"),
+            engine,
+            limits.pieces_max,
+            orders.clone(),
+            Box::new(move |ok| flushed.send(Note::Flushed(id, ok))),
+            counters.clone(),
+        )?;
+        let (server, tap) = farside_nbd::Server::new(listener, name.as_str(), "a volume protected by Farside", limits, waker);
+
         let spawn =
             |what: &str| std::thread::Builder::new().name(format!("{what}-{}", name.as_str().get(..8).unwrap_or(name.as_str())));
         let intent_thread = {
             let (inbox, name) = (inbox.clone(), name.clone());
             spawn("intent").spawn(move || intent_loop(file, owner, &intent_orders, &inbox, id, &name))?
         };
-        let (counters, sent) = (Arc::new(Counters::default()), Arc::new(SentCounters::default()));
         let pipeline = Sender0 {
             volume: volume.clone(),
             device: device.clone(),
@@ -185,31 +202,15 @@ impl Served {
                 }
             })?
         };
-        let orders = Arc::new(Orders::new());
-        let (tap, queue_thread) = {
-            let listener = listen(&config.tap_socket, around)?;
-            let limits = tap_limits(&around.limits);
-            let (server, handle) =
-                farside_nbd::Server::new(listener, name.as_str(), "a volume protected by Farside", limits, waker);
-            let engine = DeviceEngine::new(device.clone())?;
-            let flushed = inbox.clone();
-            let queue = ShimQueue::new(
-                queues.pop().expect("one queue was asked for"),
-                engine,
-                limits.pieces_max,
-                orders.clone(),
-                Box::new(move |ok| flushed.send(Note::Flushed(id, ok))),
-                counters.clone(),
-            )?;
+        let queue_thread = {
             let (inbox, name) = (inbox.clone(), name.clone());
-            let thread = spawn("queue").spawn(move || {
+            spawn("queue").spawn(move || {
                 if let Err(error) = server.run(queue) {
                     error!(volume = %name, %error, "the tap stopped serving");
                     inbox.send(Note::Broken(id, error.to_string()));
                 }
                 inbox.send(Note::TapStopped(id));
-            })?;
-            (handle, thread)
+            })?
         };
         info!(volume = %name, bytes = geometry.volume_bytes(), tap = %config.tap_socket.display(), clean = owed.is_some(), "served");
         let served = Self {
@@ -413,10 +414,11 @@ fn intent_loop(
     loop {
         while let Some(commit) = owner.next_commit() {
             let result = file.write_pages(&commit);
+            // First the owner, so that whoever hears of it finds tracking lost.
+            owner.committed(result.is_ok());
             if let Err(error) = &result {
                 complain("the intent map", error);
             }
-            owner.committed(result.is_ok());
         }
         let order = match orders.try_recv() {
             Ok(order) => order,

@@ -14,6 +14,9 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tempfile::TempDir;
 
+/// The exit code of `farside` when what was named is not there.
+const NOTHING_THERE: i32 = 5;
+
 /// How long a condition may take before a test gives up. Long, since the machine may be slow; passing tests never see it.
 pub const PATIENCE: Duration = Duration::from_secs(180);
 
@@ -319,7 +322,12 @@ impl Site {
 
     /// `farside point list VOLUME --store … --json`, oldest first.
     pub fn points(&self, of: &str) -> Vec<Value> {
-        let output = run(program("farside").args(["point", "list", of, "--json", "--store"]).arg(self.store()));
+        let output =
+            program("farside").args(["point", "list", of, "--json", "--store"]).arg(self.store()).output().expect("it starts");
+        if output.status.code() == Some(NOTHING_THERE) {
+            return Vec::new(); // no point of it yet
+        }
+        assert!(output.status.success(), "{output:?}");
         let value: Value = serde_json::from_slice(&output.stdout).expect("JSON");
         let mut points = value.as_array().cloned().or_else(|| value["points"].as_array().cloned()).expect("a list of points");
         points.sort_by_key(slot_of);

@@ -10,7 +10,7 @@ const BYTES: u64 = 64 << 20;
 
 #[test]
 fn a_receiver_that_stands_still_costs_lag_and_nothing_else() {
-    let mut site = Site::with_volume(BYTES, "200ms", 8);
+    let site = Site::with_volume(BYTES, "200ms", 8);
     let mut client = Verifier::new(&site.tap("data"), BYTES);
     let mut rng = Rng(11);
     while client.acknowledged < 500 {

@@ -340,7 +340,8 @@ impl Volume {
 
     /// Whether all of these are hot; takes back those that are cooling.
     pub fn is_hot(&self, regions: &RegionSet) -> bool {
-        regions.iter().all(|r| self.take_hot(r))
+        // All are visited: one that is not hot must not keep those behind it from being taken back.
+        regions.iter().filter(|r| !self.take_hot(*r)).count() == 0
     }
 
     /// Puts a cold region before its page's owner; true if it was cold. The caller rings the owner's bell.

@@ -7,7 +7,7 @@ use farside_ledger::LayerKind;
 use farside_region::{EpochId, GranuleSet, LayerKey, RegionIndex, RegionSet, VolumeId, mutation};
 use farside_wire::{LayerBegin, SourceMessage};
 
-use super::api::{Action, DemoteCause, Nanos, Report, SwitchDone, SwitchMember};
+use super::api::{Action, DemoteCause, Nanos, Report, Sample, SwitchDone, SwitchMember};
 use super::volume::{Check, Frozen, Layer, PassStart, Service, Stage, Standing, Volume};
 use super::{Epoch, Hold, Kind, Link, Phase, Source, Switching};
 
@@ -85,6 +85,13 @@ impl Source {
         let SwitchDone { epoch: id, info, members } = done;
         let kind = if switching.kind == LayerKind::Point { Kind::Cut } else { Kind::Pass };
         let mut epoch = Epoch { kind, members: BTreeSet::new(), since: now, bytes: 0, hold: Hold::Held };
+        for (id, _) in &members {
+            if let Some(volume) = self.volumes.get_mut(id) {
+                // What the last tick saw has just been frozen; the next one says what came since. Without this a switch that
+                // is read before that tick would be followed by empty ones for ever. Until then nobody calls it quiet.
+                volume.sample = Sample { dirty_bytes: 0, in_flight: volume.sample.in_flight.max(1) };
+            }
+        }
         let nothing = members.iter().all(|(v, set)| {
             let compared = switching.members.get(v).is_some_and(|t| !t.compare.is_empty());
             set.is_empty() && !compared && !self.volumes.get(v).is_some_and(|v| v.point_due)
