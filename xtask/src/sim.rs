@@ -9,7 +9,7 @@ use farside_sim::sweep::sweep;
 
 /// Runs the simulator.
 #[derive(Debug, clap::Args)]
-pub struct SimArgs {
+pub(crate) struct SimArgs {
     /// Replay this one seed.
     #[arg(long, conflicts_with = "seeds")]
     seed: Option<u64>,
@@ -39,7 +39,7 @@ fn parse_range(text: &str) -> anyhow::Result<Range<u64>> {
 ///
 /// # Errors
 /// When a law was broken (without `--mutate`), or none was (with it).
-pub fn main(args: &SimArgs) -> anyhow::Result<()> {
+pub(crate) fn main(args: &SimArgs) -> anyhow::Result<()> {
     if args.mutate.iter().any(|m| m == "list") {
         for mutation in MUTATIONS {
             println!("{:45} {}", mutation.name, mutation.caught_by);
