@@ -338,14 +338,11 @@ impl State {
         if key.term != volume.term && !mutation::on("staged data carried across a term") {
             return Err(VoidReason::Term { volume: key.volume, current: volume.term });
         }
-        if key.seq == volume.last_seq.next() {
+        if key.seq == volume.last_seq.next() || mistaken_for_new(volume, key) {
             return Ok(Standing::New);
         }
         if let Some(known) = volume.layer(key.term, key.seq) {
             return if known.digest == entry.digest { Ok(Standing::Done) } else { Err(VoidReason::DuplicateDiffers(key)) };
-        }
-        if key.term == volume.term && mutation::on("a layer retried at a later slot") {
-            return Ok(Standing::New);
         }
         Err(match kind {
             LayerKind::Point => VoidReason::PointOverGap { volume: key.volume, last: volume.last_seq },
@@ -485,7 +482,7 @@ impl State {
         let mut members = Vec::new();
         for entry in &layers.members {
             let Some(volume) = self.volumes.get_mut(&entry.key.volume) else { continue };
-            if volume.layer(entry.key.term, entry.key.seq).is_some() {
+            if volume.layer(entry.key.term, entry.key.seq).is_some() && !mistaken_for_new(volume, entry.key) {
                 continue;
             }
             volume.admit_layer(slot, layers.kind, entry);
@@ -543,6 +540,12 @@ impl State {
         }
         self.last_stamp = Some(next);
     }
+}
+
+/// What a ledger without the rules of the chain would take: a layer of this term again, any layer of another.
+fn mistaken_for_new(volume: &VolumeState, key: LayerKey) -> bool {
+    (key.term == volume.term && mutation::on("a layer retried at a later slot"))
+        || (key.term != volume.term && mutation::on("staged data carried across a term"))
 }
 
 /// How a layer stands to what was accepted.

@@ -192,7 +192,8 @@ impl GroupImage {
     fn new_layers<'r>(&self, record: &'r Record) -> Vec<&'r LayerEntry> {
         match &record.body {
             Body::Layers(layers) if self.state.judge(record) == Verdict::Accepted || mutation::on("accept a void record") => {
-                layers.members.iter().filter(|m| self.state.layer(&m.key).is_none()).collect()
+                let again = mutation::on("a layer retried at a later slot");
+                layers.members.iter().filter(|m| again || self.state.layer(&m.key).is_none()).collect()
             }
             _ => Vec::new(),
         }
