@@ -118,6 +118,8 @@ pub struct Plan {
     pub steps: u64,
     /// Tiny pools, so that they overflow.
     pub tight: bool,
+    /// How fast the store's PUTs are, where it is not left to chance.
+    pub store_speed: Option<f64>,
     /// Writes go anywhere, not mostly to one hot place.
     pub spread: bool,
     /// Regions per intent page.
@@ -149,6 +151,7 @@ impl Plan {
             steady: rng.chance(0.8),
             steps: 2500,
             tight: rng.chance(0.4),
+            store_speed: rng.pick(&[None, None, None, Some(0.1)]),
             spread: rng.chance(0.3),
             page_regions: rng.pick(&[2, 2, 4, 8]),
             keep: rng.pick(&[1, 2, 2, 3]),

@@ -235,6 +235,9 @@ impl Run {
         for speed in &mut self.speeds[..3] {
             *speed = if healing { 3.0 } else { rng.pick(&[0.3, 1.0, 3.0, 8.0]) };
         }
+        if let Some(speed) = self.world.plan.store_speed.filter(|_| !healing) {
+            self.speeds[2] = speed;
+        }
         self.slow_share = if healing { 0.0 } else { rng.pick(&[0.0, 0.0, 0.15]) };
         self.world.tasks.borrow_mut().churn(&mut rng, self.slow_share);
     }

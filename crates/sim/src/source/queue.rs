@@ -234,7 +234,9 @@ impl Source {
         }
         let disk = world.disks[v].borrow();
         // A flush that overlapped a failed one may say success; the next one on this connection then says the truth (T14).
-        let failed_since = disk.flush_failures() > disk_failures_before || world.flush_failures.borrow()[v] > failures_before;
+        let failed_since = disk.has_bad_news()
+            || disk.flush_failures() > disk_failures_before
+            || world.flush_failures.borrow()[v] > failures_before;
         let (newest, durable) = disk.versions();
         if op == HostOp::Flush && !failed_since {
             if let Some(s) = (0..promised.len()).find(|&s| durable[s] < promised[s]) {
