@@ -44,7 +44,7 @@ struct Step {
 const PRODUCT: &[&str] = &["--workspace", "--exclude", "farside-sim", "--exclude", "xtask", "--exclude", "farside-tests"];
 
 fn steps() -> anyhow::Result<Vec<Step>> {
-    let mut docs = cargo(&["doc", "--release", "--locked", "--workspace", "--no-deps"]);
+    let mut docs = cargo(&["doc", "--release", "--locked", "--workspace", "--no-deps", "--keep-going"]);
     docs.env("RUSTDOCFLAGS", "-D warnings");
     let mut demo = Command::new(bin_dir()?.join("farside"));
     demo.args(["demo", "--size", "256MiB"]);
@@ -56,7 +56,17 @@ fn steps() -> anyhow::Result<Vec<Step>> {
         step(
             "lints",
             "clippy, warnings denied",
-            Work::Program(cargo(&["clippy", "--release", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"])),
+            Work::Program(cargo(&[
+                "clippy",
+                "--release",
+                "--locked",
+                "--workspace",
+                "--all-targets",
+                "--keep-going",
+                "--",
+                "-D",
+                "warnings",
+            ])),
         ),
         step("docs", "rustdoc, warnings denied", Work::Program(docs)),
         step(
