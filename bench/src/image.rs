@@ -22,10 +22,10 @@ pub(crate) fn fill(path: &Path, bytes: u64) -> io::Result<()> {
                 while chunk.len() < len {
                     // Words with numbers between them: about two to one under zstd.
                     chunk.extend_from_slice(&words[rng.below(4096) as usize]);
-                    chunk.extend_from_slice(&(rng.next() as u16).to_le_bytes());
+                    chunk.extend_from_slice(&(rng.draw() as u16).to_le_bytes());
                 }
             }
-            2 => (0..len / 8).for_each(|_| chunk.extend_from_slice(&rng.next().to_le_bytes())),
+            2 => (0..len / 8).for_each(|_| chunk.extend_from_slice(&rng.draw().to_le_bytes())),
             _ => continue,
         }
         file.write_all_at(&chunk[..len], offset)?;

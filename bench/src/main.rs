@@ -165,7 +165,7 @@ fn delta(site: &Site, backing: &Path, copies: &Copies, percent: u64, report: &mu
         changed.insert(rng.below(blocks));
     }
     for &at in &changed {
-        block.chunks_mut(8).for_each(|c| c.copy_from_slice(&rng.next().to_le_bytes()));
+        block.chunks_mut(8).for_each(|c| c.copy_from_slice(&rng.draw().to_le_bytes()));
         client.write(at * 4096, &block, 0)?;
     }
     client.flush()?;

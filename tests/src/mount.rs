@@ -58,7 +58,7 @@ impl Drop for Mounted {
         if let Some(device) = &self.loop_device {
             let _ = tool("losetup").args(["--detach", device]).status();
         }
-        let _ = tool("fusermount3").args(["-u", "-q"]).arg(&self.fuse_dir.join("disk")).status();
+        let _ = tool("fusermount3").args(["-u", "-q"]).arg(self.fuse_dir.join("disk")).status();
         let _ = tool("fusermount3").args(["-u", "-q"]).arg(&self.fuse_dir).status();
         if let Some(mut child) = self.fuse.take() {
             let _ = child.kill();

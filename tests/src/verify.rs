@@ -18,7 +18,7 @@ pub struct Rng(pub u64);
 
 impl Rng {
     /// The next 64 bits.
-    pub fn next(&mut self) -> u64 {
+    pub fn draw(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -28,7 +28,7 @@ impl Rng {
 
     /// Below `n`.
     pub fn below(&mut self, n: u64) -> u64 {
-        self.next() % n
+        self.draw() % n
     }
 }
 
@@ -40,7 +40,7 @@ fn fill(sector: u64, stamp: u32, out: &mut [u8]) {
     let mut rng = Rng(sector << 32 ^ u64::from(stamp));
     out[..4].copy_from_slice(&stamp.to_le_bytes());
     for chunk in out[4..].chunks_mut(8) {
-        let bytes = rng.next().to_le_bytes();
+        let bytes = rng.draw().to_le_bytes();
         chunk.copy_from_slice(&bytes[..chunk.len()]);
     }
 }

@@ -18,7 +18,7 @@ fn image(path: &Path) {
             0 | 1 => chunk.iter_mut().enumerate().for_each(|(j, b)| *b = b"the quick brown fox "[(i + j) % 20]),
             2 => {
                 let mut rng = farside_tests::verify::Rng(i as u64);
-                chunk.chunks_mut(8).for_each(|c| c.copy_from_slice(&rng.next().to_le_bytes()));
+                chunk.chunks_mut(8).for_each(|c| c.copy_from_slice(&rng.draw().to_le_bytes()));
             }
             _ => {}
         }

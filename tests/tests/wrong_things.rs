@@ -93,7 +93,7 @@ fn garbage_on_the_wire_hurts_nobody() {
     let socket = UdpSocket::bind("127.0.0.1:0").expect("a socket");
     let mut rng = Rng(3);
     for _ in 0..2000 {
-        let garbage: Vec<u8> = (0..rng.below(1400)).map(|_| rng.next() as u8).collect();
+        let garbage: Vec<u8> = (0..rng.below(1400)).map(|_| rng.draw() as u8).collect();
         let _ = socket.send_to(&garbage, address);
     }
     let mut client = written(&site, 2, 200);
