@@ -246,7 +246,7 @@ impl Judge {
         }
         self.check_clean(world);
         self.looked_at += 1;
-        if self.looked_at % 16 == 0 {
+        if self.looked_at.is_multiple_of(16) {
             if let Some(source) = source {
                 for (volume, lag_us) in source.reported_lag() {
                     if !world.tainted.borrow()[volume] {
@@ -259,7 +259,7 @@ impl Judge {
                 world.check(receiver.within_limits());
             }
         }
-        if self.looked_at % 64 == 0 {
+        if self.looked_at.is_multiple_of(64) {
             self.check_points(world);
         }
     }

@@ -247,7 +247,7 @@ impl Run {
         world.step.set(world.step.get() + 1);
         let tick = world.rng.borrow_mut().range(1, 400);
         world.now_us.set(world.now_us.get() + tick);
-        if world.step.get() % 120 == 0 {
+        if world.step.get().is_multiple_of(120) {
             self.churn();
         }
         let x = world.rng.borrow_mut().unit();

@@ -238,15 +238,13 @@ impl Source {
             || disk.flush_failures() > disk_failures_before
             || world.flush_failures.borrow()[v] > failures_before;
         let (newest, durable) = disk.versions();
-        if op == HostOp::Flush && !failed_since {
-            if let Some(s) = (0..promised.len()).find(|&s| durable[s] < promised[s]) {
-                world.fail(format!("w{tag}: a flush succeeded and sector {s} of v{v}, acknowledged before, is not durable"));
-            }
+        let not_durable = (0..promised.len()).find(|&s| durable[s] < promised[s]);
+        if let Some(s) = not_durable.filter(|_| op == HostOp::Flush && !failed_since) {
+            world.fail(format!("w{tag}: a flush succeeded and sector {s} of v{v}, acknowledged before, is not durable"));
         }
-        if fua && !failed_since {
-            if let Some((s, _)) = landed.iter().find(|(s, n)| durable[**s] < **n) {
-                world.fail(format!("w{tag}: FUA succeeded and sector {s} of v{v} is not durable"));
-            }
+        let not_durable = landed.iter().find(|(s, n)| durable[**s] < **n);
+        if let Some((s, _)) = not_durable.filter(|_| fua && !failed_since) {
+            world.fail(format!("w{tag}: FUA succeeded and sector {s} of v{v} is not durable"));
         }
         let mut acked = world.acked_n.borrow_mut();
         if !failed_since {
