@@ -4,7 +4,8 @@
 //! ```text
 //! Away(words, retry at) ──the store is open and the group opens──► Here(Target, GroupStore)
 //!        ▲                                                              │
-//!        └──────the store was given up: every session is closed─────────┘
+//!        └──the store was given up, or this group cannot be written:────┘
+//!           every session is closed with the reason
 //! ```
 //!
 //! It decides nothing about data. What it may block on: the store's disk. Never a source, never another group.
@@ -18,7 +19,7 @@ use farside_ledger::{Body, LayerKind, PartEntry, Policy, group_id, volume_id};
 use farside_region::{LayerKey, VolumeId};
 use farside_replication::target::{self, Action, AppendOutcome, Config, Event, LandedLayer, Report, SessionId, Target, Ticket};
 use farside_store::{GroupNames, GroupStore, PartLander, PointInfo, StoreError};
-use farside_transport::CloseCode;
+use farside_transport::{Backoff, CloseCode};
 use farside_wire::{
     DigestRun, PartHeader, PointAnswer, PointMemberInfo, PointPage, PointQuery, PointQueryKind, ReceiverMessage, RefusalCode,
     RequestId, SourceMessage,
@@ -34,8 +35,8 @@ use crate::vault::Generation;
 const MAIL_MAX: usize = 256;
 /// How often a group looks at its disk and its dues when nothing happens.
 const TICK: Duration = Duration::from_millis(500);
-/// How often a group that could not be opened is tried again.
-const REOPEN: Duration = Duration::from_secs(2);
+/// When a group that could not be opened or written is tried again: doubled each time, up to the second.
+const REOPEN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(16));
 /// Points in one answer over the wire.
 const PAGE_POINTS_MAX: usize = 500;
 /// Layers whose beginning is remembered, for the lag.
@@ -142,6 +143,8 @@ pub(crate) fn start(receiver: Arc<Receiver>, names: GroupNames) -> std::io::Resu
             beginnings: BTreeMap::new(),
             cut_seen: None,
             last_failure: String::new(),
+            unwritable: None,
+            reopen: Backoff::new(REOPEN.0, REOPEN.1),
         };
         group.run(mailbox);
     })?;
@@ -175,6 +178,9 @@ struct Group {
     cut_seen: Option<Instant>,
     /// Why the last part did not land: the words a closed session is given.
     last_failure: String,
+    /// This group's files cannot be written, though the store may be well.
+    unwritable: Option<String>,
+    reopen: Backoff,
 }
 
 enum Place {
@@ -346,10 +352,15 @@ impl Group {
         self.events.push_back(event);
     }
 
-    /// Tells the vault; if the store is given up, the group leaves it with the next tick at the latest.
+    /// Tells the vault; if the store is given up, the group leaves it with the next tick at the latest. What only this group
+    /// cannot write makes only this group leave.
     fn store_error(&mut self, error: &StoreError) {
-        if let Place::Here(here) = &self.place {
-            self.receiver.vault.failed(here.generation, error);
+        match (&self.place, error) {
+            (Place::Away { .. }, _) => {}
+            (Place::Here(_), StoreError::ReadOnly { .. } | StoreError::Denied { .. }) => {
+                self.unwritable = Some(error.to_string())
+            }
+            (Place::Here(here), _) => drop(self.receiver.vault.failed(here.generation, error)),
         }
     }
 
@@ -390,7 +401,9 @@ impl Group {
                 if !matches!(&self.place, Place::Away { words: before, .. } if *before == words) {
                     tracing::warn!(group = %self.names, %words, "the group cannot be opened");
                 }
-                self.place = Place::Away { words, retry_at: Instant::now() + REOPEN };
+                // The vault has a patience of its own.
+                let delay = if self.receiver.vault.generation().is_some() { self.reopen.next(0) } else { TICK };
+                self.place = Place::Away { words, retry_at: Instant::now() + delay };
             }
             Ok((store, generation, id)) => {
                 let limits = &self.receiver.config.limits;
@@ -419,16 +432,18 @@ impl Group {
         }
     }
 
-    /// The store was given up: everybody is told why, and its files are let go.
+    /// The store was given up, or the group cannot be written: everybody is told why, and the files are let go.
     fn leave(&mut self) {
-        let words = self.receiver.vault.current().err().unwrap_or_else(|| "the store is being opened again".to_owned());
+        let delay = if self.unwritable.is_some() { self.reopen.next(0) } else { TICK };
+        let words = self.unwritable.take().or_else(|| self.receiver.vault.current().err());
+        let words = words.unwrap_or_else(|| "the store is being opened again".to_owned());
         for session in std::mem::take(&mut self.sessions).into_values() {
             session.send(&ReceiverMessage::Refusal(refusal(RefusalCode::Store, &words)));
             session.close(CloseCode::Refused, &words);
         }
         self.events.clear();
         self.receiver.space.forget(&self.names);
-        self.place = Place::Away { words, retry_at: Instant::now() + TICK };
+        self.place = Place::Away { words, retry_at: Instant::now() + delay };
     }
 
     /// Tells the target how much disk there is for this group.
@@ -470,6 +485,9 @@ impl Group {
             here.target.step(now, here.store.state(), event, &mut actions);
             self.receiver.space.grant(&self.names, here.target.granted_bytes());
             self.act(actions);
+        }
+        if self.unwritable.is_some() {
+            self.leave();
         }
     }
 
@@ -515,10 +533,13 @@ impl Group {
     fn append(&mut self, ticket: Ticket, body: Body) {
         let Place::Here(here) = &mut self.place else { return };
         let outcome = match here.store.append(body) {
-            Ok(appended) => AppendOutcome::Judged { position: appended.position, verdict: appended.verdict },
+            Ok(appended) => {
+                self.reopen.reset();
+                AppendOutcome::Judged { position: appended.position, verdict: appended.verdict }
+            }
             Err(StoreError::Overtaken { .. }) => AppendOutcome::Collided,
             Err(error) => {
-                self.receiver.vault.failed(here.generation, &error);
+                self.store_error(&error);
                 AppendOutcome::Failed { text: error.to_string() }
             }
         };

@@ -232,7 +232,8 @@ async fn serve(config: Config, runtime: tokio::runtime::Handle) -> Result<(), Ru
     let limits = farside_transport::Limits {
         receive_budget_bytes: budget_bytes / 4 * 3,
         connections: config.limits.connections,
-        connections_per_source: config.limits.groups_per_source.saturating_mul(2),
+        // One for each group, twice while they reconnect, and some that are being refused.
+        connections_per_source: config.limits.groups_per_source.saturating_mul(2).saturating_add(8),
         ..farside_transport::Limits::default()
     };
     let listener = Listener::bind(config.listen, &identity, config.name.clone(), Arc::clone(&book), limits)

@@ -73,12 +73,7 @@ impl Vault {
 
     /// Somebody met this error with the store of `generation`. Says whether that store is given up.
     pub(crate) fn failed(&self, generation: Generation, error: &StoreError) -> bool {
-        let give_up = match error {
-            // Appends wait for room; a read-only or forbidden store can do nothing at all.
-            StoreError::Full { .. } => false,
-            StoreError::ReadOnly { .. } | StoreError::Denied { .. } => true,
-            other => other.remedy() == Remedy::Reopen,
-        };
+        let give_up = error.remedy() == Remedy::Reopen;
         let mut inner = self.lock();
         if give_up && inner.generation == generation && inner.store.is_ok() {
             tracing::error!(%error, "the store failed; it is opened again when it answers");
@@ -207,11 +202,14 @@ mod tests {
         let (held, generation) = vault.current().expect("open");
         let path = directory.path().to_owned();
         assert!(!vault.failed(generation, &StoreError::Full { path: path.clone(), needed: 1 }));
-        assert!(vault.current().is_ok(), "a full store goes on");
-        assert!(vault.failed(generation, &StoreError::ReadOnly { path }));
+        assert!(!vault.failed(generation, &StoreError::ReadOnly { path: path.clone() }));
+        assert!(vault.current().is_ok(), "those heal by themselves");
+        vault.failed(generation + 1, &StoreError::Vanished { path: path.clone() });
+        assert!(vault.current().is_ok(), "an error of another opening");
+        assert!(vault.failed(generation, &StoreError::Vanished { path }));
         assert_eq!(vault.generation(), None);
         assert!(!vault.retry(), "the old one is still held");
-        assert!(vault.current().expect_err("failed").contains("read-only"));
+        assert!(vault.current().expect_err("failed").contains("vanished"));
         drop(held);
         assert!(vault.retry());
         assert_eq!(vault.generation(), Some(generation + 1));

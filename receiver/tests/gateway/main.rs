@@ -1,0 +1,272 @@
+//! The receiver as a process, and a source made of nothing but messages: what is published, refused, resumed and survived.
+//!
+//! Tests wait for conditions with a generous deadline, never for time.
+
+mod site;
+
+use farside_ledger::LayerKind;
+use farside_region::{Seq, Slot};
+use farside_transport::{CloseCode, Closed};
+use farside_wire::{
+    HeldLayer, LayerFate, PointQuery, PointQueryKind, ReceiverMessage, RefusalCode, RequestId, ResumeQuery, SourceMessage,
+};
+
+use site::{Gateway, Source, granules, wait_for};
+
+#[tokio::test]
+async fn layers_become_points_that_everybody_can_list() {
+    let mut gateway = Gateway::new("");
+    gateway.start().await;
+    let host = gateway.pair("host1").await;
+    let mut source = host.connect("default").await;
+    let volume = source.claim("data").await;
+    let first = source.publish(&volume, 1, &granules(0, 40), LayerKind::Point).await;
+    let second = source.publish(&volume, 2, &granules(7, 3), LayerKind::Fuzzy).await;
+    let third = source.publish(&volume, 3, &granules(9, 1), LayerKind::Point).await;
+    assert!(first.slot < second.slot && second.slot < third.slot);
+
+    let points = gateway.points(None).await;
+    assert_eq!(
+        points.iter().map(|p| p.id.slot).collect::<Vec<_>>(),
+        [third.slot.0, first.slot.0],
+        "newest first, no fuzzy layer"
+    );
+    assert_eq!((points[0].source.as_str(), points[0].members[0].volume.as_str()), ("host1", "data"));
+    assert_eq!(gateway.points(Some("host1/default/data")).await.len(), 2);
+    let unknown =
+        gateway.client().points(&farside_control::routes::PointsQuery { of: Some("nothing".into()), limit: None }).await;
+    assert!(unknown.expect_err("refused").to_string().contains("nothing"));
+
+    let kind = PointQueryKind::List { volume: None, below: None, limit: 1 };
+    source.send(SourceMessage::Points(PointQuery { id: RequestId(77), kind })).await;
+    let page = source
+        .expect("points", |m| match m {
+            ReceiverMessage::Points(answer) if answer.id == RequestId(77) => Some(answer.page),
+            _ => None,
+        })
+        .await;
+    assert_eq!(page.points.iter().map(|p| p.slot).collect::<Vec<_>>(), [third.slot]);
+    assert!(page.more);
+
+    let status = gateway.status().await;
+    let group = &status.sources[0].groups[0];
+    assert_eq!((group.points, group.head_slot), (2, Some(third.slot.0)));
+    assert!(status.sources[0].connected_from.is_some() && status.store.writable, "{status:?}");
+    gateway.stop();
+    gateway.check_store();
+}
+
+/// What was durable when the process died is not asked for again, and is published by the end message that comes after.
+#[tokio::test]
+async fn a_killed_receiver_goes_on_with_what_had_landed() {
+    let mut gateway = Gateway::new("");
+    gateway.start().await;
+    let host = gateway.pair("host1").await;
+    let mut source = host.connect("default").await;
+    let volume = source.claim("data").await;
+    source.publish(&volume, 1, &granules(0, 10), LayerKind::Point).await;
+    let member = source.send_layer(&volume, 2, &granules(3, 5)).await;
+    // A part's landing is not said; an end message for what is not whole yet shows nothing, so look at the disk.
+    wait_for("the part in landing", || gateway.landed_files("host1/default/data").contains(&"2.0".to_owned())).await;
+    gateway.kill();
+    gateway.start().await;
+    let mut source = host.connect("default").await;
+    let layers = vec![HeldLayer { seq: Seq(2), parts: 1 }];
+    source.send(SourceMessage::Resume(ResumeQuery { id: RequestId(1), volume: volume.id, term: volume.term, layers })).await;
+    let answer = source
+        .expect("a resume answer", |m| match m {
+            ReceiverMessage::ResumeAnswer(answer) => Some(answer),
+            _ => None,
+        })
+        .await;
+    assert_eq!((answer.term, answer.last_seq), (Some(volume.term), Seq(1)));
+    assert_eq!(answer.layers[0].fate, LayerFate::Landing { parts: 1, end: None, staged: false });
+    source.end(vec![member], LayerKind::Point).await;
+    source.published(&volume, 2).await;
+    assert_eq!(gateway.points(None).await.len(), 2);
+    gateway.stop();
+    gateway.check_store();
+}
+
+#[tokio::test]
+async fn a_part_that_does_not_verify_is_refused_and_nothing_of_it_stays() {
+    let mut gateway = Gateway::new("");
+    gateway.start().await;
+    let host = gateway.pair("host1").await;
+    let mut source = host.connect("default").await;
+    let volume = source.claim("data").await;
+    let (mut bytes, _) = volume.part(1, &granules(0, 10));
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    source.send_part(&volume, 1, 0, &bytes).await;
+    match source.closed().await {
+        Closed::ByPeer { code: CloseCode::Refused, reason } => {
+            assert!(reason.contains("refused") || reason.contains("part"), "{reason}")
+        }
+        other => panic!("{other:?}"),
+    }
+    assert!(gateway.landed_files("host1/default/data").is_empty());
+    let mut source = host.connect("default").await;
+    source.publish(&volume, 1, &granules(0, 10), LayerKind::Point).await;
+    assert_eq!(gateway.points(None).await.len(), 1);
+}
+
+/// A body that ends early, or a sender that gives up, is no part.
+#[tokio::test]
+async fn a_part_reset_in_the_middle_leaves_nothing() {
+    let mut gateway = Gateway::new("");
+    gateway.start().await;
+    let host = gateway.pair("host1").await;
+    let mut source = host.connect("default").await;
+    let volume = source.claim("data").await;
+    let (bytes, _) = volume.part(1, &granules(0, 100));
+    source.begin_part_and_reset(&volume, 1, 0, &bytes[..bytes.len() / 2]).await;
+    source.publish(&volume, 1, &granules(0, 100), LayerKind::Point).await;
+    gateway.stop();
+    gateway.check_store();
+}
+
+#[tokio::test]
+async fn wrong_words_are_refused_by_name_and_hurt_nobody_else() {
+    let mut gateway = Gateway::new("[limits]\ngroups_per_source = 2\nvolumes_per_group = 1\n");
+    gateway.start().await;
+    let host = gateway.pair("host1").await;
+    let mut good = host.connect("default").await;
+    let volume = good.claim("data").await;
+
+    let garbage = host.raw().await;
+    garbage.send(bytes::Bytes::from_static(b"\xff\xff\xff")).await.expect("sent");
+    assert!(matches!(garbage.closed().await, Closed::ByPeer { .. }));
+
+    let mut other_name = host.hello_as("somebody-else", "default").await;
+    let refusal = other_name.refusal().await;
+    assert!(refusal.code == RefusalCode::Unknown && refusal.text.contains("somebody-else"), "{refusal:?}");
+
+    let mut second = host.connect("second").await;
+    let mut third = host.hello_as("host1", "third").await;
+    let refusal = third.refusal().await;
+    assert!(refusal.text.contains("limits.groups_per_source"), "{refusal:?}");
+
+    second.claim_raw("data", |claim| claim.volume.id.0[0] ^= 1).await;
+    let refusal = second.refusal().await;
+    assert!(refusal.text.contains("data"), "{refusal:?}");
+
+    let mut again = host.connect("second").await;
+    again.claim("one").await;
+    again.claim_raw("two", |_| {}).await;
+    let refusal = again.refusal().await;
+    assert!(refusal.text.contains("limits.volumes_per_group"), "{refusal:?}");
+
+    good.publish(&volume, 1, &granules(0, 3), LayerKind::Point).await;
+}
+
+#[tokio::test]
+async fn a_source_says_how_many_points_are_kept() {
+    let mut gateway = Gateway::new("[retention]\nkeep = 100\ninterval = \"0s\"\n");
+    gateway.start().await;
+    let host = gateway.pair("host1").await;
+    let mut source = host.connect("default").await;
+    let volume = source.claim("data").await;
+    let mut newest = Slot(0);
+    for seq in 1..=6 {
+        newest = source.publish(&volume, seq, &granules(seq, 1), LayerKind::Point).await.slot;
+    }
+    assert_eq!(gateway.points(None).await.len(), 6);
+    source.set_keep(2).await;
+    let pruned = async || gateway.points(None).await.len() == 2;
+    site::wait_until("two points", pruned).await;
+    assert_eq!(gateway.points(None).await[0].id.slot, newest.0);
+    gateway.kill();
+    gateway.start().await;
+    assert_eq!(gateway.points(None).await.len(), 2, "and it is remembered");
+    gateway.stop();
+    gateway.check_store();
+}
+
+/// The directory goes away and comes back: both sides say why, the points are there again, and everything goes on.
+#[tokio::test]
+async fn a_vanished_store_is_waited_for() {
+    let mut gateway = Gateway::new("");
+    gateway.start().await;
+    let host = gateway.pair("host1").await;
+    let mut source = host.connect("default").await;
+    let volume = source.claim("data").await;
+    source.publish(&volume, 1, &granules(0, 3), LayerKind::Point).await;
+    std::fs::rename(gateway.path("store"), gateway.path("away")).expect("moved");
+    match source.closed().await {
+        Closed::ByPeer { reason, .. } => assert!(reason.contains("vanished"), "{reason}"),
+        other => panic!("{other:?}"),
+    }
+    let refusal = host.hello_as("host1", "default").await.refusal().await;
+    assert!(refusal.code == RefusalCode::Store && refusal.text.contains("vanished"), "{refusal:?}");
+    let status = gateway.status().await;
+    assert!(!status.store.writable && status.reasons.iter().any(|r| r.code == "store_failed"), "{status:?}");
+    // An empty mount point is not a fresh store.
+    std::fs::create_dir(gateway.path("store")).expect("made");
+    let refusal = host.hello_as("host1", "default").await.refusal().await;
+    assert_eq!(refusal.code, RefusalCode::Store);
+    std::fs::remove_dir(gateway.path("store")).expect("still empty");
+    std::fs::rename(gateway.path("away"), gateway.path("store")).expect("moved back");
+    let healed = async || gateway.status().await.store.writable && gateway.points(None).await.len() == 1;
+    site::wait_until("the store's return", healed).await;
+    let mut source = host.connect_when_ready("default").await;
+    source.publish(&volume, 2, &granules(1, 1), LayerKind::Point).await;
+    assert_eq!(gateway.points(None).await.len(), 2);
+}
+
+#[tokio::test]
+async fn one_receiver_per_state_and_per_store() {
+    let mut gateway = Gateway::new("");
+    gateway.start().await;
+    let words = gateway.run_and_fail(&["run", "--config", "receiver.toml"]);
+    assert!(words.contains("in use by another farside-receiver"), "{words}");
+
+    // Another state directory and another port, the same store: it runs, takes nothing, and says why.
+    let mut other = gateway.beside();
+    other.start().await;
+    let status = other.status().await;
+    assert!(!status.store.writable, "{status:?}");
+    assert!(status.reasons.iter().any(|r| r.message.contains("another receiver has this store open")), "{status:?}");
+    gateway.stop();
+    let taken = async || other.status().await.store.writable;
+    site::wait_until("the store to be free", taken).await;
+}
+
+#[tokio::test]
+async fn strangers_and_old_tokens_are_told_so() {
+    let mut gateway = Gateway::new("");
+    gateway.start().await;
+    let token = gateway.token(&["--for", "host1"]);
+    let stranger = Source::stranger(&gateway);
+    let error = stranger.pair(&token, "host2").await.expect_err("made for host1");
+    assert!(error.to_string().contains("host1"), "{error}");
+    let host = stranger.pair(&token, "host1").await.expect("paired");
+    let error = Source::stranger(&gateway).pair(&token, "host1").await.expect_err("used");
+    assert!(error.to_string().contains("used before"), "{error}");
+    host.connect("default").await;
+    let unpaired = Source::stranger(&gateway).with_pin(&host).dial().await.expect_err("not paired");
+    assert!(unpaired.to_string().contains("does not know the source"), "{unpaired}");
+
+    let replaced = Source::stranger(&gateway).pair(&gateway.token(&["--replace"]), "host1").await.expect("replaced");
+    replaced.connect("default").await;
+    assert!(host.dial().await.is_err(), "the old machine is out");
+}
+
+#[tokio::test]
+async fn the_command_line_says_what_is_wrong() {
+    let mut gateway = Gateway::new("");
+    let words = gateway.run_and_fail(&["token", "--config", "receiver.toml"]);
+    assert!(words.contains("not running"), "{words}");
+    std::fs::write(gateway.path("bad.toml"), "[receiver]\nlsten = \"x\"").expect("written");
+    let words = gateway.run_and_fail(&["run", "--config", "bad.toml"]);
+    assert!(words.contains("lsten"), "{words}");
+    gateway.start().await;
+    let words = gateway.run_and_fail(&["token", "--config", "receiver.toml", "--expires", "soon"]);
+    assert!(words.contains("90s"), "{words}");
+    let line = gateway.token(&["--expires", "90s"]);
+    let token: farside_transport::PairingToken = line.parse().expect("a token");
+    assert_eq!(token.addresses.len(), 1);
+    assert!(!gateway.log().contains(&line), "a token is never logged");
+    gateway.stop();
+    assert!(!gateway.path("api.sock").exists());
+}
