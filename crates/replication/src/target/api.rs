@@ -170,6 +170,14 @@ pub enum AppendOutcome {
         /// For a person.
         text: String,
     },
+    /// No later try can do better, and the store itself is well: parts that the record names are gone or not what landed, or
+    /// it is too large to be written. Nothing was appended.
+    Unusable {
+        /// The layers to blame; empty = all that it names.
+        layers: Vec<LayerKey>,
+        /// For a person.
+        text: String,
+    },
 }
 
 /// What to do. In the order given; each is finished before the next begins, except appends and digests.
@@ -267,6 +275,11 @@ pub enum Report {
         /// The store's words.
         text: String,
     },
+    /// A record can never be made; what it named is lost.
+    Unusable {
+        /// The store's words.
+        text: String,
+    },
     /// A layer's data was dropped, and why.
     Dropped {
         /// Which.
@@ -300,4 +313,6 @@ pub enum DropWhy {
     Behind,
     /// Not what the end message says (T5).
     Mismatch,
+    /// No record can name it: see [`AppendOutcome::Unusable`].
+    Unusable,
 }

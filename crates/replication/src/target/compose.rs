@@ -4,7 +4,7 @@ use farside_ledger::{Body, Claim, Heartbeat, LayerEntry, LayerKind, Layers, Stat
 use farside_region::{LayerKey, LedgerPosition, Seq, Term, VolumeId, mutation};
 use farside_wire::{ClaimOutcome, ClaimVerdict, Lost, Notice, Published, ReceiverMessage, RefusalCode, RequestId, Void};
 
-use super::api::{Action, AppendOutcome, Report, SessionId, Ticket};
+use super::api::{Action, AppendOutcome, DropWhy, Report, SessionId, Ticket};
 use super::landing::{Stage, carries_terms};
 use super::sessions::bounded;
 use super::{Target, Trouble};
@@ -174,6 +174,37 @@ impl Target {
                 self.others_wrote(state, out);
             }
             AppendOutcome::Failed { text } => self.append_failed(now, what, text, out),
+            AppendOutcome::Unusable { layers, text } => self.unusable(state, what, &layers, text, out),
+        }
+    }
+
+    /// Trying again would fail for ever, and hold up all that comes after: what the record named is lost (T5).
+    fn unusable(&mut self, state: &State, what: What, blamed: &[LayerKey], text: String, out: &mut Vec<Action>) {
+        out.push(Action::Report { volume: None, what: Report::Unusable { text: text.clone() } });
+        match what {
+            What::Layers { mut keys, .. } => {
+                if keys.iter().any(|key| blamed.contains(key)) {
+                    keys.retain(|key| blamed.contains(key));
+                }
+                for key in keys {
+                    if state.layer(&key).is_some() {
+                        self.published_before(state, key, out);
+                    } else if self.layers.contains_key(&key) {
+                        self.lose(key, DropWhy::Unusable, out);
+                    }
+                }
+            }
+            What::Claim(queued) => {
+                if self.sessions.contains_key(&queued.session) {
+                    self.refuse(queued.session, RefusalCode::Protocol, None, &text, out);
+                    self.close(queued.session, "a claim that cannot be recorded", out);
+                }
+            }
+            What::Submission { submission, .. } => {
+                let outcome = AppendOutcome::Unusable { layers: blamed.to_vec(), text };
+                out.push(Action::Submitted { submission, outcome });
+            }
+            What::Heartbeat => self.heartbeat = None,
         }
     }
 

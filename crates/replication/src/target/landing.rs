@@ -152,9 +152,14 @@ impl Target {
             return;
         }
         let Some(landing) = self.entry(session, key, out) else { return };
-        if landing.stage == Stage::Landing {
-            landing.parts.insert(part, entry);
-            self.stage(state, key.volume, out);
+        match landing.parts.get(&part) {
+            // Two contents under one name: nobody knows which of them is on disk now.
+            Some(known) if *known != entry => self.lose(key, DropWhy::Mismatch, out),
+            None if landing.stage == Stage::Landing => {
+                landing.parts.insert(part, entry);
+                self.stage(state, key.volume, out);
+            }
+            _ => {}
         }
     }
 
@@ -211,7 +216,7 @@ impl Target {
         }
         match (&landing.end, landing.stage) {
             (Some(old), Stage::Staged) if (old.this.digest, old.this.parts) != (end.this.digest, end.this.parts) => {
-                self.lose(key, out);
+                self.lose(key, DropWhy::Mismatch, out);
             }
             (Some(old), Stage::Staged) if old.kind == LayerKind::Fuzzy => {}
             (Some(old), Stage::Staged) if end.kind == LayerKind::Point && old.members != end.members => {
@@ -221,8 +226,8 @@ impl Target {
         }
     }
 
-    fn lose(&mut self, key: LayerKey, out: &mut Vec<Action>) {
-        self.drop_layer(key, DropWhy::Mismatch, out);
+    pub(super) fn lose(&mut self, key: LayerKey, why: DropWhy, out: &mut Vec<Action>) {
+        self.drop_layer(key, why, out);
         self.broadcast(&ReceiverMessage::Lost(Lost { layers: vec![key] }), out);
     }
 
@@ -247,7 +252,7 @@ impl Target {
                 }
                 Completeness::Missing => break,
                 Completeness::Mismatch => {
-                    self.lose(at, out);
+                    self.lose(at, DropWhy::Mismatch, out);
                     break;
                 }
             }

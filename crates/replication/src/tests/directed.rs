@@ -26,7 +26,7 @@ fn everything() -> RegionSet {
     regions(0, 8)
 }
 
-fn regions(start: u64, count: u64) -> RegionSet {
+pub(super) fn regions(start: u64, count: u64) -> RegionSet {
     let mut set = RegionSet::new();
     set.insert_range(RegionRange { start: RegionIndex(start), count });
     set
@@ -38,7 +38,7 @@ fn granules(start: u64, count: u64) -> GranuleSet {
     set
 }
 
-fn info(epoch: u64) -> EpochInfo {
+pub(super) fn info(epoch: u64) -> EpochInfo {
     EpochInfo { boot: BootId([1; 16]), mono_before_ns: epoch, mono_after_ns: epoch, wall_ms: 0 }
 }
 
@@ -241,7 +241,7 @@ fn layer(slot: u64, term: u64, touched: RegionSet) -> LedgerLayer {
     LedgerLayer { slot: Slot(slot), term: Term(term), regions: touched }
 }
 
-fn landing(parts: u32, end: Option<SaidEnd>, staged: bool) -> LayerFate {
+pub(super) fn landing(parts: u32, end: Option<SaidEnd>, staged: bool) -> LayerFate {
     LayerFate::Landing { parts, end, staged }
 }
 
@@ -551,11 +551,11 @@ fn lag_is_the_age_of_the_newest_published_cut() {
 
 // ---- the target
 
-struct Gateway {
-    target: Target,
-    state: State,
+pub(super) struct Gateway {
+    pub(super) target: Target,
+    pub(super) state: State,
     now: u64,
-    did: Vec<target::Action>,
+    pub(super) did: Vec<target::Action>,
 }
 
 fn gateway_config() -> target::Config {
@@ -570,7 +570,7 @@ fn gateway_config() -> target::Config {
 }
 
 impl Gateway {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let state = State::new(GroupId([9; 16]));
         let target = Target::new(gateway_config(), &state, Vec::new(), &mut Vec::new());
         let mut gateway = Self { target, state, now: 0, did: Vec::new() };
@@ -578,12 +578,12 @@ impl Gateway {
         gateway
     }
 
-    fn event(&mut self, event: target::Event) {
+    pub(super) fn event(&mut self, event: target::Event) {
         self.now += 1;
         self.target.step(self.now, &self.state, event, &mut self.did);
     }
 
-    fn hello(&mut self, session: u64, instance: u8, connection: u64) {
+    pub(super) fn hello(&mut self, session: u64, instance: u8, connection: u64) {
         let hello = SourceHello {
             versions: VersionRange::OURS,
             features: Features(0),
@@ -595,11 +595,11 @@ impl Gateway {
         self.hear(session, SourceMessage::Hello(hello));
     }
 
-    fn hear(&mut self, session: u64, message: SourceMessage) {
+    pub(super) fn hear(&mut self, session: u64, message: SourceMessage) {
         self.event(target::Event::Message { session: SessionId(session), message: Box::new(message) });
     }
 
-    fn said(&mut self) -> Vec<ReceiverMessage> {
+    pub(super) fn said(&mut self) -> Vec<ReceiverMessage> {
         let mut said = Vec::new();
         self.did.retain_mut(|a| match a {
             target::Action::Send { message, .. } => {
@@ -612,13 +612,13 @@ impl Gateway {
     }
 
     /// Appends what was asked for; None when nothing was.
-    fn append(&mut self) -> Option<(Body, Verdict)> {
+    pub(super) fn append(&mut self) -> Option<(Body, Verdict)> {
         let at = self.did.iter().position(|a| matches!(a, target::Action::Append { .. }))?;
         let target::Action::Append { ticket, body } = self.did.remove(at) else { unreachable!("just seen") };
         Some(self.append_this(ticket, *body))
     }
 
-    fn append_this(&mut self, ticket: Ticket, body: Body) -> (Body, Verdict) {
+    pub(super) fn append_this(&mut self, ticket: Ticket, body: Body) -> (Body, Verdict) {
         let slot = self.state.next_slot();
         let digest = RecordDigest([slot.0 as u8; 32]);
         let stamp = Stamp { writer: [1; 16], mono_ms: slot.0, wall_ms: 0 };
@@ -630,19 +630,19 @@ impl Gateway {
         (record.body, verdict)
     }
 
-    fn claim(&mut self, session: u64, n: u8) {
+    pub(super) fn claim(&mut self, session: u64, n: u8) {
         let looked = self.state.head();
         let claim = farside_ledger::Claim { volume: meta(n), looked, source: name("host") };
         self.hear(session, SourceMessage::Claim(farside_wire::ClaimRequest { id: RequestId(1), claim }));
         assert_eq!(self.append().map(|a| a.1), Some(Verdict::Accepted));
     }
 
-    fn part(&mut self, key: LayerKey, part: u32, footer: u8) {
+    pub(super) fn part(&mut self, key: LayerKey, part: u32, footer: u8) {
         let entry = PartEntry { bytes: 16, footer_digest: [footer; 32] };
         self.event(target::Event::PartLanded { session: SessionId(1), key, part, entry });
     }
 
-    fn end(&mut self, kind: LayerKind, members: &[(LayerKey, &[u8])]) {
+    pub(super) fn end(&mut self, kind: LayerKind, members: &[(LayerKey, &[u8])]) {
         let members = members
             .iter()
             .map(|(key, footers)| {
@@ -662,11 +662,11 @@ impl Gateway {
     }
 }
 
-fn key(n: u8, term: u64, seq: u64) -> LayerKey {
+pub(super) fn key(n: u8, term: u64, seq: u64) -> LayerKey {
     LayerKey { volume: volume(n), term: Term(term), seq: Seq(seq) }
 }
 
-fn claimed() -> Gateway {
+pub(super) fn claimed() -> Gateway {
     let mut gateway = Gateway::new();
     gateway.claim(1, 1);
     gateway.claim(1, 2);

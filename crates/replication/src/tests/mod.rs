@@ -1,5 +1,6 @@
 //! Source against target in memory.
 
 mod directed;
+mod hostile;
 mod random;
 mod world;
