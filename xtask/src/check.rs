@@ -130,6 +130,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
     check_imports(&metadata, &mut found);
     check_dependencies(&metadata, &root, &mut found);
     check_lints(&metadata, &mut found);
+    check_unused(&metadata, &root, &sources, &mut found);
     check_pure(&sources, &mut found);
     check_unsafe(&sources, &mut found);
     check_words(&sources, &mut found);
@@ -232,6 +233,23 @@ fn check_lints(metadata: &Metadata, found: &mut Vec<String>) {
         let manifest = std::fs::read_to_string(&package.manifest_path).unwrap_or_default();
         if !manifest.contains("[lints]\nworkspace = true") {
             found.push(format!("{} does not take the workspace's lints", package.name));
+        }
+    }
+}
+
+/// A dependency that no source file of its package mentions is one too many.
+fn check_unused(metadata: &Metadata, root: &Path, sources: &Sources, found: &mut Vec<String>) {
+    for package in metadata.members() {
+        let folder = package.manifest_path.parent().and_then(|folder| folder.strip_prefix(root).ok());
+        let Some(folder) = folder.and_then(Path::to_str) else { continue };
+        let texts: Vec<&str> =
+            sources.rust().filter(|(name, _)| name.starts_with(&format!("{folder}/"))).map(|(_, text)| text).collect();
+        for dependency in &package.dependencies {
+            let ident = dependency.name.replace('-', "_");
+            let ways = [format!("{ident}::"), format!("use {ident}"), format!("derive({ident}")];
+            if !texts.iter().any(|text| ways.iter().any(|way| text.contains(way))) {
+                found.push(format!("{} depends on {} and does not use it", package.name, dependency.name));
+            }
         }
     }
 }
