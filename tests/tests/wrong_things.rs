@@ -108,16 +108,27 @@ fn an_unknown_source_is_refused_by_name_on_both_sides() {
     let mut site = Site::with_volume(BYTES, "200ms", 8);
     drop(written(&site, 4, 50));
     site.wait_quiet();
-    // The receiver forgets everybody: its state directory is another one.
+    let refusal = |site: &Site, words: &str| {
+        wait_for("a refusal by name", || {
+            let status = site.status();
+            let text = status["connection"]["error"].as_str().unwrap_or_default().to_owned();
+            (status["connection"]["state"] == "disconnected" && text.contains(words)).then_some(text)
+        })
+    };
+    // The receiver forgets whom it knew.
+    site.receiver.take().expect("it runs").stop();
+    std::fs::remove_file(site.path("gateway/state/pairings.json")).expect("the book");
+    site.start_receiver();
+    let why = refusal(&site, "not paired");
+    assert!(why.contains("refused"), "{why}");
+    let log = std::fs::read_to_string(site.path("receiver.log")).expect("a log");
+    assert!(log.contains("host1"), "the receiver's log names who was refused");
+    // Another receiver at the same address.
     site.receiver.take().expect("it runs").stop();
     std::fs::rename(site.path("gateway/state"), site.path("gateway/state.old")).expect("moved");
     site.start_receiver();
-    let why = wait_for("a refusal", || {
-        let status = site.status();
-        let text = status["connection"]["error"].as_str().unwrap_or_default().to_owned();
-        (status["connection"]["state"] == "disconnected" && text.contains("refused")).then_some(text)
-    });
-    assert!(why.contains("pair"), "the refusal says what to do: {why}");
+    let why = refusal(&site, "is not the receiver");
+    assert!(why.contains("pair again"), "the refusal says what to do: {why}");
     no_panic(&site);
 }
 
