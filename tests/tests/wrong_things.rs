@@ -119,7 +119,7 @@ fn an_unknown_source_is_refused_by_name_on_both_sides() {
     site.receiver.take().expect("it runs").stop();
     std::fs::remove_file(site.path("gateway/state/pairings.json")).expect("the book");
     site.start_receiver();
-    let why = refusal(&site, "not paired");
+    let why = refusal(&site, "does not know the source");
     assert!(why.contains("refused"), "{why}");
     let log = std::fs::read_to_string(site.path("receiver.log")).expect("a log");
     assert!(log.contains("host1"), "the receiver's log names who was refused");
