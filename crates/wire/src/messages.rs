@@ -2,6 +2,8 @@
 //!
 //! `Hello` stays the first variant with these first fields for ever, so that any two builds can refuse each other by name.
 
+use std::collections::BTreeSet;
+
 use farside_ledger::{Claim, EpochInfo, Heartbeat, LayerKind, Policy, VoidReason, VolumeMeta};
 use farside_region::{
     GranuleDigest, GranuleIndex, GranuleRun, LayerKey, LedgerPosition, Name, RegionSet, Seq, Slot, Term, VolumeId,
@@ -12,6 +14,10 @@ use crate::{DecodeError, Features, PointAnswer, PointQuery, VersionRange};
 
 /// The most granules that one [`DigestQuery`] may ask for (32 real regions).
 pub const DIGEST_GRANULES_MAX: u64 = 32 * 1024;
+/// The most members of one [`EpochEnd`].
+pub const END_MEMBERS_MAX: usize = 64;
+/// The most ranges of regions in one [`EpochEnd`], all sets of all members together.
+pub const END_RANGES_MAX: usize = 160_000;
 /// The longest text in a message, in bytes.
 pub const TEXT_BYTES_MAX: usize = 1024;
 
@@ -240,7 +246,8 @@ pub struct EpochEnd {
     pub kind: LayerKind,
     /// When it was frozen.
     pub epoch: EpochInfo,
-    /// All unpublished members of the epoch, or one slice.
+    /// All unpublished members of the epoch, or one slice: 1 to [`END_MEMBERS_MAX`], each volume once, and at most
+    /// [`END_RANGES_MAX`] ranges.
     pub members: Vec<EndMember>,
 }
 
@@ -498,12 +505,29 @@ impl SourceMessage {
             Self::Digests(query) if query.run.start.0.checked_add(query.run.count).is_none() => {
                 Err(DecodeError::Limit("the end of a digest query"))
             }
-            Self::EpochEnd(end) if end.members.is_empty() => Err(DecodeError::Limit("an epoch without members")),
+            Self::EpochEnd(end) => end.check_limits(),
             Self::Resume(query) if !query.layers.is_sorted_by(|a, b| a.seq < b.seq) => {
                 Err(DecodeError::Limit("the order of layers in a resume query"))
             }
             _ => Ok(()),
         }
+    }
+}
+
+impl EpochEnd {
+    fn check_limits(&self) -> Result<(), DecodeError> {
+        if !(1..=END_MEMBERS_MAX).contains(&self.members.len()) {
+            return Err(DecodeError::Limit("the number of members of an epoch"));
+        }
+        let volumes: BTreeSet<VolumeId> = self.members.iter().map(|m| m.key.volume).collect();
+        if volumes.len() != self.members.len() {
+            return Err(DecodeError::Limit("a volume twice in an epoch"));
+        }
+        let sets = self.members.iter().flat_map(|m| [&m.regions, &m.whole_regions, &m.unreadable_regions]);
+        if sets.map(RegionSet::range_count).sum::<usize>() > END_RANGES_MAX {
+            return Err(DecodeError::Limit("ranges of regions in an epoch"));
+        }
+        Ok(())
     }
 }
 

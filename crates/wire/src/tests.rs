@@ -224,6 +224,53 @@ fn limits_of_messages_are_checked_when_they_are_read() {
     assert!(matches!(decode_payload::<ReceiverMessage>(&bytes), Err(DecodeError::Limit(_))));
 }
 
+fn ending(members: Vec<EndMember>) -> Result<SourceMessage, DecodeError> {
+    let end = EpochEnd { kind: LayerKind::Point, epoch: epoch(), members };
+    decode_payload(&encode_payload(&SourceMessage::EpochEnd(end)).expect("fits"))
+}
+
+fn member(volume: u8) -> EndMember {
+    EndMember {
+        key: LayerKey { volume: VolumeId([volume; 16]), ..key() },
+        parts: 1,
+        digest: [0; 32],
+        regions: regions(),
+        whole_regions: RegionSet::new(),
+        unreadable_regions: RegionSet::new(),
+        volume_bytes: 1 << 30,
+    }
+}
+
+#[test]
+fn an_epoch_has_a_bounded_number_of_members_each_volume_once() {
+    let members = |count: usize| (0..count).map(|n| member(n as u8)).collect::<Vec<_>>();
+    assert!(ending(members(END_MEMBERS_MAX)).is_ok());
+    for wrong in [members(0), members(END_MEMBERS_MAX + 1), vec![member(1), member(2), member(1)]] {
+        let count = wrong.len();
+        assert!(matches!(ending(wrong), Err(DecodeError::Limit(_))), "{count}");
+    }
+    // Another layer of the same volume is no other member.
+    let mut next = member(1);
+    next.key.seq = Seq(301);
+    assert!(matches!(ending(vec![member(1), next]), Err(DecodeError::Limit(_))));
+}
+
+#[test]
+fn an_epoch_has_a_bounded_number_of_ranges_in_all_its_sets() {
+    let ranges = |count: usize| {
+        let mut set = RegionSet::new();
+        (0..count as u64).for_each(|i| set.insert(RegionIndex(i * 2)));
+        set
+    };
+    let third = END_RANGES_MAX / 3;
+    let rest = END_RANGES_MAX - 2 * third - 1;
+    let (mut one, two) = (member(1), EndMember { regions: ranges(1), ..member(2) });
+    (one.regions, one.whole_regions, one.unreadable_regions) = (ranges(third), ranges(third), ranges(rest));
+    assert!(ending(vec![one.clone(), two.clone()]).is_ok());
+    one.unreadable_regions = ranges(rest + 1);
+    assert!(matches!(ending(vec![one, two]), Err(DecodeError::Limit(_))));
+}
+
 #[test]
 fn a_message_that_no_frame_holds_is_not_encoded() {
     let layers = vec![key(); 60_000];
