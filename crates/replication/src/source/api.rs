@@ -69,7 +69,8 @@ pub struct Limits {
     /// So many claims in turn with another instance, without a layer of ours in between, are `Forked`.
     pub claim_turns_max: u32,
     /// Ranges of regions that one end message may list, all members together; a cut with more is demoted at once, a slice
-    /// is cut there.
+    /// is cut there. The lesser sets of a message have at most three times as many: [`farside_wire::END_RANGES_MAX`] is four
+    /// times the default.
     pub end_ranges_max: usize,
     /// A volume whose claim or position check is refused for a passing reason is asked about again after so long.
     pub recheck: Nanos,

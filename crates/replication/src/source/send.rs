@@ -9,6 +9,9 @@ use super::status::PointStatus;
 use super::volume::{Layer, Reading, ReadingState, Reclaim, Service, Stage, slot_of};
 use super::{Hold, Kind, Link, Source};
 
+/// What each member of an end message may list, whatever their number: 64 times this is no more than the default limit.
+const SHARE_MIN: usize = 64;
+
 impl Source {
     /// Gives every volume's sender something to do, as far as credit goes.
     pub(super) fn read_on(&mut self, now: Nanos, out: &mut Vec<Action>) {
@@ -212,7 +215,8 @@ impl Source {
     }
 
     fn say(&mut self, id: EpochId, kind: LayerKind, keys: &[LayerKey], out: &mut Vec<Action>) {
-        let members: Vec<EndMember> = keys.iter().filter_map(|key| self.end_member(key)).collect();
+        let share = (self.config.limits.end_ranges_max / keys.len().max(1)).max(SHARE_MIN);
+        let members: Vec<EndMember> = keys.iter().filter_map(|key| self.end_member(key, share)).collect();
         let Some(info) = self.layers_of(id).next().map(|l| l.info) else { return };
         for key in keys {
             let layer = self.layer_mut(key).expect("the caller found it");
@@ -223,18 +227,25 @@ impl Source {
         self.send(SourceMessage::EpochEnd(EpochEnd { kind, epoch: info, members }), out);
     }
 
-    fn end_member(&self, key: &LayerKey) -> Option<EndMember> {
+    /// `share`: the ranges that either of the lesser sets may have. Beyond it they say less than is known, never more: fewer
+    /// regions are called whole, and more unreadable.
+    fn end_member(&self, key: &LayerKey, share: usize) -> Option<EndMember> {
         let volume = self.volumes.get(&key.volume)?;
         let layer = volume.layers.iter().find(|l| l.key == *key)?;
         let footers: Vec<[u8; 32]> = layer.reads.iter().filter_map(|r| r.sent).map(|s| s.footer_digest).collect();
         let mut unreadable_regions = RegionSet::new();
         layer.reads.iter().for_each(|r| unreadable_regions.union_with(&r.unreadable));
+        let regions = volume.covered(layer);
+        let whole_regions = first_ranges(&volume.covered_whole(layer), share);
+        if unreadable_regions.range_count() > share {
+            unreadable_regions.clone_from(&regions);
+        }
         Some(EndMember {
             key: *key,
             parts: footers.len() as u32,
             digest: (self.config.layer_digest)(key, &footers),
-            regions: volume.covered(layer),
-            whole_regions: volume.covered_whole(layer),
+            regions,
+            whole_regions,
             unreadable_regions,
             volume_bytes: layer.volume_bytes,
         })
@@ -356,4 +367,10 @@ impl Source {
         }
         out.push(Action::Digests { key, part, start: answer.start, runs: answer.runs });
     }
+}
+
+fn first_ranges(set: &RegionSet, count: usize) -> RegionSet {
+    let mut first = RegionSet::new();
+    set.ranges().take(count).for_each(|range| first.insert_range(range));
+    first
 }
