@@ -243,7 +243,8 @@ pub enum Action {
         /// What.
         query: PointQuery,
     },
-    /// The source says which points of the group to keep: remember it durably, and prune by it.
+    /// The source says which points of the group to keep: remember it durably, and prune by it. Comes only from a session that
+    /// holds the current claim of a volume.
     Policy {
         /// Which.
         policy: Policy,

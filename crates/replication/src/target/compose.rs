@@ -1,6 +1,6 @@
 //! One record at a time: what to append next, and what its verdict means (T11, T15).
 
-use farside_ledger::{Body, Claim, Heartbeat, LayerEntry, LayerKind, Layers, State, Verdict, VoidReason};
+use farside_ledger::{Body, Claim, Heartbeat, LayerEntry, LayerKind, Layers, Record, Stamp, State, Verdict, VoidReason};
 use farside_region::{LayerKey, LedgerPosition, Seq, Term, VolumeId, mutation};
 use farside_wire::{ClaimOutcome, ClaimVerdict, Lost, Notice, Published, ReceiverMessage, RefusalCode, RequestId, Void};
 
@@ -46,9 +46,15 @@ impl Target {
         if self.trouble.as_ref().is_some_and(|t| now < t.retry_at) {
             return;
         }
-        if let Some(queued) = self.claims.pop_front() {
-            let body = Body::Claim(queued.claim.clone());
-            return self.append(What::Claim(queued), body, out);
+        while let Some(queued) = self.claims.pop_front() {
+            match self.foreseen(state, &queued.claim) {
+                Verdict::Accepted => {
+                    let body = Body::Claim(queued.claim.clone());
+                    return self.append(What::Claim(queued), body, out);
+                }
+                // What would be void needs no slot; claimants that quarrel or guess would fill the ledger.
+                Verdict::Void(reason) => self.answer_claim(&queued, ClaimOutcome::Void { reason }, out),
+            }
         }
         if let Some(layers) = self.compose(state) {
             let keys = layers.members.iter().map(|m| m.key).collect();
@@ -57,6 +63,22 @@ impl Target {
         if let Some(heartbeat) = self.heartbeat_due(now, state) {
             self.append(What::Heartbeat, Body::Heartbeat(heartbeat), out);
         }
+    }
+
+    /// What a claim would come to in the next slot. Another writer may have taken that already: then the append collides, and
+    /// the claim is judged again.
+    fn foreseen(&self, state: &State, claim: &Claim) -> Verdict {
+        if mutation::on("accept a void record") {
+            return Verdict::Accepted;
+        }
+        state.judge(&Record {
+            group: state.group(),
+            slot: state.next_slot(),
+            prev: state.prev(),
+            nonce: [0; 16],
+            stamp: Stamp { writer: [0; 16], mono_ms: 0, wall_ms: 0 },
+            body: Body::Claim(claim.clone()),
+        })
     }
 
     fn append(&mut self, what: What, body: Body, out: &mut Vec<Action>) {
@@ -102,7 +124,7 @@ impl Target {
         let (kind, epoch) = (end.kind, end.epoch);
         let stray = (mutation::on(RETRIED) || carries_terms()) && state.volume(key.volume)?.next_key() != *key;
         let alone = kind == LayerKind::Fuzzy || stray || mutation::on("publish one volume at a time");
-        let keys = if alone { vec![*key] } else { end.members.clone() };
+        let keys = if alone { vec![*key] } else { end.members.to_vec() };
         if !alone && !keys.iter().all(|member| self.is_ready(state, member, &keys)) {
             return None;
         }
@@ -114,7 +136,7 @@ impl Target {
     fn is_ready(&self, state: &State, key: &LayerKey, members: &[LayerKey]) -> bool {
         let next = state.volume(key.volume).is_some_and(|v| v.next_key() == *key);
         let agreed = |l: &super::landing::Landing| {
-            l.stage == Stage::Staged && l.end.as_ref().is_some_and(|e| e.kind == LayerKind::Point && e.members == members)
+            l.stage == Stage::Staged && l.end.as_ref().is_some_and(|e| e.kind == LayerKind::Point && *e.members == *members)
         };
         next && self.layers.get(key).is_some_and(agreed)
     }
@@ -257,7 +279,7 @@ impl Target {
         out: &mut Vec<Action>,
     ) {
         match what {
-            What::Claim(queued) => self.claim_judged(queued, position, verdict, out),
+            What::Claim(queued) => self.claim_judged(state, queued, position, verdict, out),
             What::Submission { submission, body } => {
                 out.push(Action::Submitted { submission, outcome: AppendOutcome::Judged { position, verdict } });
                 if verdict == Verdict::Accepted && matches!(body, Body::Unpin(_) | Body::Prune(_)) {
@@ -278,7 +300,14 @@ impl Target {
         }
     }
 
-    fn claim_judged(&mut self, queued: QueuedClaim, position: LedgerPosition, verdict: Verdict, out: &mut Vec<Action>) {
+    fn claim_judged(
+        &mut self,
+        state: &State,
+        queued: QueuedClaim,
+        position: LedgerPosition,
+        verdict: Verdict,
+        out: &mut Vec<Action>,
+    ) {
         let volume = queued.claim.volume.id;
         let session = self.sessions.get(&queued.session);
         let outcome = match verdict {
@@ -296,8 +325,15 @@ impl Target {
             }
             Verdict::Void(reason) => ClaimOutcome::Void { reason },
         };
+        self.answer_claim(&queued, outcome, out);
+        if outcome == (ClaimOutcome::Accepted { position }) {
+            self.holds(state, queued.session, volume, Term(position.slot.0), out);
+        }
+    }
+
+    fn answer_claim(&self, queued: &QueuedClaim, outcome: ClaimOutcome, out: &mut Vec<Action>) {
         if self.sessions.contains_key(&queued.session) {
-            let answer = ClaimVerdict { id: queued.id, volume, outcome };
+            let answer = ClaimVerdict { id: queued.id, volume: queued.claim.volume.id, outcome };
             self.send(queued.session, ReceiverMessage::ClaimVerdict(answer), out);
         }
     }

@@ -2,12 +2,13 @@
 //! T7, T10).
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use farside_ledger::{EpochInfo, LayerKind, PartEntry, State};
-use farside_region::{LayerKey, LedgerPosition, Seq, Term, VolumeId, mutation};
+use farside_region::{LayerKey, LedgerPosition, RegionSet, Seq, Term, VolumeId, mutation};
 use farside_wire::{
-    EndMember, EpochEnd, LayerFate, Lost, Published, ReceiverMessage, RefusalCode, ResumeAnswer, ResumeQuery, ResumedLayer,
-    SaidEnd, Staged, Void,
+    EndMember, EpochEnd, HeldLayer, InstanceId, LayerFate, Lost, Published, ReceiverMessage, RefusalCode, ResumeAnswer,
+    ResumeQuery, ResumedLayer, SaidEnd, Staged, Void,
 };
 
 use super::Target;
@@ -35,8 +36,8 @@ pub(super) enum Stage {
 pub(super) struct End {
     pub(super) kind: LayerKind,
     pub(super) epoch: EpochInfo,
-    /// Ascending.
-    pub(super) members: Vec<LayerKey>,
+    /// Ascending; one list for all of them.
+    pub(super) members: Arc<[LayerKey]>,
     pub(super) this: EndMember,
 }
 
@@ -54,9 +55,26 @@ impl Landing {
         self.parts.keys().zip(0..).take_while(|(part, n)| *part == n).count() as u32
     }
 
+    /// As many as the end message counts.
+    fn has_all_parts(&self) -> bool {
+        self.end.as_ref().is_some_and(|end| self.in_order() == end.this.parts)
+    }
+
     fn truncate(&mut self, parts: u32) {
         self.parts.split_off(&parts);
     }
+}
+
+/// Whether a member is of the size that its own claim gave, and touches nothing else. What was said under another claim is
+/// judged elsewhere.
+fn fits_claim(state: &State, member: &EndMember) -> bool {
+    let claimed = state.volume(member.key.volume).filter(|v| v.term() == member.key.term);
+    claimed.is_none_or(|volume| {
+        let geometry = volume.meta().geometry;
+        let sets = [&member.regions, &member.whole_regions, &member.unreadable_regions];
+        let inside = |set: &RegionSet| set.last().is_none_or(|region| region.0 < geometry.region_count());
+        member.volume_bytes == geometry.volume_bytes() && sets.into_iter().all(inside)
+    })
 }
 
 /// What can be said about a layer's completeness.
@@ -171,25 +189,30 @@ impl Target {
         }
     }
 
-    pub(super) fn epoch_end(&mut self, state: &State, from: SessionId, end: &EpochEnd, out: &mut Vec<Action>) {
+    pub(super) fn epoch_end(&mut self, state: &State, from: SessionId, end: EpochEnd, out: &mut Vec<Action>) {
+        if let Some(stray) = end.members.iter().find(|m| !fits_claim(state, m)) {
+            let (volume, text) = (stray.key.volume, format!("layer {} is not of the volume that was claimed", stray.key));
+            self.refuse(from, RefusalCode::Protocol, Some(volume), &text, out);
+            return self.close(from, "an end message that does not fit the claim", out);
+        }
+        let (kind, epoch) = (end.kind, end.epoch);
         let mut members: Vec<LayerKey> = end.members.iter().map(|m| m.key).collect();
         members.sort_unstable();
+        let members: Arc<[LayerKey]> = members.into();
         let mut void = Vec::new();
-        for member in &end.members {
+        for member in end.members {
             if state.layer(&member.key).is_some() {
-                self.already_published(state, from, member, out);
+                self.already_published(state, from, &member, out);
             } else if self.standing(state, &member.key).is_err() {
                 void.push(member.key);
             } else {
-                let said = End { kind: end.kind, epoch: end.epoch, members: members.clone(), this: member.clone() };
-                self.end_said(from, said, out);
+                self.end_said(from, End { kind, epoch, members: Arc::clone(&members), this: member }, out);
             }
         }
         if !void.is_empty() {
             self.send(from, ReceiverMessage::Void(Void { layers: void }), out);
         }
-        let volumes: Vec<VolumeId> = members.iter().map(|k| k.volume).collect();
-        volumes.into_iter().for_each(|volume| self.stage(state, volume, out));
+        members.iter().for_each(|key| self.stage(state, key.volume, out));
     }
 
     /// The answer was lost: success if it is the same layer, refused by name if not (T11).
@@ -279,8 +302,17 @@ impl Target {
         let known = state.volume(query.volume);
         let mut layers = Vec::new();
         let current = known.is_some_and(|v| v.term() == query.term);
+        let key = |held: &HeldLayer| LayerKey { volume: query.volume, term: query.term, seq: held.seq };
         for held in query.layers.iter().filter(|_| current) {
-            let key = LayerKey { volume: query.volume, term: query.term, seq: held.seq };
+            if state.layer(&key(held)).is_none() {
+                self.cut_back(key(held), held.parts, out);
+            }
+        }
+        if let Some(known) = known.filter(|_| current) {
+            self.forget_ends(known.next_key());
+        }
+        for held in query.layers.iter().filter(|_| current) {
+            let key = key(held);
             let fate = match state.layer(&key) {
                 Some(fact) => LayerFate::Published {
                     position: LedgerPosition {
@@ -289,7 +321,7 @@ impl Target {
                     },
                     kind: fact.kind,
                 },
-                None => self.landed_so_far(key, held.parts, out),
+                None => self.landed_so_far(&key),
             };
             layers.push(ResumedLayer { seq: held.seq, fate });
         }
@@ -301,27 +333,52 @@ impl Target {
             layers,
         };
         self.send(from, ReceiverMessage::ResumeAnswer(answer), out);
+        let other = |(term, who): &(Term, InstanceId)| *term == query.term && Some(*who) != self.instance_of(from);
+        if current && !self.claimants.get(&query.volume).is_some_and(other) {
+            self.holds(state, from, query.volume, query.term, out);
+        }
     }
 
-    fn landed_so_far(&mut self, key: LayerKey, known_parts: u32, out: &mut Vec<Action>) -> LayerFate {
-        let Some(landing) = self.layers.get_mut(&key) else {
-            out.push(Action::DropLayer { key });
-            return LayerFate::Landing { parts: 0, end: None, staged: false };
-        };
-        let said = |end: &End| SaidEnd { kind: end.kind, members: end.members.clone() };
-        if landing.stage == Stage::Staged {
-            let parts = landing.parts.len() as u32;
-            return LayerFate::Landing { parts, end: landing.end.as_ref().map(said), staged: true };
+    /// Keeps of an unstaged layer what landed in order and its sender remembers.
+    fn cut_back(&mut self, key: LayerKey, known_parts: u32, out: &mut Vec<Action>) {
+        match self.layers.get_mut(&key) {
+            None => out.push(Action::DropLayer { key }),
+            Some(landing) if landing.stage == Stage::Staged => {}
+            Some(landing) => {
+                let parts = landing.in_order().min(known_parts);
+                landing.truncate(parts);
+                out.push(Action::DropParts { key, from: parts });
+            }
         }
-        let parts = landing.in_order().min(known_parts);
-        landing.truncate(parts);
-        out.push(Action::DropParts { key, from: parts });
-        // An end that came before its parts stands only if nothing of it was lost.
-        let kept = landing.end.as_ref().is_some_and(|end| end.this.parts == parts) || mutation::on("END kept across a reset");
-        if !kept {
-            landing.end = None;
+    }
+
+    /// An end that came before its parts stands only if nothing of the layer was lost, nor of an earlier one: what is read
+    /// again of that is newer than this (T1).
+    fn forget_ends(&mut self, next: LayerKey) {
+        if mutation::on("END kept across a reset") {
+            return;
         }
-        LayerFate::Landing { parts, end: landing.end.as_ref().map(said), staged: false }
+        let (mut next, last) = (next, LayerKey { seq: Seq(u64::MAX), ..next });
+        let mut whole = true;
+        for (key, landing) in self.layers.range_mut(next..=last) {
+            whole &= *key == next && landing.has_all_parts();
+            next.seq = next.seq.next();
+            if !whole && landing.stage == Stage::Landing {
+                landing.end = None;
+            }
+        }
+    }
+
+    fn landed_so_far(&self, key: &LayerKey) -> LayerFate {
+        let said = |end: &End| SaidEnd { kind: end.kind, members: end.members.to_vec() };
+        match self.layers.get(key) {
+            None => LayerFate::Landing { parts: 0, end: None, staged: false },
+            Some(landing) => LayerFate::Landing {
+                parts: landing.parts.len() as u32,
+                end: landing.end.as_ref().map(said),
+                staged: landing.stage == Stage::Staged,
+            },
+        }
     }
 
     /// A new claim is in: whatever was sent under an older one is void.

@@ -139,12 +139,12 @@ impl Target {
             SourceMessage::ReadLedger(question) => self.read_ledger(state, from, &question, out),
             SourceMessage::Claim(request) => self.claim(from, request, out),
             SourceMessage::LayerBegin(begin) => self.layer_begin(state, from, begin.key, out),
-            SourceMessage::EpochEnd(end) => self.epoch_end(state, from, &end, out),
+            SourceMessage::EpochEnd(end) => self.epoch_end(state, from, end, out),
             SourceMessage::Heartbeat(heartbeat) => self.heard(now, state, heartbeat),
             SourceMessage::Resume(query) => self.resume(state, from, &query, out),
             SourceMessage::Digests(query) => self.digest_query(state, from, &query, out),
             SourceMessage::Points(query) => out.push(Action::AnswerPoints { session: from, query }),
-            SourceMessage::Settings(settings) => out.push(Action::Policy { policy: settings.policy }),
+            SourceMessage::Settings(settings) => self.settings(state, from, &settings, out),
             _ => self.close(from, "a message that this build does not know", out),
         }
     }

@@ -3,11 +3,13 @@
 //! Different runs of a source (one that died half-open, a clone) may stand side by side; their terms tell them apart (T7). A
 //! newer connection of the *same* run ends the older one before anything else is done.
 
-use farside_ledger::State;
-use farside_region::{GranuleIndex, LayerKey, LedgerPosition, Slot, VolumeId};
+use std::collections::BTreeMap;
+
+use farside_ledger::{Policy, State};
+use farside_region::{GranuleIndex, LayerKey, LedgerPosition, Slot, Term, VolumeId};
 use farside_wire::{
     ClaimRequest, Credit, CurrentVolume, DigestAnswer, DigestQuery, DigestRun, Features, InstanceId, LedgerLayer, LedgerSlice,
-    NewestPoint, Notice, ReadLedger, ReceiverHello, ReceiverMessage, Refusal, RefusalCode, RequestId, SourceHello,
+    NewestPoint, Notice, ReadLedger, ReceiverHello, ReceiverMessage, Refusal, RefusalCode, RequestId, Settings, SourceHello,
     TEXT_BYTES_MAX, VersionRange,
 };
 
@@ -26,6 +28,10 @@ pub(super) struct Session {
     landed: u64,
     notice: Notice,
     digests: usize,
+    /// What it wants to be kept, until it may say so.
+    policy: Option<Policy>,
+    /// The claims that it is known to hold, current or not.
+    held: BTreeMap<VolumeId, Term>,
 }
 
 impl Session {
@@ -78,7 +84,16 @@ impl Target {
         {
             self.close(oldest, "too many connections of one group", out);
         }
-        let session = Session { instance, connection, granted: 0, landed: 0, notice: Notice::Ready, digests: 0 };
+        let session = Session {
+            instance,
+            connection,
+            granted: 0,
+            landed: 0,
+            notice: Notice::Ready,
+            digests: 0,
+            policy: None,
+            held: BTreeMap::new(),
+        };
         self.sessions.insert(from, session);
         let hello = ReceiverHello { version, features: Features::OURS.common(features), store: self.config.store };
         self.send(from, ReceiverMessage::Hello(hello), out);
@@ -86,6 +101,10 @@ impl Target {
             let notice = Notice::StoreFailed { text: trouble.text.clone() };
             self.send(from, ReceiverMessage::Notice(notice), out);
         }
+    }
+
+    pub(super) fn instance_of(&self, session: SessionId) -> Option<InstanceId> {
+        self.sessions.get(&session).map(|s| s.instance)
     }
 
     fn turn_away(&mut self, from: SessionId, code: RefusalCode, text: &str, out: &mut Vec<Action>) {
@@ -200,6 +219,30 @@ impl Target {
             return self.close(from, "too many claims at once", out);
         }
         self.claims.push_back(QueuedClaim { session: from, id: request.id, claim: request.claim });
+    }
+
+    /// What to keep is for the one whose view of the ledger holds to say (T7): somebody who met a gateway with an older, a
+    /// newer or another ledger, or a clone, must not have points pruned. Until then it is remembered, and goes with the
+    /// connection.
+    pub(super) fn settings(&mut self, state: &State, from: SessionId, settings: &Settings, out: &mut Vec<Action>) {
+        self.sessions.get_mut(&from).expect("the caller found it").policy = Some(settings.policy);
+        self.say_policy(state, from, out);
+    }
+
+    /// This session has shown that it holds the current claim of a volume.
+    pub(super) fn holds(&mut self, state: &State, from: SessionId, volume: VolumeId, term: Term, out: &mut Vec<Action>) {
+        if let Some(session) = self.sessions.get_mut(&from) {
+            session.held.insert(volume, term);
+            self.say_policy(state, from, out);
+        }
+    }
+
+    fn say_policy(&mut self, state: &State, from: SessionId, out: &mut Vec<Action>) {
+        let Some(session) = self.sessions.get_mut(&from) else { return };
+        let current = session.held.iter().any(|(id, term)| state.volume(*id).is_some_and(|v| v.term() == *term));
+        if current && let Some(policy) = session.policy.take() {
+            out.push(Action::Policy { policy });
+        }
     }
 
     pub(super) fn digest_query(&mut self, state: &State, from: SessionId, query: &DigestQuery, out: &mut Vec<Action>) {

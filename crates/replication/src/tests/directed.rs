@@ -583,6 +583,12 @@ impl Gateway {
         self.target.step(self.now, &self.state, event, &mut self.did);
     }
 
+    /// After what the target waits for before it tries again.
+    pub(super) fn later(&mut self) {
+        self.now += 3 * source::SECOND;
+        self.event(target::Event::Tick);
+    }
+
     pub(super) fn hello(&mut self, session: u64, instance: u8, connection: u64) {
         let hello = SourceHello {
             versions: VersionRange::OURS,
@@ -643,23 +649,27 @@ impl Gateway {
     }
 
     pub(super) fn end(&mut self, kind: LayerKind, members: &[(LayerKey, &[u8])]) {
-        let members = members
-            .iter()
-            .map(|(key, footers)| {
-                let footers: Vec<[u8; 32]> = footers.iter().map(|f| [*f; 32]).collect();
-                EndMember {
-                    key: *key,
-                    parts: footers.len() as u32,
-                    digest: layer_digest(key, &footers),
-                    regions: regions(0, 1),
-                    whole_regions: RegionSet::new(),
-                    unreadable_regions: RegionSet::new(),
-                    volume_bytes: GRANULES * 16,
-                }
-            })
-            .collect();
-        self.hear(1, SourceMessage::EpochEnd(EpochEnd { kind, epoch: info(1), members }));
+        self.hear(1, SourceMessage::EpochEnd(ending(kind, members)));
     }
+}
+
+pub(super) fn ending(kind: LayerKind, members: &[(LayerKey, &[u8])]) -> EpochEnd {
+    let members = members
+        .iter()
+        .map(|(key, footers)| {
+            let footers: Vec<[u8; 32]> = footers.iter().map(|f| [*f; 32]).collect();
+            EndMember {
+                key: *key,
+                parts: footers.len() as u32,
+                digest: layer_digest(key, &footers),
+                regions: regions(0, 1),
+                whole_regions: RegionSet::new(),
+                unreadable_regions: RegionSet::new(),
+                volume_bytes: GRANULES * 16,
+            }
+        })
+        .collect();
+    EpochEnd { kind, epoch: info(1), members }
 }
 
 pub(super) fn key(n: u8, term: u64, seq: u64) -> LayerKey {
@@ -798,8 +808,7 @@ fn a_store_that_fails_is_tried_again_and_sources_are_told() {
     gateway.event(target::Event::Appended { ticket, outcome });
     assert!(take(&mut gateway).is_none(), "not at once");
     assert!(gateway.said().iter().any(|m| matches!(m, ReceiverMessage::Notice(Notice::StoreFailed { .. }))));
-    gateway.now += 3 * source::SECOND;
-    gateway.event(target::Event::Tick);
+    gateway.later();
     assert_eq!(gateway.append().expect("tried again").1, Verdict::Accepted);
     assert!(gateway.said().iter().any(|m| matches!(m, ReceiverMessage::Notice(Notice::Ready))));
 }

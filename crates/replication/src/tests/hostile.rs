@@ -1,10 +1,15 @@
 //! What a wrong or hostile peer, or a store that is not as it was left, must not be able to do to a gateway.
 
-use farside_ledger::{Body, LayerKind, Verdict};
-use farside_wire::{Lost, ReceiverMessage};
+use farside_ledger::{Body, Claim, LayerKind, Policy, Record, Stamp, Verdict, VoidReason};
+use farside_region::{Geometry, GroupId, LayerKey, RecordDigest, RegionIndex, Seq, Slot, Term};
+use farside_wire::{
+    ClaimOutcome, ClaimRequest, HeldLayer, LayerFate, Lost, ReceiverMessage, Refusal, RefusalCode, RequestId, ResumeQuery,
+    Settings, SourceMessage,
+};
 
-use super::directed::{Gateway, claimed, key};
-use crate::target::{Action, AppendOutcome, DropWhy, Event, Report, Ticket};
+use super::directed::{Gateway, claimed, ending, key, landing};
+use super::world::{GRANULES, meta, name, volume};
+use crate::target::{Action, AppendOutcome, DropWhy, Event, Report, SessionId, Ticket};
 
 fn take_append(gateway: &mut Gateway) -> Option<(Ticket, Body)> {
     let at = gateway.did.iter().position(|a| matches!(a, Action::Append { .. }))?;
@@ -12,7 +17,7 @@ fn take_append(gateway: &mut Gateway) -> Option<(Ticket, Body)> {
     Some((ticket, *body))
 }
 
-fn lost(said: &[ReceiverMessage]) -> Vec<farside_region::LayerKey> {
+fn lost(said: &[ReceiverMessage]) -> Vec<LayerKey> {
     let lost = said.iter().filter_map(|m| match m {
         ReceiverMessage::Lost(Lost { layers }) => Some(layers.clone()),
         _ => None,
@@ -73,4 +78,222 @@ fn one_part_landed_twice_with_other_content_is_lost() {
     let (mut gateway, _) = point();
     gateway.part(key(2, 1, 1), 0, 3);
     assert_eq!(lost(&gateway.said()), [key(2, 1, 1)]);
+}
+
+// ---- what to keep
+
+fn keep(gateway: &mut Gateway, session: u64, keep: u32) {
+    let policy = Policy { keep, span_ms: 0 };
+    gateway.hear(session, SourceMessage::Settings(Settings { policy }));
+}
+
+/// What was told to the store since the last time.
+fn kept(gateway: &mut Gateway) -> Vec<u32> {
+    let mut kept = Vec::new();
+    gateway.did.retain(|a| match a {
+        Action::Policy { policy } => {
+            kept.push(policy.keep);
+            false
+        }
+        _ => true,
+    });
+    kept
+}
+
+fn resume(gateway: &mut Gateway, session: u64, term: u64, layers: &[(u64, u32)]) -> Vec<LayerFate> {
+    let layers = layers.iter().map(|&(seq, parts)| HeldLayer { seq: Seq(seq), parts }).collect();
+    let query = ResumeQuery { id: RequestId(3), volume: volume(1), term: Term(term), layers };
+    gateway.hear(session, SourceMessage::Resume(query));
+    let answer = gateway.said().into_iter().find_map(|m| match m {
+        ReceiverMessage::ResumeAnswer(a) => Some(a),
+        _ => None,
+    });
+    answer.expect("an answer").layers.into_iter().map(|l| l.fate).collect()
+}
+
+#[test]
+fn what_to_keep_is_said_by_the_holder_of_a_claim_only() {
+    let mut gateway = Gateway::new();
+    keep(&mut gateway, 1, 5);
+    keep(&mut gateway, 1, 6);
+    assert!(kept(&mut gateway).is_empty(), "the position rule first");
+    gateway.claim(1, 1);
+    assert_eq!(kept(&mut gateway), [6], "the newest");
+    keep(&mut gateway, 1, 7);
+    assert_eq!(kept(&mut gateway), [7]);
+    // Another run of the source greets, and looked at nothing.
+    gateway.hello(2, 2, 1);
+    keep(&mut gateway, 2, 1);
+    resume(&mut gateway, 2, 9, &[]);
+    resume(&mut gateway, 2, 0, &[]);
+    assert!(kept(&mut gateway).is_empty(), "neither a wrong term nor a claim of another run");
+    gateway.claim(2, 1);
+    assert_eq!(kept(&mut gateway), [1]);
+    keep(&mut gateway, 1, 8);
+    assert!(kept(&mut gateway).is_empty(), "its claim is over");
+}
+
+#[test]
+fn a_void_claim_says_nothing_about_what_to_keep_and_a_reconnect_says_it_again() {
+    let mut gateway = published();
+    gateway.hello(2, 2, 1);
+    keep(&mut gateway, 2, 1);
+    claim_having_looked_at(&mut gateway, 2, None);
+    assert!(kept(&mut gateway).is_empty());
+    // The holder comes back.
+    gateway.hello(3, 1, 2);
+    keep(&mut gateway, 3, 4);
+    assert!(kept(&mut gateway).is_empty());
+    resume(&mut gateway, 3, 0, &[]);
+    assert_eq!(kept(&mut gateway), [4]);
+}
+
+// ---- claims
+
+fn claim_having_looked_at(gateway: &mut Gateway, session: u64, looked: Option<Slot>) {
+    let claim = Claim { volume: meta(1), looked, source: name("host") };
+    gateway.hear(session, SourceMessage::Claim(ClaimRequest { id: RequestId(8), claim }));
+}
+
+/// Layer 1 of volume 1 is published in slot 2.
+fn published() -> Gateway {
+    let mut gateway = claimed();
+    gateway.part(key(1, 0, 1), 0, 1);
+    gateway.end(LayerKind::Fuzzy, &[(key(1, 0, 1), &[1])]);
+    assert_eq!(gateway.append().expect("a record").1, Verdict::Accepted);
+    gateway.did.clear();
+    gateway
+}
+
+fn verdicts(gateway: &mut Gateway) -> Vec<ClaimOutcome> {
+    let verdict = |m: ReceiverMessage| match m {
+        ReceiverMessage::ClaimVerdict(v) => Some(v.outcome),
+        _ => None,
+    };
+    gateway.said().into_iter().filter_map(verdict).collect()
+}
+
+#[test]
+fn a_claim_that_would_be_void_takes_no_slot() {
+    let mut gateway = published();
+    let head = gateway.state.head();
+    for looked in [None, Some(Slot(0)), Some(Slot(1)), Some(Slot(700))] {
+        claim_having_looked_at(&mut gateway, 1, looked);
+        assert!(matches!(verdicts(&mut gateway)[..], [ClaimOutcome::Void { .. }]), "{looked:?}");
+        assert!(take_append(&mut gateway).is_none(), "{looked:?}");
+    }
+    claim_having_looked_at(&mut gateway, 1, head);
+    assert_eq!(gateway.append().expect("a record").1, Verdict::Accepted);
+    assert!(matches!(verdicts(&mut gateway)[..], [ClaimOutcome::Accepted { .. }]));
+}
+
+#[test]
+fn void_claims_in_the_queue_are_answered_when_their_turn_comes() {
+    let mut gateway = published();
+    gateway.hello(2, 2, 1);
+    let head = gateway.state.head();
+    claim_having_looked_at(&mut gateway, 1, head);
+    claim_having_looked_at(&mut gateway, 2, None);
+    claim_having_looked_at(&mut gateway, 2, head);
+    assert!(verdicts(&mut gateway).is_empty(), "one after the other");
+    gateway.append().expect("the first");
+    let said = verdicts(&mut gateway);
+    assert!(matches!(said[..], [ClaimOutcome::Accepted { .. }, ClaimOutcome::Void { .. }]), "{said:?}");
+    assert_eq!(gateway.append().expect("the third").1, Verdict::Accepted);
+}
+
+#[test]
+fn a_claim_whose_slot_was_taken_is_judged_anew() {
+    let mut gateway = claimed();
+    let head = gateway.state.head();
+    gateway.part(key(1, 0, 1), 0, 1);
+    gateway.end(LayerKind::Fuzzy, &[(key(1, 0, 1), &[1])]);
+    let (layers, body) = take_append(&mut gateway).expect("the layer");
+    let outcome = AppendOutcome::Failed { text: "nobody knows".into() };
+    gateway.event(Event::Appended { ticket: layers, outcome });
+    gateway.hello(2, 2, 1);
+    claim_having_looked_at(&mut gateway, 2, head);
+    gateway.later();
+    let (ticket, claim) = take_append(&mut gateway).expect("a claim");
+    assert!(matches!(claim, Body::Claim(_)), "claims go first");
+    // The layer's record had come in after all.
+    let (slot, prev) = (gateway.state.next_slot(), gateway.state.prev());
+    let stamp = Stamp { writer: [1; 16], mono_ms: 9, wall_ms: 0 };
+    let record = Record { group: GroupId([9; 16]), slot, prev, nonce: [1; 16], stamp, body };
+    assert_eq!(gateway.state.apply(&record, RecordDigest([77; 32])), Verdict::Accepted);
+    gateway.event(Event::Appended { ticket, outcome: AppendOutcome::Collided });
+    let said = verdicts(&mut gateway);
+    assert_eq!(said, [ClaimOutcome::Void { reason: VoidReason::ClaimOvertaken { last_layer: slot } }]);
+    assert!(take_append(&mut gateway).is_none());
+}
+
+// ---- end messages
+
+#[test]
+fn what_a_reset_reads_again_takes_the_point_from_all_later_layers() {
+    let mut gateway = claimed();
+    let (one, two, three) = (key(1, 0, 1), key(1, 0, 2), key(1, 0, 3));
+    gateway.part(one, 0, 1);
+    gateway.part(two, 0, 2);
+    gateway.part(three, 0, 3);
+    gateway.end(LayerKind::Fuzzy, &[(one, &[1, 9])]);
+    gateway.end(LayerKind::Point, &[(two, &[2])]);
+    gateway.end(LayerKind::Point, &[(three, &[3])]);
+    gateway.hello(1001, 1, 2);
+    let fates = resume(&mut gateway, 1001, 0, &[(1, 2), (2, 1)]);
+    assert_eq!(fates, [landing(1, None, false), landing(1, None, false)], "T1");
+    assert!(!gateway.did.iter().any(|a| matches!(a, Action::DropParts { key: k, .. } if *k == three)), "T7");
+    // Layer 1 is read again from a disk that has moved on, and said.
+    let entry = farside_ledger::PartEntry { bytes: 16, footer_digest: [5; 32] };
+    gateway.event(Event::PartLanded { session: SessionId(1001), key: one, part: 1, entry });
+    gateway.hear(1001, SourceMessage::EpochEnd(ending(LayerKind::Fuzzy, &[(one, &[1, 5])])));
+    assert!(matches!(gateway.append(), Some((Body::Layers(l), Verdict::Accepted)) if l.members[0].key == one));
+    assert!(take_append(&mut gateway).is_none(), "no point over it");
+    for (layer, footer) in [(two, &[2]), (three, &[3])] {
+        gateway.hear(1001, SourceMessage::EpochEnd(ending(LayerKind::Fuzzy, &[(layer, footer)])));
+        assert!(matches!(gateway.append(), Some((Body::Layers(l), _)) if l.kind == LayerKind::Fuzzy));
+    }
+}
+
+#[test]
+fn an_end_message_must_fit_the_claim() {
+    let good = ending(LayerKind::Fuzzy, &[(key(1, 0, 1), &[1])]);
+    let change: [fn(&mut farside_wire::EndMember); 4] = [
+        |m| m.volume_bytes *= 2,
+        |m| m.volume_bytes = 0,
+        |m| m.regions.insert(RegionIndex(8)),
+        |m| m.whole_regions.insert(RegionIndex(1 << 60)),
+    ];
+    for (i, change) in change.into_iter().enumerate() {
+        let mut gateway = claimed();
+        gateway.part(key(1, 0, 1), 0, 1);
+        let mut end = good.clone();
+        change(&mut end.members[0]);
+        gateway.hear(1, SourceMessage::EpochEnd(end));
+        let said = gateway.said();
+        let refused = |m: &ReceiverMessage| matches!(m, ReceiverMessage::Refusal(Refusal { code: RefusalCode::Protocol, .. }));
+        assert!(said.iter().any(refused), "{i}: {said:?}");
+        assert!(gateway.did.iter().any(|a| matches!(a, Action::CloseSession { session: SessionId(1), .. })), "{i}");
+        assert!(take_append(&mut gateway).is_none(), "{i}");
+    }
+}
+
+#[test]
+fn a_volume_that_grew_ends_its_layers_with_its_new_size() {
+    let mut gateway = claimed();
+    let mut grown = meta(1);
+    grown.geometry = Geometry::with_shape(2 * GRANULES * 16, 4, 2).expect("valid");
+    let claim = Claim { volume: grown, looked: gateway.state.head(), source: name("host") };
+    gateway.hear(1, SourceMessage::Claim(ClaimRequest { id: RequestId(8), claim }));
+    assert_eq!(gateway.append().expect("a claim").1, Verdict::Accepted);
+    // Said under the old claim, with the old size: void, and no reason to hang up.
+    gateway.end(LayerKind::Fuzzy, &[(key(1, 0, 1), &[1])]);
+    assert!(gateway.said().iter().any(|m| matches!(m, ReceiverMessage::Void(_))));
+    assert!(!gateway.did.iter().any(|a| matches!(a, Action::CloseSession { .. })));
+    gateway.part(key(1, 2, 1), 0, 1);
+    let mut end = ending(LayerKind::Fuzzy, &[(key(1, 2, 1), &[1])]);
+    end.members[0].volume_bytes *= 2;
+    end.members[0].regions.insert(RegionIndex(8));
+    gateway.hear(1, SourceMessage::EpochEnd(end));
+    assert_eq!(gateway.append().expect("a layer").1, Verdict::Accepted);
 }
