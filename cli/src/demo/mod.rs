@@ -88,7 +88,7 @@ impl Demo {
         self.first_sync(begun)?;
         self.choose_workload(args)?;
         self.protect(args)?;
-        let points = self.kill()?;
+        let points = self.survivors()?;
         self.restore(&points)
     }
 
@@ -214,7 +214,7 @@ impl Demo {
     }
 
     /// What the receiver has, now that the source is gone.
-    fn kill(&mut self) -> Result<Vec<Point>, Failure> {
+    fn survivors(&mut self) -> Result<Vec<Point>, Failure> {
         let query = PointsQuery { of: Some(format!("{SOURCE}/{VOLUME}")), limit: None };
         let points = self.site.block_on(self.site.gateway().points(&query))?;
         let Some(newest) = points.first() else {

@@ -52,9 +52,15 @@ impl Site {
         let stop = Arc::new(AtomicBool::new(false));
         let interrupted = stop.clone();
         runtime.spawn(async move {
-            if tokio::signal::ctrl_c().await.is_ok() {
-                interrupted.store(true, Ordering::Relaxed);
+            let asked_to_end = async {
+                use tokio::signal::unix::{SignalKind, signal};
+                signal(SignalKind::terminate()).expect("a runtime with signals").recv().await
+            };
+            tokio::select! {
+                _ = tokio::signal::ctrl_c() => {}
+                _ = asked_to_end => {}
             }
+            interrupted.store(true, Ordering::Relaxed);
         });
         let site = Self { dir: Some(dir), path, runtime, stop, source: None, receiver: None };
         site.write_configuration()?;
