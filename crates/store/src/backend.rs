@@ -96,7 +96,8 @@ pub struct Page {
 /// A medium for objects.
 ///
 /// Every error but [`StoreError::Full`], [`StoreError::ReadOnly`] and [`StoreError::Denied`] of a create is ambiguous: the
-/// object may be there, or come to be there later. Get it and compare. Futures may be driven by any executor: a backend
+/// object may be there, or come to be there later. Get it and compare. [`StoreError::Unreadable`] of a read is about that one
+/// object: its medium fails there. Futures may be driven by any executor: a backend
 /// whose client needs a runtime carries a handle to it.
 #[async_trait]
 pub trait Backend: Send + Sync + fmt::Debug {

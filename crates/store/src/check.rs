@@ -18,7 +18,7 @@ use crate::index::{Content, PartNo};
 use crate::liveness::{Part, PartName};
 use crate::names::{GroupNames, GroupObject};
 use crate::reader::StoreReader;
-use crate::replay::{index_all, parallel};
+use crate::replay::{Slots, index_all, parallel};
 use crate::segments::{FooterFault, Segments, runs_of};
 
 /// Bytes of a segment read at once.
@@ -45,7 +45,7 @@ pub enum Severity {
 pub enum Problem {
     /// A folder or description is not what it should be.
     Description,
-    /// A ledger record does not verify.
+    /// A ledger record does not verify, or is not there although later ones were.
     LedgerTorn,
     /// A segment that the ledger names is not there.
     SegmentMissing,
@@ -59,6 +59,8 @@ pub enum Problem {
     PointDegraded,
     /// Nothing names it, and nothing can any more; swept at the receiver's next start.
     Orphan,
+    /// Of a claim that the ledger does not hold (any more); never swept.
+    Strange,
     /// Given up by a prune record, and not deleted yet.
     AwaitsDeletion,
     /// Staged, and not published yet.
@@ -135,7 +137,12 @@ pub fn check(path: &Path, progress: &(dyn Fn(u64) -> bool + Sync)) -> Result<Che
         report.groups += 1;
         let reader = match store.group(&names) {
             Ok(reader) => reader,
-            Err(error @ (StoreError::ForeignGroup { .. } | StoreError::Damaged { .. } | StoreError::Version { .. })) => {
+            Err(
+                error @ (StoreError::ForeignGroup { .. }
+                | StoreError::Damaged { .. }
+                | StoreError::Unreadable { .. }
+                | StoreError::Version { .. }),
+            ) => {
                 let finding = Finding { object: Some(names.description().to_string()), ..finding(&names, Problem::Description) };
                 report.findings.push(Finding { text: error.to_string(), ..finding });
                 continue;
@@ -310,8 +317,11 @@ impl GroupCheck<'_> {
 
     /// Objects that no accepted record names.
     fn check_leftovers(&mut self, torn: bool, report: &mut CheckReport) -> Result<()> {
+        let backend = &*self.segments.backend;
         let mut listed = Vec::new();
         list_all(&*self.segments.backend, Some(&self.names.folder()), |l| listed.push(l))?;
+        // The receiver may have appended since the ledger was read: a claim counts as lost only if it is still not there.
+        let end = Slots::list(backend, &self.names)?.end().max(self.image.state().next_slot().0);
         for object in listed {
             let base = Finding { object: Some(object.name.to_string()), ..finding(&self.names, Problem::Foreign) };
             let Some(known) = self.names.parse(&object.name) else {
@@ -327,12 +337,18 @@ impl GroupCheck<'_> {
             }
             report.unnamed_bytes += object.bytes;
             let given_up = self.image.state().layer(&part.layer).is_some_and(|l| l.pruned().contains(&number));
+            let strange = self.image.state().volume(id).is_none_or(|v| term > v.term());
+            let since = Slot(term.0) >= self.image.state().next_slot();
             let (severity, problem, what) = if torn {
                 (Severity::Note, Problem::Staged, "may be named by a record above the torn one")
             } else if given_up {
                 (Severity::Note, Problem::AwaitsDeletion, "was given up by a prune record and waits for its deletion")
             } else if self.image.is_debris(&part) {
                 (Severity::Warning, Problem::Orphan, "is named by no record; the receiver sweeps it when it starts")
+            } else if term.0 >= end {
+                (Severity::Error, Problem::LedgerTorn, "is of a claim that is not in the ledger: its newest records are lost")
+            } else if strange && !since {
+                (Severity::Warning, Problem::Strange, "is of a claim that the ledger does not hold; it is kept")
             } else {
                 (Severity::Note, Problem::Staged, "is staged and not published yet")
             };
@@ -371,32 +387,42 @@ fn uses(image: &VolumeImage, no: PartNo, lost: Lost) -> bool {
 fn check_part(segments: &Segments, volume: &VolumeMeta, part: &Part) -> Result<Vec<Fault>> {
     let all = |problem, why: String| vec![Fault { problem, lost: Lost::All, why }];
     let object = segments.name(&volume.name, &part.name);
-    match block_on(segments.backend.size(&object))? {
-        None => return Ok(all(Problem::SegmentMissing, "is missing".into())),
-        Some(bytes) if bytes != part.bytes => {
+    match block_on(segments.backend.size(&object)) {
+        Err(StoreError::Unreadable { source, .. }) => return Ok(all(Problem::SegmentCorrupt, source.to_string())),
+        Err(error) => return Err(error),
+        Ok(None) => return Ok(all(Problem::SegmentMissing, "is missing".into())),
+        Ok(Some(bytes)) if bytes != part.bytes => {
             let why = format!("has {bytes} bytes; {} were published", part.bytes);
             return Ok(all(Problem::SegmentCorrupt, why));
         }
-        Some(_) => {}
+        Ok(Some(_)) => {}
     }
     let footer = match segments.footer(&volume.name, part) {
         Ok(footer) => footer,
         Err(FooterFault::Damaged(why)) => return Ok(all(Problem::SegmentCorrupt, format!("cannot be used: {why}"))),
         Err(FooterFault::Store(error)) => return Err(error),
     };
+    // What the medium does not give is damage of this segment.
+    let read = |offset: u64, len: u64| match block_on(segments.backend.get_range(&object, offset, len)) {
+        Err(StoreError::Unreadable { source, .. }) => Ok(Err(format!("{source} at byte {offset}"))),
+        other => other.map(Ok),
+    };
     let mut verifier = PartVerifier::new(*footer.id(), &volume.digest_key);
     let mut at = 0;
     let whole = loop {
         if at == part.bytes {
-            break verifier.finish().map(drop);
+            break verifier.finish().map(drop).map_err(|e| e.to_string());
         }
-        let bytes = block_on(segments.backend.get_range(&object, at, READ_BYTES.min(part.bytes - at)))?;
+        let bytes = match read(at, READ_BYTES.min(part.bytes - at))? {
+            Ok(bytes) => bytes,
+            Err(why) => break Err(why),
+        };
         if bytes.is_empty() {
             return Ok(all(Problem::SegmentCorrupt, "became shorter while it was read".into()));
         }
         at += bytes.len() as u64;
         if let Err(error) = verifier.feed(&bytes) {
-            break Err(error);
+            break Err(error.to_string());
         }
     };
     let Err(error) = whole else { return Ok(Vec::new()) };
@@ -404,8 +430,9 @@ fn check_part(segments: &Segments, volume: &VolumeMeta, part: &Part) -> Result<V
     let mut seen = BTreeSet::new();
     let (mut decoder, mut content) = (FrameDecoder::new(&volume.digest_key), Vec::new());
     for frame in footer.frames().iter().filter(|f| f.kind == RunKind::Data) {
-        let stored = block_on(segments.backend.get_range(&object, u64::from(frame.offset), u64::from(frame.stored_bytes)))?;
-        if let Err(error) = decoder.decode(&footer, frame, &stored, &mut content)
+        let stored = read(u64::from(frame.offset), u64::from(frame.stored_bytes))?;
+        let decoded = stored.and_then(|s| decoder.decode(&footer, frame, &s, &mut content).map_err(|e| e.to_string()));
+        if let Err(error) = decoded
             && seen.insert(footer.id().geometry.region_of(frame.run.start))
         {
             let why = format!("is corrupt: {error}");

@@ -6,7 +6,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use farside_region::{GroupId, RegionIndex, Slot, VolumeId};
+use farside_region::{GroupId, LayerKey, RegionIndex, Slot, VolumeId};
 
 /// The result of most of this crate's functions.
 pub type Result<T, E = StoreError> = std::result::Result<T, E>;
@@ -20,6 +20,9 @@ pub enum Remedy {
     Reopen,
     /// The state was brought up to date; build the record anew from it.
     Rebuild,
+    /// What was to be published never can be, and no retry helps: forget its layers and say `lost`, so that the source claims
+    /// anew and sends them again (T5). [`StoreError::layer`] says which; `None`: all that the record named.
+    Lose,
     /// Only a person can help.
     Person,
 }
@@ -62,6 +65,17 @@ pub enum StoreError {
         /// What was being done, as a present participle.
         doing: &'static str,
         /// To what.
+        path: PathBuf,
+        /// The error.
+        #[source]
+        source: io::Error,
+    },
+    /// The medium fails under a file that is there. That one object is damaged; the rest of the store goes on.
+    #[error(
+        "{path} cannot be read ({source}): its disk fails there (see the kernel's log); put the file back from a copy of the store"
+    )]
+    Unreadable {
+        /// Which file or directory.
         path: PathBuf,
         /// The error.
         #[source]
@@ -197,7 +211,7 @@ pub enum StoreError {
     #[error("part {part} of layer {layer} is refused: {why}")]
     BadPart {
         /// The layer.
-        layer: String,
+        layer: LayerKey,
         /// Its number.
         part: u32,
         /// What is wrong.
@@ -207,7 +221,7 @@ pub enum StoreError {
     #[error("part {part} of layer {layer} is not in landing any more: the source must claim again")]
     PartMissing {
         /// The layer.
-        layer: String,
+        layer: LayerKey,
         /// Its number.
         part: u32,
     },
@@ -315,9 +329,27 @@ impl StoreError {
     pub fn remedy(&self) -> Remedy {
         match self {
             Self::Full { .. } | Self::ReadOnly { .. } | Self::Denied { .. } => Remedy::Retry,
+            Self::Io { source, .. } if is_shortage(source) => Remedy::Retry,
             Self::Vanished { .. } | Self::Latched { .. } | Self::Io { .. } => Remedy::Reopen,
             Self::Overtaken { .. } => Remedy::Rebuild,
+            Self::PartMissing { .. } | Self::BadPart { .. } | Self::Record(_) => Remedy::Lose,
             _ => Remedy::Person,
+        }
+    }
+
+    /// The layer that it is about, if it is about one.
+    pub fn layer(&self) -> Option<LayerKey> {
+        match self {
+            Self::PartMissing { layer, .. } | Self::BadPart { layer, .. } => Some(*layer),
+            _ => None,
+        }
+    }
+
+    /// Of an error met while an object was *read*: what the medium did to this one object is not an error of the store.
+    pub(crate) fn while_reading(self) -> Self {
+        match self {
+            Self::Io { path, source, .. } if is_of_medium(&source) => Self::Unreadable { path, source },
+            other => other,
         }
     }
 
@@ -331,6 +363,17 @@ impl StoreError {
             _ => Self::Io { doing, path, source },
         }
     }
+}
+
+/// A bad sector, or what the file system says when its checksum or structure does not fit.
+pub(crate) fn is_of_medium(error: &io::Error) -> bool {
+    let errno = error.raw_os_error();
+    matches!(errno, Some(libc::EIO | libc::ENODATA | libc::EILSEQ | libc::EBADMSG | libc::EUCLEAN | libc::EREMOTEIO))
+}
+
+/// This process or machine has too little of something at the moment; nothing is wrong with the store.
+fn is_shortage(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM))
 }
 
 /// "; it has: a, b" for messages about names that do not exist.

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use farside_layer::{Footer, layer_digest};
 use farside_ledger::{Body, LayerEntry, Layers, Policy, Record, State, TornVoid, Verdict, VolumeMeta, volume_id};
 use farside_region::{
-    GranuleDigest, GranuleRun, GroupId, LayerKey, LedgerPosition, Name, RecordDigest, RegionSet, Slot, VolumeId,
+    GranuleDigest, GranuleRun, GroupId, LayerKey, LedgerPosition, Name, RecordDigest, RegionSet, Slot, Term, VolumeId,
 };
 
 use crate::attempt::{Attempt, Found};
@@ -27,11 +27,13 @@ use crate::locks::DeletionGuard;
 use crate::names::{GroupNames, GroupObject};
 use crate::points::{self, PointInfo};
 use crate::reader::PointReader;
-use crate::replay::{Torn, Unusable, index_all, read_slot, replay};
+use crate::replay::{Torn, Unusable, index_all, lost_claim, read_slot, replay};
 use crate::segments::{FooterFault, Segments, runs_of};
 use crate::space::Space;
 use crate::store::{Shared, random};
 
+/// The most slots that a repair voids at once.
+const VOID_SLOTS_MAX: u64 = 100_000;
 /// Files deleted under one hold of the readers' lock.
 const DELETE_BATCH: usize = 1000;
 
@@ -85,6 +87,8 @@ pub struct GroupStore {
     torn: Option<Torn>,
     /// Files to delete once nobody reads.
     dead: BTreeMap<PartName, Name>,
+    /// Segments that no accepted record names, of which one may still: linked by an append that has not succeeded (yet).
+    awaited: BTreeMap<PartName, Name>,
 }
 
 impl GroupStore {
@@ -96,12 +100,19 @@ impl GroupStore {
             block_on(segments.backend.sync(&segments.names.record(head)))?;
         }
         let landing = Landing::new(Arc::clone(&shared.dir), &segments.names);
-        let mut group = Self { shared, segments, landing, image: replayed.image, torn: replayed.torn, dead: BTreeMap::new() };
+        let (dead, awaited) = (BTreeMap::new(), BTreeMap::new());
+        let mut group = Self { shared, segments, landing, image: replayed.image, torn: replayed.torn, dead, awaited };
+        let mut there = Vec::new();
+        if group.torn.is_none() {
+            there = group.list_segments()?;
+            let terms = group.landing.terms()?.into_iter().chain(there.iter().map(|(part, _)| part.layer.term));
+            group.torn = lost_claim(&group.segments.names, group.image.state(), terms);
+        }
         let whole = group.torn.is_none();
         group.landing.recover(&group.segments, &group.image, whole)?;
         index_all(&mut group.image, &group.segments)?;
         if whole {
-            group.find_dead()?;
+            group.sort_out(there);
             group.sweep()?;
         }
         Ok(group)
@@ -190,45 +201,61 @@ impl GroupStore {
             if block_on(backend.size(&self.names().record(slot)))?.is_none() {
                 return Ok(());
             }
-            block_on(backend.sync(&self.names().record(slot)))?;
             let read = read_slot(&*backend, self.names(), slot, false)?;
             let checked =
                 read.and_then(|(r, d)| self.state().follows(&r).map(|()| (r, d)).map_err(|e| Unusable::damaged(e.to_string())));
             match checked {
-                Ok((record, digest)) => self.replay_one(&record, digest)?,
-                Err(unusable) => {
-                    let torn = unusable.at(self.names(), slot);
-                    let error = torn.error(self.names());
-                    self.torn = Some(torn);
-                    return Err(error);
+                Ok((record, digest)) => {
+                    block_on(backend.sync(&self.names().record(slot)))?;
+                    self.replay_one(&record, digest)?;
                 }
+                Err(unusable) => return Err(self.tear(unusable, slot)),
             }
         }
     }
 
+    /// A slot above the head cannot be used: nothing goes on from here.
+    fn tear(&mut self, unusable: Unusable, slot: Slot) -> StoreError {
+        let torn = unusable.at(self.names(), slot);
+        let error = torn.error(self.names());
+        tracing::error!(group = %self.names(), %slot, why = %torn.why, "a ledger record does not verify");
+        self.torn = Some(torn);
+        error
+    }
+
     /// Puts a void record beside the torn one, create-only, and goes on from it. The torn file stays for whoever wants to
-    /// look. Not to be done while the file might be brought back.
+    /// look. Not to be done while the file might be brought back. Where a ledger has lost its newest records, all slots up to
+    /// the newest claim that left a trace are voided, so that no new claim takes its term.
     ///
     /// # Errors
     /// What the file system says; [`StoreError::LedgerTorn`] if a later slot is torn, too, or the record is not damaged but
-    /// newer than this program.
+    /// newer than this program, or 100,000 slots were lost.
     pub fn repair_torn(&mut self) -> Result<()> {
         let Some(torn) = self.torn.clone() else { return Ok(()) };
-        if torn.newer {
+        let last = torn.lost_claim.map_or(torn.slot, |term| Slot(term.0));
+        if torn.newer || last.0 - torn.slot.0 >= VOID_SLOTS_MAX {
             return Err(torn.error(self.names()));
         }
-        let found =
-            block_on(self.segments.backend.get(&self.names().record(torn.slot), u64::from(u32::MAX)))?.unwrap_or_default();
-        let body = Body::TornVoid(TornVoid { torn_digest: *blake3::hash(&found).as_bytes(), torn_bytes: found.len() as u64 });
-        let attempt = Attempt::new(self.state(), body, random()?, self.shared.stamp());
-        let attempt = attempt.map_err(|e| StoreError::Record(e.to_string()))?;
-        block_on(self.segments.backend.create(&self.names().record_void(torn.slot), attempt.encoded.bytes.into()))?;
+        while self.state().next_slot() <= last {
+            self.void_next_slot()?;
+        }
         let group = Self::open(Arc::clone(&self.shared), self.names().clone(), self.state().group())?;
         *self = group;
         match &self.torn {
             None => Ok(()),
             Some(torn) => Err(torn.error(self.names())),
         }
+    }
+
+    fn void_next_slot(&mut self) -> Result<()> {
+        let slot = self.state().next_slot();
+        let found = block_on(self.segments.backend.get(&self.names().record(slot), u64::from(u32::MAX)))?.unwrap_or_default();
+        let body = Body::TornVoid(TornVoid { torn_digest: *blake3::hash(&found).as_bytes(), torn_bytes: found.len() as u64 });
+        let attempt = Attempt::new(self.state(), body, random()?, self.shared.stamp());
+        let Attempt { record, encoded } = attempt.map_err(|e| StoreError::Record(e.to_string()))?;
+        block_on(self.segments.backend.create(&self.names().record_void(slot), encoded.bytes.into()))?;
+        self.image.replay(&record, encoded.digest);
+        Ok(())
     }
 
     /// A body that gives up what a policy lets go; `None`: nothing. To be appended; after an accepted one there may be more.
@@ -259,6 +286,10 @@ impl GroupStore {
     /// What the file system says.
     pub fn sweep(&mut self) -> Result<Swept> {
         let mut swept = Swept::default();
+        if self.torn.is_some() {
+            swept.deferred = self.dead.len();
+            return Ok(swept);
+        }
         while !self.dead.is_empty() {
             let Some(_guard) = DeletionGuard::try_take(self.shared.dir.root())? else {
                 swept.deferred = self.dead.len();
@@ -287,8 +318,11 @@ impl GroupStore {
     /// that failed.
     ///
     /// # Errors
-    /// What the file system says; the parts are forgotten all the same.
+    /// What the file system says; the parts are forgotten all the same. [`StoreError::LedgerTorn`]: nothing was done.
     pub fn drop_parts(&mut self, key: LayerKey, from: u32) -> Result<()> {
+        if let Some(torn) = &self.torn {
+            return Err(torn.error(self.names()));
+        }
         let dropped = self.landing.drop_parts(key, from);
         if self.state().layer(&key).is_some() {
             return dropped.map(|_| ());
@@ -352,23 +386,24 @@ impl GroupStore {
     }
 
     /// Links landed parts into the segments, and reads their footers: what is published is there and is what is named.
-    fn adopt(&self, layers: &Layers) -> Result<BTreeMap<PartName, PartRuns>> {
+    fn adopt(&mut self, layers: &Layers) -> Result<BTreeMap<PartName, PartRuns>> {
         let mut runs = BTreeMap::new();
         for entry in &layers.members {
             let Some(volume) = self.state().volume(entry.key.volume) else { continue }; // void, as replay will say
-            let name = &volume.meta().name;
+            let name = &volume.meta().name.clone();
             let published = self.state().layer(&entry.key).is_some();
             if published || entry.key != volume.next_key() {
                 continue; // a duplicate, or void
             }
             check_digest(entry)?;
+            // Before anything is linked: what became of it is remembered whatever the answer.
+            let numbers = 0..entry.parts.len() as u32;
+            self.awaited.extend(numbers.map(|number| (PartName { layer: entry.key, number }, name.clone())));
             self.landing.adopt(&self.segments, name, entry)?;
             for part in parts_of(entry, self.state().next_slot()) {
                 let footer = self.segments.footer(name, &part).map_err(|fault| match fault {
                     FooterFault::Store(error) => error,
-                    FooterFault::Damaged(why) => {
-                        StoreError::BadPart { layer: entry.key.to_string(), part: part.name.number, why }
-                    }
+                    FooterFault::Damaged(why) => StoreError::BadPart { layer: entry.key, part: part.name.number, why },
                 })?;
                 runs.insert(part.name, PartRuns::Known(runs_of(&footer)));
             }
@@ -394,7 +429,15 @@ impl GroupStore {
             Err(e @ (StoreError::Full { .. } | StoreError::ReadOnly { .. } | StoreError::Denied { .. })) => return Err(e),
             Err(e) => Some(e),
         };
-        match block_on(backend.get(&name, farside_ledger::RECORD_BYTES_MAX as u64))? {
+        let found = match block_on(backend.get(&name, farside_ledger::RECORD_BYTES_MAX as u64)) {
+            // One bad file, not a bad store; unless the write failed as well.
+            Err(StoreError::Unreadable { source, .. }) => {
+                let unusable = Unusable::damaged(format!("it cannot be read: {source}"));
+                return Err(error.unwrap_or_else(|| self.tear(unusable, attempt.record.slot)));
+            }
+            other => other?,
+        };
+        match found {
             None => Err(error.unwrap_or(StoreError::Overtaken { slot: attempt.record.slot })),
             Some(bytes) => match attempt.find(&bytes) {
                 Ok(Found::Ours) => block_on(backend.sync(&name)), // it is there; is it there for ever?
@@ -427,6 +470,16 @@ impl GroupStore {
                 }
             }
         }
+        if let (Verdict::Accepted, Body::Claim(claim)) = (&applied.verdict, &record.body) {
+            self.landing.drop_older(claim.volume.id, Term(record.slot.0));
+        }
+        for (part, volume) in std::mem::take(&mut self.awaited) {
+            if self.image.is_awaited(&part.layer) {
+                self.awaited.insert(part, volume);
+            } else if self.image.is_debris(&part) {
+                self.dead.insert(part, volume);
+            }
+        }
         for part in &applied.given_up {
             if let Some(volume) = self.state().volume(part.name.layer.volume) {
                 let name = volume.meta().name.clone();
@@ -448,23 +501,35 @@ impl GroupStore {
         landing
     }
 
-    /// Segments that no accepted record names and none can name any more (T4), and those that a prune record named.
-    fn find_dead(&mut self) -> Result<()> {
-        let names = self.segments.names.clone();
+    /// The segments that exist, with the names of their volumes.
+    fn list_segments(&self) -> Result<Vec<(PartName, Name)>> {
+        let names = &self.segments.names;
         let mut found = Vec::new();
         list_all(&*self.segments.backend, Some(&names.segments()), |listed| {
             if let Some(GroupObject::Segment { volume, term, seq, number }) = names.parse(&listed.name) {
-                found.push((volume, term, seq, number));
+                let id = volume_id(&names.source, &names.group, &volume);
+                found.push((PartName { layer: LayerKey { volume: id, term, seq }, number }, volume));
             }
         })?;
-        for (volume, term, seq, number) in found {
-            let id = volume_id(&names.source, &names.group, &volume);
-            let part = PartName { layer: LayerKey { volume: id, term, seq }, number };
+        Ok(found)
+    }
+
+    /// Finds the segments that no accepted record names: dead if none can any more (T4) or a prune record gave them up. Those
+    /// of a claim that is not in the ledger are nobody's to judge.
+    fn sort_out(&mut self, there: Vec<(PartName, Name)>) {
+        let mut strange = 0_usize;
+        for (part, volume) in there {
             if self.image.is_debris(&part) {
                 self.dead.insert(part, volume);
+            } else if self.image.is_awaited(&part.layer) {
+                self.awaited.insert(part, volume);
+            } else if self.state().layer(&part.layer).is_none() {
+                strange += 1;
             }
         }
-        Ok(())
+        if strange > 0 {
+            tracing::warn!(group = %self.names(), segments = strange, "segments of claims that the ledger does not hold are kept");
+        }
     }
 }
 
@@ -475,7 +540,7 @@ fn check_digest(entry: &LayerEntry) -> Result<()> {
         return Ok(());
     }
     let why = "the layer's digest is not that of its parts".to_owned();
-    Err(StoreError::BadPart { layer: entry.key.to_string(), part: 0, why })
+    Err(StoreError::BadPart { layer: entry.key, part: 0, why })
 }
 
 /// The parts that an entry names, as they will be once it is accepted.

@@ -277,6 +277,7 @@ fn a_layer_sent_again_after_a_failed_append_is_indexed_as_what_it_is_now() {
     group.append(layers(LayerKind::Point, vec![first])).expect_err("full");
     // The connection was reset, the layer is read again from a disk that has changed.
     volume.image[..8].fill(Some(Fill::Byte(1)));
+    group.drop_parts(volume.key(2), 0).expect("the state machine says so first");
     volume.seq = 1;
     let second = volume.land(&group, &[vec![(40, 3, Fill::Byte(3))]]);
     let point = group.append(layers(LayerKind::Point, vec![second])).expect("append").position.slot;
@@ -394,9 +395,12 @@ fn a_duplicate_is_done_without_its_parts_and_a_missing_part_is_named() {
     let digest = std::mem::take(&mut entry.digest);
     let error = group.append(layers(LayerKind::Point, vec![entry.clone()])).expect_err("not the digest of its parts");
     assert!(matches!(error, StoreError::BadPart { .. }), "{error}");
+    assert_eq!((error.remedy(), error.layer()), (Remedy::Lose, Some(entry.key)));
     entry.digest = digest;
     group.drop_parts(entry.key, 0).expect("drop");
+    let key = entry.key;
     let error = group.append(layers(LayerKind::Point, vec![entry])).expect_err("its part is gone");
+    assert_eq!((error.remedy(), error.layer()), (Remedy::Lose, Some(key)));
     assert!(matches!(error, StoreError::PartMissing { part: 0, .. }), "{error}");
 }
 
@@ -415,8 +419,6 @@ fn sweeping_follows_t4() {
     for stray in ["2.0", "0.0", "1.7"] {
         fs::copy(&published, store.path().join(&folder).join(stray)).expect("copy");
     }
-    fs::create_dir_all(store.path().join("groups/host/default/segments/unknown/3")).expect("mkdir");
-    fs::copy(&published, store.path().join("groups/host/default/segments/unknown/3/1.0")).expect("copy");
     drop(group);
     let group = store.group();
     assert_eq!(store.files("groups/host/default/segments"), [format!("{folder}/1.0"), format!("{folder}/2.0")]);
@@ -430,6 +432,249 @@ fn sweeping_follows_t4() {
     assert_eq!(store.files("groups/host/default/segments"), [format!("{folder}/1.0")], "the term is over");
     assert!(group.landing().landed().is_empty() && store.files("landing").is_empty());
     assert_eq!(group.state().volume(volume.id()).expect("volume").last_seq(), Seq(0));
+}
+
+/// Layers linked into the segments by an append that failed, of which nothing is in landing any more.
+fn adopted_and_not_published(store: &TempStore) -> (GroupStore, TestVolume, Arc<Faulty>) {
+    let (mut group, faults) = faulty(store);
+    let mut volume = TestVolume::new("v", 64);
+    volume.claim(&mut group);
+    volume.base(&mut group, 1);
+    let entry = volume.land(&group, &[vec![(0, 8, Fill::Byte(2))], vec![(8, 8, Fill::Byte(3))]]);
+    faults.fail(Op::Create, "ledger/0/2", When::Before, libc::ENOSPC);
+    group.append(layers(LayerKind::Point, vec![entry])).expect_err("full");
+    (group, volume, faults)
+}
+
+#[test]
+fn a_claim_sweeps_what_was_adopted_under_the_terms_before_it_without_waiting_for_a_restart() {
+    for restarted in [false, true] {
+        let store = TempStore::new();
+        let (mut group, mut volume, faults) = adopted_and_not_published(&store);
+        if restarted {
+            drop(group);
+            fs::remove_dir_all(store.path().join("landing")).expect("the landing disk was put back");
+            group = store.group();
+        }
+        let adopted = format!("groups/host/default/segments/v/{}/2.0", volume.term);
+        assert!(store.path().join(&adopted).exists(), "the record that names it may still come");
+        let mut other = TestVolume::new("w", 8);
+        other.claim(&mut group);
+        assert!(store.path().join(&adopted).exists(), "another volume's claim says nothing about it");
+        volume.claim(&mut group);
+        assert_eq!(store.files("groups/host/default/segments").len(), 1, "only the base is left");
+        assert_eq!(group.deferred(), 0);
+        assert!(read_all(&group, Slot(1), &volume) == TestVolume::bytes(&[Some(Fill::Byte(1)); 64]));
+        drop(faults);
+    }
+}
+
+#[test]
+fn what_was_adopted_waits_for_readers_and_is_kept_by_a_void_claim() {
+    let store = TempStore::new();
+    let (mut group, mut volume, _faults) = adopted_and_not_published(&store);
+    let overtaken = group.append(volume.claim_body(None)).expect("append");
+    assert!(!overtaken.verdict.is_done(), "{:?}", overtaken.verdict);
+    assert_eq!(store.files("groups/host/default/segments").len(), 3);
+    let reader = ReaderLock::share(&store.path()).expect("lock");
+    volume.claim(&mut group);
+    assert_eq!((store.files("groups/host/default/segments").len(), group.deferred()), (3, 2));
+    drop(reader);
+    assert_eq!(group.sweep().expect("sweep").deleted, 2);
+}
+
+/// Files and what was in them.
+type LostFiles = Vec<(std::path::PathBuf, Vec<u8>)>;
+
+/// Two volumes with a point each, one landed layer of the second, and a ledger that lost all from the second's claim on.
+fn lost_records(store: &TempStore) -> (TestVolume, TestVolume, Vec<Slot>, LostFiles) {
+    let mut group = store.group();
+    let (mut a, mut b) = (TestVolume::new("a", 16), TestVolume::new("b", 24));
+    a.claim(&mut group);
+    let first = a.base(&mut group, 1);
+    b.claim(&mut group);
+    let second = b.base(&mut group, 2);
+    a.base(&mut group, 3);
+    b.land(&group, &[vec![(0, 1, Fill::Byte(4))]]);
+    drop(group);
+    let mut lost = Vec::new();
+    for slot in b.term.0..5 {
+        let file = store.path().join(format!("groups/host/default/ledger/0/{slot}"));
+        lost.push((file.clone(), fs::read(&file).expect("read")));
+        fs::remove_file(file).expect("remove");
+    }
+    (a, b, vec![first, second], lost)
+}
+
+#[test]
+fn files_of_a_claim_above_the_head_stop_everything_and_are_swept_by_nobody() {
+    let store = TempStore::new();
+    let (a, b, points, lost) = lost_records(&store);
+    let (segments, landing) = (store.files("groups/host/default/segments"), store.files("landing"));
+    assert_eq!((segments.len(), landing.len()), (3, 1));
+    let mut group = store.group();
+    let torn = group.torn().expect("stopped").clone();
+    assert_eq!((torn.slot, torn.lost_claim), (Slot(2), Some(b.term)));
+    let error = group.append(a.claim_body(Some(Slot(1)))).expect_err("stopped");
+    assert!(matches!(error, StoreError::LedgerTorn { .. }) && error.to_string().contains("lost its newest records"), "{error}");
+    assert!(matches!(group.drop_parts(b.key(2), 0), Err(StoreError::LedgerTorn { .. })));
+    assert!(group.landing().landed().is_empty(), "nothing is promised of what cannot be judged");
+    assert_eq!(group.prune(&KEEP_1).expect("nothing"), 0);
+    group.sweep().expect("nothing");
+    assert_eq!((store.files("groups/host/default/segments"), store.files("landing")), (segments.clone(), landing.clone()));
+    assert!(read_all(&group, points[0], &a) == TestVolume::bytes(&[Some(Fill::Byte(1)); 16]), "what is left can be read");
+    drop(group);
+    let report = crate::check(&store.path(), &|_| true).expect("check");
+    assert!(report.findings.iter().any(|f| f.problem == crate::Problem::LedgerTorn && f.text.contains("lost")), "{report:?}");
+
+    for (file, bytes) in lost {
+        fs::write(file, bytes).expect("put back");
+    }
+    let group = store.group();
+    assert!(group.torn().is_none());
+    assert!(read_all(&group, points[1], &b) == TestVolume::bytes(&[Some(Fill::Byte(2)); 24]));
+    assert_eq!((store.files("groups/host/default/segments"), store.files("landing")), (segments, landing));
+}
+
+#[test]
+fn a_ledger_that_is_gone_altogether_does_not_take_the_segments_along() {
+    let store = TempStore::new();
+    drop(three_points(&store));
+    fs::remove_dir_all(store.path().join("groups/host/default/ledger")).expect("remove");
+    let segments = store.files("groups/host/default/segments");
+    for _ in 0..2 {
+        let group = store.group();
+        assert_eq!(group.torn().map(|t| (t.slot, t.lost_claim)), Some((Slot(0), Some(farside_region::Term(0)))));
+        assert_eq!(store.files("groups/host/default/segments"), segments);
+    }
+}
+
+#[test]
+fn a_repair_after_lost_records_gives_no_term_twice_and_keeps_what_it_cannot_judge() {
+    let store = TempStore::new();
+    let (mut a, mut b, points, _) = lost_records(&store);
+    let old = b.term;
+    let mut group = store.group();
+    group.repair_torn().expect("repair");
+    assert!(group.torn().is_none());
+    assert_eq!(group.state().head(), Some(Slot(old.0)));
+    b.claim(&mut group);
+    assert!(b.term > old, "its names would be used twice");
+    let newest = b.base(&mut group, 7);
+    a.claim(&mut group);
+    drop(group);
+    let group = store.group();
+    assert!(group.torn().is_none());
+    assert!(read_all(&group, newest, &b) == TestVolume::bytes(&b.image));
+    assert!(read_all(&group, points[0], &a) == TestVolume::bytes(&[Some(Fill::Byte(1)); 16]));
+}
+
+#[test]
+fn strange_segments_below_the_head_are_kept_and_told() {
+    let store = TempStore::new();
+    let (group, volume, _) = three_points(&store);
+    drop(group);
+    let folder = store.path().join("groups/host/default/segments");
+    let (published, strange) = (folder.join(format!("v/{}/1.0", volume.term)), folder.join("unknown/3"));
+    fs::create_dir_all(&strange).expect("mkdir");
+    fs::copy(&published, strange.join("1.0")).expect("copy");
+    let group = store.group();
+    assert!(group.torn().is_none() && strange.join("1.0").exists());
+    drop(group);
+    let report = crate::check(&store.path(), &|_| true).expect("check");
+    assert_eq!(report.findings.iter().map(|f| f.problem).collect::<Vec<_>>(), [crate::Problem::Strange]);
+}
+
+/// A store whose backend fails on command, before any group is opened.
+fn faulty_store(store: &TempStore) -> (Store, Arc<Faulty>) {
+    let mut wrapped = None;
+    let opened = Store::open_over(&store.path(), |dir| {
+        let faulty = Faulty::new(dir);
+        wrapped = Some(Arc::clone(&faulty));
+        faulty
+    });
+    (opened.expect("open"), wrapped.expect("wrapped"))
+}
+
+#[test]
+fn a_segment_with_a_bad_sector_costs_its_own_content_and_no_more() {
+    let store = TempStore::new();
+    let (group, volume, points) = three_points(&store);
+    drop(group);
+    let (opened, faults) = faulty_store(&store);
+    let second = format!("segments/v/{}/2.0", volume.term);
+    faults.fail(Op::Range, &second, When::Before, libc::EIO);
+    let group = opened.group(&name("host"), &name("default")).expect("the group opens");
+    assert!(group.torn().is_none());
+    assert!(read_all(&group, points[0].0, &volume) == points[0].1, "points that do not need it");
+    let runs = group.digests(volume.id(), GranuleRun { start: GranuleIndex(0), count: 61 }).expect("digests");
+    assert!(matches!(runs[0], DigestRun::Unreadable { .. }), "a Compare sends it again: {runs:?}");
+    let error = group.point_reader(points[2].0, volume.id()).map(drop).expect_err("needs it");
+    assert!(matches!(error, StoreError::Corrupt { .. }) && error.remedy() == Remedy::Person, "{error}");
+    drop((group, opened));
+
+    // In the payload, when it is read.
+    let (opened, faults) = faulty_store(&store);
+    let group = opened.group(&name("host"), &name("default")).expect("opens");
+    let reader = group.point_reader(points[2].0, volume.id()).expect("reader");
+    faults.fail(Op::Range, &second, When::Before, libc::EIO);
+    let error = reader.read_region(RegionIndex(1), &mut reader.content()).expect_err("a bad sector");
+    assert!(matches!(&error, StoreError::Corrupt { segment, .. } if segment.contains(&second)), "{error}");
+    reader.read_region(RegionIndex(1), &mut reader.content()).expect("the sector answers again");
+}
+
+#[test]
+fn a_record_with_a_bad_sector_stops_its_own_group_only() {
+    let store = TempStore::new();
+    drop(three_points(&store));
+    let opened = store.open();
+    drop(opened.group(&name("host"), &name("db")).expect("group"));
+    drop(opened);
+    // Our own memory at address 0, read as a file, is an EIO.
+    let record = store.path().join("groups/host/default/ledger/0/2");
+    fs::remove_file(&record).expect("remove");
+    std::os::unix::fs::symlink("/proc/self/mem", &record).expect("link");
+    let opened = store.open();
+    let mut group = opened.group(&name("host"), &name("default")).expect("opens");
+    assert_eq!(group.torn().expect("stopped").slot, Slot(2));
+    assert!(group.torn().expect("stopped").why.contains("cannot be read"));
+    assert_eq!(group.points().len(), 1);
+    let error = group.repair_torn().expect_err("nobody knows what it says");
+    assert!(matches!(error, StoreError::Unreadable { .. }) && error.remedy() == Remedy::Person, "{error}");
+    assert!(!record.with_extension("void").exists());
+    let mut other = opened.group(&name("host"), &name("db")).expect("opens");
+    let id = farside_ledger::volume_id(&name("host"), &name("db"), &name("v"));
+    let mut body = TestVolume::new("v", 8).claim_body(None);
+    if let Body::Claim(claim) = &mut body {
+        claim.volume.id = id;
+    }
+    assert_eq!(other.append(body).expect("the other group goes on").verdict, Verdict::Accepted);
+}
+
+#[test]
+fn a_slot_that_is_taken_and_cannot_be_read_tears_the_group_and_not_the_store() {
+    let store = TempStore::new();
+    let (mut group, faults) = faulty(&store);
+    let mut volume = TestVolume::new("v", 16);
+    volume.claim(&mut group);
+    fs::write(store.path().join("groups/host/default/ledger/0/1"), "somebody's").expect("write");
+    faults.fail(Op::Get, "ledger/0/1", When::Before, libc::EIO);
+    let error = group.append(volume.claim_body(Some(Slot(0)))).expect_err("cannot be read");
+    assert!(matches!(error, StoreError::LedgerTorn { .. }) && error.remedy() == Remedy::Person, "{error}");
+    assert_eq!(group.torn().expect("stopped").slot, Slot(1));
+}
+
+#[test]
+fn a_write_and_a_look_that_both_fail_are_the_stores_failure() {
+    let store = TempStore::new();
+    let (mut group, faults) = faulty(&store);
+    let mut volume = TestVolume::new("v", 16);
+    volume.claim(&mut group);
+    faults.fail(Op::Create, "ledger/0/1", When::Before, libc::EIO);
+    faults.fail(Op::Get, "ledger/0/1", When::Before, libc::EIO);
+    let error = group.append(volume.claim_body(Some(Slot(0)))).expect_err("the disk fails");
+    assert_eq!(error.remedy(), Remedy::Reopen, "{error}");
+    assert!(group.torn().is_none(), "nobody knows what is in the slot");
 }
 
 #[test]

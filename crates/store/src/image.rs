@@ -263,16 +263,20 @@ impl GroupImage {
 
     /// Whether a file of that name that lies in the store or in landing may be swept (T4): no record names it, and none can
     /// any more. Only after a replay of every slot up to the highest existing one.
+    ///
+    /// Files of a volume or term that this ledger never heard of are not debris: only an accepted claim lets them be written,
+    /// so they prove that the ledger is not what it was.
     pub fn is_debris(&self, name: &PartName) -> bool {
         let key: &LayerKey = &name.layer;
-        match self.state.volume(key.volume) {
-            // Nobody claimed the volume in this ledger, so nobody can publish under that term.
-            None => true,
-            Some(volume) => match volume.layer(key.term, key.seq) {
-                Some(layer) => name.number >= layer.part_count || layer.pruned().contains(&name.number),
-                None => key.term != volume.term() || key.seq <= volume.last_seq(),
-            },
-        }
+        self.state.volume(key.volume).is_some_and(|volume| match volume.layer(key.term, key.seq) {
+            Some(layer) => name.number >= layer.part_count || layer.pruned().contains(&name.number),
+            None => key.term < volume.term() || (key.term == volume.term() && key.seq <= volume.last_seq()),
+        })
+    }
+
+    /// Whether a layer may still come to be named by a record: it is of the current term, and above the last accepted one.
+    pub fn is_awaited(&self, key: &LayerKey) -> bool {
+        self.state.volume(key.volume).is_some_and(|volume| key.term == volume.term() && key.seq > volume.last_seq())
     }
 }
 

@@ -5,12 +5,13 @@
 //! very file into the segments; the name in landing goes once the record is accepted. Invariants:
 //! - a file under a final name is whole and was durable when it got that name (a torn tail can only be a `.partial`, which
 //!   dies with the process that wrote it; what is found at start is verified again all the same);
+//! - a part that has landed is never replaced: it is dropped first, or it comes under another name;
 //! - parts of one layer that were dropped are not completed by a writer that began before: it is refused at its end.
 //!
 //! Plain blocking code for blocking threads. It deliberately does not decide which parts are wanted, when a layer is staged
 //! or whether a source may send: that is `replication`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
@@ -20,10 +21,10 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use farside_layer::{Footer, PartId, PartVerifier, ReadFooterError, read_footer};
 use farside_ledger::{LayerEntry, PartEntry, VolumeMeta, volume_id};
-use farside_region::{LayerKey, Name};
+use farside_region::{LayerKey, Name, Term, VolumeId};
 
 use crate::backend::{Created, DirBackend, block_on};
-use crate::error::{Result, StoreError};
+use crate::error::{Result, StoreError, is_of_medium};
 use crate::image::GroupImage;
 use crate::liveness::PartName;
 use crate::names::{GroupNames, parse_part_path, part_path};
@@ -61,6 +62,8 @@ struct Layer {
     drops: u64,
     /// Parts under way. The entry stays as long, so that `drops` is not forgotten.
     writers: u32,
+    /// Those of them that began since the last drop.
+    open: BTreeSet<u32>,
 }
 
 /// A part on its way in. Dropping it before [`PartLander::finish`] removes what was written.
@@ -69,25 +72,32 @@ pub struct PartLander {
     landing: Arc<Landing>,
     volume: Name,
     name: PartName,
-    drops: u64,
     verifier: PartVerifier,
     partial: Partial,
     file: File,
     unchecked_bytes: u64,
-    _writing: Writing,
+    writing: Writing,
 }
 
 /// Counts a part under way.
 #[derive(Debug)]
-struct Writing(Arc<Landing>, LayerKey);
+struct Writing {
+    landing: Arc<Landing>,
+    name: PartName,
+    /// Of its layer, when it began.
+    drops: u64,
+}
 
 impl Drop for Writing {
     fn drop(&mut self) {
-        let mut landed = self.0.lock();
-        if let Some(layer) = landed.get_mut(&self.1) {
+        let mut landed = self.landing.lock();
+        if let Some(layer) = landed.get_mut(&self.name.layer) {
             layer.writers -= 1;
+            if layer.drops == self.drops {
+                layer.open.remove(&self.name.number);
+            }
         }
-        forget_if_idle(&mut landed, self.1);
+        forget_if_idle(&mut landed, self.name.layer);
     }
 }
 
@@ -116,10 +126,12 @@ impl Landing {
     /// Begins to land a part: `write` its bytes, then `finish`. `volume`: what the ledger says about it.
     ///
     /// # Errors
-    /// [`StoreError::Full`] when only the reserve is left, or what the file system says.
+    /// [`StoreError::Full`] when only the reserve is left, [`StoreError::BadPart`] when the part has landed or is under way
+    /// and was not dropped since; or what the file system says.
     pub fn begin_part(self: &Arc<Self>, volume: &VolumeMeta, key: LayerKey, part: u32) -> Result<PartLander> {
         self.check_space(1)?;
         let name = PartName { layer: key, number: part };
+        let writing = self.begin_writing(volume, name)?;
         let target = self.path(&volume.name, &name);
         let serial = self.serial.fetch_add(1, Ordering::Relaxed);
         let path = target.with_file_name(format!("{}.{part}.{serial}{PARTIAL}", key.seq));
@@ -136,25 +148,35 @@ impl Landing {
             other => other,
         };
         let file = file.map_err(|e| self.store.io("creating", &path, 1, e))?;
-        let drops = {
-            let mut landed = self.lock();
-            let layer = landed.entry(key).or_default();
-            layer.volume.get_or_insert_with(|| volume.name.clone());
-            layer.writers += 1;
-            layer.drops
-        };
         let id = PartId { key, part, geometry: volume.geometry };
         Ok(PartLander {
             landing: Arc::clone(self),
             volume: volume.name.clone(),
             name,
-            drops,
             verifier: PartVerifier::new(id, &volume.digest_key),
             partial: Partial(path),
             file,
             unchecked_bytes: 0,
-            _writing: Writing(Arc::clone(self), key),
+            writing,
         })
+    }
+
+    /// Enters a part among those under way, once.
+    fn begin_writing(self: &Arc<Self>, volume: &VolumeMeta, name: PartName) -> Result<Writing> {
+        let mut landed = self.lock();
+        let layer = landed.entry(name.layer).or_default();
+        let why = match &*layer {
+            layer if layer.parts.contains_key(&name.number) => Some("it has landed before"),
+            layer if layer.open.contains(&name.number) => Some("it is on its way already"),
+            _ => None,
+        };
+        if let Some(why) = why {
+            return Err(StoreError::BadPart { layer: name.layer, part: name.number, why: why.to_owned() });
+        }
+        layer.volume.get_or_insert_with(|| volume.name.clone());
+        layer.writers += 1;
+        layer.open.insert(name.number);
+        Ok(Writing { landing: Arc::clone(self), name, drops: layer.drops })
     }
 
     /// Layers with durable parts, for the state machine at start and for answers to a resume.
@@ -186,6 +208,7 @@ impl Landing {
             let mut landed = self.lock();
             let Some(layer) = landed.get_mut(&key) else { return Ok(Vec::new()) };
             layer.drops += 1;
+            layer.open.clear();
             let dropped = (layer.volume.clone(), layer.parts.split_off(&from));
             forget_if_idle(&mut landed, key);
             dropped
@@ -203,6 +226,31 @@ impl Landing {
         result
     }
 
+    /// A claim was accepted: nothing of the volume's older terms can be published any more (T4). Layers with a part under way
+    /// are left to whoever hears of its end.
+    pub(crate) fn drop_older(&self, volume: VolumeId, term: Term) {
+        let of_old = |key: &LayerKey| key.volume == volume && key.term < term;
+        let old: Vec<LayerKey> =
+            self.lock().iter().filter(|(key, l)| of_old(key) && l.writers == 0).map(|(key, _)| *key).collect();
+        for key in old {
+            if let Err(error) = self.drop_layer(key) {
+                tracing::warn!(%key, %error, "parts of a term that is over stay in landing until the next start");
+            }
+        }
+    }
+
+    /// The terms of which files lie in landing.
+    pub(crate) fn terms(&self) -> Result<BTreeSet<Term>> {
+        let parsed = |path: &PathBuf| parse_part_path(path.strip_prefix(&self.dir).ok()?.to_str()?);
+        Ok(self.files()?.iter().filter_map(parsed).map(|(_, term, ..)| term).collect())
+    }
+
+    fn files(&self) -> Result<Vec<PathBuf>> {
+        let mut files = Vec::new();
+        collect(&self.dir, &mut files).map_err(|e| self.store.io("listing", &self.dir, 0, e).while_reading())?;
+        Ok(files)
+    }
+
     /// The file system's space.
     ///
     /// # Errors
@@ -218,7 +266,7 @@ impl Landing {
         for (number, part) in (0..).zip(&entry.parts) {
             let name = PartName { layer: entry.key, number };
             let object = segments.name(volume, &name);
-            let missing = || StoreError::PartMissing { layer: entry.key.to_string(), part: number };
+            let missing = || StoreError::PartMissing { layer: entry.key, part: number };
             let here = self.lock().get(&entry.key).and_then(|l| l.parts.get(&number).copied());
             if here.is_none_or(|h| h != *part) {
                 // Perhaps a segment already, of an attempt whose answer was lost. Its footer is checked next.
@@ -254,28 +302,28 @@ impl Landing {
 
     /// The footer of a landed part.
     pub(crate) fn footer(&self, volume: &Name, part: &PartName, entry: &PartEntry) -> Result<Footer> {
-        let layer = part.layer.to_string();
         let path = self.path(volume, part);
         let file = match File::open(&path) {
-            Err(e) if e.kind() == ErrorKind::NotFound => return Err(StoreError::PartMissing { layer, part: part.number }),
+            Err(e) if e.kind() == ErrorKind::NotFound => {
+                return Err(StoreError::PartMissing { layer: part.layer, part: part.number });
+            }
             other => other.map_err(|e| self.store.io("opening", &path, 0, e))?,
         };
-        let bad = |why: String| StoreError::BadPart { layer: part.layer.to_string(), part: part.number, why };
+        let bad = |why: String| StoreError::BadPart { layer: part.layer, part: part.number, why };
         match read_footer(entry.bytes, |offset, buffer| file.read_exact_at(buffer, offset)) {
             Ok(footer) if footer.summary().footer_digest == entry.footer_digest => Ok(footer),
             Ok(_) => Err(bad("it is not the part that landed".into())),
+            Err(ReadFooterError::Read(e)) if is_of_medium(&e) => Err(bad(format!("it cannot be read: {e}"))),
             Err(ReadFooterError::Read(e)) => Err(self.store.io("reading", &path, 0, e)),
             Err(e) => Err(bad(e.to_string())),
         }
     }
 
     /// Looks at what an earlier process left: debris goes, whole parts are verified and listed. `sweep`: the ledger was
-    /// replayed in full, so what cannot be published any more may go (T4).
+    /// replayed in full, so what cannot be published any more may go (T4); without it everything but debris of writers stays.
     pub(crate) fn recover(&self, segments: &Segments, image: &GroupImage, sweep: bool) -> Result<()> {
         let names = &segments.names;
-        let mut files = Vec::new();
-        collect(&self.dir, &mut files).map_err(|e| self.store.io("listing", &self.dir, 0, e))?;
-        for path in files {
+        for path in self.files()? {
             let remove = || fs::remove_file(&path).map_err(|e| self.store.io("removing", &path, 0, e));
             let relative = path.strip_prefix(&self.dir).ok().and_then(Path::to_str).unwrap_or_default();
             if relative.ends_with(PARTIAL) {
@@ -291,8 +339,8 @@ impl Landing {
                 // read, like any segment.
                 block_on(segments.backend.adopt(&segments.name(&volume, &name), &path))?;
             }
-            let Some(known) = image.state().volume(id).filter(|_| !image.is_debris(&name) && !published) else {
-                if sweep {
+            let Some(known) = image.state().volume(id).filter(|_| image.is_awaited(&name.layer)) else {
+                if sweep && (published || image.is_debris(&name)) {
                     remove()?;
                 }
                 continue;
@@ -306,8 +354,10 @@ impl Landing {
                 }
                 Err(Unverified::Io(e)) => return Err(self.store.io("reading", &path, 0, e)),
                 Err(Unverified::Bad(why)) => {
-                    tracing::warn!(part = %path.display(), why, "a landed part does not verify and is dropped");
-                    remove()?;
+                    tracing::warn!(part = %path.display(), why, "a landed part does not verify and is not taken");
+                    if sweep {
+                        remove()?;
+                    }
                 }
             }
         }
@@ -347,6 +397,11 @@ impl PartLander {
         self.name
     }
 
+    /// Memory that it holds now, in bytes.
+    pub fn held_bytes(&self) -> usize {
+        self.verifier.held_bytes()
+    }
+
     /// Takes the next bytes of the part: verified first, then written.
     ///
     /// # Errors
@@ -366,7 +421,7 @@ impl PartLander {
     /// # Errors
     /// [`StoreError::BadPart`] when it is not complete, or its layer was dropped meanwhile; others are the file system's.
     pub fn finish(self) -> Result<PartEntry> {
-        let bad = |why: String| StoreError::BadPart { layer: self.name.layer.to_string(), part: self.name.number, why };
+        let bad = |why: String| StoreError::BadPart { layer: self.name.layer, part: self.name.number, why };
         let bytes = self.verifier.bytes();
         let footer = self.verifier.finish().map_err(|e| bad(e.to_string()))?;
         let summary = footer.summary();
@@ -378,17 +433,19 @@ impl PartLander {
             // Under the lock, so that a drop comes wholly before or wholly after.
             let mut landed = landing.lock();
             let layer = landed.entry(self.name.layer).or_default();
-            if layer.drops != self.drops {
+            if layer.drops != self.writing.drops {
                 return Err(bad("its layer was dropped while it came in".into()));
             }
             fs::rename(&self.partial.0, &target).map_err(|e| landing.store.io("renaming", &self.partial.0, 0, e))?;
-            layer.parts.remove(&self.name.number);
         }
         landing.store.sync_dir(target.parent().expect("a part lies in a term's folder"))?;
         let mut landed = landing.lock();
         let layer = landed.entry(self.name.layer).or_default();
-        if layer.drops != self.drops {
-            let _ = fs::remove_file(&target);
+        if layer.drops != self.writing.drops {
+            // Unless it came again since: then the name is the new one's.
+            if !layer.parts.contains_key(&self.name.number) && !layer.open.contains(&self.name.number) {
+                let _ = fs::remove_file(&target);
+            }
             return Err(bad("its layer was dropped while it came in".into()));
         }
         layer.volume.get_or_insert(self.volume);
@@ -397,7 +454,7 @@ impl PartLander {
     }
 
     fn bad(&self, why: String) -> StoreError {
-        StoreError::BadPart { layer: self.name.layer.to_string(), part: self.name.number, why }
+        StoreError::BadPart { layer: self.name.layer, part: self.name.number, why }
     }
 }
 
@@ -408,12 +465,16 @@ enum Unverified {
 
 /// Reads a whole part and checks every byte of it.
 fn verify_file(path: &Path, volume: &VolumeMeta, name: &PartName) -> Result<PartEntry, Unverified> {
-    let mut file = File::open(path).map_err(Unverified::Io)?;
+    let failed = |e: std::io::Error| match is_of_medium(&e) {
+        true => Unverified::Bad(format!("it cannot be read: {e}")),
+        false => Unverified::Io(e),
+    };
+    let mut file = File::open(path).map_err(failed)?;
     let id = PartId { key: name.layer, part: name.number, geometry: volume.geometry };
     let mut verifier = PartVerifier::new(id, &volume.digest_key);
     let mut buffer = vec![0; 1 << 18];
     loop {
-        match file.read(&mut buffer).map_err(Unverified::Io)? {
+        match file.read(&mut buffer).map_err(failed)? {
             0 => break,
             n => verifier.feed(&buffer[..n]).map_err(|e| Unverified::Bad(e.to_string()))?,
         }

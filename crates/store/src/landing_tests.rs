@@ -109,6 +109,72 @@ fn a_writer_that_began_before_a_drop_does_not_finish_after_it() {
 }
 
 #[test]
+fn a_part_that_has_landed_or_is_under_way_is_not_taken_again() {
+    let store = TempStore::new();
+    let mut group = store.group();
+    let mut volume = TestVolume::new("v", 64);
+    volume.claim(&mut group);
+    let key = volume.key(1);
+    let (first, _) = volume.part(key, 0, &[(0, 4, Fill::Byte(1))]);
+    let (other, _) = volume.part(key, 0, &[(0, 4, Fill::Byte(2))]);
+    let again = |group: &crate::GroupStore| {
+        let refused = group.landing().begin_part(&volume.meta, key, 0).map(drop).expect_err("refused");
+        assert!(matches!(&refused, StoreError::BadPart { layer, part: 0, .. } if *layer == key), "{refused}");
+    };
+    let mut open = group.landing().begin_part(&volume.meta, key, 0).expect("begin");
+    again(&group);
+    open.write(&first).expect("write");
+    let entry = open.finish().expect("finish");
+    again(&group);
+    assert_eq!(fs::read(landing_file(&store, &volume, 1, 0)).expect("read"), first, "what was staged is what it was");
+    assert_eq!(group.landing().landed()[0].parts, [(0, entry)]);
+    // The next number is another part; one that came to nothing may come again, and so may one that was dropped.
+    drop(group.landing().begin_part(&volume.meta, key, 1).expect("begin"));
+    drop(group.landing().begin_part(&volume.meta, key, 1).expect("it was given up"));
+    group.drop_parts(key, 0).expect("drop");
+    let mut anew = group.landing().begin_part(&volume.meta, key, 0).expect("begin");
+    anew.write(&other).expect("write");
+    anew.finish().expect("finish");
+    assert_eq!(fs::read(landing_file(&store, &volume, 1, 0)).expect("read"), other);
+}
+
+#[test]
+fn a_landed_part_with_a_bad_sector_is_dropped_and_the_others_are_taken_up() {
+    let store = TempStore::new();
+    let mut group = store.group();
+    let mut volume = TestVolume::new("v", 64);
+    volume.claim(&mut group);
+    let entry = volume.land(&group, &[vec![(0, 9, Fill::Byte(1))], vec![(16, 2, Fill::Byte(2))]]);
+    drop(group);
+    // Our own memory at address 0, read as a file, is an EIO.
+    fs::remove_file(landing_file(&store, &volume, 1, 0)).expect("remove");
+    std::os::unix::fs::symlink("/proc/self/mem", landing_file(&store, &volume, 1, 0)).expect("link");
+    let group = store.group();
+    assert_eq!(group.landing().landed()[0].parts, [(1, entry.parts[1])]);
+    assert_eq!(store.files("landing").len(), 1);
+}
+
+#[test]
+fn a_claim_ends_what_landed_under_the_terms_before_it() {
+    let store = TempStore::new();
+    let mut group = store.group();
+    let (mut volume, mut other) = (TestVolume::new("v", 64), TestVolume::new("w", 64));
+    volume.claim(&mut group);
+    other.claim(&mut group);
+    volume.land(&group, &[vec![(0, 9, Fill::Byte(1))], vec![(16, 2, Fill::Byte(2))]]);
+    other.land(&group, &[vec![(0, 1, Fill::Byte(3))]]);
+    let (bytes, _) = volume.part(volume.key(2), 0, &[(0, 4, Fill::Byte(1))]);
+    let mut open = group.landing().begin_part(&volume.meta, volume.key(2), 0).expect("begin");
+    open.write(&bytes).expect("write");
+    volume.claim(&mut group);
+    let left: Vec<_> = group.landing().landed().iter().map(|l| l.key).collect();
+    assert_eq!(left, [other.key(1)], "the other volume's stay");
+    open.finish().expect("whoever writes it hears that its term is over from the state machine");
+    volume.claim(&mut group);
+    assert_eq!(store.files("landing").len(), 1);
+}
+
+#[test]
 fn wrong_bytes_are_refused_as_they_come() {
     let store = TempStore::new();
     let mut group = store.group();
@@ -138,6 +204,7 @@ fn a_part_sent_again_with_other_content_replaces_what_a_failed_append_had_linked
     let segment = store.path().join(format!("groups/host/default/segments/v/{}/1.0", volume.term));
     fs::create_dir_all(segment.parent().expect("has one")).expect("mkdir");
     fs::hard_link(landing_file(&store, &volume, 1, 0), &segment).expect("link");
+    group.landing().drop_parts(volume.key(1), 0).expect("drop"); // the segment could not be deleted, say
     volume.seq = 0;
     let second = volume.land(&group, &[vec![(0, 64, Fill::Byte(9))]]);
     assert_ne!(first.digest, second.digest);

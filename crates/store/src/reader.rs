@@ -324,6 +324,9 @@ impl PointReader {
                 Ok(stored) if stored.len() as u64 == len => stored,
                 Ok(_) => return Err(self.corrupt(no, region, "it is cut off".into())),
                 Err(StoreError::NotFound { .. }) => return Err(self.corrupt(no, region, "it is missing".into())),
+                Err(StoreError::Unreadable { source, .. }) => {
+                    return Err(self.corrupt(no, region, format!("it cannot be read: {source}")));
+                }
                 Err(error) => return Err(error),
             };
             for frame in now {

@@ -7,8 +7,8 @@ use std::collections::BTreeSet;
 use std::thread;
 
 use bytes::Bytes;
-use farside_ledger::{Body, DecodeError, RECORD_BYTES_MAX, Record};
-use farside_region::{GroupId, RecordDigest, Slot};
+use farside_ledger::{Body, DecodeError, RECORD_BYTES_MAX, Record, State};
+use farside_region::{GroupId, RecordDigest, Slot, Term};
 
 use crate::backend::{Backend, block_on, list_all};
 use crate::error::{Result, StoreError};
@@ -33,12 +33,19 @@ pub struct Torn {
     pub why: String,
     /// Not damaged: a newer Farside wrote it. Never to be repaired away.
     pub newer: bool,
+    /// Not damaged, but gone with all that follow: files of a claim above the ledger's head are there, the newest of this
+    /// term.
+    pub lost_claim: Option<Term>,
 }
 
 impl Torn {
     /// As an error, for a group.
     pub fn error(&self, group: &GroupNames) -> StoreError {
-        let remedy = if self.newer { "use a newer Farside" } else { "put the file back from a copy of the store" };
+        let remedy = match self {
+            Self { newer: true, .. } => "use a newer Farside",
+            Self { lost_claim: Some(_), .. } => "put the ledger's newest records back from a copy of the store",
+            _ => "put the file back from a copy of the store",
+        };
         let (group, slot, file, why) = (group.to_string(), self.slot, self.file.clone(), self.why.clone());
         StoreError::LedgerTorn { group, slot, file, why, remedy }
     }
@@ -57,8 +64,19 @@ impl Unusable {
     }
 
     pub(crate) fn at(self, names: &GroupNames, slot: Slot) -> Torn {
-        Torn { slot, file: names.record(slot).to_string(), why: self.why, newer: self.newer }
+        Torn { slot, file: names.record(slot).to_string(), why: self.why, newer: self.newer, lost_claim: None }
     }
+}
+
+/// A term is the slot of an accepted claim: files of one above the head prove that the ledger has lost its newest records.
+/// What they published is not to be judged, let alone swept, by what is left.
+pub(crate) fn lost_claim(names: &GroupNames, state: &State, terms: impl Iterator<Item = Term>) -> Option<Torn> {
+    let slot = state.next_slot();
+    let term = terms.max().filter(|term| term.0 >= slot.0)?;
+    let file = names.record(slot).to_string();
+    let why = format!("it is missing, while files of a claim in slot {term} exist: the ledger has lost its newest records");
+    tracing::error!(group = %names, %slot, %term, "the ledger has lost its newest records");
+    Some(Torn { slot, file, why, newer: false, lost_claim: Some(term) })
 }
 
 impl From<DecodeError> for Unusable {
@@ -93,7 +111,8 @@ impl Slots {
         Ok(slots)
     }
 
-    fn end(&self) -> u64 {
+    /// The slot after the highest that exists.
+    pub(crate) fn end(&self) -> u64 {
         self.records.last().max(self.voids.last()).map_or(0, |last| last + 1)
     }
 }
@@ -167,7 +186,11 @@ pub(crate) fn read_slot(
     let Some(Ok(void)) = get(backend, &name)? else {
         return Ok(Err(Unusable::damaged(format!("its replacement {name} cannot be read"))));
     };
-    let torn = bytes.unwrap_or(Ok(Bytes::new())).unwrap_or_default();
+    let torn = match bytes {
+        Some(Err(why)) => return Ok(Err(Unusable::damaged(format!("cannot be held against its replacement: {why}")))),
+        Some(Ok(bytes)) => bytes,
+        None => Bytes::new(),
+    };
     Ok(match Record::decode(&void) {
         Err(error) => {
             let unusable = Unusable::from(error);
@@ -186,6 +209,7 @@ fn get(backend: &dyn Backend, name: &crate::ObjectName) -> Result<Option<Result<
     match block_on(backend.get(name, RECORD_BYTES_MAX as u64)) {
         Ok(found) => Ok(found.map(Ok)),
         Err(StoreError::Damaged { why, .. }) => Ok(Some(Err(why))),
+        Err(StoreError::Unreadable { source, .. }) => Ok(Some(Err(format!("it cannot be read: {source}")))),
         Err(error) => Err(error),
     }
 }

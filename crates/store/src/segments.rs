@@ -40,7 +40,7 @@ struct Cache {
 /// Why a footer could not be had.
 #[derive(Debug)]
 pub(crate) enum FooterFault {
-    /// The segment is missing or is not what was published; in words.
+    /// The segment is missing, cannot be read or is not what was published; in words.
     Damaged(String),
     /// The store could not be read.
     Store(StoreError),
@@ -95,6 +95,7 @@ impl Segments {
                 Ok(tail) if tail.len() as u64 == bytes => Ok(tail),
                 Ok(_) => Err(FooterFault::Damaged(format!("it is shorter than the {part_bytes} bytes that were published"))),
                 Err(StoreError::NotFound { .. }) => Err(FooterFault::Damaged("it is missing".into())),
+                Err(StoreError::Unreadable { source, .. }) => Err(FooterFault::Damaged(format!("it cannot be read: {source}"))),
                 Err(error) => Err(FooterFault::Store(error)),
             }
         };

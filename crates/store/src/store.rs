@@ -229,7 +229,7 @@ pub(crate) fn list_groups(root: &Path) -> Result<Vec<GroupNames>> {
 }
 
 fn folders(dir: &Path) -> Result<Vec<Name>> {
-    let io = |e| StoreError::from_io("listing", dir, 0, e);
+    let io = |e| StoreError::from_io("listing", dir, 0, e).while_reading();
     let entries = match fs::read_dir(dir) {
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
         other => other.map_err(io)?,

@@ -243,7 +243,8 @@ impl DirBackend {
         }
         drop(inner);
         let path = self.path(name)?;
-        let Some(file) = self.unless_missing("opening", &path, File::open(&path))?.map(Arc::new) else { return Ok(None) };
+        let opened = self.unless_missing("opening", &path, File::open(&path)).map_err(StoreError::while_reading)?;
+        let Some(file) = opened.map(Arc::new) else { return Ok(None) };
         let mut inner = self.lock();
         if inner.open.len() >= OPEN_FILES_MAX {
             inner.open.pop_front();
@@ -255,9 +256,10 @@ impl DirBackend {
     fn walk(&self, dir: &Path, name: &str, after: Option<&str>, limit: usize, page: &mut Page) -> Result<()> {
         let mut entries = Vec::new();
         // Missing: removed as empty while we walk, or never there.
-        let Some(read) = self.unless_missing("listing", dir, fs::read_dir(dir))? else { return Ok(()) };
+        let read = self.unless_missing("listing", dir, fs::read_dir(dir)).map_err(StoreError::while_reading)?;
+        let Some(read) = read else { return Ok(()) };
         for entry in read {
-            let entry = entry.map_err(|e| self.io("listing", dir, 0, e))?;
+            let entry = entry.map_err(|e| self.io("listing", dir, 0, e).while_reading())?;
             let Ok(part) = entry.file_name().into_string() else { continue };
             if name.is_empty() && RESERVED.contains(&part.as_str()) {
                 continue;
@@ -271,7 +273,7 @@ impl DirBackend {
             }
             let full = if name.is_empty() { part.clone() } else { format!("{name}/{part}") };
             let Ok(object) = ObjectName::new(full) else { continue };
-            let kind = entry.file_type().map_err(|e| self.io("listing", dir, 0, e))?;
+            let kind = entry.file_type().map_err(|e| self.io("listing", dir, 0, e).while_reading())?;
             // `after`, seen from this directory: this component, or nothing when it lies elsewhere.
             let (skip_before, inside) = match after {
                 None => (None, None),
@@ -299,7 +301,7 @@ impl DirBackend {
                 let bytes = match entry.metadata() {
                     Ok(m) => m.len(),
                     Err(e) if e.kind() == ErrorKind::NotFound => continue,
-                    Err(e) => return Err(self.io("looking at", &entry.path(), 0, e)),
+                    Err(e) => return Err(self.io("looking at", &entry.path(), 0, e).while_reading()),
                 };
                 page.objects.push(Listed { name: object, bytes });
             }
@@ -328,9 +330,11 @@ impl Backend for DirBackend {
 
     async fn get(&self, name: &ObjectName, bytes_max: u64) -> Result<Option<Bytes>> {
         let path = self.path(name)?;
-        let Some(file) = self.unless_missing("opening", &path, File::open(&path))? else { return Ok(None) };
+        let file = self.unless_missing("opening", &path, File::open(&path)).map_err(StoreError::while_reading)?;
+        let Some(file) = file else { return Ok(None) };
         let mut content = Vec::new();
-        file.take(bytes_max + 1).read_to_end(&mut content).map_err(|e| self.io("reading", &path, 0, e))?;
+        let read = file.take(bytes_max + 1).read_to_end(&mut content);
+        read.map_err(|e| self.io("reading", &path, 0, e).while_reading())?;
         if content.len() as u64 > bytes_max {
             return Err(StoreError::Damaged { path, why: format!("it has more than {bytes_max} bytes") });
         }
@@ -342,16 +346,16 @@ impl Backend for DirBackend {
             return Err(StoreError::NotFound { name: name.to_string(), path: self.root.clone() });
         };
         let path = self.path(name)?;
-        let has = file.metadata().map_err(|e| self.io("looking at", &path, 0, e))?.len();
+        let has = file.metadata().map_err(|e| self.io("looking at", &path, 0, e).while_reading())?.len();
         let len = len.min(has.saturating_sub(offset));
         let mut content = vec![0; usize::try_from(len).expect("a range fits memory")];
-        file.read_exact_at(&mut content, offset).map_err(|e| self.io("reading", &path, 0, e))?;
+        file.read_exact_at(&mut content, offset).map_err(|e| self.io("reading", &path, 0, e).while_reading())?;
         Ok(content.into())
     }
 
     async fn size(&self, name: &ObjectName) -> Result<Option<u64>> {
         let path = self.path(name)?;
-        let meta = self.unless_missing("looking at", &path, fs::metadata(&path))?;
+        let meta = self.unless_missing("looking at", &path, fs::metadata(&path)).map_err(StoreError::while_reading)?;
         Ok(meta.filter(fs::Metadata::is_file).map(|m| m.len()))
     }
 

@@ -80,7 +80,8 @@ impl Faulty {
         let at = faults.iter().position(|f| f.op == op && name.as_str().contains(&f.of))?;
         let fault = faults.remove(at);
         let error = std::io::Error::from_raw_os_error(fault.errno);
-        Some((fault.when, StoreError::from_io("injecting", Path::new(name.as_str()), 1, error)))
+        let error = StoreError::from_io("injecting", Path::new(name.as_str()), 1, error);
+        Some((fault.when, if matches!(op, Op::Get | Op::Range) { error.while_reading() } else { error }))
     }
 }
 
