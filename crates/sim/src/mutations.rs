@@ -61,6 +61,16 @@ fn slow_store(plan: &mut Plan) {
     plan.store_speed = Some(0.1);
 }
 
+/// Connections end often while many layers are sent and none is published: epochs pile up at every stage.
+fn resets(plan: &mut Plan, faults: &[Fault]) {
+    only(plan, faults);
+    plan.regions = vec![3, 4];
+    plan.fault_rate = 0.015;
+    plan.store_speed = Some(0.05);
+    plan.receiver_rate = 0.1;
+    plan.tight = false;
+}
+
 /// All of them: the list.
 pub const MUTATIONS: &[Mutation] = &[
     seeds("mark before intent", 200, Some(|p| only(p, &[Fault::Crash, Fault::Power]))),
@@ -84,4 +94,12 @@ pub const MUTATIONS: &[Mutation] = &[
     seeds("a reset cut re-sent as a point", 400, Some(|p| only(p, &[Fault::Reset]))),
     seeds("retained points as the only roots", 400, None),
     seeds("ghost write on the map", 400, Some(|p| only(p, &[Fault::Crash]))),
+    // Of the fine print (DESIGN §10), those that show in whole runs; `replication` has directed schedules for the rarest.
+    seeds("T17 no header, layers there: not refused", 400, Some(|p| only(p, &[Fault::Reinstall]))),
+    seeds("T6 compare beside an unpublished layer", 800, Some(|p| resets(p, &[Fault::Reset, Fault::Resync]))),
+    seeds("T7 position not checked at reconnect", 800, Some(|p| only(p, &[Fault::StoreRollback, Fault::Reset]))),
+    seeds("skip the position rule", 400, Some(|p| only(p, &[Fault::Rollback, Fault::Stop]))),
+    seeds("hole: no point after the last pass", 400, None),
+    seeds("kind said per member", 400, None),
+    seeds("hole: member claims anew alone", 1000, Some(|p| resets(p, &[Fault::Reset, Fault::ReceiverPower]))),
 ];
