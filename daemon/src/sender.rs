@@ -37,6 +37,8 @@ const CHUNK_BYTES: usize = 256 << 10;
 const CHUNKS_MAX: usize = 4;
 /// Runs shorter than this are read without asking for holes.
 const HOLE_BYTES_MIN: u64 = 128 << 10;
+/// A part of zeroes is short whatever it covers; it ends here (64 GiB), so that progress is seen and slices stay small.
+const PART_GRANULES_MAX: u64 = 1 << 24;
 /// Regions whose digests are asked for at once.
 const COMPARE_REGIONS: u64 = 8;
 
@@ -559,6 +561,7 @@ impl Job {
         let new_range = region.0 != last.0 + 1;
         self.finish
             || writer.produced_bytes() >= self.order.bytes_max
+            || self.granules >= PART_GRANULES_MAX
             || !writer.has_room_for_region()
             || (new_range && self.ranges >= self.order.ranges_max)
     }
