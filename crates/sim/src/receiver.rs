@@ -3,7 +3,7 @@
 //!
 //! | here | in the receiver |
 //! |---|---|
-//! | [`Receiver::act`] and the `group` task | the group's thread |
+//! | `Receiver::act` and the `group` task | the group's thread |
 //! | a `land` task per part: verify, write, sync, name | landing writes on blocking threads |
 //! | the `append` task: link the parts, PUT the record, replay what came first | the store's writer |
 //! | `World::landing`, [`crate::store::MemoryStore`] | the directory store |

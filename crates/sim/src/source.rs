@@ -3,11 +3,11 @@
 //!
 //! | here | in the daemon |
 //! |---|---|
-//! | [`queue`]: a task per host request | the queue thread's loop over its ring |
-//! | [`control`]: events one by one into `Source::step`, actions carried out | the group's control thread |
-//! | [`control`]: a task each for switch, cooler, header, ticks, connection | timers and channels of the same thread |
+//! | `queue`: a task per host request | the queue thread's loop over its ring |
+//! | `control`: events one by one into `Source::step`, actions carried out | the group's control thread |
+//! | `control`: a task each for switch, cooler, header, ticks, connection | timers and channels of the same thread |
 //! | `owner` task: page writes and one sync | the intent thread |
-//! | [`sender`]: a task per volume | the sender thread with its own ring |
+//! | `sender`: a task per volume | the sender thread with its own ring |
 //! | `World::state_dir` | files of the state directory |
 //!
 //! Rules of the product do not belong here. What does: the door (L11), the order of a start (map synced and read, header

@@ -48,7 +48,7 @@ impl Network {
     /// A network with a source and a receiver of these names.
     ///
     /// # Panics
-    /// When a name is not a valid [`Name`].
+    /// When a name is not a valid name.
     pub fn new(source: &str, receiver: &str) -> Self {
         let peer = |name: &str| Peer {
             name: name.parse().expect("a valid name"),
