@@ -30,7 +30,9 @@ pub(crate) async fn list(
         return print::json(&points);
     }
     if points.is_empty() {
-        return print::out(&format!("{of} has no recovery point yet; farside status says what it is waiting for\n"));
+        return print::out(&format!(
+            "no recovery point of {of} is known here; farside status says what is protected and what it waits for\n"
+        ));
     }
     let mut table = Table::new(&["POINT", "CUT", "SOURCE", "GROUP", "MEMBERS", "LAYERS", ""]);
     for point in &points {

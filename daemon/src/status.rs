@@ -72,7 +72,8 @@ impl Control {
             lag_ms: lag.filter(|_| !volumes.is_empty()).map(|ns| ns / 1_000_000),
             backlog_bytes,
             rate_bytes_per_s: rate,
-            eta_ms: (behind && converging && rate > 0).then(|| backlog_bytes.saturating_mul(1000) / rate),
+            eta_ms: (behind && converging && status.connected && backlog_bytes > 0 && rate > 0)
+                .then(|| backlog_bytes.saturating_mul(1000) / rate),
             last_point: newest.map(|p| LastPoint {
                 id: PointId::new(p.position.slot.0, &p.position.digest.0),
                 cut_wall: jiff::Timestamp::from_millisecond(p.epoch.wall_ms).unwrap_or_default(),
