@@ -4,6 +4,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use bitvec::prelude::{BitSlice, Lsb0};
+use bitvec::view::BitView as _;
 use serde::{Deserialize, Serialize};
 
 use crate::Geometry;
@@ -263,26 +265,22 @@ impl GranuleMask {
 
     /// Number of granules set.
     pub fn count(&self) -> u64 {
-        self.0.iter().map(|w| u64::from(w.count_ones())).sum()
+        self.bits().count_ones() as u64
     }
 
     /// Whether granule `i` is set.
     pub fn contains(&self, i: usize) -> bool {
-        self.0[i / 64] >> (i % 64) & 1 == 1
+        self.bits()[i]
     }
 
     /// Sets `count` granules from `start`.
     pub fn set_range(&mut self, start: usize, count: usize) {
-        for i in start..start + count {
-            self.0[i / 64] |= 1 << (i % 64);
-        }
+        self.0.view_bits_mut::<Lsb0>()[start..start + count].fill(true);
     }
 
     /// Clears `count` granules from `start`.
     pub fn clear_range(&mut self, start: usize, count: usize) {
-        for i in start..start + count {
-            self.0[i / 64] &= !(1 << (i % 64));
-        }
+        self.0.view_bits_mut::<Lsb0>()[start..start + count].fill(false);
     }
 
     /// Adds another mask.
@@ -292,23 +290,14 @@ impl GranuleMask {
 
     /// The first run of set granules at or after `from`: (start, count).
     pub fn next_run(&self, from: usize) -> Option<(usize, usize)> {
-        let start = self.next_bit(from, true)?;
-        let end = self.next_bit(start, false).unwrap_or(Geometry::REGION_GRANULES_MAX);
-        Some((start, end - start))
+        let rest = self.bits().get(from..)?;
+        let start = rest.first_one()?;
+        let count = rest[start..].first_zero().unwrap_or(rest.len() - start);
+        Some((from + start, count))
     }
 
-    fn next_bit(&self, from: usize, set: bool) -> Option<usize> {
-        let mut word = from / 64;
-        let mut keep = u64::MAX.checked_shl((from % 64) as u32).unwrap_or(0);
-        while word < 16 {
-            let bits = if set { self.0[word] } else { !self.0[word] } & keep;
-            if bits != 0 {
-                return Some(word * 64 + bits.trailing_zeros() as usize);
-            }
-            word += 1;
-            keep = u64::MAX;
-        }
-        None
+    fn bits(&self) -> &BitSlice<u64, Lsb0> {
+        self.0.view_bits()
     }
 }
 
