@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use farside_region::Name;
+use farside_wire::END_MEMBERS_MAX;
 use jiff::SignedDuration;
 use serde::Deserialize;
 
@@ -50,8 +51,8 @@ pub struct Limits {
     pub groups_per_source: usize,
     /// Volumes of one group.
     pub volumes_per_group: usize,
-    /// Parts of one source that land at once.
-    pub parts_per_source: usize,
+    /// Parts of one connection that land at once, while there are few connections.
+    pub parts_per_connection: u32,
     /// What one connection may have under way to the disk.
     pub credit_mib: u32,
 }
@@ -60,10 +61,10 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             receive_budget_mib: 64,
-            connections: 256,
+            connections: 128,
             groups_per_source: 32,
             volumes_per_group: 64,
-            parts_per_source: 16,
+            parts_per_connection: 16,
             credit_mib: 256,
         }
     }
@@ -194,7 +195,10 @@ impl Config {
         small("connections", limits.connections as u64, 1)?;
         small("groups_per_source", limits.groups_per_source as u64, 1)?;
         small("volumes_per_group", limits.volumes_per_group as u64, 1)?;
-        small("parts_per_source", limits.parts_per_source as u64, 1)?;
+        small("parts_per_connection", limits.parts_per_connection.into(), 1)?;
+        if limits.volumes_per_group > END_MEMBERS_MAX {
+            return Err(format!("limits.volumes_per_group: at most {END_MEMBERS_MAX}, as many as a point may hold"));
+        }
         small("credit_mib", limits.credit_mib.into(), 64)?;
         if limits.receive_budget_mib > 4095 {
             return Err("limits.receive_budget_mib: at most 4095".to_owned());
@@ -310,6 +314,7 @@ mod tests {
             ("[receiver]\nadvertise = [\"gateway\"]", "receiver.advertise"),
             ("[limits]\nconnections = 0", "limits.connections"),
             ("[limits]\nreceive_budget_mib = 5000", "receive_budget_mib"),
+            ("[limits]\nvolumes_per_group = 65", "volumes_per_group"),
             ("[retention]\nkeep = 0", "retention.keep"),
             ("[retention]\nspan = \"soon\"", "retention.span"),
             ("[unknown]", "unknown"),

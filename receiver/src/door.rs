@@ -40,11 +40,13 @@ pub(crate) struct Session {
     last_words: Arc<Mutex<(CloseCode, String)>>,
     /// Whether parts may still land. A lander holds it for reading while it finishes, [`Session::stop`] for writing.
     landing: RwLock<bool>,
+    /// Parts that may be on their way into the store.
+    pub(crate) landers: Semaphore,
     heard: Mutex<Instant>,
 }
 
 impl Session {
-    fn new(connection: Arc<dyn Connection>) -> Arc<Self> {
+    fn new(connection: Arc<dyn Connection>, landers: u32) -> Arc<Self> {
         let (outbox, queue) = mpsc::channel(ANSWERS_MAX);
         let session = Arc::new(Self {
             id: SessionId(SESSIONS.fetch_add(1, Ordering::Relaxed) + 1),
@@ -53,6 +55,7 @@ impl Session {
             queued_bytes: Arc::default(),
             last_words: Arc::new(Mutex::new((CloseCode::Done, "done".to_owned()))),
             landing: RwLock::new(true),
+            landers: Semaphore::new(landers as usize),
             heard: Mutex::new(Instant::now()),
         });
         tokio::spawn(write(connection, queue, Arc::clone(&session.queued_bytes), Arc::clone(&session.last_words)));
@@ -65,7 +68,7 @@ impl Session {
             Ok(payload) => payload,
             Err(error) => {
                 tracing::error!(%error, "an answer cannot be encoded");
-                return self.close(CloseCode::Internal, "an answer cannot be encoded");
+                return self.connection.close(CloseCode::Internal, "an answer cannot be encoded");
             }
         };
         let length = payload.len();
@@ -84,7 +87,13 @@ impl Session {
         self.outbox.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 
-    /// Returns when no part of this session can land any more.
+    /// [`Session::close`] for tasks, which must not wait for a disk.
+    pub(crate) fn close_soon(self: &Arc<Self>, code: CloseCode, reason: &str) {
+        let (session, reason) = (Arc::clone(self), reason.to_owned());
+        tokio::task::spawn_blocking(move || session.close(code, &reason));
+    }
+
+    /// Returns when no part of this session can land any more. Blocking: a part that is being synced is waited for.
     pub(crate) fn stop(&self) {
         *self.landing.write().unwrap_or_else(PoisonError::into_inner) = false;
     }
@@ -132,8 +141,8 @@ async fn write(
 }
 
 /// Serves one connection to its end.
-pub(crate) async fn serve(receiver: Arc<Receiver>, connection: Arc<dyn Connection>, parts_of_source: Arc<Semaphore>) {
-    let session = Session::new(Arc::clone(&connection));
+pub(crate) async fn serve(receiver: Arc<Receiver>, connection: Arc<dyn Connection>) {
+    let session = Session::new(Arc::clone(&connection), receiver.parts_per_connection);
     let source = connection.peer().name.clone();
     let group = match greet(&receiver, &session, &source).await {
         Ok((group, hello)) => {
@@ -144,15 +153,16 @@ pub(crate) async fn serve(receiver: Arc<Receiver>, connection: Arc<dyn Connectio
         Err((code, text)) => {
             tracing::warn!(%source, address = %session.address(), %text, "refused a connection");
             session.send(&ReceiverMessage::Refusal(refusal(code, &text)));
-            return session.close(CloseCode::Refused, &text);
+            return session.close_soon(CloseCode::Refused, &text);
         }
     };
     tokio::select! {
         () = carry_frames(&session, &group) => {}
-        () = accept_parts(&receiver, &session, &group, &parts_of_source) => {}
+        () = accept_parts(&receiver, &session, &group) => {}
     }
     let ended = connection.closed().await;
-    session.stop();
+    let stopping = Arc::clone(&session);
+    let _ = tokio::task::spawn_blocking(move || stopping.stop()).await;
     tracing::info!(%source, group = %group.names(), why = %ended, "the connection ended");
     let _ = group.tell(Mail::Closed { session: session.id }).await;
 }
@@ -188,24 +198,23 @@ async fn carry_frames(session: &Arc<Session>, group: &GroupHandle) {
         match decode_payload::<SourceMessage>(&frame) {
             Ok(message) => {
                 if group.tell(Mail::Message { session: session.id, message: Box::new(message) }).await.is_err() {
-                    return session.close(CloseCode::ShuttingDown, "the receiver is stopping");
+                    return session.close_soon(CloseCode::ShuttingDown, "the receiver is stopping");
                 }
             }
             Err(error) => {
                 tracing::warn!(group = %group.names(), %error, "a source sent what is not a message");
                 session.send(&ReceiverMessage::Refusal(refusal(RefusalCode::Protocol, &error.to_string())));
-                return session.close(CloseCode::Protocol, &error.to_string());
+                return session.close_soon(CloseCode::Protocol, &error.to_string());
             }
         }
     }
 }
 
-async fn accept_parts(receiver: &Arc<Receiver>, session: &Arc<Session>, group: &GroupHandle, parts_of_source: &Arc<Semaphore>) {
+async fn accept_parts(receiver: &Arc<Receiver>, session: &Arc<Session>, group: &GroupHandle) {
     while let Ok(part) = session.connection.accept_part().await {
         session.hears();
-        // The limit of open streams bounds these tasks; the semaphores bound what each of them may hold.
-        let land = landing::land(Arc::clone(receiver), Arc::clone(session), group.clone(), Arc::clone(parts_of_source), part);
-        tokio::spawn(land);
+        // The limit of open streams bounds these tasks.
+        tokio::spawn(landing::land(Arc::clone(receiver), Arc::clone(session), group.clone(), part));
     }
 }
 

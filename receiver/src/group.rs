@@ -18,7 +18,7 @@ use arc_swap::ArcSwap;
 use farside_ledger::{Body, LayerKind, PartEntry, Policy, group_id, volume_id};
 use farside_region::{LayerKey, VolumeId};
 use farside_replication::target::{self, Action, AppendOutcome, Config, Event, LandedLayer, Report, SessionId, Target, Ticket};
-use farside_store::{GroupNames, GroupStore, PartLander, PointInfo, StoreError};
+use farside_store::{GroupNames, GroupStore, PartLander, PointInfo, Remedy, StoreError};
 use farside_transport::{Backoff, CloseCode};
 use farside_wire::{
     DigestRun, PartHeader, PointAnswer, PointMemberInfo, PointPage, PointQuery, PointQueryKind, ReceiverMessage, RefusalCode,
@@ -37,8 +37,13 @@ const MAIL_MAX: usize = 256;
 const TICK: Duration = Duration::from_millis(500);
 /// When a group that could not be opened or written is tried again: doubled each time, up to the second.
 const REOPEN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(16));
+/// How often a torn ledger is read again.
+const TORN_AGAIN: Duration = Duration::from_secs(30);
 /// Points in one answer over the wire.
 const PAGE_POINTS_MAX: usize = 500;
+/// The only shape of volumes over the wire.
+const GRANULE_BYTES: u64 = 4 << 10;
+const REGION_GRANULES: u64 = 1 << 10;
 /// Layers whose beginning is remembered, for the lag.
 const BEGINNINGS_MAX: usize = 1024;
 
@@ -141,7 +146,7 @@ pub(crate) fn start(receiver: Arc<Receiver>, names: GroupNames) -> std::io::Resu
             policy,
             prune: Prune { due: true, last: None, submitted: 0 },
             beginnings: BTreeMap::new(),
-            cut_seen: None,
+            cut_seen: BTreeMap::new(),
             last_failure: String::new(),
             unwritable: None,
             reopen: Backoff::new(REOPEN.0, REOPEN.1),
@@ -170,12 +175,13 @@ struct Group {
     sessions: BTreeMap<SessionId, Arc<Session>>,
     /// What our own actions brought about, before anything else is looked at.
     events: VecDeque<Event>,
-    policy: Policy,
+    /// What is to be kept, once that is known.
+    policy: Option<Policy>,
     prune: Prune,
     /// When a layer was announced, for the lag.
     beginnings: BTreeMap<LayerKey, Instant>,
-    /// When the newest point's cut was announced, as far as this process saw it.
-    cut_seen: Option<Instant>,
+    /// When the cut of the newest point of a volume was announced, as far as this process saw it.
+    cut_seen: BTreeMap<VolumeId, Instant>,
     /// Why the last part did not land: the words a closed session is given.
     last_failure: String,
     /// This group's files cannot be written, though the store may be well.
@@ -192,6 +198,7 @@ struct Here {
     store: GroupStore,
     target: Target,
     generation: Generation,
+    opened: Instant,
 }
 
 struct Prune {
@@ -292,6 +299,10 @@ impl Group {
         if claim.source != self.names.source || volume.id != volume_id(&self.names.source, &self.names.group, &volume.name) {
             return Err(format!("the claim of volume `{}` does not carry the id of that name", volume.name));
         }
+        // The digests' and the indexes' sizes follow from the shape.
+        if (volume.geometry.granule_bytes(), volume.geometry.region_granules()) != (GRANULE_BYTES, REGION_GRANULES) {
+            return Err(format!("volume `{}` does not have granules of 4 KiB in regions of 4 MiB", volume.name));
+        }
         let limit = self.receiver.config.limits.volumes_per_group;
         if state.volume(volume.id).is_none() && state.volumes().count() >= limit {
             return Err(format!(
@@ -367,6 +378,12 @@ impl Group {
     fn tick(&mut self) {
         match &mut self.place {
             Place::Here(here) if self.receiver.vault.generation() != Some(here.generation) => self.leave(),
+            // Perhaps somebody brought the file back.
+            Place::Here(here) if here.store.torn().is_some() && here.opened.elapsed() >= TORN_AGAIN => {
+                let words = "the ledger is read again".to_owned();
+                self.place = Place::Away { words, retry_at: Instant::now() };
+                self.enter();
+            }
             Place::Here(here) => {
                 if let Err(error) = here.store.space() {
                     self.store_error(&error);
@@ -424,7 +441,12 @@ impl Group {
                     None => tracing::info!(group = %self.names, ?head, points = store.points().len(), "the group is open"),
                     Some(torn) => tracing::error!(group = %self.names, slot = %torn.slot, why = torn.why, "the ledger is torn"),
                 }
-                self.place = Place::Here(Box::new(Here { store, target, generation }));
+                // Points of which nobody here knows how many to keep, of a gateway that was reinstalled, say, are all kept until
+                // their source has said it. Those of a new group follow the configuration until then.
+                if self.policy.is_none() && store.points().is_empty() {
+                    self.policy = Some(self.receiver.policy_default());
+                }
+                self.place = Place::Here(Box::new(Here { store, target, generation, opened: Instant::now() }));
                 self.prune.due = true;
                 self.act(actions);
                 self.look_at_disk();
@@ -467,7 +489,8 @@ impl Group {
         }
         self.prune.due = false;
         self.prune.last = Some(Instant::now());
-        if let Some(body) = here.store.prune_plan(&self.policy) {
+        let Some(policy) = &self.policy else { return };
+        if let Some(body) = here.store.prune_plan(policy) {
             self.prune.submitted += 1;
             self.events.push_back(Event::Submit { submission: self.prune.submitted, body: Box::new(body) });
         }
@@ -505,7 +528,7 @@ impl Group {
                 Action::CloseSession { session, why } => self.close_session(session, why),
                 Action::Append { ticket, body } => self.append(ticket, *body),
                 Action::Submitted { outcome, .. } => {
-                    if let AppendOutcome::Failed { text } = outcome {
+                    if let AppendOutcome::Failed { text } | AppendOutcome::Unusable { text, .. } = outcome {
                         tracing::warn!(group = %self.names, %text, "nothing was pruned");
                         self.prune.due = true;
                     }
@@ -538,6 +561,9 @@ impl Group {
                 AppendOutcome::Judged { position: appended.position, verdict: appended.verdict }
             }
             Err(StoreError::Overtaken { .. }) => AppendOutcome::Collided,
+            Err(error) if error.remedy() == Remedy::Lose => {
+                AppendOutcome::Unusable { layers: error.layer().into_iter().collect(), text: error.to_string() }
+            }
             Err(error) => {
                 self.store_error(&error);
                 AppendOutcome::Failed { text: error.to_string() }
@@ -571,14 +597,21 @@ impl Group {
     }
 
     fn set_policy(&mut self, policy: Policy) {
-        if policy == self.policy {
+        let (source, group) = (&self.names.source, &self.names.group);
+        // A default that was never said is not remembered, so it is compared with what is.
+        if self.receiver.policy_of(&self.names) == Some(policy) {
+            self.policy = Some(policy);
             return;
         }
-        self.policy = policy;
-        self.prune.due = true;
-        if let Err(error) = self.receiver.state_dir.remember_policy(&self.names.source, &self.names.group, &policy) {
+        if let Err(error) = self.receiver.state_dir.remember_policy(source, group, &policy) {
             tracing::warn!(group = %self.names, %error, "what is to be kept could not be remembered");
+            // What is given up is gone for ever: until it is remembered, only more may be kept.
+            let larger = |old: &Policy| Policy { keep: old.keep.max(policy.keep), span_ms: old.span_ms.max(policy.span_ms) };
+            self.policy = self.policy.as_ref().map(larger);
+            return;
         }
+        self.policy = Some(policy);
+        self.prune.due = true;
         tracing::info!(group = %self.names, keep = policy.keep, span_ms = policy.span_ms, "the source says what is to be kept");
     }
 
@@ -588,7 +621,7 @@ impl Group {
         if kind == LayerKind::Point
             && let Some(begun) = begun
         {
-            self.cut_seen = Some(begun);
+            self.cut_seen.extend(layers.iter().map(|key| (key.volume, begun)));
         }
     }
 
@@ -600,12 +633,27 @@ impl Group {
         let (group, volume) = (&self.names, name.unwrap_or_default());
         match what {
             Report::Judged { position, verdict } => tracing::debug!(%group, slot = %position.slot, ?verdict, "a record"),
+            Report::Unusable { text } => tracing::error!(%group, %text, "a record cannot be made; what it named is lost"),
             Report::AppendFailed { text } => tracing::error!(%group, %text, "nothing can be published"),
             Report::Dropped { key, why } => tracing::info!(%group, volume, %key, ?why, "a layer was dropped"),
             Report::PartFailed { key, part, why } => tracing::warn!(%group, volume, %key, part, %why, "a part did not land"),
             Report::SessionRefused { why } => tracing::info!(%group, why, "a connection is ended"),
             other => tracing::debug!(%group, ?other, "a report"),
         }
+    }
+
+    /// How old the group is at most: its oldest volume. `None` if a volume has no point, or none that this process saw come.
+    fn lag(&self, here: &Here) -> Option<Duration> {
+        let state = here.store.state();
+        let age = |id: VolumeId| {
+            let point = self.cut_seen.get(&id).map(Instant::elapsed);
+            // A heartbeat says that nothing changed since.
+            let quiet = here.target.quiet(state, id).map(|(_, arrived)| Duration::from_nanos(self.now().saturating_sub(arrived)));
+            let in_point = state.points().values().any(|p| p.members.iter().any(|m| m.key.volume == id));
+            [point, quiet].into_iter().flatten().min().filter(|_| in_point)
+        };
+        let ages: Option<Vec<Duration>> = state.volumes().map(|(id, _)| age(id)).collect();
+        ages?.into_iter().max()
     }
 
     /// Puts up how the group is now.
@@ -617,10 +665,8 @@ impl Group {
         match &self.place {
             Place::Away { words, .. } => view.away(words),
             Place::Here(here) => {
-                let quiet = here.store.state().volumes().filter_map(|(id, _)| here.target.quiet(here.store.state(), id));
-                let quiet = quiet.map(|(_, arrived)| arrived).max();
-                let quiet = quiet.map(|arrived| Duration::from_nanos(self.now().saturating_sub(arrived)));
-                view.here(&here.store, &here.target, self.cut_seen.map(|seen| seen.elapsed()), quiet);
+                let lag = self.lag(here);
+                view.here(&here.store, &here.target, lag);
             }
         }
         self.view.store(Arc::new(view));

@@ -1,47 +1,88 @@
 //! One part's way: from its stream, verified as it comes, into the store's landing, and a word to the group.
 //!
-//! Memory: a part that has begun holds at most [`LANDER_BYTES`] of the receive budget, whatever its source does; a source that
-//! stops sending while others wait for the budget is closed.
+//! A part never waits for another's *stream*: unread, it would fill its connection's window and keep the other from ending. It
+//! waits at most for one that is being synced. Memory is bounded by what a connection may open (its share of all part
+//! streams, see `process`), and by [`Memory`]: what parts really hold is counted, and when it is too much, those that hold
+//! more than their share are closed.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::BytesMut;
 use farside_layer::PART_BYTES_MAX;
 use farside_store::{PartLander, StoreError};
 use farside_transport::{CloseCode, IncomingPart, PartError, PartReceiver};
 use farside_wire::{PART_HEADER_BYTES, PartHeader};
-use tokio::sync::{Semaphore, oneshot};
-use tokio::time::timeout;
+use tokio::sync::oneshot;
 
 use crate::door::Session;
 use crate::group::{BeginPart, GroupHandle, Mail, PartOutcome};
 use crate::process::Receiver;
 
-/// What a part on its way in takes of the receive budget: a batch, and what the verifier keeps of an unfinished frame.
-pub(crate) const LANDER_BYTES: u32 = 1 << 20;
+/// What a part on its way in takes at most, as a rule: a batch, an unfinished frame, the footer's tables.
+pub(crate) const LANDER_BYTES: u64 = 2 << 20;
 /// Bytes verified and written at once.
 const BATCH_BYTES: usize = 256 << 10;
-/// A part that brings nothing for so long gives way when others wait.
-const STALLED: Duration = Duration::from_secs(30);
+
+/// What parts on their way in hold, all together.
+#[derive(Debug)]
+pub(crate) struct Memory {
+    limit_bytes: u64,
+    used_bytes: AtomicU64,
+    used_bytes_max: AtomicU64,
+}
+
+/// What one part holds; given back when dropped.
+#[derive(Debug)]
+struct Held<'a> {
+    memory: &'a Memory,
+    bytes: u64,
+}
+
+impl Memory {
+    pub(crate) fn new(limit_bytes: u64) -> Self {
+        Self { limit_bytes, used_bytes: AtomicU64::new(0), used_bytes_max: AtomicU64::new(0) }
+    }
+
+    /// Now, at most so far, and the limit.
+    pub(crate) fn status(&self) -> (u64, u64, u64) {
+        (self.used_bytes.load(Ordering::Relaxed), self.used_bytes_max.load(Ordering::Relaxed), self.limit_bytes)
+    }
+
+    fn hold(&self) -> Held<'_> {
+        Held { memory: self, bytes: 0 }
+    }
+}
+
+impl Held<'_> {
+    /// Says how much it is now; false when this part is to give way.
+    fn set(&mut self, bytes: u64) -> bool {
+        let memory = self.memory;
+        let total = memory.used_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        let total = total.saturating_sub(self.bytes);
+        memory.used_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.bytes = bytes;
+        memory.used_bytes_max.fetch_max(total, Ordering::Relaxed);
+        total <= memory.limit_bytes || bytes <= LANDER_BYTES
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.memory.used_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
 
 /// Lands a part, or says why not.
-pub(crate) async fn land(
-    receiver: Arc<Receiver>,
-    session: Arc<Session>,
-    group: GroupHandle,
-    parts_of_source: Arc<Semaphore>,
-    part: IncomingPart,
-) {
+pub(crate) async fn land(receiver: Arc<Receiver>, session: Arc<Session>, group: GroupHandle, part: IncomingPart) {
     let header: Option<&[u8; PART_HEADER_BYTES]> = part.header[..].try_into().ok();
     let header = match header.map(PartHeader::decode) {
         Some(Ok(header)) => header,
-        Some(Err(error)) => return session.close(CloseCode::Protocol, &error.to_string()),
-        None => return session.close(CloseCode::Protocol, "a part header of the wrong length"),
+        Some(Err(error)) => return session.close_soon(CloseCode::Protocol, &error.to_string()),
+        None => return session.close_soon(CloseCode::Protocol, "a part header of the wrong length"),
     };
-    let Ok(_permit) = parts_of_source.acquire_owned().await else { return };
-    let _grant = receiver.budget.take(LANDER_BYTES).await;
-    receiver.note_budget();
+    // There are as many permits as streams may be open, so who waits here waits for a disk.
+    let Ok(_permit) = session.landers.acquire().await else { return };
     let (reply, answer) = oneshot::channel();
     if group.tell(Mail::BeginPart { session: session.id, header, reply }).await.is_err() {
         return;
@@ -49,12 +90,12 @@ pub(crate) async fn land(
     let mut body = part.body;
     let outcome = match answer.await {
         Err(_) | Ok(BeginPart::Drop) => return,
-        Ok(BeginPart::Swallow) => match swallow(&receiver, &mut *body).await {
+        Ok(BeginPart::Swallow) => match swallow(&mut *body).await {
             Ok(bytes) => PartOutcome::Unwanted { bytes },
             Err(trouble) => return end(&session, trouble),
         },
         Ok(BeginPart::Failed(error)) => PartOutcome::Failed(error),
-        Ok(BeginPart::Land(lander)) => match write(&receiver, &session, &mut *body, *lander).await {
+        Ok(BeginPart::Land(lander)) => match write(&receiver.memory, &session, &mut *body, *lander).await {
             Ok(Some(entry)) => PartOutcome::Landed(entry),
             Ok(None) => return,
             Err(Trouble::Store(error)) => PartOutcome::Failed(error),
@@ -67,19 +108,8 @@ pub(crate) async fn land(
 enum Trouble {
     Store(StoreError),
     Stream(PartError),
-    Stalled,
+    TooMuch,
     TooLong,
-}
-
-/// A part that came to nothing.
-fn end(session: &Session, trouble: Trouble) {
-    match trouble {
-        // The source knows, and what was written is gone.
-        Trouble::Stream(error) => tracing::debug!(%error, "a part ended early"),
-        Trouble::Stalled => session.close(CloseCode::Overloaded, "a part stalled while others waited"),
-        Trouble::TooLong => session.close(CloseCode::Protocol, "a part is longer than a part may be"),
-        Trouble::Store(error) => session.close(CloseCode::Refused, &error.to_string()),
-    }
 }
 
 impl From<StoreError> for Trouble {
@@ -88,16 +118,37 @@ impl From<StoreError> for Trouble {
     }
 }
 
+impl From<PartError> for Trouble {
+    fn from(error: PartError) -> Self {
+        Self::Stream(error)
+    }
+}
+
+/// A part that came to nothing.
+fn end(session: &Arc<Session>, trouble: Trouble) {
+    match trouble {
+        // The source knows, and what was written is gone.
+        Trouble::Stream(error) => tracing::debug!(%error, "a part ended early"),
+        Trouble::TooMuch => session.close_soon(CloseCode::Overloaded, "the receiver's memory for parts is used up"),
+        Trouble::TooLong => session.close_soon(CloseCode::Protocol, "a part is longer than a part may be"),
+        Trouble::Store(error) => session.close_soon(CloseCode::Refused, &error.to_string()),
+    }
+}
+
 /// Reads the body to its end and writes it; `None` when the session was stopped before the end.
 async fn write(
-    receiver: &Receiver,
+    memory: &Memory,
     session: &Arc<Session>,
     body: &mut dyn PartReceiver,
     mut lander: PartLander,
 ) -> Result<Option<farside_ledger::PartEntry>, Trouble> {
+    let mut held = memory.hold();
     let mut batch = BytesMut::with_capacity(BATCH_BYTES);
     loop {
-        let chunk = next(receiver, body, BATCH_BYTES - batch.len()).await?;
+        if !held.set((batch.capacity() + lander.held_bytes()) as u64) {
+            return Err(Trouble::TooMuch);
+        }
+        let chunk = body.next(BATCH_BYTES - batch.len()).await?;
         let last = chunk.is_none();
         batch.extend_from_slice(&chunk.unwrap_or_default());
         if batch.len() < BATCH_BYTES && !last {
@@ -120,9 +171,9 @@ async fn write(
 }
 
 /// Reads a body that nobody wants; says how long it was.
-async fn swallow(receiver: &Receiver, body: &mut dyn PartReceiver) -> Result<u64, Trouble> {
+async fn swallow(body: &mut dyn PartReceiver) -> Result<u64, Trouble> {
     let mut bytes = 0_u64;
-    while let Some(chunk) = next(receiver, body, BATCH_BYTES).await? {
+    while let Some(chunk) = body.next(BATCH_BYTES).await? {
         bytes += chunk.len() as u64;
         if bytes > PART_BYTES_MAX {
             return Err(Trouble::TooLong);
@@ -131,20 +182,28 @@ async fn swallow(receiver: &Receiver, body: &mut dyn PartReceiver) -> Result<u64
     Ok(bytes)
 }
 
-/// The next chunk; an error when the source stalls while others wait.
-async fn next(receiver: &Receiver, body: &mut dyn PartReceiver, bytes_max: usize) -> Result<Option<bytes::Bytes>, Trouble> {
-    loop {
-        match timeout(STALLED, body.next(bytes_max)).await {
-            Ok(chunk) => return chunk.map_err(Trouble::Stream),
-            Err(_) if receiver.budget.free_bytes() < LANDER_BYTES => return Err(Trouble::Stalled),
-            Err(_) => {}
-        }
-    }
-}
-
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, StoreError> + Send + 'static) -> Result<T, StoreError> {
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
         Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_holds_more_than_his_share_gives_way_when_it_is_too_much() {
+        let memory = Memory::new(3 * LANDER_BYTES);
+        let (mut small, mut large) = (memory.hold(), memory.hold());
+        assert!(small.set(LANDER_BYTES) && large.set(2 * LANDER_BYTES));
+        assert!(!large.set(2 * LANDER_BYTES + 1));
+        assert!(small.set(LANDER_BYTES), "he has his share");
+        drop(large);
+        assert_eq!(memory.status(), (LANDER_BYTES, 3 * LANDER_BYTES + 1, 3 * LANDER_BYTES));
+        assert!(small.set(3 * LANDER_BYTES));
+        drop(small);
+        assert_eq!(memory.status().0, 0);
     }
 }

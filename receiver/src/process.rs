@@ -3,23 +3,22 @@
 //! Order of a start: state directory (lock), identity, pairings, store, API socket, UDP socket, groups, readiness. A store
 //! that cannot be opened does not keep the receiver from running: it says so, and goes on when the store answers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use farside_control::receiver::Budget as BudgetStatus;
 use farside_ledger::Policy;
-use farside_region::Name;
 use farside_store::GroupNames;
-use farside_transport::{BookError, Budget, Fingerprint, Identity, IdentityError, Listener, ListenerEvent, PairingBook};
+use farside_transport::{BookError, Fingerprint, Identity, IdentityError, Listener, ListenerEvent, PairingBook};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::Semaphore;
 use tracing_subscriber::EnvFilter;
 
 use crate::config::{Config, ConfigError};
+use crate::landing::{LANDER_BYTES, Memory};
 use crate::roster::Roster;
 use crate::state_dir::{StateDir, StateError};
 use crate::vault::Vault;
@@ -27,6 +26,10 @@ use crate::{api, door};
 
 /// How often a store that failed is tried again.
 const STORE_RETRY: Duration = Duration::from_secs(2);
+
+/// Refusals at the door that are shown, and for how long.
+const REFUSALS_SHOWN: usize = 8;
+const REFUSALS_SHOWN_FOR: Duration = Duration::from_secs(600);
 
 /// Why the receiver did not start, or had to stop.
 #[derive(Debug, thiserror::Error)]
@@ -90,14 +93,13 @@ pub(crate) struct Receiver {
     pub(crate) fingerprint: Fingerprint,
     pub(crate) local_address: std::net::SocketAddr,
     pub(crate) roster: Arc<Roster>,
-    pub(crate) budget: Budget,
-    budget_max: AtomicU64,
+    pub(crate) memory: Memory,
+    pub(crate) parts_per_connection: u32,
     pub(crate) space: Grants,
     pub(crate) runtime: tokio::runtime::Handle,
     pub(crate) started: Instant,
     stopping: AtomicBool,
-    /// Parts of one source that may land at once.
-    landing: Mutex<BTreeMap<Name, Arc<Semaphore>>>,
+    refusals: Mutex<VecDeque<(Instant, String)>>,
 }
 
 /// Bytes that were granted to groups and have not landed: nobody is granted them again.
@@ -133,17 +135,18 @@ impl Receiver {
         self.stopping.load(Ordering::Acquire)
     }
 
-    /// What is to be kept of a group: what its source said last, or the configuration.
-    pub(crate) fn policy_of(&self, names: &GroupNames) -> Policy {
+    /// What its source said last is to be kept of a group; `None` if that is not known here.
+    pub(crate) fn policy_of(&self, names: &GroupNames) -> Option<Policy> {
+        self.state_dir.policy(&names.source, &names.group).unwrap_or_else(|error| {
+            tracing::warn!(group = %names, %error, "what is to be kept is not known");
+            None
+        })
+    }
+
+    /// What the configuration says is to be kept of a group whose source said nothing.
+    pub(crate) fn policy_default(&self) -> Policy {
         let retention = &self.config.retention;
-        let default = Policy { keep: retention.keep, span_ms: u64::try_from(retention.span.as_millis()).unwrap_or(u64::MAX) };
-        match self.state_dir.policy(&names.source, &names.group) {
-            Ok(known) => known.unwrap_or(default),
-            Err(error) => {
-                tracing::warn!(group = %names, %error, "what is to be kept is not known: everything, until the source says it");
-                Policy { keep: u32::MAX, ..default }
-            }
-        }
+        Policy { keep: retention.keep, span_ms: u64::try_from(retention.span.as_millis()).unwrap_or(u64::MAX) }
     }
 
     /// Under which addresses sources reach this receiver, as far as can be known.
@@ -173,23 +176,24 @@ impl Receiver {
         addresses.into_iter().take(8).map(|ip| std::net::SocketAddr::new(ip, port).to_string()).collect()
     }
 
-    /// Remembers how much of the receive budget was ever used.
-    pub(crate) fn note_budget(&self) {
-        let used = u64::from(self.budget.total_bytes() - self.budget.free_bytes().min(self.budget.total_bytes()));
-        self.budget_max.fetch_max(used, Ordering::Relaxed);
-    }
-
     pub(crate) fn budget_status(&self) -> BudgetStatus {
-        let total = self.budget.total_bytes();
-        let used_bytes = u64::from(total - self.budget.free_bytes().min(total));
-        let used_bytes_max = self.budget_max.load(Ordering::Relaxed).max(used_bytes);
-        BudgetStatus { used_bytes, used_bytes_max, limit_bytes: total.into() }
+        let (used_bytes, used_bytes_max, limit_bytes) = self.memory.status();
+        BudgetStatus { used_bytes, used_bytes_max, limit_bytes }
     }
 
-    fn parts_of(&self, source: &Name) -> Arc<Semaphore> {
-        let mut landing = self.landing.lock().unwrap_or_else(PoisonError::into_inner);
-        let made = || Arc::new(Semaphore::new(self.config.limits.parts_per_source));
-        Arc::clone(landing.entry(source.clone()).or_insert_with(made))
+    fn note_refusal(&self, words: String) {
+        let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
+        if refusals.len() >= REFUSALS_SHOWN {
+            refusals.pop_front();
+        }
+        refusals.push_back((Instant::now(), words));
+    }
+
+    /// Who was refused at the door lately.
+    pub(crate) fn refusals(&self) -> Vec<String> {
+        let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
+        refusals.retain(|(when, _)| when.elapsed() < REFUSALS_SHOWN_FOR);
+        refusals.iter().map(|(_, words)| words.clone()).collect()
     }
 }
 
@@ -227,10 +231,15 @@ async fn serve(config: Config, runtime: tokio::runtime::Handle) -> Result<(), Ru
     let (store_path, state) = (config.store.clone(), Arc::clone(&state_dir));
     let vault = tokio::task::spawn_blocking(move || Vault::open(store_path, state)).await.expect("opening does not panic");
     let socket = api::listen(&config.api_socket, config.api_group.as_deref())?;
-    // Three quarters may wait in the windows of connections, a quarter is for parts being verified and written.
-    let budget_bytes = config.limits.receive_budget_mib << 20;
+    // One half may wait in the windows of connections, the other is for parts being verified and written.
+    let half_bytes = (config.limits.receive_budget_mib << 20) / 2;
+    let landing_bytes = u64::from(half_bytes);
+    let parts_all = u32::try_from(landing_bytes / LANDER_BYTES).unwrap_or(u32::MAX).max(1);
+    let parts_per_connection = config.limits.parts_per_connection.min(parts_all);
     let limits = farside_transport::Limits {
-        receive_budget_bytes: budget_bytes / 4 * 3,
+        receive_budget_bytes: half_bytes,
+        parts_open: parts_per_connection,
+        parts_open_all: parts_all,
         connections: config.limits.connections,
         // One for each group, twice while they reconnect, and some that are being refused.
         connections_per_source: config.limits.groups_per_source.saturating_mul(2).saturating_add(8),
@@ -246,13 +255,13 @@ async fn serve(config: Config, runtime: tokio::runtime::Handle) -> Result<(), Ru
         fingerprint: identity.fingerprint(),
         local_address: listener.local_address().unwrap_or(config.listen),
         roster: Arc::default(),
-        budget: Budget::new(budget_bytes / 4),
-        budget_max: AtomicU64::new(0),
+        memory: Memory::new(landing_bytes),
+        parts_per_connection,
         space: Grants::default(),
         runtime,
         started: Instant::now(),
         stopping: AtomicBool::new(false),
-        landing: Mutex::default(),
+        refusals: Mutex::default(),
         config,
     });
     start_known_groups(&receiver).await;
@@ -323,11 +332,14 @@ async fn welcome(receiver: &Arc<Receiver>, listener: &Listener) {
             ListenerEvent::Connected(connection) => {
                 let peer = connection.peer();
                 tracing::info!(source = %peer.name, address = %peer.address, "connected");
-                let parts = receiver.parts_of(&peer.name);
-                tokio::spawn(door::serve(Arc::clone(receiver), connection, parts));
+                tokio::spawn(door::serve(Arc::clone(receiver), connection));
             }
             // Logged at the door.
-            ListenerEvent::Paired { .. } | ListenerEvent::Refused { .. } => {}
+            ListenerEvent::Paired { .. } => {}
+            ListenerEvent::Refused { address, name, reason, .. } => {
+                let who = name.map_or_else(|| address.to_string(), |name| format!("`{name}` at {address}"));
+                receiver.note_refusal(format!("{who} was refused: {reason}"));
+            }
             other => tracing::debug!(?other, "at the door"),
         }
     }

@@ -38,9 +38,8 @@ impl GroupView {
         self.group.reasons.push(reason);
     }
 
-    /// The group is in use. `point_age`: since the newest point's cut was announced, if this process saw it; `quiet_age`:
-    /// since the newest heartbeat that still holds came.
-    pub(crate) fn here(&mut self, store: &GroupStore, target: &Target, point_age: Option<Duration>, quiet_age: Option<Duration>) {
+    /// The group is in use.
+    pub(crate) fn here(&mut self, store: &GroupStore, target: &Target, lag: Option<Duration>) {
         let state = store.state();
         let group = &mut self.group;
         group.head_slot = state.head().map(|slot| slot.0);
@@ -49,9 +48,7 @@ impl GroupView {
             let digest = state.digest_at(point.slot)?;
             Some(LastPoint { id: PointId::new(point.slot.0, &digest.0), cut_wall: wall(point.epoch.wall_ms) })
         });
-        // A heartbeat says that nothing changed since the point.
-        let ages = [point_age, quiet_age].into_iter().flatten().min();
-        group.lag_ms = group.last_point.as_ref().and(ages).map(millis);
+        group.lag_ms = lag.map(millis);
         group.used_bytes = store.bytes().0;
         let landed = store.landing().landed();
         group.volumes = state
@@ -68,7 +65,7 @@ impl GroupView {
         group.volumes.sort_by(|a, b| a.name.cmp(&b.name));
         if let Some(torn) = store.torn() {
             let message = format!("the ledger of {} is torn in slot {} ({}: {})", self.names, torn.slot, torn.file, torn.why);
-            let what = "points before it can be restored; bring the file back from a copy of the store, then restart";
+            let what = "points before it can be restored; bring the file back from a copy of the store";
             group.reasons.push(Reason::new(Severity::Error, "ledger_torn", message, what));
         }
         if let Some(trouble) = target.trouble() {
@@ -122,6 +119,10 @@ pub(crate) fn receiver(receiver: &Receiver) -> ReceiverStatus {
             source.reasons.push(Reason::new(Severity::Warning, "not_connected", message, what));
         }
     }
+    reasons.extend(receiver.refusals().into_iter().map(|words| {
+        let what = "if it should be let in: `farside-receiver token` here, then `farside pair TOKEN` there";
+        Reason::new(Severity::Info, "refused_peer", words, what)
+    }));
     ReceiverStatus {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         listen: receiver.local_address.to_string(),

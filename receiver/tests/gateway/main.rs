@@ -151,6 +151,12 @@ async fn wrong_words_are_refused_by_name_and_hurt_nobody_else() {
     let refusal = second.refusal().await;
     assert!(refusal.text.contains("data"), "{refusal:?}");
 
+    let mut shapes = host.connect("second").await;
+    let odd = farside_region::Geometry::with_shape(1 << 20, 9, 4).expect("a geometry");
+    shapes.claim_raw("data", |claim| claim.volume.geometry = odd).await;
+    let refusal = shapes.refusal().await;
+    assert!(refusal.text.contains("4 KiB"), "{refusal:?}");
+
     let mut again = host.connect("second").await;
     again.claim("one").await;
     again.claim_raw("two", |_| {}).await;
@@ -179,6 +185,48 @@ async fn a_source_says_how_many_points_are_kept() {
     gateway.kill();
     gateway.start().await;
     assert_eq!(gateway.points(None).await.len(), 2, "and it is remembered");
+    gateway.stop();
+    gateway.check_store();
+}
+
+/// A gateway that was reinstalled does not know how many points its sources want: it gives none up before they say it.
+#[tokio::test]
+async fn a_reinstalled_gateway_gives_up_nothing_by_itself() {
+    let mut gateway = Gateway::new("[retention]\nkeep = 2\ninterval = \"0s\"\n");
+    gateway.start().await;
+    let host = gateway.pair("host1").await;
+    let mut source = host.connect("default").await;
+    let volume = source.claim("data").await;
+    source.set_keep(100).await;
+    for seq in 1..=5 {
+        source.publish(&volume, seq, &granules(seq, 1), LayerKind::Point).await;
+    }
+    gateway.stop();
+    std::fs::remove_dir_all(gateway.path("state")).expect("removed");
+    // It must not take the store for its own without being told that it is: it never had one, so it does.
+    gateway.start().await;
+    let host = gateway.pair("host1").await;
+    let mut source = host.connect("default").await;
+    let volume = source.claim_above("data", &volume).await;
+    source.publish(&volume, 1, &granules(9, 1), LayerKind::Point).await;
+    assert_eq!(gateway.points(None).await.len(), 6);
+    source.set_keep(3).await;
+    let pruned = async || gateway.points(None).await.len() == 3;
+    site::wait_until("three points", pruned).await;
+}
+
+/// More at once than there is memory for: parts wait to be opened, and none waits for another's end.
+#[tokio::test]
+async fn many_parts_at_once_land_in_little_memory() {
+    let mut gateway = Gateway::new("[limits]\nreceive_budget_mib = 8\n");
+    gateway.start().await;
+    let host = gateway.pair("host1").await;
+    let mut source = host.connect("default").await;
+    let volume = source.claim("data").await;
+    let layers: Vec<u64> = (1..=12).collect();
+    source.publish_at_once(&volume, &layers, 700).await;
+    let budget = gateway.status().await.receive_budget;
+    assert!(budget.used_bytes_max <= budget.limit_bytes && budget.used_bytes_max > 0, "{budget:?}");
     gateway.stop();
     gateway.check_store();
 }
@@ -246,6 +294,8 @@ async fn strangers_and_old_tokens_are_told_so() {
     host.connect("default").await;
     let unpaired = Source::stranger(&gateway).with_pin(&host).dial().await.expect_err("not paired");
     assert!(unpaired.to_string().contains("does not know the source"), "{unpaired}");
+    let reasons = gateway.status().await.reasons;
+    assert!(reasons.iter().any(|r| r.code == "refused_peer" && r.message.contains("stranger")), "{reasons:?}");
 
     let replaced = Source::stranger(&gateway).pair(&gateway.token(&["--replace"]), "host1").await.expect("replaced");
     replaced.connect("default").await;

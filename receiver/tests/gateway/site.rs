@@ -17,8 +17,8 @@ use farside_region::{
 };
 use farside_transport::{CloseCode, Closed, Connection, Dial, DialError, Identity, Limits, Pin, QuicDialer, pair};
 use farside_wire::{
-    ClaimOutcome, ClaimRequest, EndMember, EpochEnd, Features, InstanceId, LayerBegin, PartHeader, ReceiverMessage, Refusal,
-    RequestId, Settings, SourceHello, SourceMessage, VersionRange, decode_payload, encode_payload,
+    ClaimOutcome, ClaimRequest, EndMember, EpochEnd, Features, InstanceId, LayerBegin, PartHeader, ReadLedger, ReceiverMessage,
+    Refusal, RequestId, Settings, SourceHello, SourceMessage, VersionRange, decode_payload, encode_payload,
 };
 use tokio::sync::watch;
 
@@ -48,6 +48,18 @@ pub(crate) async fn wait_until(what: &str, mut condition: impl AsyncFnMut() -> b
 pub(crate) fn granules(start: u64, count: u64) -> Vec<(GranuleIndex, Vec<u8>)> {
     let content = |granule: u64| (0..4096_u64).map(|i| (granule * 31 + start * 7 + i * i) as u8).collect();
     (start..start + count).map(|granule| (GranuleIndex(granule), content(granule))).collect()
+}
+
+/// Content that does not compress.
+fn noise(seq: u64, at: GranuleIndex, mut content: Vec<u8>) -> Vec<u8> {
+    let mut state = (seq << 32 | at.0).wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    for byte in &mut content {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        *byte = state as u8;
+    }
+    content
 }
 
 pub(crate) struct Gateway {
@@ -371,8 +383,28 @@ impl Session {
         meta
     }
 
+    /// Claims a volume that nobody claimed before.
     pub(crate) async fn claim(&mut self, volume: &str) -> Volume {
         let meta = self.claim_raw(volume, |_| {}).await;
+        self.claimed(meta).await
+    }
+
+    /// Claims a volume anew, having looked at everything that a former claim can have published.
+    pub(crate) async fn claim_above(&mut self, volume: &str, _former: &Volume) -> Volume {
+        self.requests += 1;
+        let (id, volume_id) = (RequestId(self.requests), volume_id(&self.source, &self.group, &name(volume)));
+        self.send(SourceMessage::ReadLedger(ReadLedger { id, volume: volume_id, position: None, after: None })).await;
+        let head = self
+            .expect("a slice of the ledger", |m| match m {
+                ReceiverMessage::LedgerSlice(slice) => Some(slice.head),
+                _ => None,
+            })
+            .await;
+        let meta = self.claim_raw(volume, |claim| claim.looked = head.map(|h| h.slot)).await;
+        self.claimed(meta).await
+    }
+
+    async fn claimed(&mut self, meta: VolumeMeta) -> Volume {
         let outcome = self
             .expect("a verdict", |m| match m {
                 ReceiverMessage::ClaimVerdict(verdict) => Some(verdict.outcome),
@@ -434,6 +466,33 @@ impl Session {
         let member = self.send_layer(volume, seq, content).await;
         self.end(vec![member], kind).await;
         self.published(volume, seq).await
+    }
+
+    /// Many layers whose parts are sent at once, to the publication of the last.
+    pub(crate) async fn publish_at_once(&mut self, volume: &Volume, layers: &[u64], granules_each: u64) {
+        let mut members = Vec::new();
+        let mut tasks = Vec::new();
+        for &seq in layers {
+            let content: Vec<_> = granules(0, granules_each).into_iter().map(|(at, c)| (at, noise(seq, at, c))).collect();
+            let (bytes, member) = volume.part(seq, &content);
+            members.push(member);
+            let header = PartHeader { key: volume.key(seq), part: 0 }.encode();
+            let connection = Arc::clone(&self.connection);
+            tasks.push(tokio::spawn(async move {
+                let mut stream = connection.open_part(Bytes::copy_from_slice(&header)).await.expect("opened");
+                for chunk in bytes.chunks(100_000) {
+                    stream.write(Bytes::copy_from_slice(chunk)).await.expect("written");
+                }
+                stream.finish().expect("finished");
+            }));
+        }
+        for member in members {
+            self.end(vec![member], LayerKind::Fuzzy).await;
+        }
+        for task in tasks {
+            task.await.expect("sent");
+        }
+        self.published(volume, *layers.last().expect("there are layers")).await;
     }
 
     pub(crate) async fn set_keep(&mut self, keep: u32) {

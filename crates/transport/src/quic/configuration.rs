@@ -31,10 +31,12 @@ pub struct Limits {
     pub stream_window_bytes: u32,
     /// Bytes that a peer may send on one connection before we have read them; what we buffer unsent is bounded by it too.
     pub connection_window_bytes: u32,
-    /// Bytes that all connections of a listener may hold unread together. Their windows share it, down to 1 MiB each.
+    /// Bytes that all connections of a listener may hold unread together. Their windows share it, down to 256 KiB each.
     pub receive_budget_bytes: u32,
     /// Part streams that a peer may have open at once.
     pub parts_open: u32,
+    /// Part streams that all connections of a listener may have open at once. They share it, down to one each.
+    pub parts_open_all: u32,
     /// Connections that a listener keeps.
     pub connections: usize,
     /// Connections that one source may have (it makes one per group); a newer one closes the oldest.
@@ -58,7 +60,8 @@ impl Default for Limits {
             connection_window_bytes: 16 << 20,
             receive_budget_bytes: 64 << 20,
             parts_open: 32,
-            connections: 256,
+            parts_open_all: 64,
+            connections: 128,
             connections_per_source: 64,
             handshakes: 64,
             handshake_timeout: Duration::from_secs(10),
@@ -73,7 +76,13 @@ impl Limits {
     /// The window of each of `connections` connections under the common budget.
     pub(super) fn share_bytes(&self, connections: usize) -> u32 {
         let connections = u32::try_from(connections.max(1)).unwrap_or(u32::MAX);
-        (self.receive_budget_bytes / connections).max(1 << 20).min(self.connection_window_bytes)
+        (self.receive_budget_bytes / connections).max(256 << 10).min(self.connection_window_bytes)
+    }
+
+    /// The part streams that each of `connections` connections may have open.
+    pub(super) fn share_parts(&self, connections: usize) -> u32 {
+        let connections = u32::try_from(connections.max(1)).unwrap_or(u32::MAX);
+        (self.parts_open_all / connections).clamp(1, self.parts_open.max(1))
     }
 }
 
@@ -218,7 +227,8 @@ mod tests {
         assert_eq!(limits.share_bytes(0), 16 << 20);
         assert_eq!(limits.share_bytes(4), 16 << 20);
         assert_eq!(limits.share_bytes(16), 4 << 20);
-        assert_eq!(limits.share_bytes(1000), 1 << 20);
+        assert_eq!(limits.share_bytes(1000), 256 << 10);
+        assert_eq!((limits.share_parts(0), limits.share_parts(4), limits.share_parts(1000)), (32, 16, 1));
         let bandwidth_delay = 125_000_000 / 20;
         assert!(limits.stream_window_bytes >= bandwidth_delay);
     }

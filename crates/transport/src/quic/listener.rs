@@ -252,7 +252,6 @@ impl Shared {
         self.register(core, fingerprint).map_err(named)?;
         let answer = Answer { receiver: self.name.clone(), proof: None };
         write_frame(&mut send, answer.encode()).await.map_err(|_| named(Refusal::new(CloseCode::Protocol, "gone")))?;
-        core.quinn().set_max_concurrent_uni_streams(VarInt::from_u32(self.limits.parts_open));
         let connection = QuicConnection::start(Arc::clone(core), name, fingerprint, send, frames, None);
         tokio::spawn(Arc::clone(self).follow(Arc::downgrade(core), core.quinn().clone()));
         let _ = self.events.send(ListenerEvent::Connected(connection)).await;
@@ -277,12 +276,14 @@ impl Shared {
         Ok(())
     }
 
-    /// Gives every connection its share of the receive budget.
+    /// Gives every connection its share of the receive budget and of the part streams.
     fn share_windows(&self, open: &Open) {
         let living: Vec<_> = open.living().collect();
-        let share = VarInt::from_u32(self.limits.share_bytes(living.len()));
+        let window = VarInt::from_u32(self.limits.share_bytes(living.len()));
+        let parts = VarInt::from_u32(self.limits.share_parts(living.len()));
         for core in living {
-            core.quinn().set_receive_window(share);
+            core.quinn().set_receive_window(window);
+            core.quinn().set_max_concurrent_uni_streams(parts);
         }
     }
 
