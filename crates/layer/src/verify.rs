@@ -70,6 +70,12 @@ impl PartVerifier {
         self.at + self.partial.len() as u64
     }
 
+    /// Memory that it holds now, in bytes: one unfinished structure, and what the footer will be held against.
+    pub fn held_bytes(&self) -> usize {
+        let tables = self.frames.capacity() * size_of::<FrameRef>() + self.digests.capacity() * DIGEST_BYTES;
+        tables + self.partial.capacity() + self.content.capacity()
+    }
+
     /// Takes the next bytes, any number of them.
     ///
     /// # Errors
