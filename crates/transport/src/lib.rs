@@ -20,7 +20,6 @@ pub mod quic;
 mod conformance;
 
 mod backoff;
-mod budget;
 mod connection;
 mod connector;
 mod identity;
@@ -28,7 +27,6 @@ mod pairing;
 mod token;
 
 pub use backoff::Backoff;
-pub use budget::{Budget, Grant};
 pub use connection::{
     CloseCode, Closed, Connection, ConnectionError, FRAME_BYTES_MAX, HEADER_BYTES_MAX, IncomingPart, PartError, PartReceiver,
     PartSender, Peer, Statistics, TrySendError,
