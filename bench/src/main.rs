@@ -40,6 +40,8 @@ struct Row {
     tool: String,
     seconds: f64,
     cpu_seconds: f64,
+    /// CPU seconds per GB (10⁹ bytes) of what was copied or changed.
+    cpu_seconds_per_gb: f64,
     peak_rss_mib: u64,
     /// Times as fast as this line: its seconds ÷ Farside's.
     farside_is_faster_by: f64,
@@ -59,7 +61,9 @@ struct Report {
 impl Report {
     /// The first of a group of rows is Farside's.
     fn add(&mut self, what: &str, tool: &str, cost: Cost, ours: f64) {
+        let bytes = if what.contains("scattered") { self.changed_bytes } else { self.size_bytes };
         self.rows.push(Row {
+            cpu_seconds_per_gb: cost.cpu_seconds / (bytes as f64 / 1e9),
             what: what.to_owned(),
             tool: tool.to_owned(),
             seconds: cost.seconds,
@@ -219,11 +223,14 @@ fn print(report: &Report) {
         "\n{gib:.1} GiB; {:.0} MiB changed; page cache dropped before each line\n",
         report.changed_bytes as f64 / f64::from(1 << 20)
     );
-    println!("{:<16} {:<24} {:>9} {:>9} {:>10} {:>14}", "what", "tool", "seconds", "CPU s", "RSS MiB", "÷ farside");
+    println!(
+        "{:<16} {:<24} {:>9} {:>9} {:>10} {:>10} {:>14}",
+        "what", "tool", "seconds", "CPU s", "CPU s/GB", "RSS MiB", "÷ farside"
+    );
     for r in &report.rows {
         println!(
-            "{:<16} {:<24} {:>9.2} {:>9.2} {:>10} {:>13.2}×",
-            r.what, r.tool, r.seconds, r.cpu_seconds, r.peak_rss_mib, r.farside_is_faster_by
+            "{:<16} {:<24} {:>9.2} {:>9.2} {:>10.2} {:>10} {:>13.2}×",
+            r.what, r.tool, r.seconds, r.cpu_seconds, r.cpu_seconds_per_gb, r.peak_rss_mib, r.farside_is_faster_by
         );
     }
     println!("\nbytes on the wire per changed byte: {:.2}", report.wire_per_changed_byte);

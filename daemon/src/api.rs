@@ -164,6 +164,9 @@ async fn list(daemon: &Daemon, query: &PointsQuery) -> Result<Vec<Point>, ApiErr
             all.extend(points.filter(|p| address.as_ref().is_none_or(|a| p.is_of(a))));
         }
     }
+    if let Some(address) = address.filter(|a| all.is_empty() && !daemon.knows(a.name())) {
+        return Err(ApiError::not_found("volume or group", address.name(), "`farside volume list` shows those that are served"));
+    }
     all.sort_by_key(|p| std::cmp::Reverse(p.cut_wall));
     Ok(all)
 }

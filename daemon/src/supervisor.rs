@@ -309,6 +309,8 @@ impl Daemon {
             let (reply, answer) = oneshot::channel();
             if self.tell(&name, Ask::Status(reply)).is_ok()
                 && let Ok(status) = answer.await
+                // A group whose last volume was removed has nothing to say.
+                && (!status.volumes.is_empty() || locked(&self.config).groups.contains_key(&name))
             {
                 groups.push(status);
             }
@@ -366,6 +368,11 @@ impl Daemon {
         let _one = self.changes.lock().await;
         let wrong = |what: &str| ApiError::new(ErrorCode::BadRequest, what, "see `farside group set --help`");
         let name: Name = name.parse().map_err(|e: farside_region::NameError| wrong(&e.to_string()))?;
+        let known = locked(&self.config).groups.contains_key(&name) || locked(&self.groups).contains_key(&name);
+        if !known {
+            let todo = "`farside status` shows the groups; a group begins with its first volume: `farside volume add --group`";
+            return Err(ApiError::not_found("group", name.as_str(), todo));
+        }
         let old = locked(&self.config).group(&name);
         let group = GroupConfig {
             epoch_interval: settings.epoch_interval_ms.map_or(old.epoch_interval, Duration::from_millis),
@@ -426,10 +433,13 @@ impl Daemon {
         let config = locked(&self.config).clone();
         // From here on the volume may be written without us: whatever interrupts this, its map is not trusted again.
         let dir = self.state.volume_dir(&group, &name).map_err(ApiError::internal)?;
+        let marked = Mark::TrackingLost.is_set(&dir);
         Mark::TrackingLost.put(&dir, true).map_err(ApiError::internal)?;
-        config
-            .remove_volume(&name)
-            .map_err(|e| ApiError::new(ErrorCode::Conflict, e.to_string(), "edit that file, then reload farsided"))?;
+        if let Err(error) = config.remove_volume(&name) {
+            // It stays, and stays trusted.
+            Mark::TrackingLost.put(&dir, marked).map_err(ApiError::internal)?;
+            return Err(ApiError::new(ErrorCode::Conflict, error.to_string(), "edit that file, then reload farsided"));
+        }
         locked(&self.config).volumes.remove(&name);
         self.stop_volume(&name).await.map_err(ApiError::internal)
     }
@@ -460,6 +470,13 @@ impl Daemon {
             Ok(Err(_)) => Err(not_connected(&"the connection to the receiver ended")),
             Err(_) => Err(not_connected(&"the receiver does not answer")),
         }
+    }
+
+    /// Whether a volume or group of that name is served or configured.
+    pub(crate) fn knows(&self, name: &str) -> bool {
+        let config = locked(&self.config);
+        let volume = config.volumes.keys().any(|n| n.as_str() == name);
+        volume || config.groups.keys().chain(locked(&self.groups).keys()).any(|n| n.as_str() == name)
     }
 
     pub(crate) fn source(&self) -> &Name {
