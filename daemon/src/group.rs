@@ -146,6 +146,7 @@ impl GroupStart {
             point_requests: 0,
             next_tick: Instant::now(),
             next_cool: Instant::now() + COOL_EVERY,
+            stopping: false,
             published: 0,
             rate: crate::status::Rate::default(),
             heartbeat: heartbeat.clone(),
@@ -192,6 +193,7 @@ pub(crate) struct Control {
     point_requests: u64,
     next_tick: Instant,
     next_cool: Instant,
+    stopping: bool,
     pub(crate) published: u64,
     pub(crate) rate: crate::status::Rate,
     heartbeat: Arc<std::sync::atomic::AtomicU64>,
@@ -296,8 +298,13 @@ impl Control {
             },
             Note::Opened(opened, reply) => {
                 let (served, setup) = *opened;
-                self.add(served, setup);
-                let _ = reply.send(Ok(()));
+                if self.stopping {
+                    served.close();
+                    let _ = reply.send(Err(anyhow::anyhow!("farsided is stopping")));
+                } else {
+                    self.add(served, setup);
+                    let _ = reply.send(Ok(()));
+                }
             }
             Note::Ask(ask) => self.answer(ask),
         }
@@ -575,6 +582,9 @@ impl Control {
             Ask::Status(reply) => {
                 let _ = reply.send(self.status());
             }
+            Ask::Add(_, reply) if self.stopping => {
+                let _ = reply.send(Err(anyhow::anyhow!("farsided is stopping")));
+            }
             Ask::Add(config, reply) => self.open(config, reply),
             Ask::Remove(id, reply) => match self.members.get_mut(&id) {
                 None => {
@@ -656,6 +666,12 @@ impl Control {
         let id = setup.meta.id;
         self.members.insert(id, member);
         self.step(Event::AddVolume(setup));
+        let member = self.members.get_mut(&id).expect("just inserted");
+        if member.served.tap_has_ended() {
+            // Its notes came before it was a member.
+            member.tap_stopped = true;
+            member.broken = Some("the tap ended as it began; the log says why".to_owned());
+        }
         self.shim_events(id); // arms its bell, and hears what came before
     }
 
@@ -705,6 +721,7 @@ impl Control {
 
     /// A planned stop: taps first, then as much published as patience allows, then exactly what is owed is written down.
     fn stop(&mut self) -> bool {
+        self.stopping = true;
         self.members.values().for_each(|m| m.served.stop_tap());
         let patience = Instant::now() + Duration::from_secs(u64::from(self.around.limits.stop_wait_seconds));
         self.listen_until(|c| c.members.values().all(|m| m.tap_stopped), None);

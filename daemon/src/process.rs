@@ -11,7 +11,12 @@ use tracing_subscriber::EnvFilter;
 /// Does nothing when the process logs already.
 pub fn log_to_stderr() {
     let filter = EnvFilter::try_from_env("FARSIDE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    // A log that cannot be written (its disk is full, its reader is gone) must not end the process.
+    let builder = tracing_subscriber::fmt()
+        .log_internal_errors(false)
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false);
     let journald = std::env::var_os("JOURNAL_STREAM").is_some();
     let _ = if journald {
         builder.without_time().with_ansi(false).try_init()

@@ -10,6 +10,7 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use crossbeam::channel::Receiver;
@@ -121,8 +122,8 @@ impl Sender0 {
                 }
                 pipeline.order(order);
             }
-            pipeline.work(&mut ring);
-            ring.wait(None)?;
+            let more = pipeline.work(&mut ring);
+            ring.wait(more.then_some(Duration::ZERO))?;
             while let Some(completion) = ring.pop() {
                 if completion.tag == Tag::server(0) {
                     ring.wake_read(Tag::server(0), &self.waker);
@@ -310,24 +311,15 @@ impl Pipeline {
         reading.set.next_region(reading.next)
     }
 
-    /// Does all that can be done now: issues reads, asks for digests, encodes, sends.
-    fn work(&mut self, ring: &mut Ring) {
-        loop {
-            if self.job.is_none() {
-                return;
-            }
-            if !self.flush_pending() {
-                return;
-            }
-            if self.job.is_none() {
-                continue;
-            }
-            self.fill(ring);
-            self.ask_digests();
-            if !self.encode_next() {
-                return;
-            }
+    /// One turn: hands chunks over, issues reads, asks for digests, encodes at most one region. True: there may be more to do
+    /// at once. The caller submits and reaps between turns, since a host write may wait for a read that has been claimed.
+    fn work(&mut self, ring: &mut Ring) -> bool {
+        if self.job.is_none() || !self.flush_pending() || self.job.is_none() {
+            return false;
         }
+        self.fill(ring);
+        self.ask_digests();
+        self.encode_next()
     }
 
     /// Hands chunks to the connection. False: it takes none now (or is gone).

@@ -127,7 +127,7 @@ impl Daemon {
                 _ = interrupt.recv() => break,
                 _ = reload.recv() => {
                     if let Err(error) = self.reload().await {
-                        error!("the configuration is not taken over, the running one stays: {error:#}");
+                        error!("reload: {error:#}");
                     }
                 }
                 () = async { match &mut watchdog { Some(w) => { w.tick().await; } None => std::future::pending().await } } => {
@@ -194,6 +194,7 @@ impl Daemon {
         let name = volume.name.clone();
         let group = volume.group.clone();
         let id = farside_ledger::volume_id(&self.around.source, &group, &name);
+        let settings = locked(&self.config).group(&group); // never both locks at once
         let inbox = {
             let mut groups = locked(&self.groups);
             if !groups.contains_key(&group) {
@@ -205,7 +206,7 @@ impl Daemon {
                 );
                 let start = GroupStart {
                     name: group.clone(),
-                    config: locked(&self.config).group(&group),
+                    config: settings,
                     around: self.around.clone(),
                     state: self.state.clone(),
                     dial: Arc::new(dialer),
@@ -245,17 +246,16 @@ impl Daemon {
         }
         *locked(&self.config) = Config { source: old.source, limits: old.limits, ..new.clone() };
         self.tell_groups();
-        for name in old.volumes.keys().filter(|n| !new.volumes.contains_key(*n)) {
-            self.stop_volume(name).await?;
+        let served = |name: &Name| locked(&self.volumes).contains_key(name);
+        let mut faults = Vec::new();
+        for name in old.volumes.keys().filter(|n| !new.volumes.contains_key(*n) && served(n)) {
+            faults.extend(self.stop_volume(name).await.err().map(|e| format!("volume {name}: {e:#}")));
         }
-        for (name, volume) in &new.volumes {
-            let served = locked(&self.volumes).contains_key(name);
-            if !served {
-                self.start_volume(volume.clone()).await.with_context(|| format!("volume {name}"))?;
-            }
+        for (name, volume) in new.volumes.iter().filter(|(n, _)| !served(n)) {
+            faults.extend(self.start_volume(volume.clone()).await.err().map(|e| format!("volume {name}: {e:#}")));
         }
-        info!("configuration taken over");
-        Ok(())
+        info!(faults = faults.len(), "configuration taken over");
+        if faults.is_empty() { Ok(()) } else { bail!("taken over, except: {}", faults.join("; ")) }
     }
 
     fn tell_groups(&self) {
@@ -307,10 +307,11 @@ impl Daemon {
         let mut groups = Vec::new();
         for name in self.group_names() {
             let (reply, answer) = oneshot::channel();
+            let configured = locked(&self.config).groups.contains_key(&name);
             if self.tell(&name, Ask::Status(reply)).is_ok()
                 && let Ok(status) = answer.await
                 // A group whose last volume was removed has nothing to say.
-                && (!status.volumes.is_empty() || locked(&self.config).groups.contains_key(&name))
+                && (configured || !status.volumes.is_empty())
             {
                 groups.push(status);
             }
@@ -368,7 +369,8 @@ impl Daemon {
         let _one = self.changes.lock().await;
         let wrong = |what: &str| ApiError::new(ErrorCode::BadRequest, what, "see `farside group set --help`");
         let name: Name = name.parse().map_err(|e: farside_region::NameError| wrong(&e.to_string()))?;
-        let known = locked(&self.config).groups.contains_key(&name) || locked(&self.groups).contains_key(&name);
+        let configured = locked(&self.config).groups.contains_key(&name);
+        let known = configured || locked(&self.groups).contains_key(&name);
         if !known {
             let todo = "`farside status` shows the groups; a group begins with its first volume: `farside volume add --group`";
             return Err(ApiError::not_found("group", name.as_str(), todo));
@@ -474,9 +476,9 @@ impl Daemon {
 
     /// Whether a volume or group of that name is served or configured.
     pub(crate) fn knows(&self, name: &str) -> bool {
-        let config = locked(&self.config);
-        let volume = config.volumes.keys().any(|n| n.as_str() == name);
-        volume || config.groups.keys().chain(locked(&self.groups).keys()).any(|n| n.as_str() == name)
+        let config = locked(&self.config).clone();
+        let configured = config.volumes.keys().chain(config.groups.keys()).any(|n| n.as_str() == name);
+        configured || locked(&self.groups).keys().any(|n| n.as_str() == name)
     }
 
     pub(crate) fn source(&self) -> &Name {

@@ -15,7 +15,7 @@ use std::thread::JoinHandle;
 
 use anyhow::{Context as _, bail};
 use crossbeam::channel::{Receiver, Sender, unbounded};
-use farside_blockio::{DeviceEngine, FileDevice, OpenOptions, Waker};
+use farside_blockio::{DeviceEngine, FileDevice, OpenOptions, Ring, Waker};
 use farside_layer::{Compression, Encoder};
 use farside_ledger::VolumeMeta;
 use farside_region::intent::{BackingIdentity, HeaderState};
@@ -72,6 +72,8 @@ pub(crate) struct Served {
     queue_thread: Option<JoinHandle<()>>,
     sender_thread: Option<JoinHandle<()>>,
     intent_thread: Option<JoinHandle<()>>,
+    /// By an attach before this one.
+    flush_failed_this_boot: bool,
 }
 
 impl Served {
@@ -102,9 +104,12 @@ impl Served {
             warn!(volume = %name, "the backing changed while nobody served it: everything will be compared");
             Mark::TrackingLost.put(&dir, true)?;
         }
-        let owed = found.owed.filter(|_| !touched);
+        // † A flush that failed may have lost what the drive's cache still showed when it was compared: no clean stop of the
+        // same boot vouches for that, only a compare in the next one (T14).
+        let owed = found.owed.filter(|_| !touched && before.is_none_or(|h| h.flush_failed.is_none()));
         // Everything that may fail for a reason that a person mends comes before the header says `attached` and before the
         // first thread: a failed opening leaves nothing behind that holds a door.
+        drop(Ring::new(8)?); // the queue and sender threads will want one each
         let listener = listen(&config.tap_socket, around)?;
         let engine = DeviceEngine::new(device.clone())?;
         let volume_bytes_before = before.map_or(geometry.volume_bytes(), |h| h.volume_bytes);
@@ -229,6 +234,7 @@ impl Served {
             queue_thread: Some(queue_thread),
             sender_thread: Some(sender_thread),
             intent_thread: Some(intent_thread),
+            flush_failed_this_boot,
         };
         Ok((served, setup))
     }
@@ -272,6 +278,11 @@ impl Served {
         durable.is_ok()
     }
 
+    /// Whether the tap's thread is over, by a stop or because it could not begin.
+    pub(crate) fn tap_has_ended(&self) -> bool {
+        self.queue_thread.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+
     /// Stops taking requests; [`Note::TapStopped`] follows when the last one is answered.
     pub(crate) fn stop_tap(&self) {
         self.tap.stop();
@@ -279,6 +290,7 @@ impl Served {
 
     /// The last step of a planned stop, after the tap has stopped: flush, masks, `clean`. Gives whether it is clean.
     pub(crate) fn close_clean(mut self, owed: GranuleSet) -> bool {
+        self.tap.stop();
         self.join_queue();
         let flush = self.volume.flush_begin();
         let flushed = self.device.sync_data();
@@ -287,7 +299,10 @@ impl Served {
             error!(volume = %self.config.name, %error, "the backing cannot be flushed: the next start compares what was hot");
             self.intent(IntentOrder::FlushFailed);
         }
-        let mut clean = flushed.is_ok() && self.volume.flush_failures() == 0 && self.volume.tracking() == Tracking::Sound;
+        let mut clean = flushed.is_ok()
+            && !self.flush_failed_this_boot
+            && self.volume.flush_failures() == 0
+            && self.volume.tracking() == Tracking::Sound;
         if clean {
             let backing = backing_identity(&self.config.backing).ok().flatten();
             let (answer, answered) = unbounded();

@@ -104,6 +104,10 @@ impl Source {
         }
         let mut seen = std::mem::take(seen);
         let has_layers = slice.current.as_ref().is_some_and(|c| c.has_layers);
+        let last = seen.regions.last().max(slice.layers.iter().filter_map(|l| l.regions.last()).max());
+        if last.is_some_and(|r| r.0 >= volume.meta.geometry.region_count()) {
+            return self.protocol_error("a ledger slice with regions beyond the volume", out);
+        }
         let forced = volume.reclaim == Some(Reclaim::Accepted) || skips_position_rule(volume.held, volume.reclaim);
         if !forced {
             if let Some(why) = judge_position(volume, &slice, &mut seen, has_layers) {

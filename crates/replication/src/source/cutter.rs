@@ -23,7 +23,7 @@ impl Source {
             return self.switch(now, LayerKind::Fuzzy, &[id], out);
         }
         let due = self.phase == Phase::Draining
-            || self.last_switch.is_none_or(|last| now >= last.saturating_add(self.config.limits.epoch_interval));
+            || self.last_cut.is_none_or(|last| now >= last.saturating_add(self.config.limits.epoch_interval));
         let members: Vec<VolumeId> = fits.into_iter().filter(|id| !too_big.contains(id)).collect();
         let wanted = members.iter().any(|id| self.volumes[id].weight() > 0 || self.volumes[id].point_due);
         if due && wanted && !self.cut_must_wait(now) {
@@ -75,7 +75,10 @@ impl Source {
             list.push(SwitchMember { volume: *id, extra: extra.clone() });
             taken.insert(*id, Taken { extra, compare });
         }
-        self.last_switch = Some(now);
+        if kind == LayerKind::Point {
+            // Passes must not push the next cut away: a volume written faster than a cut may hold would never have a point.
+            self.last_cut = Some(now);
+        }
         self.switching = Some(Switching { kind, connection: self.link.connection(), members: taken });
         out.push(Action::Switch { kind, members: list });
     }

@@ -52,7 +52,7 @@ pub struct Source {
     /// A demotion that was told before its switch was.
     demoted_early: Option<(EpochId, DemoteCause)>,
     last_request: RequestId,
-    last_switch: Option<Nanos>,
+    last_cut: Option<Nanos>,
     last_heartbeat: Nanos,
     /// What a cut may hold, in bytes: halved by an overflow, doubled by a point.
     cut_budget: u64,
@@ -143,7 +143,7 @@ impl Source {
             switching: None,
             demoted_early: None,
             last_request: RequestId(0),
-            last_switch: None,
+            last_cut: None,
             last_heartbeat: 0,
             cut_budget,
             last_demotion: None,
