@@ -316,6 +316,16 @@ pub enum StoreError {
         /// By whom.
         why: String,
     },
+    /// A restored file is complete and could not get its name.
+    #[error("{path} could not get its name ({why}); the restored volume is complete in {partial}")]
+    NotNamed {
+        /// The target.
+        path: PathBuf,
+        /// Where the volume is.
+        partial: PathBuf,
+        /// Why.
+        why: String,
+    },
     /// The caller said stop.
     #[error("stopped")]
     Stopped,

@@ -111,6 +111,9 @@ impl GroupStore {
         let whole = group.torn.is_none();
         group.landing.recover(&group.segments, &group.image, whole)?;
         index_all(&mut group.image, &group.segments)?;
+        if group.image.has_unknown() {
+            tracing::warn!(group = %group.names(), "nothing is pruned until damaged segments come back or are sent again");
+        }
         if whole {
             group.sort_out(there);
             group.sweep()?;

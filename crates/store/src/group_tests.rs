@@ -173,6 +173,39 @@ fn a_damaged_footer_spoils_only_what_nothing_newer_covers_and_a_compare_heals_it
 }
 
 #[test]
+fn two_damaged_parts_of_one_layer_do_not_kill_each_other() {
+    let store = TempStore::new();
+    let mut group = store.group();
+    let mut volume = TestVolume::new("v", 61);
+    volume.claim(&mut group);
+    let third = |first, count, byte| vec![(first, count, Fill::Byte(byte))];
+    volume.publish(&mut group, LayerKind::Point, &[third(0, 20, 1), third(20, 20, 2), third(40, 21, 3)]);
+    let point = volume.publish(&mut group, LayerKind::Point, &[third(3, 2, 4)]).position.slot;
+    drop(group);
+    let files = ["1.0", "1.2"].map(|n| store.path().join(format!("groups/host/default/segments/v/{}/{n}", volume.term)));
+    let kept = files.clone().map(|file| fs::read(file).expect("read"));
+    files.iter().for_each(|file| fs::remove_file(file).expect("remove"));
+    let mut group = store.group();
+    let slot = group.state().head();
+    assert_eq!(group.prune(&KEEP_1).expect("prune"), 0);
+    assert_eq!(group.state().head(), slot, "nothing is given up while something is unknown");
+    drop(group);
+    files.iter().zip(kept).for_each(|(file, bytes)| fs::write(file, bytes).expect("put back"));
+    let mut group = store.group();
+    assert!(read_all(&group, point, &volume) == TestVolume::bytes(&volume.image));
+    assert_eq!(group.prune(&KEEP_1).expect("prune"), 1, "and goes on when they are back");
+    assert!(read_all(&group, point, &volume) == TestVolume::bytes(&volume.image));
+
+    drop(group);
+    files.iter().for_each(|file| fs::write(file, "gone").expect("write"));
+    let mut group = store.group();
+    let healed = volume.publish(&mut group, LayerKind::Point, &[third(0, 61, 5)]).position.slot;
+    group.prune(&KEEP_1).expect("prune");
+    assert!(files.iter().all(|file| !file.exists()), "sent again, they are dead");
+    assert!(read_all(&group, healed, &volume) == TestVolume::bytes(&volume.image));
+}
+
+#[test]
 fn a_torn_record_stops_appending_pruning_and_sweeping_and_is_named() {
     let store = TempStore::new();
     let (group, mut volume, points) = three_points(&store);

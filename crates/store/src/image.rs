@@ -46,7 +46,8 @@ impl VolumeImage {
                 for &run in regions {
                     changed(no, Change::Gained(run.count));
                     let extent = Extent { run, part: no, content: Content::Unreadable };
-                    self.unknown.apply(extent, |from, count| changed(from, Change::Lost(count)));
+                    // Two that are unknown may both be there still: neither takes anything from the other.
+                    self.unknown.apply(extent, |_, _| {});
                 }
             }
         }
@@ -80,12 +81,14 @@ pub struct GroupImage {
     heads: BTreeMap<VolumeId, VolumeImage>,
     /// Parts up to here are in the head images.
     indexed: Option<PartNo>,
+    /// Damaged parts of which something may lie in a head image.
+    damaged: BTreeSet<PartNo>,
 }
 
 impl GroupImage {
     /// A group without history.
     pub fn new(group: GroupId) -> Self {
-        Self { state: State::new(group), parts: Parts::new(), heads: BTreeMap::new(), indexed: None }
+        Self { state: State::new(group), parts: Parts::new(), heads: BTreeMap::new(), indexed: None, damaged: BTreeSet::new() }
     }
 
     /// The ledger.
@@ -146,11 +149,31 @@ impl GroupImage {
         let (layer, slot) = (part.name.layer, part.born);
         let regions = self.granules_of_layer(layer);
         let parts = &mut self.parts;
-        self.heads.entry(layer.volume).or_default().lay(no, runs, &regions, |from, change| match change {
+        let head = self.heads.entry(layer.volume).or_default();
+        head.lay(no, runs, &regions, |from, change| match change {
             Change::Gained(count) => parts.gained(from, count),
             Change::Lost(count) => parts.lost(from, count, slot),
         });
-        self.parts.settle(no, slot);
+        if *runs == PartRuns::Damaged {
+            self.damaged.insert(no); // alive, whatever was counted
+            return;
+        }
+        parts.settle(no, slot);
+        if !self.damaged.is_empty() && head.unknown.extent_count() == 0 {
+            // Newer layers cover all that the volume's damaged parts may have held.
+            self.damaged.retain(|&no| {
+                let elsewhere = parts.get(no).is_some_and(|p| p.name.layer.volume != layer.volume);
+                if !elsewhere {
+                    parts.bury(no, slot);
+                }
+                elsewhere
+            });
+        }
+    }
+
+    /// Whether a damaged part may lie in a head image. Until newer layers cover it, nothing is given up: it may come back.
+    pub fn has_unknown(&self) -> bool {
+        !self.damaged.is_empty()
     }
 
     /// The granules of all regions that a layer touched, as the volume is now.
@@ -159,7 +182,13 @@ impl GroupImage {
         let geometry = volume.meta().geometry;
         let fact = volume.layer(layer.term, layer.seq);
         let ranges = fact.map_or(&[][..], |f| f.ranges()).iter();
-        ranges.map(|r| granules_of_regions(&geometry, r.start.0, r.count)).collect()
+        let whole = ranges.map(|r| granules_of_regions(&geometry, r.start.0, r.count));
+        // What lies beyond the volume's end is in no part, and would never be covered.
+        let end = geometry.granule_count();
+        whole
+            .map(|run| GranuleRun { count: run.count.min(end.saturating_sub(run.start.0)), ..run })
+            .filter(|r| r.count > 0)
+            .collect()
     }
 
     /// Replays a record and keeps the head images in step. `runs` is asked for every part of a layer that comes in; if it
@@ -251,8 +280,11 @@ impl GroupImage {
     }
 
     /// A prune record that gives up what `policy` lets go, and the parts that are dead then. `None`: nothing to give up. Large
-    /// ones come in several turns.
+    /// ones come in several turns. None either while a head image is partly unknown.
     pub fn prune_plan(&self, policy: &Policy) -> Option<Prune> {
+        if self.has_unknown() {
+            return None;
+        }
         let looked = self.state.head()?;
         let mut points = self.state.prunable(policy);
         points.truncate(PRUNE_POINTS_MAX);

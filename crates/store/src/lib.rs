@@ -53,7 +53,7 @@ pub use names::{GroupNames, GroupObject, SLOTS_PER_FOLDER};
 pub use points::{MemberInfo, PointInfo};
 pub use reader::{GroupReader, PointReader, RegionContent, StoreReader};
 pub use replay::Torn;
-pub use restore::{FileTarget, RestoreOptions, RestoreReport, RestoreTarget, restore_to, verify_point};
+pub use restore::{FileTarget, RestoreOptions, RestoreReport, RestoreTarget, check_restorable, restore_to, verify_point};
 pub use segments::runs_of;
 pub use space::{RESERVE_BYTES_MIN, Space};
 pub use store::{STORE_VERSION, Store};

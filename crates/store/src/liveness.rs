@@ -146,6 +146,14 @@ impl Parts {
         }
     }
 
+    /// Newer layers cover all that a damaged part may have held: dead from that slot on, if it was not before.
+    pub(crate) fn bury(&mut self, id: PartNo, slot: Slot) {
+        if let Some(part) = self.all.get_mut(&id) {
+            part.head_granules = 0;
+            part.died.get_or_insert(slot);
+        }
+    }
+
     /// The parts that nothing needs once the points in `without` are gone, at most `limit` of them, oldest first, by layer.
     pub fn dead(&self, state: &State, without: &BTreeSet<Slot>, limit: usize) -> Vec<PrunedParts> {
         let mut points: BTreeMap<VolumeId, Vec<Slot>> = BTreeMap::new();

@@ -1,12 +1,13 @@
 //! Writing a point to a file or device: parallel, sparse, verified, and never over something that is in use.
 //!
 //! Owns the checks on the target and the order of things: everything that can be refused is refused before the first write; a
-//! new file gets its name only when it is complete and synced. Not here: progress bars, who may restore where (a device that
+//! file gets its name, also that of one it replaces, only when it is complete and synced; a device its first region last. Not here: progress bars, who may restore where (a device that
 //! is a configured backing goes through `farsided`, T13).
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Seek, SeekFrom};
-use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::ops::Range;
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -25,6 +26,14 @@ use crate::reader::PointReader;
 pub trait RestoreTarget: Sync {
     /// Its name, for messages.
     fn path(&self) -> &Path;
+
+    /// Before anything else is written: the volume's first region, which comes last, must not read as a volume's until then.
+    ///
+    /// # Errors
+    /// The target's.
+    fn begin(&self, _first: ByteExtent) -> io::Result<()> {
+        Ok(())
+    }
 
     /// Writes content.
     ///
@@ -71,7 +80,7 @@ pub struct RestoreReport {
     pub unreadable_bytes: u64,
 }
 
-/// Restores a point. `progress` hears, from any thread, how many bytes of the volume are done; `false` stops the restore.
+/// Restores a point; its first region last, so that what was interrupted does not look whole. `progress` hears, from any thread, how many bytes of the volume are done; `false` stops the restore.
 ///
 /// # Errors
 /// [`StoreError::Corrupt`], [`StoreError::Incomplete`] and [`StoreError::Degraded`] name volume, point and region;
@@ -82,19 +91,44 @@ pub fn restore_to(
     options: &RestoreOptions,
     progress: &(dyn Fn(u64) -> bool + Sync),
 ) -> Result<RestoreReport> {
-    refuse_holes(reader, options)?;
-    let next = AtomicU64::new(0);
-    let done = AtomicU64::new(0);
+    check_restorable(reader, options)?;
+    let regions = reader.geometry().region_count();
+    let first = reader.geometry().bytes_of(reader.geometry().region_run(RegionIndex(0)));
+    target.begin(first).map_err(|e| StoreError::from_io("zeroing", target.path(), first.len, e))?;
+    let rest = restore_regions(1..regions, reader, target, options.threads, 0, progress)?;
+    let synced = || target.sync().map_err(|e| StoreError::from_io("syncing", target.path(), 0, e));
+    synced()?;
+    let before = reader.geometry().volume_bytes() - first.len;
+    let report = restore_regions(0..regions.min(1), reader, target, 1, before, progress)?;
+    synced()?;
+    Ok(RestoreReport {
+        data_bytes: rest.data_bytes + report.data_bytes,
+        zero_bytes: rest.zero_bytes + report.zero_bytes,
+        unreadable_bytes: rest.unreadable_bytes + report.unreadable_bytes,
+    })
+}
+
+/// Restores some regions. `before`: bytes that are done already.
+fn restore_regions(
+    regions: Range<u64>,
+    reader: &PointReader,
+    target: &dyn RestoreTarget,
+    threads: usize,
+    before: u64,
+    progress: &(dyn Fn(u64) -> bool + Sync),
+) -> Result<RestoreReport> {
+    let next = AtomicU64::new(regions.start);
+    let done = AtomicU64::new(before);
     let stop = AtomicBool::new(false);
     let outcome: Mutex<Result<RestoreReport>> = Mutex::new(Ok(RestoreReport::default()));
     thread::scope(|scope| {
-        for _ in 0..options.threads.max(1) {
+        for _ in 0..threads.max(1) {
             scope.spawn(|| {
                 let mut worker = Worker { reader, target, report: RestoreReport::default(), content: reader.content() };
                 let mut result = Ok(());
                 while result.is_ok() && !stop.load(Ordering::Relaxed) {
                     let region = RegionIndex(next.fetch_add(1, Ordering::Relaxed));
-                    if region.0 >= reader.geometry().region_count() {
+                    if region.0 >= regions.end {
                         break;
                     }
                     result = worker.restore_region(region);
@@ -120,9 +154,7 @@ pub fn restore_to(
             });
         }
     });
-    let report = outcome.into_inner().expect("nothing panics while it holds this lock")?;
-    target.sync().map_err(|e| StoreError::from_io("syncing", target.path(), 0, e))?;
-    Ok(report)
+    outcome.into_inner().expect("nothing panics while it holds this lock")
 }
 
 /// Reads everything that a restore would read, and writes nothing.
@@ -152,7 +184,11 @@ pub fn verify_point(
     restore_to(reader, &Nowhere, options, progress)
 }
 
-fn refuse_holes(reader: &PointReader, options: &RestoreOptions) -> Result<()> {
+/// Whether a point is whole enough to be restored like this; to be asked before a target is touched.
+///
+/// # Errors
+/// [`StoreError::Incomplete`]; [`StoreError::Degraded`] unless that is allowed.
+pub fn check_restorable(reader: &PointReader, options: &RestoreOptions) -> Result<()> {
     let (geometry, volume, point) = (reader.geometry(), reader.volume().name.to_string(), reader.point());
     if let Some(granule) = reader.first_absent() {
         return Err(StoreError::Incomplete { volume, point, region: geometry.region_of(granule) });
@@ -213,22 +249,32 @@ pub struct FileTarget {
     file: Flock<File>,
     /// It reads as zeroes where nothing was written.
     zeroed: bool,
-    /// The name under which a new file grows.
+    /// The name under which a file grows until it is complete.
     partial: Option<PathBuf>,
+    /// The file that it then replaces, locked, and whether its content may be lost.
+    replaces: Option<(Flock<File>, bool)>,
 }
 
 impl FileTarget {
     /// Opens a target for a volume of that name and size: a new file, an empty one, or a device that looks empty. `force`:
-    /// also one with content, which is lost; a file that is too small grows, a device cannot.
+    /// also one with content, which is lost; a file that is too small grows, a device cannot. A file is replaced only by
+    /// [`FileTarget::finish`]: there must be space for both.
     ///
     /// # Errors
     /// [`StoreError::TargetTooSmall`], [`StoreError::TargetNotEmpty`], [`StoreError::TargetBusy`]; what the file system says.
     pub fn open(path: &Path, volume: &str, needs: u64, force: bool) -> Result<Self> {
         let io = |doing, e| StoreError::from_io(doing, path, needs, e);
-        let kind = match fs::metadata(path) {
+        match fs::symlink_metadata(path) {
             Err(e) if e.kind() == ErrorKind::NotFound => return Self::create(path, needs),
-            other => other.map_err(|e| io("opening", e))?.file_type(),
+            other => other.map_err(|e| io("opening", e))?,
         };
+        let meta = fs::metadata(path).map_err(|e| match e.kind() {
+            ErrorKind::NotFound => {
+                StoreError::TargetBusy { path: path.to_owned(), why: "it is a symbolic link to nothing".to_owned() }
+            }
+            _ => io("opening", e),
+        })?;
+        let kind = meta.file_type();
         let mut options = OpenOptions::new();
         options.read(true).write(true);
         if kind.is_block_device() {
@@ -254,7 +300,7 @@ impl FileTarget {
             if !force && !device_looks_empty(&file, has).map_err(|e| io("reading", e))? {
                 return Err(StoreError::TargetNotEmpty { path: path.to_owned() });
             }
-            return Ok(Self { path: path.to_owned(), file, zeroed: false, partial: None });
+            return Ok(Self { path: path.to_owned(), file, zeroed: false, partial: None, replaces: None });
         }
         if !force && has > 0 {
             if !file_is_hole(&file).map_err(|e| io("reading", e))? {
@@ -264,8 +310,12 @@ impl FileTarget {
                 return Err(small());
             }
         }
-        file.set_len(0).and_then(|()| file.set_len(has.max(needs))).map_err(|e| io("resizing", e))?;
-        Ok(Self { path: path.to_owned(), file, zeroed: true, partial: None })
+        let real = fs::canonicalize(path).map_err(|e| io("opening", e))?;
+        let mut new = Self::create(&real, has.max(needs))?;
+        let _ = fchown(&*new.file, Some(meta.uid()), Some(meta.gid())); // as far as the caller may
+        new.file.set_permissions(meta.permissions()).map_err(|e| io("creating", e))?;
+        new.replaces = Some((file, force));
+        Ok(new)
     }
 
     fn create(path: &Path, needs: u64) -> Result<Self> {
@@ -276,26 +326,49 @@ impl FileTarget {
         partial_name.push(".farside-partial");
         let partial = path.with_file_name(partial_name);
         let io = |doing, e| StoreError::from_io(doing, &partial, needs, e);
-        let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&partial);
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+        let opened = options.open(&partial);
         let file = lock(&partial, opened.map_err(|e| io("creating", e))?)?;
         file.set_len(0).and_then(|()| file.set_len(needs)).map_err(|e| io("resizing", e))?;
-        Ok(Self { path: path.to_owned(), file, zeroed: true, partial: Some(partial) })
+        Ok(Self { path: path.to_owned(), file, zeroed: true, partial: Some(partial), replaces: None })
     }
 
-    /// After a complete restore: gives a new file its name.
+    /// After a complete restore: gives a file its name.
     ///
     /// # Errors
-    /// [`StoreError::TargetNotEmpty`] when a file of that name came up meanwhile; what the file system says.
+    /// [`StoreError::NotNamed`] when it cannot get it, or another file came up under it meanwhile; what was restored is kept
+    /// then. What the file system says.
     pub fn finish(mut self) -> Result<()> {
-        let Some(partial) = self.partial.clone() else { return Ok(()) };
-        fs::hard_link(&partial, &self.path).map_err(|e| match e.kind() {
-            ErrorKind::AlreadyExists => StoreError::TargetNotEmpty { path: self.path.clone() },
-            _ => StoreError::from_io("naming", &self.path, 0, e),
-        })?;
-        self.partial = None;
+        let Some(partial) = self.partial.take() else { return Ok(()) };
+        let named = match &self.replaces {
+            Some((old, force)) => match *force || file_is_hole(old).unwrap_or(false) {
+                true => fs::rename(&partial, &self.path),
+                false => Err(io::Error::new(ErrorKind::AlreadyExists, "something was written to it meanwhile")),
+            },
+            None => rename_new(&partial, &self.path),
+        };
+        named.map_err(|e| StoreError::NotNamed { path: self.path.clone(), partial: partial.clone(), why: e.to_string() })?;
         let parent = self.path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let done = fs::remove_file(&partial).and_then(|()| File::open(parent)?.sync_all());
-        done.map_err(|e| StoreError::from_io("syncing", parent, 0, e))
+        File::open(parent).and_then(|dir| dir.sync_all()).map_err(|e| StoreError::from_io("syncing", parent, 0, e))
+    }
+}
+
+/// Renames to a name that nothing has yet.
+fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
+    #[cfg(target_env = "gnu")]
+    {
+        use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+        match renameat2(AT_FDCWD, from, AT_FDCWD, to, RenameFlags::RENAME_NOREPLACE) {
+            Err(Errno::EINVAL | Errno::ENOSYS | Errno::EOPNOTSUPP) => {}
+            other => return other.map_err(io::Error::from),
+        }
+    }
+    // A file system that cannot do it in one step.
+    match fs::symlink_metadata(to) {
+        Err(e) if e.kind() == ErrorKind::NotFound => fs::rename(from, to),
+        Err(e) => Err(e),
+        Ok(_) => Err(ErrorKind::AlreadyExists.into()),
     }
 }
 
@@ -311,6 +384,14 @@ impl Drop for FileTarget {
 impl RestoreTarget for FileTarget {
     fn path(&self) -> &Path {
         &self.path
+    }
+
+    fn begin(&self, first: ByteExtent) -> io::Result<()> {
+        if self.zeroed || first.len == 0 {
+            return Ok(()); // it has no name yet
+        }
+        self.zero(first)?;
+        self.sync()
     }
 
     fn write_at(&self, offset: ByteOffset, bytes: &[u8]) -> io::Result<()> {

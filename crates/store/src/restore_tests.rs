@@ -94,6 +94,62 @@ fn a_failed_restore_leaves_no_file_that_looks_complete() {
     assert!(matches!(restore_to(&reader, &file, &RestoreOptions::default(), &stop), Err(StoreError::Stopped)));
     drop(file);
     assert!(!path.exists() && !target(&store, "out.farside-partial").exists());
+
+    // Nor does it cost a file that was to be replaced.
+    fs::write(&path, "old").expect("write");
+    let file = FileTarget::open(&path, "v", reader.geometry().volume_bytes(), true).expect("target");
+    assert!(matches!(restore_to(&reader, &file, &RestoreOptions::default(), &|_| false), Err(StoreError::Stopped)));
+    drop(file);
+    assert_eq!(fs::read(&path).expect("read"), b"old");
+    assert!(!target(&store, "out.farside-partial").exists());
+}
+
+#[test]
+fn the_first_region_is_written_after_all_others() {
+    struct Log(Mutex<Vec<u64>>);
+    impl RestoreTarget for Log {
+        fn path(&self) -> &Path {
+            Path::new("log")
+        }
+        fn begin(&self, first: ByteExtent) -> io::Result<()> {
+            assert_eq!((first.offset.0, first.len), (0, 8 * GRANULE));
+            assert!(self.0.lock().expect("lock").is_empty());
+            Ok(())
+        }
+        fn write_at(&self, offset: ByteOffset, _: &[u8]) -> io::Result<()> {
+            self.0.lock().expect("lock").push(offset.0);
+            Ok(())
+        }
+        fn zero(&self, extent: ByteExtent) -> io::Result<()> {
+            self.write_at(extent.offset, &[])
+        }
+        fn sync(&self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let (store, _, point) = store();
+    let log = Log(Mutex::default());
+    restore_to(&reader(&store, point), &log, &RestoreOptions::default(), ALL).expect("restore");
+    let offsets = log.0.into_inner().expect("lock");
+    let firsts = offsets.iter().rev().take_while(|o| **o < 8 * GRANULE).count();
+    assert!(firsts > 0 && offsets[..offsets.len() - firsts].iter().all(|o| *o >= 8 * GRANULE), "{offsets:?}");
+}
+
+#[test]
+fn what_came_up_meanwhile_is_kept_and_so_is_the_restored_file() {
+    let (store, volume, point) = store();
+    let reader = reader(&store, point);
+    let path = target(&store, "out");
+    std::os::unix::fs::symlink(target(&store, "nothing"), &path).expect("link");
+    let open = || FileTarget::open(&path, "v", reader.geometry().volume_bytes(), false);
+    assert!(matches!(open(), Err(StoreError::TargetBusy { .. })), "a link to nothing");
+    fs::remove_file(&path).expect("remove");
+    let file = open().expect("target");
+    restore_to(&reader, &file, &RestoreOptions::default(), ALL).expect("restore");
+    fs::write(&path, "another").expect("write");
+    let Err(StoreError::NotNamed { partial, .. }) = file.finish() else { panic!("it took a name that was taken") };
+    assert_eq!(fs::read(&path).expect("read"), b"another");
+    assert!(fs::read(partial).expect("read") == TestVolume::bytes(&volume.image));
 }
 
 #[test]
