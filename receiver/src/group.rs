@@ -35,6 +35,8 @@ use crate::vault::Generation;
 const MAIL_MAX: usize = 256;
 /// How often a group looks at its disk and its dues when nothing happens.
 const TICK: Duration = Duration::from_millis(500);
+/// How often pruning is tried at the least when space is short.
+const PRUNE_SHORT: Duration = Duration::from_secs(5);
 /// When a group that could not be opened or written is tried again: doubled each time, up to the second.
 const REOPEN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(16));
 /// How often a torn ledger is read again.
@@ -144,7 +146,8 @@ pub(crate) fn start(receiver: Arc<Receiver>, names: GroupNames) -> std::io::Resu
             sessions: BTreeMap::new(),
             events: VecDeque::new(),
             policy,
-            prune: Prune { due: true, last: None, submitted: 0 },
+            policy_is_default: false,
+            prune: Prune { due: true, short: false, last: None, submitted: 0 },
             beginnings: BTreeMap::new(),
             cut_seen: BTreeMap::new(),
             last_failure: String::new(),
@@ -177,6 +180,8 @@ struct Group {
     events: VecDeque<Event>,
     /// What is to be kept, once that is known.
     policy: Option<Policy>,
+    /// Nobody said it: it holds for one opening of a group that was empty then.
+    policy_is_default: bool,
     prune: Prune,
     /// When a layer was announced, for the lag.
     beginnings: BTreeMap<LayerKey, Instant>,
@@ -203,6 +208,8 @@ struct Here {
 
 struct Prune {
     due: bool,
+    /// The disk is too full for what this group may have under way.
+    short: bool,
     last: Option<Instant>,
     submitted: u64,
 }
@@ -442,9 +449,14 @@ impl Group {
                     Some(torn) => tracing::error!(group = %self.names, slot = %torn.slot, why = torn.why, "the ledger is torn"),
                 }
                 // Points of which nobody here knows how many to keep, of a gateway that was reinstalled, say, are all kept until
-                // their source has said it. Those of a new group follow the configuration until then.
-                if self.policy.is_none() && store.points().is_empty() {
+                // their source has said it. Those of a new group follow the configuration until then. A torn ledger may hide
+                // any number of points: nothing replayed does not mean that it is new.
+                if std::mem::take(&mut self.policy_is_default) {
+                    self.policy = None;
+                }
+                if self.policy.is_none() && head.is_none() && store.torn().is_none() {
                     self.policy = Some(self.receiver.policy_default());
+                    self.policy_is_default = true;
                 }
                 self.place = Place::Here(Box::new(Here { store, target, generation, opened: Instant::now() }));
                 self.prune.due = true;
@@ -473,15 +485,15 @@ impl Group {
         let Place::Here(here) = &self.place else { return };
         let Ok(space) = here.store.space() else { return };
         let free_bytes = space.grantable().saturating_sub(self.receiver.space.granted_to_others(&self.names));
-        if free_bytes == 0 {
-            self.prune.due = true;
-            self.prune.last = None;
-        }
+        // Before the source has to wait, not when it does.
+        self.prune.short = free_bytes < u64::from(self.receiver.config.limits.credit_mib) << 20;
+        self.prune.due |= self.prune.short;
         self.events.push_back(Event::Grantable { free_bytes, reserve_bytes: space.reserve() });
     }
 
     fn prune_if_due(&mut self) {
         let interval = self.receiver.config.retention.interval;
+        let interval = if self.prune.short { interval.min(PRUNE_SHORT) } else { interval };
         let waited = self.prune.last.is_none_or(|last| last.elapsed() >= interval);
         let Place::Here(here) = &self.place else { return };
         if !self.prune.due || !waited {
@@ -601,6 +613,7 @@ impl Group {
         // A default that was never said is not remembered, so it is compared with what is.
         if self.receiver.policy_of(&self.names) == Some(policy) {
             self.policy = Some(policy);
+            self.policy_is_default = false;
             return;
         }
         if let Err(error) = self.receiver.state_dir.remember_policy(source, group, &policy) {
@@ -611,6 +624,7 @@ impl Group {
             return;
         }
         self.policy = Some(policy);
+        self.policy_is_default = false;
         self.prune.due = true;
         tracing::info!(group = %self.names, keep = policy.keep, span_ms = policy.span_ms, "the source says what is to be kept");
     }
@@ -643,6 +657,7 @@ impl Group {
     }
 
     /// How old the group is at most: its oldest volume. `None` if a volume has no point, or none that this process saw come.
+    /// A volume that left the group does not count: it is not in the newest point, and nothing came of it since.
     fn lag(&self, here: &Here) -> Option<Duration> {
         let state = here.store.state();
         let age = |id: VolumeId| {
@@ -652,7 +667,16 @@ impl Group {
             let in_point = state.points().values().any(|p| p.members.iter().any(|m| m.key.volume == id));
             [point, quiet].into_iter().flatten().min().filter(|_| in_point)
         };
-        let ages: Option<Vec<Duration>> = state.volumes().map(|(id, _)| age(id)).collect();
+        let newest = state.points().values().next_back();
+        let counts = |id: VolumeId| {
+            let in_newest = newest.is_some_and(|p| p.members.iter().any(|m| m.key.volume == id));
+            let layer = state.volume(id).and_then(|v| v.last_layer().filter(|l| l.key.term == v.term()));
+            let layer_since = layer.is_some_and(|l| newest.is_none_or(|p| l.slot > p.slot));
+            let term = state.volume(id).map(|v| v.term());
+            let begun = self.beginnings.keys().any(|key| key.volume == id && Some(key.term) == term);
+            in_newest || layer_since || begun || here.target.quiet(state, id).is_some()
+        };
+        let ages: Option<Vec<Duration>> = state.volumes().filter(|(id, _)| counts(*id)).map(|(id, _)| age(id)).collect();
         ages?.into_iter().max()
     }
 

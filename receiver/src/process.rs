@@ -203,7 +203,11 @@ impl Receiver {
 pub fn log_to_stderr() {
     let filter = EnvFilter::try_from_env("FARSIDE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     // A log that cannot be written (its disk is full, its reader is gone) must not end the process.
-    let builder = tracing_subscriber::fmt().log_internal_errors(false).with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    let builder = tracing_subscriber::fmt()
+        .log_internal_errors(false)
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false);
     let builder = builder.with_ansi(std::io::stderr().is_terminal());
     let journald = std::env::var_os("JOURNAL_STREAM").is_some();
     let _ = if journald { builder.without_time().try_init() } else { builder.try_init() };
@@ -265,9 +269,9 @@ async fn serve(config: Config, runtime: tokio::runtime::Handle) -> Result<(), Ru
         refusals: Mutex::default(),
         config,
     });
-    start_known_groups(&receiver).await;
+    let groups_known = start_known_groups(&receiver).await;
     let api = tokio::spawn(api::serve(Arc::clone(&receiver), socket));
-    let keeper = tokio::spawn(keep_store(Arc::clone(&receiver)));
+    let keeper = tokio::spawn(keep_store(Arc::clone(&receiver), groups_known));
     let watchdog = tokio::spawn(feed_watchdog());
     tracing::info!(address = %receiver.local_address, name = %receiver.config.name, fingerprint = %receiver.fingerprint, "listening");
     notify(&[sd_notify::NotifyState::Ready, sd_notify::NotifyState::Status("receiving")]);
@@ -290,7 +294,8 @@ async fn serve(config: Config, runtime: tokio::runtime::Handle) -> Result<(), Ru
 }
 
 /// Groups that the store holds are opened at once: they are shown, and cleaned up, whether their source comes or not.
-async fn start_known_groups(receiver: &Arc<Receiver>) {
+/// Says whether they could be listed.
+async fn start_known_groups(receiver: &Arc<Receiver>) -> bool {
     let receiver = Arc::clone(receiver);
     let started = tokio::task::spawn_blocking(move || {
         let Ok((store, _)) = receiver.vault.current() else { return false };
@@ -309,18 +314,18 @@ async fn start_known_groups(receiver: &Arc<Receiver>) {
             }
         }
     });
-    let _ = started.await;
+    started.await.unwrap_or(false)
 }
 
-/// Opens a store that failed again, for ever.
-async fn keep_store(receiver: Arc<Receiver>) {
+/// Opens a store that failed again, for ever, and lists its groups until that succeeds.
+async fn keep_store(receiver: Arc<Receiver>, mut groups_known: bool) {
     let mut open = receiver.vault.generation().is_some();
     loop {
         tokio::time::sleep(STORE_RETRY).await;
         let keeper = Arc::clone(&receiver);
         let now_open = tokio::task::spawn_blocking(move || keeper.vault.retry()).await.unwrap_or(false);
-        if now_open && !open {
-            start_known_groups(&receiver).await;
+        if now_open && !(open && groups_known) {
+            groups_known = start_known_groups(&receiver).await;
         }
         open = now_open;
     }

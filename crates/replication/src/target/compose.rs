@@ -295,6 +295,8 @@ impl Target {
                 // Not to be said again: void is void (T15).
                 if verdict != Verdict::Accepted {
                     self.heartbeat = None;
+                } else {
+                    out.push(Action::Prune);
                 }
             }
         }
@@ -354,9 +356,8 @@ impl Target {
                     keys.iter().for_each(|key| drop(self.layers.remove(key)));
                 }
                 self.broadcast(&ReceiverMessage::Published(Published { position, kind, layers: keys }), out);
-                if kind == LayerKind::Point {
-                    out.push(Action::Prune);
-                }
+                // Fuzzy layers too: they take space, and perhaps nothing was pruned after the point before.
+                out.push(Action::Prune);
             }
             Verdict::Accepted => unreachable!("taken above"),
             // Somebody published them before: each under its own record.

@@ -137,7 +137,8 @@ impl Target {
         for (&id, session) in &mut self.sessions {
             let wanted = limits.credit_window.saturating_sub(session.outstanding());
             let more = wanted.min(room);
-            let dry = session.outstanding() == 0;
+            // A source does not send dribbles, so what it has left may be of no use to it: the remainder goes with it.
+            let dry = session.outstanding() < limits.credit_step.max(1);
             if more >= limits.credit_step.max(1) || (dry && more > 0) {
                 room -= more;
                 session.granted += more;
