@@ -484,7 +484,8 @@ impl Group {
     fn look_at_disk(&mut self) {
         let Place::Here(here) = &self.place else { return };
         let Ok(space) = here.store.space() else { return };
-        let free_bytes = space.grantable().saturating_sub(self.receiver.space.granted_to_others(&self.names));
+        let least = 2 * target::Limits::default().credit_step;
+        let free_bytes = self.receiver.space.room(&self.names, space.grantable(), least);
         // Before the source has to wait, not when it does.
         self.prune.short = free_bytes < u64::from(self.receiver.config.limits.credit_mib) << 20;
         self.prune.due |= self.prune.short;
@@ -518,7 +519,7 @@ impl Group {
             };
             let mut actions = Vec::new();
             here.target.step(now, here.store.state(), event, &mut actions);
-            self.receiver.space.grant(&self.names, here.target.granted_bytes());
+            self.receiver.space.grant(&self.names, here.target.granted_bytes(), !self.sessions.is_empty());
             self.act(actions);
         }
         if self.unwritable.is_some() {

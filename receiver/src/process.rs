@@ -102,18 +102,24 @@ pub(crate) struct Receiver {
     refusals: Mutex<VecDeque<(Instant, String)>>,
 }
 
+#[derive(Clone, Copy, Debug)]
+struct Granted {
+    bytes: u64,
+    connected: bool,
+}
+
 /// Bytes that were granted to groups and have not landed: nobody is granted them again.
 #[derive(Debug, Default)]
 pub(crate) struct Grants {
-    granted: Mutex<BTreeMap<GroupNames, u64>>,
+    granted: Mutex<BTreeMap<GroupNames, Granted>>,
 }
 
 impl Grants {
-    pub(crate) fn grant(&self, names: &GroupNames, bytes: u64) {
-        let mut granted = self.lock();
+    pub(crate) fn grant(&self, names: &GroupNames, bytes: u64, connected: bool) {
+        let (mut granted, now) = (self.lock(), Granted { bytes, connected });
         match granted.get_mut(names) {
-            Some(known) => *known = bytes,
-            None => drop(granted.insert(names.clone(), bytes)),
+            Some(known) => *known = now,
+            None => drop(granted.insert(names.clone(), now)),
         }
     }
 
@@ -121,11 +127,17 @@ impl Grants {
         self.lock().remove(names);
     }
 
-    pub(crate) fn granted_to_others(&self, names: &GroupNames) -> u64 {
-        self.lock().iter().filter(|(other, _)| *other != names).map(|(_, bytes)| bytes).sum()
+    /// What a group may have under way of `grantable` bytes: what others do not have, and no more than its share among those
+    /// that are connected (though not less than `least`), so that some that are idle do not take all there is.
+    pub(crate) fn room(&self, names: &GroupNames, grantable: u64, least: u64) -> u64 {
+        let granted = self.lock();
+        let others = granted.iter().filter(|(other, _)| *other != names).map(|(_, granted)| granted);
+        let (bytes, connected) =
+            others.fold((0u64, 1u64), |(bytes, n), other| (bytes.saturating_add(other.bytes), n + u64::from(other.connected)));
+        grantable.saturating_sub(bytes).min((grantable / connected).max(least))
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<GroupNames, u64>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<GroupNames, Granted>> {
         self.granted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -376,5 +388,28 @@ async fn feed_watchdog() {
 fn notify(state: &[sd_notify::NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(false, state) {
         tracing::warn!(%error, "systemd was not told");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_group_is_granted_more_than_its_share_or_what_others_have() {
+        let group = |name: &str| GroupNames { source: "db1".parse().expect("a name"), group: name.parse().expect("a name") };
+        let (a, b, c) = (group("a"), group("b"), group("c"));
+        let grants = Grants::default();
+        assert_eq!(grants.room(&a, 900, 10), 900, "alone");
+        grants.grant(&b, 0, true);
+        grants.grant(&c, 100, false);
+        assert_eq!(grants.room(&a, 900, 10), 450, "two are connected");
+        grants.grant(&b, 700, true);
+        assert_eq!(grants.room(&a, 900, 10), 100, "what the others left");
+        assert_eq!(grants.room(&c, 900, 10), 200);
+        grants.forget(&b);
+        grants.forget(&c);
+        grants.grant(&b, 0, true);
+        assert_eq!(grants.room(&a, 12, 10), 10, "not less than is of use");
     }
 }

@@ -794,6 +794,18 @@ fn a_full_gateway_says_so_and_grants_again_when_there_is_room() {
 }
 
 #[test]
+fn a_remainder_too_small_to_be_of_use_is_topped_up_with_little() {
+    let mut gateway = claimed();
+    let room = |free_bytes| target::Event::Grantable { free_bytes, reserve_bytes: 64 };
+    gateway.event(room(16));
+    gateway.said();
+    // Less than a step (100), and the source is not dry.
+    gateway.event(room(40));
+    let said = gateway.said();
+    assert!(said.iter().any(|m| matches!(m, ReceiverMessage::Credit(c) if c.granted_bytes == 40)), "{said:?}");
+}
+
+#[test]
 fn a_store_that_fails_is_tried_again_and_sources_are_told() {
     let mut gateway = claimed();
     gateway.part(key(1, 0, 1), 0, 1);
