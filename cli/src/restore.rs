@@ -2,13 +2,16 @@
 //!
 //! Finds the store and the point, guards the target, shows progress; reading, checking and writing are `crates/store`'s.
 
+use std::fs::Metadata;
+use std::io::ErrorKind;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use farside_control::client::Daemon;
 use farside_control::{Address, Point, PointRef, select_point};
-use farside_daemon::config::Config;
-use farside_store::{FileTarget, RestoreOptions, restore_to};
+use farside_daemon::config::{Config, ConfigError};
+use farside_store::{FileTarget, RestoreOptions, check_restorable, restore_to};
 use serde::Serialize;
 
 use crate::args::{Global, RestoreArgs};
@@ -98,7 +101,7 @@ pub(crate) fn restore(
     progress: &(dyn Fn(u64, u64) + Sync),
 ) -> Result<Restored, Failure> {
     let begun = Instant::now();
-    refuse_backing(to)?;
+    refuse_backing(to, Path::new(SOURCE_CONFIGURATION))?;
     let reader = store::open(path)?;
     let (group, id) = store::find_volume(&reader, volume)?;
     let infos = group.points();
@@ -112,8 +115,9 @@ pub(crate) fn restore(
     let info = infos.iter().find(|info| info.slot.0 == chosen.id.slot).expect("it was chosen among these");
     let point_reader = group.point_reader(info.slot, id)?;
     let total = point_reader.geometry().volume_bytes();
-    let target = FileTarget::open(to, volume.name(), total, options.force)?;
     let settings = RestoreOptions { allow_degraded: options.allow_degraded, ..RestoreOptions::default() };
+    check_restorable(&point_reader, &settings)?;
+    let target = FileTarget::open(to, volume.name(), total, options.force)?;
     let report = restore_to(&point_reader, &target, &settings, &|done| {
         progress(done, total);
         true
@@ -131,16 +135,64 @@ pub(crate) fn restore(
 
 /// A volume's backing is written by its daemon only, which then knows that everything changed. A running one holds its lock;
 /// this is for the one that does not run just now.
-fn refuse_backing(to: &Path) -> Result<(), Failure> {
-    let Ok(config) = Config::load(Path::new(SOURCE_CONFIGURATION)) else { return Ok(()) };
-    let real = |path: &Path| std::fs::canonicalize(path).ok();
-    let target = real(to);
-    match config.volumes.values().find(|volume| target.is_some() && real(&volume.backing) == target) {
+fn refuse_backing(to: &Path, configuration: &Path) -> Result<(), Failure> {
+    let config = match Config::load(configuration) {
+        Ok(config) => config,
+        // No daemon here.
+        Err(ConfigError::Io { path, source, .. }) if path == configuration && source.kind() == ErrorKind::NotFound => {
+            return Ok(());
+        }
+        Err(error) => {
+            return Err(Failure::new(
+                Exit::Refused,
+                format!("whether {} is a volume's backing cannot be told: {error}", to.display()),
+                "mend the configuration of farsided, or run this as a user who may read it",
+            ));
+        }
+    };
+    let Ok(target) = std::fs::metadata(to) else { return Ok(()) };
+    let is_target = |backing: &Path| std::fs::metadata(backing).is_ok_and(|backing| same(&backing, &target));
+    match config.volumes.values().find(|volume| is_target(&volume.backing)) {
         Some(volume) => Err(Failure::new(
             Exit::Refused,
             format!("{} is the backing of volume {}: writing there would go unnoticed by farsided", to.display(), volume.name),
             "restore into a file or another device, and copy from there through the volume's tap",
         )),
         None => Ok(()),
+    }
+}
+
+/// Whether two are the same file or device, whatever their names.
+fn same(one: &Metadata, two: &Metadata) -> bool {
+    if one.file_type().is_block_device() && two.file_type().is_block_device() {
+        return one.rdev() == two.rdev();
+    }
+    (one.dev(), one.ino()) == (two.dev(), two.ino())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_configuration_that_cannot_be_used_refuses_and_none_does_not() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let configuration = dir.path().join("farsided.toml");
+        let to = dir.path().join("out");
+        assert!(refuse_backing(&to, &configuration).is_ok(), "no daemon here");
+        std::fs::write(&configuration, "not = [").expect("write");
+        let refused = refuse_backing(&to, &configuration).expect_err("it cannot be told");
+        assert!(refused.exit == Exit::Refused && refused.message.contains("farsided.toml"), "{refused:?}");
+    }
+
+    #[test]
+    fn a_file_is_the_same_under_every_name() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let [a, b, c] = ["a", "b", "c"].map(|name| dir.path().join(name));
+        std::fs::write(&a, "x").expect("write");
+        std::fs::write(&c, "x").expect("write");
+        std::fs::hard_link(&a, &b).expect("link");
+        let [a, b, c] = [a, b, c].map(|path| std::fs::metadata(path).expect("meta"));
+        assert!(same(&a, &b) && !same(&a, &c));
     }
 }

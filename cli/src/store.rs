@@ -44,6 +44,7 @@ impl From<StoreError> for Failure {
             StoreError::NoSuchGroup { .. } | StoreError::NoSuchVolume { .. } | StoreError::NoSuchPoint { .. } => Exit::NotFound,
             StoreError::TargetBusy { .. }
             | StoreError::TargetNotEmpty { .. }
+            | StoreError::NotNamed { .. }
             | StoreError::TargetTooSmall { .. }
             | StoreError::Degraded { .. }
             | StoreError::NotAMember { .. }
@@ -52,6 +53,7 @@ impl From<StoreError> for Failure {
             _ => Exit::Failed,
         };
         let what_to_do = match &error {
+            StoreError::NotNamed { .. } => "rename it yourself, or restore elsewhere",
             StoreError::TargetNotEmpty { .. } => "say --force to overwrite it",
             StoreError::Degraded { .. } => "say --allow-degraded to have zeroes there, or take another point",
             StoreError::NoSuchPoint { .. } => "see which there are: farside point list VOLUME",
