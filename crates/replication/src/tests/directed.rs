@@ -549,6 +549,48 @@ fn lag_is_the_age_of_the_newest_published_cut() {
     assert_eq!(host.source.status(host.now).volumes[0].lag, Some(host.now - quiet), "L10: nothing newer is published");
 }
 
+#[test]
+fn what_a_switch_froze_is_no_dirt_until_the_next_tick() {
+    let mut host = Host::streaming();
+    host.tick(&[1]);
+    host.event(Event::Drain);
+    host.switch(vec![(1, granules(0, 2)), (2, GranuleSet::new())]);
+    host.read(1, 1);
+    let again = host.did(|a| matches!(a, Action::Switch { .. }).then_some(()));
+    assert_eq!(again, None, "read before the next tick, a cut is followed by empty ones for ever");
+    assert!(!host.source.settled(), "nobody has looked since");
+}
+
+#[test]
+fn passes_do_not_push_the_next_cut_away() {
+    let mut host = Host::streaming();
+    host.tick(&[1]);
+    host.switch(vec![(1, granules(0, 2)), (2, GranuleSet::new())]);
+    host.read(1, 1);
+    host.event(Event::SetEpochInterval { interval: 1000 });
+    let cut = host.now;
+    host.now += 600;
+    // More than a cut may hold: a pass, at once.
+    let heavy = Sample { dirty_bytes: GRANULES * 16 * 2, in_flight: 0 };
+    let time = CutTime { boot: BootId([1; 16]), mono_ns: host.now, wall_ms: 0 };
+    let volumes = vec![(volume(1), heavy), (volume(2), Sample::default())];
+    host.event(Event::Tick(Tick { time, volumes }));
+    let kind = |a: &Action| match a {
+        Action::Switch { kind, .. } => Some(*kind),
+        _ => None,
+    };
+    let pass = host.did.iter().find_map(kind);
+    assert_eq!(pass, Some(LayerKind::Fuzzy));
+    host.switch(vec![(1, granules(0, 2))]);
+    host.read(1, 2);
+    // An interval after the last *cut* the next one is due.
+    host.tick(&[1]);
+    assert_eq!(host.did(kind), None, "not yet");
+    host.now = cut + 1000;
+    host.tick(&[1]);
+    assert_eq!(host.did(kind), Some(LayerKind::Point));
+}
+
 // ---- the target
 
 pub(super) struct Gateway {
