@@ -580,6 +580,7 @@ impl Control {
     fn answer(&mut self, ask: Ask) {
         match ask {
             Ask::Status(reply) => {
+                self.tick(); // what was acknowledged before the question is in the answer
                 let _ = reply.send(self.status());
             }
             Ask::Add(_, reply) if self.stopping => {

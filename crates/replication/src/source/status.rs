@@ -173,8 +173,12 @@ impl super::Source {
             lag: self.lag_of(now, volume),
             newest_point: volume.newest_point,
             reading: volume.frozen.values().filter(|f| f.done_bytes < f.total_bytes).map(progress).next(),
-            backlog_bytes: (volume.sample.dirty_bytes + compare_bytes + owed + volume.unpublished_bytes())
-                .min(2 * geometry.volume_bytes()),
+            // A write in flight, or a switch that nobody looked behind yet, is not "nothing".
+            backlog_bytes: (volume.sample.dirty_bytes.max(volume.sample.in_flight.min(1))
+                + compare_bytes
+                + owed
+                + volume.unpublished_bytes())
+            .min(2 * geometry.volume_bytes()),
             open_bytes: volume.sample.dirty_bytes,
             compare_bytes,
             unpublished_layers: volume.layers.len(),
