@@ -41,12 +41,12 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<(), Failure> {
     match cli.command {
         Command::Daemon { config, until_stdin_ends } => {
-            farside_daemon::process::log_to_stderr();
+            farside_service::log::to_stderr();
             end_with_stdin(until_stdin_ends);
             return Ok(farside_daemon::run(&config)?);
         }
         Command::Receiver { config, until_stdin_ends } => {
-            farside_receiver::log_to_stderr();
+            farside_service::log::to_stderr();
             end_with_stdin(until_stdin_ends);
             return Ok(farside_receiver::run(&config).map_err(anyhow::Error::from)?);
         }

@@ -1,9 +1,7 @@
 //! The daemon's API on its Unix socket. Types and routes are `farside_control`'s; here they meet the supervisor.
 
-use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Arc;
 
-use anyhow::Context as _;
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -29,27 +27,7 @@ const POINTS_MAX: u32 = 10_000;
 /// When the socket cannot be had.
 pub(crate) fn listen(daemon: &Arc<Daemon>) -> anyhow::Result<tokio::task::JoinHandle<()>> {
     let (path, group) = daemon.api_socket();
-    if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
-    }
-    if std::os::unix::net::UnixStream::connect(&path).is_ok() {
-        anyhow::bail!("{} is served by another daemon", path.display());
-    }
-    match std::fs::remove_file(&path) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e).with_context(|| path.display().to_string()),
-        _ => {}
-    }
-    // The socket must never be open to others, not even for the moment between bind and chmod.
-    let mask = nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o177));
-    let listener = UnixListener::bind(&path);
-    nix::sys::stat::umask(mask);
-    let listener = listener.with_context(|| format!("cannot listen on {}", path.display()))?;
-    if let Some(name) = group {
-        let found =
-            nix::unistd::Group::from_name(&name)?.with_context(|| format!("there is no group {name} for {}", path.display()))?;
-        nix::unistd::chown(&path, None, Some(found.gid))?;
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o660))?;
-    }
+    let listener = UnixListener::from_std(farside_service::socket::listen(&path, group.as_deref())?)?;
     let router = Router::new()
         .route(routes::STATUS, get(status))
         .route(routes::PAIR, post(pair))

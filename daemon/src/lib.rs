@@ -9,7 +9,6 @@ pub mod config;
 mod group;
 mod intent_file;
 mod link;
-pub mod process;
 mod queue;
 mod sender;
 pub mod state_dir;

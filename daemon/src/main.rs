@@ -25,7 +25,7 @@ struct Args {
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    farside_daemon::process::log_to_stderr();
+    farside_service::log::to_stderr();
     let result = if args.check {
         farside_daemon::config::Config::load(&args.config)
             .map(|_| println!("{}: valid", args.config.display()))

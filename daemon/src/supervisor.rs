@@ -11,6 +11,7 @@ use farside_blockio::process::{boot_id, lock_memory, monotonic_ns, set_io_flushe
 use farside_control::source::{Connection, GroupSettings, GroupStatus, Paired, SourceStatus, VolumeAdd};
 use farside_control::{ApiError, ErrorCode, Reason, Severity};
 use farside_region::{Name, VolumeId};
+use farside_service::systemd;
 use farside_transport::{Identity, Pin, QuicDialer};
 use farside_wire::InstanceId;
 use tokio::signal::unix::{SignalKind, signal};
@@ -19,7 +20,6 @@ use tracing::{error, info, warn};
 
 use crate::config::{Config, GroupConfig, VolumeConfig, parse_tap};
 use crate::group::{Ask, GroupHandle, GroupStart, Note};
-use crate::process;
 use crate::state_dir::{Mark, StateDir};
 use crate::volume::Surroundings;
 
@@ -119,8 +119,9 @@ impl Daemon {
         }
         while starts.join_next().await.is_some() {}
         let served = locked(&self.volumes).len();
-        process::notify_ready(&format!("{served} of {count} volumes served"));
-        let mut watchdog = process::watchdog_interval().map(tokio::time::interval);
+        systemd::ready(&format!("{served} of {count} volumes served"));
+        let watched = self.clone();
+        let housekeeping = tokio::spawn(async move { systemd::housekeeping(|| watched.alive()).await });
         loop {
             tokio::select! {
                 _ = terminate.recv() => break,
@@ -130,13 +131,11 @@ impl Daemon {
                         error!("reload: {error:#}");
                     }
                 }
-                () = async { match &mut watchdog { Some(w) => { w.tick().await; } None => std::future::pending().await } } => {
-                    if self.alive() { process::notify_watchdog(); }
-                }
             }
         }
         info!("stopping");
-        process::notify_stopping();
+        systemd::stopping();
+        housekeeping.abort();
         let clean = self.stop_groups().await;
         api.abort();
         if clean { Ok(()) } else { bail!("stopped, but not cleanly: the next start compares what was hot") }

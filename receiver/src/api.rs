@@ -1,7 +1,5 @@
 //! The receiver's API on its Unix socket. Types and routes are `farside_control`'s.
 
-use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
-use std::path::Path as FsPath;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -19,39 +17,12 @@ use farside_transport::BookError;
 use jiff::Timestamp;
 use tokio::net::UnixListener;
 
-use crate::process::{Receiver, RunError};
+use crate::process::Receiver;
 use crate::status;
 
 const HOUR_S: u64 = 3600;
 /// A token that is good for longer is an open door.
 const TOKEN_LIFETIME_S_MAX: u64 = 30 * 24 * HOUR_S;
-
-/// Listens on the socket: 0600, or 0660 for a group.
-pub(crate) fn listen(path: &FsPath, group: Option<&str>) -> Result<UnixListener, RunError> {
-    let failed = |source: std::io::Error| RunError::Socket { path: path.to_owned(), source };
-    if let Some(folder) = path.parent() {
-        std::fs::DirBuilder::new().recursive(true).mode(0o755).create(folder).map_err(failed)?;
-    }
-    if std::os::unix::net::UnixStream::connect(path).is_ok() {
-        return Err(RunError::SocketTaken { path: path.to_owned() });
-    }
-    match std::fs::remove_file(path) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(failed(e)),
-        _ => {}
-    }
-    // The socket must never be open to others, not even for the moment between bind and chmod.
-    let mask = nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o177));
-    let listener = UnixListener::bind(path);
-    nix::sys::stat::umask(mask);
-    let listener = listener.map_err(failed)?;
-    if let Some(name) = group {
-        let found = nix::unistd::Group::from_name(name).map_err(|e| failed(e.into()))?;
-        let found = found.ok_or_else(|| RunError::NoSuchGroup { name: name.to_owned() })?;
-        nix::unistd::chown(path, None, Some(found.gid)).map_err(|e| failed(e.into()))?;
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660)).map_err(failed)?;
-    }
-    Ok(listener)
-}
 
 /// Answers until the task is dropped.
 pub(crate) async fn serve(receiver: Arc<Receiver>, listener: UnixListener) {

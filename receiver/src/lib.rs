@@ -30,5 +30,5 @@ mod status;
 mod vault;
 
 pub use config::{Config, ConfigError, Limits, Retention};
-pub use process::{RunError, log_to_stderr, run};
+pub use process::{RunError, run};
 pub use status::point as point_of;

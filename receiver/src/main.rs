@@ -68,7 +68,7 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Run { config, check: true } => check(&config),
         Command::Run { config, check: false } => {
-            farside_receiver::log_to_stderr();
+            farside_service::log::to_stderr();
             farside_receiver::run(&config).map_err(Into::into)
         }
         Command::Token { config, expires, source, replace, address } => {

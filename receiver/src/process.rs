@@ -4,18 +4,18 @@
 //! that cannot be opened does not keep the receiver from running: it says so, and goes on when the store answers.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::io::IsTerminal as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use farside_control::receiver::Budget as BudgetStatus;
 use farside_ledger::Policy;
+use farside_service::socket::{self, SocketError};
+use farside_service::systemd;
 use farside_store::GroupNames;
 use farside_transport::{BookError, Fingerprint, Identity, IdentityError, Listener, ListenerEvent, PairingBook};
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
 
 use crate::config::{Config, ConfigError};
 use crate::landing::{LANDER_BYTES, Memory};
@@ -59,25 +59,8 @@ pub enum RunError {
         source: std::io::Error,
     },
     /// The API's socket.
-    #[error("cannot listen on {}: {source}", path.display())]
-    Socket {
-        /// Which.
-        path: PathBuf,
-        /// Why not.
-        source: std::io::Error,
-    },
-    /// Somebody answers there.
-    #[error("{} is served by another process: stop it first", path.display())]
-    SocketTaken {
-        /// Which.
-        path: PathBuf,
-    },
-    /// `api_group`.
-    #[error("there is no group `{name}` on this host (`receiver.api_group`)")]
-    NoSuchGroup {
-        /// Its name.
-        name: String,
-    },
+    #[error(transparent)]
+    Socket(#[from] SocketError),
     /// Signals.
     #[error("signals cannot be received: {0}")]
     Signals(std::io::Error),
@@ -209,22 +192,6 @@ impl Receiver {
     }
 }
 
-/// Logs to standard error, one line an event; `FARSIDE_LOG` filters (default `info`). Under journald without time stamps.
-///
-/// Does nothing when the process logs already.
-pub fn log_to_stderr() {
-    let filter = EnvFilter::try_from_env("FARSIDE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    // A log that cannot be written (its disk is full, its reader is gone) must not end the process.
-    let builder = tracing_subscriber::fmt()
-        .log_internal_errors(false)
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_target(false);
-    let builder = builder.with_ansi(std::io::stderr().is_terminal());
-    let journald = std::env::var_os("JOURNAL_STREAM").is_some();
-    let _ = if journald { builder.without_time().try_init() } else { builder.try_init() };
-}
-
 /// Runs the receiver that the configuration at `path` describes, until SIGTERM or SIGINT.
 ///
 /// # Errors
@@ -247,7 +214,9 @@ async fn serve(config: Config, runtime: tokio::runtime::Handle) -> Result<(), Ru
     let book = Arc::new(PairingBook::open(&state_dir.pairings())?);
     let (store_path, state) = (config.store.clone(), Arc::clone(&state_dir));
     let vault = tokio::task::spawn_blocking(move || Vault::open(store_path, state)).await.expect("opening does not panic");
-    let socket = api::listen(&config.api_socket, config.api_group.as_deref())?;
+    let socket = socket::listen(&config.api_socket, config.api_group.as_deref())?;
+    let socket = tokio::net::UnixListener::from_std(socket)
+        .map_err(|source| SocketError::Io { path: config.api_socket.clone(), source })?;
     // One half may wait in the windows of connections, the other is for parts being verified and written.
     let half_bytes = (config.limits.receive_budget_mib << 20) / 2;
     let landing_bytes = u64::from(half_bytes);
@@ -284,16 +253,16 @@ async fn serve(config: Config, runtime: tokio::runtime::Handle) -> Result<(), Ru
     let groups_known = start_known_groups(&receiver).await;
     let api = tokio::spawn(api::serve(Arc::clone(&receiver), socket));
     let keeper = tokio::spawn(keep_store(Arc::clone(&receiver), groups_known));
-    let watchdog = tokio::spawn(feed_watchdog());
+    let watchdog = tokio::spawn(systemd::housekeeping(|| true));
     tracing::info!(address = %receiver.local_address, name = %receiver.config.name, fingerprint = %receiver.fingerprint, "listening");
-    notify(&[sd_notify::NotifyState::Ready, sd_notify::NotifyState::Status("receiving")]);
+    systemd::ready("receiving");
     tokio::select! {
         () = welcome(&receiver, &listener) => {}
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
     tracing::info!("stopping");
-    notify(&[sd_notify::NotifyState::Stopping]);
+    systemd::stopping();
     receiver.stopping.store(true, Ordering::Release);
     api.abort();
     keeper.abort();
@@ -371,23 +340,6 @@ fn warn_of_small_buffers(listener: &Listener) {
             receive_bytes = buffers.receive_bytes,
             "the UDP socket's buffers are small, which costs throughput: set net.core.rmem_max and wmem_max to 8388608"
         );
-    }
-}
-
-async fn feed_watchdog() {
-    let mut micros = 0;
-    if !sd_notify::watchdog_enabled(false, &mut micros) {
-        return;
-    }
-    loop {
-        notify(&[sd_notify::NotifyState::Watchdog]);
-        tokio::time::sleep(Duration::from_micros(micros / 2)).await;
-    }
-}
-
-fn notify(state: &[sd_notify::NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(false, state) {
-        tracing::warn!(%error, "systemd was not told");
     }
 }
 

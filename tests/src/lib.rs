@@ -157,6 +157,8 @@ pub struct Site {
     pub daemon: Option<Process>,
     /// The receiver while it runs.
     pub receiver: Option<Process>,
+    /// What both find in their environment when they are started.
+    pub environment: Vec<(&'static str, String)>,
     volumes: Vec<VolumeSpec>,
 }
 
@@ -196,7 +198,7 @@ impl Site {
             );
         }
         std::fs::write(at.join("host/farsided.toml"), source).expect("write");
-        Self { dir, daemon: None, receiver: None, volumes: volumes.to_vec() }
+        Self { dir, daemon: None, receiver: None, environment: Vec::new(), volumes: volumes.to_vec() }
     }
 
     /// One volume `data` in the group `default`, both daemons up, paired.
@@ -265,6 +267,7 @@ impl Site {
         program(name)
             .args(args)
             .arg(self.path(config))
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a file"))
             .stderr(log)

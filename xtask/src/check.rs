@@ -16,6 +16,7 @@ use crate::licence;
 const IMPORTS: &[(&str, &[&str])] = &[
     ("farside-region", &[]),
     ("farside-control", &[]),
+    ("farside-service", &[]),
     ("farside-ledger", &["farside-region"]),
     ("farside-layer", &["farside-region"]),
     ("farside-wire", &["farside-region", "farside-ledger"]),
@@ -30,6 +31,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
         &[
             "farside-region",
             "farside-control",
+            "farside-service",
             "farside-ledger",
             "farside-layer",
             "farside-wire",
@@ -45,6 +47,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
         &[
             "farside-region",
             "farside-control",
+            "farside-service",
             "farside-ledger",
             "farside-layer",
             "farside-wire",
@@ -55,7 +58,18 @@ const IMPORTS: &[(&str, &[&str])] = &[
             "farside-nbd",
         ],
     ),
-    ("farside", &["farside-region", "farside-control", "farside-store", "farside-daemon", "farside-receiver", "farside-nbd"]),
+    (
+        "farside",
+        &[
+            "farside-region",
+            "farside-control",
+            "farside-service",
+            "farside-store",
+            "farside-daemon",
+            "farside-receiver",
+            "farside-nbd",
+        ],
+    ),
 ];
 
 /// Development only.
@@ -71,6 +85,8 @@ const SOLE_IMPORTERS: &[(&str, &[&str])] = &[
     ("quinn", &["farside-transport"]),
     ("rcgen", &["farside-transport"]),
     ("rustls", &["farside-transport"]),
+    ("sd-notify", &["farside-service"]),
+    ("tracing-subscriber", &["farside-service"]),
     ("zstd", &["farside-layer"]),
     ("anyhow", &["farside-daemon", "farside-receiver", "farside"]),
 ];

@@ -317,7 +317,7 @@ pub enum DemoteCause {
 
 /// What the sender is to read. It walks the set upwards from `from`, whole regions at a time, and ends the part at a region
 /// boundary: when `bytes_max` is reached, when told by [`Action::FinishPart`], before `until`, or when the set ends.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct ReadPart {
     /// On which connection the part is to be sent.
     pub connection: u64,
@@ -341,6 +341,20 @@ pub struct ReadPart {
     pub bytes_max: u64,
     /// Ends the part at the region boundary where its regions would make more ranges than this.
     pub ranges_max: usize,
+}
+
+/// Without the digest key: whoever prints an action must not print a secret.
+impl std::fmt::Debug for ReadPart {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ReadPart")
+            .field("connection", &self.connection)
+            .field("key", &self.key)
+            .field("part", &self.part)
+            .field("epoch", &self.epoch)
+            .field("from", &self.from)
+            .field("until", &self.until)
+            .finish_non_exhaustive()
+    }
 }
 
 /// A part that was read.
