@@ -80,7 +80,8 @@ impl Source {
             .values()
             .filter(|v| matches!(v.check, Check::Waiting { until } if until <= now))
             .filter(|v| v.service != Service::Leaving && !matches!(v.standing, Standing::Refused(_)))
-            .filter(|v| !v.heat.0.contains(&HeatFor::Accept) && !self.is_switching(v.id()))
+            .filter(|v| !v.heat.0.contains(&HeatFor::Accept))
+            .filter(|v| !self.is_switching(v.id()) || mutation::on("hole: a claim beside a switch"))
             .map(|v| v.id())
             .collect();
         for id in due {
@@ -233,7 +234,7 @@ impl Source {
         (volume.last_seq, volume.known_seq) = (Seq(0), Seq(0));
         volume.published = Some(position);
         volume.cooling = None;
-        volume.check = Check::Confirming;
+        volume.check = if mutation::on("the term is used before it is durable") { Check::Checked } else { Check::Confirming };
         self.write_header(now, id, out);
         out.push(Action::Report { volume: Some(id), what: Report::Claimed { term } });
     }
@@ -285,7 +286,7 @@ impl Source {
                     if layer.stage == Stage::Staged && *parts < layer.parts() && !mutation::on(LOST_RESENT) {
                         return false;
                     }
-                    if whole && !reread {
+                    if whole && (!reread || mutation::on("T1 later ones keep the cut")) {
                         let said = end.as_ref().is_some_and(|end| self.is_as_said(key, end));
                         let layer = self.layer_mut(&key).expect("just seen");
                         if layer.stage != Stage::Read {
@@ -375,9 +376,13 @@ impl Source {
     }
 
     /// A person accepts the disk as it is: every bit first, then a claim without the position rule (T3).
-    pub(super) fn accept(&mut self, id: VolumeId, out: &mut Vec<Action>) {
+    pub(super) fn accept(&mut self, now: Nanos, id: VolumeId, out: &mut Vec<Action>) {
         let Some(volume) = self.volumes.get_mut(&id) else { return };
         let may = matches!(volume.standing, Standing::Refused(RefusedWhy::Forked | RefusedWhy::TargetRewound));
+        if may && mutation::on("T3 accept without every bit") {
+            volume.heat.0.push(HeatFor::Accept);
+            return self.all_hot(now, id, out);
+        }
         if may && !volume.heat.0.contains(&HeatFor::Accept) {
             self.heat(id, HeatFor::Accept, out);
         }
@@ -446,9 +451,11 @@ fn judge_position(volume: &super::volume::Volume, slice: &LedgerSlice, seen: &mu
     if confirmed.is_none() && has_layers && !mutation::on("T17 no header, layers there: not refused") {
         return Some(RefusedWhy::Forked);
     }
-    let news = |slot: Slot| slot.0 >= slot_of(volume.published);
+    let news = |slot: Slot| slot.0 >= slot_of(volume.published) || mutation::on("hole: the position check races with cooling");
     for layer in slice.layers.iter().filter(|l| news(l.slot)) {
         let known = match volume.held {
+            // What bits that are live now would say: the host may have written anywhere since.
+            None if mutation::on("hole: position judged by live bits") => true,
             None => layer.regions.ranges().all(|r| r.iter().all(|r| volume.inherited.contains(r))),
             Some(_) => layer.regions.iter().all(|r| volume.mentions(r)),
         };

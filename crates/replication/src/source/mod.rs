@@ -187,7 +187,7 @@ impl Source {
             }
             Event::Pause { volume } => self.pause(now, volume, actions),
             Event::Resume { volume } => self.set_service(volume, Service::Running),
-            Event::Accept { volume } => self.accept(volume, actions),
+            Event::Accept { volume } => self.accept(now, volume, actions),
             Event::Resync { volume } => self.heat(volume, HeatFor::Resync, actions),
             Event::SetEpochInterval { interval } => self.config.limits.epoch_interval = interval,
             Event::SetPolicy { policy } => {

@@ -267,6 +267,11 @@ impl Source {
             {
                 layer.stage = Stage::Staged;
             }
+            if mutation::on("L7 staged clears")
+                && let Some(volume) = self.volumes.get_mut(&key.volume)
+            {
+                volume.publish(key);
+            }
         }
     }
 

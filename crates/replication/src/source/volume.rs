@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use farside_ledger::{CutTime, EpochInfo, VolumeMeta};
 use farside_region::{
-    EpochId, Geometry, GranuleSet, LayerKey, LedgerPosition, RegionIndex, RegionRange, RegionSet, Seq, Term, VolumeId,
+    EpochId, Geometry, GranuleSet, LayerKey, LedgerPosition, RegionIndex, RegionRange, RegionSet, Seq, Term, VolumeId, mutation,
 };
 use farside_wire::RequestId;
 
@@ -366,7 +366,7 @@ impl Volume {
             && self.reclaim.is_none()
             && self.heat.0.is_empty()
             && !self.has_frozen()
-            && self.layers.len() < unpublished_layers_max
+            && (self.layers.len() < unpublished_layers_max || mutation::on("L8 epochs pile up"))
     }
 
     pub(super) fn layer_mut(&mut self, key: &LayerKey) -> Option<&mut Layer> {
@@ -401,7 +401,7 @@ impl Volume {
         let mut owed = self.resend.clone();
         self.compare.ranges().for_each(|r| owed.insert_whole(r));
         owed.union_with(&self.unreadable.granules);
-        for frozen in self.frozen.values() {
+        for frozen in self.frozen.values().filter(|_| !mutation::on("T2 masks without unpublished layers")) {
             owed.union_with(&above(&frozen.set, frozen.released_below));
         }
         owed

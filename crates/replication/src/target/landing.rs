@@ -190,7 +190,8 @@ impl Target {
     }
 
     pub(super) fn epoch_end(&mut self, state: &State, from: SessionId, end: EpochEnd, out: &mut Vec<Action>) {
-        if let Some(stray) = end.members.iter().find(|m| !fits_claim(state, m)) {
+        let believed = mutation::on("L9 an end message is believed");
+        if let Some(stray) = end.members.iter().find(|m| !believed && !fits_claim(state, m)) {
             let (volume, text) = (stray.key.volume, format!("layer {} is not of the volume that was claimed", stray.key));
             self.refuse(from, RefusalCode::Protocol, Some(volume), &text, out);
             return self.close(from, "an end message that does not fit the claim", out);
@@ -273,6 +274,7 @@ impl Target {
                     self.layers.get_mut(&at).expect("just seen").stage = Stage::Staged;
                     staged.push(at);
                 }
+                Completeness::Missing if mutation::on("T1 staged out of order") => {}
                 Completeness::Missing => break,
                 Completeness::Mismatch => {
                     self.lose(at, DropWhy::Mismatch, out);
@@ -307,6 +309,11 @@ impl Target {
             if state.layer(&key(held)).is_none() {
                 self.cut_back(key(held), held.parts, out);
             }
+        }
+        if current && mutation::on("T7 a resume truncates what it does not name") {
+            let named = |key: &LayerKey| query.layers.iter().any(|held| held.seq == key.seq);
+            let others: Vec<LayerKey> = self.layers_of(query.volume).map(|(k, _)| *k).filter(|k| !named(k)).collect();
+            others.into_iter().for_each(|key| self.cut_back(key, 0, out));
         }
         if let Some(known) = known.filter(|_| current) {
             self.forget_ends(known.next_key());

@@ -32,7 +32,7 @@ pub(super) fn regions(start: u64, count: u64) -> RegionSet {
     set
 }
 
-fn granules(start: u64, count: u64) -> GranuleSet {
+pub(super) fn granules(start: u64, count: u64) -> GranuleSet {
     let mut set = GranuleSet::new();
     set.insert_run(&super::world::geometry(), GranuleRun { start: GranuleIndex(start), count });
     set
@@ -43,16 +43,16 @@ pub(super) fn info(epoch: u64) -> EpochInfo {
 }
 
 /// A source and what it said last, answered by hand.
-struct Host {
-    source: Source,
-    now: u64,
+pub(super) struct Host {
+    pub(super) source: Source,
+    pub(super) now: u64,
     said: Vec<SourceMessage>,
     did: Vec<Action>,
     epoch: u64,
 }
 
 impl Host {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let config = source::Config {
             source: name("host"),
             group: name("default"),
@@ -65,7 +65,7 @@ impl Host {
         Self { source: Source::new(config), now: 1000, said: Vec::new(), did: Vec::new(), epoch: 0 }
     }
 
-    fn add(&mut self, n: u8, confirmed: Option<u64>, position: Option<u64>, hot: RegionSet, start: Start) {
+    pub(super) fn add(&mut self, n: u8, confirmed: Option<u64>, position: Option<u64>, hot: RegionSet, start: Start) {
         let setup = VolumeSetup {
             meta: meta(n),
             confirmed: confirmed.map(Term),
@@ -78,7 +78,7 @@ impl Host {
         self.event(Event::AddVolume(Box::new(setup)));
     }
 
-    fn event(&mut self, event: Event) {
+    pub(super) fn event(&mut self, event: Event) {
         self.now += 1;
         let mut actions = Vec::new();
         self.source.step(self.now, event, &mut actions);
@@ -91,15 +91,15 @@ impl Host {
         }
     }
 
-    fn hear(&mut self, message: ReceiverMessage) {
+    pub(super) fn hear(&mut self, message: ReceiverMessage) {
         self.event(Event::Message { connection: self.connection(), message: Box::new(message) });
     }
 
-    fn connection(&self) -> u64 {
+    pub(super) fn connection(&self) -> u64 {
         1 + self.epoch / 1000
     }
 
-    fn connect(&mut self) {
+    pub(super) fn connect(&mut self) {
         let connection = self.connection();
         self.event(Event::Connected { connection });
         let hello = ReceiverHello { version: 1, features: Features(0), store: [0; 16] };
@@ -107,7 +107,7 @@ impl Host {
         self.hear(ReceiverMessage::Credit(Credit { granted_bytes: 1 << 30 }));
     }
 
-    fn reconnect(&mut self) {
+    pub(super) fn reconnect(&mut self) {
         let connection = self.connection();
         self.event(Event::Disconnected { connection });
         self.epoch += 1000;
@@ -116,12 +116,12 @@ impl Host {
     }
 
     /// Takes the one message that this picks.
-    fn take<T>(&mut self, pick: impl Fn(&SourceMessage) -> Option<T>) -> T {
+    pub(super) fn take<T>(&mut self, pick: impl Fn(&SourceMessage) -> Option<T>) -> T {
         let at = self.said.iter().position(|m| pick(m).is_some()).unwrap_or_else(|| panic!("not said: {:?}", self.said));
         pick(&self.said.remove(at)).expect("just seen")
     }
 
-    fn answer_ledger(&mut self, n: u8, layers: Vec<LedgerLayer>, current: Option<CurrentVolume>, head: Option<u64>) {
+    pub(super) fn answer_ledger(&mut self, n: u8, layers: Vec<LedgerLayer>, current: Option<CurrentVolume>, head: Option<u64>) {
         let id = self.take(|m| match m {
             SourceMessage::ReadLedger(q) if q.volume == volume(n) => Some(q.id),
             _ => None,
@@ -131,7 +131,7 @@ impl Host {
         self.hear(ReceiverMessage::LedgerSlice(slice));
     }
 
-    fn answer_claim(&mut self, n: u8, slot: u64) {
+    pub(super) fn answer_claim(&mut self, n: u8, slot: u64) {
         let id = self.take(|m| match m {
             SourceMessage::Claim(q) if q.claim.volume.id == volume(n) => Some(q.id),
             _ => None,
@@ -142,7 +142,7 @@ impl Host {
         self.event(Event::HeaderDurable { volume: volume(n), confirmed: Some(Term(slot)), position });
     }
 
-    fn answer_resume(&mut self, n: u8, term: u64, fates: Vec<(u64, LayerFate)>) {
+    pub(super) fn answer_resume(&mut self, n: u8, term: u64, fates: Vec<(u64, LayerFate)>) {
         let id = self.take(|m| match m {
             SourceMessage::Resume(q) if q.volume == volume(n) => Some(q.id),
             _ => None,
@@ -153,7 +153,7 @@ impl Host {
     }
 
     /// Two volumes in an empty ledger, claimed at slots 0 and 1, with nothing dirty.
-    fn streaming() -> Self {
+    pub(super) fn streaming() -> Self {
         let mut host = Self::new();
         for n in [1, 2] {
             host.add(n, None, None, RegionSet::new(), Start::Clean);
@@ -166,7 +166,7 @@ impl Host {
         host
     }
 
-    fn tick(&mut self, dirty: &[u8]) {
+    pub(super) fn tick(&mut self, dirty: &[u8]) {
         self.now += 20;
         let sample = |n: u8| Sample { dirty_bytes: u64::from(dirty.contains(&n)) * 16, in_flight: 0 };
         let volumes = [1, 2].map(|n| (volume(n), sample(n))).to_vec();
@@ -174,13 +174,13 @@ impl Host {
         self.event(Event::Tick(Tick { time, volumes }));
     }
 
-    fn did<T>(&mut self, pick: impl Fn(&Action) -> Option<T>) -> Option<T> {
+    pub(super) fn did<T>(&mut self, pick: impl Fn(&Action) -> Option<T>) -> Option<T> {
         let at = self.did.iter().position(|a| pick(a).is_some())?;
         pick(&self.did.remove(at))
     }
 
     /// Does the switch that was asked for, with these sets.
-    fn switch(&mut self, sets: Vec<(u8, GranuleSet)>) -> EpochId {
+    pub(super) fn switch(&mut self, sets: Vec<(u8, GranuleSet)>) -> EpochId {
         self.did(|a| matches!(a, Action::Switch { .. }).then_some(())).expect("a switch");
         self.epoch += 1;
         let epoch = EpochId(self.epoch);
@@ -190,7 +190,7 @@ impl Host {
     }
 
     /// Reads the part that was asked for of this volume, to its end.
-    fn read(&mut self, n: u8, footer: u8) -> LayerKey {
+    pub(super) fn read(&mut self, n: u8, footer: u8) -> LayerKey {
         let (key, part) = self
             .did(|a| match a {
                 Action::ReadPart(p) if p.key.volume == volume(n) => Some((p.key, p.part)),
@@ -213,19 +213,19 @@ impl Host {
         key
     }
 
-    fn end(&mut self) -> EpochEnd {
+    pub(super) fn end(&mut self) -> EpochEnd {
         self.take(|m| match m {
             SourceMessage::EpochEnd(end) => Some(end.clone()),
             _ => None,
         })
     }
 
-    fn says_no_end(&self) -> bool {
+    pub(super) fn says_no_end(&self) -> bool {
         !self.said.iter().any(|m| matches!(m, SourceMessage::EpochEnd(_)))
     }
 }
 
-fn current(n: u8, term: u64, has_layers: bool) -> Option<CurrentVolume> {
+pub(super) fn current(n: u8, term: u64, has_layers: bool) -> Option<CurrentVolume> {
     Some(CurrentVolume {
         meta: meta(n),
         term: Term(term),
@@ -237,7 +237,7 @@ fn current(n: u8, term: u64, has_layers: bool) -> Option<CurrentVolume> {
     })
 }
 
-fn layer(slot: u64, term: u64, touched: RegionSet) -> LedgerLayer {
+pub(super) fn layer(slot: u64, term: u64, touched: RegionSet) -> LedgerLayer {
     LedgerLayer { slot: Slot(slot), term: Term(term), regions: touched }
 }
 
@@ -245,7 +245,7 @@ pub(super) fn landing(parts: u32, end: Option<SaidEnd>, staged: bool) -> LayerFa
     LayerFate::Landing { parts, end, staged }
 }
 
-fn refused(host: &Host, n: u8) -> Option<RefusedWhy> {
+pub(super) fn refused(host: &Host, n: u8) -> Option<RefusedWhy> {
     let status = host.source.status(host.now);
     match status.volumes[usize::from(n) - 1].state {
         source::State::Refused(why) => Some(why),
@@ -276,7 +276,7 @@ fn the_position_rule_judges_by_the_bits_read_at_attach() {
 }
 
 #[test]
-fn a_ledger_that_lost_the_position_is_rewound_and_one_without_header_is_forked() {
+pub(super) fn a_ledger_that_lost_the_position_is_rewound_and_one_without_header_is_forked() {
     let mut host = Host::new();
     host.add(1, Some(5), Some(9), everything(), Start::Unclean);
     host.connect();
@@ -362,7 +362,7 @@ fn a_digest_key_is_adopted_before_the_claim() {
 }
 
 #[test]
-fn kind_and_members_are_said_once_after_the_last_read_of_every_member() {
+pub(super) fn kind_and_members_are_said_once_after_the_last_read_of_every_member() {
     let mut host = Host::streaming();
     host.tick(&[1]);
     let epoch = host.switch(vec![(1, granules(0, 2)), (2, granules(4, 1))]);
@@ -375,7 +375,7 @@ fn kind_and_members_are_said_once_after_the_last_read_of_every_member() {
 }
 
 #[test]
-fn an_overflow_demotes_the_whole_group_and_is_said_in_one_message() {
+pub(super) fn an_overflow_demotes_the_whole_group_and_is_said_in_one_message() {
     let mut host = Host::streaming();
     host.tick(&[1]);
     let epoch = host.switch(vec![(1, granules(0, 2)), (2, granules(4, 1))]);
@@ -727,7 +727,7 @@ pub(super) fn claimed() -> Gateway {
 }
 
 #[test]
-fn a_point_waits_for_all_members_and_their_earlier_layers() {
+pub(super) fn a_point_waits_for_all_members_and_their_earlier_layers() {
     let mut gateway = claimed();
     let members = [(key(1, 0, 2), &[3][..]), (key(2, 1, 1), &[2][..])];
     gateway.end(LayerKind::Point, &members);
@@ -745,7 +745,7 @@ fn a_point_waits_for_all_members_and_their_earlier_layers() {
 }
 
 #[test]
-fn an_end_that_does_not_match_what_landed_is_lost() {
+pub(super) fn an_end_that_does_not_match_what_landed_is_lost() {
     let mut gateway = claimed();
     gateway.part(key(1, 0, 1), 0, 1);
     gateway.end(LayerKind::Fuzzy, &[(key(1, 0, 1), &[9])]);
@@ -803,7 +803,7 @@ fn a_duplicate_is_success_if_it_is_the_same_and_refused_by_name_if_not() {
 }
 
 #[test]
-fn a_resume_truncates_only_the_layers_it_names() {
+pub(super) fn a_resume_truncates_only_the_layers_it_names() {
     let mut gateway = claimed();
     for (seq, part) in [(1, 0), (1, 1), (1, 3), (2, 0)] {
         gateway.part(key(1, 0, seq), part, part as u8);

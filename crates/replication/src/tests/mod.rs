@@ -3,4 +3,5 @@
 mod directed;
 mod hostile;
 mod random;
+mod stories;
 mod world;

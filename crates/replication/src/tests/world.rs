@@ -50,7 +50,7 @@ pub(super) fn meta(n: u8) -> VolumeMeta {
     VolumeMeta { id: volume(n), name, geometry: geometry(), digest_key: [n; 32], generation: Generation(1) }
 }
 
-fn digest_of(words: impl IntoIterator<Item = u64>) -> [u8; 32] {
+pub(super) fn digest_of(words: impl IntoIterator<Item = u64>) -> [u8; 32] {
     let mut bytes = [0; 32];
     let mut state = 0xcbf2_9ce4_8422_2325u64;
     for word in words {
@@ -108,7 +108,7 @@ pub(super) struct Disk {
 }
 
 /// A part: granules and what they hold.
-type Content = Vec<(u64, u64)>;
+pub(super) type Content = Vec<(u64, u64)>;
 
 struct FrozenCut {
     content: BTreeMap<VolumeId, Vec<u64>>,
@@ -128,6 +128,23 @@ struct Job {
     held: bool,
 }
 
+/// What can happen by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Turn {
+    Tick,
+    Switch,
+    Header,
+    Hot,
+    /// One region of one part is read, or a part ends.
+    Read,
+    ToTarget,
+    ToSource,
+    Land,
+    Append,
+    Digests,
+    Cool,
+}
+
 impl Job {
     /// Jobs of a connection that is gone may linger; they are not meant.
     fn is(&self, connection: Option<u64>, key: LayerKey, part: u32) -> bool {
@@ -144,21 +161,21 @@ pub(super) struct World {
     open: BTreeMap<VolumeId, GranuleSet>,
     epoch: u64,
     cuts: BTreeMap<(u8, EpochId), FrozenCut>,
-    switch: Option<source::Action>,
-    headers: VecDeque<(VolumeId, Option<Term>, Option<LedgerPosition>)>,
+    pub(super) switch: Option<source::Action>,
+    pub(super) headers: VecDeque<(VolumeId, Option<Term>, Option<LedgerPosition>)>,
     hot_questions: Vec<source::Action>,
     jobs: Vec<Job>,
     pub(super) connection: Option<u64>,
     connections: u64,
     to_target: VecDeque<Vec<u8>>,
     to_source: VecDeque<Vec<u8>>,
-    parts: Vec<(SessionId, LayerKey, u32, Content)>,
+    pub(super) parts: Vec<(SessionId, LayerKey, u32, Content)>,
     pub(super) target: Target,
     pub(super) state: State,
     pub(super) records: Vec<Record>,
-    appends: VecDeque<(Ticket, Body)>,
+    pub(super) appends: VecDeque<(Ticket, Body)>,
     digest_questions: VecDeque<target::Action>,
-    landed: BTreeMap<(LayerKey, u32), Vec<(u64, u64)>>,
+    pub(super) landed: BTreeMap<(LayerKey, u32), Vec<(u64, u64)>>,
     pub(super) image: BTreeMap<VolumeId, BTreeMap<u64, u64>>,
     pub(super) points: u64,
     pub(super) fuzzy: u64,
@@ -166,6 +183,8 @@ pub(super) struct World {
     pub(super) disk_room: u64,
     pub(super) trace: bool,
     pub(super) tampered: bool,
+    /// A schedule that is written out: nothing happens by chance.
+    pub(super) by_hand: bool,
 }
 
 impl World {
@@ -202,6 +221,7 @@ impl World {
             disk_room: 1 << 40,
             trace: false,
             tampered: false,
+            by_hand: false,
         };
         for n in 1..=volumes {
             let mut disk = Disk { content: vec![0; GRANULES as usize], ..Disk::default() };
@@ -317,8 +337,7 @@ impl World {
             }
             A::WriteHeader { volume, confirmed, position } => self.headers.push_back((volume, confirmed, position)),
             A::Switch { .. } => self.switch = Some(action),
-            A::Demote { epoch, .. } => self.let_go(epoch),
-            A::Release { .. } => {}
+            A::Demote { epoch, .. } | A::Release { epoch } => self.let_go(epoch),
             A::ReadPart(order) => {
                 let (at, held) = (order.from, true);
                 self.jobs.push(Job {
@@ -395,24 +414,26 @@ impl World {
     }
 
     /// One region of one part.
-    fn read_some(&mut self, i: usize) {
+    fn read_some(&mut self, i: usize) -> bool {
         let g = geometry();
         let job = &mut self.jobs[i];
         let ReadPart { key, part, connection, until, .. } = job.order;
         if !job.asked && !job.order.compare.is_empty() {
             job.asked = true;
             let run = GranuleRun { start: GranuleIndex(0), count: GRANULES };
-            return self.to(source::Event::DigestsWanted { connection, key, part, run });
+            self.to(source::Event::DigestsWanted { connection, key, part, run });
+            return true;
         }
         if job.asked && job.digests.is_empty() {
-            return;
+            return false;
         }
         let next = job.order.set.next_region(job.at).filter(|r| until.is_none_or(|u| *r < u));
         let full = job.content.len() as u64 * 16 >= job.order.bytes_max || job.finish;
         let began = job.granules > 0;
         let Some(region) = next.filter(|_| !full || !began) else {
             let done = next.is_none();
-            return self.end_part(i, done);
+            self.end_part(i, done);
+            return true;
         };
         let cut = self.cuts.get(&(self.instance, job.order.epoch)).filter(|c| c.held);
         job.held &= cut.is_some();
@@ -442,6 +463,7 @@ impl World {
             job.zero.insert(region);
         }
         job.at = RegionIndex(region.0 + 1);
+        true
     }
 
     fn end_part(&mut self, i: usize, done: bool) {
@@ -505,7 +527,7 @@ impl World {
         self.to_target.clear();
         self.to_source.clear();
         self.parts.clear();
-        if self.rng.one_in(2) {
+        if self.by_hand || self.rng.one_in(2) {
             self.jobs.clear();
         }
         self.at(target::Event::Closed { session: SessionId(connection) });
@@ -569,7 +591,7 @@ impl World {
         actions.into_iter().for_each(|a| self.do_target(a));
     }
 
-    fn append(&mut self) {
+    pub(super) fn append(&mut self) {
         let (ticket, body) = self.appends.pop_front().expect("the caller looked");
         let slot = self.state.next_slot();
         let record = Record {
@@ -590,14 +612,14 @@ impl World {
         }
         self.records.push(record);
         let outcome = AppendOutcome::Judged { position: LedgerPosition { slot, digest }, verdict };
-        if self.rng.one_in(40) {
+        if !self.by_hand && self.rng.one_in(40) {
             return self.crash_target(false);
         }
         self.at(target::Event::Appended { ticket, outcome });
     }
 
     /// A record took effect: what it published must be what was cut.
-    fn accept(&mut self, layers: &farside_ledger::Layers) {
+    pub(super) fn accept(&mut self, layers: &farside_ledger::Layers) {
         for member in &layers.members {
             let image = self.image.entry(member.key.volume).or_default();
             for part in 0..member.parts.len() as u32 {
@@ -627,8 +649,9 @@ impl World {
         }
     }
 
-    fn answer_digests(&mut self) {
-        let Some(target::Action::ReadDigests { session, id, volume, run }) = self.digest_questions.pop_front() else { return };
+    fn answer_digests(&mut self) -> bool {
+        let question = self.digest_questions.pop_front();
+        let Some(target::Action::ReadDigests { session, id, volume, run }) = question else { return false };
         let image = self.image.get(&volume);
         let digest = |g: u64| match image.and_then(|i| i.get(&g)) {
             None => DigestRun::Absent { granules: 1 },
@@ -638,6 +661,7 @@ impl World {
         };
         let runs = (run.start.0..run.end().0).map(digest).collect();
         self.at(target::Event::Digests { session, id, volume, start: run.start, runs: Ok(runs) });
+        true
     }
 
     // ---- the schedule
@@ -645,62 +669,89 @@ impl World {
     /// One thing that can happen by itself, whichever it is.
     pub(super) fn step(&mut self) {
         self.now += 1;
-        match self.rng.below(14) {
-            0 | 1 => self.tick(),
-            2 => {
-                if let Some(source::Action::Switch { kind, members }) = self.switch.take() {
-                    self.do_switch(kind, members);
-                }
-            }
-            3 => {
-                if let Some((volume, confirmed, position)) = self.headers.pop_front() {
-                    self.disks.get_mut(&volume).expect("a disk").header = (confirmed, position);
-                    self.to(source::Event::HeaderDurable { volume, confirmed, position });
-                }
-            }
-            4 => self.answer_hot(),
-            5 | 6 => {
-                if !self.jobs.is_empty() {
-                    let i = self.rng.below(self.jobs.len() as u64) as usize;
-                    self.read_some(i);
-                }
-            }
-            7 | 8 => {
-                if let Some(bytes) = self.to_target.pop_front() {
-                    let message: SourceMessage = decode_payload(&bytes).expect("our own message");
-                    let session = SessionId(self.connection.expect("messages belong to a connection"));
-                    self.at(target::Event::Message { session, message: Box::new(message) });
-                }
-            }
-            9 | 10 => {
-                if let Some(bytes) = self.to_source.pop_front() {
-                    let message: ReceiverMessage = decode_payload(&bytes).expect("our own message");
-                    let connection = self.connection.expect("messages belong to a connection");
-                    self.to(source::Event::Message { connection, message: Box::new(message) });
-                }
-            }
-            11 => {
-                if !self.parts.is_empty() {
-                    let i = self.rng.below(self.parts.len() as u64) as usize;
-                    let (session, key, part, content) = self.parts.swap_remove(i);
-                    self.land(session, key, part, content);
-                }
-            }
-            12 => {
-                if !self.appends.is_empty() {
-                    self.append();
-                }
-            }
-            _ => {
-                self.answer_digests();
-                let hot: Vec<_> = self.disks.iter().map(|(id, d)| (*id, d.hot.clone())).collect();
-                let (volume, regions) = hot[self.rng.below(hot.len() as u64) as usize].clone();
-                self.to(source::Event::CoolWanted { volume, regions });
-            }
-        }
+        let turns: &[Turn] = match self.rng.below(14) {
+            0 | 1 => &[Turn::Tick],
+            2 => &[Turn::Switch],
+            3 => &[Turn::Header],
+            4 => &[Turn::Hot],
+            5 | 6 => &[Turn::Read],
+            7 | 8 => &[Turn::ToTarget],
+            9 | 10 => &[Turn::ToSource],
+            11 => &[Turn::Land],
+            12 => &[Turn::Append],
+            _ => &[Turn::Digests, Turn::Cool],
+        };
+        turns.iter().for_each(|turn| _ = self.turn(*turn));
     }
 
-    fn land(&mut self, session: SessionId, key: LayerKey, part: u32, content: Vec<(u64, u64)>) {
+    /// Which of so many: by chance, or the oldest in a schedule that is written out.
+    fn pick(&mut self, count: usize) -> usize {
+        if self.by_hand { 0 } else { self.rng.below(count as u64) as usize }
+    }
+
+    /// Lets this happen once; false if there was nothing to happen.
+    pub(super) fn turn(&mut self, turn: Turn) -> bool {
+        match turn {
+            Turn::Tick => self.tick(),
+            Turn::Switch => {
+                let Some(source::Action::Switch { kind, members }) = self.switch.take() else { return false };
+                self.do_switch(kind, members);
+            }
+            Turn::Header => {
+                let Some((volume, confirmed, position)) = self.headers.pop_front() else { return false };
+                self.disks.get_mut(&volume).expect("a disk").header = (confirmed, position);
+                self.to(source::Event::HeaderDurable { volume, confirmed, position });
+            }
+            Turn::Hot => return self.answer_hot(),
+            Turn::Read => {
+                if self.jobs.is_empty() {
+                    return false;
+                }
+                let i = self.pick(self.jobs.len());
+                return self.read_some(i);
+            }
+            Turn::ToTarget => {
+                let Some(bytes) = self.to_target.pop_front() else { return false };
+                let message: SourceMessage = decode_payload(&bytes).expect("our own message");
+                let session = SessionId(self.connection.expect("messages belong to a connection"));
+                self.at(target::Event::Message { session, message: Box::new(message) });
+            }
+            Turn::ToSource => {
+                let Some(bytes) = self.to_source.pop_front() else { return false };
+                let message: ReceiverMessage = decode_payload(&bytes).expect("our own message");
+                let connection = self.connection.expect("messages belong to a connection");
+                self.to(source::Event::Message { connection, message: Box::new(message) });
+            }
+            Turn::Land => {
+                if self.parts.is_empty() {
+                    return false;
+                }
+                let i = self.pick(self.parts.len());
+                let (session, key, part, content) = self.parts.swap_remove(i);
+                self.land(session, key, part, content);
+            }
+            Turn::Append => {
+                if self.appends.is_empty() {
+                    return false;
+                }
+                self.append();
+            }
+            Turn::Digests => return self.answer_digests(),
+            Turn::Cool => {
+                let ids: Vec<_> = self.disks.keys().copied().collect();
+                let volume = ids[self.rng.below(ids.len() as u64) as usize];
+                self.cool_wanted(volume);
+            }
+        }
+        true
+    }
+
+    pub(super) fn cool_wanted(&mut self, volume: VolumeId) {
+        let regions = self.disks[&volume].hot.clone();
+        self.to(source::Event::CoolWanted { volume, regions });
+    }
+
+    pub(super) fn land(&mut self, session: SessionId, key: LayerKey, part: u32, content: Vec<(u64, u64)>) {
         if self.target.accepts_part(&self.state, session, key, part).is_err() {
             return;
         }
@@ -709,8 +760,8 @@ impl World {
         self.at(target::Event::PartLanded { session, key, part, entry });
     }
 
-    fn answer_hot(&mut self) {
-        let Some(question) = self.hot_questions.pop() else { return };
+    fn answer_hot(&mut self) -> bool {
+        let Some(question) = self.hot_questions.pop() else { return false };
         match question {
             source::Action::HeatAll { volume } => {
                 let hot = &mut self.disks.get_mut(&volume).expect("a disk").hot;
@@ -723,6 +774,7 @@ impl World {
             }
             _ => unreachable!("only these two are kept"),
         }
+        true
     }
 
     /// L2: what differs from the published image is in a hot region.
@@ -780,15 +832,15 @@ impl World {
     }
 }
 
-fn footer(content: &[(u64, u64)]) -> [u8; 32] {
+pub(super) fn footer(content: &[(u64, u64)]) -> [u8; 32] {
     digest_of(content.iter().flat_map(|(g, v)| [*g, *v]))
 }
 
-fn entry(content: &[(u64, u64)]) -> PartEntry {
+pub(super) fn entry(content: &[(u64, u64)]) -> PartEntry {
     PartEntry { bytes: content.len() as u64 * 16, footer_digest: footer(content) }
 }
 
-fn target_config() -> target::Config {
+pub(super) fn target_config() -> target::Config {
     target::Config {
         group: GroupId([9; 16]),
         source: name("host"),
