@@ -11,14 +11,17 @@
 //! - L8: nothing is beyond its limit.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 
 use farside_ledger::{Body, CutTime, LayerKind, Layers, Policy, Record, State, Verdict};
 use farside_region::{Geometry, LayerKey, Slot, VolumeId};
 use farside_store::GroupImage;
 
+use crate::history::{Histories, Refusal, Tips};
 use crate::oracle::{Cut, Published, show};
 use crate::parts::{self, Content};
 use crate::receiver::Receiver;
+use crate::site::Site;
 use crate::source::{self, Source};
 use crate::world::{SECTOR, World};
 
@@ -31,8 +34,9 @@ pub struct Judge {
     points: BTreeMap<Slot, PointTruth>,
     accepted: u64,
     healed: Vec<bool>,
-    /// Per volume: changes of disk and map, and records, at the last look.
-    seen: Vec<(u64, u64, u64)>,
+    /// Per site and volume: changes of disk and map, and records, at the last look.
+    seen: BTreeMap<(usize, usize), (u64, u64, u64)>,
+    histories: Histories,
     looked_at: u64,
 }
 
@@ -46,14 +50,15 @@ struct PointTruth {
 impl Judge {
     /// A judge of an empty ledger.
     pub fn new(world: &World) -> Self {
-        let heads = world.disks.iter().map(|d| vec![Published::Absent; d.borrow().sectors()]).collect();
+        let heads = world.home().disks.iter().map(|d| vec![Published::Absent; d.borrow().sectors()]).collect();
         Self {
             group: crate::receiver::new_group(world),
             heads,
             points: BTreeMap::new(),
             accepted: 0,
-            healed: vec![false; world.disks.len()],
-            seen: vec![(u64::MAX, 0, 0); world.disks.len()],
+            healed: vec![false; world.volumes()],
+            seen: BTreeMap::new(),
+            histories: Histories::default(),
             looked_at: 0,
         }
     }
@@ -72,9 +77,19 @@ impl Judge {
         self.group.state()
     }
 
-    /// Whether any layer of a volume is published.
-    pub fn has_layers(&self, world: &World, volume: usize) -> bool {
-        self.ledger().volume(world.names.ids[volume]).is_some_and(|v| v.last_layer().is_some())
+    /// What a machine knows as its own history, for a snapshot of it.
+    pub fn tips(&self, world: &World, site: &Site) -> Tips {
+        self.histories.tips(world, site.life.get())
+    }
+
+    /// A machine begins another life with this.
+    pub fn begin_life(&mut self, site: &Site, tips: Tips) {
+        self.histories.begin(site.life.get(), tips);
+    }
+
+    /// A machine says that a volume is refused.
+    pub fn on_refusal(&self, world: &World, site: &Site, volume: usize, why: Refusal) {
+        world.check(self.histories.on_refusal(world, self.ledger(), site, volume, why));
     }
 
     /// The store went back to when the judge was this one.
@@ -83,7 +98,7 @@ impl Judge {
         self.heads.clone_from(&then.heads);
         self.points.clone_from(&then.points);
         self.healed.fill(false);
-        self.seen.fill((u64::MAX, 0, 0));
+        self.seen.clear();
     }
 
     /// A record landed in the ledger.
@@ -133,6 +148,9 @@ impl Judge {
                 continue; // a member that was done before (T11)
             }
             let key = entry.key;
+            if let Err(why) = self.histories.on_layer(world, self.group.state(), volume, key, slot) {
+                return world.fail(why);
+            }
             for part in 0..entry.parts.len() as u32 {
                 if let Err(why) = self.overlay(world, volume, key, part, entry) {
                     return world.fail(format!("L4: layer {key} part {part}, named by the record in slot {slot}: {why}"));
@@ -166,8 +184,9 @@ impl Judge {
     }
 
     fn on_point(&mut self, world: &World, slot: Slot, layers: &Layers) {
-        let truth = world.oracle.borrow();
-        let cut = match truth.cut_between(layers.epoch.mono_before_ns, layers.epoch.mono_after_ns) {
+        let sites = world.sites();
+        let found = sites.iter().find(|s| s.oracle.borrow().cut_between(&layers.epoch).is_ok()).unwrap_or(&sites[0]);
+        let cut = match found.oracle.borrow().cut_between(&layers.epoch) {
             Ok(cut) => cut.clone(),
             Err(why) => return world.fail(format!("L3: point {slot}: {why}")),
         };
@@ -179,25 +198,19 @@ impl Judge {
         let degraded = self.ledger().points().get(&slot).is_some_and(|p| p.degraded);
         let mut images = BTreeMap::new();
         for &volume in &members {
-            if let Err(why) = self.compare(world, volume, &cut, &truth, degraded) {
+            if let Err(why) = self.compare(found, volume, &cut, degraded) {
                 return world.fail(format!("L3: point {slot}, cut of epoch {}, v{volume}: {why}", cut.epoch));
             }
             images.insert(volume, self.heads[volume].clone());
-            self.healed[volume] = true;
+            self.healed[volume] |= found.no == 0;
         }
         self.points.insert(slot, PointTruth { images, degraded, at_us: cut.at_ns / 1000 });
     }
 
-    fn compare(
-        &self,
-        world: &World,
-        volume: usize,
-        cut: &Cut,
-        truth: &crate::oracle::Oracle,
-        degraded: bool,
-    ) -> Result<(), String> {
+    fn compare(&self, site: &Site, volume: usize, cut: &Cut, degraded: bool) -> Result<(), String> {
+        let truth = site.oracle.borrow();
         if cut.attach == truth.attach()
-            && world.source_alive.get()
+            && site.source_alive.get()
             && let Some(tag) = truth.in_flight_upto(volume, cut.epoch).first()
         {
             return Err(format!("write w{tag} of that cut has not completed"));
@@ -222,35 +235,38 @@ impl Judge {
     /// "Nothing changed up to T": everything acknowledged by T is in what is published.
     fn check_quiet(&self, world: &World, id: VolumeId, t: &CutTime) {
         let Some(volume) = world.volume_of(id) else { return };
-        if let Err(why) = world.oracle.borrow().holds_by(volume, &self.heads[volume], t.mono_ns / 1000) {
+        let sites = world.sites();
+        let site = sites.iter().find(|s| s.boot.get() == t.boot).unwrap_or(&sites[0]);
+        if let Err(why) = site.oracle.borrow().holds_by(volume, &self.heads[volume], t.mono_ns / 1000) {
             world.fail(format!("L10: a heartbeat says that nothing of v{volume} changed up to {} ns, but {why}", t.mono_ns));
         }
     }
 
     /// A lag was reported: everything acknowledged before that must be in the newest point, or a heartbeat says so.
-    pub fn check_lag(&self, world: &World, volume: usize, lag_us: u64) {
+    pub fn check_lag(&self, world: &World, site: &Site, volume: usize, lag_us: u64) {
         let by_us = world.now_us.get().saturating_sub(lag_us);
         let newest = self.points.iter().rev().find_map(|(slot, p)| Some((slot, p.images.get(&volume)?)));
         let Some((slot, image)) = newest else {
             return world.fail(format!("L10: v{volume} has no point, and a lag of {lag_us} us is reported"));
         };
-        if let Err(why) = world.oracle.borrow().holds_by(volume, image, by_us) {
+        if let Err(why) = site.oracle.borrow().holds_by(volume, image, by_us) {
             world.fail(format!("L10: lag of v{volume} is said to be {lag_us} us; but the newest point ({slot}): {why}"));
         }
     }
 
     /// Looks at everything that may have changed.
-    pub fn look(&mut self, world: &World, source: Option<&Source>, receiver: Option<&Receiver>) {
+    pub fn look<'a>(&mut self, world: &World, sources: impl Iterator<Item = &'a Rc<Source>>, receiver: Option<&Receiver>) {
         if world.bad().is_some() {
             return;
         }
         self.check_clean(world);
         self.looked_at += 1;
         if self.looked_at.is_multiple_of(16) {
-            if let Some(source) = source {
+            for source in sources {
+                let site = source.site();
                 for (volume, lag_us) in source.reported_lag() {
-                    if !world.tainted.borrow()[volume] {
-                        self.check_lag(world, volume, lag_us);
+                    if site.tainted.borrow()[volume].is_none() {
+                        self.check_lag(world, site, volume, lag_us);
                     }
                 }
                 world.check(source.within_limits());
@@ -266,42 +282,46 @@ impl Judge {
 
     /// L2.
     fn check_clean(&mut self, world: &World) {
-        for volume in 0..world.disks.len() {
-            let disk = world.disks[volume].borrow();
-            if world.tainted.borrow()[volume] {
-                continue;
-            }
-            let now = (disk.changes(), world.maps[volume].borrow().changes(), self.ledger().next_slot().0);
-            if now == self.seen[volume] {
-                continue;
-            }
-            self.seen[volume] = now;
-            let geometry = world.names.geometry[volume];
-            let sectors_per_region = (geometry.region_bytes() as usize) / SECTOR;
-            for region in geometry.all_regions().iter() {
-                let first = region.0 as usize * sectors_per_region;
-                let last = (first + sectors_per_region).min(disk.sectors());
-                let differs = (first..last).find(|&s| {
-                    let Published::Value(published) = self.heads[volume][s] else { return true };
-                    match disk.certain(s) {
-                        Some(value) => value != published,
-                        None => disk.candidates(s).0 != [&published[..]],
-                    }
-                });
-                let Some(sector) = differs else { continue };
-                if let Err(how) = source::bit_surely_durable(world, volume, region) {
-                    let (may, _) = disk.candidates(sector);
-                    let may: Vec<String> = may.iter().map(|v| show((*v).try_into().expect("a sector"))).collect();
-                    let published = self.heads[volume][sector];
-                    drop(disk);
-                    world.fail(format!(
-                        "L2 false-clean: v{volume} sector {sector} (region {region}) may hold {may:?}, published is {}; {how}",
-                        show_published(&published)
-                    ));
-                    return;
+        for site in world.sites() {
+            for volume in 0..world.volumes() {
+                if site.tainted.borrow()[volume].is_some() {
+                    continue;
+                }
+                let changes = (site.disks[volume].borrow().changes(), site.maps[volume].borrow().changes());
+                let now = (changes.0, changes.1, self.ledger().next_slot().0);
+                if self.seen.insert((site.no, volume), now) != Some(now) {
+                    world.check(self.check_clean_volume(world, &site, volume));
                 }
             }
         }
+    }
+
+    fn check_clean_volume(&self, world: &World, site: &Site, volume: usize) -> Result<(), String> {
+        let disk = site.disks[volume].borrow();
+        let geometry = world.names.geometry[volume];
+        let sectors_per_region = (geometry.region_bytes() as usize) / SECTOR;
+        for region in geometry.all_regions().iter() {
+            let first = region.0 as usize * sectors_per_region;
+            let last = (first + sectors_per_region).min(disk.sectors());
+            let differs = (first..last).find(|&s| {
+                let Published::Value(published) = self.heads[volume][s] else { return true };
+                match disk.certain(s) {
+                    Some(value) => value != published,
+                    None => disk.candidates(s).0 != [&published[..]],
+                }
+            });
+            let Some(sector) = differs else { continue };
+            if let Err(how) = source::bit_surely_durable(world, site, volume, region) {
+                let (may, _) = disk.candidates(sector);
+                let may: Vec<String> = may.iter().map(|v| show((*v).try_into().expect("a sector"))).collect();
+                let published = show_published(&self.heads[volume][sector]);
+                return Err(format!(
+                    "L2 false-clean: v{volume} sector {sector} (region {region}) of site {} may hold {may:?}, published is {published}; {how}",
+                    site.no
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// L5.
@@ -363,7 +383,7 @@ impl Judge {
             if !self.healed[volume] {
                 return Err(format!("v{volume} has no new point"));
             }
-            let image = world.image(volume);
+            let image = world.home().image(volume);
             if let Some(s) = (0..image.len()).find(|&s| self.heads[volume][s] != Published::Value(image[s])) {
                 let published = show_published(&self.heads[volume][s]);
                 return Err(format!("v{volume} sector {s} holds {}, published is {published}", show(&image[s])));

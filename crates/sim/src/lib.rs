@@ -11,6 +11,8 @@
 
 pub mod disk;
 pub mod exec;
+mod faults;
+pub mod history;
 pub mod host;
 pub mod judge;
 pub mod mutations;
@@ -21,6 +23,7 @@ pub mod plan;
 pub mod receiver;
 pub mod rng;
 pub mod run;
+pub mod site;
 pub mod source;
 pub mod store;
 pub mod sweep;

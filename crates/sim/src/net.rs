@@ -1,4 +1,4 @@
-//! The network between one source and its receiver, as QUIC shows it.
+//! The network between sources (one per site) and their receiver, as QUIC shows it.
 //!
 //! 1. A connection has one control stream each way: ordered, complete while the connection lives.
 //! 2. Every part travels on a stream of its own; streams arrive in any order, and a stream only as a whole or not at all
@@ -50,7 +50,8 @@ pub struct Message {
 #[derive(Debug, Default)]
 pub struct Network {
     flight: Vec<Message>,
-    alive: Option<ConnId>,
+    /// The connection that lives, and whose it is.
+    alive: Vec<(usize, ConnId)>,
     last: u64,
     /// Whether anything gets through.
     pub up: bool,
@@ -62,48 +63,49 @@ impl Network {
         Self { up: true, ..Self::default() }
     }
 
-    /// Opens a connection, ending the one before.
-    pub fn connect(&mut self, rng: &mut Rng) -> Option<ConnId> {
+    /// Opens a connection of a site, ending the one that it had.
+    pub fn connect(&mut self, site: usize, rng: &mut Rng) -> Option<ConnId> {
         if !self.up {
             return None;
         }
-        if let Some(old) = self.alive {
+        if let Some(old) = self.alive(site) {
             self.reset(old, rng);
         }
         self.last += 1;
-        self.alive = Some(ConnId(self.last));
-        self.alive
+        let conn = ConnId(self.last);
+        self.alive.push((site, conn));
+        Some(conn)
     }
 
-    /// The number of the newest connection there was.
-    pub fn newest(&self) -> u64 {
-        self.last
+    /// The connection of a site that lives.
+    pub fn alive(&self, site: usize) -> Option<ConnId> {
+        self.alive.iter().find(|(s, _)| *s == site).map(|(_, conn)| *conn)
     }
 
-    /// The connection that lives.
-    pub fn alive(&self) -> Option<ConnId> {
-        self.alive
+    /// All connections that live.
+    pub fn all_alive(&self) -> Vec<ConnId> {
+        self.alive.iter().map(|(_, conn)| *conn).collect()
+    }
+
+    fn lives(&self, conn: ConnId) -> bool {
+        self.alive.iter().any(|(_, c)| *c == conn)
     }
 
     /// Sends; into a dead connection it is lost without a word.
     pub fn send(&mut self, to: To, conn: ConnId, load: Load) {
-        if self.alive == Some(conn) {
+        if self.lives(conn) {
             self.flight.push(Message { to, conn, load });
         }
     }
 
     /// One side closes a connection in order: what it sent before still arrives, nothing after.
     pub fn hang_up(&mut self, conn: ConnId) {
-        if self.alive == Some(conn) {
-            self.alive = None;
-        }
+        self.alive.retain(|(_, c)| *c != conn);
     }
 
     /// Ends a connection. What chance keeps of it may still arrive.
     pub fn reset(&mut self, conn: ConnId, rng: &mut Rng) {
-        if self.alive == Some(conn) {
-            self.alive = None;
-        }
+        self.alive.retain(|(_, c)| *c != conn);
         // Control survives as a prefix: after the first lost message of a direction, all later ones are lost.
         let keep = if rng.chance(0.3) { 0.0 } else { rng.unit() };
         let mut cut = [false; 2];
@@ -128,9 +130,9 @@ impl Network {
         self.flight.push(Message { to: To::Receiver, conn, load: Load::Closed });
     }
 
-    /// Nothing of a side's process is left to take what was sent to it.
-    pub fn forget(&mut self, to: To) {
-        self.flight.retain(|m| m.to != to);
+    /// No receiver is left to take what was sent to it.
+    pub fn forget_receiver(&mut self) {
+        self.flight.retain(|m| m.to != To::Receiver);
     }
 
     /// Whether something could arrive now.
@@ -169,7 +171,7 @@ mod tests {
         for seed in 0..200 {
             let mut r = Rng::new(seed);
             let mut n = Network::new();
-            let c = n.connect(&mut r).expect("up");
+            let c = n.connect(0, &mut r).expect("up");
             for i in 0..4 {
                 n.send(To::Receiver, c, Load::Control(vec![i]));
                 n.send(To::Receiver, c, Load::Part(vec![i]));
@@ -177,11 +179,11 @@ mod tests {
             if seed % 2 == 0 {
                 n.reset(c, &mut r);
                 n.send(To::Receiver, c, Load::Control(vec![9]));
-                n.connect(&mut r);
+                n.connect(0, &mut r);
             }
             let (mut control, mut parts) = (Vec::new(), Vec::new());
             while let Some(m) = n.arrive(&mut r) {
-                late |= n.alive() != Some(m.conn);
+                late |= n.alive(0) != Some(m.conn);
                 match m.load {
                     Load::Control(b) => control.push(b[0]),
                     Load::Part(b) => parts.push(b[0]),

@@ -8,6 +8,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use farside_ledger::EpochInfo;
+
 /// Content of a sector.
 pub type Value = [u8; 16];
 
@@ -187,8 +189,12 @@ impl Oracle {
         self.cuts.push(cut);
     }
 
-    /// The one switch to a cut in this interval of the source's monotonic clock, of any of these attaches.
-    pub fn cut_between(&self, before_ns: u64, after_ns: u64) -> Result<&Cut, String> {
+    /// The one switch in the interval that a record names, of any of these attaches.
+    ///
+    /// # Errors
+    /// When there is none, or more than one.
+    pub fn cut_between(&self, epoch: &EpochInfo) -> Result<&Cut, String> {
+        let (before_ns, after_ns) = (epoch.mono_before_ns, epoch.mono_after_ns);
         let mut found = self.cuts.iter().filter(|c| (before_ns..=after_ns).contains(&c.at_ns));
         match (found.next(), found.next()) {
             (Some(cut), None) => Ok(cut),

@@ -100,7 +100,7 @@ pub fn read_image(world: &World, group: &GroupImage, volume: usize, slot: Option
     let (id, geometry) = (world.names.ids[volume], world.names.geometry[volume]);
     let slot = slot.unwrap_or(Slot(u64::MAX));
     let image = group.image_at(id, slot, |_, part| runs(world, part.name.layer, part.name.number))?;
-    let mut out = vec![Published::Absent; world.disks[volume].borrow().sectors()];
+    let mut out = vec![Published::Absent; world.home().disks[volume].borrow().sectors()];
     for extent in image.index.extents(geometry.whole()) {
         let part = group.parts().get(extent.part).ok_or("the index names a part that was given up")?;
         let unpacked = segment(world, part.name.layer, part.name.number)?;

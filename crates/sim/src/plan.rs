@@ -39,18 +39,13 @@ pub enum Fault {
     Rollback,
     /// The host is installed anew: its disks stay, maps and headers are fresh.
     Reinstall,
+    /// A copy of the machine, of now or of an earlier moment, starts beside it and speaks to the same receiver; or it ends.
+    Clone,
     /// The receiver's store and landing go back to an earlier moment (first a snapshot is taken).
     StoreRollback,
 }
 
-impl Fault {
-    /// After these a refusal by name is right.
-    pub fn is_nasty(self) -> bool {
-        matches!(self, Self::Rollback | Self::Reinstall | Self::StoreRollback)
-    }
-}
-
-const NASTY: [Fault; 3] = [Fault::Rollback, Fault::Reinstall, Fault::StoreRollback];
+const NASTY: [Fault; 4] = [Fault::Rollback, Fault::Reinstall, Fault::StoreRollback, Fault::Clone];
 
 const ALL: [Fault; 14] = [
     Fault::Crash,
@@ -70,7 +65,7 @@ const ALL: [Fault; 14] = [
 ];
 
 /// Faults that meet too rarely by chance and have found holes together.
-const THEMES: [&[Fault]; 20] = [
+const THEMES: [&[Fault]; 23] = [
     &[Fault::Stop, Fault::Power],
     &[Fault::Reset, Fault::Demote],
     &[Fault::Reset],
@@ -90,6 +85,9 @@ const THEMES: [&[Fault]; 20] = [
     &[Fault::StoreRollback, Fault::Reset],
     &[Fault::StoreRollback, Fault::Resync],
     &[Fault::Reinstall],
+    &[Fault::Clone],
+    &[Fault::Clone, Fault::Reset, Fault::Stop],
+    &[Fault::Clone, Fault::Rollback],
     &[],
 ];
 
@@ -139,6 +137,7 @@ impl Plan {
         if rng.chance(0.6) {
             faults = rng.pick(&THEMES).iter().copied().collect();
         }
+        let clones = faults.contains(&Fault::Clone);
         Self {
             regions: (0..volumes).map(|_| rng.pick(&[2, 3, 4, 4, 5, 8])).collect(),
             ragged: rng.chance(0.4),
@@ -149,18 +148,13 @@ impl Plan {
             receiver_rate: rng.pick(&[0.03, 0.03, 0.004]),
             alone: rng.chance(0.2),
             steady: rng.chance(0.8),
-            steps: 2500,
+            steps: if clones { 5000 } else { 2500 },
             tight: rng.chance(0.4),
             store_speed: rng.pick(&[None, None, None, Some(0.1)]),
             spread: rng.chance(0.3),
             page_regions: rng.pick(&[2, 2, 4, 8]),
             keep: rng.pick(&[1, 2, 2, 3]),
         }
-    }
-
-    /// Whether a refusal may be right in this run.
-    pub fn is_nasty(&self) -> bool {
-        self.faults.iter().any(|f| f.0.is_nasty())
     }
 
     /// Whether that may happen in this run.

@@ -1,24 +1,22 @@
 //! One run: an optional quiet beginning, a phase in which anything may happen, then healing and the demand to converge.
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 
-use farside_region::Slot;
-
-use crate::disk::Disk;
 use crate::exec;
+use crate::faults::{HostSnapshot, StoreSnapshot};
+use crate::history::Refusal;
 use crate::host::{HostOp, Workload};
 use crate::judge::Judge;
 use crate::net::To;
 use crate::plan::{Fault, Plan};
-use crate::receiver::{self, Receiver};
+use crate::receiver::Receiver;
 use crate::rng::Rng;
+use crate::site::Site;
 use crate::source::{self, Source};
-use crate::store::MemoryStore;
 use crate::trace::Trace;
-use crate::world::{REGION_SECTORS, SECTOR, SegmentKey, VolumeState, World};
+use crate::world::{REGION_SECTORS, SECTOR, World};
 
 /// Steps that the quiet beginning and the healing may take.
 const QUIET_STEPS_MAX: u64 = 6_000;
@@ -37,6 +35,8 @@ pub struct Outcome {
     pub records: u64,
     /// Steps.
     pub steps: u64,
+    /// Rare things that happened, and how often.
+    pub met: BTreeMap<&'static str, u64>,
     /// The last lines of the story.
     pub tail: Vec<String>,
 }
@@ -63,34 +63,24 @@ pub fn run(seed: u64, options: Options<'_>) -> Outcome {
     outcome
 }
 
-struct Run {
-    world: Rc<World>,
-    judge: Judge,
+pub(crate) struct Run {
+    pub(crate) world: Rc<World>,
+    pub(crate) judge: Judge,
     host: Workload,
-    source: Option<Rc<Source>>,
-    receiver: Option<Rc<Receiver>>,
+    /// By site.
+    pub(crate) sources: Vec<Option<Rc<Source>>>,
+    /// Sites whose machine is switched on, or comes back.
+    pub(crate) exists: Vec<bool>,
+    /// What each site was last refused for, by volume.
+    refused: BTreeMap<(usize, usize), Refusal>,
+    pub(crate) receiver: Option<Rc<Receiver>>,
     /// Relative speeds of disks, network, store and tasks.
     speeds: [f64; 4],
     slow_share: f64,
-    partition_until: u64,
+    pub(crate) partition_until: u64,
     wrote: bool,
-    host_snapshots: Vec<HostSnapshot>,
-    store_snapshots: Vec<StoreSnapshot>,
-}
-
-/// Everything that a rollback of the host brings back.
-struct HostSnapshot {
-    disks: Vec<Vec<u8>>,
-    maps: Vec<Vec<u8>>,
-    state: Vec<VolumeState>,
-}
-
-/// Everything that a rollback of the store brings back, what the judge knew included.
-struct StoreSnapshot {
-    store: MemoryStore<SegmentKey>,
-    landing: BTreeMap<SegmentKey, Vec<u8>>,
-    pinned: BTreeMap<Slot, Slot>,
-    judge: Judge,
+    pub(crate) host_snapshots: Vec<HostSnapshot>,
+    pub(crate) store_snapshots: Vec<StoreSnapshot>,
 }
 
 impl Run {
@@ -106,11 +96,13 @@ impl Run {
         let world = World::new(rng, plan, Trace::new(options.trace), map_bytes);
         world.say(|| format!("plan {:?}", world.plan));
         let judge = Judge::new(&world);
-        source::format(&world);
+        source::format(&world, &world.home());
         let mut run = Self {
             judge,
             host,
-            source: None,
+            sources: vec![None],
+            exists: vec![true],
+            refused: BTreeMap::new(),
             receiver: None,
             speeds: [3.0, 3.0, 3.0, 8.0],
             slow_share: 0.0,
@@ -134,11 +126,10 @@ impl Run {
             points: self.judge.points(),
             records: self.judge.records(),
             steps: self.world.step.get(),
+            met: self.world.all_met(),
             tail: self.world.trace.borrow().tail(),
         };
-        if let Some(source) = self.source.take() {
-            source.die();
-        }
+        self.sources.iter_mut().filter_map(Option::take).for_each(|source| source.die());
         if let Some(receiver) = self.receiver.take() {
             receiver.die();
         }
@@ -172,11 +163,11 @@ impl Run {
         world.say(|| "---- heal".into());
         world.healing.set(true);
         world.net.borrow_mut().up = true;
-        for disk in &world.disks {
-            disk.borrow_mut().mend();
-        }
+        (1..self.sources.len()).for_each(|no| self.clone_is_destroyed(no));
+        let home = world.home();
+        home.disks.iter().for_each(|disk| disk.borrow_mut().mend());
         self.churn();
-        world.state_dir.borrow_mut().iter_mut().for_each(|v| v.paused = false);
+        home.state_dir.borrow_mut().iter_mut().for_each(|v| v.paused = false);
         self.judge.heal_begins(&world);
         // A write each now and then: convergence is not only of what was left over, and what could not be read is tried again
         // only with a layer (it makes no epoch by itself).
@@ -185,8 +176,8 @@ impl Run {
             if result.is_ok() && self.wrote {
                 break;
             }
-            if let Some(source) = self.source.clone() {
-                for volume in 0..world.disks.len() {
+            if let Some(source) = self.sources[0].clone() {
+                for volume in 0..world.volumes() {
                     source.host(volume, HostOp::Write { first: 3, count: 1, fua: false });
                 }
                 self.wrote = true;
@@ -221,7 +212,7 @@ impl Run {
     }
 
     fn converged(&self) -> Result<(), String> {
-        let source = self.source.as_ref().ok_or("the source is down")?;
+        let source = self.sources[0].as_ref().ok_or("the source is down")?;
         let receiver = self.receiver.as_ref().ok_or("the receiver is down")?;
         source.converged()?;
         receiver.converged()?;
@@ -260,13 +251,13 @@ impl Run {
             self.something_goes_on();
         }
         self.revive();
-        self.judge.look(&world, self.source.as_deref(), self.receiver.as_deref());
+        self.judge.look(&world, self.sources.iter().flatten(), self.receiver.as_deref());
     }
 
     fn something_goes_on(&mut self) {
         let world = &self.world;
         let busy = |b: bool, speed: f64| if b { speed } else { 0.0 };
-        let disks = world.disks.iter().chain(&world.maps).any(|d| !d.borrow().quiet());
+        let disks = world.sites().iter().any(|s| s.all_disks().any(|d| !d.borrow().quiet()));
         let weights = [
             busy(disks, self.speeds[0]),
             busy(world.net.borrow().pending() > 0, self.speeds[1]),
@@ -276,7 +267,7 @@ impl Run {
         let choice = world.rng.borrow_mut().weighted(&weights);
         match choice {
             Some(0) => {
-                world.advance_disk();
+                self.advance_disk();
             }
             Some(1) => self.deliver(),
             Some(2) => self.land_put(),
@@ -284,12 +275,25 @@ impl Run {
                 let name = exec::step(&world.tasks, &world.rng);
                 if name.is_none() {
                     // Everything waits: for a timer, or for the world.
-                    if !world.advance_disk() {
+                    if !self.advance_disk() {
                         world.now_us.set(world.now_us.get() + 3_000);
                     }
                 }
             }
         }
+    }
+
+    /// Lets an operation of some machine's disk go on; false when all are idle.
+    fn advance_disk(&self) -> bool {
+        let world = &self.world;
+        let busy = |s: &Rc<Site>| s.all_disks().any(|d| !d.borrow().quiet());
+        let sites: Vec<_> = world.sites().into_iter().filter(busy).collect();
+        if sites.is_empty() {
+            return false;
+        }
+        let mut rng = world.rng.borrow_mut();
+        let site = if sites.len() > 1 { &sites[rng.below(sites.len())] } else { &sites[0] };
+        site.advance_disk(&mut rng, world.now_us.get())
     }
 
     fn deliver(&mut self) {
@@ -303,9 +307,9 @@ impl Run {
                 }
             }
             To::Source => {
-                if let Some(source) = &self.source {
-                    source.on_message(message.conn, message.load);
-                }
+                // Each takes what is for its own connection.
+                let sources: Vec<_> = self.sources.iter().flatten().cloned().collect();
+                sources.iter().for_each(|s| s.on_message(message.conn, message.load.clone()));
             }
         }
     }
@@ -323,7 +327,8 @@ impl Run {
     }
 
     fn host_op(&mut self) {
-        let Some(source) = self.source.clone() else { return };
+        let no = if self.sources.len() > 1 { self.world.rng.borrow_mut().below(self.sources.len()) } else { 0 };
+        let Some(source) = self.sources[no].clone() else { return };
         let (volume, op) = self.host.next(&mut self.world.rng.borrow_mut());
         if source.open_requests(volume) < self.host.depth {
             source.host(volume, op);
@@ -333,32 +338,12 @@ impl Run {
     fn revive(&mut self) {
         let world = self.world.clone();
         let healing = world.healing.get();
-        if self.source.as_ref().is_some_and(|s| s.wants_to_end()) {
-            self.source_ends("planned stop");
-            if world.plan.has(Fault::Power) && world.chance(0.5) && !healing {
-                self.power_cut();
-            }
-        }
-        if self.source.is_none() && world.chance(if healing { 0.3 } else { world.plan.boot_rate }) {
-            self.source = Source::boot(&world);
+        for no in 0..self.sources.len() {
+            self.revive_source(no);
         }
         if self.receiver.is_none() && world.chance(if healing { 0.5 } else { world.plan.receiver_rate }) {
             world.say(|| "receiver up".into());
             self.receiver = Some(Receiver::start(&world));
-        }
-        if let Some(source) = &self.source {
-            if healing {
-                source.resume_all();
-            }
-            for volume in source.refused() {
-                if !world.plan.is_nasty() {
-                    world.fail(format!("L6: v{volume} is refused in a run without rollback, reinstallation or store rollback"));
-                }
-                world.must_refuse.borrow_mut()[volume] = false;
-                if world.chance(0.02) {
-                    source.accept(volume);
-                }
-            }
         }
         if !world.net.borrow().up && (healing || world.now_us.get() > self.partition_until) {
             world.say(|| "network up".into());
@@ -366,184 +351,40 @@ impl Run {
         }
     }
 
-    fn source_ends(&mut self, how: &str) {
+    fn revive_source(&mut self, no: usize) {
         let world = self.world.clone();
-        world.say(|| format!("source {how}"));
-        if let Some(source) = self.source.take() {
-            source.die();
-        }
-        let alive = world.net.borrow().alive();
-        if let Some(conn) = alive {
-            self.reset(conn, how);
-        }
-        world.net.borrow_mut().forget(To::Source);
-        for disk in world.disks.iter().chain(&world.maps) {
-            disk.borrow_mut().orphan();
-        }
-    }
-
-    fn power_cut(&mut self) {
-        let world = &self.world;
-        world.say(|| "power cut".into());
-        for disk in world.disks.iter().chain(&world.maps) {
-            disk.borrow_mut().power_cut(&mut world.rng.borrow_mut());
-        }
-        source::rebooted(world);
-    }
-
-    fn reset(&mut self, conn: crate::net::ConnId, why: &str) {
-        let world = &self.world;
-        world.say(|| format!("reset of connection {} ({why})", conn.0));
-        world.net.borrow_mut().reset(conn, &mut world.rng.borrow_mut());
-        if let Some(source) = &self.source {
-            source.on_reset(conn);
-        }
-    }
-
-    fn receiver_ends(&mut self, power: bool) {
-        let world = self.world.clone();
-        world.say(|| format!("receiver {}", if power { "loses power" } else { "is killed" }));
-        if let Some(receiver) = self.receiver.take() {
-            receiver.die();
-        }
-        receiver::crashed(&world, power);
-        let alive = world.net.borrow().alive();
-        if let Some(conn) = alive {
-            self.reset(conn, "the receiver is gone");
-        }
-        world.net.borrow_mut().forget(To::Receiver);
-    }
-
-    fn fault(&mut self) {
-        let world = self.world.clone();
-        let weights: Vec<f64> = world.plan.faults.iter().map(|f| f.1).collect();
-        let Some(i) = world.rng.borrow_mut().weighted(&weights) else { return };
-        let fault = world.plan.faults[i].0;
-        let volume = world.rng.borrow_mut().below(world.disks.len());
-        match fault {
-            Fault::Crash if self.source.is_some() => self.source_ends("is killed"),
-            Fault::Power => {
-                self.source_ends("loses power");
-                self.power_cut();
+        let healing = world.healing.get();
+        if self.sources[no].as_ref().is_some_and(|s| s.wants_to_end()) {
+            self.source_ends(no, "planned stop");
+            if world.plan.has(Fault::Power) && world.chance(0.5) && !healing {
+                self.power_cut(no);
             }
-            Fault::Stop => {
-                if let Some(source) = &self.source {
-                    source.stop();
-                }
-            }
-            Fault::Reset => {
-                let alive = world.net.borrow().alive();
-                if let Some(conn) = alive {
-                    self.reset(conn, "network");
-                }
-            }
-            Fault::Partition => {
-                let alive = world.net.borrow().alive();
-                if let Some(conn) = alive {
-                    self.reset(conn, "partition");
-                }
-                world.net.borrow_mut().up = false;
-                self.partition_until = world.now_us.get() + world.rng.borrow_mut().range(1_000, 200_000);
-            }
-            Fault::ReceiverCrash | Fault::ReceiverPower if self.receiver.is_some() => {
-                self.receiver_ends(fault == Fault::ReceiverPower);
-            }
-            Fault::ReadError => {
-                let mut disk = world.disks[volume].borrow_mut();
-                let sector = world.rng.borrow_mut().below(disk.sectors());
-                disk.spoil(sector);
-                drop(disk);
-                world.say(|| format!("v{volume} sector {sector} cannot be read"));
-            }
-            Fault::WriteError => {
-                let failed = world.disks[volume].borrow_mut().fail_a_write(&mut world.rng.borrow_mut());
-                if failed {
-                    world.say(|| format!("v{volume} a write in flight will fail"));
-                }
-            }
-            Fault::FlushError => {
-                world.disks[volume].borrow_mut().fail_flush();
-                world.say(|| format!("v{volume} the next flush will fail"));
-            }
-            Fault::Demote | Fault::Pause | Fault::Resync => {
-                if let Some(source) = &self.source {
-                    source.meddle(fault, volume);
-                }
-            }
-            Fault::Rollback => self.rollback(),
-            Fault::Reinstall if world.chance(0.3) => self.reinstall(),
-            Fault::StoreRollback if self.receiver.is_some() => self.store_rollback(),
-            Fault::Pin => {
-                if let Some(receiver) = &self.receiver {
-                    receiver.pin_something();
-                }
-            }
-            _ => {}
         }
-    }
-
-    fn rollback(&mut self) {
-        let world = self.world.clone();
-        if self.host_snapshots.is_empty() || world.chance(0.5) {
-            if self.host_snapshots.len() < 3 {
-                world.say(|| "snapshot of the host".into());
-                let images = |disks: &[RefCell<Disk>]| disks.iter().map(|d| d.borrow().image()).collect();
-                let state = world.state_dir.borrow().clone();
-                self.host_snapshots.push(HostSnapshot { disks: images(&world.disks), maps: images(&world.maps), state });
-            }
-            return;
+        if self.sources[no].is_none()
+            && self.exists[no]
+            && world.chance(if healing { 0.3 } else { world.plan.boot_rate.max(0.1 * no.min(1) as f64) })
+        {
+            self.sources[no] = Source::boot(&world, &world.site(no));
+            self.refused.retain(|(site, _), _| *site != no);
         }
-        self.source_ends("is ROLLED BACK");
-        let at = world.rng.borrow_mut().below(self.host_snapshots.len());
-        let snapshot = &self.host_snapshots[at];
-        for (disk, image) in world.disks.iter().zip(&snapshot.disks).chain(world.maps.iter().zip(&snapshot.maps)) {
-            disk.borrow_mut().restore(image);
+        let Some(source) = self.sources[no].clone() else { return };
+        if healing {
+            source.resume_all();
         }
-        world.state_dir.borrow_mut().clone_from(&snapshot.state);
-        world.taint();
-        source::rebooted(&world);
-    }
-
-    fn reinstall(&mut self) {
-        let world = self.world.clone();
-        self.source_ends("is REINSTALLED: no map, no header");
-        for volume in 0..world.disks.len() {
-            let image = world.disks[volume].borrow().image();
-            world.disks[volume].borrow_mut().restore(&image);
-            let bytes = world.maps[volume].borrow().image().len();
-            world.maps[volume].borrow_mut().restore(&vec![0; bytes]);
-            world.state_dir.borrow_mut()[volume] = VolumeState::default();
-            world.must_refuse.borrow_mut()[volume] = self.judge.has_layers(&world, volume);
-        }
-        source::format(&world);
-        world.taint();
-        source::rebooted(&world);
-    }
-
-    fn store_rollback(&mut self) {
-        let world = self.world.clone();
-        if self.store_snapshots.is_empty() || world.chance(0.5) {
-            if self.store_snapshots.len() < 3 {
-                world.say(|| "snapshot of the store".into());
-                self.store_snapshots.push(StoreSnapshot {
-                    store: world.store.borrow().snapshot(),
-                    landing: world.landing.borrow().clone(),
-                    pinned: world.pinned.borrow().clone(),
-                    judge: self.judge.clone(),
+        let refused = source.refused();
+        self.refused.retain(|(site, volume), why| *site != no || refused.contains(&(*volume, *why)));
+        for (volume, why) in refused {
+            if self.refused.insert((no, volume), why).is_none() {
+                world.met(match why {
+                    Refusal::Forked if no > 0 => "a clone is Forked",
+                    Refusal::Forked => "Forked",
+                    Refusal::TargetRewound => "TargetRewound",
                 });
+                self.judge.on_refusal(&world, source.site(), volume, why);
             }
-            return;
+            if world.chance(0.02) {
+                source.accept(volume);
+            }
         }
-        self.receiver_ends(true);
-        let at = world.rng.borrow_mut().below(self.store_snapshots.len());
-        self.store_snapshots.truncate(at + 1);
-        let snapshot = &self.store_snapshots[at];
-        world.say(|| format!("the STORE IS ROLLED BACK to {} records", snapshot.store.ledger().len()));
-        world.store.replace(snapshot.store.snapshot());
-        world.landing.replace(snapshot.landing.clone());
-        world.pinned.replace(snapshot.pinned.clone());
-        world.unpacked.borrow_mut().clear();
-        self.judge.go_back(&snapshot.judge);
-        world.taint();
     }
 }

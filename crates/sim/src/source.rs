@@ -37,9 +37,11 @@ use farside_wire::InstanceId;
 
 use crate::disk::Done;
 use crate::exec::Owner;
+use crate::history::{ClaimFacts, Refusal};
 use crate::host::HostOp;
 use crate::net::{ConnId, Load};
 use crate::plan::{Fault, Plan};
+use crate::site::{Site, Start as Found};
 use crate::world::World;
 
 /// A bell that tasks wait for: it was rung if the number moved. A wake-up that the product forgets is a hang that the
@@ -87,7 +89,7 @@ pub(crate) struct Vol {
     requests: Cell<usize>,
     /// Per queue, FLUSH and FUA requests without an answer.
     flushes: Vec<Cell<usize>>,
-    /// The connection on which the position was last found good.
+    /// The step at which the last question was sent that follows a good position.
     checked: Cell<u64>,
     paused: Cell<bool>,
 }
@@ -113,6 +115,8 @@ pub(crate) struct HeaderWant {
 /// One process of the source.
 pub struct Source {
     world: Rc<World>,
+    /// The machine that it runs on.
+    site: Rc<Site>,
     owner: Owner,
     core: RefCell<Core>,
     switcher: RefCell<Switcher>,
@@ -151,10 +155,10 @@ fn map_id(volume: usize) -> MapId {
 }
 
 /// Makes the intent map of every volume: both slots of header and pages, all dirty, durable.
-pub fn format(world: &World) {
-    for volume in 0..world.disks.len() {
+pub fn format(world: &World, site: &Site) {
+    for volume in 0..site.disks.len() {
         let layout = layout(&world.plan, world, volume);
-        let mut map = world.maps[volume].borrow_mut();
+        let mut map = site.maps[volume].borrow_mut();
         for (i, slot) in [SlotIndex::A, SlotIndex::B].into_iter().enumerate() {
             let mut header = Header::new(map_id(volume), &world.names.geometry[volume], &layout);
             header.seq = 1 + i as u64;
@@ -170,19 +174,19 @@ pub fn format(world: &World) {
 }
 
 /// The kernel booted again.
-pub fn rebooted(world: &World) {
+pub fn rebooted(world: &World, site: &Site) {
     let id = world.rng.borrow_mut().bytes16();
-    world.boot.set(farside_region::BootId(id));
+    site.boot.set(farside_region::BootId(id));
 }
 
 /// Whether recovery sees a region's bit whatever a power cut leaves of its page's two slots.
 ///
 /// # Errors
 /// Says in which case it does not.
-pub fn bit_surely_durable(world: &World, volume: usize, region: RegionIndex) -> Result<(), String> {
+pub fn bit_surely_durable(world: &World, site: &Site, volume: usize, region: RegionIndex) -> Result<(), String> {
     let layout = layout(&world.plan, world, volume);
     let (page, bit) = layout.place(region);
-    let map = world.maps[volume].borrow();
+    let map = site.maps[volume].borrow();
     let torn = [0u8; INTENT_BLOCK_BYTES];
     let slots = [SlotIndex::A, SlotIndex::B].map(|slot| {
         let sector = (layout.page_offset(page, slot).0 as usize) / INTENT_BLOCK_BYTES;
@@ -208,11 +212,11 @@ pub fn bit_surely_durable(world: &World, volume: usize, region: RegionIndex) -> 
 
 impl Source {
     /// Begins a life of the source, if the door is open.
-    pub fn boot(world: &Rc<World>) -> Option<Rc<Self>> {
+    pub fn boot(world: &Rc<World>, site: &Rc<Site>) -> Option<Rc<Self>> {
         // L11: a successor reads or writes nothing before a dead daemon's I/O has landed.
         let ghost_map = farside_region::mutation::on("ghost write on the map");
         let quiet = |disks: &[RefCell<crate::disk::Disk>]| disks.iter().all(|d| d.borrow().quiet());
-        if !quiet(&world.disks) || !(quiet(&world.maps) || ghost_map) {
+        if !quiet(&site.disks) || !(quiet(&site.maps) || ghost_map) {
             return None;
         }
         // A process that is not serving yet has nothing to lose but its place: its start is one task.
@@ -221,9 +225,9 @@ impl Source {
         let group = Group::new(&limits, world.names.geometry[0].granule_bytes());
         let control_bell = Arc::new(Bell::default());
         let mut setups = Vec::new();
-        let volumes = (0..world.disks.len())
+        let volumes = (0..site.disks.len())
             .map(|v| {
-                let (vol, owner, setup) = open_volume(world, &group, &limits, v, &control_bell)?;
+                let (vol, owner, setup) = open_volume(world, site, &group, &limits, v, &control_bell)?;
                 setups.push((owner, setup));
                 Some(vol)
             })
@@ -232,15 +236,17 @@ impl Source {
             source: world.names.source.clone(),
             group: world.names.group.clone(),
             instance: InstanceId(world.rng.borrow_mut().bytes16()),
-            boot: world.boot.get(),
+            boot: site.boot.get(),
             layer_digest: farside_layer::layer_digest,
             policy: Policy { keep: world.plan.keep, span_ms: 0 },
             limits: control::core_limits(&world.plan),
         };
-        let images: Vec<_> = (0..volumes.len()).map(|v| world.image(v)).collect();
-        world.flush_failures.borrow_mut().fill(0);
-        world.acked_n.borrow_mut().iter_mut().for_each(|n| n.fill(0));
-        let attach = world.oracle.borrow_mut().attached(&images, world.now_us.get());
+        let images: Vec<_> = (0..volumes.len()).map(|v| site.image(v)).collect();
+        site.flush_failures.borrow_mut().fill(0);
+        site.acked_n.borrow_mut().iter_mut().for_each(|n| n.fill(0));
+        site.accepted.borrow_mut().fill(false);
+        site.attached_at.set(world.step.get());
+        let attach = site.oracle.borrow_mut().attached(&images, world.now_us.get());
         let me = Rc::new(Self {
             owner,
             core: RefCell::new(Core::new(config)),
@@ -256,9 +262,10 @@ impl Source {
             ended: Cell::new(false),
             served: Cell::new(false),
             world: world.clone(),
+            site: site.clone(),
         });
-        world.say(|| format!("source attach {}", attach.0));
-        world.source_alive.set(true);
+        me.say(|| format!("source attach {}", attach.0));
+        site.source_alive.set(true);
         world.spawn(owner, "start", me.clone().start(setups));
         Some(me)
     }
@@ -267,8 +274,8 @@ impl Source {
     async fn start(self: Rc<Self>, setups: Vec<(IntentOwner, VolumeSetup)>) {
         for (vol, (owner, setup)) in self.volumes.iter().zip(setups) {
             // What the last life wrote and never synced must not be trusted before it is durable.
-            let op = self.world.maps[vol.index].borrow_mut().flush();
-            self.world.map(vol.index, op).await;
+            let op = self.site.maps[vol.index].borrow_mut().flush();
+            self.site.map(&self.world, vol.index, op).await;
             if !self
                 .write_header(vol, |h| {
                     h.state = HeaderState::Attached;
@@ -286,7 +293,7 @@ impl Source {
         for vol in &self.volumes {
             self.world.spawn(self.owner, format!("sender{}", vol.index), self.clone().sender(vol.index));
         }
-        self.world.say(|| "serving".into());
+        self.say(|| "serving".into());
         self.served.set(true);
     }
 
@@ -299,35 +306,53 @@ impl Source {
                 self.world.steps().pause().await;
                 continue;
             };
-            self.world.say(|| {
+            self.say(|| {
                 let pages: Vec<_> = commit.writes.iter().map(|w| format!("{}{:?}", w.page, w.slot)).collect();
                 format!("v{v} intent pages {}", pages.join(" "))
             });
             let mut ops = Vec::new();
             let sync = commit.needs_sync();
             for write in &commit.writes {
-                ops.push(self.world.maps[v].borrow_mut().write(write.offset.0, write.block.0.to_vec(), 0));
+                ops.push(self.site.maps[v].borrow_mut().write(write.offset.0, write.block.0.to_vec(), 0));
                 self.world.steps().pause().await;
             }
             let mut ok = true;
             for op in ops {
-                ok &= self.world.map(v, op).await == Done::Ok;
+                ok &= self.site.map(&self.world, v, op).await == Done::Ok;
             }
             if sync {
-                let op = self.world.maps[v].borrow_mut().flush();
-                ok &= self.world.map(v, op).await == Done::Ok;
+                let op = self.site.maps[v].borrow_mut().flush();
+                ok &= self.site.map(&self.world, v, op).await == Done::Ok;
             }
             self.world.steps().pause().await;
             owner.committed(ok);
         }
     }
 
+    /// What its disks say while it claims.
+    fn claim_facts(&self, volume: usize) -> ClaimFacts {
+        let start = self.site.start.borrow()[volume].clone();
+        let accepted = self.site.accepted.borrow()[volume];
+        ClaimFacts { position: start.position, confirmed: start.confirmed, inherited: start.inherited, accepted }
+    }
+
+    /// Adds a line to the story.
+    fn say(&self, text: impl FnOnce() -> String) {
+        let clone = self.site.no;
+        self.world.say(|| if clone == 0 { text() } else { format!("[clone {clone}] {}", text()) });
+    }
+
     /// Its process is gone, this very moment. What it had submitted goes on.
     pub fn die(&self) {
-        self.world.source_alive.set(false);
+        self.site.source_alive.set(false);
         let bodies = self.world.tasks.borrow_mut().kill(self.owner);
         drop(bodies);
         self.inbox.borrow_mut().clear();
+    }
+
+    /// The machine that it runs on.
+    pub fn site(&self) -> &Site {
+        &self.site
     }
 
     /// A planned stop came to its end.
@@ -364,14 +389,14 @@ impl Source {
         }
         for vol in &self.volumes {
             if vol.paused.replace(false) {
-                self.world.state_dir.borrow_mut()[vol.index].paused = false;
+                self.site.state_dir.borrow_mut()[vol.index].paused = false;
                 self.push(Event::Resume { volume: self.world.names.ids[vol.index] });
             }
         }
     }
 
     /// An operator, or an overflow from nowhere.
-    pub fn meddle(&self, fault: Fault, volume: usize) {
+    pub fn meddle(self: &Rc<Self>, fault: Fault, volume: usize) {
         if !self.is_serving() {
             return;
         }
@@ -381,34 +406,35 @@ impl Source {
             Fault::Pause => {
                 let on = !vol.paused.get();
                 vol.paused.set(on);
-                self.world.state_dir.borrow_mut()[volume].paused = on;
-                self.world.say(|| format!("v{volume} {}", if on { "paused" } else { "resumed" }));
+                self.site.state_dir.borrow_mut()[volume].paused = on;
+                self.say(|| format!("v{volume} {}", if on { "paused" } else { "resumed" }));
                 self.push(if on { Event::Pause { volume: id } } else { Event::Resume { volume: id } });
             }
             Fault::Resync => {
-                self.world.say(|| format!("v{volume} resync asked for"));
+                self.say(|| format!("v{volume} resync asked for"));
                 self.push(Event::Resync { volume: id });
             }
             Fault::Demote => self.demote_current(),
+            Fault::Stop => self.stop(),
             _ => {}
         }
     }
 
     /// Volumes that are refused by name. Notes on the way which ones have passed the position rule.
-    pub fn refused(&self) -> Vec<usize> {
-        use farside_replication::source::State;
+    pub fn refused(&self) -> Vec<(usize, Refusal)> {
+        use farside_replication::source::{RefusedWhy, State};
         let status = self.core.borrow().status(self.world.mono_ns());
         let mut refused = Vec::new();
         for s in &status.volumes {
             let Some(volume) = self.world.volume_of(s.volume) else { continue };
             match s.state {
-                State::Refused(_) => refused.push(volume),
-                State::Behind(_) | State::Streaming if self.volumes[volume].checked.get() > self.world.taint_conn.get() => {
-                    self.world.tainted.borrow_mut()[volume] = false;
-                    if self.world.must_refuse.borrow()[volume] {
-                        let why = "goes on in a ledger that has layers, without a header, and nobody was asked";
-                        self.world.fail(format!("T17: v{volume} {why}"));
-                    }
+                State::Refused(RefusedWhy::Forked) => refused.push((volume, Refusal::Forked)),
+                State::Refused(RefusedWhy::TargetRewound) => refused.push((volume, Refusal::TargetRewound)),
+                State::Refused(why) => self.world.fail(format!("L6: v{volume} says {why:?}; nothing of that kind happens here")),
+                State::Behind(_) | State::Streaming => {
+                    let passed = |step| self.volumes[volume].checked.get() > step;
+                    let mut tainted = self.site.tainted.borrow_mut();
+                    tainted[volume] = tainted[volume].filter(|step| !passed(*step));
                 }
                 _ => {}
             }
@@ -418,7 +444,8 @@ impl Source {
 
     /// A person says `--accept`.
     pub fn accept(&self, volume: usize) {
-        self.world.say(|| format!("v{volume}: a person accepts"));
+        self.say(|| format!("v{volume}: a person accepts"));
+        self.site.accepted.borrow_mut()[volume] = true;
         self.push(Event::Accept { volume: self.world.names.ids[volume] });
     }
 
@@ -447,7 +474,7 @@ impl Source {
             if s.unpublished_layers > 0 || s.backlog_bytes > 0 {
                 return Err(format!("v{v} owes {} bytes in {} layers", s.backlog_bytes, s.unpublished_layers));
             }
-            let stuck = vol.header.borrow().flush_failed == Some(self.world.boot.get()) || vol.shim.flush_failures() > 0;
+            let stuck = vol.header.borrow().flush_failed == Some(self.site.boot.get()) || vol.shim.flush_failures() > 0;
             for region in self.world.names.geometry[v].all_regions().iter() {
                 let state = vol.shim.region_state(region);
                 if !matches!(state, RegionState::Cold | RegionState::ColdZero) && !stuck {
@@ -539,7 +566,8 @@ type Opened = (Vol, IntentOwner, VolumeSetup);
 
 /// Reads what the last life left and opens the volume in the shim.
 fn open_volume(
-    world: &Rc<World>,
+    world: &World,
+    site: &Site,
     group: &Arc<Group>,
     limits: &farside_shim::Limits,
     v: usize,
@@ -549,7 +577,7 @@ fn open_volume(
     let layout = layout(&world.plan, world, v);
     let block = |offset: u64| {
         let mut block = IntentBlock::zeroed();
-        block.0.copy_from_slice(world.maps[v].borrow().current(offset as usize / INTENT_BLOCK_BYTES));
+        block.0.copy_from_slice(site.maps[v].borrow().current(offset as usize / INTENT_BLOCK_BYTES));
         block
     };
     let heads = [SlotIndex::A, SlotIndex::B].map(|s| block(IntentLayout::header_offset(s).0));
@@ -560,8 +588,8 @@ fn open_volume(
             return None;
         }
     };
-    if header.flush_failed != Some(world.boot.get()) {
-        world.disks[v].borrow_mut().forgive();
+    if header.flush_failed != Some(site.boot.get()) {
+        site.disks[v].borrow_mut().forgive();
     }
     let mut inherited = RegionSet::new();
     let mut pages = BTreeMap::new();
@@ -577,7 +605,7 @@ fn open_volume(
     config.limits = *limits;
     config.queues = world.plan.queues;
     config.volume_bytes_before = header.volume_bytes;
-    config.flush_failed_this_boot = header.flush_failed == Some(world.boot.get());
+    config.flush_failed_this_boot = header.flush_failed == Some(site.boot.get());
     config.mutations = control::shim_mutations();
     let queue_bells: Vec<Arc<Bell>> = (0..world.plan.queues).map(|_| Arc::default()).collect();
     let (sender_bell, owner_bell) = (Arc::<Bell>::default(), Arc::<Bell>::default());
@@ -589,7 +617,7 @@ fn open_volume(
     };
     let (shim, queues, owner) =
         group.open_volume(config, wakes, map_id(v), &mut |page| pages.remove(&page.0).expect("each page is asked for once"));
-    let state = world.state_dir.borrow()[v].clone();
+    let state = site.state_dir.borrow()[v].clone();
     let owed = (header.state == HeaderState::Clean)
         .then(|| state.owed.as_deref().and_then(|bytes| UncheckedOwed(bytes).check(&header, &geometry).ok()))
         .flatten();
@@ -609,6 +637,7 @@ fn open_volume(
             inherited.iter().map(|r| r.0).collect::<Vec<_>>()
         )
     });
+    site.start.borrow_mut()[v] = Found { confirmed: header.term, position: header.position, inherited: inherited.clone() };
     let setup = VolumeSetup {
         meta: VolumeMeta {
             id: world.names.ids[v],

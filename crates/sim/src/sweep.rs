@@ -1,5 +1,6 @@
 //! Many seeds at once, and what came of them.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Mutex;
@@ -9,7 +10,7 @@ use std::time::{Duration, Instant};
 use crate::run::{Options, Outcome, run};
 
 /// What a sweep came to.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Summary {
     /// Runs made.
     pub runs: u64,
@@ -19,6 +20,8 @@ pub struct Summary {
     pub records: u64,
     /// Steps made.
     pub steps: u64,
+    /// Rare things that happened, and how often.
+    pub met: BTreeMap<&'static str, u64>,
     /// Runs that broke a law, by seed.
     pub failures: Vec<Outcome>,
     /// How long it took.
@@ -30,7 +33,7 @@ pub fn sweep(seeds: Range<u64>, threads: usize, options: Options<'_>, first_only
     let began = Instant::now();
     let next = AtomicU64::new(seeds.start);
     let stop = AtomicBool::new(false);
-    let summary = Mutex::new(Summary { runs: 0, points: 0, records: 0, steps: 0, failures: Vec::new(), took: Duration::ZERO });
+    let summary = Mutex::new(Summary::default());
     std::thread::scope(|scope| {
         for _ in 0..threads.max(1) {
             scope.spawn(|| {
@@ -45,6 +48,7 @@ pub fn sweep(seeds: Range<u64>, threads: usize, options: Options<'_>, first_only
                     s.points += outcome.points;
                     s.records += outcome.records;
                     s.steps += outcome.steps;
+                    outcome.met.iter().for_each(|(what, n)| *s.met.entry(*what).or_default() += n);
                     if outcome.bad.is_some() {
                         stop.fetch_or(first_only, Ordering::Relaxed);
                         s.failures.push(outcome);

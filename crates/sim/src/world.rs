@@ -4,15 +4,15 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
-use farside_region::{BootId, Geometry, GroupId, Name, Slot, VolumeId};
+use farside_region::{BootId, Geometry, GroupId, LayerKey, Name, Slot, VolumeId};
 
-use crate::disk::{Disk, Done, OpId};
 use crate::exec::{Executor, Owner, Steps};
+use crate::history::Author;
 use crate::net::Network;
-use crate::oracle::{Oracle, Value};
 use crate::parts::Unpacked;
 use crate::plan::Plan;
 use crate::rng::Rng;
+use crate::site::{Site, Snapshot};
 use crate::store::MemoryStore;
 use crate::trace::Trace;
 
@@ -26,17 +26,6 @@ pub const REGION_GRANULES_SHIFT: u8 = 2;
 pub const GRANULE_SECTORS: usize = (1 << GRANULE_SHIFT) / SECTOR;
 /// Sectors in a region.
 pub const REGION_SECTORS: usize = GRANULE_SECTORS << REGION_GRANULES_SHIFT;
-
-/// What a disk write of the host belongs to.
-#[derive(Clone, Copy, Debug)]
-pub struct Piece {
-    /// Which volume.
-    pub volume: usize,
-    /// The epoch it was marked in.
-    pub epoch: u64,
-    /// The request's tag.
-    pub request: u64,
-}
 
 /// What things are called in this run.
 #[derive(Clone, Debug)]
@@ -83,17 +72,6 @@ impl Names {
     }
 }
 
-/// What the state directory holds of one volume. Written whole and durably, or not at all.
-#[derive(Clone, Debug, Default)]
-pub struct VolumeState {
-    /// The masks of a clean stop.
-    pub owed: Option<Vec<u8>>,
-    /// Tracking was lost.
-    pub tracking_lost: bool,
-    /// A person paused it.
-    pub paused: bool,
-}
-
 /// The name of a segment: volume, term, sequence, part.
 pub type SegmentKey = (usize, u64, u64, u32);
 
@@ -112,33 +90,22 @@ pub struct World {
     pub step: Cell<u64>,
     /// Everything that runs.
     pub tasks: RefCell<Executor>,
-    /// The backing of each volume.
-    pub disks: Vec<RefCell<Disk>>,
-    /// The intent map of each volume, header included.
-    pub maps: Vec<RefCell<Disk>>,
-    /// Between source and receiver.
+    /// The protected machine, and clones of it.
+    sites: RefCell<Vec<Rc<Site>>>,
+    /// Between sources and receiver.
     pub net: RefCell<Network>,
     /// The receiver's.
     pub store: RefCell<MemoryStore<SegmentKey>>,
-    /// What is true.
-    pub oracle: RefCell<Oracle>,
     /// The story.
     pub trace: RefCell<Trace>,
-    pieces: RefCell<BTreeMap<u64, Piece>>,
-    /// Per request and sector, the number of the version that it landed.
-    pub landed_n: RefCell<BTreeMap<u64, BTreeMap<usize, u64>>>,
     last_ns: Cell<u64>,
     next_tag: Cell<u64>,
     next_owner: Cell<u64>,
+    next_life: Cell<u64>,
     bad: RefCell<Option<String>>,
+    met: RefCell<BTreeMap<&'static str, u64>>,
     /// The safety phase is over.
     pub healing: Cell<bool>,
-    /// The process of the newest attach lives.
-    pub source_alive: Cell<bool>,
-    /// Per volume and sector, the newest version that was acknowledged and may be relied on after a flush.
-    pub acked_n: RefCell<Vec<Vec<u64>>>,
-    /// Per volume, flushes of the backing that failed in this life of the source.
-    pub flush_failures: RefCell<Vec<u64>>,
     /// Parts that are durable at the receiver and not published.
     pub landing: RefCell<BTreeMap<SegmentKey, Vec<u8>>>,
     /// Connections that a receiver has heard of.
@@ -147,16 +114,10 @@ pub struct World {
     pub receiver_up: Cell<bool>,
     /// Segments that were unpacked before.
     pub unpacked: RefCell<BTreeMap<SegmentKey, Unpacked>>,
-    /// What the source keeps beside its intent maps.
-    pub state_dir: RefCell<Vec<VolumeState>>,
-    /// The kernel's boot.
-    pub boot: Cell<BootId>,
-    /// Volumes whose disk or ledger was put back, and whose position was not checked since: L2 does not speak of them.
-    pub tainted: RefCell<Vec<bool>>,
-    /// The newest connection at that moment.
-    pub taint_conn: Cell<u64>,
-    /// Volumes that must be refused before they may be claimed.
-    pub must_refuse: RefCell<Vec<bool>>,
+    /// Who sent each layer that was said to be complete.
+    pub authors: RefCell<BTreeMap<LayerKey, Author>>,
+    /// The step at which the store was put back last.
+    pub rewound_at: Cell<u64>,
     /// Accepted pins that were not withdrawn, and the points they hold.
     pub pinned: RefCell<BTreeMap<Slot, Slot>>,
 }
@@ -166,11 +127,10 @@ impl World {
     pub fn new(mut rng: Rng, plan: Plan, trace: Trace, map_bytes: usize) -> Rc<Self> {
         let sectors: Vec<usize> = (0..plan.regions.len()).map(|v| Self::volume_bytes(&plan, v) as usize / SECTOR).collect();
         let boot = BootId(rng.bytes16());
+        let home = Site::new(0, 1, &sectors, map_bytes, boot);
         Rc::new(Self {
-            boot: Cell::new(boot),
-            disks: sectors.iter().map(|n| RefCell::new(Disk::new(n * SECTOR, SECTOR, SECTOR))).collect(),
-            maps: sectors.iter().map(|_| RefCell::new(Disk::new(map_bytes, 4096, 16))).collect(),
-            oracle: RefCell::new(Oracle::new(&sectors)),
+            sites: RefCell::new(vec![Rc::new(home)]),
+            next_life: Cell::new(1),
             net: RefCell::new(Network::new()),
             store: RefCell::new(MemoryStore::default()),
             tasks: RefCell::new(Executor::default()),
@@ -178,25 +138,19 @@ impl World {
             rng: RefCell::new(rng),
             now_us: Cell::new(1_000_000),
             step: Cell::new(0),
-            pieces: RefCell::default(),
-            landed_n: RefCell::default(),
             last_ns: Cell::new(0),
             next_tag: Cell::new(0),
             next_owner: Cell::new(0),
             bad: RefCell::new(None),
+            met: RefCell::default(),
             healing: Cell::new(false),
-            source_alive: Cell::new(false),
             pinned: RefCell::default(),
-            tainted: RefCell::new(vec![false; sectors.len()]),
-            taint_conn: Cell::new(0),
-            must_refuse: RefCell::new(vec![false; sectors.len()]),
+            authors: RefCell::default(),
+            rewound_at: Cell::new(0),
             landing: RefCell::default(),
             seen_connections: RefCell::default(),
             receiver_up: Cell::new(false),
             unpacked: RefCell::default(),
-            acked_n: RefCell::new(sectors.iter().map(|n| vec![0; *n]).collect()),
-            flush_failures: RefCell::new(vec![0; sectors.len()]),
-            state_dir: RefCell::new(vec![VolumeState::default(); sectors.len()]),
             names: Names::new(&plan),
             plan,
         })
@@ -238,6 +192,16 @@ impl World {
         }
     }
 
+    /// Counts that something rare happened: the gate demands that its seeds meet everything.
+    pub fn met(&self, what: &'static str) {
+        *self.met.borrow_mut().entry(what).or_default() += 1;
+    }
+
+    /// What was met, and how often.
+    pub fn all_met(&self) -> BTreeMap<&'static str, u64> {
+        self.met.borrow().clone()
+    }
+
     /// A law is broken. The first one counts.
     pub fn fail(&self, why: String) {
         self.say(|| format!("BAD {why}"));
@@ -261,6 +225,11 @@ impl World {
         self.rng.borrow_mut().chance(p)
     }
 
+    /// A number in `0..n`.
+    pub fn dice(&self, n: usize) -> usize {
+        self.rng.borrow_mut().below(n)
+    }
+
     /// Nanoseconds of the monotonic clocks; never the same twice, so that switches can be told apart.
     pub fn mono_ns(&self) -> u64 {
         let next = (self.now_us.get() * 1000).max(self.last_ns.get() + 1);
@@ -273,70 +242,55 @@ impl World {
         1_700_000_000_000 + (self.now_us.get() / 1000) as i64
     }
 
-    /// A host write's piece goes to the backing.
-    pub fn write_piece(&self, piece: Piece, offset: u64, data: Vec<u8>) -> OpId {
-        let tag = self.tag();
-        let volume = piece.volume;
-        self.pieces.borrow_mut().insert(tag, piece);
-        self.disks[volume].borrow_mut().write(offset, data, tag)
+    /// The original.
+    pub fn home(&self) -> Rc<Site> {
+        self.site(0)
     }
 
-    /// Lets one disk operation go on, and tells the truth about what landed.
-    pub fn advance_disk(&self) -> bool {
-        let mut rng = self.rng.borrow_mut();
-        let busy: Vec<usize> = (0..self.disks.len() * 2).filter(|&i| !self.disk(i).borrow().quiet()).collect();
-        if busy.is_empty() {
-            return false;
+    /// One of the machines.
+    pub fn site(&self, no: usize) -> Rc<Site> {
+        self.sites.borrow()[no].clone()
+    }
+
+    /// All machines that there ever were.
+    pub fn sites(&self) -> Vec<Rc<Site>> {
+        self.sites.borrow().clone()
+    }
+
+    /// A clone joins the world, as the original was at some moment.
+    pub fn add_clone(&self, snapshot: &Snapshot) -> Rc<Site> {
+        let home = self.home();
+        let sectors: Vec<usize> = home.disks.iter().map(|d| d.borrow().sectors()).collect();
+        let map_bytes = home.maps[0].borrow().image().len();
+        let boot = BootId(self.rng.borrow_mut().bytes16());
+        let no = self.sites.borrow().len();
+        let site = Rc::new(Site::new(no, self.new_life(), &sectors, map_bytes, boot));
+        site.restore(snapshot);
+        self.sites.borrow_mut().push(site.clone());
+        site
+    }
+
+    /// A number that no history of a machine had before.
+    pub fn new_life(&self) -> u64 {
+        self.next_life.set(self.next_life.get() + 1);
+        self.next_life.get()
+    }
+
+    /// The ledger of all machines was put back.
+    pub fn taint_all(&self) {
+        for site in self.sites() {
+            (0..site.disks.len()).for_each(|v| site.taint(v, self.step.get()));
         }
-        let i = rng.pick(&busy);
-        let mut disk = self.disk(i).borrow_mut();
-        let op = rng.pick(&disk.in_flight());
-        let whole = rng.chance(0.7);
-        let landed = disk.advance(op, whole, &mut rng);
-        drop(disk);
-        if i < self.disks.len() {
-            let pieces = self.pieces.borrow();
-            let mut oracle = self.oracle.borrow_mut();
-            for sector in landed {
-                let piece = pieces[&sector.tag];
-                let value: Value = sector.value.try_into().expect("a sector");
-                self.landed_n.borrow_mut().entry(piece.request).or_default().insert(sector.sector, sector.n);
-                oracle.landed(piece.volume, sector.sector, value, piece.epoch, self.now_us.get());
-            }
-        }
-        true
+        self.rewound_at.set(self.step.get());
     }
 
-    fn disk(&self, i: usize) -> &RefCell<Disk> {
-        if i < self.disks.len() { &self.disks[i] } else { &self.maps[i - self.disks.len()] }
-    }
-
-    /// Something was put back: until the position rule has spoken, no bit can be judged.
-    pub fn taint(&self) {
-        self.taint_conn.set(self.net.borrow().newest());
-        self.tainted.borrow_mut().fill(true);
+    /// Number of volumes.
+    pub fn volumes(&self) -> usize {
+        self.plan.regions.len()
     }
 
     /// Which of our volumes that is.
     pub fn volume_of(&self, id: VolumeId) -> Option<usize> {
         self.names.ids.iter().position(|v| *v == id)
-    }
-
-    /// Waits for an operation of a volume's backing.
-    pub async fn backing(self: &Rc<Self>, volume: usize, op: OpId) -> Done {
-        let me = self.clone();
-        self.steps().get(move || me.disks[volume].borrow_mut().take(op)).await
-    }
-
-    /// Waits for an operation of a volume's intent map.
-    pub async fn map(self: &Rc<Self>, volume: usize, op: OpId) -> Done {
-        let me = self.clone();
-        self.steps().get(move || me.maps[volume].borrow_mut().take(op)).await
-    }
-
-    /// What each disk holds, sector by sector.
-    pub fn image(&self, volume: usize) -> Vec<Value> {
-        let disk = self.disks[volume].borrow();
-        (0..disk.sectors()).map(|s| disk.current(s).try_into().expect("a sector")).collect()
     }
 }

@@ -31,7 +31,22 @@ fn a_thousand_seeds_break_no_law() {
     say(&summary.to_string());
     assert!(summary.failures.is_empty(), "{summary}");
     assert!(summary.points > summary.runs, "fewer than one point per run was compared: the runs are idle");
+    let rare = |(what, least): &&(&str, u64)| summary.met.get(what).copied().unwrap_or(0) < least * summary.runs / 1000;
+    let rare: Vec<_> = MET.iter().filter(rare).collect();
+    assert!(rare.is_empty() || summary.runs < 1000, "too rare: {rare:?}; met: {:#?}", summary.met);
 }
+
+/// What the gate's own seeds must meet, each so often per 1,000 of them at least: a fault that never strikes proves nothing.
+const MET: &[(&str, u64)] = &[
+    ("clone", 40),
+    ("a clone publishes", 20),
+    ("a clone is Forked", 5),
+    ("Forked", 20),
+    ("TargetRewound", 20),
+    ("reinstallation", 20),
+    ("rollback of a machine", 50),
+    ("rollback of the store", 50),
+];
 
 #[test]
 fn every_mistake_is_noticed() {

@@ -14,6 +14,7 @@ use farside_shim::{CoolStep, Kind, Member, Mutation, Mutations, Tracking, Tracki
 use farside_wire::{ClaimRequest, SourceMessage};
 
 use crate::disk::Done;
+use crate::history::Author;
 use crate::net::{Load, To};
 use crate::oracle::Cut;
 use crate::plan::Plan;
@@ -141,11 +142,11 @@ impl Source {
         let halt = matches!(event, Event::Halt);
         let mut actions = Vec::new();
         match &event {
-            Event::Tick(tick) => self.world.say(|| {
+            Event::Tick(tick) => self.say(|| {
                 let samples: Vec<_> = tick.volumes.iter().map(|(_, s)| (s.dirty_bytes, s.in_flight)).collect();
                 format!("source ← tick of {} us, (dirty bytes, in flight) {samples:?}", tick.time.mono_ns / 1000)
             }),
-            _ => self.world.say(|| format!("source ← {}", short(&event))),
+            _ => self.say(|| format!("source ← {}", short(&event))),
         }
         self.core.borrow_mut().step(now, event, &mut actions);
         for action in actions {
@@ -159,20 +160,15 @@ impl Source {
     }
 
     fn act(&self, action: Action) {
-        let world = &self.world;
+        let (world, site) = (&self.world, &self.site);
         if !matches!(action, Action::Send { .. } | Action::ReadPart(_)) {
-            world.say(|| format!("source → {}", short(&action)));
+            self.say(|| format!("source → {}", short(&action)));
         }
         match action {
             Action::Send { connection, message } => {
-                if let SourceMessage::Claim(ClaimRequest { claim, .. }) = &*message {
-                    self.vol(claim.volume.id).checked.set(connection);
-                }
-                if let SourceMessage::Resume(query) = &*message {
-                    self.vol(query.volume).checked.set(connection);
-                }
+                self.note_sent(&message);
                 if let Some(conn) = self.conn.get().filter(|c| c.0 == connection) {
-                    world.say(|| format!("source sends {}", short(&message)));
+                    self.say(|| format!("source sends {}", short(&message)));
                     let bytes = farside_wire::encode_payload(&*message).expect("messages are paged");
                     world.net.borrow_mut().send(To::Receiver, conn, Load::Control(bytes.to_vec()));
                 }
@@ -200,7 +196,7 @@ impl Source {
                 self.switcher.borrow_mut().release(epoch);
             }
             Action::ReadPart(job) => {
-                world.say(|| {
+                self.say(|| {
                     format!(
                         "source → read part {}.{}.{} from region {} until {:?}, epoch {}",
                         job.key.term, job.key.seq, job.part, job.from, job.until, job.epoch
@@ -245,9 +241,30 @@ impl Source {
             }
             Action::WithdrawTrackingLost { volume } => {
                 let v = self.vol(volume).index;
-                world.state_dir.borrow_mut()[v].tracking_lost = false;
+                site.state_dir.borrow_mut()[v].tracking_lost = false;
             }
             // Keys are the same in every life here; removal and reports have no further consequence.
+            _ => {}
+        }
+    }
+
+    /// What the judges want to know of what is sent.
+    fn note_sent(&self, message: &SourceMessage) {
+        let (site, step) = (&self.site, self.world.step.get());
+        match message {
+            SourceMessage::Claim(ClaimRequest { claim, .. }) => {
+                let vol = self.vol(claim.volume.id);
+                vol.checked.set(step);
+                site.claiming.borrow_mut()[vol.index] = self.claim_facts(vol.index);
+            }
+            SourceMessage::Resume(query) => self.vol(query.volume).checked.set(step),
+            SourceMessage::EpochEnd(end) => {
+                for member in &end.members {
+                    let claim = site.claiming.borrow()[self.vol(member.key.volume).index].clone();
+                    let author = Author { site: site.no, life: site.life.get(), claim };
+                    self.world.authors.borrow_mut().insert(member.key, author);
+                }
+            }
             _ => {}
         }
     }
@@ -261,7 +278,7 @@ impl Source {
                 let id = self.world.names.ids[vol.index];
                 let events = vol.shim.take_events();
                 if let Some(epoch) = events.overflowed {
-                    self.world.say(|| format!("v{} overflowed in epoch {epoch}", vol.index));
+                    self.say(|| format!("v{} overflowed in epoch {epoch}", vol.index));
                     self.switcher.borrow_mut().demote(epoch);
                     self.push(Event::Demoted { epoch, why: DemoteCause::SideBuffer });
                 }
@@ -270,7 +287,7 @@ impl Source {
                     self.record_flush_failure(vol).await;
                 }
                 if events.tracking_lost {
-                    self.world.state_dir.borrow_mut()[vol.index].tracking_lost = true;
+                    self.site.state_dir.borrow_mut()[vol.index].tracking_lost = true;
                     if vol.shim.tracking() == Tracking::Lost {
                         vol.shim.resolve_tracking_lost(TrackingVerdict::Pass);
                     }
@@ -284,7 +301,7 @@ impl Source {
 
     /// T14: the header knows of it before anything else is made of it.
     async fn record_flush_failure(&self, vol: &Vol) {
-        let boot = self.world.boot.get();
+        let boot = self.site.boot.get();
         self.write_header(vol, |h| h.flush_failed = Some(boot)).await;
     }
 
@@ -303,7 +320,7 @@ impl Source {
                     .into_iter()
                     .map(|m| (self.volumes.iter().find(|v| Arc::ptr_eq(&v.shim, &m.volume)).expect("one of ours").index, m.set))
                     .collect();
-                self.world.say(|| format!("grace of epoch {epoch} is over"));
+                self.say(|| format!("grace of epoch {epoch} is over"));
                 self.unread.borrow_mut().insert(epoch, members.iter().map(|m| m.0).collect());
                 let members = members.into_iter().map(|(v, set)| (self.world.names.ids[v], set)).collect();
                 self.push(Event::SwitchDone(SwitchDone { epoch, info, members }));
@@ -316,7 +333,7 @@ impl Source {
     fn begin_switch(&self) {
         let mut pending = self.switch.borrow_mut();
         let Some(pending) = pending.as_mut().filter(|p| p.begun.is_none()) else { return };
-        let world = &self.world;
+        let (world, site) = (&self.world, &self.site);
         let kind = if pending.kind == LayerKind::Point { Kind::Cut } else { Kind::Pass };
         let members: Vec<Member> =
             pending.members.iter().map(|m| Member { volume: self.vol(m.volume).shim.clone(), also: m.extra.clone() }).collect();
@@ -327,12 +344,12 @@ impl Source {
         // In the grace of the one before, or with its claims not given back: again after the next poll.
         let Ok(epoch) = begun else { return };
         let volumes: BTreeSet<usize> = pending.members.iter().filter_map(|m| world.volume_of(m.volume)).collect();
-        world.say(|| format!("switch: epoch {epoch} frozen as {kind:?} of {volumes:?}"));
+        self.say(|| format!("switch: epoch {epoch} frozen as {kind:?} of {volumes:?}"));
         let members = if kind == Kind::Cut { volumes } else { BTreeSet::new() };
-        let mut oracle = world.oracle.borrow_mut();
+        let mut oracle = site.oracle.borrow_mut();
         let attach = oracle.attach();
         oracle.switched(Cut { attach, epoch: epoch.0, at_ns, members });
-        pending.begun = Some((epoch, EpochInfo { boot: world.boot.get(), mono_before_ns, mono_after_ns, wall_ms }));
+        pending.begun = Some((epoch, EpochInfo { boot: site.boot.get(), mono_before_ns, mono_after_ns, wall_ms }));
     }
 
     /// A cut overflows from nowhere, as if the pool had been exhausted by somebody else.
@@ -340,7 +357,7 @@ impl Source {
         let epoch = EpochId(self.switcher.borrow().epoch().0.saturating_sub(1));
         let mut switcher = self.switcher.borrow_mut();
         if switcher.is_cut(epoch) {
-            self.world.say(|| format!("epoch {epoch} is demoted from outside"));
+            self.say(|| format!("epoch {epoch} is demoted from outside"));
             switcher.demote(epoch);
             drop(switcher);
             self.push(Event::Demoted { epoch, why: DemoteCause::SideBuffer });
@@ -353,7 +370,7 @@ impl Source {
         loop {
             steps.until(|| self.world.now_us.get() >= next && self.inbox.borrow().len() < 4).await;
             let mono_ns = self.world.mono_ns();
-            let time = CutTime { boot: self.world.boot.get(), mono_ns, wall_ms: self.world.wall_ms() };
+            let time = CutTime { boot: self.site.boot.get(), mono_ns, wall_ms: self.world.wall_ms() };
             let mut volumes = Vec::new();
             for vol in &self.volumes {
                 steps.pause().await;
@@ -383,9 +400,9 @@ impl Source {
                     wanted && self.world.net.borrow().up && self.world.now_us.get() >= not_before
                 })
                 .await;
-            let conn = self.world.net.borrow_mut().connect(&mut self.world.rng.borrow_mut());
+            let conn = self.world.net.borrow_mut().connect(self.site.no, &mut self.world.rng.borrow_mut());
             if let Some(conn) = conn {
-                self.world.say(|| format!("connection {}", conn.0));
+                self.say(|| format!("connection {}", conn.0));
                 self.conn.set(Some(conn));
                 self.push(Event::Connected { connection: conn.0 });
             }
@@ -425,7 +442,7 @@ impl Source {
             header.seq += 1;
             header.encode()
         };
-        self.world.say(|| {
+        self.say(|| {
             let h = vol.header.borrow();
             format!(
                 "v{} header {:?} seq {} term {:?} position {:?}",
@@ -436,11 +453,16 @@ impl Source {
                 h.position.map(|p| p.slot.0)
             )
         });
-        let op = self.world.maps[vol.index].borrow_mut().write(IntentLayout::header_offset(slot).0, block.0.to_vec(), 0);
-        let mut ok = self.world.map(vol.index, op).await == Done::Ok;
-        let op = self.world.maps[vol.index].borrow_mut().flush();
-        ok &= self.world.map(vol.index, op).await == Done::Ok;
+        let op = self.site.maps[vol.index].borrow_mut().write(IntentLayout::header_offset(slot).0, block.0.to_vec(), 0);
+        let mut ok = self.site.map(&self.world, vol.index, op).await == Done::Ok;
+        let op = self.site.maps[vol.index].borrow_mut().flush();
+        ok &= self.site.map(&self.world, vol.index, op).await == Done::Ok;
         vol.header_slot.set(Some(slot));
+        if ok {
+            let (header, mut start) = (vol.header.borrow(), self.site.start.borrow_mut());
+            let start = &mut start[vol.index];
+            (start.confirmed, start.position) = (header.term, header.position);
+        }
         vol.header_busy.set(false);
         ok
     }
@@ -469,7 +491,7 @@ impl Source {
             }
             let cooling = vol.cooler.borrow_mut().begin(&mut batch.iter().copied());
             if cooling > 0 {
-                self.world.say(|| format!("v{v} cooling {:?}", batch.iter().map(|b| b.0.0).collect::<Vec<_>>()));
+                self.say(|| format!("v{v} cooling {:?}", batch.iter().map(|b| b.0.0).collect::<Vec<_>>()));
             }
             self.cool_batch(vol).await;
         }
@@ -513,7 +535,7 @@ impl Source {
         if !self.served.get() || self.stopping.replace(true) {
             return;
         }
-        self.world.say(|| "a planned stop begins".into());
+        self.say(|| "a planned stop begins".into());
         self.world.spawn(self.owner, "stop", self.clone().stops());
     }
 
@@ -531,7 +553,7 @@ impl Source {
             let done = self.flush_backing(vol.index).await;
             vol.shim.flush_end(flush, done == Done::Ok);
             if done != Done::Ok || vol.shim.flush_failures() > 0 {
-                self.world.say(|| format!("v{} stops without `clean`: a flush failed", vol.index));
+                self.say(|| format!("v{} stops without `clean`: a flush failed", vol.index));
                 self.record_flush_failure(vol).await;
                 continue;
             }
@@ -547,9 +569,9 @@ impl Source {
         set.union_with(&vol.shim.open_set());
         steps.until(|| !vol.header_busy.get()).await;
         let (map, header_seq) = (vol.header.borrow().map, vol.header.borrow().seq + 1);
-        self.world.say(|| format!("v{v} owes {} granules", set.granule_count(&self.world.names.geometry[v])));
+        self.say(|| format!("v{v} owes {} granules", set.granule_count(&self.world.names.geometry[v])));
         let owed = Owed { map, header_seq, set };
-        self.world.state_dir.borrow_mut()[v].owed = Some(owed.encode());
+        self.site.state_dir.borrow_mut()[v].owed = Some(owed.encode());
         steps.pause().await;
         self.write_header(vol, |h| h.state = HeaderState::Clean).await;
     }

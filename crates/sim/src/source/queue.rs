@@ -10,7 +10,8 @@ use farside_shim::{Failure, Io, IoResult, Op, ParkKey, Request, Step};
 
 use crate::disk::Done;
 use crate::host::{HostOp, Workload};
-use crate::world::{Piece, SECTOR};
+use crate::site::Piece;
+use crate::world::SECTOR;
 
 use super::{Source, Vol};
 
@@ -43,26 +44,26 @@ fn extent(first: usize, count: usize) -> ByteExtent {
 
 impl Source {
     pub(super) async fn request(self: Rc<Self>, v: usize, q: usize, tag: u64, op: HostOp) {
-        let world = self.world.clone();
+        let (world, site) = (self.world.clone(), self.site.clone());
         let vol = &self.volumes[v];
         let steps = world.steps();
         steps.pause().await;
         let shim_op = self.shim_op(vol, q, op);
         if let Some((first, count)) = op.changes() {
-            world.oracle.borrow_mut().issued(tag, v, first, count, world.now_us.get());
+            site.oracle.borrow_mut().issued(tag, v, first, count, world.now_us.get());
         }
-        let promised = world.acked_n.borrow()[v].clone();
+        let promised = site.acked_n.borrow()[v].clone();
         let fua = matches!(op, HostOp::Write { fua: true, .. } | HostOp::Zero { fua: true, .. });
         let flushes = &vol.flushes[q];
         flushes.set(flushes.get() + usize::from(fua || op == HostOp::Flush));
-        let failures_before = world.flush_failures.borrow()[v];
-        let disk_failures_before = world.disks[v].borrow().flush_failures();
-        let newest_before = world.disks[v].borrow().versions().0.to_vec();
-        world.say(|| format!("v{v}.{q} w{tag} {op:?}"));
+        let failures_before = site.flush_failures.borrow()[v];
+        let disk_failures_before = site.disks[v].borrow().flush_failures();
+        let newest_before = site.disks[v].borrow().versions().0.to_vec();
+        self.say(|| format!("v{v}.{q} w{tag} {op:?}"));
         let content = match op {
             HostOp::Write { first, count, .. } => Workload::content(tag, v, first, count),
             HostOp::Rewrite { first, count } => {
-                (first..first + count).flat_map(|s| world.disks[v].borrow().current(s).to_vec()).collect()
+                (first..first + count).flat_map(|s| site.disks[v].borrow().current(s).to_vec()).collect()
             }
             _ => Vec::new(),
         };
@@ -84,7 +85,7 @@ impl Source {
             self.note_mark(tag, epoch, op, &step, &mut story);
             match step {
                 Step::Park(key) => {
-                    world.say(|| format!("v{v}.{q} w{tag} parks: {key:?}"));
+                    self.say(|| format!("v{v}.{q} w{tag} parks: {key:?}"));
                     steps.until(|| vol.queue_bells[q].rung() != rung).await;
                 }
                 Step::Io(io) => {
@@ -103,7 +104,7 @@ impl Source {
                 }
             }
         };
-        world.say(|| format!("v{v}.{q} w{tag} done {result:?} {}", story.piece.map_or(String::new(), |e| format!("epoch {e}"))));
+        self.say(|| format!("v{v}.{q} w{tag} done {result:?} {}", story.piece.map_or(String::new(), |e| format!("epoch {e}"))));
         flushes.set(flushes.get() - usize::from(fua || op == HostOp::Flush));
         self.answered(v, q, tag, op, result, &story, &promised, failures_before, disk_failures_before, &newest_before);
         vol.requests.set(vol.requests.get() - 1);
@@ -133,7 +134,7 @@ impl Source {
         if past && op.changes().is_some() && story.piece.is_none() {
             story.piece = Some(epoch);
             story.first_epoch.get_or_insert(epoch);
-            let marked = self.world.oracle.borrow_mut().marked(tag, epoch);
+            let marked = self.site.oracle.borrow_mut().marked(tag, epoch);
             self.world.check(marked);
         }
     }
@@ -147,15 +148,15 @@ impl Source {
         content: &[u8],
         story: &mut Story,
     ) -> (Done, Option<Vec<u8>>) {
-        let world = &self.world;
+        let (world, site) = (&self.world, &self.site);
         match io {
             Io::Read(e) | Io::Save(e) => {
                 let saving = matches!(io, Io::Save(_));
                 if saving {
-                    world.say(|| format!("v{v} w{tag} saves {}+{}", e.offset, e.len));
+                    self.say(|| format!("v{v} w{tag} saves {}+{}", e.offset, e.len));
                 }
-                let id = world.disks[v].borrow_mut().read(e.offset.0, e.len as usize);
-                match world.backing(v, id).await {
+                let id = site.disks[v].borrow_mut().read(e.offset.0, e.len as usize);
+                match site.backing(world, v, id).await {
                     Done::Read(data) => (Done::Ok, saving.then_some(data)),
                     other => (other, None),
                 }
@@ -170,12 +171,12 @@ impl Source {
                     _ => vec![0; e.len as usize],
                 };
                 story.done.push((e.offset.0 as usize / SECTOR, e.len as usize / SECTOR));
-                world.say(|| {
+                self.say(|| {
                     format!("v{v} w{tag} to disk: sectors {}+{} epoch {epoch}", e.offset.0 as usize / SECTOR, data.len() / SECTOR)
                 });
-                let id = world.write_piece(Piece { volume: v, epoch, request: tag }, e.offset.0, data);
-                let done = world.backing(v, id).await;
-                world.oracle.borrow_mut().piece_done(tag);
+                let id = site.write_piece(world, Piece { volume: v, epoch, request: tag }, e.offset.0, data);
+                let done = site.backing(world, v, id).await;
+                site.oracle.borrow_mut().piece_done(tag);
                 (done, None)
             }
             Io::Flush => (self.flush_backing(v).await, None),
@@ -184,14 +185,14 @@ impl Source {
 
     /// A flush of the backing, by whomever.
     pub(super) async fn flush_backing(&self, v: usize) -> Done {
-        let world = &self.world;
-        let id = world.disks[v].borrow_mut().flush();
-        let done = world.backing(v, id).await;
+        let (world, site) = (&self.world, &self.site);
+        let id = site.disks[v].borrow_mut().flush();
+        let done = site.backing(world, v, id).await;
         if done == Done::Failed {
-            world.say(|| format!("v{v} a flush FAILED"));
-            world.flush_failures.borrow_mut()[v] += 1;
+            self.say(|| format!("v{v} a flush FAILED"));
+            site.flush_failures.borrow_mut()[v] += 1;
             // What was acknowledged and not durable is in doubt from now on, and every connection is to hear of it.
-            world.acked_n.borrow_mut()[v].fill(0);
+            site.acked_n.borrow_mut()[v].fill(0);
         }
         done
     }
@@ -209,12 +210,12 @@ impl Source {
         disk_failures_before: u64,
         newest_before: &[u64],
     ) {
-        let world = &self.world;
+        let (world, site) = (&self.world, &self.site);
         let now = world.now_us.get();
         if op.changes().is_some() {
-            world.oracle.borrow_mut().acked(tag, result.is_ok().then_some(story.first_epoch).flatten(), now);
+            site.oracle.borrow_mut().acked(tag, result.is_ok().then_some(story.first_epoch).flatten(), now);
         }
-        let landed = world.landed_n.borrow_mut().remove(&tag).unwrap_or_default();
+        let landed = site.landed_n.borrow_mut().remove(&tag).unwrap_or_default();
         let fua = matches!(op, HostOp::Write { fua: true, .. } | HostOp::Zero { fua: true, .. });
         if op == HostOp::Flush || fua {
             let told = &self.volumes[v].told[q];
@@ -226,17 +227,17 @@ impl Source {
                     ));
                 }
                 Ok(()) => {}
-                Err(_) => told.set(world.flush_failures.borrow()[v]),
+                Err(_) => told.set(site.flush_failures.borrow()[v]),
             }
         }
         if result.is_err() {
             return;
         }
-        let disk = world.disks[v].borrow();
+        let disk = site.disks[v].borrow();
         // A flush that overlapped a failed one may say success; the next one on this connection then says the truth (T14).
         let failed_since = disk.has_bad_news()
             || disk.flush_failures() > disk_failures_before
-            || world.flush_failures.borrow()[v] > failures_before;
+            || site.flush_failures.borrow()[v] > failures_before;
         let (newest, durable) = disk.versions();
         let not_durable = (0..promised.len()).find(|&s| durable[s] < promised[s]);
         if let Some(s) = not_durable.filter(|_| op == HostOp::Flush && !failed_since) {
@@ -246,7 +247,7 @@ impl Source {
         if let Some((s, _)) = not_durable.filter(|_| fua && !failed_since) {
             world.fail(format!("w{tag}: FUA succeeded and sector {s} of v{v} is not durable"));
         }
-        let mut acked = world.acked_n.borrow_mut();
+        let mut acked = site.acked_n.borrow_mut();
         if !failed_since {
             for (s, n) in landed.into_iter().filter(|(s, n)| !disk.in_doubt(*s, *n)) {
                 acked[v][s] = acked[v][s].max(n);
@@ -256,7 +257,7 @@ impl Source {
             let (first, count) = op.changes().expect("it changes");
             let skipped = (first..first + count).filter(|s| !story.done.iter().any(|(f, n)| (*f..f + n).contains(s)));
             for s in skipped {
-                let busy = world.oracle.borrow().busy(v, s, tag);
+                let busy = site.oracle.borrow().busy(v, s, tag);
                 if !busy && newest[s] == newest_before[s] && disk.current(s) != [0; SECTOR] {
                     return world
                         .fail(format!("T8: w{tag} {op:?} was acknowledged without I/O, but sector {s} of v{v} is not zero"));

@@ -53,7 +53,7 @@ impl Source {
             let (bytes, summary, back) = part.writer.finish();
             encoder = Some(back);
             let Some((next, done, ended)) = read.ok().filter(|_| vol.job_no.get() == no) else {
-                self.world.say(|| format!("v{v} sender gives up part {}.{}.{}", job.key.term, job.key.seq, job.part));
+                self.say(|| format!("v{v} sender gives up part {}.{}.{}", job.key.term, job.key.seq, job.part));
                 continue;
             };
             vol.set_job(None);
@@ -64,7 +64,7 @@ impl Source {
                 stream.extend_from_slice(&bytes);
                 self.world.net.borrow_mut().send(To::Receiver, ConnId(job.connection), Load::Part(stream));
             }
-            self.world.say(|| {
+            self.say(|| {
                 format!(
                     "v{v} part {}.{}.{}: {} granules, sent {:?}, next region {next}, done {done}",
                     job.key.term,
@@ -141,7 +141,7 @@ impl Source {
                 Next::End => break,
                 Next::Wait => steps.until(|| vol.sender_bell.rung() != rung || gone()).await,
                 Next::Held(held) => {
-                    self.world.say(|| {
+                    self.say(|| {
                         format!("v{} takes granules {}+{} from the side buffer", vol.index, held.run.start, held.run.count)
                     });
                     self.note(&mut found, held.run, held.data.as_deref(), &geometry);
@@ -213,8 +213,8 @@ impl Source {
     async fn read_bytes(&self, vol: &Vol, run: GranuleRun) -> Option<Vec<u8>> {
         let bytes = self.world.names.geometry[vol.index].bytes_of(run);
         debug_assert!(bytes.len.is_multiple_of(SECTOR as u64));
-        let op = self.world.disks[vol.index].borrow_mut().read(bytes.offset.0, bytes.len as usize);
-        match self.world.backing(vol.index, op).await {
+        let op = self.site.disks[vol.index].borrow_mut().read(bytes.offset.0, bytes.len as usize);
+        match self.site.backing(&self.world, vol.index, op).await {
             Done::Read(data) => Some(data),
             _ => None,
         }

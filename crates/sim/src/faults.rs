@@ -1,0 +1,260 @@
+//! What goes wrong, and what operators do: each fault of the plan, carried out.
+
+use std::collections::BTreeMap;
+
+use farside_region::Slot;
+
+use crate::history::Tips;
+use crate::judge::Judge;
+use crate::net::ConnId;
+use crate::plan::Fault;
+use crate::receiver;
+use crate::run::Run;
+use crate::site::{Site, Snapshot, VolumeState};
+use crate::source;
+use crate::store::MemoryStore;
+use crate::world::SegmentKey;
+
+/// Everything that a rollback of the host brings back, or a clone is made of.
+pub(crate) struct HostSnapshot {
+    site: Snapshot,
+    tips: Tips,
+}
+
+/// Everything that a rollback of the store brings back, what the judge knew included.
+pub(crate) struct StoreSnapshot {
+    store: MemoryStore<SegmentKey>,
+    landing: BTreeMap<SegmentKey, Vec<u8>>,
+    pinned: BTreeMap<Slot, Slot>,
+    judge: Judge,
+}
+
+impl Run {
+    /// A site's process ends, whatever it was at.
+    pub(crate) fn source_ends(&mut self, no: usize, how: &str) {
+        let world = self.world.clone();
+        world.say(|| format!("source {}{how}", if no == 0 { String::new() } else { format!("of clone {no} ") }));
+        if let Some(source) = self.sources[no].take() {
+            source.die();
+        }
+        let alive = world.net.borrow().alive(no);
+        if let Some(conn) = alive {
+            self.reset(conn, how);
+        }
+        world.site(no).all_disks().for_each(|disk| disk.borrow_mut().orphan());
+    }
+
+    /// A site, without a process, loses its power.
+    pub(crate) fn power_cut(&mut self, no: usize) {
+        let world = &self.world;
+        world.say(|| "power cut".into());
+        let site = world.site(no);
+        site.all_disks().for_each(|disk| disk.borrow_mut().power_cut(&mut world.rng.borrow_mut()));
+        source::rebooted(world, &site);
+    }
+
+    fn reset(&mut self, conn: ConnId, why: &str) {
+        let world = &self.world;
+        world.say(|| format!("reset of connection {} ({why})", conn.0));
+        world.net.borrow_mut().reset(conn, &mut world.rng.borrow_mut());
+        self.sources.iter().flatten().for_each(|source| source.on_reset(conn));
+    }
+
+    /// The receiver's process ends.
+    pub(crate) fn receiver_ends(&mut self, power: bool) {
+        let world = self.world.clone();
+        world.say(|| format!("receiver {}", if power { "loses power" } else { "is killed" }));
+        if let Some(receiver) = self.receiver.take() {
+            receiver.die();
+        }
+        receiver::crashed(&world, power);
+        let alive = world.net.borrow().all_alive();
+        alive.into_iter().for_each(|conn| self.reset(conn, "the receiver is gone"));
+        world.net.borrow_mut().forget_receiver();
+    }
+
+    /// Something goes wrong, or an operator does something: what the plan's weights say.
+    pub(crate) fn fault(&mut self) {
+        let world = self.world.clone();
+        let weights: Vec<f64> = world.plan.faults.iter().map(|f| f.1).collect();
+        let Some(i) = world.rng.borrow_mut().weighted(&weights) else { return };
+        let fault = world.plan.faults[i].0;
+        let mut no = 0;
+        if self.sources.len() > 1 {
+            no = world.rng.borrow_mut().below(self.sources.len());
+        }
+        let volume = world.rng.borrow_mut().below(world.volumes());
+        match fault {
+            Fault::Crash if self.sources[no].is_some() => self.source_ends(no, "is killed"),
+            Fault::Power => {
+                self.source_ends(no, "loses power");
+                self.power_cut(no);
+            }
+            Fault::Stop | Fault::Demote | Fault::Pause | Fault::Resync => {
+                if let Some(source) = &self.sources[no] {
+                    source.meddle(fault, volume);
+                }
+            }
+            Fault::Reset => self.reset_alive("network"),
+            Fault::Partition => {
+                self.reset_alive("partition");
+                world.net.borrow_mut().up = false;
+                self.partition_until = world.now_us.get() + world.rng.borrow_mut().range(1_000, 200_000);
+            }
+            Fault::ReceiverCrash | Fault::ReceiverPower if self.receiver.is_some() => {
+                self.receiver_ends(fault == Fault::ReceiverPower);
+            }
+            Fault::ReadError | Fault::WriteError | Fault::FlushError => self.disk_fault(&world.site(no), fault, volume),
+            Fault::Rollback => self.rollback(no),
+            Fault::Clone => self.clone_comes_or_goes(),
+            Fault::Reinstall if world.chance(0.3) => self.reinstall(no),
+            Fault::StoreRollback if self.receiver.is_some() => self.store_rollback(),
+            Fault::Pin => {
+                if let Some(receiver) = &self.receiver {
+                    receiver.pin_something();
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn reset_alive(&mut self, why: &str) {
+        let alive = self.world.net.borrow().all_alive();
+        alive.into_iter().for_each(|conn| self.reset(conn, why));
+    }
+
+    fn disk_fault(&self, site: &Site, fault: Fault, volume: usize) {
+        let world = &self.world;
+        let mut disk = site.disks[volume].borrow_mut();
+        match fault {
+            Fault::ReadError => {
+                let sector = world.rng.borrow_mut().below(disk.sectors());
+                disk.spoil(sector);
+                world.say(|| format!("v{volume} sector {sector} cannot be read"));
+            }
+            Fault::WriteError => {
+                if disk.fail_a_write(&mut world.rng.borrow_mut()) {
+                    world.say(|| format!("v{volume} a write in flight will fail"));
+                }
+            }
+            _ => {
+                disk.fail_flush();
+                world.say(|| format!("v{volume} the next flush will fail"));
+            }
+        }
+    }
+
+    fn take_host_snapshot(&mut self) {
+        let world = self.world.clone();
+        if self.host_snapshots.len() < 3 {
+            world.say(|| "snapshot of the host".into());
+            let home = world.home();
+            self.host_snapshots.push(HostSnapshot { site: home.snapshot(), tips: self.judge.tips(&world, &home) });
+        }
+    }
+
+    fn rollback(&mut self, no: usize) {
+        let world = self.world.clone();
+        if self.host_snapshots.is_empty() || world.chance(0.5) {
+            return self.take_host_snapshot();
+        }
+        world.met("rollback of a machine");
+        self.source_ends(no, "is ROLLED BACK");
+        let at = world.rng.borrow_mut().below(self.host_snapshots.len());
+        let snapshot = &self.host_snapshots[at];
+        let site = world.site(no);
+        site.restore(&snapshot.site);
+        self.judge_new_life(no, self.host_snapshots[at].tips.clone());
+        source::rebooted(&world, &site);
+    }
+
+    fn judge_new_life(&mut self, no: usize, tips: Tips) {
+        let (world, site) = (self.world.clone(), self.world.site(no));
+        site.life.set(world.new_life());
+        self.judge.begin_life(&site, tips);
+        (0..world.volumes()).for_each(|v| site.taint(v, world.step.get()));
+    }
+
+    /// A copy of the machine starts beside it, or is switched off, or put away for good.
+    fn clone_comes_or_goes(&mut self) {
+        let world = self.world.clone();
+        let alive: Vec<usize> = (1..self.exists.len()).filter(|no| self.exists[*no]).collect();
+        if let Some(&no) = alive.first() {
+            // It takes a while until two get into each other's way.
+            match world.dice(30) {
+                0 => {}
+                1 => {
+                    self.source_ends(no, "is switched off");
+                    self.power_cut(no);
+                    return;
+                }
+                _ => return,
+            }
+            self.clone_is_destroyed(no);
+            return;
+        }
+        if self.host_snapshots.is_empty() || world.chance(0.6) {
+            self.take_host_snapshot();
+        }
+        let at = world.rng.borrow_mut().below(self.host_snapshots.len());
+        let site = world.add_clone(&self.host_snapshots[at].site);
+        world.met("clone");
+        world.say(|| format!("clone {} STARTS, of snapshot {at}", site.no));
+        self.sources.push(None);
+        self.exists.push(true);
+        self.judge_new_life(site.no, self.host_snapshots[at].tips.clone());
+    }
+
+    /// A clone is gone for ever.
+    pub(crate) fn clone_is_destroyed(&mut self, no: usize) {
+        if std::mem::replace(&mut self.exists[no], false) {
+            self.source_ends(no, "is put away");
+            self.power_cut(no);
+        }
+    }
+
+    fn reinstall(&mut self, no: usize) {
+        let world = self.world.clone();
+        world.met("reinstallation");
+        self.source_ends(no, "is REINSTALLED: no map, no header");
+        let site = world.site(no);
+        for volume in 0..world.volumes() {
+            let image = site.disks[volume].borrow().image();
+            site.disks[volume].borrow_mut().restore(&image);
+            let bytes = site.maps[volume].borrow().image().len();
+            site.maps[volume].borrow_mut().restore(&vec![0; bytes]);
+            site.state_dir.borrow_mut()[volume] = VolumeState::default();
+        }
+        source::format(&world, &site);
+        self.judge_new_life(no, vec![None; world.volumes()]);
+        source::rebooted(&world, &site);
+    }
+
+    fn store_rollback(&mut self) {
+        let world = self.world.clone();
+        if self.store_snapshots.is_empty() || world.chance(0.5) {
+            if self.store_snapshots.len() < 3 {
+                world.say(|| "snapshot of the store".into());
+                self.store_snapshots.push(StoreSnapshot {
+                    store: world.store.borrow().snapshot(),
+                    landing: world.landing.borrow().clone(),
+                    pinned: world.pinned.borrow().clone(),
+                    judge: self.judge.clone(),
+                });
+            }
+            return;
+        }
+        world.met("rollback of the store");
+        self.receiver_ends(true);
+        let at = world.rng.borrow_mut().below(self.store_snapshots.len());
+        self.store_snapshots.truncate(at + 1);
+        let snapshot = &self.store_snapshots[at];
+        world.say(|| format!("the STORE IS ROLLED BACK to {} records", snapshot.store.ledger().len()));
+        world.store.replace(snapshot.store.snapshot());
+        world.landing.replace(snapshot.landing.clone());
+        world.pinned.replace(snapshot.pinned.clone());
+        world.unpacked.borrow_mut().clear();
+        self.judge.go_back(&snapshot.judge);
+        world.taint_all();
+    }
+}

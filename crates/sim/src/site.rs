@@ -1,0 +1,193 @@
+//! One protected machine: its disks, its intent maps, its state directory, and what is true of them. The first site of a
+//! world is the original; others are clones of it, which live beside it with disks of their own and speak to the same receiver.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+
+use farside_region::{BootId, LedgerPosition, RegionSet, Term};
+
+use crate::disk::{Disk, Done, OpId};
+use crate::history::ClaimFacts;
+use crate::oracle::{Oracle, Value};
+use crate::rng::Rng;
+use crate::world::{SECTOR, World};
+
+/// What a disk write of the host belongs to.
+#[derive(Clone, Copy, Debug)]
+pub struct Piece {
+    /// Which volume.
+    pub volume: usize,
+    /// The epoch it was marked in.
+    pub epoch: u64,
+    /// The request's tag.
+    pub request: u64,
+}
+
+/// What the state directory holds of one volume. Written whole and durably, or not at all.
+#[derive(Clone, Debug, Default)]
+pub struct VolumeState {
+    /// The masks of a clean stop.
+    pub owed: Option<Vec<u8>>,
+    /// Tracking was lost.
+    pub tracking_lost: bool,
+    /// A person paused it.
+    pub paused: bool,
+}
+
+/// What the present process of a source found on the disks, and what its header says since.
+#[derive(Clone, Debug, Default)]
+pub struct Start {
+    /// The header's confirmed term.
+    pub confirmed: Option<Term>,
+    /// The header's ledger position; kept as the header is written.
+    pub position: Option<LedgerPosition>,
+    /// Regions whose bit was set.
+    pub inherited: RegionSet,
+}
+
+/// Everything that a snapshot of the machine holds.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    disks: Vec<Vec<u8>>,
+    maps: Vec<Vec<u8>>,
+    state: Vec<VolumeState>,
+}
+
+/// See the head of the file.
+#[derive(Debug)]
+pub struct Site {
+    /// Its number; 0 is the original.
+    pub no: usize,
+    /// The backing of each volume.
+    pub disks: Vec<RefCell<Disk>>,
+    /// The intent map of each volume, header included.
+    pub maps: Vec<RefCell<Disk>>,
+    /// What is true.
+    pub oracle: RefCell<Oracle>,
+    pieces: RefCell<BTreeMap<u64, Piece>>,
+    /// Per request and sector, the number of the version that it landed.
+    pub landed_n: RefCell<BTreeMap<u64, BTreeMap<usize, u64>>>,
+    /// Per volume and sector, the newest version that was acknowledged and may be relied on after a flush.
+    pub acked_n: RefCell<Vec<Vec<u64>>>,
+    /// Per volume, flushes of the backing that failed in this life of the source.
+    pub flush_failures: RefCell<Vec<u64>>,
+    /// What the source keeps beside its intent maps.
+    pub state_dir: RefCell<Vec<VolumeState>>,
+    /// The kernel's boot.
+    pub boot: Cell<BootId>,
+    /// The process of the newest attach lives.
+    pub source_alive: Cell<bool>,
+    /// Volumes of which somebody else's layers, or another ledger, may stand between published and disk, and whose position was
+    /// not checked since: L2 does not speak of them. With the step at which that came about.
+    pub tainted: RefCell<Vec<Option<u64>>>,
+    /// Volumes that a person accepted, until a layer follows.
+    pub accepted: RefCell<Vec<bool>>,
+    /// Which history of the machine this is: a rollback or a reinstallation begins another.
+    pub life: Cell<u64>,
+    /// What the present process found.
+    pub start: RefCell<Vec<Start>>,
+    /// The claim that was asked for last, per volume.
+    pub claiming: RefCell<Vec<ClaimFacts>>,
+    /// The step at which the present process began.
+    pub attached_at: Cell<u64>,
+}
+
+impl Site {
+    /// A machine of zeroes.
+    pub fn new(no: usize, life: u64, sectors: &[usize], map_bytes: usize, boot: BootId) -> Self {
+        Self {
+            no,
+            disks: sectors.iter().map(|n| RefCell::new(Disk::new(n * SECTOR, SECTOR, SECTOR))).collect(),
+            maps: sectors.iter().map(|_| RefCell::new(Disk::new(map_bytes, 4096, 16))).collect(),
+            oracle: RefCell::new(Oracle::new(sectors)),
+            pieces: RefCell::default(),
+            landed_n: RefCell::default(),
+            acked_n: RefCell::new(sectors.iter().map(|n| vec![0; *n]).collect()),
+            flush_failures: RefCell::new(vec![0; sectors.len()]),
+            state_dir: RefCell::new(vec![VolumeState::default(); sectors.len()]),
+            boot: Cell::new(boot),
+            source_alive: Cell::new(false),
+            tainted: RefCell::new(vec![None; sectors.len()]),
+            accepted: RefCell::new(vec![false; sectors.len()]),
+            life: Cell::new(life),
+            start: RefCell::new(vec![Start::default(); sectors.len()]),
+            claiming: RefCell::new(vec![ClaimFacts::default(); sectors.len()]),
+            attached_at: Cell::new(0),
+        }
+    }
+
+    /// All its disks: backings, then intent maps.
+    pub fn all_disks(&self) -> impl Iterator<Item = &RefCell<Disk>> {
+        self.disks.iter().chain(&self.maps)
+    }
+
+    /// The machine as it is now.
+    pub fn snapshot(&self) -> Snapshot {
+        let images = |disks: &[RefCell<Disk>]| disks.iter().map(|d| d.borrow().image()).collect();
+        let state = self.state_dir.borrow().clone();
+        Snapshot { disks: images(&self.disks), maps: images(&self.maps), state }
+    }
+
+    /// Becomes what it was then.
+    pub fn restore(&self, snapshot: &Snapshot) {
+        let images = snapshot.disks.iter().chain(&snapshot.maps);
+        for (disk, image) in self.all_disks().zip(images) {
+            disk.borrow_mut().restore(image);
+        }
+        self.state_dir.borrow_mut().clone_from(&snapshot.state);
+    }
+
+    /// A host write's piece goes to the backing.
+    pub fn write_piece(&self, world: &World, piece: Piece, offset: u64, data: Vec<u8>) -> OpId {
+        let tag = world.tag();
+        let volume = piece.volume;
+        self.pieces.borrow_mut().insert(tag, piece);
+        self.disks[volume].borrow_mut().write(offset, data, tag)
+    }
+
+    /// Lets an operation of one of its disks go on, and tells the truth about what landed. False when all are idle.
+    pub fn advance_disk(&self, rng: &mut Rng, now_us: u64) -> bool {
+        let busy: Vec<usize> = self.all_disks().enumerate().filter(|(_, d)| !d.borrow().quiet()).map(|(i, _)| i).collect();
+        if busy.is_empty() {
+            return false;
+        }
+        let i = rng.pick(&busy);
+        let mut disk = if i < self.disks.len() { &self.disks[i] } else { &self.maps[i - self.disks.len()] }.borrow_mut();
+        let op = rng.pick(&disk.in_flight());
+        let whole = rng.chance(0.7);
+        let landed = disk.advance(op, whole, rng);
+        drop(disk);
+        if i < self.disks.len() {
+            let pieces = self.pieces.borrow();
+            let mut oracle = self.oracle.borrow_mut();
+            for sector in landed {
+                let piece = pieces[&sector.tag];
+                let value: Value = sector.value.try_into().expect("a sector");
+                self.landed_n.borrow_mut().entry(piece.request).or_default().insert(sector.sector, sector.n);
+                oracle.landed(piece.volume, sector.sector, value, piece.epoch, now_us);
+            }
+        }
+        true
+    }
+
+    /// Something was put back, or somebody else published: until the position rule has spoken, no bit can be judged.
+    pub fn taint(&self, volume: usize, step: u64) {
+        self.tainted.borrow_mut()[volume] = Some(step);
+    }
+
+    /// What a disk holds, sector by sector.
+    pub fn image(&self, volume: usize) -> Vec<Value> {
+        let disk = self.disks[volume].borrow();
+        (0..disk.sectors()).map(|s| disk.current(s).try_into().expect("a sector")).collect()
+    }
+
+    /// Waits for an operation of a volume's backing.
+    pub async fn backing(&self, world: &World, volume: usize, op: OpId) -> Done {
+        world.steps().get(|| self.disks[volume].borrow_mut().take(op)).await
+    }
+
+    /// Waits for an operation of a volume's intent map.
+    pub async fn map(&self, world: &World, volume: usize, op: OpId) -> Done {
+        world.steps().get(|| self.maps[volume].borrow_mut().take(op)).await
+    }
+}
