@@ -92,7 +92,7 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Volume(VolumeCommand),
 
-    /// List recovery points, or show one.
+    /// List recovery points, show, pin, unpin or verify one.
     #[command(subcommand)]
     Point(PointCommand),
 
@@ -291,6 +291,62 @@ pub(crate) enum PointCommand {
         #[arg(long, value_name = "URL")]
         store: Option<String>,
     },
+    /// Keep a recovery point until it is unpinned, whatever the group's retention says.
+    ///
+    /// A point may have several pins; it is kept while one is left. Pinning again with the same reason changes nothing. Pins
+    /// are in the store's ledger, so they outlive the gateway; they are made there, through farside-receiver.
+    #[command(after_long_help = "\
+Examples:
+  farside point pin 42-9f3c2a1b --reason \"before the upgrade\"
+  farside point pin latest --of db")]
+    Pin {
+        /// The point: an id, `latest`, an RFC 3339 time (the newest not later) or an age such as -5m (the newest so old).
+        #[arg(value_name = "POINT", allow_hyphen_values = true)]
+        point: PointRef,
+        /// The volume or group it is a point of; needed unless the point is a whole id.
+        #[arg(long, value_name = "VOLUME|GROUP")]
+        of: Option<Address>,
+        /// Why, for whoever wonders later; at most 1024 bytes.
+        #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+        reason: String,
+    },
+    /// Withdraw all pins of a recovery point; from then on it goes when the group's retention lets it go.
+    ///
+    /// A point without pins stays as it is. This asks farside-receiver, on the gateway.
+    #[command(after_long_help = "Example:\n  farside point unpin 42-9f3c2a1b")]
+    Unpin {
+        /// The point: an id, `latest`, an RFC 3339 time (the newest not later) or an age such as -5m (the newest so old).
+        #[arg(value_name = "POINT", allow_hyphen_values = true)]
+        point: PointRef,
+        /// The volume or group it is a point of; needed unless the point is a whole id.
+        #[arg(long, value_name = "VOLUME|GROUP")]
+        of: Option<Address>,
+    },
+    /// Read everything that a recovery point needs and check every granule of it; write nothing.
+    ///
+    /// Each granule is held against the digest that was computed where the source read it, as in a restore. The receiver
+    /// does the work while it runs, one point at a time; interrupting this command ends it within a minute. With --store no
+    /// daemon is needed, and none is disturbed: any machine that can read the store will do.
+    #[command(after_long_help = "\
+Damage is named by volume, point and region (4 MiB), with the file of the store that is to blame; the
+command then exits with 6. What the source itself could not read is no damage: it is listed, and a
+restore of the point wants --allow-degraded.
+
+Examples:
+  farside point verify latest --of db                   every volume of the newest point
+  farside point verify 42-9f3c2a1b --of web1/db/log     one of its volumes
+  farside point verify -1h --of data --store /srv/farside")]
+    Verify {
+        /// The point: an id, `latest`, an RFC 3339 time (the newest not later) or an age such as -5m (the newest so old).
+        #[arg(value_name = "POINT", allow_hyphen_values = true)]
+        point: PointRef,
+        /// The volume or group it is a point of; needed unless the point is a whole id. A volume: only that one is read.
+        #[arg(long, value_name = "VOLUME|GROUP")]
+        of: Option<Address>,
+        /// Read this store instead of asking farside-receiver: a directory, or file:///DIRECTORY.
+        #[arg(long, value_name = "URL")]
+        store: Option<String>,
+    },
 }
 
 /// `farside restore`.
@@ -305,8 +361,18 @@ comes in a later version.
 POINT is an id, `latest`, an RFC 3339 time (the newest point not later than it) or an age such as
 -5m (the newest point at least that old, by this machine's clock).
 
+--resume goes on after a restore that was killed, or brings an older copy of the volume to another
+point: what the target holds is compared with the digests of the point, and only what differs is
+written, in place. Nothing else is remembered or trusted, so any target will do; what it holds is
+lost where it differs. The first 4 MiB are taken away before anything is written and come back last:
+until the command has succeeded the target does not look like the volume.
+
+A degraded point holds runs that the source could not read. It is refused without --allow-degraded;
+with it these runs become zeroes and are listed, each with its place (all of them with --json).
+
 Examples:
   farside restore data --point latest --to /var/tmp/data.img
+  farside restore data --point latest --to /dev/vg/data --resume
   farside restore web1/data --point -5m --store /srv/farside --to /dev/vg/scratch
   farside restore data --point 2026-03-01T12:00:00Z --to /dev/vg/data --force")]
 pub(crate) struct RestoreArgs {
@@ -322,8 +388,11 @@ pub(crate) struct RestoreArgs {
     #[arg(long, value_name = "FILE|DEVICE")]
     pub(crate) to: PathBuf,
     /// Overwrite a target that is not empty.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "resume")]
     pub(crate) force: bool,
+    /// Write only where the target differs from the point, in place; also after an attempt that was killed.
+    #[arg(long)]
+    pub(crate) resume: bool,
     /// Restore a point in which some runs could not be read at the source; they become zeroes.
     #[arg(long)]
     pub(crate) allow_degraded: bool,
@@ -339,6 +408,35 @@ pub(crate) enum StoreCommand {
     Check {
         /// The store: a directory, or file:///DIRECTORY.
         url: String,
+    },
+    /// Give up a ledger record that cannot be used any more, so that its group goes on.
+    ///
+    /// A group whose ledger holds a torn record takes nothing, prunes nothing and sweeps nothing, and its points after the
+    /// record cannot be seen. If a copy of the store has the file, put that back instead: nothing is lost then. This command
+    /// is for when there is none: it puts a void record beside the torn one, which stays where it is.
+    #[command(after_long_help = "\
+It first says, by name, which records it would void and what was published by them, and asks. A
+record in which only one bit has flipped is mended, not voided: the digest in the record after it
+tells when it is right again. Points before the torn record are not touched. The source then finds
+that the store lost what it saw published (TargetRewound) and waits for
+`farside volume resync NAME --accept target-rewound`, which compares and sends what differs.
+
+Stop farside-receiver first; it holds the store's lock. Exits with 0 when every ledger is whole.
+
+Examples:
+  systemctl stop farside-receiver
+  farside store repair /srv/farside
+  farside store repair /srv/farside --group web1/db --yes
+  systemctl start farside-receiver")]
+    Repair {
+        /// The store: a directory, or file:///DIRECTORY.
+        url: String,
+        /// Only this group.
+        #[arg(long, value_name = "SOURCE/GROUP")]
+        group: Option<Address>,
+        /// Do not ask.
+        #[arg(long, short)]
+        yes: bool,
     },
 }
 

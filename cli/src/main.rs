@@ -83,8 +83,16 @@ async fn ask(cli: Cli) -> Result<(), Failure> {
         Command::Point(PointCommand::Show { point, of, store }) => {
             point::show(&cli.global, &hosts, point, of.as_ref(), store.as_deref()).await
         }
+        Command::Point(PointCommand::Pin { point, of, reason }) => {
+            point::pin(&cli.global, &hosts, point, of.as_ref(), reason).await
+        }
+        Command::Point(PointCommand::Unpin { point, of }) => point::unpin(&cli.global, &hosts, point, of.as_ref()).await,
+        Command::Point(PointCommand::Verify { point, of, store }) => {
+            point::verify(&cli.global, &hosts, point, of.as_ref(), store.as_deref()).await
+        }
         Command::Restore(args) => restore::run(&cli.global, &hosts, &args).await,
         Command::Store(StoreCommand::Check { url }) => store::check(&cli.global, &url),
+        Command::Store(StoreCommand::Repair { url, group, yes }) => store::repair(&cli.global, &url, group.as_ref(), yes),
         Command::Daemon { .. } | Command::Receiver { .. } | Command::Demo(_) => unreachable!("ran before there was a runtime"),
     }
 }

@@ -1,13 +1,25 @@
-//! `farside point …`: what can be restored.
+//! `farside point …`: what can be restored, what is kept, and whether it is sound.
 
+use std::time::Duration;
+
+use farside_control::client::Daemon;
 use farside_control::routes::PointsQuery;
-use farside_control::{Address, Point, PointRef, select_point};
+use farside_control::{
+    Address, Client, PinRequest, Point, PointRef, Verification, VerificationState, VerifiedVolume, select_point,
+};
+use farside_store::StoreError;
 
 use crate::args::Global;
 use crate::failure::{Exit, Failure};
 use crate::hosts::Hosts;
 use crate::print::{self, Table};
+use crate::progress::Progress;
 use crate::store;
+
+/// How often the receiver is asked how far a verification is.
+const ASK_AGAIN: Duration = Duration::from_millis(250);
+/// Runs and regions that are printed; JSON has them all.
+const SHOWN_MAX: usize = 20;
 
 /// Lists points, newest first.
 pub(crate) async fn list(
@@ -57,10 +69,7 @@ pub(crate) async fn show(
     of: Option<&Address>,
     url: Option<&str>,
 ) -> Result<(), Failure> {
-    if of.is_none() && !matches!(wanted, PointRef::Id { tag: Some(_), .. }) {
-        let message = format!("`{wanted}` is a point of which volume or group?");
-        return Err(Failure::new(Exit::Usage, message, "say it with --of NAME, or give a whole id such as 42-9f3c2a1b"));
-    }
+    say_of_what(wanted, of)?;
     let point = match url {
         Some(url) => {
             let points = store::points(url, of)?;
@@ -72,6 +81,206 @@ pub(crate) async fn show(
         }
     };
     if global.json { print::json(&point) } else { print::out(&text(&point)) }
+}
+
+/// `farside point pin`.
+pub(crate) async fn pin(
+    global: &Global,
+    hosts: &Hosts,
+    wanted: PointRef,
+    of: Option<&Address>,
+    reason: String,
+) -> Result<(), Failure> {
+    say_of_what(wanted, of)?;
+    let client = gateway(hosts).await?;
+    let query = PointsQuery { of: of.map(Address::to_string), limit: None };
+    let point = client.point_pin(&wanted.to_string(), &query, &PinRequest { reason }).await?;
+    if global.json {
+        return print::json(&point);
+    }
+    print::out(&format!(
+        "point {} of {}/{}, cut {}, is kept until `farside point unpin {}`\n",
+        point.id,
+        point.source,
+        point.group,
+        print::time(point.cut_wall),
+        point.id
+    ))
+}
+
+/// `farside point unpin`.
+pub(crate) async fn unpin(global: &Global, hosts: &Hosts, wanted: PointRef, of: Option<&Address>) -> Result<(), Failure> {
+    say_of_what(wanted, of)?;
+    let client = gateway(hosts).await?;
+    let query = PointsQuery { of: of.map(Address::to_string), limit: None };
+    let point = client.point_unpin(&wanted.to_string(), &query).await?;
+    if global.json {
+        return print::json(&point);
+    }
+    print::out(&format!("point {} of {}/{} has no pins: retention decides\n", point.id, point.source, point.group))
+}
+
+/// `farside point verify`.
+pub(crate) async fn verify(
+    global: &Global,
+    hosts: &Hosts,
+    wanted: PointRef,
+    of: Option<&Address>,
+    url: Option<&str>,
+) -> Result<(), Failure> {
+    say_of_what(wanted, of)?;
+    let progress = Progress::new(global.json);
+    let verified = match url {
+        Some(url) => verify_here(url, wanted, of, &progress)?,
+        None => verify_there(&gateway(hosts).await?, wanted, of, &progress).await?,
+    };
+    progress.finish();
+    if global.json {
+        print::json(&verified)?;
+    } else {
+        print::out(&verified_text(&verified))?;
+    }
+    match &verified.state {
+        VerificationState::Done if verified.is_sound() => Ok(()),
+        VerificationState::Done => {
+            let regions: u64 = verified.volumes.iter().map(|v| v.damaged_regions).sum();
+            let message = format!("point {} is damaged: {regions} regions cannot be restored", verified.point.id);
+            let what_to_do = "take another point, or put the named files back from a copy of the store; `farside volume resync` on the source sends its newest content again";
+            Err(Failure::new(Exit::Damaged, message, what_to_do))
+        }
+        VerificationState::Failed { message } => Err(Failure::new(Exit::Failed, message, "see `farside status` on the gateway")),
+        _ => Err(Failure::new(Exit::Failed, "the verification was stopped before it was done", "start it again")),
+    }
+}
+
+/// The receiver does it; we ask how far it is.
+async fn verify_there(
+    client: &Client,
+    wanted: PointRef,
+    of: Option<&Address>,
+    progress: &Progress,
+) -> Result<Verification, Failure> {
+    let query = PointsQuery { of: of.map(Address::to_string), limit: None };
+    let begun = client.point_verify(&wanted.to_string(), &query).await?;
+    loop {
+        let now = client.verification().await?;
+        if now.id != begun.id {
+            let message = format!("point {} is no longer being verified: the receiver was restarted", begun.point.id);
+            return Err(Failure::new(Exit::Failed, message, "start it again"));
+        }
+        if now.state != VerificationState::Running {
+            return Ok(now);
+        }
+        progress.set(now.done_bytes, now.total_bytes);
+        tokio::time::sleep(ASK_AGAIN).await;
+    }
+}
+
+/// Without a daemon.
+fn verify_here(url: &str, wanted: PointRef, of: Option<&Address>, progress: &Progress) -> Result<Verification, Failure> {
+    let points = store::points(url, of)?;
+    let mut groups: Vec<String> =
+        points.iter().filter(|p| fits(p, wanted)).map(|p| format!("{}/{}", p.source, p.group)).collect();
+    groups.sort();
+    groups.dedup();
+    if groups.len() > 1 {
+        let message = format!("`{wanted}` may be a point of {}", groups.join(", "));
+        return Err(Failure::new(Exit::Usage, message, "say of which volume or group, with --of"));
+    }
+    let point = select_point(&points, wanted, jiff::Timestamp::now()).cloned().ok_or_else(|| no_such_point(wanted, of))?;
+    let only = of.filter(|a| !a.is_group(&point.source, &point.group)).map(Address::name);
+    let reader = store::open(&store::path_of(url)?)?;
+    let names = reader.groups()?.into_iter().find(|n| n.source.as_str() == point.source && n.group.as_str() == point.group);
+    let group = reader.group(&names.ok_or_else(|| no_such_point(wanted, of))?)?;
+    let members: Vec<&str> = point.members.iter().map(|m| m.volume.as_str()).collect();
+    let total_bytes = point.members.iter().filter(|m| only.is_none_or(|only| m.volume == only)).map(|m| m.bytes).sum();
+    let threads = std::thread::available_parallelism().map_or(2, |n| n.get()).clamp(2, 8);
+    let mut volumes: Vec<VerifiedVolume> = Vec::new();
+    let slot = farside_region::Slot(point.id.slot);
+    let heard = |bytes| {
+        progress.set(bytes, total_bytes);
+        true
+    };
+    let ended: Result<(), StoreError> =
+        farside_receiver::verify_members(&group, slot, &members, only, threads, &heard, |volume| volumes.push(volume));
+    ended?;
+    Ok(Verification { id: 0, point, state: VerificationState::Done, done_bytes: total_bytes, total_bytes, volumes })
+}
+
+/// Whether a point is named by its id; other ways to name one choose among those of one group only.
+fn fits(point: &Point, wanted: PointRef) -> bool {
+    match wanted {
+        PointRef::Id { slot, tag } => point.id.slot == slot && tag.is_none_or(|tag| tag == point.id.tag),
+        _ => true,
+    }
+}
+
+fn verified_text(verified: &Verification) -> String {
+    let point = &verified.point;
+    let mut text = String::new();
+    for volume in &verified.volumes {
+        for damage in volume.damage.iter().take(SHOWN_MAX) {
+            let file = if damage.segment.is_empty() { String::new() } else { format!("segment {}: ", damage.segment) };
+            text.push_str(&format!(
+                "✗ volume {}, point {}, region {} (at {}): {file}{}\n",
+                volume.volume,
+                point.id,
+                damage.region,
+                print::bytes(damage.offset_bytes),
+                damage.message
+            ));
+        }
+        let more = volume.damaged_regions.saturating_sub(volume.damage.len().min(SHOWN_MAX) as u64);
+        if more > 0 {
+            text.push_str(&format!("✗ volume {}, point {}: {more} more regions\n", volume.volume, point.id));
+        }
+        if volume.unreadable_bytes > 0 {
+            let runs = volume.unreadable.iter().map(|r| (r.offset_bytes, r.bytes));
+            text.push_str(&unreadable_text(&volume.volume, runs, volume.unreadable_bytes));
+        }
+        let verdict = if volume.damaged_regions == 0 { "every granule has its digest" } else { "damaged" };
+        text.push_str(&format!(
+            "volume {} in point {}: {} of content in {}: {verdict}\n",
+            volume.volume,
+            point.id,
+            print::bytes(volume.data_bytes),
+            print::bytes(volume.bytes)
+        ));
+    }
+    text
+}
+
+/// The runs that a source could not read, each with its place, as far as a screen has room.
+pub(crate) fn unreadable_text(volume: &str, runs: impl ExactSizeIterator<Item = (u64, u64)>, bytes: u64) -> String {
+    let count = runs.len();
+    let mut text = format!("! volume {volume}: {} could not be read at the source:\n", print::bytes(bytes));
+    for (offset, len) in runs.take(SHOWN_MAX) {
+        text.push_str(&format!("    bytes {offset} to {} ({})\n", offset + len - 1, print::bytes(len)));
+    }
+    if count > SHOWN_MAX {
+        text.push_str(&format!("    and {} more runs: --json lists them\n", count - SHOWN_MAX));
+    }
+    text
+}
+
+/// The receiver: what is asked of it cannot be had from farsided.
+async fn gateway(hosts: &Hosts) -> Result<Client, Failure> {
+    let client = hosts.gateway().await?;
+    if client.daemon() == Daemon::Receiver {
+        return Ok(client);
+    }
+    let message = "points are pinned and verified on the gateway, where the store is";
+    let what_to_do = "run this there; or, to verify, name a store that this machine can read: --store /srv/farside";
+    Err(Failure::new(Exit::Refused, message, what_to_do))
+}
+
+/// A point that is not named by a whole id is one of something.
+fn say_of_what(wanted: PointRef, of: Option<&Address>) -> Result<(), Failure> {
+    if of.is_some() || matches!(wanted, PointRef::Id { tag: Some(_), .. }) {
+        return Ok(());
+    }
+    let message = format!("`{wanted}` is a point of which volume or group?");
+    Err(Failure::new(Exit::Usage, message, "say it with --of NAME, or give a whole id such as 42-9f3c2a1b"))
 }
 
 /// What to say where nothing fits.
@@ -121,9 +330,13 @@ fn text(point: &Point) -> String {
         ]);
     }
     text.push_str(&table.to_string());
+    for pin in &point.pins {
+        let reason = if pin.reason.is_empty() { "no reason given" } else { &pin.reason };
+        text.push_str(&format!("\npinned: {reason}\n"));
+    }
     if point.degraded {
         text.push_str(
-            "\n! some runs could not be read at the source\n    → restore it with --allow-degraded: they become zeroes\n",
+            "\n! some runs could not be read at the source\n    → restore it with --allow-degraded: they become zeroes, and are listed\n",
         );
     }
     text

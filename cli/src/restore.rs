@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use farside_control::client::Daemon;
-use farside_control::{Address, Point, PointRef, select_point};
+use farside_control::{Address, Point, PointRef, Run, select_point};
 use farside_daemon::config::{Config, ConfigError};
-use farside_store::{FileTarget, RestoreOptions, check_restorable, restore_to};
+use farside_store::{Existing, FileTarget, RestoreOptions, check_restorable, restore_to, unreadable_runs};
 use serde::Serialize;
 
 use crate::args::{Global, RestoreArgs};
@@ -24,10 +24,10 @@ use crate::{point, print, store};
 const SOURCE_CONFIGURATION: &str = "/etc/farside/farsided.toml";
 
 /// What a person allows.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Options {
-    /// The target's content may be lost.
-    pub(crate) force: bool,
+    /// What becomes of the target's content.
+    pub(crate) existing: Existing,
     /// What the source could not read may become zeroes.
     pub(crate) allow_degraded: bool,
 }
@@ -43,8 +43,14 @@ pub(crate) struct Restored {
     pub(crate) volume_bytes: u64,
     /// Of it, what was written: the rest is zeroes.
     pub(crate) data_bytes: u64,
+    /// Of it, what a resumed restore found right and left alone.
+    pub(crate) kept_bytes: u64,
     /// Of it, what the source could not read; zeroes now.
     pub(crate) unreadable_bytes: u64,
+    /// Where that is.
+    pub(crate) unreadable: Vec<Run>,
+    /// What is there now.
+    pub(crate) unreadable_filled_with: &'static str,
     /// How long it took.
     pub(crate) took_ms: u64,
 }
@@ -55,7 +61,12 @@ pub(crate) async fn run(global: &Global, hosts: &Hosts, args: &RestoreArgs) -> R
         Some(url) => store::path_of(url)?,
         None => gateway_store(hosts).await?,
     };
-    let options = Options { force: args.force, allow_degraded: args.allow_degraded };
+    let existing = match (args.resume, args.force) {
+        (true, _) => Existing::Resume,
+        (false, true) => Existing::Replace,
+        (false, false) => Existing::Keep,
+    };
+    let options = Options { existing, allow_degraded: args.allow_degraded };
     let progress = Progress::new(global.json);
     let restored = restore(&path, &args.volume, args.point, &args.to, options, &|done, total| progress.set(done, total))?;
     progress.finish();
@@ -72,8 +83,13 @@ pub(crate) async fn run(global: &Global, hosts: &Hosts, args: &RestoreArgs) -> R
         print::bytes(restored.volume_bytes),
         print::duration_ms(restored.took_ms),
     );
+    if args.resume {
+        text.push_str(&format!("{} were right already and left alone\n", print::bytes(restored.kept_bytes)));
+    }
     if restored.unreadable_bytes > 0 {
-        text.push_str(&format!("! {} could not be read at the source and are zeroes\n", print::bytes(restored.unreadable_bytes)));
+        let runs = restored.unreadable.iter().map(|run| (run.offset_bytes, run.bytes));
+        text.push_str(&point::unreadable_text(args.volume.name(), runs, restored.unreadable_bytes));
+        text.push_str("  they are zeroes now\n");
     }
     print::out(&text)
 }
@@ -117,7 +133,8 @@ pub(crate) fn restore(
     let total = point_reader.geometry().volume_bytes();
     let settings = RestoreOptions { allow_degraded: options.allow_degraded, ..RestoreOptions::default() };
     check_restorable(&point_reader, &settings)?;
-    let target = FileTarget::open(to, volume.name(), total, options.force)?;
+    let target = FileTarget::open(to, volume.name(), total, options.existing)?;
+    let settings = RestoreOptions { resume: target.is_resumed(), ..settings };
     let report = restore_to(&point_reader, &target, &settings, &|done| {
         progress(done, total);
         true
@@ -128,7 +145,10 @@ pub(crate) fn restore(
         to: to.to_owned(),
         volume_bytes: total,
         data_bytes: report.data_bytes,
+        kept_bytes: report.kept_bytes,
         unreadable_bytes: report.unreadable_bytes,
+        unreadable: unreadable_runs(&point_reader).iter().map(|r| Run { offset_bytes: r.offset.0, bytes: r.len }).collect(),
+        unreadable_filled_with: "zeroes",
         took_ms: u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
     })
 }

@@ -1,10 +1,12 @@
-//! Stores without a daemon: the points of a store for `--store`, and `farside store check`.
+//! Stores without a daemon: the points of a store for `--store`, `farside store check` and `farside store repair`.
 
+use std::io::{BufRead as _, IsTerminal as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use farside_control::{Address, Point};
 use farside_region::VolumeId;
-use farside_store::{CheckReport, Finding, GroupReader, Severity, StoreError, StoreReader};
+use farside_store::{CheckReport, Finding, GroupReader, GroupStore, Repair, Severity, Store, StoreError, StoreReader};
 use serde::Serialize;
 
 use crate::args::Global;
@@ -42,7 +44,8 @@ impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
         let exit = match &error {
             StoreError::NoSuchGroup { .. } | StoreError::NoSuchVolume { .. } | StoreError::NoSuchPoint { .. } => Exit::NotFound,
-            StoreError::TargetBusy { .. }
+            StoreError::Locked { .. }
+            | StoreError::TargetBusy { .. }
             | StoreError::TargetNotEmpty { .. }
             | StoreError::NotNamed { .. }
             | StoreError::TargetTooSmall { .. }
@@ -53,6 +56,7 @@ impl From<StoreError> for Failure {
             _ => Exit::Failed,
         };
         let what_to_do = match &error {
+            StoreError::Locked { .. } => "stop farside-receiver, and start it again afterwards",
             StoreError::NotNamed { .. } => "rename it yourself, or restore elsewhere",
             StoreError::TargetNotEmpty { .. } => "say --force to overwrite it",
             StoreError::Degraded { .. } => "say --allow-degraded to have zeroes there, or take another point",
@@ -149,6 +153,130 @@ pub(crate) fn check(global: &Global, url: &str) -> Result<(), Failure> {
     let what_to_do =
         "restore what you need from points that are not named; the source heals its newest content by itself when it compares";
     Err(Failure::new(Exit::Damaged, format!("the store at {} is damaged: {errors} findings", path.display()), what_to_do))
+}
+
+/// What `farside store repair` did.
+#[derive(Debug, Serialize)]
+struct Repaired {
+    group: String,
+    /// The slot whose record was mended, if one was.
+    mended: Option<u64>,
+    /// The slots that were voided.
+    voided: Vec<u64>,
+    /// Those of them that were recovery points.
+    points: Vec<u64>,
+}
+
+/// `farside store repair`: mends or voids records that cannot be used, group by group, each after asking.
+pub(crate) fn repair(global: &Global, url: &str, only: Option<&Address>, yes: bool) -> Result<(), Failure> {
+    let path = path_of(url)?;
+    open(&path)?;
+    refuse_another_owner(&path)?;
+    let store = Store::open(&path)?;
+    let (mut done, mut found) = (Vec::new(), false);
+    for names in store.groups()? {
+        if only.is_some_and(|only| !only.is_group(names.source.as_str(), names.group.as_str())) {
+            continue;
+        }
+        found = true;
+        let mut group = store.group(&names.source, &names.group)?;
+        while let Some(plan) = group.repair_plan().map_err(unreadable)? {
+            if !yes && !agreed(global, &group, &plan)? {
+                let message = format!("the ledger of {names} stays as it is");
+                return Err(Failure::new(Exit::Refused, message, "put the file back from a copy of the store, if there is one"));
+            }
+            group.repair_torn().map_err(unreadable)?;
+            done.push(Repaired::new(names.to_string(), &plan));
+        }
+    }
+    if let Some(only) = only.filter(|_| !found) {
+        return Err(Failure::new(Exit::NotFound, format!("the store has no group {only}"), "say it as SOURCE/GROUP"));
+    }
+    if global.json {
+        return print::json(&done);
+    }
+    if done.is_empty() {
+        return print::out("every ledger is whole: nothing to repair\n");
+    }
+    print::out(&done.iter().map(Repaired::text).collect::<String>())
+}
+
+/// The files that a repair makes must be the receiver's.
+fn refuse_another_owner(path: &Path) -> Result<(), Failure> {
+    let owner = std::fs::metadata(path).map(|meta| meta.uid());
+    let owner = owner.map_err(|e| Failure::from_error(Exit::Failed, &e, "name the directory of a store"))?;
+    if nix::unistd::geteuid().as_raw() == owner {
+        return Ok(());
+    }
+    let message = format!("{} belongs to user {owner}: files made by another could not be read by the receiver", path.display());
+    Err(Failure::new(Exit::Refused, message, format!("run it as that user: sudo -u '#{owner}' farside store repair …")))
+}
+
+fn unreadable(error: StoreError) -> Failure {
+    let what_to_do = match &error {
+        StoreError::Unreadable { .. } => "or, if there is none, remove the file, and repair again: it is given up then",
+        _ => "",
+    };
+    let failure = Failure::from(error);
+    if what_to_do.is_empty() { failure } else { Failure { what_to_do: what_to_do.to_owned(), ..failure } }
+}
+
+/// Says what would be done and asks.
+fn agreed(global: &Global, group: &GroupStore, plan: &Repair) -> Result<bool, Failure> {
+    if global.json || !std::io::stdin().is_terminal() {
+        let message = format!("repairing the ledger of {} must be agreed to", group.names());
+        return Err(Failure::new(Exit::Refused, message, "run it on a terminal, or say --yes"));
+    }
+    eprintln!("{}", plan_text(&group.names().to_string(), plan));
+    eprint!("Go on? [y/N] ");
+    let mut answer = String::new();
+    std::io::stdin().lock().read_line(&mut answer).map_err(|e| Failure::from_error(Exit::Failed, &e, "say --yes"))?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}
+
+/// What would be done, for a person who decides.
+fn plan_text(group: &str, plan: &Repair) -> String {
+    match plan {
+        Repair::Mend { slot, file } => {
+            format!("{group}: one bit of the record in slot {slot} ({file}) is wrong. It is put right; nothing is lost.")
+        }
+        Repair::Void { first, last, says } => {
+            let mut text = format!("{group}: the ledger cannot be used from slot {first} on. These records are given up:\n");
+            for record in says {
+                text.push_str(&format!("  slot {} ({}) {}\n", record.slot, record.file, record.text));
+            }
+            let points = says.iter().filter(|r| r.is_point).count();
+            text.push_str(&format!(
+                "{points} recovery points in slots {first} to {last} cannot be restored any more; points before slot {first} stay.\n\
+                 The source will say TargetRewound until `farside volume resync NAME --accept target-rewound`.\n\
+                 If a copy of the store has the file of slot {first}, put that back instead."
+            ));
+            text
+        }
+    }
+}
+
+impl Repaired {
+    fn new(group: String, plan: &Repair) -> Self {
+        match plan {
+            Repair::Mend { slot, .. } => Self { group, mended: Some(slot.0), voided: Vec::new(), points: Vec::new() },
+            Repair::Void { says, .. } => Self {
+                group,
+                mended: None,
+                voided: says.iter().map(|r| r.slot.0).collect(),
+                points: says.iter().filter(|r| r.is_point).map(|r| r.slot.0).collect(),
+            },
+        }
+    }
+
+    fn text(&self) -> String {
+        let group = &self.group;
+        if let Some(slot) = self.mended {
+            return format!("{group}: the record in slot {slot} is what it was; nothing is lost\n");
+        }
+        let (first, last) = (self.voided.first().unwrap_or(&0), self.voided.last().unwrap_or(&0));
+        format!("{group}: slots {first} to {last} are void, {} points with them; the ledger goes on\n", self.points.len())
+    }
 }
 
 /// A [`CheckReport`] for scripts.

@@ -11,12 +11,16 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use farside_control::receiver::{ReceiverStatus, Token, TokenRequest};
 use farside_control::routes::{self, PointsQuery};
-use farside_control::{Address, ApiError, ErrorCode, POINTS_LISTED_MAX, Point, PointRef, REQUEST_BYTES_MAX, select_point};
+use farside_control::{
+    Address, ApiError, ErrorCode, PIN_REASON_BYTES_MAX, POINTS_LISTED_MAX, PinRequest, Point, PointRef, REQUEST_BYTES_MAX,
+    Verification, select_point,
+};
 use farside_store::GroupNames;
 use farside_transport::BookError;
 use jiff::Timestamp;
 use tokio::net::UnixListener;
 
+use crate::group::{GroupHandle, PinChange};
 use crate::process::Receiver;
 use crate::status;
 
@@ -30,6 +34,9 @@ pub(crate) async fn serve(receiver: Arc<Receiver>, listener: UnixListener) {
         .route(routes::STATUS, get(status))
         .route(routes::POINTS, get(points))
         .route(routes::POINT, get(point))
+        .route(routes::POINT_PIN, post(pin).delete(unpin))
+        .route(routes::POINT_VERIFY, post(verify))
+        .route(routes::VERIFICATION, get(verification).delete(verification_stop))
         .route(routes::TOKENS, post(token))
         .fallback(async || Failed(ApiError::new(ErrorCode::NotFound, "no such path", "the versions may differ")))
         .layer(DefaultBodyLimit::max(REQUEST_BYTES_MAX))
@@ -80,9 +87,72 @@ async fn point(
     Path(wanted): Path<String>,
     query: Result<Query<PointsQuery>, QueryRejection>,
 ) -> Answer<Point> {
+    Ok(Json(find_point(&receiver, &wanted, &query.map_err(bad_request)?.0).await?))
+}
+
+async fn pin(
+    State(receiver): Here,
+    Path(wanted): Path<String>,
+    query: Result<Query<PointsQuery>, QueryRejection>,
+    request: Result<Json<PinRequest>, JsonRejection>,
+) -> Answer<Point> {
+    let Json(PinRequest { reason }) = request.map_err(bad_request)?;
+    if reason.len() > PIN_REASON_BYTES_MAX {
+        let text = format!("a reason has at most {PIN_REASON_BYTES_MAX} bytes; this one has {}", reason.len());
+        return Err(ApiError::new(ErrorCode::BadRequest, text, "say it shorter").into());
+    }
+    change_pin(&receiver, &wanted, &query.map_err(bad_request)?.0, PinChange::Pin { reason }).await
+}
+
+async fn unpin(
+    State(receiver): Here,
+    Path(wanted): Path<String>,
+    query: Result<Query<PointsQuery>, QueryRejection>,
+) -> Answer<Point> {
+    change_pin(&receiver, &wanted, &query.map_err(bad_request)?.0, PinChange::Unpin).await
+}
+
+async fn change_pin(receiver: &Arc<Receiver>, wanted: &str, query: &PointsQuery, change: PinChange) -> Answer<Point> {
+    let point = find_point(receiver, wanted, query).await?;
+    let group = group_of(receiver, &point)?;
+    let info = group.pin(point.id, change).await?;
+    Ok(Json(status::point(group.names(), &info)))
+}
+
+async fn verify(
+    State(receiver): Here,
+    Path(wanted): Path<String>,
+    query: Result<Query<PointsQuery>, QueryRejection>,
+) -> Answer<Verification> {
     let Query(query) = query.map_err(bad_request)?;
+    let point = find_point(&receiver, &wanted, &query).await?;
+    let names = group_of(&receiver, &point)?.names().clone();
+    // A name that is the group's means all of it.
+    let address: Option<Address> = query.of.as_deref().map(str::parse).transpose().map_err(bad_request)?;
+    let volume = address.filter(|a| !a.is_group(&point.source, &point.group)).map(|a| a.name().to_owned());
+    Ok(Json(receiver.verifications.start(&receiver, &names, point, volume.as_deref())?))
+}
+
+async fn verification(State(receiver): Here) -> Answer<Verification> {
+    Ok(Json(receiver.verifications.show()?))
+}
+
+async fn verification_stop(State(receiver): Here) -> Answer<Verification> {
+    Ok(Json(receiver.verifications.stop()?))
+}
+
+/// The group that a point is of.
+fn group_of(receiver: &Receiver, point: &Point) -> Result<GroupHandle, ApiError> {
+    let is_it =
+        |group: &GroupHandle| group.names().source.as_str() == point.source && group.names().group.as_str() == point.group;
+    let missing = || ApiError::not_found("group", &format!("{}/{}", point.source, point.group), "");
+    receiver.roster.all().into_iter().find(is_it).ok_or_else(missing)
+}
+
+/// The one point that is meant.
+async fn find_point(receiver: &Arc<Receiver>, wanted: &str, query: &PointsQuery) -> Result<Point, ApiError> {
     let wanted: PointRef = wanted.parse().map_err(bad_request)?;
-    let points = all_points(&receiver, query.of.as_deref()).await?;
+    let points = all_points(receiver, query.of.as_deref()).await?;
     let groups = |points: &[Point]| {
         let mut groups: Vec<_> = points.iter().map(|p| format!("{}/{}", p.source, p.group)).collect();
         groups.sort();
@@ -96,11 +166,10 @@ async fn point(
     let found_in = groups(&of_one);
     if found_in.len() > 1 {
         let message = format!("`{wanted}` may be a point of {}", found_in.join(", "));
-        return Err(ApiError::new(ErrorCode::BadRequest, message, "say of which volume or group").into());
+        return Err(ApiError::new(ErrorCode::BadRequest, message, "say of which volume or group"));
     }
     let found = select_point(&of_one, wanted, Timestamp::now()).cloned();
-    let missing = || ApiError::not_found("point", &wanted.to_string(), "`farside point list` shows those that are kept");
-    Ok(Json(found.ok_or_else(missing)?))
+    found.ok_or_else(|| ApiError::not_found("point", &wanted.to_string(), "`farside point list` shows those that are kept"))
 }
 
 /// All points, of what is asked for.

@@ -15,8 +15,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use farside_ledger::{Body, LayerKind, PartEntry, Policy, group_id, volume_id};
-use farside_region::{LayerKey, VolumeId};
+use farside_control::{ApiError, ErrorCode, PointId};
+use farside_ledger::{Body, LayerKind, PartEntry, Pin, Policy, Unpin, Verdict, VoidReason, group_id, volume_id};
+use farside_region::{LayerKey, Slot, VolumeId};
 use farside_replication::target::{self, Action, AppendOutcome, Config, Event, LandedLayer, Report, SessionId, Target, Ticket};
 use farside_store::{GroupNames, GroupStore, PartLander, PointInfo, Remedy, StoreError};
 use farside_transport::{Backoff, CloseCode};
@@ -28,7 +29,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::door::{Session, refusal};
 use crate::process::Receiver;
-use crate::status::GroupView;
+use crate::status::{GroupView, way_out};
 use crate::vault::Generation;
 
 /// What may wait for a group. Those who tell it wait in turn.
@@ -39,8 +40,8 @@ const TICK: Duration = Duration::from_millis(500);
 const PRUNE_SHORT: Duration = Duration::from_secs(5);
 /// When a group that could not be opened or written is tried again: doubled each time, up to the second.
 const REOPEN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(16));
-/// How often a torn ledger is read again.
-const TORN_AGAIN: Duration = Duration::from_secs(30);
+/// When a torn ledger is read again: doubled each time, up to the second.
+const TORN_AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 /// Points in one answer over the wire.
 const PAGE_POINTS_MAX: usize = 500;
 /// The only shape of volumes over the wire.
@@ -48,6 +49,18 @@ const GRANULE_BYTES: u64 = 4 << 10;
 const REGION_GRANULES: u64 = 1 << 10;
 /// Layers whose beginning is remembered, for the lag.
 const BEGINNINGS_MAX: usize = 1024;
+
+/// Pins of one point; more are no use to anybody.
+const PINS_MAX: usize = 64;
+
+/// What a person wants of a point's pins.
+#[derive(Clone, Debug)]
+pub(crate) enum PinChange {
+    /// One more.
+    Pin { reason: String },
+    /// None.
+    Unpin,
+}
 
 /// What a group is told.
 #[derive(Debug)]
@@ -64,6 +77,8 @@ pub(crate) enum Mail {
     Part { session: SessionId, header: PartHeader, outcome: PartOutcome },
     /// The API wants the points, oldest first.
     Points { reply: oneshot::Sender<Result<Vec<PointInfo>, String>> },
+    /// The API wants a point pinned or not.
+    Pin { point: PointId, change: PinChange, reply: oneshot::Sender<Result<PointInfo, ApiError>> },
     /// The process stops.
     Stop,
 }
@@ -123,6 +138,15 @@ impl GroupHandle {
         answer.await.map_err(|_| stopped())?
     }
 
+    /// Changes the pins of a point; the point as it is then, once that is in the ledger.
+    pub(crate) async fn pin(&self, point: PointId, change: PinChange) -> Result<PointInfo, ApiError> {
+        let (reply, answer) = oneshot::channel();
+        let gone =
+            || ApiError::new(ErrorCode::Unavailable, "the group was closed meanwhile", "see `farside status`; then try again");
+        self.tell(Mail::Pin { point, change, reply }).await.map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?
+    }
+
     /// Asks it to stop. Blocking.
     pub(crate) fn stop(&self) {
         let _ = self.mail.blocking_send(Mail::Stop);
@@ -147,12 +171,16 @@ pub(crate) fn start(receiver: Arc<Receiver>, names: GroupNames) -> std::io::Resu
             events: VecDeque::new(),
             policy,
             policy_is_default: false,
-            prune: Prune { due: true, short: false, last: None, submitted: 0 },
+            prune: Prune { due: true, short: false, last: None },
+            submitted: 0,
+            pinning: BTreeMap::new(),
             beginnings: BTreeMap::new(),
             cut_seen: BTreeMap::new(),
             last_failure: String::new(),
             unwritable: None,
             reopen: Backoff::new(REOPEN.0, REOPEN.1),
+            torn_again: None,
+            torn_patience: Backoff::new(TORN_AGAIN.0, TORN_AGAIN.1),
         };
         group.run(mailbox);
     })?;
@@ -183,6 +211,10 @@ struct Group {
     /// Nobody said it: it holds for one opening of a group that was empty then.
     policy_is_default: bool,
     prune: Prune,
+    /// Numbers what is submitted.
+    submitted: u64,
+    /// Who waits for pins, by the last submission.
+    pinning: BTreeMap<u64, Pinning>,
     /// When a layer was announced, for the lag.
     beginnings: BTreeMap<LayerKey, Instant>,
     /// When the cut of the newest point of a volume was announced, as far as this process saw it.
@@ -192,6 +224,9 @@ struct Group {
     /// This group's files cannot be written, though the store may be well.
     unwritable: Option<String>,
     reopen: Backoff,
+    /// When a torn ledger is read again.
+    torn_again: Option<Instant>,
+    torn_patience: Backoff,
 }
 
 enum Place {
@@ -203,7 +238,6 @@ struct Here {
     store: GroupStore,
     target: Target,
     generation: Generation,
-    opened: Instant,
 }
 
 struct Prune {
@@ -211,7 +245,15 @@ struct Prune {
     /// The disk is too full for what this group may have under way.
     short: bool,
     last: Option<Instant>,
-    submitted: u64,
+}
+
+/// A change of a point's pins, on its way into the ledger.
+struct Pinning {
+    point: PointId,
+    /// Its records: the first of them.
+    first: u64,
+    trouble: Option<ApiError>,
+    reply: oneshot::Sender<Result<PointInfo, ApiError>>,
 }
 
 impl Group {
@@ -262,8 +304,79 @@ impl Group {
                 };
                 let _ = reply.send(answer);
             }
+            Mail::Pin { point, change, reply } => self.pin(point, change, reply),
             Mail::Stop => unreachable!("the loop ends with it"),
         }
+    }
+
+    /// Submits what makes the pins of a point so.
+    fn pin(&mut self, point: PointId, change: PinChange, reply: oneshot::Sender<Result<PointInfo, ApiError>>) {
+        let pins = match self.pinned(point) {
+            Ok(info) => info.pins,
+            Err(error) => return drop(reply.send(Err(error))),
+        };
+        let bodies: Vec<Body> = match change {
+            PinChange::Unpin => pins.into_iter().map(|(pin, _)| Body::Unpin(Unpin { pin })).collect(),
+            PinChange::Pin { reason } if pins.iter().any(|(_, known)| *known == reason) => Vec::new(),
+            PinChange::Pin { .. } if pins.len() >= PINS_MAX => {
+                let message = format!("point {point} has {PINS_MAX} pins, which is enough to keep it");
+                return drop(reply.send(Err(ApiError::new(
+                    ErrorCode::Conflict,
+                    message,
+                    "farside point unpin withdraws them all",
+                ))));
+            }
+            PinChange::Pin { reason } => vec![Body::Pin(Pin { point: Slot(point.slot), reason })],
+        };
+        if bodies.is_empty() {
+            return drop(reply.send(self.pinned(point)));
+        }
+        let first = self.submitted + 1;
+        bodies.into_iter().for_each(|body| self.submit(body));
+        self.pinning.insert(self.submitted, Pinning { point, first, trouble: None, reply });
+    }
+
+    /// A point of this group.
+    fn pinned(&self, point: PointId) -> Result<PointInfo, ApiError> {
+        let here = match &self.place {
+            Place::Here(here) => here,
+            Place::Away { words, .. } => {
+                return Err(ApiError::new(ErrorCode::Unavailable, words, "try again when the store answers again"));
+            }
+        };
+        let info = here.store.point(Slot(point.slot)).filter(|info| PointId::new(info.slot.0, &info.digest.0) == point);
+        info.ok_or_else(|| ApiError::not_found("point", &point.to_string(), "`farside point list` shows those that are kept"))
+    }
+
+    fn submit(&mut self, body: Body) {
+        self.submitted += 1;
+        self.events.push_back(Event::Submit { submission: self.submitted, body: Box::new(body) });
+    }
+
+    /// What was submitted has its verdict.
+    fn submitted(&mut self, submission: u64, outcome: AppendOutcome) {
+        let trouble = match outcome {
+            AppendOutcome::Judged { verdict: Verdict::Accepted | Verdict::Void(VoidReason::NoSuchPin(_)), .. } => None,
+            AppendOutcome::Judged { verdict: Verdict::Void(reason), .. } => Some((ErrorCode::Conflict, reason.to_string())),
+            AppendOutcome::Failed { text } | AppendOutcome::Unusable { text, .. } => Some((ErrorCode::Unavailable, text)),
+            AppendOutcome::Collided => unreachable!("a collision is retried"),
+        };
+        let Some((&last, pinning)) = self.pinning.range_mut(submission..).next().filter(|(_, p)| p.first <= submission) else {
+            if let Some((ErrorCode::Unavailable, text)) = trouble {
+                tracing::warn!(group = %self.names, %text, "nothing was pruned");
+                self.prune.due = true;
+            }
+            return;
+        };
+        if let Some((code, text)) = trouble {
+            pinning.trouble = Some(ApiError::new(code, text, "see `farside status` on this gateway"));
+        }
+        if submission < last {
+            return;
+        }
+        let done = self.pinning.remove(&last).expect("it was just found");
+        let answer = done.trouble.map_or_else(|| self.pinned(done.point), Err);
+        let _ = done.reply.send(answer);
     }
 
     fn message(&mut self, session: SessionId, message: Box<SourceMessage>) {
@@ -278,8 +391,12 @@ impl Group {
         };
         if let Some(torn) = here.store.torn() {
             let text = format!(
-                "the ledger of {} is torn in slot {} ({}: {}): bring the file back from a copy of the store",
-                self.names, torn.slot, torn.file, torn.why
+                "the ledger of {} is torn in slot {} ({}: {}); on the gateway: {}",
+                self.names,
+                torn.slot,
+                torn.file,
+                torn.why,
+                way_out(torn, self.receiver.vault.path())
             );
             return self.turn_away(&link, RefusalCode::LedgerTorn, &text);
         }
@@ -386,11 +503,16 @@ impl Group {
         match &mut self.place {
             Place::Here(here) if self.receiver.vault.generation() != Some(here.generation) => self.leave(),
             // Perhaps somebody brought the file back.
-            Place::Here(here) if here.store.torn().is_some() && here.opened.elapsed() >= TORN_AGAIN => {
-                let words = "the ledger is read again".to_owned();
-                self.place = Place::Away { words, retry_at: Instant::now() };
-                self.enter();
-            }
+            Place::Here(here) if here.store.torn().is_some() => match self.torn_again {
+                None => self.torn_again = Some(Instant::now() + self.torn_patience.next(0)),
+                Some(at) if Instant::now() >= at => {
+                    self.torn_again = None;
+                    // The target that comes knows none of the connections that stand.
+                    self.leave_with("the ledger is read again".to_owned(), Duration::ZERO);
+                    self.enter();
+                }
+                Some(_) => {}
+            },
             Place::Here(here) => {
                 if let Err(error) = here.store.space() {
                     self.store_error(&error);
@@ -445,7 +567,10 @@ impl Group {
                 let target = Target::new(config, store.state(), landed, &mut actions);
                 let head = store.state().head();
                 match store.torn() {
-                    None => tracing::info!(group = %self.names, ?head, points = store.points().len(), "the group is open"),
+                    None => {
+                        self.torn_patience.reset();
+                        tracing::info!(group = %self.names, ?head, points = store.state().points().len(), "the group is open");
+                    }
                     Some(torn) => tracing::error!(group = %self.names, slot = %torn.slot, why = torn.why, "the ledger is torn"),
                 }
                 // Points of which nobody here knows how many to keep, of a gateway that was reinstalled, say, are all kept until
@@ -458,7 +583,7 @@ impl Group {
                     self.policy = Some(self.receiver.policy_default());
                     self.policy_is_default = true;
                 }
-                self.place = Place::Here(Box::new(Here { store, target, generation, opened: Instant::now() }));
+                self.place = Place::Here(Box::new(Here { store, target, generation }));
                 self.prune.due = true;
                 self.act(actions);
                 self.look_at_disk();
@@ -471,11 +596,16 @@ impl Group {
         let delay = if self.unwritable.is_some() { self.reopen.next(0) } else { TICK };
         let words = self.unwritable.take().or_else(|| self.receiver.vault.current().err());
         let words = words.unwrap_or_else(|| "the store is being opened again".to_owned());
+        self.leave_with(words, delay);
+    }
+
+    fn leave_with(&mut self, words: String, delay: Duration) {
         for session in std::mem::take(&mut self.sessions).into_values() {
             session.send(&ReceiverMessage::Refusal(refusal(RefusalCode::Store, &words)));
             session.close(CloseCode::Refused, &words);
         }
         self.events.clear();
+        self.pinning.clear();
         self.receiver.space.forget(&self.names);
         self.place = Place::Away { words, retry_at: Instant::now() + delay };
     }
@@ -504,8 +634,7 @@ impl Group {
         self.prune.last = Some(Instant::now());
         let Some(policy) = &self.policy else { return };
         if let Some(body) = here.store.prune_plan(policy) {
-            self.prune.submitted += 1;
-            self.events.push_back(Event::Submit { submission: self.prune.submitted, body: Box::new(body) });
+            self.submit(body);
         }
     }
 
@@ -540,12 +669,7 @@ impl Group {
                 }
                 Action::CloseSession { session, why } => self.close_session(session, why),
                 Action::Append { ticket, body } => self.append(ticket, *body),
-                Action::Submitted { outcome, .. } => {
-                    if let AppendOutcome::Failed { text } | AppendOutcome::Unusable { text, .. } = outcome {
-                        tracing::warn!(group = %self.names, %text, "nothing was pruned");
-                        self.prune.due = true;
-                    }
-                }
+                Action::Submitted { submission, outcome } => self.submitted(submission, outcome),
                 Action::DropLayer { key } => self.drop_parts(key, 0),
                 Action::DropParts { key, from } => self.drop_parts(key, from),
                 Action::ReadDigests { session, id, volume, run } => self.digests(session, id, volume, run),
@@ -691,7 +815,7 @@ impl Group {
             Place::Away { words, .. } => view.away(words),
             Place::Here(here) => {
                 let lag = self.lag(here);
-                view.here(&here.store, &here.target, lag);
+                view.here(&here.store, self.receiver.vault.path(), &here.target, lag);
             }
         }
         self.view.store(Arc::new(view));

@@ -14,6 +14,7 @@
 //! | `landing` | one part's way from its stream into the store |
 //! | `group` | a group's thread: `Target` and `GroupStore` together |
 //! | `roster` | which groups there are |
+//! | `verify` | points being read in full, on request |
 //! | `status`, `api` | what is shown, and where |
 //!
 //! Invariant: whatever a source sends, memory and files stay within [`Limits`], and no source can hold up another's group.
@@ -28,7 +29,9 @@ mod roster;
 mod state_dir;
 mod status;
 mod vault;
+mod verify;
 
 pub use config::{Config, ConfigError, Limits, Retention};
 pub use process::{RunError, run};
 pub use status::point as point_of;
+pub use verify::verify_members;

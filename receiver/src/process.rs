@@ -22,6 +22,7 @@ use crate::landing::{LANDER_BYTES, Memory};
 use crate::roster::Roster;
 use crate::state_dir::{StateDir, StateError};
 use crate::vault::Vault;
+use crate::verify::Verifications;
 use crate::{api, door};
 
 /// How often a store that failed is tried again.
@@ -79,6 +80,7 @@ pub(crate) struct Receiver {
     pub(crate) memory: Memory,
     pub(crate) parts_per_connection: u32,
     pub(crate) space: Grants,
+    pub(crate) verifications: Verifications,
     pub(crate) runtime: tokio::runtime::Handle,
     pub(crate) started: Instant,
     stopping: AtomicBool,
@@ -244,6 +246,7 @@ async fn serve(config: Config, runtime: tokio::runtime::Handle) -> Result<(), Ru
         memory: Memory::new(landing_bytes),
         parts_per_connection,
         space: Grants::default(),
+        verifications: Verifications::default(),
         runtime,
         started: Instant::now(),
         stopping: AtomicBool::new(false),

@@ -1,14 +1,15 @@
 //! What is shown of the receiver, its groups and its points: the API's types made of ours.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use farside_control::receiver::{ReceiverGroup, ReceiverSource, ReceiverStatus, ReceiverVolume, StoreStatus};
 use farside_control::source::LastPoint;
-use farside_control::{Address, Point, PointId, PointMember, Reason, Severity};
+use farside_control::{Address, Point, PointId, PointMember, PointPin, Reason, Severity};
 use farside_ledger::group_id;
 use farside_replication::target::{self, Target};
-use farside_store::{GroupNames, GroupStore, PointInfo};
+use farside_store::{GroupNames, GroupStore, PointInfo, Torn};
 use jiff::Timestamp;
 
 use crate::process::Receiver;
@@ -39,7 +40,7 @@ impl GroupView {
     }
 
     /// The group is in use.
-    pub(crate) fn here(&mut self, store: &GroupStore, target: &Target, lag: Option<Duration>) {
+    pub(crate) fn here(&mut self, store: &GroupStore, store_path: &Path, target: &Target, lag: Option<Duration>) {
         let state = store.state();
         let group = &mut self.group;
         group.head_slot = state.head().map(|slot| slot.0);
@@ -65,7 +66,7 @@ impl GroupView {
         group.volumes.sort_by(|a, b| a.name.cmp(&b.name));
         if let Some(torn) = store.torn() {
             let message = format!("the ledger of {} is torn in slot {} ({}: {})", self.names, torn.slot, torn.file, torn.why);
-            let what = "points before it can be restored; bring the file back from a copy of the store";
+            let what = way_out(torn, store_path);
             group.reasons.push(Reason::new(Severity::Error, "ledger_torn", message, what));
         }
         if let Some(trouble) = target.trouble() {
@@ -87,6 +88,18 @@ impl GroupView {
         group.lag_ms = group.lag_ms.map(|lag| lag.saturating_add(since));
         group
     }
+}
+
+/// What a person does about a torn ledger.
+pub(crate) fn way_out(torn: &Torn, store: &Path) -> String {
+    if torn.newer {
+        return "points before it can be restored; install the newer version of farside that wrote it".to_owned();
+    }
+    format!(
+        "points before it can be restored; put the file back from a copy of the store, which is noticed within a minute; if \
+         there is none, stop farside-receiver and run: farside store repair {}",
+        store.display()
+    )
 }
 
 /// The whole receiver.
@@ -183,6 +196,7 @@ pub fn point(names: &GroupNames, point: &PointInfo) -> Point {
             })
             .collect(),
         pinned: !point.pins.is_empty(),
+        pins: point.pins.iter().map(|(slot, reason)| PointPin { slot: slot.0, reason: reason.clone() }).collect(),
         degraded: point.degraded,
     }
 }

@@ -20,7 +20,7 @@ use crate::routes::{self, PointsQuery};
 use crate::source::{
     Done, GroupSettings, GroupStatus, PairRequest, Paired, ResyncRequest, SourceStatus, VolumeAdd, VolumeStatus,
 };
-use crate::{ANSWER_BYTES_MAX, ApiError, ErrorCode, Point, RECEIVER_SOCKET, SOURCE_SOCKET};
+use crate::{ANSWER_BYTES_MAX, ApiError, ErrorCode, PinRequest, Point, RECEIVER_SOCKET, SOURCE_SOCKET, Verification};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -238,6 +238,31 @@ impl Client {
     /// One point; `point` is a [`PointRef`](crate::PointRef).
     pub async fn point(&self, point: &str, query: &PointsQuery) -> Result<Point, ClientError> {
         self.get(&routes::point(point, query)).await
+    }
+
+    /// Pins a point; the point as it is then.
+    pub async fn point_pin(&self, point: &str, query: &PointsQuery, request: &PinRequest) -> Result<Point, ClientError> {
+        self.send(Method::POST, &routes::point_pin(point, query), request).await
+    }
+
+    /// Withdraws all pins of a point; the point as it is then.
+    pub async fn point_unpin(&self, point: &str, query: &PointsQuery) -> Result<Point, ClientError> {
+        self.call(Method::DELETE, &routes::point_pin(point, query), Bytes::new()).await
+    }
+
+    /// Begins to verify a point.
+    pub async fn point_verify(&self, point: &str, query: &PointsQuery) -> Result<Verification, ClientError> {
+        self.call(Method::POST, &routes::point_verify(point, query), Bytes::new()).await
+    }
+
+    /// How far that is.
+    pub async fn verification(&self) -> Result<Verification, ClientError> {
+        self.get(routes::VERIFICATION).await
+    }
+
+    /// Stops it.
+    pub async fn verification_stop(&self) -> Result<Verification, ClientError> {
+        self.call(Method::DELETE, routes::VERIFICATION, Bytes::new()).await
     }
 
     /// A new pairing token.

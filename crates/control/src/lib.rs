@@ -12,10 +12,15 @@ mod point;
 pub mod receiver;
 pub mod routes;
 pub mod source;
+mod verification;
 
 pub use client::{Client, ClientError};
 pub use error::{ApiError, ErrorCode, Reason, Severity};
-pub use point::{Address, AddressError, Point, PointId, PointMember, PointRef, PointRefError, select_point};
+pub use point::{
+    Address, AddressError, PIN_REASON_BYTES_MAX, PinRequest, Point, PointId, PointMember, PointPin, PointRef, PointRefError,
+    select_point,
+};
+pub use verification::{DAMAGE_LISTED_MAX, Damage, Run, Verification, VerificationState, VerifiedVolume};
 
 /// Where `farsided` listens unless its configuration says otherwise.
 pub const SOURCE_SOCKET: &str = "/run/farside/farsided.sock";

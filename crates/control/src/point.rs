@@ -30,10 +30,34 @@ pub struct Point {
     /// Never pruned until unpinned.
     #[serde(default)]
     pub pinned: bool,
+    /// Why it is pinned, once per pin, as far as who is asked knows.
+    #[serde(default)]
+    pub pins: Vec<PointPin>,
     /// Some runs could not be read from the backing; a restore wants `--allow-degraded`.
     #[serde(default)]
     pub degraded: bool,
 }
+
+/// One pin of a point.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PointPin {
+    /// The slot of its record: the pin's name.
+    pub slot: u64,
+    /// What the person said.
+    #[serde(default)]
+    pub reason: String,
+}
+
+/// Body of [`POINT_PIN`](crate::routes::POINT_PIN).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PinRequest {
+    /// Why, for people; at most [`PIN_REASON_BYTES_MAX`] bytes.
+    pub reason: String,
+}
+
+/// The longest reason of a pin, in bytes.
+pub const PIN_REASON_BYTES_MAX: usize = 1024;
 
 /// A volume in a point.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -303,6 +327,7 @@ mod tests {
                 layer_bytes: None,
             }],
             pinned: false,
+            pins: Vec::new(),
             degraded: false,
         }
     }

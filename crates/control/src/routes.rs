@@ -36,6 +36,18 @@ pub const POINTS: &str = "/v1/points";
 /// is a [`PointRef`](crate::PointRef).
 pub const POINT: &str = "/v1/points/{point}";
 
+/// Receiver, `POST` [`PinRequest`](crate::PinRequest): never prune it. `DELETE`: withdraw all its pins. With
+/// [`PointsQuery`] like [`POINT`]; the [`Point`](crate::Point) as it is then.
+pub const POINT_PIN: &str = "/v1/points/{point}/pin";
+
+/// Receiver, `POST` with [`PointsQuery`] (`of` a volume: only that member): begins to read the whole point and to check
+/// every granule. [`Verification`](crate::Verification); one at a time.
+pub const POINT_VERIFY: &str = "/v1/points/{point}/verify";
+
+/// Receiver, `GET`: the newest [`Verification`](crate::Verification). It stops when nobody asks for it for a while.
+/// `DELETE`: stops it.
+pub const VERIFICATION: &str = "/v1/verification";
+
 /// Receiver, `POST` [`TokenRequest`](crate::receiver::TokenRequest): [`Token`](crate::receiver::Token).
 pub const TOKENS: &str = "/v1/tokens";
 
@@ -77,6 +89,16 @@ pub fn volume_resync(name: &str) -> String {
 /// [`POINTS`] with its query.
 pub fn points(query: &PointsQuery) -> String {
     with_query(POINTS.to_owned(), query)
+}
+
+/// [`POINT_PIN`] with its query.
+pub fn point_pin(point: &str, query: &PointsQuery) -> String {
+    with_query(fill(POINT_PIN, point), query)
+}
+
+/// [`POINT_VERIFY`] with its query.
+pub fn point_verify(point: &str, query: &PointsQuery) -> String {
+    with_query(fill(POINT_VERIFY, point), query)
 }
 
 /// [`POINT`] with its query.

@@ -10,7 +10,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 
 use crate::testkit::{Fill, TestVolume, name};
-use crate::{GroupStore, RESERVE_BYTES_MIN, Remedy, RestoreOptions, Store, StoreError, StoreReader, verify_point};
+use crate::{GroupStore, RESERVE_BYTES_MIN, Remedy, Store, StoreError, StoreReader, verify_point};
 
 const NONE: Option<&str> = None;
 
@@ -86,7 +86,8 @@ fn a_full_store_takes_nothing_still_prunes_and_resumes_by_itself() {
         assert_eq!(group.prune(&Policy { keep: 1, span_ms: 0 }).expect("a full store can prune"), 3);
         let point = group.points()[0].slot;
         let reader = group.point_reader(point, volume.id()).expect("reader");
-        verify_point(&reader, &RestoreOptions::default(), &|_| true).expect("the point is intact");
+        let found = verify_point(&reader, 2, 9, &|_| true).expect("read");
+        assert_eq!(found.damage, [], "the point is intact");
         drop(reader);
 
         fs::remove_file(junk).and_then(|()| fs::remove_file(junk_too)).expect("space comes back");
@@ -121,7 +122,7 @@ fn a_read_only_store_says_so_can_be_read_and_resumes_by_itself() {
         let store = StoreReader::open(&disk.join("store")).expect("a read-only store can be read");
         let group_reader = store.group(group.names()).expect("group");
         let reader = group_reader.point_reader(point, volume.id()).expect("reader");
-        verify_point(&reader, &RestoreOptions::default(), &|_| true).expect("intact");
+        assert_eq!(verify_point(&reader, 2, 9, &|_| true).expect("read").damage, [], "intact");
         assert_eq!(crate::check(&disk.join("store"), &|_| true).expect("check").worst(), None);
         nix::mount::umount2(&disk.join("store"), nix::mount::MntFlags::MNT_DETACH).expect("umount");
         assert!(group.append(body).expect("resumes").verdict.is_done());

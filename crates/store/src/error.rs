@@ -270,7 +270,7 @@ pub enum StoreError {
     },
     /// A point with runs that the source could not read.
     #[error(
-        "volume {volume}, point {point}, region {region}: the source could not read this part of its disk; `--allow-degraded` restores the rest with zeroes there"
+        "volume {volume}, point {point}: the source could not read {bytes} bytes of its disk ({runs} runs, the first in region {region}); `--allow-degraded` restores the rest with zeroes there"
     )]
     Degraded {
         /// The volume.
@@ -279,6 +279,10 @@ pub enum StoreError {
         point: Slot,
         /// The first such region.
         region: RegionIndex,
+        /// How many runs of granules.
+        runs: u64,
+        /// Their bytes.
+        bytes: u64,
     },
     /// A point that does not cover its volume.
     #[error("volume {volume}, point {point}: no layer holds region {region}: the store is incomplete; run `farside store check`")]

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use farside_layer::{Footer, layer_digest};
-use farside_ledger::{Body, LayerEntry, Layers, Policy, Record, State, TornVoid, Verdict, VolumeMeta, volume_id};
+use farside_ledger::{Body, LayerEntry, Layers, Policy, Record, State, Verdict, VolumeMeta, volume_id};
 use farside_region::{
     GranuleDigest, GranuleRun, GroupId, LayerKey, LedgerPosition, Name, RecordDigest, RegionSet, Slot, Term, VolumeId,
 };
@@ -32,10 +32,13 @@ use crate::segments::{FooterFault, Segments, runs_of};
 use crate::space::Space;
 use crate::store::{Shared, random};
 
-/// The most slots that a repair voids at once.
-const VOID_SLOTS_MAX: u64 = 100_000;
 /// Files deleted under one hold of the readers' lock.
 const DELETE_BATCH: usize = 1000;
+
+#[path = "repair.rs"]
+mod repair;
+
+pub use repair::{Repair, VoidedRecord};
 
 /// A record that is in its slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -226,41 +229,6 @@ impl GroupStore {
         error
     }
 
-    /// Puts a void record beside the torn one, create-only, and goes on from it. The torn file stays for whoever wants to
-    /// look. Not to be done while the file might be brought back. Where a ledger has lost its newest records, all slots up to
-    /// the newest claim that left a trace are voided, so that no new claim takes its term.
-    ///
-    /// # Errors
-    /// What the file system says; [`StoreError::LedgerTorn`] if a later slot is torn, too, or the record is not damaged but
-    /// newer than this program, or 100,000 slots were lost.
-    pub fn repair_torn(&mut self) -> Result<()> {
-        let Some(torn) = self.torn.clone() else { return Ok(()) };
-        let last = torn.lost_claim.map_or(torn.slot, |term| Slot(term.0));
-        if torn.newer || last.0 - torn.slot.0 >= VOID_SLOTS_MAX {
-            return Err(torn.error(self.names()));
-        }
-        while self.state().next_slot() <= last {
-            self.void_next_slot()?;
-        }
-        let group = Self::open(Arc::clone(&self.shared), self.names().clone(), self.state().group())?;
-        *self = group;
-        match &self.torn {
-            None => Ok(()),
-            Some(torn) => Err(torn.error(self.names())),
-        }
-    }
-
-    fn void_next_slot(&mut self) -> Result<()> {
-        let slot = self.state().next_slot();
-        let found = block_on(self.segments.backend.get(&self.names().record(slot), u64::from(u32::MAX)))?.unwrap_or_default();
-        let body = Body::TornVoid(TornVoid { torn_digest: *blake3::hash(&found).as_bytes(), torn_bytes: found.len() as u64 });
-        let attempt = Attempt::new(self.state(), body, random()?, self.shared.stamp());
-        let Attempt { record, encoded } = attempt.map_err(|e| StoreError::Record(e.to_string()))?;
-        block_on(self.segments.backend.create(&self.names().record_void(slot), encoded.bytes.into()))?;
-        self.image.replay(&record, encoded.digest);
-        Ok(())
-    }
-
     /// A body that gives up what a policy lets go; `None`: nothing. To be appended; after an accepted one there may be more.
     pub fn prune_plan(&self, policy: &Policy) -> Option<Body> {
         if self.torn.is_some() { None } else { self.image.prune_plan(policy).map(Body::Prune) }
@@ -372,7 +340,12 @@ impl GroupStore {
 
     /// The retained points, oldest first.
     pub fn points(&self) -> Vec<PointInfo> {
-        points::list(&self.image)
+        points::list(&self.image).collect()
+    }
+
+    /// One of them.
+    pub fn point(&self, point: Slot) -> Option<PointInfo> {
+        points::one(&self.image, point)
     }
 
     /// Opens a member of a point for reading. The reader holds off deletions as long as it lives.
@@ -595,7 +568,7 @@ pub fn head_digests<E>(
 }
 
 /// The digests of a run that lies in data frames of a part; `None` if it does not.
-fn digests_of(footer: &Footer, run: GranuleRun) -> Option<Vec<GranuleDigest>> {
+pub(crate) fn digests_of(footer: &Footer, run: GranuleRun) -> Option<Vec<GranuleDigest>> {
     let mut digests = Vec::with_capacity(usize::try_from(run.count).ok()?);
     let mut at = run.start;
     while at < run.end() {

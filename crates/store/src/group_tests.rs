@@ -8,7 +8,7 @@ use farside_ledger::{Body, LayerKind, Pin, Policy, Verdict, VoidReason};
 use farside_region::{GranuleIndex, GranuleRun, RegionIndex, Seq, Slot};
 
 use crate::backend::faulty::{Faulty, Op, When};
-use crate::group::{DigestRun, GroupStore};
+use crate::group::{DigestRun, GroupStore, Repair};
 use crate::testkit::{Fill, TempStore, TestVolume, layers, name};
 use crate::{ReaderLock, Remedy, Store, StoreError};
 
@@ -235,6 +235,68 @@ fn a_torn_record_stops_appending_pruning_and_sweeping_and_is_named() {
     drop(group);
     fs::write(&file, &good).expect("the record comes back");
     assert!(store.group().torn().expect("torn").why.contains("other bytes"), "two truths are none");
+}
+
+/// A bit that flipped in an old record must not cost the points after it.
+#[test]
+fn a_flipped_bit_in_any_record_is_mended_and_nothing_is_lost() {
+    let store = TempStore::new();
+    let (group, volume, points) = three_points(&store);
+    let head = group.state().position();
+    drop(group);
+    for slot in 0..4 {
+        let file = store.path().join(format!("groups/host/default/ledger/0/{slot}"));
+        let good = fs::read(&file).expect("read");
+        for at in [9, 30, 100, good.len() - 40, good.len() - 1] {
+            let mut bad = good.clone();
+            bad[at] ^= 0x20;
+            fs::write(&file, &bad).expect("write");
+            let mut group = store.group();
+            assert_eq!(group.torn().map(|t| t.slot), Some(Slot(slot)), "byte {at}");
+            let plan = group.repair_plan().expect("looked");
+            assert!(matches!(plan, Some(Repair::Mend { slot: s, .. }) if s.0 == slot), "byte {at}: {plan:?}");
+            group.repair_torn().expect("mended");
+            assert_eq!((group.state().position(), fs::read(&file).expect("read") == good), (head, true));
+        }
+    }
+    let group = store.group();
+    for (slot, bytes) in &points {
+        assert!(read_all(&group, *slot, &volume) == *bytes, "point {slot}");
+    }
+}
+
+/// What layers after a lost one held is not known without it: they go with it, by name, and the chain goes on.
+#[test]
+fn a_record_that_is_beyond_mending_is_voided_with_all_that_follow() {
+    let store = TempStore::new();
+    let (group, mut volume, points) = three_points(&store);
+    drop(group);
+    let ledger = store.path().join("groups/host/default/ledger/0");
+    let bytes = fs::read(ledger.join("2")).expect("read");
+    fs::write(ledger.join("2"), vec![0; bytes.len()]).expect("a lost sector");
+    let mut group = store.group();
+    let Some(Repair::Void { first, last, says }) = group.repair_plan().expect("looked") else { panic!("not mended") };
+    assert_eq!((first, last), (Slot(2), Slot(3)));
+    assert!(!says[0].is_point && says[0].text.contains("cannot be read"), "{says:?}");
+    assert!(says[1].is_point && says[1].text == "a recovery point of v" && says[1].file.ends_with("ledger/0/3"), "{says:?}");
+    group.repair_torn().expect("voided");
+    assert_eq!((group.state().head(), group.points().len()), (Some(Slot(3)), 1));
+    assert!(group.repair_plan().expect("looked").is_none());
+    volume.claim(&mut group);
+    let next = volume.base(&mut group, 9);
+    drop(group);
+    // An older one goes, too: what was voided before is voided anew, behind it.
+    fs::write(ledger.join("1"), "").expect("lost");
+    let mut group = store.group();
+    assert_eq!(group.torn().map(|t| t.slot), Some(Slot(1)));
+    group.repair_torn().expect("voided");
+    assert_eq!((group.state().head(), group.points().len()), (Some(next), 0));
+    volume.claim(&mut group);
+    let again = volume.base(&mut group, 7);
+    assert!(read_all(&group, again, &volume) == TestVolume::bytes(&volume.image));
+    drop(group);
+    assert!(store.group().torn().is_none());
+    assert!(points.len() == 3);
 }
 
 #[test]

@@ -36,14 +36,16 @@ mod restore;
 mod segments;
 mod space;
 mod store;
+mod target;
 #[cfg(test)]
 mod testkit;
+mod verify;
 
 pub use attempt::{Attempt, Found};
 pub use backend::{Backend, Created, DirBackend, Listed, ObjectName, Page, block_on};
 pub use check::{CheckReport, Finding, Problem, Severity, check};
 pub use error::{Remedy, Result, StoreError};
-pub use group::{Appended, DigestRun, GroupStore, Swept, head_digests};
+pub use group::{Appended, DigestRun, GroupStore, Repair, Swept, VoidedRecord, head_digests};
 pub use image::{Applied, GroupImage, PRUNE_PARTS_MAX, PRUNE_POINTS_MAX, PartRuns, VolumeImage};
 pub use index::{Content, Extent, PartNo, VolumeIndex};
 pub use landing::{LandedLayer, Landing, PartLander};
@@ -53,7 +55,9 @@ pub use names::{GroupNames, GroupObject, SLOTS_PER_FOLDER};
 pub use points::{MemberInfo, PointInfo};
 pub use reader::{GroupReader, PointReader, RegionContent, StoreReader};
 pub use replay::Torn;
-pub use restore::{FileTarget, RestoreOptions, RestoreReport, RestoreTarget, check_restorable, restore_to, verify_point};
+pub use restore::{RestoreOptions, RestoreReport, RestoreTarget, check_restorable, restore_to};
 pub use segments::runs_of;
 pub use space::{RESERVE_BYTES_MIN, Space};
 pub use store::{STORE_VERSION, Store};
+pub use target::{Existing, FileTarget};
+pub use verify::{DamagedRegion, Verified, unreadable_runs, verify_point};

@@ -1,6 +1,6 @@
 //! Points as people see them. Pure.
 
-use farside_ledger::EpochInfo;
+use farside_ledger::{EpochInfo, Point, State};
 use farside_region::{LayerKey, Name, RecordDigest, Slot, VolumeId};
 
 use crate::image::GroupImage;
@@ -56,30 +56,35 @@ impl PointInfo {
 }
 
 /// The retained points of a group, oldest first.
-pub(crate) fn list(image: &GroupImage) -> Vec<PointInfo> {
-    let state = image.state();
-    let points = state.points().values();
-    points
-        .map(|point| PointInfo {
-            slot: point.slot,
-            digest: state.digest_at(point.slot).expect("a point's record was replayed"),
-            epoch: point.epoch,
-            ledger_time_ms: point.time_ms,
-            published_wall_ms: point.published_wall_ms,
-            degraded: point.degraded,
-            pins: point.pins.iter().map(|(&slot, reason)| (slot, reason.clone())).collect(),
-            members: point
-                .members
-                .iter()
-                .map(|member| MemberInfo {
-                    volume: member.key.volume,
-                    name: state.volume(member.key.volume).expect("a member was claimed").meta().name.clone(),
-                    layer: member.key,
-                    volume_bytes: member.volume_bytes,
-                    layer_bytes: member.layer_bytes,
-                    degraded: member.degraded,
-                })
-                .collect(),
-        })
-        .collect()
+pub(crate) fn list(image: &GroupImage) -> impl DoubleEndedIterator<Item = PointInfo> + '_ {
+    image.state().points().values().map(|point| info(image.state(), point))
+}
+
+/// One of them.
+pub(crate) fn one(image: &GroupImage, slot: Slot) -> Option<PointInfo> {
+    image.state().points().get(&slot).map(|point| info(image.state(), point))
+}
+
+fn info(state: &State, point: &Point) -> PointInfo {
+    PointInfo {
+        slot: point.slot,
+        digest: state.digest_at(point.slot).expect("a point's record was replayed"),
+        epoch: point.epoch,
+        ledger_time_ms: point.time_ms,
+        published_wall_ms: point.published_wall_ms,
+        degraded: point.degraded,
+        pins: point.pins.iter().map(|(&slot, reason)| (slot, reason.clone())).collect(),
+        members: point
+            .members
+            .iter()
+            .map(|member| MemberInfo {
+                volume: member.key.volume,
+                name: state.volume(member.key.volume).expect("a member was claimed").meta().name.clone(),
+                layer: member.key,
+                volume_bytes: member.volume_bytes,
+                layer_bytes: member.layer_bytes,
+                degraded: member.degraded,
+            })
+            .collect(),
+    }
 }

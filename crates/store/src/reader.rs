@@ -14,6 +14,7 @@ use farside_region::{ByteExtent, Geometry, GranuleIndex, GranuleRun, Name, Regio
 
 use crate::backend::{Backend, DirBackend, block_on};
 use crate::error::{Result, StoreError, known};
+use crate::group::{DigestRun, digests_of};
 use crate::image::{GroupImage, PartRuns, VolumeImage};
 use crate::index::{Content, Extent, PartNo};
 use crate::liveness::Part;
@@ -156,7 +157,7 @@ impl GroupReader {
 
     /// The retained points, oldest first.
     pub fn points(&self) -> Vec<PointInfo> {
-        points::list(&self.image)
+        points::list(&self.image).collect()
     }
 
     /// Opens a member of a point.
@@ -166,10 +167,24 @@ impl GroupReader {
     pub fn point_reader(&self, point: Slot, volume: VolumeId) -> Result<PointReader> {
         PointReader::open(self.dir.root(), &self.image, &self.segments, point, volume)
     }
+
+    /// The same, also when some footer of it is damaged: for [`verify_point`](crate::verify_point).
+    ///
+    /// # Errors
+    /// [`StoreError::NoSuchPoint`], [`StoreError::NotAMember`]; what the file system says.
+    pub fn point_reader_as_it_is(&self, point: Slot, volume: VolumeId) -> Result<PointReader> {
+        PointReader::open_as_it_is(self.dir.root(), &self.image, &self.segments, point, volume)
+    }
 }
 
 impl PointReader {
     pub(crate) fn open(root: &Path, image: &GroupImage, segments: &Arc<Segments>, point: Slot, volume: VolumeId) -> Result<Self> {
+        let reader = Self::open_as_it_is(root, image, segments, point, volume)?;
+        reader.refuse_unknown()?;
+        Ok(reader)
+    }
+
+    fn open_as_it_is(root: &Path, image: &GroupImage, segments: &Arc<Segments>, point: Slot, volume: VolumeId) -> Result<Self> {
         let lock = ReaderLock::share(root)?;
         let state = image.state();
         let found = state.points().get(&point).ok_or_else(|| StoreError::NoSuchPoint {
@@ -197,16 +212,17 @@ impl PointReader {
         let whole =
             image.image_at(volume, point, |no, _| Ok::<_, StoreError>(by_part.remove(&no).unwrap_or(PartRuns::Damaged)))?;
         let parts = living.into_iter().collect();
-        let reader = Self { segments: Arc::clone(segments), volume: meta, point, geometry, image: whole, parts, _lock: lock };
-        reader.refuse_unknown()?;
-        Ok(reader)
+        Ok(Self { segments: Arc::clone(segments), volume: meta, point, geometry, image: whole, parts, _lock: lock })
     }
 
     /// A point of which a footer is damaged, and nothing newer lies over all that it may have held.
     fn refuse_unknown(&self) -> Result<()> {
         let Some(extent) = self.image.unknown.extents(self.geometry.whole()).next() else { return Ok(()) };
-        let region = self.geometry.region_of(extent.run.start);
-        Err(self.corrupt(extent.part, region, "its footer is damaged, or the file is missing".into()))
+        Err(self.unknown(&extent, self.geometry.region_of(extent.run.start)))
+    }
+
+    fn unknown(&self, extent: &Extent, region: RegionIndex) -> StoreError {
+        self.corrupt(extent.part, region, "its footer is damaged, or the file is missing".into())
     }
 
     /// The volume.
@@ -249,6 +265,9 @@ impl PointReader {
     /// Whether a region is zeroes throughout, without reading anything.
     pub fn is_zero(&self, region: RegionIndex) -> bool {
         let run = self.geometry.region_run(region);
+        if self.image.unknown.extents(run).next().is_some() {
+            return false;
+        }
         let mut extents = self.extents(run);
         extents.next().is_some_and(|e| e.content == Content::Zero && e.run == run)
     }
@@ -263,6 +282,9 @@ impl PointReader {
     /// When the region is beyond the volume.
     pub fn read_region(&self, region: RegionIndex, content: &mut RegionContent) -> Result<()> {
         let run = self.geometry.region_run(region);
+        if let Some(extent) = self.image.unknown.extents(run).next() {
+            return Err(self.unknown(&extent, region));
+        }
         if self.image.index.first_absent(run).is_some() {
             return Err(StoreError::Incomplete { volume: self.volume.name.to_string(), point: self.point, region });
         }
@@ -283,6 +305,42 @@ impl PointReader {
             self.read_part(region, no, &wanted, content)?;
         }
         Ok(())
+    }
+
+    /// What a region holds, with the digests of its data, in order and without gaps.
+    ///
+    /// # Errors
+    /// As [`PointReader::read_region`], as far as can be told without reading content.
+    ///
+    /// # Panics
+    /// When the region is beyond the volume.
+    pub fn region_digests(&self, region: RegionIndex) -> Result<Vec<DigestRun>> {
+        let run = self.geometry.region_run(region);
+        if let Some(extent) = self.image.unknown.extents(run).next() {
+            return Err(self.unknown(&extent, region));
+        }
+        if self.image.index.first_absent(run).is_some() {
+            return Err(StoreError::Incomplete { volume: self.volume.name.to_string(), point: self.point, region });
+        }
+        let mut runs = Vec::new();
+        for extent in self.extents(run) {
+            let granules = extent.run.count;
+            runs.push(match extent.content {
+                Content::Zero => DigestRun::Zero { granules },
+                Content::Unreadable => DigestRun::Unreadable { granules },
+                Content::Data => {
+                    let part = self.parts.get(&extent.part).expect("the image uses only parts that live at its point");
+                    let footer = self.segments.footer(&self.volume.name, part).map_err(|fault| match fault {
+                        FooterFault::Damaged(why) => self.corrupt(extent.part, region, why),
+                        FooterFault::Store(error) => error,
+                    })?;
+                    let digests = digests_of(&footer, extent.run);
+                    let missing = || self.corrupt(extent.part, region, format!("no frame holds granule {}", extent.run.start));
+                    DigestRun::Data(digests.ok_or_else(missing)?)
+                }
+            });
+        }
+        Ok(runs)
     }
 
     /// Copies what the region takes from one part.

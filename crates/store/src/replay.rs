@@ -43,8 +43,10 @@ impl Torn {
     pub fn error(&self, group: &GroupNames) -> StoreError {
         let remedy = match self {
             Self { newer: true, .. } => "use a newer Farside",
-            Self { lost_claim: Some(_), .. } => "put the ledger's newest records back from a copy of the store",
-            _ => "put the file back from a copy of the store",
+            Self { lost_claim: Some(_), .. } => {
+                "put the ledger's newest records back from a copy of the store, or give them up with `farside store repair`"
+            }
+            _ => "put the file back from a copy of the store, or mend or void it with `farside store repair`",
         };
         let (group, slot, file, why) = (group.to_string(), self.slot, self.file.clone(), self.why.clone());
         StoreError::LedgerTorn { group, slot, file, why, remedy }

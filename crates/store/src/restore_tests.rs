@@ -1,4 +1,6 @@
+use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 use std::sync::atomic::AtomicUsize;
 
 use farside_ledger::LayerKind;
@@ -6,7 +8,7 @@ use farside_region::Slot;
 
 use super::*;
 use crate::testkit::{Fill, GRANULE, TempStore, TestVolume};
-use crate::{StoreReader, VolumeIndex};
+use crate::{Existing, FileTarget, StoreReader};
 
 const ALL: &(dyn Fn(u64) -> bool + Sync) = &|_| true;
 
@@ -40,9 +42,9 @@ fn a_point_is_restored_sparse_and_equal_with_any_number_of_threads() {
     let needs = reader.geometry().volume_bytes();
     for threads in [1, 2, 7] {
         let path = target(&store, &format!("out-{threads}"));
-        let file = FileTarget::open(&path, "v", needs, false).expect("target");
+        let file = FileTarget::open(&path, "v", needs, Existing::Keep).expect("target");
         let most = AtomicU64::new(0);
-        let options = RestoreOptions { threads, allow_degraded: false };
+        let options = RestoreOptions { threads, ..RestoreOptions::default() };
         let heard = |bytes| {
             most.fetch_max(bytes, Ordering::Relaxed);
             true
@@ -63,12 +65,12 @@ fn a_target_in_use_or_with_content_or_too_small_is_refused_before_the_first_writ
     let (store, volume, point) = store();
     let reader = reader(&store, point);
     let needs = reader.geometry().volume_bytes();
-    let open = |path: &Path, force| FileTarget::open(path, "v", needs, force);
+    let open = |path: &Path, existing| FileTarget::open(path, "v", needs, existing);
     let full = target(&store, "full");
     fs::write(&full, vec![7; needs as usize + 4096]).expect("write");
-    assert!(matches!(open(&full, false), Err(StoreError::TargetNotEmpty { .. })));
-    let held = open(&full, true).expect("forced");
-    assert!(matches!(open(&full, true), Err(StoreError::TargetBusy { .. })), "somebody restores there");
+    assert!(matches!(open(&full, Existing::Keep), Err(StoreError::TargetNotEmpty { .. })));
+    let held = open(&full, Existing::Replace).expect("forced");
+    assert!(matches!(open(&full, Existing::Replace), Err(StoreError::TargetBusy { .. })), "somebody restores there");
     restore_to(&reader, &held, &RestoreOptions::default(), ALL).expect("restore");
     held.finish().expect("finish");
     let restored = fs::read(&full).expect("read");
@@ -77,10 +79,10 @@ fn a_target_in_use_or_with_content_or_too_small_is_refused_before_the_first_writ
 
     let small = target(&store, "small");
     File::create(&small).and_then(|f| f.set_len(needs - 1)).expect("create");
-    let error = open(&small, false).expect_err("too small");
+    let error = open(&small, Existing::Keep).expect_err("too small");
     assert!(matches!(&error, StoreError::TargetTooSmall { has, needs: n, .. } if has + 1 == *n), "{error}");
-    assert!(matches!(open(store.dir.path(), true), Err(StoreError::TargetBusy { .. })), "a directory");
-    assert!(matches!(open(&store.dir.path().join("no/where"), false), Err(StoreError::Io { .. })));
+    assert!(matches!(open(store.dir.path(), Existing::Replace), Err(StoreError::TargetBusy { .. })), "a directory");
+    assert!(matches!(open(&store.dir.path().join("no/where"), Existing::Keep), Err(StoreError::Io { .. })));
 }
 
 #[test]
@@ -88,7 +90,7 @@ fn a_failed_restore_leaves_no_file_that_looks_complete() {
     let (store, _, point) = store();
     let reader = reader(&store, point);
     let path = target(&store, "out");
-    let file = FileTarget::open(&path, "v", reader.geometry().volume_bytes(), false).expect("target");
+    let file = FileTarget::open(&path, "v", reader.geometry().volume_bytes(), Existing::Keep).expect("target");
     let calls = AtomicUsize::new(0);
     let stop = |_| calls.fetch_add(1, Ordering::Relaxed) < 2;
     assert!(matches!(restore_to(&reader, &file, &RestoreOptions::default(), &stop), Err(StoreError::Stopped)));
@@ -97,7 +99,7 @@ fn a_failed_restore_leaves_no_file_that_looks_complete() {
 
     // Nor does it cost a file that was to be replaced.
     fs::write(&path, "old").expect("write");
-    let file = FileTarget::open(&path, "v", reader.geometry().volume_bytes(), true).expect("target");
+    let file = FileTarget::open(&path, "v", reader.geometry().volume_bytes(), Existing::Replace).expect("target");
     assert!(matches!(restore_to(&reader, &file, &RestoreOptions::default(), &|_| false), Err(StoreError::Stopped)));
     drop(file);
     assert_eq!(fs::read(&path).expect("read"), b"old");
@@ -123,6 +125,9 @@ fn the_first_region_is_written_after_all_others() {
         fn zero(&self, extent: ByteExtent) -> io::Result<()> {
             self.write_at(extent.offset, &[])
         }
+        fn read_at(&self, _: ByteOffset, _: &mut [u8]) -> io::Result<()> {
+            unreachable!("nothing is resumed")
+        }
         fn sync(&self) -> io::Result<()> {
             Ok(())
         }
@@ -141,7 +146,7 @@ fn what_came_up_meanwhile_is_kept_and_so_is_the_restored_file() {
     let reader = reader(&store, point);
     let path = target(&store, "out");
     std::os::unix::fs::symlink(target(&store, "nothing"), &path).expect("link");
-    let open = || FileTarget::open(&path, "v", reader.geometry().volume_bytes(), false);
+    let open = || FileTarget::open(&path, "v", reader.geometry().volume_bytes(), Existing::Keep);
     assert!(matches!(open(), Err(StoreError::TargetBusy { .. })), "a link to nothing");
     fs::remove_file(&path).expect("remove");
     let file = open().expect("target");
@@ -162,14 +167,15 @@ fn a_degraded_point_wants_to_be_asked_for() {
     let point = volume.publish(&mut group, LayerKind::Point, &[runs]).position.slot;
     drop(group);
     let reader = reader(&store, point);
-    let error = verify_point(&reader, &RestoreOptions::default(), ALL).expect_err("degraded");
-    assert!(matches!(&error, StoreError::Degraded { region, .. } if region.0 == 2), "{error}");
-    let allowed = RestoreOptions { threads: 2, allow_degraded: true };
-    let report = verify_point(&reader, &allowed, ALL).expect("allowed");
-    assert_eq!(report.unreadable_bytes, 2 * GRANULE);
+    let error = check_restorable(&reader, &RestoreOptions::default()).expect_err("degraded");
+    assert!(matches!(&error, StoreError::Degraded { region, runs: 1, bytes: 1024, .. } if region.0 == 2), "{error}");
+    let allowed = RestoreOptions { threads: 2, allow_degraded: true, resume: false };
+    let runs = unreadable_runs(&reader);
+    assert_eq!(runs, [ByteExtent { offset: ByteOffset(17 * GRANULE), len: 2 * GRANULE }]);
     let path = target(&store, "out");
-    let file = FileTarget::open(&path, "v", reader.geometry().volume_bytes(), false).expect("target");
-    restore_to(&reader, &file, &allowed, ALL).expect("restore");
+    let file = FileTarget::open(&path, "v", reader.geometry().volume_bytes(), Existing::Keep).expect("target");
+    let report = restore_to(&reader, &file, &allowed, ALL).expect("restore");
+    assert_eq!(report.unreadable_bytes, 2 * GRANULE);
     file.finish().expect("finish");
     assert!(fs::read(&path).expect("read") == TestVolume::bytes(&volume.image));
 }
@@ -182,9 +188,8 @@ fn a_point_that_does_not_cover_its_volume_is_not_restored_with_zeroes_instead() 
     volume.claim(&mut group);
     let point = volume.publish(&mut group, LayerKind::Point, &[vec![(0, 20, Fill::Byte(1))]]).position.slot;
     drop(group);
-    let error = verify_point(&reader(&store, point), &RestoreOptions::default(), ALL).expect_err("incomplete");
+    let error = check_restorable(&reader(&store, point), &RestoreOptions::default()).expect_err("incomplete");
     assert!(matches!(&error, StoreError::Incomplete { region, .. } if region.0 == 2), "{error}");
-    assert_eq!(VolumeIndex::new().extent_count(), 0);
 }
 
 #[test]
@@ -194,7 +199,10 @@ fn a_corrupt_region_stops_the_restore_and_is_named() {
     let mut bytes = fs::read(&path).expect("read");
     bytes[100] ^= 1; // in the first frame
     fs::write(&path, bytes).expect("write");
-    let error = verify_point(&reader(&store, point), &RestoreOptions::default(), ALL).expect_err("corrupt").to_string();
+    let path = target(&store, "out");
+    let reader = reader(&store, point);
+    let file = FileTarget::open(&path, "v", reader.geometry().volume_bytes(), Existing::Keep).expect("target");
+    let error = restore_to(&reader, &file, &RestoreOptions::default(), ALL).expect_err("corrupt").to_string();
     assert!(error.contains("volume v") && error.contains(&format!("point {point}")) && error.contains("region 0"), "{error}");
 }
 
@@ -211,9 +219,165 @@ fn growing_keeps_old_points_at_their_size() {
     for (slot, image) in [(point, &old), (grown, &volume.image)] {
         let reader = reader(&store, slot);
         let path = target(&store, &format!("out-{slot}"));
-        let file = FileTarget::open(&path, "v", reader.geometry().volume_bytes(), false).expect("target");
+        let file = FileTarget::open(&path, "v", reader.geometry().volume_bytes(), Existing::Keep).expect("target");
         restore_to(&reader, &file, &RestoreOptions::default(), ALL).expect("restore");
         file.finish().expect("finish");
         assert!(fs::read(&path).expect("read") == TestVolume::bytes(image), "point {slot}");
     }
+}
+
+/// A device in memory whose host may die at any write: what was synced stays, of the rest each write stays or not.
+struct Device {
+    inner: Mutex<Inner>,
+    dies_at: Option<usize>,
+}
+
+struct Inner {
+    bytes: Vec<u8>,
+    writes: usize,
+    written: Vec<(u64, u64)>,
+}
+
+impl Device {
+    fn new(bytes: Vec<u8>, dies_at: Option<usize>) -> Self {
+        Self { inner: Mutex::new(Inner { bytes, writes: 0, written: Vec::new() }), dies_at }
+    }
+
+    fn put(&self, at: u64, bytes: &[u8]) -> io::Result<()> {
+        let mut inner = self.inner.lock().expect("lock");
+        inner.writes += 1;
+        let dies = self.dies_at.is_some_and(|n| inner.writes >= n);
+        // The last write is torn: its first half is there.
+        let len = if dies { if self.dies_at == Some(inner.writes) { bytes.len() / 2 } else { 0 } } else { bytes.len() };
+        inner.bytes[at as usize..at as usize + len].copy_from_slice(&bytes[..len]);
+        inner.written.push((at, len as u64));
+        if dies { Err(io::Error::other("killed")) } else { Ok(()) }
+    }
+}
+
+impl RestoreTarget for Device {
+    fn path(&self) -> &Path {
+        Path::new("device")
+    }
+    fn begin(&self, first: ByteExtent) -> io::Result<()> {
+        self.zero(first)
+    }
+    fn write_at(&self, offset: ByteOffset, bytes: &[u8]) -> io::Result<()> {
+        self.put(offset.0, bytes)
+    }
+    fn zero(&self, extent: ByteExtent) -> io::Result<()> {
+        self.put(extent.offset.0, &vec![0; extent.len as usize])
+    }
+    fn read_at(&self, offset: ByteOffset, bytes: &mut [u8]) -> io::Result<()> {
+        let inner = self.inner.lock().expect("lock");
+        bytes.copy_from_slice(&inner.bytes[offset.0 as usize..][..bytes.len()]);
+        Ok(())
+    }
+    fn sync(&self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+const RESUME: RestoreOptions = RestoreOptions { threads: 1, allow_degraded: false, resume: true };
+
+/// Killed at every write there is, on a device that held something else, or an older state of the volume: it never looks
+/// whole before it is, and the next attempt ends with the point.
+#[test]
+fn a_restore_killed_anywhere_resumes_to_the_point() {
+    let (store, volume, point) = store();
+    let reader = reader(&store, point);
+    let wanted = TestVolume::bytes(&volume.image);
+    let first = 8 * GRANULE as usize;
+    let mut older = wanted.clone();
+    older[first + 100] ^= 1;
+    older[40 * GRANULE as usize..60 * GRANULE as usize].fill(9);
+    for before in [vec![0x55; wanted.len()], older, vec![0; wanted.len()]] {
+        for dies_at in 1.. {
+            let device = Device::new(before.clone(), Some(dies_at));
+            let ended = restore_to(&reader, &device, &RESUME, ALL);
+            let left = device.inner.into_inner().expect("lock").bytes;
+            if ended.is_ok() {
+                assert!(left == wanted);
+                break;
+            }
+            let looks_whole = left[..first] == wanted[..first];
+            assert!(!looks_whole || left == before || left == wanted, "killed at write {dies_at}");
+            let again = Device::new(left, None);
+            restore_to(&reader, &again, &RESUME, ALL).expect("resumed");
+            assert!(again.inner.into_inner().expect("lock").bytes == wanted, "killed at write {dies_at}");
+        }
+    }
+}
+
+#[test]
+fn a_resumed_restore_writes_what_differs_and_the_first_region() {
+    let (store, volume, point) = store();
+    let reader = reader(&store, point);
+    let wanted = TestVolume::bytes(&volume.image);
+    let equal = Device::new(wanted.clone(), None);
+    let report = restore_to(&reader, &equal, &RESUME, ALL).expect("nothing to do");
+    assert_eq!((report.kept_bytes, report.data_bytes + report.zero_bytes), (wanted.len() as u64, wanted.len() as u64));
+    assert_eq!(equal.inner.into_inner().expect("lock").writes, 0);
+
+    // One data granule, one that is to be zero, and the last.
+    let granule = GRANULE as usize;
+    let (data, zero) = (25, 37);
+    assert!(wanted[data * granule] != 0 && wanted[zero * granule..][..granule].iter().all(|b| *b == 0));
+    let mut bytes = wanted.clone();
+    bytes[data * granule + 7] ^= 1;
+    bytes[(zero + 1) * granule - 1] = 1;
+    bytes[wanted.len() - 1] ^= 1;
+    let device = Device::new(bytes, None);
+    let report = restore_to(&reader, &device, &RESUME, ALL).expect("resumed");
+    let inner = device.inner.into_inner().expect("lock");
+    assert!(inner.bytes == wanted);
+    let beyond: Vec<_> = inner.written.iter().filter(|(at, _)| *at >= 8 * GRANULE).copied().collect();
+    let last = wanted.len() as u64 / GRANULE - 1;
+    assert_eq!(beyond, [(25 * GRANULE, GRANULE), (37 * GRANULE, GRANULE), (last * GRANULE, GRANULE)]);
+    assert_eq!(report.kept_bytes, wanted.len() as u64 - 3 * GRANULE - 8 * GRANULE);
+}
+
+/// What a killed restore leaves under the other name is gone on with; a whole file is mended where it lies.
+#[test]
+fn files_are_resumed_and_keep_what_is_right() {
+    let (store, volume, point) = store();
+    let reader = reader(&store, point);
+    let (path, partial) = (target(&store, "out"), target(&store, "out.farside-partial"));
+    let wanted = TestVolume::bytes(&volume.image);
+    let needs = wanted.len() as u64;
+    let resume = |path: &Path| {
+        let file = FileTarget::open(path, "v", needs, Existing::Resume).expect("target");
+        let options = RestoreOptions { resume: file.is_resumed(), ..RestoreOptions::default() };
+        let report = restore_to(&reader, &file, &options, ALL).expect("restore");
+        file.finish().expect("finish");
+        report.kept_bytes
+    };
+    let mut half = wanted.clone();
+    half[..50 * GRANULE as usize].fill(0);
+    fs::write(&partial, [&half[..], b"and more"].concat()).expect("write");
+    assert!(resume(&path) >= needs / 4);
+    assert!(fs::read(&path).expect("read") == wanted && !partial.exists());
+
+    for there in [vec![0x77; wanted.len() + 5000], vec![0x77; 100], wanted.clone()] {
+        fs::write(&path, &there).expect("write");
+        let inode = fs::metadata(&path).expect("meta").ino();
+        resume(&path);
+        let restored = fs::read(&path).expect("read");
+        assert!(restored[..wanted.len()] == wanted && restored[wanted.len()..].iter().all(|b| *b == 0));
+        assert_eq!(fs::metadata(&path).expect("meta").ino(), inode, "where it lies");
+    }
+    fs::remove_file(&path).expect("remove");
+    assert_eq!(resume(&path), 0, "there was nothing");
+    assert!(fs::read(&path).expect("read") == wanted);
+
+    // One that fails stays for the next attempt.
+    fs::remove_file(&path).expect("remove");
+    let file = FileTarget::open(&path, "v", needs, Existing::Resume).expect("target");
+    assert!(matches!(restore_to(&reader, &file, &RESUME, &|_| false), Err(StoreError::Stopped)));
+    drop(file);
+    assert!(partial.exists() && !path.exists());
+    let held = FileTarget::open(&path, "v", needs, Existing::Resume).expect("target");
+    let busy = FileTarget::open(&path, "v", needs, Existing::Resume);
+    assert!(matches!(busy, Err(StoreError::TargetBusy { .. })), "somebody restores there (T13)");
+    drop(held);
 }

@@ -3,7 +3,7 @@
 //! Owns the files under the root except landing, the locks and the ballast. Invariants: a name appears only by `link` of a
 //! synced file, so it is whole at any power cut; [`Created`] is said only after the directory entry is durable; files of a
 //! process that was killed lie in `tmp/`, which only the holder of `writer.lock` empties. It deliberately does not lock
-//! (see `locks`), and it never overwrites.
+//! (see `locks`), and it never overwrites (but see [`DirBackend::put_right`]).
 
 use std::collections::{HashSet, VecDeque};
 use std::fs::{self, File, OpenOptions};
@@ -231,6 +231,21 @@ impl DirBackend {
             }
         }
         unreachable!("the last turn returns")
+    }
+
+    /// Replaces the damaged bytes of an object by those that it had: the one exception to "never overwrites", for a repair that
+    /// can prove them. Whole at any power cut.
+    pub(crate) fn put_right(&self, name: &ObjectName, content: &[u8]) -> Result<()> {
+        let path = self.path(name)?;
+        self.present()?;
+        self.make_dirs(&self.root.join("tmp"))?;
+        let temp = self.temp_path();
+        let result = self
+            .write_temp(&temp, content)
+            .and_then(|()| fs::rename(&temp, &path).map_err(|e| self.io("renaming", &path, content.len() as u64, e)))
+            .and_then(|()| self.sync_dir(path.parent().expect("an object's file has a parent")));
+        let _ = fs::remove_file(&temp); // debris is swept at the next start
+        result
     }
 
     fn open_file(&self, name: &ObjectName) -> Result<Option<Arc<File>>> {

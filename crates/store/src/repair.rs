@@ -1,0 +1,185 @@
+//! The way out of a torn ledger: mend the record if its digest lets us, else void it and all that cannot follow it.
+//!
+//! Invariants: a record is mended only to bytes that carry their own digest and fit between their neighbours, so that it says
+//! what it said when it was acknowledged; what is voided keeps its bytes, beside which a void record is put, create-only; a
+//! record of a newer Farside is never touched. What layers after a lost one held is not known without it, so nothing after it
+//! is kept.
+
+use farside_ledger::{Body, Record, TornVoid};
+use farside_region::{RecordDigest, Slot};
+
+use super::GroupStore;
+use crate::attempt::Attempt;
+use crate::backend::{Created, block_on};
+use crate::error::{Result, StoreError};
+use crate::replay::Slots;
+use crate::store::random;
+
+/// The most slots that a repair voids at once.
+const VOID_SLOTS_MAX: u64 = 100_000;
+/// Records up to this size are searched for a bit that flipped: the work grows with its square.
+const SEARCHED_BYTES_MAX: usize = 16 << 10;
+
+/// What a repair would do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Repair {
+    /// One bit of the record is wrong: it is put right, and nothing is lost.
+    Mend {
+        /// The slot.
+        slot: Slot,
+        /// Its object.
+        file: String,
+    },
+    /// Nothing can bring the record back: it is given up, with all that follow it.
+    Void {
+        /// The first slot that is voided.
+        first: Slot,
+        /// The last one.
+        last: Slot,
+        /// What the slots say, as far as they can be read, ascending.
+        says: Vec<VoidedRecord>,
+    },
+}
+
+/// A record that would be given up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VoidedRecord {
+    /// Its slot.
+    pub slot: Slot,
+    /// Its object.
+    pub file: String,
+    /// For people: what it said, or why that is not known.
+    pub text: String,
+    /// It was a recovery point.
+    pub is_point: bool,
+}
+
+/// A torn slot, read anew.
+enum Found {
+    Mended(Vec<u8>),
+    Lost(Slot),
+}
+
+impl GroupStore {
+    /// What [`GroupStore::repair_torn`] would do now; `None`: the ledger is whole.
+    ///
+    /// # Errors
+    /// [`StoreError::LedgerTorn`] where nothing may be done: the record is of a newer Farside, or too many slots were lost;
+    /// [`StoreError::Unreadable`]: its disk fails there, and what it says may come back; what the file system says.
+    pub fn repair_plan(&self) -> Result<Option<Repair>> {
+        let Some(torn) = &self.torn else { return Ok(None) };
+        let last = match self.look_at_torn()? {
+            Found::Mended(_) => return Ok(Some(Repair::Mend { slot: torn.slot, file: torn.file.clone() })),
+            Found::Lost(last) => last,
+        };
+        let mut says = Vec::new();
+        for slot in (torn.slot.0..=last.0).map(Slot) {
+            let bytes = block_on(self.segments.backend.get(&self.names().record(slot), u64::from(u32::MAX)))?;
+            let file = self.names().record(slot).to_string();
+            let (text, is_point) = match bytes.as_deref().map(Record::decode) {
+                None => ("is not there".to_owned(), false),
+                Some(Err(error)) => (format!("cannot be read: {error}"), false),
+                Some(Ok((record, _))) => (self.in_words(&record), is_point(&record)),
+            };
+            says.push(VoidedRecord { slot, file, text, is_point });
+        }
+        Ok(Some(Repair::Void { first: torn.slot, last, says }))
+    }
+
+    /// Mends the torn record, or puts a void record beside it and beside all that follow it, and opens the group again. Not to
+    /// be done while the file might be brought back. Where a ledger has lost its newest records, all slots up to the newest
+    /// claim that left a trace are voided, so that no new claim takes its term.
+    ///
+    /// # Errors
+    /// Those of [`GroupStore::repair_plan`]; [`StoreError::LedgerTorn`] if it is torn still.
+    pub fn repair_torn(&mut self) -> Result<()> {
+        let Some(torn) = self.torn.clone() else { return Ok(()) };
+        match self.look_at_torn()? {
+            Found::Mended(bytes) => self.shared.dir.put_right(&self.names().record(torn.slot), &bytes)?,
+            Found::Lost(last) => {
+                while self.state().next_slot() <= last {
+                    self.void_next_slot()?;
+                }
+            }
+        }
+        let group = Self::open(std::sync::Arc::clone(&self.shared), self.names().clone(), self.state().group())?;
+        *self = group;
+        match &self.torn {
+            None => Ok(()),
+            // One is mended at a time.
+            Some(next) if next.slot > torn.slot => self.repair_torn(),
+            Some(torn) => Err(torn.error(self.names())),
+        }
+    }
+
+    /// Reads the torn slot again: its record with one bit put right, or the last slot that is lost with it.
+    fn look_at_torn(&self) -> Result<Found> {
+        let torn = self.torn.as_ref().expect("only asked when it is torn");
+        let backend = &*self.segments.backend;
+        let end = Slots::list(backend, self.names())?.end().max(torn.slot.0 + 1);
+        let last = torn.lost_claim.map_or(Slot(end - 1), |term| Slot(term.0.max(end - 1)));
+        if torn.newer || last.0 - torn.slot.0 >= VOID_SLOTS_MAX {
+            return Err(torn.error(self.names()));
+        }
+        let found = block_on(backend.get(&self.names().record(torn.slot), u64::from(u32::MAX)))?.unwrap_or_default();
+        let next = block_on(backend.get(&self.names().record(torn.slot.next()), u64::from(u32::MAX)));
+        let wanted = next.ok().flatten().and_then(|next| Some(Record::decode(&next).ok()?.0.prev));
+        Ok(self.with_one_bit_right(&found, wanted).map_or(Found::Lost(last), Found::Mended))
+    }
+
+    /// The bytes with the one bit flipped back that makes them the next record, and the one that its successor names.
+    fn with_one_bit_right(&self, found: &[u8], wanted: Option<RecordDigest>) -> Option<Vec<u8>> {
+        if found.len() > SEARCHED_BYTES_MAX {
+            return None;
+        }
+        let mut bytes = found.to_vec();
+        for bit in 0..bytes.len() * 8 {
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            if let Ok((record, digest)) = Record::decode(&bytes)
+                && self.state().follows(&record).is_ok()
+                && wanted.is_none_or(|wanted| wanted == digest)
+            {
+                return Some(bytes);
+            }
+            bytes[bit / 8] ^= 1 << (bit % 8);
+        }
+        None
+    }
+
+    fn void_next_slot(&mut self) -> Result<()> {
+        let slot = self.state().next_slot();
+        let found = block_on(self.segments.backend.get(&self.names().record(slot), u64::from(u32::MAX)))?.unwrap_or_default();
+        let body = Body::TornVoid(TornVoid { torn_digest: *blake3::hash(&found).as_bytes(), torn_bytes: found.len() as u64 });
+        let attempt = Attempt::new(self.state(), body, random()?, self.shared.stamp());
+        let Attempt { record, encoded } = attempt.map_err(|e| StoreError::Record(e.to_string()))?;
+        let name = self.names().record_void(slot);
+        if block_on(self.segments.backend.create(&name, encoded.bytes.clone().into()))? == Created::AlreadyExists {
+            // An earlier repair's, which follows what is void now.
+            self.shared.dir.put_right(&name, &encoded.bytes)?;
+        }
+        self.image.replay(&record, encoded.digest);
+        Ok(())
+    }
+
+    /// What a record said, for a person who is to give it up.
+    fn in_words(&self, record: &Record) -> String {
+        let name = |id| self.state().volume(id).map_or_else(|| "a volume".to_owned(), |v| v.meta().name.to_string());
+        match &record.body {
+            Body::Layers(layers) => {
+                let volumes: Vec<String> = layers.members.iter().map(|m| name(m.key.volume)).collect();
+                let what = if is_point(record) { "a recovery point" } else { "changes" };
+                format!("{what} of {}", volumes.join(", "))
+            }
+            Body::Claim(claim) => format!("the claim of volume {}", claim.volume.name),
+            Body::Heartbeat(_) => "a heartbeat".to_owned(),
+            Body::Pin(pin) => format!("a pin of point {}", pin.point),
+            Body::Unpin(_) => "the end of a pin".to_owned(),
+            Body::Prune(prune) => format!("{} points given up", prune.points.len()),
+            _ => "nothing".to_owned(),
+        }
+    }
+}
+
+fn is_point(record: &Record) -> bool {
+    matches!(&record.body, Body::Layers(layers) if layers.kind == farside_ledger::LayerKind::Point)
+}

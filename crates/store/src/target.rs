@@ -1,0 +1,294 @@
+//! What a point is restored to: a file or a block device, locked, and never one that is in use.
+//!
+//! Owns the checks on the target. A new file, and one that replaces another, gets its name only when it is complete; what is
+//! filled where it lies (a device, or any target of a resumed restore) has its first region last, so that it does not look
+//! whole before it is. Not here: who may restore where (a device that is a configured backing goes through `farsided`, T13).
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, ErrorKind, Seek, SeekFrom};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, fchown};
+use std::path::{Path, PathBuf};
+
+use farside_region::{ByteExtent, ByteOffset};
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, Flock, FlockArg};
+use nix::unistd::{Whence, lseek};
+
+use crate::error::{Result, StoreError};
+use crate::restore::RestoreTarget;
+
+/// What may become of the content that a target has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Existing {
+    /// Nothing: a target with content is refused.
+    Keep,
+    /// It is lost; a file only when the new one is complete.
+    Replace,
+    /// It is where the restore begins: what is right stays, the rest is overwritten in place.
+    Resume,
+}
+
+/// A file or block device as a target, locked.
+#[derive(Debug)]
+pub struct FileTarget {
+    path: PathBuf,
+    file: Flock<File>,
+    /// It reads as zeroes where nothing was written.
+    zeroed: bool,
+    /// The name under which a file grows until it is complete.
+    partial: Option<PathBuf>,
+    /// The file that it then replaces, locked.
+    replaces: Option<Flock<File>>,
+    existing: Existing,
+}
+
+impl FileTarget {
+    /// Opens a target for a volume of that name and size: a new file, an empty one, or a device that looks empty; one with
+    /// content only as `existing` says. A file that is too small grows then, a device cannot. [`Existing::Replace`]: a file
+    /// is replaced only by [`FileTarget::finish`], so there must be space for both. [`Existing::Resume`]: what an earlier
+    /// restore to this name left unfinished is gone on with; else the file itself is.
+    ///
+    /// # Errors
+    /// [`StoreError::TargetTooSmall`], [`StoreError::TargetNotEmpty`], [`StoreError::TargetBusy`]; what the file system says.
+    pub fn open(path: &Path, volume: &str, needs: u64, existing: Existing) -> Result<Self> {
+        let io = |doing, e| StoreError::from_io(doing, path, needs, e);
+        match fs::symlink_metadata(path) {
+            Err(e) if e.kind() == ErrorKind::NotFound => return Self::create(path, needs, existing),
+            other => other.map_err(|e| io("opening", e))?,
+        };
+        let meta = fs::metadata(path).map_err(|e| match e.kind() {
+            ErrorKind::NotFound => {
+                StoreError::TargetBusy { path: path.to_owned(), why: "it is a symbolic link to nothing".to_owned() }
+            }
+            _ => io("opening", e),
+        })?;
+        let kind = meta.file_type();
+        let mut options = OpenOptions::new();
+        options.read(true).write(true);
+        if kind.is_block_device() {
+            options.custom_flags(libc::O_EXCL);
+        } else if !kind.is_file() {
+            let why = "it is neither a file nor a block device".to_owned();
+            return Err(StoreError::TargetBusy { path: path.to_owned(), why });
+        }
+        let file = options.open(path).map_err(|e| match e.raw_os_error() {
+            Some(libc::EBUSY) => {
+                let why = "it is mounted, or part of another device (see `lsblk` and /sys/block/*/holders)".to_owned();
+                StoreError::TargetBusy { path: path.to_owned(), why }
+            }
+            _ => io("opening", e),
+        })?;
+        let mut file = lock(path, file)?;
+        let has = file.seek(SeekFrom::End(0)).map_err(|e| io("measuring", e))?;
+        let small = || StoreError::TargetTooSmall { path: path.to_owned(), has, volume: volume.to_owned(), needs };
+        if kind.is_block_device() {
+            if has < needs {
+                return Err(small());
+            }
+            if existing == Existing::Keep && !device_looks_empty(&file, has).map_err(|e| io("reading", e))? {
+                return Err(StoreError::TargetNotEmpty { path: path.to_owned() });
+            }
+            return Ok(Self { path: path.to_owned(), file, zeroed: false, partial: None, replaces: None, existing });
+        }
+        if existing == Existing::Keep && has > 0 {
+            if !file_is_hole(&file).map_err(|e| io("reading", e))? {
+                return Err(StoreError::TargetNotEmpty { path: path.to_owned() });
+            }
+            if has < needs {
+                return Err(small());
+            }
+        }
+        let real = fs::canonicalize(path).map_err(|e| io("opening", e))?;
+        if existing == Existing::Resume && !partial_of(&real)?.exists() {
+            resize(&file, needs, has.max(needs)).map_err(|e| io("resizing", e))?;
+            return Ok(Self { path: real, file, zeroed: false, partial: None, replaces: None, existing });
+        }
+        let mut new = Self::create(&real, has.max(needs), existing)?;
+        let _ = fchown(&*new.file, Some(meta.uid()), Some(meta.gid())); // as far as the caller may
+        new.file.set_permissions(meta.permissions()).map_err(|e| io("creating", e))?;
+        new.replaces = Some(file);
+        Ok(new)
+    }
+
+    /// Makes the file that grows, or takes up the one that an earlier restore left.
+    fn create(path: &Path, needs: u64, existing: Existing) -> Result<Self> {
+        let partial = partial_of(path)?;
+        let io = |doing, e| StoreError::from_io(doing, &partial, needs, e);
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+        let opened = options.open(&partial);
+        let file = lock(&partial, opened.map_err(|e| io("creating", e))?)?;
+        let left = file.metadata().map_err(|e| io("measuring", e))?;
+        if !left.is_file() {
+            return Err(StoreError::TargetBusy { path: partial, why: "it is not a file".to_owned() });
+        }
+        let zeroed = existing != Existing::Resume || left.len() == 0;
+        let keeps = if zeroed { 0 } else { needs };
+        resize(&file, keeps, needs).map_err(|e| io("resizing", e))?;
+        Ok(Self { path: path.to_owned(), file, zeroed, partial: Some(partial), replaces: None, existing })
+    }
+
+    /// Whether content may be there that is right already.
+    pub fn is_resumed(&self) -> bool {
+        self.existing == Existing::Resume && !self.zeroed
+    }
+
+    /// After a complete restore: gives a file its name.
+    ///
+    /// # Errors
+    /// [`StoreError::NotNamed`] when it cannot get it, or another file came up under it meanwhile; what was restored is kept
+    /// then. What the file system says.
+    pub fn finish(mut self) -> Result<()> {
+        let Some(partial) = self.partial.take() else { return Ok(()) };
+        let named = match &self.replaces {
+            Some(old) => match self.existing != Existing::Keep || file_is_hole(old).unwrap_or(false) {
+                true => fs::rename(&partial, &self.path),
+                false => Err(io::Error::new(ErrorKind::AlreadyExists, "something was written to it meanwhile")),
+            },
+            None => rename_new(&partial, &self.path),
+        };
+        named.map_err(|e| StoreError::NotNamed { path: self.path.clone(), partial: partial.clone(), why: e.to_string() })?;
+        let parent = self.path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        File::open(parent).and_then(|dir| dir.sync_all()).map_err(|e| StoreError::from_io("syncing", parent, 0, e))
+    }
+}
+
+/// Renames to a name that nothing has yet.
+fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
+    #[cfg(target_env = "gnu")]
+    {
+        use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+        match renameat2(AT_FDCWD, from, AT_FDCWD, to, RenameFlags::RENAME_NOREPLACE) {
+            Err(Errno::EINVAL | Errno::ENOSYS | Errno::EOPNOTSUPP) => {}
+            other => return other.map_err(io::Error::from),
+        }
+    }
+    // A file system that cannot do it in one step.
+    match fs::symlink_metadata(to) {
+        Err(e) if e.kind() == ErrorKind::NotFound => fs::rename(from, to),
+        Err(e) => Err(e),
+        Ok(_) => Err(ErrorKind::AlreadyExists.into()),
+    }
+}
+
+/// What is not finished is not left behind, unless somebody means to go on with it.
+impl Drop for FileTarget {
+    fn drop(&mut self) {
+        if let Some(partial) = &self.partial
+            && self.existing != Existing::Resume
+        {
+            let _ = fs::remove_file(partial);
+        }
+    }
+}
+
+impl RestoreTarget for FileTarget {
+    fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn begin(&self, first: ByteExtent) -> io::Result<()> {
+        if self.zeroed || first.len == 0 {
+            return Ok(()); // it has no name yet
+        }
+        self.zero(first)?;
+        self.sync()
+    }
+
+    fn read_at(&self, offset: ByteOffset, bytes: &mut [u8]) -> io::Result<()> {
+        self.file.read_exact_at(bytes, offset.0)
+    }
+
+    fn is_hole(&self, extent: ByteExtent) -> io::Result<bool> {
+        match lseek(&*self.file, extent.offset.0 as libc::off_t, Whence::SeekData) {
+            Err(Errno::ENXIO) => Ok(true),
+            Err(Errno::EINVAL | Errno::EOPNOTSUPP) => Ok(false),
+            Err(e) => Err(e.into()),
+            Ok(data) => Ok(data as u64 >= extent.offset.0 + extent.len),
+        }
+    }
+
+    fn write_at(&self, offset: ByteOffset, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_all_at(bytes, offset.0)
+    }
+
+    fn zero(&self, extent: ByteExtent) -> io::Result<()> {
+        if self.zeroed || extent.len == 0 {
+            return Ok(());
+        }
+        let (offset, len) = (extent.offset.0 as libc::off_t, extent.len as libc::off_t);
+        let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        match nix::fcntl::fallocate(&*self.file, flags, offset, len) {
+            Ok(()) => Ok(()),
+            Err(Errno::EOPNOTSUPP | Errno::EINVAL | Errno::ENOSYS) => self.write_zeroes(extent),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.file.sync_all()
+    }
+}
+
+impl FileTarget {
+    fn write_zeroes(&self, extent: ByteExtent) -> io::Result<()> {
+        let zeroes = vec![0; extent.len.min(1 << 20) as usize];
+        let (mut at, end) = (extent.offset.0, extent.offset.0 + extent.len);
+        while at < end {
+            let now = (end - at).min(zeroes.len() as u64);
+            self.file.write_all_at(&zeroes[..now as usize], at)?;
+            at += now;
+        }
+        Ok(())
+    }
+}
+
+/// Where a file grows until it is complete.
+fn partial_of(path: &Path) -> Result<PathBuf> {
+    let name = path.file_name();
+    let name = name.ok_or_else(|| StoreError::TargetBusy { path: path.to_owned(), why: "it has no file name".into() })?;
+    let mut partial = name.to_owned();
+    partial.push(".farside-partial");
+    Ok(path.with_file_name(partial))
+}
+
+/// Gives a file a length; beyond its first `keeps` bytes it reads as zeroes then.
+fn resize(file: &File, keeps: u64, bytes: u64) -> io::Result<()> {
+    if file.metadata()?.len() > keeps {
+        file.set_len(keeps)?;
+    }
+    file.set_len(bytes)
+}
+
+fn lock(path: &Path, file: File) -> Result<Flock<File>> {
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, e)| match e {
+        Errno::EWOULDBLOCK => {
+            StoreError::TargetBusy { path: path.to_owned(), why: "another process has it locked (a daemon, or a restore)".into() }
+        }
+        e => StoreError::from_io("locking", path, 0, e.into()),
+    })
+}
+
+/// Whether a file has no data anywhere.
+fn file_is_hole(file: &File) -> io::Result<bool> {
+    match lseek(file, 0, Whence::SeekData) {
+        Err(Errno::ENXIO) => Ok(true),
+        Ok(_) => Ok(false),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Whether a device holds zeroes where things usually begin: both ends, and 64 places between.
+fn device_looks_empty(file: &File, bytes: u64) -> io::Result<bool> {
+    const ENDS: u64 = 4 << 20;
+    let mut places = vec![(0, ENDS.min(bytes)), (bytes.saturating_sub(ENDS), ENDS.min(bytes))];
+    places.extend((1..64).map(|i| (bytes / 64 * i / 4096 * 4096, 4096)).filter(|(at, len)| at + len <= bytes));
+    for (at, len) in places {
+        let mut content = vec![0; len as usize];
+        file.read_exact_at(&mut content, at)?;
+        if content.iter().any(|b| *b != 0) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}

@@ -1,0 +1,186 @@
+//! Verifying points on request: one at a time, beside everything else, for as long as somebody wants to know.
+//!
+//! Invariant: it only reads, through a reader's lock of its own, and never through a group's thread: a look at terabytes
+//! holds up neither landing nor publication.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use farside_control::{
+    ApiError, DAMAGE_LISTED_MAX, Damage, ErrorCode, Point, Run, Verification, VerificationState, VerifiedVolume,
+};
+use farside_region::{Name, Slot};
+use farside_store::{GroupNames, GroupReader, PointReader, StoreError, unreadable_runs, verify_point};
+
+use crate::process::Receiver;
+
+/// Nobody waits for a verification that nobody asks about.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(60);
+
+/// The verifications of a receiver; the newest is kept until the next begins.
+#[derive(Debug, Default)]
+pub(crate) struct Verifications {
+    newest: Mutex<Option<Arc<Job>>>,
+}
+
+#[derive(Debug)]
+struct Job {
+    id: u64,
+    point: Point,
+    total_bytes: u64,
+    done_bytes: AtomicU64,
+    stop: AtomicBool,
+    asked: Mutex<Instant>,
+    found: Mutex<(VerificationState, Vec<VerifiedVolume>)>,
+}
+
+impl Verifications {
+    /// Begins to verify members of a point: all, or the one of that name.
+    pub(crate) fn start(
+        &self,
+        receiver: &Arc<Receiver>,
+        names: &GroupNames,
+        point: Point,
+        only: Option<&str>,
+    ) -> Result<Verification, ApiError> {
+        let mut newest = self.lock();
+        if let Some(job) = newest.as_ref().filter(|job| job.is_running()) {
+            let message = format!("point {} of {}/{} is being verified", job.point.id, job.point.source, job.point.group);
+            return Err(ApiError::new(ErrorCode::Busy, message, "one at a time: try again when that is done"));
+        }
+        let members = point.members.iter().filter(|m| only.is_none_or(|only| m.volume == only));
+        let job = Arc::new(Job {
+            id: newest.as_ref().map_or(0, |job| job.id) + 1,
+            total_bytes: members.map(|m| m.bytes).sum(),
+            point,
+            done_bytes: AtomicU64::new(0),
+            stop: AtomicBool::new(false),
+            asked: Mutex::new(Instant::now()),
+            found: Mutex::new((VerificationState::Running, Vec::new())),
+        });
+        let (thread_job, receiver, names, only) =
+            (Arc::clone(&job), Arc::clone(receiver), names.clone(), only.map(str::to_owned));
+        let started = std::thread::Builder::new().name("verify".to_owned()).spawn(move || {
+            let ended = thread_job.run(&receiver, &names, only.as_deref());
+            thread_job.found().0 = match ended {
+                Ok(()) => VerificationState::Done,
+                Err(StoreError::Stopped) => VerificationState::Stopped,
+                Err(error) => VerificationState::Failed { message: error.to_string() },
+            };
+        });
+        started.map_err(ApiError::internal)?;
+        let shown = job.show();
+        *newest = Some(job);
+        Ok(shown)
+    }
+
+    /// How far the newest is; it goes on for a while now.
+    pub(crate) fn show(&self) -> Result<Verification, ApiError> {
+        let job = self.lock().clone().ok_or_else(none)?;
+        *job.asked.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        Ok(job.show())
+    }
+
+    /// Stops the newest, if it runs.
+    pub(crate) fn stop(&self) -> Result<Verification, ApiError> {
+        let job = self.lock().clone().ok_or_else(none)?;
+        job.stop.store(true, Ordering::Relaxed);
+        Ok(job.show())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Arc<Job>>> {
+        self.newest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn none() -> ApiError {
+    ApiError::new(ErrorCode::NotFound, "no point was verified since the receiver started", "begin with farside point verify")
+}
+
+impl Job {
+    fn is_running(&self) -> bool {
+        self.found().0 == VerificationState::Running
+    }
+
+    fn found(&self) -> MutexGuard<'_, (VerificationState, Vec<VerifiedVolume>)> {
+        self.found.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn show(&self) -> Verification {
+        let (state, volumes) = self.found().clone();
+        Verification {
+            id: self.id,
+            point: self.point.clone(),
+            state,
+            done_bytes: self.done_bytes.load(Ordering::Relaxed),
+            total_bytes: self.total_bytes,
+            volumes,
+        }
+    }
+
+    fn run(&self, receiver: &Receiver, names: &GroupNames, only: Option<&str>) -> Result<(), StoreError> {
+        let group = receiver.vault.reader()?.group(names)?;
+        let threads = std::thread::available_parallelism().map_or(1, |n| n.get() / 2).clamp(1, 4);
+        let wanted = || {
+            let asked = *self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+            !self.stop.load(Ordering::Relaxed) && !receiver.is_stopping() && asked.elapsed() < FORGOTTEN_AFTER
+        };
+        let progress = |bytes| {
+            self.done_bytes.store(bytes, Ordering::Relaxed);
+            wanted()
+        };
+        let members: Vec<&str> = self.point.members.iter().map(|m| m.volume.as_str()).collect();
+        verify_members(&group, Slot(self.point.id.slot), &members, only, threads, &progress, |volume| self.found().1.push(volume))
+    }
+}
+
+/// Verifies the members of a point, all or the one named, in turn. `progress` hears the bytes of all that are done; `found`
+/// what came out, volume by volume.
+///
+/// # Errors
+/// [`StoreError::NoSuchPoint`], [`StoreError::NoSuchVolume`], [`StoreError::Stopped`]; what the file system says.
+pub fn verify_members(
+    group: &GroupReader,
+    point: Slot,
+    members: &[&str],
+    only: Option<&str>,
+    threads: usize,
+    progress: &(dyn Fn(u64) -> bool + Sync),
+    mut found: impl FnMut(VerifiedVolume),
+) -> Result<(), StoreError> {
+    let mut before = 0;
+    for &member in members.iter().filter(|m| only.is_none_or(|only| **m == only)) {
+        let unknown = || StoreError::NoSuchVolume { volume: member.to_owned(), known: String::new() };
+        let name: Name = member.parse().map_err(|_| unknown())?;
+        let reader = group.point_reader_as_it_is(point, group.volume(&name)?)?;
+        let verified = verify_point(&reader, threads, DAMAGE_LISTED_MAX, &|bytes| progress(before + bytes))?;
+        before += reader.geometry().volume_bytes();
+        found(shown(&reader, verified));
+    }
+    Ok(())
+}
+
+/// What was found, as the API shows it.
+fn shown(reader: &PointReader, verified: farside_store::Verified) -> VerifiedVolume {
+    let geometry = reader.geometry();
+    let unreadable = unreadable_runs(reader);
+    VerifiedVolume {
+        volume: reader.volume().name.to_string(),
+        bytes: geometry.volume_bytes(),
+        data_bytes: verified.data_bytes,
+        damaged_regions: verified.damaged_regions,
+        damage: verified
+            .damage
+            .into_iter()
+            .map(|damage| Damage {
+                region: damage.region.0,
+                offset_bytes: geometry.bytes_of(geometry.region_run(damage.region)).offset.0,
+                segment: damage.segment,
+                message: damage.why,
+            })
+            .collect(),
+        unreadable_bytes: unreadable.iter().map(|run| run.len).sum(),
+        unreadable: unreadable.iter().take(DAMAGE_LISTED_MAX).map(|r| Run { offset_bytes: r.offset.0, bytes: r.len }).collect(),
+    }
+}
