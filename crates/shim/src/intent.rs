@@ -208,6 +208,7 @@ impl IntentOwner {
         }
         if waiters {
             self.volume.ring_all();
+            self.volume.tell_heated();
         }
     }
 }

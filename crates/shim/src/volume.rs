@@ -11,7 +11,7 @@ use crate::in_flight::InFlight;
 use crate::limits::ANNOUNCE_GRANULES_MAX;
 use crate::mutation::mutated;
 use crate::pool::Pool;
-use crate::sync::{Arc, AtomicU8, AtomicU64, Mutex, Ordering, fence};
+use crate::sync::{Arc, AtomicBool, AtomicU8, AtomicU64, Mutex, Ordering, fence};
 use crate::{Connection, Group, Limits, RegionState, Wake};
 
 /// What a volume is opened with.
@@ -108,6 +108,8 @@ pub struct VolumeEvents {
     pub flush_failed: bool,
     /// The intent map failed: make it durable elsewhere, then [`Volume::resolve_tracking_lost`].
     pub tracking_lost: bool,
+    /// Bits became durable since [`Volume::watch_heat`]: ask [`Volume::is_hot`] again.
+    pub heated: bool,
 }
 
 /// A cache line of its own, so that queues do not slow each other down.
@@ -132,6 +134,7 @@ const EXTENT_MASK: u64 = (1 << COUNT_SHIFT) - 1;
 const EVENT_FLUSH_FAILED: u64 = 1;
 const EVENT_TRACKING_LOST: u64 = 2;
 const EVENT_OVERFLOW: u64 = 4;
+const EVENT_HEATED: u64 = 8;
 
 /// One protected volume: all that its queues, its owner, its sender and the control thread share.
 ///
@@ -176,6 +179,8 @@ pub struct Volume {
     flush_failures: AtomicU64,
     pub(crate) flush_failures_reported: AtomicU64,
 
+    /// Somebody waits for [`EVENT_HEATED`].
+    heat_watched: AtomicBool,
     tracking: AtomicU8,
     events: AtomicU64,
     overflowed: AtomicU64,
@@ -243,6 +248,7 @@ impl Volume {
             flush_ok_newest: AtomicU64::new(0),
             flush_failures: AtomicU64::new(0),
             flush_failures_reported: AtomicU64::new(0),
+            heat_watched: AtomicBool::new(false),
             tracking: AtomicU8::new(Tracking::Sound as u8),
             events: AtomicU64::new(0),
             overflowed: AtomicU64::new(0),
@@ -335,6 +341,21 @@ impl Volume {
     pub fn heat_all(&self) {
         if self.geometry.all_regions().iter().filter(|&r| self.ask(r)).count() > 0 {
             self.owner_bell.ring();
+        }
+    }
+
+    /// From now on the next commit that makes bits durable is told once, by [`VolumeEvents::heated`]. Call it *before* the look
+    /// by [`Volume::is_hot`] that decides to wait, so that no commit falls between the two.
+    pub fn watch_heat(&self) {
+        self.heat_watched.store(true, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+    }
+
+    /// Regions became hot by the owner's hand, or tracking ended or came back.
+    pub(crate) fn tell_heated(&self) {
+        fence(Ordering::SeqCst);
+        if self.heat_watched.swap(false, Ordering::AcqRel) {
+            self.raise(EVENT_HEATED);
         }
     }
 
@@ -639,6 +660,7 @@ impl Volume {
             overflowed: (events & EVENT_OVERFLOW != 0).then(|| EpochId(self.overflowed.load(Ordering::Acquire))),
             flush_failed: events & EVENT_FLUSH_FAILED != 0,
             tracking_lost: events & EVENT_TRACKING_LOST != 0,
+            heated: events & EVENT_HEATED != 0,
         }
     }
 }

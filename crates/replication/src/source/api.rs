@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use farside_ledger::{CutTime, EpochInfo, LayerKind, Policy, VolumeMeta};
 use farside_region::{
-    BootId, EpochId, GranuleIndex, GranuleRun, GranuleSet, LayerKey, LedgerPosition, Name, RegionIndex, RegionSet, Term, VolumeId,
+    BootId, EpochId, GranuleIndex, GranuleRun, GranuleSet, LayerKey, LedgerPosition, Name, RegionIndex, RegionRange, RegionSet,
+    Term, VolumeId,
 };
-use farside_wire::{DigestRun, InstanceId, ReceiverMessage, RefusalCode, SourceMessage};
+use farside_wire::{DigestRun, InstanceId, ReceiverMessage, RefusalCode, RequestId, SourceMessage};
 
 /// Nanoseconds.
 pub type Nanos = u64;
@@ -55,6 +56,8 @@ pub struct Limits {
     pub part_bytes: u64,
     /// A pass or cut begins only while a volume has fewer unpublished layers.
     pub unpublished_layers_max: usize,
+    /// A verify asks for the digests of so much of a volume at once.
+    pub verify_bytes: u64,
     /// A volume with more dirt than this is not put into a cut (the present budget shrinks below it after an overflow and
     /// grows back; see [`Limits::cut_bytes_min`]).
     pub cut_bytes_max: u64,
@@ -87,6 +90,7 @@ impl Default for Limits {
             layer_parts_max: 1024,
             part_bytes: 56 << 20,
             unpublished_layers_max: 64,
+            verify_bytes: 64 << 20,
             cut_bytes_max: 1 << 30,
             cut_bytes_min: 16 << 20,
             cut_hold: 60 * SECOND,
@@ -267,6 +271,25 @@ pub enum Event {
         /// Which volume.
         volume: VolumeId,
     },
+    /// A person asks to compare the whole volume with what is published (T6). One that is under way goes on.
+    Verify {
+        /// Which volume.
+        volume: VolumeId,
+    },
+    /// The answer to [`Action::Verify`].
+    VerifyRead {
+        /// Which volume.
+        volume: VolumeId,
+        /// What was found.
+        read: Box<VerifyRead>,
+    },
+    /// The answer to [`Action::Heat`]: every one of these regions is hot, its bit durable.
+    Heated {
+        /// Which volume.
+        volume: VolumeId,
+        /// As in the action.
+        regions: RegionSet,
+    },
     /// A new interval between switches.
     SetEpochInterval {
         /// At least this long.
@@ -382,6 +405,34 @@ pub struct PartRead {
     pub zero_regions: RegionSet,
 }
 
+/// Regions to be read in place and held against what is published.
+#[derive(Clone, Debug)]
+pub struct VerifyChunk {
+    /// Of which volume.
+    pub volume: VolumeId,
+    /// Pairs it with its answer. A newer chunk of the volume replaces this one.
+    pub id: RequestId,
+    /// Which regions, all of each.
+    pub chunk: RegionRange,
+    /// Keys the digests.
+    pub digest_key: [u8; 32],
+    /// What is published, from the first granule of the chunk to its last.
+    pub runs: Vec<DigestRun>,
+}
+
+/// What the regions of a [`VerifyChunk`] hold. Each one is judged by its state *after* its content was read and compared.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct VerifyRead {
+    /// As in [`VerifyChunk`].
+    pub id: RequestId,
+    /// Not cold then: not judged.
+    pub hot: RegionSet,
+    /// Cold, and something readable in them is not what is published, or nothing is.
+    pub differing: RegionSet,
+    /// Cold, and something in them could not be read.
+    pub unreadable: RegionSet,
+}
+
 /// A part on its way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SentPart {
@@ -473,6 +524,16 @@ pub enum Action {
         regions: RegionSet,
         /// Those of them whose published content is all zeroes (T8).
         zero: RegionSet,
+    },
+    /// Read these regions in place, under no claim and no epoch, and hold them against the digests; [`Event::VerifyRead`]
+    /// follows.
+    Verify(Box<VerifyChunk>),
+    /// Set the bits of these regions durably; [`Event::Heated`] follows (T6).
+    Heat {
+        /// Which volume.
+        volume: VolumeId,
+        /// Which regions.
+        regions: RegionSet,
     },
     /// Set every bit of the volume durably; [`Event::AllHot`] follows (T3).
     HeatAll {
@@ -566,6 +627,11 @@ pub enum Report {
         kind: LayerKind,
         /// Of this group.
         members: usize,
+    },
+    /// A verify found cold regions that differ from what is published: an error of ours, which it mends.
+    ColdDiffers {
+        /// Which regions.
+        regions: RegionSet,
     },
     /// The receiver refused something of one volume.
     Refused {

@@ -9,6 +9,7 @@ use farside_wire::{
 
 use super::api::{Action, DemoteCause, Nanos, Problem, Report};
 use super::status::{PointStatus, RefusedWhy};
+use super::verify::VerifyOutcome;
 use super::volume::{Check, HeatFor, Layer, Looked, Reclaim, Seen, Service, Stage, Standing, slot_of};
 use super::{Kind, Link, Source};
 
@@ -369,6 +370,7 @@ impl Source {
         self.orphan(now, id, out);
         let volume = self.volumes.get_mut(&id).expect("the caller found it");
         volume.standing = Standing::Refused(why);
+        volume.end_verify(now, VerifyOutcome::Refused);
         volume.check = Check::Waiting { until: 0 };
         volume.cooling = None;
         let state = super::State::Refused(why);
@@ -384,12 +386,14 @@ impl Source {
             return self.all_hot(now, id, out);
         }
         if may && !volume.heat.0.contains(&HeatFor::Accept) {
-            self.heat(id, HeatFor::Accept, out);
+            self.heat(now, id, HeatFor::Accept, out);
         }
     }
 
-    pub(super) fn heat(&mut self, id: VolumeId, why: HeatFor, out: &mut Vec<Action>) {
+    /// Everything is going to be compared: every bit first.
+    pub(super) fn heat(&mut self, now: Nanos, id: VolumeId, why: HeatFor, out: &mut Vec<Action>) {
         let Some(volume) = self.volumes.get_mut(&id) else { return };
+        volume.end_verify(now, VerifyOutcome::Superseded);
         volume.heat.0.push(why);
         if volume.heat.0.len() == 1 {
             out.push(Action::HeatAll { volume: id });

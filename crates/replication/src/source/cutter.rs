@@ -309,13 +309,13 @@ impl Source {
     }
 
     /// Asks for a full compare, or recovers from lost tracking: every bit first.
-    pub(super) fn tracking_lost(&mut self, id: VolumeId, out: &mut Vec<Action>) {
+    pub(super) fn tracking_lost(&mut self, now: Nanos, id: VolumeId, out: &mut Vec<Action>) {
         let Some(volume) = self.volumes.get_mut(&id) else { return };
         if volume.standing == Standing::Good {
             volume.standing = Standing::TrackingLost;
         }
         if !volume.heat.0.contains(&super::volume::HeatFor::TrackingLost) {
-            self.heat(id, super::volume::HeatFor::TrackingLost, out);
+            self.heat(now, id, super::volume::HeatFor::TrackingLost, out);
         }
     }
 }

@@ -11,6 +11,7 @@
 //! | `cutter` | the switch, demotion |
 //! | `send` | parts, end messages, acknowledgements |
 //! | `upkeep` | header position, cooling, heartbeats |
+//! | `verify` | the whole volume against what is published |
 //! | `status` | what people are told |
 
 mod api;
@@ -19,6 +20,7 @@ mod cutter;
 mod send;
 mod status;
 mod upkeep;
+mod verify;
 mod volume;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,9 +31,10 @@ use farside_wire::{Notice, ReceiverMessage, Refusal, RefusalCode, RequestId, Sou
 
 pub use api::{
     Action, Config, DemoteCause, Event, LayerDigestFn, Limits, Nanos, PartRead, Problem, ReadPart, Report, SECOND, Sample,
-    SentPart, Start, SwitchDone, SwitchMember, Tick, VolumeSetup,
+    SentPart, Start, SwitchDone, SwitchMember, Tick, VerifyChunk, VerifyRead, VolumeSetup,
 };
 pub use status::{Behind, NotConverging, PointStatus, Progress, RefusedWhy, State, Status, VolumeStatus};
+pub use verify::{VerifyOutcome, VerifyReport};
 
 use cutter::Taken;
 use volume::{HeatFor, Layer, Reclaim, Service, Volume};
@@ -158,7 +161,7 @@ impl Source {
             return;
         }
         match event {
-            Event::AddVolume(setup) => self.add_volume(*setup, actions),
+            Event::AddVolume(setup) => self.add_volume(now, *setup, actions),
             Event::RemoveVolume { volume } => self.set_service(volume, Service::Leaving),
             Event::Connected { connection } => self.connected_anew(now, connection, actions),
             Event::Disconnected { connection } if self.link.connection() == Some(connection) => self.disconnected(now, actions),
@@ -179,7 +182,10 @@ impl Source {
             Event::CoolWanted { volume, regions } => self.cool_wanted(now, volume, &regions, actions),
             Event::HotRegions { volume, regions } => self.hot_regions(volume, &regions, actions),
             Event::AllHot { volume } => self.all_hot(now, volume, actions),
-            Event::TrackingLost { volume } => self.tracking_lost(volume, actions),
+            Event::Verify { volume } => self.verify(now, volume),
+            Event::VerifyRead { volume, read } => self.verify_read(volume, &read, actions),
+            Event::Heated { volume, regions } => self.heated(volume, &regions),
+            Event::TrackingLost { volume } => self.tracking_lost(now, volume, actions),
             Event::FlushFailed { volume } => {
                 if let Some(volume) = self.volumes.get_mut(&volume) {
                     volume.flush_failed = true;
@@ -188,13 +194,16 @@ impl Source {
             Event::Pause { volume } => self.pause(now, volume, actions),
             Event::Resume { volume } => self.set_service(volume, Service::Running),
             Event::Accept { volume } => self.accept(now, volume, actions),
-            Event::Resync { volume } => self.heat(volume, HeatFor::Resync, actions),
+            Event::Resync { volume } => self.heat(now, volume, HeatFor::Resync, actions),
             Event::SetEpochInterval { interval } => self.config.limits.epoch_interval = interval,
             Event::SetPolicy { policy } => {
                 self.config.policy = policy;
                 self.send_settings(actions);
             }
-            Event::Drain => self.phase = Phase::Draining,
+            Event::Drain => {
+                self.phase = Phase::Draining;
+                self.stop_verifies(now);
+            }
             Event::Halt => self.phase = Phase::Halted,
             // Of a connection that is gone.
             Event::Disconnected { .. }
@@ -212,6 +221,7 @@ impl Source {
         self.let_go(now, out);
         self.begin_checks(now, out);
         self.say_ends(out);
+        self.verify_on(now, out);
         self.try_switch(now, out);
         self.read_on(now, out);
     }
@@ -266,11 +276,11 @@ impl Source {
         self.connected(connection, out);
     }
 
-    fn add_volume(&mut self, setup: VolumeSetup, out: &mut Vec<Action>) {
+    fn add_volume(&mut self, now: Nanos, setup: VolumeSetup, out: &mut Vec<Action>) {
         let (id, lost) = (setup.meta.id, setup.tracking_lost);
         self.volumes.entry(id).or_insert_with(|| Volume::new(setup));
         if lost {
-            self.tracking_lost(id, out);
+            self.tracking_lost(now, id, out);
         }
     }
 
@@ -289,7 +299,7 @@ impl Source {
         if mutation::on(MENTIONED) {
             return false;
         }
-        self.is_switching(volume) || self.volumes.get(&volume).is_none_or(|v| v.mentions(region) || !v.heat.0.is_empty())
+        self.is_switching(volume) || self.volumes.get(&volume).is_none_or(|v| v.keeps_hot(region) || !v.heat.0.is_empty())
     }
 
     /// All that a `clean` header must carry for this volume beside the open map (T2): frozen and unpublished layers, what is

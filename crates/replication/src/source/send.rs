@@ -362,6 +362,9 @@ impl Source {
     }
 
     pub(super) fn digest_answer(&mut self, answer: DigestAnswer, out: &mut Vec<Action>) {
+        if self.verify_digests(&answer, out) {
+            return;
+        }
         let Some(reading) = self.volumes.get_mut(&answer.volume).and_then(|v| v.reading.as_mut()) else { return };
         let Some(at) = reading.asked.iter().position(|(id, _)| *id == answer.id) else { return };
         let (_, run) = reading.asked.swap_remove(at);

@@ -106,6 +106,8 @@ pub struct VolumeStatus {
     pub flush_failed: bool,
     /// Set when passes end with as much dirt as they began with.
     pub not_converging: Option<NotConverging>,
+    /// The verify under way, or the newest one of this attach.
+    pub verify: Option<super::VerifyReport>,
 }
 
 /// A published point.
@@ -185,6 +187,7 @@ impl super::Source {
             unreadable_bytes: volume.granule_bytes(&volume.unreadable.granules),
             flush_failed: volume.flush_failed,
             not_converging: volume.not_converging,
+            verify: volume.verify_report.clone(),
         }
     }
 

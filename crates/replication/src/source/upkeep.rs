@@ -22,7 +22,10 @@ impl Source {
         if self.digests_retry.is_some_and(|at| now >= at) {
             self.digests_retry = None;
             let ids: Vec<_> = self.volumes.keys().copied().collect();
-            ids.into_iter().for_each(|id| self.ask_digests_again(id, out));
+            for id in ids {
+                self.ask_digests_again(id, out);
+                self.ask_chunk_again(id);
+            }
         }
     }
 
@@ -130,7 +133,7 @@ impl Source {
 }
 
 fn cool(volume: &Volume, regions: &RegionSet, out: &mut Vec<Action>) {
-    let regions: RegionSet = regions.iter().filter(|&r| !volume.mentions(r) || mutation::on(super::MENTIONED)).collect();
+    let regions: RegionSet = regions.iter().filter(|&r| !volume.keeps_hot(r) || mutation::on(super::MENTIONED)).collect();
     if regions.is_empty() {
         return;
     }
@@ -144,6 +147,7 @@ fn is_quiet(volume: &Volume) -> bool {
         && volume.heat.0.is_empty()
         && !volume.point_due
         && (volume.owes_nothing() || mutation::on("L10 quiet beside an unpublished layer"))
+        && volume.verify.as_ref().is_none_or(|v| !v.is_heating())
         && volume.sample.dirty_bytes == 0
         && volume.sample.in_flight == 0
 }

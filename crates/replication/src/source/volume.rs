@@ -14,6 +14,7 @@ use farside_wire::RequestId;
 
 use super::api::{Nanos, PartRead, Sample, SentPart, Start, VolumeSetup};
 use super::status::{NotConverging, PointStatus, RefusedWhy};
+use super::verify::{Verify, VerifyReport};
 
 #[derive(Debug)]
 pub(super) struct Volume {
@@ -60,6 +61,9 @@ pub(super) struct Volume {
     pub(super) ever_published: bool,
     pub(super) pass: Option<PassStart>,
     pub(super) not_converging: Option<NotConverging>,
+    pub(super) verify: Option<Verify>,
+    /// Of the verify under way, or the newest one of this attach.
+    pub(super) verify_report: Option<VerifyReport>,
 }
 
 /// What a person, or the configuration, wants of a volume.
@@ -334,6 +338,8 @@ impl Volume {
             ever_published: false,
             pass: None,
             not_converging: None,
+            verify: None,
+            verify_report: None,
         }
     }
 

@@ -17,7 +17,7 @@ use super::api::{Action, Report, SessionId};
 use super::compose::QueuedClaim;
 use super::{Target, landing};
 
-/// Claims and digest questions that one session may have open.
+/// Claims that one session may have open, and digest questions beside the one of a verify.
 const QUESTIONS_MAX: usize = 64;
 
 #[derive(Debug)]
@@ -252,7 +252,7 @@ impl Target {
             return self.refuse(from, RefusalCode::Term, Some(volume), "another claim of the volume is current", out);
         }
         let session = self.sessions.get_mut(&from).expect("the caller found it");
-        if session.digests >= QUESTIONS_MAX {
+        if session.digests > QUESTIONS_MAX {
             return self.close(from, "too many digest questions at once", out);
         }
         session.digests += 1;

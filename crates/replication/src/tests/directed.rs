@@ -46,9 +46,9 @@ pub(super) fn info(epoch: u64) -> EpochInfo {
 pub(super) struct Host {
     pub(super) source: Source,
     pub(super) now: u64,
-    said: Vec<SourceMessage>,
-    did: Vec<Action>,
-    epoch: u64,
+    pub(super) said: Vec<SourceMessage>,
+    pub(super) did: Vec<Action>,
+    pub(super) epoch: u64,
 }
 
 impl Host {

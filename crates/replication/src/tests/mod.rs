@@ -4,4 +4,5 @@ mod directed;
 mod hostile;
 mod random;
 mod stories;
+mod verify;
 mod world;

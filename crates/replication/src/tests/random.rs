@@ -59,7 +59,11 @@ fn fault(world: &mut World) {
             let volume = volume(1 + world.rng.below(u64::from(VOLUMES)) as u8);
             world.to(source::Event::Resync { volume });
         }
-        21..60 if world.source.is_none() => world.boot(),
+        21..29 => {
+            let volume = volume(1 + world.rng.below(u64::from(VOLUMES)) as u8);
+            world.to(source::Event::Verify { volume });
+        }
+        29..60 if world.source.is_none() => world.boot(),
         60..120 if world.connection.is_none() && world.source.is_some() => world.connect(),
         _ => {}
     }
@@ -77,6 +81,7 @@ fn every_seed_publishes_true_points_and_converges() {
         let world = result.unwrap_or_else(|_| panic!("seed {seed}"));
         points += world.points;
         fuzzy += world.fuzzy;
+        assert_eq!((world.verified, world.cold_differs), (1, 0), "seed {seed}: a volume that healed is verified, and equal");
     }
     assert!(points > 3000 && fuzzy > 300, "{points} points, {fuzzy} fuzzy: the world is too quiet to prove anything");
 }
@@ -101,6 +106,7 @@ fn mistakes_are_seen() {
         "staged data carried across a term",
         "accept a void record",
         "kind said per member",
+        "T6 verify lets its regions cool",
     ];
     for mistake in mistakes {
         let seen = (1..=600).find(|&seed| {

@@ -86,6 +86,7 @@ pub(super) fn source_limits() -> source::Limits {
         layer_parts_max: 5,
         part_bytes: 6 * 16,
         unpublished_layers_max: 6,
+        verify_bytes: 3 * 4 * 16,
         cut_bytes_max: GRANULES * 16 * 3 / 2,
         cut_bytes_min: 8 * 16,
         cut_hold: 400,
@@ -135,6 +136,8 @@ pub(super) enum Turn {
     Switch,
     Header,
     Hot,
+    /// A chunk of a verify is read.
+    Verify,
     /// One region of one part is read, or a part ends.
     Read,
     ToTarget,
@@ -164,6 +167,10 @@ pub(super) struct World {
     pub(super) switch: Option<source::Action>,
     pub(super) headers: VecDeque<(VolumeId, Option<Term>, Option<LedgerPosition>)>,
     hot_questions: Vec<source::Action>,
+    verifies: Vec<source::VerifyChunk>,
+    /// Worlds that healed and were then found equal; and cold regions found to differ.
+    pub(super) verified: u64,
+    pub(super) cold_differs: u64,
     jobs: Vec<Job>,
     pub(super) connection: Option<u64>,
     connections: u64,
@@ -202,6 +209,9 @@ impl World {
             switch: None,
             headers: VecDeque::new(),
             hot_questions: Vec::new(),
+            verifies: Vec::new(),
+            verified: 0,
+            cold_differs: 0,
             jobs: Vec::new(),
             connection: None,
             connections: 0,
@@ -277,6 +287,7 @@ impl World {
         self.source = None;
         self.disconnect();
         (self.switch, self.headers, self.hot_questions, self.jobs) = (None, VecDeque::new(), Vec::new(), Vec::new());
+        self.verifies.clear();
         self.open.clear();
     }
 
@@ -366,7 +377,12 @@ impl World {
             }
             A::Digests { key, part, start, runs } => self.take_digests(key, part, start, runs),
             A::Cool { volume, regions, .. } => self.cool(volume, &regions),
-            A::HeatAll { .. } | A::KeepHot { .. } => self.hot_questions.push(action),
+            A::HeatAll { .. } | A::KeepHot { .. } | A::Heat { .. } => self.hot_questions.push(action),
+            A::Verify(chunk) => self.verifies.push(*chunk),
+            A::Report { what: source::Report::ColdDiffers { regions }, volume } => {
+                self.cold_differs += regions.len();
+                assert!(self.tampered, "{volume:?}: {regions:?} are cold and differ, though nobody tampered");
+            }
             A::Report { what: source::Report::State(source::State::Refused(why)), volume } => {
                 self.say(|| format!("{volume:?} refused: {why:?}"));
                 assert!(self.tampered, "{volume:?} was refused as {why:?} though nobody tampered");
@@ -673,7 +689,7 @@ impl World {
             0 | 1 => &[Turn::Tick],
             2 => &[Turn::Switch],
             3 => &[Turn::Header],
-            4 => &[Turn::Hot],
+            4 => &[Turn::Hot, Turn::Verify],
             5 | 6 => &[Turn::Read],
             7 | 8 => &[Turn::ToTarget],
             9 | 10 => &[Turn::ToSource],
@@ -703,6 +719,7 @@ impl World {
                 self.to(source::Event::HeaderDurable { volume, confirmed, position });
             }
             Turn::Hot => return self.answer_hot(),
+            Turn::Verify => return self.verify_chunk(),
             Turn::Read => {
                 if self.jobs.is_empty() {
                     return false;
@@ -768,12 +785,51 @@ impl World {
                 hot.insert_range(RegionRange { start: RegionIndex(0), count: REGIONS });
                 self.to(source::Event::AllHot { volume });
             }
+            source::Action::Heat { volume, regions } => {
+                self.disks.get_mut(&volume).expect("a disk").hot.union_with(&regions);
+                self.to(source::Event::Heated { volume, regions });
+            }
             source::Action::KeepHot { volume } => {
                 let regions = self.disks[&volume].hot.clone();
                 self.to(source::Event::HotRegions { volume, regions });
             }
             _ => unreachable!("only these two are kept"),
         }
+        true
+    }
+
+    /// Reads a chunk in place. A region is judged by its state afterwards.
+    fn verify_chunk(&mut self) -> bool {
+        if self.verifies.is_empty() {
+            return false;
+        }
+        let chunk = self.verifies.remove(0);
+        let (g, disk) = (geometry(), &self.disks[&chunk.volume]);
+        let mut read = source::VerifyRead { id: chunk.id, ..Default::default() };
+        let mut published = chunk.runs.iter().flat_map(|run| (0..run.granules()).map(move |i| (run, i)));
+        for region in chunk.chunk.iter() {
+            let granules = g.region_run(region);
+            let (mut equal, mut readable) = (true, true);
+            for granule in granules.start.0..granules.end().0 {
+                let (run, i) = published.next().expect("a digest for each granule");
+                let value = disk.content[granule as usize];
+                readable &= !disk.bad.contains(&granule);
+                equal &= match run {
+                    DigestRun::Zero { .. } => value == 0,
+                    DigestRun::Data(digests) => digests[i as usize] == granule_digest(granule, value),
+                    _ => false,
+                };
+            }
+            match (disk.hot.contains(region), readable, equal) {
+                (true, ..) => read.hot.insert(region),
+                (false, false, _) => read.unreadable.insert(region),
+                (false, true, false) => read.differing.insert(region),
+                (false, true, true) => {}
+            }
+        }
+        let volume = chunk.volume;
+        self.say(|| format!("verified {read:?} of {volume:?}"));
+        self.to(source::Event::VerifyRead { volume, read: Box::new(read) });
         true
     }
 
@@ -801,12 +857,19 @@ impl World {
         equal && self.source.as_ref().is_some_and(Source::settled) && self.disks.values().all(|d| d.hot.is_empty())
     }
 
-    /// No more faults: everything must get published, cooled, and end in a point.
+    fn verified_all(&self) -> bool {
+        let status = self.source.as_ref().expect("it runs").status(self.now);
+        let done = |v: &source::VolumeStatus| v.verify.as_ref().is_some_and(|v| v.outcome == source::VerifyOutcome::Done);
+        status.volumes.iter().all(done)
+    }
+
+    /// No more faults: everything must get published, cooled, end in a point, and be found equal.
     pub(super) fn heal(&mut self, steps: u64) {
         self.say(|| "---- heal".into());
         self.disks.values_mut().for_each(|d| d.bad.clear());
         self.disk_room = 1 << 40;
         let ids: Vec<VolumeId> = self.disks.keys().copied().collect();
+        let mut verifying = false;
         for i in 0..steps {
             if self.source.is_none() {
                 self.boot();
@@ -823,7 +886,11 @@ impl World {
             refused.into_iter().for_each(|volume| self.to(source::Event::Accept { volume }));
             self.step();
             self.check_no_false_clean();
-            if self.converged() {
+            if self.converged() && !verifying {
+                verifying = true;
+                ids.iter().for_each(|&volume| self.to(source::Event::Verify { volume }));
+            } else if self.converged() && self.verified_all() {
+                self.verified += 1;
                 return;
             }
         }

@@ -56,6 +56,7 @@ pub(super) fn core_limits(plan: &Plan) -> Limits {
         layer_parts_max: 6,
         part_bytes: 400,
         unpublished_layers_max: 6,
+        verify_bytes: 3 * (REGION_SECTORS * SECTOR) as u64,
         cut_bytes_max: 1 << 20,
         cut_bytes_min: if plan.tight { 256 } else { 1 << 14 },
         cut_hold: 400 * MS,

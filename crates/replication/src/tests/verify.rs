@@ -1,0 +1,156 @@
+//! `verify`, step by step (T6): what may cool, what is asked again, and that a bit is durable before a difference is sent.
+
+use farside_region::{GranuleSet, RegionIndex, RegionSet, VolumeId};
+use farside_wire::{DigestAnswer, DigestRun, ReceiverMessage, RequestId, SourceMessage};
+
+use super::directed::{Host, current, regions};
+use super::world::{GRANULES, volume};
+use crate::source::{Action, Event, VerifyChunk, VerifyOutcome, VerifyRead, VerifyReport};
+
+const V: u8 = 1;
+
+fn id() -> VolumeId {
+    volume(V)
+}
+
+fn report(host: &Host) -> VerifyReport {
+    host.source.status(host.now).volumes[0].verify.clone().expect("it was asked for")
+}
+
+/// Answers the question that is out: everything is zero.
+fn answer(host: &mut Host) -> u64 {
+    let (request, run) = host.take(|m| match m {
+        SourceMessage::Digests(q) if q.volume == id() => Some((q.id, q.run)),
+        _ => None,
+    });
+    let runs = vec![DigestRun::Zero { granules: run.count }];
+    host.hear(ReceiverMessage::DigestAnswer(DigestAnswer { id: request, volume: id(), start: run.start, runs }));
+    run.start.0
+}
+
+fn chunk(host: &mut Host) -> Option<VerifyChunk> {
+    host.did(|a| match a {
+        Action::Verify(chunk) => Some((**chunk).clone()),
+        _ => None,
+    })
+}
+
+fn read(host: &mut Host, request: RequestId, hot: RegionSet, differing: RegionSet) {
+    let read = VerifyRead { id: request, hot, differing, unreadable: RegionSet::new() };
+    host.event(Event::VerifyRead { volume: id(), read: Box::new(read) });
+}
+
+/// Every chunk that is left, all cold and equal.
+fn walk(host: &mut Host) {
+    while host.said.iter().any(|m| matches!(m, SourceMessage::Digests(_))) {
+        answer(host);
+        let request = chunk(host).expect("a chunk to read").id;
+        read(host, request, RegionSet::new(), RegionSet::new());
+    }
+}
+
+fn asks_to_heat(host: &mut Host) -> Option<RegionSet> {
+    host.did(|a| match a {
+        Action::Heat { regions, .. } => Some(regions.clone()),
+        _ => None,
+    })
+}
+
+#[test]
+fn t6_a_cold_volume_is_compared_in_place_without_a_switch_or_a_record() {
+    let mut host = Host::streaming();
+    host.said.clear();
+    host.event(Event::Verify { volume: id() });
+    assert_eq!(report(&host).outcome, VerifyOutcome::Running);
+    walk(&mut host);
+    let report = report(&host);
+    assert_eq!((report.outcome, report.cold_bytes), (VerifyOutcome::Done, GRANULES * 16));
+    assert!(report.differing.is_empty() && host.said.is_empty(), "{:?}", host.said);
+    assert!(host.did(|a| matches!(a, Action::Switch { .. }).then_some(())).is_none());
+}
+
+#[test]
+fn t6_what_is_looked_at_may_not_cool_from_before_the_question_until_the_answer() {
+    let mut host = Host::streaming();
+    host.event(Event::Verify { volume: id() });
+    let (first, last) = (RegionIndex(0), RegionIndex(7));
+    assert!(host.source.mentions(id(), first), "its digests are asked for");
+    assert!(!host.source.mentions(id(), last), "nobody looked at it yet");
+    answer(&mut host);
+    assert!(host.source.mentions(id(), first), "it is being read");
+    let request = chunk(&mut host).expect("a chunk").id;
+    // An answer to another question says nothing.
+    read(&mut host, RequestId(request.0 + 1), RegionSet::new(), RegionSet::new());
+    assert!(host.source.mentions(id(), first));
+    read(&mut host, request, regions(1, 1), RegionSet::new());
+    assert!(!host.source.mentions(id(), first), "cold and equal");
+    assert!(host.source.mentions(id(), RegionIndex(1)), "hot: to be compared at the end");
+}
+
+#[test]
+fn t6_the_bit_of_a_difference_is_durable_before_it_is_compared_and_sent() {
+    let mut host = Host::streaming();
+    host.event(Event::Verify { volume: id() });
+    answer(&mut host);
+    let request = chunk(&mut host).expect("a chunk").id;
+    read(&mut host, request, RegionSet::new(), regions(2, 1));
+    let heat = asks_to_heat(&mut host).expect("the bit first");
+    assert_eq!(heat, regions(2, 1));
+    host.tick(&[]);
+    assert!(host.did(|a| matches!(a, Action::Switch { .. }).then_some(())).is_none(), "T3: no layer of a cold region");
+    assert!(host.source.is_heating(id()) && !host.source.settled(), "a difference is owed");
+    host.event(Event::Heated { volume: id(), regions: heat });
+    let extra = host.did(|a| match a {
+        Action::Switch { members, .. } => members.iter().find(|m| m.volume == id()).map(|m| m.extra.clone()),
+        _ => None,
+    });
+    let mut whole = GranuleSet::new();
+    regions(2, 1).ranges().for_each(|r| whole.insert_whole(r));
+    assert_eq!(extra, Some(whole), "then an ordinary Compare");
+    walk(&mut host);
+    let report = report(&host);
+    assert_eq!(report.differing, regions(2, 1));
+    assert_eq!(report.outcome, VerifyOutcome::Running, "not over before the difference is published");
+}
+
+#[test]
+fn t6_a_reset_asks_the_chunk_anew_and_ignores_what_was_read_for_the_old_one() {
+    let mut host = Host::streaming();
+    host.event(Event::Verify { volume: id() });
+    let mut starts = vec![answer(&mut host)];
+    let request = chunk(&mut host).expect("a chunk").id;
+    read(&mut host, request, RegionSet::new(), RegionSet::new());
+    starts.push(answer(&mut host));
+    let late = chunk(&mut host).expect("a chunk").id;
+    host.reconnect();
+    for n in [1, 2] {
+        host.answer_ledger(n, Vec::new(), current(n, u64::from(n) - 1, false), Some(1));
+        host.answer_resume(n, u64::from(n) - 1, Vec::new());
+    }
+    read(&mut host, late, RegionSet::new(), regions(5, 1));
+    assert!(report(&host).differing.is_empty(), "an answer of before the reset");
+    assert_eq!(answer(&mut host), starts[1], "from the chunk that was under way, not from the beginning");
+}
+
+#[test]
+fn t6_a_stop_ends_it_and_a_compare_of_everything_makes_it_needless() {
+    let mut host = Host::streaming();
+    host.event(Event::Verify { volume: id() });
+    host.event(Event::Resync { volume: id() });
+    assert_eq!(report(&host).outcome, VerifyOutcome::Superseded);
+    let mut host = Host::streaming();
+    host.event(Event::Verify { volume: id() });
+    host.event(Event::Drain);
+    assert_eq!(report(&host).outcome, VerifyOutcome::Stopped);
+    assert!(report(&host).ended.is_some());
+}
+
+#[test]
+fn mistakes_are_seen() {
+    let seen = std::panic::catch_unwind(|| {
+        farside_region::mutation::set(&["T6 verify sends before the bit is durable"]);
+        t6_the_bit_of_a_difference_is_durable_before_it_is_compared_and_sent();
+    });
+    farside_region::mutation::set(&[]);
+    assert!(seen.is_err());
+}
