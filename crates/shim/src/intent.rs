@@ -169,9 +169,12 @@ impl IntentOwner {
             }
             if volume.want[word].load(Ordering::Relaxed) & mask != 0 {
                 for bit in bits(volume.want[word].fetch_and(!mask, Ordering::AcqRel) & mask) {
-                    page.bits.set(place(bit), true);
-                    setting.push(region(bit));
-                    changed = true;
+                    // A wish from before the map was made anew is fulfilled already: its region is hot.
+                    if volume.region_state(region(bit)) == RegionState::Setting {
+                        page.bits.set(place(bit), true);
+                        setting.push(region(bit));
+                        changed = true;
+                    }
                 }
             }
         }
@@ -210,5 +213,22 @@ impl IntentOwner {
             self.volume.ring_all();
             self.volume.tell_heated();
         }
+    }
+
+    /// A map of a new id has been made in the failed one's place, durably: *every* bit set, sequence number 1 and slot B the
+    /// newest of every page. Every region is hot from now on and tracking is sound again. What was written in between may be
+    /// marked in no map that a crash would have left, so whoever calls this has everything compared (T3).
+    ///
+    /// # Panics
+    /// While a commit is outstanding.
+    pub fn made_anew(&mut self, map: MapId) {
+        assert!(self.outstanding.is_none(), "no commit is under way on a failed map");
+        for (index, page) in self.pages.iter_mut().enumerate() {
+            let bits = PageBits::first(self.volume.layout.page_run(PageIndex(index as u64)).count);
+            *page = OwnedPage { seq: 1, newest: Some(SlotIndex::B), bits };
+        }
+        self.map = map;
+        self.failed = false;
+        self.volume.regain_tracking();
     }
 }

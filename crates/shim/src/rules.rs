@@ -250,6 +250,58 @@ fn a_lost_intent_map_holds_cold_writes_until_somebody_decides() {
 }
 
 #[test]
+fn a_map_made_anew_brings_tracking_back_with_every_bit_set() {
+    for verdict in [None, Some(TrackingVerdict::Pass), Some(TrackingVerdict::Fail)] {
+        let mut site = site(64 * MIB, false);
+        site.volume.take_events();
+        let mut request = site.queue.start(Op::Write(at(0, 4096), None)).expect("inside");
+        assert_eq!(request.advance(&mut site.queue), Step::Park(ParkKey::Intent));
+        assert_eq!(site.commit(false), 1);
+        assert_eq!(site.volume.tracking(), Tracking::Lost);
+        // A wish that came after the failure: nobody fulfils it by this map.
+        site.volume.heat(&[RegionIndex(9)].into_iter().collect());
+        site.volume.watch_heat();
+        if let Some(verdict) = verdict {
+            site.volume.resolve_tracking_lost(verdict);
+        }
+        assert_eq!(site.commit(true), 0, "a failed map is not written");
+        site.owner.made_anew(MapId([4; 16]));
+        assert_eq!(site.volume.tracking(), Tracking::Sound);
+        // A verdict on the loss that comes late does not take it back.
+        site.volume.resolve_tracking_lost(TrackingVerdict::Fail);
+        assert!(site.volume.take_events().heated, "whoever waits for bits hears of it");
+        let all: RegionSet = site.volume.geometry().all_regions().iter().collect();
+        assert!(site.volume.is_hot(&all), "{verdict:?}");
+        assert!(matches!(request.advance(&mut site.queue), Step::Io(_)), "{verdict:?}: the write that waited goes on");
+        request.io_done(&mut site.queue, IoResult::Done);
+        assert_eq!(request.advance(&mut site.queue), Step::Complete(Ok(())));
+        site.publish();
+        // And the map works on: cooling writes the other slot of the new one.
+        let mut cooler = Cooler::new(site.volume.clone());
+        assert_eq!(cooler.begin(&mut std::iter::once((RegionIndex(3), false))), 1);
+        loop {
+            match cooler.poll(&mut |_| false) {
+                CoolStep::Idle => break,
+                CoolStep::Flush => {
+                    cooler.flush_begin();
+                    cooler.flush_end(true);
+                }
+                CoolStep::Header => cooler.header_durable(),
+                CoolStep::Wait => panic!("nobody marks"),
+            }
+        }
+        let commit = site.owner.next_commit().expect("a page");
+        let layout = IntentLayout::new(site.volume.geometry());
+        let page = farside_region::intent::UncheckedPage(&commit.writes[0].block.0);
+        let page = page.check(MapId([4; 16]), &layout, PageIndex(0)).expect("of the new map");
+        assert_eq!((page.seq, page.bits.count(), page.bits.get(3)), (2, 15, false), "{verdict:?}");
+        assert_eq!(commit.writes[0].slot, farside_region::intent::SlotIndex::A);
+        site.owner.committed(true);
+        assert_eq!(site.volume.region_state(RegionIndex(3)), RegionState::Cold);
+    }
+}
+
+#[test]
 fn overflow_demotes_the_cut_and_the_write_goes_on() {
     let config = VolumeConfig {
         limits: Limits { side_buffer_bytes: 2 * 4096, ..Limits::DEFAULT },

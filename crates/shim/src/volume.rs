@@ -629,22 +629,38 @@ impl Volume {
         self.raise(EVENT_TRACKING_LOST);
     }
 
-    /// Says what becomes of cold writes after the intent map failed. A no-op while tracking is sound.
+    /// Says what becomes of cold writes after the intent map failed. A no-op while tracking is sound. Control thread only, which
+    /// also drives the [`crate::Cooler`].
     pub fn resolve_tracking_lost(&self, verdict: TrackingVerdict) {
-        if self.tracking() == Tracking::Sound {
-            return;
-        }
         let to = match verdict {
             TrackingVerdict::Pass => Tracking::LostPassing,
             TrackingVerdict::Fail => Tracking::LostFailing,
         };
-        self.tracking.store(to as u8, Ordering::Release);
+        // From this loss alone: a map that was made anew meanwhile is sound, and stays so.
+        let from = self.tracking();
+        let swap = || self.tracking.compare_exchange(from as u8, to as u8, Ordering::AcqRel, Ordering::Acquire);
+        if from == Tracking::Sound || swap().is_err() {
+            return;
+        }
         if verdict == TrackingVerdict::Pass {
-            // The owner builds no more pages, so no state changes but by writers' CAS; "everything is hot" is what the loss,
+            // The owner builds no pages until the map is made anew, so no state changes but by writers' CAS; "everything is hot" is what the loss,
             // recorded elsewhere, means to the next attach: Compare(all).
             self.states.iter().for_each(|s| s.store(RegionState::Hot as u8, Ordering::Release));
         }
         self.ring_all();
+    }
+
+    /// Every bit of the map is durable (again). Only from the owner's thread, which alone clears bits and ends SETTING.
+    pub(crate) fn regain_tracking(&self) {
+        self.states.iter().for_each(|s| s.store(RegionState::Hot as u8, Ordering::Release));
+        // An entry of before must not meet a region that cools later without its flush (ABA †); a cooler that posts one behind
+        // this finds its region hot, and makes no other before the owner has seen it.
+        for words in [&self.ready, &self.ready_zero, &self.want, &self.asked_pages] {
+            words.iter().for_each(|word| word.store(0, Ordering::Release));
+        }
+        self.tracking.store(Tracking::Sound as u8, Ordering::Release);
+        self.ring_all();
+        self.tell_heated();
     }
 
     fn raise(&self, event: u64) {
