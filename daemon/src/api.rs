@@ -37,6 +37,7 @@ pub(crate) fn listen(daemon: &Arc<Daemon>) -> anyhow::Result<tokio::task::JoinHa
         .route(routes::VOLUME_PAUSE, post(pause))
         .route(routes::VOLUME_RESUME, post(resume))
         .route(routes::VOLUME_RESYNC, post(resync))
+        .route(routes::VOLUME_VERIFY, post(verify))
         .route(routes::POINTS, get(points))
         .route(routes::POINT, get(point))
         .with_state(daemon.clone());
@@ -118,7 +119,12 @@ async fn resume(State(daemon): Here, Path(name): Path<String>) -> Answer<VolumeS
 }
 
 async fn resync(State(daemon): Here, Path(name): Path<String>, Json(request): Json<ResyncRequest>) -> Answer<VolumeStatus> {
-    daemon.resync(&name, request.accept.is_some()).await?;
+    daemon.resync(&name, request.accept).await?;
+    one_volume(&daemon, &name).await
+}
+
+async fn verify(State(daemon): Here, Path(name): Path<String>) -> Answer<VolumeStatus> {
+    daemon.verify(&name).await?;
     one_volume(&daemon, &name).await
 }
 

@@ -10,14 +10,16 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use farside_blockio::process::monotonic_ns;
+use farside_control::source::{Accept, VerifyStatus};
 use farside_ledger::{CutTime, EpochInfo, LayerKind};
 use farside_region::{EpochId, LedgerPosition, Name, RegionSet, Term, VolumeId};
-use farside_replication::source::{Action, DemoteCause, Event, Report, Sample, Source, SwitchDone, SwitchMember, Tick};
+use farside_replication::source::{Action, DemoteCause, Event, Limits, Report, Sample, Source, SwitchDone, SwitchMember, Tick};
 use farside_shim::{CoolStep, Cooler, Kind, Switcher, Tracking};
 use farside_wire::{PointAnswer, PointQuery, PointQueryKind, ReceiverMessage, RequestId, SourceMessage};
 use tokio::sync::{oneshot, watch};
 use tracing::{debug, error, info, warn};
 
+use crate::compare::{Compares, Heat};
 use crate::config::{GroupConfig, VolumeConfig};
 use crate::link::Link;
 use crate::sender::{Order, Report as SenderReport};
@@ -45,6 +47,10 @@ pub(crate) enum Note {
     Flushed(VolumeId, bool),
     /// The intent file failed.
     MapFailed(VolumeId),
+    /// A map with every bit set has taken its place.
+    MapMended(VolumeId),
+    /// It still cannot be written, and why.
+    MapStillFails(VolumeId, String),
     /// The tap's thread has ended.
     TapStopped(VolumeId),
     /// A thread of the volume ended that must not.
@@ -63,7 +69,8 @@ pub(crate) enum Ask {
     Add(VolumeConfig, oneshot::Sender<anyhow::Result<()>>),
     Remove(VolumeId, oneshot::Sender<anyhow::Result<()>>),
     Pause(VolumeId, bool, oneshot::Sender<anyhow::Result<()>>),
-    Resync(VolumeId, bool, oneshot::Sender<anyhow::Result<()>>),
+    Resync(VolumeId, Option<Accept>, oneshot::Sender<anyhow::Result<()>>),
+    Verify(VolumeId, oneshot::Sender<anyhow::Result<VerifyStatus>>),
     Settings(GroupConfig),
     Points(PointQueryKind, oneshot::Sender<anyhow::Result<PointAnswer>>),
     Stop(Sender<bool>),
@@ -74,6 +81,12 @@ pub(crate) enum Ask {
 pub(crate) struct Inbox(Sender<Note>);
 
 impl Inbox {
+    #[cfg(test)]
+    pub(crate) fn pair() -> (Self, Receiver<Note>) {
+        let (sender, notes) = unbounded();
+        (Self(sender), notes)
+    }
+
     pub(crate) fn send(&self, note: Note) {
         let _ = self.0.send(note); // the control thread outlives whoever reports to it
     }
@@ -108,10 +121,12 @@ impl GroupStart {
         let inbox = Inbox(sender);
         let (link, connector) = crate::link::start(&self.around.runtime, self.dial.clone(), inbox.clone());
         let heartbeat = Arc::new(std::sync::atomic::AtomicU64::new(monotonic_ns()));
-        let limits = farside_replication::source::Limits {
+        let cut_bytes_min = u64::from(self.around.limits.side_buffer_mib) << 19; // half the side buffer
+        let limits = Limits {
             epoch_interval: self.config.epoch_interval.as_nanos() as u64,
-            cut_bytes_min: u64::from(self.around.limits.side_buffer_mib) << 19, // half the side buffer
-            ..Default::default()
+            cut_bytes_min,
+            cut_bytes_max: Limits::default().cut_bytes_max.max(cut_bytes_min),
+            ..Limits::default()
         };
         let source = Source::new(farside_replication::source::Config {
             source: self.around.source.clone(),
@@ -166,7 +181,11 @@ pub(crate) struct Member {
     /// Batches that wait for the cooler.
     cool: VecDeque<(RegionSet, RegionSet)>,
     flushing: bool,
-    heating: bool,
+    /// Bits that are being set.
+    pub(crate) heats: Vec<Heat>,
+    pub(crate) compares: Compares,
+    /// Tracking was lost, and nothing durable says so: a crash now would go unnoticed.
+    pub(crate) mark_owed: bool,
     /// What was frozen lately, and when.
     recent: VecDeque<(Instant, RegionSet)>,
     leaving: Option<oneshot::Sender<anyhow::Result<()>>>,
@@ -193,7 +212,7 @@ pub(crate) struct Control {
     point_requests: u64,
     next_tick: Instant,
     next_cool: Instant,
-    stopping: bool,
+    pub(crate) stopping: bool,
     pub(crate) published: u64,
     pub(crate) rate: crate::status::Rate,
     heartbeat: Arc<std::sync::atomic::AtomicU64>,
@@ -241,11 +260,11 @@ impl Control {
     }
 
     fn must_poll(&self) -> bool {
-        self.switcher.is_busy() || self.members.values().any(|m| m.heating)
+        self.switcher.is_busy()
     }
 
     /// One event through the state machine, and all that follows from it.
-    fn step(&mut self, event: Event) {
+    pub(crate) fn step(&mut self, event: Event) {
         self.source.step(monotonic_ns(), event, &mut self.actions);
         while !self.actions.is_empty() {
             for action in std::mem::take(&mut self.actions) {
@@ -268,6 +287,10 @@ impl Control {
                 }
             }
             Note::MapFailed(id) => self.tracking_lost(id),
+            Note::MapMended(id) => self.pump_heating(id),
+            Note::MapStillFails(id, why) => self.answer_resyncs(id, |name| {
+                Err(anyhow::anyhow!("the intent map of {name} still cannot be written: {why}; it is tried again by itself"))
+            }),
             Note::TapStopped(id) => self.tap_stopped(id),
             Note::Broken(id, why) => {
                 if let Some(member) = self.members.get_mut(&id) {
@@ -334,8 +357,8 @@ impl Control {
     }
 
     fn tracking_lost(&mut self, id: VolumeId) {
-        if let Some(member) = self.members.get(&id) {
-            member.served.tracking_failed();
+        if let Some(member) = self.members.get_mut(&id) {
+            member.mark_owed = !member.served.tracking_failed();
             self.step(Event::TrackingLost { volume: id });
         }
     }
@@ -351,6 +374,7 @@ impl Control {
             SenderReport::DigestsWanted { connection, key, part, run } => {
                 self.step(Event::DigestsWanted { connection, key, part, run });
             }
+            SenderReport::Verified(read) => self.step(Event::VerifyRead { volume: id, read }),
             SenderReport::Read { .. } => debug!("a part of a connection that is gone"),
         }
     }
@@ -414,10 +438,9 @@ impl Control {
                 self.with(volume, |m| m.cool.push_back((regions, zero)));
                 self.pump_cooler(volume);
             }
-            Action::HeatAll { volume } => self.with(volume, |m| {
-                m.served.volume.heat_all();
-                m.heating = true;
-            }),
+            Action::HeatAll { volume } => self.with(volume, |m| m.heats.push(Heat::All)),
+            Action::Heat { volume, regions } => self.with(volume, |m| m.heats.push(Heat::Regions(regions))),
+            Action::Verify(chunk) => self.with(chunk.volume, |m| m.served.send(Order::Verify(chunk))),
             Action::KeepHot { volume } => {
                 if let Some(member) = self.members.get(&volume) {
                     let regions = member.served.volume.hot_regions();
@@ -438,6 +461,7 @@ impl Control {
                 if m.served.volume.tracking() != Tracking::Sound {
                     return;
                 }
+                m.mark_owed = false;
                 if let Err(error) = Mark::TrackingLost.put(&m.served.dir, false) {
                     warn!(volume = %m.served.config.name, %error, "the mark stays: the next start compares again");
                 }
@@ -512,6 +536,15 @@ impl Control {
         std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
         let volumes = self.members.iter().map(|(id, m)| (*id, sample(&m.served))).collect();
         self.step(Event::Tick(Tick { time, volumes }));
+        self.keep_verify_results();
+        self.record_losses();
+    }
+
+    /// A loss of tracking that could not be recorded is tried again: the disk may be well by now, and a crash must find it.
+    fn record_losses(&mut self) {
+        for member in self.members.values_mut().filter(|m| m.mark_owed) {
+            member.mark_owed = Mark::TrackingLost.put(&member.served.dir, true).is_err();
+        }
     }
 
     fn offer_cooling(&mut self, now: Instant) {
@@ -521,7 +554,7 @@ impl Control {
             while member.recent.front().is_some_and(|(at, _)| now.duration_since(*at) > COOL_AFTER) {
                 member.recent.pop_front();
             }
-            let busy = !member.cool.is_empty() || member.flushing || member.heating;
+            let busy = !member.cool.is_empty() || member.flushing || !member.heats.is_empty();
             if busy || !member.cooler.is_idle() || self.link.is_none() {
                 continue;
             }
@@ -562,21 +595,6 @@ impl Control {
         }
     }
 
-    fn pump_heating(&mut self, id: VolumeId) {
-        let Some(member) = self.members.get_mut(&id).filter(|m| m.heating) else { return };
-        if member.served.volume.tracking() != Tracking::Sound {
-            return member.heating = false; // nothing can be made durable in this attach; the mark says so to the next
-        }
-        let mut regions = RegionSet::new();
-        regions.insert_range(member.served.volume.geometry().all_regions());
-        if member.served.volume.is_hot(&regions) {
-            member.heating = false;
-            self.step(Event::AllHot { volume: id });
-        } else {
-            member.served.volume.heat_all(); // a region that was cooling when it was asked for may have become cold since
-        }
-    }
-
     fn answer(&mut self, ask: Ask) {
         match ask {
             Ask::Status(reply) => {
@@ -602,9 +620,9 @@ impl Control {
             Ask::Pause(id, pause, reply) => {
                 let _ = reply.send(self.pause(id, pause));
             }
-            Ask::Resync(volume, accept, reply) => {
-                self.step(if accept { Event::Accept { volume } } else { Event::Resync { volume } });
-                let _ = reply.send(Ok(()));
+            Ask::Resync(volume, accept, reply) => self.resync(volume, accept, reply),
+            Ask::Verify(volume, reply) => {
+                let _ = reply.send(self.verify(volume));
             }
             Ask::Settings(config) => {
                 self.step(Event::SetEpochInterval { interval: config.epoch_interval.as_nanos() as u64 });
@@ -655,11 +673,13 @@ impl Control {
     fn add(&mut self, served: Served, setup: Box<farside_replication::source::VolumeSetup>) {
         let member = Member {
             cooler: Cooler::new(served.volume.clone()),
-            served,
             broken: None,
             cool: VecDeque::new(),
             flushing: false,
-            heating: false,
+            heats: Vec::new(),
+            compares: Compares::load(&served.dir),
+            mark_owed: false,
+            served,
             recent: VecDeque::new(),
             leaving: None,
             tap_stopped: false,
@@ -726,18 +746,32 @@ impl Control {
         self.members.values().for_each(|m| m.served.stop_tap());
         let patience = Instant::now() + Duration::from_secs(u64::from(self.around.limits.stop_wait_seconds));
         self.listen_until(|c| c.members.values().all(|m| m.tap_stopped), None);
+        // What a verify found to differ becomes owed when its bit is durable.
+        let patience_for_bits = Instant::now() + Duration::from_secs(2);
+        self.listen_until(|c| !c.members.keys().any(|id| c.source.is_heating(*id)), Some(patience_for_bits));
+        // What was acknowledged up to now is in the samples by which "settled" is judged.
+        self.tick();
         self.step(Event::Drain);
+        self.keep_verify_results();
         self.listen_until(|c| c.link.is_none() || c.source.settled(), Some(patience));
         self.listen_until(|c| !c.source.switching(), None);
         self.step(Event::Halt);
         let mut clean = true;
+        self.record_losses();
         for (id, member) in std::mem::take(&mut self.members) {
+            if member.mark_owed {
+                error!(
+                    volume = %member.served.config.name,
+                    "the loss of tracking still cannot be recorded: run `farside volume resync` after the next start"
+                );
+            }
             let mut owed = self.source.owed(id);
             owed.union_with(&member.served.volume.open_set());
             let name = member.served.config.name.clone();
             let bytes = owed.granule_count(member.served.volume.geometry()) * member.served.volume.geometry().granule_bytes();
             // A flush that was never answered may have failed (T14); what is not durable may not be called clean.
-            if member.heating || member.flushing || Mark::TrackingLost.is_set(&member.served.dir) {
+            let lost = member.mark_owed || Mark::TrackingLost.is_set(&member.served.dir);
+            if !member.heats.is_empty() || member.flushing || lost {
                 member.served.close();
                 clean = false;
             } else if member.served.close_clean(owed) {

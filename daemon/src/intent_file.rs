@@ -200,6 +200,37 @@ impl IntentFile {
         })
     }
 
+    /// Whether a write or sync failed: nothing more is written until [`IntentFile::make_anew`].
+    pub(crate) fn has_failed(&self) -> bool {
+        self.failed
+    }
+
+    /// Makes a new map in the place of the one that failed: another id, every bit set, the header as `change` makes it of the
+    /// last durable one. Until it is in its place, whole and durable, the old one stays as it is.
+    ///
+    /// # Errors
+    /// When it still cannot be written; try again later.
+    pub(crate) fn make_anew(
+        &mut self,
+        geometry: &Geometry,
+        id: MapId,
+        change: impl FnOnce(&mut Header),
+    ) -> Result<(), IntentFileError> {
+        let mut header = Header { map: id, seq: self.header.seq + 1, state: HeaderState::Attached, ..self.header.clone() };
+        change(&mut header);
+        create(&self.dir, geometry, &header, &|_| true)?;
+        self.device = FileDevice::open(&self.dir.join("intent"), OpenOptions::daemon())?;
+        // As `create` leaves it: slot B is the newest of everything.
+        (self.header, self.newest) = (Header { seq: header.seq + 1, ..header }, SlotIndex::B);
+        self.failed = false;
+        Ok(())
+    }
+
+    #[cfg(test)]
+    pub(crate) fn fail(&mut self) {
+        self.failed = true;
+    }
+
     fn write(&mut self, offset: farside_region::ByteOffset, block: &IntentBlock) -> Result<(), IntentFileError> {
         let result = if self.failed { Err(latched()) } else { self.device.write_all_at(offset, &block.0) };
         self.latch("written", result)

@@ -5,15 +5,18 @@
 //! threads and sockets.
 
 mod api;
+mod compare;
 pub mod config;
 mod group;
 mod intent_file;
+mod intent_thread;
 mod link;
 mod queue;
 mod sender;
 pub mod state_dir;
 mod status;
 mod supervisor;
+mod verify;
 mod volume;
 
 pub use supervisor::run;

@@ -17,14 +17,16 @@ use crossbeam::channel::Receiver;
 use farside_blockio::{
     Buffer, BufferPool, DeviceDone, DeviceEngine, DeviceOp, ExtentKind, FileDevice, Ring, RingError, Tag, Waker,
 };
-use farside_layer::{Encoder, PartId, PartWriter, granule_digest, is_zero};
-use farside_region::{EpochId, Geometry, GranuleDigest, GranuleIndex, GranuleRun, GranuleSet, LayerKey, RegionIndex, RegionSet};
-use farside_replication::source::{PartRead, ReadPart, SentPart};
+use farside_layer::{Encoder, PartId, PartWriter, is_zero};
+use farside_region::{EpochId, Geometry, GranuleIndex, GranuleRun, GranuleSet, LayerKey, RegionIndex, RegionSet};
+use farside_replication::source::{PartRead, ReadPart, SentPart, VerifyChunk, VerifyRead};
 use farside_shim::{FrozenReader, Next, ReadVerdict, Volume};
 use farside_transport::{CloseCode, Connection};
 use farside_wire::{DigestRun, PartHeader};
 use tokio::sync::mpsc;
 use tracing::{debug, error};
+
+use crate::verify::{Published, Verifying};
 
 /// Granules that may be read ahead of the encoder, and regions they may lie in.
 const WINDOW_GRANULES: u64 = 4096;
@@ -40,6 +42,10 @@ const CHUNKS_MAX: usize = 4;
 const HOLE_BYTES_MIN: u64 = 128 << 10;
 /// A part of zeroes is short whatever it covers; it ends here (64 GiB), so that progress is seen and slices stay small.
 const PART_GRANULES_MAX: u64 = 1 << 24;
+/// Marks the id of a read for a verify.
+const VERIFY_FLIGHT: u64 = 1 << 63;
+/// Reads in flight for a verify.
+const VERIFY_DEPTH: usize = 2;
 /// Regions whose digests are asked for at once.
 const COMPARE_REGIONS: u64 = 8;
 
@@ -53,6 +59,8 @@ pub(crate) enum Order {
     Abort(LayerKey, u32),
     /// What a comparing part asked for.
     Digests(LayerKey, u32, GranuleIndex, Vec<DigestRun>),
+    /// Read these cold regions in place, and compare; replaces the chunk before.
+    Verify(Box<VerifyChunk>),
     /// The connection is gone: forget everything. Not answered.
     Forget,
     /// End the thread.
@@ -65,6 +73,7 @@ pub(crate) enum Report {
     Read { connection: u64, epoch: EpochId, read: Box<PartRead> },
     Aborted { connection: u64, key: LayerKey, part: u32 },
     DigestsWanted { connection: u64, key: LayerKey, part: u32, run: GranuleRun },
+    Verified(Box<VerifyRead>),
 }
 
 /// Bytes that went through, since the daemon started.
@@ -76,7 +85,7 @@ pub(crate) struct SentCounters {
 }
 
 /// Everything a sender thread is made of.
-pub(crate) struct Sender0 {
+pub(crate) struct SenderThread {
     pub(crate) volume: Arc<Volume>,
     pub(crate) device: FileDevice,
     pub(crate) depth: usize,
@@ -88,7 +97,7 @@ pub(crate) struct Sender0 {
     pub(crate) counters: Arc<SentCounters>,
 }
 
-impl Sender0 {
+impl SenderThread {
     /// The thread's whole life.
     ///
     /// # Errors
@@ -114,6 +123,9 @@ impl Sender0 {
             job: None,
             orphans: 0,
             generation: 0,
+            verifying: None,
+            verify_flights: 0,
+            verify_ids: 0,
         };
         loop {
             while let Ok(order) = self.orders.try_recv() {
@@ -123,12 +135,16 @@ impl Sender0 {
                 pipeline.order(order);
             }
             let more = pipeline.work(&mut ring);
+            pipeline.verify(&mut ring);
             ring.wait(more.then_some(Duration::ZERO))?;
             while let Some(completion) = ring.pop() {
                 if completion.tag == Tag::server(0) {
                     ring.wake_read(Tag::server(0), &self.waker);
                 } else if let Some(done) = pipeline.engine.complete(&mut ring, completion) {
-                    pipeline.ended(done);
+                    match done.id & VERIFY_FLIGHT {
+                        0 => pipeline.ended(done),
+                        _ => pipeline.verify_ended(done),
+                    }
                 }
             }
         }
@@ -151,8 +167,12 @@ struct Pipeline {
     job: Option<Job>,
     /// Reads in flight whose reading was forgotten.
     orphans: usize,
-    /// Of the reading; in the ids of its reads.
+    /// Of the reading, below 2³¹; in the ids of its reads.
     generation: u32,
+    verifying: Option<Verifying>,
+    /// Reads in flight for a verify, also of chunks that were given up.
+    verify_flights: usize,
+    verify_ids: u32,
 }
 
 /// A frozen epoch of this volume on its way through the window.
@@ -202,14 +222,6 @@ struct Job {
     ended: Option<Box<PartRead>>,
 }
 
-#[derive(Clone, Copy)]
-enum Published {
-    Absent,
-    Zero,
-    Unreadable,
-    Digest(GranuleDigest),
-}
-
 enum Chunk {
     Bytes(Bytes),
     End,
@@ -236,7 +248,11 @@ impl Pipeline {
                     job.take_digests(start, runs);
                 }
             }
-            Order::Forget => self.forget(),
+            Order::Verify(chunk) => self.verifying = Some(Verifying::new(chunk, &self.geometry)),
+            Order::Forget => {
+                self.verifying = None;
+                self.forget();
+            }
             Order::Quit => unreachable!("handled by the loop"),
         }
     }
@@ -254,7 +270,7 @@ impl Pipeline {
         }
         if let Some(reading) = self.reading.take() {
             self.orphans += reading.flights.len();
-            self.generation = self.generation.wrapping_add(1);
+            self.generation = self.generation.wrapping_add(1) & !(1 << 31);
         }
     }
 
@@ -420,6 +436,43 @@ impl Pipeline {
         }
     }
 
+    /// Goes on with the chunk of a verify: its few reads, and its verdict.
+    fn verify(&mut self, ring: &mut Ring) {
+        let Some(verifying) = &mut self.verifying else { return };
+        while self.verify_flights < VERIFY_DEPTH {
+            let Some(run) = verifying.next(&self.volume, RUN_BYTES_MAX as u64) else { break };
+            let extent = self.geometry.bytes_of(run);
+            if is_hole(&self.device, extent) {
+                verifying.compare(&self.geometry, run, None);
+                continue;
+            }
+            let Some(buffer) = self.pool.take(extent.len as usize).or_else(|| Buffer::alone(extent.len as usize).ok()) else {
+                verifying.read_singly(&self.device, &self.geometry, run);
+                continue;
+            };
+            self.verify_ids = self.verify_ids.wrapping_add(1);
+            verifying.begin(self.verify_ids, run);
+            self.verify_flights += 1;
+            let op = DeviceOp::Read { offset: extent.offset, buffer };
+            self.engine.submit(ring, VERIFY_FLIGHT | u64::from(self.verify_ids), op);
+        }
+        if let Some(read) = verifying.verdict(&self.volume) {
+            self.verifying = None;
+            (self.report)(Report::Verified(Box::new(read)));
+        }
+    }
+
+    fn verify_ended(&mut self, done: DeviceDone) {
+        self.verify_flights -= 1;
+        let Some(verifying) = &mut self.verifying else { return };
+        // A read of a chunk that was given up is nobody's.
+        let Some(run) = verifying.landed(done.id as u32) else { return };
+        match (done.result, done.buffer) {
+            (Ok(()), Some(buffer)) => verifying.compare(&self.geometry, run, Some(&buffer)),
+            _ => verifying.read_singly(&self.device, &self.geometry, run),
+        }
+    }
+
     /// Asks for the digests of the next regions to be compared, unless it has asked already or knows enough.
     fn ask_digests(&mut self) {
         let (Some(reading), Some(job)) = (self.reading.as_ref(), self.job.as_mut()) else { return };
@@ -534,16 +587,9 @@ impl Job {
     fn take_digests(&mut self, start: GranuleIndex, runs: Vec<DigestRun>) {
         self.asked = false;
         let mut at = start.0;
-        for run in runs {
-            let count = run.granules();
-            let each = |i: u64| match &run {
-                DigestRun::Absent { .. } => Published::Absent,
-                DigestRun::Zero { .. } => Published::Zero,
-                DigestRun::Unreadable { .. } => Published::Unreadable,
-                DigestRun::Data(digests) => Published::Digest(digests[i as usize]),
-            };
-            self.digests.extend((0..count).map(|i| (GranuleIndex(at + i), each(i))));
-            at += count;
+        for run in &runs {
+            self.digests.extend((at..).map(GranuleIndex).zip(Published::expand(run)));
+            at += run.granules();
         }
     }
 
@@ -591,15 +637,10 @@ impl Job {
             };
             let differs = |i: u64| {
                 let granule = GranuleIndex(run.start.0 + i);
-                match (digests.get(&granule), data, &content) {
-                    (Some(Published::Digest(published)), Some(data), _) => {
-                        granule_digest(&order.digest_key, granule, piece(geometry, run, data, i, 1)) != *published
-                    }
-                    (Some(Published::Zero), Some(data), _) => !is_zero(piece(geometry, run, data, i, 1)),
-                    (Some(Published::Zero), None, Content::Zero) => false,
-                    // An unreadable run is never equal (T6); what no layer mentions is sent, not compared.
-                    _ => true,
-                }
+                let unreadable = matches!(content, Content::Unreadable);
+                let published = digests.get(&granule).copied().unwrap_or(Published::Absent);
+                let now = data.map(|data| piece(geometry, run, data, i, 1));
+                unreadable || !published.equals(&order.digest_key, granule, now)
             };
             let mut i = 0;
             while i < run.count {

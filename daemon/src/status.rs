@@ -56,7 +56,11 @@ impl Control {
         let volumes: Vec<VolumeStatus> = status
             .volumes
             .iter()
-            .filter_map(|v| self.members.get(&v.volume).map(|m| volume_status(self.name.as_str(), m, v)))
+            .filter_map(|v| {
+                let member = self.members.get(&v.volume)?;
+                let verify = self.verify_status(v.volume, member);
+                Some(VolumeStatus { verify, ..volume_status(self.name.as_str(), member, v) })
+            })
             .collect();
         let worst = volumes.iter().map(|v| &v.state).max_by_key(|s| s.rank()).cloned().unwrap_or_default();
         let backlog_bytes = status.volumes.iter().map(|v| v.backlog_bytes).sum();
@@ -153,6 +157,7 @@ fn volume_status(group: &str, member: &Member, v: &source::VolumeStatus) -> Volu
             equal_bytes: load(&served.sent.equal_bytes),
             other: BTreeMap::from([("parks".to_owned(), load(&c.parks)), ("saves".to_owned(), load(&c.saves))]),
         },
+        verify: None,
         reasons: volume_reasons(member, v),
     }
 }
@@ -192,7 +197,7 @@ fn volume_reasons(member: &Member, v: &source::VolumeStatus) -> Vec<Reason> {
             Error,
             "target_rewound",
             "the store is older than what this host saw published: the gateway or its store was rolled back".into(),
-            "bring the newer store back; or `farside volume resync NAME --accept target-rewound` goes on from the older one",
+            "bring the newer store back; or `farside volume resync NAME --accept rewound` goes on from the older one",
         ),
         State::Refused(RefusedWhy::Fenced) => say(
             Error,
@@ -209,8 +214,14 @@ fn volume_reasons(member: &Member, v: &source::VolumeStatus) -> Vec<Reason> {
         State::TrackingLost => say(
             Error,
             "tracking_lost",
-            "the intent map could not be written: a crash now would lose track of changes".into(),
-            "mend the disk that holds the state directory and restart farsided; everything is then compared",
+            match member.mark_owed {
+                true => "the intent map cannot be written, and neither can a note of that: a crash now would go unnoticed".into(),
+                false => {
+                    "the intent map could not be written, or something wrote past the tap: changes may be unknown".to_owned()
+                }
+            },
+            "mend the disk that holds the state directory; the map is made anew by itself and everything compared. `farside \
+             volume resync NAME --accept tracking-lost` tries at once",
         ),
         State::Behind(Behind::GatewayFull) => say(
             Error,

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use farside_blockio::process::{boot_id, lock_memory, monotonic_ns, set_io_flusher};
-use farside_control::source::{Connection, GroupSettings, GroupStatus, Paired, SourceStatus, VolumeAdd};
+use farside_control::source::{Accept, Connection, GroupSettings, GroupStatus, Paired, SourceStatus, VolumeAdd};
 use farside_control::{ApiError, ErrorCode, Reason, Severity};
 use farside_region::{Name, VolumeId};
 use farside_service::systemd;
@@ -450,9 +450,14 @@ impl Daemon {
         self.ask(&name, |id, reply| Ask::Pause(id, pause, reply)).await
     }
 
-    pub(crate) async fn resync(&self, name: &str, accept: bool) -> Result<(), ApiError> {
+    pub(crate) async fn resync(&self, name: &str, accept: Option<Accept>) -> Result<(), ApiError> {
         let (name, ..) = self.find(name)?;
         self.ask(&name, |id, reply| Ask::Resync(id, accept, reply)).await
+    }
+
+    pub(crate) async fn verify(&self, name: &str) -> Result<(), ApiError> {
+        let (name, ..) = self.find(name)?;
+        self.ask(&name, Ask::Verify).await.map(drop)
     }
 
     pub(crate) async fn points(

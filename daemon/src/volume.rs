@@ -14,21 +14,22 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use anyhow::{Context as _, bail};
-use crossbeam::channel::{Receiver, Sender, unbounded};
+use crossbeam::channel::{Sender, unbounded};
 use farside_blockio::{DeviceEngine, FileDevice, OpenOptions, Ring, Waker};
 use farside_layer::{Compression, Encoder};
 use farside_ledger::VolumeMeta;
 use farside_region::intent::{BackingIdentity, HeaderState};
 use farside_region::{BootId, Generation, Geometry, GranuleSet, LedgerPosition, MapId, Name, Term};
 use farside_replication::source::{Start, VolumeSetup};
-use farside_shim::{Group, IntentOwner, Tracking, Volume, Wake, Wakes};
+use farside_shim::{Group, Tracking, Volume, Wake, Wakes};
 use tracing::{error, info, warn};
 
 use crate::config::{LimitsConfig, OnTrackingLost, VolumeConfig, write_atomically};
 use crate::group::{Inbox, Note};
 use crate::intent_file::{IntentFile, backing_identity};
+use crate::intent_thread::IntentThread;
 use crate::queue::{Counters, Orders, RingWake, ShimQueue};
-use crate::sender::{Order, Sender0, SentCounters};
+use crate::sender::{Order, SenderThread, SentCounters};
 use crate::state_dir::Mark;
 
 /// What every volume of a daemon shares.
@@ -49,6 +50,8 @@ pub(crate) enum IntentOrder {
     Header { confirmed: Option<Term>, position: Option<LedgerPosition> },
     /// A backing flush failed in this boot (T14).
     FlushFailed,
+    /// Try now whether a failed map can be made anew. [`Note::MapMended`] or [`Note::MapStillFails`] follows if it had failed.
+    Mend,
     /// The end of a planned stop; answered, and the thread ends.
     Clean { owed: GranuleSet, backing: Option<BackingIdentity>, answer: Sender<bool> },
     /// End without a word: the header stays `attached`.
@@ -178,10 +181,10 @@ impl Served {
         let spawn =
             |what: &str| std::thread::Builder::new().name(format!("{what}-{}", name.as_str().get(..8).unwrap_or(name.as_str())));
         let intent_thread = {
-            let (inbox, name) = (inbox.clone(), name.clone());
-            spawn("intent").spawn(move || intent_loop(file, owner, &intent_orders, &inbox, id, &name))?
+            let thread = IntentThread::new(file, owner, intent_orders, inbox.clone(), (id, name.clone()), geometry);
+            spawn("intent").spawn(move || thread.run())?
         };
-        let pipeline = Sender0 {
+        let pipeline = SenderThread {
             volume: volume.clone(),
             device: device.clone(),
             depth: around.limits.sender_depth as usize,
@@ -419,67 +422,5 @@ struct ControlWake(Inbox, farside_region::VolumeId);
 impl Wake for ControlWake {
     fn wake(&self) {
         self.0.send(Note::Shim(self.1));
-    }
-}
-
-/// The intent thread. Pages go first: host writes wait for them.
-fn intent_loop(
-    mut file: IntentFile,
-    mut owner: IntentOwner,
-    orders: &Receiver<IntentOrder>,
-    inbox: &Inbox,
-    id: farside_region::VolumeId,
-    name: &Name,
-) {
-    let mut header: Option<(Option<Term>, Option<LedgerPosition>)> = None;
-    let complain = |what: &str, error: &dyn std::fmt::Display| {
-        error!(volume = %name, %error, "{what} cannot be made durable: tracking is lost");
-        inbox.send(Note::MapFailed(id));
-    };
-    loop {
-        while let Some(commit) = owner.next_commit() {
-            let result = file.write_pages(&commit);
-            // First the owner, so that whoever hears of it finds tracking lost.
-            owner.committed(result.is_ok());
-            if let Err(error) = &result {
-                complain("the intent map", error);
-            }
-        }
-        let order = match orders.try_recv() {
-            Ok(order) => order,
-            Err(_) => {
-                // Nothing waits: the header, of which only the newest counts.
-                if let Some((confirmed, position)) = header.take() {
-                    match file.write_header(|h| (h.term, h.position) = (confirmed, position)) {
-                        Ok(()) => inbox.send(Note::HeaderDurable { volume: id, confirmed, position }),
-                        Err(error) => complain("the header", &error),
-                    }
-                    continue;
-                }
-                match orders.recv() {
-                    Ok(order) => order,
-                    Err(_) => return,
-                }
-            }
-        };
-        match order {
-            IntentOrder::Commit => {}
-            IntentOrder::Header { confirmed, position } => header = Some((confirmed, position)),
-            IntentOrder::FlushFailed => {
-                let boot = farside_blockio::process::boot_id().ok();
-                if let Err(error) = file.write_header(|h| h.flush_failed = boot) {
-                    complain("a failed flush", &error);
-                }
-            }
-            IntentOrder::Clean { owed, backing, answer } => {
-                let pending = header.take();
-                let result = file.write_clean(owed, backing, pending);
-                if let Err(error) = &result {
-                    complain("the clean stop", error);
-                }
-                let _ = answer.send(result.is_ok());
-            }
-            IntentOrder::Quit => return,
-        }
     }
 }

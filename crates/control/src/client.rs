@@ -230,6 +230,11 @@ impl Client {
         self.send(Method::POST, &routes::volume_resync(volume), request).await
     }
 
+    /// Compares a whole volume with what is published; the answer shows how far that is.
+    pub async fn volume_verify(&self, volume: &str) -> Result<VolumeStatus, ClientError> {
+        self.call(Method::POST, &routes::volume_verify(volume), Bytes::new()).await
+    }
+
     /// Points, newest first.
     pub async fn points(&self, query: &PointsQuery) -> Result<Vec<Point>, ClientError> {
         self.get(&routes::points(query)).await

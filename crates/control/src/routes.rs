@@ -28,6 +28,10 @@ pub const VOLUME_RESUME: &str = "/v1/volumes/{volume}/resume";
 /// [`VolumeStatus`](crate::source::VolumeStatus).
 pub const VOLUME_RESYNC: &str = "/v1/volumes/{volume}/resync";
 
+/// Source, `POST`: compare the whole volume with what is published, or join the verify under way; its progress and result
+/// are in [`VolumeStatus`](crate::source::VolumeStatus), which is the answer.
+pub const VOLUME_VERIFY: &str = "/v1/volumes/{volume}/verify";
+
 /// Both, `GET` with [`PointsQuery`]: `Vec<`[`Point`](crate::Point)`>`, newest first. A source asks its
 /// receiver.
 pub const POINTS: &str = "/v1/points";
@@ -84,6 +88,11 @@ pub fn volume_resume(name: &str) -> String {
 /// [`VOLUME_RESYNC`] of one volume.
 pub fn volume_resync(name: &str) -> String {
     fill(VOLUME_RESYNC, name)
+}
+
+/// [`VOLUME_VERIFY`] of one volume.
+pub fn volume_verify(name: &str) -> String {
+    fill(VOLUME_VERIFY, name)
 }
 
 /// [`POINTS`] with its query.

@@ -117,6 +117,8 @@ pub struct VolumeStatus {
     pub dirty_bytes: u64,
     /// What passed.
     pub counters: VolumeCounters,
+    /// The verify under way, or the newest result; `None`: never verified.
+    pub verify: Option<VerifyStatus>,
     /// What is wrong with it.
     pub reasons: Vec<Reason>,
 }
@@ -337,6 +339,61 @@ pub enum Accept {
     Forked,
     /// The target lost what was published; it is sent again.
     TargetRewound,
+    /// Writes may have gone untracked; everything is compared, as soon as the intent map can be written again.
+    TrackingLost,
+}
+
+/// How far a verify is, or how it ended.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct VerifyStatus {
+    /// How it stands.
+    pub outcome: VerifyOutcome,
+    /// When it was asked for, on the wall clock.
+    pub started: Timestamp,
+    /// When it ended.
+    pub ended: Option<Timestamp>,
+    /// Bytes of the volume that were looked at.
+    pub done_bytes: u64,
+    /// The volume's size.
+    pub total_bytes: u64,
+    /// Compared in place: what was called clean.
+    pub cold_bytes: u64,
+    /// Changed lately, so left to ordinary comparing, where a difference is no error.
+    pub hot_bytes: u64,
+    /// Called clean, and yet different from what was published: an error of Farside's. It has been sent.
+    pub differing_bytes: u64,
+    /// Where, in whole regions; at most the first 64 ranges.
+    pub differing: Vec<ByteRange>,
+    /// Regions in which the backing could not be read.
+    pub unreadable_bytes: u64,
+}
+
+/// How a verify stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VerifyOutcome {
+    /// Under way, or waiting for the receiver or the end of a pause.
+    #[default]
+    Running,
+    /// Everything was compared, and what differed is published.
+    Done,
+    /// Everything is compared anyway, by a resync or after tracking was lost.
+    Superseded,
+    /// The volume refuses to go on.
+    Refused,
+    /// The daemon was stopped.
+    Stopped,
+}
+
+/// A stretch of a volume.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ByteRange {
+    /// Where it begins.
+    pub offset: u64,
+    /// How long it is.
+    pub bytes: u64,
 }
 
 /// The answer where there is nothing else to say.

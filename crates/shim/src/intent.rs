@@ -215,6 +215,14 @@ impl IntentOwner {
         }
     }
 
+    /// The file that holds the map failed beside a commit (its header could not be written): nothing of it is relied on any more.
+    pub fn lose(&mut self) {
+        if !self.failed {
+            self.failed = true;
+            self.volume.lose_tracking();
+        }
+    }
+
     /// A map of a new id has been made in the failed one's place, durably: *every* bit set, sequence number 1 and slot B the
     /// newest of every page. Every region is hot from now on and tracking is sound again. What was written in between may be
     /// marked in no map that a crash would have left, so whoever calls this has everything compared (T3).

@@ -25,9 +25,19 @@ impl Source {
         let due = self.phase == Phase::Draining
             || self.last_cut.is_none_or(|last| now >= last.saturating_add(self.config.limits.epoch_interval));
         let members: Vec<VolumeId> = fits.into_iter().filter(|id| !too_big.contains(id)).collect();
-        let wanted = members.iter().any(|id| self.volumes[id].weight() > 0 || self.volumes[id].point_due);
+        let wanted = members.iter().any(|id| self.volumes[id].weight() > 0 || self.wants_point(&self.volumes[id]));
         if due && wanted && !self.cut_must_wait(now) {
             self.switch(now, LayerKind::Point, &members, out);
+        }
+    }
+
+    /// Its newest layer is not part of a point, and none that would be is on its way. (Until the first of them is published a
+    /// second would be as empty as the first was needed; without this a slow store, or a stop, is given dozens of them.)
+    fn wants_point(&self, volume: &Volume) -> bool {
+        let is_cut = |l: &Layer| self.epochs.get(&l.epoch).is_some_and(|e| e.kind == Kind::Cut);
+        match volume.layers.back() {
+            Some(newest) => !is_cut(newest) && !mutation::on("hole: no point after the last pass"),
+            None => volume.point_due,
         }
     }
 
@@ -97,7 +107,7 @@ impl Source {
         }
         let nothing = members.iter().all(|(v, set)| {
             let compared = switching.members.get(v).is_some_and(|t| !t.compare.is_empty());
-            set.is_empty() && !compared && !self.volumes.get(v).is_some_and(|v| v.point_due)
+            set.is_empty() && !compared && !self.volumes.get(v).is_some_and(|v| self.wants_point(v))
         });
         if nothing {
             out.push(Action::Release { epoch: id });
@@ -223,7 +233,9 @@ impl Source {
                 out.push(Action::Demote { epoch: id, why });
             }
             if matches!(why, DemoteCause::SideBuffer | DemoteCause::ClaimPool) {
-                self.cut_budget = (epoch.bytes / 2).clamp(self.config.limits.cut_bytes_min, self.config.limits.cut_bytes_max);
+                let limits = &self.config.limits;
+                // Not `clamp`, which panics where the least is above the most: what was configured must not end the daemon.
+                self.cut_budget = (epoch.bytes / 2).min(limits.cut_bytes_max).max(limits.cut_bytes_min);
             }
             self.last_demotion = Some((now, why));
             out.push(Action::Report { volume: None, what: Report::Demoted { epoch: id, why } });

@@ -895,3 +895,51 @@ fn an_unknown_volume_id_is_not_accepted() {
     assert!(gateway.target.accepts_part(&gateway.state, SessionId(9), key(1, 0, 1), 0).is_err());
     assert!(gateway.target.accepts_part(&gateway.state, SessionId(1), key(1, 5, 1), 0).is_err());
 }
+
+#[test]
+fn a_point_that_is_due_is_asked_for_once_until_it_is_published() {
+    let mut host = Host::new();
+    host.add(1, Some(5), Some(5), RegionSet::new(), Start::Clean);
+    host.connect();
+    let due = CurrentVolume { point_due: true, ..current(1, 5, true).expect("some") };
+    host.answer_ledger(1, Vec::new(), Some(due), Some(5));
+    host.answer_claim(1, 6);
+    host.tick(&[]);
+    host.switch(vec![(1, GranuleSet::new())]);
+    assert_eq!(host.end().kind, LayerKind::Point);
+    // Its record takes long, and the daemon is being stopped: cuts are tried at once then.
+    host.event(Event::Drain);
+    host.tick(&[]);
+    host.tick(&[]);
+    let again = host.did(|a| matches!(a, Action::Switch { .. }).then_some(()));
+    assert_eq!(again, None, "an empty point behind an empty point pushes real ones out of the store");
+    assert!(!host.source.settled(), "a stop waits for the one that is on its way");
+    let key = LayerKey { volume: volume(1), term: Term(6), seq: Seq(1) };
+    host.hear(ReceiverMessage::Published(Published { position: at(7), kind: LayerKind::Point, layers: vec![key] }));
+    host.tick(&[]);
+    assert!(host.source.settled());
+}
+
+#[test]
+fn a_side_buffer_larger_than_a_cut_may_be_ends_nothing() {
+    let mut host = Host::new();
+    let limits = source::Limits { cut_bytes_min: 1 << 30, cut_bytes_max: 16, ..source_limits() };
+    let config = source::Config {
+        source: name("host"),
+        group: name("default"),
+        instance: InstanceId([1; 16]),
+        boot: BootId([1; 16]),
+        policy: Policy { keep: 3, span_ms: 0 },
+        layer_digest,
+        limits,
+    };
+    host.source = Source::new(config);
+    host.add(1, None, None, RegionSet::new(), Start::Clean);
+    host.connect();
+    host.answer_ledger(1, Vec::new(), None, None);
+    host.answer_claim(1, 0);
+    host.tick(&[1]);
+    let epoch = host.switch(vec![(1, granules(0, 2))]);
+    host.event(Event::Demoted { epoch, why: DemoteCause::SideBuffer });
+    assert_eq!(host.source.status(host.now).cut_budget_bytes, 1 << 30);
+}
