@@ -54,8 +54,12 @@ impl IntentThread {
         loop {
             loop {
                 match self.orders.try_recv() {
-                    Ok(order) if self.obey(order) => {}
-                    Ok(_) | Err(TryRecvError::Disconnected) => return,
+                    Ok(order) => {
+                        if !self.obey(order) {
+                            return;
+                        }
+                    }
+                    Err(TryRecvError::Disconnected) => return,
                     Err(TryRecvError::Empty) => break,
                 }
             }
@@ -65,9 +69,13 @@ impl IntentThread {
                 continue;
             }
             match self.next_order() {
-                Ok(order) if self.obey(order) => {}
+                Ok(order) => {
+                    if !self.obey(order) {
+                        return;
+                    }
+                }
                 Err(RecvTimeoutError::Timeout) => {}
-                Ok(_) | Err(RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Disconnected) => return,
             }
         }
     }
