@@ -67,7 +67,7 @@ pub(crate) enum Command {
     /// Both sides pin each other's certificate; the token is used up by it. To move to another receiver, pair again: every
     /// volume is then compared with what that receiver has.
     #[command(
-        after_long_help = "Examples:\n  on the gateway:   farside-receiver token\n  on this host:     farside pair \"fsr1…\"\n  from a file:      farside pair - < token.txt"
+        after_long_help = "Examples:\n  on the gateway:   farside-receiver token\n  on this host:     farside pair \"farside1-…\"\n  from a file:      farside pair - < token.txt"
     )]
     Pair {
         /// The token; `-` reads it from standard input, so that it stays out of the shell's history.
@@ -83,6 +83,23 @@ pub(crate) enum Command {
         #[arg(long, short)]
         watch: bool,
     },
+
+    /// Have the daemon read its configuration again, and say what became of it.
+    ///
+    /// An invalid configuration changes nothing, and is named with file, line and key. What only a restart can change is
+    /// named, too. `systemctl reload` does the same.
+    #[command(
+        after_long_help = "Examples:\n  farside reload\n  farside reload --socket /run/farside/receiver.sock\n\nExits with 4 if the configuration is not valid; the running one stays. Exits with 1 if something that was\ntaken over did not succeed, such as a volume that cannot be served."
+    )]
+    Reload,
+
+    /// Print the daemon's metrics, for Prometheus.
+    ///
+    /// docs/metrics.md names them, with their units.
+    #[command(
+        after_long_help = "Examples:\n  farside metrics | grep lag\n  farside metrics > /var/lib/prometheus/node-exporter/farside.prom.new &&\n    mv /var/lib/prometheus/node-exporter/farside.prom.new /var/lib/prometheus/node-exporter/farside.prom"
+    )]
+    Metrics,
 
     /// Change a consistency group.
     #[command(subcommand)]

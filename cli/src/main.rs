@@ -72,6 +72,8 @@ async fn ask(cli: Cli) -> Result<(), Failure> {
     match cli.command {
         Command::Pair { token } => pair(&cli.global, &hosts, token).await,
         Command::Status { watch } => status::run(&cli.global, &hosts, watch).await,
+        Command::Reload => reload(&cli.global, &hosts).await,
+        Command::Metrics => print::out(&hosts.either().await?.metrics().await?),
         Command::Group(GroupCommand::Set { name, epoch, keep }) => {
             let epoch_interval_ms = epoch.map(|epoch| u64::try_from(epoch.as_millis()).expect("checked when parsed"));
             group_set(&cli.global, &hosts, &name, &GroupSettings { epoch_interval_ms, keep }).await
@@ -115,6 +117,35 @@ async fn pair(global: &Global, hosts: &Hosts, token: String) -> Result<(), Failu
     print::out(&format!(
         "paired with {}\n  receiver  {}\n  this host {}\n",
         paired.receiver, paired.receiver_fingerprint, paired.source_fingerprint
+    ))
+}
+
+async fn reload(global: &Global, hosts: &Hosts) -> Result<(), Failure> {
+    let client = hosts.either().await?;
+    let reloaded = client.reload().await?;
+    if global.json {
+        print::json(&reloaded)?;
+    } else {
+        let mut text = String::new();
+        reloaded.changed.iter().for_each(|what| text.push_str(&format!("{what}\n")));
+        for what in &reloaded.needs_restart {
+            text.push_str(&format!(
+                "! {what}: changes with the next restart only (systemctl restart {})\n",
+                client.daemon().program()
+            ));
+        }
+        if text.is_empty() && reloaded.failed.is_empty() {
+            text.push_str("nothing changed\n");
+        }
+        print::out(&text)?;
+    }
+    if reloaded.failed.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::new(
+        Exit::Failed,
+        format!("taken over, except: {}", reloaded.failed.join("; ")),
+        "mend that, then: farside reload",
     ))
 }
 

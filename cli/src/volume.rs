@@ -124,9 +124,8 @@ fn show(volume: &VolumeStatus) -> String {
     line("errors", counters.errors.to_string());
     line("sent", format!("{} as {} on the wire", print::bytes(counters.sent_bytes), print::bytes(counters.wire_bytes)));
     line("compared equal", print::bytes(counters.equal_bytes));
-    for (name, value) in &counters.other {
-        line(name, value.to_string());
-    }
+    line("waited", format!("{} writes, for a switch or a granule being read", counters.parks));
+    line("saved", format!("{} granules before they were overwritten", counters.saves));
     let width = lines.iter().map(|(key, _)| key.len()).max().unwrap_or(0);
     let text: String = lines.iter().map(|(key, value)| format!("{key:width$}  {value}\n")).collect();
     text + &print::reasons("", &volume.reasons)

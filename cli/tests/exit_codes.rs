@@ -61,6 +61,8 @@ fn help_has_examples_and_exit_codes() {
         &["demo"][..],
         &["pair"],
         &["status"],
+        &["reload"],
+        &["metrics"],
         &["group", "set"],
         &["volume", "add"],
         &["point", "list"],

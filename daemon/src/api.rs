@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, patch, post};
 use axum::{Json, Router};
@@ -11,7 +12,7 @@ use farside_control::routes::{self, PointsQuery};
 use farside_control::source::{
     Done, GroupSettings, GroupStatus, PairRequest, Paired, ResyncRequest, SourceStatus, VolumeAdd, VolumeStatus,
 };
-use farside_control::{Address, ApiError, ErrorCode, Point, PointId, PointMember, PointRef};
+use farside_control::{Address, ApiError, ErrorCode, Point, PointId, PointMember, PointRef, Reloaded};
 use farside_region::Name;
 use farside_wire::{PointInfo, PointQueryKind};
 use tokio::net::UnixListener;
@@ -40,6 +41,8 @@ pub(crate) fn listen(daemon: &Arc<Daemon>) -> anyhow::Result<tokio::task::JoinHa
         .route(routes::VOLUME_VERIFY, post(verify))
         .route(routes::POINTS, get(points))
         .route(routes::POINT, get(point))
+        .route(routes::METRICS, get(metrics))
+        .route(routes::RELOAD, post(reload))
         .with_state(daemon.clone());
     Ok(tokio::spawn(async move {
         let _ = axum::serve(listener, router).await; // serves until it is aborted
@@ -66,6 +69,15 @@ type Here = State<Arc<Daemon>>;
 
 async fn status(State(daemon): Here) -> Json<SourceStatus> {
     Json(daemon.status().await)
+}
+
+async fn metrics(State(daemon): Here) -> Response {
+    let text = crate::metrics::page(&daemon.status().await);
+    ([(CONTENT_TYPE, farside_service::metrics::CONTENT_TYPE)], text).into_response()
+}
+
+async fn reload(State(daemon): Here) -> Answer<Reloaded> {
+    Ok(Json(daemon.reload().await?))
 }
 
 async fn pair(State(daemon): Here, Json(request): Json<PairRequest>) -> Answer<Paired> {

@@ -1,4 +1,4 @@
-//! The daemon's configuration: `farsided.toml` and `conf.d/*.toml` beside it. What is on disk is the truth: the API's
+//! The daemon's configuration: `farsided.toml` and `farsided.d/*.toml` beside it. What is on disk is the truth: the API's
 //! `volume add` and `group set` write one file there, atomically, and reload.
 //!
 //! Invariant: a [`Config`] that exists was validated as a whole. It holds no secret.
@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use farside_region::{Name, NameError};
+use farside_service::files::{self, File, FileError, Step};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -107,7 +108,10 @@ impl Default for LimitsConfig {
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum ConfigError {
-    /// A file or folder could not be read or written.
+    /// A file that cannot be read, or says what cannot be.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// A file or folder could not be written.
     #[error("cannot {verb} {}: {source}", path.display())]
     Io {
         /// What was tried.
@@ -116,14 +120,6 @@ pub enum ConfigError {
         path: PathBuf,
         /// Why not.
         source: std::io::Error,
-    },
-    /// A file is not what it should be; the text names line and key.
-    #[error("{}: {detail}", path.display())]
-    Syntax {
-        /// The file.
-        path: PathBuf,
-        /// The parser's words.
-        detail: String,
     },
     /// Two files define the same thing.
     #[error("{what} is defined twice: in {} and in {}", first.display(), second.display())]
@@ -197,23 +193,62 @@ const STATE_DIR: &str = "/var/lib/farside";
 const RUN_DIR: &str = "/run/farside";
 
 impl Config {
-    /// Reads the main file and everything in `conf.d` beside it.
+    /// Reads the main file and its drop-ins.
     ///
     /// # Errors
     /// Names the file, and the line and key where one is at fault.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let mut files = vec![path.to_owned()];
-        files.extend(conf_d_files(path)?);
         let mut merge = Merge::default();
-        for file in files {
-            merge.add(&file)?;
+        for file in files::read(path, false)? {
+            merge.add(file)?;
         }
         merge.finish(path)
     }
 
     /// The folder in which the API writes.
-    pub fn conf_d(&self) -> PathBuf {
-        conf_d(&self.path)
+    pub fn drop_ins(&self) -> PathBuf {
+        files::drop_ins(&self.path)
+    }
+
+    /// What differs in `new`: what can hold at once, and what only a restart can change.
+    pub fn changes(&self, new: &Self) -> Changes {
+        let mut changes = Changes::default();
+        let restart = &mut changes.needs_restart;
+        let mut fixed = |key: &str, same: bool| {
+            if !same {
+                restart.push(key.to_owned());
+            }
+        };
+        fixed("[source] name", self.source.name == new.source.name);
+        fixed("[source] state_dir", self.source.state_dir == new.source.state_dir);
+        fixed("[source] api_socket", self.source.api_socket == new.source.api_socket);
+        fixed("[source] api_group", self.source.api_group == new.source.api_group);
+        for key in limits_that_differ(&self.limits, &new.limits) {
+            fixed(&format!("[limits] {key}"), false);
+        }
+        for (name, old) in &self.volumes {
+            let Some(new) = new.volumes.get(name) else {
+                changes.live.push(format!("volume {name}: removed"));
+                continue;
+            };
+            fixed(&format!("volume {name}: group"), old.group == new.group);
+            fixed(&format!("volume {name}: backing"), old.backing == new.backing);
+            fixed(&format!("volume {name}: tap"), old.tap_socket == new.tap_socket);
+            fixed(&format!("volume {name}: on_tracking_lost"), old.on_tracking_lost == new.on_tracking_lost);
+        }
+        let added = new.volumes.keys().filter(|name| !self.volumes.contains_key(*name));
+        changes.live.extend(added.map(|name| format!("volume {name}: added")));
+        let groups: BTreeSet<&Name> = self.groups.keys().chain(new.groups.keys()).collect();
+        for name in groups {
+            let (old, new) = (self.group(name), new.group(name));
+            if old.epoch_interval != new.epoch_interval {
+                changes.live.push(format!("group {name}: epoch_interval {:?} → {:?}", old.epoch_interval, new.epoch_interval));
+            }
+            if old.keep != new.keep {
+                changes.live.push(format!("group {name}: keep {} → {}", old.keep, new.keep));
+            }
+        }
+        changes
     }
 
     /// A group's settings, by default or as said.
@@ -226,7 +261,7 @@ impl Config {
         self.source.api_socket.parent().unwrap_or(Path::new(RUN_DIR)).join(format!("{volume}.nbd"))
     }
 
-    /// Writes a volume's own file into `conf.d`.
+    /// Writes a volume's own drop-in.
     ///
     /// # Errors
     /// When it cannot be written; nothing has changed then.
@@ -242,19 +277,19 @@ impl Config {
             tap: Some(format!("nbd:unix:{}", volume.tap_socket.display())),
             on_tracking_lost: volume.on_tracking_lost,
         };
-        let path = self.conf_d().join(format!("volume-{}.toml", volume.name));
+        let path = self.drop_ins().join(format!("volume-{}.toml", volume.name));
         write_atomically(&path, &toml::to_string(&File { volume: [&text] }).expect("plain data"))?;
         Ok(path)
     }
 
-    /// Takes a volume's file out of `conf.d`.
+    /// Takes a volume's file out of the drop-ins.
     ///
     /// # Errors
     /// When the volume is defined in a file that a person wrote, which is theirs to edit.
     pub fn remove_volume(&self, name: &Name) -> Result<(), ConfigError> {
-        let path = self.conf_d().join(format!("volume-{name}.toml"));
+        let path = self.drop_ins().join(format!("volume-{name}.toml"));
         match std::fs::remove_file(&path) {
-            Ok(()) => sync_dir(&self.conf_d()),
+            Ok(()) => sync_dir(&self.drop_ins()),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Err(ConfigError::Value {
                 path: self.path.clone(),
                 what: format!("volume {name} is defined in a hand-written file; take it out there and reload"),
@@ -263,7 +298,7 @@ impl Config {
         }
     }
 
-    /// Writes a group's own file into `conf.d`; it is read after the main file and wins.
+    /// Writes a group's own drop-in; it is read after the main file and wins.
     ///
     /// # Errors
     /// When it cannot be written; nothing has changed then.
@@ -277,7 +312,7 @@ impl Config {
             epoch_interval: Some(format!("{}ms", group.epoch_interval.as_millis())),
             keep: Some(group.keep),
         };
-        let path = self.conf_d().join(format!("group-{name}.toml"));
+        let path = self.drop_ins().join(format!("group-{name}.toml"));
         write_atomically(&path, &toml::to_string(&File { group: [text] }).expect("plain data"))?;
         Ok(path)
     }
@@ -289,39 +324,60 @@ struct Merge {
     source: Option<(SourceText, PathBuf)>,
     limits: Option<(LimitsConfig, PathBuf)>,
     groups: BTreeMap<Name, GroupConfig>,
-    volumes: BTreeMap<Name, (VolumeText, PathBuf)>,
+    volumes: BTreeMap<Name, (VolumeText, VolumeFaults)>,
 }
 
+/// Says what is wrong with a volume, and where it was written.
+type VolumeFaults = Box<dyn Fn(&str, String) -> FileError>;
+
 impl Merge {
-    fn add(&mut self, path: &Path) -> Result<(), ConfigError> {
-        let text =
-            std::fs::read_to_string(path).map_err(|source| ConfigError::Io { verb: "read", path: path.to_owned(), source })?;
-        let file: FileText =
-            toml::from_str(&text).map_err(|e| ConfigError::Syntax { path: path.to_owned(), detail: e.to_string() })?;
-        if let Some(source) = file.source {
-            let old = self.source.replace((source, path.to_owned()));
-            twice("[source]", old.map(|x| x.1), path)?;
+    fn add(&mut self, mut file: File<FileText>) -> Result<(), ConfigError> {
+        let text = std::mem::take(&mut file.content);
+        let path = file.path.clone();
+        if let Some(source) = text.source {
+            let relative = |dir: &Option<PathBuf>| dir.as_ref().is_some_and(|dir| !dir.is_absolute());
+            for (key, dir) in [("state_dir", &source.state_dir), ("api_socket", &source.api_socket)] {
+                if relative(dir) {
+                    return Err(file.fault(&[Step::Key("source"), Step::Key(key)], "must be an absolute path").into());
+                }
+            }
+            let old = self.source.replace((source, path.clone()));
+            twice("[source]", old.map(|x| x.1), &path)?;
         }
-        if let Some(limits) = file.limits {
-            let old = self.limits.replace((limits, path.to_owned()));
-            twice("[limits]", old.map(|x| x.1), path)?;
+        if let Some(limits) = text.limits {
+            check_limits(&limits, |key, what| file.fault(&[Step::Key("limits"), Step::Key(key)], what))?;
+            let old = self.limits.replace((limits, path.clone()));
+            twice("[limits]", old.map(|x| x.1), &path)?;
         }
-        for g in file.group {
+        for (at, g) in text.group.into_iter().enumerate() {
             let group = self.groups.entry(g.name.clone()).or_default();
-            if let Some(text) = g.epoch_interval {
-                group.epoch_interval = parse_interval(&text, path, &g.name)?;
+            let fault = |key, what: String| {
+                file.fault(&[Step::Key("group"), Step::At(at), Step::Key(key)], format!("group {}: {what}", g.name))
+            };
+            if let Some(text) = &g.epoch_interval {
+                group.epoch_interval = parse_interval(text).map_err(|what| fault("epoch_interval", what))?;
             }
             if let Some(keep) = g.keep {
                 if keep == 0 {
-                    return Err(value(path, format!("group {}: keep must be at least 1", g.name)));
+                    return Err(fault("keep", "must be at least 1".into()).into());
                 }
                 group.keep = keep;
             }
         }
-        for v in file.volume {
-            let what = format!("volume {}", v.name);
-            let old = self.volumes.insert(v.name.clone(), (v, path.to_owned()));
-            twice(&what, old.map(|x| x.1), path)?;
+        let file = std::rc::Rc::new(file);
+        for (at, v) in text.volume.into_iter().enumerate() {
+            let (name, file) = (v.name.clone(), file.clone());
+            let faults: VolumeFaults = Box::new(move |key, what| {
+                file.fault(&[Step::Key("volume"), Step::At(at), Step::Key(key)], format!("volume {name}: {what}"))
+            });
+            if let Some((other, _)) = self.volumes.get(&v.name) {
+                return Err(faults(
+                    "name",
+                    format!("is defined twice; the other one has the backing {}", other.backing.display()),
+                )
+                .into());
+            }
+            self.volumes.insert(v.name.clone(), (v, faults));
         }
         Ok(())
     }
@@ -347,23 +403,21 @@ impl Merge {
             volumes: BTreeMap::new(),
             limits: self.limits.map(|x| x.0).unwrap_or_default(),
         };
-        check_limits(&config.limits, path)?;
         let (mut backings, mut sockets) = (BTreeSet::new(), BTreeSet::new());
-        for (name, (v, file)) in self.volumes {
+        for (name, (v, fault)) in self.volumes {
             let tap_socket = match &v.tap {
                 None => config.default_tap_socket(&name),
-                Some(tap) => parse_tap(tap).ok_or_else(|| {
-                    value(&file, format!("volume {name}: tap = \"{tap}\" is not known; use \"nbd:unix:/absolute/path\""))
-                })?,
+                Some(tap) => parse_tap(tap)
+                    .ok_or_else(|| fault("tap", format!("`{tap}` is not known; use \"nbd:unix:/absolute/path\"")))?,
             };
             if !v.backing.is_absolute() {
-                return Err(value(&file, format!("volume {name}: backing must be an absolute path")));
+                return Err(fault("backing", "must be an absolute path".into()).into());
             }
             if !backings.insert(v.backing.clone()) {
-                return Err(value(&file, format!("volume {name}: {} backs another volume already", v.backing.display())));
+                return Err(fault("backing", format!("{} backs another volume already", v.backing.display())).into());
             }
             if !sockets.insert(tap_socket.clone()) {
-                return Err(value(&file, format!("volume {name}: {} serves another volume already", tap_socket.display())));
+                return Err(fault("tap", format!("{} serves another volume already", tap_socket.display())).into());
             }
             config.volumes.insert(
                 name.clone(),
@@ -374,10 +428,25 @@ impl Merge {
     }
 }
 
-fn check_limits(limits: &LimitsConfig, path: &Path) -> Result<(), ConfigError> {
-    let range = |what: &str, ok: bool, range: &str| {
-        if ok { Ok(()) } else { Err(value(path, format!("[limits] {what} must be {range}"))) }
-    };
+/// What a reload finds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Holds from now on.
+    pub live: Vec<String>,
+    /// Holds after a restart.
+    pub needs_restart: Vec<String>,
+}
+
+/// The keys of `[limits]` that differ.
+fn limits_that_differ(old: &LimitsConfig, new: &LimitsConfig) -> Vec<String> {
+    let table = |limits: &LimitsConfig| toml::Table::try_from(limits).expect("plain numbers");
+    let (old, new) = (table(old), table(new));
+    let keys: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
+    keys.into_iter().filter(|key| old.get(*key) != new.get(*key)).cloned().collect()
+}
+
+fn check_limits(limits: &LimitsConfig, fault: impl Fn(&str, String) -> FileError) -> Result<(), FileError> {
+    let range = |what: &str, ok: bool, range: &str| if ok { Ok(()) } else { Err(fault(what, format!("must be {range}"))) };
     range("compression_level", (-7..=19).contains(&limits.compression_level), "-7 to 19, 0 for none")?;
     range("side_buffer_mib", (1..=16384).contains(&limits.side_buffer_mib), "1 to 16384")?;
     range("queue_depth", (1..=1024).contains(&limits.queue_depth), "1 to 1024")?;
@@ -401,43 +470,18 @@ pub fn parse_tap(tap: &str) -> Option<PathBuf> {
     path.is_absolute().then_some(path)
 }
 
-fn parse_interval(text: &str, path: &Path, group: &Name) -> Result<Duration, ConfigError> {
+fn parse_interval(text: &str) -> Result<Duration, String> {
     let parsed = text.parse::<jiff::SignedDuration>().ok().and_then(|d| Duration::try_from(d).ok());
     match parsed {
         Some(d) if (Duration::from_millis(50)..=Duration::from_secs(86_400)).contains(&d) => Ok(d),
-        Some(_) => Err(value(path, format!("group {group}: epoch_interval must be between 50ms and 24h"))),
-        None => {
-            Err(value(path, format!("group {group}: epoch_interval = \"{text}\" is not a duration such as \"1s\" or \"500ms\"")))
-        }
+        Some(_) => Err("must be between 50ms and 24h".into()),
+        None => Err(format!("`{text}` is not a duration such as \"1s\" or \"500ms\"")),
     }
 }
 
 fn host_name() -> Result<Name, NameError> {
     let name = nix::unistd::gethostname().unwrap_or_default();
     name.to_string_lossy().parse()
-}
-
-fn conf_d(path: &Path) -> PathBuf {
-    path.parent().unwrap_or(Path::new("/")).join("conf.d")
-}
-
-fn conf_d_files(path: &Path) -> Result<Vec<PathBuf>, ConfigError> {
-    let dir = conf_d(path);
-    let io = |source| ConfigError::Io { verb: "list", path: dir.clone(), source };
-    let entries = match std::fs::read_dir(&dir) {
-        Ok(entries) => entries,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(e) => return Err(io(e)),
-    };
-    let mut files = Vec::new();
-    for entry in entries {
-        let file = entry.map_err(io)?.path();
-        if file.extension().is_some_and(|x| x == "toml") {
-            files.push(file);
-        }
-    }
-    files.sort();
-    Ok(files)
 }
 
 /// Temp file, fsync, rename, fsync of the folder.
@@ -469,8 +513,8 @@ mod tests {
         let path = dir.path().join("farsided.toml");
         std::fs::write(&path, main).expect("write");
         for (name, text) in more {
-            std::fs::create_dir_all(dir.path().join("conf.d")).expect("mkdir");
-            std::fs::write(dir.path().join("conf.d").join(name), text).expect("write");
+            std::fs::create_dir_all(dir.path().join("farsided.d")).expect("mkdir");
+            std::fs::write(dir.path().join("farsided.d").join(name), text).expect("write");
         }
         Config::load(&path)
     }
@@ -513,12 +557,34 @@ mod tests {
             ("[[volume]]\nname='a'\nbacking='rel'\n", vec![], "absolute"),
             ("[[volume]]\nname='a'\nbacking='/x'\ntap='tcp:1'\n", vec![], "nbd:unix"),
             ("[[volume]]\nname='a'\nbacking='/x'\n", vec![("z.toml", "[[volume]]\nname='a'\nbacking='/y'\n")], "twice"),
+            ("[source]\nname='h'\nstate_dir='rel'\n", vec![], "state_dir: must be an absolute path"),
             ("[[volume]]\nname='a'\nbacking='/x'\n[[volume]]\nname='b'\nbacking='/x'\n", vec![], "another volume"),
             ("[limits]\nqueue_depth=0\n", vec![], "queue_depth"),
         ] {
             let error = load(main, &more).expect_err(main).to_string();
-            assert!(error.contains(words) && error.contains("toml"), "{main}: {error}");
+            assert!(error.contains(words) && error.contains(".toml, line "), "{main}: {error}");
         }
+        let error =
+            load("", &[("z.toml", "[[group]]\nname='a'\n\n[[group]]\nname='g'\nkeep=0\n")]).expect_err("keep").to_string();
+        assert!(error.contains("farsided.d/z.toml, line 6: keep: group g: must be at least 1"), "{error}");
+    }
+
+    #[test]
+    fn a_reload_says_by_name_what_changes_now_and_what_with_a_restart() {
+        let volume = "[[volume]]\nname='a'\nbacking='/dev/a'\n";
+        let old = load(&format!("[source]\nname='h'\n[[group]]\nname='g'\nkeep=3\n{volume}"), &[]).expect("valid");
+        assert_eq!(old.changes(&old), Changes::default());
+        let new = load(
+            "[source]\nname='h2'\napi_group='ops'\n[limits]\nqueue_depth=7\n[[group]]\nname='g'\nkeep=4\nepoch_interval='2s'\n\
+             [[volume]]\nname='a'\nbacking='/dev/a2'\n[[volume]]\nname='b'\nbacking='/dev/b'\n",
+            &[],
+        )
+        .expect("valid");
+        let changes = old.changes(&new);
+        assert_eq!(changes.live, ["volume b: added", "group g: epoch_interval 1s → 2s", "group g: keep 3 → 4"]);
+        let restart = ["[source] name", "[source] api_group", "[limits] queue_depth", "volume a: backing"];
+        assert_eq!(changes.needs_restart, restart);
+        assert_eq!(new.changes(&old).live[0], "volume b: removed");
     }
 
     #[test]

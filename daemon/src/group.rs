@@ -24,6 +24,7 @@ use crate::config::{GroupConfig, VolumeConfig};
 use crate::link::Link;
 use crate::sender::{Order, Report as SenderReport};
 use crate::state_dir::{Mark, StateDir};
+use crate::tally::Tally;
 use crate::volume::{IntentOrder, Served, Surroundings};
 
 /// A region is offered for cooling when nothing of it was frozen for so long.
@@ -163,7 +164,7 @@ impl GroupStart {
             next_cool: Instant::now() + COOL_EVERY,
             stopping: false,
             published: 0,
-            rate: crate::status::Rate::default(),
+            tally: Tally::new(),
             heartbeat: heartbeat.clone(),
         };
         let thread = std::thread::Builder::new()
@@ -200,7 +201,7 @@ pub(crate) struct Control {
     inbox: Inbox,
     notes: Receiver<Note>,
     pub(crate) connector: watch::Receiver<farside_transport::ConnectorState>,
-    shim: Arc<farside_shim::Group>,
+    pub(crate) shim: Arc<farside_shim::Group>,
     switcher: Switcher,
     pub(crate) source: Source,
     pub(crate) members: BTreeMap<VolumeId, Member>,
@@ -214,7 +215,7 @@ pub(crate) struct Control {
     next_cool: Instant,
     pub(crate) stopping: bool,
     pub(crate) published: u64,
-    pub(crate) rate: crate::status::Rate,
+    pub(crate) tally: Tally,
     heartbeat: Arc<std::sync::atomic::AtomicU64>,
 }
 
@@ -299,12 +300,13 @@ impl Control {
             }
             Note::Connected(link) => {
                 let connection = link.number;
+                self.tally.connected();
                 self.link = Some(link);
                 self.step(Event::Connected { connection });
             }
             Note::Disconnected(connection) => {
-                if self.link.as_ref().is_some_and(|l| l.number == connection) {
-                    self.link = None;
+                if let Some(link) = self.link.take_if(|link| link.number == connection) {
+                    self.tally.disconnected(link.connection.statistics());
                 }
                 // What was read ahead is forgotten before the machine may order a part anew: orders keep their order.
                 self.members.values().for_each(|m| m.served.send(Order::Forget));
@@ -509,7 +511,7 @@ impl Control {
             std::thread::yield_now();
         };
         let grace = monotonic_ns() - mono_after_ns;
-        self.rate.grace(grace);
+        self.tally.grace(grace);
         if grace > 10_000_000 {
             warn!(group = %self.name, epoch = %epoch, grace_us = grace / 1000, "a switch took long: a queue thread was held up");
         }
@@ -538,6 +540,13 @@ impl Control {
         self.step(Event::Tick(Tick { time, volumes }));
         self.keep_verify_results();
         self.record_losses();
+        let sent = self.bytes_read();
+        self.tally.sent(Instant::now(), sent);
+    }
+
+    /// What the senders of all members read so far.
+    pub(crate) fn bytes_read(&self) -> u64 {
+        self.members.values().map(|m| m.served.sent.read_bytes.load(std::sync::atomic::Ordering::Relaxed)).sum()
     }
 
     /// A loss of tracking that could not be recorded is tried again: the disk may be well by now, and a crash must find it.
@@ -654,17 +663,21 @@ impl Control {
 
     /// Opens a volume on a thread of its own: its doors may be shut for a while, and the group must go on.
     fn open(&mut self, config: VolumeConfig, reply: oneshot::Sender<anyhow::Result<()>>) {
-        let dir = match self.state.volume_dir(&self.name, &config.name) {
-            Ok(dir) => dir,
+        let (dir, is_new) = match self.state.volume_dir(&self.name, &config.name) {
+            Ok(found) => found,
             Err(error) => {
                 let _ = reply.send(Err(error.into()));
                 return;
             }
         };
-        let (shim, around, inbox) = (self.shim.clone(), self.around.clone(), self.inbox.clone());
+        let (shim, around, inbox, left) = (self.shim.clone(), self.around.clone(), self.inbox.clone(), dir.clone());
         std::thread::spawn(move || match Served::open(config, dir, &shim, &around, &inbox) {
             Ok(opened) => inbox.send(Note::Opened(Box::new(opened), reply)),
             Err(error) => {
+                // What was never served has no state, and must not meet any when it is added again.
+                if is_new && let Err(error) = std::fs::remove_dir_all(&left) {
+                    warn!(dir = %left.display(), %error, "what a volume that is not served left cannot be removed");
+                }
                 let _ = reply.send(Err(error));
             }
         });
@@ -725,17 +738,26 @@ impl Control {
     }
 
     fn report(&mut self, volume: Option<VolumeId>, what: Report) {
-        let name = volume.and_then(|v| self.members.get(&v)).map_or(&self.name, |m| &m.served.config.name);
+        let name = volume.and_then(|v| self.members.get(&v)).map_or(&self.name, |m| &m.served.config.name).clone();
         match what {
             Report::Published { position, kind, members } => {
                 self.published += u64::from(kind == LayerKind::Point);
                 debug!(%name, slot = %position.slot, ?kind, members, "published");
             }
             Report::State(state) => info!(%name, ?state, "state"),
-            Report::Demoted { epoch, why } => debug!(%name, %epoch, ?why, "a cut was given up"),
+            Report::Demoted { epoch, why } => {
+                self.tally.demoted(why);
+                debug!(%name, %epoch, ?why, "a cut was given up");
+            }
             Report::Claimed { term } => info!(%name, %term, "claimed"),
-            Report::ReadAgain { key, from_part } => info!(%name, layer = %key, from_part, "what was not staged is read again"),
-            Report::Refused { code, text } => warn!(%name, ?code, %text, "the receiver refused"),
+            Report::ReadAgain { key, from_part } => {
+                self.tally.read_again();
+                info!(%name, layer = %key, from_part, "what was not staged is read again");
+            }
+            Report::Refused { code, text } => {
+                self.tally.refused();
+                warn!(%name, ?code, %text, "the receiver refused");
+            }
             other => info!(%name, ?other, "replication"),
         }
     }

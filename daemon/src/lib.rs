@@ -11,11 +11,13 @@ mod group;
 mod intent_file;
 mod intent_thread;
 mod link;
+mod metrics;
 mod queue;
 mod sender;
 pub mod state_dir;
 mod status;
 mod supervisor;
+mod tally;
 mod verify;
 mod volume;
 

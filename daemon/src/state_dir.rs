@@ -76,18 +76,19 @@ impl StateDir {
         &self.path
     }
 
-    /// A volume's folder, created if need be.
+    /// A volume's folder, created if need be, and whether it was.
     ///
     /// # Errors
     /// When it cannot be created.
-    pub fn volume_dir(&self, group: &Name, volume: &Name) -> Result<PathBuf, StateDirError> {
+    pub fn volume_dir(&self, group: &Name, volume: &Name) -> Result<(PathBuf, bool), StateDirError> {
         let dir = self.path.join("volumes").join(group.as_str()).join(volume.as_str());
+        let is_new = !dir.exists();
         std::fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
             .create(&dir)
             .map_err(|source| StateDirError::Io { path: dir.clone(), source })?;
-        Ok(dir)
+        Ok((dir, is_new))
     }
 }
 

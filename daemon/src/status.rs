@@ -1,59 +1,25 @@
 //! What people are told: the state machine's status in the API's words, with a reason and a next step for everything that is
 //! not as it should be.
 
-use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use farside_blockio::process::monotonic_ns;
 use farside_control::source::{
-    BackingStatus, BehindWhat, GroupStatus, LastPoint, Progress, TapStatus, VolumeCounters, VolumeState, VolumeStatus,
+    BackingStatus, BehindWhat, GroupStatus, LastPoint, Progress, SideBuffer, TapStatus, VolumeCounters, VolumeState, VolumeStatus,
 };
 use farside_control::{PointId, Reason, Severity};
 use farside_replication::source::{self, Behind, RefusedWhy, State};
 
 use crate::group::{Control, Member};
 
-/// A rate that follows what was sent over the last seconds, and the longest grace.
-#[derive(Debug, Default)]
-pub(crate) struct Rate {
-    last: Option<(Instant, u64)>,
-    bytes_per_s: f64,
-    grace_ns_max: u64,
-    graces: u64,
-}
-
-impl Rate {
-    pub(crate) fn grace(&mut self, ns: u64) {
-        self.graces += 1;
-        self.grace_ns_max = self.grace_ns_max.max(ns);
-    }
-
-    /// Takes the total so far; gives bytes per second, smoothed over about five seconds.
-    fn update(&mut self, total: u64) -> u64 {
-        let now = Instant::now();
-        match self.last {
-            None => self.last = Some((now, total)),
-            Some((at, before)) => {
-                let seconds = now.duration_since(at).as_secs_f64();
-                if seconds >= 0.2 {
-                    let weight = 1.0 - (-seconds / 5.0).exp();
-                    let rate = total.saturating_sub(before) as f64 / seconds;
-                    self.bytes_per_s += (rate - self.bytes_per_s) * weight;
-                    self.last = Some((now, total));
-                }
-            }
-        }
-        self.bytes_per_s as u64
-    }
-}
-
 impl Control {
     pub(crate) fn status(&mut self) -> GroupStatus {
         let status = self.source.status(monotonic_ns());
-        let read: u64 = self.members.values().map(|m| m.served.sent.read_bytes.load(Ordering::Relaxed)).sum();
-        let rate = self.rate.update(read);
-        let volumes: Vec<VolumeStatus> = status
+        let side = self.shim.side_buffer_usage();
+        let granules = |n: usize| n as u64 * farside_region::Geometry::GRANULE_BYTES;
+        let rate = if status.connected { self.tally.rate(Instant::now(), self.bytes_read()) } else { 0 };
+        let mut volumes: Vec<VolumeStatus> = status
             .volumes
             .iter()
             .filter_map(|v| {
@@ -62,11 +28,12 @@ impl Control {
                 Some(VolumeStatus { verify, ..volume_status(self.name.as_str(), member, v) })
             })
             .collect();
+        volumes.sort_by(|a, b| a.name.cmp(&b.name));
         let worst = volumes.iter().map(|v| &v.state).max_by_key(|s| s.rank()).cloned().unwrap_or_default();
-        let backlog_bytes = status.volumes.iter().map(|v| v.backlog_bytes).sum();
+        let backlog_bytes = volumes.iter().map(|v| v.backlog_bytes).sum();
         let newest = status.volumes.iter().filter_map(|v| v.newest_point).max_by_key(|p| p.position.slot);
         let lag = status.volumes.iter().map(|v| v.lag).try_fold(0, |worst, lag| lag.map(|l| worst.max(l)));
-        let behind = volumes.iter().any(|v| matches!(v.state, VolumeState::Behind { .. }));
+        let behind = volumes.iter().any(|v| matches!(v.state, VolumeState::Behind { .. })) && status.receiver_trouble.is_none();
         let converging = status.volumes.iter().all(|v| v.not_converging.is_none());
         GroupStatus {
             name: self.name.to_string(),
@@ -86,11 +53,10 @@ impl Control {
             layers_unpublished: status.volumes.iter().map(|v| v.unpublished_layers as u64).sum(),
             reasons: group_reasons(self, &status),
             volumes,
-            counters: BTreeMap::from([
-                ("cut_budget_bytes".to_owned(), status.cut_budget_bytes),
-                ("grace_max_us".to_owned(), self.rate.grace_ns_max / 1000),
-                ("switches".to_owned(), self.rate.graces),
-            ]),
+            switches: self.tally.switches(),
+            link: self.tally.link(status.connected, self.link.as_ref().map(|link| link.connection.statistics())),
+            side_buffer: SideBuffer { used_bytes: granules(side.0), limit_bytes: granules(side.1) },
+            cut_budget_bytes: status.cut_budget_bytes,
         }
     }
 }
@@ -141,8 +107,12 @@ fn volume_status(group: &str, member: &Member, v: &source::VolumeStatus) -> Volu
         },
         state: state_of(v),
         in_last_point: v.newest_point.is_some(),
-        hot_bytes: hot_regions(&served.volume) * geometry.region_bytes(),
-        dirty_bytes: v.open_bytes,
+        hot_bytes: (hot_regions(&served.volume) * geometry.region_bytes()).min(geometry.volume_bytes()),
+        dirty_bytes: v.open_bytes.min(geometry.volume_bytes()),
+        // The open epoch and unpublished layers may hold the same granules.
+        backlog_bytes: v.backlog_bytes.min(geometry.volume_bytes()),
+        lag_ms: v.lag.map(|ns| ns / 1_000_000),
+        unreadable_bytes: v.unreadable_bytes,
         counters: VolumeCounters {
             reads: load(&c.reads),
             read_bytes: load(&c.read_bytes),
@@ -155,7 +125,8 @@ fn volume_status(group: &str, member: &Member, v: &source::VolumeStatus) -> Volu
             sent_bytes: load(&served.sent.read_bytes),
             wire_bytes: load(&served.sent.wire_bytes),
             equal_bytes: load(&served.sent.equal_bytes),
-            other: BTreeMap::from([("parks".to_owned(), load(&c.parks)), ("saves".to_owned(), load(&c.saves))]),
+            parks: load(&c.parks),
+            saves: load(&c.saves),
         },
         verify: None,
         reasons: volume_reasons(member, v),
@@ -171,6 +142,8 @@ fn state_of(v: &source::VolumeStatus) -> VolumeState {
         State::Idle => VolumeState::Idle,
         State::Behind(Behind::FirstSync) => behind(BehindWhat::FirstSync),
         State::Behind(Behind::Comparing) => behind(BehindWhat::Comparing),
+        State::Behind(Behind::GatewayFull) => behind(BehindWhat::GatewayFull),
+        State::Behind(Behind::StoreFailed) => behind(BehindWhat::StoreFailed),
         State::Behind(_) => behind(BehindWhat::CatchingUp),
         State::Streaming => VolumeState::Streaming,
         State::Paused => VolumeState::Paused,

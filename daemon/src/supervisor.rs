@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use farside_blockio::process::{boot_id, lock_memory, monotonic_ns, set_io_flusher};
 use farside_control::source::{Accept, Connection, GroupSettings, GroupStatus, Paired, SourceStatus, VolumeAdd};
-use farside_control::{ApiError, ErrorCode, Reason, Severity};
+use farside_control::{ApiError, ErrorCode, Reason, Reloaded, Severity};
 use farside_region::{Name, VolumeId};
 use farside_service::systemd;
 use farside_transport::{Identity, Pin, QuicDialer};
@@ -64,6 +64,8 @@ pub(crate) struct Daemon {
     volumes: Mutex<BTreeMap<Name, (Name, VolumeId)>>,
     /// One change of the configuration at a time.
     changes: tokio::sync::Mutex<()>,
+    /// Why the configuration on disk is not the one that runs.
+    stale: Mutex<Vec<String>>,
     started: Instant,
 }
 
@@ -94,6 +96,7 @@ impl Daemon {
             groups: Mutex::new(BTreeMap::new()),
             volumes: Mutex::new(BTreeMap::new()),
             changes: tokio::sync::Mutex::new(()),
+            stale: Mutex::default(),
             started: Instant::now(),
         }))
     }
@@ -126,11 +129,8 @@ impl Daemon {
             tokio::select! {
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
-                _ = reload.recv() => {
-                    if let Err(error) = self.reload().await {
-                        error!("reload: {error:#}");
-                    }
-                }
+                // Said in the log by the reload itself.
+                _ = reload.recv() => drop(self.reload().await),
             }
         }
         info!("stopping");
@@ -229,32 +229,60 @@ impl Daemon {
     }
 
     /// Takes over what changed on disk: volumes that are new are served, volumes that are gone are removed, groups get their
-    /// settings. Everything or nothing is *read*; a volume that cannot be served is said.
-    async fn reload(&self) -> anyhow::Result<()> {
-        let _one = self.changes.lock().await;
-        let path = locked(&self.config).path.clone();
-        let new = Config::load(&path)?;
-        let old = locked(&self.config).clone();
-        if new.source != old.source || new.limits != old.limits {
-            warn!("changes in [source] and [limits] need a restart");
-        }
-        for (name, volume) in &new.volumes {
-            if old.volumes.get(name).is_some_and(|o| o != volume) {
-                bail!("volume {name} changed: remove it and add it anew, or restart farsided");
+    /// settings. An invalid configuration changes nothing. What can only change with a restart stays, and is named.
+    pub(crate) async fn reload(&self) -> Result<Reloaded, ApiError> {
+        systemd::reloading();
+        let reloaded = self.take_over().await;
+        let (served, configured) = (locked(&self.volumes).len(), locked(&self.config).volumes.len());
+        systemd::ready(&format!("{served} of {configured} volumes served"));
+        match &reloaded {
+            Err(error) => {
+                error!("the running configuration stays: {error}");
+                *locked(&self.stale) = vec![format!("the configuration on disk is not valid, the one before stays: {error}")];
+            }
+            Ok(reloaded) => {
+                let words =
+                    |what: &String| format!("{what}: changed on disk; the value before stays until farsided is restarted");
+                *locked(&self.stale) = reloaded.needs_restart.iter().map(words).collect();
+                info!(changed = reloaded.changed.len(), "configuration read again");
+                reloaded.changed.iter().for_each(|what| info!(%what, "changed"));
+                reloaded.needs_restart.iter().for_each(|what| warn!(%what, "changes with the next restart only"));
+                reloaded.failed.iter().for_each(|what| error!(%what, "taken over, but"));
             }
         }
-        *locked(&self.config) = Config { source: old.source, limits: old.limits, ..new.clone() };
+        reloaded
+    }
+
+    async fn take_over(&self) -> Result<Reloaded, ApiError> {
+        let _one = self.changes.lock().await;
+        let old = locked(&self.config).clone();
+        let invalid = |e: &dyn std::fmt::Display| {
+            ApiError::new(
+                ErrorCode::Conflict,
+                e.to_string(),
+                "mend that and reload again; until then the running configuration stays",
+            )
+        };
+        let mut new = Config::load(&old.path).map_err(|e| invalid(&e))?;
+        let changes = old.changes(&new);
+        new.source = old.source.clone();
+        new.limits = old.limits.clone();
+        for (name, volume) in &mut new.volumes {
+            if let Some(old) = old.volumes.get(name) {
+                volume.clone_from(old);
+            }
+        }
+        *locked(&self.config) = new.clone();
         self.tell_groups();
         let served = |name: &Name| locked(&self.volumes).contains_key(name);
-        let mut faults = Vec::new();
+        let mut failed = Vec::new();
         for name in old.volumes.keys().filter(|n| !new.volumes.contains_key(*n) && served(n)) {
-            faults.extend(self.stop_volume(name).await.err().map(|e| format!("volume {name}: {e:#}")));
+            failed.extend(self.stop_volume(name).await.err().map(|e| format!("volume {name}: {e:#}")));
         }
         for (name, volume) in new.volumes.iter().filter(|(n, _)| !served(n)) {
-            faults.extend(self.start_volume(volume.clone()).await.err().map(|e| format!("volume {name}: {e:#}")));
+            failed.extend(self.start_volume(volume.clone()).await.err().map(|e| format!("volume {name}: {e:#}")));
         }
-        info!(faults = faults.len(), "configuration taken over");
-        if faults.is_empty() { Ok(()) } else { bail!("taken over, except: {}", faults.join("; ")) }
+        Ok(Reloaded { changed: changes.live, needs_restart: changes.needs_restart, failed })
     }
 
     fn tell_groups(&self) {
@@ -306,18 +334,17 @@ impl Daemon {
         let mut groups = Vec::new();
         for name in self.group_names() {
             let (reply, answer) = oneshot::channel();
-            let configured = locked(&self.config).groups.contains_key(&name);
             if self.tell(&name, Ask::Status(reply)).is_ok()
                 && let Ok(status) = answer.await
                 // A group whose last volume was removed has nothing to say.
-                && (configured || !status.volumes.is_empty())
+                && !status.volumes.is_empty()
             {
                 groups.push(status);
             }
         }
         let configured: Vec<Name> = locked(&self.config).volumes.keys().cloned().collect();
         let served = locked(&self.volumes).clone();
-        let reasons = configured
+        let mut reasons: Vec<Reason> = configured
             .iter()
             .filter(|n| !served.contains_key(*n))
             .map(|n| {
@@ -325,6 +352,10 @@ impl Daemon {
                 Reason::new(Severity::Error, "not_served", format!("volume {n} is not served"), todo)
             })
             .collect();
+        reasons.extend(locked(&self.stale).iter().map(|what| {
+            let todo = "mend it, then: farside reload; or restart farsided for what only a restart can change";
+            Reason::new(Severity::Warning, "configuration_stale", what, todo)
+        }));
         SourceStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             source: self.around.source.to_string(),
@@ -413,6 +444,9 @@ impl Daemon {
             None => config.default_tap_socket(&name),
             Some(tap) => parse_tap(tap).ok_or_else(|| wrong(format!("`{tap}` is not a tap; use nbd:unix:/absolute/path")))?,
         };
+        if let Some(other) = config.volumes.values().find(|v| v.tap_socket == tap_socket) {
+            return Err(wrong(format!("{} is the tap of volume {} already", tap_socket.display(), other.name)));
+        }
         let volume = VolumeConfig {
             name: name.clone(),
             group,
@@ -433,7 +467,7 @@ impl Daemon {
         let (name, group, _) = self.find(name)?;
         let config = locked(&self.config).clone();
         // From here on the volume may be written without us: whatever interrupts this, its map is not trusted again.
-        let dir = self.state.volume_dir(&group, &name).map_err(ApiError::internal)?;
+        let (dir, _) = self.state.volume_dir(&group, &name).map_err(ApiError::internal)?;
         let marked = Mark::TrackingLost.is_set(&dir);
         Mark::TrackingLost.put(&dir, true).map_err(ApiError::internal)?;
         if let Err(error) = config.remove_volume(&name) {

@@ -6,6 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{DefaultBodyLimit, Path, Query, State};
 use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -13,7 +14,7 @@ use farside_control::receiver::{ReceiverStatus, Token, TokenRequest};
 use farside_control::routes::{self, PointsQuery};
 use farside_control::{
     Address, ApiError, ErrorCode, PIN_REASON_BYTES_MAX, POINTS_LISTED_MAX, PinRequest, Point, PointRef, REQUEST_BYTES_MAX,
-    Verification, select_point,
+    Reloaded, Verification, select_point,
 };
 use farside_store::GroupNames;
 use farside_transport::BookError;
@@ -38,6 +39,8 @@ pub(crate) async fn serve(receiver: Arc<Receiver>, listener: UnixListener) {
         .route(routes::POINT_VERIFY, post(verify))
         .route(routes::VERIFICATION, get(verification).delete(verification_stop))
         .route(routes::TOKENS, post(token))
+        .route(routes::METRICS, get(metrics))
+        .route(routes::RELOAD, post(reload))
         .fallback(async || Failed(ApiError::new(ErrorCode::NotFound, "no such path", "the versions may differ")))
         .layer(DefaultBodyLimit::max(REQUEST_BYTES_MAX))
         .with_state(receiver);
@@ -72,6 +75,21 @@ async fn status(State(receiver): Here) -> Answer<ReceiverStatus> {
     // Asking a file system that hangs must not take the runtime with it.
     let made = tokio::task::spawn_blocking(move || status::receiver(&receiver)).await;
     Ok(Json(made.map_err(ApiError::internal)?))
+}
+
+async fn metrics(State(receiver): Here) -> Result<Response, Failed> {
+    let made = tokio::task::spawn_blocking(move || crate::metrics::page(&status::receiver(&receiver))).await;
+    let text = made.map_err(ApiError::internal)?;
+    Ok(([(CONTENT_TYPE, farside_service::metrics::CONTENT_TYPE)], text).into_response())
+}
+
+async fn reload(State(receiver): Here) -> Answer<Reloaded> {
+    let read = tokio::task::spawn_blocking(move || receiver.reload()).await.map_err(ApiError::internal)?;
+    let invalid = |error: crate::ConfigError| {
+        let what = "mend that and reload again; until then the running configuration stays";
+        ApiError::new(ErrorCode::Conflict, error.to_string(), what)
+    };
+    Ok(Json(read.map_err(invalid)?))
 }
 
 async fn points(State(receiver): Here, query: Result<Query<PointsQuery>, QueryRejection>) -> Answer<Vec<Point>> {

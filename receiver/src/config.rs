@@ -1,4 +1,4 @@
-//! The receiver's configuration: one TOML file and the `conf.d/*.toml` beside it, later files over earlier ones.
+//! The receiver's configuration: one TOML file and the drop-ins `receiver.d/*.toml` beside it, later files over earlier ones.
 //!
 //! Invariant: a [`Config`] that exists was validated as a whole. It holds no secret.
 
@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use farside_region::Name;
+use farside_service::files::{self, File, FileError, Step};
 use farside_wire::END_MEMBERS_MAX;
 use jiff::SignedDuration;
 use serde::Deserialize;
@@ -40,8 +41,7 @@ pub struct Config {
 }
 
 /// `[limits]`: bounds of memory, disk and patience.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Memory for parts on their way in, all sources together.
     pub receive_budget_mib: u32,
@@ -87,44 +87,23 @@ impl Default for Retention {
     }
 }
 
-/// Why a configuration is refused.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ConfigError {
-    /// A file or folder could not be read.
-    #[error("cannot read {}: {source}", path.display())]
-    Io {
-        /// Which.
-        path: PathBuf,
-        /// Why not.
-        source: std::io::Error,
-    },
-    /// A file is not TOML.
-    #[error("{}: {source}", path.display())]
-    Syntax {
-        /// Which.
-        path: PathBuf,
-        /// Line and reason.
-        source: Box<toml::de::Error>,
-    },
-    /// A key is unknown or has a value of the wrong sort.
-    #[error("{} (with its conf.d): {reason}", path.display())]
-    Content {
-        /// The main file.
-        path: PathBuf,
-        /// Which key, and why.
-        reason: String,
-    },
+/// Why a configuration is refused. The running one stays.
+pub type ConfigError = FileError;
+
+/// What a reload finds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Holds from now on.
+    pub live: Vec<String>,
+    /// Holds after a restart.
+    pub needs_restart: Vec<String>,
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Files {
-    #[serde(default)]
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct FileText {
     receiver: ReceiverTable,
-    #[serde(default)]
-    limits: Limits,
-    #[serde(default)]
+    limits: LimitsTable,
     retention: RetentionTable,
 }
 
@@ -137,7 +116,18 @@ struct ReceiverTable {
     state_dir: Option<PathBuf>,
     api_socket: Option<PathBuf>,
     api_group: Option<String>,
-    advertise: Vec<String>,
+    advertise: Option<Vec<String>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct LimitsTable {
+    receive_budget_mib: Option<u32>,
+    connections: Option<usize>,
+    groups_per_source: Option<usize>,
+    volumes_per_group: Option<usize>,
+    parts_per_connection: Option<u32>,
+    credit_mib: Option<u32>,
 }
 
 #[derive(Default, Deserialize)]
@@ -148,85 +138,143 @@ struct RetentionTable {
     interval: Option<String>,
 }
 
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            name: host_name(),
+            listen: SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, DEFAULT_PORT)),
+            store: "/var/lib/farside-receiver/store".into(),
+            state_dir: "/var/lib/farside-receiver/state".into(),
+            api_socket: farside_control::RECEIVER_SOCKET.into(),
+            api_group: None,
+            advertise: Vec::new(),
+            limits: Limits::default(),
+            retention: Retention::default(),
+        }
+    }
+}
+
 impl Config {
-    /// Reads `path` and the `conf.d/*.toml` beside it, in the order of their names. The default file may be absent.
+    /// Reads `path` and its drop-ins, in the order of their names. The default file may be absent.
     ///
     /// # Errors
-    /// When a file cannot be read, a key is unknown, or a value makes no sense: nothing is ignored.
+    /// When a file cannot be read, a key is unknown, or a value makes no sense, with file, line and key: nothing is ignored.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let io = |path: &Path, source| ConfigError::Io { path: path.to_owned(), source };
-        let mut merged = toml::Table::new();
-        match std::fs::read_to_string(path) {
-            Ok(text) => merge(&mut merged, parse(path, &text)?),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound && path == Path::new(DEFAULT_PATH) => {}
-            Err(e) => return Err(io(path, e)),
+        let mut config = Self::default();
+        for mut file in files::read::<FileText>(path, path == Path::new(DEFAULT_PATH))? {
+            let FileText { receiver, limits, retention } = std::mem::take(&mut file.content);
+            config.lay_receiver(&file, receiver)?;
+            config.lay_limits(&file, &limits)?;
+            config.lay_retention(&file, retention)?;
         }
-        let folder = path.parent().unwrap_or(Path::new(".")).join("conf.d");
-        let mut parts: Vec<PathBuf> = match std::fs::read_dir(&folder) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
-            entries => entries
-                .and_then(|entries| entries.map(|e| e.map(|e| e.path())).collect::<Result<_, _>>())
-                .map_err(|e| io(&folder, e))?,
-        };
-        parts.retain(|p| p.extension().is_some_and(|e| e == "toml"));
-        parts.sort();
-        for part in parts {
-            let text = std::fs::read_to_string(&part).map_err(|e| io(&part, e))?;
-            merge(&mut merged, parse(&part, &text)?);
-        }
-        Self::from_table(merged).map_err(|reason| ConfigError::Content { path: path.to_owned(), reason })
+        Ok(config)
     }
 
-    fn from_table(table: toml::Table) -> Result<Self, String> {
-        let files: Files = table.try_into().map_err(|e: toml::de::Error| e.message().to_owned())?;
-        let Files { receiver, limits, retention } = files;
-        let listen = receiver.listen.unwrap_or_else(|| format!("[::]:{DEFAULT_PORT}"));
-        let listen = listen.parse().map_err(|_| format!("receiver.listen: `{listen}` is not IP:PORT"))?;
-        if let Some(bad) = receiver.advertise.iter().find(|a| !is_address(a)) {
-            return Err(format!("receiver.advertise: `{bad}` is not HOST:PORT"));
+    fn lay_receiver(&mut self, file: &File<FileText>, table: ReceiverTable) -> Result<(), ConfigError> {
+        let fault = |key: &str, what: String| file.fault(&[Step::Key("receiver"), Step::Key(key)], what);
+        if let Some(listen) = table.listen {
+            self.listen = listen.parse().map_err(|_| fault("listen", format!("`{listen}` is not IP:PORT")))?;
         }
-        if receiver.advertise.len() > 16 {
-            return Err("receiver.advertise: at most 16 addresses".to_owned());
+        if let Some(advertise) = table.advertise {
+            if let Some(bad) = advertise.iter().find(|a| !is_address(a)) {
+                return Err(fault("advertise", format!("`{bad}` is not HOST:PORT")));
+            }
+            if advertise.len() > 16 {
+                return Err(fault("advertise", "at most 16 addresses".into()));
+            }
+            self.advertise = advertise;
         }
-        let small = |name: &str, value: u64, least: u64| {
-            if value < least { Err(format!("limits.{name}: at least {least}")) } else { Ok(()) }
+        let paths = [
+            ("store", table.store, &mut self.store),
+            ("state_dir", table.state_dir, &mut self.state_dir),
+            ("api_socket", table.api_socket, &mut self.api_socket),
+        ];
+        for (key, said, here) in paths {
+            let Some(said) = said else { continue };
+            if !said.is_absolute() {
+                return Err(fault(key, format!("`{}` is not an absolute path", said.display())));
+            }
+            *here = said;
+        }
+        self.name = table.name.unwrap_or_else(|| self.name.clone());
+        self.api_group = table.api_group.or_else(|| self.api_group.take());
+        Ok(())
+    }
+
+    fn lay_limits(&mut self, file: &File<FileText>, table: &LimitsTable) -> Result<(), ConfigError> {
+        let limits = &mut self.limits;
+        limits.receive_budget_mib = table.receive_budget_mib.unwrap_or(limits.receive_budget_mib);
+        limits.connections = table.connections.unwrap_or(limits.connections);
+        limits.groups_per_source = table.groups_per_source.unwrap_or(limits.groups_per_source);
+        limits.volumes_per_group = table.volumes_per_group.unwrap_or(limits.volumes_per_group);
+        limits.parts_per_connection = table.parts_per_connection.unwrap_or(limits.parts_per_connection);
+        limits.credit_mib = table.credit_mib.unwrap_or(limits.credit_mib);
+        let range = |key: &str, value: u64, least: u64, most: u64| {
+            let ok = (least..=most).contains(&value);
+            let what = if value < least { format!("at least {least}") } else { format!("at most {most}") };
+            if ok { Ok(()) } else { Err(file.fault(&[Step::Key("limits"), Step::Key(key)], what)) }
         };
-        small("receive_budget_mib", limits.receive_budget_mib.into(), 8)?;
-        small("connections", limits.connections as u64, 1)?;
-        small("groups_per_source", limits.groups_per_source as u64, 1)?;
-        small("volumes_per_group", limits.volumes_per_group as u64, 1)?;
-        small("parts_per_connection", limits.parts_per_connection.into(), 1)?;
-        if limits.volumes_per_group > END_MEMBERS_MAX {
-            return Err(format!("limits.volumes_per_group: at most {END_MEMBERS_MAX}, as many as a point may hold"));
+        range("receive_budget_mib", limits.receive_budget_mib.into(), 8, 4095)?;
+        range("connections", limits.connections as u64, 1, u64::MAX)?;
+        range("groups_per_source", limits.groups_per_source as u64, 1, u64::MAX)?;
+        // As many as a point may hold.
+        range("volumes_per_group", limits.volumes_per_group as u64, 1, END_MEMBERS_MAX as u64)?;
+        range("parts_per_connection", limits.parts_per_connection.into(), 1, u64::MAX)?;
+        range("credit_mib", limits.credit_mib.into(), 64, u64::MAX)
+    }
+
+    fn lay_retention(&mut self, file: &File<FileText>, table: RetentionTable) -> Result<(), ConfigError> {
+        let fault = |key: &str, what: String| file.fault(&[Step::Key("retention"), Step::Key(key)], what);
+        let retention = &mut self.retention;
+        if table.keep == Some(0) {
+            return Err(fault("keep", "at least 1, there is always a last good point".into()));
         }
-        small("credit_mib", limits.credit_mib.into(), 64)?;
-        if limits.receive_budget_mib > 4095 {
-            return Err("limits.receive_budget_mib: at most 4095".to_owned());
+        retention.keep = table.keep.unwrap_or(retention.keep);
+        if let Some(span) = table.span {
+            retention.span = parse_duration(&span).map_err(|what| fault("span", what))?;
         }
-        let default = Retention::default();
-        let duration = |key: &str, text: Option<String>, default: Duration| match text {
-            None => Ok(default),
-            Some(text) => parse_duration(&text).map_err(|e| format!("retention.{key}: {e}")),
+        if let Some(interval) = table.interval {
+            retention.interval = parse_duration(&interval).map_err(|what| fault("interval", what))?;
+        }
+        Ok(())
+    }
+
+    /// This configuration with what can change while the receiver runs taken from `new`, and what that is.
+    #[must_use]
+    pub fn take_over(&self, new: &Self) -> (Self, Changes) {
+        let (mut changes, mut next) = (Changes::default(), self.clone());
+        let mut fixed = |key: &str, same: bool| {
+            if !same {
+                changes.needs_restart.push(key.to_owned());
+            }
         };
-        let retention = Retention {
-            keep: retention.keep.unwrap_or(default.keep),
-            span: duration("span", retention.span, default.span)?,
-            interval: duration("interval", retention.interval, default.interval)?,
+        fixed("[receiver] name", self.name == new.name);
+        fixed("[receiver] listen", self.listen == new.listen);
+        fixed("[receiver] store", self.store == new.store);
+        fixed("[receiver] state_dir", self.state_dir == new.state_dir);
+        fixed("[receiver] api_socket", self.api_socket == new.api_socket);
+        fixed("[receiver] api_group", self.api_group == new.api_group);
+        fixed("[limits] receive_budget_mib", self.limits.receive_budget_mib == new.limits.receive_budget_mib);
+        fixed("[limits] connections", self.limits.connections == new.limits.connections);
+        fixed("[limits] parts_per_connection", self.limits.parts_per_connection == new.limits.parts_per_connection);
+        fixed("[limits] credit_mib", self.limits.credit_mib == new.limits.credit_mib);
+        let mut live = |key: &str, old: String, new: String| {
+            if old != new {
+                changes.live.push(format!("{key} {old} → {new}"));
+            }
         };
-        if retention.keep == 0 {
-            return Err("retention.keep: at least 1, there is always a last good point".to_owned());
-        }
-        Ok(Self {
-            name: receiver.name.unwrap_or_else(host_name),
-            listen,
-            store: receiver.store.unwrap_or_else(|| "/var/lib/farside-receiver/store".into()),
-            state_dir: receiver.state_dir.unwrap_or_else(|| "/var/lib/farside-receiver/state".into()),
-            api_socket: receiver.api_socket.unwrap_or_else(|| farside_control::RECEIVER_SOCKET.into()),
-            api_group: receiver.api_group,
-            advertise: receiver.advertise,
-            limits,
-            retention,
-        })
+        live("[receiver] advertise", format!("{:?}", self.advertise), format!("{:?}", new.advertise));
+        let number = |n: usize| n.to_string();
+        live("[limits] groups_per_source", number(self.limits.groups_per_source), number(new.limits.groups_per_source));
+        live("[limits] volumes_per_group", number(self.limits.volumes_per_group), number(new.limits.volumes_per_group));
+        live("[retention] keep", self.retention.keep.to_string(), new.retention.keep.to_string());
+        live("[retention] span", format!("{:?}", self.retention.span), format!("{:?}", new.retention.span));
+        live("[retention] interval", format!("{:?}", self.retention.interval), format!("{:?}", new.retention.interval));
+        next.advertise.clone_from(&new.advertise);
+        next.limits.groups_per_source = new.limits.groups_per_source;
+        next.limits.volumes_per_group = new.limits.volumes_per_group;
+        next.retention = new.retention.clone();
+        (next, changes)
     }
 }
 
@@ -241,21 +289,6 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
         _ => text.parse().map_err(|_| wrong())?,
     };
     Duration::try_from(parsed).map_err(|_| wrong())
-}
-
-fn parse(path: &Path, text: &str) -> Result<toml::Table, ConfigError> {
-    text.parse().map_err(|e| ConfigError::Syntax { path: path.to_owned(), source: Box::new(e) })
-}
-
-fn merge(into: &mut toml::Table, from: toml::Table) {
-    for (key, value) in from {
-        match (into.get_mut(&key), value) {
-            (Some(toml::Value::Table(old)), toml::Value::Table(new)) => merge(old, new),
-            (_, value) => {
-                into.insert(key, value);
-            }
-        }
-    }
 }
 
 fn is_address(text: &str) -> bool {
@@ -277,9 +310,9 @@ mod tests {
         let directory = tempfile::tempdir().expect("tempdir");
         let path = directory.path().join("receiver.toml");
         std::fs::write(&path, main).expect("written");
-        std::fs::create_dir(directory.path().join("conf.d")).expect("made");
+        std::fs::create_dir(directory.path().join("receiver.d")).expect("made");
         for (name, text) in parts {
-            std::fs::write(directory.path().join("conf.d").join(name), text).expect("written");
+            std::fs::write(directory.path().join("receiver.d").join(name), text).expect("written");
         }
         Config::load(&path)
     }
@@ -306,17 +339,34 @@ mod tests {
     }
 
     #[test]
+    fn a_reload_says_by_name_what_changes_now_and_what_with_a_restart() {
+        let old = load("", &[]).expect("valid");
+        let text = "[receiver]\nlisten=\"127.0.0.1:1\"\nadvertise=[\"gw:1\"]\n[limits]\ncredit_mib=64\nvolumes_per_group=2\n\
+                    [retention]\nkeep=3";
+        let new = load(text, &[]).expect("valid");
+        let (next, changes) = old.take_over(&new);
+        assert_eq!(changes.needs_restart, ["[receiver] listen", "[limits] credit_mib"]);
+        let live = ["[receiver] advertise [] → [\"gw:1\"]", "[limits] volumes_per_group 64 → 2", "[retention] keep 10 → 3"];
+        assert_eq!(changes.live, live);
+        assert_eq!((next.listen, next.retention.keep, next.limits.credit_mib), (old.listen, 3, old.limits.credit_mib));
+        // What waits for a restart is said again, what holds is not.
+        assert_eq!(next.take_over(&new).1, Changes { live: Vec::new(), ..changes });
+        assert_eq!(old.take_over(&old), (old.clone(), Changes::default()));
+    }
+
+    #[test]
     fn what_makes_no_sense_is_refused_by_name() {
         for (text, word) in [
             ("[receiver]\nlsten = \"x\"", "lsten"),
-            ("[receiver]\nlisten = \"nowhere\"", "receiver.listen"),
+            ("[receiver]\nlisten = \"nowhere\"", "receiver.toml, line 2: listen: "),
             ("[receiver]\nname = \"a b\"", "not a valid name"),
-            ("[receiver]\nadvertise = [\"gateway\"]", "receiver.advertise"),
-            ("[limits]\nconnections = 0", "limits.connections"),
+            ("[receiver]\nadvertise = [\"gateway\"]", "line 2: advertise: "),
+            ("[receiver]\nstore = \"s3://x\"", "line 2: store: `s3://x` is not an absolute path"),
+            ("[limits]\nconnections = 0", "line 2: connections: at least 1"),
             ("[limits]\nreceive_budget_mib = 5000", "receive_budget_mib"),
             ("[limits]\nvolumes_per_group = 65", "volumes_per_group"),
-            ("[retention]\nkeep = 0", "retention.keep"),
-            ("[retention]\nspan = \"soon\"", "retention.span"),
+            ("[retention]\nkeep = 0", "line 2: keep: "),
+            ("[retention]\n\nspan = \"soon\"", "line 3: span: "),
             ("[unknown]", "unknown"),
             ("[receiver", "receiver.toml"),
         ] {

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use farside_control::receiver::ReceiverCounters;
 use farside_control::{ApiError, ErrorCode, PointId};
 use farside_ledger::{Body, LayerKind, PartEntry, Pin, Policy, Unpin, Verdict, VoidReason, group_id, volume_id};
 use farside_region::{LayerKey, Slot, VolumeId};
@@ -177,6 +178,7 @@ pub(crate) fn start(receiver: Arc<Receiver>, names: GroupNames) -> std::io::Resu
             beginnings: BTreeMap::new(),
             cut_seen: BTreeMap::new(),
             last_failure: String::new(),
+            tally: ReceiverCounters::default(),
             unwritable: None,
             reopen: Backoff::new(REOPEN.0, REOPEN.1),
             torn_again: None,
@@ -221,6 +223,7 @@ struct Group {
     cut_seen: BTreeMap<VolumeId, Instant>,
     /// Why the last part did not land: the words a closed session is given.
     last_failure: String,
+    tally: ReceiverCounters,
     /// This group's files cannot be written, though the store may be well.
     unwritable: Option<String>,
     reopen: Backoff,
@@ -285,7 +288,10 @@ impl Group {
 
     fn read(&mut self, mail: Mail) {
         match mail {
-            Mail::Connected { session } => drop(self.sessions.insert(session.id, session)),
+            Mail::Connected { session } => {
+                self.tally.connections += 1;
+                self.sessions.insert(session.id, session);
+            }
             Mail::Message { session, message } => self.message(session, message),
             Mail::Closed { session } => {
                 if self.sessions.remove(&session).is_some() {
@@ -427,7 +433,7 @@ impl Group {
         if (volume.geometry.granule_bytes(), volume.geometry.region_granules()) != (GRANULE_BYTES, REGION_GRANULES) {
             return Err(format!("volume `{}` does not have granules of 4 KiB in regions of 4 MiB", volume.name));
         }
-        let limit = self.receiver.config.limits.volumes_per_group;
+        let limit = self.receiver.config().limits.volumes_per_group;
         if state.volume(volume.id).is_none() && state.volumes().count() >= limit {
             return Err(format!(
                 "{} has {limit} volumes here, which is this receiver's limit (`limits.volumes_per_group`)",
@@ -472,12 +478,17 @@ impl Group {
         }
         let (key, part) = (header.key, header.part);
         let event = match outcome {
-            PartOutcome::Landed(entry) => Event::PartLanded { session, key, part, entry },
+            PartOutcome::Landed(entry) => {
+                self.tally.parts += 1;
+                self.tally.part_bytes += entry.bytes;
+                Event::PartLanded { session, key, part, entry }
+            }
             // Its bytes count as taken, or the source would run out of credit in the end.
             PartOutcome::Unwanted { bytes } => {
                 Event::PartLanded { session, key, part, entry: PartEntry { bytes, footer_digest: [0; 32] } }
             }
             PartOutcome::Failed(error) => {
+                self.tally.parts_failed += 1;
                 let why = error.to_string();
                 self.last_failure.clone_from(&why);
                 self.store_error(&error);
@@ -552,7 +563,7 @@ impl Group {
                 self.place = Place::Away { words, retry_at: Instant::now() + delay };
             }
             Ok((store, generation, id)) => {
-                let limits = &self.receiver.config.limits;
+                let limits = &self.receiver.config().limits;
                 let config = Config {
                     group: group_id(&self.names.source, &self.names.group),
                     source: self.names.source.clone(),
@@ -617,13 +628,13 @@ impl Group {
         let least = 2 * target::Limits::default().credit_step;
         let free_bytes = self.receiver.space.room(&self.names, space.grantable(), least);
         // Before the source has to wait, not when it does.
-        self.prune.short = free_bytes < u64::from(self.receiver.config.limits.credit_mib) << 20;
+        self.prune.short = free_bytes < u64::from(self.receiver.config().limits.credit_mib) << 20;
         self.prune.due |= self.prune.short;
         self.events.push_back(Event::Grantable { free_bytes, reserve_bytes: space.reserve() });
     }
 
     fn prune_if_due(&mut self) {
-        let interval = self.receiver.config.retention.interval;
+        let interval = self.receiver.config().retention.interval;
         let interval = if self.prune.short { interval.min(PRUNE_SHORT) } else { interval };
         let waited = self.prune.last.is_none_or(|last| last.elapsed() >= interval);
         let Place::Here(here) = &self.place else { return };
@@ -632,6 +643,10 @@ impl Group {
         }
         self.prune.due = false;
         self.prune.last = Some(Instant::now());
+        if self.policy_is_default {
+            // A reload may have changed it.
+            self.policy = Some(self.receiver.policy_default());
+        }
         let Some(policy) = &self.policy else { return };
         if let Some(body) = here.store.prune_plan(policy) {
             self.submit(body);
@@ -692,9 +707,20 @@ impl Group {
 
     fn append(&mut self, ticket: Ticket, body: Body) {
         let Place::Here(here) = &mut self.place else { return };
+        let kind = match &body {
+            Body::Layers(layers) => Some(Some(layers.kind)),
+            Body::Prune(_) => Some(None),
+            _ => None,
+        };
         let outcome = match here.store.append(body) {
             Ok(appended) => {
                 self.reopen.reset();
+                match kind.filter(|_| appended.verdict == Verdict::Accepted) {
+                    Some(Some(LayerKind::Point)) => self.tally.points_published += 1,
+                    Some(Some(LayerKind::Fuzzy)) => self.tally.passes_published += 1,
+                    Some(None) => self.tally.prunes += 1,
+                    None => {}
+                }
                 AppendOutcome::Judged { position: appended.position, verdict: appended.verdict }
             }
             Err(StoreError::Overtaken { .. }) => AppendOutcome::Collided,
@@ -815,7 +841,7 @@ impl Group {
             Place::Away { words, .. } => view.away(words),
             Place::Here(here) => {
                 let lag = self.lag(here);
-                view.here(&here.store, self.receiver.vault.path(), &here.target, lag);
+                view.here(&here.store, self.receiver.vault.path(), &here.target, lag, self.tally);
             }
         }
         self.view.store(Arc::new(view));

@@ -15,7 +15,7 @@
 //! | `group` | a group's thread: `Target` and `GroupStore` together |
 //! | `roster` | which groups there are |
 //! | `verify` | points being read in full, on request |
-//! | `status`, `api` | what is shown, and where |
+//! | `status`, `metrics`, `api` | what is shown, and where |
 //!
 //! Invariant: whatever a source sends, memory and files stay within [`Limits`], and no source can hold up another's group.
 
@@ -24,6 +24,7 @@ pub mod config;
 mod door;
 mod group;
 mod landing;
+mod metrics;
 pub mod process;
 mod roster;
 mod state_dir;

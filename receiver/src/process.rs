@@ -4,11 +4,13 @@
 //! that cannot be opened does not keep the receiver from running: it says so, and goes on when the store answers.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
+use farside_control::Reloaded;
 use farside_control::receiver::Budget as BudgetStatus;
 use farside_ledger::Policy;
 use farside_service::socket::{self, SocketError};
@@ -70,7 +72,12 @@ pub enum RunError {
 /// What all parts of the process share.
 #[derive(Debug)]
 pub(crate) struct Receiver {
-    pub(crate) config: Config,
+    config: ArcSwap<Config>,
+    path: PathBuf,
+    /// One reload at a time.
+    reloading: Mutex<()>,
+    /// Why the configuration on disk is not the one that runs.
+    stale: Mutex<Vec<String>>,
     pub(crate) state_dir: Arc<StateDir>,
     pub(crate) vault: Vault,
     pub(crate) book: Arc<PairingBook>,
@@ -85,6 +92,7 @@ pub(crate) struct Receiver {
     pub(crate) started: Instant,
     stopping: AtomicBool,
     refusals: Mutex<VecDeque<(Instant, String)>>,
+    refused: AtomicU64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -128,6 +136,31 @@ impl Grants {
 }
 
 impl Receiver {
+    /// As it is now; a reload replaces it.
+    pub(crate) fn config(&self) -> Arc<Config> {
+        self.config.load_full()
+    }
+
+    /// Reads the configuration again. An invalid one changes nothing.
+    pub(crate) fn reload(&self) -> Result<Reloaded, ConfigError> {
+        let _one = self.reloading.lock().unwrap_or_else(PoisonError::into_inner);
+        systemd::reloading();
+        let taken = Config::load(&self.path).map(|new| self.config().take_over(&new));
+        systemd::ready("receiving");
+        let mut stale = self.stale.lock().unwrap_or_else(PoisonError::into_inner);
+        let (config, changes) = taken.inspect_err(|error| {
+            tracing::error!("the running configuration stays: {error}");
+            *stale = vec![format!("the configuration on disk is not valid, the one before stays: {error}")];
+        })?;
+        let words = |what: &String| format!("{what}: changed on disk; the value before stays until the receiver is restarted");
+        *stale = changes.needs_restart.iter().map(words).collect();
+        self.config.store(Arc::new(config));
+        tracing::info!(changed = changes.live.len(), "configuration read again");
+        changes.live.iter().for_each(|what| tracing::info!(%what, "changed"));
+        changes.needs_restart.iter().for_each(|what| tracing::warn!(%what, "changes with the next restart only"));
+        Ok(Reloaded { changed: changes.live, needs_restart: changes.needs_restart, failed: Vec::new() })
+    }
+
     pub(crate) fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Acquire)
     }
@@ -142,14 +175,15 @@ impl Receiver {
 
     /// What the configuration says is to be kept of a group whose source said nothing.
     pub(crate) fn policy_default(&self) -> Policy {
-        let retention = &self.config.retention;
+        let retention = &self.config().retention;
         Policy { keep: retention.keep, span_ms: u64::try_from(retention.span.as_millis()).unwrap_or(u64::MAX) }
     }
 
     /// Under which addresses sources reach this receiver, as far as can be known.
     pub(crate) fn addresses(&self) -> Vec<String> {
-        if !self.config.advertise.is_empty() {
-            return self.config.advertise.clone();
+        let config = self.config();
+        if !config.advertise.is_empty() {
+            return config.advertise.clone();
         }
         if !self.local_address.ip().is_unspecified() {
             return vec![self.local_address.to_string()];
@@ -179,11 +213,22 @@ impl Receiver {
     }
 
     fn note_refusal(&self, words: String) {
+        self.refused.fetch_add(1, Ordering::Relaxed);
         let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
         if refusals.len() >= REFUSALS_SHOWN {
             refusals.pop_front();
         }
         refusals.push_back((Instant::now(), words));
+    }
+
+    /// Why the configuration on disk is not the one that runs.
+    pub(crate) fn stale(&self) -> Vec<String> {
+        self.stale.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// How many were refused at the door.
+    pub(crate) fn refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
     }
 
     /// Who was refused at the door lately.
@@ -203,14 +248,15 @@ pub fn run(path: &Path) -> Result<(), RunError> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("receiver").build();
     let runtime = runtime.map_err(RunError::Runtime)?;
     let handle = runtime.handle().clone();
-    let result = runtime.block_on(serve(config, handle));
+    let result = runtime.block_on(serve(config, path, handle));
     runtime.shutdown_timeout(Duration::from_secs(5));
     result
 }
 
-async fn serve(config: Config, runtime: tokio::runtime::Handle) -> Result<(), RunError> {
+async fn serve(config: Config, path: &Path, runtime: tokio::runtime::Handle) -> Result<(), RunError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::Signals)?;
+    let mut hangup = signal(SignalKind::hangup()).map_err(RunError::Signals)?;
     let state_dir = Arc::new(StateDir::open(&config.state_dir)?);
     let identity = Identity::load_or_create(state_dir.path())?;
     let book = Arc::new(PairingBook::open(&state_dir.pairings())?);
@@ -251,19 +297,34 @@ async fn serve(config: Config, runtime: tokio::runtime::Handle) -> Result<(), Ru
         started: Instant::now(),
         stopping: AtomicBool::new(false),
         refusals: Mutex::default(),
-        config,
+        refused: AtomicU64::new(0),
+        config: ArcSwap::from_pointee(config),
+        path: path.to_owned(),
+        reloading: Mutex::default(),
+        stale: Mutex::default(),
     });
     let groups_known = start_known_groups(&receiver).await;
     let api = tokio::spawn(api::serve(Arc::clone(&receiver), socket));
     let keeper = tokio::spawn(keep_store(Arc::clone(&receiver), groups_known));
     let watchdog = tokio::spawn(systemd::housekeeping(|| true));
-    tracing::info!(address = %receiver.local_address, name = %receiver.config.name, fingerprint = %receiver.fingerprint, "listening");
+    tracing::info!(address = %receiver.local_address, name = %receiver.config().name, fingerprint = %receiver.fingerprint, "listening");
     systemd::ready("receiving");
+    let reloads = {
+        let receiver = Arc::clone(&receiver);
+        tokio::spawn(async move {
+            while hangup.recv().await.is_some() {
+                let receiver = Arc::clone(&receiver);
+                // Said in the log by the reload itself.
+                let _ = tokio::task::spawn_blocking(move || drop(receiver.reload())).await;
+            }
+        })
+    };
     tokio::select! {
         () = welcome(&receiver, &listener) => {}
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
+    reloads.abort();
     tracing::info!("stopping");
     systemd::stopping();
     receiver.stopping.store(true, Ordering::Release);
@@ -273,7 +334,7 @@ async fn serve(config: Config, runtime: tokio::runtime::Handle) -> Result<(), Ru
     let roster = Arc::clone(&receiver.roster);
     let _ = tokio::task::spawn_blocking(move || roster.stop()).await;
     listener.shut_down().await;
-    let _ = std::fs::remove_file(&receiver.config.api_socket);
+    let _ = std::fs::remove_file(&receiver.config().api_socket);
     Ok(())
 }
 

@@ -42,7 +42,7 @@ impl Roster {
         if receiver.is_stopping() {
             return Err(RosterError::Stopping);
         }
-        let limit = receiver.config.limits.groups_per_source;
+        let limit = receiver.config().limits.groups_per_source;
         if groups.keys().filter(|known| known.source == names.source).count() >= limit {
             return Err(RosterError::TooMany(names.source.clone(), limit));
         }

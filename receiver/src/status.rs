@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use farside_control::receiver::{ReceiverGroup, ReceiverSource, ReceiverStatus, ReceiverVolume, StoreStatus};
+use farside_control::receiver::{ReceiverCounters, ReceiverGroup, ReceiverSource, ReceiverStatus, ReceiverVolume, StoreStatus};
 use farside_control::source::LastPoint;
 use farside_control::{Address, Point, PointId, PointMember, PointPin, Reason, Severity};
 use farside_ledger::group_id;
@@ -40,7 +40,14 @@ impl GroupView {
     }
 
     /// The group is in use.
-    pub(crate) fn here(&mut self, store: &GroupStore, store_path: &Path, target: &Target, lag: Option<Duration>) {
+    pub(crate) fn here(
+        &mut self,
+        store: &GroupStore,
+        store_path: &Path,
+        target: &Target,
+        lag: Option<Duration>,
+        counters: ReceiverCounters,
+    ) {
         let state = store.state();
         let group = &mut self.group;
         group.head_slot = state.head().map(|slot| slot.0);
@@ -50,7 +57,9 @@ impl GroupView {
             Some(LastPoint { id: PointId::new(point.slot.0, &digest.0), cut_wall: wall(point.epoch.wall_ms) })
         });
         group.lag_ms = lag.map(millis);
-        group.used_bytes = store.bytes().0;
+        (group.used_bytes, group.dead_bytes) = store.bytes();
+        group.landing_bytes = store.landing().bytes();
+        group.counters = counters;
         let landed = store.landing().landed();
         group.volumes = state
             .volumes()
@@ -132,6 +141,10 @@ pub(crate) fn receiver(receiver: &Receiver) -> ReceiverStatus {
             source.reasons.push(Reason::new(Severity::Warning, "not_connected", message, what));
         }
     }
+    reasons.extend(receiver.stale().into_iter().map(|words| {
+        let what = "mend it, then: farside reload --socket PATH; or restart farside-receiver for what only a restart can change";
+        Reason::new(Severity::Warning, "configuration_stale", words, what)
+    }));
     reasons.extend(receiver.refusals().into_iter().map(|words| {
         let what = "if it should be let in: `farside-receiver token` here, then `farside pair TOKEN` there";
         Reason::new(Severity::Info, "refused_peer", words, what)
@@ -141,9 +154,14 @@ pub(crate) fn receiver(receiver: &Receiver) -> ReceiverStatus {
         listen: receiver.local_address.to_string(),
         fingerprint: receiver.fingerprint.to_string(),
         uptime_ms: millis(receiver.started.elapsed()),
-        store: StoreStatus { used_bytes: views.iter().map(|v| v.group.used_bytes).sum(), ..store },
+        store: StoreStatus {
+            used_bytes: views.iter().map(|v| v.group.used_bytes).sum(),
+            landing_bytes: views.iter().map(|v| v.group.landing_bytes).sum(),
+            ..store
+        },
         sources: sources.into_values().collect(),
         receive_budget: receiver.budget_status(),
+        refused_peers: receiver.refused(),
         reasons,
     }
 }
@@ -168,6 +186,8 @@ fn store_status(receiver: &Receiver, reasons: &mut Vec<Reason>) -> StoreStatus {
         id: receiver.vault.id().map(|id| hex(&id)).unwrap_or_default(),
         free_bytes,
         used_bytes: 0,
+        landing_bytes: 0,
+        reserve_bytes: space.map_or(0, |space| space.reserve()),
         writable: open.is_ok() && free_bytes >= full_below,
     }
 }

@@ -91,3 +91,123 @@ fn systemd_hears_of_readiness_the_watchdog_and_the_end() {
     site.daemon.take().expect("it runs").stop();
     hears("STOPPING=1");
 }
+
+#[test]
+fn metrics_follow_what_happens() {
+    let mut site = site();
+    site.start_all();
+    write(&site, 3, 200);
+    site.wait_quiet();
+    let of = |site: &Site, socket: &str| {
+        let output = run(program("farside").args(["metrics", "--socket"]).arg(site.path(socket)));
+        String::from_utf8(output.stdout).expect("text")
+    };
+    let host = |site: &Site| of(site, "host/api.sock");
+    let value = |text: &str, name: &str| -> f64 {
+        let line = text.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("no {name} in\n{text}"));
+        line.rsplit(' ').next().expect("a value").parse().expect("a number")
+    };
+    let text = host(&site);
+    assert!(text.ends_with("# EOF\n"), "{text}");
+    assert_eq!(value(&text, "farside_paired"), 1.0);
+    assert_eq!(value(&text, "farside_group_connected{group=\"default\"}"), 1.0);
+    assert!(value(&text, "farside_group_lag_seconds{") < 60.0);
+    assert!(value(&text, "farside_group_points_published_total{") >= 1.0);
+    assert!(value(&text, "farside_host_requests_total{group=\"default\",volume=\"data\",op=\"write\"}") > 0.0);
+    assert!(value(&text, "farside_volume_wire_bytes_total{") > 0.0);
+    assert!(value(&text, "farside_process_resident_bytes") > 1e6);
+    let switches = value(&text, "farside_group_switches_total{");
+    assert!(switches >= 1.0);
+    assert_eq!(value(&text, "farside_group_switch_grace_seconds_bucket{le=\"+Inf\",group=\"default\"}"), switches);
+    let text = of(&site, "gateway/api.sock");
+    assert_eq!(value(&text, "farside_source_connected{source=\"host1\"}"), 1.0);
+    assert!(value(&text, "farside_group_records_total{source=\"host1\",group=\"default\",kind=\"point\"}") >= 1.0);
+    assert!(value(&text, "farside_group_landed_bytes_total{") > 0.0);
+    assert_eq!(value(&text, "farside_store_writable"), 1.0);
+
+    let connections = value(&host(&site), "farside_group_connections_total{");
+    site.receiver.take().expect("it runs").kill();
+    site.start_receiver();
+    wait_for("a reconnect that is counted", || {
+        let text = host(&site);
+        (value(&text, "farside_group_connections_total{") > connections && value(&text, "farside_group_connected{") == 1.0)
+            .then_some(())
+    });
+}
+
+#[test]
+fn a_changed_configuration_holds_at_once_or_not_at_all() {
+    let mut site = site();
+    site.start_all();
+    let config = site.path("host/farsided.toml");
+    let text = std::fs::read_to_string(&config).expect("a configuration");
+    let reload = |json: bool| site.farside().arg("reload").args(json.then_some("--json")).output().expect("it starts");
+    let said =
+        |output: &std::process::Output| String::from_utf8_lossy(&[&output.stdout[..], &output.stderr].concat()).into_owned();
+    let group = || site.status()["groups"][0].clone();
+
+    // Invalid: the old one stays, and everything is named.
+    std::fs::write(&config, text.replace("keep = 8", "keep = 9\nkepp = 3")).expect("written");
+    let output = reload(false);
+    assert_eq!(output.status.code(), Some(4), "{}", said(&output));
+    assert!(said(&output).contains("farsided.toml, line ") && said(&output).contains("kepp"), "{}", said(&output));
+    assert_eq!(group()["keep"], 8);
+    assert_eq!(site.status()["reasons"][0]["code"], "configuration_stale");
+
+    // Valid: at once; what cannot be is named and stays.
+    let more = "[limits]\nqueue_depth = 99\n";
+    std::fs::write(&config, text.replace("keep = 8", "keep = 9") + more).expect("written");
+    let output = reload(true);
+    let answer: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(answer["changed"], serde_json::json!(["group default: keep 8 → 9"]), "{answer}");
+    assert_eq!(answer["needs_restart"], serde_json::json!(["[limits] queue_depth"]), "{answer}");
+    assert_eq!(group()["keep"], 9);
+
+    // By signal as by command; a volume comes and goes.
+    let backing = site.path("host/more.img");
+    std::fs::File::create(&backing).and_then(|f| f.set_len(BYTES)).expect("a sparse file");
+    let volume = format!("[[volume]]\nname = \"more\"\nbacking = \"{}\"\n", backing.display());
+    std::fs::create_dir_all(site.path("host/farsided.d")).expect("made");
+    std::fs::write(site.path("host/farsided.d/more.toml"), volume).expect("written");
+    site.daemon.as_ref().expect("it runs").signal(libc::SIGHUP);
+    wait_for("the new volume", || (group()["volumes"].as_array()?.len() == 2).then_some(()));
+    std::fs::remove_file(site.path("host/farsided.d/more.toml")).expect("removed");
+    let output = reload(false);
+    assert!(output.status.success() && said(&output).contains("volume more: removed"), "{}", said(&output));
+    assert_eq!(group()["volumes"].as_array().map(Vec::len), Some(1));
+
+    // One that cannot be served is said, by name; the others go on.
+    let volume = "[[volume]]\nname = \"gone\"\nbacking = \"/nonexistent/disk\"\n";
+    std::fs::write(site.path("host/farsided.d/gone.toml"), volume).expect("written");
+    let output = reload(false);
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    assert!(said(&output).contains("volume gone") && said(&output).contains("/nonexistent/disk"), "{}", said(&output));
+    assert!(!site.path("host/state/volumes/default/gone").exists(), "what was never served has no state");
+}
+
+#[test]
+fn the_receiver_reloads_too_and_reads_only_its_own_drop_ins() {
+    let mut site = site();
+    site.start_receiver();
+    let reload = || {
+        let output =
+            program("farside").args(["reload", "--socket"]).arg(site.path("gateway/api.sock")).output().expect("it starts");
+        (output.status.code(), String::from_utf8_lossy(&[&output.stdout[..], &output.stderr].concat()).into_owned())
+    };
+    std::fs::create_dir_all(site.path("gateway/farsided.d")).expect("made");
+    std::fs::write(site.path("gateway/farsided.d/volume.toml"), "[[volume]]\nname='a'\nbacking='/x'\n").expect("written");
+    assert_eq!(reload(), (Some(0), "nothing changed\n".to_owned()));
+    std::fs::create_dir_all(site.path("gateway/receiver.d")).expect("made");
+    std::fs::write(site.path("gateway/receiver.d/keep.toml"), "[retention]\n\nkeep = 0\n").expect("written");
+    let (code, text) = reload();
+    assert_eq!(code, Some(4), "{text}");
+    assert!(text.contains("receiver.d/keep.toml, line 3: keep: "), "{text}");
+    std::fs::write(site.path("gateway/receiver.d/keep.toml"), "[retention]\n\nkeep = 5\n[limits]\nconnections = 3\n")
+        .expect("written");
+    let (code, text) = reload();
+    assert_eq!(code, Some(0), "{text}");
+    assert!(text.contains("[retention] keep 10 → 5") && text.contains("! [limits] connections"), "{text}");
+    site.receiver.as_ref().expect("it runs").signal(libc::SIGHUP);
+    let log = || std::fs::read_to_string(site.path("receiver.log")).unwrap_or_default();
+    wait_for("SIGHUP to be heard", || (log().matches("configuration read again").count() == 3).then_some(()));
+}

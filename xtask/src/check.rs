@@ -82,6 +82,7 @@ const SOLE_IMPORTERS: &[(&str, &[&str])] = &[
     ("io-uring", &["farside-blockio"]),
     ("libublk", &[]),
     ("memmap2", &["farside-blockio"]),
+    ("prometheus-client", &["farside-service"]),
     ("quinn", &["farside-transport"]),
     ("rcgen", &["farside-transport"]),
     ("rustls", &["farside-transport"]),

@@ -20,7 +20,7 @@ use crate::routes::{self, PointsQuery};
 use crate::source::{
     Done, GroupSettings, GroupStatus, PairRequest, Paired, ResyncRequest, SourceStatus, VolumeAdd, VolumeStatus,
 };
-use crate::{ANSWER_BYTES_MAX, ApiError, ErrorCode, PinRequest, Point, RECEIVER_SOCKET, SOURCE_SOCKET, Verification};
+use crate::{ANSWER_BYTES_MAX, ApiError, ErrorCode, PinRequest, Point, RECEIVER_SOCKET, Reloaded, SOURCE_SOCKET, Verification};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -275,6 +275,22 @@ impl Client {
         self.send(Method::POST, routes::TOKENS, request).await
     }
 
+    /// Reads the daemon's configuration again.
+    pub async fn reload(&self) -> Result<Reloaded, ClientError> {
+        self.call(Method::POST, routes::RELOAD, Bytes::new()).await
+    }
+
+    /// The metrics, as text.
+    pub async fn metrics(&self) -> Result<String, ClientError> {
+        let program = self.daemon.program();
+        let (status, answer) = self.answer(Method::GET, routes::METRICS, Bytes::new()).await?;
+        String::from_utf8(answer.to_vec()).map_err(|error| ClientError::NotUnderstood {
+            program,
+            status: status.as_u16(),
+            source: error.into(),
+        })
+    }
+
     async fn get<A: DeserializeOwned>(&self, path: &str) -> Result<A, ClientError> {
         self.call(Method::GET, path, Bytes::new()).await
     }
@@ -285,6 +301,17 @@ impl Client {
     }
 
     async fn call<A: DeserializeOwned>(&self, method: Method, path: &str, body: Bytes) -> Result<A, ClientError> {
+        let program = self.daemon.program();
+        let (status, answer) = self.answer(method, path, body).await?;
+        serde_json::from_slice(&answer).map_err(|error| ClientError::NotUnderstood {
+            program,
+            status: status.as_u16(),
+            source: error.into(),
+        })
+    }
+
+    /// The body of an answer that is no error.
+    async fn answer(&self, method: Method, path: &str, body: Bytes) -> Result<(StatusCode, Bytes), ClientError> {
         let program = self.daemon.program();
         let (status, answer) = tokio::time::timeout(self.timeout, self.exchange(method, path, body))
             .await
@@ -304,11 +331,7 @@ impl Client {
                 Err(error) => ClientError::NotUnderstood { program, status: status.as_u16(), source: error.into() },
             });
         }
-        serde_json::from_slice(&answer).map_err(|error| ClientError::NotUnderstood {
-            program,
-            status: status.as_u16(),
-            source: error.into(),
-        })
+        Ok((status, answer))
     }
 
     async fn exchange(&self, method: Method, path: &str, body: Bytes) -> Result<(StatusCode, Bytes), ClientError> {

@@ -10,6 +10,7 @@ pub mod client;
 mod error;
 mod point;
 pub mod receiver;
+mod reload;
 pub mod routes;
 pub mod source;
 mod verification;
@@ -20,6 +21,7 @@ pub use point::{
     Address, AddressError, PIN_REASON_BYTES_MAX, PinRequest, Point, PointId, PointMember, PointPin, PointRef, PointRefError,
     select_point,
 };
+pub use reload::Reloaded;
 pub use verification::{DAMAGE_LISTED_MAX, Damage, Run, Verification, VerificationState, VerifiedVolume};
 
 /// Where `farsided` listens unless its configuration says otherwise.

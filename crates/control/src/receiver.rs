@@ -26,6 +26,8 @@ pub struct ReceiverStatus {
     pub sources: Vec<ReceiverSource>,
     /// Bytes of parts in flight, and the limit of all sources together.
     pub receive_budget: Budget,
+    /// Strangers and others that were refused at the door since the receiver started.
+    pub refused_peers: u64,
     /// What is wrong.
     pub reasons: Vec<Reason>,
 }
@@ -52,8 +54,12 @@ pub struct StoreStatus {
     pub id: String,
     /// What its file system still has for us.
     pub free_bytes: u64,
-    /// What segments and ledgers take.
+    /// What segments take.
     pub used_bytes: u64,
+    /// What landed and is not published yet.
+    pub landing_bytes: u64,
+    /// What is kept free for ledgers and pruning: never granted to sources, not part of `free_bytes`.
+    pub reserve_bytes: u64,
     /// It takes new layers now; if not, a reason says why.
     pub writable: bool,
 }
@@ -94,10 +100,36 @@ pub struct ReceiverGroup {
     pub lag_ms: Option<u64>,
     /// What its segments take.
     pub used_bytes: u64,
+    /// Of these, what nothing needs any more and a later prune or sweep frees.
+    pub dead_bytes: u64,
+    /// What landed and is not published yet.
+    pub landing_bytes: u64,
+    /// What came of it since the receiver started.
+    pub counters: ReceiverCounters,
     /// Its volumes, by name.
     pub volumes: Vec<ReceiverVolume>,
     /// What is wrong with it.
     pub reasons: Vec<Reason>,
+}
+
+/// What came of a group since the receiver started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ReceiverCounters {
+    /// Parts that landed.
+    pub parts: u64,
+    /// Their bytes.
+    pub part_bytes: u64,
+    /// Parts that did not land.
+    pub parts_failed: u64,
+    /// Records that made a point.
+    pub points_published: u64,
+    /// Records that brought volumes forward without making a point.
+    pub passes_published: u64,
+    /// Prune records.
+    pub prunes: u64,
+    /// Connections of its source.
+    pub connections: u64,
 }
 
 /// One volume in the store.

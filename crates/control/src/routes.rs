@@ -55,6 +55,12 @@ pub const VERIFICATION: &str = "/v1/verification";
 /// Receiver, `POST` [`TokenRequest`](crate::receiver::TokenRequest): [`Token`](crate::receiver::Token).
 pub const TOKENS: &str = "/v1/tokens";
 
+/// Both, `GET`: metrics as OpenMetrics text (`docs/metrics.md`).
+pub const METRICS: &str = "/metrics";
+
+/// Both, `POST` with nothing: read the configuration again. [`Reloaded`](crate::Reloaded).
+pub const RELOAD: &str = "/v1/reload";
+
 /// The query string of [`POINTS`] and [`POINT`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(default)]

@@ -78,8 +78,73 @@ pub struct GroupStatus {
     pub volumes: Vec<VolumeStatus>,
     /// What is wrong with the group as a whole.
     pub reasons: Vec<Reason>,
-    /// Counters by name: `switches`, `demotions`, `side_buffer_bytes`, `side_buffer_bytes_max`, `claim_pool_bytes`…
-    pub counters: BTreeMap<String, u64>,
+    /// Its switches and cuts since the daemon started.
+    pub switches: Switches,
+    /// Its connection to the receiver.
+    pub link: Link,
+    /// Memory for old content that the host overwrites while a cut holds it.
+    pub side_buffer: SideBuffer,
+    /// What a cut may presently hold; shrinks after an overflow and grows back.
+    pub cut_budget_bytes: u64,
+}
+
+/// Switches and cuts of a group since the daemon started.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Switches {
+    /// How many there were, cuts and passes.
+    pub count: u64,
+    /// How long host writes that overlapped one may have had to wait for it.
+    pub grace: Histogram,
+    /// Cuts that were given up and went on as passes, by cause: `side_buffer`, `claim_pool`, `hung`, `member`, `reset`,
+    /// `claim`, `scattered`.
+    pub demotions: BTreeMap<String, u64>,
+}
+
+/// How full the side buffer is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SideBuffer {
+    /// Now.
+    pub used_bytes: u64,
+    /// At most; beyond it a cut is given up.
+    pub limit_bytes: u64,
+}
+
+/// Durations, counted by size.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Histogram {
+    /// Upper bounds in microseconds, ascending.
+    pub bounds_us: Vec<u64>,
+    /// How many fell below each bound and above the one before; one more than bounds, for the rest.
+    pub counts: Vec<u64>,
+    /// All together.
+    pub sum_us: u64,
+    /// The longest.
+    pub max_us: u64,
+}
+
+/// A group's connection to the receiver, over all connections since the daemon started.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Link {
+    /// It stands, and both sides have greeted.
+    pub connected: bool,
+    /// How often it was made; more than one is a reconnect.
+    pub connections: u64,
+    /// Bytes sent, with all overhead of the transport.
+    pub sent_bytes: u64,
+    /// Bytes received, with all overhead.
+    pub received_bytes: u64,
+    /// Packets that were lost and sent again.
+    pub lost_packets: u64,
+    /// Round-trip time of the present connection.
+    pub rtt_us: Option<u64>,
+    /// Layers of which something was read and sent again, after a reset or a loss at the receiver.
+    pub read_again: u64,
+    /// Requests that the receiver refused.
+    pub refusals: u64,
 }
 
 /// The newest published point, in short.
@@ -115,6 +180,12 @@ pub struct VolumeStatus {
     pub hot_bytes: u64,
     /// Bytes marked in the open epoch.
     pub dirty_bytes: u64,
+    /// Bytes that differ, or may differ, from what is published.
+    pub backlog_bytes: u64,
+    /// As in [`GroupStatus::lag_ms`], of this volume alone.
+    pub lag_ms: Option<u64>,
+    /// Bytes of the backing that could not be read.
+    pub unreadable_bytes: u64,
     /// What passed.
     pub counters: VolumeCounters,
     /// The verify under way, or the newest result; `None`: never verified.
@@ -173,9 +244,10 @@ pub struct VolumeCounters {
     pub wire_bytes: u64,
     /// Compared and found equal, so not sent.
     pub equal_bytes: u64,
-    /// More, by name: `saves`, `parks`, `cold_waits`, `grace_us_max`…
-    #[serde(flatten)]
-    pub other: BTreeMap<String, u64>,
+    /// Host writes that waited: for the grace of a switch, or for a granule that was just being read.
+    pub parks: u64,
+    /// Granules whose old content was saved before a newer write.
+    pub saves: u64,
 }
 
 /// What a volume is doing.
@@ -250,6 +322,10 @@ pub enum BehindWhat {
     CatchingUp,
     /// Finding out by digests what differs.
     Comparing,
+    /// The receiver's disk takes no more.
+    GatewayFull,
+    /// The receiver cannot write its store.
+    StoreFailed,
 }
 
 impl BehindWhat {
@@ -259,6 +335,8 @@ impl BehindWhat {
             Self::FirstSync => "first sync",
             Self::CatchingUp => "catching up",
             Self::Comparing => "comparing",
+            Self::GatewayFull => "gateway full",
+            Self::StoreFailed => "the receiver's store failed",
         }
     }
 }

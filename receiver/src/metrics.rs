@@ -1,0 +1,261 @@
+//! `GET /metrics`: the status in Prometheus' words. Names and units are documented in `docs/metrics.md`, which a test holds
+//! against these tables.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use farside_control::receiver::{ReceiverGroup, ReceiverSource, ReceiverStatus};
+use farside_control::{Reason, Severity};
+use farside_service::metrics::{In, Kind, Metric, PROCESS, Page, Process, Samples, Value, known, one};
+
+/// The page for a status that was just made.
+pub(crate) fn page(status: &ReceiverStatus) -> String {
+    let mut page = Page::default();
+    page.add(PROCESS, &[], &Process::look(env!("CARGO_PKG_VERSION"), Duration::from_millis(status.uptime_ms)));
+    page.add(RECEIVER, &[], status);
+    for source in &status.sources {
+        page.add(SOURCE, &[("source", &source.name)], source);
+        for group in &source.groups {
+            page.add(GROUP, &[("source", &source.name), ("group", &group.name)], group);
+        }
+    }
+    page.text()
+}
+
+fn gauge(n: u64) -> Samples {
+    one(Value::Gauge(n as f64))
+}
+
+fn count(n: u64) -> Samples {
+    one(Value::Count(n))
+}
+
+fn reasons(reasons: &[Reason]) -> Samples {
+    let mut counts = BTreeMap::new();
+    for reason in reasons.iter().filter(|reason| reason.severity >= Severity::Warning) {
+        *counts.entry(reason.code.clone()).or_insert(0u64) += 1;
+    }
+    counts.into_iter().map(|(code, n)| (Some(("code", code)), Value::Gauge(n as f64))).collect()
+}
+
+const RECEIVER: &[Metric<ReceiverStatus>] = &[
+    Metric {
+        name: "reasons",
+        unit: In::Number,
+        kind: Kind::Gauge,
+        help: "Warnings and errors of the receiver and its store, by code (`farside explain CODE`)",
+        read: |r| reasons(&r.reasons),
+    },
+    Metric {
+        name: "store_writable",
+        unit: In::Number,
+        kind: Kind::Gauge,
+        help: "1 while the store takes new layers",
+        read: |r| gauge(u64::from(r.store.writable)),
+    },
+    Metric {
+        name: "store_free",
+        unit: In::Bytes,
+        kind: Kind::Gauge,
+        help: "What its file system has left for sources, the reserve not counted",
+        read: |r| gauge(r.store.free_bytes),
+    },
+    Metric {
+        name: "store_reserve",
+        unit: In::Bytes,
+        kind: Kind::Gauge,
+        help: "What is kept free for ledgers and pruning, so that a full disk can be got out of",
+        read: |r| gauge(r.store.reserve_bytes),
+    },
+    Metric {
+        name: "store_used",
+        unit: In::Bytes,
+        kind: Kind::Gauge,
+        help: "What published segments take",
+        read: |r| gauge(r.store.used_bytes),
+    },
+    Metric {
+        name: "store_landing",
+        unit: In::Bytes,
+        kind: Kind::Gauge,
+        help: "What landed and is not published yet",
+        read: |r| gauge(r.store.landing_bytes),
+    },
+    Metric {
+        name: "receive_budget_used",
+        unit: In::Bytes,
+        kind: Kind::Gauge,
+        help: "Memory that holds parts on their way to the disk",
+        read: |r| gauge(r.receive_budget.used_bytes),
+    },
+    Metric {
+        name: "receive_budget_limit",
+        unit: In::Bytes,
+        kind: Kind::Gauge,
+        help: "The most it may hold",
+        read: |r| gauge(r.receive_budget.limit_bytes),
+    },
+    Metric {
+        name: "refused_peers",
+        unit: In::Number,
+        kind: Kind::Counter,
+        help: "Strangers and others that were refused at the door",
+        read: |r| count(r.refused_peers),
+    },
+];
+
+const SOURCE: &[Metric<ReceiverSource>] = &[
+    Metric {
+        name: "source_connected",
+        unit: In::Number,
+        kind: Kind::Gauge,
+        help: "1 while it is connected",
+        read: |s| gauge(u64::from(s.connected_from.is_some())),
+    },
+    Metric {
+        name: "source_silent",
+        unit: In::Seconds,
+        kind: Kind::Gauge,
+        help: "How long nothing was heard of it; absent if nothing was since the receiver started",
+        read: |s| known(s.silent_ms.map(|ms| ms as f64 / 1000.0)),
+    },
+];
+
+const GROUP: &[Metric<ReceiverGroup>] = &[
+    Metric {
+        name: "group_lag",
+        unit: In::Seconds,
+        kind: Kind::Gauge,
+        help: "Age of what a restore would bring back, by this machine's clock; absent while it cannot be known",
+        read: |g| known(g.lag_ms.map(|ms| ms as f64 / 1000.0)),
+    },
+    Metric {
+        name: "group_reasons",
+        unit: In::Number,
+        kind: Kind::Gauge,
+        help: "Warnings and errors of the group, by code (`farside explain CODE`)",
+        read: |g| reasons(&g.reasons),
+    },
+    Metric {
+        name: "group_points",
+        unit: In::Number,
+        kind: Kind::Gauge,
+        help: "Recovery points that are kept",
+        read: |g| gauge(g.points),
+    },
+    Metric {
+        name: "group_last_point_timestamp",
+        unit: In::Seconds,
+        kind: Kind::Gauge,
+        help: "When the newest point was cut, by the source's wall clock, since 1970; an idle group makes none",
+        read: |g| known(g.last_point.as_ref().map(|p| p.cut_wall.as_millisecond() as f64 / 1000.0)),
+    },
+    Metric {
+        name: "group_ledger_head",
+        unit: In::Number,
+        kind: Kind::Gauge,
+        help: "The highest slot of its ledger",
+        read: |g| known(g.head_slot.map(|slot| slot as f64)),
+    },
+    Metric {
+        name: "group_used",
+        unit: In::Bytes,
+        kind: Kind::Gauge,
+        help: "What its published segments take",
+        read: |g| gauge(g.used_bytes),
+    },
+    Metric {
+        name: "group_dead",
+        unit: In::Bytes,
+        kind: Kind::Gauge,
+        help: "Of these, what nothing needs any more",
+        read: |g| gauge(g.dead_bytes),
+    },
+    Metric {
+        name: "group_landing",
+        unit: In::Bytes,
+        kind: Kind::Gauge,
+        help: "What landed and is not published yet",
+        read: |g| gauge(g.landing_bytes),
+    },
+    Metric {
+        name: "group_layers_staged",
+        unit: In::Number,
+        kind: Kind::Gauge,
+        help: "Layers that are durable here and not published",
+        read: |g| gauge(g.volumes.iter().map(|volume| volume.staged).sum()),
+    },
+    Metric {
+        name: "group_parts_landed",
+        unit: In::Number,
+        kind: Kind::Counter,
+        help: "Parts that landed",
+        read: |g| count(g.counters.parts),
+    },
+    Metric {
+        name: "group_landed",
+        unit: In::Bytes,
+        kind: Kind::Counter,
+        help: "Their bytes",
+        read: |g| count(g.counters.part_bytes),
+    },
+    Metric {
+        name: "group_parts_failed",
+        unit: In::Number,
+        kind: Kind::Counter,
+        help: "Parts that did not land: torn, wrong, or not to be written",
+        read: |g| count(g.counters.parts_failed),
+    },
+    Metric {
+        name: "group_records",
+        unit: In::Number,
+        kind: Kind::Counter,
+        help: "Records that published layers, by `kind`: point, pass",
+        read: |g| {
+            let of = |kind: &str, n| (Some(("kind", kind.to_owned())), Value::Count(n));
+            vec![of("point", g.counters.points_published), of("pass", g.counters.passes_published)]
+        },
+    },
+    Metric {
+        name: "group_prunes",
+        unit: In::Number,
+        kind: Kind::Counter,
+        help: "Prune records",
+        read: |g| count(g.counters.prunes),
+    },
+    Metric {
+        name: "group_connections",
+        unit: In::Number,
+        kind: Kind::Counter,
+        help: "Connections of its source; more than one is a reconnect",
+        read: |g| count(g.counters.connections),
+    },
+];
+
+#[cfg(test)]
+mod tests {
+    use farside_service::metrics::{check_document, document};
+
+    use super::*;
+
+    #[test]
+    fn the_document_says_what_is_served() {
+        let rows =
+            [document(PROCESS, ""), document(RECEIVER, ""), document(SOURCE, "`source`"), document(GROUP, "`source`, `group`")];
+        let path = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/metrics.md"));
+        check_document(path, "farside-receiver", &rows.concat()).expect("the document is up to date");
+    }
+
+    #[test]
+    fn an_unknown_lag_is_absent_and_not_zero() {
+        let mut group = ReceiverGroup { name: "db".into(), points: 3, ..ReceiverGroup::default() };
+        let text = |group: &ReceiverGroup| {
+            let source = ReceiverSource { name: "web".into(), groups: vec![group.clone()], ..ReceiverSource::default() };
+            page(&ReceiverStatus { sources: vec![source], ..ReceiverStatus::default() })
+        };
+        assert!(!text(&group).contains("farside_group_lag"), "{}", text(&group));
+        assert!(text(&group).contains("farside_group_points{source=\"web\",group=\"db\"} 3.0"), "{}", text(&group));
+        group.lag_ms = Some(1500);
+        assert!(text(&group).contains("farside_group_lag_seconds{source=\"web\",group=\"db\"} 1.5"), "{}", text(&group));
+    }
+}
