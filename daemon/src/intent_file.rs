@@ -84,13 +84,21 @@ pub(crate) struct Found {
 }
 
 impl IntentFile {
-    /// Opens the map in a volume's folder, or creates one in which everything is dirty.
+    /// Opens the map in a volume's folder, or creates one in which everything is dirty. `judge` hears the header exactly as
+    /// the last attach left it, before anything is written: growing the map would take the word `clean` out of it, and with
+    /// it what the backing looked like†.
     ///
     /// # Errors
-    /// Anything that makes it unusable, with the remedy; a live owner is waited for up to 30 s.
-    pub(crate) fn open(dir: &Path, geometry: &Geometry, fresh_id: MapId) -> Result<(Self, Found), IntentFileError> {
+    /// Anything that makes it unusable, with the remedy; a live owner is waited for up to 30 s; and what `judge` says.
+    pub(crate) fn open(
+        dir: &Path,
+        geometry: &Geometry,
+        fresh_id: MapId,
+        judge: &mut dyn FnMut(&Header) -> Result<(), ConfigError>,
+    ) -> Result<(Self, Found), IntentFileError> {
         let path = dir.join("intent");
-        if !path.exists() {
+        let is_new = !path.exists();
+        if is_new {
             create(dir, geometry, &Header::new(fresh_id, geometry, &IntentLayout::new(geometry)), &|_| true)?;
         }
         let io = |verb| move |source| IntentFileError::Io { path: dir.join("intent"), verb, source };
@@ -103,6 +111,9 @@ impl IntentFile {
         if let Some((header, _)) = &found_header {
             if header.volume_bytes > geometry.volume_bytes() {
                 return Err(IntentFileError::Shrunk { before: header.volume_bytes, now: geometry.volume_bytes() });
+            }
+            if !is_new {
+                judge(header)?;
             }
             if header.volume_bytes < geometry.volume_bytes() {
                 device = grow(dir, device, header, geometry)?;
@@ -251,21 +262,6 @@ fn latched() -> std::io::Error {
     std::io::Error::other("an earlier write failed; nothing is written until it is opened again")
 }
 
-/// What a file looks like now, for the `clean` header; block devices have none.
-///
-/// # Errors
-/// When it cannot be asked.
-pub(crate) fn backing_identity(path: &Path) -> std::io::Result<Option<BackingIdentity>> {
-    use std::os::unix::fs::MetadataExt as _;
-    let m = std::fs::metadata(path)?;
-    Ok(m.is_file().then(|| BackingIdentity {
-        inode: m.ino(),
-        size: m.size(),
-        mtime: (m.mtime(), m.mtime_nsec() as u32),
-        ctime: (m.ctime(), m.ctime_nsec() as u32),
-    }))
-}
-
 fn read_block(device: &FileDevice, index: u64) -> Result<Box<IntentBlock>, IntentFileError> {
     let mut block = IntentBlock::zeroed();
     let offset = farside_region::ByteOffset(index * INTENT_BLOCK_BYTES as u64);
@@ -342,18 +338,18 @@ mod tests {
     fn a_new_map_is_all_dirty_and_a_clean_stop_is_found_again() {
         let dir = tempfile::tempdir_in(".").expect("temp dir");
         let g = Geometry::new(20 << 20).expect("valid");
-        let (mut file, found) = IntentFile::open(dir.path(), &g, ID).expect("created");
+        let (mut file, found) = IntentFile::open(dir.path(), &g, ID, &mut |_| Ok(())).expect("created");
         assert_eq!(found.hot.len(), 5);
         let mut owed = GranuleSet::new();
         owed.insert_whole(RegionRange { start: RegionIndex(3), count: 1 });
         file.write_header(|h| h.state = HeaderState::Attached).expect("written");
         file.write_clean(owed.clone(), None, None).expect("written");
         drop(file);
-        let (mut file, found) = IntentFile::open(dir.path(), &g, MapId([8; 16])).expect("opened");
+        let (mut file, found) = IntentFile::open(dir.path(), &g, MapId([8; 16]), &mut |_| Ok(())).expect("opened");
         assert_eq!((found.header.expect("there").map, found.owed), (ID, Some(owed)));
         file.write_header(|h| h.state = HeaderState::Attached).expect("written");
         drop(file);
-        let (_, found) = IntentFile::open(dir.path(), &g, ID).expect("opened");
+        let (_, found) = IntentFile::open(dir.path(), &g, ID, &mut |_| Ok(())).expect("opened");
         assert_eq!(found.owed, None, "a crash after a clean stop must not trust its masks");
     }
 
@@ -364,23 +360,43 @@ mod tests {
         let header = Header::new(ID, &small, &IntentLayout::new(&small));
         create(dir.path(), &small, &header, &|_| false).expect("created");
         let big = Geometry::new(20 << 20).expect("valid");
-        let (file, found) = IntentFile::open(dir.path(), &big, ID).expect("grown");
+        let (file, found) = IntentFile::open(dir.path(), &big, ID, &mut |_| Ok(())).expect("grown");
         assert_eq!(found.hot.iter().map(|r| r.0).collect::<Vec<_>>(), [2, 3, 4]);
         assert_eq!(found.header.expect("kept").map, ID);
         drop(file);
-        assert!(matches!(IntentFile::open(dir.path(), &small, ID), Err(IntentFileError::Shrunk { .. })));
+        assert!(matches!(IntentFile::open(dir.path(), &small, ID, &mut |_| Ok(())), Err(IntentFileError::Shrunk { .. })));
+    }
+
+    /// Growing the map takes `clean` out of the header; what the backing looked like at the clean stop must be judged before.
+    #[test]
+    fn a_clean_header_is_judged_before_the_map_grows() {
+        let dir = tempfile::tempdir_in(".").expect("temp dir");
+        let small = Geometry::new(10 << 20).expect("valid");
+        let backing = Some(BackingIdentity { inode: 1, size: 10 << 20, mtime: (2, 3), ctime: (4, 5) });
+        let (mut file, _) = IntentFile::open(dir.path(), &small, ID, &mut |_| panic!("there was none")).expect("created");
+        file.write_clean(GranuleSet::new(), backing, None).expect("written");
+        drop(file);
+        let big = Geometry::new(20 << 20).expect("valid");
+        let mut heard = None;
+        let (_, found) = IntentFile::open(dir.path(), &big, ID, &mut |h| {
+            heard = Some((h.state, h.backing));
+            Ok(())
+        })
+        .expect("grown");
+        assert_eq!(heard, Some((HeaderState::Clean, backing)));
+        assert_eq!(found.owed, None);
     }
 
     #[test]
     fn two_bad_headers_mean_no_header() {
         let dir = tempfile::tempdir_in(".").expect("temp dir");
         let g = Geometry::new(10 << 20).expect("valid");
-        drop(IntentFile::open(dir.path(), &g, ID).expect("created"));
+        drop(IntentFile::open(dir.path(), &g, ID, &mut |_| Ok(())).expect("created"));
         let mut bytes = std::fs::read(dir.path().join("intent")).expect("read");
         bytes[100] ^= 1;
         bytes[4196] ^= 1;
         std::fs::write(dir.path().join("intent"), bytes).expect("written");
-        let (_, found) = IntentFile::open(dir.path(), &g, MapId([9; 16])).expect("opened");
+        let (_, found) = IntentFile::open(dir.path(), &g, MapId([9; 16]), &mut |_| Ok(())).expect("opened");
         assert!(found.header.is_none());
         assert_eq!(found.hot.len(), 3, "everything is dirty");
     }

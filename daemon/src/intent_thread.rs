@@ -212,7 +212,7 @@ mod tests {
     /// A thread over a map in which everything is cold, and whose file has failed if `failed`.
     fn start(dir: &std::path::Path, failed: bool) -> Running {
         let geometry = Geometry::new(40 << 20).expect("valid");
-        let (mut file, found) = IntentFile::open(dir, &geometry, MapId([1; 16])).expect("created");
+        let (mut file, found) = IntentFile::open(dir, &geometry, MapId([1; 16]), &mut |_| Ok(())).expect("created");
         drop(found);
         if failed {
             file.fail();
@@ -268,7 +268,7 @@ mod tests {
         run.thread.join().expect("ended");
         // What a crash now leaves: a whole map, all dirty, at the position that waited.
         let geometry = Geometry::new(40 << 20).expect("valid");
-        let (_, found) = IntentFile::open(dir.path(), &geometry, MapId([2; 16])).expect("opened");
+        let (_, found) = IntentFile::open(dir.path(), &geometry, MapId([2; 16]), &mut |_| Ok(())).expect("opened");
         let header = found.header.expect("there");
         assert_eq!((header.term, header.position), (Some(Term(5)), position));
         assert_ne!(header.map, MapId([1; 16]), "a page of the old map is never taken for one of the new");

@@ -5,6 +5,7 @@
 //! threads and sockets.
 
 mod api;
+mod backing;
 mod compare;
 pub mod config;
 mod group;

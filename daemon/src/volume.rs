@@ -24,9 +24,10 @@ use farside_replication::source::{Start, VolumeSetup};
 use farside_shim::{Group, Tracking, Volume, Wake, Wakes};
 use tracing::{error, info, warn};
 
+use crate::backing::Identity;
 use crate::config::{LimitsConfig, OnTrackingLost, VolumeConfig, write_atomically};
 use crate::group::{Inbox, Note};
-use crate::intent_file::{IntentFile, backing_identity};
+use crate::intent_file::IntentFile;
 use crate::intent_thread::IntentThread;
 use crate::queue::{Counters, Orders, RingWake, ShimQueue};
 use crate::sender::{Order, SenderThread, SentCounters};
@@ -98,15 +99,27 @@ impl Served {
         let meta = load_meta(&dir, &config, around, geometry)?;
         let mut fresh = [0; 16];
         getrandom::fill(&mut fresh).map_err(|e| anyhow::anyhow!("no randomness: {e}"))?;
-        let (mut file, found) = IntentFile::open(&dir, &geometry, MapId(fresh))?;
-
-        let before = found.header.as_ref();
-        let now = backing_identity(&config.backing)?;
-        let touched = found.owed.is_some() && before.is_some_and(|h| h.backing != now);
-        if touched {
-            warn!(volume = %name, "the backing changed while nobody served it: everything will be compared");
-            Mark::TrackingLost.put(&dir, true)?;
+        // Both marks come before anything is written that would make the next start forget the reason: the map grown, the
+        // header `attached`, the new identity kept.
+        let identity = Identity::of(&device).with_context(|| format!("cannot look at {}", config.backing.display()))?;
+        let known = identity.is_known(&dir);
+        let mut touched = false;
+        let (mut file, found) = IntentFile::open(&dir, &geometry, MapId(fresh), &mut |header| {
+            touched = header.state == HeaderState::Clean && header.backing != device.identity_found();
+            if touched {
+                warn!(volume = %name, "the backing changed while nobody served it: everything will be compared");
+            }
+            if !known {
+                let backing = config.backing.display();
+                warn!(volume = %name, %backing, "this is not the backing that the volume had before: everything will be compared");
+            }
+            if touched || !known { Mark::TrackingLost.put(&dir, true) } else { Ok(()) }
+        })?;
+        if !known {
+            identity.keep(&dir)?;
         }
+        let before = found.header.as_ref();
+        let touched = touched || !known;
         // † A flush that failed may have lost what the drive's cache still showed when it was compared: no clean stop of the
         // same boot vouches for that, only a compare in the next one (T14).
         let owed = found.owed.filter(|_| !touched && before.is_none_or(|h| h.flush_failed.is_none()));
@@ -307,7 +320,7 @@ impl Served {
             && self.volume.flush_failures() == 0
             && self.volume.tracking() == Tracking::Sound;
         if clean {
-            let backing = backing_identity(&self.config.backing).ok().flatten();
+            let backing = self.device.identity_now().ok().flatten();
             let (answer, answered) = unbounded();
             self.intent(IntentOrder::Clean { owed, backing, answer });
             clean = answered.recv().unwrap_or(false);

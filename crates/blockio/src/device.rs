@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use farside_region::intent::BackingIdentity;
 use farside_region::{ByteExtent, ByteOffset};
 use nix::errno::Errno;
 use nix::sys::uio::{pread, pwrite};
@@ -143,6 +144,7 @@ struct Inner {
     block_min: u32,
     readonly: bool,
     punches: bool,
+    found: Option<BackingIdentity>,
 }
 
 impl FileDevice {
@@ -165,6 +167,8 @@ impl FileDevice {
             door::refuse_remote(path)?;
         }
         let fd = door::open(path, kind, options)?;
+        // Before any probe: punching a hole, even beyond the end, moves a file's times.
+        let found = backing_identity(&metadata_of(fd.as_fd()).map_err(query("look at"))?);
         let size = size_of_device(fd.as_fd(), kind).map_err(query("find the size of"))?;
         let block_min = alignment(fd.as_fd(), path, kind)?;
         if size % u64::from(block_min) != 0 {
@@ -175,7 +179,7 @@ impl FileDevice {
         }
         let punches = !options.readonly && punches(fd.as_fd(), kind, size, block_min);
         let (path, readonly) = (path.to_owned(), options.readonly);
-        Ok(Self { inner: Arc::new(Inner { fd: Arc::new(fd), path, kind, size, block_min, readonly, punches }) })
+        Ok(Self { inner: Arc::new(Inner { fd: Arc::new(fd), path, kind, size, block_min, readonly, punches, found }) })
     }
 
     /// The descriptor, for operations of a [`crate::Ring`].
@@ -212,6 +216,27 @@ impl FileDevice {
     /// Whether zeroing is done by the file system or the device, without writing zeroes.
     pub fn punches(&self) -> bool {
         self.inner.punches
+    }
+
+    /// What the file looked like when its lock had been taken and before anything was tried on it; `None` for a block device.
+    pub fn identity_found(&self) -> Option<BackingIdentity> {
+        self.inner.found
+    }
+
+    /// What the file looks like now; `None` for a block device.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn identity_now(&self) -> io::Result<Option<BackingIdentity>> {
+        Ok(backing_identity(&self.metadata()?))
+    }
+
+    /// What the kernel says of the open file: of it, not of what its path may name by now.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn metadata(&self) -> io::Result<std::fs::Metadata> {
+        metadata_of(self.inner.fd.as_fd())
     }
 
     /// Reads, blocking. The slice must be aligned (a [`Buffer`] is), as must offset and length.
@@ -331,6 +356,20 @@ impl FileDevice {
             Err(errno) => Err(errno),
         }
     }
+}
+
+fn metadata_of(fd: BorrowedFd<'_>) -> io::Result<std::fs::Metadata> {
+    // A duplicate shares the description, so closing it lets go of no lock.
+    std::fs::File::from(fd.try_clone_to_owned()?).metadata()
+}
+
+fn backing_identity(m: &std::fs::Metadata) -> Option<BackingIdentity> {
+    m.is_file().then(|| BackingIdentity {
+        inode: m.ino(),
+        size: m.size(),
+        mtime: (m.mtime(), m.mtime_nsec() as u32),
+        ctime: (m.ctime(), m.ctime_nsec() as u32),
+    })
 }
 
 fn to_off(value: u64) -> io::Result<libc::off_t> {

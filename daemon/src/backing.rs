@@ -1,0 +1,180 @@
+//! Which disk or file a volume is: what is kept about its backing in the volume's folder, so that another one behind the same
+//! name is noticed, whatever became of paths and device numbers.
+//!
+//! Invariant: a backing that is not surely the one of the last attach is compared in full; the durable mark that says so
+//! comes before the new identity is kept. It cannot tell a disk that was rolled back in place from one that was not: that is
+//! the position rule's matter (`Forked`) where the map went back with it, and a person's where it did not.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
+
+use farside_blockio::{DeviceKind, FileDevice};
+use serde::{Deserialize, Serialize};
+
+use crate::config::{ConfigError, write_atomically};
+
+/// What is known of a backing that stays the same across reboots, by the name of the fact.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Identity(BTreeMap<String, String>);
+
+impl Identity {
+    /// Asks the kernel about an open device.
+    ///
+    /// # Errors
+    /// When it cannot be asked.
+    pub(crate) fn of(device: &FileDevice) -> std::io::Result<Self> {
+        let metadata = device.metadata()?;
+        Ok(Self(match device.kind() {
+            DeviceKind::File => of_file(&metadata),
+            DeviceKind::Block => {
+                let (major, minor) = (nix::sys::stat::major(metadata.rdev()), nix::sys::stat::minor(metadata.rdev()));
+                of_block(Path::new("/sys/dev/block"), &format!("{major}:{minor}"))
+            }
+        }))
+    }
+
+    /// Whether both describe one device: they share a fact, and none that they share differs. (Another kernel may know more
+    /// facts, or fewer.)
+    fn is_same(&self, other: &Self) -> bool {
+        let mut shared = self.0.iter().filter_map(|(fact, value)| other.0.get(fact).map(|o| o == value)).peekable();
+        shared.peek().is_some() && shared.all(|same| same)
+    }
+
+    fn path(dir: &Path) -> PathBuf {
+        dir.join("backing.json")
+    }
+
+    /// Whether this is the backing that the volume in that folder had at its last attach. What cannot be read says no.
+    pub(crate) fn is_known(&self, dir: &Path) -> bool {
+        std::fs::read(Self::path(dir))
+            .ok()
+            .and_then(|bytes| serde_json::from_slice::<Self>(&bytes).ok())
+            .is_some_and(|kept| kept.is_same(self))
+    }
+
+    /// Keeps it, durably.
+    ///
+    /// # Errors
+    /// When that is not durable.
+    pub(crate) fn keep(&self, dir: &Path) -> Result<(), ConfigError> {
+        let text = serde_json::to_string(self).expect("a map of strings is JSON");
+        write_atomically(&Self::path(dir), &text)
+    }
+}
+
+fn of_file(metadata: &std::fs::Metadata) -> BTreeMap<String, String> {
+    // Not the device number: it changes with the order in which disks are found. The time of birth tells a copy, and a file
+    // that got a freed inode.
+    let mut facts = BTreeMap::from([("inode".to_owned(), metadata.ino().to_string())]);
+    if let Some(born) = metadata.created().ok().and_then(|t| t.duration_since(UNIX_EPOCH).ok()) {
+        facts.insert("born".to_owned(), format!("{}.{:09}", born.as_secs(), born.subsec_nanos()));
+    }
+    facts
+}
+
+/// The facts about `major:minor` below `/sys/dev/block`. Only where the kernel knows nothing better, its name.
+fn of_block(sys: &Path, number: &str) -> BTreeMap<String, String> {
+    let at = sys.join(number);
+    let mut facts = BTreeMap::new();
+    let text = |path: PathBuf| {
+        let text = std::fs::read_to_string(path).ok()?;
+        Some(text.trim().to_owned()).filter(|t| !t.is_empty())
+    };
+    let partition = text(at.join("partition"));
+    // A partition's folder lies in its disk's.
+    let disk =
+        if partition.is_some() { std::fs::canonicalize(&at).ok().and_then(|p| p.parent().map(Path::to_owned)) } else { None };
+    let disk = disk.unwrap_or_else(|| at.clone());
+    for (fact, paths) in [
+        ("wwid", ["wwid", "device/wwid"]),
+        ("serial", ["serial", "device/serial"]),
+        ("dm-uuid", ["dm/uuid", "dm/uuid"]),
+        ("md-uuid", ["md/uuid", "md/uuid"]),
+        ("loop-file", ["loop/backing_file", "loop/backing_file"]),
+    ] {
+        if let Some(value) = paths.iter().find_map(|p| text(disk.join(p))) {
+            facts.insert(fact.to_owned(), value);
+        }
+    }
+    if facts.is_empty()
+        && let Some(name) =
+            text(at.join("dm/name")).or_else(|| Some(std::fs::canonicalize(&at).ok()?.file_name()?.to_str()?.to_owned()))
+    {
+        facts.insert("name".to_owned(), name);
+    }
+    if let Some(partition) = partition {
+        facts.insert("partition".to_owned(), partition);
+        facts.extend(text(at.join("start")).map(|start| ("start".to_owned(), start)));
+    }
+    facts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity(facts: &[(&str, &str)]) -> Identity {
+        Identity(facts.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect())
+    }
+
+    #[test]
+    fn another_device_is_another_and_a_kernel_that_knows_more_is_not() {
+        let disk = identity(&[("wwid", "naa.1"), ("serial", "A")]);
+        assert!(disk.is_same(&identity(&[("wwid", "naa.1"), ("serial", "A"), ("start", "0")])));
+        assert!(!disk.is_same(&identity(&[("wwid", "naa.1"), ("serial", "B")])));
+        assert!(!disk.is_same(&identity(&[("name", "sdb")])), "nothing in common proves nothing");
+    }
+
+    #[test]
+    fn what_was_kept_is_known_and_a_torn_file_is_not() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let disk = identity(&[("wwid", "naa.1")]);
+        assert!(!disk.is_known(dir.path()), "never seen");
+        disk.keep(dir.path()).expect("kept");
+        assert!(disk.is_known(dir.path()));
+        assert!(!identity(&[("wwid", "naa.2")]).is_known(dir.path()));
+        std::fs::write(dir.path().join("backing.json"), "{\"wwid\":").expect("written");
+        assert!(!disk.is_known(dir.path()));
+    }
+
+    #[test]
+    fn a_copy_of_a_file_is_another_file_and_a_renamed_one_is_not() {
+        let dir = tempfile::tempdir_in(".").expect("temp dir");
+        let path = |name: &str| dir.path().join(name);
+        let of = |name: &str| {
+            let device = FileDevice::open(path(name), farside_blockio::OpenOptions::at_once()).expect("opened");
+            Identity::of(&device).expect("asked")
+        };
+        std::fs::write(path("a"), vec![7; 1 << 20]).expect("written");
+        let before = of("a");
+        std::fs::rename(path("a"), path("b")).expect("renamed");
+        assert!(before.is_same(&of("b")));
+        std::fs::copy(path("b"), path("c")).expect("copied");
+        assert!(!before.is_same(&of("c")));
+    }
+
+    #[test]
+    fn disks_are_told_by_what_they_are_not_by_where_they_are() {
+        let sys = tempfile::tempdir().expect("temp dir");
+        let write = |path: &str, text: &str| {
+            let path = sys.path().join(path);
+            std::fs::create_dir_all(path.parent().expect("has one")).expect("made");
+            std::fs::write(path, text).expect("written");
+        };
+        write("disks/sda/device/wwid", "naa.5000\n");
+        write("disks/sda/sda2/partition", "2\n");
+        write("disks/sda/sda2/start", "4096\n");
+        write("disks/vdb/size", "1\n");
+        for (number, at) in [("8:0", "disks/sda"), ("8:2", "disks/sda/sda2"), ("254:16", "disks/vdb")] {
+            std::os::unix::fs::symlink(sys.path().join(at), sys.path().join(number)).expect("linked");
+        }
+        assert_eq!(Identity(of_block(sys.path(), "8:0")), identity(&[("wwid", "naa.5000")]));
+        assert_eq!(
+            Identity(of_block(sys.path(), "8:2")),
+            identity(&[("wwid", "naa.5000"), ("partition", "2"), ("start", "4096")])
+        );
+        assert_eq!(Identity(of_block(sys.path(), "254:16")), identity(&[("name", "vdb")]));
+    }
+}
