@@ -3,6 +3,7 @@
 //! Tests wait for conditions with a generous deadline, never for time. Every child is ended by its own handle.
 
 pub mod mount;
+pub mod netns;
 pub mod verify;
 
 use std::fs::File;
@@ -160,6 +161,8 @@ pub struct Site {
     /// What both find in their environment when they are started.
     pub environment: Vec<(&'static str, String)>,
     volumes: Vec<VolumeSpec>,
+    /// The network namespaces of daemon and receiver, where they have some.
+    namespaces: Option<[String; 2]>,
 }
 
 impl Site {
@@ -198,7 +201,7 @@ impl Site {
             );
         }
         std::fs::write(at.join("host/farsided.toml"), source).expect("write");
-        Self { dir, daemon: None, receiver: None, environment: Vec::new(), volumes: volumes.to_vec() }
+        Self { dir, daemon: None, receiver: None, environment: Vec::new(), volumes: volumes.to_vec(), namespaces: None }
     }
 
     /// One volume `data` in the group `default`, both daemons up, paired.
@@ -207,6 +210,14 @@ impl Site {
         let mut site = Self::new(&[spec], epoch, keep);
         site.start_all();
         site
+    }
+
+    /// Puts both into a network; before anything is started.
+    pub fn connect_through(&mut self, network: &netns::Network) {
+        let file = self.path("gateway/receiver.toml");
+        let toml = std::fs::read_to_string(&file).expect("written above");
+        std::fs::write(&file, toml.replace("127.0.0.1", netns::GATEWAY_ADDRESS)).expect("write");
+        self.namespaces = Some([network.host.clone(), network.gateway.clone()]);
     }
 
     /// Starts both and pairs them.
@@ -264,7 +275,16 @@ impl Site {
 
     fn spawn(&self, name: &str, args: &[&str], config: &str, log: &str) -> Child {
         let log = File::options().create(true).append(true).open(self.path(log)).expect("a log file");
-        program(name)
+        let mut command = match &self.namespaces {
+            None => program(name),
+            Some([host, gateway]) => {
+                let namespace = if name == "farsided" { host } else { gateway };
+                let mut command = tool("ip");
+                command.args(["netns", "exec", namespace]).arg(bin_dir().join(name)); // which it becomes
+                command
+            }
+        };
+        command
             .args(args)
             .arg(self.path(config))
             .envs(self.environment.iter().map(|(name, value)| (name, value)))

@@ -137,6 +137,28 @@ impl Verifier {
         }
     }
 
+    /// Fills everything from `first_byte` on with what no compression shortens, in requests of a MiB.
+    ///
+    /// # Panics
+    /// When the server answers with an error, or goes away.
+    pub fn write_all_from(&mut self, first_byte: u64) {
+        self.stamp += 1;
+        let stamp = self.stamp;
+        let sectors = self.holds.len() as u64;
+        let mut data = vec![0; 1 << 20];
+        let per = data.len() as u64 / SECTOR;
+        for first in (first_byte / SECTOR..sectors).step_by(per as usize) {
+            let len = per.min(sectors - first);
+            let data = &mut data[..(len * SECTOR) as usize];
+            for (i, chunk) in data.chunks_mut(SECTOR as usize).enumerate() {
+                fill(first + i as u64, stamp, chunk);
+            }
+            self.with(|c| c.write(first * SECTOR, data, 0)).expect("the server stays");
+            self.acknowledged += 1;
+            self.holds[first as usize..(first + len) as usize].fill(stamp);
+        }
+    }
+
     /// Reads sectors and compares. A broken connection leaves them for another time.
     fn check(&mut self, first: u64, len: u64) {
         let mut data = vec![0; (len * SECTOR) as usize];

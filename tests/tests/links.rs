@@ -1,0 +1,151 @@
+//! Real links: a gigabit, a slow line, and one that comes and goes two hundred times under load. Nothing wedges, everything
+//! converges, and what was sent twice is at most 1 % of what was sent plus what was in flight when a link went.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use farside_tests::netns::{Cut, Network, possible};
+use farside_tests::verify::{Rng, Verifier};
+use farside_tests::{Site, VolumeSpec, wait_for};
+
+const MIB: u64 = 1 << 20;
+/// What the source says beside parts, for each layer: its begin and end, its publication's share of acknowledgements.
+const WORDS_PER_LAYER_BYTES: u64 = 4 << 10;
+
+fn site(network: &Network, bytes: u64) -> Site {
+    let spec = VolumeSpec { name: "data".into(), bytes, group: "default".into() };
+    // Every point is kept, so the store holds each byte that was needed exactly once.
+    let mut site = Site::new(&[spec], "200ms", 100_000);
+    site.connect_through(network);
+    site.start_all();
+    site
+}
+
+fn bytes_below(dir: &Path) -> u64 {
+    let entries = std::fs::read_dir(dir).expect("a folder").map(|e| e.expect("an entry").path());
+    entries.map(|path| if path.is_dir() { bytes_below(&path) } else { path.metadata().expect("a file").len() }).sum()
+}
+
+/// Bytes of all published parts.
+fn published_bytes(site: &Site) -> u64 {
+    bytes_below(&site.store().join("groups/host1/default/segments"))
+}
+
+/// Holds what was sent against what was needed. `in_flight` is what was under way when a link went, or fitted a queue.
+fn judge_retransmission(site: &Site, network: &Network, in_flight: u64) {
+    let sent = network.sent_by_host();
+    let layers = site.status()["groups"][0]["points_published"].as_u64().expect("a number");
+    let needed = published_bytes(site) + layers * WORDS_PER_LAYER_BYTES;
+    let twice = sent.payload_bytes().saturating_sub(needed);
+    let allowed = sent.payload_bytes() / 100 + in_flight;
+    println!(
+        "sent {} KiB in {} packets, needed {} KiB in about {layers} layers, twice {} KiB, in flight {} KiB, dropped by the queue {} packets",
+        sent.payload_bytes() >> 10,
+        sent.packets,
+        needed >> 10,
+        twice >> 10,
+        in_flight >> 10,
+        network.dropped_packets()
+    );
+    assert!(twice <= allowed, "{twice} bytes were sent twice; 1 % and what was in flight make {allowed}");
+}
+
+fn judge_content(site: &Site, client: &mut Verifier) {
+    client.flush();
+    client.check_all();
+    site.wait_quiet();
+    let image = site.path("newest.img");
+    site.restore("data", "latest", &image);
+    client.compare_image(&std::fs::read(&image).expect("restored"), "the newest point");
+    site.check_store();
+}
+
+/// A first sync of noise, then a load of `requests`.
+fn a_link_of(rate_mbit: u32, queue_bytes: u32, noise: u64, requests: u64) {
+    if !possible() {
+        eprintln!("not run: needs root for network namespaces");
+        return;
+    }
+    let network = Network::new(rate_mbit, queue_bytes);
+    let bytes = noise + 16 * MIB;
+    let site = site(&network, bytes);
+    let mut client = Verifier::new(&site.tap("data"), bytes);
+    client.write_all_from(16 * MIB);
+    site.wait_quiet();
+    let mut rng = Rng(u64::from(rate_mbit));
+    while client.acknowledged < requests {
+        client.step(&mut rng, 4096);
+    }
+    judge_content(&site, &mut client);
+    // The window may once outgrow the queue before the sender learns how long the line is.
+    judge_retransmission(&site, &network, 2 * u64::from(queue_bytes));
+}
+
+#[test]
+fn a_gigabit_carries_everything_once() {
+    a_link_of(1000, 1 << 20, 192 * MIB, 2000);
+}
+
+#[test]
+fn a_slow_line_carries_everything_once() {
+    a_link_of(20, 128 << 10, 8 * MIB, 400);
+}
+
+fn two_hundred_flaps(rate_mbit: u32, queue_bytes: u32) {
+    if !possible() {
+        eprintln!("not run: needs root for network namespaces");
+        return;
+    }
+    let network = Network::new(rate_mbit, queue_bytes);
+    let bytes = 32 * MIB;
+    let site = site(&network, bytes);
+    let stop = Arc::new(AtomicBool::new(false));
+    let writer = {
+        let (stop, socket) = (stop.clone(), site.tap("data"));
+        std::thread::spawn(move || {
+            let mut client = Verifier::new(&socket, bytes);
+            let mut rng = Rng(23);
+            while !stop.load(Ordering::Relaxed) {
+                client.step(&mut rng, 4096);
+            }
+            client
+        })
+    };
+    let mut in_flight = u64::from(queue_bytes) * 2;
+    for flap in 0..200 {
+        let how = if flap % 10 == 9 { Cut::Cable } else { Cut::Silent };
+        let arrived = network.arrived_bytes();
+        wait_for("the link to carry something", || {
+            assert!(!writer.is_finished(), "the client found something wrong");
+            (network.arrived_bytes() > arrived + (128 << 10)).then_some(())
+        });
+        let before = network.sent_by_host();
+        network.cut(how);
+        if how == Cut::Silent {
+            // The cut met somebody: what was sent from here on is lost.
+            let unheard = network.sent_by_host();
+            wait_for("something to be sent into the void", || {
+                (network.sent_by_host().packets > unheard.packets + 1).then_some(())
+            });
+        }
+        let lost = network.sent_by_host().bytes - before.bytes;
+        in_flight += lost;
+        network.mend(how);
+    }
+    stop.store(true, Ordering::Relaxed);
+    let mut client = writer.join().expect("the client found nothing wrong");
+    assert_eq!(client.broken, 0, "the host noticed a flap");
+    judge_content(&site, &mut client);
+    judge_retransmission(&site, &network, in_flight);
+}
+
+#[test]
+fn two_hundred_flaps_of_a_gigabit_wedge_nothing() {
+    two_hundred_flaps(1000, 1 << 20);
+}
+
+#[test]
+fn two_hundred_flaps_of_a_slow_line_wedge_nothing() {
+    two_hundred_flaps(20, 128 << 10);
+}
