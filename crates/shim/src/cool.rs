@@ -83,6 +83,7 @@ impl Cooler {
         }
         for (region, zero) in candidates {
             let waits_at_owner = volume.ready[region.0 as usize / 64].load(Ordering::Acquire) >> (region.0 % 64) & 1 == 1;
+            let waits_at_owner = waits_at_owner && !mutated!(volume, CoolBesideEntry);
             if !waits_at_owner && !self.volume_mentions(region) && volume.change(region, RegionState::Hot, RegionState::Cooling) {
                 self.batch.push((region, zero));
             }
@@ -126,6 +127,10 @@ impl Cooler {
                 }
                 Stage::Flushing { .. } => return CoolStep::Wait,
                 &mut Stage::Settle { upto, failures } => {
+                    if mutated!(self.volume, FlushBesideFailedCounts) {
+                        self.stage = Stage::Header;
+                        continue;
+                    }
                     if self.volume.is_flush_under_way(upto) {
                         return CoolStep::Wait;
                     }

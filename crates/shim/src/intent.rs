@@ -164,7 +164,9 @@ impl IntentOwner {
                 }
                 // Only now may the cooler make another entry for it (ABA †): a region that a writer took back, and that cooled
                 // again without its flush, must not be cleared by this entry.
-                volume.ready_zero[word].fetch_and(!(1 << bit), Ordering::AcqRel);
+                if !mutated!(volume, ZeroFlagOutlives) {
+                    volume.ready_zero[word].fetch_and(!(1 << bit), Ordering::AcqRel);
+                }
                 volume.ready[word].fetch_and(!(1 << bit), Ordering::AcqRel);
             }
             if volume.want[word].load(Ordering::Relaxed) & mask != 0 {
@@ -183,7 +185,8 @@ impl IntentOwner {
         }
         // The older or the invalid slot: the newest one stays whole whatever becomes of this write †.
         page.seq += 1;
-        let slot = page.newest.map_or(SlotIndex::A, SlotIndex::other);
+        let newest = if mutated!(volume, NewestSlot) { page.newest.map(SlotIndex::other) } else { page.newest };
+        let slot = newest.map_or(SlotIndex::A, SlotIndex::other);
         let image = Page { map: self.map, index, seq: page.seq, bits: page.bits.clone() };
         Some(PageWrite { page: index, slot, offset: volume.layout.page_offset(index, slot), block: image.encode(&volume.layout) })
     }

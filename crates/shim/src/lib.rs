@@ -41,6 +41,8 @@ mod rules;
 mod save;
 mod side_buffer;
 mod states;
+#[cfg(all(test, not(feature = "loom")))]
+mod stories;
 mod switch;
 mod sync;
 #[cfg(all(test, not(feature = "loom")))]

@@ -26,6 +26,65 @@ pub enum Mutation {
     PassWithoutDraining = 1 << 8,
     /// Sender and savers read frozen granules without claiming them.
     SaveWithoutClaim = 1 << 9,
+    /// The cooler begins a region again whose earlier entry still waits at the owner.
+    CoolBesideEntry = 1 << 10,
+    /// A flush that failed leaves no trace but the answer to whoever asked for it.
+    FailedFlushForgotten = 1 << 11,
+    /// A failed flush takes back no region that is on its way to be cleared.
+    FailedFlushSparesCooling = 1 << 12,
+    /// The cooler trusts its own flush though another one that overlapped it failed.
+    FlushBesideFailedCounts = 1 << 13,
+    /// The next attach of the same boot does not hear that a flush failed.
+    FailedFlushEndsWithAttach = 1 << 14,
+    /// A request looks only at the last of its regions.
+    LookAtLastRegion = 1 << 15,
+    /// A request that promises allocated space completes over COLD_ZERO without doing anything.
+    NoHoleSkipsZero = 1 << 16,
+    /// A region that was zero once cools to COLD_ZERO ever after.
+    ZeroFlagOutlives = 1 << 17,
+    /// Growth sets the bits of new regions only.
+    OldLastStaysCold = 1 << 18,
+    /// A newer write does not wait, during a grace, for older marks under way.
+    NoParking = 1 << 19,
+    /// A switch takes the map while marks are under way.
+    NoGrace = 1 << 20,
+    /// A write that finds no room for what it overwrites waits for some.
+    FullBufferHolds = 1 << 21,
+    /// The owner writes the slot that holds the newest image.
+    NewestSlot = 1 << 22,
+    /// A switch clears the marks of what it froze where writers are marking now.
+    ClearedInPlace = 1 << 23,
+}
+
+#[cfg(any(test, feature = "mutations"))]
+impl Mutation {
+    /// All of them by the names that [`farside_region::mutation`] goes by.
+    const NAMED: &[(&str, Self)] = &[
+        ("mark before intent", Self::MarkBeforeIntent),
+        ("read-then-announce", Self::ReadThenAnnounce),
+        ("cool a region that somebody still mentions", Self::CoolMentioned),
+        ("clear without flush", Self::ClearWithoutFlush),
+        ("clear before the header", Self::ClearBeforeHeader),
+        ("clear in the cooling window", Self::ClearInCoolingWindow),
+        ("next page write before the sync", Self::WriteBeforeSync),
+        ("trust a torn page", Self::TrustTornPage),
+        ("pass without draining", Self::PassWithoutDraining),
+        ("save without claim", Self::SaveWithoutClaim),
+        ("hole: two cooling rounds", Self::CoolBesideEntry),
+        ("T14 a failed flush is forgotten", Self::FailedFlushForgotten),
+        ("hole: a failed flush spares COOLING regions", Self::FailedFlushSparesCooling),
+        ("hole: a flush beside a failed one counts", Self::FlushBesideFailedCounts),
+        ("hole: failed flush forgotten at the next attach", Self::FailedFlushEndsWithAttach),
+        ("hole: a write over two regions looks at one again", Self::LookAtLastRegion),
+        ("T8 a NO_HOLE request takes the COLD_ZERO way", Self::NoHoleSkipsZero),
+        ("T8 the zero flag outlives its region's content", Self::ZeroFlagOutlives),
+        ("T12 the old last region stays as it was", Self::OldLastStaysCold),
+        ("no parking on announced extents", Self::NoParking),
+        ("no grace", Self::NoGrace),
+        ("L1 a full side buffer holds the write", Self::FullBufferHolds),
+        ("a page overwrites its newest slot", Self::NewestSlot),
+        ("marks are cleared in place", Self::ClearedInPlace),
+    ];
 }
 
 /// The set of mutations switched on for a volume.
@@ -38,6 +97,12 @@ impl Mutations {
     /// Just this one.
     pub fn only(mutation: Mutation) -> Self {
         Self(mutation as u32)
+    }
+
+    /// Those that are switched on for this thread.
+    pub fn of_this_thread() -> Self {
+        let on = Mutation::NAMED.iter().filter(|(name, _)| farside_region::mutation::on(name));
+        on.fold(Self::default(), |set, (_, mutation)| set.with(*mutation))
     }
 
     /// Adds one.
@@ -60,6 +125,7 @@ macro_rules! mutated {
         }
         #[cfg(not(any(test, feature = "mutations")))]
         {
+            let _ = &$volume;
             false
         }
     }};

@@ -126,8 +126,8 @@ enum Pass {
 
 impl Pass {
     /// A NO_HOLE request never takes the COLD_ZERO way: it promises allocated space (T8).
-    fn may_skip_zero(self) -> bool {
-        self == Self::Zero { no_hole: false }
+    fn may_skip_zero(self, volume: &Volume) -> bool {
+        self == Self::Zero { no_hole: false } || (mutated!(volume, NoHoleSkipsZero) && self != Self::Write)
     }
 
     fn io(self, extent: ByteExtent) -> Io {
@@ -292,7 +292,7 @@ impl Request {
         let Some(run) = volume.geometry.granules_of(extent(self.at, self.end)) else {
             return Intent::Hot;
         };
-        let intent = volume.look_at_intent(run, self.pass.may_skip_zero());
+        let intent = volume.look_at_intent(run, self.pass.may_skip_zero(volume));
         if intent == Intent::Waiting && mutated!(volume, MarkBeforeIntent) { Intent::Hot } else { intent }
     }
 
@@ -301,12 +301,12 @@ impl Request {
     fn next_piece(&mut self, volume: &Volume) -> Option<ByteExtent> {
         let (geometry, size) = (&volume.geometry, volume.geometry.region_bytes());
         let is_zero = |at: u64| volume.region_state(RegionIndex(at / size)) == RegionState::ColdZero;
-        while self.pass.may_skip_zero() && self.at < self.end && is_zero(self.at) {
+        while self.pass.may_skip_zero(volume) && self.at < self.end && is_zero(self.at) {
             self.at = self.end.min((self.at / size + 1) * size);
         }
         let granule = self.at & !(geometry.granule_bytes() - 1);
         let mut end = self.end.min(granule + volume.limits.piece_bytes);
-        if self.pass.may_skip_zero() {
+        if self.pass.may_skip_zero(volume) {
             let mut region = (self.at / size + 1) * size;
             while region < end && !is_zero(region) {
                 region += size;
@@ -401,7 +401,8 @@ fn mark(queue: &Queue, extent: ByteExtent, entry: u16) -> Option<Piece> {
     let early = mutated!(volume, ReadThenAnnounce).then(|| volume.group.epoch());
     volume.announce(queue.slot, Some(run));
     let epoch = early.unwrap_or_else(|| volume.group.epoch());
-    let hot = volume.geometry.regions_of(run).iter().all(|region| volume.is_markable(region));
+    let mut regions = volume.geometry.regions_of(run).iter().filter(|&region| volume.is_looked_at(region, run));
+    let hot = regions.all(|region| volume.is_markable(region));
     if hot {
         volume.map_of(epoch).mark(&volume.masks, &volume.geometry, run);
         volume.in_flight[queue.slot].set_write(entry, run, epoch);

@@ -10,24 +10,24 @@ use farside_region::{
 use crate::sync::Arc;
 use crate::*;
 
-const MAP: MapId = MapId([3; 16]);
-const MIB: u64 = 1 << 20;
+pub(crate) const MAP: MapId = MapId([3; 16]);
+pub(crate) const MIB: u64 = 1 << 20;
 
-struct Site {
-    group: Arc<Group>,
-    volume: Arc<Volume>,
-    queue: Queue,
-    owner: IntentOwner,
-    connection: Arc<Connection>,
+pub(crate) struct Site {
+    pub(crate) group: Arc<Group>,
+    pub(crate) volume: Arc<Volume>,
+    pub(crate) queue: Queue,
+    pub(crate) owner: IntentOwner,
+    pub(crate) connection: Arc<Connection>,
 }
 
-fn site_of(config: VolumeConfig, mut slots: impl FnMut(PageIndex) -> [Box<IntentBlock>; 2]) -> Site {
+pub(crate) fn site_of(config: VolumeConfig, mut slots: impl FnMut(PageIndex) -> [Box<IntentBlock>; 2]) -> Site {
     let group = Group::new(&config.limits, config.geometry.granule_bytes());
     let (volume, mut queues, owner) = group.open_volume(config, Wakes::none(1), MAP, &mut slots);
     Site { group, queue: queues.remove(0), owner, connection: volume.connect(), volume }
 }
 
-fn blank(layout: &IntentLayout, hot: bool) -> impl FnMut(PageIndex) -> [Box<IntentBlock>; 2] + use<> {
+pub(crate) fn blank(layout: &IntentLayout, hot: bool) -> impl FnMut(PageIndex) -> [Box<IntentBlock>; 2] + use<> {
     let layout = *layout;
     move |index| {
         let bits = if hot { PageBits::first(layout.page_run(index).count) } else { PageBits::clear() };
@@ -37,25 +37,25 @@ fn blank(layout: &IntentLayout, hot: bool) -> impl FnMut(PageIndex) -> [Box<Inte
 }
 
 /// A real-shaped volume of so many bytes, all cold or all hot.
-fn site(bytes: u64, hot: bool) -> Site {
+pub(crate) fn site(bytes: u64, hot: bool) -> Site {
     let config = VolumeConfig::new(Geometry::new(bytes).expect("valid"));
     let slots = blank(&config.layout, hot);
     site_of(config, slots)
 }
 
-fn at(offset: u64, len: u64) -> ByteExtent {
+pub(crate) fn at(offset: u64, len: u64) -> ByteExtent {
     ByteExtent { offset: ByteOffset(offset), len }
 }
 
 impl Site {
-    fn commit(&mut self, ok: bool) -> usize {
+    pub(crate) fn commit(&mut self, ok: bool) -> usize {
         let Some(commit) = self.owner.next_commit() else { return 0 };
         self.owner.committed(ok);
         commit.writes.len()
     }
 
     /// Drives a request to its end, doing whatever it asks for; what it asked for.
-    fn run(&mut self, op: Op) -> (Vec<Io>, Result<(), Failure>) {
+    pub(crate) fn run(&mut self, op: Op) -> (Vec<Io>, Result<(), Failure>) {
         let mut request = self.queue.start(op).expect("inside");
         let mut ios = Vec::new();
         loop {
@@ -71,7 +71,7 @@ impl Site {
         }
     }
 
-    fn cool(&mut self, zero: bool) -> bool {
+    pub(crate) fn cool(&mut self, zero: bool) -> bool {
         let mut cooler = Cooler::new(self.volume.clone());
         let all: Vec<_> = self.volume.geometry().all_regions().iter().map(|r| (r, zero)).collect();
         cooler.begin(&mut all.into_iter());
@@ -90,7 +90,7 @@ impl Site {
     }
 
     /// Publishes all that is marked, by a pass.
-    fn publish(&mut self) {
+    pub(crate) fn publish(&mut self) {
         let mut switcher = Switcher::new(self.group.clone());
         switcher.begin(Kind::Pass, vec![Member { volume: self.volume.clone(), also: GranuleSet::new() }]).expect("free");
         assert!(switcher.poll().is_some());

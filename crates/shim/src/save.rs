@@ -51,7 +51,7 @@ impl Volume {
             // before this scan: whoever read the old epoch announced before it, so we see the announcement or what followed it.
             // We scan after our own mark is done: two that scanned while announcing would wait for each other for ever †.
             fence(Ordering::SeqCst);
-            if self.is_announced(run, slot) {
+            if self.is_announced(run, slot) && !mutated!(self, NoParking) {
                 return Before::Park(ParkKey::Grace);
             }
         }
@@ -112,6 +112,9 @@ impl Volume {
                 return Word::Before(Before::Park(ParkKey::Drain));
             }
             if !self.group.side().reserve(count) {
+                if mutated!(self, FullBufferHolds) {
+                    return Word::Before(Before::Park(ParkKey::Claim));
+                }
                 return Word::Overflow;
             }
             let ours = bits_between(start, start + count);

@@ -4,6 +4,7 @@ use farside_region::intent::{IntentBlock, PageIndex};
 use farside_region::{EpochId, GranuleSet, MapId, RegionIndex, RegionRange, RegionSet};
 use thiserror::Error;
 
+use crate::mutation::mutated;
 use crate::side_buffer::SideBuffer;
 use crate::sync::{Arc, AtomicU32, AtomicU64, Mutex, MutexGuard, Ordering, fence};
 use crate::volume::{CUT, Grace, SEALED, frozen_word};
@@ -57,6 +58,7 @@ impl Group {
         let volume = Arc::new(Volume::new(self.clone(), ordinal, &config, wakes, &hot));
         if config.volume_bytes_before < config.geometry.volume_bytes() {
             let old_last = config.volume_bytes_before.saturating_sub(1) / config.geometry.region_bytes();
+            let old_last = old_last + u64::from(mutated!(volume, OldLastStaysCold));
             let mut grown = RegionSet::new();
             grown.insert_range(RegionRange { start: RegionIndex(old_last), count: config.geometry.region_count() - old_last });
             volume.heat(&grown);
@@ -219,7 +221,8 @@ impl Switcher {
             !over
         });
         let pending = self.pending.as_mut()?;
-        if !pending.members.iter_mut().all(|(member, grace)| grace.is_over(&member.volume)) {
+        let over = |volume: &Volume, grace: &mut Grace| grace.is_over(volume) || mutated!(volume, NoGrace);
+        if !pending.members.iter_mut().all(|(member, grace)| over(&member.volume, grace)) {
             return None;
         }
         let Pending { epoch, kind, members } = self.pending.take().expect("there is one");
@@ -233,6 +236,9 @@ impl Switcher {
             .map(|Member { volume, also }| {
                 let mut set = volume.frozen_map().snapshot(&volume.masks, &volume.geometry);
                 volume.settled.store(epoch.0 + 1, Ordering::Release);
+                if mutated!(volume, ClearedInPlace) {
+                    volume.open_map().clear(&volume.masks);
+                }
                 if kind == Kind::Pass {
                     // The set says all that a pass needs; the map is free for the next switch.
                     set.union_with(&also);

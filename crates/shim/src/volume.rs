@@ -29,7 +29,7 @@ pub struct VolumeConfig {
     pub volume_bytes_before: u64,
     /// A header of this very boot says that a flush failed: no region inherited hot may cool (T14).
     pub flush_failed_this_boot: bool,
-    /// Bugs switched on by tests.
+    /// Bugs switched on by tests: by default those of this thread.
     #[cfg(any(test, feature = "mutations"))]
     pub mutations: crate::Mutations,
 }
@@ -45,7 +45,7 @@ impl VolumeConfig {
             volume_bytes_before: geometry.volume_bytes(),
             flush_failed_this_boot: false,
             #[cfg(any(test, feature = "mutations"))]
-            mutations: crate::Mutations::default(),
+            mutations: crate::Mutations::of_this_thread(),
         }
     }
 }
@@ -258,7 +258,7 @@ impl Volume {
             control_bell: Bell::new(wakes.control),
             group,
         };
-        if config.flush_failed_this_boot {
+        if config.flush_failed_this_boot && !mutated!(volume, FailedFlushEndsWithAttach) {
             volume.keep_hot_regions_hot();
         }
         volume
@@ -386,7 +386,7 @@ impl Volume {
     /// alone when the request is to zero them (T8).
     pub(crate) fn look_at_intent(&self, run: GranuleRun, zeroing: bool) -> Intent {
         let (mut answer, mut asked) = (Intent::Hot, false);
-        for region in self.geometry.regions_of(run).iter() {
+        for region in self.geometry.regions_of(run).iter().filter(|&r| self.is_looked_at(r, run)) {
             match self.region_state(region) {
                 RegionState::Hot | RegionState::Cooling => continue,
                 RegionState::ColdZero if zeroing => continue,
@@ -402,6 +402,12 @@ impl Volume {
             return Intent::Failed;
         }
         answer
+    }
+
+    /// All are, but for a mutation.
+    #[inline]
+    pub(crate) fn is_looked_at(&self, region: RegionIndex, run: GranuleRun) -> bool {
+        !mutated!(self, LookAtLastRegion) || self.geometry.region_of(GranuleIndex(run.end().0 - 1)) == region
     }
 
     // ---- epochs and maps
@@ -588,6 +594,9 @@ impl Volume {
             self.flush_ok_newest.fetch_max(flush, Ordering::AcqRel);
             return;
         }
+        if mutated!(self, FailedFlushForgotten) {
+            return;
+        }
         self.flush_failures.fetch_add(1, Ordering::AcqRel);
         self.keep_hot_regions_hot();
         self.raise(EVENT_FLUSH_FAILED);
@@ -597,6 +606,9 @@ impl Volume {
     /// whatever thread: a failed flush is rare, and nothing may be cleared behind it.
     fn keep_hot_regions_hot(&self) {
         for region in self.geometry.all_regions().iter() {
+            if mutated!(self, FailedFlushSparesCooling) && self.region_state(region) == RegionState::Cooling {
+                continue;
+            }
             if self.take_hot(region) || self.region_state(region) == RegionState::Setting {
                 self.no_cool[region.0 as usize / 64].fetch_or(1 << (region.0 % 64), Ordering::AcqRel);
             }

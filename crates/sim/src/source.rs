@@ -606,7 +606,6 @@ fn open_volume(
     config.queues = world.plan.queues;
     config.volume_bytes_before = header.volume_bytes;
     config.flush_failed_this_boot = header.flush_failed == Some(site.boot.get());
-    config.mutations = control::shim_mutations();
     let queue_bells: Vec<Arc<Bell>> = (0..world.plan.queues).map(|_| Arc::default()).collect();
     let (sender_bell, owner_bell) = (Arc::<Bell>::default(), Arc::<Bell>::default());
     let wakes = Wakes {

@@ -9,7 +9,7 @@ use farside_ledger::{CutTime, EpochInfo, LayerKind};
 use farside_region::intent::{Header, HeaderState, IntentLayout, Owed, SlotIndex};
 use farside_region::{EpochId, RegionSet};
 use farside_replication::source::{Action, DemoteCause, Event, Limits, PartRead, SECOND, Sample, SwitchDone, SwitchMember, Tick};
-use farside_shim::{CoolStep, Kind, Member, Mutation, Mutations, Tracking, TrackingVerdict};
+use farside_shim::{CoolStep, Kind, Member, Tracking, TrackingVerdict};
 
 use farside_wire::{ClaimRequest, SourceMessage};
 
@@ -66,24 +66,6 @@ pub(super) fn core_limits(plan: &Plan) -> Limits {
         end_ranges_max: if plan.tight { 3 } else { 64 },
         recheck: 30 * MS,
     }
-}
-
-/// The mistakes of the shim that are switched on for this thread.
-pub(super) fn shim_mutations() -> Mutations {
-    let all = [
-        ("mark before intent", Mutation::MarkBeforeIntent),
-        ("read-then-announce", Mutation::ReadThenAnnounce),
-        ("cool a region that somebody still mentions", Mutation::CoolMentioned),
-        ("clear without flush", Mutation::ClearWithoutFlush),
-        ("clear before the header", Mutation::ClearBeforeHeader),
-        ("clear in the cooling window", Mutation::ClearInCoolingWindow),
-        ("next page write before the sync", Mutation::WriteBeforeSync),
-        ("trust a torn page", Mutation::TrustTornPage),
-        ("pass without draining", Mutation::PassWithoutDraining),
-        ("save without claim", Mutation::SaveWithoutClaim),
-    ];
-    let on = all.into_iter().filter(|(name, _)| farside_region::mutation::on(name));
-    on.fold(Mutations::default(), |set, (_, mutation)| set.with(mutation))
 }
 
 impl Source {
