@@ -288,10 +288,11 @@ impl State {
         let (old, new) = (&volume.meta, &claim.volume);
         if let Some(last) = volume.last_layer()
             && claim.looked.is_none_or(|looked| last.slot > looked)
+            && !mutation::on("a claim without the slot up to which it looked")
         {
             return Err(VoidReason::ClaimOvertaken { last_layer: last.slot });
         }
-        if new.generation < old.generation {
+        if new.generation < old.generation && !mutation::on("L6 a lower generation claims") {
             return Err(VoidReason::Fenced { current: old.generation });
         }
         if !same_shape(&old.geometry, &new.geometry) {
@@ -342,7 +343,8 @@ impl State {
             return Ok(Standing::New);
         }
         if let Some(known) = volume.layer(key.term, key.seq) {
-            return if known.digest == entry.digest { Ok(Standing::Done) } else { Err(VoidReason::DuplicateDiffers(key)) };
+            let same = known.digest == entry.digest || mutation::on("T11 a duplicate is not compared");
+            return if same { Ok(Standing::Done) } else { Err(VoidReason::DuplicateDiffers(key)) };
         }
         Err(match kind {
             LayerKind::Point => VoidReason::PointOverGap { volume: key.volume, last: volume.last_seq },
@@ -360,10 +362,11 @@ impl State {
         }
         for &(id, term) in &heartbeat.members {
             let volume = self.volumes.get(&id).ok_or(VoidReason::UnknownVolume(id))?;
-            if volume.term != term {
+            if volume.term != term && !mutation::on("T15 heartbeats of an old term count") {
                 return Err(VoidReason::HeartbeatTerm(id));
             }
-            let above = volume.last_layer().is_some_and(|l| l.slot > heartbeat.position.slot);
+            let above = volume.last_layer().is_some_and(|l| l.slot > heartbeat.position.slot)
+                && !mutation::on("T15 a heartbeat below a layer counts");
             if above || !self.holds(&heartbeat.position) {
                 return Err(VoidReason::HeartbeatPosition(id));
             }
@@ -385,8 +388,10 @@ impl State {
         if prune.looked >= slot {
             return Err(VoidReason::Malformed(Malformed::LookedAhead));
         }
+        let unchecked = mutation::on("T16 prune unchecked at its slot");
         if let Some(changed) = self.roots_changed
             && changed > prune.looked
+            && !unchecked
         {
             return Err(VoidReason::PruneOvertaken(changed));
         }
@@ -401,7 +406,7 @@ impl State {
         if let Some(point) = prune.points.iter().copied().find(|p| !self.points.contains_key(p)) {
             return Err(VoidReason::NoSuchPoint(point));
         }
-        if let Some(point) = prune.points.iter().copied().find(|p| !self.is_prunable(*p, &prune.policy)) {
+        if let Some(point) = prune.points.iter().copied().find(|p| !unchecked && !self.is_prunable(*p, &prune.policy)) {
             return Err(VoidReason::NotPrunable(point));
         }
         for pruned in &prune.parts {
@@ -411,7 +416,7 @@ impl State {
             let known = self
                 .layer(&pruned.layer)
                 .filter(|l| l.slot <= prune.looked && pruned.parts.iter().all(|p| *p < l.part_count && !l.pruned.contains(p)));
-            if known.is_none() || !self.may_prune_layer(&pruned.layer, &points) {
+            if known.is_none() || !(unchecked || self.may_prune_layer(&pruned.layer, &points)) {
                 return Err(VoidReason::PruneLive(pruned.layer));
             }
         }

@@ -4,6 +4,7 @@ mod bytes;
 mod chains;
 mod properties;
 mod retention;
+mod stories;
 
 use farside_region::{
     BootId, Generation, Geometry, GroupId, LayerKey, LedgerPosition, Name, RegionIndex, RegionSet, Seq, Slot, Term,
