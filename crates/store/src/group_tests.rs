@@ -5,7 +5,7 @@ use std::fs;
 use std::sync::Arc;
 
 use farside_ledger::{Body, LayerKind, Pin, Policy, Verdict, VoidReason};
-use farside_region::{GranuleIndex, GranuleRun, RegionIndex, Seq, Slot};
+use farside_region::{GranuleIndex, GranuleRun, RegionIndex, Seq, Slot, mutation::tell};
 
 use crate::backend::faulty::{Faulty, Op, When};
 use crate::group::{DigestRun, GroupStore, Repair};
@@ -516,7 +516,8 @@ fn sweeping_follows_t4() {
     }
     drop(group);
     let group = store.group();
-    assert_eq!(store.files("groups/host/default/segments"), [format!("{folder}/1.0"), format!("{folder}/2.0")]);
+    let kept = [format!("{folder}/1.0"), format!("{folder}/2.0")];
+    assert_eq!(store.files("groups/host/default/segments"), kept, "T4: a record that names it may still come");
     assert_eq!(group.landing().landed().len(), 1, "what may still be published stays");
     drop(group);
 
@@ -527,6 +528,20 @@ fn sweeping_follows_t4() {
     assert_eq!(store.files("groups/host/default/segments"), [format!("{folder}/1.0")], "the term is over");
     assert!(group.landing().landed().is_empty() && store.files("landing").is_empty());
     assert_eq!(group.state().volume(volume.id()).expect("volume").last_seq(), Seq(0));
+}
+
+/// Segments are in the store before the record that names them; a receiver that dies between and sweeps "what no record names"
+/// when it starts takes them from under a record that is still on its way.
+#[test]
+fn t4_what_a_record_may_still_name_is_not_swept() {
+    tell(&[("T4 sweep everything that no record names", "T4: a record that names it may still come")], sweeping_follows_t4);
+}
+
+/// A bit rots. Every granule is held against the digest that was computed where the source read it.
+#[test]
+fn l4_rot_is_never_read_as_content() {
+    let story = a_flipped_bit_is_named_by_volume_point_and_region;
+    tell(&[("L4 content is not checked where it is read", "wrong content without an error")], story);
 }
 
 /// Layers linked into the segments by an append that failed, of which nothing is in landing any more.

@@ -287,7 +287,6 @@ fn a_name_is_debris_when_no_record_can_name_it_any_more() {
     assert!(!world.image.is_debris(&stranger), "its claim is not in this ledger");
 }
 
-#[cfg(feature = "mutations")]
 #[test]
 fn without_the_head_image_as_a_root_a_prune_would_delete_what_the_next_point_needs() {
     use farside_region::mutation;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::atomic::AtomicUsize;
 
 use farside_ledger::LayerKind;
-use farside_region::Slot;
+use farside_region::{Slot, mutation::tell};
 
 use super::*;
 use crate::testkit::{Fill, GRANULE, TempStore, TestVolume};
@@ -83,6 +83,13 @@ fn a_target_in_use_or_with_content_or_too_small_is_refused_before_the_first_writ
     assert!(matches!(&error, StoreError::TargetTooSmall { has, needs: n, .. } if has + 1 == *n), "{error}");
     assert!(matches!(open(store.dir.path(), Existing::Replace), Err(StoreError::TargetBusy { .. })), "a directory");
     assert!(matches!(open(&store.dir.path().join("no/where"), Existing::Keep), Err(StoreError::Io { .. })));
+}
+
+/// Two restores into one file, or one into a disk that a daemon serves: the result is neither.
+#[test]
+fn t13_a_restore_has_its_target_alone() {
+    let story = a_target_in_use_or_with_content_or_too_small_is_refused_before_the_first_write;
+    tell(&[("T13 a restore shares its target", "somebody restores there")], story);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::io::{self, ErrorKind, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
 
-use farside_region::{ByteExtent, ByteOffset};
+use farside_region::{ByteExtent, ByteOffset, mutation};
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, Flock, FlockArg};
 use nix::unistd::{Whence, lseek};
@@ -261,7 +261,9 @@ fn resize(file: &File, keeps: u64, bytes: u64) -> io::Result<()> {
 }
 
 fn lock(path: &Path, file: File) -> Result<Flock<File>> {
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, e)| match e {
+    let shared = mutation::on("T13 a restore shares its target");
+    let how = if shared { FlockArg::LockSharedNonblock } else { FlockArg::LockExclusiveNonblock };
+    Flock::lock(file, how).map_err(|(_, e)| match e {
         Errno::EWOULDBLOCK => {
             StoreError::TargetBusy { path: path.to_owned(), why: "another process has it locked (a daemon, or a restore)".into() }
         }
