@@ -30,7 +30,7 @@ use farside_region::intent::{
     Header, HeaderState, INTENT_BLOCK_BYTES, IntentBlock, IntentLayout, Owed, Page, PageBits, PageIndex, SlotIndex,
     UncheckedOwed, recover_header, recover_page,
 };
-use farside_region::{EpochId, Generation, LedgerPosition, MapId, RegionIndex, RegionSet, Term};
+use farside_region::{EpochId, Generation, LedgerPosition, MapId, RegionIndex, RegionSet, Term, mutation};
 use farside_replication::source::{Config, Event, PartRead, ReadPart, Source as Core, Start, VolumeSetup};
 use farside_shim::{Connection, Cooler, Group, IntentOwner, Queue, RegionState, Switcher, Volume, VolumeConfig, Wake, Wakes};
 use farside_wire::InstanceId;
@@ -214,7 +214,7 @@ impl Source {
     /// Begins a life of the source, if the door is open.
     pub fn boot(world: &Rc<World>, site: &Rc<Site>) -> Option<Rc<Self>> {
         // L11: a successor reads or writes nothing before a dead daemon's I/O has landed.
-        let ghost_map = farside_region::mutation::on("ghost write on the map");
+        let ghost_map = mutation::on("ghost write on the map");
         let quiet = |disks: &[RefCell<crate::disk::Disk>]| disks.iter().all(|d| d.borrow().quiet());
         if !quiet(&site.disks) || !(quiet(&site.maps) || ghost_map) {
             return None;
@@ -274,14 +274,18 @@ impl Source {
     async fn start(self: Rc<Self>, setups: Vec<(IntentOwner, VolumeSetup)>) {
         for (vol, (owner, setup)) in self.volumes.iter().zip(setups) {
             // What the last life wrote and never synced must not be trusted before it is durable.
-            let op = self.site.maps[vol.index].borrow_mut().flush();
-            self.site.map(&self.world, vol.index, op).await;
-            if !self
-                .write_header(vol, |h| {
-                    h.state = HeaderState::Attached;
-                    h.backing = None;
-                })
-                .await
+            if !mutation::on("hole: successor does not sync the map first") {
+                let op = self.site.maps[vol.index].borrow_mut().flush();
+                self.site.map(&self.world, vol.index, op).await;
+            }
+            let unsaid = mutation::on("T2 start without attached");
+            if !unsaid
+                && !self
+                    .write_header(vol, |h| {
+                        h.state = HeaderState::Attached;
+                        h.backing = None;
+                    })
+                    .await
             {
                 continue;
             }

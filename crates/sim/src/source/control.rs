@@ -533,7 +533,8 @@ impl Source {
         steps.until(|| self.halted.get()).await;
         for vol in &self.volumes {
             let flush = vol.shim.flush_begin();
-            let done = self.flush_backing(vol.index).await;
+            let unflushed = farside_region::mutation::on("T2 clean without flush");
+            let done = if unflushed { Done::Ok } else { self.flush_backing(vol.index).await };
             vol.shim.flush_end(flush, done == Done::Ok);
             if done != Done::Ok || vol.shim.flush_failures() > 0 {
                 self.say(|| format!("v{} stops without `clean`: a flush failed", vol.index));

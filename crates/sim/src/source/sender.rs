@@ -1,6 +1,6 @@
 //! The sender of one volume: reads frozen granules under the shim's rules, compares, digests, and makes parts of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use farside_layer::{Compression, Encoder, PartId, PartWriter, granule_digest, is_zero};
@@ -131,6 +131,7 @@ impl Source {
         let geometry = self.world.names.geometry[vol.index];
         let mut found: BTreeMap<u64, Granule> = BTreeMap::new();
         let gone = || vol.job_no.get() != no;
+        let holes = self.holes_asked_too_early(vol, geometry.region_run(region));
         loop {
             steps.pause().await;
             if gone() {
@@ -150,7 +151,8 @@ impl Source {
                     let data = self.read_run(vol, run).await;
                     if reader.read_done(run) == ReadVerdict::Accept {
                         data.into_iter().for_each(|(granule, content)| {
-                            found.insert(granule, content);
+                            let hole = holes.contains(&granule);
+                            found.insert(granule, content.map(|data| if hole { vec![0; data.len()] } else { data }));
                         });
                     }
                 }
@@ -177,6 +179,20 @@ impl Source {
             pushed.expect("small parts have room");
         }
         Ok(())
+    }
+
+    /// A mistake (T9): which granules are holes is asked before they are claimed or drained.
+    fn holes_asked_too_early(&self, vol: &Vol, run: GranuleRun) -> BTreeSet<u64> {
+        if !farside_region::mutation::on("T9 holes asked before the claim") {
+            return BTreeSet::new();
+        }
+        let geometry = self.world.names.geometry[vol.index];
+        let image = self.site.disks[vol.index].borrow().image();
+        let is_hole = |granule: &u64| {
+            let bytes = geometry.bytes_of(GranuleRun { start: GranuleIndex(*granule), count: 1 });
+            is_zero(&image[bytes.offset.0 as usize..][..bytes.len as usize])
+        };
+        (run.start.0..run.end().0).filter(is_hole).collect()
     }
 
     fn note(
