@@ -4,6 +4,7 @@
 
 mod check;
 mod install;
+mod laws;
 mod licence;
 mod sim;
 mod test_all;
@@ -31,8 +32,8 @@ enum Command {
     /// Everything: install what the tests need (as root on Debian), format, lints, docs, rules, tests, models, simulator, real
     /// processes.
     Test(test_all::Args),
-    /// The project's rules: who imports whom, licences and sources of dependencies, forbidden words, unsafe code, docs that
-    /// name tests which exist. Needs no network.
+    /// The project's rules: who imports whom, licences and sources of dependencies, forbidden words, unsafe code, laws and rules
+    /// with their tests and mutations. Needs no network.
     Check,
     /// Runs the simulator: many seeds, or one with a readable trace.
     Sim(sim::SimArgs),

@@ -54,7 +54,11 @@ fn every_mistake_is_noticed() {
     let mut missed = Vec::new();
     let words = std::env::var("FARSIDE_SIM_MUTATION").unwrap_or_default();
     for mutation in MUTATIONS.iter().filter(|m| m.name.contains(&words)) {
-        let CaughtBy::Seeds(within) = mutation.caught_by else { continue };
+        let within = match mutation.caught_by {
+            CaughtBy::Seeds(within) => within,
+            CaughtBy::Rarely(within) if std::env::var_os("FARSIDE_SIM_RARE").is_some() => within,
+            _ => continue,
+        };
         let names = [mutation.name];
         let options = Options { trace: false, mutations: &names, directed: mutation.directed };
         let summary = sweep(0..within, threads(), options, true);
