@@ -29,5 +29,5 @@ pub use record::{
     TornVoid, Unpin, VolumeMeta,
 };
 pub use retention::Policy;
-pub use state::{CacheError, ChainError, LayerFact, Point, PointMember, State, VolumeState};
+pub use state::{CacheError, ChainError, LayerFact, Point, PointMember, State, TOUCHED_BYTES_MAX, VolumeState};
 pub use verdict::{Malformed, Verdict, VoidReason};

@@ -6,8 +6,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use farside_region::{
-    Geometry, GroupId, LayerKey, LedgerPosition, Name, RecordDigest, RegionIndex, RegionRange, RegionSet, Seq, Slot, Term,
-    VolumeId, mutation,
+    Geometry, GroupId, LayerKey, LedgerPosition, Name, PackedRegions, RecordDigest, RegionSet, Seq, Slot, Term, VolumeId,
+    mutation,
 };
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -21,10 +21,14 @@ use crate::verdict::{Malformed, Verdict, VoidReason};
 /// Between records of different writers ledger time advances by at most this, in milliseconds.
 const FOREIGN_STEP_MS_MAX: i64 = 2 * 3600 * 1000;
 
+/// Memory for the regions that accepted layers touched, in bytes. What is older than fits is known by its first and its last
+/// region only: whoever asks about layers of that age has more to compare anyway.
+pub const TOUCHED_BYTES_MAX: usize = 8 << 20;
+
 /// A group's ledger, replayed up to a head.
 ///
-/// Memory grows with the number of slots (32 bytes each) and of layers (about 200 bytes and 16 per range of regions), until
-/// checkpoints exist: a named exception to L8.
+/// Memory grows with the number of slots (32 bytes each) and of layers (about 200 bytes), until checkpoints exist: a named
+/// exception to L8. What layers touched takes at most [`TOUCHED_BYTES_MAX`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct State {
     group: GroupId,
@@ -34,6 +38,10 @@ pub struct State {
     volumes: BTreeMap<VolumeId, VolumeState>,
     points: BTreeMap<Slot, Point>,
     roots_changed: Option<Slot>,
+    /// Of layers from this slot on it is known exactly what they touched.
+    exact_from: Slot,
+    /// What that takes.
+    touched_bytes: usize,
 }
 
 /// What replay knows about one volume.
@@ -64,7 +72,7 @@ pub struct LayerFact {
     pub part_count: u32,
     /// Bytes of these parts.
     pub bytes: u64,
-    ranges: Box<[RegionRange]>,
+    touched: PackedRegions,
     pruned: BTreeSet<u32>,
 }
 
@@ -157,6 +165,8 @@ impl State {
             volumes: BTreeMap::new(),
             points: BTreeMap::new(),
             roots_changed: None,
+            exact_from: Slot(0),
+            touched_bytes: 0,
         }
     }
 
@@ -490,7 +500,7 @@ impl State {
             if volume.layer(entry.key.term, entry.key.seq).is_some() && !mistaken_for_new(volume, entry.key) {
                 continue;
             }
-            volume.admit_layer(slot, layers.kind, entry);
+            self.touched_bytes += volume.admit_layer(slot, layers.kind, entry);
             members.push(PointMember {
                 key: entry.key,
                 digest: entry.digest,
@@ -511,6 +521,20 @@ impl State {
                 pins: BTreeMap::new(),
             };
             self.points.insert(slot, point);
+        }
+        self.coarsen(slot);
+    }
+
+    /// Gives up what the oldest layers touched exactly, as far as it takes too much memory.
+    fn coarsen(&mut self, last: Slot) {
+        while self.touched_bytes > TOUCHED_BYTES_MAX && self.exact_from <= last {
+            for volume in self.volumes.values_mut() {
+                if let Some(layer) = volume.layers.get_mut(&self.exact_from) {
+                    self.touched_bytes -= layer.touched.held_bytes();
+                    layer.touched = layer.touched.hull();
+                }
+            }
+            self.exact_from = Slot(self.exact_from.0 + 1);
         }
     }
 
@@ -662,7 +686,10 @@ impl VolumeState {
         after
     }
 
-    fn admit_layer(&mut self, slot: Slot, kind: LayerKind, entry: &LayerEntry) {
+    /// Takes up a layer; says how many bytes what it touched takes.
+    fn admit_layer(&mut self, slot: Slot, kind: LayerKind, entry: &LayerEntry) -> usize {
+        let touched = PackedRegions::from(&entry.regions);
+        let touched_bytes = touched.held_bytes();
         self.last_seq = self.last_seq.max(entry.key.seq);
         self.slots.insert((entry.key.term, entry.key.seq), slot);
         self.layers.insert(
@@ -674,7 +701,7 @@ impl VolumeState {
                 digest: entry.digest,
                 part_count: entry.parts.len() as u32,
                 bytes: layer_bytes(entry),
-                ranges: entry.regions.ranges().collect(),
+                touched,
                 pruned: BTreeSet::new(),
             },
         );
@@ -684,26 +711,14 @@ impl VolumeState {
         if let Some(geometry) = resized(&self.meta.geometry, entry.volume_bytes) {
             self.meta.geometry = geometry;
         }
+        touched_bytes
     }
 }
 
 impl LayerFact {
-    /// The regions it touched, as ranges that do not touch each other.
-    pub fn ranges(&self) -> &[RegionRange] {
-        &self.ranges
-    }
-
-    /// The regions it touched.
-    pub fn regions(&self) -> RegionSet {
-        let mut set = RegionSet::new();
-        self.ranges.iter().for_each(|r| set.insert_range(*r));
-        set
-    }
-
-    /// Whether it touched a region.
-    pub fn touches(&self, region: RegionIndex) -> bool {
-        let i = self.ranges.partition_point(|r| r.start <= region);
-        i > 0 && region.0 - self.ranges[i - 1].start.0 < self.ranges[i - 1].count
+    /// The regions it touched. Of old layers all between the first and the last: see [`TOUCHED_BYTES_MAX`].
+    pub fn touched(&self) -> &PackedRegions {
+        &self.touched
     }
 
     /// The parts that an accepted prune gave up.
@@ -712,7 +727,7 @@ impl LayerFact {
     }
 }
 
-const CACHE_MAGIC: [u8; 8] = *b"FSLSTAT1";
+const CACHE_MAGIC: [u8; 8] = *b"FSLSTAT2";
 
 impl State {
     /// The state as bytes, for a local cache: the same state gives the same bytes.

@@ -8,6 +8,7 @@ mod geometry;
 mod ids;
 pub mod intent;
 pub mod mutation;
+mod packed;
 mod sets;
 
 pub use geometry::{Geometry, GeometryError};
@@ -15,4 +16,5 @@ pub use ids::{
     BootId, EpochId, Generation, GranuleDigest, GroupId, LayerKey, LedgerPosition, MapId, Name, NameError, RecordDigest, Seq,
     Slot, Term, VolumeId,
 };
+pub use packed::PackedRegions;
 pub use sets::{ByteExtent, ByteOffset, GranuleIndex, GranuleMask, GranuleRun, GranuleSet, RegionIndex, RegionRange, RegionSet};

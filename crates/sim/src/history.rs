@@ -118,7 +118,7 @@ impl Histories {
         let foreign = before
             .iter()
             .filter(|l| Some(l.slot) > known)
-            .find(|l| Some(l.key.term) != facts.confirmed || l.regions().iter().any(|r| !facts.inherited.contains(r)));
+            .find(|l| Some(l.key.term) != facts.confirmed || l.touched().regions().iter().any(|r| !facts.inherited.contains(r)));
         match foreign {
             Some(layer) => Err(format!("{} after layer {} of another history: Forked", who(), layer.key)),
             None => Ok(()),

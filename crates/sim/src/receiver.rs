@@ -88,6 +88,9 @@ fn core_limits(world: &World) -> Limits {
         heartbeat_record: 30_000_000,
         append_retry: 5_000_000,
         slice_ranges_max: if world.plan.tight { 2 } else { 1000 },
+        file_bytes: 1,
+        record_interval: 100_000,
+        ..Limits::default()
     }
 }
 

@@ -181,7 +181,8 @@ impl GroupImage {
         let Some(volume) = self.state.volume(layer.volume) else { return Vec::new() };
         let geometry = volume.meta().geometry;
         let fact = volume.layer(layer.term, layer.seq);
-        let ranges = fact.map_or(&[][..], |f| f.ranges()).iter();
+        // Of an old layer it may be more than it touched: what is damaged is then unknown in more places than need be.
+        let ranges = fact.into_iter().flat_map(|f| f.touched().ranges());
         let whole = ranges.map(|r| granules_of_regions(&geometry, r.start.0, r.count));
         // What lies beyond the volume's end is in no part, and would never be covered.
         let end = geometry.granule_count();

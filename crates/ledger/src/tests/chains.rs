@@ -248,8 +248,8 @@ fn layers_above_a_slot_answer_the_position_rule() {
     assert_eq!(above(Some(slots[2])), []);
     assert_eq!(w.state.layers_above(vol(9), None).count(), 0);
     let layer = w.state.layers_above(vol(1), None).next().expect("there");
-    assert_eq!((layer.key.seq, layer.regions()), (Seq(1), regions(&[1, 2])));
-    assert_eq!([0, 1, 2, 3].map(|r| layer.touches(RegionIndex(r))), [false, true, true, false]);
+    assert_eq!((layer.key.seq, layer.touched().regions()), (Seq(1), regions(&[1, 2])));
+    assert_eq!([0, 1, 2, 3].map(|r| layer.touched().contains(RegionIndex(r))), [false, true, true, false]);
     assert!(w.state.volume(vol(1)).expect("claimed").ends_fuzzy());
     assert!(!w.state.volume(vol(2)).expect("claimed").ends_fuzzy());
     let position = w.position();

@@ -50,6 +50,16 @@ pub struct Limits {
     pub append_retry: Nanos,
     /// Bytes of region lists in one page of a ledger slice.
     pub slice_ranges_max: usize,
+    /// Sources may have a record made so often, in the long run; 0 = as often as they like.
+    pub record_interval: Nanos,
+    /// And so many at once.
+    pub record_burst: u64,
+    /// Memory for what end messages say of layers that are not published, in bytes.
+    pub ends_bytes_max: usize,
+    /// Ranges of unreadable regions of one volume. A disk that has more is beyond help.
+    pub unreadable_ranges_max: usize,
+    /// What any file takes of the store's disk, however short it is.
+    pub file_bytes: u64,
 }
 
 impl Default for Limits {
@@ -63,6 +73,11 @@ impl Default for Limits {
             heartbeat_record: 3600 * SECOND,
             append_retry: 2 * SECOND,
             slice_ranges_max: 40_000,
+            record_interval: SECOND / 50,
+            record_burst: 500,
+            ends_bytes_max: 8 << 20,
+            unreadable_ranges_max: 1 << 16,
+            file_bytes: 4 << 10,
         }
     }
 }

@@ -5,7 +5,7 @@ use farside_region::{LayerKey, LedgerPosition, Seq, Term, VolumeId, mutation};
 use farside_wire::{ClaimOutcome, ClaimVerdict, Lost, Notice, Published, ReceiverMessage, RefusalCode, RequestId, Void};
 
 use super::api::{Action, AppendOutcome, DropWhy, Report, SessionId, Ticket};
-use super::landing::{Stage, carries_terms};
+use super::landing::{Landing, Stage, carries_terms};
 use super::sessions::bounded;
 use super::{Target, Trouble};
 use crate::source::Nanos;
@@ -46,39 +46,126 @@ impl Target {
         if self.trouble.as_ref().is_some_and(|t| now < t.retry_at) {
             return;
         }
-        while let Some(queued) = self.claims.pop_front() {
-            match self.foreseen(state, &queued.claim) {
-                Verdict::Accepted => {
-                    let body = Body::Claim(queued.claim.clone());
-                    return self.append(What::Claim(queued), body, out);
-                }
-                // What would be void needs no slot; claimants that quarrel or guess would fill the ledger.
-                Verdict::Void(reason) => self.answer_claim(&queued, ClaimOutcome::Void { reason }, out),
-            }
+        self.claim_next(now, state, out);
+        if self.appending.is_none() {
+            self.layers_next(now, state, out);
         }
-        if let Some(layers) = self.compose(state) {
-            let keys = layers.members.iter().map(|m| m.key).collect();
-            return self.append(What::Layers { kind: layers.kind, keys }, Body::Layers(layers), out);
-        }
-        if let Some(heartbeat) = self.heartbeat_due(now, state) {
+        if self.appending.is_none()
+            && let Some(heartbeat) = self.heartbeat_due(now, state)
+            && self.has_room(self.config.limits.file_bytes)
+        {
             self.append(What::Heartbeat, Body::Heartbeat(heartbeat), out);
         }
     }
 
-    /// What a claim would come to in the next slot. Another writer may have taken that already: then the append collides, and
-    /// the claim is judged again.
-    fn foreseen(&self, state: &State, claim: &Claim) -> Verdict {
-        if mutation::on("accept a void record") {
-            return Verdict::Accepted;
+    fn claim_next(&mut self, now: Nanos, state: &State, out: &mut Vec<Action>) {
+        while let Some(queued) = self.claims.front() {
+            match self.foreseen(state, Body::Claim(queued.claim.clone())) {
+                (body, Verdict::Accepted) => {
+                    if self.in_time(now) && self.has_room(self.config.limits.file_bytes) {
+                        let queued = self.claims.pop_front().expect("it was just looked at");
+                        self.charge(now, self.config.limits.file_bytes);
+                        self.append(What::Claim(queued), body, out);
+                    }
+                    return;
+                }
+                // What would be void needs no slot; claimants that quarrel or guess would fill the ledger.
+                (_, Verdict::Void(reason)) => {
+                    let queued = self.claims.pop_front().expect("it was just looked at");
+                    self.answer_claim(&queued, ClaimOutcome::Void { reason }, out);
+                }
+            }
         }
-        state.judge(&Record {
+    }
+
+    fn layers_next(&mut self, now: Nanos, state: &State, out: &mut Vec<Action>) {
+        while self.in_time(now) {
+            let Some(layers) = self.compose(state) else { return };
+            let (kind, keys): (_, Vec<LayerKey>) = (layers.kind, layers.members.iter().map(|m| m.key).collect());
+            if let Some(key) = self.beyond_help(state, &layers) {
+                let text = format!("layer {key}: more unreadable places than are kept track of; the disk must be replaced");
+                self.sessions.keys().for_each(|&to| self.refuse(to, RefusalCode::Protocol, Some(key.volume), &text, out));
+                self.lose(key, DropWhy::Unusable, out);
+                continue;
+            }
+            let cost_bytes = self.cost_bytes(&keys);
+            let foreseen = self.foreseen(state, Body::Layers(layers));
+            match foreseen {
+                (body, Verdict::Accepted) => {
+                    self.charge(now, cost_bytes);
+                    return self.append(What::Layers { kind, keys }, body, out);
+                }
+                // Nothing that a slot could change; other records may.
+                (_, Verdict::Void(VoidReason::Seq { .. } | VoidReason::PointOverGap { .. } | VoidReason::BrokenChain)) => return,
+                (_, Verdict::Void(reason)) => self.layers_void(state, keys, reason, out),
+            }
+        }
+    }
+
+    /// Whether sources had few enough records made lately that one more may follow.
+    fn in_time(&self, now: Nanos) -> bool {
+        let limits = &self.config.limits;
+        self.records_due <= now.saturating_add(limits.record_interval.saturating_mul(limits.record_burst))
+    }
+
+    /// Whether the disk has more than what is kept back for pruning.
+    fn has_room(&self, bytes: u64) -> bool {
+        self.disk.is_none_or(|disk| disk.free_bytes >= bytes)
+    }
+
+    fn charge(&mut self, now: Nanos, bytes: u64) {
+        self.records_due = self.records_due.max(now).saturating_add(self.config.limits.record_interval);
+        if let Some(disk) = &mut self.disk {
+            disk.free_bytes = disk.free_bytes.saturating_sub(bytes);
+        }
+    }
+
+    /// What a record of these layers takes of the disk, about.
+    fn cost_bytes(&self, keys: &[LayerKey]) -> u64 {
+        let of = |landing: &Landing| {
+            let ranges =
+                landing.end.as_ref().map_or(0, |end| end.this.regions.range_count() + end.this.unreadable_regions.range_count());
+            (128 + 48 * landing.parts.len() + 12 * ranges) as u64
+        };
+        let landings = keys.iter().filter_map(|key| self.layers.get(key));
+        landings.map(of).sum::<u64>().max(self.config.limits.file_bytes)
+    }
+
+    /// What landed had credit, and the record that names it may use what is kept back: else a disk that is full would never
+    /// see the new point for which an old one can go. Records that bring nothing, or say more than they bring, need room.
+    fn is_paid(&self, keys: &[LayerKey]) -> bool {
+        let parts = keys.iter().filter_map(|key| self.layers.get(key)).flat_map(|landing| landing.parts.values());
+        let landed = parts.fold(0_u64, |sum, part| sum.saturating_add(part.bytes.max(self.config.limits.file_bytes)));
+        let cost_bytes = self.cost_bytes(keys);
+        landed >= cost_bytes || self.has_room(cost_bytes)
+    }
+
+    /// A member with which its volume would have more unreadable places than are kept track of.
+    fn beyond_help(&self, state: &State, layers: &Layers) -> Option<LayerKey> {
+        let too_many = |member: &&LayerEntry| {
+            let before = state.volume(member.key.volume).map_or(0, |v| v.unreadable().range_count());
+            let now = member.unreadable_regions.range_count();
+            now > 0 && before + now > self.config.limits.unreadable_ranges_max
+        };
+        layers.members.iter().find(too_many).map(|member| member.key)
+    }
+
+    /// What a record would come to in the next slot. Another writer may have taken that already: then the append collides, and
+    /// it is judged again.
+    fn foreseen(&self, state: &State, body: Body) -> (Body, Verdict) {
+        if carries_terms() || mutation::on(RETRIED) {
+            return (body, Verdict::Accepted);
+        }
+        let record = Record {
             group: state.group(),
             slot: state.next_slot(),
             prev: state.prev(),
             nonce: [0; 16],
             stamp: Stamp { writer: [0; 16], mono_ms: 0, wall_ms: 0 },
-            body: Body::Claim(claim.clone()),
-        })
+            body,
+        };
+        let verdict = state.judge(&record);
+        (record.body, verdict)
     }
 
     fn append(&mut self, what: What, body: Body, out: &mut Vec<Action>) {
@@ -128,6 +215,9 @@ impl Target {
         if !alone && !keys.iter().all(|member| self.is_ready(state, member, &keys)) {
             return None;
         }
+        if !self.is_paid(&keys) {
+            return None;
+        }
         let members = keys.iter().map(|member| self.entry_of(state, member)).collect::<Option<Vec<_>>>()?;
         Some(Layers { kind, epoch, members })
     }
@@ -135,7 +225,7 @@ impl Target {
     /// A member of a point is staged, next in its chain, and knows the point under the same members.
     fn is_ready(&self, state: &State, key: &LayerKey, members: &[LayerKey]) -> bool {
         let next = state.volume(key.volume).is_some_and(|v| v.next_key() == *key);
-        let agreed = |l: &super::landing::Landing| {
+        let agreed = |l: &Landing| {
             l.stage == Stage::Staged && l.end.as_ref().is_some_and(|e| e.kind == LayerKind::Point && *e.members == *members)
         };
         next && self.layers.get(key).is_some_and(agreed)
@@ -145,12 +235,17 @@ impl Target {
         let landing = self.layers.get(key)?;
         let this = &landing.end.as_ref()?.this;
         let volume = state.volume(key.volume)?;
+        let regions = this.regions.regions();
         Some(LayerEntry {
             key: *key,
             digest: this.digest,
             parts: landing.parts.values().copied().collect(),
-            regions: this.regions.clone(),
-            unreadable_regions: volume.unreadable_after(&this.regions, &this.whole_regions, &this.unreadable_regions),
+            unreadable_regions: volume.unreadable_after(
+                &regions,
+                &this.whole_regions.regions(),
+                &this.unreadable_regions.regions(),
+            ),
+            regions,
             volume_bytes: this.volume_bytes,
         })
     }
@@ -349,9 +444,9 @@ impl Target {
         verdict: Verdict,
         out: &mut Vec<Action>,
     ) {
-        let taken = verdict == Verdict::Accepted || mutation::on("accept a void record");
         match verdict {
-            _ if taken => {
+            Verdict::Void(reason) if !mutation::on("accept a void record") => self.layers_void(state, keys, reason, out),
+            _ => {
                 if !mutation::on(RETRIED) {
                     keys.iter().for_each(|key| drop(self.layers.remove(key)));
                 }
@@ -359,18 +454,21 @@ impl Target {
                 // Fuzzy layers too: they take space, and perhaps nothing was pruned after the point before.
                 out.push(Action::Prune);
             }
-            Verdict::Accepted => unreachable!("taken above"),
+        }
+    }
+
+    /// What a record's being void means for the layers in it.
+    fn layers_void(&mut self, state: &State, keys: Vec<LayerKey>, reason: VoidReason, out: &mut Vec<Action>) {
+        match reason {
             // Somebody published them before: each under its own record.
-            Verdict::Void(VoidReason::Duplicate) => {
-                keys.into_iter().for_each(|key| self.published_before(state, key, out));
-            }
-            Verdict::Void(VoidReason::Term { .. } | VoidReason::UnknownVolume(_)) => {
+            VoidReason::Duplicate => keys.into_iter().for_each(|key| self.published_before(state, key, out)),
+            VoidReason::Term { .. } | VoidReason::UnknownVolume(_) => {
                 self.forget(state, &keys, out);
                 self.broadcast(&ReceiverMessage::Void(Void { layers: keys }), out);
             }
             // Composed anew from the state as it is now.
-            Verdict::Void(VoidReason::Seq { .. } | VoidReason::PointOverGap { .. } | VoidReason::BrokenChain) => {}
-            Verdict::Void(reason) => {
+            VoidReason::Seq { .. } | VoidReason::PointOverGap { .. } | VoidReason::BrokenChain => {}
+            reason => {
                 self.forget(state, &keys, out);
                 let code = match reason {
                     VoidReason::DuplicateDiffers(_) => RefusalCode::DuplicateDiffers,

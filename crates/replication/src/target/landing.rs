@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use farside_ledger::{EpochInfo, LayerKind, PartEntry, State};
-use farside_region::{LayerKey, LedgerPosition, RegionSet, Seq, Term, VolumeId, mutation};
+use farside_region::{LayerKey, LedgerPosition, PackedRegions, RegionSet, Seq, Term, VolumeId, mutation};
 use farside_wire::{
     EndMember, EpochEnd, HeldLayer, InstanceId, LayerFate, Lost, Published, ReceiverMessage, RefusalCode, ResumeAnswer,
     ResumeQuery, ResumedLayer, SaidEnd, Staged, Void,
@@ -38,7 +38,40 @@ pub(super) struct End {
     pub(super) epoch: EpochInfo,
     /// Ascending; one list for all of them.
     pub(super) members: Arc<[LayerKey]>,
-    pub(super) this: EndMember,
+    pub(super) this: Said,
+}
+
+/// What an end message said of one layer. There may be many of these, and each is asked once.
+#[derive(Clone, Debug)]
+pub(super) struct Said {
+    pub(super) key: LayerKey,
+    pub(super) parts: u32,
+    pub(super) digest: [u8; 32],
+    pub(super) volume_bytes: u64,
+    pub(super) regions: PackedRegions,
+    pub(super) whole_regions: PackedRegions,
+    pub(super) unreadable_regions: PackedRegions,
+}
+
+impl From<&EndMember> for Said {
+    fn from(member: &EndMember) -> Self {
+        Self {
+            key: member.key,
+            parts: member.parts,
+            digest: member.digest,
+            volume_bytes: member.volume_bytes,
+            regions: (&member.regions).into(),
+            whole_regions: (&member.whole_regions).into(),
+            unreadable_regions: (&member.unreadable_regions).into(),
+        }
+    }
+}
+
+impl End {
+    fn held_bytes(&self) -> usize {
+        let Said { regions, whole_regions, unreadable_regions, .. } = &self.this;
+        regions.held_bytes() + whole_regions.held_bytes() + unreadable_regions.held_bytes()
+    }
 }
 
 impl Landing {
@@ -201,19 +234,30 @@ impl Target {
         members.sort_unstable();
         let members: Arc<[LayerKey]> = members.into();
         let mut void = Vec::new();
+        let mut held_bytes: usize = self.layers.values().filter_map(|l| l.end.as_ref()).map(End::held_bytes).sum();
         for member in end.members {
             if state.layer(&member.key).is_some() {
                 self.already_published(state, from, &member, out);
             } else if self.standing(state, &member.key).is_err() {
                 void.push(member.key);
             } else {
-                self.end_said(from, End { kind, epoch, members: Arc::clone(&members), this: member }, out);
+                let end = End { kind, epoch, members: Arc::clone(&members), this: Said::from(&member) };
+                held_bytes += end.held_bytes();
+                if held_bytes > self.config.limits.ends_bytes_max && !self.is_next(state, &member.key) {
+                    return self.close(from, "too many regions in unpublished layers", out);
+                }
+                self.end_said(from, end, out);
             }
         }
         if !void.is_empty() {
             self.send(from, ReceiverMessage::Void(Void { layers: void }), out);
         }
         members.iter().for_each(|key| self.stage(state, key.volume, out));
+    }
+
+    /// Whether a layer's publication waits for no other of its volume.
+    fn is_next(&self, state: &State, key: &LayerKey) -> bool {
+        state.volume(key.volume).is_some_and(|volume| volume.next_key() == *key)
     }
 
     /// The answer was lost: success if it is the same layer, refused by name if not (T11).
@@ -301,6 +345,9 @@ impl Target {
 
     /// Answers which parts are durable; drops, of the layers named in this connection's question only, what is beyond.
     pub(super) fn resume(&mut self, state: &State, from: SessionId, query: &ResumeQuery, out: &mut Vec<Action>) {
+        if query.layers.len() > self.config.limits.layers_max {
+            return self.close(from, "a question about more layers than there may be", out);
+        }
         let known = state.volume(query.volume);
         let mut layers = Vec::new();
         let current = known.is_some_and(|v| v.term() == query.term);

@@ -15,7 +15,7 @@ mod compose;
 mod landing;
 mod sessions;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use farside_ledger::{Body, CutTime, Heartbeat, State};
 use farside_region::{LayerKey, Term, VolumeId};
@@ -40,6 +40,8 @@ pub struct Target {
     heartbeat: Option<Heartbeat>,
     quiet: BTreeMap<VolumeId, (CutTime, Nanos)>,
     recorded_at: Nanos,
+    /// When the records that sources had made would all be due, one each interval.
+    records_due: Nanos,
     appending: Option<Appending>,
     last_ticket: Ticket,
     /// The volume whose layer was published last: the next one goes first.
@@ -70,6 +72,7 @@ impl Target {
             heartbeat: None,
             quiet: BTreeMap::new(),
             recorded_at: 0,
+            records_due: 0,
             appending: None,
             last_ticket: Ticket(0),
             served: None,
@@ -111,6 +114,12 @@ impl Target {
     /// Unpublished layers that have something landed, and the bytes of their parts.
     pub fn unpublished(&self) -> (usize, u64) {
         (self.layers.len(), self.layers.values().map(Landing::bytes).sum())
+    }
+
+    /// Volumes that wait to be claimed for the first time.
+    pub fn new_volumes(&self, state: &State) -> BTreeSet<VolumeId> {
+        let claimed = self.claims.iter().map(|queued| queued.claim.volume.id);
+        claimed.filter(|id| state.volume(*id).is_none()).collect()
     }
 
     /// Why nothing can be appended now, for people; `None` = it can.

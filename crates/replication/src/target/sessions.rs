@@ -159,7 +159,7 @@ impl Target {
 
     pub(super) fn landed_bytes(&mut self, session: SessionId, bytes: u64) {
         if let Some(disk) = &mut self.disk {
-            disk.free_bytes = disk.free_bytes.saturating_sub(bytes);
+            disk.free_bytes = disk.free_bytes.saturating_sub(bytes.max(self.config.limits.file_bytes));
         }
         if let Some(session) = self.sessions.get_mut(&session) {
             session.has_landed(bytes);
@@ -187,11 +187,11 @@ impl Target {
         let mut page = Vec::new();
         let mut ranges = 0;
         for layer in state.layers_above(volume, from) {
-            ranges += layer.ranges().len() + 4;
+            ranges += layer.touched().range_count() + 4;
             if ranges > self.config.limits.slice_ranges_max && !page.is_empty() {
                 return (page, true);
             }
-            page.push(LedgerLayer { slot: layer.slot, term: layer.key.term, regions: layer.regions() });
+            page.push(LedgerLayer { slot: layer.slot, term: layer.key.term, regions: layer.touched().regions() });
         }
         (page, false)
     }

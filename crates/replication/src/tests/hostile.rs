@@ -297,3 +297,143 @@ fn a_volume_that_grew_ends_its_layers_with_its_new_size() {
     gateway.hear(1, SourceMessage::EpochEnd(end));
     assert_eq!(gateway.append().expect("a layer").1, Verdict::Accepted);
 }
+
+// ---- what costs a source nothing
+
+fn room(gateway: &mut Gateway, free_bytes: u64) {
+    gateway.event(Event::Grantable { free_bytes, reserve_bytes: 64 << 20 });
+}
+
+/// Says layers of volume 1 that have no part, from this number on, until nothing is appended any more; says how many were.
+fn empty_layers(gateway: &mut Gateway, from: u64, most: u64) -> u64 {
+    for n in 0..most {
+        gateway.end(LayerKind::Fuzzy, &[(key(1, 0, from + n), &[])]);
+        match gateway.append() {
+            Some((_, verdict)) => assert_eq!(verdict, Verdict::Accepted),
+            None => return n,
+        }
+    }
+    most
+}
+
+#[test]
+fn records_that_bring_nothing_leave_the_reserve_alone() {
+    let mut gateway = claimed();
+    room(&mut gateway, 10 * 4096);
+    assert_eq!(empty_layers(&mut gateway, 1, 100), 10, "each takes a file");
+    room(&mut gateway, 0);
+    let head = gateway.state.head();
+    claim_having_looked_at(&mut gateway, 1, head);
+    assert!(take_append(&mut gateway).is_none(), "nor is a claim for nothing");
+    // What landed has had its credit: its record goes, for only a new point lets an old one go.
+    gateway.part(key(2, 1, 1), 0, 1);
+    gateway.end(LayerKind::Point, &[(key(2, 1, 1), &[1])]);
+    assert!(matches!(gateway.append(), Some((Body::Layers(l), Verdict::Accepted)) if l.kind == LayerKind::Point));
+    assert!(take_append(&mut gateway).is_none());
+    room(&mut gateway, 1 << 20);
+    assert!(matches!(gateway.append(), Some((Body::Claim(_), Verdict::Accepted))), "it was waiting");
+}
+
+#[test]
+fn records_come_no_faster_than_they_may() {
+    let mut gateway = claimed();
+    let burst = crate::target::Limits::default().record_burst;
+    let first = empty_layers(&mut gateway, 1, 10_000);
+    assert!((burst - 2..=burst + 2).contains(&first), "{first}: a burst, of which the claims were the first");
+    // Three seconds later there is room for as many as that makes, and no more.
+    gateway.later();
+    assert_eq!(gateway.append().map(|a| a.1), Some(Verdict::Accepted), "it was waiting");
+    let more = 1 + empty_layers(&mut gateway, first + 2, 10_000);
+    assert!((148..=152).contains(&more), "{more}");
+}
+
+#[test]
+fn a_layer_that_would_be_void_takes_no_slot() {
+    let mut gateway = claimed();
+    let head = gateway.state.head();
+    let mut end = ending(LayerKind::Fuzzy, &[(key(1, 0, 1), &[])]);
+    end.epoch.mono_before_ns = end.epoch.mono_after_ns + 1;
+    gateway.hear(1, SourceMessage::EpochEnd(end));
+    assert!(take_append(&mut gateway).is_none());
+    assert_eq!(gateway.state.head(), head);
+    assert_eq!(lost(&gateway.said()), [key(1, 0, 1)]);
+}
+
+/// A claimed volume of a million regions, and an end message that names every second of some of them.
+fn scattered(gateway: &mut Gateway, seq: u64, ranges: u64) -> farside_wire::EpochEnd {
+    if gateway.state.volume(volume(3)).is_none() {
+        let mut huge = meta(3);
+        huge.geometry = Geometry::with_shape(16 * 4 * 1_000_000, 4, 2).expect("valid");
+        let claim = Claim { volume: huge, looked: gateway.state.head(), source: name("host") };
+        gateway.hear(1, SourceMessage::Claim(ClaimRequest { id: RequestId(8), claim }));
+        gateway.append().expect("a claim");
+    }
+    let term = gateway.state.volume(volume(3)).expect("claimed").term().0;
+    let mut end = ending(LayerKind::Fuzzy, &[(key(3, term, seq), &[])]);
+    end.members[0].volume_bytes = 16 * 4 * 1_000_000;
+    end.members[0].regions = (0..ranges).map(|i| RegionIndex(i * 6)).collect();
+    end
+}
+
+#[test]
+fn what_layers_touched_takes_bounded_memory_for_ever() {
+    let mut gateway = claimed();
+    for seq in 1..=60 {
+        let end = scattered(&mut gateway, seq, 160_000);
+        gateway.hear(1, SourceMessage::EpochEnd(end));
+        assert_eq!(gateway.append().map(|a| a.1), Some(Verdict::Accepted));
+    }
+    let held: usize = gateway.state.layers_above(volume(3), None).map(|l| l.touched().held_bytes()).sum();
+    assert!(held <= farside_ledger::TOUCHED_BYTES_MAX + 60 * 20, "{held}");
+    let layers: Vec<_> = gateway.state.layers_above(volume(3), None).collect();
+    assert_eq!(layers[59].touched().range_count(), 160_000, "the newest exactly");
+    assert_eq!(layers[0].touched().range_count(), 1, "the oldest from first to last");
+    assert!(layers[0].touched().contains(RegionIndex(159_999 * 6)) && layers[0].touched().contains(RegionIndex(0)));
+}
+
+#[test]
+fn end_messages_far_ahead_take_bounded_memory() {
+    let mut gateway = claimed();
+    let most = crate::target::Limits::default().ends_bytes_max as u64 / (2 * 160_000);
+    // The first never comes, so that none is published.
+    for seq in 2..most + 10 {
+        let end = scattered(&mut gateway, seq, 160_000);
+        gateway.hear(1, SourceMessage::EpochEnd(end));
+        let closed = gateway.did.iter().any(|a| matches!(a, Action::CloseSession { session: SessionId(1), .. }));
+        if closed {
+            assert!(seq >= most, "{seq}");
+            // A new connection says the first: what came before is not lost, and all goes on.
+            gateway.hello(2, 2, 1);
+            let first = scattered(&mut gateway, 1, 160_000);
+            gateway.hear(2, SourceMessage::EpochEnd(first));
+            assert_eq!(gateway.append().map(|a| a.1), Some(Verdict::Accepted));
+            assert_eq!(gateway.append().map(|a| a.1), Some(Verdict::Accepted), "the second follows");
+            return;
+        }
+    }
+    panic!("any number of them");
+}
+
+#[test]
+fn a_volume_with_endless_unreadable_places_is_refused_by_name() {
+    let mut gateway = claimed();
+    let most = crate::target::Limits::default().unreadable_ranges_max as u64;
+    let mut end = scattered(&mut gateway, 1, most + 1);
+    end.members[0].unreadable_regions = end.members[0].regions.clone();
+    let key = end.members[0].key;
+    gateway.hear(1, SourceMessage::EpochEnd(end));
+    assert!(take_append(&mut gateway).is_none());
+    let said = gateway.said();
+    assert!(said.iter().any(|m| matches!(m, ReceiverMessage::Refusal(r) if r.text.contains("unreadable"))), "{said:?}");
+    assert_eq!(lost(&said), [key]);
+}
+
+#[test]
+fn a_resume_about_more_layers_than_there_may_be_ends_the_connection() {
+    let mut gateway = claimed();
+    let layers = (1..=257).map(|seq| HeldLayer { seq: Seq(seq), parts: 0 }).collect();
+    let query = ResumeQuery { id: RequestId(3), volume: volume(1), term: Term(0), layers };
+    gateway.hear(1, SourceMessage::Resume(query));
+    assert!(gateway.did.iter().any(|a| matches!(a, Action::CloseSession { .. })));
+    assert!(!gateway.did.iter().any(|a| matches!(a, Action::DropLayer { .. })), "nothing was done for it");
+}

@@ -923,6 +923,9 @@ pub(super) fn target_config() -> target::Config {
             heartbeat_record: 500,
             append_retry: 20,
             slice_ranges_max: 9,
+            file_bytes: 1,
+            record_interval: 0,
+            ..target::Limits::default()
         },
     }
 }
