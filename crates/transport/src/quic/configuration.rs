@@ -31,6 +31,9 @@ pub struct Limits {
     pub stream_window_bytes: u32,
     /// Bytes that a peer may send on one connection before we have read them; what we buffer unsent is bounded by it too.
     pub connection_window_bytes: u32,
+    /// Bytes that a listener sends ahead of acknowledgements on one connection: answers only, so that a peer that asks and
+    /// never reads holds little.
+    pub answer_window_bytes: u32,
     /// Bytes that all connections of a listener may hold unread together. Their windows share it, down to 256 KiB each.
     pub receive_budget_bytes: u32,
     /// Part streams that a peer may have open at once.
@@ -41,8 +44,17 @@ pub struct Limits {
     pub connections: usize,
     /// Connections that one source may have (it makes one per group); a newer one closes the oldest.
     pub connections_per_source: usize,
-    /// Connections that a listener lets be under construction.
+    /// Connections that a listener lets be under construction; a quarter of them is kept for addresses from which paired
+    /// sources came before.
     pub handshakes: usize,
+    /// Of these, from one address (IPv6: one network of 64 bits) that is not one of them.
+    pub handshakes_per_address: usize,
+    /// Connections past TLS whose certificate is not known, until they have shown a token.
+    pub strangers: usize,
+    /// Of these, from one address.
+    pub strangers_per_address: usize,
+    /// Time for such a one to say what it wants.
+    pub stranger_timeout: Duration,
     /// Time for TLS, identity and pairing together.
     pub handshake_timeout: Duration,
     /// Quiet time after which something is sent to keep the path alive.
@@ -58,12 +70,17 @@ impl Default for Limits {
         Self {
             stream_window_bytes: 8 << 20,
             connection_window_bytes: 16 << 20,
+            answer_window_bytes: 2 << 20,
             receive_budget_bytes: 64 << 20,
             parts_open: 32,
             parts_open_all: 64,
             connections: 128,
             connections_per_source: 64,
             handshakes: 64,
+            handshakes_per_address: 8,
+            strangers: 8,
+            strangers_per_address: 2,
+            stranger_timeout: Duration::from_secs(2),
             handshake_timeout: Duration::from_secs(10),
             keep_alive: Duration::from_secs(3),
             idle_timeout: Duration::from_secs(15),
@@ -144,7 +161,7 @@ impl ConnectionIdGenerator for RandomIds {
     }
 }
 
-fn transport(limits: &Limits) -> TransportConfig {
+fn transport(limits: &Limits, send_window_bytes: u32) -> TransportConfig {
     let mut mtu = MtuDiscoveryConfig::default();
     mtu.upper_bound(MTU_MAX);
     let mut acks = AckFrequencyConfig::default();
@@ -161,7 +178,7 @@ fn transport(limits: &Limits) -> TransportConfig {
         .max_concurrent_uni_streams(VarInt::from_u32(limits.parts_open))
         .stream_receive_window(VarInt::from_u32(limits.stream_window_bytes))
         .receive_window(VarInt::from_u32(limits.connection_window_bytes))
-        .send_window(u64::from(limits.connection_window_bytes))
+        .send_window(u64::from(send_window_bytes))
         // Earlier parts first: they become `staged` in order.
         .send_fairness(false)
         .datagram_receive_buffer_size(None)
@@ -188,7 +205,7 @@ pub(super) fn server(identity: &Identity, limits: &Limits) -> Result<ServerConfi
     let mut config = ServerConfig::with_crypto(Arc::new(crypto));
     config.migration(false).max_incoming(limits.handshakes).incoming_buffer_size(64 << 10).incoming_buffer_size_total(4 << 20);
     // The first share is small: it grows when the source turns out to be known.
-    let mut transport = transport(limits);
+    let mut transport = transport(limits, limits.answer_window_bytes);
     transport.receive_window(VarInt::from_u32(64 << 10)).max_concurrent_uni_streams(VarInt::from_u32(0));
     config.transport_config(Arc::new(transport));
     Ok(config)
@@ -213,7 +230,7 @@ pub(super) fn client(
     tls.enable_sni = false;
     let crypto = QuicClientConfig::try_from(tls).map_err(|e| rustls::Error::General(e.to_string()))?;
     let mut config = ClientConfig::new(Arc::new(crypto));
-    config.transport_config(Arc::new(transport(limits)));
+    config.transport_config(Arc::new(transport(limits, limits.connection_window_bytes)));
     Ok((config, verifier))
 }
 

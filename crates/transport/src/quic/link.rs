@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use bytes::{BufMut, Bytes, BytesMut};
 use farside_region::Name;
 use quinn::{ConnectionError as QuinnError, ReadError, RecvStream, SendStream, VarInt, WriteError};
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, TryAcquireError, mpsc};
 
 use super::frames::{FrameError, FrameReader, write_frame};
 use crate::connection::{bounded, readable};
@@ -19,8 +19,10 @@ use crate::{
     PartSender, Peer, Statistics, TrySendError,
 };
 
-/// Frames that wait to be written.
+/// Frames that wait to be written, by number and by size.
 const FRAMES_QUEUED: usize = 64;
+const FRAME_BYTES_QUEUED: usize = 2 << 20;
+const _: () = assert!(FRAME_BYTES_QUEUED >= FRAME_BYTES_MAX, "any frame fits the queue");
 /// Accepted part streams that wait for [`Connection::accept_part`].
 const PARTS_QUEUED: usize = 32;
 /// What a stream is reset or stopped with; its number says nothing more.
@@ -31,12 +33,17 @@ const GIVEN_UP: VarInt = VarInt::from_u32(1);
 pub struct QuicConnection {
     peer: Peer,
     core: Arc<Core>,
-    frames_out: mpsc::Sender<Bytes>,
+    frames_out: mpsc::Sender<Queued>,
+    /// Bytes that `frames_out` has room for. Closed when nothing is written any more.
+    room: Arc<Semaphore>,
     frames_in: Mutex<FrameReader>,
     parts_in: Mutex<mpsc::Receiver<IncomingPart>>,
     /// A dialled connection keeps its endpoint's socket alive.
     _endpoint: Option<quinn::Endpoint>,
 }
+
+/// A frame, and the room that it takes until it is written.
+type Queued = (Bytes, OwnedSemaphorePermit);
 
 /// What the tasks and the streams need too.
 #[derive(Debug)]
@@ -106,10 +113,11 @@ impl QuicConnection {
         let peer = Peer { name, fingerprint, address: core.connection.remote_address() };
         let (frames_out, queue) = mpsc::channel(FRAMES_QUEUED);
         let (to_accept, parts_in) = mpsc::channel(PARTS_QUEUED);
-        tokio::spawn(write_frames(Arc::clone(&core), send, queue));
+        let room = Arc::new(Semaphore::new(FRAME_BYTES_QUEUED));
+        tokio::spawn(write_frames(Arc::clone(&core), send, queue, Arc::clone(&room)));
         tokio::spawn(accept_parts(Arc::clone(&core), to_accept));
         let (frames_in, parts_in) = (Mutex::new(frames), Mutex::new(parts_in));
-        Arc::new(Self { peer, core, frames_out, frames_in, parts_in, _endpoint: endpoint })
+        Arc::new(Self { peer, core, frames_out, room, frames_in, parts_in, _endpoint: endpoint })
     }
 
     fn ended(&self) -> ConnectionError {
@@ -136,13 +144,19 @@ impl Connection for QuicConnection {
 
     async fn send(&self, frame: Bytes) -> Result<(), ConnectionError> {
         check_length(&frame)?;
-        self.frames_out.send(frame).await.map_err(|_| self.ended())
+        let room = Arc::clone(&self.room).acquire_many_owned(room_of(&frame)).await.map_err(|_| self.ended())?;
+        self.frames_out.send((frame, room)).await.map_err(|_| self.ended())
     }
 
     fn try_send(&self, frame: Bytes) -> Result<(), TrySendError> {
         check_length(&frame)?;
-        self.frames_out.try_send(frame).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(frame) => TrySendError::Full(frame),
+        let room = match Arc::clone(&self.room).try_acquire_many_owned(room_of(&frame)) {
+            Ok(room) => room,
+            Err(TryAcquireError::NoPermits) => return Err(TrySendError::Full(frame)),
+            Err(TryAcquireError::Closed) => return Err(self.ended().into()),
+        };
+        self.frames_out.try_send((frame, room)).map_err(|error| match error {
+            mpsc::error::TrySendError::Full((frame, _)) => TrySendError::Full(frame),
             mpsc::error::TrySendError::Closed(_) => self.ended().into(),
         })
     }
@@ -208,13 +222,23 @@ impl Connection for QuicConnection {
     }
 }
 
+fn room_of(frame: &Bytes) -> u32 {
+    u32::try_from(frame.len()).expect("checked against the limit")
+}
+
 fn check_length(frame: &Bytes) -> Result<(), ConnectionError> {
     let (bytes, max) = (frame.len(), FRAME_BYTES_MAX);
     if bytes > max { Err(ConnectionError::FrameTooLong { bytes, max }) } else { Ok(()) }
 }
 
 /// Writes frames until the connection ends or its last handle is dropped.
-async fn write_frames(core: Arc<Core>, mut stream: SendStream, mut queue: mpsc::Receiver<Bytes>) {
+async fn write_frames(core: Arc<Core>, mut stream: SendStream, mut queue: mpsc::Receiver<Queued>, room: Arc<Semaphore>) {
+    write_queued(&core, &mut stream, &mut queue).await;
+    // Who waits for room hears that there will be none.
+    room.close();
+}
+
+async fn write_queued(core: &Core, stream: &mut SendStream, queue: &mut mpsc::Receiver<Queued>) {
     // Acknowledgements and credits go before bulk.
     let _ = stream.set_priority(1);
     loop {
@@ -222,8 +246,8 @@ async fn write_frames(core: Arc<Core>, mut stream: SendStream, mut queue: mpsc::
             frame = queue.recv() => frame,
             _ = core.connection.closed() => return,
         };
-        let Some(frame) = frame else { return };
-        match write_frame(&mut stream, frame).await {
+        let Some((frame, _room)) = frame else { return };
+        match write_frame(stream, frame).await {
             Ok(()) => {}
             Err(WriteError::ConnectionLost(_)) => return,
             Err(_) => return core.close(CloseCode::Protocol, "the control stream was stopped"),

@@ -10,11 +10,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use farside_region::Name;
 use quinn::{Endpoint, Incoming, TokioRuntime, VarInt};
 use rustls::pki_types::CertificateDer;
-use tokio::sync::{Mutex as AsyncMutex, Semaphore, mpsc};
+use tokio::sync::{Mutex as AsyncMutex, mpsc};
 use tokio::time::timeout;
 
 use super::configuration::{self, Limits};
 use super::frames::{FrameReader, write_frame};
+use super::gate::{Gate, Knock, Pass};
 use super::handshake::{Answer, EXPORTER_LABEL, OPENING_BYTES_MAX, Opening, PairingProof};
 use super::link::{Core, QuicConnection};
 use super::socket::{self, SocketBuffers};
@@ -73,6 +74,7 @@ struct Shared {
     name: Name,
     book: Arc<PairingBook>,
     limits: Limits,
+    gate: Arc<Gate>,
     events: mpsc::Sender<ListenerEvent>,
     open: Mutex<Open>,
 }
@@ -113,8 +115,8 @@ impl Listener {
         let runtime = Arc::new(TokioRuntime);
         let endpoint = Endpoint::new_with_abstract_socket(configuration::endpoint(identity), Some(server), socket, runtime)?;
         let (events, receiver) = mpsc::channel(EVENTS_QUEUED);
-        let identity = identity.clone();
-        let shared = Arc::new(Shared { endpoint, identity, name, book, limits, events, open: Mutex::default() });
+        let (identity, gate) = (identity.clone(), Gate::new(&limits));
+        let shared = Arc::new(Shared { endpoint, identity, name, book, limits, gate, events, open: Mutex::default() });
         tokio::spawn(accept(Arc::clone(&shared)));
         Ok(Self { shared, events: AsyncMutex::new(receiver), buffers })
     }
@@ -175,22 +177,13 @@ impl Refusal {
 }
 
 async fn accept(shared: Arc<Shared>) {
-    let handshakes = Arc::new(Semaphore::new(shared.limits.handshakes));
     while let Some(incoming) = shared.endpoint.accept().await {
-        let Ok(permit) = Arc::clone(&handshakes).try_acquire_owned() else {
-            incoming.refuse();
-            continue;
-        };
-        // When many knock at once, they first prove that their address is theirs.
-        if handshakes.available_permits() < shared.limits.handshakes / 2 && incoming.may_retry() {
-            let _ = incoming.retry();
-            continue;
+        let proved = incoming.remote_address_validated() || !incoming.may_retry();
+        match shared.gate.knock(incoming.remote_address().ip(), proved) {
+            Knock::Enter(pass) => drop(tokio::spawn(Arc::clone(&shared).welcome(incoming, pass))),
+            Knock::Prove => drop(incoming.retry()),
+            Knock::Wait => incoming.ignore(),
         }
-        let shared = Arc::clone(&shared);
-        tokio::spawn(async move {
-            shared.welcome(incoming).await;
-            drop(permit);
-        });
     }
 }
 
@@ -200,7 +193,7 @@ impl Shared {
     }
 
     /// From the first packet to an event, within the time limit.
-    async fn welcome(self: Arc<Self>, incoming: Incoming) {
+    async fn welcome(self: Arc<Self>, incoming: Incoming, pass: Pass) {
         let address = incoming.remote_address();
         let handshake = async {
             let connection = incoming.accept()?.await?;
@@ -211,7 +204,7 @@ impl Shared {
             Ok(Err(error)) => return tracing::debug!(%address, %error, "a handshake failed"),
             Err(_) => return tracing::debug!(%address, "a handshake took too long"),
         };
-        let refusal = match timeout(self.limits.handshake_timeout, self.introduce(&core)).await {
+        let refusal = match timeout(self.limits.handshake_timeout, self.introduce(&core, pass)).await {
             Ok(Ok(())) => return,
             Ok(Err(refusal)) => refusal,
             Err(_) => Refusal::new(CloseCode::Protocol, "the introduction took too long"),
@@ -223,20 +216,31 @@ impl Shared {
         let _ = self.events.try_send(ListenerEvent::Refused { address, fingerprint, name, code, reason });
     }
 
-    async fn introduce(self: &Arc<Self>, core: &Arc<Core>) -> Result<(), Refusal> {
+    async fn introduce(self: &Arc<Self>, core: &Arc<Core>, pass: Pass) -> Result<(), Refusal> {
         let fingerprint = fingerprint(core.quinn())?;
         let known = |refusal: Refusal| Refusal { fingerprint: Some(fingerprint), ..refusal };
-        let cut = |_| known(Refusal::new(CloseCode::Protocol, "the introduction was cut"));
-        let (mut send, receive) = core.quinn().accept_bi().await.map_err(cut)?;
-        let mut frames = FrameReader::new(receive);
-        let opening = frames.next(OPENING_BYTES_MAX).await.ok().and_then(|frame| Opening::decode(&frame));
-        let opening = opening.ok_or_else(|| known(Refusal::new(CloseCode::Protocol, "the introduction makes no sense")))?;
+        let address = core.quinn().remote_address().ip();
+        let paired = self.book.name_of(&fingerprint);
+        // Anybody can come this far. Who is not known gives back the pass that paired sources need, too.
+        let (_pass, patience) = if paired.is_some() {
+            self.gate.remember(address);
+            (pass, self.limits.handshake_timeout)
+        } else {
+            drop(pass);
+            let reason = "too many machines that are not paired knock at the same time; try again in some seconds";
+            let stranger = self.gate.stranger(address);
+            (stranger.ok_or_else(|| known(Refusal::new(CloseCode::Overloaded, reason)))?, self.limits.stranger_timeout)
+        };
+        let (opening, mut send, frames) = match timeout(patience, open(core)).await {
+            Ok(opened) => opened.map_err(known)?,
+            Err(_) => return Err(known(Refusal::new(CloseCode::Protocol, "the introduction took too long"))),
+        };
         let name = opening.source;
         let named = |refusal: Refusal| Refusal { name: Some(name.clone()), ..known(refusal) };
         if let Some(pairing) = opening.pairing {
             return self.pair(core, (&mut send, frames), pairing, &name, fingerprint).await.map_err(named);
         }
-        match self.book.name_of(&fingerprint) {
+        match paired {
             None => {
                 let reason =
                     format!("this receiver does not know the source `{name}` with the certificate {fingerprint}: pair it");
@@ -250,6 +254,10 @@ impl Shared {
             Some(_) => {}
         }
         self.register(core, fingerprint).map_err(named)?;
+        // Perhaps it was sent away since it was looked up; from here on whoever does that finds its connection.
+        if self.book.name_of(&fingerprint).is_none() {
+            return Err(named(Refusal::new(CloseCode::NotPaired, "this source was unpaired")));
+        }
         let answer = Answer { receiver: self.name.clone(), proof: None };
         write_frame(&mut send, answer.encode()).await.map_err(|_| named(Refusal::new(CloseCode::Protocol, "gone")))?;
         let connection = QuicConnection::start(Arc::clone(core), name, fingerprint, send, frames, None);
@@ -258,13 +266,22 @@ impl Shared {
         Ok(())
     }
 
-    /// Makes room for a connection: closes the source's oldest when it has too many, refuses when all have.
+    /// Makes room for a connection: closes the source's oldest when it has too many. When all together have, a source that
+    /// has none takes the place of the oldest of whoever has most; who has some is refused.
     fn register(&self, core: &Arc<Core>, fingerprint: Fingerprint) -> Result<(), Refusal> {
         let mut open = self.open();
         open.forget_ended();
         let mine = open.by_source.get(&fingerprint).map_or(0, Vec::len);
-        if open.living().count() - mine >= self.limits.connections {
-            return Err(Refusal::new(CloseCode::Overloaded, "this receiver has too many connections"));
+        let others: usize =
+            open.by_source.iter().filter(|(source, _)| **source != fingerprint).map(|(_, cores)| cores.len()).sum();
+        if others >= self.limits.connections {
+            let most = open.by_source.values_mut().max_by_key(|cores| cores.len()).filter(|cores| mine == 0 && cores.len() > 1);
+            let Some(most) = most else {
+                return Err(Refusal::new(CloseCode::Overloaded, "this receiver has too many connections"));
+            };
+            if let Some(oldest) = most.remove(0).upgrade() {
+                oldest.close(CloseCode::Overloaded, "this receiver has too many connections, and this source has most of them");
+            }
         }
         let mine = open.by_source.entry(fingerprint).or_default();
         mine.push(Arc::downgrade(core));
@@ -343,6 +360,16 @@ impl Shared {
         core.close(CloseCode::Done, "paired");
         Ok(())
     }
+}
+
+/// What the peer opens with.
+async fn open(core: &Core) -> Result<(Opening, quinn::SendStream, FrameReader), Refusal> {
+    let cut = |_| Refusal::new(CloseCode::Protocol, "the introduction was cut");
+    let (send, receive) = core.quinn().accept_bi().await.map_err(cut)?;
+    let mut frames = FrameReader::new(receive);
+    let opening = frames.next(OPENING_BYTES_MAX).await.ok().and_then(|frame| Opening::decode(&frame));
+    let opening = opening.ok_or_else(|| Refusal::new(CloseCode::Protocol, "the introduction makes no sense"))?;
+    Ok((opening, send, frames))
 }
 
 fn fingerprint(connection: &quinn::Connection) -> Result<Fingerprint, Refusal> {

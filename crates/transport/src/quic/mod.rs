@@ -11,6 +11,7 @@
 mod configuration;
 mod dialer;
 mod frames;
+mod gate;
 mod handshake;
 mod link;
 mod listener;

@@ -438,6 +438,64 @@ async fn too_many_sources_are_refused_by_name() {
 }
 
 #[tokio::test]
+async fn a_newcomer_takes_the_place_of_whoever_has_most() {
+    let gateway = Gateway::start(Limits { connections: 2, ..limits() });
+    let (one, two) = (gateway.paired_dialer("one").await, gateway.paired_dialer("two").await);
+    let mut held = Vec::new();
+    for _ in 0..2 {
+        held.push((one.dial().await.expect("connected"), gateway.connected().await));
+    }
+    let _two = two.dial().await.expect("there is always room for a first one");
+    assert!(matches!(held[0].0.closed().await, Closed::ByPeer { code: CloseCode::Overloaded, .. }));
+    assert_eq!(held[1].0.close_reason(), None);
+}
+
+/// Anybody can finish TLS with a certificate that he made himself, and then say nothing.
+#[tokio::test]
+async fn silent_strangers_do_not_keep_a_paired_source_out() {
+    let gateway = Gateway::start(limits());
+    let dialer = gateway.paired_dialer("db1").await;
+    let stranger = Identity::ephemeral().expect("made");
+    let mut silent = Vec::new();
+    for _ in 0..limits().handshakes {
+        silent.push(Raw::connect(&gateway, &stranger).await);
+    }
+    let _source = dialer.dial().await.expect("let in beside them");
+    while !matches!(gateway.event().await, ListenerEvent::Connected(_)) {}
+    let left = |raw: &&Raw| raw.connection.close_reason().is_none();
+    assert!(silent.iter().filter(left).count() <= limits().strangers_per_address, "most of them were sent away at once");
+}
+
+/// A peer that asks and never reads holds little of our memory, however large the answers are.
+#[tokio::test]
+async fn answers_that_nobody_reads_are_few() {
+    let gateway = Gateway::start(limits());
+    let dialer = gateway.paired_dialer("db1").await;
+    let (source, receiver) = (dialer.dial().await.expect("connected"), gateway.connected().await);
+    let accepted = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let count = Arc::clone(&accepted);
+    let answers = tokio::spawn(async move {
+        for _ in 0..64 {
+            receiver.send(Bytes::from(vec![0; FRAME_BYTES_MAX])).await.expect("sent");
+            count.fetch_add(FRAME_BYTES_MAX, std::sync::atomic::Ordering::Relaxed);
+        }
+        receiver
+    });
+    // Nothing can show that no more will come; a queue without a bound is full long before this.
+    for _ in 0..200 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    // The queue, what is sent ahead of acknowledgements, what the source's own window takes unread, and a frame in hand.
+    let bound = (2 << 20) + limits().answer_window_bytes as usize + limits().stream_window_bytes as usize + FRAME_BYTES_MAX;
+    let held = accepted.load(std::sync::atomic::Ordering::Relaxed);
+    assert!(held <= bound, "{held}");
+    for _ in 0..64 {
+        assert_eq!(source.recv().await.expect("received").len(), FRAME_BYTES_MAX);
+    }
+    answers.await.expect("all were sent");
+}
+
+#[tokio::test]
 async fn a_removed_pairing_loses_its_connections() {
     let ((source, receiver), gateway) = ends().await;
     gateway.book.remove(&name("db1")).expect("written");

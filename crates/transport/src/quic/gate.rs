@@ -1,0 +1,237 @@
+//! Who may be on the way in at once, before anybody knows who they are.
+//!
+//! Owns the passes of connections under construction. Invariants: no address holds more than its share; what a stranger can
+//! hold after TLS is little and for a short time; a quarter of all passes is only for addresses from which a paired source
+//! came before. So neither one host with any certificate nor many keep paired sources out.
+//!
+//! It deliberately knows nothing of bandwidth: a flood that fills the link fills it.
+
+use std::collections::{HashMap, VecDeque};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::configuration::Limits;
+
+/// Addresses of paired sources that are remembered; the oldest goes first.
+const KNOWN_MAX: usize = 1024;
+
+/// The door's count.
+#[derive(Debug)]
+pub(super) struct Gate {
+    handshakes: usize,
+    handshakes_per_address: usize,
+    strangers: usize,
+    strangers_per_address: usize,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    handshakes: Count,
+    strangers: Count,
+    known: VecDeque<IpAddr>,
+}
+
+#[derive(Debug, Default)]
+struct Count {
+    all: usize,
+    by_address: HashMap<IpAddr, usize>,
+}
+
+/// One connection under construction, until it is dropped.
+#[derive(Debug)]
+pub(super) struct Pass {
+    gate: Arc<Gate>,
+    address: IpAddr,
+    kind: Kind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Handshake,
+    Stranger,
+}
+
+/// What to do with a first packet.
+#[derive(Debug)]
+pub(super) enum Knock {
+    /// Go on.
+    Enter(Pass),
+    /// Let it show first that its address is its own.
+    Prove,
+    /// Say nothing: it knocks again by itself.
+    Wait,
+}
+
+impl Gate {
+    pub(super) fn new(limits: &Limits) -> Arc<Self> {
+        Arc::new(Self {
+            handshakes: limits.handshakes,
+            handshakes_per_address: limits.handshakes_per_address,
+            strangers: limits.strangers,
+            strangers_per_address: limits.strangers_per_address,
+            inner: Mutex::default(),
+        })
+    }
+
+    /// A first packet came from this address. What an address that nobody has proved may take is half.
+    pub(super) fn knock(self: &Arc<Self>, address: IpAddr, proved: bool) -> Knock {
+        let address = site(address);
+        let mut inner = self.lock();
+        // A paired source connects once for each of its groups, all at the same moment after a restart.
+        let (all_max, mine_max) = match inner.known.contains(&address) {
+            true => (self.handshakes, (self.handshakes / 2).max(self.handshakes_per_address)),
+            false => (self.handshakes - self.handshakes / 4, self.handshakes_per_address),
+        };
+        let (all, mine) = (inner.handshakes.all, inner.handshakes.of(address));
+        if all >= all_max || mine >= mine_max {
+            return Knock::Wait;
+        }
+        if !proved && (all >= all_max / 2 || mine >= mine_max.div_ceil(2)) {
+            return Knock::Prove;
+        }
+        inner.handshakes.add(address);
+        Knock::Enter(Pass { gate: Arc::clone(self), address, kind: Kind::Handshake })
+    }
+
+    /// Somebody whose certificate is not known has a connection; `None`: too many such.
+    pub(super) fn stranger(self: &Arc<Self>, address: IpAddr) -> Option<Pass> {
+        let address = site(address);
+        let mut inner = self.lock();
+        if inner.strangers.all >= self.strangers || inner.strangers.of(address) >= self.strangers_per_address {
+            return None;
+        }
+        inner.strangers.add(address);
+        Some(Pass { gate: Arc::clone(self), address, kind: Kind::Stranger })
+    }
+
+    /// A paired source came from this address.
+    pub(super) fn remember(&self, address: IpAddr) {
+        let address = site(address);
+        let mut inner = self.lock();
+        inner.known.retain(|known| *known != address);
+        inner.known.push_back(address);
+        if inner.known.len() > KNOWN_MAX {
+            inner.known.pop_front();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Count {
+    fn of(&self, address: IpAddr) -> usize {
+        self.by_address.get(&address).copied().unwrap_or(0)
+    }
+
+    fn add(&mut self, address: IpAddr) {
+        self.all += 1;
+        *self.by_address.entry(address).or_default() += 1;
+    }
+
+    fn remove(&mut self, address: IpAddr) {
+        self.all -= 1;
+        let mine = self.by_address.get_mut(&address).expect("it was added");
+        *mine -= 1;
+        if *mine == 0 {
+            self.by_address.remove(&address);
+        }
+    }
+}
+
+impl Drop for Pass {
+    fn drop(&mut self) {
+        let mut inner = self.gate.lock();
+        match self.kind {
+            Kind::Handshake => inner.handshakes.remove(self.address),
+            Kind::Stranger => inner.strangers.remove(self.address),
+        }
+    }
+}
+
+/// What one owner has as a rule: an IPv4 address, or an IPv6 network of 64 bits.
+fn site(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(v6) => IpAddr::V6((v6.to_bits() >> 64 << 64).into()),
+        v4 => v4,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gate() -> Arc<Gate> {
+        Gate::new(&Limits {
+            handshakes: 16,
+            handshakes_per_address: 4,
+            strangers: 3,
+            strangers_per_address: 2,
+            ..Limits::default()
+        })
+    }
+
+    fn at(n: u8) -> IpAddr {
+        IpAddr::from([192, 0, 2, n])
+    }
+
+    fn enter(gate: &Arc<Gate>, address: IpAddr) -> Option<Pass> {
+        match gate.knock(address, true) {
+            Knock::Enter(pass) => Some(pass),
+            Knock::Prove | Knock::Wait => None,
+        }
+    }
+
+    #[test]
+    fn no_address_takes_more_than_its_share_nor_all_together_what_is_kept_for_the_known() {
+        let gate = gate();
+        let one: Vec<_> = (0..10).map_while(|_| enter(&gate, at(1))).collect();
+        assert_eq!(one.len(), 4);
+        let many: Vec<_> = (2..50).filter_map(|n| enter(&gate, at(n))).collect();
+        assert_eq!(many.len(), 8, "twelve of sixteen");
+        assert!(enter(&gate, at(99)).is_none());
+        gate.remember(at(99));
+        let known: Vec<_> = (0..50).map_while(|_| enter(&gate, at(99))).collect();
+        assert_eq!(known.len(), 4, "what is kept for the known");
+        drop((one, many));
+        let more: Vec<_> = (0..50).map_while(|_| enter(&gate, at(99))).collect();
+        assert_eq!(known.len() + more.len(), 8, "half of all");
+        drop((known, more));
+        assert!(gate.lock().handshakes.by_address.is_empty(), "nothing is kept of who left");
+    }
+
+    #[test]
+    fn an_address_that_nobody_proved_gets_half() {
+        let gate = gate();
+        let first: Vec<_> = (0..2)
+            .map(|_| match gate.knock(at(1), false) {
+                Knock::Enter(pass) => pass,
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert!(matches!(gate.knock(at(1), false), Knock::Prove));
+        assert!(matches!(gate.knock(at(1), true), Knock::Enter(_)));
+        drop(first);
+    }
+
+    #[test]
+    fn strangers_are_few() {
+        let gate = gate();
+        let (_a, _b) = (gate.stranger(at(1)).expect("one"), gate.stranger(at(1)).expect("two"));
+        assert!(gate.stranger(at(1)).is_none(), "of one address");
+        let c = gate.stranger(at(2)).expect("three");
+        assert!(gate.stranger(at(3)).is_none(), "of all");
+        drop(c);
+        assert!(gate.stranger(at(3)).is_some());
+    }
+
+    #[test]
+    fn a_network_of_64_bits_is_one_site() {
+        let v6 = |text: &str| text.parse::<IpAddr>().expect("an address");
+        assert_eq!(site(v6("2001:db8::1")), site(v6("2001:db8::ffff:1")));
+        assert_ne!(site(v6("2001:db8::1")), site(v6("2001:db8:0:1::1")));
+        assert_eq!(site(v6("::ffff:192.0.2.1")), at(1));
+    }
+}
