@@ -33,6 +33,18 @@ pub(crate) fn fill(path: &Path, bytes: u64) -> io::Result<()> {
     file.sync_all()
 }
 
+/// Fills a file with noise, so that none of it is a hole.
+pub(crate) fn fill_noise(path: &Path, bytes: u64) -> io::Result<()> {
+    let file = File::options().write(true).open(path)?;
+    let mut chunk = vec![0; CHUNK];
+    for offset in (0..bytes).step_by(CHUNK) {
+        let mut rng = Rng(offset);
+        chunk.chunks_mut(8).for_each(|c| c.copy_from_slice(&rng.draw().to_le_bytes()));
+        file.write_all_at(&chunk[..CHUNK.min((bytes - offset) as usize)], offset)?;
+    }
+    file.sync_all()
+}
+
 fn word(seed: u64) -> Vec<u8> {
     let mut rng = Rng(seed);
     (0..3 + rng.below(6)).map(|_| b'a' + rng.below(26) as u8).collect()

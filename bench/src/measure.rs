@@ -61,6 +61,11 @@ impl ProcessCost {
     }
 }
 
+/// Whether a program is there to be run.
+pub(crate) fn installed(name: &str) -> bool {
+    std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).any(|dir| dir.join(name).is_file())
+}
+
 /// Drops the page cache, where the user may.
 pub(crate) fn drop_caches() {
     let _ = Command::new("sync").status();

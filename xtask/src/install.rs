@@ -8,6 +8,7 @@ use anyhow::{Context as _, bail};
 
 /// A Debian package and a program by which its presence is known.
 const NEEDED: &[(&str, &str)] = &[
+    ("borgbackup", "borg"),
     ("e2fsprogs", "mke2fs"),
     ("fio", "fio"),
     ("fuse3", "fusermount3"),

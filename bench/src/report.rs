@@ -1,0 +1,209 @@
+//! What was measured, as tables and as JSON, and how it stands to the goals.
+
+use std::fmt;
+
+use serde::Serialize;
+
+use crate::measure::Cost;
+
+/// One line of the table of copies.
+#[derive(Debug, Serialize)]
+pub(crate) struct Row {
+    pub(crate) what: &'static str,
+    pub(crate) tool: &'static str,
+    pub(crate) seconds: f64,
+    cpu_seconds: f64,
+    /// CPU seconds per GB (10⁹ bytes) of what was copied or changed.
+    cpu_seconds_per_gb: f64,
+    peak_rss_mib: u64,
+    /// Its seconds ÷ Farside's.
+    farside_is_faster_by: f64,
+}
+
+/// One workload on one tap.
+#[derive(Debug, Serialize)]
+pub(crate) struct TapRow {
+    pub(crate) workload: String,
+    pub(crate) server: &'static str,
+    pub(crate) iops: f64,
+    pub(crate) mean_us: f64,
+    pub(crate) p50_us: f64,
+    pub(crate) p99_us: f64,
+    pub(crate) p999_us: f64,
+    pub(crate) max_us: f64,
+}
+
+/// Lag while something writes at a rate.
+#[derive(Debug, Serialize)]
+pub(crate) struct LagRow {
+    pub(crate) asked_mib_per_s: u64,
+    pub(crate) written_mib_per_s: f64,
+    pub(crate) lag_median_ms: u64,
+    pub(crate) lag_max_ms: u64,
+    pub(crate) backlog_max_mib: u64,
+    pub(crate) points: u64,
+}
+
+/// A goal, and what was measured.
+#[derive(Debug, Serialize)]
+struct Goal {
+    what: &'static str,
+    wanted: String,
+    measured: f64,
+    met: bool,
+}
+
+/// Everything.
+#[derive(Debug, Serialize)]
+pub(crate) struct Report {
+    size_bytes: u64,
+    rows: Vec<Row>,
+    /// Bytes on the wire per changed byte, of each delta.
+    wire_per_changed_byte: Vec<(&'static str, f64)>,
+    tap: Vec<TapRow>,
+    lag: Vec<LagRow>,
+    goals: Vec<Goal>,
+    left_out: Vec<String>,
+}
+
+impl Report {
+    pub(crate) fn new(size_bytes: u64) -> Self {
+        Self {
+            size_bytes,
+            rows: Vec::new(),
+            wire_per_changed_byte: Vec::new(),
+            tap: Vec::new(),
+            lag: Vec::new(),
+            goals: Vec::new(),
+            left_out: Vec::new(),
+        }
+    }
+
+    /// The first line of each `what` must be Farside's.
+    pub(crate) fn copied(&mut self, what: &'static str, tool: &'static str, cost: Cost, bytes: u64) {
+        let ours = self.seconds(what, "farside").unwrap_or(cost.seconds);
+        self.rows.push(Row {
+            what,
+            tool,
+            seconds: cost.seconds,
+            cpu_seconds: cost.cpu_seconds,
+            cpu_seconds_per_gb: cost.cpu_seconds / (bytes as f64 / 1e9),
+            peak_rss_mib: cost.peak_rss_kib >> 10,
+            farside_is_faster_by: cost.seconds / ours,
+        });
+    }
+
+    pub(crate) fn on_the_wire(&mut self, what: &'static str, bytes_per_changed: f64) {
+        self.wire_per_changed_byte.push((what, bytes_per_changed));
+    }
+
+    pub(crate) fn tapped(&mut self, row: TapRow) {
+        self.tap.push(row);
+    }
+
+    pub(crate) fn lagged(&mut self, row: LagRow) {
+        self.lag.push(row);
+    }
+
+    /// Something that could not be measured here, and why.
+    pub(crate) fn left_out(&mut self, what: impl Into<String>) {
+        self.left_out.push(what.into());
+    }
+
+    fn seconds(&self, what: &str, tool: &str) -> Option<f64> {
+        self.rows.iter().find(|r| r.what == what && r.tool == tool).map(|r| r.seconds)
+    }
+
+    fn tap_row(&self, workload: &str, server: &str) -> Option<&TapRow> {
+        self.tap.iter().find(|r| r.workload == workload && r.server == server)
+    }
+
+    fn at_least(&mut self, what: &'static str, goal: f64, measured: Option<f64>) {
+        let Some(measured) = measured else { return };
+        self.goals.push(Goal { what, wanted: format!("≥ {goal}"), measured, met: measured >= goal });
+    }
+
+    fn at_most(&mut self, what: &'static str, goal: f64, measured: Option<f64>) {
+        let Some(measured) = measured else { return };
+        self.goals.push(Goal { what, wanted: format!("≤ {goal}"), measured, met: measured <= goal });
+    }
+
+    fn judge(&mut self) {
+        let times = |report: &Self, what: &str, tool: &str| Some(report.seconds(what, tool)? / report.seconds(what, "farside")?);
+        let wire = |report: &Self, what: &str| report.wire_per_changed_byte.iter().find(|w| w.0 == what).map(|w| w.1);
+        let rss = self.rows.iter().filter(|r| r.tool == "farside").map(|r| r.peak_rss_mib).max();
+        self.at_least("first sync, times as fast as restic", 2.0, times(self, "first sync", "restic"));
+        self.at_least("first sync, share of the disk's own read rate", 0.5, times(self, "first sync", "dd, read only"));
+        self.at_least("scattered delta, times as fast as restic", 10.0, times(self, "scattered", "restic"));
+        self.at_least("scattered delta, times as fast as rsync", 20.0, times(self, "scattered", "rsync --inplace"));
+        self.at_least("clustered delta, times as fast as restic", 3.0, times(self, "clustered", "restic"));
+        self.at_least("restore, times as fast as restic", 2.0, times(self, "restore", "restic"));
+        self.at_most("wire bytes per changed byte, scattered 4 KiB", 1.5, wire(self, "scattered"));
+        self.at_most("wire bytes per changed byte, clustered", 1.05, wire(self, "clustered"));
+        self.at_most("peak RSS of each process, MiB", 128.0, rss.map(|mib| mib as f64));
+        let iops = |report: &Self, workload: &str| {
+            Some(report.tap_row(workload, "farside, idle")?.iops / report.tap_row(workload, "qemu-nbd")?.iops)
+        };
+        self.at_least("tap IOPS ÷ qemu-nbd's, random 4 KiB writes", 0.9, iops(self, "randwrite 4k QD32"));
+        self.at_least("tap IOPS ÷ qemu-nbd's, random 4 KiB reads", 0.9, iops(self, "randread 4k QD32"));
+        let cuts = |report: &Self| {
+            let of = |server| report.tap_row("randwrite 4k paced", server).map(|r| r.p999_us);
+            Some(of("farside, a cut every 200 ms")? / of("farside, no cuts")?)
+        };
+        self.at_most("p99.9 of paced writes around cuts ÷ without", 2.0, cuts(self));
+    }
+
+    pub(crate) fn print(&mut self) {
+        self.judge();
+        if !self.rows.is_empty() {
+            println!("\n{:.1} GiB; page cache dropped before each line\n", self.size_bytes as f64 / f64::from(1 << 30));
+            println!(
+                "{:<12} {:<26} {:>9} {:>9} {:>10} {:>9} {:>12}",
+                "what", "tool", "seconds", "CPU s", "CPU s/GB", "RSS MiB", "÷ farside"
+            );
+            for r in &self.rows {
+                println!(
+                    "{:<12} {:<26} {:>9.2} {:>9.2} {:>10.2} {:>9} {:>11.2}×",
+                    r.what, r.tool, r.seconds, r.cpu_seconds, r.cpu_seconds_per_gb, r.peak_rss_mib, r.farside_is_faster_by
+                );
+            }
+            for (what, ratio) in &self.wire_per_changed_byte {
+                println!("bytes on the wire per changed byte, {what}: {ratio:.2}");
+            }
+        }
+        if !self.tap.is_empty() {
+            println!(
+                "\n{:<22} {:<30} {:>9} {:>9} {:>9} {:>9} {:>10} {:>9}",
+                "workload", "server", "IOPS", "mean µs", "p50 µs", "p99 µs", "p99.9 µs", "max µs"
+            );
+            self.tap.iter().for_each(|row| println!("{row}"));
+        }
+        if !self.lag.is_empty() {
+            println!(
+                "\n{:>12} {:>14} {:>14} {:>11} {:>13} {:>7}",
+                "asked MiB/s", "written MiB/s", "median lag ms", "max lag ms", "max backlog", "points"
+            );
+            for r in &self.lag {
+                println!(
+                    "{:>12} {:>14.1} {:>14} {:>11} {:>9} MiB {:>7}",
+                    r.asked_mib_per_s, r.written_mib_per_s, r.lag_median_ms, r.lag_max_ms, r.backlog_max_mib, r.points
+                );
+            }
+        }
+        println!("\n{:<52} {:>8} {:>10}", "goal", "wanted", "measured");
+        for g in &self.goals {
+            println!("{:<52} {:>8} {:>10.2}  {}", g.what, g.wanted, g.measured, if g.met { "met" } else { "MISSED" });
+        }
+        self.left_out.iter().for_each(|line| println!("left out: {line}"));
+    }
+}
+
+impl fmt::Display for TapRow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{:<22} {:<30} {:>9.0} {:>9.0} {:>9.0} {:>9.0} {:>10.0} {:>9.0}",
+            self.workload, self.server, self.iops, self.mean_us, self.p50_us, self.p99_us, self.p999_us, self.max_us
+        )
+    }
+}
