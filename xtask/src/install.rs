@@ -19,6 +19,7 @@ const NEEDED: &[(&str, &str)] = &[
     ("libnbd-bin", "nbdfuse"),
     ("libnbd-bin", "nbdinfo"),
     ("mount", "losetup"),
+    ("python3-libnbd", "nbdsh"),
     ("qemu-utils", "qemu-img"),
     ("restic", "restic"),
     ("rsync", "rsync"),
