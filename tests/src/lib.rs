@@ -80,6 +80,31 @@ pub fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
     }
 }
 
+/// The environment variable that asks the tests which wear things out for hours of it; `xtask test --hours N` sets it.
+pub const HOURS: &str = "FARSIDE_TEST_HOURS";
+
+/// For how long a test goes on beyond what it does at least.
+#[derive(Clone, Copy, Debug)]
+pub struct Endurance {
+    until: Instant,
+}
+
+impl Endurance {
+    /// From now on, as long as [`HOURS`] says; without it, not at all.
+    ///
+    /// # Panics
+    /// When it holds no number of hours.
+    pub fn from_environment() -> Self {
+        let hours: f64 = std::env::var(HOURS).map_or(0.0, |text| text.parse().expect("a number of hours"));
+        Self { until: Instant::now() + Duration::from_secs_f64(hours * 3600.0) }
+    }
+
+    /// Whether there is time left.
+    pub fn goes_on(self) -> bool {
+        Instant::now() < self.until
+    }
+}
+
 /// A child process that does not outlive its owner.
 #[derive(Debug)]
 pub struct Process {

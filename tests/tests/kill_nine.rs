@@ -5,12 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use farside_tests::verify::{Rng, Verifier};
-use farside_tests::{Site, slot_of, wait_for};
+use farside_tests::{Endurance, Site, slot_of, wait_for};
 
 const BYTES: u64 = 96 << 20;
+/// Of each of the two.
+const KILLS: u32 = 20;
 
 #[test]
-fn ten_kills_lose_nothing() {
+fn twenty_kills_of_each_lose_nothing() {
     let mut site = Site::with_volume(BYTES, "200ms", 8);
     let stop = Arc::new(AtomicBool::new(false));
     let acknowledged = Arc::new(AtomicU64::new(0));
@@ -26,7 +28,11 @@ fn ten_kills_lose_nothing() {
             client
         })
     };
-    for round in 0..10 {
+    let endurance = Endurance::from_environment();
+    for round in 0.. {
+        if round >= 2 * KILLS && !endurance.goes_on() {
+            break;
+        }
         // Let some hundred requests pass, and a point where both sides are up.
         let from = acknowledged.load(Ordering::Relaxed);
         wait_for("the client to make progress", || {

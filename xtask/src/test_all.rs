@@ -19,6 +19,9 @@ pub(crate) struct Args {
     /// Leave out these steps, by name.
     #[arg(long, value_name = "STEP")]
     skip: Vec<String>,
+    /// Let the tests of processes that wear things out go on for so many hours each (FARSIDE_TEST_HOURS).
+    #[arg(long, value_name = "N")]
+    hours: Option<f64>,
     /// Name the steps and do nothing.
     #[arg(long)]
     list: bool,
@@ -147,7 +150,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         }
         println!("\n==> {}: {}", step.name, step.what);
         let begun = Instant::now();
-        let count = carry_out(step.work);
+        let count = carry_out(step.work, args.hours);
         println!("==> {}: {} in {}", step.name, count.words(), seconds(begun.elapsed()));
         report.push((step.name, begun.elapsed(), count));
     }
@@ -189,11 +192,14 @@ impl Count {
     }
 }
 
-fn carry_out(work: Work) -> Count {
+fn carry_out(work: Work, hours: Option<f64>) -> Count {
     let result = match work {
         Work::Here(function) => function().map(|()| Count::PASSED),
         Work::Program(mut command) => run_program(&mut command).map(|()| Count::PASSED),
-        Work::Tests(mut command) => run_tests(&mut command),
+        Work::Tests(mut command) => {
+            command.envs(hours.map(|hours| ("FARSIDE_TEST_HOURS", hours.to_string())));
+            run_tests(&mut command)
+        }
     };
     result.unwrap_or_else(|error| {
         eprintln!("{error:#}");
