@@ -41,6 +41,13 @@ pub struct SourceConfig {
     pub api_group: Option<String>,
 }
 
+impl SourceConfig {
+    /// Where sockets lie, and what need not outlive the boot.
+    pub fn runtime_dir(&self) -> &Path {
+        self.api_socket.parent().unwrap_or(Path::new(RUN_DIR))
+    }
+}
+
 /// `[[group]]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GroupConfig {
@@ -258,7 +265,7 @@ impl Config {
 
     /// The tap socket that a volume has when none is named.
     pub fn default_tap_socket(&self, volume: &Name) -> PathBuf {
-        self.source.api_socket.parent().unwrap_or(Path::new(RUN_DIR)).join(format!("{volume}.nbd"))
+        self.source.runtime_dir().join(format!("{volume}.nbd"))
     }
 
     /// Writes a volume's own drop-in.

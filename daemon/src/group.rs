@@ -22,6 +22,7 @@ use tracing::{debug, error, info, warn};
 use crate::compare::{Compares, Heat};
 use crate::config::{GroupConfig, VolumeConfig};
 use crate::link::Link;
+use crate::loss::{Loss, LossNote};
 use crate::sender::{Order, Report as SenderReport};
 use crate::state_dir::{Mark, StateDir};
 use crate::tally::Tally;
@@ -33,6 +34,8 @@ const COOL_EVERY: Duration = Duration::from_secs(5);
 const TICK_MAX: Duration = Duration::from_millis(250);
 /// While something must be polled.
 const POLL: Duration = Duration::from_millis(1);
+/// A device that does not answer is waited for so long when its volume is closed.
+const CLOSE_WAIT: Duration = Duration::from_secs(20);
 
 /// What the control thread hears.
 pub(crate) enum Note {
@@ -56,6 +59,8 @@ pub(crate) enum Note {
     TapStopped(VolumeId),
     /// A thread of the volume ended that must not.
     Broken(VolumeId, String),
+    /// The sender ended, which answers no order any more.
+    SenderEnded(VolumeId, String),
     Connected(Link),
     Disconnected(u64),
     Message(u64, Box<ReceiverMessage>),
@@ -74,7 +79,18 @@ pub(crate) enum Ask {
     Verify(VolumeId, oneshot::Sender<anyhow::Result<VerifyStatus>>),
     Settings(GroupConfig),
     Points(PointQueryKind, oneshot::Sender<anyhow::Result<PointAnswer>>),
-    Stop(Sender<bool>),
+    Stop(Sender<Stopped>),
+}
+
+/// How a group stopped, from good to bad.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Stopped {
+    /// Every volume: the next start goes on at once.
+    Clean,
+    /// Some volume: the next start compares what was hot.
+    Unclean,
+    /// Some volume lost track of changes, and nothing keeps that over a reboot.
+    LossUnkept,
 }
 
 /// The way into a control thread.
@@ -185,8 +201,8 @@ pub(crate) struct Member {
     /// Bits that are being set.
     pub(crate) heats: Vec<Heat>,
     pub(crate) compares: Compares,
-    /// Tracking was lost, and nothing durable says so: a crash now would go unnoticed.
-    pub(crate) mark_owed: bool,
+    pub(crate) loss: Loss,
+    pub(crate) note: LossNote,
     /// What was frozen lately, and when.
     recent: VecDeque<(Instant, RegionSet)>,
     leaving: Option<oneshot::Sender<anyhow::Result<()>>>,
@@ -225,8 +241,8 @@ impl Control {
             let wait = if self.must_poll() { POLL } else { self.next_tick.saturating_duration_since(Instant::now()) };
             match self.notes.recv_timeout(wait) {
                 Ok(Note::Ask(Ask::Stop(answer))) => {
-                    let clean = self.stop();
-                    let _ = answer.send(clean);
+                    let stopped = self.stop();
+                    let _ = answer.send(stopped);
                     return;
                 }
                 Ok(note) => self.hear(note),
@@ -293,10 +309,10 @@ impl Control {
                 Err(anyhow::anyhow!("the intent map of {name} still cannot be written: {why}; it is tried again by itself"))
             }),
             Note::TapStopped(id) => self.tap_stopped(id),
-            Note::Broken(id, why) => {
-                if let Some(member) = self.members.get_mut(&id) {
-                    member.broken = Some(why);
-                }
+            Note::Broken(id, why) => self.with(id, |m| m.broken = Some(why)),
+            Note::SenderEnded(id, why) => {
+                self.with(id, |m| m.broken = Some(format!("nothing of it is replicated any more: {why}")));
+                self.step(Event::ReaderLost { volume: id });
             }
             Note::Connected(link) => {
                 let connection = link.number;
@@ -324,7 +340,7 @@ impl Control {
             Note::Opened(opened, reply) => {
                 let (served, setup) = *opened;
                 if self.stopping {
-                    served.close();
+                    std::thread::spawn(move || served.close());
                     let _ = reply.send(Err(anyhow::anyhow!("farsided is stopping")));
                 } else {
                     self.add(served, setup);
@@ -356,13 +372,6 @@ impl Control {
         self.switcher.demote(epoch);
         self.cuts.remove(&epoch);
         self.step(Event::Demoted { epoch, why });
-    }
-
-    fn tracking_lost(&mut self, id: VolumeId) {
-        if let Some(member) = self.members.get_mut(&id) {
-            member.mark_owed = !member.served.tracking_failed();
-            self.step(Event::TrackingLost { volume: id });
-        }
     }
 
     fn sender_report(&mut self, id: VolumeId, report: SenderReport) {
@@ -463,11 +472,13 @@ impl Control {
                 if m.served.volume.tracking() != Tracking::Sound {
                     return;
                 }
-                m.mark_owed = false;
+                m.loss = Loss::Kept;
+                m.note.remove();
                 if let Err(error) = Mark::TrackingLost.put(&m.served.dir, false) {
                     warn!(volume = %m.served.config.name, %error, "the mark stays: the next start compares again");
                 }
             }),
+            Action::LossKept { volume } => self.loss_kept(volume),
             Action::Removed { volume } => self.removed(volume),
             Action::Report { volume, what } => self.report(volume, what),
             other => error!(group = %self.name, ?other, "an action that this daemon does not know"),
@@ -539,7 +550,7 @@ impl Control {
         let volumes = self.members.iter().map(|(id, m)| (*id, sample(&m.served))).collect();
         self.step(Event::Tick(Tick { time, volumes }));
         self.keep_verify_results();
-        self.record_losses();
+        self.settle_losses();
         let sent = self.bytes_read();
         self.tally.sent(Instant::now(), sent);
     }
@@ -547,13 +558,6 @@ impl Control {
     /// What the senders of all members read so far.
     pub(crate) fn bytes_read(&self) -> u64 {
         self.members.values().map(|m| m.served.sent.read_bytes.load(std::sync::atomic::Ordering::Relaxed)).sum()
-    }
-
-    /// A loss of tracking that could not be recorded is tried again: the disk may be well by now, and a crash must find it.
-    fn record_losses(&mut self) {
-        for member in self.members.values_mut().filter(|m| m.mark_owed) {
-            member.mark_owed = Mark::TrackingLost.put(&member.served.dir, true).is_err();
-        }
     }
 
     fn offer_cooling(&mut self, now: Instant) {
@@ -691,7 +695,8 @@ impl Control {
             flushing: false,
             heats: Vec::new(),
             compares: Compares::load(&served.dir),
-            mark_owed: false,
+            loss: Loss::Kept,
+            note: LossNote::of(&self.around.runtime_dir, setup.meta.id),
             served,
             recent: VecDeque::new(),
             leaving: None,
@@ -726,15 +731,30 @@ impl Control {
 
     fn removed(&mut self, id: VolumeId) {
         let Some(mut member) = self.members.remove(&id) else { return };
-        let dir = member.served.dir.clone();
-        let name = member.served.config.name.clone();
         let reply = member.leaving.take();
-        member.served.close();
-        let result = std::fs::remove_dir_all(&dir).map_err(|e| anyhow::anyhow!("{} cannot be removed: {e}", dir.display()));
-        info!(volume = %name, "removed; its points stay in the store");
-        if let Some(reply) = reply {
-            let _ = reply.send(result);
-        }
+        let Member { served, note, .. } = member;
+        let name = served.config.name.clone();
+        // Not here: what is in flight in a device that does not answer would hold up the whole group.
+        let (answer, answered) = crossbeam::channel::bounded(1);
+        std::thread::spawn(move || {
+            let removed = served.close_and_remove();
+            note.remove();
+            let _ = answer.send(removed); // whoever waited may have given up
+        });
+        std::thread::spawn(move || {
+            let result = answered.recv_timeout(CLOSE_WAIT).unwrap_or_else(|_| {
+                Err(anyhow::anyhow!(
+                    "the device of volume {name} does not answer; it is served no more, and its folder is removed when it does"
+                ))
+            });
+            match &result {
+                Ok(()) => info!(volume = %name, "removed; its points stay in the store"),
+                Err(error) => error!(volume = %name, "{error:#}"),
+            }
+            if let Some(reply) = reply {
+                let _ = reply.send(result);
+            }
+        });
     }
 
     fn report(&mut self, volume: Option<VolumeId>, what: Report) {
@@ -763,7 +783,7 @@ impl Control {
     }
 
     /// A planned stop: taps first, then as much published as patience allows, then exactly what is owed is written down.
-    fn stop(&mut self) -> bool {
+    fn stop(&mut self) -> Stopped {
         self.stopping = true;
         self.members.values().for_each(|m| m.served.stop_tap());
         let patience = Instant::now() + Duration::from_secs(u64::from(self.around.limits.stop_wait_seconds));
@@ -778,32 +798,50 @@ impl Control {
         self.listen_until(|c| c.link.is_none() || c.source.settled(), Some(patience));
         self.listen_until(|c| !c.source.switching(), None);
         self.step(Event::Halt);
-        let mut clean = true;
-        self.record_losses();
+        self.settle_losses();
+        self.close_members()
+    }
+
+    /// Each on a thread of its own, and joined last: a device that does not answer must not keep the others from their `clean`.
+    fn close_members(&mut self) -> Stopped {
+        let mut closing = Vec::new();
         for (id, member) in std::mem::take(&mut self.members) {
-            if member.mark_owed {
-                error!(
-                    volume = %member.served.config.name,
-                    "the loss of tracking still cannot be recorded: run `farside volume resync` after the next start"
-                );
-            }
             let mut owed = self.source.owed(id);
             owed.union_with(&member.served.volume.open_set());
             let name = member.served.config.name.clone();
-            let bytes = owed.granule_count(member.served.volume.geometry()) * member.served.volume.geometry().granule_bytes();
+            let loss = member.loss;
             // A flush that was never answered may have failed (T14); what is not durable may not be called clean.
-            let lost = member.mark_owed || Mark::TrackingLost.is_set(&member.served.dir);
-            if !member.heats.is_empty() || member.flushing || lost {
-                member.served.close();
-                clean = false;
-            } else if member.served.close_clean(owed) {
-                info!(volume = %name, owed_bytes = bytes, "stopped cleanly");
-            } else {
-                warn!(volume = %name, "stopped, but not cleanly: the next start compares what was hot");
-                clean = false;
+            let trusted = loss == Loss::Kept
+                && member.heats.is_empty()
+                && !member.flushing
+                && Mark::TrackingLost.is_set(&member.served.dir).is_ok_and(|set| !set);
+            let (answer, answered) = crossbeam::channel::bounded(1);
+            std::thread::spawn(move || answer.send(member.served.close_at_stop(trusted.then_some(owed))));
+            closing.push((name, loss, answered));
+        }
+        let patience = Instant::now() + CLOSE_WAIT;
+        let mut worst = Stopped::Clean;
+        for (name, loss, answered) in closing {
+            match answered.recv_deadline(patience) {
+                Ok(true) => {}
+                Ok(false) => {
+                    warn!(volume = %name, "stopped, but not cleanly: the next start compares what was hot");
+                    worst = worst.max(Stopped::Unclean);
+                }
+                Err(_) => {
+                    error!(volume = %name, "its device does not answer; the process ends without waiting for it");
+                    worst = worst.max(Stopped::Unclean);
+                }
+            }
+            if let Loss::Owed { .. } = loss {
+                error!(
+                    volume = %name,
+                    "that tracking was lost is kept nowhere that survives a reboot: after it run `farside volume resync {name}`"
+                );
+                worst = Stopped::LossUnkept;
             }
         }
-        clean
+        worst
     }
 
     fn listen_until(&mut self, done: impl Fn(&Self) -> bool, deadline: Option<Instant>) {

@@ -97,11 +97,12 @@ impl IntentFile {
         judge: &mut dyn FnMut(&Header) -> Result<(), ConfigError>,
     ) -> Result<(Self, Found), IntentFileError> {
         let path = dir.join("intent");
-        let is_new = !path.exists();
+        let io = |verb| move |source| IntentFileError::Io { path: dir.join("intent"), verb, source };
+        // One that cannot be looked at is not one that is not there: a new one would forget what was confirmed.
+        let is_new = !path.try_exists().map_err(io("looked at"))?;
         if is_new {
             create(dir, geometry, &Header::new(fresh_id, geometry, &IntentLayout::new(geometry)), &|_| true)?;
         }
-        let io = |verb| move |source| IntentFileError::Io { path: dir.join("intent"), verb, source };
         let mut device = FileDevice::open(&path, OpenOptions::daemon())?;
         // † The file's previous owner may have died with writes in the page cache or the device's: what is read from here on
         // must be what a power cut would leave, or a bit is trusted that was never durable.

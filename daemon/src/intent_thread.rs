@@ -9,8 +9,7 @@
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, RecvTimeoutError, TryRecvError};
-use farside_blockio::process::boot_id;
-use farside_region::{Geometry, LedgerPosition, MapId, Name, Term, VolumeId};
+use farside_region::{BootId, Geometry, LedgerPosition, MapId, Name, Term, VolumeId};
 use farside_shim::IntentOwner;
 use tracing::{error, info, warn};
 
@@ -31,6 +30,7 @@ pub(crate) struct IntentThread {
     inbox: Inbox,
     volume: (VolumeId, Name),
     geometry: Geometry,
+    boot: BootId,
     header: Option<Wanted>,
     flush_failed: bool,
     /// Of a file that failed: when it is tried again, and how long was waited for that.
@@ -45,8 +45,9 @@ impl IntentThread {
         inbox: Inbox,
         volume: (VolumeId, Name),
         geometry: Geometry,
+        boot: BootId,
     ) -> Self {
-        Self { file, owner, orders, inbox, volume, geometry, header: None, flush_failed: false, mend: None }
+        Self { file, owner, orders, inbox, volume, geometry, boot, header: None, flush_failed: false, mend: None }
     }
 
     /// The thread's whole life.
@@ -127,8 +128,8 @@ impl IntentThread {
             IntentOrder::Header { confirmed, position } => self.header = Some((confirmed, position)),
             IntentOrder::FlushFailed => {
                 self.flush_failed = true;
-                let boot = boot_id().ok();
-                if let Err(error) = self.file.write_header(|h| h.flush_failed = boot) {
+                let boot = self.boot;
+                if let Err(error) = self.file.write_header(|h| h.flush_failed = Some(boot)) {
                     self.complain("a failed flush", &error);
                 }
             }
@@ -160,14 +161,12 @@ impl IntentThread {
     fn try_to_mend(&mut self) {
         let mut id = [0; 16];
         let made = getrandom::fill(&mut id).map_err(|e| e.to_string()).and_then(|()| {
-            let (header, flush_failed) = (self.header, self.flush_failed);
+            let (header, flush_failed) = (self.header, self.flush_failed.then_some(self.boot));
             let change = |h: &mut farside_region::intent::Header| {
                 if let Some((term, position)) = header {
                     (h.term, h.position) = (term, position);
                 }
-                if flush_failed {
-                    h.flush_failed = boot_id().ok();
-                }
+                h.flush_failed = flush_failed.or(h.flush_failed);
             };
             self.file.make_anew(&self.geometry, MapId(id), change).map_err(|e| e.to_string())
         });
@@ -201,6 +200,7 @@ mod tests {
     use super::*;
 
     const VOLUME: VolumeId = VolumeId([1; 16]);
+    const BOOT: BootId = BootId([2; 16]);
 
     struct Running {
         volume: std::sync::Arc<Volume>,
@@ -237,7 +237,7 @@ mod tests {
         });
         let (inbox, notes) = Inbox::pair();
         let name = "data".parse().expect("a name");
-        let thread = IntentThread::new(file, owner, from_control, inbox, (VOLUME, name), geometry);
+        let thread = IntentThread::new(file, owner, from_control, inbox, (VOLUME, name), geometry, BOOT);
         let thread = std::thread::spawn(move || thread.run());
         Running { volume, orders, notes, thread }
     }

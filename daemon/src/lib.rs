@@ -12,6 +12,7 @@ mod group;
 mod intent_file;
 mod intent_thread;
 mod link;
+mod loss;
 mod metrics;
 mod queue;
 mod sender;

@@ -15,7 +15,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use crossbeam::channel::Receiver;
 use farside_blockio::{
-    Buffer, BufferPool, DeviceDone, DeviceEngine, DeviceOp, ExtentKind, FileDevice, Ring, RingError, Tag, Waker,
+    Buffer, BufferPool, DeviceDone, DeviceEngine, DeviceOp, Errno, ExtentKind, FileDevice, Ring, RingError, Tag, Waker,
 };
 use farside_layer::{Encoder, PartId, PartWriter, is_zero};
 use farside_region::{EpochId, Geometry, GranuleIndex, GranuleRun, GranuleSet, LayerKey, RegionIndex, RegionSet};
@@ -142,7 +142,7 @@ impl SenderThread {
                     ring.wake_read(Tag::server(0), &self.waker);
                 } else if let Some(done) = pipeline.engine.complete(&mut ring, completion) {
                     match done.id & VERIFY_FLIGHT {
-                        0 => pipeline.ended(done),
+                        0 => pipeline.ended(&mut ring, done),
                         _ => pipeline.verify_ended(done),
                     }
                 }
@@ -186,8 +186,22 @@ struct Reading {
     next: RegionIndex,
     window: VecDeque<RegionWork>,
     window_granules: u64,
-    flights: HashMap<u32, GranuleRun>,
+    /// One operation on the ring each.
+    flights: HashMap<u32, Flight>,
     flight_ids: u32,
+}
+
+/// A run on its way. One that cannot be read in one go is read again granule by granule, so that one bad sector costs one
+/// granule; on the ring like any other, since a host write may wait for what another flight has claimed.
+struct Flight {
+    run: GranuleRun,
+    singly: Option<Singly>,
+}
+
+#[derive(Default)]
+struct Singly {
+    pieces: Vec<(GranuleRun, Content)>,
+    failed: Option<Errno>,
 }
 
 struct RegionWork {
@@ -396,41 +410,44 @@ impl Pipeline {
             // A run that was handed out may be claimed, and a host write may wait for it: it is read at once, whatever the
             // pool says. No more than `depth` such buffers exist.
             let Some(buffer) = self.pool.take(extent.len as usize).or_else(|| Buffer::alone(extent.len as usize).ok()) else {
-                let pieces = read_singly(&self.device, &self.geometry, run);
-                if reading.reader.read_done(run) == ReadVerdict::Accept {
-                    pieces.into_iter().for_each(|(piece, content)| reading.arrived(&self.geometry, piece, content));
-                }
+                let flight = Flight { run, singly: Some(Singly::default()) };
+                reading.read_singly(ring, &mut self.engine, &self.geometry, self.generation, flight);
                 continue;
             };
-            let id = reading.flight_ids;
-            reading.flight_ids = reading.flight_ids.wrapping_add(1);
-            reading.flights.insert(id, run);
             let op = DeviceOp::Read { offset: extent.offset, buffer };
-            self.engine.submit(ring, u64::from(self.generation) << 32 | u64::from(id), op);
+            let id = reading.take_off(self.generation, Flight { run, singly: None });
+            self.engine.submit(ring, id, op);
         }
     }
 
-    fn ended(&mut self, done: DeviceDone) {
+    fn ended(&mut self, ring: &mut Ring, done: DeviceDone) {
         let (generation, id) = ((done.id >> 32) as u32, done.id as u32);
         let Some(reading) = self.reading.as_mut().filter(|_| generation == self.generation) else {
             self.orphans -= 1;
             return;
         };
-        let run = reading.flights.remove(&id).expect("a read in flight");
+        let Flight { run, singly } = reading.flights.remove(&id).expect("a read in flight");
         let buffer = done.buffer.expect("a read has its buffer");
-        match done.result {
-            Ok(()) => {
+        match (done.result, singly) {
+            (Ok(()), None) => {
                 if reading.reader.read_done(run) == ReadVerdict::Accept {
                     reading.arrived(&self.geometry, run, Content::Read(buffer));
                 }
             }
-            Err(errno) => {
-                error!(device = %self.device.path().display(), ?run, %errno, "the backing device cannot be read; trying each granule");
-                let pieces = read_singly(&self.device, &self.geometry, run);
-                if reading.reader.read_done(run) == ReadVerdict::Accept {
-                    for (piece, content) in pieces {
-                        reading.arrived(&self.geometry, piece, content);
-                    }
+            (Err(errno), None) => {
+                drop(buffer); // its room is needed for the granules
+                let singly = Some(Singly { failed: Some(errno), ..Singly::default() });
+                reading.read_singly(ring, &mut self.engine, &self.geometry, self.generation, Flight { run, singly });
+            }
+            (result, Some(mut singly)) => {
+                let granule = singly.next(run);
+                singly.failed = result.err().or(singly.failed);
+                let content = if result.is_ok() { Content::Read(buffer) } else { Content::Unreadable };
+                singly.pieces.push((granule, content));
+                let flight = Flight { run, singly: Some(singly) };
+                if let Some(errno) = reading.read_singly(ring, &mut self.engine, &self.geometry, self.generation, flight) {
+                    // After the claim is given back: whoever reads the log may be slow.
+                    error!(device = %self.device.path().display(), ?run, %errno, "the backing device cannot be read");
                 }
             }
         }
@@ -447,7 +464,7 @@ impl Pipeline {
                 continue;
             }
             let Some(buffer) = self.pool.take(extent.len as usize).or_else(|| Buffer::alone(extent.len as usize).ok()) else {
-                verifying.read_singly(&self.device, &self.geometry, run);
+                verifying.failed(&self.geometry, run);
                 continue;
             };
             self.verify_ids = self.verify_ids.wrapping_add(1);
@@ -469,7 +486,7 @@ impl Pipeline {
         let Some(run) = verifying.landed(done.id as u32) else { return };
         match (done.result, done.buffer) {
             (Ok(()), Some(buffer)) => verifying.compare(&self.geometry, run, Some(&buffer)),
-            _ => verifying.read_singly(&self.device, &self.geometry, run),
+            _ => verifying.failed(&self.geometry, run),
         }
     }
 
@@ -573,7 +590,51 @@ impl Pipeline {
     }
 }
 
+impl Singly {
+    /// The granule that is read next, or was just read.
+    fn next(&self, run: GranuleRun) -> GranuleRun {
+        GranuleRun { start: GranuleIndex(run.start.0 + self.pieces.len() as u64), count: 1 }
+    }
+}
+
 impl Reading {
+    /// Registers a flight; gives the id of its operation.
+    fn take_off(&mut self, generation: u32, flight: Flight) -> u64 {
+        let id = self.flight_ids;
+        self.flight_ids = self.flight_ids.wrapping_add(1);
+        self.flights.insert(id, flight);
+        u64::from(generation) << 32 | u64::from(id)
+    }
+
+    /// Reads the next granule of a run, or ends it. At the end gives what went wrong on the way, if anything.
+    fn read_singly(
+        &mut self,
+        ring: &mut Ring,
+        engine: &mut DeviceEngine,
+        geometry: &Geometry,
+        generation: u32,
+        mut flight: Flight,
+    ) -> Option<Errno> {
+        let run = flight.run;
+        let singly = flight.singly.get_or_insert_default();
+        while (singly.pieces.len() as u64) < run.count {
+            let next = singly.next(run);
+            let extent = geometry.bytes_of(next);
+            if let Ok(buffer) = Buffer::alone(extent.len as usize) {
+                let id = self.take_off(generation, flight);
+                engine.submit(ring, id, DeviceOp::Read { offset: extent.offset, buffer });
+                return None;
+            }
+            singly.failed = Some(Errno::ENOMEM);
+            singly.pieces.push((next, Content::Unreadable)); // read again with the next layer, as any
+        }
+        let singly = flight.singly.expect("made above");
+        if self.reader.read_done(run) == ReadVerdict::Accept {
+            singly.pieces.into_iter().for_each(|(piece, content)| self.arrived(geometry, piece, content));
+        }
+        singly.failed
+    }
+
     fn arrived(&mut self, geometry: &Geometry, run: GranuleRun, content: Content) {
         let region = geometry.region_of(run.start);
         let at = self.window.partition_point(|w| w.region < region);
@@ -678,21 +739,6 @@ fn is_hole(device: &FileDevice, extent: farside_region::ByteExtent) -> bool {
     let mut extents = Vec::with_capacity(1);
     let known = device.extents(extent, 1, &mut extents).is_ok();
     known && extents.first().is_some_and(|e| e.kind != ExtentKind::Data && e.len >= extent.len)
-}
-
-/// Reads a run granule by granule, so that one bad sector costs one granule.
-fn read_singly(device: &FileDevice, geometry: &Geometry, run: GranuleRun) -> Vec<(GranuleRun, Content)> {
-    (0..run.count)
-        .map(|i| {
-            let one = GranuleRun { start: GranuleIndex(run.start.0 + i), count: 1 };
-            let extent = geometry.bytes_of(one);
-            let content = Buffer::alone(extent.len as usize).ok().and_then(|mut buffer| {
-                let read: Result<(), std::io::Error> = device.read_exact_at(extent.offset, &mut buffer);
-                read.ok().map(|()| Content::Read(buffer))
-            });
-            (one, content.unwrap_or(Content::Unreadable))
-        })
-        .collect()
 }
 
 /// Carries a part's chunks to its stream; wakes the sender after each, since there is room then.

@@ -113,8 +113,12 @@ impl Mark {
     }
 
     /// Whether the volume in that folder carries it.
-    pub fn is_set(self, volume_dir: &Path) -> bool {
-        volume_dir.join(self.file()).exists()
+    ///
+    /// # Errors
+    /// When that cannot be told: "no" would be a lie that loses writes.
+    pub fn is_set(self, volume_dir: &Path) -> Result<bool, ConfigError> {
+        let path = volume_dir.join(self.file());
+        path.try_exists().map_err(|source| ConfigError::Io { verb: "look at", path, source })
     }
 
     /// Sets or withdraws it, durably.
@@ -153,11 +157,21 @@ mod tests {
     #[test]
     fn marks_survive() {
         let dir = tempfile::tempdir().expect("temp dir");
-        assert!(!Mark::Paused.is_set(dir.path()));
+        assert!(!Mark::Paused.is_set(dir.path()).expect("asked"));
         Mark::Paused.put(dir.path(), true).expect("set");
-        assert!(Mark::Paused.is_set(dir.path()) && !Mark::TrackingLost.is_set(dir.path()));
+        let set = |mark: Mark| mark.is_set(dir.path()).expect("asked");
+        assert!(set(Mark::Paused) && !set(Mark::TrackingLost));
         Mark::Paused.put(dir.path(), false).expect("withdrawn");
         Mark::Paused.put(dir.path(), false).expect("withdrawn twice");
-        assert!(!Mark::Paused.is_set(dir.path()));
+        assert!(!Mark::Paused.is_set(dir.path()).expect("asked"));
+    }
+
+    #[test]
+    fn a_mark_that_cannot_be_looked_at_is_not_called_absent() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        // A link that leads to itself: looking fails, whoever looks.
+        std::os::unix::fs::symlink("tracking-lost", dir.path().join("tracking-lost")).expect("linked");
+        let error = Mark::TrackingLost.is_set(dir.path()).expect_err("neither yes nor no").to_string();
+        assert!(error.contains("tracking-lost"), "{error}");
     }
 }

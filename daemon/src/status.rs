@@ -12,6 +12,7 @@ use farside_control::{PointId, Reason, Severity};
 use farside_replication::source::{self, Behind, RefusedWhy, State};
 
 use crate::group::{Control, Member};
+use crate::loss::Loss;
 
 impl Control {
     pub(crate) fn status(&mut self) -> GroupStatus {
@@ -187,14 +188,27 @@ fn volume_reasons(member: &Member, v: &source::VolumeStatus) -> Vec<Reason> {
         State::TrackingLost => say(
             Error,
             "tracking_lost",
-            match member.mark_owed {
-                true => "the intent map cannot be written, and neither can a note of that: a crash now would go unnoticed".into(),
-                false => {
-                    "the intent map could not be written, or something wrote past the tap: changes may be unknown".to_owned()
+            match member.loss {
+                Loss::Kept => "the intent map could not be written; that is recorded, and everything will be compared".to_owned(),
+                Loss::AtReceiver => "the intent map cannot be written, and a note of that only at the receiver, which has it: \
+                                     everything will be compared"
+                    .to_owned(),
+                Loss::Owed { .. } => {
+                    "the intent map cannot be written, and neither can a note of that, here or at the receiver: \
+                                      a power cut or reboot now would go unnoticed"
+                        .to_owned()
                 }
             },
-            "mend the disk that holds the state directory; the map is made anew by itself and everything compared. `farside \
-             volume resync NAME --accept tracking-lost` tries at once",
+            match member.loss {
+                Loss::Kept | Loss::AtReceiver => {
+                    "mend the disk that holds the state directory; the map is made anew by itself and everything compared. \
+                     `farside volume resync NAME --accept tracking-lost` tries at once"
+                }
+                Loss::Owed { .. } => {
+                    "mend the disk that holds the state directory, or the connection: both are tried again by themselves. After a \
+                     reboot before that: `farside volume resync NAME`"
+                }
+            },
         ),
         State::Behind(Behind::GatewayFull) => say(
             Error,
@@ -223,7 +237,12 @@ fn volume_reasons(member: &Member, v: &source::VolumeStatus) -> Vec<Reason> {
     if v.unreadable_bytes > 0 {
         let message =
             format!("{} KiB of the backing cannot be read; points that hold them are degraded", v.unreadable_bytes >> 10);
-        say(Error, "unreadable", message, "replace the disk; the points say which regions are missing");
+        say(
+            Error,
+            "unreadable",
+            message,
+            "replace or mend the disk; it is read again with the next change, or now by `farside volume resync NAME`",
+        );
     }
     if v.flush_failed {
         let message = "a flush of the backing failed: what was written since the one before may be lost at a power cut".into();

@@ -19,7 +19,7 @@ use tokio::sync::{oneshot, watch};
 use tracing::{error, info, warn};
 
 use crate::config::{Config, GroupConfig, VolumeConfig, parse_tap};
-use crate::group::{Ask, GroupHandle, GroupStart, Note};
+use crate::group::{Ask, GroupHandle, GroupStart, Note, Stopped};
 use crate::state_dir::{Mark, StateDir};
 use crate::volume::Surroundings;
 
@@ -84,6 +84,7 @@ impl Daemon {
             boot: boot_id()?,
             limits: config.limits.clone(),
             api_group: config.source.api_group.clone(),
+            runtime_dir: config.source.runtime_dir().to_owned(),
             runtime,
         };
         Ok(Arc::new(Self {
@@ -136,9 +137,15 @@ impl Daemon {
         info!("stopping");
         systemd::stopping();
         housekeeping.abort();
-        let clean = self.stop_groups().await;
+        let stopped = self.stop_groups().await;
         api.abort();
-        if clean { Ok(()) } else { bail!("stopped, but not cleanly: the next start compares what was hot") }
+        match stopped {
+            Stopped::Clean => Ok(()),
+            Stopped::Unclean => bail!("stopped, but not cleanly: the next start compares what was hot"),
+            Stopped::LossUnkept => {
+                bail!("stopped, and a reboot will forget that tracking was lost: the log says of which volumes")
+            }
+        }
     }
 
     /// A volume that is not configured may be written without us: its map must not be trusted when it comes back. That is
@@ -150,7 +157,7 @@ impl Daemon {
         let known: Vec<_> =
             volumes.iter().map(|v| self.state.path().join("volumes").join(v.group.as_str()).join(v.name.as_str())).collect();
         for dir in below(&self.state.path().join("volumes")).iter().flat_map(|group| below(group)) {
-            if !known.contains(&dir) && !Mark::TrackingLost.is_set(&dir) {
+            if !known.contains(&dir) && !Mark::TrackingLost.is_set(&dir)? {
                 Mark::TrackingLost.put(&dir, true)?;
             }
         }
@@ -168,24 +175,24 @@ impl Daemon {
         })
     }
 
-    async fn stop_groups(&self) -> bool {
+    async fn stop_groups(&self) -> Stopped {
         let groups = std::mem::take(&mut *locked(&self.groups));
         let mut stops = Vec::new();
         for (_, group) in groups {
             stops.push(tokio::task::spawn_blocking(move || {
                 let (answer, answered) = crossbeam::channel::bounded(1);
                 group.inbox.send(Note::Ask(Ask::Stop(answer)));
-                let clean = answered.recv().unwrap_or(false);
+                let stopped = answered.recv().unwrap_or(Stopped::Unclean);
                 group.link.abort();
                 let _ = group.thread.join();
-                clean
+                stopped
             }));
         }
-        let mut clean = true;
+        let mut worst = Stopped::Clean;
         for stop in stops {
-            clean &= stop.await.unwrap_or(false);
+            worst = worst.max(stop.await.unwrap_or(Stopped::Unclean));
         }
-        clean
+        worst
     }
 
     /// Serves a volume; its group is started if it is the first of it.
@@ -468,7 +475,7 @@ impl Daemon {
         let config = locked(&self.config).clone();
         // From here on the volume may be written without us: whatever interrupts this, its map is not trusted again.
         let (dir, _) = self.state.volume_dir(&group, &name).map_err(ApiError::internal)?;
-        let marked = Mark::TrackingLost.is_set(&dir);
+        let marked = Mark::TrackingLost.is_set(&dir).map_err(ApiError::internal)?;
         Mark::TrackingLost.put(&dir, true).map_err(ApiError::internal)?;
         if let Err(error) = config.remove_volume(&name) {
             // It stays, and stays trusted.

@@ -4,11 +4,10 @@
 //! since before the digests were asked for (`replication::source::verify` says why); one that is not is left to an ordinary
 //! Compare. It claims nothing and holds nobody up; few reads are in flight, so that a host hardly notices.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
-use farside_blockio::{Buffer, FileDevice};
 use farside_layer::{granule_digest, is_zero};
 use farside_region::{Geometry, GranuleDigest, GranuleIndex, GranuleRun, RegionIndex, RegionSet};
 use farside_replication::source::{VerifyChunk, VerifyRead};
@@ -57,6 +56,8 @@ pub(crate) struct Verifying {
     cursor: GranuleIndex,
     end: GranuleIndex,
     flights: HashMap<u32, GranuleRun>,
+    /// Granules of runs that could not be read in one go.
+    singly: VecDeque<GranuleRun>,
     /// Regions that need no reading any more.
     differing: RegionSet,
     unreadable: RegionSet,
@@ -75,6 +76,7 @@ impl Verifying {
             cursor: first,
             end,
             flights: HashMap::new(),
+            singly: VecDeque::new(),
             differing: RegionSet::new(),
             unreadable: RegionSet::new(),
             hot: RegionSet::new(),
@@ -84,6 +86,9 @@ impl Verifying {
     /// The next run to be read, within one region that was cold a moment ago.
     pub(crate) fn next(&mut self, volume: &Volume, run_bytes_max: u64) -> Option<GranuleRun> {
         let geometry = volume.geometry();
+        if let Some(granule) = self.singly.pop_front() {
+            return Some(granule);
+        }
         while self.cursor < self.end {
             let region = geometry.region_of(self.cursor);
             let whole = geometry.region_run(region);
@@ -126,22 +131,17 @@ impl Verifying {
     }
 
     /// A run could not be read in one go: granule by granule, so that one bad sector does not hide what else differs.
-    pub(crate) fn read_singly(&mut self, device: &FileDevice, geometry: &Geometry, run: GranuleRun) {
-        for granule in run.start.0..run.end().0 {
-            let one = GranuleRun { start: GranuleIndex(granule), count: 1 };
-            let extent = geometry.bytes_of(one);
-            let read = Buffer::alone(extent.len as usize)
-                .and_then(|mut buffer| device.read_exact_at(extent.offset, &mut buffer).map(|()| buffer));
-            match read {
-                Ok(buffer) => self.compare(geometry, one, Some(&buffer)),
-                Err(_) => self.unreadable.insert(geometry.region_of(one.start)),
-            }
+    pub(crate) fn failed(&mut self, geometry: &Geometry, run: GranuleRun) {
+        if run.count == 1 {
+            self.unreadable.insert(geometry.region_of(run.start));
+        } else {
+            self.singly.extend((run.start.0..run.end().0).map(|g| GranuleRun { start: GranuleIndex(g), count: 1 }));
         }
     }
 
     /// The verdict, once nothing is left to read.
     pub(crate) fn verdict(&mut self, volume: &Arc<Volume>) -> Option<VerifyRead> {
-        if self.cursor < self.end || !self.flights.is_empty() {
+        if self.cursor < self.end || !self.singly.is_empty() || !self.flights.is_empty() {
             return None;
         }
         // The content came before the look at the state: a write that we saw made its region hot before it was issued.

@@ -25,10 +25,11 @@ use farside_shim::{Group, Tracking, Volume, Wake, Wakes};
 use tracing::{error, info, warn};
 
 use crate::backing::Identity;
-use crate::config::{LimitsConfig, OnTrackingLost, VolumeConfig, write_atomically};
+use crate::config::{LimitsConfig, VolumeConfig, write_atomically};
 use crate::group::{Inbox, Note};
 use crate::intent_file::IntentFile;
 use crate::intent_thread::IntentThread;
+use crate::loss::LossNote;
 use crate::queue::{Counters, Orders, RingWake, ShimQueue};
 use crate::sender::{Order, SenderThread, SentCounters};
 use crate::state_dir::Mark;
@@ -40,6 +41,8 @@ pub(crate) struct Surroundings {
     pub(crate) boot: BootId,
     pub(crate) limits: LimitsConfig,
     pub(crate) api_group: Option<String>,
+    /// Gone at the next boot.
+    pub(crate) runtime_dir: PathBuf,
     pub(crate) runtime: tokio::runtime::Handle,
 }
 
@@ -99,6 +102,13 @@ impl Served {
         let meta = load_meta(&dir, &config, around, geometry)?;
         let mut fresh = [0; 16];
         getrandom::fill(&mut fresh).map_err(|e| anyhow::anyhow!("no randomness: {e}"))?;
+        // An earlier run of this boot lost track, and could say so only there.
+        let note = LossNote::of(&around.runtime_dir, meta.id);
+        if note.is_there().context("cannot look for a note of lost tracking in the runtime directory")? {
+            warn!(volume = %name, "tracking was lost before this start: everything will be compared");
+            Mark::TrackingLost.put(&dir, true)?;
+            note.remove();
+        }
         // Both marks come before anything is written that would make the next start forget the reason: the map grown, the
         // header `attached`, the new identity kept.
         let identity = Identity::of(&device).with_context(|| format!("cannot look at {}", config.backing.display()))?;
@@ -173,8 +183,8 @@ impl Served {
             position,
             inherited: found.hot,
             start: if owed.is_some() { Start::Clean } else { Start::Unclean },
-            tracking_lost: Mark::TrackingLost.is_set(&dir),
-            paused: Mark::Paused.is_set(&dir),
+            tracking_lost: Mark::TrackingLost.is_set(&dir)?,
+            paused: Mark::Paused.is_set(&dir)?,
         });
 
         let (counters, sent) = (Arc::new(Counters::default()), Arc::new(SentCounters::default()));
@@ -194,7 +204,7 @@ impl Served {
         let spawn =
             |what: &str| std::thread::Builder::new().name(format!("{what}-{}", name.as_str().get(..8).unwrap_or(name.as_str())));
         let intent_thread = {
-            let thread = IntentThread::new(file, owner, intent_orders, inbox.clone(), (id, name.clone()), geometry);
+            let thread = IntentThread::new(file, owner, intent_orders, inbox.clone(), (id, name.clone()), geometry, around.boot);
             spawn("intent").spawn(move || thread.run())?
         };
         let pipeline = SenderThread {
@@ -219,7 +229,7 @@ impl Served {
             spawn("send").spawn(move || {
                 if let Err(error) = pipeline.run() {
                     error!(volume = %name, %error, "the sender stopped; the host is served on, nothing is replicated");
-                    inbox.send(Note::Broken(id, error.to_string()));
+                    inbox.send(Note::SenderEnded(id, error.to_string()));
                 }
             })?
         };
@@ -279,21 +289,6 @@ impl Served {
         Ok(())
     }
 
-    /// Says what becomes of cold writes after the intent map failed; gives whether the loss is durable somewhere.
-    pub(crate) fn tracking_failed(&self) -> bool {
-        let durable = Mark::TrackingLost.put(&self.dir, true).inspect_err(|error| {
-            error!(volume = %self.config.name, %error, "the loss of tracking cannot be recorded; a crash now would go unnoticed");
-        });
-        if self.volume.tracking() == Tracking::Lost {
-            let verdict = match (durable.is_ok(), self.config.on_tracking_lost) {
-                (false, OnTrackingLost::Fail) => farside_shim::TrackingVerdict::Fail,
-                _ => farside_shim::TrackingVerdict::Pass,
-            };
-            self.volume.resolve_tracking_lost(verdict);
-        }
-        durable.is_ok()
-    }
-
     /// Whether the tap's thread is over, by a stop or because it could not begin.
     pub(crate) fn tap_has_ended(&self) -> bool {
         self.queue_thread.as_ref().is_none_or(JoinHandle::is_finished)
@@ -304,10 +299,18 @@ impl Served {
         self.tap.stop();
     }
 
-    /// The last step of a planned stop, after the tap has stopped: flush, masks, `clean`. Gives whether it is clean.
-    pub(crate) fn close_clean(mut self, owed: GranuleSet) -> bool {
+    /// The last step of a planned stop, after the tap has stopped: flush, masks of what is owed, `clean`. With `None` the header
+    /// is left `attached`. Gives whether it is clean. Waits for the device; call it on a thread of its own.
+    pub(crate) fn close_at_stop(mut self, owed: Option<GranuleSet>) -> bool {
         self.tap.stop();
         self.join_queue();
+        let clean = owed.is_some_and(|owed| self.write_clean(owed));
+        self.finish();
+        clean
+    }
+
+    fn write_clean(&self, owed: GranuleSet) -> bool {
+        let bytes = owed.granule_count(self.volume.geometry()) * self.volume.geometry().granule_bytes();
         let flush = self.volume.flush_begin();
         let flushed = self.device.sync_data();
         self.volume.flush_end(flush, flushed.is_ok());
@@ -315,24 +318,37 @@ impl Served {
             error!(volume = %self.config.name, %error, "the backing cannot be flushed: the next start compares what was hot");
             self.intent(IntentOrder::FlushFailed);
         }
-        let mut clean = flushed.is_ok()
+        let may = flushed.is_ok()
             && !self.flush_failed_this_boot
             && self.volume.flush_failures() == 0
             && self.volume.tracking() == Tracking::Sound;
-        if clean {
-            let backing = self.device.identity_now().ok().flatten();
-            let (answer, answered) = unbounded();
-            self.intent(IntentOrder::Clean { owed, backing, answer });
-            clean = answered.recv().unwrap_or(false);
+        if !may {
+            return false;
         }
-        self.finish();
+        let backing = self.device.identity_now().ok().flatten();
+        let (answer, answered) = unbounded();
+        self.intent(IntentOrder::Clean { owed, backing, answer });
+        let clean = answered.recv().unwrap_or(false);
+        if clean {
+            info!(volume = %self.config.name, owed_bytes = bytes, "stopped cleanly");
+        }
         clean
     }
 
-    /// Ends the threads with the header left `attached`: the next start compares.
+    /// Ends the threads with the header left `attached`: the next start compares. Waits for the device.
     pub(crate) fn close(mut self) {
         self.tap.stop();
         self.finish();
+    }
+
+    /// Ends the threads, and removes the volume's folder before the door is opened: nobody else uses it in between.
+    ///
+    /// # Errors
+    /// When the folder cannot be removed.
+    pub(crate) fn close_and_remove(mut self) -> anyhow::Result<()> {
+        self.tap.stop();
+        self.finish();
+        std::fs::remove_dir_all(&self.dir).with_context(|| format!("{} cannot be removed", self.dir.display()))
     }
 
     fn join_queue(&mut self) {

@@ -27,6 +27,7 @@ const KIND_PIN: u16 = 4;
 const KIND_UNPIN: u16 = 5;
 const KIND_PRUNE: u16 = 6;
 const KIND_TORN_VOID: u16 = 7;
+const KIND_TRACKING_LOST: u16 = 8;
 
 /// A record as it is stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,6 +87,7 @@ impl Record {
             Body::Unpin(b) => (KIND_UNPIN, to_postcard(b)),
             Body::Prune(b) => (KIND_PRUNE, to_postcard(b)),
             Body::TornVoid(b) => (KIND_TORN_VOID, to_postcard(b)),
+            Body::TrackingLost(b) => (KIND_TRACKING_LOST, to_postcard(b)),
         };
         let total = HEAD_BYTES + body.len() + DIGEST_BYTES;
         if total > RECORD_BYTES_MAX {
@@ -158,6 +160,7 @@ impl Record {
             KIND_UNPIN => Body::Unpin(from_postcard(body)?),
             KIND_PRUNE => Body::Prune(from_postcard(body)?),
             KIND_TORN_VOID => Body::TornVoid(from_postcard(body)?),
+            KIND_TRACKING_LOST => Body::TrackingLost(from_postcard(body)?),
             unknown => return Err(DecodeError::Kind(unknown)),
         };
         Ok((Self { group, slot, prev, nonce, stamp: Stamp { writer, mono_ms, wall_ms }, body }, digest))

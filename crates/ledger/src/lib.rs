@@ -26,7 +26,7 @@ pub use codec::{DecodeError, Encoded, RECORD_BYTES_MAX, RECORD_BYTES_MIN, TooLar
 pub use identity::{group_id, volume_id};
 pub use record::{
     Body, Claim, CutTime, EpochInfo, Heartbeat, LayerEntry, LayerKind, Layers, PartEntry, Pin, Prune, PrunedParts, Record, Stamp,
-    TornVoid, Unpin, VolumeMeta,
+    TornVoid, TrackingLost, Unpin, VolumeMeta,
 };
 pub use retention::Policy;
 pub use state::{CacheError, ChainError, LayerFact, Point, PointMember, State, TOUCHED_BYTES_MAX, VolumeState};

@@ -56,6 +56,8 @@ pub enum Body {
     Unpin(Unpin),
     /// Points and dead parts are given up.
     Prune(Prune),
+    /// A source lost track of what changes on a volume.
+    TrackingLost(TrackingLost),
     /// Stands in for the unreadable bytes found in this slot. Always void; kept at `ledger/<n>.void`.
     TornVoid(TornVoid),
 }
@@ -180,6 +182,16 @@ pub struct Heartbeat {
     pub position: LedgerPosition,
     /// Read before the source looked at its maps.
     pub t: CutTime,
+}
+
+/// The source of a volume lost track of what its host writes, and could keep a note of that nowhere else. Whoever attaches the
+/// volume with a header position below this record compares everything: his intent map may miss writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrackingLost {
+    /// The volume.
+    pub volume: VolumeId,
+    /// Under which claim.
+    pub term: Term,
 }
 
 /// A point must stay. The slot of the accepted record is the pin's name.

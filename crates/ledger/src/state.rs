@@ -14,7 +14,8 @@ use thiserror::Error;
 
 use crate::codec::to_postcard;
 use crate::record::{
-    Body, Claim, CutTime, EpochInfo, Heartbeat, LayerEntry, LayerKind, Layers, Pin, Prune, Record, Stamp, VolumeMeta,
+    Body, Claim, CutTime, EpochInfo, Heartbeat, LayerEntry, LayerKind, Layers, Pin, Prune, Record, Stamp, TrackingLost,
+    VolumeMeta,
 };
 use crate::verdict::{Malformed, Verdict, VoidReason};
 
@@ -55,6 +56,7 @@ pub struct VolumeState {
     slots: BTreeMap<(Term, Seq), Slot>,
     unreadable: RegionSet,
     quiet: Option<(Slot, CutTime)>,
+    tracking_lost: Option<Slot>,
 }
 
 /// One accepted layer.
@@ -285,6 +287,7 @@ impl State {
             Body::Pin(pin) => self.judge_pin(pin),
             Body::Unpin(unpin) => self.pinned_point(unpin.pin).map(|_| ()).ok_or(VoidReason::NoSuchPin(unpin.pin)),
             Body::Prune(prune) => self.judge_prune(record.slot, prune),
+            Body::TrackingLost(lost) => self.judge_tracking_lost(lost),
             Body::TornVoid(_) => Err(VoidReason::Torn),
         };
         judged.map_or_else(Verdict::Void, |()| Verdict::Accepted)
@@ -384,6 +387,15 @@ impl State {
         Ok(())
     }
 
+    fn judge_tracking_lost(&self, lost: &TrackingLost) -> Result<(), VoidReason> {
+        let volume = self.volumes.get(&lost.volume).ok_or(VoidReason::UnknownVolume(lost.volume))?;
+        if volume.term != lost.term {
+            return Err(VoidReason::Term { volume: lost.volume, current: volume.term });
+        }
+        // Every header position that this one would lie above lies below the one before too.
+        if volume.tracking_lost_since_header_moved() { Err(VoidReason::Duplicate) } else { Ok(()) }
+    }
+
     fn judge_pin(&self, pin: &Pin) -> Result<(), VoidReason> {
         if pin.reason.len() > Pin::REASON_BYTES_MAX {
             return Err(VoidReason::Malformed(Malformed::Reason));
@@ -470,6 +482,11 @@ impl State {
                 self.roots_changed = Some(slot);
             }
             Body::Prune(prune) => self.admit_prune(slot, prune),
+            Body::TrackingLost(lost) => {
+                if let Some(volume) = self.volumes.get_mut(&lost.volume) {
+                    volume.tracking_lost = Some(slot);
+                }
+            }
             Body::TornVoid(_) => unreachable!("a torn slot is always void"),
         }
     }
@@ -484,6 +501,7 @@ impl State {
             slots: BTreeMap::new(),
             unreadable: RegionSet::new(),
             quiet: None,
+            tracking_lost: None,
         });
         volume.meta = claim.volume.clone();
         volume.source = claim.source.clone();
@@ -672,6 +690,18 @@ impl VolumeState {
     /// The newest heartbeat under this term with no layer after it: its slot, and up to when nothing had changed.
     pub fn quiet(&self) -> Option<(Slot, CutTime)> {
         self.quiet
+    }
+
+    /// The newest record that says that the volume's source lost track of changes. It concerns an attach whose header position
+    /// lies below it.
+    pub fn tracking_lost(&self) -> Option<Slot> {
+        self.tracking_lost
+    }
+
+    /// Whether that record lies above all that a header position can have moved to since: the newest claim, the newest layer.
+    pub fn tracking_lost_since_header_moved(&self) -> bool {
+        let moved = self.last_layer().map_or(0, |l| l.slot.0).max(self.term.0);
+        self.tracking_lost.is_some_and(|lost| lost.0 > moved)
     }
 
     /// What a new layer's entry must name as `unreadable_regions` when its writer has no index to ask: the regions it touches

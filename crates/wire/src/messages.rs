@@ -55,6 +55,9 @@ pub enum SourceMessage {
     Points(PointQuery),
     /// What the source's configuration says about the group; after the greeting, and whenever it changes.
     Settings(Settings),
+    /// Changes may go untracked, and nothing at the source keeps that: answered by [`ReceiverMessage::LossRecorded`], or by a
+    /// refusal `Term`.
+    TrackingLost(LossReport),
 }
 
 /// From the receiver.
@@ -88,6 +91,8 @@ pub enum ReceiverMessage {
     Refusal(Refusal),
     /// How the receiver is.
     Notice(Notice),
+    /// The answer to [`SourceMessage::TrackingLost`]: the ledger keeps it.
+    LossRecorded(LossRecorded),
 }
 
 /// Who calls.
@@ -186,6 +191,8 @@ pub struct CurrentVolume {
     pub claimant: Option<InstanceId>,
     /// The newest point that holds the volume.
     pub newest_point: Option<NewestPoint>,
+    /// The newest record that says that tracking was lost. Above the asker's position it means: compare everything.
+    pub tracking_lost: Option<Slot>,
 }
 
 /// The newest point of a volume.
@@ -230,6 +237,26 @@ pub enum ClaimOutcome {
         /// Why.
         reason: VoidReason,
     },
+}
+
+/// Asks the ledger to keep that tracking of a volume was lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LossReport {
+    /// Comes back in the answer.
+    pub id: RequestId,
+    /// Which volume.
+    pub volume: VolumeId,
+    /// The asker's term.
+    pub term: Term,
+}
+
+/// The ledger keeps it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LossRecorded {
+    /// Of the question.
+    pub id: RequestId,
+    /// Which volume.
+    pub volume: VolumeId,
 }
 
 /// Announces a layer.

@@ -78,6 +78,7 @@ fn from_source() -> Vec<SourceMessage> {
         }),
         SourceMessage::Points(PointQuery { id, kind: PointQueryKind::Show { point: Slot(5) } }),
         SourceMessage::Settings(Settings { policy: Policy { keep: 10, span_ms: 86_400_000 } }),
+        SourceMessage::TrackingLost(LossReport { id, volume, term: Term(3) }),
     ]
 }
 
@@ -92,6 +93,7 @@ fn from_receiver() -> Vec<ReceiverMessage> {
         point_due: false,
         claimant: Some(InstanceId([0x11; 16])),
         newest_point: Some(NewestPoint { position: position(), epoch: epoch() }),
+        tracking_lost: Some(Slot(4)),
     };
     let point = PointInfo {
         slot: Slot(5),
@@ -142,6 +144,7 @@ fn from_receiver() -> Vec<ReceiverMessage> {
         ReceiverMessage::Points(PointAnswer { id, page: PointPage { points: vec![point], more: true } }),
         ReceiverMessage::Refusal(Refusal { code: RefusalCode::Store, volume: Some(volume), text: "full".into() }),
         ReceiverMessage::Notice(Notice::GatewayFull { free_bytes: 1, reserve_bytes: 2 }),
+        ReceiverMessage::LossRecorded(LossRecorded { id, volume }),
     ]
 }
 
@@ -352,7 +355,7 @@ proptest! {
     }
 }
 
-const GOLDEN_SOURCE: [&str; 10] = [
+const GOLDEN_SOURCE: [&str; 11] = [
     "00010100[11*16]0104686f73740764656661756c74",
     "0107[aa*16]0105[bb*32]00",
     "0207[aa*16]0464617461[80*4]040c16[cc*32]01010404686f7374",
@@ -363,10 +366,11 @@ const GOLDEN_SOURCE: [&str; 10] = [
     "0707[aa*16]0380088008",
     "08070105",
     "090a80b89929",
+    "0a07[aa*16]03",
 ];
-const GOLDEN_RECEIVER: [&str; 13] = [
+const GOLDEN_RECEIVER: [&str; 14] = [
     "000100[22*16]",
-    "0107[aa*16]010104030202030401000105[bb*32]01[aa*16]0464617461[80*4]040c16[cc*32]010302010001[11*16]0105[bb*32][dd*16]e807e90701",
+    "0107[aa*16]010104030202030401000105[bb*32]01[aa*16]0464617461[80*4]040c16[cc*32]010302010001[11*16]0105[bb*32][dd*16]e807e907010104",
     "0207[aa*16]010005",
     "03[80*4]01",
     "0401[aa*16]03ac02",
@@ -378,5 +382,6 @@ const GOLDEN_RECEIVER: [&str; 13] = [
     "0a070105[bb*32][dd*16]e807e907014d01010464617461[aa*16]03ac02[80*4]040001",
     "0b0401[aa*16]0466756c6c",
     "0c010102",
+    "0d07[aa*16]",
 ];
 const GOLDEN_PART: &str = "4653505401000000[aa*16]03[00*7]2c01[00*6]07000000999074c6";

@@ -31,6 +31,7 @@ fn samples() -> Vec<(&'static str, Record)> {
             }),
         ),
         ("torn", Body::TornVoid(TornVoid { torn_digest: [0x0b; 32], torn_bytes: 4096 })),
+        ("tracking lost", Body::TrackingLost(TrackingLost { volume: vol(1), term: Term(3) })),
     ];
     let stamp = Stamp { writer: [0x11; 16], mono_ms: 1234, wall_ms: -5 };
     let record = |(what, body)| {

@@ -211,6 +211,35 @@ fn t15_only_accepted_layers_and_heartbeats_advance_time() {
 }
 
 #[test]
+fn a_loss_of_tracking_is_recorded_once_per_stretch_that_a_header_may_have_moved_in() {
+    let mut w = claimed();
+    let lost = |w: &World, n: u8, term: Term| (w.state.next_slot(), Body::TrackingLost(TrackingLost { volume: vol(n), term }));
+    let (_, foreign) = lost(&w, 1, Term(7));
+    assert_eq!(w.put(foreign), Verdict::Void(VoidReason::Term { volume: vol(1), current: w.term(1) }));
+    let (_, unknown) = lost(&w, 9, Term(0));
+    assert_eq!(w.put(unknown), Verdict::Void(VoidReason::UnknownVolume(vol(9))));
+    let (first, body) = lost(&w, 1, w.term(1));
+    assert_eq!(w.put(body.clone()), Verdict::Accepted);
+    assert_eq!(w.put(body.clone()), Verdict::Void(VoidReason::Duplicate));
+    w.fuzzy(2);
+    assert_eq!(
+        w.put(body.clone()),
+        Verdict::Void(VoidReason::Duplicate),
+        "a layer of another volume moves no header of this one"
+    );
+    assert_eq!(w.state.volume(vol(1)).and_then(|v| v.tracking_lost()), Some(first));
+    w.fuzzy(1);
+    let second = w.state.next_slot();
+    assert_eq!(w.put(body), Verdict::Accepted);
+    assert_eq!(w.state.volume(vol(1)).and_then(|v| v.tracking_lost()), Some(second));
+    w.claim(1);
+    assert_eq!(w.state.volume(vol(1)).and_then(|v| v.tracking_lost()), Some(second), "whoever claims has heeded it by then");
+    let (third, body) = lost(&w, 1, w.term(1));
+    assert_eq!(w.put(body), Verdict::Accepted);
+    assert_eq!(w.state.volume(vol(1)).and_then(|v| v.tracking_lost()), Some(third));
+}
+
+#[test]
 fn a_torn_slot_is_a_void_record_and_the_chain_goes_on_from_it() {
     let mut w = claimed();
     let torn = TornVoid { torn_digest: [3; 32], torn_bytes: 17 };

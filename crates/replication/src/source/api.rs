@@ -246,6 +246,17 @@ pub enum Event {
         /// Which volume.
         volume: VolumeId,
     },
+    /// Whoever reads the volume for us is gone: no order is answered any more in this attach, not even to give up.
+    ReaderLost {
+        /// Which volume.
+        volume: VolumeId,
+    },
+    /// After [`Event::TrackingLost`]: nothing durable at this host says so. The receiver is asked to keep it, as soon as it
+    /// can be; [`Action::LossKept`] follows.
+    KeepLoss {
+        /// Which volume.
+        volume: VolumeId,
+    },
     /// A backing flush failed; the shim keeps everything hot that was hot (T14).
     FlushFailed {
         /// Which volume.
@@ -549,6 +560,11 @@ pub enum Action {
     AdoptMeta {
         /// What the ledger says.
         meta: Box<VolumeMeta>,
+    },
+    /// The receiver's ledger keeps the loss that [`Event::KeepLoss`] spoke of: no crash forgets it any more.
+    LossKept {
+        /// Which volume.
+        volume: VolumeId,
     },
     /// Everything is going to be compared and every bit is set: the durable flag may go (T3).
     WithdrawTrackingLost {

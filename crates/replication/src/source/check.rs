@@ -10,7 +10,7 @@ use farside_wire::{
 use super::api::{Action, DemoteCause, Nanos, Problem, Report};
 use super::status::{PointStatus, RefusedWhy};
 use super::verify::VerifyOutcome;
-use super::volume::{Check, HeatFor, Layer, Looked, Reclaim, Seen, Service, Stage, Standing, slot_of};
+use super::volume::{Check, HeatFor, Layer, Looked, Loss, Reclaim, Seen, Service, Stage, Standing, slot_of};
 use super::{Kind, Link, Source};
 
 impl Source {
@@ -35,6 +35,7 @@ impl Source {
         for volume in self.volumes.values_mut() {
             volume.check = Check::Waiting { until: 0 };
             volume.reading = None;
+            volume.loss_unsaid();
         }
         if mutation::on("a reset cut re-sent as a point") {
             return;
@@ -81,7 +82,7 @@ impl Source {
             .values()
             .filter(|v| matches!(v.check, Check::Waiting { until } if until <= now))
             .filter(|v| v.service != Service::Leaving && !matches!(v.standing, Standing::Refused(_)))
-            .filter(|v| !v.heat.0.contains(&HeatFor::Accept))
+            .filter(|v| !v.heat.0.iter().any(|why| matches!(why, HeatFor::Accept | HeatFor::Recorded(_))))
             .filter(|v| !self.is_switching(v.id()) || mutation::on("hole: a claim beside a switch"))
             .map(|v| v.id())
             .collect();
@@ -123,6 +124,10 @@ impl Source {
                 return self.look(slice.volume, seen, out);
             }
         }
+        if !forced && let Some(lost) = volume.unheeded_loss(&slice) {
+            return self.heed_loss(now, slice.volume, lost, out);
+        }
+        let volume = self.volumes.get_mut(&slice.volume).expect("just seen");
         if volume.held.is_none() {
             volume.compare.union_with(&seen.regions);
         }
@@ -232,6 +237,7 @@ impl Source {
         let term = Term(position.slot.0);
         volume.held = Some(term);
         volume.reclaim = None;
+        volume.loss_unsaid();
         (volume.last_seq, volume.known_seq) = (Seq(0), Seq(0));
         volume.published = Some(position);
         volume.cooling = None;
@@ -411,7 +417,15 @@ impl Source {
         for why in reasons {
             match why {
                 HeatFor::Resync => {}
+                HeatFor::Recorded(slot) => {
+                    volume.heeded = Some(slot);
+                    if volume.standing == Standing::TrackingLost {
+                        volume.standing = Standing::Good;
+                    }
+                    volume.check = Check::Waiting { until: now };
+                }
                 HeatFor::TrackingLost => {
+                    volume.loss = Loss::Kept; // what it was about is over
                     if volume.standing == Standing::TrackingLost {
                         volume.standing = Standing::Good;
                     }

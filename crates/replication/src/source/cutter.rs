@@ -8,6 +8,7 @@ use farside_region::{EpochId, GranuleSet, LayerKey, RegionIndex, RegionSet, Volu
 use farside_wire::{LayerBegin, SourceMessage};
 
 use super::api::{Action, DemoteCause, Nanos, Report, Sample, SwitchDone, SwitchMember};
+use super::verify::VerifyOutcome;
 use super::volume::{Check, Frozen, Layer, PassStart, Service, Stage, Standing, Volume};
 use super::{Epoch, Hold, Kind, Link, Phase, Source, Switching};
 
@@ -119,6 +120,7 @@ impl Source {
             let Some(Taken { compare, .. }) = taken.remove(&volume_id) else { continue };
             let Some(volume) = self.volumes.get_mut(&volume_id) else { continue };
             let total_bytes = volume.granule_bytes(&set);
+            volume.freeze_unreadable(&set);
             epoch.bytes += total_bytes;
             epoch.members.insert(volume_id);
             ranges += set.regions().range_count();
@@ -318,6 +320,15 @@ impl Source {
         for epoch in frozen {
             self.demote(now, epoch, DemoteCause::Member, out);
         }
+    }
+
+    /// No order to its reader is answered any more: what it has under way is owed again, and the group's cuts go on without it.
+    pub(super) fn reader_lost(&mut self, now: Nanos, id: VolumeId, out: &mut Vec<Action>) {
+        let Some(volume) = self.volumes.get_mut(&id) else { return };
+        volume.service = volume.service.max(Service::Unread);
+        volume.reading = None;
+        volume.end_verify(now, VerifyOutcome::Stopped);
+        self.orphan(now, id, out);
     }
 
     /// Asks for a full compare, or recovers from lost tracking: every bit first.

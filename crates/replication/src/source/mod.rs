@@ -10,6 +10,7 @@
 //! | `check` | greeting, position rule, claim, resume |
 //! | `cutter` | the switch, demotion |
 //! | `send` | parts, end messages, acknowledgements |
+//! | `loss` | tracking that was lost, and who keeps that |
 //! | `upkeep` | header position, cooling, heartbeats |
 //! | `verify` | the whole volume against what is published |
 //! | `status` | what people are told |
@@ -17,6 +18,7 @@
 mod api;
 mod check;
 mod cutter;
+mod loss;
 mod send;
 mod status;
 mod upkeep;
@@ -186,6 +188,8 @@ impl Source {
             Event::VerifyRead { volume, read } => self.verify_read(volume, &read, actions),
             Event::Heated { volume, regions } => self.heated(volume, &regions),
             Event::TrackingLost { volume } => self.tracking_lost(now, volume, actions),
+            Event::ReaderLost { volume } => self.reader_lost(now, volume, actions),
+            Event::KeepLoss { volume } => self.keep_loss(volume),
             Event::FlushFailed { volume } => {
                 if let Some(volume) = self.volumes.get_mut(&volume) {
                     volume.flush_failed = true;
@@ -220,6 +224,7 @@ impl Source {
     fn follow_up(&mut self, now: Nanos, out: &mut Vec<Action>) {
         self.let_go(now, out);
         self.begin_checks(now, out);
+        self.say_losses(out);
         self.say_ends(out);
         self.verify_on(now, out);
         self.try_switch(now, out);
@@ -249,6 +254,7 @@ impl Source {
             ReceiverMessage::DigestAnswer(answer) => self.digest_answer(answer, out),
             ReceiverMessage::Refusal(refusal) => self.refused(now, refusal, out),
             ReceiverMessage::Notice(notice) => self.trouble = (notice != Notice::Ready).then_some(notice),
+            ReceiverMessage::LossRecorded(recorded) => self.loss_recorded(recorded, out),
             ReceiverMessage::Points(_) => {}
             _ => {}
         }
@@ -286,7 +292,7 @@ impl Source {
 
     fn set_service(&mut self, id: VolumeId, service: Service) {
         if let Some(volume) = self.volumes.get_mut(&id)
-            && volume.service != Service::Leaving
+            && (volume.service < Service::Unread || service == Service::Leaving)
         {
             volume.service = service;
         }

@@ -196,6 +196,8 @@ impl super::Source {
             (Standing::Refused(why), _) => return State::Refused(why),
             (Standing::TrackingLost, _) => return State::TrackingLost,
             (_, Service::Paused | Service::Leaving) => return State::Paused,
+            // The driver says why.
+            (Standing::Good, Service::Unread) => return State::Idle,
             (Standing::Good, Service::Running) => {}
         }
         if !volume.is_checked() {

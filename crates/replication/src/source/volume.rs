@@ -58,6 +58,9 @@ pub(super) struct Volume {
     /// The T of the newest heartbeat sent.
     pub(super) quiet: Option<CutTime>,
     pub(super) flush_failed: bool,
+    pub(super) loss: Loss,
+    /// The newest record of a loss of tracking for which every bit was set in this attach.
+    pub(super) heeded: Option<farside_region::Slot>,
     pub(super) ever_published: bool,
     pub(super) pass: Option<PassStart>,
     pub(super) not_converging: Option<NotConverging>,
@@ -67,10 +70,12 @@ pub(super) struct Volume {
 }
 
 /// What a person, or the configuration, wants of a volume.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Service {
     Running,
     Paused,
+    /// Nobody reads it for us any more in this attach.
+    Unread,
     Leaving,
 }
 
@@ -91,7 +96,18 @@ pub(super) struct Heat(pub(super) Vec<HeatFor>);
 pub(super) enum HeatFor {
     Accept,
     TrackingLost,
+    /// The ledger says in that slot that an attach before this one lost track.
+    Recorded(farside_region::Slot),
     Resync,
+}
+
+/// Whether a loss of tracking in this attach is kept somewhere. `Kept` also when there is none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Loss {
+    Kept,
+    /// The receiver is to be asked.
+    Unsaid,
+    Said(RequestId),
 }
 
 /// How far a volume came on the present connection.
@@ -335,6 +351,8 @@ impl Volume {
             newest_point: None,
             quiet: None,
             flush_failed: false,
+            loss: Loss::Kept,
+            heeded: None,
             ever_published: false,
             pass: None,
             not_converging: None,
@@ -413,8 +431,32 @@ impl Volume {
         owed
     }
 
+    /// Nothing is to be sent. Unreadable granules are none of that: they make no epoch by themselves, the newest point says that
+    /// it is degraded, and their regions stay hot.
     pub(super) fn owes_nothing(&self) -> bool {
-        self.compare.is_empty() && self.resend.is_empty() && self.unreadable.granules.is_empty() && self.frozen.is_empty()
+        self.compare.is_empty() && self.resend.is_empty() && self.frozen.is_empty()
+    }
+
+    /// What was frozen is read again: there is nothing to be retried about it beside that.
+    pub(super) fn freeze_unreadable(&mut self, frozen: &GranuleSet) {
+        let geometry = self.geometry();
+        let mut left = GranuleSet::new();
+        for (region, mask) in self.unreadable.granules.parts().1 {
+            let mut mask = *mask;
+            let again = frozen.mask(&geometry, region);
+            let mut from = 0;
+            while let Some((start, count)) = again.next_run(from) {
+                mask.clear_range(start, count);
+                from = start + count;
+            }
+            if !mask.is_empty() {
+                left.insert_mask(region, &mask);
+            }
+        }
+        let mut whole = self.unreadable.granules.parts().0.clone();
+        whole.subtract(frozen.parts().0);
+        whole.ranges().for_each(|r| left.insert_whole(r));
+        self.unreadable.granules = left;
     }
 
     /// The layer is named by an accepted record: what it covered need not be kept any more.

@@ -1,8 +1,12 @@
 //! One record at a time: what to append next, and what its verdict means (T11, T15).
 
-use farside_ledger::{Body, Claim, Heartbeat, LayerEntry, LayerKind, Layers, Record, Stamp, State, Verdict, VoidReason};
+use farside_ledger::{
+    Body, Claim, Heartbeat, LayerEntry, LayerKind, Layers, Record, Stamp, State, TrackingLost, Verdict, VoidReason,
+};
 use farside_region::{LayerKey, LedgerPosition, Seq, Term, VolumeId, mutation};
-use farside_wire::{ClaimOutcome, ClaimVerdict, Lost, Notice, Published, ReceiverMessage, RefusalCode, RequestId, Void};
+use farside_wire::{
+    ClaimOutcome, ClaimVerdict, LossRecorded, LossReport, Lost, Notice, Published, ReceiverMessage, RefusalCode, RequestId, Void,
+};
 
 use super::api::{Action, AppendOutcome, DropWhy, Report, SessionId, Ticket};
 use super::landing::{Landing, Stage, carries_terms};
@@ -31,6 +35,7 @@ enum What {
     Claim(QueuedClaim),
     Submission { submission: u64, body: Body },
     Layers { kind: LayerKind, keys: Vec<LayerKey> },
+    Loss { session: SessionId, report: LossReport },
     Heartbeat,
 }
 
@@ -45,6 +50,15 @@ impl Target {
         }
         if self.trouble.as_ref().is_some_and(|t| now < t.retry_at) {
             return;
+        }
+        if self.in_time(now)
+            && self.has_room(self.config.limits.file_bytes)
+            && let Some((_, (session, report))) = self.losses.pop_first()
+        {
+            // A host's cold writes may wait for this one. At most one per record of a claim or layer.
+            self.charge(now, self.config.limits.file_bytes);
+            let body = Body::TrackingLost(TrackingLost { volume: report.volume, term: report.term });
+            return self.append(What::Loss { session, report }, body, out);
         }
         self.claim_next(now, state, out);
         if self.appending.is_none() {
@@ -286,6 +300,7 @@ impl Target {
                 match what {
                     What::Claim(queued) => self.claims.push_front(queued),
                     What::Submission { submission, body } => self.submissions.push_front((submission, body)),
+                    What::Loss { session, report } => self.loss_reported(state, session, report, out),
                     What::Layers { .. } | What::Heartbeat => {}
                 }
                 self.others_wrote(state, out);
@@ -321,6 +336,7 @@ impl Target {
                 let outcome = AppendOutcome::Unusable { layers: blamed.to_vec(), text };
                 out.push(Action::Submitted { submission, outcome });
             }
+            What::Loss { session, report } => self.refuse_loss(session, report, RefusalCode::Protocol, &text, out),
             What::Heartbeat => self.heartbeat = None,
         }
     }
@@ -360,6 +376,7 @@ impl Target {
             What::Submission { submission, .. } => {
                 out.push(Action::Submitted { submission, outcome: AppendOutcome::Failed { text } });
             }
+            What::Loss { session, report } => _ = self.losses.insert(report.volume, (session, report)),
             What::Layers { .. } | What::Heartbeat => {}
         }
     }
@@ -385,6 +402,10 @@ impl Target {
                 self.recorded_at = now;
                 self.layers_judged(state, kind, keys, position, verdict, out);
             }
+            What::Loss { session, report } => match verdict {
+                Verdict::Accepted | Verdict::Void(VoidReason::Duplicate) => self.loss_recorded(session, report, out),
+                Verdict::Void(reason) => self.refuse_loss(session, report, RefusalCode::Term, &reason.to_string(), out),
+            },
             What::Heartbeat => {
                 self.recorded_at = now;
                 // Not to be said again: void is void (T15).
@@ -394,6 +415,29 @@ impl Target {
                     out.push(Action::Prune);
                 }
             }
+        }
+    }
+
+    /// A source lost track of what changes, and asks the ledger to remember it. One per volume waits at most.
+    pub(super) fn loss_reported(&mut self, state: &State, from: SessionId, report: LossReport, out: &mut Vec<Action>) {
+        match state.volume(report.volume).filter(|v| v.term() == report.term) {
+            None => self.refuse_loss(from, report, RefusalCode::Term, "another claim of the volume is current", out),
+            // As good as a new record, and costs no slot.
+            Some(volume) if volume.tracking_lost_since_header_moved() => self.loss_recorded(from, report, out),
+            Some(_) => _ = self.losses.insert(report.volume, (from, report)),
+        }
+    }
+
+    fn loss_recorded(&self, session: SessionId, report: LossReport, out: &mut Vec<Action>) {
+        if self.sessions.contains_key(&session) {
+            let LossReport { id, volume, .. } = report;
+            self.send(session, ReceiverMessage::LossRecorded(LossRecorded { id, volume }), out);
+        }
+    }
+
+    fn refuse_loss(&self, session: SessionId, report: LossReport, code: RefusalCode, text: &str, out: &mut Vec<Action>) {
+        if self.sessions.contains_key(&session) {
+            self.refuse(session, code, Some(report.volume), text, out);
         }
     }
 

@@ -19,7 +19,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use farside_ledger::{Body, CutTime, Heartbeat, State};
 use farside_region::{LayerKey, Term, VolumeId};
-use farside_wire::{InstanceId, ReceiverMessage, SourceMessage};
+use farside_wire::{InstanceId, LossReport, ReceiverMessage, SourceMessage};
 
 use crate::source::Nanos;
 
@@ -36,6 +36,8 @@ pub struct Target {
     sessions: BTreeMap<SessionId, Session>,
     layers: BTreeMap<LayerKey, Landing>,
     claims: VecDeque<QueuedClaim>,
+    /// Losses of tracking that the ledger is to remember; kept also when their connection is gone.
+    losses: BTreeMap<VolumeId, (SessionId, LossReport)>,
     submissions: VecDeque<(u64, Body)>,
     heartbeat: Option<Heartbeat>,
     quiet: BTreeMap<VolumeId, (CutTime, Nanos)>,
@@ -68,6 +70,7 @@ impl Target {
             sessions: BTreeMap::new(),
             layers: BTreeMap::new(),
             claims: VecDeque::new(),
+            losses: BTreeMap::new(),
             submissions: VecDeque::new(),
             heartbeat: None,
             quiet: BTreeMap::new(),
@@ -154,6 +157,7 @@ impl Target {
             SourceMessage::Digests(query) => self.digest_query(state, from, &query, out),
             SourceMessage::Points(query) => out.push(Action::AnswerPoints { session: from, query }),
             SourceMessage::Settings(settings) => self.settings(state, from, &settings, out),
+            SourceMessage::TrackingLost(report) => self.loss_reported(state, from, report, out),
             _ => self.close(from, "a message that this build does not know", out),
         }
     }

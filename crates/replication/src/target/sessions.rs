@@ -212,6 +212,7 @@ impl Target {
             point_due: volume.ends_fuzzy(),
             claimant,
             newest_point,
+            tracking_lost: volume.tracking_lost(),
         })
     }
 

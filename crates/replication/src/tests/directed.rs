@@ -18,7 +18,7 @@ use crate::source::{
 };
 use crate::target::{self, AppendOutcome, SessionId, Target, Ticket};
 
-fn at(slot: u64) -> LedgerPosition {
+pub(super) fn at(slot: u64) -> LedgerPosition {
     LedgerPosition { slot: Slot(slot), digest: RecordDigest([slot as u8; 32]) }
 }
 
@@ -234,6 +234,7 @@ pub(super) fn current(n: u8, term: u64, has_layers: bool) -> Option<CurrentVolum
         point_due: false,
         claimant: None,
         newest_point: None,
+        tracking_lost: None,
     })
 }
 

@@ -2,6 +2,7 @@
 
 mod directed;
 mod hostile;
+mod loss;
 mod random;
 mod stories;
 mod verify;

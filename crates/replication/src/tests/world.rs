@@ -389,7 +389,7 @@ impl World {
                 self.refused.extend(volume);
             }
             A::Report { volume, what } => self.say(|| format!("{volume:?} {what:?}")),
-            A::AdoptMeta { .. } | A::WithdrawTrackingLost { .. } | A::Removed { .. } => {}
+            A::AdoptMeta { .. } | A::LossKept { .. } | A::WithdrawTrackingLost { .. } | A::Removed { .. } => {}
         }
     }
 

@@ -1,0 +1,191 @@
+//! Tracking that was lost where nothing at the host could keep that (§4.5): who is told, and who heeds it.
+
+use farside_ledger::Body;
+use farside_region::{GranuleIndex, Slot, Term};
+use farside_wire::{LossRecorded, LossReport, ReceiverMessage, RequestId, SourceMessage};
+
+use super::directed::{Host, at, current, granules, layer, regions};
+use super::world::{GRANULES, Turn, World, geometry, volume};
+use crate::source::{Action, Event, Start};
+use crate::target::{self, SessionId};
+
+fn report(host: &mut Host) -> LossReport {
+    host.take(|m| match m {
+        SourceMessage::TrackingLost(report) => Some(*report),
+        _ => None,
+    })
+}
+
+#[test]
+fn a_loss_that_the_host_cannot_keep_is_said_until_the_receiver_has_recorded_it() {
+    let mut host = Host::streaming();
+    host.event(Event::TrackingLost { volume: volume(1) });
+    assert!(host.said.iter().all(|m| !matches!(m, SourceMessage::TrackingLost(_))), "the host's own mark is enough");
+    host.event(Event::KeepLoss { volume: volume(1) });
+    let first = report(&mut host);
+    assert_eq!((first.volume, first.term), (volume(1), Term(0)));
+    // The answer is lost with its connection: it is said again, once the term is known to be current.
+    host.reconnect();
+    assert!(host.said.iter().all(|m| !matches!(m, SourceMessage::TrackingLost(_))), "T7: nothing before the position is checked");
+    host.answer_ledger(1, Vec::new(), current(1, 0, false), Some(1));
+    host.answer_resume(1, 0, Vec::new());
+    let second = report(&mut host);
+    host.hear(ReceiverMessage::LossRecorded(LossRecorded { id: first.id, volume: volume(1) }));
+    assert!(host.did(|a| matches!(a, Action::LossKept { .. }).then_some(())).is_none(), "an answer to another question");
+    host.hear(ReceiverMessage::LossRecorded(LossRecorded { id: second.id, volume: volume(1) }));
+    assert!(host.did(|a| matches!(a, Action::LossKept { .. }).then_some(())).is_some());
+    host.tick(&[]);
+    assert!(host.said.iter().all(|m| !matches!(m, SourceMessage::TrackingLost(_))), "once is enough");
+}
+
+#[test]
+fn t3_an_attach_heeds_a_loss_above_its_position_before_it_claims() {
+    // Where the record lies, against a header at 5: heeded?
+    for (lost, heeded) in [(None, false), (Some(4), false), (Some(6), true)] {
+        let mut host = Host::new();
+        host.add(1, Some(5), Some(5), regions(2, 2), Start::Clean);
+        host.connect();
+        let mut theirs = current(1, 5, true).expect("some");
+        theirs.tracking_lost = lost.map(Slot);
+        host.answer_ledger(1, vec![layer(7, 5, regions(2, 1))], Some(theirs.clone()), Some(7));
+        let claims = |host: &Host| host.said.iter().any(|m| matches!(m, SourceMessage::Claim(_)));
+        assert_eq!(claims(&host), !heeded, "{lost:?}");
+        assert_eq!(host.did(|a| matches!(a, Action::HeatAll { .. }).then_some(())).is_some(), heeded, "{lost:?}");
+        if !heeded {
+            continue;
+        }
+        host.tick(&[]);
+        assert!(!claims(&host), "the header would move above the record before every bit is set");
+        host.event(Event::AllHot { volume: volume(1) });
+        host.answer_ledger(1, vec![layer(7, 5, regions(2, 1))], Some(theirs), Some(7));
+        host.answer_claim(1, 8);
+        assert_eq!(host.source.owed(volume(1)).granule_count(&geometry()), GRANULES, "everything is compared");
+    }
+}
+
+#[test]
+fn the_receiver_records_a_loss_once_and_refuses_another_terms() {
+    let mut world = World::new(1, 1);
+    world.by_hand = true;
+    world.boot();
+    world.connect();
+    settle(&mut world);
+    let term = world.state.volume(volume(1)).expect("claimed").term();
+    let session = SessionId(world.connection.expect("connected"));
+    let say = |world: &mut World, id, term| {
+        let message = Box::new(SourceMessage::TrackingLost(LossReport { id: RequestId(id), volume: volume(1), term }));
+        world.at(target::Event::Message { session, message });
+        settle(world);
+    };
+    let records = |world: &World| world.records.iter().filter(|r| matches!(r.body, Body::TrackingLost(_))).count();
+    say(&mut world, 102, term);
+    say(&mut world, 103, term);
+    assert_eq!(records(&world), 1, "the second is as good as recorded");
+    world.write(volume(1), 0, 77);
+    world.tick();
+    settle(&mut world);
+    say(&mut world, 104, term);
+    assert_eq!(records(&world), 2, "a layer came between: a header may have moved above the first");
+    // Last, since the source hears of it and claims anew.
+    say(&mut world, 101, Term(term.0 + 1));
+    assert_eq!(records(&world), 2, "of another term");
+}
+
+/// The whole story in the small world: bits are lost, the receiver alone knows, and the next attach finds what was written.
+#[test]
+fn a_write_whose_bit_was_lost_is_found_by_the_next_attach() {
+    let mut world = World::new(2, 1);
+    world.by_hand = true;
+    world.boot();
+    world.connect();
+    for _ in 0..60 {
+        world.tick();
+        settle(&mut world);
+        world.now += 20;
+        world.cool_wanted(volume(1));
+    }
+    assert!(world.disks[&volume(1)].hot.is_empty(), "everything is published and cold");
+    world.to(Event::TrackingLost { volume: volume(1) });
+    world.to(Event::KeepLoss { volume: volume(1) });
+    world.disks.get_mut(&volume(1)).expect("a disk").content[9] = 4242;
+    while [Turn::ToTarget, Turn::Append, Turn::ToSource].into_iter().any(|turn| world.turn(turn)) {}
+    assert!(matches!(world.records.last().expect("some").body, Body::TrackingLost(_)));
+    world.crash_source();
+    world.boot();
+    world.connect();
+    for _ in 0..60 {
+        world.tick();
+        settle(&mut world);
+        world.now += 20;
+    }
+    assert_eq!(world.image[&volume(1)][&9], 4242);
+}
+
+/// Everything that can happen by itself, until nothing does.
+fn settle(world: &mut World) {
+    let turns = [
+        Turn::Switch,
+        Turn::Header,
+        Turn::Hot,
+        Turn::Read,
+        Turn::ToTarget,
+        Turn::ToSource,
+        Turn::Land,
+        Turn::Append,
+        Turn::Digests,
+    ];
+    while turns.into_iter().any(|turn| world.turn(turn)) {}
+}
+
+/// Whether a switch was asked for, and of which volumes.
+fn asked(host: &mut Host) -> Option<Vec<farside_region::VolumeId>> {
+    host.did(|a| match a {
+        Action::Switch { members, .. } => Some(members.iter().map(|m| m.volume).collect()),
+        _ => None,
+    })
+}
+
+#[test]
+fn a_volume_whose_reader_is_gone_is_left_out_and_the_others_are_cut() {
+    let mut host = Host::streaming();
+    host.tick(&[1, 2]);
+    host.switch(vec![(1, granules(0, 1)), (2, granules(0, 1))]);
+    host.event(Event::ReaderLost { volume: volume(2) });
+    // What was under way is the other's alone now, and no point; it is not waited for.
+    host.read(1, 7);
+    let end = host.end();
+    assert_eq!(end.members.iter().map(|m| m.key.volume).collect::<Vec<_>>(), [volume(1)]);
+    let layers = vec![end.members[0].key];
+    let published = farside_wire::Published { position: at(2), kind: farside_ledger::LayerKind::Fuzzy, layers };
+    host.hear(ReceiverMessage::Published(published));
+    host.tick(&[1, 2]);
+    assert_eq!(asked(&mut host), Some(vec![volume(1)]));
+    assert!(host.source.owed(volume(2)).contains(&geometry(), GranuleIndex(0)), "what it had frozen is owed still");
+}
+
+#[test]
+fn l10_an_unreadable_granule_neither_ages_an_idle_volume_nor_holds_up_a_stop() {
+    let mut world = World::new(3, 1);
+    world.by_hand = true;
+    world.boot();
+    world.connect();
+    world.disks.get_mut(&volume(1)).expect("a disk").bad.insert(5);
+    let idle = |world: &mut World| {
+        for _ in 0..40 {
+            world.tick();
+            settle(world);
+            world.now += 20;
+        }
+    };
+    idle(&mut world);
+    let status = |world: &World| world.source.as_ref().expect("it runs").status(world.now).volumes.remove(0);
+    assert!(status(&world).unreadable_bytes > 0 && world.points > 0);
+    assert!(status(&world).lag.is_some_and(|lag| lag < 200), "{:?}", status(&world).lag);
+    assert!(world.source.as_ref().expect("it runs").settled());
+    // Mended, and everything compared: what was read again is unreadable no more, without a write by the host.
+    world.disks.get_mut(&volume(1)).expect("a disk").bad.clear();
+    world.to(Event::Resync { volume: volume(1) });
+    idle(&mut world);
+    assert_eq!(status(&world).unreadable_bytes, 0);
+    assert_eq!(world.image[&volume(1)][&5], world.disks[&volume(1)].content[5]);
+}

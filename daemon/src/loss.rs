@@ -1,0 +1,164 @@
+//! Tracking that was lost, and where that is kept until everything has been compared (§4.5, T3).
+//!
+//! | Place | Survives |
+//! |---|---|
+//! | the mark in the volume's folder | everything |
+//! | a record in the receiver's ledger, heeded at the next claim | everything; it needs the connection |
+//! | a note in the runtime directory | the end of the process, not of the boot |
+//!
+//! The mark is tried again at every tick and at the stop, since the disk may be well by then. Invariant: a cold write is let go
+//! on only when the mark or the record is there, or when neither came within [`WRITES_WAIT`] and the configuration says so;
+//! the note alone is no reason, since a power cut takes it. What people are told is what is kept, no more.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use farside_region::VolumeId;
+use farside_replication::source::Event;
+use farside_shim::{Tracking, TrackingVerdict, Volume};
+use tracing::{error, info, warn};
+
+use crate::config::OnTrackingLost;
+use crate::group::{Control, Member};
+use crate::state_dir::Mark;
+
+/// Cold writes wait so long for the receiver, where the mark cannot be put.
+const WRITES_WAIT: Duration = Duration::from_secs(5);
+
+/// Where a loss of tracking is kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Loss {
+    /// By the mark; or there is none.
+    #[default]
+    Kept,
+    /// By the receiver; the mark is owed still.
+    AtReceiver,
+    /// Nowhere that survives a power cut. Cold writes wait until then, or wait no more.
+    Owed { writes_wait_until: Option<Instant> },
+}
+
+/// The note in the runtime directory.
+pub(crate) struct LossNote {
+    path: PathBuf,
+}
+
+impl LossNote {
+    pub(crate) fn of(runtime_dir: &Path, volume: VolumeId) -> Self {
+        Self { path: runtime_dir.join(format!("tracking-lost-{volume}")) }
+    }
+
+    pub(crate) fn is_there(&self) -> std::io::Result<bool> {
+        self.path.try_exists()
+    }
+
+    fn put(&self) -> std::io::Result<()> {
+        std::fs::File::create(&self.path).map(drop)
+    }
+
+    /// Only when the mark has been put, or every bit has.
+    pub(crate) fn remove(&self) {
+        match std::fs::remove_file(&self.path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                warn!(note = %self.path.display(), %error, "cannot be removed: the next start compares everything once more");
+            }
+            _ => {}
+        }
+    }
+}
+
+impl Control {
+    /// The intent map failed. May be heard several times of one loss.
+    pub(crate) fn tracking_lost(&mut self, id: VolumeId) {
+        if !self.members.contains_key(&id) {
+            return;
+        }
+        self.step(Event::TrackingLost { volume: id });
+        let connected = self.link.is_some();
+        let member = self.members.get_mut(&id).expect("looked at above");
+        let Err(error) = member.put_mark() else { return };
+        let name = &member.served.config.name;
+        if member.loss == Loss::Kept {
+            error!(volume = %name, %error, "that tracking was lost cannot be recorded here; the receiver is asked to keep it");
+            if let Err(error) = member.note.put() {
+                warn!(volume = %name, %error, "nor can it be noted in the runtime directory");
+            }
+            member.loss = Loss::Owed { writes_wait_until: connected.then(|| Instant::now() + WRITES_WAIT) };
+        }
+        member.decide(connected);
+        self.step(Event::KeepLoss { volume: id });
+    }
+
+    /// Tries the marks that are owed, and ends the waiting of cold writes whose time has come.
+    pub(crate) fn settle_losses(&mut self) {
+        let connected = self.link.is_some();
+        for member in self.members.values_mut().filter(|m| m.loss != Loss::Kept) {
+            if member.put_mark().is_err() {
+                member.decide(connected);
+            }
+        }
+    }
+
+    /// The receiver's ledger has it.
+    pub(crate) fn loss_kept(&mut self, id: VolumeId) {
+        let Some(member) = self.members.get_mut(&id) else { return };
+        info!(volume = %member.served.config.name, "the receiver keeps that tracking was lost");
+        if member.loss != Loss::Kept {
+            member.loss = Loss::AtReceiver;
+            resolve(&member.served.volume, TrackingVerdict::Pass);
+        }
+    }
+}
+
+impl Member {
+    fn put_mark(&mut self) -> Result<(), crate::config::ConfigError> {
+        Mark::TrackingLost.put(&self.served.dir, true)?;
+        self.note.remove();
+        self.loss = Loss::Kept;
+        resolve(&self.served.volume, TrackingVerdict::Pass);
+        Ok(())
+    }
+
+    /// What becomes of cold writes while nothing that survives a power cut keeps the loss.
+    fn decide(&mut self, connected: bool) {
+        let Loss::Owed { writes_wait_until } = &mut self.loss else { return };
+        if connected && writes_wait_until.is_some_and(|until| Instant::now() < until) {
+            return;
+        }
+        *writes_wait_until = None;
+        let verdict = match self.served.config.on_tracking_lost {
+            OnTrackingLost::Fail => TrackingVerdict::Fail,
+            OnTrackingLost::Pass => TrackingVerdict::Pass,
+        };
+        resolve(&self.served.volume, verdict);
+    }
+}
+
+/// A volume that passes, or fails, already is left alone, but for failing writes that may pass now.
+fn resolve(volume: &Volume, verdict: TrackingVerdict) {
+    let news = match volume.tracking() {
+        Tracking::Sound | Tracking::LostPassing => false,
+        Tracking::LostFailing => verdict == TrackingVerdict::Pass,
+        Tracking::Lost => true,
+    };
+    if news {
+        volume.resolve_tracking_lost(verdict);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_note_is_there_until_it_is_removed() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let note = LossNote::of(dir.path(), VolumeId([7; 16]));
+        assert!(!note.is_there().expect("asked"));
+        note.remove();
+        note.put().expect("put");
+        assert!(LossNote::of(dir.path(), VolumeId([7; 16])).is_there().expect("asked"));
+        assert!(!LossNote::of(dir.path(), VolumeId([8; 16])).is_there().expect("asked"), "another volume's");
+        note.remove();
+        assert!(!note.is_there().expect("asked"));
+    }
+}
