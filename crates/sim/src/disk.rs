@@ -7,7 +7,9 @@
 //! 3. A flush covers exactly the operations that had completed when it was issued. A failed flush is reported once; what
 //!    was in the cache then may never become durable, whatever later flushes say.
 //! 4. Operations of a dead process go on and land later (ghost writes) until they all have: [`Disk::quiet`] is the door.
-//! 5. A read of a bad sector fails until the sector is written; a write may fail after any part of it landed.
+//! 5. A read of a bad sector fails until the sector is written; a write may fail after any part of it landed. A dead sector
+//!    can neither be read nor written, for ever.
+//! 6. A broken disk fails every write and every flush until it is mended; what is there can be read.
 //!
 //! What it does not model: silent corruption at rest (the digests of the store's segments are for that).
 
@@ -86,6 +88,10 @@ pub struct Disk {
     flight: Vec<Op>,
     done: BTreeMap<OpId, Done>,
     bad: BTreeSet<usize>,
+    dead: BTreeSet<usize>,
+    /// Sectors that could not be read at some time.
+    ever_bad: BTreeSet<usize>,
+    broken: bool,
     fail_next_flush: bool,
     flush_failures: u64,
     n: u64,
@@ -111,6 +117,9 @@ impl Disk {
             flight: Vec::new(),
             done: BTreeMap::new(),
             bad: BTreeSet::new(),
+            dead: BTreeSet::new(),
+            ever_bad: BTreeSet::new(),
+            broken: false,
             fail_next_flush: false,
             flush_failures: 0,
             n: 0,
@@ -209,11 +218,13 @@ impl Disk {
             let at = (sector - op.first) * self.sector_bytes;
             match &mut op.kind {
                 Kind::Read(buf) => {
-                    op.fail |= self.bad.contains(&sector);
+                    op.fail |= self.is_bad(sector);
                     buf[at..at + self.sector_bytes].copy_from_slice(&self.current[sector]);
                 }
                 Kind::Write(data) => {
-                    if op.fail && rng.chance(0.5) {
+                    let dead = self.dead.contains(&sector);
+                    op.fail |= dead || self.broken;
+                    if dead || (op.fail && rng.chance(0.5)) {
                         continue;
                     }
                     let value = data[at..at + self.sector_bytes].to_vec();
@@ -246,7 +257,7 @@ impl Disk {
     }
 
     fn finish_flush(&mut self, upto: u64, except: &BTreeSet<OpId>, overlapped_failure: bool) -> Done {
-        if self.fail_next_flush {
+        if self.fail_next_flush || self.broken {
             self.fail_next_flush = false;
             self.flush_failures += 1;
             for (sector, versions) in &self.cache {
@@ -397,6 +408,7 @@ impl Disk {
         self.lost.clear();
         self.bad.clear();
         self.fail_next_flush = false;
+        self.broken = false;
         assert_eq!(image.len(), self.current.len() * self.sector_bytes, "an image of this disk");
         self.set(0, image);
         self.n += 1;
@@ -407,17 +419,45 @@ impl Disk {
     /// From now on reads of this sector fail, until it is written.
     pub fn spoil(&mut self, sector: usize) {
         self.bad.insert(sector);
+        self.ever_bad.insert(sector);
         self.changes += 1;
+    }
+
+    /// From now on this sector can neither be read nor written.
+    pub fn kill_sector(&mut self, sector: usize) {
+        self.dead.insert(sector);
+        self.spoil(sector);
+    }
+
+    /// Whether that happened to it.
+    pub fn is_dead(&self, sector: usize) -> bool {
+        self.dead.contains(&sector)
+    }
+
+    /// Whether some sector of a range could not be read at some time.
+    pub fn was_bad(&self, sectors: std::ops::Range<usize>) -> bool {
+        self.ever_bad.range(sectors).next().is_some()
+    }
+
+    /// From now on every write and flush fails.
+    pub fn break_writes(&mut self) {
+        self.broken = true;
+    }
+
+    /// Whether that is so.
+    pub fn is_broken(&self) -> bool {
+        self.broken
     }
 
     /// Whether reads of this sector fail.
     pub fn is_bad(&self, sector: usize) -> bool {
-        self.bad.contains(&sector)
+        self.bad.contains(&sector) || self.dead.contains(&sector)
     }
 
-    /// All sectors read well again.
+    /// Everything works again, but for dead sectors.
     pub fn mend(&mut self) {
         self.bad.clear();
+        self.broken = false;
         self.fail_next_flush = false;
         self.changes += 1;
     }

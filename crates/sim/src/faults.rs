@@ -90,7 +90,7 @@ impl Run {
                 self.source_ends(no, "loses power");
                 self.power_cut(no);
             }
-            Fault::Stop | Fault::Demote | Fault::Pause | Fault::Resync => {
+            Fault::Stop | Fault::Demote | Fault::Pause | Fault::Resync | Fault::Verify => {
                 if let Some(source) = &self.sources[no] {
                     source.meddle(fault, volume);
                 }
@@ -104,7 +104,20 @@ impl Run {
             Fault::ReceiverCrash | Fault::ReceiverPower if self.receiver.is_some() => {
                 self.receiver_ends(fault == Fault::ReceiverPower);
             }
-            Fault::ReadError | Fault::WriteError | Fault::FlushError => self.disk_fault(&world.site(no), fault, volume),
+            Fault::ReadError | Fault::WriteError | Fault::FlushError | Fault::DeadSector | Fault::Hang | Fault::MapError => {
+                self.disk_fault(&world.site(no), fault, volume);
+            }
+            Fault::StoreFull => {
+                world.say(|| "the store is full".into());
+                world.met("full store");
+                world.store_full_until_us.set(world.now_us.get() + world.rng.borrow_mut().range(3_000, 100_000));
+            }
+            Fault::Slow => self.something_is_slow(),
+            Fault::ClockJump => self.clock_jumps(),
+            Fault::StalledWriter => {
+                world.say(|| "the next ledger write stalls".into());
+                world.store.borrow_mut().stall_next();
+            }
             Fault::Rollback => self.rollback(no),
             Fault::Clone => self.clone_comes_or_goes(),
             Fault::Reinstall if world.chance(0.3) => self.reinstall(no),
@@ -137,10 +150,76 @@ impl Run {
                     world.say(|| format!("v{volume} a write in flight will fail"));
                 }
             }
+            Fault::DeadSector => {
+                let sector = world.dice(disk.sectors());
+                disk.kill_sector(sector);
+                world.met("dead sector");
+                world.say(|| format!("v{volume} sector {sector} is DEAD"));
+            }
+            Fault::Hang => {
+                let until = world.now_us.get() + world.rng.borrow_mut().range(2_000, 150_000);
+                site.hung_until_us.borrow_mut()[volume] = until;
+                world.met("hung disk");
+                world.say(|| format!("v{volume} hangs until {} ms", until / 1000));
+            }
+            Fault::MapError => self.map_fault(site, volume),
             _ => {
                 disk.fail_flush();
                 world.say(|| format!("v{volume} the next flush will fail"));
             }
+        }
+    }
+
+    fn map_fault(&self, site: &Site, volume: usize) {
+        let world = &self.world;
+        let mut map = site.maps[volume].borrow_mut();
+        match world.dice(4) {
+            0 => drop(map.fail_a_write(&mut world.rng.borrow_mut())),
+            1 => map.fail_flush(),
+            _ => map.break_writes(),
+        }
+        if world.plan.state_dir_fills && world.chance(0.3) {
+            site.state_dir_full.set(true);
+        }
+        world.met("intent map fails");
+        world.say(|| format!("v{volume} its intent map fails; state directory full: {}", site.state_dir_full.get()));
+    }
+
+    fn something_is_slow(&mut self) {
+        let world = self.world.clone();
+        let what = world.dice(self.slow_until.len());
+        self.slow_until[what] = world.now_us.get() + world.rng.borrow_mut().range(5_000, 100_000);
+        world.met("something is slow");
+        world.say(|| format!("{} slow", ["disks are", "the network is", "the store is", "all threads are"][what]));
+    }
+
+    /// Years, days or seconds, either way.
+    fn clock_jumps(&self) {
+        let world = &self.world;
+        let unit = world.rng.borrow_mut().pick(&[1_000, 86_400_000, 31_557_600_000_i64]);
+        let by = unit * (world.dice(20) as i64 - 10);
+        let clock = if world.chance(0.8) { &world.receiver_wall_off_ms } else { &world.source_wall_off_ms };
+        clock.set(clock.get() + by);
+        world.met("clock jump");
+        world.say(|| format!("a clock jumps by {by} ms"));
+    }
+
+    /// A stalled ledger write costs its writer its life, and wakes some time after that.
+    pub(crate) fn stalled_writers(&mut self) {
+        let world = self.world.clone();
+        if !world.store.borrow().has_stalled() {
+            return;
+        }
+        if self.receiver.is_some() && self.stalled_since.is_none() {
+            if world.healing.get() || world.chance(0.05) {
+                world.met("stalled writer");
+                self.receiver_ends(false);
+                self.stalled_since = Some(world.step.get());
+            }
+        } else if world.healing.get() || world.chance(0.01) {
+            world.say(|| "the stalled ledger write wakes".into());
+            world.store.borrow_mut().wake();
+            self.stalled_since = None;
         }
     }
 

@@ -13,7 +13,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
-use farside_ledger::{Body, CutTime, LayerKind, Layers, Policy, Record, State, Verdict};
+use farside_ledger::{Body, CutTime, LayerKind, Layers, Record, Stamp, State, Verdict};
 use farside_region::{Geometry, LayerKey, Slot, VolumeId};
 use farside_store::GroupImage;
 
@@ -23,7 +23,10 @@ use crate::parts::{self, Content};
 use crate::receiver::Receiver;
 use crate::site::Site;
 use crate::source::{self, Source};
-use crate::world::{SECTOR, World};
+use crate::world::{GRANULE_SECTORS, SECTOR, World};
+
+/// A save that fails calls its whole run unreadable: so many granules at most.
+const SAVED_GRANULES: usize = 2;
 
 /// See the head of the file.
 #[derive(Clone, Debug)]
@@ -38,6 +41,8 @@ pub struct Judge {
     seen: BTreeMap<(usize, usize), (u64, u64, u64)>,
     histories: Histories,
     looked_at: u64,
+    clock: LedgerClock,
+    ever_cloned: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -45,6 +50,25 @@ struct PointTruth {
     images: BTreeMap<usize, Vec<Published>>,
     degraded: bool,
     at_us: u64,
+    ledger_ms: u64,
+}
+
+/// Ledger time, as the design defines it, computed here once more.
+#[derive(Clone, Debug, Default)]
+struct LedgerClock {
+    ms: u64,
+    last: Option<Stamp>,
+}
+
+impl LedgerClock {
+    /// An accepted layer or heartbeat: the writer's own clock, or between writers what their wall clocks say, 0 to 2 hours.
+    fn advance(&mut self, stamp: &Stamp) {
+        if let Some(last) = self.last {
+            let foreign = (stamp.wall_ms - last.wall_ms).clamp(0, 2 * 3_600_000) as u64;
+            self.ms += if last.writer == stamp.writer { stamp.mono_ms.saturating_sub(last.mono_ms) } else { foreign };
+        }
+        self.last = Some(*stamp);
+    }
 }
 
 impl Judge {
@@ -60,6 +84,8 @@ impl Judge {
             seen: BTreeMap::new(),
             histories: Histories::default(),
             looked_at: 0,
+            clock: LedgerClock::default(),
+            ever_cloned: false,
         }
     }
 
@@ -84,6 +110,7 @@ impl Judge {
 
     /// A machine begins another life with this.
     pub fn begin_life(&mut self, site: &Site, tips: Tips) {
+        self.ever_cloned |= site.no > 0;
         self.histories.begin(site.life.get(), tips);
     }
 
@@ -97,6 +124,7 @@ impl Judge {
         self.group = then.group.clone();
         self.heads.clone_from(&then.heads);
         self.points.clone_from(&then.points);
+        self.clock.clone_from(&then.clock);
         self.healed.fill(false);
         self.seen.clear();
     }
@@ -114,6 +142,9 @@ impl Judge {
             Err(why) => return world.fail(format!("L4: the record in slot {slot} names what cannot be read: {why}")),
         };
         world.say(|| format!("ledger[{slot}] {} {verdict:?}", describe(world, &record.body)));
+        if verdict == Verdict::Accepted && matches!(record.body, Body::Layers(_) | Body::Heartbeat(_)) {
+            self.clock.advance(&record.stamp);
+        }
         // A mutated replay may let a void record take effect: what counts is what readers see.
         let took_effect = verdict == Verdict::Accepted || self.ledger().points().len() > before;
         if verdict == Verdict::Accepted {
@@ -197,14 +228,23 @@ impl Judge {
         }
         let degraded = self.ledger().points().get(&slot).is_some_and(|p| p.degraded);
         let mut images = BTreeMap::new();
+        let mut bad = false;
         for &volume in &members {
             if let Err(why) = self.compare(found, volume, &cut, degraded) {
                 return world.fail(format!("L3: point {slot}, cut of epoch {}, v{volume}: {why}", cut.epoch));
             }
+            bad |= (0..self.heads[volume].len()).any(|s| self.was_bad(found, volume, s));
             images.insert(volume, self.heads[volume].clone());
             self.healed[volume] |= found.no == 0;
         }
-        self.points.insert(slot, PointTruth { images, degraded, at_us: cut.at_ns / 1000 });
+        if degraded {
+            world.met("degraded point");
+        }
+        if degraded && !bad {
+            return world.fail(format!("point {slot} is called degraded, and every sector could be read all the time"));
+        }
+        let ledger_ms = self.clock.ms;
+        self.points.insert(slot, PointTruth { images, degraded, at_us: cut.at_ns / 1000, ledger_ms });
     }
 
     fn compare(&self, site: &Site, volume: usize, cut: &Cut, degraded: bool) -> Result<(), String> {
@@ -219,7 +259,10 @@ impl Judge {
         for (sector, (got, want)) in self.heads[volume].iter().zip(&want).enumerate() {
             match got {
                 Published::Value(got) if got == want => {}
-                Published::Unreadable if degraded => {}
+                Published::Unreadable if degraded && self.was_bad(site, volume, sector) => {}
+                Published::Unreadable if degraded => {
+                    return Err(format!("sector {sector} is called unreadable, and could be read all the time"));
+                }
                 Published::Unreadable => {
                     return Err(format!("sector {sector} is unreadable and the point is not called degraded"));
                 }
@@ -230,6 +273,14 @@ impl Judge {
             }
         }
         Ok(())
+    }
+
+    /// Whether something of a sector's granule could not be read at some time. (Other sites have disks of their own.)
+    fn was_bad(&self, site: &Site, volume: usize, sector: usize) -> bool {
+        let granule = sector / GRANULE_SECTORS;
+        let first = granule.saturating_sub(SAVED_GRANULES - 1) * GRANULE_SECTORS;
+        let end = (granule + SAVED_GRANULES) * GRANULE_SECTORS;
+        site.no > 0 || self.ever_cloned || site.disks[volume].borrow().was_bad(first..end)
     }
 
     /// "Nothing changed up to T": everything acknowledged by T is in what is published.
@@ -284,7 +335,9 @@ impl Judge {
     fn check_clean(&mut self, world: &World) {
         for site in world.sites() {
             for volume in 0..world.volumes() {
-                if site.tainted.borrow()[volume].is_some() {
+                // Where the loss of tracking is on record, every region counts as dirty.
+                let lost = site.state_dir.borrow()[volume].tracking_lost;
+                if lost || site.tainted.borrow()[volume].is_some() {
                     continue;
                 }
                 let changes = (site.disks[volume].borrow().changes(), site.maps[volume].borrow().changes());
@@ -365,6 +418,14 @@ impl Judge {
                 }
             }
         }
+        for (slot, point) in &self.points {
+            let young = self.clock.ms - point.ledger_ms < world.plan.span_ms;
+            if young && !self.ledger().points().contains_key(slot) {
+                let age = self.clock.ms - point.ledger_ms;
+                return world
+                    .fail(format!("L5: point {slot} is gone at an age of {age} ms; the span is {} ms", world.plan.span_ms));
+            }
+        }
         for slot in world.pinned.borrow().values() {
             if !self.ledger().points().contains_key(slot) {
                 return world.fail(format!("L5: pinned point {slot} is gone"));
@@ -384,12 +445,23 @@ impl Judge {
                 return Err(format!("v{volume} has no new point"));
             }
             let image = world.home().image(volume);
-            if let Some(s) = (0..image.len()).find(|&s| self.heads[volume][s] != Published::Value(image[s])) {
+            let home = world.home();
+            let same = |s: usize| {
+                let lost = self.heads[volume][s] == Published::Unreadable && self.is_dead(&home, volume, s);
+                lost || self.heads[volume][s] == Published::Value(image[s])
+            };
+            if let Some(s) = (0..image.len()).find(|&s| !same(s)) {
                 let published = show_published(&self.heads[volume][s]);
                 return Err(format!("v{volume} sector {s} holds {}, published is {published}", show(&image[s])));
             }
         }
         Ok(())
+    }
+
+    /// Whether something of a sector's granule is dead.
+    fn is_dead(&self, site: &Site, volume: usize, sector: usize) -> bool {
+        let first = sector / GRANULE_SECTORS * GRANULE_SECTORS;
+        (first..first + GRANULE_SECTORS).any(|s| site.disks[volume].borrow().is_dead(s))
     }
 
     /// What only the end can show.
@@ -398,8 +470,9 @@ impl Judge {
             return;
         }
         self.check_points(world);
-        let policy = Policy { keep: world.plan.keep, span_ms: 0 };
-        if let Some(receiver) = receiver {
+        let policy = world.policy();
+        // By time, a record that came a moment ago may have made one more too old.
+        if let Some(receiver) = receiver.filter(|_| policy.span_ms == 0) {
             world.check(receiver.nothing_grew(self.ledger(), &policy));
         }
     }

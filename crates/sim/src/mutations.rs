@@ -52,6 +52,7 @@ fn only(plan: &mut Plan, faults: &[Fault]) {
     plan.faults = faults.iter().map(|f| (*f, 1.0)).collect();
     plan.fault_rate = 0.01;
     plan.steady = true;
+    plan.map_anew = faults.contains(&Fault::MapError);
 }
 
 /// One volume, one page, writes everywhere, so that regions of the page cool and heat one by one.
@@ -80,6 +81,13 @@ fn resets(plan: &mut Plan, faults: &[Fault]) {
     plan.store_speed = Some(0.05);
     plan.receiver_rate = 0.1;
     plan.tight = false;
+}
+
+/// The intent map fails now and then, and the power goes.
+fn map_errors(plan: &mut Plan) {
+    only(plan, &[Fault::MapError, Fault::Power, Fault::Crash]);
+    plan.fault_rate = 0.015;
+    plan.spread = true;
 }
 
 const SHIM: &str = "farside-shim";
@@ -113,7 +121,7 @@ pub const MUTATIONS: &[Mutation] = &[
     seeds("skip the position rule", 400, Some(|p| only(p, &[Fault::Rollback, Fault::Stop]))),
     seeds("hole: no point after the last pass", 400, None),
     seeds("kind said per member", 400, None),
-    seeds("hole: member claims anew alone", 1000, Some(|p| resets(p, &[Fault::Reset, Fault::ReceiverPower]))),
+    seeds("hole: member claims anew alone", 2000, Some(|p| resets(p, &[Fault::Reset, Fault::ReceiverPower]))),
     seeds("T2 start without attached", 800, Some(|p| only(p, &[Fault::Stop, Fault::Crash]))),
     Mutation {
         name: "T2 clean without flush",
@@ -187,4 +195,6 @@ pub const MUTATIONS: &[Mutation] = &[
     story("L4 content is not checked where it is read", STORE, "group_tests::l4_rot_is_never_read_as_content"),
     story("T4 sweep everything that no record names", STORE, "group_tests::t4_what_a_record_may_still_name_is_not_swept"),
     story("T13 a restore shares its target", STORE, "restore_tests::t13_a_restore_has_its_target_alone"),
+    seeds("a map trusted after a failed sync", 800, Some(map_errors)),
+    seeds("tracking-lost withdrawn while the map cannot be written", 800, Some(map_errors)),
 ];

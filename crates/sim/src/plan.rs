@@ -23,6 +23,20 @@ pub enum Fault {
     ReceiverPower,
     /// A backing sector cannot be read until it is written.
     ReadError,
+    /// A backing sector can neither be read nor written any more.
+    DeadSector,
+    /// Nothing of one backing moves for a while.
+    Hang,
+    /// A write to the intent map fails; or all do until the next start; sometimes the state directory is full, too.
+    MapError,
+    /// The receiver's store takes nothing for a while.
+    StoreFull,
+    /// Disks, network, store or threads are very slow for a while.
+    Slow,
+    /// The wall clock of the receiver or of the sources jumps, by up to ten years either way.
+    ClockJump,
+    /// A ledger write stalls, its writer dies, and it wakes when the successor is at work.
+    StalledWriter,
     /// A write to the backing fails after a part of it landed.
     WriteError,
     /// A flush of the backing fails.
@@ -35,6 +49,8 @@ pub enum Fault {
     Pin,
     /// A person asks for everything to be compared.
     Resync,
+    /// A person asks to compare the volume with what is published.
+    Verify,
     /// The host's disks, maps and state directory go back to an earlier moment (first a snapshot is taken).
     Rollback,
     /// The host is installed anew: its disks stay, maps and headers are fresh.
@@ -47,7 +63,7 @@ pub enum Fault {
 
 const NASTY: [Fault; 4] = [Fault::Rollback, Fault::Reinstall, Fault::StoreRollback, Fault::Clone];
 
-const ALL: [Fault; 14] = [
+const ALL: [Fault; 22] = [
     Fault::Crash,
     Fault::Power,
     Fault::Stop,
@@ -62,10 +78,18 @@ const ALL: [Fault; 14] = [
     Fault::Pause,
     Fault::Pin,
     Fault::Resync,
+    Fault::Verify,
+    Fault::DeadSector,
+    Fault::Hang,
+    Fault::MapError,
+    Fault::StoreFull,
+    Fault::Slow,
+    Fault::ClockJump,
+    Fault::StalledWriter,
 ];
 
 /// Faults that meet too rarely by chance and have found holes together.
-const THEMES: [&[Fault]; 23] = [
+const THEMES: [&[Fault]; 36] = [
     &[Fault::Stop, Fault::Power],
     &[Fault::Reset, Fault::Demote],
     &[Fault::Reset],
@@ -86,6 +110,19 @@ const THEMES: [&[Fault]; 23] = [
     &[Fault::StoreRollback, Fault::Resync],
     &[Fault::Reinstall],
     &[Fault::Clone],
+    &[Fault::DeadSector, Fault::Pin],
+    &[Fault::Verify],
+    &[Fault::Verify, Fault::Reset, Fault::Resync, Fault::ReadError],
+    &[Fault::DeadSector, Fault::ReadError, Fault::Reset, Fault::Stop],
+    &[Fault::MapError],
+    &[Fault::MapError, Fault::Crash, Fault::Power],
+    &[Fault::MapError, Fault::Stop, Fault::Reset],
+    &[Fault::Hang, Fault::Demote],
+    &[Fault::StoreFull, Fault::Slow, Fault::ReceiverCrash],
+    &[Fault::ClockJump, Fault::ReceiverCrash, Fault::Pin],
+    &[Fault::StalledWriter, Fault::Reset],
+    &[Fault::StalledWriter, Fault::Crash],
+    &[Fault::Stop, Fault::Partition, Fault::ReceiverCrash, Fault::Power],
     &[Fault::Clone, Fault::Reset, Fault::Stop],
     &[Fault::Clone, Fault::Rollback],
     &[],
@@ -124,6 +161,14 @@ pub struct Plan {
     pub page_regions: u32,
     /// Points that every member keeps.
     pub keep: u32,
+    /// How long points are kept at least, in milliseconds of ledger time.
+    pub span_ms: u64,
+    /// An attach after anything but a clean stop writes its intent map anew before it trusts it. Always so where the map may
+    /// fail; otherwise the last owner's syncs are what they say, and either is right.
+    pub map_anew: bool,
+    /// What becomes of cold writes when the loss of tracking can be recorded nowhere: they fail. (Those that pass are not
+    /// judged: "a crash now would go unnoticed".)
+    pub state_dir_fills: bool,
 }
 
 impl Plan {
@@ -137,6 +182,7 @@ impl Plan {
         if rng.chance(0.6) {
             faults = rng.pick(&THEMES).iter().copied().collect();
         }
+        let map_fails = faults.contains(&Fault::MapError);
         let clones = faults.contains(&Fault::Clone);
         Self {
             regions: (0..volumes).map(|_| rng.pick(&[2, 3, 4, 4, 5, 8])).collect(),
@@ -154,6 +200,9 @@ impl Plan {
             spread: rng.chance(0.3),
             page_regions: rng.pick(&[2, 2, 4, 8]),
             keep: rng.pick(&[1, 2, 2, 3]),
+            map_anew: map_fails || rng.chance(0.5),
+            span_ms: rng.pick(&[0, 0, 0, 40, 150, 100_000]),
+            state_dir_fills: rng.chance(0.3),
         }
     }
 

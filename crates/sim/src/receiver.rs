@@ -65,13 +65,22 @@ pub fn crashed(world: &World, power: bool) {
     let lost = power && world.chance(0.4);
     {
         let mut rng = world.rng.borrow_mut();
-        world.store.borrow_mut().orphan(|| !lost && rng.chance(0.5));
+        let mut store = world.store.borrow_mut();
+        store.orphan(|| rng.chance(0.5));
+        if lost {
+            store.forget_flight();
+        }
     }
     if lost {
         let mut landing = world.landing.borrow_mut();
         let mut rng = world.rng.borrow_mut();
-        let all = rng.chance(0.5);
-        landing.retain(|_, _| !all && rng.chance(0.6));
+        // All of it, some files, or those of one volume.
+        let (how, one) = (rng.below(3), rng.below(world.volumes()));
+        landing.retain(|name, _| match how {
+            0 => false,
+            1 => rng.chance(0.6),
+            _ => name.0 != one,
+        });
         drop(landing);
         drop(rng);
         world.say(|| "the landing disk lost what was durable on it".into());
@@ -214,6 +223,10 @@ impl Receiver {
             if self.world.chance(0.2) {
                 self.grant();
             }
+            // What ages without a new point goes, too.
+            if self.world.plan.span_ms > 0 && self.world.chance(0.1) {
+                self.prune();
+            }
             next = self.world.now_us.get() + 3_000;
             steps.pause().await;
         }
@@ -221,7 +234,13 @@ impl Receiver {
 
     fn grant(&self) {
         let used: usize = self.world.landing.borrow().values().map(Vec::len).sum();
-        let cap: u64 = if self.world.plan.tight { 40_000 } else { 1 << 20 };
+        let cap: u64 = if self.world.store_is_full() {
+            0
+        } else if self.world.plan.tight {
+            40_000
+        } else {
+            1 << 20
+        };
         self.push(Event::Grantable { free_bytes: cap.saturating_sub(used as u64), reserve_bytes: 100 });
     }
 
@@ -249,6 +268,12 @@ impl Receiver {
             }
         };
         steps.pause().await; // written
+        if world.store_is_full() {
+            world.met("a part has no room");
+            self.push(Event::PartFailed { session, key: header.key, part: header.part, why: "no space left on device".into() });
+            self.landing_now.set(self.landing_now.get() - 1);
+            return;
+        }
         steps.pause().await; // synced
         if alive() {
             let name: SegmentKey = (volume, header.key.term.0, header.key.seq.0, header.part);
@@ -331,7 +356,7 @@ impl Receiver {
     }
 
     fn policy(&self) -> Policy {
-        Policy { keep: self.world.plan.keep, span_ms: 0 }
+        self.world.policy()
     }
 
     fn submit(&self, body: Body) {
@@ -383,6 +408,11 @@ impl Receiver {
     async fn append(&self, body: Body) -> AppendOutcome {
         let world = &self.world;
         let steps = world.steps();
+        if world.store_is_full() {
+            steps.pause().await;
+            world.met("an append fails");
+            return AppendOutcome::Failed { text: "no space left on device".into() };
+        }
         if let Body::Layers(layers) = &body {
             for entry in &layers.members {
                 if let Err(why) = self.link(entry) {
@@ -397,7 +427,11 @@ impl Receiver {
         }
         let attempt = {
             let group = self.group.borrow();
-            let stamp = Stamp { writer: self.writer, mono_ms: world.now_us.get() / 1000, wall_ms: world.wall_ms() };
+            let stamp = Stamp {
+                writer: self.writer,
+                mono_ms: world.now_us.get() / 1000,
+                wall_ms: world.wall_ms() + world.receiver_wall_off_ms.get(),
+            };
             let nonce = world.rng.borrow_mut().bytes16();
             Attempt::new(group.state(), body, nonce, stamp).expect("records of the simulator are small")
         };

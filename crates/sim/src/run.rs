@@ -78,6 +78,10 @@ pub(crate) struct Run {
     speeds: [f64; 4],
     slow_share: f64,
     pub(crate) partition_until: u64,
+    /// Until when disks, network, store and threads are slow.
+    pub(crate) slow_until: [u64; 4],
+    /// A ledger write stalls whose writer is dead.
+    pub(crate) stalled_since: Option<u64>,
     wrote: bool,
     pub(crate) host_snapshots: Vec<HostSnapshot>,
     pub(crate) store_snapshots: Vec<StoreSnapshot>,
@@ -107,6 +111,8 @@ impl Run {
             speeds: [3.0, 3.0, 3.0, 8.0],
             slow_share: 0.0,
             partition_until: 0,
+            slow_until: [0; 4],
+            stalled_since: None,
             wrote: false,
             host_snapshots: Vec::new(),
             store_snapshots: Vec::new(),
@@ -165,7 +171,11 @@ impl Run {
         world.net.borrow_mut().up = true;
         (1..self.sources.len()).for_each(|no| self.clone_is_destroyed(no));
         let home = world.home();
-        home.disks.iter().for_each(|disk| disk.borrow_mut().mend());
+        home.all_disks().for_each(|disk| disk.borrow_mut().mend());
+        home.hung_until_us.borrow_mut().fill(0);
+        home.state_dir_full.set(false);
+        world.store_full_until_us.set(0);
+        self.slow_until = [0; 4];
         self.churn();
         home.state_dir.borrow_mut().iter_mut().for_each(|v| v.paused = false);
         self.judge.heal_begins(&world);
@@ -257,12 +267,14 @@ impl Run {
     fn something_goes_on(&mut self) {
         let world = &self.world;
         let busy = |b: bool, speed: f64| if b { speed } else { 0.0 };
-        let disks = world.sites().iter().any(|s| s.all_disks().any(|d| !d.borrow().quiet()));
+        let disks = world.sites().iter().any(|s| s.has_work(world.now_us.get()));
+        let now = world.now_us.get();
+        let speed = |i: usize| if now < self.slow_until[i] { 0.03 } else { self.speeds[i] };
         let weights = [
-            busy(disks, self.speeds[0]),
-            busy(world.net.borrow().pending() > 0, self.speeds[1]),
-            busy(!world.store.borrow().in_flight().is_empty(), self.speeds[2]),
-            self.speeds[3],
+            busy(disks, speed(0)),
+            busy(world.net.borrow().pending() > 0, speed(1)),
+            busy(!world.store.borrow().in_flight().is_empty(), speed(2)),
+            speed(3),
         ];
         let choice = world.rng.borrow_mut().weighted(&weights);
         match choice {
@@ -286,7 +298,7 @@ impl Run {
     /// Lets an operation of some machine's disk go on; false when all are idle.
     fn advance_disk(&self) -> bool {
         let world = &self.world;
-        let busy = |s: &Rc<Site>| s.all_disks().any(|d| !d.borrow().quiet());
+        let busy = |s: &Rc<Site>| s.has_work(world.now_us.get());
         let sites: Vec<_> = world.sites().into_iter().filter(busy).collect();
         if sites.is_empty() {
             return false;
@@ -338,6 +350,7 @@ impl Run {
     fn revive(&mut self) {
         let world = self.world.clone();
         let healing = world.healing.get();
+        self.stalled_writers();
         for no in 0..self.sources.len() {
             self.revive_source(no);
         }
@@ -370,6 +383,18 @@ impl Run {
         let Some(source) = self.sources[no].clone() else { return };
         if healing {
             source.resume_all();
+        }
+        if source.needs_restart() && (healing || world.chance(0.003)) {
+            // An operator repairs the state directory and restarts.
+            let site = world.site(no);
+            site.state_dir_full.set(false);
+            site.maps.iter().for_each(|map| map.borrow_mut().mend());
+            if world.chance(0.5) || healing {
+                self.source_ends(no, "is restarted with a sound state directory");
+            } else {
+                source.meddle(Fault::Stop, 0);
+            }
+            return;
         }
         let refused = source.refused();
         self.refused.retain(|(site, volume), why| *site != no || refused.contains(&(*volume, *why)));

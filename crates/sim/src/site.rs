@@ -73,6 +73,10 @@ pub struct Site {
     pub flush_failures: RefCell<Vec<u64>>,
     /// What the source keeps beside its intent maps.
     pub state_dir: RefCell<Vec<VolumeState>>,
+    /// The state directory's file system takes no writes.
+    pub state_dir_full: Cell<bool>,
+    /// Backings of which nothing moves before that time.
+    pub hung_until_us: RefCell<Vec<u64>>,
     /// The kernel's boot.
     pub boot: Cell<BootId>,
     /// The process of the newest attach lives.
@@ -105,6 +109,8 @@ impl Site {
             acked_n: RefCell::new(sectors.iter().map(|n| vec![0; *n]).collect()),
             flush_failures: RefCell::new(vec![0; sectors.len()]),
             state_dir: RefCell::new(vec![VolumeState::default(); sectors.len()]),
+            state_dir_full: Cell::new(false),
+            hung_until_us: RefCell::new(vec![0; sectors.len()]),
             boot: Cell::new(boot),
             source_alive: Cell::new(false),
             tainted: RefCell::new(vec![None; sectors.len()]),
@@ -145,9 +151,29 @@ impl Site {
         self.disks[volume].borrow_mut().write(offset, data, tag)
     }
 
+    /// Writes a volume's files in the state directory; false: it takes no writes.
+    pub fn write_state(&self, volume: usize, change: impl FnOnce(&mut VolumeState)) -> bool {
+        if !self.state_dir_full.get() {
+            change(&mut self.state_dir.borrow_mut()[volume]);
+        }
+        !self.state_dir_full.get()
+    }
+
+    /// Whether some disk has an operation that may go on now.
+    pub fn has_work(&self, now_us: u64) -> bool {
+        (0..2 * self.disks.len()).any(|i| self.is_busy(i, now_us))
+    }
+
+    fn is_busy(&self, i: usize, now_us: u64) -> bool {
+        match self.disks.get(i) {
+            Some(disk) => now_us >= self.hung_until_us.borrow()[i] && !disk.borrow().quiet(),
+            None => !self.maps[i - self.disks.len()].borrow().quiet(),
+        }
+    }
+
     /// Lets an operation of one of its disks go on, and tells the truth about what landed. False when all are idle.
     pub fn advance_disk(&self, rng: &mut Rng, now_us: u64) -> bool {
-        let busy: Vec<usize> = self.all_disks().enumerate().filter(|(_, d)| !d.borrow().quiet()).map(|(i, _)| i).collect();
+        let busy: Vec<usize> = (0..2 * self.disks.len()).filter(|&i| self.is_busy(i, now_us)).collect();
         if busy.is_empty() {
             return false;
         }

@@ -14,10 +14,13 @@
 //! `attached`, then served) and of a planned stop (T2).
 
 pub(crate) use control::short;
+pub use intent::{bit_surely_durable, format, map_bytes};
 
 mod control;
+mod intent;
 mod queue;
 mod sender;
+mod verify;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
@@ -25,14 +28,15 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use farside_ledger::{Policy, VolumeMeta};
+use farside_ledger::VolumeMeta;
 use farside_region::intent::{
-    Header, HeaderState, INTENT_BLOCK_BYTES, IntentBlock, IntentLayout, Owed, Page, PageBits, PageIndex, SlotIndex,
-    UncheckedOwed, recover_header, recover_page,
+    HeaderState, INTENT_BLOCK_BYTES, IntentBlock, IntentLayout, Owed, SlotIndex, UncheckedOwed, recover_header,
 };
-use farside_region::{EpochId, Generation, LedgerPosition, MapId, RegionIndex, RegionSet, Term, mutation};
-use farside_replication::source::{Config, Event, PartRead, ReadPart, Source as Core, Start, VolumeSetup};
-use farside_shim::{Connection, Cooler, Group, IntentOwner, Queue, RegionState, Switcher, Volume, VolumeConfig, Wake, Wakes};
+use farside_region::{EpochId, Generation, RegionIndex, RegionSet, mutation};
+use farside_replication::source::{Config, Event, PartRead, ReadPart, Source as Core, Start, VerifyChunk, VolumeSetup};
+use farside_shim::{
+    Connection, Cooler, Group, IntentOwner, Queue, RegionState, Switcher, Tracking, Volume, VolumeConfig, Wake, Wakes,
+};
 use farside_wire::InstanceId;
 
 use crate::disk::Done;
@@ -40,9 +44,10 @@ use crate::exec::Owner;
 use crate::history::{ClaimFacts, Refusal};
 use crate::host::HostOp;
 use crate::net::{ConnId, Load};
-use crate::plan::{Fault, Plan};
+use crate::plan::Fault;
 use crate::site::{Site, Start as Found};
-use crate::world::World;
+use crate::world::{REGION_SECTORS, World};
+use intent::{IntentFile, layout};
 
 /// A bell that tasks wait for: it was rung if the number moved. A wake-up that the product forgets is a hang that the
 /// simulator sees.
@@ -75,22 +80,27 @@ pub(crate) struct Vol {
     cooler: RefCell<Cooler>,
     /// What may cool, as replication said.
     cool: RefCell<Vec<(RegionIndex, bool)>>,
-    header: RefCell<Header>,
-    header_slot: Cell<Option<SlotIndex>>,
-    header_busy: Cell<bool>,
-    header_wants: RefCell<Option<HeaderWant>>,
+    intent: RefCell<IntentFile>,
+    /// The loss of tracking is still to be recorded.
+    mark_owed: Cell<bool>,
     /// What the sender is to read, and what it was told about it.
     job: RefCell<Option<ReadPart>>,
     /// Counts jobs given and taken away: a sender whose number is old gives up.
     job_no: Cell<u64>,
     finish: Cell<bool>,
     digests: RefCell<Option<(u64, Vec<farside_wire::DigestRun>)>>,
-    heat_all: Cell<bool>,
+    /// Regions whose bits are being set; `None` = all of them.
+    heats: RefCell<Vec<Option<RegionSet>>>,
+    verify: RefCell<Option<VerifyChunk>>,
+    /// The cooler's flush has no answer yet.
+    flushing: Cell<bool>,
     requests: Cell<usize>,
     /// Per queue, FLUSH and FUA requests without an answer.
     flushes: Vec<Cell<usize>>,
     /// The step at which the last question was sent that follows a good position.
     checked: Cell<u64>,
+    /// Its header says `attached`, and its tap is open.
+    served: Cell<bool>,
     paused: Cell<bool>,
 }
 
@@ -102,14 +112,6 @@ impl Vol {
         self.digests.replace(None);
         self.job.replace(job)
     }
-}
-
-/// What a header write is to say.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct HeaderWant {
-    confirmed: Option<Term>,
-    position: Option<LedgerPosition>,
-    tell: bool,
 }
 
 /// One process of the source.
@@ -140,74 +142,10 @@ impl std::fmt::Debug for Source {
     }
 }
 
-fn layout(plan: &Plan, world: &World, volume: usize) -> IntentLayout {
-    IntentLayout::with_page_regions(&world.names.geometry[volume], plan.page_regions)
-}
-
-/// Bytes that an intent map of this plan may need.
-pub fn map_bytes(plan: &Plan) -> usize {
-    let regions = *plan.regions.iter().max().expect("there are volumes");
-    (2 + 2 * regions.div_ceil(u64::from(plan.page_regions)) as usize) * INTENT_BLOCK_BYTES
-}
-
-fn map_id(volume: usize) -> MapId {
-    MapId([volume as u8 + 1; 16])
-}
-
-/// Makes the intent map of every volume: both slots of header and pages, all dirty, durable.
-pub fn format(world: &World, site: &Site) {
-    for volume in 0..site.disks.len() {
-        let layout = layout(&world.plan, world, volume);
-        let mut map = site.maps[volume].borrow_mut();
-        for (i, slot) in [SlotIndex::A, SlotIndex::B].into_iter().enumerate() {
-            let mut header = Header::new(map_id(volume), &world.names.geometry[volume], &layout);
-            header.seq = 1 + i as u64;
-            map.set(IntentLayout::header_offset(slot).0, &header.encode().0);
-            for p in 0..layout.page_count() {
-                let index = PageIndex(p);
-                let bits = PageBits::first(layout.page_run(index).count);
-                let page = Page { map: map_id(volume), index, seq: 1 + i as u64, bits };
-                map.set(layout.page_offset(index, slot).0, &page.encode(&layout).0);
-            }
-        }
-    }
-}
-
 /// The kernel booted again.
 pub fn rebooted(world: &World, site: &Site) {
     let id = world.rng.borrow_mut().bytes16();
     site.boot.set(farside_region::BootId(id));
-}
-
-/// Whether recovery sees a region's bit whatever a power cut leaves of its page's two slots.
-///
-/// # Errors
-/// Says in which case it does not.
-pub fn bit_surely_durable(world: &World, site: &Site, volume: usize, region: RegionIndex) -> Result<(), String> {
-    let layout = layout(&world.plan, world, volume);
-    let (page, bit) = layout.place(region);
-    let map = site.maps[volume].borrow();
-    let torn = [0u8; INTENT_BLOCK_BYTES];
-    let slots = [SlotIndex::A, SlotIndex::B].map(|slot| {
-        let sector = (layout.page_offset(page, slot).0 as usize) / INTENT_BLOCK_BYTES;
-        let (mut all, may_tear) = map.candidates(sector);
-        if may_tear {
-            all.push(&torn);
-        }
-        all
-    });
-    for a in &slots[0] {
-        for b in &slots[1] {
-            let found = recover_page(map_id(volume), &layout, page, [a, b]);
-            if !found.page.bits.get(bit) {
-                return Err(format!(
-                    "its page {page} may be recovered with sequence {} from slot {:?}, where the bit is clear",
-                    found.page.seq, found.newest
-                ));
-            }
-        }
-    }
-    Ok(())
 }
 
 impl Source {
@@ -238,7 +176,7 @@ impl Source {
             instance: InstanceId(world.rng.borrow_mut().bytes16()),
             boot: site.boot.get(),
             layer_digest: farside_layer::layer_digest,
-            policy: Policy { keep: world.plan.keep, span_ms: 0 },
+            policy: world.policy(),
             limits: control::core_limits(&world.plan),
         };
         let images: Vec<_> = (0..volumes.len()).map(|v| site.image(v)).collect();
@@ -274,24 +212,28 @@ impl Source {
     async fn start(self: Rc<Self>, setups: Vec<(IntentOwner, VolumeSetup)>) {
         for (vol, (owner, setup)) in self.volumes.iter().zip(setups) {
             // What the last life wrote and never synced must not be trusted before it is durable.
+            let mut ok = true;
             if !mutation::on("hole: successor does not sync the map first") {
                 let op = self.site.maps[vol.index].borrow_mut().flush();
-                self.site.map(&self.world, vol.index, op).await;
+                ok = self.site.map(&self.world, vol.index, op).await == Done::Ok;
             }
-            let unsaid = mutation::on("T2 start without attached");
-            if !unsaid
-                && !self
+            let boot = self.site.boot.get();
+            if ok && !mutation::on("T2 start without attached") {
+                ok = self
                     .write_header(vol, |h| {
                         h.state = HeaderState::Attached;
                         h.backing = None;
+                        h.flush_failed = h.flush_failed.filter(|b| *b == boot);
                     })
-                    .await
-            {
+                    .await;
+            }
+            if !ok {
+                self.say(|| format!("v{} cannot be served: its intent map cannot be written", vol.index));
                 continue;
             }
-            self.world.spawn(self.owner, format!("owner{}", vol.index), self.clone().page_owner(vol.index, owner));
+            self.world.spawn(self.owner, format!("intent{}", vol.index), self.clone().intents(vol.index, owner));
             self.push(Event::AddVolume(Box::new(setup)));
-            vol.header_busy.set(false);
+            vol.served.set(true);
         }
         self.spawn_control();
         for vol in &self.volumes {
@@ -299,38 +241,6 @@ impl Source {
         }
         self.say(|| "serving".into());
         self.served.set(true);
-    }
-
-    async fn page_owner(self: Rc<Self>, v: usize, mut owner: IntentOwner) {
-        let vol = &self.volumes[v];
-        loop {
-            let rung = vol.owner_bell.rung();
-            let Some(commit) = owner.next_commit() else {
-                self.world.steps().until(|| vol.owner_bell.rung() != rung).await;
-                self.world.steps().pause().await;
-                continue;
-            };
-            self.say(|| {
-                let pages: Vec<_> = commit.writes.iter().map(|w| format!("{}{:?}", w.page, w.slot)).collect();
-                format!("v{v} intent pages {}", pages.join(" "))
-            });
-            let mut ops = Vec::new();
-            let sync = commit.needs_sync();
-            for write in &commit.writes {
-                ops.push(self.site.maps[v].borrow_mut().write(write.offset.0, write.block.0.to_vec(), 0));
-                self.world.steps().pause().await;
-            }
-            let mut ok = true;
-            for op in ops {
-                ok &= self.site.map(&self.world, v, op).await == Done::Ok;
-            }
-            if sync {
-                let op = self.site.maps[v].borrow_mut().flush();
-                ok &= self.site.map(&self.world, v, op).await == Done::Ok;
-            }
-            self.world.steps().pause().await;
-            owner.committed(ok);
-        }
     }
 
     /// What its disks say while it claims.
@@ -371,7 +281,7 @@ impl Source {
 
     /// The host asks for something; ignored while stopping, or before anything is served.
     pub fn host(self: &Rc<Self>, volume: usize, op: HostOp) {
-        if self.stopping.get() || !self.is_serving() {
+        if self.stopping.get() || !self.is_serving() || !self.volumes[volume].served.get() {
             return;
         }
         let queue = self.world.rng.borrow_mut().below(self.volumes[volume].queues.len());
@@ -384,6 +294,12 @@ impl Source {
 
     fn is_serving(&self) -> bool {
         self.served.get()
+    }
+
+    /// Something that only another start can set right: tracking is lost, or a volume could not be served at all.
+    pub fn needs_restart(&self) -> bool {
+        let broken = |v: &Vol| !v.served.get() || v.shim.tracking() != Tracking::Sound;
+        self.is_serving() && self.volumes.iter().any(broken)
     }
 
     /// Pauses nothing any more.
@@ -405,6 +321,9 @@ impl Source {
             return;
         }
         let vol = &self.volumes[volume];
+        if !vol.served.get() && fault != Fault::Stop {
+            return;
+        }
         let id = self.world.names.ids[volume];
         match fault {
             Fault::Pause => {
@@ -420,6 +339,10 @@ impl Source {
             }
             Fault::Demote => self.demote_current(),
             Fault::Stop => self.stop(),
+            Fault::Verify => {
+                self.say(|| format!("v{volume} verify asked for"));
+                self.push(Event::Verify { volume: id });
+            }
             _ => {}
         }
     }
@@ -478,10 +401,12 @@ impl Source {
             if s.unpublished_layers > 0 || s.backlog_bytes > 0 {
                 return Err(format!("v{v} owes {} bytes in {} layers", s.backlog_bytes, s.unpublished_layers));
             }
-            let stuck = vol.header.borrow().flush_failed == Some(self.site.boot.get()) || vol.shim.flush_failures() > 0;
+            let stuck = vol.intent.borrow().header.flush_failed == Some(self.site.boot.get()) || vol.shim.flush_failures() > 0;
             for region in self.world.names.geometry[v].all_regions().iter() {
                 let state = vol.shim.region_state(region);
-                if !matches!(state, RegionState::Cold | RegionState::ColdZero) && !stuck {
+                let first = region.0 as usize * REGION_SECTORS;
+                let dead = (first..first + REGION_SECTORS).any(|s| self.site.disks[v].borrow().is_dead(s));
+                if !matches!(state, RegionState::Cold | RegionState::ColdZero) && !stuck && !dead {
                     return Err(format!("v{v} region {region} is {state:?}"));
                 }
             }
@@ -584,6 +509,7 @@ fn open_volume(
         block.0.copy_from_slice(site.maps[v].borrow().current(offset as usize / INTENT_BLOCK_BYTES));
         block
     };
+    intent::take_over(world, site, v);
     let heads = [SlotIndex::A, SlotIndex::B].map(|s| block(IntentLayout::header_offset(s).0));
     let (header, slot) = match recover_header([&heads[0].0, &heads[1].0]) {
         Ok(Some(found)) => found,
@@ -595,15 +521,9 @@ fn open_volume(
     if header.flush_failed != Some(site.boot.get()) {
         site.disks[v].borrow_mut().forgive();
     }
-    let mut inherited = RegionSet::new();
-    let mut pages = BTreeMap::new();
-    for p in 0..layout.page_count() {
-        let index = PageIndex(p);
-        let slots = [SlotIndex::A, SlotIndex::B].map(|s| block(layout.page_offset(index, s).0));
-        let found = recover_page(map_id(v), &layout, index, [&slots[0].0, &slots[1].0]);
-        found.page.bits.iter().for_each(|bit| inherited.insert(RegionIndex(layout.page_run(index).start.0 + u64::from(bit))));
-        pages.insert(p, slots);
-    }
+    let inherited = intent::inherited(world, site, v, header.map);
+    let mut page_slots =
+        |page: farside_region::intent::PageIndex| [SlotIndex::A, SlotIndex::B].map(|s| block(layout.page_offset(page, s).0));
     let mut config = VolumeConfig::new(geometry);
     config.layout = layout;
     config.limits = *limits;
@@ -618,10 +538,10 @@ fn open_volume(
         owner: owner_bell.clone(),
         control: control.clone(),
     };
-    let (shim, queues, owner) =
-        group.open_volume(config, wakes, map_id(v), &mut |page| pages.remove(&page.0).expect("each page is asked for once"));
+    let (shim, queues, owner) = group.open_volume(config, wakes, header.map, &mut page_slots);
     let state = site.state_dir.borrow()[v].clone();
-    let owed = (header.state == HeaderState::Clean)
+    // A flush that failed may have lost what the drive's cache still showed: no clean stop vouches for that (T14).
+    let owed = (header.state == HeaderState::Clean && header.flush_failed.is_none())
         .then(|| state.owed.as_deref().and_then(|bytes| UncheckedOwed(bytes).check(&header, &geometry).ok()))
         .flatten();
     let start = match owed {
@@ -665,18 +585,19 @@ fn open_volume(
         owner_bell,
         cooler: RefCell::new(Cooler::new(shim.clone())),
         cool: RefCell::default(),
-        header: RefCell::new(header),
-        header_slot: Cell::new(Some(slot)),
-        header_busy: Cell::new(false),
-        header_wants: RefCell::new(None),
+        intent: RefCell::new(IntentFile::new(header, slot)),
+        mark_owed: Cell::new(false),
         job: RefCell::new(None),
         job_no: Cell::new(0),
         finish: Cell::new(false),
         digests: RefCell::new(None),
-        heat_all: Cell::new(false),
+        heats: RefCell::default(),
+        verify: RefCell::new(None),
+        flushing: Cell::new(false),
         requests: Cell::new(0),
         flushes: queues.iter().map(|_| Cell::new(0)).collect(),
         checked: Cell::new(0),
+        served: Cell::new(false),
         paused: Cell::new(state.paused),
         queues: queues.into_iter().map(RefCell::new).collect(),
         shim,

@@ -2,10 +2,11 @@
 //!
 //! 1. A ledger PUT lands at any time after it was issued, or never when its writer died; the slot belongs to the first that
 //!    lands, and a PUT that finds it taken changes nothing. The answer may be lost.
+//!    A stalled one lands only after it woke.
 //! 2. A segment exists from the moment it was linked until it is deleted. Nothing else happens to it.
 //! 3. What is landing (not linked) survives a receiver's crash only as far as it was synced.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A ledger PUT in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -26,28 +27,56 @@ pub struct MemoryStore<K> {
     ledger: Vec<Vec<u8>>,
     segments: BTreeMap<K, Vec<u8>>,
     flight: Vec<(PutId, u64, Vec<u8>)>,
+    stalled: BTreeSet<PutId>,
+    stall_next: bool,
     done: BTreeMap<PutId, PutResult>,
     next: u64,
 }
 
 impl<K> Default for MemoryStore<K> {
     fn default() -> Self {
-        Self { ledger: Vec::new(), segments: BTreeMap::new(), flight: Vec::new(), done: BTreeMap::new(), next: 0 }
+        Self {
+            ledger: Vec::new(),
+            segments: BTreeMap::new(),
+            flight: Vec::new(),
+            stalled: BTreeSet::new(),
+            stall_next: false,
+            done: BTreeMap::new(),
+            next: 0,
+        }
     }
 }
 
 impl<K: Ord + Clone> MemoryStore<K> {
+    /// The next PUT stalls.
+    pub fn stall_next(&mut self) {
+        self.stall_next = true;
+    }
+
     /// Issues a PUT.
     pub fn put(&mut self, slot: u64, bytes: Vec<u8>) -> PutId {
         self.next += 1;
         let id = PutId(self.next);
+        if std::mem::take(&mut self.stall_next) {
+            self.stalled.insert(id);
+        }
         self.flight.push((id, slot, bytes));
         id
     }
 
-    /// PUTs that have not landed.
+    /// PUTs that may land now.
     pub fn in_flight(&self) -> Vec<PutId> {
-        self.flight.iter().map(|p| p.0).collect()
+        self.flight.iter().map(|p| p.0).filter(|id| !self.stalled.contains(id)).collect()
+    }
+
+    /// Whether some PUT stalls.
+    pub fn has_stalled(&self) -> bool {
+        !self.stalled.is_empty()
+    }
+
+    /// What stalled wakes.
+    pub fn wake(&mut self) {
+        self.stalled.clear();
     }
 
     /// Lets one land. Returns the slot that it created.
@@ -72,10 +101,18 @@ impl<K: Ord + Clone> MemoryStore<K> {
         self.done.remove(&id)
     }
 
-    /// The writer died: its answers are lost. PUTs for which `keep` says no are lost too, the others may still land.
+    /// The writer died: its answers are lost. PUTs that stalled, and those for which `keep` says so, may still land.
     pub fn orphan(&mut self, mut keep: impl FnMut() -> bool) {
         self.done.clear();
-        self.flight.retain(|_| keep());
+        let stalled = &self.stalled;
+        self.flight.retain(|p| stalled.contains(&p.0) || keep());
+    }
+
+    /// Nothing of a dead writer is left.
+    pub fn forget_flight(&mut self) {
+        self.flight.clear();
+        self.stalled.clear();
+        self.done.clear();
     }
 
     /// All that is there, without what is in flight.

@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
+use farside_ledger::Policy;
 use farside_region::{BootId, Geometry, GroupId, LayerKey, Name, Slot, VolumeId};
 
 use crate::exec::{Executor, Owner, Steps};
@@ -118,6 +119,12 @@ pub struct World {
     pub authors: RefCell<BTreeMap<LayerKey, Author>>,
     /// The step at which the store was put back last.
     pub rewound_at: Cell<u64>,
+    /// The store takes nothing before that time.
+    pub store_full_until_us: Cell<u64>,
+    /// How far the receiver's wall clock is off, in milliseconds.
+    pub receiver_wall_off_ms: Cell<i64>,
+    /// The same of the sources'.
+    pub source_wall_off_ms: Cell<i64>,
     /// Accepted pins that were not withdrawn, and the points they hold.
     pub pinned: RefCell<BTreeMap<Slot, Slot>>,
 }
@@ -145,6 +152,9 @@ impl World {
             met: RefCell::default(),
             healing: Cell::new(false),
             pinned: RefCell::default(),
+            store_full_until_us: Cell::new(0),
+            receiver_wall_off_ms: Cell::new(0),
+            source_wall_off_ms: Cell::new(0),
             authors: RefCell::default(),
             rewound_at: Cell::new(0),
             landing: RefCell::default(),
@@ -237,7 +247,7 @@ impl World {
         next
     }
 
-    /// Milliseconds since 1970, as a host would show them.
+    /// Milliseconds since 1970, as a clock without faults would show them.
     pub fn wall_ms(&self) -> i64 {
         1_700_000_000_000 + (self.now_us.get() / 1000) as i64
     }
@@ -282,6 +292,16 @@ impl World {
             (0..site.disks.len()).for_each(|v| site.taint(v, self.step.get()));
         }
         self.rewound_at.set(self.step.get());
+    }
+
+    /// What the sources ask to be kept.
+    pub fn policy(&self) -> Policy {
+        Policy { keep: self.plan.keep, span_ms: self.plan.span_ms }
+    }
+
+    /// Whether the store takes nothing now.
+    pub fn store_is_full(&self) -> bool {
+        self.now_us.get() < self.store_full_until_us.get()
     }
 
     /// Number of volumes.

@@ -1,15 +1,17 @@
 //! The group's control thread: events one after the other into `replication::Source`, its actions carried out in order, and
 //! the timers and small loops that stand around it (switch, coolers, headers, ticks, the connection, a planned stop).
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use farside_ledger::{CutTime, EpochInfo, LayerKind};
-use farside_region::intent::{Header, HeaderState, IntentLayout, Owed, SlotIndex};
 use farside_region::{EpochId, RegionSet};
-use farside_replication::source::{Action, DemoteCause, Event, Limits, PartRead, SECOND, Sample, SwitchDone, SwitchMember, Tick};
-use farside_shim::{CoolStep, Kind, Member, Tracking, TrackingVerdict};
+use farside_replication::source::{
+    Action, DemoteCause, Event, Limits, PartRead, Report, SECOND, Sample, SwitchDone, SwitchMember, Tick,
+};
+use farside_shim::{CoolStep, Kind, Member, Tracking};
 
 use farside_wire::{ClaimRequest, SourceMessage};
 
@@ -20,9 +22,12 @@ use crate::oracle::Cut;
 use crate::plan::Plan;
 use crate::world::{GRANULE_SHIFT, REGION_SECTORS, SECTOR};
 
-use super::{HeaderWant, Item, Source, Vol};
+use super::intent::{HeaderWant, IntentOrder};
+use super::{Item, Source, Vol};
 
 const MS: u64 = SECOND / 1000;
+/// A mistake of the driver: bits that are hot in memory alone count as durable.
+const WITHDRAWN: &str = "tracking-lost withdrawn while the map cannot be written";
 
 /// A switch that replication asked for.
 pub(super) struct PendingSwitch {
@@ -77,7 +82,7 @@ impl Source {
         spawn("ticks", Box::pin(self.clone().ticks()));
         spawn("connect", Box::pin(self.clone().connects()));
         for v in 0..self.volumes.len() {
-            spawn(&format!("header{v}"), Box::pin(self.clone().headers(v)));
+            spawn(&format!("verify{v}"), Box::pin(self.clone().verifies(v)));
             spawn(&format!("cooler{v}"), Box::pin(self.clone().cools(v)));
             spawn(&format!("heater{v}"), Box::pin(self.clone().heats(v)));
         }
@@ -164,8 +169,7 @@ impl Source {
                 }
             }
             Action::WriteHeader { volume, confirmed, position } => {
-                let want = HeaderWant { confirmed, position, tell: true };
-                self.vol(volume).header_wants.replace(Some(want));
+                self.vol(volume).intent.borrow_mut().wanted = Some(HeaderWant { confirmed, position });
             }
             Action::Switch { kind, members } => {
                 let before = self.switch.replace(Some(PendingSwitch { kind, members, begun: None }));
@@ -213,18 +217,26 @@ impl Source {
                 let vol = self.vol(volume);
                 vol.cool.borrow_mut().extend(regions.iter().map(|r| (r, zero.contains(r))));
             }
-            Action::HeatAll { volume } => {
-                let vol = self.vol(volume);
-                vol.shim.heat_all();
-                vol.heat_all.set(true);
+            Action::HeatAll { volume } => self.vol(volume).heats.borrow_mut().push(None),
+            Action::Heat { volume, regions } => self.vol(volume).heats.borrow_mut().push(Some(regions)),
+            Action::Verify(chunk) => {
+                self.vol(chunk.volume).verify.replace(Some(*chunk));
+            }
+            Action::Report { volume: Some(volume), what: Report::ColdDiffers { regions } } => {
+                let v = self.vol(volume).index;
+                world.fail(format!("L2: verify finds that cold regions {regions:?} of v{v} differ from what is published"));
             }
             Action::KeepHot { volume } => {
                 let regions = self.vol(volume).shim.hot_regions();
                 self.push(Event::HotRegions { volume, regions });
             }
             Action::WithdrawTrackingLost { volume } => {
-                let v = self.vol(volume).index;
-                site.state_dir.borrow_mut()[v].tracking_lost = false;
+                // Only bits that are durable count: while the map cannot be written, the mark is all that the next start has.
+                let vol = self.vol(volume);
+                if vol.shim.tracking() == Tracking::Sound || farside_region::mutation::on(WITHDRAWN) {
+                    vol.mark_owed.set(false);
+                    site.write_state(vol.index, |s| s.tracking_lost = false);
+                }
             }
             // Keys are the same in every life here; removal and reports have no further consequence.
             _ => {}
@@ -266,26 +278,16 @@ impl Source {
                     self.push(Event::Demoted { epoch, why: DemoteCause::SideBuffer });
                 }
                 if events.flush_failed {
+                    vol.intent.borrow_mut().orders.push_back(IntentOrder::FlushFailed);
                     self.push(Event::FlushFailed { volume: id });
-                    self.record_flush_failure(vol).await;
                 }
                 if events.tracking_lost {
-                    self.site.state_dir.borrow_mut()[vol.index].tracking_lost = true;
-                    if vol.shim.tracking() == Tracking::Lost {
-                        vol.shim.resolve_tracking_lost(TrackingVerdict::Pass);
-                    }
-                    self.push(Event::TrackingLost { volume: id });
+                    self.tracking_lost(vol);
                 }
             }
             steps.until(|| self.control_bell.rung() != rung).await;
             steps.pause().await;
         }
-    }
-
-    /// T14: the header knows of it before anything else is made of it.
-    async fn record_flush_failure(&self, vol: &Vol) {
-        let boot = self.site.boot.get();
-        self.write_header(vol, |h| h.flush_failed = Some(boot)).await;
     }
 
     async fn switches(self: Rc<Self>) {
@@ -320,7 +322,7 @@ impl Source {
         let kind = if pending.kind == LayerKind::Point { Kind::Cut } else { Kind::Pass };
         let members: Vec<Member> =
             pending.members.iter().map(|m| Member { volume: self.vol(m.volume).shim.clone(), also: m.extra.clone() }).collect();
-        let (mono_before_ns, wall_ms) = (world.mono_ns(), world.wall_ms());
+        let (mono_before_ns, wall_ms) = (world.mono_ns(), world.wall_ms() + world.source_wall_off_ms.get());
         let at_ns = world.mono_ns();
         let begun = self.switcher.borrow_mut().begin(kind, members);
         let mono_after_ns = world.mono_ns();
@@ -352,20 +354,35 @@ impl Source {
         let mut next = 0;
         loop {
             steps.until(|| self.world.now_us.get() >= next && self.inbox.borrow().len() < 4).await;
-            let mono_ns = self.world.mono_ns();
-            let time = CutTime { boot: self.site.boot.get(), mono_ns, wall_ms: self.world.wall_ms() };
+            let time = self.sample_time();
             let mut volumes = Vec::new();
             for vol in &self.volumes {
                 steps.pause().await;
-                let geometry = self.world.names.geometry[vol.index];
-                let in_flight = vol.shim.in_flight() as u64;
-                let dirty_bytes = vol.shim.open_set().granule_count(&geometry) * geometry.granule_bytes();
-                volumes.push((self.world.names.ids[vol.index], Sample { dirty_bytes, in_flight }));
+                volumes.push(self.sample(vol));
             }
             self.push(Event::Tick(Tick { time, volumes }));
+            self.record_losses();
             next = self.world.now_us.get() + 1_500;
             steps.pause().await;
         }
+    }
+
+    /// T of a sample is read before the maps.
+    fn sample_time(&self) -> CutTime {
+        let wall_ms = self.world.wall_ms() + self.world.source_wall_off_ms.get();
+        CutTime { boot: self.site.boot.get(), mono_ns: self.world.mono_ns(), wall_ms }
+    }
+
+    fn sample(&self, vol: &Vol) -> (farside_region::VolumeId, Sample) {
+        let geometry = self.world.names.geometry[vol.index];
+        let in_flight = vol.shim.in_flight() as u64;
+        let dirty_bytes = vol.shim.open_set().granule_count(&geometry) * geometry.granule_bytes();
+        (self.world.names.ids[vol.index], Sample { dirty_bytes, in_flight })
+    }
+
+    fn sample_all(&self) -> Tick {
+        let time = self.sample_time();
+        Tick { time, volumes: self.volumes.iter().map(|vol| self.sample(vol)).collect() }
     }
 
     async fn connects(self: Rc<Self>) {
@@ -391,63 +408,6 @@ impl Source {
             }
             steps.pause().await;
         }
-    }
-
-    async fn headers(self: Rc<Self>, v: usize) {
-        let steps = self.world.steps();
-        let vol = &self.volumes[v];
-        loop {
-            steps.pause().await;
-            steps.until(|| vol.header_wants.borrow().is_some()).await;
-            let want = vol.header_wants.take().expect("just seen");
-            let ok = self
-                .write_header(vol, |h| {
-                    h.term = want.confirmed;
-                    h.position = want.position;
-                })
-                .await;
-            if ok && want.tell {
-                let volume = self.world.names.ids[v];
-                self.push(Event::HeaderDurable { volume, confirmed: want.confirmed, position: want.position });
-            }
-        }
-    }
-
-    /// One header write: to the older slot, synced; nobody else's in between.
-    pub(super) async fn write_header(&self, vol: &Vol, change: impl FnOnce(&mut Header)) -> bool {
-        let steps = self.world.steps();
-        steps.until(|| !vol.header_busy.get()).await;
-        vol.header_busy.set(true);
-        let slot = vol.header_slot.get().map_or(SlotIndex::A, SlotIndex::other);
-        let block = {
-            let mut header = vol.header.borrow_mut();
-            change(&mut header);
-            header.seq += 1;
-            header.encode()
-        };
-        self.say(|| {
-            let h = vol.header.borrow();
-            format!(
-                "v{} header {:?} seq {} term {:?} position {:?}",
-                vol.index,
-                h.state,
-                h.seq,
-                h.term,
-                h.position.map(|p| p.slot.0)
-            )
-        });
-        let op = self.site.maps[vol.index].borrow_mut().write(IntentLayout::header_offset(slot).0, block.0.to_vec(), 0);
-        let mut ok = self.site.map(&self.world, vol.index, op).await == Done::Ok;
-        let op = self.site.maps[vol.index].borrow_mut().flush();
-        ok &= self.site.map(&self.world, vol.index, op).await == Done::Ok;
-        vol.header_slot.set(Some(slot));
-        if ok {
-            let (header, mut start) = (vol.header.borrow(), self.site.start.borrow_mut());
-            let start = &mut start[vol.index];
-            (start.confirmed, start.position) = (header.term, header.position);
-        }
-        vol.header_busy.set(false);
-        ok
     }
 
     async fn cools(self: Rc<Self>, v: usize) {
@@ -491,7 +451,9 @@ impl Source {
                 CoolStep::Wait => {}
                 CoolStep::Flush => {
                     vol.cooler.borrow_mut().flush_begin();
+                    vol.flushing.set(true);
                     let done = self.flush_backing(vol.index).await;
+                    vol.flushing.set(false);
                     vol.cooler.borrow_mut().flush_end(done == Done::Ok);
                 }
                 // `Action::Cool` comes only when the header covers what was published.
@@ -500,16 +462,31 @@ impl Source {
         }
     }
 
+    /// Sets bits: all that is asked for. While the map cannot be written "hot" is in memory alone.
     async fn heats(self: Rc<Self>, v: usize) {
         let steps = self.world.steps();
         let vol = &self.volumes[v];
+        let volume = self.world.names.ids[v];
         let mut all = RegionSet::new();
         all.insert_range(self.world.names.geometry[v].all_regions());
+        let is_hot = |want: &Option<RegionSet>| {
+            let regions = want.as_ref().unwrap_or(&all);
+            // Asked each time: a region that was cooling when it was asked for may have become cold since.
+            vol.shim.heat(regions);
+            vol.shim.is_hot(regions)
+        };
         loop {
             steps.pause().await;
-            steps.until(|| vol.heat_all.get() && vol.shim.is_hot(&all)).await;
-            vol.heat_all.set(false);
-            self.push(Event::AllHot { volume: self.world.names.ids[v] });
+            let may = || vol.shim.tracking() == Tracking::Sound || farside_region::mutation::on(WITHDRAWN);
+            steps.until(|| !vol.heats.borrow().is_empty() && may() && vol.heats.borrow().iter().any(is_hot)).await;
+            let (done, left) = vol.heats.take().into_iter().partition(is_hot);
+            vol.heats.replace(left);
+            for want in done {
+                self.push(match want {
+                    None => Event::AllHot { volume },
+                    Some(regions) => Event::Heated { volume, regions },
+                });
+            }
         }
     }
 
@@ -525,39 +502,64 @@ impl Source {
     async fn stops(self: Rc<Self>) {
         let steps = self.world.steps();
         steps.until(|| self.volumes.iter().all(|v| v.requests.get() == 0)).await;
+        // What a verify found to differ becomes owed when its bit is durable.
+        let patience = self.world.now_us.get() + 20_000;
+        let heating = || self.world.names.ids.iter().any(|id| self.core.borrow().is_heating(*id));
+        steps.until(|| self.world.now_us.get() >= patience || !heating()).await;
+        // What was acknowledged up to now is in the samples by which "settled" is judged.
+        self.push(Event::Tick(self.sample_all()));
         self.push(Event::Drain);
+        steps.until(|| self.inbox.borrow().is_empty()).await;
         let patience = self.world.now_us.get() + if self.world.chance(0.5) { 1_000 } else { 60_000 };
         steps.until(|| self.world.now_us.get() >= patience || self.core.borrow().settled()).await;
+        let settled = self.core.borrow().settled();
         steps.until(|| self.switch.borrow().is_none() && !self.core.borrow().switching()).await;
         self.push(Event::Halt);
         steps.until(|| self.halted.get()).await;
-        for vol in &self.volumes {
-            let flush = vol.shim.flush_begin();
-            let unflushed = farside_region::mutation::on("T2 clean without flush");
-            let done = if unflushed { Done::Ok } else { self.flush_backing(vol.index).await };
-            vol.shim.flush_end(flush, done == Done::Ok);
-            if done != Done::Ok || vol.shim.flush_failures() > 0 {
-                self.say(|| format!("v{} stops without `clean`: a flush failed", vol.index));
-                self.record_flush_failure(vol).await;
-                continue;
-            }
-            self.leave_clean(vol).await;
+        self.record_losses();
+        for vol in self.volumes.iter().filter(|v| v.served.get()) {
+            self.leave(vol, settled).await;
         }
         self.ended.set(true);
     }
 
-    async fn leave_clean(&self, vol: &Vol) {
-        let steps = self.world.steps();
+    /// Everything of it can be read, and nobody holds it back.
+    fn is_well(&self, v: usize) -> bool {
+        let status = self.core.borrow().status(self.world.mono_ns());
+        let known = status.volumes.iter().find(|s| s.volume == self.world.names.ids[v]);
+        known.is_some_and(|s| s.state == farside_replication::source::State::Streaming && s.unreadable_bytes == 0)
+    }
+
+    /// The last of a planned stop: flush, masks, `clean` – or none of it.
+    async fn leave(&self, vol: &Vol, settled: bool) {
         let v = vol.index;
-        let mut set = self.core.borrow().owed(self.world.names.ids[v]);
-        set.union_with(&vol.shim.open_set());
-        steps.until(|| !vol.header_busy.get()).await;
-        let (map, header_seq) = (vol.header.borrow().map, vol.header.borrow().seq + 1);
-        self.say(|| format!("v{v} owes {} granules", set.granule_count(&self.world.names.geometry[v])));
-        let owed = Owed { map, header_seq, set };
-        self.site.state_dir.borrow_mut()[v].owed = Some(owed.encode());
-        steps.pause().await;
-        self.write_header(vol, |h| h.state = HeaderState::Clean).await;
+        let flush = vol.shim.flush_begin();
+        let unflushed = farside_region::mutation::on("T2 clean without flush");
+        let done = if unflushed { Done::Ok } else { self.flush_backing(v).await };
+        vol.shim.flush_end(flush, done == Done::Ok);
+        let of_this_boot = vol.intent.borrow().header.flush_failed == Some(self.site.boot.get());
+        let failed = done != Done::Ok || vol.shim.flush_failures() > 0 || of_this_boot;
+        if failed {
+            vol.intent.borrow_mut().orders.push_back(IntentOrder::FlushFailed);
+        }
+        let mut owed = self.core.borrow().owed(self.world.names.ids[v]);
+        owed.union_with(&vol.shim.open_set());
+        let lost = vol.mark_owed.get() || self.site.state_dir.borrow()[v].tracking_lost;
+        let in_doubt = failed || vol.shim.tracking() != Tracking::Sound || vol.flushing.get() || !vol.heats.borrow().is_empty();
+        if lost || in_doubt {
+            self.say(|| format!("v{v} stops without `clean`"));
+            let settle = || vol.intent.borrow().orders.is_empty();
+            self.world.steps().until(settle).await;
+            self.world.steps().pause().await;
+            return;
+        }
+        if settled && !owed.is_empty() && self.is_well(v) {
+            self.world
+                .fail(format!("T2: v{v} is settled, and owes {} granules", owed.granule_count(&self.world.names.geometry[v])));
+        }
+        let answer = Rc::new(Cell::new(None));
+        vol.intent.borrow_mut().orders.push_back(IntentOrder::Clean { owed, answer: answer.clone() });
+        self.world.steps().until(|| answer.get().is_some()).await;
     }
 }
 

@@ -226,7 +226,7 @@ impl Source {
         found
     }
 
-    async fn read_bytes(&self, vol: &Vol, run: GranuleRun) -> Option<Vec<u8>> {
+    pub(super) async fn read_bytes(&self, vol: &Vol, run: GranuleRun) -> Option<Vec<u8>> {
         let bytes = self.world.names.geometry[vol.index].bytes_of(run);
         debug_assert!(bytes.len.is_multiple_of(SECTOR as u64));
         let op = self.site.disks[vol.index].borrow_mut().read(bytes.offset.0, bytes.len as usize);

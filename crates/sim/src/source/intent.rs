@@ -1,0 +1,404 @@
+//! The intent thread of a volume: pages as the owner wants them, headers as the control loop wants them, in turn. A write that
+//! fails latches the file; from then on the map is made anew beside it, with every bit set, until that succeeds. Where the
+//! loss is recorded in the state directory, and what is trusted at a start, is here too.
+
+use std::cell::Cell;
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+use farside_region::intent::{
+    Header, HeaderState, INTENT_BLOCK_BYTES, IntentLayout, Owed, Page, PageBits, PageIndex, SlotIndex, recover_header,
+    recover_page,
+};
+use farside_region::{GranuleSet, LedgerPosition, MapId, RegionIndex, RegionSet, Term, VolumeId};
+use farside_replication::source::Event;
+use farside_shim::{Commit, IntentOwner, Tracking, TrackingVerdict};
+
+use crate::disk::Done;
+use crate::plan::Plan;
+use crate::site::Site;
+use crate::world::World;
+
+use super::{Source, Vol};
+
+/// A mistake of the driver: what stands in the map at a start is trusted, though the last owner's sync may have failed.
+const TRUSTED: &str = "a map trusted after a failed sync";
+
+/// What the header is to say; of several that wait the newest counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct HeaderWant {
+    pub(super) confirmed: Option<Term>,
+    pub(super) position: Option<LedgerPosition>,
+}
+
+/// What the control loop wants beside that.
+#[derive(Debug)]
+pub(super) enum IntentOrder {
+    /// A flush of the backing failed (T14).
+    FlushFailed,
+    /// A planned stop: the masks, then the `clean` header. The answer says whether that is so.
+    Clean { owed: GranuleSet, answer: Rc<Cell<Option<bool>>> },
+}
+
+/// The state of a volume's intent file.
+#[derive(Debug)]
+pub(super) struct IntentFile {
+    pub(super) header: Header,
+    newest: SlotIndex,
+    failed: bool,
+    flush_failed: bool,
+    /// When a failed one is tried again.
+    mend_at_us: u64,
+    pub(super) wanted: Option<HeaderWant>,
+    pub(super) orders: VecDeque<IntentOrder>,
+}
+
+impl IntentFile {
+    pub(super) fn new(header: Header, newest: SlotIndex) -> Self {
+        let orders = VecDeque::new();
+        Self { header, newest, failed: false, flush_failed: false, mend_at_us: 0, wanted: None, orders }
+    }
+}
+
+pub(super) fn layout(plan: &Plan, world: &World, volume: usize) -> IntentLayout {
+    IntentLayout::with_page_regions(&world.names.geometry[volume], plan.page_regions)
+}
+
+/// Bytes that an intent map of this plan may need.
+pub fn map_bytes(plan: &Plan) -> usize {
+    let regions = *plan.regions.iter().max().expect("there are volumes");
+    (2 + 2 * regions.div_ceil(u64::from(plan.page_regions)) as usize) * INTENT_BLOCK_BYTES
+}
+
+/// Makes the first intent map of every volume: all dirty, durable.
+pub fn format(world: &World, site: &Site) {
+    for volume in 0..site.disks.len() {
+        let layout = layout(&world.plan, world, volume);
+        let header = Header::new(MapId([volume as u8 + 1; 16]), &world.names.geometry[volume], &layout);
+        let image = new_map(world, site, volume, &header, &|_| true);
+        site.maps[volume].borrow_mut().restore(&image);
+    }
+}
+
+/// A whole new map, as it is written beside an old one: of everything both slots, B the newest.
+fn new_map(world: &World, site: &Site, volume: usize, header: &Header, hot: &dyn Fn(RegionIndex) -> bool) -> Vec<u8> {
+    let layout = layout(&world.plan, world, volume);
+    let mut image = vec![0; site.maps[volume].borrow().sectors() * INTENT_BLOCK_BYTES];
+    let mut put = |offset: u64, block: &[u8]| image[offset as usize..offset as usize + block.len()].copy_from_slice(block);
+    for (slot, i) in [(SlotIndex::A, 0), (SlotIndex::B, 1)] {
+        put(IntentLayout::header_offset(slot).0, &Header { seq: header.seq + i, ..header.clone() }.encode().0);
+        for index in (0..layout.page_count()).map(PageIndex) {
+            let run = layout.page_run(index);
+            let mut bits = PageBits::clear();
+            (0..run.count).filter(|n| hot(RegionIndex(run.start.0 + n))).for_each(|n| bits.set(n as u32, true));
+            let page = Page { map: header.map, index, seq: i, bits };
+            put(layout.page_offset(index, slot).0, &page.encode(&layout).0);
+        }
+    }
+    image
+}
+
+/// The regions whose bit stands in a map, as a start reads it.
+pub(super) fn inherited(world: &World, site: &Site, volume: usize, map: MapId) -> RegionSet {
+    let layout = layout(&world.plan, world, volume);
+    let disk = site.maps[volume].borrow();
+    let mut set = RegionSet::new();
+    for index in (0..layout.page_count()).map(PageIndex) {
+        let slots =
+            [SlotIndex::A, SlotIndex::B].map(|s| disk.current(layout.page_offset(index, s).0 as usize / INTENT_BLOCK_BYTES));
+        let found = recover_page(map, &layout, index, slots);
+        found.page.bits.iter().for_each(|bit| set.insert(RegionIndex(layout.page_run(index).start.0 + u64::from(bit))));
+    }
+    set
+}
+
+/// What an attach does with the map that it finds, before it reads it. After a clean stop, which only a file that never
+/// failed can write, what was synced is durable. Otherwise the last owner may have died with a failed sync, and no sync
+/// that says yes after that proves anything: the map is written anew, with the same bits, or all if tracking was lost.
+pub(super) fn take_over(world: &World, site: &Site, volume: usize) {
+    let found = {
+        let disk = site.maps[volume].borrow();
+        recover_header([disk.current(0), disk.current(1)])
+    };
+    let Ok(Some((header, _))) = found else { return };
+    let mut map = site.maps[volume].borrow_mut();
+    let anew = world.plan.map_anew && !farside_region::mutation::on(TRUSTED);
+    if header.state == HeaderState::Clean || map.is_broken() || !anew {
+        return;
+    }
+    drop(map);
+    let all = site.state_dir.borrow()[volume].tracking_lost;
+    let bits = inherited(world, site, volume, header.map);
+    let header = Header { seq: header.seq + 1, ..header };
+    let image = new_map(world, site, volume, &header, &|r| all || bits.contains(r));
+    map = site.maps[volume].borrow_mut();
+    map.restore(&image);
+}
+
+/// Whether recovery sees a region's bit whatever a power cut leaves of its page's two slots.
+///
+/// # Errors
+/// Says in which case it does not.
+pub fn bit_surely_durable(world: &World, site: &Site, volume: usize, region: RegionIndex) -> Result<(), String> {
+    let layout = layout(&world.plan, world, volume);
+    let (index, bit) = layout.place(region);
+    let map = site.maps[volume].borrow();
+    let Ok(Some((header, _))) = recover_header([map.current(0), map.current(1)]) else { return Ok(()) };
+    let torn = [0u8; INTENT_BLOCK_BYTES];
+    let slots = [SlotIndex::A, SlotIndex::B].map(|slot| {
+        let sector = (layout.page_offset(index, slot).0 as usize) / INTENT_BLOCK_BYTES;
+        let (mut all, may_tear) = map.candidates(sector);
+        if may_tear {
+            all.push(&torn);
+        }
+        all
+    });
+    for a in &slots[0] {
+        for b in &slots[1] {
+            let found = recover_page(header.map, &layout, index, [a, b]);
+            if !found.page.bits.get(bit) {
+                return Err(format!(
+                    "its page {index} may be recovered with sequence {} from slot {:?}, where the bit is clear",
+                    found.page.seq, found.newest
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+impl Source {
+    /// The intent thread's whole life.
+    pub(super) async fn intents(self: Rc<Self>, v: usize, mut owner: IntentOwner) {
+        let (vol, steps) = (&self.volumes[v], self.world.steps());
+        loop {
+            let order = vol.intent.borrow_mut().orders.pop_front();
+            if let Some(order) = order {
+                self.obey(vol, &mut owner, order).await;
+                continue;
+            }
+            let rung = vol.owner_bell.rung();
+            let worked = [
+                self.commit_pages(vol, &mut owner).await,
+                self.write_wanted_header(vol, &mut owner).await,
+                self.mend_if_due(vol, &mut owner).await,
+            ];
+            if worked.contains(&true) {
+                continue;
+            }
+            steps.until(|| vol.owner_bell.rung() != rung || self.has_intent_work(vol)).await;
+            steps.pause().await;
+        }
+    }
+
+    fn has_intent_work(&self, vol: &Vol) -> bool {
+        let file = vol.intent.borrow();
+        let header = file.wanted.is_some() && !file.failed;
+        header || !file.orders.is_empty() || (file.failed && self.world.now_us.get() >= file.mend_at_us)
+    }
+
+    async fn commit_pages(&self, vol: &Vol, owner: &mut IntentOwner) -> bool {
+        let Some(commit) = owner.next_commit() else { return false };
+        let ok = self.write_pages(vol, &commit).await;
+        // First the owner, so that whoever hears of it finds tracking lost.
+        owner.committed(ok);
+        if !ok {
+            self.complain(vol, owner);
+        }
+        true
+    }
+
+    async fn write_pages(&self, vol: &Vol, commit: &Commit) -> bool {
+        let v = vol.index;
+        if vol.intent.borrow().failed {
+            return false;
+        }
+        self.say(|| {
+            let pages: Vec<_> = commit.writes.iter().map(|w| format!("{}{:?}", w.page, w.slot)).collect();
+            format!("v{v} intent pages {}", pages.join(" "))
+        });
+        let mut ops = Vec::new();
+        for write in &commit.writes {
+            ops.push(self.site.maps[v].borrow_mut().write(write.offset.0, write.block.0.to_vec(), 0));
+            self.world.steps().pause().await;
+        }
+        let mut ok = true;
+        for op in ops {
+            ok &= self.site.map(&self.world, v, op).await == Done::Ok;
+        }
+        if commit.needs_sync() {
+            ok &= self.sync_map(v).await;
+        }
+        self.world.steps().pause().await;
+        vol.intent.borrow_mut().failed |= !ok;
+        ok
+    }
+
+    async fn sync_map(&self, v: usize) -> bool {
+        let op = self.site.maps[v].borrow_mut().flush();
+        self.site.map(&self.world, v, op).await == Done::Ok
+    }
+
+    async fn write_wanted_header(&self, vol: &Vol, owner: &mut IntentOwner) -> bool {
+        let wanted = vol.intent.borrow().wanted;
+        let Some(want) = wanted.filter(|_| !vol.intent.borrow().failed) else { return false };
+        let ok = self.write_header(vol, |h| (h.term, h.position) = (want.confirmed, want.position)).await;
+        if ok {
+            self.header_is_durable(vol, want);
+        } else {
+            self.complain(vol, owner);
+        }
+        true
+    }
+
+    fn header_is_durable(&self, vol: &Vol, want: HeaderWant) {
+        let mut file = vol.intent.borrow_mut();
+        file.wanted = file.wanted.filter(|newer| *newer != want);
+        let HeaderWant { confirmed, position } = want;
+        self.push(Event::HeaderDurable { volume: self.id_of(vol), confirmed, position });
+    }
+
+    fn id_of(&self, vol: &Vol) -> VolumeId {
+        self.world.names.ids[vol.index]
+    }
+
+    /// One header write: to the older slot, synced.
+    pub(super) async fn write_header(&self, vol: &Vol, change: impl FnOnce(&mut Header)) -> bool {
+        let (mut header, slot) = {
+            let file = vol.intent.borrow();
+            if file.failed {
+                return false;
+            }
+            (file.header.clone(), file.newest.other())
+        };
+        change(&mut header);
+        header.seq += 1;
+        self.say(|| {
+            let (state, seq, term, position) = (header.state, header.seq, header.term, header.position.map(|p| p.slot.0));
+            format!("v{} header {state:?} seq {seq} term {term:?} position {position:?}", vol.index)
+        });
+        let block = header.encode().0.to_vec();
+        let op = self.site.maps[vol.index].borrow_mut().write(IntentLayout::header_offset(slot).0, block, 0);
+        let mut ok = self.site.map(&self.world, vol.index, op).await == Done::Ok;
+        ok &= self.sync_map(vol.index).await;
+        let mut file = vol.intent.borrow_mut();
+        file.failed |= !ok;
+        if ok {
+            (file.header, file.newest) = (header, slot);
+            self.note_header(vol.index, &file.header);
+        }
+        ok
+    }
+
+    /// What the judge of histories goes by.
+    fn note_header(&self, v: usize, header: &Header) {
+        let start = &mut self.site.start.borrow_mut()[v];
+        (start.confirmed, start.position) = (header.term, header.position);
+    }
+
+    async fn obey(&self, vol: &Vol, owner: &mut IntentOwner, order: IntentOrder) {
+        match order {
+            IntentOrder::FlushFailed => {
+                vol.intent.borrow_mut().flush_failed = true;
+                let boot = self.site.boot.get();
+                if !self.write_header(vol, |h| h.flush_failed = Some(boot)).await {
+                    self.complain(vol, owner);
+                }
+            }
+            IntentOrder::Clean { owed, answer } => {
+                while self.commit_pages(vol, owner).await {}
+                let ok = self.write_clean(vol, owed).await;
+                answer.set(Some(ok));
+            }
+        }
+    }
+
+    /// First the masks of what is owed, then the header that vouches for them (T2).
+    async fn write_clean(&self, vol: &Vol, owed: GranuleSet) -> bool {
+        let v = vol.index;
+        self.say(|| format!("v{v} owes {} granules", owed.granule_count(&self.world.names.geometry[v])));
+        let (map, header_seq) = {
+            let file = vol.intent.borrow();
+            (file.header.map, file.header.seq + 1)
+        };
+        if !self.site.write_state(v, |s| s.owed = Some(Owed { map, header_seq, set: owed }.encode())) {
+            return false;
+        }
+        self.world.steps().pause().await;
+        let wanted = vol.intent.borrow_mut().wanted.take();
+        self.write_header(vol, |h| {
+            h.state = HeaderState::Clean;
+            if let Some(want) = wanted {
+                (h.term, h.position) = (want.confirmed, want.position);
+            }
+        })
+        .await
+    }
+
+    /// A write of the map failed: tracking is lost until the map is made anew, also when only the header failed.
+    fn complain(&self, vol: &Vol, owner: &mut IntentOwner) {
+        self.mend_later(vol);
+        owner.lose();
+        self.tracking_lost(vol);
+    }
+
+    fn mend_later(&self, vol: &Vol) {
+        vol.intent.borrow_mut().mend_at_us = self.world.now_us.get() + 6_000;
+    }
+
+    async fn mend_if_due(&self, vol: &Vol, owner: &mut IntentOwner) -> bool {
+        let v = vol.index;
+        if !vol.intent.borrow().failed || self.world.now_us.get() < vol.intent.borrow().mend_at_us {
+            return false;
+        }
+        self.world.steps().pause().await;
+        if self.site.maps[v].borrow().is_broken() {
+            self.mend_later(vol);
+            return true;
+        }
+        let wanted = {
+            let mut file = vol.intent.borrow_mut();
+            let map = MapId(self.world.rng.borrow_mut().bytes16());
+            let mut header = Header { map, seq: file.header.seq + 1, state: HeaderState::Attached, ..file.header.clone() };
+            if let Some(want) = file.wanted {
+                (header.term, header.position) = (want.confirmed, want.position);
+            }
+            if file.flush_failed {
+                header.flush_failed = Some(self.site.boot.get());
+            }
+            let image = new_map(&self.world, &self.site, v, &header, &|_| true);
+            self.site.maps[v].borrow_mut().restore(&image);
+            (file.header, file.newest) = (Header { seq: header.seq + 1, ..header }, SlotIndex::B);
+            file.failed = false;
+            self.note_header(v, &file.header);
+            file.wanted
+        };
+        self.say(|| format!("v{v} its intent map is made anew"));
+        self.world.met("intent map made anew");
+        owner.made_anew(vol.intent.borrow().header.map);
+        if let Some(want) = wanted {
+            self.header_is_durable(vol, want);
+        }
+        true
+    }
+
+    /// The intent map, or the header, could not be written: the loss is recorded in the state directory before a cold write
+    /// may go on; while it cannot be, they fail, and it is tried again.
+    pub(super) fn tracking_lost(&self, vol: &Vol) {
+        let durable = self.site.write_state(vol.index, |s| s.tracking_lost = true);
+        vol.mark_owed.set(!durable);
+        self.say(|| format!("v{} loses tracking, recorded: {durable}", vol.index));
+        self.world.met("tracking lost");
+        if vol.shim.tracking() == Tracking::Lost {
+            vol.shim.resolve_tracking_lost(if durable { TrackingVerdict::Pass } else { TrackingVerdict::Fail });
+        }
+        self.push(Event::TrackingLost { volume: self.id_of(vol) });
+    }
+
+    /// A loss of tracking that could not be recorded is tried again.
+    pub(super) fn record_losses(&self) {
+        for vol in self.volumes.iter().filter(|v| v.mark_owed.get()) {
+            vol.mark_owed.set(!self.site.write_state(vol.index, |s| s.tracking_lost = true));
+        }
+    }
+}
