@@ -6,6 +6,33 @@ use std::process::{Child, Stdio};
 
 use crate::{run, tool, wait_for};
 
+/// A file system that a test may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileSystem {
+    /// ext4.
+    Ext4,
+    /// XFS; needs a volume of 300 MiB.
+    Xfs,
+}
+
+impl FileSystem {
+    /// As `mount -t` calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ext4 => "ext4",
+            Self::Xfs => "xfs",
+        }
+    }
+
+    /// What `mount -o` wants beside `loop`: an image and the volume it was taken from have the same identity.
+    fn options(self) -> &'static str {
+        match self {
+            Self::Ext4 => "loop",
+            Self::Xfs => "loop,nouuid",
+        }
+    }
+}
+
 /// Whether this process may do all that.
 pub fn possible() -> bool {
     nix::unistd::geteuid().is_root() && Path::new("/dev/fuse").exists() && Path::new("/dev/loop-control").exists()
@@ -27,6 +54,33 @@ impl Mounted {
     /// # Panics
     /// When a step fails; what was done is undone.
     pub fn on_tap(tap: &Path, scratch: &Path) -> Self {
+        let mut this = Self::attach(tap, scratch);
+        this.mount(FileSystem::Ext4);
+        this
+    }
+
+    /// The same, with a file system that is made there first.
+    ///
+    /// # Panics
+    /// When a step fails; what was done is undone.
+    pub fn made_on_tap(tap: &Path, scratch: &Path, file_system: FileSystem) -> Self {
+        let mut this = Self::attach(tap, scratch);
+        let device = this.loop_device.as_deref().expect("attached above");
+        match file_system {
+            FileSystem::Ext4 => run(tool("mke2fs").args(["-q", "-F", "-t", "ext4", device])),
+            FileSystem::Xfs => run(tool("mkfs.xfs").args(["-q", "-f", device])),
+        };
+        this.mount(file_system);
+        this
+    }
+
+    fn mount(&mut self, file_system: FileSystem) {
+        let device = self.loop_device.as_deref().expect("attached before");
+        run(tool("mount").args(["-t", file_system.name(), device]).arg(&self.mountpoint));
+        self.mounted = true;
+    }
+
+    fn attach(tap: &Path, scratch: &Path) -> Self {
         let fuse_dir = scratch.join("fuse");
         let mountpoint = scratch.join("mnt");
         std::fs::create_dir_all(&fuse_dir).expect("mkdir");
@@ -38,9 +92,7 @@ impl Mounted {
         wait_for("nbdfuse", || disk.metadata().ok().filter(|m| m.len() > 0));
         let output = run(tool("losetup").args(["--find", "--show"]).arg(&disk));
         let device = String::from_utf8(output.stdout).expect("text").trim().to_owned();
-        this.loop_device = Some(device.clone());
-        run(tool("mount").args(["-t", "ext4"]).arg(&device).arg(&this.mountpoint));
-        this.mounted = true;
+        this.loop_device = Some(device);
         this
     }
 
@@ -78,14 +130,33 @@ pub fn fsck_clean(image: &Path) {
     run(tool("e2fsck").args(["-f", "-n"]).arg(image));
 }
 
-/// A file system image mounted read-only through a loop device.
+/// Replays the log of a copy of an XFS image and checks it.
+///
+/// # Panics
+/// When it is not clean.
+pub fn xfs_clean(image: &Path, mountpoint: &Path) {
+    drop(Image::mount_writable(image, mountpoint, FileSystem::Xfs)); // the kernel replays
+    run(tool("xfs_repair").args(["-f", "-n"]).arg(image));
+}
+
+/// A file system image mounted through a loop device.
 #[derive(Debug)]
 pub struct Image {
     mountpoint: PathBuf,
 }
 
 impl Image {
-    /// Mounts it.
+    /// Mounts it for reading and writing.
+    ///
+    /// # Panics
+    /// When it cannot be mounted.
+    pub fn mount_writable(image: &Path, mountpoint: &Path, file_system: FileSystem) -> Self {
+        std::fs::create_dir_all(mountpoint).expect("mkdir");
+        run(tool("mount").args(["-t", file_system.name(), "-o", file_system.options()]).arg(image).arg(mountpoint));
+        Self { mountpoint: mountpoint.to_owned() }
+    }
+
+    /// Mounts an ext4 one for reading.
     ///
     /// # Panics
     /// When it cannot be mounted.

@@ -19,11 +19,13 @@ const NEEDED: &[(&str, &str)] = &[
     ("libnbd-bin", "nbdfuse"),
     ("libnbd-bin", "nbdinfo"),
     ("mount", "losetup"),
+    ("postgresql", "/usr/lib/postgresql/15/bin/postgres"), // Debian keeps it out of the search path
     ("python3-libnbd", "nbdsh"),
     ("qemu-utils", "qemu-img"),
     ("restic", "restic"),
     ("rsync", "rsync"),
     ("sqlite3", "sqlite3"),
+    ("xfsprogs", "mkfs.xfs"),
 ];
 
 /// Installs what is missing. Where it may not, it says what a person has to do.
