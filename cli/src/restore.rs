@@ -11,6 +11,7 @@ use std::time::Instant;
 use farside_control::client::Daemon;
 use farside_control::{Address, Point, PointRef, Run, select_point};
 use farside_daemon::config::{Config, ConfigError};
+use farside_service::files::FileError;
 use farside_store::{Existing, FileTarget, RestoreOptions, check_restorable, restore_to, unreadable_runs};
 use serde::Serialize;
 
@@ -159,7 +160,9 @@ fn refuse_backing(to: &Path, configuration: &Path) -> Result<(), Failure> {
     let config = match Config::load(configuration) {
         Ok(config) => config,
         // No daemon here.
-        Err(ConfigError::Io { path, source, .. }) if path == configuration && source.kind() == ErrorKind::NotFound => {
+        Err(ConfigError::File(FileError::Io { path, source }))
+            if path == configuration && source.kind() == ErrorKind::NotFound =>
+        {
             return Ok(());
         }
         Err(error) => {
