@@ -92,6 +92,7 @@ fn core_limits(world: &World) -> Limits {
         sessions_max: 3,
         credit_window: if world.plan.tight { 1_500 } else { 1 << 20 },
         credit_step: if world.plan.tight { 200 } else { 1 << 16 },
+        credit_idle: 80_000_000,
         layers_max: 64,
         parts_max: 64,
         heartbeat_record: 30_000_000,

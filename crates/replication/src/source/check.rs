@@ -377,6 +377,10 @@ impl Source {
         let volume = self.volumes.get_mut(&id).expect("the caller found it");
         volume.standing = Standing::Refused(why);
         volume.end_verify(now, VerifyOutcome::Refused);
+        if matches!(why, RefusedWhy::Forked | RefusedWhy::TargetRewound) {
+            // Whatever was seen published may not be there, or not be ours: nobody knows how old what is there is (L10).
+            (volume.newest_point, volume.quiet) = (None, None);
+        }
         volume.check = Check::Waiting { until: 0 };
         volume.cooling = None;
         let state = super::State::Refused(why);

@@ -36,8 +36,10 @@ pub struct Config {
 pub struct Limits {
     /// Connections of one group that may stand at once (different runs of the source: one that died, a clone).
     pub sessions_max: usize,
-    /// Bytes of parts under way per connection.
+    /// Bytes of parts under way per connection, once it has used as much; the first grant is a step.
     pub credit_window: u64,
+    /// A connection that landed nothing for so long is idle: its window begins anew, and the disk is not kept for it.
+    pub credit_idle: Nanos,
     /// A change of the sum granted smaller than this is not worth a message, unless the source has nothing left.
     pub credit_step: u64,
     /// Unpublished layers per volume that are kept track of.
@@ -67,6 +69,7 @@ impl Default for Limits {
         Self {
             sessions_max: 4,
             credit_window: 256 << 20,
+            credit_idle: 10 * SECOND,
             credit_step: 32 << 20,
             layers_max: 256,
             parts_max: 1 << 20,

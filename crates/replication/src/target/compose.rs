@@ -459,9 +459,6 @@ impl Target {
                     None => self.claimants.remove(&volume),
                 };
                 self.drop_old_terms(volume, term, out);
-                if let Some(session) = self.sessions.get_mut(&queued.session) {
-                    session.forgive();
-                }
                 ClaimOutcome::Accepted { position }
             }
             Verdict::Void(reason) => ClaimOutcome::Void { reason },

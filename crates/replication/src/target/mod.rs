@@ -52,6 +52,8 @@ pub struct Target {
     /// `None` until it was told.
     disk: Option<Disk>,
     trouble: Option<Trouble>,
+    /// Of the newest step.
+    now: Nanos,
 }
 
 /// The store could not append.
@@ -82,6 +84,7 @@ impl Target {
             claimants: BTreeMap::new(),
             disk: None,
             trouble: None,
+            now: 0,
         };
         target.take_up(state, landed, actions);
         target
@@ -89,6 +92,7 @@ impl Target {
 
     /// Takes one event; appends what is to be done.
     pub fn step(&mut self, now: Nanos, state: &State, event: Event, actions: &mut Vec<Action>) {
+        self.now = now;
         match event {
             Event::Message { session, message } => self.message(now, state, session, *message, actions),
             Event::Closed { session } => self.closed(session),
@@ -111,7 +115,7 @@ impl Target {
 
     /// Bytes of parts that were granted and have not landed; never grant the same disk twice.
     pub fn granted_bytes(&self) -> u64 {
-        self.sessions.values().map(Session::outstanding).sum()
+        self.sessions.values().map(|s| s.held_back(self.now, &self.config.limits)).sum()
     }
 
     /// Unpublished layers that have something landed, and the bytes of their parts.

@@ -13,9 +13,10 @@ use farside_wire::{
     TEXT_BYTES_MAX, VersionRange,
 };
 
-use super::api::{Action, Report, SessionId};
+use super::api::{Action, Limits, Report, SessionId};
 use super::compose::QueuedClaim;
 use super::{Target, landing};
+use crate::source::Nanos;
 
 /// Claims that one session may have open, and digest questions beside the one of a verify.
 const QUESTIONS_MAX: usize = 64;
@@ -26,6 +27,9 @@ pub(super) struct Session {
     connection: u64,
     granted: u64,
     landed: u64,
+    landed_at: Nanos,
+    /// What may be outstanding: begins small, and grows as it is used.
+    window: u64,
     notice: Notice,
     digests: usize,
     /// What it wants to be kept, until it may say so.
@@ -39,16 +43,21 @@ impl Session {
         self.granted.saturating_sub(self.landed)
     }
 
-    pub(super) fn has_landed(&mut self, bytes: u64) {
+    /// What of its grants the disk must have room for. One that sends nothing holds little: its landing is checked against
+    /// the disk anyway, and what it does not use must not keep others waiting.
+    pub(super) fn held_back(&self, now: Nanos, limits: &Limits) -> u64 {
+        let idle = now >= self.landed_at.saturating_add(limits.credit_idle);
+        if idle { self.outstanding().min(limits.credit_step) } else { self.outstanding() }
+    }
+
+    /// Bytes that arrived, kept or not: parts of a term that is over are read to their end and count too, so that a source
+    /// never runs out of credit by them.
+    fn has_landed(&mut self, now: Nanos, bytes: u64, limits: &Limits) {
         self.landed = self.landed.saturating_add(bytes);
         self.granted = self.granted.max(self.landed);
-    }
-}
-
-impl Session {
-    /// Parts of an older claim are turned away unread and will never land: what was granted for them is granted again.
-    pub(super) fn forgive(&mut self) {
-        self.landed = self.granted;
+        self.landed_at = now;
+        // Whoever uses its window gets a larger one.
+        self.window = self.window.saturating_add(bytes).min(limits.credit_window);
     }
 }
 
@@ -89,6 +98,8 @@ impl Target {
             connection,
             granted: 0,
             landed: 0,
+            landed_at: self.now,
+            window: self.config.limits.credit_step.clamp(1, self.config.limits.credit_window.max(1)),
             notice: Notice::Ready,
             digests: 0,
             policy: None,
@@ -133,9 +144,13 @@ impl Target {
         let limits = self.config.limits;
         let Some(disk) = self.disk else { return };
         let mut room = disk.free_bytes.saturating_sub(self.granted_bytes());
+        let now = self.now;
         let mut messages = Vec::new();
         for (&id, session) in &mut self.sessions {
-            let wanted = limits.credit_window.saturating_sub(session.outstanding());
+            if now >= session.landed_at.saturating_add(limits.credit_idle) {
+                session.window = limits.credit_step.clamp(1, limits.credit_window.max(1));
+            }
+            let wanted = session.window.saturating_sub(session.outstanding());
             let more = wanted.min(room);
             // A source does not send dribbles, so what it has left may be of no use to it: the remainder goes with it.
             let dry = session.outstanding() < limits.credit_step.max(1);
@@ -161,8 +176,9 @@ impl Target {
         if let Some(disk) = &mut self.disk {
             disk.free_bytes = disk.free_bytes.saturating_sub(bytes.max(self.config.limits.file_bytes));
         }
+        let (now, limits) = (self.now, self.config.limits);
         if let Some(session) = self.sessions.get_mut(&session) {
-            session.has_landed(bytes);
+            session.has_landed(now, bytes, &limits);
         }
     }
 

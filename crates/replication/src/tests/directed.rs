@@ -832,7 +832,8 @@ fn a_full_gateway_says_so_and_grants_again_when_there_is_room() {
     gateway.part(key(1, 0, 1), 0, 1);
     gateway.event(room(10_000));
     let said = gateway.said();
-    assert!(said.iter().any(|m| matches!(m, ReceiverMessage::Credit(c) if c.granted_bytes == 1016)), "{said:?}");
+    // What landed (16), and a window of a step (100) that grew by what was used.
+    assert!(said.iter().any(|m| matches!(m, ReceiverMessage::Credit(c) if c.granted_bytes == 132)), "{said:?}");
     assert!(said.iter().any(|m| matches!(m, ReceiverMessage::Notice(Notice::Ready))));
 }
 

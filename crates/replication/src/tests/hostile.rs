@@ -436,4 +436,31 @@ fn a_resume_about_more_layers_than_there_may_be_ends_the_connection() {
     gateway.hear(1, SourceMessage::Resume(query));
     assert!(gateway.did.iter().any(|a| matches!(a, Action::CloseSession { .. })));
     assert!(!gateway.did.iter().any(|a| matches!(a, Action::DropLayer { .. })), "nothing was done for it");
+
+#[test]
+fn many_claims_are_granted_no_more_than_one() {
+    let mut gateway = Gateway::new();
+    let room = || Event::Grantable { free_bytes: 5000, reserve_bytes: 64 };
+    gateway.event(Event::Grantable { free_bytes: 150, reserve_bytes: 64 });
+    let granted = |gateway: &mut Gateway| {
+        let credit = |m| if let ReceiverMessage::Credit(c) = m { Some(c.granted_bytes) } else { None };
+        gateway.said().into_iter().filter_map(credit).max()
+    };
+    assert_eq!(granted(&mut gateway), Some(100), "a step at first");
+    for volume in [1, 2, 1] {
+        gateway.claim(1, volume);
+    }
+    assert_eq!(granted(&mut gateway), None, "a claim brings no room");
+    assert_eq!(gateway.target.granted_bytes(), 100);
+    // The window grows as it is used; who uses nothing for a while keeps no more than a step of the disk from others.
+    for part in 0..40 {
+        gateway.event(room());
+        gateway.part(key(2, 1, 1), part, 1);
+    }
+    gateway.event(room());
+    assert!(gateway.target.granted_bytes() > 300, "{}", gateway.target.granted_bytes());
+    for _ in 0..5 {
+        gateway.later();
+    }
+    assert_eq!(gateway.target.granted_bytes(), 100);
 }

@@ -109,7 +109,7 @@ fn mistakes_are_seen() {
         "T6 verify lets its regions cool",
     ];
     for mistake in mistakes {
-        let seen = (1..=600).find(|&seed| {
+        let seen = (1..=2000).find(|&seed| {
             std::panic::catch_unwind(|| {
                 mutation::set(&[mistake]);
                 run(seed, false)
