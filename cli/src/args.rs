@@ -105,9 +105,13 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Group(GroupCommand),
 
-    /// Add, list, show, remove, pause, resume or resync volumes.
+    /// Add, list, show, remove, pause, resume, verify or resync volumes.
     #[command(subcommand)]
     Volume(VolumeCommand),
+
+    /// Set, show or lift limits, such as the bandwidth that may be used.
+    #[command(subcommand)]
+    Limit(LimitCommand),
 
     /// List recovery points, show, pin, unpin or verify one.
     #[command(subcommand)]
@@ -179,8 +183,8 @@ pub(crate) struct DemoArgs {
 pub(crate) enum GroupCommand {
     /// Change how often a group is cut and how many points of it are kept.
     #[command(
-        group = ArgGroup::new("setting").required(true).multiple(true).args(["epoch", "keep"]),
-        after_long_help = "Examples:\n  farside group set db --epoch 1s\n  farside group set default --keep 48"
+        group = ArgGroup::new("setting").required(true).multiple(true).args(["epoch", "keep", "span"]),
+        after_long_help = "A point goes only when every volume in it is held by --keep newer points that are not degraded, and it\nis older than --span. The span counts in the ledger's time, which passes while points or heartbeats are\nrecorded: a host that was off for a week finds its points as it left them.\n\nExamples:\n  farside group set db --epoch 1s\n  farside group set default --keep 48 --span 7d\n  farside group set scratch --keep 10 --span 0s     by number only"
     )]
     Set {
         /// The group.
@@ -191,7 +195,31 @@ pub(crate) enum GroupCommand {
         /// Keep at least so many points.
         #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
         keep: Option<u32>,
+        /// Keep every point at least so long, such as 90m, 24h or 7d; 0s keeps by number only.
+        #[arg(long, value_name = "DURATION", value_parser = parse_span)]
+        span: Option<SignedDuration>,
     },
+}
+
+/// `farside limit …`
+#[derive(Debug, Subcommand)]
+pub(crate) enum LimitCommand {
+    /// Set a limit. It holds at once, for what is being sent too, and after a restart.
+    ///
+    /// Host writes never wait for it: what cannot be sent in time makes the lag grow, and `farside status` says which
+    /// rate would be enough. Commands, heartbeats and acknowledgements go on beside it.
+    #[command(
+        after_long_help = "RATE is in bits of a link (64kbit, 20Mbit, 1Gbit: powers of 1000) or in bytes (5MB, 5MiB), per second.\nIt counts what is sent after compression, without the overhead of packets (about 4 %).\n\nExamples:\n  farside limit set --rate 20Mbit\n  farside limit set --rate 5MiB\n  farside limit clear"
+    )]
+    Set {
+        /// All that this host sends.
+        #[arg(long, value_name = "RATE")]
+        rate: farside_control::Rate,
+    },
+    /// Show the limits.
+    Show,
+    /// Lift all limits.
+    Clear,
 }
 
 /// `farside volume …`
@@ -252,7 +280,7 @@ Then use it, for example with nbdfuse and a loop device:
     /// The way out of Forked and TargetRewound, which never resume by themselves: find out first which side has the
     /// history that you want.
     #[command(
-        after_long_help = "Examples:\n  farside volume resync data\n  farside volume resync data --accept forked          this host's content wins\n  farside volume resync data --accept target-rewound  the store lost points; send again"
+        after_long_help = "Examples:\n  farside volume resync data\n  farside volume resync data --accept forked          this host's content wins\n  farside volume resync data --accept rewound         the store lost points; send again\n  farside volume resync data --accept tracking-lost   the state directory can be written again"
     )]
     Resync {
         /// The volume.
@@ -260,6 +288,21 @@ Then use it, for example with nbdfuse and a loop device:
         /// What you have understood and accept.
         #[arg(long, value_enum, value_name = "WHAT")]
         accept: Option<AcceptArg>,
+    },
+    /// Compare the whole volume with what is published, by digests, and mend what differs.
+    ///
+    /// Replication goes on meanwhile, and so does the host. Regions that were called clean are read and held against the
+    /// receiver's digests (4 MiB come for every GiB, so a slow line is enough); one that differs is an error of Farside's:
+    /// it is named, sent, and the command exits with 6. Regions that changed lately are left to ordinary comparing.
+    #[command(
+        after_long_help = "Without --detach the command waits and shows how far it is; interrupting it does not stop the verify. A\nlost connection delays it, stopping farsided ends it. Its result stays in `farside volume show NAME`.\n\nExamples:\n  farside volume verify data\n  farside volume verify data --detach; farside volume show data\n  farside volume verify data --json | jq .differing_bytes"
+    )]
+    Verify {
+        /// The volume.
+        name: String,
+        /// Do not wait for the end.
+        #[arg(long)]
+        detach: bool,
     },
 }
 
@@ -269,7 +312,10 @@ pub(crate) enum AcceptArg {
     /// The ledger's history and this volume's have parted; this volume wins.
     Forked,
     /// The target lost what was published; it is sent again.
+    #[value(name = "rewound", alias = "target-rewound")]
     TargetRewound,
+    /// Writes may have gone untracked: try now whether the intent map can be written, and compare everything.
+    TrackingLost,
 }
 
 /// `farside point …`
@@ -485,6 +531,17 @@ fn parse_epoch(text: &str) -> Result<SignedDuration, String> {
     }
 }
 
+fn parse_span(text: &str) -> Result<SignedDuration, String> {
+    // Days, which jiff leaves to calendars: here one is 24 hours.
+    let days = text.strip_suffix('d').and_then(|n| n.parse::<i64>().ok()).and_then(|n| n.checked_mul(24));
+    let span = days.map_or_else(|| text.parse().ok(), |hours| Some(SignedDuration::from_hours(hours)));
+    match span {
+        Some(span) if !span.is_negative() && span <= SignedDuration::from_hours(24 * 3660) => Ok(span),
+        Some(_) => Err("a span is between 0s and ten years".to_owned()),
+        None => Err(format!("`{text}` is not a duration: use for example 90m, 24h, 7d or 0s")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory as _;
@@ -521,6 +578,10 @@ mod tests {
             &["farside", "group", "set", "g"][..],
             &["farside", "group", "set", "g", "--epoch", "fast"],
             &["farside", "group", "set", "g", "--epoch", "1ms"],
+            &["farside", "group", "set", "g", "--span", "-1h"],
+            &["farside", "group", "set", "g", "--span", "9999999999999999d"],
+            &["farside", "limit", "set", "--rate", "20"],
+            &["farside", "limit", "set"],
             &["farside", "restore", "data", "--point", "yesterday", "--to", "/x"],
             &["farside", "point", "list", "a/b/c/d"],
             &["farside", "volume", "resync", "x", "--accept", "anything"],

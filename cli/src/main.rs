@@ -19,9 +19,10 @@ use std::io::Read as _;
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use farside_control::source::GroupSettings;
+use farside_control::Rate;
+use farside_control::source::{GroupSettings, Limits};
 
-use crate::args::{Cli, Command, Global, GroupCommand, PointCommand, StoreCommand};
+use crate::args::{Cli, Command, Global, GroupCommand, LimitCommand, PointCommand, StoreCommand};
 use crate::failure::{Exit, Failure, OrFail as _};
 use crate::hosts::Hosts;
 
@@ -74,9 +75,11 @@ async fn ask(cli: Cli) -> Result<(), Failure> {
         Command::Status { watch } => status::run(&cli.global, &hosts, watch).await,
         Command::Reload => reload(&cli.global, &hosts).await,
         Command::Metrics => print::out(&hosts.either().await?.metrics().await?),
-        Command::Group(GroupCommand::Set { name, epoch, keep }) => {
+        Command::Limit(command) => limit(&cli.global, &hosts, command).await,
+        Command::Group(GroupCommand::Set { name, epoch, keep, span }) => {
             let epoch_interval_ms = epoch.map(|epoch| u64::try_from(epoch.as_millis()).expect("checked when parsed"));
-            group_set(&cli.global, &hosts, &name, &GroupSettings { epoch_interval_ms, keep }).await
+            let span_ms = span.map(|span| u64::try_from(span.as_millis()).expect("checked when parsed"));
+            group_set(&cli.global, &hosts, &name, &GroupSettings { epoch_interval_ms, keep, span_ms }).await
         }
         Command::Volume(command) => volume::run(&cli.global, &hosts, command).await,
         Command::Point(PointCommand::List { of, store, limit }) => {
@@ -155,5 +158,23 @@ async fn group_set(global: &Global, hosts: &Hosts, name: &str, settings: &GroupS
         return print::json(&group);
     }
     let epoch = print::duration_ms(group.epoch_interval_ms);
-    print::out(&format!("group {}: cut at most every {epoch}, at least {} points kept\n", group.name, group.keep))
+    let kept = match group.span_ms {
+        0 => String::new(),
+        span => format!(", each for at least {}", print::duration_ms(span)),
+    };
+    print::out(&format!("group {}: cut at most every {epoch}, at least {} points kept{kept}\n", group.name, group.keep))
+}
+
+async fn limit(global: &Global, hosts: &Hosts, command: LimitCommand) -> Result<(), Failure> {
+    let client = hosts.source();
+    let limits = match command {
+        LimitCommand::Show => client.limits().await?,
+        LimitCommand::Clear => client.limits_set(&Limits::default()).await?,
+        LimitCommand::Set { rate } => client.limits_set(&Limits { rate_bytes_per_s: Some(rate.bytes_per_s()) }).await?,
+    };
+    if global.json {
+        return print::json(&limits);
+    }
+    let rate = limits.rate_bytes_per_s.and_then(Rate::from_bytes_per_s);
+    print::out(&rate.map_or_else(|| "rate: no limit\n".to_owned(), |rate| format!("rate: {rate}/s\n")))
 }

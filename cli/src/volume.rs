@@ -2,13 +2,19 @@
 
 use std::io::{BufRead as _, IsTerminal as _, Write as _};
 use std::path::Path;
+use std::time::Duration;
 
-use farside_control::source::{Accept, ResyncRequest, VolumeAdd, VolumeStatus};
+use farside_control::Client;
+use farside_control::source::{Accept, ResyncRequest, VerifyOutcome, VerifyStatus, VolumeAdd, VolumeStatus};
 
 use crate::args::{AcceptArg, Global, VolumeCommand};
 use crate::failure::{Exit, Failure, OrFail as _};
 use crate::hosts::Hosts;
+use crate::progress::Progress;
 use crate::{print, status};
+
+/// How often a verify is looked at.
+const VERIFY_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Carries out one of them.
 pub(crate) async fn run(global: &Global, hosts: &Hosts, command: VolumeCommand) -> Result<(), Failure> {
@@ -56,16 +62,97 @@ pub(crate) async fn run(global: &Global, hosts: &Hosts, command: VolumeCommand) 
             let volume = client.volume_resume(&name).await?;
             (volume, format!("volume {name} goes on replicating"))
         }
+        VolumeCommand::Verify { name, detach } => return verify(global, &client, &name, detach).await,
         VolumeCommand::Resync { name, accept } => {
             let accept = accept.map(|accept| match accept {
                 AcceptArg::Forked => Accept::Forked,
                 AcceptArg::TargetRewound => Accept::TargetRewound,
+                AcceptArg::TrackingLost => Accept::TrackingLost,
             });
             let volume = client.volume_resync(&name, &ResyncRequest { accept }).await?;
             (volume, format!("volume {name} will be compared in full; what differs is sent"))
         }
     };
     if global.json { print::json(&volume) } else { print::out(&format!("{done}\n{}", print::reasons("", &volume.reasons))) }
+}
+
+/// Begins a verify, or joins the one under way, and waits for its end.
+async fn verify(global: &Global, client: &Client, name: &str, detach: bool) -> Result<(), Failure> {
+    let mut volume = client.volume_verify(name).await?;
+    let progress = (!detach).then(|| Progress::new(global.json));
+    let result = loop {
+        let state = volume.verify.take().unwrap_or_default();
+        let Some(progress) = progress.as_ref().filter(|_| state.outcome == VerifyOutcome::Running) else { break state };
+        progress.set(state.done_bytes, state.total_bytes);
+        tokio::time::sleep(VERIFY_INTERVAL).await;
+        volume = client.volume(name).await?;
+    };
+    if let Some(progress) = &progress {
+        progress.finish();
+    }
+    let text = verified(name, &result);
+    match result.outcome {
+        VerifyOutcome::Running | VerifyOutcome::Done if result.differing_bytes == 0 => {
+            if global.json {
+                print::json(&result)
+            } else {
+                print::out(&text)
+            }
+        }
+        VerifyOutcome::Running | VerifyOutcome::Done => {
+            if global.json {
+                print::json(&result)?;
+            }
+            Err(Failure::new(
+                Exit::Damaged,
+                text.trim_end(),
+                "it has been sent; report this, with the daemon's log: it must not happen",
+            ))
+        }
+        VerifyOutcome::Superseded => Err(Failure::new(
+            Exit::Refused,
+            format!("the verify of {name} ended early: everything is compared anyway"),
+            "look at `farside status`",
+        )),
+        VerifyOutcome::Refused => Err(Failure::new(
+            Exit::Refused,
+            format!("the verify of {name} ended early: the volume refuses to go on"),
+            "`farside status` says why, and what to do",
+        )),
+        VerifyOutcome::Stopped => Err(Failure::new(
+            Exit::Failed,
+            format!("the verify of {name} ended early: farsided was stopped"),
+            "begin it again when it runs",
+        )),
+    }
+}
+
+/// A verify in words.
+fn verified(name: &str, v: &VerifyStatus) -> String {
+    let at = v.ended.unwrap_or(v.started);
+    let head = match v.outcome {
+        VerifyOutcome::Running => format!("{name} is being verified, {}", print::percent(v.done_bytes, v.total_bytes)),
+        VerifyOutcome::Done => format!("{name} was verified, {}", print::time(at)),
+        VerifyOutcome::Superseded | VerifyOutcome::Refused | VerifyOutcome::Stopped => {
+            format!("the verify of {name} ended early, {}", print::time(at))
+        }
+    };
+    let mut text = format!(
+        "{head}: {} compared in place, {} that changed lately compared as it is sent\n",
+        print::bytes(v.cold_bytes),
+        print::bytes(v.hot_bytes)
+    );
+    if v.differing_bytes == 0 && v.outcome == VerifyOutcome::Done {
+        text += "everything that was called clean is what is published\n";
+    }
+    if v.differing_bytes > 0 {
+        let ranges: Vec<String> = v.differing.iter().take(8).map(|r| format!("{}+{}", r.offset, print::bytes(r.bytes))).collect();
+        text += &format!("{} were called clean and differed, at {}\n", print::bytes(v.differing_bytes), ranges.join(", "));
+    }
+    if v.unreadable_bytes > 0 {
+        text += &format!("{} lie in regions that could not be read in full\n", print::bytes(v.unreadable_bytes));
+    }
+    text
 }
 
 /// The daemon has another working directory than the person who types.
@@ -128,5 +215,6 @@ fn show(volume: &VolumeStatus) -> String {
     line("saved", format!("{} granules before they were overwritten", counters.saves));
     let width = lines.iter().map(|(key, _)| key.len()).max().unwrap_or(0);
     let text: String = lines.iter().map(|(key, value)| format!("{key:width$}  {value}\n")).collect();
-    text + &print::reasons("", &volume.reasons)
+    let verified = volume.verify.as_ref().map_or_else(String::new, |v| verified(&volume.name, v));
+    text + &verified + &print::reasons("", &volume.reasons)
 }

@@ -10,7 +10,7 @@ use axum::routing::{get, patch, post};
 use axum::{Json, Router};
 use farside_control::routes::{self, PointsQuery};
 use farside_control::source::{
-    Done, GroupSettings, GroupStatus, PairRequest, Paired, ResyncRequest, SourceStatus, VolumeAdd, VolumeStatus,
+    Done, GroupSettings, GroupStatus, Limits, PairRequest, Paired, ResyncRequest, SourceStatus, VolumeAdd, VolumeStatus,
 };
 use farside_control::{Address, ApiError, ErrorCode, Point, PointId, PointMember, PointRef, Reloaded};
 use farside_region::Name;
@@ -33,6 +33,7 @@ pub(crate) fn listen(daemon: &Arc<Daemon>) -> anyhow::Result<tokio::task::JoinHa
         .route(routes::STATUS, get(status))
         .route(routes::PAIR, post(pair))
         .route(routes::GROUP, patch(set_group))
+        .route(routes::LIMITS, get(limits).put(set_limits))
         .route(routes::VOLUMES, get(volumes).post(add))
         .route(routes::VOLUME, get(volume).delete(remove))
         .route(routes::VOLUME_PAUSE, post(pause))
@@ -92,8 +93,17 @@ async fn set_group(State(daemon): Here, Path(name): Path<String>, Json(settings)
         name,
         epoch_interval_ms: now.epoch_interval_ms.unwrap_or_default(),
         keep: now.keep.unwrap_or_default(),
+        span_ms: now.span_ms.unwrap_or_default(),
         ..GroupStatus::default()
     })))
+}
+
+async fn limits(State(daemon): Here) -> Json<Limits> {
+    Json(daemon.limits())
+}
+
+async fn set_limits(State(daemon): Here, Json(limits): Json<Limits>) -> Answer<Limits> {
+    Ok(Json(daemon.set_limits(limits).await?))
 }
 
 async fn volumes(State(daemon): Here) -> Json<Vec<VolumeStatus>> {

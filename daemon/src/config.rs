@@ -8,6 +8,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use farside_control::{Rate, RateError};
 use farside_region::{Name, NameError};
 use farside_service::files::{self, File, FileError, Step};
 use serde::{Deserialize, Serialize};
@@ -26,6 +27,8 @@ pub struct Config {
     pub volumes: BTreeMap<Name, VolumeConfig>,
     /// Sizes and rates.
     pub limits: LimitsConfig,
+    /// `[bandwidth]`: how fast may be sent; `None`: as fast as it goes.
+    pub rate: Option<Rate>,
 }
 
 /// `[source]`.
@@ -53,13 +56,15 @@ impl SourceConfig {
 pub struct GroupConfig {
     /// How often a cut is tried.
     pub epoch_interval: Duration,
-    /// How many points the receiver keeps.
+    /// How many points the receiver keeps at least.
     pub keep: u32,
+    /// How long it keeps every point at least, in the ledger's time; zero: by number only.
+    pub span: Duration,
 }
 
 impl Default for GroupConfig {
     fn default() -> Self {
-        Self { epoch_interval: Duration::from_secs(1), keep: 10 }
+        Self { epoch_interval: Duration::from_secs(1), keep: 10, span: Duration::from_secs(86_400) }
     }
 }
 
@@ -157,6 +162,15 @@ struct FileText {
     #[serde(default)]
     volume: Vec<VolumeText>,
     limits: Option<LimitsConfig>,
+    bandwidth: Option<BandwidthText>,
+}
+
+/// `rate` left out: no limit.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct BandwidthText {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rate: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -176,6 +190,8 @@ struct GroupText {
     epoch_interval: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     keep: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    span: Option<String>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -254,6 +270,13 @@ impl Config {
             if old.keep != new.keep {
                 changes.live.push(format!("group {name}: keep {} → {}", old.keep, new.keep));
             }
+            if old.span != new.span {
+                changes.live.push(format!("group {name}: span {:?} → {:?}", old.span, new.span));
+            }
+        }
+        if self.rate != new.rate {
+            let words = |rate: &Option<Rate>| rate.map_or_else(|| "none".to_owned(), |rate| rate.to_string());
+            changes.live.push(format!("[bandwidth] rate {} → {}", words(&self.rate), words(&new.rate)));
         }
         changes
     }
@@ -318,9 +341,25 @@ impl Config {
             name: name.clone(),
             epoch_interval: Some(format!("{}ms", group.epoch_interval.as_millis())),
             keep: Some(group.keep),
+            span: Some(format!("{}ms", group.span.as_millis())),
         };
         let path = self.drop_ins().join(format!("group-{name}.toml"));
         write_atomically(&path, &toml::to_string(&File { group: [text] }).expect("plain data"))?;
+        Ok(path)
+    }
+
+    /// Writes the limit's own drop-in; it is read after the main file and wins, also where it says that there is none.
+    ///
+    /// # Errors
+    /// When it cannot be written; nothing has changed then.
+    pub fn write_rate(&self, rate: Option<Rate>) -> Result<PathBuf, ConfigError> {
+        #[derive(Serialize)]
+        struct File {
+            bandwidth: BandwidthText,
+        }
+        let bandwidth = BandwidthText { rate: rate.map(|rate| rate.to_string()) };
+        let path = self.drop_ins().join("bandwidth.toml");
+        write_atomically(&path, &toml::to_string(&File { bandwidth }).expect("plain data"))?;
         Ok(path)
     }
 }
@@ -332,6 +371,7 @@ struct Merge {
     limits: Option<(LimitsConfig, PathBuf)>,
     groups: BTreeMap<Name, GroupConfig>,
     volumes: BTreeMap<Name, (VolumeText, VolumeFaults)>,
+    rate: Option<Rate>,
 }
 
 /// Says what is wrong with a volume, and where it was written.
@@ -370,6 +410,13 @@ impl Merge {
                 }
                 group.keep = keep;
             }
+            if let Some(text) = &g.span {
+                group.span = parse_span(text).map_err(|what| fault("span", what))?;
+            }
+        }
+        if let Some(bandwidth) = text.bandwidth {
+            let fault = |e: RateError| file.fault(&[Step::Key("bandwidth"), Step::Key("rate")], e.to_string());
+            self.rate = bandwidth.rate.as_deref().map(str::parse).transpose().map_err(fault)?;
         }
         let file = std::rc::Rc::new(file);
         for (at, v) in text.volume.into_iter().enumerate() {
@@ -409,6 +456,7 @@ impl Merge {
             groups: self.groups,
             volumes: BTreeMap::new(),
             limits: self.limits.map(|x| x.0).unwrap_or_default(),
+            rate: self.rate,
         };
         let (mut backings, mut sockets) = (BTreeSet::new(), BTreeSet::new());
         for (name, (v, fault)) in self.volumes {
@@ -475,6 +523,11 @@ fn twice(what: &str, first: Option<PathBuf>, second: &Path) -> Result<(), Config
 pub fn parse_tap(tap: &str) -> Option<PathBuf> {
     let path = PathBuf::from(tap.strip_prefix("nbd:unix:")?);
     path.is_absolute().then_some(path)
+}
+
+fn parse_span(text: &str) -> Result<Duration, String> {
+    let parsed = text.parse::<jiff::SignedDuration>().ok().and_then(|d| Duration::try_from(d).ok());
+    parsed.ok_or_else(|| format!("\"{text}\" is not a duration such as \"24h\", \"90m\" or \"0s\" for none"))
 }
 
 fn parse_interval(text: &str) -> Result<Duration, String> {
@@ -608,10 +661,21 @@ mod tests {
             on_tracking_lost: OnTrackingLost::Fail,
         };
         c.write_volume(&v).expect("written");
-        c.write_group(&v.group, &GroupConfig { epoch_interval: Duration::from_millis(250), keep: 4 }).expect("written");
+        c.write_group(
+            &v.group,
+            &GroupConfig { epoch_interval: Duration::from_millis(250), keep: 4, span: Duration::from_secs(90) },
+        )
+        .expect("written");
+        for rate in [Some(Rate::from_bytes_per_s(2_500_000).expect("valid")), None] {
+            c.write_rate(rate).expect("written");
+            assert_eq!(Config::load(&path).expect("valid").rate, rate);
+        }
         let c = Config::load(&path).expect("valid");
         assert_eq!(c.volumes[&v.name], v);
-        assert_eq!(c.group(&v.group), GroupConfig { epoch_interval: Duration::from_millis(250), keep: 4 });
+        assert_eq!(
+            c.group(&v.group),
+            GroupConfig { epoch_interval: Duration::from_millis(250), keep: 4, span: Duration::from_secs(90) }
+        );
         c.remove_volume(&v.name).expect("removed");
         assert!(Config::load(&path).expect("valid").volumes.is_empty());
     }

@@ -136,7 +136,8 @@ impl GroupStart {
     pub(crate) fn start(self) -> anyhow::Result<GroupHandle> {
         let (sender, notes) = unbounded();
         let inbox = Inbox(sender);
-        let (link, connector) = crate::link::start(&self.around.runtime, self.dial.clone(), inbox.clone());
+        let (link, connector) =
+            crate::link::start(&self.around.runtime, self.dial.clone(), self.around.pacer.clone(), inbox.clone());
         let heartbeat = Arc::new(std::sync::atomic::AtomicU64::new(monotonic_ns()));
         let cut_bytes_min = u64::from(self.around.limits.side_buffer_mib) << 19; // half the side buffer
         let limits = Limits {
@@ -856,9 +857,8 @@ impl Control {
     }
 }
 
-/// By number alone; time spans come with `group set --span`.
 fn policy(config: &GroupConfig) -> farside_ledger::Policy {
-    farside_ledger::Policy { keep: config.keep, span_ms: 0 }
+    farside_ledger::Policy { keep: config.keep, span_ms: u64::try_from(config.span.as_millis()).unwrap_or(u64::MAX) }
 }
 
 fn sample(served: &Served) -> Sample {

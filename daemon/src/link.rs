@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use farside_transport::{CloseCode, Connection, Connector, ConnectorState, Dial};
+use farside_transport::{CloseCode, Connection, Connector, ConnectorState, Dial, Pacer};
 use farside_wire::ReceiverMessage;
 use tokio::sync::{mpsc, watch};
 use tracing::warn;
@@ -37,28 +37,31 @@ impl Link {
 pub(crate) fn start(
     runtime: &tokio::runtime::Handle,
     dial: Arc<dyn Dial>,
+    pacer: Arc<Pacer>,
     inbox: Inbox,
 ) -> (tokio::task::JoinHandle<()>, watch::Receiver<ConnectorState>) {
     let connector = Connector::new(dial);
     let state = connector.state();
-    (runtime.spawn(run(connector, inbox)), state)
+    (runtime.spawn(run(connector, pacer, inbox)), state)
 }
 
-async fn run(mut connector: Connector, inbox: Inbox) {
+async fn run(mut connector: Connector, pacer: Arc<Pacer>, inbox: Inbox) {
     loop {
         let connection = connector.next().await;
         let number = NUMBER.fetch_add(1, Ordering::Relaxed) + 1;
         let (outbox, outgoing) = mpsc::unbounded_channel();
         inbox.send(Note::Connected(Link { number, connection: connection.clone(), outbox }));
-        let writer = tokio::spawn(write(connection.clone(), outgoing));
+        let writer = tokio::spawn(write(connection.clone(), pacer.clone(), outgoing));
         read(&connection, number, &inbox).await;
         writer.abort();
         inbox.send(Note::Disconnected(number));
     }
 }
 
-async fn write(connection: Arc<dyn Connection>, mut outgoing: mpsc::UnboundedReceiver<Bytes>) {
+async fn write(connection: Arc<dyn Connection>, pacer: Arc<Pacer>, mut outgoing: mpsc::UnboundedReceiver<Bytes>) {
     while let Some(payload) = outgoing.recv().await {
+        // Counted, and never held up: the limit is for parts.
+        pacer.charge(payload.len());
         if let Err(error) = connection.send(payload).await {
             connection.close(CloseCode::Internal, &error.to_string());
             return;

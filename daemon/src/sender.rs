@@ -21,7 +21,7 @@ use farside_layer::{Encoder, PartId, PartWriter, is_zero};
 use farside_region::{EpochId, Geometry, GranuleIndex, GranuleRun, GranuleSet, LayerKey, RegionIndex, RegionSet};
 use farside_replication::source::{PartRead, ReadPart, SentPart, VerifyChunk, VerifyRead};
 use farside_shim::{FrozenReader, Next, ReadVerdict, Volume};
-use farside_transport::{CloseCode, Connection};
+use farside_transport::{CloseCode, Connection, Pacer};
 use farside_wire::{DigestRun, PartHeader};
 use tokio::sync::mpsc;
 use tracing::{debug, error};
@@ -94,6 +94,7 @@ pub(crate) struct SenderThread {
     pub(crate) waker: Waker,
     pub(crate) report: Box<dyn Fn(Report) + Send>,
     pub(crate) runtime: tokio::runtime::Handle,
+    pub(crate) pacer: Arc<Pacer>,
     pub(crate) counters: Arc<SentCounters>,
 }
 
@@ -115,6 +116,7 @@ impl SenderThread {
             depth: self.depth,
             report: self.report,
             runtime: self.runtime,
+            pacer: self.pacer,
             waker: self.waker.clone(),
             counters: self.counters,
             engine,
@@ -159,6 +161,7 @@ struct Pipeline {
     encoder: Option<Encoder>,
     report: Box<dyn Fn(Report) + Send>,
     runtime: tokio::runtime::Handle,
+    pacer: Arc<Pacer>,
     waker: Waker,
     counters: Arc<SentCounters>,
     engine: DeviceEngine,
@@ -317,7 +320,8 @@ impl Pipeline {
         let encoder = self.encoder.take().expect("the encoder is home between parts");
         let (chunks, receiver) = mpsc::channel(CHUNKS_MAX);
         let header = PartHeader { key: order.key, part: order.part }.encode();
-        self.runtime.spawn(forward(connection.clone(), Bytes::copy_from_slice(&header), receiver, self.waker.clone()));
+        let header = Bytes::copy_from_slice(&header);
+        self.runtime.spawn(forward(connection.clone(), self.pacer.clone(), header, receiver, self.waker.clone()));
         self.job = Some(Job {
             writer: Some(PartWriter::new(id, &order.digest_key, encoder)),
             connection,
@@ -742,16 +746,26 @@ fn is_hole(device: &FileDevice, extent: farside_region::ByteExtent) -> bool {
 }
 
 /// Carries a part's chunks to its stream; wakes the sender after each, since there is room then.
-async fn forward(connection: Arc<dyn Connection>, header: Bytes, mut chunks: mpsc::Receiver<Chunk>, waker: Waker) {
+async fn forward(
+    connection: Arc<dyn Connection>,
+    pacer: Arc<Pacer>,
+    header: Bytes,
+    mut chunks: mpsc::Receiver<Chunk>,
+    waker: Waker,
+) {
     let Some(mut chunk) = chunks.recv().await else { return };
     let Ok(mut stream) = connection.open_part(header).await else { return waker.wake() };
     loop {
         match chunk {
-            Chunk::Bytes(bytes) => {
-                if let Err(error) = stream.write(bytes).await {
-                    debug!(%error, "a part's stream broke");
-                    chunks.close();
-                    return waker.wake();
+            Chunk::Bytes(mut bytes) => {
+                while !bytes.is_empty() {
+                    let piece = bytes.split_to(pacer.piece_bytes().min(bytes.len()));
+                    pacer.take(piece.len()).await;
+                    if let Err(error) = stream.write(piece).await {
+                        debug!(%error, "a part's stream broke");
+                        chunks.close();
+                        return waker.wake();
+                    }
                 }
             }
             Chunk::End => {

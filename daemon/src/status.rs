@@ -40,6 +40,7 @@ impl Control {
             name: self.name.to_string(),
             epoch_interval_ms: self.config.epoch_interval.as_millis() as u64,
             keep: self.config.keep,
+            span_ms: self.config.span.as_millis() as u64,
             state: worst,
             lag_ms: lag.filter(|_| !volumes.is_empty()).map(|ns| ns / 1_000_000),
             backlog_bytes,

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use farside_blockio::process::{boot_id, lock_memory, monotonic_ns, set_io_flusher};
-use farside_control::source::{Accept, Connection, GroupSettings, GroupStatus, Paired, SourceStatus, VolumeAdd};
-use farside_control::{ApiError, ErrorCode, Reason, Reloaded, Severity};
+use farside_control::source::{Accept, Connection, GroupSettings, GroupStatus, Limits, Paired, SourceStatus, VolumeAdd};
+use farside_control::{ApiError, ErrorCode, Rate, Reason, Reloaded, Severity};
 use farside_region::{Name, VolumeId};
 use farside_service::systemd;
 use farside_transport::{Identity, Pin, QuicDialer};
@@ -86,7 +86,9 @@ impl Daemon {
             api_group: config.source.api_group.clone(),
             runtime_dir: config.source.runtime_dir().to_owned(),
             runtime,
+            pacer: Arc::default(),
         };
+        around.pacer.set(config.rate.map(Rate::bytes_per_s));
         Ok(Arc::new(Self {
             config: Mutex::new(config),
             state,
@@ -294,6 +296,7 @@ impl Daemon {
 
     fn tell_groups(&self) {
         let config = locked(&self.config).clone();
+        self.around.pacer.set(config.rate.map(Rate::bytes_per_s));
         for (name, group) in locked(&self.groups).iter() {
             group.inbox.send(Note::Ask(Ask::Settings(config.group(name))));
         }
@@ -368,6 +371,7 @@ impl Daemon {
             source: self.around.source.to_string(),
             uptime_ms: self.started.elapsed().as_millis() as u64,
             connection: self.connection(&groups),
+            limits: self.limits(),
             groups,
             reasons,
         }
@@ -416,6 +420,7 @@ impl Daemon {
         let group = GroupConfig {
             epoch_interval: settings.epoch_interval_ms.map_or(old.epoch_interval, Duration::from_millis),
             keep: settings.keep.unwrap_or(old.keep),
+            span: settings.span_ms.map_or(old.span, Duration::from_millis),
         };
         if group.keep == 0 {
             return Err(wrong("keep must be at least 1"));
@@ -427,7 +432,30 @@ impl Daemon {
         config.write_group(&name, &group).map_err(ApiError::internal)?;
         locked(&self.config).groups.insert(name, group.clone());
         self.tell_groups();
-        Ok(GroupSettings { epoch_interval_ms: Some(group.epoch_interval.as_millis() as u64), keep: Some(group.keep) })
+        Ok(GroupSettings {
+            epoch_interval_ms: Some(group.epoch_interval.as_millis() as u64),
+            keep: Some(group.keep),
+            span_ms: Some(group.span.as_millis() as u64),
+        })
+    }
+
+    pub(crate) fn limits(&self) -> Limits {
+        Limits { rate_bytes_per_s: self.around.pacer.limit() }
+    }
+
+    /// Sets the limits, durably, and for whoever sends at this moment.
+    pub(crate) async fn set_limits(&self, limits: Limits) -> Result<Limits, ApiError> {
+        let _one = self.changes.lock().await;
+        let wrong = || {
+            ApiError::new(ErrorCode::BadRequest, "the rate must be between 64kbit and 8Tbit", "see `farside limit set --help`")
+        };
+        let rate = limits.rate_bytes_per_s.map(|bytes| Rate::from_bytes_per_s(bytes).ok_or_else(wrong)).transpose()?;
+        let config = locked(&self.config).clone();
+        config.write_rate(rate).map_err(ApiError::internal)?;
+        locked(&self.config).rate = rate;
+        self.around.pacer.set(rate.map(Rate::bytes_per_s));
+        info!(rate = rate.map_or_else(|| "none".to_owned(), |rate| rate.to_string()), "the bandwidth limit was set");
+        Ok(self.limits())
     }
 
     pub(crate) async fn add_volume(&self, add: &VolumeAdd) -> Result<(), ApiError> {

@@ -44,6 +44,8 @@ pub(crate) struct Surroundings {
     /// Gone at the next boot.
     pub(crate) runtime_dir: PathBuf,
     pub(crate) runtime: tokio::runtime::Handle,
+    /// How fast all volumes together may send.
+    pub(crate) pacer: Arc<farside_transport::Pacer>,
 }
 
 /// What the intent thread is asked for.
@@ -222,6 +224,7 @@ impl Served {
                 move |report| inbox.send(Note::Sender(id, report))
             }),
             runtime: around.runtime.clone(),
+            pacer: around.pacer.clone(),
             counters: sent.clone(),
         };
         let sender_thread = {

@@ -212,7 +212,7 @@ impl Site {
         groups.sort_unstable();
         groups.dedup();
         for group in groups {
-            source += &format!("[[group]]\nname = \"{group}\"\nepoch_interval = \"{epoch}\"\nkeep = {keep}\n");
+            source += &format!("[[group]]\nname = \"{group}\"\nepoch_interval = \"{epoch}\"\nkeep = {keep}\nspan = \"0s\"\n");
         }
         for v in volumes {
             let backing = at.join("host").join(format!("{}.img", v.name));

@@ -79,7 +79,7 @@ impl Site {
         );
         let source = format!(
             "[source]\nname = \"{SOURCE}\"\nstate_dir = \"{}\"\napi_socket = \"{}\"\n\n\
-             [[group]]\nname = \"default\"\nepoch_interval = \"{EPOCH}\"\nkeep = {KEEP}\n\n\
+             [[group]]\nname = \"default\"\nepoch_interval = \"{EPOCH}\"\nkeep = {KEEP}\nspan = \"0s\"\n\n\
              [[volume]]\nname = \"{VOLUME}\"\nbacking = \"{}\"\ntap = \"nbd:unix:{}\"\n",
             at("host/state"),
             at("host/api.sock"),

@@ -18,7 +18,7 @@ use tokio::net::UnixStream;
 use crate::receiver::{ReceiverStatus, Token, TokenRequest};
 use crate::routes::{self, PointsQuery};
 use crate::source::{
-    Done, GroupSettings, GroupStatus, PairRequest, Paired, ResyncRequest, SourceStatus, VolumeAdd, VolumeStatus,
+    Done, GroupSettings, GroupStatus, Limits, PairRequest, Paired, ResyncRequest, SourceStatus, VolumeAdd, VolumeStatus,
 };
 use crate::{ANSWER_BYTES_MAX, ApiError, ErrorCode, PinRequest, Point, RECEIVER_SOCKET, Reloaded, SOURCE_SOCKET, Verification};
 
@@ -233,6 +233,16 @@ impl Client {
     /// Compares a whole volume with what is published; the answer shows how far that is.
     pub async fn volume_verify(&self, volume: &str) -> Result<VolumeStatus, ClientError> {
         self.call(Method::POST, &routes::volume_verify(volume), Bytes::new()).await
+    }
+
+    /// What the source keeps to.
+    pub async fn limits(&self) -> Result<Limits, ClientError> {
+        self.get(routes::LIMITS).await
+    }
+
+    /// Sets all of it.
+    pub async fn limits_set(&self, limits: &Limits) -> Result<Limits, ClientError> {
+        self.send(Method::PUT, routes::LIMITS, limits).await
     }
 
     /// Points, newest first.

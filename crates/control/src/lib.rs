@@ -9,6 +9,7 @@
 pub mod client;
 mod error;
 mod point;
+mod rate;
 pub mod receiver;
 mod reload;
 pub mod routes;
@@ -21,6 +22,7 @@ pub use point::{
     Address, AddressError, PIN_REASON_BYTES_MAX, PinRequest, Point, PointId, PointMember, PointPin, PointRef, PointRefError,
     select_point,
 };
+pub use rate::{Rate, RateError};
 pub use reload::Reloaded;
 pub use verification::{DAMAGE_LISTED_MAX, Damage, Run, Verification, VerificationState, VerifiedVolume};
 

@@ -32,6 +32,9 @@ pub const VOLUME_RESYNC: &str = "/v1/volumes/{volume}/resync";
 /// are in [`VolumeStatus`](crate::source::VolumeStatus), which is the answer.
 pub const VOLUME_VERIFY: &str = "/v1/volumes/{volume}/verify";
 
+/// Source, `GET` and `PUT`: [`Limits`](crate::source::Limits), in force from then on, also after a restart.
+pub const LIMITS: &str = "/v1/limits";
+
 /// Both, `GET` with [`PointsQuery`]: `Vec<`[`Point`](crate::Point)`>`, newest first. A source asks its
 /// receiver.
 pub const POINTS: &str = "/v1/points";

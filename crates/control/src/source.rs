@@ -20,6 +20,8 @@ pub struct SourceStatus {
     pub uptime_ms: u64,
     /// The way to the receiver.
     pub connection: Connection,
+    /// What it keeps to.
+    pub limits: Limits,
     /// Every group, by name.
     pub groups: Vec<GroupStatus>,
     /// What concerns no single group: privileges, state directory…
@@ -57,6 +59,8 @@ pub struct GroupStatus {
     pub epoch_interval_ms: u64,
     /// At least so many points are kept.
     pub keep: u32,
+    /// Every point is kept so long at least, in the ledger's time; 0: by number only.
+    pub span_ms: u64,
     /// The worst state of its volumes.
     pub state: VolumeState,
     /// The age of what a restore would bring back: now − the cut of the newest published point (or the T of a newer
@@ -384,6 +388,16 @@ pub struct GroupSettings {
     pub epoch_interval_ms: Option<u64>,
     /// At least so many points are kept.
     pub keep: Option<u32>,
+    /// Every point is kept so long at least, in the ledger's time; 0: by number only.
+    pub span_ms: Option<u64>,
+}
+
+/// What a source keeps to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Limits {
+    /// All that it sends, in bytes per second; `None`: as fast as it goes. See [`Rate`](crate::Rate).
+    pub rate_bytes_per_s: Option<u64>,
 }
 
 /// Body of `POST` [`VOLUMES`](crate::routes::VOLUMES).

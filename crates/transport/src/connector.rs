@@ -13,7 +13,7 @@ const RETRY_FIRST: Duration = Duration::from_millis(250);
 /// Longest delay before trying again.
 const RETRY_CAP: Duration = Duration::from_secs(20);
 /// A connection that lived this long was a success: the next failure starts from `RETRY_FIRST`.
-const LIVED_LONG: Duration = Duration::from_secs(10);
+const LIVED_LONG: Duration = Duration::from_secs(2);
 
 /// Makes one connection.
 #[async_trait]

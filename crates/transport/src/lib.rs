@@ -23,6 +23,7 @@ mod backoff;
 mod connection;
 mod connector;
 mod identity;
+mod pace;
 mod pairing;
 mod token;
 
@@ -33,6 +34,7 @@ pub use connection::{
 };
 pub use connector::{Connector, ConnectorState, Dial, DialError, NotConnected};
 pub use identity::{Fingerprint, Identity, IdentityError};
+pub use pace::Pacer;
 pub use pairing::{BookError, OutstandingToken, PairedSource, PairingBook, PairingRefusal, TokenRequest};
 pub use quic::{Limits, Listener, ListenerEvent, Pin, PinError, QuicDialer, pair};
 pub use token::{PairingToken, Secret, TokenError};

@@ -184,6 +184,8 @@ fn transport(limits: &Limits, send_window_bytes: u32) -> TransportConfig {
         .datagram_receive_buffer_size(None)
         .mtu_discovery_config(Some(mtu))
         .ack_frequency_config(Some(acks))
+        // Until a path is known, lost first packets are repeated soon: a receiver that was restarted is found at once.
+        .initial_rtt(Duration::from_millis(100))
         .keep_alive_interval(Some(limits.keep_alive))
         .max_idle_timeout(Some(idle));
     config
