@@ -482,7 +482,7 @@ It first says, by name, which records it would void and what was published by th
 record in which only one bit has flipped is mended, not voided: the digest in the record after it
 tells when it is right again. Points before the torn record are not touched. The source then finds
 that the store lost what it saw published (TargetRewound) and waits for
-`farside volume resync NAME --accept target-rewound`, which compares and sends what differs.
+`farside volume resync NAME --accept rewound`, which compares and sends what differs.
 
 Stop farside-receiver first; it holds the store's lock. Exits with 0 when every ledger is whole.
 

@@ -248,7 +248,7 @@ fn plan_text(group: &str, plan: &Repair) -> String {
             let points = says.iter().filter(|r| r.is_point).count();
             text.push_str(&format!(
                 "{points} recovery points in slots {first} to {last} cannot be restored any more; points before slot {first} stay.\n\
-                 The source will say TargetRewound until `farside volume resync NAME --accept target-rewound`.\n\
+                 The source will say TargetRewound until `farside volume resync NAME --accept rewound`.\n\
                  If a copy of the store has the file of slot {first}, put that back instead."
             ));
             text

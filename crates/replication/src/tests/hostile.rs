@@ -436,12 +436,13 @@ fn a_resume_about_more_layers_than_there_may_be_ends_the_connection() {
     gateway.hear(1, SourceMessage::Resume(query));
     assert!(gateway.did.iter().any(|a| matches!(a, Action::CloseSession { .. })));
     assert!(!gateway.did.iter().any(|a| matches!(a, Action::DropLayer { .. })), "nothing was done for it");
+}
 
 #[test]
 fn many_claims_are_granted_no_more_than_one() {
     let mut gateway = Gateway::new();
-    let room = || Event::Grantable { free_bytes: 5000, reserve_bytes: 64 };
-    gateway.event(Event::Grantable { free_bytes: 150, reserve_bytes: 64 });
+    let room = || Event::Grantable { free_bytes: 1 << 30, reserve_bytes: 64 };
+    gateway.event(room());
     let granted = |gateway: &mut Gateway| {
         let credit = |m| if let ReceiverMessage::Credit(c) = m { Some(c.granted_bytes) } else { None };
         gateway.said().into_iter().filter_map(credit).max()
