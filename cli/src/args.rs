@@ -432,6 +432,8 @@ until the command has succeeded the target does not look like the volume.
 
 A degraded point holds runs that the source could not read. It is refused without --allow-degraded;
 with it these runs become zeroes and are listed, each with its place (all of them with --json).
+--allow-damaged does the same for what the store has lost: all that still has its digest is restored,
+the rest becomes zeroes and is listed. Try other points first.
 
 Examples:
   farside restore data --point latest --to /var/tmp/data.img
@@ -459,6 +461,9 @@ pub(crate) struct RestoreArgs {
     /// Restore a point in which some runs could not be read at the source; they become zeroes.
     #[arg(long)]
     pub(crate) allow_degraded: bool,
+    /// Restore what is left where the store itself is damaged; what is lost becomes zeroes.
+    #[arg(long)]
+    pub(crate) allow_damaged: bool,
 }
 
 /// `farside store …`

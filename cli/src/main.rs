@@ -6,6 +6,7 @@
 mod args;
 mod demo;
 mod failure;
+mod guard;
 mod hosts;
 mod point;
 mod print;

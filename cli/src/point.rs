@@ -5,7 +5,7 @@ use std::time::Duration;
 use farside_control::client::Daemon;
 use farside_control::routes::PointsQuery;
 use farside_control::{
-    Address, Client, PinRequest, Point, PointRef, Verification, VerificationState, VerifiedVolume, select_point,
+    Address, Client, PinRequest, Point, PointRef, Run, Verification, VerificationState, VerifiedVolume, select_point,
 };
 use farside_store::StoreError;
 
@@ -235,8 +235,9 @@ fn verified_text(verified: &Verification) -> String {
             text.push_str(&format!("✗ volume {}, point {}: {more} more regions\n", volume.volume, point.id));
         }
         if volume.unreadable_bytes > 0 {
-            let runs = volume.unreadable.iter().map(|r| (r.offset_bytes, r.bytes));
-            text.push_str(&unreadable_text(&volume.volume, runs, volume.unreadable_bytes));
+            let bytes = print::bytes(volume.unreadable_bytes);
+            let what = format!("! volume {}: {bytes} could not be read at the source", volume.volume);
+            text.push_str(&runs_text(&what, &volume.unreadable));
         }
         let verdict = if volume.damaged_regions == 0 { "every granule has its digest" } else { "damaged" };
         text.push_str(&format!(
@@ -250,15 +251,15 @@ fn verified_text(verified: &Verification) -> String {
     text
 }
 
-/// The runs that a source could not read, each with its place, as far as a screen has room.
-pub(crate) fn unreadable_text(volume: &str, runs: impl ExactSizeIterator<Item = (u64, u64)>, bytes: u64) -> String {
-    let count = runs.len();
-    let mut text = format!("! volume {volume}: {} could not be read at the source:\n", print::bytes(bytes));
-    for (offset, len) in runs.take(SHOWN_MAX) {
-        text.push_str(&format!("    bytes {offset} to {} ({})\n", offset + len - 1, print::bytes(len)));
+/// What is missing, each run with its place, as far as a screen has room.
+pub(crate) fn runs_text(what: &str, runs: &[Run]) -> String {
+    let mut text = format!("{what}:\n");
+    for run in runs.iter().take(SHOWN_MAX) {
+        let last = run.offset_bytes + run.bytes.saturating_sub(1);
+        text.push_str(&format!("    bytes {} to {last} ({})\n", run.offset_bytes, print::bytes(run.bytes)));
     }
-    if count > SHOWN_MAX {
-        text.push_str(&format!("    and {} more runs: --json lists them\n", count - SHOWN_MAX));
+    if runs.len() > SHOWN_MAX {
+        text.push_str(&format!("    and {} more runs: --json lists them\n", runs.len() - SHOWN_MAX));
     }
     text
 }

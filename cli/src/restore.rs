@@ -2,16 +2,12 @@
 //!
 //! Finds the store and the point, guards the target, shows progress; reading, checking and writing are `crates/store`'s.
 
-use std::fs::Metadata;
-use std::io::ErrorKind;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use farside_control::client::Daemon;
 use farside_control::{Address, Point, PointRef, Run, select_point};
-use farside_daemon::config::{Config, ConfigError};
-use farside_service::files::FileError;
 use farside_store::{Existing, FileTarget, RestoreOptions, check_restorable, restore_to, unreadable_runs};
 use serde::Serialize;
 
@@ -19,10 +15,7 @@ use crate::args::{Global, RestoreArgs};
 use crate::failure::{Exit, Failure};
 use crate::hosts::Hosts;
 use crate::progress::Progress;
-use crate::{point, print, store};
-
-/// The configuration of a farsided on this machine, whose backings are not to be written behind its back.
-const SOURCE_CONFIGURATION: &str = "/etc/farside/farsided.toml";
+use crate::{guard, point, print, store};
 
 /// What a person allows.
 #[derive(Clone, Copy, Debug)]
@@ -31,6 +24,8 @@ pub(crate) struct Options {
     pub(crate) existing: Existing,
     /// What the source could not read may become zeroes.
     pub(crate) allow_degraded: bool,
+    /// What the store has lost may become zeroes.
+    pub(crate) allow_damaged: bool,
 }
 
 /// What was restored.
@@ -52,6 +47,8 @@ pub(crate) struct Restored {
     pub(crate) unreadable: Vec<Run>,
     /// What is there now.
     pub(crate) unreadable_filled_with: &'static str,
+    /// What the store has lost; filled likewise.
+    pub(crate) damaged: Vec<Run>,
     /// How long it took.
     pub(crate) took_ms: u64,
 }
@@ -67,7 +64,10 @@ pub(crate) async fn run(global: &Global, hosts: &Hosts, args: &RestoreArgs) -> R
         (false, true) => Existing::Replace,
         (false, false) => Existing::Keep,
     };
-    let options = Options { existing, allow_degraded: args.allow_degraded };
+    let options = Options { existing, allow_degraded: args.allow_degraded, allow_damaged: args.allow_damaged };
+    if is_filled_in_place(&args.to, existing) && !global.json {
+        eprintln!("{} is filled in place: if this is interrupted, the same command with --resume goes on", args.to.display());
+    }
     let progress = Progress::new(global.json);
     let restored = restore(&path, &args.volume, args.point, &args.to, options, &|done, total| progress.set(done, total))?;
     progress.finish();
@@ -88,8 +88,18 @@ pub(crate) async fn run(global: &Global, hosts: &Hosts, args: &RestoreArgs) -> R
         text.push_str(&format!("{} were right already and left alone\n", print::bytes(restored.kept_bytes)));
     }
     if restored.unreadable_bytes > 0 {
-        let runs = restored.unreadable.iter().map(|run| (run.offset_bytes, run.bytes));
-        text.push_str(&point::unreadable_text(args.volume.name(), runs, restored.unreadable_bytes));
+        let what = format!(
+            "! volume {}: {} could not be read at the source",
+            args.volume.name(),
+            print::bytes(restored.unreadable_bytes)
+        );
+        text.push_str(&point::runs_text(&what, &restored.unreadable));
+        text.push_str("  they are zeroes now\n");
+    }
+    if !restored.damaged.is_empty() {
+        let bytes = restored.damaged.iter().map(|run| run.bytes).sum();
+        let what = format!("✗ volume {}: the store has lost {}", args.volume.name(), print::bytes(bytes));
+        text.push_str(&point::runs_text(&what, &restored.damaged));
         text.push_str("  they are zeroes now\n");
     }
     print::out(&text)
@@ -108,6 +118,24 @@ async fn gateway_store(hosts: &Hosts) -> Result<PathBuf, Failure> {
     Ok(client.receiver_status().await?.store.path)
 }
 
+/// Whether a target is filled where it lies, so that an attempt that ends early leaves it half done.
+fn is_filled_in_place(to: &Path, existing: Existing) -> bool {
+    existing == Existing::Resume || std::fs::metadata(to).is_ok_and(|meta| meta.file_type().is_block_device())
+}
+
+/// A failure in mid-restore says what is left on the target.
+fn incomplete(to: &Path, existing: Existing, failure: Failure) -> Failure {
+    if !is_filled_in_place(to, existing) {
+        return failure;
+    }
+    let left = format!(
+        "{} is incomplete now and does not look like the volume; the same command with --resume goes on with it",
+        to.display()
+    );
+    let what_to_do = if failure.what_to_do.is_empty() { left } else { format!("{}; {left}", failure.what_to_do) };
+    Failure { what_to_do, ..failure }
+}
+
 /// Restores a point of a volume. `progress` hears bytes done and in all, from any thread.
 pub(crate) fn restore(
     path: &Path,
@@ -118,7 +146,10 @@ pub(crate) fn restore(
     progress: &(dyn Fn(u64, u64) + Sync),
 ) -> Result<Restored, Failure> {
     let begun = Instant::now();
-    refuse_backing(to, Path::new(SOURCE_CONFIGURATION))?;
+    if to.as_os_str() == "-" {
+        return Err(Failure::new(Exit::Usage, "a volume is not written to standard output", "name a file or a device"));
+    }
+    guard::refuse(to, path)?;
     let reader = store::open(path)?;
     let (group, id) = store::find_volume(&reader, volume)?;
     let infos = group.points();
@@ -130,16 +161,24 @@ pub(crate) fn restore(
     let chosen = select_point(&candidates, wanted, jiff::Timestamp::now());
     let chosen = chosen.ok_or_else(|| point::no_such_point(wanted, Some(volume)))?;
     let info = infos.iter().find(|info| info.slot.0 == chosen.id.slot).expect("it was chosen among these");
-    let point_reader = group.point_reader(info.slot, id)?;
+    let point_reader = match options.allow_damaged {
+        true => group.point_reader_as_it_is(info.slot, id)?,
+        false => group.point_reader(info.slot, id)?,
+    };
     let total = point_reader.geometry().volume_bytes();
-    let settings = RestoreOptions { allow_degraded: options.allow_degraded, ..RestoreOptions::default() };
+    let settings = RestoreOptions {
+        allow_degraded: options.allow_degraded,
+        allow_damaged: options.allow_damaged,
+        ..RestoreOptions::default()
+    };
     check_restorable(&point_reader, &settings)?;
     let target = FileTarget::open(to, volume.name(), total, options.existing)?;
     let settings = RestoreOptions { resume: target.is_resumed(), ..settings };
     let report = restore_to(&point_reader, &target, &settings, &|done| {
         progress(done, total);
         true
-    })?;
+    });
+    let report = report.map_err(|error| incomplete(to, options.existing, error.into()))?;
     target.finish()?;
     Ok(Restored {
         point: chosen.clone(),
@@ -150,72 +189,7 @@ pub(crate) fn restore(
         unreadable_bytes: report.unreadable_bytes,
         unreadable: unreadable_runs(&point_reader).iter().map(|r| Run { offset_bytes: r.offset.0, bytes: r.len }).collect(),
         unreadable_filled_with: "zeroes",
+        damaged: report.damaged.iter().map(|r| Run { offset_bytes: r.offset.0, bytes: r.len }).collect(),
         took_ms: u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
     })
-}
-
-/// A volume's backing is written by its daemon only, which then knows that everything changed. A running one holds its lock;
-/// this is for the one that does not run just now.
-fn refuse_backing(to: &Path, configuration: &Path) -> Result<(), Failure> {
-    let config = match Config::load(configuration) {
-        Ok(config) => config,
-        // No daemon here.
-        Err(ConfigError::File(FileError::Io { path, source }))
-            if path == configuration && source.kind() == ErrorKind::NotFound =>
-        {
-            return Ok(());
-        }
-        Err(error) => {
-            return Err(Failure::new(
-                Exit::Refused,
-                format!("whether {} is a volume's backing cannot be told: {error}", to.display()),
-                "mend the configuration of farsided, or run this as a user who may read it",
-            ));
-        }
-    };
-    let Ok(target) = std::fs::metadata(to) else { return Ok(()) };
-    let is_target = |backing: &Path| std::fs::metadata(backing).is_ok_and(|backing| same(&backing, &target));
-    match config.volumes.values().find(|volume| is_target(&volume.backing)) {
-        Some(volume) => Err(Failure::new(
-            Exit::Refused,
-            format!("{} is the backing of volume {}: writing there would go unnoticed by farsided", to.display(), volume.name),
-            "restore into a file or another device, and copy from there through the volume's tap",
-        )),
-        None => Ok(()),
-    }
-}
-
-/// Whether two are the same file or device, whatever their names.
-fn same(one: &Metadata, two: &Metadata) -> bool {
-    if one.file_type().is_block_device() && two.file_type().is_block_device() {
-        return one.rdev() == two.rdev();
-    }
-    (one.dev(), one.ino()) == (two.dev(), two.ino())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_configuration_that_cannot_be_used_refuses_and_none_does_not() {
-        let dir = tempfile::tempdir().expect("temp dir");
-        let configuration = dir.path().join("farsided.toml");
-        let to = dir.path().join("out");
-        assert!(refuse_backing(&to, &configuration).is_ok(), "no daemon here");
-        std::fs::write(&configuration, "not = [").expect("write");
-        let refused = refuse_backing(&to, &configuration).expect_err("it cannot be told");
-        assert!(refused.exit == Exit::Refused && refused.message.contains("farsided.toml"), "{refused:?}");
-    }
-
-    #[test]
-    fn a_file_is_the_same_under_every_name() {
-        let dir = tempfile::tempdir().expect("temp dir");
-        let [a, b, c] = ["a", "b", "c"].map(|name| dir.path().join(name));
-        std::fs::write(&a, "x").expect("write");
-        std::fs::write(&c, "x").expect("write");
-        std::fs::hard_link(&a, &b).expect("link");
-        let [a, b, c] = [a, b, c].map(|path| std::fs::metadata(path).expect("meta"));
-        assert!(same(&a, &b) && !same(&a, &c));
-    }
 }

@@ -52,7 +52,10 @@ impl From<StoreError> for Failure {
             | StoreError::Degraded { .. }
             | StoreError::NotAMember { .. }
             | StoreError::Version { .. } => Exit::Refused,
-            StoreError::Corrupt { .. } | StoreError::Incomplete { .. } | StoreError::LedgerTorn { .. } => Exit::Damaged,
+            StoreError::Corrupt { .. }
+            | StoreError::Damaged { .. }
+            | StoreError::Incomplete { .. }
+            | StoreError::LedgerTorn { .. } => Exit::Damaged,
             _ => Exit::Failed,
         };
         let what_to_do = match &error {
@@ -150,9 +153,14 @@ pub(crate) fn check(global: &Global, url: &str) -> Result<(), Failure> {
     if errors == 0 {
         return Ok(());
     }
-    let what_to_do =
-        "restore what you need from points that are not named; the source heals its newest content by itself when it compares";
-    Err(Failure::new(Exit::Damaged, format!("the store at {} is damaged: {errors} findings", path.display()), what_to_do))
+    let torn = report.findings.iter().any(|f| f.severity == Severity::Error && f.problem == farside_store::Problem::LedgerTorn);
+    let what_to_do = if torn {
+        "put the ledger's file back from a copy of the store, or run farside store repair; other points can be restored"
+    } else {
+        "points that are not named can be restored; `farside volume resync NAME` on the source reads the store's bytes and sends what is damaged of its newest content again"
+    };
+    let findings = if errors == 1 { "one finding" } else { &format!("{errors} findings") };
+    Err(Failure::new(Exit::Damaged, format!("the store at {} is damaged: {findings}", path.display()), what_to_do))
 }
 
 /// What `farside store repair` did.

@@ -72,6 +72,10 @@ fn bad_request(error: impl std::fmt::Display) -> ApiError {
 }
 
 async fn status(State(receiver): Here) -> Answer<ReceiverStatus> {
+    let asked: Vec<_> = receiver.roster.all().into_iter().map(|group| tokio::spawn(group.refresh())).collect();
+    for answer in asked {
+        let _ = answer.await;
+    }
     // Asking a file system that hangs must not take the runtime with it.
     let made = tokio::task::spawn_blocking(move || status::receiver(&receiver)).await;
     Ok(Json(made.map_err(ApiError::internal)?))
@@ -94,9 +98,10 @@ async fn reload(State(receiver): Here) -> Answer<Reloaded> {
 
 async fn points(State(receiver): Here, query: Result<Query<PointsQuery>, QueryRejection>) -> Answer<Vec<Point>> {
     let Query(query) = query.map_err(bad_request)?;
-    let mut points = all_points(&receiver, query.of.as_deref()).await?;
+    let limit = query.limit.map_or(POINTS_LISTED_MAX, |n| (n as usize).min(POINTS_LISTED_MAX));
+    let mut points = newest_points(&receiver, query.of.as_deref(), limit).await?;
     points.sort_by_key(|point| std::cmp::Reverse((point.cut_wall, point.id)));
-    points.truncate(query.limit.map_or(POINTS_LISTED_MAX, |n| (n as usize).min(POINTS_LISTED_MAX)));
+    points.truncate(limit);
     Ok(Json(points))
 }
 
@@ -170,7 +175,7 @@ fn group_of(receiver: &Receiver, point: &Point) -> Result<GroupHandle, ApiError>
 /// The one point that is meant.
 async fn find_point(receiver: &Arc<Receiver>, wanted: &str, query: &PointsQuery) -> Result<Point, ApiError> {
     let wanted: PointRef = wanted.parse().map_err(bad_request)?;
-    let points = all_points(receiver, query.of.as_deref()).await?;
+    let points = newest_points(receiver, query.of.as_deref(), usize::MAX).await?;
     let groups = |points: &[Point]| {
         let mut groups: Vec<_> = points.iter().map(|p| format!("{}/{}", p.source, p.group)).collect();
         groups.sort();
@@ -190,8 +195,8 @@ async fn find_point(receiver: &Arc<Receiver>, wanted: &str, query: &PointsQuery)
     found.ok_or_else(|| ApiError::not_found("point", &wanted.to_string(), "`farside point list` shows those that are kept"))
 }
 
-/// All points, of what is asked for.
-async fn all_points(receiver: &Arc<Receiver>, of: Option<&str>) -> Result<Vec<Point>, ApiError> {
+/// The newest points of what is asked for: so many of each group, and where a volume is meant all that its group has.
+async fn newest_points(receiver: &Arc<Receiver>, of: Option<&str>, limit: usize) -> Result<Vec<Point>, ApiError> {
     let address: Option<Address> = of.map(str::parse).transpose().map_err(bad_request)?;
     let mut points = Vec::new();
     let mut known = false;
@@ -199,7 +204,8 @@ async fn all_points(receiver: &Arc<Receiver>, of: Option<&str>) -> Result<Vec<Po
         let names = group.names();
         let (source, name) = (names.source.as_str(), names.group.as_str());
         known |= address.as_ref().is_none_or(|a| a.is_group(source, name));
-        let found = match group.points().await {
+        let whole = address.as_ref().is_some_and(|a| !a.is_group(source, name));
+        let found = match group.points(if whole { usize::MAX } else { limit }).await {
             Ok(found) => found,
             // The store cannot be written; perhaps it can be read.
             Err(_) => read_points(receiver, names.clone()).await?,

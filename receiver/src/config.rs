@@ -2,6 +2,7 @@
 //!
 //! Invariant: a [`Config`] that exists was validated as a whole. It holds no secret.
 
+use farside_ledger::Policy;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -79,11 +80,23 @@ pub struct Retention {
     pub span: Duration,
     /// How often points are given up; more seldom makes fewer ledger records.
     pub interval: Duration,
+    /// Whatever a source says, so many of every volume stay: who took over a host must not be able to give up its history.
+    pub at_least_keep: u32,
+    /// And all that are younger than this.
+    pub at_least_span: Duration,
+}
+
+impl Retention {
+    /// What is kept where a source wants `policy`.
+    pub fn floor(&self, policy: Policy) -> Policy {
+        let span_ms = u64::try_from(self.at_least_span.as_millis()).unwrap_or(u64::MAX);
+        Policy { keep: policy.keep.max(self.at_least_keep), span_ms: policy.span_ms.max(span_ms) }
+    }
 }
 
 impl Default for Retention {
     fn default() -> Self {
-        Self { keep: 10, span: Duration::ZERO, interval: Duration::from_secs(5) }
+        Self { keep: 10, span: Duration::ZERO, interval: Duration::from_secs(5), at_least_keep: 1, at_least_span: Duration::ZERO }
     }
 }
 
@@ -136,6 +149,8 @@ struct RetentionTable {
     keep: Option<u32>,
     span: Option<String>,
     interval: Option<String>,
+    at_least_keep: Option<u32>,
+    at_least_span: Option<String>,
 }
 
 impl Default for Config {
@@ -236,6 +251,10 @@ impl Config {
         if let Some(interval) = table.interval {
             retention.interval = parse_duration(&interval).map_err(|what| fault("interval", what))?;
         }
+        retention.at_least_keep = table.at_least_keep.unwrap_or(retention.at_least_keep);
+        if let Some(span) = table.at_least_span {
+            retention.at_least_span = parse_duration(&span).map_err(|what| fault("at_least_span", what))?;
+        }
         Ok(())
     }
 
@@ -270,6 +289,9 @@ impl Config {
         live("[retention] keep", self.retention.keep.to_string(), new.retention.keep.to_string());
         live("[retention] span", format!("{:?}", self.retention.span), format!("{:?}", new.retention.span));
         live("[retention] interval", format!("{:?}", self.retention.interval), format!("{:?}", new.retention.interval));
+        let (old_floor, new_floor) = (&self.retention, &new.retention);
+        live("[retention] at_least_keep", old_floor.at_least_keep.to_string(), new_floor.at_least_keep.to_string());
+        live("[retention] at_least_span", format!("{:?}", old_floor.at_least_span), format!("{:?}", new_floor.at_least_span));
         next.advertise.clone_from(&new.advertise);
         next.limits.groups_per_source = new.limits.groups_per_source;
         next.limits.volumes_per_group = new.limits.volumes_per_group;

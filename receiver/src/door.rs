@@ -147,7 +147,7 @@ pub(crate) async fn serve(receiver: Arc<Receiver>, connection: Arc<dyn Connectio
     let group = match greet(&receiver, &session, &source).await {
         Ok((group, hello)) => {
             let _ = group.tell(Mail::Connected { session: Arc::clone(&session) }).await;
-            let _ = group.tell(Mail::Message { session: session.id, message: Box::new(hello) }).await;
+            let _ = group.tell(Mail::Message { session: session.id, message: Box::new(hello), arrived: Instant::now() }).await;
             group
         }
         Err((code, text)) => {
@@ -197,7 +197,8 @@ async fn carry_frames(session: &Arc<Session>, group: &GroupHandle) {
         session.hears();
         match decode_payload::<SourceMessage>(&frame) {
             Ok(message) => {
-                if group.tell(Mail::Message { session: session.id, message: Box::new(message) }).await.is_err() {
+                let mail = Mail::Message { session: session.id, message: Box::new(message), arrived: session.heard() };
+                if group.tell(mail).await.is_err() {
                     return session.close_soon(CloseCode::ShuttingDown, "the receiver is stopping");
                 }
             }

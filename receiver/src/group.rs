@@ -12,7 +12,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
 use farside_control::receiver::ReceiverCounters;
@@ -22,35 +22,40 @@ use farside_region::{LayerKey, Slot, VolumeId};
 use farside_replication::target::{self, Action, AppendOutcome, Config, Event, LandedLayer, Report, SessionId, Target, Ticket};
 use farside_store::{GroupNames, GroupStore, PartLander, PointInfo, Remedy, StoreError};
 use farside_transport::{Backoff, CloseCode};
-use farside_wire::{
-    DigestRun, PartHeader, PointAnswer, PointMemberInfo, PointPage, PointQuery, PointQueryKind, ReceiverMessage, RefusalCode,
-    RequestId, SourceMessage,
-};
+use farside_wire::{PartHeader, PointAnswer, PointQuery, ReceiverMessage, RefusalCode, RequestId, SourceMessage};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::door::{Session, refusal};
+use crate::points::{point_page, wire_run};
 use crate::process::Receiver;
-use crate::status::{GroupView, way_out};
+use crate::status::{GroupView, Lag, way_out};
 use crate::vault::Generation;
 
 /// What may wait for a group. Those who tell it wait in turn.
 const MAIL_MAX: usize = 256;
 /// How often a group looks at its disk and its dues when nothing happens.
 const TICK: Duration = Duration::from_millis(500);
+/// How often the picture of a group is made anew while things happen.
+const SHOW: Duration = Duration::from_millis(250);
+/// How often it is looked which bytes are dead.
+const DEAD_AGAIN: Duration = Duration::from_secs(30);
 /// How often pruning is tried at the least when space is short.
 const PRUNE_SHORT: Duration = Duration::from_secs(5);
 /// When a group that could not be opened or written is tried again: doubled each time, up to the second.
 const REOPEN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(16));
 /// When a torn ledger is read again: doubled each time, up to the second.
 const TORN_AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
-/// Points in one answer over the wire.
-const PAGE_POINTS_MAX: usize = 500;
 /// The only shape of volumes over the wire.
 const GRANULE_BYTES: u64 = 4 << 10;
 const REGION_GRANULES: u64 = 1 << 10;
 /// Layers whose beginning is remembered, for the lag.
 const BEGINNINGS_MAX: usize = 1024;
 
+/// So many parts in a row may fail on the disk before the group takes no more for a while.
+const PARTS_FAILED_MAX: u32 = 8;
+/// Claims that a group may make in a minute, for each of its volumes: every one takes a slot of the ledger for ever. What is
+/// void costs a source its claim, so this bounds void records, too.
+const CLAIMS_PER_VOLUME: usize = 8;
 /// Pins of one point; more are no use to anybody.
 const PINS_MAX: usize = 64;
 
@@ -69,15 +74,17 @@ pub(crate) enum Mail {
     /// A connection stands; its greeting follows.
     Connected { session: Arc<Session> },
     /// A source said something.
-    Message { session: SessionId, message: Box<SourceMessage> },
+    Message { session: SessionId, message: Box<SourceMessage>, arrived: Instant },
     /// A connection ended; nothing of it can land any more.
     Closed { session: SessionId },
     /// A part's header came.
     BeginPart { session: SessionId, header: PartHeader, reply: oneshot::Sender<BeginPart> },
     /// A part's end.
     Part { session: SessionId, header: PartHeader, outcome: PartOutcome },
-    /// The API wants the points, oldest first.
-    Points { reply: oneshot::Sender<Result<Vec<PointInfo>, String>> },
+    /// The API wants the newest points, oldest of them first.
+    Points { newest: usize, reply: oneshot::Sender<Result<Vec<PointInfo>, String>> },
+    /// The API wants to see how the group is now.
+    Show { reply: oneshot::Sender<()> },
     /// The API wants a point pinned or not.
     Pin { point: PointId, change: PinChange, reply: oneshot::Sender<Result<PointInfo, ApiError>> },
     /// The process stops.
@@ -131,11 +138,22 @@ impl GroupHandle {
         self.view.load_full()
     }
 
-    /// Its points, oldest first.
-    pub(crate) async fn points(&self) -> Result<Vec<PointInfo>, String> {
+    /// Makes [`GroupHandle::view`] new, unless the group is busy for longer than a person likes to wait.
+    pub(crate) async fn refresh(self) {
+        let (reply, shown) = oneshot::channel();
+        let ask = async {
+            if self.tell(Mail::Show { reply }).await.is_ok() {
+                let _ = shown.await;
+            }
+        };
+        let _ = tokio::time::timeout(SHOW, ask).await;
+    }
+
+    /// Its newest points, oldest of them first.
+    pub(crate) async fn points(&self, newest: usize) -> Result<Vec<PointInfo>, String> {
         let (reply, answer) = oneshot::channel();
         let stopped = || "the receiver is stopping".to_owned();
-        self.tell(Mail::Points { reply }).await.map_err(|_| stopped())?;
+        self.tell(Mail::Points { newest, reply }).await.map_err(|_| stopped())?;
         answer.await.map_err(|_| stopped())?
     }
 
@@ -174,12 +192,16 @@ pub(crate) fn start(receiver: Arc<Receiver>, names: GroupNames) -> std::io::Resu
             policy_is_default: false,
             prune: Prune { due: true, short: false, last: None },
             submitted: 0,
+            claims: Pace::default(),
             pinning: BTreeMap::new(),
             beginnings: BTreeMap::new(),
             cut_seen: BTreeMap::new(),
             last_failure: String::new(),
             tally: ReceiverCounters::default(),
+            dead_bytes: 0,
+            dead_seen: None,
             unwritable: None,
+            parts_failed: 0,
             reopen: Backoff::new(REOPEN.0, REOPEN.1),
             torn_again: None,
             torn_patience: Backoff::new(TORN_AGAIN.0, TORN_AGAIN.1),
@@ -206,8 +228,9 @@ struct Group {
     view: Arc<ArcSwap<GroupView>>,
     place: Place,
     sessions: BTreeMap<SessionId, Arc<Session>>,
-    /// What our own actions brought about, before anything else is looked at.
-    events: VecDeque<Event>,
+    /// What our own actions brought about, before anything else is looked at; messages with the time at which they came to the
+    /// door, since a lag must not forget how long they waited.
+    events: VecDeque<(Event, Option<Instant>)>,
     /// What is to be kept, once that is known.
     policy: Option<Policy>,
     /// Nobody said it: it holds for one opening of a group that was empty then.
@@ -215,6 +238,7 @@ struct Group {
     prune: Prune,
     /// Numbers what is submitted.
     submitted: u64,
+    claims: Pace,
     /// Who waits for pins, by the last submission.
     pinning: BTreeMap<u64, Pinning>,
     /// When a layer was announced, for the lag.
@@ -224,8 +248,13 @@ struct Group {
     /// Why the last part did not land: the words a closed session is given.
     last_failure: String,
     tally: ReceiverCounters,
+    /// Bytes of segments that nothing needs, and when that was looked at.
+    dead_bytes: u64,
+    dead_seen: Option<Instant>,
     /// This group's files cannot be written, though the store may be well.
     unwritable: Option<String>,
+    /// Parts in a row that the disk did not take.
+    parts_failed: u32,
     reopen: Backoff,
     /// When a torn ledger is read again.
     torn_again: Option<Instant>,
@@ -250,6 +279,24 @@ struct Prune {
     last: Option<Instant>,
 }
 
+/// When something happened in the last minute.
+#[derive(Debug, Default)]
+struct Pace(VecDeque<Instant>);
+
+impl Pace {
+    /// Whether it may happen once more, if at most so often in a minute.
+    fn admit(&mut self, now: Instant, limit: usize) -> bool {
+        while self.0.front().is_some_and(|then| now.saturating_duration_since(*then) >= Duration::from_secs(60)) {
+            self.0.pop_front();
+        }
+        let admitted = self.0.len() < limit;
+        if admitted {
+            self.0.push_back(now);
+        }
+        admitted
+    }
+}
+
 /// A change of a point's pins, on its way into the ledger.
 struct Pinning {
     point: PointId,
@@ -262,14 +309,18 @@ struct Pinning {
 impl Group {
     fn run(&mut self, mut mailbox: mpsc::Receiver<Mail>) {
         let runtime = self.receiver.runtime.clone();
-        let mut next_tick = Instant::now();
+        let (mut next_tick, mut next_show) = (Instant::now(), Instant::now());
         loop {
             if Instant::now() >= next_tick {
                 self.tick();
                 next_tick = Instant::now() + TICK;
             }
             self.work();
-            self.show();
+            // A mail is cheap, a picture of the whole group is not.
+            if Instant::now() >= next_show {
+                self.show();
+                next_show = Instant::now() + SHOW;
+            }
             let deadline = tokio::time::Instant::from_std(next_tick);
             match runtime.block_on(async { tokio::time::timeout_at(deadline, mailbox.recv()).await }) {
                 Err(_) => {}
@@ -283,7 +334,11 @@ impl Group {
     }
 
     fn now(&self) -> u64 {
-        u64::try_from(self.receiver.started.elapsed().as_nanos()).unwrap_or(u64::MAX)
+        self.since_start(Instant::now())
+    }
+
+    fn since_start(&self, when: Instant) -> u64 {
+        u64::try_from(when.saturating_duration_since(self.receiver.started).as_nanos()).unwrap_or(u64::MAX)
     }
 
     fn read(&mut self, mail: Mail) {
@@ -292,10 +347,10 @@ impl Group {
                 self.tally.connections += 1;
                 self.sessions.insert(session.id, session);
             }
-            Mail::Message { session, message } => self.message(session, message),
+            Mail::Message { session, message, arrived } => self.message(session, message, arrived),
             Mail::Closed { session } => {
                 if self.sessions.remove(&session).is_some() {
-                    self.events.push_back(Event::Closed { session });
+                    self.happened(Event::Closed { session });
                 }
             }
             Mail::BeginPart { session, header, reply } => {
@@ -303,12 +358,20 @@ impl Group {
                 let _ = reply.send(answer);
             }
             Mail::Part { session, header, outcome } => self.part(session, &header, outcome),
-            Mail::Points { reply } => {
+            Mail::Points { newest, reply } => {
                 let answer = match &self.place {
-                    Place::Here(here) => Ok(here.store.points()),
+                    Place::Here(here) => {
+                        let mut points: Vec<PointInfo> = here.store.points_below(None).take(newest).collect();
+                        points.reverse();
+                        Ok(points)
+                    }
                     Place::Away { words, .. } => Err(words.clone()),
                 };
                 let _ = reply.send(answer);
+            }
+            Mail::Show { reply } => {
+                self.show();
+                let _ = reply.send(());
             }
             Mail::Pin { point, change, reply } => self.pin(point, change, reply),
             Mail::Stop => unreachable!("the loop ends with it"),
@@ -356,7 +419,7 @@ impl Group {
 
     fn submit(&mut self, body: Body) {
         self.submitted += 1;
-        self.events.push_back(Event::Submit { submission: self.submitted, body: Box::new(body) });
+        self.happened(Event::Submit { submission: self.submitted, body: Box::new(body) });
     }
 
     /// What was submitted has its verdict.
@@ -385,7 +448,7 @@ impl Group {
         let _ = done.reply.send(answer);
     }
 
-    fn message(&mut self, session: SessionId, message: Box<SourceMessage>) {
+    fn message(&mut self, session: SessionId, message: Box<SourceMessage>, arrived: Instant) {
         // A session that was closed stays closed.
         let Some(link) = self.sessions.get(&session).cloned() else { return };
         let here = match &self.place {
@@ -408,6 +471,11 @@ impl Group {
         }
         match &*message {
             SourceMessage::Claim(request) => {
+                let volumes = here.store.state().volumes().count();
+                if !self.claims.admit(Instant::now(), CLAIMS_PER_VOLUME * volumes.max(8)) {
+                    let text = format!("{} claims its volumes again and again: something is wrong on its host", self.names);
+                    return self.turn_away(&link, RefusalCode::Store, &text);
+                }
                 if let Err(text) = self.check_claim(here, &request.claim) {
                     return self.turn_away(&link, RefusalCode::Protocol, &text);
                 }
@@ -416,11 +484,16 @@ impl Group {
                 if self.beginnings.len() >= BEGINNINGS_MAX {
                     self.beginnings.pop_first();
                 }
-                self.beginnings.entry(begin.key).or_insert_with(Instant::now);
+                self.beginnings.entry(begin.key).or_insert(arrived);
             }
             _ => {}
         }
-        self.events.push_back(Event::Message { session, message });
+        self.events.push_back((Event::Message { session, message }, Some(arrived)));
+    }
+
+    /// What happened, just now.
+    fn happened(&mut self, event: Event) {
+        self.events.push_back((event, None));
     }
 
     /// A claim is for a volume of this group, whose files get its name, and there is room for it.
@@ -447,7 +520,7 @@ impl Group {
         session.send(&ReceiverMessage::Refusal(refusal(code, text)));
         session.close(CloseCode::Refused, text);
         self.sessions.remove(&session.id);
-        self.events.push_back(Event::Closed { session: session.id });
+        self.happened(Event::Closed { session: session.id });
     }
 
     fn begin_part(&mut self, session: SessionId, header: &PartHeader) -> BeginPart {
@@ -481,6 +554,7 @@ impl Group {
             PartOutcome::Landed(entry) => {
                 self.tally.parts += 1;
                 self.tally.part_bytes += entry.bytes;
+                self.parts_failed = 0;
                 Event::PartLanded { session, key, part, entry }
             }
             // Its bytes count as taken, or the source would run out of credit in the end.
@@ -491,11 +565,26 @@ impl Group {
                 self.tally.parts_failed += 1;
                 let why = error.to_string();
                 self.last_failure.clone_from(&why);
-                self.store_error(&error);
+                self.part_error(&error);
                 Event::PartFailed { session, key, part, why }
             }
         };
-        self.events.push_back(event);
+        self.happened(event);
+    }
+
+    /// A part did not land. Nobody was told anything of it, so nothing else is in doubt; but if it happens again and again, this
+    /// group waits for a while.
+    fn part_error(&mut self, error: &StoreError) {
+        match error {
+            StoreError::Io { .. } if error.remedy() == Remedy::Reopen => {
+                self.parts_failed += 1;
+                if self.parts_failed >= PARTS_FAILED_MAX {
+                    self.parts_failed = 0;
+                    self.unwritable = Some(error.to_string());
+                }
+            }
+            _ => self.store_error(error),
+        }
     }
 
     /// Tells the vault; if the store is given up, the group leaves it with the next tick at the latest. What only this group
@@ -536,7 +625,7 @@ impl Group {
                 }
                 self.look_at_disk();
                 self.prune_if_due();
-                self.events.push_back(Event::Tick);
+                self.happened(Event::Tick);
             }
             Place::Away { retry_at, .. } if Instant::now() >= *retry_at => self.enter(),
             Place::Away { .. } => {}
@@ -630,7 +719,7 @@ impl Group {
         // Before the source has to wait, not when it does.
         self.prune.short = free_bytes < u64::from(self.receiver.config().limits.credit_mib) << 20;
         self.prune.due |= self.prune.short;
-        self.events.push_back(Event::Grantable { free_bytes, reserve_bytes: space.reserve() });
+        self.happened(Event::Grantable { free_bytes, reserve_bytes: space.reserve() });
     }
 
     fn prune_if_due(&mut self) {
@@ -648,15 +737,16 @@ impl Group {
             self.policy = Some(self.receiver.policy_default());
         }
         let Some(policy) = &self.policy else { return };
-        if let Some(body) = here.store.prune_plan(policy) {
+        let policy = self.receiver.config().retention.floor(*policy);
+        if let Some(body) = here.store.prune_plan(&policy) {
             self.submit(body);
         }
     }
 
     /// Feeds the target until nothing is left that it or its actions brought about.
     fn work(&mut self) {
-        while let Some(event) = self.events.pop_front() {
-            let now = self.now();
+        while let Some((event, arrived)) = self.events.pop_front() {
+            let now = self.since_start(arrived.unwrap_or_else(Instant::now));
             let Place::Here(here) = &mut self.place else {
                 self.events.clear();
                 return;
@@ -732,7 +822,7 @@ impl Group {
                 AppendOutcome::Failed { text: error.to_string() }
             }
         };
-        self.events.push_front(Event::Appended { ticket, outcome });
+        self.events.push_front((Event::Appended { ticket, outcome }, None));
     }
 
     fn drop_parts(&mut self, key: LayerKey, from: u32) {
@@ -750,7 +840,7 @@ impl Group {
             self.receiver.vault.failed(here.generation, &error);
             error.to_string()
         });
-        self.events.push_back(Event::Digests { session, id, volume, start: run.start, runs });
+        self.happened(Event::Digests { session, id, volume, start: run.start, runs });
     }
 
     fn answer_points(&mut self, session: SessionId, query: &PointQuery) {
@@ -807,16 +897,18 @@ impl Group {
         }
     }
 
-    /// How old the group is at most: its oldest volume. `None` if a volume has no point, or none that this process saw come.
-    /// A volume that left the group does not count: it is not in the newest point, and nothing came of it since.
-    fn lag(&self, here: &Here) -> Option<Duration> {
+    /// How old the group is at most: its oldest volume. `None` if a volume has no point.
+    /// A volume that left the group does not count: it is not in the newest point, and nothing came of it since. It is named.
+    fn lag(&self, here: &Here) -> Option<Lag> {
         let state = here.store.state();
         let age = |id: VolumeId| {
-            let point = self.cut_seen.get(&id).map(Instant::elapsed);
+            let point = state.newest_point_of(id)?;
+            let seen = self.cut_seen.get(&id).map(|cut| Lag { age: cut.elapsed(), is_at_least: false });
             // A heartbeat says that nothing changed since.
             let quiet = here.target.quiet(state, id).map(|(_, arrived)| Duration::from_nanos(self.now().saturating_sub(arrived)));
-            let in_point = state.points().values().any(|p| p.members.iter().any(|m| m.key.volume == id));
-            [point, quiet].into_iter().flatten().min().filter(|_| in_point)
+            let quiet = quiet.map(|age| Lag { age, is_at_least: false });
+            let known = [seen, quiet].into_iter().flatten().min();
+            Some(known.unwrap_or_else(|| Lag { age: since_published(point), is_at_least: true }))
         };
         let newest = state.points().values().next_back();
         let counts = |id: VolumeId| {
@@ -827,12 +919,19 @@ impl Group {
             let begun = self.beginnings.keys().any(|key| key.volume == id && Some(key.term) == term);
             in_newest || layer_since || begun || here.target.quiet(state, id).is_some()
         };
-        let ages: Option<Vec<Duration>> = state.volumes().filter(|(id, _)| counts(*id)).map(|(id, _)| age(id)).collect();
+        let ages: Option<Vec<Lag>> = state.volumes().filter(|(id, _)| counts(*id)).map(|(id, _)| age(id)).collect();
         ages?.into_iter().max()
     }
 
     /// Puts up how the group is now.
     fn show(&mut self) {
+        // It walks all parts.
+        if let Place::Here(here) = &self.place
+            && self.dead_seen.is_none_or(|seen| seen.elapsed() >= DEAD_AGAIN)
+        {
+            self.dead_bytes = here.store.dead_bytes();
+            self.dead_seen = Some(Instant::now());
+        }
         let mut view = GroupView::new(&self.names);
         let newest = self.sessions.values().max_by_key(|s| s.heard());
         view.connected_from = newest.map(|s| s.address());
@@ -841,54 +940,30 @@ impl Group {
             Place::Away { words, .. } => view.away(words),
             Place::Here(here) => {
                 let lag = self.lag(here);
-                view.here(&here.store, self.receiver.vault.path(), &here.target, lag, self.tally);
+                view.here(&here.store, self.receiver.vault.path(), &here.target, lag, self.dead_bytes, self.tally);
             }
         }
         self.view.store(Arc::new(view));
     }
 }
 
-fn wire_run(run: farside_store::DigestRun) -> DigestRun {
-    match run {
-        farside_store::DigestRun::Absent { granules } => DigestRun::Absent { granules },
-        farside_store::DigestRun::Zero { granules } => DigestRun::Zero { granules },
-        farside_store::DigestRun::Unreadable { granules } => DigestRun::Unreadable { granules },
-        farside_store::DigestRun::Data(digests) => DigestRun::Data(digests),
-    }
+/// By this machine's clock, which wrote the record.
+fn since_published(point: &farside_ledger::Point) -> Duration {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    now.saturating_sub(Duration::from_millis(u64::try_from(point.published_wall_ms).unwrap_or(0)))
 }
 
-/// The points that a source asks for, newest first.
-fn point_page(store: &GroupStore, query: &PointQuery) -> PointPage {
-    let points = store.points();
-    match query.kind {
-        PointQueryKind::Show { point } => {
-            PointPage { points: points.iter().filter(|p| p.slot == point).map(wire_point).collect(), more: false }
-        }
-        PointQueryKind::List { volume, below, limit } => {
-            let limit = usize::try_from(limit).unwrap_or(usize::MAX).clamp(1, PAGE_POINTS_MAX);
-            let wanted = |p: &&PointInfo| {
-                below.is_none_or(|below| p.slot < below) && volume.is_none_or(|volume| p.member(volume).is_some())
-            };
-            let mut found = points.iter().rev().filter(wanted);
-            let page = found.by_ref().take(limit).map(wire_point).collect();
-            PointPage { points: page, more: found.next().is_some() }
-        }
-    }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-fn wire_point(point: &PointInfo) -> farside_wire::PointInfo {
-    let member = |m: &farside_store::MemberInfo| PointMemberInfo {
-        name: m.name.clone(),
-        layer: m.layer,
-        volume_bytes: m.volume_bytes,
-        unreadable_regions: u64::from(m.degraded),
-    };
-    farside_wire::PointInfo {
-        slot: point.slot,
-        digest: point.digest,
-        epoch: point.epoch,
-        ledger_time_ms: point.ledger_time_ms,
-        pinned: !point.pins.is_empty(),
-        members: point.members.iter().map(member).collect(),
+    #[test]
+    fn a_source_that_loops_is_slowed_down_and_forgiven_after_a_minute() {
+        let (mut pace, start) = (Pace::default(), Instant::now());
+        let at = |s| start + Duration::from_secs(s);
+        assert!((0..3).all(|s| pace.admit(at(s), 3)));
+        assert!(!pace.admit(at(3), 3) && !pace.admit(at(59), 3));
+        assert!(pace.admit(at(60), 3) && !pace.admit(at(60), 3));
+        assert!((0..3).all(|_| pace.admit(at(200), 3)) && !pace.admit(at(200), 3));
     }
 }

@@ -13,6 +13,7 @@
 //! | `door` | connections of sources: which group one is for, frames, parts |
 //! | `landing` | one part's way from its stream into the store |
 //! | `group` | a group's thread: `Target` and `GroupStore` together |
+//! | `points` | points and digests as sources hear of them |
 //! | `roster` | which groups there are |
 //! | `verify` | points being read in full, on request |
 //! | `status`, `metrics`, `api` | what is shown, and where |
@@ -25,6 +26,7 @@ mod door;
 mod group;
 mod landing;
 mod metrics;
+mod points;
 pub mod process;
 mod roster;
 mod state_dir;

@@ -8,12 +8,24 @@ use farside_control::receiver::{ReceiverCounters, ReceiverGroup, ReceiverSource,
 use farside_control::source::LastPoint;
 use farside_control::{Address, Point, PointId, PointMember, PointPin, Reason, Severity};
 use farside_ledger::group_id;
+use farside_region::VolumeId;
 use farside_replication::target::{self, Target};
 use farside_store::{GroupNames, GroupStore, PointInfo, Torn};
 use jiff::Timestamp;
 
 use crate::process::Receiver;
 use crate::vault::hex;
+
+/// How long a reader may hold off deletions before it is worth a word.
+const WAITS_LONG: Duration = Duration::from_secs(60);
+
+/// How old what a restore would bring back is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Lag {
+    pub(crate) age: Duration,
+    /// It may be older: see [`ReceiverGroup::lag_is_at_least`].
+    pub(crate) is_at_least: bool,
+}
 
 /// How a group was a moment ago.
 #[derive(Clone, Debug)]
@@ -45,22 +57,28 @@ impl GroupView {
         store: &GroupStore,
         store_path: &Path,
         target: &Target,
-        lag: Option<Duration>,
+        lag: Option<Lag>,
+        dead_bytes: u64,
         counters: ReceiverCounters,
     ) {
         let state = store.state();
         let group = &mut self.group;
         group.head_slot = state.head().map(|slot| slot.0);
         group.points = state.points().len() as u64;
-        group.last_point = state.points().values().next_back().and_then(|point| {
+        let shown = |point: &farside_ledger::Point| {
             let digest = state.digest_at(point.slot)?;
             Some(LastPoint { id: PointId::new(point.slot.0, &digest.0), cut_wall: wall(point.epoch.wall_ms) })
-        });
-        group.lag_ms = lag.map(millis);
-        (group.used_bytes, group.dead_bytes) = store.bytes();
-        group.landing_bytes = store.landing().bytes();
+        };
+        let newest = state.points().values().next_back();
+        group.last_point = newest.and_then(shown);
+        group.lag_ms = lag.map(|lag| millis(lag.age));
+        group.lag_is_at_least = lag.is_some_and(|lag| lag.is_at_least);
+        group.used_bytes = store.segment_bytes();
+        group.dead_bytes = dead_bytes;
         group.counters = counters;
-        let landed = store.landing().landed();
+        group.landing_bytes = store.landing().bytes();
+        group.deferred_segments = store.deferred() as u64;
+        let staged = store.landing().staged();
         group.volumes = state
             .volumes()
             .map(|(id, volume)| ReceiverVolume {
@@ -69,7 +87,8 @@ impl GroupView {
                 bytes: volume.meta().geometry.volume_bytes(),
                 term: volume.term().0,
                 seq: volume.last_seq().0,
-                staged: landed.iter().filter(|layer| layer.key.volume == id).count() as u64,
+                staged: staged.get(&id).copied().unwrap_or(0),
+                last_point: state.newest_point_of(id).and_then(shown),
             })
             .collect();
         group.volumes.sort_by(|a, b| a.name.cmp(&b.name));
@@ -77,6 +96,38 @@ impl GroupView {
             let message = format!("the ledger of {} is torn in slot {} ({}: {})", self.names, torn.slot, torn.file, torn.why);
             let what = way_out(torn, store_path);
             group.reasons.push(Reason::new(Severity::Error, "ledger_torn", message, what));
+        }
+        let behind = |id: &VolumeId| newest.is_some_and(|n| n.members.iter().all(|m| m.key.volume != *id));
+        for (id, volume) in state.volumes().filter(|(id, _)| behind(id)) {
+            let name = &volume.meta().name;
+            let last = state.newest_point_of(id).map_or_else(
+                || "no point holds it".to_owned(),
+                |point| format!("its newest one is {}, cut {}", point.slot, wall(point.epoch.wall_ms)),
+            );
+            let message = format!("volume {name} is not in the newest point of {}: {last}", self.names);
+            let what = "see `farside status` on its host: it is syncing, comparing, paused, or waits for a person there";
+            group.reasons.push(Reason::new(Severity::Warning, "volume_not_in_points", message, what));
+        }
+        if let Some(since) = store.deferred_since().filter(|since| since.elapsed() > WAITS_LONG) {
+            let message = format!(
+                "{} segments of {} that nothing needs any more wait to be deleted, for {} s: somebody reads the store",
+                store.deferred(),
+                self.names,
+                since.elapsed().as_secs()
+            );
+            let what = "see who holds `reader.lock` of the store open (`fuser`); a restore or check that hangs can be ended";
+            group.reasons.push(Reason::new(Severity::Warning, "deletion_waits", message, what));
+        }
+        let damaged = store.damaged();
+        if let Some(first) = damaged.first() {
+            let message = format!(
+                "{} segments of {} are damaged or missing ({first}…): what they held cannot be restored, also from newer points",
+                damaged.len(),
+                self.names
+            );
+            let what = "on the host: `farside volume resync NAME` sends it again; or put the files back from a copy of the store";
+            group.reasons.push(Reason::new(Severity::Error, "segments_damaged", message, what));
+            group.lag_ms = None;
         }
         if let Some(trouble) = target.trouble() {
             let what = "it goes on by itself when the store can be written again";
@@ -135,7 +186,9 @@ pub(crate) fn receiver(receiver: &Receiver) -> ReceiverStatus {
     }
     for source in sources.values_mut() {
         source.groups.sort_by(|a, b| a.name.cmp(&b.name));
-        if source.connected_from.is_none() && source.fingerprint.is_some() {
+        let torn = source.groups.iter().any(|g| g.reasons.iter().any(|r| r.code == "ledger_torn"));
+        // It is turned away here: there is nothing to see on that host.
+        if source.connected_from.is_none() && source.fingerprint.is_some() && !torn {
             let message = format!("{} is not connected", source.name);
             let what = "see `farside status` on that host";
             source.reasons.push(Reason::new(Severity::Warning, "not_connected", message, what));
@@ -177,7 +230,15 @@ fn store_status(receiver: &Receiver, reasons: &mut Vec<Reason>) -> StoreStatus {
         reasons.push(Reason::new(Severity::Error, "store_failed", words, what));
     } else if free_bytes < full_below {
         let path = receiver.vault.path().display();
-        let message = format!("the file system of {path} is full: {free_bytes} bytes are left above what is kept for the ledger");
+        let message = match space {
+            Some(space) if space.is_short_of_files() => {
+                let left = space.files_available;
+                format!(
+                    "the file system of {path} is short of inodes: {left} more files can be made, which are kept for the ledger"
+                )
+            }
+            _ => format!("the file system of {path} is full: {free_bytes} bytes are left above what is kept for the ledger"),
+        };
         let what = "free space there, or keep fewer points (`farside group set NAME --keep N` on the sources)";
         reasons.push(Reason::new(Severity::Error, "gateway_full", message, what));
     }

@@ -263,7 +263,7 @@ impl Demo {
         let wanted = PointRef::Id { slot: point.id.slot, tag: Some(point.id.tag) };
         let begun = Instant::now();
         let bar = self.narrator.bar();
-        let options = restore::Options { existing: farside_store::Existing::Keep, allow_degraded: false };
+        let options = restore::Options { existing: farside_store::Existing::Keep, allow_degraded: false, allow_damaged: false };
         let restored =
             restore::restore(&self.site.store(), &volume, wanted, &image, options, &|done, total| bar.set(done, total))?;
         bar.finish();

@@ -98,12 +98,17 @@ pub struct ReceiverGroup {
     pub last_point: Option<LastPoint>,
     /// The age of that point, or of a newer heartbeat: what the source said, aged by our own clock since.
     pub lag_ms: Option<u64>,
-    /// What its segments take.
+    /// After a restart of the receiver that age is counted from the point's publication, since when it was cut is not known any
+    /// more: the lag is at least `lag_ms`.
+    pub lag_is_at_least: bool,
+    /// What its published segments take.
     pub used_bytes: u64,
     /// Of these, what nothing needs any more and a later prune or sweep frees.
     pub dead_bytes: u64,
     /// What landed and is not published yet.
     pub landing_bytes: u64,
+    /// Segments given up that wait until nobody reads.
+    pub deferred_segments: u64,
     /// What came of it since the receiver started.
     pub counters: ReceiverCounters,
     /// Its volumes, by name.
@@ -148,6 +153,8 @@ pub struct ReceiverVolume {
     pub seq: u64,
     /// Layers staged and not published.
     pub staged: u64,
+    /// The newest point that holds it.
+    pub last_point: Option<LastPoint>,
 }
 
 /// Body of [`TOKENS`](crate::routes::TOKENS).

@@ -17,6 +17,7 @@ use crate::record::{
     Body, Claim, CutTime, EpochInfo, Heartbeat, LayerEntry, LayerKind, Layers, Pin, Prune, Record, Stamp, TrackingLost,
     VolumeMeta,
 };
+use crate::retention::HeldBy;
 use crate::verdict::{Malformed, Verdict, VoidReason};
 
 /// Between records of different writers ledger time advances by at most this, in milliseconds.
@@ -38,6 +39,7 @@ pub struct State {
     last_stamp: Option<Stamp>,
     volumes: BTreeMap<VolumeId, VolumeState>,
     points: BTreeMap<Slot, Point>,
+    held_by: BTreeMap<VolumeId, HeldBy>,
     roots_changed: Option<Slot>,
     /// Of layers from this slot on it is known exactly what they touched.
     exact_from: Slot,
@@ -166,6 +168,7 @@ impl State {
             last_stamp: None,
             volumes: BTreeMap::new(),
             points: BTreeMap::new(),
+            held_by: BTreeMap::new(),
             roots_changed: None,
             exact_from: Slot(0),
             touched_bytes: 0,
@@ -226,6 +229,15 @@ impl State {
     /// The retained points by slot.
     pub fn points(&self) -> &BTreeMap<Slot, Point> {
         &self.points
+    }
+
+    /// The newest retained point that holds a volume.
+    pub fn newest_point_of(&self, volume: VolumeId) -> Option<&Point> {
+        self.points.get(&self.held_by.get(&volume)?.newest()?)
+    }
+
+    pub(crate) fn held_by(&self, volume: VolumeId) -> Option<&HeldBy> {
+        self.held_by.get(&volume)
     }
 
     /// An accepted layer.
@@ -538,6 +550,9 @@ impl State {
                 published_wall_ms: stamp.wall_ms,
                 pins: BTreeMap::new(),
             };
+            for member in &point.members {
+                self.held_by.entry(member.key.volume).or_default().add(slot, point.degraded);
+            }
             self.points.insert(slot, point);
         }
         self.coarsen(slot);
@@ -557,8 +572,15 @@ impl State {
     }
 
     fn admit_prune(&mut self, slot: Slot, prune: &Prune) {
-        for point in &prune.points {
-            self.points.remove(point);
+        for slot in &prune.points {
+            for member in self.points.remove(slot).into_iter().flat_map(|point| point.members) {
+                if let Some(held) = self.held_by.get_mut(&member.key.volume) {
+                    held.remove(*slot);
+                    if held.is_empty() {
+                        self.held_by.remove(&member.key.volume);
+                    }
+                }
+            }
         }
         for pruned in &prune.parts {
             let volume = self.volumes.get_mut(&pruned.layer.volume);

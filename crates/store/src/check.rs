@@ -20,6 +20,7 @@ use crate::names::{GroupNames, GroupObject};
 use crate::reader::StoreReader;
 use crate::replay::{Slots, index_all, parallel};
 use crate::segments::{FooterFault, Segments, runs_of};
+use crate::store::folders_of_groups;
 
 /// Bytes of a segment read at once.
 const READ_BYTES: u64 = 1 << 20;
@@ -133,6 +134,7 @@ pub fn check(path: &Path, progress: &(dyn Fn(u64) -> bool + Sync)) -> Result<Che
     let store = StoreReader::open(path)?;
     let mut report = CheckReport::default();
     let read = AtomicU64::new(0);
+    strays(&store, &mut report)?;
     for names in store.groups()? {
         report.groups += 1;
         let reader = match store.group(&names) {
@@ -159,17 +161,36 @@ pub fn check(path: &Path, progress: &(dyn Fn(u64) -> bool + Sync)) -> Result<Che
         group.check_layers();
         group.check_points()?;
         group.check_leftovers(torn.is_some(), &mut report)?;
+        group.check_landing(&store)?;
         report.records += group.image.state().next_slot().0;
         report.points += group.image.state().points().len() as u64;
         report.segments += group.image.parts().iter().count() as u64;
-        let (total, dead) = group.image.parts().bytes(group.image.state());
-        report.segment_bytes += total;
-        report.dead_bytes += dead;
+        report.segment_bytes += group.image.parts().bytes();
+        report.dead_bytes += group.image.parts().dead_bytes(group.image.state());
         group.findings.truncate(FINDINGS_MAX);
         report.findings.append(&mut group.findings);
     }
     report.findings.sort_by_key(|f| std::cmp::Reverse(f.severity));
     Ok(report)
+}
+
+/// Folders that look like groups and do not say which they are, in the store and in landing.
+fn strays(store: &StoreReader, report: &mut CheckReport) -> Result<()> {
+    let known: BTreeSet<GroupNames> = store.groups()?.into_iter().collect();
+    for names in folders_of_groups(&store.root().join("groups"))?.difference(&known) {
+        let object = names.description().to_string();
+        let text = format!(
+            "{object} is missing, so the receiver does not serve this group: put it back from a copy of the store, or from a group \
+             of the same names in another store"
+        );
+        report.findings.push(Finding { object: Some(object), text, ..finding(names, Problem::Description) });
+    }
+    for names in folders_of_groups(&store.root().join("landing"))?.difference(&known) {
+        let text = format!("landing/{names} is of no group of this store; it may be deleted");
+        let base = finding(names, Problem::Strange);
+        report.findings.push(Finding { severity: Severity::Warning, object: Some(format!("landing/{names}")), text, ..base });
+    }
+    Ok(())
 }
 
 struct GroupCheck<'s> {
@@ -320,6 +341,7 @@ impl GroupCheck<'_> {
         let backend = &*self.segments.backend;
         let mut listed = Vec::new();
         list_all(&*self.segments.backend, Some(&self.names.folder()), |l| listed.push(l))?;
+        let (mut above, mut above_bytes) = (0_u64, 0);
         // The receiver may have appended since the ledger was read: a claim counts as lost only if it is still not there.
         let end = Slots::list(backend, &self.names)?.end().max(self.image.state().next_slot().0);
         for object in listed {
@@ -339,9 +361,12 @@ impl GroupCheck<'_> {
             let given_up = self.image.state().layer(&part.layer).is_some_and(|l| l.pruned().contains(&number));
             let strange = self.image.state().volume(id).is_none_or(|v| term > v.term());
             let since = Slot(term.0) >= self.image.state().next_slot();
-            let (severity, problem, what) = if torn {
-                (Severity::Note, Problem::Staged, "may be named by a record above the torn one")
-            } else if given_up {
+            if torn {
+                above += 1;
+                above_bytes += object.bytes;
+                continue;
+            }
+            let (severity, problem, what) = if given_up {
                 (Severity::Note, Problem::AwaitsDeletion, "was given up by a prune record and waits for its deletion")
             } else if self.image.is_debris(&part) {
                 (Severity::Warning, Problem::Orphan, "is named by no record; the receiver sweeps it when it starts")
@@ -354,6 +379,26 @@ impl GroupCheck<'_> {
             };
             let text = format!("segment {} ({} bytes) {what}", object.name, object.bytes);
             self.findings.push(Finding { severity, problem, volume: Some(volume), text, ..base });
+        }
+        if above > 0 {
+            let text = format!("{above} segments ({above_bytes} bytes) may be named by the records from the torn one on");
+            self.findings.push(Finding { severity: Severity::Note, text, ..finding(&self.names, Problem::Staged) });
+        }
+        Ok(())
+    }
+
+    /// Parts in landing of a claim that the ledger does not hold, though its slot must have been there: a claim that was lost
+    /// may have left nothing else.
+    fn check_landing(&mut self, store: &StoreReader) -> Result<()> {
+        let newest = store.terms_in_landing(&self.names)?.into_iter().next_back();
+        let end = Slots::list(&*self.segments.backend, &self.names)?.end().max(self.image.state().next_slot().0);
+        if let Some(term) = newest.filter(|term| term.0 >= end) {
+            let text = format!(
+                "landing/{} holds parts of a claim in slot {term}, which is not in the ledger: its newest records are lost",
+                self.names
+            );
+            let object = Some(format!("landing/{}", self.names));
+            self.findings.push(Finding { object, text, ..finding(&self.names, Problem::LedgerTorn) });
         }
         Ok(())
     }

@@ -312,6 +312,19 @@ pub enum StoreError {
         /// The target.
         path: PathBuf,
     },
+    /// The restore target failed.
+    #[error("{doing} {path}: {source}{hint}")]
+    Target {
+        /// What was being done, as a present participle.
+        doing: &'static str,
+        /// The target.
+        path: PathBuf,
+        /// The error.
+        #[source]
+        source: io::Error,
+        /// "; what to do", or nothing.
+        hint: &'static str,
+    },
     /// Somebody uses the restore target.
     #[error("{path} is in use: {why}")]
     TargetBusy {
@@ -365,6 +378,17 @@ impl StoreError {
             Self::Io { path, source, .. } if is_of_medium(&source) => Self::Unreadable { path, source },
             other => other,
         }
+    }
+
+    /// An error of what a point is restored to.
+    pub(crate) fn of_target(doing: &'static str, path: &Path, source: io::Error) -> Self {
+        let hint = match source.raw_os_error() {
+            Some(libc::ENOSPC | libc::EDQUOT) => "; restore to where there is room for the volume's content",
+            Some(libc::EROFS) => "; it cannot be written",
+            Some(libc::EACCES | libc::EPERM) => "; run this as a user who may write there (a device may also be read-only)",
+            _ => "",
+        };
+        Self::Target { doing, path: path.to_owned(), source, hint }
     }
 
     /// An error of the operating system, given its kind. `needed`: bytes that were being written.

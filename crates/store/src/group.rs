@@ -7,8 +7,9 @@
 //!
 //! Blocking. After an error whose [`StoreError::remedy`] is `Reopen`, drop the store and open it again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Instant;
 
 use farside_layer::{Footer, layer_digest};
 use farside_ledger::{Body, LayerEntry, Layers, Policy, Record, State, Verdict, VolumeMeta, volume_id};
@@ -20,14 +21,14 @@ use crate::attempt::{Attempt, Found};
 use crate::backend::{Created, block_on, list_all};
 use crate::error::{Result, StoreError};
 use crate::image::{Applied, GroupImage, PartRuns};
-use crate::index::Content;
+use crate::index::{Content, PartNo};
 use crate::landing::Landing;
 use crate::liveness::{Part, PartName};
 use crate::locks::DeletionGuard;
 use crate::names::{GroupNames, GroupObject};
 use crate::points::{self, PointInfo};
 use crate::reader::PointReader;
-use crate::replay::{Torn, Unusable, index_all, lost_claim, read_slot, replay};
+use crate::replay::{Torn, Unusable, index_all, lost_claim, parallel, read_slot, replay};
 use crate::segments::{FooterFault, Segments, runs_of};
 use crate::space::Space;
 use crate::store::{Shared, random};
@@ -90,6 +91,7 @@ pub struct GroupStore {
     torn: Option<Torn>,
     /// Files to delete once nobody reads.
     dead: BTreeMap<PartName, Name>,
+    deferred_since: Option<Instant>,
     /// Segments that no accepted record names, of which one may still: linked by an append that has not succeeded (yet).
     awaited: BTreeMap<PartName, Name>,
 }
@@ -104,7 +106,8 @@ impl GroupStore {
         }
         let landing = Landing::new(Arc::clone(&shared.dir), &segments.names);
         let (dead, awaited) = (BTreeMap::new(), BTreeMap::new());
-        let mut group = Self { shared, segments, landing, image: replayed.image, torn: replayed.torn, dead, awaited };
+        let mut group =
+            Self { shared, segments, landing, image: replayed.image, torn: replayed.torn, dead, deferred_since: None, awaited };
         let mut there = Vec::new();
         if group.torn.is_none() {
             there = group.list_segments()?;
@@ -264,8 +267,10 @@ impl GroupStore {
         while !self.dead.is_empty() {
             let Some(_guard) = DeletionGuard::try_take(self.shared.dir.root())? else {
                 swept.deferred = self.dead.len();
+                self.deferred_since.get_or_insert_with(Instant::now);
                 return Ok(swept);
             };
+            self.deferred_since = None;
             let batch: Vec<(PartName, Name)> = self.dead.iter().take(DELETE_BATCH).map(|(p, v)| (*p, v.clone())).collect();
             for (part, volume) in batch {
                 block_on(self.segments.backend.delete(&self.segments.name(&volume, &part)))?;
@@ -280,9 +285,23 @@ impl GroupStore {
         Ok(swept)
     }
 
+    /// Damaged segments in whose place nothing newer lies: what they held cannot be restored, and nothing is pruned.
+    pub fn damaged(&self) -> Vec<String> {
+        let named = |part: &Part| {
+            let volume = self.state().volume(part.name.layer.volume)?;
+            Some(self.segments.name(&volume.meta().name, &part.name).to_string())
+        };
+        self.image.damaged().filter_map(|no| named(self.image.parts().get(no)?)).collect()
+    }
+
     /// Files that wait until nobody reads.
     pub fn deferred(&self) -> usize {
         self.dead.len()
+    }
+
+    /// Since when some do.
+    pub fn deferred_since(&self) -> Option<Instant> {
+        self.deferred_since
     }
 
     /// Forgets the parts of an unpublished layer from a number on: landed, under way, or linked into the segments by an append
@@ -307,21 +326,52 @@ impl GroupStore {
         dropped.map(|_| ())
     }
 
-    /// What the head image holds in a run, for a Compare. A part that turns out to be damaged counts as unreadable, so that the
-    /// source sends it again.
+    /// What the head image holds in a run, for a Compare. Its bytes are read and held against their digests: what is damaged
+    /// counts as unreadable, so that the source sends it again.
     ///
     /// # Errors
     /// [`StoreError::UnknownVolume`], or what the file system says.
     pub fn digests(&self, volume: VolumeId, run: GranuleRun) -> Result<Vec<DigestRun>> {
         let name = &self.volume(volume)?.name;
-        head_digests(&self.image, volume, run, |part| match self.segments.footer(name, part) {
+        let runs = head_digests(&self.image, volume, run, |part| match self.segments.footer(name, part) {
             Ok(footer) => Ok(Some(footer)),
             Err(FooterFault::Damaged(why)) => {
                 tracing::error!(segment = %self.segments.name(name, &part.name), why, "a segment's footer is damaged");
                 Ok(None)
             }
             Err(FooterFault::Store(error)) => Err(error),
-        })
+        })?;
+        let rotten = self.rotten(volume, run)?;
+        Ok(if rotten.is_empty() { runs } else { blot(runs, run, rotten.into_iter()) })
+    }
+
+    /// Granules of the head image whose stored bytes are not what was published.
+    fn rotten(&self, volume: VolumeId, run: GranuleRun) -> Result<Vec<GranuleRun>> {
+        let (Some(head), meta) = (self.image.head(volume), self.volume(volume)?) else { return Ok(Vec::new()) };
+        let mut frames: BTreeSet<(PartNo, u32)> = BTreeSet::new();
+        for extent in head.index.extents(run).filter(|e| e.content == Content::Data) {
+            let part = self.image.parts().get(extent.part).expect("the head image uses only parts that are there");
+            let Ok(footer) = self.segments.footer(&meta.name, part) else { continue }; // unreadable already
+            let mut at = extent.run.start;
+            while let Some(frame) = footer.frame_of(at).filter(|_| at < extent.run.end()) {
+                frames.insert((extent.part, frame.offset));
+                at = frame.run.end();
+            }
+        }
+        let frames: Vec<(PartNo, u32)> = frames.into_iter().collect();
+        let bad = parallel(&frames, |&(no, offset)| {
+            let part = self.image.parts().get(no).expect("the head image uses only parts that are there");
+            self.segments.check_frame(meta, part, offset)
+        });
+        let mut rotten = Vec::new();
+        for ((no, _), bad) in frames.iter().zip(bad) {
+            let Some((frame, why)) = bad? else { continue };
+            let part = self.image.parts().get(*no).expect("the head image uses only parts that are there");
+            tracing::error!(segment = %self.segments.name(&meta.name, &part.name), why, "a segment is damaged; its source sends it again");
+            // Only where the head image takes it from there.
+            rotten.extend(head.index.extents(frame).filter(|e| e.part == *no).map(|e| e.run));
+        }
+        Ok(rotten)
     }
 
     /// What an entry for a landed layer must name as `unreadable_regions`: see [`GroupImage::unreadable_after`].
@@ -343,6 +393,11 @@ impl GroupStore {
         points::list(&self.image).collect()
     }
 
+    /// Those below a slot (`None`: all), newest first.
+    pub fn points_below(&self, below: Option<Slot>) -> impl Iterator<Item = PointInfo> + '_ {
+        points::below(&self.image, below)
+    }
+
     /// One of them.
     pub fn point(&self, point: Slot) -> Option<PointInfo> {
         points::one(&self.image, point)
@@ -356,28 +411,38 @@ impl GroupStore {
         PointReader::open(self.shared.dir.root(), &self.image, &self.segments, point, volume)
     }
 
-    /// Bytes of all published segments, and of those that nothing needs any more.
-    pub fn bytes(&self) -> (u64, u64) {
-        self.image.parts().bytes(self.image.state())
+    /// Bytes of all published segments.
+    pub fn segment_bytes(&self) -> u64 {
+        self.image.parts().bytes()
+    }
+
+    /// Bytes of those that nothing needs any more. Walks them all.
+    pub fn dead_bytes(&self) -> u64 {
+        self.image.parts().dead_bytes(self.state())
     }
 
     /// Links landed parts into the segments, and reads their footers: what is published is there and is what is named.
     fn adopt(&mut self, layers: &Layers) -> Result<BTreeMap<PartName, PartRuns>> {
-        let mut runs = BTreeMap::new();
+        let mut new: Vec<(&LayerEntry, Name)> = Vec::new();
         for entry in &layers.members {
             let Some(volume) = self.state().volume(entry.key.volume) else { continue }; // void, as replay will say
-            let name = &volume.meta().name.clone();
             let published = self.state().layer(&entry.key).is_some();
             if published || entry.key != volume.next_key() {
                 continue; // a duplicate, or void
             }
             check_digest(entry)?;
+            new.push((entry, volume.meta().name.clone()));
+        }
+        for (entry, name) in &new {
             // Before anything is linked: what became of it is remembered whatever the answer.
             let numbers = 0..entry.parts.len() as u32;
             self.awaited.extend(numbers.map(|number| (PartName { layer: entry.key, number }, name.clone())));
-            self.landing.adopt(&self.segments, name, entry)?;
+        }
+        self.landing.adopt(&self.segments, &new)?;
+        let mut runs = BTreeMap::new();
+        for (entry, name) in new {
             for part in parts_of(entry, self.state().next_slot()) {
-                let footer = self.segments.footer(name, &part).map_err(|fault| match fault {
+                let footer = self.segments.footer(&name, &part).map_err(|fault| match fault {
                     FooterFault::Store(error) => error,
                     FooterFault::Damaged(why) => StoreError::BadPart { layer: entry.key, part: part.name.number, why },
                 })?;

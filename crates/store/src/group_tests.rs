@@ -897,3 +897,66 @@ fn a_group_of_two_volumes_has_points_with_and_without_a_member() {
     assert_eq!(group.points().iter().map(|p| p.slot).collect::<Vec<_>>(), [newest]);
     assert_eq!(store.files("groups/host/default/segments").len(), 2, "one part of each is left");
 }
+
+/// A Compare must not believe an index over bytes that have rotten: what it calls equal would never be sent again.
+#[test]
+fn a_compare_reads_the_bytes_and_what_is_rotten_is_sent_again() {
+    let store = TempStore::new();
+    let mut group = store.group();
+    let mut volume = TestVolume::new("v", 64);
+    volume.claim(&mut group);
+    let (base, whole) = (volume.base(&mut group, 1), GranuleRun { start: GranuleIndex(0), count: 64 });
+    let file = store.path().join(format!("groups/host/default/segments/v/{}/1.0", volume.term));
+    let mut bytes = fs::read(&file).expect("read");
+    let footer = farside_layer::Footer::from_tail(&bytes, bytes.len() as u64).expect("a footer");
+    let frame = *footer.frame_of(GranuleIndex(20)).expect("a frame");
+    let sound = group.digests(volume.id(), whole).expect("digests");
+    assert!(matches!(&sound[..], [DigestRun::Data(all)] if all.len() == 64), "{sound:?}");
+    bytes[frame.offset as usize + 5] ^= 2;
+    fs::write(&file, &bytes).expect("rot");
+    let found = group.digests(volume.id(), whole).expect("digests");
+    let granules = frame.run.count;
+    assert_eq!(found.get(1), Some(&DigestRun::Unreadable { granules }), "{found:?}");
+    assert!(matches!(&found[0], DigestRun::Data(before) if before.len() as u64 == frame.run.start.0), "{found:?}");
+    // What the source sends again lies over it.
+    let again = (frame.run.start.0, granules, Fill::Byte(1));
+    let healed = volume.publish(&mut group, LayerKind::Point, &[vec![again]]).position.slot;
+    assert!(read_all(&group, healed, &volume) == TestVolume::bytes(&volume.image));
+    let found = group.digests(volume.id(), whole).expect("digests");
+    assert!(matches!(&found[..], [DigestRun::Data(all)] if all.len() == 64), "what is covered counts no more: {found:?}");
+    assert!(group.point_reader(base, volume.id()).is_ok());
+}
+
+/// A name is not a promise: nothing is allocated, and nothing overflows, by the number in it.
+#[test]
+fn a_stray_file_in_the_ledger_is_a_torn_record_and_not_the_end_of_the_process() {
+    for stray in ["4503599627370495/18446744073709551615", "244140625/1000000000000"] {
+        let store = TempStore::new();
+        let (group, _, points) = three_points(&store);
+        let next = group.state().next_slot();
+        drop(group);
+        let file = store.path().join("groups/host/default/ledger").join(stray);
+        fs::create_dir_all(file.parent().expect("a folder")).expect("mkdir");
+        fs::write(&file, "x").expect("write");
+        let mut group = store.group();
+        assert_eq!((group.torn().map(|t| t.slot), group.points().len()), (Some(next), points.len()), "{stray}");
+        assert!(matches!(group.repair_plan(), Err(StoreError::LedgerTorn { .. })), "too many slots to void");
+        assert!(group.repair_torn().is_err());
+        assert_eq!(crate::check(&store.path(), &|_| true).expect("check").worst(), Some(crate::Severity::Error));
+    }
+}
+
+#[test]
+fn the_bytes_of_segments_are_counted_as_they_come_and_go() {
+    let store = TempStore::new();
+    let (mut group, mut volume, _) = three_points(&store);
+    let on_disk = || -> u64 {
+        let files = store.files("groups/host/default/segments");
+        files.iter().map(|f| fs::metadata(store.path().join(f)).expect("meta").len()).sum()
+    };
+    assert_eq!(group.segment_bytes(), on_disk());
+    volume.base(&mut group, 9);
+    assert_eq!(group.segment_bytes(), on_disk());
+    assert_eq!(group.prune(&KEEP_1).expect("prune"), 3);
+    assert_eq!((group.segment_bytes(), group.deferred()), (on_disk(), 0));
+}

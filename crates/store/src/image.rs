@@ -176,6 +176,11 @@ impl GroupImage {
         !self.damaged.is_empty()
     }
 
+    /// Those parts.
+    pub fn damaged(&self) -> impl Iterator<Item = PartNo> + '_ {
+        self.damaged.iter().copied()
+    }
+
     /// The granules of all regions that a layer touched, as the volume is now.
     fn granules_of_layer(&self, layer: LayerKey) -> Vec<GranuleRun> {
         let Some(volume) = self.state.volume(layer.volume) else { return Vec::new() };

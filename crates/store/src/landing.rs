@@ -28,12 +28,19 @@ use crate::error::{Result, StoreError, is_of_medium};
 use crate::image::GroupImage;
 use crate::liveness::PartName;
 use crate::names::{GroupNames, parse_part_path, part_path};
+use crate::replay::at_once;
 use crate::segments::Segments;
 use crate::space::Space;
 
 /// How often, in bytes written, the free space is looked at.
 const SPACE_CHECK_BYTES: u64 = 4 << 20;
+/// How much of a part may wait in memory before the kernel is asked to write it, so that the disk works while more comes and
+/// the sync at the end has little left to do.
+const PUSH_BYTES: u64 = 8 << 20;
 const PARTIAL: &str = ".partial";
+/// Makes names of parts under way unique in this process, over every landing that it opens. What another process left is gone
+/// before the first part begins.
+static SERIAL: AtomicU64 = AtomicU64::new(0);
 
 /// A layer of which parts are durable in landing.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,7 +56,6 @@ pub struct LandedLayer {
 pub struct Landing {
     dir: PathBuf,
     store: Arc<DirBackend>,
-    serial: AtomicU64,
     landed: Mutex<BTreeMap<LayerKey, Layer>>,
 }
 
@@ -76,6 +82,9 @@ pub struct PartLander {
     partial: Partial,
     file: File,
     unchecked_bytes: u64,
+    written_bytes: u64,
+    /// Of them, what the kernel was asked to write to the disk already.
+    pushed_bytes: u64,
     writing: Writing,
 }
 
@@ -120,7 +129,7 @@ impl Drop for Partial {
 impl Landing {
     pub(crate) fn new(store: Arc<DirBackend>, names: &GroupNames) -> Arc<Self> {
         let dir = store.root().join("landing").join(names.source.as_str()).join(names.group.as_str());
-        Arc::new(Self { dir, store, serial: AtomicU64::new(0), landed: Mutex::default() })
+        Arc::new(Self { dir, store, landed: Mutex::default() })
     }
 
     /// Begins to land a part: `write` its bytes, then `finish`. `volume`: what the ledger says about it.
@@ -133,7 +142,7 @@ impl Landing {
         let name = PartName { layer: key, number: part };
         let writing = self.begin_writing(volume, name)?;
         let target = self.path(&volume.name, &name);
-        let serial = self.serial.fetch_add(1, Ordering::Relaxed);
+        let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
         let path = target.with_file_name(format!("{}.{part}.{serial}{PARTIAL}", key.seq));
         // The term's folder may be swept away, empty, between being made and being used.
         let parent = target.parent().expect("a part lies in a term's folder");
@@ -157,6 +166,8 @@ impl Landing {
             partial: Partial(path),
             file,
             unchecked_bytes: 0,
+            written_bytes: 0,
+            pushed_bytes: 0,
             writing,
         })
     }
@@ -184,6 +195,15 @@ impl Landing {
         let landed = self.lock();
         let with_parts = landed.iter().filter(|(_, l)| !l.parts.is_empty());
         with_parts.map(|(&key, l)| LandedLayer { key, parts: l.parts.iter().map(|(&n, &e)| (n, e)).collect() }).collect()
+    }
+
+    /// How many layers have durable parts, by volume.
+    pub fn staged(&self) -> BTreeMap<VolumeId, u64> {
+        let mut staged = BTreeMap::new();
+        for (key, _) in self.lock().iter().filter(|(_, l)| !l.parts.is_empty()) {
+            *staged.entry(key.volume).or_default() += 1;
+        }
+        staged
     }
 
     /// Bytes of durable parts that are not published.
@@ -214,6 +234,8 @@ impl Landing {
             dropped
         };
         let Some(volume) = volume else { return Ok(Vec::new()) };
+        let folder = self.path(&volume, &PartName { layer: key, number: 0 });
+        let folder = folder.parent().expect("a part lies in a term's folder").to_owned();
         let mut result = Ok(dropped.keys().copied().collect());
         for number in dropped.into_keys() {
             let path = self.path(&volume, &PartName { layer: key, number });
@@ -223,7 +245,15 @@ impl Landing {
                 result = Err(self.store.io("removing", &path, 0, e));
             }
         }
+        self.remove_if_empty(&folder);
         result
+    }
+
+    /// A term's folder goes with its last file. Whoever is about to make one in it makes the folder again.
+    fn remove_if_empty(&self, folder: &Path) {
+        if fs::remove_dir(folder).is_ok() {
+            self.store.forget_dir(folder);
+        }
     }
 
     /// A claim was accepted: nothing of the volume's older terms can be published any more (T4). Layers with a part under way
@@ -262,35 +292,42 @@ impl Landing {
 
     /// Makes the landed parts of a layer segments, durably: the same files under a second name. Parts that are segments
     /// already are left alone. Only for a layer that no record names: its segments may be replaced.
-    pub(crate) fn adopt(&self, segments: &Segments, volume: &Name, entry: &LayerEntry) -> Result<()> {
-        for (number, part) in (0..).zip(&entry.parts) {
-            let name = PartName { layer: entry.key, number };
-            let object = segments.name(volume, &name);
-            let missing = || StoreError::PartMissing { layer: entry.key, part: number };
-            let here = self.lock().get(&entry.key).and_then(|l| l.parts.get(&number).copied());
-            if here.is_none_or(|h| h != *part) {
-                // Perhaps a segment already, of an attempt whose answer was lost. Its footer is checked next.
-                match block_on(segments.backend.size(&object))? {
-                    Some(bytes) if bytes == part.bytes => continue,
-                    _ => return Err(missing()),
-                }
-            }
-            let file = self.path(volume, &name);
-            if block_on(segments.backend.adopt(&object, &file))? == Created::New {
-                continue;
-            }
-            let (one, two) = (fs::metadata(&file), fs::metadata(self.store.path(&object)?));
-            let (one, two) = (one.map_err(|_| missing())?, two.map_err(|_| missing())?);
-            if (one.dev(), one.ino()) == (two.dev(), two.ino()) {
-                continue;
-            }
-            // An earlier content of an unpublished layer, sent again since (T1): no record can name it.
-            block_on(segments.backend.delete(&object))?;
-            if block_on(segments.backend.adopt(&object, &file))? != Created::New {
-                return Err(missing());
-            }
+    pub(crate) fn adopt(&self, segments: &Segments, layers: &[(&LayerEntry, Name)]) -> Result<()> {
+        let parts = layers.iter().flat_map(|(entry, volume)| {
+            (0..).zip(&entry.parts).map(move |(number, part)| (volume, PartName { layer: entry.key, number }, part))
+        });
+        let parts: Vec<(&Name, PartName, &PartEntry)> = parts.collect();
+        // Side by side, so that those of one directory share its syncs.
+        let adopted = at_once(&parts, |(volume, name, part)| self.adopt_part(segments, volume, name, part));
+        adopted.into_iter().collect()
+    }
+
+    fn adopt_part(&self, segments: &Segments, volume: &Name, name: &PartName, part: &PartEntry) -> Result<()> {
+        let object = segments.name(volume, name);
+        let missing = || StoreError::PartMissing { layer: name.layer, part: name.number };
+        let here = self.lock().get(&name.layer).and_then(|l| l.parts.get(&name.number).copied());
+        if here.is_none_or(|h| h != *part) {
+            // Perhaps a segment already, of an attempt whose answer was lost. Its footer is checked next.
+            return match block_on(segments.backend.size(&object))? {
+                Some(bytes) if bytes == part.bytes => Ok(()),
+                _ => Err(missing()),
+            };
         }
-        Ok(())
+        let file = self.path(volume, name);
+        if block_on(segments.backend.adopt(&object, &file))? == Created::New {
+            return Ok(());
+        }
+        let (one, two) = (fs::metadata(&file), fs::metadata(self.store.path(&object)?));
+        let (one, two) = (one.map_err(|_| missing())?, two.map_err(|_| missing())?);
+        if (one.dev(), one.ino()) == (two.dev(), two.ino()) {
+            return Ok(());
+        }
+        // An earlier content of an unpublished layer, sent again since (T1): no record can name it.
+        block_on(segments.backend.delete(&object))?;
+        match block_on(segments.backend.adopt(&object, &file))? {
+            Created::New => Ok(()),
+            Created::AlreadyExists => Err(missing()),
+        }
     }
 
     /// A record was accepted that names the layer: its names in landing go.
@@ -361,6 +398,7 @@ impl Landing {
                 }
             }
         }
+        self.remove_empty_folders();
         // Whoever renamed these may have died before the names were durable.
         let mut dirs = Vec::new();
         for key in self.lock().iter().filter(|(_, l)| !l.parts.is_empty()).map(|(k, l)| (*k, l.volume.clone())) {
@@ -373,6 +411,18 @@ impl Landing {
             self.store.sync_dir(&dir)?;
         }
         Ok(())
+    }
+
+    /// Those of terms and volumes of which nothing is left.
+    fn remove_empty_folders(&self) {
+        let below = |dir: &Path| -> Vec<PathBuf> {
+            let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+            entries.filter(|e| e.file_type().is_ok_and(|t| t.is_dir())).map(|e| e.path()).collect()
+        };
+        for volume in below(&self.dir) {
+            below(&volume).iter().for_each(|term| self.remove_if_empty(term));
+            self.remove_if_empty(&volume);
+        }
     }
 
     fn path(&self, volume: &Name, part: &PartName) -> PathBuf {
@@ -413,7 +463,13 @@ impl PartLander {
             self.unchecked_bytes = 0;
             self.landing.check_space(chunk.len() as u64)?;
         }
-        self.file.write_all(chunk).map_err(|e| self.landing.store.io("writing", &self.partial.0, chunk.len() as u64, e))
+        self.file.write_all(chunk).map_err(|e| self.landing.store.io("writing", &self.partial.0, chunk.len() as u64, e))?;
+        self.written_bytes += chunk.len() as u64;
+        if self.written_bytes - self.pushed_bytes >= PUSH_BYTES {
+            push_out(&self.file, self.pushed_bytes, self.written_bytes - self.pushed_bytes);
+            self.pushed_bytes = self.written_bytes;
+        }
+        Ok(())
     }
 
     /// Ends the part: when this returns, it is whole, verified and durable under its final name.
@@ -427,7 +483,7 @@ impl PartLander {
         let summary = footer.summary();
         let entry = PartEntry { bytes: summary.bytes, footer_digest: summary.footer_digest };
         let landing = &self.landing;
-        self.file.sync_all().map_err(|e| landing.store.io("syncing", &self.partial.0, bytes, e))?;
+        self.file.sync_data().map_err(|e| landing.store.io("syncing", &self.partial.0, bytes, e))?;
         let target = landing.path(&self.volume, &self.name);
         {
             // Under the lock, so that a drop comes wholly before or wholly after.
@@ -456,6 +512,12 @@ impl PartLander {
     fn bad(&self, why: String) -> StoreError {
         StoreError::BadPart { layer: self.name.layer, part: self.name.number, why }
     }
+}
+
+/// Asks the kernel to begin writing a range of a file to its disk. A hint: what becomes of it shows at the sync.
+pub(crate) fn push_out(file: &File, offset: u64, bytes: u64) {
+    let (offset, bytes) = (offset as libc::off_t, bytes as libc::off_t);
+    let _ = nix::fcntl::posix_fadvise(file, offset, bytes, nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED);
 }
 
 enum Unverified {

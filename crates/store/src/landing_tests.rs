@@ -215,3 +215,42 @@ fn a_part_sent_again_with_other_content_replaces_what_a_failed_append_had_linked
     reader.read_region(farside_region::RegionIndex(0), &mut content).expect("the new content");
     assert_eq!(content.bytes[..512], crate::testkit::granule(0, 9));
 }
+
+/// A writer of a store that was given up and opened again may still be there: its end must not take the new one's file.
+#[test]
+fn a_late_writer_of_an_earlier_opening_does_not_remove_the_file_of_a_new_one() {
+    let store = TempStore::new();
+    let mut group = store.group();
+    let mut volume = TestVolume::new("v", 16);
+    volume.claim(&mut group);
+    let key = volume.key(1);
+    let (bytes, _) = volume.part(key, 0, &[(0, 16, Fill::Byte(1))]);
+    let mut old = group.landing().begin_part(&volume.meta, key, 0).expect("begin");
+    old.write(&bytes[..10]).expect("write");
+    let again = group.landing_after_restart();
+    let mut new = again.begin_part(&volume.meta, key, 0).expect("begin");
+    new.write(&bytes).expect("write");
+    drop(old);
+    new.finish().expect("it has a name of its own");
+}
+
+#[test]
+fn folders_of_terms_go_with_their_last_file() {
+    let store = TempStore::new();
+    let mut group = store.group();
+    let mut volume = TestVolume::new("v", 16);
+    volume.claim(&mut group);
+    let folder = |term: farside_region::Term| store.path().join(format!("landing/host/default/v/{term}"));
+    let first = volume.term;
+    volume.base(&mut group, 1);
+    assert!(!folder(first).exists(), "everything was published");
+    volume.land(&group, &[vec![(0, 4, Fill::Byte(2))]]);
+    assert!(folder(first).exists());
+    volume.claim(&mut group);
+    assert!(!folder(first).exists(), "nothing of an old term is left");
+    drop(group);
+    std::fs::create_dir_all(folder(first)).expect("mkdir");
+    let group = store.group();
+    assert!(!folder(first).exists(), "nor of an earlier process");
+    volume.land(&group, &[vec![(0, 4, Fill::Byte(3))]]);
+}

@@ -33,6 +33,8 @@ mod points;
 mod reader;
 mod replay;
 mod restore;
+#[cfg(test)]
+mod scale_tests;
 mod segments;
 mod space;
 mod store;

@@ -64,6 +64,8 @@ pub struct Parts {
     all: BTreeMap<PartNo, Part>,
     by_name: BTreeMap<PartName, PartNo>,
     next: u32,
+    /// Of all of them.
+    bytes: u64,
 }
 
 impl Parts {
@@ -79,6 +81,7 @@ impl Parts {
             self.next = self.next.checked_add(1).expect("a group never publishes 2^32 parts");
             let name = PartName { layer: entry.key, number };
             self.by_name.insert(name, id);
+            self.bytes += part.bytes;
             let part =
                 Part { name, bytes: part.bytes, footer_digest: part.footer_digest, born: slot, died: None, head_granules: 0 };
             self.all.insert(id, part);
@@ -88,7 +91,9 @@ impl Parts {
     /// Forgets those that an accepted prune record gave up; says what they were.
     pub fn give_up(&mut self, pruned: &[PrunedParts]) -> Vec<Part> {
         let names = pruned.iter().flat_map(|p| p.parts.iter().map(|&number| PartName { layer: p.layer, number }));
-        names.filter_map(|name| self.all.remove(&self.by_name.remove(&name)?)).collect()
+        let gone: Vec<Part> = names.filter_map(|name| self.all.remove(&self.by_name.remove(&name)?)).collect();
+        self.bytes -= gone.iter().map(|part| part.bytes).sum::<u64>();
+        gone
     }
 
     /// One part.
@@ -190,11 +195,15 @@ impl Parts {
             .collect()
     }
 
-    /// Bytes of all parts, and of those that nothing needs now.
-    pub fn bytes(&self, state: &State) -> (u64, u64) {
-        let total = self.all.values().map(|p| p.bytes).sum();
+    /// Bytes of all parts.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Bytes of those that nothing needs now. Walks them all.
+    pub fn dead_bytes(&self, state: &State) -> u64 {
         let dead = self.dead(state, &BTreeSet::new(), usize::MAX);
         let names = dead.iter().flat_map(|d| d.parts.iter().map(|&number| PartName { layer: d.layer, number }));
-        (total, names.filter_map(|n| self.all.get(self.by_name.get(&n)?)).map(|p| p.bytes).sum())
+        names.filter_map(|n| self.all.get(self.by_name.get(&n)?)).map(|p| p.bytes).sum()
     }
 }

@@ -56,8 +56,14 @@ impl PointInfo {
 }
 
 /// The retained points of a group, oldest first.
-pub(crate) fn list(image: &GroupImage) -> impl DoubleEndedIterator<Item = PointInfo> + '_ {
+pub(crate) fn list(image: &GroupImage) -> impl Iterator<Item = PointInfo> + '_ {
     image.state().points().values().map(|point| info(image.state(), point))
+}
+
+/// Those below a slot (`None`: all), newest first.
+pub(crate) fn below(image: &GroupImage, below: Option<Slot>) -> impl Iterator<Item = PointInfo> + '_ {
+    let points = image.state().points().range(..below.unwrap_or(Slot(u64::MAX)));
+    points.rev().map(|(_, point)| info(image.state(), point))
 }
 
 /// One of them.

@@ -4,19 +4,20 @@
 //! follows from slot 0 of the ledger, and every granule that leaves [`PointReader::read_region`] was checked against the
 //! digest that was computed where the source read it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 
 use farside_layer::{Footer, FrameDecoder, FrameRef};
 use farside_ledger::{State, VolumeMeta};
-use farside_region::{ByteExtent, Geometry, GranuleIndex, GranuleRun, Name, RegionIndex, Slot, VolumeId};
+use farside_region::{ByteExtent, Geometry, GranuleIndex, GranuleRun, Name, RegionIndex, Slot, Term, VolumeId};
 
 use crate::backend::{Backend, DirBackend, block_on};
 use crate::error::{Result, StoreError, known};
 use crate::group::{DigestRun, digests_of};
 use crate::image::{GroupImage, PartRuns, VolumeImage};
 use crate::index::{Content, Extent, PartNo};
+use crate::landing::Landing;
 use crate::liveness::Part;
 use crate::locks::ReaderLock;
 use crate::names::GroupNames;
@@ -97,6 +98,11 @@ impl StoreReader {
     /// What the file system says.
     pub fn groups(&self) -> Result<Vec<GroupNames>> {
         list_groups(self.dir.root())
+    }
+
+    /// The terms of which parts lie in a group's landing.
+    pub(crate) fn terms_in_landing(&self, names: &GroupNames) -> Result<BTreeSet<Term>> {
+        Landing::new(Arc::clone(&self.dir), names).terms()
     }
 
     /// Replays a group's ledger.
@@ -303,6 +309,86 @@ impl PointReader {
         }
         for (no, wanted) in by_part {
             self.read_part(region, no, &wanted, content)?;
+        }
+        Ok(())
+    }
+
+    /// Reads what is left of a damaged region, frame by frame; says what is lost, ascending: zeroes are in its place.
+    ///
+    /// # Errors
+    /// What the file system says, other than about one file.
+    ///
+    /// # Panics
+    /// When the region is beyond the volume.
+    pub fn salvage_region(&self, region: RegionIndex, content: &mut RegionContent) -> Result<Vec<GranuleRun>> {
+        let whole = self.geometry.region_run(region);
+        let region_bytes = self.geometry.bytes_of(whole);
+        content.runs.clear();
+        content.bytes.clear();
+        content.bytes.resize(region_bytes.len as usize, 0);
+        let mut lost: Vec<GranuleRun> = Vec::new();
+        let mut at = whole.start;
+        for extent in self.extents(whole) {
+            if at < extent.run.start {
+                let gap = GranuleRun { start: at, count: extent.run.start.0 - at.0 };
+                content.runs.push((gap, Content::Zero));
+                lost.push(gap);
+            }
+            at = extent.run.end();
+            content.runs.push((extent.run, extent.content));
+            if extent.content == Content::Data {
+                self.salvage_extent(region, &extent, content, &mut lost)?;
+            }
+        }
+        if at < whole.end() {
+            let gap = GranuleRun { start: at, count: whole.end().0 - at.0 };
+            content.runs.push((gap, Content::Zero));
+            lost.push(gap);
+        }
+        // What a damaged part may have written over what was read.
+        for extent in self.image.unknown.extents(whole) {
+            let bytes = self.geometry.bytes_of(extent.run);
+            let from = (bytes.offset.0 - region_bytes.offset.0) as usize;
+            content.bytes[from..from + bytes.len as usize].fill(0);
+            lost.push(extent.run);
+        }
+        lost.sort_by_key(|run| run.start);
+        let mut merged: Vec<GranuleRun> = Vec::new();
+        for run in lost {
+            match merged.last_mut() {
+                Some(last) if last.end() >= run.start => last.count = last.end().max(run.end()).0 - last.start.0,
+                _ => merged.push(run),
+            }
+        }
+        Ok(merged)
+    }
+
+    fn salvage_extent(
+        &self,
+        region: RegionIndex,
+        extent: &Extent,
+        content: &mut RegionContent,
+        lost: &mut Vec<GranuleRun>,
+    ) -> Result<()> {
+        let part = self.parts.get(&extent.part).expect("the image uses only parts that live at its point");
+        let footer = match self.segments.footer(&self.volume.name, part) {
+            Ok(footer) => footer,
+            Err(FooterFault::Damaged(_)) => {
+                lost.push(extent.run);
+                return Ok(());
+            }
+            Err(FooterFault::Store(error)) => return Err(error),
+        };
+        let mut at = extent.run.start;
+        while at < extent.run.end() {
+            let end = footer.frame_of(at).map_or(extent.run.end(), |frame| frame.run.end().min(extent.run.end()));
+            let piece = GranuleRun { start: at, count: end.0 - at.0 };
+            match self.read_part(region, extent.part, &[piece], content) {
+                Ok(()) => {}
+                Err(StoreError::Corrupt { .. }) => lost.push(piece),
+                Err(error) => return Err(error),
+            }
+            at = end;
         }
         Ok(())
     }

@@ -21,6 +21,8 @@ use crate::segments::Segments;
 /// Records or footers read ahead at once.
 const BATCH: usize = 256;
 const THREADS_MAX: usize = 4;
+/// Threads that wait for a disk at once.
+const WAITING_MAX: usize = 16;
 
 /// A slot that does not verify. Replay ends before it; nothing may be appended, pruned or swept.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -115,7 +117,7 @@ impl Slots {
 
     /// The slot after the highest that exists.
     pub(crate) fn end(&self) -> u64 {
-        self.records.last().max(self.voids.last()).map_or(0, |last| last + 1)
+        self.records.last().max(self.voids.last()).map_or(0, |last| last.saturating_add(1))
     }
 }
 
@@ -123,9 +125,12 @@ impl Slots {
 pub(crate) fn replay(backend: &dyn Backend, names: &GroupNames, group: GroupId) -> Result<Replayed> {
     let slots = Slots::list(backend, names)?;
     let mut image = GroupImage::new(group);
-    let all: Vec<u64> = (0..slots.end()).collect();
-    for batch in all.chunks(BATCH) {
-        let read = parallel(batch, |&slot| read_slot(backend, names, Slot(slot), slots.voids.contains(&slot)));
+    // A stray file may name any slot: what is missing before it ends the replay, so nothing is made of its number.
+    let (mut from, end) = (0, slots.end());
+    while from < end {
+        let batch: Vec<u64> = (from..end).take(BATCH).collect();
+        from += batch.len() as u64;
+        let read = parallel(&batch, |&slot| read_slot(backend, names, Slot(slot), slots.voids.contains(&slot)));
         for (&slot, read) in batch.iter().zip(read) {
             let torn = match read? {
                 Ok((record, digest)) => match image.state().follows(&record) {
@@ -214,6 +219,22 @@ fn get(backend: &dyn Backend, name: &crate::ObjectName) -> Result<Option<Result<
         Err(StoreError::Unreadable { source, .. }) => Ok(Some(Err(format!("it cannot be read: {source}")))),
         Err(error) => Err(error),
     }
+}
+
+/// Maps a slice with a thread for each of a few items at once: for work that waits for a disk. Answers come in order.
+pub(crate) fn at_once<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    let mut answers = Vec::with_capacity(items.len());
+    for batch in items.chunks(WAITING_MAX) {
+        match batch {
+            [one] => answers.push(work(one)),
+            _ => thread::scope(|scope| {
+                let work = &work;
+                let waiting: Vec<_> = batch.iter().map(|item| scope.spawn(move || work(item))).collect();
+                answers.extend(waiting.into_iter().map(|w| w.join().expect("such a thread does not panic")));
+            }),
+        }
+    }
+    answers
 }
 
 /// Maps a slice with several threads; answers come in order.

@@ -60,6 +60,9 @@ pub trait RestoreTarget: Sync {
         Ok(false)
     }
 
+    /// A region is done: its writing to the disk may begin. A hint.
+    fn done(&self, _region: ByteExtent) {}
+
     /// Makes everything durable.
     ///
     /// # Errors
@@ -74,6 +77,8 @@ pub struct RestoreOptions {
     pub threads: usize,
     /// Zeroes where the source could not read, instead of refusing.
     pub allow_degraded: bool,
+    /// Zeroes where the store is damaged, instead of stopping there.
+    pub allow_damaged: bool,
     /// Compare first, and write only what differs.
     pub resume: bool,
 }
@@ -81,12 +86,12 @@ pub struct RestoreOptions {
 impl Default for RestoreOptions {
     fn default() -> Self {
         let threads = thread::available_parallelism().map_or(2, |n| n.get()).clamp(2, 8);
-        Self { threads, allow_degraded: false, resume: false }
+        Self { threads, allow_degraded: false, allow_damaged: false, resume: false }
     }
 }
 
 /// What was restored, in bytes of the volume.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RestoreReport {
     /// Content, checked.
     pub data_bytes: u64,
@@ -96,10 +101,14 @@ pub struct RestoreReport {
     pub unreadable_bytes: u64,
     /// Of all these, what a resumed restore found right and left alone.
     pub kept_bytes: u64,
+    /// What the store has lost, restored as zeroes (and counted as what it should have been); ascending.
+    pub damaged: Vec<ByteExtent>,
 }
 
 impl RestoreReport {
     fn add(&mut self, other: &Self) {
+        self.damaged.extend_from_slice(&other.damaged);
+        self.damaged.sort_by_key(|run| run.offset.0);
         self.data_bytes += other.data_bytes;
         self.zero_bytes += other.zero_bytes;
         self.unreadable_bytes += other.unreadable_bytes;
@@ -130,7 +139,7 @@ pub fn restore_to(
     check_restorable(reader, options)?;
     let regions = reader.geometry().region_count();
     let first = reader.geometry().bytes_of(reader.geometry().region_run(RegionIndex(0)));
-    let restore = Restore { reader, target, resume: options.resume, first, begun: Mutex::new(false), progress };
+    let restore = Restore { reader, target, options, first, begun: Mutex::new(false), progress };
     if !options.resume {
         restore.begin()?;
     }
@@ -145,7 +154,7 @@ pub fn restore_to(
 struct Restore<'r> {
     reader: &'r PointReader,
     target: &'r dyn RestoreTarget,
-    resume: bool,
+    options: &'r RestoreOptions,
     first: ByteExtent,
     /// Whether the first region was taken away. Nothing is written before.
     begun: Mutex<bool>,
@@ -157,18 +166,18 @@ impl Restore<'_> {
     fn begin(&self) -> Result<()> {
         let mut begun = self.begun.lock().expect("nothing panics while it holds this lock");
         if !*begun {
-            self.target.begin(self.first).map_err(|e| self.failed("zeroing", self.first.len, e))?;
+            self.target.begin(self.first).map_err(|e| self.failed("zeroing", e))?;
             *begun = true;
         }
         Ok(())
     }
 
     fn sync(&self) -> Result<()> {
-        self.target.sync().map_err(|e| self.failed("syncing", 0, e))
+        self.target.sync().map_err(|e| self.failed("syncing", e))
     }
 
-    fn failed(&self, doing: &'static str, bytes: u64, error: io::Error) -> StoreError {
-        StoreError::from_io(doing, self.target.path(), bytes, error)
+    fn failed(&self, doing: &'static str, error: io::Error) -> StoreError {
+        StoreError::of_target(doing, self.target.path(), error)
     }
 
     /// Restores some regions. `before`: bytes that are done already.
@@ -193,8 +202,10 @@ impl Restore<'_> {
                         if region.0 >= regions.end {
                             break;
                         }
-                        result = if self.resume { worker.mend_region(region) } else { worker.write_region(region) };
-                        let bytes = geometry.bytes_of(geometry.region_run(region)).len;
+                        result = if self.options.resume { worker.mend_region(region) } else { worker.write_region(region) };
+                        let extent = geometry.bytes_of(geometry.region_run(region));
+                        self.target.done(extent);
+                        let bytes = extent.len;
                         let so_far = done.fetch_add(bytes, Ordering::Relaxed) + bytes;
                         if result.is_ok() && !(self.progress)(so_far) {
                             result = Err(StoreError::Stopped);
@@ -222,7 +233,7 @@ impl Restore<'_> {
 /// [`StoreError::Incomplete`]; [`StoreError::Degraded`] unless that is allowed.
 pub fn check_restorable(reader: &PointReader, options: &RestoreOptions) -> Result<()> {
     let (geometry, volume, point) = (reader.geometry(), reader.volume().name.to_string(), reader.point());
-    if let Some(granule) = reader.first_absent() {
+    if let Some(granule) = reader.first_absent().filter(|_| !options.allow_damaged) {
         return Err(StoreError::Incomplete { volume, point, region: geometry.region_of(granule) });
     }
     let unreadable = unreadable_runs(reader);
@@ -252,9 +263,15 @@ impl Worker<'_> {
         let whole = reader.geometry().bytes_of(reader.geometry().region_run(region));
         if reader.is_zero(region) {
             self.report.zero_bytes += whole.len;
-            return restore.target.zero(whole).map_err(|e| restore.failed("zeroing", whole.len, e));
+            return restore.target.zero(whole).map_err(|e| restore.failed("zeroing", e));
         }
-        reader.read_region(region, &mut self.content)?;
+        match reader.read_region(region, &mut self.content) {
+            Err(StoreError::Corrupt { .. } | StoreError::Incomplete { .. }) if restore.options.allow_damaged => {
+                let lost = reader.salvage_region(region, &mut self.content)?;
+                self.report.damaged.extend(lost.into_iter().map(|run| reader.geometry().bytes_of(run)));
+            }
+            other => other?,
+        }
         for i in 0..self.content.runs.len() {
             let (run, content) = self.content.runs[i];
             self.write_run(whole, run, content)?;
@@ -271,11 +288,9 @@ impl Worker<'_> {
             Content::Data => {
                 let from = (extent.offset.0 - whole.offset.0) as usize;
                 let bytes = &self.content.bytes[from..from + extent.len as usize];
-                restore.target.write_at(extent.offset, bytes).map_err(|e| restore.failed("writing", extent.len, e))
+                restore.target.write_at(extent.offset, bytes).map_err(|e| restore.failed("writing", e))
             }
-            Content::Zero | Content::Unreadable => {
-                restore.target.zero(extent).map_err(|e| restore.failed("zeroing", extent.len, e))
-            }
+            Content::Zero | Content::Unreadable => restore.target.zero(extent).map_err(|e| restore.failed("zeroing", e)),
         }
     }
 
@@ -284,7 +299,13 @@ impl Worker<'_> {
         let (reader, restore) = (self.restore.reader, self.restore);
         let geometry = reader.geometry();
         let whole = geometry.bytes_of(geometry.region_run(region));
-        let (wrong, kept_bytes) = self.differing(region, whole)?;
+        let (wrong, kept_bytes) = match self.differing(region, whole) {
+            Err(StoreError::Corrupt { .. } | StoreError::Incomplete { .. }) if restore.options.allow_damaged => {
+                restore.begin()?;
+                return self.write_region(region);
+            }
+            other => other?,
+        };
         if wrong.is_empty() {
             self.report.kept_bytes += kept_bytes;
             reader.extents(geometry.region_run(region)).for_each(|e| self.report.count(e.content, geometry.bytes_of(e.run).len));
@@ -295,7 +316,10 @@ impl Worker<'_> {
             return self.write_region(region);
         }
         if wrong.iter().any(|(_, content)| *content == Content::Data) {
-            reader.read_region(region, &mut self.content)?;
+            match reader.read_region(region, &mut self.content) {
+                Err(StoreError::Corrupt { .. }) if restore.options.allow_damaged => return self.write_region(region),
+                other => other?,
+            }
         }
         for (run, content) in wrong {
             self.write_run(whole, run, content)?;
@@ -309,13 +333,13 @@ impl Worker<'_> {
     fn differing(&mut self, region: RegionIndex, whole: ByteExtent) -> Result<(Vec<(GranuleRun, Content)>, u64)> {
         let (reader, restore) = (self.restore.reader, self.restore);
         let geometry = reader.geometry();
-        let hole = restore.target.is_hole(whole).map_err(|e| restore.failed("looking at", whole.len, e))?;
+        let hole = restore.target.is_hole(whole).map_err(|e| restore.failed("looking at", e))?;
         self.found.resize(whole.len as usize, 0);
         if hole {
             self.found.fill(0);
         } else {
             let read = restore.target.read_at(whole.offset, &mut self.found);
-            read.map_err(|e| restore.failed("reading", whole.len, e))?;
+            read.map_err(|e| restore.failed("reading", e))?;
         }
         let (mut wrong, mut kept): (Vec<(GranuleRun, Content)>, u64) = (Vec::new(), 0);
         let mut at = geometry.region_run(region).start;

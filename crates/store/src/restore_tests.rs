@@ -82,7 +82,7 @@ fn a_target_in_use_or_with_content_or_too_small_is_refused_before_the_first_writ
     let error = open(&small, Existing::Keep).expect_err("too small");
     assert!(matches!(&error, StoreError::TargetTooSmall { has, needs: n, .. } if has + 1 == *n), "{error}");
     assert!(matches!(open(store.dir.path(), Existing::Replace), Err(StoreError::TargetBusy { .. })), "a directory");
-    assert!(matches!(open(&store.dir.path().join("no/where"), Existing::Keep), Err(StoreError::Io { .. })));
+    assert!(matches!(open(&store.dir.path().join("no/where"), Existing::Keep), Err(StoreError::Target { .. })));
 }
 
 /// Two restores into one file, or one into a disk that a daemon serves: the result is neither.
@@ -176,7 +176,7 @@ fn a_degraded_point_wants_to_be_asked_for() {
     let reader = reader(&store, point);
     let error = check_restorable(&reader, &RestoreOptions::default()).expect_err("degraded");
     assert!(matches!(&error, StoreError::Degraded { region, runs: 1, bytes: 1024, .. } if region.0 == 2), "{error}");
-    let allowed = RestoreOptions { threads: 2, allow_degraded: true, resume: false };
+    let allowed = RestoreOptions { threads: 2, allow_degraded: true, ..RestoreOptions::default() };
     let runs = unreadable_runs(&reader);
     assert_eq!(runs, [ByteExtent { offset: ByteOffset(17 * GRANULE), len: 2 * GRANULE }]);
     let path = target(&store, "out");
@@ -285,7 +285,7 @@ impl RestoreTarget for Device {
     }
 }
 
-const RESUME: RestoreOptions = RestoreOptions { threads: 1, allow_degraded: false, resume: true };
+const RESUME: RestoreOptions = RestoreOptions { threads: 1, allow_degraded: false, allow_damaged: false, resume: true };
 
 /// Killed at every write there is, on a device that held something else, or an older state of the volume: it never looks
 /// whole before it is, and the next attempt ends with the point.
@@ -387,4 +387,44 @@ fn files_are_resumed_and_keep_what_is_right() {
     let busy = FileTarget::open(&path, "v", needs, Existing::Resume);
     assert!(matches!(busy, Err(StoreError::TargetBusy { .. })), "somebody restores there (T13)");
     drop(held);
+}
+
+/// On the worst day all but a few granules is what is wanted: everything sound, zeroes elsewhere, and a list.
+#[test]
+fn what_is_sound_of_a_damaged_point_is_restored_when_that_is_allowed() {
+    let (store, volume, point) = store();
+    let segment = store.path().join(format!("groups/host/default/segments/v/{}/1.0", volume.term));
+    let good = fs::read(&segment).expect("read");
+    let footer = farside_layer::Footer::from_tail(&good, good.len() as u64).expect("a footer");
+    let frame = *footer.frame_of(GranuleIndex(85)).expect("a frame");
+    let mut bad = good.clone();
+    bad[frame.offset as usize + 2] ^= 8;
+    let wanted = TestVolume::bytes(&volume.image);
+    let allowed = RestoreOptions { allow_damaged: true, ..RestoreOptions::default() };
+    let as_it_is = || {
+        let reader = StoreReader::open(&store.path()).expect("open");
+        let group = reader.group(&reader.groups().expect("groups")[0]).expect("group");
+        group.point_reader_as_it_is(point, volume.id()).expect("reader")
+    };
+    let check = |damage: &str, resume: bool| {
+        let reader = as_it_is();
+        let device = Device::new(vec![0x55; wanted.len()], None);
+        assert!(restore_to(&reader, &device, &RestoreOptions::default(), ALL).is_err(), "{damage}: not by itself");
+        let report = restore_to(&reader, &device, &RestoreOptions { resume, ..allowed }, ALL).expect("what is left");
+        let mut lost = wanted.clone();
+        for run in &report.damaged {
+            lost[run.offset.0 as usize..][..run.len as usize].fill(0);
+        }
+        assert!(!report.damaged.is_empty() && device.inner.into_inner().expect("lock").bytes == lost, "{damage}: {report:?}");
+        report.damaged
+    };
+    for resume in [false, true] {
+        fs::write(&segment, &bad).expect("rot");
+        let lost = check("a flipped bit", resume);
+        let bytes: u64 = lost.iter().map(|run| run.len).sum();
+        assert!(bytes <= frame.run.count * GRANULE, "only what lies in that frame: {lost:?}");
+        fs::write(&segment, &good[..good.len() - 3]).expect("cut off");
+        check("no footer", resume);
+        fs::write(&segment, &good).expect("well again");
+    }
 }

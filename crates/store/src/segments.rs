@@ -7,7 +7,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use farside_layer::{Footer, PartError, RunKind, TAIL_BYTES_MAX, TRAILER_BYTES};
+use farside_layer::{Footer, FrameDecoder, PartError, RunKind, TAIL_BYTES_MAX, TRAILER_BYTES};
+use farside_ledger::VolumeMeta;
 use farside_region::{GranuleRun, Name};
 
 use crate::backend::{Backend, ObjectName, block_on};
@@ -77,6 +78,31 @@ impl Segments {
                 Ok(PartRuns::Damaged)
             }
             Err(FooterFault::Store(error)) => Err(error),
+        }
+    }
+
+    /// Reads the frame at that offset of a part and holds it against its digests: its granules, and what is wrong with it.
+    pub(crate) fn check_frame(&self, volume: &VolumeMeta, part: &Part, offset: u32) -> Result<Option<(GranuleRun, String)>> {
+        let footer = match self.footer(&volume.name, part) {
+            Ok(footer) => footer,
+            Err(FooterFault::Store(error)) => return Err(error),
+            Err(FooterFault::Damaged(_)) => return Ok(None), // all of it is
+        };
+        let Some(frame) = footer.frames().iter().find(|f| f.offset == offset && f.kind == RunKind::Data) else { return Ok(None) };
+        let bad = |why: String| Ok(Some((frame.run, why)));
+        let stored = match block_on(self.backend.get_range(
+            &self.name(&volume.name, &part.name),
+            offset.into(),
+            frame.stored_bytes.into(),
+        )) {
+            Ok(stored) => stored,
+            Err(StoreError::NotFound { .. }) => return bad("it is missing".into()),
+            Err(StoreError::Unreadable { source, .. }) => return bad(format!("it cannot be read: {source}")),
+            Err(error) => return Err(error),
+        };
+        match FrameDecoder::new(&volume.digest_key).decode(&footer, frame, &stored, &mut Vec::new()) {
+            Ok(()) => Ok(None),
+            Err(error) => bad(error.to_string()),
         }
     }
 

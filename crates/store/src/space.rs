@@ -7,6 +7,9 @@ use crate::error::{Result, StoreError};
 /// Never promised: the ledger and pruning need it when everything else is full (DESIGN §4.4).
 pub const RESERVE_BYTES_MIN: u64 = 64 << 20;
 
+/// Files that are kept back: these, or a twentieth of all, whatever is less.
+const RESERVE_FILES_MAX: u64 = 16 << 10;
+
 /// The state of a file system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Space {
@@ -14,6 +17,10 @@ pub struct Space {
     pub total: u64,
     /// What we may still write.
     pub available: u64,
+    /// How many files it can hold at most; `None` where that has no limit.
+    pub files: Option<u64>,
+    /// How many more we may make; `u64::MAX` where that has no limit.
+    pub files_available: u64,
 }
 
 impl Space {
@@ -26,7 +33,15 @@ impl Space {
         #[allow(clippy::useless_conversion)] // its width differs between architectures
         let (unit, blocks, free) =
             (u64::from(stat.fragment_size()), u64::from(stat.blocks()), u64::from(stat.blocks_available()));
-        Ok(Self { total: blocks.saturating_mul(unit), available: free.saturating_mul(unit) })
+        #[allow(clippy::useless_conversion)]
+        let (files, files_free) = (u64::from(stat.files()), u64::from(stat.files_available()));
+        let files = Some(files).filter(|files| *files > 0);
+        Ok(Self {
+            total: blocks.saturating_mul(unit),
+            available: free.saturating_mul(unit),
+            files,
+            files_available: if files.is_some() { files_free } else { u64::MAX },
+        })
     }
 
     /// What is kept back: 64 MiB or 1 %, whatever is more.
@@ -34,9 +49,14 @@ impl Space {
         RESERVE_BYTES_MIN.max(self.total / 100)
     }
 
-    /// What may be promised to sources, all together.
+    /// Whether so few files can be made that only the ledger may.
+    pub fn is_short_of_files(&self) -> bool {
+        self.files.is_some_and(|files| self.files_available <= RESERVE_FILES_MAX.min(files / 20))
+    }
+
+    /// What may be promised to sources, all together. Nothing while files are short, whatever the bytes: a part is a file.
     pub fn grantable(&self) -> u64 {
-        self.available.saturating_sub(self.reserve())
+        if self.is_short_of_files() { 0 } else { self.available.saturating_sub(self.reserve()) }
     }
 }
 
@@ -46,11 +66,22 @@ mod tests {
 
     #[test]
     fn the_reserve_is_never_granted() {
-        let space = |total, available| Space { total, available };
+        let space = |total, available| Space { total, available, files: None, files_available: u64::MAX };
         assert_eq!(space(1 << 30, 100 << 20).grantable(), 36 << 20);
         assert_eq!(space(1 << 30, 64 << 20).grantable(), 0);
         assert_eq!(space(1 << 30, 0).grantable(), 0);
         assert_eq!(space(1 << 40, 1 << 40).reserve(), (1 << 40) / 100);
         assert!(Space::of(Path::new("/")).expect("statvfs").total > 0);
+    }
+
+    /// Inodes run out long before bytes where parts are small; the ledger must go on all the same.
+    #[test]
+    fn nothing_is_granted_when_files_are_short() {
+        let space = |files, files_available| Space { total: 1 << 40, available: 1 << 40, files: Some(files), files_available };
+        assert!(space(1_000_000, 20_000).grantable() > 0);
+        assert_eq!(space(1_000_000, 16_384).grantable(), 0);
+        assert!(space(1000, 51).grantable() > 0);
+        assert_eq!(space(1000, 50).grantable(), 0);
+        assert!(Space { files: None, files_available: u64::MAX, ..space(0, 0) }.grantable() > 0, "btrfs has no such limit");
     }
 }

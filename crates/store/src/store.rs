@@ -3,6 +3,7 @@
 //! Owns `farside-store.json`, the locks, `tmp/` and the ballast. Invariant: a [`Store`] is held by one process of this host,
 //! and everything it acknowledges is durable in a directory that is still the one it opened.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -215,16 +216,18 @@ impl Shared {
 
 /// The groups of a store: the folders that describe themselves as such.
 pub(crate) fn list_groups(root: &Path) -> Result<Vec<GroupNames>> {
-    let folder = root.join(names::groups().as_str());
-    let mut groups = Vec::new();
-    for source in folders(&folder)? {
+    let described = |names: &GroupNames| root.join(names.description().as_str()).is_file();
+    Ok(folders_of_groups(&root.join(names::groups().as_str()))?.into_iter().filter(described).collect())
+}
+
+/// The folders of a source and a group below a folder.
+pub(crate) fn folders_of_groups(folder: &Path) -> Result<BTreeSet<GroupNames>> {
+    let mut groups = BTreeSet::new();
+    for source in folders(folder)? {
         for group in folders(&folder.join(source.as_str()))? {
-            if folder.join(source.as_str()).join(group.as_str()).join("group.json").is_file() {
-                groups.push(GroupNames::new(source.clone(), group));
-            }
+            groups.insert(GroupNames::new(source.clone(), group));
         }
     }
-    groups.sort();
     Ok(groups)
 }
 

@@ -15,6 +15,7 @@ use nix::fcntl::{FallocateFlags, Flock, FlockArg};
 use nix::unistd::{Whence, lseek};
 
 use crate::error::{Result, StoreError};
+use crate::landing::push_out;
 use crate::restore::RestoreTarget;
 
 /// What may become of the content that a target has.
@@ -51,7 +52,7 @@ impl FileTarget {
     /// # Errors
     /// [`StoreError::TargetTooSmall`], [`StoreError::TargetNotEmpty`], [`StoreError::TargetBusy`]; what the file system says.
     pub fn open(path: &Path, volume: &str, needs: u64, existing: Existing) -> Result<Self> {
-        let io = |doing, e| StoreError::from_io(doing, path, needs, e);
+        let io = |doing, e| StoreError::of_target(doing, path, e);
         match fs::symlink_metadata(path) {
             Err(e) if e.kind() == ErrorKind::NotFound => return Self::create(path, needs, existing),
             other => other.map_err(|e| io("opening", e))?,
@@ -113,12 +114,16 @@ impl FileTarget {
     /// Makes the file that grows, or takes up the one that an earlier restore left.
     fn create(path: &Path, needs: u64, existing: Existing) -> Result<Self> {
         let partial = partial_of(path)?;
-        let io = |doing, e| StoreError::from_io(doing, &partial, needs, e);
+        let io = |doing, e| StoreError::of_target(doing, &partial, e);
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(libc::O_NOFOLLOW);
         let opened = options.open(&partial);
         let file = lock(&partial, opened.map_err(|e| io("creating", e))?)?;
         let left = file.metadata().map_err(|e| io("measuring", e))?;
+        if !is_named(&left, &partial) {
+            let why = "another restore to it has just ended".to_owned();
+            return Err(StoreError::TargetBusy { path: path.to_owned(), why });
+        }
         if !left.is_file() {
             return Err(StoreError::TargetBusy { path: partial, why: "it is not a file".to_owned() });
         }
@@ -149,7 +154,7 @@ impl FileTarget {
         };
         named.map_err(|e| StoreError::NotNamed { path: self.path.clone(), partial: partial.clone(), why: e.to_string() })?;
         let parent = self.path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        File::open(parent).and_then(|dir| dir.sync_all()).map_err(|e| StoreError::from_io("syncing", parent, 0, e))
+        File::open(parent).and_then(|dir| dir.sync_all()).map_err(|e| StoreError::of_target("syncing", parent, e))
     }
 }
 
@@ -225,6 +230,10 @@ impl RestoreTarget for FileTarget {
         }
     }
 
+    fn done(&self, region: ByteExtent) {
+        push_out(&self.file, region.offset.0, region.len);
+    }
+
     fn sync(&self) -> io::Result<()> {
         self.file.sync_all()
     }
@@ -252,6 +261,12 @@ fn partial_of(path: &Path) -> Result<PathBuf> {
     Ok(path.with_file_name(partial))
 }
 
+/// Whether a file that was opened and then locked still has the name under which it was opened. Whoever held the lock before
+/// may have given it its own name meanwhile: then it is his, and complete.
+fn is_named(file: &fs::Metadata, name: &Path) -> bool {
+    fs::symlink_metadata(name).is_ok_and(|named| (named.dev(), named.ino()) == (file.dev(), file.ino()))
+}
+
 /// Gives a file a length; beyond its first `keeps` bytes it reads as zeroes then.
 fn resize(file: &File, keeps: u64, bytes: u64) -> io::Result<()> {
     if file.metadata()?.len() > keeps {
@@ -267,7 +282,7 @@ fn lock(path: &Path, file: File) -> Result<Flock<File>> {
         Errno::EWOULDBLOCK => {
             StoreError::TargetBusy { path: path.to_owned(), why: "another process has it locked (a daemon, or a restore)".into() }
         }
-        e => StoreError::from_io("locking", path, 0, e.into()),
+        e => StoreError::of_target("locking", path, e.into()),
     })
 }
 
@@ -293,4 +308,22 @@ fn device_looks_empty(file: &File, bytes: u64) -> io::Result<bool> {
         }
     }
     Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two restores to one new file: the second opened what the first then completed.
+    #[test]
+    fn a_file_that_got_its_name_meanwhile_is_not_taken_for_an_unfinished_one() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let (partial, name) = (dir.path().join("x.farside-partial"), dir.path().join("x"));
+        let second = File::create_new(&partial).expect("create");
+        assert!(is_named(&second.metadata().expect("meta"), &partial));
+        fs::rename(&partial, &name).expect("the first one ends");
+        assert!(!is_named(&second.metadata().expect("meta"), &partial));
+        File::create_new(&partial).expect("a third one begins");
+        assert!(!is_named(&second.metadata().expect("meta"), &partial));
+    }
 }

@@ -348,3 +348,61 @@ async fn a_ledger_that_is_whole_again_is_noticed() {
     gateway.stop();
     gateway.check_store();
 }
+
+/// Who took over a host has its key; what it says of retention must not cost the history that is to help then.
+#[tokio::test]
+async fn a_source_cannot_give_up_more_history_than_the_gateway_allows() {
+    let mut gateway = Gateway::new("[retention]\nat_least_keep = 5\ninterval = \"0s\"\n");
+    gateway.start().await;
+    let host = gateway.pair("host1").await;
+    let mut source = host.connect("default").await;
+    let volume = source.claim("data").await;
+    for seq in 1..=12 {
+        source.publish(&volume, seq, &granules(seq, 2), LayerKind::Point).await;
+    }
+    source.set_keep(1).await;
+    site::wait_until("pruning, down to the floor", async || gateway.points(None).await.len() == 5).await;
+    for seq in 13..=15 {
+        source.publish(&volume, seq, &granules(seq, 2), LayerKind::Point).await;
+    }
+    site::wait_until("pruning again", async || {
+        let points = gateway.points(None).await;
+        assert!(points.len() >= 5, "{points:?}");
+        points.len() == 5 && points[0].members[0].seq == 15
+    })
+    .await;
+    // A restart does not make the age of the newest point unknown.
+    drop(source);
+    gateway.stop();
+    gateway.start().await;
+    site::wait_until("a lag", async || {
+        let group = &gateway.status().await.sources[0].groups[0];
+        group.lag_ms.is_some() && group.lag_is_at_least
+    })
+    .await;
+}
+
+/// One member goes on, the other does not: only the gateway may be left to say so.
+#[tokio::test]
+async fn a_volume_that_is_no_longer_in_the_points_is_named() {
+    let mut gateway = Gateway::new("");
+    gateway.start().await;
+    let host = gateway.pair("host1").await;
+    let mut source = host.connect("default").await;
+    let (data, log) = (source.claim("data").await, source.claim("log").await);
+    let members = vec![source.send_layer(&data, 1, &granules(0, 4)).await, source.send_layer(&log, 1, &granules(0, 4)).await];
+    source.end(members, LayerKind::Point).await;
+    let both = source.published(&log, 1).await;
+    let reasons = async || gateway.status().await.sources[0].groups[0].reasons.clone();
+    assert!(reasons().await.iter().all(|r| r.code != "volume_not_in_points"));
+    source.publish(&data, 2, &granules(0, 4), LayerKind::Point).await;
+    site::wait_until("the volume to be named", async || {
+        let reasons = reasons().await;
+        let found = reasons.iter().find(|r| r.code == "volume_not_in_points");
+        found.is_some_and(|r| r.message.contains("volume log") && r.message.contains(&format!("newest one is {}", both.slot)))
+    })
+    .await;
+    let group = gateway.status().await.sources[0].groups[0].clone();
+    let last = |name: &str| group.volumes.iter().find(|v| v.name == name).and_then(|v| v.last_point.clone()).map(|p| p.id.slot);
+    assert!(last("log") == Some(both.slot.0) && last("data") > last("log"), "{group:?}");
+}

@@ -87,6 +87,22 @@ fn body(w: &World, attempt: &Try) -> Option<Body> {
     })
 }
 
+/// Retention as its sentence says it, without any help: every member has K newer good points that hold it; of a degraded
+/// point also K newer degraded ones beyond the span.
+fn by_the_letter(state: &State, policy: &Policy) -> Vec<Slot> {
+    let aged = |p: &Point| state.time_ms() - p.time_ms >= policy.span_ms;
+    let goes = |p: &&Point| {
+        let enough = |volume: farside_region::VolumeId| {
+            let newer =
+                || state.points().values().filter(|n| n.slot > p.slot && n.members.iter().any(|m| m.key.volume == volume));
+            newer().filter(|n| !n.degraded).count() >= policy.keep as usize
+                || (p.degraded && newer().filter(|n| n.degraded && aged(n)).count() >= policy.keep as usize)
+        };
+        aged(p) && p.pins.is_empty() && p.members.iter().all(|m| enough(m.key.volume))
+    };
+    state.points().values().filter(goes).map(|p| p.slot).collect()
+}
+
 /// L6: per volume one chain, whose terms are slots of accepted claims and whose numbers count from 1 without a gap.
 fn check_chains(w: &World) {
     let accepted = |slot: Slot| &w.log[slot.0 as usize];
@@ -178,6 +194,9 @@ proptest! {
             }
             if let Some(point) = w.state.points().get(&slot) { ever.insert(slot, point.clone()); }
             check_chains(&w);
+            for policy in [(1, 0), (2, 0), (3, 0), (1, 2000), (2, 500)].map(|(keep, span_ms)| Policy { keep, span_ms }) {
+                prop_assert_eq!(w.state.prunable(&policy), by_the_letter(&w.state, &policy));
+            }
             check_points(&w, smallest_keep, &ever, &pinned);
         }
 

@@ -5,13 +5,13 @@
 //! process that was killed lie in `tmp/`, which only the holder of `writer.lock` empties. It deliberately does not lock
 //! (see `locks`), and it never overwrites (but see [`DirBackend::put_right`]).
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -36,6 +36,19 @@ pub struct DirBackend {
     root_id: (u64, u64),
     serial: AtomicU64,
     inner: Mutex<Inner>,
+    /// Syncs of directories that are wanted or under way.
+    syncs: Mutex<HashMap<PathBuf, DirSync>>,
+    synced: Condvar,
+}
+
+/// Syncs of one directory, numbered by who wants them.
+#[derive(Clone, Copy, Debug, Default)]
+struct DirSync {
+    wanted: u64,
+    done: u64,
+    running: bool,
+    /// Threads that have not returned.
+    users: u64,
 }
 
 #[derive(Debug, Default)]
@@ -63,7 +76,14 @@ impl DirBackend {
         }
         let root = fs::canonicalize(root).map_err(|e| StoreError::from_io("opening", root, 0, e))?;
         refuse_network(&root)?;
-        Ok(Self { root_id: (meta.dev(), meta.ino()), root, serial: AtomicU64::new(0), inner: Mutex::default() })
+        Ok(Self {
+            root_id: (meta.dev(), meta.ino()),
+            root,
+            serial: AtomicU64::new(0),
+            inner: Mutex::default(),
+            syncs: Mutex::default(),
+            synced: Condvar::new(),
+        })
     }
 
     /// The directory, without symbolic links.
@@ -159,15 +179,47 @@ impl DirBackend {
         self.lock().durable_dirs.remove(dir);
     }
 
-    /// fsync of a directory. A failure latches: which entries are durable is unknown from then on.
+    /// Makes a directory's entries durable, those that are there when this is called. Threads that want the same at the same
+    /// time share one fsync: one that began after their entry was made. A failure latches: which entries are durable is
+    /// unknown from then on.
     pub(crate) fn sync_dir(&self, dir: &Path) -> Result<()> {
-        let result = File::open(dir).and_then(|f| f.sync_all());
-        result.map_err(|e| match e.kind() {
-            ErrorKind::NotFound => self.io("syncing", dir, 0, e),
-            _ => {
-                self.lock().failed.get_or_insert((dir.to_owned(), e.to_string()));
-                self.io("syncing", dir, 0, e)
+        let mut syncs = self.syncs.lock().expect("nothing panics while it holds this lock");
+        let entry = syncs.entry(dir.to_owned()).or_default();
+        entry.wanted += 1;
+        entry.users += 1;
+        let mine = entry.wanted;
+        loop {
+            let entry = syncs.get_mut(dir).expect("it is there as long as somebody uses it");
+            if entry.done >= mine {
+                leave(&mut syncs, dir);
+                return Ok(());
             }
+            if entry.running {
+                syncs = self.synced.wait(syncs).expect("nothing panics while it holds this lock");
+                continue;
+            }
+            entry.running = true;
+            let covers = entry.wanted;
+            drop(syncs);
+            let result = self.sync_dir_now(dir);
+            syncs = self.syncs.lock().expect("nothing panics while it holds this lock");
+            let entry = syncs.get_mut(dir).expect("it is there as long as somebody uses it");
+            entry.running = false;
+            if result.is_ok() {
+                entry.done = covers;
+            } // else nobody has anything of it: who waits tries himself
+            leave(&mut syncs, dir);
+            self.synced.notify_all();
+            return result;
+        }
+    }
+
+    fn sync_dir_now(&self, dir: &Path) -> Result<()> {
+        // What cannot be opened was not synced, and nothing is known to have failed.
+        let opened = File::open(dir).map_err(|e| self.io("syncing", dir, 0, e))?;
+        opened.sync_all().map_err(|e| {
+            self.lock().failed.get_or_insert((dir.to_owned(), e.to_string()));
+            self.io("syncing", dir, 0, e)
         })
     }
 
@@ -412,18 +464,28 @@ impl Backend for DirBackend {
         self.present()?;
         let mut at = self.path(prefix)?;
         loop {
-            match File::open(&at).and_then(|f| f.sync_all()) {
-                Ok(()) => {}
-                Err(e) if e.kind() == ErrorKind::NotFound && at != self.root => {}
-                Err(e) => {
+            match File::open(&at) {
+                Ok(file) => file.sync_all().map_err(|e| {
                     self.lock().failed.get_or_insert((at.clone(), e.to_string()));
-                    return Err(self.io("syncing", &at, 0, e));
-                }
+                    self.io("syncing", &at, 0, e)
+                })?,
+                Err(e) if e.kind() == ErrorKind::NotFound && at != self.root => {}
+                Err(e) => return Err(self.io("syncing", &at, 0, e)),
             }
             if at == self.root {
                 return Ok(());
             }
             at = at.parent().expect("a path below the root has a parent").to_owned();
+        }
+    }
+}
+
+/// One thread less wants a directory synced.
+fn leave(syncs: &mut HashMap<PathBuf, DirSync>, dir: &Path) {
+    if let Some(entry) = syncs.get_mut(dir) {
+        entry.users -= 1;
+        if entry.users == 0 {
+            syncs.remove(dir);
         }
     }
 }

@@ -88,3 +88,22 @@ fn a_failed_sync_of_a_directory_ends_every_acknowledgement() {
     assert_eq!(refused.remedy(), crate::error::Remedy::Reopen);
     assert!(DirBackend::open(dir.path()).expect("reopened").present().is_ok());
 }
+
+/// Threads share a sync, but never one that failed or began before their entry was there.
+#[test]
+fn everybody_who_waits_for_a_shared_sync_hears_of_its_failure() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let backend = DirBackend::open(dir.path()).expect("open");
+    let (there, gone) = (dir.path().join("there"), dir.path().join("gone"));
+    fs::create_dir(&there).expect("mkdir");
+    let barrier = std::sync::Barrier::new(16);
+    let sync = |path: &Path| (0..50).map(|_| (barrier.wait(), backend.sync_dir(path)).1.is_ok()).collect::<Vec<_>>();
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..16).map(|_| scope.spawn(|| (sync(&there), sync(&gone)))).collect();
+        for thread in threads {
+            let (good, bad) = thread.join().expect("ends");
+            assert!(good.iter().all(|ok| *ok) && bad.iter().all(|ok| !*ok));
+        }
+    });
+    assert!(backend.syncs.lock().expect("lock").is_empty(), "nothing is remembered of what nobody waits for");
+}

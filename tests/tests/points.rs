@@ -1,0 +1,198 @@
+//! What an operator does with points and with a damaged store: pin, verify, restore again after a kill, repair.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use farside_tests::verify::{Rng, Verifier};
+use farside_tests::{Site, program, run, slot_of, wait_for};
+use serde_json::Value;
+
+const BYTES: u64 = 48 << 20;
+
+/// `farside`, speaking to the receiver.
+fn gateway(site: &Site) -> Command {
+    let mut command = program("farside");
+    command.arg("--socket").arg(site.path("gateway/api.sock"));
+    command
+}
+
+fn output(command: &mut Command) -> (i32, String, Value) {
+    let Output { status, stdout, stderr } = command.stdin(std::process::Stdio::null()).output().expect("it starts");
+    let json = serde_json::from_slice(&stdout).unwrap_or(Value::Null);
+    (status.code().expect("not killed"), String::from_utf8_lossy(&stderr).into_owned(), json)
+}
+
+/// Writes, and waits until a point holds it.
+fn write(site: &Site, client: &mut Verifier, rng: &mut Rng, requests: u64) -> u64 {
+    let before = site.points("data").last().map(slot_of);
+    let until = client.acknowledged + requests;
+    while client.acknowledged < until {
+        client.step(rng, 4096);
+    }
+    client.flush();
+    site.wait_quiet();
+    wait_for("a newer point", || site.points("data").last().map(slot_of).filter(|slot| Some(*slot) > before))
+}
+
+fn segments(site: &Site) -> Vec<PathBuf> {
+    let (mut found, mut dirs) = (Vec::new(), vec![site.store().join("groups/host1/default/segments")]);
+    while let Some(dir) = dirs.pop() {
+        for entry in fs::read_dir(dir).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() { dirs.push(path) } else { found.push(path) }
+        }
+    }
+    found.sort_by_key(|path| fs::metadata(path).expect("meta").len());
+    found
+}
+
+#[test]
+fn a_pinned_point_outlives_retention_and_damage_is_named_by_verify() {
+    let mut site = Site::with_volume(BYTES, "100ms", 2);
+    let (mut client, mut rng) = (Verifier::new(&site.tap("data"), BYTES), Rng(7));
+    let pinned = write(&site, &mut client, &mut rng, 400);
+    let id = pinned.to_string();
+    let of = ["--of", "default", "--json"];
+    let (code, text, point) = output(gateway(&site).args(["point", "pin", &id, "--reason", "before the upgrade"]).args(of));
+    assert_eq!((code, &point["pins"][0]["reason"]), (0, &Value::from("before the upgrade")), "{text}");
+    let again = output(gateway(&site).args(["point", "pin", &id, "--reason", "before the upgrade"]).args(of)).2;
+    assert_eq!(again["pins"].as_array().map(Vec::len), Some(1), "{again}");
+    let (code, text, _) = output(gateway(&site).args(["point", "pin", "999999", "--of", "default"]));
+    assert_eq!(code, 5, "{text}");
+    // farsided is asked, and says where this is done.
+    let (code, text, _) = output(site.farside().args(["point", "pin", &id, "--of", "default"]));
+    assert!(code == 4 && text.contains("gateway"), "{text}");
+
+    for _ in 0..4 {
+        write(&site, &mut client, &mut rng, 20);
+    }
+    wait_for("the others to be pruned", || (site.points("data").len() == 3).then_some(()));
+    assert_eq!(slot_of(&site.points("data")[0]), pinned);
+
+    let (code, text, verified) = output(gateway(&site).args(["point", "verify", &id]).args(of));
+    assert_eq!((code, &verified["state"]["is"]), (0, &Value::from("done")), "{text}");
+    assert_eq!((&verified["done_bytes"], &verified["total_bytes"]), (&Value::from(BYTES), &Value::from(BYTES)), "{verified}");
+    let (code, text, _) = output(gateway(&site).args(["point", "unpin", &id]).args(of));
+    assert_eq!(code, 0, "{text}");
+    write(&site, &mut client, &mut rng, 20);
+    wait_for("the unpinned point to go", || (slot_of(&site.points("data")[0]) != pinned).then_some(()));
+
+    // The largest segment holds most of the newest point.
+    let file = segments(&site).pop().expect("there are segments");
+    let mut bytes = fs::read(&file).expect("read");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&file, bytes).expect("write");
+    let newest = slot_of(site.points("data").last().expect("points")).to_string();
+    let segment = file.strip_prefix(site.store()).expect("in the store").display().to_string();
+    let offline = |site: &Site| {
+        let mut command = program("farside");
+        command.args(["point", "verify", "latest", "--of", "data", "--json", "--store"]).arg(site.store());
+        output(&mut command)
+    };
+    let (code, text, here) = offline(&site);
+    assert!(code == 6 && here["volumes"][0]["damage"][0]["segment"] == segment.as_str(), "{text} {here}");
+    assert!(text.contains(&format!("point {newest}-")), "{text}");
+    let (code, text, there) = output(gateway(&site).args(["point", "verify", "latest", "--of", "data", "--json"]));
+    assert_eq!((code, &there["volumes"]), (6, &here["volumes"]), "{text}");
+    let shown = gateway(&site).args(["point", "verify", "latest", "--of", "data"]).output().expect("it starts");
+    let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+    let region = here["volumes"][0]["damage"][0]["region"].as_u64().expect("a number");
+    assert!(shown.contains("volume data") && shown.contains(&format!("region {region} ")) && shown.contains(&segment), "{shown}");
+    site.daemon.take().expect("it runs").stop();
+}
+
+#[test]
+fn a_killed_restore_goes_on_where_it_was_and_mends_any_file() {
+    let mut site = Site::with_volume(BYTES, "100ms", 8);
+    let (mut client, mut rng) = (Verifier::new(&site.tap("data"), BYTES), Rng(3));
+    write(&site, &mut client, &mut rng, 1500);
+    site.daemon.take().expect("it runs").stop();
+    let wanted = fs::read(site.backing("data")).expect("read");
+    let to = site.path("out.img");
+    let partial = site.path("out.img.farside-partial");
+    let restore = |more: &[&str]| {
+        let mut command = program("farside");
+        command
+            .args(["restore", "data", "--point", "latest", "--json", "--store"])
+            .arg(site.store())
+            .arg("--to")
+            .arg(&to)
+            .args(more);
+        command
+    };
+    let mut child = restore(&[]).stdout(std::process::Stdio::null()).spawn().expect("it starts");
+    wait_for("the restore to begin", || (partial.exists() || to.exists()).then_some(()));
+    child.kill().expect("our own child");
+    child.wait().expect("our own child");
+    let left = |path: &Path| path.exists();
+    assert!(left(&partial) || left(&to));
+    run(&mut restore(&["--resume"]));
+    assert!(fs::read(&to).expect("read") == wanted && !left(&partial));
+
+    // A wholly different file, and one that differs in a byte.
+    fs::write(&to, vec![0xee; BYTES as usize / 3]).expect("write");
+    let (code, text, _) = output(&mut restore(&[]));
+    assert!(code == 4 && text.contains("--force"), "{text}");
+    run(&mut restore(&["--resume"]));
+    let mut bytes = fs::read(&to).expect("read");
+    assert!(bytes == wanted);
+    bytes[BYTES as usize - 1] ^= 1;
+    fs::write(&to, &bytes).expect("write");
+    let (code, text, restored) = output(&mut restore(&["--resume"]));
+    assert_eq!((code, restored["kept_bytes"].as_u64()), (0, Some(BYTES - 4096)), "{text} {restored}");
+    assert!(fs::read(&to).expect("read") == wanted);
+}
+
+#[test]
+fn a_torn_record_is_voided_after_asking_and_the_chain_goes_on() {
+    let mut site = Site::with_volume(BYTES, "100ms", 8);
+    let (mut client, mut rng) = (Verifier::new(&site.tap("data"), BYTES), Rng(5));
+    write(&site, &mut client, &mut rng, 200);
+    let last = write(&site, &mut client, &mut rng, 20);
+    let repair = |more: &[&str]| {
+        let mut command = program("farside");
+        command.args(["store", "repair"]).arg(site.store()).args(more);
+        output(&mut command)
+    };
+    let (code, text, _) = repair(&["--yes"]);
+    assert!(code == 4 && text.contains("stop farside-receiver"), "{text}");
+    site.receiver.take().expect("it runs").stop();
+    let (code, text, _) = repair(&[]);
+    assert_eq!(code, 0, "nothing to repair: {text}");
+    let ledger = site.store().join("groups/host1/default/ledger/0");
+    let record = ledger.join(last.to_string());
+    let bytes = fs::read(&record).expect("read");
+    fs::write(&record, &bytes[..bytes.len() / 2]).expect("tear");
+    site.start_receiver();
+    let status = wait_for("the receiver to say so", || {
+        let status = output(gateway(&site).args(["status", "--json"])).2;
+        status.to_string().contains("ledger_torn").then(|| status.to_string())
+    });
+    assert!(status.contains("farside store repair"), "it names the way out: {status}");
+    site.receiver.take().expect("it runs").stop();
+
+    let repair = |more: &[&str]| {
+        let mut command = program("farside");
+        command.args(["store", "repair"]).arg(site.store()).args(more);
+        output(&mut command)
+    };
+    let (code, text, _) = repair(&[]);
+    assert!(code == 4 && text.contains("--yes"), "it asks: {text}");
+    let (code, text, done) = repair(&["--yes", "--json"]);
+    assert_eq!((code, done[0]["voided"][0].as_u64()), (0, Some(last)), "{text} {done}");
+    site.check_store();
+    site.start_receiver();
+    wait_for("the source to see that points are gone", || {
+        (site.volume_status("data")["state"]["state"] == "target_rewound").then_some(())
+    });
+    run(site.farside().args(["volume", "resync", "data", "--accept", "target-rewound"]));
+    let newer = write(&site, &mut client, &mut rng, 20);
+    assert!(newer > last);
+    let to = site.path("out.img");
+    site.daemon.take().expect("it runs").stop();
+    site.restore("data", "latest", &to);
+    assert!(fs::read(&to).expect("read") == fs::read(site.backing("data")).expect("read"));
+    site.check_store();
+}
