@@ -12,6 +12,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
 use farside_daemon::config::{Config, ConfigError};
+use farside_service::files::FileError;
 use nix::sys::stat::{major, minor};
 
 use crate::failure::{Exit, Failure};
@@ -45,7 +46,9 @@ fn refuse_backing(to: &Path, configuration: &Path, sysfs: &Path) -> Result<(), F
     let config = match Config::load(configuration) {
         Ok(config) => config,
         // No daemon here.
-        Err(ConfigError::Io { path, source, .. }) if path == configuration && source.kind() == ErrorKind::NotFound => {
+        Err(ConfigError::File(FileError::Io { path, source }))
+            if path == configuration && source.kind() == ErrorKind::NotFound =>
+        {
             return Ok(());
         }
         Err(error) => {

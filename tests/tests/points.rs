@@ -141,7 +141,8 @@ fn a_killed_restore_goes_on_where_it_was_and_mends_any_file() {
     bytes[BYTES as usize - 1] ^= 1;
     fs::write(&to, &bytes).expect("write");
     let (code, text, restored) = output(&mut restore(&["--resume"]));
-    assert_eq!((code, restored["kept_bytes"].as_u64()), (0, Some(BYTES - 4096)), "{text} {restored}");
+    // The granule, and the first region, which was away meanwhile.
+    assert_eq!((code, restored["kept_bytes"].as_u64()), (0, Some(BYTES - 4096 - (4 << 20))), "{text} {restored}");
     assert!(fs::read(&to).expect("read") == wanted);
 }
 
@@ -151,9 +152,10 @@ fn a_torn_record_is_voided_after_asking_and_the_chain_goes_on() {
     let (mut client, mut rng) = (Verifier::new(&site.tap("data"), BYTES), Rng(5));
     write(&site, &mut client, &mut rng, 200);
     let last = write(&site, &mut client, &mut rng, 20);
+    let store = site.store();
     let repair = |more: &[&str]| {
         let mut command = program("farside");
-        command.args(["store", "repair"]).arg(site.store()).args(more);
+        command.args(["store", "repair"]).arg(&store).args(more);
         output(&mut command)
     };
     let (code, text, _) = repair(&["--yes"]);
@@ -173,11 +175,6 @@ fn a_torn_record_is_voided_after_asking_and_the_chain_goes_on() {
     assert!(status.contains("farside store repair"), "it names the way out: {status}");
     site.receiver.take().expect("it runs").stop();
 
-    let repair = |more: &[&str]| {
-        let mut command = program("farside");
-        command.args(["store", "repair"]).arg(site.store()).args(more);
-        output(&mut command)
-    };
     let (code, text, _) = repair(&[]);
     assert!(code == 4 && text.contains("--yes"), "it asks: {text}");
     let (code, text, done) = repair(&["--yes", "--json"]);
@@ -187,7 +184,7 @@ fn a_torn_record_is_voided_after_asking_and_the_chain_goes_on() {
     wait_for("the source to see that points are gone", || {
         (site.volume_status("data")["state"]["state"] == "target_rewound").then_some(())
     });
-    run(site.farside().args(["volume", "resync", "data", "--accept", "target-rewound"]));
+    run(site.farside().args(["volume", "resync", "data", "--accept", "rewound"]));
     let newer = write(&site, &mut client, &mut rng, 20);
     assert!(newer > last);
     let to = site.path("out.img");
