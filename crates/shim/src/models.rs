@@ -301,6 +301,13 @@ fn a_newer_write_waits_for_announced_ones() {
     explore(3, grace_model(Mutations::default()));
 }
 
+/// Two newer writers of one granule in the grace of a cut, each announced and each waiting for the other; and the grace waits
+/// for both.
+#[test]
+fn writers_that_wait_while_announced_wait_for_ever() {
+    assert!(fails(grace_model(Mutations::only(Mutation::WaitAnnounced))));
+}
+
 /// A hot region that nobody mentions is cooled, `batches` times, while a writer comes and the owner commits: no write reaches
 /// the device before its bit is durable, and a region ends cold only if nobody wrote it since its flush.
 fn cooling_model(batches: usize, mutations: Mutations) -> impl Fn() + Sync + Send + 'static {

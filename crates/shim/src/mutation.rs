@@ -54,6 +54,8 @@ pub enum Mutation {
     NewestSlot = 1 << 22,
     /// A switch clears the marks of what it froze where writers are marking now.
     ClearedInPlace = 1 << 23,
+    /// A write stays announced while it waits for older marks under way.
+    WaitAnnounced = 1 << 24,
 }
 
 #[cfg(any(test, feature = "mutations"))]
@@ -84,6 +86,7 @@ impl Mutation {
         ("L1 a full side buffer holds the write", Self::FullBufferHolds),
         ("a page overwrites its newest slot", Self::NewestSlot),
         ("marks are cleared in place", Self::ClearedInPlace),
+        ("a write waits while it is announced", Self::WaitAnnounced),
     ];
 }
 

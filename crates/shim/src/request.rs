@@ -252,6 +252,9 @@ impl Request {
                 }
                 Phase::Claim(piece) => match queue.volume.before_write(queue.slot, piece.run, piece.epoch) {
                     Before::Nothing => {
+                        if mutated!(queue.volume, WaitAnnounced) {
+                            queue.volume.idle(queue.slot);
+                        }
                         self.phase = Phase::Passing(piece);
                         return Step::Io(self.pass.io(piece.extent));
                     }
@@ -407,7 +410,9 @@ fn mark(queue: &Queue, extent: ByteExtent, entry: u16) -> Option<Piece> {
         volume.map_of(epoch).mark(&volume.masks, &volume.geometry, run);
         volume.in_flight[queue.slot].set_write(entry, run, epoch);
     }
-    volume.idle(queue.slot);
+    if !(hot && mutated!(volume, WaitAnnounced)) {
+        volume.idle(queue.slot);
+    }
     hot.then_some(Piece { extent, run, epoch })
 }
 

@@ -99,6 +99,11 @@ const STORE: &str = "farside-store";
 pub const MUTATIONS: &[Mutation] = &[
     seeds("mark before intent", 200, Some(|p| only(p, &[Fault::Crash, Fault::Power]))),
     Mutation { name: "read-then-announce", caught_by: CaughtBy::Loom("models::read_then_announce_loses_marks"), directed: None },
+    Mutation {
+        name: "a write waits while it is announced",
+        caught_by: CaughtBy::Loom("models::writers_that_wait_while_announced_wait_for_ever"),
+        directed: None,
+    },
     seeds("cool a region that somebody still mentions", 200, None),
     seeds("clear without flush", 400, Some(|p| only(p, &[Fault::Power]))),
     seeds("clear before the header", 400, Some(|p| only(p, &[Fault::Crash, Fault::Power]))),
