@@ -87,6 +87,7 @@ fn a_gigabit_carries_everything_once() {
     a_link_of(1000, 1 << 20, 192 * MIB, 2000);
 }
 
+/// Also R14: megabytes of change were shipped as gigabytes, or a tracker tracked its own files.
 #[test]
 fn a_slow_line_carries_everything_once() {
     a_link_of(20, 128 << 10, 8 * MIB, 400);

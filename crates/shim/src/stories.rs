@@ -206,6 +206,25 @@ fn l2_a_write_waits_for_its_bit() {
     });
 }
 
+/// R1: a tracker set the bit in memory first and the durable one later; a second write of the same block, between the two, was
+/// acknowledged on the strength of the first one's memory. Here it waits for the same commit; so nothing but what was there
+/// before can be under a clear bit.
+#[test]
+fn r1_a_second_write_waits_for_the_bit_that_the_first_one_asked_for() {
+    tell(&[("mark before intent", "L2: the second write before the bit")], || {
+        let mut site = site(16 * MIB, false);
+        let mut first = site.queue.start(Op::Write(at(0, 4096), None)).expect("inside");
+        let _ = first.advance(&mut site.queue);
+        let under_way = site.owner.next_commit();
+        let mut second = site.queue.start(Op::Write(at(8192, 4096), None)).expect("inside");
+        let step = second.advance(&mut site.queue);
+        first.crash();
+        second.crash();
+        assert!(under_way.is_some(), "a commit is on its way to the disk");
+        assert_eq!(step, Step::Park(ParkKey::Intent), "L2: the second write before the bit");
+    });
+}
+
 /// A region is past everything but its page's owner when a write comes. If the write does not take it back from COOLING, the
 /// owner clears the bit beside it.
 #[test]

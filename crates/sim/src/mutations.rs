@@ -175,6 +175,7 @@ pub const MUTATIONS: &[Mutation] = &[
     ),
     story("hole: a claim beside a switch", CORE, "stories::a_claim_waits_for_a_switch_of_its_volume"),
     story("the term is used before it is durable", CORE, "stories::a_term_is_durable_before_its_first_layer_is_sent"),
+    story("an attach after a crash compares nothing", CORE, "peers::r2_what_an_interrupted_epoch_had_marked_is_compared"),
     story("L7 staged clears", CORE, "stories::l7_staged_clears_nothing"),
     story("L8 epochs pile up", CORE, "stories::l8_a_store_that_takes_nothing_does_not_pile_up_epochs"),
     story("L9 an end message is believed", CORE, "stories::l9_an_end_message_is_held_against_the_claim"),

@@ -809,6 +809,7 @@ fn pruning_keeps_what_head_points_and_pins_need() {
     assert!(read_all(&group, next, &volume) == TestVolume::bytes(&volume.image), "after reopening");
 }
 
+/// R15: retention deleted what a restore that was running still needed.
 #[test]
 fn nothing_is_deleted_while_somebody_reads_and_a_crash_before_it_is_made_up_for() {
     let store = TempStore::new();

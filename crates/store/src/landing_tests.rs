@@ -68,6 +68,7 @@ fn what_had_landed_is_published_after_a_restart() {
     assert_eq!(group.points().len(), 1);
 }
 
+/// R19: jobs that could not be aborted, and what they left, stood in the way for ever.
 #[test]
 fn a_part_under_way_leaves_nothing_when_its_writer_or_process_dies() {
     let store = TempStore::new();

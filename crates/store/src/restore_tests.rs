@@ -35,6 +35,7 @@ fn target(store: &TempStore, file: &str) -> PathBuf {
     store.dir.path().join(file)
 }
 
+/// R16: a failover needed the dead site. A restore needs nothing but the store: there is no source in here at all.
 #[test]
 fn a_point_is_restored_sparse_and_equal_with_any_number_of_threads() {
     let (store, volume, point) = store();

@@ -3,6 +3,7 @@
 mod directed;
 mod hostile;
 mod loss;
+mod peers;
 mod random;
 mod stories;
 mod verify;

@@ -72,6 +72,7 @@ fn fault(world: &mut World) {
     }
 }
 
+/// Also R8: parts arrive in any order, over resets, and what they make up is the cut (many paths put together wrongly).
 #[test]
 fn every_seed_publishes_true_points_and_converges() {
     let (mut points, mut fuzzy) = (0, 0);

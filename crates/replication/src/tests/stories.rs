@@ -16,8 +16,8 @@ use crate::target::{self, AppendOutcome, Target};
 
 use mutation::tell;
 
-const V1: VolumeId = VolumeId([1; 16]);
-const V2: VolumeId = VolumeId([2; 16]);
+pub(super) const V1: VolumeId = VolumeId([1; 16]);
+pub(super) const V2: VolumeId = VolumeId([2; 16]);
 
 /// Everything goes on by itself, except…
 const ALL: [Turn; 9] =
@@ -25,23 +25,23 @@ const ALL: [Turn; 9] =
 
 impl World {
     /// Lets all happen but these, until nothing does.
-    fn go_without(&mut self, held: &[Turn]) {
+    pub(super) fn go_without(&mut self, held: &[Turn]) {
         while ALL.iter().filter(|turn| !held.contains(turn)).any(|turn| self.turn(*turn)) {}
     }
 
     /// Lets only these happen, until nothing does.
-    fn go(&mut self, turns: &[Turn]) {
+    pub(super) fn go(&mut self, turns: &[Turn]) {
         while turns.iter().any(|turn| self.turn(*turn)) {}
     }
 
     /// The next epoch's time has come: a switch is asked for.
-    fn interval(&mut self) {
+    pub(super) fn interval(&mut self) {
         self.now += 50;
         self.turn(Turn::Tick);
     }
 
     /// Everything goes on until nothing is owed and everything is cold.
-    fn quiet(&mut self) {
+    pub(super) fn quiet(&mut self) {
         for _ in 0..200 {
             self.interval();
             self.go_without(&[]);
@@ -56,7 +56,7 @@ impl World {
         panic!("no progress: {status:#?}");
     }
 
-    fn land_only(&mut self, which: impl Fn(&LayerKey) -> bool) {
+    pub(super) fn land_only(&mut self, which: impl Fn(&LayerKey) -> bool) {
         while let Some(at) = self.parts.iter().position(|(_, key, ..)| which(key)) {
             let (session, key, part, content) = self.parts.remove(at);
             self.land(session, key, part, content);
@@ -64,28 +64,28 @@ impl World {
     }
 
     /// The claims that wait to be appended; layers go on waiting.
-    fn claims_only(&mut self) {
+    pub(super) fn claims_only(&mut self) {
         while matches!(self.appends.front(), Some((_, Body::Claim(_)))) {
             self.append();
             self.go_without(&[Turn::Append, Turn::Switch]);
         }
     }
 
-    fn term(&self, n: u8) -> Term {
+    pub(super) fn term(&self, n: u8) -> Term {
         self.state.volume(volume(n)).expect("claimed").term()
     }
 
-    fn standing(&self, n: u8) -> Standing {
+    pub(super) fn standing(&self, n: u8) -> Standing {
         let status = self.source.as_ref().expect("it runs").status(self.now);
         status.volumes[usize::from(n) - 1].state.clone()
     }
 
-    fn is_refused(&self, n: u8, why: RefusedWhy) -> bool {
+    pub(super) fn is_refused(&self, n: u8, why: RefusedWhy) -> bool {
         self.standing(n) == Standing::Refused(why)
     }
 
     /// A record of somebody else comes in.
-    fn record_of_another(&mut self, body: Body) -> Verdict {
+    pub(super) fn record_of_another(&mut self, body: Body) -> Verdict {
         let (slot, prev) = (self.state.next_slot(), self.state.prev());
         let stamp = Stamp { writer: [9; 16], mono_ms: self.now, wall_ms: 0 };
         let record = Record { group: GroupId([9; 16]), slot, prev, nonce: [9; 16], stamp, body };
@@ -98,7 +98,7 @@ impl World {
     }
 
     /// The gateway's disk is replaced: what was landed and not published is gone.
-    fn lose_landing(&mut self) {
+    pub(super) fn lose_landing(&mut self) {
         self.disconnect();
         let published: Vec<_> = self.landed.keys().filter(|(key, _)| self.state.layer(key).is_some()).copied().collect();
         self.landed.retain(|at, _| published.contains(at));
@@ -108,7 +108,7 @@ impl World {
 
 impl Host {
     /// Both volumes are cut and read, and the end is said.
-    fn cut_of_both(&mut self) -> Vec<LayerKey> {
+    pub(super) fn cut_of_both(&mut self) -> Vec<LayerKey> {
         self.tick(&[1]);
         self.switch(vec![(1, directed::granules(0, 2)), (2, directed::granules(0, 2))]);
         let layers = vec![self.read(1, 1), self.read(2, 2)];
@@ -116,15 +116,19 @@ impl Host {
         layers
     }
 
-    fn publish(&mut self, slot: u64, layers: &[LayerKey]) {
+    pub(super) fn publish(&mut self, slot: u64, layers: &[LayerKey]) {
+        self.publish_as(slot, layers, LayerKind::Point);
+    }
+
+    pub(super) fn publish_as(&mut self, slot: u64, layers: &[LayerKey], kind: LayerKind) {
         let position = LedgerPosition { slot: Slot(slot), digest: RecordDigest([slot as u8; 32]) };
-        let published = Published { position, kind: LayerKind::Point, layers: layers.to_vec() };
+        let published = Published { position, kind, layers: layers.to_vec() };
         self.hear(ReceiverMessage::Published(published));
     }
 }
 
 /// Two volumes, their first sync published and a point; everything is cold, nothing owed, and the link is up.
-fn streaming() -> World {
+pub(super) fn streaming() -> World {
     let mut world = World::new(1, 2);
     world.by_hand = true;
     world.boot();
@@ -246,7 +250,7 @@ fn t3_accept_sets_every_bit_before_it_claims() {
 }
 
 /// A volume whose disk and header are those of yesterday, attached again, while the ledger holds today's layer of region 2.
-fn rolled_back() -> World {
+pub(super) fn rolled_back() -> World {
     let mut world = streaming();
     let old = world.disks[&V1].content.clone();
     let header = world.disks[&V1].header;

@@ -1,0 +1,213 @@
+//! Bugs that other replication products had, each a story of ours that would be the same loss: by the numbers in
+//! `ARCHITECTURE.md`.
+
+use farside_ledger::LayerKind;
+use farside_region::mutation::tell;
+use farside_region::{RegionIndex, Seq};
+
+use super::directed::{Gateway, Host, claimed, granules, key};
+use super::stories::{V1, V2, rolled_back, streaming};
+use super::world::{GRANULES, Turn, World, volume};
+use crate::source::{self, Action, RefusedWhy};
+use crate::target::{self, LandedLayer, Target};
+
+impl World {
+    fn publishes(&self, n: u8, granule: u64, value: u64) -> bool {
+        self.image[&volume(n)].get(&granule) == Some(&value)
+    }
+
+    fn store_is_replaced(&mut self) {
+        self.disconnect();
+        let fresh = World::new(2, 2);
+        (self.state, self.target, self.records) = (fresh.state, fresh.target, Vec::new());
+        self.image.clear();
+        self.landed.clear();
+    }
+}
+
+/// R2: a tracker whose newest set of changes was not yet committed to its log skipped that set after a crash. Ours keeps the
+/// granules of an open epoch in memory only; what a crash leaves are the regions' bits, and every one of them is compared.
+#[test]
+fn r2_what_an_interrupted_epoch_had_marked_is_compared() {
+    tell(&[("an attach after a crash compares nothing", "L2:")], || {
+        let mut world = streaming();
+        world.write(V1, 0, 101);
+        world.interval();
+        world.go(&[Turn::Switch]);
+        world.write(V1, 8, 102);
+        world.crash_source();
+        world.boot();
+        world.connect();
+        world.quiet();
+        assert!(world.publishes(1, 0, 101) && world.publishes(1, 8, 102));
+    });
+}
+
+/// R3: a volume whose tracking was switched off and on around a restart came back with a window that no log held. Pausing stops
+/// nothing but the sending: a crash at any step of it forgets nothing.
+#[test]
+fn r3_a_pause_forgets_nothing_whenever_the_crash_comes() {
+    for step in 0..5 {
+        let mut world = streaming();
+        let crash = |world: &mut World, at| {
+            if at == step {
+                world.crash_source();
+                world.boot();
+                world.connect();
+            }
+        };
+        crash(&mut world, 0);
+        world.to(source::Event::Pause { volume: V1 });
+        crash(&mut world, 1);
+        world.write(V1, 0, 101);
+        crash(&mut world, 2);
+        world.interval();
+        world.go_without(&[]);
+        world.write(V1, 8, 102);
+        crash(&mut world, 3);
+        world.to(source::Event::Resume { volume: V1 });
+        world.interval();
+        world.go(&[Turn::Switch]);
+        crash(&mut world, 4);
+        world.quiet();
+        assert!(world.publishes(1, 0, 101) && world.publishes(1, 8, 102), "crash at step {step}");
+    }
+}
+
+/// R4: after a crash only the peers that were configured then were marked; one that was added later inherited "in sync". A new,
+/// empty store holds nothing of what is cold here: the position is not in it, a person is asked, and it gets everything.
+#[test]
+fn r4_a_store_that_is_new_after_a_crash_gets_everything() {
+    let mut world = streaming();
+    world.crash_source();
+    world.tampered = true;
+    world.store_is_replaced();
+    world.boot();
+    world.connect();
+    world.interval();
+    world.go_without(&[]);
+    assert!(world.is_refused(1, RefusedWhy::TargetRewound) && world.is_refused(2, RefusedWhy::TargetRewound));
+    for volume in [V1, V2] {
+        world.to(source::Event::Accept { volume });
+    }
+    world.tampered = false;
+    world.go(&[Turn::Hot]);
+    world.quiet();
+    assert!([1, 2].iter().all(|n| world.image[&volume(*n)].len() as u64 == GRANULES), "all of both");
+}
+
+/// R5: a rule of the handshake decided "nothing to send" and cleared a bitmap that was not empty. No greeting, question or
+/// answer of ours clears anything: only a published layer does (L7).
+#[test]
+fn r5_no_handshake_clears_anything() {
+    let mut world = streaming();
+    world.write(V1, 0, 101);
+    world.interval();
+    world.go_without(&[Turn::Append]);
+    for _ in 0..5 {
+        world.disconnect();
+        world.connect();
+        world.interval();
+        world.go_without(&[Turn::Append, Turn::Read]);
+        world.cool_wanted(V1);
+        assert!(world.disks[&V1].hot.contains(RegionIndex(0)), "cleared by a handshake");
+        assert!(world.source.as_ref().expect("it runs").mentions(V1, RegionIndex(0)));
+    }
+    world.quiet();
+}
+
+/// R6: both sides agreed on their generation, and bits that were left over were dropped. The same term and the same position on
+/// both sides, and something written while the link was down: it is sent.
+#[test]
+fn r6_agreeing_on_the_position_sends_what_is_dirty() {
+    let mut world = streaming();
+    let term = world.term(1);
+    world.disconnect();
+    world.write(V1, 8, 102);
+    world.connect();
+    world.quiet();
+    assert!(world.publishes(1, 8, 102) && world.term(1) == term);
+}
+
+/// R9: handshakes that failed in a loop starved a demotion for ever. A cut whose connection ends is given up there and then, and
+/// the host's writes stop being saved, however often the link comes and goes.
+#[test]
+fn r9_a_flapping_link_holds_no_cut() {
+    let mut host = Host::streaming();
+    host.tick(&[1]);
+    let epoch = host.switch(vec![(1, granules(0, 2)), (2, granules(0, 2))]);
+    host.reconnect();
+    let given_up = host.did(|a| matches!(a, Action::Demote { epoch: e, .. } if *e == epoch).then_some(()));
+    assert!(given_up.is_some(), "before any handshake is over");
+    host.did.clear();
+    for _ in 0..50 {
+        host.reconnect();
+        assert!(host.did(|a| matches!(a, Action::Switch { .. } | Action::ReadPart(_)).then_some(())).is_none());
+    }
+}
+
+/// R11: the receiver was killed after the last piece of a snapshot and before its end, the sender dropped the snapshot, and what
+/// had landed was called complete. Parts without an end message are nobody's layer: never staged, never appended, and dropped
+/// with their term.
+#[test]
+fn r11_what_landed_without_its_end_is_never_published() {
+    let mut gateway = claimed();
+    gateway.part(key(1, 0, 1), 0, 1);
+    assert!(gateway.append().is_none(), "no end message");
+    let entry = farside_ledger::PartEntry { bytes: 16, footer_digest: [1; 32] };
+    let landed = vec![LandedLayer { key: key(1, 0, 1), parts: vec![(0, entry)] }];
+    restart(&mut gateway, landed);
+    gateway.hello(9, 1, 9);
+    gateway.later();
+    assert!(gateway.append().is_none(), "after a restart neither");
+    gateway.claim(9, 1);
+    assert!(gateway.did.iter().any(|a| matches!(a, target::Action::DropLayer { key: k } if k.seq == Seq(1))));
+    assert!(gateway.append().is_none());
+}
+
+fn restart(gateway: &mut Gateway, landed: Vec<LandedLayer>) {
+    gateway.did.clear();
+    gateway.target = Target::new(super::world::target_config(), &gateway.state, landed, &mut gateway.did);
+}
+
+/// R12: a split brain that would have passed was resolved by an automatic resync, over the good side. A refusal stays until a
+/// person decides, over any number of reconnects, and nothing is claimed or sent meanwhile.
+#[test]
+fn r12_a_refusal_waits_for_a_person() {
+    let mut world = rolled_back();
+    world.interval();
+    world.go_without(&[]);
+    assert!(world.is_refused(1, RefusedWhy::Forked));
+    // The disk is put forward again, so that all would fit by now.
+    let published = world.image[&V1].clone();
+    let disk = world.disks.get_mut(&V1).expect("a disk");
+    published.iter().for_each(|(granule, value)| disk.content[*granule as usize] = *value);
+    let term = world.term(1);
+    for _ in 0..5 {
+        world.disconnect();
+        world.connect();
+        world.interval();
+        world.go_without(&[]);
+        assert!(world.is_refused(1, RefusedWhy::Forked), "nobody decided that");
+    }
+    assert_eq!(world.term(1), term, "nothing is claimed");
+}
+
+/// R20: while a product only tracked and made no consistent points, its recovery point looked fresh. Passes bring the volume
+/// forward and are no points: lag goes on counting from the last point.
+#[test]
+fn r20_passes_do_not_make_lag_look_good() {
+    let mut host = Host::streaming();
+    let layers = host.cut_of_both();
+    host.publish(2, &layers);
+    host.tick(&[1]);
+    let before = host.source.status(host.now).volumes[0].lag.expect("a point is there");
+    let epoch = host.switch(vec![(1, granules(8, 2)), (2, granules(8, 2))]);
+    host.event(source::Event::Demoted { epoch, why: source::DemoteCause::SideBuffer });
+    let layers = [host.read(1, 3), host.read(2, 4)];
+    host.end();
+    host.publish_as(3, &layers, LayerKind::Fuzzy);
+    host.tick(&[1]);
+    let after = host.source.status(host.now).volumes[0].lag.expect("a point is there");
+    assert!(after > before, "lag {before} → {after}");
+}
