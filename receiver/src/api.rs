@@ -8,14 +8,16 @@ use axum::extract::{DefaultBodyLimit, Path, Query, State};
 use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use farside_control::receiver::{ReceiverStatus, Token, TokenRequest};
 use farside_control::routes::{self, PointsQuery};
+use farside_control::source::Done;
 use farside_control::{
     Address, ApiError, ErrorCode, PIN_REASON_BYTES_MAX, POINTS_LISTED_MAX, PinRequest, Point, PointRef, REQUEST_BYTES_MAX,
     Reloaded, Verification, select_point,
 };
+use farside_region::Name;
 use farside_store::GroupNames;
 use farside_transport::BookError;
 use jiff::Timestamp;
@@ -41,6 +43,7 @@ pub(crate) async fn serve(receiver: Arc<Receiver>, listener: UnixListener) {
         .route(routes::TOKENS, post(token))
         .route(routes::METRICS, get(metrics))
         .route(routes::RELOAD, post(reload))
+        .route(routes::SOURCE, delete(unpair))
         .fallback(async || Failed(ApiError::new(ErrorCode::NotFound, "no such path", "the versions may differ")))
         .layer(DefaultBodyLimit::max(REQUEST_BYTES_MAX))
         .with_state(receiver);
@@ -230,6 +233,19 @@ async fn read_points(receiver: &Arc<Receiver>, names: GroupNames) -> Result<Vec<
     read.map_err(ApiError::internal)?.map_err(|error: farside_store::StoreError| {
         ApiError::new(ErrorCode::Unavailable, error.to_string(), "it goes on by itself when the store answers again")
     })
+}
+
+async fn unpair(State(receiver): Here, Path(source): Path<String>) -> Answer<Done> {
+    let name: Name = source.parse().map_err(bad_request)?;
+    let unpaired = tokio::task::spawn_blocking(move || receiver.unpair(&name)).await.map_err(ApiError::internal)?;
+    match unpaired {
+        Ok(true) => {
+            let message = format!("{source} is not paired any more; its points stay, and a new token lets it come back");
+            Ok(Json(Done { message }))
+        }
+        Ok(false) => Err(ApiError::not_found("paired source", &source, "`farside status` lists who is paired").into()),
+        Err(error) => Err(ApiError::new(ErrorCode::Unavailable, error.to_string(), "see the receiver's log").into()),
+    }
 }
 
 async fn token(State(receiver): Here, request: Result<Json<TokenRequest>, JsonRejection>) -> Answer<Token> {

@@ -13,7 +13,7 @@ use farside_replication::target::SessionId;
 use farside_store::GroupNames;
 use farside_transport::{CloseCode, Connection};
 use farside_wire::{ReceiverMessage, Refusal, RefusalCode, SourceMessage, TEXT_BYTES_MAX, decode_payload, encode_payload};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::time::timeout;
 
 use crate::group::{GroupHandle, Mail};
@@ -24,9 +24,14 @@ use crate::process::Receiver;
 const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time for a source to take what was said before the connection is closed.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+/// Time for it to take what was queued before that.
+const DRAIN: Duration = Duration::from_secs(5);
 /// Answers that may wait for a source, by number and by size.
 const ANSWERS_MAX: usize = 4096;
 const ANSWER_BYTES_MAX: usize = 16 << 20;
+/// Answers that may wait for all sources. When it is more, those that have more than a share must go.
+const ANSWER_BYTES_ALL_MAX: usize = 64 << 20;
+const ANSWER_BYTES_SHARE: usize = 2 << 20;
 
 static SESSIONS: AtomicU64 = AtomicU64::new(0);
 
@@ -36,7 +41,9 @@ pub(crate) struct Session {
     pub(crate) id: SessionId,
     connection: Arc<dyn Connection>,
     outbox: Mutex<Option<mpsc::Sender<Bytes>>>,
-    queued_bytes: Arc<AtomicUsize>,
+    queued: Queued,
+    /// It was closed; the writer has little time left.
+    closing: Arc<Notify>,
     last_words: Arc<Mutex<(CloseCode, String)>>,
     /// Whether parts may still land. A lander holds it for reading while it finishes, [`Session::stop`] for writing.
     landing: RwLock<bool>,
@@ -45,20 +52,43 @@ pub(crate) struct Session {
     heard: Mutex<Instant>,
 }
 
+/// Bytes of answers that wait: of one source, and of all.
+#[derive(Clone, Debug)]
+struct Queued {
+    mine: Arc<AtomicUsize>,
+    all: Arc<AtomicUsize>,
+}
+
+impl Queued {
+    /// Whether there is room for so much more. It counts as queued in any case.
+    fn add(&self, bytes: usize) -> bool {
+        let mine = self.mine.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        let all = self.all.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        mine <= ANSWER_BYTES_MAX && (all <= ANSWER_BYTES_ALL_MAX || mine <= ANSWER_BYTES_SHARE)
+    }
+
+    fn remove(&self, bytes: usize) {
+        self.mine.fetch_sub(bytes, Ordering::Relaxed);
+        self.all.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
 impl Session {
-    fn new(connection: Arc<dyn Connection>, landers: u32) -> Arc<Self> {
+    fn new(connection: Arc<dyn Connection>, landers: u32, all_queued: &Arc<AtomicUsize>) -> Arc<Self> {
         let (outbox, queue) = mpsc::channel(ANSWERS_MAX);
+        let queued = Queued { mine: Arc::default(), all: Arc::clone(all_queued) };
         let session = Arc::new(Self {
             id: SessionId(SESSIONS.fetch_add(1, Ordering::Relaxed) + 1),
             connection: Arc::clone(&connection),
             outbox: Mutex::new(Some(outbox)),
-            queued_bytes: Arc::default(),
+            queued: queued.clone(),
+            closing: Arc::default(),
             last_words: Arc::new(Mutex::new((CloseCode::Done, "done".to_owned()))),
             landing: RwLock::new(true),
             landers: Semaphore::new(landers as usize),
             heard: Mutex::new(Instant::now()),
         });
-        tokio::spawn(write(connection, queue, Arc::clone(&session.queued_bytes), Arc::clone(&session.last_words)));
+        tokio::spawn(write(connection, queue, queued, Arc::clone(&session.closing), Arc::clone(&session.last_words)));
         session
     }
 
@@ -74,8 +104,8 @@ impl Session {
         let length = payload.len();
         let outbox = self.outbox.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let Some(outbox) = outbox else { return };
-        let queued = self.queued_bytes.fetch_add(length, Ordering::Relaxed) + length;
-        if queued > ANSWER_BYTES_MAX || outbox.try_send(payload).is_err() {
+        if !self.queued.add(length) || outbox.try_send(payload).is_err() {
+            self.queued.remove(length);
             self.connection.close(CloseCode::Overloaded, "this source does not read its answers");
         }
     }
@@ -85,6 +115,7 @@ impl Session {
         self.stop();
         *self.last_words.lock().unwrap_or_else(PoisonError::into_inner) = (code, reason.to_owned());
         self.outbox.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.closing.notify_one();
     }
 
     /// [`Session::close`] for tasks, which must not wait for a disk.
@@ -118,31 +149,47 @@ impl Session {
     }
 }
 
-/// Writes answers until the queue is closed; then closes the connection with the last words.
+/// Writes answers until the queue is closed; then closes the connection with the last words. A source that does not read has
+/// only so long to hear them.
 async fn write(
     connection: Arc<dyn Connection>,
     mut queue: mpsc::Receiver<Bytes>,
-    queued_bytes: Arc<AtomicUsize>,
+    queued: Queued,
+    closing: Arc<Notify>,
     last_words: Arc<Mutex<(CloseCode, String)>>,
 ) {
-    let mut said = false;
-    while let Some(payload) = queue.recv().await {
-        queued_bytes.fetch_sub(payload.len(), Ordering::Relaxed);
-        said = true;
-        if connection.send(payload).await.is_err() {
-            return;
+    let drain = async {
+        let mut said = false;
+        while let Some(payload) = queue.recv().await {
+            queued.remove(payload.len());
+            said = true;
+            if connection.send(payload).await.is_err() {
+                break;
+            }
         }
-    }
-    if said {
-        let _ = timeout(LAST_WORDS, connection.closed()).await;
+        if said {
+            let _ = timeout(LAST_WORDS, connection.closed()).await;
+        }
+    };
+    let patience = async {
+        closing.notified().await;
+        tokio::time::sleep(DRAIN).await;
+    };
+    tokio::select! {
+        () = drain => {}
+        () = patience => {}
     }
     let (code, reason) = last_words.lock().unwrap_or_else(PoisonError::into_inner).clone();
     connection.close(code, &reason);
+    queue.close();
+    while let Some(payload) = queue.recv().await {
+        queued.remove(payload.len());
+    }
 }
 
 /// Serves one connection to its end.
 pub(crate) async fn serve(receiver: Arc<Receiver>, connection: Arc<dyn Connection>) {
-    let session = Session::new(Arc::clone(&connection), receiver.parts_per_connection);
+    let session = Session::new(Arc::clone(&connection), receiver.parts_per_connection, &receiver.answers_queued);
     let source = connection.peer().name.clone();
     let group = match greet(&receiver, &session, &source).await {
         Ok((group, hello)) => {
@@ -192,21 +239,12 @@ async fn greet(
     }
 }
 
+/// Frames wait for their group as they came: what is in them is read by the group's thread, one at a time.
 async fn carry_frames(session: &Arc<Session>, group: &GroupHandle) {
     while let Ok(frame) = session.connection.recv().await {
         session.hears();
-        match decode_payload::<SourceMessage>(&frame) {
-            Ok(message) => {
-                let mail = Mail::Message { session: session.id, message: Box::new(message), arrived: session.heard() };
-                if group.tell(mail).await.is_err() {
-                    return session.close_soon(CloseCode::ShuttingDown, "the receiver is stopping");
-                }
-            }
-            Err(error) => {
-                tracing::warn!(group = %group.names(), %error, "a source sent what is not a message");
-                session.send(&ReceiverMessage::Refusal(refusal(RefusalCode::Protocol, &error.to_string())));
-                return session.close_soon(CloseCode::Protocol, &error.to_string());
-            }
+        if !group.frame(session.id, frame, session.heard()).await {
+            return session.close_soon(CloseCode::ShuttingDown, "the receiver is stopping");
         }
     }
 }

@@ -12,9 +12,10 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use bytes::Bytes;
 use farside_control::receiver::ReceiverCounters;
 use farside_control::{ApiError, ErrorCode, PointId};
 use farside_ledger::{Body, LayerKind, PartEntry, Pin, Policy, Unpin, Verdict, VoidReason, group_id, volume_id};
@@ -22,17 +23,19 @@ use farside_region::{LayerKey, Slot, VolumeId};
 use farside_replication::target::{self, Action, AppendOutcome, Config, Event, LandedLayer, Report, SessionId, Target, Ticket};
 use farside_store::{GroupNames, GroupStore, PartLander, PointInfo, Remedy, StoreError};
 use farside_transport::{Backoff, CloseCode};
-use farside_wire::{PartHeader, PointAnswer, PointQuery, ReceiverMessage, RefusalCode, RequestId, SourceMessage};
-use tokio::sync::{mpsc, oneshot};
+use farside_wire::{PartHeader, PointAnswer, PointQuery, ReceiverMessage, RefusalCode, RequestId, SourceMessage, decode_payload};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use crate::door::{Session, refusal};
 use crate::points::{point_page, wire_run};
 use crate::process::Receiver;
-use crate::status::{GroupView, Lag, way_out};
+use crate::status::{GroupView, Lag, since_published, way_out};
 use crate::vault::Generation;
 
-/// What may wait for a group. Those who tell it wait in turn.
+/// What may wait for a group, by number, and frames by size. Those who tell it wait in turn.
 const MAIL_MAX: usize = 256;
+const FRAME_BYTES_MAX: usize = 2 << 20;
+const _: () = assert!(FRAME_BYTES_MAX >= farside_wire::PAYLOAD_BYTES_MAX, "any frame fits");
 /// How often a group looks at its disk and its dues when nothing happens.
 const TICK: Duration = Duration::from_millis(500);
 /// How often the picture of a group is made anew while things happen.
@@ -73,7 +76,9 @@ pub(crate) enum PinChange {
 pub(crate) enum Mail {
     /// A connection stands; its greeting follows.
     Connected { session: Arc<Session> },
-    /// A source said something.
+    /// A source said something, which nobody has looked at. With the room that it takes.
+    Frame { session: SessionId, frame: Bytes, arrived: Instant, room: OwnedSemaphorePermit },
+    /// A source greets.
     Message { session: SessionId, message: Box<SourceMessage>, arrived: Instant },
     /// A connection ended; nothing of it can land any more.
     Closed { session: SessionId },
@@ -120,6 +125,8 @@ pub(crate) enum PartOutcome {
 pub(crate) struct GroupHandle {
     names: GroupNames,
     mail: mpsc::Sender<Mail>,
+    /// Bytes of frames that may be on their way to it.
+    room: Arc<Semaphore>,
     view: Arc<ArcSwap<GroupView>>,
 }
 
@@ -131,6 +138,13 @@ impl GroupHandle {
     /// Waits while the group's mailbox is full. An error: the group has stopped.
     pub(crate) async fn tell(&self, mail: Mail) -> Result<(), Mail> {
         self.mail.send(mail).await.map_err(|e| e.0)
+    }
+
+    /// Tells it what a source said; waits while too much waits for it. False: the group has stopped.
+    pub(crate) async fn frame(&self, session: SessionId, frame: Bytes, arrived: Instant) -> bool {
+        let bytes = u32::try_from(frame.len().min(FRAME_BYTES_MAX)).expect("less than 4 GiB");
+        let Ok(room) = Arc::clone(&self.room).acquire_many_owned(bytes).await else { return false };
+        self.tell(Mail::Frame { session, frame, arrived, room }).await.is_ok()
     }
 
     /// How it was a moment ago.
@@ -176,7 +190,8 @@ impl GroupHandle {
 pub(crate) fn start(receiver: Arc<Receiver>, names: GroupNames) -> std::io::Result<(GroupHandle, std::thread::JoinHandle<()>)> {
     let (mail, mailbox) = mpsc::channel(MAIL_MAX);
     let view = Arc::new(ArcSwap::from_pointee(GroupView::new(&names)));
-    let handle = GroupHandle { names: names.clone(), mail, view: Arc::clone(&view) };
+    let room = Arc::new(Semaphore::new(FRAME_BYTES_MAX));
+    let handle = GroupHandle { names: names.clone(), mail, room, view: Arc::clone(&view) };
     let thread = std::thread::Builder::new().name(format!("g:{}", names.group)).spawn(move || {
         let _guard = AbortOnPanic;
         let now = Instant::now();
@@ -347,6 +362,7 @@ impl Group {
                 self.tally.connections += 1;
                 self.sessions.insert(session.id, session);
             }
+            Mail::Frame { session, frame, arrived, room: _room } => self.frame(session, &frame, arrived),
             Mail::Message { session, message, arrived } => self.message(session, message, arrived),
             Mail::Closed { session } => {
                 if self.sessions.remove(&session).is_some() {
@@ -448,6 +464,18 @@ impl Group {
         let _ = done.reply.send(answer);
     }
 
+    fn frame(&mut self, session: SessionId, frame: &Bytes, arrived: Instant) {
+        // What a session that was closed still says is not even looked at.
+        let Some(link) = self.sessions.get(&session).cloned() else { return };
+        match decode_payload::<SourceMessage>(frame) {
+            Ok(message) => self.message(session, Box::new(message), arrived),
+            Err(error) => {
+                tracing::warn!(group = %self.names, %error, "a source sent what is not a message");
+                self.end_session(&link, RefusalCode::Protocol, CloseCode::Protocol, &error.to_string());
+            }
+        }
+    }
+
     fn message(&mut self, session: SessionId, message: Box<SourceMessage>, arrived: Instant) {
         // A session that was closed stays closed.
         let Some(link) = self.sessions.get(&session).cloned() else { return };
@@ -507,7 +535,9 @@ impl Group {
             return Err(format!("volume `{}` does not have granules of 4 KiB in regions of 4 MiB", volume.name));
         }
         let limit = self.receiver.config().limits.volumes_per_group;
-        if state.volume(volume.id).is_none() && state.volumes().count() >= limit {
+        let waiting = here.target.new_volumes(state);
+        let is_new = state.volume(volume.id).is_none() && !waiting.contains(&volume.id);
+        if is_new && state.volumes().count() + waiting.len() >= limit {
             return Err(format!(
                 "{} has {limit} volumes here, which is this receiver's limit (`limits.volumes_per_group`)",
                 self.names
@@ -517,8 +547,12 @@ impl Group {
     }
 
     fn turn_away(&mut self, session: &Arc<Session>, code: RefusalCode, text: &str) {
+        self.end_session(session, code, CloseCode::Refused, text);
+    }
+
+    fn end_session(&mut self, session: &Arc<Session>, code: RefusalCode, end: CloseCode, text: &str) {
         session.send(&ReceiverMessage::Refusal(refusal(code, text)));
-        session.close(CloseCode::Refused, text);
+        session.close(end, text);
         self.sessions.remove(&session.id);
         self.happened(Event::Closed { session: session.id });
     }
@@ -945,12 +979,6 @@ impl Group {
         }
         self.view.store(Arc::new(view));
     }
-}
-
-/// By this machine's clock, which wrote the record.
-fn since_published(point: &farside_ledger::Point) -> Duration {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    now.saturating_sub(Duration::from_millis(u64::try_from(point.published_wall_ms).unwrap_or(0)))
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use farside_control::client::{Client, Daemon};
+use farside_control::client::{Client, ClientError, Daemon};
 use farside_control::receiver::TokenRequest;
 use farside_receiver::{Config, config};
 
@@ -25,7 +25,9 @@ Examples:
   farside-receiver token --for db1 --expires 15m
       Print one line; give it to `farside pair` on the host db1 within 15 minutes.
   farside-receiver token --address gateway.example:7400
-      For a receiver behind NAT, whose own addresses are not the ones sources see.";
+      For a receiver behind NAT, whose own addresses are not the ones sources see.
+  farside-receiver unpair db1
+      Forget the host db1 and close its connections; its points stay.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -62,6 +64,17 @@ enum Command {
         #[arg(long, value_name = "HOST:PORT")]
         address: Option<String>,
     },
+    /// Send a source away: forget its certificate and close its connections
+    ///
+    /// For a host that was retired or stolen. Its points stay and can be restored; to come back it needs a new token. Asks the
+    /// running receiver over its socket.
+    Unpair {
+        /// The source's name, as in `farside status`
+        source: String,
+        /// The configuration file of the running receiver, which names its socket
+        #[arg(long, short, value_name = "FILE", default_value = config::DEFAULT_PATH)]
+        config: PathBuf,
+    },
 }
 
 fn main() -> ExitCode {
@@ -80,6 +93,7 @@ fn main() -> ExitCode {
             });
             request.and_then(|request| token(&config, &request))
         }
+        Command::Unpair { source, config } => unpair(&config, &source),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -98,12 +112,23 @@ fn check(path: &std::path::Path) -> anyhow::Result<()> {
 
 fn token(path: &std::path::Path, request: &TokenRequest) -> anyhow::Result<()> {
     let config = Config::load(path)?;
-    let client = Client::new(Daemon::Receiver, config.api_socket);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let token = runtime.block_on(client.token_create(request)).map_err(|error| {
-        let what = error.what_to_do();
-        if what.is_empty() { anyhow::anyhow!("{error}") } else { anyhow::anyhow!("{error}: {what}") }
-    })?;
+    let token = ask(config, async |client| client.token_create(request).await)?;
     println!("{}", token.token);
     Ok(())
+}
+
+fn unpair(path: &std::path::Path, source: &str) -> anyhow::Result<()> {
+    let done = ask(Config::load(path)?, async |client| client.source_unpair(source).await)?;
+    println!("{}", done.message);
+    Ok(())
+}
+
+/// Asks the running receiver.
+fn ask<A>(config: Config, question: impl AsyncFnOnce(Client) -> Result<A, ClientError>) -> anyhow::Result<A> {
+    let client = Client::new(Daemon::Receiver, config.api_socket);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(question(client)).map_err(|error| {
+        let what = error.what_to_do();
+        if what.is_empty() { anyhow::anyhow!("{error}") } else { anyhow::anyhow!("{error}: {what}") }
+    })
 }

@@ -3,7 +3,7 @@
 use farside_store::{GroupStore, PointInfo};
 use farside_wire::{DigestRun, PointMemberInfo, PointPage, PointQuery, PointQueryKind};
 
-/// Points in one answer over the wire.
+/// Points in one answer over the wire; large ones make it fewer.
 const PAGE_POINTS_MAX: usize = 500;
 
 pub(crate) fn wire_run(run: farside_store::DigestRun) -> DigestRun {
@@ -22,9 +22,7 @@ pub(crate) fn point_page(store: &GroupStore, query: &PointQuery) -> PointPage {
         PointQueryKind::List { volume, below, limit } => {
             let limit = usize::try_from(limit).unwrap_or(usize::MAX).clamp(1, PAGE_POINTS_MAX);
             let wanted = |p: &PointInfo| volume.is_none_or(|volume| p.member(volume).is_some());
-            let mut found = store.points_below(below).filter(wanted);
-            let page = found.by_ref().take(limit).map(|p| wire_point(&p)).collect();
-            PointPage { points: page, more: found.next().is_some() }
+            PointPage::of(store.points_below(below).filter(wanted).map(|p| wire_point(&p)), limit)
         }
     }
 }

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -13,10 +13,11 @@ use arc_swap::ArcSwap;
 use farside_control::Reloaded;
 use farside_control::receiver::Budget as BudgetStatus;
 use farside_ledger::Policy;
+use farside_region::Name;
 use farside_service::socket::{self, SocketError};
 use farside_service::systemd;
 use farside_store::GroupNames;
-use farside_transport::{BookError, Fingerprint, Identity, IdentityError, Listener, ListenerEvent, PairingBook};
+use farside_transport::{BookError, CloseCode, Fingerprint, Identity, IdentityError, Listener, ListenerEvent, PairingBook};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::{Config, ConfigError};
@@ -83,9 +84,12 @@ pub(crate) struct Receiver {
     pub(crate) book: Arc<PairingBook>,
     pub(crate) fingerprint: Fingerprint,
     pub(crate) local_address: std::net::SocketAddr,
+    listener: Arc<Listener>,
     pub(crate) roster: Arc<Roster>,
     pub(crate) memory: Memory,
     pub(crate) parts_per_connection: u32,
+    /// Bytes of answers that wait for their sources.
+    pub(crate) answers_queued: Arc<AtomicUsize>,
     pub(crate) space: Grants,
     pub(crate) verifications: Verifications,
     pub(crate) runtime: tokio::runtime::Handle,
@@ -163,6 +167,15 @@ impl Receiver {
 
     pub(crate) fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Acquire)
+    }
+
+    /// Forgets a source's certificate durably and closes its connections; says whether it was paired. Its points stay.
+    pub(crate) fn unpair(&self, name: &Name) -> Result<bool, BookError> {
+        let Some(paired) = self.book.sources().into_iter().find(|source| source.name == *name) else { return Ok(false) };
+        let removed = self.book.remove(name)?;
+        self.listener.disconnect(&paired.fingerprint, CloseCode::NotPaired, "this source was unpaired on the receiver");
+        tracing::info!(source = %name, fingerprint = %paired.fingerprint, "unpaired a source");
+        Ok(removed)
     }
 
     /// What its source said last is to be kept of a group; `None` if that is not known here.
@@ -281,6 +294,7 @@ async fn serve(config: Config, path: &Path, runtime: tokio::runtime::Handle) -> 
     };
     let listener = Listener::bind(config.listen, &identity, config.name.clone(), Arc::clone(&book), limits)
         .map_err(|source| RunError::Listen { address: config.listen, source })?;
+    let listener = Arc::new(listener);
     warn_of_small_buffers(&listener);
     let receiver = Arc::new(Receiver {
         state_dir,
@@ -288,9 +302,11 @@ async fn serve(config: Config, path: &Path, runtime: tokio::runtime::Handle) -> 
         book,
         fingerprint: identity.fingerprint(),
         local_address: listener.local_address().unwrap_or(config.listen),
+        listener: Arc::clone(&listener),
         roster: Arc::default(),
         memory: Memory::new(landing_bytes),
         parts_per_connection,
+        answers_queued: Arc::default(),
         space: Grants::default(),
         verifications: Verifications::default(),
         runtime,

@@ -21,6 +21,17 @@ struct Entry {
     thread: std::thread::JoinHandle<()>,
 }
 
+impl Entry {
+    /// Stops the group's thread and waits for its end.
+    fn end(self, names: &GroupNames) {
+        self.handle.stop();
+        drop(self.handle);
+        if self.thread.join().is_err() {
+            tracing::error!(group = %names, "the group's thread panicked");
+        }
+    }
+}
+
 /// Why a group is not to be had.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RosterError {
@@ -33,7 +44,7 @@ pub(crate) enum RosterError {
 }
 
 impl Roster {
-    /// The group, with its thread started if it was not.
+    /// The group, with its thread started if it was not; when its source has too many, in the place of an empty one. Blocking.
     pub(crate) fn group(&self, receiver: &Arc<Receiver>, names: &GroupNames) -> Result<GroupHandle, RosterError> {
         let mut groups = self.lock();
         if let Some(entry) = groups.get(names) {
@@ -44,7 +55,14 @@ impl Roster {
         }
         let limit = receiver.config().limits.groups_per_source;
         if groups.keys().filter(|known| known.source == names.source).count() >= limit {
-            return Err(RosterError::TooMany(names.source.clone(), limit));
+            let vacant = |(known, entry): (&GroupNames, &Entry)| {
+                (known.source == names.source && entry.handle.view().is_vacant()).then(|| known.clone())
+            };
+            let Some(vacant) = groups.iter().find_map(vacant) else {
+                return Err(RosterError::TooMany(names.source.clone(), limit));
+            };
+            let entry = groups.remove(&vacant).expect("it was just found");
+            entry.end(&vacant);
         }
         let (handle, thread) = group::start(Arc::clone(receiver), names.clone())?;
         groups.insert(names.clone(), Entry { handle: handle.clone(), thread });
@@ -62,12 +80,7 @@ impl Roster {
         for entry in groups.values() {
             entry.handle.stop();
         }
-        for (names, entry) in groups {
-            drop(entry.handle);
-            if entry.thread.join().is_err() {
-                tracing::error!(group = %names, "the group's thread panicked");
-            }
-        }
+        groups.into_iter().for_each(|(names, entry)| entry.end(&names));
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<GroupNames, Entry>> {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use farside_control::receiver::{ReceiverCounters, ReceiverGroup, ReceiverSource, ReceiverStatus, ReceiverVolume, StoreStatus};
 use farside_control::source::LastPoint;
@@ -33,6 +33,8 @@ pub(crate) struct GroupView {
     pub(crate) names: GroupNames,
     pub(crate) connected_from: Option<String>,
     pub(crate) heard: Option<Instant>,
+    /// It was opened, and no volume was ever claimed in it.
+    is_empty: bool,
     /// When this was made: lags in it are of that moment.
     made: Instant,
     group: ReceiverGroup,
@@ -42,7 +44,7 @@ impl GroupView {
     pub(crate) fn new(names: &GroupNames) -> Self {
         let id = group_id(&names.source, &names.group).to_string();
         let group = ReceiverGroup { name: names.group.to_string(), id, ..ReceiverGroup::default() };
-        Self { names: names.clone(), connected_from: None, heard: None, made: Instant::now(), group }
+        Self { names: names.clone(), connected_from: None, heard: None, is_empty: false, made: Instant::now(), group }
     }
 
     /// The group cannot be used.
@@ -62,6 +64,7 @@ impl GroupView {
         counters: ReceiverCounters,
     ) {
         let state = store.state();
+        self.is_empty = state.volumes().next().is_none() && store.torn().is_none();
         let group = &mut self.group;
         group.head_slot = state.head().map(|slot| slot.0);
         group.points = state.points().len() as u64;
@@ -135,6 +138,11 @@ impl GroupView {
         }
     }
 
+    /// Nothing is lost when nobody serves it: somebody greeted with its name once, and claimed nothing.
+    pub(crate) fn is_vacant(&self) -> bool {
+        self.is_empty && self.connected_from.is_none()
+    }
+
     /// Whether the address names one of its volumes.
     pub(crate) fn has_volume(&self, address: &Address) -> bool {
         let (source, group) = (self.names.source.as_str(), self.names.group.as_str());
@@ -148,6 +156,12 @@ impl GroupView {
         group.lag_ms = group.lag_ms.map(|lag| lag.saturating_add(since));
         group
     }
+}
+
+/// How long ago a point was published, by this machine's clock, which wrote its record.
+pub(crate) fn since_published(point: &farside_ledger::Point) -> Duration {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    now.saturating_sub(Duration::from_millis(u64::try_from(point.published_wall_ms).unwrap_or(0)))
 }
 
 /// What a person does about a torn ledger.

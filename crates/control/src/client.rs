@@ -285,6 +285,11 @@ impl Client {
         self.send(Method::POST, routes::TOKENS, request).await
     }
 
+    /// Sends a source away from a receiver.
+    pub async fn source_unpair(&self, source: &str) -> Result<Done, ClientError> {
+        self.call(Method::DELETE, &routes::source(source), Bytes::new()).await
+    }
+
     /// Reads the daemon's configuration again.
     pub async fn reload(&self) -> Result<Reloaded, ClientError> {
         self.call(Method::POST, routes::RELOAD, Bytes::new()).await

@@ -64,6 +64,10 @@ pub const METRICS: &str = "/metrics";
 /// Both, `POST` with nothing: read the configuration again. [`Reloaded`](crate::Reloaded).
 pub const RELOAD: &str = "/v1/reload";
 
+/// Receiver, `DELETE`: forgets the certificate of a source and closes its connections; its points stay.
+/// [`Done`](crate::source::Done).
+pub const SOURCE: &str = "/v1/sources/{source}";
+
 /// The query string of [`POINTS`] and [`POINT`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(default)]
@@ -72,6 +76,11 @@ pub struct PointsQuery {
     pub of: Option<String>,
     /// At most so many, the newest ones; at most [`POINTS_LISTED_MAX`](crate::POINTS_LISTED_MAX).
     pub limit: Option<u32>,
+}
+
+/// [`SOURCE`] of one source.
+pub fn source(name: &str) -> String {
+    fill(SOURCE, name)
 }
 
 /// [`GROUP`] of one group.

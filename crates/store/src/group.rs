@@ -33,6 +33,8 @@ use crate::segments::{FooterFault, Segments, runs_of};
 use crate::space::Space;
 use crate::store::{Shared, random};
 
+/// Unreadable regions of a volume and a layer that are judged one by one.
+const UNREADABLE_REGIONS_JUDGED: u64 = 4096;
 /// Files deleted under one hold of the readers' lock.
 const DELETE_BATCH: usize = 1000;
 
@@ -441,15 +443,49 @@ impl GroupStore {
         self.landing.adopt(&self.segments, &new)?;
         let mut runs = BTreeMap::new();
         for (entry, name) in new {
+            let mut layer_runs = Vec::new();
             for part in parts_of(entry, self.state().next_slot()) {
                 let footer = self.segments.footer(&name, &part).map_err(|fault| match fault {
                     FooterFault::Store(error) => error,
                     FooterFault::Damaged(why) => StoreError::BadPart { layer: entry.key, part: part.name.number, why },
                 })?;
-                runs.insert(part.name, PartRuns::Known(runs_of(&footer)));
+                let part_runs = runs_of(&footer);
+                layer_runs.extend_from_slice(&part_runs);
+                runs.insert(part.name, PartRuns::Known(part_runs));
             }
+            self.check_said(entry, &layer_runs)?;
         }
         Ok(runs)
+    }
+
+    /// What the end message said of a layer is held against what landed: a region that is not named would be missed by the
+    /// position rule, and one with unreadable runs would make a good point of a degraded one.
+    fn check_said(&self, entry: &LayerEntry, layer_runs: &[(GranuleRun, Content)]) -> Result<()> {
+        let bad = |why: &str| StoreError::BadPart { layer: entry.key, part: 0, why: why.to_owned() };
+        let geometry = self.volume(entry.key.volume)?.geometry;
+        let of = |wanted: &dyn Fn(Content) -> bool| {
+            let mut regions = RegionSet::new();
+            let runs = layer_runs.iter().filter(|(_, content)| wanted(*content));
+            runs.for_each(|(run, _)| regions.insert_range(geometry.regions_of(*run)));
+            regions
+        };
+        let mut stray = of(&|_| true);
+        stray.subtract(&entry.regions);
+        if let Some(region) = stray.first() {
+            return Err(bad(&format!("its layer holds region {region}, which the end message does not name")));
+        }
+        let own = of(&|content| content == Content::Unreadable);
+        // Region by region, unless that would take for ever.
+        let before = self.state().volume(entry.key.volume).map_or(0, |v| v.unreadable().len());
+        let mut unsaid = match before.saturating_add(own.len()) <= UNREADABLE_REGIONS_JUDGED {
+            true => self.image.unreadable_after(entry.key.volume, &entry.regions, layer_runs),
+            false => own,
+        };
+        unsaid.subtract(&entry.unreadable_regions);
+        match unsaid.first() {
+            Some(region) => Err(bad(&format!("region {region} holds an unreadable run, which the end message does not say"))),
+            None => Ok(()),
+        }
     }
 
     /// Writes the record; returns only when it is in its slot.

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::sync::Arc;
 
-use farside_ledger::{Body, LayerKind, Pin, Policy, Verdict, VoidReason};
-use farside_region::{GranuleIndex, GranuleRun, RegionIndex, Seq, Slot, mutation::tell};
+use farside_ledger::{Body, LayerEntry, LayerKind, Pin, Policy, Verdict, VoidReason};
+use farside_region::{GranuleIndex, GranuleRun, RegionIndex, RegionSet, Seq, Slot, mutation::tell};
 
 use crate::backend::faulty::{Faulty, Op, When};
 use crate::group::{DigestRun, GroupStore, Repair};
@@ -874,6 +874,33 @@ fn unreadable_regions_are_those_of_the_image_after_the_layer() {
     assert_eq!(regions(half, &group), (vec![0, 1], true), "one granule of it was read at last");
     let rest = volume.publish(&mut group, LayerKind::Point, &[vec![(5, 1, Fill::Byte(2)), (9, 1, Fill::Zero)]]);
     assert_eq!(regions(rest, &group), (vec![], false));
+}
+
+/// A source that says too little: its points would be listed as good and fail on the worst day.
+#[test]
+fn a_layer_that_is_not_what_its_source_said_is_lost_and_no_record_names_it() {
+    let store = TempStore::new();
+    let mut group = store.group();
+    let mut volume = TestVolume::new("v", 32);
+    volume.claim(&mut group);
+    volume.base(&mut group, 1);
+    let head = group.state().head();
+    let good = volume.land(&group, &[vec![(4, 1, Fill::Unreadable), (9, 1, Fill::Byte(2))]]);
+    let hides_a_run = LayerEntry { unreadable_regions: RegionSet::new(), ..good.clone() };
+    let hides_a_region = LayerEntry { regions: [RegionIndex(0)].into_iter().collect(), ..good.clone() };
+    for (entry, word) in [(hides_a_run, "region 0 holds an unreadable run"), (hides_a_region, "region 1")] {
+        let error = group.append(layers(LayerKind::Point, vec![entry])).expect_err("refused");
+        assert!(matches!(error, StoreError::BadPart { .. }) && error.remedy() == Remedy::Lose, "{error}");
+        assert!(error.to_string().contains(word), "{error}");
+        assert_eq!(group.state().head(), head);
+    }
+    // To say too much does no harm.
+    let careful = LayerEntry { unreadable_regions: good.regions.clone(), ..good };
+    assert!(group.append(layers(LayerKind::Point, vec![careful])).expect("append").verdict.is_done());
+    // A region that was unreadable before, and is said to be whole without having been rewritten.
+    let part = volume.land(&group, &[vec![(5, 1, Fill::Byte(3))]]);
+    let forgets = LayerEntry { unreadable_regions: RegionSet::new(), ..part };
+    assert!(group.append(layers(LayerKind::Point, vec![forgets])).is_err());
 }
 
 #[test]

@@ -18,8 +18,8 @@ pub const DIGEST_GRANULES_MAX: u64 = 32 * 1024;
 pub const END_MEMBERS_MAX: usize = 64;
 /// The most ranges of regions in one [`EpochEnd`], all sets of all members together.
 pub const END_RANGES_MAX: usize = 160_000;
-/// Layers that one resume query may ask about; a source has far fewer under way.
-const RESUME_LAYERS_MAX: usize = 1024;
+/// The most layers that one [`ResumeQuery`] may name.
+pub const RESUME_LAYERS_MAX: usize = 256;
 /// The longest text in a message, in bytes.
 pub const TEXT_BYTES_MAX: usize = 1024;
 
@@ -535,9 +535,7 @@ impl SourceMessage {
                 Err(DecodeError::Limit("the end of a digest query"))
             }
             Self::EpochEnd(end) => end.check_limits(),
-            Self::Resume(query) if query.layers.len() > RESUME_LAYERS_MAX => {
-                Err(DecodeError::Limit("the number of layers in a resume query"))
-            }
+            Self::Resume(query) if query.layers.len() > RESUME_LAYERS_MAX => Err(DecodeError::Limit("layers in a resume query")),
             Self::Resume(query) if !query.layers.is_sorted_by(|a, b| a.seq < b.seq) => {
                 Err(DecodeError::Limit("the order of layers in a resume query"))
             }

@@ -52,6 +52,34 @@ pub struct PointPage {
     pub more: bool,
 }
 
+impl PointPage {
+    /// Bytes of points in one page, encoded: well below what a frame holds.
+    pub const BYTES_MAX: usize = 512 << 10;
+
+    /// The first of `points` (newest first), as many as fit; at least one, if there is one and `limit` is not 0.
+    pub fn of(points: impl IntoIterator<Item = PointInfo>, limit: usize) -> Self {
+        let mut page = Self::default();
+        let mut bytes = 0;
+        for point in points {
+            bytes += point.bytes_max();
+            if page.points.len() >= limit || (bytes > Self::BYTES_MAX && !page.points.is_empty()) {
+                page.more = true;
+                break;
+            }
+            page.points.push(point);
+        }
+        page
+    }
+}
+
+impl PointInfo {
+    /// Its encoding is not longer than this: no number takes more than ten bytes.
+    fn bytes_max(&self) -> usize {
+        let member = |m: &PointMemberInfo| m.name.as_str().len() + 2 + 16 + 5 * 10;
+        160 + self.members.iter().map(member).sum::<usize>()
+    }
+}
+
 /// A recovery point as people see it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PointInfo {

@@ -216,6 +216,12 @@ fn limits_of_messages_are_checked_when_they_are_read() {
         let bytes = encode_payload(&SourceMessage::Digests(query)).expect("fits");
         assert!(matches!(decode_payload::<SourceMessage>(&bytes), Err(DecodeError::Limit(_))), "{run:?}");
     }
+    for (layers, good) in [(RESUME_LAYERS_MAX, true), (RESUME_LAYERS_MAX + 1, false)] {
+        let layers = (0..layers as u64).map(|seq| HeldLayer { seq: Seq(seq), parts: 1 }).collect();
+        let query = ResumeQuery { id: RequestId(1), volume: VolumeId([0; 16]), term: Term(1), layers };
+        let bytes = encode_payload(&SourceMessage::Resume(query)).expect("fits");
+        assert_eq!(decode_payload::<SourceMessage>(&bytes).is_ok(), good);
+    }
     let text = "x".repeat(TEXT_BYTES_MAX + 1);
     let refusal = ReceiverMessage::Refusal(Refusal { code: RefusalCode::Store, volume: None, text });
     let bytes = encode_payload(&refusal).expect("fits");
@@ -279,6 +285,42 @@ fn a_message_that_no_frame_holds_is_not_encoded() {
     let layers = vec![key(); 60_000];
     let message = ReceiverMessage::Staged(Staged { layers });
     assert!(matches!(encode_payload(&message), Err(EncodeError::TooLong(_))));
+}
+
+/// Five hundred points of as many volumes as a point may hold, with the longest names and numbers.
+#[test]
+fn any_points_are_listed_page_by_page_in_frames_that_hold_them() {
+    let member = PointMemberInfo {
+        name: name(&"n".repeat(64)),
+        layer: LayerKey { volume: VolumeId([255; 16]), term: Term(u64::MAX), seq: Seq(u64::MAX) },
+        volume_bytes: u64::MAX,
+        unreadable_regions: u64::MAX,
+    };
+    let info = |slot: u64| PointInfo {
+        slot: Slot(u64::MAX - slot),
+        digest: RecordDigest([255; 32]),
+        epoch: EpochInfo { boot: BootId([255; 16]), mono_before_ns: u64::MAX, mono_after_ns: u64::MAX, wall_ms: i64::MIN },
+        ledger_time_ms: u64::MAX,
+        pinned: true,
+        members: vec![member.clone(); END_MEMBERS_MAX],
+    };
+    let all: Vec<PointInfo> = (0..500).map(info).collect();
+    let mut listed = Vec::new();
+    loop {
+        let page = PointPage::of(all[listed.len()..].iter().cloned(), 500);
+        let more = page.more;
+        assert!(!page.points.is_empty());
+        listed.extend(page.points.clone());
+        let answer = encode_payload(&ReceiverMessage::Points(PointAnswer { id: RequestId(u64::MAX), page })).expect("fits");
+        assert!(answer.len() <= PointPage::BYTES_MAX + 100, "{}", answer.len());
+        if !more {
+            break;
+        }
+    }
+    assert_eq!(listed, all);
+    let few = PointPage::of(all.iter().cloned(), 2);
+    assert_eq!((few.points.len(), few.more), (2, true));
+    assert_eq!(PointPage::of(Vec::new(), 2), PointPage::default());
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //!
 //! Tests wait for conditions with a generous deadline, never for time.
 
+mod hostile;
 mod site;
 
 use farside_ledger::LayerKind;

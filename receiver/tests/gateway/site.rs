@@ -157,6 +157,21 @@ impl Gateway {
         String::from_utf8(output.stderr).expect("text")
     }
 
+    /// Runs the program with arguments that it must take; its words.
+    pub(crate) fn run_well(&self, arguments: &[&str]) -> String {
+        let output = self.command(arguments).output().expect("started");
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).expect("text")
+    }
+
+    /// The most memory that the process has had so far, in bytes.
+    pub(crate) fn resident_bytes_max(&self) -> u64 {
+        let id = self.child.as_ref().expect("it runs").id();
+        let status = std::fs::read_to_string(format!("/proc/{id}/status")).expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("Linux says so");
+        line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") << 10
+    }
+
     /// `farside-receiver token`.
     pub(crate) fn token(&self, arguments: &[&str]) -> String {
         let output = self.command(&["token", "--config", "receiver.toml"]).args(arguments).output().expect("started");
@@ -233,11 +248,24 @@ impl Source {
 
     /// Connects and greets; whatever the answer.
     pub(crate) async fn hello_as(&self, source: &str, group: &str) -> Session {
+        self.hello_of_run(source, group, 0).await
+    }
+
+    /// As another run of the same source: both stand side by side.
+    pub(crate) async fn connect_of_run(&self, group: &str, run: u8) -> Session {
+        let mut session = self.hello_of_run(self.name.as_str(), group, run).await;
+        session.expect("a greeting", |m| matches!(m, ReceiverMessage::Hello(_)).then_some(())).await;
+        session
+    }
+
+    async fn hello_of_run(&self, source: &str, group: &str, run: u8) -> Session {
+        let mut instance: [u8; 16] = self.identity.fingerprint().0[..16].try_into().expect("16 bytes");
+        instance[0] ^= run;
         let mut session = Session { connection: self.raw().await, source: name(source), group: name(group), requests: 0 };
         let hello = SourceHello {
             versions: VersionRange::OURS,
             features: Features::OURS,
-            instance: InstanceId(self.identity.fingerprint().0[..16].try_into().expect("16 bytes")),
+            instance: InstanceId(instance),
             connection: next_connection(),
             source: name(source),
             group: name(group),
@@ -283,6 +311,19 @@ pub(crate) struct Volume {
 impl Volume {
     fn key(&self, seq: u64) -> LayerKey {
         LayerKey { volume: self.id, term: self.term, seq: Seq(seq) }
+    }
+
+    /// What an end message says of a layer without parts.
+    pub(crate) fn empty_layer(&self, seq: u64, regions: RegionSet, volume_bytes: u64) -> EndMember {
+        EndMember {
+            key: self.key(seq),
+            parts: 0,
+            digest: layer_digest(&self.key(seq), &[]),
+            regions,
+            whole_regions: RegionSet::default(),
+            unreadable_regions: RegionSet::default(),
+            volume_bytes,
+        }
     }
 
     /// The only part of a layer: its bytes, and what the end message says of the layer.
@@ -387,6 +428,18 @@ impl Session {
     pub(crate) async fn claim(&mut self, volume: &str) -> Volume {
         let meta = self.claim_raw(volume, |_| {}).await;
         self.claimed(meta).await
+    }
+
+    /// Claims a volume of another size that nobody claimed before.
+    pub(crate) async fn claim_of(&mut self, volume: &str, geometry: Geometry) -> Volume {
+        let mut meta = self.claim_raw(volume, |claim| claim.volume.geometry = geometry).await;
+        meta.geometry = geometry;
+        self.claimed(meta).await
+    }
+
+    /// Sends what is not a message.
+    pub(crate) async fn send_raw(&mut self, frame: &'static [u8]) {
+        let _ = self.connection.send(Bytes::from_static(frame)).await;
     }
 
     /// Claims a volume anew, having looked at everything that a former claim can have published.
