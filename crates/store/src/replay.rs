@@ -3,7 +3,7 @@
 //! Records and footers are read by several threads and applied in order by one. Invariant: nothing is believed that does not
 //! follow from slot 0 by digest; replay stops before the first slot that does not, and says so ([`Torn`]).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::thread;
 
 use bytes::Bytes;
@@ -18,8 +18,12 @@ use crate::liveness::Part;
 use crate::names::{GroupNames, GroupObject};
 use crate::segments::Segments;
 
-/// Records or footers read ahead at once.
+/// Records read ahead at once.
 const BATCH: usize = 256;
+/// Footers read ahead at once; the largest take megabytes.
+const FOOTERS: usize = 32;
+/// Bytes of records read ahead, at most, unless one alone has more: in memory they take many times that.
+const BATCH_BYTES: u64 = 1 << 20;
 const THREADS_MAX: usize = 4;
 /// Threads that wait for a disk at once.
 const WAITING_MAX: usize = 16;
@@ -102,17 +106,38 @@ pub(crate) struct Replayed {
 pub(crate) struct Slots {
     pub(crate) records: BTreeSet<u64>,
     pub(crate) voids: BTreeSet<u64>,
+    /// Bytes of records that are longer than most.
+    long: BTreeMap<u64, u64>,
 }
 
 impl Slots {
     pub(crate) fn list(backend: &dyn Backend, names: &GroupNames) -> Result<Self> {
         let mut slots = Self::default();
         list_all(backend, Some(&names.ledger()), |listed| match names.parse(&listed.name) {
-            Some(GroupObject::Record(slot)) => drop(slots.records.insert(slot.0)),
+            Some(GroupObject::Record(slot)) => {
+                slots.records.insert(slot.0);
+                if listed.bytes > BATCH_BYTES / BATCH as u64 {
+                    slots.long.insert(slot.0, listed.bytes);
+                }
+            }
             Some(GroupObject::RecordVoid(slot)) => drop(slots.voids.insert(slot.0)),
             _ => {}
         })?;
         Ok(slots)
+    }
+
+    /// Slots from this one on that are read at once.
+    fn batch(&self, from: u64) -> Vec<u64> {
+        let mut bytes = 0;
+        let mut batch = Vec::new();
+        for slot in (from..self.end()).take(BATCH) {
+            bytes += self.long.get(&slot).copied().unwrap_or(0);
+            if bytes > BATCH_BYTES && !batch.is_empty() {
+                break;
+            }
+            batch.push(slot);
+        }
+        batch
     }
 
     /// The slot after the highest that exists.
@@ -126,9 +151,9 @@ pub(crate) fn replay(backend: &dyn Backend, names: &GroupNames, group: GroupId) 
     let slots = Slots::list(backend, names)?;
     let mut image = GroupImage::new(group);
     // A stray file may name any slot: what is missing before it ends the replay, so nothing is made of its number.
-    let (mut from, end) = (0, slots.end());
-    while from < end {
-        let batch: Vec<u64> = (from..end).take(BATCH).collect();
+    let mut from = 0;
+    while from < slots.end() {
+        let batch = slots.batch(from);
         from += batch.len() as u64;
         let read = parallel(&batch, |&slot| read_slot(backend, names, Slot(slot), slots.voids.contains(&slot)));
         for (&slot, read) in batch.iter().zip(read) {
@@ -154,7 +179,7 @@ pub(crate) fn replay(backend: &dyn Backend, names: &GroupNames, group: GroupId) 
 pub(crate) fn index_all(image: &mut GroupImage, segments: &Segments) -> Result<Vec<PartNo>> {
     let mut damaged = Vec::new();
     let parts = image.unindexed();
-    for batch in parts.chunks(BATCH) {
+    for batch in parts.chunks(FOOTERS) {
         let read = parallel(batch, |(_, part)| runs_of_part(image, segments, part));
         for ((no, _), runs) in batch.iter().zip(read) {
             let runs = runs?;
