@@ -120,13 +120,23 @@ async fn volume(State(daemon): Here, Path(name): Path<String>) -> Answer<VolumeS
     one_volume(&daemon, &name).await
 }
 
+/// A client that goes away takes its handler with it. A change goes on to its end all the same: half of one would leave a volume
+/// that is served and not configured, or the reverse.
+async fn to_its_end<T: Send + 'static>(
+    change: impl Future<Output = Result<T, ApiError>> + Send + 'static,
+) -> Result<T, ApiError> {
+    tokio::spawn(change).await.map_err(|e| ApiError::internal(e.to_string()))?
+}
+
 async fn add(State(daemon): Here, Json(add): Json<VolumeAdd>) -> Answer<VolumeStatus> {
-    daemon.add_volume(&add).await?;
+    let (at_work, wanted) = (daemon.clone(), add.clone());
+    to_its_end(async move { at_work.add_volume(&wanted).await }).await?;
     one_volume(&daemon, &add.name).await
 }
 
 async fn remove(State(daemon): Here, Path(name): Path<String>) -> Answer<Done> {
-    daemon.remove_volume(&name).await?;
+    let (at_work, wanted) = (daemon.clone(), name.clone());
+    to_its_end(async move { at_work.remove_volume(&wanted).await }).await?;
     Ok(Json(Done { message: format!("volume {name} is no longer served; its points stay in the store") }))
 }
 

@@ -35,7 +35,9 @@ const TICK_MAX: Duration = Duration::from_millis(250);
 /// While something must be polled.
 const POLL: Duration = Duration::from_millis(1);
 /// A device that does not answer is waited for so long when its volume is closed.
-const CLOSE_WAIT: Duration = Duration::from_secs(20);
+const CLOSE_WAIT: Duration = Duration::from_secs(15);
+/// And so long for the last host I/O of a planned stop. Together with `stop_wait_seconds` that is less than systemd waits.
+const TAPS_WAIT: Duration = Duration::from_secs(20);
 
 /// What the control thread hears.
 pub(crate) enum Note {
@@ -596,7 +598,7 @@ impl Control {
                 },
                 CoolStep::Wait => return,
                 CoolStep::Flush => {
-                    if !member.flushing && !member.tap_stopped {
+                    if !member.flushing && !member.served.is_stopping() {
                         member.flushing = true;
                         member.cooler.flush_begin();
                         member.served.order_flush();
@@ -788,7 +790,9 @@ impl Control {
         self.stopping = true;
         self.members.values().for_each(|m| m.served.stop_tap());
         let patience = Instant::now() + Duration::from_secs(u64::from(self.around.limits.stop_wait_seconds));
-        self.listen_until(|c| c.members.values().all(|m| m.tap_stopped), None);
+        // Host I/O in a device that does not answer keeps its own volume from `clean`, and nobody else.
+        let taps_until = Instant::now() + TAPS_WAIT;
+        self.listen_until(|c| c.members.values().all(|m| m.tap_stopped), Some(taps_until));
         // What a verify found to differ becomes owed when its bit is durable.
         let patience_for_bits = Instant::now() + Duration::from_secs(2);
         self.listen_until(|c| !c.members.keys().any(|id| c.source.is_heating(*id)), Some(patience_for_bits));
@@ -812,7 +816,8 @@ impl Control {
             let name = member.served.config.name.clone();
             let loss = member.loss;
             // A flush that was never answered may have failed (T14); what is not durable may not be called clean.
-            let trusted = loss == Loss::Kept
+            let trusted = member.tap_stopped
+                && loss == Loss::Kept
                 && member.heats.is_empty()
                 && !member.flushing
                 && Mark::TrackingLost.is_set(&member.served.dir).is_ok_and(|set| !set);

@@ -19,6 +19,7 @@ use farside_shim::Commit;
 use thiserror::Error;
 
 use crate::config::{ConfigError, sync_dir};
+use crate::state_dir::Mark;
 
 /// Why an intent map cannot be used.
 #[derive(Debug, Error)]
@@ -116,8 +117,9 @@ impl IntentFile {
             if !is_new {
                 judge(header)?;
             }
-            if header.volume_bytes < geometry.volume_bytes() {
-                device = grow(dir, device, header, geometry)?;
+            let grown = header.volume_bytes < geometry.volume_bytes();
+            if grown || (!is_new && header.state == HeaderState::Attached) {
+                device = renew(dir, device, header, geometry)?;
             }
         }
         let layout = IntentLayout::new(geometry);
@@ -308,8 +310,13 @@ fn create(dir: &Path, geometry: &Geometry, header: &Header, hot: &dyn Fn(RegionI
     Ok(sync_dir(dir)?)
 }
 
-/// The map of a grown volume: what was, the old last region (which may have been short), and all that is new (T12).
-fn grow(dir: &Path, old: FileDevice, header: &Header, geometry: &Geometry) -> Result<FileDevice, IntentFileError> {
+/// Writes the map anew beside the old one, under the same id: what was hot; of a grown volume also the old last region (which may
+/// have been short) and all that is new (T12); everything, if tracking was lost.
+///
+/// † A map that no clean stop left may have had a sync that failed. The kernel says so once, to whoever asked: pages that never
+/// became durable read back well until the next power cut, and no later sync says otherwise. So only what is written and synced
+/// through a file of our own is believed to be durable.
+fn renew(dir: &Path, old: FileDevice, header: &Header, geometry: &Geometry) -> Result<FileDevice, IntentFileError> {
     let path = dir.join("intent");
     let before = Geometry::new(header.volume_bytes).expect("a header's size was checked");
     let old_layout = IntentLayout::new(&before);
@@ -320,11 +327,12 @@ fn grow(dir: &Path, old: FileDevice, header: &Header, geometry: &Geometry) -> Re
         let start = old_layout.page_run(PageIndex(p)).start.0;
         page.bits.iter().for_each(|i| hot.insert(RegionIndex(start + u64::from(i))));
     }
-    let last = before.region_count() - 1;
+    let first_new = if before == *geometry { u64::MAX } else { before.region_count() - 1 };
+    let lost = Mark::TrackingLost.is_set(dir)?;
     // A clean stop's masks speak of the smaller volume: they must not stand in for the grown one.
-    let header = Header { volume_bytes: geometry.volume_bytes(), state: HeaderState::Attached, ..header.clone() };
-    let header = Header { seq: header.seq + 1, ..header };
-    create(dir, geometry, &header, &|r| r.0 >= last || hot.contains(r))?;
+    let header =
+        Header { volume_bytes: geometry.volume_bytes(), state: HeaderState::Attached, seq: header.seq + 1, ..header.clone() };
+    create(dir, geometry, &header, &|r| lost || r.0 >= first_new || hot.contains(r))?;
     drop(old);
     Ok(FileDevice::open(&path, OpenOptions::daemon())?)
 }
@@ -352,6 +360,37 @@ mod tests {
         drop(file);
         let (_, found) = IntentFile::open(dir.path(), &g, ID, &mut |_| Ok(())).expect("opened");
         assert_eq!(found.owed, None, "a crash after a clean stop must not trust its masks");
+    }
+
+    fn inode(dir: &Path) -> u64 {
+        std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(dir.join("intent")).expect("there"))
+    }
+
+    /// The sync of a page failed, was reported, and the process ended; nothing says so to the next one.
+    #[test]
+    fn a_map_that_no_clean_stop_left_is_written_anew_with_its_bits() {
+        let dir = tempfile::tempdir_in(".").expect("temp dir");
+        let g = Geometry::new(20 << 20).expect("valid");
+        let header = Header { seq: 7, ..Header::new(ID, &g, &IntentLayout::new(&g)) };
+        create(dir.path(), &g, &header, &|r| r.0 == 3).expect("created");
+        let old = File::open(dir.path().join("intent")).expect("opened"); // its inode number is not given away again
+        let before = inode(dir.path());
+        let (mut file, found) = IntentFile::open(dir.path(), &g, MapId([9; 16]), &mut |_| Ok(())).expect("opened");
+        assert_ne!(inode(dir.path()), before, "attached: not believed to be durable");
+        assert_eq!(found.hot.iter().map(|r| r.0).collect::<Vec<_>>(), [3], "and nothing of it is forgotten");
+        let found = found.header.expect("there");
+        assert!(found.map == ID && found.seq > header.seq + 1, "{found:?}");
+        file.write_clean(GranuleSet::new(), None, None).expect("written");
+        drop((file, old));
+        let before = inode(dir.path());
+        let (mut file, found) = IntentFile::open(dir.path(), &g, ID, &mut |_| Ok(())).expect("opened");
+        assert_eq!(inode(dir.path()), before, "clean: only a file that never failed is called so");
+        assert_eq!(found.owed, Some(GranuleSet::new()));
+        file.write_header(|h| h.state = HeaderState::Attached).expect("written");
+        drop(file);
+        Mark::TrackingLost.put(dir.path(), true).expect("marked");
+        let (_, found) = IntentFile::open(dir.path(), &g, ID, &mut |_| Ok(())).expect("opened");
+        assert_eq!(found.hot.len(), 5, "lost: every bit is durable before anything is served");
     }
 
     #[test]

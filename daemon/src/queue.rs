@@ -306,11 +306,21 @@ impl BlockQueue for ShimQueue {
         self.parked.drain(..count);
     }
 
+    fn is_idle(&self) -> bool {
+        !self.flush_under_way && self.orders.flushes.is_empty()
+    }
+
     fn reap(&mut self) -> Option<Done> {
         self.done.pop_front()
     }
 
     fn extents(&mut self, extent: ByteExtent, max: usize, out: &mut Vec<Extent>) -> Result<(), Errno> {
+        // A punch holds the inode's lock until its I/O is done, and a seek would wait for that on the host's own thread (L1).
+        let zeroing = |a: &Active| matches!(a.io, Some(Io::Zero { .. }));
+        if self.active.iter().flatten().any(zeroing) {
+            out.push(Extent { len: extent.len, kind: farside_blockio::ExtentKind::Data });
+            return Ok(());
+        }
         self.engine.device().extents(extent, max, out)
     }
 

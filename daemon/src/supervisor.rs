@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -62,6 +62,9 @@ pub(crate) struct Daemon {
     instance: InstanceId,
     groups: Mutex<BTreeMap<Name, GroupHandle>>,
     volumes: Mutex<BTreeMap<Name, (Name, VolumeId)>>,
+    /// Why what is configured is not served.
+    unserved: Mutex<BTreeMap<Name, String>>,
+    stopping: AtomicBool,
     /// One change of the configuration at a time.
     changes: tokio::sync::Mutex<()>,
     /// Why the configuration on disk is not the one that runs.
@@ -98,6 +101,8 @@ impl Daemon {
             instance: InstanceId(instance),
             groups: Mutex::new(BTreeMap::new()),
             volumes: Mutex::new(BTreeMap::new()),
+            unserved: Mutex::default(),
+            stopping: AtomicBool::new(false),
             changes: tokio::sync::Mutex::new(()),
             stale: Mutex::default(),
             started: Instant::now(),
@@ -137,6 +142,7 @@ impl Daemon {
             }
         }
         info!("stopping");
+        self.stopping.store(true, Ordering::Relaxed);
         systemd::stopping();
         housekeeping.abort();
         let stopped = self.stop_groups().await;
@@ -199,6 +205,18 @@ impl Daemon {
 
     /// Serves a volume; its group is started if it is the first of it.
     async fn start_volume(&self, volume: VolumeConfig) -> anyhow::Result<()> {
+        let name = volume.name.clone();
+        let started = self.try_to_start(volume).await;
+        locked(&self.unserved).remove(&name);
+        if let Err(error) = &started
+            && locked(&self.config).volumes.contains_key(&name)
+        {
+            locked(&self.unserved).insert(name, format!("{error:#}"));
+        }
+        started
+    }
+
+    async fn try_to_start(&self, volume: VolumeConfig) -> anyhow::Result<()> {
         let name = volume.name.clone();
         let group = volume.group.clone();
         let id = farside_ledger::volume_id(&self.around.source, &group, &name);
@@ -358,10 +376,16 @@ impl Daemon {
             .iter()
             .filter(|n| !served.contains_key(*n))
             .map(|n| {
-                let todo = "the daemon's log says why; mend it, then `systemctl reload farsided`";
-                Reason::new(Severity::Error, "not_served", format!("volume {n} is not served"), todo)
+                let todo = "mend it, then: farside reload. Until then its group's points are made without it";
+                let why = locked(&self.unserved).get(n).map_or_else(|| "it is being opened".to_owned(), Clone::clone);
+                Reason::new(Severity::Error, "not_served", format!("volume {n} is not served: {why}"), todo)
             })
             .collect();
+        if self.stopping.load(Ordering::Relaxed) {
+            let todo = "wait; what is owed then is written down, and the next start goes on from there";
+            let what = "farsided is stopping: its volumes are closed, what can still be published is";
+            reasons.push(Reason::new(Severity::Warning, "stopping", what, todo));
+        }
         reasons.extend(locked(&self.stale).iter().map(|what| {
             let todo = "mend it, then: farside reload; or restart farsided for what only a restart can change";
             Reason::new(Severity::Warning, "configuration_stale", what, todo)

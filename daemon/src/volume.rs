@@ -292,6 +292,11 @@ impl Served {
         Ok(())
     }
 
+    /// Whether [`Served::stop_tap`] was called, or the tap has ended by itself: nothing may be asked of its queue any more.
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.tap.is_stopping() || self.tap_has_ended()
+    }
+
     /// Whether the tap's thread is over, by a stop or because it could not begin.
     pub(crate) fn tap_has_ended(&self) -> bool {
         self.queue_thread.as_ref().is_none_or(JoinHandle::is_finished)

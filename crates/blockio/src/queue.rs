@@ -122,6 +122,11 @@ pub trait BlockQueue {
         let _ = client;
     }
 
+    /// Whether nothing of the queue's own is under way or asked for, beside requests: its ring may go.
+    fn is_idle(&self) -> bool {
+        true
+    }
+
     /// The next finished request.
     fn reap(&mut self) -> Option<Done>;
 

@@ -148,7 +148,7 @@ struct Piece {
 
 /// ```text
 /// Read ─► Reading ─► Done
-/// Intent ─► Mark ─► Claim ⇄ Saving
+/// Intent ─► Mark ─► Claim ⇄ Saving ⇄ SaveSingly
 ///   ▲        │▲      └─► Passing ─► Mark … ─► Flush ─► Flushing ─► Done
 ///   └─cooled─┘└──── next piece ──────┘
 /// ```
@@ -162,7 +162,15 @@ enum Phase {
     /// Mark the next piece.
     Mark,
     Claim(Piece),
-    Saving(Piece, GranuleRun, EpochId),
+    /// `rest`: granules of the claimed run behind this one, to be saved one by one.
+    Saving {
+        piece: Piece,
+        run: GranuleRun,
+        rest: u64,
+        cut: EpochId,
+    },
+    /// The claimed run could not be read in one go.
+    SaveSingly(Piece, GranuleRun, EpochId),
     Passing(Piece),
     Flush,
     Flushing(u64),
@@ -260,10 +268,21 @@ impl Request {
                     }
                     Before::Park(key) => return Step::Park(key),
                     Before::Save(run, cut) => {
-                        self.phase = Phase::Saving(piece, run, cut);
+                        self.phase = Phase::Saving { piece, run, rest: 0, cut };
                         return Step::Io(Io::Save(queue.volume.geometry.bytes_of(run)));
                     }
                 },
+                Phase::SaveSingly(piece, run, cut) => {
+                    if !queue.volume.holds_cut(cut) {
+                        // Given up meanwhile, and for good: nothing is worth a wait any more.
+                        queue.volume.saved(queue.slot, run, cut, None);
+                        self.phase = Phase::Claim(piece);
+                        continue;
+                    }
+                    let one = GranuleRun { count: 1, ..run };
+                    self.phase = Phase::Saving { piece, run: one, rest: run.count - 1, cut };
+                    return Step::Io(Io::Save(queue.volume.geometry.bytes_of(one)));
+                }
                 Phase::Flush => {
                     if self.entry.is_none() {
                         self.entry = queue.take_entry();
@@ -281,7 +300,7 @@ impl Request {
                     self.phase = Phase::Done;
                     return Step::Complete(result);
                 }
-                Phase::Reading | Phase::Saving(..) | Phase::Passing(_) | Phase::Flushing(_) => {
+                Phase::Reading | Phase::Saving { .. } | Phase::Passing(_) | Phase::Flushing(_) => {
                     panic!("advance while an operation of the request is outstanding")
                 }
                 Phase::Done => panic!("advance after completion"),
@@ -331,7 +350,11 @@ impl Request {
         };
         match self.phase {
             Phase::Reading => self.phase = Phase::Answer(failed.map_or(Ok(()), Err)),
-            Phase::Saving(piece, run, cut) => {
+            // One bad sector costs one granule, here as in the sender.
+            Phase::Saving { piece, run, cut, .. } if failed.is_some() && run.count > 1 => {
+                self.phase = Phase::SaveSingly(piece, run, cut);
+            }
+            Phase::Saving { piece, run, rest, cut } => {
                 let data = match result {
                     IoResult::Data(data) => {
                         assert_eq!(data.len() as u64, volume.geometry.bytes_of(run).len, "a save brings what was asked for");
@@ -341,7 +364,10 @@ impl Request {
                     IoResult::Done => panic!("a save comes back with data or an error"),
                 };
                 volume.saved(queue.slot, run, cut, data);
-                self.phase = Phase::Claim(piece);
+                self.phase = match rest {
+                    0 => Phase::Claim(piece),
+                    count => Phase::SaveSingly(piece, GranuleRun { start: run.end(), count }, cut),
+                };
             }
             Phase::Passing(piece) => {
                 self.at = piece.extent.offset.0 + piece.extent.len;
@@ -378,7 +404,9 @@ impl Request {
     #[cfg(any(test, feature = "mutations"))]
     pub fn epoch(&self) -> Option<EpochId> {
         match self.phase {
-            Phase::Claim(piece) | Phase::Saving(piece, ..) | Phase::Passing(piece) => Some(piece.epoch),
+            Phase::Claim(piece) | Phase::Saving { piece, .. } | Phase::SaveSingly(piece, ..) | Phase::Passing(piece) => {
+                Some(piece.epoch)
+            }
             _ => None,
         }
     }

@@ -359,6 +359,51 @@ fn overflow_demotes_the_cut_and_the_write_goes_on() {
 }
 
 #[test]
+fn a_save_over_a_bad_sector_costs_one_granule() {
+    for given_up in [false, true] {
+        let mut site = site(16 * MIB, true);
+        assert_eq!(site.run(Op::Write(at(0, 64 << 10), None)).1, Ok(()));
+        let mut switcher = Switcher::new(site.group.clone());
+        switcher.begin(Kind::Cut, vec![Member { volume: site.volume.clone(), also: GranuleSet::new() }]).expect("free");
+        let frozen = switcher.poll().expect("no grace");
+        let mut reader = FrozenReader::new(site.volume.clone(), frozen.epoch, frozen.members[0].set.clone());
+        let mut write = site.queue.start(Op::Write(at(0, 64 << 10), None)).expect("inside");
+        assert_eq!(write.advance(&mut site.queue), Step::Io(Io::Save(at(0, 64 << 10))));
+        write.io_done(&mut site.queue, IoResult::Failed(5));
+        let mut singly = 0;
+        loop {
+            match write.advance(&mut site.queue) {
+                Step::Io(Io::Save(extent)) => {
+                    assert_eq!(extent, at(singly * 4096, 4096));
+                    let content = [singly as u8; 4096];
+                    let bad = singly == 5;
+                    write.io_done(&mut site.queue, if bad { IoResult::Failed(5) } else { IoResult::Data(&content) });
+                    singly += 1;
+                    if given_up && singly == 7 {
+                        switcher.demote(frozen.epoch);
+                    }
+                }
+                step => break assert_eq!(step, Step::Io(Io::Write(at(0, 64 << 10)))),
+            }
+        }
+        assert_eq!(singly, if given_up { 7 } else { 16 }, "what is given up needs no reading");
+        let mut unreadable = Vec::new();
+        let mut held = 0;
+        while let Next::Held(found) = reader.next(RegionIndex(9)) {
+            held += found.run.count;
+            match found.data {
+                None => unreadable.push(found.run),
+                Some(data) => assert!(data.chunks(4096).zip(found.run.start.0..).all(|(d, g)| d[0] == g as u8)),
+            }
+        }
+        if !given_up {
+            assert_eq!((held, unreadable), (16, vec![GranuleRun { start: GranuleIndex(5), count: 1 }]));
+        }
+        write.crash();
+    }
+}
+
+#[test]
 fn a_hung_older_write_holds_the_sender_and_newer_writes_but_not_the_switch() {
     let mut site = site(16 * MIB, true);
     let mut hung = site.queue.start(Op::Write(at(0, 4096), None)).expect("inside");

@@ -129,6 +129,11 @@ impl Volume {
         }
     }
 
+    /// Whether this cut is still held. Once it is not, it never is again.
+    pub(crate) fn holds_cut(&self, cut: EpochId) -> bool {
+        self.frozen.load(Ordering::Acquire) == frozen_word(cut, CUT)
+    }
+
     /// The read of a claimed run came back: its content (`None`: unreadable) goes to the side buffer, and the claim is done.
     pub(crate) fn saved(&self, slot: usize, run: GranuleRun, cut: EpochId, data: Option<&[u8]>) {
         self.announce(slot, None);
