@@ -157,6 +157,7 @@ fn state_of(v: &source::VolumeStatus) -> VolumeState {
 }
 
 fn volume_reasons(member: &Member, v: &source::VolumeStatus) -> Vec<Reason> {
+    let load = |n: &std::sync::atomic::AtomicU64| n.load(Ordering::Relaxed);
     use Severity::{Error, Warning};
     let mut reasons = Vec::new();
     let mut say = |severity, code: &str, message: String, todo: &str| reasons.push(Reason::new(severity, code, message, todo));
@@ -227,13 +228,9 @@ fn volume_reasons(member: &Member, v: &source::VolumeStatus) -> Vec<Reason> {
         _ => {}
     }
     if let Some(n) = v.not_converging {
-        let message = format!(
-            "not converging: the host dirties {} MiB/s, {} MiB/s can be sent",
-            n.dirty_bytes_per_s >> 20,
-            n.sent_bytes_per_s >> 20
-        );
-        let todo = "a faster link or gateway, a longer epoch_interval, or a larger [limits] side_buffer_mib";
-        say(Warning, "not_converging", message, todo);
+        let (sent, wire) = (load(&member.served.sent.read_bytes), load(&member.served.sent.wire_bytes));
+        let (message, todo) = not_converging(&n, sent, wire);
+        say(Warning, "not_converging", message, &todo);
     }
     if v.unreadable_bytes > 0 {
         let message =
@@ -255,9 +252,49 @@ fn volume_reasons(member: &Member, v: &source::VolumeStatus) -> Vec<Reason> {
     reasons
 }
 
+/// What the host dirties and what gets through, and which number would help. `sent` bytes of content became `wire` bytes so far.
+fn not_converging(n: &source::NotConverging, sent: u64, wire: u64) -> (String, String) {
+    let on_wire =
+        |bytes: u64| u64::try_from(u128::from(bytes) * u128::from(wire.max(1)) / u128::from(sent.max(1))).unwrap_or(u64::MAX);
+    let mbit = |bytes_per_s: u64| (bytes_per_s.saturating_mul(8)).div_ceil(1_000_000).max(1);
+    let message = format!(
+        "not converging: the host changes {} MiB/s and {} MiB/s get through, so the backlog does not shrink",
+        n.dirty_bytes_per_s >> 20,
+        n.sent_bytes_per_s >> 20
+    );
+    // A fifth more than what is changed, so that the backlog shrinks too.
+    let needed = on_wire(n.dirty_bytes_per_s.saturating_mul(6) / 5);
+    let todo = format!(
+        "about {} Mbit/s would do (now {}): a faster line or gateway, or `farside limit clear` if there is a limit; or, where \
+         changes hit the same places, [limits] side_buffer_mib = {}",
+        mbit(needed),
+        mbit(on_wire(n.sent_bytes_per_s)),
+        (n.needed_cut_bytes >> 20).max(1).saturating_mul(2)
+    );
+    (message, todo)
+}
+
 /// Counts without touching: a status query must not take cooling regions back.
 fn hot_regions(volume: &farside_shim::Volume) -> u64 {
     use farside_shim::RegionState::{Cold, ColdZero};
     let hot = |r: &farside_region::RegionIndex| !matches!(volume.region_state(*r), Cold | ColdZero);
     volume.geometry().all_regions().iter().filter(hot).count() as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn not_converging_names_the_number_that_would_help() {
+        let mib = 1 << 20;
+        let n = source::NotConverging { dirty_bytes_per_s: 10 * mib, sent_bytes_per_s: 5 * mib, needed_cut_bytes: 100 * mib };
+        // Half of it is compressed away.
+        let (message, todo) = not_converging(&n, 1000, 500);
+        assert!(message.contains("10 MiB/s") && message.contains("5 MiB/s"), "{message}");
+        assert!(todo.contains("about 51 Mbit/s would do (now 21)") && todo.contains("side_buffer_mib = 200"), "{todo}");
+        // Nothing was sent yet: no division by zero, no nonsense.
+        let (_, todo) = not_converging(&n, 0, 0);
+        assert!(todo.contains("Mbit/s"), "{todo}");
+    }
 }

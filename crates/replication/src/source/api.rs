@@ -610,6 +610,27 @@ pub enum Problem {
     Protocol(&'static str),
 }
 
+/// A sentence for a person, with the way out where the receiver's own words have none.
+impl std::fmt::Display for Problem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (code, text) = match self {
+            Self::Protocol(what) => {
+                return write!(f, "the receiver sent {what}: install the same version of Farside on both sides");
+            }
+            Self::Refused { code, text } => (code, text),
+        };
+        let way_out = match code {
+            RefusalCode::Version => "install the same version of Farside on both sides",
+            RefusalCode::Unknown => "pair this host again: `farside-receiver token` there, `farside pair` here",
+            RefusalCode::Session => "it is tried again by itself",
+            RefusalCode::LedgerTorn => "the gateway's log says which file; `farside store repair` there",
+            RefusalCode::Store => "look at `farside status` at the gateway; it is tried again by itself",
+            _ => "look at the gateway's log",
+        };
+        write!(f, "the receiver refuses: {text} ({way_out})")
+    }
+}
+
 /// What a log wants to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
