@@ -1,6 +1,7 @@
 //! `xtask sim`: replays one seed of the simulator with its story, or runs many.
 
 use std::ops::Range;
+use std::time::{Instant, SystemTime};
 
 use anyhow::{Context, bail};
 use farside_sim::mutations::MUTATIONS;
@@ -16,6 +17,9 @@ pub(crate) struct SimArgs {
     /// Run these seeds, `A..B`.
     #[arg(long, value_parser = parse_range, default_value = "0..1000")]
     seeds: Range<u64>,
+    /// Run new seeds for so many hours, from a number that the day decides, until one breaks a law: for the night.
+    #[arg(long, conflicts_with_all = ["seed", "seeds", "mutate"])]
+    hours: Option<f64>,
     /// Print the story of the run as it happens (with --seed).
     #[arg(long, requires = "seed")]
     trace: bool,
@@ -64,6 +68,9 @@ pub(crate) fn main(args: &SimArgs) -> anyhow::Result<()> {
         return Ok(());
     }
     let threads = args.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(2, usize::from));
+    if let Some(hours) = args.hours {
+        return night(hours, threads);
+    }
     let summary = sweep(args.seeds.clone(), threads, options, !names.is_empty() && !args.all);
     println!("{summary}");
     match (names.is_empty(), summary.failures.is_empty()) {
@@ -71,4 +78,28 @@ pub(crate) fn main(args: &SimArgs) -> anyhow::Result<()> {
         (false, true) => bail!("no seed noticed the mistake"),
         _ => Ok(()),
     }
+}
+
+/// Seeds between two lines of progress.
+const SHIFT: u64 = 2_000;
+
+/// No two nights run the same seeds.
+fn night(hours: f64, threads: usize) -> anyhow::Result<()> {
+    let days =
+        SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).context("the clock stands before 1970")?.as_secs() / 86_400;
+    let (begun, first) = (Instant::now(), days * 10_000_000);
+    let (mut from, mut points) = (first, 0);
+    while begun.elapsed().as_secs_f64() < hours * 3600.0 {
+        let summary = sweep(from..from + SHIFT, threads, Options::default(), true);
+        (from, points) = (from + SHIFT, points + summary.points);
+        if !summary.failures.is_empty() {
+            println!("{summary}");
+            bail!("a seed broke a law");
+        }
+        println!(
+            "{:6.2} h: seeds {first}..{from}, {points} points compared with the truth, none bad",
+            begun.elapsed().as_secs_f64() / 3600.0
+        );
+    }
+    Ok(())
 }

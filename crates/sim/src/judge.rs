@@ -433,6 +433,16 @@ impl Judge {
         }
     }
 
+    /// The newest point that holds a volume.
+    pub fn newest_point(&self, volume: usize) -> Option<Slot> {
+        self.points.iter().rev().find(|(_, p)| p.images.contains_key(&volume)).map(|(slot, _)| *slot)
+    }
+
+    /// Everything was published at some time.
+    pub fn is_synced(&self) -> bool {
+        self.heads.iter().flatten().all(|p| *p != Published::Absent)
+    }
+
     /// From now on a new point on every volume is wanted.
     pub fn heal_begins(&mut self, _world: &World) {
         self.healed.fill(false);

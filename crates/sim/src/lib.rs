@@ -20,6 +20,7 @@ pub mod net;
 pub mod oracle;
 pub mod parts;
 pub mod plan;
+mod progress;
 pub mod receiver;
 pub mod rng;
 pub mod run;

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::plan::{Fault, Plan};
+use crate::plan::{Fault, Plan, Trial};
 
 /// Who notices a mistake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,6 +88,13 @@ fn map_errors(plan: &mut Plan) {
     only(plan, &[Fault::MapError, Fault::Power, Fault::Crash]);
     plan.fault_rate = 0.015;
     plan.spread = true;
+}
+
+/// Two or three members, of which one hangs.
+fn one_hangs(plan: &mut Plan) {
+    only(plan, &[Fault::Reset]);
+    plan.regions = vec![4, 3];
+    plan.trial = Trial::Hung;
 }
 
 const SHIM: &str = "farside-shim";
@@ -201,6 +208,7 @@ pub const MUTATIONS: &[Mutation] = &[
     story("L4 content is not checked where it is read", STORE, "group_tests::l4_rot_is_never_read_as_content"),
     story("T4 sweep everything that no record names", STORE, "group_tests::t4_what_a_record_may_still_name_is_not_swept"),
     story("T13 a restore shares its target", STORE, "restore_tests::t13_a_restore_has_its_target_alone"),
+    seeds("a hung member joins the next cut", 400, Some(one_hangs)),
     seeds("a map trusted after a failed sync", 800, Some(map_errors)),
     seeds("tracking-lost withdrawn while the map cannot be written", 800, Some(map_errors)),
 ];

@@ -189,6 +189,11 @@ impl Oracle {
         self.cuts.push(cut);
     }
 
+    /// Switches that were cuts.
+    pub fn cuts_tried(&self) -> usize {
+        self.cuts.iter().filter(|c| !c.members.is_empty()).count()
+    }
+
     /// The one switch in the interval that a record names, of any of these attaches.
     ///
     /// # Errors

@@ -63,6 +63,19 @@ pub enum Fault {
 
 const NASTY: [Fault; 4] = [Fault::Rollback, Fault::Reinstall, Fault::StoreRollback, Fault::Clone];
 
+const TRIALS: [Trial; 10] = [
+    Trial::None,
+    Trial::None,
+    Trial::None,
+    Trial::None,
+    Trial::None,
+    Trial::None,
+    Trial::Overload,
+    Trial::Paused,
+    Trial::Hung,
+    Trial::Reboots,
+];
+
 const ALL: [Fault; 22] = [
     Fault::Crash,
     Fault::Power,
@@ -128,6 +141,21 @@ const THEMES: [&[Fault]; 36] = [
     &[],
 ];
 
+/// What must make progress, beside everything else; see `progress.rs`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trial {
+    /// Nothing more.
+    None,
+    /// The host never rests.
+    Overload,
+    /// One member is paused.
+    Paused,
+    /// One member's disk hangs.
+    Hung,
+    /// The run begins with a first sync under reboots.
+    Reboots,
+}
+
 /// See the head of the file.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -157,6 +185,8 @@ pub struct Plan {
     pub store_speed: Option<f64>,
     /// Writes go anywhere, not mostly to one hot place.
     pub spread: bool,
+    /// What must make progress.
+    pub trial: Trial,
     /// Regions per intent page.
     pub page_regions: u32,
     /// Points that every member keeps.
@@ -198,6 +228,7 @@ impl Plan {
             tight: rng.chance(0.4),
             store_speed: rng.pick(&[None, None, None, Some(0.1)]),
             spread: rng.chance(0.3),
+            trial: rng.pick(&TRIALS),
             page_regions: rng.pick(&[2, 2, 4, 8]),
             keep: rng.pick(&[1, 2, 2, 3]),
             map_anew: map_fails || rng.chance(0.5),

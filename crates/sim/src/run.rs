@@ -10,7 +10,7 @@ use crate::history::Refusal;
 use crate::host::{HostOp, Workload};
 use crate::judge::Judge;
 use crate::net::To;
-use crate::plan::{Fault, Plan};
+use crate::plan::{Fault, Plan, Trial};
 use crate::receiver::Receiver;
 use crate::rng::Rng;
 use crate::site::Site;
@@ -83,6 +83,8 @@ pub(crate) struct Run {
     /// A ledger write stalls whose writer is dead.
     pub(crate) stalled_since: Option<u64>,
     wrote: bool,
+    /// In a trial: how likely a step is a host operation.
+    pub(crate) trial_rate: Option<f64>,
     pub(crate) host_snapshots: Vec<HostSnapshot>,
     pub(crate) store_snapshots: Vec<StoreSnapshot>,
 }
@@ -114,6 +116,7 @@ impl Run {
             slow_until: [0; 4],
             stalled_since: None,
             wrote: false,
+            trial_rate: None,
             host_snapshots: Vec::new(),
             store_snapshots: Vec::new(),
             world,
@@ -144,6 +147,12 @@ impl Run {
 
     fn phases(&mut self) {
         let world = self.world.clone();
+        if world.plan.trial == Trial::Reboots {
+            self.nightly_reboots();
+            if world.bad().is_some() {
+                return;
+            }
+        }
         if world.plan.steady {
             world.say(|| "---- quiet beginning".into());
             world.healing.set(true);
@@ -162,6 +171,10 @@ impl Run {
             }
         }
         self.heal();
+        if world.plan.trial != Trial::None && world.plan.trial != Trial::Reboots {
+            self.trial();
+            self.heal();
+        }
     }
 
     fn heal(&mut self) {
@@ -243,7 +256,7 @@ impl Run {
         self.world.tasks.borrow_mut().churn(&mut rng, self.slow_share);
     }
 
-    fn step(&mut self) {
+    pub(crate) fn step(&mut self) {
         let world = self.world.clone();
         world.step.set(world.step.get() + 1);
         let tick = world.rng.borrow_mut().range(1, 400);
@@ -255,7 +268,7 @@ impl Run {
         let healing = world.healing.get();
         if !healing && x < world.plan.fault_rate {
             self.fault();
-        } else if !healing && x < world.plan.fault_rate + self.host.rate {
+        } else if self.trial_rate.map_or(!healing && x < world.plan.fault_rate + self.host.rate, |rate| x < rate) {
             self.host_op();
         } else {
             self.something_goes_on();
@@ -381,7 +394,7 @@ impl Run {
             self.refused.retain(|(site, _), _| *site != no);
         }
         let Some(source) = self.sources[no].clone() else { return };
-        if healing {
+        if healing && self.trial_rate.is_none() {
             source.resume_all();
         }
         if source.needs_restart() && (healing || world.chance(0.003)) {

@@ -296,6 +296,12 @@ impl Source {
         self.served.get()
     }
 
+    /// Whether somebody is told that passes do not get there, or that comparing or the first sync is not over.
+    pub fn says_not_converging(&self) -> bool {
+        let status = self.core.borrow().status(self.world.mono_ns());
+        self.is_serving() && status.volumes.iter().any(|v| v.not_converging.is_some())
+    }
+
     /// Something that only another start can set right: tracking is lost, or a volume could not be served at all.
     pub fn needs_restart(&self) -> bool {
         let broken = |v: &Vol| !v.served.get() || v.shim.tracking() != Tracking::Sound;

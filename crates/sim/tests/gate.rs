@@ -40,6 +40,7 @@ fn a_thousand_seeds_break_no_law() {
 const MET: &[(&str, u64)] = &[
     ("a clone is Forked", 10),
     ("a clone publishes", 3),
+    ("a first sync over several lives", 10),
     ("a part has no room", 10),
     ("an append fails", 50),
     ("clock jump", 100),
@@ -50,6 +51,9 @@ const MET: &[(&str, u64)] = &[
     ("hung disk", 100),
     ("intent map fails", 100),
     ("intent map made anew", 20),
+    ("overload: a cut is tried", 20),
+    ("points beside a hung member", 20),
+    ("points beside a paused member", 20),
     ("something is slow", 100),
     ("stalled writer", 50),
     ("tracking lost", 100),

@@ -47,11 +47,18 @@ impl Source {
             && (volume.compare.is_empty() || volume.layers.is_empty() || mutation::on("T6 compare beside an unpublished layer"))
     }
 
+    /// † One that hung in a cut proves in a pass of its own that it is read again: a second cut with it would be held up as the
+    /// first was, and the others' points with it.
+    fn is_better_alone(&self, id: VolumeId, compare_max: u64) -> bool {
+        let volume = &self.volumes[&id];
+        let hangs = volume.hangs && volume.weight() > 0 && !mutation::on("a hung member joins the next cut");
+        hangs || volume.compare_bytes() > compare_max
+    }
+
     /// Members that would break the cut's budget: those with a big set to compare, and then the heaviest.
     fn too_big_for_a_cut(&self, fits: &[VolumeId]) -> BTreeSet<VolumeId> {
         let compare_max = self.config.limits.cut_bytes_min;
-        let mut big: BTreeSet<VolumeId> =
-            fits.iter().copied().filter(|id| self.volumes[id].compare_bytes() > compare_max).collect();
+        let mut big: BTreeSet<VolumeId> = fits.iter().copied().filter(|id| self.is_better_alone(*id, compare_max)).collect();
         let mut rest: Vec<(u64, VolumeId)> =
             fits.iter().filter(|id| !big.contains(id)).map(|id| (self.volumes[id].weight(), *id)).collect();
         rest.sort_unstable();
@@ -293,9 +300,13 @@ impl Source {
             let epoch = &self.epochs[&id];
             match epoch.kind {
                 Kind::Cut if !reading.is_empty() && now >= epoch.since.saturating_add(limits.cut_hold) => {
+                    for volume in &reading {
+                        self.volumes.get_mut(volume).expect("a layer's volume is there").hangs = true;
+                    }
                     self.demote(now, id, DemoteCause::Hung, out);
                 }
-                Kind::Demoted if epoch.members.len() > reading.len() => {
+                // † Others may be outside the epoch, too: no cut is tried while this one is not read to its end.
+                Kind::Demoted if self.volumes.values().any(|v| v.is_active() && !reading.contains(&v.id())) => {
                     for volume in reading {
                         let hung = self.volumes[&volume]
                             .reading

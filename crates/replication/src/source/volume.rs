@@ -57,6 +57,8 @@ pub(super) struct Volume {
     pub(super) newest_point: Option<PointStatus>,
     /// The T of the newest heartbeat sent.
     pub(super) quiet: Option<CutTime>,
+    /// A cut was given up because of it, and no part of it was read since.
+    pub(super) hangs: bool,
     pub(super) flush_failed: bool,
     pub(super) loss: Loss,
     /// The newest record of a loss of tracking for which every bit was set in this attach.
@@ -351,6 +353,7 @@ impl Volume {
             sample: Sample::default(),
             newest_point: None,
             quiet: None,
+            hangs: false,
             flush_failed: false,
             loss: Loss::Kept,
             heeded: None,
@@ -502,6 +505,7 @@ impl Volume {
     /// Takes a part's result in; the layer's stage is the caller's.
     pub(super) fn part_read(&mut self, part: &PartRead, now: Nanos, retry: Nanos) {
         let granule_bytes = self.geometry().granule_bytes();
+        self.hangs = false;
         if !part.unreadable.is_empty() {
             self.unreadable.granules.union_with(&part.unreadable);
             self.unreadable.backoff = (self.unreadable.backoff * 2).clamp(retry, retry * 64);

@@ -427,7 +427,8 @@ impl Source {
                 let geometry = self.world.names.geometry[v];
                 let hot = |r: &farside_region::RegionIndex| vol.shim.region_state(*r) == farside_shim::RegionState::Hot;
                 let regions: RegionSet = geometry.all_regions().iter().filter(hot).collect();
-                if !regions.is_empty() {
+                // (A control loop that is behind is not asked for more.)
+                if !regions.is_empty() && self.inbox.borrow().len() < 4 {
                     self.push(Event::CoolWanted { volume: id, regions });
                 }
                 continue;

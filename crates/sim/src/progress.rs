@@ -1,0 +1,118 @@
+//! Progress, not only safety (DESIGN §4.4): trials that a run ends, or begins, with. Nothing is broken in a trial but what it is
+//! about; what must happen then must happen within so many steps.
+//!
+//! - Overload: a host that never rests. A cut is tried all the same, or status says that it does not converge.
+//! - One member is paused, or its disk hangs: the points of the others go on.
+//! - A first sync under nightly reboots: no life of the source is long enough for all of it, and it ends all the same.
+
+use farside_region::Slot;
+
+use crate::plan::{Fault, Trial};
+use crate::run::Run;
+
+/// Steps in which an overloaded group must try a cut.
+const OVERLOAD_STEPS: u64 = 6_000;
+/// Steps in which the others' points must come: more than it takes to give a hung member up.
+const OTHERS_STEPS: u64 = 20_000;
+/// Steps of one life between two reboots, and how many lives a first sync may take.
+const LIFE_STEPS: u64 = 450;
+const LIVES_MAX: u64 = 60;
+
+impl Run {
+    /// The trial of this seed, in a world that has just converged.
+    pub(crate) fn trial(&mut self) {
+        let world = self.world.clone();
+        if world.plan.trial == Trial::None || world.bad().is_some() {
+            return;
+        }
+        world.say(|| format!("---- trial: {:?}", world.plan.trial));
+        match world.plan.trial {
+            Trial::Overload => self.overload(),
+            Trial::Paused if world.volumes() > 1 => self.one_member_stands_still(Fault::Pause),
+            Trial::Hung if world.volumes() > 1 => self.one_member_stands_still(Fault::Hang),
+            _ => {}
+        }
+        self.trial_rate = None;
+        world.home().hung_until_us.borrow_mut().fill(0);
+    }
+
+    fn overload(&mut self) {
+        let world = self.world.clone();
+        let cuts = || world.home().oracle.borrow().cuts_tried();
+        let before = cuts();
+        self.trial_rate = Some(0.15);
+        for _ in 0..OVERLOAD_STEPS {
+            self.step();
+            let said = self.sources[0].as_ref().is_some_and(|s| s.says_not_converging());
+            if cuts() > before || said || world.bad().is_some() {
+                world.met(if said { "overload: not converging" } else { "overload: a cut is tried" });
+                return;
+            }
+        }
+        world.fail(format!("PROGRESS: under steady load no cut was tried in {OVERLOAD_STEPS} steps, and nobody is told"));
+    }
+
+    fn one_member_stands_still(&mut self, how: Fault) {
+        let world = self.world.clone();
+        let still = world.dice(world.volumes());
+        let Some(source) = self.sources[0].clone() else { return };
+        self.trial_rate = Some(if how == Fault::Pause { 0.04 } else { 0.08 });
+        if how == Fault::Pause {
+            source.meddle(Fault::Pause, still);
+        } else {
+            world.home().hung_until_us.borrow_mut()[still] = u64::MAX;
+        }
+        // Two points each: the first may be one that was on its way.
+        for round in 0..2 {
+            let before: Vec<Option<Slot>> = (0..world.volumes()).map(|v| self.judge.newest_point(v)).collect();
+            let mut waiting: Vec<usize> = (0..world.volumes()).filter(|v| *v != still).collect();
+            let mut steps = 0;
+            while !waiting.is_empty() && world.bad().is_none() {
+                self.step();
+                waiting.retain(|v| self.judge.newest_point(*v) == before[*v]);
+                steps += 1;
+                if steps > OTHERS_STEPS {
+                    let why =
+                        format!("v{still} stands still ({how:?}); {waiting:?} had no point for {steps} steps, round {round}");
+                    return world.fail(format!("PROGRESS: {why}"));
+                }
+            }
+        }
+        world.met(if how == Fault::Pause { "points beside a paused member" } else { "points beside a hung member" });
+    }
+
+    /// Begins the run: the first sync under reboots, one after the other.
+    pub(crate) fn nightly_reboots(&mut self) {
+        let world = self.world.clone();
+        world.say(|| "---- a first sync under nightly reboots".into());
+        world.healing.set(true);
+        self.trial_rate = Some(0.002);
+        for life in 0..LIVES_MAX {
+            for _ in 0..LIFE_STEPS {
+                self.step();
+                if world.bad().is_some() {
+                    return;
+                }
+            }
+            if self.judge.is_synced() {
+                world.met(if life > 0 { "a first sync over several lives" } else { "a first sync in one life" });
+                self.trial_rate = None;
+                world.healing.set(false);
+                return;
+            }
+            match world.dice(3) {
+                0 => self.source_ends(0, "is killed"),
+                1 => {
+                    self.source_ends(0, "loses power");
+                    self.power_cut(0);
+                }
+                _ => {
+                    if let Some(source) = &self.sources[0] {
+                        source.meddle(Fault::Stop, 0);
+                    }
+                }
+            }
+        }
+        world.fail(format!("PROGRESS: the first sync did not end in {LIVES_MAX} lives of {LIFE_STEPS} steps"));
+    }
+}
