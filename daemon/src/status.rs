@@ -173,7 +173,7 @@ fn volume_reasons(member: &Member, v: &source::VolumeStatus) -> Vec<Reason> {
             Error,
             "target_rewound",
             "the store is older than what this host saw published: the gateway or its store was rolled back".into(),
-            "bring the newer store back; or `farside volume resync NAME --accept rewound` goes on from the older one",
+            "bring the newer store back; or `farside volume resync NAME --accept target-rewound` goes on from the older one",
         ),
         State::Refused(RefusedWhy::Fenced) => say(
             Error,

@@ -4,6 +4,7 @@
 
 pub mod mount;
 pub mod netns;
+pub mod power;
 pub mod verify;
 
 use std::fs::File;
@@ -113,6 +114,11 @@ pub struct Process {
 }
 
 impl Process {
+    /// Takes a child; `name` is for messages.
+    pub fn new(child: Child, name: &'static str) -> Self {
+        Self { child, name }
+    }
+
     /// `kill -9`, and wait until it is gone.
     pub fn kill(mut self) {
         self.child.kill().expect("our own child");
@@ -284,7 +290,7 @@ impl Site {
         });
     }
 
-    /// Starts the daemon and waits until every tap takes connections.
+    /// Starts the daemon and waits until every tap takes connections and the status knows of every volume.
     pub fn start_daemon(&mut self) {
         let child = self.spawn("farsided", &["--config"], "host/farsided.toml", "daemon.log");
         self.daemon = Some(Process { child, name: "farsided" });
@@ -296,6 +302,11 @@ impl Site {
                 std::os::unix::net::UnixStream::connect(&socket).ok()
             });
         }
+        wait_for("every volume to be served", || {
+            let status = self.status();
+            let volumes = status["groups"].as_array()?.iter().map(|g| g["volumes"].as_array().map_or(0, Vec::len)).sum::<usize>();
+            (volumes >= self.volumes.len()).then_some(())
+        });
     }
 
     fn spawn(&self, name: &str, args: &[&str], config: &str, log: &str) -> Child {
