@@ -56,7 +56,10 @@ fn a_point_is_restored_sparse_and_equal_with_any_number_of_threads() {
         assert!(fs::read(&path).expect("read") == TestVolume::bytes(&volume.image), "{threads} threads");
         assert_eq!(most.into_inner(), needs);
         assert_eq!(report.data_bytes + report.zero_bytes, needs);
-        assert!(fs::metadata(&path).expect("meta").blocks() * 512 < needs, "holes stay holes");
+        // Not by counting blocks: how many a file system sets aside beyond the content is its own affair.
+        let file = File::open(&path).expect("open");
+        let data = nix::unistd::lseek(&file, 32 * GRANULE as i64, nix::unistd::Whence::SeekData).expect("there is data after it");
+        assert!(data >= 40 * GRANULE as i64, "holes stay holes: {data}");
     }
     assert!(!target(&store, "out-1.farside-partial").exists());
 }
