@@ -379,6 +379,19 @@ impl Site {
         });
     }
 
+    /// The same for a sync that takes longer than [`PATIENCE`]: as long as the backlog shrinks.
+    pub fn wait_quiet_while_it_shrinks(&self) {
+        let backlog = || {
+            let groups = self.status()["groups"].as_array().expect("groups").clone();
+            groups.iter().map(|g| g["backlog_bytes"].as_u64().expect("a number")).sum::<u64>()
+        };
+        let mut least = u64::MAX;
+        while least > 0 {
+            least = wait_for("the backlog to shrink", || Some(backlog()).filter(|now| *now < least));
+        }
+        self.wait_quiet();
+    }
+
     /// `farside point list VOLUME --store … --json`, oldest first.
     pub fn points(&self, of: &str) -> Vec<Value> {
         let output =
