@@ -361,6 +361,8 @@ impl Group {
             Mail::Connected { session } => {
                 self.tally.connections += 1;
                 self.sessions.insert(session.id, session);
+                // A group that looks empty and alone may have to give way: it is not alone from here on.
+                self.show();
             }
             Mail::Frame { session, frame, arrived, room: _room } => self.frame(session, &frame, arrived),
             Mail::Message { session, message, arrived } => self.message(session, message, arrived),
