@@ -1,6 +1,6 @@
-//! Histories that part: a host put back to an older copy of itself, and a clone beside the original. Each is refused by name
-//! and stays so over restarts, older points stay good, the host is served; then the documented way out is walked and
-//! everything converges.
+//! Histories that part: a host put back to an older copy of itself, a store put back, a clone beside the original. Each is
+//! refused by name and stays so over restarts, older points stay good, the host is served; then the documented way out is
+//! walked and everything converges.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -130,6 +130,31 @@ fn a_host_put_back_after_a_clean_stop_is_forked() {
 #[test]
 fn a_host_put_back_after_a_power_cut_is_forked() {
     a_host_put_back(true);
+}
+
+#[test]
+fn a_store_put_back_is_called_rewound() {
+    let mut site = Site::with_volume(BYTES, "200ms", 1000);
+    write(&site, 4, 200);
+    site.wait_quiet();
+    site.receiver.take().expect("it runs").stop();
+    let snapshot = site.path("snapshot");
+    copy(&site.store(), &snapshot);
+    let kept = site.points("data").last().expect("a point")["id"].as_str().expect("an id").to_owned();
+    let before = content(&site, &kept);
+    site.start_receiver();
+    write(&site, 5, 200);
+    site.wait_quiet();
+    site.receiver.take().expect("it runs").stop();
+
+    copy(&snapshot, &site.store());
+    site.start_receiver();
+    expect_refused_for_good(&mut site, "target_rewound", "--accept target-rewound");
+    resync(&site, "target-rewound");
+    assert_eq!(content(&site, &kept), before, "a point of the older store reads as it did");
+    write(&site, 6, 100);
+    site.wait_quiet();
+    no_panic(&site);
 }
 
 /// The copy of a host, started beside it.

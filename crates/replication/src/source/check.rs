@@ -381,9 +381,15 @@ impl Source {
             // Whatever was seen published may not be there, or not be ours: nobody knows how old what is there is (L10).
             (volume.newest_point, volume.quiet) = (None, None);
         }
+        // The refusal must outlive a crash (L6): a header from before what was seen published would find itself in the older
+        // ledger and see nothing wrong.
+        let is_behind = volume.header.asked.1 != volume.published;
         volume.check = Check::Waiting { until: 0 };
         volume.cooling = None;
         let state = super::State::Refused(why);
+        if why == RefusedWhy::TargetRewound && is_behind && !mutation::on("L6 a rewound store is forgotten by a crash") {
+            self.write_header(now, id, out);
+        }
         out.push(Action::Report { volume: Some(id), what: Report::State(state) });
     }
 

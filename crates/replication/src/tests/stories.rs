@@ -351,6 +351,35 @@ fn t7_position_is_checked_at_every_reconnect() {
     });
 }
 
+/// The same under an attached source whose header is not refreshed yet, and then the host dies. Its header is from before what
+/// it saw published: that slot stands in the older store too, so the next attach would find nothing wrong and go on.
+#[test]
+fn l6_a_store_that_was_called_rewound_is_so_after_a_crash() {
+    tell(&[("L6 a rewound store is forgotten by a crash", "L6: forgotten by a crash")], || {
+        let mut world = streaming();
+        let (state, image, records) = (world.state.clone(), world.image.clone(), world.records.clone());
+        world.write(V1, 8, 101);
+        world.interval();
+        world.go_without(&[]);
+        assert!(world.state.head() > state.head(), "it was published");
+        world.tampered = true;
+        world.disconnect();
+        (world.state, world.image, world.records) = (state, image, records);
+        world.landed.retain(|(key, _), _| world.state.layer(key).is_some());
+        world.target = Target::new(target_config(), &world.state, Vec::new(), &mut Vec::new());
+        world.connect();
+        world.interval();
+        world.go_without(&[]);
+        assert!(world.is_refused(1, RefusedWhy::TargetRewound), "the position rule, while it is attached");
+        world.crash_source();
+        world.boot();
+        world.connect();
+        world.interval();
+        world.go_without(&[]);
+        assert!(world.is_refused(1, RefusedWhy::TargetRewound), "L6: forgotten by a crash");
+    });
+}
+
 /// After a reconnect the source asks for the layers above its position. Before the answer comes, one of them is acknowledged as
 /// published, and its regions cool: rightly so. The answer names the same layer. Judged by the position that was asked with, it
 /// touches a region that is cold and that nobody mentions, and a healthy volume is `Forked`.
