@@ -14,8 +14,8 @@ use crate::run::Run;
 const OVERLOAD_STEPS: u64 = 6_000;
 /// Steps in which the others' points must come: more than it takes to give a hung member up.
 const OTHERS_STEPS: u64 = 20_000;
-/// Steps of one life between two reboots, and how many lives a first sync may take.
-const LIFE_STEPS: u64 = 450;
+/// Steps of one life between two reboots, for each volume and once more, and how many lives a first sync may take.
+const LIFE_STEPS: u64 = 250;
 const LIVES_MAX: u64 = 60;
 
 impl Run {
@@ -87,8 +87,10 @@ impl Run {
         world.say(|| "---- a first sync under nightly reboots".into());
         world.healing.set(true);
         self.trial_rate = Some(0.002);
+        // Long enough to claim and to publish a slice of each volume.
+        let life_steps = LIFE_STEPS * (1 + world.volumes() as u64);
         for life in 0..LIVES_MAX {
-            for _ in 0..LIFE_STEPS {
+            for _ in 0..life_steps {
                 self.step();
                 if world.bad().is_some() {
                     return;
@@ -113,6 +115,6 @@ impl Run {
                 }
             }
         }
-        world.fail(format!("PROGRESS: the first sync did not end in {LIVES_MAX} lives of {LIFE_STEPS} steps"));
+        world.fail(format!("PROGRESS: the first sync did not end in {LIVES_MAX} lives of {life_steps} steps"));
     }
 }
