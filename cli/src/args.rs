@@ -14,7 +14,9 @@ Exit codes:
   3  the daemon could not be reached
   4  refused: a safety rule, a state or this version says no
   5  no such volume, group or point
-  6  damage was found: something in the store or on the target is not what it should be";
+  6  damage was found: something in the store or on the target is not what it should be
+  7  status --check: something needs attention (behind, paused, not connected, a warning)
+  8  status --check: not protected, or not advancing until somebody acts";
 
 const TOP_EXAMPLES: &str = "\
 Examples:
@@ -82,6 +84,25 @@ pub(crate) enum Command {
         /// Print it again every second until interrupted.
         #[arg(long, short)]
         watch: bool,
+        /// Say by the exit code how things are: 0 protected, 7 something needs attention, 8 not protected.
+        #[arg(long, conflicts_with = "watch")]
+        check: bool,
+    },
+
+    /// Explain a state or a reason that status names: cause, consequence, way out. Works without any daemon.
+    #[command(
+        after_long_help = "Examples:\n  farside explain                what there is\n  farside explain forked\n  farside explain TargetRewound"
+    )]
+    Explain {
+        /// The name, as status or a message gives it.
+        name: Option<String>,
+    },
+
+    /// Write the man pages into a directory.
+    #[command(hide = true)]
+    Man {
+        /// The directory.
+        dir: PathBuf,
     },
 
     /// Have the daemon read its configuration again, and say what became of it.
@@ -539,7 +560,7 @@ fn parse_epoch(text: &str) -> Result<SignedDuration, String> {
 fn parse_span(text: &str) -> Result<SignedDuration, String> {
     // Days, which jiff leaves to calendars: here one is 24 hours.
     let days = text.strip_suffix('d').and_then(|n| n.parse::<i64>().ok()).and_then(|n| n.checked_mul(24));
-    let span = days.map_or_else(|| text.parse().ok(), |hours| Some(SignedDuration::from_hours(hours)));
+    let span = days.map_or_else(|| text.parse().ok(), SignedDuration::try_from_hours);
     match span {
         Some(span) if !span.is_negative() && span <= SignedDuration::from_hours(24 * 3660) => Ok(span),
         Some(_) => Err("a span is between 0s and ten years".to_owned()),

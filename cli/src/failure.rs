@@ -19,6 +19,10 @@ pub(crate) enum Exit {
     NotFound = 5,
     /// Damage was found.
     Damaged = 6,
+    /// `status --check`: something needs attention.
+    Attention = 7,
+    /// `status --check`: not protected.
+    Unprotected = 8,
 }
 
 /// A command that did not succeed.
@@ -94,6 +98,7 @@ impl From<ApiError> for Failure {
         let exit = match error.code {
             ErrorCode::NotFound => Exit::NotFound,
             ErrorCode::Refused | ErrorCode::Conflict | ErrorCode::NotYet => Exit::Refused,
+            ErrorCode::BadRequest => Exit::Usage,
             _ => Exit::Failed,
         };
         Self::new(exit, error.message, error.what_to_do)
@@ -121,6 +126,7 @@ mod tests {
             (ErrorCode::NotFound, Exit::NotFound),
             (ErrorCode::Refused, Exit::Refused),
             (ErrorCode::NotYet, Exit::Refused),
+            (ErrorCode::BadRequest, Exit::Usage),
             (ErrorCode::Internal, Exit::Failed),
             (ErrorCode::NotConnected, Exit::Failed),
         ] {

@@ -5,9 +5,11 @@
 
 mod args;
 mod demo;
+mod explain;
 mod failure;
 mod guard;
 mod hosts;
+mod man;
 mod point;
 mod print;
 mod progress;
@@ -53,6 +55,8 @@ fn run(cli: Cli) -> Result<(), Failure> {
             return Ok(farside_receiver::run(&config).map_err(anyhow::Error::from)?);
         }
         Command::Demo(args) => return demo::run(&cli.global, &args),
+        Command::Explain { name } => return explain::run(&cli.global, name.as_deref()),
+        Command::Man { dir } => return man::write(&dir),
         _ => {}
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().or_fail("cannot start")?;
@@ -73,7 +77,7 @@ async fn ask(cli: Cli) -> Result<(), Failure> {
     let hosts = Hosts::new(&cli.global);
     match cli.command {
         Command::Pair { token } => pair(&cli.global, &hosts, token).await,
-        Command::Status { watch } => status::run(&cli.global, &hosts, watch).await,
+        Command::Status { watch, check } => status::run(&cli.global, &hosts, watch, check).await,
         Command::Reload => reload(&cli.global, &hosts).await,
         Command::Metrics => print::out(&hosts.either().await?.metrics().await?),
         Command::Limit(command) => limit(&cli.global, &hosts, command).await,
@@ -99,7 +103,9 @@ async fn ask(cli: Cli) -> Result<(), Failure> {
         Command::Restore(args) => restore::run(&cli.global, &hosts, &args).await,
         Command::Store(StoreCommand::Check { url }) => store::check(&cli.global, &url),
         Command::Store(StoreCommand::Repair { url, group, yes }) => store::repair(&cli.global, &url, group.as_ref(), yes),
-        Command::Daemon { .. } | Command::Receiver { .. } | Command::Demo(_) => unreachable!("ran before there was a runtime"),
+        Command::Daemon { .. } | Command::Receiver { .. } | Command::Demo(_) | Command::Explain { .. } | Command::Man { .. } => {
+            unreachable!("ran before there was a runtime")
+        }
     }
 }
 

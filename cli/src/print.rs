@@ -1,6 +1,6 @@
 //! How numbers, times and tables look to a person. JSON has its own way: the API types, as they are.
 
-use std::io::{self, Write as _};
+use std::io::{self, IsTerminal as _, Write as _};
 
 use farside_control::{Reason, Severity};
 use serde::Serialize;
@@ -71,6 +71,61 @@ pub(crate) fn time(at: jiff::Timestamp) -> String {
     at.strftime("%Y-%m-%d %H:%M:%S%.3fZ").to_string()
 }
 
+/// What a text may look like: how wide, and whether in colour.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Look {
+    /// Columns; `None` where nobody's window ends.
+    pub(crate) columns: Option<usize>,
+    colour: bool,
+}
+
+impl Look {
+    /// For a pipe or a file.
+    pub(crate) const PLAIN: Self = Self { columns: None, colour: false };
+
+    /// As standard output is now. Colours only on a terminal, and not where `NO_COLOR` is set.
+    pub(crate) fn of_stdout() -> Self {
+        if !io::stdout().is_terminal() {
+            return Self::PLAIN;
+        }
+        let said_no = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+        let columns = terminal_size::terminal_size().map(|(width, _)| usize::from(width.0).max(40));
+        Self { columns, colour: !said_no && !dumb }
+    }
+
+    /// In the colour of a severity; `None` is well.
+    pub(crate) fn paint(self, severity: Option<Severity>, text: &str) -> String {
+        let code = match severity {
+            None => "32",
+            Some(Severity::Info) => "36",
+            Some(Severity::Warning) => "33",
+            Some(Severity::Error) => "31",
+        };
+        if self.colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+    }
+
+    /// A paragraph broken at words, its further lines indented.
+    fn wrap(self, first: &str, indent: &str, text: &str) -> String {
+        let columns = self.columns.unwrap_or(usize::MAX);
+        let (mut out, mut line) = (String::new(), first.to_owned());
+        for word in text.split(' ') {
+            let length = line.chars().count() + 1 + word.chars().count();
+            let is_begun = line.trim_end().chars().count() > indent.len().max(first.trim_end().chars().count());
+            if length > columns && is_begun {
+                out.push_str(line.trim_end());
+                out.push('\n');
+                line = indent.to_owned();
+            }
+            if !(line.ends_with(' ') || line.is_empty()) {
+                line.push(' ');
+            }
+            line.push_str(word);
+        }
+        out + line.trim_end() + "\n"
+    }
+}
+
 /// Columns aligned to their widest cell; the last one hangs free.
 #[derive(Debug, Default)]
 pub(crate) struct Table {
@@ -87,28 +142,58 @@ impl Table {
     pub(crate) fn row<S: Into<String>>(&mut self, cells: impl IntoIterator<Item = S>) {
         self.rows.push(cells.into_iter().map(Into::into).collect());
     }
+
+    /// The text within so many columns: the widest cells are cut until it fits.
+    pub(crate) fn fit(&self, look: Look) -> String {
+        let count = self.rows.iter().map(Vec::len).max().unwrap_or(0);
+        let width = |column: usize| self.rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
+        let mut widths: Vec<usize> = (0..count).map(|column| width(column).unwrap_or(0)).collect();
+        let all = |widths: &[usize]| widths.iter().sum::<usize>() + 2 * count.saturating_sub(1);
+        while look.columns.is_some_and(|columns| all(&widths) > columns) {
+            let widest = widths.iter_mut().max().expect("there is a column");
+            if *widest <= 8 {
+                break;
+            }
+            *widest -= 1;
+        }
+        let mut text = String::new();
+        for row in &self.rows {
+            let mut line = String::new();
+            for (column, cell) in row.iter().enumerate() {
+                let cell = cut(cell, widths[column]);
+                line.push_str(&cell);
+                line.push_str(&" ".repeat(widths[column] - cell.chars().count() + 2));
+            }
+            text.push_str(line.trim_end());
+            text.push('\n');
+        }
+        text
+    }
+}
+
+/// The beginning and the end of a text, with `…` between, if it is longer than `width`.
+fn cut(text: &str, width: usize) -> String {
+    let chars: Vec<char> = text.chars().collect();
+    if chars.len() <= width || width == 0 {
+        return text.to_owned();
+    }
+    let end = (width - 1) / 2;
+    chars[..width - 1 - end].iter().chain(['…'].iter()).chain(&chars[chars.len() - end..]).collect()
 }
 
 impl std::fmt::Display for Table {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
-        let width = |column: usize| self.rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
-        let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();
-        for row in &self.rows {
-            let mut line = String::new();
-            for (column, cell) in row.iter().enumerate() {
-                line.push_str(cell);
-                let pad = widths[column] - cell.chars().count();
-                line.push_str(&" ".repeat(pad + 2));
-            }
-            writeln!(f, "{}", line.trim_end())?;
-        }
-        Ok(())
+        f.write_str(&self.fit(Look::PLAIN))
     }
 }
 
 /// Reasons as lines: a mark for the severity, whose, what, and the next step below.
 pub(crate) fn reasons(subject: &str, reasons: &[Reason]) -> String {
+    reasons_in(Look::PLAIN, subject, reasons)
+}
+
+/// [`reasons`] as they should look.
+pub(crate) fn reasons_in(look: Look, subject: &str, reasons: &[Reason]) -> String {
     let mut text = String::new();
     for reason in reasons {
         let mark = match reason.severity {
@@ -117,9 +202,13 @@ pub(crate) fn reasons(subject: &str, reasons: &[Reason]) -> String {
             Severity::Error => "✗",
         };
         let colon = if subject.is_empty() { "" } else { ": " };
-        text.push_str(&format!("{mark} {subject}{colon}{}\n", reason.message));
+        let words = look.wrap("  ", "  ", &format!("{subject}{colon}{}", reason.message));
+        text.push_str(&format!("{} {}", look.paint(Some(reason.severity), mark), &words[2..]));
         if !reason.what_to_do.is_empty() {
-            text.push_str(&format!("    → {}\n", reason.what_to_do));
+            text.push_str(&look.wrap("    → ", "      ", &reason.what_to_do));
+        }
+        if crate::explain::has_page(&reason.code) {
+            text.push_str(&format!("      more: farside explain {}\n", reason.code));
         }
     }
     text
@@ -164,5 +253,29 @@ mod tests {
         table.row(["–é", "x"]);
         table.row(["abc", "y"]);
         assert_eq!(table.to_string(), "A    B\n–é   x\nabc  y\n");
+    }
+
+    #[test]
+    fn a_narrow_window_cuts_the_widest_cells_and_wraps_words() {
+        let look = Look { columns: Some(40), colour: false };
+        let mut table = Table::new(&["VOLUME", "STATE", "BACKING"]);
+        table.row(["data", "Streaming", "/dev/mapper/a-very-long-volume-group-name/data"]);
+        let text = table.fit(look);
+        assert!(text.lines().all(|line| line.chars().count() <= 40), "{text}");
+        assert!(text.contains('…') && text.contains("data    Streaming"), "{text}");
+        let reason =
+            Reason::new(Severity::Warning, farside_control::Code::Paused, "a b ".repeat(30).trim(), "c d ".repeat(30).trim());
+        let text = reasons_in(look, "volume data", &[reason]);
+        assert!(text.lines().all(|line| line.chars().count() <= 40), "{text}");
+        assert!(
+            text.starts_with("! volume data: a b") && text.contains("\n    → c d") && text.contains("explain paused"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn colour_is_only_where_it_was_asked_for() {
+        assert_eq!(Look::PLAIN.paint(Some(Severity::Error), "x"), "x");
+        assert_eq!(Look { columns: None, colour: true }.paint(None, "x"), "\x1b[32mx\x1b[0m");
     }
 }

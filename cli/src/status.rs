@@ -1,44 +1,172 @@
 //! `farside status`: one screen that says whether all is well, and if not, what to do.
+//!
+//! The first line is the verdict: what a person asks at 3 a.m. Everything else says why.
 
-use std::io::IsTerminal as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::time::Duration;
 
 use farside_control::client::{Client, Daemon};
 use farside_control::receiver::ReceiverStatus;
 use farside_control::source::{Connection, GroupStatus, SourceStatus, VolumeState, VolumeStatus};
+use farside_control::{Reason, Severity};
 use serde::Serialize;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::args::Global;
-use crate::failure::Failure;
+use crate::failure::{Exit, Failure, OrFail as _};
 use crate::hosts::Hosts;
-use crate::print::{self, NOTHING, Table};
+use crate::print::{self, Look, NOTHING, Table};
 
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+/// A daemon that hangs should be said to, soon.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Prints the status, once or for ever.
-pub(crate) async fn run(global: &Global, hosts: &Hosts, watch: bool) -> Result<(), Failure> {
-    let client = hosts.either().await?;
-    if !watch {
-        let status = Status::ask(&client).await?;
-        return if global.json { print::json(&status) } else { print::out(&status.text()) };
+pub(crate) async fn run(global: &Global, hosts: &Hosts, watch: bool, check: bool) -> Result<(), Failure> {
+    let client = hosts.either().await?.with_timeout(PATIENCE);
+    if watch {
+        return self::watch(global, &client).await;
     }
+    let status = Status::ask(&client).await?;
+    if global.json {
+        print::json(&status)?
+    } else {
+        print::out(&status.text(Look::of_stdout()))?
+    }
+    let verdict = status.verdict();
+    match (check, verdict.severity) {
+        (false, _) | (true, None | Some(Severity::Info)) => Ok(()),
+        (true, Some(Severity::Warning)) => Err(Failure::new(Exit::Attention, verdict.words, "")),
+        (true, Some(Severity::Error)) => Err(Failure::new(Exit::Unprotected, verdict.words, "")),
+    }
+}
+
+/// Draws over what was drawn, so that nothing flickers; what does not fit the window is counted.
+async fn watch(global: &Global, client: &Client) -> Result<(), Failure> {
     let terminal = std::io::stdout().is_terminal() && !global.json;
+    let _cursor = terminal.then(Cursor::hide);
+    let mut terminate = signal(SignalKind::terminate()).or_fail("signals cannot be received")?;
     let mut ticks = tokio::time::interval(WATCH_INTERVAL);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             _ = ticks.tick() => {}
             _ = tokio::signal::ctrl_c() => return Ok(()),
+            _ = terminate.recv() => return Ok(()),
         }
-        let text = match Status::ask(&client).await {
+        let look = Look::of_stdout();
+        let text = match Status::ask(client).await {
             Ok(status) if global.json => format!("{}\n", serde_json::to_string(&status).expect("API types are always JSON")),
-            Ok(status) => status.text(),
+            Ok(status) => status.text(look),
             // Somebody who watches wants to see the daemon come back.
             Err(error) if error.is_unreachable() && !global.json => format!("{error}\n    → {}\n", error.what_to_do()),
             Err(error) => return Err(error.into()),
         };
-        let (before, after) = if terminal { ("\x1b[H\x1b[2J", "") } else { ("", if global.json { "" } else { "\n" }) };
-        print::out(&format!("{before}{text}{after}"))?;
+        print::out(&if terminal { frame(&text, rows()) } else { text + if global.json { "" } else { "\n" } })?;
+    }
+}
+
+fn rows() -> usize {
+    terminal_size::terminal_size().map_or(24, |(_, height)| usize::from(height.0)).max(4)
+}
+
+/// From the top, each line to its end, and nothing below.
+fn frame(text: &str, rows: usize) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    let (shown, more) = if lines.len() < rows { (&lines[..], 0) } else { (&lines[..rows - 2], lines.len() + 2 - rows) };
+    let mut out = "\x1b[H".to_owned();
+    for line in shown {
+        out.push_str(&format!("{line}\x1b[K\r\n"));
+    }
+    if more > 0 {
+        out.push_str(&format!("… {more} more lines: farside status\x1b[K\r\n"));
+    }
+    out + "\x1b[J"
+}
+
+/// Hides the cursor and clears the window while it lives.
+struct Cursor;
+
+impl Cursor {
+    fn hide() -> Self {
+        print_raw("\x1b[?25l\x1b[2J");
+        Self
+    }
+}
+
+impl Drop for Cursor {
+    fn drop(&mut self) {
+        print_raw("\x1b[?25h");
+    }
+}
+
+fn print_raw(text: &str) {
+    let mut stdout = std::io::stdout().lock();
+    let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+}
+
+/// The answer to "am I protected?".
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Verdict {
+    /// `None`: all is well.
+    severity: Option<Severity>,
+    words: String,
+}
+
+impl Verdict {
+    fn new(severity: Option<Severity>, words: impl Into<String>) -> Self {
+        Self { severity, words: words.into() }
+    }
+
+    fn line(&self, look: Look) -> String {
+        format!("{}\n", look.paint(self.severity, &self.words))
+    }
+}
+
+fn worst<'a>(reasons: impl IntoIterator<Item = &'a Reason>) -> Option<Severity> {
+    reasons.into_iter().map(|reason| reason.severity).filter(|severity| *severity > Severity::Info).max()
+}
+
+/// Am I protected, and how far behind?
+fn source_verdict(status: &SourceStatus) -> Verdict {
+    use Severity::{Error, Warning};
+    let volumes: Vec<&VolumeStatus> = status.groups.iter().flat_map(|group| &group.volumes).collect();
+    let of_groups = status.groups.iter().flat_map(|group| &group.reasons);
+    let worst = worst(status.reasons.iter().chain(of_groups).chain(volumes.iter().flat_map(|volume| &volume.reasons)));
+    if matches!(status.connection, Connection::NotPaired) {
+        return Verdict::new(Some(Error), "NOT PROTECTED: this host is not paired with a receiver");
+    }
+    if volumes.is_empty() {
+        return Verdict::new(Some(Error), "NOT PROTECTED: no volume is protected yet");
+    }
+    let never: Vec<&str> = volumes.iter().filter(|volume| !volume.in_last_point).map(|volume| volume.name.as_str()).collect();
+    let lag = status.groups.iter().map(|group| group.lag_ms).try_fold(0, |worst, lag| lag.map(|lag| worst.max(lag)));
+    let age = lag.map_or_else(
+        || "how old a restore would be is not known".to_owned(),
+        |lag| format!("a restore would bring back everything up to {} ago", print::duration_ms(lag)),
+    );
+    if !never.is_empty() {
+        let words = format!("NOT PROTECTED YET: no recovery point holds {}", never.join(", "));
+        return Verdict::new(Some(worst.unwrap_or(Warning)), words);
+    }
+    let behind = volumes.iter().any(|volume| volume.state != VolumeState::Streaming);
+    match worst {
+        Some(Error) => Verdict::new(Some(Error), format!("NOT ADVANCING: something below needs you; {age}")),
+        Some(_) => Verdict::new(Some(Warning), format!("NEEDS ATTENTION: {age}")),
+        None if behind || lag.is_none() => Verdict::new(Some(Warning), format!("BEHIND: {age}")),
+        None => Verdict::new(None, format!("PROTECTED: {age}")),
+    }
+}
+
+/// Is everything coming in, and being kept?
+fn receiver_verdict(status: &ReceiverStatus) -> Verdict {
+    let of_sources = status.sources.iter().flat_map(|source| &source.reasons);
+    let of_groups = status.sources.iter().flat_map(|source| &source.groups).flat_map(|group| &group.reasons);
+    match worst(status.reasons.iter().chain(of_sources).chain(of_groups)) {
+        Some(Severity::Error) => Verdict::new(Some(Severity::Error), "NOT RECEIVING EVERYTHING: something below needs you"),
+        Some(severity) => Verdict::new(Some(severity), "NEEDS ATTENTION: see below"),
+        None if status.sources.is_empty() => Verdict::new(Some(Severity::Warning), "NOTHING TO DO: no source has paired yet"),
+        None => Verdict::new(None, "RECEIVING: every source is connected, the store takes everything"),
     }
 }
 
@@ -57,10 +185,17 @@ impl Status {
         })
     }
 
-    fn text(&self) -> String {
+    fn text(&self, look: Look) -> String {
         match self {
-            Self::Source(status) => source(status),
-            Self::Receiver(status) => receiver(status),
+            Self::Source(status) => source(look, status),
+            Self::Receiver(status) => receiver(look, status),
+        }
+    }
+
+    fn verdict(&self) -> Verdict {
+        match self {
+            Self::Source(status) => source_verdict(status),
+            Self::Receiver(status) => receiver_verdict(status),
         }
     }
 }
@@ -77,37 +212,34 @@ pub(crate) fn state(state: &VolumeState) -> String {
 }
 
 /// A source on one screen.
-pub(crate) fn source(status: &SourceStatus) -> String {
+pub(crate) fn source(look: Look, status: &SourceStatus) -> String {
     let connection = match &status.connection {
         Connection::NotPaired => "not paired".to_owned(),
         Connection::Disconnected { receiver, error } => format!("no connection to {receiver}: {error}"),
         Connection::Connected { receiver } => format!("connected to {receiver}"),
     };
-    let mut text = format!(
+    let mut text = source_verdict(status).line(look);
+    text.push_str(&format!(
         "source {} · farsided {} · up {} · {connection}\n",
         status.source,
         status.version,
         print::duration_ms(status.uptime_ms)
-    );
+    ));
     if status.groups.is_empty() {
         text.push_str("\nno volume is protected yet: farside volume add NAME --backing PATH\n");
     } else {
-        text.push_str(&format!("\n{}", groups(&status.groups)));
+        text.push_str(&format!("\n{}", groups(&status.groups).fit(look)));
         let protected: Vec<&VolumeStatus> = status.groups.iter().flat_map(|group| &group.volumes).collect();
         if !protected.is_empty() {
-            text.push_str(&format!("\n{}", volumes(protected)));
+            text.push_str(&format!("\n{}", states(protected).fit(look)));
         }
     }
-    let mut wrong = print::reasons("", &status.reasons);
+    let mut wrong = print::reasons_in(look, "", &status.reasons);
     for group in &status.groups {
-        wrong.push_str(&print::reasons(&format!("group {}", group.name), &group.reasons));
+        wrong.push_str(&print::reasons_in(look, &format!("group {}", group.name), &group.reasons));
         for volume in &group.volumes {
-            wrong.push_str(&print::reasons(&format!("volume {}", volume.name), &volume.reasons));
+            wrong.push_str(&print::reasons_in(look, &format!("volume {}", volume.name), &volume.reasons));
         }
-    }
-    if matches!(status.connection, Connection::NotPaired) {
-        wrong
-            .push_str("! this host is not paired\n    → on the gateway: farside-receiver token; then here: farside pair TOKEN\n");
     }
     if !wrong.is_empty() {
         text.push_str(&format!("\n{wrong}"));
@@ -116,7 +248,7 @@ pub(crate) fn source(status: &SourceStatus) -> String {
 }
 
 fn groups(groups: &[GroupStatus]) -> Table {
-    let mut table = Table::new(&["GROUP", "STATE", "LAG", "BACKLOG", "RATE", "ETA", "LAST POINT"]);
+    let mut table = Table::new(&["GROUP", "STATE", "LAG", "BACKLOG", "RATE", "ETA", "EVERY", "KEEP", "LAST POINT"]);
     for group in groups {
         table.row([
             group.name.clone(),
@@ -125,7 +257,26 @@ fn groups(groups: &[GroupStatus]) -> Table {
             print::bytes(group.backlog_bytes),
             format!("{}/s", print::bytes(group.rate_bytes_per_s)),
             group.eta_ms.map_or_else(|| NOTHING.to_owned(), print::duration_ms),
+            print::duration_ms(group.epoch_interval_ms),
+            group.keep.to_string(),
             group.last_point.as_ref().map_or_else(|| NOTHING.to_owned(), |p| format!("{}  {}", p.id, print::time(p.cut_wall))),
+        ]);
+    }
+    table
+}
+
+/// How volumes are, for the screen; where they are is in `volume list`.
+fn states<'a>(volumes: impl IntoIterator<Item = &'a VolumeStatus>) -> Table {
+    let mut table = Table::new(&["VOLUME", "GROUP", "STATE", "LAG", "BACKLOG", "SIZE", "CLIENTS"]);
+    for volume in volumes {
+        table.row([
+            volume.name.clone(),
+            volume.group.clone(),
+            state(&volume.state),
+            volume.lag_ms.map_or_else(|| "?".to_owned(), print::duration_ms),
+            print::bytes(volume.backlog_bytes),
+            print::bytes(volume.bytes),
+            volume.tap.clients.to_string(),
         ]);
     }
     table
@@ -150,17 +301,20 @@ pub(crate) fn volumes<'a>(volumes: impl IntoIterator<Item = &'a VolumeStatus>) -
 }
 
 /// A receiver on one screen.
-pub(crate) fn receiver(status: &ReceiverStatus) -> String {
-    let mut text = format!(
-        "receiver {} · farside-receiver {} · up {}\nstore {} · {} used, {} free{}\n",
+pub(crate) fn receiver(look: Look, status: &ReceiverStatus) -> String {
+    let mut text = receiver_verdict(status).line(look);
+    text.push_str(&format!(
+        "receiver {} · farside-receiver {} · up {}\nstore {} · {} used, {} landing, {} free and {} in reserve{}\n",
         status.listen,
         status.version,
         print::duration_ms(status.uptime_ms),
         status.store.path.display(),
         print::bytes(status.store.used_bytes),
+        print::bytes(status.store.landing_bytes),
         print::bytes(status.store.free_bytes),
+        print::bytes(status.store.reserve_bytes),
         if status.store.writable { "" } else { " · takes nothing now" },
-    );
+    ));
     let mut table = Table::new(&["SOURCE", "GROUP", "LAG", "POINTS", "LAST POINT", "USED", "VOLUMES", "FROM"]);
     for source in &status.sources {
         for group in &source.groups {
@@ -185,13 +339,13 @@ pub(crate) fn receiver(status: &ReceiverStatus) -> String {
     if status.sources.is_empty() {
         text.push_str("\nno source has paired yet: farside-receiver token, then on the host: farside pair TOKEN\n");
     } else {
-        text.push_str(&format!("\n{table}"));
+        text.push_str(&format!("\n{}", table.fit(look)));
     }
-    let mut wrong = print::reasons("", &status.reasons);
+    let mut wrong = print::reasons_in(look, "", &status.reasons);
     for source in &status.sources {
-        wrong.push_str(&print::reasons(&format!("source {}", source.name), &source.reasons));
+        wrong.push_str(&print::reasons_in(look, &format!("source {}", source.name), &source.reasons));
         for group in &source.groups {
-            wrong.push_str(&print::reasons(&format!("{}/{}", source.name, group.name), &group.reasons));
+            wrong.push_str(&print::reasons_in(look, &format!("{}/{}", source.name, group.name), &group.reasons));
         }
     }
     if !wrong.is_empty() {
@@ -202,8 +356,8 @@ pub(crate) fn receiver(status: &ReceiverStatus) -> String {
 
 #[cfg(test)]
 mod tests {
+    use farside_control::Code;
     use farside_control::source::{BehindWhat, Progress};
-    use farside_control::{Reason, Severity};
 
     use super::*;
 
@@ -219,16 +373,76 @@ mod tests {
         let volume = VolumeStatus {
             name: "data".into(),
             state: VolumeState::Behind { what: BehindWhat::FirstSync, progress: Progress { done_bytes: 1, total_bytes: 4 } },
-            reasons: vec![Reason::new(Severity::Error, "gateway_full", "the gateway is full", "free space on it")],
+            reasons: vec![Reason::new(Severity::Error, Code::GatewayFull, "the gateway is full", "free space on it")],
             ..VolumeStatus::default()
         };
         let status = SourceStatus {
             groups: vec![GroupStatus { name: "g".into(), volumes: vec![volume], ..GroupStatus::default() }],
             ..SourceStatus::default()
         };
-        let text = source(&status);
+        let text = source(Look::PLAIN, &status);
         assert!(text.contains("Behind: first sync 25.0 %"), "{text}");
         assert!(text.contains("✗ volume data: the gateway is full\n    → free space on it\n"), "{text}");
-        assert!(text.contains("farside-receiver token"), "{text}");
+        assert!(text.contains("more: farside explain gateway_full"), "{text}");
+    }
+
+    fn protected() -> SourceStatus {
+        let volume =
+            VolumeStatus { name: "data".into(), state: VolumeState::Streaming, in_last_point: true, ..VolumeStatus::default() };
+        let group = GroupStatus {
+            name: "g".into(),
+            lag_ms: Some(1200),
+            state: VolumeState::Streaming,
+            volumes: vec![volume],
+            ..GroupStatus::default()
+        };
+        let connection = Connection::Connected { receiver: "gw".into() };
+        SourceStatus { groups: vec![group], connection, ..SourceStatus::default() }
+    }
+
+    #[test]
+    fn the_first_line_never_says_protected_when_something_is_wrong() {
+        let verdict = |change: fn(&mut SourceStatus)| {
+            let mut status = protected();
+            change(&mut status);
+            source_verdict(&status)
+        };
+        let well = verdict(|_| {});
+        assert_eq!((well.severity, &well.words[..10]), (None, "PROTECTED:"));
+        let wrongs: [(fn(&mut SourceStatus), Severity, &str); 8] = [
+            (|s| s.connection = Connection::NotPaired, Severity::Error, "NOT PROTECTED"),
+            (|s| s.groups.clear(), Severity::Error, "NOT PROTECTED"),
+            (|s| s.groups[0].volumes[0].in_last_point = false, Severity::Warning, "NOT PROTECTED YET"),
+            (|s| s.groups[0].lag_ms = None, Severity::Warning, "BEHIND"),
+            (|s| s.groups[0].volumes[0].state = VolumeState::Paused, Severity::Warning, "BEHIND"),
+            (
+                |s| s.groups[0].reasons.push(Reason::new(Severity::Warning, Code::NotConnected, "gone", "")),
+                Severity::Warning,
+                "NEEDS ATTENTION",
+            ),
+            (
+                |s| s.groups[0].volumes[0].reasons.push(Reason::new(Severity::Error, Code::Forked, "forked", "")),
+                Severity::Error,
+                "NOT ADVANCING",
+            ),
+            (|s| s.reasons.push(Reason::new(Severity::Error, Code::NotServed, "volume x", "")), Severity::Error, "NOT ADVANCING"),
+        ];
+        for (change, severity, words) in wrongs {
+            let verdict = verdict(change);
+            assert_eq!(verdict.severity, Some(severity), "{verdict:?}");
+            assert!(verdict.words.starts_with(words), "{verdict:?}");
+        }
+    }
+
+    #[test]
+    fn a_frame_fits_its_window_and_wipes_what_was_there() {
+        let text = (0..50).map(|n| format!("line {n}\n")).collect::<String>();
+        let frame = super::frame(&text, 10);
+        assert_eq!(frame.matches("\r\n").count(), 9, "{frame:?}");
+        assert!(
+            frame.starts_with("\x1b[Hline 0\x1b[K") && frame.contains("42 more lines") && frame.ends_with("\x1b[J"),
+            "{frame:?}"
+        );
+        assert!(!super::frame("a\n", 10).contains("more"));
     }
 }

@@ -2,18 +2,17 @@
 
 use std::sync::Arc;
 
+use axum::Json;
+use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
-use axum::http::StatusCode;
-use axum::http::header::CONTENT_TYPE;
-use axum::response::{IntoResponse, Response};
-use axum::routing::{get, patch, post};
-use axum::{Json, Router};
+use axum::response::Response;
 use farside_control::routes::{self, PointsQuery};
 use farside_control::source::{
     Done, GroupSettings, GroupStatus, Limits, PairRequest, Paired, ResyncRequest, SourceStatus, VolumeAdd, VolumeStatus,
 };
 use farside_control::{Address, ApiError, ErrorCode, Point, PointId, PointMember, PointRef, Reloaded};
 use farside_region::Name;
+use farside_service::http::{self, Answer, Routes};
 use farside_wire::{PointInfo, PointQueryKind};
 use tokio::net::UnixListener;
 
@@ -29,63 +28,57 @@ const POINTS_MAX: u32 = 10_000;
 pub(crate) fn listen(daemon: &Arc<Daemon>) -> anyhow::Result<tokio::task::JoinHandle<()>> {
     let (path, group) = daemon.api_socket();
     let listener = UnixListener::from_std(farside_service::socket::listen(&path, group.as_deref())?)?;
-    let router = Router::new()
-        .route(routes::STATUS, get(status))
-        .route(routes::PAIR, post(pair))
-        .route(routes::GROUP, patch(set_group))
-        .route(routes::LIMITS, get(limits).put(set_limits))
-        .route(routes::VOLUMES, get(volumes).post(add))
-        .route(routes::VOLUME, get(volume).delete(remove))
-        .route(routes::VOLUME_PAUSE, post(pause))
-        .route(routes::VOLUME_RESUME, post(resume))
-        .route(routes::VOLUME_RESYNC, post(resync))
-        .route(routes::VOLUME_VERIFY, post(verify))
-        .route(routes::POINTS, get(points))
-        .route(routes::POINT, get(point))
-        .route(routes::METRICS, get(metrics))
-        .route(routes::RELOAD, post(reload))
-        .with_state(daemon.clone());
+    let router = routes().with_state(daemon.clone());
     Ok(tokio::spawn(async move {
         let _ = axum::serve(listener, router).await; // serves until it is aborted
     }))
 }
 
-struct Failed(ApiError);
-
-impl From<ApiError> for Failed {
-    fn from(error: ApiError) -> Self {
-        Self(error)
-    }
+/// What is served; `farside_control::openapi` describes it.
+fn routes() -> Routes<Arc<Daemon>> {
+    Routes::default()
+        .get(routes::STATUS, status)
+        .post(routes::PAIR, pair)
+        .patch(routes::GROUP, set_group)
+        .get(routes::LIMITS, limits)
+        .put(routes::LIMITS, set_limits)
+        .get(routes::VOLUMES, volumes)
+        .post(routes::VOLUMES, add)
+        .get(routes::VOLUME, volume)
+        .delete(routes::VOLUME, remove)
+        .post(routes::VOLUME_PAUSE, pause)
+        .post(routes::VOLUME_RESUME, resume)
+        .post(routes::VOLUME_RESYNC, resync)
+        .post(routes::VOLUME_VERIFY, verify)
+        .get(routes::POINTS, points)
+        .get(routes::POINT, point)
+        .get(routes::METRICS, metrics)
+        .post(routes::RELOAD, reload)
 }
 
-impl IntoResponse for Failed {
-    fn into_response(self) -> Response {
-        let status = StatusCode::from_u16(self.0.code.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        (status, Json(self.0)).into_response()
-    }
-}
-
-type Answer<T> = Result<Json<T>, Failed>;
 type Here = State<Arc<Daemon>>;
+/// A body that may be nonsense.
+type Body<T> = Result<Json<T>, JsonRejection>;
 
 async fn status(State(daemon): Here) -> Json<SourceStatus> {
     Json(daemon.status().await)
 }
 
 async fn metrics(State(daemon): Here) -> Response {
-    let text = crate::metrics::page(&daemon.status().await);
-    ([(CONTENT_TYPE, farside_service::metrics::CONTENT_TYPE)], text).into_response()
+    http::metrics(crate::metrics::page(&daemon.status().await))
 }
 
 async fn reload(State(daemon): Here) -> Answer<Reloaded> {
     Ok(Json(daemon.reload().await?))
 }
 
-async fn pair(State(daemon): Here, Json(request): Json<PairRequest>) -> Answer<Paired> {
+async fn pair(State(daemon): Here, request: Body<PairRequest>) -> Answer<Paired> {
+    let Json(request) = request?;
     Ok(Json(daemon.pair(&request.token).await?))
 }
 
-async fn set_group(State(daemon): Here, Path(name): Path<String>, Json(settings): Json<GroupSettings>) -> Answer<GroupStatus> {
+async fn set_group(State(daemon): Here, Path(name): Path<String>, settings: Body<GroupSettings>) -> Answer<GroupStatus> {
+    let Json(settings) = settings?;
     let now = daemon.set_group(&name, &settings).await?;
     let status = daemon.status().await.groups.into_iter().find(|g| g.name == name);
     // A group without volumes has settings and no status yet.
@@ -102,7 +95,8 @@ async fn limits(State(daemon): Here) -> Json<Limits> {
     Json(daemon.limits())
 }
 
-async fn set_limits(State(daemon): Here, Json(limits): Json<Limits>) -> Answer<Limits> {
+async fn set_limits(State(daemon): Here, limits: Body<Limits>) -> Answer<Limits> {
+    let Json(limits) = limits?;
     Ok(Json(daemon.set_limits(limits).await?))
 }
 
@@ -128,7 +122,8 @@ async fn to_its_end<T: Send + 'static>(
     tokio::spawn(change).await.map_err(|e| ApiError::internal(e.to_string()))?
 }
 
-async fn add(State(daemon): Here, Json(add): Json<VolumeAdd>) -> Answer<VolumeStatus> {
+async fn add(State(daemon): Here, add: Body<VolumeAdd>) -> Answer<VolumeStatus> {
+    let Json(add) = add?;
     let (at_work, wanted) = (daemon.clone(), add.clone());
     to_its_end(async move { at_work.add_volume(&wanted).await }).await?;
     one_volume(&daemon, &add.name).await
@@ -150,7 +145,8 @@ async fn resume(State(daemon): Here, Path(name): Path<String>) -> Answer<VolumeS
     one_volume(&daemon, &name).await
 }
 
-async fn resync(State(daemon): Here, Path(name): Path<String>, Json(request): Json<ResyncRequest>) -> Answer<VolumeStatus> {
+async fn resync(State(daemon): Here, Path(name): Path<String>, request: Body<ResyncRequest>) -> Answer<VolumeStatus> {
+    let Json(request) = request?;
     daemon.resync(&name, request.accept).await?;
     one_volume(&daemon, &name).await
 }
@@ -160,7 +156,8 @@ async fn verify(State(daemon): Here, Path(name): Path<String>) -> Answer<VolumeS
     one_volume(&daemon, &name).await
 }
 
-async fn points(State(daemon): Here, Query(query): Query<PointsQuery>) -> Answer<Vec<Point>> {
+async fn points(State(daemon): Here, query: Result<Query<PointsQuery>, QueryRejection>) -> Answer<Vec<Point>> {
+    let Query(query) = query?;
     Ok(Json(list(&daemon, &query).await?))
 }
 
@@ -187,7 +184,12 @@ async fn list(daemon: &Daemon, query: &PointsQuery) -> Result<Vec<Point>, ApiErr
     Ok(all)
 }
 
-async fn point(State(daemon): Here, Path(point): Path<String>, Query(query): Query<PointsQuery>) -> Answer<Point> {
+async fn point(
+    State(daemon): Here,
+    Path(point): Path<String>,
+    query: Result<Query<PointsQuery>, QueryRejection>,
+) -> Answer<Point> {
+    let Query(query) = query?;
     let wanted: PointRef = point.parse().map_err(|e: farside_control::PointRefError| {
         ApiError::new(ErrorCode::BadRequest, e.to_string(), "see `farside point show --help`")
     })?;
@@ -221,5 +223,20 @@ fn point_of(source: &Name, group: &Name, p: &PointInfo) -> Point {
         pinned: p.pinned,
         pins: Vec::new(),
         degraded: p.members.iter().any(|m| m.unreadable_regions > 0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use farside_control::client::Daemon as Which;
+    use farside_control::openapi;
+
+    #[test]
+    fn what_is_served_is_described_and_the_other_way_round() {
+        let described: BTreeSet<_> =
+            openapi::operations().iter().filter(|op| op.daemon == Which::Source).map(|op| (op.method, op.path)).collect();
+        assert_eq!(super::routes().served().iter().copied().collect::<BTreeSet<_>>(), described);
     }
 }

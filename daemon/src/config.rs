@@ -604,7 +604,26 @@ mod tests {
         let uncommented = |l: &str| l.strip_prefix("# ").filter(|l| key(l) || l.starts_with("[[")).map(str::to_owned);
         let all: Vec<String> = lines.map(|l| uncommented(l).unwrap_or_else(|| l.to_owned())).collect();
         let c = load(&all.join("\n"), &[]).expect("valid without its comments");
-        assert_eq!((c.limits, c.volumes.len()), (LimitsConfig::default(), 1));
+        assert_eq!((&c.limits, c.volumes.len()), (&LimitsConfig::default(), 1));
+        let (source, default) = (&c.source, load("", &[]).expect("valid").source);
+        assert_eq!((&source.state_dir, &source.api_socket), (&default.state_dir, &default.api_socket));
+        assert_eq!(c.groups.values().collect::<Vec<_>>(), [&GroupConfig::default()]);
+        // Every key there is.
+        let table = toml::Table::try_from(&c.limits).expect("plain numbers");
+        let more =
+            ["name", "state_dir", "api_socket", "api_group", "epoch_interval", "keep", "backing", "tap", "on_tracking_lost"];
+        for key in table.keys().map(String::as_str).chain(more) {
+            assert!(all.iter().any(|line| line.starts_with(&format!("{key} = "))), "{key} is not in the shipped file");
+        }
+    }
+
+    #[test]
+    fn the_unit_lets_the_daemon_write_its_drop_ins() {
+        let unit = include_str!("../systemd/farsided.service");
+        let config = unit.split("--config ").nth(1).and_then(|rest| rest.split_whitespace().next()).expect("a path");
+        let folder = files::drop_ins(Path::new(config));
+        let writable = unit.lines().find_map(|line| line.strip_prefix("ReadWritePaths=-")).expect("a line");
+        assert!(folder.starts_with(writable), "{} is not below {writable}", folder.display());
     }
 
     #[test]

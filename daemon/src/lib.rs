@@ -5,6 +5,7 @@
 //! threads and sockets.
 
 mod api;
+pub mod args;
 mod backing;
 mod compare;
 pub mod config;
@@ -24,3 +25,8 @@ mod verify;
 mod volume;
 
 pub use supervisor::run;
+
+/// How `farsided` is called, for its manual page.
+pub fn command_line() -> clap::Command {
+    <args::Args as clap::CommandFactory>::command()
+}

@@ -8,8 +8,9 @@ use farside_blockio::process::monotonic_ns;
 use farside_control::source::{
     BackingStatus, BehindWhat, GroupStatus, LastPoint, Progress, SideBuffer, TapStatus, VolumeCounters, VolumeState, VolumeStatus,
 };
-use farside_control::{PointId, Reason, Severity};
+use farside_control::{Code, PointId, Reason, Severity};
 use farside_replication::source::{self, Behind, RefusedWhy, State};
+use farside_transport::NotConnected;
 
 use crate::group::{Control, Member};
 use crate::loss::Loss;
@@ -67,20 +68,48 @@ fn group_reasons(control: &Control, status: &source::Status) -> Vec<Reason> {
     let mut reasons = Vec::new();
     if !status.connected {
         use farside_transport::ConnectorState as C;
-        let why = match &*control.connector.borrow() {
-            C::Waiting { why, .. } | C::Dialing { last: Some(why) } => Some(why.to_string()),
-            _ => None,
-        };
-        if let Some(why) = why {
-            let todo = "changes are remembered and sent when the receiver is back; check the receiver and the network between";
-            reasons.push(Reason::new(Severity::Warning, "not_connected", why, todo));
+        if let C::Waiting { why, .. } | C::Dialing { last: Some(why) } = &*control.connector.borrow() {
+            reasons.extend(why_not_connected(why));
         }
     }
+    let is_full = |v: &source::VolumeStatus| v.state == State::Behind(Behind::GatewayFull);
     if let Some(trouble) = &status.receiver_trouble {
-        let todo = "existing points are intact; make room or repair the store at the gateway, the rest follows by itself";
-        reasons.push(Reason::new(Severity::Error, "receiver", trouble.clone(), todo));
+        // A volume that waits for it says so itself.
+        let (code, todo) = if status.volumes.iter().any(is_full) || trouble.contains("disk is full") {
+            (Code::GatewayFull, "make room at the gateway or keep fewer points; the rest follows by itself")
+        } else {
+            (Code::StoreFailed, "look at `farside status` at the gateway; the rest follows by itself")
+        };
+        reasons.push(Reason::new(Severity::Error, code, trouble.clone(), todo));
     }
     reasons
+}
+
+/// What a person can do about it depends on who says no.
+fn why_not_connected(why: &NotConnected) -> Option<Reason> {
+    use Severity::{Error, Warning};
+    use farside_transport::{CloseCode, DialError as D};
+    let again = "changes are remembered and sent when the receiver is back; check the receiver and the network between";
+    let pair = "make a token at the gateway (`farside-receiver token`), then here: farside pair TOKEN";
+    let versions = "install the same version on both sides, the receiver first";
+    let refused = |code: CloseCode| match code {
+        CloseCode::Incompatible => Some((Error, Code::VersionMismatch, versions)),
+        CloseCode::NotPaired | CloseCode::WrongName => Some((Error, Code::ReceiverRefuses, pair)),
+        CloseCode::Overloaded => Some((Warning, Code::ReceiverRefuses, "raise the limits in the receiver's configuration")),
+        _ => None,
+    };
+    let (severity, code, todo) = match why {
+        // Said once for the host.
+        NotConnected::Dial(D::NotPaired) => return None,
+        NotConnected::Dial(D::WrongReceiver { .. }) => {
+            (Error, Code::WrongReceiver, "find out which machine answers there; if it is yours, pair again")
+        }
+        NotConnected::Dial(D::Incompatible { .. }) => (Error, Code::VersionMismatch, versions),
+        NotConnected::Dial(D::Refused { code, .. }) => refused(*code).unwrap_or((Warning, Code::NotConnected, again)),
+        NotConnected::Ended(closed) => closed.code().and_then(refused).unwrap_or((Warning, Code::NotConnected, again)),
+        NotConnected::Dial(_) => (Warning, Code::NotConnected, again),
+    };
+    Some(Reason::new(severity, code, why.to_string(), todo))
 }
 
 fn volume_status(group: &str, member: &Member, v: &source::VolumeStatus) -> VolumeStatus {
@@ -160,36 +189,39 @@ fn volume_reasons(member: &Member, v: &source::VolumeStatus) -> Vec<Reason> {
     let load = |n: &std::sync::atomic::AtomicU64| n.load(Ordering::Relaxed);
     use Severity::{Error, Warning};
     let mut reasons = Vec::new();
-    let mut say = |severity, code: &str, message: String, todo: &str| reasons.push(Reason::new(severity, code, message, todo));
+    let name = &member.served.config.name;
+    let mut say = |severity, code: Code, message: String, todo: &str| {
+        reasons.push(Reason::new(severity, code, message, todo.replace("NAME", name.as_str())));
+    };
     match &v.state {
         State::Refused(RefusedWhy::Forked) => say(
             Error,
-            "forked",
+            Code::Forked,
             "what was published is not this disk's history: it was rolled back, cloned, or its tracking state is gone".into(),
             "make sure that no other host serves this volume; then `farside volume resync NAME --accept forked` continues the \
              published history from this disk as it is, comparing everything",
         ),
         State::Refused(RefusedWhy::TargetRewound) => say(
             Error,
-            "target_rewound",
+            Code::TargetRewound,
             "the store is older than what this host saw published: the gateway or its store was rolled back".into(),
-            "bring the newer store back; or `farside volume resync NAME --accept target-rewound` goes on from the older one",
+            "bring the newer store back; or `farside volume resync NAME --accept rewound` goes on from the older one",
         ),
         State::Refused(RefusedWhy::Fenced) => say(
             Error,
-            "fenced",
+            Code::Fenced,
             "another copy of this volume was promoted".into(),
             "this host serves its own disk and replicates nothing; decide which side lives",
         ),
         State::Refused(RefusedWhy::Shape) => say(
             Error,
-            "shape",
+            Code::Shape,
             "the volume is smaller than what was published".into(),
             "give the space back, or remove the volume and add it under another name",
         ),
         State::TrackingLost => say(
             Error,
-            "tracking_lost",
+            Code::TrackingLost,
             match member.loss {
                 Loss::Kept => "the intent map could not be written; that is recorded, and everything will be compared".to_owned(),
                 Loss::AtReceiver => "the intent map cannot be written, and a note of that only at the receiver, which has it: \
@@ -214,40 +246,40 @@ fn volume_reasons(member: &Member, v: &source::VolumeStatus) -> Vec<Reason> {
         ),
         State::Behind(Behind::GatewayFull) => say(
             Error,
-            "gateway_full",
+            Code::GatewayFull,
             "the receiver's disk is full; existing points are intact".into(),
             "make room at the gateway or lower `keep`; the rest follows by itself",
         ),
         State::Behind(Behind::StoreFailed) => say(
             Error,
-            "store_failed",
+            Code::StoreFailed,
             "the receiver cannot publish".into(),
             "look at `farside status` at the gateway; existing points are intact",
         ),
-        State::Paused => say(Warning, "paused", "paused by a person".into(), "`farside volume resume NAME`"),
+        State::Paused => say(Warning, Code::Paused, "paused by a person".into(), "`farside volume resume NAME`"),
         _ => {}
     }
     if let Some(n) = v.not_converging {
         let (sent, wire) = (load(&member.served.sent.read_bytes), load(&member.served.sent.wire_bytes));
         let (message, todo) = not_converging(&n, sent, wire);
-        say(Warning, "not_converging", message, &todo);
+        say(Warning, Code::NotConverging, message, &todo);
     }
     if v.unreadable_bytes > 0 {
         let message =
             format!("{} KiB of the backing cannot be read; points that hold them are degraded", v.unreadable_bytes >> 10);
         say(
             Error,
-            "unreadable",
+            Code::Degraded,
             message,
             "replace or mend the disk; it is read again with the next change, or now by `farside volume resync NAME`",
         );
     }
     if v.flush_failed {
         let message = "a flush of the backing failed: what was written since the one before may be lost at a power cut".into();
-        say(Error, "flush_failed", message, "check the disk; regions stay hot until the next boot");
+        say(Error, Code::FlushFailed, message, "check the disk; regions stay hot until the next boot");
     }
     if let Some(why) = &member.broken {
-        say(Error, "broken", format!("a thread of this volume ended: {why}"), "restart farsided");
+        say(Error, Code::Broken, format!("a thread of this volume ended: {why}"), "restart farsided");
     }
     reasons
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use farside_blockio::process::{boot_id, lock_memory, monotonic_ns, set_io_flusher};
 use farside_control::source::{Accept, Connection, GroupSettings, GroupStatus, Limits, Paired, SourceStatus, VolumeAdd};
-use farside_control::{ApiError, ErrorCode, Rate, Reason, Reloaded, Severity};
+use farside_control::{ApiError, Code, ErrorCode, Rate, Reason, Reloaded, Severity};
 use farside_region::{Name, VolumeId};
 use farside_service::systemd;
 use farside_transport::{Identity, Pin, QuicDialer};
@@ -25,6 +25,9 @@ use crate::volume::Surroundings;
 
 /// A control thread that was silent for so long is dead: systemd restarts us, and the intent map knows what changed.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
+
+/// What keeps two sides apart.
+const CONNECTION_CODES: [Code; 4] = [Code::NotConnected, Code::WrongReceiver, Code::ReceiverRefuses, Code::VersionMismatch];
 
 /// Runs the daemon until it is told to stop.
 ///
@@ -378,17 +381,18 @@ impl Daemon {
             .map(|n| {
                 let todo = "mend it, then: farside reload. Until then its group's points are made without it";
                 let why = locked(&self.unserved).get(n).map_or_else(|| "it is being opened".to_owned(), Clone::clone);
-                Reason::new(Severity::Error, "not_served", format!("volume {n} is not served: {why}"), todo)
+                Reason::new(Severity::Error, Code::NotServed, format!("volume {n} is not served: {why}"), todo)
             })
             .collect();
         if self.stopping.load(Ordering::Relaxed) {
             let todo = "wait; what is owed then is written down, and the next start goes on from there";
             let what = "farsided is stopping: its volumes are closed, what can still be published is";
-            reasons.push(Reason::new(Severity::Warning, "stopping", what, todo));
+            reasons.push(Reason::new(Severity::Warning, Code::Stopping, what, todo));
         }
+        reasons.extend(self.not_paired());
         reasons.extend(locked(&self.stale).iter().map(|what| {
             let todo = "mend it, then: farside reload; or restart farsided for what only a restart can change";
-            Reason::new(Severity::Warning, "configuration_stale", what, todo)
+            Reason::new(Severity::Warning, Code::ConfigurationStale, what, todo)
         }));
         SourceStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -401,10 +405,17 @@ impl Daemon {
         }
     }
 
+    fn not_paired(&self) -> Option<Reason> {
+        let todo = "on the gateway: farside-receiver token; then here: farside pair TOKEN";
+        let unpaired = self.pin.borrow().is_none();
+        unpaired.then(|| Reason::new(Severity::Error, Code::NotPaired, "this host is not paired with a receiver", todo))
+    }
+
     fn connection(&self, groups: &[GroupStatus]) -> Connection {
         let Some(pin) = self.pin.borrow().clone() else { return Connection::NotPaired };
         let receiver = pin.receiver.to_string();
-        let trouble = groups.iter().flat_map(|g| &g.reasons).find(|r| r.code == "not_connected");
+        let apart = groups.iter().filter(|g| !g.link.connected);
+        let trouble = apart.flat_map(|g| &g.reasons).find(|r| CONNECTION_CODES.iter().any(|code| code.word() == r.code));
         match trouble {
             Some(reason) => Connection::Disconnected { receiver, error: reason.message.clone() },
             None => Connection::Connected { receiver },

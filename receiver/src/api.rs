@@ -3,21 +3,19 @@
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use axum::Json;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
-use axum::extract::{DefaultBodyLimit, Path, Query, State};
-use axum::http::StatusCode;
-use axum::http::header::CONTENT_TYPE;
-use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get, post};
-use axum::{Json, Router};
+use axum::extract::{Path, Query, State};
+use axum::response::Response;
 use farside_control::receiver::{ReceiverStatus, Token, TokenRequest};
 use farside_control::routes::{self, PointsQuery};
 use farside_control::source::Done;
 use farside_control::{
-    Address, ApiError, ErrorCode, PIN_REASON_BYTES_MAX, POINTS_LISTED_MAX, PinRequest, Point, PointRef, REQUEST_BYTES_MAX,
-    Reloaded, Verification, select_point,
+    Address, ApiError, ErrorCode, PIN_REASON_BYTES_MAX, POINTS_LISTED_MAX, PinRequest, Point, PointRef, Reloaded, Verification,
+    select_point,
 };
 use farside_region::Name;
+use farside_service::http::{self, Answer, Failed, Routes};
 use farside_store::GroupNames;
 use farside_transport::BookError;
 use jiff::Timestamp;
@@ -33,42 +31,30 @@ const TOKEN_LIFETIME_S_MAX: u64 = 30 * 24 * HOUR_S;
 
 /// Answers until the task is dropped.
 pub(crate) async fn serve(receiver: Arc<Receiver>, listener: UnixListener) {
-    let router = Router::new()
-        .route(routes::STATUS, get(status))
-        .route(routes::POINTS, get(points))
-        .route(routes::POINT, get(point))
-        .route(routes::POINT_PIN, post(pin).delete(unpin))
-        .route(routes::POINT_VERIFY, post(verify))
-        .route(routes::VERIFICATION, get(verification).delete(verification_stop))
-        .route(routes::TOKENS, post(token))
-        .route(routes::METRICS, get(metrics))
-        .route(routes::RELOAD, post(reload))
-        .route(routes::SOURCE, delete(unpair))
-        .fallback(async || Failed(ApiError::new(ErrorCode::NotFound, "no such path", "the versions may differ")))
-        .layer(DefaultBodyLimit::max(REQUEST_BYTES_MAX))
-        .with_state(receiver);
+    let router = routes().with_state(receiver);
     if let Err(error) = axum::serve(listener, router).await {
         tracing::error!(%error, "the API ended");
     }
 }
 
-struct Failed(ApiError);
-
-impl<E: Into<ApiError>> From<E> for Failed {
-    fn from(error: E) -> Self {
-        Self(error.into())
-    }
-}
-
-impl IntoResponse for Failed {
-    fn into_response(self) -> Response {
-        let status = StatusCode::from_u16(self.0.code.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        (status, Json(self.0)).into_response()
-    }
+/// What is served; `farside_control::openapi` describes it.
+fn routes() -> Routes<Arc<Receiver>> {
+    Routes::default()
+        .get(routes::STATUS, status)
+        .get(routes::POINTS, points)
+        .get(routes::POINT, point)
+        .post(routes::POINT_PIN, pin)
+        .delete(routes::POINT_PIN, unpin)
+        .post(routes::POINT_VERIFY, verify)
+        .get(routes::VERIFICATION, verification)
+        .delete(routes::VERIFICATION, verification_stop)
+        .post(routes::TOKENS, token)
+        .get(routes::METRICS, metrics)
+        .post(routes::RELOAD, reload)
+        .delete(routes::SOURCE, unpair)
 }
 
 type Here = State<Arc<Receiver>>;
-type Answer<T> = Result<Json<T>, Failed>;
 
 fn bad_request(error: impl std::fmt::Display) -> ApiError {
     ApiError::new(ErrorCode::BadRequest, error.to_string(), "")
@@ -87,7 +73,7 @@ async fn status(State(receiver): Here) -> Answer<ReceiverStatus> {
 async fn metrics(State(receiver): Here) -> Result<Response, Failed> {
     let made = tokio::task::spawn_blocking(move || crate::metrics::page(&status::receiver(&receiver))).await;
     let text = made.map_err(ApiError::internal)?;
-    Ok(([(CONTENT_TYPE, farside_service::metrics::CONTENT_TYPE)], text).into_response())
+    Ok(http::metrics(text))
 }
 
 async fn reload(State(receiver): Here) -> Answer<Reloaded> {
@@ -289,4 +275,19 @@ async fn token(State(receiver): Here, request: Result<Json<TokenRequest>, JsonRe
         fingerprint: token.receiver.to_string(),
         expires: expires.unwrap_or(Timestamp::MAX),
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use farside_control::client::Daemon as Which;
+    use farside_control::openapi;
+
+    #[test]
+    fn what_is_served_is_described_and_the_other_way_round() {
+        let described: BTreeSet<_> =
+            openapi::operations().iter().filter(|op| op.daemon == Which::Receiver).map(|op| (op.method, op.path)).collect();
+        assert_eq!(super::routes().served().iter().copied().collect::<BTreeSet<_>>(), described);
+    }
 }

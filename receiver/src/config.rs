@@ -347,6 +347,41 @@ mod tests {
     }
 
     #[test]
+    fn the_shipped_file_has_every_key_with_its_default() {
+        let shipped = include_str!("../receiver.toml");
+        // Commented out or not, it is the default.
+        assert_eq!(load(shipped, &[]).expect("valid"), Config::default());
+        let is_key = |l: &str| l.split_once(" = ").is_some_and(|(k, _)| k.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'));
+        let bare = |l: &str| l.strip_prefix("# ").filter(|l| is_key(l) || l.starts_with('[')).unwrap_or(l).to_owned();
+        let all: Vec<String> = shipped.lines().map(bare).collect();
+        let config = load(&all.join("\n"), &[]).expect("valid without its comments");
+        let Config { name, api_group, advertise, .. } = config.clone();
+        assert!(api_group.is_some() && !advertise.is_empty(), "these have no default, only an example");
+        let default = Config { name, api_group, advertise, ..Config::default() };
+        assert_eq!(config, default);
+        for key in [
+            "name",
+            "listen",
+            "store",
+            "state_dir",
+            "api_socket",
+            "api_group",
+            "advertise",
+            "receive_budget_mib",
+            "connections",
+            "groups_per_source",
+            "volumes_per_group",
+            "parts_per_connection",
+            "credit_mib",
+            "keep",
+            "span",
+            "interval",
+        ] {
+            assert!(all.iter().any(|line| line.starts_with(&format!("{key} = "))), "{key} is not in the shipped file");
+        }
+    }
+
+    #[test]
     fn parts_are_laid_over_the_main_file_in_order() {
         let main = "[receiver]\nname = \"gw\"\nlisten = \"127.0.0.1:1\"\n[retention]\nkeep = 3\nspan = \"2d\"";
         let parts = [

@@ -6,6 +6,7 @@
 //!
 //! | File | Owns |
 //! |---|---|
+//! | `args` | the command line |
 //! | `config` | the configuration files |
 //! | `state_dir` | lock, identity, pairings, what is remembered per group |
 //! | `process` | start, stop, signals, readiness |
@@ -21,6 +22,7 @@
 //! Invariant: whatever a source sends, memory and files stay within [`Limits`], and no source can hold up another's group.
 
 mod api;
+pub mod args;
 pub mod config;
 mod door;
 mod group;
@@ -37,4 +39,9 @@ mod verify;
 pub use config::{Config, ConfigError, Limits, Retention};
 pub use process::{RunError, run};
 pub use status::point as point_of;
+
+/// How `farside-receiver` is called, for its manual page.
+pub fn command_line() -> clap::Command {
+    <args::Arguments as clap::CommandFactory>::command()
+}
 pub use verify::verify_members;

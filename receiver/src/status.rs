@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use farside_control::receiver::{ReceiverCounters, ReceiverGroup, ReceiverSource, ReceiverStatus, ReceiverVolume, StoreStatus};
 use farside_control::source::LastPoint;
-use farside_control::{Address, Point, PointId, PointMember, PointPin, Reason, Severity};
+use farside_control::{Address, Code, Point, PointId, PointMember, PointPin, Reason, Severity};
 use farside_ledger::group_id;
 use farside_region::VolumeId;
 use farside_replication::target::{self, Target};
@@ -49,7 +49,7 @@ impl GroupView {
 
     /// The group cannot be used.
     pub(crate) fn away(&mut self, words: &str) {
-        let reason = Reason::new(Severity::Error, "store_failed", words, "it goes on by itself when the store answers again");
+        let reason = Reason::new(Severity::Error, Code::StoreFailed, words, "it goes on by itself when the store answers again");
         self.group.reasons.push(reason);
     }
 
@@ -98,7 +98,7 @@ impl GroupView {
         if let Some(torn) = store.torn() {
             let message = format!("the ledger of {} is torn in slot {} ({}: {})", self.names, torn.slot, torn.file, torn.why);
             let what = way_out(torn, store_path);
-            group.reasons.push(Reason::new(Severity::Error, "ledger_torn", message, what));
+            group.reasons.push(Reason::new(Severity::Error, Code::LedgerTorn, message, what));
         }
         let behind = |id: &VolumeId| newest.is_some_and(|n| n.members.iter().all(|m| m.key.volume != *id));
         for (id, volume) in state.volumes().filter(|(id, _)| behind(id)) {
@@ -109,7 +109,7 @@ impl GroupView {
             );
             let message = format!("volume {name} is not in the newest point of {}: {last}", self.names);
             let what = "see `farside status` on its host: it is syncing, comparing, paused, or waits for a person there";
-            group.reasons.push(Reason::new(Severity::Warning, "volume_not_in_points", message, what));
+            group.reasons.push(Reason::new(Severity::Warning, Code::VolumeNotInPoints, message, what));
         }
         if let Some(since) = store.deferred_since().filter(|since| since.elapsed() > WAITS_LONG) {
             let message = format!(
@@ -119,7 +119,7 @@ impl GroupView {
                 since.elapsed().as_secs()
             );
             let what = "see who holds `reader.lock` of the store open (`fuser`); a restore or check that hangs can be ended";
-            group.reasons.push(Reason::new(Severity::Warning, "deletion_waits", message, what));
+            group.reasons.push(Reason::new(Severity::Warning, Code::DeletionWaits, message, what));
         }
         let damaged = store.damaged();
         if let Some(first) = damaged.first() {
@@ -129,12 +129,12 @@ impl GroupView {
                 self.names
             );
             let what = "on the host: `farside volume resync NAME` sends it again; or put the files back from a copy of the store";
-            group.reasons.push(Reason::new(Severity::Error, "segments_damaged", message, what));
+            group.reasons.push(Reason::new(Severity::Error, Code::SegmentsDamaged, message, what));
             group.lag_ms = None;
         }
         if let Some(trouble) = target.trouble() {
             let what = "it goes on by itself when the store can be written again";
-            group.reasons.push(Reason::new(Severity::Error, "store_failed", trouble, what));
+            group.reasons.push(Reason::new(Severity::Error, Code::StoreFailed, trouble, what));
         }
     }
 
@@ -205,16 +205,16 @@ pub(crate) fn receiver(receiver: &Receiver) -> ReceiverStatus {
         if source.connected_from.is_none() && source.fingerprint.is_some() && !torn {
             let message = format!("{} is not connected", source.name);
             let what = "see `farside status` on that host";
-            source.reasons.push(Reason::new(Severity::Warning, "not_connected", message, what));
+            source.reasons.push(Reason::new(Severity::Warning, Code::NotConnected, message, what));
         }
     }
     reasons.extend(receiver.stale().into_iter().map(|words| {
         let what = "mend it, then: farside reload --socket PATH; or restart farside-receiver for what only a restart can change";
-        Reason::new(Severity::Warning, "configuration_stale", words, what)
+        Reason::new(Severity::Warning, Code::ConfigurationStale, words, what)
     }));
     reasons.extend(receiver.refusals().into_iter().map(|words| {
         let what = "if it should be let in: `farside-receiver token` here, then `farside pair TOKEN` there";
-        Reason::new(Severity::Info, "refused_peer", words, what)
+        Reason::new(Severity::Info, Code::RefusedPeer, words, what)
     }));
     ReceiverStatus {
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -241,7 +241,7 @@ fn store_status(receiver: &Receiver, reasons: &mut Vec<Reason>) -> StoreStatus {
     let open = receiver.vault.current().map(drop);
     if let Err(words) = &open {
         let what = "existing points are intact; it goes on by itself when the store answers again";
-        reasons.push(Reason::new(Severity::Error, "store_failed", words, what));
+        reasons.push(Reason::new(Severity::Error, Code::StoreFailed, words, what));
     } else if free_bytes < full_below {
         let path = receiver.vault.path().display();
         let message = match space {
@@ -254,7 +254,7 @@ fn store_status(receiver: &Receiver, reasons: &mut Vec<Reason>) -> StoreStatus {
             _ => format!("the file system of {path} is full: {free_bytes} bytes are left above what is kept for the ledger"),
         };
         let what = "free space there, or keep fewer points (`farside group set NAME --keep N` on the sources)";
-        reasons.push(Reason::new(Severity::Error, "gateway_full", message, what));
+        reasons.push(Reason::new(Severity::Error, Code::GatewayFull, message, what));
     }
     StoreStatus {
         path: receiver.vault.path().clone(),

@@ -1,9 +1,11 @@
 //! The daemons as an operator meets them: what they log, tell systemd and show, and how they take a changed configuration.
 
+use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixDatagram;
 
 use farside_tests::verify::{Rng, Verifier};
 use farside_tests::{Site, VolumeSpec, program, run, wait_for};
+use serde_json::Value;
 
 const BYTES: u64 = 16 << 20;
 
@@ -210,4 +212,128 @@ fn the_receiver_reloads_too_and_reads_only_its_own_drop_ins() {
     site.receiver.as_ref().expect("it runs").signal(libc::SIGHUP);
     let log = || std::fs::read_to_string(site.path("receiver.log")).unwrap_or_default();
     wait_for("SIGHUP to be heard", || (log().matches("configuration read again").count() == 3).then_some(()));
+}
+
+/// Whether `value` is what `schema` says; `at` is where, for the message.
+fn fits(document: &Value, schema: &Value, value: &Value, at: &str) -> Result<(), String> {
+    if let Some(name) = schema["$ref"].as_str() {
+        let name = name.rsplit('/').next().expect("a name");
+        return fits(document, &document["components"]["schemas"][name], value, at);
+    }
+    let any = schema["oneOf"].as_array().or(schema["anyOf"].as_array());
+    if let Some(any) = any {
+        let faults: Vec<String> = any.iter().filter_map(|one| fits(document, one, value, at).err()).collect();
+        return if faults.len() < any.len() { Ok(()) } else { Err(faults.join(" / ")) };
+    }
+    for one in schema["allOf"].as_array().into_iter().flatten() {
+        fits(document, one, value, at)?;
+    }
+    let kinds: Vec<&str> = match &schema["type"] {
+        Value::String(kind) => vec![kind],
+        Value::Array(kinds) => kinds.iter().filter_map(Value::as_str).collect(),
+        _ => return Ok(()),
+    };
+    let kind = match value {
+        Value::Null => "null",
+        Value::Bool(_) => "boolean",
+        Value::Number(n) if n.is_f64() => "number",
+        Value::Number(_) => "integer",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
+    };
+    if !kinds.contains(&kind) {
+        return Err(format!("{at} is {value}, not {kinds:?}"));
+    }
+    if let (Some(known), Some(one)) = (schema["enum"].as_array(), value.as_str())
+        && !known.iter().any(|k| k == one)
+    {
+        return Err(format!("{at} is `{one}`, not one of {known:?}"));
+    }
+    for (n, one) in value.as_array().into_iter().flatten().enumerate() {
+        fits(document, &schema["items"], one, &format!("{at}[{n}]"))?;
+    }
+    for (key, one) in value.as_object().into_iter().flatten() {
+        match (&schema["properties"][key], &schema["additionalProperties"]) {
+            (Value::Null, Value::Null) => return Err(format!("{at}.{key} is not described")),
+            (Value::Null, more) => fits(document, more, one, &format!("{at}.{key}"))?,
+            (known, _) => fits(document, known, one, &format!("{at}.{key}"))?,
+        }
+    }
+    for key in schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+        if value.get(key).is_none() {
+            return Err(format!("{at} has no {key}"));
+        }
+    }
+    Ok(())
+}
+
+/// One request over a Unix socket; the answer's status and body.
+fn ask(socket: &std::path::Path, method: &str, path: &str, body: &str) -> (u16, Value) {
+    let mut stream = std::os::unix::net::UnixStream::connect(socket).expect("the daemon listens");
+    let head = format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: {}\r\n", body.len());
+    let request = format!("{head}content-type: application/json\r\n\r\n{body}");
+    stream.write_all(request.as_bytes()).expect("it reads");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("it answers");
+    let status = answer.split(' ').nth(1).and_then(|code| code.parse().ok()).expect("an HTTP status");
+    let (_, body) = answer.split_once("\r\n\r\n").expect("a body");
+    let from = body.find(['{', '[']).expect("JSON");
+    let to = body.rfind(['}', ']']).expect("JSON");
+    (status, serde_json::from_str(&body[from..=to]).unwrap_or_else(|e| panic!("{method} {path}: {e}: {body}")))
+}
+
+#[test]
+fn answers_of_running_daemons_are_what_the_documents_say() {
+    let mut site = site();
+    site.start_all();
+    write(&site, 5, 100);
+    site.wait_quiet();
+    let point = site.points("data")[0]["id"].as_str().expect("an id").to_owned();
+    let host = [
+        ("GET", "/v1/status", "/v1/status", ""),
+        ("GET", "/v1/volumes", "/v1/volumes", ""),
+        ("GET", "/v1/volumes/{volume}", "/v1/volumes/data", ""),
+        ("GET", "/v1/points", "/v1/points?of=data", ""),
+        ("GET", "/v1/points/{point}", "/v1/points/latest?of=data", ""),
+        ("PATCH", "/v1/groups/{group}", "/v1/groups/default", "{\"keep\":9}"),
+        ("POST", "/v1/volumes/{volume}/pause", "/v1/volumes/data/pause", ""),
+        ("POST", "/v1/volumes/{volume}/resume", "/v1/volumes/data/resume", ""),
+        ("POST", "/v1/volumes/{volume}/resync", "/v1/volumes/data/resync", "{}"),
+        ("POST", "/v1/reload", "/v1/reload", ""),
+        // And what is refused.
+        ("GET", "/v1/volumes/{volume}", "/v1/volumes/nothing", ""),
+        ("POST", "/v1/pair", "/v1/pair", "{\"token\":\"nonsense\"}"),
+        ("POST", "/v1/pair", "/v1/pair", "not JSON"),
+        ("POST", "/v1/volumes", "/v1/volumes", "{\"name\":\"data\",\"backing\":\"/x\"}"),
+    ];
+    let pin = format!("/v1/points/{point}/pin");
+    let gateway = [
+        ("GET", "/v1/status", "/v1/status", ""),
+        ("GET", "/v1/points", "/v1/points", ""),
+        ("GET", "/v1/points/{point}", "/v1/points/latest?of=data", ""),
+        ("POST", "/v1/points/{point}/pin", &pin, "{\"reason\":\"test\"}"),
+        ("DELETE", "/v1/points/{point}/pin", &pin, ""),
+        ("POST", "/v1/tokens", "/v1/tokens", "{}"),
+        ("POST", "/v1/reload", "/v1/reload", ""),
+        ("GET", "/v1/points", "/v1/points?limit=many", ""),
+    ];
+    let mut kinds = std::collections::BTreeSet::new();
+    for (program, socket, requests) in
+        [("farsided", "host/api.sock", &host[..]), ("farside-receiver", "gateway/api.sock", &gateway)]
+    {
+        let document = format!("{}/../docs/api/{program}.json", env!("CARGO_MANIFEST_DIR"));
+        let document: Value = serde_json::from_str(&std::fs::read_to_string(document).expect("a document")).expect("JSON");
+        for (method, template, path, body) in requests {
+            let (status, answer) = ask(&site.path(socket), method, path, body);
+            let operation = &document["paths"][template][method.to_lowercase()];
+            let response = if status == 200 { "200" } else { "default" };
+            kinds.insert((program, response));
+            let schema = &operation["responses"][response]["content"]["application/json"]["schema"];
+            assert!(schema.is_object(), "{method} {template} has no schema for {response}");
+            fits(&document, schema, &answer, "answer")
+                .unwrap_or_else(|why| panic!("{method} {path} → {status}: {why}\n{answer}"));
+        }
+    }
+    assert_eq!(kinds.len(), 4, "both daemons did and refused something: {kinds:?}");
 }

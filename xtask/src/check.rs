@@ -16,7 +16,7 @@ use crate::{laws, licence};
 const IMPORTS: &[(&str, &[&str])] = &[
     ("farside-region", &[]),
     ("farside-control", &[]),
-    ("farside-service", &[]),
+    ("farside-service", &["farside-control"]),
     ("farside-ledger", &["farside-region"]),
     ("farside-layer", &["farside-region"]),
     ("farside-wire", &["farside-region", "farside-ledger"]),
@@ -77,7 +77,7 @@ const DEVELOPMENT: &[&str] = &["farside-sim", "farside-tests", "farside-bench", 
 
 /// Crates of others that only these of ours may import (development crates aside).
 const SOLE_IMPORTERS: &[(&str, &[&str])] = &[
-    ("axum", &["farside-daemon", "farside-receiver"]),
+    ("axum", &["farside-daemon", "farside-receiver", "farside-service"]),
     ("hyper", &["farside-control"]),
     ("io-uring", &["farside-blockio"]),
     ("libublk", &[]),
@@ -88,6 +88,7 @@ const SOLE_IMPORTERS: &[(&str, &[&str])] = &[
     ("rustls", &["farside-transport"]),
     ("sd-notify", &["farside-service"]),
     ("tracing-subscriber", &["farside-service"]),
+    ("utoipa", &["farside-control"]),
     ("zstd", &["farside-layer"]),
     ("anyhow", &["farside-daemon", "farside-receiver", "farside"]),
 ];

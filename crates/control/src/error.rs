@@ -5,8 +5,10 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::Code;
+
 /// The kind of an [`ApiError`]; decides the HTTP status and the exit code of the command line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum ErrorCode {
@@ -51,7 +53,7 @@ impl ErrorCode {
 }
 
 /// The body of every answer whose HTTP status is not 2xx.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema, thiserror::Error)]
 #[error("{message}")]
 pub struct ApiError {
     /// Its kind.
@@ -85,7 +87,7 @@ impl ApiError {
 }
 
 /// How bad a [`Reason`] is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Severity {
     /// Good to know.
@@ -98,10 +100,10 @@ pub enum Severity {
 }
 
 /// Something that is wrong now, and what to do about it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(default)]
 pub struct Reason {
-    /// A stable word in `snake_case`, for scripts: `gateway_full`, `receiver_unreachable`, `flush_failed`…
+    /// A stable word in `snake_case`, one of [`Code`](crate::Code): `gateway_full`, `not_connected`… `farside explain` has its page.
     pub code: String,
     /// How bad.
     pub severity: Severity,
@@ -113,7 +115,7 @@ pub struct Reason {
 
 impl Reason {
     /// A reason.
-    pub fn new(severity: Severity, code: impl Into<String>, message: impl Into<String>, what_to_do: impl Into<String>) -> Self {
-        Self { code: code.into(), severity, message: message.into(), what_to_do: what_to_do.into() }
+    pub fn new(severity: Severity, code: Code, message: impl Into<String>, what_to_do: impl Into<String>) -> Self {
+        Self { code: code.word().to_owned(), severity, message: message.into(), what_to_do: what_to_do.into() }
     }
 }

@@ -7,7 +7,9 @@
 //! Units are in the names: `_bytes`, `_ms`, `_ns`, `_per_s`. Wall-clock times are RFC 3339 in UTC.
 
 pub mod client;
+mod code;
 mod error;
+pub mod openapi;
 mod point;
 mod rate;
 pub mod receiver;
@@ -17,6 +19,7 @@ pub mod source;
 mod verification;
 
 pub use client::{Client, ClientError};
+pub use code::Code;
 pub use error::{ApiError, ErrorCode, Reason, Severity};
 pub use point::{
     Address, AddressError, PIN_REASON_BYTES_MAX, PinRequest, Point, PointId, PointMember, PointPin, PointRef, PointRefError,

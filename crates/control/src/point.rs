@@ -7,7 +7,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
 /// A recovery point.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Point {
     /// Its id.
     pub id: PointId,
@@ -39,7 +39,7 @@ pub struct Point {
 }
 
 /// One pin of a point.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct PointPin {
     /// The slot of its record: the pin's name.
     pub slot: u64,
@@ -49,7 +49,7 @@ pub struct PointPin {
 }
 
 /// Body of [`POINT_PIN`](crate::routes::POINT_PIN).
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(default)]
 pub struct PinRequest {
     /// Why, for people; at most [`PIN_REASON_BYTES_MAX`] bytes.
@@ -60,7 +60,7 @@ pub struct PinRequest {
 pub const PIN_REASON_BYTES_MAX: usize = 1024;
 
 /// A volume in a point.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct PointMember {
     /// Its name.
     pub volume: String,
@@ -101,6 +101,15 @@ impl PointId {
         Self { slot, tag: u32::from_be_bytes([digest[0], digest[1], digest[2], digest[3]]) }
     }
 }
+
+impl utoipa::PartialSchema for PointId {
+    fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {
+        let text = utoipa::openapi::schema::ObjectBuilder::new().schema_type(utoipa::openapi::schema::Type::String);
+        text.pattern(Some("^[0-9]+-[0-9a-f]{8}$")).examples(["42-9f3c2a1b"]).into()
+    }
+}
+
+impl utoipa::ToSchema for PointId {}
 
 impl fmt::Display for PointId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -9,7 +9,7 @@ use crate::Reason;
 use crate::source::LastPoint;
 
 /// The whole of a receiver.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(default)]
 pub struct ReceiverStatus {
     /// The daemon's version.
@@ -33,7 +33,7 @@ pub struct ReceiverStatus {
 }
 
 /// Something used of something limited.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(default)]
 pub struct Budget {
     /// Now.
@@ -45,10 +45,11 @@ pub struct Budget {
 }
 
 /// The store.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(default)]
 pub struct StoreStatus {
     /// Its directory.
+    #[schema(value_type = String)]
     pub path: PathBuf,
     /// Its id, hex.
     pub id: String,
@@ -65,7 +66,7 @@ pub struct StoreStatus {
 }
 
 /// One source, as the receiver sees it.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(default)]
 pub struct ReceiverSource {
     /// Its name.
@@ -83,7 +84,7 @@ pub struct ReceiverSource {
 }
 
 /// One group in the store.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(default)]
 pub struct ReceiverGroup {
     /// Its name.
@@ -118,7 +119,7 @@ pub struct ReceiverGroup {
 }
 
 /// What came of a group since the receiver started.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(default)]
 pub struct ReceiverCounters {
     /// Parts that landed.
@@ -138,7 +139,7 @@ pub struct ReceiverCounters {
 }
 
 /// One volume in the store.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(default)]
 pub struct ReceiverVolume {
     /// Its name.
@@ -158,7 +159,7 @@ pub struct ReceiverVolume {
 }
 
 /// Body of [`TOKENS`](crate::routes::TOKENS).
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(default)]
 pub struct TokenRequest {
     /// How long it may be used; one hour if left out.
@@ -172,7 +173,7 @@ pub struct TokenRequest {
 }
 
 /// Answer of [`TOKENS`](crate::routes::TOKENS).
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Token {
     /// The one line for `farside pair`. Secret: shown to the person who asked, never logged.
     pub token: String,

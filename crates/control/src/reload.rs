@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Answer of [`RELOAD`](crate::routes::RELOAD). An invalid configuration is an error instead, and changes nothing.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(default)]
 pub struct Reloaded {
     /// What holds from now on: `group db: keep 10 → 48`.

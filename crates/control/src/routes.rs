@@ -69,8 +69,9 @@ pub const RELOAD: &str = "/v1/reload";
 pub const SOURCE: &str = "/v1/sources/{source}";
 
 /// The query string of [`POINTS`] and [`POINT`].
-#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, utoipa::IntoParams)]
 #[serde(default)]
+#[into_params(parameter_in = Query)]
 pub struct PointsQuery {
     /// An [`Address`](crate::Address): a volume or a group.
     pub of: Option<String>,

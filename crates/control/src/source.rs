@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::{PointId, Reason};
 
 /// The whole of a source.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(default)]
 pub struct SourceStatus {
     /// The daemon's version.
@@ -29,7 +29,7 @@ pub struct SourceStatus {
 }
 
 /// The way to the receiver.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(tag = "state", rename_all = "snake_case")]
 pub enum Connection {
     /// `farside pair` was not run yet.
@@ -50,7 +50,7 @@ pub enum Connection {
 }
 
 /// One consistency group.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(default)]
 pub struct GroupStatus {
     /// Its name.
@@ -93,7 +93,7 @@ pub struct GroupStatus {
 }
 
 /// Switches and cuts of a group since the daemon started.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(default)]
 pub struct Switches {
     /// How many there were, cuts and passes.
@@ -106,7 +106,7 @@ pub struct Switches {
 }
 
 /// How full the side buffer is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(default)]
 pub struct SideBuffer {
     /// Now.
@@ -116,7 +116,7 @@ pub struct SideBuffer {
 }
 
 /// Durations, counted by size.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(default)]
 pub struct Histogram {
     /// Upper bounds in microseconds, ascending.
@@ -130,7 +130,7 @@ pub struct Histogram {
 }
 
 /// A group's connection to the receiver, over all connections since the daemon started.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(default)]
 pub struct Link {
     /// It stands, and both sides have greeted.
@@ -152,7 +152,7 @@ pub struct Link {
 }
 
 /// The newest published point, in short.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct LastPoint {
     /// Its id.
     pub id: PointId,
@@ -161,7 +161,7 @@ pub struct LastPoint {
 }
 
 /// One volume.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(default)]
 pub struct VolumeStatus {
     /// Its name.
@@ -199,7 +199,7 @@ pub struct VolumeStatus {
 }
 
 /// The host's side of a volume.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(default)]
 pub struct TapStatus {
     /// `nbd:unix:PATH`.
@@ -211,10 +211,11 @@ pub struct TapStatus {
 }
 
 /// What lies below a volume.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(default)]
 pub struct BackingStatus {
     /// The file or block device.
+    #[schema(value_type = String)]
     pub path: PathBuf,
     /// `file` or `block device`.
     pub kind: String,
@@ -223,7 +224,7 @@ pub struct BackingStatus {
 }
 
 /// What passed through a volume since the daemon started.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(default)]
 pub struct VolumeCounters {
     /// Host reads.
@@ -259,7 +260,7 @@ pub struct VolumeCounters {
 /// ```text
 /// Idle ──► Behind ◄──► Streaming        any of them ──► Paused | Fenced | Forked | TargetRewound | TrackingLost
 /// ```
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(tag = "state", rename_all = "snake_case")]
 pub enum VolumeState {
     /// Served and tracked; no receiver has answered its claim yet.
@@ -317,7 +318,7 @@ impl VolumeState {
 }
 
 /// Which passes a volume is behind with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum BehindWhat {
     /// Nothing of it was ever published in full.
@@ -346,7 +347,7 @@ impl BehindWhat {
 }
 
 /// How far a pass is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(default)]
 pub struct Progress {
     /// Bytes done, of those below.
@@ -356,7 +357,7 @@ pub struct Progress {
 }
 
 /// Body of [`PAIR`](crate::routes::PAIR).
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct PairRequest {
     /// The line that `farside-receiver token` printed. Secret: never logged.
     pub token: String,
@@ -369,7 +370,7 @@ impl std::fmt::Debug for PairRequest {
 }
 
 /// Answer of [`PAIR`](crate::routes::PAIR).
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(default)]
 pub struct Paired {
     /// Host and port of the receiver.
@@ -381,7 +382,7 @@ pub struct Paired {
 }
 
 /// Body of [`GROUP`](crate::routes::GROUP): what is left out stays as it is.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(default)]
 pub struct GroupSettings {
     /// The least time between two cuts.
@@ -393,7 +394,7 @@ pub struct GroupSettings {
 }
 
 /// What a source keeps to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(default)]
 pub struct Limits {
     /// All that it sends, in bytes per second; `None`: as fast as it goes. See [`Rate`](crate::Rate).
@@ -401,7 +402,7 @@ pub struct Limits {
 }
 
 /// Body of `POST` [`VOLUMES`](crate::routes::VOLUMES).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct VolumeAdd {
     /// Its name: 1 to 64 of `a-z A-Z 0-9 . _ -`.
     pub name: String,
@@ -409,6 +410,7 @@ pub struct VolumeAdd {
     #[serde(default)]
     pub group: Option<String>,
     /// A block device or a regular file; absolute.
+    #[schema(value_type = String)]
     pub backing: PathBuf,
     /// `nbd:unix:PATH`; left out: a socket named after the volume beside the daemon's own.
     #[serde(default)]
@@ -416,7 +418,7 @@ pub struct VolumeAdd {
 }
 
 /// Body of [`VOLUME_RESYNC`](crate::routes::VOLUME_RESYNC).
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(default)]
 pub struct ResyncRequest {
     /// What the person has understood and accepts; needed in the state of that name.
@@ -424,7 +426,7 @@ pub struct ResyncRequest {
 }
 
 /// What a person accepts with a resync.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Accept {
     /// The ledger's history and this volume's have parted; this volume wins.
@@ -436,7 +438,7 @@ pub enum Accept {
 }
 
 /// How far a verify is, or how it ended.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(default)]
 pub struct VerifyStatus {
     /// How it stands.
@@ -462,7 +464,7 @@ pub struct VerifyStatus {
 }
 
 /// How a verify stands.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum VerifyOutcome {
     /// Under way, or waiting for the receiver or the end of a pause.
@@ -479,7 +481,7 @@ pub enum VerifyOutcome {
 }
 
 /// A stretch of a volume.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(default)]
 pub struct ByteRange {
     /// Where it begins.
@@ -489,7 +491,7 @@ pub struct ByteRange {
 }
 
 /// The answer where there is nothing else to say.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(default)]
 pub struct Done {
     /// One sentence for a person.

@@ -8,7 +8,7 @@ use crate::Point;
 pub const DAMAGE_LISTED_MAX: usize = 1000;
 
 /// A point being verified, or that was.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Verification {
     /// Its number since the receiver started, from 1; 0 where no receiver was asked.
     pub id: u64,
@@ -25,7 +25,7 @@ pub struct Verification {
 }
 
 /// How far a [`Verification`] is.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case", tag = "is")]
 #[non_exhaustive]
 pub enum VerificationState {
@@ -43,7 +43,7 @@ pub enum VerificationState {
 }
 
 /// A volume of a point, read in full.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(default)]
 pub struct VerifiedVolume {
     /// Its name.
@@ -63,7 +63,7 @@ pub struct VerifiedVolume {
 }
 
 /// A region of a volume that cannot be restored.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(default)]
 pub struct Damage {
     /// Which 4 MiB region of the volume.
@@ -77,7 +77,7 @@ pub struct Damage {
 }
 
 /// A run of a volume.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(default)]
 pub struct Run {
     /// Where it begins.

@@ -241,6 +241,16 @@ pub enum Closed {
     Broken(String),
 }
 
+impl Closed {
+    /// The number that was said, if one was.
+    pub fn code(&self) -> Option<CloseCode> {
+        match self {
+            Self::Here { code, .. } | Self::ByPeer { code, .. } => Some(*code),
+            _ => None,
+        }
+    }
+}
+
 /// Why something on a connection did not work.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]

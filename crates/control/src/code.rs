@@ -1,0 +1,84 @@
+//! The names of everything that can be wrong, in one place: each has a page in `docs/states/`, which `farside explain` prints.
+
+use std::fmt;
+
+macro_rules! codes {
+    ($($(#[$doc:meta])* $variant:ident = $word:literal,)+) => {
+        /// What a [`Reason`](crate::Reason) is about.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum Code {
+            $($(#[$doc])* $variant,)+
+        }
+
+        impl Code {
+            /// All of them.
+            pub const ALL: &[Self] = &[$(Self::$variant),+];
+
+            /// As it is written in JSON, in metrics, and after `farside explain`.
+            pub fn word(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $word,)+
+                }
+            }
+        }
+    };
+}
+
+codes! {
+    /// No `farside pair` yet.
+    NotPaired = "not_paired",
+    /// The other side is not reached.
+    NotConnected = "not_connected",
+    /// Somebody else answers at the receiver's address.
+    WrongReceiver = "wrong_receiver",
+    /// The receiver does not let this host in.
+    ReceiverRefuses = "receiver_refuses",
+    /// The two sides speak different versions.
+    VersionMismatch = "version_mismatch",
+    /// Somebody was refused at the receiver's door.
+    RefusedPeer = "refused_peer",
+    /// The configuration on disk is not the one that runs.
+    ConfigurationStale = "configuration_stale",
+    /// A configured volume is not served.
+    NotServed = "not_served",
+    /// The daemon is stopping.
+    Stopping = "stopping",
+    /// A person paused it.
+    Paused = "paused",
+    /// Histories have parted.
+    Forked = "forked",
+    /// The store is older than it was.
+    TargetRewound = "target_rewound",
+    /// Another copy was promoted.
+    Fenced = "fenced",
+    /// The volume became smaller.
+    Shape = "shape",
+    /// Changes may be unknown.
+    TrackingLost = "tracking_lost",
+    /// The host changes more than can be sent.
+    NotConverging = "not_converging",
+    /// Parts of the backing cannot be read.
+    Degraded = "degraded",
+    /// The backing could not be flushed.
+    FlushFailed = "flush_failed",
+    /// A thread of a volume ended.
+    Broken = "broken",
+    /// The receiver's disk takes no more.
+    GatewayFull = "gateway_full",
+    /// The receiver's store cannot be used.
+    StoreFailed = "store_failed",
+    /// A group makes points without one of its volumes.
+    VolumeNotInPoints = "volume_not_in_points",
+    /// What is dead cannot be deleted yet.
+    DeletionWaits = "deletion_waits",
+    /// Files of the store do not verify.
+    SegmentsDamaged = "segments_damaged",
+    /// A record of a ledger does not verify.
+    LedgerTorn = "ledger_torn",
+}
+
+impl fmt::Display for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.word())
+    }
+}

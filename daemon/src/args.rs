@@ -1,0 +1,23 @@
+//! The command line of `farsided`.
+
+use std::path::PathBuf;
+
+use clap::Parser;
+
+/// Protects this host's volumes: serves them, remembers what changed, streams it to the receiver.
+///
+/// Runs in the foreground under systemd (`Type=notify`). Reads its configuration and `farsided.d/*.toml` beside it; SIGHUP
+/// reads them again; SIGTERM stops cleanly: what is under way is published or remembered exactly, so that the next start
+/// re-reads nothing.
+///
+/// Exit codes: 0 stopped as asked; 1 could not start or had to stop (the log says why); 2 wrong usage.
+#[derive(Debug, Parser)]
+#[command(name = "farsided", version)]
+pub struct Args {
+    /// The configuration file.
+    #[arg(long, short, default_value = "/etc/farside/farsided.toml", value_name = "FILE")]
+    pub config: PathBuf,
+    /// Read the configuration, say what is wrong with it, and do nothing else.
+    #[arg(long)]
+    pub check: bool,
+}
