@@ -233,7 +233,7 @@ impl IntentFile {
         let mut header = Header { map: id, seq: self.header.seq + 1, state: HeaderState::Attached, ..self.header.clone() };
         change(&mut header);
         create(&self.dir, geometry, &header, &|_| true)?;
-        self.device = FileDevice::open(&self.dir.join("intent"), OpenOptions::daemon())?;
+        self.device = FileDevice::open(self.dir.join("intent"), OpenOptions::daemon())?;
         // As `create` leaves it: slot B is the newest of everything.
         (self.header, self.newest) = (Header { seq: header.seq + 1, ..header }, SlotIndex::B);
         self.failed = false;

@@ -196,6 +196,8 @@ pub const MUTATIONS: &[Mutation] = &[
     story("a claim without the slot up to which it looked", LEDGER, "stories::l6_a_claim_names_the_slot_up_to_which_it_looked"),
     story("L6 a lower generation claims", LEDGER, "stories::l6_a_lower_generation_is_fenced"),
     story("L6 a rewound store is forgotten by a crash", CORE, "stories::l6_a_store_that_was_called_rewound_is_so_after_a_crash"),
+    story("a pass takes all the credit", CORE, "stories::a_first_sync_holds_up_nobody_elses_points"),
+    story("a first sync joins the cut", CORE, "stories::a_first_sync_holds_up_nobody_elses_points"),
     story("T11 a duplicate is not compared", LEDGER, "stories::t11_the_same_name_with_another_content_is_no_duplicate"),
     story(
         "T15 heartbeats of an old term count",

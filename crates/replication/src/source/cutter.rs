@@ -49,16 +49,20 @@ impl Source {
 
     /// † One that hung in a cut proves in a pass of its own that it is read again: a second cut with it would be held up as the
     /// first was, and the others' points with it.
-    fn is_better_alone(&self, id: VolumeId, compare_max: u64) -> bool {
+    ///
+    /// And so does one that has much to send from before: a first sync in a cut would keep the others' points back until it is
+    /// done.
+    fn is_better_alone(&self, id: VolumeId, old_max: u64) -> bool {
         let volume = &self.volumes[&id];
         let hangs = volume.hangs && volume.weight() > 0 && !mutation::on("a hung member joins the next cut");
-        hangs || volume.compare_bytes() > compare_max
+        let sent_anew = if mutation::on("a first sync joins the cut") { 0 } else { volume.granule_bytes(&volume.resend) };
+        hangs || volume.compare_bytes() + sent_anew > old_max
     }
 
-    /// Members that would break the cut's budget: those with a big set to compare, and then the heaviest.
+    /// Members that would break the cut's budget: those with a big set to compare or to send anew, and then the heaviest.
     fn too_big_for_a_cut(&self, fits: &[VolumeId]) -> BTreeSet<VolumeId> {
-        let compare_max = self.config.limits.cut_bytes_min;
-        let mut big: BTreeSet<VolumeId> = fits.iter().copied().filter(|id| self.is_better_alone(*id, compare_max)).collect();
+        let old_max = self.config.limits.cut_bytes_min;
+        let mut big: BTreeSet<VolumeId> = fits.iter().copied().filter(|id| self.is_better_alone(*id, old_max)).collect();
         let mut rest: Vec<(u64, VolumeId)> =
             fits.iter().filter(|id| !big.contains(id)).map(|id| (self.volumes[id].weight(), *id)).collect();
         rest.sort_unstable();

@@ -1,13 +1,16 @@
 //! Reading parts, saying what they became, and hearing what was made of them (§4.4, T1, T10).
 
 use farside_ledger::LayerKind;
-use farside_region::{EpochId, GranuleRun, LayerKey, LedgerPosition, RegionIndex, RegionSet, VolumeId, mutation};
+use farside_region::{EpochId, GranuleRun, GranuleSet, LayerKey, LedgerPosition, RegionIndex, RegionSet, VolumeId, mutation};
 use farside_wire::{DigestAnswer, DigestQuery, EndMember, EpochEnd, Published, SourceMessage};
 
 use super::api::{Action, DemoteCause, Nanos, PartRead, ReadPart, Report};
 use super::status::PointStatus;
 use super::volume::{Layer, Reading, ReadingState, Reclaim, Service, Stage, slot_of};
 use super::{Hold, Kind, Link, Source};
+
+/// At most so many bytes of a part are neither content nor proportional to it: header, footer, frame heads.
+const PART_OVERHEAD: u64 = 64 << 10;
 
 /// What each member of an end message may list, whatever their number: 64 times this is no more than the default limit.
 const SHARE_MIN: usize = 64;
@@ -18,12 +21,31 @@ impl Source {
         if !matches!(self.link, Link::Up { .. }) {
             return;
         }
-        let ids: Vec<VolumeId> =
+        let mut ids: Vec<VolumeId> =
             self.volumes.values().filter(|v| v.is_checked() && v.reading.is_none()).map(|v| v.id()).collect();
-        for id in ids {
-            self.begin_slice(now, id, out);
-            self.read_next(now, id, out);
+        ids.iter().for_each(|&id| self.begin_slice(now, id, out));
+        // What points wait for goes first.
+        ids.sort_by_key(|id| self.reads_for_a_pass(*id));
+        ids.into_iter().for_each(|id| self.read_next(now, id, out));
+    }
+
+    fn reads_for_a_pass(&self, id: VolumeId) -> bool {
+        let layer = self.volumes[&id].layers.iter().find(|l| l.stage == Stage::Reading);
+        layer.and_then(|l| self.epochs.get(&l.epoch)).is_some_and(|e| e.kind == Kind::Pass)
+    }
+
+    /// What the next part of this volume may take of the credit that is left, in bytes. A cut takes no more than it may need. A
+    /// pass, which is never in need of room, leaves half to the others, however little there is: else the first sync of one
+    /// volume would hold every other's points up, for as long as it takes.
+    fn share_of_credit(&self, id: VolumeId, set: &GranuleSet, left: u64) -> u64 {
+        let volume = &self.volumes[&id];
+        if self.reads_for_a_pass(id) {
+            let is_alone = self.volumes.values().all(|v| v.id() == id || !v.is_active());
+            let all = is_alone || mutation::on("a pass takes all the credit");
+            return if all { left } else { (left / 2).max(self.config.limits.part_bytes / 4).min(left) };
         }
+        let content = volume.granule_bytes(set);
+        left.min(content.saturating_add(content / 32).saturating_add(PART_OVERHEAD))
     }
 
     /// A pass goes on with its next slice when the one before was read.
@@ -43,18 +65,19 @@ impl Source {
         let reserved: u64 = self.volumes.values().filter_map(|v| v.reading.as_ref()).map(|r| r.reserved).sum();
         let left = granted.saturating_sub(spent.saturating_add(reserved));
         let limits = self.config.limits;
-        // No dribble of small parts: a layer's record lists them all.
-        if left == 0 || left < limits.part_bytes / 4 {
-            return;
-        }
-        let volume = self.volumes.get_mut(&id).expect("the caller found it");
+        let volume = &self.volumes[&id];
         let Some(layer) = volume.layers.iter().find(|l| l.stage == Stage::Reading) else { return };
         let Some(frozen) = volume.frozen.get(&layer.epoch) else { return };
         let slice_left = match self.epochs.get(&layer.epoch).map(|e| e.kind) {
             Some(Kind::Pass) => limits.slice_bytes.saturating_sub(layer.bytes()).max(1),
             _ => u64::MAX,
         };
-        let bytes_max = limits.part_bytes.min(left).min(slice_left);
+        let share = self.share_of_credit(id, &frozen.set, left);
+        // No dribble of small parts: a layer's record lists them all.
+        if share == 0 || (share == left && left < limits.part_bytes / 4) {
+            return;
+        }
+        let bytes_max = limits.part_bytes.min(share).min(slice_left);
         let part = layer.parts();
         let action = ReadPart {
             connection,
@@ -69,8 +92,9 @@ impl Source {
             bytes_max,
             ranges_max: limits.end_ranges_max / 2,
         };
-        let state = ReadingState::Going;
-        volume.reading = Some(Reading { key: layer.key, part, since: now, reserved: bytes_max, state, asked: Vec::new() });
+        let (key, state) = (layer.key, ReadingState::Going);
+        let volume = self.volumes.get_mut(&id).expect("looked at above");
+        volume.reading = Some(Reading { key, part, since: now, reserved: bytes_max, state, asked: Vec::new() });
         out.push(Action::ReadPart(Box::new(action)));
     }
 

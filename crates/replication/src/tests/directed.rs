@@ -53,6 +53,10 @@ pub(super) struct Host {
 
 impl Host {
     pub(super) fn new() -> Self {
+        Self::with(source_limits())
+    }
+
+    pub(super) fn with(limits: source::Limits) -> Self {
         let config = source::Config {
             source: name("host"),
             group: name("default"),
@@ -60,7 +64,7 @@ impl Host {
             boot: BootId([1; 16]),
             policy: Policy { keep: 3, span_ms: 0 },
             layer_digest,
-            limits: source_limits(),
+            limits,
         };
         Self { source: Source::new(config), now: 1000, said: Vec::new(), did: Vec::new(), epoch: 0 }
     }
@@ -100,11 +104,15 @@ impl Host {
     }
 
     pub(super) fn connect(&mut self) {
+        self.connect_with(1 << 30);
+    }
+
+    pub(super) fn connect_with(&mut self, granted_bytes: u64) {
         let connection = self.connection();
         self.event(Event::Connected { connection });
         let hello = ReceiverHello { version: 1, features: Features(0), store: [0; 16] };
         self.hear(ReceiverMessage::Hello(hello));
-        self.hear(ReceiverMessage::Credit(Credit { granted_bytes: 1 << 30 }));
+        self.hear(ReceiverMessage::Credit(Credit { granted_bytes }));
     }
 
     pub(super) fn reconnect(&mut self) {

@@ -615,3 +615,35 @@ fn t17_a_volume_without_header_whose_ledger_has_layers_is_forked() {
     let story = directed::a_ledger_that_lost_the_position_is_rewound_and_one_without_header_is_forked;
     tell(&[("T17 no header, layers there: not refused", "T17")], story);
 }
+
+/// A volume joins a group of busy ones. In a cut, its first sync holds up every point of the others until it is done; in a pass
+/// beside them, a part of it as big as all the credit there is does the same, and the next part after it.
+#[test]
+fn a_first_sync_holds_up_nobody_elses_points() {
+    let mistakes =
+        [("a first sync joins the cut", "a first sync is a pass"), ("a pass takes all the credit", "waits for the pass")];
+    tell(&mistakes, || {
+        let limits = source::Limits { part_bytes: 56 << 20, slice_bytes: 1 << 30, ..super::world::source_limits() };
+        let mut host = Host::with(limits);
+        host.add(1, None, None, directed::regions(0, 8), source::Start::Unclean);
+        host.add(2, None, None, RegionSet::new(), source::Start::Clean);
+        host.connect_with(32 << 20);
+        for n in [1, 2] {
+            host.answer_ledger(n, Vec::new(), None, None);
+            host.answer_claim(n, u64::from(n) - 1);
+        }
+        host.tick(&[2]);
+        let kinds = |host: &Host| -> Vec<LayerKind> {
+            host.did.iter().filter_map(|a| if let source::Action::Switch { kind, .. } = a { Some(*kind) } else { None }).collect()
+        };
+        assert_eq!(kinds(&host), [LayerKind::Fuzzy], "a first sync is a pass");
+        host.switch(vec![(1, directed::granules(0, 32))]);
+        host.tick(&[2]);
+        host.switch(vec![(2, directed::granules(0, 1))]);
+        let is_read = |host: &mut Host, n: u8| {
+            host.did(|a| matches!(a, source::Action::ReadPart(part) if part.key.volume == volume(n)).then_some(())).is_some()
+        };
+        assert!(is_read(&mut host, 1), "the pass is read");
+        assert!(is_read(&mut host, 2), "the cut waits for the pass");
+    });
+}
