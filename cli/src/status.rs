@@ -409,7 +409,8 @@ mod tests {
         };
         let well = verdict(|_| {});
         assert_eq!((well.severity, &well.words[..10]), (None, "PROTECTED:"));
-        let wrongs: [(fn(&mut SourceStatus), Severity, &str); 8] = [
+        type Wrong = (fn(&mut SourceStatus), Severity, &'static str);
+        let wrongs: [Wrong; 8] = [
             (|s| s.connection = Connection::NotPaired, Severity::Error, "NOT PROTECTED"),
             (|s| s.groups.clear(), Severity::Error, "NOT PROTECTED"),
             (|s| s.groups[0].volumes[0].in_last_point = false, Severity::Warning, "NOT PROTECTED YET"),
