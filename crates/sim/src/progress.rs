@@ -15,8 +15,8 @@ const OVERLOAD_STEPS: u64 = 6_000;
 /// Steps in which the others' points must come: more than it takes to give a hung member up.
 const OTHERS_STEPS: u64 = 20_000;
 /// Steps of one life between two reboots, for each volume and once more, and how many lives a first sync may take.
-const LIFE_STEPS: u64 = 250;
-const LIVES_MAX: u64 = 60;
+const LIFE_STEPS: u64 = 200;
+const LIVES_MAX: u64 = 120;
 
 impl Run {
     /// The trial of this seed, in a world that has just converged.

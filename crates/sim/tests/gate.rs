@@ -40,7 +40,7 @@ fn a_thousand_seeds_break_no_law() {
 const MET: &[(&str, u64)] = &[
     ("a clone is Forked", 10),
     ("a clone publishes", 3),
-    ("a first sync over several lives", 10),
+    ("a first sync over several lives", 2),
     ("a part has no room", 10),
     ("an append fails", 50),
     ("clock jump", 100),

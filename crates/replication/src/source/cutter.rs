@@ -54,7 +54,7 @@ impl Source {
     /// done.
     fn is_better_alone(&self, id: VolumeId, old_max: u64) -> bool {
         let volume = &self.volumes[&id];
-        let hangs = volume.hangs && volume.weight() > 0 && !mutation::on("a hung member joins the next cut");
+        let hangs = volume.hangs && volume.weight() > 0;
         let sent_anew = if mutation::on("a first sync joins the cut") { 0 } else { volume.granule_bytes(&volume.resend) };
         hangs || volume.compare_bytes() + sent_anew > old_max
     }
