@@ -30,7 +30,8 @@ impl Identity {
             DeviceKind::File => of_file(&metadata),
             DeviceKind::Block => {
                 let (major, minor) = (nix::sys::stat::major(metadata.rdev()), nix::sys::stat::minor(metadata.rdev()));
-                of_block(Path::new("/sys/dev/block"), &format!("{major}:{minor}"))
+                let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok().map(|id| id.trim().to_owned());
+                of_block(Path::new("/sys/dev/block"), &format!("{major}:{minor}"), boot)
             }
         }))
     }
@@ -74,8 +75,8 @@ fn of_file(metadata: &std::fs::Metadata) -> BTreeMap<String, String> {
     facts
 }
 
-/// The facts about `major:minor` below `/sys/dev/block`. Only where the kernel knows nothing better, its name.
-fn of_block(sys: &Path, number: &str) -> BTreeMap<String, String> {
+/// The facts about `major:minor` below `/sys/dev/block`. Only where the kernel knows nothing better, its name in this boot.
+fn of_block(sys: &Path, number: &str, boot: Option<String>) -> BTreeMap<String, String> {
     let at = sys.join(number);
     let mut facts = BTreeMap::new();
     let text = |path: PathBuf| {
@@ -98,11 +99,20 @@ fn of_block(sys: &Path, number: &str) -> BTreeMap<String, String> {
             facts.insert(fact.to_owned(), value);
         }
     }
+    if let Some(file) = facts.get("loop-file").map(PathBuf::from)
+        && let Ok(metadata) = std::fs::metadata(&file)
+    {
+        // A path is not a file.
+        facts.extend(of_file(&metadata).into_iter().map(|(fact, value)| (format!("loop-{fact}"), value)));
+    }
     if facts.is_empty()
         && let Some(name) =
             text(at.join("dm/name")).or_else(|| Some(std::fs::canonicalize(&at).ok()?.file_name()?.to_str()?.to_owned()))
     {
         facts.insert("name".to_owned(), name);
+        // Where the kernel knows only a name, another disk may have it after the next boot, or after a change of disks.
+        facts.extend(text(disk.join("diskseq")).map(|seq| ("diskseq".to_owned(), seq)));
+        facts.extend(boot.map(|boot| ("boot".to_owned(), boot)));
     }
     if let Some(partition) = partition {
         facts.insert("partition".to_owned(), partition);
@@ -163,6 +173,7 @@ mod tests {
             std::fs::create_dir_all(path.parent().expect("has one")).expect("made");
             std::fs::write(path, text).expect("written");
         };
+        let boot = |n: u8| Some(format!("boot {n}"));
         write("disks/sda/device/wwid", "naa.5000\n");
         write("disks/sda/sda2/partition", "2\n");
         write("disks/sda/sda2/start", "4096\n");
@@ -170,11 +181,13 @@ mod tests {
         for (number, at) in [("8:0", "disks/sda"), ("8:2", "disks/sda/sda2"), ("254:16", "disks/vdb")] {
             std::os::unix::fs::symlink(sys.path().join(at), sys.path().join(number)).expect("linked");
         }
-        assert_eq!(Identity(of_block(sys.path(), "8:0")), identity(&[("wwid", "naa.5000")]));
+        assert_eq!(Identity(of_block(sys.path(), "8:0", boot(1))), identity(&[("wwid", "naa.5000")]));
         assert_eq!(
-            Identity(of_block(sys.path(), "8:2")),
+            Identity(of_block(sys.path(), "8:2", boot(2))),
             identity(&[("wwid", "naa.5000"), ("partition", "2"), ("start", "4096")])
         );
-        assert_eq!(Identity(of_block(sys.path(), "254:16")), identity(&[("name", "vdb")]));
+        let nameless = |n| Identity(of_block(sys.path(), "254:16", boot(n)));
+        assert!(nameless(1).is_same(&nameless(1)));
+        assert!(!nameless(1).is_same(&nameless(2)), "a name says nothing after a reboot");
     }
 }

@@ -82,12 +82,10 @@ impl StateDir {
     /// When it cannot be created.
     pub fn volume_dir(&self, group: &Name, volume: &Name) -> Result<(PathBuf, bool), StateDirError> {
         let dir = self.path.join("volumes").join(group.as_str()).join(volume.as_str());
-        let is_new = !dir.exists();
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&dir)
-            .map_err(|source| StateDirError::Io { path: dir.clone(), source })?;
+        let io = |source| StateDirError::Io { path: dir.clone(), source };
+        // What cannot be looked at is not new: a folder that is goes when its volume cannot be opened.
+        let is_new = !dir.try_exists().map_err(io)?;
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(io)?;
         Ok((dir, is_new))
     }
 }

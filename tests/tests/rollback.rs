@@ -149,8 +149,8 @@ fn a_store_put_back_is_called_rewound() {
 
     copy(&snapshot, &site.store());
     site.start_receiver();
-    expect_refused_for_good(&mut site, "target_rewound", "--accept target-rewound");
-    resync(&site, "target-rewound");
+    expect_refused_for_good(&mut site, "target_rewound", "--accept rewound");
+    resync(&site, "rewound");
     assert_eq!(content(&site, &kept), before, "a point of the older store reads as it did");
     write(&site, 6, 100);
     site.wait_quiet();

@@ -278,10 +278,13 @@ impl Source {
 
     pub(super) fn heated(&mut self, id: VolumeId, regions: &RegionSet) {
         let Some(volume) = self.volumes.get_mut(&id) else { return };
-        let Some(verify) = &mut volume.verify else { return };
-        verify.heating.subtract(regions);
-        verify.comparing.union_with(regions);
+        // † Also when the verify has ended meanwhile, by a stop or because the reader is gone: what it found differs, and must be
+        // owed and stay hot until it was sent.
         volume.compare.union_with(regions);
+        if let Some(verify) = &mut volume.verify {
+            verify.heating.subtract(regions);
+            verify.comparing.union_with(regions);
+        }
     }
 
     /// Whether a verify found a difference whose bit is not durable yet: a planned stop waits for it, boundedly.

@@ -145,6 +145,22 @@ fn t6_a_stop_ends_it_and_a_compare_of_everything_makes_it_needless() {
     assert!(report(&host).ended.is_some());
 }
 
+/// A stop waits for the bit of a difference, but not for ever. When the bit comes after the verify was ended, the region differs
+/// all the same: forgotten, it would be left out of what a clean stop owes, and cool.
+#[test]
+fn t6_a_difference_whose_bit_comes_after_the_stop_is_owed() {
+    let mut host = Host::streaming();
+    host.event(Event::Verify { volume: id() });
+    answer(&mut host);
+    let request = chunk(&mut host).expect("a chunk").id;
+    read(&mut host, request, RegionSet::new(), regions(2, 1));
+    let heat = asks_to_heat(&mut host).expect("the bit first");
+    host.event(Event::Drain);
+    assert_eq!(report(&host).outcome, VerifyOutcome::Stopped);
+    host.event(Event::Heated { volume: id(), regions: heat });
+    assert!(host.source.mentions(id(), RegionIndex(2)), "it differs from what is published");
+}
+
 #[test]
 fn mistakes_are_seen() {
     let seen = std::panic::catch_unwind(|| {

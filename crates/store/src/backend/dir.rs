@@ -141,6 +141,10 @@ impl DirBackend {
             Err(e) if e.kind() != ErrorKind::NotFound => return Err(StoreError::from_io("looking at", &self.root, 0, e)),
             _ => return Err(StoreError::Vanished { path: self.root.clone() }),
         }
+        self.not_latched()
+    }
+
+    fn not_latched(&self) -> Result<()> {
         match &self.lock().failed {
             None => Ok(()),
             Some((path, why)) => Err(StoreError::Latched { path: path.clone(), why: why.clone() }),
@@ -215,6 +219,9 @@ impl DirBackend {
     }
 
     fn sync_dir_now(&self, dir: &Path) -> Result<()> {
+        // † A descriptor opened after a failed sync is told of nothing: whoever waited for the one that failed must not find his
+        // own to succeed.
+        self.not_latched()?;
         // What cannot be opened was not synced, and nothing is known to have failed.
         let opened = File::open(dir).map_err(|e| self.io("syncing", dir, 0, e))?;
         opened.sync_all().map_err(|e| {

@@ -86,6 +86,8 @@ fn a_failed_sync_of_a_directory_ends_every_acknowledgement() {
     let refused = block_on(backend.create(&name("a/c"), Bytes::new())).expect_err("latched");
     assert!(matches!(refused, StoreError::Latched { .. }), "{refused}");
     assert_eq!(refused.remedy(), crate::error::Remedy::Reopen);
+    let waited = backend.sync_dir(dir.path()).expect_err("a sync that comes after it proves nothing");
+    assert!(matches!(waited, StoreError::Latched { .. }), "{waited}");
     assert!(DirBackend::open(dir.path()).expect("reopened").present().is_ok());
 }
 
