@@ -17,6 +17,8 @@ use crate::device::identity;
 use crate::{DeviceError, DeviceKind, OpenOptions};
 
 const POLL: Duration = Duration::from_millis(50);
+/// How often the list of locks is looked at for a holder that it does not show.
+const LOOKS_MAX: usize = 16;
 
 /// Opens and locks, waiting as the options say.
 pub(crate) fn open(path: &Path, kind: DeviceKind, options: OpenOptions) -> Result<OwnedFd, DeviceError> {
@@ -88,9 +90,14 @@ fn holder(path: &Path, kind: DeviceKind) -> Option<String> {
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         names.extend(mount_points(&mounts, &format!("{major}:{minor}")));
     }
-    let locks = std::fs::read_to_string("/proc/locks").unwrap_or_default();
     let (device, inode) = identity(&metadata);
-    names.extend(flock_pids(&locks, (major(device), minor(device)), inode).into_iter().map(process_name));
+    // The kernel gives this list in pieces: an entry is missed when one before it goes between two of them. Then look again.
+    let pids = (0..LOOKS_MAX).find_map(|_| {
+        let locks = std::fs::read_to_string("/proc/locks").unwrap_or_default();
+        let pids = flock_pids(&locks, (major(device), minor(device)), inode);
+        (!pids.is_empty()).then_some(pids)
+    });
+    names.extend(pids.into_iter().flatten().map(process_name));
     (!names.is_empty()).then(|| names.join(", "))
 }
 
