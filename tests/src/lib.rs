@@ -2,6 +2,7 @@
 //!
 //! Tests wait for conditions with a generous deadline, never for time. Every child is ended by its own handle.
 
+pub mod load;
 pub mod mount;
 pub mod netns;
 pub mod power;
@@ -104,6 +105,18 @@ impl Endurance {
     pub fn goes_on(self) -> bool {
         Instant::now() < self.until
     }
+}
+
+/// CPU time (own threads and children that were waited for) and peak resident memory in KiB of a process; zeroes when it is gone.
+pub fn usage(pid: u32) -> (Duration, u64) {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // After the name: state is field 0, utime 11, stime 12, cutime 13, cstime 14; in ticks.
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or("").split_whitespace().collect();
+    let ticks: u64 = (11..=14).filter_map(|i| fields.get(i)?.parse::<u64>().ok()).sum();
+    let per_second = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK).expect("Linux has it").expect("and says it");
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let peak = status.lines().find_map(|l| l.strip_prefix("VmHWM:")?.split_whitespace().next()?.parse().ok());
+    (Duration::from_secs_f64(ticks as f64 / per_second as f64), peak.unwrap_or(0))
 }
 
 /// A child process that does not outlive its owner.

@@ -1,9 +1,7 @@
 //! A third volume joins a busy group, over a line on which its first sync takes long: the points of the other two go on, say
 //! that they hold two members, and agree with each other; when the sync is done, points hold all three.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-
+use farside_tests::load::{self, counter_in};
 use farside_tests::netns::{Network, possible};
 use farside_tests::verify::{Rng, connect};
 use farside_tests::{Site, VolumeSpec, run, wait_for};
@@ -18,15 +16,6 @@ fn members(point: &Value) -> usize {
     point["members"].as_array().expect("members").len()
 }
 
-/// The counter goes round 64 places, 16 KiB apart; the newest wins.
-fn counter_in(site: &Site, volume: &str, point: &str) -> u64 {
-    let image = site.path("image");
-    site.restore(volume, point, &image);
-    let bytes = std::fs::read(&image).expect("restored");
-    std::fs::remove_file(image).expect("restored");
-    (0..64).map(|i| u64::from_le_bytes(bytes[i * 16384..i * 16384 + 8].try_into().expect("8 bytes"))).max().expect("64 places")
-}
-
 #[test]
 fn a_third_volume_joins_and_the_points_of_two_go_on() {
     if !possible() {
@@ -38,22 +27,7 @@ fn a_third_volume_joins_and_the_points_of_two_go_on() {
     let mut site = Site::new(&[spec("log"), spec("data")], "200ms", 10_000);
     site.connect_through(&network);
     site.start_all();
-    let stop = Arc::new(AtomicBool::new(false));
-    let writer = {
-        let (stop, log, data) = (stop.clone(), site.tap("log"), site.tap("data"));
-        std::thread::spawn(move || {
-            let (mut log, mut data) = (connect(&log), connect(&data));
-            let mut n = 0u64;
-            while !stop.load(Ordering::Relaxed) {
-                n += 1;
-                let mut block = vec![0; 4096];
-                block[..8].copy_from_slice(&n.to_le_bytes());
-                log.write(n % 64 * 16384, &block, 0).expect("a write");
-                data.write(n % 64 * 16384, &block, 0).expect("a write");
-            }
-            n
-        })
-    };
+    let writer = load::dependent_writes(site.tap("log"), site.tap("data"));
     let with =
         |site: &Site, count: usize| -> Vec<Value> { site.points("data").into_iter().filter(|p| members(p) == count).collect() };
     wait_for("points of two", || (with(&site, 2).len() >= 3).then_some(()));
@@ -71,7 +45,7 @@ fn a_third_volume_joins_and_the_points_of_two_go_on() {
         .arg(format!("nbd:unix:{}", site.tap("third").display())));
     let before = with(&site, 2).len();
     wait_for("points of two while the third is syncing", || {
-        assert!(!writer.is_finished(), "the writer failed");
+        writer.assert_running();
         let third = site.volume_status("third");
         let during = with(&site, 2).len() - before;
         assert!(
@@ -85,8 +59,7 @@ fn a_third_volume_joins_and_the_points_of_two_go_on() {
     // It may be written to meanwhile, as any volume.
     connect(&site.tap("third")).write(4096, &[9; 8192], 0).expect("a write");
     wait_for("points of all three", || (with(&site, 3).len() >= 3).then_some(()));
-    stop.store(true, Ordering::Relaxed);
-    let written = writer.join().expect("the writer wrote");
+    let written = writer.end();
     site.wait_quiet();
 
     let points = site.points("data");

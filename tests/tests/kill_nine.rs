@@ -1,11 +1,7 @@
 //! `kill -9` hits daemon and receiver in turn while a verifying client writes: nothing acknowledged is lost, the source and
 //! the newest point end identical, every listed point verifies.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-
-use farside_tests::verify::{Rng, Verifier};
-use farside_tests::{Endurance, Site, slot_of, wait_for};
+use farside_tests::{Endurance, Site, load, slot_of, wait_for};
 
 const BYTES: u64 = 96 << 20;
 /// Of each of the two.
@@ -14,31 +10,14 @@ const KILLS: u32 = 20;
 #[test]
 fn twenty_kills_of_each_lose_nothing() {
     let mut site = Site::with_volume(BYTES, "200ms", 8);
-    let stop = Arc::new(AtomicBool::new(false));
-    let acknowledged = Arc::new(AtomicU64::new(0));
-    let writer = {
-        let (stop, acknowledged, socket) = (stop.clone(), acknowledged.clone(), site.tap("data"));
-        std::thread::spawn(move || {
-            let mut client = Verifier::new(&socket, BYTES);
-            let mut rng = Rng(7);
-            while !stop.load(Ordering::Relaxed) {
-                client.step(&mut rng, 4096);
-                acknowledged.store(client.acknowledged, Ordering::Relaxed);
-            }
-            client
-        })
-    };
+    let writer = load::verifying(site.tap("data"), BYTES, 7);
     let endurance = Endurance::from_environment();
     for round in 0.. {
         if round >= 2 * KILLS && !endurance.goes_on() {
             break;
         }
         // Let some hundred requests pass, and a point where both sides are up.
-        let from = acknowledged.load(Ordering::Relaxed);
-        wait_for("the client to make progress", || {
-            assert!(!writer.is_finished(), "the client found something wrong");
-            (acknowledged.load(Ordering::Relaxed) > from + 300).then_some(())
-        });
+        writer.wait_for_more(300);
         if round % 2 == 0 {
             site.daemon.take().expect("it runs").kill();
             site.start_daemon();
@@ -51,8 +30,7 @@ fn twenty_kills_of_each_lose_nothing() {
             wait_for("a new point", || site.points("data").last().map(slot_of).filter(|&s| s > before));
         }
     }
-    stop.store(true, Ordering::Relaxed);
-    let mut client = writer.join().expect("the client found nothing wrong");
+    let mut client = writer.end();
     assert!(client.broken > 0, "no kill met a connection");
     client.flush();
     client.check_all();

@@ -2,12 +2,10 @@
 //! converges, and what was sent twice is at most 1 % of what was sent plus what was in flight when a link went.
 
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use farside_tests::netns::{Cut, Network, possible};
 use farside_tests::verify::{Rng, Verifier};
-use farside_tests::{Site, VolumeSpec, wait_for};
+use farside_tests::{Site, VolumeSpec, load, wait_for};
 
 const MIB: u64 = 1 << 20;
 /// What the source says beside parts, for each layer: its begin and end, its publication's share of acknowledgements.
@@ -101,24 +99,13 @@ fn two_hundred_flaps(rate_mbit: u32, queue_bytes: u32) {
     let network = Network::new(rate_mbit, queue_bytes);
     let bytes = 32 * MIB;
     let site = site(&network, bytes);
-    let stop = Arc::new(AtomicBool::new(false));
-    let writer = {
-        let (stop, socket) = (stop.clone(), site.tap("data"));
-        std::thread::spawn(move || {
-            let mut client = Verifier::new(&socket, bytes);
-            let mut rng = Rng(23);
-            while !stop.load(Ordering::Relaxed) {
-                client.step(&mut rng, 4096);
-            }
-            client
-        })
-    };
+    let writer = load::verifying(site.tap("data"), bytes, 23);
     let mut in_flight = u64::from(queue_bytes) * 2;
     for flap in 0..200 {
         let how = if flap % 10 == 9 { Cut::Cable } else { Cut::Silent };
         let arrived = network.arrived_bytes();
         wait_for("the link to carry something", || {
-            assert!(!writer.is_finished(), "the client found something wrong");
+            writer.assert_running();
             (network.arrived_bytes() > arrived + (128 << 10)).then_some(())
         });
         let before = network.sent_by_host();
@@ -134,8 +121,7 @@ fn two_hundred_flaps(rate_mbit: u32, queue_bytes: u32) {
         in_flight += lost;
         network.mend(how);
     }
-    stop.store(true, Ordering::Relaxed);
-    let mut client = writer.join().expect("the client found nothing wrong");
+    let mut client = writer.end();
     assert_eq!(client.broken, 0, "the host noticed a flap");
     judge_content(&site, &mut client);
     judge_retransmission(&site, &network, in_flight);

@@ -3,11 +3,8 @@
 
 use std::path::Path;
 use std::process::Stdio;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use farside_tests::verify::{Rng, Verifier};
-use farside_tests::{Site, VolumeSpec, tail, tool, wait_for};
+use farside_tests::{Site, VolumeSpec, load, tail, tool};
 
 const BYTES: u64 = 16 << 20;
 /// What the tap serves at once (`farside_nbd::Limits`).
@@ -44,34 +41,17 @@ fn every_corner_is_refused_by_name_and_hurts_nobody_else() {
     let spec = |name: &str| VolumeSpec { name: name.into(), bytes: BYTES, group: "default".into() };
     let mut site = Site::new(&[spec("data"), spec("corner")], "200ms", 8);
     site.start_all();
-    let stop = Arc::new(AtomicBool::new(false));
-    let acknowledged = Arc::new(AtomicU64::new(0));
-    let writer = {
-        let (stop, acknowledged, socket) = (stop.clone(), acknowledged.clone(), site.tap("data"));
-        std::thread::spawn(move || {
-            let mut client = Verifier::new(&socket, BYTES);
-            let mut rng = Rng(31);
-            while !stop.load(Ordering::Relaxed) {
-                client.step(&mut rng, 4096);
-                acknowledged.store(client.acknowledged, Ordering::Relaxed);
-            }
-            client
-        })
-    };
+    let writer = load::verifying(site.tap("data"), BYTES, 31);
     let mut failures = Vec::new();
     for (name, script) in CORNERS {
         if let Err(why) = nbdsh(script, &site.tap("corner"), CLIENTS) {
             failures.push(format!("{name}: {why}"));
         }
-        let from = acknowledged.load(Ordering::Relaxed);
-        wait_for("the other client to be served", || {
-            assert!(!writer.is_finished(), "the client found something wrong after `{name}`");
-            (acknowledged.load(Ordering::Relaxed) > from + 50).then_some(())
-        });
+        println!("the other client is served after `{name}`?");
+        writer.wait_for_more(50);
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));
-    stop.store(true, Ordering::Relaxed);
-    let mut client = writer.join().expect("the client found nothing wrong");
+    let mut client = writer.end();
     assert_eq!(client.broken, 0, "another client's corner broke this one's connection");
     client.flush();
     client.check_all();

@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use farside_tests::verify::connect;
-use farside_tests::{Process, Site, VolumeSpec};
+use farside_tests::{Process, Site, VolumeSpec, usage};
 
 const SMALL_BYTES: u64 = 64 << 20;
 const BIG_BYTES: u64 = 10 << 40;
@@ -13,15 +13,6 @@ const DAEMON_KIB_MAX: u64 = 256 << 10;
 const RECEIVER_KIB_MAX: u64 = 128 << 10;
 /// How long it idles while its CPU is measured: a sample, not a deadline.
 const IDLE: Duration = Duration::from_secs(10);
-
-/// CPU time that a process has used.
-fn cpu(process: &Process) -> Duration {
-    let stat = std::fs::read_to_string(format!("/proc/{}/stat", process.pid())).expect("it runs");
-    let after_name = stat.rsplit(") ").next().expect("a name in brackets");
-    let ticks: u64 = after_name.split(' ').skip(11).take(2).map(|n| n.parse::<u64>().expect("a number")).sum();
-    let per_second = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK).expect("Linux has it").expect("and says it");
-    Duration::from_secs_f64(ticks as f64 / per_second as f64)
-}
 
 #[test]
 fn ten_volumes_and_ten_tebibytes_fit() {
@@ -58,6 +49,7 @@ fn ten_volumes_and_ten_tebibytes_fit() {
     println!("first sync: {:?} for {} MiB of data on ten volumes and three granules in 10 TiB", begun.elapsed(), 10 * 4);
     report(&site, "synced");
 
+    let cpu = |process: &Process| usage(process.pid()).0;
     let of = |site: &Site| (cpu(site.daemon.as_ref().expect("it runs")), cpu(site.receiver.as_ref().expect("it runs")));
     let before = of(&site);
     std::thread::sleep(IDLE);
