@@ -88,15 +88,17 @@ fn of_block(sys: &Path, number: &str, boot: Option<String>) -> BTreeMap<String, 
     let disk =
         if partition.is_some() { std::fs::canonicalize(&at).ok().and_then(|p| p.parent().map(Path::to_owned)) } else { None };
     let disk = disk.unwrap_or_else(|| at.clone());
-    for (fact, paths) in [
-        ("wwid", ["wwid", "device/wwid"]),
-        ("serial", ["serial", "device/serial"]),
-        ("dm-uuid", ["dm/uuid", "dm/uuid"]),
-        ("md-uuid", ["md/uuid", "md/uuid"]),
-        ("loop-file", ["loop/backing_file", "loop/backing_file"]),
+    for (fact, path) in [
+        ("wwid", "wwid"),
+        ("wwid", "device/wwid"),
+        ("serial", "serial"),
+        ("serial", "device/serial"),
+        ("dm-uuid", "dm/uuid"),
+        ("md-uuid", "md/uuid"),
+        ("loop-file", "loop/backing_file"),
     ] {
-        if let Some(value) = paths.iter().find_map(|p| text(disk.join(p))) {
-            facts.insert(fact.to_owned(), value);
+        if let Some(value) = text(disk.join(path)) {
+            facts.entry(fact.to_owned()).or_insert(value);
         }
     }
     if let Some(file) = facts.get("loop-file").map(PathBuf::from)

@@ -55,8 +55,8 @@ impl Source {
     fn is_better_alone(&self, id: VolumeId, old_max: u64) -> bool {
         let volume = &self.volumes[&id];
         let hangs = volume.hangs && volume.weight() > 0;
-        let sent_anew = if mutation::on("a first sync joins the cut") { 0 } else { volume.granule_bytes(&volume.resend) };
-        hangs || volume.compare_bytes() + sent_anew > old_max
+        let old = if mutation::on("a first sync joins the cut") { volume.compare_bytes() } else { volume.old_bytes() };
+        hangs || old > old_max
     }
 
     /// Members that would break the cut's budget: those with a big set to compare or to send anew, and then the heaviest.
@@ -368,7 +368,12 @@ pub(super) struct Taken {
 impl Volume {
     /// Bytes that a switch would freeze, about.
     pub(super) fn weight(&self) -> u64 {
-        self.sample.dirty_bytes + self.granule_bytes(&self.resend) + self.compare_bytes()
+        self.sample.dirty_bytes + self.old_bytes()
+    }
+
+    /// Of these, what is to be sent anew or compared: from before the open map.
+    fn old_bytes(&self) -> u64 {
+        self.granule_bytes(&self.resend) + self.compare_bytes()
     }
 
     /// Two passes in a row that end with as much dirt as they began with are no way to get there.

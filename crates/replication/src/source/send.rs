@@ -1,7 +1,7 @@
 //! Reading parts, saying what they became, and hearing what was made of them (§4.4, T1, T10).
 
 use farside_ledger::LayerKind;
-use farside_region::{EpochId, GranuleRun, GranuleSet, LayerKey, LedgerPosition, RegionIndex, RegionSet, VolumeId, mutation};
+use farside_region::{EpochId, GranuleRun, LayerKey, LedgerPosition, RegionIndex, RegionSet, VolumeId, mutation};
 use farside_wire::{DigestAnswer, DigestQuery, EndMember, EpochEnd, Published, SourceMessage};
 
 use super::api::{Action, DemoteCause, Nanos, PartRead, ReadPart, Report};
@@ -34,18 +34,12 @@ impl Source {
         layer.and_then(|l| self.epochs.get(&l.epoch)).is_some_and(|e| e.kind == Kind::Pass)
     }
 
-    /// What the next part of this volume may take of the credit that is left, in bytes. A cut takes no more than it may need. A
-    /// pass, which is never in need of room, leaves half to the others, however little there is: else the first sync of one
-    /// volume would hold every other's points up, for as long as it takes.
-    fn share_of_credit(&self, id: VolumeId, set: &GranuleSet, left: u64) -> u64 {
-        let volume = &self.volumes[&id];
-        if self.reads_for_a_pass(id) {
-            let is_alone = self.volumes.values().all(|v| v.id() == id || !v.is_active());
-            let all = is_alone || mutation::on("a pass takes all the credit");
-            return if all { left } else { (left / 2).max(self.config.limits.part_bytes / 4).min(left) };
-        }
-        let content = volume.granule_bytes(set);
-        left.min(content.saturating_add(content / 32).saturating_add(PART_OVERHEAD))
+    /// What the next part of this volume's pass may take of the credit that is left, in bytes. It leaves half to the others,
+    /// however little there is: else the first sync of one volume would hold every other's points up, for as long as it takes.
+    fn share_of_a_pass(&self, id: VolumeId, left: u64) -> u64 {
+        let is_alone = self.volumes.values().all(|v| v.id() == id || !v.is_active());
+        let all = is_alone || mutation::on("a pass takes all the credit");
+        if all { left } else { (left / 2).max(self.config.limits.part_bytes / 4).min(left) }
     }
 
     /// A pass goes on with its next slice when the one before was read.
@@ -64,17 +58,19 @@ impl Source {
         let Link::Up { connection, granted, spent, .. } = self.link else { return };
         let reserved: u64 = self.volumes.values().filter_map(|v| v.reading.as_ref()).map(|r| r.reserved).sum();
         let left = granted.saturating_sub(spent.saturating_add(reserved));
+        if left == 0 {
+            return; // as for every event until there is more: nothing of the sets is counted
+        }
         let limits = self.config.limits;
+        let is_pass = self.reads_for_a_pass(id);
         let volume = &self.volumes[&id];
         let Some(layer) = volume.layers.iter().find(|l| l.stage == Stage::Reading) else { return };
         let Some(frozen) = volume.frozen.get(&layer.epoch) else { return };
-        let slice_left = match self.epochs.get(&layer.epoch).map(|e| e.kind) {
-            Some(Kind::Pass) => limits.slice_bytes.saturating_sub(layer.bytes()).max(1),
-            _ => u64::MAX,
-        };
-        let share = self.share_of_credit(id, &frozen.set, left);
+        let slice_left = if is_pass { limits.slice_bytes.saturating_sub(layer.bytes()).max(1) } else { u64::MAX };
+        let share =
+            if is_pass { self.share_of_a_pass(id, left) } else { share_of_a_cut(volume.granule_bytes(&frozen.set), left) };
         // No dribble of small parts: a layer's record lists them all.
-        if share == 0 || (share == left && left < limits.part_bytes / 4) {
+        if share == left && left < limits.part_bytes / 4 {
             return;
         }
         let bytes_max = limits.part_bytes.min(share).min(slice_left);
@@ -405,4 +401,9 @@ fn first_ranges(set: &RegionSet, count: usize) -> RegionSet {
     let mut first = RegionSet::new();
     set.ranges().take(count).for_each(|range| first.insert_range(range));
     first
+}
+
+/// What a part of a cut with so many bytes of content may take of the credit that is left: no more than it may need.
+fn share_of_a_cut(content: u64, left: u64) -> u64 {
+    left.min(content.saturating_add(content / 32).saturating_add(PART_OVERHEAD))
 }

@@ -932,18 +932,7 @@ fn a_point_that_is_due_is_asked_for_once_until_it_is_published() {
 
 #[test]
 fn a_side_buffer_larger_than_a_cut_may_be_ends_nothing() {
-    let mut host = Host::new();
-    let limits = source::Limits { cut_bytes_min: 1 << 30, cut_bytes_max: 16, ..source_limits() };
-    let config = source::Config {
-        source: name("host"),
-        group: name("default"),
-        instance: InstanceId([1; 16]),
-        boot: BootId([1; 16]),
-        policy: Policy { keep: 3, span_ms: 0 },
-        layer_digest,
-        limits,
-    };
-    host.source = Source::new(config);
+    let mut host = Host::with(source::Limits { cut_bytes_min: 1 << 30, cut_bytes_max: 16, ..source_limits() });
     host.add(1, None, None, RegionSet::new(), Start::Clean);
     host.connect();
     host.answer_ledger(1, Vec::new(), None, None);
