@@ -15,6 +15,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::{ConfigError, write_atomically};
 
+/// Facts that no other device shares; a boot only tells which disk has a name in it. A path, a name, or where a partition begins
+/// may be any other disk's tomorrow.
+const TELLING: [&str; 7] = ["inode", "wwid", "serial", "dm-uuid", "md-uuid", "loop-inode", "boot"];
+
 /// What is known of a backing that stays the same across reboots, by the name of the fact.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Identity(BTreeMap<String, String>);
@@ -36,11 +40,12 @@ impl Identity {
         }))
     }
 
-    /// Whether both describe one device: they share a fact, and none that they share differs. (Another kernel may know more
-    /// facts, or fewer.)
+    /// Whether both describe one device: they share a fact that no other device has, and none that they share differs. (Another
+    /// kernel may know more facts, or fewer.)
     fn is_same(&self, other: &Self) -> bool {
-        let mut shared = self.0.iter().filter_map(|(fact, value)| other.0.get(fact).map(|o| o == value)).peekable();
-        shared.peek().is_some() && shared.all(|same| same)
+        let shared: Vec<_> = self.0.iter().filter(|(fact, _)| other.0.contains_key(*fact)).collect();
+        let telling = shared.iter().any(|(fact, _)| TELLING.contains(&fact.as_str()));
+        telling && shared.iter().all(|(fact, value)| other.0.get(*fact) == Some(*value))
     }
 
     fn path(dir: &Path) -> PathBuf {
@@ -137,6 +142,11 @@ mod tests {
         assert!(disk.is_same(&identity(&[("wwid", "naa.1"), ("serial", "A"), ("start", "0")])));
         assert!(!disk.is_same(&identity(&[("wwid", "naa.1"), ("serial", "B")])));
         assert!(!disk.is_same(&identity(&[("name", "sdb")])), "nothing in common proves nothing");
+        let first_partition = |fact, value| identity(&[(fact, value), ("partition", "1"), ("start", "2048")]);
+        assert!(first_partition("serial", "A").is_same(&first_partition("serial", "A")));
+        assert!(!first_partition("name", "vdb").is_same(&first_partition("serial", "B")), "every disk has such a partition");
+        let path = identity(&[("loop-file", "/srv/a.img")]);
+        assert!(!path.is_same(&path), "a path is not a file");
     }
 
     #[test]

@@ -871,7 +871,12 @@ fn sample(served: &Served) -> Sample {
     // The fence of `open_is_empty` orders this look behind T.
     let granules = if volume.open_is_empty() { 0 } else { volume.open_granules().max(1) };
     let dirty_bytes = granules * volume.geometry().granule_bytes();
-    Sample { dirty_bytes, in_flight: volume.in_flight() as u64 }
+    Sample {
+        dirty_bytes,
+        in_flight: volume.in_flight() as u64,
+        reads_ended: served.sent.reads_ended.load(std::sync::atomic::Ordering::Relaxed),
+        waits_for_disk: served.sent.waits_for_disk.load(std::sync::atomic::Ordering::Relaxed),
+    }
 }
 
 /// Milliseconds since 1970, for people.

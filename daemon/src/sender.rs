@@ -9,7 +9,7 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -82,6 +82,10 @@ pub(crate) struct SentCounters {
     pub(crate) read_bytes: AtomicU64,
     pub(crate) wire_bytes: AtomicU64,
     pub(crate) equal_bytes: AtomicU64,
+    /// Reads for layers that came back.
+    pub(crate) reads_ended: AtomicU64,
+    /// The pipeline goes on only when the backing answers.
+    pub(crate) waits_for_disk: AtomicBool,
 }
 
 /// Everything a sender thread is made of.
@@ -144,7 +148,10 @@ impl SenderThread {
                     ring.wake_read(Tag::server(0), &self.waker);
                 } else if let Some(done) = pipeline.engine.complete(&mut ring, completion) {
                     match done.id & VERIFY_FLIGHT {
-                        0 => pipeline.ended(&mut ring, done),
+                        0 => {
+                            pipeline.ended(&mut ring, done);
+                            pipeline.counters.reads_ended.fetch_add(1, Ordering::Relaxed);
+                        }
                         _ => pipeline.verify_ended(done),
                     }
                 }
@@ -349,9 +356,13 @@ impl Pipeline {
     /// at once. The caller submits and reaps between turns, since a host write may wait for a read that has been claimed.
     fn work(&mut self, ring: &mut Ring) -> bool {
         if self.job.is_none() || !self.flush_pending() || self.job.is_none() {
+            self.waits(false);
             return false;
         }
-        self.fill(ring);
+        // Asking for holes, too, may take as long as the disk likes.
+        self.waits(true);
+        let drains = self.fill(ring);
+        self.waits(drains);
         self.ask_digests();
         self.encode_next()
     }
@@ -383,8 +394,15 @@ impl Pipeline {
         true
     }
 
-    fn fill(&mut self, ring: &mut Ring) {
-        let (Some(reading), Some(job)) = (self.reading.as_mut(), self.job.as_ref()) else { return };
+    /// Says whether it waits for the backing; reads in flight are waited for in any case.
+    fn waits(&self, otherwise: bool) {
+        let flights = self.reading.as_ref().is_some_and(|reading| !reading.flights.is_empty()) || self.orphans > 0;
+        self.counters.waits_for_disk.store(flights || otherwise, Ordering::Relaxed);
+    }
+
+    /// Issues reads, as far ahead as the window goes. True: a host write that is older must be over first.
+    fn fill(&mut self, ring: &mut Ring) -> bool {
+        let (Some(reading), Some(job)) = (self.reading.as_mut(), self.job.as_ref()) else { return false };
         while reading.window_granules < WINDOW_GRANULES && reading.window.len() < WINDOW_REGIONS {
             let Some(region) = reading.set.next_region(reading.limit).filter(|&r| job.order.until.is_none_or(|u| r < u)) else {
                 break;
@@ -402,7 +420,8 @@ impl Pipeline {
                     reading.arrived(&self.geometry, held.run, content);
                     continue;
                 }
-                Next::Wait | Next::End => break,
+                Next::Wait => return true,
+                Next::End => break,
             };
             let extent = self.geometry.bytes_of(run);
             if extent.len >= HOLE_BYTES_MIN && is_hole(&self.device, extent) {
@@ -422,6 +441,7 @@ impl Pipeline {
             let id = reading.take_off(self.generation, Flight { run, singly: None });
             self.engine.submit(ring, id, op);
         }
+        false
     }
 
     fn ended(&mut self, ring: &mut Ring, done: DeviceDone) {

@@ -27,7 +27,8 @@ impl Control {
             .filter_map(|v| {
                 let member = self.members.get(&v.volume)?;
                 let verify = self.verify_status(v.volume, member);
-                Some(VolumeStatus { verify, ..volume_status(self.name.as_str(), member, v) })
+                let backlog_bytes = self.source.backlog_bytes(v.volume, &member.served.volume.open_set());
+                Some(VolumeStatus { verify, backlog_bytes, ..volume_status(self.name.as_str(), member, v) })
             })
             .collect();
         volumes.sort_by(|a, b| a.name.cmp(&b.name));
@@ -140,8 +141,7 @@ fn volume_status(group: &str, member: &Member, v: &source::VolumeStatus) -> Volu
         in_last_point: v.newest_point.is_some(),
         hot_bytes: (hot_regions(&served.volume) * geometry.region_bytes()).min(geometry.volume_bytes()),
         dirty_bytes: v.open_bytes.min(geometry.volume_bytes()),
-        // The open epoch and unpublished layers may hold the same granules.
-        backlog_bytes: v.backlog_bytes.min(geometry.volume_bytes()),
+        backlog_bytes: 0,
         lag_ms: v.lag.map(|ns| ns / 1_000_000),
         unreadable_bytes: v.unreadable_bytes,
         counters: VolumeCounters {

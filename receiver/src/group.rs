@@ -23,11 +23,14 @@ use farside_region::{LayerKey, Slot, VolumeId};
 use farside_replication::target::{self, Action, AppendOutcome, Config, Event, LandedLayer, Report, SessionId, Target, Ticket};
 use farside_store::{GroupNames, GroupStore, PartLander, PointInfo, Remedy, StoreError};
 use farside_transport::{Backoff, CloseCode};
-use farside_wire::{PartHeader, PointAnswer, PointQuery, ReceiverMessage, RefusalCode, RequestId, SourceMessage, decode_payload};
+use farside_wire::{
+    LedgerSlice, PartHeader, PointAnswer, PointQuery, ReceiverMessage, RefusalCode, RequestId, SourceMessage, decode_payload,
+};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use crate::door::{Session, refusal};
-use crate::points::{point_page, wire_run};
+use crate::pace::Pace;
+use crate::points::{exact_slice, point_page, wire_run};
 use crate::process::Receiver;
 use crate::status::{GroupView, Lag, since_published, way_out};
 use crate::vault::Generation;
@@ -292,24 +295,6 @@ struct Prune {
     /// The disk is too full for what this group may have under way.
     short: bool,
     last: Option<Instant>,
-}
-
-/// When something happened in the last minute.
-#[derive(Debug, Default)]
-struct Pace(VecDeque<Instant>);
-
-impl Pace {
-    /// Whether it may happen once more, if at most so often in a minute.
-    fn admit(&mut self, now: Instant, limit: usize) -> bool {
-        while self.0.front().is_some_and(|then| now.saturating_duration_since(*then) >= Duration::from_secs(60)) {
-            self.0.pop_front();
-        }
-        let admitted = self.0.len() < limit;
-        if admitted {
-            self.0.push_back(now);
-        }
-        admitted
-    }
 }
 
 /// A change of a point's pins, on its way into the ledger.
@@ -755,7 +740,7 @@ impl Group {
         // Before the source has to wait, not when it does.
         self.prune.short = free_bytes < u64::from(self.receiver.config().limits.credit_mib) << 20;
         self.prune.due |= self.prune.short;
-        self.happened(Event::Grantable { free_bytes, reserve_bytes: space.reserve() });
+        self.happened(Event::Grantable { free_bytes, spare_bytes: space.spare(), reserve_bytes: space.reserve() });
     }
 
     fn prune_if_due(&mut self) {
@@ -814,6 +799,7 @@ impl Group {
                 Action::DropLayer { key } => self.drop_parts(key, 0),
                 Action::DropParts { key, from } => self.drop_parts(key, from),
                 Action::ReadDigests { session, id, volume, run } => self.digests(session, id, volume, run),
+                Action::AnswerLedger { session, slice } => self.answer_ledger(session, *slice),
                 Action::AnswerPoints { session, query } => self.answer_points(session, &query),
                 Action::Policy { policy } => self.set_policy(policy),
                 Action::Prune => self.prune.due = true,
@@ -877,6 +863,17 @@ impl Group {
             error.to_string()
         });
         self.happened(Event::Digests { session, id, volume, start: run.start, runs });
+    }
+
+    fn answer_ledger(&mut self, session: SessionId, slice: LedgerSlice) {
+        let (Place::Here(here), Some(link)) = (&self.place, self.sessions.get(&session).cloned()) else { return };
+        match exact_slice(&here.store, slice) {
+            Ok(slice) => link.send(&ReceiverMessage::LedgerSlice(slice)),
+            Err(error) => {
+                self.store_error(&error);
+                self.turn_away(&link, RefusalCode::Store, &error.to_string());
+            }
+        }
     }
 
     fn answer_points(&mut self, session: SessionId, query: &PointQuery) {
@@ -980,20 +977,5 @@ impl Group {
             }
         }
         self.view.store(Arc::new(view));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_source_that_loops_is_slowed_down_and_forgiven_after_a_minute() {
-        let (mut pace, start) = (Pace::default(), Instant::now());
-        let at = |s| start + Duration::from_secs(s);
-        assert!((0..3).all(|s| pace.admit(at(s), 3)));
-        assert!(!pace.admit(at(3), 3) && !pace.admit(at(59), 3));
-        assert!(pace.admit(at(60), 3) && !pace.admit(at(60), 3));
-        assert!((0..3).all(|_| pace.admit(at(200), 3)) && !pace.admit(at(200), 3));
     }
 }

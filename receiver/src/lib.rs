@@ -14,7 +14,8 @@
 //! | `door` | connections of sources: which group one is for, frames, parts |
 //! | `landing` | one part's way from its stream into the store |
 //! | `group` | a group's thread: `Target` and `GroupStore` together |
-//! | `points` | points and digests as sources hear of them |
+//! | `points` | points, digests and old layers as sources hear of them |
+//! | `pace` | how often something may happen |
 //! | `roster` | which groups there are |
 //! | `verify` | points being read in full, on request |
 //! | `status`, `metrics`, `api` | what is shown, and where |
@@ -28,6 +29,7 @@ mod door;
 mod group;
 mod landing;
 mod metrics;
+mod pace;
 mod points;
 pub mod process;
 mod roster;

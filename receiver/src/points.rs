@@ -1,7 +1,7 @@
-//! Points and digests as a source hears of them: the wire's types made of the store's.
+//! Points, digests and old layers as a source hears of them: the wire's types made of the store's.
 
-use farside_store::{GroupStore, PointInfo};
-use farside_wire::{DigestRun, PointMemberInfo, PointPage, PointQuery, PointQueryKind};
+use farside_store::{GroupStore, PointInfo, StoreError};
+use farside_wire::{DigestRun, LedgerSlice, PointMemberInfo, PointPage, PointQuery, PointQueryKind};
 
 /// Points in one answer over the wire; large ones make it fewer.
 const PAGE_POINTS_MAX: usize = 500;
@@ -13,6 +13,17 @@ pub(crate) fn wire_run(run: farside_store::DigestRun) -> DigestRun {
         farside_store::DigestRun::Unreadable { granules } => DigestRun::Unreadable { granules },
         farside_store::DigestRun::Data(digests) => DigestRun::Data(digests),
     }
+}
+
+/// A slice of the ledger in which old layers have the regions that their records name.
+///
+/// # Errors
+/// A record that cannot be read any more, or what the file system says.
+pub(crate) fn exact_slice(store: &GroupStore, mut slice: LedgerSlice) -> Result<LedgerSlice, StoreError> {
+    for layer in &mut slice.layers {
+        layer.regions = store.touched(layer.slot, slice.volume)?;
+    }
+    Ok(slice)
 }
 
 /// The points that a source asks for, newest first.

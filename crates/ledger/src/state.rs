@@ -24,7 +24,7 @@ use crate::verdict::{Malformed, Verdict, VoidReason};
 const FOREIGN_STEP_MS_MAX: i64 = 2 * 3600 * 1000;
 
 /// Memory for the regions that accepted layers touched, in bytes. What is older than fits is known by its first and its last
-/// region only: whoever asks about layers of that age has more to compare anyway.
+/// region only; whoever needs more asks the layer's record: see [`State::is_exact`].
 pub const TOUCHED_BYTES_MAX: usize = 8 << 20;
 
 /// A group's ledger, replayed up to a head.
@@ -243,6 +243,11 @@ impl State {
     /// An accepted layer.
     pub fn layer(&self, key: &LayerKey) -> Option<&LayerFact> {
         self.volumes.get(&key.volume)?.layer(key.term, key.seq)
+    }
+
+    /// Whether it is known exactly what layers in this slot touched. Of older ones only their record knows that.
+    pub fn is_exact(&self, slot: Slot) -> bool {
+        slot >= self.exact_from
     }
 
     /// The accepted layers of a volume above a slot (`None`: all), for the position rule.
@@ -768,7 +773,7 @@ impl VolumeState {
 }
 
 impl LayerFact {
-    /// The regions it touched. Of old layers all between the first and the last: see [`TOUCHED_BYTES_MAX`].
+    /// The regions it touched. Of old layers all between the first and the last: see [`State::is_exact`].
     pub fn touched(&self) -> &PackedRegions {
         &self.touched
     }

@@ -188,6 +188,13 @@ pub const MUTATIONS: &[Mutation] = &[
     story("a claim without the slot up to which it looked", LEDGER, "stories::l6_a_claim_names_the_slot_up_to_which_it_looked"),
     story("L6 a lower generation claims", LEDGER, "stories::l6_a_lower_generation_is_fenced"),
     story("L6 a rewound store is forgotten by a crash", CORE, "stories::l6_a_store_that_was_called_rewound_is_so_after_a_crash"),
+    story(
+        "L6 all between an old layer's regions is touched",
+        CORE,
+        "hostile::the_position_rule_is_asked_with_what_old_layers_really_touched",
+    ),
+    story("a slow line is a hung disk", CORE, "stories::a_slow_line_is_not_taken_for_a_hung_disk"),
+    story("L5 a full store takes no claim", CORE, "stories::l5_a_full_store_takes_the_claim_that_frees_it"),
     story("a pass takes all the credit", CORE, "stories::a_first_sync_holds_up_nobody_elses_points"),
     story("a first sync joins the cut", CORE, "stories::a_first_sync_holds_up_nobody_elses_points"),
     story("T11 a duplicate is not compared", LEDGER, "stories::t11_the_same_name_with_another_content_is_no_duplicate"),
@@ -205,6 +212,11 @@ pub const MUTATIONS: &[Mutation] = &[
     story("L5 K counts per group", LEDGER, "stories::l5_newer_points_count_only_if_they_hold_the_member_and_are_whole"),
     story("L5 degraded points count for K", LEDGER, "stories::l5_newer_points_count_only_if_they_hold_the_member_and_are_whole"),
     // The store.
+    story(
+        "L4 all between an old layer's regions is unknown",
+        STORE,
+        "damage_tests::a_damaged_footer_of_an_old_layer_spoils_its_own_regions_only",
+    ),
     story("L4 content is not checked where it is read", STORE, "group_tests::l4_rot_is_never_read_as_content"),
     story("T4 sweep everything that no record names", STORE, "group_tests::t4_what_a_record_may_still_name_is_not_swept"),
     story("T13 a restore shares its target", STORE, "restore_tests::t13_a_restore_has_its_target_alone"),

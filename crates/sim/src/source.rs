@@ -88,6 +88,8 @@ pub(crate) struct Vol {
     /// Counts jobs given and taken away: a sender whose number is old gives up.
     job_no: Cell<u64>,
     finish: Cell<bool>,
+    reads_ended: Cell<u64>,
+    waits_for_disk: Cell<bool>,
     digests: RefCell<Option<(u64, Vec<farside_wire::DigestRun>)>>,
     /// Regions whose bits are being set; `None` = all of them.
     heats: RefCell<Vec<Option<RegionSet>>>,
@@ -404,8 +406,9 @@ impl Source {
             if s.state != farside_replication::source::State::Streaming {
                 return Err(format!("v{v} is {:?}: {s:?}", s.state));
             }
-            if s.unpublished_layers > 0 || s.backlog_bytes > 0 {
-                return Err(format!("v{v} owes {} bytes in {} layers", s.backlog_bytes, s.unpublished_layers));
+            let backlog_bytes = self.core.borrow().backlog_bytes(s.volume, &vol.shim.open_set());
+            if s.unpublished_layers > 0 || backlog_bytes > 0 {
+                return Err(format!("v{v} owes {backlog_bytes} bytes in {} layers", s.unpublished_layers));
             }
             let stuck = vol.intent.borrow().header.flush_failed == Some(self.site.boot.get()) || vol.shim.flush_failures() > 0;
             for region in self.world.names.geometry[v].all_regions().iter() {
@@ -596,6 +599,8 @@ fn open_volume(
         job: RefCell::new(None),
         job_no: Cell::new(0),
         finish: Cell::new(false),
+        reads_ended: Cell::new(0),
+        waits_for_disk: Cell::new(false),
         digests: RefCell::new(None),
         heats: RefCell::default(),
         verify: RefCell::new(None),

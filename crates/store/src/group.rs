@@ -234,6 +234,18 @@ impl GroupStore {
         error
     }
 
+    /// The regions of a volume that its layer in a slot touched, exactly, from the record: replay knows that of newer layers
+    /// only.
+    ///
+    /// # Errors
+    /// [`StoreError::Inconsistent`]: the record cannot be read any more; or what the file system says.
+    pub fn touched(&self, slot: Slot, volume: VolumeId) -> Result<RegionSet> {
+        self.segments.touched(slot, volume)?.ok_or_else(|| StoreError::Inconsistent {
+            group: self.names().to_string(),
+            why: format!("the record in slot {slot}, which was replayed, cannot be read any more"),
+        })
+    }
+
     /// A body that gives up what a policy lets go; `None`: nothing. To be appended; after an accepted one there may be more.
     pub fn prune_plan(&self, policy: &Policy) -> Option<Body> {
         if self.torn.is_some() { None } else { self.image.prune_plan(policy).map(Body::Prune) }
@@ -532,7 +544,7 @@ impl GroupStore {
         let applied = self.image.apply(record, digest, |entry, number| {
             let name = names.get(&entry.key.volume).expect("an accepted layer's volume was claimed");
             let part = parts_of(entry, record.slot).nth(number as usize).expect("it is one of the entry's");
-            segments.runs(name, &part)
+            segments.runs(name, &part, true)
         })?;
         self.after(record, &applied);
         Ok(())
@@ -726,3 +738,7 @@ fn blot(runs: Vec<DigestRun>, whole: GranuleRun, unknown: impl Iterator<Item = G
 #[cfg(test)]
 #[path = "group_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "damage_tests.rs"]
+mod damage_tests;

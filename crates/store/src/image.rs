@@ -19,7 +19,18 @@ pub enum PartRuns {
     Known(Vec<(GranuleRun, Content)>),
     /// The footer is missing or does not verify: what the part held is unknown, and with it all of its layer's regions, until
     /// newer layers have laid themselves over them.
-    Damaged,
+    Damaged {
+        /// These regions, from the layer's record; `None`: what replay still knows of it, for an old one perhaps more than it
+        /// touched.
+        regions: Option<RegionSet>,
+    },
+}
+
+impl PartRuns {
+    /// Whether the footer is missing or does not verify.
+    pub fn is_damaged(&self) -> bool {
+        matches!(self, Self::Damaged { .. })
+    }
 }
 
 /// The image of a volume, and what of it is unknown because a footer is damaged.
@@ -33,7 +44,7 @@ pub struct VolumeImage {
 
 impl VolumeImage {
     /// Lays a part over the image. `changed` hears which parts gained or lost how many granules, gains first.
-    fn lay(&mut self, no: PartNo, runs: &PartRuns, regions: &[GranuleRun], mut changed: impl FnMut(PartNo, Change)) {
+    fn lay(&mut self, no: PartNo, runs: &PartRuns, unknown: &[GranuleRun], mut changed: impl FnMut(PartNo, Change)) {
         match runs {
             PartRuns::Known(runs) => {
                 for &(run, content) in runs {
@@ -42,8 +53,8 @@ impl VolumeImage {
                     self.index.apply(Extent { run, part: no, content }, |from, count| changed(from, Change::Lost(count)));
                 }
             }
-            PartRuns::Damaged => {
-                for &run in regions {
+            PartRuns::Damaged { .. } => {
+                for &run in unknown {
                     changed(no, Change::Gained(run.count));
                     let extent = Extent { run, part: no, content: Content::Unreadable };
                     // Two that are unknown may both be there still: neither takes anything from the other.
@@ -147,14 +158,14 @@ impl GroupImage {
         self.indexed = Some(no);
         let Some(part) = self.parts.get(no) else { return };
         let (layer, slot) = (part.name.layer, part.born);
-        let regions = self.granules_of_layer(layer);
+        let unknown = self.unknown_in(layer, runs);
         let parts = &mut self.parts;
         let head = self.heads.entry(layer.volume).or_default();
-        head.lay(no, runs, &regions, |from, change| match change {
+        head.lay(no, runs, &unknown, |from, change| match change {
             Change::Gained(count) => parts.gained(from, count),
             Change::Lost(count) => parts.lost(from, count, slot),
         });
-        if *runs == PartRuns::Damaged {
+        if runs.is_damaged() {
             self.damaged.insert(no); // alive, whatever was counted
             return;
         }
@@ -181,14 +192,15 @@ impl GroupImage {
         self.damaged.iter().copied()
     }
 
-    /// The granules of all regions that a layer touched, as the volume is now.
-    fn granules_of_layer(&self, layer: LayerKey) -> Vec<GranuleRun> {
+    /// The granules that a part may hold of which nothing is known: if it is damaged, those of all regions that its layer
+    /// touched, as the volume is now.
+    fn unknown_in(&self, layer: LayerKey, runs: &PartRuns) -> Vec<GranuleRun> {
+        let PartRuns::Damaged { regions } = runs else { return Vec::new() };
         let Some(volume) = self.state.volume(layer.volume) else { return Vec::new() };
         let geometry = volume.meta().geometry;
-        let fact = volume.layer(layer.term, layer.seq);
-        // Of an old layer it may be more than it touched: what is damaged is then unknown in more places than need be.
-        let ranges = fact.into_iter().flat_map(|f| f.touched().ranges());
-        let whole = ranges.map(|r| granules_of_regions(&geometry, r.start.0, r.count));
+        let kept = || volume.layer(layer.term, layer.seq).map_or_else(RegionSet::new, |fact| fact.touched().regions());
+        let regions = regions.clone().unwrap_or_else(kept);
+        let whole = regions.ranges().map(|r| granules_of_regions(&geometry, r.start.0, r.count));
         // What lies beyond the volume's end is in no part, and would never be covered.
         let end = geometry.granule_count();
         whole
@@ -257,7 +269,8 @@ impl GroupImage {
         }
         let mut image = VolumeImage::default();
         for (no, part) in self.parts.living_at(volume, slot) {
-            image.lay(no, &runs(no, part)?, &self.granules_of_layer(part.name.layer), |_, _| {});
+            let runs = runs(no, part)?;
+            image.lay(no, &runs, &self.unknown_in(part.name.layer, &runs), |_, _| {});
         }
         Ok(image)
     }

@@ -210,13 +210,14 @@ impl PointReader {
         let living: Vec<(PartNo, Part)> = image.parts().living_at(volume, point).map(|(no, p)| (no, p.clone())).collect();
         let mut by_part = HashMap::new();
         if !image.is_head(volume, point) {
-            let runs = parallel(&living, |(_, part)| segments.runs(&meta.name, part));
+            let runs = parallel(&living, |(_, part)| segments.runs(&meta.name, part, state.is_exact(part.born)));
             for ((no, _), runs) in living.iter().zip(runs) {
                 by_part.insert(*no, runs?);
             }
         }
-        let whole =
-            image.image_at(volume, point, |no, _| Ok::<_, StoreError>(by_part.remove(&no).unwrap_or(PartRuns::Damaged)))?;
+        let whole = image.image_at(volume, point, |no, _| {
+            Ok::<_, StoreError>(by_part.remove(&no).unwrap_or(PartRuns::Damaged { regions: None }))
+        })?;
         let parts = living.into_iter().collect();
         Ok(Self { segments: Arc::clone(segments), volume: meta, point, geometry, image: whole, parts, _lock: lock })
     }

@@ -183,7 +183,7 @@ pub(crate) fn index_all(image: &mut GroupImage, segments: &Segments) -> Result<V
         let read = parallel(batch, |(_, part)| runs_of_part(image, segments, part));
         for ((no, _), runs) in batch.iter().zip(read) {
             let runs = runs?;
-            if runs == PartRuns::Damaged {
+            if runs.is_damaged() {
                 damaged.push(*no);
             }
             image.index(*no, &runs);
@@ -195,7 +195,7 @@ pub(crate) fn index_all(image: &mut GroupImage, segments: &Segments) -> Result<V
 /// What a part holds, from its segment.
 pub(crate) fn runs_of_part(image: &GroupImage, segments: &Segments, part: &Part) -> Result<PartRuns> {
     let volume = image.state().volume(part.name.layer.volume).expect("a part's volume was claimed");
-    segments.runs(&volume.meta().name, part)
+    segments.runs(&volume.meta().name, part, image.state().is_exact(part.born))
 }
 
 /// A record, or what is wrong with the slot.

@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use farside_layer::{Footer, FrameDecoder, PartError, RunKind, TAIL_BYTES_MAX, TRAILER_BYTES};
-use farside_ledger::VolumeMeta;
-use farside_region::{GranuleRun, Name};
+use farside_ledger::{Body, VolumeMeta};
+use farside_region::{GranuleRun, Name, RegionSet, Slot, VolumeId, mutation};
 
 use crate::backend::{Backend, ObjectName, block_on};
 use crate::error::{Result, StoreError};
@@ -17,6 +17,7 @@ use crate::image::PartRuns;
 use crate::index::Content;
 use crate::liveness::{Part, PartName};
 use crate::names::GroupNames;
+use crate::replay::read_slot;
 
 /// Bytes of footers kept in memory, per group that is open.
 const CACHE_BYTES_MAX: usize = 32 << 20;
@@ -69,16 +70,38 @@ impl Segments {
         Ok(footer)
     }
 
-    /// What a published part holds; damage is an answer, not an error.
-    pub(crate) fn runs(&self, volume: &Name, part: &Part) -> Result<PartRuns> {
+    /// What a published part holds; damage is an answer, not an error. `is_exact`: whether replay knows which regions its layer
+    /// touched.
+    pub(crate) fn runs(&self, volume: &Name, part: &Part, is_exact: bool) -> Result<PartRuns> {
         match self.footer(volume, part) {
             Ok(footer) => Ok(PartRuns::Known(runs_of(&footer))),
             Err(FooterFault::Damaged(why)) => {
                 tracing::error!(segment = %self.name(volume, &part.name), why, "a segment's footer is damaged");
-                Ok(PartRuns::Damaged)
+                self.damaged(part, is_exact)
             }
             Err(FooterFault::Store(error)) => Err(error),
         }
+    }
+
+    /// What is known of a part whose footer is damaged: which regions its layer touched. Replay keeps that of newer layers only,
+    /// the record for ever: one bad file must not make a whole volume unknown.
+    pub(crate) fn damaged(&self, part: &Part, is_exact: bool) -> Result<PartRuns> {
+        let is_exact = is_exact || mutation::on("L4 all between an old layer's regions is unknown");
+        let regions = if is_exact { None } else { self.touched(part.born, part.name.layer.volume)? };
+        Ok(PartRuns::Damaged { regions })
+    }
+
+    /// The regions of a volume that the layer in a slot touched, from its record; `None` if that cannot be read.
+    pub(crate) fn touched(&self, slot: Slot, volume: VolumeId) -> Result<Option<RegionSet>> {
+        let record = match read_slot(&*self.backend, &self.names, slot, false)? {
+            Ok((record, _)) => record,
+            Err(unusable) => {
+                tracing::error!(group = %self.names, %slot, ?unusable, "a ledger record does not verify");
+                return Ok(None);
+            }
+        };
+        let Body::Layers(layers) = record.body else { return Ok(None) };
+        Ok(layers.members.into_iter().find(|member| member.key.volume == volume).map(|member| member.regions))
     }
 
     /// Reads the frame at that offset of a part and holds it against its digests: its granules, and what is wrong with it.

@@ -49,9 +49,20 @@ impl Space {
         RESERVE_BYTES_MIN.max(self.total / 100)
     }
 
+    /// Files that are kept back; `None` where their number has no limit.
+    fn reserve_files(&self) -> Option<u64> {
+        self.files.map(|files| RESERVE_FILES_MAX.min(files / 20))
+    }
+
     /// Whether so few files can be made that only the ledger may.
     pub fn is_short_of_files(&self) -> bool {
-        self.files.is_some_and(|files| self.files_available <= RESERVE_FILES_MAX.min(files / 20))
+        self.reserve_files().is_some_and(|reserve| self.files_available <= reserve)
+    }
+
+    /// What records that cannot wait for room may take: all but half of what is kept back, which is for pruning alone.
+    pub fn spare(&self) -> u64 {
+        let short = self.reserve_files().is_some_and(|reserve| self.files_available <= reserve / 2);
+        if short { 0 } else { self.available.saturating_sub(self.reserve() / 2) }
     }
 
     /// What may be promised to sources, all together. Nothing while files are short, whatever the bytes: a part is a file.
@@ -70,6 +81,9 @@ mod tests {
         assert_eq!(space(1 << 30, 100 << 20).grantable(), 36 << 20);
         assert_eq!(space(1 << 30, 64 << 20).grantable(), 0);
         assert_eq!(space(1 << 30, 0).grantable(), 0);
+        // Half of it is for records that cannot wait, the rest for pruning.
+        assert_eq!(space(1 << 30, 64 << 20).spare(), 32 << 20);
+        assert_eq!(space(1 << 30, 32 << 20).spare(), 0);
         assert_eq!(space(1 << 40, 1 << 40).reserve(), (1 << 40) / 100);
         assert!(Space::of(Path::new("/")).expect("statvfs").total > 0);
     }
@@ -80,6 +94,8 @@ mod tests {
         let space = |files, files_available| Space { total: 1 << 40, available: 1 << 40, files: Some(files), files_available };
         assert!(space(1_000_000, 20_000).grantable() > 0);
         assert_eq!(space(1_000_000, 16_384).grantable(), 0);
+        assert!(space(1_000_000, 16_384).spare() > 0 && space(1_000_000, 8193).spare() > 0);
+        assert_eq!(space(1_000_000, 8192).spare(), 0);
         assert!(space(1000, 51).grantable() > 0);
         assert_eq!(space(1000, 50).grantable(), 0);
         assert!(Space { files: None, files_available: u64::MAX, ..space(0, 0) }.grantable() > 0, "btrfs has no such limit");

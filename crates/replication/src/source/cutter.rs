@@ -114,7 +114,7 @@ impl Source {
             if let Some(volume) = self.volumes.get_mut(id) {
                 // What the last tick saw has just been frozen; the next one says what came since. Without this a switch that
                 // is read before that tick would be followed by empty ones for ever. Until then nobody calls it quiet.
-                volume.sample = Sample { dirty_bytes: 0, in_flight: volume.sample.in_flight.max(1) };
+                volume.sample = Sample { dirty_bytes: 0, in_flight: volume.sample.in_flight.max(1), ..volume.sample };
             }
         }
         let nothing = members.iter().all(|(v, set)| {
@@ -250,6 +250,15 @@ impl Source {
                 // Not `clamp`, which panics where the least is above the most: what was configured must not end the daemon.
                 self.cut_budget = (epoch.bytes / 2).min(limits.cut_bytes_max).max(limits.cut_bytes_min);
             }
+            // One that was too much for its time or its room was a pass, in the end.
+            if matches!(why, DemoteCause::SideBuffer | DemoteCause::ClaimPool | DemoteCause::Hung) {
+                let since = epoch.since;
+                for volume in self.volumes.values_mut() {
+                    if let Some(bytes) = volume.frozen.get(&id).map(|frozen| frozen.total_bytes) {
+                        volume.pass_begun(since, bytes);
+                    }
+                }
+            }
             self.last_demotion = Some((now, why));
             out.push(Action::Report { volume: None, what: Report::Demoted { epoch: id, why } });
         }
@@ -315,7 +324,7 @@ impl Source {
                         let hung = self.volumes[&volume]
                             .reading
                             .as_ref()
-                            .is_some_and(|r| now >= r.since.saturating_add(limits.hung_member));
+                            .is_some_and(|r| now >= r.moved_at.saturating_add(limits.hung_member));
                         if hung && self.volumes[&volume].check == Check::Checked {
                             self.claim_anew(now, volume, super::volume::Reclaim::Term);
                         }
@@ -376,7 +385,8 @@ impl Volume {
         self.granule_bytes(&self.resend) + self.compare_bytes()
     }
 
-    /// Two passes in a row that end with as much dirt as they began with are no way to get there.
+    /// Two passes in a row that end with as much dirt as they began with are no way to get there. Cuts that were given up count
+    /// as passes.
     fn pass_begun(&mut self, now: Nanos, bytes: u64) {
         let futile = match self.pass {
             Some(last) if bytes >= last.bytes / 10 * 9 && now > last.at => last.futile + 1,

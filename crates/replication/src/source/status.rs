@@ -1,7 +1,7 @@
 //! What people are told. Computed from what was published, on one clock (L10).
 
 use farside_ledger::{EpochInfo, LayerKind};
-use farside_region::{LedgerPosition, Name, Term, VolumeId};
+use farside_region::{GranuleSet, LedgerPosition, Name, Term, VolumeId};
 use farside_wire::Notice;
 
 use super::Kind;
@@ -92,9 +92,7 @@ pub struct VolumeStatus {
     pub newest_point: Option<PointStatus>,
     /// The pass or cut being read.
     pub reading: Option<Progress>,
-    /// Bytes not known published: open map, frozen and unpublished layers, still to be compared or sent again.
-    pub backlog_bytes: u64,
-    /// Of these, in the open map.
+    /// Bytes in the open map. With what else is not known published: [`super::Source::backlog_bytes`].
     pub open_bytes: u64,
     /// Still to be compared.
     pub compare_bytes: u64,
@@ -163,10 +161,6 @@ impl super::Source {
     }
 
     fn volume_status(&self, now: Nanos, volume: &Volume) -> VolumeStatus {
-        let geometry = volume.geometry();
-        let compare_bytes = volume.compare_bytes();
-        let taken = self.switching.as_ref().and_then(|s| s.members.get(&volume.id()));
-        let owed = volume.granule_bytes(&volume.resend) + taken.map_or(0, |t| volume.granule_bytes(&t.extra));
         VolumeStatus {
             volume: volume.id(),
             name: volume.meta.name.clone(),
@@ -175,20 +169,27 @@ impl super::Source {
             lag: self.lag_of(now, volume),
             newest_point: volume.newest_point,
             reading: volume.frozen.values().filter(|f| f.done_bytes < f.total_bytes).map(progress).next(),
-            // A write in flight, or a switch that nobody looked behind yet, is not "nothing".
-            backlog_bytes: (volume.sample.dirty_bytes.max(volume.sample.in_flight.min(1))
-                + compare_bytes
-                + owed
-                + volume.unpublished_bytes())
-            .min(2 * geometry.volume_bytes()),
             open_bytes: volume.sample.dirty_bytes,
-            compare_bytes,
+            compare_bytes: volume.compare_bytes(),
             unpublished_layers: volume.layers.len(),
             unreadable_bytes: volume.granule_bytes(&volume.unreadable.granules),
             flush_failed: volume.flush_failed,
             not_converging: volume.not_converging,
             verify: volume.verify_report.clone(),
         }
+    }
+
+    /// Bytes of a volume that are not known published, each granule once: what is open, which only the driver knows, frozen and
+    /// unpublished layers, what is still to be compared or sent again. Unreadable granules are none of it.
+    pub fn backlog_bytes(&self, id: VolumeId, open: &GranuleSet) -> u64 {
+        let Some(volume) = self.volumes.get(&id) else { return 0 };
+        let mut set = volume.unpublished();
+        if let Some(taken) = self.switching.as_ref().and_then(|s| s.members.get(&id)) {
+            set.union_with(&taken.extra);
+        }
+        set.union_with(open);
+        // A write in flight, or a switch that nobody looked behind yet, is not "nothing".
+        volume.granule_bytes(&set).max(volume.sample.in_flight.min(1)).min(volume.geometry().volume_bytes())
     }
 
     fn state_of(&self, volume: &Volume) -> State {

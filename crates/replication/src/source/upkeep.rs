@@ -12,7 +12,7 @@ impl Source {
     pub(super) fn tick(&mut self, now: Nanos, tick: &Tick, out: &mut Vec<Action>) {
         for (id, sample) in &tick.volumes {
             if let Some(volume) = self.volumes.get_mut(id) {
-                volume.sample = *sample;
+                volume.sampled(now, *sample);
             }
         }
         self.look_for_hung(now, out);

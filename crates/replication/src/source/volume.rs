@@ -268,7 +268,8 @@ pub(super) struct Read {
 pub(super) struct Reading {
     pub(super) key: LayerKey,
     pub(super) part: u32,
-    pub(super) since: Nanos,
+    /// When it was seen last to get on, or to wait for something else than its disk.
+    pub(super) moved_at: Nanos,
     /// Credit set aside for it.
     pub(super) reserved: u64,
     pub(super) state: ReadingState,
@@ -409,14 +410,6 @@ impl Volume {
         set.granule_count(&self.geometry()) * self.geometry().granule_bytes()
     }
 
-    /// Bytes frozen and not known published, roughly.
-    pub(super) fn unpublished_bytes(&self) -> u64 {
-        self.frozen
-            .values()
-            .map(|f| if f.released_below.0 == 0 { f.total_bytes } else { self.granule_bytes(&above(&f.set, f.released_below)) })
-            .sum()
-    }
-
     pub(super) fn mentions(&self, region: RegionIndex) -> bool {
         self.compare.contains(region)
             || self.resend.touches(region)
@@ -426,9 +419,15 @@ impl Volume {
 
     /// Everything but the open map (T2).
     pub(super) fn owed(&self) -> GranuleSet {
+        let mut owed = self.unpublished();
+        owed.union_with(&self.unreadable.granules);
+        owed
+    }
+
+    /// What is to be compared, sent again, or frozen and not known published.
+    pub(super) fn unpublished(&self) -> GranuleSet {
         let mut owed = self.resend.clone();
         self.compare.ranges().for_each(|r| owed.insert_whole(r));
-        owed.union_with(&self.unreadable.granules);
         for frozen in self.frozen.values().filter(|_| !mutation::on("T2 masks without unpublished layers")) {
             owed.union_with(&above(&frozen.set, frozen.released_below));
         }
@@ -500,6 +499,17 @@ impl Volume {
                 self.frozen.remove(&epoch);
             }
         }
+    }
+
+    /// How its maps and its reader are now. A part may take hours on a slow line, behind other volumes' parts: only a disk
+    /// that does not answer makes its reader hang.
+    pub(super) fn sampled(&mut self, now: Nanos, sample: Sample) {
+        let waits = sample.waits_for_disk || mutation::on("a slow line is a hung disk");
+        let stands = waits && sample.reads_ended == self.sample.reads_ended;
+        if let Some(reading) = self.reading.as_mut().filter(|_| !stands) {
+            reading.moved_at = now;
+        }
+        self.sample = sample;
     }
 
     /// Takes a part's result in; the layer's stage is the caller's.

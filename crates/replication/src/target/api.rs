@@ -2,7 +2,7 @@
 
 use farside_ledger::{Body, PartEntry, Policy, Verdict};
 use farside_region::{GranuleIndex, GranuleRun, GroupId, LayerKey, LedgerPosition, Name, VolumeId};
-use farside_wire::{DigestRun, PointQuery, ReceiverMessage, RequestId, SourceMessage};
+use farside_wire::{DigestRun, LedgerSlice, PointQuery, ReceiverMessage, RequestId, SourceMessage};
 
 use crate::source::{LayerDigestFn, Nanos, SECOND};
 
@@ -164,6 +164,9 @@ pub enum Event {
     Grantable {
         /// What may still come.
         free_bytes: u64,
+        /// What the disk has above half of what is kept back, whoever was granted it: for the small records that a full
+        /// disk must still take.
+        spare_bytes: u64,
         /// What is kept back.
         reserve_bytes: u64,
     },
@@ -253,6 +256,14 @@ pub enum Action {
         volume: VolumeId,
         /// Which granules.
         run: GranuleRun,
+    },
+    /// Send this session a slice of the ledger, when its one layer has got the regions that its record names: replay kept no
+    /// more than the first and the last of them, and all between would look like somebody else's writes.
+    AnswerLedger {
+        /// Who asked.
+        session: SessionId,
+        /// All but these regions.
+        slice: Box<LedgerSlice>,
     },
     /// Answer a question about points to this session, from the store.
     AnswerPoints {

@@ -52,7 +52,7 @@ impl Target {
             return;
         }
         if self.in_time(now)
-            && self.has_room(self.config.limits.file_bytes)
+            && self.has_spare(self.config.limits.file_bytes)
             && let Some((_, (session, report))) = self.losses.pop_first()
         {
             // A host's cold writes may wait for this one. At most one per record of a claim or layer.
@@ -66,7 +66,7 @@ impl Target {
         }
         if self.appending.is_none()
             && let Some(heartbeat) = self.heartbeat_due(now, state)
-            && self.has_room(self.config.limits.file_bytes)
+            && self.has_spare(self.config.limits.file_bytes)
         {
             self.append(What::Heartbeat, Body::Heartbeat(heartbeat), out);
         }
@@ -76,7 +76,7 @@ impl Target {
         while let Some(queued) = self.claims.front() {
             match self.foreseen(state, Body::Claim(queued.claim.clone())) {
                 (body, Verdict::Accepted) => {
-                    if self.in_time(now) && self.has_room(self.config.limits.file_bytes) {
+                    if self.in_time(now) && self.has_spare(self.config.limits.file_bytes) {
                         let queued = self.claims.pop_front().expect("it was just looked at");
                         self.charge(now, self.config.limits.file_bytes);
                         self.append(What::Claim(queued), body, out);
@@ -122,15 +122,25 @@ impl Target {
         self.records_due <= now.saturating_add(limits.record_interval.saturating_mul(limits.record_burst))
     }
 
-    /// Whether the disk has more than what is kept back for pruning.
+    /// Whether the disk has more than what is kept back, and others were not granted that.
     fn has_room(&self, bytes: u64) -> bool {
         self.disk.is_none_or(|disk| disk.free_bytes >= bytes)
+    }
+
+    /// Whether a small record may draw on what is kept back, of which half stays for pruning. It is for records without which a
+    /// full disk stays full (a claim lets go what an older term left, a point after a pass lets old points go, a heartbeat lets
+    /// them age), or something is forgotten for ever (a loss of tracking). Each of them has a pace of its own.
+    fn has_spare(&self, bytes: u64) -> bool {
+        if mutation::on("L5 a full store takes no claim") {
+            return self.has_room(bytes);
+        }
+        self.disk.is_none_or(|disk| disk.spare_bytes >= bytes)
     }
 
     fn charge(&mut self, now: Nanos, bytes: u64) {
         self.records_due = self.records_due.max(now).saturating_add(self.config.limits.record_interval);
         if let Some(disk) = &mut self.disk {
-            disk.free_bytes = disk.free_bytes.saturating_sub(bytes);
+            disk.take(bytes);
         }
     }
 
@@ -146,12 +156,15 @@ impl Target {
     }
 
     /// What landed had credit, and the record that names it may use what is kept back: else a disk that is full would never
-    /// see the new point for which an old one can go. Records that bring nothing, or say more than they bring, need room.
-    fn is_paid(&self, keys: &[LayerKey]) -> bool {
+    /// see the new point for which an old one can go. So may the point that a last pass waits for, though it brings nothing.
+    /// Other records that bring nothing, or say more than they bring, need room.
+    fn is_paid(&self, state: &State, kind: LayerKind, keys: &[LayerKey]) -> bool {
         let parts = keys.iter().filter_map(|key| self.layers.get(key)).flat_map(|landing| landing.parts.values());
         let landed = parts.fold(0_u64, |sum, part| sum.saturating_add(part.bytes.max(self.config.limits.file_bytes)));
         let cost_bytes = self.cost_bytes(keys);
-        landed >= cost_bytes || self.has_room(cost_bytes)
+        let is_due = |key: &LayerKey| state.volume(key.volume).is_some_and(|volume| volume.ends_fuzzy());
+        let due = kind == LayerKind::Point && keys.iter().any(is_due);
+        landed >= cost_bytes || self.has_room(cost_bytes) || (due && self.has_spare(cost_bytes))
     }
 
     /// A member with which its volume would have more unreadable places than are kept track of.
@@ -229,7 +242,7 @@ impl Target {
         if !alone && !keys.iter().all(|member| self.is_ready(state, member, &keys)) {
             return None;
         }
-        if !self.is_paid(&keys) {
+        if !self.is_paid(state, kind, &keys) {
             return None;
         }
         let members = keys.iter().map(|member| self.entry_of(state, member)).collect::<Option<Vec<_>>>()?;

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use farside_ledger::{Policy, State};
-use farside_region::{GranuleIndex, LayerKey, LedgerPosition, Slot, Term, VolumeId};
+use farside_region::{GranuleIndex, LayerKey, LedgerPosition, Slot, Term, VolumeId, mutation};
 use farside_wire::{
     ClaimRequest, Credit, CurrentVolume, DigestAnswer, DigestQuery, DigestRun, Features, InstanceId, LedgerLayer, LedgerSlice,
     NewestPoint, Notice, ReadLedger, ReceiverHello, ReceiverMessage, Refusal, RefusalCode, RequestId, Settings, SourceHello,
@@ -61,11 +61,20 @@ impl Session {
     }
 }
 
-/// What the receiver's disk has left for this group.
+/// What the receiver's disk has left: see [`Event::Grantable`](super::Event::Grantable).
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Disk {
     pub(super) free_bytes: u64,
+    pub(super) spare_bytes: u64,
     pub(super) reserve_bytes: u64,
+}
+
+impl Disk {
+    /// Until the disk is looked at again.
+    pub(super) fn take(&mut self, bytes: u64) {
+        self.free_bytes = self.free_bytes.saturating_sub(bytes);
+        self.spare_bytes = self.spare_bytes.saturating_sub(bytes);
+    }
 }
 
 impl Target {
@@ -174,7 +183,7 @@ impl Target {
 
     pub(super) fn landed_bytes(&mut self, session: SessionId, bytes: u64) {
         if let Some(disk) = &mut self.disk {
-            disk.free_bytes = disk.free_bytes.saturating_sub(bytes.max(self.config.limits.file_bytes));
+            disk.take(bytes.max(self.config.limits.file_bytes));
         }
         let (now, limits) = (self.now, self.config.limits);
         if let Some(session) = self.sessions.get_mut(&session) {
@@ -195,16 +204,25 @@ impl Target {
             head: state.position(),
             current: self.current(state, question.volume),
         };
+        let is_coarse = slice.layers.iter().any(|layer| !state.is_exact(layer.slot));
+        if is_coarse && !mutation::on("L6 all between an old layer's regions is touched") {
+            return out.push(Action::AnswerLedger { session: to, slice: Box::new(slice) });
+        }
         self.send(to, ReceiverMessage::LedgerSlice(slice), out);
     }
 
-    /// Layers of a volume above a slot, as many as fit a message, at least one; and whether there are more.
+    /// Layers of a volume above a slot, as many as fit a message, at least one; and whether there are more. One that must be
+    /// looked up comes alone: nobody knows yet how long it is.
     fn page(&self, state: &State, volume: VolumeId, from: Option<Slot>) -> (Vec<LedgerLayer>, bool) {
         let mut page = Vec::new();
         let mut ranges = 0;
         for layer in state.layers_above(volume, from) {
             ranges += layer.touched().range_count() + 4;
-            if ranges > self.config.limits.slice_ranges_max && !page.is_empty() {
+            let alone = |slot: Slot| !state.is_exact(slot);
+            let ends = ranges > self.config.limits.slice_ranges_max
+                || alone(layer.slot)
+                || page.last().is_some_and(|last: &LedgerLayer| alone(last.slot));
+            if ends && !page.is_empty() {
                 return (page, true);
             }
             page.push(LedgerLayer { slot: layer.slot, term: layer.key.term, regions: layer.touched().regions() });

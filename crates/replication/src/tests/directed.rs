@@ -176,8 +176,12 @@ impl Host {
 
     pub(super) fn tick(&mut self, dirty: &[u8]) {
         self.now += 20;
-        let sample = |n: u8| Sample { dirty_bytes: u64::from(dirty.contains(&n)) * 16, in_flight: 0 };
-        let volumes = [1, 2].map(|n| (volume(n), sample(n))).to_vec();
+        let sample = |n: u8| Sample { dirty_bytes: u64::from(dirty.contains(&n)) * 16, ..Sample::default() };
+        self.sampled([1, 2].map(|n| (volume(n), sample(n))));
+    }
+
+    pub(super) fn sampled(&mut self, volumes: [(VolumeId, Sample); 2]) {
+        let volumes = volumes.to_vec();
         let time = CutTime { boot: BootId([1; 16]), mono_ns: self.now, wall_ms: 0 };
         self.event(Event::Tick(Tick { time, volumes }));
     }
@@ -571,6 +575,16 @@ fn what_a_switch_froze_is_no_dirt_until_the_next_tick() {
 }
 
 #[test]
+fn what_is_frozen_and_dirty_again_is_owed_once() {
+    let mut host = Host::streaming();
+    host.tick(&[1]);
+    host.switch(vec![(1, granules(0, 4)), (2, GranuleSet::new())]);
+    assert_eq!(host.source.backlog_bytes(volume(1), &GranuleSet::new()), 4 * 16);
+    assert_eq!(host.source.backlog_bytes(volume(1), &granules(2, 4)), 6 * 16, "two of them are both");
+    assert_eq!(host.source.backlog_bytes(volume(1), &granules(0, GRANULES)), GRANULES * 16, "never more than there is");
+}
+
+#[test]
 fn passes_do_not_push_the_next_cut_away() {
     let mut host = Host::streaming();
     host.tick(&[1]);
@@ -580,10 +594,8 @@ fn passes_do_not_push_the_next_cut_away() {
     let cut = host.now;
     host.now += 600;
     // More than a cut may hold: a pass, at once.
-    let heavy = Sample { dirty_bytes: GRANULES * 16 * 2, in_flight: 0 };
-    let time = CutTime { boot: BootId([1; 16]), mono_ns: host.now, wall_ms: 0 };
-    let volumes = vec![(volume(1), heavy), (volume(2), Sample::default())];
-    host.event(Event::Tick(Tick { time, volumes }));
+    let heavy = Sample { dirty_bytes: GRANULES * 16 * 2, ..Sample::default() };
+    host.sampled([(volume(1), heavy), (volume(2), Sample::default())]);
     let kind = |a: &Action| match a {
         Action::Switch { kind, .. } => Some(*kind),
         _ => None,
@@ -831,7 +843,7 @@ pub(super) fn a_resume_truncates_only_the_layers_it_names() {
 #[test]
 fn a_full_gateway_says_so_and_grants_again_when_there_is_room() {
     let mut gateway = claimed();
-    let room = |free_bytes| target::Event::Grantable { free_bytes, reserve_bytes: 64 };
+    let room = |free_bytes| target::Event::Grantable { free_bytes, spare_bytes: free_bytes + 32, reserve_bytes: 64 };
     gateway.said();
     gateway.event(room(16));
     let said = gateway.said();
@@ -848,7 +860,7 @@ fn a_full_gateway_says_so_and_grants_again_when_there_is_room() {
 #[test]
 fn a_remainder_too_small_to_be_of_use_is_topped_up_with_little() {
     let mut gateway = claimed();
-    let room = |free_bytes| target::Event::Grantable { free_bytes, reserve_bytes: 64 };
+    let room = |free_bytes| target::Event::Grantable { free_bytes, spare_bytes: free_bytes + 32, reserve_bytes: 64 };
     gateway.event(room(16));
     gateway.said();
     // Less than a step (100), and the source is not dry.

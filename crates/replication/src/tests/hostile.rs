@@ -1,10 +1,10 @@
 //! What a wrong or hostile peer, or a store that is not as it was left, must not be able to do to a gateway.
 
 use farside_ledger::{Body, Claim, LayerKind, Policy, Record, Stamp, Verdict, VoidReason};
-use farside_region::{Geometry, GroupId, LayerKey, RecordDigest, RegionIndex, Seq, Slot, Term};
+use farside_region::{Geometry, GroupId, LayerKey, RecordDigest, RegionIndex, Seq, Slot, Term, mutation::tell};
 use farside_wire::{
-    ClaimOutcome, ClaimRequest, HeldLayer, LayerFate, Lost, ReceiverMessage, Refusal, RefusalCode, RequestId, ResumeQuery,
-    Settings, SourceMessage,
+    ClaimOutcome, ClaimRequest, HeldLayer, LayerFate, LossReport, Lost, ReadLedger, ReceiverMessage, Refusal, RefusalCode,
+    RequestId, ResumeQuery, Settings, SourceMessage,
 };
 
 use super::directed::{Gateway, claimed, ending, key, landing};
@@ -300,8 +300,13 @@ fn a_volume_that_grew_ends_its_layers_with_its_new_size() {
 
 // ---- what costs a source nothing
 
+/// All that may be granted, and half of what is kept back for pruning.
 fn room(gateway: &mut Gateway, free_bytes: u64) {
-    gateway.event(Event::Grantable { free_bytes, reserve_bytes: 64 << 20 });
+    room_and_spare(gateway, free_bytes, free_bytes + (32 << 20));
+}
+
+fn room_and_spare(gateway: &mut Gateway, free_bytes: u64, spare_bytes: u64) {
+    gateway.event(Event::Grantable { free_bytes, spare_bytes, reserve_bytes: 64 << 20 });
 }
 
 /// Says layers of volume 1 that have no part, from this number on, until nothing is appended any more; says how many were.
@@ -322,16 +327,66 @@ fn records_that_bring_nothing_leave_the_reserve_alone() {
     room(&mut gateway, 10 * 4096);
     assert_eq!(empty_layers(&mut gateway, 1, 100), 10, "each takes a file");
     room(&mut gateway, 0);
-    let head = gateway.state.head();
-    claim_having_looked_at(&mut gateway, 1, head);
-    assert!(take_append(&mut gateway).is_none(), "nor is a claim for nothing");
+    assert!(take_append(&mut gateway).is_none());
     // What landed has had its credit: its record goes, for only a new point lets an old one go.
     gateway.part(key(2, 1, 1), 0, 1);
     gateway.end(LayerKind::Point, &[(key(2, 1, 1), &[1])]);
     assert!(matches!(gateway.append(), Some((Body::Layers(l), Verdict::Accepted)) if l.kind == LayerKind::Point));
+    // And a point that brings nothing would let nothing more go.
+    gateway.end(LayerKind::Point, &[(key(2, 1, 2), &[])]);
     assert!(take_append(&mut gateway).is_none());
     room(&mut gateway, 1 << 20);
-    assert!(matches!(gateway.append(), Some((Body::Claim(_), Verdict::Accepted))), "it was waiting");
+    assert!(matches!(gateway.append(), Some((Body::Layers(_), Verdict::Accepted))), "it was waiting");
+}
+
+/// What a full gateway waits for to get free, and what nobody else could remember, comes out of what is kept back: half of it,
+/// whoever asks for more.
+#[test]
+fn records_that_nothing_goes_on_without_take_half_of_the_reserve_at_most() {
+    let mut gateway = claimed();
+    room_and_spare(&mut gateway, 0, 5 * 4096);
+    for n in 0..5 {
+        let head = gateway.state.head();
+        claim_having_looked_at(&mut gateway, 1, head);
+        assert!(matches!(gateway.append(), Some((Body::Claim(_), Verdict::Accepted))), "{n}");
+    }
+    let head = gateway.state.head();
+    claim_having_looked_at(&mut gateway, 1, head);
+    assert!(take_append(&mut gateway).is_none(), "the other half is for pruning");
+    lose_track(&mut gateway, 2, 1);
+    assert!(take_append(&mut gateway).is_none());
+    room_and_spare(&mut gateway, 0, 1 << 20);
+    assert!(matches!(gateway.append(), Some((Body::TrackingLost(_), Verdict::Accepted))), "both were waiting");
+    assert!(matches!(gateway.append(), Some((Body::Claim(_), Verdict::Accepted))));
+}
+
+fn lose_track(gateway: &mut Gateway, n: u8, term: u64) {
+    let report = LossReport { id: RequestId(9), volume: volume(n), term: Term(term) };
+    gateway.hear(1, SourceMessage::TrackingLost(report));
+}
+
+/// Neither the host's own intent map nor its mark can be written, and the gateway is full: 4 KiB are what a loss of writes hangs
+/// on.
+#[test]
+fn a_full_gateway_remembers_that_tracking_was_lost() {
+    let mut gateway = claimed();
+    room(&mut gateway, 0);
+    lose_track(&mut gateway, 1, 0);
+    assert!(matches!(gateway.append(), Some((Body::TrackingLost(_), Verdict::Accepted))));
+    let said = gateway.said();
+    assert!(said.iter().any(|m| matches!(m, ReceiverMessage::LossRecorded(r) if r.volume == volume(1))), "{said:?}");
+}
+
+/// The last pass of a host that has fallen idle took the disk to its reserve: only the point that follows lets old ones go.
+#[test]
+fn a_full_gateway_takes_the_point_that_a_last_pass_waits_for() {
+    let mut gateway = claimed();
+    gateway.part(key(1, 0, 1), 0, 1);
+    gateway.end(LayerKind::Fuzzy, &[(key(1, 0, 1), &[1])]);
+    assert_eq!(gateway.append().map(|a| a.1), Some(Verdict::Accepted));
+    room(&mut gateway, 0);
+    gateway.end(LayerKind::Point, &[(key(1, 0, 2), &[])]);
+    assert!(matches!(gateway.append(), Some((Body::Layers(l), Verdict::Accepted)) if l.kind == LayerKind::Point));
 }
 
 #[test]
@@ -391,6 +446,45 @@ fn what_layers_touched_takes_bounded_memory_for_ever() {
     assert!(layers[0].touched().contains(RegionIndex(159_999 * 6)) && layers[0].touched().contains(RegionIndex(0)));
 }
 
+/// An honest host whose header lies below more than is remembered exactly: were an old layer told as all between its first region
+/// and its last, the host would find regions in it that it never wrote, and call itself forked.
+#[test]
+fn the_position_rule_is_asked_with_what_old_layers_really_touched() {
+    tell(&[("L6 all between an old layer's regions is touched", "is looked up")], || {
+        let mut gateway = claimed();
+        for seq in 1..=30 {
+            let end = scattered(&mut gateway, seq, 160_000);
+            gateway.hear(1, SourceMessage::EpochEnd(end));
+            assert_eq!(gateway.append().map(|a| a.1), Some(Verdict::Accepted));
+        }
+        gateway.did.clear();
+        let slots: Vec<Slot> = gateway.state.layers_above(volume(3), None).map(|l| l.slot).collect();
+        let (mut after, mut looked_up, mut said) = (None, Vec::new(), Vec::new());
+        while after != slots.last().copied() {
+            let question = ReadLedger { id: RequestId(5), volume: volume(3), position: None, after };
+            gateway.hear(1, SourceMessage::ReadLedger(question));
+            let slice = match gateway.did.pop() {
+                Some(Action::AnswerLedger { session: SessionId(1), slice }) => {
+                    assert_eq!(slice.layers.len(), 1, "nobody knows how long it is");
+                    looked_up.push(slice.layers[0].slot);
+                    *slice
+                }
+                Some(Action::Send { message, .. }) => {
+                    let ReceiverMessage::LedgerSlice(slice) = *message else { panic!("{message:?}") };
+                    assert!(slice.layers.iter().all(|l| l.regions.range_count() == 160_000), "what is not exact is looked up");
+                    said.extend(slice.layers.iter().map(|l| l.slot));
+                    slice
+                }
+                other => panic!("{other:?}"),
+            };
+            after = slice.layers.last().map(|l| l.slot);
+            assert_eq!(slice.more, after != slots.last().copied());
+        }
+        assert!(!looked_up.is_empty() && !said.is_empty());
+        assert_eq!([looked_up, said].concat(), slots, "each once, the old ones first");
+    });
+}
+
 #[test]
 fn end_messages_far_ahead_take_bounded_memory() {
     let mut gateway = claimed();
@@ -441,7 +535,7 @@ fn a_resume_about_more_layers_than_there_may_be_ends_the_connection() {
 #[test]
 fn many_claims_are_granted_no_more_than_one() {
     let mut gateway = Gateway::new();
-    let room = || Event::Grantable { free_bytes: 1 << 30, reserve_bytes: 64 };
+    let room = || Event::Grantable { free_bytes: 1 << 30, spare_bytes: 1 << 30, reserve_bytes: 64 };
     gateway.event(room());
     let granted = |gateway: &mut Gateway| {
         let credit = |m| if let ReceiverMessage::Credit(c) = m { Some(c.granted_bytes) } else { None };

@@ -211,3 +211,28 @@ fn r20_passes_do_not_make_lag_look_good() {
     let after = host.source.status(host.now).volumes[0].lag.expect("a point is there");
     assert!(after > before, "lag {before} → {after}");
 }
+
+/// R10: a backlog that does not shrink, and a status that promises an end. Each cut takes longer than a cut may, so that none
+/// becomes a point: as much is dirty again when it has been read, and that is said, with both rates.
+#[test]
+fn r10_cuts_that_are_given_up_for_ever_are_called_not_converging() {
+    let mut host = Host::streaming();
+    let not_converging = |host: &Host| host.source.status(host.now).volumes[0].not_converging;
+    for round in 0..4u64 {
+        assert_eq!(not_converging(&host).is_some(), round > 2, "round {round}");
+        host.tick(&[1]);
+        let set = granules(0, 4);
+        host.switch(vec![(1, set), (2, farside_region::GranuleSet::new())]);
+        host.now += 500;
+        host.tick(&[1]);
+        let layers = vec![host.read(1, 1)];
+        let end = host.end();
+        assert_eq!(end.kind, LayerKind::Fuzzy, "over its time");
+        let all: Vec<_> = end.members.iter().map(|m| m.key).collect();
+        assert!(all.contains(&layers[0]));
+        host.publish_as(10 + round, &all, LayerKind::Fuzzy);
+    }
+    let said = not_converging(&host).expect("it is said");
+    assert_eq!(said.needed_cut_bytes, 4 * 16);
+    assert!(said.dirty_bytes_per_s > 0 && said.dirty_bytes_per_s == said.sent_bytes_per_s);
+}

@@ -647,3 +647,47 @@ fn a_first_sync_holds_up_nobody_elses_points() {
         assert!(is_read(&mut host, 2), "the cut waits for the pass");
     });
 }
+
+/// A cut is over its time: one member is read, the other's part goes over a slow line, behind others. It is waited for, as long
+/// as it takes, whatever gets on; only a disk that answers nothing for long is given up.
+#[test]
+fn a_slow_line_is_not_taken_for_a_hung_disk() {
+    tell(&[("a slow line is a hung disk", "the line is slow")], || {
+        let mut host = Host::streaming();
+        host.tick(&[1]);
+        host.switch(vec![(1, directed::granules(0, 2)), (2, directed::granules(0, 2))]);
+        host.read(2, 2);
+        let asked_anew = |host: &Host| host.said.iter().any(|m| matches!(m, SourceMessage::ReadLedger(_)));
+        let mut goes_on = |reads_ended: &dyn Fn(u64) -> u64, waits_for_disk: bool| {
+            for i in 0..20 {
+                host.now += 400;
+                let sample = source::Sample { reads_ended: reads_ended(i), waits_for_disk, ..source::Sample::default() };
+                host.sampled([(V1, sample), (V2, source::Sample::default())]);
+            }
+            asked_anew(&host)
+        };
+        assert!(!goes_on(&|_| 7, false), "the line is slow");
+        assert!(!goes_on(&|i| 8 + i, true), "the disk is slow");
+        assert!(goes_on(&|_| 99, true), "it hangs, and the others' points wait");
+    });
+}
+
+/// What was landed under an old term has taken all that may be granted, and the host has rebooted. That data is dead, but only
+/// the new claim lets it go: a gateway that keeps the claim waiting for room stays full for ever.
+#[test]
+fn l5_a_full_store_takes_the_claim_that_frees_it() {
+    tell(&[("L5 a full store takes no claim", "the claim waits for room")], || {
+        let mut gateway = directed::claimed();
+        gateway.part(key(1, 0, 1), 0, 1);
+        let full = target::Event::Grantable { free_bytes: 0, spare_bytes: 32 << 20, reserve_bytes: 64 << 20 };
+        gateway.event(full);
+        gateway.hello(2, 2, 1);
+        let claim = Claim { volume: meta(1), looked: gateway.state.head(), source: name("host") };
+        let request = farside_wire::ClaimRequest { id: farside_wire::RequestId(1), claim };
+        gateway.hear(2, SourceMessage::Claim(request));
+        let appended = gateway.append().map(|a| a.1);
+        assert_eq!(appended, Some(Verdict::Accepted), "the claim waits for room");
+        let freed = |a: &target::Action| matches!(a, target::Action::DropLayer { key: k } if *k == key(1, 0, 1));
+        assert!(gateway.did.iter().any(freed), "what the old term left goes");
+    });
+}

@@ -326,11 +326,17 @@ impl World {
 
     pub(super) fn tick(&mut self) {
         let g = geometry();
-        let sample = |s: &GranuleSet| Sample { dirty_bytes: s.granule_count(&g) * 16, in_flight: 0 };
-        let volumes = self.open.iter().map(|(id, open)| (*id, sample(open))).collect();
+        // Its reads take no time; a part that is not read stands for a disk that does not answer.
+        let waits_for_disk = |id| self.jobs.iter().any(|job| job.order.key.volume == id);
+        let sample = |id, open: &GranuleSet| Sample {
+            dirty_bytes: open.granule_count(&g) * 16,
+            waits_for_disk: waits_for_disk(id),
+            ..Sample::default()
+        };
+        let volumes = self.open.iter().map(|(id, open)| (*id, sample(*id, open))).collect();
         let time = CutTime { boot: BootId([1; 16]), mono_ns: self.now, wall_ms: 0 };
         self.to(source::Event::Tick(Tick { time, volumes }));
-        self.at(target::Event::Grantable { free_bytes: self.disk_room, reserve_bytes: 0 });
+        self.at(target::Event::Grantable { free_bytes: self.disk_room, spare_bytes: self.disk_room, reserve_bytes: 0 });
     }
 
     fn do_source(&mut self, action: source::Action) {
@@ -583,6 +589,7 @@ impl World {
             }
             A::ReadDigests { .. } => self.digest_questions.push_back(action),
             A::Report { volume, what } => self.say(|| format!("target {volume:?} {what:?}")),
+            A::AnswerLedger { .. } => unreachable!("ledgers of this world are short"),
             A::Submitted { .. } | A::AnswerPoints { .. } | A::Prune | A::Policy { .. } => {}
         }
     }

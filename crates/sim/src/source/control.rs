@@ -377,7 +377,8 @@ impl Source {
         let geometry = self.world.names.geometry[vol.index];
         let in_flight = vol.shim.in_flight() as u64;
         let dirty_bytes = vol.shim.open_set().granule_count(&geometry) * geometry.granule_bytes();
-        (self.world.names.ids[vol.index], Sample { dirty_bytes, in_flight })
+        let (reads_ended, waits_for_disk) = (vol.reads_ended.get(), vol.waits_for_disk.get());
+        (self.world.names.ids[vol.index], Sample { dirty_bytes, in_flight, reads_ended, waits_for_disk })
     }
 
     fn sample_all(&self) -> Tick {

@@ -138,9 +138,13 @@ impl Source {
                 return Err(Aborted);
             }
             let rung = vol.sender_bell.rung();
+            vol.waits_for_disk.set(false);
             match reader.next(RegionIndex(region.0 + 1)) {
                 Next::End => break,
-                Next::Wait => steps.until(|| vol.sender_bell.rung() != rung || gone()).await,
+                Next::Wait => {
+                    vol.waits_for_disk.set(true);
+                    steps.until(|| vol.sender_bell.rung() != rung || gone()).await;
+                }
                 Next::Held(held) => {
                     self.say(|| {
                         format!("v{} takes granules {}+{} from the side buffer", vol.index, held.run.start, held.run.count)
@@ -148,7 +152,9 @@ impl Source {
                     self.note(&mut found, held.run, held.data.as_deref(), &geometry);
                 }
                 Next::Read(run) => {
+                    vol.waits_for_disk.set(true);
                     let data = self.read_run(vol, run).await;
+                    vol.reads_ended.set(vol.reads_ended.get() + 1);
                     if reader.read_done(run) == ReadVerdict::Accept {
                         data.into_iter().for_each(|(granule, content)| {
                             let hole = holes.contains(&granule);

@@ -1,0 +1,75 @@
+//! What a damaged file costs: what it held, and nothing beside that.
+
+use std::fs;
+
+use farside_ledger::{Body, LayerEntry, LayerKind, Policy, TOUCHED_BYTES_MAX};
+use farside_region::{GranuleIndex, GranuleRun, RegionIndex, RegionSet, mutation::tell};
+
+use super::{DigestRun, GroupStore};
+use crate::testkit::{Fill, TempStore, TestVolume, layers};
+
+/// Regions of a volume in which what old layers touched does not fit into memory.
+const REGIONS: u64 = 80_000;
+
+/// Layers without content that name every second region, until nobody remembers exactly what came before them.
+fn until_it_is_coarse(group: &mut GroupStore, volume: &mut TestVolume) {
+    let regions: RegionSet = (0..REGIONS / 2).map(|i| RegionIndex(i * 2)).collect();
+    let from = group.state().head().expect("not empty");
+    for _ in 0..TOUCHED_BYTES_MAX / 1000 {
+        volume.seq += 1;
+        let key = volume.key(volume.seq);
+        let entry = LayerEntry {
+            digest: farside_layer::layer_digest(&key, &[]),
+            unreadable_regions: RegionSet::new(),
+            key,
+            parts: Vec::new(),
+            regions: regions.clone(),
+            volume_bytes: volume.meta.geometry.volume_bytes(),
+        };
+        let body: Body = layers(LayerKind::Fuzzy, vec![entry]);
+        assert!(group.append(body).expect("append").verdict.is_done());
+        if !group.state().is_exact(from) {
+            return;
+        }
+    }
+    panic!("everything is remembered");
+}
+
+/// An old layer touched the first region and the last, and a bit of its footer flips. What lies between the two is as good as it
+/// was: it is restored, compared, and nothing of it is sent again.
+#[test]
+fn a_damaged_footer_of_an_old_layer_spoils_its_own_regions_only() {
+    tell(&[("L4 all between an old layer's regions is unknown", "what lies between is known")], || {
+        let store = TempStore::new();
+        let mut group = store.group();
+        let mut volume = TestVolume::new("v", REGIONS * 8);
+        volume.claim(&mut group);
+        let granules = REGIONS * 8;
+        let ends = |byte| vec![(0, 8, Fill::Byte(byte)), (granules - 8, 8, Fill::Byte(byte))];
+        volume.publish(&mut group, LayerKind::Point, &[vec![(0, granules, Fill::Zero)]]);
+        volume.publish(&mut group, LayerKind::Point, &[ends(2)]);
+        until_it_is_coarse(&mut group, &mut volume);
+        drop(group);
+
+        let file = store.path().join(format!("groups/host/default/segments/v/{}/2.0", volume.term));
+        let mut bytes = fs::read(&file).expect("read");
+        *bytes.last_mut().expect("not empty") ^= 1;
+        fs::write(&file, bytes).expect("write");
+        let mut group = store.group();
+        let whole = GranuleRun { start: GranuleIndex(0), count: granules };
+        let unknown: Vec<GranuleRun> =
+            group.image().head(volume.id()).expect("a head").unknown.extents(whole).map(|e| e.run).collect();
+        let ends_of = [0, granules - 8].map(|start| GranuleRun { start: GranuleIndex(start), count: 8 });
+        assert_eq!(unknown, ends_of, "what lies between is known");
+        let asked = GranuleRun { start: GranuleIndex(0), count: 64 };
+        let runs = group.digests(volume.id(), asked).expect("digests");
+        assert_eq!(runs, [DigestRun::Unreadable { granules: 8 }, DigestRun::Zero { granules: 56 }], "two regions are sent again");
+
+        let policy = Policy { keep: 1, span_ms: 0 };
+        assert_eq!(group.prune_plan(&policy), None, "it may come back");
+        let healed = volume.publish(&mut group, LayerKind::Point, &[ends(3)]).position.slot;
+        assert!(group.prune_plan(&policy).is_some(), "and goes on once newer ones lie over the two");
+        group.prune(&policy).expect("prune");
+        assert!(!file.exists() && group.point(healed).is_some());
+    });
+}
