@@ -195,6 +195,18 @@ pub(super) struct Unreadable {
     pub(super) backoff: Nanos,
 }
 
+impl Unreadable {
+    /// † Those that wait for their turn keep it: else a host that goes on writing to a dead sector, whose every layer fails there
+    /// anew, would put off for ever the retry of what can be read again.
+    fn note(&mut self, granules: &GranuleSet, now: Nanos, retry: Nanos) {
+        if self.granules.is_empty() || mutation::on("unreadable anew puts off every retry") {
+            self.backoff = (self.backoff * 2).clamp(retry, retry * 64);
+            self.retry_at = now + self.backoff;
+        }
+        self.granules.union_with(granules);
+    }
+}
+
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PassStart {
     pub(super) at: Nanos,
@@ -517,9 +529,7 @@ impl Volume {
         let granule_bytes = self.geometry().granule_bytes();
         self.hangs = false;
         if !part.unreadable.is_empty() {
-            self.unreadable.granules.union_with(&part.unreadable);
-            self.unreadable.backoff = (self.unreadable.backoff * 2).clamp(retry, retry * 64);
-            self.unreadable.retry_at = now + self.unreadable.backoff;
+            self.unreadable.note(&part.unreadable, now, retry);
         }
         let Some(layer) = self.layers.iter_mut().find(|l| l.key == part.key) else { return };
         let from = layer.cursor;

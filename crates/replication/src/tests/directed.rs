@@ -186,6 +186,14 @@ impl Host {
         self.event(Event::Tick(Tick { time, volumes }));
     }
 
+    /// A tick in which the open map of the one volume holds so much.
+    pub(super) fn dirt(&mut self, dirty_bytes: u64) {
+        self.now += 20;
+        let volumes = vec![(volume(1), Sample { dirty_bytes, ..Sample::default() })];
+        let time = CutTime { boot: BootId([1; 16]), mono_ns: self.now, wall_ms: 0 };
+        self.event(Event::Tick(Tick { time, volumes }));
+    }
+
     pub(super) fn did<T>(&mut self, pick: impl Fn(&Action) -> Option<T>) -> Option<T> {
         let at = self.did.iter().position(|a| pick(a).is_some())?;
         pick(&self.did.remove(at))

@@ -1,10 +1,12 @@
 //! Tracking that was lost where nothing at the host could keep that (§4.5): who is told, and who heeds it.
 
 use farside_ledger::Body;
+use farside_region::mutation::tell;
 use farside_region::{GranuleIndex, Slot, Term};
 use farside_wire::{LossRecorded, LossReport, ReceiverMessage, RequestId, SourceMessage};
 
 use super::directed::{Host, at, current, granules, layer, regions};
+use super::stories::{V1, streaming};
 use super::world::{GRANULES, Turn, World, geometry, volume};
 use crate::source::{Action, Event, Start};
 use crate::target::{self, SessionId};
@@ -188,4 +190,31 @@ fn l10_an_unreadable_granule_neither_ages_an_idle_volume_nor_holds_up_a_stop() {
     idle(&mut world);
     assert_eq!(status(&world).unreadable_bytes, 0);
     assert_eq!(world.image[&volume(1)][&5], world.disks[&volume(1)].content[5]);
+}
+
+/// A host goes on writing to a sector that is dead, and each layer fails to read it anew. What could not be read beside it and can
+/// be by now is read again when its time comes all the same.
+#[test]
+fn a_dead_sector_that_is_written_puts_off_nobody_elses_retry() {
+    tell(&[("unreadable anew puts off every retry", "granule 5 is called unreadable")], || {
+        let mut world = streaming();
+        let write = |world: &mut World, granule: u64, value: u64| {
+            world.write(V1, granule, value);
+            world.disks.get_mut(&V1).expect("a disk").bad.insert(granule);
+        };
+        for round in 0..6 {
+            write(&mut world, 5, 100 + round);
+            write(&mut world, 9, 200 + round);
+            world.interval();
+            world.go_without(&[]);
+        }
+        world.disks.get_mut(&V1).expect("a disk").bad.remove(&5);
+        // Many times as long as the longest back-off.
+        for round in 0..300 {
+            write(&mut world, 9, 300 + round);
+            world.interval();
+            world.go_without(&[]);
+        }
+        assert_eq!(world.image[&V1][&5], 105, "granule 5 is called unreadable, and could be read for long");
+    });
 }

@@ -3,11 +3,11 @@
 
 use farside_ledger::LayerKind;
 use farside_region::mutation::tell;
-use farside_region::{RegionIndex, Seq};
+use farside_region::{RegionIndex, RegionSet, Seq};
 
 use super::directed::{Gateway, Host, claimed, granules, key};
 use super::stories::{V1, V2, rolled_back, streaming};
-use super::world::{GRANULES, Turn, World, volume};
+use super::world::{GRANULES, Turn, World, source_limits, volume};
 use crate::source::{self, Action, RefusedWhy};
 use crate::target::{self, LandedLayer, Target};
 
@@ -144,6 +144,48 @@ fn r9_a_flapping_link_holds_no_cut() {
         host.reconnect();
         assert!(host.did(|a| matches!(a, Action::Switch { .. } | Action::ReadPart(_)).then_some(())).is_none());
     }
+}
+
+/// R10: while the backlog grew, the estimated end of a resync was a date that meant nothing. Passes that find as much dirt as the
+/// one before are told as what they are, with what is changed, what gets through, and what a cut would have to hold; and no
+/// longer once a cut got there.
+#[test]
+fn r10_a_growing_backlog_is_told_with_the_number_that_would_help() {
+    let limits = source::Limits { cut_bytes_max: 6 * 16, cut_bytes_min: 6 * 16, slice_bytes: 1 << 20, ..source_limits() };
+    let mut host = Host::with(limits);
+    host.add(1, None, None, RegionSet::new(), source::Start::Clean);
+    host.connect();
+    host.answer_ledger(1, Vec::new(), None, None);
+    host.answer_claim(1, 0);
+    let told = |host: &Host| host.source.status(host.now).volumes[0].not_converging;
+    // Each pass finds more than the one before.
+    let pass = |host: &mut Host, slot: u64, count: u64| {
+        host.now += 30;
+        host.dirt(count * 16);
+        host.switch(vec![(1, granules(0, count))]);
+        let begun = host.now;
+        let key = host.read(1, slot as u8);
+        host.end();
+        host.publish_as(slot, &[key], LayerKind::Fuzzy);
+        begun
+    };
+    pass(&mut host, 1, 8);
+    let second = pass(&mut host, 2, 10);
+    assert_eq!(told(&host), None, "one alone is how a burst looks");
+    let third = pass(&mut host, 3, 12);
+    let per_second = |count: u64| count * 16 * source::SECOND / (third - second);
+    let expected = source::NotConverging {
+        dirty_bytes_per_s: per_second(12),
+        sent_bytes_per_s: per_second(10),
+        needed_cut_bytes: 12 * 16,
+    };
+    assert_eq!(told(&host), Some(expected));
+    host.dirt(16);
+    host.switch(vec![(1, granules(0, 1))]);
+    let key = host.read(1, 4);
+    host.end();
+    host.publish(4, &[key]);
+    assert_eq!(told(&host), None, "a cut got there");
 }
 
 /// R11: the receiver was killed after the last piece of a snapshot and before its end, the sender dropped the snapshot, and what
