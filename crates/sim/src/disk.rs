@@ -361,6 +361,11 @@ impl Disk {
         (all, may_tear)
     }
 
+    /// Whether something from this sector on was written and not flushed, and nothing is under way.
+    pub fn waits_for_a_flush(&self, from: usize) -> bool {
+        self.quiet() && self.cache.range(from..).next().is_some()
+    }
+
     /// What a sector surely holds, also after a power cut; `None` when that is open.
     pub fn certain(&self, sector: usize) -> Option<&[u8]> {
         (!self.cache.contains_key(&sector) && !self.pending(sector)).then(|| self.durable[sector].as_slice())

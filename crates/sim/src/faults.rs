@@ -4,16 +4,18 @@ use std::collections::BTreeMap;
 
 use farside_region::Slot;
 
+use crate::coverage;
 use crate::history::Tips;
 use crate::judge::Judge;
 use crate::net::ConnId;
+use crate::oracle::value;
 use crate::plan::Fault;
 use crate::receiver;
 use crate::run::Run;
 use crate::site::{Site, Snapshot, VolumeState};
 use crate::source;
 use crate::store::MemoryStore;
-use crate::world::SegmentKey;
+use crate::world::{GRANULE_SHIFT, SECTOR, SegmentKey};
 
 /// Everything that a rollback of the host brings back, or a clone is made of.
 pub(crate) struct HostSnapshot {
@@ -79,6 +81,7 @@ impl Run {
         let weights: Vec<f64> = world.plan.faults.iter().map(|f| f.1).collect();
         let Some(i) = world.rng.borrow_mut().weighted(&weights) else { return };
         let fault = world.plan.faults[i].0;
+        world.met(coverage::name_of(fault));
         let mut no = 0;
         if self.sources.len() > 1 {
             no = world.rng.borrow_mut().below(self.sources.len());
@@ -122,6 +125,8 @@ impl Run {
             Fault::Clone => self.clone_comes_or_goes(),
             Fault::Reinstall if world.chance(0.3) => self.reinstall(no),
             Fault::StoreRollback if self.receiver.is_some() => self.store_rollback(),
+            Fault::TornLedger if self.receiver.is_some() && world.chance(0.4) => self.ledger_tears(),
+            Fault::Grow | Fault::Offline | Fault::Swap => self.away(fault, volume),
             Fault::Pin => {
                 if let Some(receiver) = &self.receiver {
                     receiver.pin_something();
@@ -129,6 +134,75 @@ impl Run {
             }
             _ => {}
         }
+    }
+
+    /// Something is going to happen to a backing of the original while nobody serves it: after a planned stop, or a sudden end.
+    fn away(&mut self, fault: Fault, volume: usize) {
+        let world = self.world.clone();
+        self.pending_away.get_or_insert((fault, volume));
+        let Some(source) = self.sources[0].clone() else { return };
+        match world.dice(if fault == Fault::Offline { 2 } else { 4 }) {
+            0 | 1 => source.meddle(Fault::Stop, volume),
+            2 => self.source_ends(0, "is killed"),
+            _ => {
+                self.source_ends(0, "loses power");
+                self.power_cut(0);
+            }
+        }
+    }
+
+    /// Nobody serves the original now: what was to happen to a backing does, unless it must not be told from what we do.
+    pub(crate) fn while_away(&mut self) {
+        let world = self.world.clone();
+        let home = world.home();
+        if self.sources[0].is_some() || self.pending_away.is_none() || !home.disks.iter().all(|d| d.borrow().quiet()) {
+            return;
+        }
+        let (fault, volume) = self.pending_away.take().expect("just seen");
+        let told_by_times = world.plan.files && source::is_clean(&home, volume);
+        match fault {
+            Fault::Grow => {
+                let (now, most) = (home.geometry_found(volume).volume_bytes(), world.names.geometry[volume].volume_bytes());
+                let granules = (most - now) >> GRANULE_SHIFT;
+                let all = granules == 0 || world.chance(0.5);
+                let bytes = if all { most } else { now + ((1 + world.dice(granules as usize) as u64) << GRANULE_SHIFT) };
+                if bytes > now {
+                    self.write_around_us(volume, now as usize / SECTOR, bytes as usize / SECTOR, 0.5);
+                    home.has_size(volume, bytes);
+                    home.backings.borrow_mut()[volume].changed += 1;
+                    self.host.sectors[volume] = bytes as usize / SECTOR;
+                    world.say(|| format!("the backing of v{volume} GROWS from {now} to {bytes} bytes"));
+                }
+                if bytes > now && told_by_times && world.chance(0.5) {
+                    self.write_around_us(volume, 0, now as usize / SECTOR, 0.2);
+                    home.backings.borrow_mut()[volume].meddled = true;
+                }
+            }
+            Fault::Offline if told_by_times => {
+                world.say(|| format!("somebody writes to the backing of v{volume} without us"));
+                self.write_around_us(volume, 0, self.host.sectors[volume], 0.2);
+                let backing = &mut home.backings.borrow_mut()[volume];
+                (backing.changed, backing.meddled) = (backing.changed + 1, true);
+            }
+            Fault::Swap => {
+                world.say(|| format!("ANOTHER DISK takes the place of the backing of v{volume}"));
+                self.write_around_us(volume, 0, self.host.sectors[volume], 0.6);
+                let backing = &mut home.backings.borrow_mut()[volume];
+                (backing.identity, backing.meddled) = (backing.identity + 1, true);
+            }
+            _ => {}
+        }
+    }
+
+    /// Some sectors of a range get content that never passed a tap.
+    fn write_around_us(&self, volume: usize, from: usize, to: usize, share: f64) {
+        let (world, home) = (&self.world, self.world.home());
+        let mut disk = home.disks[volume].borrow_mut();
+        let mut image = disk.image();
+        for sector in (from..to).filter(|_| world.chance(share)) {
+            image[sector * SECTOR..(sector + 1) * SECTOR].copy_from_slice(&value(world.tag(), volume, sector));
+        }
+        disk.restore(&image);
     }
 
     fn reset_alive(&mut self, why: &str) {
@@ -302,7 +376,8 @@ impl Run {
             site.disks[volume].borrow_mut().restore(&image);
             let bytes = site.maps[volume].borrow().image().len();
             site.maps[volume].borrow_mut().restore(&vec![0; bytes]);
-            site.state_dir.borrow_mut()[volume] = VolumeState::default();
+            let backing = site.backings.borrow()[volume].identity;
+            site.state_dir.borrow_mut()[volume] = VolumeState { backing, ..VolumeState::default() };
         }
         source::format(&world, &site);
         self.judge_new_life(no, vec![None; world.volumes()]);

@@ -20,6 +20,7 @@ use farside_store::GroupImage;
 use crate::history::{Histories, Refusal, Tips};
 use crate::oracle::{Cut, Published, show};
 use crate::parts::{self, Content};
+use crate::plan::Fault;
 use crate::receiver::Receiver;
 use crate::site::Site;
 use crate::source::{self, Source};
@@ -43,6 +44,15 @@ pub struct Judge {
     looked_at: u64,
     clock: LedgerClock,
     ever_cloned: bool,
+    /// How it was before each record, where one may be given up.
+    before: Vec<Before>,
+}
+
+#[derive(Clone, Debug)]
+struct Before {
+    heads: Vec<Vec<Published>>,
+    clock: LedgerClock,
+    pinned: BTreeMap<Slot, Slot>,
 }
 
 #[derive(Clone, Debug)]
@@ -86,6 +96,7 @@ impl Judge {
             looked_at: 0,
             clock: LedgerClock::default(),
             ever_cloned: false,
+            before: Vec::new(),
         }
     }
 
@@ -125,6 +136,19 @@ impl Judge {
         self.heads.clone_from(&then.heads);
         self.points.clone_from(&then.points);
         self.clock.clone_from(&then.clock);
+        self.before.clone_from(&then.before);
+        self.healed.fill(false);
+        self.seen.clear();
+    }
+
+    /// The records from this slot on are given up. None of them is a prune: the segments of all others are there.
+    pub fn give_up_from(&mut self, world: &World, slot: u64) {
+        self.group = crate::receiver::replay(world, slot);
+        let Some(before) = self.before.get(slot as usize).cloned() else { return };
+        self.before.truncate(slot as usize);
+        (self.heads, self.clock) = (before.heads, before.clock);
+        world.pinned.replace(before.pinned);
+        self.points.retain(|point, _| point.0 < slot);
         self.healed.fill(false);
         self.seen.clear();
     }
@@ -136,6 +160,10 @@ impl Judge {
             Ok(decoded) => decoded,
             Err(e) => return world.fail(format!("the record in slot {slot} cannot be read: {e}")),
         };
+        if world.plan.has(Fault::TornLedger) {
+            let pinned = world.pinned.borrow().clone();
+            self.before.push(Before { heads: self.heads.clone(), clock: self.clock.clone(), pinned });
+        }
         let before = self.ledger().points().len();
         let verdict = match self.group.apply(&record, digest, |entry, part| parts::runs_of(world, entry, part)) {
             Ok(applied) => applied.verdict,
@@ -201,7 +229,7 @@ impl Judge {
         part: u32,
         entry: &farside_ledger::LayerEntry,
     ) -> Result<(), String> {
-        let geometry = world.names.geometry[volume];
+        let geometry = world.shape(volume, key.term);
         for (run, content) in parts::segment(world, key, part)?.iter() {
             let run = *run;
             for region in geometry.regions_of(run).iter() {
@@ -229,8 +257,9 @@ impl Judge {
         let degraded = self.ledger().points().get(&slot).is_some_and(|p| p.degraded);
         let mut images = BTreeMap::new();
         let mut bad = false;
-        for &volume in &members {
-            if let Err(why) = self.compare(found, volume, &cut, degraded) {
+        for entry in &layers.members {
+            let Some(volume) = world.volume_of(entry.key.volume) else { continue };
+            if let Err(why) = self.compare(found, volume, entry.volume_bytes, &cut, degraded) {
                 return world.fail(format!("L3: point {slot}, cut of epoch {}, v{volume}: {why}", cut.epoch));
             }
             bad |= (0..self.heads[volume].len()).any(|s| self.was_bad(found, volume, s));
@@ -247,7 +276,7 @@ impl Judge {
         self.points.insert(slot, PointTruth { images, degraded, at_us: cut.at_ns / 1000, ledger_ms });
     }
 
-    fn compare(&self, site: &Site, volume: usize, cut: &Cut, degraded: bool) -> Result<(), String> {
+    fn compare(&self, site: &Site, volume: usize, bytes: u64, cut: &Cut, degraded: bool) -> Result<(), String> {
         let truth = site.oracle.borrow();
         if cut.attach == truth.attach()
             && site.source_alive.get()
@@ -256,6 +285,9 @@ impl Judge {
             return Err(format!("write w{tag} of that cut has not completed"));
         }
         let want = truth.image(volume, cut.attach, cut.epoch);
+        if bytes != (want.len() * SECTOR) as u64 {
+            return Err(format!("the record says that it has {bytes} bytes; it had {}", want.len() * SECTOR));
+        }
         for (sector, (got, want)) in self.heads[volume].iter().zip(&want).enumerate() {
             match got {
                 Published::Value(got) if got == want => {}
@@ -339,6 +371,8 @@ impl Judge {
             for volume in 0..world.volumes() {
                 // Where the loss of tracking is on record, every region counts as dirty.
                 let lost = site.state_dir.borrow()[volume].tracking_lost;
+                // What somebody did while nobody served it is seen by the next attach.
+                let lost = lost || site.backings.borrow()[volume].meddled || self.loss_is_on_record(world, &site, volume);
                 if lost || site.tainted.borrow()[volume].is_some() {
                     continue;
                 }
@@ -351,13 +385,20 @@ impl Judge {
         }
     }
 
+    /// The ledger says above the position in the volume's header that tracking was lost: whoever attaches compares everything.
+    fn loss_is_on_record(&self, world: &World, site: &Site, volume: usize) -> bool {
+        let lost = self.ledger().volume(world.names.ids[volume]).and_then(|v| v.tracking_lost());
+        let position = site.start.borrow()[volume].position;
+        lost.is_some_and(|lost| position.is_none_or(|p| p.slot < lost))
+    }
+
     fn check_clean_volume(&self, world: &World, site: &Site, volume: usize) -> Result<(), String> {
         let disk = site.disks[volume].borrow();
-        let geometry = world.names.geometry[volume];
+        let geometry = site.geometry(volume);
         let sectors_per_region = (geometry.region_bytes() as usize) / SECTOR;
         for region in geometry.all_regions().iter() {
             let first = region.0 as usize * sectors_per_region;
-            let last = (first + sectors_per_region).min(disk.sectors());
+            let last = (first + sectors_per_region).min(geometry.volume_bytes() as usize / SECTOR);
             let differs = (first..last).find(|&s| {
                 let Published::Value(published) = self.heads[volume][s] else { return true };
                 match disk.certain(s) {
@@ -441,8 +482,10 @@ impl Judge {
     }
 
     /// Everything was published at some time.
-    pub fn is_synced(&self) -> bool {
-        self.heads.iter().flatten().all(|p| *p != Published::Absent)
+    pub fn is_synced(&self, world: &World) -> bool {
+        let home = world.home();
+        let sectors = |v: usize| home.geometry(v).volume_bytes() as usize / SECTOR;
+        self.heads.iter().enumerate().all(|(v, head)| head[..sectors(v)].iter().all(|p| *p != Published::Absent))
     }
 
     /// From now on a new point on every volume is wanted.
@@ -452,7 +495,7 @@ impl Judge {
 
     /// Published and disk are the same, and every volume has a point of after the healing began.
     pub fn converged(&self, world: &World) -> Result<(), String> {
-        for volume in 0..self.heads.len() {
+        for volume in (0..self.heads.len()).filter(|v| world.home().absent.get() != Some(*v)) {
             if !self.healed[volume] {
                 return Err(format!("v{volume} has no new point"));
             }

@@ -9,6 +9,7 @@
 //! Deliberately not here: threads (loom models them), bytes that hostile peers invent (fuzzers and property tests do),
 //! real I/O (process tests do).
 
+pub mod coverage;
 pub mod disk;
 pub mod exec;
 mod faults;
@@ -28,5 +29,6 @@ pub mod site;
 pub mod source;
 pub mod store;
 pub mod sweep;
+mod torn;
 pub mod trace;
 pub mod world;

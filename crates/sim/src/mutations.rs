@@ -53,6 +53,8 @@ fn only(plan: &mut Plan, faults: &[Fault]) {
     plan.fault_rate = 0.01;
     plan.steady = true;
     plan.map_anew = faults.contains(&Fault::MapError);
+    plan.killed_unsynced = false;
+    plan.smaller.clear();
 }
 
 /// One volume, one page, writes everywhere, so that regions of the page cool and heat one by one.
@@ -90,6 +92,33 @@ fn map_errors(plan: &mut Plan) {
     plan.spread = true;
 }
 
+/// Volumes grow, as files or as block devices, while nobody serves them.
+fn grows(plan: &mut Plan, files: bool) {
+    only(plan, &[Fault::Grow]);
+    plan.smaller = plan.regions.iter().map(|regions| (regions - 1) * 4 - 2).collect();
+    plan.files = files;
+}
+
+/// Something happens to files while nobody serves them.
+fn files(plan: &mut Plan, fault: Fault) {
+    only(plan, &[fault]);
+    plan.files = true;
+}
+
+/// The intent map fails, and the state directory with it.
+fn map_and_mark_fail(plan: &mut Plan) {
+    map_errors(plan);
+    plan.state_dir_fills = true;
+}
+
+/// The source dies between the write of an intent page and its sync, again and again.
+pub fn killed_unsynced(plan: &mut Plan) {
+    one_page(plan, &[Fault::Crash]);
+    plan.killed_unsynced = true;
+    plan.boot_rate = 0.5;
+}
+
+const SIM: &str = "farside-sim";
 const SHIM: &str = "farside-shim";
 const CORE: &str = "farside-replication";
 const LEDGER: &str = "farside-ledger";
@@ -134,11 +163,8 @@ pub const MUTATIONS: &[Mutation] = &[
         directed: Some(|p| one_page(p, &[Fault::Stop, Fault::Power])),
     },
     seeds("T9 holes asked before the claim", 800, None),
-    Mutation {
-        name: "hole: successor does not sync the map first",
-        caught_by: CaughtBy::Rarely(20_000),
-        directed: Some(|p| one_page(p, &[Fault::Crash, Fault::Power])),
-    },
+    // The header's own sync stands behind it.
+    story("hole: successor does not sync the map first", SIM, "a_successor_that_trusts_a_page_before_it_is_durable_is_noticed"),
     // The write path.
     story("hole: two cooling rounds", SHIM, "stories::two_cooling_rounds_do_not_share_an_entry"),
     story("T14 a failed flush is forgotten", SHIM, "stories::t14_after_a_failed_flush_nothing_cools"),
@@ -221,6 +247,13 @@ pub const MUTATIONS: &[Mutation] = &[
     story("L4 content is not checked where it is read", STORE, "group_tests::l4_rot_is_never_read_as_content"),
     story("T4 sweep everything that no record names", STORE, "group_tests::t4_what_a_record_may_still_name_is_not_swept"),
     story("T13 a restore shares its target", STORE, "restore_tests::t13_a_restore_has_its_target_alone"),
+    // What happens while nobody serves a volume.
+    seeds("T12 growth keeps the bits that there were", 400, Some(|p| grows(p, false))),
+    seeds("the backing is judged after the map has grown", 400, Some(|p| grows(p, true))),
+    seeds("T2 a backing that changed after a clean stop is trusted", 400, Some(|p| files(p, Fault::Offline))),
+    seeds("another disk is taken for the one that was there", 400, Some(|p| files(p, Fault::Swap))),
+    seeds("a recorded loss of tracking is not heeded", 800, Some(map_and_mark_fail)),
+    seeds("a claim that was lost is not looked for", 800, Some(|p| only(p, &[Fault::TornLedger, Fault::Crash]))),
     seeds("a map trusted after a failed sync", 800, Some(map_errors)),
     seeds("tracking-lost withdrawn while the map cannot be written", 800, Some(map_errors)),
 ];

@@ -76,8 +76,8 @@ pub struct WriteFact {
 #[derive(Debug)]
 struct VolumeHistory {
     sectors: Vec<Vec<Version>>,
-    /// Per attach, the index of its first version in each sector.
-    starts: Vec<(Attach, Vec<usize>)>,
+    /// Per attach, how many sectors the volume had, and the index of its first version in each.
+    starts: Vec<(Attach, usize, Vec<usize>)>,
 }
 
 /// See the head of the file.
@@ -108,7 +108,7 @@ impl Oracle {
             for (versions, value) in history.sectors.iter_mut().zip(image) {
                 versions.push(Version { value: *value, epoch: 0, at_us: now_us });
             }
-            history.starts.push((self.attach, history.sectors.iter().map(|v| v.len() - 1).collect()));
+            history.starts.push((self.attach, image.len(), history.sectors.iter().map(|v| v.len() - 1).collect()));
         }
         self.attach
     }
@@ -215,9 +215,9 @@ impl Oracle {
     pub fn image(&self, volume: usize, attach: Attach, epoch: u64) -> Vec<Value> {
         let history = &self.volumes[volume];
         let at = history.starts.iter().position(|s| s.0 == attach).expect("a cut belongs to an attach");
-        let start = &history.starts[at].1;
-        let end = history.starts.get(at + 1).map(|s| &s.1);
-        (0..history.sectors.len())
+        let (_, sectors, start) = &history.starts[at];
+        let end = history.starts.get(at + 1).map(|s| &s.2);
+        (0..*sectors)
             .map(|s| {
                 let versions = &history.sectors[s][start[s]..end.map_or(history.sectors[s].len(), |e| e[s])];
                 versions.iter().rev().find(|v| v.epoch <= epoch).unwrap_or(&versions[0]).value

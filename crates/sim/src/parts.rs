@@ -65,7 +65,8 @@ pub fn segment(world: &World, key: LayerKey, part: u32) -> Result<Unpacked, Stri
     if let Some(known) = world.unpacked.borrow().get(&name) {
         return Ok(known.clone());
     }
-    let unpacked = unpack(bytes, key, part, &world.names.geometry[volume], &world.names.digest_key(key.volume))?;
+    let shape = world.shape(volume, key.term);
+    let unpacked = unpack(bytes, key, part, &shape, &world.names.digest_key(key.volume))?;
     world.unpacked.borrow_mut().insert(name, unpacked.clone());
     Ok(unpacked)
 }
@@ -111,7 +112,8 @@ pub fn read_image(world: &World, group: &GroupImage, volume: usize, slot: Option
                 .rev()
                 .find(|(run, _)| run.overlaps(&one))
                 .ok_or_else(|| format!("the index says that {} holds granule {granule}; it does not", part.name))?;
-            crate::judge::put(&mut out, &geometry, one, &cut(content, &geometry, *run, one));
+            let shape = world.shape(volume, part.name.layer.term);
+            crate::judge::put(&mut out, &shape, one, &cut(content, &shape, *run, one));
         }
     }
     Ok(out)

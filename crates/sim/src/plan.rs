@@ -59,11 +59,22 @@ pub enum Fault {
     Clone,
     /// The receiver's store and landing go back to an earlier moment (first a snapshot is taken).
     StoreRollback,
+    /// While nobody serves it a backing becomes larger; sometimes somebody has written to it, too.
+    Grow,
+    /// After a planned stop somebody writes to a backing without us.
+    Offline,
+    /// While nobody serves it another disk takes the place of a backing.
+    Swap,
+    /// A slot of the ledger rots, or its newest slots are lost; a person puts them back from a copy, or gives them up.
+    TornLedger,
 }
 
-const NASTY: [Fault; 4] = [Fault::Rollback, Fault::Reinstall, Fault::StoreRollback, Fault::Clone];
+const NASTY: [Fault; 5] = [Fault::Rollback, Fault::Reinstall, Fault::StoreRollback, Fault::Clone, Fault::TornLedger];
 
-const TRIALS: [Trial; 10] = [
+/// What happens to backings while nobody serves them.
+const AWAY: [Fault; 3] = [Fault::Grow, Fault::Offline, Fault::Swap];
+
+const TRIALS: [Trial; 12] = [
     Trial::None,
     Trial::None,
     Trial::None,
@@ -74,6 +85,8 @@ const TRIALS: [Trial; 10] = [
     Trial::Paused,
     Trial::Hung,
     Trial::Reboots,
+    Trial::Joins,
+    Trial::Leaves,
 ];
 
 const ALL: [Fault; 22] = [
@@ -102,7 +115,7 @@ const ALL: [Fault; 22] = [
 ];
 
 /// Faults that meet too rarely by chance and have found holes together.
-const THEMES: [&[Fault]; 36] = [
+const THEMES: [&[Fault]; 45] = [
     &[Fault::Stop, Fault::Power],
     &[Fault::Reset, Fault::Demote],
     &[Fault::Reset],
@@ -138,6 +151,15 @@ const THEMES: [&[Fault]; 36] = [
     &[Fault::Stop, Fault::Partition, Fault::ReceiverCrash, Fault::Power],
     &[Fault::Clone, Fault::Reset, Fault::Stop],
     &[Fault::Clone, Fault::Rollback],
+    &[Fault::TornLedger],
+    &[Fault::TornLedger, Fault::Reset, Fault::Crash],
+    &[Fault::TornLedger, Fault::Pin, Fault::Resync],
+    &[Fault::Grow],
+    &[Fault::Grow, Fault::Offline, Fault::Power],
+    &[Fault::Grow, Fault::Reset, Fault::Crash],
+    &[Fault::Offline, Fault::Stop, Fault::Power],
+    &[Fault::Offline, Fault::Swap],
+    &[Fault::Swap, Fault::Crash, Fault::ReceiverCrash],
     &[],
 ];
 
@@ -154,6 +176,10 @@ pub enum Trial {
     Hung,
     /// The run begins with a first sync under reboots.
     Reboots,
+    /// One member joins the others late, and its first sync does not get on.
+    Joins,
+    /// One member leaves.
+    Leaves,
 }
 
 /// See the head of the file.
@@ -163,6 +189,10 @@ pub struct Plan {
     pub regions: Vec<u64>,
     /// The last volume ends inside a granule.
     pub ragged: bool,
+    /// Granules by which each volume is smaller at first, if it is; what it lacks comes when it grows.
+    pub smaller: Vec<u64>,
+    /// Backings are files, whose times and sizes tell that somebody wrote to them.
+    pub files: bool,
     /// NBD queues of each volume.
     pub queues: usize,
     /// What may go wrong, with weights.
@@ -196,6 +226,8 @@ pub struct Plan {
     /// An attach after anything but a clean stop writes its intent map anew before it trusts it. Always so where the map may
     /// fail; otherwise the last owner's syncs are what they say, and either is right.
     pub map_anew: bool,
+    /// The source is killed between the write of an intent page and its sync.
+    pub killed_unsynced: bool,
     /// What becomes of cold writes when the loss of tracking can be recorded nowhere: they fail. (Those that pass are not
     /// judged: "a crash now would go unnoticed".)
     pub state_dir_fills: bool,
@@ -213,12 +245,24 @@ impl Plan {
             faults = rng.pick(&THEMES).iter().copied().collect();
         }
         let map_fails = faults.contains(&Fault::MapError);
+        if rng.chance(0.08) {
+            faults.insert(rng.pick(&AWAY));
+        }
+        if faults.contains(&Fault::Rollback) || faults.contains(&Fault::Clone) {
+            // What is smaller than the ledger says is refused for its shape, and no word of a person helps.
+            faults.remove(&Fault::Grow);
+        }
         let clones = faults.contains(&Fault::Clone);
+        let grows = faults.contains(&Fault::Grow);
         let trial = rng.pick(&TRIALS);
         // With tiny pools a group under load lives on passes, as it should.
-        let roomy = matches!(trial, Trial::Paused | Trial::Hung);
+        let roomy = matches!(trial, Trial::Paused | Trial::Hung | Trial::Joins | Trial::Leaves);
+        let regions: Vec<u64> = (0..volumes).map(|_| rng.pick(&[2, 3, 4, 4, 5, 8])).collect();
+        let mut smaller = |regions: u64| if grows { 1 + rng.below((regions as usize - 1) * 4) as u64 } else { 0 };
         Self {
-            regions: (0..volumes).map(|_| rng.pick(&[2, 3, 4, 4, 5, 8])).collect(),
+            smaller: regions.iter().map(|r| smaller(*r)).collect(),
+            files: rng.chance(0.7),
+            regions,
             ragged: rng.chance(0.4),
             queues: rng.pick(&[1, 2, 2, 3]),
             faults: faults.into_iter().map(|f| (f, rng.pick(&[1.0, 1.0, 2.0, 4.0]))).collect(),
@@ -236,6 +280,7 @@ impl Plan {
             keep: rng.pick(&[1, 2, 2, 3]),
             map_anew: map_fails || rng.chance(0.5),
             span_ms: rng.pick(&[0, 0, 0, 40, 150, 100_000]),
+            killed_unsynced: rng.chance(0.05),
             state_dir_fills: rng.chance(0.3),
         }
     }

@@ -3,6 +3,7 @@
 //!
 //! - Overload: a host that never rests. A cut is tried all the same, or status says that it does not converge.
 //! - One member is paused, or its disk hangs: the points of the others go on.
+//! - One member joins and does not get on with its first sync, or leaves: the same, and whoever leaves is gone soon.
 //! - A first sync under nightly reboots: no life of the source is long enough for all of it, and it ends all the same.
 
 use farside_region::Slot;
@@ -30,6 +31,8 @@ impl Run {
             Trial::Overload => self.overload(),
             Trial::Paused if world.volumes() > 1 => self.one_member_stands_still(Fault::Pause),
             Trial::Hung if world.volumes() > 1 => self.one_member_stands_still(Fault::Hang),
+            Trial::Joins if world.volumes() > 1 => self.one_member_joins(),
+            Trial::Leaves if world.volumes() > 1 => self.one_member_leaves(),
             _ => {}
         }
         self.trial_rate = None;
@@ -62,7 +65,46 @@ impl Run {
         } else {
             world.home().hung_until_us.borrow_mut()[still] = u64::MAX;
         }
-        // Two points each: the first may be one that was on its way.
+        if self.others_have_points(still, &format!("{how:?}")) {
+            world.met(if how == Fault::Pause { "points beside a paused member" } else { "points beside a hung member" });
+        }
+    }
+
+    /// The volume that was not configured is, under load. Its disk hangs, so that its first sync takes as long as it takes.
+    fn one_member_joins(&mut self) {
+        let world = self.world.clone();
+        let (Some(source), Some(joins)) = (self.sources[0].clone(), world.home().absent.take()) else { return };
+        self.trial_rate = Some(0.08);
+        world.home().hung_until_us.borrow_mut()[joins] = u64::MAX;
+        source.join(joins);
+        if self.others_have_points(joins, "it joins") {
+            world.met("points beside a joining member");
+        }
+    }
+
+    fn one_member_leaves(&mut self) {
+        let world = self.world.clone();
+        let leaves = world.dice(world.volumes());
+        let Some(source) = self.sources[0].clone() else { return };
+        self.trial_rate = Some(0.08);
+        for _ in 0..300 {
+            self.step();
+        }
+        source.leave_group(leaves);
+        if !self.others_have_points(leaves, "it leaves") {
+            return;
+        }
+        if source.knows(leaves) {
+            return world.fail(format!("PROGRESS: v{leaves} was to leave, and is still there when all others had points"));
+        }
+        world.met("points beside a leaving member");
+        self.trial_rate = None;
+        self.source_ends(0, "is restarted with the volume that left");
+    }
+
+    /// Two points for each of the others: the first may be one that was on its way. False when a law was broken.
+    fn others_have_points(&mut self, still: usize, why: &str) -> bool {
+        let world = self.world.clone();
         for round in 0..2 {
             let before: Vec<Option<Slot>> = (0..world.volumes()).map(|v| self.judge.newest_point(v)).collect();
             let mut waiting: Vec<usize> = (0..world.volumes()).filter(|v| *v != still).collect();
@@ -72,13 +114,13 @@ impl Run {
                 waiting.retain(|v| self.judge.newest_point(*v) == before[*v]);
                 steps += 1;
                 if steps > OTHERS_STEPS {
-                    let why =
-                        format!("v{still} stands still ({how:?}); {waiting:?} had no point for {steps} steps, round {round}");
-                    return world.fail(format!("PROGRESS: {why}"));
+                    world.fail(format!(
+                        "PROGRESS: v{still} stands still ({why}); {waiting:?} had no point for {steps} steps, round {round}"
+                    ));
                 }
             }
         }
-        world.met(if how == Fault::Pause { "points beside a paused member" } else { "points beside a hung member" });
+        world.bad().is_none()
     }
 
     /// Begins the run: the first sync under reboots, one after the other.
@@ -96,7 +138,7 @@ impl Run {
                     return;
                 }
             }
-            if self.judge.is_synced() {
+            if self.judge.is_synced(&world) {
                 world.met(if life > 0 { "a first sync over several lives" } else { "a first sync in one life" });
                 self.trial_rate = None;
                 world.healing.set(false);

@@ -16,15 +16,17 @@ use std::collections::{BTreeSet, VecDeque};
 use std::rc::Rc;
 
 use farside_layer::{PartVerifier, granule_digest};
-use farside_ledger::{Body, LayerEntry, PartEntry, Pin, Policy, Record, Stamp, State, Unpin};
+use farside_ledger::{Body, LayerEntry, PartEntry, Pin, Policy, Record, Stamp, State, Unpin, Verdict};
 use farside_region::{GranuleIndex, GranuleRun, LayerKey, Seq, Slot, Term};
 use farside_replication::target::{Action, AppendOutcome, Config, Event, LandedLayer, Limits, SessionId, Target, Ticket};
 use farside_store::{Attempt, Found, GroupImage, Part, PartName};
 use farside_wire::{DigestRun, PART_HEADER_BYTES, PartHeader};
 
+use crate::coverage;
 use crate::exec::Owner;
 use crate::net::{ConnId, Load, To};
 use crate::parts::{self, Content};
+use crate::plan::Fault;
 use crate::source::short;
 use crate::store::PutResult;
 use crate::world::{SegmentKey, World};
@@ -104,7 +106,8 @@ fn core_limits(world: &World) -> Limits {
     }
 }
 
-fn layer_key(world: &World, name: &SegmentKey) -> LayerKey {
+/// The layer of a segment.
+pub fn layer_key(world: &World, name: &SegmentKey) -> LayerKey {
     LayerKey { volume: world.names.ids[name.0], term: Term(name.1), seq: Seq(name.2) }
 }
 
@@ -259,7 +262,7 @@ impl Receiver {
             return;
         };
         let volume = world.volume_of(header.key.volume).expect("one of ours");
-        let id = farside_layer::PartId { key: header.key, part: header.part, geometry: world.names.geometry[volume] };
+        let id = farside_layer::PartId { key: header.key, part: header.part, geometry: world.shape(volume, header.key.term) };
         let mut verifier = PartVerifier::new(id, &world.names.digest_key(header.key.volume));
         let verified = verifier.feed(bytes).and_then(|()| verifier.finish());
         let summary = match verified {
@@ -289,6 +292,10 @@ impl Receiver {
 
     fn act(&self, action: Action) {
         let world = &self.world;
+        match coverage::of_target(&action) {
+            Some(name) => world.met(name),
+            None => return world.fail(format!("the simulator does not know the action {}", short(&action))),
+        }
         match action {
             Action::Send { session, message } => {
                 world.say(|| format!("receiver sends {}", short(&message)));
@@ -335,7 +342,6 @@ impl Receiver {
     fn digests(&self, volume: farside_region::VolumeId, run: GranuleRun) -> Result<Vec<DigestRun>, String> {
         let group = self.group.borrow();
         let v = self.world.volume_of(volume).ok_or("no such volume")?;
-        let geometry = self.world.names.geometry[v];
         let key = self.world.names.digest_key(volume);
         let mut out = Vec::new();
         for granule in run.start.0..run.end().0 {
@@ -349,7 +355,8 @@ impl Receiver {
             let unpacked = parts::segment(&self.world, part.name.layer, part.name.number)?;
             let found =
                 unpacked.iter().rev().find(|(r, _)| r.overlaps(&one)).ok_or("the index names a part without the granule")?;
-            out.push(match parts::cut(&found.1, &geometry, found.0, one) {
+            let shape = self.world.shape(v, part.name.layer.term);
+            out.push(match parts::cut(&found.1, &shape, found.0, one) {
                 Content::Zero => DigestRun::Zero { granules: 1 },
                 Content::Unreadable => DigestRun::Unreadable { granules: 1 },
                 Content::Data(data) => DigestRun::Data(vec![granule_digest(&key, one.start, &data)]),
@@ -468,6 +475,9 @@ impl Receiver {
                         outcome = AppendOutcome::Judged { position, verdict: applied.verdict };
                     }
                     self.tidy(&applied.given_up);
+                    if applied.verdict == Verdict::Accepted && matches!(record.body, Body::Claim(_)) {
+                        self.sweep_dead_terms();
+                    }
                 }
                 Err(why) => world.fail(format!("L4: {why}")),
             }
@@ -485,13 +495,28 @@ impl Receiver {
         published.iter().for_each(|n| drop(self.world.landing.borrow_mut().remove(n)));
         for Part { name, .. } in given_up {
             let Some(volume) = self.world.volume_of(name.layer.volume) else { continue };
-            let (world, segment) = (self.world.clone(), (volume, name.layer.term.0, name.layer.seq.0, name.number));
-            self.world.spawn(self.owner, "delete", async move {
-                world.steps().pause().await;
-                world.say(|| format!("segment {segment:?} is deleted"));
-                world.store.borrow_mut().delete(&segment);
-            });
+            self.delete((volume, name.layer.term.0, name.layer.seq.0, name.number));
         }
+    }
+
+    /// A claim took the term from what an older one had linked and not published: it goes at once, not at the next start.
+    fn sweep_dead_terms(&self) {
+        let (world, group) = (&self.world, self.group.borrow());
+        let debris = |n: &SegmentKey| group.is_debris(&PartName { layer: layer_key(world, n), number: n.3 });
+        let names: Vec<SegmentKey> = world.store.borrow().names().filter(|n| debris(n)).copied().collect();
+        for segment in names {
+            world.met("a sweep in operation");
+            self.delete(segment);
+        }
+    }
+
+    fn delete(&self, segment: SegmentKey) {
+        let world = self.world.clone();
+        self.world.spawn(self.owner, "delete", async move {
+            world.steps().pause().await;
+            world.say(|| format!("segment {segment:?} is deleted"));
+            world.store.borrow_mut().delete(&segment);
+        });
     }
 
     /// The parts of a layer are in the store, under their final names, before a slot may name them.
@@ -502,6 +527,13 @@ impl Receiver {
             let landed = self.world.landing.borrow().get(&name).cloned();
             let mut store = self.world.store.borrow_mut();
             match (landed, store.segment(&name)) {
+                // Of a layer that a record named which was given up since: no record can name that content any more.
+                (Some(bytes), Some(there)) if bytes != there && self.world.plan.has(Fault::TornLedger) => {
+                    self.world.met("a given up layer is sent again");
+                    store.delete(&name);
+                    store.link(name, bytes);
+                    self.world.unpacked.borrow_mut().remove(&name);
+                }
                 (Some(bytes), Some(there)) if bytes != there => {
                     return Err(format!("segment {name:?} is in the store with other content: its name was used twice"));
                 }
@@ -571,8 +603,13 @@ impl Receiver {
 
 /// The first half of opening a group is replay, the second the footers of what was not given up.
 fn open_group(world: &World) -> GroupImage {
+    replay(world, u64::MAX)
+}
+
+/// The group as the ledger's slots before this one make it.
+pub fn replay(world: &World, end: u64) -> GroupImage {
     let mut group = new_group(world);
-    for bytes in world.store.borrow().ledger() {
+    for bytes in world.store.borrow().ledger().iter().take(end as usize) {
         let (record, digest) = Record::decode(bytes).expect("the ledger of the simulator never rots");
         group.replay(&record, digest);
     }
@@ -601,7 +638,7 @@ fn landed(world: &World) -> Vec<LandedLayer> {
     let mut layers: Vec<LandedLayer> = Vec::new();
     for (name, bytes) in world.landing.borrow().iter() {
         let key = layer_key(world, name);
-        let id = farside_layer::PartId { key, part: name.3, geometry: world.names.geometry[name.0] };
+        let id = farside_layer::PartId { key, part: name.3, geometry: world.shape(name.0, key.term) };
         let mut verifier = PartVerifier::new(id, &world.names.digest_key(key.volume));
         let verified = verifier.feed(bytes).and_then(|()| verifier.finish());
         let summary = verified.expect("what was durable verifies").summary();

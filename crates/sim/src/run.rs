@@ -15,6 +15,7 @@ use crate::receiver::Receiver;
 use crate::rng::Rng;
 use crate::site::Site;
 use crate::source::{self, Source};
+use crate::torn::TornLedger;
 use crate::trace::Trace;
 use crate::world::{REGION_SECTORS, SECTOR, World};
 
@@ -66,7 +67,7 @@ pub fn run(seed: u64, options: Options<'_>) -> Outcome {
 pub(crate) struct Run {
     pub(crate) world: Rc<World>,
     pub(crate) judge: Judge,
-    host: Workload,
+    pub(crate) host: Workload,
     /// By site.
     pub(crate) sources: Vec<Option<Rc<Source>>>,
     /// Sites whose machine is switched on, or comes back.
@@ -83,6 +84,10 @@ pub(crate) struct Run {
     /// A ledger write stalls whose writer is dead.
     pub(crate) stalled_since: Option<u64>,
     wrote: bool,
+    /// What is to happen to which backing as soon as nobody serves it.
+    pub(crate) pending_away: Option<(Fault, usize)>,
+    /// The ledger does not verify: no receiver opens it.
+    pub(crate) torn: Option<TornLedger>,
     /// In a trial: how likely a step is a host operation.
     pub(crate) trial_rate: Option<f64>,
     pub(crate) host_snapshots: Vec<HostSnapshot>,
@@ -96,7 +101,7 @@ impl Run {
         if let Some(direct) = options.directed {
             direct(&mut plan);
         }
-        let sectors: Vec<usize> = (0..plan.regions.len()).map(|v| World::volume_bytes(&plan, v) as usize / SECTOR).collect();
+        let sectors: Vec<usize> = (0..plan.regions.len()).map(|v| World::first_bytes(&plan, v) as usize / SECTOR).collect();
         let host = Workload::new(sectors, REGION_SECTORS, plan.spread, &mut rng);
         let map_bytes = source::map_bytes(&plan);
         let world = World::new(rng, plan, Trace::new(options.trace), map_bytes);
@@ -116,6 +121,8 @@ impl Run {
             slow_until: [0; 4],
             stalled_since: None,
             wrote: false,
+            pending_away: None,
+            torn: None,
             trial_rate: None,
             host_snapshots: Vec::new(),
             store_snapshots: Vec::new(),
@@ -147,6 +154,9 @@ impl Run {
 
     fn phases(&mut self) {
         let world = self.world.clone();
+        if world.plan.trial == Trial::Joins && world.volumes() > 1 {
+            world.home().absent.set(Some(world.volumes() - 1));
+        }
         if world.plan.trial == Trial::Reboots {
             self.nightly_reboots();
             if world.bad().is_some() {
@@ -273,8 +283,20 @@ impl Run {
         } else {
             self.something_goes_on();
         }
+        self.kill_unsynced();
         self.revive();
         self.judge.look(&world, self.sources.iter().flatten(), self.receiver.as_deref());
+    }
+
+    /// Kills the source when an intent page is written and its sync is not yet asked for.
+    fn kill_unsynced(&mut self) {
+        let world = self.world.clone();
+        let may = world.plan.killed_unsynced && !world.healing.get() && self.sources[0].is_some();
+        // Behind the two headers.
+        if may && world.home().maps.iter().any(|m| m.borrow().waits_for_a_flush(2)) && world.chance(0.3) {
+            world.met("killed between a page's write and its sync");
+            self.source_ends(0, "is killed between a page's write and its sync");
+        }
     }
 
     fn something_goes_on(&mut self) {
@@ -367,7 +389,8 @@ impl Run {
         for no in 0..self.sources.len() {
             self.revive_source(no);
         }
-        if self.receiver.is_none() && world.chance(if healing { 0.5 } else { world.plan.receiver_rate }) {
+        self.person_mends_ledger();
+        if self.receiver.is_none() && self.torn.is_none() && world.chance(if healing { 0.5 } else { world.plan.receiver_rate }) {
             world.say(|| "receiver up".into());
             self.receiver = Some(Receiver::start(&world));
         }
@@ -386,12 +409,19 @@ impl Run {
                 self.power_cut(no);
             }
         }
+        if no == 0 {
+            self.while_away();
+        }
         if self.sources[no].is_none()
             && self.exists[no]
             && world.chance(if healing { 0.3 } else { world.plan.boot_rate.max(0.1 * no.min(1) as f64) })
         {
             self.sources[no] = Source::boot(&world, &world.site(no));
             self.refused.retain(|(site, _), _| *site != no);
+        }
+        if world.site(no).state_dir_full.get() && world.chance(0.002) {
+            world.say(|| "the state directory has room again".into());
+            world.site(no).state_dir_full.set(false);
         }
         let Some(source) = self.sources[no].clone() else { return };
         if healing && self.trial_rate.is_none() {

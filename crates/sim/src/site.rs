@@ -4,13 +4,14 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 
-use farside_region::{BootId, LedgerPosition, RegionSet, Term};
+use farside_region::intent::BackingIdentity;
+use farside_region::{BootId, Geometry, LedgerPosition, RegionSet, Term};
 
 use crate::disk::{Disk, Done, OpId};
 use crate::history::ClaimFacts;
 use crate::oracle::{Oracle, Value};
 use crate::rng::Rng;
-use crate::world::{SECTOR, World};
+use crate::world::{GRANULE_SHIFT, REGION_GRANULES_SHIFT, SECTOR, World};
 
 /// What a disk write of the host belongs to.
 #[derive(Clone, Copy, Debug)]
@@ -32,6 +33,23 @@ pub struct VolumeState {
     pub tracking_lost: bool,
     /// A person paused it.
     pub paused: bool,
+    /// Which backing the volume had.
+    pub backing: u64,
+}
+
+/// A backing as the operating system shows it, and as the daemon does.
+#[derive(Clone, Debug)]
+pub struct Backing {
+    /// Which disk, or file, it is.
+    pub identity: u64,
+    /// When it was written by somebody else.
+    pub changed: i64,
+    /// Its size.
+    bytes: u64,
+    /// Its shape as it was served last: growth is seen by the next attach.
+    served: Geometry,
+    /// Somebody wrote to it, or put another one there, and no attach has looked at it since.
+    pub meddled: bool,
 }
 
 /// What the present process of a source found on the disks, and what its header says since.
@@ -51,6 +69,7 @@ pub struct Snapshot {
     disks: Vec<Vec<u8>>,
     maps: Vec<Vec<u8>>,
     state: Vec<VolumeState>,
+    backings: Vec<Backing>,
 }
 
 /// See the head of the file.
@@ -62,6 +81,8 @@ pub struct Site {
     pub disks: Vec<RefCell<Disk>>,
     /// The intent map of each volume, header included.
     pub maps: Vec<RefCell<Disk>>,
+    /// What the backings look like from outside.
+    pub backings: RefCell<Vec<Backing>>,
     /// What is true.
     pub oracle: RefCell<Oracle>,
     pieces: RefCell<BTreeMap<u64, Piece>>,
@@ -73,6 +94,8 @@ pub struct Site {
     pub flush_failures: RefCell<Vec<u64>>,
     /// What the source keeps beside its intent maps.
     pub state_dir: RefCell<Vec<VolumeState>>,
+    /// A volume that is not configured yet.
+    pub absent: Cell<Option<usize>>,
     /// The state directory's file system takes no writes.
     pub state_dir_full: Cell<bool>,
     /// Backings of which nothing moves before that time.
@@ -98,9 +121,13 @@ pub struct Site {
 
 impl Site {
     /// A machine of zeroes.
-    pub fn new(no: usize, life: u64, sectors: &[usize], map_bytes: usize, boot: BootId) -> Self {
+    pub fn new(no: usize, life: u64, largest: &[Geometry], map_bytes: usize, boot: BootId) -> Self {
+        let sectors: Vec<usize> = largest.iter().map(|g| g.volume_bytes() as usize / SECTOR).collect();
+        let sectors = &sectors[..];
+        let backing = |g: &Geometry| Backing { identity: 0, changed: 0, bytes: g.volume_bytes(), served: *g, meddled: false };
         Self {
             no,
+            backings: RefCell::new(largest.iter().map(backing).collect()),
             disks: sectors.iter().map(|n| RefCell::new(Disk::new(n * SECTOR, SECTOR, SECTOR))).collect(),
             maps: sectors.iter().map(|_| RefCell::new(Disk::new(map_bytes, 4096, 16))).collect(),
             oracle: RefCell::new(Oracle::new(sectors)),
@@ -109,6 +136,7 @@ impl Site {
             acked_n: RefCell::new(sectors.iter().map(|n| vec![0; *n]).collect()),
             flush_failures: RefCell::new(vec![0; sectors.len()]),
             state_dir: RefCell::new(vec![VolumeState::default(); sectors.len()]),
+            absent: Cell::new(None),
             state_dir_full: Cell::new(false),
             hung_until_us: RefCell::new(vec![0; sectors.len()]),
             boot: Cell::new(boot),
@@ -131,7 +159,7 @@ impl Site {
     pub fn snapshot(&self) -> Snapshot {
         let images = |disks: &[RefCell<Disk>]| disks.iter().map(|d| d.borrow().image()).collect();
         let state = self.state_dir.borrow().clone();
-        Snapshot { disks: images(&self.disks), maps: images(&self.maps), state }
+        Snapshot { disks: images(&self.disks), maps: images(&self.maps), state, backings: self.backings.borrow().clone() }
     }
 
     /// Becomes what it was then.
@@ -141,6 +169,36 @@ impl Site {
             disk.borrow_mut().restore(image);
         }
         self.state_dir.borrow_mut().clone_from(&snapshot.state);
+        self.backings.borrow_mut().clone_from(&snapshot.backings);
+    }
+
+    /// A volume's shape as it is served, or was last.
+    pub fn geometry(&self, volume: usize) -> Geometry {
+        self.backings.borrow()[volume].served
+    }
+
+    /// The shape that its backing has now.
+    pub fn geometry_found(&self, volume: usize) -> Geometry {
+        let backing = &self.backings.borrow()[volume];
+        Geometry::with_shape(backing.bytes, GRANULE_SHIFT, REGION_GRANULES_SHIFT).expect("a valid shape")
+    }
+
+    /// From now on its backing has that size.
+    pub fn has_size(&self, volume: usize, bytes: u64) {
+        self.backings.borrow_mut()[volume].bytes = bytes;
+    }
+
+    /// From now on all of it is served.
+    pub fn is_served_whole(&self, volume: usize) {
+        let found = self.geometry_found(volume);
+        self.backings.borrow_mut()[volume].served = found;
+    }
+
+    /// What a file shows of itself; a block device shows nothing.
+    pub fn backing_identity(&self, world: &World, volume: usize) -> Option<BackingIdentity> {
+        let backing = &self.backings.borrow()[volume];
+        let (inode, size, at) = (backing.identity, backing.bytes, (backing.changed, 0));
+        world.plan.files.then_some(BackingIdentity { inode, size, mtime: at, ctime: at })
     }
 
     /// A host write's piece goes to the backing.
@@ -201,10 +259,12 @@ impl Site {
         self.tainted.borrow_mut()[volume] = Some(step);
     }
 
-    /// What a disk holds, sector by sector.
+    /// What a disk holds, sector by sector, as far as it is served.
     pub fn image(&self, volume: usize) -> Vec<Value> {
         let disk = self.disks[volume].borrow();
-        (0..disk.sectors()).map(|s| disk.current(s).try_into().expect("a sector")).collect()
+        (0..self.geometry(volume).volume_bytes() as usize / SECTOR)
+            .map(|s| disk.current(s).try_into().expect("a sector"))
+            .collect()
     }
 
     /// Waits for an operation of a volume's backing.

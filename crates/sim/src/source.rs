@@ -14,7 +14,7 @@
 //! `attached`, then served) and of a planned stop (T2).
 
 pub(crate) use control::short;
-pub use intent::{bit_surely_durable, format, map_bytes};
+pub use intent::{bit_surely_durable, format, is_clean, map_bytes};
 
 mod control;
 mod intent;
@@ -81,8 +81,8 @@ pub(crate) struct Vol {
     /// What may cool, as replication said.
     cool: RefCell<Vec<(RegionIndex, bool)>>,
     intent: RefCell<IntentFile>,
-    /// The loss of tracking is still to be recorded.
-    mark_owed: Cell<bool>,
+    /// Where a loss of tracking is kept.
+    loss: Cell<intent::Loss>,
     /// What the sender is to read, and what it was told about it.
     job: RefCell<Option<ReadPart>>,
     /// Counts jobs given and taken away: a sender whose number is old gives up.
@@ -103,6 +103,10 @@ pub(crate) struct Vol {
     checked: Cell<u64>,
     /// Its header says `attached`, and its tap is open.
     served: Cell<bool>,
+    /// It is not configured, or not any more.
+    away: Cell<bool>,
+    /// How it is to be served when it joins.
+    joins_with: RefCell<Option<(IntentOwner, VolumeSetup)>>,
     paused: Cell<bool>,
 }
 
@@ -213,29 +217,11 @@ impl Source {
     /// Map synced, header `attached` durable, and only then anything is served.
     async fn start(self: Rc<Self>, setups: Vec<(IntentOwner, VolumeSetup)>) {
         for (vol, (owner, setup)) in self.volumes.iter().zip(setups) {
-            // What the last life wrote and never synced must not be trusted before it is durable.
-            let mut ok = true;
-            if !mutation::on("hole: successor does not sync the map first") {
-                let op = self.site.maps[vol.index].borrow_mut().flush();
-                ok = self.site.map(&self.world, vol.index, op).await == Done::Ok;
+            if vol.away.get() {
+                vol.joins_with.replace(Some((owner, setup)));
+            } else {
+                self.clone().serve(vol.index, owner, setup).await;
             }
-            let boot = self.site.boot.get();
-            if ok && !mutation::on("T2 start without attached") {
-                ok = self
-                    .write_header(vol, |h| {
-                        h.state = HeaderState::Attached;
-                        h.backing = None;
-                        h.flush_failed = h.flush_failed.filter(|b| *b == boot);
-                    })
-                    .await;
-            }
-            if !ok {
-                self.say(|| format!("v{} cannot be served: its intent map cannot be written", vol.index));
-                continue;
-            }
-            self.world.spawn(self.owner, format!("intent{}", vol.index), self.clone().intents(vol.index, owner));
-            self.push(Event::AddVolume(Box::new(setup)));
-            vol.served.set(true);
         }
         self.spawn_control();
         for vol in &self.volumes {
@@ -243,6 +229,58 @@ impl Source {
         }
         self.say(|| "serving".into());
         self.served.set(true);
+    }
+
+    async fn serve(self: Rc<Self>, v: usize, owner: IntentOwner, setup: VolumeSetup) {
+        let vol = &self.volumes[v];
+        // What the last life wrote and never synced must not be trusted before it is durable.
+        let mut ok = true;
+        if !mutation::on("hole: successor does not sync the map first") {
+            let op = self.site.maps[v].borrow_mut().flush();
+            ok = self.site.map(&self.world, v, op).await == Done::Ok;
+        }
+        let boot = self.site.boot.get();
+        if ok && !mutation::on("T2 start without attached") {
+            ok = self
+                .write_header(vol, |h| {
+                    h.state = HeaderState::Attached;
+                    h.backing = None;
+                    h.flush_failed = h.flush_failed.filter(|b| *b == boot);
+                })
+                .await;
+        }
+        if !ok {
+            self.say(|| format!("v{v} cannot be served: its intent map cannot be written"));
+            return;
+        }
+        self.world.spawn(self.owner, format!("intent{v}"), self.clone().intents(v, owner));
+        self.push(Event::AddVolume(Box::new(setup)));
+        vol.served.set(true);
+    }
+
+    /// A volume that was not configured is.
+    pub fn join(self: &Rc<Self>, volume: usize) {
+        let vol = &self.volumes[volume];
+        vol.away.set(false);
+        if let Some((owner, setup)) = vol.joins_with.take() {
+            self.say(|| format!("v{volume} joins"));
+            self.world.spawn(self.owner, format!("join{volume}"), self.clone().serve(volume, owner, setup));
+        }
+    }
+
+    /// A volume is not configured any more.
+    pub fn leave_group(&self, volume: usize) {
+        let vol = &self.volumes[volume];
+        self.say(|| format!("v{volume} leaves"));
+        vol.away.set(true);
+        vol.served.set(false);
+        self.push(Event::RemoveVolume { volume: self.world.names.ids[volume] });
+    }
+
+    /// Replication knows a volume.
+    pub fn knows(&self, volume: usize) -> bool {
+        let status = self.core.borrow().status(self.world.mono_ns());
+        status.volumes.iter().any(|s| s.volume == self.world.names.ids[volume])
     }
 
     /// What its disks say while it claims.
@@ -307,7 +345,7 @@ impl Source {
     /// Something that only another start can set right: tracking is lost, or a volume could not be served at all.
     pub fn needs_restart(&self) -> bool {
         let broken = |v: &Vol| !v.served.get() || v.shim.tracking() != Tracking::Sound;
-        self.is_serving() && self.volumes.iter().any(broken)
+        self.is_serving() && self.volumes.iter().filter(|v| !v.away.get()).any(broken)
     }
 
     /// Pauses nothing any more.
@@ -393,7 +431,7 @@ impl Source {
             return Err("the source does not serve".into());
         }
         let status = self.core.borrow().status(self.world.mono_ns());
-        for vol in &self.volumes {
+        for vol in self.volumes.iter().filter(|v| !v.away.get()) {
             let v = vol.index;
             if vol.requests.get() > 0 {
                 return Err(format!("v{v} has {} requests open", vol.requests.get()));
@@ -411,7 +449,7 @@ impl Source {
                 return Err(format!("v{v} owes {backlog_bytes} bytes in {} layers", s.unpublished_layers));
             }
             let stuck = vol.intent.borrow().header.flush_failed == Some(self.site.boot.get()) || vol.shim.flush_failures() > 0;
-            for region in self.world.names.geometry[v].all_regions().iter() {
+            for region in self.site.geometry(v).all_regions().iter() {
                 let state = vol.shim.region_state(region);
                 let first = region.0 as usize * REGION_SECTORS;
                 let dead = (first..first + REGION_SECTORS).any(|s| self.site.disks[v].borrow().is_dead(s));
@@ -511,14 +549,17 @@ fn open_volume(
     v: usize,
     control: &Arc<Bell>,
 ) -> Option<Opened> {
-    let geometry = world.names.geometry[v];
-    let layout = layout(&world.plan, world, v);
+    if !intent::take_over(world, site, v) {
+        world.say(|| format!("v{v} cannot be served: nothing can be written beside it"));
+        return None;
+    }
+    let geometry = site.geometry(v);
+    let layout = layout(world, site, v);
     let block = |offset: u64| {
         let mut block = IntentBlock::zeroed();
         block.0.copy_from_slice(site.maps[v].borrow().current(offset as usize / INTENT_BLOCK_BYTES));
         block
     };
-    intent::take_over(world, site, v);
     let heads = [SlotIndex::A, SlotIndex::B].map(|s| block(IntentLayout::header_offset(s).0));
     let (header, slot) = match recover_header([&heads[0].0, &heads[1].0]) {
         Ok(Some(found)) => found,
@@ -595,7 +636,7 @@ fn open_volume(
         cooler: RefCell::new(Cooler::new(shim.clone())),
         cool: RefCell::default(),
         intent: RefCell::new(IntentFile::new(header, slot)),
-        mark_owed: Cell::new(false),
+        loss: Cell::new(intent::Loss::Kept),
         job: RefCell::new(None),
         job_no: Cell::new(0),
         finish: Cell::new(false),
@@ -609,6 +650,8 @@ fn open_volume(
         flushes: queues.iter().map(|_| Cell::new(0)).collect(),
         checked: Cell::new(0),
         served: Cell::new(false),
+        away: Cell::new(site.absent.get() == Some(v)),
+        joins_with: RefCell::new(None),
         paused: Cell::new(state.paused),
         queues: queues.into_iter().map(RefCell::new).collect(),
         shim,

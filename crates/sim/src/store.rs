@@ -120,6 +120,16 @@ impl<K: Ord + Clone> MemoryStore<K> {
         Self { ledger: self.ledger.clone(), segments: self.segments.clone(), next: self.next, ..Self::default() }
     }
 
+    /// The slots from this one on are gone.
+    pub fn lose_from(&mut self, slot: u64) {
+        self.ledger.truncate(slot as usize);
+    }
+
+    /// A person puts records at the ledger's end: what a copy of the store has, or what says that slots are void.
+    pub fn append_by_hand(&mut self, bytes: Vec<u8>) {
+        self.ledger.push(bytes);
+    }
+
     /// Records there are, from slot 0.
     pub fn ledger(&self) -> &[Vec<u8>] {
         &self.ledger

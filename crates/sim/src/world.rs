@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use farside_ledger::Policy;
-use farside_region::{BootId, Geometry, GroupId, LayerKey, Name, Slot, VolumeId};
+use farside_region::{BootId, Geometry, GroupId, LayerKey, Name, Slot, Term, VolumeId};
 
 use crate::exec::{Executor, Owner, Steps};
 use crate::history::Author;
@@ -41,7 +41,7 @@ pub struct Names {
     pub volumes: Vec<Name>,
     /// The volumes' identities.
     pub ids: Vec<VolumeId>,
-    /// The volumes' shapes.
+    /// The volumes' shapes when they have grown to the last; see [`Site::geometry`] for what they are now.
     pub geometry: Vec<Geometry>,
 }
 
@@ -115,6 +115,8 @@ pub struct World {
     pub receiver_up: Cell<bool>,
     /// Segments that were unpacked before.
     pub unpacked: RefCell<BTreeMap<SegmentKey, Unpacked>>,
+    /// The shape that a volume had in an attach, by volume and term.
+    shapes: RefCell<BTreeMap<(usize, u64), Geometry>>,
     /// Who sent each layer that was said to be complete.
     pub authors: RefCell<BTreeMap<LayerKey, Author>>,
     /// The step at which the store was put back last.
@@ -132,10 +134,15 @@ pub struct World {
 impl World {
     /// A world in which nothing has happened yet.
     pub fn new(mut rng: Rng, plan: Plan, trace: Trace, map_bytes: usize) -> Rc<Self> {
-        let sectors: Vec<usize> = (0..plan.regions.len()).map(|v| Self::volume_bytes(&plan, v) as usize / SECTOR).collect();
         let boot = BootId(rng.bytes16());
-        let home = Site::new(0, 1, &sectors, map_bytes, boot);
+        let names = Names::new(&plan);
+        let home = Site::new(0, 1, &names.geometry, map_bytes, boot);
+        for volume in 0..names.geometry.len() {
+            home.has_size(volume, Self::first_bytes(&plan, volume));
+            home.is_served_whole(volume);
+        }
         Rc::new(Self {
+            shapes: RefCell::default(),
             sites: RefCell::new(vec![Rc::new(home)]),
             next_life: Cell::new(1),
             net: RefCell::new(Network::new()),
@@ -161,12 +168,19 @@ impl World {
             seen_connections: RefCell::default(),
             receiver_up: Cell::new(false),
             unpacked: RefCell::default(),
-            names: Names::new(&plan),
+            names,
             plan,
         })
     }
 
-    /// Size of a volume in bytes; a ragged one ends inside a granule.
+    /// Size of a volume in bytes at the beginning.
+    pub fn first_bytes(plan: &Plan, volume: usize) -> u64 {
+        let whole = plan.regions[volume] << (GRANULE_SHIFT + REGION_GRANULES_SHIFT);
+        let lacks = plan.smaller.get(volume).copied().unwrap_or(0);
+        Self::volume_bytes(plan, volume).min(whole - (lacks << GRANULE_SHIFT))
+    }
+
+    /// Size of a volume in bytes when it has grown to the last; a ragged one ends inside a granule.
     pub fn volume_bytes(plan: &Plan, volume: usize) -> u64 {
         let whole = plan.regions[volume] * (REGION_SECTORS * SECTOR) as u64;
         if plan.ragged && volume + 1 == plan.regions.len() { whole - (SECTOR * 5) as u64 } else { whole }
@@ -270,12 +284,12 @@ impl World {
     /// A clone joins the world, as the original was at some moment.
     pub fn add_clone(&self, snapshot: &Snapshot) -> Rc<Site> {
         let home = self.home();
-        let sectors: Vec<usize> = home.disks.iter().map(|d| d.borrow().sectors()).collect();
         let map_bytes = home.maps[0].borrow().image().len();
         let boot = BootId(self.rng.borrow_mut().bytes16());
         let no = self.sites.borrow().len();
-        let site = Rc::new(Site::new(no, self.new_life(), &sectors, map_bytes, boot));
+        let site = Rc::new(Site::new(no, self.new_life(), &self.names.geometry, map_bytes, boot));
         site.restore(snapshot);
+        site.absent.set(home.absent.get());
         self.sites.borrow_mut().push(site.clone());
         site
     }
@@ -302,6 +316,16 @@ impl World {
     /// Whether the store takes nothing now.
     pub fn store_is_full(&self) -> bool {
         self.now_us.get() < self.store_full_until_us.get()
+    }
+
+    /// The shape of a volume's parts of a term.
+    pub fn shape(&self, volume: usize, term: Term) -> Geometry {
+        self.shapes.borrow().get(&(volume, term.0)).copied().unwrap_or(self.names.geometry[volume])
+    }
+
+    /// A volume has that shape in this attach.
+    pub fn note_shape(&self, volume: usize, term: Term, shape: Geometry) {
+        self.shapes.borrow_mut().insert((volume, term.0), shape);
     }
 
     /// Number of volumes.

@@ -158,29 +158,26 @@ fn r10_a_growing_backlog_is_told_with_the_number_that_would_help() {
     host.answer_ledger(1, Vec::new(), None, None);
     host.answer_claim(1, 0);
     let told = |host: &Host| host.source.status(host.now).volumes[0].not_converging;
-    // Each pass finds more than the one before.
-    let pass = |host: &mut Host, slot: u64, count: u64| {
-        host.now += 30;
-        host.dirt(count * 16);
-        host.switch(vec![(1, granules(0, count))]);
+    // What a pass finds, and what is changed while it is read.
+    let pass = |host: &mut Host, slot: u64, found: u64, changed: u64| {
+        host.switch(vec![(1, granules(0, found))]);
         let begun = host.now;
+        host.now += 30;
+        host.dirt(changed * 16);
         let key = host.read(1, slot as u8);
         host.end();
         host.publish_as(slot, &[key], LayerKind::Fuzzy);
         begun
     };
-    pass(&mut host, 1, 8);
-    let second = pass(&mut host, 2, 10);
+    host.dirt(8 * 16);
+    pass(&mut host, 1, 8, 10);
+    let second = pass(&mut host, 2, 10, 12);
     assert_eq!(told(&host), None, "one alone is how a burst looks");
-    let third = pass(&mut host, 3, 12);
+    let third = pass(&mut host, 3, 12, 1);
     let per_second = |count: u64| count * 16 * source::SECOND / (third - second);
-    let expected = source::NotConverging {
-        dirty_bytes_per_s: per_second(12),
-        sent_bytes_per_s: per_second(10),
-        needed_cut_bytes: 12 * 16,
-    };
+    let expected =
+        source::NotConverging { dirty_bytes_per_s: per_second(12), sent_bytes_per_s: per_second(10), needed_cut_bytes: 12 * 16 };
     assert_eq!(told(&host), Some(expected));
-    host.dirt(16);
     host.switch(vec![(1, granules(0, 1))]);
     let key = host.read(1, 4);
     host.end();

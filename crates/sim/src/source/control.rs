@@ -15,6 +15,7 @@ use farside_shim::{CoolStep, Kind, Member, Tracking};
 
 use farside_wire::{ClaimRequest, SourceMessage};
 
+use crate::coverage;
 use crate::disk::Done;
 use crate::history::Author;
 use crate::net::{Load, To};
@@ -22,7 +23,7 @@ use crate::oracle::Cut;
 use crate::plan::Plan;
 use crate::world::{GRANULE_SHIFT, REGION_SECTORS, SECTOR};
 
-use super::intent::{HeaderWant, IntentOrder};
+use super::intent::{HeaderWant, IntentOrder, Loss};
 use super::{Item, Source, Vol};
 
 const MS: u64 = SECOND / 1000;
@@ -149,6 +150,10 @@ impl Source {
 
     fn act(&self, action: Action) {
         let (world, site) = (&self.world, &self.site);
+        match coverage::of_source(&action) {
+            Some(name) => world.met(name),
+            None => return world.fail(format!("the simulator does not know the action {}", short(&action))),
+        }
         if !matches!(action, Action::Send { .. } | Action::ReadPart(_)) {
             self.say(|| format!("source → {}", short(&action)));
         }
@@ -234,10 +239,11 @@ impl Source {
                 // Only bits that are durable count: while the map cannot be written, the mark is all that the next start has.
                 let vol = self.vol(volume);
                 if vol.shim.tracking() == Tracking::Sound || farside_region::mutation::on(WITHDRAWN) {
-                    vol.mark_owed.set(false);
+                    vol.loss.set(Loss::Kept);
                     site.write_state(vol.index, |s| s.tracking_lost = false);
                 }
             }
+            Action::LossKept { volume } => self.loss_kept(self.vol(volume)),
             // Keys are the same in every life here; removal and reports have no further consequence.
             _ => {}
         }
@@ -374,7 +380,7 @@ impl Source {
     }
 
     fn sample(&self, vol: &Vol) -> (farside_region::VolumeId, Sample) {
-        let geometry = self.world.names.geometry[vol.index];
+        let geometry = self.site.geometry(vol.index);
         let in_flight = vol.shim.in_flight() as u64;
         let dirty_bytes = vol.shim.open_set().granule_count(&geometry) * geometry.granule_bytes();
         let (reads_ended, waits_for_disk) = (vol.reads_ended.get(), vol.waits_for_disk.get());
@@ -425,7 +431,7 @@ impl Source {
             let batch = vol.cool.take();
             if batch.is_empty() {
                 next = self.world.now_us.get() + 6_000;
-                let geometry = self.world.names.geometry[v];
+                let geometry = self.site.geometry(v);
                 let hot = |r: &farside_region::RegionIndex| vol.shim.region_state(*r) == farside_shim::RegionState::Hot;
                 let regions: RegionSet = geometry.all_regions().iter().filter(hot).collect();
                 // (A control loop that is behind is not asked for more.)
@@ -470,7 +476,7 @@ impl Source {
         let vol = &self.volumes[v];
         let volume = self.world.names.ids[v];
         let mut all = RegionSet::new();
-        all.insert_range(self.world.names.geometry[v].all_regions());
+        all.insert_range(self.site.geometry(v).all_regions());
         let is_hot = |want: &Option<RegionSet>| {
             let regions = want.as_ref().unwrap_or(&all);
             // Asked each time: a region that was cooling when it was asked for may have become cold since.
@@ -546,7 +552,7 @@ impl Source {
         }
         let mut owed = self.core.borrow().owed(self.world.names.ids[v]);
         owed.union_with(&vol.shim.open_set());
-        let lost = vol.mark_owed.get() || self.site.state_dir.borrow()[v].tracking_lost;
+        let lost = vol.loss.get() != Loss::Kept || self.site.state_dir.borrow()[v].tracking_lost;
         let in_doubt = failed || vol.shim.tracking() != Tracking::Sound || vol.flushing.get() || !vol.heats.borrow().is_empty();
         if lost || in_doubt {
             self.say(|| format!("v{v} stops without `clean`"));
@@ -556,8 +562,7 @@ impl Source {
             return;
         }
         if settled && !owed.is_empty() && self.is_well(v) {
-            self.world
-                .fail(format!("T2: v{v} is settled, and owes {} granules", owed.granule_count(&self.world.names.geometry[v])));
+            self.world.fail(format!("T2: v{v} is settled, and owes {} granules", owed.granule_count(&self.site.geometry(v))));
         }
         let answer = Rc::new(Cell::new(None));
         vol.intent.borrow_mut().orders.push_back(IntentOrder::Clean { owed, answer: answer.clone() });

@@ -24,6 +24,29 @@ use super::{Source, Vol};
 /// A mistake of the driver: what stands in the map at a start is trusted, though the last owner's sync may have failed.
 const TRUSTED: &str = "a map trusted after a failed sync";
 
+/// Where a loss of tracking is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Loss {
+    /// By the mark in the state directory; or there is none.
+    Kept,
+    /// By a record of the ledger.
+    AtReceiver,
+    /// Nowhere: cold writes wait until then for the receiver.
+    Owed { until_us: u64 },
+}
+
+/// A volume whose cold writes pass already is left alone.
+fn resolve(vol: &Vol, verdict: TrackingVerdict) {
+    let news = match vol.shim.tracking() {
+        Tracking::Sound | Tracking::LostPassing => false,
+        Tracking::LostFailing => verdict == TrackingVerdict::Pass,
+        Tracking::Lost => true,
+    };
+    if news {
+        vol.shim.resolve_tracking_lost(verdict);
+    }
+}
+
 /// What the header is to say; of several that wait the newest counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct HeaderWant {
@@ -60,8 +83,8 @@ impl IntentFile {
     }
 }
 
-pub(super) fn layout(plan: &Plan, world: &World, volume: usize) -> IntentLayout {
-    IntentLayout::with_page_regions(&world.names.geometry[volume], plan.page_regions)
+pub(super) fn layout(world: &World, site: &Site, volume: usize) -> IntentLayout {
+    IntentLayout::with_page_regions(&site.geometry(volume), world.plan.page_regions)
 }
 
 /// Bytes that an intent map of this plan may need.
@@ -73,8 +96,9 @@ pub fn map_bytes(plan: &Plan) -> usize {
 /// Makes the first intent map of every volume: all dirty, durable.
 pub fn format(world: &World, site: &Site) {
     for volume in 0..site.disks.len() {
-        let layout = layout(&world.plan, world, volume);
-        let header = Header::new(MapId([volume as u8 + 1; 16]), &world.names.geometry[volume], &layout);
+        site.is_served_whole(volume);
+        let layout = layout(world, site, volume);
+        let header = Header::new(MapId([volume as u8 + 1; 16]), &site.geometry(volume), &layout);
         let image = new_map(world, site, volume, &header, &|_| true);
         site.maps[volume].borrow_mut().restore(&image);
     }
@@ -82,7 +106,7 @@ pub fn format(world: &World, site: &Site) {
 
 /// A whole new map, as it is written beside an old one: of everything both slots, B the newest.
 fn new_map(world: &World, site: &Site, volume: usize, header: &Header, hot: &dyn Fn(RegionIndex) -> bool) -> Vec<u8> {
-    let layout = layout(&world.plan, world, volume);
+    let layout = layout(world, site, volume);
     let mut image = vec![0; site.maps[volume].borrow().sectors() * INTENT_BLOCK_BYTES];
     let mut put = |offset: u64, block: &[u8]| image[offset as usize..offset as usize + block.len()].copy_from_slice(block);
     for (slot, i) in [(SlotIndex::A, 0), (SlotIndex::B, 1)] {
@@ -100,7 +124,7 @@ fn new_map(world: &World, site: &Site, volume: usize, header: &Header, hot: &dyn
 
 /// The regions whose bit stands in a map, as a start reads it.
 pub(super) fn inherited(world: &World, site: &Site, volume: usize, map: MapId) -> RegionSet {
-    let layout = layout(&world.plan, world, volume);
+    let layout = layout(world, site, volume);
     let disk = site.maps[volume].borrow();
     let mut set = RegionSet::new();
     for index in (0..layout.page_count()).map(PageIndex) {
@@ -112,27 +136,81 @@ pub(super) fn inherited(world: &World, site: &Site, volume: usize, map: MapId) -
     set
 }
 
-/// What an attach does with the map that it finds, before it reads it. After a clean stop, which only a file that never
-/// failed can write, what was synced is durable. Otherwise the last owner may have died with a failed sync, and no sync
-/// that says yes after that proves anything: the map is written anew, with the same bits, or all if tracking was lost.
-pub(super) fn take_over(world: &World, site: &Site, volume: usize) {
+/// What an attach does with the map that it finds, before it reads it; false: nothing can be served.
+///
+/// First the header is judged as the last attach left it (T2): a backing that is another one, or that somebody wrote to since
+/// a clean stop, is compared in full, and that is on record before anything is written that would make the next start forget.
+///
+/// After a clean stop, which only a file that never failed can write, what was synced is durable. Otherwise the last owner may
+/// have died with a failed sync, and no sync that says yes after that proves anything: the map is written anew, with the same
+/// bits, or all if tracking was lost. So it is for a volume that has grown, with the bits of the old last region and of all that
+/// is new (T12).
+pub(super) fn take_over(world: &World, site: &Site, volume: usize) -> bool {
     let found = {
         let disk = site.maps[volume].borrow();
         recover_header([disk.current(0), disk.current(1)])
     };
-    let Ok(Some((header, _))) = found else { return };
-    let mut map = site.maps[volume].borrow_mut();
-    let anew = world.plan.map_anew && !farside_region::mutation::on(TRUSTED);
-    if header.state == HeaderState::Clean || map.is_broken() || !anew {
-        return;
+    let Ok(Some((header, _))) = found else { return true };
+    let (before, now) = (site.geometry(volume), site.geometry_found(volume));
+    let grown = before != now;
+    if !judge_backing(world, site, volume, &header, grown) {
+        return false;
+    }
+    let map = site.maps[volume].borrow();
+    let anew = world.plan.map_anew && header.state == HeaderState::Attached && !farside_region::mutation::on(TRUSTED);
+    if !grown && (!anew || map.is_broken()) {
+        return true;
+    }
+    if map.is_broken() {
+        return false;
     }
     drop(map);
     let all = site.state_dir.borrow()[volume].tracking_lost;
     let bits = inherited(world, site, volume, header.map);
-    let header = Header { seq: header.seq + 1, ..header };
-    let image = new_map(world, site, volume, &header, &|r| all || bits.contains(r));
-    map = site.maps[volume].borrow_mut();
-    map.restore(&image);
+    let kept = !grown || farside_region::mutation::on("T12 growth keeps the bits that there were");
+    let first_new = if kept { u64::MAX } else { before.region_count() - 1 };
+    site.is_served_whole(volume);
+    let header = Header { seq: header.seq + 1, state: HeaderState::Attached, volume_bytes: now.volume_bytes(), ..header };
+    let image = new_map(world, site, volume, &header, &|r| all || r.0 >= first_new || bits.contains(r));
+    site.maps[volume].borrow_mut().restore(&image);
+    if grown {
+        world.met("a volume grows");
+        world.say(|| format!("v{volume} grows from {} to {} bytes", before.volume_bytes(), now.volume_bytes()));
+    }
+    true
+}
+
+/// Whether the last attach of a volume ended with a clean stop.
+pub fn is_clean(site: &Site, volume: usize) -> bool {
+    let disk = site.maps[volume].borrow();
+    matches!(recover_header([disk.current(0), disk.current(1)]), Ok(Some((header, _))) if header.state == HeaderState::Clean)
+}
+
+/// Whether the backing is the one that was left, as it was left: if not, everything will be compared. False when that cannot be
+/// put on record: then nothing is served.
+fn judge_backing(world: &World, site: &Site, volume: usize, header: &Header, grown: bool) -> bool {
+    use farside_region::mutation::on;
+    let identity = site.backings.borrow()[volume].identity;
+    let is_other = site.state_dir.borrow()[volume].backing != identity && !on("another disk is taken for the one that was there");
+    let clean = header.state == HeaderState::Clean && !(grown && on("the backing is judged after the map has grown"));
+    let touched = clean
+        && header.backing != site.backing_identity(world, volume)
+        && !on("T2 a backing that changed after a clean stop is trusted");
+    let recorded = !(is_other || touched)
+        || site.write_state(volume, |s| {
+            s.tracking_lost = true;
+            s.backing = identity;
+        });
+    if recorded {
+        if touched {
+            world.met("a changed backing is noticed");
+        }
+        if is_other {
+            world.met("another disk is noticed");
+        }
+        site.backings.borrow_mut()[volume].meddled = false;
+    }
+    recorded
 }
 
 /// Whether recovery sees a region's bit whatever a power cut leaves of its page's two slots.
@@ -140,7 +218,7 @@ pub(super) fn take_over(world: &World, site: &Site, volume: usize) {
 /// # Errors
 /// Says in which case it does not.
 pub fn bit_surely_durable(world: &World, site: &Site, volume: usize, region: RegionIndex) -> Result<(), String> {
-    let layout = layout(&world.plan, world, volume);
+    let layout = layout(world, site, volume);
     let (index, bit) = layout.place(region);
     let map = site.maps[volume].borrow();
     let Ok(Some((header, _))) = recover_header([map.current(0), map.current(1)]) else { return Ok(()) };
@@ -316,7 +394,7 @@ impl Source {
     /// First the masks of what is owed, then the header that vouches for them (T2).
     async fn write_clean(&self, vol: &Vol, owed: GranuleSet) -> bool {
         let v = vol.index;
-        self.say(|| format!("v{v} owes {} granules", owed.granule_count(&self.world.names.geometry[v])));
+        self.say(|| format!("v{v} owes {} granules", owed.granule_count(&self.site.geometry(v))));
         let (map, header_seq) = {
             let file = vol.intent.borrow();
             (file.header.map, file.header.seq + 1)
@@ -326,8 +404,10 @@ impl Source {
         }
         self.world.steps().pause().await;
         let wanted = vol.intent.borrow_mut().wanted.take();
+        let backing = self.site.backing_identity(&self.world, v);
         self.write_header(vol, |h| {
             h.state = HeaderState::Clean;
+            h.backing = backing;
             if let Some(want) = wanted {
                 (h.term, h.position) = (want.confirmed, want.position);
             }
@@ -383,22 +463,55 @@ impl Source {
     }
 
     /// The intent map, or the header, could not be written: the loss is recorded in the state directory before a cold write
-    /// may go on; while it cannot be, they fail, and it is tried again.
+    /// may go on. While it cannot be, the receiver is asked to keep it, and cold writes wait, boundedly; then they fail.
     pub(super) fn tracking_lost(&self, vol: &Vol) {
-        let durable = self.site.write_state(vol.index, |s| s.tracking_lost = true);
-        vol.mark_owed.set(!durable);
+        let durable = self.put_mark(vol);
         self.say(|| format!("v{} loses tracking, recorded: {durable}", vol.index));
         self.world.met("tracking lost");
-        if vol.shim.tracking() == Tracking::Lost {
-            vol.shim.resolve_tracking_lost(if durable { TrackingVerdict::Pass } else { TrackingVerdict::Fail });
+        if !durable && vol.loss.get() == Loss::Kept {
+            let patience = if self.conn.get().is_some() { 20_000 } else { 0 };
+            vol.loss.set(Loss::Owed { until_us: self.world.now_us.get() + patience });
         }
+        self.lose_patience(vol);
         self.push(Event::TrackingLost { volume: self.id_of(vol) });
+        if !durable {
+            self.push(Event::KeepLoss { volume: self.id_of(vol) });
+        }
     }
 
     /// A loss of tracking that could not be recorded is tried again.
     pub(super) fn record_losses(&self) {
-        for vol in self.volumes.iter().filter(|v| v.mark_owed.get()) {
-            vol.mark_owed.set(!self.site.write_state(vol.index, |s| s.tracking_lost = true));
+        for vol in self.volumes.iter().filter(|v| v.loss.get() != Loss::Kept) {
+            if !self.put_mark(vol) {
+                self.lose_patience(vol);
+            }
+        }
+    }
+
+    fn put_mark(&self, vol: &Vol) -> bool {
+        let durable = self.site.write_state(vol.index, |s| s.tracking_lost = true);
+        if durable {
+            vol.loss.set(Loss::Kept);
+            resolve(vol, TrackingVerdict::Pass);
+        }
+        durable
+    }
+
+    fn lose_patience(&self, vol: &Vol) {
+        if let Loss::Owed { until_us } = vol.loss.get()
+            && self.world.now_us.get() >= until_us
+        {
+            resolve(vol, TrackingVerdict::Fail);
+        }
+    }
+
+    /// The receiver's ledger has it: that is as good as the mark.
+    pub(super) fn loss_kept(&self, vol: &Vol) {
+        if vol.loss.get() != Loss::Kept {
+            self.say(|| format!("v{} the receiver keeps that tracking was lost", vol.index));
+            self.world.met("a loss is kept by the receiver");
+            vol.loss.set(Loss::AtReceiver);
+            resolve(vol, TrackingVerdict::Pass);
         }
     }
 }

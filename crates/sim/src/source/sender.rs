@@ -40,7 +40,8 @@ impl Source {
             steps.until(|| vol.job.borrow().is_some()).await;
             let job = vol.job.borrow().clone().expect("just seen");
             let no = vol.job_no.get();
-            let id = PartId { key: job.key, part: job.part, geometry: self.world.names.geometry[v] };
+            let id = PartId { key: job.key, part: job.part, geometry: self.site.geometry(v) };
+            self.world.note_shape(v, job.key.term, id.geometry);
             let mut part = Part {
                 writer: PartWriter::new(id, &job.digest_key, encoder.take().expect("given back")),
                 taken: 0,
@@ -92,7 +93,7 @@ impl Source {
 
     /// Whole regions upwards, until something ends the part: (next region, done, the volume's part of the epoch has ended).
     async fn read_part(&self, vol: &Vol, job: &ReadPart, no: u64, part: &mut Part) -> Result<(RegionIndex, bool, bool), Aborted> {
-        let geometry = self.world.names.geometry[vol.index];
+        let geometry = self.site.geometry(vol.index);
         let end = RegionIndex(geometry.region_count());
         let until = job.until.unwrap_or(end);
         let mut todo = (*job.set).clone();
@@ -128,7 +129,7 @@ impl Source {
         region: RegionIndex,
     ) -> Result<(), Aborted> {
         let steps = self.world.steps();
-        let geometry = self.world.names.geometry[vol.index];
+        let geometry = self.site.geometry(vol.index);
         let mut found: BTreeMap<u64, Granule> = BTreeMap::new();
         let gone = || vol.job_no.get() != no;
         let holes = self.holes_asked_too_early(vol, geometry.region_run(region));
@@ -192,7 +193,7 @@ impl Source {
         if !farside_region::mutation::on("T9 holes asked before the claim") {
             return BTreeSet::new();
         }
-        let geometry = self.world.names.geometry[vol.index];
+        let geometry = self.site.geometry(vol.index);
         let image = self.site.disks[vol.index].borrow().image();
         let is_hole = |granule: &u64| {
             let bytes = geometry.bytes_of(GranuleRun { start: GranuleIndex(*granule), count: 1 });
@@ -217,7 +218,7 @@ impl Source {
 
     /// A run from the backing; where it cannot be read, granule by granule.
     async fn read_run(&self, vol: &Vol, run: GranuleRun) -> BTreeMap<u64, Granule> {
-        let geometry = self.world.names.geometry[vol.index];
+        let geometry = self.site.geometry(vol.index);
         let mut found = BTreeMap::new();
         match self.read_bytes(vol, run).await {
             Some(data) => self.note(&mut found, run, Some(&data), &geometry),
@@ -233,7 +234,7 @@ impl Source {
     }
 
     pub(super) async fn read_bytes(&self, vol: &Vol, run: GranuleRun) -> Option<Vec<u8>> {
-        let bytes = self.world.names.geometry[vol.index].bytes_of(run);
+        let bytes = self.site.geometry(vol.index).bytes_of(run);
         debug_assert!(bytes.len.is_multiple_of(SECTOR as u64));
         let op = self.site.disks[vol.index].borrow_mut().read(bytes.offset.0, bytes.len as usize);
         match self.site.backing(&self.world, vol.index, op).await {

@@ -33,7 +33,7 @@ impl Source {
     }
 
     async fn verify_chunk(&self, vol: &Vol, chunk: &VerifyChunk) -> VerifyRead {
-        let geometry = self.world.names.geometry[vol.index];
+        let geometry = self.site.geometry(vol.index);
         let published: Vec<Published> = chunk.runs.iter().flat_map(expand).collect();
         let first = geometry.region_run(chunk.chunk.start).start.0;
         let (mut differing, mut unreadable, mut hot) = (RegionSet::new(), RegionSet::new(), RegionSet::new());
