@@ -6,6 +6,8 @@ use std::process::Command;
 
 use anyhow::{Context as _, bail};
 
+use crate::kernels::Mirror;
+
 /// A Debian package and a program by which its presence is known.
 const NEEDED: &[(&str, &str)] = &[
     ("borgbackup", "borg"),
@@ -21,12 +23,18 @@ const NEEDED: &[(&str, &str)] = &[
     ("mount", "losetup"),
     ("postgresql", "/usr/lib/postgresql/15/bin/postgres"), // Debian keeps it out of the search path
     ("python3-libnbd", "nbdsh"),
+    (EMULATOR, "qemu-system-x86_64"),
     ("qemu-utils", "qemu-img"),
     ("restic", "restic"),
     ("rsync", "rsync"),
     ("sqlite3", "sqlite3"),
     ("xfsprogs", "mkfs.xfs"),
 ];
+
+/// Emulates the machines of the tests. It comes from backports, together with its tools: whichever of the two is there already,
+/// Debian's own versions and those of the backports refuse to stand beside each other.
+const EMULATOR: &str = "qemu-system-x86";
+const EMULATOR_PACKAGES: [&str; 2] = [EMULATOR, "qemu-utils"];
 
 /// Installs what is missing. Where it may not, it says what a person has to do.
 pub(crate) fn run() -> anyhow::Result<()> {
@@ -43,14 +51,33 @@ pub(crate) fn run() -> anyhow::Result<()> {
         bail!("the tests need what is not here; install it as root, on Debian with: {command}");
     }
     println!("installing {}", missing.join(" "));
-    apt(&["update", "-qq"])?;
-    let mut args = vec!["install", "-y", "-qq", "--no-install-recommends"];
-    args.extend(&missing);
-    apt(&args)?;
+    if missing.contains(&EMULATOR) {
+        install_from_backports(&EMULATOR_PACKAGES)?;
+        missing.retain(|package| !EMULATOR_PACKAGES.contains(package));
+    }
+    if !missing.is_empty() {
+        apt(&["update", "-qq"])?;
+        apt(&[&["install", "-y", "-qq", "--no-install-recommends"], missing.as_slice()].concat())?;
+    }
     match NEEDED.iter().find(|(_, program)| !is_installed(program)) {
         Some((package, program)) => bail!("{package} is installed, and yet there is no {program}"),
         None => Ok(()),
     }
+}
+
+/// From the backports of this machine's release, which its sources need not name, and do not name afterwards.
+fn install_from_backports(packages: &[&str]) -> anyhow::Result<()> {
+    let mirror = Mirror::of_this_machine()?;
+    let own = std::fs::read_to_string("/etc/apt/sources.list").unwrap_or_default();
+    let sources = std::env::temp_dir().join(format!("farside-sources-{}.list", std::process::id()));
+    std::fs::write(&sources, format!("{own}\n{}", mirror.backports_line())).context("no room for a list of sources")?;
+    let list = format!("Dir::Etc::SourceList={}", sources.display());
+    let (suite, with_list) = (mirror.backports(), ["-o", list.as_str()]);
+    let install = ["install", "-y", "-qq", "--no-install-recommends", "-t", &suite];
+    let result = apt(&[with_list.as_slice(), &["update", "-qq"]].concat())
+        .and_then(|()| apt(&[with_list.as_slice(), &install, packages].concat()));
+    std::fs::remove_file(&sources).context("a list of sources cannot be removed")?;
+    result
 }
 
 /// Whether a program is in the search path or where Debian keeps an administrator's programs.

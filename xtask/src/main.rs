@@ -4,6 +4,7 @@
 
 mod check;
 mod install;
+mod kernels;
 mod laws;
 mod licence;
 mod sim;

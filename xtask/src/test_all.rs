@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 
-use crate::{check, install};
+use crate::{check, install, kernels};
 
 /// Options of `xtask test`.
 #[derive(Debug, clap::Args)]
@@ -44,7 +44,8 @@ struct Step {
 }
 
 /// Development crates turn on features that no product binary has, so they are built apart from the product.
-const PRODUCT: &[&str] = &["--workspace", "--exclude", "farside-sim", "--exclude", "xtask", "--exclude", "farside-tests"];
+const PRODUCT: &[&str] =
+    &["--workspace", "--exclude", "farside-sim", "--exclude", "xtask", "--exclude", "farside-tests", "--exclude", "farside-vm"];
 
 fn steps() -> anyhow::Result<Vec<Step>> {
     let mut docs = cargo(&["doc", "--release", "--locked", "--workspace", "--no-deps", "--keep-going"]);
@@ -123,6 +124,22 @@ fn steps() -> anyhow::Result<Vec<Step>> {
                 "--no-fail-fast",
                 "-p",
                 "farside-tests",
+                "--",
+                "--test-threads",
+                "1",
+            ])),
+        ),
+        step("kernels", "Debian kernels for virtual machines, fetched once", Work::Here(kernels::run)),
+        step(
+            "vm",
+            "emulated machines: real kernels, power cuts",
+            Work::Tests(cargo(&[
+                "test",
+                "--release",
+                "--locked",
+                "--no-fail-fast",
+                "-p",
+                "farside-vm",
                 "--",
                 "--test-threads",
                 "1",

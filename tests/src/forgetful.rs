@@ -1,0 +1,248 @@
+//! What a disk remembers: what was flushed for sure, and what was written and not flushed only as long as the power is on.
+//!
+//! The content lives in memory behind an NBD server of this process. Whoever attaches to the socket has a disk with a
+//! volatile cache: [`power`](crate::power) through nbdfuse and a loop device, the virtual machines of `tests/vm` directly.
+//! Invariants: a flush makes durable whatever was acknowledged before it; [`cut_all`] stops several disks at one moment, so
+//! that nothing becomes durable on one of them after something was lost on another.
+
+use std::collections::VecDeque;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use farside_blockio::{BlockQueue, Buffer, Completion, Done, Errno, Op, QueueInfo, Request, Ring, Waker};
+use farside_nbd::{Handle, Limits, Listener, ServeError, Server, SocketOptions};
+
+use crate::verify::Rng;
+
+/// What becomes durable or is lost as one.
+const BLOCK: usize = 4096;
+
+/// The chances, in eight, with which everything survives.
+const EVERY: u64 = 8;
+
+/// What a disk does with a flush.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flush {
+    /// Makes durable what was written before it.
+    Honest,
+    /// Answers that it did, and did not. For tests of tests.
+    Lying,
+}
+
+/// What survives, what is seen, and what lies between.
+#[derive(Debug)]
+struct Memory {
+    durable: Vec<u8>,
+    seen: Vec<u8>,
+    /// Writes since the last flush, in order: where, and what. Any of them may survive, also one that a later one covers.
+    unsynced: Vec<(usize, Vec<u8>)>,
+    flush: Flush,
+    off: bool,
+}
+
+impl Memory {
+    fn run(&mut self, request: &mut Request) -> Result<(), Errno> {
+        if self.off {
+            return Err(Errno::EIO);
+        }
+        let at = request.extent.offset.0 as usize;
+        let len = request.extent.len as usize;
+        match (request.op, request.buffer.as_mut()) {
+            (Op::Read, Some(buffer)) => buffer.copy_from_slice(&self.seen[at..at + len]),
+            (Op::Write, Some(buffer)) => self.write(at, buffer.to_vec()),
+            (Op::Trim | Op::WriteZeroes { .. }, _) => self.write(at, vec![0; len]),
+            (Op::Flush, _) => self.flush(),
+            (Op::Read | Op::Write, None) => unreachable!("the server gives reads and writes a buffer"),
+        }
+        if request.fua {
+            self.flush();
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, at: usize, content: Vec<u8>) {
+        self.seen[at..at + content.len()].copy_from_slice(&content);
+        self.unsynced.push((at, content));
+    }
+
+    fn flush(&mut self) {
+        if self.flush == Flush::Lying {
+            return;
+        }
+        for (at, content) in self.unsynced.drain(..) {
+            self.durable[at..at + content.len()].copy_from_slice(&content);
+        }
+    }
+
+    /// Of what was not flushed, each block stays with `kept` chances in eight. Returns how many were lost.
+    fn cut(&mut self, rng: &mut Rng, kept: u64) -> usize {
+        let unsynced = std::mem::take(&mut self.unsynced);
+        let mut lost = 0;
+        for (at, content) in &unsynced {
+            for (i, block) in content.chunks(BLOCK).enumerate() {
+                if rng.below(8) < kept {
+                    self.durable[at + i * BLOCK..][..block.len()].copy_from_slice(block);
+                } else {
+                    lost += 1;
+                }
+            }
+        }
+        for (at, content) in &unsynced {
+            let range = *at..at + content.len();
+            self.seen[range.clone()].copy_from_slice(&self.durable[range]);
+        }
+        self.off = true;
+        lost
+    }
+}
+
+/// Its queue.
+#[derive(Debug)]
+struct Queue {
+    memory: Arc<Mutex<Memory>>,
+    block_min: u32,
+    done: VecDeque<Done>,
+}
+
+fn lock(memory: &Mutex<Memory>) -> MutexGuard<'_, Memory> {
+    memory.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl BlockQueue for Queue {
+    fn info(&self) -> QueueInfo {
+        let size = lock(&self.memory).seen.len() as u64;
+        QueueInfo { size, block_min: self.block_min, block_preferred: BLOCK as u32, readonly: false, zeroes_fast: false }
+    }
+
+    fn submit(&mut self, _ring: &mut Ring, mut request: Request) {
+        let result = lock(&self.memory).run(&mut request);
+        let Request { id, buffer, .. } = request;
+        let buffer: Option<Buffer> = buffer;
+        self.done.push_back(Done { id, result, buffer });
+    }
+
+    fn complete(&mut self, _ring: &mut Ring, _completion: Completion) {
+        unreachable!("a disk in memory starts no operations");
+    }
+
+    fn wake(&mut self, _ring: &mut Ring) {}
+
+    fn reap(&mut self) -> Option<Done> {
+        self.done.pop_front()
+    }
+}
+
+/// A disk that forgets, served on a socket until it is dropped.
+#[derive(Debug)]
+pub struct Platter {
+    memory: Arc<Mutex<Memory>>,
+    stop: Handle,
+    server: Option<JoinHandle<Result<Queue, ServeError>>>,
+}
+
+impl Platter {
+    /// A disk with this content, served at `socket`, switched off. `block_min`: the smallest thing it reads or writes.
+    ///
+    /// # Panics
+    /// When the socket cannot be made.
+    pub fn serve(socket: &Path, content: Vec<u8>, block_min: u32, flush: Flush) -> Self {
+        // Zeroes that nobody touched cost no memory, so an empty disk is not copied.
+        let durable = if content.iter().all(|byte| *byte == 0) { vec![0; content.len()] } else { content.clone() };
+        let memory = Memory { seen: content, durable, unsynced: Vec::new(), flush, off: true };
+        let memory = Arc::new(Mutex::new(memory));
+        let listener = Listener::bind(&SocketOptions { path: socket.to_owned(), group: None }).expect("a socket");
+        let waker = Waker::new().expect("a waker");
+        let (server, stop) = Server::new(listener, "disk", "", Limits::default(), waker);
+        let queue = Queue { memory: memory.clone(), block_min, done: VecDeque::new() };
+        let server = std::thread::spawn(move || server.run(queue));
+        Self { memory, stop, server: Some(server) }
+    }
+
+    /// Gives it power.
+    ///
+    /// # Panics
+    /// When it has some.
+    pub fn switch_on(&self) {
+        assert!(std::mem::replace(&mut lock(&self.memory).off, false), "it is on");
+    }
+
+    /// The power goes: nothing more is read or written. Returns how many blocks were lost.
+    pub fn cut(&self, rng: &mut Rng, kept: u64) -> usize {
+        lock(&self.memory).cut(rng, kept)
+    }
+
+    /// Takes the power away as the end of a proper shutdown: nothing is lost.
+    pub fn switch_off(&self) {
+        self.cut(&mut Rng(0), EVERY);
+    }
+
+    /// What a reader would see.
+    pub fn content(&self) -> Vec<u8> {
+        lock(&self.memory).seen.clone()
+    }
+}
+
+impl Drop for Platter {
+    fn drop(&mut self) {
+        self.stop.stop();
+        if let Some(server) = self.server.take() {
+            let _ = server.join();
+        }
+    }
+}
+
+/// The power of all these goes at one moment, together with that of whoever uses them: `kill` runs when nothing can become
+/// durable any more. Returns how many blocks were lost.
+pub fn cut_all(platters: &[&Platter], rng: &mut Rng, kept: u64, kill: impl FnOnce()) -> usize {
+    let mut held: Vec<MutexGuard<'_, Memory>> = platters.iter().map(|platter| lock(&platter.memory)).collect();
+    kill();
+    held.iter_mut().map(|memory| memory.cut(rng, kept)).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn memory(flush: Flush) -> Memory {
+        Memory { durable: vec![0; 8 * BLOCK], seen: vec![0; 8 * BLOCK], unsynced: Vec::new(), flush, off: false }
+    }
+
+    fn fill(memory: &mut Memory, block: usize, byte: u8) {
+        memory.write(block * BLOCK, vec![byte; BLOCK]);
+    }
+
+    #[test]
+    fn what_was_flushed_survives_and_what_came_later_does_not() {
+        let mut memory = memory(Flush::Honest);
+        fill(&mut memory, 1, 7);
+        memory.flush();
+        fill(&mut memory, 1, 8);
+        fill(&mut memory, 2, 9);
+        assert_eq!(memory.cut(&mut Rng(1), 0), 2);
+        assert_eq!((memory.seen[BLOCK], memory.seen[2 * BLOCK]), (7, 0));
+        assert_eq!(memory.seen, memory.durable);
+        assert!(memory.off);
+    }
+
+    #[test]
+    fn a_lying_disk_loses_what_it_said_was_safe() {
+        let mut memory = memory(Flush::Lying);
+        fill(&mut memory, 1, 7);
+        memory.flush();
+        assert_eq!(memory.cut(&mut Rng(1), 0), 1);
+        assert_eq!(memory.seen[BLOCK], 0);
+    }
+
+    #[test]
+    fn a_cache_may_have_written_some_of_it_and_an_older_version_too() {
+        let mut memory = memory(Flush::Honest);
+        for version in 1..=4 {
+            (0..8).for_each(|block| fill(&mut memory, block, version));
+        }
+        let lost = memory.cut(&mut Rng(1), 4);
+        assert!(lost > 0 && lost < 32, "{lost}");
+        assert!((0..8).any(|block| (1..4).contains(&memory.durable[block * BLOCK])), "no older version survived");
+        assert_eq!(memory.seen, memory.durable);
+    }
+}

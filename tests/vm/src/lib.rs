@@ -1,0 +1,21 @@
+//! Real Debian kernels in emulated machines, for what cannot be tested on the machine that builds.
+//!
+//! A test makes a [`Machine`] with the disks it wants, boots it, runs commands in the [`Guest`], cuts its power and boots it
+//! again; several machines share a [`Network`]. `docs/vm-tests.md` is the guide. Owned here: kernels and programs for guests
+//! ([`cache`], fetched by xtask), what they boot into, the agent inside them, and the judgement of their kernels' logs
+//! ([`klog`]). Deliberately not here: hardware virtualisation. Emulation runs everywhere and is the same everywhere; how fast
+//! it is says nothing, so no test asserts a duration.
+
+pub mod cache;
+mod image;
+mod kernel;
+pub mod klog;
+pub mod log_writes;
+mod machine;
+mod network;
+pub mod protocol;
+
+pub use image::GUEST_TREE;
+pub use kernel::Kernel;
+pub use machine::{Cache, DiskSpec, Guest, Machine, Output};
+pub use network::Network;

@@ -1,0 +1,163 @@
+//! A protected host and its gateway, each a machine with a kernel of its own: the volume is a real block device of the host's
+//! kernel (NBD), its file system ext4. The host loses its power in the middle of writing; afterwards the newest point is what
+//! its disk holds, and every file that was synced is in it.
+
+use farside_tests::verify::Rng;
+use farside_tests::{run, tool, wait_for};
+use farside_vm::{DiskSpec, Guest, Kernel, Machine, Network};
+use serde_json::Value;
+
+const VOLUME_MIB: usize = 64;
+const FILES_BEFORE: usize = 5;
+const FILES_TO_CUT_AT: usize = 20;
+
+const HOST_CONFIGURATION: &str = r#"
+[source]
+name = "host1"
+state_dir = "/state/farside"
+api_socket = "/run/farsided.sock"
+
+[[group]]
+name = "default"
+epoch_interval = "500ms"
+keep = 10000
+span = "0s"
+
+[[volume]]
+name = "data"
+group = "default"
+backing = "BACKING"
+tap = "nbd:unix:/run/data.nbd"
+"#;
+
+const GATEWAY_CONFIGURATION: &str = r#"
+[receiver]
+listen = "ADDRESS:7400"
+advertise = ["ADDRESS:7400"]
+store = "/store/store"
+state_dir = "/store/state"
+api_socket = "/run/receiver.sock"
+"#;
+
+fn name_of(number: usize) -> String {
+    format!("file-{number:04}")
+}
+
+fn gateway(network: &Network) -> Machine {
+    Machine::new("gateway", Kernel::Stock)
+        .programs(&["farside", "farside-receiver"])
+        .debian_programs(&["mke2fs"])
+        .disk(DiskSpec::blank("store", 512))
+        .on(network)
+}
+
+fn host(network: &Network) -> Machine {
+    Machine::new("host", Kernel::Stock)
+        .modules(&["nbd"])
+        .programs(&["farside", "farsided"])
+        .debian_programs(&["mke2fs", "nbd-client"])
+        .disk(DiskSpec::blank("data", VOLUME_MIB))
+        .disk(DiskSpec::blank("state", 32))
+        .on(network)
+}
+
+fn start_receiver(guest: &mut Guest, address: &str) {
+    let store = guest.disk("store");
+    guest.run(&format!("/bin/mke2fs -q -t ext4 {store} && mkdir -p /store && mount -t ext4 {store} /store"));
+    guest.upload("/etc/receiver.toml", GATEWAY_CONFIGURATION.replace("ADDRESS", address).as_bytes(), 0o644);
+    guest.start_command("exec farside-receiver run --config /etc/receiver.toml", "/run/receiver.log");
+    guest.wait_until("farside --socket /run/receiver.sock status --json");
+}
+
+/// Mounts the state directory and starts the daemon; then the kernel's NBD client makes a block device of the tap.
+fn start_daemon(guest: &mut Guest) {
+    let (state, data) = (guest.disk("state"), guest.disk("data"));
+    guest.run(&format!("mkdir -p /state && mount -t ext4 {state} /state"));
+    guest.upload("/etc/farsided.toml", HOST_CONFIGURATION.replace("BACKING", &data).as_bytes(), 0o644);
+    guest.start_command("exec farsided --config /etc/farsided.toml", "/run/daemon.log");
+    guest.wait_until("test -S /run/data.nbd");
+    guest.run("nbd-client -unix /run/data.nbd /dev/nbd0 -name data");
+}
+
+/// The status of the volume's group, once it satisfies a condition.
+fn wait_for_group(guest: &mut Guest, what: &str, condition: impl Fn(&Value) -> bool) -> Value {
+    wait_for(what, || {
+        let output = guest.attempt("farside --socket /run/farsided.sock status --json");
+        let status: Value = serde_json::from_str(&output.stdout).ok()?;
+        Some(status["groups"][0].clone()).filter(&condition)
+    })
+}
+
+/// Streaming, nothing dirty, everything published.
+fn is_quiet(group: &Value) -> bool {
+    let volume = &group["volumes"][0];
+    group["backlog_bytes"] == 0
+        && group["layers_unpublished"] == 0
+        && group["last_point"].is_object()
+        && volume["state"]["state"] == "streaming"
+        && volume["dirty_bytes"] == 0
+}
+
+/// Writes files, each synced, and notes each that was.
+fn write_files(first: usize, last: usize) -> String {
+    format!(
+        "for i in $(seq -w {first:04} {last:04}); do \
+            yes file-$i | head -n 2000 | dd of=/mnt/file-$i conv=fsync 2>/dev/null && echo $i >>/run/synced || break; \
+         done"
+    )
+}
+
+#[test]
+fn a_host_that_loses_its_power_is_restored_with_all_that_was_synced() {
+    let network = Network::new();
+    let (mut gateway, mut host) = (gateway(&network), host(&network));
+    let address = gateway.address();
+    let mut receiver = gateway.boot();
+    start_receiver(&mut receiver, &address);
+    let mut source = host.boot();
+    let state = source.disk("state");
+    source.run(&format!("/bin/mke2fs -q -t ext4 {state}"));
+    start_daemon(&mut source);
+    let token = receiver.run("farside-receiver token --config /etc/receiver.toml");
+    source.run(&format!("farside --socket /run/farsided.sock pair '{}'", token.trim()));
+    source.run("/bin/mke2fs -q -t ext4 /dev/nbd0 && mount -t ext4 /dev/nbd0 /mnt");
+    source.run(&write_files(0, FILES_BEFORE - 1));
+    wait_for_group(&mut source, "the first sync", is_quiet);
+
+    // Beside them, somebody writes past the page cache and never syncs: what a power cut takes.
+    source.run("dd if=/dev/zero of=/mnt/scribble bs=64k count=64 conv=fsync");
+    let scribble = "while dd if=/dev/urandom of=/mnt/scribble bs=64k count=64 oflag=direct conv=notrunc; do :; done";
+    source.start_command(scribble, "/run/scribble.log");
+    source.start_command(&write_files(FILES_BEFORE, 9999), "/run/writer.log");
+    source.wait_until(&format!("test $(wc -l </run/synced) -ge {FILES_TO_CUT_AT}"));
+    let synced = source.run("wc -l </run/synced").trim().parse::<usize>().expect("a number");
+    let lost = source.cut_power(&mut Rng(7), 4);
+    assert!(lost > 0, "nothing was in any cache: nothing is proved");
+
+    let mut source = host.boot();
+    start_daemon(&mut source);
+    let hot = wait_for_group(&mut source, "the volume to be compared", |group| group["volumes"][0]["hot_bytes"].is_u64());
+    let group = wait_for_group(&mut source, "everything to be published", is_quiet);
+    receiver.run("farside restore data --point latest --store /store/store --to /store/newest.img");
+    let restored = receiver.download("/store/newest.img");
+    assert!(restored == host.disk_content("data"), "the newest point is not what the disk holds");
+    println!(
+        "{lost} blocks lost, {synced} files synced; {} hot, {} sent",
+        hot["volumes"][0]["hot_bytes"], group["volumes"][0]["counters"]["sent_bytes"]
+    );
+    source.run("nbd-client -d /dev/nbd0");
+    source.run("killall farsided && while pidof farsided; do :; done >/dev/null");
+    source.shut_down();
+    receiver.run("farside store check /store/store");
+    receiver.shut_down();
+
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let image = dir.path().join("image");
+    std::fs::write(&image, &restored).expect("room");
+    tool("e2fsck").args(["-E", "journal_only", "-p"]).arg(&image).output().expect("e2fsck");
+    run(tool("e2fsck").arg("-fn").arg(&image));
+    for number in 0..synced {
+        let shown = run(tool("debugfs").args(["-R", &format!("cat /{}", name_of(number))]).arg(&image));
+        assert!(shown.stdout == format!("{}\n", name_of(number)).repeat(2000).as_bytes(), "{} was synced", name_of(number));
+    }
+}

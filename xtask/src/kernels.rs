@@ -1,0 +1,294 @@
+//! The kernels and programs of the virtual machines: fetched as Debian packages through the machine's own package mirror and
+//! keys, unpacked in a cache, never installed.
+//!
+//! apt runs with a root of its own in the cache: the machine's lists, sources and packages are neither read (beyond asking
+//! which mirror it uses) nor changed. Where things lie is `farside_vm::cache`'s to say. Invariant: a tree appears in the
+//! cache whole, under its version, and its link points to the newest one that was fetched.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use farside_vm::{GUEST_TREE, Kernel, cache};
+
+/// How old the answer to "what is the newest version?" may be.
+const LISTS_AGE_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// What becomes one tree.
+struct Tree {
+    name: &'static str,
+    suite: Suite,
+    packages: &'static [&'static str],
+    /// What they depend on comes along if its name begins so.
+    follow: &'static str,
+    /// What must be in it.
+    must_hold: &'static [&'static str],
+}
+
+/// Of which release of Debian.
+enum Suite {
+    /// The machine's own.
+    Own,
+    OwnBackports,
+    /// The backports of the next one, where the newest kernels are.
+    NextBackports,
+}
+
+const CLOUD_KERNEL: &[&str] = &["linux-image-cloud-amd64"];
+
+const TREES: &[Tree] = &[
+    Tree {
+        name: GUEST_TREE,
+        suite: Suite::Own,
+        packages: &["busybox-static", "dmsetup", "e2fsprogs", "libc6", "nbd-client"],
+        follow: "lib",
+        must_hold: &["bin/busybox", "sbin/dmsetup", "sbin/mke2fs", "sbin/nbd-client"],
+    },
+    kernel(Kernel::Stock, Suite::Own, &["boot", "lib/modules"]),
+    kernel(Kernel::Backports, Suite::OwnBackports, &["boot", "lib/modules"]),
+    kernel(Kernel::Newest, Suite::NextBackports, &["usr/lib/modules"]), // the image lies beside the modules
+];
+
+const fn kernel(kernel: Kernel, suite: Suite, must_hold: &'static [&'static str]) -> Tree {
+    Tree { name: kernel.name(), suite, packages: CLOUD_KERNEL, follow: "linux-", must_hold }
+}
+
+/// Fetches what is not there or not new enough.
+pub(crate) fn run() -> anyhow::Result<()> {
+    let cache = cache::dir();
+    std::fs::create_dir_all(&cache).with_context(|| format!("{} cannot be made", cache.display()))?;
+    let lock = std::fs::File::create(cache.join("lock")).context("the cache cannot be locked")?;
+    lock.lock().context("the cache cannot be locked")?;
+    let mut mirror = None;
+    for tree in TREES {
+        let link = cache.join(tree.name);
+        if is_fresh(&link) {
+            println!("{}: {}", tree.name, target_of(&link));
+            continue;
+        }
+        let mirror: &Mirror = match &mirror {
+            Some(mirror) => mirror,
+            None => mirror.insert(Mirror::of_this_machine()?),
+        };
+        fetch(tree, mirror, &cache)?;
+        println!("{}: {} (fetched or looked for now)", tree.name, target_of(&link));
+    }
+    Ok(())
+}
+
+fn target_of(link: &Path) -> String {
+    std::fs::read_link(link).map(|target| target.display().to_string()).unwrap_or_default()
+}
+
+/// A link is made anew whenever its tree was looked for.
+fn is_fresh(link: &Path) -> bool {
+    let age = link.symlink_metadata().and_then(|link| link.modified()).ok().and_then(|time| time.elapsed().ok());
+    link.exists() && age.is_some_and(|age| age < LISTS_AGE_MAX)
+}
+
+fn fetch(tree: &Tree, mirror: &Mirror, cache: &Path) -> anyhow::Result<()> {
+    let apt = Apt::new(cache, &mirror.suite(&tree.suite)?, &mirror.uri)?;
+    let packages = apt.closure(tree)?;
+    let first = packages.get(tree.packages[0]).context("a tree has a first package")?;
+    let version = if tree.packages.len() == 1 { first.version.clone() } else { fingerprint(&packages) };
+    let name = format!("{}@{version}", tree.name);
+    let place = cache.join(&name);
+    if !place.exists() {
+        let young = cache.join(format!("{name}.new"));
+        remove_tree(&young)?;
+        std::fs::create_dir_all(&young).with_context(|| format!("{} cannot be made", young.display()))?;
+        apt.unpack(&packages, &young)?;
+        if let Some(missing) = tree.must_hold.iter().find(|name| !young.join(name).exists()) {
+            bail!("{} was fetched, and there is no {missing} in it", tree.name);
+        }
+        std::fs::rename(&young, &place).with_context(|| format!("{} cannot be put in place", place.display()))?;
+    }
+    let link = cache.join(format!("{}.link", tree.name));
+    let _ = std::fs::remove_file(&link);
+    std::os::unix::fs::symlink(&name, &link).with_context(|| format!("{} cannot be made", link.display()))?;
+    std::fs::rename(&link, cache.join(tree.name)).with_context(|| format!("{} cannot be put in place", link.display()))
+}
+
+fn remove_tree(path: &Path) -> anyhow::Result<()> {
+    match std::fs::remove_dir_all(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("{} cannot be removed", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// One word for the versions of many packages.
+fn fingerprint(packages: &BTreeMap<String, Package>) -> String {
+    use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+    let mut hasher = DefaultHasher::new();
+    packages.iter().for_each(|(name, package)| (name, &package.version).hash(&mut hasher));
+    format!("{:016x}", hasher.finish())
+}
+
+/// Where this machine gets its packages from.
+pub(crate) struct Mirror {
+    uri: String,
+    release: String,
+}
+
+impl Mirror {
+    /// As apt is configured here.
+    pub(crate) fn of_this_machine() -> anyhow::Result<Self> {
+        let os = std::fs::read_to_string("/etc/os-release").context("what this system is cannot be read")?;
+        let field =
+            |name: &str| os.lines().find_map(|line| line.strip_prefix(name)).map(|value| value.trim_matches('"').to_owned());
+        let release = field("VERSION_CODENAME=").filter(|_| field("ID=").as_deref() == Some("debian"));
+        let release = release.context("kernels are fetched with the apt of a Debian; this system is none")?;
+        let targets = output(Command::new("apt-get").args([
+            "indextargets",
+            "--format",
+            "$(RELEASE) $(COMPONENT) $(REPO_URI)",
+            "Created-By: Packages",
+        ]))?;
+        let uri = targets.lines().find_map(|line| line.strip_prefix(&format!("{release} main ")));
+        let uri = uri.with_context(|| format!("apt has no source for {release} main"))?.to_owned();
+        Ok(Self { uri, release })
+    }
+
+    /// The line of a sources list that adds the backports of this machine's release.
+    pub(crate) fn backports_line(&self) -> String {
+        format!("deb {} {}-backports main\n", self.uri, self.release)
+    }
+
+    /// The suite's name for apt's `-t`.
+    pub(crate) fn backports(&self) -> String {
+        format!("{}-backports", self.release)
+    }
+
+    fn suite(&self, suite: &Suite) -> anyhow::Result<String> {
+        const RELEASES: [&str; 3] = ["bookworm", "trixie", "forky"];
+        match suite {
+            Suite::Own => Ok(self.release.clone()),
+            Suite::OwnBackports => Ok(self.backports()),
+            Suite::NextBackports => {
+                let next = RELEASES.iter().skip_while(|name| **name != self.release).nth(1);
+                next.map(|name| format!("{name}-backports"))
+                    .with_context(|| format!("nobody knows what follows {}", self.release))
+            }
+        }
+    }
+}
+
+struct Package {
+    version: String,
+    depends: Vec<String>,
+}
+
+/// apt, looking at one suite and at nothing else of this machine.
+struct Apt {
+    root: PathBuf,
+}
+
+impl Apt {
+    fn new(cache: &Path, suite: &str, uri: &str) -> anyhow::Result<Self> {
+        let root = cache.join("apt").join(suite);
+        for folder in ["state/lists/partial", "cache/archives/partial"] {
+            std::fs::create_dir_all(root.join(folder)).with_context(|| format!("{} cannot be filled", root.display()))?;
+        }
+        std::fs::write(root.join("status"), "")
+            .and_then(|()| std::fs::write(root.join("sources"), format!("deb {uri} {suite} main\n")))
+            .with_context(|| format!("{} cannot be filled", root.display()))?;
+        let apt = Self { root };
+        output(apt.command("apt-get").args(["update", "-qq"]))?;
+        Ok(apt)
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        let mut option = |name: &str, value: String| {
+            command.arg("-o").arg(format!("{name}={value}"));
+        };
+        let path = |name: &str| self.root.join(name).display().to_string();
+        option("Dir::Etc::SourceList", path("sources"));
+        option("Dir::Etc::SourceParts", "-".into());
+        option("Dir::State", path("state"));
+        option("Dir::State::status", path("status"));
+        option("Dir::Cache", path("cache"));
+        option("Acquire::Languages", "none".into());
+        option("APT::Sandbox::User", "".into());
+        command.stdin(Stdio::null());
+        command
+    }
+
+    /// The packages of a tree, with what they depend on.
+    fn closure(&self, tree: &Tree) -> anyhow::Result<BTreeMap<String, Package>> {
+        let mut found = BTreeMap::new();
+        let mut wanted: Vec<String> = tree.packages.iter().map(|name| (*name).to_owned()).collect();
+        while let Some(name) = wanted.pop() {
+            if found.contains_key(&name) {
+                continue;
+            }
+            let Some(package) = self.package(&name)? else {
+                if tree.packages.contains(&name.as_str()) {
+                    bail!("{} has no package {name}", self.root.display());
+                }
+                continue; // of another suite: what a kernel wants of the system around it
+            };
+            wanted.extend(package.depends.iter().filter(|name| name.starts_with(tree.follow)).cloned());
+            found.insert(name, package);
+        }
+        Ok(found)
+    }
+
+    fn package(&self, name: &str) -> anyhow::Result<Option<Package>> {
+        let shown =
+            self.command("apt-cache").args(["show", "--no-all-versions", name]).output().context("apt-cache does not start")?;
+        let text = String::from_utf8_lossy(&shown.stdout);
+        Ok(parse_package(&text))
+    }
+
+    /// Downloads packages and unpacks them all into one folder.
+    fn unpack(&self, packages: &BTreeMap<String, Package>, to: &Path) -> anyhow::Result<()> {
+        let downloads = self.root.join("download");
+        remove_tree(&downloads)?;
+        std::fs::create_dir_all(&downloads).context("no room for packages")?;
+        let names = packages.iter().map(|(name, package)| format!("{name}={}", package.version));
+        output(self.command("apt-get").args(["download", "-qq"]).args(names).current_dir(&downloads))?;
+        for file in std::fs::read_dir(&downloads).context("no room for packages")? {
+            output(Command::new("dpkg-deb").arg("-x").arg(file?.path()).arg(to))?;
+        }
+        remove_tree(&downloads)
+    }
+}
+
+/// Version and dependencies (of alternatives the first) as `apt-cache show` prints them.
+fn parse_package(text: &str) -> Option<Package> {
+    let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+    let version = field("Version")?.to_owned();
+    let depends = ["Pre-Depends", "Depends"].into_iter().filter_map(field).flat_map(|list| list.split(','));
+    let depends =
+        depends.filter_map(|one| one.split([' ', '|', '(', ':']).find(|word| !word.is_empty())).map(str::to_owned).collect();
+    Some(Package { version, depends })
+}
+
+/// Runs a command that must succeed. Returns what it printed.
+fn output(command: &mut Command) -> anyhow::Result<String> {
+    let output = command.output().with_context(|| format!("{command:?} does not start"))?;
+    if !output.status.success() {
+        bail!("{command:?}: {}\n{}", output.status, String::from_utf8_lossy(&output.stderr));
+    }
+    String::from_utf8(output.stdout).with_context(|| format!("{command:?} prints no text"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_package_names_what_it_needs() {
+        let text =
+            "Package: x\nVersion: 6.12-1\nDepends: kmod, linux-base (>= 4.3~), linux-a:any | linux-b\nPre-Depends: libc6\n";
+        let package = parse_package(text).expect("a package");
+        assert_eq!(package.version, "6.12-1");
+        assert_eq!(package.depends, ["libc6", "kmod", "linux-base", "linux-a"]);
+        assert!(parse_package("").is_none());
+    }
+}
