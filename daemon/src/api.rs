@@ -12,6 +12,7 @@ use farside_control::source::{
 };
 use farside_control::{Address, ApiError, ErrorCode, Point, PointId, PointMember, PointRef, Reloaded};
 use farside_region::Name;
+use farside_service::clients::Clients;
 use farside_service::http::{self, Answer, Routes};
 use farside_wire::{PointInfo, PointQueryKind};
 use tokio::net::UnixListener;
@@ -30,7 +31,7 @@ pub(crate) fn listen(daemon: &Arc<Daemon>) -> anyhow::Result<tokio::task::JoinHa
     let listener = UnixListener::from_std(farside_service::socket::listen(&path, group.as_deref())?)?;
     let router = routes().with_state(daemon.clone());
     Ok(tokio::spawn(async move {
-        let _ = axum::serve(listener, router).await; // serves until it is aborted
+        let _ = axum::serve(Clients::new(listener), router).await; // serves until it is aborted
     }))
 }
 

@@ -15,6 +15,7 @@ use farside_control::{
     select_point,
 };
 use farside_region::Name;
+use farside_service::clients::Clients;
 use farside_service::http::{self, Answer, Failed, Routes};
 use farside_store::GroupNames;
 use farside_transport::BookError;
@@ -32,7 +33,7 @@ const TOKEN_LIFETIME_S_MAX: u64 = 30 * 24 * HOUR_S;
 /// Answers until the task is dropped.
 pub(crate) async fn serve(receiver: Arc<Receiver>, listener: UnixListener) {
     let router = routes().with_state(receiver);
-    if let Err(error) = axum::serve(listener, router).await {
+    if let Err(error) = axum::serve(Clients::new(listener), router).await {
         tracing::error!(%error, "the API ended");
     }
 }

@@ -73,7 +73,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
 ];
 
 /// Development only.
-const DEVELOPMENT: &[&str] = &["farside-sim", "farside-tests", "farside-vm", "farside-bench", "xtask"];
+const DEVELOPMENT: &[&str] = &["farside-sim", "farside-fuzz", "farside-tests", "farside-vm", "farside-bench", "xtask"];
 
 /// Crates of others that only these of ours may import (development crates aside).
 const SOLE_IMPORTERS: &[(&str, &[&str])] = &[

@@ -3,6 +3,7 @@
 //! Here are only the words of the command line; each command is a module.
 
 mod check;
+mod fuzz;
 mod install;
 mod kernels;
 mod laws;
@@ -38,6 +39,8 @@ enum Command {
     Check,
     /// Runs the simulator: many seeds, or one with a readable trace.
     Sim(sim::SimArgs),
+    /// Fuzzes every decoder of bytes that others hand us.
+    Fuzz(fuzz::Args),
 }
 
 fn main() -> ExitCode {
@@ -45,6 +48,7 @@ fn main() -> ExitCode {
         Command::Test(args) => test_all::run(&args),
         Command::Check => check::run().map(|()| println!("check: every rule holds")),
         Command::Sim(args) => sim::main(&args),
+        Command::Fuzz(args) => fuzz::main(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

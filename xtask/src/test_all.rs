@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 
-use crate::{check, install, kernels};
+use crate::{check, fuzz, install, kernels};
 
 /// Options of `xtask test`.
 #[derive(Debug, clap::Args)]
@@ -98,6 +98,7 @@ fn steps() -> anyhow::Result<Vec<Step>> {
                 "models",
             ])),
         ),
+        step("fuzz", "every decoder, ten seconds each", Work::Program(fuzz::step())),
         step(
             "programs",
             "farside, farsided, farside-receiver",

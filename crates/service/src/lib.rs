@@ -4,6 +4,7 @@
 //! Owns nothing of Farside's data and imports the API's types only. Invariant: nothing here can end or hold up a daemon: a log
 //! that cannot be written and a systemd that does not listen cost words only.
 
+pub mod clients;
 pub mod files;
 pub mod http;
 pub mod log;

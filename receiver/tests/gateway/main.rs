@@ -4,6 +4,7 @@
 
 mod hostile;
 mod site;
+mod slow;
 
 use farside_ledger::LayerKind;
 use farside_region::{Seq, Slot};

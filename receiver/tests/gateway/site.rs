@@ -15,7 +15,7 @@ use farside_region::{
     BootId, Generation, Geometry, GranuleIndex, GranuleRun, LayerKey, LedgerPosition, Name, RegionIndex, RegionSet, Seq, Term,
     VolumeId,
 };
-use farside_transport::{CloseCode, Closed, Connection, Dial, DialError, Identity, Limits, Pin, QuicDialer, pair};
+use farside_transport::{CloseCode, Closed, Connection, Dial, DialError, Identity, Limits, PartSender, Pin, QuicDialer, pair};
 use farside_wire::{
     ClaimOutcome, ClaimRequest, EndMember, EpochEnd, Features, InstanceId, LayerBegin, PartHeader, ReadLedger, ReceiverMessage,
     Refusal, RequestId, Settings, SourceHello, SourceMessage, VersionRange, decode_payload, encode_payload,
@@ -164,10 +164,14 @@ impl Gateway {
         String::from_utf8(output.stdout).expect("text")
     }
 
+    /// Its process id.
+    pub(crate) fn process(&self) -> u32 {
+        self.child.as_ref().expect("it runs").id()
+    }
+
     /// The most memory that the process has had so far, in bytes.
     pub(crate) fn resident_bytes_max(&self) -> u64 {
-        let id = self.child.as_ref().expect("it runs").id();
-        let status = std::fs::read_to_string(format!("/proc/{id}/status")).expect("it runs");
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process())).expect("it runs");
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("Linux says so");
         line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") << 10
     }
@@ -309,7 +313,7 @@ pub(crate) struct Volume {
 }
 
 impl Volume {
-    fn key(&self, seq: u64) -> LayerKey {
+    pub(crate) fn key(&self, seq: u64) -> LayerKey {
         LayerKey { volume: self.id, term: self.term, seq: Seq(seq) }
     }
 
@@ -480,10 +484,24 @@ impl Session {
     }
 
     pub(crate) async fn begin_part_and_reset(&mut self, volume: &Volume, seq: u64, part: u32, bytes: &[u8]) {
+        self.begin_part(volume, seq, part, bytes).await.reset();
+    }
+
+    /// Begins a part and leaves it to the caller.
+    pub(crate) async fn begin_part(&mut self, volume: &Volume, seq: u64, part: u32, bytes: &[u8]) -> Box<dyn PartSender> {
         let header = PartHeader { key: volume.key(seq), part }.encode();
         let mut stream = self.connection.open_part(Bytes::copy_from_slice(&header)).await.expect("opened");
         stream.write(Bytes::copy_from_slice(bytes)).await.expect("written");
-        stream.reset();
+        stream
+    }
+
+    /// Says all that made a layer a point, whatever the answers.
+    pub(crate) async fn play(&mut self, volume: &Volume, seq: u64, bytes: &[u8], member: &EndMember) {
+        let claim = Claim { volume: volume.meta.clone(), looked: None, source: self.source.clone() };
+        self.send(SourceMessage::Claim(ClaimRequest { id: RequestId(1), claim })).await;
+        self.send(SourceMessage::LayerBegin(LayerBegin { key: volume.key(seq) })).await;
+        self.send_part(volume, seq, 0, bytes).await;
+        self.end(vec![member.clone()], LayerKind::Point).await;
     }
 
     /// Announces a layer and sends its part.

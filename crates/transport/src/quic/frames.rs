@@ -24,9 +24,19 @@ pub(super) enum FrameError {
     /// The stream ended inside a frame.
     Torn,
     /// The peer announced more than the limit.
-    TooLong { bytes: usize, max: usize },
+    TooLong(FrameTooLong),
     /// The connection ended.
     Lost(quinn::ConnectionError),
+}
+
+/// A length that is refused before any memory is taken for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a frame of {bytes} bytes; at most {max} are allowed")]
+pub struct FrameTooLong {
+    /// What the peer announced.
+    pub bytes: usize,
+    /// What is allowed.
+    pub max: usize,
 }
 
 impl FrameReader {
@@ -37,7 +47,7 @@ impl FrameReader {
     /// The next frame of at most `bytes_max`. Cancel-safe.
     pub(super) async fn next(&mut self, bytes_max: usize) -> Result<Bytes, FrameError> {
         loop {
-            if let Some(frame) = take_frame(&mut self.buffer, bytes_max)? {
+            if let Some(frame) = take_frame(&mut self.buffer, bytes_max).map_err(FrameError::TooLong)? {
                 return Ok(frame);
             }
             match self.stream.read_chunk(CHUNK_BYTES, true).await {
@@ -50,12 +60,15 @@ impl FrameReader {
     }
 }
 
-/// Cuts the first whole frame out of `buffer`.
-fn take_frame(buffer: &mut BytesMut, bytes_max: usize) -> Result<Option<Bytes>, FrameError> {
+/// Cuts the first whole frame out of `buffer`; `None` when there is none yet.
+///
+/// # Errors
+/// When a longer one than `bytes_max` is announced.
+pub fn take_frame(buffer: &mut BytesMut, bytes_max: usize) -> Result<Option<Bytes>, FrameTooLong> {
     let Some(prefix) = buffer.first_chunk::<4>() else { return Ok(None) };
     let bytes = usize::try_from(u32::from_le_bytes(*prefix)).unwrap_or(usize::MAX);
     if bytes > bytes_max {
-        return Err(FrameError::TooLong { bytes, max: bytes_max });
+        return Err(FrameTooLong { bytes, max: bytes_max });
     }
     if buffer.len() < 4 + bytes {
         return Ok(None);
@@ -105,8 +118,8 @@ mod tests {
     #[test]
     fn a_length_beyond_the_limit_is_refused_at_once() {
         let mut buffer = BytesMut::from(&[6, 0, 0, 0][..]);
-        assert!(matches!(take_frame(&mut buffer, 5), Err(FrameError::TooLong { bytes: 6, max: 5 })));
+        assert_eq!(take_frame(&mut buffer, 5), Err(FrameTooLong { bytes: 6, max: 5 }));
         let mut buffer = BytesMut::from(&[255, 255, 255, 255][..]);
-        assert!(matches!(take_frame(&mut buffer, 1 << 20), Err(FrameError::TooLong { .. })));
+        assert!(take_frame(&mut buffer, 1 << 20).is_err());
     }
 }

@@ -17,27 +17,34 @@ pub(super) const EXPORTER_LABEL: &[u8] = b"EXPORTER-farside-pairing-1";
 
 /// What the source opens with.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Opening {
-    pub(super) source: Name,
-    pub(super) pairing: Option<PairingProof>,
+pub struct Opening {
+    /// The name that it says it has.
+    pub source: Name,
+    /// To be paired, instead of being known.
+    pub pairing: Option<PairingProof>,
 }
 
 /// What shows that a token is held.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct PairingProof {
-    pub(super) token_id: [u8; 8],
-    pub(super) proof: [u8; 32],
+pub struct PairingProof {
+    /// Which token; not secret.
+    pub token_id: [u8; 8],
+    /// Made with the token's secret, for this TLS session only.
+    pub proof: [u8; 32],
 }
 
 /// What the receiver answers when it agrees.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Answer {
-    pub(super) receiver: Name,
-    pub(super) proof: Option<[u8; 32]>,
+pub struct Answer {
+    /// Its name.
+    pub receiver: Name,
+    /// That it holds the token, too; when pairing.
+    pub proof: Option<[u8; 32]>,
 }
 
 impl Opening {
-    pub(super) fn encode(&self) -> Bytes {
+    /// The frame.
+    pub fn encode(&self) -> Bytes {
         let mut bytes = begin(if self.pairing.is_some() { PAIR } else { CONNECT }, &self.source);
         if let Some(pairing) = &self.pairing {
             bytes.extend_from_slice(&pairing.token_id);
@@ -46,7 +53,8 @@ impl Opening {
         bytes.into()
     }
 
-    pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
+    /// From the frame; `None` when it is none.
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
         let (kind, source, rest) = end(bytes)?;
         let pairing = match kind {
             CONNECT if rest.is_empty() => None,
@@ -61,13 +69,15 @@ impl Opening {
 }
 
 impl Answer {
-    pub(super) fn encode(&self) -> Bytes {
+    /// The frame.
+    pub fn encode(&self) -> Bytes {
         let mut bytes = begin(if self.proof.is_some() { PAIR } else { CONNECT }, &self.receiver);
         bytes.extend_from_slice(self.proof.as_ref().map_or(&[][..], |proof| &proof[..]));
         bytes.into()
     }
 
-    pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
+    /// From the frame; `None` when it is none.
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
         let (kind, receiver, rest) = end(bytes)?;
         let proof = match kind {
             CONNECT if rest.is_empty() => None,

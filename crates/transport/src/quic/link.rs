@@ -12,7 +12,7 @@ use farside_region::Name;
 use quinn::{ConnectionError as QuinnError, ReadError, RecvStream, SendStream, VarInt, WriteError};
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, TryAcquireError, mpsc};
 
-use super::frames::{FrameError, FrameReader, write_frame};
+use super::frames::{FrameError, FrameReader, FrameTooLong, write_frame};
 use crate::connection::{bounded, readable};
 use crate::{
     CloseCode, Closed, Connection, ConnectionError, FRAME_BYTES_MAX, HEADER_BYTES_MAX, IncomingPart, PartError, PartReceiver,
@@ -164,7 +164,7 @@ impl Connection for QuicConnection {
     async fn recv(&self) -> Result<Bytes, ConnectionError> {
         match self.frames_in.lock().await.next(FRAME_BYTES_MAX).await {
             Ok(frame) => Ok(frame),
-            Err(FrameError::TooLong { bytes, max }) => {
+            Err(FrameError::TooLong(FrameTooLong { bytes, max })) => {
                 Err(self.protocol_error(&format!("a control frame of {bytes} bytes is longer than {max}")))
             }
             Err(FrameError::Torn) => Err(self.protocol_error("the control stream ended inside a frame")),

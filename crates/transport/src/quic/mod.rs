@@ -20,6 +20,8 @@ mod verify;
 
 pub use configuration::{Limits, MTU_MAX};
 pub use dialer::{Pin, PinError, QuicDialer, pair};
+pub use frames::{FrameTooLong, take_frame};
+pub use handshake::{Answer, Opening, PairingProof};
 pub use link::QuicConnection;
 pub use listener::{Listener, ListenerEvent};
 pub use socket::SocketBuffers;

@@ -1,0 +1,101 @@
+//! A paired source that begins and never ends, or says again what it said before; local clients that never finish a request.
+
+use farside_ledger::LayerKind;
+use farside_wire::{LayerBegin, SourceMessage};
+use tokio::io::AsyncWriteExt as _;
+
+use crate::site::{Gateway, granules, wait_for};
+
+/// What the program and the allocator need beside what is counted.
+const SLACK_BYTES: u64 = 64 << 20;
+
+/// Part streams that are opened and left, with a byte now and then.
+#[tokio::test]
+async fn streams_that_never_end_hold_little_memory_and_nobody_up() {
+    let mut gateway = Gateway::new("");
+    gateway.start().await;
+    let slow = gateway.pair("slow").await;
+    let good = gateway.pair("good").await;
+    let mut source = good.connect("default").await;
+    let volume = source.claim("data").await;
+    let before = gateway.resident_bytes_max();
+    let (mut sessions, mut streams) = (Vec::new(), Vec::new());
+    for group in 0..16 {
+        let mut session = slow.connect(&format!("group{group}")).await;
+        let claimed = session.claim("data").await;
+        let (bytes, _) = claimed.part(1, &granules(0, 40));
+        for seq in 1..=2 {
+            session.send(SourceMessage::LayerBegin(LayerBegin { key: claimed.key(seq) })).await;
+            let stream = session.begin_part(&claimed, seq, 0, &bytes[..100]).await;
+            streams.push((stream, bytes[100..].to_vec()));
+        }
+        sessions.push(session);
+    }
+    assert!(gateway.landed_files("slow/group0/data").len() >= 2, "they have begun");
+    for seq in 1..=20 {
+        source.publish(&volume, seq, &granules(seq, 3), LayerKind::Point).await;
+        for (stream, left) in &mut streams {
+            let byte = left.remove(0);
+            stream.write(bytes::Bytes::copy_from_slice(&[byte])).await.expect("it is still read");
+        }
+    }
+    assert_eq!(gateway.status().await.sources.len(), 2);
+    let grown = gateway.resident_bytes_max() - before;
+    // The budget for parts on their way in.
+    assert!(grown <= (64 << 20) + SLACK_BYTES, "{} MiB more than before", grown >> 20);
+    drop((streams, sessions));
+    // Nothing of what was begun stays.
+    let empty = |group: u32| gateway.landed_files(&format!("slow/group{group}/data")).is_empty();
+    wait_for("landing to be empty", || (0..16).all(empty)).await;
+    gateway.check_store();
+}
+
+/// Everything that was said in one connection is said again in the next, and once more under the next claim.
+#[tokio::test]
+async fn a_recording_played_back_publishes_nothing() {
+    let mut gateway = Gateway::new("");
+    gateway.start().await;
+    let host = gateway.pair("host1").await;
+    let mut source = host.connect("default").await;
+    let first = source.claim("data").await;
+    let (bytes, member) = first.part(1, &granules(0, 3));
+    source.publish(&first, 1, &granules(0, 3), LayerKind::Point).await;
+    drop(source);
+
+    let mut again = host.connect_when_ready("default").await;
+    again.play(&first, 1, &bytes, &member).await;
+    // A new claim, and a point of it: whatever the recording did has been done by then.
+    let second = again.claim_above("data", &first).await;
+    again.play(&first, 1, &bytes, &member).await;
+    again.publish(&second, 1, &granules(5, 2), LayerKind::Point).await;
+    again.play(&first, 1, &bytes, &member).await;
+    again.play(&second, 1, &second.part(1, &granules(5, 2)).0, &second.part(1, &granules(5, 2)).1).await;
+    again.publish(&second, 2, &granules(9, 1), LayerKind::Point).await;
+    assert_eq!(gateway.points(Some("host1/default")).await.len(), 3, "one for each that was made");
+    gateway.check_store();
+}
+
+/// Hundreds of local clients that begin a request and leave it.
+#[tokio::test]
+async fn clients_that_never_finish_a_request_keep_nobody_waiting() {
+    let mut gateway = Gateway::new("");
+    gateway.start().await;
+    let files = || std::fs::read_dir(format!("/proc/{}/fd", gateway.process())).expect("it runs").count();
+    let (before, memory) = (files(), gateway.resident_bytes_max());
+    let mut slow = Vec::new();
+    for _ in 0..400 {
+        let mut stream = tokio::net::UnixStream::connect(gateway.path("api.sock")).await.expect("connected");
+        let _ = stream.write_all(b"GET /v1/status HTTP/1.1\r\nhost: x\r\nx-slow: ").await; // it may be sent away at once
+        slow.push(stream);
+    }
+    // Every request below comes after all of them, and is answered.
+    gateway.status().await;
+    let clients = files() - before;
+    assert!(clients <= farside_service::clients::CLIENTS_MAX + 8, "{clients} files are open for clients");
+    for stream in &mut slow {
+        let _ = stream.write_all(b"y").await;
+    }
+    gateway.status().await;
+    let grown = gateway.resident_bytes_max() - memory;
+    assert!(grown <= SLACK_BYTES, "{} MiB more than before", grown >> 20);
+}
