@@ -234,7 +234,8 @@ impl Host {
 
     fn tick(&mut self) {
         let time = CutTime { boot: BootId([5; 16]), mono_ns: self.now, wall_ms: 0 };
-        let sample = source::Sample { dirty_bytes: u64::from(self.written) * 16, in_flight: 0 };
+        let dirty_bytes = u64::from(self.written) * 16;
+        let sample = source::Sample { dirty_bytes, waits_for_disk: self.written == 7, ..source::Sample::default() };
         let volumes = (1..=2).map(|n| (volume(n), sample)).collect();
         self.events.push_back(source::Event::Tick(source::Tick { time, volumes }));
     }
@@ -425,6 +426,10 @@ fn target_seeds() -> Vec<Vec<u8>> {
     ]
 }
 
+fn grantable(free_bytes: u64) -> target::Event {
+    target::Event::Grantable { free_bytes, spare_bytes: free_bytes + (1 << 25), reserve_bytes: 1 << 26 }
+}
+
 struct Gateway {
     target: target::Target,
     state: State,
@@ -460,7 +465,7 @@ impl Gateway {
         let target = target::Target::new(config, &state, Vec::new(), &mut Vec::new());
         let session = target::SessionId(1);
         let mut gateway = Self { target, state, now: 1, session, events: VecDeque::new(), seen: 0, appended: 0 };
-        gateway.events.push_back(target::Event::Grantable { free_bytes: 1 << 30, reserve_bytes: 1 << 26 });
+        gateway.events.push_back(grantable(1 << 30));
         gateway.go();
         gateway
     }
@@ -484,7 +489,7 @@ impl Gateway {
             PERSON => {
                 let byte = operations.byte()?;
                 let free_bytes = u64::from(byte) << 24;
-                self.events.push_back(target::Event::Grantable { free_bytes, reserve_bytes: 1 << 26 });
+                self.events.push_back(grantable(free_bytes));
             }
             _ => {
                 let byte = operations.byte()?;
