@@ -19,6 +19,7 @@ const CORNERS: &[(&str, &str)] = &[
     ("oversized option", include_str!("nbd_corners/oversized_option.py")),
     ("half a request", include_str!("nbd_corners/half_a_request.py")),
     ("many clients", include_str!("nbd_corners/many_clients.py")),
+    ("deaf clients", include_str!("nbd_corners/deaf_clients.py")),
     ("disconnect in mid-write", include_str!("nbd_corners/disconnect_in_mid_write.py")),
 ];
 

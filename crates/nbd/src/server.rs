@@ -4,8 +4,10 @@
 //! *pieces* (each a request of the queue). Replies are gathered and sent as their jobs end, in any order.
 //!
 //! Back-pressure, in one place: a connection is not read while its jobs, its unsent replies, the pieces of all connections
-//! or the buffers are at their limit. Who waits for pieces or buffers waits in one line, so that a long request is not starved
-//! by short ones. Invariant: a connection's slot is free only when no job and no operation of the ring belongs to it.
+//! or its part of the buffers ([`memory`]) are at their limit. Who waits for pieces waits in one line and takes turns; who waits
+//! for memory beyond what it is guaranteed, in another, which nobody else passes for such memory. Both are for what comes back by
+//! itself, but for replies that a client does not take: who holds what others wait for, and takes nothing for a while, is hung
+//! up. Invariant: a connection's slot is free only when no job and no operation of the ring belongs to it.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -20,9 +22,11 @@ use thiserror::Error;
 use crate::{Export, ExportError, Head, Listener, Session, proto};
 use connection::{Connection, State, Work};
 use jobs::{Job, JobKind, Piece, Slab};
+use memory::{Shares, footprint};
 
 mod connection;
 mod jobs;
+mod memory;
 mod stream;
 
 /// Everything that is bounded.
@@ -42,6 +46,8 @@ pub struct Limits {
     pub buffer_bytes_max: usize,
     /// How long a stop waits for clients to take their last replies.
     pub farewell_max: Duration,
+    /// How long a client may take nothing of its replies while somebody else waits for the memory that they hold.
+    pub deaf_max: Duration,
 }
 
 impl Default for Limits {
@@ -54,6 +60,7 @@ impl Default for Limits {
             payload_max: proto::PAYLOAD_MAX,
             buffer_bytes_max: 64 << 20,
             farewell_max: Duration::from_secs(2),
+            deaf_max: Duration::from_secs(30),
         }
     }
 }
@@ -61,14 +68,15 @@ impl Default for Limits {
 impl Limits {
     fn check(&self) -> Result<(), ServeError> {
         let pieces = (self.payload_max as usize).div_ceil(self.piece_bytes_max.max(1) as usize);
+        let guaranteed = 2 * self.connections_max * self.piece_bytes_max as usize;
         let wrong = if self.connections_max == 0 || self.jobs_per_connection_max == 0 {
             "there must be room for one connection and one job"
         } else if !self.piece_bytes_max.is_power_of_two() || self.piece_bytes_max < 65536 {
             "piece_bytes_max must be a power of two from 64 KiB"
         } else if !self.payload_max.is_power_of_two() || self.payload_max < self.piece_bytes_max {
             "payload_max must be a power of two and hold a piece"
-        } else if self.pieces_max < pieces || self.buffer_bytes_max < self.payload_max as usize {
-            "pieces_max and buffer_bytes_max must hold the longest command"
+        } else if self.pieces_max < pieces || self.buffer_bytes_max < self.payload_max as usize + guaranteed {
+            "pieces_max must hold the longest command, buffer_bytes_max that and two pieces for each connection"
         } else {
             return Ok(());
         };
@@ -192,6 +200,7 @@ impl Server {
         let memory = |source| ServeError::Memory { source };
         let pool = BufferPool::new(self.limits.buffer_bytes_max, self.limits.piece_bytes_max as usize).map_err(memory)?;
         let pieces = Slab::with_capacity(self.limits.pieces_max);
+        let shares = Shares::new(&self.limits, pool.capacity());
         let mut running = Running {
             ring,
             queue: &mut queue,
@@ -200,6 +209,7 @@ impl Server {
             shared: self.shared,
             pool,
             share: (self.limits.buffer_bytes_max / self.limits.connections_max) as u64,
+            shares,
             connections: (0..self.limits.connections_max).map(|_| None).collect(),
             connected: 0,
             accepting: false,
@@ -207,7 +217,9 @@ impl Server {
             accept_warned: false,
             jobs: Slab::with_capacity(self.limits.connections_max * self.limits.jobs_per_connection_max),
             pieces,
+            submitted: 0,
             line: VecDeque::with_capacity(self.limits.connections_max),
+            large: VecDeque::with_capacity(self.limits.connections_max),
             ready: Vec::with_capacity(self.limits.connections_max),
             extents: Vec::with_capacity(stream::DESCRIPTORS_MAX + 1),
             answer: Vec::with_capacity(8 << 10),
@@ -233,6 +245,7 @@ struct Running<'q, Q> {
     shared: Arc<Shared>,
     pool: BufferPool,
     share: u64, // of the buffers, for the reads of one client
+    shares: Shares,
     connections: Vec<Option<Connection>>,
     connected: usize,
     accepting: bool,
@@ -240,8 +253,10 @@ struct Running<'q, Q> {
     accept_warned: bool,
     jobs: Slab<Job>,
     pieces: Slab<Piece>,
-    line: VecDeque<u32>, // connections that wait for pieces or buffers
-    ready: Vec<u32>,     // connections to be looked at after this batch of completions
+    submitted: u64,       // pieces so far
+    line: VecDeque<u32>,  // connections that wait for pieces
+    large: VecDeque<u32>, // connections that wait for memory beyond their guarantee
+    ready: Vec<u32>,      // connections to be looked at after this batch of completions
     extents: Vec<Extent>,
     answer: Vec<u8>,
     farewell: Option<Instant>,
@@ -301,29 +316,40 @@ impl<Q: BlockQueue> Running<'_, Q> {
     /// Looks after everybody who may have something to do, until nobody has.
     fn settle(&mut self) {
         loop {
-            while let Some(index) = self.ready.pop() {
-                if let Some(connection) = &mut self.connections[index as usize] {
-                    connection.ready = false;
-                    self.advance(index);
-                    self.reap();
+            loop {
+                while let Some(index) = self.ready.pop() {
+                    if let Some(connection) = &mut self.connections[index as usize] {
+                        connection.ready = false;
+                        self.advance(index);
+                        self.reap();
+                    }
+                }
+                self.serve_line();
+                self.serve_large();
+                self.reap();
+                if self.ready.is_empty() {
+                    break;
                 }
             }
-            self.serve_line();
-            self.reap();
-            if self.ready.is_empty() {
-                break;
+            self.hang_up_the_deaf();
+            let mut parted = false;
+            for index in 0..self.connections.len() {
+                self.send(index as u32);
+                parted |= self.part(index as u32);
             }
-        }
-        for index in 0..self.connections.len() {
-            self.send(index as u32);
-            self.part(index as u32);
+            // What it held may be what somebody waits for.
+            if !parted || self.large.is_empty() {
+                return;
+            }
         }
     }
 
     fn nap(&self) -> Option<Duration> {
         let retry = self.accept_failed.then_some(Duration::from_millis(100));
         let farewell = self.farewell.map(|until| until.saturating_duration_since(Instant::now()));
-        [retry, farewell].into_iter().flatten().min()
+        let deaf = self.connections.iter().flatten().filter_map(|c| c.deaf_since).min();
+        let deaf = deaf.map(|since| (since + self.limits.deaf_max).saturating_duration_since(Instant::now()));
+        [retry, farewell, deaf].into_iter().flatten().min()
     }
 
     /// Whether it is time to return. Begins the farewell of a stop.
@@ -419,6 +445,7 @@ impl<Q: BlockQueue> Running<'_, Q> {
     fn sent(&mut self, index: u32, completion: Completion) {
         let connection = self.connections[index as usize].as_mut().expect("a connection outlives its operations");
         connection.sending = false;
+        connection.deaf_since = None; // it took something
         let mut gather = completion.gather.expect("a send has a gather");
         if completion.result.is_ok() && !gather.is_empty() {
             connection.send(&mut self.ring, Ticket::Send(index).tag(), gather);
@@ -471,7 +498,12 @@ impl<Q: BlockQueue> Running<'_, Q> {
         let connection = self.connections[index as usize].as_mut().expect("a living connection");
         let broken = connection.state == State::Broken;
         let job = match std::mem::replace(&mut connection.work, Work::Next) {
-            Work::Writing(writing) => Some(writing.job),
+            Work::Writing(writing) => {
+                if writing.piece > 0 {
+                    connection.writing_bytes -= footprint(writing.piece);
+                }
+                Some(writing.job)
+            }
             Work::Reading(reading) if broken => Some(reading.job),
             Work::Start { .. } if broken => None,
             kept @ (Work::Reading(_) | Work::Start { .. }) => {
@@ -490,15 +522,18 @@ impl<Q: BlockQueue> Running<'_, Q> {
         }
     }
 
-    /// Forgets a connection that is over.
-    fn part(&mut self, index: u32) {
-        if self.connections[index as usize].as_ref().is_some_and(Connection::over) {
+    /// Forgets a connection that is over; true: it was.
+    fn part(&mut self, index: u32) -> bool {
+        let over = self.connections[index as usize].as_ref().is_some_and(Connection::over);
+        if over {
             self.connections[index as usize] = None;
             self.queue.client_gone(index);
             self.line.retain(|&waiting| waiting != index);
+            self.large.retain(|&waiting| waiting != index);
             self.connected -= 1;
             self.count_connections();
         }
+        over
     }
 
     fn mark_ready(&mut self, index: u32) {
@@ -510,7 +545,7 @@ impl<Q: BlockQueue> Running<'_, Q> {
         }
     }
 
-    /// Whoever has waited longest for pieces or buffers tries again; the others only when he got what he wanted.
+    /// Whoever has waited longest for pieces tries again. Who got some and wants more goes to the end: others have their turn.
     fn serve_line(&mut self) {
         while let Some(&index) = self.line.front() {
             let Some(connection) = &mut self.connections[index as usize] else {
@@ -518,13 +553,62 @@ impl<Q: BlockQueue> Running<'_, Q> {
                 continue;
             };
             connection.first_in_line = true;
+            let before = self.submitted;
             self.advance(index);
             let connection = self.connections[index as usize].as_mut().expect("an advance does not part");
             connection.first_in_line = false;
-            if connection.in_line {
+            let waits_on = connection.in_line;
+            if waits_on && self.submitted == before {
                 return;
             }
             self.line.pop_front();
+            if waits_on {
+                self.line.push_back(index);
+            }
+        }
+    }
+
+    /// Whoever has waited longest for memory beyond its guarantee tries again; nobody passes.
+    fn serve_large(&mut self) {
+        while let Some(&index) = self.large.front() {
+            let Some(connection) = &mut self.connections[index as usize] else {
+                self.large.pop_front();
+                continue;
+            };
+            connection.first_in_large = true;
+            self.advance(index);
+            let connection = self.connections[index as usize].as_mut().expect("an advance does not part");
+            connection.first_in_large = false;
+            if connection.in_large {
+                return;
+            }
+            self.large.pop_front();
+        }
+    }
+
+    /// Ends connections that hold memory for which somebody waits, if nothing but their client could give it back and it has
+    /// not for too long.
+    fn hang_up_the_deaf(&mut self) {
+        let mut late = None;
+        let wanted = !self.large.is_empty();
+        for (index, connection) in self.connections.iter_mut().enumerate() {
+            let Some(connection) = connection else { continue };
+            let holds = wanted && self.shares.exceeds(connection.read_bytes()) && connection.reading_bytes == 0;
+            if !holds || connection.state == State::Broken {
+                connection.deaf_since = None;
+                continue;
+            }
+            let since = *connection.deaf_since.get_or_insert_with(Instant::now);
+            if since.elapsed() >= self.limits.deaf_max {
+                late = Some(index as u32);
+            }
+        }
+        if let Some(index) = late {
+            tracing::warn!(
+                export = self.export.name(),
+                "NBD: a client that takes no replies is hung up: another one waits for the memory they hold"
+            );
+            self.break_off(index); // the ring hears of it, and what it held comes back with that
         }
     }
 
@@ -551,8 +635,11 @@ impl<Q: BlockQueue> Running<'_, Q> {
         } else {
             self.pieces.remove(number);
             let connection = self.connections[index as usize].as_mut().expect("a connection outlives its jobs");
-            if kind == JobKind::ReadInChunks {
-                connection.reading_bytes -= u64::from(len);
+            if kind == JobKind::Change && done.buffer.is_some() {
+                connection.writing_bytes -= footprint(u64::from(len));
+                self.mark_ready(index); // the rest of a long write may wait for it
+            } else if kind == JobKind::ReadInChunks {
+                connection.reading_bytes -= footprint(u64::from(len));
                 let buffer = done.buffer.expect("a read gives its buffer back");
                 match done.result {
                     Ok(()) if jobs::is_zero(&buffer) => connection.push(Head::hole(cookie, offset, len, last).as_bytes()),
@@ -590,15 +677,13 @@ impl<Q: BlockQueue> Running<'_, Q> {
         while let Some(piece) = held {
             let piece = self.pieces.remove(piece);
             held = piece.next;
+            connection.reading_bytes -= footprint(u64::from(piece.len));
             if !silent
                 && error == 0
                 && let Some(buffer) = piece.buffer
             {
                 connection.push_data(buffer);
             }
-        }
-        if job.kind == JobKind::ReadWhole {
-            connection.reading_bytes -= u64::from(job.len);
         }
         connection.jobs -= 1;
         let counters = &self.shared.counters;

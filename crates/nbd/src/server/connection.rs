@@ -6,10 +6,12 @@
 use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
+use std::time::Instant;
 
 use farside_blockio::{Buffer, Errno, Gather, Ring, SharedFd, Tag};
 use nix::sys::socket::Shutdown;
 
+use super::memory::footprint;
 use super::stream::DESCRIPTORS_MAX;
 use crate::{Command, Event, Head, Session};
 
@@ -60,6 +62,8 @@ pub(super) struct Writing {
     pub(super) fua: bool,
     /// Of the first piece of `rest`; `None` until there is one, or while the ring receives into it.
     pub(super) buffer: Option<Buffer>,
+    /// Length of that piece; 0 while it has no buffer.
+    pub(super) piece: u64,
     pub(super) filled: usize,
 }
 
@@ -88,10 +92,16 @@ pub(super) struct Connection {
     next: Gather,
     heads_used: usize,
     pub(super) spare: Option<Gather>,
-    /// Bytes of reads in the queue.
+    /// Its turn for memory beyond what it is guaranteed.
+    pub(super) in_large: bool,
+    pub(super) first_in_large: bool,
+    /// Since when it has taken nothing of what it was sent, if somebody waits for that.
+    pub(super) deaf_since: Option<Instant>,
+    /// Memory, as the pool counts it: of reads in the queue, of what is gathered, of what is being sent, of writes.
     pub(super) reading_bytes: u64,
     next_bytes: u64,
     pub(super) sending_bytes: u64,
+    pub(super) writing_bytes: u64,
 }
 
 impl Connection {
@@ -119,9 +129,13 @@ impl Connection {
             next: gather()?,
             heads_used: 0,
             spare: Some(gather()?),
+            in_large: false,
+            first_in_large: false,
+            deaf_since: None,
             reading_bytes: 0,
             next_bytes: 0,
             sending_bytes: 0,
+            writing_bytes: 0,
         })
     }
 
@@ -130,11 +144,9 @@ impl Connection {
         self.heads_used >= HEADS_BUSY
     }
 
-    /// Whether `len` more bytes may be read for this client: what it does not take from the socket stays within its share of
-    /// the buffers, but it always has one read.
-    pub(super) fn may_read(&self, len: u64, share: u64) -> bool {
-        let held = self.reading_bytes + self.next_bytes + self.sending_bytes;
-        held == 0 || held + len <= share
+    /// Memory that its reads hold until it has taken the replies.
+    pub(super) fn read_bytes(&self) -> u64 {
+        self.reading_bytes + self.next_bytes + self.sending_bytes
     }
 
     /// Gathers a reply's head, or any small bytes.
@@ -154,7 +166,7 @@ impl Connection {
             return;
         }
         let len = buffer.len();
-        self.next_bytes += len as u64;
+        self.next_bytes += footprint(len as u64);
         let number = self.next.push_buffer(buffer);
         self.next.push_slice(number, 0..len);
     }

@@ -5,11 +5,12 @@
 
 use std::sync::atomic::Ordering;
 
-use farside_blockio::{BlockQueue, Buffer, Extent, ExtentKind, Op, Request, RequestId};
+use farside_blockio::{BUFFER_ALIGN, BlockQueue, Buffer, Extent, ExtentKind, Op, Request, RequestId};
 use farside_region::{ByteExtent, ByteOffset};
 
 use super::connection::{Reading, State, Work, Writing};
 use super::jobs::{Job, JobKind, Piece};
+use super::memory::footprint;
 use super::{Running, Ticket};
 use crate::proto::{self, allocation};
 use crate::{Command, Event, Head};
@@ -26,8 +27,10 @@ enum Stop {
     Bytes,
     /// The client's own limits, or the end.
     Quiet,
-    /// Pieces or buffers, which others have.
+    /// Pieces, which others have.
     Line,
+    /// Memory beyond its guarantee, which others have.
+    Large,
 }
 
 impl<Q: BlockQueue> Running<'_, Q> {
@@ -39,18 +42,19 @@ impl<Q: BlockQueue> Running<'_, Q> {
             }
         };
         let connection = self.connections[index as usize].as_mut().expect("a living connection");
-        if stop == Stop::Line {
-            if !connection.in_line {
-                connection.in_line = true;
-                self.line.push_back(index);
-                self.shared.counters.waits.fetch_add(1, Ordering::Relaxed);
-            }
-            return;
+        let waited = (connection.in_line, connection.in_large);
+        (connection.in_line, connection.in_large) = (stop == Stop::Line, stop == Stop::Large);
+        match (stop, waited) {
+            (Stop::Line, (false, _)) => self.line.push_back(index),
+            (Stop::Large, (_, false)) => self.large.push_back(index),
+            (Stop::Line | Stop::Large | Stop::Quiet, _) => return,
+            (Stop::Bytes, _) => return self.receive(index),
         }
-        connection.in_line = false;
-        if stop != Stop::Bytes {
-            return;
-        }
+        self.shared.counters.waits.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn receive(&mut self, index: u32) {
+        let connection = self.connections[index as usize].as_mut().expect("a living connection");
         let tag = Ticket::Receive(index).tag();
         if let Work::Writing(writing) = &mut connection.work
             && connection.unread.is_empty()
@@ -141,7 +145,7 @@ impl<Q: BlockQueue> Running<'_, Q> {
             Command::Write { extent, fua } => {
                 let job = self.begin(index, cookie, JobKind::Change, whole(extent));
                 self.shared.counters.bytes_written.fetch_add(extent.len, Ordering::Relaxed);
-                self.set_work(index, Work::Writing(Writing { job, rest: range(extent), fua, buffer: None, filled: 0 }));
+                self.set_work(index, Work::Writing(Writing { job, rest: range(extent), fua, buffer: None, piece: 0, filled: 0 }));
             }
             Command::BlockStatus { extent, one } => {
                 self.block_status(index, cookie, extent, one);
@@ -173,18 +177,27 @@ impl<Q: BlockQueue> Running<'_, Q> {
         let connection = self.connections[index as usize].as_mut().expect("a living connection");
         let Work::Reading(reading) = &connection.work else { unreachable!("called while reading") };
         let (job, start, len) = (reading.job, reading.rest.start, (reading.rest.end - reading.rest.start).min(piece_max));
-        let more = reading.rest.end - start > len;
-        if connection.heads_busy() || !connection.may_read(len, self.share) {
+        let held = connection.read_bytes();
+        if connection.heads_busy() || (held > 0 && held + footprint(len) > self.share) {
             return Some(Stop::Quiet);
         }
-        let Some(buffer) = self.take(index, len) else { return Some(Stop::Line) };
+        if !self.may_take(index, 1) {
+            return Some(Stop::Line);
+        }
+        if !self.may_hold(index, held, footprint(len)) {
+            // A piece is guaranteed to who has none: what is held comes back, and is heard of.
+            return Some(Stop::Quiet);
+        }
+        let Some(buffer) = self.take(len) else { return Some(Stop::Large) };
+        let len = buffer.len() as u64;
         let connection = self.connections[index as usize].as_mut().expect("a living connection");
         let Work::Reading(reading) = &mut connection.work else { unreachable!("checked above") };
         reading.rest.start += len;
+        let more = !reading.rest.is_empty();
         if !more {
             connection.work = Work::Next;
         }
-        connection.reading_bytes += len;
+        connection.reading_bytes += footprint(len);
         self.jobs.get_mut(job).more = more;
         self.submit(job, Op::Read, extent(start, len), false, Some(buffer));
         None
@@ -193,38 +206,47 @@ impl<Q: BlockQueue> Running<'_, Q> {
     /// A read whose reply is one: it starts when there is memory for all of it.
     fn read_whole(&mut self, index: u32, cookie: u64, all: ByteExtent) -> Option<Stop> {
         let piece_max = self.piece_max();
-        let count = all.len.div_ceil(piece_max);
         let connection = self.connections[index as usize].as_ref().expect("a living connection");
-        if !connection.may_read(all.len, self.share) {
+        let held = connection.read_bytes();
+        let whole = all.len / piece_max * piece_max;
+        let needs = whole + if whole < all.len { footprint(all.len - whole) } else { 0 };
+        if held > 0 && held + needs > self.share {
             return Some(Stop::Quiet);
         }
-        if !self.may_take(index, count as usize) {
+        if !self.may_take(index, all.len.div_ceil(piece_max) as usize) {
             return Some(Stop::Line);
         }
+        if !self.may_hold(index, held, needs) {
+            return Some(if held > 0 { Stop::Quiet } else { Stop::Large });
+        }
         // Last piece first, so that the list ends up in order.
-        let mut first = None;
-        for number in (0..count).rev() {
-            let start = all.offset.0 + number * piece_max;
-            let len = piece_max.min(all.offset.0 + all.len - start);
-            let Some(buffer) = self.take(index, len) else {
+        let (mut first, mut end, mut count, mut took) = (None, all.offset.0 + all.len, 0, 0);
+        while end > all.offset.0 {
+            let full = (end - all.offset.0 - 1) % piece_max + 1;
+            let buffer = if self.pieces.len() < self.limits.pieces_max { self.take(full) } else { None };
+            let Some(buffer) = buffer else {
                 self.forget_pieces(first);
-                return Some(Stop::Line);
+                return Some(Stop::Large);
             };
-            let piece = Piece { job: 0, offset: start, len: len as u32, buffer: Some(buffer), next: first };
+            let len = buffer.len() as u64;
+            end -= len;
+            (count, took) = (count + 1, took + footprint(len));
+            let piece = Piece { job: 0, offset: end, len: len as u32, buffer: Some(buffer), next: first };
             first = Some(self.pieces.insert(piece));
         }
         let job = self.begin(index, cookie, JobKind::ReadWhole, (all.offset.0, all.len as u32));
         let entry = self.jobs.get_mut(job);
-        (entry.more, entry.first_piece, entry.outstanding) = (false, first, count as u32);
+        (entry.more, entry.first_piece, entry.outstanding) = (false, first, count);
         let connection = self.connections[index as usize].as_mut().expect("a living connection");
         connection.work = Work::Next;
-        connection.reading_bytes += all.len;
+        connection.reading_bytes += took;
         while let Some(number) = first {
             let piece = self.pieces.get_mut(number);
             piece.job = job;
             first = piece.next;
             let (extent, buffer) = (extent(piece.offset, u64::from(piece.len)), piece.buffer.take());
             let request = Request { id: RequestId(u64::from(number)), client: index, op: Op::Read, extent, fua: false, buffer };
+            self.submitted += 1;
             self.queue.submit(&mut self.ring, request);
         }
         None
@@ -242,10 +264,18 @@ impl<Q: BlockQueue> Running<'_, Q> {
         let Work::Writing(writing) = &connection.work else { unreachable!("called while writing") };
         if writing.buffer.is_none() {
             let len = (writing.rest.end - writing.rest.start).min(piece_max);
-            let Some(buffer) = self.take(index, len) else { return Some(Stop::Line) };
+            let held = connection.writing_bytes;
+            if !self.may_take(index, 1) {
+                return Some(Stop::Line);
+            }
+            if !self.may_hold(index, held, footprint(len)) {
+                return Some(Stop::Quiet); // as in a read
+            }
+            let Some(buffer) = self.take(len) else { return Some(Stop::Large) };
             let connection = self.connections[index as usize].as_mut().expect("a living connection");
+            connection.writing_bytes += footprint(buffer.len() as u64);
             let Work::Writing(writing) = &mut connection.work else { unreachable!("checked above") };
-            (writing.buffer, writing.filled) = (Some(buffer), 0);
+            (writing.piece, writing.buffer, writing.filled) = (buffer.len() as u64, Some(buffer), 0);
         }
         let connection = self.connections[index as usize].as_mut().expect("a living connection");
         if !connection.fill() {
@@ -255,6 +285,7 @@ impl<Q: BlockQueue> Running<'_, Q> {
         let buffer = writing.buffer.take().expect("filled above");
         let (job, start, len, fua) = (writing.job, writing.rest.start, buffer.len() as u64, writing.fua);
         writing.rest.start += len;
+        writing.piece = 0;
         let more = !writing.rest.is_empty();
         if !more {
             connection.work = Work::Next;
@@ -321,6 +352,7 @@ impl<Q: BlockQueue> Running<'_, Q> {
         let entry = self.jobs.get_mut(job);
         entry.outstanding += 1;
         let client = entry.connection;
+        self.submitted += 1;
         self.queue.submit(&mut self.ring, Request { id, client, op, extent, fua, buffer });
     }
 
@@ -330,9 +362,31 @@ impl<Q: BlockQueue> Running<'_, Q> {
         (self.line.is_empty() || connection.first_in_line) && self.pieces.len() + pieces <= self.limits.pieces_max
     }
 
-    /// A buffer for one piece.
-    fn take(&mut self, index: u32, len: u64) -> Option<Buffer> {
-        if self.may_take(index, 1) { self.pool.take(len as usize) } else { None }
+    /// Whether an account of a connection that holds `held` may hold so much more.
+    fn may_hold(&self, index: u32, held: u64, more: u64) -> bool {
+        let connection = self.connections[index as usize].as_ref().expect("a living connection");
+        self.shares.guarantees(held, more)
+            || ((self.large.is_empty() || connection.first_in_large)
+                && self.shares.spares(
+                    held,
+                    more,
+                    self.connections.iter().flatten().flat_map(|c| [c.read_bytes(), c.writing_bytes]),
+                ))
+    }
+
+    /// A buffer for one piece of at most `len` bytes; a shorter one where the memory that is free lies in pieces.
+    fn take(&self, len: u64) -> Option<Buffer> {
+        let shortest = u64::from(self.export.info().block_min).max(BUFFER_ALIGN as u64);
+        let mut len = len;
+        loop {
+            if let Some(buffer) = self.pool.take(len as usize) {
+                return Some(buffer);
+            }
+            if len <= shortest {
+                return None;
+            }
+            len = (len.next_power_of_two() / 2).max(shortest);
+        }
     }
 
     fn set_work(&mut self, index: u32, work: Work) {

@@ -63,8 +63,9 @@ fn small() -> Limits {
         pieces_max: 16,
         piece_bytes_max: 64 << 10,
         payload_max: 1 << 20,
-        buffer_bytes_max: 1 << 20,
+        buffer_bytes_max: 3 << 19,
         farewell_max: std::time::Duration::from_millis(100),
+        deaf_max: std::time::Duration::from_secs(600),
     }
 }
 
@@ -295,6 +296,100 @@ fn a_client_that_does_not_read_its_replies_keeps_its_share_only() {
         }
     }
     served.stop();
+}
+
+/// A client that asks for as much as it may in one reply, and takes nothing of it. Returns when the server has read it all.
+fn deaf<Q: BlockQueue + Send + 'static>(served: &Served<Q>, bytes: u32) -> Client {
+    let before = count(&served.handle.counters().bytes_read);
+    let mut client = Client::connect(&served.path, false);
+    for _ in 0..2 {
+        client.request(command::READ, 0, 0, bytes, &[]);
+    }
+    while count(&served.handle.counters().bytes_read) < before + u64::from(bytes) {
+        std::thread::yield_now();
+    }
+    client
+}
+
+/// All but one of the connections take no replies, and the rest of the memory is theirs: the last one is served, whatever it
+/// wants that fits its guarantee, and other reads of their own size wait for memory without holding it up.
+#[test]
+fn clients_that_take_no_replies_keep_nobody_else_from_being_served() {
+    let served = serve(memory(), small());
+    let mut writer = Client::connect(&served.path, false);
+    writer.socket.set_read_timeout(Some(std::time::Duration::from_secs(60))).unwrap();
+    assert_eq!(writer.write(0, &pattern(0, 1 << 20)), 0, "longer than what it is guaranteed: piece by piece");
+    let hog = deaf(&served, 1 << 20);
+    // It waits for what the other one holds.
+    let mut waiting = Client::connect(&served.path, false);
+    waiting.request(command::READ, 0, 0, 1 << 20, &[]);
+    // In the middle of a write that does not come.
+    let mut half = Client::connect(&served.path, true);
+    let (request, _) = half.encode(command::WRITE, 0, 4 << 20, 1 << 20);
+    half.send(&[&request[..], &[1; 100]].concat());
+    for round in 0..20 {
+        assert_eq!(writer.write(1 << 20, &pattern(round, 1 << 20)), 0);
+        for at in 0..16 {
+            let found = writer.read((1 << 20) + (at << 16), 64 << 10);
+            assert!(found == pattern(round, 1 << 20)[(at << 16) as usize..][..64 << 10]);
+        }
+    }
+    // What the hog gives back goes to who waited for it.
+    drop(hog);
+    let (_, reply) = waiting.reply(|_| (0, 1 << 20));
+    assert!(reply.joined(0, 1 << 20) == pattern(0, 1 << 20));
+    drop((waiting, half));
+    served.stop();
+}
+
+#[test]
+fn who_holds_what_another_waits_for_and_takes_nothing_is_hung_up() {
+    let served = serve(memory(), Limits { deaf_max: std::time::Duration::from_millis(50), ..small() });
+    let mut writer = served.client();
+    assert_eq!(writer.write(0, &pattern(3, 1 << 20)), 0);
+    let mut hog = deaf(&served, 1 << 20);
+    let mut waiting = Client::connect(&served.path, false);
+    waiting.socket.set_read_timeout(Some(std::time::Duration::from_secs(60))).unwrap();
+    assert!(waiting.read(0, 1 << 20) == pattern(3, 1 << 20));
+    let mut rest = Vec::new();
+    let _ = std::io::Read::read_to_end(&mut hog.socket, &mut rest);
+    assert!(rest.len() < 1 << 20, "it was hung up before it had its reply");
+    // Nobody waits: then nobody is hung up, however long that takes.
+    let mut quiet = deaf(&served, 1 << 20);
+    writer.read(0, 64 << 10);
+    let (_, reply) = quiet.reply(|_| (0, 1 << 20));
+    assert!(reply.joined(0, 1 << 20) == pattern(3, 1 << 20));
+    drop((waiting, quiet));
+    served.stop();
+}
+
+#[test]
+fn who_waits_for_pieces_takes_turns() {
+    let memory = memory();
+    memory.hold(true);
+    let served = serve(memory.clone(), Limits { jobs_per_connection_max: 64, ..small() });
+    let mut many = served.client();
+    for i in 0..60 {
+        many.request(command::WRITE, 0, i * 512, 512, &[1; 512]);
+    }
+    while count(&served.handle.counters().waits) < 1 {
+        std::thread::yield_now();
+    }
+    let mut one = served.client();
+    one.request(command::WRITE, 0, 1 << 20, 512, &[2; 512]);
+    while count(&served.handle.counters().waits) < 2 {
+        std::thread::yield_now();
+    }
+    memory.hold(false);
+    served.handle.waker().wake();
+    assert_eq!(one.reply(|_| (0, 0)).1.error, 0);
+    for _ in 0..60 {
+        assert_eq!(many.reply(|_| (0, 0)).1.error, 0);
+    }
+    drop((one, many));
+    let log = served.stop().log();
+    let turn = log.iter().position(|(_, e, _)| e.offset.0 == 1 << 20).unwrap();
+    assert!(turn < 60, "it came after all {turn} of the other one's");
 }
 
 #[test]
