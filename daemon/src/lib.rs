@@ -23,6 +23,7 @@ mod supervisor;
 mod tally;
 mod verify;
 mod volume;
+mod yielding;
 
 pub use supervisor::run;
 

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use crossbeam::channel::Receiver;
+use farside_blockio::process::monotonic_ns;
 use farside_blockio::{
     Buffer, BufferPool, DeviceDone, DeviceEngine, DeviceOp, Errno, ExtentKind, FileDevice, Ring, RingError, Tag, Waker,
 };
@@ -27,6 +28,7 @@ use tokio::sync::mpsc;
 use tracing::{debug, error};
 
 use crate::verify::{Published, Verifying};
+use crate::yielding::{Host, Yielding};
 
 /// Granules that may be read ahead of the encoder, and regions they may lie in.
 const WINDOW_GRANULES: u64 = 4096;
@@ -93,6 +95,8 @@ pub(crate) struct SenderThread {
     pub(crate) volume: Arc<Volume>,
     pub(crate) device: FileDevice,
     pub(crate) depth: usize,
+    /// The host's requests, which reads of ours must not hold up.
+    pub(crate) host: farside_nbd::Handle,
     pub(crate) encoder: Encoder,
     pub(crate) orders: Receiver<Order>,
     pub(crate) waker: Waker,
@@ -117,7 +121,8 @@ impl SenderThread {
             encoder: Some(self.encoder),
             volume: self.volume,
             device: self.device,
-            depth: self.depth,
+            yielding: Yielding::new(self.depth),
+            host: self.host,
             report: self.report,
             runtime: self.runtime,
             pacer: self.pacer,
@@ -142,7 +147,8 @@ impl SenderThread {
             }
             let more = pipeline.work(&mut ring);
             pipeline.verify(&mut ring);
-            ring.wait(more.then_some(Duration::ZERO))?;
+            let nap = if more { Some(Duration::ZERO) } else { pipeline.look_again() };
+            ring.wait(nap)?;
             while let Some(completion) = ring.pop() {
                 if completion.tag == Tag::server(0) {
                     ring.wake_read(Tag::server(0), &self.waker);
@@ -164,7 +170,8 @@ struct Pipeline {
     geometry: Geometry,
     volume: Arc<Volume>,
     device: FileDevice,
-    depth: usize,
+    yielding: Yielding,
+    host: farside_nbd::Handle,
     encoder: Option<Encoder>,
     report: Box<dyn Fn(Report) + Send>,
     runtime: tokio::runtime::Handle,
@@ -400,6 +407,11 @@ impl Pipeline {
         self.counters.waits_for_disk.store(flights || otherwise, Ordering::Relaxed);
     }
 
+    /// When to work although nothing happened: the reads that are held back depend on what the host does.
+    fn look_again(&self) -> Option<Duration> {
+        self.job.as_ref().and_then(|_| self.yielding.look_again())
+    }
+
     /// Issues reads, as far ahead as the window goes. True: a host write that is older must be over first.
     fn fill(&mut self, ring: &mut Ring) -> bool {
         let (Some(reading), Some(job)) = (self.reading.as_mut(), self.job.as_ref()) else { return false };
@@ -412,7 +424,10 @@ impl Pipeline {
             reading.window_granules += missing;
             reading.limit = RegionIndex(region.0 + 1);
         }
-        while reading.flights.len() + self.orphans < self.depth {
+        let host = self.host.counters();
+        let host = Host { requests: host.commands.load(Ordering::Relaxed), in_flight: host.jobs.load(Ordering::Relaxed) };
+        let depth = self.yielding.depth(monotonic_ns(), host, reading.flights.len() + self.orphans);
+        while reading.flights.len() + self.orphans < depth {
             let run = match reading.reader.next(reading.limit) {
                 Next::Read(run) => run,
                 Next::Held(held) => {

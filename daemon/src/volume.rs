@@ -15,7 +15,7 @@ use std::thread::JoinHandle;
 
 use anyhow::{Context as _, bail};
 use crossbeam::channel::{Sender, unbounded};
-use farside_blockio::{DeviceEngine, FileDevice, OpenOptions, Ring, Waker};
+use farside_blockio::{DeviceEngine, DeviceError, FileDevice, OpenOptions, Ring, Waker};
 use farside_layer::{Compression, Encoder};
 use farside_ledger::VolumeMeta;
 use farside_region::intent::{BackingIdentity, HeaderState};
@@ -99,7 +99,14 @@ impl Served {
     ) -> anyhow::Result<(Self, Box<VolumeSetup>)> {
         let name = config.name.clone();
         refuse_own_tap(&dir, &config.backing)?;
-        let device = FileDevice::open(&config.backing, OpenOptions::daemon())?;
+        let device = match FileDevice::open(&config.backing, OpenOptions::at_once()) {
+            Err(DeviceError::Busy { path, holder, .. }) => {
+                let (path, seconds) = (path.display(), OpenOptions::daemon().wait.as_secs());
+                info!(volume = %name, "{path} is in use by {holder}: waiting for that, up to {seconds} s");
+                FileDevice::open(&config.backing, OpenOptions::daemon())?
+            }
+            device => device?,
+        };
         let geometry = Geometry::new(device.size()).with_context(|| config.backing.display().to_string())?;
         let meta = load_meta(&dir, &config, around, geometry)?;
         let mut fresh = [0; 16];
@@ -213,6 +220,7 @@ impl Served {
             volume: volume.clone(),
             device: device.clone(),
             depth: around.limits.sender_depth as usize,
+            host: tap.clone(),
             encoder: Encoder::new(match around.limits.compression_level {
                 0 => Compression::Off,
                 level => Compression::Zstd(level),
