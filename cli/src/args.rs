@@ -18,6 +18,9 @@ Exit codes:
   7  status --check: something needs attention (behind, paused, not connected, a warning)
   8  status --check: not protected, or not advancing until somebody acts";
 
+/// Names the socket where `--socket` does not.
+pub(crate) const SOCKET_VARIABLE: &str = "FARSIDE_SOCKET";
+
 const TOP_EXAMPLES: &str = "\
 Examples:
   farside demo                                  see all of it happen here
@@ -53,8 +56,9 @@ pub(crate) struct Global {
     pub(crate) json: bool,
 
     /// The socket of the daemon to ask [default: /run/farside/farsided.sock, or if there is none
-    /// /run/farside/receiver.sock].
-    #[arg(long, global = true, value_name = "PATH", env = "FARSIDE_SOCKET", hide_env_values = true)]
+    /// /run/farside/receiver.sock] [env: FARSIDE_SOCKET].
+    // Not clap's `env`: a variable that is set would show up in every usage line as if it were required.
+    #[arg(long, global = true, value_name = "PATH")]
     pub(crate) socket: Option<PathBuf>,
 }
 
@@ -74,6 +78,19 @@ pub(crate) enum Command {
     Pair {
         /// The token; `-` reads it from standard input, so that it stays out of the shell's history.
         token: String,
+    },
+
+    /// Forget the receiver that this host is paired with: its address, its certificate, and the connections to it.
+    ///
+    /// The volumes are served and tracked on, and nothing is replicated until the host is paired again. What is published stays
+    /// at the receiver, which still knows this host: `farside-receiver unpair` there has it forget the host in its turn.
+    #[command(
+        after_long_help = "It asks first. Exits with 4 if this host is not paired.\n\nExamples:\n  farside unpair\n  farside unpair --yes"
+    )]
+    Unpair {
+        /// Do not ask.
+        #[arg(long, short)]
+        yes: bool,
     },
 
     /// Show groups and volumes: state, lag, backlog, rate, time left, the last point, what is wrong and what to do.
@@ -362,15 +379,12 @@ pub(crate) enum PointCommand {
     },
     /// Show one recovery point: its cut, its members, its layers.
     #[command(
-        after_long_help = "Examples:\n  farside point show 42-9f3c2a1b\n  farside point show latest --of data\n  farside point show -5m --of db --store /srv/farside"
+        after_long_help = "Examples:\n  farside point show 42-9f3c2a1b\n  farside point show latest --of data\n  farside point show data latest\n  farside point show -5m --of db --store /srv/farside"
     )]
     Show {
-        /// The point: an id, `latest`, an RFC 3339 time (the newest not later) or an age such as -5m (the newest so old).
-        #[arg(value_name = "POINT", allow_hyphen_values = true)]
-        point: PointRef,
-        /// The volume or group it is a point of; needed unless the point is a whole id.
-        #[arg(long, value_name = "VOLUME|GROUP")]
-        of: Option<Address>,
+        /// Which point, of what.
+        #[command(flatten)]
+        which: WhichPoint,
         /// Read this store instead of asking a daemon: a directory, or file:///DIRECTORY.
         #[arg(long, value_name = "URL")]
         store: Option<String>,
@@ -384,12 +398,9 @@ Examples:
   farside point pin 42-9f3c2a1b --reason \"before the upgrade\"
   farside point pin latest --of db")]
     Pin {
-        /// The point: an id, `latest`, an RFC 3339 time (the newest not later) or an age such as -5m (the newest so old).
-        #[arg(value_name = "POINT", allow_hyphen_values = true)]
-        point: PointRef,
-        /// The volume or group it is a point of; needed unless the point is a whole id.
-        #[arg(long, value_name = "VOLUME|GROUP")]
-        of: Option<Address>,
+        /// Which point, of what.
+        #[command(flatten)]
+        which: WhichPoint,
         /// Why, for whoever wonders later; at most 1024 bytes.
         #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
         reason: String,
@@ -399,12 +410,9 @@ Examples:
     /// A point without pins stays as it is. This asks farside-receiver, on the gateway.
     #[command(after_long_help = "Example:\n  farside point unpin 42-9f3c2a1b")]
     Unpin {
-        /// The point: an id, `latest`, an RFC 3339 time (the newest not later) or an age such as -5m (the newest so old).
-        #[arg(value_name = "POINT", allow_hyphen_values = true)]
-        point: PointRef,
-        /// The volume or group it is a point of; needed unless the point is a whole id.
-        #[arg(long, value_name = "VOLUME|GROUP")]
-        of: Option<Address>,
+        /// Which point, of what.
+        #[command(flatten)]
+        which: WhichPoint,
     },
     /// Read everything that a recovery point needs and check every granule of it; write nothing.
     ///
@@ -421,16 +429,45 @@ Examples:
   farside point verify 42-9f3c2a1b --of web1/db/log     one of its volumes
   farside point verify -1h --of data --store /srv/farside")]
     Verify {
-        /// The point: an id, `latest`, an RFC 3339 time (the newest not later) or an age such as -5m (the newest so old).
-        #[arg(value_name = "POINT", allow_hyphen_values = true)]
-        point: PointRef,
-        /// The volume or group it is a point of; needed unless the point is a whole id. A volume: only that one is read.
-        #[arg(long, value_name = "VOLUME|GROUP")]
-        of: Option<Address>,
+        /// Which point, of what.
+        #[command(flatten)]
+        which: WhichPoint,
         /// Read this store instead of asking farside-receiver: a directory, or file:///DIRECTORY.
         #[arg(long, value_name = "URL")]
         store: Option<String>,
     },
+}
+
+/// Which point, of what: `POINT --of VOLUME`, or `VOLUME POINT` as other commands have it.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct WhichPoint {
+    /// The point: an id, `latest`, an RFC 3339 time (the newest not later) or an age such as -5m (the newest so old).
+    #[arg(value_name = "[VOLUME|GROUP] POINT", allow_hyphen_values = true)]
+    first: String,
+    #[arg(hide = true, allow_hyphen_values = true, conflicts_with = "of")]
+    second: Option<String>,
+    /// The volume or group it is a point of; needed unless the point is a whole id, and another way to name it. What reads
+    /// the point reads only a volume that is named.
+    #[arg(long, value_name = "VOLUME|GROUP")]
+    of: Option<Address>,
+}
+
+impl WhichPoint {
+    /// The point, and of what as far as that was said.
+    ///
+    /// # Errors
+    /// What is neither.
+    pub(crate) fn resolve(self) -> Result<(PointRef, Option<Address>), String> {
+        let (point, of) = match (self.second, self.of) {
+            (None, of) => (self.first, of),
+            (Some(point), _) => {
+                let of = self.first.parse::<Address>().map_err(|e| format!("`{}`: {e}", self.first))?;
+                (point, Some(of))
+            }
+        };
+        let point = point.parse::<PointRef>().map_err(|e| e.to_string())?;
+        Ok((point, of))
+    }
 }
 
 /// `farside restore`.
@@ -584,7 +621,18 @@ mod tests {
         let cli = Cli::try_parse_from(["farside", "restore", "data", "--point", "-5m", "--to", "/x"]).expect("valid");
         let Command::Restore(args) = cli.command else { panic!("restore") };
         assert_eq!(args.point, PointRef::Ago(SignedDuration::from_secs(300)));
-        Cli::try_parse_from(["farside", "point", "show", "-1h", "--of", "web/data"]).expect("valid");
+        let which = |words: &[&str]| {
+            let cli = Cli::try_parse_from([&["farside", "point", "show"], words].concat()).map_err(|e| e.to_string())?;
+            let Command::Point(PointCommand::Show { which, .. }) = cli.command else { panic!("show") };
+            which.resolve()
+        };
+        let hour = PointRef::Ago(SignedDuration::from_hours(1));
+        let data: Address = "web/data".parse().expect("an address");
+        assert_eq!(which(&["-1h", "--of", "web/data"]), Ok((hour, Some(data.clone()))));
+        assert_eq!(which(&["--of", "web/data", "-1h"]), Ok((hour, Some(data.clone()))));
+        assert_eq!(which(&["web/data", "-1h"]), Ok((hour, Some(data))), "as in `restore` and `list`");
+        assert_eq!(which(&["latest"]), Ok((PointRef::Latest, None)));
+        assert!(which(&["data", "yesterday"]).is_err() && which(&["data", "latest", "--of", "data"]).is_err());
     }
 
     #[test]

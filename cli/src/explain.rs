@@ -34,6 +34,7 @@ pages!(
     "flush_failed",
     "broken",
     "not_served",
+    "starting",
     "stopping",
     "door_held",
     "configuration_stale",
@@ -91,6 +92,7 @@ mod tests {
             VolumeState::Forked,
             VolumeState::TargetRewound,
             VolumeState::TrackingLost,
+            VolumeState::NotServed,
         ];
         for state in states {
             assert!(page(state.word()).is_some(), "{} has no page", state.word());

@@ -4,6 +4,7 @@
 //! standard output, progress and errors to standard error; `--json` gives the API's own types.
 
 mod args;
+mod confirm;
 mod demo;
 mod explain;
 mod failure;
@@ -22,15 +23,15 @@ use std::io::Read as _;
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use farside_control::Rate;
 use farside_control::source::{GroupSettings, Limits};
+use farside_control::{Address, PointRef, Rate};
 
-use crate::args::{Cli, Command, Global, GroupCommand, LimitCommand, PointCommand, StoreCommand};
+use crate::args::{Cli, Command, Global, GroupCommand, LimitCommand, PointCommand, StoreCommand, WhichPoint};
 use crate::failure::{Exit, Failure, OrFail as _};
 use crate::hosts::Hosts;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::try_parse().unwrap_or_else(|error| wrong_usage(&error));
     let json = cli.global.json;
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
@@ -39,6 +40,19 @@ fn main() -> ExitCode {
             ExitCode::from(failure.exit as u8)
         }
     }
+}
+
+/// What clap says, in the form that was asked for; help and version are no errors.
+fn wrong_usage(error: &clap::Error) -> ! {
+    let json = std::env::args_os().skip(1).take_while(|word| word != "--").any(|word| word == "--json");
+    if !(json && error.use_stderr()) {
+        error.exit();
+    }
+    let text = error.to_string();
+    let (what, usage) = text.split_once("\n\n").unwrap_or((&text, ""));
+    let usage = usage.lines().find(|line| line.starts_with("Usage: ")).unwrap_or("see farside --help");
+    Failure::new(Exit::Usage, what.trim_start_matches("error: ").trim(), usage).print(true);
+    std::process::exit(Exit::Usage as i32)
 }
 
 /// The daemons build their own runtimes, and `PR_SET_IO_FLUSHER` wants no thread before it: they come first.
@@ -77,6 +91,7 @@ async fn ask(cli: Cli) -> Result<(), Failure> {
     let hosts = Hosts::new(&cli.global);
     match cli.command {
         Command::Pair { token } => pair(&cli.global, &hosts, token).await,
+        Command::Unpair { yes } => unpair(&cli.global, &hosts, yes).await,
         Command::Status { watch, check } => status::run(&cli.global, &hosts, watch, check).await,
         Command::Reload => reload(&cli.global, &hosts).await,
         Command::Metrics => print::out(&hosts.either().await?.metrics().await?),
@@ -90,14 +105,20 @@ async fn ask(cli: Cli) -> Result<(), Failure> {
         Command::Point(PointCommand::List { of, store, limit }) => {
             point::list(&cli.global, &hosts, &of, store.as_deref(), limit).await
         }
-        Command::Point(PointCommand::Show { point, of, store }) => {
+        Command::Point(PointCommand::Show { which, store }) => {
+            let (point, of) = resolve(which)?;
             point::show(&cli.global, &hosts, point, of.as_ref(), store.as_deref()).await
         }
-        Command::Point(PointCommand::Pin { point, of, reason }) => {
+        Command::Point(PointCommand::Pin { which, reason }) => {
+            let (point, of) = resolve(which)?;
             point::pin(&cli.global, &hosts, point, of.as_ref(), reason).await
         }
-        Command::Point(PointCommand::Unpin { point, of }) => point::unpin(&cli.global, &hosts, point, of.as_ref()).await,
-        Command::Point(PointCommand::Verify { point, of, store }) => {
+        Command::Point(PointCommand::Unpin { which }) => {
+            let (point, of) = resolve(which)?;
+            point::unpin(&cli.global, &hosts, point, of.as_ref()).await
+        }
+        Command::Point(PointCommand::Verify { which, store }) => {
+            let (point, of) = resolve(which)?;
             point::verify(&cli.global, &hosts, point, of.as_ref(), store.as_deref()).await
         }
         Command::Restore(args) => restore::run(&cli.global, &hosts, &args).await,
@@ -107,6 +128,10 @@ async fn ask(cli: Cli) -> Result<(), Failure> {
             unreachable!("ran before there was a runtime")
         }
     }
+}
+
+fn resolve(which: WhichPoint) -> Result<(PointRef, Option<Address>), Failure> {
+    which.resolve().map_err(|what| Failure::new(Exit::Usage, what, "say it as VOLUME POINT, or POINT --of VOLUME"))
 }
 
 async fn pair(global: &Global, hosts: &Hosts, token: String) -> Result<(), Failure> {
@@ -127,6 +152,20 @@ async fn pair(global: &Global, hosts: &Hosts, token: String) -> Result<(), Failu
     print::out(&format!(
         "paired with {}\n  receiver  {}\n  this host {}\n",
         paired.receiver, paired.receiver_fingerprint, paired.source_fingerprint
+    ))
+}
+
+async fn unpair(global: &Global, hosts: &Hosts, yes: bool) -> Result<(), Failure> {
+    let question = "The volumes are served and tracked on, but nothing is replicated until this host is paired again.\nForget the \
+                    receiver?";
+    confirm::confirm(question, "this host stays paired", yes)?;
+    let done = hosts.source().unpair().await?;
+    if global.json {
+        return print::json(&done);
+    }
+    print::out(&format!(
+        "{}\nthe receiver still knows this host: there, `farside-receiver unpair` has it forget it\n",
+        done.message
     ))
 }
 

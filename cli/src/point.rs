@@ -46,19 +46,29 @@ pub(crate) async fn list(
             "no recovery point of {of} is known here; farside status says what is protected and what it waits for\n"
         ));
     }
-    let mut table = Table::new(&["POINT", "CUT", "SOURCE", "GROUP", "MEMBERS", "LAYERS", ""]);
-    for point in &points {
-        table.row([
+    print::out(&listed(&points).fit(print::Look::of_stdout()))
+}
+
+/// Points as a table. What they take is known where the store is.
+fn listed(points: &[Point]) -> Table {
+    let bytes = |point: &Point| point.members.iter().map(|member| member.layer_bytes).sum::<Option<u64>>();
+    let sized = points.iter().any(|point| bytes(point).is_some());
+    let mut head = vec!["POINT", "CUT", "SOURCE", "GROUP", "MEMBERS"];
+    head.extend(sized.then_some("LAYERS"));
+    let mut table = Table::new(&[&head[..], &[""]].concat());
+    for point in points {
+        let mut row = vec![
             point.id.to_string(),
             print::time(point.cut_wall),
             point.source.clone(),
             point.group.clone(),
             point.members.iter().map(|member| member.volume.as_str()).collect::<Vec<_>>().join(" "),
-            takes(point.members.iter().map(|member| member.layer_bytes).sum()),
-            marks(point),
-        ]);
+        ];
+        row.extend(sized.then(|| takes(bytes(point))));
+        row.push(marks(point));
+        table.row(row);
     }
-    print::out(&table.to_string())
+    table
 }
 
 /// Shows one point.
@@ -73,7 +83,7 @@ pub(crate) async fn show(
     let point = match url {
         Some(url) => {
             let points = store::points(url, of)?;
-            select_point(&points, wanted, jiff::Timestamp::now()).cloned().ok_or_else(|| no_such_point(wanted, of))?
+            select_point(&points, wanted, jiff::Timestamp::now()).cloned().ok_or_else(|| no_such_point(&points, wanted, of))?
         }
         None => {
             let query = PointsQuery { of: of.map(Address::to_string), limit: None };
@@ -187,11 +197,12 @@ fn verify_here(url: &str, wanted: PointRef, of: Option<&Address>, progress: &Pro
         let message = format!("`{wanted}` may be a point of {}", groups.join(", "));
         return Err(Failure::new(Exit::Usage, message, "say of which volume or group, with --of"));
     }
-    let point = select_point(&points, wanted, jiff::Timestamp::now()).cloned().ok_or_else(|| no_such_point(wanted, of))?;
+    let point =
+        select_point(&points, wanted, jiff::Timestamp::now()).cloned().ok_or_else(|| no_such_point(&points, wanted, of))?;
     let only = of.filter(|a| !a.is_group(&point.source, &point.group)).map(Address::name);
     let reader = store::open(&store::path_of(url)?)?;
     let names = reader.groups()?.into_iter().find(|n| n.source.as_str() == point.source && n.group.as_str() == point.group);
-    let group = reader.group(&names.ok_or_else(|| no_such_point(wanted, of))?)?;
+    let group = reader.group(&names.ok_or_else(|| no_such_point(&points, wanted, of))?)?;
     let members: Vec<&str> = point.members.iter().map(|m| m.volume.as_str()).collect();
     let total_bytes = point.members.iter().filter(|m| only.is_none_or(|only| m.volume == only)).map(|m| m.bytes).sum();
     let threads = std::thread::available_parallelism().map_or(2, |n| n.get()).clamp(2, 8);
@@ -285,13 +296,8 @@ fn say_of_what(wanted: PointRef, of: Option<&Address>) -> Result<(), Failure> {
 }
 
 /// What to say where nothing fits.
-pub(crate) fn no_such_point(wanted: PointRef, of: Option<&Address>) -> Failure {
-    let whose = of.map_or_else(String::new, |of| format!(" of {of}"));
-    Failure::new(
-        Exit::NotFound,
-        format!("there is no point `{wanted}`{whose}"),
-        "see which there are: farside point list VOLUME|GROUP",
-    )
+pub(crate) fn no_such_point(points: &[Point], wanted: PointRef, of: Option<&Address>) -> Failure {
+    farside_control::no_such_point(points, wanted, of.map(Address::to_string).as_deref()).into()
 }
 
 /// Bytes in the store, where they are known.
@@ -320,15 +326,15 @@ fn text(point: &Point) -> String {
         point.cut_mono_after_ns,
         point.boot,
     );
-    let mut table = Table::new(&["MEMBER", "SIZE", "LAYER", "TAKES", "ID"]);
+    let sized = point.members.iter().any(|member| member.layer_bytes.is_some());
+    let mut head = vec!["MEMBER", "SIZE", "LAYER"];
+    head.extend(sized.then_some("TAKES"));
+    let mut table = Table::new(&[&head[..], &["ID"]].concat());
     for member in &point.members {
-        table.row([
-            member.volume.clone(),
-            print::bytes(member.bytes),
-            format!("{}/{}", member.term, member.seq),
-            takes(member.layer_bytes),
-            member.volume_id.clone(),
-        ]);
+        let mut row = vec![member.volume.clone(), print::bytes(member.bytes), format!("{}/{}", member.term, member.seq)];
+        row.extend(sized.then(|| takes(member.layer_bytes)));
+        row.push(member.volume_id.clone());
+        table.row(row);
     }
     text.push_str(&table.to_string());
     for pin in &point.pins {

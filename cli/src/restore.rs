@@ -4,6 +4,8 @@
 
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use farside_control::client::Daemon;
@@ -12,7 +14,7 @@ use farside_store::{Existing, FileTarget, RestoreOptions, check_restorable, rest
 use serde::Serialize;
 
 use crate::args::{Global, RestoreArgs};
-use crate::failure::{Exit, Failure};
+use crate::failure::{Exit, Failure, OrFail as _};
 use crate::hosts::Hosts;
 use crate::progress::Progress;
 use crate::{guard, point, print, store};
@@ -68,9 +70,7 @@ pub(crate) async fn run(global: &Global, hosts: &Hosts, args: &RestoreArgs) -> R
     if is_filled_in_place(&args.to, existing) && !global.json {
         eprintln!("{} is filled in place: if this is interrupted, the same command with --resume goes on", args.to.display());
     }
-    let progress = Progress::new(global.json);
-    let restored = restore(&path, &args.volume, args.point, &args.to, options, &|done, total| progress.set(done, total))?;
-    progress.finish();
+    let restored = restore_unless_interrupted(global, path, args.clone(), options).await?;
     if global.json {
         return print::json(&restored);
     }
@@ -105,6 +105,39 @@ pub(crate) async fn run(global: &Global, hosts: &Hosts, args: &RestoreArgs) -> R
     print::out(&text)
 }
 
+/// The restore on a thread of its own, so that Ctrl-C is heard: what it leaves then is said. A second one ends the program.
+async fn restore_unless_interrupted(
+    global: &Global,
+    path: PathBuf,
+    args: RestoreArgs,
+    options: Options,
+) -> Result<Restored, Failure> {
+    let progress = Arc::new(Progress::new(global.json));
+    let interrupted = Arc::new(AtomicBool::new(false));
+    let mut work = tokio::task::spawn_blocking({
+        let (progress, interrupted) = (progress.clone(), interrupted.clone());
+        move || {
+            restore(&path, &args.volume, args.point, &args.to, options, &|done, total| {
+                progress.set(done, total);
+                !interrupted.load(Ordering::Relaxed)
+            })
+        }
+    });
+    let restored = loop {
+        tokio::select! {
+            restored = &mut work => break restored.or_fail("the restore ended early")?,
+            signal = tokio::signal::ctrl_c() => {
+                signal.or_fail("signals cannot be received")?;
+                if interrupted.swap(true, Ordering::Relaxed) {
+                    std::process::exit(Exit::Failed as i32);
+                }
+            }
+        }
+    };
+    progress.finish();
+    restored
+}
+
 /// Where this gateway keeps its points.
 async fn gateway_store(hosts: &Hosts) -> Result<PathBuf, Failure> {
     let client = hosts.either().await?;
@@ -126,7 +159,8 @@ fn is_filled_in_place(to: &Path, existing: Existing) -> bool {
 /// A failure in mid-restore says what is left on the target.
 fn incomplete(to: &Path, existing: Existing, failure: Failure) -> Failure {
     if !is_filled_in_place(to, existing) {
-        return failure;
+        let left = format!("nothing of it was kept: {} is as it was", to.display());
+        return if failure.what_to_do.is_empty() { Failure { what_to_do: left, ..failure } } else { failure };
     }
     let left = format!(
         "{} is incomplete now and does not look like the volume; the same command with --resume goes on with it",
@@ -136,14 +170,14 @@ fn incomplete(to: &Path, existing: Existing, failure: Failure) -> Failure {
     Failure { what_to_do, ..failure }
 }
 
-/// Restores a point of a volume. `progress` hears bytes done and in all, from any thread.
+/// Restores a point of a volume. `progress` hears bytes done and in all, from any thread; false from it ends the restore.
 pub(crate) fn restore(
     path: &Path,
     volume: &Address,
     wanted: PointRef,
     to: &Path,
     options: Options,
-    progress: &(dyn Fn(u64, u64) + Sync),
+    progress: &(dyn Fn(u64, u64) -> bool + Sync),
 ) -> Result<Restored, Failure> {
     let begun = Instant::now();
     if to.as_os_str() == "-" {
@@ -159,7 +193,7 @@ pub(crate) fn restore(
         .map(|info| farside_receiver::point_of(group.names(), info))
         .collect();
     let chosen = select_point(&candidates, wanted, jiff::Timestamp::now());
-    let chosen = chosen.ok_or_else(|| point::no_such_point(wanted, Some(volume)))?;
+    let chosen = chosen.ok_or_else(|| point::no_such_point(&candidates, wanted, Some(volume)))?;
     let info = infos.iter().find(|info| info.slot.0 == chosen.id.slot).expect("it was chosen among these");
     let point_reader = match options.allow_damaged {
         true => group.point_reader_as_it_is(info.slot, id)?,
@@ -174,10 +208,7 @@ pub(crate) fn restore(
     check_restorable(&point_reader, &settings)?;
     let target = FileTarget::open(to, volume.name(), total, options.existing)?;
     let settings = RestoreOptions { resume: target.is_resumed(), ..settings };
-    let report = restore_to(&point_reader, &target, &settings, &|done| {
-        progress(done, total);
-        true
-    });
+    let report = restore_to(&point_reader, &target, &settings, &|done| progress(done, total));
     let report = report.map_err(|error| incomplete(to, options.existing, error.into()))?;
     target.finish()?;
     Ok(Restored {

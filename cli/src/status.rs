@@ -8,7 +8,7 @@ use std::time::Duration;
 use farside_control::client::{Client, Daemon};
 use farside_control::receiver::ReceiverStatus;
 use farside_control::source::{Connection, GroupStatus, SourceStatus, VolumeState, VolumeStatus};
-use farside_control::{Reason, Severity};
+use farside_control::{Code, Reason, Severity};
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -137,7 +137,8 @@ fn source_verdict(status: &SourceStatus) -> Verdict {
         return Verdict::new(Some(Error), "NOT PROTECTED: this host is not paired with a receiver");
     }
     if volumes.is_empty() {
-        return Verdict::new(Some(Error), "NOT PROTECTED: no volume is protected yet");
+        let words = if names_volumes(status) { "no volume is served" } else { "no volume is protected yet" };
+        return Verdict::new(Some(Error), format!("NOT PROTECTED: {words}"));
     }
     let never: Vec<&str> = volumes.iter().filter(|volume| !volume.in_last_point).map(|volume| volume.name.as_str()).collect();
     let lag = status.groups.iter().map(|group| group.lag_ms).try_fold(0, |worst, lag| lag.map(|lag| worst.max(lag)));
@@ -156,6 +157,11 @@ fn source_verdict(status: &SourceStatus) -> Verdict {
         None if behind || lag.is_none() => Verdict::new(Some(Warning), format!("BEHIND: {age}")),
         None => Verdict::new(None, format!("PROTECTED: {age}")),
     }
+}
+
+/// Whether there are volumes that are configured and not served.
+fn names_volumes(status: &SourceStatus) -> bool {
+    status.reasons.iter().any(|reason| [Code::NotServed.word(), Code::Starting.word()].contains(&reason.code.as_str()))
 }
 
 /// Is everything coming in, and being kept?
@@ -225,9 +231,9 @@ pub(crate) fn source(look: Look, status: &SourceStatus) -> String {
         status.version,
         print::duration_ms(status.uptime_ms)
     ));
-    if status.groups.is_empty() {
+    if status.groups.is_empty() && !names_volumes(status) {
         text.push_str("\nno volume is protected yet: farside volume add NAME --backing PATH\n");
-    } else {
+    } else if !status.groups.is_empty() {
         text.push_str(&format!("\n{}", groups(&status.groups).fit(look)));
         let protected: Vec<&VolumeStatus> = status.groups.iter().flat_map(|group| &group.volumes).collect();
         if !protected.is_empty() {
@@ -247,12 +253,21 @@ pub(crate) fn source(look: Look, status: &SourceStatus) -> String {
     text
 }
 
+/// The worst state, and of how many if it is not everybody's.
+fn group_state(group: &GroupStatus) -> String {
+    let all = group.volumes.len();
+    match group.volumes.iter().filter(|volume| volume.state.word() == group.state.word()).count() {
+        some if some < all => format!("{} ({some} of {all})", state(&group.state)),
+        _ => state(&group.state),
+    }
+}
+
 fn groups(groups: &[GroupStatus]) -> Table {
     let mut table = Table::new(&["GROUP", "STATE", "LAG", "BACKLOG", "RATE", "ETA", "EVERY", "KEEP", "LAST POINT"]);
     for group in groups {
         table.row([
             group.name.clone(),
-            state(&group.state),
+            group_state(group),
             group.lag_ms.map_or_else(|| "?".to_owned(), print::duration_ms),
             print::bytes(group.backlog_bytes),
             format!("{}/s", print::bytes(group.rate_bytes_per_s)),
@@ -356,7 +371,6 @@ pub(crate) fn receiver(look: Look, status: &ReceiverStatus) -> String {
 
 #[cfg(test)]
 mod tests {
-    use farside_control::Code;
     use farside_control::source::{BehindWhat, Progress};
 
     use super::*;
@@ -366,6 +380,28 @@ mod tests {
         let group = GroupStatus { name: "g".into(), ..GroupStatus::default() };
         let line = groups(&[group]).to_string();
         assert!(line.lines().nth(1).is_some_and(|line| line.split_whitespace().nth(2) == Some("?")), "{line}");
+    }
+
+    #[test]
+    fn one_paused_volume_is_not_a_paused_group() {
+        let volume = |state| VolumeStatus { state, ..VolumeStatus::default() };
+        let volumes = vec![volume(VolumeState::Streaming), volume(VolumeState::Paused)];
+        let mut group = GroupStatus { name: "g".into(), state: VolumeState::Paused, volumes, ..GroupStatus::default() };
+        assert_eq!(group_state(&group), "Paused (1 of 2)");
+        group.volumes.remove(0);
+        assert_eq!(group_state(&group), "Paused");
+    }
+
+    #[test]
+    fn a_volume_that_is_being_opened_is_not_called_none() {
+        let reason = Reason::new(Severity::Warning, Code::Starting, "volume data is being opened", "wait");
+        let status = SourceStatus {
+            connection: Connection::Connected { receiver: "gw".into() },
+            reasons: vec![reason],
+            ..SourceStatus::default()
+        };
+        let text = source(Look::PLAIN, &status);
+        assert!(text.contains("no volume is served") && !text.contains("volume add"), "{text}");
     }
 
     #[test]

@@ -46,6 +46,7 @@ impl From<StoreError> for Failure {
             StoreError::NoSuchGroup { .. } | StoreError::NoSuchVolume { .. } | StoreError::NoSuchPoint { .. } => Exit::NotFound,
             StoreError::Locked { .. }
             | StoreError::TargetBusy { .. }
+            | StoreError::TargetUnsuitable { .. }
             | StoreError::TargetNotEmpty { .. }
             | StoreError::NotNamed { .. }
             | StoreError::TargetTooSmall { .. }
@@ -60,6 +61,7 @@ impl From<StoreError> for Failure {
         };
         let what_to_do = match &error {
             StoreError::Locked { .. } => "stop farside-receiver, and start it again afterwards",
+            StoreError::TargetUnsuitable { .. } => "name a file in a directory that is there, or a block device",
             StoreError::NotNamed { .. } => "rename it yourself, or restore elsewhere",
             StoreError::TargetNotEmpty { .. } => "say --force to overwrite it",
             StoreError::Degraded { .. } => "say --allow-degraded to have zeroes there, or take another point",

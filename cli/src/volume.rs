@@ -1,13 +1,13 @@
 //! `farside volume …`: what is protected.
 
-use std::io::{BufRead as _, IsTerminal as _, Write as _};
 use std::path::Path;
 use std::time::Duration;
 
 use farside_control::Client;
-use farside_control::source::{Accept, ResyncRequest, VerifyOutcome, VerifyStatus, VolumeAdd, VolumeStatus};
+use farside_control::source::{Accept, ResyncRequest, VerifyOutcome, VerifyStatus, VolumeAdd, VolumeState, VolumeStatus};
 
 use crate::args::{AcceptArg, Global, VolumeCommand};
+use crate::confirm::confirm;
 use crate::failure::{Exit, Failure, OrFail as _};
 use crate::hosts::Hosts;
 use crate::progress::Progress;
@@ -38,7 +38,9 @@ pub(crate) async fn run(global: &Global, hosts: &Hosts, command: VolumeCommand) 
             } else if volumes.is_empty() {
                 print::out("no volume is protected yet: farside volume add NAME --backing PATH\n")
             } else {
-                print::out(&status::volumes(&volumes).to_string())
+                let wrong: String = volumes.iter().map(|v| print::reasons("", &v.reasons)).collect();
+                let gap = if wrong.is_empty() { "" } else { "\n" };
+                print::out(&format!("{}{gap}{wrong}", status::volumes(&volumes).fit(print::Look::of_stdout())))
             };
         }
         VolumeCommand::Show { name } => {
@@ -46,12 +48,20 @@ pub(crate) async fn run(global: &Global, hosts: &Hosts, command: VolumeCommand) 
             return if global.json { print::json(&volume) } else { print::out(&show(&volume)) };
         }
         VolumeCommand::Remove { name, yes } => {
-            confirm_removal(&name, yes)?;
+            let question = format!(
+                "Whatever uses the tap of {name} loses it. Its points stay in the store, but this host forgets that they are its \
+                 own:\nadded again under this name, it is `Forked` until `farside volume resync {name} --accept forked`, which \
+                 compares everything.\nStop serving and protecting {name}?"
+            );
+            confirm(&question, &format!("volume {name} was not removed"), yes)?;
             let done = client.volume_remove(&name).await?;
             return if global.json {
                 print::json(&done)
             } else {
-                print::out(&format!("volume {name} is no longer served or protected; its points stay in the store\n"))
+                print::out(&format!(
+                    "volume {name} is no longer served or protected; its points stay in the store\n(added again under this name it \
+                     needs: farside volume resync {name} --accept forked)\n"
+                ))
             };
         }
         VolumeCommand::Pause { name } => {
@@ -59,8 +69,12 @@ pub(crate) async fn run(global: &Global, hosts: &Hosts, command: VolumeCommand) 
             (volume, format!("volume {name} is paused: served and tracked, not replicated"))
         }
         VolumeCommand::Resume { name } => {
+            // Other states may hide that a person paused it, too.
+            let before = client.volume(&name).await?.state;
+            let ran = matches!(before, VolumeState::Idle | VolumeState::Behind { .. } | VolumeState::Streaming);
             let volume = client.volume_resume(&name).await?;
-            (volume, format!("volume {name} goes on replicating"))
+            let done = if ran { "was not paused: nothing changes" } else { "goes on replicating" };
+            (volume, format!("volume {name} {done}"))
         }
         VolumeCommand::Verify { name, detach } => return verify(global, &client, &name, detach).await,
         VolumeCommand::Resync { name, accept } => {
@@ -160,31 +174,17 @@ fn absolute(path: &Path) -> Result<std::path::PathBuf, Failure> {
     std::path::absolute(path).or_fail(format!("cannot make {} absolute", path.display()))
 }
 
-fn confirm_removal(name: &str, yes: bool) -> Result<(), Failure> {
-    if yes {
-        return Ok(());
-    }
-    if !std::io::stdin().is_terminal() {
-        return Err(Failure::new(
-            Exit::Usage,
-            format!("volume {name} was not removed: nobody was there to confirm it"),
-            "say it with --yes",
-        ));
-    }
-    eprint!("Stop serving and protecting {name}? Whatever uses its tap loses it. [y/N] ");
-    std::io::stderr().flush().or_fail("cannot ask")?;
-    let mut answer = String::new();
-    std::io::stdin().lock().read_line(&mut answer).or_fail("cannot read the answer")?;
-    if matches!(answer.trim(), "y" | "Y" | "yes") {
-        Ok(())
-    } else {
-        Err(Failure::new(Exit::Refused, format!("volume {name} was not removed"), ""))
-    }
-}
-
 fn show(volume: &VolumeStatus) -> String {
     let mut lines: Vec<(String, String)> = Vec::new();
     let mut line = |key: &str, value: String| lines.push((key.to_owned(), value));
+    if volume.state == VolumeState::NotServed {
+        let backing = volume.backing.path.display();
+        let (state, reasons) = (status::state(&volume.state), print::reasons("", &volume.reasons));
+        let [name, id, group, tap] = [&volume.name, &volume.id, &volume.group, &volume.tap.address];
+        return format!(
+            "volume   {name}\nid       {id}\ngroup    {group}\nstate    {state}\nbacking  {backing}\ntap      {tap}\n{reasons}"
+        );
+    }
     line("volume", volume.name.clone());
     line("id", volume.id.clone());
     line("group", volume.group.clone());

@@ -40,6 +40,7 @@ fn routes() -> Routes<Arc<Daemon>> {
     Routes::default()
         .get(routes::STATUS, status)
         .post(routes::PAIR, pair)
+        .delete(routes::PAIR, unpair)
         .patch(routes::GROUP, set_group)
         .get(routes::LIMITS, limits)
         .put(routes::LIMITS, set_limits)
@@ -70,12 +71,17 @@ async fn metrics(State(daemon): Here) -> Response {
 }
 
 async fn reload(State(daemon): Here) -> Answer<Reloaded> {
-    Ok(Json(daemon.reload().await?))
+    Ok(Json(to_its_end(async move { daemon.reload().await }).await?))
 }
 
 async fn pair(State(daemon): Here, request: Body<PairRequest>) -> Answer<Paired> {
     let Json(request) = request?;
-    Ok(Json(daemon.pair(&request.token).await?))
+    Ok(Json(to_its_end(async move { daemon.pair(&request.token).await }).await?))
+}
+
+async fn unpair(State(daemon): Here) -> Answer<Done> {
+    let receiver = to_its_end(async move { daemon.unpair().await }).await?;
+    Ok(Json(Done { message: format!("this host has forgotten the receiver {receiver}; its volumes are served and tracked on") }))
 }
 
 async fn set_group(State(daemon): Here, Path(name): Path<String>, settings: Body<GroupSettings>) -> Answer<GroupStatus> {
@@ -102,13 +108,23 @@ async fn set_limits(State(daemon): Here, limits: Body<Limits>) -> Answer<Limits>
 }
 
 async fn volumes(State(daemon): Here) -> Json<Vec<VolumeStatus>> {
-    Json(daemon.status().await.groups.into_iter().flat_map(|g| g.volumes).collect())
+    Json(all_volumes(&daemon).await)
+}
+
+/// Those that are served, and those that are only configured.
+async fn all_volumes(daemon: &Daemon) -> Vec<VolumeStatus> {
+    // In this order: one that is opened meanwhile is there twice at most, never missing.
+    let unserved = daemon.unserved();
+    let mut all: Vec<VolumeStatus> = daemon.status().await.groups.into_iter().flat_map(|g| g.volumes).collect();
+    let only_configured = unserved.into_iter().filter(|u| !all.iter().any(|v| v.name == u.name));
+    all.extend(only_configured.collect::<Vec<_>>());
+    all.sort_by(|a, b| (&a.group, &a.name).cmp(&(&b.group, &b.name)));
+    all
 }
 
 async fn one_volume(daemon: &Daemon, name: &str) -> Answer<VolumeStatus> {
-    let mut all = daemon.status().await.groups.into_iter().flat_map(|g| g.volumes);
-    let found = all.find(|v| v.name == name);
-    Ok(Json(found.ok_or_else(|| ApiError::not_found("volume", name, "`farside volume list` shows those that are served"))?))
+    let found = all_volumes(daemon).await.into_iter().find(|v| v.name == name);
+    Ok(Json(found.ok_or_else(|| ApiError::not_found("volume", name, "`farside volume list` shows them"))?))
 }
 
 async fn volume(State(daemon): Here, Path(name): Path<String>) -> Answer<VolumeStatus> {
@@ -179,7 +195,11 @@ async fn list(daemon: &Daemon, query: &PointsQuery) -> Result<Vec<Point>, ApiErr
         }
     }
     if let Some(address) = address.filter(|a| all.is_empty() && !daemon.knows(a.name())) {
-        return Err(ApiError::not_found("volume or group", address.name(), "`farside volume list` shows those that are served"));
+        return Err(ApiError::not_found(
+            "volume or group",
+            address.name(),
+            "`farside volume list` shows the volumes, `farside status` the groups",
+        ));
     }
     all.sort_by_key(|p| std::cmp::Reverse(p.cut_wall));
     Ok(all)
@@ -194,9 +214,10 @@ async fn point(
     let wanted: PointRef = point.parse().map_err(|e: farside_control::PointRefError| {
         ApiError::new(ErrorCode::BadRequest, e.to_string(), "see `farside point show --help`")
     })?;
+    let query_of = query.of.clone();
     let all = list(&daemon, &PointsQuery { limit: None, ..query }).await?;
     let found = farside_control::select_point(&all, wanted, jiff::Timestamp::now());
-    Ok(Json(found.cloned().ok_or_else(|| ApiError::not_found("point", &point, "`farside point list` shows what there is"))?))
+    Ok(Json(found.cloned().ok_or_else(|| farside_control::no_such_point(&all, wanted, query_of.as_deref()))?))
 }
 
 fn point_of(source: &Name, group: &Name, p: &PointInfo) -> Point {

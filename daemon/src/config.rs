@@ -462,8 +462,7 @@ impl Merge {
         for (name, (v, fault)) in self.volumes {
             let tap_socket = match &v.tap {
                 None => config.default_tap_socket(&name),
-                Some(tap) => parse_tap(tap)
-                    .ok_or_else(|| fault("tap", format!("`{tap}` is not known; use \"nbd:unix:/absolute/path\"")))?,
+                Some(tap) => parse_tap(tap).map_err(|what| fault("tap", what))?,
             };
             if !v.backing.is_absolute() {
                 return Err(fault("backing", "must be an absolute path".into()).into());
@@ -519,10 +518,20 @@ fn twice(what: &str, first: Option<PathBuf>, second: &Path) -> Result<(), Config
     }
 }
 
+/// The longest path of a tap: a Unix socket's has 107 bytes, and it is made as `PATH.new` first.
+const TAP_PATH_MAX: usize = 103;
+
 /// A tap as written: `nbd:unix:PATH`.
-pub fn parse_tap(tap: &str) -> Option<PathBuf> {
-    let path = PathBuf::from(tap.strip_prefix("nbd:unix:")?);
-    path.is_absolute().then_some(path)
+///
+/// # Errors
+/// What is wrong with it.
+pub fn parse_tap(tap: &str) -> Result<PathBuf, String> {
+    let path = tap.strip_prefix("nbd:unix:").map(PathBuf::from).filter(|path| path.is_absolute());
+    let path = path.ok_or_else(|| format!("`{tap}` is not a tap: use nbd:unix:/absolute/path"))?;
+    match path.as_os_str().len() {
+        0..=TAP_PATH_MAX => Ok(path),
+        long => Err(format!("the tap's path has {long} bytes; a Unix socket's may have {TAP_PATH_MAX} here")),
+    }
 }
 
 fn parse_span(text: &str) -> Result<Duration, String> {

@@ -34,7 +34,7 @@ const COOL_EVERY: Duration = Duration::from_secs(5);
 const TICK_MAX: Duration = Duration::from_millis(250);
 /// While something must be polled.
 const POLL: Duration = Duration::from_millis(1);
-/// A device that does not answer is waited for so long when its volume is closed.
+/// A device that does not answer is waited for so long at a stop.
 const CLOSE_WAIT: Duration = Duration::from_secs(15);
 /// And so long for the last host I/O of a planned stop. Together with `stop_wait_seconds` that is less than systemd waits.
 const TAPS_WAIT: Duration = Duration::from_secs(20);
@@ -81,6 +81,8 @@ pub(crate) enum Ask {
     Verify(VolumeId, oneshot::Sender<anyhow::Result<VerifyStatus>>),
     Settings(GroupConfig),
     Points(PointQueryKind, oneshot::Sender<anyhow::Result<PointAnswer>>),
+    /// Close the connection; whoever is paired then is dialed.
+    EndLink(&'static str),
     Stop(Sender<Stopped>),
 }
 
@@ -184,6 +186,7 @@ impl GroupStart {
             stopping: false,
             published: 0,
             tally: Tally::new(),
+            silent: None,
             heartbeat: heartbeat.clone(),
         };
         let thread = std::thread::Builder::new()
@@ -235,6 +238,8 @@ pub(crate) struct Control {
     pub(crate) stopping: bool,
     pub(crate) published: u64,
     pub(crate) tally: Tally,
+    /// The receiver says nothing, for so long: it may be gone.
+    pub(crate) silent: Option<Duration>,
     heartbeat: Arc<std::sync::atomic::AtomicU64>,
 }
 
@@ -554,6 +559,14 @@ impl Control {
         self.step(Event::Tick(Tick { time, volumes }));
         self.keep_verify_results();
         self.settle_losses();
+        let received = self.link.as_ref().map(|link| link.connection.statistics().received_bytes);
+        self.silent = self.tally.silent(Instant::now(), received);
+        if let Some(silent) = self.silent {
+            let seconds = silent.as_secs();
+            for (_, reply) in self.points.drain() {
+                let _ = reply.send(Err(anyhow::anyhow!("the receiver has said nothing for {seconds} s")));
+            }
+        }
         let sent = self.bytes_read();
         self.tally.sent(Instant::now(), sent);
     }
@@ -664,6 +677,11 @@ impl Control {
                     }
                 }
             },
+            Ask::EndLink(why) => {
+                if let Some(link) = &self.link {
+                    link.connection.close(farside_transport::CloseCode::Done, why);
+                }
+            }
             Ask::Stop(_) => unreachable!("handled by the loop"),
         }
     }
@@ -738,24 +756,15 @@ impl Control {
         let Member { served, note, .. } = member;
         let name = served.config.name.clone();
         // Not here: what is in flight in a device that does not answer would hold up the whole group.
-        let (answer, answered) = crossbeam::channel::bounded(1);
         std::thread::spawn(move || {
-            let removed = served.close_and_remove();
+            let result = served.close_and_remove();
             note.remove();
-            let _ = answer.send(removed); // whoever waited may have given up
-        });
-        std::thread::spawn(move || {
-            let result = answered.recv_timeout(CLOSE_WAIT).unwrap_or_else(|_| {
-                Err(anyhow::anyhow!(
-                    "the device of volume {name} does not answer; it is served no more, and its folder is removed when it does"
-                ))
-            });
             match &result {
                 Ok(()) => info!(volume = %name, "removed; its points stay in the store"),
                 Err(error) => error!(volume = %name, "{error:#}"),
             }
             if let Some(reply) = reply {
-                let _ = reply.send(result);
+                let _ = reply.send(result); // whoever waited may have given up
             }
         });
     }

@@ -17,6 +17,7 @@ use farside_region::intent::{
 use farside_region::{Geometry, GranuleSet, LedgerPosition, MapId, RegionIndex, RegionRange, Term};
 use farside_shim::Commit;
 use thiserror::Error;
+use tracing::warn;
 
 use crate::config::{ConfigError, sync_dir};
 use crate::state_dir::Mark;
@@ -279,39 +280,54 @@ fn read_block(device: &FileDevice, index: u64) -> Result<Box<IntentBlock>, Inten
     Ok(block)
 }
 
-/// Writes a whole new map beside the old one and puts it in its place: both slots of everything, synced.
+/// Writes a whole new map beside the old one and puts it in its place: both slots of everything, synced. What is not finished
+/// is taken away again: a full disk must not be kept full by it.
 fn create(dir: &Path, geometry: &Geometry, header: &Header, hot: &dyn Fn(RegionIndex) -> bool) -> Result<(), IntentFileError> {
-    let path = dir.join("intent");
-    let io = |verb: &'static str| {
-        let path = path.clone();
-        move |source| IntentFileError::Io { path, verb, source }
-    };
     let temp = dir.join("intent.new");
-    let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&temp).map_err(io("created"))?;
+    let made = write_whole(&temp, geometry, header, hot)
+        .and_then(|()| std::fs::rename(&temp, dir.join("intent")).map_err(|source| ("put in place", source)));
+    if let Err((verb, source)) = made {
+        let _ = std::fs::remove_file(&temp); // it counts for nothing; where it cannot be removed, the next attempt replaces it
+        return Err(IntentFileError::Io { path: dir.join("intent"), verb, source });
+    }
+    Ok(sync_dir(dir)?)
+}
+
+fn write_whole(
+    path: &Path,
+    geometry: &Geometry,
+    header: &Header,
+    hot: &dyn Fn(RegionIndex) -> bool,
+) -> Result<(), (&'static str, std::io::Error)> {
+    let mut options = File::options();
+    let file = options.write(true).create(true).truncate(true).mode(0o600).open(path).map_err(|e| ("created", e))?;
     let layout = IntentLayout::new(geometry);
     let at = |offset: farside_region::ByteOffset, block: &IntentBlock| {
-        std::os::unix::fs::FileExt::write_all_at(&file, &block.0, offset.0).map_err(io("written"))
+        std::os::unix::fs::FileExt::write_all_at(&file, &block.0, offset.0).map_err(|e| ("written", e))
     };
     for slot in [SlotIndex::A, SlotIndex::B] {
         let seq = header.seq + u64::from(slot == SlotIndex::B);
         at(IntentLayout::header_offset(slot), &Header { seq, ..header.clone() }.encode())?;
         for p in (0..layout.page_count()).map(PageIndex) {
-            let mut bits = farside_region::intent::PageBits::clear();
-            let RegionRange { start, count } = layout.page_run(p);
-            for i in (0..count).filter(|i| hot(RegionIndex(start.0 + i))) {
-                bits.set(i as u32, true);
-            }
-            let page = Page { map: header.map, index: p, seq: u64::from(slot == SlotIndex::B), bits };
+            let page = Page { map: header.map, index: p, seq: u64::from(slot == SlotIndex::B), bits: bits_of(&layout, p, hot) };
             at(layout.page_offset(p, slot), &page.encode(&layout))?;
         }
     }
-    file.sync_all().map_err(io("synced"))?;
-    std::fs::rename(&temp, &path).map_err(io("put in place"))?;
-    Ok(sync_dir(dir)?)
+    file.sync_all().map_err(|e| ("synced", e))
+}
+
+fn bits_of(layout: &IntentLayout, page: PageIndex, hot: &dyn Fn(RegionIndex) -> bool) -> farside_region::intent::PageBits {
+    let mut bits = farside_region::intent::PageBits::clear();
+    let RegionRange { start, count } = layout.page_run(page);
+    for i in (0..count).filter(|i| hot(RegionIndex(start.0 + i))) {
+        bits.set(i as u32, true);
+    }
+    bits
 }
 
 /// Writes the map anew beside the old one, under the same id: what was hot; of a grown volume also the old last region (which may
-/// have been short) and all that is new (T12); everything, if tracking was lost.
+/// have been short) and all that is new (T12); everything, if tracking was lost. Where the disk has no room for a second map, and
+/// the volume has not grown, it is written anew in its place.
 ///
 /// † A map that no clean stop left may have had a sync that failed. The kernel says so once, to whoever asked: pages that never
 /// became durable read back well until the next power cut, and no later sync says otherwise. So only what is written and synced
@@ -322,19 +338,73 @@ fn renew(dir: &Path, old: FileDevice, header: &Header, geometry: &Geometry) -> R
     let old_layout = IntentLayout::new(&before);
     let mut hot = farside_region::RegionSet::new();
     for p in 0..old_layout.page_count() {
-        let pair = [read_block(&old, 2 + 2 * p)?, read_block(&old, 3 + 2 * p)?];
-        let page = recover_page(header.map, &old_layout, PageIndex(p), [&pair[0].0, &pair[1].0]).page;
+        let page = read_page(&old, header.map, &old_layout, PageIndex(p))?.page;
         let start = old_layout.page_run(PageIndex(p)).start.0;
         page.bits.iter().for_each(|i| hot.insert(RegionIndex(start + u64::from(i))));
     }
     let first_new = if before == *geometry { u64::MAX } else { before.region_count() - 1 };
     let lost = Mark::TrackingLost.is_set(dir)?;
+    let is_hot = |r: RegionIndex| lost || r.0 >= first_new || hot.contains(r);
     // A clean stop's masks speak of the smaller volume: they must not stand in for the grown one.
     let header =
         Header { volume_bytes: geometry.volume_bytes(), state: HeaderState::Attached, seq: header.seq + 1, ..header.clone() };
-    create(dir, geometry, &header, &|r| lost || r.0 >= first_new || hot.contains(r))?;
-    drop(old);
-    Ok(FileDevice::open(&path, OpenOptions::daemon())?)
+    match create(dir, geometry, &header, &is_hot) {
+        Ok(()) => {
+            drop(old);
+            Ok(FileDevice::open(&path, OpenOptions::daemon())?)
+        }
+        Err(IntentFileError::Io { source, .. }) if is_full(&source) && before == *geometry => {
+            warn!(dir = %dir.display(), %source, "no room for a second intent map: this one is written anew in its place");
+            // † If the newer slot of a page never became durable, a power cut that tears the older one now would leave neither.
+            // An empty file mostly fits where nothing else does; until it is gone everything counts as changed.
+            let guarded = !lost && Mark::TrackingLost.put(dir, true).is_ok();
+            rewrite_older_slots(&old, &header, &old_layout, &is_hot)?;
+            rewrite_older_slots(&old, &header, &old_layout, &is_hot)?; // those that were the newer ones
+            if guarded && let Err(error) = Mark::TrackingLost.put(dir, false) {
+                warn!(dir = %dir.display(), %error, "a mark cannot be withdrawn: everything will be compared");
+            }
+            Ok(old)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn is_full(error: &std::io::Error) -> bool {
+    matches!(error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
+}
+
+/// Writes header and every page into its older slot, one above the newest, and syncs. Done twice, everything was written and
+/// synced by us; whenever it is interrupted, one slot of each holds what was found or what is wanted, which is no less.
+fn rewrite_older_slots(
+    device: &FileDevice,
+    header: &Header,
+    layout: &IntentLayout,
+    hot: &dyn Fn(RegionIndex) -> bool,
+) -> Result<(), IntentFileError> {
+    let failed = |source| IntentFileError::Io { path: device.path().to_owned(), verb: "written anew", source };
+    for p in (0..layout.page_count()).map(PageIndex) {
+        let found = read_page(device, header.map, layout, p)?;
+        let slot = found.newest.map_or(SlotIndex::A, SlotIndex::other);
+        let page = Page { map: header.map, index: p, seq: found.page.seq + 1, bits: bits_of(layout, p, hot) };
+        device.write_all_at(layout.page_offset(p, slot), &page.encode(layout).0).map_err(failed)?;
+    }
+    let found = recover_header([&read_block(device, 0)?.0, &read_block(device, 1)?.0]);
+    let found = found.map_err(|source| IntentFileError::Format { path: device.path().to_owned(), source })?;
+    let (newest, slot) = found.map_or((header.seq, SlotIndex::A), |(found, newest)| (found.seq, newest.other()));
+    let header = Header { seq: newest + 1, ..header.clone() };
+    device.write_all_at(IntentLayout::header_offset(slot), &header.encode().0).map_err(failed)?;
+    device.sync_data().map_err(failed)
+}
+
+/// Both slots of a page, and which counts.
+fn read_page(
+    device: &FileDevice,
+    map: MapId,
+    layout: &IntentLayout,
+    page: PageIndex,
+) -> Result<farside_region::intent::RecoveredPage, IntentFileError> {
+    let pair = [read_block(device, 2 + 2 * page.0)?, read_block(device, 3 + 2 * page.0)?];
+    Ok(recover_page(map, layout, page, [&pair[0].0, &pair[1].0]))
 }
 
 #[cfg(test)]
@@ -425,6 +495,70 @@ mod tests {
         .expect("grown");
         assert_eq!(heard, Some((HeaderState::Clean, backing)));
         assert_eq!(found.owed, None);
+    }
+
+    fn hot_of(dir: &Path, g: &Geometry) -> Vec<u64> {
+        let (_, found) = IntentFile::open(dir, g, ID, &mut |_| Ok(())).expect("opened");
+        assert_eq!(found.header.expect("there").map, ID);
+        found.hot.iter().map(|r| r.0).collect()
+    }
+
+    /// A map whose regions 1 and 3 are hot, as an attach left it that ended by a crash.
+    fn crashed(dir: &Path, g: &Geometry) {
+        let layout = IntentLayout::new(g);
+        drop(IntentFile::open(dir, g, ID, &mut |_| Ok(())).expect("created"));
+        let file = File::options().write(true).open(dir.join("intent")).expect("there");
+        let bits = bits_of(&layout, PageIndex(0), &|r| r.0 == 1 || r.0 == 3);
+        let page = Page { map: ID, index: PageIndex(0), seq: 9, bits };
+        let offset = layout.page_offset(PageIndex(0), SlotIndex::A).0;
+        std::os::unix::fs::FileExt::write_all_at(&file, &page.encode(&layout).0, offset).expect("written");
+    }
+
+    /// What a full disk leaves: the map is written anew in its place, and an interruption anywhere loses no bit.
+    #[test]
+    fn l2_a_map_that_is_written_anew_in_its_place_never_has_fewer_bits() {
+        let dir = tempfile::tempdir_in(".").expect("temp dir");
+        let g = Geometry::new(40 << 20).expect("valid");
+        let layout = IntentLayout::new(&g);
+        crashed(dir.path(), &g);
+        let hot = |r: RegionIndex| r.0 == 1 || r.0 == 3;
+        let before = std::fs::read(dir.path().join("intent")).expect("read");
+        let rewrite = |halves: u32| {
+            std::fs::write(dir.path().join("intent"), &before).expect("written");
+            let device = FileDevice::open(dir.path().join("intent"), OpenOptions::daemon()).expect("opened");
+            let (header, _) = recover_header([&before[..4096], &before[4096..8192]]).expect("known").expect("a header");
+            for _ in 0..halves {
+                rewrite_older_slots(&device, &header, &layout, &hot).expect("written");
+            }
+            drop(device);
+            std::fs::read(dir.path().join("intent")).expect("read")
+        };
+        let (half, whole) = (rewrite(1), rewrite(2));
+        // Torn in the first half or the second: any of the blocks that were being written is noise.
+        for (from, to) in [(&before, &half), (&half, &whole)] {
+            for block in (0..before.len() / 4096).filter(|b| from[b * 4096..][..4096] != to[b * 4096..][..4096]) {
+                for others in [from, to] {
+                    let mut torn = others.clone();
+                    torn[block * 4096..][..4096].fill(0xA5);
+                    std::fs::write(dir.path().join("intent"), &torn).expect("written");
+                    assert_eq!(hot_of(dir.path(), &g), [1, 3], "block {block}");
+                }
+            }
+        }
+        let slots = |bytes: &[u8]| (0..bytes.len() / 4096).map(|b| bytes[b * 4096..][..4096].to_vec()).collect::<Vec<_>>();
+        let same = slots(&before).iter().zip(slots(&whole)).filter(|(a, b)| *a == b).count();
+        assert_eq!(same, 0, "only what was written by us is believed to be durable");
+    }
+
+    #[test]
+    fn a_map_that_cannot_be_made_leaves_nothing_behind() {
+        let dir = tempfile::tempdir_in(".").expect("temp dir");
+        let g = Geometry::new(40 << 20).expect("valid");
+        std::fs::create_dir(dir.path().join("intent")).expect("mkdir");
+        std::fs::create_dir(dir.path().join("intent/in-the-way")).expect("mkdir");
+        let header = Header::new(ID, &g, &IntentLayout::new(&g));
+        create(dir.path(), &g, &header, &|_| true).expect_err("a folder has its name");
+        assert!(!dir.path().join("intent.new").exists());
     }
 
     #[test]

@@ -19,6 +19,7 @@ mod queue;
 mod sender;
 pub mod state_dir;
 mod status;
+mod strangers;
 mod supervisor;
 mod tally;
 mod verify;

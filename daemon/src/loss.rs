@@ -51,7 +51,7 @@ impl LossNote {
         self.path.try_exists()
     }
 
-    fn put(&self) -> std::io::Result<()> {
+    pub(crate) fn put(&self) -> std::io::Result<()> {
         std::fs::File::create(&self.path).map(drop)
     }
 

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use farside_region::Name;
 use thiserror::Error;
+use tracing::warn;
 
 use crate::config::{ConfigError, sync_dir};
 
@@ -67,7 +68,11 @@ impl StateDir {
             }
             Err(TryLockError::Error(e)) => return Err(io(e)),
         }
-        lock.set_len(0).and_then(|()| lock.rewind()).and_then(|()| write!(lock, "pid {}", std::process::id())).map_err(io)?;
+        // For people only, so a full disk is no reason not to serve; in one block that is there since the first start.
+        let holder = format!("pid {:<10}", std::process::id());
+        if let Err(error) = lock.rewind().and_then(|()| lock.write_all(holder.as_bytes())) {
+            warn!(dir = %path.display(), %error, "the state directory cannot be written");
+        }
         Ok(Self { path: path.to_owned(), _lock: lock })
     }
 
@@ -76,12 +81,22 @@ impl StateDir {
         &self.path
     }
 
+    /// The folder of the volumes' folders, GROUP/NAME.
+    pub fn volumes(&self) -> PathBuf {
+        self.path.join("volumes")
+    }
+
+    /// Where a volume's folder is, or will be.
+    pub fn volume_path(&self, group: &Name, volume: &Name) -> PathBuf {
+        self.volumes().join(group.as_str()).join(volume.as_str())
+    }
+
     /// A volume's folder, created if need be, and whether it was.
     ///
     /// # Errors
     /// When it cannot be created.
     pub fn volume_dir(&self, group: &Name, volume: &Name) -> Result<(PathBuf, bool), StateDirError> {
-        let dir = self.path.join("volumes").join(group.as_str()).join(volume.as_str());
+        let dir = self.volume_path(group, volume);
         let io = |source| StateDirError::Io { path: dir.clone(), source };
         // What cannot be looked at is not new: a folder that is goes when its volume cannot be opened.
         let is_new = !dir.try_exists().map_err(io)?;

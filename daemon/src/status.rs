@@ -73,6 +73,11 @@ fn group_reasons(control: &Control, status: &source::Status) -> Vec<Reason> {
             reasons.extend(why_not_connected(why));
         }
     }
+    if let Some(silent) = control.silent {
+        let message = format!("the receiver has said nothing for {} s", silent.as_secs());
+        let todo = "it was killed, or the network between is down: that is known in a few seconds, and tried again by itself";
+        reasons.push(Reason::new(Severity::Warning, Code::NotConnected, message, todo));
+    }
     let is_full = |v: &source::VolumeStatus| v.state == State::Behind(Behind::GatewayFull);
     if let Some(trouble) = &status.receiver_trouble {
         // A volume that waits for it says so itself.

@@ -6,22 +6,25 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use farside_blockio::process::{boot_id, lock_memory, monotonic_ns, set_io_flusher};
-use farside_control::source::{Accept, Connection, GroupSettings, GroupStatus, Limits, Paired, SourceStatus, VolumeAdd};
+use farside_control::source::{Accept, Connection, GroupSettings, GroupStatus, Limits, Paired, SourceStatus};
 use farside_control::{ApiError, Code, ErrorCode, Rate, Reason, Reloaded, Severity};
 use farside_region::{Name, VolumeId};
 use farside_service::systemd;
-use farside_transport::{Identity, Pin, QuicDialer};
+use farside_transport::{DialError, Identity, Pin};
 use farside_wire::InstanceId;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 use tracing::{error, info, warn};
 
-use crate::config::{Config, GroupConfig, VolumeConfig, parse_tap};
-use crate::group::{Ask, GroupHandle, GroupStart, Note, Stopped};
-use crate::state_dir::{Mark, StateDir};
+use crate::config::{Config, GroupConfig};
+use crate::group::{Ask, GroupHandle, Note, Stopped};
+use crate::state_dir::StateDir;
 use crate::volume::Surroundings;
+use volumes::Volumes;
+
+mod volumes;
 
 /// A control thread that was silent for so long is dead: systemd restarts us, and the intent map knows what changed.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
@@ -64,12 +67,12 @@ pub(crate) struct Daemon {
     around: Surroundings,
     instance: InstanceId,
     groups: Mutex<BTreeMap<Name, GroupHandle>>,
-    volumes: Mutex<BTreeMap<Name, (Name, VolumeId)>>,
-    /// Why what is configured is not served.
-    unserved: Mutex<BTreeMap<Name, String>>,
+    volumes: Volumes,
     stopping: AtomicBool,
     /// One change of the configuration at a time.
     changes: tokio::sync::Mutex<()>,
+    /// One change of the pairing at a time.
+    pairing: tokio::sync::Mutex<()>,
     /// Why the configuration on disk is not the one that runs.
     stale: Mutex<Vec<String>>,
     started: Instant,
@@ -103,10 +106,10 @@ impl Daemon {
             around,
             instance: InstanceId(instance),
             groups: Mutex::new(BTreeMap::new()),
-            volumes: Mutex::new(BTreeMap::new()),
-            unserved: Mutex::default(),
+            volumes: Volumes::default(),
             stopping: AtomicBool::new(false),
             changes: tokio::sync::Mutex::new(()),
+            pairing: tokio::sync::Mutex::new(()),
             stale: Mutex::default(),
             started: Instant::now(),
         }))
@@ -117,37 +120,30 @@ impl Daemon {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut reload = signal(SignalKind::hangup())?;
         let api = crate::api::listen(&self)?;
-        let volumes: Vec<VolumeConfig> = locked(&self.config).volumes.values().cloned().collect();
-        let count = volumes.len();
-        self.distrust_strangers(&volumes)?;
-        let mut starts = tokio::task::JoinSet::new();
-        for volume in volumes {
-            let daemon = self.clone();
-            // One volume that cannot be served must not keep the others from their hosts.
-            starts.spawn(async move {
-                let name = volume.name.clone();
-                if let Err(error) = daemon.start_volume(volume).await {
-                    error!(volume = %name, "not served: {error:#}");
-                }
-            });
-        }
-        while starts.join_next().await.is_some() {}
-        let served = locked(&self.volumes).len();
-        systemd::ready(&format!("{served} of {count} volumes served"));
-        let watched = self.clone();
-        let housekeeping = tokio::spawn(async move { systemd::housekeeping(|| watched.alive()).await });
+        let mut starts = self.start_all()?;
+        let mut housekeeping = None;
         loop {
             tokio::select! {
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
-                // Said in the log by the reload itself.
-                _ = reload.recv() => drop(self.reload().await),
+                // On a task of its own: it may wait for devices. Said in the log by the reload itself.
+                _ = reload.recv() => {
+                    let daemon = self.clone();
+                    tokio::spawn(async move { drop(daemon.reload().await) });
+                }
+                started = starts.join_next(), if housekeeping.is_none() => if started.is_none() {
+                    let watched = self.clone();
+                    systemd::ready(&self.served_of_configured());
+                    housekeeping = Some(tokio::spawn(async move { systemd::housekeeping(|| watched.alive()).await }));
+                },
             }
         }
         info!("stopping");
         self.stopping.store(true, Ordering::Relaxed);
         systemd::stopping();
-        housekeeping.abort();
+        if let Some(housekeeping) = housekeeping {
+            housekeeping.abort();
+        }
         let stopped = self.stop_groups().await;
         api.abort();
         match stopped {
@@ -157,22 +153,6 @@ impl Daemon {
                 bail!("stopped, and a reboot will forget that tracking was lost: the log says of which volumes")
             }
         }
-    }
-
-    /// A volume that is not configured may be written without us: its map must not be trusted when it comes back. That is
-    /// also what a `volume remove` leaves that was interrupted.
-    fn distrust_strangers(&self, volumes: &[VolumeConfig]) -> anyhow::Result<()> {
-        let below = |dir: &Path| -> Vec<std::path::PathBuf> {
-            std::fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.path()).filter(|p| p.is_dir()).collect()
-        };
-        let known: Vec<_> =
-            volumes.iter().map(|v| self.state.path().join("volumes").join(v.group.as_str()).join(v.name.as_str())).collect();
-        for dir in below(&self.state.path().join("volumes")).iter().flat_map(|group| below(group)) {
-            if !known.contains(&dir) && !Mark::TrackingLost.is_set(&dir)? {
-                Mark::TrackingLost.put(&dir, true)?;
-            }
-        }
-        Ok(())
     }
 
     fn alive(&self) -> bool {
@@ -206,65 +186,18 @@ impl Daemon {
         worst
     }
 
-    /// Serves a volume; its group is started if it is the first of it.
-    async fn start_volume(&self, volume: VolumeConfig) -> anyhow::Result<()> {
-        let name = volume.name.clone();
-        let started = self.try_to_start(volume).await;
-        locked(&self.unserved).remove(&name);
-        if let Err(error) = &started
-            && locked(&self.config).volumes.contains_key(&name)
-        {
-            locked(&self.unserved).insert(name, format!("{error:#}"));
-        }
-        started
-    }
-
-    async fn try_to_start(&self, volume: VolumeConfig) -> anyhow::Result<()> {
-        let name = volume.name.clone();
-        let group = volume.group.clone();
-        let id = farside_ledger::volume_id(&self.around.source, &group, &name);
-        let settings = locked(&self.config).group(&group); // never both locks at once
-        let inbox = {
-            let mut groups = locked(&self.groups);
-            if !groups.contains_key(&group) {
-                let dialer = QuicDialer::new(
-                    self.identity.clone(),
-                    self.around.source.clone(),
-                    self.pin.subscribe(),
-                    farside_transport::Limits::default(),
-                );
-                let start = GroupStart {
-                    name: group.clone(),
-                    config: settings,
-                    around: self.around.clone(),
-                    state: self.state.clone(),
-                    dial: Arc::new(dialer),
-                    instance: self.instance,
-                };
-                groups.insert(group.clone(), start.start()?);
-            }
-            groups[&group].inbox.clone()
-        };
-        let (reply, answer) = oneshot::channel();
-        inbox.send(Note::Ask(Ask::Add(volume, reply)));
-        answer.await.context("the group's thread has ended")??;
-        locked(&self.volumes).insert(name, (group, id));
-        Ok(())
-    }
-
-    async fn stop_volume(&self, name: &Name) -> anyhow::Result<()> {
-        self.ask(name, Ask::Remove).await.map_err(|e| anyhow::anyhow!("{e}"))?;
-        locked(&self.volumes).remove(name);
-        Ok(())
+    /// For `systemctl status`.
+    fn served_of_configured(&self) -> String {
+        let configured = locked(&self.config).volumes.len();
+        format!("{} of {configured} volumes served", self.volumes.served())
     }
 
     /// Takes over what changed on disk: volumes that are new are served, volumes that are gone are removed, groups get their
     /// settings. An invalid configuration changes nothing. What can only change with a restart stays, and is named.
-    pub(crate) async fn reload(&self) -> Result<Reloaded, ApiError> {
+    pub(crate) async fn reload(self: &Arc<Self>) -> Result<Reloaded, ApiError> {
         systemd::reloading();
         let reloaded = self.take_over().await;
-        let (served, configured) = (locked(&self.volumes).len(), locked(&self.config).volumes.len());
-        systemd::ready(&format!("{served} of {configured} volumes served"));
+        systemd::ready(&self.served_of_configured());
         match &reloaded {
             Err(error) => {
                 error!("the running configuration stays: {error}");
@@ -283,7 +216,7 @@ impl Daemon {
         reloaded
     }
 
-    async fn take_over(&self) -> Result<Reloaded, ApiError> {
+    async fn take_over(self: &Arc<Self>) -> Result<Reloaded, ApiError> {
         let _one = self.changes.lock().await;
         let old = locked(&self.config).clone();
         let invalid = |e: &dyn std::fmt::Display| {
@@ -304,14 +237,7 @@ impl Daemon {
         }
         *locked(&self.config) = new.clone();
         self.tell_groups();
-        let served = |name: &Name| locked(&self.volumes).contains_key(name);
-        let mut failed = Vec::new();
-        for name in old.volumes.keys().filter(|n| !new.volumes.contains_key(*n) && served(n)) {
-            failed.extend(self.stop_volume(name).await.err().map(|e| format!("volume {name}: {e:#}")));
-        }
-        for (name, volume) in new.volumes.iter().filter(|(n, _)| !served(n)) {
-            failed.extend(self.start_volume(volume.clone()).await.err().map(|e| format!("volume {name}: {e:#}")));
-        }
+        let failed = self.take_over_volumes(&old.volumes, &new.volumes).await;
         Ok(Reloaded { changed: changes.live, needs_restart: changes.needs_restart, failed })
     }
 
@@ -321,13 +247,6 @@ impl Daemon {
         for (name, group) in locked(&self.groups).iter() {
             group.inbox.send(Note::Ask(Ask::Settings(config.group(name))));
         }
-    }
-
-    fn find(&self, name: &str) -> Result<(Name, Name, VolumeId), ApiError> {
-        let missing = || ApiError::not_found("volume", name, "`farside volume list` shows those that are served");
-        let parsed: Name = name.parse().map_err(|_| missing())?;
-        let (group, id) = locked(&self.volumes).get(&parsed).cloned().ok_or_else(missing)?;
-        Ok((parsed, group, id))
     }
 
     async fn ask<T>(
@@ -373,17 +292,7 @@ impl Daemon {
                 groups.push(status);
             }
         }
-        let configured: Vec<Name> = locked(&self.config).volumes.keys().cloned().collect();
-        let served = locked(&self.volumes).clone();
-        let mut reasons: Vec<Reason> = configured
-            .iter()
-            .filter(|n| !served.contains_key(*n))
-            .map(|n| {
-                let todo = "mend it, then: farside reload. Until then its group's points are made without it";
-                let why = locked(&self.unserved).get(n).map_or_else(|| "it is being opened".to_owned(), Clone::clone);
-                Reason::new(Severity::Error, Code::NotServed, format!("volume {n} is not served: {why}"), todo)
-            })
-            .collect();
+        let mut reasons: Vec<Reason> = self.unserved().into_iter().flat_map(|volume| volume.reasons).collect();
         if self.stopping.load(Ordering::Relaxed) {
             let todo = "wait; what is owed then is written down, and the next start goes on from there";
             let what = "farsided is stopping: its volumes are closed, what can still be published is";
@@ -414,8 +323,7 @@ impl Daemon {
     fn connection(&self, groups: &[GroupStatus]) -> Connection {
         let Some(pin) = self.pin.borrow().clone() else { return Connection::NotPaired };
         let receiver = pin.receiver.to_string();
-        let apart = groups.iter().filter(|g| !g.link.connected);
-        let trouble = apart.flat_map(|g| &g.reasons).find(|r| CONNECTION_CODES.iter().any(|code| code.word() == r.code));
+        let trouble = groups.iter().flat_map(|g| &g.reasons).find(|r| CONNECTION_CODES.iter().any(|code| code.word() == r.code));
         match trouble {
             Some(reason) => Connection::Disconnected { receiver, error: reason.message.clone() },
             None => Connection::Connected { receiver },
@@ -423,22 +331,55 @@ impl Daemon {
     }
 
     pub(crate) async fn pair(&self, token: &str) -> Result<Paired, ApiError> {
-        let bad = |e: &dyn std::fmt::Display| {
-            ApiError::new(ErrorCode::BadRequest, e.to_string(), "make a new one with `farside-receiver token` at the gateway")
-        };
-        let token = token.parse::<farside_transport::PairingToken>().map_err(|e| bad(&e))?;
-        let limits = farside_transport::Limits::default();
-        let pin = farside_transport::pair(&token, &self.identity, &self.around.source, &limits).await.map_err(|e| {
-            ApiError::new(ErrorCode::Refused, e.to_string(), "make a new token with `farside-receiver token` at the gateway")
+        let _one = self.pairing.lock().await;
+        let token = token.parse::<farside_transport::PairingToken>().map_err(|e| {
+            let todo = "make a new one with `farside-receiver token` at the gateway";
+            ApiError::new(ErrorCode::BadRequest, e.to_string(), todo)
         })?;
-        pin.save(&self.state.path().join("receiver.json")).map_err(ApiError::internal)?;
+        let limits = farside_transport::Limits::default();
+        let paired = farside_transport::pair(&token, &self.identity, &self.around.source, &limits).await;
+        let pin = paired.map_err(|e| why_not_paired(&e))?;
+        pin.save(&self.pin_path())
+            .map_err(|e| ApiError::new(ErrorCode::Unavailable, e.to_string(), "mend that, then use the same token"))?;
         let paired = Paired {
             receiver: pin.receiver.to_string(),
             receiver_fingerprint: pin.fingerprint.to_string(),
             source_fingerprint: self.identity.fingerprint().to_string(),
         };
-        self.pin.send_replace(Some(pin));
+        let before = self.pin.send_replace(Some(pin.clone()));
+        if before.is_some_and(|before| before.fingerprint != pin.fingerprint) {
+            self.end_links("paired with another receiver");
+        }
         Ok(paired)
+    }
+
+    /// Forgets the receiver: where it is, its certificate, and the connections to it.
+    pub(crate) async fn unpair(&self) -> Result<String, ApiError> {
+        let _one = self.pairing.lock().await;
+        let Some(pin) = self.pin.borrow().clone() else {
+            return Err(ApiError::new(ErrorCode::Conflict, "this host is not paired with a receiver", ""));
+        };
+        Pin::forget(&self.pin_path()).map_err(|e| {
+            ApiError::new(
+                ErrorCode::Unavailable,
+                format!("the pairing stays: {e}"),
+                "mend the disk that holds the state directory",
+            )
+        })?;
+        self.pin.send_replace(None);
+        self.end_links("unpaired");
+        info!(receiver = %pin.receiver, "unpaired");
+        Ok(pin.receiver.to_string())
+    }
+
+    fn pin_path(&self) -> std::path::PathBuf {
+        self.state.path().join("receiver.json")
+    }
+
+    fn end_links(&self, why: &'static str) {
+        for group in locked(&self.groups).values() {
+            group.inbox.send(Note::Ask(Ask::EndLink(why)));
+        }
     }
 
     pub(crate) async fn set_group(&self, name: &str, settings: &GroupSettings) -> Result<GroupSettings, ApiError> {
@@ -493,62 +434,6 @@ impl Daemon {
         Ok(self.limits())
     }
 
-    pub(crate) async fn add_volume(&self, add: &VolumeAdd) -> Result<(), ApiError> {
-        let _one = self.changes.lock().await;
-        let wrong = |what: String| ApiError::new(ErrorCode::BadRequest, what, "see `farside volume add --help`");
-        let name: Name = add.name.parse().map_err(|e: farside_region::NameError| wrong(e.to_string()))?;
-        let group = add.group.as_deref().unwrap_or("default");
-        let group: Name = group.parse().map_err(|e: farside_region::NameError| wrong(e.to_string()))?;
-        let config = locked(&self.config).clone();
-        if config.volumes.contains_key(&name) {
-            let todo = "choose another name, or `farside volume remove` it first";
-            return Err(ApiError::new(ErrorCode::Conflict, format!("there is a volume {name} already"), todo));
-        }
-        if !add.backing.is_absolute() {
-            return Err(wrong("the backing must be an absolute path".into()));
-        }
-        if let Some(other) = config.volumes.values().find(|v| v.backing == add.backing) {
-            return Err(wrong(format!("{} backs volume {} already", add.backing.display(), other.name)));
-        }
-        let tap_socket = match &add.tap {
-            None => config.default_tap_socket(&name),
-            Some(tap) => parse_tap(tap).ok_or_else(|| wrong(format!("`{tap}` is not a tap; use nbd:unix:/absolute/path")))?,
-        };
-        if let Some(other) = config.volumes.values().find(|v| v.tap_socket == tap_socket) {
-            return Err(wrong(format!("{} is the tap of volume {} already", tap_socket.display(), other.name)));
-        }
-        let volume = VolumeConfig {
-            name: name.clone(),
-            group,
-            backing: add.backing.clone(),
-            tap_socket,
-            on_tracking_lost: Default::default(),
-        };
-        // Served first: what cannot be served is not written down.
-        let failed = |e: anyhow::Error| ApiError::new(ErrorCode::Conflict, format!("{e:#}"), "mend that and try again");
-        self.start_volume(volume.clone()).await.map_err(failed)?;
-        config.write_volume(&volume).map_err(ApiError::internal)?;
-        locked(&self.config).volumes.insert(name, volume);
-        Ok(())
-    }
-
-    pub(crate) async fn remove_volume(&self, name: &str) -> Result<(), ApiError> {
-        let _one = self.changes.lock().await;
-        let (name, group, _) = self.find(name)?;
-        let config = locked(&self.config).clone();
-        // From here on the volume may be written without us: whatever interrupts this, its map is not trusted again.
-        let (dir, _) = self.state.volume_dir(&group, &name).map_err(ApiError::internal)?;
-        let marked = Mark::TrackingLost.is_set(&dir).map_err(ApiError::internal)?;
-        Mark::TrackingLost.put(&dir, true).map_err(ApiError::internal)?;
-        if let Err(error) = config.remove_volume(&name) {
-            // It stays, and stays trusted.
-            Mark::TrackingLost.put(&dir, marked).map_err(ApiError::internal)?;
-            return Err(ApiError::new(ErrorCode::Conflict, error.to_string(), "edit that file, then reload farsided"));
-        }
-        locked(&self.config).volumes.remove(&name);
-        self.stop_volume(&name).await.map_err(ApiError::internal)
-    }
-
     pub(crate) async fn pause(&self, name: &str, pause: bool) -> Result<(), ApiError> {
         let (name, ..) = self.find(name)?;
         self.ask(&name, |id, reply| Ask::Pause(id, pause, reply)).await
@@ -591,5 +476,54 @@ impl Daemon {
 
     pub(crate) fn source(&self) -> &Name {
         &self.around.source
+    }
+}
+
+/// Who says no decides what a person can do about it.
+fn why_not_paired(error: &DialError) -> ApiError {
+    use farside_transport::CloseCode;
+    let another = "make a new one with `farside-receiver token` at the gateway";
+    let (code, todo) = match error {
+        DialError::Refused { code: CloseCode::TokenUnknown | CloseCode::TokenExpired, .. } => (ErrorCode::Refused, another),
+        DialError::Refused { code: CloseCode::TokenOtherSource, .. } => {
+            (ErrorCode::Refused, "make one for this host's name, or one without --for")
+        }
+        // It says what to choose.
+        DialError::Refused { code: CloseCode::NameTaken, .. } => (ErrorCode::Refused, ""),
+        DialError::Refused { .. } => (ErrorCode::Refused, "see `farside status` and the log at the gateway"),
+        DialError::Unproven { .. } | DialError::WrongReceiver { .. } => {
+            (ErrorCode::Refused, "somebody else answers there: make sure of the address, then make a new token at the gateway")
+        }
+        DialError::Unresolved { .. } => (
+            ErrorCode::NotConnected,
+            "correct this host's DNS, or make a token with `farside-receiver token --address HOST:PORT`",
+        ),
+        DialError::Incompatible { .. } => (ErrorCode::Refused, "install the same version on both sides, the receiver first"),
+        _ => (ErrorCode::NotConnected, "the token stays good meanwhile"),
+    };
+    ApiError::new(code, error.to_string(), todo)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn why_a_pairing_failed_is_said_once_with_its_own_way_out() {
+        use farside_transport::{CloseCode, PairingRefusal};
+        let refused =
+            |refusal: PairingRefusal| why_not_paired(&DialError::Refused { code: refusal.code(), reason: refusal.to_string() });
+        for refusal in [PairingRefusal::Expired, PairingRefusal::Used, PairingRefusal::Unknown] {
+            let error = refused(refusal);
+            assert!(!error.message.contains("make a new") && error.what_to_do.contains("farside-receiver token"), "{error:?}");
+        }
+        let taken = refused(PairingRefusal::NameTaken("db1".parse().expect("a name")));
+        assert!(taken.message.contains("--replace") && taken.what_to_do.is_empty(), "{taken:?}");
+        assert_eq!(CloseCode::TokenExpired, PairingRefusal::Expired.code());
+        let unknown = DialError::Unresolved { address: "nosuch.invalid:7400".into(), reason: "unknown".into() };
+        let error = why_not_paired(&unknown);
+        assert!(error.message.contains("nosuch.invalid") && error.what_to_do.contains("DNS"), "{error:?}");
+        let silent = why_not_paired(&DialError::Unreachable { address: "192.0.2.1:7400".into() });
+        assert!(silent.what_to_do.contains("good"), "{silent:?}");
     }
 }

@@ -14,6 +14,9 @@ const RATE_OVER: Duration = Duration::from_secs(5);
 /// … in steps of at least this.
 const RATE_STEP: Duration = Duration::from_millis(500);
 
+/// A connection on which nothing arrives for so long, although both sides keep it alive more often, is said to be silent.
+pub(crate) const SILENT_AFTER: Duration = Duration::from_secs(7);
+
 /// Counts of a group since it was started.
 #[derive(Debug)]
 pub(crate) struct Tally {
@@ -27,6 +30,8 @@ pub(crate) struct Tally {
     refusals: u64,
     /// Of connections that have ended.
     ended: Statistics,
+    /// Bytes that the present connection had received when that last grew, and when that was.
+    heard: Option<(u64, Instant)>,
     /// Bytes read so far, at some moments of the last seconds.
     sent: VecDeque<(Instant, u64)>,
 }
@@ -43,6 +48,7 @@ impl Tally {
             read_again: 0,
             refusals: 0,
             ended: Statistics::default(),
+            heard: None,
             sent: VecDeque::new(),
         }
     }
@@ -73,7 +79,19 @@ impl Tally {
         self.connections += 1;
     }
 
+    /// How long nothing was received, if that is long. `received`: bytes of the connection that stands; `None` without one.
+    pub(crate) fn silent(&mut self, now: Instant, received: Option<u64>) -> Option<Duration> {
+        let heard = received.map(|bytes| match self.heard {
+            Some((before, at)) if before == bytes => (before, at),
+            _ => (bytes, now),
+        });
+        self.heard = heard;
+        let (_, at) = heard?;
+        Some(now.duration_since(at)).filter(|silent| *silent >= SILENT_AFTER)
+    }
+
     pub(crate) fn disconnected(&mut self, statistics: Statistics) {
+        self.heard = None;
         self.ended.sent_bytes += statistics.sent_bytes;
         self.ended.received_bytes += statistics.received_bytes;
         self.ended.lost_packets += statistics.lost_packets;
@@ -152,6 +170,20 @@ mod tests {
         }
         assert_eq!(tally.rate(at(15_500), 20_000), 0, "nothing was sent for five seconds");
         assert!(tally.sent.len() < 16, "{}", tally.sent.len());
+    }
+
+    #[test]
+    fn silence_is_said_and_ends_with_the_first_byte() {
+        let (mut tally, start) = (Tally::new(), Instant::now());
+        assert_eq!(tally.silent(start, None), None);
+        assert_eq!(tally.silent(start, Some(5)), None);
+        assert_eq!(tally.silent(start + SILENT_AFTER / 2, Some(5)), None);
+        assert_eq!(tally.silent(start + SILENT_AFTER, Some(5)), Some(SILENT_AFTER));
+        assert_eq!(tally.silent(start + SILENT_AFTER * 2, Some(6)), None);
+        assert_eq!(tally.silent(start + SILENT_AFTER * 3, Some(6)), Some(SILENT_AFTER));
+        // Another connection begins anew, also if it has received as much.
+        tally.disconnected(Statistics::default());
+        assert_eq!(tally.silent(start + SILENT_AFTER * 3, Some(6)), None);
     }
 
     #[test]

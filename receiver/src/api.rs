@@ -12,7 +12,7 @@ use farside_control::routes::{self, PointsQuery};
 use farside_control::source::Done;
 use farside_control::{
     Address, ApiError, ErrorCode, PIN_REASON_BYTES_MAX, POINTS_LISTED_MAX, PinRequest, Point, PointRef, Reloaded, Verification,
-    select_point,
+    no_such_point, select_point,
 };
 use farside_region::Name;
 use farside_service::clients::Clients;
@@ -182,7 +182,7 @@ async fn find_point(receiver: &Arc<Receiver>, wanted: &str, query: &PointsQuery)
         return Err(ApiError::new(ErrorCode::BadRequest, message, "say of which volume or group"));
     }
     let found = select_point(&of_one, wanted, Timestamp::now()).cloned();
-    found.ok_or_else(|| ApiError::not_found("point", &wanted.to_string(), "`farside point list` shows those that are kept"))
+    found.ok_or_else(|| no_such_point(&of_one, wanted, query.of.as_deref()))
 }
 
 /// The newest points of what is asked for: so many of each group, and where a volume is meant all that its group has.

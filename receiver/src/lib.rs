@@ -32,6 +32,7 @@ mod metrics;
 mod pace;
 mod points;
 pub mod process;
+mod refusals;
 mod roster;
 mod state_dir;
 mod status;

@@ -3,9 +3,9 @@
 //! Order of a start: state directory (lock), identity, pairings, store, API socket, UDP socket, groups, readiness. A store
 //! that cannot be opened does not keep the receiver from running: it says so, and goes on when the store answers.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -22,6 +22,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::{Config, ConfigError};
 use crate::landing::{LANDER_BYTES, Memory};
+use crate::refusals::Refusals;
 use crate::roster::Roster;
 use crate::state_dir::{StateDir, StateError};
 use crate::vault::Vault;
@@ -32,8 +33,6 @@ use crate::{api, door};
 const STORE_RETRY: Duration = Duration::from_secs(2);
 
 /// Refusals at the door that are shown, and for how long.
-const REFUSALS_SHOWN: usize = 8;
-const REFUSALS_SHOWN_FOR: Duration = Duration::from_secs(600);
 
 /// Why the receiver did not start, or had to stop.
 #[derive(Debug, thiserror::Error)]
@@ -95,8 +94,7 @@ pub(crate) struct Receiver {
     pub(crate) runtime: tokio::runtime::Handle,
     pub(crate) started: Instant,
     stopping: AtomicBool,
-    refusals: Mutex<VecDeque<(Instant, String)>>,
-    refused: AtomicU64,
+    pub(crate) refusals: Refusals,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -225,30 +223,9 @@ impl Receiver {
         BudgetStatus { used_bytes, used_bytes_max, limit_bytes }
     }
 
-    fn note_refusal(&self, words: String) {
-        self.refused.fetch_add(1, Ordering::Relaxed);
-        let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
-        if refusals.len() >= REFUSALS_SHOWN {
-            refusals.pop_front();
-        }
-        refusals.push_back((Instant::now(), words));
-    }
-
     /// Why the configuration on disk is not the one that runs.
     pub(crate) fn stale(&self) -> Vec<String> {
         self.stale.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// How many were refused at the door.
-    pub(crate) fn refused(&self) -> u64 {
-        self.refused.load(Ordering::Relaxed)
-    }
-
-    /// Who was refused at the door lately.
-    pub(crate) fn refusals(&self) -> Vec<String> {
-        let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
-        refusals.retain(|(when, _)| when.elapsed() < REFUSALS_SHOWN_FOR);
-        refusals.iter().map(|(_, words)| words.clone()).collect()
     }
 }
 
@@ -312,8 +289,7 @@ async fn serve(config: Config, path: &Path, runtime: tokio::runtime::Handle) -> 
         runtime,
         started: Instant::now(),
         stopping: AtomicBool::new(false),
-        refusals: Mutex::default(),
-        refused: AtomicU64::new(0),
+        refusals: Refusals::default(),
         config: ArcSwap::from_pointee(config),
         path: path.to_owned(),
         reloading: Mutex::default(),
@@ -399,13 +375,13 @@ async fn welcome(receiver: &Arc<Receiver>, listener: &Listener) {
             ListenerEvent::Connected(connection) => {
                 let peer = connection.peer();
                 tracing::info!(source = %peer.name, address = %peer.address, "connected");
+                receiver.refusals.forget(&peer.name, peer.address.ip());
                 tokio::spawn(door::serve(Arc::clone(receiver), connection));
             }
             // Logged at the door.
-            ListenerEvent::Paired { .. } => {}
+            ListenerEvent::Paired { name, address, .. } => receiver.refusals.forget(&name, address.ip()),
             ListenerEvent::Refused { address, name, reason, .. } => {
-                let who = name.map_or_else(|| address.to_string(), |name| format!("`{name}` at {address}"));
-                receiver.note_refusal(format!("{who} was refused: {reason}"));
+                receiver.refusals.note(name, address, reason, Instant::now());
             }
             other => tracing::debug!(?other, "at the door"),
         }

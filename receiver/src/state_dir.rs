@@ -3,7 +3,7 @@
 //! Invariant: one process holds the lock as long as it lives, so everything else in here has one writer.
 
 use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Read as _, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -17,10 +17,12 @@ use serde::{Deserialize, Serialize};
 #[non_exhaustive]
 pub enum StateError {
     /// Another process uses it.
-    #[error("{} is in use by another farside-receiver: stop it first", path.display())]
+    #[error("{} is in use by another farside-receiver ({holder}): stop it first", path.display())]
     Locked {
         /// The directory.
         path: PathBuf,
+        /// What its lock file says of the holder.
+        holder: String,
     },
     /// A file could not be read or written.
     #[error("{}: {source}", path.display())]
@@ -65,10 +67,22 @@ impl StateDir {
     pub(crate) fn open(path: &Path) -> Result<Self, StateError> {
         let io = |source| StateError::Io { path: path.to_owned(), source };
         DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io)?;
-        let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path.join("lock")).map_err(io)?;
+        let mut options = OpenOptions::new();
+        let file = options.read(true).write(true).create(true).truncate(false).mode(0o600).open(path.join("lock")).map_err(io)?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => Ok(Self { path: path.to_owned(), _lock: lock }),
-            Err((_, nix::errno::Errno::EWOULDBLOCK)) => Err(StateError::Locked { path: path.to_owned() }),
+            Ok(lock) => {
+                // For people only: a full disk is no reason not to run.
+                let holder = format!("pid {:<10}", std::process::id());
+                if let Err(error) = std::os::unix::fs::FileExt::write_all_at(&*lock, holder.as_bytes(), 0) {
+                    tracing::warn!(path = %path.display(), %error, "the state directory cannot be written");
+                }
+                Ok(Self { path: path.to_owned(), _lock: lock })
+            }
+            Err((mut file, nix::errno::Errno::EWOULDBLOCK)) => {
+                let mut holder = String::new();
+                let _ = file.read_to_string(&mut holder); // said as well as it can be
+                Err(StateError::Locked { path: path.to_owned(), holder: holder.trim().to_owned() })
+            }
             Err((_, errno)) => Err(io(errno.into())),
         }
     }
@@ -141,7 +155,8 @@ mod tests {
     fn one_process_at_a_time() {
         let directory = tempfile::tempdir().expect("tempdir");
         let first = StateDir::open(directory.path()).expect("free");
-        assert!(matches!(StateDir::open(directory.path()), Err(StateError::Locked { .. })));
+        let error = StateDir::open(directory.path()).expect_err("taken").to_string();
+        assert!(error.contains(&format!("pid {}", std::process::id())), "{error}");
         drop(first);
         StateDir::open(directory.path()).expect("free again");
     }

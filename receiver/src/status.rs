@@ -212,7 +212,7 @@ pub(crate) fn receiver(receiver: &Receiver) -> ReceiverStatus {
         let what = "mend it, then: farside reload --socket PATH; or restart farside-receiver for what only a restart can change";
         Reason::new(Severity::Warning, Code::ConfigurationStale, words, what)
     }));
-    reasons.extend(receiver.refusals().into_iter().map(|words| {
+    reasons.extend(receiver.refusals.lines(now).into_iter().map(|words| {
         let what = "if it should be let in: `farside-receiver token` here, then `farside pair TOKEN` there";
         Reason::new(Severity::Info, Code::RefusedPeer, words, what)
     }));
@@ -228,7 +228,7 @@ pub(crate) fn receiver(receiver: &Receiver) -> ReceiverStatus {
         },
         sources: sources.into_values().collect(),
         receive_budget: receiver.budget_status(),
-        refused_peers: receiver.refused(),
+        refused_peers: receiver.refusals.count(),
         reasons,
     }
 }

@@ -304,10 +304,14 @@ impl Site {
         });
     }
 
+    /// Starts the daemon and waits for nothing.
+    pub fn spawn_daemon(&self) -> Process {
+        Process { child: self.spawn("farsided", &["--config"], "host/farsided.toml", "daemon.log"), name: "farsided" }
+    }
+
     /// Starts the daemon and waits until every tap takes connections and the status knows of every volume.
     pub fn start_daemon(&mut self) {
-        let child = self.spawn("farsided", &["--config"], "host/farsided.toml", "daemon.log");
-        self.daemon = Some(Process { child, name: "farsided" });
+        self.daemon = Some(self.spawn_daemon());
         let sockets: Vec<PathBuf> = self.volumes.iter().map(|v| self.tap(&v.name)).chain([self.path("host/api.sock")]).collect();
         let process = self.daemon.as_mut().expect("just started");
         for socket in sockets {

@@ -337,3 +337,91 @@ fn answers_of_running_daemons_are_what_the_documents_say() {
     }
     assert_eq!(kinds.len(), 4, "both daemons did and refused something: {kinds:?}");
 }
+
+/// A daemon that still waits for a device is told apart from one that failed, and is told to stop like any other.
+#[test]
+fn a_start_that_waits_for_a_device_says_so_and_can_be_stopped() {
+    let spec = |name: &str| VolumeSpec { name: name.into(), bytes: BYTES, group: "default".into() };
+    let site = Site::new(&[spec("data"), spec("other")], "200ms", 8);
+    let holder = std::fs::File::open(site.backing("data")).expect("there");
+    holder.lock().expect("free");
+    let log = || std::fs::read_to_string(site.path("daemon.log")).unwrap_or_default();
+    let mut daemon = site.spawn_daemon();
+    wait_for("the other volume", || std::os::unix::net::UnixStream::connect(site.tap("other")).ok());
+    let list = || {
+        let output = site.farside().args(["volume", "list", "--json"]).output().expect("it starts");
+        serde_json::from_slice::<serde_json::Value>(&output.stdout).ok()
+    };
+    let listed = wait_for("both to be listed", || list().filter(|v| v.as_array().is_some_and(|v| v.len() == 2)));
+    assert_eq!((&listed[0]["name"], &listed[0]["state"]["state"]), (&"data".into(), &"not_served".into()), "{listed}");
+    wait_for("the log to say what it waits for", || log().contains("is in use by").then_some(()));
+    let pause = site.farside().args(["volume", "pause", "data"]).output().expect("it starts");
+    // Its patience may be over on a machine that is slow enough; then there is nothing to see here.
+    let gave_up = || log().contains("waited ");
+    if !gave_up() {
+        assert_eq!(listed[0]["reasons"][0]["code"], "starting", "{listed}");
+        assert!(String::from_utf8_lossy(&pause.stderr).contains("being opened"), "{pause:?}");
+        daemon.signal(libc::SIGTERM);
+        let late = gave_up();
+        wait_for("the stop", || (!daemon.is_running()).then_some(()));
+        assert!(late || !gave_up(), "the stop waited for the device: {}", log());
+    }
+    drop(holder);
+}
+
+/// A volume that cannot be opened is shown with its reason, and can be removed.
+#[test]
+fn a_volume_that_is_not_served_is_listed_with_its_reason_and_can_be_removed() {
+    let mut site = site();
+    site.start_all();
+    let backing = site.path("other.img");
+    std::fs::File::create(&backing).and_then(|f| f.set_len(BYTES)).expect("a sparse file");
+    run(site.farside().args(["volume", "add", "other", "--backing"]).arg(&backing));
+    site.daemon.take().expect("it runs").stop();
+    std::fs::rename(&backing, site.path("elsewhere.img")).expect("renamed");
+    site.start_daemon();
+    let shown = || {
+        let output = run(site.farside().args(["volume", "show", "other"]));
+        String::from_utf8(output.stdout).expect("text")
+    };
+    let text = wait_for("the reason", || Some(shown()).filter(|text| text.contains("cannot open")));
+    assert!(text.contains("NotServed") && text.contains("other.img"), "{text}");
+    let list = String::from_utf8(run(site.farside().args(["volume", "list"])).stdout).expect("text");
+    assert!(list.contains("NotServed") && list.contains("cannot open"), "{list}");
+    run(site.farside().args(["volume", "remove", "other", "--yes"]));
+    assert!(!site.path("host/state/volumes/default/other").exists(), "no state is left to meet a new one of that name");
+    let missing = site.farside().args(["volume", "show", "other"]).output().expect("it starts");
+    assert_eq!(missing.status.code(), Some(5), "{missing:?}");
+    site.daemon.take().expect("it runs").stop();
+}
+
+/// The host forgets its receiver: asked first, replicated no more, and paired again as if nothing had been.
+#[test]
+fn unpair_forgets_the_receiver_and_another_pairing_goes_on() {
+    let mut site = site();
+    site.start_all();
+    site.wait_quiet();
+    let unpair =
+        |args: &[&str]| site.farside().arg("unpair").args(args).stdin(std::process::Stdio::null()).output().expect("it starts");
+    assert_eq!(unpair(&[]).status.code(), Some(2), "nobody was there to be asked");
+    assert_eq!(site.status()["connection"]["state"], "connected");
+    assert!(unpair(&["--yes"]).status.success());
+    assert!(!site.path("host/state/receiver.json").exists());
+    wait_for("the connection to end", || (site.status()["groups"][0]["link"]["connected"] == false).then_some(()));
+    assert_eq!(site.status()["connection"]["state"], "not_paired");
+    assert_eq!(unpair(&["--yes"]).status.code(), Some(4), "twice is once too often");
+    let mut client = Verifier::new(&site.tap("data"), BYTES);
+    let mut rng = Rng(5);
+    while client.acknowledged < 50 {
+        client.step(&mut rng, 4096);
+    }
+    client.flush();
+    drop(client);
+    // Not after a restart either.
+    site.daemon.take().expect("it runs").stop();
+    site.start_daemon();
+    assert_eq!(site.status()["connection"]["state"], "not_paired");
+    site.pair();
+    site.wait_quiet();
+    site.daemon.take().expect("it runs").stop();
+}

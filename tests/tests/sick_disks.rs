@@ -42,6 +42,24 @@ impl Ext4 {
         std::fs::write(&trigger, "1").expect("the kernel lets a test fail a file system");
     }
 
+    /// Until not even a byte fits.
+    fn fill(&self) {
+        let file = std::fs::File::create(self.at.join("filler")).expect("created");
+        let (mut at, mut piece) = (0, 1 << 20);
+        while piece > 0 {
+            match file.write_at(&vec![7; piece], at) {
+                Ok(written) => at += written as u64,
+                Err(_) => piece /= 4,
+            }
+            file.sync_all().expect("synced"); // what is only in memory may not fit
+        }
+    }
+
+    /// Writes to it wait, also those under way.
+    fn freeze(&self, frozen: bool) {
+        run(tool("fsfreeze").arg(if frozen { "--freeze" } else { "--unfreeze" }).arg(&self.at));
+    }
+
     /// What a person does about it.
     fn mend(&self) {
         run(tool("umount").arg(&self.at));
@@ -131,5 +149,68 @@ fn an_add_whose_client_went_away_ends_whole() {
     // Served: then it is configured too, and can be removed like any other.
     run(site.farside().args(["volume", "remove", "other", "--yes"]));
     assert!(!site.path("host/state/volumes/default/other").exists());
+    site.daemon.take().expect("it runs").stop();
+}
+
+/// After a crash the map is written anew. Where there is no room for a second one, that must not keep the volume from its host.
+#[test]
+fn a_full_state_directory_keeps_no_volume_from_its_host_after_a_crash() {
+    if !possible() {
+        return; // needs root and a loop device
+    }
+    let mut site = Site::new(&[spec()], "200ms", 8);
+    let state = Ext4::make(site.path("state.ext4"), site.path("host/state"));
+    site.start_all();
+    let mut client = Verifier::new(&site.tap("data"), BYTES);
+    let mut rng = Rng(7);
+    while client.acknowledged < 100 {
+        client.step(&mut rng, 4096);
+    }
+    client.flush();
+    site.daemon.take().expect("it runs").kill();
+    drop(client);
+    state.fill();
+    site.start_daemon();
+    let log = std::fs::read_to_string(site.path("daemon.log")).expect("a log");
+    assert!(log.contains("written anew in its place"), "{log}");
+    assert!(!site.path("host/state/volumes/default/data/intent.new").exists(), "it would keep the disk full");
+    site.wait_quiet();
+    let restored = site.path("restored.img");
+    site.restore("data", "latest", &restored);
+    let same = std::fs::read(site.backing("data")).expect("read") == std::fs::read(&restored).expect("read");
+    assert!(same, "the newest point is not the disk");
+    site.daemon.take().expect("it runs").stop();
+}
+
+/// A device that answers nothing holds up its own volume: whoever removes it is told, and every other command goes on.
+#[test]
+fn removing_a_volume_whose_device_hangs_holds_up_no_other_command() {
+    if !possible() {
+        return; // needs root and a loop device
+    }
+    let mut site = Site::new(&[spec()], "200ms", 8);
+    site.start_all();
+    let disk = Ext4::make(site.path("disk.ext4"), site.path("disk"));
+    let backing = site.path("disk/hangs.img");
+    std::fs::write(&backing, vec![1; BYTES as usize]).expect("written");
+    run(site.farside().args(["volume", "add", "hangs", "--backing"]).arg(&backing));
+    site.wait_quiet();
+    let mut client = farside_nbd::client::Client::connect(&site.path("host/hangs.nbd"), "hangs").expect("connected");
+    disk.freeze(true);
+    let writer = std::thread::spawn(move || client.write(0, &[9; 4096], 0));
+    wait_for("the write to be under way", || (site.volume_status("hangs")["tap"]["in_flight"] == 1).then_some(()));
+    let mut remove = site.farside().args(["volume", "remove", "hangs", "--yes"]).spawn().expect("it starts");
+    wait_for("the removal to wait for the device", || (!site.path("host/farsided.d/volume-hangs.toml").exists()).then_some(()));
+    run(site.farside().args(["group", "set", "default", "--keep", "9"]));
+    let again = site.farside().args(["volume", "remove", "hangs", "--yes"]).output().expect("it starts");
+    assert!(String::from_utf8_lossy(&again.stderr).contains("still being removed"), "{again:?}");
+    let add = site.farside().args(["volume", "add", "hangs", "--backing"]).arg(&backing).output().expect("it starts");
+    assert!(String::from_utf8_lossy(&add.stderr).contains("still being removed"), "{add:?}");
+    assert!(site.path("host/state/volumes/default/hangs").exists(), "its device is in use still");
+    disk.freeze(false);
+    writer.join().expect("it ended").expect("the write was answered: it came before the end");
+    assert!(remove.wait().expect("our own child").success());
+    assert!(!site.path("host/state/volumes/default/hangs").exists());
+    run(site.farside().args(["volume", "add", "hangs", "--backing"]).arg(&backing));
     site.daemon.take().expect("it runs").stop();
 }

@@ -264,8 +264,10 @@ impl Demo {
         let begun = Instant::now();
         let bar = self.narrator.bar();
         let options = restore::Options { existing: farside_store::Existing::Keep, allow_degraded: false, allow_damaged: false };
-        let restored =
-            restore::restore(&self.site.store(), &volume, wanted, &image, options, &|done, total| bar.set(done, total))?;
+        let restored = restore::restore(&self.site.store(), &volume, wanted, &image, options, &|done, total| {
+            bar.set(done, total);
+            true
+        })?;
         bar.finish();
         let took_ms = elapsed_ms(begun);
         let finding = workload.compare(cut_of(point), &image, &self.scratch)?;

@@ -147,9 +147,12 @@ impl Client {
     /// A client of whichever daemon listens on `socket`: their statuses tell them apart.
     ///
     /// # Errors
-    /// [`ClientError`], naming `farsided` while it is not known who should be there.
+    /// [`ClientError`], naming the daemon that the socket's name speaks of: `farside-receiver` for a `receiver` in it, else
+    /// `farsided`.
     pub async fn identify(socket: impl Into<PathBuf>) -> Result<Self, ClientError> {
-        let client = Self::new(Daemon::Source, socket);
+        let socket = socket.into();
+        let of_receiver = socket.file_name().is_some_and(|name| name.to_string_lossy().contains("receiver"));
+        let client = Self::new(if of_receiver { Daemon::Receiver } else { Daemon::Source }, socket);
         let status: serde_json::Value = client.get(routes::STATUS).await?;
         let daemon = if status.get("source").is_some() { Daemon::Source } else { Daemon::Receiver };
         Ok(Self { daemon, ..client })
@@ -188,6 +191,11 @@ impl Client {
     /// Uses a token.
     pub async fn pair(&self, token: &str) -> Result<Paired, ClientError> {
         self.send(Method::POST, routes::PAIR, &PairRequest { token: token.trim().to_owned() }).await
+    }
+
+    /// Has a source forget its receiver.
+    pub async fn unpair(&self) -> Result<Done, ClientError> {
+        self.call(Method::DELETE, routes::PAIR, Bytes::new()).await
     }
 
     /// Changes a group's settings.

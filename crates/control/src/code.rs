@@ -41,6 +41,8 @@ codes! {
     ConfigurationStale = "configuration_stale",
     /// A configured volume is not served.
     NotServed = "not_served",
+    /// A configured volume was not opened yet.
+    Starting = "starting",
     /// The daemon is stopping.
     Stopping = "stopping",
     /// A person paused it.

@@ -23,7 +23,7 @@ pub use code::Code;
 pub use error::{ApiError, ErrorCode, Reason, Severity};
 pub use point::{
     Address, AddressError, PIN_REASON_BYTES_MAX, PinRequest, Point, PointId, PointMember, PointPin, PointRef, PointRefError,
-    select_point,
+    no_such_point, select_point,
 };
 pub use rate::{Rate, RateError};
 pub use reload::Reloaded;

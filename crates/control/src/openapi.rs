@@ -86,6 +86,7 @@ pub fn operations() -> Vec<Operation> {
     let mut all = vec![
         op(Source, "GET", routes::STATUS, "Groups, volumes, connection, and what is wrong", Described::of::<SourceStatus>()),
         op(Source, "POST", routes::PAIR, "Use a pairing token", Described::of::<Paired>()).taking::<PairRequest>(),
+        op(Source, "DELETE", routes::PAIR, "Forget the receiver and end the connections to it", Described::of::<Done>()),
         op(Source, "PATCH", routes::GROUP, "Change a group's settings", Described::of::<GroupStatus>()).taking::<GroupSettings>(),
         op(Source, "GET", routes::LIMITS, "The limits that can change while the daemon runs", Described::of::<Limits>()),
         op(Source, "PUT", routes::LIMITS, "Change them", Described::of::<Limits>()).taking::<Limits>(),

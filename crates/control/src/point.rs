@@ -6,6 +6,8 @@ use std::str::FromStr;
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
+use crate::{ApiError, ErrorCode};
+
 /// A recovery point.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Point {
@@ -223,6 +225,24 @@ pub fn select_point<'a>(points: impl IntoIterator<Item = &'a Point>, wanted: Poi
         PointRef::Ago(age) => now.checked_sub(age).is_ok_and(|at| point.cut_wall <= at),
     };
     points.into_iter().filter(fits).max_by_key(|point| point.id.slot)
+}
+
+/// What to say where [`select_point`] finds none among `points`, which are those `of` something, as far as that was said.
+pub fn no_such_point(points: &[Point], wanted: PointRef, of: Option<&str>) -> ApiError {
+    let whose = of.map_or_else(String::new, |of| format!(" of {of}"));
+    let list = format!("see which there are: farside point list {}", of.unwrap_or("VOLUME|GROUP"));
+    let ends = (points.iter().min_by_key(|p| p.cut_wall), points.iter().max_by_key(|p| p.cut_wall));
+    let there = match ends {
+        (Some(oldest), Some(newest)) if oldest.id != newest.id => {
+            format!(
+                "the oldest is {}, cut at {:.0}, the newest {}, cut at {:.0}",
+                oldest.id, oldest.cut_wall, newest.id, newest.cut_wall
+            )
+        }
+        (Some(only), _) => format!("the only one is {}, cut at {:.0}", only.id, only.cut_wall),
+        _ => "there is none yet".to_owned(),
+    };
+    ApiError::new(ErrorCode::NotFound, format!("there is no point `{wanted}`{whose}: {there}"), list)
 }
 
 fn parse_digits(s: &str) -> Result<u64, ()> {

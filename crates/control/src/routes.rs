@@ -4,7 +4,8 @@
 /// on a receiver.
 pub const STATUS: &str = "/v1/status";
 
-/// Source, `POST` [`PairRequest`](crate::source::PairRequest): [`Paired`](crate::source::Paired).
+/// Source, `POST` [`PairRequest`](crate::source::PairRequest): [`Paired`](crate::source::Paired). `DELETE`: forgets the
+/// receiver and ends the connections to it; [`Done`](crate::source::Done).
 pub const PAIR: &str = "/v1/pair";
 
 /// Source, `PATCH` [`GroupSettings`](crate::source::GroupSettings): the changed

@@ -285,6 +285,8 @@ pub enum VolumeState {
     TargetRewound,
     /// Writes may have gone untracked; everything must be compared.
     TrackingLost,
+    /// Configured, and its tap is not there: it is being opened, or cannot be. A reason says which.
+    NotServed,
 }
 
 impl VolumeState {
@@ -299,6 +301,7 @@ impl VolumeState {
             Self::Forked => "Forked",
             Self::TargetRewound => "TargetRewound",
             Self::TrackingLost => "TrackingLost",
+            Self::NotServed => "NotServed",
         }
     }
 
@@ -313,6 +316,7 @@ impl VolumeState {
             Self::TargetRewound => 5,
             Self::Forked => 6,
             Self::Fenced => 7,
+            Self::NotServed => 8,
         }
     }
 }

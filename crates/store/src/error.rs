@@ -333,6 +333,14 @@ pub enum StoreError {
         /// By whom.
         why: String,
     },
+    /// It can never be restored to.
+    #[error("{path} cannot be restored to: {why}")]
+    TargetUnsuitable {
+        /// The target.
+        path: PathBuf,
+        /// What it is, or what is missing.
+        why: String,
+    },
     /// A restored file is complete and could not get its name.
     #[error("{path} could not get its name ({why}); the restored volume is complete in {partial}")]
     NotNamed {
@@ -344,7 +352,7 @@ pub enum StoreError {
         why: String,
     },
     /// The caller said stop.
-    #[error("stopped")]
+    #[error("interrupted before it was done")]
     Stopped,
     /// An id the ledger does not know.
     #[error("volume {0} has never been claimed in this group")]

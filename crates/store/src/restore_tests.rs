@@ -85,8 +85,9 @@ fn a_target_in_use_or_with_content_or_too_small_is_refused_before_the_first_writ
     File::create(&small).and_then(|f| f.set_len(needs - 1)).expect("create");
     let error = open(&small, Existing::Keep).expect_err("too small");
     assert!(matches!(&error, StoreError::TargetTooSmall { has, needs: n, .. } if has + 1 == *n), "{error}");
-    assert!(matches!(open(store.dir.path(), Existing::Replace), Err(StoreError::TargetBusy { .. })), "a directory");
-    assert!(matches!(open(&store.dir.path().join("no/where"), Existing::Keep), Err(StoreError::Target { .. })));
+    assert!(matches!(open(store.dir.path(), Existing::Replace), Err(StoreError::TargetUnsuitable { .. })), "a directory");
+    let nowhere = open(&store.dir.path().join("nowhere/x"), Existing::Keep).expect_err("no such folder").to_string();
+    assert!(nowhere.contains("there is no directory") && nowhere.contains("nowhere"), "{nowhere}");
 }
 
 /// Two restores into one file, or one into a disk that a daemon serves: the result is neither.
@@ -158,7 +159,7 @@ fn what_came_up_meanwhile_is_kept_and_so_is_the_restored_file() {
     let path = target(&store, "out");
     std::os::unix::fs::symlink(target(&store, "nothing"), &path).expect("link");
     let open = || FileTarget::open(&path, "v", reader.geometry().volume_bytes(), Existing::Keep);
-    assert!(matches!(open(), Err(StoreError::TargetBusy { .. })), "a link to nothing");
+    assert!(matches!(open(), Err(StoreError::TargetUnsuitable { .. })), "a link to nothing");
     fs::remove_file(&path).expect("remove");
     let file = open().expect("target");
     restore_to(&reader, &file, &RestoreOptions::default(), ALL).expect("restore");

@@ -50,7 +50,8 @@ impl FileTarget {
     /// restore to this name left unfinished is gone on with; else the file itself is.
     ///
     /// # Errors
-    /// [`StoreError::TargetTooSmall`], [`StoreError::TargetNotEmpty`], [`StoreError::TargetBusy`]; what the file system says.
+    /// [`StoreError::TargetTooSmall`], [`StoreError::TargetNotEmpty`], [`StoreError::TargetBusy`],
+    /// [`StoreError::TargetUnsuitable`]; what the file system says.
     pub fn open(path: &Path, volume: &str, needs: u64, existing: Existing) -> Result<Self> {
         let io = |doing, e| StoreError::of_target(doing, path, e);
         match fs::symlink_metadata(path) {
@@ -59,7 +60,7 @@ impl FileTarget {
         };
         let meta = fs::metadata(path).map_err(|e| match e.kind() {
             ErrorKind::NotFound => {
-                StoreError::TargetBusy { path: path.to_owned(), why: "it is a symbolic link to nothing".to_owned() }
+                StoreError::TargetUnsuitable { path: path.to_owned(), why: "it is a symbolic link to nothing".to_owned() }
             }
             _ => io("opening", e),
         })?;
@@ -70,7 +71,7 @@ impl FileTarget {
             options.custom_flags(libc::O_EXCL);
         } else if !kind.is_file() {
             let why = "it is neither a file nor a block device".to_owned();
-            return Err(StoreError::TargetBusy { path: path.to_owned(), why });
+            return Err(StoreError::TargetUnsuitable { path: path.to_owned(), why });
         }
         let file = options.open(path).map_err(|e| match e.raw_os_error() {
             Some(libc::EBUSY) => {
@@ -114,6 +115,11 @@ impl FileTarget {
     /// Makes the file that grows, or takes up the one that an earlier restore left.
     fn create(path: &Path, needs: u64, existing: Existing) -> Result<Self> {
         let partial = partial_of(path)?;
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        if let Some(folder) = folder.filter(|folder| fs::metadata(folder).is_err_and(|e| e.kind() == ErrorKind::NotFound)) {
+            let why = format!("there is no directory {}", folder.display());
+            return Err(StoreError::TargetUnsuitable { path: path.to_owned(), why });
+        }
         let io = |doing, e| StoreError::of_target(doing, &partial, e);
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(libc::O_NOFOLLOW);
@@ -125,7 +131,7 @@ impl FileTarget {
             return Err(StoreError::TargetBusy { path: path.to_owned(), why });
         }
         if !left.is_file() {
-            return Err(StoreError::TargetBusy { path: partial, why: "it is not a file".to_owned() });
+            return Err(StoreError::TargetUnsuitable { path: partial, why: "it is not a file".to_owned() });
         }
         let zeroed = existing != Existing::Resume || left.len() == 0;
         let keeps = if zeroed { 0 } else { needs };
@@ -255,7 +261,7 @@ impl FileTarget {
 /// Where a file grows until it is complete.
 fn partial_of(path: &Path) -> Result<PathBuf> {
     let name = path.file_name();
-    let name = name.ok_or_else(|| StoreError::TargetBusy { path: path.to_owned(), why: "it has no file name".into() })?;
+    let name = name.ok_or_else(|| StoreError::TargetUnsuitable { path: path.to_owned(), why: "it has no file name".into() })?;
     let mut partial = name.to_owned();
     partial.push(".farside-partial");
     Ok(path.with_file_name(partial))

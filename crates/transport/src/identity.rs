@@ -268,6 +268,19 @@ pub(crate) fn write_secret(path: &Path, content: &[u8]) -> Result<(), IdentityEr
     write().map_err(|e| io_error(path, e))
 }
 
+/// Removes a file durably; one that is not there is no error.
+pub(crate) fn remove_secret(path: &Path) -> Result<(), IdentityError> {
+    let remove = || -> io::Result<()> {
+        match fs::remove_file(path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+        let directory = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        File::open(directory)?.sync_all()
+    };
+    remove().map_err(|e| io_error(path, e))
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;

@@ -90,13 +90,13 @@ pub enum BookError {
 #[non_exhaustive]
 pub enum PairingRefusal {
     /// No such token, or the proof is wrong (which the bearer is not told apart).
-    #[error("this receiver does not know the token: make a new one with `farside-receiver token`")]
+    #[error("this receiver does not know the token")]
     Unknown,
     /// Somebody used it before.
-    #[error("this token was used before: make a new one with `farside-receiver token`")]
+    #[error("this token was used before")]
     Used,
     /// Too late.
-    #[error("this token expired: make a new one with `farside-receiver token`")]
+    #[error("this token expired")]
     Expired,
     /// The token is for another name.
     #[error("this token was made for the source `{expected}`, not for `{found}`")]

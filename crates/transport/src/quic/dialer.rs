@@ -17,7 +17,7 @@ use super::frames::{FrameError, FrameReader, write_frame};
 use super::handshake::{Answer, EXPORTER_LABEL, OPENING_BYTES_MAX, Opening, PairingProof};
 use super::link::{Core, QuicConnection, translate};
 use super::socket;
-use crate::identity::{IdentityError, read_secret, write_secret};
+use crate::identity::{IdentityError, read_secret, remove_secret, write_secret};
 use crate::token::{Prover, proof};
 use crate::{CloseCode, Closed, Connection, Dial, DialError, Fingerprint, Identity, PairingToken};
 
@@ -77,6 +77,14 @@ impl Pin {
     pub fn save(&self, path: &Path) -> Result<(), PinError> {
         let bytes = serde_json::to_vec_pretty(self).expect("a pin is plain data");
         Ok(write_secret(path, &bytes)?)
+    }
+
+    /// Takes the pin in `path` away, durably; one that is not there is no error.
+    ///
+    /// # Errors
+    /// When the file cannot be removed, or that is not durable.
+    pub fn forget(path: &Path) -> Result<(), PinError> {
+        Ok(remove_secret(path)?)
     }
 }
 
@@ -165,12 +173,12 @@ async fn reach(
     limits: &Limits,
     opening: impl Fn(&[u8; 32]) -> Opening,
 ) -> Result<(Made, Answer), DialError> {
-    let mut worst = DialError::Unreachable { address: target.addresses.join(", ") };
+    let mut worst = None;
     for address in target.addresses {
         let resolved = match tokio::net::lookup_host(address).await {
             Ok(resolved) => resolved.take(8).collect::<Vec<_>>(),
             Err(error) => {
-                worst = telling(worst, DialError::Unresolved { address: address.clone(), reason: error.to_string() });
+                worst = Some(telling(worst, DialError::Unresolved { address: address.clone(), reason: error.to_string() }));
                 continue;
             }
         };
@@ -178,16 +186,16 @@ async fn reach(
             let attempt = reach_one(identity, socket_address, target.fingerprint, limits, &opening);
             match timeout(limits.handshake_timeout, attempt).await {
                 Ok(Ok(made)) => return Ok(made),
-                Ok(Err(error)) => worst = telling(worst, error),
-                Err(_) => worst = telling(worst, DialError::Unreachable { address: socket_address.to_string() }),
+                Ok(Err(error)) => worst = Some(telling(worst, error)),
+                Err(_) => worst = Some(telling(worst, DialError::Unreachable { address: socket_address.to_string() })),
             }
         }
     }
-    Err(worst)
+    Err(worst.unwrap_or_else(|| DialError::Unreachable { address: target.addresses.join(", ") }))
 }
 
 /// Which of two errors says more about what to do.
-fn telling(before: DialError, now: DialError) -> DialError {
+fn telling(before: Option<DialError>, now: DialError) -> DialError {
     let rank = |error: &DialError| match error {
         DialError::Refused { .. } | DialError::Unproven { .. } => 5,
         DialError::WrongReceiver { .. } => 4,
@@ -196,7 +204,10 @@ fn telling(before: DialError, now: DialError) -> DialError {
         DialError::Unreachable { .. } => 1,
         _ => 0,
     };
-    if rank(&now) >= rank(&before) { now } else { before }
+    match before {
+        Some(before) if rank(&before) > rank(&now) => before,
+        _ => now,
+    }
 }
 
 async fn reach_one(

@@ -1,0 +1,439 @@
+//! Which volumes are served: opened at the start, added, taken over by a reload, removed.
+//!
+//! Invariants: a volume is opened once at a time; what is served by a command is configured, or not served again. A device that
+//! does not answer holds up its own volume, never the commands for others: whoever waits for it holds no lock.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use farside_blockio::DeviceError;
+use farside_control::source::{BackingStatus, TapStatus, VolumeAdd, VolumeState, VolumeStatus};
+use farside_control::{ApiError, Code, ErrorCode, Reason, Severity};
+use farside_nbd::ListenError;
+use farside_region::{Name, NameError, VolumeId};
+use farside_transport::QuicDialer;
+use tokio::sync::oneshot;
+use tracing::{error, info, warn};
+
+use super::{Daemon, locked};
+use crate::config::{Config, VolumeConfig, parse_tap};
+use crate::group::{Ask, GroupStart, Note};
+use crate::loss::LossNote;
+use crate::state_dir::Mark;
+use crate::strangers::Strangers;
+
+/// How long a command waits for the last requests of a volume that leaves. Less than a client waits for its answer.
+const LEAVE_WAIT: Duration = Duration::from_secs(15);
+
+/// The volumes beside what their groups know of them.
+#[derive(Debug, Default)]
+pub(super) struct Volumes {
+    served: Mutex<BTreeMap<Name, (Name, VolumeId)>>,
+    /// Why what is configured is not served.
+    unserved: Mutex<BTreeMap<Name, Unserved>>,
+    /// Served, and to be closed when their last requests are answered.
+    leaving: Mutex<BTreeSet<Name>>,
+    strangers: std::sync::OnceLock<Strangers>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Unserved {
+    /// It is being opened.
+    Starting,
+    /// It cannot be, for this reason.
+    Failed(String),
+}
+
+impl Volumes {
+    pub(super) fn served(&self) -> usize {
+        locked(&self.served).len()
+    }
+
+    fn is_served(&self, name: &Name) -> bool {
+        locked(&self.served).contains_key(name)
+    }
+
+    /// Claims the opening of a volume. False: somebody is at it, or it is served.
+    fn begin(&self, name: &Name) -> bool {
+        let mut unserved = locked(&self.unserved);
+        !self.is_served(name) && unserved.insert(name.clone(), Unserved::Starting) != Some(Unserved::Starting)
+    }
+}
+
+impl Daemon {
+    /// Begins to open everything that is configured, each on a task of its own. Whoever polls the set hears of each end.
+    pub(super) fn start_all(self: &Arc<Self>) -> anyhow::Result<tokio::task::JoinSet<()>> {
+        let configured: Vec<VolumeConfig> = locked(&self.config).volumes.values().cloned().collect();
+        let known = configured.iter().map(|v| self.state.volume_path(&v.group, &v.name)).collect();
+        let strangers = Strangers::mark(&self.state.volumes(), known, &|dir| self.note_loss(dir))?;
+        self.volumes.strangers.set(strangers).expect("volumes are started once");
+        let mut starts = tokio::task::JoinSet::new();
+        for volume in configured {
+            assert!(self.volumes.begin(&volume.name), "nobody else opens volumes yet");
+            let daemon = self.clone();
+            // One volume that cannot be served must not keep the others from their hosts.
+            starts.spawn(async move {
+                let name = volume.name.clone();
+                if let Err(error) = daemon.open(volume).await {
+                    error!(volume = %name, "not served: {error:#}");
+                }
+            });
+        }
+        Ok(starts)
+    }
+
+    /// Has the next start know that the map in a folder is not to be trusted, if that is in this boot.
+    fn note_loss(&self, dir: &Path) {
+        let name = |dir: &Path| dir.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse::<Name>().ok());
+        if let (Some(group), Some(volume)) = (dir.parent().and_then(name), name(dir)) {
+            let id = farside_ledger::volume_id(&self.around.source, &group, &volume);
+            if let Err(error) = LossNote::of(&self.around.runtime_dir, id).put() {
+                warn!(%volume, %error, "nor can it be noted in the runtime directory");
+            }
+        }
+    }
+
+    /// Serves a volume whose opening was claimed; says so, or why not, to whoever asks from then on.
+    async fn open(&self, volume: VolumeConfig) -> anyhow::Result<()> {
+        let name = volume.name.clone();
+        let opened = self.try_to_open(volume).await;
+        let configured = locked(&self.config).volumes.contains_key(&name);
+        let mut unserved = locked(&self.volumes.unserved);
+        match &opened {
+            Err(error) if configured => unserved.insert(name, Unserved::Failed(format!("{error:#}"))),
+            _ => unserved.remove(&name),
+        };
+        opened
+    }
+
+    async fn try_to_open(&self, volume: VolumeConfig) -> anyhow::Result<()> {
+        let name = volume.name.clone();
+        let group = volume.group.clone();
+        let id = farside_ledger::volume_id(&self.around.source, &group, &name);
+        self.volumes.strangers.get().expect("set before the first").admit(&self.state.volume_path(&group, &name))?;
+        let settings = locked(&self.config).group(&group); // never both locks at once
+        let inbox = {
+            let mut groups = locked(&self.groups);
+            // What is opened after the stop began would be closed by nobody.
+            if self.stopping.load(Ordering::Relaxed) {
+                bail!("farsided is stopping");
+            }
+            if !groups.contains_key(&group) {
+                let dialer = QuicDialer::new(
+                    self.identity.clone(),
+                    self.around.source.clone(),
+                    self.pin.subscribe(),
+                    farside_transport::Limits::default(),
+                );
+                let start = GroupStart {
+                    name: group.clone(),
+                    config: settings,
+                    around: self.around.clone(),
+                    state: self.state.clone(),
+                    dial: Arc::new(dialer),
+                    instance: self.instance,
+                };
+                groups.insert(group.clone(), start.start()?);
+            }
+            groups[&group].inbox.clone()
+        };
+        let (reply, answer) = oneshot::channel();
+        inbox.send(Note::Ask(Ask::Add(volume, reply)));
+        answer.await.context("the group's thread has ended")??;
+        locked(&self.volumes.served).insert(name, (group, id));
+        Ok(())
+    }
+
+    /// Lets a volume go, in the background, however long its device takes.
+    fn leave(self: &Arc<Self>, name: Name) -> oneshot::Receiver<anyhow::Result<()>> {
+        let (done, gone) = oneshot::channel();
+        locked(&self.volumes.leaving).insert(name.clone());
+        let daemon = self.clone();
+        tokio::spawn(async move {
+            let left = daemon.ask(&name, Ask::Remove).await.map_err(|e| anyhow::anyhow!("{e}"));
+            locked(&daemon.volumes.served).remove(&name);
+            locked(&daemon.volumes.leaving).remove(&name);
+            let _ = done.send(left); // whoever waited may have given up
+        });
+        gone
+    }
+
+    /// Waits for a volume that leaves; not longer than a person would.
+    async fn gone(name: &Name, gone: oneshot::Receiver<anyhow::Result<()>>) -> Result<(), ApiError> {
+        match tokio::time::timeout(LEAVE_WAIT, gone).await {
+            Ok(Ok(left)) => left.map_err(|e| ApiError::new(ErrorCode::Unavailable, format!("{e:#}"), "see the daemon's log")),
+            Ok(Err(_)) => Err(ApiError::internal(format!("volume {name} was not let go"))),
+            Err(_) => Err(ApiError::new(
+                ErrorCode::Unavailable,
+                format!("the device of volume {name} does not answer: requests of its host are still under way"),
+                "it is not configured any more and takes no new requests; it is let go, and its state removed, when the device answers",
+            )),
+        }
+    }
+
+    /// Takes over which volumes there are.
+    pub(super) async fn take_over_volumes(
+        self: &Arc<Self>,
+        old: &BTreeMap<Name, VolumeConfig>,
+        new: &BTreeMap<Name, VolumeConfig>,
+    ) -> Vec<String> {
+        let mut failed = Vec::new();
+        let gone = old.keys().filter(|n| !new.contains_key(*n) && self.volumes.is_served(n));
+        let leaving: Vec<_> = gone.map(|name| (name, self.leave(name.clone()))).collect();
+        for (name, gone) in leaving {
+            failed.extend(Self::gone(name, gone).await.err().map(|e| format!("volume {name}: {e}")));
+        }
+        locked(&self.volumes.unserved).retain(|name, why| new.contains_key(name) || *why == Unserved::Starting);
+        let mut starts = tokio::task::JoinSet::new();
+        for volume in new.values().filter(|volume| self.volumes.begin(&volume.name)).cloned() {
+            let (daemon, name) = (self.clone(), volume.name.clone());
+            starts.spawn(async move { daemon.open(volume).await.err().map(|e| format!("volume {name}: {e:#}")) });
+        }
+        failed.extend(starts.join_all().await.into_iter().flatten());
+        failed
+    }
+
+    pub(super) fn find(&self, name: &str) -> Result<(Name, Name, VolumeId), ApiError> {
+        let missing = || ApiError::not_found("volume", name, "`farside volume list` shows them");
+        let parsed: Name = name.parse().map_err(|_| missing())?;
+        if let Some((group, id)) = locked(&self.volumes.served).get(&parsed).cloned() {
+            return Ok((parsed, group, id));
+        }
+        let reasons = self.unserved().into_iter().find(|volume| volume.name == name).map(|volume| volume.reasons);
+        let reason = reasons.and_then(|mut reasons| reasons.pop());
+        Err(reason.map_or_else(missing, |reason| ApiError::new(ErrorCode::Conflict, reason.message, reason.what_to_do)))
+    }
+
+    /// Volumes that are configured and not served, each with its reason.
+    pub(crate) fn unserved(&self) -> Vec<VolumeStatus> {
+        let configured = locked(&self.config).volumes.clone();
+        let why = locked(&self.volumes.unserved).clone();
+        let volumes = configured.into_values().filter(|v| !self.volumes.is_served(&v.name));
+        volumes
+            .map(|v| VolumeStatus {
+                state: VolumeState::NotServed,
+                reasons: vec![not_served(&v.name, why.get(&v.name))],
+                tap: TapStatus { address: format!("nbd:unix:{}", v.tap_socket.display()), ..TapStatus::default() },
+                id: farside_ledger::volume_id(&self.around.source, &v.group, &v.name).to_string(),
+                group: v.group.to_string(),
+                name: v.name.to_string(),
+                backing: BackingStatus { path: v.backing, ..BackingStatus::default() },
+                ..VolumeStatus::default()
+            })
+            .collect()
+    }
+
+    pub(crate) async fn add_volume(&self, add: &VolumeAdd) -> Result<(), ApiError> {
+        let _one = self.changes.lock().await;
+        let volume = self.new_volume(add)?;
+        if !self.volumes.begin(&volume.name) {
+            return Err(self.under_way(&volume.name));
+        }
+        // Served first: what cannot be served is not written down.
+        self.open(volume.clone()).await.map_err(|error| {
+            let todo = what_would_do(&error, &volume);
+            ApiError::new(ErrorCode::Conflict, format!("volume {} is not added: {error:#}", volume.name), todo)
+        })?;
+        let config = locked(&self.config).clone();
+        config.write_volume(&volume).map_err(ApiError::internal)?;
+        locked(&self.config).volumes.insert(volume.name.clone(), volume);
+        Ok(())
+    }
+
+    /// What a request means, as far as that can be told without opening anything.
+    fn new_volume(&self, add: &VolumeAdd) -> Result<VolumeConfig, ApiError> {
+        let wrong = |what: String, todo: &str| ApiError::new(ErrorCode::BadRequest, what, todo);
+        let named = |e: NameError| wrong(e.to_string(), "a name has 1 to 64 of a-z A-Z 0-9 . _ -");
+        let name: Name = add.name.parse().map_err(named)?;
+        let group: Name = add.group.as_deref().unwrap_or("default").parse().map_err(named)?;
+        let config = locked(&self.config).clone();
+        let taken = |what: String, todo: String| Err(ApiError::new(ErrorCode::Conflict, what, todo));
+        if config.volumes.contains_key(&name) {
+            return taken(format!("there is a volume {name} already"), "choose another name".to_owned());
+        }
+        if !add.backing.is_absolute() {
+            return Err(wrong("the backing must be an absolute path".into(), "begin it with /"));
+        }
+        if let Some(other) = config.volumes.values().find(|v| v.backing == add.backing) {
+            let todo = format!(
+                "choose another backing; or, to serve it under another name, first `farside volume remove {}`",
+                other.name
+            );
+            return taken(format!("{} backs volume {} already", add.backing.display(), other.name), todo);
+        }
+        let tap_socket = match &add.tap {
+            None => config.default_tap_socket(&name),
+            Some(tap) => parse_tap(tap).map_err(|what| wrong(what, "give another one with --tap, or none"))?,
+        };
+        if let Some(other) = config.volumes.values().find(|v| v.tap_socket == tap_socket) {
+            let what = format!("{} is the tap of volume {} already", tap_socket.display(), other.name);
+            return taken(what, "choose another one with --tap nbd:unix:/absolute/path".to_owned());
+        }
+        Ok(VolumeConfig { name, group, backing: add.backing.clone(), tap_socket, on_tracking_lost: Default::default() })
+    }
+
+    /// Why nothing can be done with a volume at this moment.
+    fn under_way(&self, name: &Name) -> ApiError {
+        let what = match locked(&self.volumes.leaving).contains(name) {
+            true => "is still being removed: its device has not answered the last requests of its host",
+            false => "is just being opened",
+        };
+        ApiError::new(ErrorCode::Busy, format!("volume {name} {what}"), "wait for that, then try again")
+    }
+
+    pub(crate) async fn remove_volume(self: &Arc<Self>, name: &str) -> Result<(), ApiError> {
+        let one = self.changes.lock().await;
+        let missing = || ApiError::not_found("volume", name, "`farside volume list` shows them");
+        let name: Name = name.parse().map_err(|_| missing())?;
+        if locked(&self.volumes.leaving).contains(&name) {
+            return Err(self.under_way(&name));
+        }
+        let config = locked(&self.config).clone();
+        let group = match (locked(&self.volumes.served).get(&name), config.volumes.get(&name)) {
+            (Some((group, _)), _) => group.clone(),
+            (None, Some(volume)) => volume.group.clone(),
+            (None, None) => return Err(missing()),
+        };
+        if self.volumes.is_served(&name) {
+            self.take_out(&name, &group, &config)?;
+            let gone = self.leave(name.clone());
+            drop(one);
+            return Self::gone(&name, gone).await;
+        }
+        // Nobody else opens it from here on.
+        let before = locked(&self.volumes.unserved).get(&name).cloned();
+        if !self.volumes.begin(&name) {
+            return Err(self.under_way(&name));
+        }
+        let taken_out = self.take_out(&name, &group, &config);
+        let cleared = taken_out.as_ref().map_or(Ok(()), |()| clear(&self.state.volume_path(&group, &name)));
+        let mut unserved = locked(&self.volumes.unserved);
+        match before.filter(|_| taken_out.is_err()) {
+            Some(why) => unserved.insert(name, why),
+            None => unserved.remove(&name),
+        };
+        taken_out.and(cleared)
+    }
+
+    /// Takes a volume out of the configuration. From then on it may be written without us: whatever interrupts this, its map is
+    /// not trusted again.
+    fn take_out(&self, name: &Name, group: &Name, config: &Config) -> Result<(), ApiError> {
+        let (dir, _) = self.state.volume_dir(group, name).map_err(ApiError::internal)?;
+        let marked = Mark::TrackingLost.is_set(&dir).map_err(ApiError::internal)?;
+        Mark::TrackingLost.put(&dir, true).map_err(ApiError::internal)?;
+        if let Err(error) = config.remove_volume(name) {
+            // It stays, and stays trusted.
+            Mark::TrackingLost.put(&dir, marked).map_err(ApiError::internal)?;
+            return Err(ApiError::new(ErrorCode::Conflict, error.to_string(), "edit that file, then reload farsided"));
+        }
+        locked(&self.config).volumes.remove(name);
+        info!(volume = %name, "not configured any more");
+        Ok(())
+    }
+}
+
+/// Removes what a volume left that was not served.
+fn clear(folder: &Path) -> Result<(), ApiError> {
+    std::fs::remove_dir_all(folder).map_err(|e| {
+        let what = format!("{} cannot be removed: {e}", folder.display());
+        ApiError::new(ErrorCode::Unavailable, what, "remove it by hand; it holds nothing that is needed any more")
+    })
+}
+
+fn not_served(name: &Name, why: Option<&Unserved>) -> Reason {
+    match why {
+        Some(Unserved::Failed(why)) => {
+            let todo = "mend it, then: farside reload. Until then its group's points are made without it";
+            Reason::new(Severity::Error, Code::NotServed, format!("volume {name} is not served: {why}"), todo)
+        }
+        Some(Unserved::Starting) | None => {
+            let todo = "wait; if another process holds its device or its tap, that takes up to 30 s, and then has its reason";
+            Reason::new(Severity::Warning, Code::Starting, format!("volume {name} is being opened"), todo)
+        }
+    }
+}
+
+/// The next step after a volume could not be opened.
+fn what_would_do(error: &anyhow::Error, volume: &VolumeConfig) -> String {
+    let backing = volume.backing.display();
+    if let Some(error) = error.downcast_ref::<DeviceError>() {
+        return match error {
+            DeviceError::Open { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+                "check the path given with --backing; below /home, /root and /tmp the systemd unit hides what there is".to_owned()
+            }
+            DeviceError::Open { .. } | DeviceError::Query { .. } => {
+                format!("see what the kernel says of it: journalctl -k | grep {backing}")
+            }
+            DeviceError::Kind { .. } => "give a block device or a regular file with --backing".to_owned(),
+            // These say it themselves.
+            _ => String::new(),
+        };
+    }
+    if let Some(error) = error.downcast_ref::<ListenError>() {
+        return match error {
+            ListenError::InUse { .. } | ListenError::NotASocket { .. } => String::new(),
+            ListenError::NoSuchGroup { .. } => "make the group, or correct `api_group` in farsided.toml".to_owned(),
+            _ => "choose another tap with --tap nbd:unix:/absolute/path".to_owned(),
+        };
+    }
+    if error.downcast_ref::<farside_region::GeometryError>().is_some() {
+        return format!("give {backing} its size first (truncate -s, lvextend), at least one sector");
+    }
+    "nothing was changed; put that right and say the same again".to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(text: &str) -> Name {
+        text.parse().expect("a name")
+    }
+
+    #[test]
+    fn a_volume_is_opened_once_at_a_time() {
+        let volumes = Volumes::default();
+        assert!(volumes.begin(&name("data")));
+        assert!(!volumes.begin(&name("data")), "somebody is at it");
+        assert!(volumes.begin(&name("other")));
+        locked(&volumes.unserved).insert(name("data"), Unserved::Failed("no".into()));
+        assert!(volumes.begin(&name("data")), "it may be tried again");
+        locked(&volumes.unserved).remove(&name("data"));
+        let id = VolumeId([1; 16]);
+        locked(&volumes.served).insert(name("data"), (name("default"), id));
+        assert!(!volumes.begin(&name("data")), "it is served");
+    }
+
+    #[test]
+    fn what_was_not_tried_yet_is_no_error() {
+        for why in [None, Some(Unserved::Starting)] {
+            let reason = not_served(&name("data"), why.as_ref());
+            assert_eq!((reason.severity, reason.code.as_str()), (Severity::Warning, "starting"));
+        }
+        let reason = not_served(&name("data"), Some(&Unserved::Failed("it is on fire".into())));
+        assert_eq!((reason.severity, reason.code.as_str()), (Severity::Error, "not_served"));
+        assert!(reason.message.contains("it is on fire"));
+    }
+
+    #[test]
+    fn every_failure_to_open_has_its_own_next_step() {
+        let volume = VolumeConfig {
+            name: name("data"),
+            group: name("default"),
+            backing: "/dev/nope".into(),
+            tap_socket: "/run/x".into(),
+            on_tracking_lost: Default::default(),
+        };
+        let todo = |error: anyhow::Error| what_would_do(&error, &volume);
+        let gone = || std::io::Error::from(std::io::ErrorKind::NotFound);
+        assert!(todo(DeviceError::Open { path: "/dev/nope".into(), source: gone() }.into()).contains("--backing"));
+        assert!(todo(DeviceError::Kind { path: "/dev/null".into() }.into()).contains("block device"));
+        assert!(todo(ListenError::Io { path: "/run/x".into(), what: "bind", source: gone() }.into()).contains("--tap"));
+        let empty = farside_region::Geometry::new(0).expect_err("nothing to protect");
+        assert!(todo(anyhow::Error::from(empty).context("/dev/nope")).contains("size"));
+    }
+}
