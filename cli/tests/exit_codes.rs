@@ -3,7 +3,12 @@
 use std::process::{Command, Output};
 
 fn farside(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_farside")).args(args).env_remove("FARSIDE_SOCKET").output().expect("it starts")
+    Command::new(env!("CARGO_BIN_EXE_farside"))
+        .args(args)
+        .env_remove("FARSIDE_SOCKET")
+        .stdin(std::process::Stdio::null())
+        .output()
+        .expect("it starts")
 }
 
 fn code(output: &Output) -> i32 {
@@ -29,11 +34,41 @@ fn errors_are_json_where_json_was_asked_for() {
 }
 
 #[test]
+fn wrong_usage_is_json_too_where_json_was_asked_for() {
+    for args in [&["--json", "status", "extra"][..], &["frobnicate", "--json"], &["restore", "--json"]] {
+        let output = farside(args);
+        assert_eq!(code(&output), 2, "{args:?}");
+        let error: serde_json::Value = serde_json::from_slice(&output.stderr).expect("JSON");
+        assert_eq!(error["error"]["exit_code"], 2);
+        let words = [&error["error"]["message"], &error["error"]["what_to_do"]].map(|w| w.as_str().expect("words").to_owned());
+        assert!(!words[0].starts_with("error") && words[1].starts_with("Usage: "), "{error}");
+    }
+    let help = farside(&["--json", "--help"]);
+    assert!(code(&help) == 0 && String::from_utf8_lossy(&help.stdout).contains("Usage:"));
+}
+
+#[test]
+fn a_socket_in_the_environment_is_used_and_not_called_required() {
+    let with = |args: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_farside"));
+        command.args(args).env("FARSIDE_SOCKET", "/nonexistent/receiver.sock").output().expect("it starts")
+    };
+    let usage = with(&["restore"]);
+    assert!(code(&usage) == 2 && !String::from_utf8_lossy(&usage.stderr).contains("--socket"), "{usage:?}");
+    let asked = with(&["status"]);
+    let words = String::from_utf8_lossy(&asked.stderr).into_owned();
+    assert_eq!(code(&asked), 3);
+    assert!(words.contains("/nonexistent/receiver.sock") && words.contains("systemctl start farside-receiver"), "{words}");
+}
+
+#[test]
 fn nonsense_is_two() {
     for args in [
         &["restore", "data", "--point", "yesterday", "--to", "/nonexistent/x"][..],
         &["point", "show", "5"],
         &["volume", "remove", "data", "--socket", "/nonexistent/farside.sock"],
+        &["unpair", "--socket", "/nonexistent/farside.sock"],
+        &["point", "show", "data", "yesterday"],
         &["demo", "--size", "1KiB"],
         &["frobnicate"],
     ] {
@@ -60,6 +95,7 @@ fn help_has_examples_and_exit_codes() {
     for command in [
         &["demo"][..],
         &["pair"],
+        &["unpair"],
         &["status"],
         &["reload"],
         &["metrics"],

@@ -55,6 +55,10 @@ impl Ext4 {
         }
     }
 
+    fn make_room(&self) {
+        std::fs::remove_file(self.at.join("filler")).expect("it was filled");
+    }
+
     /// Writes to it wait, also those under way.
     fn freeze(&self, frozen: bool) {
         run(tool("fsfreeze").arg(if frozen { "--freeze" } else { "--unfreeze" }).arg(&self.at));
@@ -179,6 +183,7 @@ fn a_full_state_directory_keeps_no_volume_from_its_host_after_a_crash() {
     site.restore("data", "latest", &restored);
     let same = std::fs::read(site.backing("data")).expect("read") == std::fs::read(&restored).expect("read");
     assert!(same, "the newest point is not the disk");
+    state.make_room();
     site.daemon.take().expect("it runs").stop();
 }
 
@@ -209,8 +214,11 @@ fn removing_a_volume_whose_device_hangs_holds_up_no_other_command() {
     assert!(site.path("host/state/volumes/default/hangs").exists(), "its device is in use still");
     disk.freeze(false);
     writer.join().expect("it ended").expect("the write was answered: it came before the end");
-    assert!(remove.wait().expect("our own child").success());
-    assert!(!site.path("host/state/volumes/default/hangs").exists());
-    run(site.farside().args(["volume", "add", "hangs", "--backing"]).arg(&backing));
+    remove.wait().expect("our own child"); // its patience may have ended before
+    wait_for("the volume to be gone", || (!site.path("host/state/volumes/default/hangs").exists()).then_some(()));
+    wait_for("its name to be free", || {
+        let add = site.farside().args(["volume", "add", "hangs", "--backing"]).arg(&backing).output().expect("it starts");
+        add.status.success().then_some(())
+    });
     site.daemon.take().expect("it runs").stop();
 }

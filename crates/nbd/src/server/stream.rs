@@ -42,15 +42,18 @@ impl<Q: BlockQueue> Running<'_, Q> {
             }
         };
         let connection = self.connections[index as usize].as_mut().expect("a living connection");
-        let waited = (connection.in_line, connection.in_large);
         (connection.in_line, connection.in_large) = (stop == Stop::Line, stop == Stop::Large);
-        match (stop, waited) {
-            (Stop::Line, (false, _)) => self.line.push_back(index),
-            (Stop::Large, (_, false)) => self.large.push_back(index),
-            (Stop::Line | Stop::Large | Stop::Quiet, _) => return,
-            (Stop::Bytes, _) => return self.receive(index),
+        let line = match stop {
+            Stop::Line => &mut self.line,
+            Stop::Large => &mut self.large,
+            Stop::Quiet => return,
+            Stop::Bytes => return self.receive(index),
+        };
+        // One that wants something else meanwhile keeps its place until it is its turn.
+        if !line.contains(&index) {
+            line.push_back(index);
+            self.shared.counters.waits.fetch_add(1, Ordering::Relaxed);
         }
-        self.shared.counters.waits.fetch_add(1, Ordering::Relaxed);
     }
 
     fn receive(&mut self, index: u32) {
