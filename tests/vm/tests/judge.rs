@@ -1,4 +1,5 @@
-//! The harness itself: what a guest's kernel complains of fails the test, unless the test said so before.
+//! The harness itself: what a guest's kernel complains of fails the test, unless the test said so before; no guest outlives its
+//! owner.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -35,4 +36,16 @@ fn a_command_and_a_file_come_through_as_they_are() {
     guest.start_command("echo begun; exec sleep 1000", "/run/log");
     guest.wait_until("grep -q begun /run/log");
     guest.shut_down();
+}
+
+#[test]
+fn a_guest_ends_with_the_thread_that_booted_it() {
+    let booted = std::thread::spawn(|| {
+        let mut machine = Machine::new("orphan", Kernel::Stock);
+        (machine.boot(), machine)
+    });
+    let (mut guest, _machine) = booted.join().expect("it comes up");
+    let waiting = catch_unwind(AssertUnwindSafe(|| guest.attempt("sleep 100000")));
+    let message = *waiting.expect_err("nobody is there to answer").downcast::<String>().expect("a message");
+    assert!(message.contains("gives no answer"), "{message}");
 }
