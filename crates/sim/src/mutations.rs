@@ -220,6 +220,11 @@ pub const MUTATIONS: &[Mutation] = &[
         "hostile::the_position_rule_is_asked_with_what_old_layers_really_touched",
     ),
     story("a slow line is a hung disk", CORE, "stories::a_slow_line_is_not_taken_for_a_hung_disk"),
+    story(
+        "L8 what a dead run was granted is kept",
+        CORE,
+        "hostile::what_a_killed_daemon_was_granted_is_free_as_soon_as_its_successor_has_claimed",
+    ),
     story("L5 a full store takes no claim", CORE, "stories::l5_a_full_store_takes_the_claim_that_frees_it"),
     story("a pass takes all the credit", CORE, "stories::a_first_sync_holds_up_nobody_elses_points"),
     story("unreadable anew puts off every retry", CORE, "loss::a_dead_sector_that_is_written_puts_off_nobody_elses_retry"),

@@ -479,6 +479,7 @@ impl Target {
         self.answer_claim(&queued, outcome, out);
         if outcome == (ClaimOutcome::Accepted { position }) {
             self.holds(state, queued.session, volume, Term(position.slot.0), out);
+            self.overtake(state, queued.session);
         }
     }
 

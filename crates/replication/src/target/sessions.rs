@@ -1,7 +1,8 @@
 //! Connections of a group: greeting, credit, and answers about the ledger.
 //!
-//! Different runs of a source (one that died half-open, a clone) may stand side by side; their terms tell them apart (T7). A
-//! newer connection of the *same* run ends the older one before anything else is done.
+//! Different runs of a source (one that died half-open, a clone) may stand side by side; their terms tell them apart (T7), and
+//! one of which another has claimed everything has no credit. A newer connection of the *same* run ends the older one before
+//! anything else is done.
 
 use std::collections::BTreeMap;
 
@@ -36,6 +37,8 @@ pub(super) struct Session {
     policy: Option<Policy>,
     /// The claims that it is known to hold, current or not.
     held: BTreeMap<VolumeId, Term>,
+    /// Another run of the source has claimed all that it held.
+    overtaken: bool,
 }
 
 impl Session {
@@ -47,6 +50,9 @@ impl Session {
     /// the disk anyway, and what it does not use must not keep others waiting.
     pub(super) fn held_back(&self, now: Nanos, limits: &Limits) -> u64 {
         let idle = now >= self.landed_at.saturating_add(limits.credit_idle);
+        if self.overtaken {
+            return 0;
+        }
         if idle { self.outstanding().min(limits.credit_step) } else { self.outstanding() }
     }
 
@@ -113,6 +119,7 @@ impl Target {
             digests: 0,
             policy: None,
             held: BTreeMap::new(),
+            overtaken: false,
         };
         self.sessions.insert(from, session);
         let hello = ReceiverHello { version, features: Features::OURS.common(features), store: self.config.store };
@@ -155,7 +162,7 @@ impl Target {
         let mut room = disk.free_bytes.saturating_sub(self.granted_bytes());
         let now = self.now;
         let mut messages = Vec::new();
-        for (&id, session) in &mut self.sessions {
+        for (&id, session) in self.sessions.iter_mut().filter(|(_, session)| !session.overtaken) {
             if now >= session.landed_at.saturating_add(limits.credit_idle) {
                 session.window = limits.credit_step.clamp(1, limits.credit_window.max(1));
             }
@@ -269,7 +276,19 @@ impl Target {
     pub(super) fn holds(&mut self, state: &State, from: SessionId, volume: VolumeId, term: Term, out: &mut Vec<Action>) {
         if let Some(session) = self.sessions.get_mut(&from) {
             session.held.insert(volume, term);
+            session.overtaken = false;
             self.say_policy(state, from, out);
+        }
+    }
+
+    /// Takes back what was granted to connections of which every claim is over, now that this one has made its own: a run of the
+    /// source that died without a word, as a rule. Nothing that it sends can be published (T4), and nobody may have to wait
+    /// until it is found out that it is dead. One that lives claims anew, and is granted again.
+    pub(super) fn overtake(&mut self, state: &State, by: SessionId) {
+        let is_over = |(id, term): (&VolumeId, &Term)| state.volume(*id).is_none_or(|volume| volume.term() != *term);
+        for (_, session) in self.sessions.iter_mut().filter(|(id, _)| **id != by) {
+            let over = !session.held.is_empty() && session.held.iter().all(is_over);
+            session.overtaken |= over && !mutation::on("L8 what a dead run was granted is kept");
         }
     }
 

@@ -532,6 +532,39 @@ fn a_resume_about_more_layers_than_there_may_be_ends_the_connection() {
     assert!(!gateway.did.iter().any(|a| matches!(a, Action::DropLayer { .. })), "nothing was done for it");
 }
 
+/// A daemon is killed, and its successor connects at once. Nobody has found out that the old connection is dead, which has taken
+/// all that the disk has left; what was granted to it can bring nothing any more.
+#[test]
+fn what_a_killed_daemon_was_granted_is_free_as_soon_as_its_successor_has_claimed() {
+    tell(&[("L8 what a dead run was granted is kept", "is free at once")], || {
+        let mut gateway = claimed();
+        let credit_of = |gateway: &mut Gateway, to: u64| {
+            let credit = |a: &Action| match a {
+                Action::Send { session, message } if *session == SessionId(to) => match &**message {
+                    ReceiverMessage::Credit(credit) => Some(credit.granted_bytes),
+                    _ => None,
+                },
+                _ => None,
+            };
+            gateway.did.iter().rev().find_map(credit)
+        };
+        room(&mut gateway, 100);
+        assert_eq!(credit_of(&mut gateway, 1), Some(100), "all there is");
+        gateway.hello(2, 2, 1);
+        gateway.claim(2, 1);
+        room(&mut gateway, 100);
+        assert_eq!(credit_of(&mut gateway, 2), None, "the first holds a volume still");
+        gateway.claim(2, 2);
+        room(&mut gateway, 100);
+        assert_eq!(credit_of(&mut gateway, 2), Some(100), "what nothing can come of is free at once");
+        // Should the first be alive after all, it claims anew, and has its share.
+        gateway.claim(1, 1);
+        room(&mut gateway, 300);
+        assert_eq!(credit_of(&mut gateway, 1), Some(100), "as before");
+        assert_eq!(gateway.target.granted_bytes(), 200);
+    });
+}
+
 #[test]
 fn many_claims_are_granted_no_more_than_one() {
     let mut gateway = Gateway::new();
