@@ -32,8 +32,6 @@ use crate::{api, door};
 /// How often a store that failed is tried again.
 const STORE_RETRY: Duration = Duration::from_secs(2);
 
-/// Refusals at the door that are shown, and for how long.
-
 /// Why the receiver did not start, or had to stop.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
