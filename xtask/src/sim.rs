@@ -29,6 +29,9 @@ pub(crate) struct SimArgs {
     /// With --mutate: run all seeds instead of stopping at the first that notices.
     #[arg(long)]
     all: bool,
+    /// Say how often the seeds met each fault, each action of the state machines, and whatever else is rare.
+    #[arg(long)]
+    coverage: bool,
     /// Threads; all cores by default.
     #[arg(long)]
     threads: Option<usize>,
@@ -72,6 +75,9 @@ pub(crate) fn main(args: &SimArgs) -> anyhow::Result<()> {
         return night(hours, threads);
     }
     let summary = sweep(args.seeds.clone(), threads, options, !names.is_empty() && !args.all);
+    if args.coverage {
+        summary.met.iter().for_each(|(what, count)| println!("{count:9} {what}"));
+    }
     println!("{summary}");
     match (names.is_empty(), summary.failures.is_empty()) {
         (true, false) => bail!("{} seeds broke a law", summary.failures.len()),

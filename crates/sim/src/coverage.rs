@@ -60,6 +60,7 @@ pub const SOURCE_ACTIONS: &[&str] = &[
     "source: Digests",
     "source: Cool",
     "source: Verify",
+    "source: Heat",
     "source: HeatAll",
     "source: KeepHot",
     "source: LossKept",

@@ -26,9 +26,6 @@ use crate::site::Site;
 use crate::source::{self, Source};
 use crate::world::{GRANULE_SECTORS, SECTOR, World};
 
-/// A save that fails calls its whole run unreadable: so many granules at most.
-const SAVED_GRANULES: usize = 2;
-
 /// See the head of the file.
 #[derive(Clone, Debug)]
 pub struct Judge {
@@ -285,12 +282,15 @@ impl Judge {
             return Err(format!("write w{tag} of that cut has not completed"));
         }
         let want = truth.image(volume, cut.attach, cut.epoch);
+        let meddled = site.backings.borrow()[volume].meddled;
         if bytes != (want.len() * SECTOR) as u64 {
             return Err(format!("the record says that it has {bytes} bytes; it had {}", want.len() * SECTOR));
         }
         for (sector, (got, want)) in self.heads[volume].iter().zip(&want).enumerate() {
             match got {
                 Published::Value(got) if got == want => {}
+                // Until a verify has found it.
+                _ if meddled && truth.is_tampered(volume, sector) => {}
                 Published::Unreadable if degraded && self.was_bad(site, volume, sector) => {}
                 Published::Unreadable if degraded => {
                     return Err(format!("sector {sector} is called unreadable, and could be read all the time"));
@@ -309,10 +309,8 @@ impl Judge {
 
     /// Whether something of a sector's granule could not be read at some time. (Other sites have disks of their own.)
     fn was_bad(&self, site: &Site, volume: usize, sector: usize) -> bool {
-        let granule = sector / GRANULE_SECTORS;
-        let first = granule.saturating_sub(SAVED_GRANULES - 1) * GRANULE_SECTORS;
-        let end = (granule + SAVED_GRANULES) * GRANULE_SECTORS;
-        site.no > 0 || self.ever_cloned || site.disks[volume].borrow().was_bad(first..end)
+        let first = sector / GRANULE_SECTORS * GRANULE_SECTORS;
+        site.no > 0 || self.ever_cloned || site.disks[volume].borrow().was_bad(first..first + GRANULE_SECTORS)
     }
 
     /// "Nothing changed up to T": everything acknowledged by T is in what is published.
@@ -486,6 +484,11 @@ impl Judge {
         let home = world.home();
         let sectors = |v: usize| home.geometry(v).volume_bytes() as usize / SECTOR;
         self.heads.iter().enumerate().all(|(v, head)| head[..sectors(v)].iter().all(|p| *p != Published::Absent))
+    }
+
+    /// What is published of a sector.
+    pub fn published(&self, volume: usize, sector: usize) -> Published {
+        self.heads[volume][sector]
     }
 
     /// From now on a new point on every volume is wanted.

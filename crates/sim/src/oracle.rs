@@ -172,6 +172,16 @@ impl Oracle {
         self.volumes[volume].sectors[sector].push(Version { value, epoch, at_us: now_us });
     }
 
+    /// Something changed a sector behind the tap: from now on that is its content, and nobody could know.
+    pub fn tampered(&mut self, volume: usize, sector: usize, value: Value) {
+        self.volumes[volume].sectors[sector].push(Version { value, epoch: 0, at_us: u64::MAX });
+    }
+
+    /// Whether that happened to it last.
+    pub fn is_tampered(&self, volume: usize, sector: usize) -> bool {
+        self.volumes[volume].sectors[sector].last().is_some_and(|v| v.at_us == u64::MAX)
+    }
+
     /// Whether another write of that sector has no answer yet.
     pub fn busy(&self, volume: usize, sector: usize, but: u64) -> bool {
         self.writes.iter().any(|(tag, w)| {

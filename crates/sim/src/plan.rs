@@ -74,7 +74,7 @@ const NASTY: [Fault; 5] = [Fault::Rollback, Fault::Reinstall, Fault::StoreRollba
 /// What happens to backings while nobody serves them.
 const AWAY: [Fault; 3] = [Fault::Grow, Fault::Offline, Fault::Swap];
 
-const TRIALS: [Trial; 12] = [
+const TRIALS: [Trial; 13] = [
     Trial::None,
     Trial::None,
     Trial::None,
@@ -87,6 +87,7 @@ const TRIALS: [Trial; 12] = [
     Trial::Reboots,
     Trial::Joins,
     Trial::Leaves,
+    Trial::Tampered,
 ];
 
 const ALL: [Fault; 22] = [
@@ -180,6 +181,8 @@ pub enum Trial {
     Joins,
     /// One member leaves.
     Leaves,
+    /// Something changes a cold region behind the tap, and a person asks for a verify.
+    Tampered,
 }
 
 /// See the head of the file.

@@ -4,17 +4,22 @@
 //! - Overload: a host that never rests. A cut is tried all the same, or status says that it does not converge.
 //! - One member is paused, or its disk hangs: the points of the others go on.
 //! - One member joins and does not get on with its first sync, or leaves: the same, and whoever leaves is gone soon.
+//! - A cold region is changed behind the tap: a verify finds it, and sends it (T6).
 //! - A first sync under nightly reboots: no life of the source is long enough for all of it, and it ends all the same.
 
-use farside_region::Slot;
+use farside_region::{RegionIndex, Slot};
 
+use crate::oracle::{Published, value};
 use crate::plan::{Fault, Trial};
 use crate::run::Run;
+use crate::world::{REGION_SECTORS, SECTOR};
 
 /// Steps in which an overloaded group must try a cut.
 const OVERLOAD_STEPS: u64 = 6_000;
 /// Steps in which the others' points must come: more than it takes to give a hung member up.
 const OTHERS_STEPS: u64 = 20_000;
+/// Steps in which a verify must have found and sent what differs.
+const VERIFY_STEPS: u64 = 20_000;
 /// Steps of one life between two reboots, for each volume and once more, and how many lives a first sync may take.
 const LIFE_STEPS: u64 = 200;
 const LIVES_MAX: u64 = 120;
@@ -33,6 +38,7 @@ impl Run {
             Trial::Hung if world.volumes() > 1 => self.one_member_stands_still(Fault::Hang),
             Trial::Joins if world.volumes() > 1 => self.one_member_joins(),
             Trial::Leaves if world.volumes() > 1 => self.one_member_leaves(),
+            Trial::Tampered => self.cold_region_is_changed(),
             _ => {}
         }
         self.trial_rate = None;
@@ -100,6 +106,41 @@ impl Run {
         world.met("points beside a leaving member");
         self.trial_rate = None;
         self.source_ends(0, "is restarted with the volume that left");
+    }
+
+    fn cold_region_is_changed(&mut self) {
+        let (world, home) = (self.world.clone(), self.world.home());
+        let Some(source) = self.sources[0].clone() else { return };
+        let volume = world.dice(world.volumes());
+        let may = |sector: &usize| {
+            let disk = home.disks[volume].borrow();
+            let region = RegionIndex((sector / REGION_SECTORS) as u64);
+            disk.certain(*sector).is_some() && !disk.is_bad(*sector) && source.is_cold(volume, region)
+        };
+        let sectors: Vec<usize> = (0..self.host.sectors[volume]).filter(may).collect();
+        if sectors.is_empty() {
+            return;
+        }
+        let sector = world.rng.borrow_mut().pick(&sectors);
+        let changed = value(world.tag(), volume, sector);
+        world.say(|| format!("v{volume} sector {sector} is changed behind the tap"));
+        home.disks[volume].borrow_mut().set((sector * SECTOR) as u64, &changed);
+        home.oracle.borrow_mut().tampered(volume, sector, changed);
+        home.backings.borrow_mut()[volume].meddled = true;
+        self.trial_rate = Some(0.0);
+        source.meddle(Fault::Verify, volume);
+        for _ in 0..VERIFY_STEPS {
+            self.step();
+            if world.bad().is_some() {
+                return;
+            }
+            if self.judge.published(volume, sector) == Published::Value(changed) {
+                home.backings.borrow_mut()[volume].meddled = false;
+                world.met("verify mends what was changed behind the tap");
+                return;
+            }
+        }
+        world.fail(format!("T6: sector {sector} of v{volume} was changed behind the tap, and no verify sent it"));
     }
 
     /// Two points for each of the others: the first may be one that was on its way. False when a law was broken.

@@ -499,10 +499,13 @@ impl Receiver {
         }
     }
 
-    /// A claim took the term from what an older one had linked and not published: it goes at once, not at the next start.
+    /// A claim took the term from what an older one had landed or linked, and not published: it goes at once, not at the next
+    /// start.
     fn sweep_dead_terms(&self) {
         let (world, group) = (&self.world, self.group.borrow());
         let debris = |n: &SegmentKey| group.is_debris(&PartName { layer: layer_key(world, n), number: n.3 });
+        // In landing also what the target never heard of: its session was gone when the file was.
+        world.landing.borrow_mut().retain(|n, _| !debris(n));
         let names: Vec<SegmentKey> = world.store.borrow().names().filter(|n| debris(n)).copied().collect();
         for segment in names {
             world.met("a sweep in operation");

@@ -277,6 +277,11 @@ impl Source {
         self.push(Event::RemoveVolume { volume: self.world.names.ids[volume] });
     }
 
+    /// Whether a region is clean, and not known to be zero.
+    pub fn is_cold(&self, volume: usize, region: RegionIndex) -> bool {
+        self.volumes[volume].shim.region_state(region) == RegionState::Cold
+    }
+
     /// Replication knows a volume.
     pub fn knows(&self, volume: usize) -> bool {
         let status = self.core.borrow().status(self.world.mono_ns());

@@ -42,27 +42,29 @@ fn a_loss_that_the_host_cannot_keep_is_said_until_the_receiver_has_recorded_it()
 
 #[test]
 fn t3_an_attach_heeds_a_loss_above_its_position_before_it_claims() {
-    // Where the record lies, against a header at 5: heeded?
-    for (lost, heeded) in [(None, false), (Some(4), false), (Some(6), true)] {
-        let mut host = Host::new();
-        host.add(1, Some(5), Some(5), regions(2, 2), Start::Clean);
-        host.connect();
-        let mut theirs = current(1, 5, true).expect("some");
-        theirs.tracking_lost = lost.map(Slot);
-        host.answer_ledger(1, vec![layer(7, 5, regions(2, 1))], Some(theirs.clone()), Some(7));
-        let claims = |host: &Host| host.said.iter().any(|m| matches!(m, SourceMessage::Claim(_)));
-        assert_eq!(claims(&host), !heeded, "{lost:?}");
-        assert_eq!(host.did(|a| matches!(a, Action::HeatAll { .. }).then_some(())).is_some(), heeded, "{lost:?}");
-        if !heeded {
-            continue;
+    tell(&[("a recorded loss of tracking is not heeded", "T3: claimed beside a loss")], || {
+        // Where the record lies, against a header at 5: heeded?
+        for (lost, heeded) in [(None, false), (Some(4), false), (Some(6), true)] {
+            let mut host = Host::new();
+            host.add(1, Some(5), Some(5), regions(2, 2), Start::Clean);
+            host.connect();
+            let mut theirs = current(1, 5, true).expect("some");
+            theirs.tracking_lost = lost.map(Slot);
+            host.answer_ledger(1, vec![layer(7, 5, regions(2, 1))], Some(theirs.clone()), Some(7));
+            let claims = |host: &Host| host.said.iter().any(|m| matches!(m, SourceMessage::Claim(_)));
+            assert_eq!(claims(&host), !heeded, "T3: claimed beside a loss in slot {lost:?}");
+            assert_eq!(host.did(|a| matches!(a, Action::HeatAll { .. }).then_some(())).is_some(), heeded, "{lost:?}");
+            if !heeded {
+                continue;
+            }
+            host.tick(&[]);
+            assert!(!claims(&host), "the header would move above the record before every bit is set");
+            host.event(Event::AllHot { volume: volume(1) });
+            host.answer_ledger(1, vec![layer(7, 5, regions(2, 1))], Some(theirs), Some(7));
+            host.answer_claim(1, 8);
+            assert_eq!(host.source.owed(volume(1)).granule_count(&geometry()), GRANULES, "everything is compared");
         }
-        host.tick(&[]);
-        assert!(!claims(&host), "the header would move above the record before every bit is set");
-        host.event(Event::AllHot { volume: volume(1) });
-        host.answer_ledger(1, vec![layer(7, 5, regions(2, 1))], Some(theirs), Some(7));
-        host.answer_claim(1, 8);
-        assert_eq!(host.source.owed(volume(1)).granule_count(&geometry()), GRANULES, "everything is compared");
-    }
+    });
 }
 
 #[test]
