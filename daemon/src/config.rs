@@ -9,10 +9,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use farside_control::{Rate, RateError};
+use farside_layer::Compression;
 use farside_region::{Name, NameError};
 use farside_service::files::{self, File, FileError, Step};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+
+use crate::compression::Choice;
 
 /// Everything that the files say.
 #[derive(Clone, Debug)]
@@ -94,12 +97,48 @@ pub enum OnTrackingLost {
     Fail,
 }
 
+/// `limits.compression_level`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CompressionLevel {
+    /// `"auto"`: as hard as costs no time.
+    Auto,
+    /// A zstd level; `0` sends data as it is.
+    Level(i32),
+}
+
+impl Serialize for CompressionLevel {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Auto => serializer.serialize_str("auto"),
+            Self::Level(level) => serializer.serialize_i32(*level),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for CompressionLevel {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged, expecting = "expected `\"auto\"` or a zstd level")]
+        enum Written {
+            Word(String),
+            Level(i32),
+        }
+        match Written::deserialize(deserializer)? {
+            Written::Word(word) if word == "auto" => Ok(Self::Auto),
+            Written::Word(word) => Err(serde::de::Error::custom(format!("`{word}` is neither `auto` nor a zstd level"))),
+            Written::Level(level) => Ok(Self::Level(level)),
+        }
+    }
+}
+
 /// `[limits]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LimitsConfig {
-    /// zstd level of data on the wire and in the store; `0` sends it as it is.
-    pub compression_level: i32,
+    /// How hard data is compressed on the wire and in the store.
+    pub compression_level: CompressionLevel,
+    /// Threads that compress for all volumes together; `0`: one for each processor, at most eight.
+    pub encoder_threads: u16,
     /// Memory for the old content of granules that the host overwrites while a cut holds them.
     pub side_buffer_mib: u32,
     /// Requests that one volume serves at once.
@@ -112,7 +151,31 @@ pub struct LimitsConfig {
 
 impl Default for LimitsConfig {
     fn default() -> Self {
-        Self { compression_level: 1, side_buffer_mib: 32, queue_depth: 128, sender_depth: 16, stop_wait_seconds: 10 }
+        Self {
+            compression_level: CompressionLevel::Auto,
+            encoder_threads: 0,
+            side_buffer_mib: 32,
+            queue_depth: 128,
+            sender_depth: 16,
+            stop_wait_seconds: 10,
+        }
+    }
+}
+
+impl LimitsConfig {
+    pub(crate) fn compression(&self) -> Choice {
+        match self.compression_level {
+            CompressionLevel::Auto => Choice::auto(),
+            CompressionLevel::Level(0) => Choice::Fixed(Compression::Off),
+            CompressionLevel::Level(level) => Choice::Fixed(Compression::Zstd(level)),
+        }
+    }
+
+    pub(crate) fn encoder_threads(&self) -> usize {
+        match self.encoder_threads {
+            0 => std::thread::available_parallelism().map_or(1, |n| n.get()).min(8),
+            n => usize::from(n),
+        }
     }
 }
 
@@ -501,7 +564,10 @@ fn limits_that_differ(old: &LimitsConfig, new: &LimitsConfig) -> Vec<String> {
 
 fn check_limits(limits: &LimitsConfig, fault: impl Fn(&str, String) -> FileError) -> Result<(), FileError> {
     let range = |what: &str, ok: bool, range: &str| if ok { Ok(()) } else { Err(fault(what, format!("must be {range}"))) };
-    range("compression_level", (-7..=19).contains(&limits.compression_level), "-7 to 19, 0 for none")?;
+    if let CompressionLevel::Level(level) = limits.compression_level {
+        range("compression_level", (-7..=19).contains(&level), "`\"auto\"` or -7 to 19, 0 for none")?;
+    }
+    range("encoder_threads", limits.encoder_threads <= 64, "0 to 64, 0 for one per processor")?;
     range("side_buffer_mib", (1..=16384).contains(&limits.side_buffer_mib), "1 to 16384")?;
     range("queue_depth", (1..=1024).contains(&limits.queue_depth), "1 to 1024")?;
     range("sender_depth", (1..=128).contains(&limits.sender_depth), "1 to 128")

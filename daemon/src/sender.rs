@@ -1,24 +1,25 @@
 //! The sender pipeline of one volume: reads a frozen epoch's granules, leaves out what compares equal, and streams parts.
 //!
-//! Owns: its ring on the volume's one file description, the read buffers, the encoder. Reads run ahead of encoding by a
-//! window of regions, across the boundaries of parts; regions are encoded in order.
+//! Owns: its ring on the volume's one file description, the read buffers, the part under way. Reads run ahead by a window of
+//! regions, across the boundaries of parts; a region that was read whole is encoded elsewhere (`encode`), and regions enter the
+//! part in order.
 //!
 //! Invariants: a hole is asked for only after the run was handed out by the reader, so after it was claimed or drained (T9);
 //! content is used only if the reader accepted it; what was read ahead is forgotten with the connection it was read for,
 //! since its claims do not survive a reset (T1). It decides nothing: which part, from where and until where is an order.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use crossbeam::channel::Receiver;
+use crossbeam::channel::{Receiver, Sender, unbounded};
 use farside_blockio::process::monotonic_ns;
 use farside_blockio::{
     Buffer, BufferPool, DeviceDone, DeviceEngine, DeviceOp, Errno, ExtentKind, FileDevice, Ring, RingError, Tag, Waker,
 };
-use farside_layer::{Encoder, PartId, PartWriter, is_zero};
+use farside_layer::{PartAssembler, PartId};
 use farside_region::{EpochId, Geometry, GranuleIndex, GranuleRun, GranuleSet, LayerKey, RegionIndex, RegionSet};
 use farside_replication::source::{PartRead, ReadPart, SentPart, VerifyChunk, VerifyRead};
 use farside_shim::{FrozenReader, Next, ReadVerdict, Volume};
@@ -27,10 +28,12 @@ use farside_wire::{DigestRun, PartHeader};
 use tokio::sync::mpsc;
 use tracing::{debug, error};
 
+use crate::compression::{Choice, Waited};
+use crate::encode::{Content, Encoded, Encoders, Task};
 use crate::verify::{Published, Verifying};
 use crate::yielding::{Host, Yielding};
 
-/// Granules that may be read ahead of the encoder, and regions they may lie in.
+/// Granules that may be on their way between the device and the part, and regions they may lie in.
 const WINDOW_GRANULES: u64 = 4096;
 const WINDOW_REGIONS: usize = 512;
 /// Memory for reads: the window, and room for a run that comes late.
@@ -40,6 +43,8 @@ const RUN_BYTES_MAX: usize = 1 << 20;
 const CHUNK_BYTES: usize = 256 << 10;
 /// Chunks on their way to the connection.
 const CHUNKS_MAX: usize = 4;
+/// So many regions that are read and not encoded say that the encoders are what the sender waits for.
+const IN_LINE_MIN: usize = 3;
 /// Runs shorter than this are read without asking for holes.
 const HOLE_BYTES_MIN: u64 = 128 << 10;
 /// A part of zeroes is short whatever it covers; it ends here (64 GiB), so that progress is seen and slices stay small.
@@ -97,7 +102,8 @@ pub(crate) struct SenderThread {
     pub(crate) depth: usize,
     /// The host's requests, which reads of ours must not hold up.
     pub(crate) host: farside_nbd::Handle,
-    pub(crate) encoder: Encoder,
+    pub(crate) encoders: Encoders,
+    pub(crate) compression: Choice,
     pub(crate) orders: Receiver<Order>,
     pub(crate) waker: Waker,
     pub(crate) report: Box<dyn Fn(Report) + Send>,
@@ -116,9 +122,13 @@ impl SenderThread {
         let pool = BufferPool::new(POOL_BYTES, RUN_BYTES_MAX).map_err(|source| RingError::Io { source })?;
         let engine = DeviceEngine::new(self.device.clone()).map_err(|source| RingError::Io { source })?;
         ring.wake_read(Tag::server(0), &self.waker);
+        let (done, encoded) = unbounded();
         let mut pipeline = Pipeline {
             geometry: *self.volume.geometry(),
-            encoder: Some(self.encoder),
+            encoders: self.encoders,
+            compression: self.compression,
+            waited: Waited::default(),
+            done,
             volume: self.volume,
             device: self.device,
             yielding: Yielding::new(self.depth),
@@ -144,6 +154,9 @@ impl SenderThread {
                     return Ok(());
                 }
                 pipeline.order(order);
+            }
+            while let Ok(encoded) = encoded.try_recv() {
+                pipeline.encoded(encoded);
             }
             let more = pipeline.work(&mut ring);
             pipeline.verify(&mut ring);
@@ -172,7 +185,12 @@ struct Pipeline {
     device: FileDevice,
     yielding: Yielding,
     host: farside_nbd::Handle,
-    encoder: Option<Encoder>,
+    encoders: Encoders,
+    compression: Choice,
+    /// Since the last region entered the part.
+    waited: Waited,
+    /// Where regions come back from them.
+    done: Sender<Encoded>,
     report: Box<dyn Fn(Report) + Send>,
     runtime: tokio::runtime::Handle,
     pacer: Arc<Pacer>,
@@ -197,9 +215,9 @@ struct Reading {
     epoch: EpochId,
     reader: FrozenReader,
     set: Arc<GranuleSet>,
-    /// The first region that is neither encoded nor in the window.
+    /// The first region that is neither in a part nor in the window.
     limit: RegionIndex,
-    /// The first region that is not encoded.
+    /// The first region that is not in a part.
     next: RegionIndex,
     window: VecDeque<RegionWork>,
     window_granules: u64,
@@ -221,24 +239,22 @@ struct Singly {
     failed: Option<Errno>,
 }
 
+/// A region on its way.
 struct RegionWork {
     region: RegionIndex,
+    granules: u64,
     missing: u64,
     runs: Vec<(GranuleRun, Content)>,
-}
-
-enum Content {
-    Read(Buffer),
-    Held(Vec<u8>),
-    Zero,
-    Unreadable,
+    handed_in: bool,
+    encoded: Option<Encoded>,
 }
 
 /// A part being made.
 struct Job {
     order: Box<ReadPart>,
     connection: Arc<dyn Connection>,
-    writer: Option<PartWriter>,
+    id: PartId,
+    part: PartAssembler,
     chunks: mpsc::Sender<Chunk>,
     pending: VecDeque<Chunk>,
     finish: bool,
@@ -247,7 +263,8 @@ struct Job {
     granules: u64,
     unreadable: GranuleSet,
     zero_regions: RegionSet,
-    digests: BTreeMap<GranuleIndex, Published>,
+    /// What is published of regions that are to be compared.
+    published: HashMap<RegionIndex, Vec<Published>>,
     asked_until: RegionIndex,
     asked: bool,
     ended: Option<Box<PartRead>>,
@@ -275,8 +292,9 @@ impl Pipeline {
                 }
             }
             Order::Digests(key, part, start, runs) => {
+                let geometry = self.geometry;
                 if let Some(job) = self.job_of(key, part) {
-                    job.take_digests(start, runs);
+                    job.take_digests(&geometry, start, &runs);
                 }
             }
             Order::Verify(chunk) => self.verifying = Some(Verifying::new(chunk, &self.geometry)),
@@ -292,13 +310,9 @@ impl Pipeline {
         self.job.as_mut().filter(|j| j.order.key == key && j.order.part == part)
     }
 
-    /// Gives up the part and all that was read ahead. Reads in flight come home as orphans.
+    /// Gives up the part and all that was read ahead. Reads in flight come home as orphans, and so do regions being encoded.
     fn forget(&mut self) {
-        if let Some(job) = self.job.take()
-            && let Some(writer) = job.writer
-        {
-            self.encoder = Some(writer.finish().2);
-        }
+        self.job = None;
         if let Some(reading) = self.reading.take() {
             self.orphans += reading.flights.len();
             self.generation = self.generation.wrapping_add(1) & !(1 << 31);
@@ -331,13 +345,13 @@ impl Pipeline {
             });
         }
         let id = PartId { key: order.key, part: order.part, geometry: self.geometry };
-        let encoder = self.encoder.take().expect("the encoder is home between parts");
         let (chunks, receiver) = mpsc::channel(CHUNKS_MAX);
         let header = PartHeader { key: order.key, part: order.part }.encode();
         let header = Bytes::copy_from_slice(&header);
         self.runtime.spawn(forward(connection.clone(), self.pacer.clone(), header, receiver, self.waker.clone()));
         self.job = Some(Job {
-            writer: Some(PartWriter::new(id, &order.digest_key, encoder)),
+            id,
+            part: PartAssembler::new(id),
             connection,
             chunks,
             pending: VecDeque::new(),
@@ -347,7 +361,7 @@ impl Pipeline {
             granules: 0,
             unreadable: GranuleSet::new(),
             zero_regions: RegionSet::new(),
-            digests: BTreeMap::new(),
+            published: HashMap::new(),
             asked_until: order.from,
             asked: false,
             ended: None,
@@ -359,8 +373,9 @@ impl Pipeline {
         reading.set.next_region(reading.next)
     }
 
-    /// One turn: hands chunks over, issues reads, asks for digests, encodes at most one region. True: there may be more to do
-    /// at once. The caller submits and reaps between turns, since a host write may wait for a read that has been claimed.
+    /// One turn: hands chunks over, issues reads, asks for digests, has regions encoded, puts at most one into the part. True:
+    /// there may be more to do at once. The caller submits and reaps between turns, since a host write may wait for a read that
+    /// has been claimed.
     fn work(&mut self, ring: &mut Ring) -> bool {
         if self.job.is_none() || !self.flush_pending() || self.job.is_none() {
             self.waits(false);
@@ -371,7 +386,8 @@ impl Pipeline {
         let drains = self.fill(ring);
         self.waits(drains);
         self.ask_digests();
-        self.encode_next()
+        self.hand_in();
+        self.append_next()
     }
 
     /// Hands chunks to the connection. False: it takes none now (or is gone).
@@ -382,6 +398,7 @@ impl Pipeline {
                 Ok(()) => {}
                 Err(mpsc::error::TrySendError::Full(chunk)) => {
                     job.pending.push_front(chunk);
+                    self.waited.for_line = true;
                     return false;
                 }
                 Err(mpsc::error::TrySendError::Closed(_)) => {
@@ -419,9 +436,10 @@ impl Pipeline {
             let Some(region) = reading.set.next_region(reading.limit).filter(|&r| job.order.until.is_none_or(|u| r < u)) else {
                 break;
             };
-            let missing = reading.set.mask(&self.geometry, region).count();
-            reading.window.push_back(RegionWork { region, missing, runs: Vec::new() });
-            reading.window_granules += missing;
+            let granules = reading.set.mask(&self.geometry, region).count();
+            let runs = Vec::new();
+            reading.window.push_back(RegionWork { region, granules, missing: granules, runs, handed_in: false, encoded: None });
+            reading.window_granules += granules;
             reading.limit = RegionIndex(region.0 + 1);
         }
         let host = self.host.counters();
@@ -535,8 +553,8 @@ impl Pipeline {
         if job.asked || job.ended.is_some() {
             return;
         }
-        let wanted = reading.window.iter().map(|w| w.region).filter(|r| *r >= job.asked_until && job.order.compare.contains(*r));
-        let mut wanted = wanted.peekable();
+        let unknown = reading.window.iter().filter(|w| !w.handed_in).map(|w| w.region);
+        let mut wanted = unknown.filter(|r| *r >= job.asked_until && job.order.compare.contains(*r)).peekable();
         let Some(first) = wanted.next() else { return };
         let mut last = first;
         while let Some(next) = wanted.next_if(|r| r.0 == last.0 + 1 && r.0 - first.0 < COMPARE_REGIONS) {
@@ -554,8 +572,41 @@ impl Pipeline {
         });
     }
 
-    /// Encodes the next region if it is complete, and ends the part where it must end. False: nothing to do now.
-    fn encode_next(&mut self) -> bool {
+    /// Has every region encoded that is there in full, and of which is known what it needs.
+    fn hand_in(&mut self) {
+        let (Some(reading), Some(job)) = (self.reading.as_mut(), self.job.as_mut()) else { return };
+        for work in reading.window.iter_mut().filter(|w| w.missing == 0 && !w.handed_in) {
+            let published = match job.order.compare.contains(work.region) {
+                false => None,
+                true => match job.published.remove(&work.region) {
+                    None => continue, // not asked for yet, or not answered
+                    known => known,
+                },
+            };
+            work.handed_in = true;
+            self.encoders.hand_in(Task {
+                region: work.region,
+                geometry: self.geometry,
+                digest_key: job.order.digest_key,
+                runs: std::mem::take(&mut work.runs),
+                published,
+                compression: self.compression.now(),
+                generation: self.generation,
+                done: self.done.clone(),
+                waker: self.waker.clone(),
+            });
+        }
+    }
+
+    fn encoded(&mut self, encoded: Encoded) {
+        let generation = self.generation;
+        let Some(reading) = self.reading.as_mut().filter(|_| encoded.generation == generation) else { return };
+        let work = reading.work_of(encoded.region);
+        work.encoded = Some(encoded);
+    }
+
+    /// Puts the next region into the part if it is ready, and ends the part where it must end. False: nothing to do now.
+    fn append_next(&mut self) -> bool {
         let (Some(reading), Some(job)) = (self.reading.as_mut(), self.job.as_mut()) else { return false };
         if job.ended.is_some() {
             return false;
@@ -567,34 +618,27 @@ impl Pipeline {
             self.end_part(true);
             return true;
         };
-        let front = reading.window.front().expect("the next region is in the window");
-        assert_eq!(front.region, region, "regions are encoded in order");
-        let compare = job.order.compare.contains(region);
-        if front.missing > 0 || (compare && region >= job.asked_until) {
-            return false;
-        }
-        let first = self.geometry.region_run(region).start;
-        if compare && !job.digests.contains_key(&first) {
-            return false; // asked for, not answered yet
-        }
+        let front = reading.window.front_mut().expect("the next region is in the window");
+        assert_eq!(front.region, region, "regions enter a part in order");
         if job.should_end_before(region) {
             self.end_part(false);
             return true;
         }
-        let mut work = reading.window.pop_front().expect("looked at above");
-        let granules = reading.set.mask(&self.geometry, region).count();
+        let Some(encoded) = front.encoded.take() else {
+            let in_line = reading.window.iter().filter(|w| w.handed_in && w.encoded.is_none()).count();
+            self.waited.for_encoders |= in_line >= IN_LINE_MIN;
+            return false;
+        };
+        self.compression.region(std::mem::take(&mut self.waited));
+        let granules = front.granules;
+        reading.window.pop_front();
         reading.window_granules -= granules;
         reading.next = RegionIndex(region.0 + 1);
-        work.runs.sort_by_key(|(run, _)| run.start);
-        job.note_region(&self.geometry, region, granules, &work);
-        let equal = job.push_region(&self.geometry, work, compare);
-        self.counters.equal_bytes.fetch_add(equal * self.geometry.granule_bytes(), Ordering::Relaxed);
+        self.counters.equal_bytes.fetch_add(encoded.equal * self.geometry.granule_bytes(), Ordering::Relaxed);
         self.counters.read_bytes.fetch_add(granules * self.geometry.granule_bytes(), Ordering::Relaxed);
-        let digests_end = self.geometry.region_run(region).end();
-        job.digests = job.digests.split_off(&digests_end);
-        let writer = job.writer.as_mut().expect("a part that did not end has its writer");
-        if writer.ready_bytes() >= CHUNK_BYTES {
-            let chunk = writer.take_chunk();
+        job.append(&self.geometry, granules, encoded);
+        if job.part.ready_bytes() >= CHUNK_BYTES {
+            let chunk = job.part.take_chunk();
             job.pending.push_back(Chunk::Bytes(chunk.into()));
         }
         true
@@ -602,10 +646,8 @@ impl Pipeline {
 
     fn end_part(&mut self, done: bool) {
         let (Some(reading), Some(job)) = (self.reading.as_ref(), self.job.as_mut()) else { return };
-        let writer = job.writer.take().expect("a part ends once");
-        let empty = writer.is_empty();
-        let (tail, summary, encoder) = writer.finish();
-        self.encoder = Some(encoder);
+        let empty = job.part.is_empty();
+        let (tail, summary) = std::mem::replace(&mut job.part, PartAssembler::new(job.id)).finish();
         // Of an empty part nothing is sent: its stream is not even opened.
         let sent = (!empty).then(|| {
             job.pending.push_back(Chunk::Bytes(tail.into()));
@@ -674,104 +716,50 @@ impl Reading {
         singly.failed
     }
 
-    fn arrived(&mut self, geometry: &Geometry, run: GranuleRun, content: Content) {
-        let region = geometry.region_of(run.start);
+    fn work_of(&mut self, region: RegionIndex) -> &mut RegionWork {
         let at = self.window.partition_point(|w| w.region < region);
-        let work = self.window.get_mut(at).filter(|w| w.region == region).expect("runs are asked for inside the window");
+        self.window.get_mut(at).filter(|w| w.region == region).expect("runs are asked for inside the window")
+    }
+
+    fn arrived(&mut self, geometry: &Geometry, run: GranuleRun, content: Content) {
+        let work = self.work_of(geometry.region_of(run.start));
         work.missing = work.missing.checked_sub(run.count).expect("each granule arrives once");
         work.runs.push((run, content));
     }
 }
 
 impl Job {
-    fn take_digests(&mut self, start: GranuleIndex, runs: Vec<DigestRun>) {
+    fn take_digests(&mut self, geometry: &Geometry, start: GranuleIndex, runs: &[DigestRun]) {
         self.asked = false;
-        let mut at = start.0;
-        for run in &runs {
-            self.digests.extend((at..).map(GranuleIndex).zip(Published::expand(run)));
-            at += run.granules();
+        let granules = runs.iter().flat_map(Published::expand);
+        for (granule, published) in (start.0..).map(GranuleIndex).zip(granules) {
+            self.published.entry(geometry.region_of(granule)).or_default().push(published);
         }
     }
 
     fn should_end_before(&self, region: RegionIndex) -> bool {
-        let writer = self.writer.as_ref().expect("a part that did not end has its writer");
         let Some(last) = self.last_region else { return false };
         let new_range = region.0 != last.0 + 1;
         self.finish
-            || writer.produced_bytes() >= self.order.bytes_max
+            || self.part.produced_bytes() >= self.order.bytes_max
             || self.granules >= PART_GRANULES_MAX
-            || !writer.has_room_for_region()
+            || !self.part.has_room_for_region()
             || (new_range && self.ranges >= self.order.ranges_max)
     }
 
-    fn note_region(&mut self, geometry: &Geometry, region: RegionIndex, granules: u64, work: &RegionWork) {
+    fn append(&mut self, geometry: &Geometry, granules: u64, encoded: Encoded) {
+        let Encoded { region, frames, is_zero, unreadable, .. } = encoded;
         if self.last_region.is_none_or(|last| region.0 != last.0 + 1) {
             self.ranges += 1;
         }
         self.last_region = Some(region);
         self.granules += granules;
-        let zero = |content: &Content| match content {
-            Content::Zero => true,
-            Content::Read(buffer) => is_zero(buffer),
-            Content::Held(data) => is_zero(data),
-            Content::Unreadable => false,
-        };
-        if granules == geometry.region_run(region).count && work.runs.iter().all(|(_, c)| zero(c)) {
+        if is_zero {
             self.zero_regions.insert(region);
         }
-        for (run, _) in work.runs.iter().filter(|(_, c)| matches!(c, Content::Unreadable)) {
-            self.unreadable.insert_run(geometry, *run);
-        }
+        unreadable.into_iter().for_each(|run| self.unreadable.insert_run(geometry, run));
+        self.part.append(frames).expect("regions ascend, and room for one was checked");
     }
-
-    /// Pushes a region's runs, in order; gives the number of granules left out because they are equal.
-    fn push_region(&mut self, geometry: &Geometry, work: RegionWork, compare: bool) -> u64 {
-        let Self { writer, digests, order, .. } = self;
-        let writer = writer.as_mut().expect("a part that did not end has its writer");
-        let mut equal = 0;
-        for (run, content) in work.runs {
-            let data: Option<&[u8]> = match &content {
-                Content::Read(buffer) => Some(buffer),
-                Content::Held(data) => Some(data),
-                Content::Zero | Content::Unreadable => None,
-            };
-            let differs = |i: u64| {
-                let granule = GranuleIndex(run.start.0 + i);
-                let unreadable = matches!(content, Content::Unreadable);
-                let published = digests.get(&granule).copied().unwrap_or(Published::Absent);
-                let now = data.map(|data| piece(geometry, run, data, i, 1));
-                unreadable || !published.equals(&order.digest_key, granule, now)
-            };
-            let mut i = 0;
-            while i < run.count {
-                if compare && !differs(i) {
-                    equal += 1;
-                    i += 1;
-                    continue;
-                }
-                let mut end = i + 1;
-                while end < run.count && (!compare || differs(end)) {
-                    end += 1;
-                }
-                let sub = GranuleRun { start: GranuleIndex(run.start.0 + i), count: end - i };
-                let pushed = match (data, &content) {
-                    (Some(data), _) => writer.push_read(sub.start, piece(geometry, run, data, i, end - i)),
-                    (None, Content::Zero) => writer.push_zero(sub),
-                    (None, _) => writer.push_unreadable(sub),
-                };
-                pushed.expect("runs ascend, and room for a region was checked");
-                i = end;
-            }
-        }
-        equal
-    }
-}
-
-/// The bytes of `count` granules from the i-th of a run's content.
-fn piece<'a>(geometry: &Geometry, run: GranuleRun, data: &'a [u8], i: u64, count: u64) -> &'a [u8] {
-    let size = geometry.granule_bytes() as usize;
-    debug_assert!(i + count <= run.count);
-    &data[i as usize * size..data.len().min((i + count) as usize * size)]
 }
 
 fn is_hole(device: &FileDevice, extent: farside_region::ByteExtent) -> bool {

@@ -19,6 +19,7 @@ use tokio::sync::{oneshot, watch};
 use tracing::{error, info, warn};
 
 use crate::config::{Config, GroupConfig};
+use crate::encode::Encoders;
 use crate::group::{Ask, GroupHandle, Note, Stopped};
 use crate::state_dir::StateDir;
 use crate::volume::Surroundings;
@@ -96,6 +97,7 @@ impl Daemon {
             runtime_dir: config.source.runtime_dir().to_owned(),
             runtime,
             pacer: Arc::default(),
+            encoders: Encoders::start(config.limits.encoder_threads())?,
         };
         around.pacer.set(config.rate.map(Rate::bytes_per_s));
         Ok(Arc::new(Self {

@@ -16,7 +16,6 @@ use std::thread::JoinHandle;
 use anyhow::{Context as _, bail};
 use crossbeam::channel::{Sender, unbounded};
 use farside_blockio::{DeviceEngine, DeviceError, FileDevice, OpenOptions, Ring, Waker};
-use farside_layer::{Compression, Encoder};
 use farside_ledger::VolumeMeta;
 use farside_region::intent::{BackingIdentity, HeaderState};
 use farside_region::{BootId, Generation, Geometry, GranuleSet, LedgerPosition, MapId, Name, Term};
@@ -26,6 +25,7 @@ use tracing::{error, info, warn};
 
 use crate::backing::Identity;
 use crate::config::{LimitsConfig, VolumeConfig, write_atomically};
+use crate::encode::Encoders;
 use crate::group::{Inbox, Note};
 use crate::intent_file::IntentFile;
 use crate::intent_thread::IntentThread;
@@ -46,6 +46,8 @@ pub(crate) struct Surroundings {
     pub(crate) runtime: tokio::runtime::Handle,
     /// How fast all volumes together may send.
     pub(crate) pacer: Arc<farside_transport::Pacer>,
+    /// Who encodes for all senders.
+    pub(crate) encoders: Encoders,
 }
 
 /// What the intent thread is asked for.
@@ -221,10 +223,8 @@ impl Served {
             device: device.clone(),
             depth: around.limits.sender_depth as usize,
             host: tap.clone(),
-            encoder: Encoder::new(match around.limits.compression_level {
-                0 => Compression::Off,
-                level => Compression::Zstd(level),
-            }),
+            encoders: around.encoders.clone(),
+            compression: around.limits.compression(),
             orders: sender_orders,
             waker: sender_waker.clone(),
             report: Box::new({

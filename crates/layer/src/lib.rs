@@ -4,7 +4,8 @@
 //! (data, zero, unreadable), a footer with the frame table and one keyed digest per data granule, and a trailer through which
 //! a reader with random access finds the footer.
 //!
-//! Owns: [`PartWriter`] (runs in, bytes out), [`PartVerifier`] (bytes in as they arrive, every one of them checked),
+//! Owns: [`FrameEncoder`] (runs in, frames out, on any thread), [`PartAssembler`] (frames in, bytes out), [`PartWriter`] (both in
+//! one), [`PartVerifier`] (bytes in as they arrive, every one of them checked),
 //! [`Footer`] and [`FrameDecoder`] (random access), the digests of granules, footers and layers.
 //!
 //! Invariants:
@@ -16,6 +17,7 @@
 
 mod digest;
 mod format;
+mod frames;
 mod reader;
 mod verify;
 mod writer;
@@ -29,7 +31,8 @@ pub use format::{
     Codec, DATA_GRANULES_MAX, FOOTER_BYTES_MAX, FRAME_GRANULES_MAX, FRAMES_MAX, FrameRef, HEADER_BYTES, PART_BYTES_MAX,
     PartError, PartId, PartSummary, RunKind, TAIL_BYTES_MAX, TRAILER_BYTES,
 };
+pub use frames::{Compression, Encoder, FrameEncoder, Frames, PushError};
 pub use reader::{Footer, FrameDecoder, ReadFooterError, read_footer};
 pub use verify::PartVerifier;
-pub use writer::{Compression, Encoder, PartWriter, PushError};
+pub use writer::{PartAssembler, PartWriter};
 pub use zero::{is_zero, split_zero};

@@ -149,7 +149,67 @@ fn write(writer: &mut PartWriter, pushes: &[(u64, Push)], mut chunk: impl FnMut(
     image
 }
 
+/// Also after content that does not compress, which leaves zstd's context in the middle of something.
+#[test]
+fn an_encoder_takes_another_level_at_any_time() {
+    let g = small();
+    let mut encoder = Encoder::new(Compression::Off);
+    for level in [1, -6, 3, 0, -1, 19] {
+        encoder.set(if level == 0 { Compression::Off } else { Compression::Zstd(level) });
+        let mut frames = FrameEncoder::new(g, &KEY, encoder, 0);
+        frames.push_read(GranuleIndex(0), &noise(64 * 64, level as u64)).expect("in order");
+        frames.push_read(GranuleIndex(64), &[7; 64 * 8]).expect("in order");
+        encoder = frames.finish().1;
+    }
+}
+
 proptest! {
+    /// Regions that are encoded apart, in any order, make the very bytes that one writer makes.
+    #[test]
+    fn encoding_apart_changes_nothing(
+        zeroes in prop::collection::vec(prop::option::of(any::<bool>()), 1..120),
+        level in prop::option::of(-2i32..3),
+        region_shift in 0u8..6,
+        takes in prop::collection::vec(any::<bool>(), 1..40),
+    ) {
+        let g = Geometry::with_shape(small().volume_bytes(), 6, region_shift).expect("valid");
+        let compression = level.map_or(Compression::Off, Compression::Zstd);
+        let granules = g.granule_count().min(zeroes.len() as u64);
+        let content = |i: u64| {
+            let len = g.bytes_of(run(i, 1)).len as usize;
+            zeroes[i as usize].map(|zero| if zero { vec![0; len] } else { noise(len, i) })
+        };
+        let mut writer = PartWriter::new(id(g), &KEY, Encoder::new(compression));
+        let mut apart = PartAssembler::new(id(g));
+        let (mut whole, mut joined) = (Vec::new(), Vec::new());
+        let mut encoder = Some(Encoder::new(compression));
+        for (turn, first) in (0..granules).step_by(g.region_granules() as usize).enumerate() {
+            let mut frames = FrameEncoder::new(g, &KEY, encoder.take().expect("given back"), 0);
+            for i in first..granules.min(first + g.region_granules()) {
+                match content(i) {
+                    Some(data) => {
+                        writer.push_read(GranuleIndex(i), &data).expect("fits");
+                        frames.push_read(GranuleIndex(i), &data).expect("ascending");
+                    }
+                    None => {
+                        writer.push_unreadable(run(i, 1)).expect("fits");
+                        frames.push_unreadable(run(i, 1)).expect("ascending");
+                    }
+                }
+            }
+            let (frames, again) = frames.finish();
+            encoder = Some(again);
+            apart.append(frames).expect("fits");
+            if takes[turn % takes.len()] { joined.extend(apart.take_chunk()); }
+        }
+        let (tail, summary, _) = writer.finish();
+        whole.extend(tail);
+        let (tail, same) = apart.finish();
+        joined.extend(tail);
+        prop_assert_eq!(summary, same);
+        prop_assert!(whole == joined);
+    }
+
     #[test]
     fn what_goes_in_comes_out_however_it_is_cut(pushes in pushes(), level in prop::option::of(1i32..4), step in 1usize..400, region_shift in 0u8..8) {
         let g = Geometry::with_shape(small().volume_bytes(), 6, region_shift).expect("valid");

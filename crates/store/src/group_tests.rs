@@ -21,7 +21,7 @@ fn read_all(group: &GroupStore, point: Slot, volume: &TestVolume) -> Vec<u8> {
     regions
         .flat_map(|r| {
             reader.read_region(RegionIndex(r), &mut content).expect("read");
-            content.bytes.clone()
+            content.bytes.to_vec()
         })
         .collect()
 }

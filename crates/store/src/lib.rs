@@ -16,6 +16,7 @@
 //! It deliberately does not decide: what a source may send, when a layer is staged, what to answer (`replication`); whether a
 //! record is accepted (`ledger`); what is inside a part (`layer`).
 
+mod aligned;
 mod attempt;
 mod backend;
 mod check;
@@ -43,6 +44,7 @@ mod target;
 mod testkit;
 mod verify;
 
+pub use aligned::AlignedBytes;
 pub use attempt::{Attempt, Found};
 pub use backend::{Backend, Created, DirBackend, Listed, ObjectName, Page, block_on};
 pub use check::{CheckReport, Finding, Problem, Severity, check};

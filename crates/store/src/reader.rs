@@ -12,6 +12,7 @@ use farside_layer::{Footer, FrameDecoder, FrameRef};
 use farside_ledger::{State, VolumeMeta};
 use farside_region::{ByteExtent, Geometry, GranuleIndex, GranuleRun, Name, RegionIndex, Slot, Term, VolumeId};
 
+use crate::aligned::AlignedBytes;
 use crate::backend::{Backend, DirBackend, block_on};
 use crate::error::{Result, StoreError, known};
 use crate::group::{DigestRun, digests_of};
@@ -63,7 +64,7 @@ pub struct PointReader {
 #[derive(Debug)]
 pub struct RegionContent {
     /// All of the region's bytes; zeroes where nothing else is known.
-    pub bytes: Vec<u8>,
+    pub bytes: AlignedBytes,
     /// What they are, in order and without gaps between the first and the last.
     pub runs: Vec<(GranuleRun, Content)>,
     decoder: FrameDecoder,
@@ -266,7 +267,7 @@ impl PointReader {
     /// Buffers for [`PointReader::read_region`]; one per thread.
     pub fn content(&self) -> RegionContent {
         let decoder = FrameDecoder::new(&self.volume.digest_key);
-        RegionContent { bytes: Vec::new(), runs: Vec::new(), decoder, frame: Vec::new() }
+        RegionContent { bytes: AlignedBytes::default(), runs: Vec::new(), decoder, frame: Vec::new() }
     }
 
     /// Whether a region is zeroes throughout, without reading anything.
@@ -296,8 +297,7 @@ impl PointReader {
             return Err(StoreError::Incomplete { volume: self.volume.name.to_string(), point: self.point, region });
         }
         content.runs.clear();
-        content.bytes.clear();
-        content.bytes.resize(self.geometry.bytes_of(run).len as usize, 0);
+        content.bytes.reset(self.geometry.bytes_of(run).len as usize);
         let mut by_part: BTreeMap<PartNo, Vec<GranuleRun>> = BTreeMap::new();
         for extent in self.extents(run) {
             match content.runs.last_mut() {
@@ -325,8 +325,7 @@ impl PointReader {
         let whole = self.geometry.region_run(region);
         let region_bytes = self.geometry.bytes_of(whole);
         content.runs.clear();
-        content.bytes.clear();
-        content.bytes.resize(region_bytes.len as usize, 0);
+        content.bytes.reset(region_bytes.len as usize);
         let mut lost: Vec<GranuleRun> = Vec::new();
         let mut at = whole.start;
         for extent in self.extents(whole) {

@@ -85,7 +85,8 @@ pub struct RestoreOptions {
 
 impl Default for RestoreOptions {
     fn default() -> Self {
-        let threads = thread::available_parallelism().map_or(2, |n| n.get()).clamp(2, 8);
+        // Two for each processor, since each waits for the disk at times.
+        let threads = (2 * thread::available_parallelism().map_or(2, |n| n.get())).clamp(4, 12);
         Self { threads, allow_degraded: false, allow_damaged: false, resume: false }
     }
 }

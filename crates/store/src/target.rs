@@ -6,6 +6,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Seek, SeekFrom};
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
 
@@ -14,9 +15,13 @@ use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, Flock, FlockArg};
 use nix::unistd::{Whence, lseek};
 
+use crate::aligned::ALIGN;
 use crate::error::{Result, StoreError};
 use crate::landing::push_out;
 use crate::restore::RestoreTarget;
+
+/// Shorter writes are left to the page cache, which joins them.
+const DIRECT_BYTES_MIN: usize = 128 << 10;
 
 /// What may become of the content that a target has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +39,9 @@ pub enum Existing {
 pub struct FileTarget {
     path: PathBuf,
     file: Flock<File>,
+    /// The same, around the page cache, if that can be: nobody reads soon what a restore writes, and filling the cache with it
+    /// costs more than the writing.
+    direct: Option<File>,
     /// It reads as zeroes where nothing was written.
     zeroed: bool,
     /// The name under which a file grows until it is complete.
@@ -90,7 +98,15 @@ impl FileTarget {
             if existing == Existing::Keep && !device_looks_empty(&file, has).map_err(|e| io("reading", e))? {
                 return Err(StoreError::TargetNotEmpty { path: path.to_owned() });
             }
-            return Ok(Self { path: path.to_owned(), file, zeroed: false, partial: None, replaces: None, existing });
+            return Ok(Self {
+                path: path.to_owned(),
+                direct: open_direct(&file),
+                file,
+                zeroed: false,
+                partial: None,
+                replaces: None,
+                existing,
+            });
         }
         if existing == Existing::Keep && has > 0 {
             if !file_is_hole(&file).map_err(|e| io("reading", e))? {
@@ -103,7 +119,15 @@ impl FileTarget {
         let real = fs::canonicalize(path).map_err(|e| io("opening", e))?;
         if existing == Existing::Resume && !partial_of(&real)?.exists() {
             resize(&file, needs, has.max(needs)).map_err(|e| io("resizing", e))?;
-            return Ok(Self { path: real, file, zeroed: false, partial: None, replaces: None, existing });
+            return Ok(Self {
+                path: real,
+                direct: open_direct(&file),
+                file,
+                zeroed: false,
+                partial: None,
+                replaces: None,
+                existing,
+            });
         }
         let mut new = Self::create(&real, has.max(needs), existing)?;
         let _ = fchown(&*new.file, Some(meta.uid()), Some(meta.gid())); // as far as the caller may
@@ -136,7 +160,15 @@ impl FileTarget {
         let zeroed = existing != Existing::Resume || left.len() == 0;
         let keeps = if zeroed { 0 } else { needs };
         resize(&file, keeps, needs).map_err(|e| io("resizing", e))?;
-        Ok(Self { path: path.to_owned(), file, zeroed, partial: Some(partial), replaces: None, existing })
+        Ok(Self {
+            path: path.to_owned(),
+            direct: open_direct(&file),
+            file,
+            zeroed,
+            partial: Some(partial),
+            replaces: None,
+            existing,
+        })
     }
 
     /// Whether content may be there that is right already.
@@ -162,6 +194,12 @@ impl FileTarget {
         let parent = self.path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         File::open(parent).and_then(|dir| dir.sync_all()).map_err(|e| StoreError::of_target("syncing", parent, e))
     }
+}
+
+/// Another description of an open file, for writes around the page cache.
+fn open_direct(file: &File) -> Option<File> {
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    OpenOptions::new().write(true).custom_flags(libc::O_DIRECT).open(path).ok()
 }
 
 /// Renames to a name that nothing has yet.
@@ -220,6 +258,16 @@ impl RestoreTarget for FileTarget {
     }
 
     fn write_at(&self, offset: ByteOffset, bytes: &[u8]) -> io::Result<()> {
+        let fits = offset.0.is_multiple_of(ALIGN as u64)
+            && bytes.len().is_multiple_of(ALIGN)
+            && bytes.as_ptr().align_offset(ALIGN) == 0
+            && bytes.len() >= DIRECT_BYTES_MIN;
+        if let Some(direct) = self.direct.as_ref().filter(|_| fits) {
+            match direct.write_all_at(bytes, offset.0) {
+                Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {} // coarser than a page: through the cache
+                other => return other,
+            }
+        }
         self.file.write_all_at(bytes, offset.0)
     }
 
@@ -237,7 +285,7 @@ impl RestoreTarget for FileTarget {
     }
 
     fn done(&self, region: ByteExtent) {
-        push_out(&self.file, region.offset.0, region.len);
+        push_out(&self.file, region.offset.0, region.len); // what went through the cache
     }
 
     fn sync(&self) -> io::Result<()> {

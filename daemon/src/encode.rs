@@ -1,0 +1,169 @@
+//! Encodes regions for every sender of the daemon: compares, digests and compresses on threads of its own.
+//!
+//! Invariants: a region that was handed in comes back exactly once, whatever became of its sender, and its buffers are free
+//! before it does; a region's frames depend on nothing but the region, so the order in which regions come back says nothing.
+//! Bounded by its callers, whose windows bound what they hand in. The senders themselves never encode: their rings have reads
+//! to reap that a host write may be waiting for.
+
+use std::thread;
+
+use crossbeam::channel::{Receiver, Sender, unbounded};
+use farside_blockio::{Buffer, Waker};
+use farside_layer::{Compression, Encoder, FrameEncoder, Frames, is_zero};
+use farside_region::{Geometry, GranuleIndex, GranuleRun, RegionIndex};
+
+use crate::verify::Published;
+
+/// The threads, as long as somebody holds one of these.
+#[derive(Clone, Debug)]
+pub(crate) struct Encoders {
+    tasks: Sender<Task>,
+}
+
+/// What was read of a run.
+pub(crate) enum Content {
+    Read(Buffer),
+    Held(Vec<u8>),
+    Zero,
+    Unreadable,
+}
+
+/// A region to encode.
+pub(crate) struct Task {
+    pub(crate) region: RegionIndex,
+    pub(crate) geometry: Geometry,
+    pub(crate) digest_key: [u8; 32],
+    /// Everything that is wanted of it; in any order.
+    pub(crate) runs: Vec<(GranuleRun, Content)>,
+    /// What is published, granule by granule from the region's first, if what equals it is to be left out.
+    pub(crate) published: Option<Vec<Published>>,
+    pub(crate) compression: Compression,
+    /// Comes back with it.
+    pub(crate) generation: u32,
+    pub(crate) done: Sender<Encoded>,
+    pub(crate) waker: Waker,
+}
+
+/// A region that was encoded.
+#[derive(Debug)]
+pub(crate) struct Encoded {
+    pub(crate) region: RegionIndex,
+    pub(crate) generation: u32,
+    pub(crate) frames: Frames,
+    /// Granules that were left out.
+    pub(crate) equal: u64,
+    /// The whole region was wanted, and is zeroes throughout.
+    pub(crate) is_zero: bool,
+    pub(crate) unreadable: Vec<GranuleRun>,
+}
+
+impl Encoders {
+    /// Starts the threads.
+    ///
+    /// # Errors
+    /// When the system gives none.
+    pub(crate) fn start(threads: usize) -> std::io::Result<Self> {
+        let (tasks, queue) = unbounded();
+        for i in 0..threads.max(1) {
+            let queue: Receiver<Task> = queue.clone();
+            thread::Builder::new().name(format!("encode-{i}")).spawn(move || {
+                let mut encoder = Encoder::new(Compression::Off);
+                for task in queue {
+                    encoder.set(task.compression);
+                    let (done, waker) = (task.done.clone(), task.waker.clone());
+                    let (encoded, again) = task.encode(encoder);
+                    encoder = again;
+                    if done.send(encoded).is_ok() {
+                        waker.wake();
+                    }
+                }
+            })?;
+        }
+        Ok(Self { tasks })
+    }
+
+    pub(crate) fn hand_in(&self, task: Task) {
+        self.tasks.send(task).expect("the threads live as long as this");
+    }
+}
+
+impl Task {
+    fn encode(mut self, encoder: Encoder) -> (Encoded, Encoder) {
+        let geometry = self.geometry;
+        self.runs.sort_by_key(|(run, _)| run.start);
+        let whole = geometry.region_run(self.region);
+        let granules: u64 = self.runs.iter().map(|(run, _)| run.count).sum();
+        let is_zero = granules == whole.count && self.runs.iter().all(|(_, content)| content.is_zero());
+        let content_bytes = self.runs.iter().filter_map(|(_, c)| c.data()).map(<[u8]>::len).sum();
+        let mut frames = FrameEncoder::new(geometry, &self.digest_key, encoder, content_bytes);
+        let mut unreadable = Vec::new();
+        let mut equal = 0;
+        for (run, content) in &self.runs {
+            if matches!(content, Content::Unreadable) {
+                unreadable.push(*run);
+            }
+            let differs = |i: u64| match &self.published {
+                None => true,
+                Some(published) => {
+                    let granule = GranuleIndex(run.start.0 + i);
+                    let published = published.get((granule.0 - whole.start.0) as usize).copied().unwrap_or(Published::Absent);
+                    let now = content.data().map(|data| piece(&geometry, data, i, 1));
+                    matches!(content, Content::Unreadable) || !published.equals(&self.digest_key, granule, now)
+                }
+            };
+            let mut i = 0;
+            while i < run.count {
+                if !differs(i) {
+                    equal += 1;
+                    i += 1;
+                    continue;
+                }
+                // Without a comparison it is one run.
+                let mut end = if self.published.is_some() { i + 1 } else { run.count };
+                while end < run.count && differs(end) {
+                    end += 1;
+                }
+                let sub = GranuleRun { start: GranuleIndex(run.start.0 + i), count: end - i };
+                let pushed = match content {
+                    Content::Read(_) | Content::Held(_) => {
+                        let data = content.data().expect("content that was read");
+                        frames.push_read(sub.start, piece(&geometry, data, i, end - i))
+                    }
+                    Content::Zero => frames.push_zero(sub),
+                    Content::Unreadable => frames.push_unreadable(sub),
+                };
+                pushed.expect("runs ascend");
+                // What ended the run is equal, and was just looked at.
+                equal += u64::from(end < run.count);
+                i = end + 1;
+            }
+        }
+        let (frames, encoder) = frames.finish();
+        let Self { region, generation, .. } = self;
+        (Encoded { region, generation, frames, equal, is_zero, unreadable }, encoder)
+    }
+}
+
+impl Content {
+    fn data(&self) -> Option<&[u8]> {
+        match self {
+            Self::Read(buffer) => Some(buffer),
+            Self::Held(data) => Some(data),
+            Self::Zero | Self::Unreadable => None,
+        }
+    }
+
+    fn is_zero(&self) -> bool {
+        match self {
+            Self::Zero => true,
+            Self::Unreadable => false,
+            Self::Read(_) | Self::Held(_) => self.data().is_some_and(is_zero),
+        }
+    }
+}
+
+/// The bytes of `count` granules from the i-th of a run's content.
+fn piece<'a>(geometry: &Geometry, data: &'a [u8], i: u64, count: u64) -> &'a [u8] {
+    let size = geometry.granule_bytes() as usize;
+    &data[i as usize * size..data.len().min((i + count) as usize * size)]
+}
