@@ -42,9 +42,15 @@ pub(crate) fn main(args: &Args) -> anyhow::Result<()> {
         None => command.args(["--seconds", &SECONDS.to_string()]),
     };
     let seed = args.seed.or((args.hours.is_none()).then_some(SEED));
-    seed.iter().for_each(|seed| drop(command.args(["--seed", &seed.to_string()])));
-    args.jobs.iter().for_each(|jobs| drop(command.args(["--jobs", &jobs.to_string()])));
-    args.target.iter().for_each(|target| drop(command.args(["--target", target])));
+    if let Some(seed) = seed {
+        command.args(["--seed", &seed.to_string()]);
+    }
+    if let Some(jobs) = args.jobs {
+        command.args(["--jobs", &jobs.to_string()]);
+    }
+    for target in &args.target {
+        command.args(["--target", target]);
+    }
     succeed(command)
 }
 
