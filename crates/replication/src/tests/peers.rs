@@ -264,7 +264,7 @@ fn r10_cuts_that_are_given_up_for_ever_are_called_not_converging() {
         host.switch(vec![(1, set), (2, farside_region::GranuleSet::new())]);
         host.now += 500;
         host.tick(&[1]);
-        let layers = vec![host.read(1, 1)];
+        let layers = [host.read(1, 1)];
         let end = host.end();
         assert_eq!(end.kind, LayerKind::Fuzzy, "over its time");
         let all: Vec<_> = end.members.iter().map(|m| m.key).collect();
