@@ -102,6 +102,22 @@ fn a_full_store_takes_nothing_still_prunes_and_resumes_by_itself() {
     });
 }
 
+/// What one part under way may write is not there for the next, of whatever group.
+#[test]
+fn parts_under_way_share_what_is_left() {
+    on_small_disk(|disk| {
+        let mut group = open(disk);
+        let mut volume = TestVolume::new("v", 64);
+        volume.claim(&mut group);
+        fill(disk, RESERVE_BYTES_MIN + 3 * 4096);
+        let begin = |part| group.landing().begin_part(&volume.meta, volume.key(1), part);
+        let parts: Vec<_> = (0..32).filter_map(|part| begin(part).ok()).collect();
+        assert_eq!(parts.len(), 3, "a file each");
+        drop(parts);
+        assert!(begin(0).is_ok(), "what came to nothing gives it back");
+    });
+}
+
 #[test]
 fn a_read_only_store_says_so_can_be_read_and_resumes_by_itself() {
     on_small_disk(|disk| {

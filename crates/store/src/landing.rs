@@ -30,10 +30,10 @@ use crate::liveness::PartName;
 use crate::names::{GroupNames, parse_part_path, part_path};
 use crate::replay::at_once;
 use crate::segments::Segments;
-use crate::space::Space;
+use crate::space::{Allowance, Space};
 
-/// How often, in bytes written, the free space is looked at.
-const SPACE_CHECK_BYTES: u64 = 4 << 20;
+/// What a file takes at least.
+const FILE_BYTES: u64 = 4096;
 /// How much of a part may wait in memory before the kernel is asked to write it, so that the disk works while more comes and
 /// the sync at the end has little left to do.
 const PUSH_BYTES: u64 = 8 << 20;
@@ -81,7 +81,7 @@ pub struct PartLander {
     verifier: PartVerifier,
     partial: Partial,
     file: File,
-    unchecked_bytes: u64,
+    allowance: Allowance,
     written_bytes: u64,
     /// Of them, what the kernel was asked to write to the disk already.
     pushed_bytes: u64,
@@ -138,7 +138,8 @@ impl Landing {
     /// [`StoreError::Full`] when only the reserve is left, [`StoreError::BadPart`] when the part has landed or is under way
     /// and was not dropped since; or what the file system says.
     pub fn begin_part(self: &Arc<Self>, volume: &VolumeMeta, key: LayerKey, part: u32) -> Result<PartLander> {
-        self.check_space(1)?;
+        let mut allowance = Allowance::new(Arc::clone(self.store.allowed()));
+        self.cover(&mut allowance, FILE_BYTES)?;
         let name = PartName { layer: key, number: part };
         let writing = self.begin_writing(volume, name)?;
         let target = self.path(&volume.name, &name);
@@ -165,7 +166,7 @@ impl Landing {
             verifier: PartVerifier::new(id, &volume.digest_key),
             partial: Partial(path),
             file,
-            unchecked_bytes: 0,
+            allowance,
             written_bytes: 0,
             pushed_bytes: 0,
             writing,
@@ -429,11 +430,11 @@ impl Landing {
         self.dir.join(part_path(volume, part))
     }
 
-    fn check_space(&self, needed: u64) -> Result<()> {
-        if self.space()?.grantable() < needed {
-            return Err(StoreError::Full { path: self.dir.clone(), needed });
+    fn cover(&self, allowance: &mut Allowance, needed: u64) -> Result<()> {
+        match allowance.cover(needed, || self.space())? {
+            true => Ok(()),
+            false => Err(StoreError::Full { path: self.dir.clone(), needed }),
         }
-        Ok(())
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<LayerKey, Layer>> {
@@ -458,12 +459,9 @@ impl PartLander {
     /// [`StoreError::BadPart`] names what does not verify; others are the file system's. The part is lost in any case.
     pub fn write(&mut self, chunk: &[u8]) -> Result<()> {
         self.verifier.feed(chunk).map_err(|e| self.bad(e.to_string()))?;
-        self.unchecked_bytes += chunk.len() as u64;
-        if self.unchecked_bytes >= SPACE_CHECK_BYTES {
-            self.unchecked_bytes = 0;
-            self.landing.check_space(chunk.len() as u64)?;
-        }
+        self.landing.cover(&mut self.allowance, chunk.len() as u64)?;
         self.file.write_all(chunk).map_err(|e| self.landing.store.io("writing", &self.partial.0, chunk.len() as u64, e))?;
+        self.allowance.used(chunk.len() as u64);
         self.written_bytes += chunk.len() as u64;
         if self.written_bytes - self.pushed_bytes >= PUSH_BYTES {
             push_out(&self.file, self.pushed_bytes, self.written_bytes - self.pushed_bytes);

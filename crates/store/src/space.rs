@@ -1,6 +1,12 @@
 //! How much a file system still has for us, and how much of it may be promised to sources.
+//!
+//! Invariant: what writers of parts may write without looking again, all together, was grantable when it was allowed; so they
+//! take nothing of what is kept back, however many they are and however small their parts. It deliberately does not know what
+//! sources were granted.
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{Result, StoreError};
 
@@ -9,6 +15,11 @@ pub const RESERVE_BYTES_MIN: u64 = 64 << 20;
 
 /// Files that are kept back: these, or a twentieth of all, whatever is less.
 const RESERVE_FILES_MAX: u64 = 16 << 10;
+
+/// What a writer may write before it must ask again, once it has written as much.
+const AHEAD_BYTES_MAX: u64 = 4 << 20;
+/// The same, at first.
+const AHEAD_BYTES_MIN: u64 = 128 << 10;
 
 /// The state of a file system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,8 +82,67 @@ impl Space {
     }
 }
 
+/// What the writers of a store were allowed and have not written: free space that is spoken for.
+#[derive(Debug, Default)]
+pub(crate) struct Allowed(AtomicU64);
+
+/// What one writer may still write. Dropping it gives that back.
+#[derive(Debug)]
+pub(crate) struct Allowance {
+    all: Arc<Allowed>,
+    bytes: u64,
+    used_bytes: u64,
+}
+
+impl Allowance {
+    /// Nothing yet.
+    pub(crate) fn new(all: Arc<Allowed>) -> Self {
+        Self { all, bytes: 0, used_bytes: 0 }
+    }
+
+    /// Sees to it that so many bytes may be written; false when there is no room for them beside what others were allowed.
+    /// `space` looks at the file system. Not every chunk does: a writer that gets on is allowed as much again, up to 4 MiB.
+    pub(crate) fn cover(&mut self, bytes: u64, space: impl Fn() -> Result<Space>) -> Result<bool> {
+        if self.bytes >= bytes {
+            return Ok(true);
+        }
+        let ahead = self.used_bytes.clamp(AHEAD_BYTES_MIN, AHEAD_BYTES_MAX);
+        for wanted in [bytes.max(ahead), bytes] {
+            // Said before it is looked at: of two who do so at once, one counts the other. What is being written meanwhile
+            // counts twice at most, never not at all.
+            let more = wanted - self.bytes;
+            let all = self.all.0.fetch_add(more, Ordering::SeqCst).saturating_add(more);
+            self.bytes += more;
+            if space()?.grantable() >= all {
+                return Ok(true);
+            }
+            self.give_back(more);
+        }
+        Ok(false)
+    }
+
+    /// So many bytes of what was covered are written: the file system counts them now.
+    pub(crate) fn used(&mut self, bytes: u64) {
+        self.used_bytes += bytes;
+        self.give_back(bytes.min(self.bytes));
+    }
+
+    fn give_back(&mut self, bytes: u64) {
+        self.bytes -= bytes;
+        self.all.0.fetch_sub(bytes, Ordering::SeqCst);
+    }
+}
+
+impl Drop for Allowance {
+    fn drop(&mut self) {
+        self.give_back(self.bytes);
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
 
     #[test]
@@ -99,5 +169,38 @@ mod tests {
         assert!(space(1000, 51).grantable() > 0);
         assert_eq!(space(1000, 50).grantable(), 0);
         assert!(Space { files: None, files_available: u64::MAX, ..space(0, 0) }.grantable() > 0, "btrfs has no such limit");
+    }
+
+    /// Parts of less than any interval of looking would each see the same free space: a source that opens many at once takes
+    /// what is kept back, and with it the gateway's way out of being full.
+    #[test]
+    fn many_small_parts_at_once_leave_the_reserve_alone() {
+        const CHUNK: u64 = 256 << 10;
+        let available = Cell::new(RESERVE_BYTES_MIN + (5 << 20));
+        let space = || Ok(Space { total: 1 << 30, available: available.get(), files: None, files_available: u64::MAX });
+        let all = Arc::new(Allowed::default());
+        let begin = |_| {
+            let mut part = Allowance::new(Arc::clone(&all));
+            part.cover(4096, space).expect("statvfs").then_some(part)
+        };
+        let mut parts: Vec<Option<Allowance>> = (0..32).map(begin).collect();
+        for _ in 0..12 {
+            for part in &mut parts {
+                let Some(mut open) = part.take() else { continue };
+                if open.cover(CHUNK, space).expect("statvfs") {
+                    available.set(available.get() - CHUNK);
+                    open.used(CHUNK);
+                    *part = Some(open);
+                }
+            }
+            assert!(available.get() >= RESERVE_BYTES_MIN, "the reserve is written to");
+        }
+        drop(parts);
+        assert_eq!(all.0.load(Ordering::SeqCst), 0, "what nobody writes any more is given back");
+        // One alone may have all there is, to the last byte.
+        available.set(RESERVE_BYTES_MIN + CHUNK);
+        let mut last = Allowance::new(all);
+        assert!(last.cover(CHUNK, space).expect("statvfs"));
+        assert!(!last.cover(CHUNK + 1, space).expect("statvfs"));
     }
 }

@@ -18,6 +18,7 @@ use bytes::Bytes;
 
 use super::{Backend, Created, Listed, ObjectName, Page};
 use crate::error::{Result, StoreError};
+use crate::space::Allowed;
 
 /// Names at the root that are ours and are not objects.
 const RESERVED: [&str; 5] = ["tmp", "landing", "writer.lock", "reader.lock", "ballast"];
@@ -35,6 +36,8 @@ pub struct DirBackend {
     root: PathBuf,
     root_id: (u64, u64),
     serial: AtomicU64,
+    /// What the writers of parts may write, of all groups.
+    allowed: Arc<Allowed>,
     inner: Mutex<Inner>,
     /// Syncs of directories that are wanted or under way.
     syncs: Mutex<HashMap<PathBuf, DirSync>>,
@@ -80,6 +83,7 @@ impl DirBackend {
             root_id: (meta.dev(), meta.ino()),
             root,
             serial: AtomicU64::new(0),
+            allowed: Arc::default(),
             inner: Mutex::default(),
             syncs: Mutex::default(),
             synced: Condvar::new(),
@@ -89,6 +93,10 @@ impl DirBackend {
     /// The directory, without symbolic links.
     pub fn root(&self) -> &Path {
         &self.root
+    }
+
+    pub(crate) fn allowed(&self) -> &Arc<Allowed> {
+        &self.allowed
     }
 
     /// Empties `tmp/` of what killed processes left, and proves that hard links work. For the holder of `writer.lock` only.
