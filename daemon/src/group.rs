@@ -883,7 +883,6 @@ fn sample(served: &Served) -> Sample {
     Sample {
         dirty_bytes,
         in_flight: volume.in_flight() as u64,
-        reads_ended: served.sent.reads_ended.load(std::sync::atomic::Ordering::Relaxed),
         waits_for_disk: served.sent.waits_for_disk.load(std::sync::atomic::Ordering::Relaxed),
     }
 }

@@ -89,8 +89,6 @@ pub(crate) struct SentCounters {
     pub(crate) read_bytes: AtomicU64,
     pub(crate) wire_bytes: AtomicU64,
     pub(crate) equal_bytes: AtomicU64,
-    /// Reads for layers that came back.
-    pub(crate) reads_ended: AtomicU64,
     /// The pipeline goes on only when the backing answers.
     pub(crate) waits_for_disk: AtomicBool,
 }
@@ -167,10 +165,7 @@ impl SenderThread {
                     ring.wake_read(Tag::server(0), &self.waker);
                 } else if let Some(done) = pipeline.engine.complete(&mut ring, completion) {
                     match done.id & VERIFY_FLIGHT {
-                        0 => {
-                            pipeline.ended(&mut ring, done);
-                            pipeline.counters.reads_ended.fetch_add(1, Ordering::Relaxed);
-                        }
+                        0 => pipeline.ended(&mut ring, done),
                         _ => pipeline.verify_ended(done),
                     }
                 }

@@ -88,7 +88,6 @@ pub(crate) struct Vol {
     /// Counts jobs given and taken away: a sender whose number is old gives up.
     job_no: Cell<u64>,
     finish: Cell<bool>,
-    reads_ended: Cell<u64>,
     waits_for_disk: Cell<bool>,
     digests: RefCell<Option<(u64, Vec<farside_wire::DigestRun>)>>,
     /// Regions whose bits are being set; `None` = all of them.
@@ -645,7 +644,6 @@ fn open_volume(
         job: RefCell::new(None),
         job_no: Cell::new(0),
         finish: Cell::new(false),
-        reads_ended: Cell::new(0),
         waits_for_disk: Cell::new(false),
         digests: RefCell::new(None),
         heats: RefCell::default(),

@@ -65,7 +65,8 @@ pub struct Limits {
     pub cut_bytes_min: u64,
     /// A cut that is not read to its end after so long is demoted.
     pub cut_hold: Nanos,
-    /// A member of a demoted cut whose disk does not answer for so long claims anew, so that the others go on.
+    /// A member of a demoted cut whose part has waited so long for its disk, all together, claims anew, so that the others go
+    /// on.
     pub hung_member: Nanos,
     /// An unreadable run is tried again with the first layer after so long; doubles up to 64 times this.
     pub unreadable_retry: Nanos,
@@ -148,8 +149,6 @@ pub struct Sample {
     pub dirty_bytes: u64,
     /// Host writes between mark and completion, in any epoch.
     pub in_flight: u64,
-    /// How many of its reads of the backing have come back so far.
-    pub reads_ended: u64,
     /// Whether the reader can go on only when the backing answers: a read of its own, or a host write that must be over
     /// first. What it waits for on the line, at the receiver or here is none of that.
     pub waits_for_disk: bool,

@@ -321,10 +321,7 @@ impl Source {
                 // † Others may be outside the epoch, too: no cut is tried while this one is not read to its end.
                 Kind::Demoted if self.volumes.values().any(|v| v.is_active() && !reading.contains(&v.id())) => {
                     for volume in reading {
-                        let hung = self.volumes[&volume]
-                            .reading
-                            .as_ref()
-                            .is_some_and(|r| now >= r.moved_at.saturating_add(limits.hung_member));
+                        let hung = self.volumes[&volume].reading.as_ref().is_some_and(|r| r.waited >= limits.hung_member);
                         if hung && self.volumes[&volume].check == Check::Checked {
                             self.claim_anew(now, volume, super::volume::Reclaim::Term);
                         }
@@ -386,10 +383,10 @@ impl Volume {
     }
 
     /// Two passes in a row that end with as much dirt as they began with are no way to get there. Cuts that were given up count
-    /// as passes.
+    /// as passes. One that began with nothing, in a cut given up for another's sake, was no try.
     fn pass_begun(&mut self, now: Nanos, bytes: u64) {
         let futile = match self.pass {
-            Some(last) if bytes >= last.bytes / 10 * 9 && now > last.at => last.futile + 1,
+            Some(last) if last.bytes > 0 && bytes >= last.bytes / 10 * 9 && now > last.at => last.futile + 1,
             _ => 0,
         };
         self.not_converging = None;

@@ -90,7 +90,7 @@ impl Source {
         };
         let (key, state) = (layer.key, ReadingState::Going);
         let volume = self.volumes.get_mut(&id).expect("looked at above");
-        volume.reading = Some(Reading { key, part, moved_at: now, reserved: bytes_max, state, asked: Vec::new() });
+        volume.reading = Some(Reading { key, part, waited: 0, seen_at: now, reserved: bytes_max, state, asked: Vec::new() });
         out.push(Action::ReadPart(Box::new(action)));
     }
 

@@ -280,8 +280,10 @@ pub(super) struct Read {
 pub(super) struct Reading {
     pub(super) key: LayerKey,
     pub(super) part: u32,
-    /// When it was seen last to get on, or to wait for something else than its disk.
-    pub(super) moved_at: Nanos,
+    /// How long it was seen to wait for its disk so far, all together.
+    pub(super) waited: Nanos,
+    /// Up to when that is known.
+    pub(super) seen_at: Nanos,
     /// Credit set aside for it.
     pub(super) reserved: u64,
     pub(super) state: ReadingState,
@@ -513,13 +515,15 @@ impl Volume {
         }
     }
 
-    /// How its maps and its reader are now. A part may take hours on a slow line, behind other volumes' parts: only a disk
-    /// that does not answer makes its reader hang.
+    /// How its maps and its reader are now. A part may take hours on a slow line, behind other volumes' parts: only what it
+    /// waits for its disk makes its reader hang. That one read comes back at times changes nothing: a dying disk that answers
+    /// every half minute would hold the others' points up for days.
     pub(super) fn sampled(&mut self, now: Nanos, sample: Sample) {
-        let waits = sample.waits_for_disk || mutation::on("a slow line is a hung disk");
-        let stands = waits && sample.reads_ended == self.sample.reads_ended;
-        if let Some(reading) = self.reading.as_mut().filter(|_| !stands) {
-            reading.moved_at = now;
+        let waits = |sample: &Sample| sample.waits_for_disk || mutation::on("a slow line is a hung disk");
+        let waited = waits(&self.sample) && waits(&sample);
+        if let Some(reading) = &mut self.reading {
+            let since = now.saturating_sub(std::mem::replace(&mut reading.seen_at, now));
+            reading.waited = reading.waited.saturating_add(if waited { since } else { 0 });
         }
         self.sample = sample;
     }

@@ -259,6 +259,8 @@ fn r10_cuts_that_are_given_up_for_ever_are_called_not_converging() {
     let not_converging = |host: &Host| host.source.status(host.now).volumes[0].not_converging;
     for round in 0..4u64 {
         assert_eq!(not_converging(&host).is_some(), round > 2, "round {round}");
+        let idle = host.source.status(host.now).volumes[1].not_converging;
+        assert!(idle.is_none(), "round {round}: the other has nothing to send");
         host.tick(&[1]);
         let set = granules(0, 4);
         host.switch(vec![(1, set), (2, farside_region::GranuleSet::new())]);

@@ -387,8 +387,7 @@ impl Source {
         let geometry = self.site.geometry(vol.index);
         let in_flight = vol.shim.in_flight() as u64;
         let dirty_bytes = vol.shim.open_set().granule_count(&geometry) * geometry.granule_bytes();
-        let (reads_ended, waits_for_disk) = (vol.reads_ended.get(), vol.waits_for_disk.get());
-        (self.world.names.ids[vol.index], Sample { dirty_bytes, in_flight, reads_ended, waits_for_disk })
+        (self.world.names.ids[vol.index], Sample { dirty_bytes, in_flight, waits_for_disk: vol.waits_for_disk.get() })
     }
 
     fn sample_all(&self) -> Tick {

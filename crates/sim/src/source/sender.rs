@@ -155,7 +155,6 @@ impl Source {
                 Next::Read(run) => {
                     vol.waits_for_disk.set(true);
                     let data = self.read_run(vol, run).await;
-                    vol.reads_ended.set(vol.reads_ended.get() + 1);
                     if reader.read_done(run) == ReadVerdict::Accept {
                         data.into_iter().for_each(|(granule, content)| {
                             let hole = holes.contains(&granule);
