@@ -1,12 +1,13 @@
 //! Folders of volumes that are not configured. Such a volume may be written without us, so its map must not be trusted when it
-//! comes back: each is marked at every start. That is also what a `volume remove` leaves that was interrupted.
+//! comes back: each is marked at every start, and when it leaves the configuration. That is also what a `volume remove` leaves
+//! that was interrupted.
 //!
-//! Invariant: a volume that was not configured when the daemon started is opened only over a map that is new, or marked. One
-//! folder that cannot be marked keeps its own name out, and nobody else.
+//! Invariant: a volume that was not configured when the daemon started, or at any time since, is opened only over a map that is
+//! new, or marked. One folder that cannot be marked keeps its own name out, and nobody else.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use thiserror::Error;
 use tracing::{error, warn};
@@ -18,14 +19,6 @@ use crate::state_dir::Mark;
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub(crate) enum StrangerError {
-    /// Which folders there are is not known.
-    #[error("the folders of volumes in {} cannot be listed: {source}; until they can, no volume's map is to be trusted", path.display())]
-    List {
-        /// Where.
-        path: PathBuf,
-        /// Why not.
-        source: std::io::Error,
-    },
     /// A volume that is being added has a folder that could not be marked, and cannot be now.
     #[error(
         "{} is left from a volume that was not configured for a while, and cannot be marked as such ({source}): mend that disk, or \
@@ -40,40 +33,47 @@ pub(crate) enum StrangerError {
     },
 }
 
-/// What was found at the start.
+/// Which folders are to be trusted, from the start on.
 #[derive(Debug, Default)]
-pub(crate) struct Strangers {
+pub(crate) struct Strangers(Mutex<Folders>);
+
+#[derive(Debug, Default)]
+struct Folders {
+    /// Of volumes that were configured all the time.
     known: Vec<PathBuf>,
-    /// Folders of volumes, or of whole groups, that could not be marked.
-    unmarked: Mutex<Vec<PathBuf>>,
+    /// Of volumes, of whole groups, or all, that are marked before they are opened.
+    unmarked: Vec<PathBuf>,
 }
 
 impl Strangers {
     /// Marks every folder of a volume in `volumes` (GROUP/NAME) that is not `known`; one that cannot be marked is noted
     /// elsewhere by `note`, as well as that goes: the next start may know it.
-    ///
-    /// # Errors
-    /// When the groups cannot be listed.
-    pub(crate) fn mark(volumes: &Path, known: Vec<PathBuf>, note: &dyn Fn(&Path)) -> Result<Self, StrangerError> {
+    pub(crate) fn mark(volumes: &Path, known: Vec<PathBuf>, note: &dyn Fn(&Path)) -> Self {
         let mut unmarked = Vec::new();
-        for group in folders(volumes).map_err(|source| StrangerError::List { path: volumes.to_owned(), source })? {
-            let inside = match folders(&group) {
-                Ok(inside) => inside,
-                Err(error) => {
-                    error!(folder = %group.display(), %error, "volumes left in there cannot be marked; none is served again before they are");
-                    unmarked.push(group);
-                    continue;
-                }
-            };
-            for dir in inside.into_iter().filter(|dir| !known.contains(dir)) {
-                if let Err(error) = put_mark(&dir) {
-                    warn!(folder = %dir.display(), %error, "a volume that is not configured cannot be marked; it is not served again before it is");
-                    note(&dir);
-                    unmarked.push(dir);
-                }
-            }
+        let mut list = |folder: &Path| {
+            folders(folder).unwrap_or_else(|error| {
+                error!(folder = %folder.display(), %error, "volumes left in there cannot be marked; none is served again before it is");
+                unmarked.push(folder.to_owned());
+                Vec::new()
+            })
+        };
+        let groups = list(volumes);
+        let left: Vec<_> = groups.iter().flat_map(|group| list(group)).filter(|dir| !known.contains(dir)).collect();
+        unmarked.extend(left.into_iter().filter(|dir| !mark_or_note(dir, note)));
+        Self(Mutex::new(Folders { known, unmarked }))
+    }
+
+    /// The volume of that folder is not configured any more: whatever interrupts its end, and whatever is left of the folder, its
+    /// map is not trusted again.
+    pub(crate) fn forget(&self, dir: &Path, note: &dyn Fn(&Path)) {
+        let mut folders = self.folders();
+        folders.known.retain(|known| known != dir);
+        // Also where it can be marked now: what removes the folder may remove the mark, and fail then.
+        if !folders.unmarked.iter().any(|left| left == dir) {
+            folders.unmarked.push(dir.to_owned());
         }
-        Ok(Self { known, unmarked: Mutex::new(unmarked) })
+        drop(folders);
+        mark_or_note(dir, note);
     }
 
     /// Before the volume of that folder is opened.
@@ -81,16 +81,34 @@ impl Strangers {
     /// # Errors
     /// When its map may be out of date, and that cannot be marked.
     pub(crate) fn admit(&self, dir: &Path) -> Result<(), StrangerError> {
-        let unmarked = self.unmarked.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.known.iter().any(|known| known == dir) || !unmarked.iter().any(|left| dir.starts_with(left)) {
+        let folders = self.folders();
+        if folders.known.iter().any(|known| known == dir) || !folders.unmarked.iter().any(|left| dir.starts_with(left)) {
             return Ok(());
         }
-        let failed = |source| StrangerError::Unmarked { path: dir.to_owned(), source };
-        match dir.try_exists() {
-            Ok(false) => Ok(()), // a new map trusts nothing
-            Ok(true) => put_mark(dir).map_err(failed),
-            Err(source) => Err(failed(ConfigError::Io { verb: "look at", path: dir.to_owned(), source })),
-        }
+        drop(folders);
+        mark_if_there(dir).map_err(|source| StrangerError::Unmarked { path: dir.to_owned(), source })
+    }
+
+    fn folders(&self) -> MutexGuard<'_, Folders> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// False: neither marked nor absent.
+fn mark_or_note(dir: &Path, note: &dyn Fn(&Path)) -> bool {
+    let marked = mark_if_there(dir);
+    if let Err(error) = &marked {
+        warn!(folder = %dir.display(), %error, "a volume that is not configured cannot be marked; it is not served again before it is");
+        note(dir);
+    }
+    marked.is_ok()
+}
+
+fn mark_if_there(dir: &Path) -> Result<(), ConfigError> {
+    match dir.try_exists() {
+        Ok(false) => Ok(()), // a new map trusts nothing
+        Ok(true) => put_mark(dir),
+        Err(source) => Err(ConfigError::Io { verb: "look at", path: dir.to_owned(), source }),
     }
 }
 
@@ -138,7 +156,7 @@ mod tests {
         make_unreadable(&sick);
         let noted = std::cell::RefCell::new(Vec::new());
         let note = |dir: &Path| noted.borrow_mut().push(dir.to_owned());
-        let strangers = Strangers::mark(root.path(), vec![known.clone()], &note).expect("the others go on");
+        let strangers = Strangers::mark(root.path(), vec![known.clone()], &note);
         assert_eq!(*noted.borrow(), std::slice::from_ref(&sick));
         assert!(!known.join("tracking-lost").exists() && left.join("tracking-lost").exists());
         for served in [&known, &left, &root.path().join("default/new")] {
@@ -158,17 +176,44 @@ mod tests {
     #[test]
     fn l2_folders_that_cannot_be_listed_are_not_called_none() {
         let root = tempfile::tempdir().expect("temp dir");
-        assert!(folders(&root.path().join("volumes")).expect("before the first volume").is_empty());
-        std::fs::write(root.path().join("volumes"), "not a folder").expect("written");
-        let error = Strangers::mark(&root.path().join("volumes"), Vec::new(), &|_| {}).expect_err("nobody knows").to_string();
-        assert!(error.contains("cannot be listed"), "{error}");
+        let volumes = root.path().join("volumes");
+        assert!(folders(&volumes).expect("before the first volume").is_empty());
+        std::fs::write(&volumes, "not a folder").expect("written");
+        let known = volumes.join("default/known");
+        let strangers = Strangers::mark(&volumes, vec![known.clone()], &|_| {});
+        std::fs::remove_file(&volumes).expect("removed");
+        let left = volume(&volumes, "left");
+        strangers.admit(&known).expect("no list is needed to know it");
+        strangers.admit(&left).expect("marked");
+        assert!(left.join("tracking-lost").exists());
+    }
+
+    #[test]
+    fn l2_what_leaves_the_configuration_is_not_trusted_when_it_comes_back() {
+        let root = tempfile::tempdir().expect("temp dir");
+        let [gone, stays] = ["gone", "stays"].map(|name| volume(root.path(), name));
+        let strangers = Strangers::mark(root.path(), vec![gone.clone(), stays.clone()], &|_| {});
+        strangers.forget(&gone, &|_| {});
+        assert!(gone.join("tracking-lost").exists(), "a crash now must not make the next start trust it");
+        // Its removal got as far as the mark.
+        std::fs::remove_file(gone.join("tracking-lost")).expect("removed");
+        strangers.admit(&stays).expect("configured all the time");
+        strangers.admit(&gone).expect("it can be marked");
+        assert!(gone.join("tracking-lost").exists() && !stays.join("tracking-lost").exists());
+        make_unreadable(&stays);
+        let noted = std::cell::RefCell::new(Vec::new());
+        strangers.forget(&stays, &|dir| noted.borrow_mut().push(dir.to_owned()));
+        assert_eq!(*noted.borrow(), std::slice::from_ref(&stays));
+        strangers.admit(&stays).expect_err("its map may be out of date");
+        strangers.forget(&root.path().join("default/new"), &|_| unreachable!("it has no folder"));
+        strangers.admit(&root.path().join("default/new")).expect("a new one");
     }
 
     #[test]
     fn l2_a_group_that_cannot_be_listed_keeps_its_unknown_volumes_out() {
         let root = tempfile::tempdir().expect("temp dir");
         let [known, stranger] = ["known", "stranger"].map(|name| volume(root.path(), name));
-        let strangers = Strangers { known: vec![known.clone()], unmarked: Mutex::new(vec![root.path().join("default")]) };
+        let strangers = Strangers(Mutex::new(Folders { known: vec![known.clone()], unmarked: vec![root.path().join("default")] }));
         strangers.admit(&known).expect("configured all the time");
         strangers.admit(&stranger).expect("marked");
         assert!(!known.join("tracking-lost").exists() && stranger.join("tracking-lost").exists());

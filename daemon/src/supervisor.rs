@@ -121,8 +121,11 @@ impl Daemon {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut reload = signal(SignalKind::hangup())?;
+        // Until it is known whom to trust nothing is changed.
+        let first = self.changes.lock().await;
         let api = crate::api::listen(&self)?;
         let mut starts = self.start_all()?;
+        drop(first);
         let mut housekeeping = None;
         loop {
             tokio::select! {

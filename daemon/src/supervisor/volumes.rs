@@ -69,7 +69,7 @@ impl Daemon {
     pub(super) fn start_all(self: &Arc<Self>) -> anyhow::Result<tokio::task::JoinSet<()>> {
         let configured: Vec<VolumeConfig> = locked(&self.config).volumes.values().cloned().collect();
         let known = configured.iter().map(|v| self.state.volume_path(&v.group, &v.name)).collect();
-        let strangers = Strangers::mark(&self.state.volumes(), known, &|dir| self.note_loss(dir))?;
+        let strangers = Strangers::mark(&self.state.volumes(), known, &|dir| self.note_loss(dir));
         self.volumes.strangers.set(strangers).expect("volumes are started once");
         let mut starts = tokio::task::JoinSet::new();
         for volume in configured {
@@ -84,6 +84,12 @@ impl Daemon {
             });
         }
         Ok(starts)
+    }
+
+    /// A volume is not configured any more. From then on it may be written without us: its map is not trusted again.
+    fn forget(&self, group: &Name, name: &Name) {
+        let dir = self.state.volume_path(group, name);
+        self.volumes.strangers.get().expect("set before the first").forget(&dir, &|dir| self.note_loss(dir));
     }
 
     /// Has the next start know that the map in a folder is not to be trusted, if that is in this boot.
@@ -182,6 +188,8 @@ impl Daemon {
         new: &BTreeMap<Name, VolumeConfig>,
     ) -> Vec<String> {
         let mut failed = Vec::new();
+        // Served or not: also what could not be opened was trusted up to now.
+        old.values().filter(|v| !new.contains_key(&v.name)).for_each(|v| self.forget(&v.group, &v.name));
         let gone = old.keys().filter(|n| !new.contains_key(*n) && self.volumes.is_served(n));
         let leaving: Vec<_> = gone.map(|name| (name, self.leave(name.clone()))).collect();
         for (name, gone) in leaving {
@@ -331,6 +339,7 @@ impl Daemon {
             return Err(ApiError::new(ErrorCode::Conflict, error.to_string(), "edit that file, then reload farsided"));
         }
         locked(&self.config).volumes.remove(name);
+        self.forget(group, name);
         info!(volume = %name, "not configured any more");
         Ok(())
     }
