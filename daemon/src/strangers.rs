@@ -213,7 +213,8 @@ mod tests {
     fn l2_a_group_that_cannot_be_listed_keeps_its_unknown_volumes_out() {
         let root = tempfile::tempdir().expect("temp dir");
         let [known, stranger] = ["known", "stranger"].map(|name| volume(root.path(), name));
-        let strangers = Strangers(Mutex::new(Folders { known: vec![known.clone()], unmarked: vec![root.path().join("default")] }));
+        let strangers =
+            Strangers(Mutex::new(Folders { known: vec![known.clone()], unmarked: vec![root.path().join("default")] }));
         strangers.admit(&known).expect("configured all the time");
         strangers.admit(&stranger).expect("marked");
         assert!(!known.join("tracking-lost").exists() && stranger.join("tracking-lost").exists());

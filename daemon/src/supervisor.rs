@@ -124,7 +124,7 @@ impl Daemon {
         // Until it is known whom to trust nothing is changed.
         let first = self.changes.lock().await;
         let api = crate::api::listen(&self)?;
-        let mut starts = self.start_all()?;
+        let mut starts = self.start_all();
         drop(first);
         let mut housekeeping = None;
         loop {

@@ -35,7 +35,7 @@ pub(super) struct Volumes {
     served: Mutex<BTreeMap<Name, (Name, VolumeId)>>,
     /// Why what is configured is not served.
     unserved: Mutex<BTreeMap<Name, Unserved>>,
-    /// Served, and to be closed when their last requests are answered.
+    /// Served still, and to be closed when their last requests are answered.
     leaving: Mutex<BTreeSet<Name>>,
     strangers: std::sync::OnceLock<Strangers>,
 }
@@ -62,28 +62,44 @@ impl Volumes {
         let mut unserved = locked(&self.unserved);
         !self.is_served(name) && unserved.insert(name.clone(), Unserved::Starting) != Some(Unserved::Starting)
     }
+
+    /// Claims the end of a volume. False: somebody has, or it is not served.
+    fn begin_to_leave(&self, name: &Name) -> bool {
+        let mut leaving = locked(&self.leaving);
+        self.is_served(name) && leaving.insert(name.clone())
+    }
+
+    fn left(&self, name: &Name) {
+        let mut leaving = locked(&self.leaving);
+        locked(&self.served).remove(name);
+        leaving.remove(name);
+    }
+
+    fn is_leaving(&self, name: &Name) -> bool {
+        locked(&self.leaving).contains(name)
+    }
 }
 
 impl Daemon {
     /// Begins to open everything that is configured, each on a task of its own. Whoever polls the set hears of each end.
-    pub(super) fn start_all(self: &Arc<Self>) -> anyhow::Result<tokio::task::JoinSet<()>> {
+    pub(super) fn start_all(self: &Arc<Self>) -> tokio::task::JoinSet<()> {
         let configured: Vec<VolumeConfig> = locked(&self.config).volumes.values().cloned().collect();
+        configured.iter().for_each(|v| assert!(self.volumes.begin(&v.name), "nobody else opens volumes yet"));
         let known = configured.iter().map(|v| self.state.volume_path(&v.group, &v.name)).collect();
         let strangers = Strangers::mark(&self.state.volumes(), known, &|dir| self.note_loss(dir));
         self.volumes.strangers.set(strangers).expect("volumes are started once");
         let mut starts = tokio::task::JoinSet::new();
         for volume in configured {
-            assert!(self.volumes.begin(&volume.name), "nobody else opens volumes yet");
             let daemon = self.clone();
             // One volume that cannot be served must not keep the others from their hosts.
             starts.spawn(async move {
                 let name = volume.name.clone();
-                if let Err(error) = daemon.open(volume).await {
+                if let Err(error) = daemon.open_configured(volume).await {
                     error!(volume = %name, "not served: {error:#}");
                 }
             });
         }
-        Ok(starts)
+        starts
     }
 
     /// A volume is not configured any more. From then on it may be written without us: its map is not trusted again.
@@ -114,6 +130,18 @@ impl Daemon {
             _ => unserved.remove(&name),
         };
         opened
+    }
+
+    /// Like [`Daemon::open`], of a volume that a reload may take out of the configuration meanwhile: it is let go then.
+    async fn open_configured(self: &Arc<Self>, volume: VolumeConfig) -> anyhow::Result<()> {
+        let (name, group) = (volume.name.clone(), volume.group.clone());
+        self.open(volume).await?;
+        if !locked(&self.config).volumes.contains_key(&name) {
+            self.forget(&group, &name);
+            self.leave(&name);
+            bail!("it was taken out of the configuration while it was being opened");
+        }
+        Ok(())
     }
 
     async fn try_to_open(&self, volume: VolumeConfig) -> anyhow::Result<()> {
@@ -154,18 +182,27 @@ impl Daemon {
         Ok(())
     }
 
-    /// Lets a volume go, in the background, however long its device takes.
-    fn leave(self: &Arc<Self>, name: Name) -> oneshot::Receiver<anyhow::Result<()>> {
+    /// Lets a volume go, in the background, however long its device takes. None: it is leaving already, or not served.
+    ///
+    /// What is configured again by then is opened again.
+    fn leave(self: &Arc<Self>, name: &Name) -> Option<oneshot::Receiver<anyhow::Result<()>>> {
+        if !self.volumes.begin_to_leave(name) {
+            return None;
+        }
         let (done, gone) = oneshot::channel();
-        locked(&self.volumes.leaving).insert(name.clone());
-        let daemon = self.clone();
+        let (daemon, name) = (self.clone(), name.clone());
         tokio::spawn(async move {
             let left = daemon.ask(&name, Ask::Remove).await.map_err(|e| anyhow::anyhow!("{e}"));
-            locked(&daemon.volumes.served).remove(&name);
-            locked(&daemon.volumes.leaving).remove(&name);
+            daemon.volumes.left(&name);
             let _ = done.send(left); // whoever waited may have given up
+            let again = locked(&daemon.config).volumes.get(&name).cloned().filter(|_| daemon.volumes.begin(&name));
+            if let Some(volume) = again
+                && let Err(error) = daemon.open_configured(volume).await
+            {
+                error!(volume = %name, "not served again: {error:#}");
+            }
         });
-        gone
+        Some(gone)
     }
 
     /// Waits for a volume that leaves; not longer than a person would.
@@ -190,16 +227,21 @@ impl Daemon {
         let mut failed = Vec::new();
         // Served or not: also what could not be opened was trusted up to now.
         old.values().filter(|v| !new.contains_key(&v.name)).for_each(|v| self.forget(&v.group, &v.name));
-        let gone = old.keys().filter(|n| !new.contains_key(*n) && self.volumes.is_served(n));
-        let leaving: Vec<_> = gone.map(|name| (name, self.leave(name.clone()))).collect();
+        // Claimed before anything is waited for: from now on they are being opened.
+        let (begun, refused): (Vec<_>, Vec<_>) = new.values().cloned().partition(|volume| self.volumes.begin(&volume.name));
+        let late = refused.iter().filter(|volume| self.volumes.is_leaving(&volume.name));
+        failed.extend(late.map(|volume| format!("{}; then it is opened again", self.under_way(&volume.name).message)));
+        let served: Vec<Name> = locked(&self.volumes.served).keys().cloned().collect();
+        let gone = served.into_iter().filter(|name| !new.contains_key(name));
+        let leaving: Vec<_> = gone.filter_map(|name| self.leave(&name).map(|gone| (name, gone))).collect();
         for (name, gone) in leaving {
-            failed.extend(Self::gone(name, gone).await.err().map(|e| format!("volume {name}: {e}")));
+            failed.extend(Self::gone(&name, gone).await.err().map(|e| format!("volume {name}: {e}")));
         }
         locked(&self.volumes.unserved).retain(|name, why| new.contains_key(name) || *why == Unserved::Starting);
         let mut starts = tokio::task::JoinSet::new();
-        for volume in new.values().filter(|volume| self.volumes.begin(&volume.name)).cloned() {
+        for volume in begun {
             let (daemon, name) = (self.clone(), volume.name.clone());
-            starts.spawn(async move { daemon.open(volume).await.err().map(|e| format!("volume {name}: {e:#}")) });
+            starts.spawn(async move { daemon.open_configured(volume).await.err().map(|e| format!("volume {name}: {e:#}")) });
         }
         failed.extend(starts.join_all().await.into_iter().flatten());
         failed
@@ -235,8 +277,8 @@ impl Daemon {
             .collect()
     }
 
-    pub(crate) async fn add_volume(&self, add: &VolumeAdd) -> Result<(), ApiError> {
-        let _one = self.changes.lock().await;
+    pub(crate) async fn add_volume(self: &Arc<Self>, add: &VolumeAdd) -> Result<(), ApiError> {
+        let one = self.changes.lock().await;
         let volume = self.new_volume(add)?;
         if !self.volumes.begin(&volume.name) {
             return Err(self.under_way(&volume.name));
@@ -247,7 +289,20 @@ impl Daemon {
             ApiError::new(ErrorCode::Conflict, format!("volume {} is not added: {error:#}", volume.name), todo)
         })?;
         let config = locked(&self.config).clone();
-        config.write_volume(&volume).map_err(ApiError::internal)?;
+        if let Err(error) = config.write_volume(&volume) {
+            self.forget(&volume.group, &volume.name);
+            let gone = self.leave(&volume.name);
+            drop(one);
+            if let Some(gone) = gone {
+                Self::gone(&volume.name, gone).await.unwrap_or_else(|error| warn!(volume = %volume.name, "{error}"));
+            }
+            let what = format!("volume {} is not added: {error}", volume.name);
+            return Err(ApiError::new(
+                ErrorCode::Unavailable,
+                what,
+                "mend the disk that holds the configuration, then say the same again",
+            ));
+        }
         locked(&self.config).volumes.insert(volume.name.clone(), volume);
         Ok(())
     }
@@ -286,7 +341,7 @@ impl Daemon {
 
     /// Why nothing can be done with a volume at this moment.
     fn under_way(&self, name: &Name) -> ApiError {
-        let what = match locked(&self.volumes.leaving).contains(name) {
+        let what = match self.volumes.is_leaving(name) {
             true => "is still being removed: its device has not answered the last requests of its host",
             false => "is just being opened",
         };
@@ -297,7 +352,7 @@ impl Daemon {
         let one = self.changes.lock().await;
         let missing = || ApiError::not_found("volume", name, "`farside volume list` shows them");
         let name: Name = name.parse().map_err(|_| missing())?;
-        if locked(&self.volumes.leaving).contains(&name) {
+        if self.volumes.is_leaving(&name) {
             return Err(self.under_way(&name));
         }
         let config = locked(&self.config).clone();
@@ -308,7 +363,7 @@ impl Daemon {
         };
         if self.volumes.is_served(&name) {
             self.take_out(&name, &group, &config)?;
-            let gone = self.leave(name.clone());
+            let gone = self.leave(&name).ok_or_else(|| self.under_way(&name))?;
             drop(one);
             return Self::gone(&name, gone).await;
         }
@@ -333,7 +388,10 @@ impl Daemon {
         let (dir, _) = self.state.volume_dir(group, name).map_err(ApiError::internal)?;
         let marked = Mark::TrackingLost.is_set(&dir).map_err(ApiError::internal)?;
         Mark::TrackingLost.put(&dir, true).map_err(ApiError::internal)?;
-        if let Err(error) = config.remove_volume(name) {
+        // What is served and not configured is only let go.
+        if let Err(error) = config.remove_volume(name)
+            && config.volumes.contains_key(name)
+        {
             // It stays, and stays trusted.
             Mark::TrackingLost.put(&dir, marked).map_err(ApiError::internal)?;
             return Err(ApiError::new(ErrorCode::Conflict, error.to_string(), "edit that file, then reload farsided"));
@@ -354,14 +412,19 @@ fn clear(folder: &Path) -> Result<(), ApiError> {
 }
 
 fn not_served(name: &Name, why: Option<&Unserved>) -> Reason {
+    let meanwhile = "Until then its group's points are made without it";
     match why {
         Some(Unserved::Failed(why)) => {
-            let todo = "mend it, then: farside reload. Until then its group's points are made without it";
+            let todo = format!("mend it, then: farside reload. {meanwhile}");
             Reason::new(Severity::Error, Code::NotServed, format!("volume {name} is not served: {why}"), todo)
         }
-        Some(Unserved::Starting) | None => {
+        Some(Unserved::Starting) => {
             let todo = "wait; if another process holds its device or its tap, that takes up to 30 s, and then has its reason";
             Reason::new(Severity::Warning, Code::Starting, format!("volume {name} is being opened"), todo)
+        }
+        None => {
+            let what = format!("volume {name} is not served, and nobody is opening it");
+            Reason::new(Severity::Error, Code::NotServed, what, format!("farside reload. {meanwhile}"))
         }
     }
 }
@@ -415,14 +478,20 @@ mod tests {
         let id = VolumeId([1; 16]);
         locked(&volumes.served).insert(name("data"), (name("default"), id));
         assert!(!volumes.begin(&name("data")), "it is served");
+        assert!(!volumes.begin_to_leave(&name("other")), "it is not served");
+        assert!(volumes.begin_to_leave(&name("data")));
+        assert!(!volumes.begin_to_leave(&name("data")), "let go once");
+        assert!(!volumes.begin(&name("data")) && volumes.is_leaving(&name("data")), "its device has not answered");
+        volumes.left(&name("data"));
+        assert!(!volumes.is_leaving(&name("data")) && volumes.begin(&name("data")), "it may come back");
     }
 
     #[test]
-    fn what_was_not_tried_yet_is_no_error() {
-        for why in [None, Some(Unserved::Starting)] {
-            let reason = not_served(&name("data"), why.as_ref());
-            assert_eq!((reason.severity, reason.code.as_str()), (Severity::Warning, "starting"));
-        }
+    fn what_is_being_tried_is_no_error_and_what_nobody_tries_is_one() {
+        let reason = not_served(&name("data"), Some(&Unserved::Starting));
+        assert_eq!((reason.severity, reason.code.as_str()), (Severity::Warning, "starting"));
+        let reason = not_served(&name("data"), None);
+        assert_eq!((reason.severity, reason.code.as_str()), (Severity::Error, "not_served"));
         let reason = not_served(&name("data"), Some(&Unserved::Failed("it is on fire".into())));
         assert_eq!((reason.severity, reason.code.as_str()), (Severity::Error, "not_served"));
         assert!(reason.message.contains("it is on fire"));
