@@ -333,9 +333,7 @@ impl Site {
             None => program(name),
             Some([host, gateway]) => {
                 let namespace = if name == "farsided" { host } else { gateway };
-                let mut command = tool("ip");
-                command.args(["netns", "exec", namespace]).arg(bin_dir().join(name)); // which it becomes
-                command
+                netns::inside(namespace, bin_dir().join(name))
             }
         };
         command

@@ -8,6 +8,8 @@
 //! Every byte that the host sends is counted before anything can drop it, so what was sent twice is seen however it was
 //! lost. Segmentation offload is off: packets are counted as they would be on a wire.
 
+use std::ffi::OsStr;
+use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use serde_json::Value;
@@ -22,6 +24,14 @@ const HOST_ADDRESS: &str = "10.77.0.1";
 const OVERHEAD_BYTES: u64 = 14 + 20 + 8 + 12 + 16 + 8;
 
 static NUMBER: AtomicU32 = AtomicU32::new(0);
+
+/// A program in a namespace, which becomes it. Not by `ip -n`: that mounts things, which a root that is no mount point (a
+/// chroot) refuses.
+pub(crate) fn inside(namespace: &str, program: impl AsRef<OsStr>) -> Command {
+    let mut command = tool("nsenter");
+    command.arg(format!("--net=/run/netns/{namespace}")).arg("--").arg(program);
+    command
+}
 
 /// Whether this process may make one.
 pub fn possible() -> bool {
@@ -73,24 +83,24 @@ impl Network {
         let this = Self { host: format!("{name}-h"), gateway: format!("{name}-g"), between: format!("{name}-b") };
         for namespace in [&this.host, &this.gateway, &this.between] {
             run(tool("ip").args(["netns", "add", namespace]));
-            run(tool("ip").args(["-n", namespace, "link", "set", "lo", "up"]));
+            run(inside(namespace, "ip").args(["link", "set", "lo", "up"]));
         }
         let between = |args: &str| {
-            run(tool("ip").args(["-n", &this.between]).args(args.split(' ')));
+            run(inside(&this.between, "ip").args(args.split(' ')));
         };
         between("link add bridge type bridge forward_delay 0 stp_state 0");
         between("link set bridge up");
         for (port, namespace, address) in [("to-host", &this.host, HOST_ADDRESS), ("to-gateway", &this.gateway, GATEWAY_ADDRESS)]
         {
             between(&format!("link add {port} type veth peer name eth0 netns {namespace}"));
-            run(tool("ip").args(["-n", namespace, "link", "set", "eth0", "gso_max_segs", "1"]));
-            run(tool("ip").args(["-n", namespace, "address", "add", &format!("{address}/24"), "dev", "eth0"]));
-            run(tool("ip").args(["-n", namespace, "link", "set", "eth0", "up"]));
+            run(inside(namespace, "ip").args(["link", "set", "eth0", "gso_max_segs", "1"]));
+            run(inside(namespace, "ip").args(["address", "add", &format!("{address}/24"), "dev", "eth0"]));
+            run(inside(namespace, "ip").args(["link", "set", "eth0", "up"]));
             between(&format!("link set {port} master bridge up"));
         }
         // The bucket holds what the kernel's clock lets pass at once; at a gigabit that is some hundred packets.
         let burst = (rate_mbit * 250).max(16 << 10);
-        run(tool("tc").args(["-n", &this.between, "qdisc", "add", "dev", "to-gateway", "root", "tbf"]).args([
+        run(inside(&this.between, "tc").args(["qdisc", "add", "dev", "to-gateway", "root", "tbf"]).args([
             "rate",
             &format!("{rate_mbit}mbit"),
             "burst",
@@ -113,10 +123,8 @@ impl Network {
 
     fn switch(&self, how: Cut, port_state: &str, cable: &str) {
         match how {
-            Cut::Silent => {
-                run(tool("bridge").args(["-n", &self.between, "link", "set", "dev", "to-gateway", "state", port_state]))
-            }
-            Cut::Cable => run(tool("ip").args(["-n", &self.host, "link", "set", "eth0", cable])),
+            Cut::Silent => run(inside(&self.between, "bridge").args(["link", "set", "dev", "to-gateway", "state", port_state])),
+            Cut::Cable => run(inside(&self.host, "ip").args(["link", "set", "eth0", cable])),
         };
     }
 
@@ -133,14 +141,14 @@ impl Network {
     }
 
     fn statistics(&self, namespace: &str) -> Value {
-        let output = run(tool("ip").args(["-n", namespace, "-j", "-s", "link", "show", "dev", "eth0"]));
+        let output = run(inside(namespace, "ip").args(["-j", "-s", "link", "show", "dev", "eth0"]));
         let value: Value = serde_json::from_slice(&output.stdout).expect("ip speaks JSON");
         value[0]["stats64"].clone()
     }
 
     /// Packets that did not fit the queue before the gateway.
     pub fn dropped_packets(&self) -> u64 {
-        let output = run(tool("tc").args(["-n", &self.between, "-j", "-s", "qdisc", "show", "dev", "to-gateway"]));
+        let output = run(inside(&self.between, "tc").args(["-j", "-s", "qdisc", "show", "dev", "to-gateway"]));
         let value: Value = serde_json::from_slice(&output.stdout).expect("tc speaks JSON");
         value[0]["drops"].as_u64().expect("a counter")
     }
