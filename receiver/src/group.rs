@@ -740,7 +740,8 @@ impl Group {
         // Before the source has to wait, not when it does.
         self.prune.short = free_bytes < u64::from(self.receiver.config().limits.credit_mib) << 20;
         self.prune.due |= self.prune.short;
-        self.happened(Event::Grantable { free_bytes, spare_bytes: space.spare(), reserve_bytes: space.reserve() });
+        let spare_bytes = self.receiver.space.spare(&self.names, space.spare(), space.grantable());
+        self.happened(Event::Grantable { free_bytes, spare_bytes, reserve_bytes: space.reserve() });
     }
 
     fn prune_if_due(&mut self) {
@@ -824,8 +825,10 @@ impl Group {
             Body::Prune(_) => Some(None),
             _ => None,
         };
+        let drawn = drawn_bytes(&body);
         let outcome = match here.store.append(body) {
             Ok(appended) => {
+                self.receiver.space.draw(&self.names, drawn);
                 self.reopen.reset();
                 match kind.filter(|_| appended.verdict == Verdict::Accepted) {
                     Some(Some(LayerKind::Point)) => self.tally.points_published += 1,
@@ -977,5 +980,15 @@ impl Group {
             }
         }
         self.view.store(Arc::new(view));
+    }
+}
+
+/// What a record takes of the disk, about, that no credit was for.
+fn drawn_bytes(body: &Body) -> u64 {
+    match body {
+        Body::Layers(layers) if layers.members.iter().any(|m| !m.parts.is_empty()) => 0,
+        Body::Layers(layers) => 4096 + layers.members.iter().map(|m| 12 * m.regions.range_count() as u64).sum::<u64>(),
+        Body::Prune(_) => 0,
+        _ => 4096,
     }
 }

@@ -101,10 +101,18 @@ struct Granted {
     connected: bool,
 }
 
-/// Bytes that were granted to groups and have not landed: nobody is granted them again.
+/// So much of the spare each source may draw, however many share it: its volumes' first claims.
+const SPARE_BYTES_MIN: u64 = 256 << 10;
+/// So much of its source's share each group may take to be its own until it looks again.
+const SPARE_STEP_BYTES: u64 = 64 << 10;
+
+/// Bytes that were granted to groups and have not landed: nobody is granted them again. And what sources drew of the spare,
+/// which is for all of them.
 #[derive(Debug, Default)]
 pub(crate) struct Grants {
     granted: Mutex<BTreeMap<GroupNames, Granted>>,
+    /// By source, since the disk had room.
+    drawn: Mutex<BTreeMap<Name, u64>>,
 }
 
 impl Grants {
@@ -128,6 +136,38 @@ impl Grants {
         let (bytes, connected) =
             others.fold((0u64, 1u64), |(bytes, n), other| (bytes.saturating_add(other.bytes), n + u64::from(other.connected)));
         grantable.saturating_sub(bytes).min((grantable / connected).max(least))
+    }
+
+    /// What records of a group may take of `spare` bytes: its source's share, one being left for who comes next. `grantable`:
+    /// there is room again for everybody, and what was drawn counts no more.
+    pub(crate) fn spare(&self, names: &GroupNames, spare: u64, grantable: u64) -> u64 {
+        let (sources, groups) = {
+            let granted = self.lock();
+            let others = granted.iter().filter(|(other, granted)| granted.connected && *other != names);
+            let (own, foreign): (Vec<&Name>, Vec<&Name>) =
+                others.map(|(other, _)| &other.source).partition(|source| **source == names.source);
+            // The groups of one source stand together.
+            (1 + foreign.chunk_by(|a, b| a == b).count() as u64, 1 + own.len() as u64)
+        };
+        let mut drawn = self.drawn();
+        if grantable > 0 {
+            drawn.clear();
+        }
+        let all = drawn.values().fold(spare, |sum, bytes| sum.saturating_add(*bytes));
+        let own = drawn.get(&names.source).copied().unwrap_or(0);
+        let left = (all / (sources + 1)).max(SPARE_BYTES_MIN).saturating_sub(own).min(spare);
+        (left / groups).max(left.min(SPARE_STEP_BYTES))
+    }
+
+    /// A record of a group took so much of the disk and had no credit for it.
+    pub(crate) fn draw(&self, names: &GroupNames, bytes: u64) {
+        let mut drawn = self.drawn();
+        let own = drawn.entry(names.source.clone()).or_default();
+        *own = own.saturating_add(bytes);
+    }
+
+    fn drawn(&self) -> MutexGuard<'_, BTreeMap<Name, u64>> {
+        self.drawn.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<GroupNames, Granted>> {
@@ -417,5 +457,28 @@ mod tests {
         grants.forget(&c);
         grants.grant(&b, 0, true);
         assert_eq!(grants.room(&a, 12, 10), 10, "not less than is of use");
+    }
+
+    /// A hostile source claims, loses track and claims, in as many groups as it may have, on a disk that it keeps full: without a
+    /// share of its own every other host's claims would wait for ever.
+    #[test]
+    fn no_source_draws_more_of_the_spare_than_its_share() {
+        const MIB: u64 = 1 << 20;
+        let group = |source: &str, name: &str| GroupNames {
+            source: source.parse().expect("a name"),
+            group: name.parse().expect("a name"),
+        };
+        let (one, two, other) = (group("db1", "a"), group("db1", "b"), group("db2", "a"));
+        let grants = Grants::default();
+        [&one, &two, &other].into_iter().for_each(|names| grants.grant(names, 0, true));
+        assert_eq!(grants.spare(&one, 3 * MIB, 0), MIB / 2, "a third is for who comes next, and it has two groups");
+        grants.draw(&one, MIB / 2);
+        assert_eq!(grants.spare(&two, 3 * MIB - MIB / 2, 0), MIB / 4);
+        grants.draw(&two, MIB / 2);
+        assert_eq!((grants.spare(&one, 2 * MIB, 0), grants.spare(&two, 2 * MIB, 0)), (0, 0));
+        assert_eq!(grants.spare(&other, 2 * MIB, 0), MIB);
+        assert_eq!(grants.spare(&group("db3", "a"), 2 * MIB, 0), 3 * MIB / 4, "it takes some of everybody's");
+        assert_eq!(grants.spare(&one, 3 * MIB, 1), MIB / 2, "there was room again");
+        assert_eq!(grants.spare(&other, 100, 0), 100, "not more than there is");
     }
 }

@@ -156,14 +156,19 @@ impl Target {
     }
 
     /// What landed had credit, and the record that names it may use what is kept back: else a disk that is full would never
-    /// see the new point for which an old one can go. So may the point that a last pass waits for, though it brings nothing.
+    /// see the new point for which an old one can go. So may the point that a last pass waits for, though it brings nothing, and
+    /// a pass that found nothing to send, the first of its claim or since a point: the next point waits for that.
     /// Other records that bring nothing, or say more than they bring, need room.
     fn is_paid(&self, state: &State, kind: LayerKind, keys: &[LayerKey]) -> bool {
         let parts = keys.iter().filter_map(|key| self.layers.get(key)).flat_map(|landing| landing.parts.values());
         let landed = parts.fold(0_u64, |sum, part| sum.saturating_add(part.bytes.max(self.config.limits.file_bytes)));
         let cost_bytes = self.cost_bytes(keys);
         let is_due = |key: &LayerKey| state.volume(key.volume).is_some_and(|volume| volume.ends_fuzzy());
-        let due = kind == LayerKind::Point && keys.iter().any(is_due);
+        let is_first = |key: &LayerKey| key.seq == Seq(1) || !is_due(key);
+        let due = match kind {
+            LayerKind::Point => keys.iter().any(is_due),
+            LayerKind::Fuzzy => landed == 0 && keys.iter().all(is_first),
+        };
         landed >= cost_bytes || self.has_room(cost_bytes) || (due && self.has_spare(cost_bytes))
     }
 

@@ -389,6 +389,26 @@ fn a_full_gateway_takes_the_point_that_a_last_pass_waits_for() {
     assert!(matches!(gateway.append(), Some((Body::Layers(l), Verdict::Accepted)) if l.kind == LayerKind::Point));
 }
 
+/// A host was rebooted, and its comparing found all equal: a pass without a part, before the point for which old ones can go.
+#[test]
+fn a_full_gateway_takes_the_empty_pass_that_a_point_waits_for() {
+    let mut gateway = claimed();
+    room(&mut gateway, 0);
+    gateway.end(LayerKind::Fuzzy, &[(key(1, 0, 1), &[])]);
+    assert!(matches!(gateway.append(), Some((Body::Layers(l), Verdict::Accepted)) if l.kind == LayerKind::Fuzzy));
+    gateway.end(LayerKind::Fuzzy, &[(key(1, 0, 2), &[])]);
+    assert!(take_append(&mut gateway).is_none(), "one brings the point as near as many");
+    let mut gateway = claimed();
+    gateway.part(key(1, 0, 1), 0, 1);
+    gateway.end(LayerKind::Point, &[(key(1, 0, 1), &[1])]);
+    assert_eq!(gateway.append().map(|a| a.1), Some(Verdict::Accepted));
+    room(&mut gateway, 0);
+    gateway.end(LayerKind::Fuzzy, &[(key(1, 0, 2), &[])]);
+    gateway.end(LayerKind::Point, &[(key(1, 0, 3), &[])]);
+    assert!(matches!(gateway.append(), Some((Body::Layers(l), Verdict::Accepted)) if l.kind == LayerKind::Fuzzy));
+    assert!(matches!(gateway.append(), Some((Body::Layers(l), Verdict::Accepted)) if l.kind == LayerKind::Point));
+}
+
 #[test]
 fn records_come_no_faster_than_they_may() {
     let mut gateway = claimed();
