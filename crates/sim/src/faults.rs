@@ -81,12 +81,19 @@ impl Run {
         let weights: Vec<f64> = world.plan.faults.iter().map(|f| f.1).collect();
         let Some(i) = world.rng.borrow_mut().weighted(&weights) else { return };
         let fault = world.plan.faults[i].0;
-        world.met(coverage::name_of(fault));
         let mut no = 0;
         if self.sources.len() > 1 {
             no = world.rng.borrow_mut().below(self.sources.len());
         }
         let volume = world.rng.borrow_mut().below(world.volumes());
+        if self.strikes(fault, no, volume) {
+            world.met(coverage::name_of(fault));
+        }
+    }
+
+    /// Says whether it struck: there may be nothing to strike now, and what happens to a backing does so later.
+    fn strikes(&mut self, fault: Fault, no: usize, volume: usize) -> bool {
+        let world = self.world.clone();
         match fault {
             Fault::Crash if self.sources[no].is_some() => self.source_ends(no, "is killed"),
             Fault::Power => {
@@ -94,11 +101,9 @@ impl Run {
                 self.power_cut(no);
             }
             Fault::Stop | Fault::Demote | Fault::Pause | Fault::Resync | Fault::Verify => {
-                if let Some(source) = &self.sources[no] {
-                    source.meddle(fault, volume);
-                }
+                return self.sources[no].as_ref().is_some_and(|source| source.meddle(fault, volume));
             }
-            Fault::Reset => self.reset_alive("network"),
+            Fault::Reset => return self.reset_alive("network"),
             Fault::Partition => {
                 self.reset_alive("partition");
                 world.net.borrow_mut().up = false;
@@ -108,7 +113,7 @@ impl Run {
                 self.receiver_ends(fault == Fault::ReceiverPower);
             }
             Fault::ReadError | Fault::WriteError | Fault::FlushError | Fault::DeadSector | Fault::Hang | Fault::MapError => {
-                self.disk_fault(&world.site(no), fault, volume);
+                return self.disk_fault(&world.site(no), fault, volume);
             }
             Fault::StoreFull => {
                 world.say(|| "the store is full".into());
@@ -121,19 +126,19 @@ impl Run {
                 world.say(|| "the next ledger write stalls".into());
                 world.store.borrow_mut().stall_next();
             }
-            Fault::Rollback => self.rollback(no),
-            Fault::Clone => self.clone_comes_or_goes(),
+            Fault::Rollback => return self.rollback(no),
+            Fault::Clone => return self.clone_comes_or_goes(),
             Fault::Reinstall if world.chance(0.3) => self.reinstall(no),
-            Fault::StoreRollback if self.receiver.is_some() => self.store_rollback(),
-            Fault::TornLedger if self.receiver.is_some() && world.chance(0.4) => self.ledger_tears(),
-            Fault::Grow | Fault::Offline | Fault::Swap => self.away(fault, volume),
-            Fault::Pin => {
-                if let Some(receiver) = &self.receiver {
-                    receiver.pin_something();
-                }
+            Fault::StoreRollback if self.receiver.is_some() => return self.store_rollback(),
+            Fault::TornLedger if self.receiver.is_some() && world.chance(0.4) => return self.ledger_tears(),
+            Fault::Grow | Fault::Offline | Fault::Swap => {
+                self.away(fault, volume);
+                return false;
             }
-            _ => {}
+            Fault::Pin => return self.receiver.as_ref().is_some_and(|receiver| receiver.pin_something()),
+            _ => return false,
         }
+        true
     }
 
     /// Something is going to happen to a backing of the original while nobody serves it: after a planned stop, or a sudden end.
@@ -142,7 +147,7 @@ impl Run {
         self.pending_away.get_or_insert((fault, volume));
         let Some(source) = self.sources[0].clone() else { return };
         match world.dice(if fault == Fault::Offline { 2 } else { 4 }) {
-            0 | 1 => source.meddle(Fault::Stop, volume),
+            0 | 1 => _ = source.meddle(Fault::Stop, volume),
             2 => self.source_ends(0, "is killed"),
             _ => {
                 self.source_ends(0, "loses power");
@@ -171,6 +176,7 @@ impl Run {
                     home.has_size(volume, bytes);
                     home.backings.borrow_mut()[volume].changed += 1;
                     self.host.sectors[volume] = bytes as usize / SECTOR;
+                    world.met(coverage::name_of(fault));
                     world.say(|| format!("the backing of v{volume} GROWS from {now} to {bytes} bytes"));
                 }
                 if bytes > now && told_by_times && world.chance(0.5) {
@@ -179,12 +185,14 @@ impl Run {
                 }
             }
             Fault::Offline if told_by_times => {
+                world.met(coverage::name_of(fault));
                 world.say(|| format!("somebody writes to the backing of v{volume} without us"));
                 self.write_around_us(volume, 0, self.host.sectors[volume], 0.2);
                 let backing = &mut home.backings.borrow_mut()[volume];
                 (backing.changed, backing.meddled) = (backing.changed + 1, true);
             }
             Fault::Swap => {
+                world.met(coverage::name_of(fault));
                 world.say(|| format!("ANOTHER DISK takes the place of the backing of v{volume}"));
                 self.write_around_us(volume, 0, self.host.sectors[volume], 0.6);
                 let backing = &mut home.backings.borrow_mut()[volume];
@@ -205,12 +213,14 @@ impl Run {
         disk.restore(&image);
     }
 
-    fn reset_alive(&mut self, why: &str) {
+    fn reset_alive(&mut self, why: &str) -> bool {
         let alive = self.world.net.borrow().all_alive();
+        let some = !alive.is_empty();
         alive.into_iter().for_each(|conn| self.reset(conn, why));
+        some
     }
 
-    fn disk_fault(&self, site: &Site, fault: Fault, volume: usize) {
+    fn disk_fault(&self, site: &Site, fault: Fault, volume: usize) -> bool {
         let world = &self.world;
         let mut disk = site.disks[volume].borrow_mut();
         match fault {
@@ -220,9 +230,10 @@ impl Run {
                 world.say(|| format!("v{volume} sector {sector} cannot be read"));
             }
             Fault::WriteError => {
-                if disk.fail_a_write(&mut world.rng.borrow_mut()) {
-                    world.say(|| format!("v{volume} a write in flight will fail"));
+                if !disk.fail_a_write(&mut world.rng.borrow_mut()) {
+                    return false;
                 }
+                world.say(|| format!("v{volume} a write in flight will fail"));
             }
             Fault::DeadSector => {
                 let sector = world.dice(disk.sectors());
@@ -242,6 +253,7 @@ impl Run {
                 world.say(|| format!("v{volume} the next flush will fail"));
             }
         }
+        true
     }
 
     fn map_fault(&self, site: &Site, volume: usize) {
@@ -306,10 +318,11 @@ impl Run {
         }
     }
 
-    fn rollback(&mut self, no: usize) {
+    fn rollback(&mut self, no: usize) -> bool {
         let world = self.world.clone();
         if self.host_snapshots.is_empty() || world.chance(0.5) {
-            return self.take_host_snapshot();
+            self.take_host_snapshot();
+            return false;
         }
         world.met("rollback of a machine");
         self.source_ends(no, "is ROLLED BACK");
@@ -319,6 +332,7 @@ impl Run {
         site.restore(&snapshot.site);
         self.judge_new_life(no, self.host_snapshots[at].tips.clone());
         source::rebooted(&world, &site);
+        true
     }
 
     fn judge_new_life(&mut self, no: usize, tips: Tips) {
@@ -328,8 +342,8 @@ impl Run {
         (0..world.volumes()).for_each(|v| site.taint(v, world.step.get()));
     }
 
-    /// A copy of the machine starts beside it, or is switched off, or put away for good.
-    fn clone_comes_or_goes(&mut self) {
+    /// A copy of the machine starts beside it, or is switched off, or put away for good. Says whether one starts.
+    fn clone_comes_or_goes(&mut self) -> bool {
         let world = self.world.clone();
         let alive: Vec<usize> = (1..self.exists.len()).filter(|no| self.exists[*no]).collect();
         if let Some(&no) = alive.first() {
@@ -339,12 +353,12 @@ impl Run {
                 1 => {
                     self.source_ends(no, "is switched off");
                     self.power_cut(no);
-                    return;
+                    return false;
                 }
-                _ => return,
+                _ => return false,
             }
             self.clone_is_destroyed(no);
-            return;
+            return false;
         }
         if self.host_snapshots.is_empty() || world.chance(0.6) {
             self.take_host_snapshot();
@@ -356,6 +370,7 @@ impl Run {
         self.sources.push(None);
         self.exists.push(true);
         self.judge_new_life(site.no, self.host_snapshots[at].tips.clone());
+        true
     }
 
     /// A clone is gone for ever.
@@ -384,7 +399,7 @@ impl Run {
         source::rebooted(&world, &site);
     }
 
-    fn store_rollback(&mut self) {
+    fn store_rollback(&mut self) -> bool {
         let world = self.world.clone();
         if self.store_snapshots.is_empty() || world.chance(0.5) {
             if self.store_snapshots.len() < 3 {
@@ -396,7 +411,7 @@ impl Run {
                     judge: self.judge.clone(),
                 });
             }
-            return;
+            return false;
         }
         world.met("rollback of the store");
         self.receiver_ends(true);
@@ -410,5 +425,6 @@ impl Run {
         world.unpacked.borrow_mut().clear();
         self.judge.go_back(&snapshot.judge);
         world.taint_all();
+        true
     }
 }

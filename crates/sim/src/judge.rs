@@ -138,6 +138,12 @@ impl Judge {
         self.seen.clear();
     }
 
+    /// The layers that records from this slot on published.
+    pub fn layers_from(&self, slot: u64) -> impl Iterator<Item = LayerKey> {
+        let facts = self.ledger().volumes().flat_map(|(_, known)| known.layers_above(None));
+        facts.filter(move |fact| fact.slot.0 >= slot).map(|fact| fact.key)
+    }
+
     /// The records from this slot on are given up. None of them is a prune: the segments of all others are there.
     pub fn give_up_from(&mut self, world: &World, slot: u64) {
         self.group = crate::receiver::replay(world, slot);

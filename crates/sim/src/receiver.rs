@@ -26,7 +26,6 @@ use crate::coverage;
 use crate::exec::Owner;
 use crate::net::{ConnId, Load, To};
 use crate::parts::{self, Content};
-use crate::plan::Fault;
 use crate::source::short;
 use crate::store::PutResult;
 use crate::world::{SegmentKey, World};
@@ -384,7 +383,8 @@ impl Receiver {
     }
 
     /// A person pins a point, or takes a pin away.
-    pub fn pin_something(&self) {
+    /// Says whether there was something.
+    pub fn pin_something(&self) -> bool {
         let group = self.group.borrow();
         let state = group.state();
         let pins: Vec<Slot> = state.points().values().flat_map(|p| p.pins.keys().copied()).collect();
@@ -395,10 +395,11 @@ impl Receiver {
         } else if !points.is_empty() {
             Body::Pin(Pin { point: rng.pick(&points), reason: "because".into() })
         } else {
-            return;
+            return false;
         };
         drop(rng);
         self.submit(body);
+        true
     }
 
     async fn writes(self: Rc<Self>) {
@@ -525,13 +526,14 @@ impl Receiver {
     /// The parts of a layer are in the store, under their final names, before a slot may name them.
     fn link(&self, entry: &LayerEntry) -> Result<(), String> {
         let volume = self.world.volume_of(entry.key.volume).ok_or("no such volume")?;
+        let given_up = self.world.given_up.borrow().contains(&(volume, entry.key.term.0, entry.key.seq.0));
         for (part, known) in (0u32..).zip(&entry.parts) {
             let name: SegmentKey = (volume, entry.key.term.0, entry.key.seq.0, part);
             let landed = self.world.landing.borrow().get(&name).cloned();
             let mut store = self.world.store.borrow_mut();
             match (landed, store.segment(&name)) {
                 // Of a layer that a record named which was given up since: no record can name that content any more.
-                (Some(bytes), Some(there)) if bytes != there && self.world.plan.has(Fault::TornLedger) => {
+                (Some(bytes), Some(there)) if bytes != there && given_up => {
                     self.world.met("a given up layer is sent again");
                     store.delete(&name);
                     store.link(name, bytes);

@@ -365,14 +365,14 @@ impl Source {
         }
     }
 
-    /// An operator, or an overflow from nowhere.
-    pub fn meddle(self: &Rc<Self>, fault: Fault, volume: usize) {
+    /// An operator, or an overflow from nowhere. Says whether there was something to meddle with.
+    pub fn meddle(self: &Rc<Self>, fault: Fault, volume: usize) -> bool {
         if !self.is_serving() {
-            return;
+            return false;
         }
         let vol = &self.volumes[volume];
         if !vol.served.get() && fault != Fault::Stop {
-            return;
+            return false;
         }
         let id = self.world.names.ids[volume];
         match fault {
@@ -387,14 +387,15 @@ impl Source {
                 self.say(|| format!("v{volume} resync asked for"));
                 self.push(Event::Resync { volume: id });
             }
-            Fault::Demote => self.demote_current(),
+            Fault::Demote => return self.demote_current(),
             Fault::Stop => self.stop(),
             Fault::Verify => {
                 self.say(|| format!("v{volume} verify asked for"));
                 self.push(Event::Verify { volume: id });
             }
-            _ => {}
+            _ => return false,
         }
+        true
     }
 
     /// Volumes that are refused by name. Notes on the way which ones have passed the position rule.

@@ -23,13 +23,14 @@ pub(crate) struct TornLedger {
 }
 
 impl Run {
-    pub(crate) fn ledger_tears(&mut self) {
+    /// Says whether there is something to tear.
+    pub(crate) fn ledger_tears(&mut self) -> bool {
         let world = self.world.clone();
         let end = world.store.borrow().ledger().len() as u64;
         // What a prune gave up is deleted: from before it there is nothing to go back to.
         let least = after_last_prune(&world);
         if least >= end {
-            return;
+            return false;
         }
         self.receiver_ends(true);
         world.store.borrow_mut().forget_flight();
@@ -46,17 +47,20 @@ impl Run {
         let unseen = lost && farside_region::mutation::on("a claim that was lost is not looked for");
         let last = if lost { newest_term(&world) } else { end - 1 };
         if unseen {
-            return self.records_are_given_up(first);
+            self.records_are_given_up(first);
+            return true;
         }
         if lost && last < first {
             world.met("the newest records are lost without a trace");
             world.say(|| format!("the LEDGER LOSES its records from slot {first} on, and nothing tells"));
             self.records_are_given_up(first);
-            return self.unnamed_segments_go();
+            self.unnamed_segments_go();
+            return true;
         }
         world.met(if lost { "a lost claim is noticed" } else { "a torn record" });
         world.say(|| format!("the LEDGER TEARS in slot {first} of {end}; slots up to {last} would be given up"));
         self.torn = Some(TornLedger { first, copy, last: last.max(first) });
+        true
     }
 
     /// Sooner or later.
@@ -80,9 +84,12 @@ impl Run {
         }
     }
 
-    /// As after a rollback of the store: whatever was published there is not.
+    /// As after a rollback of the store: whatever was published there is not. Their layers may be sent again under their names,
+    /// with what the disk holds by then; no others may (T5).
     fn records_are_given_up(&mut self, first: u64) {
         let world = self.world.clone();
+        let layers = self.judge.layers_from(first).filter_map(|key| Some((world.volume_of(key.volume)?, key.term.0, key.seq.0)));
+        world.given_up.borrow_mut().extend(layers);
         self.judge.give_up_from(&world, first);
         world.unpacked.borrow_mut().clear();
         world.taint_all();

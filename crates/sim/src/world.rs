@@ -113,6 +113,8 @@ pub struct World {
     pub seen_connections: RefCell<BTreeSet<u64>>,
     /// A receiver's process lives.
     pub receiver_up: Cell<bool>,
+    /// Layers whose records were given up: volume, term, number.
+    pub given_up: RefCell<BTreeSet<(usize, u64, u64)>>,
     /// Segments that were unpacked before.
     pub unpacked: RefCell<BTreeMap<SegmentKey, Unpacked>>,
     /// The shape that a volume had in an attach, by volume and term.
@@ -167,6 +169,7 @@ impl World {
             landing: RefCell::default(),
             seen_connections: RefCell::default(),
             receiver_up: Cell::new(false),
+            given_up: RefCell::default(),
             unpacked: RefCell::default(),
             names,
             plan,

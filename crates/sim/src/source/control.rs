@@ -348,15 +348,18 @@ impl Source {
     }
 
     /// A cut overflows from nowhere, as if the pool had been exhausted by somebody else.
-    pub(super) fn demote_current(&self) {
+    /// Says whether it is a cut.
+    pub(super) fn demote_current(&self) -> bool {
         let epoch = EpochId(self.switcher.borrow().epoch().0.saturating_sub(1));
         let mut switcher = self.switcher.borrow_mut();
-        if switcher.is_cut(epoch) {
-            self.say(|| format!("epoch {epoch} is demoted from outside"));
-            switcher.demote(epoch);
-            drop(switcher);
-            self.push(Event::Demoted { epoch, why: DemoteCause::SideBuffer });
+        if !switcher.is_cut(epoch) {
+            return false;
         }
+        self.say(|| format!("epoch {epoch} is demoted from outside"));
+        switcher.demote(epoch);
+        drop(switcher);
+        self.push(Event::Demoted { epoch, why: DemoteCause::SideBuffer });
+        true
     }
 
     async fn ticks(self: Rc<Self>) {
