@@ -355,18 +355,33 @@ fn renew(dir: &Path, old: FileDevice, header: &Header, geometry: &Geometry) -> R
         }
         Err(IntentFileError::Io { source, .. }) if is_full(&source) && before == *geometry => {
             warn!(dir = %dir.display(), %source, "no room for a second intent map: this one is written anew in its place");
-            // † If the newer slot of a page never became durable, a power cut that tears the older one now would leave neither.
-            // An empty file mostly fits where nothing else does; until it is gone everything counts as changed.
-            let guarded = !lost && Mark::TrackingLost.put(dir, true).is_ok();
-            rewrite_older_slots(&old, &header, &old_layout, &is_hot)?;
-            rewrite_older_slots(&old, &header, &old_layout, &is_hot)?; // those that were the newer ones
-            if guarded && let Err(error) = Mark::TrackingLost.put(dir, false) {
-                warn!(dir = %dir.display(), %error, "a mark cannot be withdrawn: everything will be compared");
-            }
+            renew_in_place(dir, &old, &header, &old_layout, &is_hot, lost)?;
             Ok(old)
         }
         Err(error) => Err(error),
     }
+}
+
+/// † If the newer slot of a page never became durable, a power cut that tears the older one now would leave neither. So nothing is
+/// written before a guard is durable: an empty file, which mostly fits where nothing else does; until it is gone everything
+/// counts as changed. Nothing else could tell, and a volume whose map may be short is not served.
+fn renew_in_place(
+    dir: &Path,
+    map: &FileDevice,
+    header: &Header,
+    layout: &IntentLayout,
+    hot: &dyn Fn(RegionIndex) -> bool,
+    lost: bool,
+) -> Result<(), IntentFileError> {
+    if !lost {
+        Mark::TrackingLost.put(dir, true)?;
+    }
+    rewrite_older_slots(map, header, layout, hot)?;
+    rewrite_older_slots(map, header, layout, hot)?; // those that were the newer ones
+    if !lost && let Err(error) = Mark::TrackingLost.put(dir, false) {
+        warn!(dir = %dir.display(), %error, "a mark cannot be withdrawn: everything will be compared");
+    }
+    Ok(())
 }
 
 fn is_full(error: &std::io::Error) -> bool {
@@ -548,6 +563,29 @@ mod tests {
         let slots = |bytes: &[u8]| (0..bytes.len() / 4096).map(|b| bytes[b * 4096..][..4096].to_vec()).collect::<Vec<_>>();
         let same = slots(&before).iter().zip(slots(&whole)).filter(|(a, b)| *a == b).count();
         assert_eq!(same, 0, "only what was written by us is believed to be durable");
+    }
+
+    /// A disk without an inode left has room neither for a second map nor for the guard.
+    #[test]
+    fn l2_a_map_is_not_written_anew_in_its_place_without_a_guard() {
+        let dir = tempfile::tempdir_in(".").expect("temp dir");
+        let g = Geometry::new(40 << 20).expect("valid");
+        crashed(dir.path(), &g);
+        let before = std::fs::read(dir.path().join("intent")).expect("read");
+        let (header, _) = recover_header([&before[..4096], &before[4096..8192]]).expect("known").expect("a header");
+        let renewed = || {
+            let map = FileDevice::open(dir.path().join("intent"), OpenOptions::daemon()).expect("opened");
+            renew_in_place(dir.path(), &map, &header, &IntentLayout::new(&g), &|_| false, false)
+        };
+        // Not there, and not to be made.
+        let mark = dir.path().join("tracking-lost");
+        std::os::unix::fs::symlink("nowhere/tracking-lost", &mark).expect("linked");
+        renewed().expect_err("nothing guards it");
+        assert_eq!(std::fs::read(dir.path().join("intent")).expect("read"), before);
+        std::fs::remove_file(&mark).expect("removed");
+        renewed().expect("guarded");
+        assert!(!mark.exists(), "the guard is gone");
+        assert_ne!(std::fs::read(dir.path().join("intent")).expect("read"), before);
     }
 
     #[test]
