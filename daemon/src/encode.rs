@@ -2,9 +2,12 @@
 //!
 //! Invariants: a region that was handed in comes back exactly once, whatever became of its sender, and its buffers are free
 //! before it does; a region's frames depend on nothing but the region, so the order in which regions come back says nothing.
-//! Bounded by its callers, whose windows bound what they hand in. The senders themselves never encode: their rings have reads
+//! Bounded by its callers, whose windows bound what they hand in; what a caller gave up since comes back without having been
+//! encoded. The senders themselves never encode: their rings have reads
 //! to reap that a host write may be waiting for.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 
 use crossbeam::channel::{Receiver, Sender, unbounded};
@@ -40,6 +43,8 @@ pub(crate) struct Task {
     pub(crate) compression: Compression,
     /// Comes back with it.
     pub(crate) generation: u32,
+    /// Another generation there: nobody wants this one any more.
+    pub(crate) wanted: Arc<AtomicU32>,
     pub(crate) done: Sender<Encoded>,
     pub(crate) waker: Waker,
 }
@@ -90,6 +95,9 @@ impl Encoders {
 impl Task {
     fn encode(mut self, encoder: Encoder) -> (Encoded, Encoder) {
         let geometry = self.geometry;
+        if self.wanted.load(Ordering::Relaxed) != self.generation {
+            self.runs.clear();
+        }
         self.runs.sort_by_key(|(run, _)| run.start);
         let whole = geometry.region_run(self.region);
         let granules: u64 = self.runs.iter().map(|(run, _)| run.count).sum();
@@ -166,4 +174,35 @@ impl Content {
 fn piece<'a>(geometry: &Geometry, data: &'a [u8], i: u64, count: u64) -> &'a [u8] {
     let size = geometry.granule_bytes() as usize;
     &data[i as usize * size..data.len().min((i + count) as usize * size)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_given_up_comes_back_once_and_unencoded() {
+        let geometry = Geometry::new(8 << 20).expect("valid");
+        let encoders = Encoders::start(1).expect("a thread");
+        let (done, encoded) = unbounded();
+        let wanted = Arc::new(AtomicU32::new(4));
+        let run = geometry.region_run(RegionIndex(1));
+        for generation in [3, 4] {
+            encoders.hand_in(Task {
+                region: RegionIndex(1),
+                geometry,
+                digest_key: [7; 32],
+                runs: vec![(run, Content::Unreadable)],
+                published: None,
+                compression: Compression::Off,
+                generation,
+                wanted: wanted.clone(),
+                done: done.clone(),
+                waker: Waker::new().expect("an eventfd"),
+            });
+        }
+        drop((encoders, done));
+        let back: Vec<_> = encoded.iter().map(|e| (e.generation, e.unreadable)).collect();
+        assert_eq!(back, [(3, vec![]), (4, vec![run])]);
+    }
 }

@@ -10,7 +10,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -142,6 +142,7 @@ impl SenderThread {
             job: None,
             orphans: 0,
             generation: 0,
+            wanted: Arc::default(),
             verifying: None,
             verify_flights: 0,
             verify_ids: 0,
@@ -199,6 +200,8 @@ struct Pipeline {
     orphans: usize,
     /// Of the reading, below 2³¹; in the ids of its reads.
     generation: u32,
+    /// The same, for the encoders.
+    wanted: Arc<AtomicU32>,
     verifying: Option<Verifying>,
     /// Reads in flight for a verify, also of chunks that were given up.
     verify_flights: usize,
@@ -311,6 +314,7 @@ impl Pipeline {
         if let Some(reading) = self.reading.take() {
             self.orphans += reading.flights.len();
             self.generation = self.generation.wrapping_add(1) & !(1 << 31);
+            self.wanted.store(self.generation, Ordering::Relaxed);
         }
     }
 
@@ -587,6 +591,7 @@ impl Pipeline {
                 published,
                 compression: self.compression.now(),
                 generation: self.generation,
+                wanted: self.wanted.clone(),
                 done: self.done.clone(),
                 waker: self.waker.clone(),
             });
