@@ -30,6 +30,10 @@ mod volumes;
 /// A control thread that was silent for so long is dead: systemd restarts us, and the intent map knows what changed.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
 
+/// The service is ready when everything was opened, or after so long: a device that does not even answer its opening holds up
+/// neither its host nor the watchdog. Longer than a held device is waited for, shorter than systemd waits for a start.
+const READY_WITHIN: Duration = Duration::from_secs(40);
+
 /// What keeps two sides apart.
 const CONNECTION_CODES: [Code; 4] = [Code::NotConnected, Code::WrongReceiver, Code::ReceiverRefuses, Code::VersionMismatch];
 
@@ -70,6 +74,8 @@ pub(crate) struct Daemon {
     groups: Mutex<BTreeMap<Name, GroupHandle>>,
     volumes: Volumes,
     stopping: AtomicBool,
+    /// systemd was told that the service is ready.
+    ready: AtomicBool,
     /// One change of the configuration at a time.
     changes: tokio::sync::Mutex<()>,
     /// One change of the pairing at a time.
@@ -110,6 +116,7 @@ impl Daemon {
             groups: Mutex::new(BTreeMap::new()),
             volumes: Volumes::default(),
             stopping: AtomicBool::new(false),
+            ready: AtomicBool::new(false),
             changes: tokio::sync::Mutex::new(()),
             pairing: tokio::sync::Mutex::new(()),
             stale: Mutex::default(),
@@ -121,12 +128,17 @@ impl Daemon {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut reload = signal(SignalKind::hangup())?;
+        // systemd may watch us from the first moment; an opening may take long.
+        let watched = self.clone();
+        let housekeeping = tokio::spawn(async move { systemd::housekeeping(|| watched.alive()).await });
+        let patience = tokio::time::sleep(READY_WITHIN);
+        tokio::pin!(patience);
         // Until it is known whom to trust nothing is changed.
         let first = self.changes.lock().await;
         let api = crate::api::listen(&self)?;
         let mut starts = self.start_all();
         drop(first);
-        let mut housekeeping = None;
+        let mut opening = true;
         loop {
             tokio::select! {
                 _ = terminate.recv() => break,
@@ -136,19 +148,17 @@ impl Daemon {
                     let daemon = self.clone();
                     tokio::spawn(async move { drop(daemon.reload().await) });
                 }
-                started = starts.join_next(), if housekeeping.is_none() => if started.is_none() {
-                    let watched = self.clone();
-                    systemd::ready(&self.served_of_configured());
-                    housekeeping = Some(tokio::spawn(async move { systemd::housekeeping(|| watched.alive()).await }));
+                started = starts.join_next(), if opening => if started.is_none() {
+                    opening = false;
+                    self.say_ready();
                 },
+                () = &mut patience, if opening && !self.ready.load(Ordering::Relaxed) => self.say_ready(),
             }
         }
         info!("stopping");
         self.stopping.store(true, Ordering::Relaxed);
         systemd::stopping();
-        if let Some(housekeeping) = housekeeping {
-            housekeeping.abort();
-        }
+        housekeeping.abort();
         let stopped = self.stop_groups().await;
         api.abort();
         match stopped {
@@ -194,15 +204,29 @@ impl Daemon {
     /// For `systemctl status`.
     fn served_of_configured(&self) -> String {
         let configured = locked(&self.config).volumes.len();
-        format!("{} of {configured} volumes served", self.volumes.served())
+        let opening = self.volumes.opening();
+        let late = if opening.is_empty() { String::new() } else { format!("; being opened: {}", opening.join(", ")) };
+        format!("{} of {configured} volumes served{late}", self.volumes.served())
+    }
+
+    /// Also said again, when the last of those that were late was opened.
+    fn say_ready(&self) {
+        systemd::ready(&self.served_of_configured());
+        self.ready.store(true, Ordering::Relaxed);
     }
 
     /// Takes over what changed on disk: volumes that are new are served, volumes that are gone are removed, groups get their
     /// settings. An invalid configuration changes nothing. What can only change with a restart stays, and is named.
     pub(crate) async fn reload(self: &Arc<Self>) -> Result<Reloaded, ApiError> {
-        systemd::reloading();
+        // † Before that, "reloading" and then "ready" would end the start, whatever is still being opened.
+        let said = self.ready.load(Ordering::Relaxed);
+        if said {
+            systemd::reloading();
+        }
         let reloaded = self.take_over().await;
-        systemd::ready(&self.served_of_configured());
+        if said {
+            systemd::ready(&self.served_of_configured());
+        }
         match &reloaded {
             Err(error) => {
                 error!("the running configuration stays: {error}");

@@ -53,6 +53,12 @@ impl Volumes {
         locked(&self.served).len()
     }
 
+    /// Those that are being opened.
+    pub(super) fn opening(&self) -> Vec<String> {
+        let unserved = locked(&self.unserved);
+        unserved.iter().filter(|(_, why)| **why == Unserved::Starting).map(|(name, _)| name.to_string()).collect()
+    }
+
     fn is_served(&self, name: &Name) -> bool {
         locked(&self.served).contains_key(name)
     }
