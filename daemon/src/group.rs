@@ -81,8 +81,6 @@ pub(crate) enum Ask {
     Verify(VolumeId, oneshot::Sender<anyhow::Result<VerifyStatus>>),
     Settings(GroupConfig),
     Points(PointQueryKind, oneshot::Sender<anyhow::Result<PointAnswer>>),
-    /// Close the connection; whoever is paired then is dialed.
-    EndLink(&'static str),
     Stop(Sender<Stopped>),
 }
 
@@ -677,11 +675,6 @@ impl Control {
                     }
                 }
             },
-            Ask::EndLink(why) => {
-                if let Some(link) = &self.link {
-                    link.connection.close(farside_transport::CloseCode::Done, why);
-                }
-            }
             Ask::Stop(_) => unreachable!("handled by the loop"),
         }
     }

@@ -375,14 +375,12 @@ impl Daemon {
             receiver_fingerprint: pin.fingerprint.to_string(),
             source_fingerprint: self.identity.fingerprint().to_string(),
         };
-        let before = self.pin.send_replace(Some(pin.clone()));
-        if before.is_some_and(|before| before.fingerprint != pin.fingerprint) {
-            self.end_links("paired with another receiver");
-        }
+        // Connections to another receiver end by that.
+        self.pin.send_replace(Some(pin));
         Ok(paired)
     }
 
-    /// Forgets the receiver: where it is, its certificate, and the connections to it.
+    /// Forgets the receiver: where it is and its certificate. Connections to it end by that.
     pub(crate) async fn unpair(&self) -> Result<String, ApiError> {
         let _one = self.pairing.lock().await;
         let Some(pin) = self.pin.borrow().clone() else {
@@ -396,19 +394,12 @@ impl Daemon {
             )
         })?;
         self.pin.send_replace(None);
-        self.end_links("unpaired");
         info!(receiver = %pin.receiver, "unpaired");
         Ok(pin.receiver.to_string())
     }
 
     fn pin_path(&self) -> std::path::PathBuf {
         self.state.path().join("receiver.json")
-    }
-
-    fn end_links(&self, why: &'static str) {
-        for group in locked(&self.groups).values() {
-            group.inbox.send(Note::Ask(Ask::EndLink(why)));
-        }
     }
 
     pub(crate) async fn set_group(&self, name: &str, settings: &GroupSettings) -> Result<GroupSettings, ApiError> {

@@ -37,6 +37,9 @@ pub enum DialError {
     /// There is no receiver to connect to yet.
     #[error("not paired with a receiver: run `farside-receiver token` there and `farside pair TOKEN` here")]
     NotPaired,
+    /// The pairing ended, or became another, during the attempt.
+    #[error("the pairing was changed during the attempt: the next one goes to whoever is paired now")]
+    Replaced,
     /// The receiver's name cannot be resolved.
     #[error("the receiver's address `{address}` cannot be resolved: {reason}")]
     Unresolved {
@@ -181,6 +184,8 @@ impl Connector {
                     self.current = Some((Arc::clone(&connection), since));
                     return connection;
                 }
+                // Whoever is paired now was not tried yet.
+                Err(DialError::Replaced) => self.backoff.reset(),
                 Err(error) => self.pause(NotConnected::Dial(error)).await,
             }
         }

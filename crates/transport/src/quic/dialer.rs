@@ -107,11 +107,23 @@ impl QuicDialer {
 #[async_trait]
 impl Dial for QuicDialer {
     async fn dial(&self) -> Result<Arc<dyn Connection>, DialError> {
-        let pin = self.pin.borrow().clone().ok_or(DialError::NotPaired)?;
+        let mut pins = self.pin.clone();
+        let pin = pins.borrow_and_update().clone().ok_or(DialError::NotPaired)?;
         let opening = Opening { source: self.source.clone(), pairing: None };
         let target = Target { addresses: &pin.addresses, fingerprint: pin.fingerprint };
-        let (made, answer) = reach(&self.identity, target, &self.limits, |_| opening.clone()).await?;
+        let (made, answer) = tokio::select! {
+            reached = reach(&self.identity, target, &self.limits, |_| opening.clone()) => reached?,
+            () = replaced(&mut pins, pin.fingerprint) => return Err(DialError::Replaced),
+        };
         let Made { core, send, frames, endpoint, .. } = made;
+        // However late in the attempt the pairing ended, or in the life of what came of it: nothing goes there any more.
+        let watched = Arc::clone(&core);
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = watched.quinn().closed() => {}
+                () = replaced(&mut pins, pin.fingerprint) => watched.close(CloseCode::Done, "not paired with this receiver any more"),
+            }
+        });
         Ok(QuicConnection::start(core, answer.receiver, pin.fingerprint, send, frames, Some(endpoint)))
     }
 
@@ -121,6 +133,13 @@ impl Dial for QuicDialer {
         if pin.changed().await.is_err() {
             std::future::pending().await
         }
+    }
+}
+
+/// Completes when it is not the receiver of that certificate that is paired. Cancel-safe.
+async fn replaced(pins: &mut watch::Receiver<Option<Pin>>, fingerprint: Fingerprint) {
+    if pins.wait_for(|pin| pin.as_ref().is_none_or(|pin| pin.fingerprint != fingerprint)).await.is_err() {
+        std::future::pending().await // nobody changes it any more
     }
 }
 

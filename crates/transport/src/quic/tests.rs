@@ -504,6 +504,30 @@ async fn a_removed_pairing_loses_its_connections() {
 }
 
 #[tokio::test]
+async fn a_connection_ends_with_the_pairing_it_was_made_under() {
+    let gateway = Gateway::start(limits());
+    let identity = Identity::ephemeral().expect("made");
+    let pin = pair(&gateway.token(60), &identity, &name("db1"), &limits()).await.expect("paired");
+    assert!(matches!(gateway.event().await, ListenerEvent::Paired { .. }));
+    let pins = watch::Sender::new(Some(pin));
+    let source = QuicDialer::new(identity.clone(), name("db1"), pins.subscribe(), limits());
+    let connection = source.dial().await.expect("connected");
+    let _there = gateway.connected().await;
+    // During an attempt that would take a minute; nobody answers there.
+    let silent = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("bound");
+    let other = Pin::new(name("other"), identity.fingerprint(), vec![silent.local_addr().expect("bound").to_string()]);
+    pins.send_replace(Some(other));
+    assert!(matches!(connection.closed().await, Closed::Here { code: CloseCode::Done, .. }));
+    let patient = Limits { handshake_timeout: Duration::from_secs(60), ..limits() };
+    let source = QuicDialer::new(identity, name("db1"), pins.subscribe(), patient);
+    let attempt = tokio::spawn(async move { source.dial().await.map(drop) });
+    tokio::task::yield_now().await; // it is under way
+    pins.send_replace(None);
+    let error = attempt.await.expect("joined").expect_err("nobody to connect to");
+    assert!(matches!(error, DialError::Replaced), "{error}");
+}
+
+#[tokio::test]
 async fn nobody_home_is_unreachable() {
     let quick = Limits { handshake_timeout: Duration::from_millis(50), ..limits() };
     let silent = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("bound");
