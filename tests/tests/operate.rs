@@ -342,7 +342,15 @@ fn answers_of_running_daemons_are_what_the_documents_say() {
 #[test]
 fn a_start_that_waits_for_a_device_says_so_and_can_be_stopped() {
     let spec = |name: &str| VolumeSpec { name: name.into(), bytes: BYTES, group: "default".into() };
-    let site = Site::new(&[spec("data"), spec("other")], "200ms", 8);
+    let mut site = Site::new(&[spec("data"), spec("other")], "200ms", 8);
+    let path = site.path("notify.sock");
+    let systemd = UnixDatagram::bind(&path).expect("a socket");
+    systemd.set_nonblocking(true).expect("a socket");
+    site.environment = vec![("NOTIFY_SOCKET", path.display().to_string()), ("WATCHDOG_USEC", "200000".into())];
+    let hears = || {
+        let mut buffer = [0; 1024];
+        systemd.recv(&mut buffer).ok().map(|length| String::from_utf8_lossy(&buffer[..length]).into_owned())
+    };
     let holder = std::fs::File::open(site.backing("data")).expect("there");
     holder.lock().expect("free");
     let log = || std::fs::read_to_string(site.path("daemon.log")).unwrap_or_default();
@@ -356,11 +364,17 @@ fn a_start_that_waits_for_a_device_says_so_and_can_be_stopped() {
     assert_eq!((&listed[0]["name"], &listed[0]["state"]["state"]), (&"data".into(), &"not_served".into()), "{listed}");
     wait_for("the log to say what it waits for", || log().contains("is in use by").then_some(()));
     let pause = site.farside().args(["volume", "pause", "data"]).output().expect("it starts");
+    // It is watched already, and not ready: a reload does not make it so.
+    wait_for("the watchdog to be fed", || hears().filter(|said| said.contains("WATCHDOG=1")));
+    let reload = site.farside().arg("reload").output().expect("it starts");
+    let heard: Vec<String> = std::iter::from_fn(hears).collect();
     // Its patience may be over on a machine that is slow enough; then there is nothing to see here.
     let gave_up = || log().contains("waited ");
     if !gave_up() {
         assert_eq!(listed[0]["reasons"][0]["code"], "starting", "{listed}");
         assert!(String::from_utf8_lossy(&pause.stderr).contains("being opened"), "{pause:?}");
+        assert!(reload.status.success(), "{reload:?}");
+        assert!(!heard.iter().any(|said| said.contains("READY=1") || said.contains("RELOADING=1")), "{heard:?}");
         daemon.signal(libc::SIGTERM);
         let late = gave_up();
         wait_for("the stop", || (!daemon.is_running()).then_some(()));
@@ -388,6 +402,17 @@ fn a_volume_that_is_not_served_is_listed_with_its_reason_and_can_be_removed() {
     assert!(text.contains("NotServed") && text.contains("other.img"), "{text}");
     let list = String::from_utf8(run(site.farside().args(["volume", "list"])).stdout).expect("text");
     assert!(list.contains("NotServed") && list.contains("cannot open"), "{list}");
+    // Taken out by hand and put back: whoever wrote it meanwhile is found out.
+    let reload = || site.farside().arg("reload").output().expect("it starts");
+    let (drop_in, aside) = (site.path("host/farsided.d/volume-other.toml"), site.path("host/aside.toml"));
+    let mark = site.path("host/state/volumes/default/other/tracking-lost");
+    assert!(!mark.exists(), "it was stopped cleanly");
+    std::fs::rename(&drop_in, &aside).expect("renamed");
+    assert!(reload().status.success());
+    assert!(mark.exists(), "L2: its map may be out of date from now on");
+    std::fs::rename(&aside, &drop_in).expect("renamed");
+    assert_eq!(reload().status.code(), Some(1), "its backing is gone still");
+    assert!(mark.exists());
     run(site.farside().args(["volume", "remove", "other", "--yes"]));
     assert!(!site.path("host/state/volumes/default/other").exists(), "no state is left to meet a new one of that name");
     let missing = site.farside().args(["volume", "show", "other"]).output().expect("it starts");
