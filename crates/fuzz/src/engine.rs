@@ -301,7 +301,7 @@ fn leave(scratch: &File, input: &[u8]) {
     scratch.write_all_at(&bytes, 0).expect("the scratch file can be written");
 }
 
-/// What [`leave`] left.
+/// What `leave` left.
 pub fn left_in(scratch: &[u8]) -> Option<Vec<u8>> {
     let (length, rest) = scratch.split_first_chunk::<4>()?;
     rest.get(..u32::from_le_bytes(*length) as usize).map(<[u8]>::to_vec)

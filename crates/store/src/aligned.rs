@@ -6,7 +6,7 @@ use std::ops::{Deref, DerefMut};
 /// Alignment of such bytes, and of what is written around the page cache: enough for every device.
 pub(crate) const ALIGN: usize = 4096;
 
-/// A buffer that begins at a multiple of [`ALIGN`].
+/// A buffer that begins at a multiple of 4096.
 #[derive(Default)]
 pub struct AlignedBytes {
     memory: Vec<u8>,
