@@ -100,7 +100,7 @@ pub enum OnTrackingLost {
 /// `limits.compression_level`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CompressionLevel {
-    /// `"auto"`: as hard as costs no time.
+    /// `"auto"`: as hard as costs no time, level 1 at most.
     Auto,
     /// A zstd level; `0` sends data as it is.
     Level(i32),

@@ -41,8 +41,8 @@ const POOL_BYTES: usize = 24 << 20;
 const RUN_BYTES_MAX: usize = 1 << 20;
 /// Bytes that make a chunk worth sending.
 const CHUNK_BYTES: usize = 256 << 10;
-/// Chunks on their way to the connection.
-const CHUNKS_MAX: usize = 4;
+/// Chunks on their way to the connection; each may hold a whole region.
+const CHUNKS_MAX: usize = 2;
 /// So many regions that are read and not encoded say that the encoders are what the sender waits for.
 const IN_LINE_MIN: usize = 3;
 /// Runs shorter than this are read without asking for holes.

@@ -214,6 +214,7 @@ impl FrameEncoder {
     /// The frames, for [`PartAssembler::append`](crate::PartAssembler::append), and the compressor for the next ones.
     pub fn finish(mut self) -> (Frames, Encoder) {
         self.flush();
+        self.made.bytes.shrink_to_fit(); // it may wait for its turn
         (self.made, self.encoder)
     }
 
