@@ -1,10 +1,10 @@
 //! The command line: every word of it, with the help a person reads on a bad day.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use farside_control::{Address, PointRef};
-use jiff::SignedDuration;
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -106,6 +106,23 @@ pub(crate) enum Command {
         check: bool,
     },
 
+    /// Look at what this host needs to protect its volumes: kernel, modules, limits, devices, configuration.
+    ///
+    /// Works with and without a running farsided; needs root. Each thing that is missing comes with the one command that
+    /// mends it.
+    #[command(
+        after_long_help = "It exits with 0 if nothing is missing, else with 7.\n\nExamples:\n  farside doctor\n  farside doctor --fix\n  farside doctor --json"
+    )]
+    Doctor {
+        /// Mend what can be mended without a decision: load modules, now and at every boot, and end changes of devices that a
+        /// crash interrupted.
+        #[arg(long)]
+        fix: bool,
+        /// The configuration of farsided.
+        #[arg(long, default_value = "/etc/farside/farsided.toml", value_name = "FILE")]
+        config: PathBuf,
+    },
+
     /// Explain a state or a reason that status names: cause, consequence, way out. Works without any daemon.
     #[command(
         after_long_help = "Examples:\n  farside explain                what there is\n  farside explain forked\n  farside explain TargetRewound"
@@ -118,6 +135,13 @@ pub(crate) enum Command {
     /// Write the man pages into a directory.
     #[command(hide = true)]
     Man {
+        /// The directory.
+        dir: PathBuf,
+    },
+
+    /// Write completions for bash, zsh and fish into a directory.
+    #[command(hide = true)]
+    Completions {
         /// The directory.
         dir: PathBuf,
     },
@@ -228,14 +252,14 @@ pub(crate) enum GroupCommand {
         /// The group.
         name: String,
         /// The least time between two cuts, such as 500ms, 1s or 5m.
-        #[arg(long, value_name = "DURATION", value_parser = parse_epoch)]
-        epoch: Option<SignedDuration>,
+        #[arg(long, value_name = "DURATION", value_parser = farside_control::parse_epoch_interval)]
+        epoch: Option<Duration>,
         /// Keep at least so many points.
         #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
         keep: Option<u32>,
         /// Keep every point at least so long, such as 90m, 24h or 7d; 0s keeps by number only.
-        #[arg(long, value_name = "DURATION", value_parser = parse_span)]
-        span: Option<SignedDuration>,
+        #[arg(long, value_name = "DURATION", value_parser = farside_control::parse_span)]
+        span: Option<Duration>,
     },
 }
 
@@ -270,22 +294,31 @@ pub(crate) enum VolumeCommand {
     #[command(after_long_help = "\
 Examples:
   farside volume add data --backing /dev/vg/data
+  farside volume add home --device /dev/vg/home          # mounted, and not unmounted for it
   farside volume add log --backing /srv/log.img --group db --tap nbd:unix:/run/farside/log.nbd
 
-Then use it, for example with nbdfuse and a loop device:
-  nbdfuse /run/farside/data --unix /run/farside/data.nbd &
-  losetup --find --show --direct-io=on /run/farside/data/nbd")]
+Then use it:
+  mount /dev/farside/data /srv/data
+A tap that is a socket needs an NBD client, for example nbdfuse and a loop device:
+  nbdfuse /run/farside/log --unix /run/farside/log.nbd &
+  losetup --find --show --direct-io=on /run/farside/log/nbd")]
     Add {
         /// Its name: 1 to 64 of a-z A-Z 0-9 . _ -
         name: String,
-        /// The block device or regular file that holds the data.
-        #[arg(long, value_name = "PATH")]
-        backing: PathBuf,
+        /// The block device or regular file that holds the data. Nobody may use it; from then on the tap is used in its place.
+        #[arg(long, value_name = "PATH", required_unless_present = "device")]
+        backing: Option<PathBuf>,
+        /// Instead: a volume of LVM or another device of the device mapper, which may be mounted and stays so. The tap is put
+        /// under it.
+        #[arg(long, value_name = "PATH", conflicts_with = "backing")]
+        device: Option<PathBuf>,
         /// Its consistency group, cut and published as one; made if need be [default: default].
         #[arg(long, value_name = "GROUP")]
         group: Option<String>,
-        /// Where the host reaches it [default: nbd:unix:/run/farside/NAME.nbd].
-        #[arg(long, value_name = "nbd:unix:PATH")]
+        /// How the host reaches it: ublk, the block device /dev/farside/NAME (needs the kernel's module ublk_drv); nbd-device, the
+        /// same more slowly (needs nbd); nbd, which is the socket nbd:unix:/run/farside/NAME.nbd; or nbd:unix:PATH [default: for a
+        /// block device the first that the kernel has, otherwise nbd].
+        #[arg(long, value_name = "TAP")]
         tap: Option<String>,
     },
     /// List the volumes.
@@ -586,28 +619,10 @@ fn parse_bytes(text: &str) -> Result<u64, String> {
     count.checked_mul(unit).ok_or_else(wrong)
 }
 
-fn parse_epoch(text: &str) -> Result<SignedDuration, String> {
-    match text.parse::<SignedDuration>() {
-        Ok(epoch) if epoch >= SignedDuration::from_millis(50) && epoch <= SignedDuration::from_hours(24) => Ok(epoch),
-        Ok(_) => Err("an epoch lasts between 50ms and 24h".to_owned()),
-        Err(_) => Err(format!("`{text}` is not a duration: use for example 500ms, 1s or 5m")),
-    }
-}
-
-fn parse_span(text: &str) -> Result<SignedDuration, String> {
-    // Days, which jiff leaves to calendars: here one is 24 hours.
-    let days = text.strip_suffix('d').and_then(|n| n.parse::<i64>().ok()).and_then(|n| n.checked_mul(24));
-    let span = days.map_or_else(|| text.parse().ok(), SignedDuration::try_from_hours);
-    match span {
-        Some(span) if !span.is_negative() && span <= SignedDuration::from_hours(24 * 3660) => Ok(span),
-        Some(_) => Err("a span is between 0s and ten years".to_owned()),
-        None => Err(format!("`{text}` is not a duration: use for example 90m, 24h, 7d or 0s")),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory as _;
+    use jiff::SignedDuration;
 
     use super::*;
 

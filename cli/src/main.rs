@@ -4,8 +4,10 @@
 //! standard output, progress and errors to standard error; `--json` gives the API's own types.
 
 mod args;
+mod completions;
 mod confirm;
 mod demo;
+mod doctor;
 mod explain;
 mod failure;
 mod guard;
@@ -31,6 +33,9 @@ use crate::failure::{Exit, Failure, OrFail as _};
 use crate::hosts::Hosts;
 
 fn main() -> ExitCode {
+    if let Some(code) = farside_daemon::as_helper() {
+        return code;
+    }
     let cli = Cli::try_parse().unwrap_or_else(|error| wrong_usage(&error));
     let json = cli.global.json;
     match run(cli) {
@@ -70,7 +75,9 @@ fn run(cli: Cli) -> Result<(), Failure> {
         }
         Command::Demo(args) => return demo::run(&cli.global, &args),
         Command::Explain { name } => return explain::run(&cli.global, name.as_deref()),
+        Command::Doctor { fix, config } => return doctor::run(&cli.global, &config, fix),
         Command::Man { dir } => return man::write(&dir),
+        Command::Completions { dir } => return completions::write(&dir),
         _ => {}
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().or_fail("cannot start")?;
@@ -124,7 +131,13 @@ async fn ask(cli: Cli) -> Result<(), Failure> {
         Command::Restore(args) => restore::run(&cli.global, &hosts, &args).await,
         Command::Store(StoreCommand::Check { url }) => store::check(&cli.global, &url),
         Command::Store(StoreCommand::Repair { url, group, yes }) => store::repair(&cli.global, &url, group.as_ref(), yes),
-        Command::Daemon { .. } | Command::Receiver { .. } | Command::Demo(_) | Command::Explain { .. } | Command::Man { .. } => {
+        Command::Daemon { .. }
+        | Command::Receiver { .. }
+        | Command::Demo(_)
+        | Command::Explain { .. }
+        | Command::Doctor { .. }
+        | Command::Man { .. }
+        | Command::Completions { .. } => {
             unreachable!("ran before there was a runtime")
         }
     }

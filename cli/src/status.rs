@@ -262,6 +262,16 @@ fn group_state(group: &GroupStatus) -> String {
     }
 }
 
+/// When it is through, if it is.
+fn eta(group: &GroupStatus) -> String {
+    let grows = group.rate_bytes_per_s > 0 && group.dirtied_bytes_per_s >= group.rate_bytes_per_s;
+    match group.eta_ms {
+        Some(ms) => print::duration_ms(ms),
+        None if grows && matches!(group.state, VolumeState::Behind { .. }) => "not converging".to_owned(),
+        None => NOTHING.to_owned(),
+    }
+}
+
 fn groups(groups: &[GroupStatus]) -> Table {
     let mut table = Table::new(&["GROUP", "STATE", "LAG", "BACKLOG", "RATE", "ETA", "EVERY", "KEEP", "LAST POINT"]);
     for group in groups {
@@ -271,7 +281,7 @@ fn groups(groups: &[GroupStatus]) -> Table {
             group.lag_ms.map_or_else(|| "?".to_owned(), print::duration_ms),
             print::bytes(group.backlog_bytes),
             format!("{}/s", print::bytes(group.rate_bytes_per_s)),
-            group.eta_ms.map_or_else(|| NOTHING.to_owned(), print::duration_ms),
+            eta(group),
             print::duration_ms(group.epoch_interval_ms),
             group.keep.to_string(),
             group.last_point.as_ref().map_or_else(|| NOTHING.to_owned(), |p| format!("{}  {}", p.id, print::time(p.cut_wall))),
@@ -380,6 +390,22 @@ mod tests {
         let group = GroupStatus { name: "g".into(), ..GroupStatus::default() };
         let line = groups(&[group]).to_string();
         assert!(line.lines().nth(1).is_some_and(|line| line.split_whitespace().nth(2) == Some("?")), "{line}");
+    }
+
+    #[test]
+    fn a_backlog_that_grows_has_no_time_at_which_it_ends() {
+        let behind = VolumeState::Behind { what: BehindWhat::CatchingUp, progress: Progress::default() };
+        let group = |rate_bytes_per_s, dirtied_bytes_per_s, eta_ms| GroupStatus {
+            state: behind.clone(),
+            rate_bytes_per_s,
+            dirtied_bytes_per_s,
+            eta_ms,
+            ..GroupStatus::default()
+        };
+        assert_eq!(eta(&group(2, 1, Some(90_000))), print::duration_ms(90_000));
+        assert_eq!(eta(&group(2, 2, None)), "not converging");
+        assert_eq!(eta(&group(0, 0, None)), NOTHING, "nothing is known yet");
+        assert_eq!(eta(&GroupStatus { state: VolumeState::Streaming, ..group(2, 3, None) }), NOTHING, "cuts keep up");
     }
 
     #[test]

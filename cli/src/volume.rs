@@ -20,15 +20,15 @@ const VERIFY_INTERVAL: Duration = Duration::from_millis(500);
 pub(crate) async fn run(global: &Global, hosts: &Hosts, command: VolumeCommand) -> Result<(), Failure> {
     let client = hosts.source();
     let (volume, done) = match command {
-        VolumeCommand::Add { name, backing, group, tap } => {
-            let backing = absolute(&backing)?;
-            let volume = client.volume_add(&VolumeAdd { name, group, backing, tap }).await?;
-            let done = format!(
-                "volume {} is served at {}; use that, not {}",
-                volume.name,
-                volume.tap.address,
-                volume.backing.path.display()
-            );
+        VolumeCommand::Add { name, backing, device, group, tap } => {
+            let insert = device.is_some();
+            let backing = absolute(&device.or(backing).expect("one of both is required"))?;
+            let volume = client.volume_add(&VolumeAdd { name, group, backing, insert, tap }).await?;
+            let (name, backing) = (&volume.name, volume.backing.path.display());
+            let done = match insert {
+                true => format!("volume {name} is protected: go on using {backing}"),
+                false => format!("volume {name} is served at {}; use that, not {backing}", volume.tap.address),
+            };
             (volume, done)
         }
         VolumeCommand::List => {

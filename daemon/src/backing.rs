@@ -10,6 +10,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
+use farside_blockio::process::boot_id;
 use farside_blockio::{DeviceKind, FileDevice};
 use serde::{Deserialize, Serialize};
 
@@ -34,7 +35,7 @@ impl Identity {
             DeviceKind::File => of_file(&metadata),
             DeviceKind::Block => {
                 let (major, minor) = (nix::sys::stat::major(metadata.rdev()), nix::sys::stat::minor(metadata.rdev()));
-                let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok().map(|id| id.trim().to_owned());
+                let boot = boot_id().ok().map(|id| id.0.iter().map(|byte| format!("{byte:02x}")).collect());
                 of_block(Path::new("/sys/dev/block"), &format!("{major}:{minor}"), boot)
             }
         }))
@@ -68,6 +69,24 @@ impl Identity {
         let text = serde_json::to_string(self).expect("a map of strings is JSON");
         write_atomically(&Self::path(dir), &text)
     }
+}
+
+/// Whether seeking costs something there; a file's disk is not asked.
+pub(crate) fn is_rotational(device: &FileDevice) -> bool {
+    let Ok(metadata) = device.metadata() else { return false };
+    let at = sysfs(&metadata).filter(|_| device.kind() == DeviceKind::Block);
+    // A partition's folder lies in its disk's.
+    let shown = at.and_then(|at| {
+        let of = |at: &Path| std::fs::read_to_string(at.join("queue/rotational"));
+        of(&at).or_else(|_| of(&at.join(".."))).ok()
+    });
+    shown.is_some_and(|text| text.trim() == "1")
+}
+
+/// The folder of a block device in `/sys`, with all links followed.
+fn sysfs(metadata: &std::fs::Metadata) -> Option<PathBuf> {
+    let (major, minor) = (nix::sys::stat::major(metadata.rdev()), nix::sys::stat::minor(metadata.rdev()));
+    std::fs::canonicalize(format!("/sys/dev/block/{major}:{minor}")).ok()
 }
 
 fn of_file(metadata: &std::fs::Metadata) -> BTreeMap<String, String> {

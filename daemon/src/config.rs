@@ -8,7 +8,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use farside_control::{Rate, RateError};
+use farside_control::{Rate, RateError, parse_epoch_interval, parse_span};
 use farside_layer::Compression;
 use farside_region::{Name, NameError};
 use farside_service::files::{self, File, FileError, Step};
@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::compression::Choice;
+use crate::tap::TapConfig;
 
 /// Everything that the files say.
 #[derive(Clone, Debug)]
@@ -80,10 +81,22 @@ pub struct VolumeConfig {
     pub group: Name,
     /// Block device or file that holds the data.
     pub backing: PathBuf,
-    /// The Unix socket on which NBD clients find it.
-    pub tap_socket: PathBuf,
+    /// Whether the backing is a device of the device mapper under which the tap is put, so that the host goes on using it.
+    pub insert: bool,
+    /// How the host reaches it.
+    pub tap: TapConfig,
     /// What happens to writes when tracking cannot be made durable anywhere.
     pub on_tracking_lost: OnTrackingLost,
+}
+
+impl VolumeConfig {
+    /// Where the host finds it.
+    pub(crate) fn address(&self) -> String {
+        match self.insert {
+            true => self.backing.display().to_string(),
+            false => self.tap.address(&self.name),
+        }
+    }
 }
 
 /// What happens to host writes when the intent map cannot be written and the loss cannot be recorded either.
@@ -264,6 +277,8 @@ struct VolumeText {
     #[serde(default = "default_group")]
     group: Name,
     backing: PathBuf,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    insert: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     tap: Option<String>,
     #[serde(default)]
@@ -318,8 +333,8 @@ impl Config {
                 continue;
             };
             fixed(&format!("volume {name}: group"), old.group == new.group);
-            fixed(&format!("volume {name}: backing"), old.backing == new.backing);
-            fixed(&format!("volume {name}: tap"), old.tap_socket == new.tap_socket);
+            fixed(&format!("volume {name}: backing"), old.backing == new.backing && old.insert == new.insert);
+            fixed(&format!("volume {name}: tap"), old.tap == new.tap);
             fixed(&format!("volume {name}: on_tracking_lost"), old.on_tracking_lost == new.on_tracking_lost);
         }
         let added = new.volumes.keys().filter(|name| !self.volumes.contains_key(*name));
@@ -349,9 +364,17 @@ impl Config {
         self.groups.get(name).cloned().unwrap_or_default()
     }
 
-    /// The tap socket that a volume has when none is named.
-    pub fn default_tap_socket(&self, volume: &Name) -> PathBuf {
-        self.source.runtime_dir().join(format!("{volume}.nbd"))
+    /// A volume's tap as written, or the one that it has when none is.
+    ///
+    /// # Errors
+    /// What is wrong with it, and what would be right.
+    pub fn tap(&self, volume: &Name, insert: bool, text: Option<&str>) -> Result<TapConfig, String> {
+        let default = if insert { "nbd-device" } else { "nbd" };
+        let tap = TapConfig::parse(text.unwrap_or(default), self.source.runtime_dir().join(format!("{volume}.nbd")))?;
+        match insert && !tap.is_device() {
+            true => Err(format!("`{tap}` is no block device, so it cannot be put under one: use {default}")),
+            false => Ok(tap),
+        }
     }
 
     /// Writes a volume's own drop-in.
@@ -367,12 +390,22 @@ impl Config {
             name: volume.name.clone(),
             group: volume.group.clone(),
             backing: volume.backing.clone(),
-            tap: Some(format!("nbd:unix:{}", volume.tap_socket.display())),
+            insert: volume.insert,
+            tap: Some(volume.tap.to_string()),
             on_tracking_lost: volume.on_tracking_lost,
         };
-        let path = self.drop_ins().join(format!("volume-{}.toml", volume.name));
+        let path = self.volume_path(&volume.name);
         write_atomically(&path, &toml::to_string(&File { volume: [&text] }).expect("plain data"))?;
         Ok(path)
+    }
+
+    /// Whether a volume has a file of its own in the drop-ins, which [`Config::remove_volume`] would remove.
+    pub fn has_written(&self, name: &Name) -> bool {
+        self.volume_path(name).exists()
+    }
+
+    fn volume_path(&self, name: &Name) -> PathBuf {
+        self.drop_ins().join(format!("volume-{name}.toml"))
     }
 
     /// Takes a volume's file out of the drop-ins.
@@ -380,7 +413,7 @@ impl Config {
     /// # Errors
     /// When the volume is defined in a file that a person wrote, which is theirs to edit.
     pub fn remove_volume(&self, name: &Name) -> Result<(), ConfigError> {
-        let path = self.drop_ins().join(format!("volume-{name}.toml"));
+        let path = self.volume_path(name);
         match std::fs::remove_file(&path) {
             Ok(()) => sync_dir(&self.drop_ins()),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Err(ConfigError::Value {
@@ -465,7 +498,7 @@ impl Merge {
                 file.fault(&[Step::Key("group"), Step::At(at), Step::Key(key)], format!("group {}: {what}", g.name))
             };
             if let Some(text) = &g.epoch_interval {
-                group.epoch_interval = parse_interval(text).map_err(|what| fault("epoch_interval", what))?;
+                group.epoch_interval = parse_epoch_interval(text).map_err(|e| fault("epoch_interval", e.to_string()))?;
             }
             if let Some(keep) = g.keep {
                 if keep == 0 {
@@ -474,7 +507,7 @@ impl Merge {
                 group.keep = keep;
             }
             if let Some(text) = &g.span {
-                group.span = parse_span(text).map_err(|what| fault("span", what))?;
+                group.span = parse_span(text).map_err(|e| fault("span", e.to_string()))?;
             }
         }
         if let Some(bandwidth) = text.bandwidth {
@@ -521,24 +554,28 @@ impl Merge {
             limits: self.limits.map(|x| x.0).unwrap_or_default(),
             rate: self.rate,
         };
-        let (mut backings, mut sockets) = (BTreeSet::new(), BTreeSet::new());
+        let mut backings = BTreeSet::new();
         for (name, (v, fault)) in self.volumes {
-            let tap_socket = match &v.tap {
-                None => config.default_tap_socket(&name),
-                Some(tap) => parse_tap(tap).map_err(|what| fault("tap", what))?,
-            };
+            let tap = config.tap(&name, v.insert, v.tap.as_deref()).map_err(|what| fault("tap", what))?;
             if !v.backing.is_absolute() {
                 return Err(fault("backing", "must be an absolute path".into()).into());
             }
             if !backings.insert(v.backing.clone()) {
                 return Err(fault("backing", format!("{} backs another volume already", v.backing.display())).into());
             }
-            if !sockets.insert(tap_socket.clone()) {
-                return Err(fault("tap", format!("{} serves another volume already", tap_socket.display())).into());
+            if config.volumes.values().any(|other| other.tap.collides(&tap)) {
+                return Err(fault("tap", format!("{tap} serves another volume already")).into());
             }
             config.volumes.insert(
                 name.clone(),
-                VolumeConfig { name, group: v.group, backing: v.backing, tap_socket, on_tracking_lost: v.on_tracking_lost },
+                VolumeConfig {
+                    name,
+                    group: v.group,
+                    backing: v.backing,
+                    insert: v.insert,
+                    tap,
+                    on_tracking_lost: v.on_tracking_lost,
+                },
             );
         }
         Ok(config)
@@ -584,36 +621,6 @@ fn twice(what: &str, first: Option<PathBuf>, second: &Path) -> Result<(), Config
     }
 }
 
-/// The longest path of a tap: a Unix socket's has 107 bytes, and it is made as `PATH.new` first.
-const TAP_PATH_MAX: usize = 103;
-
-/// A tap as written: `nbd:unix:PATH`.
-///
-/// # Errors
-/// What is wrong with it.
-pub fn parse_tap(tap: &str) -> Result<PathBuf, String> {
-    let path = tap.strip_prefix("nbd:unix:").map(PathBuf::from).filter(|path| path.is_absolute());
-    let path = path.ok_or_else(|| format!("`{tap}` is not a tap: use nbd:unix:/absolute/path"))?;
-    match path.as_os_str().len() {
-        0..=TAP_PATH_MAX => Ok(path),
-        long => Err(format!("the tap's path has {long} bytes; a Unix socket's may have {TAP_PATH_MAX} here")),
-    }
-}
-
-fn parse_span(text: &str) -> Result<Duration, String> {
-    let parsed = text.parse::<jiff::SignedDuration>().ok().and_then(|d| Duration::try_from(d).ok());
-    parsed.ok_or_else(|| format!("\"{text}\" is not a duration such as \"24h\", \"90m\" or \"0s\" for none"))
-}
-
-fn parse_interval(text: &str) -> Result<Duration, String> {
-    let parsed = text.parse::<jiff::SignedDuration>().ok().and_then(|d| Duration::try_from(d).ok());
-    match parsed {
-        Some(d) if (Duration::from_millis(50)..=Duration::from_secs(86_400)).contains(&d) => Ok(d),
-        Some(_) => Err("must be between 50ms and 24h".into()),
-        None => Err(format!("`{text}` is not a duration such as \"1s\" or \"500ms\"")),
-    }
-}
-
 fn host_name() -> Result<Name, NameError> {
     let name = nix::unistd::gethostname().unwrap_or_default();
     name.to_string_lossy().parse()
@@ -642,6 +649,7 @@ pub(crate) fn sync_dir(dir: &Path) -> Result<(), ConfigError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tap::SOCKET_PATH_MAX;
 
     fn load(main: &str, more: &[(&str, &str)]) -> Result<Config, ConfigError> {
         let dir = tempfile::tempdir().expect("temp dir");
@@ -666,7 +674,7 @@ mod tests {
         .expect("valid");
         let db = c.group(&"db".parse().expect("name"));
         assert_eq!((db.epoch_interval, db.keep), (Duration::from_secs(2), 3));
-        assert_eq!(c.volumes.values().next().expect("one").tap_socket, Path::new("/run/farside/a.nbd"));
+        assert_eq!(c.volumes.values().next().expect("one").tap.to_string(), "nbd:unix:/run/farside/a.nbd");
     }
 
     #[test]
@@ -702,6 +710,23 @@ mod tests {
     }
 
     #[test]
+    fn a_tap_is_a_word_or_an_address_and_serves_one_volume() {
+        let tap = |text: &str| {
+            let volume = format!("[[volume]]\nname='a'\nbacking='/dev/a'\ntap='{text}'\n");
+            load(&volume, &[]).map(|c| c.volumes.into_values().next().expect("one").tap.to_string())
+        };
+        assert_eq!(tap("nbd").expect("valid"), "nbd:unix:/run/farside/a.nbd");
+        assert_eq!(tap("nbd:unix:/x").expect("valid"), "nbd:unix:/x");
+        for wrong in ["nbd:unix:x", "nbd:/x", "", &format!("nbd:unix:/{}", "x".repeat(SOCKET_PATH_MAX))] {
+            let error = tap(wrong).expect_err(wrong).to_string();
+            assert!(error.contains("tap: volume a: "), "{error}");
+        }
+        let two =
+            "[[volume]]\nname='a'\nbacking='/dev/a'\n[[volume]]\nname='b'\nbacking='/dev/b'\ntap='nbd:unix:/run/farside/a.nbd'\n";
+        assert!(load(two, &[]).expect_err("one socket").to_string().contains("serves another volume"));
+    }
+
+    #[test]
     fn every_fault_names_the_file_and_the_thing() {
         for (main, more, words) in [
             ("[source]\nname='a/b'\n", vec![], "a/b"),
@@ -718,6 +743,16 @@ mod tests {
             let error = load(main, &more).expect_err(main).to_string();
             assert!(error.contains(words) && error.contains(".toml, line "), "{main}: {error}");
         }
+        for (key, text, words) in [
+            ("span", "500us", "span: group g: `500us` is no span: it is 0s, for by number only, or between 1s and ten years"),
+            ("span", "2 days", "use for example 500ms, 90s, 5m, 1h30m or 2d"),
+            ("epoch_interval", "50500us", "is not a whole number of milliseconds"),
+        ] {
+            let error = load(&format!("[[group]]\nname='g'\n{key}='{text}'\n"), &[]).expect_err(text).to_string();
+            assert!(error.contains("farsided.toml, line 3: ") && error.contains(words), "{error}");
+        }
+        let config = load("[[group]]\nname='g'\nspan='2d'\n", &[]).expect("valid");
+        assert_eq!(config.group(&"g".parse().expect("name")).span, Duration::from_secs(2 * 86_400));
         let error =
             load("", &[("z.toml", "[[group]]\nname='a'\n\n[[group]]\nname='g'\nkeep=0\n")]).expect_err("keep").to_string();
         assert!(error.contains("farsided.d/z.toml, line 6: keep: group g: must be at least 1"), "{error}");
@@ -751,7 +786,8 @@ mod tests {
             name: "a".parse().expect("name"),
             group: "g".parse().expect("name"),
             backing: "/dev/a".into(),
-            tap_socket: "/tmp/a.nbd".into(),
+            insert: false,
+            tap: TapConfig::Nbd { socket: "/tmp/a.nbd".into() },
             on_tracking_lost: OnTrackingLost::Fail,
         };
         c.write_volume(&v).expect("written");

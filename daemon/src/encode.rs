@@ -2,8 +2,8 @@
 //!
 //! Invariants: a region that was handed in comes back exactly once, whatever became of its sender, and its buffers are free
 //! before it does; a region's frames depend on nothing but the region, so the order in which regions come back says nothing.
-//! Bounded by its callers, whose windows bound what they hand in; what a caller gave up since comes back without having been
-//! encoded. The senders themselves never encode: their rings have reads
+//! Bounded by its callers, whose windows bound what they hand in, what they gave up included until it is back; that comes back
+//! without having been encoded. The senders themselves never encode: their rings have reads
 //! to reap that a host write may be waiting for.
 
 use std::sync::Arc;
@@ -54,6 +54,8 @@ pub(crate) struct Task {
 pub(crate) struct Encoded {
     pub(crate) region: RegionIndex,
     pub(crate) generation: u32,
+    /// As many as were handed in.
+    pub(crate) granules: u64,
     pub(crate) frames: Frames,
     /// Granules that were left out.
     pub(crate) equal: u64,
@@ -95,13 +97,13 @@ impl Encoders {
 impl Task {
     fn encode(mut self, encoder: Encoder) -> (Encoded, Encoder) {
         let geometry = self.geometry;
+        let granules: u64 = self.runs.iter().map(|(run, _)| run.count).sum();
         if self.wanted.load(Ordering::Relaxed) != self.generation {
             self.runs.clear();
         }
         self.runs.sort_by_key(|(run, _)| run.start);
         let whole = geometry.region_run(self.region);
-        let granules: u64 = self.runs.iter().map(|(run, _)| run.count).sum();
-        let is_zero = granules == whole.count && self.runs.iter().all(|(_, content)| content.is_zero());
+        let is_zero = granules == whole.count && !self.runs.is_empty() && self.runs.iter().all(|(_, content)| content.is_zero());
         let content_bytes = self.runs.iter().filter_map(|(_, c)| c.data()).map(<[u8]>::len).sum();
         let mut frames = FrameEncoder::new(geometry, &self.digest_key, encoder, content_bytes);
         let mut unreadable = Vec::new();
@@ -148,7 +150,7 @@ impl Task {
         }
         let (frames, encoder) = frames.finish();
         let Self { region, generation, .. } = self;
-        (Encoded { region, generation, frames, equal, is_zero, unreadable }, encoder)
+        (Encoded { region, generation, granules, frames, equal, is_zero, unreadable }, encoder)
     }
 }
 
@@ -202,7 +204,7 @@ mod tests {
             });
         }
         drop((encoders, done));
-        let back: Vec<_> = encoded.iter().map(|e| (e.generation, e.unreadable)).collect();
-        assert_eq!(back, [(3, vec![]), (4, vec![run])]);
+        let back: Vec<_> = encoded.iter().map(|e| (e.generation, e.granules, e.is_zero, e.unreadable)).collect();
+        assert_eq!(back, [(3, run.count, false, vec![]), (4, run.count, false, vec![run])]);
     }
 }

@@ -76,12 +76,20 @@ pub(crate) enum Ask {
     Status(oneshot::Sender<farside_control::source::GroupStatus>),
     Add(VolumeConfig, oneshot::Sender<anyhow::Result<()>>),
     Remove(VolumeId, oneshot::Sender<anyhow::Result<()>>),
+    Leaving(VolumeId, oneshot::Sender<anyhow::Result<Leaving>>),
     Pause(VolumeId, bool, oneshot::Sender<anyhow::Result<()>>),
     Resync(VolumeId, Option<Accept>, oneshot::Sender<anyhow::Result<()>>),
     Verify(VolumeId, oneshot::Sender<anyhow::Result<VerifyStatus>>),
     Settings(GroupConfig),
     Points(PointQueryKind, oneshot::Sender<anyhow::Result<PointAnswer>>),
     Stop(Sender<Stopped>),
+}
+
+/// What must be asked and done before a volume may leave.
+pub(crate) struct Leaving {
+    pub(crate) tap: crate::tap::Handle,
+    pub(crate) insertion: Option<Arc<farside_insert::Insertion>>,
+    pub(crate) dir: std::path::PathBuf,
 }
 
 /// How a group stopped, from good to bad.
@@ -184,6 +192,7 @@ impl GroupStart {
             stopping: false,
             published: 0,
             tally: Tally::new(),
+            damaged: BTreeMap::new(),
             silent: None,
             heartbeat: heartbeat.clone(),
         };
@@ -236,6 +245,8 @@ pub(crate) struct Control {
     pub(crate) stopping: bool,
     pub(crate) published: u64,
     pub(crate) tally: Tally,
+    /// Segments in the store that are damaged or missing, as the receiver of this connection last said.
+    pub(crate) damaged: BTreeMap<VolumeId, u32>,
     /// The receiver says nothing, for so long: it may be gone.
     pub(crate) silent: Option<Duration>,
     heartbeat: Arc<std::sync::atomic::AtomicU64>,
@@ -333,6 +344,7 @@ impl Control {
                 // What was read ahead is forgotten before the machine may order a part anew: orders keep their order.
                 self.members.values().for_each(|m| m.served.send(Order::Forget));
                 self.points.clear();
+                self.damaged.clear();
                 self.step(Event::Disconnected { connection });
             }
             Note::Message(connection, message) => match *message {
@@ -340,6 +352,9 @@ impl Control {
                     if let Some(reply) = self.points.remove(&answer.id) {
                         let _ = reply.send(Ok(answer));
                     }
+                }
+                ReceiverMessage::Damage(damage) => {
+                    self.damaged = damage.volumes.iter().map(|damaged| (damaged.volume, damaged.segments)).collect();
                 }
                 _ => self.step(Event::Message { connection, message }),
             },
@@ -537,6 +552,10 @@ impl Control {
         }
         let now = Instant::now();
         let mut done = Vec::new();
+        for frozen in &frozen.members {
+            let geometry = frozen.volume.geometry();
+            self.tally.frozen(frozen.set.granule_count(geometry) * geometry.granule_bytes());
+        }
         for volume in frozen.members {
             let (id, member) = self
                 .members
@@ -553,7 +572,8 @@ impl Control {
         let time = CutTime { boot: self.around.boot, mono_ns: monotonic_ns(), wall_ms: wall_ms() };
         // † T is read before the maps (T15): what is acknowledged after T may be missing from them, what was before cannot.
         std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
-        let volumes = self.members.iter().map(|(id, m)| (*id, sample(&m.served))).collect();
+        let volumes: Vec<_> = self.members.iter().map(|(id, m)| (*id, sample(&m.served))).collect();
+        let open_bytes = volumes.iter().map(|(_, sample)| sample.dirty_bytes).sum();
         self.step(Event::Tick(Tick { time, volumes }));
         self.keep_verify_results();
         self.settle_losses();
@@ -566,7 +586,7 @@ impl Control {
             }
         }
         let sent = self.bytes_read();
-        self.tally.sent(Instant::now(), sent);
+        self.tally.moment(Instant::now(), sent, open_bytes);
     }
 
     /// What the senders of all members read so far.
@@ -644,6 +664,13 @@ impl Control {
                     }
                 }
             },
+            Ask::Leaving(id, reply) => {
+                let leaving = self.members.get(&id).map(|member| {
+                    let served = &member.served;
+                    Leaving { tap: served.tap.clone(), insertion: served.insertion.clone(), dir: served.dir.clone() }
+                });
+                let _ = reply.send(leaving.ok_or_else(|| anyhow::anyhow!("the volume is not served")));
+            }
             Ask::Pause(id, pause, reply) => {
                 let _ = reply.send(self.pause(id, pause));
             }
@@ -689,10 +716,14 @@ impl Control {
             }
         };
         let (shim, around, inbox, left) = (self.shim.clone(), self.around.clone(), self.inbox.clone(), dir.clone());
+        let name = config.name.clone();
         std::thread::spawn(move || match Served::open(config, dir, &shim, &around, &inbox) {
             Ok(opened) => inbox.send(Note::Opened(Box::new(opened), reply)),
             Err(error) => {
                 // What was never served has no state, and must not meet any when it is added again.
+                if is_new && let Err(error) = crate::tap::abolish(&left) {
+                    warn!(volume = %name, "its device stays until the next boot: {error:#}");
+                }
                 if is_new && let Err(error) = std::fs::remove_dir_all(&left) {
                     warn!(dir = %left.display(), %error, "what a volume that is not served left cannot be removed");
                 }
@@ -791,7 +822,10 @@ impl Control {
     fn stop(&mut self) -> Stopped {
         self.stopping = true;
         self.members.values().for_each(|m| m.served.stop_tap());
-        let patience = Instant::now() + Duration::from_secs(u64::from(self.around.limits.stop_wait_seconds));
+        // Who waits for the next daemon does not wait for the network (L1): what is not published is owed.
+        let waited_for = self.members.values().any(|m| m.served.tap.leaves_its_host_waiting());
+        let seconds = if waited_for { 0 } else { self.around.limits.stop_wait_seconds };
+        let patience = Instant::now() + Duration::from_secs(u64::from(seconds));
         // Host I/O in a device that does not answer keeps its own volume from `clean`, and nobody else.
         let taps_until = Instant::now() + TAPS_WAIT;
         self.listen_until(|c| c.members.values().all(|m| m.tap_stopped), Some(taps_until));

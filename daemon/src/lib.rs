@@ -7,9 +7,11 @@
 mod api;
 pub mod args;
 mod backing;
+mod change;
 mod compare;
 mod compression;
 pub mod config;
+pub mod doctor;
 mod encode;
 mod group;
 mod intent_file;
@@ -17,6 +19,7 @@ mod intent_thread;
 mod link;
 mod loss;
 mod metrics;
+mod node;
 mod queue;
 mod sender;
 pub mod state_dir;
@@ -24,10 +27,12 @@ mod status;
 mod strangers;
 mod supervisor;
 mod tally;
+pub mod tap;
 mod verify;
 mod volume;
 mod yielding;
 
+pub use change::as_helper;
 pub use supervisor::run;
 
 /// How `farsided` is called, for its manual page.

@@ -6,6 +6,9 @@ use clap::Parser as _;
 use farside_daemon::args::Args;
 
 fn main() -> ExitCode {
+    if let Some(code) = farside_daemon::as_helper() {
+        return code;
+    }
     let args = Args::parse();
     farside_service::log::to_stderr();
     let result = if args.check {

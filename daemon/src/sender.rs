@@ -30,6 +30,7 @@ use tracing::{debug, error};
 
 use crate::compression::{Choice, Waited};
 use crate::encode::{Content, Encoded, Encoders, Task};
+use crate::tap;
 use crate::verify::{Published, Verifying};
 use crate::yielding::{Host, Yielding};
 
@@ -99,7 +100,7 @@ pub(crate) struct SenderThread {
     pub(crate) device: FileDevice,
     pub(crate) depth: usize,
     /// The host's requests, which reads of ours must not hold up.
-    pub(crate) host: farside_nbd::Handle,
+    pub(crate) host: tap::Handle,
     pub(crate) encoders: Encoders,
     pub(crate) compression: Choice,
     pub(crate) orders: Receiver<Order>,
@@ -141,6 +142,7 @@ impl SenderThread {
             reading: None,
             job: None,
             orphans: 0,
+            stale: Stale::default(),
             generation: 0,
             wanted: Arc::default(),
             verifying: None,
@@ -180,7 +182,7 @@ struct Pipeline {
     volume: Arc<Volume>,
     device: FileDevice,
     yielding: Yielding,
-    host: farside_nbd::Handle,
+    host: tap::Handle,
     encoders: Encoders,
     compression: Choice,
     /// Since the last region entered the part.
@@ -198,6 +200,8 @@ struct Pipeline {
     job: Option<Job>,
     /// Reads in flight whose reading was forgotten.
     orphans: usize,
+    /// With the encoders, of readings that were forgotten.
+    stale: Stale,
     /// Of the reading, below 2³¹; in the ids of its reads.
     generation: u32,
     /// The same, for the encoders.
@@ -237,12 +241,23 @@ struct Singly {
     failed: Option<Errno>,
 }
 
+/// Regions that the encoders have and nobody wants any more. They hold their content until they are back, so the window is
+/// smaller by them: connections that end one after the other make no more of it than one.
+#[derive(Debug, Default)]
+struct Stale {
+    regions: usize,
+    granules: u64,
+}
+
 /// A region on its way.
 struct RegionWork {
     region: RegionIndex,
+    /// That arrive, or are awaited.
     granules: u64,
+    /// Of them, awaited.
     missing: u64,
     runs: Vec<(GranuleRun, Content)>,
+    left: Vec<GranuleRun>,
     handed_in: bool,
     encoded: Option<Encoded>,
 }
@@ -259,6 +274,7 @@ struct Job {
     ranges: usize,
     last_region: Option<RegionIndex>,
     granules: u64,
+    left: GranuleSet,
     unreadable: GranuleSet,
     zero_regions: RegionSet,
     /// What is published of regions that are to be compared.
@@ -313,6 +329,7 @@ impl Pipeline {
         self.job = None;
         if let Some(reading) = self.reading.take() {
             self.orphans += reading.flights.len();
+            self.stale.add(&reading.window);
             self.generation = self.generation.wrapping_add(1) & !(1 << 31);
             self.wanted.store(self.generation, Ordering::Relaxed);
         }
@@ -358,6 +375,7 @@ impl Pipeline {
             ranges: 0,
             last_region: None,
             granules: 0,
+            left: GranuleSet::new(),
             unreadable: GranuleSet::new(),
             zero_regions: RegionSet::new(),
             published: HashMap::new(),
@@ -431,18 +449,19 @@ impl Pipeline {
     /// Issues reads, as far ahead as the window goes. True: a host write that is older must be over first.
     fn fill(&mut self, ring: &mut Ring) -> bool {
         let (Some(reading), Some(job)) = (self.reading.as_mut(), self.job.as_ref()) else { return false };
-        while reading.window_granules < WINDOW_GRANULES && reading.window.len() < WINDOW_REGIONS {
+        while self.stale.leave_room_beside(reading.window.len(), reading.window_granules) {
             let Some(region) = reading.set.next_region(reading.limit).filter(|&r| job.order.until.is_none_or(|u| r < u)) else {
                 break;
             };
             let granules = reading.set.mask(&self.geometry, region).count();
-            let runs = Vec::new();
-            reading.window.push_back(RegionWork { region, granules, missing: granules, runs, handed_in: false, encoded: None });
+            let (runs, left) = (Vec::new(), Vec::new());
+            let work = RegionWork { region, granules, missing: granules, runs, left, handed_in: false, encoded: None };
+            reading.window.push_back(work);
             reading.window_granules += granules;
             reading.limit = RegionIndex(region.0 + 1);
         }
-        let host = self.host.counters();
-        let host = Host { requests: host.commands.load(Ordering::Relaxed), in_flight: host.jobs.load(Ordering::Relaxed) };
+        let host = self.host.load();
+        let host = Host { requests: host.requests, in_flight: host.in_flight };
         let depth = self.yielding.depth(monotonic_ns(), host, reading.flights.len() + self.orphans);
         while reading.flights.len() + self.orphans < depth {
             let run = match reading.reader.next(reading.limit) {
@@ -450,6 +469,10 @@ impl Pipeline {
                 Next::Held(held) => {
                     let content = held.data.map_or(Content::Unreadable, Content::Held);
                     reading.arrived(&self.geometry, held.run, content);
+                    continue;
+                }
+                Next::Left(run) => {
+                    reading.left(&self.geometry, run);
                     continue;
                 }
                 Next::Wait => return true,
@@ -600,7 +623,9 @@ impl Pipeline {
 
     fn encoded(&mut self, encoded: Encoded) {
         let generation = self.generation;
-        let Some(reading) = self.reading.as_mut().filter(|_| encoded.generation == generation) else { return };
+        let Some(reading) = self.reading.as_mut().filter(|_| encoded.generation == generation) else {
+            return self.stale.came_back(&encoded);
+        };
         let work = reading.work_of(encoded.region);
         work.encoded = Some(encoded);
     }
@@ -618,7 +643,8 @@ impl Pipeline {
             self.end_part(true);
             return true;
         };
-        let front = reading.window.front_mut().expect("the next region is in the window");
+        // None: what was given up is with the encoders still, and leaves no room.
+        let Some(front) = reading.window.front_mut() else { return false };
         assert_eq!(front.region, region, "regions enter a part in order");
         if job.should_end_before(region) {
             self.end_part(false);
@@ -631,6 +657,8 @@ impl Pipeline {
         };
         self.compression.region(std::mem::take(&mut self.waited));
         let granules = front.granules;
+        let left = std::mem::take(&mut front.left);
+        left.into_iter().for_each(|run| job.left.insert_run(&self.geometry, run));
         reading.window.pop_front();
         reading.window_granules -= granules;
         reading.next = RegionIndex(region.0 + 1);
@@ -665,9 +693,29 @@ impl Pipeline {
             done: done || next.is_none(),
             cut_held: false, // the control thread knows
             granules: job.granules,
+            left: std::mem::take(&mut job.left),
             unreadable: std::mem::take(&mut job.unreadable),
             zero_regions: std::mem::take(&mut job.zero_regions),
         }));
+    }
+}
+
+impl Stale {
+    fn add(&mut self, window: &VecDeque<RegionWork>) {
+        for work in window.iter().filter(|work| work.handed_in && work.encoded.is_none()) {
+            self.regions += 1;
+            self.granules += work.granules;
+        }
+    }
+
+    fn came_back(&mut self, encoded: &Encoded) {
+        self.regions -= 1;
+        self.granules -= encoded.granules;
+    }
+
+    /// Whether one more region may be read, with so much in the window.
+    fn leave_room_beside(&self, regions: usize, granules: u64) -> bool {
+        granules + self.granules < WINDOW_GRANULES && regions + self.regions < WINDOW_REGIONS
     }
 }
 
@@ -725,6 +773,15 @@ impl Reading {
         let work = self.work_of(geometry.region_of(run.start));
         work.missing = work.missing.checked_sub(run.count).expect("each granule arrives once");
         work.runs.push((run, content));
+    }
+
+    /// A run that this epoch need not send any more.
+    fn left(&mut self, geometry: &Geometry, run: GranuleRun) {
+        let work = self.work_of(geometry.region_of(run.start));
+        work.missing = work.missing.checked_sub(run.count).expect("each granule arrives or is left out once");
+        work.granules -= run.count;
+        work.left.push(run);
+        self.window_granules -= run.count;
     }
 }
 
@@ -803,5 +860,60 @@ async fn forward(
             Some(next) => chunk = next,
             None => return stream.reset(), // given up
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use farside_layer::Compression;
+
+    use super::*;
+
+    /// L8: each reset leaves a window with the encoders; a hundred of them must not be a hundred windows of content.
+    #[test]
+    fn l8_what_was_given_up_is_part_of_the_window_until_it_is_back() {
+        let geometry = Geometry::new(64 << 20).expect("valid");
+        let whole = geometry.region_run(RegionIndex(0)).count;
+        let (done, back) = unbounded();
+        let encoders = Encoders::start(1).expect("a thread");
+        let (wanted, waker) = (Arc::new(AtomicU32::new(0)), Waker::new().expect("an eventfd"));
+        let hand_in = |region: RegionIndex| {
+            encoders.hand_in(Task {
+                region,
+                geometry,
+                digest_key: [7; 32],
+                runs: vec![(geometry.region_run(region), Content::Zero)],
+                published: None,
+                compression: Compression::Off,
+                generation: 1,
+                wanted: wanted.clone(),
+                done: done.clone(),
+                waker: waker.clone(),
+            });
+        };
+        let mut stale = Stale::default();
+        let mut given_up = 0;
+        while stale.leave_room_beside(0, 0) {
+            let work = |region, handed_in| RegionWork {
+                region,
+                granules: whole,
+                missing: 0,
+                runs: Vec::new(),
+                left: Vec::new(),
+                handed_in,
+                encoded: None,
+            };
+            // Of each window one region is with the encoders, and one is not yet.
+            hand_in(RegionIndex(given_up));
+            stale.add(&VecDeque::from([work(RegionIndex(given_up), true), work(RegionIndex(given_up + 1), false)]));
+            given_up += 1;
+        }
+        assert_eq!(given_up, WINDOW_GRANULES / whole, "as many as one window holds");
+        assert!(!stale.leave_room_beside(0, 0));
+        for _ in 0..given_up {
+            stale.came_back(&back.recv().expect("each comes back"));
+            assert!(stale.leave_room_beside(0, 0) && stale.leave_room_beside(1, 0));
+        }
+        assert_eq!((stale.regions, stale.granules), (0, 0));
     }
 }

@@ -33,6 +33,19 @@ pub enum StateDirError {
         /// What its lock file says of the holder.
         holder: String,
     },
+    /// A daemon that was killed has it, until a device answers.
+    #[error(
+        "the state directory {} is held by a farsided that was killed ({holder}): a thread of it waits for a device that does \
+         not answer, which no signal ends. Have that device answer or fail (`ps -L -o stat,wchan,comm -p PID` shows what is waited for), \
+         or reboot: what was written is known after it",
+        path.display()
+    )]
+    Dying {
+        /// The directory.
+        path: PathBuf,
+        /// What its lock file says of the holder.
+        holder: String,
+    },
     /// It cannot be made or written.
     #[error("the state directory {} cannot be used: {source}", path.display())]
     Io {
@@ -64,7 +77,11 @@ impl StateDir {
             Err(TryLockError::WouldBlock) => {
                 let mut holder = String::new();
                 lock.read_to_string(&mut holder).map_err(io)?;
-                return Err(StateDirError::InUse { path: path.to_owned(), holder: holder.trim().to_owned() });
+                let (path, holder) = (path.to_owned(), holder.trim().to_owned());
+                return Err(match holder.strip_prefix("pid ").is_some_and(is_dying) {
+                    true => StateDirError::Dying { path, holder },
+                    false => StateDirError::InUse { path, holder },
+                });
             }
             Err(TryLockError::Error(e)) => return Err(io(e)),
         }
@@ -103,6 +120,13 @@ impl StateDir {
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(io)?;
         Ok((dir, is_new))
     }
+}
+
+/// Whether the first thread of a process has ended and the process has not.
+fn is_dying(pid: &str) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The state is the first field behind the name, which may hold anything.
+    stat.rsplit_once(") ").is_some_and(|(_, fields)| fields.starts_with('Z'))
 }
 
 /// A mark that a volume carries across restarts: an empty file, durable before it counts.

@@ -14,13 +14,16 @@ use farside_transport::NotConnected;
 
 use crate::group::{Control, Member};
 use crate::loss::Loss;
+use crate::tally::Rates;
 
 impl Control {
     pub(crate) fn status(&mut self) -> GroupStatus {
         let status = self.source.status(monotonic_ns());
         let side = self.shim.side_buffer_usage();
         let granules = |n: usize| n as u64 * farside_region::Geometry::GRANULE_BYTES;
-        let rate = if status.connected { self.tally.rate(Instant::now(), self.bytes_read()) } else { 0 };
+        let open_bytes = status.volumes.iter().map(|v| v.open_bytes).sum();
+        let rates =
+            if status.connected { self.tally.rates(Instant::now(), self.bytes_read(), open_bytes) } else { Rates::default() };
         let mut volumes: Vec<VolumeStatus> = status
             .volumes
             .iter()
@@ -28,14 +31,16 @@ impl Control {
                 let member = self.members.get(&v.volume)?;
                 let verify = self.verify_status(v.volume, member);
                 let backlog_bytes = self.source.backlog_bytes(v.volume, &member.served.volume.open_set());
-                Some(VolumeStatus { verify, backlog_bytes, ..volume_status(self.name.as_str(), member, v) })
+                Some(VolumeStatus { verify, backlog_bytes, ..volume_status(self, member, v) })
             })
             .collect();
         volumes.sort_by(|a, b| a.name.cmp(&b.name));
         let worst = volumes.iter().map(|v| &v.state).max_by_key(|s| s.rank()).cloned().unwrap_or_default();
         let backlog_bytes = volumes.iter().map(|v| v.backlog_bytes).sum();
         let newest = status.volumes.iter().filter_map(|v| v.newest_point).max_by_key(|p| p.position.slot);
-        let lag = status.volumes.iter().map(|v| v.lag).try_fold(0, |worst, lag| lag.map(|l| worst.max(l)));
+        // What the store has lost of the newest content no restore brings back, however new the point is (L10).
+        let lag_of = |v: &source::VolumeStatus| v.lag.filter(|_| !self.damaged.contains_key(&v.volume));
+        let lag = status.volumes.iter().map(lag_of).try_fold(0, |worst, lag| lag.map(|l| worst.max(l)));
         let behind = volumes.iter().any(|v| matches!(v.state, VolumeState::Behind { .. })) && status.receiver_trouble.is_none();
         let converging = status.volumes.iter().all(|v| v.not_converging.is_none());
         GroupStatus {
@@ -46,9 +51,9 @@ impl Control {
             state: worst,
             lag_ms: lag.filter(|_| !volumes.is_empty()).map(|ns| ns / 1_000_000),
             backlog_bytes,
-            rate_bytes_per_s: rate,
-            eta_ms: (behind && converging && status.connected && backlog_bytes > 0 && rate > 0)
-                .then(|| backlog_bytes.saturating_mul(1000) / rate),
+            rate_bytes_per_s: rates.sent_bytes_per_s,
+            dirtied_bytes_per_s: rates.dirtied_bytes_per_s,
+            eta_ms: rates.eta_ms(backlog_bytes).filter(|_| behind && converging && backlog_bytes > 0),
             last_point: newest.map(|p| LastPoint {
                 id: PointId::new(p.position.slot.0, &p.position.digest.0),
                 cut_wall: jiff::Timestamp::from_millisecond(p.epoch.wall_ms).unwrap_or_default(),
@@ -118,22 +123,18 @@ fn why_not_connected(why: &NotConnected) -> Option<Reason> {
     Some(Reason::new(severity, code, why.to_string(), todo))
 }
 
-fn volume_status(group: &str, member: &Member, v: &source::VolumeStatus) -> VolumeStatus {
+fn volume_status(control: &Control, member: &Member, v: &source::VolumeStatus) -> VolumeStatus {
     let served = &member.served;
     let geometry = served.volume.geometry();
     let load = |n: &std::sync::atomic::AtomicU64| n.load(Ordering::Relaxed);
     let c = &served.counters;
-    let tap = served.tap.counters();
+    let tap = served.tap.load();
     VolumeStatus {
         name: v.name.to_string(),
-        group: group.to_owned(),
+        group: control.name.to_string(),
         id: v.volume.to_string(),
         bytes: geometry.volume_bytes(),
-        tap: TapStatus {
-            address: format!("nbd:unix:{}", served.config.tap_socket.display()),
-            clients: load(&tap.connections) as u32,
-            in_flight: load(&tap.jobs) as u32,
-        },
+        tap: TapStatus { address: served.config.address(), clients: tap.clients, in_flight: tap.in_flight as u32 },
         backing: BackingStatus {
             path: served.config.backing.clone(),
             kind: match served.device.kind() {
@@ -147,7 +148,7 @@ fn volume_status(group: &str, member: &Member, v: &source::VolumeStatus) -> Volu
         hot_bytes: (hot_regions(&served.volume) * geometry.region_bytes()).min(geometry.volume_bytes()),
         dirty_bytes: v.open_bytes.min(geometry.volume_bytes()),
         backlog_bytes: 0,
-        lag_ms: v.lag.map(|ns| ns / 1_000_000),
+        lag_ms: v.lag.filter(|_| !control.damaged.contains_key(&v.volume)).map(|ns| ns / 1_000_000),
         unreadable_bytes: v.unreadable_bytes,
         counters: VolumeCounters {
             reads: load(&c.reads),
@@ -165,7 +166,7 @@ fn volume_status(group: &str, member: &Member, v: &source::VolumeStatus) -> Volu
             saves: load(&c.saves),
         },
         verify: None,
-        reasons: volume_reasons(member, v),
+        reasons: volume_reasons(member, v, control.damaged.get(&v.volume).copied().unwrap_or(0)),
     }
 }
 
@@ -190,7 +191,7 @@ fn state_of(v: &source::VolumeStatus) -> VolumeState {
     }
 }
 
-fn volume_reasons(member: &Member, v: &source::VolumeStatus) -> Vec<Reason> {
+fn volume_reasons(member: &Member, v: &source::VolumeStatus, segments_damaged: u32) -> Vec<Reason> {
     let load = |n: &std::sync::atomic::AtomicU64| n.load(Ordering::Relaxed);
     use Severity::{Error, Warning};
     let mut reasons = Vec::new();
@@ -278,6 +279,15 @@ fn volume_reasons(member: &Member, v: &source::VolumeStatus) -> Vec<Reason> {
             message,
             "replace or mend the disk; it is read again with the next change, or now by `farside volume resync NAME`",
         );
+    }
+    if segments_damaged > 0 {
+        let message = format!(
+            "{segments_damaged} segments of it are damaged or missing in the store: points that need them cannot be restored in \
+             full, and none is pruned meanwhile"
+        );
+        let todo = "`farside volume resync NAME` sends what they held again; on the gateway `farside store check` names them, and \
+                    its disk must be looked after";
+        say(Error, Code::SegmentsDamaged, message, todo);
     }
     if v.flush_failed {
         let message = "a flush of the backing failed: what was written since the one before may be lost at a power cut".into();

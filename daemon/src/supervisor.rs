@@ -7,9 +7,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
-use farside_blockio::process::{boot_id, lock_memory, monotonic_ns, set_io_flusher};
+use farside_blockio::process::{boot_id, lock_memory, monotonic_ns, refuse_core_dumps, set_io_flusher};
 use farside_control::source::{Accept, Connection, GroupSettings, GroupStatus, Limits, Paired, SourceStatus};
-use farside_control::{ApiError, Code, ErrorCode, Rate, Reason, Reloaded, Severity};
+use farside_control::{
+    ApiError, Code, DurationError, ErrorCode, Rate, Reason, Reloaded, Severity, parse_epoch_interval, parse_span,
+};
 use farside_region::{Name, VolumeId};
 use farside_service::systemd;
 use farside_transport::{DialError, Identity, Pin};
@@ -26,6 +28,9 @@ use crate::volume::Surroundings;
 use volumes::Volumes;
 
 mod volumes;
+
+/// How long a stop tries to take away the devices that nobody uses.
+const WITHDRAW_WAIT: Duration = Duration::from_secs(5);
 
 /// A control thread that was silent for so long is dead: systemd restarts us, and the intent map knows what changed.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
@@ -52,6 +57,7 @@ pub fn run(config: &Path) -> anyhow::Result<()> {
     // Before any thread is started: they inherit it.
     set_io_flusher().unwrap_or_else(|error| warn!("{error}"));
     lock_memory().unwrap_or_else(|error| warn!("{error}"));
+    refuse_core_dumps().unwrap_or_else(|error| warn!("{error}"));
     let config = Config::load(config)?;
     let state = Arc::new(StateDir::open(&config.source.state_dir)?);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
@@ -182,6 +188,9 @@ impl Daemon {
     }
 
     async fn stop_groups(&self) -> Stopped {
+        if tokio::time::timeout(WITHDRAW_WAIT, self.withdraw_unused()).await.is_err() {
+            warn!("a device does not answer; it stays, and whoever reads it waits for the next start");
+        }
         let groups = std::mem::take(&mut *locked(&self.groups));
         let mut stops = Vec::new();
         for (_, group) in groups {
@@ -413,16 +422,17 @@ impl Daemon {
             return Err(ApiError::not_found("group", name.as_str(), todo));
         }
         let old = locked(&self.config).group(&name);
+        // What could not be read back from the file must not be written there.
+        let read = |ms: u64, parse: fn(&str) -> Result<Duration, DurationError>| {
+            parse(&format!("{ms}ms")).map_err(|e| wrong(&e.to_string()))
+        };
         let group = GroupConfig {
-            epoch_interval: settings.epoch_interval_ms.map_or(old.epoch_interval, Duration::from_millis),
+            epoch_interval: settings.epoch_interval_ms.map_or(Ok(old.epoch_interval), |ms| read(ms, parse_epoch_interval))?,
             keep: settings.keep.unwrap_or(old.keep),
-            span: settings.span_ms.map_or(old.span, Duration::from_millis),
+            span: settings.span_ms.map_or(Ok(old.span), |ms| read(ms, parse_span))?,
         };
         if group.keep == 0 {
             return Err(wrong("keep must be at least 1"));
-        }
-        if !(Duration::from_millis(50)..=Duration::from_secs(86_400)).contains(&group.epoch_interval) {
-            return Err(wrong("the epoch interval must be between 50ms and 24h"));
         }
         let config = locked(&self.config).clone();
         config.write_group(&name, &group).map_err(ApiError::internal)?;

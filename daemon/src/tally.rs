@@ -32,8 +32,34 @@ pub(crate) struct Tally {
     ended: Statistics,
     /// Bytes that the present connection had received when that last grew, and when that was.
     heard: Option<(u64, Instant)>,
-    /// Bytes read so far, at some moments of the last seconds.
-    sent: VecDeque<(Instant, u64)>,
+    /// Bytes that switches froze.
+    frozen_bytes: u64,
+    /// Some moments of the last seconds.
+    moments: VecDeque<Moment>,
+}
+
+/// Totals at some time.
+#[derive(Clone, Copy, Debug)]
+struct Moment {
+    at: Instant,
+    sent_bytes: u64,
+    dirtied_bytes: u64,
+}
+
+/// What goes out and what comes in, over the last seconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Rates {
+    pub(crate) sent_bytes_per_s: u64,
+    /// By the host, each granule once until it is frozen: what must be sent for it, not what was written.
+    pub(crate) dirtied_bytes_per_s: u64,
+}
+
+impl Rates {
+    /// When a backlog will be gone, in milliseconds. None: not at these rates.
+    pub(crate) fn eta_ms(self, backlog_bytes: u64) -> Option<u64> {
+        let shrinks = self.sent_bytes_per_s.checked_sub(self.dirtied_bytes_per_s).filter(|rate| *rate > 0)?;
+        Some(backlog_bytes.saturating_mul(1000) / shrinks)
+    }
 }
 
 impl Tally {
@@ -49,7 +75,8 @@ impl Tally {
             refusals: 0,
             ended: Statistics::default(),
             heard: None,
-            sent: VecDeque::new(),
+            frozen_bytes: 0,
+            moments: VecDeque::new(),
         }
     }
 
@@ -105,23 +132,32 @@ impl Tally {
         self.refusals += 1;
     }
 
-    /// The total of bytes read, now.
-    pub(crate) fn sent(&mut self, now: Instant, total: u64) {
-        if self.sent.back().is_some_and(|(at, _)| now.duration_since(*at) < RATE_STEP) {
+    /// A switch froze so much.
+    pub(crate) fn frozen(&mut self, bytes: u64) {
+        self.frozen_bytes += bytes;
+    }
+
+    /// The total of bytes read, and what the open maps hold, now.
+    pub(crate) fn moment(&mut self, now: Instant, sent_bytes: u64, open_bytes: u64) {
+        if self.moments.back().is_some_and(|last| now.duration_since(last.at) < RATE_STEP) {
             return;
         }
-        self.sent.push_back((now, total));
+        self.moments.push_back(Moment { at: now, sent_bytes, dirtied_bytes: self.frozen_bytes + open_bytes });
         // One stays that is older, so that the oldest difference spans the whole time.
-        while self.sent.get(1).is_some_and(|(at, _)| now.duration_since(*at) >= RATE_OVER) {
-            self.sent.pop_front();
+        while self.moments.get(1).is_some_and(|moment| now.duration_since(moment.at) >= RATE_OVER) {
+            self.moments.pop_front();
         }
     }
 
-    /// Bytes per second over the last seconds; zero once nothing was sent for so long.
-    pub(crate) fn rate(&self, now: Instant, total: u64) -> u64 {
-        let Some((at, before)) = self.sent.front() else { return 0 };
-        let seconds = now.duration_since(*at).as_secs_f64();
-        if seconds < 0.1 { 0 } else { (total.saturating_sub(*before) as f64 / seconds) as u64 }
+    /// Over the last seconds; zero once nothing happened for so long.
+    pub(crate) fn rates(&self, now: Instant, sent_bytes: u64, open_bytes: u64) -> Rates {
+        let Some(oldest) = self.moments.front() else { return Rates::default() };
+        let seconds = now.duration_since(oldest.at).as_secs_f64();
+        let rate = |now: u64, then: u64| if seconds < 0.1 { 0 } else { (now.saturating_sub(then) as f64 / seconds) as u64 };
+        Rates {
+            sent_bytes_per_s: rate(sent_bytes, oldest.sent_bytes),
+            dirtied_bytes_per_s: rate(self.frozen_bytes + open_bytes, oldest.dirtied_bytes),
+        }
     }
 
     pub(crate) fn switches(&self) -> Switches {
@@ -162,14 +198,37 @@ mod tests {
         let (mut tally, start) = (Tally::new(), Instant::now());
         let at = |ms: u64| start + Duration::from_millis(ms);
         for step in 0..=20 {
-            tally.sent(at(500 * step), 1000 * step);
+            tally.moment(at(500 * step), 1000 * step, 0);
         }
-        assert_eq!(tally.rate(at(10_000), 20_000), 2000);
+        assert_eq!(tally.rates(at(10_000), 20_000, 0), Rates { sent_bytes_per_s: 2000, dirtied_bytes_per_s: 0 });
         for step in 21..=31 {
-            tally.sent(at(500 * step), 20_000);
+            tally.moment(at(500 * step), 20_000, 0);
         }
-        assert_eq!(tally.rate(at(15_500), 20_000), 0, "nothing was sent for five seconds");
-        assert!(tally.sent.len() < 16, "{}", tally.sent.len());
+        assert_eq!(tally.rates(at(15_500), 20_000, 0), Rates::default(), "nothing was sent for five seconds");
+        assert!(tally.moments.len() < 16, "{}", tally.moments.len());
+    }
+
+    #[test]
+    fn l10_an_eta_counts_what_becomes_dirty_meanwhile() {
+        let (mut tally, start) = (Tally::new(), Instant::now());
+        let at = |ms: u64| start + Duration::from_millis(ms);
+        // 2000 are sent in each second, and 1000 become dirty; switches move them from the open map to what is frozen.
+        let mut frozen = 0;
+        for step in 0..=20 {
+            let dirtied = 500 * step;
+            if step % 7 == 6 {
+                tally.frozen(dirtied - frozen);
+                frozen = dirtied;
+            }
+            tally.moment(at(500 * step), 1000 * step, dirtied - frozen);
+        }
+        let rates = tally.rates(at(10_000), 20_000, 10_000 - frozen);
+        assert_eq!(rates, Rates { sent_bytes_per_s: 2000, dirtied_bytes_per_s: 1000 });
+        assert_eq!(rates.eta_ms(60_000), Some(60_000), "by what is sent alone it would be 30 s");
+        for dirtied_bytes_per_s in [2000, 2001] {
+            assert_eq!(Rates { dirtied_bytes_per_s, ..rates }.eta_ms(60_000), None, "it never ends");
+        }
+        assert_eq!(Rates::default().eta_ms(1), None);
     }
 
     #[test]

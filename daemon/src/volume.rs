@@ -2,7 +2,7 @@
 //!
 //! | Thread | Owns |
 //! |---|---|
-//! | queue | the ring of the NBD sockets and the backing, [`ShimQueue`] |
+//! | queue | the ring of the tap and the backing, [`ShimQueue`] |
 //! | intent | the intent file: pages as the owner wants them, headers as the control thread wants them |
 //! | sender | the ring of the pipeline ([`crate::sender`]) |
 //!
@@ -15,7 +15,9 @@ use std::thread::JoinHandle;
 
 use anyhow::{Context as _, bail};
 use crossbeam::channel::{Sender, unbounded};
+use farside_blockio::dm::DevNumber;
 use farside_blockio::{DeviceEngine, DeviceError, FileDevice, OpenOptions, Ring, Waker};
+use farside_insert::{Insertion, State, stack};
 use farside_ledger::VolumeMeta;
 use farside_region::intent::{BackingIdentity, HeaderState};
 use farside_region::{BootId, Generation, Geometry, GranuleSet, LedgerPosition, MapId, Name, Term};
@@ -24,6 +26,7 @@ use farside_shim::{Group, Tracking, Volume, Wake, Wakes};
 use tracing::{error, info, warn};
 
 use crate::backing::Identity;
+use crate::change::{self, Change};
 use crate::config::{LimitsConfig, VolumeConfig, write_atomically};
 use crate::encode::Encoders;
 use crate::group::{Inbox, Note};
@@ -33,6 +36,7 @@ use crate::loss::LossNote;
 use crate::queue::{Counters, Orders, RingWake, ShimQueue};
 use crate::sender::{Order, SenderThread, SentCounters};
 use crate::state_dir::Mark;
+use crate::tap::{self, Prepared};
 
 /// What every volume of a daemon shares.
 #[derive(Clone)]
@@ -75,7 +79,9 @@ pub(crate) struct Served {
     pub(crate) volume: Arc<Volume>,
     pub(crate) counters: Arc<Counters>,
     pub(crate) sent: Arc<SentCounters>,
-    pub(crate) tap: farside_nbd::Handle,
+    pub(crate) tap: tap::Handle,
+    /// Of the tap, under the device that the host uses.
+    pub(crate) insertion: Option<Arc<Insertion>>,
     orders: Arc<Orders>,
     sender: Sender<Order>,
     sender_waker: Waker,
@@ -99,13 +105,38 @@ impl Served {
         around: &Surroundings,
         inbox: &Inbox,
     ) -> anyhow::Result<(Self, Box<VolumeSetup>)> {
+        let insertion = config.insert.then(|| prepare_insertion(&config, &dir, around)).transpose()?;
+        let opened = Self::open_over(insertion.clone(), config, dir, group, around, inbox);
+        if opened.is_err()
+            && let Some(insertion) = insertion
+            && let Err(error) = insertion.remove_twin()
+        {
+            warn!("the twin of {} stays: {error:#}", insertion.name());
+        }
+        opened
+    }
+
+    fn open_over(
+        insertion: Option<Arc<Insertion>>,
+        config: VolumeConfig,
+        dir: PathBuf,
+        group: &Arc<Group>,
+        around: &Surroundings,
+        inbox: &Inbox,
+    ) -> anyhow::Result<(Self, Box<VolumeSetup>)> {
         let name = config.name.clone();
         refuse_own_tap(&dir, &config.backing)?;
-        let device = match FileDevice::open(&config.backing, OpenOptions::at_once()) {
+        // Whatever was written before this passed no tap.
+        let bypassed = match &insertion {
+            Some(insertion) => !matches!(insertion.state()?, State::Inserted { .. }),
+            None => false,
+        };
+        let backing = insertion.as_ref().map_or_else(|| config.backing.clone(), |insertion| insertion.twin());
+        let device = match FileDevice::open(&backing, OpenOptions::at_once()) {
             Err(DeviceError::Busy { path, holder, .. }) => {
                 let (path, seconds) = (path.display(), OpenOptions::daemon().wait.as_secs());
                 info!(volume = %name, "{path} is in use by {holder}: waiting for that, up to {seconds} s");
-                FileDevice::open(&config.backing, OpenOptions::daemon())?
+                FileDevice::open(&backing, OpenOptions::daemon())?
             }
             device => device?,
         };
@@ -134,20 +165,23 @@ impl Served {
                 let backing = config.backing.display();
                 warn!(volume = %name, %backing, "this is not the backing that the volume had before: everything will be compared");
             }
-            if touched || !known { Mark::TrackingLost.put(&dir, true) } else { Ok(()) }
+            if bypassed {
+                warn!(volume = %name, "its device was used without a tap: everything will be compared");
+            }
+            if touched || !known || bypassed { Mark::TrackingLost.put(&dir, true) } else { Ok(()) }
         })?;
         if !known {
             identity.keep(&dir)?;
         }
         let before = found.header.as_ref();
-        let touched = touched || !known;
+        let touched = touched || !known || bypassed;
         // † A flush that failed may have lost what the drive's cache still showed when it was compared: no clean stop of the
         // same boot vouches for that, only a compare in the next one (T14).
         let owed = found.owed.filter(|_| !touched && before.is_none_or(|h| h.flush_failed.is_none()));
         // Everything that may fail for a reason that a person mends comes before the header says `attached` and before the
         // first thread: a failed opening leaves nothing behind that holds a door.
         drop(Ring::new(8)?); // the queue and sender threads will want one each
-        let listener = listen(&config.tap_socket, around)?;
+        let prepared = Prepared::new(&config, &dir, &device, around)?;
         let engine = DeviceEngine::new(device.clone())?;
         let volume_bytes_before = before.map_or(geometry.volume_bytes(), |h| h.volume_bytes);
         let flush_failed_this_boot = before.is_some_and(|h| h.flush_failed == Some(around.boot));
@@ -200,17 +234,16 @@ impl Served {
 
         let (counters, sent) = (Arc::new(Counters::default()), Arc::new(SentCounters::default()));
         let orders = Arc::new(Orders::new());
-        let limits = tap_limits(&around.limits);
         let flushed = inbox.clone();
         let queue = ShimQueue::new(
             queues.pop().expect("one queue was asked for"),
             engine,
-            limits.pieces_max,
+            tap::depth(&around.limits),
             orders.clone(),
             Box::new(move |ok| flushed.send(Note::Flushed(id, ok))),
             counters.clone(),
         )?;
-        let (server, tap) = farside_nbd::Server::new(listener, name.as_str(), "a volume protected by Farside", limits, waker);
+        let (server, tap) = prepared.ready(&name, &around.limits, waker);
 
         let spawn =
             |what: &str| std::thread::Builder::new().name(format!("{what}-{}", name.as_str().get(..8).unwrap_or(name.as_str())));
@@ -248,13 +281,12 @@ impl Served {
             let (inbox, name) = (inbox.clone(), name.clone());
             spawn("queue").spawn(move || {
                 if let Err(error) = server.run(queue) {
-                    error!(volume = %name, %error, "the tap stopped serving");
-                    inbox.send(Note::Broken(id, error.to_string()));
+                    error!(volume = %name, "the tap stopped serving: {error:#}");
+                    inbox.send(Note::Broken(id, format!("{error:#}")));
                 }
                 inbox.send(Note::TapStopped(id));
             })?
         };
-        info!(volume = %name, bytes = geometry.volume_bytes(), tap = %config.tap_socket.display(), clean = owed.is_some(), "served");
         let served = Self {
             config,
             meta,
@@ -264,6 +296,7 @@ impl Served {
             counters,
             sent,
             tap,
+            insertion,
             orders,
             sender,
             sender_waker,
@@ -273,7 +306,33 @@ impl Served {
             intent_thread: Some(intent_thread),
             flush_failed_this_boot,
         };
+        let (inbox, volume) = (inbox.clone(), served.config.name.clone());
+        let lost = move |why: String| {
+            error!(%volume, "{why}");
+            inbox.send(Note::Broken(id, why));
+        };
+        if let Err(error) = served.appear(&around.runtime_dir, lost) {
+            served.close();
+            return Err(error);
+        }
+        let tap = served.config.address();
+        info!(volume = %name, bytes = geometry.volume_bytes(), %tap, clean = owed.is_some(), "served");
         Ok((served, setup))
+    }
+
+    /// Shows the volume to the host. Nothing was read for replication yet: what the host wrote up to here counts.
+    fn appear(&self, runtime_dir: &Path, lost: impl Fn(String) + Send + 'static) -> anyhow::Result<()> {
+        let name = &self.config.name;
+        let shown = self.tap.appear(name, self.meta.id, &self.device, lost)?;
+        let (Some(insertion), Some(shown)) = (&self.insertion, shown) else { return Ok(()) };
+        // Also where it is there already: what a killed predecessor began may only end now that the tap is served again, and
+        // may end with the device on its own disks. (That it was to be so was marked before: everything is compared then.)
+        let change = Change::Insert { device: insertion.device().to_owned(), tap: shown };
+        change.make(runtime_dir).inspect_err(|_| {
+            // A device that rests on this tap already is not given up: its requests wait for a successor.
+            let gone = self.tap.claim().and_then(|unused| self.tap.withdraw(name, unused));
+            gone.unwrap_or_else(|error| warn!(volume = %name, "its tap stays: {error:#}"));
+        })
     }
 
     /// Gives the sender an order.
@@ -290,7 +349,7 @@ impl Served {
     /// Asks the queue for a flush of the backing; [`Note::Flushed`] follows.
     pub(crate) fn order_flush(&self) {
         self.orders.flush();
-        self.tap.waker().wake();
+        self.tap.wake();
     }
 
     /// Keeps the ledger's digest key from now on.
@@ -364,7 +423,10 @@ impl Served {
     pub(crate) fn close_and_remove(mut self) -> anyhow::Result<()> {
         self.tap.stop();
         self.finish();
-        std::fs::remove_dir_all(&self.dir).with_context(|| format!("{} cannot be removed", self.dir.display()))
+        let Self { dir, device, insertion, .. } = self;
+        std::fs::remove_dir_all(&dir).with_context(|| format!("{} cannot be removed", dir.display()))?;
+        drop(device);
+        insertion.map_or(Ok(()), |insertion| insertion.remove_twin()).context("its device's twin cannot be removed")
     }
 
     fn join_queue(&mut self) {
@@ -383,31 +445,11 @@ impl Served {
     }
 }
 
-fn tap_limits(limits: &LimitsConfig) -> farside_nbd::Limits {
-    let default = farside_nbd::Limits::default();
-    farside_nbd::Limits { pieces_max: (limits.queue_depth as usize).max(64), ..default }
-}
-
-fn listen(path: &Path, around: &Surroundings) -> anyhow::Result<farside_nbd::Listener> {
-    if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
-    }
-    let options = farside_nbd::SocketOptions { path: path.to_owned(), group: around.api_group.clone() };
-    // The volume's locks are ours already, so whoever still answers there is a predecessor that was killed: its socket lives
-    // until the kernel has torn down its ring.
-    let patience = std::time::Instant::now() + OpenOptions::daemon().wait;
-    loop {
-        match farside_nbd::Listener::bind(&options) {
-            Err(farside_nbd::ListenError::InUse { .. }) if std::time::Instant::now() < patience => {
-                std::thread::sleep(std::time::Duration::from_millis(20));
-            }
-            result => return Ok(result?),
-        }
-    }
-}
-
 /// The map must never lie on what it describes: a write of it would wait for itself.
 fn refuse_own_tap(dir: &Path, backing: &Path) -> anyhow::Result<()> {
+    if stack::device_of(dir).is_some_and(stack::rests_on_own_tap) {
+        bail!("the state directory {} lies on a volume that farsided itself serves: put it on another disk", dir.display());
+    }
     use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
     let device = std::fs::metadata(backing).with_context(|| format!("cannot open {}", backing.display()))?;
     if device.file_type().is_block_device() && std::fs::metadata(dir)?.dev() == device.rdev() {
@@ -418,6 +460,25 @@ fn refuse_own_tap(dir: &Path, backing: &Path) -> anyhow::Result<()> {
         );
     }
     Ok(())
+}
+
+/// Makes the twin of a device that the host goes on using, unless we could not live on top of it.
+fn prepare_insertion(config: &VolumeConfig, dir: &Path, around: &Surroundings) -> anyhow::Result<Arc<Insertion>> {
+    use std::os::unix::fs::MetadataExt as _;
+    let device = std::fs::metadata(&config.backing).with_context(|| format!("cannot open {}", config.backing.display()))?;
+    let number = DevNumber::of(device.rdev());
+    let program = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("/usr/bin"));
+    let ours = [Path::new("/"), &program, dir, &around.runtime_dir];
+    if let Some(path) = ours.iter().find(|path| stack::path_rests_on(path, number)) {
+        bail!(
+            "{} lies on {}: farsided needs it to serve that very device, and would wait for itself after a crash. \
+             The root file system and the state directory cannot be protected in place",
+            path.display(),
+            config.backing.display()
+        );
+    }
+    let is_idle = change::is_idle(&around.runtime_dir, &config.backing)?;
+    Ok(Arc::new(Insertion::prepare(&config.backing, is_idle)?))
 }
 
 fn meta_path(dir: &Path) -> PathBuf {

@@ -2,6 +2,7 @@
 //!
 //! Invariant: a [`Config`] that exists was validated as a whole. It holds no secret.
 
+use farside_control::{parse_duration, parse_span};
 use farside_ledger::Policy;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -10,7 +11,6 @@ use std::time::Duration;
 use farside_region::Name;
 use farside_service::files::{self, File, FileError, Step};
 use farside_wire::END_MEMBERS_MAX;
-use jiff::SignedDuration;
 use serde::Deserialize;
 
 /// Where the configuration is unless the command line says otherwise.
@@ -246,14 +246,14 @@ impl Config {
         }
         retention.keep = table.keep.unwrap_or(retention.keep);
         if let Some(span) = table.span {
-            retention.span = parse_duration(&span).map_err(|what| fault("span", what))?;
+            retention.span = parse_span(&span).map_err(|e| fault("span", e.to_string()))?;
         }
         if let Some(interval) = table.interval {
-            retention.interval = parse_duration(&interval).map_err(|what| fault("interval", what))?;
+            retention.interval = parse_duration(&interval).map_err(|e| fault("interval", e.to_string()))?;
         }
         retention.at_least_keep = table.at_least_keep.unwrap_or(retention.at_least_keep);
         if let Some(span) = table.at_least_span {
-            retention.at_least_span = parse_duration(&span).map_err(|what| fault("at_least_span", what))?;
+            retention.at_least_span = parse_span(&span).map_err(|e| fault("at_least_span", e.to_string()))?;
         }
         Ok(())
     }
@@ -298,19 +298,6 @@ impl Config {
         next.retention = new.retention.clone();
         (next, changes)
     }
-}
-
-/// `90s`, `5m`, `1h30m`, `2d`.
-///
-/// # Errors
-/// A sentence for a person.
-pub fn parse_duration(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("`{text}` is not a duration such as 90s, 5m, 1h30m or 2d");
-    let parsed: SignedDuration = match text.strip_suffix('d').map(str::parse::<u32>) {
-        Some(Ok(days)) => SignedDuration::from_hours(24 * i64::from(days)),
-        _ => text.parse().map_err(|_| wrong())?,
-    };
-    Duration::try_from(parsed).map_err(|_| wrong())
 }
 
 fn is_address(text: &str) -> bool {

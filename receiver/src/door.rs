@@ -1,7 +1,8 @@
 //! Connections of sources: who comes, for which group, and the way of frames and parts between the two.
 //!
 //! Invariants: a group's thread is never made to wait for a source (answers queue here, bounded; a source that does not read
-//! them is closed); a source's messages wait in its own group's mailbox only, so it can hold up nobody else.
+//! them is closed); a source's messages wait in its own group's mailbox only, so it can hold up nobody else; a source that
+//! sends more than it was granted loses its connection, and takes nothing that others were granted.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -35,6 +36,53 @@ const ANSWER_BYTES_SHARE: usize = 2 << 20;
 
 static SESSIONS: AtomicU64 = AtomicU64::new(0);
 
+/// A part ends with the region in which its credit ends, so one of each volume may go so far beyond it: a region that no
+/// compression shortens, a frame's head for each of its granules, and the footer.
+const OVERRUN_BYTES: u64 = (4 << 20) + 1024 * 64 + farside_layer::TAIL_BYTES_MAX as u64;
+
+/// What a source may send, and what came of it.
+///
+/// Invariant: no more of its parts is written than it was granted, but for [`OVERRUN_BYTES`] of each volume, whatever it sends
+/// at once.
+#[derive(Debug, Default)]
+struct Allowance {
+    granted_bytes: AtomicU64,
+    volumes: AtomicU64,
+    /// Of parts that landed or were not wanted, and of those on their way.
+    arrived_bytes: AtomicU64,
+}
+
+/// The bytes of one part that came so far. They count for ever once it [is over](Arriving::keep); a part that was given up took
+/// none.
+#[derive(Debug)]
+pub(crate) struct Arriving<'a> {
+    allowance: &'a Allowance,
+    bytes: u64,
+}
+
+impl Arriving<'_> {
+    /// So many more came. False: more than was granted.
+    pub(crate) fn add(&mut self, bytes: usize) -> bool {
+        let bytes = bytes as u64;
+        self.bytes += bytes;
+        let Allowance { granted_bytes, volumes, arrived_bytes } = self.allowance;
+        let arrived = arrived_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        let overrun = volumes.load(Ordering::Relaxed).max(1).saturating_mul(OVERRUN_BYTES);
+        arrived <= granted_bytes.load(Ordering::Relaxed).saturating_add(overrun)
+    }
+
+    /// The source counts it as sent.
+    pub(crate) fn keep(mut self) {
+        self.bytes = 0;
+    }
+}
+
+impl Drop for Arriving<'_> {
+    fn drop(&mut self) {
+        self.allowance.arrived_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
 /// One connection, as its group sees it.
 #[derive(Debug)]
 pub(crate) struct Session {
@@ -49,6 +97,7 @@ pub(crate) struct Session {
     landing: RwLock<bool>,
     /// Parts that may be on their way into the store.
     pub(crate) landers: Semaphore,
+    allowance: Allowance,
     heard: Mutex<Instant>,
 }
 
@@ -86,6 +135,7 @@ impl Session {
             last_words: Arc::new(Mutex::new((CloseCode::Done, "done".to_owned()))),
             landing: RwLock::new(true),
             landers: Semaphore::new(landers as usize),
+            allowance: Allowance::default(),
             heard: Mutex::new(Instant::now()),
         });
         tokio::spawn(write(connection, queue, queued, Arc::clone(&session.closing), Arc::clone(&session.last_words)));
@@ -133,6 +183,21 @@ impl Session {
     pub(crate) fn while_landing<T>(&self, finish: impl FnOnce() -> T) -> Option<T> {
         let landing = self.landing.read().unwrap_or_else(PoisonError::into_inner);
         landing.then(finish)
+    }
+
+    /// It may send so much, in sum; before it is told.
+    pub(crate) fn grant(&self, granted_bytes: u64) {
+        self.allowance.granted_bytes.store(granted_bytes, Ordering::Relaxed);
+    }
+
+    /// It may send parts of so many volumes at once.
+    pub(crate) fn sends_of(&self, volumes: u64) {
+        self.allowance.volumes.store(volumes, Ordering::Relaxed);
+    }
+
+    /// A part of it begins.
+    pub(crate) fn arriving(&self) -> Arriving<'_> {
+        Arriving { allowance: &self.allowance, bytes: 0 }
     }
 
     pub(crate) fn address(&self) -> String {

@@ -15,180 +15,40 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use bytes::Bytes;
 use farside_control::receiver::ReceiverCounters;
-use farside_control::{ApiError, ErrorCode, PointId};
-use farside_ledger::{Body, LayerKind, PartEntry, Pin, Policy, Unpin, Verdict, VoidReason, group_id, volume_id};
-use farside_region::{LayerKey, Slot, VolumeId};
-use farside_replication::target::{self, Action, AppendOutcome, Config, Event, LandedLayer, Report, SessionId, Target, Ticket};
-use farside_store::{GroupNames, GroupStore, PartLander, PointInfo, Remedy, StoreError};
+use farside_ledger::{Body, Policy, group_id};
+use farside_region::{LayerKey, VolumeId};
+use farside_replication::target::{self, Config, Event, LandedLayer, SessionId, Target};
+use farside_store::{GroupNames, GroupStore, PointInfo};
 use farside_transport::{Backoff, CloseCode};
-use farside_wire::{
-    LedgerSlice, PartHeader, PointAnswer, PointQuery, ReceiverMessage, RefusalCode, RequestId, SourceMessage, decode_payload,
-};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use farside_wire::{Damage, ReceiverMessage, RefusalCode};
+use tokio::sync::{Semaphore, mpsc};
 
+pub(crate) use self::mail::{BeginPart, GroupHandle, Mail, PartOutcome, PinChange};
+use self::mail::{FRAME_BYTES_MAX, MAIL_MAX};
+use self::pins::Pinning;
 use crate::door::{Session, refusal};
 use crate::pace::Pace;
-use crate::points::{exact_slice, point_page, wire_run};
 use crate::process::Receiver;
-use crate::status::{GroupView, Lag, since_published, way_out};
+use crate::status::GroupView;
 use crate::vault::Generation;
 
-/// What may wait for a group, by number, and frames by size. Those who tell it wait in turn.
-const MAIL_MAX: usize = 256;
-const FRAME_BYTES_MAX: usize = 2 << 20;
-const _: () = assert!(FRAME_BYTES_MAX >= farside_wire::PAYLOAD_BYTES_MAX, "any frame fits");
+mod actions;
+mod mail;
+mod pins;
+mod sources;
+mod view;
+
 /// How often a group looks at its disk and its dues when nothing happens.
 const TICK: Duration = Duration::from_millis(500);
 /// How often the picture of a group is made anew while things happen.
 const SHOW: Duration = Duration::from_millis(250);
-/// How often it is looked which bytes are dead.
-const DEAD_AGAIN: Duration = Duration::from_secs(30);
 /// How often pruning is tried at the least when space is short.
 const PRUNE_SHORT: Duration = Duration::from_secs(5);
 /// When a group that could not be opened or written is tried again: doubled each time, up to the second.
 const REOPEN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(16));
 /// When a torn ledger is read again: doubled each time, up to the second.
 const TORN_AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
-/// The only shape of volumes over the wire.
-const GRANULE_BYTES: u64 = 4 << 10;
-const REGION_GRANULES: u64 = 1 << 10;
-/// Layers whose beginning is remembered, for the lag.
-const BEGINNINGS_MAX: usize = 1024;
-
-/// So many parts in a row may fail on the disk before the group takes no more for a while.
-const PARTS_FAILED_MAX: u32 = 8;
-/// Claims that a group may make in a minute, for each of its volumes: every one takes a slot of the ledger for ever. What is
-/// void costs a source its claim, so this bounds void records, too.
-const CLAIMS_PER_VOLUME: usize = 8;
-/// Pins of one point; more are no use to anybody.
-const PINS_MAX: usize = 64;
-
-/// What a person wants of a point's pins.
-#[derive(Clone, Debug)]
-pub(crate) enum PinChange {
-    /// One more.
-    Pin { reason: String },
-    /// None.
-    Unpin,
-}
-
-/// What a group is told.
-#[derive(Debug)]
-pub(crate) enum Mail {
-    /// A connection stands; its greeting follows.
-    Connected { session: Arc<Session> },
-    /// A source said something, which nobody has looked at. With the room that it takes.
-    Frame { session: SessionId, frame: Bytes, arrived: Instant, room: OwnedSemaphorePermit },
-    /// A source greets.
-    Message { session: SessionId, message: Box<SourceMessage>, arrived: Instant },
-    /// A connection ended; nothing of it can land any more.
-    Closed { session: SessionId },
-    /// A part's header came.
-    BeginPart { session: SessionId, header: PartHeader, reply: oneshot::Sender<BeginPart> },
-    /// A part's end.
-    Part { session: SessionId, header: PartHeader, outcome: PartOutcome },
-    /// The API wants the newest points, oldest of them first.
-    Points { newest: usize, reply: oneshot::Sender<Result<Vec<PointInfo>, String>> },
-    /// The API wants to see how the group is now.
-    Show { reply: oneshot::Sender<()> },
-    /// The API wants a point pinned or not.
-    Pin { point: PointId, change: PinChange, reply: oneshot::Sender<Result<PointInfo, ApiError>> },
-    /// The process stops.
-    Stop,
-}
-
-/// What becomes of a part's stream.
-#[derive(Debug)]
-pub(crate) enum BeginPart {
-    /// Write it there.
-    Land(Box<PartLander>),
-    /// Read it and forget it: its term is over.
-    Swallow,
-    /// Nothing: its session is gone.
-    Drop,
-    /// It cannot be begun.
-    Failed(StoreError),
-}
-
-/// What became of a part.
-#[derive(Debug)]
-pub(crate) enum PartOutcome {
-    /// Whole, verified, durable.
-    Landed(PartEntry),
-    /// Read and forgotten.
-    Unwanted { bytes: u64 },
-    /// Not landed.
-    Failed(StoreError),
-}
-
-/// Where to reach a group.
-#[derive(Clone, Debug)]
-pub(crate) struct GroupHandle {
-    names: GroupNames,
-    mail: mpsc::Sender<Mail>,
-    /// Bytes of frames that may be on their way to it.
-    room: Arc<Semaphore>,
-    view: Arc<ArcSwap<GroupView>>,
-}
-
-impl GroupHandle {
-    pub(crate) fn names(&self) -> &GroupNames {
-        &self.names
-    }
-
-    /// Waits while the group's mailbox is full. An error: the group has stopped.
-    pub(crate) async fn tell(&self, mail: Mail) -> Result<(), Mail> {
-        self.mail.send(mail).await.map_err(|e| e.0)
-    }
-
-    /// Tells it what a source said; waits while too much waits for it. False: the group has stopped.
-    pub(crate) async fn frame(&self, session: SessionId, frame: Bytes, arrived: Instant) -> bool {
-        let bytes = u32::try_from(frame.len().min(FRAME_BYTES_MAX)).expect("less than 4 GiB");
-        let Ok(room) = Arc::clone(&self.room).acquire_many_owned(bytes).await else { return false };
-        self.tell(Mail::Frame { session, frame, arrived, room }).await.is_ok()
-    }
-
-    /// How it was a moment ago.
-    pub(crate) fn view(&self) -> Arc<GroupView> {
-        self.view.load_full()
-    }
-
-    /// Makes [`GroupHandle::view`] new, unless the group is busy for longer than a person likes to wait.
-    pub(crate) async fn refresh(self) {
-        let (reply, shown) = oneshot::channel();
-        let ask = async {
-            if self.tell(Mail::Show { reply }).await.is_ok() {
-                let _ = shown.await;
-            }
-        };
-        let _ = tokio::time::timeout(SHOW, ask).await;
-    }
-
-    /// Its newest points, oldest of them first.
-    pub(crate) async fn points(&self, newest: usize) -> Result<Vec<PointInfo>, String> {
-        let (reply, answer) = oneshot::channel();
-        let stopped = || "the receiver is stopping".to_owned();
-        self.tell(Mail::Points { newest, reply }).await.map_err(|_| stopped())?;
-        answer.await.map_err(|_| stopped())?
-    }
-
-    /// Changes the pins of a point; the point as it is then, once that is in the ledger.
-    pub(crate) async fn pin(&self, point: PointId, change: PinChange) -> Result<PointInfo, ApiError> {
-        let (reply, answer) = oneshot::channel();
-        let gone =
-            || ApiError::new(ErrorCode::Unavailable, "the group was closed meanwhile", "see `farside status`; then try again");
-        self.tell(Mail::Pin { point, change, reply }).await.map_err(|_| gone())?;
-        answer.await.map_err(|_| gone())?
-    }
-
-    /// Asks it to stop. Blocking.
-    pub(crate) fn stop(&self) {
-        let _ = self.mail.blocking_send(Mail::Stop);
-    }
-}
-
 /// Starts a group's thread.
 pub(crate) fn start(receiver: Arc<Receiver>, names: GroupNames) -> std::io::Result<(GroupHandle, std::thread::JoinHandle<()>)> {
     let (mail, mailbox) = mpsc::channel(MAIL_MAX);
@@ -218,6 +78,7 @@ pub(crate) fn start(receiver: Arc<Receiver>, names: GroupNames) -> std::io::Resu
             tally: ReceiverCounters::default(),
             dead_bytes: 0,
             dead_seen: None,
+            damage: Damage::default(),
             unwritable: None,
             parts_failed: 0,
             reopen: Backoff::new(REOPEN.0, REOPEN.1),
@@ -269,6 +130,8 @@ struct Group {
     /// Bytes of segments that nothing needs, and when that was looked at.
     dead_bytes: u64,
     dead_seen: Option<Instant>,
+    /// What the sources were told of damaged segments.
+    damage: Damage,
     /// This group's files cannot be written, though the store may be well.
     unwritable: Option<String>,
     /// Parts in a row that the disk did not take.
@@ -295,15 +158,6 @@ struct Prune {
     /// The disk is too full for what this group may have under way.
     short: bool,
     last: Option<Instant>,
-}
-
-/// A change of a point's pins, on its way into the ledger.
-struct Pinning {
-    point: PointId,
-    /// Its records: the first of them.
-    first: u64,
-    trouble: Option<ApiError>,
-    reply: oneshot::Sender<Result<PointInfo, ApiError>>,
 }
 
 impl Group {
@@ -346,6 +200,7 @@ impl Group {
             Mail::Connected { session } => {
                 self.tally.connections += 1;
                 self.sessions.insert(session.id, session);
+                self.count_volumes();
                 // A group that looks empty and alone may have to give way: it is not alone from here on.
                 self.show();
             }
@@ -381,243 +236,14 @@ impl Group {
         }
     }
 
-    /// Submits what makes the pins of a point so.
-    fn pin(&mut self, point: PointId, change: PinChange, reply: oneshot::Sender<Result<PointInfo, ApiError>>) {
-        let pins = match self.pinned(point) {
-            Ok(info) => info.pins,
-            Err(error) => return drop(reply.send(Err(error))),
-        };
-        let bodies: Vec<Body> = match change {
-            PinChange::Unpin => pins.into_iter().map(|(pin, _)| Body::Unpin(Unpin { pin })).collect(),
-            PinChange::Pin { reason } if pins.iter().any(|(_, known)| *known == reason) => Vec::new(),
-            PinChange::Pin { .. } if pins.len() >= PINS_MAX => {
-                let message = format!("point {point} has {PINS_MAX} pins, which is enough to keep it");
-                return drop(reply.send(Err(ApiError::new(
-                    ErrorCode::Conflict,
-                    message,
-                    "farside point unpin withdraws them all",
-                ))));
-            }
-            PinChange::Pin { reason } => vec![Body::Pin(Pin { point: Slot(point.slot), reason })],
-        };
-        if bodies.is_empty() {
-            return drop(reply.send(self.pinned(point)));
-        }
-        let first = self.submitted + 1;
-        bodies.into_iter().for_each(|body| self.submit(body));
-        self.pinning.insert(self.submitted, Pinning { point, first, trouble: None, reply });
-    }
-
-    /// A point of this group.
-    fn pinned(&self, point: PointId) -> Result<PointInfo, ApiError> {
-        let here = match &self.place {
-            Place::Here(here) => here,
-            Place::Away { words, .. } => {
-                return Err(ApiError::new(ErrorCode::Unavailable, words, "try again when the store answers again"));
-            }
-        };
-        let info = here.store.point(Slot(point.slot)).filter(|info| PointId::new(info.slot.0, &info.digest.0) == point);
-        info.ok_or_else(|| ApiError::not_found("point", &point.to_string(), "`farside point list` shows those that are kept"))
-    }
-
     fn submit(&mut self, body: Body) {
         self.submitted += 1;
         self.happened(Event::Submit { submission: self.submitted, body: Box::new(body) });
     }
 
-    /// What was submitted has its verdict.
-    fn submitted(&mut self, submission: u64, outcome: AppendOutcome) {
-        let trouble = match outcome {
-            AppendOutcome::Judged { verdict: Verdict::Accepted | Verdict::Void(VoidReason::NoSuchPin(_)), .. } => None,
-            AppendOutcome::Judged { verdict: Verdict::Void(reason), .. } => Some((ErrorCode::Conflict, reason.to_string())),
-            AppendOutcome::Failed { text } | AppendOutcome::Unusable { text, .. } => Some((ErrorCode::Unavailable, text)),
-            AppendOutcome::Collided => unreachable!("a collision is retried"),
-        };
-        let Some((&last, pinning)) = self.pinning.range_mut(submission..).next().filter(|(_, p)| p.first <= submission) else {
-            if let Some((ErrorCode::Unavailable, text)) = trouble {
-                tracing::warn!(group = %self.names, %text, "nothing was pruned");
-                self.prune.due = true;
-            }
-            return;
-        };
-        if let Some((code, text)) = trouble {
-            pinning.trouble = Some(ApiError::new(code, text, "see `farside status` on this gateway"));
-        }
-        if submission < last {
-            return;
-        }
-        let done = self.pinning.remove(&last).expect("it was just found");
-        let answer = done.trouble.map_or_else(|| self.pinned(done.point), Err);
-        let _ = done.reply.send(answer);
-    }
-
-    fn frame(&mut self, session: SessionId, frame: &Bytes, arrived: Instant) {
-        // What a session that was closed still says is not even looked at.
-        let Some(link) = self.sessions.get(&session).cloned() else { return };
-        match decode_payload::<SourceMessage>(frame) {
-            Ok(message) => self.message(session, Box::new(message), arrived),
-            Err(error) => {
-                tracing::warn!(group = %self.names, %error, "a source sent what is not a message");
-                self.end_session(&link, RefusalCode::Protocol, CloseCode::Protocol, &error.to_string());
-            }
-        }
-    }
-
-    fn message(&mut self, session: SessionId, message: Box<SourceMessage>, arrived: Instant) {
-        // A session that was closed stays closed.
-        let Some(link) = self.sessions.get(&session).cloned() else { return };
-        let here = match &self.place {
-            Place::Here(here) => here,
-            Place::Away { words, .. } => {
-                let words = words.clone();
-                return self.turn_away(&link, RefusalCode::Store, &words);
-            }
-        };
-        if let Some(torn) = here.store.torn() {
-            let text = format!(
-                "the ledger of {} is torn in slot {} ({}: {}); on the gateway: {}",
-                self.names,
-                torn.slot,
-                torn.file,
-                torn.why,
-                way_out(torn, self.receiver.vault.path())
-            );
-            return self.turn_away(&link, RefusalCode::LedgerTorn, &text);
-        }
-        match &*message {
-            SourceMessage::Claim(request) => {
-                let volumes = here.store.state().volumes().count();
-                if !self.claims.admit(Instant::now(), CLAIMS_PER_VOLUME * volumes.max(8)) {
-                    let text = format!("{} claims its volumes again and again: something is wrong on its host", self.names);
-                    return self.turn_away(&link, RefusalCode::Store, &text);
-                }
-                if let Err(text) = self.check_claim(here, &request.claim) {
-                    return self.turn_away(&link, RefusalCode::Protocol, &text);
-                }
-            }
-            SourceMessage::LayerBegin(begin) => {
-                if self.beginnings.len() >= BEGINNINGS_MAX {
-                    self.beginnings.pop_first();
-                }
-                self.beginnings.entry(begin.key).or_insert(arrived);
-            }
-            _ => {}
-        }
-        self.events.push_back((Event::Message { session, message }, Some(arrived)));
-    }
-
     /// What happened, just now.
     fn happened(&mut self, event: Event) {
         self.events.push_back((event, None));
-    }
-
-    /// A claim is for a volume of this group, whose files get its name, and there is room for it.
-    fn check_claim(&self, here: &Here, claim: &farside_ledger::Claim) -> Result<(), String> {
-        let (volume, state) = (&claim.volume, here.store.state());
-        if claim.source != self.names.source || volume.id != volume_id(&self.names.source, &self.names.group, &volume.name) {
-            return Err(format!("the claim of volume `{}` does not carry the id of that name", volume.name));
-        }
-        // The digests' and the indexes' sizes follow from the shape.
-        if (volume.geometry.granule_bytes(), volume.geometry.region_granules()) != (GRANULE_BYTES, REGION_GRANULES) {
-            return Err(format!("volume `{}` does not have granules of 4 KiB in regions of 4 MiB", volume.name));
-        }
-        let limit = self.receiver.config().limits.volumes_per_group;
-        let waiting = here.target.new_volumes(state);
-        let is_new = state.volume(volume.id).is_none() && !waiting.contains(&volume.id);
-        if is_new && state.volumes().count() + waiting.len() >= limit {
-            return Err(format!(
-                "{} has {limit} volumes here, which is this receiver's limit (`limits.volumes_per_group`)",
-                self.names
-            ));
-        }
-        Ok(())
-    }
-
-    fn turn_away(&mut self, session: &Arc<Session>, code: RefusalCode, text: &str) {
-        self.end_session(session, code, CloseCode::Refused, text);
-    }
-
-    fn end_session(&mut self, session: &Arc<Session>, code: RefusalCode, end: CloseCode, text: &str) {
-        session.send(&ReceiverMessage::Refusal(refusal(code, text)));
-        session.close(end, text);
-        self.sessions.remove(&session.id);
-        self.happened(Event::Closed { session: session.id });
-    }
-
-    fn begin_part(&mut self, session: SessionId, header: &PartHeader) -> BeginPart {
-        let Some(link) = self.sessions.get(&session) else { return BeginPart::Drop };
-        let Place::Here(here) = &self.place else { return BeginPart::Drop };
-        let (key, part) = (header.key, header.part);
-        match here.target.accepts_part(here.store.state(), session, key, part) {
-            Ok(()) => {}
-            Err(RefusalCode::Term | RefusalCode::Unknown) => return BeginPart::Swallow,
-            Err(RefusalCode::Session) => return BeginPart::Drop,
-            Err(_) => {
-                let text = format!("part {part} of layer {key} was not to be sent");
-                let link = Arc::clone(link);
-                self.turn_away(&link, RefusalCode::Protocol, &text);
-                return BeginPart::Drop;
-            }
-        }
-        let begun = here.store.volume(key.volume).and_then(|volume| here.store.landing().begin_part(volume, key, part));
-        match begun {
-            Ok(lander) => BeginPart::Land(Box::new(lander)),
-            Err(error) => BeginPart::Failed(error),
-        }
-    }
-
-    fn part(&mut self, session: SessionId, header: &PartHeader, outcome: PartOutcome) {
-        if !self.sessions.contains_key(&session) {
-            return;
-        }
-        let (key, part) = (header.key, header.part);
-        let event = match outcome {
-            PartOutcome::Landed(entry) => {
-                self.tally.parts += 1;
-                self.tally.part_bytes += entry.bytes;
-                self.parts_failed = 0;
-                Event::PartLanded { session, key, part, entry }
-            }
-            // Its bytes count as taken, or the source would run out of credit in the end.
-            PartOutcome::Unwanted { bytes } => {
-                Event::PartLanded { session, key, part, entry: PartEntry { bytes, footer_digest: [0; 32] } }
-            }
-            PartOutcome::Failed(error) => {
-                self.tally.parts_failed += 1;
-                let why = error.to_string();
-                self.last_failure.clone_from(&why);
-                self.part_error(&error);
-                Event::PartFailed { session, key, part, why }
-            }
-        };
-        self.happened(event);
-    }
-
-    /// A part did not land. Nobody was told anything of it, so nothing else is in doubt; but if it happens again and again, this
-    /// group waits for a while.
-    fn part_error(&mut self, error: &StoreError) {
-        match error {
-            StoreError::Io { .. } if error.remedy() == Remedy::Reopen => {
-                self.parts_failed += 1;
-                if self.parts_failed >= PARTS_FAILED_MAX {
-                    self.parts_failed = 0;
-                    self.unwritable = Some(error.to_string());
-                }
-            }
-            _ => self.store_error(error),
-        }
-    }
-
-    /// Tells the vault; if the store is given up, the group leaves it with the next tick at the latest. What only this group
-    /// cannot write makes only this group leave.
-    fn store_error(&mut self, error: &StoreError) {
-        match (&self.place, error) {
-            (Place::Away { .. }, _) => {}
-            (Place::Here(_), StoreError::ReadOnly { .. } | StoreError::Denied { .. }) => {
-                self.unwritable = Some(error.to_string())
-            }
-            (Place::Here(here), _) => drop(self.receiver.vault.failed(here.generation, error)),
-        }
     }
 
     fn tick(&mut self) {
@@ -646,6 +272,7 @@ impl Group {
                 }
                 self.look_at_disk();
                 self.prune_if_due();
+                self.say_damage();
                 self.happened(Event::Tick);
             }
             Place::Away { retry_at, .. } if Instant::now() >= *retry_at => self.enter(),
@@ -781,214 +408,5 @@ impl Group {
         if self.unwritable.is_some() {
             self.leave();
         }
-    }
-
-    fn act(&mut self, actions: Vec<Action>) {
-        for action in actions {
-            match action {
-                Action::Send { session, message } => {
-                    if let ReceiverMessage::Published(published) = &*message {
-                        self.published(published.kind, &published.layers);
-                    }
-                    if let Some(link) = self.sessions.get(&session) {
-                        link.send(&message);
-                    }
-                }
-                Action::CloseSession { session, why } => self.close_session(session, why),
-                Action::Append { ticket, body } => self.append(ticket, *body),
-                Action::Submitted { submission, outcome } => self.submitted(submission, outcome),
-                Action::DropLayer { key } => self.drop_parts(key, 0),
-                Action::DropParts { key, from } => self.drop_parts(key, from),
-                Action::ReadDigests { session, id, volume, run } => self.digests(session, id, volume, run),
-                Action::AnswerLedger { session, slice } => self.answer_ledger(session, *slice),
-                Action::AnswerPoints { session, query } => self.answer_points(session, &query),
-                Action::Policy { policy } => self.set_policy(policy),
-                Action::Prune => self.prune.due = true,
-                Action::Report { volume, what } => self.report(volume, &what),
-                other => tracing::error!(?other, "an action that this build does not know"),
-            }
-        }
-    }
-
-    fn close_session(&mut self, session: SessionId, why: &'static str) {
-        let Some(link) = self.sessions.remove(&session) else { return };
-        let words = if self.last_failure.is_empty() { why.to_owned() } else { std::mem::take(&mut self.last_failure) };
-        tracing::info!(group = %self.names, %words, "closing a connection");
-        // Returns when none of its parts can land any more, as the next action expects.
-        link.close(CloseCode::Refused, &words);
-    }
-
-    fn append(&mut self, ticket: Ticket, body: Body) {
-        let Place::Here(here) = &mut self.place else { return };
-        let kind = match &body {
-            Body::Layers(layers) => Some(Some(layers.kind)),
-            Body::Prune(_) => Some(None),
-            _ => None,
-        };
-        let drawn = drawn_bytes(&body);
-        let outcome = match here.store.append(body) {
-            Ok(appended) => {
-                self.receiver.space.draw(&self.names, drawn);
-                self.reopen.reset();
-                match kind.filter(|_| appended.verdict == Verdict::Accepted) {
-                    Some(Some(LayerKind::Point)) => self.tally.points_published += 1,
-                    Some(Some(LayerKind::Fuzzy)) => self.tally.passes_published += 1,
-                    Some(None) => self.tally.prunes += 1,
-                    None => {}
-                }
-                AppendOutcome::Judged { position: appended.position, verdict: appended.verdict }
-            }
-            Err(StoreError::Overtaken { .. }) => AppendOutcome::Collided,
-            Err(error) if error.remedy() == Remedy::Lose => {
-                AppendOutcome::Unusable { layers: error.layer().into_iter().collect(), text: error.to_string() }
-            }
-            Err(error) => {
-                self.store_error(&error);
-                AppendOutcome::Failed { text: error.to_string() }
-            }
-        };
-        self.events.push_front((Event::Appended { ticket, outcome }, None));
-    }
-
-    fn drop_parts(&mut self, key: LayerKey, from: u32) {
-        let Place::Here(here) = &mut self.place else { return };
-        if let Err(error) = here.store.drop_parts(key, from) {
-            tracing::warn!(group = %self.names, %key, %error, "parts could not be deleted yet");
-            self.store_error(&error);
-        }
-    }
-
-    fn digests(&mut self, session: SessionId, id: RequestId, volume: VolumeId, run: farside_region::GranuleRun) {
-        let Place::Here(here) = &self.place else { return };
-        let runs = here.store.digests(volume, run).map(|runs| runs.into_iter().map(wire_run).collect());
-        let runs = runs.map_err(|error| {
-            self.receiver.vault.failed(here.generation, &error);
-            error.to_string()
-        });
-        self.happened(Event::Digests { session, id, volume, start: run.start, runs });
-    }
-
-    fn answer_ledger(&mut self, session: SessionId, slice: LedgerSlice) {
-        let (Place::Here(here), Some(link)) = (&self.place, self.sessions.get(&session).cloned()) else { return };
-        match exact_slice(&here.store, slice) {
-            Ok(slice) => link.send(&ReceiverMessage::LedgerSlice(slice)),
-            Err(error) => {
-                self.store_error(&error);
-                self.turn_away(&link, RefusalCode::Store, &error.to_string());
-            }
-        }
-    }
-
-    fn answer_points(&mut self, session: SessionId, query: &PointQuery) {
-        let (Place::Here(here), Some(link)) = (&self.place, self.sessions.get(&session)) else { return };
-        let page = point_page(&here.store, query);
-        link.send(&ReceiverMessage::Points(PointAnswer { id: query.id, page }));
-    }
-
-    fn set_policy(&mut self, policy: Policy) {
-        let (source, group) = (&self.names.source, &self.names.group);
-        // A default that was never said is not remembered, so it is compared with what is.
-        if self.receiver.policy_of(&self.names) == Some(policy) {
-            self.policy = Some(policy);
-            self.policy_is_default = false;
-            return;
-        }
-        if let Err(error) = self.receiver.state_dir.remember_policy(source, group, &policy) {
-            tracing::warn!(group = %self.names, %error, "what is to be kept could not be remembered");
-            // What is given up is gone for ever: until it is remembered, only more may be kept.
-            let larger = |old: &Policy| Policy { keep: old.keep.max(policy.keep), span_ms: old.span_ms.max(policy.span_ms) };
-            self.policy = self.policy.as_ref().map(larger);
-            return;
-        }
-        self.policy = Some(policy);
-        self.policy_is_default = false;
-        self.prune.due = true;
-        tracing::info!(group = %self.names, keep = policy.keep, span_ms = policy.span_ms, "the source says what is to be kept");
-    }
-
-    /// Remembers since when the newest point's content is old.
-    fn published(&mut self, kind: LayerKind, layers: &[LayerKey]) {
-        let begun = layers.iter().filter_map(|key| self.beginnings.remove(key)).min();
-        if kind == LayerKind::Point
-            && let Some(begun) = begun
-        {
-            self.cut_seen.extend(layers.iter().map(|key| (key.volume, begun)));
-        }
-    }
-
-    fn report(&self, volume: Option<VolumeId>, what: &Report) {
-        let name = volume.and_then(|id| match &self.place {
-            Place::Here(here) => here.store.state().volume(id).map(|v| v.meta().name.to_string()),
-            Place::Away { .. } => None,
-        });
-        let (group, volume) = (&self.names, name.unwrap_or_default());
-        match what {
-            Report::Judged { position, verdict } => tracing::debug!(%group, slot = %position.slot, ?verdict, "a record"),
-            Report::Unusable { text } => tracing::error!(%group, %text, "a record cannot be made; what it named is lost"),
-            Report::AppendFailed { text } => tracing::error!(%group, %text, "nothing can be published"),
-            Report::Dropped { key, why } => tracing::info!(%group, volume, %key, ?why, "a layer was dropped"),
-            Report::PartFailed { key, part, why } => tracing::warn!(%group, volume, %key, part, %why, "a part did not land"),
-            Report::SessionRefused { why } => tracing::info!(%group, why, "a connection is ended"),
-            other => tracing::debug!(%group, ?other, "a report"),
-        }
-    }
-
-    /// How old the group is at most: its oldest volume. `None` if a volume has no point.
-    /// A volume that left the group does not count: it is not in the newest point, and nothing came of it since. It is named.
-    fn lag(&self, here: &Here) -> Option<Lag> {
-        let state = here.store.state();
-        let age = |id: VolumeId| {
-            let point = state.newest_point_of(id)?;
-            let seen = self.cut_seen.get(&id).map(|cut| Lag { age: cut.elapsed(), is_at_least: false });
-            // A heartbeat says that nothing changed since.
-            let quiet = here.target.quiet(state, id).map(|(_, arrived)| Duration::from_nanos(self.now().saturating_sub(arrived)));
-            let quiet = quiet.map(|age| Lag { age, is_at_least: false });
-            let known = [seen, quiet].into_iter().flatten().min();
-            Some(known.unwrap_or_else(|| Lag { age: since_published(point), is_at_least: true }))
-        };
-        let newest = state.points().values().next_back();
-        let counts = |id: VolumeId| {
-            let in_newest = newest.is_some_and(|p| p.members.iter().any(|m| m.key.volume == id));
-            let layer = state.volume(id).and_then(|v| v.last_layer().filter(|l| l.key.term == v.term()));
-            let layer_since = layer.is_some_and(|l| newest.is_none_or(|p| l.slot > p.slot));
-            let term = state.volume(id).map(|v| v.term());
-            let begun = self.beginnings.keys().any(|key| key.volume == id && Some(key.term) == term);
-            in_newest || layer_since || begun || here.target.quiet(state, id).is_some()
-        };
-        let ages: Option<Vec<Lag>> = state.volumes().filter(|(id, _)| counts(*id)).map(|(id, _)| age(id)).collect();
-        ages?.into_iter().max()
-    }
-
-    /// Puts up how the group is now.
-    fn show(&mut self) {
-        // It walks all parts.
-        if let Place::Here(here) = &self.place
-            && self.dead_seen.is_none_or(|seen| seen.elapsed() >= DEAD_AGAIN)
-        {
-            self.dead_bytes = here.store.dead_bytes();
-            self.dead_seen = Some(Instant::now());
-        }
-        let mut view = GroupView::new(&self.names);
-        let newest = self.sessions.values().max_by_key(|s| s.heard());
-        view.connected_from = newest.map(|s| s.address());
-        view.heard = newest.map(|s| s.heard()).or(self.view.load().heard);
-        match &self.place {
-            Place::Away { words, .. } => view.away(words),
-            Place::Here(here) => {
-                let lag = self.lag(here);
-                view.here(&here.store, self.receiver.vault.path(), &here.target, lag, self.dead_bytes, self.tally);
-            }
-        }
-        self.view.store(Arc::new(view));
-    }
-}
-
-/// What a record takes of the disk, about, that no credit was for.
-fn drawn_bytes(body: &Body) -> u64 {
-    match body {
-        Body::Layers(layers) if layers.members.iter().any(|m| !m.parts.is_empty()) => 0,
-        Body::Layers(layers) => 4096 + layers.members.iter().map(|m| 12 * m.regions.range_count() as u64).sum::<u64>(),
-        Body::Prune(_) => 0,
-        _ => 4096,
     }
 }

@@ -8,14 +8,14 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use farside_layer::PART_BYTES_MAX;
 use farside_store::{PartLander, StoreError};
 use farside_transport::{CloseCode, IncomingPart, PartError, PartReceiver};
 use farside_wire::{PART_HEADER_BYTES, PartHeader};
 use tokio::sync::oneshot;
 
-use crate::door::Session;
+use crate::door::{Arriving, Session};
 use crate::group::{BeginPart, GroupHandle, Mail, PartOutcome};
 use crate::process::Receiver;
 
@@ -88,20 +88,22 @@ pub(crate) async fn land(receiver: Arc<Receiver>, session: Arc<Session>, group: 
         return;
     }
     let mut body = part.body;
+    let mut arriving = session.arriving();
     let outcome = match answer.await {
         Err(_) | Ok(BeginPart::Drop) => return,
-        Ok(BeginPart::Swallow) => match swallow(&mut *body).await {
+        Ok(BeginPart::Swallow) => match swallow(&mut arriving, &mut *body).await {
             Ok(bytes) => PartOutcome::Unwanted { bytes },
             Err(trouble) => return end(&session, trouble),
         },
         Ok(BeginPart::Failed(error)) => PartOutcome::Failed(error),
-        Ok(BeginPart::Land(lander)) => match write(&receiver.memory, &session, &mut *body, *lander).await {
+        Ok(BeginPart::Land(lander)) => match write(&receiver.memory, &session, &mut arriving, &mut *body, *lander).await {
             Ok(Some(entry)) => PartOutcome::Landed(entry),
             Ok(None) => return,
             Err(Trouble::Store(error)) => PartOutcome::Failed(error),
             Err(trouble) => return end(&session, trouble),
         },
     };
+    arriving.keep();
     let _ = group.tell(Mail::Part { session: session.id, header, outcome }).await;
 }
 
@@ -110,6 +112,7 @@ enum Trouble {
     Stream(PartError),
     TooMuch,
     TooLong,
+    NotGranted,
 }
 
 impl From<StoreError> for Trouble {
@@ -131,6 +134,7 @@ fn end(session: &Arc<Session>, trouble: Trouble) {
         Trouble::Stream(error) => tracing::debug!(%error, "a part ended early"),
         Trouble::TooMuch => session.close_soon(CloseCode::Overloaded, "the receiver's memory for parts is used up"),
         Trouble::TooLong => session.close_soon(CloseCode::Protocol, "a part is longer than a part may be"),
+        Trouble::NotGranted => session.close_soon(CloseCode::Protocol, "more was sent than this source was granted"),
         Trouble::Store(error) => session.close_soon(CloseCode::Refused, &error.to_string()),
     }
 }
@@ -139,6 +143,7 @@ fn end(session: &Arc<Session>, trouble: Trouble) {
 async fn write(
     memory: &Memory,
     session: &Arc<Session>,
+    arriving: &mut Arriving<'_>,
     body: &mut dyn PartReceiver,
     mut lander: PartLander,
 ) -> Result<Option<farside_ledger::PartEntry>, Trouble> {
@@ -150,6 +155,9 @@ async fn write(
         }
         let chunk = body.next(BATCH_BYTES - batch.len()).await?;
         let last = chunk.is_none();
+        if !arriving.add(chunk.as_ref().map_or(0, Bytes::len)) {
+            return Err(Trouble::NotGranted);
+        }
         batch.extend_from_slice(&chunk.unwrap_or_default());
         if batch.len() < BATCH_BYTES && !last {
             continue;
@@ -171,12 +179,15 @@ async fn write(
 }
 
 /// Reads a body that nobody wants; says how long it was.
-async fn swallow(body: &mut dyn PartReceiver) -> Result<u64, Trouble> {
+async fn swallow(arriving: &mut Arriving<'_>, body: &mut dyn PartReceiver) -> Result<u64, Trouble> {
     let mut bytes = 0_u64;
     while let Some(chunk) = body.next(BATCH_BYTES).await? {
         bytes += chunk.len() as u64;
         if bytes > PART_BYTES_MAX {
             return Err(Trouble::TooLong);
+        }
+        if !arriving.add(chunk.len()) {
+            return Err(Trouble::NotGranted);
         }
     }
     Ok(bytes)

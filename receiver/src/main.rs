@@ -5,8 +5,8 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use farside_control::client::{Client, ClientError, Daemon};
 use farside_control::receiver::TokenRequest;
+use farside_receiver::Config;
 use farside_receiver::args::{Arguments, Command};
-use farside_receiver::{Config, config};
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
@@ -16,7 +16,7 @@ fn main() -> ExitCode {
             farside_receiver::run(&config).map_err(Into::into)
         }
         Command::Token { config, expires, source, replace, address } => {
-            let request = config::parse_duration(&expires).map_err(anyhow::Error::msg).map(|lifetime| TokenRequest {
+            let request = farside_control::parse_duration(&expires).map_err(anyhow::Error::from).map(|lifetime| TokenRequest {
                 valid_for_ms: Some(u64::try_from(lifetime.as_millis()).unwrap_or(u64::MAX)),
                 address,
                 source,

@@ -429,6 +429,22 @@ impl Site {
         run(&mut command);
     }
 
+    /// Once everything is published: the volume holds what `client` was told, and so does its newest point, which is given.
+    ///
+    /// # Panics
+    /// When one of them does not.
+    pub fn check_newest(&self, volume: &str, client: &mut verify::Verifier) -> Vec<u8> {
+        client.flush();
+        self.wait_quiet();
+        client.check_all();
+        let to = self.path(&format!("{volume}-newest.img"));
+        self.restore(volume, "latest", &to);
+        let image = std::fs::read(&to).expect("restored");
+        client.compare_image(&image, "the newest point");
+        std::fs::remove_file(to).expect("restored");
+        image
+    }
+
     /// `farside store check`, which must find nothing.
     pub fn check_store(&self) {
         run(program("farside").args(["store", "check"]).arg(self.store()));

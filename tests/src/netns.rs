@@ -146,15 +146,6 @@ impl Network {
         value[0]["stats64"].clone()
     }
 
-    /// Datagrams that reached the gateway's machine while its socket was full: nobody ran there to read them.
-    pub fn unread_packets(&self) -> u64 {
-        let output = run(inside(&self.gateway, "cat").arg("/proc/net/snmp"));
-        let text = String::from_utf8(output.stdout).expect("text");
-        let mut lines = text.lines().filter_map(|l| l.strip_prefix("Udp: ")).map(|l| l.split(' '));
-        let (names, numbers) = (lines.next().expect("names"), lines.next().expect("numbers"));
-        names.zip(numbers).find(|(name, _)| *name == "RcvbufErrors").expect("a counter").1.parse().expect("a number")
-    }
-
     /// Packets that did not fit the queue before the gateway.
     pub fn dropped_packets(&self) -> u64 {
         let output = run(inside(&self.between, "tc").args(["-j", "-s", "qdisc", "show", "dev", "to-gateway"]));

@@ -137,6 +137,17 @@ impl Verifier {
         }
     }
 
+    /// So many requests more that are acknowledged, in units of a page.
+    ///
+    /// # Panics
+    /// As [`Verifier::step`].
+    pub fn steps(&mut self, rng: &mut Rng, requests: u64) {
+        let until = self.acknowledged + requests;
+        while self.acknowledged < until {
+            self.step(rng, 4096);
+        }
+    }
+
     /// Fills everything from `first_byte` on with what no compression shortens, in requests of a MiB.
     ///
     /// # Panics

@@ -169,10 +169,7 @@ fn whatever_a_gateway_does_costs_lag_and_nothing_else() {
     let mut client = Verifier::new(&site.tap("data"), BYTES);
     let mut rng = Rng(17);
     let mut write = |client: &mut Verifier, requests: u64| {
-        let until = client.acknowledged + requests;
-        while client.acknowledged < until {
-            client.step(&mut rng, 4096);
-        }
+        client.steps(&mut rng, requests);
         client.flush();
     };
     write(&mut client, 200);
@@ -197,12 +194,7 @@ fn whatever_a_gateway_does_costs_lag_and_nothing_else() {
         (site.volume_status("data")["state"]["state"] == "target_rewound").then_some(())
     });
     run(site.farside().args(["volume", "resync", "data", "--accept", "rewound"]));
-    client.flush();
-    site.wait_quiet();
-    client.check_all();
-    let image = site.path("newest.img");
-    site.restore("data", "latest", &image);
-    client.compare_image(&std::fs::read(image).expect("restored"), "the newest point");
+    site.check_newest("data", &mut client);
     let log = std::fs::read_to_string(site.path("daemon.log")).unwrap_or_default();
     assert!(!log.contains("panicked"), "{}", tail(&site.path("daemon.log")));
 }

@@ -32,15 +32,8 @@ fn twenty_kills_of_each_lose_nothing() {
     }
     let mut client = writer.end();
     assert!(client.broken > 0, "no kill met a connection");
-    client.flush();
-    client.check_all();
-    site.wait_quiet();
+    let restored = site.check_newest("data", &mut client);
     site.check_store();
-
-    let image = site.path("newest.img");
-    site.restore("data", "latest", &image);
-    let restored = std::fs::read(&image).expect("restored");
-    client.compare_image(&restored, "the newest point");
     let source = std::fs::read(site.backing("data")).expect("backing");
     assert!(source == restored, "the source and the newest point differ");
     for (i, point) in site.points("data").iter().enumerate() {

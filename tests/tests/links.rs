@@ -36,11 +36,9 @@ fn judge_retransmission(site: &Site, network: &Network, in_flight: u64) {
     let layers = site.status()["groups"][0]["points_published"].as_u64().expect("a number");
     let needed = published_bytes(site) + layers * WORDS_PER_LAYER_BYTES;
     let twice = sent.payload_bytes().saturating_sub(needed);
-    // What the machine's other work kept the gateway from reading is no fault of the line or of ours.
-    let unread = network.unread_packets();
-    let allowed = sent.payload_bytes() / 100 + in_flight + unread * 1500;
+    let allowed = sent.payload_bytes() / 100 + in_flight;
     println!(
-        "sent {} KiB in {} packets, needed {} KiB in about {layers} layers, twice {} KiB, in flight {} KiB, dropped by the queue {} packets, unread {unread}",
+        "sent {} KiB in {} packets, needed {} KiB in about {layers} layers, twice {} KiB, in flight {} KiB, dropped by the queue {} packets",
         sent.payload_bytes() >> 10,
         sent.packets,
         needed >> 10,
@@ -48,13 +46,6 @@ fn judge_retransmission(site: &Site, network: &Network, in_flight: u64) {
         in_flight >> 10,
         network.dropped_packets()
     );
-    // Where others keep the processors busy, acknowledgements are read late and QUIC takes packets for lost that were not.
-    let load = std::fs::read_to_string("/proc/loadavg").expect("Linux has it");
-    let load: f64 = load.split(' ').next().expect("a field").parse().expect("a number");
-    if load > 2.5 * std::thread::available_parallelism().map_or(1.0, |n| n.get() as f64) {
-        println!("not judged: the load is {load}");
-        return;
-    }
     assert!(twice <= allowed, "{twice} bytes were sent twice; 1 % and what was in flight make {allowed}");
 }
 
@@ -77,6 +68,8 @@ fn a_link_of(rate_mbit: u32, queue_bytes: u32, noise: u64, requests: u64) {
     let network = Network::new(rate_mbit, queue_bytes);
     let bytes = noise + 16 * MIB;
     let site = site(&network, bytes);
+    // What is written while the first sync reads it is read with it, and sent again with the epoch it belongs to.
+    site.wait_quiet();
     let mut client = Verifier::new(&site.tap("data"), bytes);
     client.write_all_from(16 * MIB);
     site.wait_quiet();

@@ -15,10 +15,7 @@ fn site() -> Site {
 
 fn write(site: &Site, seed: u64, requests: u64) -> Verifier {
     let mut client = Verifier::new(&site.tap("data"), BYTES);
-    let mut rng = Rng(seed);
-    while client.acknowledged < requests {
-        client.step(&mut rng, 4096);
-    }
+    client.steps(&mut Rng(seed), requests);
     client.flush();
     client
 }
@@ -435,13 +432,7 @@ fn unpair_forgets_the_receiver_and_another_pairing_goes_on() {
     wait_for("the connection to end", || (site.status()["groups"][0]["link"]["connected"] == false).then_some(()));
     assert_eq!(site.status()["connection"]["state"], "not_paired");
     assert_eq!(unpair(&["--yes"]).status.code(), Some(4), "twice is once too often");
-    let mut client = Verifier::new(&site.tap("data"), BYTES);
-    let mut rng = Rng(5);
-    while client.acknowledged < 50 {
-        client.step(&mut rng, 4096);
-    }
-    client.flush();
-    drop(client);
+    write(&site, 5, 50);
     // Not after a restart either.
     site.daemon.take().expect("it runs").stop();
     site.start_daemon();

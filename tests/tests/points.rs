@@ -26,10 +26,7 @@ fn output(command: &mut Command) -> (i32, String, Value) {
 /// Writes, and waits until a point holds it.
 fn write(site: &Site, client: &mut Verifier, rng: &mut Rng, requests: u64) -> u64 {
     let before = site.points("data").last().map(slot_of);
-    let until = client.acknowledged + requests;
-    while client.acknowledged < until {
-        client.step(rng, 4096);
-    }
+    client.steps(rng, requests);
     client.flush();
     site.wait_quiet();
     wait_for("a newer point", || site.points("data").last().map(slot_of).filter(|slot| Some(*slot) > before))

@@ -5,9 +5,48 @@ use std::path::{Path, PathBuf};
 
 use farside_tests::mount::possible;
 use farside_tests::verify::{Rng, Verifier};
-use farside_tests::{Site, VolumeSpec, run, tool, wait_for};
+use farside_tests::{Process, Site, VolumeSpec, run, tool, wait_for};
 
 const BYTES: u64 = 16 << 20;
+
+/// A file on FUSE, whose server can be told to answer nothing.
+struct Mute {
+    dir: PathBuf,
+    server: Process,
+    fuse: Process,
+}
+
+impl Mute {
+    fn make(site: &Site) -> Self {
+        let (image, socket, dir) = (site.path("mute.img"), site.path("mute.sock"), site.path("mute"));
+        std::fs::File::create(&image).and_then(|f| f.set_len(BYTES)).expect("a sparse file");
+        std::fs::create_dir(&dir).expect("mkdir");
+        let server = tool("qemu-nbd").args(["-f", "raw", "-t", "-k"]).arg(&socket).arg(&image).spawn().expect("it is installed");
+        let server = Process::new(server, "qemu-nbd");
+        wait_for("qemu-nbd", || std::os::unix::net::UnixStream::connect(&socket).ok());
+        let fuse = tool("nbdfuse").arg(dir.join("disk")).arg("--unix").arg(&socket).spawn().expect("it is installed");
+        let this = Self { dir, server, fuse: Process::new(fuse, "nbdfuse") };
+        wait_for("nbdfuse", || this.file().metadata().ok().filter(|m| m.len() == BYTES));
+        this
+    }
+
+    fn file(&self) -> PathBuf {
+        self.dir.join("disk")
+    }
+
+    /// Whoever opens, reads or looks at it waits.
+    fn mute(&self, mute: bool) {
+        self.fuse.signal(if mute { libc::SIGSTOP } else { libc::SIGCONT });
+    }
+}
+
+impl Drop for Mute {
+    fn drop(&mut self) {
+        self.mute(false);
+        let _ = tool("fusermount3").args(["-u", "-z", "-q"]).arg(&self.dir).status();
+        self.server.signal(libc::SIGTERM);
+    }
+}
 
 fn spec() -> VolumeSpec {
     VolumeSpec { name: "data".into(), bytes: BYTES, group: "default".into() }
@@ -75,6 +114,7 @@ impl Ext4 {
 
 impl Drop for Ext4 {
     fn drop(&mut self) {
+        let _ = tool("fsfreeze").arg("--unfreeze").arg(&self.at).stderr(std::process::Stdio::null()).status(); // of a test that failed
         let _ = tool("umount").arg("--lazy").arg(&self.at).status(); // the daemon of a test that failed still uses it
     }
 }
@@ -91,17 +131,13 @@ fn a_loss_of_tracking_that_only_the_receiver_could_keep_is_heeded_after_a_reboot
     site.start_all();
     let mut client = Verifier::new(&site.tap("data"), BYTES);
     let mut rng = Rng(1);
-    while client.acknowledged < 50 {
-        client.step(&mut rng, 4096);
-    }
+    client.steps(&mut rng, 50);
     client.flush();
     site.wait_quiet();
     wait_for("everything to cool", || (site.volume_status("data")["hot_bytes"] == 0).then_some(()));
 
     state.fail();
-    while client.acknowledged < 60 {
-        client.step(&mut rng, 4096);
-    }
+    client.steps(&mut rng, 10);
     client.flush();
     drop(client);
     let status = site.volume_status("data");
@@ -166,10 +202,7 @@ fn a_full_state_directory_keeps_no_volume_from_its_host_after_a_crash() {
     let state = Ext4::make(site.path("state.ext4"), site.path("host/state"));
     site.start_all();
     let mut client = Verifier::new(&site.tap("data"), BYTES);
-    let mut rng = Rng(7);
-    while client.acknowledged < 100 {
-        client.step(&mut rng, 4096);
-    }
+    client.steps(&mut Rng(7), 100);
     client.flush();
     site.daemon.take().expect("it runs").kill();
     drop(client);
@@ -220,5 +253,179 @@ fn removing_a_volume_whose_device_hangs_holds_up_no_other_command() {
         let add = site.farside().args(["volume", "add", "hangs", "--backing"]).arg(&backing).output().expect("it starts");
         add.status.success().then_some(())
     });
+    site.daemon.take().expect("it runs").stop();
+}
+
+/// A device that does not even answer its opening keeps neither the other volumes from their hosts, nor the service from being
+/// ready, nor a stop from ending; it is served when it answers.
+#[test]
+fn a_device_that_never_answers_its_opening_holds_up_nobody_else() {
+    if !possible() {
+        return; // needs root and FUSE
+    }
+    let mut site = Site::new(&[spec()], "200ms", 8);
+    let mute = Mute::make(&site);
+    std::fs::create_dir_all(site.path("host/farsided.d")).expect("made");
+    let volume = format!("[[volume]]\nname = \"mute\"\nbacking = \"{}\"\n", mute.file().display());
+    std::fs::write(site.path("host/farsided.d/volume-mute.toml"), volume).expect("written");
+    let path = site.path("notify.sock");
+    let systemd = std::os::unix::net::UnixDatagram::bind(&path).expect("a socket");
+    systemd.set_nonblocking(true).expect("a socket");
+    site.environment = vec![("NOTIFY_SOCKET", path.display().to_string()), ("WATCHDOG_USEC", "60000000".into())];
+    let hears = |wanted: &str| {
+        wait_for(wanted, || {
+            let mut buffer = [0; 1024];
+            let length = systemd.recv(&mut buffer).ok()?;
+            Some(String::from_utf8_lossy(&buffer[..length]).into_owned()).filter(|said| said.contains(wanted))
+        })
+    };
+    mute.mute(true);
+    site.start_receiver();
+    hears("READY=1");
+    let mut daemon = site.spawn_daemon();
+    wait_for("the other volume", || std::os::unix::net::UnixStream::connect(site.tap("data")).ok());
+    site.pair();
+    let mut client = Verifier::new(&site.tap("data"), BYTES);
+    client.steps(&mut Rng(3), 50);
+    client.flush();
+    assert_eq!(site.status()["reasons"][0]["code"], "starting");
+    // Ready all the same, after the bound, with who is late.
+    assert!(hears("READY=1").contains("1 of 2 volumes served; being opened: mute"));
+    wait_for("a point of the other", || (!site.points("data").is_empty()).then_some(()));
+    daemon.signal(libc::SIGTERM);
+    wait_for("a stop that does not wait for it", || (!daemon.is_running()).then_some(()));
+
+    let daemon = site.spawn_daemon();
+    hears("READY=1");
+    assert_eq!(site.status()["reasons"][0]["code"], "starting");
+    mute.mute(false);
+    hears("STATUS=2 of 2 volumes served");
+    site.check_newest("data", &mut client);
+    daemon.stop();
+}
+
+/// What a thread waits for in the kernel outlives even SIGKILL, and so do its files: whoever comes next is told that, not that
+/// another daemon is to be stopped.
+#[test]
+fn a_killed_daemon_that_its_device_holds_is_named_and_followed_when_the_device_answers() {
+    if !possible() {
+        return; // needs root and a loop device
+    }
+    let mut site = Site::new(&[spec()], "200ms", 8);
+    let disk = Ext4::make(site.path("disk.ext4"), site.path("disk"));
+    std::fs::rename(site.backing("data"), site.path("disk/data.img"))
+        .or_else(|_| std::fs::File::create(site.path("disk/data.img")).and_then(|f| f.set_len(BYTES)))
+        .expect("a backing");
+    let config = site.path("host/farsided.toml");
+    let toml = std::fs::read_to_string(&config).expect("written");
+    let (old, new) = (site.backing("data"), site.path("disk/data.img"));
+    std::fs::write(&config, toml.replace(&*old.to_string_lossy(), &new.to_string_lossy())).expect("written");
+    site.start_all();
+    let mut client = Verifier::new(&site.tap("data"), BYTES);
+    client.steps(&mut Rng(4), 100);
+    client.flush();
+    site.wait_quiet();
+    disk.freeze(true);
+    let mut other = farside_nbd::client::Client::connect(&site.tap("data"), "").expect("connected");
+    let writer = std::thread::spawn(move || other.write(0, &[0; 512], 0));
+    wait_for("the write to be under way", || (site.volume_status("data")["tap"]["in_flight"] == 1).then_some(()));
+    let mut killed = site.daemon.take().expect("it runs");
+    killed.signal(libc::SIGKILL);
+    let log = || std::fs::read_to_string(site.path("daemon.log")).unwrap_or_default();
+    wait_for("its successor to say what is the matter", || {
+        let mut next = site.spawn_daemon();
+        wait_for("its end", || (!next.is_running()).then_some(()));
+        log().contains(&format!("a farsided that was killed (pid {})", killed.pid())).then_some(())
+    });
+    assert!(killed.is_running(), "its device has not answered");
+    disk.freeze(false);
+    wait_for("the end of the killed one", || (!killed.is_running()).then_some(()));
+    writer.join().expect("it ended").expect_err("nobody answered it");
+    site.start_daemon();
+    site.wait_quiet();
+    let restored = site.path("restored.img");
+    site.restore("data", "latest", &restored);
+    let same = std::fs::read(site.path("disk/data.img")).expect("read") == std::fs::read(&restored).expect("read");
+    assert!(same, "the newest point is not the disk");
+    site.daemon.take().expect("it runs").stop();
+}
+
+/// Put back by a reload while its device still holds its last request: it leaves first, then it is opened again, and nothing is
+/// taken for unchanged that was written between.
+#[test]
+fn a_volume_put_back_while_it_is_leaving_is_opened_again_when_it_has_left() {
+    if !possible() {
+        return; // needs root and a loop device
+    }
+    let mut site = Site::new(&[spec()], "200ms", 8);
+    site.start_all();
+    let disk = Ext4::make(site.path("disk.ext4"), site.path("disk"));
+    let backing = site.path("disk/hangs.img");
+    std::fs::write(&backing, vec![1; BYTES as usize]).expect("written");
+    run(site.farside().args(["volume", "add", "hangs", "--backing"]).arg(&backing));
+    site.wait_quiet();
+    let mut client = farside_nbd::client::Client::connect(&site.path("host/hangs.nbd"), "hangs").expect("connected");
+    disk.freeze(true);
+    let writer = std::thread::spawn(move || client.write(0, &[9; 4096], 0));
+    wait_for("the write to be under way", || (site.volume_status("hangs")["tap"]["in_flight"] == 1).then_some(()));
+    let (drop_in, aside) = (site.path("host/farsided.d/volume-hangs.toml"), site.path("host/aside.toml"));
+    std::fs::rename(&drop_in, &aside).expect("renamed");
+    let reload = || site.farside().arg("reload").output().expect("it starts");
+    let said =
+        |output: &std::process::Output| String::from_utf8_lossy(&[&output.stdout[..], &output.stderr].concat()).into_owned();
+    let out = reload();
+    assert!(said(&out).contains("hangs") && said(&out).contains("does not answer"), "{out:?}");
+    std::fs::rename(&aside, &drop_in).expect("renamed");
+    let back = reload();
+    assert!(said(&back).contains("still being removed") && said(&back).contains("then it is opened again"), "{back:?}");
+    disk.freeze(false);
+    writer.join().expect("it ended").expect("the write was answered: it came before the end");
+    wait_for("it to be served again", || {
+        let client = farside_nbd::client::Client::connect(&site.path("host/hangs.nbd"), "hangs").ok()?;
+        drop(client);
+        (site.volume_status("hangs")["state"]["state"] != "not_served").then_some(())
+    });
+    // Its state went with it: the points under its name are not known to be its own (T17).
+    wait_for("its history to be called another's", || (site.volume_status("hangs")["state"]["state"] == "forked").then_some(()));
+    run(site.farside().args(["volume", "resync", "hangs", "--accept", "forked"]));
+    site.wait_quiet();
+    let restored = site.path("restored.img");
+    site.restore("hangs", "latest", &restored);
+    let same = std::fs::read(&backing).expect("read") == std::fs::read(&restored).expect("read");
+    assert!(same, "the newest point is not the disk");
+    site.daemon.take().expect("it runs").stop();
+}
+
+/// An `add` that cannot be written down is undone: nothing is served that the next start would not serve.
+#[test]
+fn an_add_that_the_configuration_has_no_room_for_is_undone() {
+    if !possible() {
+        return; // needs root and a loop device
+    }
+    let mut site = Site::new(&[spec()], "200ms", 8);
+    let drop_ins = Ext4::make(site.path("drop-ins.ext4"), site.path("host/farsided.d"));
+    site.start_all();
+    let backing = site.path("other.img");
+    std::fs::File::create(&backing).and_then(|f| f.set_len(BYTES)).expect("a sparse file");
+    let list =
+        || std::fs::read_dir(&drop_ins.at).expect("a folder").map(|e| e.expect("an entry").file_name()).collect::<Vec<_>>();
+    let add = || site.farside().args(["volume", "add", "other", "--backing"]).arg(&backing).output().expect("it starts");
+    drop_ins.fill();
+    let before = list();
+    let output = add();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success(), "{output:?}");
+    assert!(text.contains("volume other is not added") && text.contains("farsided.d/volume-other.toml"), "{text}");
+    assert!(text.contains("No space left on device"), "{text}");
+    assert_eq!(list(), before, "half a file is left");
+    assert!(!site.path("host/state/volumes/default/other").exists(), "what was not added has no state");
+    assert!(std::os::unix::net::UnixStream::connect(site.path("host/other.nbd")).is_err(), "it is served");
+    let volumes = String::from_utf8(run(site.farside().args(["volume", "list"])).stdout).expect("text");
+    assert!(!volumes.contains("other"), "{volumes}");
+    drop_ins.make_room();
+    assert!(add().status.success());
+    site.daemon.take().expect("it runs").stop();
+    site.start_daemon();
+    site.volume_status("other");
     site.daemon.take().expect("it runs").stop();
 }

@@ -13,9 +13,7 @@ fn a_receiver_that_stands_still_costs_lag_and_nothing_else() {
     let site = Site::with_volume(BYTES, "200ms", 8);
     let mut client = Verifier::new(&site.tap("data"), BYTES);
     let mut rng = Rng(11);
-    while client.acknowledged < 500 {
-        client.step(&mut rng, 4096);
-    }
+    client.steps(&mut rng, 500);
     site.wait_quiet();
     let receiver = site.receiver.as_ref().expect("it runs");
     receiver.signal(libc::SIGSTOP);
@@ -34,10 +32,5 @@ fn a_receiver_that_stands_still_costs_lag_and_nothing_else() {
     assert!(end < middle + 16 * 1024, "memory grew from {middle} to {end} KiB while the receiver stood still");
     wait_for("`Behind`", || (site.volume_status("data")["state"]["state"] == "behind").then_some(()));
     site.receiver.as_ref().expect("it runs").signal(libc::SIGCONT);
-    client.flush();
-    site.wait_quiet();
-    client.check_all();
-    let image = site.path("newest.img");
-    site.restore("data", "latest", &image);
-    client.compare_image(&std::fs::read(image).expect("restored"), "the newest point");
+    site.check_newest("data", &mut client);
 }

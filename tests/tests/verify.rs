@@ -28,9 +28,7 @@ fn a_clean_region_that_differs_is_named_and_sent() {
     let site = Site::with_volume(BYTES, "200ms", 8);
     let mut client = Verifier::new(&site.tap("data"), BYTES);
     let mut rng = Rng(11);
-    while client.acknowledged < 200 {
-        client.step(&mut rng, 4096);
-    }
+    client.steps(&mut rng, 200);
     client.flush();
     wait_cold(&site);
     let (code, result) = verify(&site);
@@ -70,10 +68,7 @@ fn a_limit_holds_at_once_and_after_a_restart() {
     assert_eq!(site.status()["limits"]["rate_bytes_per_s"], 5_000_000);
     // What is written is published under it.
     let mut client = Verifier::new(&site.tap("data"), BYTES);
-    let mut rng = Rng(12);
-    while client.acknowledged < 200 {
-        client.step(&mut rng, 4096);
-    }
+    client.steps(&mut Rng(12), 200);
     client.flush();
     site.wait_quiet();
     assert_eq!(text(&["limit", "clear"], &site), "rate: no limit\n");

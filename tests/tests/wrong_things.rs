@@ -15,10 +15,7 @@ fn spec() -> VolumeSpec {
 
 fn written(site: &Site, seed: u64, requests: u64) -> Verifier {
     let mut client = Verifier::new(&site.tap("data"), BYTES);
-    let mut rng = Rng(seed);
-    while client.acknowledged < requests {
-        client.step(&mut rng, 4096);
-    }
+    client.steps(&mut Rng(seed), requests);
     client.flush();
     client
 }
@@ -155,6 +152,34 @@ fn a_flipped_bit_is_named_and_other_points_live() {
     assert!(text.contains("data") && text.contains("region"), "volume and region are named: {text}");
 }
 
+/// Nobody looks at a gateway that works: the host says that the store has lost something of it, and how it comes back.
+#[test]
+fn what_the_store_has_lost_is_said_at_the_host_until_it_was_sent_again() {
+    let mut site = Site::with_volume(BYTES, "200ms", 8);
+    let mut client = written(&site, 15, 200);
+    site.wait_quiet();
+    let damage = |site: &Site| {
+        let reasons = site.volume_status("data")["reasons"].as_array().expect("a list").clone();
+        reasons.into_iter().find(|reason| reason["code"] == "segments_damaged")
+    };
+    assert_eq!(damage(&site), None);
+    site.receiver.take().expect("it runs").stop();
+    let segments = files_below(&site.store()).into_iter().filter(|f| f.to_string_lossy().contains("/segments/"));
+    let largest = segments.max_by_key(|f| f.metadata().expect("a file").len()).expect("segments");
+    std::fs::remove_file(largest).expect("it was there");
+    site.start_receiver();
+    let reason = wait_for("the host to say so", || damage(&site));
+    assert!(reason["what_to_do"].as_str().is_some_and(|todo| todo.contains("farside volume resync data")), "{reason}");
+    // L10: nobody knows how old what a restore would bring back is.
+    assert!(site.volume_status("data")["lag_ms"].is_null() && site.status()["groups"][0]["lag_ms"].is_null());
+    let check = site.farside().args(["status", "--check"]).output().expect("it starts");
+    assert_eq!(check.status.code(), Some(8), "it is not protected as it should be: {check:?}");
+    run(site.farside().args(["volume", "resync", "data"]));
+    wait_for("the damage to be mended", || damage(&site).is_none().then_some(()));
+    site.check_newest("data", &mut client);
+    no_panic(&site);
+}
+
 #[test]
 fn a_store_of_another_source_is_not_taken_for_ours() {
     let mut site = Site::with_volume(BYTES, "200ms", 8);
@@ -278,12 +303,7 @@ fn a_full_store_costs_lag_and_recovers_by_itself() {
     assert!(!site.points("data").is_empty() && points > 0, "existing points stay");
     site.check_store();
     std::fs::remove_file(&ballast).expect("removed");
-    client.flush();
-    site.wait_quiet();
-    client.check_all();
-    let to = site.path("newest.img");
-    site.restore("data", "latest", &to);
-    client.compare_image(&std::fs::read(to).expect("restored"), "the newest point");
+    site.check_newest("data", &mut client);
     no_panic(&site);
     site.daemon.take().expect("it runs").stop();
     site.receiver.take().expect("it runs").stop();

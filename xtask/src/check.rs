@@ -26,6 +26,8 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("farside-store", &["farside-region", "farside-layer", "farside-ledger", "farside-blockio"]),
     ("farside-transport", &["farside-region", "farside-wire"]),
     ("farside-nbd", &["farside-region", "farside-blockio"]),
+    ("farside-ublk", &["farside-region", "farside-blockio"]),
+    ("farside-insert", &["farside-blockio"]),
     (
         "farside-daemon",
         &[
@@ -40,6 +42,8 @@ const IMPORTS: &[(&str, &[&str])] = &[
             "farside-replication",
             "farside-transport",
             "farside-nbd",
+            "farside-ublk",
+            "farside-insert",
         ],
     ),
     (
@@ -79,9 +83,8 @@ const DEVELOPMENT: &[&str] = &["farside-sim", "farside-fuzz", "farside-tests", "
 const SOLE_IMPORTERS: &[(&str, &[&str])] = &[
     ("axum", &["farside-daemon", "farside-receiver", "farside-service"]),
     ("hyper", &["farside-control"]),
-    ("io-uring", &["farside-blockio"]),
-    ("libublk", &[]),
-    ("memmap2", &["farside-blockio"]),
+    ("io-uring", &["farside-blockio", "farside-ublk"]),
+    ("memmap2", &["farside-blockio", "farside-ublk"]),
     ("prometheus-client", &["farside-service"]),
     ("quinn", &["farside-transport"]),
     ("rcgen", &["farside-transport"]),
@@ -111,8 +114,8 @@ const IMPURE_WORDS: &[&str] = &[
     "libc::",
 ];
 
-/// The only place that may contain unsafe code.
-const UNSAFE_ROOMS: &[&str] = &["crates/blockio/"];
+/// The only places that may contain unsafe code.
+const UNSAFE_ROOMS: &[&str] = &["crates/blockio/", "ublk/"];
 
 const FILE_LINES_MAX: usize = 1200;
 

@@ -11,6 +11,8 @@ use crate::kernels::Mirror;
 /// A Debian package and a program by which its presence is known.
 const NEEDED: &[(&str, &str)] = &[
     ("borgbackup", "borg"),
+    ("debhelper", "dh"),
+    ("debootstrap", "debootstrap"),
     ("e2fsprogs", "mke2fs"),
     ("fio", "fio"),
     ("fuse3", "fusermount3"),

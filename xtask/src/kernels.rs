@@ -6,12 +6,13 @@
 //! cache whole, under its version, and its link points to the newest one that was fetched.
 
 use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use farside_vm::{GUEST_TREE, Kernel, cache};
+use farside_vm::{DEBIAN_IMAGE, DEBIAN_TREE, GUEST_TREE, Kernel, cache};
 
 /// How old the answer to "what is the newest version?" may be.
 const LISTS_AGE_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -55,6 +56,11 @@ const fn kernel(kernel: Kernel, suite: Suite, must_hold: &'static [&'static str]
     Tree { name: kernel.name(), suite, packages: CLOUD_KERNEL, follow: "linux-", must_hold }
 }
 
+/// What the guests' Debian has beside its smallest system.
+const DEBIAN_PACKAGES: &[&str] =
+    &["dbus", "e2fsprogs", "iproute2", "kmod", "lvm2", "procps", "systemd", "systemd-sysv", "udev", "xfsprogs"];
+const DEBIAN_SIZE: &str = "1200M";
+
 /// Fetches what is not there or not new enough.
 pub(crate) fn run() -> anyhow::Result<()> {
     let cache = cache::dir();
@@ -75,7 +81,39 @@ pub(crate) fn run() -> anyhow::Result<()> {
         fetch(tree, mirror, &cache)?;
         println!("{}: {} (fetched or looked for now)", tree.name, target_of(&link));
     }
+    let link = cache.join(DEBIAN_TREE);
+    if !is_fresh(&link) {
+        let mirror = mirror.map_or_else(Mirror::of_this_machine, Ok)?;
+        debian(&mirror, &cache)?;
+    }
+    println!("{DEBIAN_TREE}: {}", target_of(&link));
     Ok(())
+}
+
+/// Debian's root file system for guests: the smallest one that boots systemd, and what a protected host has.
+fn debian(mirror: &Mirror, cache: &Path) -> anyhow::Result<()> {
+    let young = cache.join(format!("{DEBIAN_TREE}.new"));
+    remove_tree(&young)?;
+    let root = young.join("root");
+    let include = format!("--include={}", DEBIAN_PACKAGES.join(","));
+    let mut debootstrap = Command::new("debootstrap");
+    debootstrap.args(["--variant=minbase", &include, &mirror.release]).arg(&root).arg(&mirror.uri);
+    output(&mut debootstrap).context("a Debian for the guests cannot be made (it needs root)")?;
+    let listed = output(Command::new("dpkg-query").arg("--admindir").arg(root.join("var/lib/dpkg")).arg("--show"))?;
+    for ballast in ["var/cache/apt/archives", "var/lib/apt/lists", "usr/share/doc", "usr/share/man", "usr/share/locale"] {
+        let path = root.join(ballast);
+        remove_tree(&path)?;
+        std::fs::create_dir_all(&path).with_context(|| format!("{} cannot be made", path.display()))?;
+    }
+    // A guest finds out at its first boot who it is.
+    std::fs::write(root.join("etc/machine-id"), "uninitialized\n").context("no room for a Debian")?;
+    let image = young.join(DEBIAN_IMAGE);
+    output(Command::new("mke2fs").args(["-q", "-t", "ext4", "-d"]).arg(&root).arg(&image).arg(DEBIAN_SIZE))?;
+    remove_tree(&root)?;
+    let name = format!("{DEBIAN_TREE}@{}", fingerprint(listed));
+    let place = cache.join(&name);
+    remove_tree(&place)?;
+    put_in_place(&young, &name, cache, DEBIAN_TREE)
 }
 
 fn target_of(link: &Path) -> String {
@@ -92,23 +130,38 @@ fn fetch(tree: &Tree, mirror: &Mirror, cache: &Path) -> anyhow::Result<()> {
     let apt = Apt::new(cache, &mirror.suite(&tree.suite)?, &mirror.uri)?;
     let packages = apt.closure(tree)?;
     let first = packages.get(tree.packages[0]).context("a tree has a first package")?;
-    let version = if tree.packages.len() == 1 { first.version.clone() } else { fingerprint(&packages) };
+    let version = if tree.packages.len() == 1 {
+        first.version.clone()
+    } else {
+        fingerprint(packages.iter().map(|(name, package)| (name, &package.version)).collect::<Vec<_>>())
+    };
     let name = format!("{}@{version}", tree.name);
     let place = cache.join(&name);
-    if !place.exists() {
-        let young = cache.join(format!("{name}.new"));
-        remove_tree(&young)?;
-        std::fs::create_dir_all(&young).with_context(|| format!("{} cannot be made", young.display()))?;
-        apt.unpack(&packages, &young)?;
-        if let Some(missing) = tree.must_hold.iter().find(|name| !young.join(name).exists()) {
-            bail!("{} was fetched, and there is no {missing} in it", tree.name);
-        }
-        std::fs::rename(&young, &place).with_context(|| format!("{} cannot be put in place", place.display()))?;
+    if place.exists() {
+        return point_to(&name, cache, tree.name);
     }
-    let link = cache.join(format!("{}.link", tree.name));
+    let young = cache.join(format!("{name}.new"));
+    remove_tree(&young)?;
+    std::fs::create_dir_all(&young).with_context(|| format!("{} cannot be made", young.display()))?;
+    apt.unpack(&packages, &young)?;
+    if let Some(missing) = tree.must_hold.iter().find(|name| !young.join(name).exists()) {
+        bail!("{} was fetched, and there is no {missing} in it", tree.name);
+    }
+    put_in_place(&young, &name, cache, tree.name)
+}
+
+fn put_in_place(young: &Path, name: &str, cache: &Path, tree: &str) -> anyhow::Result<()> {
+    let place = cache.join(name);
+    std::fs::rename(young, &place).with_context(|| format!("{} cannot be put in place", place.display()))?;
+    point_to(name, cache, tree)
+}
+
+/// The newest tree of its name is this one from now on.
+fn point_to(name: &str, cache: &Path, tree: &str) -> anyhow::Result<()> {
+    let link = cache.join(format!("{tree}.link"));
     let _ = std::fs::remove_file(&link);
-    std::os::unix::fs::symlink(&name, &link).with_context(|| format!("{} cannot be made", link.display()))?;
-    std::fs::rename(&link, cache.join(tree.name)).with_context(|| format!("{} cannot be put in place", link.display()))
+    std::os::unix::fs::symlink(name, &link).with_context(|| format!("{} cannot be made", link.display()))?;
+    std::fs::rename(&link, cache.join(tree)).with_context(|| format!("{} cannot be put in place", link.display()))
 }
 
 fn remove_tree(path: &Path) -> anyhow::Result<()> {
@@ -120,11 +173,10 @@ fn remove_tree(path: &Path) -> anyhow::Result<()> {
     }
 }
 
-/// One word for the versions of many packages.
-fn fingerprint(packages: &BTreeMap<String, Package>) -> String {
-    use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+/// One word for many.
+fn fingerprint(what: impl Hash) -> String {
     let mut hasher = DefaultHasher::new();
-    packages.iter().for_each(|(name, package)| (name, &package.version).hash(&mut hasher));
+    what.hash(&mut hasher);
     format!("{:016x}", hasher.finish())
 }
 

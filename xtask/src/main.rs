@@ -8,6 +8,7 @@ mod install;
 mod kernels;
 mod laws;
 mod licence;
+mod package;
 mod sim;
 mod test_all;
 
@@ -39,6 +40,8 @@ enum Command {
     Check,
     /// Runs the simulator: many seeds, or one with a readable trace.
     Sim(sim::SimArgs),
+    /// Makes the Debian packages for hosts and gateways, in target/packages. Needs debhelper.
+    Package(package::Args),
     /// Fuzzes every decoder of bytes that others hand us.
     Fuzz(fuzz::Args),
 }
@@ -48,6 +51,7 @@ fn main() -> ExitCode {
         Command::Test(args) => test_all::run(&args),
         Command::Check => check::run().map(|()| println!("check: every rule holds")),
         Command::Sim(args) => sim::main(&args),
+        Command::Package(args) => package::run(&args),
         Command::Fuzz(args) => fuzz::main(&args),
     };
     match result {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 
-use crate::{check, fuzz, install, kernels};
+use crate::{check, fuzz, install, kernels, package};
 
 /// Options of `xtask test`.
 #[derive(Debug, clap::Args)]
@@ -130,6 +130,7 @@ fn steps() -> anyhow::Result<Vec<Step>> {
                 "1",
             ])),
         ),
+        step("packages", "Debian packages for hosts and gateways", Work::Here(|| package::run(&package::for_tests()))),
         step("kernels", "Debian kernels for virtual machines, fetched once", Work::Here(kernels::run)),
         step(
             "vm",

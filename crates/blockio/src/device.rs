@@ -19,7 +19,7 @@ use nix::unistd::{Whence, lseek64};
 use thiserror::Error;
 
 use crate::queue::push_extent;
-use crate::{BUFFER_ALIGN, Buffer, Extent, ExtentKind, SharedFd, door};
+use crate::{BUFFER_ALIGN, Buffer, Extent, ExtentKind, SharedFd, door, topology};
 
 /// How to open a device.
 #[derive(Clone, Copy, Debug)]
@@ -460,8 +460,10 @@ fn punches(fd: BorrowedFd<'_>, kind: DeviceKind, size: u64, block_min: u32) -> b
         }
         DeviceKind::Block => {
             let Ok(stat) = nix::sys::stat::fstat(fd) else { return false };
-            let (major, minor) = (nix::sys::stat::major(stat.st_rdev), nix::sys::stat::minor(stat.st_rdev));
-            door::sysfs_u64(&format!("/sys/dev/block/{major}:{minor}/queue/write_zeroes_max_bytes")).is_some_and(|max| max > 0)
+            let queue = topology::queue_of(stat.st_rdev);
+            queue
+                .and_then(|queue| door::sysfs_u64(&queue.join("write_zeroes_max_bytes").to_string_lossy()))
+                .is_some_and(|max| max > 0)
         }
     }
 }

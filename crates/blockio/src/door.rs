@@ -38,6 +38,15 @@ pub(crate) fn open(path: &Path, kind: DeviceKind, options: OpenOptions) -> Resul
     Ok(fd)
 }
 
+/// Takes a block device for oneself without reading anything of it: a mount, a mapping, a swap or
+/// another holder keeps it. Waits a moment for who only looks at it (udev). It is ours until what is returned is dropped.
+///
+/// # Errors
+/// [`DeviceError::Busy`] names who has it.
+pub fn hold(path: &Path) -> Result<OwnedFd, DeviceError> {
+    open(path, DeviceKind::Block, OpenOptions { wait: Duration::from_secs(1), readonly: false })
+}
+
 fn flags(kind: DeviceKind, options: OpenOptions) -> OFlag {
     let mut flags = OFlag::O_DIRECT | OFlag::O_CLOEXEC;
     flags |= if options.readonly { OFlag::O_RDONLY } else { OFlag::O_RDWR };

@@ -1,5 +1,5 @@
 //! Everything that touches a disk: aligned buffers, the io_uring engine, devices opened through their one door, process
-//! settings, and [`BlockQueue`], the shape in which a tap sees a volume.
+//! settings, the device mapper, and [`BlockQueue`], the shape in which a tap sees a volume.
 //!
 //! Invariants: a buffer that the kernel may write is owned by the [`Ring`] and by nobody else until its completion; a device
 //! is used through one open file description that carries its lock ([`FileDevice`]); direct I/O always. This is the one
@@ -10,6 +10,7 @@
 
 mod buffer;
 mod device;
+pub mod dm;
 mod door;
 mod engine;
 mod mem;
@@ -18,13 +19,16 @@ mod queue;
 mod ring;
 #[cfg(test)]
 mod testing;
+mod topology;
 mod waker;
 
 pub use buffer::{BUFFER_ALIGN, Buffer, BufferPool, Gather};
 pub use device::{DeviceError, DeviceKind, FileDevice, OpenOptions};
+pub use door::hold;
 pub use engine::{DeviceDone, DeviceEngine, DeviceOp};
 pub use mem::MemQueue;
 pub use nix::errno::Errno;
 pub use queue::{BlockQueue, Done, Extent, ExtentKind, Op, PlainQueue, QueueInfo, Request, RequestId};
 pub use ring::{Completion, Fallocate, Owner, Ring, RingError, SharedFd, Tag};
+pub use topology::Topology;
 pub use waker::Waker;

@@ -22,6 +22,20 @@ pub enum SettingError {
         #[source]
         source: io::Error,
     },
+    /// The calling thread could not give up a privilege.
+    #[error("this thread cannot give up CAP_SYS_ADMIN")]
+    Privilege {
+        /// What capget or capset said.
+        #[source]
+        source: io::Error,
+    },
+    /// A core dump may be written to what this process serves.
+    #[error("core dumps are not refused ({source}): one that is written to a volume of this process would wait for it")]
+    CoreDump {
+        /// What prctl said.
+        #[source]
+        source: io::Error,
+    },
     /// Allocations by this process may wait for I/O that it serves itself.
     #[error(
         "PR_SET_IO_FLUSHER is not set ({source}): memory reclaim may wait for I/O that this process itself must do. \
@@ -52,6 +66,7 @@ pub fn lock_memory() -> Result<(), SettingError> {
 }
 
 const CAP_IPC_LOCK: u32 = 14;
+const CAP_SYS_ADMIN: u32 = 21;
 
 /// Whether `/proc/self/status` shows an effective capability.
 fn has_capability(status: &str, capability: u32) -> bool {
@@ -69,6 +84,42 @@ pub fn set_io_flusher() -> Result<(), SettingError> {
     // SAFETY: this prctl takes integers only.
     let rc = unsafe { libc::prctl(PR_SET_IO_FLUSHER, on, unused, unused, unused) };
     if rc == 0 { Ok(()) } else { Err(SettingError::IoFlusher { source: io::Error::last_os_error() }) }
+}
+
+/// Has the kernel write no core dump of this process, whatever catches those elsewhere: the process would have to serve the
+/// disk on which its own dump is written, or the pages of the program that takes it.
+///
+/// # Errors
+/// [`SettingError::CoreDump`].
+pub fn refuse_core_dumps() -> Result<(), SettingError> {
+    // SAFETY: this prctl takes integers only.
+    let rc = unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0) };
+    if rc == 0 { Ok(()) } else { Err(SettingError::CoreDump { source: io::Error::last_os_error() }) }
+}
+
+/// Has the calling thread, and every thread it starts later, act without CAP_SYS_ADMIN.
+///
+/// # Errors
+/// [`SettingError::Privilege`].
+pub fn give_up_administration() -> Result<(), SettingError> {
+    #[repr(C)]
+    struct Header {
+        version: u32,
+        pid: libc::c_int,
+    }
+    const VERSION_3: u32 = 0x2008_0522;
+    let mut header = Header { version: VERSION_3, pid: 0 };
+    // Effective, permitted, inheritable: of capabilities 0 to 31, then of 32 to 63.
+    let mut sets = [[0u32; 3]; 2];
+    // SAFETY: capget writes two sets of three words through the second pointer and the version it knows through the first; both
+    // are to live locals of that layout.
+    let got = unsafe { libc::syscall(libc::SYS_capget, &raw mut header, sets.as_mut_ptr()) };
+    sets[0][0] &= !(1 << CAP_SYS_ADMIN);
+    // SAFETY: capset reads what capget wrote, from the same live locals.
+    if got == 0 && unsafe { libc::syscall(libc::SYS_capset, &raw mut header, sets.as_ptr()) } == 0 {
+        return Ok(());
+    }
+    Err(SettingError::Privilege { source: io::Error::last_os_error() })
 }
 
 /// The kernel's random identity of this boot.
@@ -119,6 +170,19 @@ mod tests {
     fn capabilities_are_read_from_the_status() {
         let status = "Name:\tx\nCapPrm:\tffffffffffffffff\nCapEff:\t0000000000004000\n";
         assert!(has_capability(status, CAP_IPC_LOCK) && !has_capability(status, 13) && !has_capability("", CAP_IPC_LOCK));
+    }
+
+    #[test]
+    fn a_thread_gives_up_administration_for_itself_alone() {
+        let status = || std::fs::read_to_string("/proc/thread-self/status").unwrap();
+        let before = has_capability(&status(), CAP_SYS_ADMIN);
+        std::thread::spawn(move || {
+            give_up_administration().unwrap();
+            assert!(!has_capability(&status(), CAP_SYS_ADMIN));
+        })
+        .join()
+        .unwrap();
+        assert_eq!(has_capability(&status(), CAP_SYS_ADMIN), before);
     }
 
     #[test]

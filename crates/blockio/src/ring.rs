@@ -72,7 +72,7 @@ pub struct Completion {
     pub tag: Tag,
     /// Bytes for a transfer, 0 for the others.
     pub result: Result<u32, Errno>,
-    /// The buffer of a read, write, receive or send.
+    /// The buffer of a read, write, receive, send or command.
     pub buffer: Option<Buffer>,
     /// The gather of a [`Ring::send_gather`], advanced by what was sent.
     pub gather: Option<Gather>,
@@ -146,6 +146,7 @@ enum Kind {
     Gather { gather: Gather, scratch: Box<Scratch> },
     Wake { waker: Waker, scratch: Box<Scratch> },
     Accept,
+    Command { buffer: Option<Buffer> },
     Plain, // fsync, fallocate, poll: nothing moves
 }
 
@@ -280,6 +281,35 @@ impl Ring {
         self.start_with(tag, waker.fd(), Kind::Wake { waker: waker.clone(), scratch }, entry);
     }
 
+    /// Gives a device's driver a command of its own with 16 bytes that say what (`IORING_OP_URING_CMD`); they are made with the
+    /// address of the buffer, 0 for none. The driver may use the whole buffer until the completion.
+    pub fn command(
+        &mut self,
+        tag: Tag,
+        fd: &SharedFd,
+        op: u32,
+        mut buffer: Option<Buffer>,
+        payload: impl FnOnce(u64) -> [u8; 16],
+    ) {
+        let address = buffer.as_mut().map_or(0, |buffer| {
+            buffer.set_len(buffer.capacity());
+            buffer.kernel_ptr(&(0..buffer.len())) as u64
+        });
+        let entry = opcode::UringCmd16::new(Fd(fd.as_raw_fd()), op).cmd(payload(address)).build();
+        self.start_with(tag, fd, Kind::Command { buffer }, entry);
+    }
+
+    /// Gives the ring up although commands are in flight that only their driver can end. Nothing in flight is waited for, and
+    /// its buffers are never used again.
+    pub fn abandon(mut self) {
+        for operation in self.slots.drain(..).flatten() {
+            // The kernel may still write there, until it has torn the ring down.
+            std::mem::forget(operation.kind);
+        }
+        self.backlog.clear();
+        self.in_flight = 0;
+    }
+
     /// Asks the kernel to give up the operations with this tag; they still complete, with `ECANCELED` if it could.
     pub fn cancel(&mut self, tag: Tag) {
         for index in 0..self.slots.len() {
@@ -380,6 +410,7 @@ impl Ring {
                 completion.buffer = Some(transfer.buffer);
             }
             Kind::Recv { buffer } | Kind::Send { buffer } => completion.buffer = Some(buffer),
+            Kind::Command { buffer } => completion.buffer = buffer,
             Kind::Gather { mut gather, scratch } => {
                 gather.advance(result.unwrap_or(0) as usize);
                 completion.gather = Some(gather);
@@ -508,7 +539,8 @@ fn build(entries: u32) -> io::Result<IoUring> {
 }
 
 impl RingError {
-    fn explain(source: io::Error) -> Self {
+    /// What an io_uring that cannot be had or used means, with the remedy.
+    pub fn explain(source: io::Error) -> Self {
         let setting = std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled").unwrap_or_default();
         Self::classify(source, setting.trim())
     }

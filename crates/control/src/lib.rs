@@ -8,6 +8,7 @@
 
 pub mod client;
 mod code;
+mod duration;
 mod error;
 pub mod openapi;
 mod point;
@@ -20,6 +21,7 @@ mod verification;
 
 pub use client::{Client, ClientError};
 pub use code::Code;
+pub use duration::{DurationError, parse_duration, parse_epoch_interval, parse_span};
 pub use error::{ApiError, ErrorCode, Reason, Severity};
 pub use point::{
     Address, AddressError, PIN_REASON_BYTES_MAX, PinRequest, Point, PointId, PointMember, PointPin, PointRef, PointRefError,

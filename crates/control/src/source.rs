@@ -70,7 +70,10 @@ pub struct GroupStatus {
     pub backlog_bytes: u64,
     /// Payload sent of late, before compression.
     pub rate_bytes_per_s: u64,
-    /// When the backlog will be gone at that rate. `None`: nothing to do, or not converging (then a reason says so).
+    /// What became dirty of late and is to be sent for it: each granule once, however often it was written.
+    pub dirtied_bytes_per_s: u64,
+    /// When the backlog will be gone, sending at that rate while the host goes on like that. `None`: nothing to do, not
+    /// known yet, or as much becomes dirty as is sent.
     pub eta_ms: Option<u64>,
     /// The newest published point.
     pub last_point: Option<LastPoint>,
@@ -202,7 +205,7 @@ pub struct VolumeStatus {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(default)]
 pub struct TapStatus {
-    /// `nbd:unix:PATH`.
+    /// `nbd:unix:PATH` or the path of a device: where the host finds it.
     pub address: String,
     /// How many clients are connected.
     pub clients: u32,
@@ -416,7 +419,11 @@ pub struct VolumeAdd {
     /// A block device or a regular file; absolute.
     #[schema(value_type = String)]
     pub backing: PathBuf,
-    /// `nbd:unix:PATH`; left out: a socket named after the volume beside the daemon's own.
+    /// Whether the backing is a device of the device mapper that stays in use: the tap is put under it.
+    #[serde(default)]
+    pub insert: bool,
+    /// `ublk` or `nbd-device` (the block device `/dev/farside/NAME`), `nbd` (a socket named after the volume beside the daemon's
+    /// own) or `nbd:unix:PATH`; left out: for a block device the first of these that the kernel has, otherwise `nbd`.
     #[serde(default)]
     pub tap: Option<String>,
 }

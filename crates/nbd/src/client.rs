@@ -1,5 +1,5 @@
-//! A small blocking NBD client over a Unix socket, for demonstrations, tests and benchmarks: simple replies, one request
-//! at a time. It does not reconnect: whoever verifies what survives a crash must see the connection break.
+//! A small blocking NBD client over a Unix socket, for demonstrations, tests and benchmarks, and the handshake for the kernel's
+//! own client: simple replies, one request at a time. It does not reconnect: whoever verifies what survives a crash must see the connection break.
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -39,7 +39,14 @@ impl Client {
     /// # Errors
     /// When there is no server, or it refuses the export.
     pub fn connect(path: &Path, export: &str) -> io::Result<Self> {
-        let mut socket = UnixStream::connect(path)?;
+        Self::over(UnixStream::connect(path)?, export)
+    }
+
+    /// Enters transmission over a connected socket.
+    ///
+    /// # Errors
+    /// When the other end is no server, or refuses the export.
+    pub fn over(mut socket: UnixStream, export: &str) -> io::Result<Self> {
         let mut hello = [0; 18];
         socket.read_exact(&mut hello)?;
         if be64(&hello[..8]) != INIT || be64(&hello[8..16]) != OPTION {
@@ -142,6 +149,11 @@ impl Client {
     pub fn write_zeroes(&mut self, offset: u64, len: u32, flags: u16) -> io::Result<()> {
         self.request(6, flags, offset, len, &[])?;
         self.reply()
+    }
+
+    /// The socket, for somebody else to go on with: nothing is under way on it.
+    pub fn into_socket(self) -> UnixStream {
+        self.socket
     }
 
     /// Says good-bye.

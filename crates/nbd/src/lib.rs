@@ -9,6 +9,7 @@
 
 pub mod client;
 mod export;
+pub mod kernel;
 pub mod proto;
 mod server;
 mod session;

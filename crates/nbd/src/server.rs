@@ -7,13 +7,14 @@
 //! or its part of the buffers ([`memory`]) are at their limit. Who waits for pieces waits in one line and takes turns; who waits
 //! for memory beyond what it is guaranteed, in another, which nobody else passes for such memory. Both are for what comes back by
 //! itself, but for replies that a client does not take: who holds what others wait for, and takes nothing for a while, is hung
-//! up. Invariant: a connection's slot is free only when no job and no operation of the ring belongs to it.
+//! up. So is who has not ended its handshake for a while when all places are taken and somebody else has come. Invariant: a connection's slot is free only when no job and no operation of the ring belongs to it.
 
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
-use std::sync::Arc;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use farside_blockio::{BlockQueue, BufferPool, Completion, Done, Errno, Extent, Owner, Ring, RingError, Tag, Waker};
@@ -32,7 +33,7 @@ mod stream;
 /// Everything that is bounded.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Clients at once; more wait in the kernel.
+    /// Clients at once; one more waits here, others in the kernel.
     pub connections_max: usize,
     /// Commands of one client that are not answered yet.
     pub jobs_per_connection_max: usize,
@@ -48,6 +49,8 @@ pub struct Limits {
     pub farewell_max: Duration,
     /// How long a client may take nothing of its replies while somebody else waits for the memory that they hold.
     pub deaf_max: Duration,
+    /// How long a handshake may take while somebody else waits for the place.
+    pub handshake_max: Duration,
 }
 
 impl Default for Limits {
@@ -61,6 +64,7 @@ impl Default for Limits {
             buffer_bytes_max: 64 << 20,
             farewell_max: Duration::from_secs(2),
             deaf_max: Duration::from_secs(30),
+            handshake_max: Duration::from_secs(10),
         }
     }
 }
@@ -140,12 +144,25 @@ struct Shared {
     stop: AtomicBool,
     drained: AtomicBool,
     counters: Counters,
+    adopted: Mutex<Vec<OwnedFd>>,
+}
+
+impl Shared {
+    fn adopted(&self) -> std::sync::MutexGuard<'_, Vec<OwnedFd>> {
+        self.adopted.lock().unwrap_or_else(PoisonError::into_inner) // nothing panics with it
+    }
 }
 
 impl Handle {
     /// No new client, no new command: what has been taken is finished and answered, then [`Server::run`] returns.
     pub fn stop(&self) {
         self.shared.stop.store(true, Ordering::SeqCst);
+        self.waker.wake();
+    }
+
+    /// Takes a connected stream socket for a client's, as if it had come through the listener.
+    pub fn adopt(&self, socket: OwnedFd) {
+        self.shared.adopted().push(socket);
         self.waker.wake();
     }
 
@@ -172,7 +189,7 @@ impl Handle {
 
 /// A server that is about to run. Make it anywhere; [`Server::run`] belongs to one thread.
 pub struct Server {
-    listener: Listener,
+    listener: Option<Listener>,
     name: String,
     description: String,
     limits: Limits,
@@ -181,9 +198,16 @@ pub struct Server {
 }
 
 impl Server {
-    /// A server for one socket. Clients see `name` and `description`. The waker is the one through which parked requests of
-    /// the queue are tried again.
-    pub fn new(listener: Listener, name: &str, description: &str, limits: Limits, waker: Waker) -> (Self, Handle) {
+    /// A server for one socket; without one, for the clients that it is given with [`Handle::adopt`]. Clients see `name` and
+    /// `description`. The waker is the one through which parked requests of the queue are tried again.
+    pub fn new(
+        listener: impl Into<Option<Listener>>,
+        name: &str,
+        description: &str,
+        limits: Limits,
+        waker: Waker,
+    ) -> (Self, Handle) {
+        let listener = listener.into();
         let shared = Arc::new(Shared::default());
         let handle = Handle { shared: Arc::clone(&shared), waker: waker.clone() };
         (Self { listener, name: name.to_owned(), description: description.to_owned(), limits, shared, waker }, handle)
@@ -212,6 +236,7 @@ impl Server {
             shares,
             connections: (0..self.limits.connections_max).map(|_| None).collect(),
             connected: 0,
+            newcomers: VecDeque::with_capacity(2),
             accepting: false,
             accept_failed: false,
             accept_warned: false,
@@ -225,8 +250,10 @@ impl Server {
             answer: Vec::with_capacity(8 << 10),
             farewell: None,
         };
-        running.serve(&self.listener, &self.waker)?;
+        let served = running.serve(self.listener.as_ref(), &self.waker);
+        running.shared.adopted().clear();
         drop(running);
+        served?;
         Ok(queue)
     }
 }
@@ -248,6 +275,7 @@ struct Running<'q, Q> {
     shares: Shares,
     connections: Vec<Option<Connection>>,
     connected: usize,
+    newcomers: VecDeque<OwnedFd>, // all places are taken; one adopted and one accepted at most
     accepting: bool,
     accept_failed: bool,
     accept_warned: bool,
@@ -293,7 +321,7 @@ impl Ticket {
 }
 
 impl<Q: BlockQueue> Running<'_, Q> {
-    fn serve(&mut self, listener: &Listener, waker: &Waker) -> Result<(), ServeError> {
+    fn serve(&mut self, listener: Option<&Listener>, waker: &Waker) -> Result<(), ServeError> {
         self.ring.wake_read(Ticket::Wake.tag(), waker);
         loop {
             self.accept(listener);
@@ -310,6 +338,9 @@ impl<Q: BlockQueue> Running<'_, Q> {
                 self.reap();
             }
             self.settle();
+            while self.seat_newcomer() {
+                self.settle();
+            }
         }
     }
 
@@ -349,7 +380,9 @@ impl<Q: BlockQueue> Running<'_, Q> {
         let farewell = self.farewell.map(|until| until.saturating_duration_since(Instant::now()));
         let deaf = self.connections.iter().flatten().filter_map(|c| c.deaf_since).min();
         let deaf = deaf.map(|since| (since + self.limits.deaf_max).saturating_duration_since(Instant::now()));
-        [retry, farewell, deaf].into_iter().flatten().min()
+        let stuck = self.newcomers.front().and_then(|_| self.oldest_handshake());
+        let stuck = stuck.map(|(since, _)| (since + self.limits.handshake_max).saturating_duration_since(Instant::now()));
+        [retry, farewell, deaf, stuck].into_iter().flatten().min()
     }
 
     /// Whether it is time to return. Begins the farewell of a stop.
@@ -359,6 +392,7 @@ impl<Q: BlockQueue> Running<'_, Q> {
         }
         if self.farewell.is_none() {
             self.farewell = Some(Instant::now() + self.limits.farewell_max);
+            self.newcomers.clear();
             self.ring.cancel(Ticket::Accept.tag());
             for index in 0..self.connections.len() as u32 {
                 self.close_input(index);
@@ -383,9 +417,21 @@ impl<Q: BlockQueue> Running<'_, Q> {
         drained && (self.connected == 0 || late)
     }
 
-    fn accept(&mut self, listener: &Listener) {
-        let room = self.connected < self.connections.len() && self.farewell.is_none();
-        if room && !self.accepting && !self.accept_failed {
+    fn accept(&mut self, listener: Option<&Listener>) {
+        while self.newcomers.is_empty() && self.farewell.is_none() {
+            let adopted = self.shared.adopted().pop();
+            self.newcomers.extend(adopted);
+            if !self.seat_newcomer() {
+                break;
+            }
+            self.settle();
+        }
+        if let Some(listener) = listener
+            && self.newcomers.is_empty()
+            && self.farewell.is_none()
+            && !self.accepting
+            && !self.accept_failed
+        {
             self.ring.accept(Ticket::Accept.tag(), listener.fd());
             self.accepting = true;
         }
@@ -402,7 +448,8 @@ impl<Q: BlockQueue> Running<'_, Q> {
                 match (completion.result, completion.accepted) {
                     (Ok(_), Some(fd)) if self.farewell.is_none() => {
                         self.accept_warned = false;
-                        self.welcome(fd);
+                        self.newcomers.push_back(fd);
+                        self.seat_newcomer();
                     }
                     (Err(errno), _) if errno != Errno::ECANCELED => {
                         if !std::mem::replace(&mut self.accept_warned, true) {
@@ -418,7 +465,37 @@ impl<Q: BlockQueue> Running<'_, Q> {
         }
     }
 
-    fn welcome(&mut self, fd: std::os::fd::OwnedFd) {
+    /// Gives the one who waits a place, or has the oldest handshake that takes too long make one. True: he has it.
+    fn seat_newcomer(&mut self) -> bool {
+        if self.newcomers.is_empty() {
+            return false;
+        }
+        if self.connected < self.connections.len() {
+            self.newcomers.pop_front().into_iter().for_each(|fd| self.welcome(fd));
+            return true;
+        }
+        // One that was hung up is enough for one.
+        let leaving = self.connections.iter().flatten().any(|connection| connection.state == State::Broken);
+        if let Some((since, index)) = self.oldest_handshake().filter(|_| !leaving)
+            && since.elapsed() >= self.limits.handshake_max
+        {
+            tracing::warn!(
+                export = self.export.name(),
+                "NBD: a client that does not end its handshake is hung up: another one waits for its place"
+            );
+            self.break_off(index); // its place is free when the ring has let go of it
+        }
+        false
+    }
+
+    /// Since when it has lasted, and whose it is; not of those that are hung up already.
+    fn oldest_handshake(&self) -> Option<(Instant, u32)> {
+        let all = self.connections.iter().zip(0..).filter_map(|(connection, index)| Some((connection.as_ref()?, index)));
+        let stuck = all.filter(|(connection, _)| connection.state != State::Broken && !connection.session.transmitting());
+        stuck.map(|(connection, index)| (connection.since, index)).min()
+    }
+
+    fn welcome(&mut self, fd: OwnedFd) {
         let free = self.connections.iter().position(Option::is_none).expect("accepted only while there is room");
         match Connection::new(Arc::new(fd), Session::new(self.export.clone()), self.limits.pieces_max) {
             Ok(mut connection) => {
@@ -525,8 +602,8 @@ impl<Q: BlockQueue> Running<'_, Q> {
     /// Forgets a connection that is over; true: it was.
     fn part(&mut self, index: u32) -> bool {
         let over = self.connections[index as usize].as_ref().is_some_and(Connection::over);
-        if over {
-            self.connections[index as usize] = None;
+        if over && let Some(connection) = self.connections[index as usize].take() {
+            connection.shut(nix::sys::socket::Shutdown::Both); // somebody may have a duplicate of an adopted one
             self.queue.client_gone(index);
             self.line.retain(|&waiting| waiting != index);
             self.large.retain(|&waiting| waiting != index);

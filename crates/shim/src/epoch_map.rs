@@ -118,6 +118,41 @@ impl EpochMap {
         }
     }
 
+    /// The first stretch of at least `min` dirty granules among `count` of a region from `start` on: where it begins, counted
+    /// from `start`, and how long it is. One that goes on beyond them is cut there.
+    pub(crate) fn stretch(
+        &self,
+        masks: &Pool,
+        geometry: &Geometry,
+        region: RegionIndex,
+        (start, count): (usize, usize),
+        min: usize,
+    ) -> Option<(usize, usize)> {
+        if !self.is_dirty(region) {
+            return None;
+        }
+        let mut begun = None;
+        let long_enough = |begun: usize, end: usize| (end - begun >= min).then_some((begun - start, end - begun));
+        for (word, wanted) in words_of(start, count) {
+            // Each word is looked at once: it may gain marks meanwhile.
+            let bits = self.dirty_word(masks, geometry, region, word) & wanted;
+            let (mut at, to) = (wanted.trailing_zeros(), 64 - wanted.leading_zeros());
+            while at < to {
+                let dirty = (bits >> at).trailing_ones().min(to - at);
+                if dirty > 0 {
+                    begun.get_or_insert(word * 64 + at as usize);
+                    at += dirty;
+                    continue;
+                }
+                if let Some(found) = begun.take().and_then(|begun| long_enough(begun, word * 64 + at as usize)) {
+                    return Some(found);
+                }
+                at += (bits >> at).trailing_zeros().min(to - at);
+            }
+        }
+        begun.and_then(|begun| long_enough(begun, start + count))
+    }
+
     /// The regions that are not clean, ascending.
     pub(crate) fn dirty_regions(&self) -> impl Iterator<Item = RegionIndex> + '_ {
         let count = self.entries.len();
@@ -234,7 +269,7 @@ mod tests {
     proptest! {
         #[test]
         fn a_map_holds_what_was_marked_and_more_only_when_the_pool_is_dry(
-            runs in prop::collection::vec((0u64..1000, 1u64..200), 0..20), blocks in 0usize..6,
+            runs in prop::collection::vec((0u64..1000, 1u64..200), 0..20), blocks in 0usize..6, min in 1usize..5,
         ) {
             let g = Geometry::with_shape(1000 * 16, 4, 7).expect("valid");
             let (map, masks) = (EpochMap::new(&g), Pool::new(blocks, EpochMap::words(&g)));
@@ -252,6 +287,17 @@ mod tests {
                 prop_assert_eq!(set.touches(region), model.iter().any(|&m| g.region_of(GranuleIndex(m)) == region));
                 let at = g.granule_in_region(granule);
                 prop_assert_eq!(map.dirty_word(&masks, &g, region, at / 64) >> (at % 64) & 1 == 1, set.contains(&g, granule));
+            }
+            for region in (0..g.region_count()).map(RegionIndex) {
+                let whole = g.region_run(region);
+                for start in 0..whole.count as usize {
+                    let left = whole.count as usize - start;
+                    let is = |at: usize| at < left && set.contains(&g, GranuleIndex(whole.start.0 + (start + at) as u64));
+                    let long = |at: usize| (at..).take_while(|&at| is(at)).count();
+                    let begins = |at: &usize| is(*at) && (*at == 0 || !is(at - 1)) && long(*at) >= min;
+                    let expected = (0..left).find(begins).map(|at| (at, long(at)));
+                    prop_assert_eq!(map.stretch(&masks, &g, region, (start, left), min), expected);
+                }
             }
             prop_assert_eq!(map.is_empty(), model.is_empty());
             map.clear(&masks);

@@ -17,6 +17,8 @@ pub enum Next {
     Read(GranuleRun),
     /// Content that was saved before it was overwritten.
     Held(HeldRun),
+    /// Marked again since a pass froze it: not this epoch's any more, a later one sends it. Nothing is read.
+    Left(GranuleRun),
     /// Nothing now; wait for [`crate::Wakes::sender`], or for an outstanding read to come back.
     Wait,
     /// Nothing left (below the limit).
@@ -41,7 +43,8 @@ pub enum ReadVerdict {
     Reread,
 }
 
-/// Hands out a frozen epoch's granules of one volume, each exactly once: mostly ascending, those in somebody's way later.
+/// Hands out a frozen epoch's granules of one volume, each exactly once: mostly ascending, those in somebody's way later. A pass
+/// leaves out what was marked again since: that is the next epoch's.
 ///
 /// | state | sender |
 /// |---|---|
@@ -158,7 +161,11 @@ impl FrozenReader {
     fn look(&mut self, region: RegionIndex, start: usize, count: usize) -> Look {
         if !self.is_cut {
             let max = (self.volume.limits.pass_run_bytes / self.volume.geometry.granule_bytes()).max(1);
-            let run = self.volume.run_in(region, 0, start, count.min(max as usize));
+            let (marked, count) = self.marked_again(region, start, count.min(max as usize));
+            let run = self.volume.run_in(region, 0, start, count);
+            if marked {
+                return Look::Out(Next::Left(run), run.count);
+            }
             // A pass drains too †: an older write's mark is in this frozen set and nowhere else; read before it lands, its
             // content would never be sent.
             return if self.volume.is_older_in_flight(run, self.epoch) && !mutated!(self.volume, PassWithoutDraining) {
@@ -176,6 +183,27 @@ impl FrozenReader {
         };
         self.volume.idle(self.volume.sender_slot());
         look
+    }
+
+    /// Whether what begins at `start` is marked in the open map, in a stretch that is worth leaving out; and how many of `count`
+    /// granules this is said of. A pass makes no point by itself: what was written again would be sent twice.
+    ///
+    /// Nothing is forgotten by that: the open map is what the next switch freezes. The slot is busy meanwhile, because a map
+    /// that was open when we found it may be frozen and emptied, but only after the grace; a stale block of masks would show
+    /// marks of another region, and those granules would be sent by nobody †.
+    fn marked_again(&self, region: RegionIndex, start: usize, count: usize) -> (bool, usize) {
+        let volume = &*self.volume;
+        if !mutated!(volume, LeaveOutUnannounced) {
+            volume.announce(volume.sender_slot(), None);
+        }
+        let min = (volume.limits.left_run_bytes / volume.geometry.granule_bytes()).max(1) as usize;
+        let found = volume.open_map().stretch(&volume.masks, &volume.geometry, region, (start, count), min);
+        volume.idle(volume.sender_slot());
+        match found {
+            Some((0, count)) => (true, count),
+            Some((at, _)) => (false, at),
+            None => (false, count),
+        }
     }
 
     fn look_at_claims(&mut self, region: RegionIndex, start: usize, count: usize) -> Look {

@@ -16,6 +16,9 @@ pub struct Limits {
     pub claim_run_bytes: u64,
     /// The longest run of a pass that is read in one go, in bytes.
     pub pass_run_bytes: u64,
+    /// The shortest run that a pass leaves out because it was marked again, in bytes. Reading on through shorter ones costs the
+    /// disk less than stopping at each.
+    pub left_run_bytes: u64,
     /// TRIM, WRITE_ZEROES and long writes are marked and passed on in pieces of at most this many bytes.
     pub piece_bytes: u64,
 }
@@ -29,6 +32,7 @@ impl Limits {
         side_buffer_bytes: 32 << 20,
         claim_run_bytes: 64 << 10,
         pass_run_bytes: 1 << 20,
+        left_run_bytes: 32 << 10,
         piece_bytes: 64 << 20,
     };
 }

@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use farside_region::intent::{IntentLayout, Page, PageBits, PageIndex};
-use farside_region::{ByteExtent, ByteOffset, EpochId, Geometry, GranuleIndex, GranuleSet, MapId, RegionIndex};
+use farside_region::{ByteExtent, ByteOffset, EpochId, Geometry, GranuleIndex, GranuleRun, GranuleSet, MapId, RegionIndex};
 use loom::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use loom::sync::{Condvar, Mutex};
 use loom::thread;
@@ -60,20 +60,26 @@ struct Site {
 }
 
 fn site(granules: u64, queues: usize, mutations: Mutations) -> (Site, Vec<Lane>) {
-    let geometry = Geometry::with_shape(granules, 0, 0).expect("valid");
+    site_of(Geometry::with_shape(granules, 0, 0).expect("valid"), 0, queues, mutations)
+}
+
+/// A site of another geometry, with so many blocks of masks.
+fn site_of(geometry: Geometry, mask_blocks: usize, queues: usize, mutations: Mutations) -> (Site, Vec<Lane>) {
+    let granules = geometry.granule_count();
     let layout = IntentLayout::new(&geometry);
     let limits = Limits {
         in_flight_per_queue: 1,
-        mask_pool_bytes: 0,
+        mask_pool_bytes: mask_blocks * 8,
         claim_pool_bytes: 16 * granules as usize,
         side_buffer_bytes: granules as usize,
         claim_run_bytes: 1,
         pass_run_bytes: 1,
+        left_run_bytes: 1,
         piece_bytes: 4,
     };
     let config = VolumeConfig { layout, limits, queues, mutations, ..VolumeConfig::new(geometry) };
     let group = Group::new(&limits, 1);
-    let page = Page { map: MAP, index: PageIndex(0), seq: 1, bits: PageBits::first(granules) };
+    let page = Page { map: MAP, index: PageIndex(0), seq: 1, bits: PageBits::first(geometry.region_count()) };
     let gates: Vec<_> = (0..=queues).map(|_| Arc::new(Gate::default())).collect();
     let mut wakes = Wakes::none(queues);
     for (wake, gate) in wakes.queues.iter_mut().zip(&gates[1..]) {
@@ -137,6 +143,7 @@ fn read(site: &Site, frozen: &Frozen) -> Option<u64> {
                 }
             }
             Next::Held(held) => content = Some(u64::from(held.data.expect("readable")[0])),
+            Next::Left(_) => {}
             Next::Wait => site.sender.sleep(),
             Next::End => return content,
         }
@@ -269,6 +276,42 @@ fn a_cut_forgets_nothing() {
 #[test]
 fn a_pass_without_draining_forgets() {
     assert!(fails(read_model(Kind::Pass, Mutations::only(Mutation::PassWithoutDraining))));
+}
+
+/// A pass that is still read while the map that was open at its beginning is frozen, emptied, and its block of masks taken for
+/// another region: what nobody marked again is read.
+fn left_out_model(mutations: Mutations) -> impl Fn() + Sync + Send + 'static {
+    move || {
+        let (site, _queues) = site_of(Geometry::with_shape(4, 0, 1).expect("valid"), 1, 1, mutations);
+        let g = site.volume.geometry;
+        let only = |granule| {
+            let mut set = GranuleSet::new();
+            set.insert_run(&g, GranuleRun { start: GranuleIndex(granule), count: 1 });
+            set
+        };
+        let mut switcher = Switcher::new(site.group.clone());
+        switcher.begin(Kind::Pass, vec![Member { volume: site.volume.clone(), also: only(0) }]).expect("free");
+        let frozen = switcher.poll().expect("nobody marks");
+        site.volume.mark_open(&only(1));
+        let volume = site.volume.clone();
+        let reader = thread::spawn(move || {
+            let mut reader = FrozenReader::new(volume, frozen.epoch, frozen.members[0].set.clone());
+            matches!(reader.next(RegionIndex(1)), Next::Read(_))
+        });
+        switch(&mut switcher, Kind::Pass, &site.volume);
+        site.volume.mark_open(&only(2));
+        assert!(reader.join().expect("no panic"), "a granule is neither read nor marked");
+    }
+}
+
+#[test]
+fn a_pass_leaves_out_only_what_is_marked() {
+    explore(5, left_out_model(Mutations::default()));
+}
+
+#[test]
+fn a_pass_that_leaves_out_unannounced_forgets() {
+    assert!(fails(left_out_model(Mutations::only(Mutation::LeaveOutUnannounced))));
 }
 
 /// Two writers of one granule, a cut and its reader: a newer write never lands before an older one that is still on its way.

@@ -56,6 +56,8 @@ pub enum Mutation {
     ClearedInPlace = 1 << 23,
     /// A write stays announced while it waits for older marks under way.
     WaitAnnounced = 1 << 24,
+    /// A pass looks at the open map without being announced.
+    LeaveOutUnannounced = 1 << 25,
 }
 
 #[cfg(any(test, feature = "mutations"))]
@@ -87,6 +89,7 @@ impl Mutation {
         ("a page overwrites its newest slot", Self::NewestSlot),
         ("marks are cleared in place", Self::ClearedInPlace),
         ("a write waits while it is announced", Self::WaitAnnounced),
+        ("a pass leaves out without being announced", Self::LeaveOutUnannounced),
     ];
 }
 

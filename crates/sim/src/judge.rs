@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use farside_ledger::{Body, CutTime, LayerKind, Layers, Record, Stamp, State, Verdict};
-use farside_region::{Geometry, LayerKey, Slot, VolumeId};
+use farside_region::{Geometry, LayerKey, Slot, Term, VolumeId};
 use farside_store::GroupImage;
 
 use crate::history::{Histories, Refusal, Tips};
@@ -483,6 +483,11 @@ impl Judge {
     /// The newest point that holds a volume.
     pub fn newest_point(&self, volume: usize) -> Option<Slot> {
         self.points.iter().rev().find(|(_, p)| p.images.contains_key(&volume)).map(|(slot, _)| *slot)
+    }
+
+    /// The newest claim of a volume.
+    pub fn term(&self, world: &World, volume: usize) -> Option<Term> {
+        self.ledger().volume(world.names.ids[volume]).map(|known| known.term())
     }
 
     /// Everything was published at some time.

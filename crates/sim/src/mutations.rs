@@ -127,6 +127,11 @@ pub const MUTATIONS: &[Mutation] = &[
         caught_by: CaughtBy::Loom("models::writers_that_wait_while_announced_wait_for_ever"),
         directed: None,
     },
+    Mutation {
+        name: "a pass leaves out without being announced",
+        caught_by: CaughtBy::Loom("models::a_pass_that_leaves_out_unannounced_forgets"),
+        directed: None,
+    },
     seeds("cool a region that somebody still mentions", 200, None),
     seeds("clear without flush", 400, Some(|p| only(p, &[Fault::Power]))),
     seeds("clear before the header", 400, Some(|p| only(p, &[Fault::Crash, Fault::Power]))),
@@ -149,6 +154,12 @@ pub const MUTATIONS: &[Mutation] = &[
     seeds("skip the position rule", 400, Some(|p| only(p, &[Fault::Rollback, Fault::Stop]))),
     seeds("hole: no point after the last pass", 400, None),
     seeds("kind said per member", 400, None),
+    seeds("a region is called whole of which granules were left out", 1500, None),
+    story(
+        "T11 a point is said again by half of its members",
+        CORE,
+        "stories::t11_a_point_that_the_store_forgot_is_not_said_again_by_half_of_its_members",
+    ),
     seeds("hole: member claims anew alone", 2000, Some(|p| resets(p, &[Fault::Reset, Fault::ReceiverPower]))),
     seeds("T2 start without attached", 800, Some(|p| only(p, &[Fault::Stop, Fault::Crash]))),
     Mutation {
@@ -219,7 +230,7 @@ pub const MUTATIONS: &[Mutation] = &[
         CORE,
         "hostile::what_a_killed_daemon_was_granted_is_free_as_soon_as_its_successor_has_claimed",
     ),
-    story("L5 a full store takes no claim", CORE, "stories::l5_a_full_store_takes_the_claim_that_frees_it"),
+    seeds("L5 a full store takes no claim", 50, Some(|p| p.full = true)),
     story("a pass takes all the credit", CORE, "stories::a_first_sync_holds_up_nobody_elses_points"),
     story("unreadable anew puts off every retry", CORE, "loss::a_dead_sector_that_is_written_puts_off_nobody_elses_retry"),
     story("a first sync joins the cut", CORE, "stories::a_first_sync_holds_up_nobody_elses_points"),

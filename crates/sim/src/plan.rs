@@ -222,6 +222,8 @@ pub struct Plan {
     pub trial: Trial,
     /// Regions per intent page.
     pub page_regions: u32,
+    /// It ends with a store that somebody else has filled to what is kept back.
+    pub full: bool,
     /// Points that every member keeps.
     pub keep: u32,
     /// How long points are kept at least, in milliseconds of ledger time.
@@ -280,6 +282,7 @@ impl Plan {
             spread: rng.chance(0.3),
             trial,
             page_regions: rng.pick(&[2, 2, 4, 8]),
+            full: false,
             keep: rng.pick(&[1, 2, 2, 3]),
             map_anew: map_fails || rng.chance(0.5),
             span_ms: rng.pick(&[0, 0, 0, 40, 150, 100_000]),

@@ -5,14 +5,17 @@
 //! - One member is paused, or its disk hangs: the points of the others go on.
 //! - One member joins and does not get on with its first sync, or leaves: the same, and whoever leaves is gone soon.
 //! - A cold region is changed behind the tap: a verify finds it, and sends it (T6).
+//! - A store that somebody else has filled to its reserve: a source that was killed gets its claims all the same, which let go
+//!   what the old ones had left (L5). That its points go on afterwards is for the healing to show.
 //! - A first sync under nightly reboots: no life of the source is long enough for all of it, and it ends all the same.
 
 use farside_region::{RegionIndex, Slot};
 
 use crate::oracle::{Published, value};
 use crate::plan::{Fault, Trial};
+use crate::receiver::RESERVE_BYTES;
 use crate::run::Run;
-use crate::world::{REGION_SECTORS, SECTOR};
+use crate::world::{GRANULE_SECTORS, REGION_SECTORS, SECTOR};
 
 /// Steps in which an overloaded group must try a cut.
 const OVERLOAD_STEPS: u64 = 6_000;
@@ -20,6 +23,8 @@ const OVERLOAD_STEPS: u64 = 6_000;
 const OTHERS_STEPS: u64 = 20_000;
 /// Steps in which a verify must have found and sent what differs.
 const VERIFY_STEPS: u64 = 20_000;
+/// Steps in which a full store must have taken the claims of a source that came back.
+const CLAIM_STEPS: u64 = 10_000;
 /// Steps of one life between two reboots, for each volume and once more, and how many lives a first sync may take.
 const LIFE_STEPS: u64 = 200;
 const LIVES_MAX: u64 = 120;
@@ -100,8 +105,19 @@ impl Run {
         if !self.others_have_points(leaves, "it leaves") {
             return;
         }
-        if source.knows(leaves) {
-            return world.fail(format!("PROGRESS: v{leaves} was to leave, and is still there when all others had points"));
+        // Those points may all have been on their way when it was asked to leave.
+        let mut steps = 0;
+        while source.knows(leaves) && world.bad().is_none() {
+            self.step();
+            steps += 1;
+            if steps > OTHERS_STEPS {
+                world.fail(format!(
+                    "PROGRESS: v{leaves} was to leave, and is still there {steps} steps after all others had points"
+                ));
+            }
+        }
+        if world.bad().is_some() {
+            return;
         }
         world.met("points beside a leaving member");
         self.trial_rate = None;
@@ -115,7 +131,10 @@ impl Run {
         let may = |sector: &usize| {
             let disk = home.disks[volume].borrow();
             let region = RegionIndex((sector / REGION_SECTORS) as u64);
-            disk.certain(*sector).is_some() && !disk.is_bad(*sector) && source.is_cold(volume, region)
+            // A granule with one bad sector is unreadable as a whole, and rightly stays so.
+            let granule = sector / GRANULE_SECTORS * GRANULE_SECTORS;
+            let is_readable = !(granule..granule + GRANULE_SECTORS).any(|s| disk.is_bad(s));
+            disk.certain(*sector).is_some() && is_readable && source.is_cold(volume, region)
         };
         let sectors: Vec<usize> = (0..self.host.sectors[volume]).filter(may).collect();
         if sectors.is_empty() {
@@ -141,6 +160,35 @@ impl Run {
             }
         }
         world.fail(format!("T6: sector {sector} of v{volume} was changed behind the tap, and no verify sent it"));
+    }
+
+    /// Nothing may be granted any more, and of what is kept back half is there still.
+    pub(crate) fn full_store(&mut self) {
+        let world = self.world.clone();
+        world.say(|| "---- trial: a full store".into());
+        world.store_left.set(Some((RESERVE_BYTES - 1, world.store_bytes())));
+        // What was granted before is used up by then, or the connection that had it is gone.
+        self.trial_rate = Some(0.05);
+        for _ in 0..500 {
+            self.step();
+        }
+        self.trial_rate = Some(0.0);
+        self.source_ends(0, "is killed while the store is full");
+        let absent = world.home().absent.get();
+        let volumes: Vec<usize> = (0..world.volumes()).filter(|v| absent != Some(*v)).collect();
+        let before: Vec<_> = volumes.iter().map(|v| self.judge.term(&world, *v)).collect();
+        for _ in 0..CLAIM_STEPS {
+            self.step();
+            if world.bad().is_some() {
+                return;
+            }
+            if volumes.iter().zip(&before).all(|(v, term)| self.judge.term(&world, *v) > *term) {
+                world.met("claims out of the reserve");
+                self.trial_rate = None;
+                return;
+            }
+        }
+        world.fail(format!("PROGRESS: L5: a full store took no claim in {CLAIM_STEPS} steps, and nothing else lets it get free"));
     }
 
     /// Two points for each of the others: the first may be one that was on its way. False when a law was broken.

@@ -30,6 +30,9 @@ use crate::source::short;
 use crate::store::PutResult;
 use crate::world::{SegmentKey, World};
 
+/// What is kept back of a disk that has a size; half of it for pruning.
+pub const RESERVE_BYTES: u64 = 8_000;
+
 /// One process of the receiver.
 pub struct Receiver {
     world: Rc<World>,
@@ -236,6 +239,10 @@ impl Receiver {
     }
 
     fn grant(&self) {
+        if let Some(free) = self.world.store_free() {
+            let (free_bytes, spare_bytes) = (free.saturating_sub(RESERVE_BYTES), free.saturating_sub(RESERVE_BYTES / 2));
+            return self.push(Event::Grantable { free_bytes, spare_bytes, reserve_bytes: RESERVE_BYTES });
+        }
         let used: usize = self.world.landing.borrow().values().map(Vec::len).sum();
         let cap: u64 = if self.world.store_is_full() {
             0
@@ -272,7 +279,8 @@ impl Receiver {
             }
         };
         steps.pause().await; // written
-        if world.store_is_full() {
+        let room = world.store_free().is_none_or(|free| free >= RESERVE_BYTES + bytes.len() as u64);
+        if world.store_is_full() || !room {
             world.met("a part has no room");
             self.push(Event::PartFailed { session, key: header.key, part: header.part, why: "no space left on device".into() });
             self.landing_now.set(self.landing_now.get() - 1);
@@ -426,6 +434,7 @@ impl Receiver {
         }
         if let Body::Layers(layers) = &body {
             for entry in &layers.members {
+                self.check_said(entry);
                 if let Err(why) = self.link(entry) {
                     // (A mutated receiver names again what was pruned since.)
                     if !farside_region::mutation::on("a layer retried at a later slot") {
@@ -454,6 +463,29 @@ impl Receiver {
             world.say(|| format!("slot {slot} was taken"));
         }
         self.catch_up(&attempt)
+    }
+
+    /// The store would refuse a layer whose end message says less than its parts and what lies below them show: a degraded
+    /// point would be called a good one.
+    fn check_said(&self, entry: &LayerEntry) {
+        let group = self.group.borrow();
+        let is_next = group.state().volume(entry.key.volume).is_some_and(|v| v.next_key() == entry.key);
+        if !is_next || group.state().layer(&entry.key).is_some() {
+            return;
+        }
+        let mut landed = Vec::new();
+        for part in 0..entry.parts.len() as u32 {
+            match parts::runs_of(&self.world, entry, part) {
+                Ok(farside_store::PartRuns::Known(runs)) => landed.extend(runs),
+                _ => return, // not there: linking says so
+            }
+        }
+        let mut unsaid = group.unreadable_after(entry.key.volume, &entry.regions, &landed);
+        unsaid.subtract(&entry.unreadable_regions);
+        if let Some(region) = unsaid.first() {
+            let key = entry.key;
+            self.world.fail(format!("layer {key}: region {region} holds an unreadable run, which the end message does not say"));
+        }
     }
 
     /// Replays what is in the ledger and not in the state; says what became of ours.

@@ -98,6 +98,8 @@ impl Run {
     fn new(seed: u64, options: Options<'_>) -> Self {
         let mut rng = Rng::new(seed);
         let mut plan = Plan::draw(&mut rng);
+        // Of a number of its own: it comes after all else, which is not to change by it.
+        plan.full = Rng::new(seed ^ 0xf011).chance(0.1);
         if let Some(direct) = options.directed {
             direct(&mut plan);
         }
@@ -185,6 +187,10 @@ impl Run {
             self.trial();
             self.heal();
         }
+        if world.plan.full && world.bad().is_none() {
+            self.full_store();
+            self.heal();
+        }
     }
 
     fn heal(&mut self) {
@@ -198,6 +204,7 @@ impl Run {
         home.hung_until_us.borrow_mut().fill(0);
         home.state_dir_full.set(false);
         world.store_full_until_us.set(0);
+        world.store_left.set(None);
         self.slow_until = [0; 4];
         self.churn();
         home.state_dir.borrow_mut().iter_mut().for_each(|v| v.paused = false);

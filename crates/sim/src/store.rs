@@ -145,6 +145,12 @@ impl<K: Ord + Clone> MemoryStore<K> {
         self.segments.get(key).map(Vec::as_slice)
     }
 
+    /// What it takes of a disk.
+    pub fn bytes(&self) -> u64 {
+        let all = self.ledger.iter().chain(self.segments.values());
+        all.map(|file| file.len() as u64).sum()
+    }
+
     /// The names there are.
     pub fn names(&self) -> impl Iterator<Item = &K> {
         self.segments.keys()

@@ -125,6 +125,8 @@ pub struct World {
     pub rewound_at: Cell<u64>,
     /// The store takes nothing before that time.
     pub store_full_until_us: Cell<u64>,
+    /// Somebody else's files leave the store so many bytes, with what it held then.
+    pub store_left: Cell<Option<(u64, u64)>>,
     /// How far the receiver's wall clock is off, in milliseconds.
     pub receiver_wall_off_ms: Cell<i64>,
     /// The same of the sources'.
@@ -162,6 +164,7 @@ impl World {
             healing: Cell::new(false),
             pinned: RefCell::default(),
             store_full_until_us: Cell::new(0),
+            store_left: Cell::new(None),
             receiver_wall_off_ms: Cell::new(0),
             source_wall_off_ms: Cell::new(0),
             authors: RefCell::default(),
@@ -318,7 +321,18 @@ impl World {
 
     /// Whether the store takes nothing now.
     pub fn store_is_full(&self) -> bool {
-        self.now_us.get() < self.store_full_until_us.get()
+        self.now_us.get() < self.store_full_until_us.get() || self.store_free() == Some(0)
+    }
+
+    /// What the store and its landing take.
+    pub fn store_bytes(&self) -> u64 {
+        self.store.borrow().bytes() + self.landing.borrow().values().map(|part| part.len() as u64).sum::<u64>()
+    }
+
+    /// What its disk has left; `None`: as much as it likes.
+    pub fn store_free(&self) -> Option<u64> {
+        let (left, held) = self.store_left.get()?;
+        Some((left + held).saturating_sub(self.store_bytes()))
     }
 
     /// The shape of a volume's parts of a term.

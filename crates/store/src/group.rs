@@ -308,6 +308,15 @@ impl GroupStore {
         self.image.damaged().filter_map(|no| named(self.image.parts().get(no)?)).collect()
     }
 
+    /// The same, counted by volume.
+    pub fn damaged_by_volume(&self) -> BTreeMap<VolumeId, u32> {
+        let mut volumes = BTreeMap::new();
+        for part in self.image.damaged().filter_map(|no| self.image.parts().get(no)) {
+            *volumes.entry(part.name.layer.volume).or_default() += 1;
+        }
+        volumes
+    }
+
     /// Files that wait until nobody reads.
     pub fn deferred(&self) -> usize {
         self.dead.len()

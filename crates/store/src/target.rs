@@ -98,15 +98,7 @@ impl FileTarget {
             if existing == Existing::Keep && !device_looks_empty(&file, has).map_err(|e| io("reading", e))? {
                 return Err(StoreError::TargetNotEmpty { path: path.to_owned() });
             }
-            return Ok(Self {
-                path: path.to_owned(),
-                direct: open_direct(&file),
-                file,
-                zeroed: false,
-                partial: None,
-                replaces: None,
-                existing,
-            });
+            return Ok(Self::in_place(path.to_owned(), file, existing));
         }
         if existing == Existing::Keep && has > 0 {
             if !file_is_hole(&file).map_err(|e| io("reading", e))? {
@@ -119,15 +111,7 @@ impl FileTarget {
         let real = fs::canonicalize(path).map_err(|e| io("opening", e))?;
         if existing == Existing::Resume && !partial_of(&real)?.exists() {
             resize(&file, needs, has.max(needs)).map_err(|e| io("resizing", e))?;
-            return Ok(Self {
-                path: real,
-                direct: open_direct(&file),
-                file,
-                zeroed: false,
-                partial: None,
-                replaces: None,
-                existing,
-            });
+            return Ok(Self::in_place(real, file, existing));
         }
         let mut new = Self::create(&real, has.max(needs), existing)?;
         let _ = fchown(&*new.file, Some(meta.uid()), Some(meta.gid())); // as far as the caller may
@@ -160,15 +144,14 @@ impl FileTarget {
         let zeroed = existing != Existing::Resume || left.len() == 0;
         let keeps = if zeroed { 0 } else { needs };
         resize(&file, keeps, needs).map_err(|e| io("resizing", e))?;
-        Ok(Self {
-            path: path.to_owned(),
-            direct: open_direct(&file),
-            file,
-            zeroed,
-            partial: Some(partial),
-            replaces: None,
-            existing,
-        })
+        let mut target = Self::in_place(path.to_owned(), file, existing);
+        (target.zeroed, target.partial) = (zeroed, Some(partial));
+        Ok(target)
+    }
+
+    /// What is written into under its own name, and may hold anything.
+    fn in_place(path: PathBuf, file: Flock<File>, existing: Existing) -> Self {
+        Self { path, direct: open_direct(&file), file, zeroed: false, partial: None, replaces: None, existing }
     }
 
     /// Whether content may be there that is right already.

@@ -23,11 +23,11 @@ pub use codec::{
     encode_payload,
 };
 pub use messages::{
-    ClaimOutcome, ClaimRequest, ClaimVerdict, Credit, CurrentVolume, DIGEST_GRANULES_MAX, DigestAnswer, DigestQuery, DigestRun,
-    END_MEMBERS_MAX, END_RANGES_MAX, EndMember, EpochEnd, HeldLayer, InstanceId, LayerBegin, LayerFate, LedgerLayer, LedgerSlice,
-    LossRecorded, LossReport, Lost, NewestPoint, Notice, Published, RESUME_LAYERS_MAX, ReadLedger, ReceiverHello,
-    ReceiverMessage, Refusal, RefusalCode, RequestId, ResumeAnswer, ResumeQuery, ResumedLayer, SaidEnd, Settings, SourceHello,
-    SourceMessage, Staged, TEXT_BYTES_MAX, Void,
+    ClaimOutcome, ClaimRequest, ClaimVerdict, Credit, CurrentVolume, DAMAGED_VOLUMES_MAX, DIGEST_GRANULES_MAX, Damage,
+    DamagedVolume, DigestAnswer, DigestQuery, DigestRun, END_MEMBERS_MAX, END_RANGES_MAX, EndMember, EpochEnd, HeldLayer,
+    InstanceId, LayerBegin, LayerFate, LedgerLayer, LedgerSlice, LossRecorded, LossReport, Lost, NewestPoint, Notice, Published,
+    RESUME_LAYERS_MAX, ReadLedger, ReceiverHello, ReceiverMessage, Refusal, RefusalCode, RequestId, ResumeAnswer, ResumeQuery,
+    ResumedLayer, SaidEnd, Settings, SourceHello, SourceMessage, Staged, TEXT_BYTES_MAX, Void,
 };
 pub use part::{PART_HEADER_BYTES, PartHeader, PartHeaderError};
 pub use points::{PointAnswer, PointInfo, PointMemberInfo, PointPage, PointQuery, PointQueryKind};

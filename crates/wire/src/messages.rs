@@ -14,6 +14,8 @@ use crate::{DecodeError, Features, PointAnswer, PointQuery, VersionRange};
 
 /// The most granules that one [`DigestQuery`] may ask for (32 real regions).
 pub const DIGEST_GRANULES_MAX: u64 = 32 * 1024;
+/// The most volumes in a [`Damage`].
+pub const DAMAGED_VOLUMES_MAX: usize = 1024;
 /// The most members of one [`EpochEnd`].
 pub const END_MEMBERS_MAX: usize = 64;
 /// The most ranges of regions in one [`EpochEnd`], all sets of all members together.
@@ -95,6 +97,9 @@ pub enum ReceiverMessage {
     Notice(Notice),
     /// The answer to [`SourceMessage::TrackingLost`]: the ledger keeps it.
     LossRecorded(LossRecorded),
+    /// What the store has lost of this group: a state, the newest one holds. Said after the greeting unless it is nothing, and
+    /// whenever it changes.
+    Damage(Damage),
 }
 
 /// Who calls.
@@ -259,6 +264,22 @@ pub struct LossRecorded {
     pub id: RequestId,
     /// Which volume.
     pub volume: VolumeId,
+}
+
+/// Volumes of which content is damaged or missing in the store, and nothing newer lies in its place.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Damage {
+    /// Each with its segments; at most [`DAMAGED_VOLUMES_MAX`].
+    pub volumes: Vec<DamagedVolume>,
+}
+
+/// One of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DamagedVolume {
+    /// Which.
+    pub volume: VolumeId,
+    /// How many of its segments.
+    pub segments: u32,
 }
 
 /// Announces a layer.
@@ -567,6 +588,9 @@ impl ReceiverMessage {
             Self::Refusal(refusal) if refusal.text.len() > TEXT_BYTES_MAX => Err(DecodeError::Limit("the text of a refusal")),
             Self::Notice(Notice::StoreFailed { text }) if text.len() > TEXT_BYTES_MAX => {
                 Err(DecodeError::Limit("the text of a notice"))
+            }
+            Self::Damage(damage) if damage.volumes.len() > DAMAGED_VOLUMES_MAX => {
+                Err(DecodeError::Limit("volumes in a report of damage"))
             }
             Self::DigestAnswer(answer) => {
                 let total = answer.runs.iter().try_fold(0u64, |sum, run| sum.checked_add(run.granules()));

@@ -145,6 +145,7 @@ fn from_receiver() -> Vec<ReceiverMessage> {
         ReceiverMessage::Refusal(Refusal { code: RefusalCode::Store, volume: Some(volume), text: "full".into() }),
         ReceiverMessage::Notice(Notice::GatewayFull { free_bytes: 1, reserve_bytes: 2 }),
         ReceiverMessage::LossRecorded(LossRecorded { id, volume }),
+        ReceiverMessage::Damage(Damage { volumes: vec![DamagedVolume { volume, segments: 300 }] }),
     ]
 }
 
@@ -410,7 +411,7 @@ const GOLDEN_SOURCE: [&str; 11] = [
     "090a80b89929",
     "0a07[aa*16]03",
 ];
-const GOLDEN_RECEIVER: [&str; 14] = [
+const GOLDEN_RECEIVER: [&str; 15] = [
     "000100[22*16]",
     "0107[aa*16]010104030202030401000105[bb*32]01[aa*16]0464617461[80*4]040c16[cc*32]010302010001[11*16]0105[bb*32][dd*16]e807e907010104",
     "0207[aa*16]010005",
@@ -425,5 +426,6 @@ const GOLDEN_RECEIVER: [&str; 14] = [
     "0b0401[aa*16]0466756c6c",
     "0c010102",
     "0d07[aa*16]",
+    "0e01[aa*16]ac02",
 ];
 const GOLDEN_PART: &str = "4653505401000000[aa*16]03[00*7]2c01[00*6]07000000999074c6";

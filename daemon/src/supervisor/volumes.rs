@@ -4,7 +4,7 @@
 //! does not answer holds up its own volume, never the commands for others: whoever waits for it holds no lock.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -13,6 +13,7 @@ use anyhow::{Context as _, bail};
 use farside_blockio::DeviceError;
 use farside_control::source::{BackingStatus, TapStatus, VolumeAdd, VolumeState, VolumeStatus};
 use farside_control::{ApiError, Code, ErrorCode, Reason, Severity};
+use farside_insert::{Insertion, State};
 use farside_nbd::ListenError;
 use farside_region::{Name, NameError, VolumeId};
 use farside_transport::QuicDialer;
@@ -20,11 +21,13 @@ use tokio::sync::oneshot;
 use tracing::{error, info, warn};
 
 use super::{Daemon, locked};
-use crate::config::{Config, VolumeConfig, parse_tap};
-use crate::group::{Ask, GroupStart, Note};
+use crate::change::Change;
+use crate::config::{Config, VolumeConfig};
+use crate::group::{Ask, GroupStart, Leaving, Note};
 use crate::loss::LossNote;
 use crate::state_dir::Mark;
 use crate::strangers::Strangers;
+use crate::tap::{self, TapConfig};
 
 /// How long a command waits for the last requests of a volume that leaves. Less than a client waits for its answer.
 const LEAVE_WAIT: Duration = Duration::from_secs(15);
@@ -81,9 +84,28 @@ impl Volumes {
         leaving.remove(name);
     }
 
+    /// It could not leave.
+    fn stays(&self, name: &Name) {
+        locked(&self.leaving).remove(name);
+    }
+
     fn is_leaving(&self, name: &Name) -> bool {
         locked(&self.leaving).contains(name)
     }
+}
+
+/// The device of a volume, which nobody uses.
+struct Claimed {
+    tap: crate::tap::Handle,
+    unused: crate::tap::Unused,
+}
+
+/// Why a volume has not left well.
+enum LeaveError {
+    /// It is served as before.
+    Stays(ApiError),
+    /// It has left.
+    Failed(ApiError),
 }
 
 impl Daemon {
@@ -92,6 +114,9 @@ impl Daemon {
         let configured: Vec<VolumeConfig> = locked(&self.config).volumes.values().cloned().collect();
         configured.iter().for_each(|v| assert!(self.volumes.begin(&v.name), "nobody else opens volumes yet"));
         let known = configured.iter().map(|v| self.state.volume_path(&v.group, &v.name)).collect();
+        let ids: Vec<VolumeId> = configured.iter().map(|v| self.id_of(v)).collect();
+        let devices: Vec<PathBuf> = configured.iter().filter(|v| v.insert).map(|v| v.backing.clone()).collect();
+        crate::tap::sweep(&ids, &devices);
         let strangers = Strangers::mark(&self.state.volumes(), known, &|dir| self.note_loss(dir));
         self.volumes.strangers.set(strangers).expect("volumes are started once");
         let mut starts = tokio::task::JoinSet::new();
@@ -106,6 +131,10 @@ impl Daemon {
             });
         }
         starts
+    }
+
+    fn id_of(&self, volume: &VolumeConfig) -> VolumeId {
+        farside_ledger::volume_id(&self.around.source, &volume.group, &volume.name)
     }
 
     /// A volume is not configured any more. From then on it may be written without us: its map is not trusted again.
@@ -144,7 +173,7 @@ impl Daemon {
         self.open(volume).await?;
         if !locked(&self.config).volumes.contains_key(&name) {
             self.forget(&group, &name);
-            self.leave(&name);
+            self.leave(&name, None);
             bail!("it was taken out of the configuration while it was being opened");
         }
         Ok(())
@@ -188,17 +217,112 @@ impl Daemon {
         Ok(())
     }
 
+    /// Claims the device of a volume that is to leave: whoever uses it keeps it, and the volume stays.
+    async fn claim(&self, name: &Name) -> Result<Claimed, ApiError> {
+        let Leaving { tap, insertion, dir } = self.ask(name, Ask::Leaving).await?;
+        if let Some(insertion) = insertion {
+            self.take_out_of_device(name, insertion, &dir).await?;
+            // From here on it leaves, even if somebody has the tap's own device open.
+            let unused = tokio::task::spawn_blocking({
+                let tap = tap.clone();
+                move || tap.claim()
+            });
+            let unused = tokio::time::timeout(LEAVE_WAIT, unused).await.ok().and_then(Result::ok).and_then(Result::ok);
+            return Ok(Claimed { tap, unused: unused.unwrap_or_else(crate::tap::Unused::left) });
+        }
+        let claim = tokio::task::spawn_blocking({
+            let tap = tap.clone();
+            move || tap.claim()
+        });
+        match tokio::time::timeout(LEAVE_WAIT, claim).await {
+            Ok(Ok(Ok(unused))) => Ok(Claimed { tap, unused }),
+            Ok(Ok(Err(error))) => {
+                let what = format!("volume {name} stays: {error:#}");
+                Err(ApiError::new(ErrorCode::Conflict, what, "then say the same again"))
+            }
+            Ok(Err(error)) => Err(ApiError::internal(error)),
+            Err(_) => {
+                let what = format!("volume {name} stays: its device does not answer");
+                Err(ApiError::new(ErrorCode::Unavailable, what, "see the kernel's log, then say the same again"))
+            }
+        }
+    }
+
+    /// Puts the host's device back on its own disks. What it writes from then on passes no tap: nothing is published after it.
+    async fn take_out_of_device(&self, name: &Name, insertion: Arc<Insertion>, dir: &Path) -> Result<(), ApiError> {
+        let was_paused = Mark::Paused.is_set(dir).map_err(ApiError::internal)?;
+        Mark::TrackingLost.put(dir, true).map_err(ApiError::internal)?;
+        self.ask(name, |id, reply| Ask::Pause(id, true, reply)).await?;
+        let runtime_dir = self.around.runtime_dir.clone();
+        let change = Change::TakeOut { device: insertion.device().to_owned() };
+        let out = tokio::task::spawn_blocking(move || change.make(&runtime_dir));
+        let error = match tokio::time::timeout(LEAVE_WAIT, out).await {
+            Ok(Ok(Ok(()))) => return Ok(()),
+            Ok(Ok(Err(error))) => error,
+            Ok(Err(error)) => error.into(),
+            // Paused it stays: the table may change yet.
+            Err(_) => {
+                let what = format!("volume {name} stays, and is paused: the requests of its host do not end");
+                return Err(ApiError::new(ErrorCode::Unavailable, what, "see the kernel's log, then say the same again"));
+            }
+        };
+        if !was_paused {
+            self.ask(name, |id, reply| Ask::Pause(id, false, reply)).await?;
+        }
+        let what = format!("volume {name} stays: {error:#}");
+        Err(ApiError::new(ErrorCode::Conflict, what, "then say the same again"))
+    }
+
+    /// Takes away the devices that nobody uses, for a stop of the daemon. One that stays lets whoever reads it wait for the next
+    /// daemon, and some read all that there are: LVM does when a machine is switched off.
+    pub(super) async fn withdraw_unused(&self) {
+        let names: Vec<Name> = locked(&self.volumes.served).keys().cloned().collect();
+        for name in names {
+            let Ok(Leaving { tap, insertion: None, .. }) = self.ask(&name, Ask::Leaving).await else { continue };
+            let volume = name.clone();
+            // In use: it stays, and what its user writes meanwhile waits.
+            let withdraw = move || tap.claim().ok().map(|unused| tap.withdraw(&volume, unused));
+            match tokio::task::spawn_blocking(withdraw).await {
+                Ok(Some(Err(error))) => warn!(volume = %name, "its device stays: {error:#}"),
+                Ok(_) => {}
+                Err(error) => warn!(volume = %name, %error, "its device stays"),
+            }
+        }
+    }
+
+    /// Claims the device, takes it from the host, then lets the volume go.
+    async fn take_down(&self, name: &Name, claimed: Option<Claimed>) -> Result<(), LeaveError> {
+        let claimed = match claimed {
+            Some(claimed) => claimed,
+            None => self.claim(name).await.map_err(LeaveError::Stays)?,
+        };
+        let volume = name.clone();
+        let withdrawn = tokio::task::spawn_blocking(move || claimed.tap.withdraw(&volume, claimed.unused)).await;
+        if let Err(error) = withdrawn.map_err(anyhow::Error::from).flatten() {
+            error!(volume = %name, "its device is still there, and whatever uses it waits: {error:#}");
+        }
+        self.ask(name, Ask::Remove).await.map_err(LeaveError::Failed)
+    }
+
     /// Lets a volume go, in the background, however long its device takes. None: it is leaving already, or not served.
     ///
     /// What is configured again by then is opened again.
-    fn leave(self: &Arc<Self>, name: &Name) -> Option<oneshot::Receiver<anyhow::Result<()>>> {
+    fn leave(self: &Arc<Self>, name: &Name, claimed: Option<Claimed>) -> Option<oneshot::Receiver<anyhow::Result<()>>> {
         if !self.volumes.begin_to_leave(name) {
             return None;
         }
         let (done, gone) = oneshot::channel();
         let (daemon, name) = (self.clone(), name.clone());
         tokio::spawn(async move {
-            let left = daemon.ask(&name, Ask::Remove).await.map_err(|e| anyhow::anyhow!("{e}"));
+            let left = match daemon.take_down(&name, claimed).await {
+                Err(LeaveError::Stays(why)) => {
+                    daemon.volumes.stays(&name);
+                    let _ = done.send(Err(anyhow::anyhow!("{why}")));
+                    return;
+                }
+                Err(LeaveError::Failed(why)) => Err(anyhow::anyhow!("{why}")),
+                Ok(()) => Ok(()),
+            };
             daemon.volumes.left(&name);
             let _ = done.send(left); // whoever waited may have given up
             let again = locked(&daemon.config).volumes.get(&name).cloned().filter(|_| daemon.volumes.begin(&name));
@@ -239,7 +363,7 @@ impl Daemon {
         failed.extend(late.map(|volume| format!("{}; then it is opened again", self.under_way(&volume.name).message)));
         let served: Vec<Name> = locked(&self.volumes.served).keys().cloned().collect();
         let gone = served.into_iter().filter(|name| !new.contains_key(name));
-        let leaving: Vec<_> = gone.filter_map(|name| self.leave(&name).map(|gone| (name, gone))).collect();
+        let leaving: Vec<_> = gone.filter_map(|name| self.leave(&name, None).map(|gone| (name, gone))).collect();
         for (name, gone) in leaving {
             failed.extend(Self::gone(&name, gone).await.err().map(|e| format!("volume {name}: {e}")));
         }
@@ -273,8 +397,8 @@ impl Daemon {
             .map(|v| VolumeStatus {
                 state: VolumeState::NotServed,
                 reasons: vec![not_served(&v.name, why.get(&v.name))],
-                tap: TapStatus { address: format!("nbd:unix:{}", v.tap_socket.display()), ..TapStatus::default() },
-                id: farside_ledger::volume_id(&self.around.source, &v.group, &v.name).to_string(),
+                tap: TapStatus { address: v.address(), ..TapStatus::default() },
+                id: self.id_of(&v).to_string(),
                 group: v.group.to_string(),
                 name: v.name.to_string(),
                 backing: BackingStatus { path: v.backing, ..BackingStatus::default() },
@@ -289,15 +413,29 @@ impl Daemon {
         if !self.volumes.begin(&volume.name) {
             return Err(self.under_way(&volume.name));
         }
-        // Served first: what cannot be served is not written down.
-        self.open(volume.clone()).await.map_err(|error| {
-            let todo = what_would_do(&error, &volume);
-            ApiError::new(ErrorCode::Conflict, format!("volume {} is not added: {error:#}", volume.name), todo)
-        })?;
+        // Served first: what cannot be served is not written down. But a device that rests on our tap is served whatever comes,
+        // also by who starts after a crash at any moment of this.
         let config = locked(&self.config).clone();
-        if let Err(error) = config.write_volume(&volume) {
+        let mut written = if volume.insert { config.write_volume(&volume).map(drop) } else { Ok(()) };
+        if written.is_ok() {
+            if let Err(error) = self.open(volume.clone()).await {
+                if volume.insert
+                    && let Err(error) = config.remove_volume(&volume.name)
+                {
+                    warn!(volume = %volume.name, "it is not added, and stays configured: {error}");
+                }
+                let todo = what_would_do(&error, &volume);
+                return Err(ApiError::new(ErrorCode::Conflict, format!("volume {} is not added: {error:#}", volume.name), todo));
+            }
+            if !volume.insert {
+                written = config.write_volume(&volume).map(drop);
+            }
+        } else {
+            locked(&self.volumes.unserved).remove(&volume.name);
+        }
+        if let Err(error) = written {
             self.forget(&volume.group, &volume.name);
-            let gone = self.leave(&volume.name);
+            let gone = self.leave(&volume.name, None);
             drop(one);
             if let Some(gone) = gone {
                 Self::gone(&volume.name, gone).await.unwrap_or_else(|error| warn!(volume = %volume.name, "{error}"));
@@ -334,15 +472,14 @@ impl Daemon {
             );
             return taken(format!("{} backs volume {} already", add.backing.display(), other.name), todo);
         }
-        let tap_socket = match &add.tap {
-            None => config.default_tap_socket(&name),
-            Some(tap) => parse_tap(tap).map_err(|what| wrong(what, "give another one with --tap, or none"))?,
-        };
-        if let Some(other) = config.volumes.values().find(|v| v.tap_socket == tap_socket) {
-            let what = format!("{} is the tap of volume {} already", tap_socket.display(), other.name);
+        let tap = add.tap.as_deref().unwrap_or_else(|| TapConfig::choose(&add.backing));
+        let tap = config.tap(&name, add.insert, Some(tap)).map_err(|what| wrong(what, "give another one with --tap, or none"))?;
+        if let Some(other) = config.volumes.values().find(|v| v.tap.collides(&tap)) {
+            let what = format!("{tap} is the tap of volume {} already", other.name);
             return taken(what, "choose another one with --tap nbd:unix:/absolute/path".to_owned());
         }
-        Ok(VolumeConfig { name, group, backing: add.backing.clone(), tap_socket, on_tracking_lost: Default::default() })
+        let (backing, insert) = (add.backing.clone(), add.insert);
+        Ok(VolumeConfig { name, group, backing, insert, tap, on_tracking_lost: Default::default() })
     }
 
     /// Why nothing can be done with a volume at this moment.
@@ -355,6 +492,17 @@ impl Daemon {
     }
 
     pub(crate) async fn remove_volume(self: &Arc<Self>, name: &str) -> Result<(), ApiError> {
+        let served = name.parse().ok().filter(|name| self.volumes.is_served(name) && !self.volumes.is_leaving(name));
+        let by_hand = |name: &Name| {
+            let config = locked(&self.config);
+            config.volumes.contains_key(name) && !config.has_written(name)
+        };
+        let claimed = match &served {
+            // It will be refused below, with its device as it is.
+            Some(name) if by_hand(name) => None,
+            Some(name) => Some(self.claim(name).await?),
+            None => None,
+        };
         let one = self.changes.lock().await;
         let missing = || ApiError::not_found("volume", name, "`farside volume list` shows them");
         let name: Name = name.parse().map_err(|_| missing())?;
@@ -369,16 +517,30 @@ impl Daemon {
         };
         if self.volumes.is_served(&name) {
             self.take_out(&name, &group, &config)?;
-            let gone = self.leave(&name).ok_or_else(|| self.under_way(&name))?;
+            let gone = self.leave(&name, claimed).ok_or_else(|| self.under_way(&name))?;
             drop(one);
             return Self::gone(&name, gone).await;
+        }
+        if let Some(volume) = config.volumes.get(&name).filter(|volume| volume.insert)
+            && let Ok(State::Inserted { .. }) = farside_insert::state_of(&volume.backing)
+        {
+            let what = format!("{} rests on the tap of volume {name}, which nobody serves", volume.backing.display());
+            let todo = "mend why it is not served (farside volume list), farside reload; then say the same again";
+            return Err(ApiError::new(ErrorCode::Conflict, what, todo));
         }
         // Nobody else opens it from here on.
         let before = locked(&self.volumes.unserved).get(&name).cloned();
         if !self.volumes.begin(&name) {
             return Err(self.under_way(&name));
         }
-        let taken_out = self.take_out(&name, &group, &config);
+        let dir = self.state.volume_path(&group, &name);
+        // Nobody serves it, but somebody may wait in the device that an earlier daemon made.
+        let abolished =
+            tokio::task::spawn_blocking(move || tap::abolish(&dir)).await.map_err(ApiError::internal).and_then(|done| {
+                let todo = "unmount it, and stop whatever else uses it; then say the same again";
+                done.map_err(|error| ApiError::new(ErrorCode::Conflict, format!("volume {name} stays: {error:#}"), todo))
+            });
+        let taken_out = abolished.and_then(|()| self.take_out(&name, &group, &config));
         let cleared = taken_out.as_ref().map_or(Ok(()), |()| clear(&self.state.volume_path(&group, &name)));
         let mut unserved = locked(&self.volumes.unserved);
         match before.filter(|_| taken_out.is_err()) {
@@ -458,6 +620,9 @@ fn what_would_do(error: &anyhow::Error, volume: &VolumeConfig) -> String {
             _ => "choose another tap with --tap nbd:unix:/absolute/path".to_owned(),
         };
     }
+    if error.downcast_ref::<farside_ublk::UblkError>().is_some() {
+        return String::new(); // it says it itself
+    }
     if error.downcast_ref::<farside_region::GeometryError>().is_some() {
         return format!("give {backing} its size first (truncate -s, lvextend), at least one sector");
     }
@@ -509,7 +674,8 @@ mod tests {
             name: name("data"),
             group: name("default"),
             backing: "/dev/nope".into(),
-            tap_socket: "/run/x".into(),
+            insert: false,
+            tap: TapConfig::Nbd { socket: "/run/x".into() },
             on_tracking_lost: Default::default(),
         };
         let todo = |error: anyhow::Error| what_would_do(&error, &volume);

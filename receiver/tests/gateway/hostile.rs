@@ -6,7 +6,7 @@ use farside_region::{Geometry, GranuleIndex, GranuleRun, RegionIndex, RegionRang
 use farside_transport::{CloseCode, Closed};
 use farside_wire::{DigestQuery, EndMember, RequestId, SourceMessage};
 
-use crate::site::{Gateway, Session, Source, Volume, granules, wait_until};
+use crate::site::{Gateway, Session, Source, Volume, granules, noise, wait_until};
 
 /// What the program and the allocator need beside what is counted.
 const SLACK_BYTES: u64 = 64 << 20;
@@ -133,6 +133,34 @@ async fn endless_records_take_bounded_memory_also_after_a_restart() {
     gateway.start().await;
     host.connect_when_ready("default").await;
     assert!(gateway.resident_bytes_max() <= before + bound, "{} MiB", gateway.resident_bytes_max() >> 20);
+}
+
+/// L9: who sends more than he was granted would take what others were granted. He loses his connection instead, while his parts
+/// are on their way: what was sent and not ended is counted nowhere else.
+#[tokio::test]
+async fn a_source_that_sends_more_than_it_was_granted_loses_its_connection_only() {
+    let mut gateway = Gateway::new("");
+    gateway.start().await;
+    let host = gateway.pair("host1").await;
+    let mut source = host.connect("default").await;
+    let volume = source.claim("data").await;
+    source.publish(&volume, 1, &granules(0, 3), LayerKind::Point).await;
+    // Each of them is less than the 32 MiB that every connection is granted at first.
+    let mut parts = Vec::new();
+    for part in 0..4 {
+        let content: Vec<_> = granules(u64::from(part) * 3_072, 3_072).into_iter().map(|(at, c)| (at, noise(2, at, c))).collect();
+        let (bytes, _) = volume.part_of(2, part, &content);
+        parts.push(source.begin_part(&volume, 2, part, &bytes[..bytes.len() - 1]).await);
+    }
+    match source.closed().await {
+        Closed::ByPeer { code: CloseCode::Protocol, reason } => assert!(reason.contains("granted"), "{reason}"),
+        other => panic!("{other:?}"),
+    }
+    others_are_served(&gateway, "host2").await;
+    // He may come again, as anybody who made a mistake.
+    let mut source = host.connect_when_ready("default").await;
+    let volume = source.claim_above("data", &volume).await;
+    source.publish(&volume, 1, &granules(0, 3), LayerKind::Point).await;
 }
 
 #[tokio::test]

@@ -51,7 +51,7 @@ pub(crate) fn granules(start: u64, count: u64) -> Vec<(GranuleIndex, Vec<u8>)> {
 }
 
 /// Content that does not compress.
-fn noise(seq: u64, at: GranuleIndex, mut content: Vec<u8>) -> Vec<u8> {
+pub(crate) fn noise(seq: u64, at: GranuleIndex, mut content: Vec<u8>) -> Vec<u8> {
     let mut state = (seq << 32 | at.0).wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     for byte in &mut content {
         state ^= state << 13;
@@ -218,7 +218,7 @@ impl Gateway {
 }
 
 /// A machine that may connect.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Source {
     identity: Identity,
     name: Name,
@@ -234,6 +234,18 @@ impl Source {
         let token = token.parse().expect("a token");
         let pin = pair(&token, &self.identity, &name(source), &Limits::default()).await?;
         Ok(Self { identity: self.identity.clone(), name: name(source), pin: Some(pin) })
+    }
+
+    /// Where it believes the receiver to be.
+    pub(crate) fn receiver(&self) -> std::net::SocketAddr {
+        self.pin.as_ref().expect("paired").addresses[0].parse().expect("an address")
+    }
+
+    /// Looks for its receiver elsewhere.
+    pub(crate) fn at(&self, address: std::net::SocketAddr) -> Self {
+        let mut pin = self.pin.clone().expect("paired");
+        pin.addresses = vec![address.to_string()];
+        Self { pin: Some(pin), ..self.clone() }
     }
 
     /// Knows where the receiver is, as `other` does.
@@ -332,8 +344,13 @@ impl Volume {
 
     /// The only part of a layer: its bytes, and what the end message says of the layer.
     pub(crate) fn part(&self, seq: u64, content: &[(GranuleIndex, Vec<u8>)]) -> (Vec<u8>, EndMember) {
+        self.part_of(seq, 0, content)
+    }
+
+    /// The same, under any number.
+    pub(crate) fn part_of(&self, seq: u64, part: u32, content: &[(GranuleIndex, Vec<u8>)]) -> (Vec<u8>, EndMember) {
         let geometry = self.meta.geometry;
-        let id = PartId { key: self.key(seq), part: 0, geometry };
+        let id = PartId { key: self.key(seq), part, geometry };
         let mut writer = PartWriter::new(id, &self.meta.digest_key, Encoder::new(Compression::Zstd(1)));
         let mut regions = RegionSet::default();
         let mut bytes = Vec::new();
@@ -487,11 +504,11 @@ impl Session {
         self.begin_part(volume, seq, part, bytes).await.reset();
     }
 
-    /// Begins a part and leaves it to the caller.
+    /// Begins a part and leaves it to the caller; it may break off at once.
     pub(crate) async fn begin_part(&mut self, volume: &Volume, seq: u64, part: u32, bytes: &[u8]) -> Box<dyn PartSender> {
         let header = PartHeader { key: volume.key(seq), part }.encode();
         let mut stream = self.connection.open_part(Bytes::copy_from_slice(&header)).await.expect("opened");
-        stream.write(Bytes::copy_from_slice(bytes)).await.expect("written");
+        let _ = stream.write(Bytes::copy_from_slice(bytes)).await;
         stream
     }
 

@@ -77,6 +77,58 @@ async fn a_recording_played_back_publishes_nothing() {
     gateway.check_store();
 }
 
+/// Hundreds of strangers begin a connection and leave it, from as many addresses as they like: a host that is known comes in, one
+/// that is not yet known is paired, and what they began takes little.
+#[tokio::test]
+async fn hundreds_of_handshakes_that_never_end_keep_no_honest_host_out() {
+    const STRANGERS: usize = 300;
+    let mut gateway = Gateway::new("");
+    gateway.start().await;
+    let known = gateway.pair("known").await;
+    let mut source = known.connect("default").await;
+    let volume = source.claim("data").await;
+    source.publish(&volume, 1, &granules(0, 3), LayerKind::Point).await;
+    drop(source);
+
+    // What a client says first, many times over: said to a socket that answers nothing.
+    let sink = tokio::net::UdpSocket::bind("127.0.0.1:0").await.expect("a socket");
+    let nowhere = known.at(sink.local_addr().expect("bound"));
+    let dials: Vec<_> = (0..STRANGERS)
+        .map(|_| {
+            let nowhere = nowhere.clone();
+            tokio::spawn(async move { drop(nowhere.dial().await) })
+        })
+        .collect();
+    let mut first = std::collections::BTreeMap::new();
+    let mut datagram = [0; 2048];
+    while first.len() < STRANGERS {
+        let (length, from) = sink.recv_from(&mut datagram).await.expect("received");
+        first.entry(from).or_insert_with(|| datagram[..length].to_vec());
+    }
+    dials.iter().for_each(tokio::task::JoinHandle::abort);
+
+    let before = gateway.resident_bytes_max();
+    let sockets: Vec<_> =
+        (0..STRANGERS).map(|n| std::net::UdpSocket::bind((format!("127.0.1.{}", n % 250), 0)).expect("bound")).collect();
+    let begin = || {
+        for (socket, datagram) in sockets.iter().zip(first.values()) {
+            let _ = socket.send_to(datagram, known.receiver());
+        }
+    };
+    for round in 0..5 {
+        begin();
+        // One after the other: each of these comes while the others' handshakes hang.
+        let mut source = known.connect_when_ready("default").await;
+        let volume = source.claim_above("data", &volume).await;
+        source.publish(&volume, 1, &granules(round, 3), LayerKind::Point).await;
+        begin();
+        gateway.pair(&format!("new{round}")).await;
+    }
+    let grown = gateway.resident_bytes_max() - before;
+    assert!(grown <= SLACK_BYTES, "{} MiB more than before", grown >> 20);
+    gateway.check_store();
+}
+
 /// Hundreds of local clients that begin a request and leave it.
 #[tokio::test]
 async fn clients_that_never_finish_a_request_keep_nobody_waiting() {

@@ -1,4 +1,5 @@
-//! What a guest boots into: an initramfs with busybox, the agent, programs with the libraries they load, and modules.
+//! What a guest boots into: an initramfs with busybox, the agent, programs with the libraries they load, and modules; some
+//! guests go on into Debian's root file system, which `xtask` makes, with our programs in `/run/farside-vm`.
 //!
 //! Programs of Debian come from the cache with the libraries that were fetched with them; ours come from cargo with the
 //! libraries of the machine that built them. Where both bring one, ours wins: a C library serves what was linked against an
@@ -13,20 +14,22 @@ use crate::kernel::Kernel;
 
 /// The name of the guests' programs in the cache.
 pub const GUEST_TREE: &str = "guest";
+/// The name, in the cache, of the folder of Debian's root file system.
+pub const DEBIAN_TREE: &str = "debian";
+/// The file in it: an ext4 image.
+pub const DEBIAN_IMAGE: &str = "root.ext4";
 const LIBRARIES: [&str; 2] = ["lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu"];
 const LOADER: &str = "lib64/ld-linux-x86-64.so.2";
 
-/// Process 1. Modules first (the agent speaks through one), then the agent; when that ends, so does the guest. There is no
-/// udev: without being told so, dmsetup leaves the nodes in `/dev/mapper` to it, and whoever writes there makes a file.
+/// What process 1 does first, whatever follows: modules (the agent speaks through one), name, network.
 const INIT: &str = r#"#!/bin/busybox sh
-export PATH=/bin HOME=/root DM_DISABLE_UDEV=1
+export PATH=/bin HOME=/root
 busybox mkdir -p /proc /sys /dev /run /tmp /root /mnt /etc /var/log
 busybox mount -t proc proc /proc
 busybox mount -t sysfs sysfs /sys
 busybox mount -t devtmpfs devtmpfs /dev
 busybox mkdir -p /dev/shm
-busybox mount -t tmpfs tmpfs /run
-busybox mount -t tmpfs tmpfs /tmp
+busybox mount -t tmpfs -o mode=0755 tmpfs /run
 for module in $(busybox cat /modules/order); do
     busybox insmod /modules/$module || echo "<3>module $module cannot be loaded" >/dev/kmsg
 done
@@ -36,9 +39,50 @@ if [ -n "$farside_address" ]; then
     busybox ip address add "$farside_address/24" dev eth0
     busybox ip link set eth0 up
 fi
+"#;
+
+/// The agent, and when that ends, so does the guest. There is no udev: without being told so, dmsetup leaves the nodes in
+/// `/dev/mapper` to it, and whoever writes there makes a file.
+const IN_MEMORY: &str = r#"export DM_DISABLE_UDEV=1
+busybox mount -t tmpfs tmpfs /tmp
 farside-vm-agent || echo "<3>the agent has failed" >/dev/kmsg
 busybox poweroff -f
 "#;
+
+/// Debian's own process 1, on the disk "root". What is ours comes along in `/run`: nothing of it is on the disk.
+const INTO_DEBIAN: &str = r#"busybox mkdir /root-of-debian
+for disk in /sys/block/*; do
+    if [ "$(busybox cat $disk/serial 2>/dev/null)" = root ]; then
+        busybox mount -t ext4 /dev/${disk##*/} /root-of-debian || echo "<3>the root cannot be mounted" >/dev/kmsg
+    fi
+done
+busybox mkdir -p /run/farside-vm /run/systemd/system/sysinit.target.wants
+busybox cp /ours/* /run/farside-vm/
+busybox cp /farside-vm-agent.service /run/systemd/system/
+busybox chmod 0644 /run/systemd/system/farside-vm-agent.service
+busybox ln -s ../farside-vm-agent.service /run/systemd/system/sysinit.target.wants/
+# The network is up already; who waits for networkd to say so waits for two minutes.
+for unit in systemd-networkd.service systemd-networkd.socket systemd-networkd-wait-online.service; do
+    busybox ln -s /dev/null /run/systemd/system/$unit
+done
+busybox echo "$farside_host" >/root-of-debian/etc/hostname
+for folder in dev proc sys run; do
+    busybox mount --move /$folder /root-of-debian/$folder
+done
+exec busybox switch_root /root-of-debian /sbin/init
+"#;
+
+/// It speaks as early as there are devices, and is there until systemd's final kill.
+const AGENT_UNIT: &str = "[Unit]
+Description=What the tests speak with
+DefaultDependencies=no
+IgnoreOnIsolate=yes
+[Service]
+ExecStart=/run/farside-vm/farside-vm-agent
+Environment=PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/run/farside-vm
+OOMScoreAdjust=-1000
+TasksMax=infinity
+";
 
 /// A program of the guests' tree in the cache.
 ///
@@ -51,11 +95,20 @@ pub(crate) fn guest_program(name: &str) -> PathBuf {
         .unwrap_or_else(|| panic!("{} has no program {name}", tree.display()))
 }
 
+/// Where a guest goes on after its initramfs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Userland {
+    /// It stays there.
+    InMemory,
+    /// Debian, on a disk.
+    Debian,
+}
+
 /// The initramfs of a guest: `ours` are programs that cargo built, `theirs` names of programs in the cache.
 ///
 /// # Panics
 /// When something is missing.
-pub(crate) fn initramfs(kernel: Kernel, modules: &[&str], ours: &[PathBuf], theirs: &[&str]) -> Vec<u8> {
+pub(crate) fn initramfs(userland: Userland, kernel: Kernel, modules: &[&str], ours: &[PathBuf], theirs: &[&str]) -> Vec<u8> {
     let mut files: BTreeMap<String, Vec<u8>> = BTreeMap::new();
     let read = |path: &Path| std::fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     for program in std::iter::once(&"busybox").chain(theirs) {
@@ -70,7 +123,8 @@ pub(crate) fn initramfs(kernel: Kernel, modules: &[&str], ours: &[PathBuf], thei
             files.insert(name, read(&library));
         }
         let name = program.file_name().and_then(|name| name.to_str()).expect("a program has a name");
-        files.insert(format!("bin/{name}"), stripped(program));
+        let folder = if userland == Userland::Debian { "ours" } else { "bin" };
+        files.insert(format!("{folder}/{name}"), stripped(program));
     }
     let mut order = String::new();
     for (name, content) in kernel.modules(modules) {
@@ -78,7 +132,14 @@ pub(crate) fn initramfs(kernel: Kernel, modules: &[&str], ours: &[PathBuf], thei
         files.insert(format!("modules/{name}.ko"), content);
     }
     files.insert("modules/order".into(), order.into_bytes());
-    files.insert("init".into(), INIT.into());
+    let rest = match userland {
+        Userland::InMemory => IN_MEMORY,
+        Userland::Debian => {
+            files.insert("farside-vm-agent.service".into(), AGENT_UNIT.into());
+            INTO_DEBIAN
+        }
+    };
+    files.insert("init".into(), [INIT, rest].concat().into_bytes());
     pack(&files)
 }
 

@@ -13,9 +13,10 @@ pub mod klog;
 pub mod log_writes;
 mod machine;
 mod network;
+pub mod protected;
 pub mod protocol;
 
-pub use image::GUEST_TREE;
+pub use image::{DEBIAN_IMAGE, DEBIAN_TREE, GUEST_TREE};
 pub use kernel::Kernel;
 pub use machine::{Cache, DiskSpec, Guest, Machine, Output};
 pub use network::Network;

@@ -171,3 +171,39 @@ fn each_refusal_of_the_kernel_names_its_remedy() {
     assert!(explain(libc::ENOSYS, "").contains("5.19"));
     assert!(explain(libc::ENOMEM, "0").contains("LimitMEMLOCK"));
 }
+
+#[test]
+fn a_command_that_no_driver_takes_gives_its_buffer_back_whole() {
+    let (_folder, path) = testing::file(&[0; 4096]);
+    let device = FileDevice::open(&path, OpenOptions::at_once()).unwrap();
+    let mut ring = Ring::new(8).unwrap();
+    let mut buffer = Buffer::alone(8192).unwrap();
+    let start = buffer.as_ptr() as u64;
+    buffer.set_len(10);
+    let mut told = 0;
+    ring.command(Tag::server(5), device.fd(), 0x1234, Some(buffer), |address| {
+        told = address;
+        [0; 16]
+    });
+    assert_eq!(told, start);
+    let done = next(&mut ring);
+    assert!(done.tag == Tag::server(5) && done.result.is_err());
+    assert_eq!(done.buffer.unwrap().len(), 8192, "the driver may use all of it");
+    ring.command(Tag::server(6), device.fd(), 0x1234, None, |address| {
+        assert_eq!(address, 0);
+        [0; 16]
+    });
+    assert!(next(&mut ring).buffer.is_none());
+}
+
+#[test]
+fn an_abandoned_ring_waits_for_nothing_and_its_buffers_are_not_used_again() {
+    let pool = BufferPool::new(8192, 4096).unwrap();
+    let (ours, _theirs) = socket_pair();
+    let mut ring = Ring::new(8).unwrap();
+    ring.recv(Tag::server(1), &ours, pool.take(4096).unwrap(), 0..4096);
+    ring.wait(Some(Duration::ZERO)).unwrap();
+    ring.abandon();
+    assert_eq!(pool.in_use(), 4096, "the kernel may still write there");
+    assert_eq!(Arc::strong_count(&ours), 1, "and has its own hold of the file");
+}

@@ -91,7 +91,7 @@ fn words(bytes: &[u8]) -> Outcome {
         shape.push("rate".to_owned());
         reads_back(&rate, || rate.to_string().parse().ok());
     }
-    if let Ok(duration) = farside_receiver::config::parse_duration(text) {
+    if let Ok(duration) = farside_control::parse_duration(text) {
         shape.push(format!("duration {}", duration.as_secs().checked_ilog2().unwrap_or(0)));
     }
     if let Ok(name) = text.parse::<Name>() {

@@ -274,6 +274,7 @@ impl Host {
                 done: true,
                 cut_held: byte & 8 == 0,
                 granules: 4,
+                left: GranuleSet::new(),
                 unreadable: if byte & 16 == 0 { GranuleSet::new() } else { some_granules(wanted.from) },
                 zero_regions: RegionSet::new(),
             })));

@@ -159,6 +159,8 @@ pub(super) fn from_receiver(n: u8) -> Vec<ReceiverMessage> {
         ReceiverMessage::Notice(Notice::GatewayFull { free_bytes: 1, reserve_bytes: 2 }),
         ReceiverMessage::Notice(Notice::Ready),
         ReceiverMessage::LossRecorded(LossRecorded { id, volume: of }),
+        ReceiverMessage::Damage(Damage { volumes: vec![DamagedVolume { volume: of, segments: 2 }] }),
+        ReceiverMessage::Damage(Damage::default()),
     ]
 }
 

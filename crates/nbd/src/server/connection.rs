@@ -77,6 +77,7 @@ enum Into {
 #[derive(Debug)]
 pub(super) struct Connection {
     pub(super) fd: SharedFd,
+    pub(super) since: Instant,
     pub(super) session: Session,
     pub(super) state: State,
     pub(super) work: Work,
@@ -114,6 +115,7 @@ impl Connection {
         };
         Ok(Self {
             fd,
+            since: Instant::now(),
             session,
             state: State::Open,
             work: Work::Next,

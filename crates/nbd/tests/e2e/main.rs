@@ -2,7 +2,9 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::io::Write as _;
 use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::thread::JoinHandle;
 
@@ -66,6 +68,7 @@ fn small() -> Limits {
         buffer_bytes_max: 3 << 19,
         farewell_max: std::time::Duration::from_millis(100),
         deaf_max: std::time::Duration::from_secs(600),
+        handshake_max: std::time::Duration::from_secs(600),
     }
 }
 
@@ -311,6 +314,34 @@ fn deaf<Q: BlockQueue + Send + 'static>(served: &Served<Q>, bytes: u32) -> Clien
     client
 }
 
+/// Whoever connects and says nothing must not keep a host from its volume for ever; who has said enough keeps its place.
+#[test]
+fn clients_stuck_in_their_handshake_give_way_to_a_newcomer() {
+    let served = serve(memory(), Limits { handshake_max: std::time::Duration::from_millis(50), ..small() });
+    let mut idle = served.client();
+    assert_eq!(idle.write(0, &pattern(1, 4096)), 0);
+    let places = small().connections_max;
+    let mut stuck: Vec<UnixStream> = (1..places).map(|_| UnixStream::connect(&served.path).unwrap()).collect();
+    // Half of them say something, and not enough.
+    for socket in stuck.iter_mut().step_by(2) {
+        socket.write_all(&[0, 0, 0]).unwrap();
+    }
+    // More than one, and each is served while the others wait.
+    let mut newcomers: Vec<Client> = (0..2).map(|_| served.client()).collect();
+    for newcomer in &mut newcomers {
+        assert_eq!(newcomer.write(4096, &pattern(2, 4096)), 0);
+    }
+    let hung_up = |socket: &mut UnixStream| std::io::Read::read_to_end(socket, &mut Vec::new()).is_ok();
+    assert!(hung_up(&mut stuck[0]) && hung_up(&mut stuck[1]), "the oldest had to go");
+    stuck[2].set_nonblocking(true).unwrap();
+    assert!(!hung_up(&mut stuck[2]), "nobody waits for its place");
+    assert!(idle.read(0, 4096) == pattern(1, 4096), "it had ended its handshake");
+    drop(newcomers);
+    drop(stuck);
+    drop(idle);
+    served.stop();
+}
+
 /// All but one of the connections take no replies, and the rest of the memory is theirs: the last one is served, whatever it
 /// wants that fits its guarantee, and other reads of their own size wait for memory without holding it up.
 #[test]
@@ -499,4 +530,32 @@ fn limits_that_contradict_each_other_are_refused() {
     let limits = Limits { pieces_max: 1, ..small() };
     let served = serve(memory(), limits);
     assert!(matches!(served.thread.join().unwrap(), Err(ServeError::Limits { .. })));
+}
+
+#[test]
+fn sockets_that_are_handed_over_are_served_like_those_that_come() {
+    let limits = Limits { connections_max: 1, ..Limits::default() };
+    let (server, handle) = Server::new(None, "disk", "", limits, Waker::new().unwrap());
+    let hand_over = || {
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        handle.adopt(theirs.into());
+        ours
+    };
+    let first = hand_over(); // before it runs
+    let thread = std::thread::spawn(move || server.run(memory()));
+    let mut first = farside_nbd::client::Client::over(first, "").unwrap();
+    first.write(4096, &[7; 512], 0).unwrap();
+    let second = hand_over(); // there is no room for it yet
+    let mut read = [0; 512];
+    first.read(4096, &mut read).unwrap();
+    assert_eq!(read, [7; 512]);
+    first.disconnect().unwrap();
+    let mut second = farside_nbd::client::Client::over(second, "disk").unwrap();
+    second.read(4096, &mut read).unwrap();
+    assert_eq!((read, second.size()), ([7; 512], SIZE));
+    let third = hand_over(); // nobody will take it
+    handle.stop();
+    thread.join().unwrap().unwrap();
+    let refused = farside_nbd::client::Client::over(third, "").expect_err("the server has ended");
+    assert_eq!(refused.kind(), std::io::ErrorKind::UnexpectedEof);
 }

@@ -414,6 +414,8 @@ pub struct PartRead {
     pub cut_held: bool,
     /// Granules read, compared-equal ones included.
     pub granules: u64,
+    /// What was left out of a pass because it was marked again: a later epoch's. Its regions are not rewritten in full.
+    pub left: GranuleSet,
     /// What could not be read.
     pub unreadable: GranuleSet,
     /// Regions of which every granule is in the set and was read as zero.

@@ -296,6 +296,11 @@ impl Source {
                     if layer.stage == Stage::Staged && *parts < layer.parts() && !mutation::on(LOST_RESENT) {
                         return false;
                     }
+                    // † A member's layer left the cut because it was seen published. This one is not, so that record is gone
+                    // from the store; what is left of the epoch is no cut of all its members.
+                    if self.is_split_cut(epoch) && !mutation::on("T11 a point is said again by half of its members") {
+                        self.demote_anyway(now, epoch, DemoteCause::Claim, out);
+                    }
                     if whole && (!reread || mutation::on("T1 later ones keep the cut")) {
                         let said = end.as_ref().is_some_and(|end| self.is_as_said(key, end));
                         let layer = self.layer_mut(&key).expect("just seen");
@@ -311,7 +316,7 @@ impl Source {
                     if !whole {
                         reread = true;
                         self.read_again(key, *parts, out);
-                    } else {
+                    } else if let Some(layer) = self.layer_mut(&key) {
                         layer.stage = Stage::Read;
                     }
                     if !mutation::on("a reset cut re-sent as a point") {
@@ -322,6 +327,13 @@ impl Source {
             }
         }
         true
+    }
+
+    /// Whether some members of a cut have no layer of it any more. (Of a pass, layers are published one by one.)
+    fn is_split_cut(&self, epoch: farside_region::EpochId) -> bool {
+        let Some(known) = self.epochs.get(&epoch).filter(|e| e.kind == Kind::Cut) else { return false };
+        let here: std::collections::BTreeSet<_> = self.layers_of(epoch).map(|l| l.key.volume).collect();
+        known.members.iter().any(|member| !here.contains(member))
     }
 
     /// Whether the receiver knows the layer under the kind and members that it has now (T10).

@@ -396,11 +396,11 @@ impl Volume {
             let per_s = |bytes: u64| (u128::from(bytes) * u128::from(super::SECOND) / u128::from(now - last.at)) as u64;
             self.not_converging = Some(super::NotConverging {
                 dirty_bytes_per_s: per_s(bytes),
-                sent_bytes_per_s: per_s(last.bytes),
+                sent_bytes_per_s: per_s(last.bytes.saturating_sub(last.left_bytes)),
                 needed_cut_bytes: bytes,
             });
         }
-        self.pass = Some(PassStart { at: now, bytes, futile });
+        self.pass = Some(PassStart { at: now, bytes, left_bytes: 0, futile });
     }
 
     /// A published cut: it got there.

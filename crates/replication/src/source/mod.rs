@@ -255,7 +255,8 @@ impl Source {
             ReceiverMessage::Refusal(refusal) => self.refused(now, refusal, out),
             ReceiverMessage::Notice(notice) => self.trouble = (notice != Notice::Ready).then_some(notice),
             ReceiverMessage::LossRecorded(recorded) => self.loss_recorded(recorded, out),
-            ReceiverMessage::Points(_) => {}
+            // For people.
+            ReceiverMessage::Points(_) | ReceiverMessage::Damage(_) => {}
             _ => {}
         }
     }
@@ -299,13 +300,14 @@ impl Source {
     }
 
     /// Whether somebody here may still need this region hot (L2): layers not known published, a compare to come, granules to
-    /// send again, unreadable runs, a switch under way. Ask on the thread that steps, right before a clear; the open map,
+    /// send again, unreadable runs, a switch under way, records above the durable header. Ask on the thread that steps, right before a clear; the open map,
     /// writes in flight and failed flushes are the shim's to know.
     pub fn mentions(&self, volume: VolumeId, region: RegionIndex) -> bool {
         if mutation::on(MENTIONED) {
             return false;
         }
-        self.is_switching(volume) || self.volumes.get(&volume).is_none_or(|v| v.keeps_hot(region) || !v.heat.0.is_empty())
+        self.is_switching(volume)
+            || self.volumes.get(&volume).is_none_or(|v| v.keeps_hot(region) || v.is_uncovered(region) || !v.heat.0.is_empty())
     }
 
     /// All that a `clean` header must carry for this volume beside the open map (T2): frozen and unpublished layers, what is

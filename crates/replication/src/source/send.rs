@@ -2,7 +2,7 @@
 
 use farside_ledger::LayerKind;
 use farside_region::{EpochId, GranuleRun, LayerKey, LedgerPosition, RegionIndex, RegionSet, VolumeId, mutation};
-use farside_wire::{DigestAnswer, DigestQuery, EndMember, EpochEnd, Published, SourceMessage};
+use farside_wire::{DigestAnswer, DigestQuery, EndMember, EpochEnd, Notice, Published, SourceMessage};
 
 use super::api::{Action, DemoteCause, Nanos, PartRead, ReadPart, Report};
 use super::status::PointStatus;
@@ -94,19 +94,26 @@ impl Source {
         out.push(Action::ReadPart(Box::new(action)));
     }
 
-    /// A slice that takes too long ends with the part it is at.
+    /// A slice that takes too long ends with the part it is at. Not one that has sent nothing to a gateway that is full: what is
+    /// equal there is one record, and each takes room that it does not have.
     pub(super) fn end_slow_slices(&mut self, now: Nanos, out: &mut Vec<Action>) {
         let slice_time = self.config.limits.slice_time;
+        let is_full = self.gateway_is_full();
         for volume in self.volumes.values_mut() {
             let Some(reading) = &mut volume.reading else { continue };
             let Some(layer) = volume.layers.iter().find(|l| l.key == reading.key) else { continue };
             let is_pass = self.epochs.get(&layer.epoch).is_some_and(|e| e.kind == Kind::Pass);
             let late = now >= layer.begun.saturating_add(slice_time) || volume.service != Service::Running;
-            if is_pass && late && layer.until.is_none() && reading.state == ReadingState::Going {
+            let spares_records = is_full && layer.bytes() == 0 && volume.service == Service::Running;
+            if is_pass && late && !spares_records && layer.until.is_none() && reading.state == ReadingState::Going {
                 reading.state = ReadingState::Finishing;
                 out.push(Action::FinishPart { key: reading.key, part: reading.part });
             }
         }
+    }
+
+    fn gateway_is_full(&self) -> bool {
+        matches!(self.trouble, Some(Notice::GatewayFull { .. }))
     }
 
     pub(super) fn abort_reading(&mut self, id: VolumeId, out: &mut Vec<Action>) {
@@ -162,6 +169,7 @@ impl Source {
     /// A slice of a pass ends where it has enough in it, and the next one begins there.
     fn end_full_slice(&mut self, now: Nanos, key: &LayerKey) {
         let limits = self.config.limits;
+        let is_full = self.gateway_is_full();
         let volume = self.volumes.get_mut(&key.volume).expect("the caller found it");
         let Some(layer) = volume.layers.iter().find(|l| l.key == *key) else { return };
         let is_pass = self.epochs.get(&layer.epoch).is_some_and(|e| e.kind == Kind::Pass);
@@ -169,7 +177,7 @@ impl Source {
             return;
         }
         let full = layer.bytes() >= limits.slice_bytes
-            || now >= layer.begun.saturating_add(limits.slice_time)
+            || (now >= layer.begun.saturating_add(limits.slice_time) && !(is_full && layer.bytes() == 0))
             || volume.service != Service::Running
             || layer.parts() >= limits.layer_parts_max
             || volume.covered(layer).range_count() >= limits.end_ranges_max / 2;
@@ -322,7 +330,9 @@ impl Source {
         if volume.held != Some(key.term) {
             return;
         }
+        let touched = volume.layers.iter().find(|l| l.key == key).map(|layer| volume.covered(layer));
         let Some(layer) = volume.publish(&key) else { return };
+        touched.iter().for_each(|regions| volume.recorded(position, regions));
         volume.turns = 0;
         volume.point_due = kind == LayerKind::Fuzzy && !mutation::on("hole: no point after the last pass");
         if slot_of(volume.published) < slot_of(Some(position)) {

@@ -5,7 +5,7 @@ use farside_region::{LedgerPosition, RegionSet, Term, VolumeId, mutation};
 use farside_wire::SourceMessage;
 
 use super::api::{Action, Nanos, Tick};
-use super::volume::{Cooling, Header, Service, Volume};
+use super::volume::{Cooling, Header, Service, Volume, slot_of};
 use super::{Link, Source};
 
 impl Source {
@@ -60,6 +60,7 @@ impl Source {
     ) {
         let Some(volume) = self.volumes.get_mut(&id) else { return };
         volume.header = Header { confirmed, position, ..volume.header };
+        volume.uncovered = volume.uncovered.split_off(&(slot_of(position) + 1));
         self.confirmed(id);
         let volume = self.volumes.get_mut(&id).expect("just seen");
         if volume.cooling.as_ref().is_some_and(|c| volume.header.covers(c.position)) {

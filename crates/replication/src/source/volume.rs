@@ -51,6 +51,8 @@ pub(super) struct Volume {
     pub(super) reading: Option<Reading>,
     /// Regions whose published content is all zeroes.
     pub(super) zero: RegionSet,
+    /// What records above the durable header touched, by slot plus one; see [`Volume::is_uncovered`].
+    pub(super) uncovered: BTreeMap<u64, RegionSet>,
     /// Cooling candidates that wait for the header.
     pub(super) cooling: Option<Cooling>,
     pub(super) sample: Sample,
@@ -161,6 +163,9 @@ pub(super) enum Reclaim {
     Accepted,
 }
 
+/// Records of which the regions are kept apart until the header covers them.
+const UNCOVERED_MAX: usize = 64;
+
 /// The durable header, as far as it is ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Header {
@@ -211,6 +216,8 @@ impl Unreadable {
 pub(super) struct PassStart {
     pub(super) at: Nanos,
     pub(super) bytes: u64,
+    /// Of these, what was marked again before it was read, and not sent.
+    pub(super) left_bytes: u64,
     pub(super) futile: u32,
 }
 
@@ -273,6 +280,8 @@ pub(super) struct Read {
     pub(super) sent: Option<SentPart>,
     pub(super) unreadable: RegionSet,
     pub(super) zero: RegionSet,
+    /// Where granules were left out.
+    pub(super) left: RegionSet,
 }
 
 /// The part being read.
@@ -364,6 +373,7 @@ impl Volume {
             layers: VecDeque::new(),
             reading: None,
             zero: RegionSet::new(),
+            uncovered: BTreeMap::new(),
             cooling: None,
             sample: Sample::default(),
             newest_point: None,
@@ -493,6 +503,24 @@ impl Volume {
         Some(layer)
     }
 
+    /// A record in this position touches the regions.
+    pub(super) fn recorded(&mut self, position: LedgerPosition, regions: &RegionSet) {
+        self.uncovered.entry(slot_of(Some(position))).or_default().union_with(regions);
+        // A header that cannot be written must not make it grow: what is above a later slot is above an earlier one.
+        if self.uncovered.len() > UNCOVERED_MAX
+            && let Some((_, oldest)) = self.uncovered.pop_first()
+            && let Some(mut next) = self.uncovered.first_entry()
+        {
+            next.get_mut().union_with(&oldest);
+        }
+    }
+
+    /// Whether a record above the durable header touched the region. Its bit must stay until the header covers that: the next
+    /// attach reads every record above its header, and takes what they touch beside hot regions for another's (L2, L6).
+    pub(super) fn is_uncovered(&self, region: RegionIndex) -> bool {
+        !mutation::on("clear before the header") && self.uncovered.values().any(|regions| regions.contains(region))
+    }
+
     /// What a layer touches.
     pub(super) fn covered(&self, layer: &Layer) -> RegionSet {
         self.frozen.get(&layer.epoch).map_or_else(RegionSet::new, |f| between(&f.set.regions(), layer.from, layer.end()))
@@ -500,7 +528,13 @@ impl Volume {
 
     /// What a layer rewrites in full.
     pub(super) fn covered_whole(&self, layer: &Layer) -> RegionSet {
-        self.frozen.get(&layer.epoch).map_or_else(RegionSet::new, |f| between(f.set.parts().0, layer.from, layer.end()))
+        let Some(frozen) = self.frozen.get(&layer.epoch) else { return RegionSet::new() };
+        let mut whole = between(frozen.set.parts().0, layer.from, layer.end());
+        // † What was left out is still there from before: it may be unreadable, and would be called readable.
+        if !mutation::on("a region is called whole of which granules were left out") {
+            layer.reads.iter().for_each(|read| whole.subtract(&read.left));
+        }
+        whole
     }
 
     /// Moves the mark below which all of an epoch is published; forgets the epoch when that is everything.
@@ -531,17 +565,29 @@ impl Volume {
     /// Takes a part's result in; the layer's stage is the caller's.
     pub(super) fn part_read(&mut self, part: &PartRead, now: Nanos, retry: Nanos) {
         let granule_bytes = self.geometry().granule_bytes();
-        self.hangs = false;
+        let left_granules = part.left.granule_count(&self.geometry());
+        // A part of which everything was left out asked nothing of the disk.
+        self.hangs &= part.granules == 0;
         if !part.unreadable.is_empty() {
             self.unreadable.note(&part.unreadable, now, retry);
         }
         let Some(layer) = self.layers.iter_mut().find(|l| l.key == part.key) else { return };
         let from = layer.cursor;
         layer.cursor = layer.cursor.max(part.next);
-        layer.reads.push(Read { from, sent: part.sent, unreadable: part.unreadable.regions(), zero: part.zero_regions.clone() });
+        layer.reads.push(Read {
+            from,
+            sent: part.sent,
+            unreadable: part.unreadable.regions(),
+            zero: part.zero_regions.clone(),
+            left: part.left.regions(),
+        });
+        let left_bytes = left_granules * granule_bytes;
         if let Some(frozen) = self.frozen.get_mut(&layer.epoch) {
-            frozen.done_bytes += part.granules * granule_bytes;
+            frozen.done_bytes += part.granules * granule_bytes + left_bytes;
             frozen.sent_bytes += part.sent.map_or(0, |s| s.bytes);
+        }
+        if let Some(pass) = &mut self.pass {
+            pass.left_bytes += left_bytes;
         }
     }
 

@@ -106,6 +106,9 @@ impl Target {
             let foreseen = self.foreseen(state, Body::Layers(layers));
             match foreseen {
                 (body, Verdict::Accepted) => {
+                    if kind == LayerKind::Fuzzy && self.landed_of(&keys) == 0 && !self.has_room(cost_bytes) {
+                        keys.iter().for_each(|key| *self.empty_slices.entry(key.volume).or_default() += 1);
+                    }
                     self.charge(now, cost_bytes);
                     return self.append(What::Layers { kind, keys }, body, out);
                 }
@@ -157,19 +160,25 @@ impl Target {
 
     /// What landed had credit, and the record that names it may use what is kept back: else a disk that is full would never
     /// see the new point for which an old one can go. So may the point that a last pass waits for, though it brings nothing, and
-    /// a pass that found nothing to send, the first of its claim or since a point: the next point waits for that.
+    /// slices of a pass that found nothing to send, as a compare of what is equal makes them: the next point waits for all of
+    /// them. There may be as many as a source can have on their way; one that hears of the full disk makes one of what is left.
     /// Other records that bring nothing, or say more than they bring, need room.
     fn is_paid(&self, state: &State, kind: LayerKind, keys: &[LayerKey]) -> bool {
-        let parts = keys.iter().filter_map(|key| self.layers.get(key)).flat_map(|landing| landing.parts.values());
-        let landed = parts.fold(0_u64, |sum, part| sum.saturating_add(part.bytes.max(self.config.limits.file_bytes)));
+        let landed = self.landed_of(keys);
         let cost_bytes = self.cost_bytes(keys);
         let is_due = |key: &LayerKey| state.volume(key.volume).is_some_and(|volume| volume.ends_fuzzy());
-        let is_first = |key: &LayerKey| key.seq == Seq(1) || !is_due(key);
+        let drawn = |key: &LayerKey| self.empty_slices.get(&key.volume).copied().unwrap_or(0);
         let due = match kind {
             LayerKind::Point => keys.iter().any(is_due),
-            LayerKind::Fuzzy => landed == 0 && keys.iter().all(is_first),
+            LayerKind::Fuzzy => landed == 0 && keys.iter().all(|key| drawn(key) < self.config.limits.layers_max),
         };
         landed >= cost_bytes || self.has_room(cost_bytes) || (due && self.has_spare(cost_bytes))
+    }
+
+    /// What the disk holds of these layers.
+    fn landed_of(&self, keys: &[LayerKey]) -> u64 {
+        let parts = keys.iter().filter_map(|key| self.layers.get(key)).flat_map(|landing| landing.parts.values());
+        parts.fold(0_u64, |sum, part| sum.saturating_add(part.bytes.max(self.config.limits.file_bytes)))
     }
 
     /// A member with which its volume would have more unreadable places than are kept track of.
@@ -418,6 +427,9 @@ impl Target {
             }
             What::Layers { kind, keys } => {
                 self.recorded_at = now;
+                if kind == LayerKind::Point && verdict == Verdict::Accepted {
+                    self.empty_slices.retain(|volume, _| keys.iter().all(|key| key.volume != *volume));
+                }
                 self.layers_judged(state, kind, keys, position, verdict, out);
             }
             What::Loss { session, report } => match verdict {
@@ -468,6 +480,9 @@ impl Target {
         out: &mut Vec<Action>,
     ) {
         let volume = queued.claim.volume.id;
+        if verdict == Verdict::Accepted {
+            self.empty_slices.remove(&volume);
+        }
         let session = self.sessions.get(&queued.session);
         let outcome = match verdict {
             Verdict::Accepted => {

@@ -49,6 +49,9 @@ pub struct Target {
     /// The volume whose layer was published last: the next one goes first.
     served: Option<VolumeId>,
     claimants: BTreeMap<VolumeId, (Term, InstanceId)>,
+    /// Slices that brought nothing and drew on what is kept back, since their volume's claim or newest point, or since there was
+    /// room.
+    empty_slices: BTreeMap<VolumeId, usize>,
     /// `None` until it was told.
     disk: Option<Disk>,
     trouble: Option<Trouble>,
@@ -82,6 +85,7 @@ impl Target {
             last_ticket: Ticket(0),
             served: None,
             claimants: BTreeMap::new(),
+            empty_slices: BTreeMap::new(),
             disk: None,
             trouble: None,
             now: 0,
@@ -103,6 +107,9 @@ impl Target {
             Event::Digests { session, id, volume, start, runs } => self.digests(session, id, volume, start, runs, actions),
             Event::Grantable { free_bytes, spare_bytes, reserve_bytes } => {
                 self.disk = Some(Disk { free_bytes, spare_bytes, reserve_bytes });
+                if free_bytes > self.config.limits.file_bytes {
+                    self.empty_slices.clear();
+                }
             }
             Event::Tick => {}
         }

@@ -7,7 +7,7 @@ use farside_ledger::{Body, Claim, EpochInfo, LayerEntry, LayerKind, Layers, Part
 use farside_region::{
     BootId, GranuleIndex, GroupId, LayerKey, LedgerPosition, RecordDigest, RegionIndex, RegionSet, Slot, Term, VolumeId, mutation,
 };
-use farside_wire::{Published, ReceiverMessage, SourceMessage};
+use farside_wire::{LayerFate, Published, ReceiverMessage, SaidEnd, SourceMessage, Staged};
 
 use super::directed::{self, Host, key};
 use super::world::{Content, GRANULES, Turn, World, entry, layer_digest, meta, name, target_config, volume};
@@ -522,6 +522,70 @@ fn t11_when_one_member_claims_anew_the_others_are_no_point_without_it() {
         world.connect();
         world.quiet();
     });
+}
+
+/// A point of both volumes was published; volume 1 has heard so, volume 2 has not, when the store is put back to what it was
+/// before. Volume 1 is refused. Volume 2, whose parts are still there, may go on, but not with a point of itself alone.
+#[test]
+fn t11_a_point_that_the_store_forgot_is_not_said_again_by_half_of_its_members() {
+    tell(&[("T11 a point is said again by half of its members", "half a point")], || {
+        let mut host = Host::streaming();
+        host.tick(&[1]);
+        host.switch(vec![(1, directed::granules(0, 2)), (2, directed::granules(0, 2))]);
+        let keys = [host.read(1, 1), host.read(2, 2)];
+        host.end();
+        let known = |host: &mut Host, n: u8| {
+            host.answer_ledger(n, Vec::new(), directed::current(n, u64::from(n) - 1, false), Some(1));
+        };
+        host.reconnect();
+        known(&mut host, 1);
+        let published = LayerFate::Published { position: directed::at(2), kind: LayerKind::Point };
+        host.answer_resume(1, 0, vec![(1, published)]);
+        host.reconnect();
+        known(&mut host, 2);
+        host.answer_resume(2, 1, vec![(1, directed::landing(1, None, true))]);
+        let end = host.end();
+        assert_eq!(end.members.iter().map(|m| m.key).collect::<Vec<_>>(), [keys[1]]);
+        assert_eq!(end.kind, LayerKind::Fuzzy, "half a point");
+    });
+}
+
+/// Both volumes' layers of a demoted cut are staged, and the record of volume 1 is in, at a reset.
+fn half_published_pass() -> (Host, [LayerKey; 2]) {
+    let mut host = Host::streaming();
+    host.tick(&[1]);
+    let epoch = host.switch(vec![(1, directed::granules(0, 2)), (2, directed::granules(0, 2))]);
+    host.event(source::Event::Demoted { epoch, why: source::DemoteCause::SideBuffer });
+    let keys = [host.read(1, 1), host.read(2, 2)];
+    assert_eq!(host.end().kind, LayerKind::Fuzzy);
+    host.hear(ReceiverMessage::Staged(Staged { layers: keys.to_vec() }));
+    let published = Published { position: directed::at(2), kind: LayerKind::Fuzzy, layers: vec![keys[0]] };
+    host.hear(ReceiverMessage::Published(published));
+    host.reconnect();
+    host.answer_ledger(2, Vec::new(), directed::current(2, 1, false), Some(2));
+    host.did.clear();
+    (host, keys)
+}
+
+/// Layers of a pass are published one by one: that volume 1's is, is no reason to read again what volume 2 had staged, and lost,
+/// under the name that a record of its first content may still come in with.
+#[test]
+fn t5_what_a_half_published_pass_had_staged_and_lost_is_claimed_anew() {
+    tell(&[("T5 lost staged data re-sent under the same seq", "T5")], || {
+        let (mut host, keys) = half_published_pass();
+        host.answer_resume(2, 1, vec![(1, directed::landing(0, None, false))]);
+        let again = host.did(|a| matches!(a, source::Action::ReadPart(part) if part.key == keys[1]).then_some(()));
+        assert!(again.is_none(), "T5: read again under the same name");
+        assert!(host.said.iter().any(|m| matches!(m, SourceMessage::ReadLedger(q) if q.volume == V2)), "T5: claims anew");
+    });
+}
+
+#[test]
+fn the_end_of_a_half_published_pass_that_is_known_is_not_said_again() {
+    let (mut host, keys) = half_published_pass();
+    let said = SaidEnd { kind: LayerKind::Fuzzy, members: keys.to_vec() };
+    host.answer_resume(2, 1, vec![(1, directed::landing(1, Some(said), true))]);
+    assert!(host.says_no_end());
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! `verify`, step by step (T6): what may cool, what is asked again, and that a bit is durable before a difference is sent.
 
 use farside_region::{GranuleSet, RegionIndex, RegionSet, VolumeId};
-use farside_wire::{DigestAnswer, DigestRun, ReceiverMessage, RequestId, SourceMessage};
+use farside_wire::{Credit, DigestAnswer, DigestRun, Notice, ReceiverMessage, RequestId, SourceMessage};
 
 use super::directed::{Host, current, regions};
 use super::world::{GRANULES, volume};
@@ -56,6 +56,17 @@ fn asks_to_heat(host: &mut Host) -> Option<RegionSet> {
     })
 }
 
+/// A verify that found region 2 to differ, and asks for its bit.
+fn differs() -> (Host, RegionSet) {
+    let mut host = Host::streaming();
+    host.event(Event::Verify { volume: id() });
+    answer(&mut host);
+    let request = chunk(&mut host).expect("a chunk").id;
+    read(&mut host, request, RegionSet::new(), regions(2, 1));
+    let heat = asks_to_heat(&mut host).expect("the bit first");
+    (host, heat)
+}
+
 #[test]
 fn t6_a_cold_volume_is_compared_in_place_without_a_switch_or_a_record() {
     let mut host = Host::streaming();
@@ -89,12 +100,7 @@ fn t6_what_is_looked_at_may_not_cool_from_before_the_question_until_the_answer()
 
 #[test]
 fn t6_the_bit_of_a_difference_is_durable_before_it_is_compared_and_sent() {
-    let mut host = Host::streaming();
-    host.event(Event::Verify { volume: id() });
-    answer(&mut host);
-    let request = chunk(&mut host).expect("a chunk").id;
-    read(&mut host, request, RegionSet::new(), regions(2, 1));
-    let heat = asks_to_heat(&mut host).expect("the bit first");
+    let (mut host, heat) = differs();
     assert_eq!(heat, regions(2, 1));
     host.tick(&[]);
     assert!(host.did(|a| matches!(a, Action::Switch { .. }).then_some(())).is_none(), "T3: no layer of a cold region");
@@ -149,16 +155,34 @@ fn t6_a_stop_ends_it_and_a_compare_of_everything_makes_it_needless() {
 /// all the same: forgotten, it would be left out of what a clean stop owes, and cool.
 #[test]
 fn t6_a_difference_whose_bit_comes_after_the_stop_is_owed() {
-    let mut host = Host::streaming();
-    host.event(Event::Verify { volume: id() });
-    answer(&mut host);
-    let request = chunk(&mut host).expect("a chunk").id;
-    read(&mut host, request, RegionSet::new(), regions(2, 1));
-    let heat = asks_to_heat(&mut host).expect("the bit first");
+    let (mut host, heat) = differs();
     host.event(Event::Drain);
     assert_eq!(report(&host).outcome, VerifyOutcome::Stopped);
     host.event(Event::Heated { volume: id(), regions: heat });
     assert!(host.source.mentions(id(), RegionIndex(2)), "it differs from what is published");
+}
+
+/// Each slice of a compare that found all equal is a record, for which a full gateway has no room: who hears of that makes one of
+/// what is left, however long that takes.
+#[test]
+fn a_compare_of_what_is_equal_is_one_slice_while_the_gateway_is_full() {
+    let finishes = |host: &mut Host| host.did(|a| matches!(a, Action::FinishPart { .. }).then_some(())).is_some();
+    let mut host = Host::streaming();
+    host.event(Event::Resync { volume: id() });
+    host.event(Event::AllHot { volume: id() });
+    host.tick(&[]);
+    let mut all = GranuleSet::new();
+    regions(0, 8).ranges().for_each(|r| all.insert_whole(r));
+    host.switch(vec![(1, all)]);
+    host.hear(ReceiverMessage::Credit(Credit { granted_bytes: 1 << 30 }));
+    host.did(|a| matches!(a, Action::ReadPart(_)).then_some(())).expect("it compares");
+    host.hear(ReceiverMessage::Notice(Notice::GatewayFull { free_bytes: 0, reserve_bytes: 64 << 20 }));
+    host.now += 2 * crate::source::Limits::default().slice_time;
+    host.tick(&[]);
+    assert!(!finishes(&mut host), "it would be a record of its own");
+    host.hear(ReceiverMessage::Notice(Notice::Ready));
+    host.tick(&[]);
+    assert!(finishes(&mut host), "its regions may cool");
 }
 
 #[test]

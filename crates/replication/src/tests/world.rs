@@ -505,6 +505,7 @@ impl World {
             done,
             cut_held: job.held,
             granules: job.granules,
+            left: GranuleSet::new(),
             unreadable: job.unreadable,
             zero_regions: job.zero,
         };

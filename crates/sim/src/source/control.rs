@@ -47,6 +47,7 @@ pub(super) fn shim_limits(plan: &Plan) -> farside_shim::Limits {
         side_buffer_bytes: if plan.tight { 6 * granule } else { 512 * granule },
         claim_run_bytes: 2 * granule as u64,
         pass_run_bytes: 3 * granule as u64,
+        left_run_bytes: if plan.tight { 2 * granule as u64 } else { granule as u64 },
         piece_bytes: (2 * REGION_SECTORS * SECTOR) as u64,
     }
 }

@@ -25,6 +25,7 @@ struct Aborted;
 struct Part {
     writer: PartWriter,
     taken: u64,
+    left: GranuleSet,
     unreadable: GranuleSet,
     zero_regions: RegionSet,
     regions: RegionSet,
@@ -45,6 +46,7 @@ impl Source {
             let mut part = Part {
                 writer: PartWriter::new(id, &job.digest_key, encoder.take().expect("given back")),
                 taken: 0,
+                left: GranuleSet::new(),
                 unreadable: GranuleSet::new(),
                 zero_regions: RegionSet::new(),
                 regions: RegionSet::new(),
@@ -84,6 +86,7 @@ impl Source {
                 done,
                 cut_held: false,
                 granules: part.taken,
+                left: part.left,
                 unreadable: part.unreadable,
                 zero_regions: part.zero_regions,
             };
@@ -142,6 +145,11 @@ impl Source {
             vol.waits_for_disk.set(false);
             match reader.next(RegionIndex(region.0 + 1)) {
                 Next::End => break,
+                Next::Left(run) => {
+                    self.world.met("a pass leaves out what was marked again");
+                    part.left.insert_run(&geometry, run);
+                    self.say(|| format!("v{} leaves out granules {}+{}", vol.index, run.start, run.count));
+                }
                 Next::Wait => {
                     vol.waits_for_disk.set(true);
                     steps.until(|| vol.sender_bell.rung() != rung || gone()).await;

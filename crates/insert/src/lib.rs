@@ -1,0 +1,553 @@
+//! Puts a tap under a device of the device mapper that is in use, and takes it out again: `data` keeps its name, its number and
+//! its mounts, and its table points to the tap instead of to its disks.
+//!
+//! ```text
+//!            Bare ──create──► Twinned ──tap over the twin──► Twinned ──load──► Loaded ──resume──► Inserted
+//!             ▲                 │  ▲                                             │                   │
+//!             └──── remove ─────┘  └──────────────── clear; resume ──────────────┘                   │
+//!                                  └──────────────────── load the twin's table; resume ◄─────────────┘
+//! ```
+//!
+//! The *twin* (`data-farside-backing`) is a second device over the very extents of `data`; the daemon claims it and serves the
+//! tap from it. Nothing of this is on a disk: tables live in the kernel until the next boot, so what a crash leaves is read
+//! from the kernel ([`State`]), and the twin's table is how the device was before. The kernel changes tables in one call
+//! (suspend, swap, resume): there is no moment between at which a killed process leaves I/O waiting, except where the new table
+//! was refused, and that is what [`Insertion::prepare`] mends first.
+//!
+//! Invariants: only linear tables are touched, the rest is refused by name; everything that can be checked is checked before
+//! the device is; a table that changed since it was looked at is not replaced. It decides nothing about trust: what was written
+//! while a device was not inserted has passed no tap, and that is the daemon's matter.
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+use std::io;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use farside_blockio::Buffer;
+use farside_blockio::dm::{Control, DevNumber, DmError, Slot, Status, SuspendOptions, Target};
+use nix::errno::Errno;
+use thiserror::Error;
+
+pub mod stack;
+
+const TWIN_SUFFIX: &str = "-farside-backing";
+const TWIN_UUID: &str = "FARSIDE-BACKING-";
+const LINEAR: &str = "linear";
+/// How long a device may still be open in somebody's hand (udev looks at what is new) when it is removed.
+const REMOVE_MAX: Duration = Duration::from_secs(10);
+const POLL: Duration = Duration::from_millis(20);
+
+/// Why a tap is not put under a device, or not taken out.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum InsertError {
+    /// The device mapper.
+    #[error(transparent)]
+    Dm(#[from] DmError),
+    /// Not one of the device mapper's.
+    #[error(
+        "{} is no device of the device mapper (LVM, dm-linear), so no tap can be put under it while it is in use: \
+         unmount it, give it with --backing, and use /dev/farside/NAME from then on", .0.display()
+    )]
+    NotMapped(PathBuf),
+    /// Something that cannot be mapped through.
+    #[error("{name} has a {kind} target: a tap can be put under linear ones only, not under {}", meaning(kind))]
+    Target {
+        /// The device.
+        name: String,
+        /// Of the target.
+        kind: String,
+    },
+    /// It cannot work there.
+    #[error("{name} {why}")]
+    Unfit {
+        /// The device.
+        name: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// Somebody else suspended it.
+    #[error("{0} is suspended, and not by Farside: dmsetup resume {0}, or wait for whoever did")]
+    Halted(String),
+    /// Its table is not what it was.
+    #[error(
+        "{name} {why}: lvextend, lvchange --refresh, pvmove or dmsetup did that; unmount it, or say `dmsetup table {name}` and ask"
+    )]
+    Changed {
+        /// The device.
+        name: String,
+        /// How it looks.
+        why: &'static str,
+    },
+    /// The tap is not what the device needs.
+    #[error("{tap} cannot take the place of the disks of {name}: {why}")]
+    Tap {
+        /// The device.
+        name: String,
+        /// The tap.
+        tap: PathBuf,
+        /// What is wrong.
+        why: String,
+    },
+    /// The kernel refused the new table; the old one is in use again.
+    #[error("{name} is as it was: the kernel refused its new table (journalctl -k says why)")]
+    Refused {
+        /// The device.
+        name: String,
+        /// What it said.
+        #[source]
+        source: DmError,
+    },
+    /// The kernel refused the new table, and does not let the old one go on.
+    #[error("{name} is SUSPENDED, whatever uses it waits: dmsetup clear {name}; dmsetup resume {name}")]
+    Stuck {
+        /// The device.
+        name: String,
+        /// What it said.
+        #[source]
+        source: DmError,
+    },
+    /// A question to the system failed.
+    #[error("cannot {what} {}", path.display())]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+}
+
+fn meaning(kind: &str) -> &'static str {
+    match kind {
+        "striped" => "stripes",
+        "thin" | "thin-pool" => "thin volumes",
+        "cache" | "writecache" => "cached volumes",
+        "snapshot" | "snapshot-origin" | "snapshot-merge" => "volumes with snapshots",
+        "mirror" | "raid" => "RAID volumes",
+        "crypt" => "encrypted ones (put it under what the encryption lies on)",
+        _ => "this kind",
+    }
+}
+
+/// Where a device stands, as the kernel shows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// On its own disks, and nothing of ours is there.
+    Bare,
+    /// On its own disks; its twin has the same extents.
+    Twinned,
+    /// On its own disks; a twin has other extents, or none yet: something changed the device since, or a crash came early.
+    StaleTwin,
+    /// On a tap; its twin has its extents.
+    Inserted {
+        /// The tap.
+        over: DevNumber,
+    },
+}
+
+/// What the kernel shows.
+#[derive(Clone, Debug)]
+struct Shown {
+    device: Status,
+    table: Vec<Target>,
+    twin: Option<(Status, Vec<Target>)>,
+}
+
+impl Shown {
+    fn look(control: &Control, name: &str) -> Result<Self, InsertError> {
+        let gone = || InsertError::Changed { name: name.to_owned(), why: "is gone" };
+        let device = control.status(name)?.ok_or_else(gone)?;
+        let table = control.table(name, Slot::Live)?;
+        let twin_name = twin_of(name);
+        let twin = match control.status(&twin_name)? {
+            Some(status) if status.uuid != twin_uuid(name) => {
+                let why = format!("cannot have a twin: there is a {twin_name} that Farside did not make");
+                return Err(InsertError::Unfit { name: name.to_owned(), why });
+            }
+            Some(status) => Some((status, control.table(&twin_name, Slot::Live)?)),
+            None => None,
+        };
+        Ok(Self { device, table, twin })
+    }
+
+    /// Judges it.
+    fn state(&self) -> Result<State, InsertError> {
+        let changed = |why| InsertError::Changed { name: self.device.name.clone(), why };
+        let over = match &self.table[..] {
+            [target] if target.start == 0 => whole(target),
+            _ => None,
+        };
+        match (&self.twin, over) {
+            (None, _) => Ok(State::Bare),
+            (Some((_, extents)), _) if *extents == self.table => Ok(State::Twinned),
+            (Some((twin, extents)), Some(over)) if !extents.is_empty() && size_of(extents) == size_of(&self.table) => {
+                // One extent from the start of a device: a tap, unless it is a disk.
+                if over == twin.number || extents.iter().any(|t| on(t) == Some(over)) {
+                    return Err(changed("rests on its own twin, or on a disk of its twin"));
+                }
+                if stack::rests_on(over, twin.number) || !stack::has_slaves(over) {
+                    return Ok(State::Inserted { over });
+                }
+                Ok(State::StaleTwin)
+            }
+            (Some(_), _) => Ok(State::StaleTwin),
+        }
+    }
+}
+
+/// The device of a linear target.
+fn on(target: &Target) -> Option<DevNumber> {
+    (target.kind == LINEAR).then(|| target.parameters.split(' ').next().and_then(DevNumber::parse)).flatten()
+}
+
+/// The device that a linear target takes from its start.
+fn whole(target: &Target) -> Option<DevNumber> {
+    target.parameters.ends_with(" 0").then(|| on(target)).flatten()
+}
+
+fn size_of(table: &[Target]) -> u64 {
+    table.iter().map(|target| target.sectors).sum()
+}
+
+fn twin_of(name: &str) -> String {
+    format!("{name}{TWIN_SUFFIX}")
+}
+
+fn twin_uuid(name: &str) -> String {
+    format!("{TWIN_UUID}{name}")
+}
+
+/// A device whose twin is there.
+#[derive(Debug)]
+pub struct Insertion {
+    control: Control,
+    device: PathBuf,
+    name: String,
+    twin: Status,
+}
+
+impl Insertion {
+    /// Finds the device, mends what a crash left, and makes its twin if there is none. The device's users notice nothing.
+    ///
+    /// `is_idle`: nobody is changing the device at this moment. Otherwise what looks half done is left alone: whoever does it
+    /// may wait in the kernel for the tap that the caller is about to serve, and so would we.
+    ///
+    /// # Errors
+    /// [`InsertError`]: why no tap can be put under it. The device is as it was.
+    pub fn prepare(device: &Path, is_idle: bool) -> Result<Self, InsertError> {
+        let control = Control::open()?;
+        let (name, _) = find(&control, device)?;
+        let mut shown = Shown::look(&control, &name)?;
+        if is_idle {
+            finish(&control, &shown)?;
+        }
+        let mut state = shown.state()?;
+        if state == State::StaleTwin {
+            remove(&control, &twin_of(&name))?;
+            (shown.twin, state) = (None, State::Bare);
+        }
+        let twin = match (state, shown.twin) {
+            (State::Bare, _) => make_twin(&control, &shown.device, &shown.table)?,
+            (_, Some((twin, _))) => twin,
+            (state, None) => unreachable!("{state:?} has a twin"),
+        };
+        Ok(Self { control, device: device.to_owned(), name, twin })
+    }
+
+    /// As it was given.
+    pub fn device(&self) -> &Path {
+        &self.device
+    }
+
+    /// The device's name for the device mapper.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The twin's node: what the tap is served from, claimed exclusively.
+    pub fn twin(&self) -> PathBuf {
+        self.twin.node()
+    }
+
+    /// Where it stands.
+    ///
+    /// # Errors
+    /// [`InsertError`].
+    pub fn state(&self) -> Result<State, InsertError> {
+        Shown::look(&self.control, &self.name)?.state()
+    }
+
+    /// Puts the tap under the device. What is under way on the device ends first; new I/O waits that long.
+    ///
+    /// It waits for the tap: not to be called by the process that serves it.
+    ///
+    /// # Errors
+    /// [`InsertError`]; except for [`InsertError::Stuck`] the device is on its own disks.
+    pub fn insert(&self, tap: &Path) -> Result<(), InsertError> {
+        let shown = Shown::look(&self.control, &self.name)?;
+        let over = number_of(tap)?;
+        match shown.state()? {
+            State::Inserted { over: now } if now == over => return Ok(()),
+            State::Inserted { .. } => {
+                return Err(InsertError::Changed { name: self.name.clone(), why: "rests on another tap" });
+            }
+            State::Twinned => {}
+            State::Bare | State::StaleTwin => {
+                return Err(InsertError::Changed { name: self.name.clone(), why: "was changed meanwhile" });
+            }
+        }
+        if shown.device.suspended {
+            return Err(InsertError::Halted(self.name.clone()));
+        }
+        let sectors = size_of(&shown.table);
+        self.check_tap(tap, over, sectors)?;
+        let table = [Target { start: 0, sectors, kind: LINEAR.to_owned(), parameters: format!("{over} 0") }];
+        self.swap(&table)?;
+        tracing::info!(device = %self.name, tap = %tap.display(), "the tap is under the device");
+        Ok(())
+    }
+
+    /// Puts the device back on its own disks. The tap must be served: what is under way goes through it. It waits for that: not
+    /// to be called by the process that serves it.
+    ///
+    /// # Errors
+    /// [`InsertError`]; except for [`InsertError::Stuck`] the device is as it was.
+    pub fn take_out(&self) -> Result<(), InsertError> {
+        let shown = Shown::look(&self.control, &self.name)?;
+        match (shown.state()?, shown.twin) {
+            (State::Inserted { .. }, Some((_, extents))) => self.swap(&extents)?,
+            _ => return Ok(()),
+        }
+        tracing::info!(device = %self.name, "the device is on its own disks again");
+        Ok(())
+    }
+
+    /// Removes the twin, which nobody may have open any more.
+    ///
+    /// # Errors
+    /// [`InsertError`].
+    pub fn remove_twin(&self) -> Result<(), InsertError> {
+        if matches!(self.state()?, State::Inserted { .. }) {
+            return Err(InsertError::Changed { name: self.name.clone(), why: "still rests on a tap" });
+        }
+        remove(&self.control, &self.twin.name)
+    }
+
+    /// All that the kernel would only say with the device suspended, and what it would not say at all.
+    fn check_tap(&self, tap: &Path, over: DevNumber, sectors: u64) -> Result<(), InsertError> {
+        let wrong = |why: String| InsertError::Tap { name: self.name.clone(), tap: tap.to_owned(), why };
+        let compare = |what: &str, file: &str, unit: &str| {
+            let (old, new) = (stack::number(self.twin.number, file), stack::number(over, file));
+            if old.is_some() && old == new {
+                return Ok(());
+            }
+            let shown = |n: Option<u64>| n.map_or("an unknown number of".to_owned(), |n| n.to_string());
+            Err(wrong(format!("its {what} has {} {unit}, and must have {}", shown(new), shown(old))))
+        };
+        compare("device", "size", "sectors")?;
+        compare("block", "queue/logical_block_size", "bytes")?;
+        if stack::number(over, "size") != Some(sectors) {
+            return Err(wrong(format!("its device does not have the {sectors} sectors of the table")));
+        }
+        if stack::number(over, "ro") != Some(0) {
+            return Err(wrong("it refuses writes".to_owned()));
+        }
+        // A tap that is dead would have everybody wait; one that is being removed passes all other checks.
+        let read = |device: &Path| -> io::Result<Vec<u8>> {
+            use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+            let mut block = Buffer::alone(4096)?;
+            let file = std::fs::File::options().read(true).custom_flags(nix::libc::O_DIRECT).open(device)?;
+            file.read_exact_at(&mut block, 0)?;
+            Ok(block.to_vec())
+        };
+        read(tap).map(drop).map_err(|error| wrong(format!("it cannot be read ({error})")))
+    }
+
+    /// Puts another table in use, or leaves the one that there is.
+    fn swap(&self, table: &[Target]) -> Result<(), InsertError> {
+        let refused = |source| InsertError::Refused { name: self.name.clone(), source };
+        if let Err(error) = self.control.load(&self.name, table, false) {
+            let _ = self.control.clear(&self.name); // there may be nothing to clear
+            return Err(refused(error));
+        }
+        let Err(error) = self.control.resume(&self.name, SuspendOptions::default()) else { return Ok(()) };
+        // A table that does not fit is refused when the device is suspended already, with its old table in use.
+        let back = self.control.clear(&self.name).and_then(|()| self.control.resume(&self.name, SuspendOptions::default()));
+        match back {
+            Ok(()) => Err(refused(error)),
+            Err(source) => Err(InsertError::Stuck { name: self.name.clone(), source }),
+        }
+    }
+}
+
+/// Ends what a crash left half way: a table that was loaded and not put in use, a device that was left suspended. Its old table
+/// is in use then: see [`Insertion::swap`].
+fn finish(control: &Control, shown: &Shown) -> Result<(), InsertError> {
+    let name = &shown.device.name;
+    if shown.device.inactive && shown.twin.is_some() {
+        tracing::warn!(device = %name, "a table that was loaded and not put in use is dropped");
+        control.clear(name)?;
+    }
+    if shown.device.suspended {
+        // Ours only where it has a twin.
+        if shown.twin.is_none() {
+            return Err(InsertError::Halted(name.clone()));
+        }
+        tracing::warn!(device = %name, "it was left suspended: it goes on with the table that it has");
+        control.resume(name, SuspendOptions::default())?;
+    }
+    Ok(())
+}
+
+/// Ends what a crash left half way, as [`Insertion::prepare`] does, and no more.
+///
+/// # Errors
+/// [`InsertError`].
+pub fn mend(device: &Path) -> Result<(), InsertError> {
+    let control = Control::open()?;
+    let (name, _) = find(&control, device)?;
+    finish(&control, &Shown::look(&control, &name)?)
+}
+
+/// Whether a device is suspended.
+///
+/// # Errors
+/// [`InsertError`].
+pub fn is_halted(device: &Path) -> Result<bool, InsertError> {
+    let control = Control::open()?;
+    let (name, _) = find(&control, device)?;
+    Ok(Shown::look(&control, &name)?.device.suspended)
+}
+
+/// Devices that have a twin and are none of `kept`, with their state, if it makes sense. Without a device mapper there are none.
+///
+/// # Errors
+/// [`InsertError`].
+pub fn strays(kept: &[PathBuf]) -> Result<Vec<(String, Option<State>)>, InsertError> {
+    let control = match Control::open() {
+        Err(DmError::NoControl(_)) => return Ok(Vec::new()),
+        control => control?,
+    };
+    let kept: Vec<String> = kept.iter().filter_map(|device| find(&control, device).ok()).map(|(name, _)| name).collect();
+    let devices = twins(&control)?.into_iter().filter(|name| !kept.contains(name));
+    let state = |name: &str| Shown::look(&control, name).and_then(|shown| shown.state()).ok();
+    Ok(devices.map(|name| (name.clone(), state(&name))).collect())
+}
+
+/// Where a device stands, for who only wants to know.
+///
+/// # Errors
+/// [`InsertError`].
+pub fn state_of(device: &Path) -> Result<State, InsertError> {
+    let control = Control::open()?;
+    let (name, _) = find(&control, device)?;
+    Shown::look(&control, &name)?.state()
+}
+
+/// Removes the twins that nobody uses and whose device rests on no tap: what a crash left. `kept` are devices whose twin stays.
+/// Gives the names of what is gone. Without a device mapper there are none.
+///
+/// # Errors
+/// [`InsertError`].
+pub fn sweep(kept: &[PathBuf]) -> Result<Vec<String>, InsertError> {
+    let mut gone = Vec::new();
+    for (name, state) in strays(kept)? {
+        let control = Control::open()?;
+        let twin = twin_of(&name);
+        let unused = control.status(&twin)?.is_some_and(|status| status.open_count == 0);
+        // A device that is gone needs no twin either.
+        let inserted = control.status(&name)?.is_some() && matches!(state, Some(State::Inserted { .. }) | None);
+        if unused && !inserted && control.remove(&twin).is_ok() {
+            gone.push(twin);
+        }
+    }
+    Ok(gone)
+}
+
+/// The devices that have a twin of ours, by name.
+fn twins(control: &Control) -> Result<Vec<String>, InsertError> {
+    let mut devices = Vec::new();
+    for (twin, _) in control.list()? {
+        if let Some(name) = twin.strip_suffix(TWIN_SUFFIX)
+            && control.status(&twin)?.is_some_and(|status| status.uuid == twin_uuid(name))
+        {
+            devices.push(name.to_owned());
+        }
+    }
+    Ok(devices)
+}
+
+fn number_of(device: &Path) -> Result<DevNumber, InsertError> {
+    let io = |source| InsertError::Io { what: "look at", path: device.to_owned(), source };
+    let metadata = std::fs::metadata(device).map_err(io)?;
+    if !metadata.file_type().is_block_device() {
+        return Err(InsertError::NotMapped(device.to_owned()));
+    }
+    Ok(DevNumber::of(metadata.rdev()))
+}
+
+fn find(control: &Control, device: &Path) -> Result<(String, DevNumber), InsertError> {
+    let number = number_of(device)?;
+    let not_mapped = || InsertError::NotMapped(device.to_owned());
+    if !stack::is_mapped(number) {
+        return Err(not_mapped());
+    }
+    let status = control.by_number(number)?.ok_or_else(not_mapped)?;
+    if status.name.ends_with(TWIN_SUFFIX) && status.uuid.starts_with(TWIN_UUID) {
+        let why = "is the twin that Farside made of another device: give that one".to_owned();
+        return Err(InsertError::Unfit { name: status.name, why });
+    }
+    Ok((status.name, number))
+}
+
+/// Refuses what cannot be mapped through.
+fn check_device(device: &Status, table: &[Target]) -> Result<(), InsertError> {
+    let unfit = |why: &str| InsertError::Unfit { name: device.name.clone(), why: why.to_owned() };
+    if table.is_empty() {
+        return Err(unfit("has no table: activate it first"));
+    }
+    if let Some(target) = table.iter().find(|target| target.kind != LINEAR) {
+        return Err(InsertError::Target { name: device.name.clone(), kind: target.kind.clone() });
+    }
+    if device.readonly {
+        return Err(unfit("is read-only: nothing changes there"));
+    }
+    if stack::text(device.number, "queue/zoned").is_some_and(|zoned| zoned != "none") {
+        return Err(unfit("is zoned, which a tap is not"));
+    }
+    if table.iter().filter_map(on).any(stack::is_own_tap) {
+        return Err(unfit("rests on a tap of Farside, and its twin is gone: dmsetup table shows on which"));
+    }
+    Ok(())
+}
+
+fn make_twin(control: &Control, device: &Status, table: &[Target]) -> Result<Status, InsertError> {
+    check_device(device, table)?;
+    let name = twin_of(&device.name);
+    let made = control.create(&name, &twin_uuid(&device.name))?;
+    let filled = control.load(&name, table, false).and_then(|()| control.resume_unseen(&name, SuspendOptions::default()));
+    if let Err(error) = filled {
+        let _ = control.remove(&name); // it was ours alone
+        return Err(error.into());
+    }
+    Ok(made)
+}
+
+fn remove(control: &Control, name: &str) -> Result<(), InsertError> {
+    let began = Instant::now();
+    loop {
+        match control.remove(name) {
+            Err(error) if error.errno() == Some(Errno::EBUSY) && began.elapsed() < REMOVE_MAX => std::thread::sleep(POLL),
+            Err(error) if error.errno() == Some(Errno::ENXIO) => return Ok(()),
+            removed => return Ok(removed?),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

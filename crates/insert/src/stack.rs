@@ -1,0 +1,117 @@
+//! What lies on what, as `/sys` shows it.
+//!
+//! It only reads. A device that is not there has nothing below it.
+
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use farside_blockio::dm::DevNumber;
+
+/// How deep a stack of devices is followed; the kernel's own limit is below that.
+const DEPTH_MAX: u32 = 32;
+
+/// Whether a device rests on another one, over however many layers, or is it.
+pub fn rests_on(device: DevNumber, below: DevNumber) -> bool {
+    any_below(device, DEPTH_MAX, &mut |number| number == below)
+}
+
+/// Whether a device rests on a tap of Farside, or is one.
+pub fn rests_on_own_tap(device: DevNumber) -> bool {
+    any_below(device, DEPTH_MAX, &mut is_own_tap)
+}
+
+/// Whether what a path lies on rests on a device. What lies on no block device does not.
+pub fn path_rests_on(path: &Path, below: DevNumber) -> bool {
+    device_of(path).is_some_and(|device| rests_on(device, below))
+}
+
+/// The block device of the file system that a path lies on.
+pub fn device_of(path: &Path) -> Option<DevNumber> {
+    let number = DevNumber::of(std::fs::metadata(path).ok()?.dev());
+    if number.major != 0 {
+        return Some(number);
+    }
+    // A file system with several devices, or none (btrfs, overlayfs): where it was mounted from, if that is a device.
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
+    let source = mount_source(&mounts, number)?;
+    let source = std::fs::metadata(source).ok()?;
+    (source.mode() & nix::libc::S_IFMT == nix::libc::S_IFBLK).then(|| DevNumber::of(source.rdev()))
+}
+
+/// Where a file system was mounted from.
+fn mount_source(mountinfo: &str, number: DevNumber) -> Option<PathBuf> {
+    let number = number.to_string();
+    mountinfo.lines().find_map(|line| {
+        let (mount, filesystem) = line.split_once(" - ")?;
+        (mount.split(' ').nth(2)? == number).then(|| filesystem.split(' ').nth(1).map(PathBuf::from))?
+    })
+}
+
+/// Whether it is one of Farside's own taps: an NBD device of the kernel that carries our identifier, or a ublk device.
+pub fn is_own_tap(device: DevNumber) -> bool {
+    let name = at(device).canonicalize().ok();
+    let name = name.as_deref().and_then(Path::file_name).and_then(|name| name.to_str()).unwrap_or_default();
+    name.starts_with("ublkb") || text(device, "backend").is_some_and(|backend| backend.starts_with("farside:"))
+}
+
+/// Whether it is one of the device mapper's.
+pub fn is_mapped(device: DevNumber) -> bool {
+    at(device).join("dm").is_dir()
+}
+
+/// Whether it lies on other devices.
+pub fn has_slaves(device: DevNumber) -> bool {
+    !slaves(device).is_empty()
+}
+
+/// One of its numbers.
+pub fn number(device: DevNumber, file: &str) -> Option<u64> {
+    text(device, file)?.parse().ok()
+}
+
+/// One of its attributes, without the end of its line.
+pub fn text(device: DevNumber, file: &str) -> Option<String> {
+    Some(std::fs::read_to_string(at(device).join(file)).ok()?.trim_end().to_owned())
+}
+
+fn at(device: DevNumber) -> PathBuf {
+    PathBuf::from(format!("/sys/dev/block/{device}"))
+}
+
+fn any_below(device: DevNumber, depth: u32, is: &mut dyn FnMut(DevNumber) -> bool) -> bool {
+    is(device) || depth > 0 && slaves(device).into_iter().any(|below| any_below(below, depth - 1, is))
+}
+
+/// What a device lies on, one layer down; a partition lies on its disk.
+fn slaves(device: DevNumber) -> Vec<DevNumber> {
+    let of = |path: PathBuf| DevNumber::parse(std::fs::read_to_string(path.join("dev")).ok()?.trim());
+    let entries = std::fs::read_dir(at(device).join("slaves")).into_iter().flatten().flatten();
+    let mut below: Vec<DevNumber> = entries.filter_map(|entry| of(entry.path())).collect();
+    if at(device).join("partition").exists() {
+        below.extend(at(device).canonicalize().ok().and_then(|at| of(at.parent()?.to_owned())));
+    }
+    below
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_system_of_no_device_is_found_by_where_it_was_mounted_from() {
+        let info = "28 1 0:25 /@ / rw,relatime shared:1 - btrfs /dev/mapper/root rw\n\
+                    29 28 0:26 / /proc rw - proc proc rw\n";
+        let source = |number: &str| mount_source(info, DevNumber::parse(number).unwrap());
+        assert_eq!(source("0:25").unwrap(), Path::new("/dev/mapper/root"));
+        assert_eq!(source("0:26").unwrap(), Path::new("proc"));
+        assert_eq!(source("0:27"), None);
+    }
+
+    #[test]
+    fn what_is_not_there_rests_on_nothing() {
+        let nothing = DevNumber { major: 4095, minor: 1 };
+        assert!(!rests_on_own_tap(nothing) && !has_slaves(nothing) && !is_mapped(nothing));
+        assert!(rests_on(nothing, nothing));
+        assert!(!path_rests_on(Path::new("/proc"), nothing));
+    }
+}

@@ -1,0 +1,60 @@
+//! How what the kernel shows is judged. The rest wants a kernel: `tests/vm/tests/insertion.rs`.
+
+use super::*;
+
+fn status(name: &str, minor: u32) -> Status {
+    Status {
+        name: name.to_owned(),
+        uuid: String::new(),
+        number: DevNumber { major: 4095, minor },
+        open_count: 0,
+        suspended: false,
+        readonly: false,
+        live: true,
+        inactive: false,
+    }
+}
+
+fn linear(start: u64, sectors: u64, parameters: &str) -> Target {
+    Target { start, sectors, kind: LINEAR.to_owned(), parameters: parameters.to_owned() }
+}
+
+fn shown(table: &[Target], twin: Option<&[Target]>) -> Shown {
+    let twin = twin.map(|table| (status("data-farside-backing", 2), table.to_vec()));
+    Shown { device: status("data", 1), table: table.to_vec(), twin }
+}
+
+#[test]
+fn every_shape_of_a_device_and_its_twin_has_its_state() {
+    let disks = [linear(0, 80, "4094:1 2048"), linear(80, 20, "4094:2 0")];
+    let other = [linear(0, 100, "4094:3 2048")];
+    let tap = [linear(0, 100, "4093:7 0")];
+    let small = [linear(0, 90, "4093:7 0")];
+    let state = |table: &[Target], twin: Option<&[Target]>| shown(table, twin).state().ok();
+    let over = DevNumber { major: 4093, minor: 7 };
+    assert_eq!(state(&disks, None), Some(State::Bare));
+    assert_eq!(state(&disks, Some(&disks)), Some(State::Twinned));
+    assert_eq!(state(&tap, Some(&disks)), Some(State::Inserted { over }));
+    assert_eq!(state(&other, Some(&disks)), Some(State::StaleTwin), "lvextend, lvchange --refresh");
+    assert_eq!(state(&small, Some(&disks)), Some(State::StaleTwin), "another size");
+    assert_eq!(state(&disks, Some(&[])), Some(State::StaleTwin), "a crash before the twin had a table");
+    // A disk that was taken whole, and a twin that was made of it.
+    let whole = [linear(0, 100, "4094:1 0")];
+    assert_eq!(state(&whole, None), Some(State::Bare));
+    assert_eq!(state(&whole, Some(&whole)), Some(State::Twinned));
+    let part = [linear(0, 100, "4094:1 2048")];
+    assert_eq!(state(&whole, Some(&part)), None, "moved on its own disk: nobody knows what the twin is worth");
+}
+
+#[test]
+fn what_cannot_be_mapped_through_is_refused_by_name() {
+    for kind in ["striped", "thin", "cache", "snapshot-origin", "crypt", "zero"] {
+        let table = [linear(0, 8, "4094:1 0"), Target { kind: kind.to_owned(), ..linear(8, 8, "4094:1 8") }];
+        let error = check_device(&status("data", 1), &table).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("data has a {kind} target")), "{error}");
+    }
+    let readonly = Status { readonly: true, ..status("data", 1) };
+    assert!(check_device(&readonly, &[linear(0, 8, "4094:1 0")]).is_err());
+    assert!(check_device(&status("data", 1), &[]).is_err());
+    assert!(check_device(&status("data", 1), &[linear(0, 8, "4094:1 0")]).is_ok());
+}

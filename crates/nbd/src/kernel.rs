@@ -1,0 +1,478 @@
+//! The kernel's own NBD client as a server's only client: `/dev/nbdN` over a volume, where the kernel has no ublk.
+//!
+//! A socket pair joins the two; no name in the file system, so nobody else can connect. We do the handshake in user space and
+//! hand the kernel its end over generic netlink. The device carries our identifier, by which a successor finds it again.
+//!
+//! Invariants:
+//! - A device outlives its server. Requests wait in the kernel until a successor connects it again ([`DEAD_CONNECTION`]): a
+//!   restart is a pause. What was under way is sent again, so a successor serves only once its predecessor's I/O has ended
+//!   (the backing's door sees to that), and a connection that broke in one life of a server is renewed only when nothing of it
+//!   is under way any more.
+//! - Only a device with our identifier is connected again, and only one that nobody uses is taken away.
+//! - One connection, and no limit on how long a request may take: after such a limit the kernel would send a request again
+//!   that is still under way here, and the late one would land on top of newer content.
+
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::EventFd;
+use nix::sys::stat::Mode;
+use thiserror::Error;
+
+use crate::Handle;
+use crate::client::Client;
+use netlink::{Attributes, Family};
+
+mod netlink;
+mod sysfs;
+
+/// How long requests wait in the kernel for a server to come back before they fail.
+pub const DEAD_CONNECTION: Duration = Duration::from_secs(24 * 3600);
+/// How often the kernel looks whether a request was sent to a connection that is gone: how long a restart takes at most for a
+/// request that was under way. Otherwise it only tells its log of slow ones.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+const HANDSHAKE_MAX: Duration = Duration::from_secs(30);
+const POLL: Duration = Duration::from_millis(10);
+
+/// Numbers of the kernel's `nbd-netlink.h`.
+mod nbd {
+    pub(super) const FAMILY: &str = "nbd";
+    pub(super) const VERSION: u8 = 1;
+
+    pub(super) const CONNECT: u8 = 1;
+    pub(super) const DISCONNECT: u8 = 2;
+    pub(super) const RECONFIGURE: u8 = 3;
+
+    pub(super) const INDEX: u16 = 1;
+    pub(super) const SIZE_BYTES: u16 = 2;
+    pub(super) const BLOCK_SIZE_BYTES: u16 = 3;
+    pub(super) const SERVER_FLAGS: u16 = 5;
+    pub(super) const SOCKETS: u16 = 7;
+    pub(super) const DEAD_CONN_TIMEOUT: u16 = 8;
+    pub(super) const BACKEND_IDENTIFIER: u16 = 10;
+
+    pub(super) const SOCK_ITEM: u16 = 1;
+    pub(super) const SOCK_FD: u16 = 1;
+}
+
+/// Why there is no device, or why it stays.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum KernelError {
+    /// The module is not loaded.
+    #[error("the kernel's NBD client is not loaded: modprobe nbd (for every boot: echo nbd > /etc/modules-load.d/farside.conf)")]
+    NoClient,
+    /// It does not keep identifiers.
+    #[error("this kernel's NBD client keeps no identifiers, so a restart could not find its device: Linux 5.14 is needed")]
+    NoIdentifiers,
+    /// A command was refused.
+    #[error("the kernel's NBD client cannot {what}{}", hint(*errno))]
+    Refused {
+        /// What was asked for.
+        what: &'static str,
+        /// What it said.
+        #[source]
+        errno: Errno,
+    },
+    /// Our own server did not answer the handshake.
+    #[error("the server of {identifier} did not take the kernel for its client")]
+    Handshake {
+        /// Whose.
+        identifier: String,
+        /// What happened.
+        #[source]
+        source: io::Error,
+    },
+    /// A device never shrinks under its users.
+    #[error("{} has {had} bytes and its backing only {has}: unmount it, then nbd-client -d {0}", device.display())]
+    Smaller {
+        /// The device.
+        device: PathBuf,
+        /// Bytes of the device.
+        had: u64,
+        /// Bytes of the backing.
+        has: u64,
+    },
+    /// A device's blocks stay as they are.
+    #[error("{} has blocks of {had} bytes and its backing of {has}: unmount it, then nbd-client -d {0}", device.display())]
+    Blocks {
+        /// The device.
+        device: PathBuf,
+        /// Bytes of its blocks.
+        had: u32,
+        /// Bytes of the backing's.
+        has: u32,
+    },
+    /// Somebody else serves it.
+    #[error("{} is still connected to another server: end that one", device.display())]
+    StillServed {
+        /// The device.
+        device: PathBuf,
+    },
+    /// It must not be taken away.
+    #[error("{} is in use: unmount it, or take it out of what is built on it", device.display())]
+    InUse {
+        /// The device.
+        device: PathBuf,
+    },
+    /// The system refused something.
+    #[error("cannot {what} {}", path.display())]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+}
+
+fn hint(errno: Errno) -> &'static str {
+    match errno {
+        Errno::EPERM | Errno::EACCES => ": grant CAP_SYS_ADMIN",
+        _ => "",
+    }
+}
+
+/// What a volume's device is to be.
+#[derive(Clone, Debug)]
+pub struct Spec {
+    /// No other device has it; kept by the kernel while the device lives.
+    pub identifier: String,
+    /// Of a block in bytes: a power of two from 512 to a page.
+    pub block: u32,
+    /// Whether seeking costs something below.
+    pub rotational: bool,
+}
+
+/// A device that is connected to a server.
+#[derive(Debug)]
+pub struct KernelDevice {
+    index: u32,
+    /// The server's end of the pair: it hangs up as soon as the kernel has let go of the other.
+    watch: OwnedFd,
+}
+
+impl KernelDevice {
+    /// Connects a device to a server that runs: the one with that identifier if there is one, else a new one.
+    ///
+    /// # Errors
+    /// [`KernelError`]; a device that was there is there as it was.
+    pub fn attach(spec: &Spec, server: &Handle) -> Result<Self, KernelError> {
+        let mut family = speak()?;
+        let began = Instant::now();
+        loop {
+            let shown = sysfs::find(&spec.identifier);
+            let shown = shown.map_err(|source| KernelError::Io { what: "look at", path: "/sys/block".into(), source })?;
+            let line = Line::open(spec, server)?;
+            let Some(shown) = shown else { return Self::connect(&mut family, spec, line) };
+            let device = path_of(shown.index);
+            if shown.bytes > line.bytes {
+                return Err(KernelError::Smaller { device, had: shown.bytes, has: line.bytes });
+            }
+            if shown.block != spec.block {
+                return Err(KernelError::Blocks { device, had: shown.block, has: spec.block });
+            }
+            if let Some(device) = Self::reconnect(&mut family, spec, shown.index, line)? {
+                return Ok(device);
+            }
+            // The predecessor's end is closed with its process; the kernel hears of it a moment later.
+            if began.elapsed() > HANDSHAKE_MAX {
+                return Err(KernelError::StillServed { device });
+            }
+            std::thread::sleep(POLL);
+        }
+    }
+
+    fn connect(family: &mut Family, spec: &Spec, line: Line) -> Result<Self, KernelError> {
+        let attributes = line.attributes(spec).u64(nbd::BLOCK_SIZE_BYTES, u64::from(spec.block));
+        let refused = |errno| KernelError::Refused { what: "connect a device", errno };
+        let answer = family.ask(nbd::CONNECT, attributes).map_err(refused)?;
+        let index = netlink::find(&answer, nbd::INDEX).and_then(|value| value.first_chunk());
+        let index = u32::from_ne_bytes(*index.ok_or_else(|| refused(Errno::EPROTO))?);
+        if !sysfs::keeps_identifiers(index) {
+            let _ = family.ask(nbd::DISCONNECT, Attributes::default().u32(nbd::INDEX, index)); // nobody knows it yet
+            return Err(KernelError::NoIdentifiers);
+        }
+        let device = Self { index, watch: line.watch };
+        device.settle(spec);
+        Ok(device)
+    }
+
+    /// `None`: the kernel still has a connection of which it does not know that it is dead.
+    fn reconnect(family: &mut Family, spec: &Spec, index: u32, line: Line) -> Result<Option<Self>, KernelError> {
+        let attributes = line.attributes(spec).u32(nbd::INDEX, index);
+        let refused = |errno| KernelError::Refused { what: "connect a device again", errno };
+        family.ask(nbd::RECONFIGURE, attributes).map_err(refused)?;
+        let Line { kernel, watch, .. } = line;
+        drop(kernel);
+        // It answers the same whether it took the socket or not. If it did not, ours was the last descriptor.
+        let device = Self { index, watch };
+        if device.is_lost() {
+            return Ok(None);
+        }
+        device.settle(spec);
+        Ok(Some(device))
+    }
+
+    /// What netlink has no word for. Without it a restart takes longer for what was under way (30 s), no more.
+    fn settle(&self, spec: &Spec) {
+        let rotational = if spec.rotational { "1" } else { "0" };
+        for (setting, value) in [("io_timeout", LOOK_AGAIN.as_millis().to_string().as_str()), ("rotational", rotational)] {
+            if let Err((path, error)) = sysfs::set(self.index, setting, value) {
+                tracing::warn!(path = %path.display(), %error, "a setting of the device cannot be made");
+            }
+        }
+    }
+
+    /// Its node.
+    pub fn path(&self) -> PathBuf {
+        path_of(self.index)
+    }
+
+    /// Whether the connection is over.
+    fn is_lost(&self) -> bool {
+        let mut fds = [PollFd::new(self.watch.as_fd(), PollFlags::empty())];
+        matches!(poll(&mut fds, PollTimeout::ZERO), Ok(1..))
+    }
+
+    /// Keeps it connected to the server, on a thread of its own, until [`Keeper::stop`]. `report` is told when it cannot.
+    ///
+    /// # Errors
+    /// When there is no thread, or no descriptor to stop it with.
+    pub fn keep(self, spec: Spec, server: Handle, report: impl Fn(Lost) + Send + 'static) -> io::Result<Keeper> {
+        let orders = Arc::new(Orders { stop: EventFd::new()?, leaving: AtomicBool::new(false) });
+        let (path, index) = (self.path(), self.index);
+        let thread = std::thread::Builder::new().name("nbd-device".into()).spawn({
+            let orders = orders.clone();
+            move || {
+                if let Err(lost) = keep(self, &spec, &server, &orders) {
+                    report(lost);
+                }
+            }
+        })?;
+        Ok(Keeper { path, index, orders, thread: Some(thread) })
+    }
+}
+
+/// Whether the kernel has a client to attach.
+///
+/// # Errors
+/// [`KernelError::NoClient`], with the remedy.
+pub fn probe() -> Result<(), KernelError> {
+    speak().map(drop)
+}
+
+/// The identifiers of the connected devices that have one.
+///
+/// # Errors
+/// [`KernelError`].
+pub fn identifiers() -> Result<Vec<String>, KernelError> {
+    Ok(all()?.into_iter().map(|(_, identifier)| identifier).collect())
+}
+
+fn all() -> Result<Vec<(u32, String)>, KernelError> {
+    sysfs::all().map_err(|source| KernelError::Io { what: "look at", path: "/sys/block".into(), source })
+}
+
+/// Disconnects the devices with these identifiers that nobody uses. Gives their nodes. May wait for a server that is gone: call
+/// it where nobody waits for it.
+///
+/// # Errors
+/// [`KernelError`].
+pub fn disconnect_unused(identifiers: &[String]) -> Result<Vec<PathBuf>, KernelError> {
+    let mut gone = Vec::new();
+    for (index, _) in all()?.into_iter().filter(|(_, identifier)| identifiers.contains(identifier)) {
+        let device = path_of(index);
+        let flags = OFlag::O_RDONLY | OFlag::O_EXCL | OFlag::O_CLOEXEC;
+        let Ok(_claim) = nix::fcntl::open(&device, flags, Mode::empty()) else { continue }; // in use
+        let refused = |errno| KernelError::Refused { what: "disconnect a device", errno };
+        speak()?.ask(nbd::DISCONNECT, Attributes::default().u32(nbd::INDEX, index)).map_err(refused)?;
+        gone.push(device);
+    }
+    Ok(gone)
+}
+
+fn speak() -> Result<Family, KernelError> {
+    Family::open(nbd::FAMILY, nbd::VERSION).map_err(|errno| match errno {
+        Errno::ENOENT => KernelError::NoClient,
+        errno => KernelError::Refused { what: "be spoken to", errno },
+    })
+}
+
+fn path_of(index: u32) -> PathBuf {
+    PathBuf::from(format!("/dev/nbd{index}"))
+}
+
+/// Why a device is not served any more.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum Lost {
+    /// Somebody disconnected it.
+    #[error("{} was disconnected by somebody else (nbd-client -d?)", .0.display())]
+    Disconnected(PathBuf),
+    /// Its connection broke and cannot be renewed.
+    #[error("the connection of {} broke and cannot be renewed", .0.display())]
+    Broken(PathBuf, #[source] KernelError),
+}
+
+/// Both ends of a new connection, the handshake done.
+struct Line {
+    kernel: OwnedFd,
+    watch: OwnedFd,
+    bytes: u64,
+    flags: u16,
+}
+
+impl Line {
+    fn open(spec: &Spec, server: &Handle) -> Result<Self, KernelError> {
+        let failed = |source| KernelError::Handshake { identifier: spec.identifier.clone(), source };
+        let open = || {
+            let (kernel, ours) = UnixStream::pair()?;
+            let watch = OwnedFd::from(ours.try_clone()?);
+            server.adopt(ours.into());
+            kernel.set_read_timeout(Some(HANDSHAKE_MAX))?;
+            kernel.set_write_timeout(Some(HANDSHAKE_MAX))?;
+            let client = Client::over(kernel, "")?;
+            client.set_timeout(None)?; // the kernel would inherit it
+            let (bytes, flags) = (client.size(), client.flags());
+            Ok(Self { kernel: client.into_socket().into(), watch, bytes, flags })
+        };
+        open().map_err(failed)
+    }
+
+    fn attributes(&self, spec: &Spec) -> Attributes {
+        let socket = Attributes::default().u32(nbd::SOCK_FD, self.kernel.as_raw_fd() as u32);
+        Attributes::default()
+            .u64(nbd::SIZE_BYTES, self.bytes)
+            .u64(nbd::SERVER_FLAGS, u64::from(self.flags))
+            .u64(nbd::DEAD_CONN_TIMEOUT, DEAD_CONNECTION.as_secs())
+            .text(nbd::BACKEND_IDENTIFIER, &spec.identifier)
+            .nested(nbd::SOCKETS, Attributes::default().nested(nbd::SOCK_ITEM, socket))
+    }
+}
+
+/// What the thread is told.
+#[derive(Debug)]
+struct Orders {
+    stop: EventFd,
+    /// A disconnection is ours.
+    leaving: AtomicBool,
+}
+
+/// Waits for the connection to break and renews it. Ends well when it is told to stop.
+fn keep(mut device: KernelDevice, spec: &Spec, server: &Handle, orders: &Orders) -> Result<(), Lost> {
+    loop {
+        let mut fds =
+            [PollFd::new(device.watch.as_fd(), PollFlags::empty()), PollFd::new(orders.stop.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut fds, PollTimeout::NONE) {
+            Err(Errno::EINTR) => continue,
+            polled => polled.expect("two open descriptors can be polled"),
+        };
+        if fds[1].any() == Some(true) || server.is_stopping() || orders.leaving.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        if !sysfs::is_connected(device.index) {
+            return Err(Lost::Disconnected(device.path()));
+        }
+        // What the old connection brought is sent again over the new one: it must have landed by then.
+        while server.counters().connections.load(Ordering::SeqCst) > 0 {
+            if server.is_stopping() {
+                return Ok(());
+            }
+            std::thread::sleep(POLL);
+        }
+        let path = device.path();
+        tracing::warn!(device = %path.display(), "the kernel's connection broke: connecting it again");
+        device = KernelDevice::attach(spec, server).map_err(|error| Lost::Broken(path, error))?;
+    }
+}
+
+/// Keeps a device connected.
+pub struct Keeper {
+    path: PathBuf,
+    index: u32,
+    orders: Arc<Orders>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Keeper {
+    /// The device's node.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Keeps it no longer: when its server ends, requests wait for a successor.
+    pub fn stop(&mut self) {
+        let _ = self.orders.stop.write(1); // full: it was told often enough
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+
+    /// Claims the device exclusively, if nobody uses it: no file system, no device built on it, no other owner.
+    ///
+    /// # Errors
+    /// [`KernelError::InUse`].
+    pub fn claim(&self) -> Result<Claim, KernelError> {
+        let flags = OFlag::O_RDWR | OFlag::O_EXCL | OFlag::O_CLOEXEC;
+        match nix::fcntl::open(&self.path, flags, Mode::empty()) {
+            Ok(fd) => Ok(Claim { _fd: fd }),
+            Err(Errno::EBUSY) => Err(KernelError::InUse { device: self.path.clone() }),
+            Err(errno) => Err(KernelError::Io { what: "open", path: self.path.clone(), source: errno.into() }),
+        }
+    }
+
+    /// Takes the device away. What its page cache holds is lost: have it written before, by a process that does not serve it.
+    ///
+    /// # Errors
+    /// [`KernelError`]: it is there, and kept.
+    pub fn detach(mut self, claim: Claim) -> Result<(), (Self, KernelError)> {
+        let disconnect = || {
+            let refused = |errno| KernelError::Refused { what: "disconnect a device", errno };
+            let mut family = speak()?;
+            self.orders.leaving.store(true, Ordering::SeqCst);
+            family.ask(nbd::DISCONNECT, Attributes::default().u32(nbd::INDEX, self.index)).map_err(refused)
+        };
+        match disconnect() {
+            Ok(_) => {
+                drop(claim);
+                self.stop();
+                Ok(())
+            }
+            Err(error) => {
+                self.orders.leaving.store(false, Ordering::SeqCst);
+                Err((self, error))
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Keeper {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Keeper").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// Nobody else can mount a device or build on it meanwhile.
+#[derive(Debug)]
+pub struct Claim {
+    _fd: OwnedFd,
+}

@@ -1,0 +1,320 @@
+//! What this host needs to protect its volumes, what of it is missing, and the one command that mends each.
+//!
+//! It runs beside the daemon, in the process of whoever asks: also where the daemon does not start. It only looks, until it is
+//! told to mend, and then it changes nothing that the daemon would not change at its next start: modules, and devices that a
+//! crash left half way. It does not speak with the daemon.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use farside_blockio::Ring;
+use farside_blockio::dm::Control;
+use farside_insert::{State, stack};
+use serde::Serialize;
+
+use crate::config::{Config, VolumeConfig};
+
+/// Modules that every boot should load, one per line.
+const MODULES_FILE: &str = "/etc/modules-load.d/farside.conf";
+
+/// How bad something is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// As it should be.
+    Good,
+    /// It works, and could be better.
+    Warning,
+    /// Something does not work.
+    Missing,
+}
+
+/// One thing that was looked at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// What: `nbd`, `volume data`, …
+    pub subject: String,
+    /// How bad.
+    pub verdict: Verdict,
+    /// What was found, as a sentence.
+    pub found: String,
+    /// The one command that mends it; left out where there is nothing to mend or no command does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mend: Option<String>,
+    /// How we mend it ourselves.
+    #[serde(skip)]
+    remedy: Option<Remedy>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Remedy {
+    Module(&'static str),
+    Device(PathBuf),
+    Sweep(Vec<PathBuf>),
+}
+
+impl Finding {
+    fn new(subject: impl Into<String>, verdict: Verdict, found: impl Into<String>) -> Self {
+        Self { subject: subject.into(), verdict, found: found.into(), mend: None, remedy: None }
+    }
+
+    fn mend(self, command: impl Into<String>) -> Self {
+        Self { mend: Some(command.into()), ..self }
+    }
+
+    fn module(self, module: &'static str) -> Self {
+        let command = format!("modprobe {module} && echo {module} >> {MODULES_FILE}");
+        Self { remedy: Some(Remedy::Module(module)), ..self.mend(command) }
+    }
+}
+
+/// Looks at everything, and mends what it can if it is told to. `config` is the daemon's configuration file.
+pub fn examine(config: &Path, mend: bool) -> Vec<Finding> {
+    let findings = look(config);
+    if !mend {
+        return findings;
+    }
+    let mut failed = Vec::new();
+    for (finding, remedy) in findings.iter().filter_map(|finding| Some((finding, finding.remedy.as_ref()?))) {
+        if let Err(error) = apply(remedy) {
+            failed.push(Finding::new(finding.subject.clone(), Verdict::Missing, format!("it could not be mended: {error:#}")));
+        }
+    }
+    let mut findings = look(config);
+    findings.extend(failed);
+    findings
+}
+
+fn look(path: &Path) -> Vec<Finding> {
+    let mut findings = vec![io_uring(), ublk(), nbd(), device_mapper(), memory()];
+    match Config::load(path) {
+        Ok(config) => {
+            findings.push(Finding::new("configuration", Verdict::Good, format!("{} is valid", path.display())));
+            findings.push(state(&config.source.state_dir));
+            findings.extend(config.volumes.values().map(|volume| of_volume(volume, &config.source.state_dir)));
+            findings.extend(strays(&config));
+        }
+        Err(error) => {
+            let found = Finding::new("configuration", Verdict::Missing, error.to_string());
+            findings.push(found.mend(format!("farsided --check --config {}", path.display())));
+        }
+    }
+    findings
+}
+
+fn io_uring() -> Finding {
+    match Ring::new(8) {
+        Ok(_) => Finding::new("io_uring", Verdict::Good, "rings can be made"),
+        Err(error) => {
+            let found = format!("no ring can be made, and nothing is served without: {error}");
+            Finding::new("io_uring", Verdict::Missing, found).mend("sysctl -w kernel.io_uring_disabled=0")
+        }
+    }
+}
+
+fn ublk() -> Finding {
+    match farside_ublk::features() {
+        Ok(features) => {
+            let found = format!("the kernel has it (features {features:#x}): new volumes of block devices have it as their tap");
+            Finding::new("ublk", Verdict::Good, found)
+        }
+        Err(_) if !Path::new("/dev/ublk-control").exists() && is_module("ublk_drv") => {
+            Finding::new("ublk", Verdict::Warning, "the kernel has it, and it is not loaded").module("ublk_drv")
+        }
+        Err(error) => {
+            let found = format!("{:#}; new volumes are devices of the kernel's NBD client instead", anyhow::Error::from(error));
+            Finding::new("ublk", Verdict::Good, found)
+        }
+    }
+}
+
+fn nbd() -> Finding {
+    use farside_nbd::kernel::{self, KernelError};
+    match kernel::probe() {
+        Ok(()) => Finding::new("nbd", Verdict::Good, "the kernel's NBD client is loaded: volumes can have `--tap nbd-device`"),
+        Err(KernelError::NoClient) if is_module("nbd") => {
+            let found = "the kernel's NBD client is not loaded: no volume can have `--tap nbd-device` or `--device`";
+            Finding::new("nbd", Verdict::Warning, found).module("nbd")
+        }
+        Err(error) => Finding::new("nbd", Verdict::Warning, format!("{:#}", anyhow::Error::from(error))),
+    }
+}
+
+fn device_mapper() -> Finding {
+    match Control::open().and_then(|control| control.version()) {
+        Ok([major, minor, patch]) => {
+            let found = format!("version {major}.{minor}.{patch}: volumes of LVM can be protected while they are mounted");
+            Finding::new("device mapper", Verdict::Good, found)
+        }
+        Err(error) => {
+            let found = Finding::new("device mapper", Verdict::Warning, format!("{:#}", anyhow::Error::from(error)));
+            if is_module("dm_mod") { found.module("dm_mod") } else { found }
+        }
+    }
+}
+
+/// Whether the running kernel has a module, loaded or not. What is built in counts as loaded.
+fn is_module(name: &str) -> bool {
+    Command::new("modprobe").args(["-n", "-q", name]).status().is_ok_and(|status| status.success())
+}
+
+/// Of the daemon, if it runs.
+fn memory() -> Finding {
+    let Some(status) = daemon_status() else {
+        let found = "farsided does not run, so whether its memory is locked cannot be seen";
+        return Finding::new("memory", Verdict::Warning, found).mend("systemctl start farsided");
+    };
+    let locked = status.lines().find_map(|line| line.strip_prefix("VmLck:")).unwrap_or("0 kB").trim();
+    match locked {
+        "0 kB" => {
+            let found =
+                "the memory of farsided is not locked: a host write may wait for swap. Its unit sets LimitMEMLOCK=infinity";
+            Finding::new("memory", Verdict::Warning, found).mend("systemctl restart farsided")
+        }
+        locked => Finding::new("memory", Verdict::Good, format!("farsided keeps {locked} locked")),
+    }
+}
+
+/// `/proc/PID/status` of a process of that name.
+fn daemon_status() -> Option<String> {
+    let processes = std::fs::read_dir("/proc").ok()?.flatten();
+    let mut named = processes.filter(|process| {
+        let comm = std::fs::read_to_string(process.path().join("comm")).unwrap_or_default();
+        comm.trim_end() == "farsided"
+    });
+    std::fs::read_to_string(named.next()?.path().join("status")).ok()
+}
+
+/// Where the intent maps lie, and whether that is safe.
+fn state(dir: &Path) -> Finding {
+    let subject = "intent maps";
+    // It need not be there before the first start.
+    let there = dir.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+    let shown = dir.display();
+    match stack::device_of(there) {
+        Some(device) if stack::rests_on_own_tap(device) => {
+            let found =
+                format!("{shown} lies on a volume that farsided itself serves, which would wait for itself: move `state_dir`");
+            Finding::new(subject, Verdict::Missing, found)
+        }
+        Some(device) => {
+            let found = format!("they lie in {shown}, on device {device}, which no tap of Farside serves: 32 KiB per TiB");
+            Finding::new(subject, Verdict::Good, found)
+        }
+        None => {
+            let found = format!("{shown} lies on no block device that can be named: after a reboot everything may be compared");
+            Finding::new(subject, Verdict::Warning, found)
+        }
+    }
+}
+
+fn of_volume(volume: &VolumeConfig, state_dir: &Path) -> Finding {
+    let subject = format!("volume {}", volume.name);
+    let backing = volume.backing.display();
+    let Ok(metadata) = std::fs::metadata(&volume.backing) else {
+        return Finding::new(subject, Verdict::Missing, format!("{backing} is not there"));
+    };
+    if !volume.insert {
+        return Finding::new(subject, Verdict::Good, format!("{backing} is served as {}", volume.address()));
+    }
+    use std::os::unix::fs::MetadataExt as _;
+    let number = farside_blockio::dm::DevNumber::of(metadata.rdev());
+    if stack::path_rests_on(state_dir, number) || stack::path_rests_on(Path::new("/"), number) {
+        let found = format!("{backing} holds the root file system or the state directory, and cannot be protected in place");
+        return Finding::new(subject, Verdict::Missing, found).mend(format!("farside volume remove {}", volume.name));
+    }
+    inserted(subject, &volume.backing)
+}
+
+/// A device under which a tap belongs.
+fn inserted(subject: String, device: &Path) -> Finding {
+    let shown = device.display();
+    let runs = daemon_status().is_some();
+    let halted = farside_insert::is_halted(device).unwrap_or(false);
+    let restart = if runs { "systemctl restart farsided" } else { "systemctl start farsided" };
+    match farside_insert::state_of(device) {
+        _ if halted => {
+            let found = format!("{shown} is suspended, whatever uses it waits: a change of its table was interrupted");
+            let remedy = Some(Remedy::Device(device.to_owned()));
+            Finding { remedy, ..Finding::new(subject, Verdict::Missing, found).mend("farside doctor --fix") }
+        }
+        Ok(State::Inserted { .. }) if runs => Finding::new(subject, Verdict::Good, format!("the tap is under {shown}")),
+        Ok(State::Inserted { .. }) => {
+            let found = format!("{shown} rests on a tap that nobody serves: whatever uses it waits");
+            Finding::new(subject, Verdict::Missing, found).mend(restart)
+        }
+        Ok(State::Bare | State::Twinned | State::StaleTwin) => {
+            let found = format!("the tap is not under {shown}: what is written there is not replicated; it will be compared");
+            Finding::new(subject, Verdict::Missing, found).mend(restart)
+        }
+        Err(error) => Finding::new(subject, Verdict::Missing, format!("{:#}", anyhow::Error::from(error))),
+    }
+}
+
+/// What belongs to no volume.
+fn strays(config: &Config) -> Vec<Finding> {
+    let kept: Vec<PathBuf> = config.volumes.values().filter(|v| v.insert).map(|v| v.backing.clone()).collect();
+    let found = farside_insert::strays(&kept).unwrap_or_default();
+    let of = |(name, state): (String, Option<State>)| match state {
+        Some(State::Inserted { .. }) => {
+            let found = format!("/dev/mapper/{name} rests on a tap of no volume: whatever uses it waits for ever");
+            Finding::new(
+                name,
+                Verdict::Missing,
+                format!("{found}; put its volume back into the configuration, and start farsided"),
+            )
+        }
+        _ => {
+            let finding =
+                Finding::new(name.clone(), Verdict::Warning, format!("the twin of {name} is there, and no volume needs it"));
+            Finding { remedy: Some(Remedy::Sweep(kept.clone())), ..finding.mend("farside doctor --fix") }
+        }
+    };
+    found.into_iter().map(of).collect()
+}
+
+fn apply(remedy: &Remedy) -> anyhow::Result<()> {
+    match remedy {
+        Remedy::Module(module) => {
+            let status = Command::new("modprobe").arg(module).status()?;
+            anyhow::ensure!(status.success(), "modprobe {module} failed");
+            let text = std::fs::read_to_string(MODULES_FILE).unwrap_or_default();
+            if !text.lines().any(|line| line.trim() == *module) {
+                std::fs::create_dir_all(Path::new(MODULES_FILE).parent().expect("a folder"))?;
+                std::fs::write(MODULES_FILE, format!("{text}{module}\n"))?;
+            }
+        }
+        Remedy::Device(device) => farside_insert::mend(device)?,
+        Remedy::Sweep(kept) => drop(farside_insert::sweep(kept)?),
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everything_that_is_missing_says_how_to_mend_it() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let path = dir.path().join("farsided.toml");
+        std::fs::write(&path, "nonsense = 1\n").expect("written");
+        let of = |subject: &str| examine(&path, false).into_iter().find(|f| f.subject == subject).expect("looked at");
+        let wrong = of("configuration");
+        assert_eq!(wrong.verdict, Verdict::Missing);
+        assert!(wrong.found.contains("nonsense") && wrong.mend.is_some_and(|mend| mend.contains("--check")));
+        let state = dir.path().join("state");
+        let text = format!(
+            "[source]\nname='h'\nstate_dir='{}'\n[[volume]]\nname='a'\nbacking='/dev/none'\n[[volume]]\nname='b'\n\
+             backing='/dev/null'\ninsert=true\n",
+            state.display()
+        );
+        std::fs::write(&path, text).expect("written");
+        assert_eq!(of("configuration").verdict, Verdict::Good);
+        assert!(of("intent maps").found.contains(&state.display().to_string()));
+        assert_eq!(of("volume a").verdict, Verdict::Missing);
+        let b = of("volume b");
+        assert!(b.verdict == Verdict::Missing && !b.found.is_empty(), "{b:?}");
+        assert_eq!(of("io_uring").verdict, Verdict::Good);
+    }
+}

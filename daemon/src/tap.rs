@@ -1,0 +1,498 @@
+//! How a host reaches its volume. What differs from tap to tap is here; the rest of the daemon knows [`TapConfig`], which is
+//! configured, `Prepared`, which holds what may fail before the volume is `attached`, and `Handle`, which is running.
+//!
+//! | Tap | The host's side | When the daemon stops or dies |
+//! |---|---|---|
+//! | `ublk` | a block device, `/dev/farside/NAME` | requests wait for the next daemon |
+//! | `nbd-device` | the same, through the kernel's NBD client | requests wait for the next daemon, for up to 24 hours |
+//! | `nbd` | a socket for NBD clients | connections end |
+//!
+//! Invariant: a tap feeds its requests to the volume's [`BlockQueue`] on the thread that calls `Tap::run`, and to nobody else.
+//! It deliberately does not know what the queue does with them.
+
+use std::fmt;
+use std::os::unix::fs::FileTypeExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use anyhow::Context as _;
+use crossbeam::channel::{Receiver, Sender, bounded};
+use farside_blockio::{BlockQueue, FileDevice, OpenOptions, Waker};
+use farside_nbd::kernel::{Claim, Keeper, KernelDevice};
+use farside_region::{Name, VolumeId};
+use farside_ublk::{Held, Spec};
+use tracing::{error, info, warn};
+
+use crate::change::Change;
+use crate::config::{LimitsConfig, VolumeConfig, write_atomically};
+use crate::volume::Surroundings;
+use crate::{backing, node};
+
+/// `tap` of a volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TapConfig {
+    /// A Unix socket on which NBD clients find it.
+    Nbd {
+        /// The socket.
+        socket: PathBuf,
+    },
+    /// A block device of the kernel's own NBD client, `/dev/farside/NAME`.
+    NbdDevice,
+    /// A block device of the kernel's ublk driver, `/dev/farside/NAME`.
+    Ublk,
+}
+
+const NBD_DEVICE: &str = "nbd-device";
+const UBLK: &str = "ublk";
+/// The name of a volume's ublk device for the kernel, in the volume's folder: there before the device is, gone with the folder.
+const TOKEN_FILE: &str = "ublk";
+/// The longest read or write of a ublk device. That times the depth is what its buffers may grow to; pages that no request
+/// needed are never touched.
+const UBLK_IO_BYTES: u32 = 512 << 10;
+const IDENTIFIER: &str = "farside:";
+
+/// The longest path of a tap: a Unix socket's has 107 bytes, and it is made as `PATH.new` first.
+pub(crate) const SOCKET_PATH_MAX: usize = 103;
+
+impl TapConfig {
+    /// As written: `ublk`, `nbd-device`, `nbd`, which is the socket `default_socket`, or `nbd:unix:PATH`.
+    ///
+    /// # Errors
+    /// What is wrong with it, and what would be right.
+    pub fn parse(text: &str, default_socket: PathBuf) -> Result<Self, String> {
+        let socket = match text {
+            NBD_DEVICE => return Ok(Self::NbdDevice),
+            UBLK => return Ok(Self::Ublk),
+            "nbd" => Some(default_socket),
+            _ => text.strip_prefix("nbd:unix:").map(PathBuf::from),
+        };
+        let socket = socket.filter(|path| path.is_absolute());
+        let socket =
+            socket.ok_or_else(|| format!("`{text}` is not a tap: use ublk, nbd-device, nbd or nbd:unix:/absolute/path"))?;
+        match socket.as_os_str().len() {
+            0..=SOCKET_PATH_MAX => Ok(Self::Nbd { socket }),
+            long => Err(format!("the tap's path has {long} bytes; a Unix socket's may have {SOCKET_PATH_MAX} here")),
+        }
+    }
+
+    /// What a new volume has when nobody says: a block device for a block device, by the best way that this kernel has.
+    pub fn choose(backing: &Path) -> &'static str {
+        let is_device = std::fs::metadata(backing).is_ok_and(|metadata| metadata.file_type().is_block_device());
+        match is_device {
+            true if farside_ublk::features().is_ok() => UBLK,
+            true if farside_nbd::kernel::probe().is_ok() => NBD_DEVICE,
+            _ => "nbd",
+        }
+    }
+
+    /// Whether both would claim the same name on this host.
+    pub fn collides(&self, other: &Self) -> bool {
+        matches!((self, other), (Self::Nbd { socket }, Self::Nbd { socket: other }) if socket == other)
+    }
+
+    /// Whether the host sees a block device.
+    pub(crate) fn is_device(&self) -> bool {
+        match self {
+            Self::Nbd { .. } => false,
+            Self::NbdDevice | Self::Ublk => true,
+        }
+    }
+
+    /// Where the host finds a volume.
+    pub(crate) fn address(&self, volume: &Name) -> String {
+        match self {
+            Self::Nbd { .. } => self.to_string(),
+            Self::NbdDevice | Self::Ublk => node::path(volume).display().to_string(),
+        }
+    }
+}
+
+/// As [`TapConfig::parse`] takes it.
+impl fmt::Display for TapConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Nbd { socket } => write!(f, "nbd:unix:{}", socket.display()),
+            Self::NbdDevice => f.write_str(NBD_DEVICE),
+            Self::Ublk => f.write_str(UBLK),
+        }
+    }
+}
+
+/// A tap for which everything is there that can be missing for a reason that a person mends. Nothing is served yet.
+#[derive(Debug)]
+pub(crate) enum Prepared {
+    Nbd(farside_nbd::Listener),
+    NbdDevice { runtime_dir: PathBuf },
+    Ublk(Box<farside_ublk::Device>),
+}
+
+impl Prepared {
+    /// Prepares the tap of a volume with this folder. The volume's locks are ours already.
+    ///
+    /// # Errors
+    /// What is missing, with the remedy.
+    pub(crate) fn new(config: &VolumeConfig, dir: &Path, backing: &FileDevice, around: &Surroundings) -> anyhow::Result<Self> {
+        if config.tap != TapConfig::Ublk {
+            // It was one before: who still uses that device would wait for ever.
+            abolish(dir)?;
+        }
+        match &config.tap {
+            TapConfig::Ublk => {
+                let spec = Spec { token: token(dir)?, depth: depth(&around.limits) as u16, io_bytes_max: UBLK_IO_BYTES };
+                Ok(Self::Ublk(Box::new(farside_ublk::Device::claim(&spec, backing)?)))
+            }
+            TapConfig::Nbd { socket } => Ok(Self::Nbd(listen(socket, around)?)),
+            TapConfig::NbdDevice => {
+                farside_nbd::kernel::probe()?;
+                Ok(Self::NbdDevice { runtime_dir: around.runtime_dir.clone() })
+            }
+        }
+    }
+
+    /// The tap, and what other threads hold of it. The waker is the one through which the queue's parked requests are tried
+    /// again.
+    pub(crate) fn ready(self, name: &Name, limits: &LimitsConfig, waker: Waker) -> (Tap, Handle) {
+        let serve = |listener: Option<_>| {
+            let description = "a volume protected by Farside";
+            let (server, handle) =
+                farside_nbd::Server::new(listener, name.as_str(), description, nbd_limits(limits), waker.clone());
+            (Tap::Nbd(server), handle)
+        };
+        match self {
+            Self::Nbd(listener) => {
+                let (tap, server) = serve(Some(listener));
+                (tap, Handle::Nbd(server))
+            }
+            Self::NbdDevice { runtime_dir } => {
+                let (tap, server) = serve(None);
+                (tap, Handle::NbdDevice { server, keeper: Arc::default(), runtime_dir })
+            }
+            Self::Ublk(device) => {
+                let (token, (server, handle)) = (device.token(), device.server(waker));
+                let (ready, is_ready) = bounded(1);
+                let waiting = Arc::new(Mutex::new(Some((device, is_ready))));
+                (Tap::Ublk(server, ready), Handle::Ublk { server: handle, token, waiting })
+            }
+        }
+    }
+}
+
+/// A tap that is about to serve.
+#[derive(Debug)]
+pub(crate) enum Tap {
+    Nbd(farside_nbd::Server),
+    Ublk(farside_ublk::Server, Sender<()>),
+}
+
+impl Tap {
+    /// Serves the queue on this thread until the tap is stopped.
+    ///
+    /// # Errors
+    /// Why it ended otherwise, or never began.
+    pub(crate) fn run<Q: BlockQueue>(self, queue: Q) -> anyhow::Result<()> {
+        match self {
+            Self::Nbd(server) => drop(server.run(queue)?),
+            Self::Ublk(server, ready) => drop(server.run(queue, move || {
+                let _ = ready.send(()); // whoever opened it may have given up
+            })?),
+        }
+        Ok(())
+    }
+}
+
+/// What other threads hold of a tap.
+#[derive(Clone, Debug)]
+pub(crate) enum Handle {
+    Nbd(farside_nbd::Handle),
+    NbdDevice {
+        server: farside_nbd::Handle,
+        /// Of the device, once it is there.
+        keeper: Arc<Mutex<Option<Keeper>>>,
+        /// For who waits for the device.
+        runtime_dir: PathBuf,
+    },
+    Ublk {
+        server: farside_ublk::Handle,
+        token: u64,
+        /// Until the device appears; told when the kernel will not wait for its server.
+        waiting: Arc<Mutex<Option<Waiting>>>,
+    },
+}
+
+type Waiting = (Box<farside_ublk::Device>, Receiver<()>);
+
+/// A device that nobody uses, and nobody can begin to use before this is dropped. Taps without a device have nothing to claim.
+#[derive(Debug)]
+pub(crate) enum Unused {
+    Nothing,
+    Nbd(Claim),
+    Ublk(Box<Held>),
+}
+
+impl Unused {
+    /// Of a device that stays, whoever uses it.
+    pub(crate) fn left() -> Self {
+        Self::Nothing
+    }
+}
+
+/// What passes through a tap.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Load {
+    /// Who uses it now.
+    pub(crate) clients: u32,
+    /// Requests not answered yet.
+    pub(crate) in_flight: u64,
+    /// Requests taken since it began.
+    pub(crate) requests: u64,
+}
+
+impl Handle {
+    /// Shows the volume to the host as a device, if that is its tap's kind, or as the one that a predecessor left and whose
+    /// requests wait. Its queue runs already. Gives the device's node. `lost` is told when the device is not served any more.
+    ///
+    /// # Errors
+    /// Why there is no device, with the remedy.
+    pub(crate) fn appear(
+        &self,
+        name: &Name,
+        id: VolumeId,
+        device: &FileDevice,
+        lost: impl Fn(String) + Send + 'static,
+    ) -> anyhow::Result<Option<PathBuf>> {
+        match self {
+            Self::Nbd(_) => Ok(None),
+            Self::NbdDevice { server, keeper, .. } => {
+                let rotational = backing::is_rotational(device);
+                let identifier = identifier_of(id);
+                let spec = farside_nbd::kernel::Spec { identifier, block: device.block_min(), rotational };
+                let shown = KernelDevice::attach(&spec, server)?;
+                let path = shown.path();
+                let kept = shown.keep(spec, server.clone(), move |why| lost(format!("{:#}", anyhow::Error::from(why))));
+                *locked(keeper) = Some(kept.context("no thread for the device")?);
+                if let Err(error) = node::publish(name, &path) {
+                    let _ = self.claim().and_then(|unused| self.withdraw(name, unused)); // in use: a predecessor's
+                    return Err(error).with_context(|| format!("cannot make {}", node::path(name).display()));
+                }
+                Ok(Some(path))
+            }
+            Self::Ublk { waiting, .. } => {
+                let (device, ready) = locked(waiting).take().expect("a tap appears once");
+                ready.recv().context("the device cannot be served; the daemon's log says why")?;
+                let (path, was_there) = (device.path(), device.was_there());
+                device.go_live()?;
+                if was_there {
+                    info!(volume = %name, device = %path.display(), "taken over: what waited in it goes on");
+                }
+                node::publish(name, &path).with_context(|| format!("cannot make {}", node::path(name).display()))?;
+                Ok(Some(path))
+            }
+        }
+    }
+
+    /// Claims the volume's device before the volume leaves. Waits for the device.
+    ///
+    /// # Errors
+    /// When somebody uses it.
+    pub(crate) fn claim(&self) -> anyhow::Result<Unused> {
+        match self {
+            Self::Nbd(_) => Ok(Unused::Nothing),
+            Self::NbdDevice { keeper, runtime_dir, .. } => {
+                let tap = locked(keeper).as_ref().map(|kept| kept.path().to_owned());
+                // The kernel may read a device when it is opened for the first time: not by us.
+                tap.map(|tap| Change::Sync { tap }.make(runtime_dir)).transpose()?;
+                let claim = locked(keeper).as_ref().map(Keeper::claim).transpose()?;
+                Ok(claim.map_or(Unused::Nothing, Unused::Nbd))
+            }
+            Self::Ublk { token, .. } => {
+                Ok(farside_ublk::held(*token)?.map_or(Unused::Nothing, |held| Unused::Ublk(Box::new(held))))
+            }
+        }
+    }
+
+    /// Takes a claimed device away from the host. Its tap serves still. Waits for the device.
+    ///
+    /// # Errors
+    /// When it is still there.
+    pub(crate) fn withdraw(&self, name: &Name, unused: Unused) -> anyhow::Result<()> {
+        match (self, unused) {
+            (Self::NbdDevice { keeper, runtime_dir, .. }, Unused::Nbd(claim)) => {
+                let tap = locked(keeper).as_ref().map(|kept| kept.path().to_owned());
+                if let Some(Err(error)) = tap.map(|tap| Change::Sync { tap }.make(runtime_dir)) {
+                    error!(volume = %name, "{error:#}");
+                }
+                let mut keeper = locked(keeper);
+                if let Some(kept) = keeper.take()
+                    && let Err((kept, error)) = kept.detach(claim)
+                {
+                    *keeper = Some(kept);
+                    return Err(error.into());
+                }
+            }
+            (_, Unused::Ublk(held)) => held.remove()?,
+            _ => return Ok(()),
+        }
+        node::withdraw(name);
+        Ok(())
+    }
+
+    /// No new request: what has been taken is finished and answered, then [`Tap::run`] returns.
+    pub(crate) fn stop(&self) {
+        match self {
+            Self::Nbd(server) | Self::NbdDevice { server, .. } => server.stop(),
+            Self::Ublk { server, .. } => server.stop(),
+        }
+    }
+
+    /// Whether [`Handle::stop`] was called.
+    pub(crate) fn is_stopping(&self) -> bool {
+        match self {
+            Self::Nbd(server) | Self::NbdDevice { server, .. } => server.is_stopping(),
+            Self::Ublk { server, .. } => server.is_stopping(),
+        }
+    }
+
+    /// Has the queue look at what is parked, and at what it was ordered.
+    pub(crate) fn wake(&self) {
+        match self {
+            Self::Nbd(server) | Self::NbdDevice { server, .. } => server.waker().wake(),
+            Self::Ublk { server, .. } => server.waker().wake(),
+        }
+    }
+
+    /// What passes through it.
+    pub(crate) fn load(&self) -> Load {
+        match self {
+            Self::Nbd(server) | Self::NbdDevice { server, .. } => {
+                let counters = server.counters();
+                Load {
+                    clients: counters.connections.load(Ordering::Relaxed) as u32,
+                    in_flight: counters.jobs.load(Ordering::Relaxed),
+                    requests: counters.commands.load(Ordering::Relaxed),
+                }
+            }
+            Self::Ublk { server, .. } => {
+                let counters = server.counters();
+                Load {
+                    clients: 1, // the kernel
+                    in_flight: counters.in_flight.load(Ordering::Relaxed),
+                    requests: counters.requests.load(Ordering::Relaxed),
+                }
+            }
+        }
+    }
+
+    /// Whether the host waits, from [`Handle::stop`] on, until the next daemon serves it: then nothing else may be waited for.
+    pub(crate) fn leaves_its_host_waiting(&self) -> bool {
+        !matches!(self, Self::Nbd(_))
+    }
+}
+
+fn locked<T>(thing: &Mutex<Option<T>>) -> MutexGuard<'_, Option<T>> {
+    thing.lock().unwrap_or_else(PoisonError::into_inner) // it is there or not; nothing is half done
+}
+
+/// The device of the volume whose folder this is, if it has one of ublk's and nobody uses it. Then nobody can begin to, until
+/// it is dropped or removed.
+///
+/// # Errors
+/// [`farside_ublk::UblkError::InUse`], and what keeps us from knowing.
+pub(crate) fn hold(dir: &Path) -> anyhow::Result<Option<Held>> {
+    match known_token(dir)? {
+        Some(token) => Ok(farside_ublk::held(token)?),
+        None => Ok(None),
+    }
+}
+
+/// Ends that device, if there is one.
+///
+/// # Errors
+/// As [`hold`], and when the kernel refuses.
+pub(crate) fn abolish(dir: &Path) -> anyhow::Result<()> {
+    match hold(dir)? {
+        Some(held) => Ok(held.remove()?),
+        None => Ok(()),
+    }
+}
+
+fn known_token(dir: &Path) -> anyhow::Result<Option<u64>> {
+    let path = dir.join(TOKEN_FILE);
+    match std::fs::read_to_string(&path) {
+        Ok(text) => {
+            let token = u64::from_str_radix(text.trim(), 16);
+            let wrong = || format!("{} is damaged: remove it, and the volume gets a new device after a reboot", path.display());
+            token.map(Some).with_context(wrong)
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| path.display().to_string()),
+    }
+}
+
+/// Random, and never 0, which is every device's that nobody marked.
+fn token(dir: &Path) -> anyhow::Result<u64> {
+    if let Some(token) = known_token(dir)? {
+        return Ok(token);
+    }
+    let mut bytes = [0; 8];
+    getrandom::fill(&mut bytes).map_err(|e| anyhow::anyhow!("no randomness: {e}"))?;
+    let token = u64::from_ne_bytes(bytes) | 1;
+    write_atomically(&dir.join(TOKEN_FILE), &format!("{token:016x}\n"))?;
+    Ok(token)
+}
+
+/// Takes away what a crash in the middle of a removal left and nobody uses: devices of volumes that are not configured, twins of
+/// devices that are not. To be called before anything is served. `configured`: their ids, and the devices that have taps put
+/// under them.
+pub(crate) fn sweep(configured: &[VolumeId], devices: &[PathBuf]) {
+    let known: Vec<String> = configured.iter().map(|id| identifier_of(*id)).collect();
+    match farside_nbd::kernel::identifiers() {
+        Ok(mut strays) => {
+            strays.retain(|identifier| identifier.starts_with(IDENTIFIER) && !known.contains(identifier));
+            // A device whose server is gone may not even be opened in time.
+            std::thread::spawn(move || match farside_nbd::kernel::disconnect_unused(&strays) {
+                Ok(devices) => {
+                    devices.iter().for_each(|device| warn!(device = %device.display(), "it belonged to no volume: removed"))
+                }
+                Err(error) => warn!("devices that belong to no volume may have been left: {error:#}"),
+            });
+        }
+        Err(error) => warn!("{error:#}"),
+    }
+    match farside_insert::sweep(devices) {
+        Ok(twins) => twins.iter().for_each(|twin| warn!(%twin, "it belonged to no volume: removed")),
+        Err(error) => warn!("twins of devices may have been left: {error:#}"),
+    }
+}
+
+/// How the kernel is told whose a device is.
+fn identifier_of(volume: VolumeId) -> String {
+    format!("{IDENTIFIER}{volume}")
+}
+
+/// How many requests the queue behind a tap may get at once.
+pub(crate) fn depth(limits: &LimitsConfig) -> usize {
+    (limits.queue_depth as usize).max(64)
+}
+
+fn nbd_limits(limits: &LimitsConfig) -> farside_nbd::Limits {
+    farside_nbd::Limits { pieces_max: depth(limits), ..farside_nbd::Limits::default() }
+}
+
+fn listen(path: &Path, around: &Surroundings) -> anyhow::Result<farside_nbd::Listener> {
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    }
+    let options = farside_nbd::SocketOptions { path: path.to_owned(), group: around.api_group.clone() };
+    // The volume's locks are ours already, so whoever still answers there is a predecessor that was killed: its socket lives
+    // until the kernel has torn down its ring.
+    let patience = std::time::Instant::now() + OpenOptions::daemon().wait;
+    loop {
+        match farside_nbd::Listener::bind(&options) {
+            Err(farside_nbd::ListenError::InUse { .. }) if std::time::Instant::now() < patience => {
+                std::thread::sleep(std::time::Duration::from_millis(20));
+            }
+            result => return Ok(result?),
+        }
+    }
+}

@@ -1,0 +1,203 @@
+//! What the group's [`Target`](farside_replication::target::Target) asks for, done in the order given.
+
+use farside_ledger::{Body, LayerKind, Policy, Verdict};
+use farside_region::{LayerKey, VolumeId};
+use farside_replication::target::{Action, AppendOutcome, Event, Report, SessionId, Ticket};
+use farside_store::{Remedy, StoreError};
+use farside_transport::CloseCode;
+use farside_wire::{
+    DAMAGED_VOLUMES_MAX, Damage, DamagedVolume, LedgerSlice, PointAnswer, PointQuery, ReceiverMessage, RefusalCode, RequestId,
+};
+
+use super::{Group, Place};
+use crate::points::{exact_slice, point_page, wire_run};
+
+impl Group {
+    pub(super) fn act(&mut self, actions: Vec<Action>) {
+        for action in actions {
+            match action {
+                Action::Send { session, message } => {
+                    if let ReceiverMessage::Published(published) = &*message {
+                        self.published(published.kind, &published.layers);
+                    }
+                    if let Some(link) = self.sessions.get(&session) {
+                        if let ReceiverMessage::Credit(credit) = &*message {
+                            link.grant(credit.granted_bytes);
+                        }
+                        link.send(&message);
+                        if matches!(*message, ReceiverMessage::Hello(_)) && !self.damage.volumes.is_empty() {
+                            link.send(&ReceiverMessage::Damage(self.damage.clone()));
+                        }
+                    }
+                }
+                Action::CloseSession { session, why } => self.close_session(session, why),
+                Action::Append { ticket, body } => self.append(ticket, *body),
+                Action::Submitted { submission, outcome } => self.submitted(submission, outcome),
+                Action::DropLayer { key } => self.drop_parts(key, 0),
+                Action::DropParts { key, from } => self.drop_parts(key, from),
+                Action::ReadDigests { session, id, volume, run } => self.digests(session, id, volume, run),
+                Action::AnswerLedger { session, slice } => self.answer_ledger(session, *slice),
+                Action::AnswerPoints { session, query } => self.answer_points(session, &query),
+                Action::Policy { policy } => self.set_policy(policy),
+                Action::Prune => self.prune.due = true,
+                Action::Report { volume, what } => self.report(volume, &what),
+                other => tracing::error!(?other, "an action that this build does not know"),
+            }
+        }
+    }
+
+    fn close_session(&mut self, session: SessionId, why: &'static str) {
+        let Some(link) = self.sessions.remove(&session) else { return };
+        let words = if self.last_failure.is_empty() { why.to_owned() } else { std::mem::take(&mut self.last_failure) };
+        tracing::info!(group = %self.names, %words, "closing a connection");
+        // Returns when none of its parts can land any more, as the next action expects.
+        link.close(CloseCode::Refused, &words);
+    }
+
+    fn append(&mut self, ticket: Ticket, body: Body) {
+        let Place::Here(here) = &mut self.place else { return };
+        let kind = match &body {
+            Body::Layers(layers) => Some(Some(layers.kind)),
+            Body::Prune(_) => Some(None),
+            _ => None,
+        };
+        let (drawn, is_claim) = (drawn_bytes(&body), matches!(body, Body::Claim(_)));
+        let outcome = match here.store.append(body) {
+            Ok(appended) => {
+                self.receiver.space.draw(&self.names, drawn);
+                self.reopen.reset();
+                match kind.filter(|_| appended.verdict == Verdict::Accepted) {
+                    Some(Some(LayerKind::Point)) => self.tally.points_published += 1,
+                    Some(Some(LayerKind::Fuzzy)) => self.tally.passes_published += 1,
+                    Some(None) => self.tally.prunes += 1,
+                    None => {}
+                }
+                if is_claim {
+                    self.count_volumes();
+                }
+                AppendOutcome::Judged { position: appended.position, verdict: appended.verdict }
+            }
+            Err(StoreError::Overtaken { .. }) => AppendOutcome::Collided,
+            Err(error) if error.remedy() == Remedy::Lose => {
+                AppendOutcome::Unusable { layers: error.layer().into_iter().collect(), text: error.to_string() }
+            }
+            Err(error) => {
+                self.store_error(&error);
+                AppendOutcome::Failed { text: error.to_string() }
+            }
+        };
+        self.events.push_front((Event::Appended { ticket, outcome }, None));
+    }
+
+    /// Tells the sources what the store has lost, when that has changed: they can send it again.
+    pub(super) fn say_damage(&mut self) {
+        let Place::Here(here) = &self.place else { return };
+        let volumes = here.store.damaged_by_volume().into_iter().take(DAMAGED_VOLUMES_MAX);
+        let damage = Damage { volumes: volumes.map(|(volume, segments)| DamagedVolume { volume, segments }).collect() };
+        if damage != self.damage {
+            self.damage = damage;
+            let message = ReceiverMessage::Damage(self.damage.clone());
+            self.sessions.values().for_each(|session| session.send(&message));
+        }
+    }
+
+    /// Tells the connections of how many volumes there may be parts.
+    pub(super) fn count_volumes(&self) {
+        let Place::Here(here) = &self.place else { return };
+        let volumes = here.store.state().volumes().count() as u64;
+        self.sessions.values().for_each(|session| session.sends_of(volumes));
+    }
+
+    fn drop_parts(&mut self, key: LayerKey, from: u32) {
+        let Place::Here(here) = &mut self.place else { return };
+        if let Err(error) = here.store.drop_parts(key, from) {
+            tracing::warn!(group = %self.names, %key, %error, "parts could not be deleted yet");
+            self.store_error(&error);
+        }
+    }
+
+    fn digests(&mut self, session: SessionId, id: RequestId, volume: VolumeId, run: farside_region::GranuleRun) {
+        let Place::Here(here) = &self.place else { return };
+        let runs = here.store.digests(volume, run).map(|runs| runs.into_iter().map(wire_run).collect());
+        let runs = runs.map_err(|error| {
+            self.receiver.vault.failed(here.generation, &error);
+            error.to_string()
+        });
+        self.happened(Event::Digests { session, id, volume, start: run.start, runs });
+    }
+
+    fn answer_ledger(&mut self, session: SessionId, slice: LedgerSlice) {
+        let (Place::Here(here), Some(link)) = (&self.place, self.sessions.get(&session).cloned()) else { return };
+        match exact_slice(&here.store, slice) {
+            Ok(slice) => link.send(&ReceiverMessage::LedgerSlice(slice)),
+            Err(error) => {
+                self.store_error(&error);
+                self.turn_away(&link, RefusalCode::Store, &error.to_string());
+            }
+        }
+    }
+
+    fn answer_points(&mut self, session: SessionId, query: &PointQuery) {
+        let (Place::Here(here), Some(link)) = (&self.place, self.sessions.get(&session)) else { return };
+        let page = point_page(&here.store, query);
+        link.send(&ReceiverMessage::Points(PointAnswer { id: query.id, page }));
+    }
+
+    fn set_policy(&mut self, policy: Policy) {
+        let (source, group) = (&self.names.source, &self.names.group);
+        // A default that was never said is not remembered, so it is compared with what is.
+        if self.receiver.policy_of(&self.names) == Some(policy) {
+            self.policy = Some(policy);
+            self.policy_is_default = false;
+            return;
+        }
+        if let Err(error) = self.receiver.state_dir.remember_policy(source, group, &policy) {
+            tracing::warn!(group = %self.names, %error, "what is to be kept could not be remembered");
+            // What is given up is gone for ever: until it is remembered, only more may be kept.
+            let larger = |old: &Policy| Policy { keep: old.keep.max(policy.keep), span_ms: old.span_ms.max(policy.span_ms) };
+            self.policy = self.policy.as_ref().map(larger);
+            return;
+        }
+        self.policy = Some(policy);
+        self.policy_is_default = false;
+        self.prune.due = true;
+        tracing::info!(group = %self.names, keep = policy.keep, span_ms = policy.span_ms, "the source says what is to be kept");
+    }
+
+    /// Remembers since when the newest point's content is old.
+    fn published(&mut self, kind: LayerKind, layers: &[LayerKey]) {
+        let begun = layers.iter().filter_map(|key| self.beginnings.remove(key)).min();
+        if kind == LayerKind::Point
+            && let Some(begun) = begun
+        {
+            self.cut_seen.extend(layers.iter().map(|key| (key.volume, begun)));
+        }
+    }
+
+    fn report(&self, volume: Option<VolumeId>, what: &Report) {
+        let name = volume.and_then(|id| match &self.place {
+            Place::Here(here) => here.store.state().volume(id).map(|v| v.meta().name.to_string()),
+            Place::Away { .. } => None,
+        });
+        let (group, volume) = (&self.names, name.unwrap_or_default());
+        match what {
+            Report::Judged { position, verdict } => tracing::debug!(%group, slot = %position.slot, ?verdict, "a record"),
+            Report::Unusable { text } => tracing::error!(%group, %text, "a record cannot be made; what it named is lost"),
+            Report::AppendFailed { text } => tracing::error!(%group, %text, "nothing can be published"),
+            Report::Dropped { key, why } => tracing::info!(%group, volume, %key, ?why, "a layer was dropped"),
+            Report::PartFailed { key, part, why } => tracing::warn!(%group, volume, %key, part, %why, "a part did not land"),
+            Report::SessionRefused { why } => tracing::info!(%group, why, "a connection is ended"),
+            other => tracing::debug!(%group, ?other, "a report"),
+        }
+    }
+}
+
+/// What a record takes of the disk, about, that no credit was for.
+fn drawn_bytes(body: &Body) -> u64 {
+    match body {
+        Body::Layers(layers) if layers.members.iter().any(|m| !m.parts.is_empty()) => 0,
+        Body::Layers(layers) => 4096 + layers.members.iter().map(|m| 12 * m.regions.range_count() as u64).sum::<u64>(),
+        Body::Prune(_) => 0,
+        _ => 4096,
+    }
+}

@@ -1,0 +1,148 @@
+//! What a group is told, and where to reach it.
+//!
+//! Invariant: what waits for a group is bounded by number and by size; those who tell it wait in turn.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use farside_control::{ApiError, ErrorCode, PointId};
+use farside_ledger::PartEntry;
+use farside_replication::target::SessionId;
+use farside_store::{GroupNames, PartLander, PointInfo, StoreError};
+use farside_wire::{PartHeader, SourceMessage};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+
+use super::SHOW;
+use crate::door::Session;
+use crate::status::GroupView;
+
+/// What may wait for a group, by number, and frames by size.
+pub(super) const MAIL_MAX: usize = 256;
+pub(super) const FRAME_BYTES_MAX: usize = 2 << 20;
+const _: () = assert!(FRAME_BYTES_MAX >= farside_wire::PAYLOAD_BYTES_MAX, "any frame fits");
+
+/// What a person wants of a point's pins.
+#[derive(Clone, Debug)]
+pub(crate) enum PinChange {
+    /// One more.
+    Pin { reason: String },
+    /// None.
+    Unpin,
+}
+
+/// What a group is told.
+#[derive(Debug)]
+pub(crate) enum Mail {
+    /// A connection stands; its greeting follows.
+    Connected { session: Arc<Session> },
+    /// A source said something, which nobody has looked at. With the room that it takes.
+    Frame { session: SessionId, frame: Bytes, arrived: Instant, room: OwnedSemaphorePermit },
+    /// A source greets.
+    Message { session: SessionId, message: Box<SourceMessage>, arrived: Instant },
+    /// A connection ended; nothing of it can land any more.
+    Closed { session: SessionId },
+    /// A part's header came.
+    BeginPart { session: SessionId, header: PartHeader, reply: oneshot::Sender<BeginPart> },
+    /// A part's end.
+    Part { session: SessionId, header: PartHeader, outcome: PartOutcome },
+    /// The API wants the newest points, oldest of them first.
+    Points { newest: usize, reply: oneshot::Sender<Result<Vec<PointInfo>, String>> },
+    /// The API wants to see how the group is now.
+    Show { reply: oneshot::Sender<()> },
+    /// The API wants a point pinned or not.
+    Pin { point: PointId, change: PinChange, reply: oneshot::Sender<Result<PointInfo, ApiError>> },
+    /// The process stops.
+    Stop,
+}
+
+/// What becomes of a part's stream.
+#[derive(Debug)]
+pub(crate) enum BeginPart {
+    /// Write it there.
+    Land(Box<PartLander>),
+    /// Read it and forget it: its term is over.
+    Swallow,
+    /// Nothing: its session is gone.
+    Drop,
+    /// It cannot be begun.
+    Failed(StoreError),
+}
+
+/// What became of a part.
+#[derive(Debug)]
+pub(crate) enum PartOutcome {
+    /// Whole, verified, durable.
+    Landed(PartEntry),
+    /// Read and forgotten.
+    Unwanted { bytes: u64 },
+    /// Not landed.
+    Failed(StoreError),
+}
+
+/// Where to reach a group.
+#[derive(Clone, Debug)]
+pub(crate) struct GroupHandle {
+    pub(super) names: GroupNames,
+    pub(super) mail: mpsc::Sender<Mail>,
+    /// Bytes of frames that may be on their way to it.
+    pub(super) room: Arc<Semaphore>,
+    pub(super) view: Arc<ArcSwap<GroupView>>,
+}
+
+impl GroupHandle {
+    pub(crate) fn names(&self) -> &GroupNames {
+        &self.names
+    }
+
+    /// Waits while the group's mailbox is full. An error: the group has stopped.
+    pub(crate) async fn tell(&self, mail: Mail) -> Result<(), Mail> {
+        self.mail.send(mail).await.map_err(|e| e.0)
+    }
+
+    /// Tells it what a source said; waits while too much waits for it. False: the group has stopped.
+    pub(crate) async fn frame(&self, session: SessionId, frame: Bytes, arrived: Instant) -> bool {
+        let bytes = u32::try_from(frame.len().min(FRAME_BYTES_MAX)).expect("less than 4 GiB");
+        let Ok(room) = Arc::clone(&self.room).acquire_many_owned(bytes).await else { return false };
+        self.tell(Mail::Frame { session, frame, arrived, room }).await.is_ok()
+    }
+
+    /// How it was a moment ago.
+    pub(crate) fn view(&self) -> Arc<GroupView> {
+        self.view.load_full()
+    }
+
+    /// Makes [`GroupHandle::view`] new, unless the group is busy for longer than a person likes to wait.
+    pub(crate) async fn refresh(self) {
+        let (reply, shown) = oneshot::channel();
+        let ask = async {
+            if self.tell(Mail::Show { reply }).await.is_ok() {
+                let _ = shown.await;
+            }
+        };
+        let _ = tokio::time::timeout(SHOW, ask).await;
+    }
+
+    /// Its newest points, oldest of them first.
+    pub(crate) async fn points(&self, newest: usize) -> Result<Vec<PointInfo>, String> {
+        let (reply, answer) = oneshot::channel();
+        let stopped = || "the receiver is stopping".to_owned();
+        self.tell(Mail::Points { newest, reply }).await.map_err(|_| stopped())?;
+        answer.await.map_err(|_| stopped())?
+    }
+
+    /// Changes the pins of a point; the point as it is then, once that is in the ledger.
+    pub(crate) async fn pin(&self, point: PointId, change: PinChange) -> Result<PointInfo, ApiError> {
+        let (reply, answer) = oneshot::channel();
+        let gone =
+            || ApiError::new(ErrorCode::Unavailable, "the group was closed meanwhile", "see `farside status`; then try again");
+        self.tell(Mail::Pin { point, change, reply }).await.map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?
+    }
+
+    /// Asks it to stop. Blocking.
+    pub(crate) fn stop(&self) {
+        let _ = self.mail.blocking_send(Mail::Stop);
+    }
+}

@@ -1,0 +1,194 @@
+//! What sources say and send: looked at before the group's [`Target`](farside_replication::target::Target) hears of it.
+//!
+//! Invariant: nothing of a session that was closed is heard any more.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use farside_ledger::{PartEntry, volume_id};
+use farside_replication::target::{Event, SessionId};
+use farside_store::{Remedy, StoreError};
+use farside_transport::CloseCode;
+use farside_wire::{PartHeader, ReceiverMessage, RefusalCode, SourceMessage, decode_payload};
+
+use super::{BeginPart, Group, Here, PartOutcome, Place};
+use crate::door::{Session, refusal};
+use crate::status::way_out;
+
+/// The only shape of volumes over the wire.
+const GRANULE_BYTES: u64 = 4 << 10;
+const REGION_GRANULES: u64 = 1 << 10;
+/// Layers whose beginning is remembered, for the lag.
+const BEGINNINGS_MAX: usize = 1024;
+/// So many parts in a row may fail on the disk before the group takes no more for a while.
+const PARTS_FAILED_MAX: u32 = 8;
+/// Claims that a group may make in a minute, for each of its volumes: every one takes a slot of the ledger for ever. What is
+/// void costs a source its claim, so this bounds void records, too.
+const CLAIMS_PER_VOLUME: usize = 8;
+
+impl Group {
+    pub(super) fn frame(&mut self, session: SessionId, frame: &Bytes, arrived: Instant) {
+        // What a session that was closed still says is not even looked at.
+        let Some(link) = self.sessions.get(&session).cloned() else { return };
+        match decode_payload::<SourceMessage>(frame) {
+            Ok(message) => self.message(session, Box::new(message), arrived),
+            Err(error) => {
+                tracing::warn!(group = %self.names, %error, "a source sent what is not a message");
+                self.end_session(&link, RefusalCode::Protocol, CloseCode::Protocol, &error.to_string());
+            }
+        }
+    }
+
+    pub(super) fn message(&mut self, session: SessionId, message: Box<SourceMessage>, arrived: Instant) {
+        // A session that was closed stays closed.
+        let Some(link) = self.sessions.get(&session).cloned() else { return };
+        let here = match &self.place {
+            Place::Here(here) => here,
+            Place::Away { words, .. } => {
+                let words = words.clone();
+                return self.turn_away(&link, RefusalCode::Store, &words);
+            }
+        };
+        if let Some(torn) = here.store.torn() {
+            let text = format!(
+                "the ledger of {} is torn in slot {} ({}: {}); on the gateway: {}",
+                self.names,
+                torn.slot,
+                torn.file,
+                torn.why,
+                way_out(torn, self.receiver.vault.path())
+            );
+            return self.turn_away(&link, RefusalCode::LedgerTorn, &text);
+        }
+        match &*message {
+            SourceMessage::Claim(request) => {
+                let volumes = here.store.state().volumes().count();
+                if !self.claims.admit(Instant::now(), CLAIMS_PER_VOLUME * volumes.max(8)) {
+                    let text = format!("{} claims its volumes again and again: something is wrong on its host", self.names);
+                    return self.turn_away(&link, RefusalCode::Store, &text);
+                }
+                if let Err(text) = self.check_claim(here, &request.claim) {
+                    return self.turn_away(&link, RefusalCode::Protocol, &text);
+                }
+            }
+            SourceMessage::LayerBegin(begin) => {
+                if self.beginnings.len() >= BEGINNINGS_MAX {
+                    self.beginnings.pop_first();
+                }
+                self.beginnings.entry(begin.key).or_insert(arrived);
+            }
+            _ => {}
+        }
+        self.events.push_back((Event::Message { session, message }, Some(arrived)));
+    }
+
+    /// A claim is for a volume of this group, whose files get its name, and there is room for it.
+    fn check_claim(&self, here: &Here, claim: &farside_ledger::Claim) -> Result<(), String> {
+        let (volume, state) = (&claim.volume, here.store.state());
+        if claim.source != self.names.source || volume.id != volume_id(&self.names.source, &self.names.group, &volume.name) {
+            return Err(format!("the claim of volume `{}` does not carry the id of that name", volume.name));
+        }
+        // The digests' and the indexes' sizes follow from the shape.
+        if (volume.geometry.granule_bytes(), volume.geometry.region_granules()) != (GRANULE_BYTES, REGION_GRANULES) {
+            return Err(format!("volume `{}` does not have granules of 4 KiB in regions of 4 MiB", volume.name));
+        }
+        let limit = self.receiver.config().limits.volumes_per_group;
+        let waiting = here.target.new_volumes(state);
+        let is_new = state.volume(volume.id).is_none() && !waiting.contains(&volume.id);
+        if is_new && state.volumes().count() + waiting.len() >= limit {
+            return Err(format!(
+                "{} has {limit} volumes here, which is this receiver's limit (`limits.volumes_per_group`)",
+                self.names
+            ));
+        }
+        Ok(())
+    }
+
+    pub(super) fn turn_away(&mut self, session: &Arc<Session>, code: RefusalCode, text: &str) {
+        self.end_session(session, code, CloseCode::Refused, text);
+    }
+
+    fn end_session(&mut self, session: &Arc<Session>, code: RefusalCode, end: CloseCode, text: &str) {
+        session.send(&ReceiverMessage::Refusal(refusal(code, text)));
+        session.close(end, text);
+        self.sessions.remove(&session.id);
+        self.happened(Event::Closed { session: session.id });
+    }
+
+    pub(super) fn begin_part(&mut self, session: SessionId, header: &PartHeader) -> BeginPart {
+        let Some(link) = self.sessions.get(&session) else { return BeginPart::Drop };
+        let Place::Here(here) = &self.place else { return BeginPart::Drop };
+        let (key, part) = (header.key, header.part);
+        match here.target.accepts_part(here.store.state(), session, key, part) {
+            Ok(()) => {}
+            Err(RefusalCode::Term | RefusalCode::Unknown) => return BeginPart::Swallow,
+            Err(RefusalCode::Session) => return BeginPart::Drop,
+            Err(_) => {
+                let text = format!("part {part} of layer {key} was not to be sent");
+                let link = Arc::clone(link);
+                self.turn_away(&link, RefusalCode::Protocol, &text);
+                return BeginPart::Drop;
+            }
+        }
+        let begun = here.store.volume(key.volume).and_then(|volume| here.store.landing().begin_part(volume, key, part));
+        match begun {
+            Ok(lander) => BeginPart::Land(Box::new(lander)),
+            Err(error) => BeginPart::Failed(error),
+        }
+    }
+
+    pub(super) fn part(&mut self, session: SessionId, header: &PartHeader, outcome: PartOutcome) {
+        if !self.sessions.contains_key(&session) {
+            return;
+        }
+        let (key, part) = (header.key, header.part);
+        let event = match outcome {
+            PartOutcome::Landed(entry) => {
+                self.tally.parts += 1;
+                self.tally.part_bytes += entry.bytes;
+                self.parts_failed = 0;
+                Event::PartLanded { session, key, part, entry }
+            }
+            // Its bytes count as taken, or the source would run out of credit in the end.
+            PartOutcome::Unwanted { bytes } => {
+                Event::PartLanded { session, key, part, entry: PartEntry { bytes, footer_digest: [0; 32] } }
+            }
+            PartOutcome::Failed(error) => {
+                self.tally.parts_failed += 1;
+                let why = error.to_string();
+                self.last_failure.clone_from(&why);
+                self.part_error(&error);
+                Event::PartFailed { session, key, part, why }
+            }
+        };
+        self.happened(event);
+    }
+
+    /// A part did not land. Nobody was told anything of it, so nothing else is in doubt; but if it happens again and again, this
+    /// group waits for a while.
+    fn part_error(&mut self, error: &StoreError) {
+        match error {
+            StoreError::Io { .. } if error.remedy() == Remedy::Reopen => {
+                self.parts_failed += 1;
+                if self.parts_failed >= PARTS_FAILED_MAX {
+                    self.parts_failed = 0;
+                    self.unwritable = Some(error.to_string());
+                }
+            }
+            _ => self.store_error(error),
+        }
+    }
+
+    /// Tells the vault; if the store is given up, the group leaves it with the next tick at the latest. What only this group
+    /// cannot write makes only this group leave.
+    pub(super) fn store_error(&mut self, error: &StoreError) {
+        match (&self.place, error) {
+            (Place::Away { .. }, _) => {}
+            (Place::Here(_), StoreError::ReadOnly { .. } | StoreError::Denied { .. }) => {
+                self.unwritable = Some(error.to_string())
+            }
+            (Place::Here(here), _) => drop(self.receiver.vault.failed(here.generation, error)),
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! How the group is, for whoever asks.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use farside_region::VolumeId;
+
+use super::{Group, Here, Place};
+use crate::status::{GroupView, Lag, since_published};
+
+/// How often it is looked which bytes are dead.
+const DEAD_AGAIN: Duration = Duration::from_secs(30);
+
+impl Group {
+    /// How old the group is at most: its oldest volume. `None` if a volume has no point.
+    /// A volume that left the group does not count: it is not in the newest point, and nothing came of it since. It is named.
+    fn lag(&self, here: &Here) -> Option<Lag> {
+        let state = here.store.state();
+        let age = |id: VolumeId| {
+            let point = state.newest_point_of(id)?;
+            let seen = self.cut_seen.get(&id).map(|cut| Lag { age: cut.elapsed(), is_at_least: false });
+            // A heartbeat says that nothing changed since.
+            let quiet = here.target.quiet(state, id).map(|(_, arrived)| Duration::from_nanos(self.now().saturating_sub(arrived)));
+            let quiet = quiet.map(|age| Lag { age, is_at_least: false });
+            let known = [seen, quiet].into_iter().flatten().min();
+            Some(known.unwrap_or_else(|| Lag { age: since_published(point), is_at_least: true }))
+        };
+        let newest = state.points().values().next_back();
+        let counts = |id: VolumeId| {
+            let in_newest = newest.is_some_and(|p| p.members.iter().any(|m| m.key.volume == id));
+            let layer = state.volume(id).and_then(|v| v.last_layer().filter(|l| l.key.term == v.term()));
+            let layer_since = layer.is_some_and(|l| newest.is_none_or(|p| l.slot > p.slot));
+            let term = state.volume(id).map(|v| v.term());
+            let begun = self.beginnings.keys().any(|key| key.volume == id && Some(key.term) == term);
+            in_newest || layer_since || begun || here.target.quiet(state, id).is_some()
+        };
+        let ages: Option<Vec<Lag>> = state.volumes().filter(|(id, _)| counts(*id)).map(|(id, _)| age(id)).collect();
+        ages?.into_iter().max()
+    }
+
+    /// Puts up how the group is now.
+    pub(super) fn show(&mut self) {
+        // It walks all parts.
+        if let Place::Here(here) = &self.place
+            && self.dead_seen.is_none_or(|seen| seen.elapsed() >= DEAD_AGAIN)
+        {
+            self.dead_bytes = here.store.dead_bytes();
+            self.dead_seen = Some(Instant::now());
+        }
+        let mut view = GroupView::new(&self.names);
+        let newest = self.sessions.values().max_by_key(|s| s.heard());
+        view.connected_from = newest.map(|s| s.address());
+        view.heard = newest.map(|s| s.heard()).or(self.view.load().heard);
+        match &self.place {
+            Place::Away { words, .. } => view.away(words),
+            Place::Here(here) => {
+                let lag = self.lag(here);
+                view.here(&here.store, self.receiver.vault.path(), &here.target, lag, self.dead_bytes, self.tally);
+            }
+        }
+        self.view.store(Arc::new(view));
+    }
+}

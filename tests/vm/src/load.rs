@@ -1,0 +1,105 @@
+//! The load: what an application does to a file system of a guest, and how it would notice that something went wrong.
+//!
+//! `farside-vm-load write FOLDER PROGRESS STOP` writes records into a fixed set of files, each record synced and then said to be
+//! in `PROGRESS` (`FILE NUMBER`, one line each), and reads what is already there past the page cache, until `STOP` exists. It
+//! ends with failure at the first error or wrong byte. `farside-vm-load check FOLDER PROGRESS` reads every record that
+//! `PROGRESS` promises, or a newer one: what a power cut may leave.
+//!
+//! A record's content follows from its file and number alone. A file has room for two, written in turns, so that one is whole
+//! while the other is being written.
+
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::path::Path;
+
+const FILES: u64 = 16;
+const RECORD: usize = 64 << 10;
+const O_DIRECT: i32 = 0x4000;
+const ALIGN: usize = 4096;
+
+fn main() -> io::Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match arguments[..] {
+        ["write", folder, progress, stop] => write(Path::new(folder), Path::new(progress), Path::new(stop)),
+        ["check", folder, progress] => check(Path::new(folder), Path::new(progress)),
+        _ => Err(io::Error::other("farside-vm-load write FOLDER PROGRESS STOP | check FOLDER PROGRESS")),
+    }
+}
+
+fn write(folder: &Path, progress: &Path, stop: &Path) -> io::Result<()> {
+    let mut progress = File::options().create(true).append(true).open(progress)?;
+    let files: Vec<File> = (0..FILES)
+        .map(|file| File::options().create(true).truncate(false).write(true).open(folder.join(name(file))))
+        .collect::<io::Result<_>>()?;
+    let mut buffer = vec![0; RECORD + ALIGN];
+    for number in 1.. {
+        for file in 0..FILES {
+            if stop.exists() {
+                return Ok(());
+            }
+            files[file as usize].write_all_at(&record(file, number), place(number))?;
+            files[file as usize].sync_data()?;
+            writeln!(progress, "{file} {number}")?;
+            // The one that was written longest ago.
+            let oldest = (file + 1) % FILES;
+            let expected = if oldest > file { number - 1 } else { number };
+            if expected > 0 && read(folder, oldest, place(expected), &mut buffer)? != Some(expected) {
+                return Err(io::Error::other(format!("file {oldest} is not at record {expected}")));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn check(folder: &Path, progress: &Path) -> io::Result<()> {
+    let mut promised = [0; FILES as usize];
+    for line in std::fs::read_to_string(progress)?.lines() {
+        let mut words = line.split(' ').map(|word| word.parse::<u64>());
+        let (Some(Ok(file)), Some(Ok(number))) = (words.next(), words.next()) else { continue }; // cut short
+        promised[file as usize] = number;
+    }
+    let mut buffer = vec![0; RECORD + ALIGN];
+    for (file, &promised) in promised.iter().enumerate() {
+        if promised > 0 {
+            let mut whole = |slot| read(folder, file as u64, place(slot), &mut buffer);
+            let newest = whole(0)?.max(whole(1)?);
+            if newest < Some(promised) {
+                return Err(io::Error::other(format!("file {file} is at record {newest:?}, and {promised} was synced")));
+            }
+        }
+    }
+    println!("{promised:?}");
+    Ok(())
+}
+
+fn place(number: u64) -> u64 {
+    number % 2 * RECORD as u64
+}
+
+/// The number of the record that a file holds there, if it is whole and of that file.
+fn read(folder: &Path, file: u64, place: u64, buffer: &mut [u8]) -> io::Result<Option<u64>> {
+    let at = buffer.as_ptr().align_offset(ALIGN);
+    let buffer = &mut buffer[at..at + RECORD];
+    let from = File::options().read(true).custom_flags(O_DIRECT).open(folder.join(name(file)))?;
+    match from.read_exact_at(buffer, place) {
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+        read => read?,
+    }
+    let number = u64::from_le_bytes(buffer[..8].try_into().expect("eight bytes"));
+    Ok((number > 0 && buffer == record(file, number)).then_some(number))
+}
+
+fn record(file: u64, number: u64) -> Vec<u8> {
+    let mut rng = farside_tests::verify::Rng(file << 32 ^ number);
+    let mut record = number.to_le_bytes().to_vec();
+    while record.len() < RECORD {
+        record.extend_from_slice(&rng.draw().to_le_bytes());
+    }
+    record
+}
+
+fn name(file: u64) -> String {
+    format!("records-{file}")
+}

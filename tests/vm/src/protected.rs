@@ -1,0 +1,256 @@
+//! A protected host and its gateway, as the tests of block devices want them: machines, daemons, an application that notices
+//! what goes wrong (`farside-vm-load`).
+
+use farside_tests::verify::Rng;
+use farside_tests::wait_for;
+use serde_json::Value;
+
+use crate::{DiskSpec, Guest, Kernel, Machine, Network};
+
+const VOLUME_MIB: usize = 64;
+
+/// The command line, on the host.
+pub const CLI: &str = "farside --socket /run/farsided.sock";
+
+const HOST_CONFIGURATION: &str = r#"
+[source]
+name = "host1"
+state_dir = "/state/farside"
+api_socket = "/run/farsided.sock"
+
+[[group]]
+name = "default"
+epoch_interval = "500ms"
+keep = 10000
+span = "0s"
+"#;
+
+const GATEWAY_CONFIGURATION: &str = r#"
+[receiver]
+listen = "ADDRESS:7400"
+advertise = ["ADDRESS:7400"]
+store = "/store/store"
+state_dir = "/store/state"
+api_socket = "/run/receiver.sock"
+"#;
+
+/// A host without volumes, paired with its gateway. Its data disk's path is in `/run/backing`.
+#[derive(Debug)]
+pub struct Host {
+    /// The host.
+    pub guest: Guest,
+    machine: Machine,
+    receiver: Guest,
+    daemon: u32,
+    load: Option<u32>,
+    _gateway: Machine,
+    _network: Network,
+}
+
+impl Host {
+    /// Boots both. `modules` are the host's.
+    ///
+    /// # Panics
+    /// When something does not come up.
+    pub fn boot(kernel: Kernel, modules: &[&'static str]) -> Self {
+        let network = Network::new();
+        let mut gateway = Machine::new("gateway", Kernel::Stock)
+            .programs(&["farside", "farside-receiver"])
+            .debian_programs(&["mke2fs"])
+            .disk(DiskSpec::blank("store", 768))
+            .on(&network);
+        let mut machine = Machine::new("host", kernel)
+            .modules(modules)
+            .programs(&["farside", "farsided", "farside-vm-load"])
+            .debian_programs(&["mke2fs", "e2fsck", "dmsetup"])
+            .disk(DiskSpec::blank("data", VOLUME_MIB))
+            .disk(DiskSpec::blank("state", 64))
+            .on(&network);
+        let address = gateway.address();
+        let mut receiver = gateway.boot();
+        let store = receiver.disk("store");
+        receiver.run(&format!("/bin/mke2fs -q -t ext4 {store} && mkdir -p /store && mount -t ext4 {store} /store"));
+        receiver.upload("/etc/receiver.toml", GATEWAY_CONFIGURATION.replace("ADDRESS", &address).as_bytes(), 0o644);
+        receiver.start_command("exec farside-receiver run --config /etc/receiver.toml", "/run/receiver.log");
+        receiver.wait_until("farside --socket /run/receiver.sock status --json");
+        let mut guest = machine.boot();
+        let state = guest.disk("state");
+        guest.run(&format!("/bin/mke2fs -q -t ext4 {state}"));
+        let mut host = Self { guest, machine, receiver, daemon: 0, load: None, _gateway: gateway, _network: network };
+        host.prepare();
+        host.start_daemon();
+        let token = host.receiver.run("farside-receiver token --config /etc/receiver.toml");
+        host.guest.run(&format!("{CLI} pair '{}'", token.trim()));
+        host
+    }
+
+    /// What a boot must find before the daemon starts. The configuration lies beside the state.
+    fn prepare(&mut self) {
+        let (state, data) = (self.guest.disk("state"), self.guest.disk("data"));
+        self.guest.run(&format!("mkdir -p /state && mount -t ext4 {state} /state && echo {data} > /run/backing"));
+        self.guest.upload("/state/farsided.toml", HOST_CONFIGURATION.as_bytes(), 0o644);
+    }
+
+    /// Starts the daemon and waits until it serves what is configured.
+    ///
+    /// # Panics
+    /// When it does not.
+    pub fn start_daemon(&mut self) {
+        self.daemon = self.guest.start_command("exec farsided --config /state/farsided.toml", "/run/daemon.log");
+        wait_for("the volumes to be served", || {
+            let reasons = self.status()?["reasons"].as_array().cloned().unwrap_or_default();
+            let late = reasons.iter().any(|r| r["code"] == "starting" || r["code"] == "not_served");
+            (!late).then_some(())
+        });
+    }
+
+    /// `kill -9`.
+    ///
+    /// # Panics
+    /// When it is not running.
+    pub fn kill_daemon(&mut self) {
+        self.guest.run(&format!("kill -9 {}", self.daemon));
+        self.guest.wait_until(&format!("test ! -d /proc/{}", self.daemon));
+    }
+
+    /// Starts a daemon and kills it so many microseconds later, wherever it is by then.
+    ///
+    /// # Panics
+    /// When it ended by itself before that.
+    pub fn start_and_kill_daemon(&mut self, after_us: u64) {
+        let daemon = "farsided --config /state/farsided.toml >>/run/daemon.log 2>&1 & daemon=$!";
+        let killed = "kill -9 $daemon || exit 1; wait $daemon; true";
+        self.guest.run(&format!("{daemon}; usleep {after_us}; {killed}"));
+    }
+
+    /// A planned stop.
+    ///
+    /// # Panics
+    /// When it does not end.
+    pub fn stop_daemon(&mut self) {
+        self.guest.run(&format!("kill {}", self.daemon));
+        self.guest.wait_until(&format!("test ! -d /proc/{}", self.daemon));
+    }
+
+    fn status(&mut self) -> Option<Value> {
+        serde_json::from_str(&self.guest.attempt(&format!("{CLI} status --json")).stdout).ok()
+    }
+
+    /// The status of the volume's group, once it satisfies a condition.
+    ///
+    /// # Panics
+    /// When it does not in time.
+    pub fn wait_for_group(&mut self, what: &str, condition: impl Fn(&Value) -> bool) -> Value {
+        wait_for(what, || self.status().map(|status| status["groups"][0].clone()).filter(&condition))
+    }
+
+    /// Starts an application on the file system at `/mnt`.
+    ///
+    /// # Panics
+    /// When the host does not answer.
+    pub fn start_load(&mut self) {
+        let load = "exec farside-vm-load write /mnt /run/progress /run/stop";
+        self.load = Some(self.guest.start_command(load, "/run/load.log"));
+    }
+
+    fn progress(&mut self) -> u64 {
+        let lines = self.guest.attempt("wc -l < /run/progress").stdout;
+        lines.trim().parse().unwrap_or(0)
+    }
+
+    /// Waits until the application has synced so many records more.
+    ///
+    /// # Panics
+    /// When it has met an error, or hangs.
+    pub fn wait_for_load(&mut self, records: u64) {
+        let goal = self.progress() + records;
+        wait_for("the application to get on", || {
+            self.load_lives();
+            (self.progress() >= goal).then_some(())
+        });
+    }
+
+    /// The application has met no error.
+    ///
+    /// # Panics
+    /// When it has.
+    pub fn load_lives(&mut self) {
+        let load = self.load.expect("it was started");
+        let ended = self.guest.attempt(&format!("test ! -d /proc/{load}"));
+        if ended.code == 0 {
+            panic!("the application ended: {}", self.guest.run("cat /run/load.log"));
+        }
+    }
+
+    /// Ends the application, which must have met no error.
+    ///
+    /// # Panics
+    /// When it has.
+    pub fn stop_load(&mut self) {
+        self.load_lives();
+        let load = self.load.take().expect("it was started");
+        self.guest.run("touch /run/stop");
+        self.guest.wait_until(&format!("test ! -d /proc/{load}"));
+        let said = self.guest.run("cat /run/load.log; rm -f /run/stop");
+        assert!(said.is_empty(), "the application ended with: {said}");
+    }
+
+    /// Takes the power from the host and boots it on the same disks. Says how many blocks were lost.
+    ///
+    /// # Panics
+    /// When it does not come up again.
+    pub fn cut_power(self, rng: &mut Rng, kept: u64) -> (Self, usize) {
+        let lost = self.guest.cut_power(rng, kept);
+        let mut machine = self.machine;
+        let guest = machine.boot();
+        let mut host = Self { guest, machine, load: None, ..self };
+        host.prepare();
+        (host, lost)
+    }
+
+    /// What the disk that holds the data has on it.
+    pub fn disk(&self) -> Vec<u8> {
+        self.machine.disk_content("data")
+    }
+
+    /// Restores the newest point at the gateway: it is what the disk holds.
+    ///
+    /// # Panics
+    /// When it is not.
+    pub fn assert_newest_point_is_the_disk(&mut self) {
+        let disk = self.disk();
+        self.assert_newest_point_is(&disk);
+    }
+
+    /// Restores the newest point at the gateway: it is this.
+    ///
+    /// # Panics
+    /// When it is not.
+    pub fn assert_newest_point_is(&mut self, content: &[u8]) {
+        self.receiver.run("farside restore data --point latest --store /store/store --to /store/newest.img");
+        let restored = self.receiver.download("/store/newest.img");
+        assert!(restored == content, "the newest point is not what the disk holds");
+        self.receiver.run("rm /store/newest.img");
+    }
+
+    /// Ends everything in order.
+    ///
+    /// # Panics
+    /// When something is wrong with the store, or the kernels complained.
+    pub fn shut_down(mut self) {
+        self.stop_daemon();
+        self.guest.shut_down();
+        self.receiver.run("farside store check /store/store");
+        self.receiver.shut_down();
+    }
+}
+
+/// Streaming, nothing dirty, everything published.
+pub fn is_quiet(group: &Value) -> bool {
+    let volume = &group["volumes"][0];
+    group["backlog_bytes"] == 0
+        && group["layers_unpublished"] == 0
+        && group["last_point"].is_object()
+        && volume["state"]["state"] == "streaming"
+        && volume["dirty_bytes"] == 0
+}

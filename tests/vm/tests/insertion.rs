@@ -1,0 +1,187 @@
+//! A tap under a mounted device of the device mapper: put there and taken out again while an application writes, whatever a
+//! crash left, and refused by name where it cannot be.
+
+use farside_tests::verify::Rng;
+use farside_vm::Kernel;
+use farside_vm::protected::{CLI, Host, is_quiet};
+
+const MIB: u64 = 1 << 20;
+const CYCLES: u64 = 10;
+/// First sectors and lengths on the disk: two pieces, out of order.
+const PIECES: [(u64, u64); 2] = [(65_536, 60_000), (2_048, 60_000)];
+
+/// A host with `data` (dm-linear over two pieces of its disk) on which an application writes.
+fn host(kernel: Kernel, driver: &'static str) -> Host {
+    let mut host = Host::boot(kernel, &[driver, "dm_mod"]);
+    let disk = host.guest.run("cat /run/backing");
+    host.guest.run(&format!("printf '{}' | dmsetup create data", table_of(&disk)));
+    host.guest.run("/bin/mke2fs -q -t ext4 /dev/mapper/data && mount -t ext4 /dev/mapper/data /mnt");
+    host.guest.announce("block nbd"); // it says when a connection breaks; an I/O error has other words
+    host.start_load();
+    host
+}
+
+fn table_of(disk: &str) -> String {
+    let [(first, len), (second, _)] = PIECES;
+    let disk = disk.trim();
+    format!("0 {len} linear {disk} {first}\\n{len} {len} linear {disk} {second}\\n")
+}
+
+fn table(host: &mut Host) -> String {
+    host.guest.run("dmsetup table data")
+}
+
+fn content(host: &Host) -> Vec<u8> {
+    let disk = host.disk();
+    let piece = |(first, len): (u64, u64)| disk[first as usize * 512..][..len as usize * 512].to_vec();
+    PIECES.into_iter().flat_map(piece).collect()
+}
+
+fn insert(host: &mut Host) {
+    host.guest.run(&format!("{CLI} volume add data --device /dev/mapper/data"));
+}
+
+fn remove(host: &mut Host) {
+    host.guest.run(&format!("{CLI} volume remove data --yes"));
+}
+
+/// Added again, it is not taken for the one that has points already.
+fn accept(host: &mut Host) {
+    host.wait_for_group("a decision to be asked for", |group| group["volumes"][0]["state"]["state"] == "forked");
+    host.guest.run(&format!("{CLI} volume resync data --accept forked"));
+}
+
+/// A healthy host, and one whose device was left suspended.
+fn doctor(host: &mut Host) {
+    let doctor = "farside doctor --config /state/farsided.toml";
+    let well = host.guest.run(&format!("{doctor} --json"));
+    assert!(well.contains("the tap is under /dev/mapper/data"), "{well}");
+    host.guest.run("dmsetup suspend data");
+    let sick = host.guest.attempt(doctor);
+    assert!(sick.code == 7 && sick.stdout.contains("/dev/mapper/data is suspended"), "{sick:?}");
+    host.guest.run(&format!("{doctor} --fix"));
+    host.wait_for_load(10);
+}
+
+#[test]
+fn ten_times_in_and_out_under_a_mounted_file_system_are_noticed_by_nobody() {
+    in_and_out(host(Kernel::Stock, "nbd"), "nbd");
+}
+
+#[test]
+fn ten_times_in_and_out_over_ublk_are_noticed_by_nobody() {
+    in_and_out(host(Kernel::Backports, "ublk_drv"), "ublkb");
+}
+
+/// `tap`: how the kernel's devices are called on which it comes to rest.
+fn in_and_out(mut host: Host, tap: &str) {
+    let bare = table(&mut host);
+    for cycle in 0..CYCLES {
+        insert(&mut host);
+        let below = host.guest.run("ls /sys/block/dm-0/slaves");
+        assert!(below.starts_with(tap), "the device rests on the tap, not on {below}");
+        if cycle > 0 {
+            accept(&mut host);
+        }
+        host.wait_for_load(10);
+        if cycle == 0 {
+            doctor(&mut host);
+        }
+        if cycle % 3 == 2 {
+            host.guest.start_command("fstrim /mnt && sync", "/run/trim.log");
+            host.kill_daemon();
+            host.start_daemon();
+            host.wait_for_load(10);
+        }
+        if cycle + 1 < CYCLES {
+            remove(&mut host);
+            assert_eq!(table(&mut host), bare, "the device is on its own disk");
+            host.guest
+                .run("! dmsetup info data-farside-backing >/dev/null 2>&1 && test ! -e /sys/block/nbd0/pid -a ! -e /dev/ublkb0");
+            host.wait_for_load(10);
+        }
+    }
+    host.stop_load();
+    host.guest.run("umount /mnt && test ! -s /run/trim.log");
+    host.wait_for_group("everything to be published", is_quiet);
+    let content = content(&host);
+    assert_eq!(content.len() as u64, 120_000 * 512);
+    host.assert_newest_point_is(&content);
+    remove(&mut host);
+    host.guest.run("/bin/e2fsck -fn /dev/mapper/data");
+    host.shut_down();
+}
+
+#[test]
+fn a_crash_at_any_moment_leaves_a_device_that_works() {
+    let mut host = host(Kernel::Stock, "nbd");
+    let bare = table(&mut host);
+    let disk = host.guest.run("cat /run/backing");
+    let same = format!("printf '{}'", table_of(&disk));
+    let make_twin = "dmsetup create data-farside-backing --uuid FARSIDE-BACKING-data";
+    let twin = format!("{same} | {make_twin}");
+    let loaded = format!("{twin}; {same} | dmsetup load data");
+    let left = [
+        ("a twin without a table", format!("{make_twin} --notable")),
+        ("a twin", twin.clone()),
+        ("a twin of what the device was before", format!("echo 0 120000 linear {} 4096 | {make_twin}", disk.trim())),
+        ("a table that was never put in use", loaded.clone()),
+        ("a device that was left suspended", format!("{loaded}; dmsetup suspend data")),
+    ];
+    for (at, (what, commands)) in left.iter().enumerate() {
+        println!("{what}");
+        host.guest.run(commands);
+        insert(&mut host);
+        if at > 0 {
+            accept(&mut host);
+        }
+        host.wait_for_load(10);
+        remove(&mut host);
+        assert_eq!(table(&mut host), bare, "{what}");
+        host.wait_for_load(10);
+    }
+    // Killed at moments that nobody chose, on the way in and on the way out.
+    let mut rng = Rng(5);
+    for _ in 0..8 {
+        for command in ["volume add data --device /dev/mapper/data", "volume remove data --yes"] {
+            let pid = host.guest.start_command(&format!("{CLI} {command}"), "/run/commands.log");
+            host.guest.run(&format!("usleep {}", rng.below(400_000)));
+            host.kill_daemon();
+            host.guest.wait_until(&format!("test ! -d /proc/{pid}"));
+            host.start_daemon();
+            host.wait_for_load(5);
+        }
+    }
+    if host.guest.attempt(&format!("{CLI} volume show data")).code == 0 {
+        remove(&mut host);
+    }
+    assert_eq!(table(&mut host), bare);
+    host.guest.wait_until("! dmsetup info data-farside-backing >/dev/null 2>&1 && ! cat /sys/block/nbd*/pid");
+    host.stop_load();
+    host.guest.run("umount /mnt && /bin/e2fsck -fn /dev/mapper/data");
+    host.shut_down();
+}
+
+#[test]
+fn what_cannot_be_inserted_is_refused_by_name_and_left_alone() {
+    let mut host = Host::boot(Kernel::Stock, &["nbd", "dm_mod", "dm_snapshot"]);
+    let disk = host.guest.run("cat /run/backing").trim().to_owned();
+    let (half, at) = (8 * MIB / 512, 4096);
+    for (name, table, words) in [
+        ("stripes", format!("0 {half} striped 2 64 {disk} {at} {disk} {}", at + half), "has a striped target"),
+        ("origin", format!("0 {half} snapshot-origin {disk}"), "has a snapshot-origin target"),
+        ("broken", format!("0 {half} error"), "has a error target"),
+    ] {
+        host.guest.run(&format!("echo {table} | dmsetup create {name}"));
+        let before = host.guest.run("dmsetup table");
+        let refused = host.guest.attempt(&format!("{CLI} volume add {name} --device /dev/mapper/{name}"));
+        assert!(refused.code != 0 && refused.stderr.contains(words), "{refused:?}");
+        assert_eq!(host.guest.run("dmsetup table"), before);
+        host.guest.run(&format!("dmsetup remove {name}"));
+    }
+    let refused = host.guest.attempt(&format!("{CLI} volume add plain --device {disk}"));
+    assert!(refused.code != 0 && refused.stderr.contains("no device of the device mapper"), "{refused:?}");
+    let volumes = host.guest.run(&format!("{CLI} volume list --json"));
+    assert_eq!(volumes.trim(), "[]", "nothing was added");
+    host.shut_down();
+}

@@ -1,0 +1,405 @@
+//! The life of a device.
+//!
+//! ```text
+//!              add          start            server dies or stops
+//! (nothing) ───────► Dead ────────► Live ◄──────────────────────► Quiesced
+//!                     ▲                     begin, serve, go live     │
+//!                     └──── remove ◄──────────────────────────────────┘
+//! ```
+//!
+//! Invariants: a device is ours if and only if the kernel gives back our token for it. From the beginning of a recovery to its
+//! end nothing is waited for but our own queue: a kernel of 2024 does not get over a server that dies in between with a part of
+//! its commands given, so they are given in one system call. What the device is called beside `/dev/ublkbN` is others' business.
+
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use farside_blockio::{BUFFER_ALIGN, Buffer, DeviceError, Errno, FileDevice, SharedFd, Waker, hold};
+
+use crate::UblkError;
+use farside_region::ByteOffset;
+
+use crate::control::Control;
+use crate::server::{Handle, Server};
+use crate::uapi::{self, DeviceInfo, DeviceState, Discard, Params, SECTOR, attribute, control, feature};
+
+/// Where the kernel lists its ublk devices.
+const LIST: &str = "/sys/class/ublk-char";
+/// How long a dead server may take to be gone: its ring is torn down after its process.
+const PATIENCE: Duration = Duration::from_secs(30);
+const POLL: Duration = Duration::from_millis(5);
+/// The longest discard or zeroing that one request asks for.
+const ZERO_BYTES_MAX: u64 = 1 << 30;
+
+/// What a device shall be.
+#[derive(Clone, Debug)]
+pub struct Spec {
+    /// The owner's secret: whoever knows it may take the device over.
+    pub token: u64,
+    /// Requests in flight at once.
+    pub depth: u16,
+    /// The longest read or write, and the memory that each request in flight may take: a power of two, at least 4 KiB.
+    pub io_bytes_max: u32,
+}
+
+/// A device that is ours, and not served yet.
+#[derive(Debug)]
+pub struct Device {
+    control: Control,
+    info: DeviceInfo,
+    /// It was there before, and its users wait.
+    recovered: bool,
+    /// Its backing has grown to so many sectors.
+    grows_to: Option<u64>,
+    scan: Scan,
+}
+
+/// Whether the kernel looks for partitions as it starts a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Scan {
+    Yes,
+    /// † A kernel of 2024 reads the device then with the device's lock held: a server that dies at that moment can neither be
+    /// ended nor taken over. It does not look where the server has no privilege. So only a disk that has a partition table runs
+    /// that risk.
+    No,
+}
+
+impl Scan {
+    fn of(backing: &FileDevice) -> Self {
+        let signature = Buffer::alone(BUFFER_ALIGN).and_then(|mut block| {
+            backing.read_exact_at(ByteOffset(0), &mut block)?;
+            Ok([block[510], block[511]])
+        });
+        match signature {
+            Ok([0x55, 0xaa]) => Self::Yes,
+            _ => Self::No,
+        }
+    }
+}
+
+/// What [`held`] found.
+#[derive(Debug)]
+pub struct Held {
+    control: Control,
+    info: DeviceInfo,
+    /// Nobody else gets it while we think.
+    hold: Option<OwnedFd>,
+}
+
+impl Device {
+    /// Takes over the device that carries the token, or makes one for the backing. What its users ask for waits until
+    /// [`Device::go_live`].
+    ///
+    /// # Errors
+    /// [`UblkError`], with the remedy. Nothing has changed then that the next attempt would not take up.
+    pub fn claim(spec: &Spec, backing: &FileDevice) -> Result<Self, UblkError> {
+        let mut control = Control::open()?;
+        let features = control.features()?;
+        let needed = feature::USER_RECOVERY | feature::USER_RECOVERY_REISSUE | feature::CMD_IOCTL_ENCODE;
+        if features & needed != needed {
+            return Err(UblkError::NoRecovery { features });
+        }
+        let params = params(spec, backing);
+        if let Some(found) = find(&mut control, spec.token)? {
+            let info = wait_until_quiet(&mut control, found)?;
+            if info.state == DeviceState::Quiesced {
+                let now = control.params(info.id)?;
+                check(&info, &now, &params)?;
+                let grows = now.device_sectors < params.device_sectors;
+                if grows && features & feature::UPDATE_SIZE == 0 {
+                    let device = block_path(info.id);
+                    tracing::warn!(device = %device.display(), "the backing has grown; this kernel's devices grow when they are made anew");
+                }
+                let grows = grows && features & feature::UPDATE_SIZE != 0;
+                return Ok(Self {
+                    control,
+                    info,
+                    recovered: true,
+                    grows_to: grows.then_some(params.device_sectors),
+                    scan: Scan::No,
+                });
+            }
+            // Its server died before it had started it: nobody can use it.
+            control.order("delete the unfinished", control::DEL_DEV, info.id, 0)?;
+        }
+        let wanted = DeviceInfo {
+            queues: 1,
+            depth: spec.depth,
+            state: DeviceState::Dead,
+            io_bytes_max: spec.io_bytes_max,
+            id: uapi::ANY_DEVICE,
+            pid: -1,
+            flags: needed,
+            token: spec.token,
+        };
+        let info = control.add(&wanted)?;
+        control.set_params(info.id, &params)?;
+        Ok(Self { control, info, recovered: false, grows_to: None, scan: Scan::of(backing) })
+    }
+
+    /// `/dev/ublkbN`.
+    pub fn path(&self) -> PathBuf {
+        block_path(self.info.id)
+    }
+
+    /// Whether it was there before.
+    pub fn was_there(&self) -> bool {
+        self.recovered
+    }
+
+    /// The server of its one queue and what other threads hold of it. The waker is the one through which parked requests of
+    /// the queue are tried again.
+    pub fn server(&self, waker: Waker) -> (Server, Handle) {
+        Server::new(self.info, self.recovered, self.scan, waker)
+    }
+
+    /// The owner's secret.
+    pub fn token(&self) -> u64 {
+        self.info.token
+    }
+
+    /// Lets its users in: their requests come to the server, which must have said that it is ready.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn go_live(mut self) -> Result<(), UblkError> {
+        let pid = u64::from(std::process::id());
+        match self.recovered {
+            true => self.control.order("resume", control::END_USER_RECOVERY, self.info.id, pid)?,
+            false => self.control.order("start", control::START_DEV, self.info.id, pid)?,
+        }
+        match self.grows_to {
+            Some(sectors) => self.control.order("grow", control::UPDATE_SIZE, self.info.id, sectors),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Begins the service of a device's queue: its character device, opened by nobody else.
+pub(crate) fn begin(info: &DeviceInfo, recovered: bool) -> Result<SharedFd, UblkError> {
+    let path = PathBuf::from(format!("/dev/ublkc{}", info.id));
+    let until = Instant::now() + PATIENCE;
+    if recovered {
+        let mut control = Control::open()?;
+        loop {
+            match control.order("take over", control::START_USER_RECOVERY, info.id, 0) {
+                // The dead server's file is not closed yet.
+                Err(UblkError::Command { errno: Errno::EBUSY, .. }) if Instant::now() < until => std::thread::sleep(POLL),
+                // Somebody has begun, and died before he gave a command.
+                Err(UblkError::Command { errno: Errno::EINVAL, .. }) => break,
+                other => break other?,
+            }
+        }
+    }
+    loop {
+        let opened = std::fs::OpenOptions::new().read(true).write(true).custom_flags(nix::libc::O_CLOEXEC).open(&path);
+        match opened {
+            Ok(file) => return Ok(Arc::new(OwnedFd::from(file))),
+            // Not closed yet, or not made by devtmpfs or udev yet.
+            Err(error)
+                if matches!(error.raw_os_error(), Some(nix::libc::EBUSY | nix::libc::ENOENT)) && Instant::now() < until =>
+            {
+                std::thread::sleep(POLL);
+            }
+            Err(source) => return Err(UblkError::Io { what: "open", path, source }),
+        }
+    }
+}
+
+/// The device that carries a token and that nobody uses: nobody can begin to use it while this is held. `None`: there is no
+/// such device.
+///
+/// # Errors
+/// [`UblkError::InUse`]: mounted, mapped, or held in another way.
+pub fn held(token: u64) -> Result<Option<Held>, UblkError> {
+    let mut control = match Control::open() {
+        Err(UblkError::Missing | UblkError::NotLoaded) => return Ok(None),
+        control => control?,
+    };
+    let Some(info) = find(&mut control, token)? else { return Ok(None) };
+    let hold = match hold(&block_path(info.id)) {
+        Ok(hold) => Some(hold),
+        Err(DeviceError::Open { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => None, // never started
+        Err(source) => return Err(UblkError::InUse { id: info.id, source }),
+    };
+    Ok(Some(Held { control, info, hold }))
+}
+
+impl Held {
+    /// Ends the device. What its server has taken is answered first; if it has none, nothing waits in it, for nobody uses it.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn remove(mut self) -> Result<(), UblkError> {
+        if let Some(hold) = &self.hold
+            && self.info.state == DeviceState::Live
+        {
+            // What somebody left in the page cache would be lost with the device.
+            let synced = nix::unistd::fsync(hold);
+            synced.map_err(|errno| UblkError::Command { what: "flush", id: self.info.id, errno })?;
+        }
+        self.control.order("stop", control::STOP_DEV, self.info.id, 0)?;
+        drop(self.hold.take());
+        self.control.order("delete", control::DEL_DEV, self.info.id, 0)
+    }
+}
+
+fn block_path(id: u32) -> PathBuf {
+    PathBuf::from(format!("/dev/ublkb{id}"))
+}
+
+/// The device with the token.
+fn find(control: &mut Control, token: u64) -> Result<Option<DeviceInfo>, UblkError> {
+    let failed = |source| UblkError::Io { what: "list", path: LIST.into(), source };
+    let list = match std::fs::read_dir(LIST) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        list => list.map_err(failed)?,
+    };
+    for entry in list {
+        let name = entry.map_err(failed)?.file_name();
+        let id = name.to_str().and_then(|name| name.strip_prefix("ublkc")).and_then(|id| id.parse().ok());
+        if let Some(id) = id
+            && let Some(info) = control.info(id)?
+            && info.token == token
+        {
+            return Ok(Some(info));
+        }
+    }
+    Ok(None)
+}
+
+/// The volume's locks are ours already: a server that still seems to live is dying.
+fn wait_until_quiet(control: &mut Control, mut info: DeviceInfo) -> Result<DeviceInfo, UblkError> {
+    let until = Instant::now() + PATIENCE;
+    while info.state == DeviceState::Live {
+        if Instant::now() >= until {
+            return Err(UblkError::Served { id: info.id, pid: info.pid });
+        }
+        std::thread::sleep(POLL);
+        info = control.info(info.id)?.unwrap_or(DeviceInfo { state: DeviceState::Dead, ..info });
+    }
+    match info.state {
+        DeviceState::Dead | DeviceState::Quiesced => Ok(info),
+        state => {
+            Err(UblkError::Differs { id: info.id, what: format!("is in the state {state:?}, in which nobody can serve it") })
+        }
+    }
+}
+
+/// Whether a device that was made by another run can be served with what there is now.
+fn check(info: &DeviceInfo, now: &Params, wanted: &Params) -> Result<(), UblkError> {
+    let differs = |what: String| Err(UblkError::Differs { id: info.id, what });
+    if now.device_sectors > wanted.device_sectors {
+        let (now, wanted) = (now.device_sectors * SECTOR, wanted.device_sectors * SECTOR);
+        return differs(format!("has {now} bytes and its backing {wanted}"));
+    }
+    if now.logical_shift < wanted.logical_shift {
+        let (now, wanted) = (1u64 << now.logical_shift, 1u64 << wanted.logical_shift);
+        return differs(format!("has blocks of {now} bytes and its backing needs {wanted}"));
+    }
+    let promised = attribute::VOLATILE_CACHE | attribute::FUA;
+    if now.attributes & promised != promised {
+        return differs("promises that no flush is needed".to_owned());
+    }
+    if info.queues != 1 || !(1..=uapi::DEPTH_MAX).contains(&info.depth) || !info.io_bytes_max.is_power_of_two() {
+        return differs(format!("has {} queues of {} requests of {} bytes", info.queues, info.depth, info.io_bytes_max));
+    }
+    Ok(())
+}
+
+/// The device as the backing is; the cache is always volatile.
+fn params(spec: &Spec, backing: &FileDevice) -> Params {
+    assert!(spec.io_bytes_max.is_power_of_two() && spec.io_bytes_max as usize >= BUFFER_ALIGN, "a request's memory is a buffer");
+    let topology = backing.topology();
+    let sectors = (ZERO_BYTES_MAX / SECTOR) as u32;
+    let rotational = if topology.rotational { attribute::ROTATIONAL } else { 0 };
+    // The kernel wants no block above its page.
+    let physical = topology.physical_block.min(BUFFER_ALIGN as u32).max(backing.block_min());
+    Params {
+        attributes: attribute::VOLATILE_CACHE | attribute::FUA | rotational,
+        logical_shift: backing.block_min().ilog2() as u8,
+        physical_shift: physical.ilog2() as u8,
+        io_opt_shift: topology.io_opt.max(1).ilog2() as u8,
+        io_min_shift: topology.io_min.ilog2() as u8,
+        sectors_max: (u64::from(spec.io_bytes_max) / SECTOR) as u32,
+        device_sectors: backing.size() / SECTOR,
+        // Without it a discard would be a write of zeroes, and a new file system would fill the disk with them.
+        discard: backing.punches().then_some(Discard {
+            alignment: 0,
+            granularity: topology.discard_granularity,
+            sectors_max: sectors,
+            zeroes_sectors_max: sectors,
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use farside_blockio::OpenOptions;
+
+    use super::*;
+
+    fn spec() -> Spec {
+        Spec { token: 1, depth: 128, io_bytes_max: 1 << 19 }
+    }
+
+    fn file_of(bytes: u64) -> (tempfile::NamedTempFile, FileDevice) {
+        let file = tempfile::NamedTempFile::new_in(".").unwrap();
+        file.as_file().set_len(bytes).unwrap();
+        let device = FileDevice::open(file.path(), OpenOptions::at_once()).unwrap();
+        (file, device)
+    }
+
+    #[test]
+    fn a_device_is_as_its_backing_and_always_wants_flushes() {
+        let (_file, device) = file_of(8 << 20);
+        let params = params(&spec(), &device);
+        assert_eq!((params.device_sectors, params.sectors_max), (16384, 1024));
+        assert_eq!(1 << params.logical_shift, device.block_min());
+        assert_eq!(params.attributes, attribute::VOLATILE_CACHE | attribute::FUA);
+        assert_eq!(params.discard.is_some(), device.punches());
+    }
+
+    #[test]
+    fn only_a_partition_table_is_looked_for() {
+        let (file, device) = file_of(8 << 20);
+        assert_eq!(Scan::of(&device), Scan::No);
+        std::os::unix::fs::FileExt::write_all_at(file.as_file(), &[0x55, 0xaa], 510).unwrap();
+        file.as_file().sync_all().unwrap();
+        assert_eq!(Scan::of(&device), Scan::Yes);
+    }
+
+    #[test]
+    fn a_device_that_does_not_fit_is_not_served() {
+        let (_file, device) = file_of(8 << 20);
+        let wanted = params(&spec(), &device);
+        let info = DeviceInfo {
+            queues: 1,
+            depth: 128,
+            state: DeviceState::Quiesced,
+            io_bytes_max: 1 << 19,
+            id: 3,
+            pid: 1,
+            flags: 0,
+            token: 1,
+        };
+        assert!(check(&info, &wanted, &wanted).is_ok());
+        let smaller = Params { device_sectors: wanted.device_sectors - 8, ..wanted };
+        assert!(check(&info, &smaller, &wanted).is_ok(), "the backing grew");
+        let larger = Params { device_sectors: wanted.device_sectors + 8, ..wanted };
+        let error = check(&info, &larger, &wanted).unwrap_err().to_string();
+        assert!(error.contains("/dev/ublkb3") && error.contains("8388608"), "{error}");
+        let finer = Params { logical_shift: 9, ..wanted };
+        let coarse = Params { logical_shift: 12, ..wanted };
+        assert!(check(&info, &finer, &coarse).is_err() && check(&info, &coarse, &finer).is_ok());
+        let through = Params { attributes: attribute::FUA, ..wanted };
+        assert!(check(&info, &through, &wanted).is_err(), "nobody would flush");
+        for odd in [DeviceInfo { queues: 2, ..info }, DeviceInfo { depth: 0, ..info }, DeviceInfo { io_bytes_max: 12288, ..info }]
+        {
+            assert!(check(&odd, &wanted, &wanted).is_err());
+        }
+    }
+}

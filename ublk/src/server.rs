@@ -1,0 +1,354 @@
+//! One queue of a device: one thread, one ring.
+//!
+//! The kernel holds one command of ours for each tag, with the tag's buffer. It completes one when a request has come (a
+//! write's data is in the buffer then), the request goes to the [`BlockQueue`], and its end is told together with the next
+//! command for that tag (a read's data is taken from the buffer then). So a request costs no system call of its own: whatever
+//! completions one `io_uring_enter` brings is worked on, and whatever that starts goes down with the next.
+//!
+//! ```text
+//! tag:   Fetching ──request──► Working ──end──► Fetching        any ──the device ends──► Gone
+//! ```
+//!
+//! Invariants: a tag's buffer belongs to the ring while the tag is `Fetching` and to the block queue, or to the tag, while it
+//! is `Working`; each request is committed exactly once, or never: then the kernel gives it to the successor. A stop takes no
+//! request any more, answers those that it has, and leaves the others to the successor.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use farside_blockio::{
+    BlockQueue, Buffer, BufferPool, Completion, Done, Errno, Op, Owner, Request, RequestId, Ring, SharedFd, Tag, Waker, process,
+};
+use farside_region::{ByteExtent, ByteOffset};
+use memmap2::{MmapOptions, MmapRaw};
+
+use crate::UblkError;
+use crate::device::{Scan, begin};
+use crate::uapi::{self, DESCRIPTOR_BYTES, Descriptor, DeviceInfo, IoCommand, Operation, SECTOR};
+
+/// The kernel is one client: whoever writes through the page cache shares its flushes (T14).
+const CLIENT: u32 = 0;
+const QUEUE: u16 = 0;
+/// Tag of the ring's read of the waker; the others are the kernel's tags, which end below.
+const WAKE: u64 = 1 << 32;
+
+/// What a server has done; monotonic, except for `in_flight`.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Requests not answered yet.
+    pub in_flight: AtomicU64,
+    /// Requests taken.
+    pub requests: AtomicU64,
+    /// Requests answered with an error.
+    pub errors: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    stop: AtomicBool,
+    counters: Counters,
+}
+
+/// What other threads hold of a server.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    shared: Arc<Shared>,
+    waker: Waker,
+}
+
+impl Handle {
+    /// No new request: what has been taken is answered, then [`Server::run`] returns. The device stays, and its users wait for
+    /// the next server.
+    pub fn stop(&self) {
+        self.shared.stop.store(true, Ordering::SeqCst);
+        self.waker.wake();
+    }
+
+    /// Whether [`Handle::stop`] was called.
+    pub fn is_stopping(&self) -> bool {
+        self.shared.stop.load(Ordering::SeqCst)
+    }
+
+    /// What it has done.
+    pub fn counters(&self) -> &Counters {
+        &self.shared.counters
+    }
+
+    /// Wakes its thread, which then calls [`BlockQueue::wake`].
+    pub fn waker(&self) -> &Waker {
+        &self.waker
+    }
+}
+
+/// A server that is about to run. Make it anywhere; [`Server::run`] belongs to one thread.
+pub struct Server {
+    info: DeviceInfo,
+    recovered: bool,
+    scan: Scan,
+    shared: Arc<Shared>,
+    waker: Waker,
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server").field("info", &self.info).finish_non_exhaustive()
+    }
+}
+
+impl Server {
+    pub(crate) fn new(info: DeviceInfo, recovered: bool, scan: Scan, waker: Waker) -> (Self, Handle) {
+        let shared = Arc::new(Shared::default());
+        let handle = Handle { shared: Arc::clone(&shared), waker: waker.clone() };
+        (Self { info, recovered, scan, shared, waker }, handle)
+    }
+
+    /// Serves the queue on this thread until it is stopped or the device ends, and gives it back. `ready` is called once the
+    /// kernel has every command, so that [`crate::Device::go_live`] will not wait for ever; never where that fails.
+    ///
+    /// # Errors
+    /// [`UblkError`]: before the first request, or when the ring breaks. The device's users wait then for the next server.
+    pub fn run<Q: BlockQueue>(self, queue: Q, ready: impl FnOnce()) -> Result<Q, UblkError> {
+        let (depth, io_bytes) = (self.info.depth, self.info.io_bytes_max as usize);
+        let memory = |source| UblkError::Io { what: "find memory for the requests of", path: self.path(), source };
+        let pool = BufferPool::new(usize::from(depth) * io_bytes, io_bytes).map_err(memory)?;
+        let take = |_| pool.take(io_bytes).expect("a new pool holds a buffer for each tag");
+        let buffers: Vec<Buffer> = (0..depth).map(take).collect();
+        // Every command in one system call: see `device`.
+        let ring = Ring::new(u32::from(depth) * 2)?;
+        let file = begin(&self.info, self.recovered)?;
+        if self.scan == Scan::No && !self.recovered {
+            // The kernel asks whose commands they are when it has the last one. Nothing that follows needs the privilege.
+            process::give_up_administration().unwrap_or_else(|error| tracing::warn!("{error}"));
+        }
+        let len = (usize::from(depth) * DESCRIPTOR_BYTES).next_multiple_of(page_bytes());
+        let offset = u64::from(QUEUE) * uapi::DESCRIPTORS_STRIDE;
+        let mapped = MmapOptions::new().offset(offset).len(len).map_raw_read_only(&*file);
+        let descriptors = mapped.map_err(|source| UblkError::Io { what: "map", path: self.path(), source })?;
+        let mut running = Running {
+            ring,
+            queue,
+            file,
+            descriptors,
+            device_bytes: 0,
+            io_bytes,
+            tags: (0..depth).map(|_| TagState::Gone).collect(),
+            working: 0,
+            gone: usize::from(depth),
+            shared: self.shared.clone(),
+        };
+        running.device_bytes = running.queue.info().size;
+        for (tag, buffer) in buffers.into_iter().enumerate() {
+            running.gone -= 1;
+            running.fetch(tag as u16, uapi::io::FETCH, 0, buffer);
+        }
+        let served = running.serve(&self.waker, ready);
+        running.ring.abandon();
+        served.map(|()| running.queue)
+    }
+
+    fn path(&self) -> std::path::PathBuf {
+        format!("/dev/ublkc{}", self.info.id).into()
+    }
+}
+
+/// A tag, in the eyes of its server.
+#[derive(Debug)]
+enum TagState {
+    /// The kernel has our command, and the ring the buffer.
+    Fetching,
+    /// A request is under way. The buffer is kept here where the request has no use for it.
+    Working { bytes: u32, buffer: Option<Buffer> },
+    /// Nothing comes here any more.
+    Gone,
+}
+
+struct Running<Q> {
+    ring: Ring,
+    queue: Q,
+    file: SharedFd,
+    descriptors: MmapRaw,
+    device_bytes: u64,
+    io_bytes: usize,
+    tags: Vec<TagState>,
+    working: usize,
+    gone: usize,
+    shared: Arc<Shared>,
+}
+
+impl<Q: BlockQueue> Running<Q> {
+    fn serve(&mut self, waker: &Waker, ready: impl FnOnce()) -> Result<(), UblkError> {
+        self.ring.wake_read(Tag::server(WAKE), waker);
+        // A command that the kernel does not want completes at once.
+        self.ring.wait(Some(Duration::ZERO))?;
+        let mut ready = Some(ready);
+        loop {
+            while let Some(completion) = self.ring.pop() {
+                match completion.tag {
+                    Tag { owner: Owner::Queue, .. } => self.queue.complete(&mut self.ring, completion),
+                    Tag { id: WAKE, .. } => {
+                        self.ring.wake_read(Tag::server(WAKE), waker);
+                        self.queue.wake(&mut self.ring);
+                    }
+                    Tag { id: tag, .. } => self.arrived(tag as u16, completion)?,
+                }
+                self.reap();
+            }
+            if let Some(ready) = ready.take_if(|_| self.gone == 0) {
+                ready();
+            }
+            if self.gone == self.tags.len() && self.queue.is_idle() {
+                return Ok(()); // the device has ended
+            }
+            // † What the queue does on its own is heard of too: a flush whose end nobody reports may have failed (T14).
+            if self.shared.stop.load(Ordering::SeqCst) && self.working == 0 && self.queue.is_idle() {
+                return Ok(());
+            }
+            self.ring.wait(None)?;
+        }
+    }
+
+    /// A command came back: with a request, or because none will come.
+    fn arrived(&mut self, tag: u16, completion: Completion) -> Result<(), UblkError> {
+        let buffer = completion.buffer.expect("a command has the tag's buffer");
+        match completion.result {
+            Ok(uapi::RESULT_OK) if self.shared.stop.load(Ordering::SeqCst) => {
+                // Never committed: the successor gets it.
+                self.tags[usize::from(tag)] = TagState::Gone;
+                self.gone += 1;
+                std::mem::forget(buffer); // nobody asks whether the kernel still has the address
+                Ok(())
+            }
+            Ok(uapi::RESULT_OK) => {
+                let descriptor = self.descriptor(tag);
+                self.take(tag, descriptor, buffer);
+                Ok(())
+            }
+            // UBLK_IO_RES_ABORT: the device ends.
+            Err(Errno::ENODEV) => {
+                self.tags[usize::from(tag)] = TagState::Gone;
+                self.gone += 1;
+                Ok(())
+            }
+            other => {
+                let errno = other.err().unwrap_or(Errno::EPROTO);
+                Err(UblkError::Command { what: "get requests of", id: tag.into(), errno })
+            }
+        }
+    }
+
+    fn descriptor(&self, tag: u16) -> Descriptor {
+        let mut bytes = [0u8; DESCRIPTOR_BYTES];
+        let from = self.descriptors.as_ptr();
+        assert!((usize::from(tag) + 1) * DESCRIPTOR_BYTES <= self.descriptors.len(), "a tag lies inside the mapping");
+        // SAFETY: the source lies inside the mapping (asserted), which lives as long as we do; the kernel writes a tag's
+        // descriptor only before it completes the tag's command, and that completion has been seen.
+        unsafe { from.add(usize::from(tag) * DESCRIPTOR_BYTES).copy_to_nonoverlapping(bytes.as_mut_ptr(), DESCRIPTOR_BYTES) };
+        Descriptor::decode(&bytes)
+    }
+
+    /// Gives a request to the queue.
+    fn take(&mut self, tag: u16, descriptor: Descriptor, buffer: Buffer) {
+        let counters = &self.shared.counters;
+        counters.requests.fetch_add(1, Ordering::Relaxed);
+        counters.in_flight.fetch_add(1, Ordering::Relaxed);
+        self.working += 1;
+        let Some((op, extent)) = meaning(&descriptor, self.device_bytes, self.io_bytes as u64) else {
+            self.tags[usize::from(tag)] = TagState::Working { bytes: 0, buffer: Some(buffer) };
+            return self.end(tag, Err(Errno::EOPNOTSUPP), None);
+        };
+        let has_data = matches!(op, Op::Read | Op::Write);
+        let (bytes, mut given, mut kept) =
+            if has_data { (extent.len as u32, Some(buffer), None) } else { (0, None, Some(buffer)) };
+        given.iter_mut().for_each(|buffer| buffer.set_len(extent.len as usize));
+        self.tags[usize::from(tag)] = TagState::Working { bytes, buffer: kept.take() };
+        let request = Request { id: RequestId(tag.into()), client: CLIENT, op, extent, fua: descriptor.fua, buffer: given };
+        self.queue.submit(&mut self.ring, request);
+    }
+
+    fn reap(&mut self) {
+        while let Some(Done { id, result, buffer }) = self.queue.reap() {
+            self.end(id.0 as u16, result, buffer);
+        }
+    }
+
+    /// Tells the kernel how a request ended, and asks for the tag's next one.
+    fn end(&mut self, tag: u16, result: Result<(), Errno>, buffer: Option<Buffer>) {
+        let state = std::mem::replace(&mut self.tags[usize::from(tag)], TagState::Gone);
+        let TagState::Working { bytes, buffer: kept } = state else { panic!("tag {tag} is answered and has no request") };
+        let buffer = buffer.or(kept).expect("a tag's buffer comes back with its request");
+        let counters = &self.shared.counters;
+        counters.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.working -= 1;
+        let result = match result {
+            Ok(()) => bytes as i32,
+            Err(errno) => {
+                counters.errors.fetch_add(1, Ordering::Relaxed);
+                -(errno as i32)
+            }
+        };
+        self.fetch(tag, uapi::io::COMMIT_AND_FETCH, result, buffer);
+    }
+
+    fn fetch(&mut self, tag: u16, op: u32, result: i32, buffer: Buffer) {
+        self.tags[usize::from(tag)] = TagState::Fetching;
+        let command = move |address| IoCommand { queue: QUEUE, tag, result, address }.encode();
+        self.ring.command(Tag::server(tag.into()), &self.file, op, Some(buffer), command);
+    }
+}
+
+/// What a request asks for; `None`: nothing that a device of ours may be asked for.
+fn meaning(descriptor: &Descriptor, device_bytes: u64, io_bytes: u64) -> Option<(Op, ByteExtent)> {
+    let op = match descriptor.operation {
+        Operation::Flush => return Some((Op::Flush, ByteExtent { offset: ByteOffset(0), len: 0 })),
+        Operation::Read => Op::Read,
+        Operation::Write => Op::Write,
+        Operation::Discard => Op::Trim,
+        Operation::WriteZeroes => Op::WriteZeroes { no_hole: descriptor.no_unmap },
+        Operation::Other(_) => return None,
+    };
+    let extent = ByteExtent {
+        offset: ByteOffset(descriptor.first_sector.checked_mul(SECTOR)?),
+        len: u64::from(descriptor.sectors) * SECTOR,
+    };
+    let fits = extent.len > 0 && extent.offset.0.checked_add(extent.len)? <= device_bytes;
+    let has_room = !matches!(op, Op::Read | Op::Write) || extent.len <= io_bytes;
+    (fits && has_room).then_some((op, extent))
+}
+
+fn page_bytes() -> usize {
+    nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten().map_or(4096, |bytes| bytes as usize)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DEVICE: u64 = 1 << 30;
+    const IO: u64 = 512 << 10;
+
+    fn ask(operation: Operation, first_sector: u64, sectors: u32) -> Option<(Op, ByteExtent)> {
+        meaning(&Descriptor { operation, fua: false, no_unmap: true, sectors, first_sector }, DEVICE, IO)
+    }
+
+    #[test]
+    fn requests_mean_what_the_kernel_means() {
+        let extent = |offset, len| ByteExtent { offset: ByteOffset(offset), len };
+        assert_eq!(ask(Operation::Read, 8, 1), Some((Op::Read, extent(4096, 512))));
+        assert_eq!(ask(Operation::Write, 0, 1024), Some((Op::Write, extent(0, IO))));
+        assert_eq!(ask(Operation::Flush, 77, 77), Some((Op::Flush, extent(0, 0))));
+        assert_eq!(ask(Operation::Discard, 0, (DEVICE / SECTOR) as u32), Some((Op::Trim, extent(0, DEVICE))));
+        assert_eq!(ask(Operation::WriteZeroes, 0, 8), Some((Op::WriteZeroes { no_hole: true }, extent(0, 4096))));
+    }
+
+    #[test]
+    fn what_lies_outside_or_has_no_room_is_refused() {
+        let end = DEVICE / SECTOR;
+        assert!(ask(Operation::Write, end - 1, 1).is_some() && ask(Operation::Write, end - 1, 2).is_none());
+        assert!(ask(Operation::Read, u64::MAX, 1).is_none() && ask(Operation::Read, u64::MAX / SECTOR, u32::MAX).is_none());
+        assert!(ask(Operation::Read, 0, 1025).is_none(), "it does not fit the tag's buffer");
+        assert!(ask(Operation::Write, 0, 0).is_none());
+        assert!(ask(Operation::Other(13), 0, 8).is_none());
+    }
+}
