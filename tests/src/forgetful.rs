@@ -14,12 +14,16 @@ use farside_blockio::{BlockQueue, Buffer, Completion, Done, Errno, Op, QueueInfo
 use farside_nbd::{Handle, Limits, Listener, ServeError, Server, SocketOptions};
 
 use crate::verify::Rng;
+use crate::wait_for;
 
 /// What becomes durable or is lost as one.
 const BLOCK: usize = 4096;
 
 /// The chances, in eight, with which everything survives.
 const EVERY: u64 = 8;
+
+/// How many unsynced blocks a power cut waits for: that all of them stay by chance does not happen.
+const WORTH_A_CUT: usize = 32;
 
 /// What a disk does with a flush.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +77,10 @@ impl Memory {
         for (at, content) in self.unsynced.drain(..) {
             self.durable[at..at + content.len()].copy_from_slice(&content);
         }
+    }
+
+    fn unsynced_blocks(&self) -> usize {
+        self.unsynced.iter().map(|(_, content)| content.len().div_ceil(BLOCK)).sum()
     }
 
     /// Of what was not flushed, each block stays with `kept` chances in eight. Returns how many were lost.
@@ -193,9 +201,17 @@ impl Drop for Platter {
 }
 
 /// The power of all these goes at one moment, together with that of whoever uses them: `kill` runs when nothing can become
-/// durable any more. Returns how many blocks were lost.
+/// durable any more. The moment is one at which the caches hold something worth losing, for somebody may have flushed just
+/// before. Returns how many blocks were lost.
+///
+/// # Panics
+/// When nothing is written that is not flushed.
 pub fn cut_all(platters: &[&Platter], rng: &mut Rng, kept: u64, kill: impl FnOnce()) -> usize {
-    let mut held: Vec<MutexGuard<'_, Memory>> = platters.iter().map(|platter| lock(&platter.memory)).collect();
+    let mut held = wait_for("something in the caches to be lost", || {
+        let held: Vec<MutexGuard<'_, Memory>> = platters.iter().map(|platter| lock(&platter.memory)).collect();
+        let blocks: usize = held.iter().map(|memory| memory.unsynced_blocks()).sum();
+        (blocks >= WORTH_A_CUT).then_some(held)
+    });
     kill();
     held.iter_mut().map(|memory| memory.cut(rng, kept)).sum()
 }

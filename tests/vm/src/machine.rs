@@ -16,7 +16,8 @@ use farside_tests::verify::Rng;
 use farside_tests::{PATIENCE, bin_dir, tail, tool, wait_for};
 use tempfile::TempDir;
 
-use crate::image;
+use crate::cache;
+use crate::image::{self, DEBIAN_IMAGE, DEBIAN_TREE, Userland};
 use crate::kernel::Kernel;
 use crate::klog::Record;
 use crate::network::{self, Network};
@@ -73,6 +74,8 @@ pub struct Machine {
     ours: Vec<PathBuf>,
     theirs: Vec<&'static str>,
     host: Option<(u8, PathBuf)>,
+    /// Of Debian: what this machine wrote to its root.
+    root: Option<PathBuf>,
     disks: Arc<Vec<Disk>>,
     initramfs: Option<PathBuf>,
     boots: u32,
@@ -94,11 +97,27 @@ impl Machine {
             ours: vec![bin_dir().join("farside-vm-agent")],
             theirs: Vec::new(),
             host: None,
+            root: None,
             disks: Arc::default(),
             initramfs: None,
             boots: 0,
             dir,
         }
+    }
+
+    /// A machine that boots Debian, with systemd, udev and LVM, from a root disk of its own. What it writes there is kept from
+    /// boot to boot; a power cut loses nothing of it (only [`DiskSpec`]s forget), so put what matters on another disk.
+    ///
+    /// # Panics
+    /// When the root file system was not fetched, or there is no room.
+    pub fn debian(name: &'static str, kernel: Kernel) -> Self {
+        let mut machine = Self::new(name, kernel).memory_mib(1024).modules(&["autofs4", "binfmt_misc"]); // systemd asks for them
+        let (base, overlay) = (cache::tree(DEBIAN_TREE).join(DEBIAN_IMAGE), machine.dir.path().join("root.qcow2"));
+        let mut command = tool("qemu-img");
+        command.args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"]).arg(base).arg(&overlay);
+        farside_tests::run(&mut command);
+        machine.root = Some(overlay);
+        machine
     }
 
     /// With so much memory.
@@ -182,7 +201,9 @@ impl Machine {
     pub fn boot(&mut self) -> Guest {
         if self.initramfs.is_none() {
             let path = self.dir.path().join("initramfs");
-            std::fs::write(&path, image::initramfs(self.kernel, &self.modules, &self.ours, &self.theirs)).expect("room");
+            let userland = if self.root.is_some() { Userland::Debian } else { Userland::InMemory };
+            std::fs::write(&path, image::initramfs(userland, self.kernel, &self.modules, &self.ours, &self.theirs))
+                .expect("room");
             self.initramfs = Some(path);
         }
         self.boots += 1;
@@ -200,7 +221,7 @@ impl Machine {
         // whether timer interrupts arrive ends in a panic when the emulator gets no time at that moment.
         let kernel_arguments = format!(
             "console=ttyS0 loglevel=4 panic=-1 oops=panic no_timer_check printk.devkmsg=on watchdog_thresh=60 rcupdate.rcu_cpu_stall_timeout=120 \
-             sysctl.kernel.hung_task_timeout_secs=120 farside_host={} farside_address={address}",
+             sysctl.kernel.hung_task_timeout_secs=120 net.ifnames=0 farside_host={} farside_address={address}",
             self.name
         );
         let fixed = [
@@ -217,6 +238,11 @@ impl Machine {
         for (id, socket, port) in [("agent", agent, AGENT_PORT), ("log", log, LOG_PORT)] {
             option("-chardev", format!("socket,id={id},path={},server=off", socket.display()));
             option("-device", format!("virtserialport,chardev={id},name={port}"));
+        }
+        if let Some(root) = &self.root {
+            let file = format!("file.driver=file,file.filename={}", root.display());
+            option("-blockdev", format!("driver=qcow2,node-name=root,cache.no-flush=on,{file}"));
+            option("-device", "virtio-blk-pci,drive=root,serial=root".into());
         }
         for (at, disk) in self.disks.iter().enumerate() {
             let node = format!("disk{at}");
@@ -443,11 +469,40 @@ impl Guest {
         });
     }
 
-    /// The power goes, for machine and disks at one moment; of what the disks had not made durable, each block stays with
+    /// Of a Debian: the boot is over, and every unit is well.
+    ///
+    /// # Panics
+    /// With what failed, and what it said.
+    pub fn booted(&mut self) {
+        let state = self.attempt("systemctl is-system-running --wait").stdout;
+        if state.trim() != "running" {
+            let failed = self.attempt("systemctl --failed --no-legend; journalctl -b -p warning --no-pager | tail -30").stdout;
+            self.fail(&format!("is {} after its boot:\n{failed}", state.trim()));
+        }
+    }
+
+    /// Of a Debian: `systemctl poweroff`, and the end of the machine after it: services stop, file systems are unmounted, what
+    /// is left is killed.
+    ///
+    /// # Panics
+    /// When it does not come to its end, or the kernel complained of something that was not announced.
+    pub fn power_off(mut self) {
+        self.run("systemctl --no-block poweroff");
+        // The machine's end is the end of its log.
+        self.log.wait_for_end();
+        if !self.log.received().ended {
+            self.fail("does not switch itself off");
+        }
+        self.qemu.wait().expect("our own child");
+        self.disks.iter().for_each(|disk| disk.platter.switch_off());
+        self.judge();
+    }
+
+    /// The power goes, for machine and disks at one moment, when there is something in the disks' caches; of what the disks had not made durable, each block stays with
     /// `kept` chances in eight. Returns how many blocks were lost.
     ///
     /// # Panics
-    /// When the kernel complained of something that was not announced.
+    /// When nobody writes without flushing, or the kernel complained of something that was not announced.
     pub fn cut_power(mut self, rng: &mut Rng, kept: u64) -> usize {
         let mut lost = 0;
         self.end(|disks, kill| {
