@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
 
 use farside_tests::mount::possible;
 use farside_tests::verify::{Rng, Verifier};
@@ -119,6 +120,30 @@ impl Drop for Ext4 {
     }
 }
 
+/// The volume `hangs`, published, with a write under way that its disk does not answer until it is thawed: the disk, the backing
+/// on it, and the writer.
+fn volume_that_hangs(site: &Site) -> (Ext4, PathBuf, JoinHandle<std::io::Result<()>>) {
+    let disk = Ext4::make(site.path("disk.ext4"), site.path("disk"));
+    let backing = site.path("disk/hangs.img");
+    std::fs::write(&backing, vec![1; BYTES as usize]).expect("written");
+    run(site.farside().args(["volume", "add", "hangs", "--backing"]).arg(&backing));
+    site.wait_quiet();
+    let mut client = farside_nbd::client::Client::connect(&site.path("host/hangs.nbd"), "hangs").expect("connected");
+    disk.freeze(true);
+    let writer = std::thread::spawn(move || client.write(0, &[9; 4096], 0));
+    wait_for("the write to be under way", || (site.volume_status("hangs")["tap"]["in_flight"] == 1).then_some(()));
+    (disk, backing, writer)
+}
+
+/// Once all is published, the newest point is what the disk holds.
+fn assert_newest_is(site: &Site, volume: &str, backing: &Path) {
+    site.wait_quiet();
+    let restored = site.path("restored.img");
+    site.restore(volume, "latest", &restored);
+    let same = std::fs::read(backing).expect("read") == std::fs::read(&restored).expect("read");
+    assert!(same, "the newest point of {volume} is not the disk");
+}
+
 /// L2: the state directory dies while a region is cold, the host writes to that region, and the machine is rebooted before the
 /// directory could be written again. Only the receiver knows; the next start must compare everything.
 #[test]
@@ -156,12 +181,7 @@ fn a_loss_of_tracking_that_only_the_receiver_could_keep_is_heeded_after_a_reboot
     }
     assert!(!site.path("host/state/volumes/default/data/tracking-lost").exists(), "nothing here knows");
     site.start_daemon();
-    site.wait_quiet();
-    let newest = site.points("data").pop().expect("a point");
-    let restored = site.path("restored.img");
-    site.restore("data", newest["id"].as_str().expect("an id"), &restored);
-    let same = std::fs::read(site.backing("data")).expect("read") == std::fs::read(&restored).expect("read");
-    assert!(same, "the newest point is not the disk");
+    assert_newest_is(&site, "data", &site.backing("data"));
     site.daemon.take().expect("it runs").stop();
 }
 
@@ -211,11 +231,7 @@ fn a_full_state_directory_keeps_no_volume_from_its_host_after_a_crash() {
     let log = std::fs::read_to_string(site.path("daemon.log")).expect("a log");
     assert!(log.contains("written anew in its place"), "{log}");
     assert!(!site.path("host/state/volumes/default/data/intent.new").exists(), "it would keep the disk full");
-    site.wait_quiet();
-    let restored = site.path("restored.img");
-    site.restore("data", "latest", &restored);
-    let same = std::fs::read(site.backing("data")).expect("read") == std::fs::read(&restored).expect("read");
-    assert!(same, "the newest point is not the disk");
+    assert_newest_is(&site, "data", &site.backing("data"));
     state.make_room();
     site.daemon.take().expect("it runs").stop();
 }
@@ -228,15 +244,7 @@ fn removing_a_volume_whose_device_hangs_holds_up_no_other_command() {
     }
     let mut site = Site::new(&[spec()], "200ms", 8);
     site.start_all();
-    let disk = Ext4::make(site.path("disk.ext4"), site.path("disk"));
-    let backing = site.path("disk/hangs.img");
-    std::fs::write(&backing, vec![1; BYTES as usize]).expect("written");
-    run(site.farside().args(["volume", "add", "hangs", "--backing"]).arg(&backing));
-    site.wait_quiet();
-    let mut client = farside_nbd::client::Client::connect(&site.path("host/hangs.nbd"), "hangs").expect("connected");
-    disk.freeze(true);
-    let writer = std::thread::spawn(move || client.write(0, &[9; 4096], 0));
-    wait_for("the write to be under way", || (site.volume_status("hangs")["tap"]["in_flight"] == 1).then_some(()));
+    let (disk, backing, writer) = volume_that_hangs(&site);
     let mut remove = site.farside().args(["volume", "remove", "hangs", "--yes"]).spawn().expect("it starts");
     wait_for("the removal to wait for the device", || (!site.path("host/farsided.d/volume-hangs.toml").exists()).then_some(()));
     run(site.farside().args(["group", "set", "default", "--keep", "9"]));
@@ -342,11 +350,7 @@ fn a_killed_daemon_that_its_device_holds_is_named_and_followed_when_the_device_a
     wait_for("the end of the killed one", || (!killed.is_running()).then_some(()));
     writer.join().expect("it ended").expect_err("nobody answered it");
     site.start_daemon();
-    site.wait_quiet();
-    let restored = site.path("restored.img");
-    site.restore("data", "latest", &restored);
-    let same = std::fs::read(site.path("disk/data.img")).expect("read") == std::fs::read(&restored).expect("read");
-    assert!(same, "the newest point is not the disk");
+    assert_newest_is(&site, "data", &site.path("disk/data.img"));
     site.daemon.take().expect("it runs").stop();
 }
 
@@ -359,15 +363,7 @@ fn a_volume_put_back_while_it_is_leaving_is_opened_again_when_it_has_left() {
     }
     let mut site = Site::new(&[spec()], "200ms", 8);
     site.start_all();
-    let disk = Ext4::make(site.path("disk.ext4"), site.path("disk"));
-    let backing = site.path("disk/hangs.img");
-    std::fs::write(&backing, vec![1; BYTES as usize]).expect("written");
-    run(site.farside().args(["volume", "add", "hangs", "--backing"]).arg(&backing));
-    site.wait_quiet();
-    let mut client = farside_nbd::client::Client::connect(&site.path("host/hangs.nbd"), "hangs").expect("connected");
-    disk.freeze(true);
-    let writer = std::thread::spawn(move || client.write(0, &[9; 4096], 0));
-    wait_for("the write to be under way", || (site.volume_status("hangs")["tap"]["in_flight"] == 1).then_some(()));
+    let (disk, backing, writer) = volume_that_hangs(&site);
     let (drop_in, aside) = (site.path("host/farsided.d/volume-hangs.toml"), site.path("host/aside.toml"));
     std::fs::rename(&drop_in, &aside).expect("renamed");
     let reload = || site.farside().arg("reload").output().expect("it starts");
@@ -388,11 +384,7 @@ fn a_volume_put_back_while_it_is_leaving_is_opened_again_when_it_has_left() {
     // Its state went with it: the points under its name are not known to be its own (T17).
     wait_for("its history to be called another's", || (site.volume_status("hangs")["state"]["state"] == "forked").then_some(()));
     run(site.farside().args(["volume", "resync", "hangs", "--accept", "forked"]));
-    site.wait_quiet();
-    let restored = site.path("restored.img");
-    site.restore("hangs", "latest", &restored);
-    let same = std::fs::read(&backing).expect("read") == std::fs::read(&restored).expect("read");
-    assert!(same, "the newest point is not the disk");
+    assert_newest_is(&site, "hangs", &backing);
     site.daemon.take().expect("it runs").stop();
 }
 

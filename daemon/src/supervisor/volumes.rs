@@ -18,6 +18,8 @@ use farside_nbd::ListenError;
 use farside_region::{Name, NameError, VolumeId};
 use farside_transport::QuicDialer;
 use tokio::sync::oneshot;
+use tokio::task::JoinError;
+use tokio::time::error::Elapsed;
 use tracing::{error, info, warn};
 
 use super::{Daemon, locked};
@@ -98,6 +100,12 @@ impl Volumes {
 struct Claimed {
     tap: crate::tap::Handle,
     unused: crate::tap::Unused,
+}
+
+/// A device that answers in time, or does not: whether nobody uses it.
+async fn claimed(tap: &crate::tap::Handle) -> Result<Result<anyhow::Result<crate::tap::Unused>, JoinError>, Elapsed> {
+    let tap = tap.clone();
+    tokio::time::timeout(LEAVE_WAIT, tokio::task::spawn_blocking(move || tap.claim())).await
 }
 
 /// Why a volume has not left well.
@@ -223,18 +231,10 @@ impl Daemon {
         if let Some(insertion) = insertion {
             self.take_out_of_device(name, insertion, &dir).await?;
             // From here on it leaves, even if somebody has the tap's own device open.
-            let unused = tokio::task::spawn_blocking({
-                let tap = tap.clone();
-                move || tap.claim()
-            });
-            let unused = tokio::time::timeout(LEAVE_WAIT, unused).await.ok().and_then(Result::ok).and_then(Result::ok);
+            let unused = claimed(&tap).await.ok().and_then(Result::ok).and_then(Result::ok);
             return Ok(Claimed { tap, unused: unused.unwrap_or_else(crate::tap::Unused::left) });
         }
-        let claim = tokio::task::spawn_blocking({
-            let tap = tap.clone();
-            move || tap.claim()
-        });
-        match tokio::time::timeout(LEAVE_WAIT, claim).await {
+        match claimed(&tap).await {
             Ok(Ok(Ok(unused))) => Ok(Claimed { tap, unused }),
             Ok(Ok(Err(error))) => {
                 let what = format!("volume {name} stays: {error:#}");

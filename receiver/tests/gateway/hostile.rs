@@ -139,11 +139,7 @@ async fn endless_records_take_bounded_memory_also_after_a_restart() {
 /// are on their way: what was sent and not ended is counted nowhere else.
 #[tokio::test]
 async fn a_source_that_sends_more_than_it_was_granted_loses_its_connection_only() {
-    let mut gateway = Gateway::new("");
-    gateway.start().await;
-    let host = gateway.pair("host1").await;
-    let mut source = host.connect("default").await;
-    let volume = source.claim("data").await;
+    let (gateway, host, mut source, volume) = Gateway::with_claim().await;
     source.publish(&volume, 1, &granules(0, 3), LayerKind::Point).await;
     // Each of them is less than the 32 MiB that every connection is granted at first.
     let mut parts = Vec::new();
@@ -165,11 +161,7 @@ async fn a_source_that_sends_more_than_it_was_granted_loses_its_connection_only(
 
 #[tokio::test]
 async fn a_source_can_be_sent_away_and_its_points_stay() {
-    let mut gateway = Gateway::new("");
-    gateway.start().await;
-    let host = gateway.pair("host1").await;
-    let mut source = host.connect("default").await;
-    let volume = source.claim("data").await;
+    let (gateway, host, mut source, volume) = Gateway::with_claim().await;
     source.publish(&volume, 1, &granules(0, 3), LayerKind::Point).await;
     let words = gateway.run_and_fail(&["unpair", "host2", "--config", "receiver.toml"]);
     assert!(words.contains("host2"), "{words}");

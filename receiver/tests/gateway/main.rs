@@ -17,11 +17,7 @@ use site::{Gateway, Source, granules, wait_for};
 
 #[tokio::test]
 async fn layers_become_points_that_everybody_can_list() {
-    let mut gateway = Gateway::new("");
-    gateway.start().await;
-    let host = gateway.pair("host1").await;
-    let mut source = host.connect("default").await;
-    let volume = source.claim("data").await;
+    let (mut gateway, _host, mut source, volume) = Gateway::with_claim().await;
     let first = source.publish(&volume, 1, &granules(0, 40), LayerKind::Point).await;
     let second = source.publish(&volume, 2, &granules(7, 3), LayerKind::Fuzzy).await;
     let third = source.publish(&volume, 3, &granules(9, 1), LayerKind::Point).await;
@@ -61,11 +57,7 @@ async fn layers_become_points_that_everybody_can_list() {
 /// What was durable when the process died is not asked for again, and is published by the end message that comes after.
 #[tokio::test]
 async fn a_killed_receiver_goes_on_with_what_had_landed() {
-    let mut gateway = Gateway::new("");
-    gateway.start().await;
-    let host = gateway.pair("host1").await;
-    let mut source = host.connect("default").await;
-    let volume = source.claim("data").await;
+    let (mut gateway, host, mut source, volume) = Gateway::with_claim().await;
     source.publish(&volume, 1, &granules(0, 10), LayerKind::Point).await;
     let member = source.send_layer(&volume, 2, &granules(3, 5)).await;
     // A part's landing is not said; an end message for what is not whole yet shows nothing, so look at the disk.
@@ -92,11 +84,7 @@ async fn a_killed_receiver_goes_on_with_what_had_landed() {
 
 #[tokio::test]
 async fn a_part_that_does_not_verify_is_refused_and_nothing_of_it_stays() {
-    let mut gateway = Gateway::new("");
-    gateway.start().await;
-    let host = gateway.pair("host1").await;
-    let mut source = host.connect("default").await;
-    let volume = source.claim("data").await;
+    let (gateway, host, mut source, volume) = Gateway::with_claim().await;
     let (mut bytes, _) = volume.part(1, &granules(0, 10));
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
@@ -116,11 +104,7 @@ async fn a_part_that_does_not_verify_is_refused_and_nothing_of_it_stays() {
 /// A body that ends early, or a sender that gives up, is no part.
 #[tokio::test]
 async fn a_part_reset_in_the_middle_leaves_nothing() {
-    let mut gateway = Gateway::new("");
-    gateway.start().await;
-    let host = gateway.pair("host1").await;
-    let mut source = host.connect("default").await;
-    let volume = source.claim("data").await;
+    let (mut gateway, _host, mut source, volume) = Gateway::with_claim().await;
     let (bytes, _) = volume.part(1, &granules(0, 100));
     source.begin_part_and_reset(&volume, 1, 0, &bytes[..bytes.len() / 2]).await;
     source.publish(&volume, 1, &granules(0, 100), LayerKind::Point).await;
@@ -236,11 +220,7 @@ async fn many_parts_at_once_land_in_little_memory() {
 /// The directory goes away and comes back: both sides say why, the points are there again, and everything goes on.
 #[tokio::test]
 async fn a_vanished_store_is_waited_for() {
-    let mut gateway = Gateway::new("");
-    gateway.start().await;
-    let host = gateway.pair("host1").await;
-    let mut source = host.connect("default").await;
-    let volume = source.claim("data").await;
+    let (gateway, host, mut source, volume) = Gateway::with_claim().await;
     source.publish(&volume, 1, &granules(0, 3), LayerKind::Point).await;
     std::fs::rename(gateway.path("store"), gateway.path("away")).expect("moved");
     match source.closed().await {
@@ -326,11 +306,7 @@ async fn the_command_line_says_what_is_wrong() {
 /// What could not be read once, or was brought back, is read again: nobody has to restart anything.
 #[tokio::test]
 async fn a_ledger_that_is_whole_again_is_noticed() {
-    let mut gateway = Gateway::new("");
-    gateway.start().await;
-    let host = gateway.pair("host1").await;
-    let mut source = host.connect("default").await;
-    let volume = source.claim("data").await;
+    let (mut gateway, host, mut source, volume) = Gateway::with_claim().await;
     let first = source.publish(&volume, 1, &granules(0, 10), LayerKind::Point).await;
     gateway.stop();
     let record = gateway.path(&format!("store/groups/host1/default/ledger/0/{}", first.slot));

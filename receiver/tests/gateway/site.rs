@@ -86,6 +86,16 @@ impl Gateway {
         Self::at(directory, home, more)
     }
 
+    /// One that runs; the host `host1`, paired; its connection for the group `default`; and the volume `data` that it claimed.
+    pub(crate) async fn with_claim() -> (Self, Source, Session, Volume) {
+        let mut gateway = Self::new("");
+        gateway.start().await;
+        let host = gateway.pair("host1").await;
+        let mut source = host.connect("default").await;
+        let volume = source.claim("data").await;
+        (gateway, host, source, volume)
+    }
+
     /// Another receiver with the same store.
     pub(crate) fn beside(&self) -> Self {
         let home = self.directory.path().join("beside");
