@@ -185,6 +185,11 @@ impl Platter {
         self.cut(&mut Rng(0), EVERY);
     }
 
+    /// What was flushed.
+    pub fn durable(&self) -> Vec<u8> {
+        lock(&self.memory).durable.clone()
+    }
+
     /// What a reader would see.
     pub fn content(&self) -> Vec<u8> {
         lock(&self.memory).seen.clone()

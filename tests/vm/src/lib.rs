@@ -7,6 +7,7 @@
 //! it is says nothing, so no test asserts a duration.
 
 pub mod cache;
+pub mod conformance;
 mod image;
 mod kernel;
 pub mod klog;

@@ -3,7 +3,8 @@
 //! `farside-vm-load write FOLDER PROGRESS STOP` writes records into a fixed set of files, each record synced and then said to be
 //! in `PROGRESS` (`FILE NUMBER`, one line each), and reads what is already there past the page cache, until `STOP` exists. It
 //! ends with failure at the first error or wrong byte. `farside-vm-load check FOLDER PROGRESS` reads every record that
-//! `PROGRESS` promises, or a newer one: what a power cut may leave.
+//! `PROGRESS` promises, or a newer one: what a power cut may leave. `farside-vm-load put DEVICE AT BYTES flush|fua` writes something
+//! there past the page cache, and ends when the device has said that it is durable.
 //!
 //! A record's content follows from its file and number alone. A file has room for two, written in turns, so that one is whole
 //! while the other is being written.
@@ -16,6 +17,7 @@ use std::path::Path;
 const FILES: u64 = 16;
 const RECORD: usize = 64 << 10;
 const O_DIRECT: i32 = 0x4000;
+const O_DSYNC: i32 = 0x1000;
 const ALIGN: usize = 4096;
 
 fn main() -> io::Result<()> {
@@ -24,7 +26,10 @@ fn main() -> io::Result<()> {
     match arguments[..] {
         ["write", folder, progress, stop] => write(Path::new(folder), Path::new(progress), Path::new(stop)),
         ["check", folder, progress] => check(Path::new(folder), Path::new(progress)),
-        _ => Err(io::Error::other("farside-vm-load write FOLDER PROGRESS STOP | check FOLDER PROGRESS")),
+        ["put", device, at, bytes, how] => put(Path::new(device), number(at)?, number(bytes)?, how),
+        _ => Err(io::Error::other(
+            "farside-vm-load write FOLDER PROGRESS STOP | check FOLDER PROGRESS | put DEVICE AT BYTES flush|fua",
+        )),
     }
 }
 
@@ -72,6 +77,23 @@ fn check(folder: &Path, progress: &Path) -> io::Result<()> {
     }
     println!("{promised:?}");
     Ok(())
+}
+
+fn number(word: &str) -> io::Result<u64> {
+    word.parse().map_err(|error| io::Error::other(format!("{word}: {error}")))
+}
+
+fn put(device: &Path, at: u64, bytes: u64, how: &str) -> io::Result<()> {
+    let mut buffer = vec![0; bytes as usize + ALIGN];
+    let aligned = buffer.as_ptr().align_offset(ALIGN);
+    let buffer = &mut buffer[aligned..aligned + bytes as usize];
+    for (i, chunk) in buffer.chunks_mut(RECORD).enumerate() {
+        chunk.copy_from_slice(&record(at, i as u64)[..chunk.len()]);
+    }
+    let flags = if how == "fua" { O_DIRECT | O_DSYNC } else { O_DIRECT };
+    let to = File::options().write(true).custom_flags(flags).open(device)?;
+    to.write_all_at(buffer, at)?;
+    if how == "flush" { to.sync_data() } else { Ok(()) }
 }
 
 fn place(number: u64) -> u64 {

@@ -191,7 +191,19 @@ impl Machine {
     /// # Panics
     /// When it has no disk of that name.
     pub fn disk_content(&self, serial: &str) -> Vec<u8> {
-        self.disks.iter().find(|disk| disk.serial == serial).expect("it has that disk").platter.content()
+        self.platter(serial).content()
+    }
+
+    /// What is left of one of its disks if the power goes and nothing survives that was not flushed.
+    ///
+    /// # Panics
+    /// When it has no disk of that name.
+    pub fn durable_content(&self, serial: &str) -> Vec<u8> {
+        self.platter(serial).durable()
+    }
+
+    fn platter(&self, serial: &str) -> &Platter {
+        &self.disks.iter().find(|disk| disk.serial == serial).expect("it has that disk").platter
     }
 
     /// Switches it on and waits until the agent speaks.

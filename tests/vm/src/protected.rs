@@ -25,7 +25,8 @@ keep = 10000
 span = "0s"
 "#;
 
-const GATEWAY_CONFIGURATION: &str = r#"
+/// The gateway's, at `ADDRESS`.
+pub const GATEWAY_CONFIGURATION: &str = r#"
 [receiver]
 listen = "ADDRESS:7400"
 advertise = ["ADDRESS:7400"]
@@ -65,6 +66,7 @@ impl Host {
             .debian_programs(&["mke2fs", "e2fsck", "dmsetup"])
             .disk(DiskSpec::blank("data", VOLUME_MIB))
             .disk(DiskSpec::blank("state", 64))
+            .disk(DiskSpec { logical_block: 4096, ..DiskSpec::blank("wide", 8) })
             .on(&network);
         let address = gateway.address();
         let mut receiver = gateway.boot();
@@ -182,6 +184,36 @@ impl Host {
         }
     }
 
+    /// Kills the daemon again and again under the application and starts it again; now and then the kernel has more to keep
+    /// for it than that.
+    ///
+    /// # Panics
+    /// When the application notices.
+    pub fn kill_under_load(&mut self, kills: u64) {
+        for kill in 0..kills {
+            self.wait_for_load(20);
+            self.kill_daemon();
+            if kill % 3 == 2 {
+                self.guest.start_command("fstrim /mnt && sync", "/run/trim.log"); // waits in the kernel meanwhile
+            }
+            self.start_daemon();
+            self.load_lives();
+        }
+        self.wait_for_load(20);
+        self.guest.run("test ! -s /run/trim.log");
+    }
+
+    /// From now on somebody writes over one file at `/mnt`, past the page cache, and never syncs. Back when he is at it.
+    ///
+    /// # Panics
+    /// When he is not.
+    pub fn scribble(&mut self) {
+        self.guest.run("dd if=/dev/zero of=/mnt/scribble bs=64k count=64 conv=fsync 2>/dev/null");
+        let scribble = "while dd if=/dev/urandom of=/mnt/scribble bs=64k count=64 oflag=direct conv=notrunc; do :; done";
+        self.guest.start_command(scribble, "/run/scribble.log");
+        self.guest.wait_until("grep -q 'records out' /run/scribble.log");
+    }
+
     /// Ends the application, which must have met no error.
     ///
     /// # Panics
@@ -211,6 +243,11 @@ impl Host {
     /// What the disk that holds the data has on it.
     pub fn disk(&self) -> Vec<u8> {
         self.machine.disk_content("data")
+    }
+
+    /// What of it would be left if the power went now, at worst.
+    pub fn durable(&self) -> Vec<u8> {
+        self.machine.durable_content("data")
     }
 
     /// Restores the newest point at the gateway: it is what the disk holds.

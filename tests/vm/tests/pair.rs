@@ -4,6 +4,7 @@
 
 use farside_tests::verify::Rng;
 use farside_tests::{run, tool, wait_for};
+use farside_vm::protected::{GATEWAY_CONFIGURATION, is_quiet};
 use farside_vm::{DiskSpec, Guest, Kernel, Machine, Network};
 use serde_json::Value;
 
@@ -27,15 +28,6 @@ name = "data"
 group = "default"
 backing = "BACKING"
 tap = "nbd:unix:/run/data.nbd"
-"#;
-
-const GATEWAY_CONFIGURATION: &str = r#"
-[receiver]
-listen = "ADDRESS:7400"
-advertise = ["ADDRESS:7400"]
-store = "/store/store"
-state_dir = "/store/state"
-api_socket = "/run/receiver.sock"
 "#;
 
 fn name_of(number: usize) -> String {
@@ -85,16 +77,6 @@ fn wait_for_group(guest: &mut Guest, what: &str, condition: impl Fn(&Value) -> b
         let status: Value = serde_json::from_str(&output.stdout).ok()?;
         Some(status["groups"][0].clone()).filter(&condition)
     })
-}
-
-/// Streaming, nothing dirty, everything published.
-fn is_quiet(group: &Value) -> bool {
-    let volume = &group["volumes"][0];
-    group["backlog_bytes"] == 0
-        && group["layers_unpublished"] == 0
-        && group["last_point"].is_object()
-        && volume["state"]["state"] == "streaming"
-        && volume["dirty_bytes"] == 0
 }
 
 /// Writes files, each synced before the next.

@@ -1,0 +1,262 @@
+//! What every tap must be, whatever driver stands behind it: a disk like its backing, which outlives its server and loses
+//! nothing that was synced. One suite, called by the tests of each tap; [`Tap`] holds what differs between them.
+//!
+//! Deliberately not here: how a device is made and taken away under faults, which is each driver's own story.
+
+use farside_tests::verify::Rng;
+use serde_json::Value;
+
+use crate::protected::{CLI, Host, is_quiet};
+use crate::{Guest, Kernel};
+
+/// The volume's device, as its users name it.
+pub const DEVICE: &str = "/dev/farside/data";
+
+const BIG_BLOCK: &str = "4096";
+
+/// A tap, and what its driver cannot do like others.
+#[derive(Clone, Copy, Debug)]
+pub struct Tap {
+    /// As `volume add --tap` calls it.
+    pub name: &'static str,
+    /// The kernel's module.
+    pub module: &'static str,
+    /// The node of the first device.
+    pub node: &'static str,
+    /// What of `/sys/block/*/queue` is the backing's.
+    pub as_backing: &'static [&'static str],
+    /// Whether the device zeroes without being written zeroes.
+    pub zeroes: bool,
+    /// What the kernel says when a server dies.
+    pub complaints: &'static [&'static str],
+}
+
+/// The ublk tap.
+pub const UBLK: Tap = Tap {
+    name: "ublk",
+    module: "ublk_drv",
+    node: "/dev/ublkb0",
+    as_backing: &[
+        "logical_block_size",
+        "physical_block_size",
+        "minimum_io_size",
+        "optimal_io_size",
+        "rotational",
+        "discard_granularity",
+    ],
+    zeroes: true,
+    complaints: &[],
+};
+
+/// The kernel's own NBD client over the NBD tap. It says that a connection broke, each time.
+pub const NBD: Tap = Tap {
+    name: "nbd-device",
+    module: "nbd",
+    node: "/dev/nbd0",
+    as_backing: &["logical_block_size", "physical_block_size", "minimum_io_size", "rotational"],
+    zeroes: false,
+    complaints: &[
+        "block nbd0: Receive control",
+        "block nbd0: Send control",
+        "block nbd0: Send data",
+        "block nbd0: Request send",
+        "block nbd0: Dead connection",
+    ],
+};
+
+/// A host with its volume behind this tap.
+///
+/// # Panics
+/// When something does not come up.
+pub fn boot(kernel: Kernel, tap: &Tap) -> Host {
+    let mut host = Host::boot(kernel, &[tap.module]);
+    host.guest.run(&format!("{CLI} volume add data --backing $(cat /run/backing) --tap {}", tap.name));
+    tap.complaints.iter().for_each(|words| host.guest.announce(words));
+    host
+}
+
+fn queue_file(guest: &mut Guest, device: &str, file: &str) -> String {
+    guest.run(&format!("cat /sys/block/$(basename $(readlink -f {device}))/queue/{file}")).trim().to_owned()
+}
+
+/// What lies there, read past every cache.
+fn digest(guest: &mut Guest, device: &str) -> String {
+    guest.run(&format!("dd if={device} bs=1M skip=8 count=16 iflag=direct 2>/dev/null | md5sum"))
+}
+
+/// Geometry and limits, data and alignment, flushes, discards.
+///
+/// # Panics
+/// When it is no disk.
+pub fn is_a_disk(host: &mut Host, tap: &Tap) {
+    let backing = host.guest.run("cat /run/backing").trim().to_owned();
+    geometry(&mut host.guest, tap, DEVICE, &backing);
+    data(&mut host.guest, &backing);
+    durability(host);
+    zeroes(&mut host.guest, &backing);
+    big_blocks(host, tap);
+}
+
+fn geometry(guest: &mut Guest, tap: &Tap, device: &str, backing: &str) {
+    guest.run(&format!("test -b $(readlink -f {device})"));
+    for file in tap.as_backing {
+        assert_eq!(queue_file(guest, device, file), queue_file(guest, backing, file), "{file}");
+    }
+    let promises_zeroes = if tap.zeroes { &["discard_max_bytes", "write_zeroes_max_bytes"][..] } else { &["discard_max_bytes"] };
+    for file in promises_zeroes {
+        assert_ne!(queue_file(guest, device, file), "0", "{file}");
+    }
+    assert_eq!(queue_file(guest, device, "write_cache"), "write back", "or nobody flushes");
+    assert_eq!(queue_file(guest, device, "fua"), "1");
+    let mut size = |device: &str| guest.run(&format!("blockdev --getsize64 {device}"));
+    assert_eq!(size(device), size(backing));
+}
+
+/// What is written to the device lies on its backing, where it was written: in requests longer than any limit, unaligned ones
+/// through the page cache, and single sectors. There is nothing behind its end.
+fn data(guest: &mut Guest, backing: &str) {
+    guest.run(&format!("dd if=/dev/urandom of={DEVICE} bs=8M seek=1 count=2 oflag=direct 2>/dev/null"));
+    guest.run(&format!("dd if=/dev/urandom of={DEVICE} bs=777 seek=12345 count=1000 conv=fsync 2>/dev/null"));
+    guest.run(&format!("dd if=/dev/urandom of={DEVICE} bs=512 seek=30001 count=77 oflag=direct 2>/dev/null"));
+    assert_eq!(digest(guest, DEVICE), digest(guest, backing));
+    let odd = guest.attempt(&format!("farside-vm-load put {DEVICE} 4096 700 fua"));
+    assert!(odd.code != 0 && odd.stderr.contains("Invalid argument"), "part of a sector: {odd:?}");
+    let size = guest.run(&format!("blockdev --getsize64 {DEVICE}")).trim().to_owned();
+    let behind = guest.attempt(&format!("farside-vm-load put {DEVICE} {size} 4096 fua"));
+    assert!(behind.code != 0 && behind.stderr.contains("No space left"), "behind its end: {behind:?}");
+}
+
+/// What was synced survives the power, on the disk itself; what was written with FUA, too.
+fn durability(host: &mut Host) {
+    for (how, at, bytes) in [("flush", 40 << 20, 1 << 20), ("fua", 44 << 20, 64 << 10)] {
+        host.guest.run(&format!("farside-vm-load put {DEVICE} {at} {bytes} {how}"));
+        let (seen, durable) = (host.disk(), host.durable());
+        let range = at..at + bytes;
+        assert!(seen[range.clone()].iter().any(|byte| *byte != 0), "{how}: nothing was written");
+        assert!(seen[range.clone()] == durable[range], "{how}: what was synced would not survive");
+    }
+}
+
+fn zeroes(guest: &mut Guest, backing: &str) {
+    let before = digest(guest, DEVICE);
+    guest.run(&format!("blkdiscard -o 9437184 -l 4194304 {DEVICE}"));
+    guest.run(&format!("fallocate -z -o 15728640 -l 1048576 {DEVICE} 2>/dev/null || blkdiscard -o 15728640 -l 1048576 {DEVICE}"));
+    for (from, mib) in [(9, 4), (15, 1)] {
+        let read = format!("dd if={DEVICE} bs=1M skip={from} count={mib} iflag=direct 2>/dev/null | tr -d '\\0' | wc -c");
+        assert_eq!(guest.run(&read).trim(), "0", "what was discarded or zeroed at {from} MiB reads as zeroes");
+    }
+    assert_ne!(digest(guest, DEVICE), before);
+    assert_eq!(digest(guest, DEVICE), digest(guest, backing));
+}
+
+/// A backing whose sectors have 4 KiB has a device whose sectors do.
+fn big_blocks(host: &mut Host, tap: &Tap) {
+    let backing = host.guest.disk("wide");
+    host.guest.run(&format!("{CLI} volume add wide --backing {backing} --tap {}", tap.name));
+    let (guest, device) = (&mut host.guest, "/dev/farside/wide");
+    geometry(guest, tap, device, &backing);
+    assert_eq!(queue_file(guest, device, "logical_block_size"), BIG_BLOCK);
+    let half = guest.attempt(&format!("farside-vm-load put {device} 4096 512 fua"));
+    assert!(half.code != 0 && half.stderr.contains("Invalid argument"), "an eighth of a sector: {half:?}");
+    guest.run(&format!("dd if=/dev/urandom of={device} bs=4k seek=3 count=5 oflag=direct 2>/dev/null"));
+    let mut head = |device: &str| guest.run(&format!("dd if={device} bs=4k count=16 iflag=direct 2>/dev/null | md5sum"));
+    assert_eq!(head(device), head(&backing));
+    guest.run(&format!("{CLI} volume remove wide --yes"));
+    guest.run(&format!("test ! -e {device}"));
+}
+
+/// Everything that may happen to a tap under a mounted file system: deaths, a planned stop, somebody who would take it away,
+/// the power.
+///
+/// # Panics
+/// When somebody notices.
+pub fn lives_through_everything(kernel: Kernel, tap: &Tap, kills: u64) {
+    let mut host = boot(kernel, tap);
+    is_a_disk(&mut host, tap);
+    host.guest.run(&format!("/bin/mke2fs -q -t ext4 {DEVICE} && mount -t ext4 -o commit=300 {DEVICE} /mnt"));
+    host.wait_for_group("the first sync", is_quiet);
+
+    let device = host.guest.run(&format!("readlink -f {DEVICE}"));
+    host.start_load();
+    host.kill_under_load(kills);
+    assert_eq!(host.guest.run(&format!("readlink -f {DEVICE}")), device, "one device all along");
+    // A planned stop is a pause, too.
+    host.stop_daemon();
+    host.start_daemon();
+    host.wait_for_load(20);
+    // Who uses it keeps it.
+    let refused = host.guest.attempt(&format!("{CLI} volume remove data --yes"));
+    assert!(refused.code != 0 && refused.stderr.contains(&format!("{} is in use", tap.node)), "{refused:?}");
+
+    let mut host = loses_its_power(host, tap, &mut Rng(11));
+    host.guest.run("umount /mnt");
+    host.wait_for_group("the last writes", is_quiet);
+    host.assert_newest_point_is_the_disk();
+    host.guest.run(&format!("{CLI} volume remove data --yes"));
+    host.guest.run(&format!("test ! -e {DEVICE} && test ! -s {} && ! cat /sys/block/nbd*/pid 2>/dev/null", tap.node));
+    host.shut_down();
+}
+
+/// The power goes under an application and under somebody who writes and never syncs. The host boots, converges, and has its
+/// file system mounted with everything that was synced.
+fn loses_its_power(mut host: Host, tap: &Tap, rng: &mut Rng) -> Host {
+    host.scribble();
+    host.wait_for_load(20);
+    let promised = host.guest.download("/run/progress");
+    let (mut host, lost) = host.cut_power(rng, 4);
+    tap.complaints.iter().for_each(|words| host.guest.announce(words));
+    host.start_daemon();
+    let group = host.wait_for_group("everything to be published", is_quiet);
+    println!("{lost} blocks lost; {} bytes read again", reread_bytes(&group));
+    host.assert_newest_point_is_the_disk();
+    host.guest.run(&format!("/bin/e2fsck -p {DEVICE}; /bin/e2fsck -fn {DEVICE} && mount -t ext4 {DEVICE} /mnt"));
+    host.guest.upload("/run/promised", &promised, 0o644);
+    println!("synced: {}", host.guest.run("farside-vm-load check /mnt /run/promised"));
+    host
+}
+
+/// What was read of a volume since its daemon began: what differed, and what was found equal.
+///
+/// # Panics
+/// When it is no status of a group.
+pub fn reread_bytes(group: &Value) -> u64 {
+    let counters = &group["volumes"][0]["counters"];
+    ["sent_bytes", "equal_bytes"].map(|name| counters[name].as_u64().expect("a counter")).iter().sum()
+}
+
+/// The backing is a part of the disk, and becomes more of it under a mounted file system.
+///
+/// # Panics
+/// When somebody notices, or what is new cannot be used.
+pub fn grows_with_its_backing(kernel: Kernel, tap: &Tap) {
+    let mut host = Host::boot(kernel, &[tap.module, "dm_mod"]);
+    tap.complaints.iter().for_each(|words| host.guest.announce(words));
+    let data = host.guest.run("cat /run/backing").trim().to_owned();
+    let table = |sectors: u64| format!("echo 0 {sectors} linear {data} 0");
+    host.guest.run(&format!("{} | dmsetup create --noudevsync part", table(65536)));
+    host.guest.run(&format!("{CLI} volume add data --backing /dev/mapper/part --tap {}", tap.name));
+    host.guest.run(&format!("/bin/mke2fs -q -t ext4 {DEVICE} && mount -t ext4 {DEVICE} /mnt"));
+    host.start_load();
+    host.wait_for_load(20);
+    host.guest.run(&format!("{} | dmsetup reload part && dmsetup resume --noudevsync part", table(131_072)));
+    host.stop_daemon();
+    host.start_daemon();
+    host.wait_for_load(20);
+    assert_eq!(host.guest.run(&format!("blockdev --getsize64 {DEVICE}")).trim(), (131_072u64 * 512).to_string());
+    // What is new can be used, and is replicated.
+    host.guest.run(&format!("dd if=/dev/urandom of={DEVICE} bs=1M seek=40 count=8 conv=notrunc,fsync 2>/dev/null"));
+    unmount_and_shut_down(host);
+}
+
+/// Ends an application that has met no error, and its host; the newest point is what the disk holds.
+///
+/// # Panics
+/// When it has, or the point is something else.
+pub fn unmount_and_shut_down(mut host: Host) {
+    host.wait_for_load(20);
+    host.stop_load();
+    host.guest.run("umount /mnt");
+    host.wait_for_group("the last writes", is_quiet);
+    host.assert_newest_point_is_the_disk();
+    host.shut_down();
+}
