@@ -200,6 +200,9 @@ fn show(volume: &VolumeStatus) -> String {
         ),
     );
     line("tap", format!("{} ({} clients, {} requests in flight)", volume.tap.address, volume.tap.clients, volume.tap.in_flight));
+    if let Some(path) = &volume.tap.data_path {
+        line("data path", format!("{}: {}", path.name, path.why));
+    }
     line("in the last point", if volume.in_last_point { "yes" } else { "no" }.to_owned());
     line("hot", format!("{} would be compared after a crash", print::bytes(volume.hot_bytes)));
     line("dirty", format!("{} changed in the open epoch", print::bytes(volume.dirty_bytes)));

@@ -46,6 +46,8 @@ pub struct SourceConfig {
     pub api_socket: PathBuf,
     /// A group that may use the API beside the owner.
     pub api_group: Option<String>,
+    /// Names of [`farside_ublk::FAULTS`] of which a person says that this kernel does not have them, or that they may be.
+    pub accept_faults: Vec<String>,
 }
 
 impl SourceConfig {
@@ -85,6 +87,8 @@ pub struct VolumeConfig {
     pub insert: bool,
     /// How the host reaches it.
     pub tap: TapConfig,
+    /// How the data of its requests comes and goes.
+    pub data_path: DataPath,
     /// What happens to writes when tracking cannot be made durable anywhere.
     pub on_tracking_lost: OnTrackingLost,
 }
@@ -97,6 +101,17 @@ impl VolumeConfig {
             false => self.tap.address(&self.name),
         }
     }
+}
+
+/// `data_path` of a volume.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DataPath {
+    /// Without a copy where kernel and backing allow that.
+    #[default]
+    Auto,
+    /// Copied.
+    Copy,
 }
 
 /// What happens to host writes when the intent map cannot be written and the loss cannot be recorded either.
@@ -256,6 +271,8 @@ struct SourceText {
     state_dir: Option<PathBuf>,
     api_socket: Option<PathBuf>,
     api_group: Option<String>,
+    #[serde(default)]
+    accept_faults: Vec<String>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -281,8 +298,14 @@ struct VolumeText {
     insert: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     tap: Option<String>,
+    #[serde(default, skip_serializing_if = "is_default")]
+    data_path: DataPath,
     #[serde(default)]
     on_tracking_lost: OnTrackingLost,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 fn default_group() -> Name {
@@ -324,6 +347,7 @@ impl Config {
         fixed("[source] state_dir", self.source.state_dir == new.source.state_dir);
         fixed("[source] api_socket", self.source.api_socket == new.source.api_socket);
         fixed("[source] api_group", self.source.api_group == new.source.api_group);
+        fixed("[source] accept_faults", self.source.accept_faults == new.source.accept_faults);
         for key in limits_that_differ(&self.limits, &new.limits) {
             fixed(&format!("[limits] {key}"), false);
         }
@@ -335,6 +359,7 @@ impl Config {
             fixed(&format!("volume {name}: group"), old.group == new.group);
             fixed(&format!("volume {name}: backing"), old.backing == new.backing && old.insert == new.insert);
             fixed(&format!("volume {name}: tap"), old.tap == new.tap);
+            fixed(&format!("volume {name}: data_path"), old.data_path == new.data_path);
             fixed(&format!("volume {name}: on_tracking_lost"), old.on_tracking_lost == new.on_tracking_lost);
         }
         let added = new.volumes.keys().filter(|name| !self.volumes.contains_key(*name));
@@ -392,6 +417,7 @@ impl Config {
             backing: volume.backing.clone(),
             insert: volume.insert,
             tap: Some(volume.tap.to_string()),
+            data_path: volume.data_path,
             on_tracking_lost: volume.on_tracking_lost,
         };
         let path = self.volume_path(&volume.name);
@@ -484,6 +510,12 @@ impl Merge {
                     return Err(file.fault(&[Step::Key("source"), Step::Key(key)], "must be an absolute path").into());
                 }
             }
+            let is_known = |name: &String| farside_ublk::FAULTS.iter().any(|fault| fault.name == name);
+            if let Some(unknown) = source.accept_faults.iter().find(|name| !is_known(name)) {
+                let known: Vec<&str> = farside_ublk::FAULTS.iter().map(|fault| fault.name).collect();
+                let what = format!("`{unknown}` is no fault that is known: {}", known.join(", "));
+                return Err(file.fault(&[Step::Key("source"), Step::Key("accept_faults")], what).into());
+            }
             let old = self.source.replace((source, path.clone()));
             twice("[source]", old.map(|x| x.1), &path)?;
         }
@@ -544,6 +576,7 @@ impl Merge {
             name,
             state_dir: get(|s| s.state_dir.clone()).unwrap_or_else(|| STATE_DIR.into()),
             api_group: source.as_ref().and_then(|s| s.api_group.clone()),
+            accept_faults: source.as_ref().map_or_else(Vec::new, |s| s.accept_faults.clone()),
             api_socket,
         };
         let mut config = Config {
@@ -574,6 +607,7 @@ impl Merge {
                     backing: v.backing,
                     insert: v.insert,
                     tap,
+                    data_path: v.data_path,
                     on_tracking_lost: v.on_tracking_lost,
                 },
             );
@@ -788,6 +822,7 @@ mod tests {
             backing: "/dev/a".into(),
             insert: false,
             tap: TapConfig::Nbd { socket: "/tmp/a.nbd".into() },
+            data_path: DataPath::Copy,
             on_tracking_lost: OnTrackingLost::Fail,
         };
         c.write_volume(&v).expect("written");

@@ -10,6 +10,7 @@ use std::process::Command;
 use farside_blockio::Ring;
 use farside_blockio::dm::Control;
 use farside_insert::{State, stack};
+use farside_ublk::{Choice, Effect, Fault, Kernel};
 use serde::Serialize;
 
 use crate::config::{Config, VolumeConfig};
@@ -86,8 +87,12 @@ pub fn examine(config: &Path, mend: bool) -> Vec<Finding> {
 }
 
 fn look(path: &Path) -> Vec<Finding> {
-    let mut findings = vec![io_uring(), ublk(), nbd(), device_mapper(), memory()];
-    match Config::load(path) {
+    let config = Config::load(path);
+    let accepted = config.as_ref().map_or(&[][..], |config| &config.source.accept_faults);
+    let mut findings = vec![io_uring(), ublk(accepted)];
+    findings.extend(faults(accepted));
+    findings.extend([nbd(), device_mapper(), memory()]);
+    match config {
         Ok(config) => {
             findings.push(Finding::new("configuration", Verdict::Good, format!("{} is valid", path.display())));
             findings.push(state(&config.source.state_dir));
@@ -112,20 +117,49 @@ fn io_uring() -> Finding {
     }
 }
 
-fn ublk() -> Finding {
-    match farside_ublk::features() {
-        Ok(features) => {
-            let found = format!("the kernel has it (features {features:#x}): new volumes of block devices have it as their tap");
-            Finding::new("ublk", Verdict::Good, found)
-        }
+fn ublk(accepted: &[String]) -> Finding {
+    let instead = "new volumes are devices of the kernel's NBD client instead";
+    let kernel = match Kernel::running() {
+        Ok(kernel) => kernel,
         Err(_) if !Path::new("/dev/ublk-control").exists() && is_module("ublk_drv") => {
-            Finding::new("ublk", Verdict::Warning, "the kernel has it, and it is not loaded").module("ublk_drv")
+            return Finding::new("ublk", Verdict::Warning, "the kernel has it, and it is not loaded").module("ublk_drv");
         }
         Err(error) => {
-            let found = format!("{:#}; new volumes are devices of the kernel's NBD client instead", anyhow::Error::from(error));
+            let found = format!("{:#}; {instead}", anyhow::Error::from(error));
+            return Finding::new("ublk", Verdict::Good, found);
+        }
+    };
+    match kernel.allows(accepted) {
+        Ok(()) => {
+            let Choice { path, why } = kernel.data_path_of_devices(accepted);
+            let found = format!(
+                "the kernel has it (features {:#x}): new volumes of block devices have it as their tap; data path {}: {why}",
+                kernel.features,
+                path.as_str()
+            );
             Finding::new("ublk", Verdict::Good, found)
         }
+        Err(error) => Finding::new("ublk", Verdict::Warning, format!("{error}; {instead}")),
     }
+}
+
+/// What is known to be wrong with this kernel's ublk, and what we do about it.
+fn faults(accepted: &[String]) -> Vec<Finding> {
+    let Ok(kernel) = Kernel::running() else { return Vec::new() };
+    let of = |fault: &Fault| {
+        let is_accepted = accepted.iter().any(|name| name == fault.name);
+        let (verdict, therefore) = match fault.effect {
+            _ if is_accepted => (Verdict::Warning, "`accept_faults` lets it be"),
+            Effect::Refused => (Verdict::Warning, "so no ublk device is made here"),
+            Effect::NoZeroCopy => (Verdict::Good, "so the data of ublk devices is copied"),
+            Effect::NoPartitionScan => {
+                (Verdict::Good, "so partitions are looked for where there is a table when a device is made")
+            }
+        };
+        let found = format!("{}: {}; {therefore}. Free of it: {}", kernel.release, fault.what, fault.mended);
+        Finding::new(format!("kernel fault {}", fault.name), verdict, found)
+    };
+    kernel.faults().map(of).collect()
 }
 
 fn nbd() -> Finding {

@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crossbeam::queue::ArrayQueue;
 use farside_blockio::{
-    BlockQueue, Buffer, BufferPool, Completion, DeviceDone, DeviceEngine, DeviceOp, Done, Errno, Extent, Op, QueueInfo, Request,
-    Ring,
+    BlockQueue, Buffer, BufferPool, Completion, DeviceDone, DeviceEngine, DeviceOp, Done, Errno, Extent, Op, Pages, Payload,
+    QueueInfo, Request, Ring,
 };
 use farside_region::ByteExtent;
 use farside_shim::{Failure, Io, IoResult, Limits, Queue, Step, Wake};
@@ -92,8 +92,56 @@ impl std::fmt::Debug for ShimQueue {
 struct Active {
     id: farside_blockio::RequestId,
     token: farside_shim::Request,
-    buffer: Option<Buffer>,
+    data: Data,
     io: Option<Io>,
+}
+
+/// Of a request.
+enum Data {
+    None,
+    /// Its own, for its one read or write.
+    Buffer(Buffer),
+    /// With the backing's byte that the first one belongs to. The host's pages are never looked at: what the shim wants to know
+    /// of a write is where it goes, and what is sent is read from the backing.
+    Pages(Pages, u64),
+}
+
+impl Data {
+    fn take_buffer(&mut self) -> Option<Buffer> {
+        match std::mem::replace(self, Self::None) {
+            Self::Buffer(buffer) => Some(buffer),
+            _ => None,
+        }
+    }
+
+    fn read(&mut self, extent: ByteExtent) -> DeviceOp {
+        let offset = extent.offset;
+        match self {
+            Self::Pages(pages, at) => DeviceOp::ReadPages { offset, pages: *pages, range: part(*at, extent) },
+            _ => DeviceOp::Read { offset, buffer: self.whole(extent) },
+        }
+    }
+
+    fn write(&mut self, extent: ByteExtent) -> DeviceOp {
+        let offset = extent.offset;
+        match self {
+            Self::Pages(pages, at) => DeviceOp::WritePages { offset, pages: *pages, range: part(*at, extent), durable: false },
+            _ => DeviceOp::Write { offset, buffer: self.whole(extent), durable: false },
+        }
+    }
+
+    /// The buffer, which one read or write uses whole: the tap's largest payload is below a piece.
+    fn whole(&mut self, extent: ByteExtent) -> Buffer {
+        let buffer = self.take_buffer().expect("reads and writes have a place for their data");
+        assert_eq!(buffer.len() as u64, extent.len, "a tap's payload is never split");
+        buffer
+    }
+}
+
+/// Where an extent lies in pages that belong to the backing from `at` on.
+fn part(at: u64, extent: ByteExtent) -> std::ops::Range<usize> {
+    let from = (extent.offset.0 - at) as usize;
+    from..from + extent.len as usize
 }
 
 impl ShimQueue {
@@ -142,7 +190,8 @@ impl ShimQueue {
                 self.parked.push(index);
             }
             Step::Complete(result) => {
-                let Active { id, buffer, .. } = self.active[index as usize].take().expect("active until now");
+                let Active { id, mut data, .. } = self.active[index as usize].take().expect("active until now");
+                let buffer = data.take_buffer();
                 self.free.push(index);
                 let result = result.map_err(|failure| {
                     self.counters.errors.fetch_add(1, Ordering::Relaxed);
@@ -157,8 +206,8 @@ impl ShimQueue {
         let active = self.active[index as usize].as_mut().expect("active");
         active.io = Some(io);
         let op = match io {
-            Io::Read(extent) => DeviceOp::Read { offset: extent.offset, buffer: whole(active, extent) },
-            Io::Write(extent) => DeviceOp::Write { offset: extent.offset, buffer: whole(active, extent), durable: false },
+            Io::Read(extent) => active.data.read(extent),
+            Io::Write(extent) => active.data.write(extent),
             Io::Save(extent) => match self.saves.take(extent.len as usize) {
                 Some(buffer) => {
                     self.counters.saves.fetch_add(1, Ordering::Relaxed);
@@ -201,8 +250,8 @@ impl ShimQueue {
                 }
             }
             (_, buffer) => {
-                if buffer.is_some() {
-                    active.buffer = buffer;
+                if let Some(buffer) = buffer {
+                    active.data = Data::Buffer(buffer);
                 }
                 active.token.io_done(&mut self.queue, result.map_or_else(IoResult::Failed, |()| IoResult::Done));
             }
@@ -227,13 +276,6 @@ impl ShimQueue {
     }
 }
 
-/// The request's own buffer, which its one read or write uses whole: the tap's largest payload is below a piece.
-fn whole(active: &mut Active, extent: ByteExtent) -> Buffer {
-    let buffer = active.buffer.take().expect("reads and writes have a buffer");
-    assert_eq!(buffer.len() as u64, extent.len, "a tap's payload is never split");
-    buffer
-}
-
 fn errno_of(failure: Failure) -> Errno {
     match failure {
         Failure::Backing(errno) => Errno::from_raw(errno),
@@ -256,7 +298,12 @@ impl BlockQueue for ShimQueue {
 
     fn submit(&mut self, ring: &mut Ring, request: Request) {
         self.count(&request);
-        let Request { id, op, extent, fua, buffer, client, .. } = request;
+        let Request { id, op, extent, fua, payload, client, .. } = request;
+        let mut data = match payload {
+            Some(Payload::Buffer(buffer)) => Data::Buffer(buffer),
+            Some(Payload::Pages(pages)) => Data::Pages(pages, extent.offset.0),
+            None => Data::None,
+        };
         // From its first request on, so that no failure that a client could rely on is kept from it (T14).
         let connection = self.client(client);
         let connection = (fua || op == Op::Flush).then_some(connection);
@@ -269,7 +316,7 @@ impl BlockQueue for ShimQueue {
         };
         match self.queue.start(op) {
             Ok(token) => {
-                let active = Active { id, token, buffer, io: None };
+                let active = Active { id, token, data, io: None };
                 let index = match self.free.pop() {
                     Some(index) => {
                         self.active[index as usize] = Some(active);
@@ -282,7 +329,7 @@ impl BlockQueue for ShimQueue {
                 };
                 self.drive(ring, index);
             }
-            Err(_) => self.done.push_back(Done { id, result: Err(Errno::EINVAL), buffer }),
+            Err(_) => self.done.push_back(Done { id, result: Err(Errno::EINVAL), buffer: data.take_buffer() }),
         }
     }
 

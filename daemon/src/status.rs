@@ -6,7 +6,8 @@ use std::time::Instant;
 
 use farside_blockio::process::monotonic_ns;
 use farside_control::source::{
-    BackingStatus, BehindWhat, GroupStatus, LastPoint, Progress, SideBuffer, TapStatus, VolumeCounters, VolumeState, VolumeStatus,
+    BackingStatus, BehindWhat, DataPathStatus, GroupStatus, LastPoint, Progress, SideBuffer, TapStatus, VolumeCounters,
+    VolumeState, VolumeStatus,
 };
 use farside_control::{Code, PointId, Reason, Severity};
 use farside_replication::source::{self, Behind, RefusedWhy, State};
@@ -134,7 +135,16 @@ fn volume_status(control: &Control, member: &Member, v: &source::VolumeStatus) -
         group: control.name.to_string(),
         id: v.volume.to_string(),
         bytes: geometry.volume_bytes(),
-        tap: TapStatus { address: served.config.address(), clients: tap.clients, in_flight: tap.in_flight as u32 },
+        tap: TapStatus {
+            address: served.config.address(),
+            clients: tap.clients,
+            in_flight: tap.in_flight as u32,
+            data_path: served.tap.data_path().map(|choice| DataPathStatus {
+                name: choice.path.as_str().to_owned(),
+                why: choice.why.clone(),
+                copied: served.tap.copied(),
+            }),
+        },
         backing: BackingStatus {
             path: served.config.backing.clone(),
             kind: match served.device.kind() {

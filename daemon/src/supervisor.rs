@@ -106,6 +106,7 @@ impl Daemon {
             boot: boot_id()?,
             limits: config.limits.clone(),
             api_group: config.source.api_group.clone(),
+            accepted_faults: config.source.accept_faults.clone(),
             runtime_dir: config.source.runtime_dir().to_owned(),
             runtime,
             pacer: Arc::default(),

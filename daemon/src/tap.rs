@@ -21,11 +21,11 @@ use crossbeam::channel::{Receiver, Sender, bounded};
 use farside_blockio::{BlockQueue, FileDevice, OpenOptions, Waker};
 use farside_nbd::kernel::{Claim, Keeper, KernelDevice};
 use farside_region::{Name, VolumeId};
-use farside_ublk::{Held, Spec};
+use farside_ublk::{Choice, Held, Kernel, Spec};
 use tracing::{error, info, warn};
 
 use crate::change::Change;
-use crate::config::{LimitsConfig, VolumeConfig, write_atomically};
+use crate::config::{DataPath, LimitsConfig, VolumeConfig, write_atomically};
 use crate::volume::Surroundings;
 use crate::{backing, node};
 
@@ -77,10 +77,10 @@ impl TapConfig {
     }
 
     /// What a new volume has when nobody says: a block device for a block device, by the best way that this kernel has.
-    pub fn choose(backing: &Path) -> &'static str {
+    pub fn choose(backing: &Path, accepted_faults: &[String]) -> &'static str {
         let is_device = std::fs::metadata(backing).is_ok_and(|metadata| metadata.file_type().is_block_device());
         match is_device {
-            true if farside_ublk::features().is_ok() => UBLK,
+            true if Kernel::running().and_then(|kernel| kernel.allows(accepted_faults)).is_ok() => UBLK,
             true if farside_nbd::kernel::probe().is_ok() => NBD_DEVICE,
             _ => "nbd",
         }
@@ -139,8 +139,18 @@ impl Prepared {
         }
         match &config.tap {
             TapConfig::Ublk => {
-                let spec = Spec { token: token(dir)?, depth: depth(&around.limits) as u16, io_bytes_max: UBLK_IO_BYTES };
-                Ok(Self::Ublk(Box::new(farside_ublk::Device::claim(&spec, backing)?)))
+                let spec = Spec {
+                    token: token(dir)?,
+                    depth: depth(&around.limits) as u16,
+                    io_bytes_max: UBLK_IO_BYTES,
+                    slots: None,
+                    copied: config.data_path == DataPath::Copy,
+                    accepted_faults: around.accepted_faults.clone(),
+                };
+                let device = farside_ublk::Device::claim(&spec, backing)?;
+                let Choice { path, why } = device.data_path();
+                info!(volume = %config.name, data_path = path.as_str(), "{why}");
+                Ok(Self::Ublk(Box::new(device)))
             }
             TapConfig::Nbd { socket } => Ok(Self::Nbd(listen(socket, around)?)),
             TapConfig::NbdDevice => {
@@ -169,10 +179,11 @@ impl Prepared {
                 (tap, Handle::NbdDevice { server, keeper: Arc::default(), runtime_dir })
             }
             Self::Ublk(device) => {
-                let (token, (server, handle)) = (device.token(), device.server(waker));
+                let (token, data_path, (server, handle)) =
+                    (device.token(), Arc::new(device.data_path().clone()), device.server(waker));
                 let (ready, is_ready) = bounded(1);
                 let waiting = Arc::new(Mutex::new(Some((device, is_ready))));
-                (Tap::Ublk(server, ready), Handle::Ublk { server: handle, token, waiting })
+                (Tap::Ublk(server, ready), Handle::Ublk { server: handle, token, data_path, waiting })
             }
         }
     }
@@ -215,6 +226,7 @@ pub(crate) enum Handle {
     Ublk {
         server: farside_ublk::Handle,
         token: u64,
+        data_path: Arc<Choice>,
         /// Until the device appears; told when the kernel will not wait for its server.
         waiting: Arc<Mutex<Option<Waiting>>>,
     },
@@ -380,6 +392,22 @@ impl Handle {
                     requests: counters.requests.load(Ordering::Relaxed),
                 }
             }
+        }
+    }
+
+    /// How the data of its requests comes and goes, and why; `None`: through a socket.
+    pub(crate) fn data_path(&self) -> Option<&Choice> {
+        match self {
+            Self::Nbd(_) | Self::NbdDevice { .. } => None,
+            Self::Ublk { data_path, .. } => Some(data_path),
+        }
+    }
+
+    /// Requests that were copied although they need not have been.
+    pub(crate) fn copied(&self) -> u64 {
+        match self {
+            Self::Nbd(_) | Self::NbdDevice { .. } => 0,
+            Self::Ublk { server, .. } => server.counters().copied.load(Ordering::Relaxed),
         }
     }
 

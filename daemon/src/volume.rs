@@ -45,6 +45,7 @@ pub(crate) struct Surroundings {
     pub(crate) boot: BootId,
     pub(crate) limits: LimitsConfig,
     pub(crate) api_group: Option<String>,
+    pub(crate) accepted_faults: Vec<String>,
     /// Gone at the next boot.
     pub(crate) runtime_dir: PathBuf,
     pub(crate) runtime: tokio::runtime::Handle,

@@ -46,13 +46,13 @@ struct Memory {
 }
 
 impl Memory {
-    fn run(&mut self, request: &mut Request) -> Result<(), Errno> {
+    fn run(&mut self, request: &Request, buffer: Option<&mut Buffer>) -> Result<(), Errno> {
         if self.off {
             return Err(Errno::EIO);
         }
         let at = request.extent.offset.0 as usize;
         let len = request.extent.len as usize;
-        match (request.op, request.buffer.as_mut()) {
+        match (request.op, buffer) {
             (Op::Read, Some(buffer)) => buffer.copy_from_slice(&self.seen[at..at + len]),
             (Op::Write, Some(buffer)) => self.write(at, buffer.to_vec()),
             (Op::Trim | Op::WriteZeroes { .. }, _) => self.write(at, vec![0; len]),
@@ -124,10 +124,9 @@ impl BlockQueue for Queue {
     }
 
     fn submit(&mut self, _ring: &mut Ring, mut request: Request) {
-        let result = lock(&self.memory).run(&mut request);
-        let Request { id, buffer, .. } = request;
-        let buffer: Option<Buffer> = buffer;
-        self.done.push_back(Done { id, result, buffer });
+        let mut buffer = request.take_buffer();
+        let result = lock(&self.memory).run(&request, buffer.as_mut());
+        self.done.push_back(Done { id: request.id, result, buffer });
     }
 
     fn complete(&mut self, _ring: &mut Ring, _completion: Completion) {

@@ -115,11 +115,3 @@ fn is_module_there() -> bool {
     let folder = Path::new("/lib/modules").join(kernel.release());
     std::fs::read_to_string(folder.join("modules.dep")).is_ok_and(|list| list.contains("/ublk_drv.ko"))
 }
-
-/// What this kernel's ublk driver can do, for people and decisions: bits of [`crate::uapi::feature`].
-///
-/// # Errors
-/// [`UblkError`], with the remedy, where there is none.
-pub fn features() -> Result<u64, UblkError> {
-    Control::open()?.features()
-}

@@ -23,6 +23,7 @@ use crate::UblkError;
 use farside_region::ByteOffset;
 
 use crate::control::Control;
+use crate::kernel::{Choice, DataPath, Kernel, NEEDED, ZERO_COPY};
 use crate::server::{Handle, Server};
 use crate::uapi::{self, DeviceInfo, DeviceState, Discard, Params, SECTOR, attribute, control, feature};
 
@@ -43,6 +44,12 @@ pub struct Spec {
     pub depth: u16,
     /// The longest read or write, and the memory that each request in flight may take: a power of two, at least 4 KiB.
     pub io_bytes_max: u32,
+    /// The tags whose pages may be registered, from 0 on; what comes with others is copied. `None`: all.
+    pub slots: Option<u16>,
+    /// Whether data is copied also where it need not be.
+    pub copied: bool,
+    /// Names of [`crate::FAULTS`] that a person accepts.
+    pub accepted_faults: Vec<String>,
 }
 
 /// A device that is ours, and not served yet.
@@ -55,20 +62,25 @@ pub struct Device {
     /// Its backing has grown to so many sectors.
     grows_to: Option<u64>,
     scan: Scan,
+    data_path: Choice,
+    slots: Option<u16>,
 }
 
 /// Whether the kernel looks for partitions as it starts a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Scan {
     Yes,
-    /// † A kernel of 2024 reads the device then with the device's lock held: a server that dies at that moment can neither be
-    /// ended nor taken over. It does not look where the server has no privilege. So only a disk that has a partition table runs
-    /// that risk.
+    /// † Where a kernel has the fault `scan-under-lock`. It does not look where the server has no privilege, so only a disk
+    /// that has a partition table runs that risk.
     No,
 }
 
 impl Scan {
-    fn of(backing: &FileDevice) -> Self {
+    fn of(kernel: &Kernel, backing: &FileDevice, accepted: &[String]) -> Self {
+        if kernel.may_scan(accepted) { Self::Yes } else { Self::where_needed(backing) }
+    }
+
+    fn where_needed(backing: &FileDevice) -> Self {
         let signature = Buffer::alone(BUFFER_ALIGN).and_then(|mut block| {
             backing.read_exact_at(ByteOffset(0), &mut block)?;
             Ok([block[510], block[511]])
@@ -97,34 +109,36 @@ impl Device {
     /// [`UblkError`], with the remedy. Nothing has changed then that the next attempt would not take up.
     pub fn claim(spec: &Spec, backing: &FileDevice) -> Result<Self, UblkError> {
         let mut control = Control::open()?;
-        let features = control.features()?;
-        let needed = feature::USER_RECOVERY | feature::USER_RECOVERY_REISSUE | feature::CMD_IOCTL_ENCODE;
-        if features & needed != needed {
-            return Err(UblkError::NoRecovery { features });
-        }
-        let params = params(spec, backing);
+        let kernel = Kernel::of(control.features()?);
+        let data_path = kernel.data_path(backing, spec.copied, &spec.accepted_faults);
+        let params = params(spec, backing, data_path.path);
         if let Some(found) = find(&mut control, spec.token)? {
             let info = wait_until_quiet(&mut control, found)?;
             if info.state == DeviceState::Quiesced {
                 let now = control.params(info.id)?;
                 check(&info, &now, &params)?;
                 let grows = now.device_sectors < params.device_sectors;
-                if grows && features & feature::UPDATE_SIZE == 0 {
+                if grows && !kernel.has(feature::UPDATE_SIZE) {
                     let device = block_path(info.id);
                     tracing::warn!(device = %device.display(), "the backing has grown; this kernel's devices grow when they are made anew");
                 }
-                let grows = grows && features & feature::UPDATE_SIZE != 0;
+                let grows = grows && kernel.has(feature::UPDATE_SIZE);
+                let data_path = data_path.unless(DataPath::of_device(info.flags));
                 return Ok(Self {
                     control,
                     info,
                     recovered: true,
                     grows_to: grows.then_some(params.device_sectors),
                     scan: Scan::No,
+                    data_path,
+                    slots: spec.slots,
                 });
             }
             // Its server died before it had started it: nobody can use it.
             control.order("delete the unfinished", control::DEL_DEV, info.id, 0)?;
         }
+        // One that is there is served all the same: its users wait.
+        kernel.allows(&spec.accepted_faults)?;
         let wanted = DeviceInfo {
             queues: 1,
             depth: spec.depth,
@@ -132,12 +146,19 @@ impl Device {
             io_bytes_max: spec.io_bytes_max,
             id: uapi::ANY_DEVICE,
             pid: -1,
-            flags: needed,
+            flags: NEEDED | if data_path.path == DataPath::ZeroCopy { ZERO_COPY } else { 0 },
             token: spec.token,
         };
         let info = control.add(&wanted)?;
         control.set_params(info.id, &params)?;
-        Ok(Self { control, info, recovered: false, grows_to: None, scan: Scan::of(backing) })
+        let data_path = data_path.unless(DataPath::of_device(info.flags));
+        let scan = Scan::of(&kernel, backing, &spec.accepted_faults);
+        Ok(Self { control, info, recovered: false, grows_to: None, scan, data_path, slots: spec.slots })
+    }
+
+    /// How its data comes and goes, and why.
+    pub fn data_path(&self) -> &Choice {
+        &self.data_path
     }
 
     /// `/dev/ublkbN`.
@@ -153,7 +174,8 @@ impl Device {
     /// The server of its one queue and what other threads hold of it. The waker is the one through which parked requests of
     /// the queue are tried again.
     pub fn server(&self, waker: Waker) -> (Server, Handle) {
-        Server::new(self.info, self.recovered, self.scan, waker)
+        let slots = self.slots.unwrap_or(self.info.depth).clamp(1, self.info.depth);
+        Server::new(self.info, self.recovered, self.scan, slots, waker)
     }
 
     /// The owner's secret.
@@ -311,7 +333,7 @@ fn check(info: &DeviceInfo, now: &Params, wanted: &Params) -> Result<(), UblkErr
 }
 
 /// The device as the backing is; the cache is always volatile.
-fn params(spec: &Spec, backing: &FileDevice) -> Params {
+fn params(spec: &Spec, backing: &FileDevice, data_path: DataPath) -> Params {
     assert!(spec.io_bytes_max.is_power_of_two() && spec.io_bytes_max as usize >= BUFFER_ALIGN, "a request's memory is a buffer");
     let topology = backing.topology();
     let sectors = (ZERO_BYTES_MAX / SECTOR) as u32;
@@ -333,6 +355,7 @@ fn params(spec: &Spec, backing: &FileDevice) -> Params {
             sectors_max: sectors,
             zeroes_sectors_max: sectors,
         }),
+        memory_align: (data_path == DataPath::ZeroCopy).then_some(topology.memory_align),
     }
 }
 
@@ -343,7 +366,7 @@ mod tests {
     use super::*;
 
     fn spec() -> Spec {
-        Spec { token: 1, depth: 128, io_bytes_max: 1 << 19 }
+        Spec { token: 1, depth: 128, io_bytes_max: 1 << 19, slots: None, copied: false, accepted_faults: Vec::new() }
     }
 
     fn file_of(bytes: u64) -> (tempfile::NamedTempFile, FileDevice) {
@@ -356,26 +379,29 @@ mod tests {
     #[test]
     fn a_device_is_as_its_backing_and_always_wants_flushes() {
         let (_file, device) = file_of(8 << 20);
-        let params = params(&spec(), &device);
+        let params = super::params(&spec(), &device, DataPath::Copy);
         assert_eq!((params.device_sectors, params.sectors_max), (16384, 1024));
         assert_eq!(1 << params.logical_shift, device.block_min());
         assert_eq!(params.attributes, attribute::VOLATILE_CACHE | attribute::FUA);
         assert_eq!(params.discard.is_some(), device.punches());
+        assert_eq!(params.memory_align, None, "a copy is aligned");
+        let align = super::params(&spec(), &device, DataPath::ZeroCopy).memory_align;
+        assert_eq!(align, Some(device.topology().memory_align));
     }
 
     #[test]
     fn only_a_partition_table_is_looked_for() {
         let (file, device) = file_of(8 << 20);
-        assert_eq!(Scan::of(&device), Scan::No);
+        assert_eq!(Scan::where_needed(&device), Scan::No);
         std::os::unix::fs::FileExt::write_all_at(file.as_file(), &[0x55, 0xaa], 510).unwrap();
         file.as_file().sync_all().unwrap();
-        assert_eq!(Scan::of(&device), Scan::Yes);
+        assert_eq!(Scan::where_needed(&device), Scan::Yes);
     }
 
     #[test]
     fn a_device_that_does_not_fit_is_not_served() {
         let (_file, device) = file_of(8 << 20);
-        let wanted = params(&spec(), &device);
+        let wanted = params(&spec(), &device, DataPath::Copy);
         let info = DeviceInfo {
             queues: 1,
             depth: 128,

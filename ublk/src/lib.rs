@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`uapi`] | the kernel's bytes |
 //! | `control` | `/dev/ublk-control`: one command at a time |
+//! | [`Kernel`] | what the driver can do, and what is known to be wrong with it |
 //! | [`Device`] | the life of a device: made or taken over, started, removed |
 //! | [`Server`] | one queue: one thread, one ring that carries the kernel's commands and the backing's I/O |
 //!
@@ -19,6 +20,7 @@
 
 mod control;
 mod device;
+mod kernel;
 mod server;
 pub mod uapi;
 
@@ -27,8 +29,8 @@ use std::path::PathBuf;
 use farside_blockio::{DeviceError, Errno, RingError};
 use thiserror::Error;
 
-pub use control::features;
 pub use device::{Device, Held, Spec, held};
+pub use kernel::{Choice, DataPath, Effect, FAULTS, Fault, Kernel, Version};
 pub use server::{Counters, Handle, Server};
 pub use uapi::{DeviceInfo, DeviceState};
 
@@ -62,6 +64,18 @@ pub enum UblkError {
     NoRecovery {
         /// What it can.
         features: u64,
+    },
+    /// Its driver is known to be bad.
+    #[error(
+        "this kernel ({release}) has the known fault `{}`: {}. Boot one without it ({}), use the tap nbd-device, or, if this \
+         build is mended, write `accept_faults = [\"{}\"]` into [source]",
+        fault.name, fault.what, fault.mended, fault.name
+    )]
+    Faulty {
+        /// Of the kernel.
+        release: String,
+        /// What is wrong with it.
+        fault: &'static Fault,
     },
     /// The kernel refused.
     #[error("cannot {what} ublk device {}: {}", name_of(*id), errno.desc())]

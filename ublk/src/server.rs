@@ -1,17 +1,28 @@
 //! One queue of a device: one thread, one ring.
 //!
-//! The kernel holds one command of ours for each tag, with the tag's buffer. It completes one when a request has come (a
-//! write's data is in the buffer then), the request goes to the [`BlockQueue`], and its end is told together with the next
-//! command for that tag (a read's data is taken from the buffer then). So a request costs no system call of its own: whatever
-//! completions one `io_uring_enter` brings is worked on, and whatever that starts goes down with the next.
+//! The kernel holds one command of ours for each tag. It completes one when a request has come, the request goes to the
+//! [`BlockQueue`], and its end is told together with the next command for that tag. So a request costs no system call of its
+//! own: whatever completions one `io_uring_enter` brings is worked on, and whatever that starts goes down with the next.
+//!
+//! | The device was made for | A request's data |
+//! |---|---|
+//! | [`DataPath::ZeroCopy`] | the driver registers the request's own pages in the ring's slot of the tag's number, until its end is told |
+//! | [`DataPath::Copy`] | each command has a buffer: a write's data is in it when the request comes, a read's is taken from it at the end |
+//!
+//! Where pages cannot be registered (no memory), or the backing does not take them as they lie (`EINVAL`), that one request is
+//! copied: a write's data is read from `/dev/ublkcN` first, a read's is written there last.
 //!
 //! ```text
-//! tag:   Fetching ──request──► Working ──end──► Fetching        any ──the device ends──► Gone
+//!                    ┌──pages are of no use──► CopyingIn ─┐
+//! tag:   Fetching ───┴──request──► Working ◄──────────────┘     any ──the device ends──► Gone
+//!           ▲                        │└──────► CopyingOut ─┐
+//!           └──────────end───────────┴─────────────────────┘
 //! ```
 //!
-//! Invariants: a tag's buffer belongs to the ring while the tag is `Fetching` and to the block queue, or to the tag, while it
-//! is `Working`; each request is committed exactly once, or never: then the kernel gives it to the successor. A stop takes no
-//! request any more, answers those that it has, and leaves the others to the successor.
+//! Invariants: a tag's buffer belongs to the ring while the tag is `Fetching` or being copied, and to the block queue, or to the
+//! tag, while it is `Working`; its pages are used between a request's submission to the queue and its end, and never after. Each
+//! request is committed exactly once, or never: then the kernel gives it to the successor. A stop takes no request any more,
+//! answers those that it has, and leaves the others to the successor.
 
 use std::fmt;
 use std::sync::Arc;
@@ -19,20 +30,24 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use farside_blockio::{
-    BlockQueue, Buffer, BufferPool, Completion, Done, Errno, Op, Owner, Request, RequestId, Ring, SharedFd, Tag, Waker, process,
+    BlockQueue, Buffer, BufferPool, Completion, Done, Errno, Op, Owner, Pages, Payload, Request, RequestId, Ring, SharedFd, Tag,
+    Waker, process,
 };
 use farside_region::{ByteExtent, ByteOffset};
 use memmap2::{MmapOptions, MmapRaw};
 
 use crate::UblkError;
 use crate::device::{Scan, begin};
+use crate::kernel::DataPath;
 use crate::uapi::{self, DESCRIPTOR_BYTES, Descriptor, DeviceInfo, IoCommand, Operation, SECTOR};
 
 /// The kernel is one client: whoever writes through the page cache shares its flushes (T14).
 const CLIENT: u32 = 0;
 const QUEUE: u16 = 0;
-/// Tag of the ring's read of the waker; the others are the kernel's tags, which end below.
+/// Tag of the ring's read of the waker; the others are the kernel's tags, which end below, of commands and, with [`COPY`], of
+/// copies.
 const WAKE: u64 = 1 << 32;
+const COPY: u64 = 1 << 33;
 
 /// What a server has done; monotonic, except for `in_flight`.
 #[derive(Debug, Default)]
@@ -43,6 +58,8 @@ pub struct Counters {
     pub requests: AtomicU64,
     /// Requests answered with an error.
     pub errors: AtomicU64,
+    /// Requests that were copied although the device was made for zero copy.
+    pub copied: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -87,6 +104,7 @@ pub struct Server {
     info: DeviceInfo,
     recovered: bool,
     scan: Scan,
+    slots: u16,
     shared: Arc<Shared>,
     waker: Waker,
 }
@@ -98,10 +116,10 @@ impl fmt::Debug for Server {
 }
 
 impl Server {
-    pub(crate) fn new(info: DeviceInfo, recovered: bool, scan: Scan, waker: Waker) -> (Self, Handle) {
+    pub(crate) fn new(info: DeviceInfo, recovered: bool, scan: Scan, slots: u16, waker: Waker) -> (Self, Handle) {
         let shared = Arc::new(Shared::default());
         let handle = Handle { shared: Arc::clone(&shared), waker: waker.clone() };
-        (Self { info, recovered, scan, shared, waker }, handle)
+        (Self { info, recovered, scan, slots, shared, waker }, handle)
     }
 
     /// Serves the queue on this thread until it is stopped or the device ends, and gives it back. `ready` is called once the
@@ -112,11 +130,14 @@ impl Server {
     pub fn run<Q: BlockQueue>(self, queue: Q, ready: impl FnOnce()) -> Result<Q, UblkError> {
         let (depth, io_bytes) = (self.info.depth, self.info.io_bytes_max as usize);
         let memory = |source| UblkError::Io { what: "find memory for the requests of", path: self.path(), source };
+        let path = DataPath::of_device(self.info.flags);
         let pool = BufferPool::new(usize::from(depth) * io_bytes, io_bytes).map_err(memory)?;
-        let take = |_| pool.take(io_bytes).expect("a new pool holds a buffer for each tag");
-        let buffers: Vec<Buffer> = (0..depth).map(take).collect();
         // Every command in one system call: see `device`.
-        let ring = Ring::new(u32::from(depth) * 2)?;
+        let entries = u32::from(depth) * 2;
+        let ring = match path {
+            DataPath::ZeroCopy => Ring::with_slots(entries, self.slots)?,
+            DataPath::Copy => Ring::new(entries)?,
+        };
         let file = begin(&self.info, self.recovered)?;
         if self.scan == Scan::No && !self.recovered {
             // The kernel asks whose commands they are when it has the last one. Nothing that follows needs the privilege.
@@ -131,6 +152,8 @@ impl Server {
             queue,
             file,
             descriptors,
+            path,
+            pool,
             device_bytes: 0,
             io_bytes,
             tags: (0..depth).map(|_| TagState::Gone).collect(),
@@ -139,9 +162,10 @@ impl Server {
             shared: self.shared.clone(),
         };
         running.device_bytes = running.queue.info().size;
-        for (tag, buffer) in buffers.into_iter().enumerate() {
+        for tag in 0..depth {
+            let buffer = (path == DataPath::Copy).then(|| running.buffer(io_bytes));
             running.gone -= 1;
-            running.fetch(tag as u16, uapi::io::FETCH, 0, buffer);
+            running.fetch(tag, uapi::io::FETCH, 0, buffer);
         }
         let served = running.serve(&self.waker, ready);
         running.ring.abandon();
@@ -156,12 +180,34 @@ impl Server {
 /// A tag, in the eyes of its server.
 #[derive(Debug)]
 enum TagState {
-    /// The kernel has our command, and the ring the buffer.
+    /// The kernel has our command, and the ring the buffer if there is one.
     Fetching,
-    /// A request is under way. The buffer is kept here where the request has no use for it.
-    Working { bytes: u32, buffer: Option<Buffer> },
+    /// A request is under way.
+    Working(Work),
+    /// A write's data is on its way to memory of ours.
+    CopyingIn(Work),
+    /// A read's data is on its way to the host.
+    CopyingOut(Work),
     /// Nothing comes here any more.
     Gone,
+}
+
+/// What must be known at a request's end.
+#[derive(Debug)]
+struct Work {
+    /// What the kernel is told of a success.
+    bytes: u32,
+    data: WorkData,
+}
+
+#[derive(Debug)]
+enum WorkData {
+    /// The queue has the tag's buffer, or it is kept here where the request has no use for it.
+    Buffer(Option<Buffer>),
+    /// The driver keeps it registered; a request without data is no different.
+    Pages,
+    /// It was pages, and the queue has a copy.
+    Copied,
 }
 
 struct Running<Q> {
@@ -169,6 +215,9 @@ struct Running<Q> {
     queue: Q,
     file: SharedFd,
     descriptors: MmapRaw,
+    path: DataPath,
+    /// A buffer for each tag; untouched memory costs nothing.
+    pool: BufferPool,
     device_bytes: u64,
     io_bytes: usize,
     tags: Vec<TagState>,
@@ -191,6 +240,7 @@ impl<Q: BlockQueue> Running<Q> {
                         self.ring.wake_read(Tag::server(WAKE), waker);
                         self.queue.wake(&mut self.ring);
                     }
+                    Tag { id, .. } if id & COPY != 0 => self.was_copied(id as u16, completion),
                     Tag { id: tag, .. } => self.arrived(tag as u16, completion)?,
                 }
                 self.reap();
@@ -211,7 +261,7 @@ impl<Q: BlockQueue> Running<Q> {
 
     /// A command came back: with a request, or because none will come.
     fn arrived(&mut self, tag: u16, completion: Completion) -> Result<(), UblkError> {
-        let buffer = completion.buffer.expect("a command has the tag's buffer");
+        let buffer = completion.buffer;
         match completion.result {
             Ok(uapi::RESULT_OK) if self.shared.stop.load(Ordering::SeqCst) => {
                 // Never committed: the successor gets it.
@@ -248,23 +298,77 @@ impl<Q: BlockQueue> Running<Q> {
         Descriptor::decode(&bytes)
     }
 
-    /// Gives a request to the queue.
-    fn take(&mut self, tag: u16, descriptor: Descriptor, buffer: Buffer) {
+    /// A tag has one buffer at a time.
+    fn buffer(&self, bytes: usize) -> Buffer {
+        self.pool.take(bytes).expect("the pool holds a buffer for each tag")
+    }
+
+    /// Takes a request on.
+    fn take(&mut self, tag: u16, descriptor: Descriptor, buffer: Option<Buffer>) {
         let counters = &self.shared.counters;
         counters.requests.fetch_add(1, Ordering::Relaxed);
         counters.in_flight.fetch_add(1, Ordering::Relaxed);
         self.working += 1;
-        let Some((op, extent)) = meaning(&descriptor, self.device_bytes, self.io_bytes as u64) else {
-            self.tags[usize::from(tag)] = TagState::Working { bytes: 0, buffer: Some(buffer) };
+        let data = match self.path {
+            DataPath::Copy => WorkData::Buffer(buffer),
+            DataPath::ZeroCopy => WorkData::Pages,
+        };
+        let Some((op, extent)) = self.meaning(&descriptor) else {
+            self.tags[usize::from(tag)] = TagState::Working(Work { bytes: 0, data });
             return self.end(tag, Err(Errno::EOPNOTSUPP), None);
         };
         let has_data = matches!(op, Op::Read | Op::Write);
-        let (bytes, mut given, mut kept) =
-            if has_data { (extent.len as u32, Some(buffer), None) } else { (0, None, Some(buffer)) };
-        given.iter_mut().for_each(|buffer| buffer.set_len(extent.len as usize));
-        self.tags[usize::from(tag)] = TagState::Working { bytes, buffer: kept.take() };
-        let request = Request { id: RequestId(tag.into()), client: CLIENT, op, extent, fua: descriptor.fua, buffer: given };
+        let len = extent.len as u32;
+        let (payload, data) = match data {
+            data if !has_data => (None, data),
+            WorkData::Buffer(buffer) => {
+                let mut buffer = buffer.expect("a command has the tag's buffer");
+                buffer.set_len(extent.len as usize);
+                (Some(Payload::Buffer(buffer)), WorkData::Buffer(None))
+            }
+            _ if descriptor.unregistered => return self.copy(tag, &descriptor),
+            _ => (Some(Payload::Pages(Pages { slot: tag, len })), WorkData::Pages),
+        };
+        self.tags[usize::from(tag)] = TagState::Working(Work { bytes: if has_data { len } else { 0 }, data });
+        self.submit(tag, (op, extent), descriptor.fua, payload);
+    }
+
+    fn submit(&mut self, tag: u16, (op, extent): (Op, ByteExtent), fua: bool, payload: Option<Payload>) {
+        let request = Request { id: RequestId(tag.into()), client: CLIENT, op, extent, fua, payload };
         self.queue.submit(&mut self.ring, request);
+    }
+
+    fn meaning(&self, descriptor: &Descriptor) -> Option<(Op, ByteExtent)> {
+        meaning(descriptor, self.device_bytes, self.io_bytes as u64)
+    }
+
+    /// Goes on with a tag's request without its pages.
+    fn copy(&mut self, tag: u16, descriptor: &Descriptor) {
+        self.shared.counters.copied.fetch_add(1, Ordering::Relaxed);
+        let (op, extent) = self.meaning(descriptor).expect("it was looked at before");
+        let len = extent.len as usize;
+        let (work, buffer) = (Work { bytes: len as u32, data: WorkData::Copied }, self.buffer(len));
+        if op == Op::Read {
+            self.tags[usize::from(tag)] = TagState::Working(work);
+            return self.submit(tag, (op, extent), false, Some(Payload::Buffer(buffer)));
+        }
+        self.tags[usize::from(tag)] = TagState::CopyingIn(work);
+        let from = ByteOffset(uapi::data_offset(QUEUE, tag));
+        self.ring.read(Tag::server(COPY | u64::from(tag)), &self.file, from, buffer, 0..len);
+    }
+
+    fn was_copied(&mut self, tag: u16, completion: Completion) {
+        let result = completion.result.map(drop);
+        match std::mem::replace(&mut self.tags[usize::from(tag)], TagState::Gone) {
+            TagState::CopyingIn(work) if result.is_ok() => {
+                let descriptor = self.descriptor(tag);
+                let request = self.meaning(&descriptor).expect("it was looked at before");
+                self.tags[usize::from(tag)] = TagState::Working(work);
+                self.submit(tag, request, descriptor.fua, completion.buffer.map(Payload::Buffer));
+            }
+            TagState::CopyingIn(work) | TagState::CopyingOut(work) => self.commit(tag, result, work.bytes, None),
+            state => panic!("tag {tag} was copied and is {state:?}"),
+        }
     }
 
     fn reap(&mut self) {
@@ -273,11 +377,33 @@ impl<Q: BlockQueue> Running<Q> {
         }
     }
 
-    /// Tells the kernel how a request ended, and asks for the tag's next one.
+    /// The queue is done with a request.
     fn end(&mut self, tag: u16, result: Result<(), Errno>, buffer: Option<Buffer>) {
         let state = std::mem::replace(&mut self.tags[usize::from(tag)], TagState::Gone);
-        let TagState::Working { bytes, buffer: kept } = state else { panic!("tag {tag} is answered and has no request") };
-        let buffer = buffer.or(kept).expect("a tag's buffer comes back with its request");
+        let TagState::Working(work) = state else { panic!("tag {tag} is answered and is {state:?}") };
+        match (work.data, result) {
+            (WorkData::Buffer(kept), result) => {
+                let buffer = buffer.or(kept).expect("a tag's buffer comes back with its request");
+                self.commit(tag, result, work.bytes, Some(buffer));
+            }
+            // The backing does not take pages that lie so. Nothing has changed: what was marked will be sent for nothing.
+            (WorkData::Pages, Err(Errno::EINVAL)) if work.bytes > 0 => {
+                let descriptor = self.descriptor(tag);
+                self.copy(tag, &descriptor);
+            }
+            (WorkData::Copied, Ok(())) if self.descriptor(tag).operation == Operation::Read => {
+                let buffer = buffer.expect("a read has a place for its data");
+                let len = buffer.len();
+                self.tags[usize::from(tag)] = TagState::CopyingOut(Work { bytes: work.bytes, data: WorkData::Copied });
+                let to = ByteOffset(uapi::data_offset(QUEUE, tag));
+                self.ring.write(Tag::server(COPY | u64::from(tag)), &self.file, to, buffer, 0..len, false);
+            }
+            (WorkData::Pages | WorkData::Copied, result) => self.commit(tag, result, work.bytes, None),
+        }
+    }
+
+    /// Tells the kernel how a request ended, and asks for the tag's next one.
+    fn commit(&mut self, tag: u16, result: Result<(), Errno>, bytes: u32, buffer: Option<Buffer>) {
         let counters = &self.shared.counters;
         counters.in_flight.fetch_sub(1, Ordering::Relaxed);
         self.working -= 1;
@@ -291,10 +417,11 @@ impl<Q: BlockQueue> Running<Q> {
         self.fetch(tag, uapi::io::COMMIT_AND_FETCH, result, buffer);
     }
 
-    fn fetch(&mut self, tag: u16, op: u32, result: i32, buffer: Buffer) {
+    fn fetch(&mut self, tag: u16, op: u32, result: i32, buffer: Option<Buffer>) {
         self.tags[usize::from(tag)] = TagState::Fetching;
         let command = move |address| IoCommand { queue: QUEUE, tag, result, address }.encode();
-        self.ring.command(Tag::server(tag.into()), &self.file, op, Some(buffer), command);
+        let register = (self.path == DataPath::ZeroCopy).then(|| uapi::register_in(tag));
+        self.ring.command(Tag::server(tag.into()), &self.file, op, register, buffer, command);
     }
 }
 
@@ -329,7 +456,7 @@ mod tests {
     const IO: u64 = 512 << 10;
 
     fn ask(operation: Operation, first_sector: u64, sectors: u32) -> Option<(Op, ByteExtent)> {
-        meaning(&Descriptor { operation, fua: false, no_unmap: true, sectors, first_sector }, DEVICE, IO)
+        meaning(&Descriptor { operation, fua: false, no_unmap: true, unregistered: false, sectors, first_sector }, DEVICE, IO)
     }
 
     #[test]

@@ -53,6 +53,8 @@ pub mod feature {
     pub const AUTO_BUF_REG: u64 = 1 << 11;
     /// Each tag may have a thread of its own.
     pub const PER_IO_DAEMON: u64 = 1 << 13;
+    /// Whether the kernel looks for partitions can be said, and it does so without the device's lock.
+    pub const NO_AUTO_PART_SCAN: u64 = 1 << 18;
 }
 
 /// Of `struct ublksrv_ctrl_cmd`.
@@ -180,7 +182,7 @@ impl DeviceInfo {
     }
 }
 
-/// What of `struct ublk_params` we use: the header, `basic` and `discard`. Later parts are the kernel's defaults.
+/// What of `struct ublk_params` we use: the header, `basic`, `discard` and `dma`. Other parts are the kernel's defaults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Params {
     pub(crate) attributes: u32,
@@ -191,6 +193,8 @@ pub(crate) struct Params {
     pub(crate) sectors_max: u32,
     pub(crate) device_sectors: u64,
     pub(crate) discard: Option<Discard>,
+    /// What the memory of requests is aligned to, in bytes, where no copy aligns it; a power of two up to a page.
+    pub(crate) memory_align: Option<u32>,
 }
 
 /// `struct ublk_param_discard`.
@@ -210,14 +214,16 @@ pub(crate) mod attribute {
 }
 
 impl Params {
-    /// Up to the end of `discard`, rounded to the structure's alignment.
-    pub(crate) const BYTES: usize = 64;
+    /// Up to the end of `dma`, rounded to the structure's alignment. A kernel of before that takes what it knows.
+    pub(crate) const BYTES: usize = 120;
     const TYPE_BASIC: u32 = 1 << 0;
     const TYPE_DISCARD: u32 = 1 << 1;
+    const TYPE_DMA_ALIGN: u32 = 1 << 4;
 
     pub(crate) fn encode(&self) -> [u8; Self::BYTES] {
         let mut bytes = Self::request();
-        let types = Self::TYPE_BASIC | if self.discard.is_some() { Self::TYPE_DISCARD } else { 0 };
+        let discard = if self.discard.is_some() { Self::TYPE_DISCARD } else { 0 };
+        let types = Self::TYPE_BASIC | discard | if self.memory_align.is_some() { Self::TYPE_DMA_ALIGN } else { 0 };
         put(&mut bytes, 4, types.to_ne_bytes());
         put(&mut bytes, 8, self.attributes.to_ne_bytes());
         put(&mut bytes, 12, [self.logical_shift, self.physical_shift, self.io_opt_shift, self.io_min_shift]);
@@ -229,6 +235,9 @@ impl Params {
             put(&mut bytes, 48, discard.sectors_max.to_ne_bytes());
             put(&mut bytes, 52, discard.zeroes_sectors_max.to_ne_bytes());
             put(&mut bytes, 56, 1u16.to_ne_bytes()); // one range in a request
+        }
+        if let Some(align) = self.memory_align {
+            put(&mut bytes, 108, (align - 1).to_ne_bytes()); // a mask
         }
         bytes
     }
@@ -257,8 +266,22 @@ impl Params {
                 sectors_max: u32::from_ne_bytes(get(bytes, 48)),
                 zeroes_sectors_max: u32::from_ne_bytes(get(bytes, 52)),
             }),
+            memory_align: (types & Self::TYPE_DMA_ALIGN != 0).then(|| u32::from_ne_bytes(get(bytes, 108)).saturating_add(1)),
         }
     }
+}
+
+/// `struct ublk_auto_buf_reg`, as it lies in the address of a submission: the pages of the tag's next request are registered in
+/// this slot of the ring's table; where that fails, the request comes all the same ([`Descriptor::unregistered`]).
+pub(crate) const fn register_in(slot: u16) -> u64 {
+    const FALLBACK: u64 = 1 << 0;
+    slot as u64 | FALLBACK << 16
+}
+
+/// Where the data of a tag's request lies in `/dev/ublkcN`, for reading a write's and writing a read's (`USER_COPY`).
+pub(crate) const fn data_offset(queue: u16, tag: u16) -> u64 {
+    const BASE: u64 = 0x8000_0000;
+    BASE + ((queue as u64) << 41) + ((tag as u64) << 25)
 }
 
 /// `struct ublksrv_io_cmd`: one tag's command.
@@ -302,6 +325,8 @@ pub(crate) struct Descriptor {
     pub(crate) fua: bool,
     /// Of `WriteZeroes`: the space must stay allocated.
     pub(crate) no_unmap: bool,
+    /// Its pages could not be registered, as they should have been.
+    pub(crate) unregistered: bool,
     pub(crate) sectors: u32,
     pub(crate) first_sector: u64,
 }
@@ -321,6 +346,7 @@ impl Descriptor {
             operation,
             fua: op_flags & 1 << 13 != 0,
             no_unmap: op_flags & 1 << 15 != 0,
+            unregistered: op_flags & 1 << 17 != 0,
             sectors: u32::from_ne_bytes(get(bytes, 4)),
             first_sector: u64::from_ne_bytes(get(bytes, 8)),
         }
@@ -383,9 +409,11 @@ mod tests {
             sectors_max: 1024,
             device_sectors: 1 << 33,
             discard: Some(discard),
+            memory_align: Some(512),
         };
         let bytes = params.encode();
-        assert_eq!([at(&bytes, 0, 4), at(&bytes, 4, 4), at(&bytes, 8, 4)], [64, 3, 12]);
+        assert_eq!([at(&bytes, 0, 4), at(&bytes, 4, 4), at(&bytes, 8, 4)], [120, 0x13, 12]);
+        assert_eq!(at(&bytes, 108, 4), 511);
         assert_eq!(bytes[12..16], [9, 12, 16, 13]);
         assert_eq!([at(&bytes, 16, 4), at(&bytes, 24, 8)], [1024, 1 << 33]);
         assert_eq!(
@@ -393,7 +421,7 @@ mod tests {
             [1, 4096, 5, 6, 1]
         );
         assert_eq!(Params::decode(&bytes), params);
-        let plain = Params { discard: None, ..params };
+        let plain = Params { discard: None, memory_align: None, ..params };
         assert_eq!((at(&plain.encode(), 4, 4), Params::decode(&plain.encode())), (1, plain));
 
         let io = IoCommand { queue: 1, tag: 2, result: -5, address: 0x1000 }.encode();
@@ -414,10 +442,21 @@ mod tests {
             [(0, O::Read), (1, O::Write), (2, O::Flush), (3, O::Discard), (4, O::Other(4)), (5, O::WriteZeroes)]
         {
             let plain = descriptor(number);
-            let wanted = Descriptor { operation, fua: false, no_unmap: false, sectors: 8, first_sector: 1 << 40 };
+            let wanted =
+                Descriptor { operation, fua: false, no_unmap: false, unregistered: false, sectors: 8, first_sector: 1 << 40 };
             assert_eq!(plain, wanted);
         }
         let flags = descriptor(5 | 1 << 13 | 1 << 15);
-        assert!(flags.fua && flags.no_unmap && flags.operation == O::WriteZeroes);
+        assert!(flags.fua && flags.no_unmap && !flags.unregistered && flags.operation == O::WriteZeroes);
+        assert!(descriptor(1 | 1 << 17).unregistered);
+    }
+
+    #[test]
+    fn pages_and_data_are_where_the_kernel_looks_for_them() {
+        assert_eq!([register_in(0), register_in(127)], [0x1_0000, 0x1_007f]);
+        assert_eq!(
+            [data_offset(0, 0), data_offset(0, 3), data_offset(1, 0)],
+            [1 << 31, (1 << 31) + (3 << 25), (1 << 31) + (1 << 41)]
+        );
     }
 }

@@ -5,12 +5,13 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::ops::Range;
 
 use farside_region::{ByteExtent, ByteOffset};
 use nix::errno::Errno;
 
 use crate::queue::rest_of;
-use crate::{Buffer, Completion, Fallocate, FileDevice, Ring, Tag};
+use crate::{Buffer, Completion, Fallocate, FileDevice, Pages, Ring, Tag};
 
 /// Bytes that one write of zeroes carries.
 const ZERO_WRITE: usize = 1 << 20;
@@ -31,6 +32,26 @@ pub enum DeviceOp {
         offset: ByteOffset,
         /// As long as the write.
         buffer: Buffer,
+        /// Whether it must be on stable storage before it completes.
+        durable: bool,
+    },
+    /// Fill a part of registered pages.
+    ReadPages {
+        /// Of its first byte.
+        offset: ByteOffset,
+        /// Where to.
+        pages: Pages,
+        /// Which part.
+        range: Range<usize>,
+    },
+    /// Write a part of registered pages.
+    WritePages {
+        /// Of its first byte.
+        offset: ByteOffset,
+        /// Where from.
+        pages: Pages,
+        /// Which part.
+        range: Range<usize>,
         /// Whether it must be on stable storage before it completes.
         durable: bool,
     },
@@ -55,7 +76,7 @@ pub struct DeviceDone {
     pub id: u64,
     /// The device's answer.
     pub result: Result<(), Errno>,
-    /// Of a read or write.
+    /// Of a read or write that has one.
     pub buffer: Option<Buffer>,
 }
 
@@ -120,7 +141,9 @@ impl DeviceEngine {
     /// Starts an operation. `id` comes back in its end and need not be unique.
     pub fn submit(&mut self, ring: &mut Ring, id: u64, op: DeviceOp) {
         let step = match &op {
-            DeviceOp::Read { .. } | DeviceOp::Write { .. } => Step::Transfer,
+            DeviceOp::Read { .. } | DeviceOp::Write { .. } | DeviceOp::ReadPages { .. } | DeviceOp::WritePages { .. } => {
+                Step::Transfer
+            }
             DeviceOp::Flush => Step::Sync,
             DeviceOp::Zero { extent, keep_space, durable } => {
                 let zeroing = Zeroing { extent: *extent, durable: *durable };
@@ -142,6 +165,8 @@ impl DeviceEngine {
                 let len = buffer.len();
                 ring.write(tag, fd, offset, buffer, 0..len, durable);
             }
+            DeviceOp::ReadPages { offset, pages, range } => ring.read_pages(tag, fd, offset, pages, range),
+            DeviceOp::WritePages { offset, pages, range, durable } => ring.write_pages(tag, fd, offset, pages, range, durable),
             DeviceOp::Flush | DeviceOp::Zero { .. } => self.run(ring, index, step),
         }
     }

@@ -74,8 +74,9 @@ impl MemQueue {
 }
 
 impl Shared {
-    fn run(&mut self, request: Request) {
-        let Request { id, op, extent, mut buffer, .. } = request;
+    fn run(&mut self, mut request: Request) {
+        let mut buffer = request.take_buffer();
+        let Request { id, op, extent, .. } = request;
         let result = self.fail.map_or(Ok(()), Err);
         if result.is_ok() {
             let start = usize::try_from(extent.offset.0).expect("inside the volume");

@@ -15,7 +15,7 @@ use std::collections::VecDeque;
 use farside_region::{ByteExtent, ByteOffset};
 use nix::errno::Errno;
 
-use crate::{Buffer, Completion, DeviceEngine, DeviceOp, FileDevice, Ring};
+use crate::{Buffer, Completion, DeviceEngine, DeviceOp, FileDevice, Pages, Ring};
 
 /// The server's name for a request; unique among those it has not reaped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -39,6 +39,16 @@ pub enum Op {
     },
 }
 
+/// Where the data of a read goes, or of a write comes from.
+#[derive(Debug)]
+pub enum Payload {
+    /// Memory of ours, as long as the extent.
+    Buffer(Buffer),
+    /// Of the host itself: pages that the server's driver keeps registered until the request is reaped. Only the queue's ring
+    /// knows them, and nobody can look at what is in them.
+    Pages(Pages),
+}
+
 /// One request. Extents are aligned to [`QueueInfo::block_min`] and lie inside the device: the server has checked.
 #[derive(Debug)]
 pub struct Request {
@@ -53,7 +63,21 @@ pub struct Request {
     /// Whether it must be durable before it completes (writes, trims, zeroes).
     pub fua: bool,
     /// `extent.len` bytes for reads and writes, otherwise `None`.
-    pub buffer: Option<Buffer>,
+    pub payload: Option<Payload>,
+}
+
+impl Request {
+    /// The buffer of a read or write, for a queue that has no ring and is never given pages.
+    ///
+    /// # Panics
+    /// When it was given pages.
+    pub fn take_buffer(&mut self) -> Option<Buffer> {
+        match self.payload.take() {
+            Some(Payload::Buffer(buffer)) => Some(buffer),
+            Some(Payload::Pages(pages)) => panic!("{pages:?} are known to a ring only"),
+            None => None,
+        }
+    }
 }
 
 /// The end of a request.
@@ -64,7 +88,7 @@ pub struct Done {
     pub id: RequestId,
     /// The device's error passes through.
     pub result: Result<(), Errno>,
-    /// As submitted, filled by a successful read.
+    /// As submitted, filled by a successful read. Pages do not come back: they are the server's all along.
     pub buffer: Option<Buffer>,
 }
 
@@ -175,10 +199,17 @@ impl BlockQueue for PlainQueue {
     }
 
     fn submit(&mut self, ring: &mut Ring, request: Request) {
-        let Request { id, op, extent, fua, buffer, .. } = request;
+        let Request { id, op, extent, fua, payload, .. } = request;
+        let (offset, whole) = (extent.offset, 0..extent.len as usize);
         let op = match op {
-            Op::Read => DeviceOp::Read { offset: extent.offset, buffer: buffer.expect("a read has a buffer") },
-            Op::Write => DeviceOp::Write { offset: extent.offset, buffer: buffer.expect("a write has a buffer"), durable: fua },
+            Op::Read => match payload.expect("a read has a place for its data") {
+                Payload::Buffer(buffer) => DeviceOp::Read { offset, buffer },
+                Payload::Pages(pages) => DeviceOp::ReadPages { offset, pages, range: whole },
+            },
+            Op::Write => match payload.expect("a write has data") {
+                Payload::Buffer(buffer) => DeviceOp::Write { offset, buffer, durable: fua },
+                Payload::Pages(pages) => DeviceOp::WritePages { offset, pages, range: whole, durable: fua },
+            },
             Op::Flush => DeviceOp::Flush,
             Op::Trim => DeviceOp::Zero { extent, keep_space: false, durable: fua },
             Op::WriteZeroes { no_hole } => DeviceOp::Zero { extent, keep_space: no_hole, durable: fua },

@@ -72,7 +72,7 @@ pub struct Completion {
     pub tag: Tag,
     /// Bytes for a transfer, 0 for the others.
     pub result: Result<u32, Errno>,
-    /// The buffer of a read, write, receive, send or command.
+    /// The buffer of a read, write, receive, send or command that has one.
     pub buffer: Option<Buffer>,
     /// The gather of a [`Ring::send_gather`], advanced by what was sent.
     pub gather: Option<Gather>,
@@ -120,6 +120,16 @@ pub enum RingError {
     },
 }
 
+/// Memory that somebody else, a driver, has registered in a slot of a ring's table: pages of a request that it waits for. Who
+/// gave it knows how long that holds; the kernel refuses a slot in which nothing is, and a range beyond what is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Pages {
+    /// In the table of [`Ring::with_slots`].
+    pub slot: u16,
+    /// Bytes.
+    pub len: u32,
+}
+
 /// An io_uring and the operations in flight on it. Belongs to the thread that makes it.
 pub struct Ring {
     uring: IoUring,
@@ -150,9 +160,39 @@ enum Kind {
     Plain, // fsync, fallocate, poll: nothing moves
 }
 
+enum Memory {
+    Buffer(Buffer),
+    Pages(Pages),
+}
+
+impl From<Buffer> for Memory {
+    fn from(buffer: Buffer) -> Self {
+        Self::Buffer(buffer)
+    }
+}
+
+impl From<Pages> for Memory {
+    fn from(pages: Pages) -> Self {
+        Self::Pages(pages)
+    }
+}
+
+impl Memory {
+    /// The address that the kernel is told, which in registered pages is the number of the byte, and the pages' slot.
+    fn place(&mut self, range: &Range<usize>) -> (*mut u8, Option<u16>) {
+        match self {
+            Self::Buffer(buffer) => (buffer.kernel_ptr(range), None),
+            Self::Pages(pages) => {
+                assert!(range.start <= range.end && range.end <= pages.len as usize, "an operation stays inside its pages");
+                (std::ptr::without_provenance_mut(range.start), Some(pages.slot))
+            }
+        }
+    }
+}
+
 /// A device transfer that may take several submissions.
 struct Transfer {
-    buffer: Buffer,
+    memory: Memory,
     range: Range<usize>,
     offset: u64,
     done: usize,
@@ -160,13 +200,14 @@ struct Transfer {
 }
 
 impl Transfer {
-    fn new(buffer: Buffer, range: Range<usize>, offset: ByteOffset) -> Self {
-        Self { buffer, range, offset: offset.0, done: 0, interrupted: 0 }
+    fn new(memory: impl Into<Memory>, range: Range<usize>, offset: ByteOffset) -> Self {
+        Self { memory: memory.into(), range, offset: offset.0, done: 0, interrupted: 0 }
     }
 
-    fn rest(&mut self) -> (*mut u8, u32, u64) {
+    fn rest(&mut self) -> (*mut u8, Option<u16>, u32, u64) {
         let rest = self.range.start + self.done..self.range.end;
-        (self.buffer.kernel_ptr(&rest), transfer_len(&rest), self.offset + self.done as u64)
+        let (address, slot) = self.memory.place(&rest);
+        (address, slot, transfer_len(&rest), self.offset + self.done as u64)
     }
 }
 
@@ -199,6 +240,16 @@ impl Ring {
         })
     }
 
+    /// As [`Ring::new`], with a table of so many empty slots in which a driver registers [`Pages`].
+    ///
+    /// # Errors
+    /// As [`Ring::new`].
+    pub fn with_slots(entries: u32, slots: u16) -> Result<Self, RingError> {
+        let ring = Self::new(entries)?;
+        ring.uring.submitter().register_buffers_sparse(u32::from(slots)).map_err(RingError::explain)?;
+        Ok(ring)
+    }
+
     /// Operations submitted and not yet returned by [`Ring::pop`].
     pub fn in_flight(&self) -> usize {
         self.in_flight
@@ -215,6 +266,16 @@ impl Ring {
     /// Writes `range` of the buffer to a device, in full or with an error; with `dsync` durably.
     pub fn write(&mut self, tag: Tag, fd: &SharedFd, offset: ByteOffset, buffer: Buffer, range: Range<usize>, dsync: bool) {
         self.start(tag, fd, Kind::Write { transfer: Transfer::new(buffer, range, offset), dsync });
+    }
+
+    /// As [`Ring::read`], into registered pages.
+    pub fn read_pages(&mut self, tag: Tag, fd: &SharedFd, offset: ByteOffset, pages: Pages, range: Range<usize>) {
+        self.start(tag, fd, Kind::Read { transfer: Transfer::new(pages, range, offset) });
+    }
+
+    /// As [`Ring::write`], from registered pages.
+    pub fn write_pages(&mut self, tag: Tag, fd: &SharedFd, offset: ByteOffset, pages: Pages, range: Range<usize>, dsync: bool) {
+        self.start(tag, fd, Kind::Write { transfer: Transfer::new(pages, range, offset), dsync });
     }
 
     /// Makes what was completed before durable (`fdatasync`).
@@ -282,12 +343,14 @@ impl Ring {
     }
 
     /// Gives a device's driver a command of its own with 16 bytes that say what (`IORING_OP_URING_CMD`); they are made with the
-    /// address of the buffer, 0 for none. The driver may use the whole buffer until the completion.
+    /// address of the buffer, 0 for none. The driver may use the whole buffer until the completion. `argument` is what it looks
+    /// for in the submission itself, in place of an address.
     pub fn command(
         &mut self,
         tag: Tag,
         fd: &SharedFd,
         op: u32,
+        argument: Option<u64>,
         mut buffer: Option<Buffer>,
         payload: impl FnOnce(u64) -> [u8; 16],
     ) {
@@ -295,7 +358,7 @@ impl Ring {
             buffer.set_len(buffer.capacity());
             buffer.kernel_ptr(&(0..buffer.len())) as u64
         });
-        let entry = opcode::UringCmd16::new(Fd(fd.as_raw_fd()), op).cmd(payload(address)).build();
+        let entry = opcode::UringCmd16::new(Fd(fd.as_raw_fd()), op).cmd(payload(address)).addr(argument).build();
         self.start_with(tag, fd, Kind::Command { buffer }, entry);
     }
 
@@ -407,7 +470,9 @@ impl Ring {
         match operation.kind {
             Kind::Read { transfer } | Kind::Write { transfer, .. } => {
                 completion.result = transfer.result(result);
-                completion.buffer = Some(transfer.buffer);
+                if let Memory::Buffer(buffer) = transfer.memory {
+                    completion.buffer = Some(buffer);
+                }
             }
             Kind::Recv { buffer } | Kind::Send { buffer } => completion.buffer = Some(buffer),
             Kind::Command { buffer } => completion.buffer = buffer,
@@ -508,14 +573,18 @@ fn transfer_len(range: &Range<usize>) -> u32 {
 fn transfer_entry(fd: &SharedFd, kind: &mut Kind) -> squeue::Entry {
     let fd = Fd(fd.as_raw_fd());
     match kind {
-        Kind::Read { transfer } => {
-            let (ptr, len, offset) = transfer.rest();
-            opcode::Read::new(fd, ptr, len).offset(offset).build()
-        }
+        Kind::Read { transfer } => match transfer.rest() {
+            (address, None, len, offset) => opcode::Read::new(fd, address, len).offset(offset).build(),
+            (address, Some(slot), len, offset) => opcode::ReadFixed::new(fd, address, len, slot).offset(offset).build(),
+        },
         Kind::Write { transfer, dsync } => {
-            let (ptr, len, offset) = transfer.rest();
             let flags = if *dsync { libc::RWF_DSYNC } else { 0 };
-            opcode::Write::new(fd, ptr, len).offset(offset).rw_flags(flags).build()
+            match transfer.rest() {
+                (address, None, len, offset) => opcode::Write::new(fd, address, len).offset(offset).rw_flags(flags).build(),
+                (address, Some(slot), len, offset) => {
+                    opcode::WriteFixed::new(fd, address, len, slot).offset(offset).rw_flags(flags).build()
+                }
+            }
         }
         _ => unreachable!("only device transfers are continued"),
     }

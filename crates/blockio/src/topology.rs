@@ -23,10 +23,17 @@ pub struct Topology {
     pub rotational: bool,
     /// What zeroing frees at once.
     pub discard_granularity: u32,
+    /// What memory must be aligned to that is read or written without a copy; a power of two up to a page.
+    pub memory_align: u32,
+    /// Whether what is being written must not change until it is (checksums, parity).
+    pub stable_writes: bool,
 }
 
 /// A file's: that of the page cache below.
 const FILE_BLOCK: u32 = 4096;
+const PAGE: u32 = 4096;
+/// What the kernel asks for where a driver says nothing.
+const MEMORY_ALIGN: u32 = 512;
 
 impl FileDevice {
     /// What it says of itself; never fails, since it is advice.
@@ -55,6 +62,9 @@ impl Topology {
             io_opt: told("optimal_io_size").filter(|value| value.is_power_of_two()).unwrap_or(0),
             rotational: told("rotational").is_some(),
             discard_granularity: told("discard_granularity").map_or(physical_block, power).max(least),
+            // The kernel shows a mask.
+            memory_align: told("dma_alignment").map_or(MEMORY_ALIGN, |mask| (power(mask) << 1).min(PAGE)),
+            stable_writes: told("stable_writes").is_some(),
         }
     }
 }
@@ -86,18 +96,37 @@ mod tests {
             ("optimal_io_size", "262144"),
             ("rotational", "1"),
             ("discard_granularity", "65536"),
+            ("dma_alignment", "1023"),
+            ("stable_writes", "1"),
         ];
-        let topology =
-            Topology { physical_block: 4096, io_min: 65536, io_opt: 262_144, rotational: true, discard_granularity: 65536 };
+        let topology = Topology {
+            physical_block: 4096,
+            io_min: 65536,
+            io_opt: 262_144,
+            rotational: true,
+            discard_granularity: 65536,
+            memory_align: 1024,
+            stable_writes: true,
+        };
         assert_eq!(read(&raid, 512), topology);
     }
 
     #[test]
     fn what_it_does_not_say_or_cannot_be_handed_on_harms_nobody() {
-        let plain = Topology { physical_block: 512, io_min: 512, io_opt: 0, rotational: false, discard_granularity: 512 };
+        let plain = Topology {
+            physical_block: 512,
+            io_min: 512,
+            io_opt: 0,
+            rotational: false,
+            discard_granularity: 512,
+            memory_align: 512,
+            stable_writes: false,
+        };
         assert_eq!(read(&[], 512), plain);
         let odd = [("minimum_io_size", "0"), ("optimal_io_size", "786432"), ("rotational", "0"), ("physical_block_size", "x")];
         assert_eq!(read(&odd, 512), plain);
+        assert_eq!(read(&[("dma_alignment", "3")], 512).memory_align, 4);
+        assert_eq!(read(&[("dma_alignment", "65535")], 512).memory_align, 4096, "no more than a page");
         assert_eq!(Topology::read(None, 4096).physical_block, 4096);
         assert_eq!(read(&[("physical_block_size", "512")], 4096).physical_block, 4096, "never below the alignment");
     }

@@ -211,6 +211,20 @@ pub struct TapStatus {
     pub clients: u32,
     /// Requests in flight now.
     pub in_flight: u32,
+    /// How the data of its requests comes and goes, where the tap is a device of ublk's.
+    pub data_path: Option<DataPathStatus>,
+}
+
+/// How the data of requests comes and goes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(default)]
+pub struct DataPathStatus {
+    /// `zero copy` or `copy`.
+    pub name: String,
+    /// As the rest of a sentence.
+    pub why: String,
+    /// Requests that were copied all the same, since their pages could not be used.
+    pub copied: u64,
 }
 
 /// What lies below a volume.

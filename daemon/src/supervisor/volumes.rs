@@ -472,14 +472,15 @@ impl Daemon {
             );
             return taken(format!("{} backs volume {} already", add.backing.display(), other.name), todo);
         }
-        let tap = add.tap.as_deref().unwrap_or_else(|| TapConfig::choose(&add.backing));
+        let tap = add.tap.as_deref().unwrap_or_else(|| TapConfig::choose(&add.backing, &config.source.accept_faults));
         let tap = config.tap(&name, add.insert, Some(tap)).map_err(|what| wrong(what, "give another one with --tap, or none"))?;
         if let Some(other) = config.volumes.values().find(|v| v.tap.collides(&tap)) {
             let what = format!("{tap} is the tap of volume {} already", other.name);
             return taken(what, "choose another one with --tap nbd:unix:/absolute/path".to_owned());
         }
         let (backing, insert) = (add.backing.clone(), add.insert);
-        Ok(VolumeConfig { name, group, backing, insert, tap, on_tracking_lost: Default::default() })
+        let (data_path, on_tracking_lost) = Default::default();
+        Ok(VolumeConfig { name, group, backing, insert, tap, data_path, on_tracking_lost })
     }
 
     /// Why nothing can be done with a volume at this moment.
@@ -676,6 +677,7 @@ mod tests {
             backing: "/dev/nope".into(),
             insert: false,
             tap: TapConfig::Nbd { socket: "/run/x".into() },
+            data_path: Default::default(),
             on_tracking_lost: Default::default(),
         };
         let todo = |error: anyhow::Error| what_would_do(&error, &volume);

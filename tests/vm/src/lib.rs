@@ -8,6 +8,7 @@
 
 pub mod cache;
 pub mod conformance;
+pub mod counted;
 mod image;
 mod kernel;
 pub mod klog;

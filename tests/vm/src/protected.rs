@@ -5,6 +5,7 @@ use farside_tests::verify::Rng;
 use farside_tests::wait_for;
 use serde_json::Value;
 
+use crate::counted::Thread;
 use crate::{DiskSpec, Guest, Kernel, Machine, Network};
 
 const VOLUME_MIB: usize = 64;
@@ -62,7 +63,7 @@ impl Host {
             .on(&network);
         let mut machine = Machine::new("host", kernel)
             .modules(modules)
-            .programs(&["farside", "farsided", "farside-vm-load"])
+            .programs(&["farside", "farsided", "farside-vm-bench", "farside-vm-load"])
             .debian_programs(&["mke2fs", "e2fsck", "dmsetup"])
             .disk(DiskSpec::blank("data", VOLUME_MIB))
             .disk(DiskSpec::blank("state", 64))
@@ -132,6 +133,26 @@ impl Host {
     pub fn stop_daemon(&mut self) {
         self.guest.run(&format!("kill {}", self.daemon));
         self.guest.wait_until(&format!("test ! -d /proc/{}", self.daemon));
+    }
+
+    /// The thread of the daemon that serves the volume.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub fn queue_thread(&mut self) -> Thread {
+        Thread::of(&mut self.guest, self.daemon, "queue-")
+    }
+
+    /// How the volume's data comes and goes, as its status says.
+    ///
+    /// # Panics
+    /// When there is no volume of ublk's.
+    pub fn data_path(&mut self) -> String {
+        let status = self.guest.run(&format!("{CLI} volume show data --json"));
+        let status: Value = serde_json::from_str(&status).expect("JSON");
+        let path = &status["tap"]["data_path"];
+        assert!(path["why"].as_str().is_some_and(|why| !why.is_empty()), "it says why: {status}");
+        path["name"].as_str().expect("a name").to_owned()
     }
 
     fn status(&mut self) -> Option<Value> {

@@ -2,9 +2,10 @@
 //! programs on it see one device and no error, whatever happens to the process behind it.
 
 use farside_tests::verify::Rng;
-use farside_vm::Kernel;
 use farside_vm::conformance::{self, DEVICE, UBLK, boot, unmount_and_shut_down};
-use farside_vm::protected::{CLI, Host};
+use farside_vm::counted::{Bare, load};
+use farside_vm::protected::{CLI, Host, is_quiet};
+use farside_vm::{DiskSpec, Guest, Kernel, Machine};
 
 const KILLS: u64 = 20;
 /// Of a daemon that stays, after eight that do not.
@@ -111,4 +112,86 @@ fn a_ublk_device_lives_through_everything_on_backports() {
 #[test]
 fn a_ublk_device_lives_through_everything_on_the_newest() {
     conformance::lives_through_everything(Kernel::Newest, &UBLK, KILLS);
+}
+
+/// What the kernel can do decides how data comes and goes, unless the configuration does; a device stays as it was made.
+#[test]
+fn a_data_path_is_chosen_shown_and_kept() {
+    for (kernel, way) in [(Kernel::Backports, "copy"), (Kernel::Newest, "zero copy")] {
+        let mut host = boot(kernel, &UBLK);
+        assert_eq!(host.data_path(), way);
+        let doctor = host.guest.attempt("farside doctor --config /state/farsided.toml").stdout;
+        assert!(doctor.contains(&format!("data path {way}: ")), "{doctor}");
+        assert_eq!(doctor.contains("kernel fault scan-under-lock"), kernel == Kernel::Backports, "{doctor}");
+        if kernel == Kernel::Newest {
+            let file = "/state/farsided.d/volume-data.toml";
+            host.guest.run(&format!("sed -i '/^tap/a data_path = \"copy\"' {file} && grep -q '^data_path' {file}"));
+            host.kill_daemon();
+            host.start_daemon();
+            assert_eq!(host.data_path(), "zero copy", "its users wait for the device as it is");
+            host.stop_daemon(); // takes the device away, which nobody uses
+            host.start_daemon();
+            assert_eq!(host.data_path(), "copy");
+            conformance::is_a_disk(&mut host, &UBLK);
+            host.guest.run(&format!("/bin/mke2fs -q -t ext4 {DEVICE} && mount -t ext4 {DEVICE} /mnt"));
+            host.start_load();
+            host.kill_under_load(3);
+            unmount_and_shut_down(host);
+        } else {
+            host.shut_down();
+        }
+    }
+}
+
+/// Pages beyond the ring's table cannot be registered, as where memory is short: those requests are copied, among others that
+/// are not.
+#[test]
+fn what_cannot_be_registered_is_copied() {
+    let disk = DiskSpec::blank("data", 64);
+    let mut machine = Machine::new("host", Kernel::Newest).modules(&["ublk_drv"]).programs(&["farside-vm-bench"]).disk(disk);
+    let mut guest = machine.boot();
+    let data = guest.disk("data");
+    let bare = Bare::serve(&mut guest, &data, "slots=2");
+    assert_eq!(bare.way, "zero copy");
+    let write = |at: u32| format!("dd if=/dev/urandom of={} bs=64k seek={at} count=100 oflag=direct 2>/dev/null", bare.path);
+    guest.run(&format!("{} & {} & {} & {} & wait", write(0), write(100), write(200), write(300)));
+    load(&mut guest, &bare.path, "write-4096-32 1");
+    guest.run(&format!("dd if=/dev/urandom of={} bs=777 seek=12345 count=3000 conv=fsync 2>/dev/null", bare.path));
+    let digest = |guest: &mut Guest, device: &str| {
+        let part =
+            |at: u32| format!("dd if={device} bs=256k skip={at} count=64 iflag=direct 2>/dev/null | md5sum > /run/part{at}");
+        guest.run(&format!("{} & {} & {} & {} & wait; cat /run/part*", part(0), part(64), part(128), part(192)))
+    };
+    assert_eq!(digest(&mut guest, &bare.path), digest(&mut guest, &data));
+    let [requests, errors, copied] = bare.stop(&mut guest);
+    println!("{copied} of {requests} requests were copied");
+    assert!(errors == 0 && 0 < copied && copied < requests, "{copied} of {requests}, {errors} errors");
+    guest.shut_down();
+}
+
+/// Counted by the kernel: tracking changes costs the thread that serves a device no system call.
+#[test]
+fn a_request_costs_no_more_system_calls_than_one_that_is_only_passed_on() {
+    let mut host = Host::boot(Kernel::Newest, &["ublk_drv"]);
+    let data = host.guest.run("cat /run/backing").trim().to_owned();
+    const WORKLOADS: [&str; 3] = ["write-4096-1 1", "write-4096-32 1", "read-4096-32 1"];
+    let bare = Bare::serve(&mut host.guest, &data, "");
+    let thread = bare.thread(&mut host.guest);
+    let passed_on = WORKLOADS.map(|load_of| {
+        let (load, counts) = thread.count(&mut host.guest, |guest| load(guest, &bare.path, load_of));
+        counts.system_calls as f64 / load.operations as f64
+    });
+    bare.stop(&mut host.guest);
+    host.guest.run(&format!("{CLI} volume add data --backing {data}"));
+    host.wait_for_group("the first sync", is_quiet);
+    let thread = host.queue_thread();
+    for (load_of, passed_on) in WORKLOADS.into_iter().zip(passed_on) {
+        let (load, counts) = thread.count(&mut host.guest, |guest| load(guest, DEVICE, load_of));
+        let ours = counts.system_calls as f64 / load.operations as f64;
+        println!("{load_of}: {ours:.2} system calls for each request; passed on: {passed_on:.2}");
+        assert!(ours <= passed_on + 1.0, "{load_of}: {ours} for each request, and {passed_on} for one that is passed on");
+    }
+    host.wait_for_group("everything to be published", is_quiet);
+    host.assert_newest_point_is_the_disk();
+    host.shut_down();
 }

@@ -181,7 +181,7 @@ fn a_command_that_no_driver_takes_gives_its_buffer_back_whole() {
     let start = buffer.as_ptr() as u64;
     buffer.set_len(10);
     let mut told = 0;
-    ring.command(Tag::server(5), device.fd(), 0x1234, Some(buffer), |address| {
+    ring.command(Tag::server(5), device.fd(), 0x1234, None, Some(buffer), |address| {
         told = address;
         [0; 16]
     });
@@ -189,7 +189,7 @@ fn a_command_that_no_driver_takes_gives_its_buffer_back_whole() {
     let done = next(&mut ring);
     assert!(done.tag == Tag::server(5) && done.result.is_err());
     assert_eq!(done.buffer.unwrap().len(), 8192, "the driver may use all of it");
-    ring.command(Tag::server(6), device.fd(), 0x1234, None, |address| {
+    ring.command(Tag::server(6), device.fd(), 0x1234, Some(7), None, |address| {
         assert_eq!(address, 0);
         [0; 16]
     });
@@ -206,4 +206,28 @@ fn an_abandoned_ring_waits_for_nothing_and_its_buffers_are_not_used_again() {
     ring.abandon();
     assert_eq!(pool.in_use(), 4096, "the kernel may still write there");
     assert_eq!(Arc::strong_count(&ours), 1, "and has its own hold of the file");
+}
+
+#[test]
+fn an_empty_slot_is_no_memory() {
+    let (_folder, path) = testing::file(&[1; 8192]);
+    let device = FileDevice::open(&path, OpenOptions::at_once()).unwrap();
+    let mut ring = Ring::with_slots(8, 4).unwrap();
+    for slot in [3, 4] {
+        let pages = Pages { slot, len: 4096 };
+        ring.read_pages(Tag::queue(1), device.fd(), ByteOffset(0), pages, 0..4096);
+        assert_eq!(next(&mut ring).result, Err(Errno::EFAULT));
+        ring.write_pages(Tag::queue(2), device.fd(), ByteOffset(0), pages, 0..4096, true);
+        assert_eq!(next(&mut ring).result, Err(Errno::EFAULT));
+    }
+    assert!(std::fs::read(&path).unwrap().iter().all(|&byte| byte == 1));
+}
+
+#[test]
+#[should_panic(expected = "inside its pages")]
+fn nothing_goes_beyond_registered_pages() {
+    let (_folder, path) = testing::file(&[1; 8192]);
+    let device = FileDevice::open(&path, OpenOptions::at_once()).unwrap();
+    let mut ring = Ring::with_slots(8, 4).unwrap();
+    ring.read_pages(Tag::queue(1), device.fd(), ByteOffset(0), Pages { slot: 0, len: 4096 }, 0..4097);
 }

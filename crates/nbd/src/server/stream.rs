@@ -5,7 +5,7 @@
 
 use std::sync::atomic::Ordering;
 
-use farside_blockio::{BUFFER_ALIGN, BlockQueue, Buffer, Extent, ExtentKind, Op, Request, RequestId};
+use farside_blockio::{BUFFER_ALIGN, BlockQueue, Buffer, Extent, ExtentKind, Op, Payload, Request, RequestId};
 use farside_region::{ByteExtent, ByteOffset};
 
 use super::connection::{Reading, State, Work, Writing};
@@ -247,8 +247,8 @@ impl<Q: BlockQueue> Running<'_, Q> {
             let piece = self.pieces.get_mut(number);
             piece.job = job;
             first = piece.next;
-            let (extent, buffer) = (extent(piece.offset, u64::from(piece.len)), piece.buffer.take());
-            let request = Request { id: RequestId(u64::from(number)), client: index, op: Op::Read, extent, fua: false, buffer };
+            let (extent, payload) = (extent(piece.offset, u64::from(piece.len)), piece.buffer.take().map(Payload::Buffer));
+            let request = Request { id: RequestId(u64::from(number)), client: index, op: Op::Read, extent, fua: false, payload };
             self.submitted += 1;
             self.queue.submit(&mut self.ring, request);
         }
@@ -356,7 +356,8 @@ impl<Q: BlockQueue> Running<'_, Q> {
         entry.outstanding += 1;
         let client = entry.connection;
         self.submitted += 1;
-        self.queue.submit(&mut self.ring, Request { id, client, op, extent, fua, buffer });
+        let payload = buffer.map(Payload::Buffer);
+        self.queue.submit(&mut self.ring, Request { id, client, op, extent, fua, payload });
     }
 
     /// Whether a connection may have that many pieces now: there are, and nobody waits longer.

@@ -1,0 +1,150 @@
+//! What tests and benchmarks of block devices need inside a guest: load with its latencies, and a ublk device with nothing
+//! behind it but its backing, to compare with.
+//!
+//! `farside-vm-bench serve BACKING STOP [copy] [slots=N]` makes that device, says its path, and serves it until somebody writes
+//! into the FIFO `STOP`; then it takes the device away and says what it did. `farside-vm-bench load DEVICE WORKLOAD SECONDS
+//! [RATE]` gives the device random work past the page cache and prints one line of JSON. A workload is `read`, `write` or `sync`
+//! (a write and a flush), bytes and depth: `write-4096-32`. With a rate, so many begin in each second.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use farside_blockio::{Buffer, FileDevice, OpenOptions, PlainQueue, Ring, Tag, Waker};
+use farside_region::ByteOffset;
+use farside_tests::verify::Rng;
+use farside_ublk::{Device, Spec, held};
+
+type Failure = Box<dyn std::error::Error>;
+
+fn main() -> Result<(), Failure> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match arguments[..] {
+        ["serve", backing, stop, ref options @ ..] => serve(Path::new(backing), Path::new(stop), options),
+        ["load", device, workload, seconds] => load(Path::new(device), workload, seconds.parse()?, None),
+        ["load", device, workload, seconds, rate] => load(Path::new(device), workload, seconds.parse()?, Some(rate.parse()?)),
+        _ => Err("farside-vm-bench serve BACKING STOP [copy] [slots=N] | load DEVICE WORKLOAD SECONDS [RATE]".into()),
+    }
+}
+
+fn serve(backing: &Path, stop: &Path, options: &[&str]) -> Result<(), Failure> {
+    let slots = options.iter().find_map(|option| option.strip_prefix("slots=")).map(str::parse).transpose()?;
+    let device = FileDevice::open(backing, OpenOptions::at_once())?;
+    let spec = Spec {
+        token: 0xbe_ac | 1,
+        depth: 128,
+        io_bytes_max: 512 << 10,
+        slots,
+        copied: options.contains(&"copy"),
+        accepted_faults: Vec::new(),
+    };
+    let shown = Device::claim(&spec, &device)?;
+    let (path, way) = (shown.path(), shown.data_path().path);
+    let (server, handle) = shown.server(Waker::new()?);
+    let queue = PlainQueue::new(device)?;
+    let (ready, is_ready) = std::sync::mpsc::channel();
+    let thread = std::thread::Builder::new().name("serve".to_owned());
+    let ready = move || ready.send(()).expect("somebody waits for it");
+    let thread = thread.spawn(move || server.run(queue, ready).map(drop))?;
+    is_ready.recv()?;
+    shown.go_live()?;
+    println!("{} {}", path.display(), way.as_str());
+    std::fs::read(stop)?; // blocks until somebody has written there
+    held(spec.token)?.ok_or("the device is gone")?.remove()?;
+    thread.join().map_err(|_| "the server panicked")??;
+    let count = |n: &std::sync::atomic::AtomicU64| n.load(std::sync::atomic::Ordering::Relaxed);
+    let counters = handle.counters();
+    println!("requests {} errors {} copied {}", count(&counters.requests), count(&counters.errors), count(&counters.copied));
+    Ok(())
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Read,
+    Write,
+    Sync,
+}
+
+/// What one slot of the queue is at.
+struct Slot {
+    began: Instant,
+    flushing: bool,
+}
+
+fn load(path: &Path, workload: &str, seconds: u64, rate: Option<u64>) -> Result<(), Failure> {
+    let mut words = workload.split('-');
+    let kind = match words.next() {
+        Some("read") => Kind::Read,
+        Some("write") => Kind::Write,
+        Some("sync") => Kind::Sync,
+        _ => return Err(format!("{workload} is no workload").into()),
+    };
+    let mut number = || words.next().and_then(|word| word.parse::<u64>().ok()).ok_or("WORKLOAD is KIND-BYTES-DEPTH");
+    let (bytes, depth) = (number()?, number()?);
+    let device = FileDevice::open(path, OpenOptions::at_once())?;
+    let places = device.size() / bytes;
+    let mut rng = Rng(bytes ^ depth << 32);
+    let mut buffers: Vec<Option<Buffer>> =
+        (0..depth).map(|_| Buffer::alone(bytes as usize).map(Some)).collect::<io::Result<_>>()?;
+    for buffer in buffers.iter_mut().flatten() {
+        buffer.chunks_exact_mut(8).for_each(|word| word.copy_from_slice(&rng.draw().to_le_bytes()));
+    }
+    let mut ring = Ring::new(depth as u32 * 2)?;
+    let (start, end) = (Instant::now(), Duration::from_secs(seconds));
+    let mut slots: BTreeMap<u64, Slot> = BTreeMap::new();
+    let mut latencies: Vec<u32> = Vec::with_capacity(1 << 20);
+    let mut begun = 0u64;
+    loop {
+        let is_over = start.elapsed() >= end;
+        // What may begin now.
+        for id in 0..depth {
+            let due = rate.is_none_or(|rate| start.elapsed().as_secs_f64() * rate as f64 >= begun as f64);
+            if is_over || !due || slots.contains_key(&id) {
+                continue;
+            }
+            let buffer = buffers[id as usize].take().expect("a free slot has its buffer");
+            let offset = ByteOffset(rng.draw() % places * bytes);
+            begun += 1;
+            slots.insert(id, Slot { began: Instant::now(), flushing: false });
+            match kind {
+                Kind::Read => ring.read(Tag::queue(id), device.fd(), offset, buffer, 0..bytes as usize),
+                Kind::Write | Kind::Sync => ring.write(Tag::queue(id), device.fd(), offset, buffer, 0..bytes as usize, false),
+            }
+        }
+        if slots.is_empty() && is_over {
+            break;
+        }
+        let pause = rate.map(|rate| Duration::from_secs_f64(begun as f64 / rate as f64).saturating_sub(start.elapsed()));
+        ring.wait(pause.map(|pause| pause.max(Duration::from_micros(100))))?;
+        while let Some(done) = ring.pop() {
+            done.result?;
+            let id = done.tag.id;
+            if let Some(buffer) = done.buffer {
+                buffers[id as usize] = Some(buffer);
+            }
+            let slot = slots.get_mut(&id).expect("it was begun");
+            if kind == Kind::Sync && !slot.flushing {
+                slot.flushing = true;
+                ring.sync_data(Tag::queue(id), device.fd());
+                continue;
+            }
+            latencies.push(slot.began.elapsed().as_micros() as u32);
+            slots.remove(&id);
+        }
+    }
+    let seconds = start.elapsed().as_secs_f64();
+    latencies.sort_unstable();
+    let at =
+        |share: f64| latencies.get(((latencies.len() as f64 * share) as usize).min(latencies.len().saturating_sub(1))).copied();
+    let [p50, p99, p999, max] = [0.5, 0.99, 0.999, 1.0].map(|share| at(share).unwrap_or(0));
+    let mean = latencies.iter().map(|us| f64::from(*us)).sum::<f64>() / latencies.len().max(1) as f64;
+    let operations = latencies.len();
+    println!(
+        "{{\"operations\":{operations},\"iops\":{:.1},\"mean_us\":{mean:.0},\"p50_us\":{p50},\"p99_us\":{p99},\"p999_us\":{p999},\
+         \"max_us\":{max}}}",
+        operations as f64 / seconds
+    );
+    Ok(())
+}

@@ -1,0 +1,140 @@
+//! What a thread of a guest costs the kernel: counted, since emulation distorts time.
+//!
+//! Invariant: system calls are counted by the kernel's own tracing (`raw_syscalls:sys_enter`), one thread at a time, between two
+//! moments; nothing of ours counts itself.
+
+use crate::Guest;
+
+const TRIGGER: &str = "/sys/kernel/tracing/events/raw_syscalls/sys_enter/trigger";
+const HISTOGRAM: &str = "/sys/kernel/tracing/events/raw_syscalls/sys_enter/hist";
+
+/// Counts of a thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counts {
+    /// System calls.
+    pub system_calls: u64,
+    /// Times at which it went to sleep.
+    pub sleeps: u64,
+    /// Times at which it was taken from a processor.
+    pub preemptions: u64,
+}
+
+/// A thread of a guest.
+#[derive(Clone, Copy, Debug)]
+pub struct Thread(u32);
+
+impl Thread {
+    /// The thread of a process whose name begins so.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub fn of(guest: &mut Guest, process: u32, name: &str) -> Self {
+        let found = guest.run(&format!("grep -l '^{name}' /proc/{process}/task/*/comm | cut -d/ -f5"));
+        Self(found.trim().parse().unwrap_or_else(|_| panic!("process {process} has no one thread {name}: {found:?}")))
+    }
+
+    /// What it does while something runs.
+    ///
+    /// # Panics
+    /// When the kernel does not count.
+    pub fn count<T>(self, guest: &mut Guest, run: impl FnOnce(&mut Guest) -> T) -> (T, Counts) {
+        let Self(id) = self;
+        let trigger = format!("hist:keys=common_pid if common_pid == {id}");
+        guest.run("test -d /sys/kernel/tracing/events || mount -t tracefs none /sys/kernel/tracing");
+        let (sleeps, preemptions) = self.switches(guest);
+        guest.run(&format!("echo '{trigger}' > {TRIGGER}"));
+        let given = run(guest);
+        let histogram = guest.run(&format!("cat {HISTOGRAM}"));
+        guest.run(&format!("echo '!{trigger}' > {TRIGGER}"));
+        let after = self.switches(guest);
+        let total = histogram.lines().find_map(|line| line.trim().strip_prefix("Hits:"));
+        let system_calls = total.and_then(|hits| hits.trim().parse().ok()).unwrap_or_else(|| panic!("no hits: {histogram}"));
+        (given, Counts { system_calls, sleeps: after.0 - sleeps, preemptions: after.1 - preemptions })
+    }
+
+    fn switches(self, guest: &mut Guest) -> (u64, u64) {
+        let status = guest.run(&format!("cat /proc/{0}/task/{0}/status", self.0));
+        let of = |key: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(key)).unwrap_or_else(|| panic!("no {key}"));
+            line.trim_start_matches(':').trim().parse().expect("a number")
+        };
+        (of("voluntary_ctxt_switches"), of("nonvoluntary_ctxt_switches"))
+    }
+}
+
+/// A ublk device over a disk, with nothing in between: what other servers of such devices are compared with. It ends when it is
+/// stopped.
+#[derive(Debug)]
+pub struct Bare {
+    process: u32,
+    /// Its node.
+    pub path: String,
+    /// How its data comes and goes.
+    pub way: String,
+}
+
+impl Bare {
+    const LOG: &str = "/run/bare.log";
+    const STOP: &str = "/run/bare.stop";
+
+    /// Serves it. `options`: of `farside-vm-bench serve`.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub fn serve(guest: &mut Guest, backing: &str, options: &str) -> Self {
+        guest.run(&format!("test -p {0} || mkfifo {0}; rm -f {1}", Self::STOP, Self::LOG));
+        let command = format!("exec farside-vm-bench serve {backing} {} {options}", Self::STOP);
+        let process = guest.start_command(&command, Self::LOG);
+        let said = guest.wait_until(&format!("grep . {}", Self::LOG));
+        let (path, way) = said.trim().split_once(' ').unwrap_or_else(|| panic!("it said {said}"));
+        Self { process, path: path.to_owned(), way: way.to_owned() }
+    }
+
+    /// Its one thread.
+    ///
+    /// # Panics
+    /// When it is gone.
+    pub fn thread(&self, guest: &mut Guest) -> Thread {
+        Thread::of(guest, self.process, "serve")
+    }
+
+    /// Takes it away. Gives the number of requests, of errors, and of requests that were copied in spite of zero copy.
+    ///
+    /// # Panics
+    /// When it does not go.
+    pub fn stop(self, guest: &mut Guest) -> [u64; 3] {
+        guest.run(&format!("echo > {}", Self::STOP));
+        let said = guest.wait_until(&format!("grep requests {}", Self::LOG));
+        guest.wait_until(&format!("test ! -d /proc/{}", self.process));
+        let words: Vec<&str> = said.split_whitespace().collect();
+        [1, 3, 5].map(|at| words[at].parse().expect("a number"))
+    }
+}
+
+/// What a load of `farside-vm-bench` met.
+#[derive(Clone, Debug, serde::Deserialize, serde::Serialize)]
+pub struct Load {
+    /// Done.
+    pub operations: u64,
+    /// In a second.
+    pub iops: f64,
+    /// Of all.
+    pub mean_us: f64,
+    /// Half were faster.
+    pub p50_us: u64,
+    /// 99 of 100 were faster.
+    pub p99_us: u64,
+    /// 999 of 1000 were faster.
+    pub p999_us: u64,
+    /// The slowest.
+    pub max_us: u64,
+}
+
+/// Puts a load on a device: `farside-vm-bench load`.
+///
+/// # Panics
+/// When it meets an error.
+pub fn load(guest: &mut Guest, device: &str, arguments: &str) -> Load {
+    let said = guest.run(&format!("farside-vm-bench load $(readlink -f {device}) {arguments}"));
+    serde_json::from_str(&said).unwrap_or_else(|error| panic!("{error}: {said}"))
+}
