@@ -16,7 +16,9 @@ use nix::sys::statfs::fstatfs;
 use crate::device::identity;
 use crate::{DeviceError, DeviceKind, OpenOptions};
 
+/// How often somebody looks who waits for long; at first more often, for whoever takes over from the dead has a host waiting.
 const POLL: Duration = Duration::from_millis(50);
+const POLL_AT_FIRST: Duration = Duration::from_millis(1);
 /// How often the list of locks is looked at for a holder that it does not show.
 const LOOKS_MAX: usize = 16;
 
@@ -72,7 +74,7 @@ fn wait<T>(
             let holder = holder(path, kind).unwrap_or_else(|| "an owner that the kernel does not name".to_owned());
             return Err(DeviceError::Busy { path: path.to_owned(), holder, waited });
         }
-        std::thread::sleep(POLL.min(limit - waited));
+        std::thread::sleep((waited / 4).clamp(POLL_AT_FIRST, POLL).min(limit - waited));
     }
 }
 
