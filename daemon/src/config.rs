@@ -175,6 +175,8 @@ pub struct LimitsConfig {
     pub sender_depth: u16,
     /// How long a planned stop waits for what is under way to be published.
     pub stop_wait_seconds: u32,
+    /// A region is clean in the intent map again when it was published and left alone for so long.
+    pub cool_after_seconds: u32,
 }
 
 impl Default for LimitsConfig {
@@ -186,6 +188,7 @@ impl Default for LimitsConfig {
             queue_depth: 128,
             sender_depth: 16,
             stop_wait_seconds: 10,
+            cool_after_seconds: 30,
         }
     }
 }
@@ -641,7 +644,8 @@ fn check_limits(limits: &LimitsConfig, fault: impl Fn(&str, String) -> FileError
     range("encoder_threads", limits.encoder_threads <= 64, "0 to 64, 0 for one per processor")?;
     range("side_buffer_mib", (1..=16384).contains(&limits.side_buffer_mib), "1 to 16384")?;
     range("queue_depth", (1..=1024).contains(&limits.queue_depth), "1 to 1024")?;
-    range("sender_depth", (1..=128).contains(&limits.sender_depth), "1 to 128")
+    range("sender_depth", (1..=128).contains(&limits.sender_depth), "1 to 128")?;
+    range("cool_after_seconds", (1..=86_400).contains(&limits.cool_after_seconds), "1 to 86400")
 }
 
 fn value(path: &Path, what: String) -> ConfigError {
@@ -773,6 +777,7 @@ mod tests {
             ("[source]\nname='h'\nstate_dir='rel'\n", vec![], "state_dir: must be an absolute path"),
             ("[[volume]]\nname='a'\nbacking='/x'\n[[volume]]\nname='b'\nbacking='/x'\n", vec![], "another volume"),
             ("[limits]\nqueue_depth=0\n", vec![], "queue_depth"),
+            ("[limits]\ncool_after_seconds=0\n", vec![], "cool_after_seconds"),
         ] {
             let error = load(main, &more).expect_err(main).to_string();
             assert!(error.contains(words) && error.contains(".toml, line "), "{main}: {error}");

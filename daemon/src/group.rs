@@ -28,8 +28,7 @@ use crate::state_dir::{Mark, StateDir};
 use crate::tally::Tally;
 use crate::volume::{IntentOrder, Served, Surroundings};
 
-/// A region is offered for cooling when nothing of it was frozen for so long.
-const COOL_AFTER: Duration = Duration::from_secs(30);
+/// How often regions are offered for cooling, at most.
 const COOL_EVERY: Duration = Duration::from_secs(5);
 const TICK_MAX: Duration = Duration::from_millis(250);
 /// While something must be polled.
@@ -170,6 +169,8 @@ impl GroupStart {
             ..farside_shim::Limits::DEFAULT
         };
         let shim = farside_shim::Group::new(&shim_limits, farside_region::Geometry::GRANULE_BYTES);
+        let cool_after = Duration::from_secs(u64::from(self.around.limits.cool_after_seconds));
+        let cool_every = cool_after.min(COOL_EVERY);
         let control = Control {
             name: self.name.clone(),
             config: self.config,
@@ -188,7 +189,9 @@ impl GroupStart {
             points: HashMap::new(),
             point_requests: 0,
             next_tick: Instant::now(),
-            next_cool: Instant::now() + COOL_EVERY,
+            next_cool: Instant::now() + cool_every,
+            cool_after,
+            cool_every,
             stopping: false,
             published: 0,
             tally: Tally::new(),
@@ -242,6 +245,9 @@ pub(crate) struct Control {
     point_requests: u64,
     next_tick: Instant,
     next_cool: Instant,
+    cool_every: Duration,
+    /// A region is offered for cooling when nothing of it was frozen for so long.
+    cool_after: Duration,
     pub(crate) stopping: bool,
     pub(crate) published: u64,
     pub(crate) tally: Tally,
@@ -288,7 +294,7 @@ impl Control {
             self.tick();
         }
         if now >= self.next_cool {
-            self.next_cool = now + COOL_EVERY;
+            self.next_cool = now + self.cool_every;
             self.offer_cooling(now);
         }
     }
@@ -596,9 +602,10 @@ impl Control {
 
     fn offer_cooling(&mut self, now: Instant) {
         let ids: Vec<VolumeId> = self.members.keys().copied().collect();
+        let cool_after = self.cool_after;
         for volume in ids {
             let member = self.members.get_mut(&volume).expect("just listed");
-            while member.recent.front().is_some_and(|(at, _)| now.duration_since(*at) > COOL_AFTER) {
+            while member.recent.front().is_some_and(|(at, _)| now.duration_since(*at) > cool_after) {
                 member.recent.pop_front();
             }
             let busy = !member.cool.is_empty() || member.flushing || !member.heats.is_empty();

@@ -43,9 +43,9 @@ const TREES: &[Tree] = &[
     Tree {
         name: GUEST_TREE,
         suite: Suite::Own,
-        packages: &["busybox-static", "dmsetup", "e2fsprogs", "libc6", "nbd-client"],
+        packages: &["busybox-static", "dmsetup", "e2fsprogs", "fio", "libc6", "nbd-client", "xfsprogs"],
         follow: "lib",
-        must_hold: &["bin/busybox", "sbin/dmsetup", "sbin/mke2fs", "sbin/nbd-client"],
+        must_hold: &["bin/busybox", "sbin/dmsetup", "sbin/mke2fs", "sbin/nbd-client", "sbin/xfs_repair", "usr/bin/fio"],
     },
     kernel(Kernel::Stock, Suite::Own, &["boot", "lib/modules"]),
     kernel(Kernel::Backports, Suite::OwnBackports, &["boot", "lib/modules"]),
@@ -70,7 +70,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
     let mut mirror = None;
     for tree in TREES {
         let link = cache.join(tree.name);
-        if is_fresh(&link) {
+        if is_fresh(&link) && tree.must_hold.iter().all(|name| link.join(name).exists()) {
             println!("{}: {}", tree.name, target_of(&link));
             continue;
         }

@@ -4,7 +4,6 @@
 //! Deliberately not here: how a device is made and taken away under faults, which is each driver's own story.
 
 use farside_tests::verify::Rng;
-use serde_json::Value;
 
 use crate::protected::{CLI, Host, is_quiet};
 use crate::{Guest, Kernel};
@@ -207,21 +206,12 @@ fn loses_its_power(mut host: Host, tap: &Tap, rng: &mut Rng) -> Host {
     tap.complaints.iter().for_each(|words| host.guest.announce(words));
     host.start_daemon();
     let group = host.wait_for_group("everything to be published", is_quiet);
-    println!("{lost} blocks lost; {} bytes read again", reread_bytes(&group));
+    println!("{lost} blocks lost; {} bytes read again", group["volumes"][0]["counters"]["sent_bytes"]);
     host.assert_newest_point_is_the_disk();
     host.guest.run(&format!("/bin/e2fsck -p {DEVICE}; /bin/e2fsck -fn {DEVICE} && mount -t ext4 {DEVICE} /mnt"));
     host.guest.upload("/run/promised", &promised, 0o644);
     println!("synced: {}", host.guest.run("farside-vm-load check /mnt /run/promised"));
     host
-}
-
-/// What was read of a volume since its daemon began: what differed, and what was found equal.
-///
-/// # Panics
-/// When it is no status of a group.
-pub fn reread_bytes(group: &Value) -> u64 {
-    let counters = &group["volumes"][0]["counters"];
-    ["sent_bytes", "equal_bytes"].map(|name| counters[name].as_u64().expect("a counter")).iter().sum()
 }
 
 /// The backing is a part of the disk, and becomes more of it under a mounted file system.

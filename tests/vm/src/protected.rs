@@ -1,8 +1,11 @@
 //! A protected host and its gateway, as the tests of block devices want them: machines, daemons, an application that notices
 //! what goes wrong (`farside-vm-load`).
 
+use std::io::Write as _;
+use std::process::Stdio;
+
 use farside_tests::verify::Rng;
-use farside_tests::wait_for;
+use farside_tests::{tool, wait_for};
 use serde_json::Value;
 
 use crate::counted::Thread;
@@ -19,10 +22,13 @@ name = "host1"
 state_dir = "/state/farside"
 api_socket = "/run/farsided.sock"
 
+[limits]
+cool_after_seconds = 1
+
 [[group]]
 name = "default"
 epoch_interval = "500ms"
-keep = 10000
+keep = KEEP
 span = "0s"
 "#;
 
@@ -41,12 +47,64 @@ api_socket = "/run/receiver.sock"
 pub struct Host {
     /// The host.
     pub guest: Guest,
+    /// The gateway.
+    pub receiver: Guest,
     machine: Machine,
-    receiver: Guest,
+    keep: u32,
     daemon: u32,
     load: Option<u32>,
     _gateway: Machine,
     _network: Network,
+}
+
+/// What a host and its gateway are to have beside what all have.
+#[derive(Debug)]
+pub struct Setup {
+    kernel: Kernel,
+    modules: Vec<&'static str>,
+    gateway_modules: Vec<&'static str>,
+    content: Vec<u8>,
+    disks: Vec<DiskSpec>,
+    gateway_disks: Vec<DiskSpec>,
+    keep: u32,
+}
+
+impl Setup {
+    /// A host with this kernel and these modules, an empty data disk, and a gateway that keeps every point.
+    pub fn new(kernel: Kernel, modules: &[&'static str]) -> Self {
+        let (modules, content) = (modules.to_vec(), vec![0; VOLUME_MIB << 20]);
+        Self { kernel, modules, gateway_modules: Vec::new(), content, disks: Vec::new(), gateway_disks: Vec::new(), keep: 10_000 }
+    }
+
+    /// With this on the data disk, which is as long.
+    pub fn content(mut self, content: Vec<u8>) -> Self {
+        self.content = content;
+        self
+    }
+
+    /// With one more disk at the host.
+    pub fn disk(mut self, disk: DiskSpec) -> Self {
+        self.disks.push(disk);
+        self
+    }
+
+    /// With a gateway that can mount what it restores. It has these modules for that.
+    pub fn judging_gateway(mut self, modules: &[&'static str]) -> Self {
+        self.gateway_modules = [&["loop"], modules].concat();
+        self
+    }
+
+    /// With one more disk at the gateway.
+    pub fn gateway_disk(mut self, disk: DiskSpec) -> Self {
+        self.gateway_disks.push(disk);
+        self
+    }
+
+    /// With so many points kept.
+    pub fn keep(mut self, points: u32) -> Self {
+        self.keep = points;
+        self
+    }
 }
 
 impl Host {
@@ -55,20 +113,31 @@ impl Host {
     /// # Panics
     /// When something does not come up.
     pub fn boot(kernel: Kernel, modules: &[&'static str]) -> Self {
+        Self::with(Setup::new(kernel, modules))
+    }
+
+    /// Boots both.
+    ///
+    /// # Panics
+    /// When something does not come up.
+    pub fn with(setup: Setup) -> Self {
         let network = Network::new();
         let mut gateway = Machine::new("gateway", Kernel::Stock)
-            .programs(&["farside", "farside-receiver"])
-            .debian_programs(&["mke2fs"])
+            .modules(&setup.gateway_modules)
+            .programs(&["farside", "farside-receiver", "farside-vm-load"])
+            .debian_programs(&["mke2fs", "e2fsck", "xfs_repair"])
             .disk(DiskSpec::blank("store", 768))
             .on(&network);
-        let mut machine = Machine::new("host", kernel)
-            .modules(modules)
+        gateway = setup.gateway_disks.into_iter().fold(gateway, Machine::disk);
+        let mut machine = Machine::new("host", setup.kernel)
+            .modules(&setup.modules)
             .programs(&["farside", "farsided", "farside-vm-bench", "farside-vm-load"])
             .debian_programs(&["mke2fs", "e2fsck", "dmsetup"])
-            .disk(DiskSpec::blank("data", VOLUME_MIB))
+            .disk(DiskSpec { content: setup.content, ..DiskSpec::blank("data", 0) })
             .disk(DiskSpec::blank("state", 64))
             .disk(DiskSpec { logical_block: 4096, ..DiskSpec::blank("wide", 8) })
             .on(&network);
+        machine = setup.disks.into_iter().fold(machine, Machine::disk);
         let address = gateway.address();
         let mut receiver = gateway.boot();
         let store = receiver.disk("store");
@@ -79,19 +148,28 @@ impl Host {
         let mut guest = machine.boot();
         let state = guest.disk("state");
         guest.run(&format!("/bin/mke2fs -q -t ext4 {state}"));
-        let mut host = Self { guest, machine, receiver, daemon: 0, load: None, _gateway: gateway, _network: network };
+        let keep = setup.keep;
+        let mut host = Self { guest, machine, receiver, keep, daemon: 0, load: None, _gateway: gateway, _network: network };
         host.prepare();
         host.start_daemon();
-        let token = host.receiver.run("farside-receiver token --config /etc/receiver.toml");
-        host.guest.run(&format!("{CLI} pair '{}'", token.trim()));
+        host.pair();
         host
+    }
+
+    /// Pairs the host with the gateway.
+    ///
+    /// # Panics
+    /// When they refuse each other.
+    pub fn pair(&mut self) {
+        let token = self.receiver.run("farside-receiver token --config /etc/receiver.toml");
+        self.guest.run(&format!("{CLI} pair '{}'", token.trim()));
     }
 
     /// What a boot must find before the daemon starts. The configuration lies beside the state.
     fn prepare(&mut self) {
         let (state, data) = (self.guest.disk("state"), self.guest.disk("data"));
         self.guest.run(&format!("mkdir -p /state && mount -t ext4 {state} /state && echo {data} > /run/backing"));
-        self.guest.upload("/state/farsided.toml", HOST_CONFIGURATION.as_bytes(), 0o644);
+        self.guest.upload("/state/farsided.toml", HOST_CONFIGURATION.replace("KEEP", &self.keep.to_string()).as_bytes(), 0o644);
     }
 
     /// Starts the daemon and waits until it serves what is configured.
@@ -172,8 +250,16 @@ impl Host {
     /// # Panics
     /// When the host does not answer.
     pub fn start_load(&mut self) {
-        let load = "exec farside-vm-load write /mnt /run/progress /run/stop";
-        self.load = Some(self.guest.start_command(load, "/run/load.log"));
+        self.start_load_in("/mnt");
+    }
+
+    /// Starts an application on a folder, which must be empty if anybody wants to know later what it left.
+    ///
+    /// # Panics
+    /// When the host does not answer.
+    pub fn start_load_in(&mut self, folder: &str) {
+        let load = format!("exec farside-vm-load write {folder} /run/progress /run/stop");
+        self.load = Some(self.guest.start_command(&load, "/run/load.log"));
     }
 
     fn progress(&mut self) -> u64 {
@@ -291,6 +377,21 @@ impl Host {
         self.receiver.run("rm /store/newest.img");
     }
 
+    /// Restores the newest point at the gateway: it is what the disk holds, and `judge` finds nothing wrong with the copy, which
+    /// it may change.
+    ///
+    /// # Panics
+    /// When it is not, or he does.
+    pub fn assert_newest_point_is_the_disk_by(&mut self, judge: impl FnOnce(&mut Guest, &str)) {
+        const COPY: &str = "/store/newest.img";
+        let expected = md5_of(&self.disk());
+        let restore = format!("farside restore data --point latest --store /store/store --to {COPY} >/dev/null");
+        let restored = self.receiver.run(&format!("{restore} && md5sum < {COPY}"));
+        assert!(restored.starts_with(&expected), "the newest point is not what the disk holds");
+        judge(&mut self.receiver, COPY);
+        self.receiver.run(&format!("rm {COPY}"));
+    }
+
     /// Ends everything in order.
     ///
     /// # Panics
@@ -301,6 +402,15 @@ impl Host {
         self.receiver.run("farside store check /store/store");
         self.receiver.shut_down();
     }
+}
+
+/// By the tool that guests have, too.
+fn md5_of(content: &[u8]) -> String {
+    let mut md5 = tool("md5sum");
+    let mut md5 = md5.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("md5sum is installed");
+    md5.stdin.take().expect("piped").write_all(content).expect("md5sum reads");
+    let output = md5.wait_with_output().expect("our own child");
+    String::from_utf8_lossy(&output.stdout).split(' ').next().expect("a first word").to_owned()
 }
 
 /// Streaming, nothing dirty, everything published.
