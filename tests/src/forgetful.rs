@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use farside_blockio::{BlockQueue, Buffer, Completion, Done, Errno, Op, QueueInfo, Request, Ring, Waker};
@@ -43,6 +43,10 @@ struct Memory {
     unsynced: Vec<(usize, Vec<u8>)>,
     flush: Flush,
     off: bool,
+    /// Flushes stand still.
+    held: bool,
+    /// How many do.
+    standing: u32,
 }
 
 impl Memory {
@@ -100,15 +104,35 @@ impl Memory {
             let range = *at..at + content.len();
             self.seen[range.clone()].copy_from_slice(&self.durable[range]);
         }
-        self.off = true;
+        (self.off, self.held) = (true, false);
         lost
+    }
+}
+
+/// The disk, and who waits for it.
+#[derive(Debug)]
+struct Shared {
+    memory: Mutex<Memory>,
+    moved: Condvar,
+}
+
+impl Shared {
+    /// Where a flush that is held stands until it is let go, or the power goes; with it stands the disk.
+    fn admit(&self, request: &Request) -> MutexGuard<'_, Memory> {
+        let mut memory = lock(&self.memory);
+        if request.fua || matches!(request.op, Op::Flush) {
+            memory.standing += 1;
+            memory = self.moved.wait_while(memory, |memory| memory.held && !memory.off).unwrap_or_else(PoisonError::into_inner);
+            memory.standing -= 1;
+        }
+        memory
     }
 }
 
 /// Its queue.
 #[derive(Debug)]
 struct Queue {
-    memory: Arc<Mutex<Memory>>,
+    disk: Arc<Shared>,
     block_min: u32,
     done: VecDeque<Done>,
 }
@@ -119,13 +143,13 @@ fn lock(memory: &Mutex<Memory>) -> MutexGuard<'_, Memory> {
 
 impl BlockQueue for Queue {
     fn info(&self) -> QueueInfo {
-        let size = lock(&self.memory).seen.len() as u64;
+        let size = lock(&self.disk.memory).seen.len() as u64;
         QueueInfo { size, block_min: self.block_min, block_preferred: BLOCK as u32, readonly: false, zeroes_fast: false }
     }
 
     fn submit(&mut self, _ring: &mut Ring, mut request: Request) {
         let mut buffer = request.take_buffer();
-        let result = lock(&self.memory).run(&request, buffer.as_mut());
+        let result = self.disk.admit(&request).run(&request, buffer.as_mut());
         self.done.push_back(Done { id: request.id, result, buffer });
     }
 
@@ -143,7 +167,7 @@ impl BlockQueue for Queue {
 /// A disk that forgets, served on a socket until it is dropped.
 #[derive(Debug)]
 pub struct Platter {
-    memory: Arc<Mutex<Memory>>,
+    disk: Arc<Shared>,
     stop: Handle,
     server: Option<JoinHandle<Result<Queue, ServeError>>>,
 }
@@ -156,14 +180,14 @@ impl Platter {
     pub fn serve(socket: &Path, content: Vec<u8>, block_min: u32, flush: Flush) -> Self {
         // Zeroes that nobody touched cost no memory, so an empty disk is not copied.
         let durable = if content.iter().all(|byte| *byte == 0) { vec![0; content.len()] } else { content.clone() };
-        let memory = Memory { seen: content, durable, unsynced: Vec::new(), flush, off: true };
-        let memory = Arc::new(Mutex::new(memory));
+        let memory = Memory { seen: content, durable, unsynced: Vec::new(), flush, off: true, held: false, standing: 0 };
+        let disk = Arc::new(Shared { memory: Mutex::new(memory), moved: Condvar::new() });
         let listener = Listener::bind(&SocketOptions { path: socket.to_owned(), group: None }).expect("a socket");
         let waker = Waker::new().expect("a waker");
         let (server, stop) = Server::new(listener, "disk", "", Limits::default(), waker);
-        let queue = Queue { memory: memory.clone(), block_min, done: VecDeque::new() };
+        let queue = Queue { disk: disk.clone(), block_min, done: VecDeque::new() };
         let server = std::thread::spawn(move || server.run(queue));
-        Self { memory, stop, server: Some(server) }
+        Self { disk, stop, server: Some(server) }
     }
 
     /// Gives it power.
@@ -171,12 +195,31 @@ impl Platter {
     /// # Panics
     /// When it has some.
     pub fn switch_on(&self) {
-        assert!(std::mem::replace(&mut lock(&self.memory).off, false), "it is on");
+        assert!(std::mem::replace(&mut lock(&self.disk.memory).off, false), "it is on");
     }
 
     /// The power goes: nothing more is read or written. Returns how many blocks were lost.
     pub fn cut(&self, rng: &mut Rng, kept: u64) -> usize {
-        lock(&self.memory).cut(rng, kept)
+        let lost = lock(&self.disk.memory).cut(rng, kept);
+        self.disk.moved.notify_all();
+        lost
+    }
+
+    /// From now on no flush is answered, and nothing that comes after one, until [`Platter::let_go`] or a power cut.
+    pub fn hold_flushes(&self) {
+        lock(&self.disk.memory).held = true;
+    }
+
+    /// Whether a flush is held.
+    pub fn is_holding(&self) -> bool {
+        let memory = lock(&self.disk.memory);
+        memory.held && memory.standing > 0
+    }
+
+    /// Ends [`Platter::hold_flushes`].
+    pub fn let_go(&self) {
+        lock(&self.disk.memory).held = false;
+        self.disk.moved.notify_all();
     }
 
     /// Takes the power away as the end of a proper shutdown: nothing is lost.
@@ -186,17 +229,18 @@ impl Platter {
 
     /// What was flushed.
     pub fn durable(&self) -> Vec<u8> {
-        lock(&self.memory).durable.clone()
+        lock(&self.disk.memory).durable.clone()
     }
 
     /// What a reader would see.
     pub fn content(&self) -> Vec<u8> {
-        lock(&self.memory).seen.clone()
+        lock(&self.disk.memory).seen.clone()
     }
 }
 
 impl Drop for Platter {
     fn drop(&mut self) {
+        self.let_go();
         self.stop.stop();
         if let Some(server) = self.server.take() {
             let _ = server.join();
@@ -212,12 +256,15 @@ impl Drop for Platter {
 /// When nothing is written that is not flushed.
 pub fn cut_all(platters: &[&Platter], rng: &mut Rng, kept: u64, kill: impl FnOnce()) -> usize {
     let mut held = wait_for("something in the caches to be lost", || {
-        let held: Vec<MutexGuard<'_, Memory>> = platters.iter().map(|platter| lock(&platter.memory)).collect();
+        let held: Vec<MutexGuard<'_, Memory>> = platters.iter().map(|platter| lock(&platter.disk.memory)).collect();
         let blocks: usize = held.iter().map(|memory| memory.unsynced_blocks()).sum();
         (blocks >= WORTH_A_CUT).then_some(held)
     });
     kill();
-    held.iter_mut().map(|memory| memory.cut(rng, kept)).sum()
+    let lost = held.iter_mut().map(|memory| memory.cut(rng, kept)).sum();
+    drop(held);
+    platters.iter().for_each(|platter| platter.disk.moved.notify_all());
+    lost
 }
 
 #[cfg(test)]
@@ -225,7 +272,15 @@ mod tests {
     use super::*;
 
     fn memory(flush: Flush) -> Memory {
-        Memory { durable: vec![0; 8 * BLOCK], seen: vec![0; 8 * BLOCK], unsynced: Vec::new(), flush, off: false }
+        Memory {
+            durable: vec![0; 8 * BLOCK],
+            seen: vec![0; 8 * BLOCK],
+            unsynced: Vec::new(),
+            flush,
+            off: false,
+            held: false,
+            standing: 0,
+        }
     }
 
     fn fill(memory: &mut Memory, block: usize, byte: u8) {

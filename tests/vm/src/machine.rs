@@ -202,6 +202,31 @@ impl Machine {
         self.platter(serial).durable()
     }
 
+    /// From now on one of its disks answers no flush, and nothing that comes after one, until [`Machine::let_go`] or a power cut.
+    ///
+    /// # Panics
+    /// When it has no disk of that name.
+    pub fn hold_flushes(&self, serial: &str) {
+        self.platter(serial).hold_flushes();
+    }
+
+    /// Waits until a flush is held.
+    ///
+    /// # Panics
+    /// When none comes.
+    pub fn wait_until_held(&self, serial: &str) {
+        let platter = self.platter(serial);
+        wait_for("a flush to be held", || platter.is_holding().then_some(()));
+    }
+
+    /// Ends [`Machine::hold_flushes`].
+    ///
+    /// # Panics
+    /// When it has no disk of that name.
+    pub fn let_go(&self, serial: &str) {
+        self.platter(serial).let_go();
+    }
+
     fn platter(&self, serial: &str) -> &Platter {
         &self.disks.iter().find(|disk| disk.serial == serial).expect("it has that disk").platter
     }

@@ -49,12 +49,14 @@ pub struct Host {
     pub guest: Guest,
     /// The gateway.
     pub receiver: Guest,
-    machine: Machine,
+    /// The host's machine.
+    pub machine: Machine,
+    /// Between the two.
+    pub network: Network,
     keep: u32,
     daemon: u32,
     load: Option<u32>,
     _gateway: Machine,
-    _network: Network,
 }
 
 /// What a host and its gateway are to have beside what all have.
@@ -143,17 +145,25 @@ impl Host {
         let store = receiver.disk("store");
         receiver.run(&format!("/bin/mke2fs -q -t ext4 {store} && mkdir -p /store && mount -t ext4 {store} /store"));
         receiver.upload("/etc/receiver.toml", GATEWAY_CONFIGURATION.replace("ADDRESS", &address).as_bytes(), 0o644);
-        receiver.start_command("exec farside-receiver run --config /etc/receiver.toml", "/run/receiver.log");
-        receiver.wait_until("farside --socket /run/receiver.sock status --json");
+        start_receiver(&mut receiver);
         let mut guest = machine.boot();
         let state = guest.disk("state");
         guest.run(&format!("/bin/mke2fs -q -t ext4 {state}"));
         let keep = setup.keep;
-        let mut host = Self { guest, machine, receiver, keep, daemon: 0, load: None, _gateway: gateway, _network: network };
+        let mut host = Self { guest, machine, receiver, keep, daemon: 0, load: None, _gateway: gateway, network };
         host.prepare();
         host.start_daemon();
         host.pair();
         host
+    }
+
+    /// The gateway loses everything that it had, and is another one from now on.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub fn replace_gateway(&mut self) {
+        self.receiver.run("killall farside-receiver && while pidof farside-receiver; do :; done >/dev/null; rm -r /store/*");
+        start_receiver(&mut self.receiver);
     }
 
     /// Pairs the host with the gateway.
@@ -402,6 +412,11 @@ impl Host {
         self.receiver.run("farside store check /store/store");
         self.receiver.shut_down();
     }
+}
+
+fn start_receiver(gateway: &mut Guest) {
+    gateway.start_command("exec farside-receiver run --config /etc/receiver.toml", "/run/receiver.log");
+    gateway.wait_until("farside --socket /run/receiver.sock status --json");
 }
 
 /// By the tool that guests have, too.
