@@ -3,8 +3,8 @@
 //! `farside-vm-load write FOLDER PROGRESS STOP` writes records into a fixed set of files, each record synced and then said to be
 //! in `PROGRESS` (`FILE NUMBER`, one line each), and reads what is already there past the page cache, until `STOP` exists. It
 //! ends with failure at the first error or wrong byte. `farside-vm-load check FOLDER PROGRESS` reads every record that
-//! `PROGRESS` promises, or a newer one: what a power cut may leave. `farside-vm-load put DEVICE AT BYTES flush|fua` writes something
-//! there past the page cache, and ends when the device has said that it is durable.
+//! `PROGRESS` promises, or a newer one: what a power cut may leave. `farside-vm-load put DEVICE AT BYTES flush|fua|nothing` writes
+//! something there past the page cache, and ends when the device has said that it is durable, or at once.
 //!
 //! A record's content follows from its file and number alone. A file has room for two, written in turns, so that one is whole
 //! while the other is being written.
@@ -28,7 +28,7 @@ fn main() -> io::Result<()> {
         ["check", folder, progress] => check(Path::new(folder), Path::new(progress)),
         ["put", device, at, bytes, how] => put(Path::new(device), number(at)?, number(bytes)?, how),
         _ => Err(io::Error::other(
-            "farside-vm-load write FOLDER PROGRESS STOP | check FOLDER PROGRESS | put DEVICE AT BYTES flush|fua",
+            "farside-vm-load write FOLDER PROGRESS STOP | check FOLDER PROGRESS | put DEVICE AT BYTES flush|fua|nothing",
         )),
     }
 }

@@ -402,12 +402,31 @@ impl Host {
         self.receiver.run(&format!("rm {COPY}"));
     }
 
+    /// Restores a point at the gateway, by its id: it is this.
+    ///
+    /// # Panics
+    /// When it is not.
+    pub fn assert_point_is(&mut self, point: &str, content: &[u8]) {
+        let expected = md5_of(content);
+        let restore = format!("farside restore data --point {point} --store /store/store --to /store/point.img >/dev/null");
+        let restored = self.receiver.run(&format!("{restore} && md5sum < /store/point.img && rm /store/point.img"));
+        assert!(restored.starts_with(&expected), "point {point} is not what the disk held");
+    }
+
     /// Ends everything in order.
     ///
     /// # Panics
     /// When something is wrong with the store, or the kernels complained.
     pub fn shut_down(mut self) {
         self.stop_daemon();
+        self.end_without_daemon();
+    }
+
+    /// Ends everything in order once the daemon has been stopped.
+    ///
+    /// # Panics
+    /// When something is wrong with the store, or the kernels complained.
+    pub fn end_without_daemon(mut self) {
         self.guest.shut_down();
         self.receiver.run("farside store check /store/store");
         self.receiver.shut_down();
