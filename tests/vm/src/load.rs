@@ -5,6 +5,8 @@
 //! ends with failure at the first error or wrong byte. `farside-vm-load check FOLDER PROGRESS` reads every record that
 //! `PROGRESS` promises, or a newer one: what a power cut may leave. `farside-vm-load put DEVICE AT BYTES flush|fua|nothing` writes
 //! something there past the page cache, and ends when the device has said that it is durable, or at once.
+//! `farside-vm-load count FIRST SECOND PROGRESS FROM` counts on two devices for ever: on the second only after the first has called a
+//! number durable. `farside-vm-load counter IMAGE` says how far it had come on one of them.
 //!
 //! A record's content follows from its file and number alone. A file has room for two, written in turns, so that one is whole
 //! while the other is being written.
@@ -19,6 +21,9 @@ const RECORD: usize = 64 << 10;
 const O_DIRECT: i32 = 0x4000;
 const O_DSYNC: i32 = 0x1000;
 const ALIGN: usize = 4096;
+/// Numbers that are counted go round so many places, so far apart; the newest counts.
+const PLACES: u64 = 64;
+const PLACE: u64 = 16 << 10;
 
 fn main() -> io::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -26,9 +31,14 @@ fn main() -> io::Result<()> {
     match arguments[..] {
         ["write", folder, progress, stop] => write(Path::new(folder), Path::new(progress), Path::new(stop)),
         ["check", folder, progress] => check(Path::new(folder), Path::new(progress)),
+        ["count", first, second, progress, from] => {
+            count([Path::new(first), Path::new(second)], Path::new(progress), number(from)?)
+        }
+        ["counter", image] => counter(Path::new(image)),
         ["put", device, at, bytes, how] => put(Path::new(device), number(at)?, number(bytes)?, how),
         _ => Err(io::Error::other(
-            "farside-vm-load write FOLDER PROGRESS STOP | check FOLDER PROGRESS | put DEVICE AT BYTES flush|fua|nothing",
+            "farside-vm-load write FOLDER PROGRESS STOP | check FOLDER PROGRESS | put DEVICE AT BYTES flush|fua|nothing | \
+             count FIRST SECOND PROGRESS FROM | counter IMAGE",
         )),
     }
 }
@@ -94,6 +104,35 @@ fn put(device: &Path, at: u64, bytes: u64, how: &str) -> io::Result<()> {
     let to = File::options().write(true).custom_flags(flags).open(device)?;
     to.write_all_at(buffer, at)?;
     if how == "flush" { to.sync_data() } else { Ok(()) }
+}
+
+fn count(devices: [&Path; 2], progress: &Path, from: u64) -> io::Result<()> {
+    let open = |device| File::options().write(true).custom_flags(O_DIRECT | O_DSYNC).open(device);
+    let devices = [open(devices[0])?, open(devices[1])?];
+    let mut progress = File::options().create(true).append(true).open(progress)?;
+    let mut buffer = vec![0; 2 * ALIGN];
+    let aligned = buffer.as_ptr().align_offset(ALIGN);
+    let block = &mut buffer[aligned..aligned + ALIGN];
+    for n in from.. {
+        block[..8].copy_from_slice(&n.to_le_bytes());
+        for device in &devices {
+            device.write_all_at(block, n % PLACES * PLACE)?;
+        }
+        writeln!(progress, "{n}")?;
+    }
+    Ok(())
+}
+
+fn counter(image: &Path) -> io::Result<()> {
+    let image = File::open(image)?;
+    let mut newest = 0;
+    for place in 0..PLACES {
+        let mut number = [0; 8];
+        image.read_exact_at(&mut number, place * PLACE)?;
+        newest = newest.max(u64::from_le_bytes(number));
+    }
+    println!("{newest}");
+    Ok(())
 }
 
 fn place(number: u64) -> u64 {

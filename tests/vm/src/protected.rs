@@ -447,12 +447,11 @@ fn md5_of(content: &[u8]) -> String {
     String::from_utf8_lossy(&output.stdout).split(' ').next().expect("a first word").to_owned()
 }
 
-/// Streaming, nothing dirty, everything published.
+/// Streaming, nothing dirty, everything published; of every volume.
 pub fn is_quiet(group: &Value) -> bool {
-    let volume = &group["volumes"][0];
+    let rests = |volume: &Value| volume["state"]["state"] == "streaming" && volume["dirty_bytes"] == 0;
     group["backlog_bytes"] == 0
         && group["layers_unpublished"] == 0
         && group["last_point"].is_object()
-        && volume["state"]["state"] == "streaming"
-        && volume["dirty_bytes"] == 0
+        && group["volumes"].as_array().is_some_and(|volumes| !volumes.is_empty() && volumes.iter().all(rests))
 }
