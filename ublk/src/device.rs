@@ -123,7 +123,7 @@ impl Device {
                     tracing::warn!(device = %device.display(), "the backing has grown; this kernel's devices grow when they are made anew");
                 }
                 let grows = grows && kernel.has(feature::UPDATE_SIZE);
-                let data_path = data_path.unless(DataPath::of_device(info.flags));
+                let data_path = data_path.with(DataPath::of_device(info.flags));
                 return Ok(Self {
                     control,
                     info,
@@ -151,7 +151,7 @@ impl Device {
         };
         let info = control.add(&wanted)?;
         control.set_params(info.id, &params)?;
-        let data_path = data_path.unless(DataPath::of_device(info.flags));
+        let data_path = data_path.with(DataPath::of_device(info.flags));
         let scan = Scan::of(&kernel, backing, &spec.accepted_faults);
         Ok(Self { control, info, recovered: false, grows_to: None, scan, data_path, slots: spec.slots })
     }
@@ -174,7 +174,10 @@ impl Device {
     /// The server of its one queue and what other threads hold of it. The waker is the one through which parked requests of
     /// the queue are tried again.
     pub fn server(&self, waker: Waker) -> (Server, Handle) {
-        let slots = self.slots.unwrap_or(self.info.depth).clamp(1, self.info.depth);
+        let slots = match self.data_path.path {
+            DataPath::ZeroCopy => self.slots.unwrap_or(self.info.depth).min(self.info.depth),
+            DataPath::Copy => 0,
+        };
         Server::new(self.info, self.recovered, self.scan, slots, waker)
     }
 

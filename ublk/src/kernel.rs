@@ -127,14 +127,15 @@ pub struct Choice {
 }
 
 impl Choice {
-    /// The device is there already, or the driver made less of it.
-    pub(crate) fn unless(self, path: DataPath) -> Self {
-        match path == self.path {
-            true => self,
-            false => Self {
-                path,
+    /// With a device that is there already, or of which the driver made less. One that was made for zero copy can do with a copy;
+    /// the other way round is none.
+    pub(crate) fn with(self, made_for: DataPath) -> Self {
+        match made_for {
+            DataPath::Copy if self.path == DataPath::ZeroCopy => Self {
+                path: made_for,
                 why: "the device was made so; a reboot, or taking the volume out and adding it, makes it anew".to_owned(),
             },
+            _ => self,
         }
     }
 }
@@ -334,9 +335,13 @@ mod tests {
         let old = kernel("6.12", (6, 12, 95), OLD);
         assert_eq!(path(&old, false, true, false), DataPath::Copy);
         assert!(new.may_scan(&[]) && !old.may_scan(&[]) && old.may_scan(&["scan-under-lock".to_owned()]));
+        let new_choice = new.choose(false, &[], true, false);
         let strict = Kernel { panics_on_warnings: true, ..new };
         let choice = strict.choose(false, &[], true, false);
         assert!(choice.path == DataPath::Copy && choice.why.contains("false-alarm-of-bounds"), "{choice:?}");
+        assert_eq!(choice.clone().with(DataPath::ZeroCopy), choice, "pages are not used");
+        let kept = new_choice.with(DataPath::Copy);
+        assert!(kept.path == DataPath::Copy && kept.why.contains("made so"), "{kept:?}");
         let accepted = ["false-alarm-of-bounds".to_owned()];
         assert_eq!(strict.choose(false, &accepted, true, false).path, DataPath::ZeroCopy);
     }

@@ -10,7 +10,8 @@
 //! | [`DataPath::Copy`] | each command has a buffer: a write's data is in it when the request comes, a read's is taken from it at the end |
 //!
 //! Where pages cannot be registered (no memory), or the backing does not take them as they lie (`EINVAL`), that one request is
-//! copied: a write's data is read from `/dev/ublkcN` first, a read's is written there last.
+//! copied: a write's data is read from `/dev/ublkcN` first, a read's is written there last. So is every one where a device that was
+//! made for zero copy must have its data copied by now.
 //!
 //! ```text
 //!                    ┌──pages are of no use──► CopyingIn ─┐
@@ -58,7 +59,7 @@ pub struct Counters {
     pub requests: AtomicU64,
     /// Requests answered with an error.
     pub errors: AtomicU64,
-    /// Requests that were copied although the device was made for zero copy.
+    /// Requests that were copied in spite of a device that was made for zero copy.
     pub copied: AtomicU64,
 }
 
@@ -134,9 +135,10 @@ impl Server {
         let pool = BufferPool::new(usize::from(depth) * io_bytes, io_bytes).map_err(memory)?;
         // Every command in one system call: see `device`.
         let entries = u32::from(depth) * 2;
-        let ring = match path {
-            DataPath::ZeroCopy => Ring::with_slots(entries, self.slots)?,
-            DataPath::Copy => Ring::new(entries)?,
+        // Without a slot nothing can be registered, and each request that has data says so.
+        let ring = match self.slots {
+            0 => Ring::new(entries)?,
+            slots => Ring::with_slots(entries, slots)?,
         };
         let file = begin(&self.info, self.recovered)?;
         if self.scan == Scan::No && !self.recovered {

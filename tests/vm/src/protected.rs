@@ -236,11 +236,23 @@ impl Host {
     /// # Panics
     /// When there is no volume of ublk's.
     pub fn data_path(&mut self) -> String {
-        let status = self.guest.run(&format!("{CLI} volume show data --json"));
-        let status: Value = serde_json::from_str(&status).expect("JSON");
-        let path = &status["tap"]["data_path"];
-        assert!(path["why"].as_str().is_some_and(|why| !why.is_empty()), "it says why: {status}");
+        let path = self.data_path_status();
+        assert!(path["why"].as_str().is_some_and(|why| !why.is_empty()), "it says why: {path}");
         path["name"].as_str().expect("a name").to_owned()
+    }
+
+    /// Requests that were copied by themselves: the device was made for zero copy.
+    ///
+    /// # Panics
+    /// When there is no volume of ublk's.
+    pub fn copied(&mut self) -> u64 {
+        self.data_path_status()["copied"].as_u64().expect("a number")
+    }
+
+    fn data_path_status(&mut self) -> Value {
+        let status = self.guest.run(&format!("{CLI} volume show data --json"));
+        let mut status: Value = serde_json::from_str(&status).expect("JSON");
+        status["tap"]["data_path"].take()
     }
 
     fn status(&mut self) -> Option<Value> {
