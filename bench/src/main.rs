@@ -10,6 +10,7 @@ mod lag;
 mod measure;
 mod report;
 mod tap;
+mod vm;
 
 use std::path::PathBuf;
 
@@ -31,7 +32,7 @@ struct Args {
     /// Seconds that each workload on the tap runs.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
     tap_seconds: u64,
-    /// Only these sections; all of them without it.
+    /// Only these sections; all of them but `vm` without it.
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Section>,
     /// Where the JSON goes.
@@ -47,6 +48,9 @@ enum Section {
     Tap,
     /// Lag against write rate.
     Lag,
+    /// Block devices in an emulated machine: ublk, the kernel's NBD client and the disk itself. Needs qemu and the kernels:
+    /// `cargo run --release -p xtask -- test --only install --only kernels`.
+    Vm,
 }
 
 fn main() -> Result<()> {
@@ -61,6 +65,9 @@ fn main() -> Result<()> {
     }
     if wanted(Section::Lag) {
         lag::run(args.tap_seconds, &mut report)?;
+    }
+    if args.only.contains(&Section::Vm) {
+        vm::run(args.tap_seconds, &mut report)?;
     }
     report.print();
     std::fs::write(&args.json, serde_json::to_string_pretty(&report)?).with_context(|| args.json.display().to_string())?;

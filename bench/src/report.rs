@@ -2,9 +2,11 @@
 
 use std::fmt;
 
+use farside_vm::counted::{Counts, Load};
 use serde::Serialize;
 
 use crate::measure::Cost;
+use crate::vm;
 
 /// One line of the table of copies.
 #[derive(Debug, Serialize)]
@@ -31,6 +33,42 @@ pub(crate) struct TapRow {
     pub(crate) p99_us: f64,
     pub(crate) p999_us: f64,
     pub(crate) max_us: f64,
+}
+
+/// One workload on one device of an emulated machine.
+#[derive(Debug, Serialize)]
+pub(crate) struct VmRow {
+    workload: String,
+    server: &'static str,
+    load: Load,
+    /// Of the thread that serves, for each request that an operation becomes; not of the disk itself, and not where it was killed.
+    system_calls: Option<f64>,
+    sleeps: Option<f64>,
+}
+
+impl VmRow {
+    /// `requests`: that one operation becomes.
+    pub(crate) fn new(workload: String, server: &'static str, load: Load, requests: u64, counts: Option<Counts>) -> Self {
+        let all = (load.operations * requests) as f64;
+        let each = |count: fn(&Counts) -> u64| counts.as_ref().map(|counts| count(counts) as f64 / all);
+        let (system_calls, sleeps) = (each(|counts| counts.system_calls), each(|counts| counts.sleeps));
+        Self { workload, server, load, system_calls, sleeps }
+    }
+}
+
+impl fmt::Display for VmRow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Load { iops, p50_us, p99_us, p999_us, max_us, .. } = self.load;
+        let count = |count: Option<f64>| count.map_or_else(String::new, |count| format!("{count:.2}"));
+        write!(
+            f,
+            "{:<20} {:<34} {iops:>8.0} {p50_us:>8} {p99_us:>8} {p999_us:>9} {max_us:>9} {:>13} {:>9}",
+            self.workload,
+            self.server,
+            count(self.system_calls),
+            count(self.sleeps)
+        )
+    }
 }
 
 /// Lag while something writes at a rate.
@@ -62,6 +100,7 @@ pub(crate) struct Report {
     wire_per_changed_byte: Vec<(&'static str, f64)>,
     tap: Vec<TapRow>,
     lag: Vec<LagRow>,
+    vm: Vec<VmRow>,
     goals: Vec<Goal>,
     left_out: Vec<String>,
 }
@@ -74,6 +113,7 @@ impl Report {
             wire_per_changed_byte: Vec::new(),
             tap: Vec::new(),
             lag: Vec::new(),
+            vm: Vec::new(),
             goals: Vec::new(),
             left_out: Vec::new(),
         }
@@ -103,6 +143,40 @@ impl Report {
 
     pub(crate) fn lagged(&mut self, row: LagRow) {
         self.lag.push(row);
+    }
+
+    pub(crate) fn in_vm(&mut self, row: VmRow) {
+        self.vm.push(row);
+    }
+
+    /// What a server did at a workload, round by round.
+    fn rounds(&self, workload: &str, server: &str) -> Vec<&VmRow> {
+        self.vm.iter().filter(|row| row.workload == workload && row.server == server).collect()
+    }
+
+    fn judge_vm(&mut self) {
+        let workloads: std::collections::BTreeSet<&str> =
+            self.vm.iter().filter(|row| row.server == vm::DISK).map(|row| row.workload.as_str()).collect();
+        // Rounds of two servers at the same workload, in pairs.
+        let pairs = |of: fn(&VmRow, &VmRow) -> Option<f64>, server: &str| {
+            let of_workload = |workload: &&str| {
+                let (ours, bare) = (self.rounds(workload, server), self.rounds(workload, vm::BARE));
+                ours.into_iter().zip(bare).filter_map(|(ours, bare)| of(ours, bare)).collect::<Vec<_>>()
+            };
+            median(workloads.iter().flat_map(of_workload).collect())
+        };
+        let calls = pairs(|ours, bare| Some(ours.system_calls? - bare.system_calls?), vm::REPLICATING);
+        let iops = |ours: &VmRow, bare: &VmRow| Some(ours.load.iops / bare.load.iops);
+        let (idle, replicating) = (pairs(iops, vm::PAUSED), pairs(iops, vm::REPLICATING));
+        let paced = format!("write-4096-1, {}/s", vm::PACE);
+        let p999 = |server| median(self.rounds(&paced, server).iter().map(|row| row.load.p999_us as f64).collect());
+        let cuts = p999(vm::CUTS).zip(p999(vm::NO_CUTS)).map(|(cuts, none)| cuts / none);
+        let pause = median(self.rounds("write-4096-1", vm::KILLED).iter().map(|row| row.load.max_us as f64 / 1e6).collect());
+        self.at_most("system calls per request, beyond bare ublk's, replicating", 1.0, calls);
+        self.at_least("IOPS ÷ bare ublk's, not replicating, emulated", 0.85, idle);
+        self.at_least("IOPS ÷ bare ublk's, replicating, emulated", 0.85, replicating);
+        self.at_most("p99.9 of paced writes around cuts ÷ without, emulated", 1.5, cuts);
+        self.at_most("seconds that a write waits for a killed daemon, emulated", 1.0, pause);
     }
 
     /// Something that could not be measured here, and why.
@@ -151,6 +225,7 @@ impl Report {
             Some(of("farside, a cut every 200 ms")? / of("farside, no cuts")?)
         };
         self.at_most("p99.9 of paced writes around cuts ÷ without", 2.0, cuts(self));
+        self.judge_vm();
     }
 
     pub(crate) fn print(&mut self) {
@@ -190,11 +265,27 @@ impl Report {
                 );
             }
         }
-        println!("\n{:<52} {:>8} {:>10}", "goal", "wanted", "measured");
+        if !self.vm.is_empty() {
+            println!(
+                "\nin an emulated machine\n{:<20} {:<34} {:>8} {:>8} {:>8} {:>9} {:>9} {:>13} {:>9}",
+                "workload", "device", "IOPS", "p50 µs", "p99 µs", "p99.9 µs", "max µs", "calls/request", "sleeps/r."
+            );
+            self.vm.iter().for_each(|row| println!("{row}"));
+        }
+        println!("\n{:<58} {:>8} {:>10}", "goal", "wanted", "measured");
         for g in &self.goals {
-            println!("{:<52} {:>8} {:>10.2}  {}", g.what, g.wanted, g.measured, if g.met { "met" } else { "MISSED" });
+            println!("{:<58} {:>8} {:>10.2}  {}", g.what, g.wanted, g.measured, if g.met { "met" } else { "MISSED" });
         }
         self.left_out.iter().for_each(|line| println!("left out: {line}"));
+    }
+}
+
+fn median(mut numbers: Vec<f64>) -> Option<f64> {
+    numbers.sort_by(f64::total_cmp);
+    let half = numbers.len() / 2;
+    match numbers.len() % 2 {
+        1 => numbers.get(half).copied(),
+        _ => Some((numbers.get(half.checked_sub(1)?)? + numbers.get(half)?) / 2.0),
     }
 }
 

@@ -1,0 +1,145 @@
+//! Real block devices in one emulated machine: the disk itself, ublk with nothing behind it, Farside, and the kernel's NBD client
+//! over Farside's NBD server, on the same disk, in turns.
+//!
+//! Emulation distorts time, so what is firm is counted by the guest's kernel: system calls and sleeps of the thread that serves.
+//! Ratios of times are believed where rounds agree; while it replicates, what encrypts and compresses has the guest's two
+//! emulated processors, too. "Bare ublk" is a server of ours with nothing between driver and disk (no
+//! tracking, no intent): rublk's loop target does the same work, and wants libclang to be built.
+
+use anyhow::Result;
+use farside_tests::wait_for;
+use farside_vm::counted::{Bare, Load, Thread, load};
+use farside_vm::protected::{CLI, Host, is_quiet};
+use farside_vm::{Guest, Kernel};
+
+use crate::report::{Report, VmRow};
+
+const DEVICE: &str = "/dev/farside/data";
+const WORKLOADS: [&str; 5] = ["write-4096-1", "write-4096-32", "read-4096-32", "write-1048576-4", "sync-4096-1"];
+/// Writes per second around cuts: well below what the slowest machine can do.
+pub(crate) const PACE: u64 = 50;
+const ROUNDS: usize = 2;
+
+pub(crate) const DISK: &str = "disk";
+pub(crate) const BARE: &str = "bare ublk";
+pub(crate) const BARE_COPY: &str = "bare ublk, copy";
+pub(crate) const PAUSED: &str = "farside, not replicating";
+pub(crate) const REPLICATING: &str = "farside, replicating";
+pub(crate) const NO_CUTS: &str = "farside, no cuts";
+pub(crate) const CUTS: &str = "farside, a cut every 200 ms";
+pub(crate) const KILLED: &str = "farside, killed and started again";
+pub(crate) const NBD: &str = "farside, nbd-device";
+
+/// The longest request of the devices: a write and a flush are two, and 1 MiB is, too.
+fn requests_of(workload: &str) -> u64 {
+    if workload.starts_with("sync") || workload.contains("-1048576-") { 2 } else { 1 }
+}
+
+struct Bench<'a> {
+    host: Host,
+    data: String,
+    seconds: u64,
+    report: &'a mut Report,
+}
+
+pub(crate) fn run(seconds: u64, report: &mut Report) -> Result<()> {
+    eprintln!("booting a host and its gateway …");
+    let mut host = Host::boot(Kernel::Newest, &["ublk_drv", "nbd"]);
+    let data = host.guest.run("cat /run/backing").trim().to_owned();
+    let mut bench = Bench { host, data, seconds, report };
+    for round in 0..ROUNDS {
+        eprintln!("round {} of {ROUNDS} …", round + 1);
+        bench.round();
+    }
+    bench.host.shut_down();
+    Ok(())
+}
+
+impl Bench<'_> {
+    fn round(&mut self) {
+        let data = self.data.clone();
+        self.measure_all(DISK, &data, None);
+        for (server, options) in [(BARE, ""), (BARE_COPY, "copy")] {
+            let bare = Bare::serve(&mut self.host.guest, &data, options);
+            let thread = bare.thread(&mut self.host.guest);
+            self.measure_all(server, &bare.path.clone(), Some(thread));
+            bare.stop(&mut self.host.guest);
+        }
+        self.add("ublk");
+        self.farside("volume pause data");
+        let thread = self.host.queue_thread();
+        self.measure_all(PAUSED, DEVICE, Some(thread));
+        self.farside("volume resume data");
+        self.host.wait_for_group("everything to be published", is_quiet);
+        self.measure_all(REPLICATING, DEVICE, Some(thread));
+        for (server, epoch) in [(NO_CUTS, "1h"), (CUTS, "200ms")] {
+            self.farside("group set default --epoch 200ms");
+            self.host.wait_for_group("everything to be published", is_quiet);
+            self.farside(&format!("group set default --epoch {epoch}"));
+            self.measure(server, "write-4096-1", DEVICE, Some(PACE), Some(thread));
+        }
+        self.die();
+        self.host.wait_for_group("everything to be published", is_quiet);
+        self.farside("group set default --epoch 500ms");
+        self.farside("volume remove data --yes");
+        self.add("nbd-device");
+        let thread = self.host.queue_thread();
+        self.measure_all(NBD, DEVICE, Some(thread));
+        self.farside("volume remove data --yes");
+    }
+
+    /// Its history goes on, if it had one.
+    fn add(&mut self, tap: &str) {
+        let data = self.data.clone();
+        self.farside(&format!("volume add data --backing {data} --tap {tap}"));
+        let group = self.host.wait_for_group("a first sync or a fork", |group| {
+            let state = &group["volumes"][0]["state"]["state"];
+            is_quiet(group) || state == "forked"
+        });
+        if group["volumes"][0]["state"]["state"] == "forked" {
+            self.farside("volume resync data --accept forked");
+            self.host.wait_for_group("everything to be published", is_quiet);
+        }
+    }
+
+    fn farside(&mut self, command: &str) {
+        self.host.guest.run(&format!("{CLI} {command}"));
+    }
+
+    fn measure_all(&mut self, server: &'static str, device: &str, thread: Option<Thread>) {
+        for workload in WORKLOADS {
+            self.measure(server, workload, device, None, thread);
+        }
+    }
+
+    fn measure(&mut self, server: &'static str, workload: &'static str, device: &str, rate: Option<u64>, thread: Option<Thread>) {
+        let pace = rate.map_or_else(String::new, |rate| format!(" {rate}"));
+        let arguments = format!("{workload} {}{pace}", self.seconds);
+        let run = |guest: &mut Guest| load(guest, device, &arguments);
+        let (load, counts) = match thread {
+            Some(thread) => {
+                let (load, counts) = thread.count(&mut self.host.guest, run);
+                (load, Some(counts))
+            }
+            None => (run(&mut self.host.guest), None),
+        };
+        let name = if rate.is_some() { format!("{workload}, {PACE}/s") } else { workload.to_owned() };
+        self.report.in_vm(VmRow::new(name, server, load, requests_of(workload), counts));
+    }
+
+    /// What an application waits for when the daemon is killed in the middle and started again at once.
+    fn die(&mut self) {
+        let (log, seconds) = ("/run/killed.log", self.seconds.max(5) * 3);
+        let command = format!("exec farside-vm-bench load $(readlink -f {DEVICE}) write-4096-1 {seconds}");
+        self.host.guest.run(&format!("rm -f {log}"));
+        let application = self.host.guest.start_command(&command, log);
+        let before = self.host.guest.run("cat /proc/diskstats");
+        wait_for("the application to write", || (self.host.guest.run("cat /proc/diskstats") != before).then_some(()));
+        self.host.kill_daemon();
+        self.host.start_daemon();
+        self.host.guest.wait_until(&format!("test ! -d /proc/{application}"));
+        let said = self.host.guest.run(&format!("cat {log}"));
+        let load: Load = serde_json::from_str(&said).unwrap_or_else(|error| panic!("{error}: {said}"));
+        self.report.in_vm(VmRow::new("write-4096-1".to_owned(), KILLED, load, 1, None));
+    }
+}
