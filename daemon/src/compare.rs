@@ -50,8 +50,9 @@ impl Control {
     pub(crate) fn pump_heating(&mut self, id: VolumeId) {
         let Some(member) = self.members.get_mut(&id).filter(|m| !m.heats.is_empty()) else { return };
         let volume = member.served.volume.clone();
-        // While the map cannot be written "hot" is in memory alone; it goes on when the map has been made anew.
-        if volume.tracking() != Tracking::Sound {
+        // While the map cannot be written "hot" is in memory alone; it goes on when the map has been made anew. While the tap is
+        // bypassed nothing would be found by comparing; it goes on when the volume has been opened anew.
+        if volume.tracking() != Tracking::Sound || member.bypass.is_some() {
             return;
         }
         volume.watch_heat();

@@ -27,6 +27,7 @@ use crate::sender::{Order, Report as SenderReport};
 use crate::state_dir::{Mark, StateDir};
 use crate::tally::Tally;
 use crate::volume::{IntentOrder, Served, Surroundings};
+use crate::watch::Bypass;
 
 /// How often regions are offered for cooling, at most.
 const COOL_EVERY: Duration = Duration::from_secs(5);
@@ -76,6 +77,10 @@ pub(crate) enum Ask {
     Add(VolumeConfig, oneshot::Sender<anyhow::Result<()>>),
     Remove(VolumeId, oneshot::Sender<anyhow::Result<()>>),
     Leaving(VolumeId, oneshot::Sender<anyhow::Result<Leaving>>),
+    /// Close it, and leave its folder for who opens it again.
+    Release(VolumeId, oneshot::Sender<anyhow::Result<()>>),
+    /// Why a tap is not put under its device yet.
+    TapWaits(VolumeId, String, oneshot::Sender<anyhow::Result<()>>),
     Pause(VolumeId, bool, oneshot::Sender<anyhow::Result<()>>),
     Resync(VolumeId, Option<Accept>, oneshot::Sender<anyhow::Result<()>>),
     Verify(VolumeId, oneshot::Sender<anyhow::Result<VerifyStatus>>),
@@ -221,8 +226,26 @@ pub(crate) struct Member {
     pub(crate) note: LossNote,
     /// What was frozen lately, and when.
     recent: VecDeque<(Instant, RegionSet)>,
-    leaving: Option<oneshot::Sender<anyhow::Result<()>>>,
+    /// What bypasses the tap now.
+    pub(crate) bypass: Option<Bypass>,
+    /// Why everything is compared.
+    pub(crate) doubt: Option<String>,
+    leaving: Option<(Farewell, oneshot::Sender<anyhow::Result<()>>)>,
     tap_stopped: bool,
+}
+
+/// What becomes of the folder of a volume that leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Farewell {
+    Removed,
+    OpenedAgain,
+}
+
+impl Member {
+    /// Its tap is stopped, or about to be.
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.tap_stopped || self.leaving.is_some() || self.served.is_stopping()
+    }
 }
 
 pub(crate) struct Control {
@@ -424,7 +447,19 @@ impl Control {
         if done {
             left.remove(&id);
         }
-        let held = if left.is_empty() { self.switcher.conclude(epoch) == Kind::Cut } else { self.switcher.is_cut(epoch) };
+        if !left.is_empty() {
+            let held = self.switcher.is_cut(epoch);
+            if !held {
+                self.demoted(epoch, DemoteCause::SideBuffer);
+            }
+            return held;
+        }
+        // † What went past a tap was not held back by the cut.
+        if !self.look_at_taps() {
+            self.demoted(epoch, DemoteCause::Member);
+            return false;
+        }
+        let held = self.switcher.conclude(epoch) == Kind::Cut;
         if !held {
             self.demoted(epoch, DemoteCause::SideBuffer);
         }
@@ -579,6 +614,8 @@ impl Control {
         // † T is read before the maps (T15): what is acknowledged after T may be missing from them, what was before cannot.
         std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
         let volumes: Vec<_> = self.members.iter().map(|(id, m)| (*id, sample(&m.served))).collect();
+        // Also behind T, and before anything is said of it.
+        self.look_at_taps();
         let open_bytes = volumes.iter().map(|(_, sample)| sample.dirty_bytes).sum();
         self.step(Event::Tick(Tick { time, volumes }));
         self.keep_verify_results();
@@ -659,18 +696,11 @@ impl Control {
                 let _ = reply.send(Err(anyhow::anyhow!("farsided is stopping")));
             }
             Ask::Add(config, reply) => self.open(config, reply),
-            Ask::Remove(id, reply) => match self.members.get_mut(&id) {
-                None => {
-                    let _ = reply.send(Err(anyhow::anyhow!("the volume is not served")));
-                }
-                Some(member) => {
-                    member.leaving = Some(reply);
-                    member.served.stop_tap();
-                    if member.tap_stopped {
-                        self.step(Event::RemoveVolume { volume: id });
-                    }
-                }
-            },
+            Ask::Remove(id, reply) => self.let_go(id, Farewell::Removed, reply),
+            Ask::Release(id, reply) => self.let_go(id, Farewell::OpenedAgain, reply),
+            Ask::TapWaits(id, why, reply) => {
+                let _ = reply.send(self.tap_waits(id, why));
+            }
             Ask::Leaving(id, reply) => {
                 let leaving = self.members.get(&id).map(|member| {
                     let served = &member.served;
@@ -748,6 +778,11 @@ impl Control {
             heats: Vec::new(),
             compares: Compares::load(&served.dir),
             loss: Loss::Kept,
+            bypass: None,
+            doubt: setup.tracking_lost.then(|| {
+                let reason = Mark::TrackingLost.reason(&served.dir);
+                reason.unwrap_or_else(|| "tracking was lost before this start".to_owned())
+            }),
             note: LossNote::of(&self.around.runtime_dir, setup.meta.id),
             served,
             recent: VecDeque::new(),
@@ -769,8 +804,29 @@ impl Control {
     fn pause(&mut self, id: VolumeId, pause: bool) -> anyhow::Result<()> {
         let member = self.members.get(&id).ok_or_else(|| anyhow::anyhow!("the volume is not served"))?;
         Mark::Paused.put(&member.served.dir, pause)?;
+        if let Some(insertion) = member.served.insertion.as_ref().filter(|_| !pause) {
+            insertion.stays();
+        }
         self.step(if pause { Event::Pause { volume: id } } else { Event::Resume { volume: id } });
+        if !pause {
+            self.insert_again(id);
+        }
         Ok(())
+    }
+
+    fn let_go(&mut self, id: VolumeId, farewell: Farewell, reply: oneshot::Sender<anyhow::Result<()>>) {
+        match self.members.get_mut(&id) {
+            None => {
+                let _ = reply.send(Err(anyhow::anyhow!("the volume is not served")));
+            }
+            Some(member) => {
+                member.leaving = Some((farewell, reply));
+                member.served.stop_tap();
+                if member.tap_stopped {
+                    self.step(Event::RemoveVolume { volume: id });
+                }
+            }
+        }
     }
 
     fn tap_stopped(&mut self, id: VolumeId) {
@@ -783,18 +839,25 @@ impl Control {
 
     fn removed(&mut self, id: VolumeId) {
         let Some(mut member) = self.members.remove(&id) else { return };
-        let reply = member.leaving.take();
+        let leaving = member.leaving.take();
         let Member { served, note, .. } = member;
         let name = served.config.name.clone();
         // Not here: what is in flight in a device that does not answer would hold up the whole group.
         std::thread::spawn(move || {
-            let result = served.close_and_remove();
-            note.remove();
-            match &result {
-                Ok(()) => info!(volume = %name, "removed; its points stay in the store"),
-                Err(error) => error!(volume = %name, "{error:#}"),
+            let result = match leaving {
+                Some((Farewell::OpenedAgain, _)) => served.close_for_another(),
+                _ => {
+                    let result = served.close_and_remove();
+                    note.remove();
+                    result
+                }
+            };
+            match (&result, &leaving) {
+                (Err(error), _) => error!(volume = %name, "{error:#}"),
+                (Ok(()), Some((Farewell::OpenedAgain, _))) => info!(volume = %name, "closed, to be opened again"),
+                (Ok(()), _) => info!(volume = %name, "removed; its points stay in the store"),
             }
-            if let Some(reply) = reply {
+            if let Some((_, reply)) = leaving {
                 let _ = reply.send(result); // whoever waited may have given up
             }
         });

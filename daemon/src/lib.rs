@@ -22,6 +22,7 @@ mod metrics;
 mod node;
 mod queue;
 mod sender;
+mod sentinel;
 pub mod state_dir;
 mod status;
 mod strangers;
@@ -30,6 +31,7 @@ mod tally;
 pub mod tap;
 mod verify;
 mod volume;
+mod watch;
 mod yielding;
 
 pub use change::as_helper;

@@ -16,6 +16,8 @@ use farside_blockio::{
 use farside_region::ByteExtent;
 use farside_shim::{Failure, Io, IoResult, Limits, Queue, Step, Wake};
 
+use crate::sentinel::Bell;
+
 /// What the host did, since the daemon started.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
@@ -78,6 +80,7 @@ pub(crate) struct ShimQueue {
     flush_done: FlushDone,
     flush_under_way: bool,
     counters: Arc<Counters>,
+    bell: Option<Bell>,
 }
 
 impl std::fmt::Debug for ShimQueue {
@@ -94,6 +97,8 @@ struct Active {
     token: farside_shim::Request,
     data: Data,
     io: Option<Io>,
+    /// The bell is to be rung at its end.
+    rings: bool,
 }
 
 /// Of a request.
@@ -156,6 +161,7 @@ impl ShimQueue {
         orders: Arc<Orders>,
         flush_done: FlushDone,
         counters: Arc<Counters>,
+        bell: Option<Bell>,
     ) -> std::io::Result<Self> {
         let run = Limits::DEFAULT.claim_run_bytes as usize;
         Ok(Self {
@@ -172,6 +178,7 @@ impl ShimQueue {
             flush_done,
             flush_under_way: false,
             counters,
+            bell,
         })
     }
 
@@ -190,9 +197,12 @@ impl ShimQueue {
                 self.parked.push(index);
             }
             Step::Complete(result) => {
-                let Active { id, mut data, .. } = self.active[index as usize].take().expect("active until now");
+                let Active { id, mut data, rings, .. } = self.active[index as usize].take().expect("active until now");
                 let buffer = data.take_buffer();
                 self.free.push(index);
+                if let Some(bell) = self.bell.as_ref().filter(|_| rings) {
+                    bell.ring();
+                }
                 let result = result.map_err(|failure| {
                     self.counters.errors.fetch_add(1, Ordering::Relaxed);
                     errno_of(failure)
@@ -299,6 +309,8 @@ impl BlockQueue for ShimQueue {
     fn submit(&mut self, ring: &mut Ring, request: Request) {
         self.count(&request);
         let Request { id, op, extent, fua, payload, client, .. } = request;
+        let writes = matches!(op, Op::Write | Op::Trim | Op::WriteZeroes { .. });
+        let rings = writes && self.bell.as_ref().is_some_and(|bell| bell.is_for(extent.offset.0, extent.len));
         let mut data = match payload {
             Some(Payload::Buffer(buffer)) => Data::Buffer(buffer),
             Some(Payload::Pages(pages)) => Data::Pages(pages, extent.offset.0),
@@ -316,7 +328,7 @@ impl BlockQueue for ShimQueue {
         };
         match self.queue.start(op) {
             Ok(token) => {
-                let active = Active { id, token, data, io: None };
+                let active = Active { id, token, data, io: None, rings };
                 let index = match self.free.pop() {
                     Some(index) => {
                         self.active[index as usize] = Some(active);

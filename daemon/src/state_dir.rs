@@ -129,12 +129,12 @@ fn is_dying(pid: &str) -> bool {
     stat.rsplit_once(") ").is_some_and(|(_, fields)| fields.starts_with('Z'))
 }
 
-/// A mark that a volume carries across restarts: an empty file, durable before it counts.
+/// A mark that a volume carries across restarts: a file, durable before it counts. What is in it says why, and decides nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mark {
     /// `volume pause`.
     Paused,
-    /// The intent map could not be written: everything must be compared.
+    /// Changes may be unknown: everything must be compared. It may say why, for people.
     TrackingLost,
     /// The operator's `--accept`, not yet carried out.
     Accepted,
@@ -166,7 +166,8 @@ impl Mark {
         let path = volume_dir.join(self.file());
         let io = |source| ConfigError::Io { verb: "mark", path: path.clone(), source };
         if set {
-            File::create(&path).and_then(|f| f.sync_all()).map_err(io)?;
+            let open = || OpenOptions::new().create(true).truncate(false).write(true).open(&path);
+            open().and_then(|f| f.sync_all()).map_err(io)?;
         } else {
             match std::fs::remove_file(&path) {
                 Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(io(e)),
@@ -174,6 +175,26 @@ impl Mark {
             }
         }
         sync_dir(volume_dir)
+    }
+
+    /// Sets it, durably, with the reason. Where there is no room for a reason it is set without one.
+    ///
+    /// # Errors
+    /// As [`Mark::put`].
+    pub fn put_because(self, volume_dir: &Path, why: &str) -> Result<(), ConfigError> {
+        self.put(volume_dir, true)?;
+        let path = volume_dir.join(self.file());
+        let written = std::fs::write(&path, why).and_then(|()| File::open(&path)?.sync_all());
+        if let Err(error) = written {
+            warn!(mark = %path.display(), %error, %why, "the reason of a mark cannot be kept");
+        }
+        Ok(())
+    }
+
+    /// Why it was set, if it is and says so.
+    pub fn reason(self, volume_dir: &Path) -> Option<String> {
+        let text = std::fs::read_to_string(volume_dir.join(self.file())).ok()?;
+        Some(text.trim().to_owned()).filter(|text| !text.is_empty())
     }
 }
 
@@ -201,6 +222,18 @@ mod tests {
         Mark::Paused.put(dir.path(), false).expect("withdrawn");
         Mark::Paused.put(dir.path(), false).expect("withdrawn twice");
         assert!(!Mark::Paused.is_set(dir.path()).expect("asked"));
+    }
+
+    #[test]
+    fn a_mark_keeps_its_reason_until_it_is_withdrawn() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        Mark::TrackingLost.put(dir.path(), true).expect("set");
+        assert_eq!(Mark::TrackingLost.reason(dir.path()), None);
+        Mark::TrackingLost.put_because(dir.path(), "somebody was there").expect("set");
+        Mark::TrackingLost.put(dir.path(), true).expect("set again");
+        assert_eq!(Mark::TrackingLost.reason(dir.path()).as_deref(), Some("somebody was there"));
+        Mark::TrackingLost.put(dir.path(), false).expect("withdrawn");
+        assert_eq!(Mark::TrackingLost.reason(dir.path()), None);
     }
 
     #[test]

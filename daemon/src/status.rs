@@ -15,11 +15,17 @@ use farside_transport::NotConnected;
 
 use crate::group::{Control, Member};
 use crate::loss::Loss;
+use crate::state_dir::Mark;
 use crate::tally::Rates;
 
 impl Control {
     pub(crate) fn status(&mut self) -> GroupStatus {
         let status = self.source.status(monotonic_ns());
+        for v in status.volumes.iter().filter(|v| !is_in_doubt(&v.state)) {
+            if let Some(member) = self.members.get_mut(&v.volume).filter(|member| member.bypass.is_none()) {
+                member.doubt = None;
+            }
+        }
         let side = self.shim.side_buffer_usage();
         let granules = |n: usize| n as u64 * farside_region::Geometry::GRANULE_BYTES;
         let open_bytes = status.volumes.iter().map(|v| v.open_bytes).sum();
@@ -209,7 +215,26 @@ fn volume_reasons(member: &Member, v: &source::VolumeStatus, segments_damaged: u
     let mut say = |severity, code: Code, message: String, todo: &str| {
         reasons.push(Reason::new(severity, code, message, todo.replace("NAME", name.as_str())));
     };
+    let compared = "everything is compared by itself then; points appear again after that, the older ones stay good";
+    if let Some(bypass) = &member.bypass {
+        let waits = bypass.waits.as_ref().map(|why| format!(" (not yet: {why})")).unwrap_or_default();
+        let todo = match Mark::Paused.is_set(&member.served.dir).unwrap_or(false) {
+            true => {
+                "its tap is not put back while it is paused: `farside volume resume NAME`, or `farside volume remove NAME`".into()
+            }
+            false => format!(
+                "its tap is put under it again by itself{waits}; {compared}. To have it out: `farside volume remove NAME`"
+            ),
+        };
+        say(Error, Code::TrackingLost, format!("{}: what is written there is not replicated", bypass.why), &todo);
+    } else if let Some(doubt) = member.doubt.as_ref().filter(|_| is_in_doubt(&v.state)) {
+        let severity = if v.state == State::TrackingLost { Error } else { Warning };
+        let todo = "wait: older points stay good, and new ones follow when all is compared";
+        say(severity, Code::TrackingLost, format!("everything is compared, since {doubt}"), todo);
+    }
     match &v.state {
+        // That was said.
+        State::TrackingLost if member.loss == Loss::Kept && (member.bypass.is_some() || member.doubt.is_some()) => {}
         State::Refused(RefusedWhy::Forked) => say(
             Error,
             Code::Forked,
@@ -307,6 +332,11 @@ fn volume_reasons(member: &Member, v: &source::VolumeStatus, segments_damaged: u
         say(Error, Code::Broken, format!("a thread of this volume ended: {why}"), "restart farsided");
     }
     reasons
+}
+
+/// Not compared to the end, or nobody knows.
+fn is_in_doubt(state: &State) -> bool {
+    !matches!(state, State::Streaming | State::Behind(Behind::FirstSync | Behind::CatchingUp))
 }
 
 /// What the host dirties and what gets through, and which number would help. `sent` bytes of content became `wire` bytes so far.

@@ -17,7 +17,7 @@ use farside_service::systemd;
 use farside_transport::{DialError, Identity, Pin};
 use farside_wire::InstanceId;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
 use crate::config::{Config, GroupConfig};
@@ -62,8 +62,9 @@ pub fn run(config: &Path) -> anyhow::Result<()> {
     let state = Arc::new(StateDir::open(&config.source.state_dir)?);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let result = runtime.block_on(async {
-        let daemon = Daemon::new(config, state, tokio::runtime::Handle::current())?;
-        daemon.serve().await
+        let (bypassed, bypasses) = mpsc::unbounded_channel();
+        let daemon = Daemon::new(config, state, tokio::runtime::Handle::current(), bypassed)?;
+        daemon.serve(bypasses).await
     });
     runtime.shutdown_timeout(Duration::from_secs(5));
     result
@@ -96,7 +97,12 @@ fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 impl Daemon {
-    fn new(config: Config, state: Arc<StateDir>, runtime: tokio::runtime::Handle) -> anyhow::Result<Arc<Self>> {
+    fn new(
+        config: Config,
+        state: Arc<StateDir>,
+        runtime: tokio::runtime::Handle,
+        bypassed: mpsc::UnboundedSender<Name>,
+    ) -> anyhow::Result<Arc<Self>> {
         let identity = Identity::load_or_create(state.path())?;
         let pin = Pin::load(&state.path().join("receiver.json"))?;
         let mut instance = [0; 16];
@@ -111,6 +117,7 @@ impl Daemon {
             runtime,
             pacer: Arc::default(),
             encoders: Encoders::start(config.limits.encoder_threads())?,
+            bypassed,
         };
         around.pacer.set(config.rate.map(Rate::bytes_per_s));
         Ok(Arc::new(Self {
@@ -131,7 +138,7 @@ impl Daemon {
         }))
     }
 
-    async fn serve(self: Arc<Self>) -> anyhow::Result<()> {
+    async fn serve(self: Arc<Self>, mut bypasses: mpsc::UnboundedReceiver<Name>) -> anyhow::Result<()> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut reload = signal(SignalKind::hangup())?;
@@ -154,6 +161,10 @@ impl Daemon {
                 _ = reload.recv() => {
                     let daemon = self.clone();
                     tokio::spawn(async move { drop(daemon.reload().await) });
+                }
+                Some(volume) = bypasses.recv() => {
+                    let daemon = self.clone();
+                    tokio::spawn(async move { daemon.insert_again(&volume).await });
                 }
                 started = starts.join_next(), if opening => if started.is_none() {
                     opening = false;

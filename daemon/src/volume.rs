@@ -16,8 +16,8 @@ use std::thread::JoinHandle;
 use anyhow::{Context as _, bail};
 use crossbeam::channel::{Sender, unbounded};
 use farside_blockio::dm::DevNumber;
-use farside_blockio::{DeviceEngine, DeviceError, FileDevice, OpenOptions, Ring, Waker};
-use farside_insert::{Insertion, State, stack};
+use farside_blockio::{DeviceEngine, DeviceError, FileDevice, OpenOptions, Ring, Waker, WriteWatch};
+use farside_insert::{InsertError, Insertion, State, stack};
 use farside_ledger::VolumeMeta;
 use farside_region::intent::{BackingIdentity, HeaderState};
 use farside_region::{BootId, Generation, Geometry, GranuleSet, LedgerPosition, MapId, Name, Term};
@@ -35,8 +35,10 @@ use crate::intent_thread::IntentThread;
 use crate::loss::LossNote;
 use crate::queue::{Counters, Orders, RingWake, ShimQueue};
 use crate::sender::{Order, SenderThread, SentCounters};
+use crate::sentinel::{Guard, Sentinels};
 use crate::state_dir::Mark;
 use crate::tap::{self, Prepared};
+use crate::watch::Left;
 
 /// What every volume of a daemon shares.
 #[derive(Clone)]
@@ -53,6 +55,8 @@ pub(crate) struct Surroundings {
     pub(crate) pacer: Arc<farside_transport::Pacer>,
     /// Who encodes for all senders.
     pub(crate) encoders: Encoders,
+    /// Volumes whose devices do not rest on their taps any more.
+    pub(crate) bypassed: tokio::sync::mpsc::UnboundedSender<Name>,
 }
 
 /// What the intent thread is asked for.
@@ -83,6 +87,11 @@ pub(crate) struct Served {
     pub(crate) tap: tap::Handle,
     /// Of the tap, under the device that the host uses.
     pub(crate) insertion: Option<Arc<Insertion>>,
+    /// What the kernel counts as written on the backing.
+    pub(crate) writes: Option<WriteWatch>,
+    guard: Option<Guard>,
+    /// The tap's node, where it is under a device.
+    under: Option<PathBuf>,
     orders: Arc<Orders>,
     sender: Sender<Order>,
     sender_waker: Waker,
@@ -92,6 +101,7 @@ pub(crate) struct Served {
     intent_thread: Option<JoinHandle<()>>,
     /// By an attach before this one.
     flush_failed_this_boot: bool,
+    boot: BootId,
 }
 
 impl Served {
@@ -156,29 +166,45 @@ impl Served {
         // header `attached`, the new identity kept.
         let identity = Identity::of(&device).with_context(|| format!("cannot look at {}", config.backing.display()))?;
         let known = identity.is_known(&dir);
+        // The door is ours: what a predecessor wrote has landed, and we have written nothing yet.
+        let writes = WriteWatch::new(&device);
+        let kept = Sentinels::kept(&dir);
+        let now = Left::now(writes.as_ref(), around.boot);
+        let mut used = None;
         let mut touched = false;
         let (mut file, found) = IntentFile::open(&dir, &geometry, MapId(fresh), &mut |header| {
-            touched = header.state == HeaderState::Clean && header.backing != device.identity_found();
-            if touched {
-                warn!(volume = %name, "the backing changed while nobody served it: everything will be compared");
+            let as_left = header.backing == device.identity_found() && !Left::is_passed(&dir, now.as_ref());
+            let was_clean = header.state == HeaderState::Clean;
+            touched = was_clean && !as_left;
+            if let (Some(kept), Ok(Some(now))) = (&kept, Sentinels::look(&device, header.volume_bytes, &meta.digest_key)) {
+                used = now.differ(kept, was_clean);
             }
-            if !known {
-                let backing = config.backing.display();
-                warn!(volume = %name, %backing, "this is not the backing that the volume had before: everything will be compared");
-            }
-            if bypassed {
-                warn!(volume = %name, "its device was used without a tap: everything will be compared");
-            }
-            if touched || !known || bypassed { Mark::TrackingLost.put(&dir, true) } else { Ok(()) }
+            let why = match (bypassed, known, touched, used) {
+                (true, ..) => "its device was used without a tap",
+                (_, false, ..) => "this is not the backing that the volume had before",
+                (_, _, true, _) => "the backing changed while nobody served it",
+                (.., Some(used)) => used,
+                _ => return Ok(()),
+            };
+            warn!(volume = %name, "{why}: everything will be compared");
+            Mark::TrackingLost.put_because(&dir, why)
         })?;
         if !known {
             identity.keep(&dir)?;
         }
         let before = found.header.as_ref();
-        let touched = touched || !known || bypassed;
+        let touched = touched || !known || bypassed || used.is_some();
         // † A flush that failed may have lost what the drive's cache still showed when it was compared: no clean stop of the
         // same boot vouches for that, only a compare in the next one (T14).
         let owed = found.owed.filter(|_| !touched && before.is_none_or(|h| h.flush_failed.is_none()));
+        // Before the host can write there.
+        let sentinels = Sentinels::look(&device, u64::MAX, &meta.digest_key).unwrap_or_else(|error| {
+            warn!(volume = %name, %error, "superblocks cannot be read: a use of the device behind our back may go unnoticed");
+            None
+        });
+        if let Some(Err(error)) = sentinels.as_ref().map(|sentinels| sentinels.keep(&dir, false)) {
+            warn!(volume = %name, %error, "superblocks cannot be kept: the next start may compare everything");
+        }
         // Everything that may fail for a reason that a person mends comes before the header says `attached` and before the
         // first thread: a failed opening leaves nothing behind that holds a door.
         drop(Ring::new(8)?); // the queue and sender threads will want one each
@@ -234,6 +260,7 @@ impl Served {
         });
 
         let (counters, sent) = (Arc::new(Counters::default()), Arc::new(SentCounters::default()));
+        let guard = sentinels.map(|kept| Guard::start(&device, &dir, meta.digest_key, kept, name.as_str())).transpose()?;
         let orders = Arc::new(Orders::new());
         let flushed = inbox.clone();
         let queue = ShimQueue::new(
@@ -243,6 +270,7 @@ impl Served {
             orders.clone(),
             Box::new(move |ok| flushed.send(Note::Flushed(id, ok))),
             counters.clone(),
+            guard.as_ref().map(Guard::bell),
         )?;
         let (server, tap) = prepared.ready(&name, &around.limits, waker);
 
@@ -288,7 +316,7 @@ impl Served {
                 inbox.send(Note::TapStopped(id));
             })?
         };
-        let served = Self {
+        let mut served = Self {
             config,
             meta,
             dir,
@@ -298,6 +326,9 @@ impl Served {
             sent,
             tap,
             insertion,
+            writes,
+            guard,
+            under: None,
             orders,
             sender,
             sender_waker,
@@ -306,6 +337,7 @@ impl Served {
             sender_thread: Some(sender_thread),
             intent_thread: Some(intent_thread),
             flush_failed_this_boot,
+            boot: around.boot,
         };
         let (inbox, volume) = (inbox.clone(), served.config.name.clone());
         let lost = move |why: String| {
@@ -322,18 +354,31 @@ impl Served {
     }
 
     /// Shows the volume to the host. Nothing was read for replication yet: what the host wrote up to here counts.
-    fn appear(&self, runtime_dir: &Path, lost: impl Fn(String) + Send + 'static) -> anyhow::Result<()> {
+    fn appear(&mut self, runtime_dir: &Path, lost: impl Fn(String) + Send + 'static) -> anyhow::Result<()> {
         let name = &self.config.name;
         let shown = self.tap.appear(name, self.meta.id, &self.device, lost)?;
         let (Some(insertion), Some(shown)) = (&self.insertion, shown) else { return Ok(()) };
         // Also where it is there already: what a killed predecessor began may only end now that the tap is served again, and
         // may end with the device on its own disks. (That it was to be so was marked before: everything is compared then.)
-        let change = Change::Insert { device: insertion.device().to_owned(), tap: shown };
+        let change = Change::Insert { device: insertion.device().to_owned(), tap: shown.clone() };
         change.make(runtime_dir).inspect_err(|_| {
             // A device that rests on this tap already is not given up: its requests wait for a successor.
             let gone = self.tap.claim().and_then(|unused| self.tap.withdraw(name, unused));
             gone.unwrap_or_else(|error| warn!(volume = %name, "its tap stays: {error:#}"));
-        })
+        })?;
+        self.under = Some(shown);
+        Ok(())
+    }
+
+    /// What lets the users of its device write past the tap.
+    ///
+    /// # Errors
+    /// When that cannot be known.
+    pub(crate) fn bypass(&self) -> Result<Option<String>, InsertError> {
+        match (&self.insertion, &self.under) {
+            (Some(insertion), Some(tap)) => insertion.bypass(tap),
+            _ => Ok(None),
+        }
     }
 
     /// Gives the sender an order.
@@ -385,7 +430,7 @@ impl Served {
         clean
     }
 
-    fn write_clean(&self, owed: GranuleSet) -> bool {
+    fn write_clean(&mut self, owed: GranuleSet) -> bool {
         let bytes = owed.granule_count(self.volume.geometry()) * self.volume.geometry().granule_bytes();
         let flush = self.volume.flush_begin();
         let flushed = self.device.sync_data();
@@ -399,6 +444,26 @@ impl Served {
             && self.volume.flush_failures() == 0
             && self.volume.tracking() == Tracking::Sound;
         if !may {
+            return false;
+        }
+        if let Some(guard) = self.guard.take() {
+            guard.end();
+        }
+        let kept = Sentinels::look(&self.device, u64::MAX, &self.meta.digest_key).map_err(anyhow::Error::from);
+        let kept = kept.and_then(|sentinels| Ok(sentinels.map_or(Ok(()), |sentinels| sentinels.keep(&self.dir, true))?));
+        if let Err(error) = kept {
+            error!(volume = %self.config.name, "superblocks cannot be kept, the next start compares what was hot: {error:#}");
+            return false;
+        }
+        if self.writes.as_mut().and_then(WriteWatch::look).is_some() {
+            error!(volume = %self.config.name, "past its tap: its backing was written as it stopped; everything will be compared");
+            let marked = Mark::TrackingLost.put_because(&self.dir, "the backing was written by somebody else as it stopped");
+            marked.unwrap_or_else(|error| error!(volume = %self.config.name, %error, "nor can that be recorded"));
+            return false;
+        }
+        let left = Left::now(self.writes.as_ref(), self.boot);
+        if let Err(error) = Left::keep(left.as_ref(), &self.dir) {
+            error!(volume = %self.config.name, %error, "how the backing was left cannot be kept: the next start compares what was hot");
             return false;
         }
         let backing = self.device.identity_now().ok().flatten();
@@ -430,6 +495,19 @@ impl Served {
         insertion.map_or(Ok(()), |insertion| insertion.remove_twin()).context("its device's twin cannot be removed")
     }
 
+    /// Ends the threads, with the folder as it is: somebody opens the volume again. A device that rests on its disks needs no
+    /// twin then.
+    ///
+    /// # Errors
+    /// When the twin cannot be removed.
+    pub(crate) fn close_for_another(mut self) -> anyhow::Result<()> {
+        self.tap.stop();
+        self.finish();
+        let Self { device, insertion, .. } = self;
+        drop(device);
+        insertion.map_or(Ok(()), |insertion| insertion.forsake_twin()).context("its device's twin cannot be removed")
+    }
+
     fn join_queue(&mut self) {
         if let Some(thread) = self.queue_thread.take() {
             let _ = thread.join();
@@ -438,6 +516,9 @@ impl Served {
 
     fn finish(&mut self) {
         self.join_queue();
+        if let Some(guard) = self.guard.take() {
+            guard.end();
+        }
         self.send(Order::Quit);
         self.intent(IntentOrder::Quit);
         for thread in [self.sender_thread.take(), self.intent_thread.take()].into_iter().flatten() {

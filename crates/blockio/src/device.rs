@@ -19,6 +19,7 @@ use nix::unistd::{Whence, lseek64};
 use thiserror::Error;
 
 use crate::queue::push_extent;
+use crate::written::Given;
 use crate::{BUFFER_ALIGN, Buffer, Extent, ExtentKind, SharedFd, door, topology};
 
 /// How to open a device.
@@ -145,6 +146,7 @@ struct Inner {
     readonly: bool,
     punches: bool,
     found: Option<BackingIdentity>,
+    given: Arc<Given>,
 }
 
 impl FileDevice {
@@ -178,13 +180,19 @@ impl FileDevice {
             probe_direct(fd.as_fd(), path, block_min)?;
         }
         let punches = !options.readonly && punches(fd.as_fd(), kind, size, block_min);
+        let given = Arc::new(Given::new((kind == DeviceKind::Block).then(|| metadata.rdev())));
         let (path, readonly) = (path.to_owned(), options.readonly);
-        Ok(Self { inner: Arc::new(Inner { fd: Arc::new(fd), path, kind, size, block_min, readonly, punches, found }) })
+        Ok(Self { inner: Arc::new(Inner { fd: Arc::new(fd), path, kind, size, block_min, readonly, punches, found, given }) })
     }
 
     /// The descriptor, for operations of a [`crate::Ring`].
     pub fn fd(&self) -> &SharedFd {
         &self.inner.fd
+    }
+
+    /// What was given to the kernel to be written there.
+    pub(crate) fn given(&self) -> &Arc<Given> {
+        &self.inner.given
     }
 
     /// As it was opened.
@@ -265,6 +273,8 @@ impl FileDevice {
     /// The device's.
     pub fn write_all_at(&self, offset: ByteOffset, mut from: &[u8]) -> io::Result<()> {
         let mut at = offset.0;
+        self.inner.given.begin_write(from.len() as u64);
+        let _end = End(&self.inner.given);
         while !from.is_empty() {
             match pwrite(self.inner.fd.as_fd(), from, to_off(at)?) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
@@ -296,6 +306,8 @@ impl FileDevice {
         use nix::fcntl::FallocateFlags;
         let ways = [FallocateFlags::FALLOC_FL_PUNCH_HOLE, FallocateFlags::FALLOC_FL_ZERO_RANGE];
         for way in ways.into_iter().skip(usize::from(keep_space || !self.inner.punches)) {
+            self.inner.given.begin_zero(extent.len);
+            let _end = End(&self.inner.given);
             let flags = way | FallocateFlags::FALLOC_FL_KEEP_SIZE;
             loop {
                 match nix::fcntl::fallocate(self.inner.fd.as_fd(), flags, to_off(extent.offset.0)?, to_off(extent.len)?) {
@@ -355,6 +367,15 @@ impl FileDevice {
             Err(Errno::EINVAL | Errno::EOPNOTSUPP) => Ok(all_data),
             Err(errno) => Err(errno),
         }
+    }
+}
+
+/// What was given has ended.
+struct End<'a>(&'a Given);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.end();
     }
 }
 

@@ -96,6 +96,8 @@ pub struct DeviceEngine {
 struct Running {
     id: u64,
     step: Step,
+    /// What it does now is counted as given, and ends.
+    gives: bool,
 }
 
 /// ```text
@@ -154,19 +156,25 @@ impl DeviceEngine {
             self.running.push(None);
             self.running.len() as u32 - 1
         });
-        self.running[index as usize] = Some(Running { id, step });
-        let (tag, fd) = (Tag::queue(u64::from(index)), self.device.fd());
+        self.running[index as usize] = Some(Running { id, step, gives: false });
+        let tag = Tag::queue(u64::from(index));
         match op {
             DeviceOp::Read { offset, buffer } => {
                 let len = buffer.len();
-                ring.read(tag, fd, offset, buffer, 0..len);
+                ring.read(tag, self.device.fd(), offset, buffer, 0..len);
             }
             DeviceOp::Write { offset, buffer, durable } => {
                 let len = buffer.len();
-                ring.write(tag, fd, offset, buffer, 0..len, durable);
+                self.give(index);
+                self.device.given().begin_write(len as u64);
+                ring.write(tag, self.device.fd(), offset, buffer, 0..len, durable);
             }
-            DeviceOp::ReadPages { offset, pages, range } => ring.read_pages(tag, fd, offset, pages, range),
-            DeviceOp::WritePages { offset, pages, range, durable } => ring.write_pages(tag, fd, offset, pages, range, durable),
+            DeviceOp::ReadPages { offset, pages, range } => ring.read_pages(tag, self.device.fd(), offset, pages, range),
+            DeviceOp::WritePages { offset, pages, range, durable } => {
+                self.give(index);
+                self.device.given().begin_write(range.len() as u64);
+                ring.write_pages(tag, self.device.fd(), offset, pages, range, durable);
+            }
             DeviceOp::Flush | DeviceOp::Zero { .. } => self.run(ring, index, step),
         }
     }
@@ -177,12 +185,16 @@ impl DeviceEngine {
     /// When the completion is not this engine's.
     pub fn complete(&mut self, ring: &mut Ring, completion: Completion) -> Option<DeviceDone> {
         let index = completion.tag.id as u32;
-        let running = self.running[index as usize].as_ref().expect("the completion of an operation in flight");
+        let running = self.running[index as usize].as_mut().expect("the completion of an operation in flight");
+        let step = running.step;
+        if std::mem::take(&mut running.gives) {
+            self.device.given().end();
+        }
         let (result, mut buffer) = (completion.result.map(|_| ()), completion.buffer);
-        if let Step::WriteZeroes(..) = running.step {
+        if let Step::WriteZeroes(..) = step {
             self.zeroes = buffer.take();
         }
-        let next = self.next(running.step, result);
+        let next = self.next(step, result);
         if let Some(step) = next {
             self.run(ring, index, step);
         }
@@ -221,20 +233,32 @@ impl DeviceEngine {
             other => other,
         };
         self.running[index as usize].as_mut().expect("a running operation").step = step;
-        let (tag, fd) = (Tag::queue(u64::from(index)), self.device.fd());
+        if let Step::Punch(zeroing) | Step::ZeroRange(zeroing) = step {
+            self.give(index);
+            self.device.given().begin_zero(zeroing.extent.len);
+        }
+        let tag = Tag::queue(u64::from(index));
         match step {
             Step::Transfer => unreachable!("a transfer is one operation"),
-            Step::Sync => ring.sync_data(tag, fd),
-            Step::Punch(zeroing) => ring.fallocate(tag, fd, Fallocate::PunchHole, zeroing.extent),
-            Step::ZeroRange(zeroing) => ring.fallocate(tag, fd, Fallocate::ZeroRange, zeroing.extent),
+            Step::Sync => ring.sync_data(tag, self.device.fd()),
+            Step::Punch(zeroing) => ring.fallocate(tag, self.device.fd(), Fallocate::PunchHole, zeroing.extent),
+            Step::ZeroRange(zeroing) => ring.fallocate(tag, self.device.fd(), Fallocate::ZeroRange, zeroing.extent),
             Step::WriteZeroes(zeroing, done) => match self.zeroes.take() {
                 Some(zeroes) => {
                     let len = zero_piece(zeroing, done) as usize;
+                    self.give(index);
+                    self.device.given().begin_write(len as u64);
+                    let fd = self.device.fd();
                     ring.write(tag, fd, rest_of(zeroing.extent, done).offset, zeroes, 0..len, false);
                 }
                 None => self.waiting.push_back(index),
             },
         }
+    }
+
+    /// What this operation does now is counted until it completes.
+    fn give(&mut self, index: u32) {
+        self.running[index as usize].as_mut().expect("a running operation").gives = true;
     }
 
     fn serve_waiting(&mut self, ring: &mut Ring) {

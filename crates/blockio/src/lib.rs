@@ -21,6 +21,7 @@ mod ring;
 mod testing;
 mod topology;
 mod waker;
+mod written;
 
 pub use buffer::{BUFFER_ALIGN, Buffer, BufferPool, Gather};
 pub use device::{DeviceError, DeviceKind, FileDevice, OpenOptions};
@@ -32,3 +33,4 @@ pub use queue::{BlockQueue, Done, Extent, ExtentKind, Op, Payload, PlainQueue, Q
 pub use ring::{Completion, Fallocate, Owner, Pages, Ring, RingError, SharedFd, Tag};
 pub use topology::Topology;
 pub use waker::Waker;
+pub use written::{WriteWatch, Written};

@@ -23,6 +23,7 @@
 use std::io;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use farside_blockio::Buffer;
@@ -200,6 +201,24 @@ impl Shown {
     }
 }
 
+/// A table, for people.
+fn words_of(table: &[Target]) -> String {
+    let piece = |target: &Target| match on(target) {
+        Some(number) => match stack::text(number, "dm/name") {
+            Some(name) => format!("/dev/mapper/{name}"),
+            None => format!("device {number}"),
+        },
+        None => format!("a {} target", target.kind),
+    };
+    let mut pieces: Vec<String> = table.iter().map(piece).collect();
+    pieces.dedup();
+    match &pieces[..] {
+        [] => "nothing".to_owned(),
+        [first, second, _, ..] => format!("{first}, {second} and others"),
+        few => few.join(" and "),
+    }
+}
+
 /// The device of a linear target.
 fn on(target: &Target) -> Option<DevNumber> {
     (target.kind == LINEAR).then(|| target.parameters.split(' ').next().and_then(DevNumber::parse)).flatten()
@@ -229,6 +248,10 @@ pub struct Insertion {
     device: PathBuf,
     name: String,
     twin: Status,
+    /// The device's own extents, which are the twin's.
+    extents: Vec<Target>,
+    /// It is being taken out, by us.
+    leaves: AtomicBool,
 }
 
 impl Insertion {
@@ -251,12 +274,48 @@ impl Insertion {
             remove(&control, &twin_of(&name))?;
             (shown.twin, state) = (None, State::Bare);
         }
-        let twin = match (state, shown.twin) {
-            (State::Bare, _) => make_twin(&control, &shown.device, &shown.table)?,
-            (_, Some((twin, _))) => twin,
+        let (twin, extents) = match (state, shown.twin) {
+            (State::Bare, _) => (make_twin(&control, &shown.device, &shown.table)?, shown.table),
+            (_, Some(twin)) => twin,
             (state, None) => unreachable!("{state:?} has a twin"),
         };
-        Ok(Self { control, device: device.to_owned(), name, twin })
+        Ok(Self { control, device: device.to_owned(), name, twin, extents, leaves: AtomicBool::new(false) })
+    }
+
+    /// What lets the device's users write past a tap that was put under it, in words for people; `None`: nothing does, or we are
+    /// taking it out ourselves. Asks the kernel, which does no I/O for it.
+    ///
+    /// # Errors
+    /// When it cannot be asked.
+    pub fn bypass(&self, tap: &Path) -> Result<Option<String>, InsertError> {
+        if self.leaves.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
+        let (name, over) = (&self.name, number_of(tap)?);
+        if self.control.status(name)?.is_none() {
+            return Ok(Some(format!("{name} is gone: it was deactivated, and may be used without a tap when it comes back")));
+        }
+        let table = self.control.table(name, Slot::Live)?;
+        if !matches!(&table[..], [only] if only.start == 0 && whole(only) == Some(over)) {
+            return Ok(Some(format!(
+                "{name} rests on {} instead of on its tap: lvextend, lvchange --refresh, pvmove or dmsetup did that",
+                words_of(&table)
+            )));
+        }
+        if self.control.table(&self.twin.name, Slot::Live)? != self.extents {
+            return Ok(Some(format!("{}, below the tap of {name}, was given another table", self.twin.name)));
+        }
+        Ok(None)
+    }
+
+    /// From now on, until [`Insertion::stays`], the device may be put back on its disks: we do that.
+    pub fn leaves(&self) {
+        self.leaves.store(true, Ordering::Relaxed);
+    }
+
+    /// It is not taken out after all.
+    pub fn stays(&self) {
+        self.leaves.store(false, Ordering::Relaxed);
     }
 
     /// As it was given.
@@ -338,6 +397,14 @@ impl Insertion {
         remove(&self.control, &self.twin.name)
     }
 
+    /// Removes the twin of a device that was taken off its tap by somebody else, whatever that rests on now. The tap is gone.
+    ///
+    /// # Errors
+    /// [`InsertError`].
+    pub fn forsake_twin(&self) -> Result<(), InsertError> {
+        remove(&self.control, &self.twin.name)
+    }
+
     /// All that the kernel would only say with the device suspended, and what it would not say at all.
     fn check_tap(&self, tap: &Path, over: DevNumber, sectors: u64) -> Result<(), InsertError> {
         let wrong = |why: String| InsertError::Tap { name: self.name.clone(), tap: tap.to_owned(), why };
@@ -404,14 +471,39 @@ fn finish(control: &Control, shown: &Shown) -> Result<(), InsertError> {
     Ok(())
 }
 
+/// What the kernel shows of a device that was given by its path.
+fn look_at(device: &Path) -> Result<(Control, Shown), InsertError> {
+    let control = Control::open()?;
+    let (name, _) = find(&control, device)?;
+    let shown = Shown::look(&control, &name)?;
+    Ok((control, shown))
+}
+
 /// Ends what a crash left half way, as [`Insertion::prepare`] does, and no more.
 ///
 /// # Errors
 /// [`InsertError`].
 pub fn mend(device: &Path) -> Result<(), InsertError> {
-    let control = Control::open()?;
-    let (name, _) = find(&control, device)?;
-    finish(&control, &Shown::look(&control, &name)?)
+    let (control, shown) = look_at(device)?;
+    finish(&control, &shown)
+}
+
+/// Whether a tap could be put under a device that is on its own disks, at this moment: nobody is changing it, and it can be
+/// mapped through.
+///
+/// # Errors
+/// [`InsertError`]: why not.
+pub fn is_ready(device: &Path) -> Result<(), InsertError> {
+    let (_, shown) = look_at(device)?;
+    let name = &shown.device.name;
+    if shown.device.suspended {
+        return Err(InsertError::Halted(name.clone()));
+    }
+    if shown.device.inactive {
+        let why = "is being changed: a table is loaded and not in use yet".to_owned();
+        return Err(InsertError::Unfit { name: name.clone(), why });
+    }
+    check_device(&shown.device, &shown.table)
 }
 
 /// Whether a device is suspended.
@@ -419,9 +511,7 @@ pub fn mend(device: &Path) -> Result<(), InsertError> {
 /// # Errors
 /// [`InsertError`].
 pub fn is_halted(device: &Path) -> Result<bool, InsertError> {
-    let control = Control::open()?;
-    let (name, _) = find(&control, device)?;
-    Ok(Shown::look(&control, &name)?.device.suspended)
+    Ok(look_at(device)?.1.device.suspended)
 }
 
 /// Devices that have a twin and are none of `kept`, with their state, if it makes sense. Without a device mapper there are none.
@@ -444,9 +534,7 @@ pub fn strays(kept: &[PathBuf]) -> Result<Vec<(String, Option<State>)>, InsertEr
 /// # Errors
 /// [`InsertError`].
 pub fn state_of(device: &Path) -> Result<State, InsertError> {
-    let control = Control::open()?;
-    let (name, _) = find(&control, device)?;
-    Shown::look(&control, &name)?.state()
+    look_at(device)?.1.state()
 }
 
 /// Removes the twins that nobody uses and whose device rests on no tap: what a crash left. `kept` are devices whose twin stays.
@@ -455,9 +543,12 @@ pub fn state_of(device: &Path) -> Result<State, InsertError> {
 /// # Errors
 /// [`InsertError`].
 pub fn sweep(kept: &[PathBuf]) -> Result<Vec<String>, InsertError> {
-    let mut gone = Vec::new();
-    for (name, state) in strays(kept)? {
-        let control = Control::open()?;
+    let (mut gone, strays) = (Vec::new(), strays(kept)?);
+    if strays.is_empty() {
+        return Ok(gone); // perhaps there is no device mapper
+    }
+    let control = Control::open()?;
+    for (name, state) in strays {
         let twin = twin_of(&name);
         let unused = control.status(&twin)?.is_some_and(|status| status.open_count == 0);
         // A device that is gone needs no twin either.
@@ -514,6 +605,9 @@ fn check_device(device: &Status, table: &[Target]) -> Result<(), InsertError> {
     if let Some(target) = table.iter().find(|target| target.kind != LINEAR) {
         return Err(InsertError::Target { name: device.name.clone(), kind: target.kind.clone() });
     }
+    if table.iter().filter_map(on).any(is_pvmove) {
+        return Err(unfit("is being moved by pvmove: a tap can be put under it when that has ended, or was aborted"));
+    }
     if device.readonly {
         return Err(unfit("is read-only: nothing changes there"));
     }
@@ -524,6 +618,13 @@ fn check_device(device: &Status, table: &[Target]) -> Result<(), InsertError> {
         return Err(unfit("rests on a tap of Farside, and its twin is gone: dmsetup table shows on which"));
     }
     Ok(())
+}
+
+/// LVM moves extents through a device of its own, which goes when it has ended, and may be held by nobody then.
+fn is_pvmove(device: DevNumber) -> bool {
+    let name = stack::text(device, "dm/name").unwrap_or_default();
+    let is_lvm = stack::text(device, "dm/uuid").is_some_and(|uuid| uuid.starts_with("LVM-"));
+    is_lvm && name.rsplit('-').next().is_some_and(|part| part.starts_with("pvmove"))
 }
 
 fn make_twin(control: &Control, device: &Status, table: &[Target]) -> Result<Status, InsertError> {

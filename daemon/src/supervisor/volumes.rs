@@ -13,7 +13,7 @@ use anyhow::{Context as _, bail};
 use farside_blockio::DeviceError;
 use farside_control::source::{BackingStatus, TapStatus, VolumeAdd, VolumeState, VolumeStatus};
 use farside_control::{ApiError, Code, ErrorCode, Reason, Severity};
-use farside_insert::{Insertion, State};
+use farside_insert::{InsertError, Insertion, State};
 use farside_nbd::ListenError;
 use farside_region::{Name, NameError, VolumeId};
 use farside_transport::QuicDialer;
@@ -33,6 +33,9 @@ use crate::tap::{self, TapConfig};
 
 /// How long a command waits for the last requests of a volume that leaves. Less than a client waits for its answer.
 const LEAVE_WAIT: Duration = Duration::from_secs(15);
+
+/// How long a device is waited for that cannot carry a tap now, and a volume that could not be opened, before the next look.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// The volumes beside what their groups know of them.
 #[derive(Debug, Default)]
@@ -253,6 +256,7 @@ impl Daemon {
         let was_paused = Mark::Paused.is_set(dir).map_err(ApiError::internal)?;
         Mark::TrackingLost.put(dir, true).map_err(ApiError::internal)?;
         self.ask(name, |id, reply| Ask::Pause(id, true, reply)).await?;
+        insertion.leaves();
         let runtime_dir = self.around.runtime_dir.clone();
         let change = Change::TakeOut { device: insertion.device().to_owned() };
         let out = tokio::task::spawn_blocking(move || change.make(&runtime_dir));
@@ -266,6 +270,7 @@ impl Daemon {
                 return Err(ApiError::new(ErrorCode::Unavailable, what, "see the kernel's log, then say the same again"));
             }
         };
+        insertion.stays();
         if !was_paused {
             self.ask(name, |id, reply| Ask::Pause(id, false, reply)).await?;
         }
@@ -333,6 +338,64 @@ impl Daemon {
             }
         });
         Some(gone)
+    }
+
+    /// Puts the tap of a volume under its device again, which somebody took it from: as soon as the device can carry one, the
+    /// volume is closed and opened anew, over the extents and with the size that the device has by then. Ends when that is done,
+    /// when a person wants it otherwise, or when it would make no sense.
+    pub(super) async fn insert_again(self: &Arc<Self>, name: &Name) {
+        loop {
+            tokio::time::sleep(AGAIN).await; // whoever changes a device often does so in several steps
+            let Some(volume) = locked(&self.config).volumes.get(name).cloned().filter(|volume| volume.insert) else { return };
+            let dir = self.state.volume_path(&volume.group, name);
+            if self.stopping.load(Ordering::Relaxed) || Mark::Paused.is_set(&dir).unwrap_or(false) {
+                return;
+            }
+            let device = volume.backing.clone();
+            let ready = tokio::task::spawn_blocking(move || farside_insert::is_ready(&device)).await;
+            if let Err(why) = ready.map_err(anyhow::Error::from).and_then(|ready| Ok(ready?)) {
+                let said = self.ask(name, |id, reply| Ask::TapWaits(id, format!("{why:#}"), reply)).await;
+                if said.is_err() && self.volumes.is_served(name) {
+                    return; // somebody else put it back
+                }
+                continue;
+            }
+            if self.volumes.is_served(name)
+                && let Err(why) = self.release(name).await
+            {
+                let _ = self.ask(name, |id, reply| Ask::TapWaits(id, why.to_string(), reply)).await;
+                continue;
+            }
+            if !self.volumes.begin(name) {
+                return; // somebody else opens it
+            }
+            match self.open_configured(volume).await {
+                Ok(()) => return,
+                // The device may be in the middle of another change.
+                Err(error) if error.downcast_ref::<InsertError>().is_some() => warn!(volume = %name, "not served yet: {error:#}"),
+                Err(error) => return error!(volume = %name, "not served again: {error:#}"),
+            }
+        }
+    }
+
+    /// Closes a volume whose tap nobody uses, and keeps all that is known of it.
+    async fn release(&self, name: &Name) -> Result<(), ApiError> {
+        let Leaving { tap, .. } = self.ask(name, Ask::Leaving).await?;
+        if !self.volumes.begin_to_leave(name) {
+            return Err(self.under_way(name));
+        }
+        let volume = name.clone();
+        let withdrawn = tokio::task::spawn_blocking(move || tap.claim().and_then(|unused| tap.withdraw(&volume, unused))).await;
+        if let Err(error) = withdrawn.map_err(anyhow::Error::from).flatten() {
+            self.volumes.stays(name);
+            return Err(ApiError::new(ErrorCode::Conflict, format!("its tap cannot be made anew: {error:#}"), ""));
+        }
+        let released = self.ask(name, Ask::Release).await;
+        self.volumes.left(name);
+        if let Err(error) = released {
+            warn!(volume = %name, "{error}");
+        }
+        Ok(())
     }
 
     /// Waits for a volume that leaves; not longer than a person would.

@@ -56,6 +56,8 @@ pub struct Host {
     keep: u32,
     daemon: u32,
     load: Option<u32>,
+    /// The test itself writes past the tap.
+    bypasses: bool,
     _gateway: Machine,
 }
 
@@ -69,13 +71,23 @@ pub struct Setup {
     disks: Vec<DiskSpec>,
     gateway_disks: Vec<DiskSpec>,
     keep: u32,
+    debian: bool,
 }
 
 impl Setup {
     /// A host with this kernel and these modules, an empty data disk, and a gateway that keeps every point.
     pub fn new(kernel: Kernel, modules: &[&'static str]) -> Self {
         let (modules, content) = (modules.to_vec(), vec![0; VOLUME_MIB << 20]);
-        Self { kernel, modules, gateway_modules: Vec::new(), content, disks: Vec::new(), gateway_disks: Vec::new(), keep: 10_000 }
+        Self {
+            kernel,
+            modules,
+            gateway_modules: Vec::new(),
+            content,
+            disks: Vec::new(),
+            gateway_disks: Vec::new(),
+            keep: 10_000,
+            debian: false,
+        }
     }
 
     /// With this on the data disk, which is as long.
@@ -99,6 +111,12 @@ impl Setup {
     /// With one more disk at the gateway.
     pub fn gateway_disk(mut self, disk: DiskSpec) -> Self {
         self.gateway_disks.push(disk);
+        self
+    }
+
+    /// With a host that is a Debian, with udev and LVM.
+    pub fn debian(mut self) -> Self {
+        self.debian = true;
         self
     }
 
@@ -131,10 +149,13 @@ impl Host {
             .disk(DiskSpec::blank("store", 768))
             .on(&network);
         gateway = setup.gateway_disks.into_iter().fold(gateway, Machine::disk);
-        let mut machine = Machine::new("host", setup.kernel)
+        let machine = match setup.debian {
+            true => Machine::debian("host", setup.kernel),
+            false => Machine::new("host", setup.kernel).debian_programs(&["mke2fs", "e2fsck", "dmsetup"]),
+        };
+        let mut machine = machine
             .modules(&setup.modules)
             .programs(&["farside", "farsided", "farside-vm-bench", "farside-vm-load"])
-            .debian_programs(&["mke2fs", "e2fsck", "dmsetup"])
             .disk(DiskSpec { content: setup.content, ..DiskSpec::blank("data", 0) })
             .disk(DiskSpec::blank("state", 64))
             .disk(DiskSpec { logical_block: 4096, ..DiskSpec::blank("wide", 8) })
@@ -148,9 +169,10 @@ impl Host {
         start_receiver(&mut receiver);
         let mut guest = machine.boot();
         let state = guest.disk("state");
-        guest.run(&format!("/bin/mke2fs -q -t ext4 {state}"));
+        guest.run(&format!("$(command -v /bin/mke2fs || command -v mke2fs) -q -t ext4 {state}"));
         let keep = setup.keep;
-        let mut host = Self { guest, machine, receiver, keep, daemon: 0, load: None, _gateway: gateway, network };
+        let mut host =
+            Self { guest, machine, receiver, keep, daemon: 0, load: None, bypasses: false, _gateway: gateway, network };
         host.prepare();
         host.start_daemon();
         host.pair();
@@ -255,7 +277,8 @@ impl Host {
         status["tap"]["data_path"].take()
     }
 
-    fn status(&mut self) -> Option<Value> {
+    /// What the daemon says of itself, if it answers.
+    pub fn status(&mut self) -> Option<Value> {
         serde_json::from_str(&self.guest.attempt(&format!("{CLI} status --json")).stdout).ok()
     }
 
@@ -425,12 +448,32 @@ impl Host {
         assert!(restored.starts_with(&expected), "point {point} is not what the disk held");
     }
 
+    /// Restores the newest point at the gateway: it is what a device of the host reads as.
+    ///
+    /// # Panics
+    /// When it is not.
+    pub fn assert_newest_point_reads_as(&mut self, device: &str) {
+        let here = self.guest.run(&format!("dd if={device} bs=1M iflag=direct 2>/dev/null | md5sum"));
+        self.receiver.run("farside restore data --point latest --store /store/store --to /store/newest.img");
+        let there = self.receiver.run("md5sum </store/newest.img && rm /store/newest.img");
+        assert_eq!(there, here, "the newest point is not what {device} holds");
+    }
+
+    /// From now on the test writes past the tap, which the daemon may say.
+    pub fn expect_bypass(&mut self) {
+        self.bypasses = true;
+    }
+
     /// Ends everything in order.
     ///
     /// # Panics
-    /// When something is wrong with the store, or the kernels complained.
+    /// When something is wrong with the store, the kernels complained, or the daemon took something for a write past its tap
+    /// that was none.
     pub fn shut_down(mut self) {
         self.stop_daemon();
+        if !self.bypasses {
+            assert_eq!(self.guest.attempt("grep 'past its tap' /run/daemon.log").stdout, "", "a false alarm");
+        }
         self.end_without_daemon();
     }
 

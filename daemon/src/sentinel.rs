@@ -1,0 +1,363 @@
+//! Blocks of a backing device that nobody can use it without changing: superblocks, labels, partition tables. They tell whether
+//! it was used while nobody served it: booted without us, mounted or checked by a rescue system.
+//!
+//! Two things are kept of them, in the volume's folder:
+//!
+//! | Kept | When | Held against the device |
+//! |---|---|---|
+//! | a digest of all of them | at a clean stop, after the last write | at a start that finds `clean`: nobody may have changed a byte |
+//! | what only a mount, an unmount or a check changes ([`marks`]) | whenever the host has changed it through the tap | at every other start |
+//!
+//! After a power cut a digest is worth nothing: the host itself writes these blocks. But it does not mount by itself: between
+//! the power cut and our start nothing may have mounted the file system, checked it, or replayed its journal. A host that mounts
+//! and loses its power before that is kept (a moment) costs a comparison.
+//!
+//! It cannot see who writes elsewhere and leaves these blocks as they are; a file system that it does not know is told by the
+//! digest alone. A file is told by its times (T2).
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use crossbeam::channel::{Receiver, Sender, bounded};
+use farside_blockio::{Buffer, DeviceKind, FileDevice};
+use farside_region::{ByteOffset, Geometry, GranuleIndex};
+use serde::{Deserialize, Serialize};
+use tracing::{info, warn};
+
+use crate::config::{ConfigError, write_atomically};
+
+const BLOCK: u64 = Geometry::GRANULE_BYTES;
+const FILE: &str = "sentinels.json";
+/// Of btrfs.
+const BTRFS: u64 = 64 << 10;
+/// Partitions that are looked at.
+const PARTITIONS_MAX: u64 = 32;
+
+/// What was found at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Sentinels {
+    /// Of every block, at a clean stop.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    digest: Option<String>,
+    /// By where the file system begins.
+    marks: BTreeMap<u64, String>,
+}
+
+impl Sentinels {
+    /// What a start finds on a device that was so long at the last one; `None`: a file.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub(crate) fn look(device: &FileDevice, bytes: u64, key: &[u8; 32]) -> std::io::Result<Option<Self>> {
+        if device.kind() != DeviceKind::Block {
+            return Ok(None);
+        }
+        look(bytes.min(device.size()), key, &mut |at| {
+            let mut block = Buffer::alone(BLOCK as usize)?;
+            device.read_exact_at(ByteOffset(at), &mut block)?;
+            Ok(block.to_vec())
+        })
+        .map(Some)
+    }
+
+    /// What was kept; `None`: nothing, or nothing that can be read.
+    pub(crate) fn kept(dir: &Path) -> Option<Self> {
+        serde_json::from_slice(&std::fs::read(dir.join(FILE)).ok()?).ok()
+    }
+
+    /// Keeps it, durably; the digest only if nobody writes any more.
+    ///
+    /// # Errors
+    /// When it is not durable.
+    pub(crate) fn keep(&self, dir: &Path, at_rest: bool) -> Result<(), ConfigError> {
+        let kept = Self { digest: self.digest.clone().filter(|_| at_rest), marks: self.marks.clone() };
+        write_atomically(&dir.join(FILE), &serde_json::to_string(&kept).expect("strings are JSON"))
+    }
+
+    /// What somebody did who is not us, since `kept` was kept.
+    pub(crate) fn differ(&self, kept: &Self, was_clean: bool) -> Option<&'static str> {
+        if self.marks != kept.marks {
+            return Some("a file system on it was mounted, unmounted or checked while nobody served it");
+        }
+        let changed = was_clean && kept.digest.is_some() && self.digest != kept.digest;
+        changed.then_some("a superblock, label or partition table on it changed while nobody served it")
+    }
+}
+
+fn look(bytes: u64, key: &[u8; 32], read: &mut dyn FnMut(u64) -> std::io::Result<Vec<u8>>) -> std::io::Result<Sentinels> {
+    let mut blocks = BTreeMap::new();
+    let mut block = |at: u64, blocks: &mut BTreeMap<u64, Vec<u8>>| -> std::io::Result<Vec<u8>> {
+        if at % BLOCK != 0 || at + BLOCK > bytes {
+            return Ok(Vec::new()); // nothing begins there that we know
+        }
+        if let Some(known) = blocks.get(&at) {
+            return Ok(Vec::clone(known));
+        }
+        let found = read(at)?;
+        blocks.insert(at, found.clone());
+        Ok(found)
+    };
+    let mut marks = BTreeMap::new();
+    let table = block(0, &mut blocks)?;
+    block(BLOCK, &mut blocks)?; // of GPT or LVM
+    block((bytes / BLOCK).saturating_sub(1) * BLOCK, &mut blocks)?; // GPT's second header
+    let starts = [0].into_iter().chain(partitions(&table, &mut |at| block(at, &mut blocks))?);
+    for start in starts {
+        let first = block(start, &mut blocks)?;
+        block(start.saturating_add(BTRFS), &mut blocks)?;
+        marks.extend(self::marks(&first).map(|text| (start, text)));
+    }
+    let mut all = Vec::new();
+    for (at, content) in &blocks {
+        all.extend_from_slice(&farside_layer::granule_digest(key, GranuleIndex(at / BLOCK), content).0);
+    }
+    let digest = farside_layer::granule_digest(key, GranuleIndex(0), &all);
+    Ok(Sentinels { digest: Some(hex(&digest.0)), marks })
+}
+
+/// Where partitions begin: of a GPT, or the four of an MBR.
+fn partitions(table: &[u8], block: &mut dyn FnMut(u64) -> std::io::Result<Vec<u8>>) -> std::io::Result<Vec<u64>> {
+    let mut starts = Vec::new();
+    if table.get(510..512) != Some(&[0x55, 0xaa]) {
+        return Ok(starts);
+    }
+    if table.get(512..520) == Some(b"EFI PART") {
+        let (first, each) =
+            (long(table, 512 + 72).unwrap_or(2), u64::from(word(table, 512 + 84).unwrap_or(128)).clamp(128, BLOCK));
+        for number in 0..PARTITIONS_MAX {
+            let Some(at) = first.checked_mul(512).and_then(|at| at.checked_add(number * each)) else { break };
+            let entries = block(at / BLOCK * BLOCK)?;
+            starts.extend(long(&entries, (at % BLOCK) as usize + 32).filter(|lba| *lba > 0).and_then(|lba| lba.checked_mul(512)));
+        }
+    } else {
+        let entry = |number: usize| word(table, 446 + 16 * number + 8).filter(|lba| *lba > 0).map(|lba| u64::from(lba) * 512);
+        starts.extend((0..4).filter_map(entry));
+    }
+    Ok(starts)
+}
+
+/// Of the first block of a file system: what a mount, an unmount, a check or the replay of its journal changes, and nothing else
+/// does while it is mounted.
+fn marks(block: &[u8]) -> Option<String> {
+    if block.get(1024 + 56..1024 + 58) == Some(&[0x53, 0xef]) {
+        let at = |field: usize| word(block, 1024 + field);
+        let half = |field: usize| at(field).map(|word| word & 0xffff);
+        let uuid = block.get(1024 + 104..1024 + 120)?;
+        // Times of last mount and check, mounts, state, and whether the journal must be replayed.
+        let (mounted, checked, mounts, state, replay) = (at(44)?, at(64)?, half(52)?, half(58)?, at(96)? & 4);
+        return Some(format!("ext {} {mounted} {checked} {mounts} {state} {replay}", hex(uuid)));
+    }
+    if block.get(..4) == Some(b"XFSB") {
+        // Counts of inodes and free blocks and, of version 5, the log position of its last write: written at unmount.
+        let (uuid, counts, lsn) = (block.get(32..48)?, block.get(128..152)?, block.get(240..248)?);
+        return Some(format!("xfs {} {} {}", hex(uuid), hex(counts), hex(lsn)));
+    }
+    None
+}
+
+fn word(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_le_bytes(bytes.get(at..)?.first_chunk().copied()?))
+}
+
+fn long(bytes: &[u8], at: usize) -> Option<u64> {
+    Some(u64::from_le_bytes(bytes.get(at..)?.first_chunk().copied()?))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Keeps the marks as the host changes them, on a thread of its own: the device may be slow.
+#[derive(Debug)]
+pub(crate) struct Guard {
+    bell: Bell,
+    thread: JoinHandle<()>,
+}
+
+/// For the queue: tells when the host wrote where a file system begins.
+#[derive(Clone, Debug)]
+pub(crate) struct Bell {
+    starts: Arc<[u64]>,
+    written: Sender<()>,
+}
+
+impl Bell {
+    /// Whether a write there may have changed marks.
+    pub(crate) fn is_for(&self, offset: u64, bytes: u64) -> bool {
+        self.starts.iter().any(|start| offset < start + BLOCK && *start < offset.saturating_add(bytes))
+    }
+
+    /// Such a write has ended.
+    pub(crate) fn ring(&self) {
+        let _ = self.written.try_send(()); // it is going to look
+    }
+}
+
+impl Guard {
+    /// From what is on the device, which is kept by now.
+    ///
+    /// # Errors
+    /// When there is no thread.
+    pub(crate) fn start(device: &FileDevice, dir: &Path, key: [u8; 32], kept: Sentinels, name: &str) -> std::io::Result<Self> {
+        let (written, writes) = bounded(1);
+        let starts: Arc<[u64]> = [0].into_iter().chain(kept.marks.keys().copied().filter(|start| *start > 0)).collect();
+        let (device, dir, volume) = (device.clone(), dir.to_owned(), name.to_owned());
+        let watch = move || keep_up(&writes, kept, &volume, &dir, &mut || Sentinels::look(&device, u64::MAX, &key));
+        let thread = std::thread::Builder::new().name(format!("marks-{}", name.get(..8).unwrap_or(name))).spawn(watch)?;
+        Ok(Self { bell: Bell { starts, written }, thread })
+    }
+
+    /// For the queue.
+    pub(crate) fn bell(&self) -> Bell {
+        self.bell.clone()
+    }
+
+    /// Ends the thread, once the queue has ended. Waits for the device.
+    pub(crate) fn end(self) {
+        drop(self.bell);
+        let _ = self.thread.join();
+    }
+}
+
+/// Until nobody writes any more.
+fn keep_up(
+    writes: &Receiver<()>,
+    mut kept: Sentinels,
+    volume: &str,
+    dir: &Path,
+    look: &mut dyn FnMut() -> std::io::Result<Option<Sentinels>>,
+) {
+    while writes.recv().is_ok() {
+        match look() {
+            Ok(Some(found)) if found.marks != kept.marks => match found.keep(dir, false) {
+                Ok(()) => {
+                    info!(%volume, "a file system on it was mounted, unmounted or checked by the host");
+                    kept = found;
+                }
+                Err(error) => {
+                    warn!(%volume, %error, "what a mount changed cannot be kept: the next start may compare everything")
+                }
+            },
+            Ok(_) => {}
+            Err(error) => warn!(%volume, %error, "superblocks cannot be read"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: [u8; 32] = [7; 32];
+
+    fn ext(mounts: u16, replay: u32) -> Vec<u8> {
+        let mut block = vec![0; BLOCK as usize];
+        block[1024 + 56..1024 + 58].copy_from_slice(&[0x53, 0xef]);
+        block[1024 + 52..1024 + 54].copy_from_slice(&mounts.to_le_bytes());
+        block[1024 + 96..1024 + 100].copy_from_slice(&replay.to_le_bytes());
+        block
+    }
+
+    fn found(disk: &[u8]) -> Sentinels {
+        look(disk.len() as u64, &KEY, &mut |at| Ok(disk[at as usize..][..BLOCK as usize].to_vec())).expect("it can be read")
+    }
+
+    #[test]
+    fn what_a_mount_changes_is_told_from_what_the_host_writes_all_the_time() {
+        let mut disk = vec![0; 1 << 20];
+        disk[..4096].copy_from_slice(&ext(3, 4));
+        let kept = found(&disk);
+        assert_eq!(found(&disk).differ(&kept, true), None);
+        disk[1024 + 48] ^= 1; // when it was written last
+        assert_eq!(found(&disk).differ(&kept, false), None, "after a crash that is the host's own");
+        assert!(found(&disk).differ(&kept, true).is_some(), "after a clean stop it is nobody's");
+        for other in [ext(4, 4), ext(3, 0)] {
+            disk[..4096].copy_from_slice(&other);
+            assert!(found(&disk).differ(&kept, false).is_some(), "mounted; or its journal was replayed");
+        }
+        disk[..4096].fill(0);
+        assert!(found(&disk).differ(&kept, false).is_some(), "there is no file system any more");
+    }
+
+    #[test]
+    fn file_systems_in_partitions_are_found_and_lies_in_tables_harm_nobody() {
+        let mut disk = vec![0; 4 << 20];
+        disk[510..512].copy_from_slice(&[0x55, 0xaa]);
+        disk[446 + 8..446 + 12].copy_from_slice(&2048u32.to_le_bytes());
+        disk[446 + 24..446 + 28].copy_from_slice(&u32::MAX.to_le_bytes()); // beyond the end
+        disk[1 << 20..][..4096].copy_from_slice(&ext(3, 4));
+        assert_eq!(found(&disk).marks.keys().collect::<Vec<_>>(), [&(1 << 20)]);
+        // The same, by a GPT.
+        disk[512..520].copy_from_slice(b"EFI PART");
+        disk[512 + 72..512 + 80].copy_from_slice(&2u64.to_le_bytes());
+        disk[512 + 84..512 + 88].copy_from_slice(&128u32.to_le_bytes());
+        disk[1024 + 128 + 32..1024 + 128 + 40].copy_from_slice(&2048u64.to_le_bytes());
+        let kept = found(&disk);
+        assert_eq!(kept.marks.keys().collect::<Vec<_>>(), [&(1 << 20)]);
+        disk[1 << 20..][..4096].copy_from_slice(&ext(4, 4));
+        assert!(found(&disk).differ(&kept, false).is_some());
+        for (at, lie) in [(512 + 72, u64::MAX), (1024 + 32, u64::MAX), (512 + 84, 0)] {
+            let mut liar = disk.clone();
+            liar[at..at + 8].copy_from_slice(&lie.to_le_bytes());
+            found(&liar);
+        }
+        found(&[0; 4096]);
+        found(&[]);
+    }
+
+    #[test]
+    fn what_was_kept_is_found_again_and_a_digest_only_after_a_clean_stop() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        assert_eq!(Sentinels::kept(dir.path()), None);
+        let here = found(&ext(1, 0));
+        here.keep(dir.path(), true).expect("kept");
+        assert_eq!(Sentinels::kept(dir.path()), Some(here.clone()));
+        here.keep(dir.path(), false).expect("kept");
+        assert_eq!(Sentinels::kept(dir.path()), Some(Sentinels { digest: None, ..here.clone() }));
+        std::fs::write(dir.path().join(FILE), "{\"marks\":").expect("written");
+        assert_eq!(Sentinels::kept(dir.path()), None);
+    }
+
+    #[test]
+    fn a_write_where_a_file_system_begins_is_told() {
+        let (written, writes) = bounded(1);
+        let bell = Bell { starts: [0, 1 << 20].into(), written };
+        for (offset, bytes, told) in
+            [(0, 512, true), (512, 512, true), (4096, 4096, false), (0, 1 << 30, true), (1 << 20, 512, true)]
+        {
+            assert_eq!(bell.is_for(offset, bytes), told, "{offset} {bytes}");
+        }
+        assert!(!bell.is_for((1 << 20) - 512, 512) && !bell.is_for((1 << 20) + 4096, 512));
+        bell.ring();
+        bell.ring();
+        assert_eq!(writes.len(), 1);
+    }
+
+    #[test]
+    fn marks_are_kept_as_the_host_changes_them() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let (written, writes) = bounded(1);
+        let before = found(&ext(1, 0));
+        let mut states = [ext(1, 0), ext(2, 4)].into_iter();
+        let (seen, looks) = bounded(4);
+        let thread = std::thread::spawn({
+            let dir = dir.path().to_owned();
+            move || {
+                keep_up(&writes, before, "data", &dir, &mut || {
+                    let state = states.next().map(|state| found(&state));
+                    let _ = seen.send(());
+                    Ok(state)
+                });
+            }
+        });
+        written.send(()).expect("it lives");
+        looks.recv().expect("it looks");
+        assert_eq!(Sentinels::kept(dir.path()), None, "nothing changed");
+        written.send(()).expect("it lives");
+        drop(written);
+        thread.join().expect("it ends");
+        assert_eq!(Sentinels::kept(dir.path()).expect("kept").marks, found(&ext(2, 4)).marks);
+    }
+}

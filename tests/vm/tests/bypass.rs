@@ -1,0 +1,244 @@
+//! What gets past a tap: the table of a device is changed behind our back, its disk is written by somebody else, it is used
+//! while nobody serves it. Each is noticed and said, nothing is green meanwhile, and in the end the newest point is the disk.
+
+use farside_vm::Kernel;
+use farside_vm::protected::{CLI, Host, is_quiet};
+use serde_json::Value;
+
+/// Where the pieces of `data` begin on the disk, in sectors.
+const PIECES: [u64; 2] = [65_536, 2_048];
+const FIRST: u64 = 60_000;
+const SECOND: u64 = 56_000;
+
+/// Commands that put other extents under `data`, as LVM does it; with a second piece of so many sectors.
+fn change_table(kind: &str, second: u64) -> String {
+    let [a, b] = PIECES;
+    let table = format!("0 {FIRST} {kind} $d {a}\\n{FIRST} {second} {kind} $d {b}\\n");
+    format!("d=$(cat /run/backing); printf \"{table}\" | dmsetup reload data && dmsetup resume data")
+}
+
+/// `data` with a file system on which an application writes, and a tap under it.
+fn host(kernel: Kernel, driver: &'static str) -> Host {
+    let mut host = Host::boot(kernel, &[driver, "dm_mod"]);
+    host.guest.announce("block nbd");
+    host.guest.run(&format!("dmsetup create data --notable && {}", change_table("linear", SECOND)));
+    // What lies behind the file system is nobody's but this test's.
+    host.guest.run("/bin/mke2fs -q -t ext4 /dev/mapper/data 40960k && mount -t ext4 /dev/mapper/data /mnt");
+    host.guest.run(&format!("{CLI} volume add data --device /dev/mapper/data"));
+    host.expect_bypass();
+    host.start_load();
+    host.wait_for_load(10);
+    host.wait_for_group("the first sync", |group| volume(group)["in_last_point"] == true);
+    host
+}
+
+/// What a start says of a device that was written while nobody served it.
+const USED: &str = "while nobody served it";
+
+/// Writes a block behind the file system, past the tap.
+fn scribble(device: &str) -> String {
+    format!("dd if=/dev/urandom of={device} bs=4k seek=12000 count=1 oflag=direct conv=notrunc 2>/dev/null")
+}
+
+fn volume(group: &Value) -> &Value {
+    &group["volumes"][0]
+}
+
+fn state(group: &Value) -> &str {
+    volume(group)["state"]["state"].as_str().unwrap_or_default()
+}
+
+/// What is said about tracking that was lost.
+fn doubt(group: &Value) -> String {
+    let reasons = volume(group)["reasons"].as_array().cloned().unwrap_or_default();
+    reasons.iter().filter(|reason| reason["code"] == "tracking_lost").map(Value::to_string).collect()
+}
+
+/// Everything is compared and published, and it is what the disk holds.
+fn assert_converges(host: &mut Host, second: u64) {
+    host.stop_load();
+    host.guest.run("umount /mnt");
+    host.wait_for_group("everything to be published", is_quiet);
+    let disk = host.disk();
+    let piece = |first: u64, sectors: u64| disk[first as usize * 512..][..sectors as usize * 512].to_vec();
+    let content = [piece(PIECES[0], FIRST), piece(PIECES[1], second)].concat();
+    host.assert_newest_point_is(&content);
+    host.guest.run("mount -t ext4 /dev/mapper/data /mnt");
+    host.start_load();
+    host.wait_for_load(10);
+}
+
+fn rests_on_a_tap(host: &mut Host) -> bool {
+    let below = host.guest.run("ls /sys/block/dm-0/slaves");
+    below.starts_with("nbd") || below.starts_with("ublkb")
+}
+
+#[test]
+fn a_table_that_is_changed_behind_our_back_is_noticed_and_the_tap_comes_back() {
+    table_changes(host(Kernel::Stock, "nbd"));
+}
+
+#[test]
+fn a_table_that_is_changed_behind_our_back_is_noticed_over_ublk() {
+    table_changes(host(Kernel::Backports, "ublk_drv"));
+}
+
+fn table_changes(mut host: Host) {
+    // No tap can be put under stripes: it stays like this, and says so.
+    host.guest.run(&change_table("striped 1 8", SECOND));
+    let told = |group: &Value| state(group) == "tracking_lost" && doubt(group).contains("has a striped target");
+    let group = host.wait_for_group("the change to be noticed", told);
+    assert!(doubt(&group).contains("data rests on a striped target instead of on its tap"), "{group}");
+    assert_ne!(host.guest.attempt(&format!("{CLI} status --check")).code, 0, "not green");
+    host.wait_for_load(20);
+    let later = host.wait_for_group("a status", |_| true);
+    assert_eq!(later["last_point"], group["last_point"], "nothing is a point that may lack what passed no tap");
+    assert!(later["lag_ms"].as_u64() > group["lag_ms"].as_u64(), "{} {}", later["lag_ms"], group["lag_ms"]);
+    // Like lvchange --refresh, and like lvextend.
+    for second in [SECOND, SECOND + 4_000] {
+        host.guest.run(&change_table("linear", second));
+        let bytes = (FIRST + second) * 512;
+        let back = |group: &Value| volume(group)["bytes"] == bytes && is_comparing(group);
+        host.wait_for_group("everything to be compared", back);
+        assert!(rests_on_a_tap(&mut host));
+        assert_converges(&mut host, second);
+    }
+    // A person who took it out on purpose pauses first, and has it back when he wants.
+    host.guest.run(&format!("{CLI} volume pause data"));
+    host.guest.run(&change_table("linear", SECOND + 4_000));
+    host.wait_for_group("the change to be noticed", |group| doubt(group).contains("while it is paused"));
+    host.wait_for_load(10);
+    assert!(!rests_on_a_tap(&mut host));
+    host.guest.run(&format!("{CLI} volume resume data"));
+    host.wait_for_group("everything to be compared", is_comparing);
+    assert_converges(&mut host, SECOND + 4_000);
+    host.stop_load();
+    host.guest.run("umount /mnt");
+    host.guest.run(&format!("{CLI} volume remove data --yes && ! dmsetup info data-farside-backing >/dev/null 2>&1"));
+    host.shut_down();
+}
+
+fn is_comparing(group: &Value) -> bool {
+    volume(group)["state"]["what"] == "comparing" && doubt(group).contains("everything is compared, since")
+}
+
+#[test]
+fn whoever_writes_on_the_twin_is_noticed_while_it_is_served_and_while_it_is_not() {
+    let mut host = host(Kernel::Stock, "nbd");
+    // What an application, a trim, kills and a stop do is no false alarm.
+    for round in 0..3 {
+        host.guest.start_command("fstrim /mnt && sync", "/run/trim.log");
+        host.wait_for_load(20);
+        if round == 2 {
+            host.stop_daemon()
+        } else {
+            host.kill_daemon()
+        }
+        host.start_daemon();
+        host.wait_for_load(10);
+    }
+    assert_eq!(host.guest.attempt(&format!("grep -e 'past its tap' -e '{USED}' /run/daemon.log")).stdout, "", "a false alarm");
+    // While it is served. The kernel's count of a mapped device is certain only while the host writes nothing.
+    host.stop_load();
+    let noticed = |group: &Value| doubt(group).contains("has written on /dev/dm-1");
+    farside_tests::wait_for("the write to be noticed", || {
+        host.guest.run(&scribble("/dev/dm-1"));
+        host.status().filter(|status| noticed(&status["groups"][0]))
+    });
+    host.start_load();
+    assert_converges(&mut host, SECOND);
+    // Beside an application, which waits, while nobody serves.
+    host.stop_daemon();
+    host.guest.run(&scribble("/dev/dm-1"));
+    host.start_daemon();
+    let noticed = |group: &Value| is_comparing(group) && doubt(group).contains(USED);
+    host.wait_for_group("the write to be noticed", noticed);
+    assert_converges(&mut host, SECOND);
+    // The twin is mounted while nobody serves.
+    host.stop_load();
+    host.guest.run("umount /mnt");
+    host.wait_for_group("everything to be published", is_quiet);
+    host.stop_daemon();
+    host.guest.run("mount -t ext4 /dev/dm-1 /mnt && echo past the tap >/mnt/file && umount /mnt");
+    host.start_daemon();
+    host.wait_for_group("the mount to be noticed", noticed);
+    host.guest.run("mount -t ext4 /dev/mapper/data /mnt && grep past /mnt/file");
+    host.start_load();
+    assert_converges(&mut host, SECOND);
+    host.stop_load();
+    host.guest.run("umount /mnt");
+    host.shut_down();
+}
+
+#[test]
+fn whoever_writes_on_the_disk_is_noticed_beside_a_load() {
+    let mut host = Host::boot(Kernel::Newest, &["ublk_drv"]);
+    host.guest.run(&format!("{CLI} volume add data --backing $(cat /run/backing)"));
+    host.guest.run("/bin/mke2fs -q -t ext4 /dev/farside/data 40960k && mount -t ext4 /dev/farside/data /mnt");
+    host.start_load();
+    for _ in 0..2 {
+        host.guest.start_command("fstrim /mnt && sync", "/run/trim.log");
+        host.wait_for_load(20);
+        host.kill_daemon();
+        host.start_daemon();
+    }
+    host.wait_for_load(10);
+    assert_eq!(host.guest.attempt(&format!("grep -e 'past its tap' -e '{USED}' /run/daemon.log")).stdout, "", "a false alarm");
+    host.expect_bypass();
+    // One block, and an application that never rests.
+    host.guest.run(&format!("d=$(cat /run/backing); {}", scribble("$d")));
+    host.wait_for_group("the write to be noticed", |group| doubt(group).contains("(4 KiB)"));
+    assert_ne!(host.guest.attempt(&format!("{CLI} status --check")).code, 0, "not green");
+    host.wait_for_load(10);
+    host.stop_load();
+    host.guest.run("umount /mnt");
+    host.wait_for_group("everything to be published", is_quiet);
+    host.assert_newest_point_is_the_disk();
+    host.shut_down();
+}
+
+#[test]
+fn a_use_of_the_disk_between_two_boots_is_noticed() {
+    let mut host = Host::boot(Kernel::Stock, &["nbd"]);
+    let mut rng = farside_tests::verify::Rng(3);
+    host.guest.announce("block nbd");
+    host.guest.run(&format!("{CLI} volume add data --backing $(cat /run/backing) --tap nbd-device"));
+    host.guest.run("/bin/mke2fs -q -t ext4 /dev/farside/data 40960k");
+    for (what, used) in [
+        ("nothing", None),
+        ("a check that replays the journal", Some("/bin/e2fsck -p $d")),
+        ("a mount", Some("mount -t ext4 $d /mnt && echo rescued >/mnt/file && umount /mnt")),
+    ] {
+        println!("power cut, then {what}");
+        host.guest.run("mount -t ext4 /dev/farside/data /mnt");
+        host.start_load();
+        host.wait_for_load(20);
+        host = host.cut_power(&mut rng, 4).0;
+        host.guest.announce("block nbd");
+        if let Some(used) = used {
+            host.guest.attempt(&format!("d=$(cat /run/backing); {used}"));
+        }
+        host.start_daemon();
+        let noticed = host.guest.attempt(&format!("grep '{USED}' /run/daemon.log")).stdout;
+        assert_eq!(!noticed.is_empty(), used.is_some(), "{noticed}");
+        host.wait_for_group("everything to be published", is_quiet);
+        host.assert_newest_point_is_the_disk();
+        host.guest.run("/bin/e2fsck -p /dev/farside/data || test $? = 1");
+    }
+    // After a clean stop.
+    host.wait_for_group("everything to be published", is_quiet);
+    host.stop_daemon();
+    host.start_daemon();
+    assert_eq!(host.guest.attempt(&format!("grep -c '{USED}' /run/daemon.log")).stdout.trim(), "1", "that was the mount before");
+    host.stop_daemon();
+    // A power cut wants something to lose; nothing of the volume is.
+    let wide = host.guest.disk("wide");
+    host.guest.run(&format!("dd if=/dev/urandom of={wide} bs=4k count=1 oflag=direct 2>/dev/null"));
+    host = host.cut_power(&mut rng, 8).0;
+    host.guest.run("/bin/e2fsck -fp $(cat /run/backing) || test $? = 1");
+    host.start_daemon();
+    host.guest.run(&format!("grep '{USED}' /run/daemon.log"));
+    host.wait_for_group("everything to be published", is_quiet);
+    host.assert_newest_point_is_the_disk();
+    host.shut_down();
+}
