@@ -284,6 +284,16 @@ pub(crate) enum LimitCommand {
     Clear,
 }
 
+/// `--if-absent`.
+#[derive(Clone, Copy, Debug, Default, clap::ValueEnum)]
+pub(crate) enum IfAbsentArg {
+    /// Used as it is.
+    #[default]
+    Bare,
+    /// Not used.
+    Refuse,
+}
+
 /// `farside volume …`
 #[derive(Debug, Subcommand)]
 pub(crate) enum VolumeCommand {
@@ -320,6 +330,10 @@ A tap that is a socket needs an NBD client, for example nbdfuse and a loop devic
         /// block device the first that the kernel has, otherwise nbd].
         #[arg(long, value_name = "TAP")]
         tap: Option<String>,
+        /// What becomes of the disk at a boot at which Farside does not come up: `bare`, it is used as it is, and compared in full
+        /// later; `refuse`, it stays hidden, and what is mounted from it is not.
+        #[arg(long, value_name = "POLICY", value_enum, default_value_t)]
+        if_absent: IfAbsentArg,
     },
     /// List the volumes.
     List,

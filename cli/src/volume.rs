@@ -4,9 +4,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use farside_control::Client;
-use farside_control::source::{Accept, ResyncRequest, VerifyOutcome, VerifyStatus, VolumeAdd, VolumeState, VolumeStatus};
+use farside_control::source::{
+    Accept, IfAbsent, ResyncRequest, VerifyOutcome, VerifyStatus, VolumeAdd, VolumeState, VolumeStatus,
+};
 
-use crate::args::{AcceptArg, Global, VolumeCommand};
+use crate::args::{AcceptArg, Global, IfAbsentArg, VolumeCommand};
 use crate::confirm::confirm;
 use crate::failure::{Exit, Failure, OrFail as _};
 use crate::hosts::Hosts;
@@ -20,10 +22,15 @@ const VERIFY_INTERVAL: Duration = Duration::from_millis(500);
 pub(crate) async fn run(global: &Global, hosts: &Hosts, command: VolumeCommand) -> Result<(), Failure> {
     let client = hosts.source();
     let (volume, done) = match command {
-        VolumeCommand::Add { name, backing, device, group, tap } => {
+        VolumeCommand::Add { name, backing, device, group, tap, if_absent } => {
+            let if_absent = match if_absent {
+                IfAbsentArg::Bare => IfAbsent::Bare,
+                IfAbsentArg::Refuse => IfAbsent::Refuse,
+            };
             let insert = device.is_some();
             let backing = absolute(&device.or(backing).expect("one of both is required"))?;
-            let volume = client.volume_add(&VolumeAdd { name, group, backing, insert, tap }).await?;
+            let volume = client.volume_add(&VolumeAdd { name, group, backing, insert, tap, if_absent }).await?;
+            udev_has_seen_it();
             let (name, backing) = (&volume.name, volume.backing.path.display());
             let done = match insert {
                 true => format!("volume {name} is protected: go on using {backing}"),
@@ -169,6 +176,13 @@ fn verified(name: &str, v: &VerifyStatus) -> String {
     text
 }
 
+/// A mount by UUID that follows at once finds the tap, and not the disk below.
+fn udev_has_seen_it() {
+    let here = std::path::Path::new("/run/udev/control").exists();
+    // Where that takes too long, the mount is refused, since the disk is held.
+    let _ = here.then(|| std::process::Command::new("udevadm").args(["settle", "--timeout=10"]).status());
+}
+
 /// The daemon has another working directory than the person who types.
 fn absolute(path: &Path) -> Result<std::path::PathBuf, Failure> {
     std::path::absolute(path).or_fail(format!("cannot make {} absolute", path.display()))
@@ -203,6 +217,11 @@ fn show(volume: &VolumeStatus) -> String {
     if let Some(path) = &volume.tap.data_path {
         line("data path", format!("{}: {}", path.name, path.why));
     }
+    let if_absent = match volume.if_absent {
+        IfAbsent::Bare => "bare: its disk is used as it is, and compared later",
+        IfAbsent::Refuse => "refuse: its disk stays hidden",
+    };
+    line("at a boot without Farside", if_absent.to_owned());
     line("in the last point", if volume.in_last_point { "yes" } else { "no" }.to_owned());
     line("hot", format!("{} would be compared after a crash", print::bytes(volume.hot_bytes)));
     line("dirty", format!("{} changed in the open epoch", print::bytes(volume.dirty_bytes)));

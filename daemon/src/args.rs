@@ -20,4 +20,11 @@ pub struct Args {
     /// Read the configuration, say what is wrong with it, and do nothing else.
     #[arg(long)]
     pub check: bool,
+    /// Decide what becomes of the disks of volumes that no daemon serves, by their policy, and end: what the unit
+    /// farside-boot.service does once in a boot. A disk that is shown again is compared in full later.
+    #[arg(long, conflicts_with = "check")]
+    pub unserved: bool,
+    /// With --unserved: show every one of them, at once, whatever its policy.
+    #[arg(long, requires = "unserved")]
+    pub bare: bool,
 }

@@ -8,6 +8,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use farside_control::source::IfAbsent;
 use farside_control::{Rate, RateError, parse_epoch_interval, parse_span};
 use farside_layer::Compression;
 use farside_region::{Name, NameError};
@@ -91,6 +92,8 @@ pub struct VolumeConfig {
     pub data_path: DataPath,
     /// What happens to writes when tracking cannot be made durable anywhere.
     pub on_tracking_lost: OnTrackingLost,
+    /// What becomes of its disk at a boot at which it is not served.
+    pub if_absent: IfAbsent,
 }
 
 impl VolumeConfig {
@@ -305,6 +308,8 @@ struct VolumeText {
     data_path: DataPath,
     #[serde(default)]
     on_tracking_lost: OnTrackingLost,
+    #[serde(default)]
+    if_absent: IfAbsent,
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
@@ -316,8 +321,8 @@ fn default_group() -> Name {
 }
 
 /// Where things are when no file says otherwise.
-const STATE_DIR: &str = "/var/lib/farside";
-const RUN_DIR: &str = "/run/farside";
+pub(crate) const STATE_DIR: &str = "/var/lib/farside";
+pub(crate) const RUN_DIR: &str = "/run/farside";
 
 impl Config {
     /// Reads the main file and its drop-ins.
@@ -364,6 +369,7 @@ impl Config {
             fixed(&format!("volume {name}: tap"), old.tap == new.tap);
             fixed(&format!("volume {name}: data_path"), old.data_path == new.data_path);
             fixed(&format!("volume {name}: on_tracking_lost"), old.on_tracking_lost == new.on_tracking_lost);
+            fixed(&format!("volume {name}: if_absent"), old.if_absent == new.if_absent);
         }
         let added = new.volumes.keys().filter(|name| !self.volumes.contains_key(*name));
         changes.live.extend(added.map(|name| format!("volume {name}: added")));
@@ -422,6 +428,7 @@ impl Config {
             tap: Some(volume.tap.to_string()),
             data_path: volume.data_path,
             on_tracking_lost: volume.on_tracking_lost,
+            if_absent: volume.if_absent,
         };
         let path = self.volume_path(&volume.name);
         write_atomically(&path, &toml::to_string(&File { volume: [&text] }).expect("plain data"))?;
@@ -612,6 +619,7 @@ impl Merge {
                     tap,
                     data_path: v.data_path,
                     on_tracking_lost: v.on_tracking_lost,
+                    if_absent: v.if_absent,
                 },
             );
         }
@@ -731,8 +739,18 @@ mod tests {
         assert_eq!(c.groups.values().collect::<Vec<_>>(), [&GroupConfig::default()]);
         // Every key there is.
         let table = toml::Table::try_from(&c.limits).expect("plain numbers");
-        let more =
-            ["name", "state_dir", "api_socket", "api_group", "epoch_interval", "keep", "backing", "tap", "on_tracking_lost"];
+        let more = [
+            "name",
+            "state_dir",
+            "api_socket",
+            "api_group",
+            "epoch_interval",
+            "keep",
+            "backing",
+            "tap",
+            "on_tracking_lost",
+            "if_absent",
+        ];
         for key in table.keys().map(String::as_str).chain(more) {
             assert!(all.iter().any(|line| line.starts_with(&format!("{key} = "))), "{key} is not in the shipped file");
         }
@@ -829,6 +847,7 @@ mod tests {
             tap: TapConfig::Nbd { socket: "/tmp/a.nbd".into() },
             data_path: DataPath::Copy,
             on_tracking_lost: OnTrackingLost::Fail,
+            if_absent: IfAbsent::Refuse,
         };
         c.write_volume(&v).expect("written");
         c.write_group(

@@ -1,14 +1,15 @@
 //! What this host needs to protect its volumes, what of it is missing, and the one command that mends each.
 //!
 //! It runs beside the daemon, in the process of whoever asks: also where the daemon does not start. It only looks, until it is
-//! told to mend, and then it changes nothing that the daemon would not change at its next start: modules, and devices that a
-//! crash left half way. It does not speak with the daemon.
+//! told to mend, and then it loads modules, finishes with devices that a crash left half way, and has LVM overlook what is
+//! Farside's. It does not speak with the daemon.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use farside_blockio::Ring;
-use farside_blockio::dm::Control;
+use farside_blockio::dm::{Control, DevNumber};
+use farside_control::source::IfAbsent;
 use farside_insert::{State, stack};
 use farside_ublk::{Choice, Effect, Fault, Kernel};
 use serde::Serialize;
@@ -52,6 +53,7 @@ enum Remedy {
     Module(&'static str),
     Device(PathBuf),
     Sweep(Vec<PathBuf>),
+    Filter,
 }
 
 impl Finding {
@@ -98,6 +100,8 @@ fn look(path: &Path) -> Vec<Finding> {
             findings.push(state(&config.source.state_dir));
             findings.extend(config.volumes.values().map(|volume| of_volume(volume, &config.source.state_dir)));
             findings.extend(strays(&config));
+            findings.extend(lvm());
+            findings.extend(fstab());
         }
         Err(error) => {
             let found = Finding::new("configuration", Verdict::Missing, error.to_string());
@@ -248,16 +252,111 @@ fn of_volume(volume: &VolumeConfig, state_dir: &Path) -> Finding {
     let Ok(metadata) = std::fs::metadata(&volume.backing) else {
         return Finding::new(subject, Verdict::Missing, format!("{backing} is not there"));
     };
-    if !volume.insert {
+    use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+    if !metadata.file_type().is_block_device() && !volume.insert {
         return Finding::new(subject, Verdict::Good, format!("{backing} is served as {}", volume.address()));
     }
-    use std::os::unix::fs::MetadataExt as _;
-    let number = farside_blockio::dm::DevNumber::of(metadata.rdev());
+    let number = DevNumber::of(metadata.rdev());
     if stack::path_rests_on(state_dir, number) || stack::path_rests_on(Path::new("/"), number) {
         let found = format!("{backing} holds the root file system or the state directory, and cannot be protected in place");
         return Finding::new(subject, Verdict::Missing, found).mend(format!("farside volume remove {}", volume.name));
     }
-    inserted(subject, &volume.backing)
+    match volume.insert {
+        true => inserted(subject, &volume.backing),
+        false => disk(subject, volume, number),
+    }
+}
+
+/// A disk that nobody but us is to use.
+fn disk(subject: String, volume: &VolumeConfig, number: DevNumber) -> Finding {
+    let (backing, address) = (volume.backing.display(), volume.address());
+    if crate::boot::unserved::is_mounted(&volume.backing) {
+        let found = format!(
+            "{backing} is mounted itself, and not {address}: what is written there is not replicated; it will be compared"
+        );
+        return Finding::new(subject, Verdict::Missing, found).mend(format!("umount {backing} && farside reload"));
+    }
+    if volume.tap.is_device()
+        && let Some(link) = names_of_content(number)
+    {
+        let found = format!("{} leads to {backing}, and not to {address}: a mount by it would pass no tap", link.display());
+        return Finding::new(subject, Verdict::Missing, found)
+            .mend(format!("udevadm control --reload; udevadm trigger --settle {backing}"));
+    }
+    let policy = match volume.if_absent {
+        IfAbsent::Bare => "bare",
+        IfAbsent::Refuse => "refuse",
+    };
+    let found = format!("{backing} is served as {address}; at a boot without Farside: {policy}");
+    let by_number = volume.backing.parent() == Some(Path::new("/dev"));
+    match by_number.then(|| lasting_name(number)).flatten() {
+        Some(name) => {
+            let (found, name) = (format!("{found}. The next boot may give the name {backing} to another disk"), name.display());
+            Finding::new(subject, Verdict::Warning, format!("{found}; this one is always {name}"))
+                .mend(format!("editor farsided.d/volume-{}.toml, backing = \"{name}\"; systemctl restart farsided", volume.name))
+        }
+        None => Finding::new(subject, Verdict::Good, found),
+    }
+}
+
+/// A link that leads to a device, or to a part of it, by what is on it.
+fn names_of_content(number: DevNumber) -> Option<PathBuf> {
+    ["by-uuid", "by-label", "by-partuuid", "by-partlabel"].iter().find_map(|kind| link_to(number, kind))
+}
+
+/// A link that leads to a device by what it is.
+fn lasting_name(number: DevNumber) -> Option<PathBuf> {
+    link_to(number, "by-id")
+}
+
+fn link_to(number: DevNumber, kind: &str) -> Option<PathBuf> {
+    use std::os::unix::fs::MetadataExt as _;
+    let links = std::fs::read_dir(Path::new("/dev/disk").join(kind)).ok()?.flatten();
+    let leads = |link: &PathBuf| {
+        let there = std::fs::metadata(link).map(|device| DevNumber::of(device.rdev()));
+        there.is_ok_and(|device| device == number || (kind != "by-id" && stack::is_part_of(device, number)))
+    };
+    links.map(|link| link.path()).find(leads)
+}
+
+/// A mount that systemd would restart together with the daemon.
+fn fstab() -> Option<Finding> {
+    let text = std::fs::read_to_string("/etc/fstab").ok()?;
+    let line = text.lines().find(|line| !line.starts_with('#') && line.contains("x-systemd.requires=farsided"))?;
+    let mount = line.split_whitespace().nth(1).unwrap_or(line);
+    let found = format!(
+        "{mount} requires farsided.service: when farsided dies, systemd wants it unmounted first, which waits for farsided"
+    );
+    let mend = "sed -i 's/x-systemd.requires=farsided\\.service/defaults/' /etc/fstab && systemctl daemon-reload";
+    Some(Finding::new("fstab", Verdict::Missing, found).mend(mend))
+}
+
+const LVM_CONFIG: &str = "/etc/lvm/lvmlocal.conf";
+/// What LVM must not take for a physical volume: disks below taps, by the name that udev's rule gives them, and twins.
+const LVM_FILTER: &str = "\"r|^/dev/farside-backing/|\"";
+
+/// Whether LVM overlooks what lies below taps. It looks at devices itself, whatever udev says of them.
+fn lvm() -> Option<Finding> {
+    let subject = "LVM";
+    let output = Command::new("lvm").args(["lvmconfig", "devices/global_filter"]).output().ok()?; // there is none
+    let filter = String::from_utf8_lossy(&output.stdout);
+    Some(match filter.trim() {
+        filter if filter.contains("farside-backing") => {
+            Finding::new(subject, Verdict::Good, "it overlooks the disks below volumes")
+        }
+        "" => {
+            let found = "it looks at the disks below volumes, too: a physical volume on a tap would be there twice";
+            let remedy = Some(Remedy::Filter);
+            Finding { remedy, ..Finding::new(subject, Verdict::Warning, found).mend("farside doctor --fix") }
+        }
+        filter => {
+            let found = format!(
+                "it looks at the disks below volumes, too: a physical volume on a tap would be there twice. It has a filter of its own \
+                 ({filter}): put {LVM_FILTER} first in it"
+            );
+            Finding::new(subject, Verdict::Warning, found).mend("editor /etc/lvm/lvm.conf")
+        }
+    })
 }
 
 /// A device under which a tap belongs.
@@ -320,6 +419,13 @@ fn apply(remedy: &Remedy) -> anyhow::Result<()> {
         }
         Remedy::Device(device) => farside_insert::mend(device)?,
         Remedy::Sweep(kept) => drop(farside_insert::sweep(kept)?),
+        Remedy::Filter => {
+            let text = std::fs::read_to_string(LVM_CONFIG).unwrap_or_default();
+            let ours = format!(
+                "\n# By farside doctor: what lies below volumes of Farside.\ndevices {{\n\tglobal_filter = [ {LVM_FILTER} ]\n}}\n"
+            );
+            std::fs::write(LVM_CONFIG, text + &ours)?;
+        }
     }
     Ok(())
 }

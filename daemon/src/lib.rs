@@ -7,6 +7,7 @@
 mod api;
 pub mod args;
 mod backing;
+pub mod boot;
 mod change;
 mod compare;
 mod compression;

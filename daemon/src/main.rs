@@ -1,12 +1,17 @@
 //! `farsided`: the daemon of a protected host. See `farside_daemon`.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser as _;
 use farside_daemon::args::Args;
+use farside_daemon::boot::order;
 
 fn main() -> ExitCode {
     if let Some(code) = farside_daemon::as_helper() {
+        return code;
+    }
+    if let Some(code) = as_generator() {
         return code;
     }
     let args = Args::parse();
@@ -15,6 +20,8 @@ fn main() -> ExitCode {
         farside_daemon::config::Config::load(&args.config)
             .map(|_| println!("{}: valid", args.config.display()))
             .map_err(Into::into)
+    } else if args.unserved {
+        farside_daemon::boot::unserved::run(&args.config, args.bare)
     } else {
         farside_daemon::run(&args.config)
     };
@@ -25,4 +32,24 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// If systemd started this process as one of its generators: does that, and says how it ended.
+fn as_generator() -> Option<ExitCode> {
+    let mut arguments = std::env::args_os().map(PathBuf::from);
+    if arguments.next()?.file_name()? != order::NAME {
+        return None;
+    }
+    let done = arguments.next().map(|folder| order::generate(&folder));
+    Some(match done {
+        Some(Ok(())) => ExitCode::SUCCESS,
+        Some(Err(error)) => {
+            eprintln!("{}: {error:#}", order::NAME);
+            ExitCode::FAILURE
+        }
+        None => {
+            eprintln!("{} is for systemd: it wants the folder to write to", order::NAME);
+            ExitCode::FAILURE
+        }
+    })
 }

@@ -4,17 +4,27 @@
 //! business: nothing here looks at what is below the names.
 //!
 //! Where udev runs it is told, too (`60-farside.rules`): systemd waits for a device of fstab until udev has named it, and a
-//! link that udev does not know of is none for it.
+//! link that udev does not know of is none for it. Invariant: what udev is told of a device in use stays true and whole while
+//! daemons come and go: a device of which udev knows nothing for a moment is gone for systemd, which unmounts it.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use farside_region::Name;
-use tracing::debug;
+use tracing::warn;
+
+use crate::boot::{Look, have_udev_look};
 
 const FOLDER: &str = "/dev/farside";
 /// Where udev's rule finds the name of a kernel device's volume.
 const UDEV: &str = "/run/farside/udev";
+
+/// Where a volume's device belongs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// Under a device of the device mapper, whose content is the same: nobody else is to look at this one.
+    pub(crate) inserted: bool,
+}
 
 /// A volume's name in `/dev`.
 pub(crate) fn path(volume: &Name) -> PathBuf {
@@ -25,20 +35,31 @@ pub(crate) fn path(volume: &Name) -> PathBuf {
 ///
 /// # Errors
 /// When `/dev` does not take it.
-pub(crate) fn publish(volume: &Name, device: &Path) -> io::Result<()> {
+pub(crate) fn publish(volume: &Name, device: &Path, place: Place) -> io::Result<()> {
     publish_in(Path::new(FOLDER), volume, device)?;
-    if let Err(error) = tell_udev(Path::new(UDEV), volume, device) {
-        debug!(%volume, %error, "udev was not told the volume's name");
+    let told = note(Path::new(UDEV), volume, device, place).and_then(|()| have_udev_look(device, Look::Changed));
+    if let Err(error) = told
+        && Path::new("/run/udev/control").exists()
+    {
+        warn!(%volume, %error, "udev was not told the volume's name: what waits for its device or its UUID waits on");
     }
     Ok(())
 }
 
-/// Leaves the name where the rule looks for it, and has udev look.
-fn tell_udev(folder: &Path, volume: &Name, device: &Path) -> io::Result<()> {
+/// Has udev find the name when it looks at the device for the first time.
+pub(crate) fn announce(volume: &Name, device: &Path, place: Place) {
+    // Said again, and complained of, when the device is there.
+    let _ = note(Path::new(UDEV), volume, device, place);
+}
+
+/// Leaves the name where the rule looks for it, in one step.
+fn note(folder: &Path, volume: &Name, device: &Path, place: Place) -> io::Result<()> {
     let Some(kernel_name) = device.file_name() else { return Ok(()) };
+    let inserted = if place.inserted { "FARSIDE_INSERTED=1\n" } else { "" };
     std::fs::create_dir_all(folder)?;
-    std::fs::write(folder.join(kernel_name), format!("FARSIDE_NAME={volume}\n"))?;
-    std::fs::write(Path::new("/sys/class/block").join(kernel_name).join("uevent"), "change")
+    let young = folder.join(format!(".{}.new", kernel_name.to_string_lossy()));
+    std::fs::write(&young, format!("FARSIDE_NAME={volume}\n{inserted}"))?;
+    std::fs::rename(young, folder.join(kernel_name))
 }
 
 /// Takes a volume's name away; it need not be there.
@@ -78,10 +99,12 @@ mod tests {
             assert_eq!(std::fs::read_link(folder.join("data")).expect("a link"), Path::new(device));
         }
         assert_eq!(std::fs::read_dir(&folder).expect("a folder").count(), 1);
-        // udev reads lines of KEY=VALUE. (There is no such device to ask it to look at.)
+        // udev reads lines of KEY=VALUE.
         let rules = dev.path().join("udev");
-        tell_udev(&rules, &volume, Path::new("/dev/no-device-of-any-kernel")).expect_err("no uevent");
-        let told = std::fs::read_to_string(rules.join("no-device-of-any-kernel")).expect("told");
-        assert_eq!(told, "FARSIDE_NAME=data\n");
+        for (inserted, lines) in [(true, "FARSIDE_NAME=data\nFARSIDE_INSERTED=1\n"), (false, "FARSIDE_NAME=data\n")] {
+            note(&rules, &volume, Path::new("/dev/nbd7"), Place { inserted }).expect("told");
+            assert_eq!(std::fs::read_to_string(rules.join("nbd7")).expect("told"), lines);
+        }
+        assert_eq!(std::fs::read_dir(&rules).expect("a folder").count(), 1);
     }
 }

@@ -159,6 +159,7 @@ fn volume_status(control: &Control, member: &Member, v: &source::VolumeStatus) -
             },
             block_bytes: served.device.block_min(),
         },
+        if_absent: served.config.if_absent,
         state: state_of(v),
         in_last_point: v.newest_point.is_some(),
         hot_bytes: (hot_regions(&served.volume) * geometry.region_bytes()).min(geometry.volume_bytes()),

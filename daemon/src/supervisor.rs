@@ -20,6 +20,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
+use crate::boot::Backings;
 use crate::config::{Config, GroupConfig};
 use crate::encode::Encoders;
 use crate::group::{Ask, GroupHandle, Note, Stopped};
@@ -31,6 +32,11 @@ mod volumes;
 
 /// How long a stop tries to take away the devices that nobody uses.
 const WITHDRAW_WAIT: Duration = Duration::from_secs(5);
+
+/// How long a stop serves what is mounted while its host is being switched off. With what follows it is less than the unit's
+/// TimeoutStopSec=.
+const UNMOUNT_WAIT: Duration = Duration::from_secs(40);
+const UNMOUNT_POLL: Duration = Duration::from_millis(50);
 
 /// A control thread that was silent for so long is dead: systemd restarts us, and the intent map knows what changed.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
@@ -118,6 +124,7 @@ impl Daemon {
             pacer: Arc::default(),
             encoders: Encoders::start(config.limits.encoder_threads())?,
             bypassed,
+            backings: Arc::new(Backings::of(&config)),
         };
         around.pacer.set(config.rate.map(Rate::bytes_per_s));
         Ok(Arc::new(Self {
@@ -199,10 +206,39 @@ impl Daemon {
         })
     }
 
-    async fn stop_groups(&self) -> Stopped {
-        if tokio::time::timeout(WITHDRAW_WAIT, self.withdraw_unused()).await.is_err() {
-            warn!("a device does not answer; it stays, and whoever reads it waits for the next start");
+    /// Devices that are in use stay. Only when the host is being switched off there is no next daemon that their users could wait
+    /// for: then they are served until they are unmounted.
+    async fn withdraw_devices(&self) {
+        let began = Instant::now();
+        let mut host_ends = false;
+        loop {
+            match tokio::time::timeout(WITHDRAW_WAIT, self.withdraw_unused(host_ends)).await {
+                Err(_) => {
+                    warn!("a device does not answer; it stays, and whoever reads it waits for the next start");
+                    return;
+                }
+                Ok(0) if host_ends => return,
+                Ok(stay) if began.elapsed() > UNMOUNT_WAIT => {
+                    error!(
+                        "{stay} devices are in use and stay; whoever writes to one of them while this host is switched off waits for ever"
+                    );
+                    return;
+                }
+                Ok(_) => {}
+            }
+            if !host_ends {
+                host_ends = tokio::task::spawn_blocking(systemd::host_ends).await.unwrap_or(false);
+                if !host_ends {
+                    return;
+                }
+                info!("this host is being switched off: what is mounted is served until it is unmounted");
+            }
+            tokio::time::sleep(UNMOUNT_POLL).await;
         }
+    }
+
+    async fn stop_groups(&self) -> Stopped {
+        self.withdraw_devices().await;
         let groups = std::mem::take(&mut *locked(&self.groups));
         let mut stops = Vec::new();
         for (_, group) in groups {

@@ -26,6 +26,7 @@ use tracing::{error, info, warn};
 
 use crate::change::Change;
 use crate::config::{DataPath, LimitsConfig, VolumeConfig, write_atomically};
+use crate::node::Place;
 use crate::volume::Surroundings;
 use crate::{backing, node};
 
@@ -271,6 +272,7 @@ impl Handle {
         name: &Name,
         id: VolumeId,
         device: &FileDevice,
+        place: Place,
         lost: impl Fn(String) + Send + 'static,
     ) -> anyhow::Result<Option<PathBuf>> {
         match self {
@@ -283,7 +285,7 @@ impl Handle {
                 let path = shown.path();
                 let kept = shown.keep(spec, server.clone(), move |why| lost(format!("{:#}", anyhow::Error::from(why))));
                 *locked(keeper) = Some(kept.context("no thread for the device")?);
-                if let Err(error) = node::publish(name, &path) {
+                if let Err(error) = node::publish(name, &path, place) {
                     let _ = self.claim().and_then(|unused| self.withdraw(name, unused)); // in use: a predecessor's
                     return Err(error).with_context(|| format!("cannot make {}", node::path(name).display()));
                 }
@@ -293,11 +295,12 @@ impl Handle {
                 let (device, ready) = locked(waiting).take().expect("a tap appears once");
                 ready.recv().context("the device cannot be served; the daemon's log says why")?;
                 let (path, was_there) = (device.path(), device.was_there());
+                node::announce(name, &path, place);
                 device.go_live()?;
                 if was_there {
                     info!(volume = %name, device = %path.display(), "taken over: what waited in it goes on");
                 }
-                node::publish(name, &path).with_context(|| format!("cannot make {}", node::path(name).display()))?;
+                node::publish(name, &path, place).with_context(|| format!("cannot make {}", node::path(name).display()))?;
                 Ok(Some(path))
             }
         }

@@ -12,6 +12,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use crossbeam::channel::{Sender, unbounded};
@@ -26,6 +27,7 @@ use farside_shim::{Group, Tracking, Volume, Wake, Wakes};
 use tracing::{error, info, warn};
 
 use crate::backing::Identity;
+use crate::boot::{self, Backings};
 use crate::change::{self, Change};
 use crate::config::{LimitsConfig, VolumeConfig, write_atomically};
 use crate::encode::Encoders;
@@ -33,12 +35,17 @@ use crate::group::{Inbox, Note};
 use crate::intent_file::IntentFile;
 use crate::intent_thread::IntentThread;
 use crate::loss::LossNote;
+use crate::node::Place;
 use crate::queue::{Counters, Orders, RingWake, ShimQueue};
 use crate::sender::{Order, SenderThread, SentCounters};
 use crate::sentinel::{Guard, Sentinels};
 use crate::state_dir::Mark;
 use crate::tap::{self, Prepared};
 use crate::watch::Left;
+
+/// How long a disk that was there before may take to appear: less than the service has to be ready.
+const DISK_WAIT: Duration = Duration::from_secs(30);
+const DISK_POLL: Duration = Duration::from_millis(50);
 
 /// What every volume of a daemon shares.
 #[derive(Clone)]
@@ -57,6 +64,8 @@ pub(crate) struct Surroundings {
     pub(crate) encoders: Encoders,
     /// Volumes whose devices do not rest on their taps any more.
     pub(crate) bypassed: tokio::sync::mpsc::UnboundedSender<Name>,
+    /// What the next boot knows of the volumes' disks.
+    pub(crate) backings: Arc<Backings>,
 }
 
 /// What the intent thread is asked for.
@@ -116,6 +125,7 @@ impl Served {
         around: &Surroundings,
         inbox: &Inbox,
     ) -> anyhow::Result<(Self, Box<VolumeSetup>)> {
+        wait_for_disk(&config, &dir);
         let insertion = config.insert.then(|| prepare_insertion(&config, &dir, around)).transpose()?;
         let opened = Self::open_over(insertion.clone(), config, dir, group, around, inbox);
         if opened.is_err()
@@ -136,7 +146,9 @@ impl Served {
         inbox: &Inbox,
     ) -> anyhow::Result<(Self, Box<VolumeSetup>)> {
         let name = config.name.clone();
-        refuse_own_tap(&dir, &config.backing)?;
+        refuse_own_tap(&dir)?;
+        refuse_own_needs(&config, &dir, around)?;
+        around.backings.refuse_bare(&config)?;
         // Whatever was written before this passed no tap.
         let bypassed = match &insertion {
             Some(insertion) => !matches!(insertion.state()?, State::Inserted { .. }),
@@ -144,6 +156,11 @@ impl Served {
         };
         let backing = insertion.as_ref().map_or_else(|| config.backing.clone(), |insertion| insertion.twin());
         let device = match FileDevice::open(&backing, OpenOptions::at_once()) {
+            Err(error @ DeviceError::Busy { .. }) if boot::unserved::is_mounted(&backing) => {
+                // Whatever comes of this opening: what is written there passes no tap.
+                Mark::TrackingLost.put(&dir, true)?;
+                return Err(error).context("its disk is mounted itself, and not its tap; everything will be compared");
+            }
             Err(DeviceError::Busy { path, holder, .. }) => {
                 let (path, seconds) = (path.display(), OpenOptions::daemon().wait.as_secs());
                 info!(volume = %name, "{path} is in use by {holder}: waiting for that, up to {seconds} s");
@@ -151,6 +168,7 @@ impl Served {
             }
             device => device?,
         };
+        around.backings.take(&config)?;
         let geometry = Geometry::new(device.size()).with_context(|| config.backing.display().to_string())?;
         let meta = load_meta(&dir, &config, around, geometry)?;
         let mut fresh = [0; 16];
@@ -356,7 +374,8 @@ impl Served {
     /// Shows the volume to the host. Nothing was read for replication yet: what the host wrote up to here counts.
     fn appear(&mut self, runtime_dir: &Path, lost: impl Fn(String) + Send + 'static) -> anyhow::Result<()> {
         let name = &self.config.name;
-        let shown = self.tap.appear(name, self.meta.id, &self.device, lost)?;
+        let place = Place { inserted: self.insertion.is_some() };
+        let shown = self.tap.appear(name, self.meta.id, &self.device, place, lost)?;
         let (Some(insertion), Some(shown)) = (&self.insertion, shown) else { return Ok(()) };
         // Also where it is there already: what a killed predecessor began may only end now that the tap is served again, and
         // may end with the device on its own disks. (That it was to be so was marked before: everything is compared then.)
@@ -527,27 +546,30 @@ impl Served {
     }
 }
 
+/// The daemon starts early in a boot: the disk of a volume that was served before may come later. What was never served is not
+/// waited for.
+fn wait_for_disk(config: &VolumeConfig, dir: &Path) {
+    let until = Instant::now() + DISK_WAIT;
+    while meta_path(dir).exists() && config.backing.starts_with("/dev") && !config.backing.exists() && Instant::now() < until {
+        std::thread::sleep(DISK_POLL);
+    }
+}
+
 /// The map must never lie on what it describes: a write of it would wait for itself.
-fn refuse_own_tap(dir: &Path, backing: &Path) -> anyhow::Result<()> {
+fn refuse_own_tap(dir: &Path) -> anyhow::Result<()> {
     if stack::device_of(dir).is_some_and(stack::rests_on_own_tap) {
         bail!("the state directory {} lies on a volume that farsided itself serves: put it on another disk", dir.display());
-    }
-    use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
-    let device = std::fs::metadata(backing).with_context(|| format!("cannot open {}", backing.display()))?;
-    if device.file_type().is_block_device() && std::fs::metadata(dir)?.dev() == device.rdev() {
-        bail!(
-            "the state directory {} lies on {}, which is to be protected: put the state directory on another disk",
-            dir.display(),
-            backing.display()
-        );
     }
     Ok(())
 }
 
-/// Makes the twin of a device that the host goes on using, unless we could not live on top of it.
-fn prepare_insertion(config: &VolumeConfig, dir: &Path, around: &Surroundings) -> anyhow::Result<Arc<Insertion>> {
-    use std::os::unix::fs::MetadataExt as _;
+/// What we need to serve a device must not lie on it: after a crash we would wait for ourselves.
+fn refuse_own_needs(config: &VolumeConfig, dir: &Path, around: &Surroundings) -> anyhow::Result<()> {
+    use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
     let device = std::fs::metadata(&config.backing).with_context(|| format!("cannot open {}", config.backing.display()))?;
+    if !device.file_type().is_block_device() {
+        return Ok(());
+    }
     let number = DevNumber::of(device.rdev());
     let program = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("/usr/bin"));
     let ours = [Path::new("/"), &program, dir, &around.runtime_dir];
@@ -559,6 +581,12 @@ fn prepare_insertion(config: &VolumeConfig, dir: &Path, around: &Surroundings) -
             config.backing.display()
         );
     }
+    Ok(())
+}
+
+/// Makes the twin of a device that the host goes on using, unless we could not live on top of it.
+fn prepare_insertion(config: &VolumeConfig, dir: &Path, around: &Surroundings) -> anyhow::Result<Arc<Insertion>> {
+    refuse_own_needs(config, dir, around)?;
     let is_idle = change::is_idle(&around.runtime_dir, &config.backing)?;
     Ok(Arc::new(Insertion::prepare(&config.backing, is_idle)?))
 }

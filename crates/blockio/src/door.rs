@@ -3,6 +3,10 @@
 //! Invariant: nothing is read or written before the lock is held (`flock`; `O_EXCL` on a block device), and it is held until
 //! the last clone is gone, so a dead process's I/O has landed before a successor begins. Waiting is polling: neither lock has
 //! a bounded wait.
+//!
+//! A block device gets a shared `flock` beside `O_EXCL`, for its holder's name in the kernel's list, and against whoever would
+//! format it. Not an exclusive one: udev processes no event of a device that is locked so, and waits, and everybody who waits
+//! for udev waits with it.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -31,7 +35,7 @@ pub(crate) fn open(path: &Path, kind: DeviceKind, options: OpenOptions) -> Resul
         Err(Errno::EINVAL) => Err(no_direct_io(path)),
         Err(errno) => Err(DeviceError::Open { path: path.to_owned(), source: errno.into() }),
     })?;
-    let shared = options.readonly && kind == DeviceKind::File;
+    let shared = options.readonly || kind == DeviceKind::Block;
     wait(path, kind, options.wait, began, || match try_lock(fd.as_fd(), shared) {
         Ok(()) => Ok(Some(())),
         Err(Errno::EWOULDBLOCK) => Ok(None),
@@ -41,7 +45,7 @@ pub(crate) fn open(path: &Path, kind: DeviceKind, options: OpenOptions) -> Resul
 }
 
 /// Takes a block device for oneself without reading anything of it: a mount, a mapping, a swap or
-/// another holder keeps it. Waits a moment for who only looks at it (udev). It is ours until what is returned is dropped.
+/// another holder keeps it. Waits a moment for who is about to let go. It is ours until what is returned is dropped.
 ///
 /// # Errors
 /// [`DeviceError::Busy`] names who has it.

@@ -179,6 +179,8 @@ pub struct VolumeStatus {
     pub tap: TapStatus,
     /// What lies below.
     pub backing: BackingStatus,
+    /// What becomes of its disk at a boot at which it is not served.
+    pub if_absent: IfAbsent,
     /// What it is doing.
     pub state: VolumeState,
     /// The newest point of its group holds it.
@@ -440,6 +442,20 @@ pub struct VolumeAdd {
     /// own) or `nbd:unix:PATH`; left out: for a block device the first of these that the kernel has, otherwise `nbd`.
     #[serde(default)]
     pub tap: Option<String>,
+    /// What becomes of its disk at a boot at which it is not served.
+    #[serde(default)]
+    pub if_absent: IfAbsent,
+}
+
+/// What becomes of a volume's disk at a boot at which no daemon serves it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum IfAbsent {
+    /// The host uses it as if there were no Farside; everything is compared when it is served again.
+    #[default]
+    Bare,
+    /// It stays hidden, and what is to be mounted from it is not.
+    Refuse,
 }
 
 /// Body of [`VOLUME_RESYNC`](crate::routes::VOLUME_RESYNC).

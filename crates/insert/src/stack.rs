@@ -15,6 +15,11 @@ pub fn rests_on(device: DevNumber, below: DevNumber) -> bool {
     any_below(device, DEPTH_MAX, &mut |number| number == below)
 }
 
+/// Whether a device is a partition of a disk.
+pub fn is_part_of(device: DevNumber, disk: DevNumber) -> bool {
+    at(device).join("partition").exists() && slaves(device).contains(&disk)
+}
+
 /// Whether a device rests on a tap of Farside, or is one.
 pub fn rests_on_own_tap(device: DevNumber) -> bool {
     any_below(device, DEPTH_MAX, &mut is_own_tap)

@@ -31,6 +31,12 @@ pub fn stopping() {
     notify(&[NotifyState::Stopping]);
 }
 
+/// Whether systemd is switching this host off. Waits for its answer.
+pub fn host_ends() -> bool {
+    let asked = std::process::Command::new("systemctl").arg("is-system-running").output();
+    asked.is_ok_and(|output| output.stdout.starts_with(b"stopping"))
+}
+
 fn notify(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(false, state) {
         warn!(%error, "systemd was not told");

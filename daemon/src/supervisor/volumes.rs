@@ -4,6 +4,7 @@
 //! does not answer holds up its own volume, never the commands for others: whoever waits for it holds no lock.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
@@ -20,7 +21,7 @@ use farside_transport::QuicDialer;
 use tokio::sync::oneshot;
 use tokio::task::JoinError;
 use tokio::time::error::Elapsed;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::{Daemon, locked};
 use crate::change::Change;
@@ -279,20 +280,35 @@ impl Daemon {
     }
 
     /// Takes away the devices that nobody uses, for a stop of the daemon. One that stays lets whoever reads it wait for the next
-    /// daemon, and some read all that there are: LVM does when a machine is switched off.
-    pub(super) async fn withdraw_unused(&self) {
+    /// daemon, and some read all that there are: LVM does when a machine is switched off. Gives how many stay.
+    ///
+    /// A device that has a tap under it stays on that, unless its host is being switched off.
+    pub(super) async fn withdraw_unused(&self, host_ends: bool) -> usize {
         let names: Vec<Name> = locked(&self.volumes.served).keys().cloned().collect();
+        let mut stay = 0;
         for name in names {
-            let Ok(Leaving { tap, insertion: None, .. }) = self.ask(&name, Ask::Leaving).await else { continue };
-            let volume = name.clone();
+            let Ok(Leaving { tap, insertion, .. }) = self.ask(&name, Ask::Leaving).await else { continue };
+            if insertion.is_some() && !host_ends {
+                continue;
+            }
+            let (volume, runtime_dir) = (name.clone(), self.around.runtime_dir.clone());
             // In use: it stays, and what its user writes meanwhile waits.
-            let withdraw = move || tap.claim().ok().map(|unused| tap.withdraw(&volume, unused));
+            let withdraw = move || {
+                let _nobody = insertion.map(|insertion| take_out_unused(&insertion, &runtime_dir)).transpose()?;
+                let unused = tap.claim()?;
+                tap.withdraw(&volume, unused).unwrap_or_else(|error| warn!(%volume, "its device stays: {error:#}"));
+                anyhow::Ok(())
+            };
             match tokio::task::spawn_blocking(withdraw).await {
-                Ok(Some(Err(error))) => warn!(volume = %name, "its device stays: {error:#}"),
-                Ok(_) => {}
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    debug!(volume = %name, "its device stays: {error:#}");
+                    stay += 1;
+                }
                 Err(error) => warn!(volume = %name, %error, "its device stays"),
             }
         }
+        stay
     }
 
     /// Claims the device, takes it from the host, then lets the volume go.
@@ -329,6 +345,9 @@ impl Daemon {
                 Ok(()) => Ok(()),
             };
             daemon.volumes.left(&name);
+            if !locked(&daemon.config).volumes.contains_key(&name) {
+                daemon.around.backings.let_go(&name);
+            }
             let _ = done.send(left); // whoever waited may have given up
             let again = locked(&daemon.config).volumes.get(&name).cloned().filter(|_| daemon.volumes.begin(&name));
             if let Some(volume) = again
@@ -421,6 +440,7 @@ impl Daemon {
         // Served or not: also what could not be opened was trusted up to now.
         old.values().filter(|v| !new.contains_key(&v.name)).for_each(|v| self.forget(&v.group, &v.name));
         // Claimed before anything is waited for: from now on they are being opened.
+        new.keys().for_each(|name| self.around.backings.want_back(name));
         let (begun, refused): (Vec<_>, Vec<_>) = new.values().cloned().partition(|volume| self.volumes.begin(&volume.name));
         let late = refused.iter().filter(|volume| self.volumes.is_leaving(&volume.name));
         failed.extend(late.map(|volume| format!("{}; then it is opened again", self.under_way(&volume.name).message)));
@@ -461,6 +481,7 @@ impl Daemon {
                 state: VolumeState::NotServed,
                 reasons: vec![not_served(&v.name, why.get(&v.name))],
                 tap: TapStatus { address: v.address(), ..TapStatus::default() },
+                if_absent: v.if_absent,
                 id: self.id_of(&v).to_string(),
                 group: v.group.to_string(),
                 name: v.name.to_string(),
@@ -473,6 +494,7 @@ impl Daemon {
     pub(crate) async fn add_volume(self: &Arc<Self>, add: &VolumeAdd) -> Result<(), ApiError> {
         let one = self.changes.lock().await;
         let volume = self.new_volume(add)?;
+        self.around.backings.want_back(&volume.name);
         if !self.volumes.begin(&volume.name) {
             return Err(self.under_way(&volume.name));
         }
@@ -543,7 +565,7 @@ impl Daemon {
         }
         let (backing, insert) = (add.backing.clone(), add.insert);
         let (data_path, on_tracking_lost) = Default::default();
-        Ok(VolumeConfig { name, group, backing, insert, tap, data_path, on_tracking_lost })
+        Ok(VolumeConfig { name, group, backing, insert, tap, data_path, on_tracking_lost, if_absent: add.if_absent })
     }
 
     /// Why nothing can be done with a volume at this moment.
@@ -606,6 +628,9 @@ impl Daemon {
             });
         let taken_out = abolished.and_then(|()| self.take_out(&name, &group, &config));
         let cleared = taken_out.as_ref().map_or(Ok(()), |()| clear(&self.state.volume_path(&group, &name)));
+        if taken_out.is_ok() {
+            self.around.backings.let_go(&name);
+        }
         let mut unserved = locked(&self.volumes.unserved);
         match before.filter(|_| taken_out.is_err()) {
             Some(why) => unserved.insert(name, why),
@@ -633,6 +658,14 @@ impl Daemon {
         info!(volume = %name, "not configured any more");
         Ok(())
     }
+}
+
+/// Puts a device on its own disks, if nobody uses it, and sees that nobody begins to. The next start finds it there, and
+/// compares everything.
+fn take_out_unused(insertion: &Insertion, runtime_dir: &Path) -> anyhow::Result<OwnedFd> {
+    let nobody = farside_blockio::hold(insertion.device())?;
+    Change::TakeOut { device: insertion.device().to_owned() }.make(runtime_dir)?;
+    Ok(nobody)
 }
 
 /// Removes what a volume left that was not served.
@@ -742,6 +775,7 @@ mod tests {
             tap: TapConfig::Nbd { socket: "/run/x".into() },
             data_path: Default::default(),
             on_tracking_lost: Default::default(),
+            if_absent: Default::default(),
         };
         let todo = |error: anyhow::Error| what_would_do(&error, &volume);
         let gone = || std::io::Error::from(std::io::ErrorKind::NotFound);

@@ -15,6 +15,7 @@ pub mod klog;
 pub mod log_writes;
 mod machine;
 mod network;
+pub mod packages;
 pub mod protected;
 pub mod protocol;
 

@@ -1,46 +1,11 @@
 //! The Debian packages on a real Debian with systemd, as README's "Protect a real disk" uses them: installed, paired, a disk
 //! protected and mounted from fstab, upgraded under load, restored from, removed and purged.
 
-use std::path::PathBuf;
-
 use farside_tests::wait_for;
+use farside_vm::packages::{install, wait_quiet};
 use farside_vm::{DiskSpec, Guest, Kernel, Machine, Network};
-use serde_json::Value;
 
-const FSTAB: &str = "/dev/farside/data /srv/data ext4 _netdev,x-systemd.requires=farsided.service 0 2";
-
-/// What the step `packages` made.
-fn package(name: &str) -> PathBuf {
-    let folder = farside_tests::bin_dir().parent().expect("programs lie in target/PROFILE").join("packages");
-    let found = std::fs::read_dir(&folder).into_iter().flatten().map(|entry| entry.expect("a readable folder").path());
-    let is_it = |path: &PathBuf| path.file_name().is_some_and(|file| file.to_string_lossy().starts_with(&format!("{name}_")));
-    found.into_iter().find(is_it).unwrap_or_else(|| {
-        panic!("{} has no {name}; make it with `cargo run --release -p xtask -- test --only packages`", folder.display())
-    })
-}
-
-fn install(guest: &mut Guest, names: &[&str]) {
-    for name in names {
-        guest.upload(&format!("/root/{name}.deb"), &std::fs::read(package(name)).expect("readable"), 0o644);
-    }
-    let files: Vec<String> = names.iter().map(|name| format!("/root/{name}.deb")).collect();
-    guest.run(&format!("dpkg --install {}", files.join(" ")));
-}
-
-fn status(guest: &mut Guest) -> Value {
-    serde_json::from_str(&guest.run("farside status --json")).expect("status is JSON")
-}
-
-/// Everything that was written is in a point.
-fn wait_quiet(host: &mut Guest) {
-    wait_for("everything to be published", || {
-        let status = status(host);
-        let group = &status["groups"][0];
-        let volume = &group["volumes"][0];
-        let quiet = group["backlog_bytes"] == 0 && group["last_point"].is_object() && volume["state"]["state"] == "streaming";
-        (quiet && volume["dirty_bytes"] == 0 && group["layers_unpublished"] == 0).then_some(())
-    });
-}
+const FSTAB: &str = "/dev/farside/data /srv/data ext4 defaults 0 2";
 
 #[test]
 fn a_disk_is_protected_with_what_the_packages_bring() {

@@ -1,0 +1,281 @@
+//! A Debian with systemd that boots with protected disks in its fstab: by name and by UUID, after a planned reboot, after a
+//! power cut, and without Farside. `docs/boot.md` says what must hold.
+
+use farside_tests::verify::Rng;
+use farside_tests::wait_for;
+use farside_vm::packages::{install, status, wait_quiet};
+use farside_vm::{DiskSpec, Guest, Kernel, Machine, Network};
+
+/// In KiB: where the partition of the partitioned disk begins.
+const PARTITION_KIB: usize = 1024;
+const DATA: &str = "11111111-2222-3333-4444-555555555555";
+const HOME: &str = "66666666-7777-8888-9999-aaaaaaaaaaaa";
+const KEPT: &str = "bbbbbbbb-cccc-dddd-eeee-ffffffffffff";
+const PART: &str = "12121212-3434-5656-7878-909090909090";
+/// By its name; by the UUID of its file system, like any disk, in a partition too; in a logical volume on a tap; and one that must
+/// not be used without Farside.
+const FSTAB: &str = "/dev/farside/named /srv/named ext4 nofail 0 2\n\
+                     UUID=11111111-2222-3333-4444-555555555555 /srv/data ext4 defaults 0 2\n\
+                     UUID=12121212-3434-5656-7878-909090909090 /srv/part ext4 defaults 0 2\n\
+                     /dev/pool/lv /srv/pool ext4 defaults 0 2\n\
+                     UUID=bbbbbbbb-cccc-dddd-eeee-ffffffffffff /srv/kept ext4 nofail 0 2\n";
+
+/// A gateway without systemd, which does not matter here.
+fn gateway(network: &Network) -> (Machine, Guest, String) {
+    let mut machine = Machine::new("gateway", Kernel::Stock)
+        .programs(&["farside", "farside-receiver"])
+        .debian_programs(&["mke2fs"])
+        .disk(DiskSpec::blank("store", 512))
+        .on(network);
+    let address = machine.address();
+    let mut guest = machine.boot();
+    let store = guest.disk("store");
+    guest.run(&format!("/bin/mke2fs -q -t ext4 {store} && mkdir -p /store && mount -t ext4 {store} /store"));
+    let configuration = format!(
+        "[receiver]\nlisten = \"{address}:7400\"\nadvertise = [\"{address}:7400\"]\nstore = \"/store/store\"\n\
+         state_dir = \"/store/state\"\napi_socket = \"/run/receiver.sock\"\n"
+    );
+    guest.upload("/etc/receiver.toml", configuration.as_bytes(), 0o644);
+    guest.start_command("exec farside-receiver run --config /etc/receiver.toml", "/run/receiver.log");
+    guest.wait_until("farside --socket /run/receiver.sock status --json");
+    let token = guest.run("farside-receiver token --config /etc/receiver.toml").trim().to_owned();
+    (machine, guest, token)
+}
+
+fn reaches(host: &mut Guest, link: &str, device: &str) {
+    host.run("udevadm settle");
+    assert_eq!(host.run(&format!("readlink -f {link}")), host.run(&format!("readlink -f {device}")), "{link}");
+}
+
+/// Every name of content leads to the tap, and nothing takes the disk for anything.
+fn tap_is_seen(host: &mut Guest, volume: &str, uuid: &str) {
+    let (tap, disk) = (format!("/dev/farside/{volume}"), host.disk(volume));
+    reaches(host, &format!("/dev/disk/by-uuid/{uuid}"), &tap);
+    for command in [format!("blkid -U {uuid}"), format!("findfs UUID={uuid}")] {
+        let found = host.run(&command);
+        assert_eq!(host.run(&format!("readlink -f {found}")), host.run(&format!("readlink -f {tap}")), "{command}");
+    }
+    let shown = host.run(&format!("udevadm info {disk}"));
+    assert!(shown.contains("SYSTEMD_READY=0") && !shown.contains("by-uuid") && !shown.contains("ID_FS_"), "{shown}");
+    assert!(shown.contains(&format!("disk/by-id/virtio-{volume}")), "what it is may be seen: {shown}");
+}
+
+/// A disk with one partition.
+fn partitioned(serial: &'static str, mib: usize) -> DiskSpec {
+    let mut disk = DiskSpec::blank(serial, mib);
+    let (first, sectors) = (PARTITION_KIB as u32 * 2, (mib as u32 - 1) * 2048);
+    disk.content[446 + 4] = 0x83;
+    disk.content[446 + 8..][..4].copy_from_slice(&first.to_le_bytes());
+    disk.content[446 + 12..][..4].copy_from_slice(&sectors.to_le_bytes());
+    disk.content[510..512].copy_from_slice(&[0x55, 0xaa]);
+    disk
+}
+
+fn is_mounted_from(host: &mut Guest, at: &str, device: &str) {
+    let source = host.run(&format!("findmnt --noheadings --output SOURCE {at}"));
+    assert_eq!(host.run(&format!("readlink -f {source}")), host.run(&format!("readlink -f {device}")), "{at}");
+}
+
+/// The partition of the tap, and not of the disk, has the partition's file system; LVM finds the physical volume once.
+fn partition_and_pool_are_seen(host: &mut Guest) {
+    is_mounted_from(host, "/srv/part", "/dev/farside/part-part1");
+    reaches(host, &format!("/dev/disk/by-uuid/{PART}"), "/dev/farside/part-part1");
+    let disk = host.disk("part");
+    let shown = host.run(&format!("udevadm info {disk}1"));
+    assert!(shown.contains("SYSTEMD_READY=0") && !shown.contains("by-uuid"), "{shown}");
+    is_mounted_from(host, "/srv/pool", "/dev/pool/lv");
+    let below = host.run("ls /sys/block/$(basename $(readlink -f /dev/pool/lv))/slaves");
+    assert_eq!(below, host.run("basename $(readlink -f /dev/farside/pool)"), "the logical volume rests on the tap");
+    let volumes = host.attempt("pvs --noheadings --options pv_name,vg_name");
+    assert!(volumes.stdout.lines().count() == 1 && volumes.stderr.is_empty(), "{volumes:?}");
+}
+
+/// The boot is over, and the host works on its taps.
+fn comes_up_protected(host: &mut Guest) {
+    host.booted();
+    for (volume, uuid) in [("data", DATA), ("named", HOME), ("kept", KEPT)] {
+        is_mounted_from(host, &format!("/srv/{volume}"), &format!("/dev/farside/{volume}"));
+        tap_is_seen(host, volume, uuid);
+    }
+    partition_and_pool_are_seen(host);
+    let log = host.run("journalctl -b -u farsided --no-pager");
+    assert!(!log.contains("udev was not told"), "{log}");
+    // Without a cycle, or systemd drops a job.
+    let cycles = host.run("journalctl -b --no-pager");
+    assert!(!cycles.contains("ordering cycle"), "{cycles}");
+}
+
+fn progress(host: &mut Guest) -> u64 {
+    host.attempt("wc -l </run/progress").stdout.trim().parse().unwrap_or(0)
+}
+
+fn start_load(host: &mut Guest) {
+    host.start_command("exec farside-vm-load write /srv/data /run/progress /run/stop", "/run/load.log");
+    let before = progress(host);
+    wait_for("the load to get on", || (progress(host) > before + 16).then_some(()));
+}
+
+fn check_records(host: &mut Guest, promised: &[u8]) {
+    host.upload("/run/promised", promised, 0o644);
+    host.run("farside-vm-load check /srv/data /run/promised");
+}
+
+fn reasons(host: &mut Guest) -> String {
+    wait_for("the daemon to answer", || status(host)).to_string()
+}
+
+/// How much of a volume was compared since it is served, and equal.
+fn equal_bytes(host: &mut Guest, volume: &str) -> u64 {
+    let shown = host.run(&format!("farside volume show {volume} --json"));
+    let shown: serde_json::Value = serde_json::from_str(&shown).expect("JSON");
+    shown["counters"]["equal_bytes"].as_u64().expect("a number")
+}
+
+#[test]
+fn what_fstab_names_comes_up_behind_farside_at_every_boot() {
+    let network = Network::new();
+    let (_gateway, receiver, token) = gateway(&network);
+    let mut machine = Machine::debian("host", Kernel::Backports)
+        .modules(&["ublk_drv", "dm_mod"])
+        .programs(&["farside-vm-load"])
+        .disk(partitioned("part", 16))
+        .on(&network);
+    for disk in ["data", "named", "kept", "pool"] {
+        machine = machine.disk(DiskSpec::blank(disk, 32));
+    }
+    let mut host = machine.boot();
+    host.booted();
+    for (disk, uuid) in [("data", DATA), ("named", HOME), ("kept", KEPT)] {
+        let device = host.disk(disk);
+        host.run(&format!("mkfs.ext4 -q -U {uuid} {device} && mkdir /srv/{disk}"));
+        reaches(&mut host, &format!("/dev/disk/by-uuid/{uuid}"), &device);
+    }
+    let part = host.disk("part");
+    host.run(&format!("mkfs.ext4 -q -U {PART} {part}1 && mkdir /srv/part /srv/pool"));
+    install(&mut host, &["farside", "farsided"]);
+    host.run(&format!("farside pair '{token}'"));
+    let named = host.disk("named");
+    host.run(&format!("farside volume add named --backing {named}"));
+    host.run("farside volume add data --backing /dev/disk/by-id/virtio-data");
+    host.run("farside volume add kept --backing /dev/disk/by-id/virtio-kept --if-absent refuse");
+    for (volume, uuid) in [("data", DATA), ("named", HOME), ("kept", KEPT)] {
+        tap_is_seen(&mut host, volume, uuid);
+    }
+    host.run("farside volume add part --backing /dev/disk/by-id/virtio-part");
+    host.run("farside volume add pool --backing /dev/disk/by-id/virtio-pool");
+    // What LVM overlooks is said, and done.
+    assert!(host.run("farside doctor").contains("a physical volume on a tap would be there twice"));
+    assert!(host.run("farside doctor --fix").contains("it overlooks the disks below volumes"));
+    host.run("pvcreate -q /dev/farside/pool && vgcreate -q pool /dev/farside/pool && lvcreate -q -y -L 8M -n lv pool");
+    host.run("mkfs.ext4 -q /dev/pool/lv");
+    for root in ["/dev/vda", "/dev/disk/by-uuid/$(findmnt -no UUID /)"] {
+        let refused = host.attempt(&format!("farside volume add root --backing {root}"));
+        assert!(refused.code != 0 && refused.stderr.contains("The root file system"), "{refused:?}");
+    }
+    host.upload("/root/fstab", FSTAB.as_bytes(), 0o644);
+    host.run("cat /root/fstab >>/etc/fstab && systemctl daemon-reload && mount -a");
+    for volume in ["data", "named", "kept"] {
+        is_mounted_from(&mut host, &format!("/srv/{volume}"), &format!("/dev/farside/{volume}"));
+    }
+    partition_and_pool_are_seen(&mut host);
+
+    // A daemon that dies or is restarted under mounted file systems changes nothing of what is seen.
+    start_load(&mut host);
+    host.run("systemctl kill --signal KILL farsided");
+    host.wait_until("farside status --json");
+    host.run("systemctl restart farsided");
+    for (volume, uuid) in [("data", DATA), ("named", HOME), ("kept", KEPT)] {
+        is_mounted_from(&mut host, &format!("/srv/{volume}"), &format!("/dev/farside/{volume}"));
+        tap_is_seen(&mut host, volume, uuid);
+    }
+    host.run("touch /run/stop");
+    host.wait_until("! pidof farside-vm-load");
+    assert_eq!(host.run("cat /run/load.log"), "", "the application met an error");
+    let promised = host.download("/run/progress");
+    wait_quiet(&mut host);
+    // What a person has mounted by hand is unmounted before the daemon stops, too.
+    host.run("umount /srv/named && mount /dev/farside/named /mnt && echo not synced >/mnt/late");
+    host.power_off();
+
+    // A planned reboot; then the power goes while the application writes.
+    let mut host = machine.boot();
+    comes_up_protected(&mut host);
+    assert_eq!(host.run("cat /srv/named/late"), "not synced\n");
+    let served = host.run("journalctl -b -u farsided --no-pager --grep '^served volume='");
+    assert_eq!(served.matches("clean=true").count(), 5, "a planned reboot compares nothing: {served}");
+    check_records(&mut host, &promised);
+    start_load(&mut host);
+    let scribble = "while dd if=/dev/urandom of=/srv/named/scribble bs=64k count=32 oflag=direct conv=notrunc; do :; done";
+    host.start_command(scribble, "/run/scribble.log");
+    host.wait_until("grep -q 'records out' /run/scribble.log");
+    let promised = host.download("/run/progress");
+    assert!(host.cut_power(&mut Rng(3), 4) > 0, "nothing was in any cache: nothing is proved");
+    let mut host = machine.boot();
+    comes_up_protected(&mut host);
+    check_records(&mut host, &promised);
+    wait_quiet(&mut host);
+
+    // A boot without Farside: by policy its disks are used as they are, or not at all.
+    host.run("echo 'nonsense = 1' >>/etc/farside/farsided.toml");
+    // What will not come is not waited for as long as by default.
+    host.run("sed -i 's/nofail/nofail,x-systemd.device-timeout=20s/' /etc/fstab");
+    host.power_off();
+    let mut host = machine.boot();
+    host.attempt("systemctl is-system-running --wait");
+    for (volume, uuid) in [("data", DATA), ("named", HOME)] {
+        let disk = host.disk(volume);
+        reaches(&mut host, &format!("/dev/disk/by-uuid/{uuid}"), &disk);
+    }
+    let disk = host.disk("data");
+    is_mounted_from(&mut host, "/srv/data", &disk);
+    let part = host.disk("part");
+    is_mounted_from(&mut host, "/srv/part", &format!("{part}1"));
+    let (pool, below) = (host.disk("pool"), "/sys/block/$(basename $(readlink -f /dev/pool/lv))/slaves");
+    host.run(&format!("findmnt /srv/pool && test -e {below}/$(basename {pool})"));
+    host.run("test ! -e /dev/farside/named && ! findmnt /srv/named && ! findmnt /srv/kept");
+    host.run(&format!("test ! -e /dev/disk/by-uuid/{KEPT}"));
+    let said = host.run("journalctl -b -u farside-boot --no-pager");
+    assert!(said.contains("volume data: farsided does not serve it") && said.contains("used without Farside"), "{said}");
+    assert!(said.contains("volume kept: ") && said.contains("its policy is `refuse`"), "{said}");
+    // What is used without Farside is marked before, what stays hidden stays trusted.
+    let marked = "cd /var/lib/farside/volumes/default && test -e data/tracking-lost && test ! -e kept/tracking-lost";
+    host.run(marked);
+    // Somebody writes where nobody sees it, and mends the configuration: the disk stays its host's in this boot.
+    host.run("echo changed without Farside >/srv/data/bare && sync");
+    host.run("sed -i '/nonsense/d' /etc/farside/farsided.toml && sed -i 's/,x-systemd.device-timeout=20s//' /etc/fstab");
+    host.wait_until("systemctl is-active farsided");
+    let said = reasons(&mut host);
+    assert!(said.contains("used without Farside since this host was booted"), "{said}");
+    is_mounted_from(&mut host, "/srv/data", &disk);
+    host.power_off();
+
+    // With Farside again: what was changed without it is found.
+    let mut host = machine.boot();
+    comes_up_protected(&mut host);
+    let compared = host.run("journalctl -b -u farsided --no-pager");
+    assert_eq!(host.run("cat /srv/data/bare"), "changed without Farside\n");
+    wait_quiet(&mut host);
+    let data = equal_bytes(&mut host, "data");
+    assert!(data > 16 << 20, "all of it was compared, and not {data} bytes: {compared}");
+
+    // A person mounts a disk itself while nobody serves it.
+    let disk = host.disk("kept");
+    host.run(&format!("umount /srv/kept && systemctl stop farsided && mount {disk} /mnt && systemctl start farsided"));
+    let said = reasons(&mut host);
+    assert!(said.contains("its disk is mounted itself, and not its tap"), "{said}");
+    host.run("echo around the tap >/mnt/around && umount /mnt && farside reload && udevadm settle && mount /srv/kept");
+    wait_quiet(&mut host);
+    let kept = equal_bytes(&mut host, "kept");
+    assert!(kept > 16 << 20, "all of it was compared, and not {kept} bytes");
+    assert_eq!(host.run("cat /srv/kept/around"), "around the tap\n");
+    host.run("umount /srv/data");
+    wait_quiet(&mut host);
+    let mut receiver = receiver;
+    receiver.run("farside restore data --point latest --store /store/store --to /store/newest.img");
+    assert!(
+        receiver.download("/store/newest.img") == machine.disk_content("data"),
+        "the newest point is not what the disk holds"
+    );
+    host.power_off();
+    receiver.shut_down();
+}
