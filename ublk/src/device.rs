@@ -123,6 +123,13 @@ impl Device {
                     tracing::warn!(device = %device.display(), "the backing has grown; this kernel's devices grow when they are made anew");
                 }
                 let grows = grows && kernel.has(feature::UPDATE_SIZE);
+                let data_path = match now.memory_align < params.memory_align {
+                    true => Choice {
+                        path: DataPath::Copy,
+                        why: "the backing takes memory less freely than the one that the device was made for".to_owned(),
+                    },
+                    false => data_path,
+                };
                 let data_path = data_path.with(DataPath::of_device(info.flags));
                 return Ok(Self {
                     control,
@@ -325,6 +332,10 @@ fn check(info: &DeviceInfo, now: &Params, wanted: &Params) -> Result<(), UblkErr
         let (now, wanted) = (1u64 << now.logical_shift, 1u64 << wanted.logical_shift);
         return differs(format!("has blocks of {now} bytes and its backing needs {wanted}"));
     }
+    let path = info.flags & (ZERO_COPY | feature::SUPPORT_ZERO_COPY);
+    if path != 0 && path != ZERO_COPY {
+        return differs(format!("has its data come and go in a way that this farsided does not know (flags {:#x})", info.flags));
+    }
     let promised = attribute::VOLATILE_CACHE | attribute::FUA;
     if now.attributes & promised != promised {
         return differs("promises that no flush is needed".to_owned());
@@ -426,8 +437,13 @@ mod tests {
         assert!(check(&info, &finer, &coarse).is_err() && check(&info, &coarse, &finer).is_ok());
         let through = Params { attributes: attribute::FUA, ..wanted };
         assert!(check(&info, &through, &wanted).is_err(), "nobody would flush");
-        for odd in [DeviceInfo { queues: 2, ..info }, DeviceInfo { depth: 0, ..info }, DeviceInfo { io_bytes_max: 12288, ..info }]
-        {
+        for odd in [
+            DeviceInfo { flags: feature::USER_COPY, ..info },
+            DeviceInfo { flags: ZERO_COPY | feature::SUPPORT_ZERO_COPY, ..info },
+            DeviceInfo { queues: 2, ..info },
+            DeviceInfo { depth: 0, ..info },
+            DeviceInfo { io_bytes_max: 12288, ..info },
+        ] {
             assert!(check(&odd, &wanted, &wanted).is_err());
         }
     }

@@ -76,6 +76,14 @@ pub const FAULTS: &[Fault] = &[
         },
     },
     Fault {
+        name: "pages-outlive-their-server",
+        what: "its driver gives the requests of a server that died to the next one while the dead one still holds their pages, and \
+               may then end a request that nobody has done",
+        mended: "any whose driver has the feature BUF_REG_OFF_DAEMON (6.17 and newer)",
+        effect: Effect::NoZeroCopy,
+        is_in: |kernel| kernel.has(feature::AUTO_BUF_REG) && !kernel.has(feature::BUF_REG_OFF_DAEMON),
+    },
+    Fault {
         name: "false-alarm-of-bounds",
         what: "a kernel built with checks of array bounds raises a false alarm as a request's pages are registered, and this one is \
                told to stop at any alarm (kernel.panic_on_warn = 1)",
@@ -96,7 +104,7 @@ pub const FAULTS: &[Fault] = &[
 /// How the data of requests comes and goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DataPath {
-    /// The host's own pages are what the backing device reads and writes.
+    /// A read goes into the host's own pages; a write's data is copied by us, as it is taken.
     ZeroCopy,
     /// The driver copies between them and memory of ours.
     Copy,
@@ -203,7 +211,7 @@ impl Kernel {
         if copied {
             copy("the configuration says so".to_owned())
         } else if !self.has(ZERO_COPY) {
-            copy("this kernel's driver cannot register the pages of requests (AUTO_BUF_REG, Linux 6.16 and newer)".to_owned())
+            copy("this kernel's driver cannot register the pages of requests (AUTO_BUF_REG, Linux 6.17 and newer)".to_owned())
         } else if let Some(fault) = fault {
             copy(format!("{} (known fault {})", fault.what, fault.name))
         } else if !block {

@@ -6,24 +6,26 @@
 //!
 //! | The device was made for | A request's data |
 //! |---|---|
-//! | [`DataPath::ZeroCopy`] | the driver registers the request's own pages in the ring's slot of the tag's number, until its end is told |
+//! | [`DataPath::ZeroCopy`] | a read's: the driver registers the request's own pages in the ring's slot of the tag's number, until its end is told. A write's is copied as it is taken |
 //! | [`DataPath::Copy`] | each command has a buffer: a write's data is in it when the request comes, a read's is taken from it at the end |
 //!
-//! Where pages cannot be registered (no memory), or the backing does not take them as they lie (`EINVAL`), that one request is
-//! copied: a write's data is read from `/dev/ublkcN` first, a read's is written there last. So is every one where a device that was
-//! made for zero copy must have its data copied by now.
+//! † A write's own pages are never what the backing gets: a host may change a page while it is written (the page cache does, and
+//! so does whoever writes directly), and what it puts there may have been written after a switch that came between: the cut would
+//! hold it without what was acknowledged before it (L3). A copy that is taken before the write is marked is never newer than its
+//! epoch. It is one system call, from `/dev/ublkcN`.
+//!
+//! Where a read's pages cannot be registered (no memory), or the backing does not take them as they lie (`EINVAL`), it is copied,
+//! too, at its end. So is every one where a device that was made for zero copy must have its data copied by now. Copies are made on
+//! this thread and not through the ring, whose workers want memory that there may not be.
 //!
 //! ```text
-//!                    ┌──pages are of no use──► CopyingIn ─┐
-//! tag:   Fetching ───┴──request──► Working ◄──────────────┘     any ──the device ends──► Gone
-//!           ▲                        │└──────► CopyingOut ─┐
-//!           └──────────end───────────┴─────────────────────┘
+//! tag:   Fetching ──request──► Working ──end──► Fetching        any ──the device ends──► Gone
 //! ```
 //!
-//! Invariants: a tag's buffer belongs to the ring while the tag is `Fetching` or being copied, and to the block queue, or to the
-//! tag, while it is `Working`; its pages are used between a request's submission to the queue and its end, and never after. Each
-//! request is committed exactly once, or never: then the kernel gives it to the successor. A stop takes no request any more,
-//! answers those that it has, and leaves the others to the successor.
+//! Invariants: a tag's buffer belongs to the ring while the tag is `Fetching`, and to the block queue, or to the tag, while it is
+//! `Working`; its pages are used between a request's submission to the queue and its end, and never after. Each request is committed
+//! exactly once, or never: then the kernel gives it to the successor. A stop takes no request any more, answers those that it has,
+//! and leaves the others to the successor.
 
 use std::fmt;
 use std::sync::Arc;
@@ -36,6 +38,7 @@ use farside_blockio::{
 };
 use farside_region::{ByteExtent, ByteOffset};
 use memmap2::{MmapOptions, MmapRaw};
+use nix::sys::uio::{pread, pwrite};
 
 use crate::UblkError;
 use crate::device::{Scan, begin};
@@ -45,10 +48,8 @@ use crate::uapi::{self, DESCRIPTOR_BYTES, Descriptor, DeviceInfo, IoCommand, Ope
 /// The kernel is one client: whoever writes through the page cache shares its flushes (T14).
 const CLIENT: u32 = 0;
 const QUEUE: u16 = 0;
-/// Tag of the ring's read of the waker; the others are the kernel's tags, which end below, of commands and, with [`COPY`], of
-/// copies.
+/// Tag of the ring's read of the waker; the others are the kernel's tags, which end below.
 const WAKE: u64 = 1 << 32;
-const COPY: u64 = 1 << 33;
 
 /// What a server has done; monotonic, except for `in_flight`.
 #[derive(Debug, Default)]
@@ -59,7 +60,7 @@ pub struct Counters {
     pub requests: AtomicU64,
     /// Requests answered with an error.
     pub errors: AtomicU64,
-    /// Requests that were copied in spite of a device that was made for zero copy.
+    /// Reads that were copied in spite of a device that was made for zero copy.
     pub copied: AtomicU64,
 }
 
@@ -186,10 +187,6 @@ enum TagState {
     Fetching,
     /// A request is under way.
     Working(Work),
-    /// A write's data is on its way to memory of ours.
-    CopyingIn(Work),
-    /// A read's data is on its way to the host.
-    CopyingOut(Work),
     /// Nothing comes here any more.
     Gone,
 }
@@ -208,7 +205,7 @@ enum WorkData {
     Buffer(Option<Buffer>),
     /// The driver keeps it registered; a request without data is no different.
     Pages,
-    /// It was pages, and the queue has a copy.
+    /// The queue has a copy.
     Copied,
 }
 
@@ -242,7 +239,6 @@ impl<Q: BlockQueue> Running<Q> {
                         self.ring.wake_read(Tag::server(WAKE), waker);
                         self.queue.wake(&mut self.ring);
                     }
-                    Tag { id, .. } if id & COPY != 0 => self.was_copied(id as u16, completion),
                     Tag { id: tag, .. } => self.arrived(tag as u16, completion)?,
                 }
                 self.reap();
@@ -255,6 +251,8 @@ impl<Q: BlockQueue> Running<Q> {
             }
             // † What the queue does on its own is heard of too: a flush whose end nobody reports may have failed (T14).
             if self.shared.stop.load(Ordering::SeqCst) && self.working == 0 && self.queue.is_idle() {
+                // The last answers go down with this; requests that come back with them are the successor's.
+                self.ring.wait(Some(Duration::ZERO))?;
                 return Ok(());
             }
             self.ring.wait(None)?;
@@ -328,7 +326,8 @@ impl<Q: BlockQueue> Running<Q> {
                 buffer.set_len(extent.len as usize);
                 (Some(Payload::Buffer(buffer)), WorkData::Buffer(None))
             }
-            _ if descriptor.unregistered => return self.copy(tag, &descriptor),
+            _ if op == Op::Write => return self.copy(tag, &descriptor),
+            _ if descriptor.unregistered => return self.copy_read(tag, &descriptor),
             _ => (Some(Payload::Pages(Pages { slot: tag, len })), WorkData::Pages),
         };
         self.tags[usize::from(tag)] = TagState::Working(Work { bytes: if has_data { len } else { 0 }, data });
@@ -344,33 +343,32 @@ impl<Q: BlockQueue> Running<Q> {
         meaning(descriptor, self.device_bytes, self.io_bytes as u64)
     }
 
-    /// Goes on with a tag's request without its pages.
-    fn copy(&mut self, tag: u16, descriptor: &Descriptor) {
+    /// Goes on with a tag's read without its pages.
+    fn copy_read(&mut self, tag: u16, descriptor: &Descriptor) {
         self.shared.counters.copied.fetch_add(1, Ordering::Relaxed);
-        let (op, extent) = self.meaning(descriptor).expect("it was looked at before");
-        let len = extent.len as usize;
-        let (work, buffer) = (Work { bytes: len as u32, data: WorkData::Copied }, self.buffer(len));
-        if op == Op::Read {
-            self.tags[usize::from(tag)] = TagState::Working(work);
-            return self.submit(tag, (op, extent), false, Some(Payload::Buffer(buffer)));
-        }
-        self.tags[usize::from(tag)] = TagState::CopyingIn(work);
-        let from = ByteOffset(uapi::data_offset(QUEUE, tag));
-        self.ring.read(Tag::server(COPY | u64::from(tag)), &self.file, from, buffer, 0..len);
+        self.copy(tag, descriptor);
     }
 
-    fn was_copied(&mut self, tag: u16, completion: Completion) {
-        let result = completion.result.map(drop);
-        match std::mem::replace(&mut self.tags[usize::from(tag)], TagState::Gone) {
-            TagState::CopyingIn(work) if result.is_ok() => {
-                let descriptor = self.descriptor(tag);
-                let request = self.meaning(&descriptor).expect("it was looked at before");
-                self.tags[usize::from(tag)] = TagState::Working(work);
-                self.submit(tag, request, descriptor.fua, completion.buffer.map(Payload::Buffer));
-            }
-            TagState::CopyingIn(work) | TagState::CopyingOut(work) => self.commit(tag, result, work.bytes, None),
-            state => panic!("tag {tag} was copied and is {state:?}"),
+    /// Gives a tag's request to the queue with memory of ours.
+    fn copy(&mut self, tag: u16, descriptor: &Descriptor) {
+        let (op, extent) = self.meaning(descriptor).expect("it was looked at before");
+        let mut buffer = self.buffer(extent.len as usize);
+        self.tags[usize::from(tag)] = TagState::Working(Work { bytes: extent.len as u32, data: WorkData::Copied });
+        let taken = if op == Op::Write { self.copy_in(tag, &mut buffer) } else { Ok(()) };
+        match taken {
+            Ok(()) => self.submit(tag, (op, extent), descriptor.fua, Some(Payload::Buffer(buffer))),
+            Err(errno) => self.end(tag, Err(errno), Some(buffer)),
         }
+    }
+
+    /// Takes a write's data.
+    fn copy_in(&self, tag: u16, buffer: &mut [u8]) -> Result<(), Errno> {
+        whole(buffer.len(), |done| pread(&*self.file, &mut buffer[done..], data_at(tag, done)))
+    }
+
+    /// Gives a read its data.
+    fn copy_out(&self, tag: u16, buffer: &[u8]) -> Result<(), Errno> {
+        whole(buffer.len(), |done| pwrite(&*self.file, &buffer[done..], data_at(tag, done)))
     }
 
     fn reap(&mut self) {
@@ -388,17 +386,14 @@ impl<Q: BlockQueue> Running<Q> {
                 let buffer = buffer.or(kept).expect("a tag's buffer comes back with its request");
                 self.commit(tag, result, work.bytes, Some(buffer));
             }
-            // The backing does not take pages that lie so. Nothing has changed: what was marked will be sent for nothing.
+            // The backing does not take pages that lie so.
             (WorkData::Pages, Err(Errno::EINVAL)) if work.bytes > 0 => {
                 let descriptor = self.descriptor(tag);
-                self.copy(tag, &descriptor);
+                self.copy_read(tag, &descriptor);
             }
             (WorkData::Copied, Ok(())) if self.descriptor(tag).operation == Operation::Read => {
-                let buffer = buffer.expect("a read has a place for its data");
-                let len = buffer.len();
-                self.tags[usize::from(tag)] = TagState::CopyingOut(Work { bytes: work.bytes, data: WorkData::Copied });
-                let to = ByteOffset(uapi::data_offset(QUEUE, tag));
-                self.ring.write(Tag::server(COPY | u64::from(tag)), &self.file, to, buffer, 0..len, false);
+                let given = self.copy_out(tag, &buffer.expect("a read has a place for its data"));
+                self.commit(tag, given, work.bytes, None);
             }
             (WorkData::Pages | WorkData::Copied, result) => self.commit(tag, result, work.bytes, None),
         }
@@ -444,6 +439,25 @@ fn meaning(descriptor: &Descriptor, device_bytes: u64, io_bytes: u64) -> Option<
     let fits = extent.len > 0 && extent.offset.0.checked_add(extent.len)? <= device_bytes;
     let has_room = !matches!(op, Op::Read | Op::Write) || extent.len <= io_bytes;
     (fits && has_room).then_some((op, extent))
+}
+
+/// Where the driver has a byte of a request's data.
+fn data_at(tag: u16, byte: usize) -> i64 {
+    (uapi::data_offset(QUEUE, tag) + byte as u64) as i64
+}
+
+/// Goes on until all is there. `step` is told how much is, and says how much more it did.
+fn whole(len: usize, mut step: impl FnMut(usize) -> nix::Result<usize>) -> Result<(), Errno> {
+    let mut done = 0;
+    while done < len {
+        match step(done) {
+            Ok(0) => return Err(Errno::EIO),
+            Ok(more) => done += more,
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
 }
 
 fn page_bytes() -> usize {

@@ -47,12 +47,16 @@ pub mod feature {
     pub const CMD_IOCTL_ENCODE: u64 = 1 << 6;
     /// The server moves data with pread and pwrite.
     pub const USER_COPY: u64 = 1 << 7;
+    /// Pages are registered by commands of their own.
+    pub const SUPPORT_ZERO_COPY: u64 = 1;
     /// A device may grow while it is used.
     pub const UPDATE_SIZE: u64 = 1 << 10;
     /// A request's pages are registered as a fixed buffer of the server's ring: no copy.
     pub const AUTO_BUF_REG: u64 = 1 << 11;
     /// Each tag may have a thread of its own.
     pub const PER_IO_DAEMON: u64 = 1 << 13;
+    /// Pages may be registered in any ring; what matters: a driver that has it waits for a dead server's registrations.
+    pub const BUF_REG_OFF_DAEMON: u64 = 1 << 14;
     /// Whether the kernel looks for partitions can be said, and it does so without the device's lock.
     pub const NO_AUTO_PART_SCAN: u64 = 1 << 18;
 }

@@ -153,9 +153,9 @@ fn false_cleans(bytes: &[u8], map: &[usize], published: &[Vec<u8>], lose: impl F
         most.compare(stale.iter().copied(), &published[round], &published[round + 1]);
         least.compare(settled.iter().copied(), &published[round], &published[round + 1]);
         moments += 1;
-        for region in 0..REGIONS {
+        for (region, touched) in touched.iter_mut().enumerate() {
             let is_written = stale.contains(&region) && !matches!(&entry.what, What::Mark(_));
-            touched[region] |= is_written;
+            *touched |= is_written;
             if is_written && !least.hot[region] {
                 wrong.push(format!("entry {number}: region {region} is written before its bit is durable"));
             }
@@ -163,7 +163,7 @@ fn false_cleans(bytes: &[u8], map: &[usize], published: &[Vec<u8>], lose: impl F
             if most.hot[region] && least.hot[region] {
                 continue;
             }
-            let holds = |image: &Image| if touched[region] { image.is_new[region] } else { image.is_old[region] };
+            let holds = |image: &Image| if *touched { image.is_new[region] } else { image.is_old[region] };
             if !holds(&most) || !holds(&least) {
                 wrong.push(format!("entry {number}: region {region} is clean and not what is published"));
             }
