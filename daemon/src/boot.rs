@@ -4,12 +4,14 @@
 //! | Where | What | Read by |
 //! |---|---|---|
 //! | `/etc/farside/boot.json` | the volumes, their disks and policies | [`unserved`], also where the configuration is not valid |
-//! | `/etc/udev/rules.d/63-z-farside-backings.rules` | their disks | udev: what is named there is hidden |
+//! | `/etc/udev/rules.d/63-z-farside-backings.rules` | their disks, by what udev knows them by | udev: what is named there is hidden |
 //! | `/run/farside/bare/NAME` | this disk is used without Farside in this boot | udev, which does not hide it then; the daemon |
 //!
 //! Invariants: a disk is hidden before it is served for the first time, and hidden or not is no matter of whether any program
 //! of ours runs: rules are files. It is shown again only when its volume has left, or when it is durably marked that everything
-//! must be compared. A disk is never hidden while somebody else uses it: that would have systemd unmount it.
+//! must be compared. A disk is never hidden while somebody else uses it: that would have systemd unmount it. † Nor by a name that
+//! another disk may have at the next boot, `/dev/sdb` for one: that may be the disk with the root file system then. A disk that
+//! says nothing of itself is not hidden.
 //!
 //! Only the daemon of this host does that (its runtime directory is `/run/farside`), for block devices whose tap is a device.
 
@@ -27,7 +29,8 @@ use farside_region::Name;
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
-use crate::config::{Config, RUN_DIR, VolumeConfig, write_atomically};
+use crate::config::{Config, ConfigError, RUN_DIR, VolumeConfig, write_atomically};
+use crate::state_dir::Mark;
 
 pub mod order;
 pub mod unserved;
@@ -43,6 +46,53 @@ struct Backing {
     group: Name,
     path: PathBuf,
     if_absent: IfAbsent,
+    /// None: nothing tells it from others.
+    #[serde(default)]
+    disk: Option<Disk>,
+}
+
+/// A disk, or a partition of one, as udev knows it at every boot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Disk {
+    /// One of [`Disk::KEYS`].
+    key: String,
+    value: String,
+    partition: Option<u32>,
+}
+
+impl Disk {
+    /// The first of them that a device has is what it is known by.
+    const KEYS: [&str; 5] = ["DM_UUID", "MD_UUID", "ID_WWN_WITH_EXTENSION", "ID_WWN", "ID_SERIAL"];
+
+    /// What udev says of a device.
+    fn of(device: &Path) -> Option<Self> {
+        let mut ask = Command::new("udevadm");
+        let output =
+            ask.args(["info", "--query=property", "--name"]).arg(device).stderr(std::process::Stdio::null()).output().ok()?;
+        Self::parse(&String::from_utf8_lossy(&output.stdout))
+    }
+
+    fn parse(properties: &str) -> Option<Self> {
+        let of = |wanted: &str| {
+            let mut lines = properties.lines().filter_map(|line| line.split_once('='));
+            lines.find(|(key, value)| *key == wanted && !value.is_empty()).map(|(_, value)| value.to_owned())
+        };
+        let (key, value) = Self::KEYS.iter().find_map(|key| Some((*key, of(key)?)))?;
+        let partition = match of("DEVTYPE")?.as_str() {
+            "partition" => Some(of("PARTN")?.parse().ok()?),
+            _ => None,
+        };
+        Some(Self { key: key.to_owned(), value, partition })
+    }
+
+    /// What udev matches it by.
+    fn matches(&self) -> String {
+        let part = match self.partition {
+            Some(number) => format!("ENV{{DEVTYPE}}==\"partition\", ENV{{PARTN}}==\"{number}\""),
+            None => "ENV{DEVTYPE}==\"disk\"".to_owned(),
+        };
+        format!("{part}, ENV{{{}}}==\"{}\"", self.key, pattern(&self.value))
+    }
 }
 
 /// `boot.json`.
@@ -67,17 +117,21 @@ impl List {
         let mut text = String::from(
             "# Written by farsided: the disks below protected volumes, which 63-z-farside-hide.rules hides. Do not edit.\n",
         );
-        for Backing { name, path, .. } in &self.volumes {
-            let Ok(device) = path.strip_prefix("/dev") else { continue };
-            let device = pattern(&device.to_string_lossy());
-            text += &match device.contains('/') {
-                false => format!("SUBSYSTEM==\"block\", KERNEL==\"{device}\", ENV{{FARSIDE_BACKING}}=\"{name}\"\n"),
-                true => format!(
-                    "SUBSYSTEM==\"block\", SYMLINK==\"{device}\", ENV{{FARSIDE_BACKING}}=\"{name}\", ENV{{FARSIDE_LINK}}=\"{device}\"\n"
-                ),
-            };
-        }
+        self.volumes.iter().filter_map(Backing::rule).for_each(|rule| text += &rule);
         text
+    }
+}
+
+impl Backing {
+    fn rule(&self) -> Option<String> {
+        let device = self.path.strip_prefix("/dev").ok()?.to_string_lossy();
+        // The name by which it is configured stays.
+        let link = match device.contains('/') {
+            true => format!(", ENV{{FARSIDE_LINK}}=\"{}\"", pattern(&device)),
+            false => String::new(),
+        };
+        let matches = self.disk.as_ref()?.matches();
+        Some(format!("SUBSYSTEM==\"block\", {matches}, ENV{{FARSIDE_BACKING}}=\"{}\"{link}\n", self.name))
     }
 }
 
@@ -188,6 +242,8 @@ pub(crate) struct Backings {
     list: Mutex<List>,
     /// Volumes that a person wants back from their hosts.
     wanted: Mutex<BTreeSet<Name>>,
+    /// Who a disk is.
+    disk_of: fn(&Path) -> Option<Disk>,
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -198,27 +254,45 @@ impl Backings {
     /// As the last daemon left them, without what is not configured any more.
     pub(crate) fn of(config: &Config) -> Self {
         let places = (config.source.runtime_dir() == Path::new(RUN_DIR)).then(|| Places::of(&config.path));
-        Self::at(places, config)
+        Self::at(places, config, Disk::of)
     }
 
-    fn at(places: Option<Places>, config: &Config) -> Self {
-        let Some(places) = places else {
-            return Self { places: None, list: Mutex::default(), wanted: Mutex::default() };
+    fn at(places: Option<Places>, config: &Config, disk_of: fn(&Path) -> Option<Disk>) -> Self {
+        let without = || Self { places: None, list: Mutex::default(), wanted: Mutex::default(), disk_of };
+        let Some(places) = places else { return without() };
+        let before = match List::load(&places.list) {
+            Ok(before) => before,
+            Err(error) => {
+                let rules = places.rules.display();
+                warn!("{error:#}: which disks are hidden stays as it is, until that file and {rules} are removed");
+                return without();
+            }
         };
-        let before = List::load(&places.list).unwrap_or_else(|error| {
-            warn!("{error:#}: it is made anew as volumes are served");
-            List::default()
-        });
-        let stays = |backing: &Backing| config.volumes.get(&backing.name).is_some_and(|v| entry(v).as_ref() == Some(backing));
-        let (kept, gone): (Vec<Backing>, Vec<Backing>) = before.volumes.into_iter().partition(stays);
-        let list = List { state_dir: config.source.state_dir.clone(), volumes: kept };
+        // What is configured keeps its entry, whatever of it was edited, until it is served. † A rule that is not there any more is
+        // not made again: the disk may be in use by now, and hiding it would have it unmounted.
+        let rules = std::fs::read_to_string(&places.rules).unwrap_or_default();
+        let is_hidden = |backing: &Backing| backing.rule().is_none_or(|rule| rules.contains(&rule));
+        let (mut kept, gone): (Vec<Backing>, Vec<Backing>) =
+            before.volumes.into_iter().filter(is_hidden).partition(|backing| config.volumes.contains_key(&backing.name));
+        let (mut shown, state_dir) = (Vec::new(), config.source.state_dir.clone());
+        for backing in gone {
+            match mark(&before.state_dir, &backing) {
+                Ok(()) => shown.push(backing.path),
+                Err(error) => {
+                    let disk = backing.path.display();
+                    warn!(volume = %backing.name, %error, "{disk} stays hidden: that it may be used now cannot be kept");
+                    kept.push(backing);
+                }
+            }
+        }
+        let list = List { state_dir, volumes: kept };
         if let Err(error) = places.write(&list) {
             warn!("the disks of volumes that are not configured any more stay hidden: {error:#}");
         }
-        for backing in gone {
-            let _ = have_udev_look(&backing.path, Look::Found); // it may be gone, too
+        for path in shown {
+            let _ = have_udev_look(&path, Look::Found); // it may be gone, too
         }
-        Self { places: Some(places), list: Mutex::new(list), wanted: Mutex::default() }
+        Self { places: Some(places), list: Mutex::new(list), wanted: Mutex::default(), disk_of }
     }
 
     /// Before the volume's disk is touched: whoever checks or mounts it at this moment must not find it taken.
@@ -242,9 +316,14 @@ impl Backings {
     /// # Errors
     /// When its host uses it without Farside in this boot, by policy; or when it cannot be hidden.
     pub(crate) fn take(&self, volume: &VolumeConfig) -> anyhow::Result<()> {
-        let (Some(places), Some(backing)) = (&self.places, entry(volume)) else { return Ok(()) };
+        let (Some(places), Some(mut backing)) = (&self.places, entry(volume)) else { return Ok(()) };
         let name = &volume.name;
         self.refuse_bare(volume)?;
+        backing.disk = (self.disk_of)(&volume.backing);
+        if backing.disk.is_none() {
+            let disk = volume.backing.display();
+            warn!(volume = %name, "{disk} has no serial number or the like that udev knows: it is not hidden from its host at a boot");
+        }
         let mut list = locked(&self.list);
         list.volumes.retain(|other| other.name != *name);
         list.volumes.push(backing);
@@ -281,7 +360,14 @@ fn entry(volume: &VolumeConfig) -> Option<Backing> {
         group: volume.group.clone(),
         path: volume.backing.clone(),
         if_absent: volume.if_absent,
+        disk: None,
     })
+}
+
+/// Has everything of a volume compared; one whose folder is gone has no past.
+fn mark(state_dir: &Path, backing: &Backing) -> Result<(), ConfigError> {
+    let dir = state_dir.join("volumes").join(backing.group.as_str()).join(backing.name.as_str());
+    if dir.is_dir() { Mark::TrackingLost.put(&dir, true) } else { Ok(()) }
 }
 
 #[cfg(test)]
@@ -292,6 +378,12 @@ mod tests {
         let path = dir.join("farsided.toml");
         std::fs::write(&path, format!("[source]\nname='h'\n{volumes}")).expect("written");
         Config::load(&path).expect("valid")
+    }
+
+    /// The device's own name is its serial number.
+    fn disk_of(device: &Path) -> Option<Disk> {
+        let value = device.file_name()?.to_string_lossy().into_owned();
+        Some(Disk { key: "ID_SERIAL".into(), value, partition: None })
     }
 
     fn places(dir: &Path) -> Places {
@@ -307,11 +399,12 @@ mod tests {
         let dir = tempfile::tempdir().expect("temp dir");
         let rules = || std::fs::read_to_string(dir.path().join("x.rules")).unwrap_or_default();
         let two = config(dir.path(), TWO);
-        let backings = Backings::at(Some(places(dir.path())), &two);
+        let backings = Backings::at(Some(places(dir.path())), &two, disk_of);
         assert_eq!(rules().lines().count(), 1, "nothing is hidden that was never served: {}", rules());
         two.volumes.values().for_each(|volume| backings.take(volume).expect("taken"));
-        assert!(rules().contains("KERNEL==\"nothing-a\", ENV{FARSIDE_BACKING}=\"a\""), "{}", rules());
-        assert!(rules().contains("SYMLINK==\"disk/by-id/x?y?z\", ENV{FARSIDE_BACKING}=\"b\""), "{}", rules());
+        assert!(rules().contains("ENV{ID_SERIAL}==\"nothing-a\", ENV{FARSIDE_BACKING}=\"a\"\n"), "{}", rules());
+        let b = "ENV{ID_SERIAL}==\"x?y?z\", ENV{FARSIDE_BACKING}=\"b\", ENV{FARSIDE_LINK}=\"disk/by-id/x?y?z\"\n";
+        assert!(rules().contains(b), "{}", rules());
         assert_eq!(rules().lines().count(), 3, "{}", rules());
         let list = List::load(&dir.path().join(LIST)).expect("whole");
         assert_eq!(
@@ -321,17 +414,64 @@ mod tests {
         // The next daemon finds what this one left, but for what was taken out of the configuration meanwhile.
         drop(backings);
         let one = config(dir.path(), &TWO[TWO.find("[[volume]]\nname='b'").expect("there")..]);
-        let backings = Backings::at(Some(places(dir.path())), &one);
+        let backings = Backings::at(Some(places(dir.path())), &one, disk_of);
         assert!(!rules().contains("nothing-a") && rules().contains("by-id/x"), "{}", rules());
         backings.let_go(&"b".parse().expect("a name"));
         assert_eq!(rules().lines().count(), 1, "{}", rules());
     }
 
     #[test]
+    fn a_disk_is_hidden_by_what_it_is_and_never_by_where_it_was_found() {
+        let disk = "DEVNAME=/dev/sdb\nDEVTYPE=disk\nID_SERIAL=X 1\nID_WWN=0x5\n";
+        let rule = |disk| Some(Disk::parse(disk)?.matches());
+        assert_eq!(rule(disk).as_deref(), Some("ENV{DEVTYPE}==\"disk\", ENV{ID_WWN}==\"0x5\""));
+        let part = "DEVTYPE=partition\nPARTN=2\nID_WWN=\nID_SERIAL=X 1\n";
+        assert_eq!(rule(part).as_deref(), Some("ENV{DEVTYPE}==\"partition\", ENV{PARTN}==\"2\", ENV{ID_SERIAL}==\"X?1\""));
+        assert_eq!(rule("DEVTYPE=disk\nID_PATH=pci-1\n"), None);
+        // Neither is it written down of one that says nothing of itself.
+        let dir = tempfile::tempdir().expect("temp dir");
+        let two = config(dir.path(), TWO);
+        let backings = Backings::at(Some(places(dir.path())), &two, |_| None);
+        two.volumes.values().for_each(|volume| backings.take(volume).expect("taken"));
+        let rules = std::fs::read_to_string(dir.path().join("x.rules")).expect("written");
+        assert_eq!(rules.lines().count(), 1, "{rules}");
+    }
+
+    #[test]
+    fn a_start_shows_no_disk_that_is_not_marked_and_hides_none_again() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let rules = || std::fs::read_to_string(dir.path().join("x.rules")).unwrap_or_default();
+        let state = format!("state_dir='{}'\n", dir.path().join("state").display());
+        let two = config(dir.path(), &format!("{state}{TWO}"));
+        let folder = dir.path().join("state/volumes/default/a");
+        std::fs::create_dir_all(&folder).expect("made");
+        let backings = Backings::at(Some(places(dir.path())), &two, disk_of);
+        two.volumes.values().for_each(|volume| backings.take(volume).expect("taken"));
+        // Edited, perhaps wrongly: it stays hidden until it is served.
+        let edited = config(dir.path(), &format!("{state}{}", TWO.replace("nothing-a", "elsewhere")));
+        let _ = Backings::at(Some(places(dir.path())), &edited, disk_of);
+        assert!(rules().contains("nothing-a"), "{}", rules());
+        // Not configured any more.
+        let one = config(dir.path(), &format!("{state}{}", &TWO[TWO.find("[[volume]]\nname='b'").expect("there")..]));
+        let _ = Backings::at(Some(places(dir.path())), &one, disk_of);
+        assert!(!rules().contains("nothing-a") && Mark::TrackingLost.is_set(&folder).expect("asked"), "{}", rules());
+        // The packages were removed, and the disk is mounted by now.
+        std::fs::remove_file(dir.path().join("x.rules")).expect("removed");
+        let _ = Backings::at(Some(places(dir.path())), &one, disk_of);
+        assert!(!rules().contains("by-id/x"), "{}", rules());
+        // What cannot be read changes nothing.
+        std::fs::write(dir.path().join(LIST), "{").expect("written");
+        std::fs::write(dir.path().join("x.rules"), "as it was").expect("written");
+        let backings = Backings::at(Some(places(dir.path())), &two, disk_of);
+        two.volumes.values().for_each(|volume| backings.take(volume).expect("nothing is hidden"));
+        assert_eq!(rules(), "as it was");
+    }
+
+    #[test]
     fn a_disk_that_is_used_bare_is_taken_back_only_when_a_person_says_so() {
         let dir = tempfile::tempdir().expect("temp dir");
         let config = config(dir.path(), TWO);
-        let backings = Backings::at(Some(places(dir.path())), &config);
+        let backings = Backings::at(Some(places(dir.path())), &config, disk_of);
         let volume = config.volumes.values().next().expect("one");
         places(dir.path()).put_note(&volume.name).expect("noted");
         let error = backings.take(volume).expect_err("it is in use").to_string();

@@ -89,7 +89,7 @@ impl Sentinels {
 fn look(bytes: u64, key: &[u8; 32], read: &mut dyn FnMut(u64) -> std::io::Result<Vec<u8>>) -> std::io::Result<Sentinels> {
     let mut blocks = BTreeMap::new();
     let mut block = |at: u64, blocks: &mut BTreeMap<u64, Vec<u8>>| -> std::io::Result<Vec<u8>> {
-        if at % BLOCK != 0 || at + BLOCK > bytes {
+        if !at.is_multiple_of(BLOCK) || at + BLOCK > bytes {
             return Ok(Vec::new()); // nothing begins there that we know
         }
         if let Some(known) = blocks.get(&at) {

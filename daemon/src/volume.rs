@@ -164,7 +164,16 @@ impl Served {
             Err(DeviceError::Busy { path, holder, .. }) => {
                 let (path, seconds) = (path.display(), OpenOptions::daemon().wait.as_secs());
                 info!(volume = %name, "{path} is in use by {holder}: waiting for that, up to {seconds} s");
-                FileDevice::open(&backing, OpenOptions::daemon())?
+                FileDevice::open(&backing, OpenOptions::daemon()).inspect_err(|error| {
+                    // † Whoever has a disk may write on it: LVM that an initramfs put together, for one.
+                    let is_disk = config.tap.is_device() && !config.insert;
+                    if is_disk
+                        && matches!(error, DeviceError::Busy { .. })
+                        && let Err(error) = Mark::TrackingLost.put(&dir, true)
+                    {
+                        error!(volume = %name, %error, "that its disk is used by somebody else cannot be kept: `farside volume verify` it later");
+                    }
+                })?
             }
             device => device?,
         };

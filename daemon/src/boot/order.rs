@@ -40,7 +40,12 @@ pub fn generate(folder: &Path) -> anyhow::Result<()> {
 /// The state directory first; then the volumes that are files.
 fn needed_by(config: &Config) -> Vec<PathBuf> {
     let files = config.volumes.values().map(|v| v.backing.clone()).filter(|path| !path.starts_with("/dev"));
-    std::iter::once(config.source.state_dir.clone()).chain(files).collect()
+    let mut needed: Vec<PathBuf> = std::iter::once(config.source.state_dir.clone()).chain(files).collect();
+    // A link to where it is, as far as that can be seen now.
+    let behind: Vec<PathBuf> =
+        needed.iter().chain([&STATE_DIR.into()]).filter_map(|path| std::fs::canonicalize(path).ok()).collect();
+    needed.extend(behind);
+    needed
 }
 
 /// Units, and what is said of them. `needed`: what the daemon needs, beginning with its state directory.
@@ -48,13 +53,23 @@ fn drop_ins(fstab: &str, needed: &[PathBuf]) -> Vec<(String, String)> {
     let state_dir = needed.first().filter(|dir| dir.is_absolute()).map_or(Path::new(STATE_DIR), PathBuf::as_path);
     let always = ["/etc/farside", "/usr/bin", "/var/lib/farside"].map(PathBuf::from);
     let is_needed = |mount: &Path| always.iter().chain(needed).any(|path| path.starts_with(mount));
-    let (before, after): (Vec<PathBuf>, Vec<PathBuf>) = mounts(fstab).into_iter().partition(|mount| is_needed(mount));
+    let (disks, folders) = mounts(fstab);
+    // What is needed lies in a folder that is shown elsewhere: then the folder is needed.
+    let mut needed_folders: Vec<PathBuf> = Vec::new();
+    while let Some((source, _)) = folders.iter().find(|(source, mount)| {
+        !needed_folders.contains(source) && (is_needed(mount) || needed_folders.iter().any(|path| path.starts_with(mount)))
+    }) {
+        needed_folders.push(source.clone());
+    }
+    let is_needed = |mount: &Path| is_needed(mount) || needed_folders.iter().any(|path| path.starts_with(mount));
+    let (before, after): (Vec<PathBuf>, Vec<PathBuf>) = disks.into_iter().partition(|mount| is_needed(mount));
     let mut found: Vec<(String, String)> =
         after.iter().map(|mount| (unit(mount), "[Unit]\nAfter=farsided.service\n".to_owned())).collect();
     let before: Vec<String> = before.iter().filter(|mount| *mount != Path::new("/")).map(|mount| unit(mount)).collect();
     let order = if before.is_empty() { String::new() } else { format!("After={}\n", before.join(" ")) };
-    // LVM looks at every device when a host is switched off, taps included. Its own mounts of /var and the like wait for it, though.
-    let lvm = if before.is_empty() { "Before=lvm2-monitor.service blk-availability.service\n" } else { "" };
+    // It takes apart what rests on taps when a host is switched off. (Not lvm2-monitor.service: that is before every local mount,
+    // and any of them that the daemon needs and fstab does not tell of would close a cycle.)
+    let lvm = if before.is_empty() { "Before=blk-availability.service\n" } else { "" };
     found.extend(UNITS.map(|unit| {
         let lvm = if unit == UNITS[0] { lvm } else { "" };
         (unit.to_owned(), format!("[Unit]\nRequiresMountsFor=\"{}\"\n{order}{lvm}", state_dir.display()))
@@ -62,15 +77,22 @@ fn drop_ins(fstab: &str, needed: &[PathBuf]) -> Vec<(String, String)> {
     found
 }
 
-/// Where `/etc/fstab` has disks mounted.
-fn mounts(fstab: &str) -> Vec<PathBuf> {
-    let of = |line: &str| {
+/// Where `/etc/fstab` has disks mounted, and which files and folders it shows elsewhere, and where.
+fn mounts(fstab: &str) -> (Vec<PathBuf>, Vec<(PathBuf, PathBuf)>) {
+    let (mut disks, mut folders) = (Vec::new(), Vec::new());
+    for line in fstab.lines().filter(|line| !line.trim_start().starts_with('#')) {
         let mut fields = line.split_whitespace();
-        let (source, mount, kind) = (fields.next()?, fields.next()?, fields.next()?);
-        let is_disk = source.starts_with("/dev/") || source.contains('=');
-        (!line.trim_start().starts_with('#') && is_disk && kind != "swap" && mount.starts_with('/')).then(|| unescaped(mount))
-    };
-    fstab.lines().filter_map(of).collect()
+        let (Some(source), Some(mount), Some(kind)) = (fields.next(), fields.next(), fields.next()) else { continue };
+        if kind == "swap" || !mount.starts_with('/') {
+            continue;
+        }
+        if source.starts_with("/dev/") || source.contains('=') {
+            disks.push(unescaped(mount));
+        } else if source.starts_with('/') {
+            folders.push((unescaped(source), unescaped(mount)));
+        }
+    }
+    (disks, folders)
 }
 
 /// A space is `\040` there.
@@ -125,8 +147,14 @@ mod tests {
         assert_eq!(found[0].1, "[Unit]\nAfter=farsided.service\n");
         assert_eq!(found[3].1, "[Unit]\nRequiresMountsFor=\"/var/lib/farside\"\nAfter=var.mount images.mount\n");
         let plain = drop_ins("UUID=1 / ext4 defaults 0 1\n", &[]);
-        let daemon = "[Unit]\nRequiresMountsFor=\"/var/lib/farside\"\nBefore=lvm2-monitor.service blk-availability.service\n";
+        let daemon = "[Unit]\nRequiresMountsFor=\"/var/lib/farside\"\nBefore=blk-availability.service\n";
         assert_eq!(plain[0], ("farsided.service".to_owned(), daemon.to_owned()));
+        // The state directory is in a folder of another disk.
+        let bound =
+            "UUID=1 / ext4 defaults 0 1\nUUID=2 /big ext4 defaults 0 2\n/big/var /var none bind 0 0\nUUID=3 /srv ext4 rw 0 2\n";
+        let found = drop_ins(bound, &["/var/lib/farside".into()]);
+        assert_eq!(found.iter().map(|(unit, _)| unit.as_str()).collect::<Vec<_>>(), ["srv.mount", UNITS[0], UNITS[1]]);
+        assert!(found[1].1.contains("After=big.mount\n"), "{}", found[1].1);
         assert_eq!(unit(Path::new("/")), "-.mount");
         assert_eq!(unit(Path::new("/.a/.b//c")), "\\x2ea-.b-c.mount");
     }

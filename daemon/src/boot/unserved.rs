@@ -22,7 +22,7 @@ use crate::state_dir::Mark;
 
 /// How long a daemon that is being started again and again, or is still at it, may take to serve a volume.
 const PATIENCE: Duration = Duration::from_secs(10);
-const POLL: Duration = Duration::from_millis(50);
+const POLL: Duration = Duration::from_millis(250);
 
 /// What was found of a volume.
 enum Found {
@@ -62,11 +62,25 @@ fn settle(volume: &Backing, list: &List, places: &Places, until: Instant, bare: 
         let found = look(volume, places)?;
         let late = Instant::now() >= until;
         match found {
+            // Its tap may be there without a server.
+            Found::Settled if bare && !places.is_bare(&volume.name) => {
+                return super::mark(&list.state_dir, volume).context("that its disk is used without Farside cannot be kept");
+            }
             Found::Settled => return Ok(()),
             Found::Free(door) if late => break door,
             Found::Missing if late => bail!("{disk} is not there"),
-            Found::Taken(error) if late => bail!("it is not served yet: {error}"),
-            _ => std::thread::sleep(POLL),
+            Found::Taken(error) if late => {
+                if is_used(&volume.path) {
+                    // † As a part of something that was put together before us, for one: LVM in the initramfs.
+                    super::mark(&list.state_dir, volume).context("that its disk is used without Farside cannot be kept")?;
+                }
+                bail!("it is not served yet: {error}")
+            }
+            // † Not while it sleeps: the daemon wants the door.
+            found => {
+                drop(found);
+                std::thread::sleep(POLL);
+            }
         }
     };
     if volume.if_absent == IfAbsent::Refuse && !bare {
@@ -95,6 +109,16 @@ fn settle(volume: &Backing, list: &List, places: &Places, until: Instant, bare: 
     Ok(())
 }
 
+/// Whether something of its host's holds a disk as it is.
+fn is_used(device: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    let held = |number: DevNumber| {
+        let mut holders = std::fs::read_dir(format!("/sys/dev/block/{number}/holders")).into_iter().flatten();
+        holders.next().is_some()
+    };
+    is_mounted(device) || std::fs::metadata(device).is_ok_and(|metadata| held(DevNumber::of(metadata.rdev())))
+}
+
 fn look(volume: &Backing, places: &Places) -> anyhow::Result<Found> {
     if places.is_bare(&volume.name) || node::path(&volume.name).exists() {
         return Ok(Found::Settled);
@@ -112,7 +136,9 @@ pub(crate) fn is_mounted(device: &Path) -> bool {
     use std::os::unix::fs::MetadataExt as _;
     let Ok(metadata) = std::fs::metadata(device) else { return false };
     let number = DevNumber::of(metadata.rdev());
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    // A service does not see all of them.
+    let host = std::fs::read_to_string("/proc/1/mountinfo");
+    let mounts = host.or_else(|_| std::fs::read_to_string("/proc/self/mountinfo")).unwrap_or_default();
     let mounted = mounts.lines().filter_map(|line| DevNumber::parse(line.split(' ').nth(2)?));
     mounted.into_iter().any(|mounted| stack::rests_on(mounted, number) && !stack::rests_on_own_tap(mounted))
 }
@@ -130,6 +156,7 @@ mod tests {
             group: "default".parse().expect("a name"),
             path: disk,
             if_absent,
+            disk: None,
         };
         let places = Places { list: dir.join("boot.json"), rules: dir.join("x.rules"), notes: dir.join("bare") };
         (places, List { state_dir: dir.join("state"), volumes: vec![volume] })
