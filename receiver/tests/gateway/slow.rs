@@ -145,8 +145,8 @@ async fn clients_that_never_finish_a_request_keep_nobody_waiting() {
     }
     // Every request below comes after all of them, and is answered.
     gateway.status().await;
-    let clients = files() - before;
-    assert!(clients <= farside_service::clients::CLIENTS_MAX + 8, "{clients} files are open for clients");
+    // Who gives way may be about to be closed still.
+    wait_for("few enough files for clients", || files() - before <= farside_service::clients::CLIENTS_MAX + 8).await;
     for stream in &mut slow {
         let _ = stream.write_all(b"y");
     }

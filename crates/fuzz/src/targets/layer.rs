@@ -72,7 +72,10 @@ fn seal_footer(bytes: &mut [u8]) {
     let Some(trailer) = bytes.len().checked_sub(TRAILER_BYTES) else { return };
     let stated = u64::from_le_bytes(bytes[trailer..trailer + 8].try_into().expect("eight bytes"));
     let Ok(offset) = usize::try_from(stated) else { return };
-    let Some(body) = offset.checked_add(HEAD).filter(|body| *body + HEADER_BYTES <= trailer) else { return };
+    let Some(body) = offset.checked_add(HEAD).filter(|body| body.checked_add(HEADER_BYTES).is_some_and(|end| end <= trailer))
+    else {
+        return;
+    };
     sum_into(bytes, body, HEADER_BYTES - 4);
     let length = ((trailer - body) as u32).to_le_bytes();
     bytes[offset + 4..offset + 8].copy_from_slice(&length);
