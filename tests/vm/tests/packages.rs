@@ -5,7 +5,7 @@ use farside_tests::wait_for;
 use farside_vm::packages::{install, wait_quiet};
 use farside_vm::{DiskSpec, Guest, Kernel, Machine, Network};
 
-const FSTAB: &str = "/dev/farside/data /srv/data ext4 defaults 0 2";
+const FSTAB: &str = "/dev/farside/data /srv/data ext4 nofail 0 2";
 
 #[test]
 fn a_disk_is_protected_with_what_the_packages_bring() {
