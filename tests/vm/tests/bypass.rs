@@ -1,8 +1,8 @@
 //! What gets past a tap: the table of a device is changed behind our back, its disk is written by somebody else, it is used
 //! while nobody serves it. Each is noticed and said, nothing is green meanwhile, and in the end the newest point is the disk.
 
-use farside_vm::Kernel;
-use farside_vm::protected::{CLI, Host, is_quiet};
+use farside_vm::protected::{CLI, Host, Setup, is_quiet};
+use farside_vm::{DiskSpec, Kernel};
 use serde_json::Value;
 
 /// Where the pieces of `data` begin on the disk, in sectors.
@@ -233,12 +233,53 @@ fn a_use_of_the_disk_between_two_boots_is_noticed() {
     host.stop_daemon();
     // A power cut wants something to lose; nothing of the volume is.
     let wide = host.guest.disk("wide");
-    host.guest.run(&format!("dd if=/dev/urandom of={wide} bs=4k count=1 oflag=direct 2>/dev/null"));
+    host.guest.run(&format!("dd if=/dev/urandom of={wide} bs=4k count=64 oflag=direct 2>/dev/null"));
     host = host.cut_power(&mut rng, 8).0;
     host.guest.run("/bin/e2fsck -fp $(cat /run/backing) || test $? = 1");
     host.start_daemon();
     host.guest.run(&format!("grep '{USED}' /run/daemon.log"));
     host.wait_for_group("everything to be published", is_quiet);
     host.assert_newest_point_is_the_disk();
+    host.shut_down();
+}
+#[test]
+fn lvm_takes_the_tap_out_and_it_comes_back() {
+    let setup = Setup::new(Kernel::Stock, &["nbd", "dm_mod", "dm_mirror"]).debian().disk(DiskSpec::blank("second", 64));
+    let mut host = Host::with(setup);
+    host.guest.booted();
+    host.guest.announce("block nbd");
+    host.guest.announce("dev nbd0, "); // udev looks at the tap's own node as it goes
+    host.expect_bypass();
+    let second = host.guest.disk("second");
+    host.guest.run(&format!("pvcreate -q $(cat /run/backing) {second} && vgcreate -q vg $(cat /run/backing) {second}"));
+    host.guest
+        .run("lvcreate -q -y -n data -L 32M vg $(cat /run/backing) && mkfs.ext4 -q /dev/vg/data && mount /dev/vg/data /mnt");
+    host.guest.run(&format!("{CLI} volume add data --device /dev/vg/data"));
+    host.start_load();
+    host.wait_for_load(10);
+    host.wait_for_group("the first sync", |group| volume(group)["in_last_point"] == true);
+    let commands = [
+        "lvchange --refresh vg/data".to_owned(),
+        "lvextend -q -r -L +8M vg/data $(cat /run/backing)".to_owned(),
+        format!("pvmove -q -i 1 -n vg/data $(cat /run/backing) {second}"),
+    ];
+    for (command, bytes) in commands.iter().zip([32u64 << 20, 40 << 20, 40 << 20]) {
+        let seen = host.guest.run("grep -c 'past its tap' /run/daemon.log || true").trim().parse::<u64>().expect("a number");
+        host.guest.run(command);
+        host.guest.wait_until(&format!("test $(grep -c 'past its tap' /run/daemon.log) -gt {seen}"));
+        host.guest.wait_until("ls /sys/block/$(basename $(readlink -f /dev/vg/data))/slaves | grep nbd");
+        host.wait_for_load(10);
+        host.stop_load();
+        host.guest.run("umount /mnt");
+        host.wait_for_group("everything to be published", |group| is_quiet(group) && volume(group)["bytes"] == bytes);
+        host.assert_newest_point_reads_as("/dev/vg/data");
+        host.guest.run("mount /dev/vg/data /mnt");
+        host.start_load();
+        host.wait_for_load(10);
+    }
+    assert_eq!(host.guest.run("lvs --noheadings -o devices vg/data").trim(), format!("{second}(0)"), "it was moved");
+    host.stop_load();
+    host.guest.run("umount /mnt");
+    host.guest.run(&format!("{CLI} volume remove data --yes && e2fsck -fn /dev/vg/data && lvremove -q -y vg/data"));
     host.shut_down();
 }
