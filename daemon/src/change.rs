@@ -17,6 +17,8 @@ use farside_blockio::dm::DevNumber;
 use farside_insert::Insertion;
 
 const ARGUMENT: &str = "--change-device";
+/// What a helper prints that had nothing to do.
+const AS_IT_WAS: &str = "as it was\n";
 
 /// What is to be done.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,11 +51,11 @@ impl Change {
         }
     }
 
-    /// Has a helper do it, and waits for that.
+    /// Has a helper do it, and waits for that. False: it was so already.
     ///
     /// # Errors
     /// What the helper says.
-    pub(crate) fn make(&self, runtime_dir: &Path) -> anyhow::Result<()> {
+    pub(crate) fn make(&self, runtime_dir: &Path) -> anyhow::Result<bool> {
         let mut command = Command::new("/proc/self/exe"); // also after an upgrade
         command
             .arg(ARGUMENT)
@@ -61,12 +63,12 @@ impl Change {
             .arg(runtime_dir)
             .args(self.arguments())
             .stdin(Stdio::null())
-            .stdout(Stdio::null());
+            .stdout(Stdio::piped());
         let output = command.stderr(Stdio::piped()).output().context("no helper can be started")?;
         if !output.status.success() {
             bail!("{}", String::from_utf8_lossy(&output.stderr).trim());
         }
-        Ok(())
+        Ok(output.stdout != AS_IT_WAS.as_bytes())
     }
 }
 
@@ -115,7 +117,8 @@ fn help(arguments: &[PathBuf]) -> anyhow::Result<()> {
     // With the lock, what looks half done is.
     let insertion = Insertion::prepare(device, true)?;
     match tap {
-        Some(tap) => insertion.insert(tap)?,
+        Some(tap) if insertion.insert(tap)? => {}
+        Some(_) => print!("{AS_IT_WAS}"),
         None => insertion.take_out()?,
     }
     Ok(())

@@ -27,7 +27,7 @@ use crate::sender::{Order, Report as SenderReport};
 use crate::state_dir::{Mark, StateDir};
 use crate::tally::Tally;
 use crate::volume::{IntentOrder, Served, Surroundings};
-use crate::watch::Bypass;
+use crate::watch::{Bypass, Sight};
 
 /// How often regions are offered for cooling, at most.
 const COOL_EVERY: Duration = Duration::from_secs(5);
@@ -228,6 +228,7 @@ pub(crate) struct Member {
     recent: VecDeque<(Instant, RegionSet)>,
     /// What bypasses the tap now.
     pub(crate) bypass: Option<Bypass>,
+    pub(crate) sight: Sight,
     /// Why everything is compared.
     pub(crate) doubt: Option<String>,
     leaving: Option<(Farewell, oneshot::Sender<anyhow::Result<()>>)>,
@@ -242,9 +243,9 @@ enum Farewell {
 }
 
 impl Member {
-    /// Its tap is stopped, or about to be.
+    /// It is taken out, or closed, by us.
     pub(crate) fn is_leaving(&self) -> bool {
-        self.tap_stopped || self.leaving.is_some() || self.served.is_stopping()
+        self.leaving.is_some()
     }
 }
 
@@ -263,7 +264,7 @@ pub(crate) struct Control {
     pub(crate) link: Option<Link>,
     actions: Vec<Action>,
     /// Cuts being read: who has not been read to the end.
-    cuts: HashMap<EpochId, BTreeSet<VolumeId>>,
+    pub(crate) cuts: HashMap<EpochId, BTreeSet<VolumeId>>,
     points: HashMap<RequestId, oneshot::Sender<anyhow::Result<PointAnswer>>>,
     point_requests: u64,
     next_tick: Instant,
@@ -418,7 +419,7 @@ impl Control {
         }
     }
 
-    fn demoted(&mut self, epoch: EpochId, why: DemoteCause) {
+    pub(crate) fn demoted(&mut self, epoch: EpochId, why: DemoteCause) {
         self.switcher.demote(epoch);
         self.cuts.remove(&epoch);
         self.step(Event::Demoted { epoch, why });
@@ -456,7 +457,9 @@ impl Control {
         }
         // † What went past a tap was not held back by the cut.
         if !self.look_at_taps() {
-            self.demoted(epoch, DemoteCause::Member);
+            if self.cuts.contains_key(&epoch) {
+                self.demoted(epoch, DemoteCause::Member);
+            }
             return false;
         }
         let held = self.switcher.conclude(epoch) == Kind::Cut;
@@ -565,7 +568,6 @@ impl Control {
                 std::thread::yield_now();
             }
         }
-        let ids: BTreeSet<VolumeId> = members.iter().map(|m| m.volume).collect();
         let members = members
             .into_iter()
             .map(|m| farside_shim::Member {
@@ -588,9 +590,6 @@ impl Control {
         if grace > 10_000_000 {
             warn!(group = %self.name, epoch = %epoch, grace_us = grace / 1000, "a switch took long: a queue thread was held up");
         }
-        if kind == Kind::Cut {
-            self.cuts.insert(epoch, ids);
-        }
         let now = Instant::now();
         let mut done = Vec::new();
         for frozen in &frozen.members {
@@ -606,6 +605,18 @@ impl Control {
             member.recent.push_back((now, volume.set.regions()));
             done.push((*id, volume.set));
         }
+        if kind == Kind::Cut {
+            // Of the others nothing is read, so nobody would say that it was.
+            let left: BTreeSet<VolumeId> = done.iter().filter(|(_, set)| !set.is_empty()).map(|(id, _)| *id).collect();
+            // † What nobody reads is a point at once: it must hold already.
+            if left.is_empty() && !self.see_taps() {
+                self.switcher.demote(epoch);
+                let demoted = Event::Demoted { epoch, why: DemoteCause::Member };
+                self.source.step(monotonic_ns(), demoted, &mut self.actions);
+            } else {
+                self.cuts.insert(epoch, left);
+            }
+        }
         self.source.step(monotonic_ns(), Event::SwitchDone(SwitchDone { epoch, info, members: done }), &mut self.actions);
     }
 
@@ -613,9 +624,14 @@ impl Control {
         let time = CutTime { boot: self.around.boot, mono_ns: monotonic_ns(), wall_ms: wall_ms() };
         // † T is read before the maps (T15): what is acknowledged after T may be missing from them, what was before cannot.
         std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
-        let volumes: Vec<_> = self.members.iter().map(|(id, m)| (*id, sample(&m.served))).collect();
-        // Also behind T, and before anything is said of it.
+        let mut volumes: Vec<_> = self.members.iter().map(|(id, m)| (*id, sample(&m.served))).collect();
+        // Also behind T, and before anything is said of it. What is not surely sound is not quiet.
         self.look_at_taps();
+        for (id, sample) in &mut volumes {
+            if !self.members.get(id).is_some_and(Member::is_sound) {
+                sample.in_flight = sample.in_flight.max(1);
+            }
+        }
         let open_bytes = volumes.iter().map(|(_, sample)| sample.dirty_bytes).sum();
         self.step(Event::Tick(Tick { time, volumes }));
         self.keep_verify_results();
@@ -779,6 +795,7 @@ impl Control {
             compares: Compares::load(&served.dir),
             loss: Loss::Kept,
             bypass: None,
+            sight: Sight::default(),
             doubt: setup.tracking_lost.then(|| {
                 let reason = Mark::TrackingLost.reason(&served.dir);
                 reason.unwrap_or_else(|| "tracking was lost before this start".to_owned())

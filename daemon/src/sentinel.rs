@@ -30,6 +30,8 @@ use crate::config::{ConfigError, write_atomically};
 
 const BLOCK: u64 = Geometry::GRANULE_BYTES;
 const FILE: &str = "sentinels.json";
+/// In the place of a block that cannot be read.
+const UNREADABLE: &[u8] = b"unreadable";
 /// Of btrfs.
 const BTRFS: u64 = 64 << 10;
 /// Partitions that are looked at.
@@ -43,6 +45,9 @@ pub(crate) struct Sentinels {
     digest: Option<String>,
     /// By where the file system begins.
     marks: BTreeMap<u64, String>,
+    /// Before the host changed them last: what it wrote then may not have become durable.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    before: Option<BTreeMap<u64, String>>,
 }
 
 impl Sentinels {
@@ -56,8 +61,9 @@ impl Sentinels {
         }
         look(bytes.min(device.size()), key, &mut |at| {
             let mut block = Buffer::alone(BLOCK as usize)?;
-            device.read_exact_at(ByteOffset(at), &mut block)?;
-            Ok(block.to_vec())
+            // A dead sector stays one, and is no reason to trust less of the rest.
+            let read = device.read_exact_at(ByteOffset(at), &mut block);
+            Ok(read.map_or_else(|_| UNREADABLE.to_vec(), |()| block.to_vec()))
         })
         .map(Some)
     }
@@ -72,13 +78,30 @@ impl Sentinels {
     /// # Errors
     /// When it is not durable.
     pub(crate) fn keep(&self, dir: &Path, at_rest: bool) -> Result<(), ConfigError> {
-        let kept = Self { digest: self.digest.clone().filter(|_| at_rest), marks: self.marks.clone() };
+        let kept = Self { digest: self.digest.clone().filter(|_| at_rest), ..self.clone() };
         write_atomically(&dir.join(FILE), &serde_json::to_string(&kept).expect("strings are JSON"))
+    }
+
+    /// As [`Sentinels::keep`]. Where nothing was found, or it cannot be kept, what was kept before is taken away.
+    ///
+    /// # Errors
+    /// When that is there still.
+    pub(crate) fn keep_or_forget(found: Option<&Self>, dir: &Path, at_rest: bool) -> std::io::Result<()> {
+        match found.map(|found| found.keep(dir, at_rest)) {
+            Some(Ok(())) => return Ok(()),
+            Some(Err(error)) => warn!(dir = %dir.display(), %error, "superblocks cannot be kept"),
+            None => {}
+        }
+        match std::fs::remove_file(dir.join(FILE)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
     }
 
     /// What somebody did who is not us, since `kept` was kept.
     pub(crate) fn differ(&self, kept: &Self, was_clean: bool) -> Option<&'static str> {
-        if self.marks != kept.marks {
+        let as_before = !was_clean && kept.before.as_ref() == Some(&self.marks);
+        if self.marks != kept.marks && !as_before {
             return Some("a file system on it was mounted, unmounted or checked while nobody served it");
         }
         let changed = was_clean && kept.digest.is_some() && self.digest != kept.digest;
@@ -114,7 +137,7 @@ fn look(bytes: u64, key: &[u8; 32], read: &mut dyn FnMut(u64) -> std::io::Result
         all.extend_from_slice(&farside_layer::granule_digest(key, GranuleIndex(at / BLOCK), content).0);
     }
     let digest = farside_layer::granule_digest(key, GranuleIndex(0), &all);
-    Ok(Sentinels { digest: Some(hex(&digest.0)), marks })
+    Ok(Sentinels { digest: Some(hex(&digest.0)), marks, before: None })
 }
 
 /// Where partitions begin: of a GPT, or the four of an MBR.
@@ -231,15 +254,18 @@ fn keep_up(
 ) {
     while writes.recv().is_ok() {
         match look() {
-            Ok(Some(found)) if found.marks != kept.marks => match found.keep(dir, false) {
-                Ok(()) => {
-                    info!(%volume, "a file system on it was mounted, unmounted or checked by the host");
-                    kept = found;
+            Ok(Some(found)) if found.marks != kept.marks => {
+                let found = Sentinels { before: Some(kept.marks.clone()), ..found };
+                match found.keep(dir, false) {
+                    Ok(()) => {
+                        info!(%volume, "a file system on it was mounted, unmounted or checked by the host");
+                        kept = found;
+                    }
+                    Err(error) => {
+                        warn!(%volume, %error, "what a mount changed cannot be kept: the next start may compare everything");
+                    }
                 }
-                Err(error) => {
-                    warn!(%volume, %error, "what a mount changed cannot be kept: the next start may compare everything")
-                }
-            },
+            }
             Ok(_) => {}
             Err(error) => warn!(%volume, %error, "superblocks cannot be read"),
         }
@@ -279,6 +305,14 @@ mod tests {
         }
         disk[..4096].fill(0);
         assert!(found(&disk).differ(&kept, false).is_some(), "there is no file system any more");
+        // The host mounted, and the power went before that was durable.
+        disk[..4096].copy_from_slice(&ext(3, 4));
+        let before = Some(found(&disk).marks);
+        disk[..4096].copy_from_slice(&ext(4, 4));
+        let kept = Sentinels { before, ..found(&disk) };
+        disk[..4096].copy_from_slice(&ext(3, 4));
+        assert_eq!(found(&disk).differ(&kept, false), None);
+        assert!(found(&disk).differ(&kept, true).is_some(), "after a clean stop all was durable");
     }
 
     #[test]
@@ -316,6 +350,9 @@ mod tests {
         assert_eq!(Sentinels::kept(dir.path()), Some(here.clone()));
         here.keep(dir.path(), false).expect("kept");
         assert_eq!(Sentinels::kept(dir.path()), Some(Sentinels { digest: None, ..here.clone() }));
+        Sentinels::keep_or_forget(None, dir.path(), true).expect("forgotten");
+        assert_eq!(Sentinels::kept(dir.path()), None, "nothing is better than what is stale");
+        Sentinels::keep_or_forget(None, dir.path(), true).expect("nothing to forget");
         std::fs::write(dir.path().join(FILE), "{\"marks\":").expect("written");
         assert_eq!(Sentinels::kept(dir.path()), None);
     }

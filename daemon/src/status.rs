@@ -217,6 +217,10 @@ fn volume_reasons(member: &Member, v: &source::VolumeStatus, segments_damaged: u
         reasons.push(Reason::new(severity, code, message, todo.replace("NAME", name.as_str())));
     };
     let compared = "everything is compared by itself then; points appear again after that, the older ones stay good";
+    if let Some(why) = &member.sight.unseen {
+        let message = format!("whether something goes past its tap cannot be seen: {why}");
+        say(Warning, Code::TrackingLost, message, "no point is made meanwhile; see the kernel's log, or restart farsided");
+    }
     if let Some(bypass) = &member.bypass {
         let waits = bypass.waits.as_ref().map(|why| format!(" (not yet: {why})")).unwrap_or_default();
         let todo = match Mark::Paused.is_set(&member.served.dir).unwrap_or(false) {

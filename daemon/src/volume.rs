@@ -229,9 +229,6 @@ impl Served {
             warn!(volume = %name, %error, "superblocks cannot be read: a use of the device behind our back may go unnoticed");
             None
         });
-        if let Some(Err(error)) = sentinels.as_ref().map(|sentinels| sentinels.keep(&dir, false)) {
-            warn!(volume = %name, %error, "superblocks cannot be kept: the next start may compare everything");
-        }
         // Everything that may fail for a reason that a person mends comes before the header says `attached` and before the
         // first thread: a failed opening leaves nothing behind that holds a door.
         drop(Ring::new(8)?); // the queue and sender threads will want one each
@@ -245,6 +242,10 @@ impl Served {
             h.backing = None;
             h.flush_failed = h.flush_failed.filter(|b| *b == around.boot);
         })?;
+        // Only now: what an opening that failed found is what a clean stop left.
+        if let Err(error) = Sentinels::keep_or_forget(sentinels.as_ref(), &dir, false) {
+            warn!(volume = %name, %error, "superblocks cannot be kept: the next start may compare everything");
+        }
 
         let waker = Waker::new()?;
         let sender_waker = Waker::new()?;
@@ -276,7 +277,7 @@ impl Served {
         if let Some(owed) = &owed {
             volume.mark_open(owed);
         }
-        let setup = Box::new(VolumeSetup {
+        let mut setup = Box::new(VolumeSetup {
             meta: meta.clone(),
             confirmed,
             position,
@@ -371,31 +372,45 @@ impl Served {
             error!(%volume, "{why}");
             inbox.send(Note::Broken(id, why));
         };
-        if let Err(error) = served.appear(&around.runtime_dir, lost) {
-            served.close();
-            return Err(error);
+        let put_there = match served.appear(&around.runtime_dir, lost) {
+            Ok(put_there) => put_there,
+            Err(error) => {
+                served.close();
+                return Err(error);
+            }
+        };
+        if put_there && !bypassed {
+            // † Somebody took the tap out since we looked: what was written meanwhile passed nobody.
+            let why = "its tap was taken out while it was being opened";
+            error!(volume = %name, "past its tap: {why}; everything will be compared");
+            setup.tracking_lost = true;
+            if let Err(error) = Mark::TrackingLost.put_because(&served.dir, why) {
+                warn!(volume = %name, %error, "that cannot be recorded");
+                note.put().unwrap_or_else(|error| warn!(volume = %name, %error, "nor can it be noted in the runtime directory"));
+            }
         }
         let tap = served.config.address();
         info!(volume = %name, bytes = geometry.volume_bytes(), %tap, clean = owed.is_some(), "served");
         Ok((served, setup))
     }
 
-    /// Shows the volume to the host. Nothing was read for replication yet: what the host wrote up to here counts.
-    fn appear(&mut self, runtime_dir: &Path, lost: impl Fn(String) + Send + 'static) -> anyhow::Result<()> {
+    /// Shows the volume to the host. Nothing was read for replication yet: what the host wrote up to here counts. Gives whether the
+    /// tap was put under the host's device now.
+    fn appear(&mut self, runtime_dir: &Path, lost: impl Fn(String) + Send + 'static) -> anyhow::Result<bool> {
         let name = &self.config.name;
         let place = Place { inserted: self.insertion.is_some() };
         let shown = self.tap.appear(name, self.meta.id, &self.device, place, lost)?;
-        let (Some(insertion), Some(shown)) = (&self.insertion, shown) else { return Ok(()) };
+        let (Some(insertion), Some(shown)) = (&self.insertion, shown) else { return Ok(false) };
         // Also where it is there already: what a killed predecessor began may only end now that the tap is served again, and
         // may end with the device on its own disks. (That it was to be so was marked before: everything is compared then.)
         let change = Change::Insert { device: insertion.device().to_owned(), tap: shown.clone() };
-        change.make(runtime_dir).inspect_err(|_| {
+        let put_there = change.make(runtime_dir).inspect_err(|_| {
             // A device that rests on this tap already is not given up: its requests wait for a successor.
             let gone = self.tap.claim().and_then(|unused| self.tap.withdraw(name, unused));
             gone.unwrap_or_else(|error| warn!(volume = %name, "its tap stays: {error:#}"));
         })?;
         self.under = Some(shown);
-        Ok(())
+        Ok(put_there)
     }
 
     /// What lets the users of its device write past the tap.
@@ -477,10 +492,9 @@ impl Served {
         if let Some(guard) = self.guard.take() {
             guard.end();
         }
-        let kept = Sentinels::look(&self.device, u64::MAX, &self.meta.digest_key).map_err(anyhow::Error::from);
-        let kept = kept.and_then(|sentinels| Ok(sentinels.map_or(Ok(()), |sentinels| sentinels.keep(&self.dir, true))?));
-        if let Err(error) = kept {
-            error!(volume = %self.config.name, "superblocks cannot be kept, the next start compares what was hot: {error:#}");
+        let sentinels = Sentinels::look(&self.device, u64::MAX, &self.meta.digest_key).ok().flatten();
+        if let Err(error) = Sentinels::keep_or_forget(sentinels.as_ref(), &self.dir, true) {
+            error!(volume = %self.config.name, %error, "superblocks cannot be kept: the next start compares what was hot");
             return false;
         }
         if self.writes.as_mut().and_then(WriteWatch::look).is_some() {

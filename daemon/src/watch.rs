@@ -7,23 +7,29 @@
 //!
 //! Invariants: no heartbeat and no point speaks for a moment at which something may have been written past a tap. So the taps
 //! are looked at between the time that a heartbeat carries and the saying of it, and after a cut was read to its end and before
-//! it may be a point: what was well then was well at the switch, too. From the first sign on everything counts as changed
+//! it may be a point (one of which nothing is read: at its switch): what was well then was well at the switch, too. What is seen
+//! gives up every cut that is being read, whoever saw it, and nothing is sound before it was heeded. From the first sign on everything counts as changed
 //! ([`Mark::TrackingLost`]), and no bit is called hot for that before the tap is in its place again: what is written meanwhile
 //! would be missed by the comparison.
 //!
 //! It puts nothing back by itself: [`crate::supervisor`] does, as soon as the device can carry a tap.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use farside_blockio::{WriteWatch, Written};
-use farside_region::{BootId, VolumeId};
+use farside_region::{BootId, EpochId, VolumeId};
+use farside_replication::source::DemoteCause;
 use serde::{Deserialize, Serialize};
 use tracing::{error, info, warn};
 
 use crate::config::{ConfigError, write_atomically};
 use crate::group::{Control, Member};
 use crate::state_dir::Mark;
+
+/// Foreign writes are heeded once in so long.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A device that does not rest on its tap.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,45 +41,51 @@ pub(crate) struct Bypass {
 }
 
 impl Control {
-    /// Looks whether everything goes through the taps. False: something did not, or one cannot say.
+    /// Looks whether everything goes through the taps, and heeds what it sees. False: something did not, or one cannot say.
     pub(crate) fn look_at_taps(&mut self) -> bool {
-        let (mut moved, mut written, mut back, mut unseen) = (Vec::new(), Vec::new(), Vec::new(), false);
-        for (id, member) in &mut self.members {
-            written.extend(member.look_at_writes().map(|why| (*id, why)));
-            if member.is_leaving() {
-                continue;
-            }
-            match (member.served.bypass(), &member.bypass) {
-                (Ok(None), Some(_)) => back.push(*id),
-                (Ok(_), Some(_)) => {}
-                (Ok(found), None) => moved.extend(found.map(|why| (*id, why))),
-                (Err(error), _) => {
-                    warn!(volume = %member.served.config.name, "its device cannot be looked at: {error:#}");
-                    unseen = true;
-                }
-            }
-        }
-        let sound = written.is_empty() && back.is_empty() && !unseen;
-        for id in back {
-            let member = self.members.get_mut(&id).expect("just seen");
-            info!(volume = %member.served.config.name, "its device rests on its tap again");
-            member.bypass = None;
-            self.pump_heating(id);
-        }
-        for (id, why) in written {
-            self.distrust(id, why);
-        }
-        for (id, why) in moved {
-            let member = self.members.get_mut(&id).expect("just seen");
-            member.bypass = Some(Bypass { why: why.clone(), waits: None });
-            self.distrust(id, why);
-            self.insert_again(id);
-        }
-        sound && self.members.values().all(|member| member.bypass.is_none())
+        let sound = self.see_taps();
+        let ids: Vec<VolumeId> = self.members.keys().copied().collect();
+        ids.into_iter().for_each(|id| self.heed(id));
+        sound
     }
 
-    /// Something may have been written past the tap: everything counts as changed.
+    /// As [`Control::look_at_taps`], for who may not step the state machine now: what is seen is heeded at the next look, and
+    /// nothing is sound until then.
+    pub(crate) fn see_taps(&mut self) -> bool {
+        self.members.values_mut().for_each(Member::look);
+        // Who is bypassed already is in no cut any more.
+        self.members.values().all(|member| member.sight.is_clear())
+    }
+
+    fn heed(&mut self, id: VolumeId) {
+        let Some(member) = self.members.get_mut(&id) else { return };
+        match member.sight.table.take() {
+            Some(Table::Moved(why)) => {
+                member.bypass = Some(Bypass { why: why.clone(), waits: None });
+                self.distrust(id, why);
+                self.insert_again(id);
+            }
+            Some(Table::Back) => {
+                info!(volume = %member.served.config.name, "its device rests on its tap again");
+                member.bypass = None;
+                self.pump_heating(id);
+            }
+            None => {}
+        }
+        let Some(member) = self.members.get_mut(&id) else { return };
+        // Who goes on writing is not compared with all the time; until it is his turn nothing is sound.
+        if member.sight.heeded.is_none_or(|at| at.elapsed() >= PATIENCE)
+            && let Some(why) = member.sight.written.take()
+        {
+            member.sight.heeded = Some(Instant::now());
+            self.distrust(id, why);
+        }
+    }
+
+    /// Something may have been written past the tap: no cut that is being read is a point, and everything counts as changed.
     fn distrust(&mut self, id: VolumeId, why: String) {
+        let being_read: Vec<EpochId> = self.cuts.iter().filter(|(_, left)| !left.is_empty()).map(|(epoch, _)| *epoch).collect();
+        being_read.into_iter().for_each(|epoch| self.demoted(epoch, DemoteCause::Member));
         let Some(member) = self.members.get_mut(&id) else { return };
         error!(volume = %member.served.config.name, "past its tap: {why}; everything will be compared");
         // Where this fails the loss is kept elsewhere, without its reason.
@@ -104,7 +116,51 @@ impl Control {
     }
 }
 
+/// What was seen at a member and not heeded yet.
+#[derive(Debug, Default)]
+pub(crate) struct Sight {
+    table: Option<Table>,
+    written: Option<String>,
+    /// When a foreign write was heeded last.
+    heeded: Option<Instant>,
+    /// Why one cannot look.
+    pub(crate) unseen: Option<String>,
+}
+
+impl Sight {
+    fn is_clear(&self) -> bool {
+        self.table.is_none() && self.written.is_none() && self.unseen.is_none()
+    }
+}
+
+#[derive(Debug)]
+enum Table {
+    Moved(String),
+    Back,
+}
+
 impl Member {
+    fn look(&mut self) {
+        if self.is_leaving() {
+            return;
+        }
+        if let Some(why) = self.look_at_writes() {
+            self.sight.written = Some(why);
+        }
+        self.sight.unseen = None;
+        match (self.served.bypass(), &self.bypass) {
+            (Ok(None), Some(_)) => self.sight.table = Some(Table::Back),
+            (Ok(Some(why)), None) => self.sight.table = Some(Table::Moved(why)),
+            (Ok(_), _) => {}
+            (Err(error), _) => self.sight.unseen = Some(format!("{:#}", anyhow::Error::from(error))),
+        }
+    }
+
+    /// Whether everything went through its tap, as far as was seen.
+    pub(crate) fn is_sound(&self) -> bool {
+        self.sight.is_clear() && self.bypass.is_none()
+    }
+
     /// What somebody else wrote on the backing.
     fn look_at_writes(&mut self) -> Option<String> {
         let sectors = self.served.writes.as_mut()?.look()?;

@@ -247,6 +247,8 @@ pub struct Insertion {
     control: Control,
     device: PathBuf,
     name: String,
+    /// It stays the same when the device is renamed.
+    number: DevNumber,
     twin: Status,
     /// The device's own extents, which are the twin's.
     extents: Vec<Target>,
@@ -279,7 +281,8 @@ impl Insertion {
             (_, Some(twin)) => twin,
             (state, None) => unreachable!("{state:?} has a twin"),
         };
-        Ok(Self { control, device: device.to_owned(), name, twin, extents, leaves: AtomicBool::new(false) })
+        let number = shown.device.number;
+        Ok(Self { control, device: device.to_owned(), name, number, twin, extents, leaves: AtomicBool::new(false) })
     }
 
     /// What lets the device's users write past a tap that was put under it, in words for people; `None`: nothing does, or we are
@@ -291,19 +294,21 @@ impl Insertion {
         if self.leaves.load(Ordering::Relaxed) {
             return Ok(None);
         }
-        let (name, over) = (&self.name, number_of(tap)?);
-        if self.control.status(name)?.is_none() {
+        let over = number_of(tap)?;
+        let Some(Status { name, .. }) = self.control.by_number(self.number)? else {
+            let name = &self.name;
             return Ok(Some(format!("{name} is gone: it was deactivated, and may be used without a tap when it comes back")));
-        }
-        let table = self.control.table(name, Slot::Live)?;
+        };
+        let table = self.control.table(&name, Slot::Live)?;
         if !matches!(&table[..], [only] if only.start == 0 && whole(only) == Some(over)) {
             return Ok(Some(format!(
                 "{name} rests on {} instead of on its tap: lvextend, lvchange --refresh, pvmove or dmsetup did that",
                 words_of(&table)
             )));
         }
-        if self.control.table(&self.twin.name, Slot::Live)? != self.extents {
-            return Ok(Some(format!("{}, below the tap of {name}, was given another table", self.twin.name)));
+        let twin = self.control.by_number(self.twin.number)?.map_or_else(|| self.twin.name.clone(), |twin| twin.name);
+        if self.control.table(&twin, Slot::Live)? != self.extents {
+            return Ok(Some(format!("{twin}, below the tap of {name}, was given another table")));
         }
         Ok(None)
     }
@@ -341,17 +346,18 @@ impl Insertion {
         Shown::look(&self.control, &self.name)?.state()
     }
 
-    /// Puts the tap under the device. What is under way on the device ends first; new I/O waits that long.
+    /// Puts the tap under the device; false: it is there already. What is under way on the device ends first; new I/O waits that
+    /// long.
     ///
     /// It waits for the tap: not to be called by the process that serves it.
     ///
     /// # Errors
     /// [`InsertError`]; except for [`InsertError::Stuck`] the device is on its own disks.
-    pub fn insert(&self, tap: &Path) -> Result<(), InsertError> {
+    pub fn insert(&self, tap: &Path) -> Result<bool, InsertError> {
         let shown = Shown::look(&self.control, &self.name)?;
         let over = number_of(tap)?;
         match shown.state()? {
-            State::Inserted { over: now } if now == over => return Ok(()),
+            State::Inserted { over: now } if now == over => return Ok(false),
             State::Inserted { .. } => {
                 return Err(InsertError::Changed { name: self.name.clone(), why: "rests on another tap" });
             }
@@ -368,7 +374,7 @@ impl Insertion {
         let table = [Target { start: 0, sectors, kind: LINEAR.to_owned(), parameters: format!("{over} 0") }];
         self.swap(&table)?;
         tracing::info!(device = %self.name, tap = %tap.display(), "the tap is under the device");
-        Ok(())
+        Ok(true)
     }
 
     /// Puts the device back on its own disks. The tap must be served: what is under way goes through it. It waits for that: not
@@ -488,14 +494,16 @@ pub fn mend(device: &Path) -> Result<(), InsertError> {
     finish(&control, &shown)
 }
 
-/// Whether a tap could be put under a device that is on its own disks, at this moment: nobody is changing it, and it can be
-/// mapped through.
+/// Whether a tap could be put under a device at this moment, or is there: nobody is changing it, and it can be mapped through.
 ///
 /// # Errors
 /// [`InsertError`]: why not.
 pub fn is_ready(device: &Path) -> Result<(), InsertError> {
     let (_, shown) = look_at(device)?;
     let name = &shown.device.name;
+    if matches!(shown.state(), Ok(State::Inserted { .. })) {
+        return Ok(());
+    }
     if shown.device.suspended {
         return Err(InsertError::Halted(name.clone()));
     }

@@ -14,7 +14,7 @@ use anyhow::{Context as _, bail};
 use farside_blockio::DeviceError;
 use farside_control::source::{BackingStatus, TapStatus, VolumeAdd, VolumeState, VolumeStatus};
 use farside_control::{ApiError, Code, ErrorCode, Reason, Severity};
-use farside_insert::{InsertError, Insertion, State};
+use farside_insert::{Insertion, State};
 use farside_nbd::ListenError;
 use farside_region::{Name, NameError, VolumeId};
 use farside_transport::QuicDialer;
@@ -27,6 +27,7 @@ use super::{Daemon, locked};
 use crate::change::Change;
 use crate::config::{Config, VolumeConfig};
 use crate::group::{Ask, GroupStart, Leaving, Note};
+use crate::intent_file::IntentFileError;
 use crate::loss::LossNote;
 use crate::state_dir::Mark;
 use crate::strangers::Strangers;
@@ -37,6 +38,9 @@ const LEAVE_WAIT: Duration = Duration::from_secs(15);
 
 /// How long a device is waited for that cannot carry a tap now, and a volume that could not be opened, before the next look.
 const AGAIN: Duration = Duration::from_secs(1);
+
+/// And so long at most.
+const AGAIN_MAX: Duration = Duration::from_secs(30);
 
 /// The volumes beside what their groups know of them.
 #[derive(Debug, Default)]
@@ -136,9 +140,13 @@ impl Daemon {
             let daemon = self.clone();
             // One volume that cannot be served must not keep the others from their hosts.
             starts.spawn(async move {
-                let name = volume.name.clone();
+                let (name, is_inserted) = (volume.name.clone(), volume.insert);
                 if let Err(error) = daemon.open_configured(volume).await {
                     error!(volume = %name, "not served: {error:#}");
+                    if is_inserted {
+                        // Its host goes on without a tap, or waits for one.
+                        tokio::spawn(async move { daemon.insert_again(&name).await });
+                    }
                 }
             });
         }
@@ -262,7 +270,7 @@ impl Daemon {
         let change = Change::TakeOut { device: insertion.device().to_owned() };
         let out = tokio::task::spawn_blocking(move || change.make(&runtime_dir));
         let error = match tokio::time::timeout(LEAVE_WAIT, out).await {
-            Ok(Ok(Ok(()))) => return Ok(()),
+            Ok(Ok(Ok(_))) => return Ok(()),
             Ok(Ok(Err(error))) => error,
             Ok(Err(error)) => error.into(),
             // Paused it stays: the table may change yet.
@@ -363,8 +371,9 @@ impl Daemon {
     /// volume is closed and opened anew, over the extents and with the size that the device has by then. Ends when that is done,
     /// when a person wants it otherwise, or when it would make no sense.
     pub(super) async fn insert_again(self: &Arc<Self>, name: &Name) {
+        let mut wait = AGAIN;
         loop {
-            tokio::time::sleep(AGAIN).await; // whoever changes a device often does so in several steps
+            tokio::time::sleep(wait).await; // whoever changes a device often does so in several steps
             let Some(volume) = locked(&self.config).volumes.get(name).cloned().filter(|volume| volume.insert) else { return };
             let dir = self.state.volume_path(&volume.group, name);
             if self.stopping.load(Ordering::Relaxed) || Mark::Paused.is_set(&dir).unwrap_or(false) {
@@ -382,7 +391,10 @@ impl Daemon {
             if self.volumes.is_served(name)
                 && let Err(why) = self.release(name).await
             {
-                let _ = self.ask(name, |id, reply| Ask::TapWaits(id, why.to_string(), reply)).await;
+                let said = self.ask(name, |id, reply| Ask::TapWaits(id, why.to_string(), reply)).await;
+                if said.is_err() && self.volumes.is_served(name) {
+                    return;
+                }
                 continue;
             }
             if !self.volumes.begin(name) {
@@ -390,10 +402,13 @@ impl Daemon {
             }
             match self.open_configured(volume).await {
                 Ok(()) => return,
+                Err(error) if matches!(error.downcast_ref(), Some(IntentFileError::Shrunk { .. })) => {
+                    return error!(volume = %name, "not served again: {error:#}");
+                }
                 // The device may be in the middle of another change.
-                Err(error) if error.downcast_ref::<InsertError>().is_some() => warn!(volume = %name, "not served yet: {error:#}"),
-                Err(error) => return error!(volume = %name, "not served again: {error:#}"),
+                Err(error) => warn!(volume = %name, "not served yet: {error:#}"),
             }
+            wait = (wait * 2).min(AGAIN_MAX);
         }
     }
 
