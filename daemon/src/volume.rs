@@ -379,7 +379,8 @@ impl Served {
                 return Err(error);
             }
         };
-        if put_there && !bypassed {
+        // A helper of a killed predecessor that was taking it out said so before it began.
+        if put_there && !bypassed && !setup.tracking_lost {
             // † Somebody took the tap out since we looked: what was written meanwhile passed nobody.
             let why = "its tap was taken out while it was being opened";
             error!(volume = %name, "past its tap: {why}; everything will be compared");
