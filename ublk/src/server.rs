@@ -171,8 +171,11 @@ impl Server {
             running.fetch(tag, uapi::io::FETCH, 0, buffer);
         }
         let served = running.serve(&self.waker, ready);
-        running.ring.abandon();
-        served.map(|()| running.queue)
+        let Running { ring, queue, gone, tags, .. } = running;
+        if gone < tags.len() {
+            ring.abandon();
+        }
+        served.map(|()| queue)
     }
 
     fn path(&self) -> std::path::PathBuf {

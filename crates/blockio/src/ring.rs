@@ -362,15 +362,19 @@ impl Ring {
         self.start_with(tag, fd, Kind::Command { buffer }, entry);
     }
 
-    /// Gives the ring up although commands are in flight that only their driver can end. Nothing in flight is waited for, and
-    /// its buffers are never used again.
+    /// Gives the ring up although commands are in flight that only their driver can end: they end with this thread. Nothing in
+    /// flight is waited for, and its buffers are never used again. The ring's own memory and descriptor stay until the process
+    /// ends.
+    ///
+    /// † It is not closed here. A kernel of 2024 (6.12) that tears a ring down while its thread lives cancels commands whose
+    /// completion it has queued for that thread and not delivered, and ends them twice, which is the end of the machine. As a
+    /// thread ends, what is queued for it is delivered first.
     pub fn abandon(mut self) {
         for operation in self.slots.drain(..).flatten() {
-            // The kernel may still write there, until it has torn the ring down.
+            // Files are let go; the kernel may still write into buffers.
             std::mem::forget(operation.kind);
         }
-        self.backlog.clear();
-        self.in_flight = 0;
+        std::mem::forget(self);
     }
 
     /// Asks the kernel to give up the operations with this tag; they still complete, with `ECANCELED` if it could.
