@@ -2,6 +2,7 @@
 //! what it said before. The host's writes go on, the daemon's memory stays flat, and an honest gateway can take over.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -19,6 +20,9 @@ use farside_wire::{
 const BYTES: u64 = 32 << 20;
 /// What the daemon may need beside what it held before: buffers of a connection, both ways.
 const GROWTH_KIB_MAX: u64 = 96 << 10;
+
+/// A layer was begun on what a bad gateway granted: the host has made that durable.
+static LURED: AtomicBool = AtomicBool::new(false);
 
 /// What a connection meets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,11 +120,14 @@ async fn lure(connection: &dyn Connection) -> Vec<Bytes> {
                 ReceiverMessage::Credit(Credit { granted_bytes: u64::MAX }),
             ],
             // A layer that nobody has taken is called published.
-            SourceMessage::LayerBegin(begin) => vec![ReceiverMessage::Published(Published {
-                position,
-                kind: LayerKind::Point,
-                layers: vec![farside_region::LayerKey { seq: begin.key.seq.next(), ..begin.key }],
-            })],
+            SourceMessage::LayerBegin(begin) => {
+                LURED.store(true, Ordering::Release);
+                vec![ReceiverMessage::Published(Published {
+                    position,
+                    kind: LayerKind::Point,
+                    layers: vec![farside_region::LayerKey { seq: begin.key.seq.next(), ..begin.key }],
+                })]
+            }
             _ => Vec::new(),
         };
         for answer in answers {
@@ -182,6 +189,9 @@ fn whatever_a_gateway_does_costs_lag_and_nothing_else() {
         let behaving = gateway.runtime.spawn(behave(manner, Arc::clone(&connection), recording));
         write(&mut client, 300);
         assert_eq!(client.broken, 0, "{manner:?}: a write did not complete");
+        if manner == Manner::Greedy {
+            wait_for("a layer to be begun", || LURED.load(Ordering::Acquire).then_some(()));
+        }
         connection.close(CloseCode::Done, "next");
         recording = gateway.runtime.block_on(behaving).expect("it behaves as it should");
         let now = daemon(&site);
