@@ -17,10 +17,9 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 
 use anyhow::{Context as _, bail};
 use farside_blockio::dm::DevNumber;
@@ -30,7 +29,8 @@ use serde::{Deserialize, Serialize};
 use tracing::warn;
 
 use crate::config::{Config, ConfigError, RUN_DIR, VolumeConfig, write_atomically};
-use crate::state_dir::Mark;
+use crate::locked;
+use crate::state_dir::{Mark, volume_path};
 
 pub mod order;
 pub mod unserved;
@@ -123,6 +123,11 @@ impl List {
 }
 
 impl Backing {
+    /// What is kept of its volume.
+    fn folder(&self, state_dir: &Path) -> PathBuf {
+        volume_path(state_dir, &self.group, &self.name)
+    }
+
     fn rule(&self) -> Option<String> {
         let device = self.path.strip_prefix("/dev").ok()?.to_string_lossy();
         // The name by which it is configured stays.
@@ -223,7 +228,7 @@ pub(crate) fn have_udev_look(device: &Path, why: Look) -> io::Result<()> {
         Look::Changed => "change",
         Look::Found => "add",
     };
-    let number = DevNumber::of(std::fs::metadata(device)?.rdev());
+    let number = DevNumber::at(device)?;
     let folder = std::fs::canonicalize(format!("/sys/dev/block/{number}"))?;
     std::fs::write(folder.join("uevent"), action)?;
     for entry in std::fs::read_dir(&folder)?.flatten() {
@@ -244,10 +249,6 @@ pub(crate) struct Backings {
     wanted: Mutex<BTreeSet<Name>>,
     /// Who a disk is.
     disk_of: fn(&Path) -> Option<Disk>,
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner) // what is on disk is the truth, and is written whole
 }
 
 impl Backings {
@@ -366,7 +367,7 @@ fn entry(volume: &VolumeConfig) -> Option<Backing> {
 
 /// Has everything of a volume compared; one whose folder is gone has no past.
 fn mark(state_dir: &Path, backing: &Backing) -> Result<(), ConfigError> {
-    let dir = state_dir.join("volumes").join(backing.group.as_str()).join(backing.name.as_str());
+    let dir = backing.folder(state_dir);
     if dir.is_dir() { Mark::TrackingLost.put(&dir, true) } else { Ok(()) }
 }
 

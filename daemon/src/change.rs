@@ -137,9 +137,7 @@ pub(crate) fn is_idle(runtime_dir: &Path, device: &Path) -> anyhow::Result<bool>
 }
 
 fn open_lock(runtime_dir: &Path, device: &Path) -> anyhow::Result<File> {
-    use std::os::unix::fs::MetadataExt as _;
-    let metadata = std::fs::metadata(device).with_context(|| format!("cannot look at {}", device.display()))?;
-    let number = DevNumber::of(metadata.rdev());
+    let number = DevNumber::at(device).with_context(|| format!("cannot look at {}", device.display()))?;
     let path = runtime_dir.join(format!("device-{}-{}.lock", number.major, number.minor));
     let open = || -> io::Result<File> {
         std::fs::create_dir_all(runtime_dir)?;

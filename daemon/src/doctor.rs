@@ -310,11 +310,9 @@ fn lasting_name(number: DevNumber) -> Option<PathBuf> {
 }
 
 fn link_to(number: DevNumber, kind: &str) -> Option<PathBuf> {
-    use std::os::unix::fs::MetadataExt as _;
     let links = std::fs::read_dir(Path::new("/dev/disk").join(kind)).ok()?.flatten();
     let leads = |link: &PathBuf| {
-        let there = std::fs::metadata(link).map(|device| DevNumber::of(device.rdev()));
-        there.is_ok_and(|device| device == number || (kind != "by-id" && stack::is_part_of(device, number)))
+        DevNumber::at(link).is_ok_and(|device| device == number || (kind != "by-id" && stack::is_part_of(device, number)))
     };
     links.map(|link| link.path()).find(leads)
 }

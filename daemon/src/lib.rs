@@ -38,6 +38,11 @@ mod yielding;
 pub use change::as_helper;
 pub use supervisor::run;
 
+/// A lock under which nothing is ever half done: what a thread that panicked left is whole.
+fn locked<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
 /// How `farsided` is called, for its manual page.
 pub fn command_line() -> clap::Command {
     <args::Args as clap::CommandFactory>::command()

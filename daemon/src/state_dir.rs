@@ -100,12 +100,12 @@ impl StateDir {
 
     /// The folder of the volumes' folders, GROUP/NAME.
     pub fn volumes(&self) -> PathBuf {
-        self.path.join("volumes")
+        self.path.join(VOLUMES)
     }
 
     /// Where a volume's folder is, or will be.
     pub fn volume_path(&self, group: &Name, volume: &Name) -> PathBuf {
-        self.volumes().join(group.as_str()).join(volume.as_str())
+        volume_path(&self.path, group, volume)
     }
 
     /// A volume's folder, created if need be, and whether it was.
@@ -120,6 +120,13 @@ impl StateDir {
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(io)?;
         Ok((dir, is_new))
     }
+}
+
+const VOLUMES: &str = "volumes";
+
+/// Where a volume's folder is in a state directory, also in one that is not opened.
+pub(crate) fn volume_path(state_dir: &Path, group: &Name, volume: &Name) -> PathBuf {
+    state_dir.join(VOLUMES).join(group.as_str()).join(volume.as_str())
 }
 
 /// Whether the first thread of a process has ended and the process has not.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
@@ -24,6 +24,7 @@ use crate::boot::Backings;
 use crate::config::{Config, GroupConfig};
 use crate::encode::Encoders;
 use crate::group::{Ask, GroupHandle, Note, Stopped};
+use crate::locked;
 use crate::state_dir::StateDir;
 use crate::volume::Surroundings;
 use volumes::Volumes;
@@ -96,10 +97,6 @@ pub(crate) struct Daemon {
     /// Why the configuration on disk is not the one that runs.
     stale: Mutex<Vec<String>>,
     started: Instant,
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Daemon {

@@ -14,7 +14,7 @@ use std::fmt;
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use anyhow::Context as _;
 use crossbeam::channel::{Receiver, Sender, bounded};
@@ -28,7 +28,7 @@ use crate::change::Change;
 use crate::config::{DataPath, LimitsConfig, VolumeConfig, write_atomically};
 use crate::node::Place;
 use crate::volume::Surroundings;
-use crate::{backing, node};
+use crate::{backing, locked, node};
 
 /// `tap` of a volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -418,10 +418,6 @@ impl Handle {
     pub(crate) fn leaves_its_host_waiting(&self) -> bool {
         !matches!(self, Self::Nbd(_))
     }
-}
-
-fn locked<T>(thing: &Mutex<Option<T>>) -> MutexGuard<'_, Option<T>> {
-    thing.lock().unwrap_or_else(PoisonError::into_inner) // it is there or not; nothing is half done
 }
 
 /// The device of the volume whose folder this is, if it has one of ublk's and nobody uses it. Then nobody can begin to, until

@@ -10,7 +10,8 @@ use std::fs::File;
 use std::io;
 use std::mem::size_of;
 use std::os::fd::AsRawFd as _;
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use thiserror::Error;
@@ -112,6 +113,14 @@ impl DevNumber {
     /// From what `stat` says.
     pub fn of(dev: u64) -> Self {
         Self { major: nix::sys::stat::major(dev) as u32, minor: nix::sys::stat::minor(dev) as u32 }
+    }
+
+    /// Of the device that a node, or a link to one, is for.
+    ///
+    /// # Errors
+    /// When there is nothing.
+    pub fn at(node: &Path) -> io::Result<Self> {
+        std::fs::metadata(node).map(|metadata| Self::of(metadata.rdev()))
     }
 
     /// From `MAJOR:MINOR`.

@@ -90,7 +90,7 @@ fn settle(volume: &Backing, list: &List, places: &Places, until: Instant, bare: 
              has it compared in full later: `farsided --unserved --bare`"
         );
     }
-    let dir = list.state_dir.join("volumes").join(volume.group.as_str()).join(volume.name.as_str());
+    let dir = volume.folder(&list.state_dir);
     // Its folder is never made here: where it is missing, the state directory is not mounted, or lost.
     Mark::TrackingLost.put(&dir, true).with_context(|| {
         format!(
@@ -111,12 +111,11 @@ fn settle(volume: &Backing, list: &List, places: &Places, until: Instant, bare: 
 
 /// Whether something of its host's holds a disk as it is.
 fn is_used(device: &Path) -> bool {
-    use std::os::unix::fs::MetadataExt as _;
     let held = |number: DevNumber| {
         let mut holders = std::fs::read_dir(format!("/sys/dev/block/{number}/holders")).into_iter().flatten();
         holders.next().is_some()
     };
-    is_mounted(device) || std::fs::metadata(device).is_ok_and(|metadata| held(DevNumber::of(metadata.rdev())))
+    is_mounted(device) || DevNumber::at(device).is_ok_and(held)
 }
 
 fn look(volume: &Backing, places: &Places) -> anyhow::Result<Found> {
@@ -133,9 +132,7 @@ fn look(volume: &Backing, places: &Places) -> anyhow::Result<Found> {
 
 /// Whether a device, or a part of it, is mounted as it is: what happens to it there passes no tap.
 pub(crate) fn is_mounted(device: &Path) -> bool {
-    use std::os::unix::fs::MetadataExt as _;
-    let Ok(metadata) = std::fs::metadata(device) else { return false };
-    let number = DevNumber::of(metadata.rdev());
+    let Ok(number) = DevNumber::at(device) else { return false };
     // A service does not see all of them.
     let host = std::fs::read_to_string("/proc/1/mountinfo");
     let mounts = host.or_else(|_| std::fs::read_to_string("/proc/self/mountinfo")).unwrap_or_default();

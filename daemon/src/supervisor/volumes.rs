@@ -23,11 +23,12 @@ use tokio::task::JoinError;
 use tokio::time::error::Elapsed;
 use tracing::{debug, error, info, warn};
 
-use super::{Daemon, locked};
+use super::Daemon;
 use crate::change::Change;
 use crate::config::{Config, VolumeConfig};
 use crate::group::{Ask, GroupStart, Leaving, Note};
 use crate::intent_file::IntentFileError;
+use crate::locked;
 use crate::loss::LossNote;
 use crate::state_dir::Mark;
 use crate::strangers::Strangers;
