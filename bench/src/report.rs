@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use farside_vm::INSTRUCTION_NS;
 use farside_vm::counted::{Counts, Load};
 use serde::Serialize;
 
@@ -71,6 +72,27 @@ impl fmt::Display for VmRow {
     }
 }
 
+/// What each request of a workload costs, on a machine whose clock goes by instructions.
+#[derive(Debug, Serialize)]
+pub(crate) struct Instructions {
+    workload: &'static str,
+    server: &'static str,
+    requests: u64,
+    /// Of the thread that serves, with the kernel's work for it.
+    thread: f64,
+    /// Of everything: also of who asks, and of who replicates.
+    all: f64,
+}
+
+impl Instructions {
+    /// `requests`: that one operation becomes.
+    pub(crate) fn new(workload: &'static str, server: &'static str, load: &Load, requests: u64, counts: &Counts) -> Self {
+        let requests = load.operations * requests;
+        let each = |ns: u64| (ns / INSTRUCTION_NS) as f64 / requests as f64;
+        Self { workload, server, requests, thread: each(counts.run_ns), all: each(counts.all_ns) }
+    }
+}
+
 /// Lag while something writes at a rate.
 #[derive(Debug, Serialize)]
 pub(crate) struct LagRow {
@@ -101,6 +123,7 @@ pub(crate) struct Report {
     tap: Vec<TapRow>,
     lag: Vec<LagRow>,
     vm: Vec<VmRow>,
+    instructions: Vec<Instructions>,
     goals: Vec<Goal>,
     left_out: Vec<String>,
 }
@@ -114,6 +137,7 @@ impl Report {
             tap: Vec::new(),
             lag: Vec::new(),
             vm: Vec::new(),
+            instructions: Vec::new(),
             goals: Vec::new(),
             left_out: Vec::new(),
         }
@@ -147,6 +171,10 @@ impl Report {
 
     pub(crate) fn in_vm(&mut self, row: VmRow) {
         self.vm.push(row);
+    }
+
+    pub(crate) fn counted(&mut self, instructions: Instructions) {
+        self.instructions.push(instructions);
     }
 
     /// What a server did at a workload, round by round.
@@ -271,6 +299,15 @@ impl Report {
                 "workload", "device", "IOPS", "p50 µs", "p99 µs", "p99.9 µs", "max µs", "calls/request", "sleeps/r."
             );
             self.vm.iter().for_each(|row| println!("{row}"));
+        }
+        if !self.instructions.is_empty() {
+            println!(
+                "\ninstructions for each request, emulated, kernel included\n{:<20} {:<34} {:>9} {:>12} {:>12}",
+                "workload", "device", "requests", "its thread", "everything"
+            );
+            for Instructions { workload, server, requests, thread, all } in &self.instructions {
+                println!("{workload:<20} {server:<34} {requests:>9} {thread:>12.0} {all:>12.0}");
+            }
         }
         println!("\n{:<58} {:>8} {:>10}", "goal", "wanted", "measured");
         for g in &self.goals {

@@ -1,18 +1,18 @@
 //! Real block devices in one emulated machine: the disk itself, ublk with nothing behind it, Farside, and the kernel's NBD client
 //! over Farside's NBD server, on the same disk, in turns.
 //!
-//! Emulation distorts time, so what is firm is counted by the guest's kernel: system calls and sleeps of the thread that serves.
-//! Ratios of times are believed where rounds agree; while it replicates, what encrypts and compresses has the guest's two
+//! Emulation distorts time, so what is firm is counted by the guest's kernel: system calls and sleeps of the thread that serves,
+//! and, on a host of its own whose clock goes by instructions, the instructions of that thread and of all that ran. Ratios of times are believed where rounds agree; while it replicates, what encrypts and compresses has the guest's two
 //! emulated processors, too. "Bare ublk" is a server of ours with nothing between driver and disk (no
 //! tracking, no intent): rublk's loop target does the same work, and wants libclang to be built.
 
 use anyhow::Result;
 use farside_tests::wait_for;
-use farside_vm::counted::{Bare, Load, Thread, load};
-use farside_vm::protected::{CLI, Host, is_quiet};
+use farside_vm::counted::{Bare, Load, Threads, load};
+use farside_vm::protected::{CLI, Host, Setup, is_quiet};
 use farside_vm::{Guest, Kernel};
 
-use crate::report::{Report, VmRow};
+use crate::report::{Instructions, Report, VmRow};
 
 const DEVICE: &str = "/dev/farside/data";
 const WORKLOADS: [&str; 5] = ["write-4096-1", "write-4096-32", "read-4096-32", "write-1048576-4", "sync-4096-1"];
@@ -43,10 +43,13 @@ struct Bench<'a> {
 }
 
 pub(crate) fn run(seconds: u64, report: &mut Report) -> Result<()> {
+    eprintln!("booting a host that counts instructions, and its gateway …");
+    let setup = || Setup::new(Kernel::Newest, &["ublk_drv", "nbd"]);
+    let mut bench = Bench::new(Host::with(setup().counting_instructions()), seconds, report);
+    bench.count();
+    bench.host.shut_down();
     eprintln!("booting a host and its gateway …");
-    let mut host = Host::boot(Kernel::Newest, &["ublk_drv", "nbd"]);
-    let data = host.guest.run("cat /run/backing").trim().to_owned();
-    let mut bench = Bench { host, data, seconds, report };
+    let mut bench = Bench::new(Host::with(setup()), seconds, report);
     for round in 0..ROUNDS {
         eprintln!("round {} of {ROUNDS} …", round + 1);
         bench.round();
@@ -55,36 +58,74 @@ pub(crate) fn run(seconds: u64, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-impl Bench<'_> {
-    fn round(&mut self) {
+impl<'a> Bench<'a> {
+    fn new(mut host: Host, seconds: u64, report: &'a mut Report) -> Self {
+        let data = host.guest.run("cat /run/backing").trim().to_owned();
+        Self { host, data, seconds, report }
+    }
+
+    /// What each request costs in instructions.
+    fn count(&mut self) {
         let data = self.data.clone();
-        self.measure_all(DISK, &data, None);
-        for (server, options) in [(BARE, ""), (BARE_COPY, "copy")] {
+        for (server, options) in [(BARE, "queues=2"), (BARE_COPY, "copy queues=2")] {
             let bare = Bare::serve(&mut self.host.guest, &data, options);
-            let thread = bare.thread(&mut self.host.guest);
-            self.measure_all(server, &bare.path.clone(), Some(thread));
+            let threads = bare.threads(&mut self.host.guest);
+            self.count_all(server, &bare.path.clone(), &threads);
             bare.stop(&mut self.host.guest);
         }
         self.add("ublk");
         self.farside("volume pause data");
-        let thread = self.host.queue_thread();
-        self.measure_all(PAUSED, DEVICE, Some(thread));
+        let threads = self.host.queue_threads();
+        self.count_all(PAUSED, DEVICE, &threads);
         self.farside("volume resume data");
         self.host.wait_for_group("everything to be published", is_quiet);
-        self.measure_all(REPLICATING, DEVICE, Some(thread));
+        self.count_all(REPLICATING, DEVICE, &threads);
+        self.farside("volume remove data --yes");
+        self.add("nbd-device");
+        let threads = self.host.queue_threads();
+        self.count_all(NBD, DEVICE, &threads);
+        self.farside("volume remove data --yes");
+    }
+
+    fn count_all(&mut self, server: &'static str, device: &str, threads: &Threads) {
+        for workload in WORKLOADS {
+            let arguments = format!("{workload} 1");
+            let run = |guest: &mut Guest| load(guest, device, &arguments);
+            run(&mut self.host.guest); // whatever happens once
+            let (load, counts) = threads.count(&mut self.host.guest, run);
+            self.report.counted(Instructions::new(workload, server, &load, requests_of(workload), &counts));
+        }
+    }
+
+    fn round(&mut self) {
+        let data = self.data.clone();
+        self.measure_all(DISK, &data, None);
+        for (server, options) in [(BARE, "queues=2"), (BARE_COPY, "copy queues=2")] {
+            let bare = Bare::serve(&mut self.host.guest, &data, options);
+            let threads = bare.threads(&mut self.host.guest);
+            self.measure_all(server, &bare.path.clone(), Some(&threads));
+            bare.stop(&mut self.host.guest);
+        }
+        self.add("ublk");
+        self.farside("volume pause data");
+        let threads = self.host.queue_threads();
+        self.measure_all(PAUSED, DEVICE, Some(&threads));
+        self.farside("volume resume data");
+        self.host.wait_for_group("everything to be published", is_quiet);
+        self.measure_all(REPLICATING, DEVICE, Some(&threads));
         for (server, epoch) in [(NO_CUTS, "1h"), (CUTS, "200ms")] {
             self.farside("group set default --epoch 200ms");
             self.host.wait_for_group("everything to be published", is_quiet);
             self.farside(&format!("group set default --epoch {epoch}"));
-            self.measure(server, "write-4096-1", DEVICE, Some(PACE), Some(thread));
+            self.measure(server, "write-4096-1", DEVICE, Some(PACE), Some(&threads));
         }
         self.die();
         self.host.wait_for_group("everything to be published", is_quiet);
         self.farside("group set default --epoch 500ms");
         self.farside("volume remove data --yes");
         self.add("nbd-device");
-        let thread = self.host.queue_thread();
-        self.measure_all(NBD, DEVICE, Some(thread));
+        let threads = self.host.queue_threads();
+        self.measure_all(NBD, DEVICE, Some(&threads));
         self.farside("volume remove data --yes");
     }
 
@@ -106,19 +147,26 @@ impl Bench<'_> {
         self.host.guest.run(&format!("{CLI} {command}"));
     }
 
-    fn measure_all(&mut self, server: &'static str, device: &str, thread: Option<Thread>) {
+    fn measure_all(&mut self, server: &'static str, device: &str, threads: Option<&Threads>) {
         for workload in WORKLOADS {
-            self.measure(server, workload, device, None, thread);
+            self.measure(server, workload, device, None, threads);
         }
     }
 
-    fn measure(&mut self, server: &'static str, workload: &'static str, device: &str, rate: Option<u64>, thread: Option<Thread>) {
+    fn measure(
+        &mut self,
+        server: &'static str,
+        workload: &'static str,
+        device: &str,
+        rate: Option<u64>,
+        threads: Option<&Threads>,
+    ) {
         let pace = rate.map_or_else(String::new, |rate| format!(" {rate}"));
         let arguments = format!("{workload} {}{pace}", self.seconds);
         let run = |guest: &mut Guest| load(guest, device, &arguments);
-        let (load, counts) = match thread {
-            Some(thread) => {
-                let (load, counts) = thread.count(&mut self.host.guest, run);
+        let (load, counts) = match threads {
+            Some(threads) => {
+                let (load, counts) = threads.count(&mut self.host.guest, run);
                 (load, Some(counts))
             }
             None => (run(&mut self.host.guest), None),

@@ -26,6 +26,13 @@ impl Hosts {
         Client::new(Daemon::Source, self.named.as_deref().unwrap_or(Daemon::Source.socket()))
     }
 
+    /// The farsided that has this configuration, unless the command line names another.
+    pub(crate) fn source_of(&self, config: &Path) -> Client {
+        let configured = farside_daemon::config::Config::load(config).ok().map(|config| config.source.api_socket);
+        let socket = self.named.clone().or(configured);
+        Client::new(Daemon::Source, socket.as_deref().unwrap_or(Daemon::Source.socket()))
+    }
+
     /// farside-receiver, for what only it can do; farsided, where only that has a socket, to be told so.
     pub(crate) async fn gateway(&self) -> Result<Client, ClientError> {
         if let Some(socket) = &self.named {

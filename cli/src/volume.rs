@@ -214,6 +214,9 @@ fn show(volume: &VolumeStatus) -> String {
         ),
     );
     line("tap", format!("{} ({} clients, {} requests in flight)", volume.tap.address, volume.tap.clients, volume.tap.in_flight));
+    if let Some(queues) = volume.tap.queues {
+        line("queues", queues.to_string());
+    }
     if let Some(path) = &volume.tap.data_path {
         line("data path", format!("{}: {}", path.name, path.why));
     }

@@ -20,17 +20,19 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use farside_blockio::dm::DevNumber;
 use farside_control::source::IfAbsent;
-use farside_region::Name;
+use farside_region::{Name, VolumeId};
 use serde::{Deserialize, Serialize};
+use thiserror::Error;
 use tracing::warn;
 
 use crate::config::{Config, ConfigError, RUN_DIR, VolumeConfig, write_atomically};
-use crate::locked;
 use crate::state_dir::{Mark, volume_path};
+use crate::{locked, tap};
 
 pub mod order;
 pub mod unserved;
@@ -38,6 +40,18 @@ pub mod unserved;
 const LIST: &str = "boot.json";
 const RULES: &str = "/etc/udev/rules.d/63-z-farside-backings.rules";
 const NOTES: &str = "bare";
+const UDEV_CONTROL: &str = "/run/udev/control";
+/// What udev knows of each device.
+const UDEV_DATA: &str = "/run/udev/data";
+const SYS: &str = "/sys/dev/block";
+
+/// Folders of `/dev/disk` whose links say what is on a disk.
+pub(crate) const CONTENT: [&str; 4] = ["by-uuid", "by-label", "by-partuuid", "by-partlabel"];
+const LINKS_MAX: usize = 16;
+
+/// How long udev may take to look at a disk that is there.
+const UDEV_WAIT: Duration = Duration::from_secs(10);
+const UDEV_POLL: Duration = Duration::from_millis(50);
 
 /// What is written down of a volume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,16 +74,56 @@ struct Disk {
     partition: Option<u32>,
 }
 
+/// Why no rule can name a disk.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+enum Unknown {
+    /// It has not looked at it.
+    #[error("udev has not looked at it yet")]
+    Unseen,
+    #[error("it has no serial number or the like that udev knows")]
+    Nameless,
+    /// A rule would hide another one, too.
+    #[error("{0} says of itself that it is the same disk")]
+    Alike(String),
+}
+
 impl Disk {
     /// The first of them that a device has is what it is known by.
     const KEYS: [&str; 5] = ["DM_UUID", "MD_UUID", "ID_WWN_WITH_EXTENSION", "ID_WWN", "ID_SERIAL"];
 
-    /// What udev says of a device.
-    fn of(device: &Path) -> Option<Self> {
+    /// What udev says of a device, once it has looked at it: that is waited for. † The kernel makes a node before udev knows
+    /// anything of its disk.
+    fn of(device: &Path) -> Result<Self, Unknown> {
+        let number = DevNumber::at(device).map_err(|_| Unknown::Unseen)?;
+        let until = Instant::now() + UDEV_WAIT;
+        while !is_seen(number) {
+            if !Path::new(UDEV_CONTROL).exists() || Instant::now() >= until {
+                return Err(Unknown::Unseen);
+            }
+            std::thread::sleep(UDEV_POLL);
+        }
         let mut ask = Command::new("udevadm");
-        let output =
-            ask.args(["info", "--query=property", "--name"]).arg(device).stderr(std::process::Stdio::null()).output().ok()?;
-        Self::parse(&String::from_utf8_lossy(&output.stdout))
+        let output = ask.args(["info", "--query=property", "--name"]).arg(device).stderr(std::process::Stdio::null()).output();
+        let output = output.map_err(|_| Unknown::Unseen)?;
+        let disk = Self::parse(&String::from_utf8_lossy(&output.stdout)).ok_or(Unknown::Nameless)?;
+        match disk.devices(Path::new(UDEV_DATA), Path::new(SYS)).into_iter().find(|other| *other != number) {
+            Some(other) => Err(Unknown::Alike(format!("device {other}"))),
+            None => Ok(disk),
+        }
+    }
+
+    /// The devices that udev would take for this disk.
+    fn devices(&self, data: &Path, sys: &Path) -> Vec<DevNumber> {
+        let line = format!("E:{}={}", self.key, self.value);
+        let is_it = |number: &DevNumber| {
+            let known = std::fs::read_to_string(data.join(format!("b{number}"))).unwrap_or_default();
+            let part = std::fs::read_to_string(sys.join(number.to_string()).join("partition")).ok();
+            known.lines().any(|known| known == line) && part.and_then(|part| part.trim().parse().ok()) == self.partition
+        };
+        // † What udev knows of a device may outlive it.
+        let numbers = std::fs::read_dir(sys).into_iter().flatten().flatten();
+        let numbers = numbers.filter_map(|entry| DevNumber::parse(entry.file_name().to_str()?));
+        numbers.filter(is_it).collect()
     }
 
     fn parse(properties: &str) -> Option<Self> {
@@ -99,6 +153,9 @@ impl Disk {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct List {
     state_dir: PathBuf,
+    /// Of the volumes' identities.
+    #[serde(default)]
+    source: Option<Name>,
     volumes: Vec<Backing>,
 }
 
@@ -128,6 +185,10 @@ impl Backing {
         volume_path(state_dir, &self.group, &self.name)
     }
 
+    fn id(&self, source: &Name) -> VolumeId {
+        farside_ledger::volume_id(source, &self.group, &self.name)
+    }
+
     fn rule(&self) -> Option<String> {
         let device = self.path.strip_prefix("/dev").ok()?.to_string_lossy();
         // The name by which it is configured stays.
@@ -136,7 +197,7 @@ impl Backing {
             false => String::new(),
         };
         let matches = self.disk.as_ref()?.matches();
-        Some(format!("SUBSYSTEM==\"block\", {matches}, ENV{{FARSIDE_BACKING}}=\"{}\"{link}\n", self.name))
+        Some(format!("SUBSYSTEM==\"block\", {matches}, {}{link}\n", names(&self.name)))
     }
 }
 
@@ -203,7 +264,7 @@ impl Places {
 }
 
 fn read_rules_again() {
-    if !Path::new("/run/udev/control").exists() {
+    if !Path::new(UDEV_CONTROL).exists() {
         return;
     }
     match Command::new("udevadm").args(["control", "--reload"]).status() {
@@ -220,6 +281,12 @@ pub(crate) enum Look {
     Changed,
     /// It may be used, as if it had just been found: LVM heeds nothing less.
     Found,
+}
+
+/// Whether udev has looked at a device, with all its rules.
+fn is_seen(number: DevNumber) -> bool {
+    let known = std::fs::read_to_string(Path::new(UDEV_DATA).join(format!("b{number}"))).unwrap_or_default();
+    known.lines().any(|line| line.starts_with("I:"))
 }
 
 /// Has udev look at a device and its partitions again.
@@ -239,61 +306,94 @@ pub(crate) fn have_udev_look(device: &Path, why: Look) -> io::Result<()> {
     Ok(())
 }
 
+/// What is asked of the host.
+#[derive(Clone, Copy, Debug)]
+struct Host {
+    /// Who a disk is.
+    disk_of: fn(&Path) -> Result<Disk, Unknown>,
+    /// Another disk than the one at this path, in use as it is, that a rule for this one would hide.
+    mistaken: fn(&Disk, &Path) -> Option<DevNumber>,
+    /// Ends the device that shows a volume, unless somebody uses it; see [`tap::end`].
+    end_tap: fn(&Path, VolumeId, &Name, &Path) -> anyhow::Result<()>,
+}
+
+impl Host {
+    const REAL: Self = Self { disk_of: Disk::of, mistaken, end_tap: tap::end };
+}
+
+fn mistaken(disk: &Disk, path: &Path) -> Option<DevNumber> {
+    let own = DevNumber::at(path).ok()?;
+    let mut alike = disk.devices(Path::new(UDEV_DATA), Path::new(SYS)).into_iter();
+    alike.find(|other| *other != own && unserved::is_in_use(*other))
+}
+
 /// What the daemon keeps of it.
 #[derive(Debug)]
 pub(crate) struct Backings {
     /// None: this is not the daemon of the host.
     places: Option<Places>,
+    source: Name,
     list: Mutex<List>,
     /// Volumes that a person wants back from their hosts.
     wanted: Mutex<BTreeSet<Name>>,
-    /// Who a disk is.
-    disk_of: fn(&Path) -> Option<Disk>,
+    host: Host,
 }
 
 impl Backings {
     /// As the last daemon left them, without what is not configured any more.
     pub(crate) fn of(config: &Config) -> Self {
         let places = (config.source.runtime_dir() == Path::new(RUN_DIR)).then(|| Places::of(&config.path));
-        Self::at(places, config, Disk::of)
+        Self::at(places, config, Host::REAL)
     }
 
-    fn at(places: Option<Places>, config: &Config, disk_of: fn(&Path) -> Option<Disk>) -> Self {
-        let without = || Self { places: None, list: Mutex::default(), wanted: Mutex::default(), disk_of };
-        let Some(places) = places else { return without() };
+    fn at(places: Option<Places>, config: &Config, host: Host) -> Self {
+        let source = config.source.name.clone();
+        let with = |places, list| Self { places, source: source.clone(), list: Mutex::new(list), wanted: Mutex::default(), host };
+        let Some(places) = places else { return with(None, List::default()) };
         let before = match List::load(&places.list) {
             Ok(before) => before,
             Err(error) => {
                 let rules = places.rules.display();
                 warn!("{error:#}: which disks are hidden stays as it is, until that file and {rules} are removed");
-                return without();
+                return with(None, List::default());
             }
         };
         // What is configured keeps its entry, whatever of it was edited, until it is served. † A rule that is not there any more is
-        // not made again: the disk may be in use by now, and hiding it would have it unmounted.
+        // not made again: the disk may be in use by now, and hiding it would have it unmounted. (A rule that another version
+        // worded is one, too.)
         let rules = std::fs::read_to_string(&places.rules).unwrap_or_default();
-        let is_hidden = |backing: &Backing| backing.rule().is_none_or(|rule| rules.contains(&rule));
+        let is_hidden = |backing: &Backing| backing.disk.is_none() || rules.contains(&names(&backing.name));
         let (mut kept, gone): (Vec<Backing>, Vec<Backing>) =
             before.volumes.into_iter().filter(is_hidden).partition(|backing| config.volumes.contains_key(&backing.name));
-        let (mut shown, state_dir) = (Vec::new(), config.source.state_dir.clone());
+        let mut shown = Vec::new();
+        for backing in &mut kept {
+            let mistaken = backing.disk.as_ref().and_then(|disk| (host.mistaken)(disk, &backing.path));
+            if let Some(other) = mistaken
+                && mark(&before.state_dir, backing).is_ok()
+            {
+                let disk = backing.path.display();
+                warn!(volume = %backing.name, "{disk} is not hidden: device {other}, which is in use, says of itself that it is the same disk");
+                backing.disk = None;
+            }
+        }
         for backing in gone {
-            match mark(&before.state_dir, &backing) {
+            match may_show(host, &source, &before.state_dir, &backing) {
                 Ok(()) => shown.push(backing.path),
                 Err(error) => {
                     let disk = backing.path.display();
-                    warn!(volume = %backing.name, %error, "{disk} stays hidden: that it may be used now cannot be kept");
+                    warn!(volume = %backing.name, "it is not configured any more, and {disk} stays hidden until the next start: {error:#}");
                     kept.push(backing);
                 }
             }
         }
-        let list = List { state_dir, volumes: kept };
+        let list = List { state_dir: config.source.state_dir.clone(), source: Some(source.clone()), volumes: kept };
         if let Err(error) = places.write(&list) {
             warn!("the disks of volumes that are not configured any more stay hidden: {error:#}");
         }
         for path in shown {
             let _ = have_udev_look(&path, Look::Found); // it may be gone, too
         }
-        Self { places: Some(places), list: Mutex::new(list), wanted: Mutex::default(), disk_of }
+        with(Some(places), list)
     }
 
     /// Before the volume's disk is touched: whoever checks or mounts it at this moment must not find it taken.
@@ -320,17 +420,27 @@ impl Backings {
         let (Some(places), Some(mut backing)) = (&self.places, entry(volume)) else { return Ok(()) };
         let name = &volume.name;
         self.refuse_bare(volume)?;
-        backing.disk = (self.disk_of)(&volume.backing);
-        if backing.disk.is_none() {
-            let disk = volume.backing.display();
-            warn!(volume = %name, "{disk} has no serial number or the like that udev knows: it is not hidden from its host at a boot");
-        }
+        let known = (self.host.disk_of)(&volume.backing);
         let mut list = locked(&self.list);
+        backing.disk = match known {
+            Ok(disk) => Some(disk),
+            Err(why) => {
+                // † What udev does not know yet takes nothing away from what it knew.
+                let is_it = |other: &&Backing| why == Unknown::Unseen && other.name == *name && other.path == volume.backing;
+                let before = list.volumes.iter().find(is_it).and_then(|before| before.disk.clone());
+                if before.is_none() {
+                    let disk = volume.backing.display();
+                    warn!(volume = %name, "{disk} is not hidden from its host at a boot: {why}");
+                }
+                before
+            }
+        };
         list.volumes.retain(|other| other.name != *name);
         list.volumes.push(backing);
         list.volumes.sort_by(|a, b| a.name.cmp(&b.name));
         places.write(&list).context("what hides its disk from its host after a boot cannot be written")?;
         places.remove_note(name);
+        locked(&self.wanted).remove(name);
         have_udev_look(&volume.backing, Look::Changed).unwrap_or_else(|error| warn!(volume = %name, %error, "udev was not told"));
         Ok(())
     }
@@ -340,6 +450,11 @@ impl Backings {
         let Some(places) = &self.places else { return };
         let mut list = locked(&self.list);
         let Some(at) = list.volumes.iter().position(|backing| backing.name == *name) else { return };
+        if let Err(error) = may_show(self.host, &self.source, &list.state_dir, &list.volumes[at]) {
+            let disk = list.volumes[at].path.display();
+            warn!(volume = %name, "{disk} stays hidden until the next start: {error:#}");
+            return;
+        }
         let backing = list.volumes.remove(at);
         if let Err(error) = places.write(&list) {
             warn!(volume = %name, "its disk stays hidden: {error:#}");
@@ -365,6 +480,71 @@ fn entry(volume: &VolumeConfig) -> Option<Backing> {
     })
 }
 
+/// Before the disk of a volume that left is seen again.
+fn may_show(host: Host, source: &Name, state_dir: &Path, backing: &Backing) -> anyhow::Result<()> {
+    mark(state_dir, backing).context("that it may be used from now on cannot be kept")?;
+    (host.end_tap)(&backing.folder(state_dir), backing.id(source), &backing.name, Path::new(RUN_DIR))
+}
+
+/// How a disk below a volume is kept from its host, as far as udev shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sight {
+    /// It is hidden, or was never to be.
+    Hidden,
+    /// At the next boot, too, its host sees it: no rule can name it.
+    Nameless,
+    /// There is a rule, and udev did not do as it says.
+    Seen,
+}
+
+/// Whether the host sees the disk of a volume that is served. `config` is the daemon's configuration file.
+pub(crate) fn sight(config: &Path, volume: &Name, disk: DevNumber) -> Sight {
+    let places = Places::of(config);
+    let list = List::load(&places.list).unwrap_or_default();
+    let Some(backing) = list.volumes.iter().find(|backing| backing.name == *volume) else { return Sight::Hidden };
+    if places.is_bare(volume) || !is_seen(disk) {
+        return Sight::Hidden;
+    }
+    let known = std::fs::read_to_string(Path::new(UDEV_DATA).join(format!("b{disk}"))).unwrap_or_default();
+    match backing.disk {
+        None => Sight::Nameless,
+        Some(_) if known.lines().any(|line| line == "E:SYSTEMD_READY=0") => Sight::Hidden,
+        Some(_) => Sight::Seen,
+    }
+}
+
+/// Whether a path names a disk by what is on it: the tap shows the same, and such a link leads there as soon as it is served.
+pub(crate) fn names_content(path: &Path) -> bool {
+    let mut path = path.to_owned();
+    for _ in 0..LINKS_MAX {
+        let disk = path.strip_prefix("/dev/disk").unwrap_or(Path::new(""));
+        let kind = disk.iter().next().and_then(|kind| kind.to_str()).unwrap_or_default();
+        if CONTENT.contains(&kind) || disk.starts_with("by-id") && path.file_name().is_some_and(is_of_lvm) {
+            return true;
+        }
+        let Ok(target) = std::fs::read_link(&path) else { break };
+        path = path.parent().unwrap_or(Path::new("/")).join(target);
+    }
+    false
+}
+
+fn is_of_lvm(name: &std::ffi::OsStr) -> bool {
+    name.to_string_lossy().starts_with("lvm-pv-uuid-")
+}
+
+/// A link that leads to a device by what it is, and always to this one.
+pub(crate) fn lasting_name(device: DevNumber) -> Option<PathBuf> {
+    let links = std::fs::read_dir("/dev/disk/by-id").ok()?.flatten().map(|link| link.path());
+    let leads =
+        |link: &PathBuf| DevNumber::at(link).is_ok_and(|found| found == device) && !link.file_name().is_some_and(is_of_lvm);
+    links.filter(leads).min()
+}
+
+/// What the rule of a volume has in it, and of no other.
+fn names(volume: &Name) -> String {
+    format!("ENV{{FARSIDE_BACKING}}=\"{volume}\"")
+}
+
 /// Has everything of a volume compared; one whose folder is gone has no past.
 fn mark(state_dir: &Path, backing: &Backing) -> Result<(), ConfigError> {
     let dir = backing.folder(state_dir);
@@ -382,10 +562,12 @@ mod tests {
     }
 
     /// The device's own name is its serial number.
-    fn disk_of(device: &Path) -> Option<Disk> {
-        let value = device.file_name()?.to_string_lossy().into_owned();
-        Some(Disk { key: "ID_SERIAL".into(), value, partition: None })
+    fn disk_of(device: &Path) -> Result<Disk, Unknown> {
+        let value = device.file_name().ok_or(Unknown::Nameless)?.to_string_lossy().into_owned();
+        Ok(Disk { key: "ID_SERIAL".into(), value, partition: None })
     }
+
+    const HOST: Host = Host { disk_of, mistaken: |_, _| None, end_tap: |_, _, _, _| Ok(()) };
 
     fn places(dir: &Path) -> Places {
         Places { list: dir.join(LIST), rules: dir.join("x.rules"), notes: dir.join(NOTES) }
@@ -400,7 +582,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("temp dir");
         let rules = || std::fs::read_to_string(dir.path().join("x.rules")).unwrap_or_default();
         let two = config(dir.path(), TWO);
-        let backings = Backings::at(Some(places(dir.path())), &two, disk_of);
+        let backings = Backings::at(Some(places(dir.path())), &two, HOST);
         assert_eq!(rules().lines().count(), 1, "nothing is hidden that was never served: {}", rules());
         two.volumes.values().for_each(|volume| backings.take(volume).expect("taken"));
         assert!(rules().contains("ENV{ID_SERIAL}==\"nothing-a\", ENV{FARSIDE_BACKING}=\"a\"\n"), "{}", rules());
@@ -415,7 +597,7 @@ mod tests {
         // The next daemon finds what this one left, but for what was taken out of the configuration meanwhile.
         drop(backings);
         let one = config(dir.path(), &TWO[TWO.find("[[volume]]\nname='b'").expect("there")..]);
-        let backings = Backings::at(Some(places(dir.path())), &one, disk_of);
+        let backings = Backings::at(Some(places(dir.path())), &one, HOST);
         assert!(!rules().contains("nothing-a") && rules().contains("by-id/x"), "{}", rules());
         backings.let_go(&"b".parse().expect("a name"));
         assert_eq!(rules().lines().count(), 1, "{}", rules());
@@ -432,7 +614,7 @@ mod tests {
         // Neither is it written down of one that says nothing of itself.
         let dir = tempfile::tempdir().expect("temp dir");
         let two = config(dir.path(), TWO);
-        let backings = Backings::at(Some(places(dir.path())), &two, |_| None);
+        let backings = Backings::at(Some(places(dir.path())), &two, Host { disk_of: |_| Err(Unknown::Nameless), ..HOST });
         two.volumes.values().for_each(|volume| backings.take(volume).expect("taken"));
         let rules = std::fs::read_to_string(dir.path().join("x.rules")).expect("written");
         assert_eq!(rules.lines().count(), 1, "{rules}");
@@ -446,33 +628,125 @@ mod tests {
         let two = config(dir.path(), &format!("{state}{TWO}"));
         let folder = dir.path().join("state/volumes/default/a");
         std::fs::create_dir_all(&folder).expect("made");
-        let backings = Backings::at(Some(places(dir.path())), &two, disk_of);
+        let backings = Backings::at(Some(places(dir.path())), &two, HOST);
         two.volumes.values().for_each(|volume| backings.take(volume).expect("taken"));
         // Edited, perhaps wrongly: it stays hidden until it is served.
         let edited = config(dir.path(), &format!("{state}{}", TWO.replace("nothing-a", "elsewhere")));
-        let _ = Backings::at(Some(places(dir.path())), &edited, disk_of);
+        let _ = Backings::at(Some(places(dir.path())), &edited, HOST);
         assert!(rules().contains("nothing-a"), "{}", rules());
         // Not configured any more.
         let one = config(dir.path(), &format!("{state}{}", &TWO[TWO.find("[[volume]]\nname='b'").expect("there")..]));
-        let _ = Backings::at(Some(places(dir.path())), &one, disk_of);
+        let _ = Backings::at(Some(places(dir.path())), &one, HOST);
         assert!(!rules().contains("nothing-a") && Mark::TrackingLost.is_set(&folder).expect("asked"), "{}", rules());
         // The packages were removed, and the disk is mounted by now.
         std::fs::remove_file(dir.path().join("x.rules")).expect("removed");
-        let _ = Backings::at(Some(places(dir.path())), &one, disk_of);
+        let _ = Backings::at(Some(places(dir.path())), &one, HOST);
         assert!(!rules().contains("by-id/x"), "{}", rules());
         // What cannot be read changes nothing.
         std::fs::write(dir.path().join(LIST), "{").expect("written");
         std::fs::write(dir.path().join("x.rules"), "as it was").expect("written");
-        let backings = Backings::at(Some(places(dir.path())), &two, disk_of);
+        let backings = Backings::at(Some(places(dir.path())), &two, HOST);
         two.volumes.values().for_each(|volume| backings.take(volume).expect("nothing is hidden"));
         assert_eq!(rules(), "as it was");
+    }
+
+    #[test]
+    fn a_disk_is_not_named_by_what_is_on_it() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let link = dir.path().join("data");
+        std::os::unix::fs::symlink("/dev/disk/by-label/no-such-label", &link).expect("linked");
+        for path in ["/dev/disk/by-uuid/1", "/dev/disk/by-partlabel/x", "/dev/disk/by-id/lvm-pv-uuid-1"] {
+            assert!(names_content(Path::new(path)), "{path}");
+        }
+        assert!(names_content(&link));
+        for path in ["/dev/disk/by-id/virtio-x", "/dev/disk/by-path/pci-1", "/dev/sdb", "/dev/vg/data", "/dev/null"] {
+            assert!(!names_content(Path::new(path)), "{path}");
+        }
+    }
+
+    #[test]
+    fn a_disk_is_not_shown_beside_a_device_that_is_in_use() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let rules = || std::fs::read_to_string(dir.path().join("x.rules")).unwrap_or_default();
+        let two = config(dir.path(), TWO);
+        let backings = Backings::at(Some(places(dir.path())), &two, HOST);
+        two.volumes.values().for_each(|volume| backings.take(volume).expect("taken"));
+        let in_use = Host { end_tap: |_, _, _, _| anyhow::bail!("it is mounted"), ..HOST };
+        let one = config(dir.path(), &TWO[TWO.find("[[volume]]\nname='b'").expect("there")..]);
+        let backings = Backings::at(Some(places(dir.path())), &one, in_use);
+        assert!(rules().contains("nothing-a"), "{}", rules());
+        let (a, b) = ("a".parse().expect("a name"), "b".parse().expect("a name"));
+        backings.let_go(&b);
+        backings.let_go(&a);
+        assert!(rules().contains("nothing-a") && rules().contains("by-id/x"), "{}", rules());
+        // It was unmounted meanwhile. A version that words its rules otherwise has left them.
+        let other = rules().replace("SUBSYSTEM==\"block\", ", "");
+        std::fs::write(dir.path().join("x.rules"), other).expect("written");
+        let _ = Backings::at(Some(places(dir.path())), &one, HOST);
+        assert!(!rules().contains("nothing-a") && rules().contains("by-id/x"), "{}", rules());
+        assert!(rules().contains("SUBSYSTEM"), "{}", rules());
+    }
+
+    #[test]
+    fn what_udev_has_not_seen_yet_stays_hidden_and_what_it_takes_for_another_disk_does_not() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let rules = || std::fs::read_to_string(dir.path().join("x.rules")).unwrap_or_default();
+        let two = config(dir.path(), TWO);
+        let take = |host: Host| {
+            let backings = Backings::at(Some(places(dir.path())), &two, host);
+            two.volumes.values().for_each(|volume| backings.take(volume).expect("taken"));
+            rules().lines().count()
+        };
+        let unseen = Host { disk_of: |_| Err(Unknown::Unseen), ..HOST };
+        assert_eq!(take(unseen), 1, "nothing is known of them");
+        assert_eq!(take(HOST), 3);
+        assert_eq!(take(unseen), 3, "{}", rules());
+        // The name leads to another disk by now.
+        let moved = config(dir.path(), &TWO.replace("nothing-a", "elsewhere"));
+        let backings = Backings::at(Some(places(dir.path())), &moved, unseen);
+        moved.volumes.values().for_each(|volume| backings.take(volume).expect("taken"));
+        assert!(!rules().contains("nothing-a") && rules().contains("by-id/x"), "{}", rules());
+        assert_eq!(take(HOST), 3);
+        assert_eq!(take(Host { disk_of: |_| Err(Unknown::Alike("device 8:16".into())), ..HOST }), 1, "{}", rules());
+        assert_eq!(take(HOST), 3);
+        // Another disk with the same serial number is mounted by now.
+        let twice = Host { mistaken: |_, _| Some(DevNumber { major: 8, minor: 16 }), ..HOST };
+        let _ = Backings::at(Some(places(dir.path())), &two, twice);
+        assert_eq!(rules().lines().count(), 1, "{}", rules());
+    }
+
+    #[test]
+    fn disks_that_say_the_same_of_themselves_are_told_apart_by_nothing_but_their_partitions() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let (data, sys) = (dir.path().join("data"), dir.path().join("sys"));
+        let device = |number: &str, partition: Option<u32>, serial: &str| {
+            std::fs::create_dir_all(&data).expect("made");
+            std::fs::create_dir_all(sys.join(number)).expect("made");
+            std::fs::write(data.join(format!("b{number}")), format!("I:5\nE:ID_SERIAL={serial}\n")).expect("written");
+            if let Some(partition) = partition {
+                std::fs::write(sys.join(number).join("partition"), format!("{partition}\n")).expect("written");
+            }
+        };
+        device("8:0", None, "QM1");
+        device("8:1", Some(1), "QM1");
+        device("8:16", None, "QM12");
+        let found = |partition| {
+            let disk = Disk { key: "ID_SERIAL".into(), value: "QM1".into(), partition };
+            disk.devices(&data, &sys).iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!((found(None), found(Some(1)), found(Some(2))), (vec!["8:0".into()], vec!["8:1".into()], vec![]));
+        device("8:32", None, "QM1");
+        assert_eq!(found(None).len(), 2);
+        // It is gone; what udev knew of it is still there.
+        std::fs::remove_dir_all(sys.join("8:32")).expect("removed");
+        assert_eq!(found(None), ["8:0"]);
     }
 
     #[test]
     fn a_disk_that_is_used_bare_is_taken_back_only_when_a_person_says_so() {
         let dir = tempfile::tempdir().expect("temp dir");
         let config = config(dir.path(), TWO);
-        let backings = Backings::at(Some(places(dir.path())), &config, disk_of);
+        let backings = Backings::at(Some(places(dir.path())), &config, HOST);
         let volume = config.volumes.values().next().expect("one");
         places(dir.path()).put_note(&volume.name).expect("noted");
         let error = backings.take(volume).expect_err("it is in use").to_string();

@@ -13,8 +13,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context as _, bail};
+use farside_blockio::Buffer;
 use farside_blockio::dm::DevNumber;
 use farside_insert::Insertion;
+use farside_nbd::kernel::{self, Setting};
 
 const ARGUMENT: &str = "--change-device";
 /// What a helper prints that had nothing to do.
@@ -40,6 +42,22 @@ pub(crate) enum Change {
         /// The tap's node.
         tap: PathBuf,
     },
+    /// Write a piece of a tap again as it is, unless somebody uses the tap.
+    WriteAgain {
+        /// The tap's node.
+        tap: PathBuf,
+        /// Where, in bytes.
+        offset: u64,
+        /// How much.
+        bytes: u64,
+    },
+    /// Make a device of the kernel's NBD client as it should be.
+    Settle(Setting),
+    /// End such a device, whose server is gone, if nobody uses it.
+    Disconnect {
+        /// By which the kernel knows it.
+        identifier: String,
+    },
 }
 
 impl Change {
@@ -48,6 +66,11 @@ impl Change {
             Self::Insert { device, tap } => vec!["insert".into(), device.clone(), tap.clone()],
             Self::TakeOut { device } => vec!["take-out".into(), device.clone()],
             Self::Sync { tap } => vec!["sync".into(), tap.clone()],
+            Self::WriteAgain { tap, offset, bytes } => {
+                vec!["write-again".into(), tap.clone(), offset.to_string().into(), bytes.to_string().into()]
+            }
+            Self::Settle(setting) => ["settle".into()].into_iter().chain(setting.words()).map(PathBuf::from).collect(),
+            Self::Disconnect { identifier } => vec!["disconnect".into(), identifier.into()],
         }
     }
 
@@ -104,8 +127,28 @@ fn help(arguments: &[PathBuf]) -> anyhow::Result<()> {
         _ => bail!("{ARGUMENT} is for farsided itself"),
     };
     if what == Path::new("sync") {
-        let node = File::options().write(true).open(device).with_context(|| format!("cannot open {}", device.display()))?;
+        // Not for writing: udev looks at a device that was open for that anew, which may be about to go.
+        let node = File::open(device).with_context(|| format!("cannot open {}", device.display()))?;
         return node.sync_all().with_context(|| format!("{}: what was written to it last may be lost", device.display()));
+    }
+    if let (Some("write-again"), [offset, bytes]) = (what.to_str(), &words[3..]) {
+        let number = |word: &Path| word.to_str().and_then(|word| word.parse::<u64>().ok());
+        let (offset, bytes) = number(offset).zip(number(bytes)).with_context(|| format!("{ARGUMENT} is for farsided itself"))?;
+        if !write_again(device, offset, bytes).with_context(|| format!("cannot write {} again", device.display()))? {
+            print!("{AS_IT_WAS}");
+        }
+        return Ok(());
+    }
+    if what == Path::new("settle") {
+        let words: Option<Vec<&str>> = words[2..].iter().map(|word| word.to_str()).collect();
+        let setting = words.and_then(|words| Setting::of_words(&words));
+        return Ok(setting.with_context(|| format!("{ARGUMENT} is for farsided itself"))?.make()?);
+    }
+    if what == Path::new("disconnect") {
+        if kernel::disconnect(device.to_str().unwrap_or_default())?.is_none() {
+            print!("{AS_IT_WAS}");
+        }
+        return Ok(());
     }
     let tap = match (what.to_str(), &words[3..]) {
         (Some("insert"), [tap]) => Some(*tap),
@@ -122,6 +165,21 @@ fn help(arguments: &[PathBuf]) -> anyhow::Result<()> {
         None => insertion.take_out()?,
     }
     Ok(())
+}
+
+/// False: somebody uses it.
+fn write_again(device: &Path, offset: u64, bytes: u64) -> io::Result<bool> {
+    use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+    let mut options = File::options();
+    let exclusive = options.read(true).write(true).custom_flags(nix::libc::O_DIRECT | nix::libc::O_EXCL).open(device);
+    let file = match exclusive {
+        Err(error) if error.raw_os_error() == Some(nix::libc::EBUSY) => return Ok(false),
+        file => file?,
+    };
+    let mut piece = Buffer::alone(bytes as usize)?;
+    file.read_exact_at(&mut piece, offset)?;
+    file.write_all_at(&piece, offset)?;
+    Ok(true)
 }
 
 /// Whether no helper works on a device.
@@ -165,7 +223,14 @@ mod tests {
     #[test]
     fn a_helper_wants_its_words() {
         let dir = tempfile::tempdir().expect("temp dir");
-        for words in [&["insert", "/dev/null"][..], &["take-out", "/dev/null", "/dev/null"], &["dance", "/dev/null"], &[]] {
+        for words in [
+            &["insert", "/dev/null"][..],
+            &["take-out", "/dev/null", "/dev/null"],
+            &["write-again", "/dev/null", "0"],
+            &["dance", "/dev/null"],
+            &["settle", "queue", "0", "../x", "1"],
+            &[],
+        ] {
             let arguments: Vec<PathBuf> = [dir.path().to_owned()].into_iter().chain(words.iter().map(PathBuf::from)).collect();
             let error = help(&arguments).expect_err("not what it does").to_string();
             assert!(error.ends_with("is for farsided itself"), "{error}");

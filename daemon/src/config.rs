@@ -13,6 +13,7 @@ use farside_control::{Rate, RateError, parse_epoch_interval, parse_span};
 use farside_layer::Compression;
 use farside_region::{Name, NameError};
 use farside_service::files::{self, File, FileError, Step};
+use farside_ublk::QUEUES_MAX;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -90,6 +91,8 @@ pub struct VolumeConfig {
     pub tap: TapConfig,
     /// How the data of its requests comes and goes.
     pub data_path: DataPath,
+    /// Queues of its ublk device; `None`: as this host's processors.
+    pub queues: Option<u16>,
     /// What happens to writes when tracking cannot be made durable anywhere.
     pub on_tracking_lost: OnTrackingLost,
     /// What becomes of its disk at a boot at which it is not served.
@@ -306,6 +309,8 @@ struct VolumeText {
     tap: Option<String>,
     #[serde(default, skip_serializing_if = "is_default")]
     data_path: DataPath,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    queues: Option<u16>,
     #[serde(default)]
     on_tracking_lost: OnTrackingLost,
     #[serde(default)]
@@ -368,6 +373,7 @@ impl Config {
             fixed(&format!("volume {name}: backing"), old.backing == new.backing && old.insert == new.insert);
             fixed(&format!("volume {name}: tap"), old.tap == new.tap);
             fixed(&format!("volume {name}: data_path"), old.data_path == new.data_path);
+            fixed(&format!("volume {name}: queues"), old.queues == new.queues);
             fixed(&format!("volume {name}: on_tracking_lost"), old.on_tracking_lost == new.on_tracking_lost);
             fixed(&format!("volume {name}: if_absent"), old.if_absent == new.if_absent);
         }
@@ -427,6 +433,7 @@ impl Config {
             insert: volume.insert,
             tap: Some(volume.tap.to_string()),
             data_path: volume.data_path,
+            queues: volume.queues,
             on_tracking_lost: volume.on_tracking_lost,
             if_absent: volume.if_absent,
         };
@@ -606,6 +613,12 @@ impl Merge {
             if !backings.insert(v.backing.clone()) {
                 return Err(fault("backing", format!("{} backs another volume already", v.backing.display())).into());
             }
+            if v.queues.is_some_and(|queues| !(1..=QUEUES_MAX).contains(&queues)) {
+                return Err(fault("queues", format!("must be from 1 to {QUEUES_MAX}")).into());
+            }
+            if v.queues.is_some() && tap != TapConfig::Ublk {
+                return Err(fault("queues", format!("the tap {tap} has one queue: only `ublk` has more")).into());
+            }
             if config.volumes.values().any(|other| other.tap.collides(&tap)) {
                 return Err(fault("tap", format!("{tap} serves another volume already")).into());
             }
@@ -618,6 +631,7 @@ impl Merge {
                     insert: v.insert,
                     tap,
                     data_path: v.data_path,
+                    queues: v.queues,
                     on_tracking_lost: v.on_tracking_lost,
                     if_absent: v.if_absent,
                 },
@@ -846,6 +860,7 @@ mod tests {
             insert: false,
             tap: TapConfig::Nbd { socket: "/tmp/a.nbd".into() },
             data_path: DataPath::Copy,
+            queues: None,
             on_tracking_lost: OnTrackingLost::Fail,
             if_absent: IfAbsent::Refuse,
         };

@@ -2,7 +2,7 @@
 //!
 //! It runs beside the daemon, in the process of whoever asks: also where the daemon does not start. It only looks, until it is
 //! told to mend, and then it loads modules, finishes with devices that a crash left half way, and has LVM overlook what is
-//! Farside's. It does not speak with the daemon.
+//! Farside's. It does not speak with the daemon: who calls it may.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -10,11 +10,15 @@ use std::process::Command;
 use farside_blockio::Ring;
 use farside_blockio::dm::{Control, DevNumber};
 use farside_control::source::IfAbsent;
-use farside_insert::{State, stack};
+use farside_insert::{State, Stray, stack};
 use farside_ublk::{Choice, Effect, Fault, Kernel};
 use serde::Serialize;
 
+use crate::boot::{self, Sight};
 use crate::config::{Config, VolumeConfig};
+use crate::state_dir::{volume_path, volumes_path};
+use crate::tap::TapConfig;
+use crate::volume::{KnownDevice, device_of};
 
 /// Modules that every boot should load, one per line.
 const MODULES_FILE: &str = "/etc/modules-load.d/farside.conf";
@@ -54,14 +58,19 @@ enum Remedy {
     Device(PathBuf),
     Sweep(Vec<PathBuf>),
     Filter,
+    /// The file of a volume is written again.
+    Configure(PathBuf, Box<VolumeConfig>),
 }
 
 impl Finding {
-    fn new(subject: impl Into<String>, verdict: Verdict, found: impl Into<String>) -> Self {
+    /// Without a remedy.
+    pub fn new(subject: impl Into<String>, verdict: Verdict, found: impl Into<String>) -> Self {
         Self { subject: subject.into(), verdict, found: found.into(), mend: None, remedy: None }
     }
 
-    fn mend(self, command: impl Into<String>) -> Self {
+    /// With the command that mends it.
+    #[must_use]
+    pub fn mend(self, command: impl Into<String>) -> Self {
         Self { mend: Some(command.into()), ..self }
     }
 
@@ -94,11 +103,12 @@ fn look(path: &Path) -> Vec<Finding> {
     let mut findings = vec![io_uring(), ublk(accepted)];
     findings.extend(faults(accepted));
     findings.extend([nbd(), device_mapper(), memory()]);
+    findings.extend(priority());
     match config {
         Ok(config) => {
             findings.push(Finding::new("configuration", Verdict::Good, format!("{} is valid", path.display())));
             findings.push(state(&config.source.state_dir));
-            findings.extend(config.volumes.values().map(|volume| of_volume(volume, &config.source.state_dir)));
+            findings.extend(config.volumes.values().map(|volume| of_volume(volume, &config)));
             findings.extend(strays(&config));
             findings.extend(lvm());
             findings.extend(fstab());
@@ -155,6 +165,7 @@ fn faults(accepted: &[String]) -> Vec<Finding> {
         let (verdict, therefore) = match fault.effect {
             _ if is_accepted => (Verdict::Warning, "`accept_faults` lets it be"),
             Effect::Refused => (Verdict::Warning, "so no ublk device is made here"),
+            Effect::OneQueue => (Verdict::Good, "so ublk devices have one queue each"),
             Effect::NoZeroCopy => (Verdict::Good, "so the data of ublk devices is copied"),
             Effect::NoPartitionScan => {
                 (Verdict::Good, "so partitions are looked for where there is a table when a device is made")
@@ -198,7 +209,8 @@ fn is_module(name: &str) -> bool {
 
 /// Of the daemon, if it runs.
 fn memory() -> Finding {
-    let Some(status) = daemon_status() else {
+    let status = daemon_process().and_then(|process| std::fs::read_to_string(process.join("status")).ok());
+    let Some(status) = status else {
         let found = "farsided does not run, so whether its memory is locked cannot be seen";
         return Finding::new("memory", Verdict::Warning, found).mend("systemctl start farsided");
     };
@@ -213,14 +225,39 @@ fn memory() -> Finding {
     }
 }
 
-/// `/proc/PID/status` of a process of that name.
-fn daemon_status() -> Option<String> {
+/// Whether the threads that serve devices get a processor before whatever else the host does. `None`: none serves.
+fn priority() -> Option<Finding> {
+    let threads = std::fs::read_dir(daemon_process()?.join("task")).ok()?.flatten();
+    let stat = |thread: std::fs::DirEntry| std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+    let nice: Vec<i32> = threads.map(stat).filter_map(|stat| nice_of(&stat, "queue")).collect();
+    let (least, subject) = (*nice.iter().max()?, "priority");
+    Some(match least {
+        ..=-20 => Finding::new(subject, Verdict::Good, "threads that serve volumes are as urgent as the kernel's own"),
+        nice => {
+            let found = format!(
+                "threads that serve volumes have the priority of any other (nice {nice}): where processors are busy, a host write \
+                 waits for one. Its unit sets LimitNICE=-20"
+            );
+            Finding::new(subject, Verdict::Warning, found).mend("systemctl restart farsided")
+        }
+    })
+}
+
+/// Of the thread that a line of `/proc/PID/task/*/stat` describes, if its name begins so.
+fn nice_of(stat: &str, name: &str) -> Option<i32> {
+    let (before, after) = stat.rsplit_once(") ")?;
+    let (_, comm) = before.split_once('(')?;
+    if comm.starts_with(name) { after.split(' ').nth(16)?.parse().ok() } else { None }
+}
+
+/// `/proc/PID` of the daemon, if it runs.
+fn daemon_process() -> Option<PathBuf> {
     let processes = std::fs::read_dir("/proc").ok()?.flatten();
     let mut named = processes.filter(|process| {
         let comm = std::fs::read_to_string(process.path().join("comm")).unwrap_or_default();
         comm.trim_end() == "farsided"
     });
-    std::fs::read_to_string(named.next()?.path().join("status")).ok()
+    Some(named.next()?.path())
 }
 
 /// Where the intent maps lie, and whether that is safe.
@@ -246,8 +283,11 @@ fn state(dir: &Path) -> Finding {
     }
 }
 
-fn of_volume(volume: &VolumeConfig, state_dir: &Path) -> Finding {
+fn of_volume(volume: &VolumeConfig, config: &Config) -> Finding {
+    let state_dir = &config.source.state_dir;
     let subject = format!("volume {}", volume.name);
+    let device = device_of(volume, &volume_path(state_dir, &volume.group, &volume.name));
+    let volume = &VolumeConfig { backing: device, ..volume.clone() };
     let backing = volume.backing.display();
     let Ok(metadata) = std::fs::metadata(&volume.backing) else {
         return Finding::new(subject, Verdict::Missing, format!("{backing} is not there"));
@@ -263,14 +303,14 @@ fn of_volume(volume: &VolumeConfig, state_dir: &Path) -> Finding {
     }
     match volume.insert {
         true => inserted(subject, &volume.backing),
-        false => disk(subject, volume, number),
+        false => disk(subject, volume, number, &config.path),
     }
 }
 
 /// A disk that nobody but us is to use.
-fn disk(subject: String, volume: &VolumeConfig, number: DevNumber) -> Finding {
+fn disk(subject: String, volume: &VolumeConfig, number: DevNumber, config: &Path) -> Finding {
     let (backing, address) = (volume.backing.display(), volume.address());
-    if crate::boot::unserved::is_mounted(&volume.backing) {
+    if boot::unserved::is_mounted(&volume.backing) {
         let found = format!(
             "{backing} is mounted itself, and not {address}: what is written there is not replicated; it will be compared"
         );
@@ -288,8 +328,23 @@ fn disk(subject: String, volume: &VolumeConfig, number: DevNumber) -> Finding {
         IfAbsent::Refuse => "refuse",
     };
     let found = format!("{backing} is served as {address}; at a boot without Farside: {policy}");
+    match boot::sight(config, &volume.name, number) {
+        Sight::Hidden => {}
+        Sight::Nameless => {
+            let found = format!(
+                "{found}. It is not hidden at a boot: it has no serial number or the like of its own that udev knows, so a mount by \
+                 UUID may find it before {address} is there. Give it one (libvirt: <serial>), and name {address} in /etc/fstab"
+            );
+            return Finding::new(subject, Verdict::Warning, found);
+        }
+        Sight::Seen => {
+            let found = format!("{backing} is not hidden: udev has not done as 63-z-farside-backings.rules says");
+            return Finding::new(subject, Verdict::Missing, found)
+                .mend(format!("udevadm control --reload; udevadm trigger --settle {backing}"));
+        }
+    }
     let by_number = volume.backing.parent() == Some(Path::new("/dev"));
-    match by_number.then(|| lasting_name(number)).flatten() {
+    match by_number.then(|| boot::lasting_name(number)).flatten() {
         Some(name) => {
             let (found, name) = (format!("{found}. The next boot may give the name {backing} to another disk"), name.display());
             Finding::new(subject, Verdict::Warning, format!("{found}; this one is always {name}"))
@@ -301,20 +356,9 @@ fn disk(subject: String, volume: &VolumeConfig, number: DevNumber) -> Finding {
 
 /// A link that leads to a device, or to a part of it, by what is on it.
 fn names_of_content(number: DevNumber) -> Option<PathBuf> {
-    ["by-uuid", "by-label", "by-partuuid", "by-partlabel"].iter().find_map(|kind| link_to(number, kind))
-}
-
-/// A link that leads to a device by what it is.
-fn lasting_name(number: DevNumber) -> Option<PathBuf> {
-    link_to(number, "by-id")
-}
-
-fn link_to(number: DevNumber, kind: &str) -> Option<PathBuf> {
-    let links = std::fs::read_dir(Path::new("/dev/disk").join(kind)).ok()?.flatten();
-    let leads = |link: &PathBuf| {
-        DevNumber::at(link).is_ok_and(|device| device == number || (kind != "by-id" && stack::is_part_of(device, number)))
-    };
-    links.map(|link| link.path()).find(leads)
+    let leads = |link: &PathBuf| DevNumber::at(link).is_ok_and(|found| found == number || stack::is_part_of(found, number));
+    let links = |kind| std::fs::read_dir(Path::new("/dev/disk").join(kind)).into_iter().flatten().flatten();
+    boot::CONTENT.iter().flat_map(links).map(|link| link.path()).find(leads)
 }
 
 /// A mount that systemd would restart together with the daemon.
@@ -360,7 +404,7 @@ fn lvm() -> Option<Finding> {
 /// A device under which a tap belongs.
 fn inserted(subject: String, device: &Path) -> Finding {
     let shown = device.display();
-    let runs = daemon_status().is_some();
+    let runs = daemon_process().is_some();
     let halted = farside_insert::is_halted(device).unwrap_or(false);
     let restart = if runs { "systemctl restart farsided" } else { "systemctl start farsided" };
     match farside_insert::state_of(device) {
@@ -374,8 +418,16 @@ fn inserted(subject: String, device: &Path) -> Finding {
             let found = format!("{shown} rests on a tap that nobody serves: whatever uses it waits");
             Finding::new(subject, Verdict::Missing, found).mend(restart)
         }
-        Ok(State::Bare | State::Twinned | State::StaleTwin) => {
-            let found = format!("the tap is not under {shown}: what is written there is not replicated; it will be compared");
+        Ok(state) => {
+            let step = match state {
+                State::Twinned => "its twin is made, and the tables were not swapped",
+                State::StaleTwin => {
+                    "its twin has other extents: the device was changed since, or a crash came before the twin had any"
+                }
+                _ => "nothing of Farside's is there",
+            };
+            let found =
+                format!("the tap is not under {shown} ({step}): what is written there is not replicated; it will be compared");
             Finding::new(subject, Verdict::Missing, found).mend(restart)
         }
         Err(error) => Finding::new(subject, Verdict::Missing, format!("{:#}", anyhow::Error::from(error))),
@@ -384,16 +436,24 @@ fn inserted(subject: String, device: &Path) -> Finding {
 
 /// What belongs to no volume.
 fn strays(config: &Config) -> Vec<Finding> {
-    let kept: Vec<PathBuf> = config.volumes.values().filter(|v| v.insert).map(|v| v.backing.clone()).collect();
+    let device = |v: &VolumeConfig| device_of(v, &volume_path(&config.source.state_dir, &v.group, &v.name));
+    let kept: Vec<PathBuf> = config.volumes.values().filter(|v| v.insert).map(device).collect();
     let found = farside_insert::strays(&kept).unwrap_or_default();
-    let of = |(name, state): (String, Option<State>)| match state {
-        Some(State::Inserted { .. }) => {
+    let of = |Stray { name, uuid, state }: Stray| match state {
+        Some(State::Inserted { over }) => {
             let found = format!("/dev/mapper/{name} rests on a tap of no volume: whatever uses it waits for ever");
-            Finding::new(
-                name,
-                Verdict::Missing,
-                format!("{found}; put its volume back into the configuration, and start farsided"),
-            )
+            let finding = Finding::new(name.clone(), Verdict::Missing, found);
+            match forgotten(config, &name, &uuid, over) {
+                Some(volume) => {
+                    let found = format!("{}. It belongs to volume {}, whose file is gone", finding.found, volume.name);
+                    let remedy = Some(Remedy::Configure(config.path.clone(), Box::new(volume)));
+                    Finding { found, remedy, ..finding.mend("farside doctor --fix; systemctl restart farsided") }
+                }
+                None => {
+                    let found = format!("{}; put its volume back into the configuration, and start farsided", finding.found);
+                    Finding { found, ..finding }
+                }
+            }
         }
         _ => {
             let finding =
@@ -402,6 +462,27 @@ fn strays(config: &Config) -> Vec<Finding> {
         }
     };
     found.into_iter().map(of).collect()
+}
+
+/// The volume whose tap is under a device and that is not configured any more, by what its folder still says.
+fn forgotten(config: &Config, name: &str, uuid: &str, over: DevNumber) -> Option<VolumeConfig> {
+    let folders = |path: &Path| std::fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut dirs = folders(&volumes_path(&config.source.state_dir)).flat_map(|group| folders(&group).collect::<Vec<_>>());
+    let dir = dirs.find(|dir| !uuid.is_empty() && KnownDevice::of(dir).is_some_and(|known| known.uuid == uuid))?;
+    let name_of = |path: &Path| path.file_name()?.to_str()?.parse::<farside_region::Name>().ok();
+    let (volume, group) = (name_of(&dir)?, name_of(dir.parent()?)?);
+    let tap = if stack::text(over, "backend").is_some() { TapConfig::NbdDevice } else { TapConfig::Ublk };
+    (!config.volumes.contains_key(&volume)).then(|| VolumeConfig {
+        name: volume,
+        group,
+        backing: Path::new("/dev/mapper").join(name),
+        insert: true,
+        tap,
+        data_path: Default::default(),
+        queues: Default::default(),
+        on_tracking_lost: Default::default(),
+        if_absent: IfAbsent::default(),
+    })
 }
 
 fn apply(remedy: &Remedy) -> anyhow::Result<()> {
@@ -417,6 +498,7 @@ fn apply(remedy: &Remedy) -> anyhow::Result<()> {
         }
         Remedy::Device(device) => farside_insert::mend(device)?,
         Remedy::Sweep(kept) => drop(farside_insert::sweep(kept)?),
+        Remedy::Configure(config, volume) => drop(Config::load(config)?.write_volume(volume)?),
         Remedy::Filter => {
             let text = std::fs::read_to_string(LVM_CONFIG).unwrap_or_default();
             let ours = format!(

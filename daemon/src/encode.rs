@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 
 use crossbeam::channel::{Receiver, Sender, unbounded};
+use farside_blockio::process::Priority;
 use farside_blockio::{Buffer, Waker};
 use farside_layer::{Compression, Encoder, FrameEncoder, Frames, is_zero};
 use farside_region::{Geometry, GranuleIndex, GranuleRun, RegionIndex};
@@ -74,6 +75,7 @@ impl Encoders {
         for i in 0..threads.max(1) {
             let queue: Receiver<Task> = queue.clone();
             thread::Builder::new().name(format!("encode-{i}")).spawn(move || {
+                let _ = Priority::Background.set(); // where it is refused, all threads are equal
                 let mut encoder = Encoder::new(Compression::Off);
                 for task in queue {
                     encoder.set(task.compression);

@@ -769,12 +769,12 @@ impl Control {
             }
         };
         let (shim, around, inbox, left) = (self.shim.clone(), self.around.clone(), self.inbox.clone(), dir.clone());
-        let name = config.name.clone();
+        let (name, id) = (config.name.clone(), farside_ledger::volume_id(&self.around.source, &config.group, &config.name));
         std::thread::spawn(move || match Served::open(config, dir, &shim, &around, &inbox) {
             Ok(opened) => inbox.send(Note::Opened(Box::new(opened), reply)),
             Err(error) => {
                 // What was never served has no state, and must not meet any when it is added again.
-                if is_new && let Err(error) = crate::tap::abolish(&left) {
+                if is_new && let Err(error) = crate::tap::abolish(&left, id, &around.runtime_dir) {
                     warn!(volume = %name, "its device stays until the next boot: {error:#}");
                 }
                 if is_new && let Err(error) = std::fs::remove_dir_all(&left) {

@@ -15,7 +15,7 @@ use tracing::warn;
 
 use crate::boot::{Look, have_udev_look};
 
-const FOLDER: &str = "/dev/farside";
+pub(crate) const FOLDER: &str = "/dev/farside";
 /// Where udev's rule finds the name of a kernel device's volume.
 const UDEV: &str = "/run/farside/udev";
 
@@ -64,11 +64,18 @@ fn note(folder: &Path, volume: &Name, device: &Path, place: Place) -> io::Result
 
 /// Takes a volume's name away; it need not be there.
 pub(crate) fn withdraw(volume: &Name) {
-    let link = path(volume);
-    if let Some(kernel_name) = std::fs::read_link(&link).ok().as_deref().and_then(Path::file_name) {
-        let _ = std::fs::remove_file(Path::new(UDEV).join(kernel_name));
+    forget(Path::new(UDEV), volume);
+    let _ = std::fs::remove_file(path(volume)); // a name without a device hurts nobody, and is replaced by the next
+}
+
+/// † By the name in it: udev takes the link away together with the device, and who reads that comes too late.
+fn forget(folder: &Path, volume: &Name) {
+    let line = format!("FARSIDE_NAME={volume}");
+    for note in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        if std::fs::read_to_string(note.path()).is_ok_and(|text| text.lines().any(|found| found == line)) {
+            let _ = std::fs::remove_file(note.path());
+        }
     }
-    let _ = std::fs::remove_file(link); // a name without a device hurts nobody, and is replaced by the next
 }
 
 fn publish_in(folder: &Path, volume: &Name, device: &Path) -> io::Result<()> {
@@ -106,5 +113,8 @@ mod tests {
             assert_eq!(std::fs::read_to_string(rules.join("nbd7")).expect("told"), lines);
         }
         assert_eq!(std::fs::read_dir(&rules).expect("a folder").count(), 1);
+        note(&rules, &"data2".parse().expect("a name"), Path::new("/dev/nbd8"), Place { inserted: false }).expect("told");
+        forget(&rules, &volume);
+        assert!(!rules.join("nbd7").exists() && rules.join("nbd8").exists());
     }
 }

@@ -16,6 +16,7 @@ use farside_blockio::{
 use farside_region::ByteExtent;
 use farside_shim::{Failure, Io, IoResult, Limits, Queue, Step, Wake};
 
+use crate::flush_note::FlushNote;
 use crate::sentinel::Bell;
 
 /// What the host did, since the daemon started.
@@ -28,6 +29,8 @@ pub(crate) struct Counters {
     pub(crate) flushes: AtomicU64,
     pub(crate) trims: AtomicU64,
     pub(crate) trimmed_bytes: AtomicU64,
+    /// Of writes, trims and zeroings that the shim has carried out, before they were answered.
+    pub(crate) changed_bytes: AtomicU64,
     pub(crate) errors: AtomicU64,
     pub(crate) parks: AtomicU64,
     pub(crate) saves: AtomicU64,
@@ -75,12 +78,15 @@ pub(crate) struct ShimQueue {
     retry: Vec<u32>,
     done: VecDeque<Done>,
     saves: BufferPool,
-    clients: HashMap<u32, Arc<farside_shim::Connection>>,
+    clients: Clients,
     orders: Arc<Orders>,
     flush_done: FlushDone,
     flush_under_way: bool,
     counters: Arc<Counters>,
     bell: Option<Bell>,
+    note: Arc<FlushNote>,
+    /// The failures of which an answer tells that the kernel may not have yet.
+    telling: Option<u64>,
 }
 
 impl std::fmt::Debug for ShimQueue {
@@ -92,6 +98,15 @@ impl std::fmt::Debug for ShimQueue {
     }
 }
 
+/// Whose requests come: who has been told of a flush that failed (T14).
+#[derive(Debug)]
+enum Clients {
+    /// The kernel's alone, through all queues of the volume.
+    One(Arc<farside_shim::Connection>),
+    /// Of a server of this queue. The newest is kept beside the table, which no request but its first looks at.
+    Many(HashMap<u32, Arc<farside_shim::Connection>>, Option<u32>),
+}
+
 struct Active {
     id: farside_blockio::RequestId,
     token: farside_shim::Request,
@@ -99,6 +114,8 @@ struct Active {
     io: Option<Io>,
     /// The bell is to be rung at its end.
     rings: bool,
+    /// What it changes.
+    changes: u64,
 }
 
 /// Of a request.
@@ -150,7 +167,7 @@ fn part(at: u64, extent: ByteExtent) -> std::ops::Range<usize> {
 }
 
 impl ShimQueue {
-    /// A queue over its share of the volume and the device's engine.
+    /// A queue over its share of the volume and the device's engine. `client`: whose all requests are, if it is one client's.
     ///
     /// # Errors
     /// When the memory for saves cannot be had.
@@ -162,6 +179,8 @@ impl ShimQueue {
         flush_done: FlushDone,
         counters: Arc<Counters>,
         bell: Option<Bell>,
+        note: Arc<FlushNote>,
+        client: Option<Arc<farside_shim::Connection>>,
     ) -> std::io::Result<Self> {
         let run = Limits::DEFAULT.claim_run_bytes as usize;
         Ok(Self {
@@ -173,18 +192,30 @@ impl ShimQueue {
             retry: Vec::with_capacity(depth),
             done: VecDeque::with_capacity(depth),
             saves: BufferPool::new(run * depth.min(64), run)?,
-            clients: HashMap::new(),
+            clients: client.map_or_else(|| Clients::Many(HashMap::new(), None), Clients::One),
             orders,
             flush_done,
             flush_under_way: false,
             counters,
             bell,
+            note,
+            telling: None,
         })
     }
 
-    fn client(&mut self, client: u32) -> Arc<farside_shim::Connection> {
-        let volume = self.queue.volume();
-        self.clients.entry(client).or_insert_with(|| volume.connect()).clone()
+    /// A client that has sent a request; its connection, if that is wanted.
+    #[inline]
+    fn client(&mut self, client: u32, wanted: bool) -> Option<Arc<farside_shim::Connection>> {
+        match &mut self.clients {
+            Clients::One(connection) => wanted.then(|| connection.clone()),
+            Clients::Many(_, Some(newest)) if *newest == client && !wanted => None,
+            Clients::Many(known, newest) => {
+                let volume = self.queue.volume();
+                *newest = Some(client);
+                let connection = known.entry(client).or_insert_with(|| volume.connect());
+                wanted.then(|| connection.clone())
+            }
+        }
     }
 
     /// Advances a request until it waits for something.
@@ -197,11 +228,15 @@ impl ShimQueue {
                 self.parked.push(index);
             }
             Step::Complete(result) => {
-                let Active { id, mut data, rings, .. } = self.active[index as usize].take().expect("active until now");
+                let Active { id, mut data, rings, changes, .. } = self.active[index as usize].take().expect("active until now");
                 let buffer = data.take_buffer();
                 self.free.push(index);
+                self.counters.changed_bytes.fetch_add(changes, Ordering::Release);
                 if let Some(bell) = self.bell.as_ref().filter(|_| rings) {
                     bell.ring();
+                }
+                if result == Err(Failure::FlushFailed) {
+                    self.telling = Some(self.note.count());
                 }
                 let result = result.map_err(|failure| {
                     self.counters.errors.fetch_add(1, Ordering::Relaxed);
@@ -235,6 +270,7 @@ impl ShimQueue {
         if end.id == ORDERED_FLUSH {
             self.flush_under_way = false;
             if end.result.is_err() {
+                self.note.failed();
                 // † T14, before any other completion is shown: a host flush that overlapped this one must not succeed.
                 let volume = self.queue.volume();
                 let flush = volume.flush_begin();
@@ -245,6 +281,9 @@ impl ShimQueue {
         let index = end.id as u32;
         let active = self.active[index as usize].as_mut().expect("an operation in flight belongs to a request");
         let io = active.io.take().expect("an operation was started");
+        if io == Io::Flush && end.result.is_err() {
+            self.note.failed();
+        }
         let result = end.result.map_err(|e| e as i32);
         match (io, end.buffer) {
             (Io::Save(_), Some(buffer)) => {
@@ -317,8 +356,7 @@ impl BlockQueue for ShimQueue {
             None => Data::None,
         };
         // From its first request on, so that no failure that a client could rely on is kept from it (T14).
-        let connection = self.client(client);
-        let connection = (fua || op == Op::Flush).then_some(connection);
+        let connection = self.client(client, fua || op == Op::Flush);
         let op = match op {
             Op::Read => farside_shim::Op::Read(extent),
             Op::Write => farside_shim::Op::Write(extent, connection),
@@ -328,7 +366,7 @@ impl BlockQueue for ShimQueue {
         };
         match self.queue.start(op) {
             Ok(token) => {
-                let active = Active { id, token, data, io: None, rings };
+                let active = Active { id, token, data, io: None, rings, changes: if writes { extent.len } else { 0 } };
                 let index = match self.free.pop() {
                     Some(index) => {
                         self.active[index as usize] = Some(active);
@@ -365,6 +403,12 @@ impl BlockQueue for ShimQueue {
         self.parked.drain(..count);
     }
 
+    fn answered(&mut self, ring: &mut Ring) {
+        if self.telling.is_some() && ring.is_submitted() {
+            self.telling.take().into_iter().for_each(|failed| self.note.told(failed));
+        }
+    }
+
     fn is_idle(&self) -> bool {
         !self.flush_under_way && self.orders.flushes.is_empty()
     }
@@ -384,6 +428,9 @@ impl BlockQueue for ShimQueue {
     }
 
     fn client_gone(&mut self, client: u32) {
-        self.clients.remove(&client);
+        if let Clients::Many(known, newest) = &mut self.clients {
+            known.remove(&client);
+            *newest = None;
+        }
     }
 }

@@ -18,9 +18,11 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
 use crossbeam::channel::{Receiver, Sender, bounded};
+use data_encoding::HEXLOWER;
 use farside_blockio::{Buffer, DeviceKind, FileDevice};
 use farside_region::{ByteOffset, Geometry, GranuleIndex};
 use serde::{Deserialize, Serialize};
@@ -48,6 +50,9 @@ pub(crate) struct Sentinels {
     /// Before the host changed them last: what it wrote then may not have become durable.
     #[serde(skip_serializing_if = "Option::is_none")]
     before: Option<BTreeMap<u64, String>>,
+    /// Where a file system begins, or may begin.
+    #[serde(skip)]
+    starts: Vec<u64>,
 }
 
 impl Sentinels {
@@ -126,8 +131,8 @@ fn look(bytes: u64, key: &[u8; 32], read: &mut dyn FnMut(u64) -> std::io::Result
     let table = block(0, &mut blocks)?;
     block(BLOCK, &mut blocks)?; // of GPT or LVM
     block((bytes / BLOCK).saturating_sub(1) * BLOCK, &mut blocks)?; // GPT's second header
-    let starts = [0].into_iter().chain(partitions(&table, &mut |at| block(at, &mut blocks))?);
-    for start in starts {
+    let starts: Vec<u64> = [0].into_iter().chain(partitions(&table, &mut |at| block(at, &mut blocks))?).collect();
+    for &start in &starts {
         let first = block(start, &mut blocks)?;
         block(start.saturating_add(BTRFS), &mut blocks)?;
         marks.extend(self::marks(&first).map(|text| (start, text)));
@@ -137,7 +142,7 @@ fn look(bytes: u64, key: &[u8; 32], read: &mut dyn FnMut(u64) -> std::io::Result
         all.extend_from_slice(&farside_layer::granule_digest(key, GranuleIndex(at / BLOCK), content).0);
     }
     let digest = farside_layer::granule_digest(key, GranuleIndex(0), &all);
-    Ok(Sentinels { digest: Some(hex(&digest.0)), marks, before: None })
+    Ok(Sentinels { digest: Some(HEXLOWER.encode(&digest.0)), marks, before: None, starts })
 }
 
 /// Where partitions begin: of a GPT, or the four of an MBR.
@@ -170,12 +175,12 @@ fn marks(block: &[u8]) -> Option<String> {
         let uuid = block.get(1024 + 104..1024 + 120)?;
         // Times of last mount and check, mounts, state, and whether the journal must be replayed.
         let (mounted, checked, mounts, state, replay) = (at(44)?, at(64)?, half(52)?, half(58)?, at(96)? & 4);
-        return Some(format!("ext {} {mounted} {checked} {mounts} {state} {replay}", hex(uuid)));
+        return Some(format!("ext {} {mounted} {checked} {mounts} {state} {replay}", HEXLOWER.encode(uuid)));
     }
     if block.get(..4) == Some(b"XFSB") {
         // Counts of inodes and free blocks and, of version 5, the log position of its last write: written at unmount.
         let (uuid, counts, lsn) = (block.get(32..48)?, block.get(128..152)?, block.get(240..248)?);
-        return Some(format!("xfs {} {} {}", hex(uuid), hex(counts), hex(lsn)));
+        return Some(format!("xfs {} {} {}", HEXLOWER.encode(uuid), HEXLOWER.encode(counts), HEXLOWER.encode(lsn)));
     }
     None
 }
@@ -188,10 +193,6 @@ fn long(bytes: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_le_bytes(bytes.get(at..)?.first_chunk().copied()?))
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 /// Keeps the marks as the host changes them, on a thread of its own: the device may be slow.
 #[derive(Debug)]
 pub(crate) struct Guard {
@@ -202,14 +203,39 @@ pub(crate) struct Guard {
 /// For the queue: tells when the host wrote where a file system begins.
 #[derive(Clone, Debug)]
 pub(crate) struct Bell {
-    starts: Arc<[u64]>,
+    starts: Arc<Starts>,
     written: Sender<()>,
+}
+
+/// Where file systems begin, or may: also in partitions that are made while the volume is served.
+#[derive(Debug)]
+struct Starts([AtomicU64; 1 + PARTITIONS_MAX as usize]);
+
+impl Starts {
+    const NONE: u64 = u64::MAX;
+
+    fn new(starts: &[u64]) -> Self {
+        let new = Self(std::array::from_fn(|_| AtomicU64::new(Self::NONE)));
+        new.set(starts);
+        new
+    }
+
+    fn set(&self, starts: &[u64]) {
+        let starts = starts.iter().copied().chain(std::iter::repeat(Self::NONE));
+        self.0.iter().zip(starts).for_each(|(place, start)| place.store(start, Ordering::Relaxed));
+    }
+
+    fn meets(&self, offset: u64, bytes: u64) -> bool {
+        let end = offset.saturating_add(bytes);
+        let mut starts = self.0.iter().map(|start| start.load(Ordering::Relaxed)).take_while(|start| *start != Self::NONE);
+        starts.any(|start| start < end && offset < start.saturating_add(BLOCK))
+    }
 }
 
 impl Bell {
     /// Whether a write there may have changed marks.
     pub(crate) fn is_for(&self, offset: u64, bytes: u64) -> bool {
-        self.starts.iter().any(|start| offset < start + BLOCK && *start < offset.saturating_add(bytes))
+        self.starts.meets(offset, bytes)
     }
 
     /// Such a write has ended.
@@ -225,9 +251,14 @@ impl Guard {
     /// When there is no thread.
     pub(crate) fn start(device: &FileDevice, dir: &Path, key: [u8; 32], kept: Sentinels, name: &str) -> std::io::Result<Self> {
         let (written, writes) = bounded(1);
-        let starts: Arc<[u64]> = [0].into_iter().chain(kept.marks.keys().copied().filter(|start| *start > 0)).collect();
-        let (device, dir, volume) = (device.clone(), dir.to_owned(), name.to_owned());
-        let watch = move || keep_up(&writes, kept, &volume, &dir, &mut || Sentinels::look(&device, u64::MAX, &key));
+        let starts = Arc::new(Starts::new(&kept.starts));
+        let (device, dir, volume, of_bell) = (device.clone(), dir.to_owned(), name.to_owned(), starts.clone());
+        let mut look = move || {
+            let found = Sentinels::look(&device, u64::MAX, &key)?;
+            found.iter().for_each(|found| of_bell.set(&found.starts));
+            Ok(found)
+        };
+        let watch = move || keep_up(&writes, kept, &volume, &dir, &mut look);
         let thread = std::thread::Builder::new().name(format!("marks-{}", name.get(..8).unwrap_or(name))).spawn(watch)?;
         Ok(Self { bell: Bell { starts, written }, thread })
     }
@@ -323,6 +354,11 @@ mod tests {
         disk[446 + 24..446 + 28].copy_from_slice(&u32::MAX.to_le_bytes()); // beyond the end
         disk[1 << 20..][..4096].copy_from_slice(&ext(3, 4));
         assert_eq!(found(&disk).marks.keys().collect::<Vec<_>>(), [&(1 << 20)]);
+        // A write to the superblock there is heard of, also when the partition was made after the volume was first served.
+        let starts = Starts::new(&found(&vec![0; 4 << 20]).starts);
+        assert!(starts.meets(510, 2) && !starts.meets(1 << 20, 4096));
+        starts.set(&found(&disk).starts);
+        assert!(starts.meets((1 << 20) + 4095, 1) && !starts.meets((1 << 20) + 4096, 4096) && starts.meets(0, u64::MAX));
         // The same, by a GPT.
         disk[512..520].copy_from_slice(b"EFI PART");
         disk[512 + 72..512 + 80].copy_from_slice(&2u64.to_le_bytes());
@@ -345,7 +381,7 @@ mod tests {
     fn what_was_kept_is_found_again_and_a_digest_only_after_a_clean_stop() {
         let dir = tempfile::tempdir().expect("temp dir");
         assert_eq!(Sentinels::kept(dir.path()), None);
-        let here = found(&ext(1, 0));
+        let here = Sentinels { starts: Vec::new(), ..found(&ext(1, 0)) };
         here.keep(dir.path(), true).expect("kept");
         assert_eq!(Sentinels::kept(dir.path()), Some(here.clone()));
         here.keep(dir.path(), false).expect("kept");
@@ -360,7 +396,7 @@ mod tests {
     #[test]
     fn a_write_where_a_file_system_begins_is_told() {
         let (written, writes) = bounded(1);
-        let bell = Bell { starts: [0, 1 << 20].into(), written };
+        let bell = Bell { starts: Arc::new(Starts::new(&[0, 1 << 20])), written };
         for (offset, bytes, told) in
             [(0, 512, true), (512, 512, true), (4096, 4096, false), (0, 1 << 30, true), (1 << 20, 512, true)]
         {

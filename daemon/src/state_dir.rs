@@ -124,9 +124,14 @@ impl StateDir {
 
 const VOLUMES: &str = "volumes";
 
+/// Where groups have the folders of their volumes in a state directory, also in one that is not opened.
+pub(crate) fn volumes_path(state_dir: &Path) -> PathBuf {
+    state_dir.join(VOLUMES)
+}
+
 /// Where a volume's folder is in a state directory, also in one that is not opened.
 pub(crate) fn volume_path(state_dir: &Path, group: &Name, volume: &Name) -> PathBuf {
-    state_dir.join(VOLUMES).join(group.as_str()).join(volume.as_str())
+    volumes_path(state_dir).join(group.as_str()).join(volume.as_str())
 }
 
 /// Whether the first thread of a process has ended and the process has not.

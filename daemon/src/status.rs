@@ -145,6 +145,7 @@ fn volume_status(control: &Control, member: &Member, v: &source::VolumeStatus) -
             address: served.config.address(),
             clients: tap.clients,
             in_flight: tap.in_flight as u32,
+            queues: served.tap.queues(),
             data_path: served.tap.data_path().map(|choice| DataPathStatus {
                 name: choice.path.as_str().to_owned(),
                 why: choice.why.clone(),
@@ -224,6 +225,11 @@ fn volume_reasons(member: &Member, v: &source::VolumeStatus, segments_damaged: u
     if let Some(bypass) = &member.bypass {
         let waits = bypass.waits.as_ref().map(|why| format!(" (not yet: {why})")).unwrap_or_default();
         let todo = match Mark::Paused.is_set(&member.served.dir).unwrap_or(false) {
+            _ if member.served.blind.is_some() => {
+                "its host goes on, older points stay good, and no new one is made: restart farsided once the device is not in use; if it is \
+                 said again, another `tap` may do (farside doctor)"
+                    .into()
+            }
             true => {
                 "its tap is not put back while it is paused: `farside volume resume NAME`, or `farside volume remove NAME`".into()
             }

@@ -1,6 +1,6 @@
 //! The daemon as a whole: starts what the configuration names, stops it in order, changes it while it runs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -203,38 +203,30 @@ impl Daemon {
         })
     }
 
-    /// Devices that are in use stay. Only when the host is being switched off there is no next daemon that their users could wait
-    /// for: then they are served until they are unmounted.
-    async fn withdraw_devices(&self) {
+    /// Devices stay, and their users wait for the next daemon: nobody can know of all of them. Only when the host is being switched
+    /// off there is no next daemon: then devices are served until they are unmounted, and taken away.
+    async fn withdraw_devices(self: &Arc<Self>) {
+        if !tokio::task::spawn_blocking(systemd::host_ends).await.unwrap_or(false) {
+            return;
+        }
+        info!("this host is being switched off: what is mounted is served until it is unmounted");
         let began = Instant::now();
-        let mut host_ends = false;
+        let mut silent = BTreeSet::new();
         loop {
-            match tokio::time::timeout(WITHDRAW_WAIT, self.withdraw_unused(host_ends)).await {
-                Err(_) => {
-                    warn!("a device does not answer; it stays, and whoever reads it waits for the next start");
-                    return;
-                }
-                Ok(0) if host_ends => return,
-                Ok(stay) if began.elapsed() > UNMOUNT_WAIT => {
+            match self.withdraw_unused(WITHDRAW_WAIT, &mut silent).await {
+                0 => return,
+                stay if began.elapsed() > UNMOUNT_WAIT => {
                     error!(
                         "{stay} devices are in use and stay; whoever writes to one of them while this host is switched off waits for ever"
                     );
                     return;
                 }
-                Ok(_) => {}
+                _ => tokio::time::sleep(UNMOUNT_POLL).await,
             }
-            if !host_ends {
-                host_ends = tokio::task::spawn_blocking(systemd::host_ends).await.unwrap_or(false);
-                if !host_ends {
-                    return;
-                }
-                info!("this host is being switched off: what is mounted is served until it is unmounted");
-            }
-            tokio::time::sleep(UNMOUNT_POLL).await;
         }
     }
 
-    async fn stop_groups(&self) -> Stopped {
+    async fn stop_groups(self: &Arc<Self>) -> Stopped {
         self.withdraw_devices().await;
         let groups = std::mem::take(&mut *locked(&self.groups));
         let mut stops = Vec::new();

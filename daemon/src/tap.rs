@@ -7,7 +7,7 @@
 //! | `nbd-device` | the same, through the kernel's NBD client | requests wait for the next daemon, for up to 24 hours |
 //! | `nbd` | a socket for NBD clients | connections end |
 //!
-//! Invariant: a tap feeds its requests to the volume's [`BlockQueue`] on the thread that calls `Tap::run`, and to nobody else.
+//! Invariant: a tap feeds its requests to a [`BlockQueue`] of the volume on the thread that calls `Tap::run`, and to nobody else.
 //! It deliberately does not know what the queue does with them.
 
 use std::fmt;
@@ -15,10 +15,13 @@ use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use crossbeam::channel::{Receiver, Sender, bounded};
-use farside_blockio::{BlockQueue, FileDevice, OpenOptions, Waker};
+use farside_blockio::dm::DevNumber;
+use farside_blockio::{BlockQueue, FileDevice, OpenOptions, Waker, openers};
+use farside_insert::stack;
 use farside_nbd::kernel::{Claim, Keeper, KernelDevice};
 use farside_region::{Name, VolumeId};
 use farside_ublk::{Choice, Held, Kernel, Spec};
@@ -51,6 +54,9 @@ const TOKEN_FILE: &str = "ublk";
 /// The longest read or write of a ublk device. That times the depth is what its buffers may grow to; pages that no request
 /// needed are never touched.
 const UBLK_IO_BYTES: u32 = 512 << 10;
+/// How long somebody may have a device open who only looks at it.
+const OPENERS_WAIT: Duration = Duration::from_secs(1);
+const OPENERS_POLL: Duration = Duration::from_millis(20);
 const IDENTIFIER: &str = "farside:";
 
 /// The longest path of a tap: a Unix socket's has 107 bytes, and it is made as `PATH.new` first.
@@ -125,7 +131,7 @@ impl fmt::Display for TapConfig {
 pub(crate) enum Prepared {
     Nbd(farside_nbd::Listener),
     NbdDevice { runtime_dir: PathBuf },
-    Ublk(Box<farside_ublk::Device>),
+    Ublk { device: Box<farside_ublk::Device>, runtime_dir: PathBuf },
 }
 
 impl Prepared {
@@ -133,15 +139,25 @@ impl Prepared {
     ///
     /// # Errors
     /// What is missing, with the remedy.
-    pub(crate) fn new(config: &VolumeConfig, dir: &Path, backing: &FileDevice, around: &Surroundings) -> anyhow::Result<Self> {
+    pub(crate) fn new(
+        config: &VolumeConfig,
+        dir: &Path,
+        id: VolumeId,
+        backing: &FileDevice,
+        around: &Surroundings,
+    ) -> anyhow::Result<Self> {
+        // It was another before: who still uses that device would wait for ever, beside those who use this one.
         if config.tap != TapConfig::Ublk {
-            // It was one before: who still uses that device would wait for ever.
-            abolish(dir)?;
+            abolish_ublk(dir)?;
+        }
+        if config.tap != TapConfig::NbdDevice {
+            abolish_nbd(id, &around.runtime_dir)?;
         }
         match &config.tap {
             TapConfig::Ublk => {
                 let spec = Spec {
                     token: token(dir)?,
+                    queues: queues(config.queues),
                     depth: depth(&around.limits) as u16,
                     io_bytes_max: UBLK_IO_BYTES,
                     slots: None,
@@ -150,8 +166,8 @@ impl Prepared {
                 };
                 let device = farside_ublk::Device::claim(&spec, backing)?;
                 let Choice { path, why } = device.data_path();
-                info!(volume = %config.name, data_path = path.as_str(), "{why}");
-                Ok(Self::Ublk(Box::new(device)))
+                info!(volume = %config.name, queues = device.queues(), data_path = path.as_str(), "{why}");
+                Ok(Self::Ublk { device: Box::new(device), runtime_dir: around.runtime_dir.clone() })
             }
             TapConfig::Nbd { socket } => Ok(Self::Nbd(listen(socket, around)?)),
             TapConfig::NbdDevice => {
@@ -161,36 +177,51 @@ impl Prepared {
         }
     }
 
-    /// The tap, and what other threads hold of it. The waker is the one through which the queue's parked requests are tried
-    /// again.
-    pub(crate) fn ready(self, name: &Name, limits: &LimitsConfig, waker: Waker) -> (Tap, Handle) {
+    /// How many queues it feeds, each on a thread of its own.
+    pub(crate) fn queues(&self) -> usize {
+        match self {
+            Self::Nbd(_) | Self::NbdDevice { .. } => 1,
+            Self::Ublk { device, .. } => device.queues().into(),
+        }
+    }
+
+    /// Whether all its requests come from one client, the kernel, whatever their queue.
+    pub(crate) fn has_one_client(&self) -> bool {
+        matches!(self, Self::Ublk { .. })
+    }
+
+    /// The tap of each queue, and what other threads hold of them. The wakers, one for each, are those through which a queue's
+    /// parked requests are tried again.
+    pub(crate) fn ready(self, name: &Name, limits: &LimitsConfig, wakers: Vec<Waker>) -> (Vec<Tap>, Handle) {
         let serve = |listener: Option<_>| {
+            let waker = wakers[0].clone();
             let description = "a volume protected by Farside";
-            let (server, handle) =
-                farside_nbd::Server::new(listener, name.as_str(), description, nbd_limits(limits), waker.clone());
-            (Tap::Nbd(server), handle)
+            let (server, handle) = farside_nbd::Server::new(listener, name.as_str(), description, nbd_limits(limits), waker);
+            (vec![Tap::Nbd(server)], handle)
         };
         match self {
             Self::Nbd(listener) => {
-                let (tap, server) = serve(Some(listener));
-                (tap, Handle::Nbd(server))
+                let (taps, server) = serve(Some(listener));
+                (taps, Handle::Nbd(server))
             }
             Self::NbdDevice { runtime_dir } => {
-                let (tap, server) = serve(None);
-                (tap, Handle::NbdDevice { server, keeper: Arc::default(), runtime_dir })
+                let (taps, server) = serve(None);
+                (taps, Handle::NbdDevice { server, keeper: Arc::default(), runtime_dir })
             }
-            Self::Ublk(device) => {
-                let (token, data_path, (server, handle)) =
-                    (device.token(), Arc::new(device.data_path().clone()), device.server(waker));
-                let (ready, is_ready) = bounded(1);
+            Self::Ublk { device, runtime_dir } => {
+                let path = device.path();
+                let (token, data_path, queues) = (device.token(), Arc::new(device.data_path().clone()), device.queues());
+                let (servers, handle) = device.servers(wakers);
+                let (ready, is_ready) = bounded(queues.into());
                 let waiting = Arc::new(Mutex::new(Some((device, is_ready))));
-                (Tap::Ublk(server, ready), Handle::Ublk { server: handle, token, data_path, waiting })
+                let taps = servers.into_iter().map(|server| Tap::Ublk(server, ready.clone())).collect();
+                (taps, Handle::Ublk { server: handle, path, token, data_path, queues, waiting, runtime_dir })
             }
         }
     }
 }
 
-/// A tap that is about to serve.
+/// A tap that is about to serve a queue.
 #[derive(Debug)]
 pub(crate) enum Tap {
     Nbd(farside_nbd::Server),
@@ -226,10 +257,15 @@ pub(crate) enum Handle {
     },
     Ublk {
         server: farside_ublk::Handle,
+        /// The device's node.
+        path: PathBuf,
         token: u64,
         data_path: Arc<Choice>,
+        queues: u16,
         /// Until the device appears; told when the kernel will not wait for its server.
         waiting: Arc<Mutex<Option<Waiting>>>,
+        /// For who waits for the device.
+        runtime_dir: PathBuf,
     },
 }
 
@@ -264,27 +300,35 @@ pub(crate) struct Load {
 impl Handle {
     /// Shows the volume to the host as a device, if that is its tap's kind, or as the one that a predecessor left and whose
     /// requests wait. Its queue runs already. Gives the device's node. `lost` is told when the device is not served any more.
+    /// `first` gets the node of a device that was made now, before anybody knows whose it is.
     ///
     /// # Errors
     /// Why there is no device, with the remedy.
     pub(crate) fn appear(
         &self,
-        name: &Name,
-        id: VolumeId,
+        (name, id): (&Name, VolumeId),
         device: &FileDevice,
         place: Place,
         lost: impl Fn(String) + Send + 'static,
+        first: impl FnOnce(&Path),
     ) -> anyhow::Result<Option<PathBuf>> {
         match self {
             Self::Nbd(_) => Ok(None),
-            Self::NbdDevice { server, keeper, .. } => {
+            Self::NbdDevice { server, keeper, runtime_dir } => {
                 let rotational = backing::is_rotational(device);
                 let identifier = identifier_of(id);
                 let spec = farside_nbd::kernel::Spec { identifier, block: device.block_min(), rotational };
                 let shown = KernelDevice::attach(&spec, server)?;
-                let path = shown.path();
+                let (path, was_there, unsettled) = (shown.path(), shown.was_there(), shown.unsettled(&spec));
                 let kept = shown.keep(spec, server.clone(), move |why| lost(format!("{:#}", anyhow::Error::from(why))));
                 *locked(keeper) = Some(kept.context("no thread for the device")?);
+                for setting in unsettled {
+                    let made = Change::Settle(setting).make(runtime_dir);
+                    made.map(drop).unwrap_or_else(|error| warn!(volume = %name, device = %path.display(), "{error:#}"));
+                }
+                if !was_there {
+                    first(&path);
+                }
                 if let Err(error) = node::publish(name, &path, place) {
                     let _ = self.claim().and_then(|unused| self.withdraw(name, unused)); // in use: a predecessor's
                     return Err(error).with_context(|| format!("cannot make {}", node::path(name).display()));
@@ -293,10 +337,16 @@ impl Handle {
             }
             Self::Ublk { waiting, .. } => {
                 let (device, ready) = locked(waiting).take().expect("a tap appears once");
-                ready.recv().context("the device cannot be served; the daemon's log says why")?;
+                for _ in 0..device.queues() {
+                    ready.recv().context("the device cannot be served; the daemon's log says why")?;
+                }
                 let (path, was_there) = (device.path(), device.was_there());
-                node::announce(name, &path, place);
+                // Nobody is to look at a new one before it is known to see what is written.
+                node::announce(name, &path, if was_there { place } else { Place { inserted: true } });
                 device.go_live()?;
+                if !was_there {
+                    first(&path);
+                }
                 if was_there {
                     info!(volume = %name, device = %path.display(), "taken over: what waited in it goes on");
                 }
@@ -318,10 +368,18 @@ impl Handle {
                 // The kernel may read a device when it is opened for the first time: not by us.
                 tap.map(|tap| Change::Sync { tap }.make(runtime_dir)).transpose()?;
                 let claim = locked(keeper).as_ref().map(Keeper::claim).transpose()?;
-                Ok(claim.map_or(Unused::Nothing, Unused::Nbd))
+                let Some(claim) = claim else { return Ok(Unused::Nothing) };
+                opened_by_nobody(claim.path())?;
+                Ok(Unused::Nbd(claim))
             }
-            Self::Ublk { token, .. } => {
-                Ok(farside_ublk::held(*token)?.map_or(Unused::Nothing, |held| Unused::Ublk(Box::new(held))))
+            Self::Ublk { path, token, runtime_dir, waiting, .. } => {
+                // Before it appears nobody writes to it.
+                if locked(waiting).is_none() {
+                    Change::Sync { tap: path.clone() }.make(runtime_dir)?;
+                }
+                let Some(held) = farside_ublk::held(*token)? else { return Ok(Unused::Nothing) };
+                opened_by_nobody(path)?;
+                Ok(Unused::Ublk(Box::new(held)))
             }
         }
     }
@@ -334,9 +392,7 @@ impl Handle {
         match (self, unused) {
             (Self::NbdDevice { keeper, runtime_dir, .. }, Unused::Nbd(claim)) => {
                 let tap = locked(keeper).as_ref().map(|kept| kept.path().to_owned());
-                if let Some(Err(error)) = tap.map(|tap| Change::Sync { tap }.make(runtime_dir)) {
-                    error!(volume = %name, "{error:#}");
-                }
+                tap.into_iter().for_each(|tap| sync(name, tap, runtime_dir));
                 let mut keeper = locked(keeper);
                 if let Some(kept) = keeper.take()
                     && let Err((kept, error)) = kept.detach(claim)
@@ -345,7 +401,12 @@ impl Handle {
                     return Err(error.into());
                 }
             }
-            (_, Unused::Ublk(held)) => held.remove()?,
+            (Self::Ublk { path, runtime_dir, waiting, .. }, Unused::Ublk(held)) => {
+                if locked(waiting).is_none() {
+                    sync(name, path.clone(), runtime_dir);
+                }
+                held.remove()?;
+            }
             _ => return Ok(()),
         }
         node::withdraw(name);
@@ -368,11 +429,11 @@ impl Handle {
         }
     }
 
-    /// Has the queue look at what is parked, and at what it was ordered.
+    /// Has the queues look at what is parked, and at what they were ordered.
     pub(crate) fn wake(&self) {
         match self {
             Self::Nbd(server) | Self::NbdDevice { server, .. } => server.waker().wake(),
-            Self::Ublk { server, .. } => server.waker().wake(),
+            Self::Ublk { server, .. } => server.wake(),
         }
     }
 
@@ -406,6 +467,14 @@ impl Handle {
         }
     }
 
+    /// How many queues a device of ublk's has.
+    pub(crate) fn queues(&self) -> Option<u16> {
+        match self {
+            Self::Nbd(_) | Self::NbdDevice { .. } => None,
+            Self::Ublk { queues, .. } => Some(*queues),
+        }
+    }
+
     /// Requests that were copied although they need not have been.
     pub(crate) fn copied(&self) -> u64 {
         match self {
@@ -432,14 +501,74 @@ pub(crate) fn hold(dir: &Path) -> anyhow::Result<Option<Held>> {
     }
 }
 
-/// Ends that device, if there is one.
+/// Has a helper write what a device's page cache holds. A disk that refuses that keeps no device from going.
+fn sync(volume: &Name, tap: PathBuf, runtime_dir: &Path) {
+    if let Err(error) = (Change::Sync { tap }).make(runtime_dir) {
+        error!(%volume, "{error:#}");
+    }
+}
+
+/// A claim of the kernel's is granted beside whoever has a device open without one: a virtual machine, a database.
+fn opened_by_nobody(device: &Path) -> anyhow::Result<()> {
+    let until = Instant::now() + OPENERS_WAIT;
+    loop {
+        let openers = openers(device);
+        if openers.is_empty() {
+            return Ok(());
+        }
+        // Whoever only looks at new devices is soon done.
+        if Instant::now() >= until {
+            bail!("{} is open in {}", device.display(), openers.join(", "));
+        }
+        std::thread::sleep(OPENERS_POLL);
+    }
+}
+
+/// Ends the devices that a volume has without being served, whichever kind they are.
 ///
 /// # Errors
-/// As [`hold`], and when the kernel refuses.
-pub(crate) fn abolish(dir: &Path) -> anyhow::Result<()> {
+/// When somebody uses one, and what keeps us from knowing.
+pub(crate) fn abolish(dir: &Path, id: VolumeId, runtime_dir: &Path) -> anyhow::Result<()> {
+    abolish_ublk(dir)?;
+    abolish_nbd(id, runtime_dir)
+}
+
+/// Ends whatever device an earlier daemon left of a volume that nobody serves, and its name: only then its disk may be seen.
+/// `dir`: the volume's folder, which need not be there.
+///
+/// # Errors
+/// When somebody uses the device, or when it cannot be known that there is none.
+pub(crate) fn end(dir: &Path, id: VolumeId, name: &Name, runtime_dir: &Path) -> anyhow::Result<()> {
+    let link = node::path(name);
+    // A client of the kernel's that is not connected is no device.
+    let is_there =
+        |number| stack::is_own_tap(number) && (stack::text(number, "backend").is_none() || stack::text(number, "pid").is_some());
+    if DevNumber::at(&link).is_ok_and(is_there) {
+        opened_by_nobody(&link)?;
+    }
+    abolish(dir, id, runtime_dir)?;
+    // One of which nothing else is known any more.
+    if DevNumber::at(&link).is_ok_and(is_there) {
+        bail!("its device is still there, as {}", link.display());
+    }
+    node::withdraw(name);
+    Ok(())
+}
+
+/// By a helper: a device whose server is gone may not even be opened in time.
+fn abolish_nbd(id: VolumeId, runtime_dir: &Path) -> anyhow::Result<()> {
+    let identifier = identifier_of(id);
+    match farside_nbd::kernel::identifiers()?.contains(&identifier) {
+        true => Change::Disconnect { identifier }.make(runtime_dir).map(drop),
+        false => Ok(()),
+    }
+}
+
+/// False: there was none.
+fn abolish_ublk(dir: &Path) -> anyhow::Result<bool> {
     match hold(dir)? {
-        Some(held) => Ok(held.remove()?),
-        None => Ok(()),
+        Some(held) => held.remove().map(|()| true).map_err(Into::into),
+        None => Ok(false),
     }
 }
 
@@ -497,7 +626,15 @@ fn identifier_of(volume: VolumeId) -> String {
     format!("{IDENTIFIER}{volume}")
 }
 
-/// How many requests the queue behind a tap may get at once.
+/// Of a new ublk device. One thread serves more requests than most disks; beyond the bound each queue is a thread, memory for its
+/// requests and one more table that a save looks through, and no faster.
+fn queues(configured: Option<u16>) -> u16 {
+    const UNLESS_CONFIGURED_MAX: u16 = 8;
+    let processors = || std::thread::available_parallelism().map_or(1, |count| u16::try_from(count.get()).unwrap_or(u16::MAX));
+    configured.unwrap_or_else(|| processors().min(UNLESS_CONFIGURED_MAX))
+}
+
+/// How many requests a queue behind a tap may get at once.
 pub(crate) fn depth(limits: &LimitsConfig) -> usize {
     (limits.queue_depth as usize).max(64)
 }

@@ -2,7 +2,7 @@
 //!
 //! | Thread | Owns |
 //! |---|---|
-//! | queue | the ring of the tap and the backing, [`ShimQueue`] |
+//! | queue, one for each queue of the tap | a ring of the tap and the backing, [`ShimQueue`] |
 //! | intent | the intent file: pages as the owner wants them, headers as the control thread wants them |
 //! | sender | the ring of the pipeline ([`crate::sender`]) |
 //!
@@ -11,12 +11,14 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use crossbeam::channel::{Sender, unbounded};
 use farside_blockio::dm::DevNumber;
+use farside_blockio::process::Priority;
 use farside_blockio::{DeviceEngine, DeviceError, FileDevice, OpenOptions, Ring, Waker, WriteWatch};
 use farside_insert::{InsertError, Insertion, State, stack};
 use farside_ledger::VolumeMeta;
@@ -24,18 +26,21 @@ use farside_region::intent::{BackingIdentity, HeaderState};
 use farside_region::{BootId, Generation, Geometry, GranuleSet, LedgerPosition, MapId, Name, Term};
 use farside_replication::source::{Start, VolumeSetup};
 use farside_shim::{Group, Tracking, Volume, Wake, Wakes};
+use serde::{Deserialize, Serialize};
 use tracing::{error, info, warn};
 
 use crate::backing::Identity;
 use crate::boot::{self, Backings};
+use crate::canary::{self, Canary, TapWatch};
 use crate::change::{self, Change};
-use crate::config::{LimitsConfig, VolumeConfig, write_atomically};
+use crate::config::{LimitsConfig, STATE_DIR, VolumeConfig, write_atomically};
 use crate::encode::Encoders;
+use crate::flush_note::FlushNote;
 use crate::group::{Inbox, Note};
 use crate::intent_file::IntentFile;
 use crate::intent_thread::IntentThread;
 use crate::loss::LossNote;
-use crate::node::Place;
+use crate::node::{self, Place};
 use crate::queue::{Counters, Orders, RingWake, ShimQueue};
 use crate::sender::{Order, SenderThread, SentCounters};
 use crate::sentinel::{Guard, Sentinels};
@@ -46,6 +51,9 @@ use crate::watch::Left;
 /// How long a disk that was there before may take to appear: less than the service has to be ready.
 const DISK_WAIT: Duration = Duration::from_secs(30);
 const DISK_POLL: Duration = Duration::from_millis(50);
+
+/// In a volume's folder: what tells the device that its tap was put under.
+const DEVICE_FILE: &str = "device";
 
 /// What every volume of a daemon shares.
 #[derive(Clone)]
@@ -101,15 +109,20 @@ pub(crate) struct Served {
     guard: Option<Guard>,
     /// The tap's node, where it is under a device.
     under: Option<PathBuf>,
+    /// What the kernel counts as written on the tap.
+    pub(crate) tap_writes: Option<TapWatch>,
+    /// Why the tap is known not to see what is written.
+    pub(crate) blind: Option<String>,
     orders: Arc<Orders>,
     sender: Sender<Order>,
     sender_waker: Waker,
     intent: Sender<IntentOrder>,
-    queue_thread: Option<JoinHandle<()>>,
+    queue_threads: Vec<JoinHandle<()>>,
     sender_thread: Option<JoinHandle<()>>,
     intent_thread: Option<JoinHandle<()>>,
     /// By an attach before this one.
     flush_failed_this_boot: bool,
+    flushes: Arc<FlushNote>,
     boot: BootId,
 }
 
@@ -119,14 +132,16 @@ impl Served {
     /// # Errors
     /// Whatever keeps the volume from being served, with the volume's name and the remedy. Nothing was served then.
     pub(crate) fn open(
-        config: VolumeConfig,
+        mut config: VolumeConfig,
         dir: PathBuf,
         group: &Arc<Group>,
         around: &Surroundings,
         inbox: &Inbox,
     ) -> anyhow::Result<(Self, Box<VolumeSetup>)> {
+        let device = device_of(&config, &dir);
+        let named = std::mem::replace(&mut config.backing, device);
         wait_for_disk(&config, &dir);
-        let insertion = config.insert.then(|| prepare_insertion(&config, &dir, around)).transpose()?;
+        let insertion = config.insert.then(|| prepare_insertion(&config, &named, &dir, around)).transpose()?;
         let opened = Self::open_over(insertion.clone(), config, dir, group, around, inbox);
         if opened.is_err()
             && let Some(insertion) = insertion
@@ -231,9 +246,14 @@ impl Served {
         });
         // Everything that may fail for a reason that a person mends comes before the header says `attached` and before the
         // first thread: a failed opening leaves nothing behind that holds a door.
+        let noted = FlushNote::open(&around.runtime_dir, meta.id);
+        let flushes = Arc::new(noted.with_context(|| format!("no note can be kept in {}", around.runtime_dir.display()))?);
+        if flushes.is_untold() {
+            warn!(volume = %name, "a flush of the backing failed that nobody was told of: the next flush of its users fails");
+        }
         drop(Ring::new(8)?); // the queue and sender threads will want one each
-        let prepared = Prepared::new(&config, &dir, &device, around)?;
-        let engine = DeviceEngine::new(device.clone())?;
+        let prepared = Prepared::new(&config, &dir, meta.id, &device, around)?;
+        let engines = (0..prepared.queues()).map(|_| DeviceEngine::new(device.clone())).collect::<Result<Vec<_>, _>>()?;
         let volume_bytes_before = before.map_or(geometry.volume_bytes(), |h| h.volume_bytes);
         let flush_failed_this_boot = before.is_some_and(|h| h.flush_failed == Some(around.boot));
         let (confirmed, position) = (before.and_then(|h| h.term), before.and_then(|h| h.position));
@@ -247,13 +267,13 @@ impl Served {
             warn!(volume = %name, %error, "superblocks cannot be kept: the next start may compare everything");
         }
 
-        let waker = Waker::new()?;
+        let wakers = engines.iter().map(|_| Waker::new()).collect::<Result<Vec<_>, _>>()?;
         let sender_waker = Waker::new()?;
         let (intent, intent_orders) = unbounded();
         let (sender, sender_orders) = unbounded();
         let id = meta.id;
         let wakes = Wakes {
-            queues: vec![Arc::new(RingWake(waker.clone()))],
+            queues: wakers.iter().map(|waker| Arc::new(RingWake(waker.clone())) as Arc<dyn Wake>).collect(),
             sender: Arc::new(RingWake(sender_waker.clone())),
             owner: Arc::new(CommitWake(intent.clone())),
             control: Arc::new(ControlWake(inbox.clone(), id)),
@@ -265,13 +285,15 @@ impl Served {
         };
         let shim_config = farside_shim::VolumeConfig {
             volume_bytes_before,
-            flush_failed_this_boot,
+            flush_failed_this_boot: flush_failed_this_boot || flushes.is_untold(),
+            flush_failure_untold: flushes.is_untold(),
             limits: shim_limits,
+            queues: wakers.len(),
             ..farside_shim::VolumeConfig::new(geometry)
         };
         let mut slots = found.slots;
         let map = file.header().map;
-        let (volume, mut queues, owner) = group.open_volume(shim_config, wakes, map, &mut |page| {
+        let (volume, queues, owner) = group.open_volume(shim_config, wakes, map, &mut |page| {
             std::mem::replace(&mut slots[page.0 as usize], std::array::from_fn(|_| farside_region::intent::IntentBlock::zeroed()))
         });
         if let Some(owed) = &owed {
@@ -289,24 +311,34 @@ impl Served {
 
         let (counters, sent) = (Arc::new(Counters::default()), Arc::new(SentCounters::default()));
         let guard = sentinels.map(|kept| Guard::start(&device, &dir, meta.digest_key, kept, name.as_str())).transpose()?;
+        // The first queue's: a flush of the backing covers what all of them have completed.
         let orders = Arc::new(Orders::new());
-        let flushed = inbox.clone();
-        let queue = ShimQueue::new(
-            queues.pop().expect("one queue was asked for"),
-            engine,
-            tap::depth(&around.limits),
-            orders.clone(),
-            Box::new(move |ok| flushed.send(Note::Flushed(id, ok))),
-            counters.clone(),
-            guard.as_ref().map(Guard::bell),
-        )?;
-        let (server, tap) = prepared.ready(&name, &around.limits, waker);
+        let client = prepared.has_one_client().then(|| volume.connect());
+        let mut shim_queues = Vec::with_capacity(queues.len());
+        for (at, (queue, engine)) in queues.into_iter().zip(engines).enumerate() {
+            let flushed = inbox.clone();
+            shim_queues.push(ShimQueue::new(
+                queue,
+                engine,
+                tap::depth(&around.limits),
+                if at == 0 { orders.clone() } else { Arc::new(Orders::new()) },
+                Box::new(move |ok| flushed.send(Note::Flushed(id, ok))),
+                counters.clone(),
+                guard.as_ref().map(Guard::bell),
+                flushes.clone(),
+                client.clone(),
+            )?);
+        }
+        let (taps, tap) = prepared.ready(&name, &around.limits, wakers);
 
         let spawn =
             |what: &str| std::thread::Builder::new().name(format!("{what}-{}", name.as_str().get(..8).unwrap_or(name.as_str())));
         let intent_thread = {
             let thread = IntentThread::new(file, owner, intent_orders, inbox.clone(), (id, name.clone()), geometry, around.boot);
-            spawn("intent").spawn(move || thread.run())?
+            spawn("intent").spawn(move || {
+                let _ = Priority::Urgent.set(); // writes to cold regions wait for it
+                thread.run();
+            })?
         };
         let pipeline = SenderThread {
             volume: volume.clone(),
@@ -334,16 +366,22 @@ impl Served {
                 }
             })?
         };
-        let queue_thread = {
-            let (inbox, name) = (inbox.clone(), name.clone());
-            spawn("queue").spawn(move || {
+        let serving = Arc::new(AtomicUsize::new(taps.len()));
+        let mut queue_threads = Vec::with_capacity(taps.len());
+        for (server, queue) in taps.into_iter().zip(shim_queues) {
+            let (inbox, name, tap, serving) = (inbox.clone(), name.clone(), tap.clone(), serving.clone());
+            queue_threads.push(spawn("queue").spawn(move || {
+                let _ = Priority::Urgent.set(); // `farside doctor` says where it is refused
                 if let Err(error) = server.run(queue) {
                     error!(volume = %name, "the tap stopped serving: {error:#}");
                     inbox.send(Note::Broken(id, format!("{error:#}")));
+                    tap.stop(); // a device is served whole, or waits for the next daemon
                 }
-                inbox.send(Note::TapStopped(id));
-            })?
-        };
+                if serving.fetch_sub(1, Ordering::AcqRel) == 1 {
+                    inbox.send(Note::TapStopped(id));
+                }
+            })?);
+        }
         let mut served = Self {
             config,
             meta,
@@ -357,14 +395,17 @@ impl Served {
             writes,
             guard,
             under: None,
+            tap_writes: None,
+            blind: None,
             orders,
             sender,
             sender_waker,
             intent,
-            queue_thread: Some(queue_thread),
+            queue_threads,
             sender_thread: Some(sender_thread),
             intent_thread: Some(intent_thread),
             flush_failed_this_boot,
+            flushes,
             boot: around.boot,
         };
         let (inbox, volume) = (inbox.clone(), served.config.name.clone());
@@ -379,6 +420,7 @@ impl Served {
                 return Err(error);
             }
         };
+        setup.tracking_lost |= served.blind.is_some();
         // A helper of a killed predecessor that was taking it out said so before it began.
         if put_there && !bypassed && !setup.tracking_lost {
             // † Somebody took the tap out since we looked: what was written meanwhile passed nobody.
@@ -400,18 +442,42 @@ impl Served {
     fn appear(&mut self, runtime_dir: &Path, lost: impl Fn(String) + Send + 'static) -> anyhow::Result<bool> {
         let name = &self.config.name;
         let place = Place { inserted: self.insertion.is_some() };
-        let shown = self.tap.appear(name, self.meta.id, &self.device, place, lost)?;
+        let mut canary = None;
+        let send = |tap: &Path| canary = Some(canary::send(tap, &self.volume, self.writes.as_ref(), runtime_dir));
+        let shown = self.tap.appear((name, self.meta.id), &self.device, place, lost, send)?;
+        self.tap_writes = shown.as_deref().and_then(|tap| TapWatch::new(tap, self.counters.clone()));
+        match canary {
+            Some(Canary::Seen) => info!(volume = %name, "a first write was marked, and reached the backing"),
+            Some(Canary::NotSent(why)) => info!(volume = %name, %why, "no first write was tried"),
+            Some(Canary::Unseen(why)) => {
+                let why = format!("its tap does not see what is written: {why}");
+                error!(volume = %name, "{why}");
+                Mark::TrackingLost.put_because(&self.dir, &why)?;
+                if self.insertion.is_some() {
+                    self.give_up_tap();
+                    bail!("{why}; its device stays on its own disks");
+                }
+                // Its host is served, and nothing is believed.
+                self.blind = Some(why);
+            }
+            None => {}
+        }
         let (Some(insertion), Some(shown)) = (&self.insertion, shown) else { return Ok(false) };
         // Also where it is there already: what a killed predecessor began may only end now that the tap is served again, and
         // may end with the device on its own disks. (That it was to be so was marked before: everything is compared then.)
         let change = Change::Insert { device: insertion.device().to_owned(), tap: shown.clone() };
         let put_there = change.make(runtime_dir).inspect_err(|_| {
             // A device that rests on this tap already is not given up: its requests wait for a successor.
-            let gone = self.tap.claim().and_then(|unused| self.tap.withdraw(name, unused));
-            gone.unwrap_or_else(|error| warn!(volume = %name, "its tap stays: {error:#}"));
+            self.give_up_tap();
         })?;
         self.under = Some(shown);
         Ok(put_there)
+    }
+
+    fn give_up_tap(&self) {
+        let name = &self.config.name;
+        let gone = self.tap.claim().and_then(|unused| self.tap.withdraw(name, unused));
+        gone.unwrap_or_else(|error| warn!(volume = %name, "its tap stays: {error:#}"));
     }
 
     /// What lets the users of its device write past the tap.
@@ -419,6 +485,9 @@ impl Served {
     /// # Errors
     /// When that cannot be known.
     pub(crate) fn bypass(&self) -> Result<Option<String>, InsertError> {
+        if self.blind.is_some() {
+            return Ok(self.blind.clone());
+        }
         match (&self.insertion, &self.under) {
             (Some(insertion), Some(tap)) => insertion.bypass(tap),
             _ => Ok(None),
@@ -454,9 +523,9 @@ impl Served {
         self.tap.is_stopping() || self.tap_has_ended()
     }
 
-    /// Whether the tap's thread is over, by a stop or because it could not begin.
+    /// Whether a thread of the tap is over, by a stop or because it could not begin.
     pub(crate) fn tap_has_ended(&self) -> bool {
-        self.queue_thread.as_ref().is_none_or(JoinHandle::is_finished)
+        self.queue_threads.is_empty() || self.queue_threads.iter().any(JoinHandle::is_finished)
     }
 
     /// Stops taking requests; [`Note::TapStopped`] follows when the last one is answered.
@@ -468,7 +537,7 @@ impl Served {
     /// is left `attached`. Gives whether it is clean. Waits for the device; call it on a thread of its own.
     pub(crate) fn close_at_stop(mut self, owed: Option<GranuleSet>) -> bool {
         self.tap.stop();
-        self.join_queue();
+        self.join_queues();
         let clean = owed.is_some_and(|owed| self.write_clean(owed));
         self.finish();
         clean
@@ -480,6 +549,7 @@ impl Served {
         let flushed = self.device.sync_data();
         self.volume.flush_end(flush, flushed.is_ok());
         if let Err(error) = &flushed {
+            self.flushes.failed();
             error!(volume = %self.config.name, %error, "the backing cannot be flushed: the next start compares what was hot");
             self.intent(IntentOrder::FlushFailed);
         }
@@ -532,7 +602,8 @@ impl Served {
     pub(crate) fn close_and_remove(mut self) -> anyhow::Result<()> {
         self.tap.stop();
         self.finish();
-        let Self { dir, device, insertion, .. } = self;
+        let Self { dir, device, insertion, flushes, .. } = self;
+        flushes.remove();
         std::fs::remove_dir_all(&dir).with_context(|| format!("{} cannot be removed", dir.display()))?;
         drop(device);
         insertion.map_or(Ok(()), |insertion| insertion.remove_twin()).context("its device's twin cannot be removed")
@@ -551,14 +622,14 @@ impl Served {
         insertion.map_or(Ok(()), |insertion| insertion.forsake_twin()).context("its device's twin cannot be removed")
     }
 
-    fn join_queue(&mut self) {
-        if let Some(thread) = self.queue_thread.take() {
+    fn join_queues(&mut self) {
+        for thread in self.queue_threads.drain(..) {
             let _ = thread.join();
         }
     }
 
     fn finish(&mut self) {
-        self.join_queue();
+        self.join_queues();
         if let Some(guard) = self.guard.take() {
             guard.end();
         }
@@ -596,7 +667,8 @@ fn refuse_own_needs(config: &VolumeConfig, dir: &Path, around: &Surroundings) ->
     }
     let number = DevNumber::of(device.rdev());
     let program = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("/usr/bin"));
-    let ours = [Path::new("/"), &program, dir, &around.runtime_dir];
+    // The unit has systemd mount the last two before it starts us, wherever the state is.
+    let ours = [Path::new("/"), &program, dir, &around.runtime_dir, Path::new(STATE_DIR), Path::new("/etc/farside")];
     if let Some(path) = ours.iter().find(|path| stack::path_rests_on(path, number)) {
         bail!(
             "{} lies on {}: farsided needs it to serve that very device, and would wait for itself after a crash. \
@@ -605,14 +677,94 @@ fn refuse_own_needs(config: &VolumeConfig, dir: &Path, around: &Surroundings) ->
             config.backing.display()
         );
     }
+    let backing = config.backing.display();
+    if let Some(swap) = swaps().into_iter().find(|swap| stack::rests_on(swap.1, number)) {
+        bail!(
+            "the host swaps to {} on {backing}: a start of farsided after a crash may need the memory that waits for its own tap. \
+             `swapoff {}`, and keep swap on a disk that is not protected: nothing in it is worth replicating",
+            swap.0,
+            swap.0
+        );
+    }
+    if !config.insert && is_own_tap(number) {
+        bail!("{backing} is a tap of farsided: give the disk below by a name under /dev/disk/by-id; other names lead to the tap");
+    }
+    // † The tap shows the same content: once it is there, such a name leads to the tap, and after a crash we would serve ourselves.
+    if !config.insert && config.tap.is_device() && boot::names_content(&config.backing) {
+        let name = boot::lasting_name(number);
+        let instead = name
+            .map_or_else(|| "a name below /dev/disk/by-id or /dev/disk/by-path".to_owned(), |name| name.display().to_string());
+        bail!(
+            "{backing} names a disk by what is on it, which its tap shows as well: such a name leads to the tap. Give {instead}"
+        );
+    }
     Ok(())
 }
 
-/// Makes the twin of a device that the host goes on using, unless we could not live on top of it.
-fn prepare_insertion(config: &VolumeConfig, dir: &Path, around: &Surroundings) -> anyhow::Result<Arc<Insertion>> {
+/// What the host swaps to, with the device that it is or lies on.
+fn swaps() -> Vec<(String, DevNumber)> {
+    let text = std::fs::read_to_string("/proc/swaps").unwrap_or_default();
+    let device = |path: &str| {
+        use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+        let metadata = std::fs::metadata(path).ok()?;
+        let is_device = metadata.file_type().is_block_device();
+        if is_device { Some(DevNumber::of(metadata.rdev())) } else { stack::device_of(Path::new(path)) }
+    };
+    let paths = text.lines().skip(1).filter_map(|line| line.split_whitespace().next());
+    paths.filter_map(|path| Some((path.to_owned(), device(path)?))).collect()
+}
+
+/// Whether it is what one of the names leads to that we give to taps.
+fn is_own_tap(number: DevNumber) -> bool {
+    let mut names = std::fs::read_dir(node::FOLDER).into_iter().flatten().flatten();
+    names.any(|name| DevNumber::at(&name.path()).is_ok_and(|tap| tap == number))
+}
+
+/// Makes the twin of a device that the host goes on using, unless we could not live on top of it. `named`: as it is configured.
+fn prepare_insertion(config: &VolumeConfig, named: &Path, dir: &Path, around: &Surroundings) -> anyhow::Result<Arc<Insertion>> {
     refuse_own_needs(config, dir, around)?;
     let is_idle = change::is_idle(&around.runtime_dir, &config.backing)?;
-    Ok(Arc::new(Insertion::prepare(&config.backing, is_idle)?))
+    let insertion = Insertion::prepare(&config.backing, is_idle)?;
+    if let Some(uuid) = insertion.uuid()? {
+        let device = KnownDevice { uuid, path: named.to_owned() };
+        if KnownDevice::of(dir).as_ref() != Some(&device) {
+            write_atomically(&dir.join(DEVICE_FILE), &serde_json::to_string(&device).context("it is plain text")?)?;
+        }
+    }
+    Ok(Arc::new(insertion))
+}
+
+/// The device that a volume's tap was put under last, in the volume's folder.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct KnownDevice {
+    /// What tells it from every other one.
+    pub(crate) uuid: String,
+    /// As it was configured then.
+    path: PathBuf,
+}
+
+impl KnownDevice {
+    /// `None`: there was none, or nothing tells it from others.
+    pub(crate) fn of(dir: &Path) -> Option<Self> {
+        serde_json::from_slice(&std::fs::read(dir.join(DEVICE_FILE)).ok()?).ok()
+    }
+}
+
+/// The device under which a volume's tap belongs. † One that was renamed since is still the one: whatever uses it may wait for us,
+/// and what has its name by now is another.
+pub(crate) fn device_of(config: &VolumeConfig, dir: &Path) -> PathBuf {
+    let named = config.backing.clone();
+    let Some(known) = KnownDevice::of(dir).filter(|_| config.insert) else { return named };
+    let Some(was) = farside_insert::by_uuid(&known.uuid).ok().flatten() else { return named };
+    let is_same = matches!((DevNumber::at(&was), DevNumber::at(&named)), (Ok(was), Ok(named)) if was == named);
+    // A person may have named another device on purpose, but not while this one waits.
+    let is_meant = known.path == named || matches!(farside_insert::state_of(&was), Ok(State::Inserted { .. }));
+    if is_same || !is_meant {
+        return named;
+    }
+    let (old, now) = (named.display(), was.display());
+    warn!(volume = %config.name, "its device was renamed: it is {now} now, and not {old}. Correct `backing` in its file in farsided.d");
+    was
 }
 
 fn meta_path(dir: &Path) -> PathBuf {

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | the table of the device that the tap is under | `lvextend`, `lvchange --refresh`, `pvmove`, `dmsetup reload` |
 //! | what the kernel counts as written on the backing, against what we gave to it ([`WriteWatch`]) | a mount of the backing, `dd` |
+//! | what the kernel counts as written on the tap, against what the shim carried out ([`crate::canary`]) | a tap that does not track |
 //!
 //! Invariants: no heartbeat and no point speaks for a moment at which something may have been written past a tap. So the taps
 //! are looked at between the time that a heartbeat carries and the saying of it, and after a cut was read to its end and before
@@ -24,6 +25,7 @@ use farside_replication::source::DemoteCause;
 use serde::{Deserialize, Serialize};
 use tracing::{error, info, warn};
 
+use crate::canary::TapWatch;
 use crate::config::{ConfigError, write_atomically};
 use crate::group::{Control, Member};
 use crate::state_dir::Mark;
@@ -146,6 +148,10 @@ impl Member {
         }
         if let Some(why) = self.look_at_writes() {
             self.sight.written = Some(why);
+        }
+        if let Some(sectors) = self.served.tap_writes.as_mut().and_then(TapWatch::look) {
+            let kib = (sectors * 512).div_ceil(1024);
+            self.sight.written = Some(format!("its host has written {kib} KiB on its tap that were not tracked"));
         }
         self.sight.unseen = None;
         match (self.served.bypass(), &self.bypass) {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use data_encoding::HEXLOWER;
 use farside_control::receiver::{ReceiverCounters, ReceiverGroup, ReceiverSource, ReceiverStatus, ReceiverVolume, StoreStatus};
 use farside_control::source::LastPoint;
 use farside_control::{Address, Code, Point, PointId, PointMember, PointPin, Reason, Severity};
@@ -14,7 +15,6 @@ use farside_store::{GroupNames, GroupStore, PointInfo, Torn};
 use jiff::Timestamp;
 
 use crate::process::Receiver;
-use crate::vault::hex;
 
 /// How long a reader may hold off deletions before it is worth a word.
 const WAITS_LONG: Duration = Duration::from_secs(60);
@@ -258,7 +258,7 @@ fn store_status(receiver: &Receiver, reasons: &mut Vec<Reason>) -> StoreStatus {
     }
     StoreStatus {
         path: receiver.vault.path().clone(),
-        id: receiver.vault.id().map(|id| hex(&id)).unwrap_or_default(),
+        id: receiver.vault.id().map(|id| HEXLOWER.encode(&id)).unwrap_or_default(),
         free_bytes,
         used_bytes: 0,
         landing_bytes: 0,
@@ -276,7 +276,7 @@ pub fn point(names: &GroupNames, point: &PointInfo) -> Point {
         cut_wall: wall(point.epoch.wall_ms),
         cut_mono_before_ns: point.epoch.mono_before_ns,
         cut_mono_after_ns: point.epoch.mono_after_ns,
-        boot: hex(&point.epoch.boot.0),
+        boot: HEXLOWER.encode(&point.epoch.boot.0),
         ledger_time_ms: point.ledger_time_ms,
         members: point
             .members

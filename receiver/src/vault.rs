@@ -12,6 +12,7 @@
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use data_encoding::HEXLOWER;
 use farside_store::{Remedy, Space, Store, StoreError, StoreReader};
 
 use crate::state_dir::{StateDir, StateError};
@@ -94,7 +95,7 @@ impl Vault {
                 inner.generation += 1;
                 inner.id = Some(store.id());
                 inner.store = Ok(Arc::new(store));
-                tracing::info!(path = %self.path.display(), id = %hex(&inner.id.unwrap_or_default()), "the store is open");
+                tracing::info!(path = %self.path.display(), id = %HEXLOWER.encode(&inner.id.unwrap_or_default()), "the store is open");
                 true
             }
             // The last holder is about to let go; the reason that counts is the one before.
@@ -124,7 +125,7 @@ impl Vault {
             Err(StoreError::NotAStore { path }) if known.is_some() => return Err(StoreError::Vanished { path }.into()),
             other => other?,
         };
-        let found = hex(&store.id());
+        let found = HEXLOWER.encode(&store.id());
         match known {
             Some(known) if known != found => Err(OpenError::Other { path: self.path.clone(), found, known }),
             Some(_) => Ok(store),
@@ -156,10 +157,6 @@ impl Vault {
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

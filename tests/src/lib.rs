@@ -6,6 +6,7 @@ pub mod forgetful;
 pub mod load;
 pub mod mount;
 pub mod netns;
+pub mod postgres;
 pub mod power;
 pub mod verify;
 
@@ -86,25 +87,64 @@ pub fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
 /// The environment variable that asks the tests which wear things out for hours of it; `xtask test --hours N` sets it.
 pub const HOURS: &str = "FARSIDE_TEST_HOURS";
 
-/// For how long a test goes on beyond what it does at least.
-#[derive(Clone, Copy, Debug)]
+/// The environment variable that names the seed of such a test's choices; without it, they are the same on every run, and
+/// others on each run of hours.
+pub const SEED: &str = "FARSIDE_TEST_SEED";
+
+/// For how long a test goes on beyond what it does at least, and by which choices. If it fails, it says how it is repeated; what
+/// processes and machines do beside the choices is never quite the same.
+#[derive(Debug)]
 pub struct Endurance {
+    begun: Instant,
     until: Instant,
+    seed: u64,
 }
 
 impl Endurance {
-    /// From now on, as long as [`HOURS`] says; without it, not at all.
+    /// From now on, as long as [`HOURS`] says; without it, not at all, and by the `usual` seed.
     ///
     /// # Panics
-    /// When it holds no number of hours.
-    pub fn from_environment() -> Self {
+    /// When a variable holds no number.
+    pub fn from_environment(usual: u64) -> Self {
         let hours: f64 = std::env::var(HOURS).map_or(0.0, |text| text.parse().expect("a number of hours"));
-        Self { until: Instant::now() + Duration::from_secs_f64(hours * 3600.0) }
+        let seed = std::env::var(SEED).ok().map(|text| text.parse().expect("a number"));
+        let of_the_day = || std::time::UNIX_EPOCH.elapsed().map_or(usual, |since| since.as_secs());
+        let seed = seed.unwrap_or_else(|| if hours > 0.0 { of_the_day() } else { usual });
+        let begun = Instant::now();
+        Self { begun, until: begun + Duration::from_secs_f64(hours * 3600.0), seed }
     }
 
     /// Whether there is time left.
-    pub fn goes_on(self) -> bool {
+    pub fn goes_on(&self) -> bool {
         Instant::now() < self.until
+    }
+
+    /// What decides its choices.
+    pub fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    /// Says what was done.
+    pub fn report(&self, what: &str) {
+        println!("{what} in {} s, by seed {}", self.begun.elapsed().as_secs(), self.seed);
+    }
+}
+
+impl Drop for Endurance {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let file =
+                std::env::current_exe().ok().and_then(|exe| Some(exe.file_stem()?.to_str()?.rsplit_once('-')?.0.to_owned()));
+            let package = std::env::var("CARGO_PKG_NAME").unwrap_or_default();
+            let thread = std::thread::current();
+            eprintln!(
+                "after {} s; to repeat it: {SEED}={} cargo test --release -p {package} --test {} {} -- --exact --nocapture",
+                self.begun.elapsed().as_secs(),
+                self.seed,
+                file.unwrap_or_default(),
+                thread.name().unwrap_or_default()
+            );
+        }
     }
 }
 

@@ -35,14 +35,14 @@ struct Host {
 }
 
 impl Host {
-    fn start(tap: PathBuf, block_bytes: u64) -> Self {
+    fn start(tap: PathBuf, block_bytes: u64, seed: u64) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
         let runs = std::thread::spawn(move || {
             let mut runs = 0;
             while !stopped.load(Ordering::Relaxed) {
                 runs += 1;
-                verify_twice(&tap, block_bytes, runs);
+                verify_twice(&tap, block_bytes, seed + runs);
             }
             runs
         });
@@ -84,8 +84,8 @@ fn ends_whole(mut site: Site) {
 fn fio_finds_nothing_while_the_receiver_dies_twenty_times() {
     let mut site = Site::with_volume(JOBS * JOB_BYTES, "200ms", 8);
     let block_bytes = site.volume_status("data")["backing"]["block_bytes"].as_u64().expect("a block size");
-    let host = Host::start(site.tap("data"), block_bytes);
-    let endurance = Endurance::from_environment();
+    let endurance = Endurance::from_environment(0);
+    let host = Host::start(site.tap("data"), block_bytes, endurance.seed());
     let mut deaths = 0;
     while deaths < DEATHS || endurance.goes_on() {
         // Each death meets a load, and every third a source that has just published to it.
@@ -105,7 +105,7 @@ fn fio_finds_nothing_while_the_receiver_dies_twenty_times() {
         deaths += 1;
     }
     let runs = host.end();
-    println!("{runs} runs of fio, {deaths} deaths of the receiver");
+    endurance.report(&format!("{runs} runs of fio, {deaths} deaths of the receiver"));
     assert!(counter(&site, "trims") > 0 && counter(&site, "reads") > 0, "fio trimmed and verified");
     ends_whole(site);
 }
@@ -125,8 +125,8 @@ fn fio_finds_nothing_while_the_daemon_dies_twenty_times() {
         .expect("it is installed");
     let front_server = Process::new(front_server, "qemu-nbd");
     wait_for("qemu-nbd", || std::os::unix::net::UnixStream::connect(&front).ok());
-    let host = Host::start(front, block_bytes);
-    let endurance = Endurance::from_environment();
+    let endurance = Endurance::from_environment(0);
+    let host = Host::start(front, block_bytes, endurance.seed());
     let mut deaths = 0;
     while deaths < DEATHS || endurance.goes_on() {
         // Each death meets requests under way, and every third a daemon that has published since it was started.
@@ -142,7 +142,7 @@ fn fio_finds_nothing_while_the_daemon_dies_twenty_times() {
         deaths += 1;
     }
     let runs = host.end();
-    println!("{runs} runs of fio, {deaths} deaths of the daemon");
+    endurance.report(&format!("{runs} runs of fio, {deaths} deaths of the daemon"));
     drop(front_server);
     ends_whole(site);
 }

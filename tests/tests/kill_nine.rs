@@ -10,12 +10,10 @@ const KILLS: u32 = 20;
 #[test]
 fn twenty_kills_of_each_lose_nothing() {
     let mut site = Site::with_volume(BYTES, "200ms", 8);
-    let writer = load::verifying(site.tap("data"), BYTES, 7);
-    let endurance = Endurance::from_environment();
-    for round in 0.. {
-        if round >= 2 * KILLS && !endurance.goes_on() {
-            break;
-        }
+    let endurance = Endurance::from_environment(7);
+    let writer = load::verifying(site.tap("data"), BYTES, endurance.seed());
+    let mut round = 0;
+    while round < 2 * KILLS || endurance.goes_on() {
         // Let some hundred requests pass, and a point where both sides are up.
         writer.wait_for_more(300);
         if round % 2 == 0 {
@@ -29,9 +27,11 @@ fn twenty_kills_of_each_lose_nothing() {
             let before = site.points("data").last().map_or(0, slot_of);
             wait_for("a new point", || site.points("data").last().map(slot_of).filter(|&s| s > before));
         }
+        round += 1;
     }
     let mut client = writer.end();
     assert!(client.broken > 0, "no kill met a connection");
+    endurance.report(&format!("{round} kills, {} of which met a connection", client.broken));
     let restored = site.check_newest("data", &mut client);
     site.check_store();
     let source = std::fs::read(site.backing("data")).expect("backing");

@@ -4,116 +4,23 @@
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use farside_tests::mount::{FileSystem, Image, Mounted, fsck_clean, possible, xfs_clean};
+use farside_tests::postgres::{ACCOUNTS, AGREED, CLIENTS, SUMS, Server, transaction};
 use farside_tests::verify::Rng;
-use farside_tests::{Site, run, tail, tool, wait_for};
+use farside_tests::{Site, run, tool, wait_for};
 
 const BYTES: u64 = 384 << 20;
-const CLIENTS: u64 = 4;
-const ACCOUNTS: u64 = 200;
 /// Points under load, and how many lie between two that are opened.
 const POINTS: usize = 150;
 const STRIDE: usize = 50;
 
-const SCHEMA: &str = "
-    CREATE TABLE account (id int PRIMARY KEY, balance bigint NOT NULL);
-    CREATE TABLE teller (id int PRIMARY KEY, moved bigint NOT NULL);
-    CREATE TABLE history (client int, n bigint, amount bigint NOT NULL, note text, PRIMARY KEY (client, n));";
-
 fn monotonic_ns() -> u64 {
     let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).expect("Linux has it");
     now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64
-}
-
-/// A PostgreSQL server on a data directory; killed with its owner.
-struct Server {
-    data: PathBuf,
-    sockets: PathBuf,
-}
-
-impl Server {
-    /// A program of the newest version that is installed, as the user that it insists on.
-    fn command(name: &str) -> Command {
-        let versions = std::fs::read_dir("/usr/lib/postgresql").expect("PostgreSQL is installed").map(|e| e.expect("an entry"));
-        let newest = versions.max_by_key(|e| e.file_name().to_string_lossy().parse::<u32>().unwrap_or(0)).expect("a version");
-        let mut command = tool("runuser");
-        command.args(["-u", "postgres", "--"]).arg(newest.path().join("bin").join(name)).current_dir("/");
-        command
-    }
-
-    /// A new database on a file system that is mounted.
-    fn create(on: &Path, sockets: &Path) -> Self {
-        let data = on.join("pg");
-        for dir in [&data, &sockets.to_owned()] {
-            std::fs::create_dir_all(dir).expect("mkdir");
-            run(tool("chown").arg("postgres").arg(dir));
-        }
-        run(Self::command("initdb")
-            .args(["--auth=trust", "--data-checksums", "--encoding=UTF8", "--locale=C", "--no-sync", "-D"])
-            .arg(&data));
-        let this = Self { data, sockets: sockets.to_owned() };
-        this.start();
-        this.psql(SCHEMA);
-        this.psql(&format!("INSERT INTO account SELECT i, 0 FROM generate_series(0, {}) i", ACCOUNTS - 1));
-        this.psql(&format!("INSERT INTO teller SELECT i, 0 FROM generate_series(0, {}) i", CLIENTS - 1));
-        this
-    }
-
-    /// What a restored point holds, if it holds a database that was ever used.
-    fn recover(on: &Path, sockets: &Path) -> Self {
-        let this = Self { data: on.join("pg"), sockets: sockets.to_owned() };
-        // The postmaster that wrote this is not here.
-        let _ = std::fs::remove_file(this.data.join("postmaster.pid"));
-        this.start();
-        this
-    }
-
-    fn start(&self) {
-        // Small buffers and frequent checkpoints: the disk sees it all.
-        let options = format!(
-            "-k {} -c listen_addresses= -c shared_buffers=16MB -c max_wal_size=64MB -c min_wal_size=32MB -c checkpoint_timeout=30s",
-            self.sockets.display()
-        );
-        let log = self.sockets.join("log");
-        let status = Self::command("pg_ctl")
-            .args(["start", "--wait", "--timeout", "180", "--silent", "-o", &options, "-l"])
-            .arg(&log)
-            .arg("-D")
-            .arg(&self.data)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .status()
-            .expect("pg_ctl is installed");
-        assert!(status.success(), "PostgreSQL does not start: {}", tail(&log));
-    }
-
-    fn stop(&self, how: &str) -> bool {
-        let mut command = Self::command("pg_ctl");
-        command.args(["stop", "--wait", "--timeout", "180", "--silent", "-m", how, "-D"]).arg(&self.data);
-        command.stdin(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
-    }
-
-    fn client(&self) -> Command {
-        let mut command = Self::command("psql");
-        command.args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-d", "postgres", "-h"]).arg(&self.sockets);
-        command
-    }
-
-    fn psql(&self, sql: &str) -> String {
-        let output = run(self.client().args(["-c", sql]));
-        String::from_utf8(output.stdout).expect("text").trim().to_owned()
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.stop("immediate");
-    }
 }
 
 /// One client: when each of its transactions began, and when it was acknowledged.
@@ -140,15 +47,8 @@ impl Session {
     /// Moves money from one account to another and writes it down twice; back when it is committed.
     fn transact(&mut self, client: u64, n: u64, rng: &mut Rng) {
         let amount = rng.below(1000);
-        // Locks are taken in one order: nobody is a deadlock's victim.
         let (a, b) = (rng.below(ACCOUNTS - 1), rng.below(ACCOUNTS - 1));
-        let (from, to) = (a.min(b), a.max(b) + 1);
-        let sql = format!(
-            "BEGIN; UPDATE account SET balance = balance - {amount} WHERE id = {from}; \
-             UPDATE account SET balance = balance + {amount} WHERE id = {to}; \
-             UPDATE teller SET moved = moved + {amount} WHERE id = {client}; \
-             INSERT INTO history VALUES ({client}, {n}, {amount}, repeat(md5('{n}'), 20)); COMMIT; SELECT {n};"
-        );
+        let sql = transaction(client, n, amount, a.min(b), a.max(b) + 1);
         writeln!(self.input, "{sql}").and_then(|()| self.input.flush()).expect("psql reads");
         let mut line = String::new();
         assert!(self.output.read_line(&mut line).expect("psql answers") > 0, "psql ended");
@@ -195,13 +95,7 @@ fn judge(server: &Server, point: &serde_json::Value, journals: &[Journal]) {
     let id = point["id"].as_str().expect("an id");
     let ns = |field: &str| point[field].as_u64().unwrap_or_else(|| panic!("{field} in {point}"));
     let (before, after) = (ns("cut_mono_before_ns"), ns("cut_mono_after_ns"));
-    let sums = server.psql(
-        "SELECT (SELECT sum(balance) FROM account), (SELECT sum(moved) FROM teller) - (SELECT coalesce(sum(amount), 0) FROM history),
-         (SELECT count(*) FROM (SELECT client FROM history GROUP BY client HAVING count(*) <> max(n)) gap),
-         (SELECT count(*) FROM history WHERE note <> repeat(md5(n::text), 20)),
-         (SELECT count(*) FROM teller t WHERE moved <> (SELECT coalesce(sum(amount), 0) FROM history h WHERE h.client = t.id))",
-    );
-    assert_eq!(sums, "0|0|0|0|0", "point {id}: the sums do not agree");
+    assert_eq!(server.psql(SUMS), AGREED, "point {id}: the sums do not agree");
     for (client, journal) in journals.iter().enumerate() {
         let found: u64 = server.psql(&format!("SELECT count(*) FROM history WHERE client = {client}")).parse().expect("a number");
         let must = journal.acknowledged.iter().filter(|&&t| t < before).count() as u64;

@@ -8,8 +8,8 @@
 //! ```
 //!
 //! Invariants: a device is ours if and only if the kernel gives back our token for it. From the beginning of a recovery to its
-//! end nothing is waited for but our own queue: a kernel of 2024 does not get over a server that dies in between with a part of
-//! its commands given, so they are given in one system call. What the device is called beside `/dev/ublkbN` is others' business.
+//! end nothing is waited for but our own queues. A kernel of 2024 (fault `null-between-queues`) does not get over a server that dies
+//! in between with a part of its commands given: there a device has one queue, whose commands are given in one system call. What the device is called beside `/dev/ublkbN` is others' business.
 
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -35,12 +35,17 @@ const POLL: Duration = Duration::from_millis(5);
 /// The longest discard or zeroing that one request asks for.
 const ZERO_BYTES_MAX: u64 = 1 << 30;
 
+/// As many queues as a device may have: more than anybody has a use for.
+pub const QUEUES_MAX: u16 = 64;
+
 /// What a device shall be.
 #[derive(Clone, Debug)]
 pub struct Spec {
     /// The owner's secret: whoever knows it may take the device over.
     pub token: u64,
-    /// Requests in flight at once.
+    /// Queues, each served by a thread of its own, from 1 to [`QUEUES_MAX`]. A device that is there keeps those that it has.
+    pub queues: u16,
+    /// Requests in flight at once, on each queue.
     pub depth: u16,
     /// The longest read or write, and the memory that each request in flight may take: a power of two, at least 4 KiB.
     pub io_bytes_max: u32,
@@ -147,7 +152,7 @@ impl Device {
         // One that is there is served all the same: its users wait.
         kernel.allows(&spec.accepted_faults)?;
         let wanted = DeviceInfo {
-            queues: 1,
+            queues: if kernel.may_have_queues(&spec.accepted_faults) { spec.queues } else { 1 },
             depth: spec.depth,
             state: DeviceState::Dead,
             io_bytes_max: spec.io_bytes_max,
@@ -178,14 +183,22 @@ impl Device {
         self.recovered
     }
 
-    /// The server of its one queue and what other threads hold of it. The waker is the one through which parked requests of
-    /// the queue are tried again.
-    pub fn server(&self, waker: Waker) -> (Server, Handle) {
+    /// How many queues it has.
+    pub fn queues(&self) -> u16 {
+        self.info.queues
+    }
+
+    /// The servers of its queues, in their order, and what other threads hold of them. The wakers, one for each, are those
+    /// through which parked requests of a queue are tried again. None serves before all run.
+    ///
+    /// # Panics
+    /// When there are more wakers than queues, or fewer.
+    pub fn servers(&self, wakers: Vec<Waker>) -> (Vec<Server>, Handle) {
         let slots = match self.data_path.path {
             DataPath::ZeroCopy => self.slots.unwrap_or(self.info.depth).min(self.info.depth),
             DataPath::Copy => 0,
         };
-        Server::new(self.info, self.recovered, self.scan, slots, waker)
+        Server::of(self.info, self.recovered, self.scan, slots, wakers)
     }
 
     /// The owner's secret.
@@ -262,17 +275,11 @@ pub fn held(token: u64) -> Result<Option<Held>, UblkError> {
 
 impl Held {
     /// Ends the device. What its server has taken is answered first; if it has none, nothing waits in it, for nobody uses it.
+    /// What its page cache holds is lost: have it written before, by a process that does not serve it.
     ///
     /// # Errors
     /// When the kernel refuses.
     pub fn remove(mut self) -> Result<(), UblkError> {
-        if let Some(hold) = &self.hold
-            && self.info.state == DeviceState::Live
-        {
-            // What somebody left in the page cache would be lost with the device.
-            let synced = nix::unistd::fsync(hold);
-            synced.map_err(|errno| UblkError::Command { what: "flush", id: self.info.id, errno })?;
-        }
         self.control.order("stop", control::STOP_DEV, self.info.id, 0)?;
         drop(self.hold.take());
         self.control.order("delete", control::DEL_DEV, self.info.id, 0)
@@ -340,7 +347,10 @@ fn check(info: &DeviceInfo, now: &Params, wanted: &Params) -> Result<(), UblkErr
     if now.attributes & promised != promised {
         return differs("promises that no flush is needed".to_owned());
     }
-    if info.queues != 1 || !(1..=uapi::DEPTH_MAX).contains(&info.depth) || !info.io_bytes_max.is_power_of_two() {
+    if !(1..=QUEUES_MAX).contains(&info.queues)
+        || !(1..=uapi::DEPTH_MAX).contains(&info.depth)
+        || !info.io_bytes_max.is_power_of_two()
+    {
         return differs(format!("has {} queues of {} requests of {} bytes", info.queues, info.depth, info.io_bytes_max));
     }
     Ok(())
@@ -380,7 +390,7 @@ mod tests {
     use super::*;
 
     fn spec() -> Spec {
-        Spec { token: 1, depth: 128, io_bytes_max: 1 << 19, slots: None, copied: false, accepted_faults: Vec::new() }
+        Spec { token: 1, queues: 1, depth: 128, io_bytes_max: 1 << 19, slots: None, copied: false, accepted_faults: Vec::new() }
     }
 
     fn file_of(bytes: u64) -> (tempfile::NamedTempFile, FileDevice) {
@@ -427,6 +437,7 @@ mod tests {
             token: 1,
         };
         assert!(check(&info, &wanted, &wanted).is_ok());
+        assert!(check(&DeviceInfo { queues: 4, ..info }, &wanted, &wanted).is_ok(), "as many as it was made with");
         let smaller = Params { device_sectors: wanted.device_sectors - 8, ..wanted };
         assert!(check(&info, &smaller, &wanted).is_ok(), "the backing grew");
         let larger = Params { device_sectors: wanted.device_sectors + 8, ..wanted };
@@ -440,7 +451,7 @@ mod tests {
         for odd in [
             DeviceInfo { flags: feature::USER_COPY, ..info },
             DeviceInfo { flags: ZERO_COPY | feature::SUPPORT_ZERO_COPY, ..info },
-            DeviceInfo { queues: 2, ..info },
+            DeviceInfo { queues: 0, ..info },
             DeviceInfo { depth: 0, ..info },
             DeviceInfo { io_bytes_max: 12288, ..info },
         ] {

@@ -49,6 +49,8 @@ pub enum Effect {
     NoZeroCopy,
     /// The kernel looks for partitions only where the disk has a table already.
     NoPartitionScan,
+    /// A device has one queue.
+    OneQueue,
 }
 
 /// Every fault that we know of and that the way in which we use the driver would meet.
@@ -98,6 +100,14 @@ pub const FAULTS: &[Fault] = &[
         mended: "any whose driver has the feature NO_AUTO_PART_SCAN (7.0 and newer)",
         effect: Effect::NoPartitionScan,
         is_in: |kernel| !kernel.has(feature::NO_AUTO_PART_SCAN),
+    },
+    Fault {
+        name: "null-between-queues",
+        what: "its driver dereferences null when a server dies between the commands of a device's first and its last queue and the \
+               next one takes over",
+        mended: "any whose driver has the feature PER_IO_DAEMON (6.16 and newer)",
+        effect: Effect::OneQueue,
+        is_in: |kernel| !kernel.has(feature::PER_IO_DAEMON),
     },
 ];
 
@@ -223,6 +233,10 @@ impl Kernel {
         }
     }
 
+    pub(crate) fn may_have_queues(&self, accepted: &[String]) -> bool {
+        self.faults().all(|fault| fault.effect != Effect::OneQueue || is_accepted(fault, accepted))
+    }
+
     pub(crate) fn may_scan(&self, accepted: &[String]) -> bool {
         self.faults().all(|fault| fault.effect != Effect::NoPartitionScan || is_accepted(fault, accepted))
     }
@@ -342,6 +356,7 @@ mod tests {
         assert_eq!(path(&new, false, true, true), DataPath::Copy, "sums");
         let old = kernel("6.12", (6, 12, 95), OLD);
         assert_eq!(path(&old, false, true, false), DataPath::Copy);
+        assert!(new.may_have_queues(&[]) && !old.may_have_queues(&[]));
         assert!(new.may_scan(&[]) && !old.may_scan(&[]) && old.may_scan(&["scan-under-lock".to_owned()]));
         let new_choice = new.choose(false, &[], true, false);
         let strict = Kernel { panics_on_warnings: true, ..new };

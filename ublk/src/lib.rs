@@ -7,6 +7,7 @@
 //! | [`Kernel`] | what the driver can do, and what is known to be wrong with it |
 //! | [`Device`] | the life of a device: made or taken over, started, removed |
 //! | [`Server`] | one queue: one thread, one ring that carries the kernel's commands and the backing's I/O |
+//! | `opening` | the moment at which all queues of a device begin |
 //!
 //! Invariants. *A device outlives its server*: whoever dies leaves it quiesced, requests wait, and what was not answered is
 //! given to the successor again ([`uapi::feature::USER_RECOVERY_REISSUE`]); only [`Held::remove`] ends one. *Nobody takes over
@@ -21,6 +22,7 @@
 mod control;
 mod device;
 mod kernel;
+mod opening;
 mod server;
 pub mod uapi;
 
@@ -29,7 +31,7 @@ use std::path::PathBuf;
 use farside_blockio::{DeviceError, Errno, RingError};
 use thiserror::Error;
 
-pub use device::{Device, Held, Spec, held};
+pub use device::{Device, Held, QUEUES_MAX, Spec, held};
 pub use kernel::{Choice, DataPath, Effect, FAULTS, Fault, Kernel, Version};
 pub use server::{Counters, Handle, Server};
 pub use uapi::{DeviceInfo, DeviceState};
@@ -114,6 +116,12 @@ pub enum UblkError {
         /// Who.
         #[source]
         source: DeviceError,
+    },
+    /// Why, the thread of that queue says.
+    #[error("another queue of {} cannot be served", name_of(*id))]
+    OtherQueue {
+        /// Of the device.
+        id: u32,
     },
     /// A file or device could not be used.
     #[error("cannot {what} {}: {source}", path.display())]

@@ -1,4 +1,4 @@
-//! One queue of a device: one thread, one ring.
+//! One queue of a device: one thread, one ring. Queues of a device share nothing but its file and their counters.
 //!
 //! The kernel holds one command of ours for each tag. It completes one when a request has come, the request goes to the
 //! [`BlockQueue`], and its end is told together with the next command for that tag. So a request costs no system call of its
@@ -28,6 +28,7 @@
 //! and leaves the others to the successor.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -43,11 +44,11 @@ use nix::sys::uio::{pread, pwrite};
 use crate::UblkError;
 use crate::device::{Scan, begin};
 use crate::kernel::DataPath;
+use crate::opening::{Place, places};
 use crate::uapi::{self, DESCRIPTOR_BYTES, Descriptor, DeviceInfo, IoCommand, Operation, SECTOR};
 
 /// The kernel is one client: whoever writes through the page cache shares its flushes (T14).
 const CLIENT: u32 = 0;
-const QUEUE: u16 = 0;
 /// Tag of the ring's read of the waker; the others are the kernel's tags, which end below.
 const WAKE: u64 = 1 << 32;
 
@@ -70,11 +71,11 @@ struct Shared {
     counters: Counters,
 }
 
-/// What other threads hold of a server.
+/// What other threads hold of the servers of a device.
 #[derive(Clone, Debug)]
 pub struct Handle {
     shared: Arc<Shared>,
-    waker: Waker,
+    wakers: Arc<[Waker]>,
 }
 
 impl Handle {
@@ -82,7 +83,7 @@ impl Handle {
     /// the next server.
     pub fn stop(&self) {
         self.shared.stop.store(true, Ordering::SeqCst);
-        self.waker.wake();
+        self.wake();
     }
 
     /// Whether [`Handle::stop`] was called.
@@ -95,15 +96,17 @@ impl Handle {
         &self.shared.counters
     }
 
-    /// Wakes its thread, which then calls [`BlockQueue::wake`].
-    pub fn waker(&self) -> &Waker {
-        &self.waker
+    /// Wakes each of their threads, which then calls [`BlockQueue::wake`].
+    pub fn wake(&self) {
+        self.wakers.iter().for_each(Waker::wake);
     }
 }
 
-/// A server that is about to run. Make it anywhere; [`Server::run`] belongs to one thread.
+/// A server of one queue that is about to run. Make it anywhere; [`Server::run`] belongs to one thread.
 pub struct Server {
     info: DeviceInfo,
+    queue: u16,
+    place: Place,
     recovered: bool,
     scan: Scan,
     slots: u16,
@@ -113,26 +116,33 @@ pub struct Server {
 
 impl fmt::Debug for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Server").field("info", &self.info).finish_non_exhaustive()
+        f.debug_struct("Server").field("info", &self.info).field("queue", &self.queue).finish_non_exhaustive()
     }
 }
 
 impl Server {
-    pub(crate) fn new(info: DeviceInfo, recovered: bool, scan: Scan, slots: u16, waker: Waker) -> (Self, Handle) {
+    /// One for each queue of the device, with its waker.
+    pub(crate) fn of(info: DeviceInfo, recovered: bool, scan: Scan, slots: u16, wakers: Vec<Waker>) -> (Vec<Self>, Handle) {
+        assert_eq!(wakers.len(), usize::from(info.queues), "each queue has a waker");
         let shared = Arc::new(Shared::default());
-        let handle = Handle { shared: Arc::clone(&shared), waker: waker.clone() };
-        (Self { info, recovered, scan, slots, shared, waker }, handle)
+        let handle = Handle { shared: Arc::clone(&shared), wakers: wakers.clone().into() };
+        let queues = places(info.queues).into_iter().zip(wakers).zip(0..);
+        let server = |((place, waker), queue)| Self { info, queue, place, recovered, scan, slots, shared: shared.clone(), waker };
+        (queues.map(server).collect(), handle)
     }
 
-    /// Serves the queue on this thread until it is stopped or the device ends, and gives it back. `ready` is called once the
-    /// kernel has every command, so that [`crate::Device::go_live`] will not wait for ever; never where that fails.
+    /// Serves the queue on this thread until it is stopped or the device ends, and gives it back. Begins when the servers of all
+    /// queues run. `ready` is called once the kernel has every command of this queue, so that [`crate::Device::go_live`] will not
+    /// wait for ever; never where that fails.
     ///
     /// # Errors
     /// [`UblkError`]: before the first request, or when the ring breaks. The device's users wait then for the next server.
     pub fn run<Q: BlockQueue>(self, queue: Q, ready: impl FnOnce()) -> Result<Q, UblkError> {
-        let (depth, io_bytes) = (self.info.depth, self.info.io_bytes_max as usize);
-        let memory = |source| UblkError::Io { what: "find memory for the requests of", path: self.path(), source };
-        let path = DataPath::of_device(self.info.flags);
+        let Self { info, queue: number, .. } = self;
+        let (depth, io_bytes) = (info.depth, info.io_bytes_max as usize);
+        let device = PathBuf::from(format!("/dev/ublkc{}", info.id));
+        let memory = |source| UblkError::Io { what: "find memory for the requests of", path: device.clone(), source };
+        let path = DataPath::of_device(info.flags);
         let pool = BufferPool::new(usize::from(depth) * io_bytes, io_bytes).map_err(memory)?;
         // Every command in one system call: see `device`.
         let entries = u32::from(depth) * 2;
@@ -141,18 +151,19 @@ impl Server {
             0 => Ring::new(entries)?,
             slots => Ring::with_slots(entries, slots)?,
         };
-        let file = begin(&self.info, self.recovered)?;
+        let file = self.place.arrive(info.id, || begin(&info, self.recovered))?;
         if self.scan == Scan::No && !self.recovered {
             // The kernel asks whose commands they are when it has the last one. Nothing that follows needs the privilege.
             process::give_up_administration().unwrap_or_else(|error| tracing::warn!("{error}"));
         }
         let len = (usize::from(depth) * DESCRIPTOR_BYTES).next_multiple_of(page_bytes());
-        let offset = u64::from(QUEUE) * uapi::DESCRIPTORS_STRIDE;
+        let offset = u64::from(number) * uapi::DESCRIPTORS_STRIDE;
         let mapped = MmapOptions::new().offset(offset).len(len).map_raw_read_only(&*file);
-        let descriptors = mapped.map_err(|source| UblkError::Io { what: "map", path: self.path(), source })?;
+        let descriptors = mapped.map_err(|source| UblkError::Io { what: "map", path: device.clone(), source })?;
         let mut running = Running {
             ring,
             queue,
+            number,
             file,
             descriptors,
             path,
@@ -162,7 +173,7 @@ impl Server {
             tags: (0..depth).map(|_| TagState::Gone).collect(),
             working: 0,
             gone: usize::from(depth),
-            shared: self.shared.clone(),
+            shared: self.shared,
         };
         running.device_bytes = running.queue.info().size;
         for tag in 0..depth {
@@ -176,10 +187,6 @@ impl Server {
             ring.abandon();
         }
         served.map(|()| queue)
-    }
-
-    fn path(&self) -> std::path::PathBuf {
-        format!("/dev/ublkc{}", self.info.id).into()
     }
 }
 
@@ -215,6 +222,7 @@ enum WorkData {
 struct Running<Q> {
     ring: Ring,
     queue: Q,
+    number: u16,
     file: SharedFd,
     descriptors: MmapRaw,
     path: DataPath,
@@ -256,9 +264,11 @@ impl<Q: BlockQueue> Running<Q> {
             if self.shared.stop.load(Ordering::SeqCst) && self.working == 0 && self.queue.is_idle() {
                 // The last answers go down with this; requests that come back with them are the successor's.
                 self.ring.wait(Some(Duration::ZERO))?;
+                self.queue.answered(&mut self.ring);
                 return Ok(());
             }
             self.ring.wait(None)?;
+            self.queue.answered(&mut self.ring);
         }
     }
 
@@ -366,12 +376,12 @@ impl<Q: BlockQueue> Running<Q> {
 
     /// Takes a write's data.
     fn copy_in(&self, tag: u16, buffer: &mut [u8]) -> Result<(), Errno> {
-        whole(buffer.len(), |done| pread(&*self.file, &mut buffer[done..], data_at(tag, done)))
+        whole(buffer.len(), |done| pread(&*self.file, &mut buffer[done..], data_at(self.number, tag, done)))
     }
 
     /// Gives a read its data.
     fn copy_out(&self, tag: u16, buffer: &[u8]) -> Result<(), Errno> {
-        whole(buffer.len(), |done| pwrite(&*self.file, &buffer[done..], data_at(tag, done)))
+        whole(buffer.len(), |done| pwrite(&*self.file, &buffer[done..], data_at(self.number, tag, done)))
     }
 
     fn reap(&mut self) {
@@ -419,7 +429,8 @@ impl<Q: BlockQueue> Running<Q> {
 
     fn fetch(&mut self, tag: u16, op: u32, result: i32, buffer: Option<Buffer>) {
         self.tags[usize::from(tag)] = TagState::Fetching;
-        let command = move |address| IoCommand { queue: QUEUE, tag, result, address }.encode();
+        let queue = self.number;
+        let command = move |address| IoCommand { queue, tag, result, address }.encode();
         let register = (self.path == DataPath::ZeroCopy).then(|| uapi::register_in(tag));
         self.ring.command(Tag::server(tag.into()), &self.file, op, register, buffer, command);
     }
@@ -445,8 +456,8 @@ fn meaning(descriptor: &Descriptor, device_bytes: u64, io_bytes: u64) -> Option<
 }
 
 /// Where the driver has a byte of a request's data.
-fn data_at(tag: u16, byte: usize) -> i64 {
-    (uapi::data_offset(QUEUE, tag) + byte as u64) as i64
+fn data_at(queue: u16, tag: u16, byte: usize) -> i64 {
+    (uapi::data_offset(queue, tag) + byte as u64) as i64
 }
 
 /// Goes on until all is there. `step` is told how much is, and says how much more it did.

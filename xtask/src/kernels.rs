@@ -43,9 +43,9 @@ const TREES: &[Tree] = &[
     Tree {
         name: GUEST_TREE,
         suite: Suite::Own,
-        packages: &["busybox-static", "dmsetup", "e2fsprogs", "fio", "libc6", "nbd-client", "xfsprogs"],
+        packages: &["busybox-static", "dmsetup", "e2fsprogs", "libc6", "nbd-client", "xfsprogs"],
         follow: "lib",
-        must_hold: &["bin/busybox", "sbin/dmsetup", "sbin/mke2fs", "sbin/nbd-client", "sbin/xfs_repair", "usr/bin/fio"],
+        must_hold: &["bin/busybox", "sbin/dmsetup", "sbin/mke2fs", "sbin/nbd-client", "sbin/xfs_repair"],
     },
     kernel(Kernel::Stock, Suite::Own, &["boot", "lib/modules"]),
     kernel(Kernel::Backports, Suite::OwnBackports, &["boot", "lib/modules"]),

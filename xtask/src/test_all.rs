@@ -19,7 +19,8 @@ pub(crate) struct Args {
     /// Leave out these steps, by name.
     #[arg(long, value_name = "STEP")]
     skip: Vec<String>,
-    /// Let the tests of processes that wear things out go on for so many hours each (FARSIDE_TEST_HOURS).
+    /// Let the tests of processes and of emulated machines that wear things out go on for so many hours each
+    /// (FARSIDE_TEST_HOURS), and show what each did.
     #[arg(long, value_name = "N")]
     hours: Option<f64>,
     /// Name the steps and do nothing.
@@ -35,6 +36,8 @@ enum Work {
     Program(Command),
     /// Programs whose output is libtest's: their tests are counted.
     Tests(Command),
+    /// The same; some of them go on for hours if asked to.
+    Enduring(Command),
 }
 
 struct Step {
@@ -118,7 +121,7 @@ fn steps() -> anyhow::Result<Vec<Step>> {
         step(
             "processes",
             "real daemons, kills, file systems, databases",
-            Work::Tests(cargo(&[
+            Work::Enduring(cargo(&[
                 "test",
                 "--release",
                 "--locked",
@@ -135,7 +138,7 @@ fn steps() -> anyhow::Result<Vec<Step>> {
         step(
             "vm",
             "emulated machines: real kernels, power cuts",
-            Work::Tests(cargo(&[
+            Work::Enduring(cargo(&[
                 "test",
                 "--release",
                 "--locked",
@@ -215,8 +218,11 @@ fn carry_out(work: Work, hours: Option<f64>) -> Count {
     let result = match work {
         Work::Here(function) => function().map(|()| Count::PASSED),
         Work::Program(mut command) => run_program(&mut command).map(|()| Count::PASSED),
-        Work::Tests(mut command) => {
-            command.envs(hours.map(|hours| ("FARSIDE_TEST_HOURS", hours.to_string())));
+        Work::Tests(mut command) => run_tests(&mut command),
+        Work::Enduring(mut command) => {
+            if let Some(hours) = hours {
+                command.env("FARSIDE_TEST_HOURS", hours.to_string()).arg("--show-output");
+            }
             run_tests(&mut command)
         }
     };

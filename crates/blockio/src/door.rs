@@ -147,7 +147,7 @@ fn flock_pids(locks: &str, device: (u64, u64), inode: u64) -> Vec<u32> {
     pids
 }
 
-fn process_name(pid: u32) -> String {
+pub(crate) fn process_name(pid: u32) -> String {
     match std::fs::read_to_string(format!("/proc/{pid}/comm")) {
         Ok(name) => format!("process {pid} ({})", name.trim()),
         Err(_) => format!("process {pid}"),

@@ -36,6 +36,16 @@ pub enum SettingError {
         #[source]
         source: io::Error,
     },
+    /// The calling thread waits for the processor like any other, or holds up those that should not.
+    #[error(
+        "the kernel gives this thread no other priority ({source}): where processors are busy, a host write waits for one. Raise the \
+         limit (systemd: LimitNICE=-20)"
+    )]
+    Priority {
+        /// What setpriority or sched_setscheduler said.
+        #[source]
+        source: io::Error,
+    },
     /// Allocations by this process may wait for I/O that it serves itself.
     #[error(
         "PR_SET_IO_FLUSHER is not set ({source}): memory reclaim may wait for I/O that this process itself must do. \
@@ -84,6 +94,37 @@ pub fn set_io_flusher() -> Result<(), SettingError> {
     // SAFETY: this prctl takes integers only.
     let rc = unsafe { libc::prctl(PR_SET_IO_FLUSHER, on, unused, unused, unused) };
     if rc == 0 { Ok(()) } else { Err(SettingError::IoFlusher { source: io::Error::last_os_error() }) }
+}
+
+/// How a thread stands to all others where there are fewer processors than work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Priority {
+    /// A host's request waits for it: as the kernel's own threads of the block layer (`kblockd`). Not of real time, which would
+    /// starve whatever shares the processor with a busy disk, and which the kernel stops for 50 ms in each second.
+    Urgent,
+    /// It computes, and nobody waits for it but the far side.
+    Background,
+}
+
+impl Priority {
+    /// The calling thread's, from now on.
+    ///
+    /// # Errors
+    /// [`SettingError::Priority`].
+    pub fn set(self) -> Result<(), SettingError> {
+        let nice = match self {
+            Self::Urgent => -20,
+            Self::Background => 10,
+        };
+        // SAFETY: setpriority takes integers only; 0 is the calling thread.
+        let mut rc = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) };
+        if rc == 0 && self == Self::Background {
+            let parameters = libc::sched_param { sched_priority: 0 };
+            // SAFETY: sched_setscheduler reads one sched_param, a live local; 0 is the calling thread.
+            rc = unsafe { libc::sched_setscheduler(0, libc::SCHED_BATCH, &raw const parameters) };
+        }
+        if rc == 0 { Ok(()) } else { Err(SettingError::Priority { source: io::Error::last_os_error() }) }
+    }
 }
 
 /// Has the kernel write no core dump of this process, whatever catches those elsewhere: the process would have to serve the
@@ -183,6 +224,23 @@ mod tests {
         .join()
         .unwrap();
         assert_eq!(has_capability(&status(), CAP_SYS_ADMIN), before);
+    }
+
+    #[test]
+    fn a_thread_that_computes_gives_way_and_others_do_not() {
+        let nice = || {
+            let stat = std::fs::read_to_string("/proc/thread-self/stat").unwrap();
+            let (_, after_name) = stat.rsplit_once(')').unwrap();
+            after_name.split_whitespace().nth(16).unwrap().parse::<i32>().unwrap()
+        };
+        let before = nice();
+        std::thread::spawn(move || {
+            Priority::Background.set().unwrap();
+            assert_eq!(nice(), 10);
+        })
+        .join()
+        .unwrap();
+        assert_eq!(nice(), before);
     }
 
     #[test]

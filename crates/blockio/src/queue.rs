@@ -6,6 +6,7 @@
 //! 2. For each completion of the ring: `complete` if its tag is [`crate::Owner::Queue`]'s; the server's own otherwise.
 //! 3. When the waker fired: `wake`, so that parked requests are tried again.
 //! 4. After any of these: `reap` until it gives nothing.
+//! 5. After each wait for the ring, which also gives the kernel what was asked for: `answered`.
 //!
 //! Invariant: every request submitted is reaped exactly once, with its buffer. A queue holds no lock of the server and never
 //! blocks; how many requests it holds is the server's limit, not its own.
@@ -140,6 +141,11 @@ pub trait BlockQueue {
 
     /// Looks again at everything that is parked: the waker fired.
     fn wake(&mut self, ring: &mut Ring);
+
+    /// The answers to all that was reaped have been put into the ring, which has been waited for since.
+    fn answered(&mut self, ring: &mut Ring) {
+        let _ = ring;
+    }
 
     /// This client is gone, and no request of it is left; its number may come again for another one.
     fn client_gone(&mut self, client: u32) {

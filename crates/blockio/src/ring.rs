@@ -409,6 +409,11 @@ impl Ring {
         }
     }
 
+    /// Whether the kernel has been given all that was asked for.
+    pub fn is_submitted(&mut self) -> bool {
+        self.backlog.is_empty() && self.uring.submission().is_empty()
+    }
+
     /// The next completed operation, if there is one.
     pub fn pop(&mut self) -> Option<Completion> {
         loop {

@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::sys::stat::{major, minor};
 
+use crate::dm::DevNumber;
 use crate::{DeviceKind, FileDevice, door, topology};
 
 /// A bio has so many pieces of at least a page; a longer write may have more, and be given in two.
@@ -102,6 +103,12 @@ impl WriteWatch {
         Some(Written { sectors: sectors(&self.folder)?, disk })
     }
 
+    /// Whether it counts at all: a person may have told it not to (`queue/iostats`).
+    pub fn is_counted(&self) -> bool {
+        let switch = ["queue/iostats", "../queue/iostats"];
+        switch.iter().find_map(|name| door::sysfs_u64(&self.folder.join(name).to_string_lossy())) == Some(1)
+    }
+
     /// Sectors that somebody else has written since the last look, as far as that shows already.
     pub fn look(&mut self) -> Option<u64> {
         let given = &self.ours;
@@ -125,6 +132,11 @@ impl WriteWatch {
         }
         foreign.filter(|sectors| *sectors > 0)
     }
+}
+
+/// What the kernel has counted as written on a block device since it found it: 512 bytes each; written, zeroed or discarded.
+pub fn sectors_written(device: DevNumber) -> Option<u64> {
+    sectors(&PathBuf::from(format!("/sys/dev/block/{device}")))
 }
 
 /// From the kernel's `stat` of a block device: sectors written, and discarded.

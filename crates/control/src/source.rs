@@ -213,6 +213,8 @@ pub struct TapStatus {
     pub clients: u32,
     /// Requests in flight now.
     pub in_flight: u32,
+    /// How many queues it has, each served by a thread of its own, where the tap is a device of ublk's.
+    pub queues: Option<u16>,
     /// How the data of its requests comes and goes, where the tap is a device of ublk's.
     pub data_path: Option<DataPathStatus>,
 }

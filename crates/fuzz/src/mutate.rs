@@ -3,23 +3,21 @@
 //! Invariant: the same generator and the same inputs give the same changes, on every machine. It knows nothing of any format
 //! but the words that a target gives it; checksums are the target's seal.
 
-/// A small generator (SplitMix64): enough to choose changes, and the same everywhere.
+use farside_tests::verify;
+
+/// A small generator: enough to choose changes, and the same everywhere.
 #[derive(Clone, Debug)]
-pub struct Rng(u64);
+pub struct Rng(verify::Rng);
 
 impl Rng {
     /// From a seed.
     pub fn new(seed: u64) -> Self {
-        Self(seed)
+        Self(verify::Rng(seed))
     }
 
     /// The next 64 bits.
     pub fn draw(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        self.0.draw()
     }
 
     /// A number below `end`; 0 when that is 0.

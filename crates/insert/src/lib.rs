@@ -35,6 +35,7 @@ pub mod stack;
 
 const TWIN_SUFFIX: &str = "-farside-backing";
 const TWIN_UUID: &str = "FARSIDE-BACKING-";
+const LVM_UUID: &str = "LVM-";
 const LINEAR: &str = "linear";
 /// How long a device may still be open in somebody's hand (udev looks at what is new) when it is removed.
 const REMOVE_MAX: Duration = Duration::from_secs(10);
@@ -160,17 +161,15 @@ struct Shown {
 }
 
 impl Shown {
-    fn look(control: &Control, name: &str) -> Result<Self, InsertError> {
-        let gone = || InsertError::Changed { name: name.to_owned(), why: "is gone" };
-        let device = control.status(name)?.ok_or_else(gone)?;
-        let table = control.table(name, Slot::Live)?;
-        let twin_name = twin_of(name);
-        let twin = match control.status(&twin_name)? {
-            Some(status) if status.uuid != twin_uuid(name) => {
-                let why = format!("cannot have a twin: there is a {twin_name} that Farside did not make");
-                return Err(InsertError::Unfit { name: name.to_owned(), why });
+    fn look(control: &Control, number: DevNumber) -> Result<Self, InsertError> {
+        let gone = || InsertError::Changed { name: format!("device {number}"), why: "is gone" };
+        let device = control.by_number(number)?.ok_or_else(gone)?;
+        let table = control.table(&device.name, Slot::Live)?;
+        let twin = match twin_status(control, &device)? {
+            Some(status) => {
+                let extents = control.table(&status.name, Slot::Live)?;
+                Some((status, extents))
             }
-            Some(status) => Some((status, control.table(&twin_name, Slot::Live)?)),
             None => None,
         };
         Ok(Self { device, table, twin })
@@ -237,17 +236,26 @@ fn twin_of(name: &str) -> String {
     format!("{name}{TWIN_SUFFIX}")
 }
 
-fn twin_uuid(name: &str) -> String {
-    format!("{TWIN_UUID}{name}")
+/// What a twin says whose it is: † the device's own uuid, which stays when it is renamed, where it has one. By its name another
+/// device may be called the next time.
+fn twin_uuid(device: &Status) -> String {
+    let key = if device.uuid.is_empty() { &device.name } else { &device.uuid };
+    format!("{TWIN_UUID}{key}")
+}
+
+/// The twin of a device, however both are called by now.
+fn twin_status(control: &Control, device: &Status) -> Result<Option<Status>, InsertError> {
+    Ok(twins(control)?.into_iter().find(|twin| twin.uuid == twin_uuid(device)))
 }
 
 /// A device whose twin is there.
 #[derive(Debug)]
 pub struct Insertion {
     control: Control,
+    /// Its node by its number, which stays when it is renamed.
     device: PathBuf,
+    /// As it was called at first.
     name: String,
-    /// It stays the same when the device is renamed.
     number: DevNumber,
     twin: Status,
     /// The device's own extents, which are the twin's.
@@ -266,14 +274,14 @@ impl Insertion {
     /// [`InsertError`]: why no tap can be put under it. The device is as it was.
     pub fn prepare(device: &Path, is_idle: bool) -> Result<Self, InsertError> {
         let control = Control::open()?;
-        let (name, _) = find(&control, device)?;
-        let mut shown = Shown::look(&control, &name)?;
+        let (name, number) = find(&control, device)?;
+        let mut shown = Shown::look(&control, number)?;
         if is_idle {
             finish(&control, &shown)?;
         }
         let mut state = shown.state()?;
-        if state == State::StaleTwin {
-            remove(&control, &twin_of(&name))?;
+        if let (State::StaleTwin, Some((twin, _))) = (state, &shown.twin) {
+            remove(&control, &twin.name)?;
             (shown.twin, state) = (None, State::Bare);
         }
         let (twin, extents) = match (state, shown.twin) {
@@ -281,8 +289,7 @@ impl Insertion {
             (_, Some(twin)) => twin,
             (state, None) => unreachable!("{state:?} has a twin"),
         };
-        let number = shown.device.number;
-        Ok(Self { control, device: device.to_owned(), name, number, twin, extents, leaves: AtomicBool::new(false) })
+        Ok(Self { control, device: shown.device.node(), name, number, twin, extents, leaves: AtomicBool::new(false) })
     }
 
     /// What lets the device's users write past a tap that was put under it, in words for people; `None`: nothing does, or we are
@@ -323,7 +330,7 @@ impl Insertion {
         self.leaves.store(false, Ordering::Relaxed);
     }
 
-    /// As it was given.
+    /// Its node, which stays when the device is renamed.
     pub fn device(&self) -> &Path {
         &self.device
     }
@@ -343,7 +350,15 @@ impl Insertion {
     /// # Errors
     /// [`InsertError`].
     pub fn state(&self) -> Result<State, InsertError> {
-        Shown::look(&self.control, &self.name)?.state()
+        Shown::look(&self.control, self.number)?.state()
+    }
+
+    /// What tells the device from every other one, also after a boot, if there is something.
+    ///
+    /// # Errors
+    /// [`InsertError`].
+    pub fn uuid(&self) -> Result<Option<String>, InsertError> {
+        Ok(self.control.by_number(self.number)?.map(|status| status.uuid).filter(|uuid| !uuid.is_empty()))
     }
 
     /// Puts the tap under the device; false: it is there already. What is under way on the device ends first; new I/O waits that
@@ -354,7 +369,7 @@ impl Insertion {
     /// # Errors
     /// [`InsertError`]; except for [`InsertError::Stuck`] the device is on its own disks.
     pub fn insert(&self, tap: &Path) -> Result<bool, InsertError> {
-        let shown = Shown::look(&self.control, &self.name)?;
+        let shown = Shown::look(&self.control, self.number)?;
         let over = number_of(tap)?;
         match shown.state()? {
             State::Inserted { over: now } if now == over => return Ok(false),
@@ -372,7 +387,7 @@ impl Insertion {
         let sectors = size_of(&shown.table);
         self.check_tap(tap, over, sectors)?;
         let table = [Target { start: 0, sectors, kind: LINEAR.to_owned(), parameters: format!("{over} 0") }];
-        self.swap(&table)?;
+        self.swap(&shown.device.name, &table)?;
         tracing::info!(device = %self.name, tap = %tap.display(), "the tap is under the device");
         Ok(true)
     }
@@ -383,9 +398,9 @@ impl Insertion {
     /// # Errors
     /// [`InsertError`]; except for [`InsertError::Stuck`] the device is as it was.
     pub fn take_out(&self) -> Result<(), InsertError> {
-        let shown = Shown::look(&self.control, &self.name)?;
+        let shown = Shown::look(&self.control, self.number)?;
         match (shown.state()?, shown.twin) {
-            (State::Inserted { .. }, Some((_, extents))) => self.swap(&extents)?,
+            (State::Inserted { .. }, Some((_, extents))) => self.swap(&shown.device.name, &extents)?,
             _ => return Ok(()),
         }
         tracing::info!(device = %self.name, "the device is on its own disks again");
@@ -397,8 +412,13 @@ impl Insertion {
     /// # Errors
     /// [`InsertError`].
     pub fn remove_twin(&self) -> Result<(), InsertError> {
-        if matches!(self.state()?, State::Inserted { .. }) {
-            return Err(InsertError::Changed { name: self.name.clone(), why: "still rests on a tap" });
+        let shown = Shown::look(&self.control, self.number)?;
+        if matches!(shown.state()?, State::Inserted { .. }) {
+            return Err(InsertError::Changed { name: shown.device.name, why: "still rests on a tap" });
+        }
+        // † By its twin the next start knows that it was us, and lets the device go on.
+        if shown.device.suspended {
+            return Err(InsertError::Halted(shown.device.name));
         }
         remove(&self.control, &self.twin.name)
     }
@@ -442,27 +462,62 @@ impl Insertion {
     }
 
     /// Puts another table in use, or leaves the one that there is.
-    fn swap(&self, table: &[Target]) -> Result<(), InsertError> {
-        let refused = |source| InsertError::Refused { name: self.name.clone(), source };
-        if let Err(error) = self.control.load(&self.name, table, false) {
-            let _ = self.control.clear(&self.name); // there may be nothing to clear
+    fn swap(&self, name: &str, table: &[Target]) -> Result<(), InsertError> {
+        let refused = |source| InsertError::Refused { name: name.to_owned(), source };
+        // † Whoever loaded a table is about to resume it: LVM, in the middle of a command.
+        if self.control.status(name)?.is_some_and(|status| status.inactive) && !is_our_leftover(&self.control, name)? {
+            return Err(being_changed(name));
+        }
+        if let Err(error) = self.control.load(name, table, false) {
+            let _ = self.control.clear(name); // there may be nothing to clear
             return Err(refused(error));
         }
-        let Err(error) = self.control.resume(&self.name, SuspendOptions::default()) else { return Ok(()) };
+        let Err(error) = self.control.resume(name, SuspendOptions::default()) else { return Ok(()) };
         // A table that does not fit is refused when the device is suspended already, with its old table in use.
-        let back = self.control.clear(&self.name).and_then(|()| self.control.resume(&self.name, SuspendOptions::default()));
+        let back = self.control.clear(name).and_then(|()| self.control.resume(name, SuspendOptions::default()));
         match back {
             Ok(()) => Err(refused(error)),
-            Err(source) => Err(InsertError::Stuck { name: self.name.clone(), source }),
+            Err(source) => Err(InsertError::Stuck { name: name.to_owned(), source }),
         }
     }
+}
+
+fn being_changed(name: &str) -> InsertError {
+    let why =
+        "is being changed: a table is loaded and not in use yet (`dmsetup table --inactive` shows it, `dmsetup clear` drops it)";
+    InsertError::Unfit { name: name.to_owned(), why: why.to_owned() }
+}
+
+/// Whether the table that waits for a resume is one of ours: on a tap, or what the twin has. † What LVM loads is its own: it
+/// resumes that in a moment, and its metadata says already that the device is so (`lvextend`, `pvmove`).
+fn is_our_leftover(control: &Control, name: &str) -> Result<bool, InsertError> {
+    let Some(device) = control.status(name)? else { return Ok(false) };
+    let loaded = control.table(name, Slot::Inactive)?;
+    if let [only] = &loaded[..]
+        && only.start == 0
+        && whole(only).is_some_and(stack::is_own_tap)
+    {
+        return Ok(true);
+    }
+    let is_lvms = device.uuid.starts_with(LVM_UUID);
+    let extents = match twin_status(control, &device)? {
+        Some(twin) => control.table(&twin.name, Slot::Live)?,
+        None => return Ok(false),
+    };
+    Ok(!is_lvms && loaded == extents)
 }
 
 /// Ends what a crash left half way: a table that was loaded and not put in use, a device that was left suspended. Its old table
 /// is in use then: see [`Insertion::swap`].
 fn finish(control: &Control, shown: &Shown) -> Result<(), InsertError> {
     let name = &shown.device.name;
-    if shown.device.inactive && shown.twin.is_some() {
+    if shown.device.inactive {
+        if !is_our_leftover(control, name)? {
+            return match shown.device.suspended {
+                true => Err(InsertError::Halted(name.clone())),
+                false => Ok(()), // whoever loaded it resumes it
+            };
+        }
         tracing::warn!(device = %name, "a table that was loaded and not put in use is dropped");
         control.clear(name)?;
     }
@@ -480,8 +535,8 @@ fn finish(control: &Control, shown: &Shown) -> Result<(), InsertError> {
 /// What the kernel shows of a device that was given by its path.
 fn look_at(device: &Path) -> Result<(Control, Shown), InsertError> {
     let control = Control::open()?;
-    let (name, _) = find(&control, device)?;
-    let shown = Shown::look(&control, &name)?;
+    let (_, number) = find(&control, device)?;
+    let shown = Shown::look(&control, number)?;
     Ok((control, shown))
 }
 
@@ -508,8 +563,7 @@ pub fn is_ready(device: &Path) -> Result<(), InsertError> {
         return Err(InsertError::Halted(name.clone()));
     }
     if shown.device.inactive {
-        let why = "is being changed: a table is loaded and not in use yet".to_owned();
-        return Err(InsertError::Unfit { name: name.clone(), why });
+        return Err(being_changed(name));
     }
     check_device(&shown.device, &shown.table)
 }
@@ -522,19 +576,72 @@ pub fn is_halted(device: &Path) -> Result<bool, InsertError> {
     Ok(look_at(device)?.1.device.suspended)
 }
 
-/// Devices that have a twin and are none of `kept`, with their state, if it makes sense. Without a device mapper there are none.
+/// The device that has a uuid, by its node; `None`: there is none.
 ///
 /// # Errors
 /// [`InsertError`].
-pub fn strays(kept: &[PathBuf]) -> Result<Vec<(String, Option<State>)>, InsertError> {
+pub fn by_uuid(uuid: &str) -> Result<Option<PathBuf>, InsertError> {
+    let control = Control::open()?;
+    Ok(all(&control)?.into_iter().find(|device| device.uuid == uuid).map(|device| device.node()))
+}
+
+/// A device whose twin is there, and that nobody asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stray {
+    /// Its name for the device mapper.
+    pub name: String,
+    /// What tells it from every other one; may be empty.
+    pub uuid: String,
+    /// Where it stands, if that makes sense.
+    pub state: Option<State>,
+}
+
+/// Devices whose twin is there and that are none of `kept`. Without a device mapper there are none.
+///
+/// # Errors
+/// [`InsertError`].
+pub fn strays(kept: &[PathBuf]) -> Result<Vec<Stray>, InsertError> {
     let control = match Control::open() {
         Err(DmError::NoControl(_)) => return Ok(Vec::new()),
         control => control?,
     };
-    let kept: Vec<String> = kept.iter().filter_map(|device| find(&control, device).ok()).map(|(name, _)| name).collect();
-    let devices = twins(&control)?.into_iter().filter(|name| !kept.contains(name));
-    let state = |name: &str| Shown::look(&control, name).and_then(|shown| shown.state()).ok();
-    Ok(devices.map(|name| (name.clone(), state(&name))).collect())
+    Ok(strays_of(&control, kept)?.into_iter().map(|(_, _, stray)| stray).collect())
+}
+
+/// Each with its twin, and whether the device may rest on a tap, which nobody but that twin can serve.
+fn strays_of(control: &Control, kept: &[PathBuf]) -> Result<Vec<(Status, bool, Stray)>, InsertError> {
+    let kept: Vec<DevNumber> = kept.iter().filter_map(|device| find(control, device).ok()).map(|(_, number)| number).collect();
+    let devices = all(control)?;
+    let twins = twins(control)?;
+    let mut strays = Vec::new();
+    for twin in &twins {
+        let device = devices.iter().find(|device| twin_uuid(device) == twin.uuid);
+        if device.is_some_and(|device| kept.contains(&device.number)) {
+            continue;
+        }
+        let state = device.and_then(|device| Shown::look(control, device.number).and_then(|shown| shown.state()).ok());
+        let is_needed = match device {
+            Some(_) => matches!(state, Some(State::Inserted { .. }) | None),
+            // † Renamed, where nothing but its name told whose it was.
+            None => rests_on_a_tap_without_a_twin(control, &devices, &twins)?,
+        };
+        let was = twin.name.strip_suffix(TWIN_SUFFIX).unwrap_or(&twin.name).to_owned();
+        let (name, uuid) = device.map_or((was, String::new()), |device| (device.name.clone(), device.uuid.clone()));
+        strays.push((twin.clone(), is_needed, Stray { name, uuid, state }));
+    }
+    Ok(strays)
+}
+
+fn rests_on_a_tap_without_a_twin(control: &Control, devices: &[Status], twins: &[Status]) -> Result<bool, InsertError> {
+    for device in devices.iter().filter(|device| twins.iter().all(|twin| twin.uuid != twin_uuid(device))) {
+        if let [only] = &control.table(&device.name, Slot::Live)?[..]
+            && only.start == 0
+            && whole(only).is_some_and(stack::is_own_tap)
+        {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Where a device stands, for who only wants to know.
@@ -551,33 +658,31 @@ pub fn state_of(device: &Path) -> Result<State, InsertError> {
 /// # Errors
 /// [`InsertError`].
 pub fn sweep(kept: &[PathBuf]) -> Result<Vec<String>, InsertError> {
-    let (mut gone, strays) = (Vec::new(), strays(kept)?);
-    if strays.is_empty() {
-        return Ok(gone); // perhaps there is no device mapper
-    }
-    let control = Control::open()?;
-    for (name, state) in strays {
-        let twin = twin_of(&name);
-        let unused = control.status(&twin)?.is_some_and(|status| status.open_count == 0);
-        // A device that is gone needs no twin either.
-        let inserted = control.status(&name)?.is_some() && matches!(state, Some(State::Inserted { .. }) | None);
-        if unused && !inserted && control.remove(&twin).is_ok() {
-            gone.push(twin);
+    let control = match Control::open() {
+        Err(DmError::NoControl(_)) => return Ok(Vec::new()),
+        control => control?,
+    };
+    let mut gone = Vec::new();
+    for (twin, is_needed, _) in strays_of(&control, kept)? {
+        if twin.open_count == 0 && !is_needed && control.remove(&twin.name).is_ok() {
+            gone.push(twin.name);
         }
     }
     Ok(gone)
 }
 
-/// The devices that have a twin of ours, by name.
-fn twins(control: &Control) -> Result<Vec<String>, InsertError> {
+fn all(control: &Control) -> Result<Vec<Status>, InsertError> {
     let mut devices = Vec::new();
-    for (twin, _) in control.list()? {
-        if let Some(name) = twin.strip_suffix(TWIN_SUFFIX)
-            && control.status(&twin)?.is_some_and(|status| status.uuid == twin_uuid(name))
-        {
-            devices.push(name.to_owned());
-        }
+    for (name, _) in control.list()? {
+        devices.extend(control.status(&name)?); // it may be gone by now
     }
+    Ok(devices)
+}
+
+/// The twins that we made.
+fn twins(control: &Control) -> Result<Vec<Status>, InsertError> {
+    let mut devices = all(control)?;
+    devices.retain(|device| device.name.ends_with(TWIN_SUFFIX) && device.uuid.starts_with(TWIN_UUID));
     Ok(devices)
 }
 
@@ -631,14 +736,19 @@ fn check_device(device: &Status, table: &[Target]) -> Result<(), InsertError> {
 /// LVM moves extents through a device of its own, which goes when it has ended, and may be held by nobody then.
 fn is_pvmove(device: DevNumber) -> bool {
     let name = stack::text(device, "dm/name").unwrap_or_default();
-    let is_lvm = stack::text(device, "dm/uuid").is_some_and(|uuid| uuid.starts_with("LVM-"));
+    let is_lvm = stack::text(device, "dm/uuid").is_some_and(|uuid| uuid.starts_with(LVM_UUID));
     is_lvm && name.rsplit('-').next().is_some_and(|part| part.starts_with("pvmove"))
 }
 
 fn make_twin(control: &Control, device: &Status, table: &[Target]) -> Result<Status, InsertError> {
     check_device(device, table)?;
     let name = twin_of(&device.name);
-    let made = control.create(&name, &twin_uuid(&device.name))?;
+    if let Some(other) = control.status(&name)? {
+        // † For one, of a device that had this name before: that one may rest on the tap that would be taken over.
+        let why = format!("cannot have a twin: there is a {name} that belongs to something else (uuid {})", other.uuid);
+        return Err(InsertError::Unfit { name: device.name.clone(), why });
+    }
+    let made = control.create(&name, &twin_uuid(device))?;
     let filled = control.load(&name, table, false).and_then(|()| control.resume_unseen(&name, SuspendOptions::default()));
     if let Err(error) = filled {
         let _ = control.remove(&name); // it was ours alone

@@ -160,8 +160,75 @@ pub struct Spec {
 #[derive(Debug)]
 pub struct KernelDevice {
     index: u32,
+    was_there: bool,
     /// The server's end of the pair: it hangs up as soon as the kernel has let go of the other.
     watch: OwnedFd,
+    /// Bytes; it was smaller, and its users may be there already.
+    grows_to: Option<u64>,
+}
+
+/// One thing about a device that is not as it should be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Setting {
+    /// A file in its `queue` folder.
+    Queue {
+        /// Of `/dev/nbdINDEX`.
+        index: u32,
+        /// Of the file.
+        name: String,
+        /// Its content.
+        value: String,
+    },
+    /// Its size.
+    Size {
+        /// Of `/dev/nbdINDEX`.
+        index: u32,
+        /// The kernel does it to no other.
+        identifier: String,
+        /// New.
+        bytes: u64,
+    },
+}
+
+impl Setting {
+    /// For the arguments of a process.
+    pub fn words(&self) -> Vec<String> {
+        match self {
+            Self::Queue { index, name, value } => vec!["queue".into(), index.to_string(), name.clone(), value.clone()],
+            Self::Size { index, identifier, bytes } => {
+                vec!["size".into(), index.to_string(), identifier.clone(), bytes.to_string()]
+            }
+        }
+    }
+
+    /// What such words mean.
+    pub fn of_words(words: &[&str]) -> Option<Self> {
+        let [kind, index, name, value] = *words else { return None };
+        let (index, name) = (index.parse().ok()?, name.to_owned());
+        match kind {
+            "queue" if !name.contains('/') => Some(Self::Queue { index, name, value: value.to_owned() }),
+            "size" => Some(Self::Size { index, identifier: name, bytes: value.parse().ok()? }),
+            _ => None,
+        }
+    }
+
+    /// Makes it so. May wait for requests of the device: call it in a process that serves none of them.
+    ///
+    /// # Errors
+    /// [`KernelError`].
+    pub fn make(&self) -> Result<(), KernelError> {
+        match self {
+            Self::Queue { index, name, value } => {
+                sysfs::set(*index, name, value).map_err(|(path, source)| KernelError::Io { what: "write", path, source })
+            }
+            Self::Size { index, identifier, bytes } => {
+                let attributes = Attributes::default().u32(nbd::INDEX, *index).u64(nbd::SIZE_BYTES, *bytes);
+                let attributes = attributes.text(nbd::BACKEND_IDENTIFIER, identifier);
+                let refused = |errno| KernelError::Refused { what: "grow a device", errno };
+                speak()?.ask(nbd::RECONFIGURE, attributes).map(drop).map_err(refused)
+            }
+        }
+    }
 }
 
 impl KernelDevice {
@@ -184,7 +251,7 @@ impl KernelDevice {
             if shown.block != spec.block {
                 return Err(KernelError::Blocks { device, had: shown.block, has: spec.block });
             }
-            if let Some(device) = Self::reconnect(&mut family, spec, shown.index, line)? {
+            if let Some(device) = Self::reconnect(&mut family, spec, &shown, line)? {
                 return Ok(device);
             }
             // The predecessor's end is closed with its process; the kernel hears of it a moment later.
@@ -196,7 +263,7 @@ impl KernelDevice {
     }
 
     fn connect(family: &mut Family, spec: &Spec, line: Line) -> Result<Self, KernelError> {
-        let attributes = line.attributes(spec).u64(nbd::BLOCK_SIZE_BYTES, u64::from(spec.block));
+        let attributes = line.attributes(spec).u64(nbd::BLOCK_SIZE_BYTES, u64::from(spec.block)).u64(nbd::SIZE_BYTES, line.bytes);
         let refused = |errno| KernelError::Refused { what: "connect a device", errno };
         let answer = family.ask(nbd::CONNECT, attributes).map_err(refused)?;
         let index = netlink::find(&answer, nbd::INDEX).and_then(|value| value.first_chunk());
@@ -205,40 +272,45 @@ impl KernelDevice {
             let _ = family.ask(nbd::DISCONNECT, Attributes::default().u32(nbd::INDEX, index)); // nobody knows it yet
             return Err(KernelError::NoIdentifiers);
         }
-        let device = Self { index, watch: line.watch };
-        device.settle(spec);
-        Ok(device)
+        Ok(Self { index, was_there: false, watch: line.watch, grows_to: None })
     }
 
     /// `None`: the kernel still has a connection of which it does not know that it is dead.
-    fn reconnect(family: &mut Family, spec: &Spec, index: u32, line: Line) -> Result<Option<Self>, KernelError> {
-        let attributes = line.attributes(spec).u32(nbd::INDEX, index);
+    fn reconnect(family: &mut Family, spec: &Spec, shown: &sysfs::Shown, line: Line) -> Result<Option<Self>, KernelError> {
+        // † Without a size: from 6.9 on the kernel waits for the requests of the old connection before it sets another one, and
+        // they can only end over the new one.
+        let attributes = line.attributes(spec).u32(nbd::INDEX, shown.index);
         let refused = |errno| KernelError::Refused { what: "connect a device again", errno };
         family.ask(nbd::RECONFIGURE, attributes).map_err(refused)?;
-        let Line { kernel, watch, .. } = line;
+        let Line { kernel, watch, bytes, .. } = line;
         drop(kernel);
         // It answers the same whether it took the socket or not. If it did not, ours was the last descriptor.
-        let device = Self { index, watch };
-        if device.is_lost() {
-            return Ok(None);
-        }
-        device.settle(spec);
-        Ok(Some(device))
+        let grows_to = (bytes > shown.bytes).then_some(bytes);
+        let device = Self { index: shown.index, was_there: true, watch, grows_to };
+        Ok(Some(device).filter(|device| !device.is_lost()))
     }
 
-    /// What netlink has no word for. Without it a restart takes longer for what was under way (30 s), no more.
-    fn settle(&self, spec: &Spec) {
-        let rotational = if spec.rotational { "1" } else { "0" };
-        for (setting, value) in [("io_timeout", LOOK_AGAIN.as_millis().to_string().as_str()), ("rotational", rotational)] {
-            if let Err((path, error)) = sysfs::set(self.index, setting, value) {
-                tracing::warn!(path = %path.display(), %error, "a setting of the device cannot be made");
-            }
-        }
+    /// What is not yet as it should be, and could not be said before. To make it so waits for requests that the server must
+    /// answer, on kernels from 6.9 on: never in a thread of the server's process, which could not end then.
+    /// Without it a restart takes longer for what was under way (30 s), and the device stays as small as it was.
+    pub fn unsettled(&self, spec: &Spec) -> Vec<Setting> {
+        let rotational = if spec.rotational { "1" } else { "0" }.to_owned();
+        let wanted = [("io_timeout", LOOK_AGAIN.as_millis().to_string()), ("rotational", rotational)];
+        let differs = |(name, value): &(&str, String)| sysfs::setting(self.index, name).as_ref() != Some(value);
+        let settings = wanted.into_iter().filter(differs);
+        let settings = settings.map(|(name, value)| Setting::Queue { index: self.index, name: name.to_owned(), value });
+        let size = self.grows_to.map(|bytes| Setting::Size { index: self.index, identifier: spec.identifier.clone(), bytes });
+        settings.chain(size).collect()
     }
 
     /// Its node.
     pub fn path(&self) -> PathBuf {
         path_of(self.index)
+    }
+
+    /// Whether it was there before, and may have users that wait.
+    pub fn was_there(&self) -> bool {
+        self.was_there
     }
 
     /// Whether the connection is over.
@@ -293,15 +365,38 @@ fn all() -> Result<Vec<(u32, String)>, KernelError> {
 /// [`KernelError`].
 pub fn disconnect_unused(identifiers: &[String]) -> Result<Vec<PathBuf>, KernelError> {
     let mut gone = Vec::new();
-    for (index, _) in all()?.into_iter().filter(|(_, identifier)| identifiers.contains(identifier)) {
-        let device = path_of(index);
-        let flags = OFlag::O_RDONLY | OFlag::O_EXCL | OFlag::O_CLOEXEC;
-        let Ok(_claim) = nix::fcntl::open(&device, flags, Mode::empty()) else { continue }; // in use
-        let refused = |errno| KernelError::Refused { what: "disconnect a device", errno };
-        speak()?.ask(nbd::DISCONNECT, Attributes::default().u32(nbd::INDEX, index)).map_err(refused)?;
-        gone.push(device);
+    for identifier in identifiers {
+        match disconnect(identifier) {
+            Err(KernelError::InUse { .. }) => {}
+            other => gone.extend(other?),
+        }
     }
     Ok(gone)
+}
+
+/// Disconnects the device with this identifier, if there is one and nobody uses it. May wait for a server that is gone: call it
+/// where nobody waits for it. Gives its node.
+///
+/// # Errors
+/// [`KernelError::InUse`], and what the kernel says.
+pub fn disconnect(identifier: &str) -> Result<Option<PathBuf>, KernelError> {
+    let found =
+        sysfs::find(identifier).map_err(|source| KernelError::Io { what: "look at", path: "/sys/block".into(), source })?;
+    let Some(shown) = found else { return Ok(None) };
+    let device = path_of(shown.index);
+    let _claim = claim(&device)?;
+    let refused = |errno| KernelError::Refused { what: "disconnect a device", errno };
+    speak()?.ask(nbd::DISCONNECT, Attributes::default().u32(nbd::INDEX, shown.index)).map_err(refused)?;
+    Ok(Some(device))
+}
+
+fn claim(device: &Path) -> Result<Claim, KernelError> {
+    let flags = OFlag::O_RDWR | OFlag::O_EXCL | OFlag::O_CLOEXEC;
+    match nix::fcntl::open(device, flags, Mode::empty()) {
+        Ok(fd) => Ok(Claim { _fd: fd, device: device.to_owned() }),
+        Err(Errno::EBUSY) => Err(KernelError::InUse { device: device.to_owned() }),
+        Err(errno) => Err(KernelError::Io { what: "open", path: device.to_owned(), source: errno.into() }),
+    }
 }
 
 fn speak() -> Result<Family, KernelError> {
@@ -355,7 +450,6 @@ impl Line {
     fn attributes(&self, spec: &Spec) -> Attributes {
         let socket = Attributes::default().u32(nbd::SOCK_FD, self.kernel.as_raw_fd() as u32);
         Attributes::default()
-            .u64(nbd::SIZE_BYTES, self.bytes)
             .u64(nbd::SERVER_FLAGS, u64::from(self.flags))
             .u64(nbd::DEAD_CONN_TIMEOUT, DEAD_CONNECTION.as_secs())
             .text(nbd::BACKEND_IDENTIFIER, &spec.identifier)
@@ -426,12 +520,7 @@ impl Keeper {
     /// # Errors
     /// [`KernelError::InUse`].
     pub fn claim(&self) -> Result<Claim, KernelError> {
-        let flags = OFlag::O_RDWR | OFlag::O_EXCL | OFlag::O_CLOEXEC;
-        match nix::fcntl::open(&self.path, flags, Mode::empty()) {
-            Ok(fd) => Ok(Claim { _fd: fd }),
-            Err(Errno::EBUSY) => Err(KernelError::InUse { device: self.path.clone() }),
-            Err(errno) => Err(KernelError::Io { what: "open", path: self.path.clone(), source: errno.into() }),
-        }
+        claim(&self.path)
     }
 
     /// Takes the device away. What its page cache holds is lost: have it written before, by a process that does not serve it.
@@ -475,4 +564,12 @@ impl Drop for Keeper {
 #[derive(Debug)]
 pub struct Claim {
     _fd: OwnedFd,
+    device: PathBuf,
+}
+
+impl Claim {
+    /// The device's node.
+    pub fn path(&self) -> &Path {
+        &self.device
+    }
 }

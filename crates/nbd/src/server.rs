@@ -329,6 +329,7 @@ impl<Q: BlockQueue> Running<'_, Q> {
                 return Ok(());
             }
             self.ring.wait(self.nap())?;
+            self.queue.answered(&mut self.ring);
             self.accept_failed = false;
             while let Some(completion) = self.ring.pop() {
                 match completion.tag.owner {

@@ -58,6 +58,10 @@ pub enum Mutation {
     WaitAnnounced = 1 << 24,
     /// A pass looks at the open map without being announced.
     LeaveOutUnannounced = 1 << 25,
+    /// A write reaches the backing device, and no map.
+    NoMark = 1 << 26,
+    /// A failed flush that nobody was told of before the attach is told to nobody after it.
+    UntoldFlushForgotten = 1 << 27,
 }
 
 #[cfg(any(test, feature = "mutations"))]
@@ -79,6 +83,7 @@ impl Mutation {
         ("hole: a failed flush spares COOLING regions", Self::FailedFlushSparesCooling),
         ("hole: a flush beside a failed one counts", Self::FlushBesideFailedCounts),
         ("hole: failed flush forgotten at the next attach", Self::FailedFlushEndsWithAttach),
+        ("hole: an untold failed flush dies with its daemon", Self::UntoldFlushForgotten),
         ("hole: a write over two regions looks at one again", Self::LookAtLastRegion),
         ("T8 a NO_HOLE request takes the COLD_ZERO way", Self::NoHoleSkipsZero),
         ("T8 the zero flag outlives its region's content", Self::ZeroFlagOutlives),
@@ -90,6 +95,7 @@ impl Mutation {
         ("marks are cleared in place", Self::ClearedInPlace),
         ("a write waits while it is announced", Self::WaitAnnounced),
         ("a pass leaves out without being announced", Self::LeaveOutUnannounced),
+        ("R13 a write is not marked", Self::NoMark),
     ];
 }
 

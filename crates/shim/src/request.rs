@@ -395,7 +395,8 @@ impl Request {
     fn answer(&mut self, queue: &mut Queue, result: Result<(), Failure>) {
         if let Some(entry) = self.entry.take() {
             queue.give_entry(entry);
-            queue.volume.queue_bells[queue.slot].ring();
+            // Only this queue's own requests wait for an entry, on this very thread: no fence is needed between.
+            queue.volume.queue_bells[queue.slot].ring_fenced();
         }
         self.phase = Phase::Answer(result);
     }
@@ -435,7 +436,9 @@ fn mark(queue: &Queue, extent: ByteExtent, entry: u16) -> Option<Piece> {
     let mut regions = volume.geometry.regions_of(run).iter().filter(|&region| volume.is_looked_at(region, run));
     let hot = regions.all(|region| volume.is_markable(region));
     if hot {
-        volume.map_of(epoch).mark(&volume.masks, &volume.geometry, run);
+        if !mutated!(volume, NoMark) {
+            volume.map_of(epoch).mark(&volume.masks, &volume.geometry, run);
+        }
         volume.in_flight[queue.slot].set_write(entry, run, epoch);
     }
     if !(hot && mutated!(volume, WaitAnnounced)) {

@@ -107,6 +107,23 @@ fn t14_a_failed_flush_is_remembered_by_the_next_attach() {
     });
 }
 
+/// The cooler's flush fails, and the daemon dies before a host's flush comes that would hear of it. The successor's own flushes
+/// succeed: the drive has dropped what it could not write.
+#[test]
+fn t14_a_failed_flush_that_nobody_was_told_of_is_told_after_a_takeover() {
+    tell(&[("hole: an untold failed flush dies with its daemon", "T14: nobody was told")], || {
+        let geometry = Geometry::new(16 * MIB).expect("valid");
+        let config = VolumeConfig { flush_failed_this_boot: true, flush_failure_untold: true, ..VolumeConfig::new(geometry) };
+        let slots = blank(&config.layout, true);
+        let mut site = site_of(config, slots);
+        let flush = Op::Flush(site.connection.clone());
+        assert!(site.run(flush.clone()).1 == Err(Failure::FlushFailed), "T14: nobody was told");
+        assert_eq!(site.run(flush).1, Ok(()), "once");
+        let late = site.volume.connect();
+        assert_eq!(site.run(Op::Flush(late)).1, Ok(()), "one that came after it was told");
+    });
+}
+
 /// A region has passed its flush and its header, and waits for the owner, when a host's flush fails. Its bit is still set on
 /// disk: it was hot when the flush failed, so it stays.
 #[test]

@@ -29,6 +29,8 @@ pub struct VolumeConfig {
     pub volume_bytes_before: u64,
     /// A header of this very boot says that a flush failed: no region inherited hot may cool (T14).
     pub flush_failed_this_boot: bool,
+    /// One that failed before this attach was told to nobody: every connection's next FLUSH or FUA fails with it (T14).
+    pub flush_failure_untold: bool,
     /// Bugs switched on by tests: by default those of this thread.
     #[cfg(any(test, feature = "mutations"))]
     pub mutations: crate::Mutations,
@@ -44,6 +46,7 @@ impl VolumeConfig {
             queues: 1,
             volume_bytes_before: geometry.volume_bytes(),
             flush_failed_this_boot: false,
+            flush_failure_untold: false,
             #[cfg(any(test, feature = "mutations"))]
             mutations: crate::Mutations::of_this_thread(),
         }
@@ -246,7 +249,7 @@ impl Volume {
             other_flushes: Mutex::new(Vec::new()),
             flushes_begun: AtomicU64::new(0),
             flush_ok_newest: AtomicU64::new(0),
-            flush_failures: AtomicU64::new(0),
+            flush_failures: AtomicU64::new(u64::from(config.flush_failure_untold)),
             flush_failures_reported: AtomicU64::new(0),
             heat_watched: AtomicBool::new(false),
             tracking: AtomicU8::new(Tracking::Sound as u8),
@@ -260,6 +263,9 @@ impl Volume {
         };
         if config.flush_failed_this_boot && !mutated!(volume, FailedFlushEndsWithAttach) {
             volume.keep_hot_regions_hot();
+        }
+        if mutated!(volume, UntoldFlushForgotten) {
+            volume.flush_failures.store(0, Ordering::Relaxed);
         }
         volume
     }
@@ -619,7 +625,7 @@ impl Volume {
         self.no_cool[region.0 as usize / 64].load(Ordering::Acquire) >> (region.0 % 64) & 1 == 0
     }
 
-    /// How many backing flushes failed in this attach.
+    /// How many backing flushes failed in this attach; one more if nobody had been told of one before it.
     pub fn flush_failures(&self) -> u64 {
         self.flush_failures.load(Ordering::Acquire)
     }

@@ -117,6 +117,7 @@ const SHIM: &str = "farside-shim";
 const CORE: &str = "farside-replication";
 const LEDGER: &str = "farside-ledger";
 const STORE: &str = "farside-store";
+const DAEMON: &str = "farside-daemon";
 
 /// All of them. `xtask check` holds this list against the sources and against the tables in `ARCHITECTURE.md`.
 pub const MUTATIONS: &[Mutation] = &[
@@ -180,6 +181,11 @@ pub const MUTATIONS: &[Mutation] = &[
         SHIM,
         "stories::t14_a_failed_flush_is_remembered_by_the_next_attach",
     ),
+    story(
+        "hole: an untold failed flush dies with its daemon",
+        SHIM,
+        "stories::t14_a_failed_flush_that_nobody_was_told_of_is_told_after_a_takeover",
+    ),
     story("hole: a write over two regions looks at one again", SHIM, "stories::l2_a_write_over_two_regions_looks_at_both_again"),
     story("T8 a NO_HOLE request takes the COLD_ZERO way", SHIM, "stories::t8_a_no_hole_request_always_reaches_the_device"),
     story("T8 the zero flag outlives its region's content", SHIM, "stories::t8_what_was_zero_once_is_not_zero_for_ever"),
@@ -224,6 +230,7 @@ pub const MUTATIONS: &[Mutation] = &[
         CORE,
         "hostile::the_position_rule_is_asked_with_what_old_layers_really_touched",
     ),
+    story("R13 a write is not marked", DAEMON, "canary::tests::r13_a_tap_that_does_not_mark_is_noticed"),
     story("a slow line is a hung disk", CORE, "stories::a_slow_line_is_not_taken_for_a_hung_disk"),
     story(
         "L8 what a dead run was granted is kept",

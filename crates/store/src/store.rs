@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+use data_encoding::{HEXLOWER, HEXLOWER_PERMISSIVE};
 use farside_ledger::{Stamp, group_id};
 use farside_region::{GroupId, Name};
 use serde::{Deserialize, Serialize};
@@ -95,7 +96,7 @@ impl Store {
             }
             let _lock = WriterLock::take(path)?;
             dir.prepare()?;
-            let id = hex(&random()?);
+            let id = HEXLOWER.encode(&random()?);
             write_json(&dir, &name, &StoreDescription { format: "farside store".into(), version: STORE_VERSION, id })?;
         }
         read_store_description(&dir)
@@ -254,7 +255,7 @@ pub(crate) fn read_store_description(dir: &DirBackend) -> Result<[u8; 16]> {
         return Err(StoreError::NotAStore { path: dir.root().to_owned() });
     };
     let found: StoreDescription = parse_json(&path, &bytes, "farside store")?;
-    unhex(&found.id).ok_or_else(|| StoreError::Damaged { path, why: "its id is not 32 hex digits".into() })
+    id_of(&found.id).ok_or_else(|| StoreError::Damaged { path, why: "its id is not 32 hex digits".into() })
 }
 
 /// Checks that a group's folder describes itself as that group.
@@ -267,7 +268,7 @@ pub(crate) fn read_group_description(dir: &dyn Backend, names: &GroupNames) -> R
     };
     let path = PathBuf::from(name.as_str());
     let found: GroupDescription = parse_json(&path, &bytes, "farside group")?;
-    let id = unhex(&found.id).map(GroupId);
+    let id = id_of(&found.id).map(GroupId);
     let id = id.ok_or_else(|| StoreError::Damaged { path, why: "its id is not 32 hex digits".into() })?;
     if id != expected {
         return Err(StoreError::ForeignGroup { file: name.to_string(), expected, found: id });
@@ -308,19 +309,8 @@ pub(crate) fn random() -> Result<[u8; 16]> {
     Ok(bytes)
 }
 
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
-}
-
-fn unhex(text: &str) -> Option<[u8; 16]> {
-    let mut bytes = [0; 16];
-    if text.len() != 32 || !text.is_ascii() {
-        return None;
-    }
-    for (i, byte) in bytes.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(&text[2 * i..2 * i + 2], 16).ok()?;
-    }
-    Some(bytes)
+fn id_of(text: &str) -> Option<[u8; 16]> {
+    HEXLOWER_PERMISSIVE.decode(text.as_bytes()).ok()?.try_into().ok()
 }
 
 #[cfg(test)]
@@ -333,14 +323,14 @@ mod tests {
         let store = TempStore::new();
         let open = store.open();
         let text = fs::read_to_string(store.path().join("farside-store.json")).expect("read");
-        let id = hex(&open.id());
+        let id = HEXLOWER.encode(&open.id());
         assert_eq!(text, format!("{{\n  \"format\": \"farside store\",\n  \"version\": 1,\n  \"id\": \"{id}\"\n}}\n"));
         drop(open.group(&name("host"), &name("db")).expect("group"));
         let text = fs::read_to_string(store.path().join("groups/host/db/group.json")).expect("read");
         let golden = "{\n  \"format\": \"farside group\",\n  \"version\": 1,\n  \"id\": \"GROUP\",\n  \"source\": \"host\",\n  \"group\": \"db\"\n}\n";
         let mut hasher = blake3::Hasher::new();
         hasher.update(b"farside group v1\0host\0db");
-        assert_eq!(text, golden.replace("GROUP", &hex(&hasher.finalize().as_bytes()[..16])));
+        assert_eq!(text, golden.replace("GROUP", &HEXLOWER.encode(&hasher.finalize().as_bytes()[..16])));
         assert_eq!(open.groups().expect("groups"), [GroupNames::new(name("host"), name("db"))]);
     }
 }

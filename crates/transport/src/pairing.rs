@@ -6,6 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use data_encoding::HEXLOWER;
 use farside_region::Name;
 use serde::{Deserialize, Serialize};
 
@@ -201,8 +202,8 @@ impl PairingBook {
         let secret = Secret::generate().map_err(BookError::Randomness)?;
         let expires_unix_s = now_unix_s.saturating_add(request.lifetime_s);
         let entry = TokenEntry {
-            id: hex(&secret.token_id()),
-            proof_key: hex(&secret.proof_key()),
+            id: HEXLOWER.encode(&secret.token_id()),
+            proof_key: HEXLOWER.encode(&secret.proof_key()),
             expires_unix_s,
             source: request.source.clone(),
             replace: request.replace,
@@ -240,7 +241,7 @@ impl PairingBook {
         fingerprint: Fingerprint,
         now_unix_s: u64,
     ) -> Result<([u8; 32], Vec<Fingerprint>), PairingRefusal> {
-        let id = hex(token_id);
+        let id = HEXLOWER.encode(token_id);
         let entry = self.lock().tokens.iter().find(|t| t.id == id).cloned().ok_or(PairingRefusal::Unknown)?;
         let key = from_hex(&entry.proof_key).expect("checked when the book was opened");
         if !proves(&key) {
@@ -337,10 +338,6 @@ impl Book {
         self.sources.push(PairedSource { name: name.clone(), fingerprint, paired_unix_s: now_unix_s });
         Ok(replaced)
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

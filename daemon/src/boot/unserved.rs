@@ -8,21 +8,29 @@
 //! It needs neither a valid configuration nor a daemon: only the list that the last good start left.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
+use crossbeam::channel::bounded;
 use farside_blockio::dm::DevNumber;
 use farside_blockio::{DeviceError, FileDevice, OpenOptions};
 use farside_control::source::IfAbsent;
 use farside_insert::stack;
 
 use super::{Backing, List, Look, Places, have_udev_look};
-use crate::node;
+use crate::config::RUN_DIR;
 use crate::state_dir::Mark;
+use crate::{node, tap};
 
 /// How long a daemon that is being started again and again, or is still at it, may take to serve a volume.
 const PATIENCE: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(250);
+/// How long one disk may take beyond that, before the others are decided without it.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(20);
+/// In the runtime directory: it was decided in this boot. `farside-boot.service` heeds it. † systemd starts what sysinit.target
+/// wants again whenever it starts anything that needs that target, hours after the boot.
+const DECIDED: &str = "boot-decided";
 
 /// What was found of a volume.
 enum Found {
@@ -36,45 +44,91 @@ enum Found {
     Taken(DeviceError),
 }
 
-/// Decides for each volume, and says so. `config` is the daemon's configuration file; with `bare` every disk is shown, at once.
+/// A disk that may be shown: marked, and with no tap.
+struct Ready(Option<FileDevice>);
+
+/// Decides for each volume, and says so. `config` is the daemon's configuration file; with `bare` every disk is shown, at once,
+/// or none is.
 ///
 /// # Errors
 /// Names the volumes whose disks stay hidden, and why.
 pub fn run(config: &Path, bare: bool) -> anyhow::Result<()> {
-    let places = Places::of(config);
-    let list = List::load(&places.list)?;
+    let places = Arc::new(Places::of(config));
+    let list = Arc::new(List::load(&places.list)?);
     let until = Instant::now() + if bare { Duration::ZERO } else { PATIENCE };
-    let mut hidden = Vec::new();
-    for volume in &list.volumes {
-        if let Err(error) = settle(volume, &list, &places, until, bare) {
-            hidden.push(format!("volume {}: {error:#}", volume.name));
+    let shown = decide(&list, &places, until, bare);
+    if !bare && !list.volumes.is_empty() {
+        let folder = Path::new(RUN_DIR);
+        let noted = std::fs::create_dir_all(folder).and_then(|()| std::fs::write(folder.join(DECIDED), ""));
+        noted.unwrap_or_else(|error| eprintln!("<4>that this boot is decided cannot be noted: {error}"));
+    }
+    shown
+}
+
+fn decide(list: &Arc<List>, places: &Arc<Places>, until: Instant, bare: bool) -> anyhow::Result<()> {
+    // One that does not answer holds up no other.
+    let (done, decided) = bounded(list.volumes.len());
+    for index in 0..list.volumes.len() {
+        let (list, places, done) = (list.clone(), places.clone(), done.clone());
+        std::thread::spawn(move || {
+            let volume = &list.volumes[index];
+            // With every disk or none, the others are waited for.
+            let shown = match settle(volume, &list, &places, until, bare) {
+                Ok(Some(ready)) if !bare => show(volume, &places, ready).map(|()| None),
+                settled => settled,
+            };
+            let _ = done.send((index, shown)); // nobody waits any more
+        });
+    }
+    drop(done);
+    let (mut ready, mut hidden) = (Vec::new(), Vec::new());
+    let mut missing: Vec<usize> = (0..list.volumes.len()).collect();
+    while let Ok((index, shown)) = decided.recv_timeout((until + ANSWERS_WITHIN).saturating_duration_since(Instant::now())) {
+        missing.retain(|other| *other != index);
+        match shown {
+            Ok(shown) => ready.extend(shown.map(|shown| (index, shown))),
+            Err(error) => hidden.push((index, format!("{error:#}"))),
         }
     }
+    hidden.extend(missing.into_iter().map(|index| (index, "its disk does not answer".to_owned())));
+    if hidden.is_empty() {
+        for (index, ready) in ready {
+            if let Err(error) = show(&list.volumes[index], places, ready) {
+                hidden.push((index, format!("{error:#}")));
+            }
+        }
+    }
+    hidden.sort();
+    let hidden: Vec<String> =
+        hidden.into_iter().map(|(index, why)| format!("volume {}: {why}", list.volumes[index].name)).collect();
     match hidden.is_empty() {
         true => Ok(()),
         false => bail!("{}", hidden.join("\n")),
     }
 }
 
-fn settle(volume: &Backing, list: &List, places: &Places, until: Instant, bare: bool) -> anyhow::Result<()> {
+/// What becomes of a volume's disk; `None`: nothing is to be done.
+fn settle(volume: &Backing, list: &List, places: &Places, until: Instant, bare: bool) -> anyhow::Result<Option<Ready>> {
     let disk = volume.path.display();
     let door = loop {
         let found = look(volume, places)?;
         let late = Instant::now() >= until;
         match found {
-            // Its tap may be there without a server.
-            Found::Settled if bare && !places.is_bare(&volume.name) => {
-                return super::mark(&list.state_dir, volume).context("that its disk is used without Farside cannot be kept");
-            }
-            Found::Settled => return Ok(()),
-            Found::Free(door) if late => break door,
+            Found::Settled => return Ok(None),
+            Found::Free(door) if late => break Some(door),
+            // It may come back, and is its host's then.
+            Found::Missing if late && bare => break None,
             Found::Missing if late => bail!("{disk} is not there"),
             Found::Taken(error) if late => {
-                if is_used(&volume.path) {
-                    // † As a part of something that was put together before us, for one: LVM in the initramfs.
-                    super::mark(&list.state_dir, volume).context("that its disk is used without Farside cannot be kept")?;
+                if !is_used(&volume.path) {
+                    bail!("it is not served yet: {error}");
                 }
-                bail!("it is not served yet: {error}")
+                // † As a part of something that was put together before us, for one: LVM in the initramfs.
+                super::mark(&list.state_dir, volume).context("that its disk is used without Farside cannot be kept")?;
+                if bare {
+                    break None;
+                }
+                bail!("it is not served: {error}; everything will be compared");
             }
             // † Not while it sleeps: the daemon wants the door.
             found => {
@@ -84,22 +138,46 @@ fn settle(volume: &Backing, list: &List, places: &Places, until: Instant, bare: 
         }
     };
     if volume.if_absent == IfAbsent::Refuse && !bare {
+        if volume.disk.is_none() {
+            super::mark(&list.state_dir, volume).context("that its disk, which cannot be hidden, may be used cannot be kept")?;
+        }
+        let seen = match volume.disk {
+            Some(_) => "stays hidden, and what is to be mounted from it is not",
+            None => "has nothing by which it could be hidden: leave it alone; it is compared in any case",
+        };
         bail!(
-            "farsided does not serve it (journalctl -b -u farsided says why), and its policy is `refuse`: {disk} stays hidden, and what \
-             is to be mounted from it is not. Mend that, then `systemctl restart farsided`; or use the disk without Farside, which \
-             has it compared in full later: `farsided --unserved --bare`"
+            "farsided does not serve it (journalctl -b -u farsided says why), and its policy is `refuse`: {disk} {seen}. Mend that, then \
+             `systemctl restart farsided`; or use the disk without Farside, which has it compared in full later: \
+             `farsided --unserved --bare`"
         );
     }
     let dir = volume.folder(&list.state_dir);
-    // Its folder is never made here: where it is missing, the state directory is not mounted, or lost.
-    Mark::TrackingLost.put(&dir, true).with_context(|| {
+    let marked = match list.state_dir.is_dir() && bare {
+        // A person says so: of a volume whose folder is gone nothing is trusted.
+        true => super::mark(&list.state_dir, volume),
+        // Its folder is never made here: where it is missing, the state directory is not mounted, or lost.
+        false => Mark::TrackingLost.put(&dir, true),
+    };
+    marked.with_context(|| {
         format!(
             "{disk} stays hidden: that it is used without Farside cannot be kept, and what changes would never be compared. Mend the \
-             state directory; if it is lost for good, remove {} and say `udevadm control --reload; udevadm trigger`",
-            places.rules.display()
+             state directory; if it is lost for good, make {} anew and say `farsided --unserved --bare`: everything is compared then",
+            list.state_dir.display()
         )
     })?;
+    // A daemon that ended left it for the next one.
+    let source = list.source.as_ref().context("its list was written by another version: start farsided once")?;
+    tap::end(&dir, volume.id(source), &volume.name, Path::new(RUN_DIR)).with_context(|| {
+        format!("{disk} stays hidden, for {} is used and nobody serves it", node::path(&volume.name).display())
+    })?;
+    Ok(Some(Ready(door)))
+}
+
+/// Has a disk be its host's.
+fn show(volume: &Backing, places: &Places, Ready(door): Ready) -> anyhow::Result<()> {
+    let disk = volume.path.display();
     places.put_note(&volume.name).with_context(|| format!("{disk} stays hidden: that it is used cannot be noted"))?;
+    let Some(door) = door else { return Ok(()) };
     drop(door);
     have_udev_look(&volume.path, Look::Found).with_context(|| format!("udev is not told that {disk} may be shown"))?;
     eprintln!(
@@ -119,12 +197,15 @@ fn is_used(device: &Path) -> bool {
 }
 
 fn look(volume: &Backing, places: &Places) -> anyhow::Result<Found> {
-    if places.is_bare(&volume.name) || node::path(&volume.name).exists() {
+    if places.is_bare(&volume.name) {
         return Ok(Found::Settled);
     }
-    match FileDevice::open(&volume.path, OpenOptions::at_once()) {
+    // Not for writing: udev looks anew at what was open for that, and a disk's partitions go and come with it.
+    match FileDevice::open(&volume.path, OpenOptions { readonly: true, ..OpenOptions::at_once() }) {
+        // Its tap may be there; nobody serves it.
         Ok(door) => Ok(Found::Free(door)),
         Err(DeviceError::Open { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(Found::Missing),
+        Err(DeviceError::Busy { .. }) if node::path(&volume.name).exists() && !is_used(&volume.path) => Ok(Found::Settled),
         Err(error @ DeviceError::Busy { .. }) => Ok(Found::Taken(error)),
         Err(error) => Err(error).context("its disk cannot be looked at"),
     }
@@ -132,7 +213,17 @@ fn look(volume: &Backing, places: &Places) -> anyhow::Result<Found> {
 
 /// Whether a device, or a part of it, is mounted as it is: what happens to it there passes no tap.
 pub(crate) fn is_mounted(device: &Path) -> bool {
-    let Ok(number) = DevNumber::at(device) else { return false };
+    DevNumber::at(device).is_ok_and(is_number_mounted)
+}
+
+/// Whether a device, or a part of it, is mounted as it is, or swap.
+pub(super) fn is_in_use(number: DevNumber) -> bool {
+    let swaps = std::fs::read_to_string("/proc/swaps").unwrap_or_default();
+    let mut swaps = swaps.lines().filter_map(|line| DevNumber::at(Path::new(line.split_whitespace().next()?)).ok());
+    is_number_mounted(number) || swaps.any(|swap| stack::rests_on(swap, number))
+}
+
+fn is_number_mounted(number: DevNumber) -> bool {
     // A service does not see all of them.
     let host = std::fs::read_to_string("/proc/1/mountinfo");
     let mounts = host.or_else(|_| std::fs::read_to_string("/proc/self/mountinfo")).unwrap_or_default();
@@ -144,23 +235,24 @@ pub(crate) fn is_mounted(device: &Path) -> bool {
 mod tests {
     use super::*;
 
+    fn volume(name: &str, disk: &Path, if_absent: IfAbsent) -> Backing {
+        let serial = super::super::Disk { key: "ID_SERIAL".into(), value: "x".into(), partition: None };
+        let (name, group) = (name.parse().expect("a name"), "default".parse().expect("a name"));
+        Backing { name, group, path: disk.to_owned(), if_absent, disk: Some(serial) }
+    }
+
     /// A volume whose disk is a file, which nobody has.
     fn place(dir: &Path, if_absent: IfAbsent) -> (Places, List) {
         let disk = dir.join("disk");
         std::fs::write(&disk, vec![0; 1 << 20]).expect("written");
-        let volume = Backing {
-            name: "no-such-volume-anywhere".parse().expect("a name"),
-            group: "default".parse().expect("a name"),
-            path: disk,
-            if_absent,
-            disk: None,
-        };
+        let volumes = vec![volume("no-such-volume-anywhere", &disk, if_absent)];
         let places = Places { list: dir.join("boot.json"), rules: dir.join("x.rules"), notes: dir.join("bare") };
-        (places, List { state_dir: dir.join("state"), volumes: vec![volume] })
+        (places, List { state_dir: dir.join("state"), source: Some("host".parse().expect("a name")), volumes })
     }
 
     fn decide(places: &Places, list: &List, bare: bool) -> anyhow::Result<()> {
-        settle(&list.volumes[0], list, places, Instant::now(), bare)
+        let ready = settle(&list.volumes[0], list, places, Instant::now(), bare)?;
+        ready.map_or(Ok(()), |ready| show(&list.volumes[0], places, ready))
     }
 
     #[test]
@@ -172,6 +264,46 @@ mod tests {
             assert!(error.contains("stays hidden") && error.contains("state directory"), "{error}");
             assert!(!places.is_bare(&list.volumes[0].name) && !dir.path().join("state").exists());
         }
+        // It was lost, and a person says so; at a boot nobody does.
+        std::fs::create_dir(dir.path().join("state")).expect("made");
+        decide(&places, &list, false).expect_err("the volume's folder is not there");
+        assert!(!places.is_bare(&list.volumes[0].name));
+        decide(&places, &list, true).expect_err("udev is not told of a file");
+        assert!(places.is_bare(&list.volumes[0].name));
+    }
+
+    #[test]
+    fn every_disk_is_shown_or_none() {
+        let dir = tempfile::tempdir_in(".").expect("temp dir");
+        let (places, mut list) = place(dir.path(), IfAbsent::Bare);
+        list.volumes.push(volume("no-such-disk-anywhere", &dir.path().join("missing"), IfAbsent::Bare));
+        let folders: Vec<_> = list.volumes.iter().map(|volume| volume.folder(&list.state_dir)).collect();
+        folders.iter().for_each(|folder| std::fs::create_dir_all(folder).expect("made"));
+        let names: Vec<_> = list.volumes.iter().map(|volume| volume.name.clone()).collect();
+        let (list, places) = (Arc::new(list), Arc::new(places));
+        let all = |bare| super::decide(&list, &places, Instant::now(), bare);
+        // One is held by who knows whom.
+        let door = FileDevice::open(&list.volumes[0].path, OpenOptions::at_once()).expect("free");
+        let error = all(true).expect_err("one is taken").to_string();
+        assert!(error.contains("not served yet") && names.iter().all(|name| !places.is_bare(name)), "{error}");
+        drop(door);
+        // A disk that is not there keeps no other from its host, nor itself when it comes back.
+        let error = all(true).expect_err("udev is not told of a file").to_string();
+        assert!(!error.contains("no-such-disk-anywhere") && names.iter().all(|name| places.is_bare(name)), "{error}");
+        assert!(folders.iter().all(|folder| Mark::TrackingLost.is_set(folder).expect("asked")));
+    }
+
+    #[test]
+    fn a_disk_that_cannot_be_hidden_is_marked_where_it_is_to_be_left_alone() {
+        let dir = tempfile::tempdir_in(".").expect("temp dir");
+        let (places, mut list) = place(dir.path(), IfAbsent::Refuse);
+        let folder = list.volumes[0].folder(&list.state_dir);
+        std::fs::create_dir_all(&folder).expect("made");
+        decide(&places, &list, false).expect_err("refused");
+        assert!(!Mark::TrackingLost.is_set(&folder).expect("asked"));
+        list.volumes[0].disk = None;
+        let error = decide(&places, &list, false).expect_err("refused").to_string();
+        assert!(error.contains("leave it alone") && Mark::TrackingLost.is_set(&folder).expect("asked"), "{error}");
     }
 
     #[test]

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use farside_blockio::DeviceError;
+use farside_blockio::dm::DevNumber;
 use farside_control::source::{BackingStatus, TapStatus, VolumeAdd, VolumeState, VolumeStatus};
 use farside_control::{ApiError, Code, ErrorCode, Reason, Severity};
 use farside_insert::{Insertion, State};
@@ -24,6 +25,7 @@ use tokio::time::error::Elapsed;
 use tracing::{debug, error, info, warn};
 
 use super::Daemon;
+use crate::boot;
 use crate::change::Change;
 use crate::config::{Config, VolumeConfig};
 use crate::group::{Ask, GroupStart, Leaving, Note};
@@ -33,6 +35,7 @@ use crate::loss::LossNote;
 use crate::state_dir::Mark;
 use crate::strangers::Strangers;
 use crate::tap::{self, TapConfig};
+use crate::volume::device_of;
 
 /// How long a command waits for the last requests of a volume that leaves. Less than a client waits for its answer.
 const LEAVE_WAIT: Duration = Duration::from_secs(15);
@@ -130,10 +133,11 @@ impl Daemon {
     pub(super) fn start_all(self: &Arc<Self>) -> tokio::task::JoinSet<()> {
         let configured: Vec<VolumeConfig> = locked(&self.config).volumes.values().cloned().collect();
         configured.iter().for_each(|v| assert!(self.volumes.begin(&v.name), "nobody else opens volumes yet"));
-        let known = configured.iter().map(|v| self.state.volume_path(&v.group, &v.name)).collect();
+        let known: Vec<PathBuf> = configured.iter().map(|v| self.state.volume_path(&v.group, &v.name)).collect();
         let ids: Vec<VolumeId> = configured.iter().map(|v| self.id_of(v)).collect();
-        let devices: Vec<PathBuf> = configured.iter().filter(|v| v.insert).map(|v| v.backing.clone()).collect();
-        crate::tap::sweep(&ids, &devices);
+        let device = |v: &VolumeConfig| device_of(v, &self.state.volume_path(&v.group, &v.name));
+        let devices: Vec<PathBuf> = configured.iter().filter(|v| v.insert).map(device).collect();
+        tap::sweep(&ids, &devices);
         let strangers = Strangers::mark(&self.state.volumes(), known, &|dir| self.note_loss(dir));
         self.volumes.strangers.set(strangers).expect("volumes are started once");
         let mut starts = tokio::task::JoinSet::new();
@@ -141,12 +145,14 @@ impl Daemon {
             let daemon = self.clone();
             // One volume that cannot be served must not keep the others from their hosts.
             starts.spawn(async move {
-                let (name, is_inserted) = (volume.name.clone(), volume.insert);
+                let (name, is_inserted, disk) = (volume.name.clone(), volume.insert, volume.backing.clone());
                 if let Err(error) = daemon.open_configured(volume).await {
                     error!(volume = %name, "not served: {error:#}");
                     if is_inserted {
                         // Its host goes on without a tap, or waits for one.
                         tokio::spawn(async move { daemon.insert_again(&name).await });
+                    } else if disk.starts_with("/dev") && !disk.exists() {
+                        tokio::spawn(async move { daemon.open_when_there(&name).await });
                     }
                 }
             });
@@ -288,36 +294,47 @@ impl Daemon {
         Err(ApiError::new(ErrorCode::Conflict, what, "then say the same again"))
     }
 
-    /// Takes away the devices that nobody uses, for a stop of the daemon. One that stays lets whoever reads it wait for the next
-    /// daemon, and some read all that there are: LVM does when a machine is switched off. Gives how many stay.
-    ///
-    /// A device that has a tap under it stays on that, unless its host is being switched off.
-    pub(super) async fn withdraw_unused(&self, host_ends: bool) -> usize {
-        let names: Vec<Name> = locked(&self.volumes.served).keys().cloned().collect();
-        let mut stay = 0;
+    /// Takes away the devices that nobody uses, all at once, since their host is being switched off. Whoever reads one that stays
+    /// would wait for ever, and some read all that there are: LVM does then. Gives how many stay because they are used; one that
+    /// does not answer within `patience` joins `silent`, and is not asked again.
+    pub(super) async fn withdraw_unused(self: &Arc<Self>, patience: Duration, silent: &mut BTreeSet<Name>) -> usize {
+        let names: Vec<Name> = locked(&self.volumes.served).keys().filter(|name| !silent.contains(name)).cloned().collect();
+        let mut withdrawals = tokio::task::JoinSet::new();
         for name in names {
-            let Ok(Leaving { tap, insertion, .. }) = self.ask(&name, Ask::Leaving).await else { continue };
-            if insertion.is_some() && !host_ends {
-                continue;
-            }
-            let (volume, runtime_dir) = (name.clone(), self.around.runtime_dir.clone());
-            // In use: it stays, and what its user writes meanwhile waits.
-            let withdraw = move || {
-                let _nobody = insertion.map(|insertion| take_out_unused(&insertion, &runtime_dir)).transpose()?;
-                let unused = tap.claim()?;
-                tap.withdraw(&volume, unused).unwrap_or_else(|error| warn!(%volume, "its device stays: {error:#}"));
-                anyhow::Ok(())
-            };
-            match tokio::task::spawn_blocking(withdraw).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => {
-                    debug!(volume = %name, "its device stays: {error:#}");
+            let daemon = self.clone();
+            withdrawals.spawn(async move {
+                let withdrawn = tokio::time::timeout(patience, daemon.withdraw(&name)).await;
+                (name, withdrawn)
+            });
+        }
+        let mut stay = 0;
+        while let Some(ended) = withdrawals.join_next().await {
+            match ended {
+                Ok((_, Ok(Ok(())))) => {}
+                Ok((volume, Ok(Err(error)))) => {
+                    debug!(%volume, "its device stays: {error:#}");
                     stay += 1;
                 }
-                Err(error) => warn!(volume = %name, %error, "its device stays"),
+                Ok((volume, Err(_))) => {
+                    warn!(%volume, "its device does not answer; it stays, and whoever reads it waits for the next start");
+                    silent.insert(volume);
+                }
+                Err(error) => warn!(%error, "a device stays"),
             }
         }
         stay
+    }
+
+    async fn withdraw(&self, name: &Name) -> anyhow::Result<()> {
+        let Ok(Leaving { tap, insertion, .. }) = self.ask(name, Ask::Leaving).await else { return Ok(()) };
+        let (volume, runtime_dir) = (name.clone(), self.around.runtime_dir.clone());
+        let withdraw = move || {
+            let _nobody = insertion.map(|insertion| take_out_unused(&insertion, &runtime_dir)).transpose()?;
+            let unused = tap.claim()?;
+            tap.withdraw(&volume, unused).unwrap_or_else(|error| warn!(%volume, "its device stays: {error:#}"));
+            Ok(())
+        };
+        tokio::task::spawn_blocking(withdraw).await?
     }
 
     /// Claims the device, takes it from the host, then lets the volume go.
@@ -355,7 +372,7 @@ impl Daemon {
             };
             daemon.volumes.left(&name);
             if !locked(&daemon.config).volumes.contains_key(&name) {
-                daemon.around.backings.let_go(&name);
+                daemon.show_disk(&name).await;
             }
             let _ = done.send(left); // whoever waited may have given up
             let again = locked(&daemon.config).volumes.get(&name).cloned().filter(|_| daemon.volumes.begin(&name));
@@ -366,6 +383,34 @@ impl Daemon {
             }
         });
         Some(gone)
+    }
+
+    /// Serves a volume as soon as its disk is there, which came later than the start could wait.
+    async fn open_when_there(self: &Arc<Self>, name: &Name) {
+        loop {
+            tokio::time::sleep(AGAIN).await;
+            let volume = locked(&self.config).volumes.get(name).cloned();
+            let Some(volume) = volume.filter(|_| !self.stopping.load(Ordering::Relaxed) && !self.volumes.is_served(name)) else {
+                return;
+            };
+            if !volume.backing.exists() {
+                continue;
+            }
+            if self.volumes.begin(name)
+                && let Err(error) = self.open_configured(volume).await
+            {
+                error!(volume = %name, "not served: {error:#}");
+            }
+            return;
+        }
+    }
+
+    /// The disk of a volume that has left is its host's again.
+    async fn show_disk(&self, name: &Name) {
+        let (backings, name) = (self.around.backings.clone(), name.clone());
+        tokio::task::spawn_blocking(move || backings.let_go(&name))
+            .await
+            .unwrap_or_else(|error| warn!(%error, "a disk stays hidden"));
     }
 
     /// Puts the tap of a volume under its device again, which somebody took it from: as soon as the device can carry one, the
@@ -380,8 +425,9 @@ impl Daemon {
             if self.stopping.load(Ordering::Relaxed) || Mark::Paused.is_set(&dir).unwrap_or(false) {
                 return;
             }
-            let device = volume.backing.clone();
-            let ready = tokio::task::spawn_blocking(move || farside_insert::is_ready(&device)).await;
+            let (named, folder) = (volume.clone(), dir.clone());
+            let ready = move || farside_insert::is_ready(&device_of(&named, &folder));
+            let ready = tokio::task::spawn_blocking(ready).await;
             if let Err(why) = ready.map_err(anyhow::Error::from).and_then(|ready| Ok(ready?)) {
                 let said = self.ask(name, |id, reply| Ask::TapWaits(id, format!("{why:#}"), reply)).await;
                 if said.is_err() && self.volumes.is_served(name) {
@@ -525,6 +571,8 @@ impl Daemon {
                 {
                     warn!(volume = %volume.name, "it is not added, and stays configured: {error}");
                 }
+                // It may have been hidden on the way, and nobody serves it.
+                self.show_disk(&volume.name).await;
                 let todo = what_would_do(&error, &volume);
                 return Err(ApiError::new(ErrorCode::Conflict, format!("volume {} is not added: {error:#}", volume.name), todo));
             }
@@ -566,6 +614,17 @@ impl Daemon {
         if !add.backing.is_absolute() {
             return Err(wrong("the backing must be an absolute path".into(), "begin it with /"));
         }
+        let part = name.as_str().rsplit_once("-part").is_some_and(|(_, number)| number.parse::<u32>().is_ok());
+        if part {
+            return Err(wrong(
+                format!("{name} is what a partition of a volume is called"),
+                "choose a name that does not end in -partN",
+            ));
+        }
+        // The kernel may give a name like /dev/sdb to another disk at the next boot.
+        let is_short = !add.insert && add.backing.parent() == Some(Path::new("/dev"));
+        let lasting = is_short.then(|| boot::lasting_name(DevNumber::at(&add.backing).ok()?)).flatten();
+        let add = &VolumeAdd { backing: lasting.unwrap_or_else(|| add.backing.clone()), ..add.clone() };
         if let Some(other) = config.volumes.values().find(|v| v.backing == add.backing) {
             let todo = format!(
                 "choose another backing; or, to serve it under another name, first `farside volume remove {}`",
@@ -580,8 +639,8 @@ impl Daemon {
             return taken(what, "choose another one with --tap nbd:unix:/absolute/path".to_owned());
         }
         let (backing, insert) = (add.backing.clone(), add.insert);
-        let (data_path, on_tracking_lost) = Default::default();
-        Ok(VolumeConfig { name, group, backing, insert, tap, data_path, on_tracking_lost, if_absent: add.if_absent })
+        let (data_path, queues, on_tracking_lost) = Default::default();
+        Ok(VolumeConfig { name, group, backing, insert, tap, data_path, queues, on_tracking_lost, if_absent: add.if_absent })
     }
 
     /// Why nothing can be done with a volume at this moment.
@@ -624,7 +683,8 @@ impl Daemon {
             return Self::gone(&name, gone).await;
         }
         if let Some(volume) = config.volumes.get(&name).filter(|volume| volume.insert)
-            && let Ok(State::Inserted { .. }) = farside_insert::state_of(&volume.backing)
+            && let Ok(State::Inserted { .. }) =
+                farside_insert::state_of(&device_of(volume, &self.state.volume_path(&group, &name)))
         {
             let what = format!("{} rests on the tap of volume {name}, which nobody serves", volume.backing.display());
             let todo = "mend why it is not served (farside volume list), farside reload; then say the same again";
@@ -636,16 +696,18 @@ impl Daemon {
             return Err(self.under_way(&name));
         }
         let dir = self.state.volume_path(&group, &name);
+        let (id, asked) = (farside_ledger::volume_id(&self.around.source, &group, &name), name.clone());
         // Nobody serves it, but somebody may wait in the device that an earlier daemon made.
-        let abolished =
-            tokio::task::spawn_blocking(move || tap::abolish(&dir)).await.map_err(ApiError::internal).and_then(|done| {
-                let todo = "unmount it, and stop whatever else uses it; then say the same again";
-                done.map_err(|error| ApiError::new(ErrorCode::Conflict, format!("volume {name} stays: {error:#}"), todo))
-            });
+        let runtime_dir = self.around.runtime_dir.clone();
+        let ended = tokio::task::spawn_blocking(move || tap::end(&dir, id, &asked, &runtime_dir)).await;
+        let abolished = ended.map_err(ApiError::internal).and_then(|done| {
+            let todo = "unmount it, and stop whatever else uses it; then say the same again";
+            done.map_err(|error| ApiError::new(ErrorCode::Conflict, format!("volume {name} stays: {error:#}"), todo))
+        });
         let taken_out = abolished.and_then(|()| self.take_out(&name, &group, &config));
         let cleared = taken_out.as_ref().map_or(Ok(()), |()| clear(&self.state.volume_path(&group, &name)));
         if taken_out.is_ok() {
-            self.around.backings.let_go(&name);
+            self.show_disk(&name).await;
         }
         let mut unserved = locked(&self.volumes.unserved);
         match before.filter(|_| taken_out.is_err()) {
@@ -680,7 +742,11 @@ impl Daemon {
 /// compares everything.
 fn take_out_unused(insertion: &Insertion, runtime_dir: &Path) -> anyhow::Result<OwnedFd> {
     let nobody = farside_blockio::hold(insertion.device())?;
-    Change::TakeOut { device: insertion.device().to_owned() }.make(runtime_dir)?;
+    insertion.leaves();
+    if let Err(error) = (Change::TakeOut { device: insertion.device().to_owned() }).make(runtime_dir) {
+        insertion.stays();
+        return Err(error);
+    }
     Ok(nobody)
 }
 
@@ -790,6 +856,7 @@ mod tests {
             insert: false,
             tap: TapConfig::Nbd { socket: "/run/x".into() },
             data_path: Default::default(),
+            queues: None,
             on_tracking_lost: Default::default(),
             if_absent: Default::default(),
         };

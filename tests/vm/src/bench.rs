@@ -1,7 +1,7 @@
 //! What tests and benchmarks of block devices need inside a guest: load with its latencies, and a ublk device with nothing
 //! behind it but its backing, to compare with.
 //!
-//! `farside-vm-bench serve BACKING STOP [copy] [slots=N]` makes that device, says its path, and serves it until somebody writes
+//! `farside-vm-bench serve BACKING STOP [copy] [slots=N] [queues=N]` makes that device, says its path, and serves it until somebody writes
 //! into the FIFO `STOP`; then it takes the device away and says what it did. `farside-vm-bench load DEVICE WORKLOAD SECONDS
 //! [RATE]` gives the device random work past the page cache and prints one line of JSON. A workload is `read`, `write` or `sync`
 //! (a write and a flush), bytes and depth: `write-4096-32`. With a rate, so many begin in each second.
@@ -25,15 +25,17 @@ fn main() -> Result<(), Failure> {
         ["serve", backing, stop, ref options @ ..] => serve(Path::new(backing), Path::new(stop), options),
         ["load", device, workload, seconds] => load(Path::new(device), workload, seconds.parse()?, None),
         ["load", device, workload, seconds, rate] => load(Path::new(device), workload, seconds.parse()?, Some(rate.parse()?)),
-        _ => Err("farside-vm-bench serve BACKING STOP [copy] [slots=N] | load DEVICE WORKLOAD SECONDS [RATE]".into()),
+        _ => Err("farside-vm-bench serve BACKING STOP [copy] [slots=N] [queues=N] | load DEVICE WORKLOAD SECONDS [RATE]".into()),
     }
 }
 
 fn serve(backing: &Path, stop: &Path, options: &[&str]) -> Result<(), Failure> {
-    let slots = options.iter().find_map(|option| option.strip_prefix("slots=")).map(str::parse).transpose()?;
+    let number = |key| options.iter().find_map(|option| option.strip_prefix(key)).map(str::parse::<u16>).transpose();
+    let slots = number("slots=")?;
     let device = FileDevice::open(backing, OpenOptions::at_once())?;
     let spec = Spec {
         token: 0xbe_ac | 1,
+        queues: number("queues=")?.unwrap_or(1),
         depth: 128,
         io_bytes_max: 512 << 10,
         slots,
@@ -42,18 +44,24 @@ fn serve(backing: &Path, stop: &Path, options: &[&str]) -> Result<(), Failure> {
     };
     let shown = Device::claim(&spec, &device)?;
     let (path, way) = (shown.path(), shown.data_path().path);
-    let (server, handle) = shown.server(Waker::new()?);
-    let queue = PlainQueue::new(device)?;
+    let wakers = (0..shown.queues()).map(|_| Waker::new()).collect::<Result<_, _>>()?;
+    let (servers, handle) = shown.servers(wakers);
     let (ready, is_ready) = std::sync::mpsc::channel();
-    let thread = std::thread::Builder::new().name("serve".to_owned());
-    let ready = move || ready.send(()).expect("somebody waits for it");
-    let thread = thread.spawn(move || server.run(queue, ready).map(drop))?;
-    is_ready.recv()?;
+    let mut threads = Vec::new();
+    for server in servers {
+        let (queue, ready) = (PlainQueue::new(device.clone())?, ready.clone());
+        let ready = move || ready.send(()).expect("somebody waits for it");
+        let thread = std::thread::Builder::new().name("serve".to_owned());
+        threads.push(thread.spawn(move || server.run(queue, ready).map(drop))?);
+    }
+    threads.iter().try_for_each(|_| is_ready.recv())?;
     shown.go_live()?;
     println!("{} {}", path.display(), way.as_str());
     std::fs::read(stop)?; // blocks until somebody has written there
     held(spec.token)?.ok_or("the device is gone")?.remove()?;
-    thread.join().map_err(|_| "the server panicked")??;
+    for thread in threads {
+        thread.join().map_err(|_| "the server panicked")??;
+    }
     let count = |n: &std::sync::atomic::AtomicU64| n.load(std::sync::atomic::Ordering::Relaxed);
     let counters = handle.counters();
     println!("requests {} errors {} copied {}", count(&counters.requests), count(&counters.errors), count(&counters.copied));

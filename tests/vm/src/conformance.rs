@@ -11,6 +11,12 @@ use crate::{Guest, Kernel};
 /// The volume's device, as its users name it.
 pub const DEVICE: &str = "/dev/farside/data";
 
+/// Takes all memory until it is killed for it.
+pub const HOG: &str = "echo 1000 > /proc/self/oom_score_adj; exec tail /dev/zero";
+
+/// What a kernel says then. Every other alarm has words of its own beside its trace.
+pub const NO_MEMORY: [&str; 4] = ["Out of memory: Killed process", "oom-kill", "Call Trace:", "Not tainted"];
+
 const BIG_BLOCK: &str = "4096";
 
 /// A tap, and what its driver cannot do like others.
@@ -74,6 +80,18 @@ pub fn boot(kernel: Kernel, tap: &Tap) -> Host {
     host
 }
 
+/// A host with a file system on its device, and an application that writes.
+///
+/// # Panics
+/// When something does not come up.
+pub fn with_load(kernel: Kernel, tap: &Tap) -> Host {
+    let mut host = boot(kernel, tap);
+    host.guest.run(&format!("/bin/mke2fs -q -t ext4 {DEVICE} && mount -t ext4 {DEVICE} /mnt"));
+    host.start_load();
+    host.wait_for_load(20);
+    host
+}
+
 fn queue_file(guest: &mut Guest, device: &str, file: &str) -> String {
     guest.run(&format!("cat /sys/block/$(basename $(readlink -f {device}))/queue/{file}")).trim().to_owned()
 }
@@ -83,17 +101,36 @@ fn digest(guest: &mut Guest, device: &str) -> String {
     guest.run(&format!("dd if={device} bs=1M skip=8 count=16 iflag=direct 2>/dev/null | md5sum"))
 }
 
-/// Geometry and limits, data and alignment, flushes, discards.
+/// A device over a tap, as its users see it.
+#[derive(Clone, Copy, Debug)]
+pub struct Seat<'a> {
+    /// The device.
+    pub device: &'a str,
+    /// What is below the tap, byte by byte.
+    pub backing: &'a str,
+    /// The device's content, out of that of the host's data disk.
+    pub content: fn(&[u8]) -> Vec<u8>,
+}
+
+/// A tap that is a disk by itself.
+///
+/// # Panics
+/// When it is none.
+pub fn is_a_disk(host: &mut Host, tap: &Tap) {
+    let backing = host.guest.run("cat /run/backing").trim().to_owned();
+    acts_as_a_disk(host, tap, &Seat { device: DEVICE, backing: &backing, content: <[u8]>::to_vec });
+    big_blocks(host, tap);
+}
+
+/// Geometry and limits, data and alignment, flushes, discards. Writes over whatever is there.
 ///
 /// # Panics
 /// When it is no disk.
-pub fn is_a_disk(host: &mut Host, tap: &Tap) {
-    let backing = host.guest.run("cat /run/backing").trim().to_owned();
-    geometry(&mut host.guest, tap, DEVICE, &backing);
-    data(&mut host.guest, &backing);
-    durability(host);
-    zeroes(&mut host.guest, &backing);
-    big_blocks(host, tap);
+pub fn acts_as_a_disk(host: &mut Host, tap: &Tap, seat: &Seat<'_>) {
+    geometry(&mut host.guest, tap, seat.device, seat.backing);
+    data(&mut host.guest, seat);
+    durability(host, seat);
+    zeroes(&mut host.guest, seat);
 }
 
 fn geometry(guest: &mut Guest, tap: &Tap, device: &str, backing: &str) {
@@ -113,39 +150,41 @@ fn geometry(guest: &mut Guest, tap: &Tap, device: &str, backing: &str) {
 
 /// What is written to the device lies on its backing, where it was written: in requests longer than any limit, unaligned ones
 /// through the page cache, and single sectors. There is nothing behind its end.
-fn data(guest: &mut Guest, backing: &str) {
-    guest.run(&format!("dd if=/dev/urandom of={DEVICE} bs=8M seek=1 count=2 oflag=direct 2>/dev/null"));
-    guest.run(&format!("dd if=/dev/urandom of={DEVICE} bs=777 seek=12345 count=1000 conv=fsync 2>/dev/null"));
-    guest.run(&format!("dd if=/dev/urandom of={DEVICE} bs=512 seek=30001 count=77 oflag=direct 2>/dev/null"));
-    assert_eq!(digest(guest, DEVICE), digest(guest, backing));
-    let odd = guest.attempt(&format!("farside-vm-load put {DEVICE} 4096 700 fua"));
+fn data(guest: &mut Guest, seat: &Seat<'_>) {
+    let device = seat.device;
+    guest.run(&format!("dd if=/dev/urandom of={device} bs=8M seek=1 count=2 oflag=direct 2>/dev/null"));
+    guest.run(&format!("dd if=/dev/urandom of={device} bs=777 seek=12345 count=1000 conv=fsync 2>/dev/null"));
+    guest.run(&format!("dd if=/dev/urandom of={device} bs=512 seek=30001 count=77 oflag=direct 2>/dev/null"));
+    assert_eq!(digest(guest, device), digest(guest, seat.backing));
+    let odd = guest.attempt(&format!("farside-vm-load put {device} 4096 700 fua"));
     assert!(odd.code != 0 && odd.stderr.contains("Invalid argument"), "part of a sector: {odd:?}");
-    let size = guest.run(&format!("blockdev --getsize64 {DEVICE}")).trim().to_owned();
-    let behind = guest.attempt(&format!("farside-vm-load put {DEVICE} {size} 4096 fua"));
+    let size = guest.run(&format!("blockdev --getsize64 {device}")).trim().to_owned();
+    let behind = guest.attempt(&format!("farside-vm-load put {device} {size} 4096 fua"));
     assert!(behind.code != 0 && behind.stderr.contains("No space left"), "behind its end: {behind:?}");
 }
 
 /// What was synced survives the power, on the disk itself; what was written with FUA, too.
-fn durability(host: &mut Host) {
+fn durability(host: &mut Host, seat: &Seat<'_>) {
     for (how, at, bytes) in [("flush", 40 << 20, 1 << 20), ("fua", 44 << 20, 64 << 10)] {
-        host.guest.run(&format!("farside-vm-load put {DEVICE} {at} {bytes} {how}"));
-        let (seen, durable) = (host.disk(), host.durable());
+        host.guest.run(&format!("farside-vm-load put {} {at} {bytes} {how}", seat.device));
+        let (seen, durable) = ((seat.content)(&host.disk()), (seat.content)(&host.durable()));
         let range = at..at + bytes;
         assert!(seen[range.clone()].iter().any(|byte| *byte != 0), "{how}: nothing was written");
         assert!(seen[range.clone()] == durable[range], "{how}: what was synced would not survive");
     }
 }
 
-fn zeroes(guest: &mut Guest, backing: &str) {
-    let before = digest(guest, DEVICE);
-    guest.run(&format!("blkdiscard -o 9437184 -l 4194304 {DEVICE}"));
-    guest.run(&format!("fallocate -z -o 15728640 -l 1048576 {DEVICE} 2>/dev/null || blkdiscard -o 15728640 -l 1048576 {DEVICE}"));
+fn zeroes(guest: &mut Guest, seat: &Seat<'_>) {
+    let device = seat.device;
+    let before = digest(guest, device);
+    guest.run(&format!("blkdiscard -o 9437184 -l 4194304 {device}"));
+    guest.run(&format!("fallocate -z -o 15728640 -l 1048576 {device} 2>/dev/null || blkdiscard -o 15728640 -l 1048576 {device}"));
     for (from, mib) in [(9, 4), (15, 1)] {
-        let read = format!("dd if={DEVICE} bs=1M skip={from} count={mib} iflag=direct 2>/dev/null | tr -d '\\0' | wc -c");
+        let read = format!("dd if={device} bs=1M skip={from} count={mib} iflag=direct 2>/dev/null | tr -d '\\0' | wc -c");
         assert_eq!(guest.run(&read).trim(), "0", "what was discarded or zeroed at {from} MiB reads as zeroes");
     }
-    assert_ne!(digest(guest, DEVICE), before);
-    assert_eq!(digest(guest, DEVICE), digest(guest, backing));
+    assert_ne!(digest(guest, device), before);
+    assert_eq!(digest(guest, device), digest(guest, seat.backing));
 }
 
 /// A backing whose sectors have 4 KiB has a device whose sectors do.
@@ -164,6 +203,22 @@ fn big_blocks(host: &mut Host, tap: &Tap) {
     guest.run(&format!("test ! -e {device}"));
 }
 
+/// A virtual machine or a database has the device open and claims nothing: to it, too, a planned stop is a pause, and nobody
+/// takes the device away.
+fn stays_with_whoever_has_it_open(host: &mut Host) {
+    let writes = "dd if=/dev/urandom of=/run/piece bs=4k count=1 && dd if=/run/piece bs=4k conv=fsync,notrunc >&3";
+    let waits = "touch /run/open; until test -e /run/go; do usleep 20000; done";
+    let user = host.guest.start_command(&format!("exec 3<>{DEVICE}; {waits}; {writes} && touch /run/written"), "/run/open.log");
+    host.guest.wait_until("test -e /run/open");
+    let refused = host.guest.attempt(&format!("{CLI} volume remove data --yes"));
+    assert!(refused.code != 0 && refused.stderr.contains("is open in process"), "{refused:?}");
+    host.stop_daemon();
+    host.start_daemon();
+    host.guest.run("touch /run/go");
+    host.guest.wait_until(&format!("test ! -d /proc/{user}"));
+    host.guest.run(&format!("test -e /run/written && dd if={DEVICE} bs=4k count=1 iflag=direct 2>/dev/null | cmp - /run/piece"));
+}
+
 /// Everything that may happen to a tap under a mounted file system: deaths, a planned stop, somebody who would take it away,
 /// the power.
 ///
@@ -172,6 +227,7 @@ fn big_blocks(host: &mut Host, tap: &Tap) {
 pub fn lives_through_everything(kernel: Kernel, tap: &Tap, kills: u64) {
     let mut host = boot(kernel, tap);
     is_a_disk(&mut host, tap);
+    stays_with_whoever_has_it_open(&mut host);
     host.guest.run(&format!("/bin/mke2fs -q -t ext4 {DEVICE} && mount -t ext4 -o commit=300 {DEVICE} /mnt"));
     host.wait_for_group("the first sync", is_quiet);
 
@@ -212,6 +268,28 @@ fn loses_its_power(mut host: Host, tap: &Tap, rng: &mut Rng) -> Host {
     host.guest.upload("/run/promised", &promised, 0o644);
     println!("synced: {}", host.guest.run("farside-vm-load check /mnt /run/promised"));
     host
+}
+
+/// Memory can only be had by writing to the device, which takes memory: neither the daemon's nor the driver's way may wait for it.
+///
+/// # Panics
+/// When somebody does, or the killer takes the wrong one.
+pub fn writes_on_without_memory(kernel: Kernel, tap: &Tap) {
+    let mut host = with_load(kernel, tap);
+    NO_MEMORY.iter().for_each(|words| host.guest.announce(words));
+    for _ in 0..2 {
+        host.guest.run("for pid in $(pidof farsided); do echo -1000 > /proc/$pid/oom_score_adj; done");
+        // Dirty pages of the file system beside a program that takes all memory until it is killed.
+        host.guest.start_command("dd if=/dev/zero of=/mnt/dirty bs=1M count=16 conv=notrunc", "/run/dirty.log");
+        let hog = host.guest.attempt(HOG);
+        assert_eq!(hog.code, 128 + 9, "it was killed: {hog:?}");
+        host.guest.run("echo 3 > /proc/sys/vm/drop_caches");
+        host.load_lives();
+        host.wait_for_load(10);
+        host.kill_daemon();
+        host.start_daemon();
+    }
+    unmount_and_shut_down(host);
 }
 
 /// The backing is a part of the disk, and becomes more of it under a mounted file system.

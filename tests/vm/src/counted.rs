@@ -1,6 +1,6 @@
-//! What a thread of a guest costs the kernel: counted, since emulation distorts time.
+//! What threads of a guest cost the kernel: counted, since emulation distorts time.
 //!
-//! Invariant: system calls are counted by the kernel's own tracing (`raw_syscalls:sys_enter`), one thread at a time, between two
+//! Invariant: system calls are counted by the kernel's own tracing (`raw_syscalls:sys_enter`), of these threads alone, between two
 //! moments; nothing of ours counts itself.
 
 use crate::Guest;
@@ -8,57 +8,87 @@ use crate::Guest;
 const TRIGGER: &str = "/sys/kernel/tracing/events/raw_syscalls/sys_enter/trigger";
 const HISTOGRAM: &str = "/sys/kernel/tracing/events/raw_syscalls/sys_enter/hist";
 
-/// Counts of a thread.
+/// Counts of threads, together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Counts {
     /// System calls.
     pub system_calls: u64,
-    /// Times at which it went to sleep.
+    /// Times at which one went to sleep.
     pub sleeps: u64,
-    /// Times at which it was taken from a processor.
+    /// Times at which one was taken from a processor.
     pub preemptions: u64,
+    /// For how long they ran, in nanoseconds of the guest, with the interrupts that met them. On a machine of
+    /// [`crate::Machine::counting_instructions`] each [`crate::INSTRUCTION_NS`] of them are an instruction.
+    pub run_ns: u64,
+    /// For how long anything ran on any processor.
+    pub all_ns: u64,
 }
 
-/// A thread of a guest.
-#[derive(Clone, Copy, Debug)]
-pub struct Thread(u32);
+/// Threads of a guest.
+#[derive(Clone, Debug)]
+pub struct Threads(Vec<u32>);
 
-impl Thread {
-    /// The thread of a process whose name begins so.
+impl Threads {
+    /// Those of a process whose names begin so.
     ///
     /// # Panics
     /// When there is none.
     pub fn of(guest: &mut Guest, process: u32, name: &str) -> Self {
         let found = guest.run(&format!("grep -l '^{name}' /proc/{process}/task/*/comm | cut -d/ -f5"));
-        Self(found.trim().parse().unwrap_or_else(|_| panic!("process {process} has no one thread {name}: {found:?}")))
+        let threads: Vec<u32> = found.split_whitespace().map(|id| id.parse().expect("a number")).collect();
+        assert!(!threads.is_empty(), "process {process} has no thread {name}");
+        Self(threads)
     }
 
-    /// What it does while something runs.
+    /// How many.
+    pub fn number(&self) -> usize {
+        self.0.len()
+    }
+
+    /// What they do while something runs.
     ///
     /// # Panics
     /// When the kernel does not count.
-    pub fn count<T>(self, guest: &mut Guest, run: impl FnOnce(&mut Guest) -> T) -> (T, Counts) {
-        let Self(id) = self;
-        let trigger = format!("hist:keys=common_pid if common_pid == {id}");
+    pub fn count<T>(&self, guest: &mut Guest, run: impl FnOnce(&mut Guest) -> T) -> (T, Counts) {
+        let any: Vec<String> = self.0.iter().map(|id| format!("common_pid == {id}")).collect();
+        let trigger = format!("hist:keys=common_pid if {}", any.join(" || "));
         guest.run("test -d /sys/kernel/tracing/events || mount -t tracefs none /sys/kernel/tracing");
         let (sleeps, preemptions) = self.switches(guest);
+        let (run_ns, all_ns) = self.ran(guest);
         guest.run(&format!("echo '{trigger}' > {TRIGGER}"));
         let given = run(guest);
+        let ran = self.ran(guest);
         let histogram = guest.run(&format!("cat {HISTOGRAM}"));
         guest.run(&format!("echo '!{trigger}' > {TRIGGER}"));
         let after = self.switches(guest);
         let total = histogram.lines().find_map(|line| line.trim().strip_prefix("Hits:"));
         let system_calls = total.and_then(|hits| hits.trim().parse().ok()).unwrap_or_else(|| panic!("no hits: {histogram}"));
-        (given, Counts { system_calls, sleeps: after.0 - sleeps, preemptions: after.1 - preemptions })
+        let (sleeps, preemptions) = (after.0 - sleeps, after.1 - preemptions);
+        (given, Counts { system_calls, sleeps, preemptions, run_ns: ran.0 - run_ns, all_ns: ran.1 - all_ns })
     }
 
-    fn switches(self, guest: &mut Guest) -> (u64, u64) {
-        let status = guest.run(&format!("cat /proc/{0}/task/{0}/status", self.0));
+    /// The threads, and all that there are.
+    fn ran(&self, guest: &mut Guest) -> (u64, u64) {
+        let number = |word: Option<&str>| word.and_then(|word| word.parse::<u64>().ok()).expect("a number");
+        let threads = self.cat(guest, "schedstat");
+        let threads = threads.lines().map(|line| number(line.split_whitespace().next()));
+        let all = guest.run("cat /proc/schedstat");
+        let all = all.lines().filter(|line| line.starts_with("cpu")).map(|line| number(line.split_whitespace().nth(7)));
+        (threads.sum(), all.sum())
+    }
+
+    fn switches(&self, guest: &mut Guest) -> (u64, u64) {
+        let status = self.cat(guest, "status");
         let of = |key: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(key)).unwrap_or_else(|| panic!("no {key}"));
-            line.trim_start_matches(':').trim().parse().expect("a number")
+            let lines = status.lines().filter_map(|line| line.strip_prefix(key));
+            lines.map(|line| line.trim_start_matches(':').trim().parse::<u64>().expect("a number")).sum()
         };
         (of("voluntary_ctxt_switches"), of("nonvoluntary_ctxt_switches"))
+    }
+
+    fn cat(&self, guest: &mut Guest, file: &str) -> String {
+        let files: Vec<String> = self.0.iter().map(|id| format!("/proc/{id}/task/{id}/{file}")).collect();
+        guest.run(&format!("cat {}", files.join(" ")))
     }
 }
 
@@ -90,12 +120,12 @@ impl Bare {
         Self { process, path: path.to_owned(), way: way.to_owned() }
     }
 
-    /// Its one thread.
+    /// Its threads, one for each queue.
     ///
     /// # Panics
     /// When it is gone.
-    pub fn thread(&self, guest: &mut Guest) -> Thread {
-        Thread::of(guest, self.process, "serve")
+    pub fn threads(&self, guest: &mut Guest) -> Threads {
+        Threads::of(guest, self.process, "serve")
     }
 
     /// Takes it away. Gives the number of requests, of errors, and of requests that were copied in spite of zero copy.

@@ -160,7 +160,7 @@ fn libraries_in_cache(program: &Path) -> Vec<(String, PathBuf)> {
 }
 
 /// The libraries of a program that was built here.
-fn libraries_here(program: &Path) -> Vec<(String, PathBuf)> {
+pub(crate) fn libraries_here(program: &Path) -> Vec<(String, PathBuf)> {
     let loader = Path::new("/").join(LOADER);
     libraries(Command::new(&loader).arg("--list").arg(program), &loader)
 }

@@ -6,6 +6,7 @@
 //! ([`klog`]). Deliberately not here: hardware virtualisation. Emulation runs everywhere and is the same everywhere; how fast
 //! it is says nothing, so no test asserts a duration.
 
+pub mod application;
 pub mod cache;
 pub mod conformance;
 pub mod counted;
@@ -18,8 +19,9 @@ mod network;
 pub mod packages;
 pub mod protected;
 pub mod protocol;
+pub mod toolbox;
 
 pub use image::{DEBIAN_IMAGE, DEBIAN_TREE, GUEST_TREE};
 pub use kernel::Kernel;
-pub use machine::{Cache, DiskSpec, Guest, Machine, Output};
+pub use machine::{Cache, DiskSpec, Guest, INSTRUCTION_NS, Machine, Output};
 pub use network::Network;

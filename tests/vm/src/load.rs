@@ -6,7 +6,9 @@
 //! `PROGRESS` promises, or a newer one: what a power cut may leave. `farside-vm-load put DEVICE AT BYTES flush|fua|nothing` writes
 //! something there past the page cache, and ends when the device has said that it is durable, or at once.
 //! `farside-vm-load count FIRST SECOND PROGRESS FROM` counts on two devices for ever: on the second only after the first has called a
-//! number durable. `farside-vm-load counter IMAGE` says how far it had come on one of them.
+//! number durable. `farside-vm-load hop DEVICE AT CPU PROGRESS FROM` counts at two places of one device, `AT` and half of its length
+//! behind that: at the second, on the other of two processors, only after the first has been written. `farside-vm-load counter IMAGE
+//! [AT]` says how far it had come at one of them.
 //!
 //! A record's content follows from its file and number alone. A file has room for two, written in turns, so that one is whole
 //! while the other is being written.
@@ -15,6 +17,9 @@ use std::fs::File;
 use std::io::{self, Write as _};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
+
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
 
 const FILES: u64 = 16;
 const RECORD: usize = 64 << 10;
@@ -34,11 +39,15 @@ fn main() -> io::Result<()> {
         ["count", first, second, progress, from] => {
             count([Path::new(first), Path::new(second)], Path::new(progress), number(from)?)
         }
-        ["counter", image] => counter(Path::new(image)),
+        ["hop", device, at, cpu, progress, from] => {
+            hop(Path::new(device), number(at)?, number(cpu)?, Path::new(progress), number(from)?)
+        }
+        ["counter", image] => counter(Path::new(image), 0),
+        ["counter", image, at] => counter(Path::new(image), number(at)?),
         ["put", device, at, bytes, how] => put(Path::new(device), number(at)?, number(bytes)?, how),
         _ => Err(io::Error::other(
             "farside-vm-load write FOLDER PROGRESS STOP | check FOLDER PROGRESS | put DEVICE AT BYTES flush|fua|nothing | \
-             count FIRST SECOND PROGRESS FROM | counter IMAGE",
+             count FIRST SECOND PROGRESS FROM | hop DEVICE AT CPU PROGRESS FROM | counter IMAGE [AT]",
         )),
     }
 }
@@ -123,12 +132,32 @@ fn count(devices: [&Path; 2], progress: &Path, from: u64) -> io::Result<()> {
     Ok(())
 }
 
-fn counter(image: &Path) -> io::Result<()> {
+fn hop(device: &Path, at: u64, cpu: u64, progress: &Path, from: u64) -> io::Result<()> {
+    let mut device = File::options().write(true).custom_flags(O_DIRECT).open(device)?;
+    let half = io::Seek::seek(&mut device, io::SeekFrom::End(0))? / 2;
+    let mut progress = File::options().create(true).append(true).open(progress)?;
+    let mut buffer = vec![0; 2 * ALIGN];
+    let aligned = buffer.as_ptr().align_offset(ALIGN);
+    let block = &mut buffer[aligned..aligned + ALIGN];
+    for n in from.. {
+        block[..8].copy_from_slice(&n.to_le_bytes());
+        for (cpu, at) in [(cpu, at), (1 - cpu, at + half)] {
+            let mut alone = CpuSet::new();
+            alone.set(cpu as usize)?;
+            sched_setaffinity(Pid::from_raw(0), &alone)?;
+            device.write_all_at(block, at + n % PLACES * PLACE)?;
+        }
+        writeln!(progress, "{n}")?;
+    }
+    Ok(())
+}
+
+fn counter(image: &Path, at: u64) -> io::Result<()> {
     let image = File::open(image)?;
     let mut newest = 0;
     for place in 0..PLACES {
         let mut number = [0; 8];
-        image.read_exact_at(&mut number, place * PLACE)?;
+        image.read_exact_at(&mut number, at + place * PLACE)?;
         newest = newest.max(u64::from_le_bytes(number));
     }
     println!("{newest}");

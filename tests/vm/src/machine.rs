@@ -22,9 +22,13 @@ use crate::kernel::Kernel;
 use crate::klog::Record;
 use crate::network::{self, Network};
 use crate::protocol::{AGENT_PORT, LOG_PORT, Reply, Request, receive, send};
+use crate::toolbox::{self, Toolbox};
 
 /// Modules that every guest needs: for the bus (built into some kernels, not into 6.1), the agent, disks, the network.
 const MODULES: [&str; 4] = ["virtio_pci", "virtio_console", "virtio_blk", "virtio_net"];
+/// What an instruction takes of the time of a guest of [`Machine::counting_instructions`], in nanoseconds: about what it takes the
+/// emulator.
+pub const INSTRUCTION_NS: u64 = 16;
 const SHELL_FAILURE: i32 = 127;
 
 /// What a guest's kernel believes about a disk's cache.
@@ -70,12 +74,14 @@ pub struct Machine {
     name: &'static str,
     kernel: Kernel,
     memory_mib: u32,
+    counts_instructions: bool,
     modules: Vec<&'static str>,
     ours: Vec<PathBuf>,
     theirs: Vec<&'static str>,
     host: Option<(u8, PathBuf)>,
     /// Of Debian: what this machine wrote to its root.
     root: Option<PathBuf>,
+    toolbox: Option<Arc<Toolbox>>,
     disks: Arc<Vec<Disk>>,
     initramfs: Option<PathBuf>,
     boots: u32,
@@ -93,11 +99,13 @@ impl Machine {
             name,
             kernel,
             memory_mib: 512,
+            counts_instructions: false,
             modules: MODULES.to_vec(),
             ours: vec![bin_dir().join("farside-vm-agent")],
             theirs: Vec::new(),
             host: None,
             root: None,
+            toolbox: None,
             disks: Arc::default(),
             initramfs: None,
             boots: 0,
@@ -123,6 +131,13 @@ impl Machine {
     /// With so much memory.
     pub fn memory_mib(mut self, mib: u32) -> Self {
         self.memory_mib = mib;
+        self
+    }
+
+    /// With one processor, each instruction of which takes [`INSTRUCTION_NS`] of the guest's time, whatever the host does meanwhile:
+    /// a time for which something ran there is a number of instructions. Idle, its clock goes with the host's.
+    pub fn counting_instructions(mut self) -> Self {
+        self.counts_instructions = true;
         self
     }
 
@@ -169,6 +184,12 @@ impl Machine {
         let platter = Platter::serve(&socket, spec.content, spec.logical_block, flush);
         let disk = Disk { serial: spec.serial, socket, logical_block: spec.logical_block, platter };
         Arc::get_mut(&mut self.disks).expect("no guest has it yet").push(disk);
+        self
+    }
+
+    /// With the disk of a toolbox.
+    pub fn toolbox(mut self, toolbox: &Arc<Toolbox>) -> Self {
+        self.toolbox = Some(toolbox.clone());
         self
     }
 
@@ -261,8 +282,13 @@ impl Machine {
              sysctl.kernel.hung_task_timeout_secs=120 net.ifnames=0 farside_host={} farside_address={address}",
             self.name
         );
+        let processors = match self.counts_instructions {
+            true => format!("-accel tcg,thread=single -icount shift={} -smp 1", INSTRUCTION_NS.ilog2()),
+            false => "-accel tcg,thread=multi -smp 2".to_owned(),
+        };
         let fixed = [
-            "--pdeathsig KILL -- qemu-system-x86_64 -M q35 -accel tcg,thread=multi -cpu max -smp 2 -nodefaults -no-user-config",
+            "--pdeathsig KILL -- qemu-system-x86_64 -M q35 -cpu max -nodefaults -no-user-config",
+            &processors,
             "-no-reboot -display none -device virtio-serial-pci",
         ];
         let mut line: Vec<String> = fixed.iter().flat_map(|part| part.split(' ')).map(str::to_owned).collect();
@@ -280,6 +306,10 @@ impl Machine {
             let file = format!("file.driver=file,file.filename={}", root.display());
             option("-blockdev", format!("driver=qcow2,node-name=root,cache.no-flush=on,{file}"));
             option("-device", "virtio-blk-pci,drive=root,serial=root".into());
+        }
+        if let Some(toolbox) = &self.toolbox {
+            option("-blockdev", format!("driver=file,node-name=toolbox,read-only=on,filename={}", toolbox.image().display()));
+            option("-device", format!("virtio-blk-pci,drive=toolbox,serial={}", toolbox::SERIAL));
         }
         for (at, disk) in self.disks.iter().enumerate() {
             let node = format!("disk{at}");

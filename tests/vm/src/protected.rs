@@ -3,15 +3,20 @@
 
 use std::io::Write as _;
 use std::process::Stdio;
+use std::sync::Arc;
 
 use farside_tests::verify::Rng;
 use farside_tests::{tool, wait_for};
 use serde_json::Value;
 
-use crate::counted::Thread;
+use crate::counted::Threads;
+use crate::toolbox::Toolbox;
 use crate::{DiskSpec, Guest, Kernel, Machine, Network};
 
 const VOLUME_MIB: usize = 64;
+
+/// The file of a guest to which an application writes a line for everything that it has synced.
+pub const PROMISED: &str = "/run/progress";
 
 /// The command line, on the host.
 pub const CLI: &str = "farside --socket /run/farsided.sock";
@@ -72,6 +77,8 @@ pub struct Setup {
     gateway_disks: Vec<DiskSpec>,
     keep: u32,
     debian: bool,
+    counts_instructions: bool,
+    toolbox: Option<Arc<Toolbox>>,
 }
 
 impl Setup {
@@ -87,6 +94,8 @@ impl Setup {
             gateway_disks: Vec::new(),
             keep: 10_000,
             debian: false,
+            counts_instructions: false,
+            toolbox: None,
         }
     }
 
@@ -117,6 +126,18 @@ impl Setup {
     /// With a host that is a Debian, with udev and LVM.
     pub fn debian(mut self) -> Self {
         self.debian = true;
+        self
+    }
+
+    /// With a host as [`Machine::counting_instructions`] makes it.
+    pub fn counting_instructions(mut self) -> Self {
+        self.counts_instructions = true;
+        self
+    }
+
+    /// With a toolbox at both.
+    pub fn toolbox(mut self, toolbox: &Arc<Toolbox>) -> Self {
+        self.toolbox = Some(toolbox.clone());
         self
     }
 
@@ -161,6 +182,12 @@ impl Host {
             .disk(DiskSpec { logical_block: 4096, ..DiskSpec::blank("wide", 8) })
             .on(&network);
         machine = setup.disks.into_iter().fold(machine, Machine::disk);
+        if setup.counts_instructions {
+            machine = machine.counting_instructions();
+        }
+        if let Some(toolbox) = &setup.toolbox {
+            (machine, gateway) = (machine.toolbox(toolbox), gateway.toolbox(toolbox));
+        }
         let address = gateway.address();
         let mut receiver = gateway.boot();
         let store = receiver.disk("store");
@@ -241,16 +268,18 @@ impl Host {
     /// # Panics
     /// When it does not end.
     pub fn stop_daemon(&mut self) {
+        // What the kernel's NBD client says of a device that is left for the next daemon.
+        self.guest.announce("Receive control failed");
         self.guest.run(&format!("kill {}", self.daemon));
         self.guest.wait_until(&format!("test ! -d /proc/{}", self.daemon));
     }
 
-    /// The thread of the daemon that serves the volume.
+    /// The threads of the daemon that serve the volume.
     ///
     /// # Panics
     /// When there is none.
-    pub fn queue_thread(&mut self) -> Thread {
-        Thread::of(&mut self.guest, self.daemon, "queue-")
+    pub fn queue_threads(&mut self) -> Threads {
+        Threads::of(&mut self.guest, self.daemon, "queue-")
     }
 
     /// How the volume's data comes and goes, as its status says.
@@ -303,12 +332,16 @@ impl Host {
     /// # Panics
     /// When the host does not answer.
     pub fn start_load_in(&mut self, folder: &str) {
-        let load = format!("exec farside-vm-load write {folder} /run/progress /run/stop");
-        self.load = Some(self.guest.start_command(&load, "/run/load.log"));
+        self.start_application(&format!("exec farside-vm-load write {folder} {PROMISED} /run/stop"));
+    }
+
+    /// Starts a command that writes a line to [`PROMISED`] for everything that it has synced, says nothing else, and never ends.
+    pub fn start_application(&mut self, command: &str) {
+        self.load = Some(self.guest.start_command(command, "/run/load.log"));
     }
 
     fn progress(&mut self) -> u64 {
-        let lines = self.guest.attempt("wc -l < /run/progress").stdout;
+        let lines = self.guest.attempt(&format!("wc -l < {PROMISED}")).stdout;
         lines.trim().parse().unwrap_or(0)
     }
 
@@ -331,9 +364,8 @@ impl Host {
     pub fn load_lives(&mut self) {
         let load = self.load.expect("it was started");
         let ended = self.guest.attempt(&format!("test ! -d /proc/{load}"));
-        if ended.code == 0 {
-            panic!("the application ended: {}", self.guest.run("cat /run/load.log"));
-        }
+        let said = self.guest.run("cat /run/load.log");
+        assert!(ended.code != 0 && said.is_empty(), "the application met an error: {said}");
     }
 
     /// Kills the daemon again and again under the application and starts it again; now and then the kernel has more to keep

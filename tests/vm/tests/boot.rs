@@ -3,7 +3,8 @@
 
 use farside_tests::verify::Rng;
 use farside_tests::wait_for;
-use farside_vm::packages::{install, status, wait_quiet};
+use farside_vm::conformance::NBD;
+use farside_vm::packages::{gateway, install, status, wait_quiet};
 use farside_vm::{DiskSpec, Guest, Kernel, Machine, Network};
 
 /// In KiB: where the partition of the partitioned disk begins.
@@ -19,28 +20,6 @@ const FSTAB: &str = "/dev/farside/named /srv/named ext4 nofail 0 2\n\
                      UUID=12121212-3434-5656-7878-909090909090 /srv/part ext4 defaults 0 2\n\
                      /dev/pool/lv /srv/pool ext4 defaults 0 2\n\
                      UUID=bbbbbbbb-cccc-dddd-eeee-ffffffffffff /srv/kept ext4 nofail 0 2\n";
-
-/// A gateway without systemd, which does not matter here.
-fn gateway(network: &Network) -> (Machine, Guest, String) {
-    let mut machine = Machine::new("gateway", Kernel::Stock)
-        .programs(&["farside", "farside-receiver"])
-        .debian_programs(&["mke2fs"])
-        .disk(DiskSpec::blank("store", 512))
-        .on(network);
-    let address = machine.address();
-    let mut guest = machine.boot();
-    let store = guest.disk("store");
-    guest.run(&format!("/bin/mke2fs -q -t ext4 {store} && mkdir -p /store && mount -t ext4 {store} /store"));
-    let configuration = format!(
-        "[receiver]\nlisten = \"{address}:7400\"\nadvertise = [\"{address}:7400\"]\nstore = \"/store/store\"\n\
-         state_dir = \"/store/state\"\napi_socket = \"/run/receiver.sock\"\n"
-    );
-    guest.upload("/etc/receiver.toml", configuration.as_bytes(), 0o644);
-    guest.start_command("exec farside-receiver run --config /etc/receiver.toml", "/run/receiver.log");
-    guest.wait_until("farside --socket /run/receiver.sock status --json");
-    let token = guest.run("farside-receiver token --config /etc/receiver.toml").trim().to_owned();
-    (machine, guest, token)
-}
 
 fn reaches(host: &mut Guest, link: &str, device: &str) {
     host.run("udevadm settle");
@@ -129,6 +108,31 @@ fn equal_bytes(host: &mut Guest, volume: &str) -> u64 {
     let shown = host.run(&format!("farside volume show {volume} --json"));
     let shown: serde_json::Value = serde_json::from_str(&shown).expect("JSON");
     shown["counters"]["equal_bytes"].as_u64().expect("a number")
+}
+
+const HIDDEN: &str = "/etc/udev/rules.d/63-z-farside-backings.rules";
+
+/// A volume whose file somebody deletes while its tap is mounted: its disk is not shown beside the tap.
+fn stays_hidden_while_its_tap_is_used(host: &mut Guest) {
+    let file = "/etc/farside/farsided.d/volume-kept.toml";
+    host.run(&format!("mv {file} /root && systemctl restart farsided && udevadm settle"));
+    let said = host.run("journalctl -b -u farsided --no-pager --grep 'stays hidden until the next start'");
+    assert!(said.contains("virtio-kept"), "{said}");
+    tap_is_seen(host, "kept", KEPT);
+    host.run(&format!("mv /root/volume-kept.toml {file} && systemctl restart farsided"));
+    host.run("touch /srv/kept/again && sync -f /srv/kept");
+    tap_is_seen(host, "kept", KEPT);
+}
+
+/// A daemon that is started before udev has looked at a disk.
+fn what_udev_has_not_seen_yet_stays_hidden(host: &mut Guest) {
+    let named = host.disk("named");
+    let known = format!("/run/udev/data/b$((0x$(stat -L -c %t {named}))):$((0x$(stat -L -c %T {named})))");
+    host.run(&format!("systemctl stop farsided && udevadm settle && udevadm control --stop-exec-queue && rm {known}"));
+    host.run("systemctl start farsided");
+    host.run(&format!("grep -q 'FARSIDE_BACKING}}=\"named\"' {HIDDEN} && udevadm control --start-exec-queue"));
+    host.run(&format!("udevadm trigger --settle {named}"));
+    tap_is_seen(host, "named", HOME);
 }
 
 #[test]
@@ -268,7 +272,16 @@ fn what_fstab_names_comes_up_behind_farside_at_every_boot() {
     let kept = equal_bytes(&mut host, "kept");
     assert!(kept > 16 << 20, "all of it was compared, and not {kept} bytes");
     assert_eq!(host.run("cat /srv/kept/around"), "around the tap\n");
+    stays_hidden_while_its_tap_is_used(&mut host);
+    what_udev_has_not_seen_yet_stays_hidden(&mut host);
+    // What cannot be added is its host's as before.
+    host.run("umount /srv/kept && farside volume remove kept --yes");
+    let refused = host.attempt("farside volume add kept --backing /dev/disk/by-id/virtio-kept --tap nbd:unix:/proc/farside/kept");
+    assert!(refused.code != 0, "{refused:?}");
+    let disk = host.disk("kept");
+    reaches(&mut host, &format!("/dev/disk/by-uuid/{KEPT}"), &disk);
     host.run("umount /srv/data");
+    wait_quiet(&mut host);
     wait_quiet(&mut host);
     let mut receiver = receiver;
     receiver.run("farside restore data --point latest --store /store/store --to /store/newest.img");
@@ -278,4 +291,64 @@ fn what_fstab_names_comes_up_behind_farside_at_every_boot() {
     );
     host.power_off();
     receiver.shut_down();
+}
+
+/// The client says that a connection broke, each time; udev looks at a device of its that goes.
+fn boots(machine: &mut Machine) -> Guest {
+    let mut host = machine.boot();
+    NBD.complaints.iter().chain(&["dev nbd0, "]).for_each(|words| host.announce(words));
+    host.booted();
+    host
+}
+
+/// As Debian 12 has it: no ublk. The volume is a partition.
+#[test]
+fn a_partition_comes_up_behind_the_kernels_nbd_client_on_the_stock_kernel() {
+    let mut machine = Machine::debian("host", Kernel::Stock).modules(&["nbd"]).disk(partitioned("part", 32));
+    let mut host = boots(&mut machine);
+    let disk = host.disk("part");
+    host.run(&format!("mkfs.ext4 -q -U {PART} {disk}1 && mkdir /srv/part"));
+    install(&mut host, &["farside", "farsided"]);
+    let by_uuid = format!("/dev/disk/by-uuid/{PART}");
+    // A name that leads to the tap later is none for a disk.
+    let refused = host.attempt(&format!("farside volume add data --backing {by_uuid}"));
+    assert!(refused.code != 0 && refused.stderr.contains("by-id/virtio-part-part1"), "{refused:?}");
+    reaches(&mut host, &by_uuid, &format!("{disk}1"));
+    host.run(&format!("farside volume add data --backing {disk}1"));
+    let shown = host.run("farside volume show data --json");
+    assert!(shown.contains("/dev/disk/by-id/virtio-part-part1"), "the name that stays is written down: {shown}");
+    host.run(&format!("echo 'UUID={PART} /srv/part ext4 defaults 0 2' >>/etc/fstab && systemctl daemon-reload && mount -a"));
+    host.run("echo planned >/srv/part/planned");
+    let protected = |host: &mut Guest| {
+        is_mounted_from(host, "/srv/part", "/dev/farside/data");
+        reaches(host, &by_uuid, "/dev/farside/data");
+        assert!(host.run("readlink -f /dev/farside/data").starts_with("/dev/nbd"));
+        let disk = host.disk("part");
+        let shown = host.run(&format!("udevadm info {disk}1"));
+        assert!(shown.contains("SYSTEMD_READY=0") && !shown.contains("by-uuid"), "{shown}");
+    };
+    protected(&mut host);
+    host.run("systemctl kill --signal KILL farsided");
+    host.wait_until("farside status --json");
+    host.run("echo killed >/srv/part/killed && sync -f /srv/part");
+    protected(&mut host);
+    host.power_off();
+
+    let mut host = boots(&mut machine);
+    protected(&mut host);
+    let served = host.run("journalctl -b -u farsided --no-pager --grep '^served volume='");
+    assert!(served.contains("clean=true"), "a planned reboot compares nothing: {served}");
+    assert_eq!(host.run("cat /srv/part/planned /srv/part/killed"), "planned\nkilled\n");
+    host.run("echo synced >/srv/part/synced && sync -f /srv/part");
+    let scribble = "while dd if=/dev/urandom of=/srv/part/scribble bs=64k count=32 oflag=direct conv=notrunc; do :; done";
+    host.start_command(scribble, "/run/scribble.log");
+    host.wait_until("grep -q 'records out' /run/scribble.log");
+    assert!(host.cut_power(&mut Rng(5), 4) > 0, "nothing was in any cache: nothing is proved");
+
+    let mut host = boots(&mut machine);
+    protected(&mut host);
+    assert_eq!(host.run("cat /srv/part/synced"), "synced\n");
+    let cycles = host.run("journalctl -b --no-pager");
+    assert!(!cycles.contains("ordering cycle"), "{cycles}");
+    host.power_off();
 }

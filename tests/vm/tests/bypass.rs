@@ -174,6 +174,9 @@ fn whoever_writes_on_the_twin_is_noticed_while_it_is_served_and_while_it_is_not(
 fn whoever_writes_on_the_disk_is_noticed_beside_a_load() {
     let mut host = Host::boot(Kernel::Newest, &["ublk_drv"]);
     host.guest.run(&format!("{CLI} volume add data --backing $(cat /run/backing)"));
+    // R13: it is sent through a tap that nobody uses yet, and only through such a one.
+    let sent = |times: u32| format!("test $(grep -c 'a first write was marked' /run/daemon.log) = {times}");
+    host.guest.run(&sent(1));
     host.guest.run("/bin/mke2fs -q -t ext4 /dev/farside/data 40960k && mount -t ext4 /dev/farside/data /mnt");
     host.start_load();
     for _ in 0..2 {
@@ -183,6 +186,7 @@ fn whoever_writes_on_the_disk_is_noticed_beside_a_load() {
         host.start_daemon();
     }
     host.wait_for_load(10);
+    host.guest.run(&sent(1));
     assert_eq!(host.guest.attempt(&format!("grep -e 'past its tap' -e '{USED}' /run/daemon.log")).stdout, "", "a false alarm");
     host.expect_bypass();
     // One block, and an application that never rests. What coincides with a trim may go unseen.
@@ -243,6 +247,7 @@ fn a_use_of_the_disk_between_two_boots_is_noticed() {
     host.assert_newest_point_is_the_disk();
     host.shut_down();
 }
+
 #[test]
 fn lvm_takes_the_tap_out_and_it_comes_back() {
     let setup = Setup::new(Kernel::Stock, &["nbd", "dm_mod", "dm_mirror"]).debian().disk(DiskSpec::blank("second", 64));
@@ -279,8 +284,30 @@ fn lvm_takes_the_tap_out_and_it_comes_back() {
         host.wait_for_load(10);
     }
     assert_eq!(host.guest.run("lvs --noheadings -o devices vg/data").trim(), format!("{second}(0)"), "it was moved");
+    // It is renamed, and another one gets its name: whoever serves next finds the one that waits.
+    host.guest.run("lvrename -q vg data moved && lvcreate -q -y -n data -L 8M vg $(cat /run/backing)");
+    host.guest.wait_until("ls /sys/block/$(basename $(readlink -f /dev/vg/moved))/slaves | grep nbd");
+    host.wait_for_load(10);
+    host.kill_daemon();
+    host.start_daemon();
+    host.wait_for_load(10);
+    host.guest.run("grep 'its device was renamed' /run/daemon.log");
+    assert!(!host.guest.run("ls /sys/block/$(basename $(readlink -f /dev/vg/data))/slaves").contains("nbd"), "another volume");
+    // Its file is deleted by hand, and farsided dies: what waits is named, and served again.
+    let doctor = "farside doctor --config /state/farsided.toml";
+    let well = host.guest.run(&format!("{doctor} --json"));
+    assert!(well.contains("service of data") && well.contains("the tap is under /dev/dm-"), "{well}");
+    host.guest.run("rm /state/farsided.d/volume-data.toml");
+    host.kill_daemon();
+    let sick = host.guest.attempt(doctor);
+    assert!(sick.code == 7 && sick.stdout.contains("belongs to volume data, whose file is gone"), "{sick:?}");
+    host.guest.run(&format!("{doctor} --fix; grep /dev/mapper/vg-moved /state/farsided.d/volume-data.toml"));
+    host.start_daemon();
+    host.wait_for_load(10);
     host.stop_load();
     host.guest.run("umount /mnt");
-    host.guest.run(&format!("{CLI} volume remove data --yes && e2fsck -fn /dev/vg/data && lvremove -q -y vg/data"));
+    host.wait_for_group("everything to be published", is_quiet);
+    host.assert_newest_point_reads_as("/dev/vg/moved");
+    host.guest.run(&format!("{CLI} volume remove data --yes && e2fsck -fn /dev/vg/moved && lvremove -q -y vg/moved vg/data"));
     host.shut_down();
 }

@@ -1,11 +1,16 @@
-//! Power cuts at moments that nobody chose, under file systems in use. After each: nothing but hot regions is read again, the
-//! newest point is what the disk holds, and a copy of it at the gateway mounts, checks, and has what was synced.
+//! Power cuts at moments that nobody chose, under file systems in use, by PostgreSQL, fio and a writer of our own in turn. After
+//! each: nothing but hot regions is read again, the newest point is what the disk holds, and a copy of it at the gateway mounts,
+//! checks, and has what was synced: its application says so.
+
+use std::sync::Arc;
 
 use farside_tests::verify::Rng;
 use farside_tests::{Endurance, run, tool};
-use farside_vm::Kernel;
+use farside_vm::application::{Application, lay_ledger};
 use farside_vm::conformance::{DEVICE, NBD, Tap, UBLK};
-use farside_vm::protected::{CLI, Host, Setup, is_quiet};
+use farside_vm::protected::{CLI, Host, PROMISED, Setup, is_quiet};
+use farside_vm::toolbox::{AT, Toolbox};
+use farside_vm::{Guest, Kernel};
 use serde_json::Value;
 
 const CUTS: usize = 10;
@@ -60,15 +65,13 @@ impl FileSystem {
 }
 
 /// Restores the newest point at the gateway: it is what the disk holds, its file system recovers and is sound, and the
-/// application finds what it was promised.
-fn judge_newest_point(host: &mut Host, file_system: FileSystem, folder: &str) {
+/// application, if there was one, finds what it was promised.
+fn judge_newest_point(host: &mut Host, file_system: FileSystem, judge: impl FnOnce(&mut Guest)) {
     host.assert_newest_point_is_the_disk_by(|gateway, copy| {
         let name = file_system.name();
-        gateway.run(&format!("mkdir -p /restored && mount -t {name} -o loop {copy} /restored"));
-        if !folder.is_empty() {
-            gateway.run(&format!("farside-vm-load check /restored/{folder} /run/promised"));
-        }
-        gateway.run(&format!("umount /restored && {} {copy}", file_system.check()));
+        gateway.run(&format!("mount -t {name} -o loop {copy} /mnt && mount -o bind /mnt {AT}/mnt"));
+        judge(gateway);
+        gateway.run(&format!("umount {AT}/mnt && umount /mnt && {} {copy}", file_system.check()));
     });
 }
 
@@ -87,34 +90,43 @@ fn converges(host: &mut Host) -> (u64, u64) {
 }
 
 fn power_cuts(kernel: Kernel, tap: &Tap, file_system: FileSystem) {
+    const APPLICATIONS: [Application; 3] = [Application::Records, Application::Postgres, Application::Fio];
+    let toolbox = Arc::new(Toolbox::fill());
     let modules = [&[tap.module], file_system.modules()].concat();
-    let setup = Setup::new(kernel, &modules).content(file_system.made());
+    let setup = Setup::new(kernel, &modules).content(file_system.made()).toolbox(&toolbox);
     let mut host = Host::with(setup.judging_gateway(file_system.modules()).keep(KEPT_POINTS));
+    toolbox.open(&mut host.receiver);
+    toolbox.open(&mut host.guest);
     host.guest.run(&format!("{CLI} volume add data --backing $(cat /run/backing) --tap {}", tap.name));
+    let mount = format!("mount -t {} {DEVICE} /mnt && mount -o bind /mnt {AT}/mnt", file_system.name());
+    host.guest.run(&mount);
+    lay_ledger(&mut host.guest);
+    host.guest.run(&format!("umount {AT}/mnt && umount /mnt"));
     host.wait_for_group("the first sync", is_quiet);
     host.wait_for_group("the volume to cool", |group| hot_bytes(group) < VOLUME_BYTES / 4);
-    judge_newest_point(&mut host, file_system, "");
+    judge_newest_point(&mut host, file_system, |_| ());
 
-    let endurance = Endurance::from_environment();
-    let mut rng = Rng(kernel as u64 + 71);
+    let endurance = Endurance::from_environment(kernel as u64 + 71);
+    let mut rng = Rng(endurance.seed());
     let (mut cut, mut blocks_lost) = (0, 0);
     while cut < CUTS || endurance.goes_on() {
-        host.guest
-            .run(&format!("mount -t {} {DEVICE} /mnt && rm -rf /mnt/cut* && mkdir /mnt/cut{cut} && sync", file_system.name()));
-        host.start_load_in(&format!("/mnt/cut{cut}"));
+        let application = APPLICATIONS[cut % APPLICATIONS.len()];
+        host.guest.run(&mount);
+        application.start(&mut host, &toolbox);
         host.scribble();
-        host.wait_for_load(10 + rng.below(30));
-        let promised = host.guest.download("/run/progress");
+        host.wait_for_load(application.enough(&mut rng));
+        let promised = String::from_utf8(host.guest.download(PROMISED)).expect("lines");
         // Now and then nothing of the caches survives, and now and then nearly everything.
         let lost;
-        (host, lost) = host.cut_power(&mut rng, [4, 0, 7][cut % 3]);
+        (host, lost) = host.cut_power(&mut rng, [4, 0, 7][cut / APPLICATIONS.len() % 3]);
+        toolbox.open(&mut host.guest);
         let (hot, read) = converges(&mut host);
-        host.receiver.upload("/run/promised", &promised, 0o644);
-        judge_newest_point(&mut host, file_system, &format!("cut{cut}"));
-        println!("cut {cut}: {lost} blocks lost; {} KiB hot, {} KiB read again", hot >> 10, read >> 10);
+        judge_newest_point(&mut host, file_system, |gateway| application.judge(gateway, &toolbox, &promised));
+        println!("cut {cut} of {application:?}: {lost} blocks lost; {} KiB hot, {} KiB read again", hot >> 10, read >> 10);
         blocks_lost += lost;
         cut += 1;
     }
+    endurance.report(&format!("{cut} power cuts, {blocks_lost} blocks lost"));
     assert!(blocks_lost > 0, "no power cut met anything that was not flushed");
     host.guest.run(&format!("{CLI} volume remove data --yes"));
     host.shut_down();

@@ -2,8 +2,10 @@
 //! crash left, and refused by name where it cannot be.
 
 use farside_tests::verify::Rng;
-use farside_vm::Kernel;
-use farside_vm::protected::{CLI, Host, is_quiet};
+use farside_vm::conformance::{self, NBD, Seat, Tap, UBLK};
+use farside_vm::packages::{gateway, status, upload, wait_quiet};
+use farside_vm::protected::{CLI, Host, PROMISED, is_quiet};
+use farside_vm::{DiskSpec, Kernel, Machine, Network};
 
 const MIB: u64 = 1 << 20;
 const CYCLES: u64 = 10;
@@ -13,12 +15,16 @@ const PIECES: [(u64, u64); 2] = [(65_536, 60_000), (2_048, 60_000)];
 /// A host with `data` (dm-linear over two pieces of its disk) on which an application writes.
 fn host(kernel: Kernel, driver: &'static str) -> Host {
     let mut host = Host::boot(kernel, &[driver, "dm_mod"]);
-    let disk = host.guest.run("cat /run/backing");
-    host.guest.run(&format!("printf '{}' | dmsetup create data", table_of(&disk)));
+    make_device(&mut host);
     host.guest.run("/bin/mke2fs -q -t ext4 /dev/mapper/data && mount -t ext4 /dev/mapper/data /mnt");
     host.guest.announce("block nbd"); // it says when a connection breaks; an I/O error has other words
     host.start_load();
     host
+}
+
+fn make_device(host: &mut Host) {
+    let disk = host.guest.run("cat /run/backing");
+    host.guest.run(&format!("printf '{}' | dmsetup create data", table_of(&disk)));
 }
 
 fn table_of(disk: &str) -> String {
@@ -31,8 +37,8 @@ fn table(host: &mut Host) -> String {
     host.guest.run("dmsetup table data")
 }
 
-fn content(host: &Host) -> Vec<u8> {
-    let disk = host.disk();
+/// Of the device, out of its disk's.
+fn content(disk: &[u8]) -> Vec<u8> {
     let piece = |(first, len): (u64, u64)| disk[first as usize * 512..][..len as usize * 512].to_vec();
     PIECES.into_iter().flat_map(piece).collect()
 }
@@ -65,26 +71,28 @@ fn doctor(host: &mut Host) {
 
 #[test]
 fn ten_times_in_and_out_under_a_mounted_file_system_are_noticed_by_nobody() {
-    in_and_out(host(Kernel::Stock, "nbd"), "nbd");
+    in_and_out(Kernel::Stock, &NBD);
 }
 
 #[test]
 fn ten_times_in_and_out_over_ublk_are_noticed_by_nobody() {
-    in_and_out(host(Kernel::Backports, "ublk_drv"), "ublkb");
+    in_and_out(Kernel::Backports, &UBLK);
 }
 
-/// `tap`: how the kernel's devices are called on which it comes to rest.
-fn in_and_out(mut host: Host, tap: &str) {
+fn in_and_out(kernel: Kernel, tap: &Tap) {
+    let mut host = host(kernel, tap.module);
+    let name = tap.node.strip_prefix("/dev/").expect("a node");
     let bare = table(&mut host);
     for cycle in 0..CYCLES {
         insert(&mut host);
         let below = host.guest.run("ls /sys/block/dm-0/slaves");
-        assert!(below.starts_with(tap), "the device rests on the tap, not on {below}");
+        assert!(below.trim() == name, "the device rests on the tap, not on {below}");
         if cycle > 0 {
             accept(&mut host);
         }
         host.wait_for_load(10);
         if cycle == 0 {
+            host.guest.run("grep 'a first write was marked' /run/daemon.log"); // R13
             doctor(&mut host);
         }
         if cycle % 3 == 2 {
@@ -103,13 +111,38 @@ fn in_and_out(mut host: Host, tap: &str) {
     }
     host.stop_load();
     host.guest.run("umount /mnt && test ! -s /run/trim.log");
-    host.wait_for_group("everything to be published", is_quiet);
-    let content = content(&host);
-    assert_eq!(content.len() as u64, 120_000 * 512);
-    host.assert_newest_point_is(&content);
+    host.guest.run("/bin/e2fsck -fn /dev/mapper/data");
+    // Above its tap it is a disk like any tap.
+    let seat = Seat { device: "/dev/dm-0", backing: "/dev/dm-1", content };
+    conformance::acts_as_a_disk(&mut host, tap, &seat);
+    assert_newest_point_is_the_device(&mut host);
+
+    // The power goes under an application. Without its tap at first, the device is compared in full, and has what was synced.
+    host.guest.run("/bin/mke2fs -q -t ext4 /dev/mapper/data && mount -t ext4 /dev/mapper/data /mnt && rm -f /run/progress");
+    host.start_load();
+    host.scribble();
+    host.wait_for_load(20);
+    let promised = host.guest.download(PROMISED);
+    let (mut host, _) = host.cut_power(&mut Rng(13), 4);
+    host.guest.announce("block nbd");
+    make_device(&mut host);
+    host.start_daemon();
+    host.guest.wait_until(&format!("ls /sys/block/dm-0/slaves | grep -x {name}"));
+    host.guest.run("grep 'everything will be compared' /run/daemon.log");
+    host.guest.run("mount -t ext4 /dev/mapper/data /mnt");
+    host.guest.upload("/run/promised", &promised, 0o644);
+    host.guest.run("farside-vm-load check /mnt /run/promised && umount /mnt");
+    assert_newest_point_is_the_device(&mut host);
     remove(&mut host);
     host.guest.run("/bin/e2fsck -fn /dev/mapper/data");
     host.shut_down();
+}
+
+fn assert_newest_point_is_the_device(host: &mut Host) {
+    host.wait_for_group("everything to be published", is_quiet);
+    let content = content(&host.disk());
+    assert_eq!(content.len() as u64, 120_000 * 512);
+    host.assert_newest_point_is(&content);
 }
 
 #[test]
@@ -186,4 +219,57 @@ fn what_cannot_be_inserted_is_refused_by_name_and_left_alone() {
     let volumes = host.guest.run(&format!("{CLI} volume list --json"));
     assert_eq!(volumes.trim(), "[]", "nothing was added");
     host.shut_down();
+}
+
+/// What README says, line by line.
+fn commands_of_the_readme() -> Vec<&'static str> {
+    let readme = include_str!("../../../README.md");
+    let block = readme.split("**A mounted volume of LVM**").nth(1).expect("it has such a part");
+    let block = block.split("```").nth(1).expect("with a block");
+    block.lines().filter(|line| !line.is_empty()).collect()
+}
+
+#[test]
+fn a_mounted_volume_of_lvm_is_protected_with_the_three_commands_of_the_readme() {
+    let network = Network::new();
+    let (_gateway, mut receiver, token) = gateway(&network);
+    let mut machine = Machine::debian("host", Kernel::Stock)
+        .modules(&["nbd", "dm_mod"])
+        .programs(&["farside-vm-load"])
+        .disk(DiskSpec::blank("data", 64))
+        .on(&network);
+    let mut host = machine.boot();
+    host.booted();
+    host.announce("block nbd");
+    host.announce("dev nbd0, "); // udev looks at the tap's own node as it goes
+    let disk = host.disk("data");
+    host.run(&format!("pvcreate -q {disk} && vgcreate -q vg {disk} && lvcreate -q -y -n home -L 32M vg"));
+    host.run("mkfs.ext4 -q /dev/vg/home && mkdir /srv/home && mount /dev/vg/home /srv/home");
+    upload(&mut host, &["farside", "farsided"]);
+    let load = host.start_command("exec farside-vm-load write /srv/home /run/progress /run/stop", "/run/load.log");
+    let commands = commands_of_the_readme();
+    assert_eq!(commands.len(), 3, "{commands:?}");
+    for command in commands {
+        host.run(&format!("cd /root && {}", command.replace("THE LINE", &token)));
+    }
+    let below = "ls /sys/block/$(basename $(readlink -f /dev/vg/home))/slaves";
+    assert!(host.run(below).starts_with("nbd"), "its tap is under it");
+    // Swap and what a boot needs are refused by name.
+    host.run("lvcreate -q -y -n swap -L 8M vg && mkswap -q /dev/vg/swap && swapon /dev/vg/swap");
+    let refused = host.attempt("farside volume add swap --device /dev/vg/swap");
+    assert!(refused.code != 0 && refused.stderr.contains("swapoff"), "{refused:?}");
+    host.run("swapoff /dev/vg/swap");
+    host.run(&format!("test -d /proc/{load} && touch /run/stop"));
+    host.wait_until(&format!("test ! -d /proc/{load}"));
+    assert_eq!(host.run("cat /run/load.log"), "", "the application met an error");
+    host.run("umount /srv/home");
+    wait_quiet(&mut host);
+    receiver.run("farside restore home --point latest --store /store/store --to /store/newest.img");
+    let here = host.run("dd if=/dev/vg/home bs=1M iflag=direct 2>/dev/null | md5sum");
+    assert_eq!(receiver.run("md5sum </store/newest.img"), here, "the newest point is not what the volume holds");
+    let said = status(&mut host).expect("it answers").to_string();
+    assert!(!said.contains("tracking_lost"), "{said}");
+    host.run("farside volume remove home --yes && e2fsck -fn /dev/vg/home");
+    host.power_off();
+    receiver.shut_down();
 }

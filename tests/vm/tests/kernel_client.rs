@@ -4,7 +4,7 @@
 use farside_vm::Kernel;
 use farside_vm::conformance::{self, NBD};
 
-const KILLS: u64 = 12;
+const KILLS: u64 = 20;
 
 #[test]
 fn an_application_notices_no_kill_of_the_daemon_and_a_power_cut_loses_nothing_that_was_synced() {
@@ -14,4 +14,9 @@ fn an_application_notices_no_kill_of_the_daemon_and_a_power_cut_loses_nothing_th
 #[test]
 fn a_device_grows_with_its_backing() {
     conformance::grows_with_its_backing(Kernel::Stock, &NBD);
+}
+
+#[test]
+fn a_machine_without_memory_writes_on() {
+    conformance::writes_on_without_memory(Kernel::Stock, &NBD);
 }

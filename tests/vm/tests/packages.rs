@@ -7,6 +7,15 @@ use farside_vm::{DiskSpec, Guest, Kernel, Machine, Network};
 
 const FSTAB: &str = "/dev/farside/data /srv/data ext4 nofail 0 2";
 
+/// Nothing hides the disk, and its file system's names lead to it.
+fn is_the_hosts_own(host: &mut Guest) {
+    host.run("test ! -e /etc/udev/rules.d/63-z-farside-backings.rules && udevadm settle && ! ls /dev/ublkb*");
+    let data = host.disk("data");
+    let shown = host.run(&format!("udevadm info {data}"));
+    assert!(shown.contains("by-uuid") && !shown.contains("SYSTEMD_READY=0"), "{shown}");
+    host.run(&format!("test $(readlink -f $(blkid -U $(blkid -s UUID -o value {data}))) = {data}"));
+}
+
 #[test]
 fn a_disk_is_protected_with_what_the_packages_bring() {
     let network = Network::new();
@@ -46,9 +55,10 @@ fn a_disk_is_protected_with_what_the_packages_bring() {
     host.run("man -w farsided 2>/dev/null || test -e /usr/share/man/man8/farsided.8.gz");
 
     // Upgraded under load, twice: a pause, and no error.
+    wait_quiet(&mut host);
     let load = host.start_command("exec farside-vm-load write /srv/data /run/progress /run/stop", "/run/load.log");
     let records = |host: &mut Guest| host.attempt("wc -l </run/progress").stdout.trim().parse::<u64>().unwrap_or(0);
-    for _ in 0..2 {
+    for upgrades in 1..=2 {
         let before = records(&mut host);
         wait_for("the load to get on", || (records(&mut host) > before + 16).then_some(()));
         let pid = host.run("systemctl show --property MainPID farsided");
@@ -56,6 +66,9 @@ fn a_disk_is_protected_with_what_the_packages_bring() {
         assert_ne!(host.run("systemctl show --property MainPID farsided"), pid, "an upgrade runs the new program");
         let after = records(&mut host);
         wait_for("the load to get on after the upgrade", || (records(&mut host) > after + 16).then_some(()));
+        // The map was handed over: what is owed is known to the granule, and no hot region is compared for it.
+        let taken_over = host.run("journalctl --unit farsided --output cat --grep '^served volume=' | grep -c clean=true");
+        assert_eq!(taken_over.trim(), upgrades.to_string(), "the daemon before the upgrade did not hand its map over");
     }
     host.run(&format!("test -d /proc/{load} && touch /run/stop"));
     host.wait_until(&format!("test ! -d /proc/{load}"));
@@ -75,8 +88,23 @@ fn a_disk_is_protected_with_what_the_packages_bring() {
     assert!(refused.stderr.contains("is in use"), "{refused:?}");
     host.run("touch /srv/data/still-there && umount /srv/data");
     host.run("dpkg --remove farsided && test -d /var/lib/farside && ! systemctl is-active farsided");
+    is_the_hosts_own(&mut host);
+    // Installed again it takes the disk back, and compares it.
+    install(&mut host, &["farside", "farsided"]);
+    host.wait_until("test -e /dev/farside/data");
+    host.run("systemctl restart farsided && test -e /var/lib/farside/volumes/default/data/backing.json");
     host.run("dpkg --purge farsided && test ! -e /var/lib/farside && test ! -e /etc/farside");
+    is_the_hosts_own(&mut host);
+    // By its UUID, at the next boot without any of it.
+    host.run("sed -i '/farside/d' /etc/fstab");
+    host.run("echo \"UUID=$(blkid -s UUID -o value /dev/disk/by-id/virtio-data) /srv/data ext4 defaults 0 2\" >>/etc/fstab");
+    host.power_off();
+    let mut host = machine.boot();
+    host.booted();
+    is_the_hosts_own(&mut host);
     let data = host.disk("data");
+    assert_eq!(host.run("readlink -f $(findmnt --noheadings --output SOURCE /srv/data)").trim(), data);
+    host.run("umount /srv/data");
     host.run(&format!("e2fsck -fn {data} && mount {data} /srv/data && test -e /srv/data/still-there && umount /srv/data"));
     receiver.run("dpkg --purge farside-receiver && farside store check /srv/points/store");
     host.power_off();

@@ -1,8 +1,12 @@
 //! Two disks with dependent writes: a number is written to the second one only after the first has called it durable. Every
-//! point keeps to that, also those that a power cut left, and those after it.
+//! point keeps to that, also those that a power cut left, and those after it; and by the kernel's own log of both disks, each point
+//! is what they held at one moment.
+
+use std::collections::HashSet;
 
 use farside_tests::verify::Rng;
-use farside_vm::conformance::UBLK;
+use farside_vm::conformance::{NBD, UBLK};
+use farside_vm::log_writes::{What, WriteLog};
 use farside_vm::protected::{CLI, Host, Setup, is_quiet};
 use farside_vm::{DiskSpec, Kernel};
 use serde_json::Value;
@@ -11,6 +15,10 @@ const MIB: usize = 16;
 /// How far points that are looked at lie apart.
 const STRIDE: usize = 3;
 const POINTS: u64 = 12;
+/// Of each disk whose writes the kernel logs: more than all places that are counted in, and less than makes a test slow.
+const LOGGED_MIB: usize = 4;
+/// How far apart `farside-vm-load count` writes.
+const PLACE: usize = 16 << 10;
 
 fn published(host: &mut Host) -> u64 {
     host.wait_for_group("a status", |_| true)["points_published"].as_u64().expect("a number")
@@ -36,6 +44,21 @@ fn counters(host: &mut Host, point: &str) -> (u64, u64) {
     (of("log"), of("data"))
 }
 
+/// The newest first.
+fn points_of_both(host: &mut Host) -> Vec<String> {
+    let listed = host.receiver.run("farside point list data --store /store/store --json");
+    let listed: Value = serde_json::from_str(&listed).expect("points");
+    let points = listed.as_array().or_else(|| listed["points"].as_array()).expect("a list of points");
+    let both = points.iter().filter(|point| point["members"].as_array().is_some_and(|members| members.len() == 2));
+    both.map(|point| point["id"].as_str().expect("an id").to_owned()).collect()
+}
+
+fn stop_counting(host: &mut Host) {
+    host.guest.run("kill $(pidof farside-vm-load)");
+    host.guest.wait_until("! pidof farside-vm-load >/dev/null");
+    host.wait_for_group("everything to be published", is_quiet);
+}
+
 #[test]
 fn every_point_satisfies_the_dependency_of_two_disks() {
     let setup = Setup::new(Kernel::Newest, &[UBLK.module]).content(vec![0; MIB << 20]);
@@ -57,18 +80,11 @@ fn every_point_satisfies_the_dependency_of_two_disks() {
     let after_the_cut = counters(&mut host, &newest);
     assert!(after_the_cut.1 >= promised, "{promised} was durable on both, and {after_the_cut:?} is in the newest point");
     count(&mut host, after_the_cut.0);
-    host.guest.run("kill $(pidof farside-vm-load)");
-    host.guest.wait_until("! pidof farside-vm-load >/dev/null");
-    host.wait_for_group("everything to be published", is_quiet);
+    stop_counting(&mut host);
 
-    let listed = host.receiver.run("farside point list data --store /store/store --json");
-    let listed: Value = serde_json::from_str(&listed).expect("points");
-    let points = listed.as_array().or_else(|| listed["points"].as_array()).expect("a list of points");
-    let both = points.iter().filter(|point| point["members"].as_array().is_some_and(|members| members.len() == 2));
-    let ids: Vec<&str> = both.map(|point| point["id"].as_str().expect("an id")).collect();
+    let ids = points_of_both(&mut host);
     assert!(ids.len() as u64 >= 2 * POINTS, "{} points of both", ids.len());
     let mut seen = Vec::new();
-    // The newest first.
     for id in ids.iter().step_by(STRIDE).chain(ids.last()) {
         let (log, data) = counters(&mut host, id);
         assert!(log == data || log == data + 1, "point {id}: the first disk is at {log}, the second at {data}");
@@ -78,4 +94,66 @@ fn every_point_satisfies_the_dependency_of_two_disks() {
     assert!(seen.is_sorted_by(|newer, older| newer >= older), "points go back in time");
     assert!(seen[0] > after_the_cut.1, "nothing was counted after the cut");
     host.shut_down();
+}
+
+/// What is at each place of a disk on which somebody counts.
+fn numbers(disk: &[u8]) -> Vec<u8> {
+    disk.chunks(PLACE).flat_map(|place| place[..8].to_vec()).collect()
+}
+
+#[test]
+fn every_point_is_what_the_kernels_log_says_both_disks_held_at_one_moment() {
+    let setup = Setup::new(Kernel::Stock, &[NBD.module, "dm_mod", "dm_log_writes"]).content(vec![0; (2 * LOGGED_MIB) << 20]);
+    let mut host = Host::with(setup.disk(DiskSpec::blank("write-log", 256)));
+    host.guest.announce("block nbd");
+    let (write_log, sectors) = (host.guest.disk("write-log"), (LOGGED_MIB << 20) / 512);
+    host.guest.run(&format!(
+        "dmsetup create both --table \"0 {} log-writes $(cat /run/backing) {write_log}\" && \
+         dmsetup create log --table '0 {sectors} linear /dev/mapper/both 0' && \
+         dmsetup create data --table '0 {sectors} linear /dev/mapper/both {sectors}'",
+        2 * sectors
+    ));
+    for volume in ["log", "data"] {
+        host.guest.run(&format!("{CLI} volume add {volume} --backing /dev/mapper/{volume} --tap {}", NBD.name));
+    }
+    host.wait_for_group("the first sync", is_quiet);
+    count(&mut host, 1);
+    stop_counting(&mut host);
+    for volume in ["log", "data"] {
+        host.guest.run(&format!("{CLI} volume remove {volume} --yes"));
+    }
+    host.stop_daemon();
+    host.guest.run("dmsetup remove data && dmsetup remove log && dmsetup remove both");
+
+    let content = host.machine.disk_content("write-log");
+    let mut disks = vec![0; (2 * LOGGED_MIB) << 20];
+    let mut moments = HashSet::from([numbers(&disks)]);
+    let log = WriteLog::parse(&content).expect("a log");
+    for entry in log.entries() {
+        if let What::Write { at, from } = &entry.what {
+            disks[*at as usize..][..from.len()].copy_from_slice(&content[from.clone()]);
+            moments.insert(numbers(&disks));
+        }
+    }
+    assert!(disks == host.disk(), "the log's end is not what the disk holds");
+
+    let mut points: Vec<[Vec<u8>; 2]> = Vec::new();
+    for point in points_of_both(&mut host) {
+        points.push(["log", "data"].map(|volume| {
+            host.receiver.run(&format!("farside restore {volume} --point {point} --store /store/store --to /store/one.img"));
+            let image = host.receiver.download("/store/one.img");
+            host.receiver.run("rm /store/one.img");
+            image
+        }));
+    }
+    assert!(points.len() as u64 >= POINTS, "{} points of both", points.len());
+    for (at, [log, data]) in points.iter().enumerate() {
+        let both = [log.as_slice(), data].concat();
+        assert!(moments.contains(&numbers(&both)), "point {at}, counted from the newest, is no moment of both disks");
+    }
+    // One disk of the newest point beside the other one of the oldest is no moment, and that is noticed.
+    let torn = [points[0][0].as_slice(), &points[points.len() - 1][1]].concat();
+    assert!(!moments.contains(&numbers(&torn)), "two points put together count as a moment");
+    println!("{} points, {} moments of {} entries", points.len(), moments.len(), log.entries().len());
+    host.end_without_daemon();
 }

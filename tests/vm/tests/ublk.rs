@@ -1,39 +1,34 @@
 //! The ublk tap on kernels that have it: a real block device, from its geometry to the death of its server. File systems and
 //! programs on it see one device and no error, whatever happens to the process behind it.
 
+use farside_tests::Endurance;
 use farside_tests::verify::Rng;
-use farside_vm::conformance::{self, DEVICE, UBLK, boot, unmount_and_shut_down};
+use farside_vm::conformance::{self, DEVICE, UBLK, boot, unmount_and_shut_down, with_load};
 use farside_vm::counted::{Bare, load};
-use farside_vm::protected::{CLI, Host, is_quiet};
+use farside_vm::protected::{CLI, Host, Setup, is_quiet};
 use farside_vm::{DiskSpec, Guest, Kernel, Machine};
 
 const KILLS: u64 = 20;
 /// Of a daemon that stays, after eight that do not.
 const STARTS: u64 = 5;
 
-/// A host with a file system on its device, and an application that writes.
-fn with_load(kernel: Kernel) -> Host {
-    let mut host = boot(kernel, &UBLK);
-    host.guest.run(&format!("/bin/mke2fs -q -t ext4 {DEVICE} && mount -t ext4 {DEVICE} /mnt"));
-    host.start_load();
-    host.wait_for_load(20);
-    host
-}
-
 /// Also between the kernel's "take over" and "resume".
 fn may_die_as_it_starts(kernel: Kernel) {
-    let mut host = with_load(kernel);
-    let mut rng = Rng(kernel as u64 + 5);
-    for round in 0..STARTS {
+    let mut host = with_load(kernel, &UBLK);
+    let endurance = Endurance::from_environment(kernel as u64 + 5);
+    let mut rng = Rng(endurance.seed());
+    let mut round = 0;
+    while round < STARTS || endurance.goes_on() {
         host.kill_daemon();
         for death in 0..8 {
-            host.start_and_kill_daemon((round * 8 + death) * 10_000 + rng.draw() % 10_000);
+            host.start_and_kill_daemon((round % STARTS * 8 + death) * 10_000 + rng.draw() % 10_000);
         }
         host.start_daemon();
         host.wait_for_load(5);
+        round += 1;
     }
     let far = host.guest.run("grep -c 'taken over' /run/daemon.log").trim().to_owned();
-    println!("of {} daemons that were killed or not, {far} came so far as to serve the device", STARTS * 9);
+    endurance.report(&format!("of {} daemons that were killed or not, {far} came so far as to serve the device", round * 9));
     unmount_and_shut_down(host);
 }
 
@@ -81,27 +76,9 @@ fn a_device_grows_with_its_backing() {
     conformance::grows_with_its_backing(Kernel::Newest, &UBLK);
 }
 
-/// Memory can only be had by writing to the device, which takes memory: neither the daemon's nor the driver's way may wait for it.
 #[test]
 fn a_machine_without_memory_writes_on() {
-    let mut host = with_load(Kernel::Newest);
-    // Every other alarm has words of its own beside its trace.
-    for complaint in ["Out of memory: Killed process", "oom-kill", "Call Trace:", "Not tainted"] {
-        host.guest.announce(complaint);
-    }
-    for _ in 0..2 {
-        host.guest.run("for pid in $(pidof farsided); do echo -1000 > /proc/$pid/oom_score_adj; done");
-        // Dirty pages of the file system beside a program that takes all memory until it is killed.
-        host.guest.start_command("dd if=/dev/zero of=/mnt/dirty bs=1M count=16 conv=notrunc", "/run/dirty.log");
-        let hog = host.guest.attempt("echo 1000 > /proc/self/oom_score_adj; tail /dev/zero");
-        assert_eq!(hog.code, 128 + 9, "it was killed: {hog:?}");
-        host.guest.run("echo 3 > /proc/sys/vm/drop_caches");
-        host.load_lives();
-        host.wait_for_load(10);
-        host.kill_daemon();
-        host.start_daemon();
-    }
-    unmount_and_shut_down(host);
+    conformance::writes_on_without_memory(Kernel::Newest, &UBLK);
 }
 
 #[test]
@@ -129,18 +106,14 @@ fn a_data_path_is_chosen_shown_and_kept() {
             host.guest.run(&format!("sed -i '/^tap/a data_path = \"copy\"' {file} && grep -q '^data_path' {file}"));
             host.kill_daemon();
             host.start_daemon();
-            for made_for in ["zero copy", "copy"] {
-                assert_eq!(host.data_path(), "copy");
-                conformance::is_a_disk(&mut host, &UBLK);
-                assert_eq!(host.copied() > 0, made_for == "zero copy", "a device made for {made_for}");
-                host.guest.run(&format!("/bin/mke2fs -q -t ext4 {DEVICE} && mount -t ext4 {DEVICE} /mnt"));
-                host.start_load();
-                host.kill_under_load(2);
-                host.stop_load();
-                host.guest.run("umount /mnt");
-                host.stop_daemon(); // takes the device away, which nobody uses
-                host.start_daemon();
-            }
+            assert_eq!(host.data_path(), "copy");
+            conformance::is_a_disk(&mut host, &UBLK);
+            assert!(host.copied() > 0, "a device made for zero copy stays one");
+            host.guest.run(&format!("/bin/mke2fs -q -t ext4 {DEVICE} && mount -t ext4 {DEVICE} /mnt"));
+            host.start_load();
+            host.kill_under_load(2);
+            host.stop_load();
+            host.guest.run("umount /mnt");
             host.wait_for_group("the last writes", is_quiet);
             host.assert_newest_point_is_the_disk();
             host.shut_down();
@@ -176,6 +149,101 @@ fn what_cannot_be_registered_is_copied() {
     guest.shut_down();
 }
 
+/// The daemon's own flush fails, nobody else flushes, and the daemon dies. Whoever flushes next hears of it, once, although the
+/// disk is well again: it has dropped what it could not write.
+#[test]
+fn a_failed_flush_that_nobody_was_told_of_is_told_after_a_takeover() {
+    let mut host = Host::boot(Kernel::Newest, &[UBLK.module, "dm_mod", "dm_flakey"]);
+    host.guest.announce("I/O error");
+    let data = host.guest.run("cat /run/backing").trim().to_owned();
+    let table = |kind: &str, rest: &str| format!("echo 0 65536 {kind} {data} 0 {rest} | dmsetup");
+    let turn_into = |host: &mut Host, kind: &str, rest: &str| {
+        let reload = format!("{} reload part && dmsetup suspend --noflush --nolockfs part", table(kind, rest));
+        host.guest.run(&format!("{reload} && dmsetup resume --noudevsync part"));
+    };
+    host.guest.run(&format!("{} create --noudevsync part", table("linear", "")));
+    host.guest.run(&format!("{CLI} volume add data --backing /dev/mapper/part --tap ublk"));
+    host.wait_for_group("the first sync", is_quiet);
+    // Nothing is flushed before it is published, and nothing is published now.
+    host.guest.run(&format!("{CLI} volume pause data"));
+    host.guest.run(&format!("dd if=/dev/urandom of={DEVICE} bs=64k seek=100 count=4 oflag=direct 2>/dev/null"));
+    turn_into(&mut host, "flakey", "0 1000000 1 error_writes");
+    host.guest.run(&format!("{CLI} volume resume data"));
+    host.wait_for_group("a flush to fail", |group| {
+        let reasons = group["volumes"][0]["reasons"].as_array();
+        reasons.is_some_and(|reasons| reasons.iter().any(|reason| reason["code"] == "flush_failed"))
+    });
+    host.kill_daemon();
+    turn_into(&mut host, "linear", "");
+    host.start_daemon();
+    let put = format!("farside-vm-load put {DEVICE} 4194304 4096 flush");
+    let told = host.guest.attempt(&put);
+    assert!(told.code != 0 && told.stderr.contains("Input/output error"), "{told:?}");
+    host.guest.run(&put);
+    host.wait_for_group("the last writes", is_quiet);
+    // Nor after another takeover.
+    host.kill_daemon();
+    host.start_daemon();
+    host.guest.run(&put);
+    host.wait_for_group("the last writes", is_quiet);
+    host.shut_down();
+}
+
+/// Two that count: each number is written at one place through one queue, and only then at another through the other queue. No point
+/// has the second without the first, whatever dies.
+#[test]
+fn every_point_satisfies_the_dependency_across_queues() {
+    const MIB: usize = 16;
+    let half = MIB << 19;
+    let mut host = Host::with(Setup::new(Kernel::Newest, &[UBLK.module]).content(vec![0; MIB << 20]));
+    host.guest.run(&format!("{CLI} volume add data --backing $(cat /run/backing) --tap ublk"));
+    assert_eq!(host.queue_threads().number(), 2, "a queue for each processor");
+    host.wait_for_group("the first sync", is_quiet);
+    host.guest.run(&format!("{CLI} group set default --epoch 200ms"));
+    // At places that are not each other's, in regions that are.
+    let hops = [(0, 0), (4096, 1)];
+    for (at, cpu) in hops {
+        let hop = format!("exec farside-vm-load hop {DEVICE} {at} {cpu} /run/hops.{cpu} 1");
+        host.guest.start_command(&hop, &format!("/run/hop.{cpu}.log"));
+    }
+    let mut ids: Vec<String> = Vec::new();
+    for round in 0..3 {
+        let before = ids.len();
+        while ids.len() < before + 5 {
+            let group = host.wait_for_group("a point under load", |group| {
+                group["last_point"]["id"].as_str().is_some_and(|id| ids.last().is_none_or(|last| last != id))
+            });
+            ids.push(group["last_point"]["id"].as_str().expect("a point").to_owned());
+        }
+        if round < 2 {
+            host.kill_daemon();
+            host.start_daemon();
+        }
+    }
+    for (_, cpu) in hops {
+        assert_eq!(host.guest.run(&format!("cat /run/hop.{cpu}.log")), "");
+    }
+    host.guest.run("kill $(pidof farside-vm-load)");
+    host.guest.wait_until("! pidof farside-vm-load >/dev/null");
+    host.wait_for_group("everything to be published", is_quiet);
+    host.assert_newest_point_is_the_disk();
+    let mut seen = Vec::new();
+    for id in ids {
+        let restore = format!("farside restore data --point {id} --store /store/store --to /store/one.img >/dev/null");
+        let count = |at: usize| format!("farside-vm-load counter /store/one.img {at}");
+        let all: Vec<String> = hops.iter().flat_map(|(at, _)| [count(*at), count(*at + half)]).collect();
+        let said = host.receiver.run(&format!("{restore} && {} && rm /store/one.img", all.join(" && ")));
+        let counted: Vec<u64> = said.split_whitespace().map(|number| number.parse().expect("a number")).collect();
+        for pair in counted.chunks(2) {
+            assert!(pair[0] == pair[1] || pair[0] == pair[1] + 1, "point {id}: {counted:?}");
+        }
+        seen.push(counted);
+    }
+    println!("{seen:?}");
+    assert!(seen.last().expect("points")[0] > seen[0][0], "nothing was counted");
+    host.shut_down();
+}
+
 /// Counted by the kernel: tracking changes costs the thread that serves a device no system call.
 #[test]
 fn a_request_costs_no_more_system_calls_than_one_that_is_only_passed_on() {
@@ -183,21 +251,25 @@ fn a_request_costs_no_more_system_calls_than_one_that_is_only_passed_on() {
     let data = host.guest.run("cat /run/backing").trim().to_owned();
     const WORKLOADS: [&str; 3] = ["write-4096-1 1", "write-4096-32 1", "read-4096-32 1"];
     let bare = Bare::serve(&mut host.guest, &data, "");
-    let thread = bare.thread(&mut host.guest);
+    let threads = bare.threads(&mut host.guest);
     let passed_on = WORKLOADS.map(|load_of| {
-        let (load, counts) = thread.count(&mut host.guest, |guest| load(guest, &bare.path, load_of));
+        let (load, counts) = threads.count(&mut host.guest, |guest| load(guest, &bare.path, load_of));
         counts.system_calls as f64 / load.operations as f64
     });
     bare.stop(&mut host.guest);
     host.guest.run(&format!("{CLI} volume add data --backing {data}"));
     host.wait_for_group("the first sync", is_quiet);
-    let thread = host.queue_thread();
+    // A write to a cold region waits for the map, which has a price of its own: none is cold, and none cools.
+    host.guest.run(&format!("{CLI} volume pause data"));
+    host.guest.run(&format!("for mib in $(seq 0 4 63); do dd if={DEVICE} of={DEVICE} bs=4k count=1 skip=$((mib * 256)) seek=$((mib * 256)) iflag=direct oflag=direct 2>/dev/null; done"));
+    let threads = host.queue_threads();
     for (load_of, passed_on) in WORKLOADS.into_iter().zip(passed_on) {
-        let (load, counts) = thread.count(&mut host.guest, |guest| load(guest, DEVICE, load_of));
+        let (load, counts) = threads.count(&mut host.guest, |guest| load(guest, DEVICE, load_of));
         let ours = counts.system_calls as f64 / load.operations as f64;
         println!("{load_of}: {ours:.2} system calls for each request; passed on: {passed_on:.2}");
         assert!(ours <= passed_on + 1.0, "{load_of}: {ours} for each request, and {passed_on} for one that is passed on");
     }
+    host.guest.run(&format!("{CLI} volume resume data"));
     host.wait_for_group("everything to be published", is_quiet);
     host.assert_newest_point_is_the_disk();
     host.shut_down();

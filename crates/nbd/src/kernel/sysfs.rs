@@ -65,6 +65,11 @@ pub(super) fn keeps_identifiers(index: u32) -> bool {
     at(index).join("backend").exists()
 }
 
+/// One of a device's settings.
+pub(super) fn setting(index: u32, name: &str) -> Option<String> {
+    std::fs::read_to_string(at(index).join("queue").join(name)).ok().map(|value| value.trim().to_owned())
+}
+
 /// Writes one of a device's settings.
 pub(super) fn set(index: u32, setting: &str, value: &str) -> Result<(), (PathBuf, io::Error)> {
     let path = at(index).join("queue").join(setting);

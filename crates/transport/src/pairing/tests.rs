@@ -86,7 +86,7 @@ fn nobody_learns_about_a_token_without_its_secret() {
     assert!(matches!(f.book.redeem(&[0; 8], |_| true, &name("x"), machine(3), NOW), Err(PairingRefusal::Unknown)));
     let text = std::fs::read_to_string(f.directory.path().join("pairings.json")).expect("read");
     let line = token.to_line();
-    assert!(!text.contains(&line[9..]) && text.contains(&hex(&token.secret.proof_key())));
+    assert!(!text.contains(&line[9..]) && text.contains(&HEXLOWER.encode(&token.secret.proof_key())));
 }
 
 #[test]
@@ -114,7 +114,7 @@ fn tokens_are_bounded_and_forgotten_in_the_end() {
     assert_eq!(f.book.lock().tokens.len(), 1, "the expired ones were forgotten");
     f.book.lock().tokens.resize_with(TOKENS_MAX, || TokenEntry {
         id: String::new(),
-        proof_key: hex(&[0; 32]),
+        proof_key: HEXLOWER.encode(&[0; 32]),
         expires_unix_s: u64::MAX,
         source: None,
         replace: false,

@@ -1,0 +1,38 @@
+//! Who has a block device open without claiming it: the kernel's exclusive claim (`O_EXCL`) is granted beside them.
+//!
+//! It knows processes, also those in containers, as far as this process may look at them (root with CAP_SYS_PTRACE; what may
+//! not be looked at is not seen). It does not know what the kernel itself has open without a claim: loop devices, NVMe targets.
+
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::path::Path;
+
+use crate::dm::DevNumber;
+use crate::door::process_name;
+
+/// Other processes that have a device or a partition of it open, as a person would say it: `process 123 (qemu-system-x86)`.
+pub fn openers(device: &Path) -> Vec<String> {
+    let Ok(number) = DevNumber::at(device) else { return Vec::new() };
+    let numbers = with_partitions(number);
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let others = pids.filter(|pid| *pid != std::process::id());
+    others.filter(|pid| has_open(*pid, &numbers)).map(process_name).collect()
+}
+
+fn with_partitions(number: DevNumber) -> Vec<DevNumber> {
+    let entries = std::fs::read_dir(format!("/sys/dev/block/{number}")).into_iter().flatten().flatten();
+    let partitions = entries.filter(|entry| entry.path().join("partition").exists());
+    let numbers = partitions.filter_map(|entry| DevNumber::parse(std::fs::read_to_string(entry.path().join("dev")).ok()?.trim()));
+    numbers.chain([number]).collect()
+}
+
+fn has_open(pid: u32, numbers: &[DevNumber]) -> bool {
+    let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    descriptors.map(|entry| entry.path()).any(|link| {
+        // Only then is it looked at more closely: what lies on a network file system may not answer.
+        let is_node = std::fs::read_link(&link).is_ok_and(|node| node.starts_with("/dev"));
+        is_node
+            && std::fs::metadata(&link)
+                .is_ok_and(|node| node.file_type().is_block_device() && numbers.contains(&DevNumber::of(node.rdev())))
+    })
+}
