@@ -283,10 +283,21 @@ pub(crate) enum Look {
     Found,
 }
 
+/// What udev knows of a device.
+fn udev_data(number: DevNumber) -> String {
+    std::fs::read_to_string(Path::new(UDEV_DATA).join(format!("b{number}"))).unwrap_or_default()
+}
+
 /// Whether udev has looked at a device, with all its rules.
 fn is_seen(number: DevNumber) -> bool {
-    let known = std::fs::read_to_string(Path::new(UDEV_DATA).join(format!("b{number}"))).unwrap_or_default();
-    known.lines().any(|line| line.starts_with("I:"))
+    udev_data(number).lines().any(|line| line.starts_with("I:"))
+}
+
+/// Whether udev shows a device as this volume's already.
+pub(crate) fn is_known_as(number: DevNumber, volume: &Name) -> bool {
+    let name = format!("E:FARSIDE_NAME={volume}");
+    let known = udev_data(number);
+    known.lines().any(|line| line == name) && !known.lines().any(|line| line.starts_with("E:FARSIDE_INSERTED="))
 }
 
 /// Has udev look at a device and its partitions again.

@@ -10,10 +10,11 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use farside_blockio::dm::DevNumber;
 use farside_region::Name;
 use tracing::warn;
 
-use crate::boot::{Look, have_udev_look};
+use crate::boot::{self, Look, have_udev_look};
 
 pub(crate) const FOLDER: &str = "/dev/farside";
 /// Where udev's rule finds the name of a kernel device's volume.
@@ -37,7 +38,18 @@ pub(crate) fn path(volume: &Name) -> PathBuf {
 /// When `/dev` does not take it.
 pub(crate) fn publish(volume: &Name, device: &Path, place: Place) -> io::Result<()> {
     publish_in(Path::new(FOLDER), volume, device)?;
-    let told = note(Path::new(UDEV), volume, device, place).and_then(|()| have_udev_look(device, Look::Changed));
+    let tell = || {
+        let is_found = place.inserted || boot::is_known_as(DevNumber::at(device)?, volume);
+        note(Path::new(UDEV), volume, device, place)?;
+        have_udev_look(device, Look::Changed)?;
+        // † udev found it before it was to be seen, and LVM heeds nothing else. Two looks: its links of then, by which LVM is
+        // told to overlook it, go with the first.
+        match is_found {
+            true => Ok(()),
+            false => have_udev_look(device, Look::Found),
+        }
+    };
+    let told = tell();
     if let Err(error) = told
         && Path::new("/run/udev/control").exists()
     {

@@ -50,6 +50,8 @@ use crate::watch::Left;
 
 /// How long a disk that was there before may take to appear: less than the service has to be ready.
 const DISK_WAIT: Duration = Duration::from_secs(30);
+/// How long somebody may look at a disk that was never served.
+const STRANGERS_WAIT: Duration = Duration::from_secs(5);
 const DISK_POLL: Duration = Duration::from_millis(50);
 
 /// In a volume's folder: what tells the device that its tap was put under.
@@ -177,9 +179,12 @@ impl Served {
                 return Err(error).context("its disk is mounted itself, and not its tap; everything will be compared");
             }
             Err(DeviceError::Busy { path, holder, .. }) => {
-                let (path, seconds) = (path.display(), OpenOptions::daemon().wait.as_secs());
-                info!(volume = %name, "{path} is in use by {holder}: waiting for that, up to {seconds} s");
-                FileDevice::open(&backing, OpenOptions::daemon()).inspect_err(|error| {
+                let (path, mut options) = (path.display(), OpenOptions::daemon());
+                if !meta_path(&dir).exists() {
+                    options.wait = STRANGERS_WAIT; // no predecessor: a person waits for the answer
+                }
+                info!(volume = %name, "{path} is in use by {holder}: waiting for that, up to {} s", options.wait.as_secs());
+                FileDevice::open(&backing, options).inspect_err(|error| {
                     // † Whoever has a disk may write on it: LVM that an initramfs put together, for one.
                     let is_disk = config.tap.is_device() && !config.insert;
                     if is_disk

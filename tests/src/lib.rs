@@ -10,6 +10,7 @@ pub mod postgres;
 pub mod power;
 pub mod verify;
 
+use std::fmt::Display;
 use std::fs::File;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
@@ -74,13 +75,37 @@ pub fn run(command: &mut Command) -> Output {
 /// # Panics
 /// When it does not within [`PATIENCE`].
 pub fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+    wait_until(what, || condition().ok_or("it is not so"))
+}
+
+/// The same, of a `condition` that says what there is instead.
+///
+/// # Panics
+/// As [`wait_for`], with what there was last.
+pub fn wait_until<T, S: Display>(what: &str, mut condition: impl FnMut() -> Result<T, S>) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {
-        if let Some(value) = condition() {
-            return value;
+        match condition() {
+            Ok(value) => return value,
+            Err(instead) => assert!(Instant::now() < deadline, "gave up waiting for {what}: {instead}"),
         }
-        assert!(Instant::now() < deadline, "gave up waiting for {what}");
         std::thread::park_timeout(Duration::from_millis(25));
+    }
+}
+
+/// Whether a status says that everything is published; otherwise what it says.
+///
+/// # Errors
+/// The status.
+pub fn is_quiet(status: Value) -> Result<(), String> {
+    let quiet = |volume: &Value| volume["state"]["state"] == "streaming" && volume["dirty_bytes"] == 0;
+    let all_quiet = |group: &Value| {
+        let volumes = group["volumes"].as_array().is_some_and(|volumes| volumes.iter().all(quiet));
+        volumes && group["backlog_bytes"] == 0 && group["last_point"].is_object() && group["layers_unpublished"] == 0
+    };
+    match status["groups"].as_array() {
+        Some(groups) if !groups.is_empty() && groups.iter().all(all_quiet) => Ok(()),
+        _ => Err(format!("{status:#}")),
     }
 }
 
@@ -420,19 +445,7 @@ impl Site {
 
     /// Waits until every volume streams, nothing is dirty and everything is published.
     pub fn wait_quiet(&self) {
-        wait_for("everything to be published", || {
-            let status = self.status();
-            let groups = status["groups"].as_array()?;
-            let quiet = groups.iter().all(|g| {
-                g["backlog_bytes"] == 0
-                    && g["layers_unpublished"] == 0
-                    && g["last_point"].is_object()
-                    && g["volumes"]
-                        .as_array()
-                        .is_some_and(|v| v.iter().all(|v| v["state"]["state"] == "streaming" && v["dirty_bytes"] == 0))
-            });
-            (quiet && !groups.is_empty()).then_some(())
-        });
+        wait_until("everything to be published", || is_quiet(self.status()));
     }
 
     /// The same for a sync that takes longer than [`PATIENCE`]: as long as the backlog shrinks.

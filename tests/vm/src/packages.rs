@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use farside_tests::wait_for;
+use farside_tests::{is_quiet, wait_until};
 use serde_json::Value;
 
 use crate::{DiskSpec, Guest, Kernel, Machine, Network};
@@ -75,14 +75,5 @@ pub fn status(host: &mut Guest) -> Option<Value> {
 /// # Panics
 /// When it does not come to that.
 pub fn wait_quiet(host: &mut Guest) {
-    wait_for("everything to be published", || {
-        let status = status(host)?;
-        let groups = status["groups"].as_array().filter(|groups| !groups.is_empty())?;
-        let quiet = |volume: &Value| volume["state"]["state"] == "streaming" && volume["dirty_bytes"] == 0;
-        let all_quiet = groups.iter().all(|group| {
-            let volumes = group["volumes"].as_array().is_some_and(|volumes| volumes.iter().all(quiet));
-            volumes && group["backlog_bytes"] == 0 && group["last_point"].is_object() && group["layers_unpublished"] == 0
-        });
-        all_quiet.then_some(())
-    });
+    wait_until("everything to be published", || is_quiet(status(host).ok_or("no answer")?));
 }

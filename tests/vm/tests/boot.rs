@@ -172,6 +172,15 @@ fn what_fstab_names_comes_up_behind_farside_at_every_boot() {
     assert!(host.run("farside doctor --fix").contains("it overlooks the disks below volumes"));
     host.run("pvcreate -q /dev/farside/pool && vgcreate -q pool /dev/farside/pool && lvcreate -q -y -L 8M -n lv pool");
     host.run("mkfs.ext4 -q /dev/pool/lv");
+    // LVM has the disk as soon as it is shown, which is said; a physical volume that its tap brings comes up with that.
+    let add = "farside volume add pool --backing /dev/disk/by-id/virtio-pool";
+    host.run("vgchange -q -an pool && farside volume remove pool --yes");
+    host.wait_until("test -e /dev/pool/lv");
+    let refused = host.attempt(add);
+    assert!(refused.code != 0 && refused.stderr.contains("is in use by") && refused.stderr.contains("pool-lv"), "{refused:?}");
+    // As at a boot: LVM remembers no other device.
+    host.run(&format!("vgchange -q -an pool && rm -f /run/lvm/pvs_online/* /run/lvm/vgs_online/* && {add}"));
+    host.wait_until("test -e /dev/pool/lv && farside volume resync pool --accept forked");
     for root in ["/dev/vda", "/dev/disk/by-uuid/$(findmnt -no UUID /)"] {
         let refused = host.attempt(&format!("farside volume add root --backing {root}"));
         assert!(refused.code != 0 && refused.stderr.contains("The root file system"), "{refused:?}");
