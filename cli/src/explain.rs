@@ -33,6 +33,7 @@ pages!(
     "degraded",
     "flush_failed",
     "broken",
+    "backing_grown",
     "not_served",
     "starting",
     "stopping",

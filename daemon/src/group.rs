@@ -12,7 +12,7 @@ use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use farside_blockio::process::monotonic_ns;
 use farside_control::source::{Accept, VerifyStatus};
 use farside_ledger::{CutTime, EpochInfo, LayerKind};
-use farside_region::{EpochId, LedgerPosition, Name, RegionSet, Term, VolumeId};
+use farside_region::{EpochId, GranuleSet, LedgerPosition, Name, RegionSet, Term, VolumeId};
 use farside_replication::source::{Action, DemoteCause, Event, Limits, Report, Sample, Source, SwitchDone, SwitchMember, Tick};
 use farside_shim::{CoolStep, Cooler, Kind, Switcher, Tracking};
 use farside_wire::{PointAnswer, PointQuery, PointQueryKind, ReceiverMessage, RequestId, SourceMessage};
@@ -21,6 +21,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::compare::{Compares, Heat};
 use crate::config::{GroupConfig, VolumeConfig};
+use crate::growth::Growth;
 use crate::link::Link;
 use crate::loss::{Loss, LossNote};
 use crate::sender::{Order, Report as SenderReport};
@@ -79,6 +80,12 @@ pub(crate) enum Ask {
     Leaving(VolumeId, oneshot::Sender<anyhow::Result<Leaving>>),
     /// Close it, and leave its folder for who opens it again.
     Release(VolumeId, oneshot::Sender<anyhow::Result<()>>),
+    /// What could be opened larger now.
+    Growth(VolumeId, oneshot::Sender<anyhow::Result<Growth>>),
+    /// Why it was not opened larger yet.
+    GrowthWaits(VolumeId, String, oneshot::Sender<anyhow::Result<()>>),
+    /// Close it as at a planned stop, for who opens it larger. Its device stays as it is.
+    MakeWay(VolumeId, oneshot::Sender<anyhow::Result<()>>),
     /// Why a tap is not put under its device yet.
     TapWaits(VolumeId, String, oneshot::Sender<anyhow::Result<()>>),
     Pause(VolumeId, bool, oneshot::Sender<anyhow::Result<()>>),
@@ -229,6 +236,7 @@ pub(crate) struct Member {
     /// What bypasses the tap now.
     pub(crate) bypass: Option<Bypass>,
     pub(crate) sight: Sight,
+    pub(crate) growth: Option<Growth>,
     /// Why everything is compared.
     pub(crate) doubt: Option<String>,
     leaving: Option<(Farewell, oneshot::Sender<anyhow::Result<()>>)>,
@@ -240,12 +248,24 @@ pub(crate) struct Member {
 enum Farewell {
     Removed,
     OpenedAgain,
+    /// In a moment, by this process, over a larger backing; whoever uses its device waits.
+    OpenedLarger,
 }
 
 impl Member {
     /// It is taken out, or closed, by us.
     pub(crate) fn is_leaving(&self) -> bool {
         self.leaving.is_some()
+    }
+
+    /// Whether it may be called clean, once its tap has stopped. A flush that was never answered may have failed (T14); what is not
+    /// durable may not be called clean.
+    fn is_trusted(&self) -> bool {
+        self.tap_stopped
+            && self.loss == Loss::Kept
+            && self.heats.is_empty()
+            && !self.flushing
+            && Mark::TrackingLost.is_set(&self.served.dir).is_ok_and(|set| !set)
     }
 }
 
@@ -634,6 +654,7 @@ impl Control {
         }
         let open_bytes = volumes.iter().map(|(_, sample)| sample.dirty_bytes).sum();
         self.step(Event::Tick(Tick { time, volumes }));
+        self.look_for_growth();
         self.keep_verify_results();
         self.settle_losses();
         let received = self.link.as_ref().map(|link| link.connection.statistics().received_bytes);
@@ -714,6 +735,13 @@ impl Control {
             Ask::Add(config, reply) => self.open(config, reply),
             Ask::Remove(id, reply) => self.let_go(id, Farewell::Removed, reply),
             Ask::Release(id, reply) => self.let_go(id, Farewell::OpenedAgain, reply),
+            Ask::Growth(id, reply) => {
+                let _ = reply.send(self.growth(id));
+            }
+            Ask::GrowthWaits(id, why, reply) => {
+                let _ = reply.send(self.growth_waits(id, why));
+            }
+            Ask::MakeWay(id, reply) => self.let_go(id, Farewell::OpenedLarger, reply),
             Ask::TapWaits(id, why, reply) => {
                 let _ = reply.send(self.tap_waits(id, why));
             }
@@ -796,6 +824,7 @@ impl Control {
             loss: Loss::Kept,
             bypass: None,
             sight: Sight::default(),
+            growth: None,
             doubt: setup.tracking_lost.then(|| {
                 let reason = Mark::TrackingLost.reason(&served.dir);
                 reason.unwrap_or_else(|| "tracking was lost before this start".to_owned())
@@ -857,12 +886,20 @@ impl Control {
     fn removed(&mut self, id: VolumeId) {
         let Some(mut member) = self.members.remove(&id) else { return };
         let leaving = member.leaving.take();
+        let trusted = member.is_trusted();
         let Member { served, note, .. } = member;
         let name = served.config.name.clone();
         // Not here: what is in flight in a device that does not answer would hold up the whole group.
         std::thread::spawn(move || {
             let result = match leaving {
                 Some((Farewell::OpenedAgain, _)) => served.close_for_another(),
+                Some((Farewell::OpenedLarger, _)) => {
+                    // All that nobody knows to be published is hot (L2).
+                    let mut owed = GranuleSet::new();
+                    served.volume.hot_regions().ranges().for_each(|range| owed.insert_whole(range));
+                    served.close_for_successor(trusted.then_some(owed));
+                    Ok(())
+                }
                 _ => {
                     let result = served.close_and_remove();
                     note.remove();
@@ -871,7 +908,9 @@ impl Control {
             };
             match (&result, &leaving) {
                 (Err(error), _) => error!(volume = %name, "{error:#}"),
-                (Ok(()), Some((Farewell::OpenedAgain, _))) => info!(volume = %name, "closed, to be opened again"),
+                (Ok(()), Some((Farewell::OpenedAgain | Farewell::OpenedLarger, _))) => {
+                    info!(volume = %name, "closed, to be opened again")
+                }
                 (Ok(()), _) => info!(volume = %name, "removed; its points stay in the store"),
             }
             if let Some((_, reply)) = leaving {
@@ -938,12 +977,7 @@ impl Control {
             owed.union_with(&member.served.volume.open_set());
             let name = member.served.config.name.clone();
             let loss = member.loss;
-            // A flush that was never answered may have failed (T14); what is not durable may not be called clean.
-            let trusted = member.tap_stopped
-                && loss == Loss::Kept
-                && member.heats.is_empty()
-                && !member.flushing
-                && Mark::TrackingLost.is_set(&member.served.dir).is_ok_and(|set| !set);
+            let trusted = member.is_trusted();
             let (answer, answered) = crossbeam::channel::bounded(1);
             std::thread::spawn(move || answer.send(member.served.close_at_stop(trusted.then_some(owed))));
             closing.push((name, loss, answered));

@@ -62,6 +62,9 @@ pub(crate) enum IntentFileError {
     Folder(#[from] ConfigError),
 }
 
+/// What [`IntentFile::has_room`] writes; a crash may leave it.
+const TRIAL: &str = "intent.trial";
+
 /// An open intent map.
 #[derive(Debug)]
 pub(crate) struct IntentFile {
@@ -99,6 +102,7 @@ impl IntentFile {
         judge: &mut dyn FnMut(&Header) -> Result<(), ConfigError>,
     ) -> Result<(Self, Found), IntentFileError> {
         let path = dir.join("intent");
+        let _ = std::fs::remove_file(dir.join(TRIAL));
         let io = |verb| move |source| IntentFileError::Io { path: dir.join("intent"), verb, source };
         // One that cannot be looked at is not one that is not there: a new one would forget what was confirmed.
         let is_new = !path.try_exists().map_err(io("looked at"))?;
@@ -154,6 +158,18 @@ impl IntentFile {
             .map(|owed| owed.set);
         let found = Found { header: found_header.map(|_| header.clone()), slots, owed, hot };
         Ok((Self { device, dir: dir.to_owned(), header, newest, failed: false }, found))
+    }
+
+    /// Whether a map of a volume of that size fits beside what is in the folder.
+    ///
+    /// # Errors
+    /// Why not.
+    pub(crate) fn has_room(dir: &Path, geometry: &Geometry) -> Result<(), IntentFileError> {
+        let trial = dir.join(TRIAL);
+        let header = Header::new(MapId([0; 16]), geometry, &IntentLayout::new(geometry));
+        let fits = write_whole(&trial, geometry, &header, &|_| true);
+        let removed = std::fs::remove_file(&trial).map_err(|source| ("removed", source));
+        fits.and(removed).map_err(|(verb, source)| IntentFileError::Io { path: trial, verb, source })
     }
 
     /// The newest durable header.

@@ -17,6 +17,7 @@ pub mod doctor;
 mod encode;
 mod flush_note;
 mod group;
+mod growth;
 mod intent_file;
 mod intent_thread;
 mod link;

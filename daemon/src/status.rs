@@ -212,7 +212,7 @@ fn state_of(v: &source::VolumeStatus) -> VolumeState {
 fn volume_reasons(member: &Member, v: &source::VolumeStatus, segments_damaged: u32) -> Vec<Reason> {
     let load = |n: &std::sync::atomic::AtomicU64| n.load(Ordering::Relaxed);
     use Severity::{Error, Warning};
-    let mut reasons = Vec::new();
+    let mut reasons: Vec<Reason> = member.growth_reason().into_iter().collect();
     let name = &member.served.config.name;
     let mut say = |severity, code: Code, message: String, todo: &str| {
         reasons.push(Reason::new(severity, code, message, todo.replace("NAME", name.as_str())));

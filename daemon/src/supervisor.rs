@@ -27,6 +27,7 @@ use crate::group::{Ask, GroupHandle, Note, Stopped};
 use crate::locked;
 use crate::state_dir::StateDir;
 use crate::volume::Surroundings;
+use crate::watch::Noticed;
 use volumes::Volumes;
 
 mod volumes;
@@ -69,9 +70,9 @@ pub fn run(config: &Path) -> anyhow::Result<()> {
     let state = Arc::new(StateDir::open(&config.source.state_dir)?);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let result = runtime.block_on(async {
-        let (bypassed, bypasses) = mpsc::unbounded_channel();
-        let daemon = Daemon::new(config, state, tokio::runtime::Handle::current(), bypassed)?;
-        daemon.serve(bypasses).await
+        let (notices, noticed) = mpsc::unbounded_channel();
+        let daemon = Daemon::new(config, state, tokio::runtime::Handle::current(), notices)?;
+        daemon.serve(noticed).await
     });
     runtime.shutdown_timeout(Duration::from_secs(5));
     result
@@ -104,7 +105,7 @@ impl Daemon {
         config: Config,
         state: Arc<StateDir>,
         runtime: tokio::runtime::Handle,
-        bypassed: mpsc::UnboundedSender<Name>,
+        noticed: mpsc::UnboundedSender<Noticed>,
     ) -> anyhow::Result<Arc<Self>> {
         let identity = Identity::load_or_create(state.path())?;
         let pin = Pin::load(&state.path().join("receiver.json"))?;
@@ -120,7 +121,7 @@ impl Daemon {
             runtime,
             pacer: Arc::default(),
             encoders: Encoders::start(config.limits.encoder_threads())?,
-            bypassed,
+            noticed,
             backings: Arc::new(Backings::of(&config)),
         };
         around.pacer.set(config.rate.map(Rate::bytes_per_s));
@@ -142,7 +143,7 @@ impl Daemon {
         }))
     }
 
-    async fn serve(self: Arc<Self>, mut bypasses: mpsc::UnboundedReceiver<Name>) -> anyhow::Result<()> {
+    async fn serve(self: Arc<Self>, mut noticed: mpsc::UnboundedReceiver<Noticed>) -> anyhow::Result<()> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut reload = signal(SignalKind::hangup())?;
@@ -166,9 +167,14 @@ impl Daemon {
                     let daemon = self.clone();
                     tokio::spawn(async move { drop(daemon.reload().await) });
                 }
-                Some(volume) = bypasses.recv() => {
+                Some(what) = noticed.recv() => {
                     let daemon = self.clone();
-                    tokio::spawn(async move { daemon.insert_again(&volume).await });
+                    tokio::spawn(async move {
+                        match what {
+                            Noticed::Bypassed(volume) => daemon.insert_again(&volume).await,
+                            Noticed::Grown(volume) => daemon.grow(&volume).await,
+                        }
+                    });
                 }
                 started = starts.join_next(), if opening => if started.is_none() {
                     opening = false;

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use crossbeam::channel::{Receiver, Sender, bounded};
 use farside_blockio::dm::DevNumber;
-use farside_blockio::{BlockQueue, FileDevice, OpenOptions, Waker, openers};
+use farside_blockio::{Abandoned, BlockQueue, FileDevice, OpenOptions, Waker, openers};
 use farside_insert::stack;
 use farside_nbd::kernel::{Claim, Keeper, KernelDevice};
 use farside_region::{Name, VolumeId};
@@ -211,11 +211,12 @@ impl Prepared {
             Self::Ublk { device, runtime_dir } => {
                 let path = device.path();
                 let (token, data_path, queues) = (device.token(), Arc::new(device.data_path().clone()), device.queues());
+                let (can_grow, is_small) = (device.can_grow(), device.is_small());
                 let (servers, handle) = device.servers(wakers);
                 let (ready, is_ready) = bounded(queues.into());
                 let waiting = Arc::new(Mutex::new(Some((device, is_ready))));
                 let taps = servers.into_iter().map(|server| Tap::Ublk(server, ready.clone())).collect();
-                (taps, Handle::Ublk { server: handle, path, token, data_path, queues, waiting, runtime_dir })
+                (taps, Handle::Ublk { server: handle, path, token, data_path, queues, can_grow, is_small, waiting, runtime_dir })
             }
         }
     }
@@ -229,18 +230,18 @@ pub(crate) enum Tap {
 }
 
 impl Tap {
-    /// Serves the queue on this thread until the tap is stopped.
+    /// Serves the queue on this thread until the tap is stopped. Gives what must be closed before another tap of this process can
+    /// serve the device.
     ///
     /// # Errors
     /// Why it ended otherwise, or never began.
-    pub(crate) fn run<Q: BlockQueue>(self, queue: Q) -> anyhow::Result<()> {
+    pub(crate) fn run<Q: BlockQueue>(self, queue: Q) -> anyhow::Result<Option<Abandoned>> {
         match self {
-            Self::Nbd(server) => drop(server.run(queue)?),
-            Self::Ublk(server, ready) => drop(server.run(queue, move || {
+            Self::Nbd(server) => Ok(server.run(queue).map(|_| None)?),
+            Self::Ublk(server, ready) => Ok(server.run(queue, move || {
                 let _ = ready.send(()); // whoever opened it may have given up
             })?),
         }
-        Ok(())
     }
 }
 
@@ -262,6 +263,10 @@ pub(crate) enum Handle {
         token: u64,
         data_path: Arc<Choice>,
         queues: u16,
+        /// While it is used.
+        can_grow: bool,
+        /// It was made for a smaller volume, and stays so.
+        is_small: bool,
         /// Until the device appears; told when the kernel will not wait for its server.
         waiting: Arc<Mutex<Option<Waiting>>>,
         /// For who waits for the device.
@@ -295,6 +300,17 @@ pub(crate) struct Load {
     pub(crate) in_flight: u64,
     /// Requests taken since it began.
     pub(crate) requests: u64,
+}
+
+/// What it takes that the users of a tap see a larger volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// The volume is closed and opened again; they wait meanwhile, as at a restart of the daemon.
+    Takeover,
+    /// A device made anew, which nobody may use meanwhile.
+    NewDevice,
+    /// A connection made anew, which is theirs.
+    NextStart,
 }
 
 impl Handle {
@@ -481,6 +497,20 @@ impl Handle {
             Self::Nbd(_) | Self::NbdDevice { .. } => 0,
             Self::Ublk { server, .. } => server.counters().copied.load(Ordering::Relaxed),
         }
+    }
+
+    /// What it takes that the host sees a larger volume.
+    pub(crate) fn way_to_grow(&self) -> Way {
+        match self {
+            Self::Nbd(_) => Way::NextStart,
+            Self::Ublk { can_grow: false, .. } => Way::NewDevice,
+            Self::NbdDevice { .. } | Self::Ublk { .. } => Way::Takeover,
+        }
+    }
+
+    /// Whether the host sees less than the volume.
+    pub(crate) fn is_small(&self) -> bool {
+        matches!(self, Self::Ublk { is_small: true, .. })
     }
 
     /// Whether the host waits, from [`Handle::stop`] on, until the next daemon serves it: then nothing else may be waited for.

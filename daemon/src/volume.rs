@@ -19,7 +19,7 @@ use anyhow::{Context as _, bail};
 use crossbeam::channel::{Sender, unbounded};
 use farside_blockio::dm::DevNumber;
 use farside_blockio::process::Priority;
-use farside_blockio::{DeviceEngine, DeviceError, FileDevice, OpenOptions, Ring, Waker, WriteWatch};
+use farside_blockio::{Abandoned, DeviceEngine, DeviceError, FileDevice, OpenOptions, Ring, Waker, WriteWatch};
 use farside_insert::{InsertError, Insertion, State, stack};
 use farside_ledger::VolumeMeta;
 use farside_region::intent::{BackingIdentity, HeaderState};
@@ -46,7 +46,7 @@ use crate::sender::{Order, SenderThread, SentCounters};
 use crate::sentinel::{Guard, Sentinels};
 use crate::state_dir::Mark;
 use crate::tap::{self, Prepared};
-use crate::watch::Left;
+use crate::watch::{Left, Noticed};
 
 /// How long a disk that was there before may take to appear: less than the service has to be ready.
 const DISK_WAIT: Duration = Duration::from_secs(30);
@@ -72,8 +72,8 @@ pub(crate) struct Surroundings {
     pub(crate) pacer: Arc<farside_transport::Pacer>,
     /// Who encodes for all senders.
     pub(crate) encoders: Encoders,
-    /// Volumes whose devices do not rest on their taps any more.
-    pub(crate) bypassed: tokio::sync::mpsc::UnboundedSender<Name>,
+    /// What was seen at volumes and is beyond their groups.
+    pub(crate) noticed: tokio::sync::mpsc::UnboundedSender<Noticed>,
     /// What the next boot knows of the volumes' disks.
     pub(crate) backings: Arc<Backings>,
 }
@@ -119,7 +119,7 @@ pub(crate) struct Served {
     sender: Sender<Order>,
     sender_waker: Waker,
     intent: Sender<IntentOrder>,
-    queue_threads: Vec<JoinHandle<()>>,
+    queue_threads: Vec<JoinHandle<Option<Abandoned>>>,
     sender_thread: Option<JoinHandle<()>>,
     intent_thread: Option<JoinHandle<()>>,
     /// By an attach before this one.
@@ -377,14 +377,16 @@ impl Served {
             let (inbox, name, tap, serving) = (inbox.clone(), name.clone(), tap.clone(), serving.clone());
             queue_threads.push(spawn("queue").spawn(move || {
                 let _ = Priority::Urgent.set(); // `farside doctor` says where it is refused
-                if let Err(error) = server.run(queue) {
+                let abandoned = server.run(queue).unwrap_or_else(|error| {
                     error!(volume = %name, "the tap stopped serving: {error:#}");
                     inbox.send(Note::Broken(id, format!("{error:#}")));
                     tap.stop(); // a device is served whole, or waits for the next daemon
-                }
+                    None
+                });
                 if serving.fetch_sub(1, Ordering::AcqRel) == 1 {
                     inbox.send(Note::TapStopped(id));
                 }
+                abandoned
             })?);
         }
         let mut served = Self {
@@ -485,6 +487,14 @@ impl Served {
         gone.unwrap_or_else(|error| warn!(volume = %name, "its tap stays: {error:#}"));
     }
 
+    /// How many bytes its host could see, if those are more than it does. `None`: or that is no size of a volume.
+    pub(crate) fn could_grow_to(&self) -> Option<u64> {
+        let now = self.device.size_now().ok().filter(|_| self.insertion.is_none())?;
+        let is_whole = now.is_multiple_of(u64::from(self.device.block_min()));
+        let bytes = self.volume.geometry().volume_bytes();
+        (is_whole && (now > bytes || now == bytes && self.tap.is_small())).then_some(now)
+    }
+
     /// What lets the users of its device write past the tap.
     ///
     /// # Errors
@@ -542,7 +552,18 @@ impl Served {
     /// is left `attached`. Gives whether it is clean. Waits for the device; call it on a thread of its own.
     pub(crate) fn close_at_stop(mut self, owed: Option<GranuleSet>) -> bool {
         self.tap.stop();
-        self.join_queues();
+        drop(self.join_queues());
+        self.end_at_stop(owed)
+    }
+
+    /// As [`Served::close_at_stop`], for a successor in this process: the device that its host goes on using is free for that.
+    pub(crate) fn close_for_successor(mut self, owed: Option<GranuleSet>) -> bool {
+        self.tap.stop();
+        self.join_queues().into_iter().for_each(Abandoned::close);
+        self.end_at_stop(owed)
+    }
+
+    fn end_at_stop(mut self, owed: Option<GranuleSet>) -> bool {
         let clean = owed.is_some_and(|owed| self.write_clean(owed));
         self.finish();
         clean
@@ -627,14 +648,13 @@ impl Served {
         insertion.map_or(Ok(()), |insertion| insertion.forsake_twin()).context("its device's twin cannot be removed")
     }
 
-    fn join_queues(&mut self) {
-        for thread in self.queue_threads.drain(..) {
-            let _ = thread.join();
-        }
+    /// Gives what a process that lives on must close before the device can be served again.
+    fn join_queues(&mut self) -> Vec<Abandoned> {
+        self.queue_threads.drain(..).filter_map(|thread| thread.join().ok().flatten()).collect()
     }
 
     fn finish(&mut self) {
-        self.join_queues();
+        drop(self.join_queues());
         if let Some(guard) = self.guard.take() {
             guard.end();
         }
@@ -653,6 +673,17 @@ fn wait_for_disk(config: &VolumeConfig, dir: &Path) {
     while meta_path(dir).exists() && config.backing.starts_with("/dev") && !config.backing.exists() && Instant::now() < until {
         std::thread::sleep(DISK_POLL);
     }
+}
+
+/// Whether a volume that is served could be closed and opened with so many bytes, as far as that can be told while it is served:
+/// its host would wait for an opening that fails.
+///
+/// # Errors
+/// Why not.
+pub(crate) fn could_be_opened_again(config: &VolumeConfig, dir: &Path, around: &Surroundings, bytes: u64) -> anyhow::Result<()> {
+    refuse_own_tap(dir)?;
+    refuse_own_needs(config, dir, around)?;
+    IntentFile::has_room(dir, &Geometry::new(bytes)?).context("no room for a larger intent map")
 }
 
 /// The map must never lie on what it describes: a write of it would wait for itself.

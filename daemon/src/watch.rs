@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use farside_blockio::{WriteWatch, Written};
-use farside_region::{BootId, EpochId, VolumeId};
+use farside_region::{BootId, EpochId, Name, VolumeId};
 use farside_replication::source::DemoteCause;
 use serde::{Deserialize, Serialize};
 use tracing::{error, info, warn};
@@ -32,6 +32,15 @@ use crate::state_dir::Mark;
 
 /// Foreign writes are heeded once in so long.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What a group sees and its supervisor does something about, with the volume's name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Noticed {
+    /// Its device does not rest on its tap any more.
+    Bypassed(Name),
+    /// Its backing has become larger.
+    Grown(Name),
+}
 
 /// A device that does not rest on its tap.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -104,7 +113,7 @@ impl Control {
         if Mark::Paused.is_set(&member.served.dir).unwrap_or(false) {
             return;
         }
-        let _ = self.around.bypassed.send(member.served.config.name.clone()); // a daemon that stops hears nothing
+        let _ = self.around.noticed.send(Noticed::Bypassed(member.served.config.name.clone())); // a daemon that stops hears nothing
     }
 
     /// Why the tap is not put under its device yet.

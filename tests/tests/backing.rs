@@ -78,3 +78,35 @@ fn what_happened_while_nobody_served_it_is_noticed_and_nothing_else_is() {
     site.daemon.take().expect("it runs").stop();
     site.receiver.take().expect("it runs").stop();
 }
+
+/// Clients of a socket hear a size once: the volume stays as it is until the next start, and says why.
+#[test]
+fn growth_that_clients_cannot_see_is_said_and_taken_at_the_next_start() {
+    const GROWN: u64 = BYTES + (8 << 20);
+    let mut site = Site::with_volume(BYTES, "200ms", 4);
+    let is_said = |site: &Site| {
+        let reasons = site.volume_status("data")["reasons"].as_array().cloned().unwrap_or_default();
+        reasons.iter().any(|reason| reason["code"] == "backing_grown")
+    };
+    site.wait_quiet();
+    assert!(!is_said(&site));
+    let file = std::fs::File::options().write(true).open(site.backing("data")).expect("there");
+    file.set_len(GROWN).expect("grown");
+    wait_for("the growth to be said", || is_said(&site).then_some(()));
+    let mut client = Client::connect(&site.tap("data"), "data").expect("connected");
+    assert_eq!(client.size(), BYTES);
+    client.write(9 << 20, &[7; 4096], 0).expect("it is served as it was");
+    client.flush().expect("flushed");
+    drop(client);
+    site.daemon.take().expect("it runs").stop();
+    site.start_daemon();
+    assert_eq!(site.volume_status("data")["bytes"], GROWN);
+    assert!(!is_said(&site));
+    let mut client = Client::connect(&site.tap("data"), "data").expect("connected");
+    client.write(GROWN - 4096, &[8; 4096], 0).expect("what is new can be written");
+    client.flush().expect("flushed");
+    drop(client);
+    newest_equals_backing(&site, "grown");
+    site.daemon.take().expect("it runs").stop();
+    site.receiver.take().expect("it runs").stop();
+}

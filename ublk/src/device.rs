@@ -66,6 +66,9 @@ pub struct Device {
     recovered: bool,
     /// Its backing has grown to so many sectors.
     grows_to: Option<u64>,
+    can_grow: bool,
+    /// It has, and the device cannot.
+    is_small: bool,
     scan: Scan,
     data_path: Choice,
     slots: Option<u16>,
@@ -115,6 +118,7 @@ impl Device {
     pub fn claim(spec: &Spec, backing: &FileDevice) -> Result<Self, UblkError> {
         let mut control = Control::open()?;
         let kernel = Kernel::of(control.features()?);
+        let can_grow = kernel.has(feature::UPDATE_SIZE);
         let data_path = kernel.data_path(backing, spec.copied, &spec.accepted_faults);
         let params = params(spec, backing, data_path.path);
         if let Some(found) = find(&mut control, spec.token)? {
@@ -122,12 +126,12 @@ impl Device {
             if info.state == DeviceState::Quiesced {
                 let now = control.params(info.id)?;
                 check(&info, &now, &params)?;
-                let grows = now.device_sectors < params.device_sectors;
-                if grows && !kernel.has(feature::UPDATE_SIZE) {
+                let has_grown = now.device_sectors < params.device_sectors;
+                let (grows, is_small) = (has_grown && can_grow, has_grown && !can_grow);
+                if is_small {
                     let device = block_path(info.id);
                     tracing::warn!(device = %device.display(), "the backing has grown; this kernel's devices grow when they are made anew");
                 }
-                let grows = grows && kernel.has(feature::UPDATE_SIZE);
                 let data_path = match now.memory_align < params.memory_align {
                     true => Choice {
                         path: DataPath::Copy,
@@ -141,6 +145,8 @@ impl Device {
                     info,
                     recovered: true,
                     grows_to: grows.then_some(params.device_sectors),
+                    can_grow,
+                    is_small,
                     scan: Scan::No,
                     data_path,
                     slots: spec.slots,
@@ -165,7 +171,17 @@ impl Device {
         control.set_params(info.id, &params)?;
         let data_path = data_path.with(DataPath::of_device(info.flags));
         let scan = Scan::of(&kernel, backing, &spec.accepted_faults);
-        Ok(Self { control, info, recovered: false, grows_to: None, scan, data_path, slots: spec.slots })
+        Ok(Self {
+            control,
+            info,
+            recovered: false,
+            grows_to: None,
+            can_grow,
+            is_small: false,
+            scan,
+            data_path,
+            slots: spec.slots,
+        })
     }
 
     /// How its data comes and goes, and why.
@@ -181,6 +197,16 @@ impl Device {
     /// Whether it was there before.
     pub fn was_there(&self) -> bool {
         self.recovered
+    }
+
+    /// Whether the kernel can make it larger while it is used.
+    pub fn can_grow(&self) -> bool {
+        self.can_grow
+    }
+
+    /// Whether it shows less than its backing has, and cannot show more.
+    pub fn is_small(&self) -> bool {
+        self.is_small
     }
 
     /// How many queues it has.

@@ -34,8 +34,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use farside_blockio::{
-    BlockQueue, Buffer, BufferPool, Completion, Done, Errno, Op, Owner, Pages, Payload, Request, RequestId, Ring, SharedFd, Tag,
-    Waker, process,
+    Abandoned, BlockQueue, Buffer, BufferPool, Completion, Done, Errno, Op, Owner, Pages, Payload, Request, RequestId, Ring,
+    SharedFd, Tag, Waker, process,
 };
 use farside_region::{ByteExtent, ByteOffset};
 use memmap2::{MmapOptions, MmapRaw};
@@ -131,13 +131,13 @@ impl Server {
         (queues.map(server).collect(), handle)
     }
 
-    /// Serves the queue on this thread until it is stopped or the device ends, and gives it back. Begins when the servers of all
-    /// queues run. `ready` is called once the kernel has every command of this queue, so that [`crate::Device::go_live`] will not
+    /// Serves the queue on this thread until it is stopped or the device ends. Begins when the servers of all queues run. Gives the
+    /// ring, if the kernel still has commands: they must end before this process serves the device again. `ready` is called once the kernel has every command of this queue, so that [`crate::Device::go_live`] will not
     /// wait for ever; never where that fails.
     ///
     /// # Errors
     /// [`UblkError`]: before the first request, or when the ring breaks. The device's users wait then for the next server.
-    pub fn run<Q: BlockQueue>(self, queue: Q, ready: impl FnOnce()) -> Result<Q, UblkError> {
+    pub fn run<Q: BlockQueue>(self, queue: Q, ready: impl FnOnce()) -> Result<Option<Abandoned>, UblkError> {
         let Self { info, queue: number, .. } = self;
         let (depth, io_bytes) = (info.depth, info.io_bytes_max as usize);
         let device = PathBuf::from(format!("/dev/ublkc{}", info.id));
@@ -182,11 +182,9 @@ impl Server {
             running.fetch(tag, uapi::io::FETCH, 0, buffer);
         }
         let served = running.serve(&self.waker, ready);
-        let Running { ring, queue, gone, tags, .. } = running;
-        if gone < tags.len() {
-            ring.abandon();
-        }
-        served.map(|()| queue)
+        let Running { ring, gone, tags, .. } = running;
+        let abandoned = (gone < tags.len()).then(|| ring.abandon());
+        served.map(|()| abandoned)
     }
 }
 

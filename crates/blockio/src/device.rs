@@ -210,6 +210,14 @@ impl FileDevice {
         self.inner.size
     }
 
+    /// Bytes, as the kernel says now.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn size_now(&self) -> io::Result<u64> {
+        size_of_device(self.inner.fd.as_fd(), self.inner.kind)
+    }
+
     /// Direct-I/O alignment of offsets and lengths in bytes: a power of two from 512 to 4096. Memory is aligned by
     /// [`Buffer`].
     pub fn block_min(&self) -> u32 {

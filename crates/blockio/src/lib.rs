@@ -32,7 +32,7 @@ pub use mem::MemQueue;
 pub use nix::errno::Errno;
 pub use openers::openers;
 pub use queue::{BlockQueue, Done, Extent, ExtentKind, Op, Payload, PlainQueue, QueueInfo, Request, RequestId};
-pub use ring::{Completion, Fallocate, Owner, Pages, Ring, RingError, SharedFd, Tag};
+pub use ring::{Abandoned, Completion, Fallocate, Owner, Pages, Ring, RingError, SharedFd, Tag};
 pub use topology::Topology;
 pub use waker::Waker;
 pub use written::{WriteWatch, Written, sectors_written};

@@ -9,8 +9,10 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::marker::PhantomData;
+use std::mem::ManuallyDrop;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +20,7 @@ use farside_region::{ByteExtent, ByteOffset};
 use io_uring::types::{CancelBuilder, Fd, FsyncFlags, SubmitArgs, Timespec};
 use io_uring::{IoUring, opcode, squeue};
 use nix::errno::Errno;
+use nix::unistd::Pid;
 use thiserror::Error;
 
 use crate::{Buffer, Gather, Waker};
@@ -220,6 +223,8 @@ struct Scratch {
 
 const CANCEL: u64 = u64::MAX;
 const INTERRUPTED_MAX: u8 = 100;
+/// How often one looks whether the kernel is done with a thread.
+const THREAD_POLL: Duration = Duration::from_millis(1);
 
 impl Ring {
     /// A ring whose submission queue holds `entries` (rounded up to a power of two); more may be in flight.
@@ -362,19 +367,27 @@ impl Ring {
         self.start_with(tag, fd, Kind::Command { buffer }, entry);
     }
 
-    /// Gives the ring up although commands are in flight that only their driver can end: they end with this thread. Nothing in
-    /// flight is waited for, and its buffers are never used again. The ring's own memory and descriptor stay until the process
-    /// ends.
+    /// Gives the ring up although commands are in flight that only their driver can end: they end with the process, or when what
+    /// is given back is closed. Nothing in flight is waited for, and its buffers are never used again.
     ///
     /// † It is not closed here. A kernel of 2024 (6.12) that tears a ring down while its thread lives cancels commands whose
     /// completion it has queued for that thread and not delivered, and ends them twice, which is the end of the machine. As a
     /// thread ends, what is queued for it is delivered first.
-    pub fn abandon(mut self) {
+    pub fn abandon(mut self) -> Abandoned {
         for operation in self.slots.drain(..).flatten() {
             // Files are let go; the kernel may still write into buffers.
-            std::mem::forget(operation.kind);
+            match operation.kind {
+                Kind::Wake { waker, scratch } => {
+                    drop(waker);
+                    std::mem::forget(scratch);
+                }
+                kind => std::mem::forget(kind),
+            }
         }
-        std::mem::forget(self);
+        let ring = ManuallyDrop::new(self);
+        // SAFETY: the ring is never dropped or used again, so this is the only owner of what is read out of it.
+        let uring = unsafe { std::ptr::read(&raw const ring.uring) };
+        Abandoned { uring: ManuallyDrop::new(uring), thread: nix::unistd::gettid() }
     }
 
     /// Asks the kernel to give up the operations with this tag; they still complete, with `ECANCELED` if it could.
@@ -516,6 +529,32 @@ impl Ring {
             while self.pop().is_some() {}
         }
         true
+    }
+}
+
+/// A ring that was given up, with commands in flight. Dropped, it stays as it is until the process ends.
+pub struct Abandoned {
+    uring: ManuallyDrop<IoUring>,
+    /// Whose it was.
+    thread: Pid,
+}
+
+impl Abandoned {
+    /// Ends what is in flight on it. Its thread must have returned; the kernel may still be at it, and is waited for (†
+    /// [`Ring::abandon`]). Nothing of what ends so is heard of, and drivers may hear of it a moment later.
+    pub fn close(mut self) {
+        let thread = format!("/proc/self/task/{}", self.thread);
+        while Path::new(&thread).exists() {
+            std::thread::sleep(THREAD_POLL);
+        }
+        // SAFETY: it is dropped here and never again: there is no other drop of it.
+        unsafe { ManuallyDrop::drop(&mut self.uring) };
+    }
+}
+
+impl fmt::Debug for Abandoned {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Abandoned").field("thread", &self.thread).finish_non_exhaustive()
     }
 }
 

@@ -55,6 +55,8 @@ codes! {
     Fenced = "fenced",
     /// The volume became smaller.
     Shape = "shape",
+    /// The backing became larger, and the tap did not.
+    BackingGrown = "backing_grown",
     /// Changes may be unknown.
     TrackingLost = "tracking_lost",
     /// The host changes more than can be sent.

@@ -29,13 +29,14 @@ use crate::boot;
 use crate::change::Change;
 use crate::config::{Config, VolumeConfig};
 use crate::group::{Ask, GroupStart, Leaving, Note};
+use crate::growth::Growth;
 use crate::intent_file::IntentFileError;
 use crate::locked;
 use crate::loss::LossNote;
 use crate::state_dir::Mark;
 use crate::strangers::Strangers;
-use crate::tap::{self, TapConfig};
-use crate::volume::device_of;
+use crate::tap::{self, TapConfig, Way};
+use crate::volume::{could_be_opened_again, device_of};
 
 /// How long a command waits for the last requests of a volume that leaves. Less than a client waits for its answer.
 const LEAVE_WAIT: Duration = Duration::from_secs(15);
@@ -461,15 +462,12 @@ impl Daemon {
 
     /// Closes a volume whose tap nobody uses, and keeps all that is known of it.
     async fn release(&self, name: &Name) -> Result<(), ApiError> {
-        let Leaving { tap, .. } = self.ask(name, Ask::Leaving).await?;
         if !self.volumes.begin_to_leave(name) {
             return Err(self.under_way(name));
         }
-        let volume = name.clone();
-        let withdrawn = tokio::task::spawn_blocking(move || tap.claim().and_then(|unused| tap.withdraw(&volume, unused))).await;
-        if let Err(error) = withdrawn.map_err(anyhow::Error::from).flatten() {
+        if let Err(error) = self.withdraw_for_another(name).await {
             self.volumes.stays(name);
-            return Err(ApiError::new(ErrorCode::Conflict, format!("its tap cannot be made anew: {error:#}"), ""));
+            return Err(error);
         }
         let released = self.ask(name, Ask::Release).await;
         self.volumes.left(name);
@@ -477,6 +475,96 @@ impl Daemon {
             warn!(volume = %name, "{error}");
         }
         Ok(())
+    }
+
+    /// Takes away a tap that nobody uses, so that it is made anew.
+    async fn withdraw_for_another(&self, name: &Name) -> Result<(), ApiError> {
+        let Leaving { tap, .. } = self.ask(name, Ask::Leaving).await?;
+        let volume = name.clone();
+        let withdrawn = tokio::task::spawn_blocking(move || tap.claim().and_then(|unused| tap.withdraw(&volume, unused))).await;
+        withdrawn
+            .map_err(anyhow::Error::from)
+            .flatten()
+            .map_err(|error| ApiError::new(ErrorCode::Conflict, format!("its tap cannot be made anew: {error:#}"), ""))
+    }
+
+    /// Makes a volume as large as its backing has become, as soon as that can be.
+    pub(super) async fn grow(self: &Arc<Self>, name: &Name) {
+        let mut wait = AGAIN;
+        loop {
+            tokio::time::sleep(wait).await; // whoever resizes a disk may do so in several steps
+            let Err(why) = self.try_to_grow(name, Way::Takeover).await else { return };
+            let said = self.ask(name, |id, reply| Ask::GrowthWaits(id, why.to_string(), reply)).await;
+            if said.is_err() || self.stopping.load(Ordering::Relaxed) {
+                return; // it has grown, or is not served any more
+            }
+            info!(volume = %name, "it does not grow yet: {why}");
+            wait = (wait * 2).min(AGAIN_MAX);
+        }
+    }
+
+    /// Has the devices made anew that are smaller than their volumes could be, where that is the way and nobody uses them. Says
+    /// of which volumes that could not be.
+    async fn make_small_ones_anew(self: &Arc<Self>) -> Vec<String> {
+        let served: Vec<Name> = locked(&self.volumes.served).keys().cloned().collect();
+        let mut failed = Vec::new();
+        for name in served {
+            let Ok(Growth { way: Way::NewDevice, .. }) = self.ask(&name, Ask::Growth).await else { continue };
+            if let Err(why) = self.try_to_grow(&name, Way::NewDevice).await {
+                let said = self.ask(&name, |id, reply| Ask::GrowthWaits(id, why.to_string(), reply)).await;
+                said.unwrap_or_else(|error| debug!(volume = %name, "{error}"));
+                failed.push(format!("volume {name} has not grown: {why}"));
+            }
+        }
+        failed
+    }
+
+    /// Closes a volume whose backing has grown, and opens it again. An error: it is served as it was.
+    async fn try_to_grow(self: &Arc<Self>, name: &Name, way: Way) -> Result<(), ApiError> {
+        let Growth { to, .. } = self.ask(name, Ask::Growth).await?;
+        let volume = locked(&self.config).volumes.get(name).cloned();
+        let volume = volume.ok_or_else(|| ApiError::internal("it is not configured any more"))?;
+        let (config, around) = (volume.clone(), self.around.clone());
+        let dir = self.state.volume_path(&volume.group, name);
+        let possible = tokio::task::spawn_blocking(move || could_be_opened_again(&config, &dir, &around, to)).await;
+        let possible = possible.map_err(anyhow::Error::from).flatten();
+        possible.map_err(|error| ApiError::new(ErrorCode::Conflict, format!("{error:#}"), ""))?;
+        if !self.volumes.begin_to_leave(name) {
+            return Err(self.under_way(name));
+        }
+        let withdrawn = match way {
+            Way::NewDevice => self.withdraw_for_another(name).await,
+            Way::Takeover | Way::NextStart => Ok(()),
+        };
+        let closed = match withdrawn {
+            Ok(()) => self.ask(name, Ask::MakeWay).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = closed {
+            self.volumes.stays(name);
+            return Err(error);
+        }
+        self.volumes.left(name);
+        self.open_until_served(name).await;
+        Ok(())
+    }
+
+    /// Opens a volume that was closed for that, and whose host waits.
+    async fn open_until_served(self: &Arc<Self>, name: &Name) {
+        let mut wait = AGAIN;
+        loop {
+            let volume = locked(&self.config).volumes.get(name).cloned();
+            let Some(volume) = volume.filter(|_| !self.stopping.load(Ordering::Relaxed)) else { return };
+            if !self.volumes.begin(name) {
+                return; // somebody else opens it
+            }
+            match self.open_configured(volume).await {
+                Ok(()) => return,
+                Err(error) => error!(volume = %name, "not served, and its host waits: {error:#}"),
+            }
+            tokio::time::sleep(wait).await;
+            wait = (wait * 2).min(AGAIN_MAX);
+        }
     }
 
     /// Waits for a volume that leaves; not longer than a person would.
@@ -519,6 +607,7 @@ impl Daemon {
             starts.spawn(async move { daemon.open_configured(volume).await.err().map(|e| format!("volume {name}: {e:#}")) });
         }
         failed.extend(starts.join_all().await.into_iter().flatten());
+        failed.extend(self.make_small_ones_anew().await);
         failed
     }
 

@@ -4,6 +4,7 @@
 //! Deliberately not here: how a device is made and taken away under faults, which is each driver's own story.
 
 use farside_tests::verify::Rng;
+use serde_json::Value;
 
 use crate::protected::{CLI, Host, is_quiet};
 use crate::{Guest, Kernel};
@@ -292,28 +293,132 @@ pub fn writes_on_without_memory(kernel: Kernel, tap: &Tap) {
     unmount_and_shut_down(host);
 }
 
-/// The backing is a part of the disk, and becomes more of it under a mounted file system.
-///
-/// # Panics
-/// When somebody notices, or what is new cannot be used.
-pub fn grows_with_its_backing(kernel: Kernel, tap: &Tap) {
+/// A backing that is a part of the disk, and can become more of it.
+#[derive(Debug)]
+struct Part {
+    disk: String,
+}
+
+impl Part {
+    /// The whole disk.
+    const SECTORS: u64 = 131_072;
+    const NODE: &str = "/dev/mapper/part";
+
+    fn make(guest: &mut Guest, sectors: u64) -> Self {
+        let part = Self { disk: guest.run("cat /run/backing").trim().to_owned() };
+        guest.run(&format!("{} | dmsetup create --noudevsync part", part.table(sectors)));
+        part
+    }
+
+    fn table(&self, sectors: u64) -> String {
+        format!("echo 0 {sectors} linear {} 0", self.disk)
+    }
+
+    /// As `lvextend` does it.
+    fn grow(&self, guest: &mut Guest, sectors: u64) {
+        guest.run(&format!("{} | dmsetup reload part && dmsetup resume --noudevsync part", self.table(sectors)));
+    }
+}
+
+/// A host with an application on a volume over a part of its disk.
+fn on_a_part(kernel: Kernel, tap: &Tap, sectors: u64) -> (Host, Part) {
     let mut host = Host::boot(kernel, &[tap.module, "dm_mod"]);
     tap.complaints.iter().for_each(|words| host.guest.announce(words));
-    let data = host.guest.run("cat /run/backing").trim().to_owned();
-    let table = |sectors: u64| format!("echo 0 {sectors} linear {data} 0");
-    host.guest.run(&format!("{} | dmsetup create --noudevsync part", table(65536)));
-    host.guest.run(&format!("{CLI} volume add data --backing /dev/mapper/part --tap {}", tap.name));
+    let part = Part::make(&mut host.guest, sectors);
+    host.guest.run(&format!("{CLI} volume add data --backing {} --tap {}", Part::NODE, tap.name));
     host.guest.run(&format!("/bin/mke2fs -q -t ext4 {DEVICE} && mount -t ext4 {DEVICE} /mnt"));
     host.start_load();
     host.wait_for_load(20);
-    host.guest.run(&format!("{} | dmsetup reload part && dmsetup resume --noudevsync part", table(131_072)));
+    (host, part)
+}
+
+/// Everybody sees that size.
+fn is_as_large(host: &mut Host, sectors: u64) {
+    let bytes = sectors * 512;
+    host.guest.wait_until(&format!("test $(blockdev --getsize64 {DEVICE}) = {bytes}"));
+    let shown = host.guest.run(&format!("cat /sys/block/$(basename $(readlink -f {DEVICE}))/size"));
+    assert_eq!(shown.trim(), sectors.to_string());
+    host.wait_for_group("the volume to have its new size", |group| group["volumes"][0]["bytes"] == bytes);
+}
+
+fn file_system_bytes(guest: &mut Guest) -> u64 {
+    let blocks = guest.run("stat -f -c '%b %S' /mnt");
+    blocks.split_whitespace().map(|number| number.parse::<u64>().expect("a number")).product()
+}
+
+/// The backing is a part of the disk, and becomes more of it under a mounted file system, which uses it all at once: while its
+/// daemon runs, while it dies of it, and while there is none.
+///
+/// # Panics
+/// When somebody notices, or what is new cannot be used or is not replicated.
+pub fn grows_with_its_backing(kernel: Kernel, tap: &Tap) {
+    let (mut host, part) = on_a_part(kernel, tap, Part::SECTORS / 2);
+    host.wait_for_group("the first sync", |group| group["volumes"][0]["state"]["state"] == "streaming");
+    let before = file_system_bytes(&mut host.guest);
+    part.grow(&mut host.guest, Part::SECTORS * 3 / 4);
+    is_as_large(&mut host, Part::SECTORS * 3 / 4);
+    host.load_lives();
+    assert_eq!(host.guest.attempt("grep 'everything will be compared' /run/daemon.log").stdout, "", "what is cold stays cold");
+    host.guest.run(&format!("resize2fs {DEVICE} 2>&1"));
+    assert!(file_system_bytes(&mut host.guest) > before, "the file system is as small as it was");
+    host.guest.run("dd if=/dev/urandom of=/mnt/new bs=1M count=12 conv=fsync 2>/dev/null");
+    host.wait_for_load(20);
+    host.wait_for_group("a point of what is new", |group| group["volumes"][0]["state"]["state"] == "streaming");
+    // Wherever it is with it when it dies, the next one begins with the new size.
+    part.grow(&mut host.guest, Part::SECTORS * 7 / 8);
+    host.guest.wait_until("test $(grep -c 'closed, to be opened again' /run/daemon.log) = 2");
+    host.kill_daemon();
+    host.start_daemon();
+    is_as_large(&mut host, Part::SECTORS * 7 / 8);
+    host.stop_daemon();
+    part.grow(&mut host.guest, Part::SECTORS);
+    host.start_daemon();
+    is_as_large(&mut host, Part::SECTORS);
+    host.guest.run(&format!("resize2fs {DEVICE} 2>&1"));
+    host.wait_for_load(20);
+    host.guest.run("dd if=/dev/urandom of=/mnt/newer bs=1M count=12 conv=fsync 2>/dev/null");
+    unmount_and_shut_down(host);
+}
+
+/// Where a device cannot grow while it is used: it is said, nothing happens to its users, and a reload makes it anew when there
+/// are none.
+///
+/// # Panics
+/// When somebody notices, or what is new cannot be used or is not replicated.
+pub fn grows_when_it_is_unused(kernel: Kernel, tap: &Tap) {
+    let (mut host, part) = on_a_part(kernel, tap, Part::SECTORS / 2);
+    let is_said = |group: &Value| {
+        let reasons = group["volumes"][0]["reasons"].as_array();
+        reasons.is_some_and(|reasons| reasons.iter().any(|reason| reason["code"] == "backing_grown"))
+    };
+    part.grow(&mut host.guest, Part::SECTORS);
+    host.wait_for_group("the growth to be said", is_said);
+    let refused = host.guest.attempt(&format!("{CLI} reload"));
+    assert!(refused.stdout.contains("has not grown") || refused.stderr.contains("has not grown"), "{refused:?}");
+    is_as_large_as_it_was(&mut host);
+    host.wait_for_load(20);
+    // Nor does a restart, which takes the size of the backing for the volume.
     host.stop_daemon();
     host.start_daemon();
+    is_as_large_as_it_was(&mut host);
+    host.wait_for_group("the growth to be said", is_said);
     host.wait_for_load(20);
-    assert_eq!(host.guest.run(&format!("blockdev --getsize64 {DEVICE}")).trim(), (131_072u64 * 512).to_string());
-    // What is new can be used, and is replicated.
-    host.guest.run(&format!("dd if=/dev/urandom of={DEVICE} bs=1M seek=40 count=8 conv=notrunc,fsync 2>/dev/null"));
-    unmount_and_shut_down(host);
+    host.stop_load();
+    host.guest.run(&format!("umount /mnt && {CLI} reload"));
+    is_as_large(&mut host, Part::SECTORS);
+    host.guest.run(&format!("mount -t ext4 {DEVICE} /mnt && resize2fs {DEVICE} 2>&1"));
+    host.guest.run("dd if=/dev/urandom of=/mnt/new bs=1M count=20 conv=fsync 2>/dev/null");
+    let grown = host.wait_for_group("nothing to be said any more", |group| !is_said(group));
+    assert_eq!(grown["volumes"][0]["bytes"], Part::SECTORS * 512);
+    host.guest.run("umount /mnt");
+    host.wait_for_group("the last writes", is_quiet);
+    host.assert_newest_point_is_the_disk();
+    host.shut_down();
+}
+
+fn is_as_large_as_it_was(host: &mut Host) {
+    let bytes = host.guest.run(&format!("blockdev --getsize64 {DEVICE}"));
+    assert_eq!(bytes.trim(), (Part::SECTORS / 2 * 512).to_string());
 }
 
 /// Ends an application that has met no error, and its host; the newest point is what the disk holds.

@@ -172,7 +172,7 @@ impl Host {
         gateway = setup.gateway_disks.into_iter().fold(gateway, Machine::disk);
         let machine = match setup.debian {
             true => Machine::debian("host", setup.kernel),
-            false => Machine::new("host", setup.kernel).debian_programs(&["mke2fs", "e2fsck", "dmsetup"]),
+            false => Machine::new("host", setup.kernel).debian_programs(&["mke2fs", "e2fsck", "resize2fs", "dmsetup"]),
         };
         let mut machine = machine
             .modules(&setup.modules)

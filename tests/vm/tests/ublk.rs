@@ -77,6 +77,11 @@ fn a_device_grows_with_its_backing() {
 }
 
 #[test]
+fn a_device_that_cannot_grow_while_it_is_used_grows_when_it_is_not() {
+    conformance::grows_when_it_is_unused(Kernel::Backports, &UBLK);
+}
+
+#[test]
 fn a_machine_without_memory_writes_on() {
     conformance::writes_on_without_memory(Kernel::Newest, &UBLK);
 }

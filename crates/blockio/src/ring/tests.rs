@@ -203,9 +203,30 @@ fn an_abandoned_ring_waits_for_nothing_and_its_buffers_are_not_used_again() {
     let mut ring = Ring::new(8).unwrap();
     ring.recv(Tag::server(1), &ours, pool.take(4096).unwrap(), 0..4096);
     ring.wait(Some(Duration::ZERO)).unwrap();
-    ring.abandon();
+    let _abandoned = ring.abandon();
     assert_eq!(pool.in_use(), 4096, "the kernel may still write there");
     assert_eq!(Arc::strong_count(&ours), 1, "and has its own hold of the file");
+}
+
+#[test]
+fn what_is_in_flight_on_an_abandoned_ring_ends_when_it_is_closed() {
+    let (ours, theirs) = socket_pair();
+    let pool = BufferPool::new(8192, 4096).unwrap();
+    let buffer = pool.take(4096).unwrap();
+    let thread = std::thread::spawn(move || {
+        let mut ring = Ring::new(8).unwrap();
+        ring.recv(Tag::server(1), &ours, buffer, 0..4096);
+        ring.wait(Some(Duration::ZERO)).unwrap();
+        ring.abandon()
+    });
+    let abandoned = thread.join().unwrap();
+    let has_ended = |patience: Duration| {
+        let mut fds = [nix::poll::PollFd::new(std::os::fd::AsFd::as_fd(&theirs), nix::poll::PollFlags::empty())];
+        nix::poll::poll(&mut fds, nix::poll::PollTimeout::try_from(patience).unwrap()).unwrap() > 0
+    };
+    assert!(!has_ended(Duration::ZERO), "the thread's end ends nothing");
+    abandoned.close();
+    assert!(has_ended(Duration::from_secs(30)), "the kernel holds the socket no more");
 }
 
 #[test]
