@@ -32,6 +32,12 @@ struct Args {
     /// Seconds that each workload on the tap runs.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
     tap_seconds: u64,
+    /// Of section `vm`, only these.
+    #[arg(long, value_enum, value_delimiter = ',')]
+    vm: Vec<vm::Device>,
+    /// How often section `vm` measures each of them, in turns.
+    #[arg(long, default_value_t = 2)]
+    vm_rounds: usize,
     /// Only these sections; all of them but `vm` without it.
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Section>,
@@ -67,7 +73,7 @@ fn main() -> Result<()> {
         lag::run(args.tap_seconds, &mut report)?;
     }
     if args.only.contains(&Section::Vm) {
-        vm::run(args.tap_seconds, &mut report)?;
+        vm::run(&vm::Wanted { devices: args.vm, rounds: args.vm_rounds, seconds: args.tap_seconds }, &mut report)?;
     }
     report.print();
     std::fs::write(&args.json, serde_json::to_string_pretty(&report)?).with_context(|| args.json.display().to_string())?;

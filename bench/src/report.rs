@@ -1,5 +1,6 @@
 //! What was measured, as tables and as JSON, and how it stands to the goals.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use farside_vm::INSTRUCTION_NS;
@@ -45,15 +46,25 @@ pub(crate) struct VmRow {
     /// Of the thread that serves, for each request that an operation becomes; not of the disk itself, and not where it was killed.
     system_calls: Option<f64>,
     sleeps: Option<f64>,
+    /// Who ran for how long: percent of one processor.
+    processor_percent: BTreeMap<String, f64>,
 }
 
 impl VmRow {
-    /// `requests`: that one operation becomes.
-    pub(crate) fn new(workload: String, server: &'static str, load: Load, requests: u64, counts: Option<Counts>) -> Self {
+    /// `requests`: that one operation becomes. `ran`: for how many nanoseconds, by name.
+    pub(crate) fn new(
+        workload: String,
+        server: &'static str,
+        load: Load,
+        requests: u64,
+        counts: Option<Counts>,
+        ran: &BTreeMap<String, u64>,
+    ) -> Self {
+        let processor_percent = percents(&load, ran);
         let all = (load.operations * requests) as f64;
         let each = |count: fn(&Counts) -> u64| counts.as_ref().map(|counts| count(counts) as f64 / all);
         let (system_calls, sleeps) = (each(|counts| counts.system_calls), each(|counts| counts.sleeps));
-        Self { workload, server, load, system_calls, sleeps }
+        Self { workload, server, load, system_calls, sleeps, processor_percent }
     }
 }
 
@@ -72,7 +83,8 @@ impl fmt::Display for VmRow {
     }
 }
 
-/// What each request of a workload costs, on a machine whose clock goes by instructions.
+/// What each request of a workload costs, on a machine with one processor whose clock goes by instructions: whoever else uses this
+/// machine changes nothing.
 #[derive(Debug, Serialize)]
 pub(crate) struct Instructions {
     workload: &'static str,
@@ -82,15 +94,40 @@ pub(crate) struct Instructions {
     thread: f64,
     /// Of everything: also of who asks, and of who replicates.
     all: f64,
+    load: Load,
+    processor_percent: BTreeMap<String, f64>,
 }
 
 impl Instructions {
-    /// `requests`: that one operation becomes.
-    pub(crate) fn new(workload: &'static str, server: &'static str, load: &Load, requests: u64, counts: &Counts) -> Self {
+    /// `requests`: that one operation becomes. `ran`: for how many nanoseconds, by name.
+    pub(crate) fn new(
+        workload: &'static str,
+        server: &'static str,
+        load: Load,
+        requests: u64,
+        counts: &Counts,
+        ran: &BTreeMap<String, u64>,
+    ) -> Self {
         let requests = load.operations * requests;
         let each = |ns: u64| (ns / INSTRUCTION_NS) as f64 / requests as f64;
-        Self { workload, server, requests, thread: each(counts.run_ns), all: each(counts.all_ns) }
+        let (thread, all) = (each(counts.run_ns), each(counts.all_ns));
+        let processor_percent = percents(&load, ran);
+        Self { workload, server, requests, thread, all, load, processor_percent }
     }
+}
+
+/// Who ran, in percent of one processor.
+fn percents(load: &Load, ran: &BTreeMap<String, u64>) -> BTreeMap<String, f64> {
+    let percent_of_ns = 100.0 * load.iops / (load.operations.max(1) as f64 * 1e9);
+    let percents = ran.iter().map(|(name, ns)| (name.clone(), *ns as f64 * percent_of_ns));
+    percents.filter(|(_, percent)| *percent >= 0.5).collect()
+}
+
+fn print_percents(workload: &str, server: &str, percents: &BTreeMap<String, f64>) {
+    let mut ran: Vec<(&String, &f64)> = percents.iter().collect();
+    ran.sort_by(|a, b| b.1.total_cmp(a.1));
+    let ran: Vec<String> = ran.into_iter().map(|(name, percent)| format!("{name} {percent:.0}")).collect();
+    println!("{workload:<20} {server:<34} {}", ran.join(", "));
 }
 
 /// Lag while something writes at a rate.
@@ -302,12 +339,20 @@ impl Report {
         }
         if !self.instructions.is_empty() {
             println!(
-                "\ninstructions for each request, emulated, kernel included\n{:<20} {:<34} {:>9} {:>12} {:>12}",
-                "workload", "device", "requests", "its thread", "everything"
+                "\nin an emulated machine of one processor whose clock goes by instructions\n{:<20} {:<34} {:>9} {:>12} {:>12} {:>8} {:>8} {:>8} {:>9}",
+                "workload", "device", "requests", "of its thread", "of all", "IOPS", "p50 µs", "p99 µs", "p99.9 µs"
             );
-            for Instructions { workload, server, requests, thread, all } in &self.instructions {
-                println!("{workload:<20} {server:<34} {requests:>9} {thread:>12.0} {all:>12.0}");
+            for Instructions { workload, server, requests, thread, all, load, .. } in &self.instructions {
+                let Load { iops, p50_us, p99_us, p999_us, .. } = load;
+                println!(
+                    "{workload:<20} {server:<34} {requests:>9} {thread:>12.0} {all:>12.0} {iops:>8.0} {p50_us:>8} {p99_us:>8} {p999_us:>9}"
+                );
             }
+        }
+        if !self.vm.is_empty() || !self.instructions.is_empty() {
+            println!("\nwho ran, in percent of one processor");
+            self.vm.iter().for_each(|row| print_percents(&row.workload, row.server, &row.processor_percent));
+            self.instructions.iter().for_each(|row| print_percents(row.workload, row.server, &row.processor_percent));
         }
         println!("\n{:<58} {:>8} {:>10}", "goal", "wanted", "measured");
         for g in &self.goals {

@@ -6,9 +6,11 @@
 //! emulated processors, too. "Bare ublk" is a server of ours with nothing between driver and disk (no
 //! tracking, no intent): rublk's loop target does the same work, and wants libclang to be built.
 
+use std::collections::BTreeMap;
+
 use anyhow::Result;
-use farside_tests::wait_for;
-use farside_vm::counted::{Bare, Load, Threads, load};
+use farside_tests::{usage, wait_for};
+use farside_vm::counted::{Bare, Load, Threads, load, ran};
 use farside_vm::protected::{CLI, Host, Setup, is_quiet};
 use farside_vm::{Guest, Kernel};
 
@@ -18,7 +20,9 @@ const DEVICE: &str = "/dev/farside/data";
 const WORKLOADS: [&str; 5] = ["write-4096-1", "write-4096-32", "read-4096-32", "write-1048576-4", "sync-4096-1"];
 /// Writes per second around cuts: well below what the slowest machine can do.
 pub(crate) const PACE: u64 = 50;
-const ROUNDS: usize = 2;
+
+/// What runs on this machine and not in the guest.
+const OUTSIDE: &str = "outside: ";
 
 pub(crate) const DISK: &str = "disk";
 pub(crate) const BARE: &str = "bare ublk";
@@ -35,23 +39,59 @@ fn requests_of(workload: &str) -> u64 {
     if workload.starts_with("sync") || workload.contains("-1048576-") { 2 } else { 1 }
 }
 
+/// What can be measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Device {
+    /// The disk itself.
+    Disk,
+    /// ublk with nothing between driver and disk.
+    Bare,
+    /// Farside on ublk: not replicating, replicating, around cuts, killed.
+    Farside,
+    /// Farside behind the kernel's NBD client.
+    NbdDevice,
+    /// The instructions that each request costs, of those that serve.
+    Instructions,
+}
+
+/// What is to be measured.
+#[derive(Debug)]
+pub(crate) struct Wanted {
+    /// All if none.
+    pub(crate) devices: Vec<Device>,
+    pub(crate) rounds: usize,
+    /// Of each workload.
+    pub(crate) seconds: u64,
+}
+
+impl Wanted {
+    fn has(&self, device: Device) -> bool {
+        self.devices.is_empty() || self.devices.contains(&device)
+    }
+}
+
 struct Bench<'a> {
     host: Host,
     data: String,
-    seconds: u64,
+    wanted: &'a Wanted,
     report: &'a mut Report,
 }
 
-pub(crate) fn run(seconds: u64, report: &mut Report) -> Result<()> {
-    eprintln!("booting a host that counts instructions, and its gateway …");
+pub(crate) fn run(wanted: &Wanted, report: &mut Report) -> Result<()> {
     let setup = || Setup::new(Kernel::Newest, &["ublk_drv", "nbd"]);
-    let mut bench = Bench::new(Host::with(setup().counting_instructions()), seconds, report);
-    bench.count();
-    bench.host.shut_down();
+    if wanted.has(Device::Instructions) {
+        eprintln!("booting a host that counts instructions, and its gateway …");
+        let mut bench = Bench::new(Host::with(setup().counting_instructions()), wanted, report);
+        bench.count();
+        bench.host.shut_down();
+    }
+    if wanted.rounds == 0 {
+        return Ok(());
+    }
     eprintln!("booting a host and its gateway …");
-    let mut bench = Bench::new(Host::with(setup()), seconds, report);
-    for round in 0..ROUNDS {
-        eprintln!("round {} of {ROUNDS} …", round + 1);
+    let mut bench = Bench::new(Host::with(setup()), wanted, report);
+    for round in 1..=wanted.rounds {
+        eprintln!("round {round} of {} …", wanted.rounds);
         bench.round();
     }
     bench.host.shut_down();
@@ -59,32 +99,38 @@ pub(crate) fn run(seconds: u64, report: &mut Report) -> Result<()> {
 }
 
 impl<'a> Bench<'a> {
-    fn new(mut host: Host, seconds: u64, report: &'a mut Report) -> Self {
+    fn new(mut host: Host, wanted: &'a Wanted, report: &'a mut Report) -> Self {
         let data = host.guest.run("cat /run/backing").trim().to_owned();
-        Self { host, data, seconds, report }
+        Self { host, data, wanted, report }
     }
 
     /// What each request costs in instructions.
     fn count(&mut self) {
         let data = self.data.clone();
-        for (server, options) in [(BARE, "queues=2"), (BARE_COPY, "copy queues=2")] {
-            let bare = Bare::serve(&mut self.host.guest, &data, options);
-            let threads = bare.threads(&mut self.host.guest);
-            self.count_all(server, &bare.path.clone(), &threads);
-            bare.stop(&mut self.host.guest);
+        if self.wanted.has(Device::Bare) {
+            for (server, options) in [(BARE, "queues=2"), (BARE_COPY, "copy queues=2")] {
+                let bare = Bare::serve(&mut self.host.guest, &data, options);
+                let threads = bare.threads(&mut self.host.guest);
+                self.count_all(server, &bare.path.clone(), &threads);
+                bare.stop(&mut self.host.guest);
+            }
         }
-        self.add("ublk");
-        self.farside("volume pause data");
-        let threads = self.host.queue_threads();
-        self.count_all(PAUSED, DEVICE, &threads);
-        self.farside("volume resume data");
-        self.host.wait_for_group("everything to be published", is_quiet);
-        self.count_all(REPLICATING, DEVICE, &threads);
-        self.farside("volume remove data --yes");
-        self.add("nbd-device");
-        let threads = self.host.queue_threads();
-        self.count_all(NBD, DEVICE, &threads);
-        self.farside("volume remove data --yes");
+        if self.wanted.has(Device::Farside) {
+            self.add("ublk");
+            self.farside("volume pause data");
+            let threads = self.host.queue_threads();
+            self.count_all(PAUSED, DEVICE, &threads);
+            self.farside("volume resume data");
+            self.host.wait_for_group("everything to be published", is_quiet);
+            self.count_all(REPLICATING, DEVICE, &threads);
+            self.farside("volume remove data --yes");
+        }
+        if self.wanted.has(Device::NbdDevice) {
+            self.add("nbd-device");
+            let threads = self.host.queue_threads();
+            self.count_all(NBD, DEVICE, &threads);
+            self.farside("volume remove data --yes");
+        }
     }
 
     fn count_all(&mut self, server: &'static str, device: &str, threads: &Threads) {
@@ -92,20 +138,37 @@ impl<'a> Bench<'a> {
             let arguments = format!("{workload} 1");
             let run = |guest: &mut Guest| load(guest, device, &arguments);
             run(&mut self.host.guest); // whatever happens once
-            let (load, counts) = threads.count(&mut self.host.guest, run);
-            self.report.counted(Instructions::new(workload, server, &load, requests_of(workload), &counts));
+            let ((load, mut ran), counts) = threads.count(&mut self.host.guest, |guest| ran(guest, run));
+            ran.insert("the application".to_owned(), load.run_ns);
+            self.report.counted(Instructions::new(workload, server, load, requests_of(workload), &counts, &ran));
         }
     }
 
     fn round(&mut self) {
         let data = self.data.clone();
-        self.measure_all(DISK, &data, None);
-        for (server, options) in [(BARE, "queues=2"), (BARE_COPY, "copy queues=2")] {
-            let bare = Bare::serve(&mut self.host.guest, &data, options);
-            let threads = bare.threads(&mut self.host.guest);
-            self.measure_all(server, &bare.path.clone(), Some(&threads));
-            bare.stop(&mut self.host.guest);
+        if self.wanted.has(Device::Disk) {
+            self.measure_all(DISK, &data, None);
         }
+        if self.wanted.has(Device::Bare) {
+            for (server, options) in [(BARE, "queues=2"), (BARE_COPY, "copy queues=2")] {
+                let bare = Bare::serve(&mut self.host.guest, &data, options);
+                let threads = bare.threads(&mut self.host.guest);
+                self.measure_all(server, &bare.path.clone(), Some(&threads));
+                bare.stop(&mut self.host.guest);
+            }
+        }
+        if self.wanted.has(Device::Farside) {
+            self.farside_round();
+        }
+        if self.wanted.has(Device::NbdDevice) {
+            self.add("nbd-device");
+            let threads = self.host.queue_threads();
+            self.measure_all(NBD, DEVICE, Some(&threads));
+            self.farside("volume remove data --yes");
+        }
+    }
+
+    fn farside_round(&mut self) {
         self.add("ublk");
         self.farside("volume pause data");
         let threads = self.host.queue_threads();
@@ -122,10 +185,6 @@ impl<'a> Bench<'a> {
         self.die();
         self.host.wait_for_group("everything to be published", is_quiet);
         self.farside("group set default --epoch 500ms");
-        self.farside("volume remove data --yes");
-        self.add("nbd-device");
-        let threads = self.host.queue_threads();
-        self.measure_all(NBD, DEVICE, Some(&threads));
         self.farside("volume remove data --yes");
     }
 
@@ -162,22 +221,32 @@ impl<'a> Bench<'a> {
         threads: Option<&Threads>,
     ) {
         let pace = rate.map_or_else(String::new, |rate| format!(" {rate}"));
-        let arguments = format!("{workload} {}{pace}", self.seconds);
-        let run = |guest: &mut Guest| load(guest, device, &arguments);
-        let (load, counts) = match threads {
+        let arguments = format!("{workload} {}{pace}", self.wanted.seconds);
+        let emulators = [
+            ("the emulated host", self.host.guest.emulator()),
+            ("the emulated gateway", self.host.receiver.emulator()),
+            ("disks and network", std::process::id()),
+        ];
+        let before = emulators.map(|(_, process)| usage(process).0);
+        let run = |guest: &mut Guest| ran(guest, |guest| load(guest, device, &arguments));
+        let ((load, mut ran), counts) = match threads {
             Some(threads) => {
-                let (load, counts) = threads.count(&mut self.host.guest, run);
-                (load, Some(counts))
+                let (given, counts) = threads.count(&mut self.host.guest, run);
+                (given, Some(counts))
             }
             None => (run(&mut self.host.guest), None),
         };
+        ran.insert("the application".to_owned(), load.run_ns);
+        for ((name, process), before) in emulators.into_iter().zip(before) {
+            ran.insert(format!("{OUTSIDE}{name}"), (usage(process).0 - before).as_nanos() as u64);
+        }
         let name = if rate.is_some() { format!("{workload}, {PACE}/s") } else { workload.to_owned() };
-        self.report.in_vm(VmRow::new(name, server, load, requests_of(workload), counts));
+        self.report.in_vm(VmRow::new(name, server, load, requests_of(workload), counts, &ran));
     }
 
     /// What an application waits for when the daemon is killed in the middle and started again at once.
     fn die(&mut self) {
-        let (log, seconds) = ("/run/killed.log", self.seconds.max(5) * 3);
+        let (log, seconds) = ("/run/killed.log", self.wanted.seconds.max(5) * 3);
         let command = format!("exec farside-vm-bench load $(readlink -f {DEVICE}) write-4096-1 {seconds}");
         self.host.guest.run(&format!("rm -f {log}"));
         let application = self.host.guest.start_command(&command, log);
@@ -188,6 +257,6 @@ impl<'a> Bench<'a> {
         self.host.guest.wait_until(&format!("test ! -d /proc/{application}"));
         let said = self.host.guest.run(&format!("cat {log}"));
         let load: Load = serde_json::from_str(&said).unwrap_or_else(|error| panic!("{error}: {said}"));
-        self.report.in_vm(VmRow::new("write-4096-1".to_owned(), KILLED, load, 1, None));
+        self.report.in_vm(VmRow::new("write-4096-1".to_owned(), KILLED, load, 1, None, &BTreeMap::new()));
     }
 }

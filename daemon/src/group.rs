@@ -158,7 +158,7 @@ impl GroupStart {
         let (sender, notes) = unbounded();
         let inbox = Inbox(sender);
         let (link, connector) =
-            crate::link::start(&self.around.runtime, self.dial.clone(), self.around.pacer.clone(), inbox.clone());
+            crate::link::start(&self.around.links, self.dial.clone(), self.around.pacer.clone(), inbox.clone());
         let heartbeat = Arc::new(std::sync::atomic::AtomicU64::new(monotonic_ns()));
         let cut_bytes_min = u64::from(self.around.limits.side_buffer_mib) << 19; // half the side buffer
         let limits = Limits {

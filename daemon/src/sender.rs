@@ -106,7 +106,7 @@ pub(crate) struct SenderThread {
     pub(crate) orders: Receiver<Order>,
     pub(crate) waker: Waker,
     pub(crate) report: Box<dyn Fn(Report) + Send>,
-    pub(crate) runtime: tokio::runtime::Handle,
+    pub(crate) links: tokio::runtime::Handle,
     pub(crate) pacer: Arc<Pacer>,
     pub(crate) counters: Arc<SentCounters>,
 }
@@ -133,7 +133,7 @@ impl SenderThread {
             yielding: Yielding::new(self.depth),
             host: self.host,
             report: self.report,
-            runtime: self.runtime,
+            links: self.links,
             pacer: self.pacer,
             waker: self.waker.clone(),
             counters: self.counters,
@@ -190,7 +190,7 @@ struct Pipeline {
     /// Where regions come back from them.
     done: Sender<Encoded>,
     report: Box<dyn Fn(Report) + Send>,
-    runtime: tokio::runtime::Handle,
+    links: tokio::runtime::Handle,
     pacer: Arc<Pacer>,
     waker: Waker,
     counters: Arc<SentCounters>,
@@ -364,7 +364,7 @@ impl Pipeline {
         let (chunks, receiver) = mpsc::channel(CHUNKS_MAX);
         let header = PartHeader { key: order.key, part: order.part }.encode();
         let header = Bytes::copy_from_slice(&header);
-        self.runtime.spawn(forward(connection.clone(), self.pacer.clone(), header, receiver, self.waker.clone()));
+        self.links.spawn(forward(connection.clone(), self.pacer.clone(), header, receiver, self.waker.clone()));
         self.job = Some(Job {
             id,
             part: PartAssembler::new(id),

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
-use farside_blockio::process::{boot_id, lock_memory, monotonic_ns, refuse_core_dumps, set_io_flusher};
+use farside_blockio::process::{Priority, boot_id, lock_memory, monotonic_ns, refuse_core_dumps, set_io_flusher};
 use farside_control::source::{Accept, Connection, GroupSettings, GroupStatus, Limits, Paired, SourceStatus};
 use farside_control::{
     ApiError, Code, DurationError, ErrorCode, Rate, Reason, Reloaded, Severity, parse_epoch_interval, parse_span,
@@ -69,13 +69,27 @@ pub fn run(config: &Path) -> anyhow::Result<()> {
     let config = Config::load(config)?;
     let state = Arc::new(StateDir::open(&config.source.state_dir)?);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let links = links()?;
     let result = runtime.block_on(async {
         let (notices, noticed) = mpsc::unbounded_channel();
-        let daemon = Daemon::new(config, state, tokio::runtime::Handle::current(), notices)?;
+        let daemon = Daemon::new(config, state, links.handle().clone(), notices)?;
         daemon.serve(noticed).await
     });
+    links.shutdown_timeout(Duration::from_secs(5));
     runtime.shutdown_timeout(Duration::from_secs(5));
     result
+}
+
+/// What encrypts, sends and receives, on threads that give way to whoever uses the volumes. † Nothing else runs there: a thread that
+/// is started by one of these is as slow as they are, and may not have the right to be faster again; what opens volumes starts threads.
+fn links() -> std::io::Result<tokio::runtime::Runtime> {
+    let give_way = || drop(Priority::Background.set()); // where it is refused, all threads are equal
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("link")
+        .on_thread_start(give_way)
+        .enable_all()
+        .build()
 }
 
 /// The running daemon; shared by API handlers.
@@ -104,7 +118,7 @@ impl Daemon {
     fn new(
         config: Config,
         state: Arc<StateDir>,
-        runtime: tokio::runtime::Handle,
+        links: tokio::runtime::Handle,
         noticed: mpsc::UnboundedSender<Noticed>,
     ) -> anyhow::Result<Arc<Self>> {
         let identity = Identity::load_or_create(state.path())?;
@@ -118,7 +132,7 @@ impl Daemon {
             api_group: config.source.api_group.clone(),
             accepted_faults: config.source.accept_faults.clone(),
             runtime_dir: config.source.runtime_dir().to_owned(),
-            runtime,
+            links,
             pacer: Arc::default(),
             encoders: Encoders::start(config.limits.encoder_threads())?,
             noticed,

@@ -67,7 +67,8 @@ pub(crate) struct Surroundings {
     pub(crate) accepted_faults: Vec<String>,
     /// Gone at the next boot.
     pub(crate) runtime_dir: PathBuf,
-    pub(crate) runtime: tokio::runtime::Handle,
+    /// Where everything to do with the gateway runs.
+    pub(crate) links: tokio::runtime::Handle,
     /// How fast all volumes together may send.
     pub(crate) pacer: Arc<farside_transport::Pacer>,
     /// Who encodes for all senders.
@@ -358,7 +359,7 @@ impl Served {
                 let inbox = inbox.clone();
                 move |report| inbox.send(Note::Sender(id, report))
             }),
-            runtime: around.runtime.clone(),
+            links: around.links.clone(),
             pacer: around.pacer.clone(),
             counters: sent.clone(),
         };

@@ -4,11 +4,12 @@
 //! `farside-vm-bench serve BACKING STOP [copy] [slots=N] [queues=N]` makes that device, says its path, and serves it until somebody writes
 //! into the FIFO `STOP`; then it takes the device away and says what it did. `farside-vm-bench load DEVICE WORKLOAD SECONDS
 //! [RATE]` gives the device random work past the page cache and prints one line of JSON. A workload is `read`, `write` or `sync`
-//! (a write and a flush), bytes and depth: `write-4096-32`. With a rate, so many begin in each second.
+//! (a write and a flush), bytes and depth: `write-4096-32`. With a rate, so many begin in each second. `farside-vm-bench ran` says
+//! for how long each thread of the guest has run: nanoseconds, its process's name, its own.
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use farside_blockio::{Buffer, FileDevice, OpenOptions, PlainQueue, Ring, Tag, Waker};
@@ -25,8 +26,27 @@ fn main() -> Result<(), Failure> {
         ["serve", backing, stop, ref options @ ..] => serve(Path::new(backing), Path::new(stop), options),
         ["load", device, workload, seconds] => load(Path::new(device), workload, seconds.parse()?, None),
         ["load", device, workload, seconds, rate] => load(Path::new(device), workload, seconds.parse()?, Some(rate.parse()?)),
-        _ => Err("farside-vm-bench serve BACKING STOP [copy] [slots=N] [queues=N] | load DEVICE WORKLOAD SECONDS [RATE]".into()),
+        ["ran"] => ran(),
+        _ => {
+            Err("farside-vm-bench serve BACKING STOP [copy] [slots=N] [queues=N] | load DEVICE WORKLOAD SECONDS [RATE] | ran"
+                .into())
+        }
     }
+}
+
+fn ran() -> Result<(), Failure> {
+    let folders = |path: &Path| std::fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
+    let is_process = |path: &PathBuf| path.file_name().is_some_and(|name| name.as_encoded_bytes()[0].is_ascii_digit());
+    let read = |path: PathBuf| std::fs::read_to_string(path).unwrap_or_default(); // it may have ended meanwhile
+    for process in folders(Path::new("/proc")).filter(is_process) {
+        let name = read(process.join("comm"));
+        for thread in folders(&process.join("task")) {
+            let ran = read(thread.join("schedstat"));
+            let ran = ran.split(' ').next().unwrap_or("0");
+            println!("{ran}\t{}\t{}", name.trim(), read(thread.join("comm")).trim());
+        }
+    }
+    Ok(())
 }
 
 fn serve(backing: &Path, stop: &Path, options: &[&str]) -> Result<(), Failure> {
@@ -149,9 +169,11 @@ fn load(path: &Path, workload: &str, seconds: u64, rate: Option<u64>) -> Result<
     let [p50, p99, p999, max] = [0.5, 0.99, 0.999, 1.0].map(|share| at(share).unwrap_or(0));
     let mean = latencies.iter().map(|us| f64::from(*us)).sum::<f64>() / latencies.len().max(1) as f64;
     let operations = latencies.len();
+    let run_ns = std::fs::read_to_string("/proc/thread-self/schedstat")?;
+    let run_ns = run_ns.split(' ').next().unwrap_or("0");
     println!(
         "{{\"operations\":{operations},\"iops\":{:.1},\"mean_us\":{mean:.0},\"p50_us\":{p50},\"p99_us\":{p99},\"p999_us\":{p999},\
-         \"max_us\":{max}}}",
+         \"max_us\":{max},\"run_ns\":{run_ns}}}",
         operations as f64 / seconds
     );
     Ok(())

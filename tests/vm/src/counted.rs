@@ -3,6 +3,8 @@
 //! Invariant: system calls are counted by the kernel's own tracing (`raw_syscalls:sys_enter`), of these threads alone, between two
 //! moments; nothing of ours counts itself.
 
+use std::collections::BTreeMap;
+
 use crate::Guest;
 
 const TRIGGER: &str = "/sys/kernel/tracing/events/raw_syscalls/sys_enter/trigger";
@@ -92,6 +94,31 @@ impl Threads {
     }
 }
 
+/// For how long threads of a guest ran, in nanoseconds, by what they are: `farsided send-data`. What ended meanwhile is not there.
+///
+/// # Panics
+/// When the guest does not say.
+pub fn ran<T>(guest: &mut Guest, run: impl FnOnce(&mut Guest) -> T) -> (T, BTreeMap<String, u64>) {
+    let look = |guest: &mut Guest| {
+        let mut all: BTreeMap<String, u64> = BTreeMap::new();
+        for line in guest.run("farside-vm-bench ran").lines() {
+            let [ran, process, thread] = line.split('\t').collect::<Vec<_>>()[..] else { panic!("not a thread: {line}") };
+            // Numbers and what follows them tell threads of one kind from each other.
+            let kind = |name: &str| name.split(|c: char| c.is_ascii_digit() || ":/".contains(c)).next().unwrap_or("").to_owned();
+            let (process, thread) = (kind(process), kind(thread));
+            let name = if process == thread { process } else { format!("{process} {thread}") };
+            *all.entry(name.trim_end_matches(['-', ' ']).to_owned()).or_default() += ran.parse::<u64>().unwrap_or(0);
+        }
+        all
+    };
+    let before = look(guest);
+    let given = run(guest);
+    let mut after = look(guest);
+    after.iter_mut().for_each(|(name, ran)| *ran = ran.saturating_sub(before.get(name).copied().unwrap_or(0)));
+    after.retain(|_, ran| *ran > 0);
+    (given, after)
+}
+
 /// A ublk device over a disk, with nothing in between: what other servers of such devices are compared with. It ends when it is
 /// stopped.
 #[derive(Debug)]
@@ -158,6 +185,8 @@ pub struct Load {
     pub p999_us: u64,
     /// The slowest.
     pub max_us: u64,
+    /// For how long it ran itself, in nanoseconds.
+    pub run_ns: u64,
 }
 
 /// Puts a load on a device: `farside-vm-bench load`.

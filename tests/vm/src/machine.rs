@@ -405,6 +405,11 @@ impl Guest {
         }
     }
 
+    /// The process of this machine that is its emulator.
+    pub fn emulator(&self) -> u32 {
+        self.qemu.id() // setpriv has become it
+    }
+
     fn ask(&mut self, request: &Request, payload: &[u8]) -> (Reply, Vec<u8>) {
         let answer = send(&mut self.agent, request, payload).and_then(|()| receive(&mut self.agent));
         match answer {
