@@ -15,7 +15,7 @@
 //!
 //! Only the daemon of this host does that (its runtime directory is `/run/farside`), for block devices whose tap is a device.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -347,6 +347,8 @@ pub(crate) struct Backings {
     list: Mutex<List>,
     /// Volumes that a person wants back from their hosts.
     wanted: Mutex<BTreeSet<Name>>,
+    /// Why a served disk is seen by its host at a boot.
+    seen: Mutex<BTreeMap<Name, String>>,
     host: Host,
 }
 
@@ -359,7 +361,10 @@ impl Backings {
 
     fn at(places: Option<Places>, config: &Config, host: Host) -> Self {
         let source = config.source.name.clone();
-        let with = |places, list| Self { places, source: source.clone(), list: Mutex::new(list), wanted: Mutex::default(), host };
+        let with = |places, list| {
+            let (wanted, seen) = (Mutex::default(), Mutex::default());
+            Self { places, source: source.clone(), list: Mutex::new(list), wanted, seen, host }
+        };
         let Some(places) = places else { return with(None, List::default()) };
         let before = match List::load(&places.list) {
             Ok(before) => before,
@@ -433,6 +438,7 @@ impl Backings {
         self.refuse_bare(volume)?;
         let known = (self.host.disk_of)(&volume.backing);
         let mut list = locked(&self.list);
+        locked(&self.seen).remove(name);
         backing.disk = match known {
             Ok(disk) => Some(disk),
             Err(why) => {
@@ -442,6 +448,9 @@ impl Backings {
                 if before.is_none() {
                     let disk = volume.backing.display();
                     warn!(volume = %name, "{disk} is not hidden from its host at a boot: {why}");
+                    if why != Unknown::Unseen {
+                        locked(&self.seen).insert(name.clone(), format!("{disk} is not hidden from its host at a boot: {why}"));
+                    }
                 }
                 before
             }
@@ -471,6 +480,16 @@ impl Backings {
             warn!(volume = %name, "its disk stays hidden: {error:#}");
         }
         let _ = have_udev_look(&backing.path, Look::Found); // it may be gone
+    }
+
+    /// What a person said held for the opening that has failed by now: the disk may be its host's.
+    pub(crate) fn want_no_more(&self, name: &Name) {
+        locked(&self.wanted).remove(name);
+    }
+
+    /// Why a served volume's disk is seen by its host at a boot; `None`: it is not.
+    pub(crate) fn seen(&self, name: &Name) -> Option<String> {
+        locked(&self.seen).get(name).cloned()
     }
 
     /// A person says that this volume's disk is free.
@@ -766,6 +785,9 @@ mod tests {
             !dir.path().join("x.rules").exists()
                 || !std::fs::read_to_string(dir.path().join("x.rules")).expect("read").contains("nothing-a")
         );
+        backings.want_back(&volume.name);
+        backings.want_no_more(&volume.name);
+        backings.take(volume).expect_err("it was in use then; a person has to say so again");
         backings.want_back(&volume.name);
         backings.take(volume).expect("taken back");
         assert!(!places(dir.path()).is_bare(&volume.name));

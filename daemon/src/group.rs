@@ -5,6 +5,7 @@
 //! comes as a [`Note`] through one inbox, so that there is one owner and no lock.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -28,7 +29,7 @@ use crate::sender::{Order, Report as SenderReport};
 use crate::state_dir::{Mark, StateDir};
 use crate::tally::Tally;
 use crate::volume::{IntentOrder, Served, Surroundings};
-use crate::watch::{Bypass, Sight};
+use crate::watch::{Bypass, Noticed, Sight};
 
 /// How often regions are offered for cooling, at most.
 const COOL_EVERY: Duration = Duration::from_secs(5);
@@ -60,8 +61,8 @@ pub(crate) enum Note {
     MapStillFails(VolumeId, String),
     /// The tap's thread has ended.
     TapStopped(VolumeId),
-    /// A thread of the volume ended that must not.
-    Broken(VolumeId, String),
+    /// Its device is not served any more, and nobody here did that.
+    TapLost(VolumeId, String),
     /// The sender ended, which answers no order any more.
     SenderEnded(VolumeId, String),
     Connected(Link),
@@ -76,16 +77,12 @@ pub(crate) enum Note {
 pub(crate) enum Ask {
     Status(oneshot::Sender<farside_control::source::GroupStatus>),
     Add(VolumeConfig, oneshot::Sender<anyhow::Result<()>>),
-    Remove(VolumeId, oneshot::Sender<anyhow::Result<()>>),
+    Leave(VolumeId, Farewell, oneshot::Sender<anyhow::Result<()>>),
     Leaving(VolumeId, oneshot::Sender<anyhow::Result<Leaving>>),
-    /// Close it, and leave its folder for who opens it again.
-    Release(VolumeId, oneshot::Sender<anyhow::Result<()>>),
     /// What could be opened larger now.
     Growth(VolumeId, oneshot::Sender<anyhow::Result<Growth>>),
     /// Why it was not opened larger yet.
     GrowthWaits(VolumeId, String, oneshot::Sender<anyhow::Result<()>>),
-    /// Close it as at a planned stop, for who opens it larger. Its device stays as it is.
-    MakeWay(VolumeId, oneshot::Sender<anyhow::Result<()>>),
     /// Why a tap is not put under its device yet.
     TapWaits(VolumeId, String, oneshot::Sender<anyhow::Result<()>>),
     Pause(VolumeId, bool, oneshot::Sender<anyhow::Result<()>>),
@@ -222,6 +219,8 @@ impl GroupStart {
 pub(crate) struct Member {
     pub(crate) served: Served,
     pub(crate) broken: Option<String>,
+    /// Why its host has no tap.
+    pub(crate) tap_lost: Option<String>,
     cooler: Cooler,
     /// Batches that wait for the cooler.
     cool: VecDeque<(RegionSet, RegionSet)>,
@@ -243,13 +242,32 @@ pub(crate) struct Member {
     tap_stopped: bool,
 }
 
+/// Ends the device of a volume that could not be added, and removes its folder: by that one the next start finds a device that stays.
+fn leave_nothing(dir: &Path, id: VolumeId, name: &Name, runtime_dir: &Path) {
+    let ended = crate::tap::end(dir, id, name, runtime_dir);
+    let result = match &ended {
+        Ok(()) => std::fs::remove_dir_all(dir).map_err(Into::into),
+        // Whoever adds it again must not believe what was begun here.
+        Err(_) => Mark::TrackingLost.put(dir, true).map_err(anyhow::Error::from),
+    };
+    if let Err(error) = ended {
+        warn!(volume = %name, "its device stays until the next start of farsided: {error:#}");
+    }
+    if let Err(error) = result {
+        warn!(dir = %dir.display(), "what a volume that is not served left cannot be dealt with: {error:#}");
+    }
+}
+
 /// What becomes of the folder of a volume that leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Farewell {
+pub(crate) enum Farewell {
     Removed,
+    /// It is left for who opens it again.
     OpenedAgain,
     /// In a moment, by this process, over a larger backing; whoever uses its device waits.
     OpenedLarger,
+    /// It is left for the next start, which finds by it the device that could not be taken away.
+    DeviceStays,
 }
 
 impl Member {
@@ -376,7 +394,7 @@ impl Control {
                 Err(anyhow::anyhow!("the intent map of {name} still cannot be written: {why}; it is tried again by itself"))
             }),
             Note::TapStopped(id) => self.tap_stopped(id),
-            Note::Broken(id, why) => self.with(id, |m| m.broken = Some(why)),
+            Note::TapLost(id, why) => self.tap_lost(id, why),
             Note::SenderEnded(id, why) => {
                 self.with(id, |m| m.broken = Some(format!("nothing of it is replicated any more: {why}")));
                 self.step(Event::ReaderLost { volume: id });
@@ -733,15 +751,13 @@ impl Control {
                 let _ = reply.send(Err(anyhow::anyhow!("farsided is stopping")));
             }
             Ask::Add(config, reply) => self.open(config, reply),
-            Ask::Remove(id, reply) => self.let_go(id, Farewell::Removed, reply),
-            Ask::Release(id, reply) => self.let_go(id, Farewell::OpenedAgain, reply),
+            Ask::Leave(id, farewell, reply) => self.let_go(id, farewell, reply),
             Ask::Growth(id, reply) => {
                 let _ = reply.send(self.growth(id));
             }
             Ask::GrowthWaits(id, why, reply) => {
                 let _ = reply.send(self.growth_waits(id, why));
             }
-            Ask::MakeWay(id, reply) => self.let_go(id, Farewell::OpenedLarger, reply),
             Ask::TapWaits(id, why, reply) => {
                 let _ = reply.send(self.tap_waits(id, why));
             }
@@ -802,11 +818,8 @@ impl Control {
             Ok(opened) => inbox.send(Note::Opened(Box::new(opened), reply)),
             Err(error) => {
                 // What was never served has no state, and must not meet any when it is added again.
-                if is_new && let Err(error) = crate::tap::abolish(&left, id, &around.runtime_dir) {
-                    warn!(volume = %name, "its device stays until the next boot: {error:#}");
-                }
-                if is_new && let Err(error) = std::fs::remove_dir_all(&left) {
-                    warn!(dir = %left.display(), %error, "what a volume that is not served left cannot be removed");
+                if is_new {
+                    leave_nothing(&left, id, &name, &around.runtime_dir);
                 }
                 let _ = reply.send(Err(error));
             }
@@ -817,6 +830,7 @@ impl Control {
         let member = Member {
             cooler: Cooler::new(served.volume.clone()),
             broken: None,
+            tap_lost: None,
             cool: VecDeque::new(),
             flushing: false,
             heats: Vec::new(),
@@ -840,9 +854,8 @@ impl Control {
         self.step(Event::AddVolume(setup));
         let member = self.members.get_mut(&id).expect("just inserted");
         if member.served.tap_has_ended() {
-            // Its notes came before it was a member.
-            member.tap_stopped = true;
-            member.broken = Some("the tap ended as it began; the log says why".to_owned());
+            // Its note came before it was a member.
+            self.tap_stopped(id);
         }
         self.shim_events(id); // arms its bell, and hears what came before
     }
@@ -880,7 +893,17 @@ impl Control {
         member.tap_stopped = true;
         if member.leaving.is_some() {
             self.step(Event::RemoveVolume { volume: id });
+        } else if !member.served.tap.is_meant_to_end() {
+            error!(volume = %member.served.config.name, "its device is gone, and farsided did not end it; it is served anew");
+            self.tap_lost(id, "its device was ended by somebody else".to_owned());
         }
+    }
+
+    /// What its host asked for has failed, or waits: the volume is closed, and opened again.
+    fn tap_lost(&mut self, id: VolumeId, why: String) {
+        let Some(member) = self.members.get_mut(&id).filter(|member| member.leaving.is_none()) else { return };
+        member.tap_lost = Some(why);
+        let _ = self.around.noticed.send(Noticed::TapLost(member.served.config.name.clone())); // a daemon that stops hears nothing
     }
 
     fn removed(&mut self, id: VolumeId) {
@@ -900,6 +923,10 @@ impl Control {
                     served.close_for_successor(trusted.then_some(owed));
                     Ok(())
                 }
+                Some((Farewell::DeviceStays, _)) => {
+                    served.close();
+                    Ok(())
+                }
                 _ => {
                     let result = served.close_and_remove();
                     note.remove();
@@ -911,6 +938,7 @@ impl Control {
                 (Ok(()), Some((Farewell::OpenedAgain | Farewell::OpenedLarger, _))) => {
                     info!(volume = %name, "closed, to be opened again")
                 }
+                (Ok(()), Some((Farewell::DeviceStays, _))) => info!(volume = %name, "closed; its device stays for now"),
                 (Ok(()), _) => info!(volume = %name, "removed; its points stay in the store"),
             }
             if let Some((_, reply)) = leaving {

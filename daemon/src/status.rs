@@ -184,7 +184,7 @@ fn volume_status(control: &Control, member: &Member, v: &source::VolumeStatus) -
             saves: load(&c.saves),
         },
         verify: None,
-        reasons: volume_reasons(member, v, control.damaged.get(&v.volume).copied().unwrap_or(0)),
+        reasons: volume_reasons(member, v, control),
     }
 }
 
@@ -209,7 +209,8 @@ fn state_of(v: &source::VolumeStatus) -> VolumeState {
     }
 }
 
-fn volume_reasons(member: &Member, v: &source::VolumeStatus, segments_damaged: u32) -> Vec<Reason> {
+fn volume_reasons(member: &Member, v: &source::VolumeStatus, control: &Control) -> Vec<Reason> {
+    let segments_damaged = control.damaged.get(&v.volume).copied().unwrap_or(0);
     let load = |n: &std::sync::atomic::AtomicU64| n.load(Ordering::Relaxed);
     use Severity::{Error, Warning};
     let mut reasons: Vec<Reason> = member.growth_reason().into_iter().collect();
@@ -338,6 +339,15 @@ fn volume_reasons(member: &Member, v: &source::VolumeStatus, segments_damaged: u
     if v.flush_failed {
         let message = "a flush of the backing failed: what was written since the one before may be lost at a power cut".into();
         say(Error, Code::FlushFailed, message, "check the disk; regions stay hot until the next boot");
+    }
+    if let Some(message) = control.around.backings.seen(name) {
+        let todo = "a mount by UUID may find it before its tap is there: give the disk a serial number (libvirt: <serial>), and name \
+                    /dev/farside/NAME in /etc/fstab";
+        say(Warning, Code::NotHidden, message, todo);
+    }
+    if let Some(why) = &member.tap_lost {
+        let todo = "it is served again by itself; whatever had its device mounted or open must open it anew (umount, then mount)";
+        say(Error, Code::NotServed, format!("its host is not served: {why}"), todo);
     }
     if let Some(why) = &member.broken {
         say(Error, Code::Broken, format!("a thread of this volume ended: {why}"), "restart farsided");

@@ -116,6 +116,12 @@ fn put_mark(dir: &Path) -> Result<(), ConfigError> {
     if Mark::TrackingLost.is_set(dir)? { Ok(()) } else { Mark::TrackingLost.put(dir, true) }
 }
 
+/// The folders of volumes in `volumes` (GROUP/NAME) that are not `known`, as far as they can be listed.
+pub(crate) fn left_in(volumes: &Path, known: &[PathBuf]) -> Vec<PathBuf> {
+    let list = |folder: &Path| folders(folder).unwrap_or_default();
+    list(volumes).iter().flat_map(|group| list(group)).filter(|dir| !known.contains(dir)).collect()
+}
+
 /// None where there is no such folder.
 fn folders(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
     let entries = match std::fs::read_dir(dir) {

@@ -186,6 +186,7 @@ impl Daemon {
                     tokio::spawn(async move {
                         match what {
                             Noticed::Bypassed(volume) => daemon.insert_again(&volume).await,
+                            Noticed::TapLost(volume) => daemon.serve_again(&volume).await,
                             Noticed::Grown(volume) => daemon.grow(&volume).await,
                         }
                     });

@@ -13,7 +13,7 @@
 use std::fmt;
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -216,7 +216,20 @@ impl Prepared {
                 let (ready, is_ready) = bounded(queues.into());
                 let waiting = Arc::new(Mutex::new(Some((device, is_ready))));
                 let taps = servers.into_iter().map(|server| Tap::Ublk(server, ready.clone())).collect();
-                (taps, Handle::Ublk { server: handle, path, token, data_path, queues, can_grow, is_small, waiting, runtime_dir })
+                let withdrawn = Arc::default();
+                let handle = Handle::Ublk {
+                    server: handle,
+                    path,
+                    token,
+                    data_path,
+                    queues,
+                    can_grow,
+                    is_small,
+                    waiting,
+                    withdrawn,
+                    runtime_dir,
+                };
+                (taps, handle)
             }
         }
     }
@@ -230,19 +243,34 @@ pub(crate) enum Tap {
 }
 
 impl Tap {
-    /// Serves the queue on this thread until the tap is stopped. Gives what must be closed before another tap of this process can
-    /// serve the device.
+    /// Serves the queue on this thread until the tap is stopped, or its device has gone. Gives what must be closed
+    /// before another tap of this process can serve the device.
     ///
     /// # Errors
     /// Why it ended otherwise, or never began.
-    pub(crate) fn run<Q: BlockQueue>(self, queue: Q) -> anyhow::Result<Option<Abandoned>> {
+    pub(crate) fn run<Q: BlockQueue>(self, queue: Q) -> Result<Option<Abandoned>, Ended> {
         match self {
-            Self::Nbd(server) => Ok(server.run(queue).map(|_| None)?),
-            Self::Ublk(server, ready) => Ok(server.run(queue, move || {
-                let _ = ready.send(()); // whoever opened it may have given up
-            })?),
+            Self::Nbd(server) => server.run(queue).map(|_| None).map_err(|error| Ended::UnderWay(error.into())),
+            Self::Ublk(server, ready) => {
+                let mut has_begun = false;
+                let served = server.run(queue, || {
+                    has_begun = true;
+                    let _ = ready.send(()); // whoever opened it may have given up
+                });
+                let ended = if has_begun { Ended::UnderWay } else { Ended::BeforeItBegan };
+                served.map_err(|error| ended(error.into()))
+            }
         }
     }
+}
+
+/// Why a tap serves a queue no more.
+#[derive(Debug)]
+pub(crate) enum Ended {
+    /// Nothing was served.
+    BeforeItBegan(anyhow::Error),
+    /// Requests are under way, which nobody in this process can answer or give to another any more.
+    UnderWay(anyhow::Error),
 }
 
 /// What other threads hold of a tap.
@@ -269,6 +297,8 @@ pub(crate) enum Handle {
         is_small: bool,
         /// Until the device appears; told when the kernel will not wait for its server.
         waiting: Arc<Mutex<Option<Waiting>>>,
+        /// It ends because we end the device.
+        withdrawn: Arc<AtomicBool>,
         /// For who waits for the device.
         runtime_dir: PathBuf,
     },
@@ -282,13 +312,8 @@ pub(crate) enum Unused {
     Nothing,
     Nbd(Claim),
     Ublk(Box<Held>),
-}
-
-impl Unused {
-    /// Of a device that stays, whoever uses it.
-    pub(crate) fn left() -> Self {
-        Self::Nothing
-    }
+    /// It stays, for this reason, although its volume leaves.
+    Left(anyhow::Error),
 }
 
 /// What passes through a tap.
@@ -417,12 +442,14 @@ impl Handle {
                     return Err(error.into());
                 }
             }
-            (Self::Ublk { path, runtime_dir, waiting, .. }, Unused::Ublk(held)) => {
+            (Self::Ublk { path, runtime_dir, waiting, withdrawn, .. }, Unused::Ublk(held)) => {
                 if locked(waiting).is_none() {
                     sync(name, path.clone(), runtime_dir);
                 }
-                held.remove()?;
+                withdrawn.store(true, Ordering::SeqCst);
+                held.remove().inspect_err(|_| withdrawn.store(false, Ordering::SeqCst))?;
             }
+            (_, Unused::Left(why)) => return Err(why),
             _ => return Ok(()),
         }
         node::withdraw(name);
@@ -443,6 +470,12 @@ impl Handle {
             Self::Nbd(server) | Self::NbdDevice { server, .. } => server.is_stopping(),
             Self::Ublk { server, .. } => server.is_stopping(),
         }
+    }
+
+    /// Whether its end is our own doing: it was stopped, or its device taken away.
+    pub(crate) fn is_meant_to_end(&self) -> bool {
+        let is_withdrawn = matches!(self, Self::Ublk { withdrawn, .. } if withdrawn.load(Ordering::SeqCst));
+        is_withdrawn || self.is_stopping()
     }
 
     /// Has the queues look at what is parked, and at what they were ordered.
@@ -538,11 +571,13 @@ fn sync(volume: &Name, tap: PathBuf, runtime_dir: &Path) {
     }
 }
 
-/// A claim of the kernel's is granted beside whoever has a device open without one: a virtual machine, a database.
+/// A claim of the kernel's is granted beside whoever has a device open without one: a virtual machine, a database, the kernel's
+/// own loop devices and targets.
 fn opened_by_nobody(device: &Path) -> anyhow::Result<()> {
     let until = Instant::now() + OPENERS_WAIT;
     loop {
-        let openers = openers(device);
+        let mut openers = openers(device);
+        openers.extend(DevNumber::at(device).map(stack::kernel_users).unwrap_or_default());
         if openers.is_empty() {
             return Ok(());
         }
@@ -552,15 +587,6 @@ fn opened_by_nobody(device: &Path) -> anyhow::Result<()> {
         }
         std::thread::sleep(OPENERS_POLL);
     }
-}
-
-/// Ends the devices that a volume has without being served, whichever kind they are.
-///
-/// # Errors
-/// When somebody uses one, and what keeps us from knowing.
-pub(crate) fn abolish(dir: &Path, id: VolumeId, runtime_dir: &Path) -> anyhow::Result<()> {
-    abolish_ublk(dir)?;
-    abolish_nbd(id, runtime_dir)
 }
 
 /// Ends whatever device an earlier daemon left of a volume that nobody serves, and its name: only then its disk may be seen.
@@ -576,7 +602,8 @@ pub(crate) fn end(dir: &Path, id: VolumeId, name: &Name, runtime_dir: &Path) -> 
     if DevNumber::at(&link).is_ok_and(is_there) {
         opened_by_nobody(&link)?;
     }
-    abolish(dir, id, runtime_dir)?;
+    abolish_ublk(dir)?;
+    abolish_nbd(id, runtime_dir)?;
     // One of which nothing else is known any more.
     if DevNumber::at(&link).is_ok_and(is_there) {
         bail!("its device is still there, as {}", link.display());
@@ -594,12 +621,22 @@ fn abolish_nbd(id: VolumeId, runtime_dir: &Path) -> anyhow::Result<()> {
     }
 }
 
-/// False: there was none.
-fn abolish_ublk(dir: &Path) -> anyhow::Result<bool> {
-    match hold(dir)? {
-        Some(held) => held.remove().map(|()| true).map_err(Into::into),
-        None => Ok(false),
+fn abolish_ublk(dir: &Path) -> anyhow::Result<()> {
+    if let Some(held) = hold(dir)? {
+        held.remove()?;
     }
+    // Nothing is to be looked for by it any more; a device that is made later has one of its own.
+    match std::fs::remove_file(dir.join(TOKEN_FILE)) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).context("the name of a device that is gone stays")
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether a volume with this folder may have a device of ublk's.
+pub(crate) fn has_token(dir: &Path) -> bool {
+    dir.join(TOKEN_FILE).exists()
 }
 
 fn known_token(dir: &Path) -> anyhow::Result<Option<u64>> {

@@ -45,7 +45,7 @@ use crate::queue::{Counters, Orders, RingWake, ShimQueue};
 use crate::sender::{Order, SenderThread, SentCounters};
 use crate::sentinel::{Guard, Sentinels};
 use crate::state_dir::Mark;
-use crate::tap::{self, Prepared};
+use crate::tap::{self, Ended, Prepared};
 use crate::watch::{Left, Noticed};
 
 /// How long a disk that was there before may take to appear: less than the service has to be ready.
@@ -110,8 +110,8 @@ pub(crate) struct Served {
     /// What the kernel counts as written on the backing.
     pub(crate) writes: Option<WriteWatch>,
     guard: Option<Guard>,
-    /// The tap's node, where it is under a device.
-    under: Option<PathBuf>,
+    /// The tap's node and number, where it is under a device.
+    under: Option<(PathBuf, DevNumber)>,
     /// What the kernel counts as written on the tap.
     pub(crate) tap_writes: Option<TapWatch>,
     /// Why the tap is known not to see what is written.
@@ -378,12 +378,22 @@ impl Served {
             let (inbox, name, tap, serving) = (inbox.clone(), name.clone(), tap.clone(), serving.clone());
             queue_threads.push(spawn("queue").spawn(move || {
                 let _ = Priority::Urgent.set(); // `farside doctor` says where it is refused
-                let abandoned = server.run(queue).unwrap_or_else(|error| {
-                    error!(volume = %name, "the tap stopped serving: {error:#}");
-                    inbox.send(Note::Broken(id, format!("{error:#}")));
-                    tap.stop(); // a device is served whole, or waits for the next daemon
-                    None
-                });
+                let abandoned = match server.run(queue) {
+                    Ok(abandoned) => abandoned,
+                    Err(Ended::BeforeItBegan(error)) => {
+                        error!(volume = %name, "the tap is not served: {error:#}");
+                        tap.stop(); // a device is served whole, or waits for the next daemon
+                        None
+                    }
+                    // † The kernel gives what was under way to the next process only, once this one is gone.
+                    Err(Ended::UnderWay(error)) if !tap.is_stopping() => {
+                        panic!("the tap of volume {name} stopped serving, and only another process can go on: {error:#}")
+                    }
+                    Err(Ended::UnderWay(error)) => {
+                        error!(volume = %name, "the tap has not ended in order: {error:#}");
+                        None
+                    }
+                };
                 if serving.fetch_sub(1, Ordering::AcqRel) == 1 {
                     inbox.send(Note::TapStopped(id));
                 }
@@ -419,7 +429,7 @@ impl Served {
         let (inbox, volume) = (inbox.clone(), served.config.name.clone());
         let lost = move |why: String| {
             error!(%volume, "{why}");
-            inbox.send(Note::Broken(id, why));
+            inbox.send(Note::TapLost(id, why));
         };
         let put_there = match served.appear(&around.runtime_dir, lost) {
             Ok(put_there) => put_there,
@@ -478,7 +488,8 @@ impl Served {
             // A device that rests on this tap already is not given up: its requests wait for a successor.
             self.give_up_tap();
         })?;
-        self.under = Some(shown);
+        let number = DevNumber::at(&shown).with_context(|| format!("cannot look at {}", shown.display()))?;
+        self.under = Some((shown, number));
         Ok(put_there)
     }
 
@@ -505,7 +516,7 @@ impl Served {
             return Ok(self.blind.clone());
         }
         match (&self.insertion, &self.under) {
-            (Some(insertion), Some(tap)) => insertion.bypass(tap),
+            (Some(insertion), Some((tap, _))) => insertion.bypass(tap),
             _ => Ok(None),
         }
     }
@@ -616,9 +627,11 @@ impl Served {
         clean
     }
 
-    /// Ends the threads with the header left `attached`: the next start compares. Waits for the device.
+    /// Ends the threads with the header left `attached`: the next start compares. Waits for the device. One that stays may be served
+    /// again by this process.
     pub(crate) fn close(mut self) {
         self.tap.stop();
+        self.join_queues().into_iter().for_each(Abandoned::close);
         self.finish();
     }
 
@@ -636,17 +649,18 @@ impl Served {
         insertion.map_or(Ok(()), |insertion| insertion.remove_twin()).context("its device's twin cannot be removed")
     }
 
-    /// Ends the threads, with the folder as it is: somebody opens the volume again. A device that rests on its disks needs no
-    /// twin then.
+    /// Ends the threads, with the folder as it is: somebody opens the volume again. A device that somebody took off its tap needs
+    /// no twin then.
     ///
     /// # Errors
     /// When the twin cannot be removed.
     pub(crate) fn close_for_another(mut self) -> anyhow::Result<()> {
         self.tap.stop();
         self.finish();
-        let Self { device, insertion, .. } = self;
+        let Self { device, insertion, under, .. } = self;
         drop(device);
-        insertion.map_or(Ok(()), |insertion| insertion.forsake_twin()).context("its device's twin cannot be removed")
+        let tap = under.map(|(_, number)| number);
+        insertion.map_or(Ok(()), |insertion| insertion.forsake_twin(tap)).context("its device's twin cannot be removed")
     }
 
     /// Gives what a process that lives on must close before the device can be served again.
@@ -715,12 +729,10 @@ fn refuse_own_needs(config: &VolumeConfig, dir: &Path, around: &Surroundings) ->
         );
     }
     let backing = config.backing.display();
-    if let Some(swap) = swaps().into_iter().find(|swap| stack::rests_on(swap.1, number)) {
+    if let Some((swap, _)) = stack::swaps().into_iter().find(|(_, on)| stack::rests_on(*on, number)) {
         bail!(
-            "the host swaps to {} on {backing}: a start of farsided after a crash may need the memory that waits for its own tap. \
-             `swapoff {}`, and keep swap on a disk that is not protected: nothing in it is worth replicating",
-            swap.0,
-            swap.0
+            "the host swaps to {swap} on {backing}: a start of farsided after a crash may need the memory that waits for its own tap. \
+             `swapoff {swap}`, and keep swap on a disk that is not protected: nothing in it is worth replicating"
         );
     }
     if !config.insert && is_own_tap(number) {
@@ -736,19 +748,6 @@ fn refuse_own_needs(config: &VolumeConfig, dir: &Path, around: &Surroundings) ->
         );
     }
     Ok(())
-}
-
-/// What the host swaps to, with the device that it is or lies on.
-fn swaps() -> Vec<(String, DevNumber)> {
-    let text = std::fs::read_to_string("/proc/swaps").unwrap_or_default();
-    let device = |path: &str| {
-        use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
-        let metadata = std::fs::metadata(path).ok()?;
-        let is_device = metadata.file_type().is_block_device();
-        if is_device { Some(DevNumber::of(metadata.rdev())) } else { stack::device_of(Path::new(path)) }
-    };
-    let paths = text.lines().skip(1).filter_map(|line| line.split_whitespace().next());
-    paths.filter_map(|path| Some((path.to_owned(), device(path)?))).collect()
 }
 
 /// Whether it is what one of the names leads to that we give to taps.

@@ -40,6 +40,8 @@ pub(crate) enum Noticed {
     Bypassed(Name),
     /// Its backing has become larger.
     Grown(Name),
+    /// Its tap has ended, and nobody here did that.
+    TapLost(Name),
 }
 
 /// A device that does not rest on its tap.

@@ -299,6 +299,17 @@ pub fn held(token: u64) -> Result<Option<Held>, UblkError> {
     Ok(Some(Held { control, info, hold }))
 }
 
+/// Ends a device under whoever uses it, as `ublk del` does: for tests.
+///
+/// # Errors
+/// When the kernel refuses.
+#[doc(hidden)]
+pub fn end_under_its_users(id: u32) -> Result<(), UblkError> {
+    let mut control = Control::open()?;
+    control.order("stop", control::STOP_DEV, id, 0)?;
+    control.order("delete", control::DEL_DEV, id, 0)
+}
+
 impl Held {
     /// Ends the device. What its server has taken is answered first; if it has none, nothing waits in it, for nobody uses it.
     /// What its page cache holds is lost: have it written before, by a process that does not serve it.

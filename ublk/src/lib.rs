@@ -31,6 +31,8 @@ use std::path::PathBuf;
 use farside_blockio::{DeviceError, Errno, RingError};
 use thiserror::Error;
 
+#[doc(hidden)]
+pub use device::end_under_its_users;
 pub use device::{Device, Held, QUEUES_MAX, Spec, held};
 pub use kernel::{Choice, DataPath, Effect, FAULTS, Fault, Kernel, Version};
 pub use server::{Counters, Handle, Server};

@@ -41,6 +41,8 @@ codes! {
     ConfigurationStale = "configuration_stale",
     /// A configured volume is not served.
     NotServed = "not_served",
+    /// The disk of a volume can be mounted past its tap at a boot.
+    NotHidden = "not_hidden",
     /// A configured volume was not opened yet.
     Starting = "starting",
     /// The daemon is stopping.

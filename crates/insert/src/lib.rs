@@ -361,7 +361,7 @@ impl Insertion {
         Ok(self.control.by_number(self.number)?.map(|status| status.uuid).filter(|uuid| !uuid.is_empty()))
     }
 
-    /// Puts the tap under the device; false: it is there already. What is under way on the device ends first; new I/O waits that
+    /// Puts the tap under the device; false: it rested on a tap already, be it one that is gone. What is under way on the device ends first; new I/O waits that
     /// long.
     ///
     /// It waits for the tap: not to be called by the process that serves it.
@@ -371,16 +371,18 @@ impl Insertion {
     pub fn insert(&self, tap: &Path) -> Result<bool, InsertError> {
         let shown = Shown::look(&self.control, self.number)?;
         let over = number_of(tap)?;
-        match shown.state()? {
+        let was_bare = match shown.state()? {
             State::Inserted { over: now } if now == over => return Ok(false),
+            // Whatever was written to that one has failed: nothing waits in it, and nothing got past it.
+            State::Inserted { over: now } if stack::is_dead(now) => false,
             State::Inserted { .. } => {
                 return Err(InsertError::Changed { name: self.name.clone(), why: "rests on another tap" });
             }
-            State::Twinned => {}
+            State::Twinned => true,
             State::Bare | State::StaleTwin => {
                 return Err(InsertError::Changed { name: self.name.clone(), why: "was changed meanwhile" });
             }
-        }
+        };
         if shown.device.suspended {
             return Err(InsertError::Halted(self.name.clone()));
         }
@@ -389,7 +391,7 @@ impl Insertion {
         let table = [Target { start: 0, sectors, kind: LINEAR.to_owned(), parameters: format!("{over} 0") }];
         self.swap(&shown.device.name, &table)?;
         tracing::info!(device = %self.name, tap = %tap.display(), "the tap is under the device");
-        Ok(true)
+        Ok(was_bare)
     }
 
     /// Puts the device back on its own disks. The tap must be served: what is under way goes through it. It waits for that: not
@@ -423,12 +425,16 @@ impl Insertion {
         remove(&self.control, &self.twin.name)
     }
 
-    /// Removes the twin of a device that was taken off its tap by somebody else, whatever that rests on now. The tap is gone.
+    /// Removes the twin of a device that was taken off its tap by somebody else, whatever that rests on now. The tap is gone. One
+    /// that still rests on `tap` keeps its twin, which alone knows its extents.
     ///
     /// # Errors
     /// [`InsertError`].
-    pub fn forsake_twin(&self) -> Result<(), InsertError> {
-        remove(&self.control, &self.twin.name)
+    pub fn forsake_twin(&self, tap: Option<DevNumber>) -> Result<(), InsertError> {
+        match (self.state(), tap) {
+            (Ok(State::Inserted { over }), Some(tap)) if over == tap => Ok(()),
+            _ => remove(&self.control, &self.twin.name),
+        }
     }
 
     /// All that the kernel would only say with the device suspended, and what it would not say at all.
@@ -566,6 +572,15 @@ pub fn is_ready(device: &Path) -> Result<(), InsertError> {
         return Err(being_changed(name));
     }
     check_device(&shown.device, &shown.table)
+}
+
+/// Whether a table of ours was loaded for a device and never put in use.
+///
+/// # Errors
+/// [`InsertError`].
+pub fn is_half_done(device: &Path) -> Result<bool, InsertError> {
+    let (control, shown) = look_at(device)?;
+    Ok(shown.device.inactive && is_our_leftover(&control, &shown.device.name)?)
 }
 
 /// Whether a device is suspended.

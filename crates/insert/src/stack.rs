@@ -30,6 +30,18 @@ pub fn path_rests_on(path: &Path, below: DevNumber) -> bool {
     device_of(path).is_some_and(|device| rests_on(device, below))
 }
 
+/// What the host swaps to, with the device that it is or lies on.
+pub fn swaps() -> Vec<(String, DevNumber)> {
+    let text = std::fs::read_to_string("/proc/swaps").unwrap_or_default();
+    let device = |path: &str| {
+        let metadata = std::fs::metadata(path).ok()?;
+        let is_device = metadata.mode() & nix::libc::S_IFMT == nix::libc::S_IFBLK;
+        if is_device { Some(DevNumber::of(metadata.rdev())) } else { device_of(Path::new(path)) }
+    };
+    let paths = text.lines().skip(1).filter_map(|line| line.split_whitespace().next());
+    paths.filter_map(|path| Some((path.to_owned(), device(path)?))).collect()
+}
+
 /// The block device of the file system that a path lies on.
 pub fn device_of(path: &Path) -> Option<DevNumber> {
     let number = DevNumber::of(std::fs::metadata(path).ok()?.dev());
@@ -59,9 +71,45 @@ pub fn is_own_tap(device: DevNumber) -> bool {
     name.starts_with("ublkb") || text(device, "backend").is_some_and(|backend| backend.starts_with("farside:"))
 }
 
+/// Whether nothing can be asked of a device any more: it was taken away under its users, or is an NBD device that was
+/// disconnected for good.
+pub fn is_dead(device: DevNumber) -> bool {
+    const NBD: u32 = 43;
+    !at(device).exists() || device.major == NBD && text(device, "backend").is_none() && number(device, "size") == Some(0)
+}
+
 /// Whether it is one of the device mapper's.
 pub fn is_mapped(device: DevNumber) -> bool {
     at(device).join("dm").is_dir()
+}
+
+/// What of the kernel's own uses a device, a part of it, or what rests on it, by files that it opens without a claim: loop devices,
+/// NVMe and SCSI targets. In words for people.
+pub fn kernel_users(device: DevNumber) -> Vec<String> {
+    let is_it = |path: &Path| DevNumber::at(path).is_ok_and(|number| rests_on(number, device));
+    users_in(Path::new("/sys/block"), Path::new("/sys/kernel/config"), &is_it)
+}
+
+fn users_in(blocks: &Path, configured: &Path, is_it: &dyn Fn(&Path) -> bool) -> Vec<String> {
+    let list = |folder: PathBuf| std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let text = |path: PathBuf| std::fs::read_to_string(path).ok().map(|text| text.trim_end().to_owned());
+    let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let uses = |file: PathBuf| text(file).is_some_and(|path| is_it(Path::new(&path)));
+    let mut users = Vec::new();
+    for block in list(blocks.to_owned()).filter(|block| uses(block.join("loop/backing_file"))) {
+        users.push(format!("loop device /dev/{} (losetup -d)", name(&block)));
+    }
+    for subsystem in list(configured.join("nvmet/subsystems")) {
+        let spaces = list(subsystem.join("namespaces"));
+        let used = spaces.filter(|space| text(space.join("enable")).as_deref() == Some("1") && uses(space.join("device_path")));
+        users.extend(used.map(|space| format!("namespace {} of the NVMe target {}", name(&space), name(&subsystem))));
+    }
+    for backstore in list(configured.join("target/core")).flat_map(list) {
+        if uses(backstore.join("udev_path")) {
+            users.push(format!("backstore {} of a SCSI target", name(&backstore)));
+        }
+    }
+    users
 }
 
 /// Whether it lies on other devices.
@@ -110,6 +158,30 @@ mod tests {
         assert_eq!(source("0:25").unwrap(), Path::new("/dev/mapper/root"));
         assert_eq!(source("0:26").unwrap(), Path::new("proc"));
         assert_eq!(source("0:27"), None);
+    }
+
+    #[test]
+    fn users_in_the_kernel_are_named() {
+        let root = tempfile::tempdir().unwrap();
+        let (blocks, configured) = (root.path().join("block"), root.path().join("config"));
+        let put = |path: PathBuf, text: &str| {
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        for (number, file) in [(0, "/dev/other\n"), (1, "/dev/ublkb0\n")] {
+            put(blocks.join(format!("loop{number}/loop/backing_file")), file);
+        }
+        std::fs::create_dir_all(blocks.join("sda")).unwrap();
+        let space = |number: u32| configured.join(format!("nvmet/subsystems/farm/namespaces/{number}"));
+        for (number, enable) in [(1, "0\n"), (2, "1\n")] {
+            put(space(number).join("device_path"), "/dev/ublkb0\n");
+            put(space(number).join("enable"), enable);
+        }
+        put(configured.join("target/core/fileio_0/disk/udev_path"), "/dev/ublkb0\n");
+        let users = users_in(&blocks, &configured, &|path| path == Path::new("/dev/ublkb0"));
+        assert_eq!(users.len(), 3, "{users:?}");
+        assert!(users[0].contains("/dev/loop1") && users[1].contains("namespace 2 of the NVMe target farm"), "{users:?}");
+        assert!(users[2].contains("backstore disk"), "{users:?}");
     }
 
     #[test]

@@ -218,9 +218,7 @@ pub(crate) fn is_mounted(device: &Path) -> bool {
 
 /// Whether a device, or a part of it, is mounted as it is, or swap.
 pub(super) fn is_in_use(number: DevNumber) -> bool {
-    let swaps = std::fs::read_to_string("/proc/swaps").unwrap_or_default();
-    let mut swaps = swaps.lines().filter_map(|line| DevNumber::at(Path::new(line.split_whitespace().next()?)).ok());
-    is_number_mounted(number) || swaps.any(|swap| stack::rests_on(swap, number))
+    is_number_mounted(number) || stack::swaps().into_iter().any(|(_, swap)| stack::rests_on(swap, number))
 }
 
 fn is_number_mounted(number: DevNumber) -> bool {

@@ -28,14 +28,14 @@ use super::Daemon;
 use crate::boot;
 use crate::change::Change;
 use crate::config::{Config, VolumeConfig};
-use crate::group::{Ask, GroupStart, Leaving, Note};
+use crate::group::{Ask, Farewell, GroupStart, Leaving, Note};
 use crate::growth::Growth;
 use crate::intent_file::IntentFileError;
 use crate::locked;
 use crate::loss::LossNote;
 use crate::state_dir::Mark;
-use crate::strangers::Strangers;
-use crate::tap::{self, TapConfig, Way};
+use crate::strangers::{Strangers, left_in};
+use crate::tap::{self, TapConfig, Unused, Way};
 use crate::volume::{could_be_opened_again, device_of};
 
 /// How long a command waits for the last requests of a volume that leaves. Less than a client waits for its answer.
@@ -111,12 +111,12 @@ impl Volumes {
 
 /// The device of a volume, which nobody uses.
 struct Claimed {
-    tap: crate::tap::Handle,
-    unused: crate::tap::Unused,
+    tap: tap::Handle,
+    unused: Unused,
 }
 
 /// A device that answers in time, or does not: whether nobody uses it.
-async fn claimed(tap: &crate::tap::Handle) -> Result<Result<anyhow::Result<crate::tap::Unused>, JoinError>, Elapsed> {
+async fn claimed(tap: &tap::Handle) -> Result<Result<anyhow::Result<Unused>, JoinError>, Elapsed> {
     let tap = tap.clone();
     tokio::time::timeout(LEAVE_WAIT, tokio::task::spawn_blocking(move || tap.claim())).await
 }
@@ -139,6 +139,7 @@ impl Daemon {
         let device = |v: &VolumeConfig| device_of(v, &self.state.volume_path(&v.group, &v.name));
         let devices: Vec<PathBuf> = configured.iter().filter(|v| v.insert).map(device).collect();
         tap::sweep(&ids, &devices);
+        left_in(&self.state.volumes(), &known).into_iter().filter(|dir| tap::has_token(dir)).for_each(|dir| self.end_stray(dir));
         let strangers = Strangers::mark(&self.state.volumes(), known, &|dir| self.note_loss(dir));
         self.volumes.strangers.set(strangers).expect("volumes are started once");
         let mut starts = tokio::task::JoinSet::new();
@@ -165,6 +166,25 @@ impl Daemon {
         farside_ledger::volume_id(&self.around.source, &volume.group, &volume.name)
     }
 
+    /// Ends the device that a volume left which is not configured any more, if nobody uses it. Its name is claimed from here on:
+    /// whoever adds it meanwhile is told to wait, and does not get a device that is about to go.
+    fn end_stray(self: &Arc<Self>, dir: PathBuf) {
+        let Some((group, name)) = names_of(&dir).filter(|(_, name)| self.volumes.begin(name)) else { return };
+        let id = farside_ledger::volume_id(&self.around.source, &group, &name);
+        let daemon = self.clone();
+        // Not waited for: a device whose server is gone may not answer.
+        tokio::task::spawn_blocking(move || {
+            match tap::end(&dir, id, &name, &daemon.around.runtime_dir) {
+                Ok(()) => info!(volume = %name, "it is not configured any more, and has no device any more"),
+                Err(error) => warn!(
+                    volume = %name,
+                    "it is not configured any more, and its device stays, whose users wait: {error:#}; stop them and restart farsided, or                      add the volume again"
+                ),
+            }
+            locked(&daemon.volumes.unserved).remove(&name);
+        });
+    }
+
     /// A volume is not configured any more. From then on it may be written without us: its map is not trusted again.
     fn forget(&self, group: &Name, name: &Name) {
         let dir = self.state.volume_path(group, name);
@@ -173,8 +193,7 @@ impl Daemon {
 
     /// Has the next start know that the map in a folder is not to be trusted, if that is in this boot.
     fn note_loss(&self, dir: &Path) {
-        let name = |dir: &Path| dir.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse::<Name>().ok());
-        if let (Some(group), Some(volume)) = (dir.parent().and_then(name), name(dir)) {
+        if let Some((group, volume)) = names_of(dir) {
             let id = farside_ledger::volume_id(&self.around.source, &group, &volume);
             if let Err(error) = LossNote::of(&self.around.runtime_dir, id).put() {
                 warn!(%volume, %error, "nor can it be noted in the runtime directory");
@@ -186,6 +205,7 @@ impl Daemon {
     async fn open(&self, volume: VolumeConfig) -> anyhow::Result<()> {
         let name = volume.name.clone();
         let opened = self.try_to_open(volume).await;
+        self.around.backings.want_no_more(&name);
         let configured = locked(&self.config).volumes.contains_key(&name);
         let mut unserved = locked(&self.volumes.unserved);
         match &opened {
@@ -251,8 +271,13 @@ impl Daemon {
         if let Some(insertion) = insertion {
             self.take_out_of_device(name, insertion, &dir).await?;
             // From here on it leaves, even if somebody has the tap's own device open.
-            let unused = claimed(&tap).await.ok().and_then(Result::ok).and_then(Result::ok);
-            return Ok(Claimed { tap, unused: unused.unwrap_or_else(crate::tap::Unused::left) });
+            let unused = match claimed(&tap).await {
+                Ok(Ok(Ok(unused))) => unused,
+                Ok(Ok(Err(error))) => Unused::Left(error),
+                Ok(Err(error)) => Unused::Left(error.into()),
+                Err(_) => Unused::Left(anyhow::anyhow!("it does not answer")),
+            };
+            return Ok(Claimed { tap, unused });
         }
         match claimed(&tap).await {
             Ok(Ok(Ok(unused))) => Ok(Claimed { tap, unused }),
@@ -346,10 +371,15 @@ impl Daemon {
         };
         let volume = name.clone();
         let withdrawn = tokio::task::spawn_blocking(move || claimed.tap.withdraw(&volume, claimed.unused)).await;
-        if let Err(error) = withdrawn.map_err(anyhow::Error::from).flatten() {
-            error!(volume = %name, "its device is still there, and whatever uses it waits: {error:#}");
-        }
-        self.ask(name, Ask::Remove).await.map_err(LeaveError::Failed)
+        let Err(error) = withdrawn.map_err(anyhow::Error::from).flatten() else {
+            return self.ask(name, |id, reply| Ask::Leave(id, Farewell::Removed, reply)).await.map_err(LeaveError::Failed);
+        };
+        error!(volume = %name, "its device is still there, and whatever uses it waits: {error:#}");
+        // † By its folder the next start knows whose that device is.
+        self.ask(name, |id, reply| Ask::Leave(id, Farewell::DeviceStays, reply)).await.map_err(LeaveError::Failed)?;
+        let what = format!("volume {name} is not configured any more, and its device is still there: {error:#}");
+        let todo = "stop whatever uses it, then `systemctl restart farsided`, which takes it away; or add the volume again";
+        Err(LeaveError::Failed(ApiError::new(ErrorCode::Unavailable, what, todo)))
     }
 
     /// Lets a volume go, in the background, however long its device takes. None: it is leaving already, or not served.
@@ -460,6 +490,19 @@ impl Daemon {
         }
     }
 
+    /// Serves a volume anew whose tap was lost. Ends when that is done, or when a person wants it otherwise.
+    pub(super) async fn serve_again(self: &Arc<Self>, name: &Name) {
+        if self.stopping.load(Ordering::Relaxed) || !self.volumes.begin_to_leave(name) {
+            return;
+        }
+        let released = self.ask(name, |id, reply| Ask::Leave(id, Farewell::OpenedAgain, reply)).await;
+        self.volumes.left(name);
+        if let Err(error) = released {
+            warn!(volume = %name, "{error}");
+        }
+        self.open_until_served(name).await;
+    }
+
     /// Closes a volume whose tap nobody uses, and keeps all that is known of it.
     async fn release(&self, name: &Name) -> Result<(), ApiError> {
         if !self.volumes.begin_to_leave(name) {
@@ -469,7 +512,7 @@ impl Daemon {
             self.volumes.stays(name);
             return Err(error);
         }
-        let released = self.ask(name, Ask::Release).await;
+        let released = self.ask(name, |id, reply| Ask::Leave(id, Farewell::OpenedAgain, reply)).await;
         self.volumes.left(name);
         if let Err(error) = released {
             warn!(volume = %name, "{error}");
@@ -537,7 +580,7 @@ impl Daemon {
             Way::Takeover | Way::NextStart => Ok(()),
         };
         let closed = match withdrawn {
-            Ok(()) => self.ask(name, Ask::MakeWay).await,
+            Ok(()) => self.ask(name, |id, reply| Ask::Leave(id, Farewell::OpenedLarger, reply)).await,
             Err(error) => Err(error),
         };
         if let Err(error) = closed {
@@ -590,7 +633,7 @@ impl Daemon {
         // Served or not: also what could not be opened was trusted up to now.
         old.values().filter(|v| !new.contains_key(&v.name)).for_each(|v| self.forget(&v.group, &v.name));
         // Claimed before anything is waited for: from now on they are being opened.
-        new.keys().for_each(|name| self.around.backings.want_back(name));
+        new.keys().filter(|name| !self.volumes.is_served(name)).for_each(|name| self.around.backings.want_back(name));
         let (begun, refused): (Vec<_>, Vec<_>) = new.values().cloned().partition(|volume| self.volumes.begin(&volume.name));
         let late = refused.iter().filter(|volume| self.volumes.is_leaving(&volume.name));
         failed.extend(late.map(|volume| format!("{}; then it is opened again", self.under_way(&volume.name).message)));
@@ -825,6 +868,12 @@ impl Daemon {
         info!(volume = %name, "not configured any more");
         Ok(())
     }
+}
+
+/// The group and the volume whose folder it is.
+fn names_of(dir: &Path) -> Option<(Name, Name)> {
+    let name = |dir: &Path| dir.file_name()?.to_str()?.parse::<Name>().ok();
+    Some((name(dir.parent()?)?, name(dir)?))
 }
 
 /// Puts a device on its own disks, if nobody uses it, and sees that nobody begins to. The next start finds it there, and

@@ -6,6 +6,7 @@
 //! [RATE]` gives the device random work past the page cache and prints one line of JSON. A workload is `read`, `write` or `sync`
 //! (a write and a flush), bytes and depth: `write-4096-32`. With a rate, so many begin in each second. `farside-vm-bench ran` says
 //! for how long each thread of the guest has run: nanoseconds, its process's name, its own.
+//! `farside-vm-bench end N` ends `/dev/ublkbN`, whoever uses it.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -27,10 +28,11 @@ fn main() -> Result<(), Failure> {
         ["load", device, workload, seconds] => load(Path::new(device), workload, seconds.parse()?, None),
         ["load", device, workload, seconds, rate] => load(Path::new(device), workload, seconds.parse()?, Some(rate.parse()?)),
         ["ran"] => ran(),
-        _ => {
-            Err("farside-vm-bench serve BACKING STOP [copy] [slots=N] [queues=N] | load DEVICE WORKLOAD SECONDS [RATE] | ran"
-                .into())
-        }
+        ["end", id] => Ok(farside_ublk::end_under_its_users(id.parse()?)?),
+        _ => Err(
+            "farside-vm-bench serve BACKING STOP [copy] [slots=N] [queues=N] | load DEVICE WORKLOAD SECONDS [RATE] | ran | end N"
+                .into(),
+        ),
     }
 }
 

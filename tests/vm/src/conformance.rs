@@ -3,7 +3,6 @@
 //!
 //! Deliberately not here: how a device is made and taken away under faults, which is each driver's own story.
 
-use farside_tests::Endurance;
 use farside_tests::verify::Rng;
 use serde_json::Value;
 
@@ -20,9 +19,6 @@ pub const HOG: &str = "echo 1000 > /proc/self/oom_score_adj; exec tail /dev/zero
 pub const NO_MEMORY: [&str; 4] = ["Out of memory: Killed process", "oom-kill", "Call Trace:", "Not tainted"];
 
 const BIG_BLOCK: &str = "4096";
-
-/// Of daemons, each while its volume grows.
-const DEATHS: u64 = 2;
 
 /// A tap, and what its driver cannot do like others.
 #[derive(Clone, Copy, Debug)]
@@ -368,7 +364,12 @@ pub fn grows_with_its_backing(kernel: Kernel, tap: &Tap) {
     host.guest.run("dd if=/dev/urandom of=/mnt/new bs=1M count=12 conv=fsync 2>/dev/null");
     host.wait_for_load(20);
     host.wait_for_group("a point of what is new", |group| group["volumes"][0]["state"]["state"] == "streaming");
-    dies_as_it_grows(&mut host, &part);
+    // Wherever it is with it when it dies, the next one begins with the new size.
+    part.grow(&mut host.guest, Part::SECTORS * 7 / 8);
+    host.guest.wait_until("test $(grep -c 'closed, to be opened again' /run/daemon.log) = 2");
+    host.kill_daemon();
+    host.start_daemon();
+    is_as_large(&mut host, Part::SECTORS * 7 / 8);
     host.stop_daemon();
     part.grow(&mut host.guest, Part::SECTORS);
     host.start_daemon();
@@ -377,27 +378,6 @@ pub fn grows_with_its_backing(kernel: Kernel, tap: &Tap) {
     host.wait_for_load(20);
     host.guest.run("dd if=/dev/urandom of=/mnt/newer bs=1M count=12 conv=fsync 2>/dev/null");
     unmount_and_shut_down(host);
-}
-
-/// Wherever a daemon is with a growth when it dies, the next one begins with the new size.
-fn dies_as_it_grows(host: &mut Host, part: &Part) {
-    const STEP: u64 = 2048;
-    let endurance = Endurance::from_environment(9);
-    let mut rng = Rng(endurance.seed());
-    let mut round = 0;
-    while round < DEATHS || endurance.goes_on() && round < Part::SECTORS / 4 / STEP {
-        round += 1;
-        let seen = "grep -c 'its backing has grown' /run/daemon.log";
-        let before = host.guest.attempt(seen).stdout.trim().to_owned();
-        let sectors = Part::SECTORS * 3 / 4 + round * STEP;
-        part.grow(&mut host.guest, sectors);
-        host.guest.wait_until(&format!("test $({seen}) -gt {before}"));
-        host.guest.run(&format!("usleep {}", 900_000 + rng.draw() % 700_000)); // it begins after a second
-        host.kill_daemon();
-        host.start_daemon();
-        is_as_large(host, sectors);
-        host.wait_for_load(2);
-    }
 }
 
 /// Where a device cannot grow while it is used: it is said, nothing happens to its users, and a reload makes it anew when there

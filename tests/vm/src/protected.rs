@@ -172,7 +172,9 @@ impl Host {
         gateway = setup.gateway_disks.into_iter().fold(gateway, Machine::disk);
         let machine = match setup.debian {
             true => Machine::debian("host", setup.kernel),
-            false => Machine::new("host", setup.kernel).debian_programs(&["mke2fs", "e2fsck", "resize2fs", "dmsetup"]),
+            false => {
+                Machine::new("host", setup.kernel).debian_programs(&["mke2fs", "e2fsck", "resize2fs", "dmsetup", "nbd-client"])
+            }
         };
         let mut machine = machine
             .modules(&setup.modules)
@@ -236,12 +238,20 @@ impl Host {
     /// # Panics
     /// When it does not.
     pub fn start_daemon(&mut self) {
-        self.daemon = self.guest.start_command("exec farsided --config /state/farsided.toml", "/run/daemon.log");
+        self.daemon_without_its_disks();
         wait_for("the volumes to be served", || {
             let reasons = self.status()?["reasons"].as_array().cloned().unwrap_or_default();
             let late = reasons.iter().any(|r| r["code"] == "starting" || r["code"] == "not_served");
             (!late).then_some(())
         });
+    }
+
+    /// Starts the daemon, which will not find its disks yet.
+    ///
+    /// # Panics
+    /// When the host does not answer.
+    pub fn daemon_without_its_disks(&mut self) {
+        self.daemon = self.guest.start_command("exec farsided --config /state/farsided.toml", "/run/daemon.log");
     }
 
     /// `kill -9`.
