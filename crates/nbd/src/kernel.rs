@@ -237,13 +237,21 @@ impl KernelDevice {
     /// # Errors
     /// [`KernelError`]; a device that was there is there as it was.
     pub fn attach(spec: &Spec, server: &Handle) -> Result<Self, KernelError> {
+        match Self::attach_again(spec, server)? {
+            Some(device) => Ok(device),
+            None => Self::connect(&mut speak()?, spec, Line::open(spec, server)?),
+        }
+    }
+
+    /// `None`: there is no device with that identifier.
+    fn attach_again(spec: &Spec, server: &Handle) -> Result<Option<Self>, KernelError> {
         let mut family = speak()?;
         let began = Instant::now();
         loop {
             let shown = sysfs::find(&spec.identifier);
             let shown = shown.map_err(|source| KernelError::Io { what: "look at", path: "/sys/block".into(), source })?;
+            let Some(shown) = shown else { return Ok(None) };
             let line = Line::open(spec, server)?;
-            let Some(shown) = shown else { return Self::connect(&mut family, spec, line) };
             let device = path_of(shown.index);
             if shown.bytes > line.bytes {
                 return Err(KernelError::Smaller { device, had: shown.bytes, has: line.bytes });
@@ -252,7 +260,7 @@ impl KernelDevice {
                 return Err(KernelError::Blocks { device, had: shown.block, has: spec.block });
             }
             if let Some(device) = Self::reconnect(&mut family, spec, &shown, line)? {
-                return Ok(device);
+                return Ok(Some(device));
             }
             // The predecessor's end is closed with its process; the kernel hears of it a moment later.
             if began.elapsed() > HANDSHAKE_MAX {
@@ -489,7 +497,9 @@ fn keep(mut device: KernelDevice, spec: &Spec, server: &Handle, orders: &Orders)
         }
         let path = device.path();
         tracing::warn!(device = %path.display(), "the kernel's connection broke: connecting it again");
-        device = KernelDevice::attach(spec, server).map_err(|error| Lost::Broken(path, error))?;
+        // † The connection of a device that somebody disconnects breaks a moment before it has gone: a new one would be another.
+        let again = KernelDevice::attach_again(spec, server).map_err(|error| Lost::Broken(path.clone(), error))?;
+        device = again.ok_or(Lost::Disconnected(path))?;
     }
 }
 
