@@ -16,6 +16,7 @@ use serde::Serialize;
 
 use crate::boot::{self, Sight};
 use crate::config::{Config, VolumeConfig};
+use crate::node;
 use crate::state_dir::{volume_path, volumes_path};
 use crate::tap::TapConfig;
 use crate::volume::{KnownDevice, device_of};
@@ -297,6 +298,13 @@ fn of_volume(volume: &VolumeConfig, config: &Config) -> Finding {
         return Finding::new(subject, Verdict::Good, format!("{backing} is served as {}", volume.address()));
     }
     let number = DevNumber::of(metadata.rdev());
+    if let Some((swap, _)) = swap_on(volume, number) {
+        let found = format!(
+            "the host swaps to {swap}, which lies on this volume: a start of farsided after a crash may need the memory that waits for \
+             its own tap"
+        );
+        return Finding::new(subject, Verdict::Missing, found).mend(format!("swapoff {swap}"));
+    }
     if stack::path_rests_on(state_dir, number) || stack::path_rests_on(Path::new("/"), number) {
         let found = format!("{backing} holds the root file system or the state directory, and cannot be protected in place");
         return Finding::new(subject, Verdict::Missing, found).mend(format!("farside volume remove {}", volume.name));
@@ -305,6 +313,13 @@ fn of_volume(volume: &VolumeConfig, config: &Config) -> Finding {
         true => inserted(subject, &volume.backing),
         false => disk(subject, volume, number, &config.path),
     }
+}
+
+/// Swap on a volume's backing, or on its tap.
+fn swap_on(volume: &VolumeConfig, backing: DevNumber) -> Option<(String, DevNumber)> {
+    let tap = volume.tap.is_device().then(|| DevNumber::at(&node::path(&volume.name)).ok()).flatten();
+    let lies_there = |swap| stack::rests_on(swap, backing) || tap.is_some_and(|tap| stack::rests_on(swap, tap));
+    stack::swaps().into_iter().find(|(_, swap)| lies_there(*swap))
 }
 
 /// A disk that nobody but us is to use.
@@ -377,6 +392,11 @@ const LVM_CONFIG: &str = "/etc/lvm/lvmlocal.conf";
 /// What LVM must not take for a physical volume: disks below taps, by the name that udev's rule gives them, and twins.
 const LVM_FILTER: &str = "\"r|^/dev/farside-backing/|\"";
 
+/// What has LVM overlook them. The package takes it out again as it is purged (`debian/farsided.postrm`).
+fn lvm_lines() -> String {
+    format!("# By farside doctor: what lies below volumes of Farside.\ndevices {{\n\tglobal_filter = [ {LVM_FILTER} ]\n}}\n")
+}
+
 /// Whether LVM overlooks what lies below taps. It looks at devices itself, whatever udev says of them.
 fn lvm() -> Option<Finding> {
     let subject = "LVM";
@@ -406,10 +426,19 @@ fn inserted(subject: String, device: &Path) -> Finding {
     let shown = device.display();
     let runs = daemon_process().is_some();
     let halted = farside_insert::is_halted(device).unwrap_or(false);
+    let half_done = farside_insert::is_half_done(device).unwrap_or(false);
     let restart = if runs { "systemctl restart farsided" } else { "systemctl start farsided" };
     match farside_insert::state_of(device) {
         _ if halted => {
             let found = format!("{shown} is suspended, whatever uses it waits: a change of its table was interrupted");
+            let remedy = Some(Remedy::Device(device.to_owned()));
+            Finding { remedy, ..Finding::new(subject, Verdict::Missing, found).mend("farside doctor --fix") }
+        }
+        _ if half_done => {
+            let found = format!(
+                "a table of Farside's is loaded for {shown} and not in use: a change of its table was interrupted before its last step \
+                 (`dmsetup table --inactive` shows it)"
+            );
             let remedy = Some(Remedy::Device(device.to_owned()));
             Finding { remedy, ..Finding::new(subject, Verdict::Missing, found).mend("farside doctor --fix") }
         }
@@ -501,10 +530,7 @@ fn apply(remedy: &Remedy) -> anyhow::Result<()> {
         Remedy::Configure(config, volume) => drop(Config::load(config)?.write_volume(volume)?),
         Remedy::Filter => {
             let text = std::fs::read_to_string(LVM_CONFIG).unwrap_or_default();
-            let ours = format!(
-                "\n# By farside doctor: what lies below volumes of Farside.\ndevices {{\n\tglobal_filter = [ {LVM_FILTER} ]\n}}\n"
-            );
-            std::fs::write(LVM_CONFIG, text + &ours)?;
+            std::fs::write(LVM_CONFIG, text + &lvm_lines())?;
         }
     }
     Ok(())
@@ -513,6 +539,28 @@ fn apply(remedy: &Remedy) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_lvm_was_told_goes_with_the_package() {
+        let postrm = include_str!("../../debian/farsided.postrm");
+        let purge = postrm.split("# What `farside doctor --fix` told LVM.").nth(1).expect("it has such a part");
+        let dir = tempfile::tempdir().expect("temp dir");
+        let file = dir.path().join("lvmlocal.conf");
+        let purge = purge.replace(LVM_CONFIG, file.to_str().expect("plain text"));
+        let run = || {
+            let status =
+                Command::new("sh").args(["-e", "-c", &purge, "farsided.postrm", "purge"]).status().expect("there is a shell");
+            assert!(status.success(), "{purge}");
+        };
+        run(); // there is none
+        let others = "local {\n\tsystem_id = \"x\"\n}\n";
+        std::fs::write(&file, format!("{others}{}{others}", lvm_lines())).expect("written");
+        run();
+        assert_eq!(std::fs::read_to_string(&file).expect("it stays"), format!("{others}{others}"));
+        std::fs::write(&file, lvm_lines()).expect("written");
+        run();
+        assert!(!file.exists(), "nothing else was in it");
+    }
 
     #[test]
     fn everything_that_is_missing_says_how_to_mend_it() {
