@@ -2,6 +2,7 @@
 //! point, the log is at least as far as the data.
 
 use farside_tests::load::{self, counter_in};
+use farside_tests::verify::connect;
 use farside_tests::{Site, VolumeSpec, slot_of, wait_for};
 
 const BYTES: u64 = 16 << 20;
@@ -30,4 +31,35 @@ fn every_point_satisfies_the_dependency() {
     assert!(seen.windows(2).all(|w| w[0] <= w[1]), "points go back in time: {seen:?}");
     assert_eq!(seen.last(), Some(&written), "the newest point holds everything");
     assert!(points.windows(2).all(|w| slot_of(&w[0]) < slot_of(&w[1])));
+}
+
+/// A member that nobody writes to holds no point back, is in each, and is what it was; then it takes part again.
+#[test]
+fn an_idle_member_is_in_every_point() {
+    let spec = |name: &str| VolumeSpec { name: name.into(), bytes: BYTES, group: "db".into() };
+    let mut site = Site::new(&[spec("log"), spec("data"), spec("idle")], "100ms", 40);
+    site.start_all();
+    connect(&site.tap("idle")).write(8192, &[7; 4096], 0).expect("a write");
+    site.wait_quiet();
+    let before = site.points("idle").last().map_or(0, slot_of);
+    let writer = load::dependent_writes(site.tap("log"), site.tap("data"));
+    let newer = |site: &Site| -> Vec<_> { site.points("data").into_iter().filter(|p| slot_of(p) > before).collect() };
+    wait_for("ten points under load", || (newer(&site).len() >= 10).then_some(()));
+    connect(&site.tap("idle")).write(8192, &[8; 4096], 0).expect("a write");
+    let written = writer.end();
+    site.wait_quiet();
+    let points = newer(&site);
+    let image = site.path("idle.img");
+    let mut seen = Vec::new();
+    for point in &points {
+        assert_eq!(point["members"].as_array().map(Vec::len), Some(3), "{point}");
+        site.restore("idle", point["id"].as_str().expect("an id"), &image);
+        let content = std::fs::read(&image).expect("restored");
+        std::fs::remove_file(&image).expect("removed");
+        assert!(content[8192..12288].iter().all(|byte| *byte == content[8192]), "torn in {point}");
+        seen.push(content[8192]);
+    }
+    assert!(seen.is_sorted() && seen[0] == 7 && seen.last() == Some(&8), "{seen:?}");
+    let newest = points.last().expect("some")["id"].as_str().expect("an id").to_owned();
+    assert_eq!(counter_in(&site, "data", &newest), written);
 }
