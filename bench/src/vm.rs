@@ -10,9 +10,9 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 use farside_tests::{usage, wait_for};
-use farside_vm::counted::{Bare, Load, Threads, load, ran};
-use farside_vm::protected::{CLI, Host, Setup, is_quiet};
-use farside_vm::{Guest, Kernel};
+use farside_vm::counted::{Bare, Load, Threads, all_ran, load, ran};
+use farside_vm::protected::{CLI, Host, Setup, VOLUME_MIB, is_quiet};
+use farside_vm::{DiskSpec, Guest, Kernel, Machine, Network, packages};
 
 use crate::report::{Instructions, Report, VmRow};
 
@@ -24,6 +24,9 @@ pub(crate) const PACE: u64 = 50;
 /// What runs on this machine and not in the guest.
 const OUTSIDE: &str = "outside: ";
 
+/// Of the daemon, under one application.
+const KILLS: u32 = 3;
+
 pub(crate) const DISK: &str = "disk";
 pub(crate) const BARE: &str = "bare ublk";
 pub(crate) const BARE_COPY: &str = "bare ublk, copy";
@@ -32,7 +35,9 @@ pub(crate) const REPLICATING: &str = "farside, replicating";
 pub(crate) const NO_CUTS: &str = "farside, no cuts";
 pub(crate) const CUTS: &str = "farside, a cut every 200 ms";
 pub(crate) const KILLED: &str = "farside, killed and started again";
+pub(crate) const RESTARTED: &str = "farside, killed and started by systemd";
 pub(crate) const NBD: &str = "farside, nbd-device";
+pub(crate) const ERA: &str = "dm-era";
 
 /// The longest request of the devices: a write and a flush are two, and 1 MiB is, too.
 fn requests_of(workload: &str) -> u64 {
@@ -50,6 +55,11 @@ pub(crate) enum Device {
     Farside,
     /// Farside behind the kernel's NBD client.
     NbdDevice,
+    /// dm-era, which tracks changes of 4 MiB blocks and sends nothing.
+    DmEra,
+    /// Farside from its packages, whose daemon is killed again and again, and started again by systemd. Needs the packages:
+    /// `cargo run --release -p xtask -- test --only packages`.
+    Systemd,
     /// The instructions that each request costs, of those that serve.
     Instructions,
 }
@@ -78,14 +88,22 @@ struct Bench<'a> {
 }
 
 pub(crate) fn run(wanted: &Wanted, report: &mut Report) -> Result<()> {
-    let setup = || Setup::new(Kernel::Newest, &["ublk_drv", "nbd"]);
+    let setup = || Setup::new(Kernel::Newest, &["ublk_drv", "nbd", "dm-era"]).disk(DiskSpec::blank("notes", 16));
     if wanted.has(Device::Instructions) {
         eprintln!("booting a host that counts instructions, and its gateway …");
         let mut bench = Bench::new(Host::with(setup().counting_instructions()), wanted, report);
         bench.count();
         bench.host.shut_down();
     }
-    if wanted.rounds == 0 {
+    if wanted.has(Device::Systemd) {
+        eprintln!("booting a Debian with systemd, and its gateway …");
+        let load = restarted_by_systemd(wanted.seconds);
+        report.in_vm(VmRow::new("write-4096-1".to_owned(), RESTARTED, load, 1, None, &BTreeMap::new()));
+    }
+    if wanted.rounds == 0
+        || wanted.devices.iter().all(|device| [Device::Instructions, Device::Systemd].contains(device))
+            && !wanted.devices.is_empty()
+    {
         return Ok(());
     }
     eprintln!("booting a host and its gateway …");
@@ -98,6 +116,44 @@ pub(crate) fn run(wanted: &Wanted, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
+/// What an application waits for when the daemon is killed under it, [`KILLS`] times.
+fn restarted_by_systemd(seconds: u64) -> Load {
+    let network = Network::new();
+    let (_gateway, receiver, token) = packages::gateway(&network);
+    let mut machine = Machine::debian("host", Kernel::Newest)
+        .modules(&["ublk_drv"])
+        .programs(&["farside-vm-bench"])
+        .disk(DiskSpec::blank("data", VOLUME_MIB))
+        .on(&network);
+    let mut host = machine.boot();
+    host.booted();
+    packages::install(&mut host, &["farside", "farsided"]);
+    host.run(&format!("farside pair '{token}'"));
+    let data = host.disk("data");
+    host.run(&format!("farside volume add data --backing {data}"));
+    packages::wait_quiet(&mut host);
+    let (log, seconds) = ("/run/killed.log", seconds.max(5) * 4);
+    let command = format!("exec farside-vm-bench load $(readlink -f {DEVICE}) write-4096-1 {seconds}");
+    let application = host.start_command(&command, log);
+    for _ in 0..KILLS {
+        let written = host.run("cat /sys/block/ublkb0/stat");
+        wait_for("the application to write", || (host.run("cat /sys/block/ublkb0/stat") != written).then_some(()));
+        let killed = host.run("pid=$(systemctl show --property MainPID --value farsided); kill -9 $pid; echo $pid");
+        wait_for("systemd to start it", || {
+            let now = host.run("systemctl show --property MainPID --value farsided");
+            (now != killed && now.trim() != "0" && packages::status(&mut host).is_some()).then_some(())
+        });
+    }
+    assert_eq!(host.attempt(&format!("test -d /proc/{application}")).code, 0, "it was killed when the application was over");
+    host.wait_until(&format!("test ! -d /proc/{application}"));
+    let said = host.run(&format!("cat {log}"));
+    packages::wait_quiet(&mut host);
+    host.run("farside volume remove data --yes");
+    host.power_off();
+    receiver.shut_down();
+    serde_json::from_str(&said).unwrap_or_else(|error| panic!("{error}: {said}"))
+}
+
 impl<'a> Bench<'a> {
     fn new(mut host: Host, wanted: &'a Wanted, report: &'a mut Report) -> Self {
         let data = host.guest.run("cat /run/backing").trim().to_owned();
@@ -107,11 +163,15 @@ impl<'a> Bench<'a> {
     /// What each request costs in instructions.
     fn count(&mut self) {
         let data = self.data.clone();
+        if self.wanted.has(Device::Disk) {
+            self.count_all(DISK, &data, None);
+        }
+        self.others(Self::count_all);
         if self.wanted.has(Device::Bare) {
             for (server, options) in [(BARE, "queues=2"), (BARE_COPY, "copy queues=2")] {
                 let bare = Bare::serve(&mut self.host.guest, &data, options);
                 let threads = bare.threads(&mut self.host.guest);
-                self.count_all(server, &bare.path.clone(), &threads);
+                self.count_all(server, &bare.path.clone(), Some(&threads));
                 bare.stop(&mut self.host.guest);
             }
         }
@@ -119,28 +179,39 @@ impl<'a> Bench<'a> {
             self.add("ublk");
             self.farside("volume pause data");
             let threads = self.host.queue_threads();
-            self.count_all(PAUSED, DEVICE, &threads);
+            self.count_all(PAUSED, DEVICE, Some(&threads));
             self.farside("volume resume data");
             self.host.wait_for_group("everything to be published", is_quiet);
-            self.count_all(REPLICATING, DEVICE, &threads);
+            self.count_all(REPLICATING, DEVICE, Some(&threads));
             self.farside("volume remove data --yes");
         }
         if self.wanted.has(Device::NbdDevice) {
             self.add("nbd-device");
             let threads = self.host.queue_threads();
-            self.count_all(NBD, DEVICE, &threads);
+            self.count_all(NBD, DEVICE, Some(&threads));
             self.farside("volume remove data --yes");
         }
     }
 
-    fn count_all(&mut self, server: &'static str, device: &str, threads: &Threads) {
+    fn count_all(&mut self, server: &'static str, device: &str, threads: Option<&Threads>) {
         for workload in WORKLOADS {
             let arguments = format!("{workload} 1");
             let run = |guest: &mut Guest| load(guest, device, &arguments);
             run(&mut self.host.guest); // whatever happens once
-            let ((load, mut ran), counts) = threads.count(&mut self.host.guest, |guest| ran(guest, run));
+            let guest = &mut self.host.guest;
+            let ((load, mut ran), took) = match threads {
+                Some(threads) => {
+                    let (given, counts) = threads.count(guest, |guest| ran(guest, run));
+                    (given, (Some(counts.run_ns), counts.all_ns))
+                }
+                None => {
+                    let before = all_ran(guest);
+                    let given = ran(guest, run);
+                    (given, (None, all_ran(guest) - before))
+                }
+            };
             ran.insert("the application".to_owned(), load.run_ns);
-            self.report.counted(Instructions::new(workload, server, load, requests_of(workload), &counts, &ran));
+            self.report.counted(Instructions::new(workload, server, load, requests_of(workload), took, &ran));
         }
     }
 
@@ -149,6 +220,7 @@ impl<'a> Bench<'a> {
         if self.wanted.has(Device::Disk) {
             self.measure_all(DISK, &data, None);
         }
+        self.others(Self::measure_all);
         if self.wanted.has(Device::Bare) {
             for (server, options) in [(BARE, "queues=2"), (BARE_COPY, "copy queues=2")] {
                 let bare = Bare::serve(&mut self.host.guest, &data, options);
@@ -186,6 +258,20 @@ impl<'a> Bench<'a> {
         self.host.wait_for_group("everything to be published", is_quiet);
         self.farside("group set default --epoch 500ms");
         self.farside("volume remove data --yes");
+    }
+
+    /// What others have for the same job, over the same disk; their notes are on a disk of their own, as Farside's are.
+    fn others(&mut self, mut measure: impl FnMut(&mut Self, &'static str, &str, Option<&Threads>)) {
+        let notes = self.host.guest.disk("notes");
+        let data = self.data.clone();
+        if self.wanted.has(Device::DmEra) {
+            let size = self.host.guest.run(&format!("blockdev --getsz {data}"));
+            let table = format!("0 {} era {notes} {data} 8192", size.trim());
+            let clear = format!("dd if=/dev/zero of={notes} bs=64k count=1 oflag=direct 2>/dev/null");
+            self.host.guest.run(&format!("{clear} && dmsetup create era --table '{table}'"));
+            measure(self, ERA, "/dev/mapper/era", None);
+            self.host.guest.run("dmsetup remove era");
+        }
     }
 
     /// Its history goes on, if it had one.

@@ -71,12 +71,9 @@ impl Threads {
 
     /// The threads, and all that there are.
     fn ran(&self, guest: &mut Guest) -> (u64, u64) {
-        let number = |word: Option<&str>| word.and_then(|word| word.parse::<u64>().ok()).expect("a number");
         let threads = self.cat(guest, "schedstat");
         let threads = threads.lines().map(|line| number(line.split_whitespace().next()));
-        let all = guest.run("cat /proc/schedstat");
-        let all = all.lines().filter(|line| line.starts_with("cpu")).map(|line| number(line.split_whitespace().nth(7)));
-        (threads.sum(), all.sum())
+        (threads.sum(), all_ran(guest))
     }
 
     fn switches(&self, guest: &mut Guest) -> (u64, u64) {
@@ -92,6 +89,19 @@ impl Threads {
         let files: Vec<String> = self.0.iter().map(|id| format!("/proc/{id}/task/{id}/{file}")).collect();
         guest.run(&format!("cat {}", files.join(" ")))
     }
+}
+
+/// For how long anything ran on any processor, in nanoseconds of the guest.
+///
+/// # Panics
+/// When the guest does not say.
+pub fn all_ran(guest: &mut Guest) -> u64 {
+    let all = guest.run("cat /proc/schedstat");
+    all.lines().filter(|line| line.starts_with("cpu")).map(|line| number(line.split_whitespace().nth(7))).sum()
+}
+
+fn number(word: Option<&str>) -> u64 {
+    word.and_then(|word| word.parse().ok()).expect("a number")
 }
 
 /// For how long threads of a guest ran, in nanoseconds, by what they are: `farsided send-data`. What ended meanwhile is not there.

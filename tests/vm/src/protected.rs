@@ -13,7 +13,8 @@ use crate::counted::Threads;
 use crate::toolbox::Toolbox;
 use crate::{DiskSpec, Guest, Kernel, Machine, Network};
 
-const VOLUME_MIB: usize = 64;
+/// How long the data disk is, if nobody says otherwise.
+pub const VOLUME_MIB: usize = 64;
 
 /// The file of a guest to which an application writes a line for everything that it has synced.
 pub const PROMISED: &str = "/run/progress";
