@@ -72,7 +72,8 @@ done
 exec busybox switch_root /root-of-debian /sbin/init
 "#;
 
-/// It speaks as early as there are devices, and is there until systemd's final kill.
+/// It speaks as early as there are devices, and is there until systemd's final kill. † By itself systemd stops a unit of which the
+/// kernel has killed a process for memory: to a test that looks like a machine that hangs.
 const AGENT_UNIT: &str = "[Unit]
 Description=What the tests speak with
 DefaultDependencies=no
@@ -81,6 +82,7 @@ IgnoreOnIsolate=yes
 ExecStart=/run/farside-vm/farside-vm-agent
 Environment=PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/run/farside-vm
 OOMScoreAdjust=-1000
+OOMPolicy=continue
 TasksMax=infinity
 ";
 

@@ -118,15 +118,18 @@ fn put(device: &Path, at: u64, bytes: u64, how: &str) -> io::Result<()> {
 fn count(devices: [&Path; 2], progress: &Path, from: u64) -> io::Result<()> {
     let open = |device| File::options().write(true).custom_flags(O_DIRECT | O_DSYNC).open(device);
     let devices = [open(devices[0])?, open(devices[1])?];
+    numbers(progress, from, |n, block| devices.iter().try_for_each(|device| device.write_all_at(block, n % PLACES * PLACE)))
+}
+
+/// Writes numbers from `from` on, each in an aligned block of its own, and says of each that it was written.
+fn numbers(progress: &Path, from: u64, mut write: impl FnMut(u64, &[u8]) -> io::Result<()>) -> io::Result<()> {
     let mut progress = File::options().create(true).append(true).open(progress)?;
     let mut buffer = vec![0; 2 * ALIGN];
     let aligned = buffer.as_ptr().align_offset(ALIGN);
     let block = &mut buffer[aligned..aligned + ALIGN];
     for n in from.. {
         block[..8].copy_from_slice(&n.to_le_bytes());
-        for device in &devices {
-            device.write_all_at(block, n % PLACES * PLACE)?;
-        }
+        write(n, block)?;
         writeln!(progress, "{n}")?;
     }
     Ok(())
@@ -135,21 +138,15 @@ fn count(devices: [&Path; 2], progress: &Path, from: u64) -> io::Result<()> {
 fn hop(device: &Path, at: u64, cpu: u64, progress: &Path, from: u64) -> io::Result<()> {
     let mut device = File::options().write(true).custom_flags(O_DIRECT).open(device)?;
     let half = io::Seek::seek(&mut device, io::SeekFrom::End(0))? / 2;
-    let mut progress = File::options().create(true).append(true).open(progress)?;
-    let mut buffer = vec![0; 2 * ALIGN];
-    let aligned = buffer.as_ptr().align_offset(ALIGN);
-    let block = &mut buffer[aligned..aligned + ALIGN];
-    for n in from.. {
-        block[..8].copy_from_slice(&n.to_le_bytes());
+    numbers(progress, from, |n, block| {
         for (cpu, at) in [(cpu, at), (1 - cpu, at + half)] {
             let mut alone = CpuSet::new();
             alone.set(cpu as usize)?;
             sched_setaffinity(Pid::from_raw(0), &alone)?;
             device.write_all_at(block, at + n % PLACES * PLACE)?;
         }
-        writeln!(progress, "{n}")?;
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
 fn counter(image: &Path, at: u64) -> io::Result<()> {

@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
-use farside_tests::{is_quiet, wait_until};
+use farside_tests::{is_quiet, wait_for, wait_until};
 use serde_json::Value;
 
+use crate::protected::PROMISED;
 use crate::{DiskSpec, Guest, Kernel, Machine, Network};
 
 /// A package that the step `packages` made.
@@ -76,4 +77,47 @@ pub fn status(host: &mut Guest) -> Option<Value> {
 /// When it does not come to that.
 pub fn wait_quiet(host: &mut Guest) {
     wait_until("everything to be published", || is_quiet(status(host).ok_or("no answer")?));
+}
+
+/// An application that writes into a file system, and remembers what it was promised.
+#[derive(Debug)]
+pub struct Load {
+    pid: u32,
+}
+
+impl Load {
+    /// Begins to write in a folder.
+    pub fn start(host: &mut Guest, folder: &str) -> Self {
+        Self { pid: host.start_command(&format!("exec farside-vm-load write {folder} {PROMISED} /run/stop"), "/run/load.log") }
+    }
+
+    /// Waits until it has got on by so many writes.
+    ///
+    /// # Panics
+    /// When it has not.
+    pub fn gets_on(&self, host: &mut Guest, writes: u64) {
+        let mut promised = || host.attempt(&format!("wc -l <{PROMISED}")).stdout.trim().parse::<u64>().unwrap_or(0);
+        let before = promised();
+        wait_for("the load to get on", || (promised() > before + writes).then_some(()));
+    }
+
+    /// Ends it. Returns what it was promised.
+    ///
+    /// # Panics
+    /// When it has met an error.
+    pub fn stop(self, host: &mut Guest) -> Vec<u8> {
+        host.run(&format!("test -d /proc/{} && touch /run/stop", self.pid));
+        host.wait_until(&format!("test ! -d /proc/{}", self.pid));
+        assert_eq!(host.run("cat /run/load.log; rm /run/stop"), "", "the application met an error");
+        host.download(PROMISED)
+    }
+
+    /// Whether what it was promised is there.
+    ///
+    /// # Panics
+    /// When it is not.
+    pub fn check(host: &mut Guest, folder: &str, promised: &[u8]) {
+        host.upload("/run/promised", promised, 0o644);
+        host.run(&format!("farside-vm-load check {folder} /run/promised"));
+    }
 }

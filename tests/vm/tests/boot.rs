@@ -4,7 +4,8 @@
 use farside_tests::verify::Rng;
 use farside_tests::wait_for;
 use farside_vm::conformance::NBD;
-use farside_vm::packages::{gateway, install, status, wait_quiet};
+use farside_vm::packages::{Load, gateway, install, status, wait_quiet};
+use farside_vm::protected::PROMISED;
 use farside_vm::{DiskSpec, Guest, Kernel, Machine, Network};
 
 /// In KiB: where the partition of the partitioned disk begins.
@@ -82,21 +83,6 @@ fn comes_up_protected(host: &mut Guest) {
     // Without a cycle, or systemd drops a job.
     let cycles = host.run("journalctl -b --no-pager");
     assert!(!cycles.contains("ordering cycle"), "{cycles}");
-}
-
-fn progress(host: &mut Guest) -> u64 {
-    host.attempt("wc -l </run/progress").stdout.trim().parse().unwrap_or(0)
-}
-
-fn start_load(host: &mut Guest) {
-    host.start_command("exec farside-vm-load write /srv/data /run/progress /run/stop", "/run/load.log");
-    let before = progress(host);
-    wait_for("the load to get on", || (progress(host) > before + 16).then_some(()));
-}
-
-fn check_records(host: &mut Guest, promised: &[u8]) {
-    host.upload("/run/promised", promised, 0o644);
-    host.run("farside-vm-load check /srv/data /run/promised");
 }
 
 fn reasons(host: &mut Guest) -> String {
@@ -193,7 +179,8 @@ fn what_fstab_names_comes_up_behind_farside_at_every_boot() {
     partition_and_pool_are_seen(&mut host);
 
     // A daemon that dies or is restarted under mounted file systems changes nothing of what is seen.
-    start_load(&mut host);
+    let load = Load::start(&mut host, "/srv/data");
+    load.gets_on(&mut host, 16);
     host.run("systemctl kill --signal KILL farsided");
     host.wait_until("farside status --json");
     host.run("systemctl restart farsided");
@@ -201,10 +188,7 @@ fn what_fstab_names_comes_up_behind_farside_at_every_boot() {
         is_mounted_from(&mut host, &format!("/srv/{volume}"), &format!("/dev/farside/{volume}"));
         tap_is_seen(&mut host, volume, uuid);
     }
-    host.run("touch /run/stop");
-    host.wait_until("! pidof farside-vm-load");
-    assert_eq!(host.run("cat /run/load.log"), "", "the application met an error");
-    let promised = host.download("/run/progress");
+    let promised = load.stop(&mut host);
     wait_quiet(&mut host);
     // What a person has mounted by hand is unmounted before the daemon stops, too.
     host.run("umount /srv/named && mount /dev/farside/named /mnt && echo not synced >/mnt/late");
@@ -216,16 +200,16 @@ fn what_fstab_names_comes_up_behind_farside_at_every_boot() {
     assert_eq!(host.run("cat /srv/named/late"), "not synced\n");
     let served = host.run("journalctl -b -u farsided --no-pager --grep '^served volume='");
     assert_eq!(served.matches("clean=true").count(), 5, "a planned reboot compares nothing: {served}");
-    check_records(&mut host, &promised);
-    start_load(&mut host);
+    Load::check(&mut host, "/srv/data", &promised);
+    Load::start(&mut host, "/srv/data").gets_on(&mut host, 16);
     let scribble = "while dd if=/dev/urandom of=/srv/named/scribble bs=64k count=32 oflag=direct conv=notrunc; do :; done";
     host.start_command(scribble, "/run/scribble.log");
     host.wait_until("grep -q 'records out' /run/scribble.log");
-    let promised = host.download("/run/progress");
+    let promised = host.download(PROMISED);
     assert!(host.cut_power(&mut Rng(3), 4) > 0, "nothing was in any cache: nothing is proved");
     let mut host = machine.boot();
     comes_up_protected(&mut host);
-    check_records(&mut host, &promised);
+    Load::check(&mut host, "/srv/data", &promised);
     wait_quiet(&mut host);
 
     // A boot without Farside: by policy its disks are used as they are, or not at all.

@@ -3,7 +3,7 @@
 
 use farside_tests::verify::Rng;
 use farside_vm::conformance::{self, NBD, Seat, Tap, UBLK};
-use farside_vm::packages::{gateway, status, upload, wait_quiet};
+use farside_vm::packages::{Load, gateway, status, upload, wait_quiet};
 use farside_vm::protected::{CLI, Host, PROMISED, is_quiet};
 use farside_vm::{DiskSpec, Kernel, Machine, Network};
 
@@ -246,7 +246,7 @@ fn a_mounted_volume_of_lvm_is_protected_with_the_three_commands_of_the_readme() 
     host.run(&format!("pvcreate -q {disk} && vgcreate -q vg {disk} && lvcreate -q -y -n home -L 32M vg"));
     host.run("mkfs.ext4 -q /dev/vg/home && mkdir /srv/home && mount /dev/vg/home /srv/home");
     upload(&mut host, &["farside", "farsided"]);
-    let load = host.start_command("exec farside-vm-load write /srv/home /run/progress /run/stop", "/run/load.log");
+    let load = Load::start(&mut host, "/srv/home");
     let commands = commands_of_the_readme();
     assert_eq!(commands.len(), 3, "{commands:?}");
     for command in commands {
@@ -259,9 +259,7 @@ fn a_mounted_volume_of_lvm_is_protected_with_the_three_commands_of_the_readme() 
     let refused = host.attempt("farside volume add swap --device /dev/vg/swap");
     assert!(refused.code != 0 && refused.stderr.contains("swapoff"), "{refused:?}");
     host.run("swapoff /dev/vg/swap");
-    host.run(&format!("test -d /proc/{load} && touch /run/stop"));
-    host.wait_until(&format!("test ! -d /proc/{load}"));
-    assert_eq!(host.run("cat /run/load.log"), "", "the application met an error");
+    load.stop(&mut host);
     host.run("umount /srv/home");
     wait_quiet(&mut host);
     receiver.run("farside restore home --point latest --store /store/store --to /store/newest.img");

@@ -2,9 +2,11 @@
 //! protected and mounted from fstab, upgraded under load, restored from, removed and purged.
 
 use farside_tests::wait_for;
-use farside_vm::packages::{install, wait_quiet};
+use farside_vm::conformance::{HOG, NO_MEMORY};
+use farside_vm::packages::{Load, install, wait_quiet};
 use farside_vm::{DiskSpec, Guest, Kernel, Machine, Network};
 
+const KILLS: u32 = 20;
 const FSTAB: &str = "/dev/farside/data /srv/data ext4 nofail 0 2";
 
 /// Nothing hides the disk, and its file system's names lead to it.
@@ -56,23 +58,18 @@ fn a_disk_is_protected_with_what_the_packages_bring() {
 
     // Upgraded under load, twice: a pause, and no error.
     wait_quiet(&mut host);
-    let load = host.start_command("exec farside-vm-load write /srv/data /run/progress /run/stop", "/run/load.log");
-    let records = |host: &mut Guest| host.attempt("wc -l </run/progress").stdout.trim().parse::<u64>().unwrap_or(0);
+    let load = Load::start(&mut host, "/srv/data");
     for upgrades in 1..=2 {
-        let before = records(&mut host);
-        wait_for("the load to get on", || (records(&mut host) > before + 16).then_some(()));
+        load.gets_on(&mut host, 16);
         let pid = host.run("systemctl show --property MainPID farsided");
         install(&mut host, &["farside", "farsided"]);
         assert_ne!(host.run("systemctl show --property MainPID farsided"), pid, "an upgrade runs the new program");
-        let after = records(&mut host);
-        wait_for("the load to get on after the upgrade", || (records(&mut host) > after + 16).then_some(()));
+        load.gets_on(&mut host, 16);
         // The map was handed over: what is owed is known to the granule, and no hot region is compared for it.
         let taken_over = host.run("journalctl --unit farsided --output cat --grep '^served volume=' | grep -c clean=true");
         assert_eq!(taken_over.trim(), upgrades.to_string(), "the daemon before the upgrade did not hand its map over");
     }
-    host.run(&format!("test -d /proc/{load} && touch /run/stop"));
-    host.wait_until(&format!("test ! -d /proc/{load}"));
-    assert_eq!(host.run("cat /run/load.log"), "", "the application met an error");
+    load.stop(&mut host);
 
     // The newest point is the disk.
     host.run("umount /srv/data");
@@ -109,4 +106,42 @@ fn a_disk_is_protected_with_what_the_packages_bring() {
     receiver.run("dpkg --purge farside-receiver && farside store check /srv/points/store");
     host.power_off();
     receiver.power_off();
+}
+
+/// Nobody helps it: systemd starts it again, beside an application that writes and, now and then, a program that takes all
+/// memory while nobody serves what is to be written back.
+#[test]
+fn a_daemon_that_is_killed_is_back_by_itself_also_without_memory() {
+    let mut machine = Machine::debian("host", Kernel::Backports)
+        .modules(&["ublk_drv"])
+        .programs(&["farside-vm-load"])
+        .disk(DiskSpec::blank("data", 64));
+    let mut host = machine.boot();
+    NO_MEMORY.iter().for_each(|words| host.announce(words));
+    host.booted();
+    install(&mut host, &["farside", "farsided"]);
+    let data = host.disk("data");
+    host.run(&format!("mkfs.ext4 -q {data} && mkdir /srv/data && farside volume add data --backing {data}"));
+    host.run("mount /dev/farside/data /srv/data");
+    let load = Load::start(&mut host, "/srv/data");
+    for kill in 1..=KILLS {
+        load.gets_on(&mut host, 8);
+        let restarts = host.run("systemctl show --property NRestarts farsided");
+        if kill % 5 == 0 {
+            host.start_command("dd if=/dev/zero of=/srv/data/dirty bs=1M count=16 conv=notrunc", "/run/dirty.log");
+            let hog = host.attempt(&format!("systemctl kill --signal KILL farsided; {HOG}"));
+            assert_eq!(hog.code, 128 + 9, "it was killed: {hog:?}");
+        } else {
+            host.run("systemctl kill --signal KILL farsided");
+        }
+        wait_for("systemd to start it again", || {
+            (host.run("systemctl show --property NRestarts farsided") != restarts).then_some(())
+        });
+        host.wait_until("farside status --json");
+    }
+    let promised = load.stop(&mut host);
+    host.run("umount /srv/data && mount /dev/farside/data /srv/data");
+    Load::check(&mut host, "/srv/data", &promised);
+    host.run("umount /srv/data");
+    host.power_off();
 }
