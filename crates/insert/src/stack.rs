@@ -172,7 +172,7 @@ mod tests {
             put(blocks.join(format!("loop{number}/loop/backing_file")), file);
         }
         std::fs::create_dir_all(blocks.join("sda")).unwrap();
-        let space = |number: u32| configured.join(format!("nvmet/subsystems/farm/namespaces/{number}"));
+        let space = |number: u32| configured.join(format!("nvmet/subsystems/rack/namespaces/{number}"));
         for (number, enable) in [(1, "0\n"), (2, "1\n")] {
             put(space(number).join("device_path"), "/dev/ublkb0\n");
             put(space(number).join("enable"), enable);
