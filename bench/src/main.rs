@@ -34,7 +34,7 @@ struct Args {
     tap_seconds: u64,
     /// Of section `vm`, only these.
     #[arg(long, value_enum, value_delimiter = ',')]
-    vm: Vec<vm::Device>,
+    vm: Vec<vm::Subject>,
     /// How often section `vm` measures each of them, in turns.
     #[arg(long, default_value_t = 2)]
     vm_rounds: usize,

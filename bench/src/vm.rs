@@ -46,7 +46,7 @@ fn requests_of(workload: &str) -> u64 {
 
 /// What can be measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub(crate) enum Device {
+pub(crate) enum Subject {
     /// The disk itself.
     Disk,
     /// ublk with nothing between driver and disk.
@@ -68,14 +68,14 @@ pub(crate) enum Device {
 #[derive(Debug)]
 pub(crate) struct Wanted {
     /// All if none.
-    pub(crate) devices: Vec<Device>,
+    pub(crate) devices: Vec<Subject>,
     pub(crate) rounds: usize,
     /// Of each workload.
     pub(crate) seconds: u64,
 }
 
 impl Wanted {
-    fn has(&self, device: Device) -> bool {
+    fn has(&self, device: Subject) -> bool {
         self.devices.is_empty() || self.devices.contains(&device)
     }
 }
@@ -89,19 +89,19 @@ struct Bench<'a> {
 
 pub(crate) fn run(wanted: &Wanted, report: &mut Report) -> Result<()> {
     let setup = || Setup::new(Kernel::Newest, &["ublk_drv", "nbd", "dm-era"]).disk(DiskSpec::blank("notes", 16));
-    if wanted.has(Device::Instructions) {
+    if wanted.has(Subject::Instructions) {
         eprintln!("booting a host that counts instructions, and its gateway …");
         let mut bench = Bench::new(Host::with(setup().counting_instructions()), wanted, report);
         bench.count();
         bench.host.shut_down();
     }
-    if wanted.has(Device::Systemd) {
+    if wanted.has(Subject::Systemd) {
         eprintln!("booting a Debian with systemd, and its gateway …");
         let load = restarted_by_systemd(wanted.seconds);
         report.in_vm(VmRow::new("write-4096-1".to_owned(), RESTARTED, load, 1, None, &BTreeMap::new()));
     }
     if wanted.rounds == 0
-        || wanted.devices.iter().all(|device| [Device::Instructions, Device::Systemd].contains(device))
+        || wanted.devices.iter().all(|device| [Subject::Instructions, Subject::Systemd].contains(device))
             && !wanted.devices.is_empty()
     {
         return Ok(());
@@ -163,11 +163,11 @@ impl<'a> Bench<'a> {
     /// What each request costs in instructions.
     fn count(&mut self) {
         let data = self.data.clone();
-        if self.wanted.has(Device::Disk) {
+        if self.wanted.has(Subject::Disk) {
             self.count_all(DISK, &data, None);
         }
         self.others(Self::count_all);
-        if self.wanted.has(Device::Bare) {
+        if self.wanted.has(Subject::Bare) {
             for (server, options) in [(BARE, "queues=2"), (BARE_COPY, "copy queues=2")] {
                 let bare = Bare::serve(&mut self.host.guest, &data, options);
                 let threads = bare.threads(&mut self.host.guest);
@@ -175,7 +175,7 @@ impl<'a> Bench<'a> {
                 bare.stop(&mut self.host.guest);
             }
         }
-        if self.wanted.has(Device::Farside) {
+        if self.wanted.has(Subject::Farside) {
             self.add("ublk");
             self.farside("volume pause data");
             let threads = self.host.queue_threads();
@@ -185,7 +185,7 @@ impl<'a> Bench<'a> {
             self.count_all(REPLICATING, DEVICE, Some(&threads));
             self.farside("volume remove data --yes");
         }
-        if self.wanted.has(Device::NbdDevice) {
+        if self.wanted.has(Subject::NbdDevice) {
             self.add("nbd-device");
             let threads = self.host.queue_threads();
             self.count_all(NBD, DEVICE, Some(&threads));
@@ -217,11 +217,11 @@ impl<'a> Bench<'a> {
 
     fn round(&mut self) {
         let data = self.data.clone();
-        if self.wanted.has(Device::Disk) {
+        if self.wanted.has(Subject::Disk) {
             self.measure_all(DISK, &data, None);
         }
         self.others(Self::measure_all);
-        if self.wanted.has(Device::Bare) {
+        if self.wanted.has(Subject::Bare) {
             for (server, options) in [(BARE, "queues=2"), (BARE_COPY, "copy queues=2")] {
                 let bare = Bare::serve(&mut self.host.guest, &data, options);
                 let threads = bare.threads(&mut self.host.guest);
@@ -229,10 +229,10 @@ impl<'a> Bench<'a> {
                 bare.stop(&mut self.host.guest);
             }
         }
-        if self.wanted.has(Device::Farside) {
+        if self.wanted.has(Subject::Farside) {
             self.farside_round();
         }
-        if self.wanted.has(Device::NbdDevice) {
+        if self.wanted.has(Subject::NbdDevice) {
             self.add("nbd-device");
             let threads = self.host.queue_threads();
             self.measure_all(NBD, DEVICE, Some(&threads));
@@ -264,7 +264,7 @@ impl<'a> Bench<'a> {
     fn others(&mut self, mut measure: impl FnMut(&mut Self, &'static str, &str, Option<&Threads>)) {
         let notes = self.host.guest.disk("notes");
         let data = self.data.clone();
-        if self.wanted.has(Device::DmEra) {
+        if self.wanted.has(Subject::DmEra) {
             let size = self.host.guest.run(&format!("blockdev --getsz {data}"));
             let table = format!("0 {} era {notes} {data} 8192", size.trim());
             let clear = format!("dd if=/dev/zero of={notes} bs=64k count=1 oflag=direct 2>/dev/null");
