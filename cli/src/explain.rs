@@ -35,6 +35,7 @@ pages!(
     "broken",
     "backing_grown",
     "not_served",
+    "not_hidden",
     "starting",
     "stopping",
     "door_held",

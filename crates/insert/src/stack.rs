@@ -180,7 +180,7 @@ mod tests {
         put(configured.join("target/core/fileio_0/disk/udev_path"), "/dev/ublkb0\n");
         let users = users_in(&blocks, &configured, &|path| path == Path::new("/dev/ublkb0"));
         assert_eq!(users.len(), 3, "{users:?}");
-        assert!(users[0].contains("/dev/loop1") && users[1].contains("namespace 2 of the NVMe target farm"), "{users:?}");
+        assert!(users[0].contains("/dev/loop1") && users[1].contains("namespace 2 of the NVMe target rack"), "{users:?}");
         assert!(users[2].contains("backstore disk"), "{users:?}");
     }
 
