@@ -47,7 +47,9 @@ impl Control {
     /// When nothing has grown, or it must stay as it is for now.
     pub(crate) fn growth(&mut self, id: VolumeId) -> anyhow::Result<Growth> {
         let member = self.members.get_mut(&id).context("the volume is not served")?;
-        member.look_for_growth();
+        if member.look_for_growth() {
+            let _ = self.around.noticed.send(Noticed::Grown(member.served.config.name.clone())); // as above
+        }
         member.may_be_reopened()?;
         member.growth.clone().context("its backing has not grown")
     }
@@ -86,6 +88,8 @@ impl Member {
     /// # Errors
     /// Why not now.
     fn may_be_reopened(&self) -> anyhow::Result<()> {
+        // † Who uses its tap would go on over another disk.
+        anyhow::ensure!(self.served.is_at_its_name(), "{} is another disk now", self.served.config.backing.display());
         anyhow::ensure!(self.heats.is_empty(), "a compare that was asked for has not begun");
         anyhow::ensure!(self.broken.is_none() && !self.served.is_stopping(), "it is not served as it should be");
         Ok(())

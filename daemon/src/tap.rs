@@ -20,8 +20,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use crossbeam::channel::{Receiver, Sender, bounded};
 use farside_blockio::dm::DevNumber;
-use farside_blockio::{Abandoned, BlockQueue, FileDevice, OpenOptions, Waker, openers};
+use farside_blockio::{Abandoned, BlockQueue, FileDevice, OpenOptions, RingError, Waker, openers};
 use farside_insert::stack;
+use farside_nbd::ServeError;
 use farside_nbd::kernel::{Claim, Keeper, KernelDevice};
 use farside_region::{Name, VolumeId};
 use farside_ublk::{Choice, Held, Kernel, Spec};
@@ -250,7 +251,10 @@ impl Tap {
     /// Why it ended otherwise, or never began.
     pub(crate) fn run<Q: BlockQueue>(self, queue: Q) -> Result<Option<Abandoned>, Ended> {
         match self {
-            Self::Nbd(server) => server.run(queue).map(|_| None).map_err(|error| Ended::UnderWay(error.into())),
+            Self::Nbd(server) => server.run(queue).map(|_| None).map_err(|error| match error {
+                ServeError::Ring(RingError::Io { .. }) => Ended::UnderWay(error.into()),
+                _ => Ended::BeforeItBegan(error.into()),
+            }),
             Self::Ublk(server, ready) => {
                 let mut has_begun = false;
                 let served = server.run(queue, || {

@@ -507,6 +507,11 @@ impl Served {
         (is_whole && (now > bytes || now == bytes && self.tap.is_small())).then_some(now)
     }
 
+    /// Whether an opening of this volume would open the disk that it is served from: a name may have got another one.
+    pub(crate) fn is_at_its_name(&self) -> bool {
+        self.insertion.is_some() || self.device.is_at(&self.config.backing).unwrap_or(false)
+    }
+
     /// What lets the users of its device write past the tap.
     ///
     /// # Errors

@@ -218,6 +218,19 @@ impl FileDevice {
         size_of_device(self.inner.fd.as_fd(), self.inner.kind)
     }
 
+    /// Whether whoever opens `path` now opens this device.
+    ///
+    /// # Errors
+    /// What the kernel says of either.
+    pub fn is_at(&self, path: &Path) -> io::Result<bool> {
+        let own = nix::sys::stat::fstat(self.inner.fd.as_fd()).map_err(io::Error::from)?;
+        let there = std::fs::metadata(path)?;
+        Ok(match self.inner.kind {
+            DeviceKind::Block => there.file_type().is_block_device() && there.rdev() == own.st_rdev,
+            DeviceKind::File => (there.dev(), there.ino()) == (own.st_dev, own.st_ino),
+        })
+    }
+
     /// Direct-I/O alignment of offsets and lengths in bytes: a power of two from 512 to 4096. Memory is aligned by
     /// [`Buffer`].
     pub fn block_min(&self) -> u32 {

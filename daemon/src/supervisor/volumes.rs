@@ -500,7 +500,21 @@ impl Daemon {
         if let Err(error) = released {
             warn!(volume = %name, "{error}");
         }
-        self.open_until_served(name).await;
+        // † Its disk shows what is on it, and whoever ended its device may have written there since.
+        let Some(volume) = locked(&self.config).volumes.get(name).cloned() else { return };
+        let dir = self.state.volume_path(&volume.group, name);
+        let marked = tokio::task::spawn_blocking(move || {
+            Mark::TrackingLost.put_because(
+                &dir,
+                "its device was ended by somebody else, and its disk was not tracked until it was served again",
+            )
+        });
+        match marked.await.map_err(anyhow::Error::from).and_then(|marked| Ok(marked?)) {
+            Ok(()) => self.open_until_served(name).await,
+            Err(error) => {
+                error!(volume = %name, "it is not served again, for what was written past it would never be compared: {error:#}")
+            }
+        }
     }
 
     /// Closes a volume whose tap nobody uses, and keeps all that is known of it.
