@@ -25,7 +25,7 @@ use farside_insert::stack;
 use farside_nbd::ServeError;
 use farside_nbd::kernel::{Claim, Keeper, KernelDevice};
 use farside_region::{Name, VolumeId};
-use farside_ublk::{Choice, Held, Kernel, Spec};
+use farside_ublk::{Broken, Choice, Held, Kernel, Spec};
 use tracing::{error, info, warn};
 
 use crate::change::Change;
@@ -251,18 +251,18 @@ impl Tap {
     /// Why it ended otherwise, or never began.
     pub(crate) fn run<Q: BlockQueue>(self, queue: Q) -> Result<Option<Abandoned>, Ended> {
         match self {
-            Self::Nbd(server) => server.run(queue).map(|_| None).map_err(|error| match error {
-                ServeError::Ring(RingError::Io { .. }) => Ended::UnderWay(error.into()),
-                _ => Ended::BeforeItBegan(error.into()),
+            Self::Nbd(server) => server.run(queue).map(|_| None).map_err(|error| Ended {
+                under_way: matches!(error, ServeError::Ring(RingError::Io { .. })),
+                why: error.into(),
+                abandoned: None,
             }),
             Self::Ublk(server, ready) => {
-                let mut has_begun = false;
+                let mut under_way = false;
                 let served = server.run(queue, || {
-                    has_begun = true;
+                    under_way = true;
                     let _ = ready.send(()); // whoever opened it may have given up
                 });
-                let ended = if has_begun { Ended::UnderWay } else { Ended::BeforeItBegan };
-                served.map_err(|error| ended(error.into()))
+                served.map_err(|Broken { why, abandoned }| Ended { under_way, why: why.into(), abandoned })
             }
         }
     }
@@ -270,11 +270,13 @@ impl Tap {
 
 /// Why a tap serves a queue no more.
 #[derive(Debug)]
-pub(crate) enum Ended {
-    /// Nothing was served.
-    BeforeItBegan(anyhow::Error),
-    /// Requests are under way, which nobody in this process can answer or give to another any more.
-    UnderWay(anyhow::Error),
+pub(crate) struct Ended {
+    pub(crate) why: anyhow::Error,
+    /// Whether there may be requests which nobody in this process can answer or give to another any more; otherwise nothing was
+    /// served.
+    pub(crate) under_way: bool,
+    /// As with [`Tap::run`].
+    pub(crate) abandoned: Option<Box<Abandoned>>,
 }
 
 /// What other threads hold of a tap.

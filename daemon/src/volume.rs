@@ -378,22 +378,16 @@ impl Served {
             let (inbox, name, tap, serving) = (inbox.clone(), name.clone(), tap.clone(), serving.clone());
             queue_threads.push(spawn("queue").spawn(move || {
                 let _ = Priority::Urgent.set(); // `farside doctor` says where it is refused
-                let abandoned = match server.run(queue) {
-                    Ok(abandoned) => abandoned,
-                    Err(Ended::BeforeItBegan(error)) => {
-                        error!(volume = %name, "the tap is not served: {error:#}");
-                        tap.stop(); // a device is served whole, or waits for the next daemon
-                        None
-                    }
+                let abandoned = server.run(queue).unwrap_or_else(|Ended { why, under_way, abandoned }| {
                     // † The kernel gives what was under way to the next process only, once this one is gone.
-                    Err(Ended::UnderWay(error)) if !tap.is_stopping() => {
-                        panic!("the tap of volume {name} stopped serving, and only another process can go on: {error:#}")
-                    }
-                    Err(Ended::UnderWay(error)) => {
-                        error!(volume = %name, "the tap has not ended in order: {error:#}");
-                        None
-                    }
-                };
+                    assert!(
+                        !under_way || tap.is_stopping(),
+                        "the tap of volume {name} stopped serving, and only another process can go on: {why:#}"
+                    );
+                    error!(volume = %name, "the tap is not served, or has not ended in order: {why:#}");
+                    tap.stop(); // a device is served whole, or waits for the next daemon
+                    abandoned.map(|abandoned| *abandoned)
+                });
                 if serving.fetch_sub(1, Ordering::AcqRel) == 1 {
                     inbox.send(Note::TapStopped(id));
                 }

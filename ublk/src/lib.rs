@@ -35,7 +35,7 @@ use thiserror::Error;
 pub use device::end_under_its_users;
 pub use device::{Device, Held, QUEUES_MAX, Spec, held};
 pub use kernel::{Choice, DataPath, Effect, FAULTS, Fault, Kernel, Version};
-pub use server::{Counters, Handle, Server};
+pub use server::{Broken, Counters, Handle, Server};
 pub use uapi::{DeviceInfo, DeviceState};
 
 /// Why there is no device.

@@ -132,12 +132,13 @@ impl Server {
     }
 
     /// Serves the queue on this thread until it is stopped or the device ends. Begins when the servers of all queues run. Gives the
-    /// ring, if the kernel still has commands: they must end before this process serves the device again. `ready` is called once the kernel has every command of this queue, so that [`crate::Device::go_live`] will not
-    /// wait for ever; never where that fails.
+    /// ring, if the kernel still has commands: they must end before this process serves the device again. `ready` is called once
+    /// the kernel has every command of this queue, so that [`crate::Device::go_live`] will not wait for ever; never where that
+    /// fails.
     ///
     /// # Errors
-    /// [`UblkError`]: before the first request, or when the ring breaks. The device's users wait then for the next server.
-    pub fn run<Q: BlockQueue>(self, queue: Q, ready: impl FnOnce()) -> Result<Option<Abandoned>, UblkError> {
+    /// Before the first request, or when the ring breaks. The device's users wait then for the next server.
+    pub fn run<Q: BlockQueue>(self, queue: Q, ready: impl FnOnce()) -> Result<Option<Abandoned>, Broken> {
         let Self { info, queue: number, .. } = self;
         let (depth, io_bytes) = (info.depth, info.io_bytes_max as usize);
         let device = PathBuf::from(format!("/dev/ublkc{}", info.id));
@@ -184,7 +185,25 @@ impl Server {
         let served = running.serve(&self.waker, ready);
         let Running { ring, gone, tags, .. } = running;
         let abandoned = (gone < tags.len()).then(|| ring.abandon());
-        served.map(|()| abandoned)
+        match served {
+            Ok(()) => Ok(abandoned),
+            Err(why) => Err(Broken { why, abandoned: abandoned.map(Box::new) }),
+        }
+    }
+}
+
+/// Why a queue is not served any more.
+#[derive(Debug)]
+pub struct Broken {
+    /// What failed.
+    pub why: UblkError,
+    /// The ring, if the kernel still has commands; see [`Server::run`].
+    pub abandoned: Option<Box<Abandoned>>,
+}
+
+impl<E: Into<UblkError>> From<E> for Broken {
+    fn from(why: E) -> Self {
+        Self { why: why.into(), abandoned: None }
     }
 }
 

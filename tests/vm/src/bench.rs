@@ -82,7 +82,7 @@ fn serve(backing: &Path, stop: &Path, options: &[&str]) -> Result<(), Failure> {
     std::fs::read(stop)?; // blocks until somebody has written there
     held(spec.token)?.ok_or("the device is gone")?.remove()?;
     for thread in threads {
-        thread.join().map_err(|_| "the server panicked")??;
+        thread.join().map_err(|_| "the server panicked")?.map_err(|broken| broken.why)?;
     }
     let count = |n: &std::sync::atomic::AtomicU64| n.load(std::sync::atomic::Ordering::Relaxed);
     let counters = handle.counters();

@@ -55,6 +55,17 @@ fn a_successor_waits_until_the_door_is_free() {
 }
 
 #[test]
+fn a_name_that_leads_to_another_device_is_noticed() {
+    let (folder, path) = testing::file(&[0; 4096]);
+    let device = FileDevice::open(&path, OpenOptions::at_once()).unwrap();
+    assert!(device.is_at(&path).unwrap());
+    std::fs::rename(&path, folder.path().join("elsewhere")).unwrap();
+    assert!(device.is_at(&path).is_err() && device.is_at(&folder.path().join("elsewhere")).unwrap());
+    std::fs::write(&path, [0; 4096]).unwrap();
+    assert!(!device.is_at(&path).unwrap());
+}
+
+#[test]
 fn readers_share_and_keep_writers_out() {
     let (_folder, path) = testing::file(&[0; 4096]);
     let first = FileDevice::open(&path, readonly()).unwrap();
