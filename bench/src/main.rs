@@ -5,6 +5,7 @@
 //! user may do that. What is not installed is left out, by name. Each section makes its own site; none depends on another.
 
 mod copies;
+mod drbd;
 mod image;
 mod lag;
 mod measure;

@@ -94,6 +94,8 @@ pub(crate) struct Instructions {
     thread: Option<f64>,
     /// Of everything: also of who asks, and of who replicates.
     all: f64,
+    /// Bytes that the kernel copied between who asks and the thread that serves, for each that was read or written.
+    copied: Option<f64>,
     load: Load,
     processor_percent: BTreeMap<String, f64>,
 }
@@ -106,13 +108,14 @@ impl Instructions {
         load: Load,
         requests: u64,
         (thread_ns, all_ns): (Option<u64>, u64),
+        copied: Option<f64>,
         ran: &BTreeMap<String, u64>,
     ) -> Self {
         let requests = load.operations * requests;
         let each = |ns: u64| (ns / INSTRUCTION_NS) as f64 / requests as f64;
         let (thread, all) = (thread_ns.map(each), each(all_ns));
         let processor_percent = percents(&load, ran);
-        Self { workload, server, requests, thread, all, load, processor_percent }
+        Self { workload, server, requests, thread, all, copied, load, processor_percent }
     }
 }
 
@@ -133,13 +136,16 @@ fn print_ratios(where_: &str, rows: Vec<(&str, &'static str, &Load)>) {
     for (workload, server, _) in rows.iter().filter(|row| seen.insert((row.0, row.1))) {
         let over = |base| Some(iops(workload, server)? / iops(workload, base)?);
         let show = |ratio: Option<f64>| ratio.map_or_else(String::new, |ratio| format!("{ratio:.2}"));
-        let (disk, bare) = (over(vm::DISK), over(vm::BARE));
+        let (disk, bare, as_we) = (over(vm::DISK), over(vm::BARE), over(vm::BARE_AS_WE));
         if disk.or(bare).is_some() {
-            lines.push(format!("{workload:<20} {server:<34} {:>12} {:>12}", show(disk), show(bare)));
+            lines.push(format!("{workload:<20} {server:<34} {:>12} {:>12} {:>12}", show(disk), show(bare), show(as_we)));
         }
     }
     if !lines.is_empty() {
-        println!("\nIOPS in relation, {where_}\n{:<20} {:<34} {:>12} {:>12}", "workload", "device", "÷ disk", "÷ bare ublk");
+        println!(
+            "\nIOPS in relation, {where_}\n{:<20} {:<34} {:>12} {:>12} {:>12}",
+            "workload", "device", "÷ disk", "÷ bare ublk", "÷ w. copied"
+        );
         lines.iter().for_each(|line| println!("{line}"));
     }
 }
@@ -149,6 +155,42 @@ fn print_percents(workload: &str, server: &str, percents: &BTreeMap<String, f64>
     ran.sort_by(|a, b| b.1.total_cmp(a.1));
     let ran: Vec<String> = ran.into_iter().map(|(name, percent)| format!("{name} {percent:.0}")).collect();
     println!("{workload:<20} {server:<34} {}", ran.join(", "));
+}
+
+/// How long operations took: a column for each power of two of microseconds, a bar for its share.
+fn print_histograms(where_: &str, rows: Vec<(&str, &'static str, &Load)>) {
+    let mut devices: Vec<(&str, &str)> = Vec::new();
+    for &(workload, server, _) in &rows {
+        if !devices.contains(&(workload, server)) {
+            devices.push((workload, server));
+        }
+    }
+    if devices.is_empty() {
+        return;
+    }
+    println!("\nlatencies, {where_}; columns: each a power of two, from 16 µs (and below) to 8 s (and above)");
+    println!("bars: shares up to 0.01 %, 0.1 %, 1 %, 3 %, 10 %, 30 %, 60 %, 100 %");
+    println!("{:<20} {:<34} {:<20}", "workload", "device", "16µs  1ms  32ms 1s");
+    for (workload, server) in devices {
+        let of = rows.iter().filter(|row| (row.0, row.1) == (workload, server));
+        println!("{workload:<20} {server:<34} {}", bars(of.flat_map(|row| &row.2.histogram)));
+    }
+}
+
+/// One letter for each power of two.
+fn bars<'a>(steps: impl Iterator<Item = &'a [u64; 2]>) -> String {
+    const SHARES: [(f64, char); 8] =
+        [(1e-4, '▁'), (1e-3, '▂'), (0.01, '▃'), (0.03, '▄'), (0.1, '▅'), (0.3, '▆'), (0.6, '▇'), (1.0, '█')];
+    let mut columns = [0; 20];
+    for [from, count] in steps {
+        columns[(from.max(&16).ilog2() as usize - 4).min(19)] += count;
+    }
+    let all: u64 = columns.iter().sum();
+    let bar = |count: &u64| {
+        let share = *count as f64 / all as f64;
+        SHARES.iter().find(|(most, _)| share <= *most).map_or('█', |bar| bar.1)
+    };
+    columns.iter().map(|count| if *count == 0 { '·' } else { bar(count) }).collect()
 }
 
 /// Lag while something writes at a rate.
@@ -182,6 +224,8 @@ pub(crate) struct Report {
     lag: Vec<LagRow>,
     vm: Vec<VmRow>,
     instructions: Vec<Instructions>,
+    /// How the data of ublk's devices came and went.
+    data_paths: BTreeMap<&'static str, String>,
     goals: Vec<Goal>,
     left_out: Vec<String>,
 }
@@ -196,6 +240,7 @@ impl Report {
             lag: Vec::new(),
             vm: Vec::new(),
             instructions: Vec::new(),
+            data_paths: BTreeMap::new(),
             goals: Vec::new(),
             left_out: Vec::new(),
         }
@@ -235,6 +280,11 @@ impl Report {
         self.instructions.push(instructions);
     }
 
+    /// How the data of a device comes and goes.
+    pub(crate) fn data_path(&mut self, server: &'static str, path: String) {
+        self.data_paths.insert(server, path);
+    }
+
     /// What a server did at a workload, round by round.
     fn rounds(&self, workload: &str, server: &str) -> Vec<&VmRow> {
         self.vm.iter().filter(|row| row.workload == workload && row.server == server).collect()
@@ -244,16 +294,17 @@ impl Report {
         let workloads: std::collections::BTreeSet<&str> =
             self.vm.iter().filter(|row| row.server == vm::DISK).map(|row| row.workload.as_str()).collect();
         // Rounds of two servers at the same workload, in pairs.
-        let pairs = |of: fn(&VmRow, &VmRow) -> Option<f64>, server: &str| {
+        let pairs = |of: fn(&VmRow, &VmRow) -> Option<f64>, server: &str, base: &str| {
             let of_workload = |workload: &&str| {
-                let (ours, bare) = (self.rounds(workload, server), self.rounds(workload, vm::BARE));
+                let (ours, bare) = (self.rounds(workload, server), self.rounds(workload, base));
                 ours.into_iter().zip(bare).filter_map(|(ours, bare)| of(ours, bare)).collect::<Vec<_>>()
             };
             median(workloads.iter().flat_map(of_workload).collect())
         };
-        let calls = pairs(|ours, bare| Some(ours.system_calls? - bare.system_calls?), vm::REPLICATING);
+        let calls = pairs(|ours, bare| Some(ours.system_calls? - bare.system_calls?), vm::REPLICATING, vm::BARE);
         let iops = |ours: &VmRow, bare: &VmRow| Some(ours.load.iops / bare.load.iops);
-        let (idle, replicating) = (pairs(iops, vm::PAUSED), pairs(iops, vm::REPLICATING));
+        let (idle, replicating) = (pairs(iops, vm::PAUSED, vm::BARE), pairs(iops, vm::REPLICATING, vm::BARE));
+        let same_path = pairs(iops, vm::PAUSED, vm::BARE_AS_WE);
         let paced = format!("write-4096-1, {}/s", vm::PACE);
         let p999 = |server| median(self.rounds(&paced, server).iter().map(|row| row.load.p999_us as f64).collect());
         let cuts = p999(vm::CUTS).zip(p999(vm::NO_CUTS)).map(|(cuts, none)| cuts / none);
@@ -262,6 +313,7 @@ impl Report {
         self.judge_by_instructions();
         self.at_most("system calls per request, beyond bare ublk's, replicating", 1.0, calls);
         self.at_least("IOPS ÷ bare ublk's, not replicating, emulated", 0.85, idle);
+        self.at_least("the same, ÷ bare ublk's with writes copied", 0.85, same_path);
         self.at_least("IOPS ÷ bare ublk's, replicating, emulated", 0.85, replicating);
         self.at_most("p99.9 of paced writes around cuts ÷ without, emulated", 1.5, cuts);
         self.at_most("seconds that a write waits for a killed daemon, emulated", 1.0, pause);
@@ -275,12 +327,23 @@ impl Report {
             rows.find(|row| row.workload == workload && row.server == server).map(|row| row.load.iops)
         };
         let workloads: std::collections::BTreeSet<&str> = self.instructions.iter().map(|row| row.workload).collect();
-        let ratio = |server: &str| {
-            median(workloads.iter().filter_map(|workload| Some(of(workload, server)? / of(workload, vm::BARE)?)).collect())
+        let ratio = |server: &str, base: &str| {
+            median(workloads.iter().filter_map(|workload| Some(of(workload, server)? / of(workload, base)?)).collect())
         };
-        let (idle, replicating) = (ratio(vm::PAUSED), ratio(vm::REPLICATING));
+        let (idle, replicating) = (ratio(vm::PAUSED, vm::BARE), ratio(vm::REPLICATING, vm::BARE));
+        let same_path = ratio(vm::PAUSED, vm::BARE_AS_WE);
         self.at_least("IOPS ÷ bare ublk's, not replicating, one processor", 0.85, idle);
+        self.at_least("the same, ÷ bare ublk's with writes copied", 0.85, same_path);
         self.at_least("IOPS ÷ bare ublk's, replicating, one processor", 0.85, replicating);
+        let copied = |server: &str| {
+            let rows = self.instructions.iter().filter(|row| row.server == server);
+            rows.filter_map(|row| row.copied).max_by(f64::total_cmp)
+        };
+        let beyond = |server: &str| Some(copied(server)? - copied(vm::BARE)?);
+        let copied_more = [vm::PAUSED, vm::REPLICATING].into_iter().filter_map(beyond).max_by(f64::total_cmp);
+        let seen = copied(vm::BARE_COPY); // the witness: copies are counted
+        self.at_least("bytes copied for each byte, bare ublk that must copy", 1.0, seen);
+        self.at_most("bytes copied for each byte, beyond bare ublk's, at most", 0.01, copied_more);
     }
 
     /// Something that could not be measured here, and why.
@@ -378,14 +441,15 @@ impl Report {
         }
         if !self.instructions.is_empty() {
             println!(
-                "\nin an emulated machine of one processor whose clock goes by instructions\n{:<20} {:<34} {:>9} {:>12} {:>12} {:>8} {:>8} {:>8} {:>9}",
-                "workload", "device", "requests", "of its thread", "of all", "IOPS", "p50 µs", "p99 µs", "p99.9 µs"
+                "\nin an emulated machine of one processor whose clock goes by instructions\n{:<20} {:<34} {:>9} {:>13} {:>12} {:>9} {:>8} {:>8} {:>8} {:>9}",
+                "workload", "device", "requests", "of its thread", "of all", "copied", "IOPS", "p50 µs", "p99 µs", "p99.9 µs"
             );
-            for Instructions { workload, server, requests, thread, all, load, .. } in &self.instructions {
+            for Instructions { workload, server, requests, thread, all, copied, load, .. } in &self.instructions {
                 let Load { iops, p50_us, p99_us, p999_us, .. } = load;
                 let thread = thread.map_or_else(String::new, |thread| format!("{thread:.0}"));
+                let copied = copied.map_or_else(String::new, |copied| format!("{copied:.3}"));
                 println!(
-                    "{workload:<20} {server:<34} {requests:>9} {thread:>12} {all:>12.0} {iops:>8.0} {p50_us:>8} {p99_us:>8} {p999_us:>9}"
+                    "{workload:<20} {server:<34} {requests:>9} {thread:>13} {all:>12.0} {copied:>9} {iops:>8.0} {p50_us:>8} {p99_us:>8} {p999_us:>9}"
                 );
             }
         }
@@ -394,10 +458,15 @@ impl Report {
         let counted = self.instructions.iter().map(|row| (row.workload, row.server, &row.load));
         print_ratios("one emulated processor whose clock goes by instructions", counted.collect());
         if !self.vm.is_empty() || !self.instructions.is_empty() {
+            self.data_paths.iter().for_each(|(server, path)| println!("data path of {server}: {path}"));
             println!("\nwho ran, in percent of one processor");
             self.vm.iter().for_each(|row| print_percents(&row.workload, row.server, &row.processor_percent));
             self.instructions.iter().for_each(|row| print_percents(row.workload, row.server, &row.processor_percent));
         }
+        let timed = self.vm.iter().map(|row| (row.workload.as_str(), row.server, &row.load));
+        print_histograms("two emulated processors; all rounds", timed.collect());
+        let counted = self.instructions.iter().map(|row| (row.workload, row.server, &row.load));
+        print_histograms("one emulated processor whose clock goes by instructions", counted.collect());
         println!("\n{:<58} {:>8} {:>10}", "goal", "wanted", "measured");
         for g in &self.goals {
             println!("{:<58} {:>8} {:>10.2}  {}", g.what, g.wanted, g.measured, if g.met { "met" } else { "MISSED" });
@@ -434,12 +503,29 @@ mod tests {
         let mut report = Report::new(0);
         for (workload, factor) in [("write-4096-1", 0.5), ("write-4096-32", 0.9), ("read-4096-32", 1.0)] {
             for (server, iops) in [(vm::DISK, 3000.0), (vm::BARE, 1000.0), (vm::REPLICATING, 1000.0 * factor)] {
-                let load = Load { operations: 10, iops, mean_us: 1.0, p50_us: 1, p99_us: 1, p999_us: 1, max_us: 1, run_ns: 1 };
-                report.counted(Instructions::new(workload, server, load, 1, (None, 16), &BTreeMap::new()));
+                let load = Load {
+                    operations: 10,
+                    iops,
+                    mean_us: 1.0,
+                    p50_us: 1,
+                    p99_us: 1,
+                    p999_us: 1,
+                    max_us: 1,
+                    histogram: vec![[1, 10]],
+                    run_ns: 1,
+                };
+                report.counted(Instructions::new(workload, server, load, 1, (None, 16), None, &BTreeMap::new()));
             }
         }
         report.print();
         let [goal] = &report.goals[..] else { panic!("one goal was measured: {:?}", report.goals) };
         assert!(goal.met && (goal.measured - 0.9).abs() < 1e-9, "{goal:?}");
+    }
+
+    #[test]
+    fn each_power_of_two_has_a_bar_and_rare_ones_are_seen() {
+        assert_eq!(bars([[0, 1], [18, 1]].iter()), format!("█{}", "·".repeat(19)));
+        let steps = [[32, 40_000], [36, 59_999], [1 << 20, 1], [64 << 20, 0]];
+        assert_eq!(bars(steps.iter()), format!("·█{}▁···", "·".repeat(14)));
     }
 }

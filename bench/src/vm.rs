@@ -2,24 +2,31 @@
 //! over Farside's NBD server, on the same disk, in turns.
 //!
 //! Emulation distorts time, so what is firm is counted by the guest's kernel: system calls and sleeps of the thread that serves,
-//! and, on a host of its own whose clock goes by instructions, the instructions of that thread and of all that ran. Ratios of times are believed where rounds agree; while it replicates, what encrypts and compresses has the guest's two
-//! emulated processors, too. "Bare ublk" is a server of ours with nothing between driver and disk (no
-//! tracking, no intent): rublk's loop target does the same work, and wants libclang to be built.
+//! and, on a host of its own whose clock goes by instructions, the instructions of that thread and of all that ran, and the bytes
+//! that the kernel copied to and from that thread. Ratios of times are believed where rounds agree; while it replicates, what encrypts and
+//! compresses has the guest's two emulated processors, too. "Bare ublk" is a server of ours with nothing between driver and disk (no
+//! tracking, no intent, and the disk gets the pages of the application): rublk's loop target does the same work, and wants libclang to
+//! be built. "Writes copied" is the same with Farside's data path: what is between the two is the price of L3 (a copy of each write
+//! before it is marked), and what is between it and Farside, that of tracking.
 
 use std::collections::BTreeMap;
 
 use anyhow::Result;
 use farside_tests::{usage, wait_for};
-use farside_vm::counted::{Bare, Load, Threads, all_ran, load, ran};
+use farside_vm::counted::{Bare, Load, Threads, all_ran, copied, load, ran};
 use farside_vm::protected::{CLI, Host, Setup, VOLUME_MIB, is_quiet};
 use farside_vm::{DiskSpec, Guest, Kernel, Machine, Network, packages};
 
+use crate::drbd;
 use crate::report::{Instructions, Report, VmRow};
 
 const DEVICE: &str = "/dev/farside/data";
 const WORKLOADS: [&str; 5] = ["write-4096-1", "write-4096-32", "read-4096-32", "write-1048576-4", "sync-4096-1"];
 /// Writes per second around cuts: well below what the slowest machine can do.
 pub(crate) const PACE: u64 = 50;
+
+/// Devices of bare ublk, and the options of their server.
+const BARES: [(&str, &str); 3] = [(BARE, "pages queues=2"), (BARE_AS_WE, "queues=2"), (BARE_COPY, "copy queues=2")];
 
 /// What runs on this machine and not in the guest.
 const OUTSIDE: &str = "outside: ";
@@ -29,6 +36,7 @@ const KILLS: u32 = 3;
 
 pub(crate) const DISK: &str = "disk";
 pub(crate) const BARE: &str = "bare ublk";
+pub(crate) const BARE_AS_WE: &str = "bare ublk, writes copied";
 pub(crate) const BARE_COPY: &str = "bare ublk, copy";
 pub(crate) const PAUSED: &str = "farside, not replicating";
 pub(crate) const REPLICATING: &str = "farside, replicating";
@@ -38,10 +46,18 @@ pub(crate) const KILLED: &str = "farside, killed and started again";
 pub(crate) const RESTARTED: &str = "farside, killed and started by systemd";
 pub(crate) const NBD: &str = "farside, nbd-device";
 pub(crate) const ERA: &str = "dm-era";
+pub(crate) const DRBD_ALONE: &str = "drbd, without a peer";
+pub(crate) const DRBD_A: &str = "drbd, peer, protocol A";
+pub(crate) const DRBD_C: &str = "drbd, peer, protocol C";
 
 /// The longest request of the devices: a write and a flush are two, and 1 MiB is, too.
 fn requests_of(workload: &str) -> u64 {
     if workload.starts_with("sync") || workload.contains("-1048576-") { 2 } else { 1 }
+}
+
+/// What an operation reads or writes.
+fn bytes_of(workload: &str) -> u64 {
+    workload.split('-').nth(1).and_then(|bytes| bytes.parse().ok()).expect("KIND-BYTES-DEPTH")
 }
 
 /// What can be measured.
@@ -57,10 +73,12 @@ pub(crate) enum Subject {
     NbdDevice,
     /// dm-era, which tracks changes of 4 MiB blocks and sends nothing.
     DmEra,
+    /// DRBD: without a peer, and with one that it waits for (protocol C) or not (A).
+    Drbd,
     /// Farside from its packages, whose daemon is killed again and again, and started again by systemd. Needs the packages:
     /// `cargo run --release -p xtask -- test --only packages`.
     Systemd,
-    /// The instructions that each request costs, of those that serve.
+    /// The instructions and the copied bytes that each request costs, of those that serve.
     Instructions,
 }
 
@@ -88,7 +106,10 @@ struct Bench<'a> {
 }
 
 pub(crate) fn run(wanted: &Wanted, report: &mut Report) -> Result<()> {
-    let setup = || Setup::new(Kernel::Newest, &["ublk_drv", "nbd", "dm-era"]).disk(DiskSpec::blank("notes", 16));
+    let setup = || {
+        let setup = Setup::new(Kernel::Newest, &["ublk_drv", "nbd", "dm-era", "drbd"]).disk(DiskSpec::blank(drbd::NOTES, 16));
+        drbd::prepare(setup)
+    };
     if wanted.has(Subject::Instructions) {
         eprintln!("booting a host that counts instructions, and its gateway …");
         let mut bench = Bench::new(Host::with(setup().counting_instructions()), wanted, report);
@@ -168,8 +189,9 @@ impl<'a> Bench<'a> {
         }
         self.others(Self::count_all);
         if self.wanted.has(Subject::Bare) {
-            for (server, options) in [(BARE, "queues=2"), (BARE_COPY, "copy queues=2")] {
+            for (server, options) in BARES {
                 let bare = Bare::serve(&mut self.host.guest, &data, options);
+                self.report.data_path(server, bare.way.clone());
                 let threads = bare.threads(&mut self.host.guest);
                 self.count_all(server, &bare.path.clone(), Some(&threads));
                 bare.stop(&mut self.host.guest);
@@ -183,6 +205,8 @@ impl<'a> Bench<'a> {
             self.farside("volume resume data");
             self.host.wait_for_group("everything to be published", is_quiet);
             self.count_all(REPLICATING, DEVICE, Some(&threads));
+            let path = format!("{}, {} requests copied in spite of it", self.host.data_path(), self.host.copied());
+            self.report.data_path("farside", path);
             self.farside("volume remove data --yes");
         }
         if self.wanted.has(Subject::NbdDevice) {
@@ -211,7 +235,12 @@ impl<'a> Bench<'a> {
                 }
             };
             ran.insert("the application".to_owned(), load.run_ns);
-            self.report.counted(Instructions::new(workload, server, load, requests_of(workload), took, &ran));
+            // By itself: to count copies takes instructions, too.
+            let copied = threads.map(|threads| {
+                let (under, bytes) = copied(guest, threads, run);
+                bytes as f64 / (under.operations * bytes_of(workload)) as f64
+            });
+            self.report.counted(Instructions::new(workload, server, load, requests_of(workload), took, copied, &ran));
         }
     }
 
@@ -222,7 +251,7 @@ impl<'a> Bench<'a> {
         }
         self.others(Self::measure_all);
         if self.wanted.has(Subject::Bare) {
-            for (server, options) in [(BARE, "queues=2"), (BARE_COPY, "copy queues=2")] {
+            for (server, options) in BARES {
                 let bare = Bare::serve(&mut self.host.guest, &data, options);
                 let threads = bare.threads(&mut self.host.guest);
                 self.measure_all(server, &bare.path.clone(), Some(&threads));
@@ -262,7 +291,7 @@ impl<'a> Bench<'a> {
 
     /// What others have for the same job, over the same disk; their notes are on a disk of their own, as Farside's are.
     fn others(&mut self, mut measure: impl FnMut(&mut Self, &'static str, &str, Option<&Threads>)) {
-        let notes = self.host.guest.disk("notes");
+        let notes = self.host.guest.disk(drbd::NOTES);
         let data = self.data.clone();
         if self.wanted.has(Subject::DmEra) {
             let size = self.host.guest.run(&format!("blockdev --getsz {data}"));
@@ -271,6 +300,17 @@ impl<'a> Bench<'a> {
             self.host.guest.run(&format!("{clear} && dmsetup create era --table '{table}'"));
             measure(self, ERA, "/dev/mapper/era", None);
             self.host.guest.run("dmsetup remove era");
+        }
+        if self.wanted.has(Subject::Drbd) {
+            drbd::up(&mut self.host);
+            for (server, protocol) in [(DRBD_C, 'C'), (DRBD_A, 'A')] {
+                drbd::connect(&mut self.host, protocol);
+                measure(self, server, drbd::DEVICE, None);
+                drbd::disconnect(&mut self.host);
+            }
+            // Now it knows its peer's limits: before that it asks for 4 KiB at most.
+            measure(self, DRBD_ALONE, drbd::DEVICE, None);
+            drbd::down(&mut self.host);
         }
     }
 

@@ -12,7 +12,7 @@
 //! † A write's own pages are never what the backing gets: a host may change a page while it is written (the page cache does, and
 //! so does whoever writes directly), and what it puts there may have been written after a switch that came between: the cut would
 //! hold it without what was acknowledged before it (L3). A copy that is taken before the write is marked is never newer than its
-//! epoch. It is one system call, from `/dev/ublkcN`.
+//! epoch. It is one system call, from `/dev/ublkcN`. Only [`Server::passing_pages`] does without.
 //!
 //! Where a read's pages cannot be registered (no memory), or the backing does not take them as they lie (`EINVAL`), it is copied,
 //! too, at its end. So is every one where a device that was made for zero copy must have its data copied by now. Copies are made on
@@ -61,7 +61,7 @@ pub struct Counters {
     pub requests: AtomicU64,
     /// Requests answered with an error.
     pub errors: AtomicU64,
-    /// Reads that were copied in spite of a device that was made for zero copy.
+    /// Requests that were copied though their pages were to be used: reads, and writes of [`Server::passing_pages`].
     pub copied: AtomicU64,
 }
 
@@ -110,6 +110,7 @@ pub struct Server {
     recovered: bool,
     scan: Scan,
     slots: u16,
+    passes_pages: bool,
     shared: Arc<Shared>,
     waker: Waker,
 }
@@ -127,8 +128,24 @@ impl Server {
         let shared = Arc::new(Shared::default());
         let handle = Handle { shared: Arc::clone(&shared), wakers: wakers.clone().into() };
         let queues = places(info.queues).into_iter().zip(wakers).zip(0..);
-        let server = |((place, waker), queue)| Self { info, queue, place, recovered, scan, slots, shared: shared.clone(), waker };
+        let server = |((place, waker), queue)| Self {
+            info,
+            queue,
+            place,
+            recovered,
+            scan,
+            slots,
+            passes_pages: false,
+            shared: shared.clone(),
+            waker,
+        };
         (queues.map(server).collect(), handle)
+    }
+
+    /// A write's own pages go to the backing, where the device was made for zero copy: for who only passes requests on and never
+    /// has to say what was written when (L3), as what others do is measured.
+    pub fn passing_pages(self) -> Self {
+        Self { passes_pages: true, ..self }
     }
 
     /// Serves the queue on this thread until it is stopped or the device ends. Begins when the servers of all queues run. Gives the
@@ -168,6 +185,7 @@ impl Server {
             file,
             descriptors,
             path,
+            passes_pages: self.passes_pages,
             pool,
             device_bytes: 0,
             io_bytes,
@@ -243,6 +261,7 @@ struct Running<Q> {
     file: SharedFd,
     descriptors: MmapRaw,
     path: DataPath,
+    passes_pages: bool,
     /// A buffer for each tag; untouched memory costs nothing.
     pool: BufferPool,
     device_bytes: u64,
@@ -356,8 +375,8 @@ impl<Q: BlockQueue> Running<Q> {
                 buffer.set_len(extent.len as usize);
                 (Some(Payload::Buffer(buffer)), WorkData::Buffer(None))
             }
-            _ if op == Op::Write => return self.copy(tag, &descriptor),
-            _ if descriptor.unregistered => return self.copy_read(tag, &descriptor),
+            _ if op == Op::Write && !self.passes_pages => return self.copy(tag, &descriptor),
+            _ if descriptor.unregistered => return self.copy_unasked(tag, &descriptor),
             _ => (Some(Payload::Pages(Pages { slot: tag, len })), WorkData::Pages),
         };
         self.tags[usize::from(tag)] = TagState::Working(Work { bytes: if has_data { len } else { 0 }, data });
@@ -373,8 +392,8 @@ impl<Q: BlockQueue> Running<Q> {
         meaning(descriptor, self.device_bytes, self.io_bytes as u64)
     }
 
-    /// Goes on with a tag's read without its pages.
-    fn copy_read(&mut self, tag: u16, descriptor: &Descriptor) {
+    /// Goes on with a tag's request without its pages.
+    fn copy_unasked(&mut self, tag: u16, descriptor: &Descriptor) {
         self.shared.counters.copied.fetch_add(1, Ordering::Relaxed);
         self.copy(tag, descriptor);
     }
@@ -419,7 +438,7 @@ impl<Q: BlockQueue> Running<Q> {
             // The backing does not take pages that lie so.
             (WorkData::Pages, Err(Errno::EINVAL)) if work.bytes > 0 => {
                 let descriptor = self.descriptor(tag);
-                self.copy_read(tag, &descriptor);
+                self.copy_unasked(tag, &descriptor);
             }
             (WorkData::Copied, Ok(())) if self.descriptor(tag).operation == Operation::Read => {
                 let given = self.copy_out(tag, &buffer.expect("a read has a place for its data"));

@@ -1,8 +1,9 @@
 //! What tests and benchmarks of block devices need inside a guest: load with its latencies, and a ublk device with nothing
 //! behind it but its backing, to compare with.
 //!
-//! `farside-vm-bench serve BACKING STOP [copy] [slots=N] [queues=N]` makes that device, says its path, and serves it until somebody writes
-//! into the FIFO `STOP`; then it takes the device away and says what it did. `farside-vm-bench load DEVICE WORKLOAD SECONDS
+//! `farside-vm-bench serve BACKING STOP [copy|pages] [slots=N] [queues=N]` makes that device, says its path, and serves it until somebody
+//! writes into the FIFO `STOP`; then it takes the device away and says what it did. It copies as Farside does; with `copy`, as Farside
+//! does where it must; with `pages`, nothing that need not be. `farside-vm-bench load DEVICE WORKLOAD SECONDS
 //! [RATE]` gives the device random work past the page cache and prints one line of JSON. A workload is `read`, `write` or `sync`
 //! (a write and a flush), bytes and depth: `write-4096-32`. With a rate, so many begin in each second. `farside-vm-bench ran` says
 //! for how long each thread of the guest has run: nanoseconds, its process's name, its own.
@@ -30,7 +31,7 @@ fn main() -> Result<(), Failure> {
         ["ran"] => ran(),
         ["end", id] => Ok(farside_ublk::end_under_its_users(id.parse()?)?),
         _ => Err(
-            "farside-vm-bench serve BACKING STOP [copy] [slots=N] [queues=N] | load DEVICE WORKLOAD SECONDS [RATE] | ran | end N"
+            "farside-vm-bench serve BACKING STOP [copy|pages] [slots=N] [queues=N] | load DEVICE WORKLOAD SECONDS [RATE] | ran | end N"
                 .into(),
         ),
     }
@@ -71,6 +72,7 @@ fn serve(backing: &Path, stop: &Path, options: &[&str]) -> Result<(), Failure> {
     let (ready, is_ready) = std::sync::mpsc::channel();
     let mut threads = Vec::new();
     for server in servers {
+        let server = if options.contains(&"pages") { server.passing_pages() } else { server };
         let (queue, ready) = (PlainQueue::new(device.clone())?, ready.clone());
         let ready = move || ready.send(()).expect("somebody waits for it");
         let thread = std::thread::Builder::new().name("serve".to_owned());
@@ -175,8 +177,28 @@ fn load(path: &Path, workload: &str, seconds: u64, rate: Option<u64>) -> Result<
     let run_ns = run_ns.split(' ').next().unwrap_or("0");
     println!(
         "{{\"operations\":{operations},\"iops\":{:.1},\"mean_us\":{mean:.0},\"p50_us\":{p50},\"p99_us\":{p99},\"p999_us\":{p999},\
-         \"max_us\":{max},\"run_ns\":{run_ns}}}",
-        operations as f64 / seconds
+         \"max_us\":{max},\"histogram\":{:?},\"run_ns\":{run_ns}}}",
+        operations as f64 / seconds,
+        histogram(&latencies)
     );
     Ok(())
+}
+
+/// Where steps of a histogram begin, and how many of some sorted numbers lie in each that is not empty. Each power of two has eight
+/// steps.
+fn histogram(sorted: &[u32]) -> Vec<[u64; 2]> {
+    let step = |number: u32| number >> (number | 1).ilog2().saturating_sub(3) << (number | 1).ilog2().saturating_sub(3);
+    sorted.chunk_by(|a, b| step(*a) == step(*b)).map(|alike| [step(alike[0]).into(), alike.len() as u64]).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::histogram;
+
+    #[test]
+    fn a_histogram_has_eight_steps_for_each_power_of_two() {
+        assert_eq!(histogram(&[]), [[0; 2]; 0]);
+        assert_eq!(histogram(&[0, 1, 1, 15, 16, 17, 18]), [[0, 1], [1, 2], [15, 1], [16, 2], [18, 1]]);
+        assert_eq!(histogram(&[1023, 1024, 1151, 1152, u32::MAX]), [[960, 1], [1024, 2], [1152, 1], [15 << 28, 1]]);
+    }
 }

@@ -1,7 +1,8 @@
 //! What threads of a guest cost the kernel: counted, since emulation distorts time.
 //!
 //! Invariant: system calls are counted by the kernel's own tracing (`raw_syscalls:sys_enter`), of these threads alone, between two
-//! moments; nothing of ours counts itself.
+//! moments; nothing of ours counts itself. Copies are counted where the kernel makes them: a server that is never given the pages
+//! of a request (zero copy) cannot copy them itself.
 
 use std::collections::BTreeMap;
 
@@ -54,7 +55,7 @@ impl Threads {
     pub fn count<T>(&self, guest: &mut Guest, run: impl FnOnce(&mut Guest) -> T) -> (T, Counts) {
         let any: Vec<String> = self.0.iter().map(|id| format!("common_pid == {id}")).collect();
         let trigger = format!("hist:keys=common_pid if {}", any.join(" || "));
-        guest.run("test -d /sys/kernel/tracing/events || mount -t tracefs none /sys/kernel/tracing");
+        mount_tracing(guest);
         let (sleeps, preemptions) = self.switches(guest);
         let (run_ns, all_ns) = self.ran(guest);
         guest.run(&format!("echo '{trigger}' > {TRIGGER}"));
@@ -89,6 +90,52 @@ impl Threads {
         let files: Vec<String> = self.0.iter().map(|id| format!("/proc/{id}/task/{id}/{file}")).collect();
         guest.run(&format!("cat {}", files.join(" ")))
     }
+}
+
+/// Where the kernel copies between those who ask a block device and those who serve it: ublk's driver where there is no zero copy,
+/// and the socket of an NBD client. The functions' names may have endings of the compiler's. What they return or are given is the
+/// number of bytes. (That which all of them call, `_copy_from_iter` and its like, cannot be traced in Debian's kernels.)
+const COPIES: [(&str, &str, &str); 3] = [
+    ("r", "ublk_copy_user_pages", "$retval:s64"),
+    ("r", "unix_stream_recvmsg", "$retval:s32"),
+    ("p", "unix_stream_sendmsg", "%dx:s64"),
+];
+
+/// Bytes that the kernel copied between who asks and these threads while something ran.
+///
+/// # Panics
+/// When the kernel does not count.
+pub fn copied<T>(guest: &mut Guest, threads: &Threads, run: impl FnOnce(&mut Guest) -> T) -> (T, u64) {
+    const TRACING: &str = "/sys/kernel/tracing";
+    const TRIGGER: &str = "hist:keys=common_pid:vals=bytes:size=4096 if bytes > 0";
+    mount_tracing(guest);
+    for (kind, function, bytes) in COPIES {
+        let names = format!(r"grep -oE '^{function}(\.[a-z]+\.[0-9]+)*( |$)' {TRACING}/available_filter_functions");
+        let name = guest.run(&names);
+        guest.run(&format!("echo '{kind}:farside/{function} {} bytes={bytes}' >> {TRACING}/kprobe_events", name.trim()));
+        guest.run(&format!("echo '{TRIGGER}' > {TRACING}/events/farside/{function}/trigger"));
+    }
+    let given = run(guest);
+    let mut copied = 0;
+    for (_, function, _) in COPIES {
+        let event = format!("{TRACING}/events/farside/{function}");
+        let histogram = guest.run(&format!("cat {event}/hist"));
+        assert!(histogram.contains("Dropped: 0"), "too many threads: {histogram}");
+        guest.run(&format!("echo '!{TRIGGER}' > {event}/trigger"));
+        guest.run(&format!("echo '-:farside/{function}' >> {TRACING}/kprobe_events"));
+        // { common_pid:        123 } hitcount:          4  bytes:      16384
+        for line in histogram.lines().filter(|line| line.starts_with('{')) {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let of = |key| words.iter().position(|word| *word == key).map(|at| number(words.get(at + 1).copied()));
+            let (thread, bytes) = of("common_pid:").zip(of("bytes:")).unwrap_or_else(|| panic!("not a count: {line}"));
+            copied += if threads.0.iter().any(|id| u64::from(*id) == thread) { bytes } else { 0 };
+        }
+    }
+    (given, copied)
+}
+
+fn mount_tracing(guest: &mut Guest) {
+    guest.run("test -d /sys/kernel/tracing/events || mount -t tracefs none /sys/kernel/tracing");
 }
 
 /// For how long anything ran on any processor, in nanoseconds of the guest.
@@ -195,6 +242,8 @@ pub struct Load {
     pub p999_us: u64,
     /// The slowest.
     pub max_us: u64,
+    /// Of all latencies: where a step begins, in microseconds, and how many lie in it. Eight steps for each power of two.
+    pub histogram: Vec<[u64; 2]>,
     /// For how long it ran itself, in nanoseconds.
     pub run_ns: u64,
 }

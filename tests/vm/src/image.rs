@@ -92,7 +92,7 @@ TasksMax=infinity
 /// When it was not fetched.
 pub(crate) fn guest_program(name: &str) -> PathBuf {
     let tree = cache::tree(GUEST_TREE);
-    let names = ["bin", "sbin", "usr/bin", "usr/sbin"].map(|folder| format!("{folder}/{name}"));
+    let names = ["bin", "sbin", "usr/bin", "usr/sbin", "lib/drbd"].map(|folder| format!("{folder}/{name}"));
     cache::first_of(&tree, &names.each_ref().map(String::as_str))
         .unwrap_or_else(|| panic!("{} has no program {name}", tree.display()))
 }

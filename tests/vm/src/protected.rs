@@ -64,7 +64,7 @@ pub struct Host {
     load: Option<u32>,
     /// The test itself writes past the tap.
     bypasses: bool,
-    _gateway: Machine,
+    gateway: Machine,
 }
 
 /// What a host and its gateway are to have beside what all have.
@@ -73,6 +73,7 @@ pub struct Setup {
     kernel: Kernel,
     modules: Vec<&'static str>,
     gateway_modules: Vec<&'static str>,
+    debian_programs: Vec<&'static str>,
     content: Vec<u8>,
     disks: Vec<DiskSpec>,
     gateway_disks: Vec<DiskSpec>,
@@ -90,6 +91,7 @@ impl Setup {
             kernel,
             modules,
             gateway_modules: Vec::new(),
+            debian_programs: Vec::new(),
             content,
             disks: Vec::new(),
             gateway_disks: Vec::new(),
@@ -113,8 +115,19 @@ impl Setup {
     }
 
     /// With a gateway that can mount what it restores. It has these modules for that.
-    pub fn judging_gateway(mut self, modules: &[&'static str]) -> Self {
-        self.gateway_modules = [&["loop"], modules].concat();
+    pub fn judging_gateway(self, modules: &[&'static str]) -> Self {
+        self.gateway_modules(&["loop"]).gateway_modules(modules)
+    }
+
+    /// With these modules at the gateway, too.
+    pub fn gateway_modules(mut self, modules: &[&'static str]) -> Self {
+        self.gateway_modules.extend(modules);
+        self
+    }
+
+    /// With these programs of Debian at both, too.
+    pub fn debian_programs(mut self, names: &[&'static str]) -> Self {
+        self.debian_programs.extend(names);
         self
     }
 
@@ -168,6 +181,7 @@ impl Host {
             .modules(&setup.gateway_modules)
             .programs(&["farside", "farside-receiver", "farside-vm-load"])
             .debian_programs(&["mke2fs", "e2fsck", "xfs_repair"])
+            .debian_programs(&setup.debian_programs)
             .disk(DiskSpec::blank("store", 768))
             .on(&network);
         gateway = setup.gateway_disks.into_iter().fold(gateway, Machine::disk);
@@ -179,6 +193,7 @@ impl Host {
         };
         let mut machine = machine
             .modules(&setup.modules)
+            .debian_programs(&setup.debian_programs)
             .programs(&["farside", "farsided", "farside-vm-bench", "farside-vm-load"])
             .disk(DiskSpec { content: setup.content, ..DiskSpec::blank("data", 0) })
             .disk(DiskSpec::blank("state", 64))
@@ -201,8 +216,7 @@ impl Host {
         let state = guest.disk("state");
         guest.run(&format!("$(command -v /bin/mke2fs || command -v mke2fs) -q -t ext4 {state}"));
         let keep = setup.keep;
-        let mut host =
-            Self { guest, machine, receiver, keep, daemon: 0, load: None, bypasses: false, _gateway: gateway, network };
+        let mut host = Self { guest, machine, receiver, keep, daemon: 0, load: None, bypasses: false, gateway, network };
         host.prepare();
         host.start_daemon();
         host.pair();
@@ -225,6 +239,11 @@ impl Host {
     pub fn pair(&mut self) {
         let token = self.receiver.run("farside-receiver token --config /etc/receiver.toml");
         self.guest.run(&format!("{CLI} pair '{}'", token.trim()));
+    }
+
+    /// The addresses of the host and of the gateway.
+    pub fn addresses(&self) -> [String; 2] {
+        [&self.machine, &self.gateway].map(Machine::address)
     }
 
     /// What a boot must find before the daemon starts. The configuration lies beside the state.
