@@ -312,11 +312,11 @@ impl<Q: BlockQueue> Running<Q> {
     fn arrived(&mut self, tag: u16, completion: Completion) -> Result<(), UblkError> {
         let buffer = completion.buffer;
         match completion.result {
+            // Never committed: the successor gets it, with a buffer of its own. The driver uses ours when a command is with it, or
+            // as one commits: never again.
             Ok(uapi::RESULT_OK) if self.shared.stop.load(Ordering::SeqCst) => {
-                // Never committed: the successor gets it.
                 self.tags[usize::from(tag)] = TagState::Gone;
                 self.gone += 1;
-                std::mem::forget(buffer); // nobody asks whether the kernel still has the address
                 Ok(())
             }
             Ok(uapi::RESULT_OK) => {

@@ -348,7 +348,8 @@ impl Ring {
     }
 
     /// Gives a device's driver a command of its own with 16 bytes that say what (`IORING_OP_URING_CMD`); they are made with the
-    /// address of the buffer, 0 for none. The driver may use the whole buffer until the completion. `argument` is what it looks
+    /// address of the buffer, 0 for none. The driver may use the whole buffer until the completion, by its address: so on the
+    /// thread that gave it, and never after that has ended. `argument` is what it looks
     /// for in the submission itself, in place of an address.
     pub fn command(
         &mut self,
@@ -368,12 +369,14 @@ impl Ring {
     }
 
     /// Gives the ring up although commands are in flight that only their driver can end: they end with the process, or when what
-    /// is given back is closed. Nothing in flight is waited for, and its buffers are never used again.
+    /// is given back is closed. Nothing in flight is waited for, and no buffer of it is used before that, nor ever but those of
+    /// commands.
     ///
     /// † It is not closed here. A kernel of 2024 (6.12) that tears a ring down while its thread lives cancels commands whose
     /// completion it has queued for that thread and not delivered, and ends them twice, which is the end of the machine. As a
     /// thread ends, what is queued for it is delivered first.
     pub fn abandon(mut self) -> Abandoned {
+        let mut buffers = Vec::new();
         for operation in self.slots.drain(..).flatten() {
             // Files are let go; the kernel may still write into buffers.
             match operation.kind {
@@ -381,13 +384,15 @@ impl Ring {
                     drop(waker);
                     std::mem::forget(scratch);
                 }
+                Kind::Command { buffer } => buffers.extend(buffer),
+                // † A device writes there whatever has ended.
                 kind => std::mem::forget(kind),
             }
         }
         let ring = ManuallyDrop::new(self);
         // SAFETY: the ring is never dropped or used again, so this is the only owner of what is read out of it.
         let uring = unsafe { std::ptr::read(&raw const ring.uring) };
-        Abandoned { uring: ManuallyDrop::new(uring), thread: nix::unistd::gettid() }
+        Abandoned { uring: ManuallyDrop::new(uring), buffers: ManuallyDrop::new(buffers), thread: nix::unistd::gettid() }
     }
 
     /// Asks the kernel to give up the operations with this tag; they still complete, with `ECANCELED` if it could.
@@ -535,13 +540,16 @@ impl Ring {
 /// A ring that was given up, with commands in flight. Dropped, it stays as it is until the process ends.
 pub struct Abandoned {
     uring: ManuallyDrop<IoUring>,
+    /// Of the commands.
+    buffers: ManuallyDrop<Vec<Buffer>>,
     /// Whose it was.
     thread: Pid,
 }
 
 impl Abandoned {
-    /// Ends what is in flight on it. Its thread must have returned; the kernel may still be at it, and is waited for (†
-    /// [`Ring::abandon`]). Nothing of what ends so is heard of, and drivers may hear of it a moment later.
+    /// Ends what is in flight on it, and gives the buffers of commands back. Its thread must have returned; the kernel may still be
+    /// at it, and is waited for († [`Ring::abandon`]). Nothing of what ends so is heard of, and drivers may hear of it a moment
+    /// later: without the thread they use no buffer ([`Ring::command`]).
     pub fn close(mut self) {
         let thread = format!("/proc/self/task/{}", self.thread);
         while Path::new(&thread).exists() {
@@ -549,6 +557,7 @@ impl Abandoned {
         }
         // SAFETY: it is dropped here and never again: there is no other drop of it.
         unsafe { ManuallyDrop::drop(&mut self.uring) };
+        drop(ManuallyDrop::into_inner(self.buffers));
     }
 }
 

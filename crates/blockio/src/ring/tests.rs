@@ -230,6 +230,26 @@ fn what_is_in_flight_on_an_abandoned_ring_ends_when_it_is_closed() {
 }
 
 #[test]
+fn the_buffers_of_abandoned_commands_come_back_when_their_ring_is_closed() {
+    let (ours, _theirs) = socket_pair();
+    let pool = BufferPool::new(8192, 4096).unwrap();
+    let (command, transfer) = (pool.take(4096).unwrap(), pool.take(4096).unwrap());
+    let thread = std::thread::spawn(move || {
+        let mut ring = Ring::new(8).unwrap();
+        // No driver here keeps a command: in its place, something that does not end by itself either.
+        let entry = opcode::PollAdd::new(Fd(ours.as_raw_fd()), libc::POLLIN as u32).build();
+        ring.start_with(Tag::server(1), &ours, Kind::Command { buffer: Some(command) }, entry);
+        ring.recv(Tag::server(2), &ours, transfer, 0..4096);
+        ring.wait(Some(Duration::ZERO)).unwrap();
+        ring.abandon()
+    });
+    let abandoned = thread.join().unwrap();
+    assert_eq!(pool.in_use(), 8192, "the kernel may still write there");
+    abandoned.close();
+    assert_eq!(pool.in_use(), 4096, "a driver has no thread any more; a transfer may have begun");
+}
+
+#[test]
 fn an_empty_slot_is_no_memory() {
     let (_folder, path) = testing::file(&[1; 8192]);
     let device = FileDevice::open(&path, OpenOptions::at_once()).unwrap();
