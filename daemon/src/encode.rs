@@ -1,7 +1,7 @@
 //! Encodes regions for every sender of the daemon: compares, digests and compresses on threads of its own.
 //!
-//! Invariants: a region that was handed in comes back exactly once, whatever became of its sender, and its buffers are free
-//! before it does; a region's frames depend on nothing but the region, so the order in which regions come back says nothing.
+//! Invariants: a region that was handed in comes back exactly once, whatever became of its sender, and its buffers with it: † these
+//! threads give way to everybody, and never hold the lock of a pool that a sender may wait for, with host writes behind it. A region's frames depend on nothing but the region, so the order in which regions come back says nothing.
 //! Bounded by its callers, whose windows bound what they hand in, what they gave up included until it is back; that comes back
 //! without having been encoded. The senders themselves never encode: their rings have reads
 //! to reap that a host write may be waiting for.
@@ -25,6 +25,7 @@ pub(crate) struct Encoders {
 }
 
 /// What was read of a run.
+#[derive(Debug)]
 pub(crate) enum Content {
     Read(Buffer),
     Held(Vec<u8>),
@@ -63,6 +64,8 @@ pub(crate) struct Encoded {
     /// The whole region was wanted, and is zeroes throughout.
     pub(crate) is_zero: bool,
     pub(crate) unreadable: Vec<GranuleRun>,
+    /// What was handed in, for its sender to drop.
+    pub(crate) content: Vec<(GranuleRun, Content)>,
 }
 
 impl Encoders {
@@ -100,17 +103,16 @@ impl Task {
     fn encode(mut self, encoder: Encoder) -> (Encoded, Encoder) {
         let geometry = self.geometry;
         let granules: u64 = self.runs.iter().map(|(run, _)| run.count).sum();
-        if self.wanted.load(Ordering::Relaxed) != self.generation {
-            self.runs.clear();
-        }
+        let is_wanted = self.wanted.load(Ordering::Relaxed) == self.generation;
         self.runs.sort_by_key(|(run, _)| run.start);
+        let runs = if is_wanted { &self.runs[..] } else { &[] };
         let whole = geometry.region_run(self.region);
-        let is_zero = granules == whole.count && !self.runs.is_empty() && self.runs.iter().all(|(_, content)| content.is_zero());
-        let content_bytes = self.runs.iter().filter_map(|(_, c)| c.data()).map(<[u8]>::len).sum();
+        let is_zero = granules == whole.count && !runs.is_empty() && runs.iter().all(|(_, content)| content.is_zero());
+        let content_bytes = runs.iter().filter_map(|(_, c)| c.data()).map(<[u8]>::len).sum();
         let mut frames = FrameEncoder::new(geometry, &self.digest_key, encoder, content_bytes);
         let mut unreadable = Vec::new();
         let mut equal = 0;
-        for (run, content) in &self.runs {
+        for (run, content) in runs {
             if matches!(content, Content::Unreadable) {
                 unreadable.push(*run);
             }
@@ -151,8 +153,8 @@ impl Task {
             }
         }
         let (frames, encoder) = frames.finish();
-        let Self { region, generation, .. } = self;
-        (Encoded { region, generation, granules, frames, equal, is_zero, unreadable }, encoder)
+        let Self { region, generation, runs: content, .. } = self;
+        (Encoded { region, generation, granules, frames, equal, is_zero, unreadable, content }, encoder)
     }
 }
 
@@ -184,6 +186,39 @@ fn piece<'a>(geometry: &Geometry, data: &'a [u8], i: u64, count: u64) -> &'a [u8
 mod tests {
     use super::*;
 
+    fn task(done: &Sender<Encoded>, runs: Vec<(GranuleRun, Content)>, generation: u32, wanted: &Arc<AtomicU32>) -> Task {
+        Task {
+            region: RegionIndex(1),
+            geometry: Geometry::new(8 << 20).expect("valid"),
+            digest_key: [7; 32],
+            runs,
+            published: None,
+            compression: Compression::Off,
+            generation,
+            wanted: wanted.clone(),
+            done: done.clone(),
+            waker: Waker::new().expect("an eventfd"),
+        }
+    }
+
+    #[test]
+    fn buffers_are_dropped_by_whom_they_belong_to() {
+        let encoders = Encoders::start(1).expect("a thread");
+        let (done, encoded) = unbounded();
+        let wanted = Arc::new(AtomicU32::new(4));
+        let pool = farside_blockio::BufferPool::new(8192, 4096).expect("memory");
+        let first = Geometry::new(8 << 20).expect("valid").region_run(RegionIndex(1)).start;
+        for generation in [3, 4] {
+            let read = Content::Read(pool.take(4096).expect("room"));
+            encoders.hand_in(task(&done, vec![(GranuleRun { start: first, count: 1 }, read)], generation, &wanted));
+        }
+        drop((encoders, done));
+        let back: Vec<_> = encoded.iter().collect();
+        assert_eq!(pool.in_use(), 8192, "an encoder's thread may be stopped at any moment: it never has the pool's lock");
+        drop(back);
+        assert_eq!(pool.in_use(), 0);
+    }
+
     #[test]
     fn what_was_given_up_comes_back_once_and_unencoded() {
         let geometry = Geometry::new(8 << 20).expect("valid");
@@ -192,18 +227,7 @@ mod tests {
         let wanted = Arc::new(AtomicU32::new(4));
         let run = geometry.region_run(RegionIndex(1));
         for generation in [3, 4] {
-            encoders.hand_in(Task {
-                region: RegionIndex(1),
-                geometry,
-                digest_key: [7; 32],
-                runs: vec![(run, Content::Unreadable)],
-                published: None,
-                compression: Compression::Off,
-                generation,
-                wanted: wanted.clone(),
-                done: done.clone(),
-                waker: Waker::new().expect("an eventfd"),
-            });
+            encoders.hand_in(task(&done, vec![(run, Content::Unreadable)], generation, &wanted));
         }
         drop((encoders, done));
         let back: Vec<_> = encoded.iter().map(|e| (e.generation, e.granules, e.is_zero, e.unreadable)).collect();

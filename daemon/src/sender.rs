@@ -621,7 +621,8 @@ impl Pipeline {
         }
     }
 
-    fn encoded(&mut self, encoded: Encoded) {
+    fn encoded(&mut self, mut encoded: Encoded) {
+        encoded.content = Vec::new(); // its memory is wanted
         let generation = self.generation;
         let Some(reading) = self.reading.as_mut().filter(|_| encoded.generation == generation) else {
             return self.stale.came_back(&encoded);
