@@ -24,7 +24,7 @@ use crate::compare::{Compares, Heat};
 use crate::config::{GroupConfig, VolumeConfig};
 use crate::growth::Growth;
 use crate::link::Link;
-use crate::loss::{Loss, LossNote};
+use crate::loss::{self, Loss, LossNote};
 use crate::sender::{Order, Report as SenderReport};
 use crate::state_dir::{Mark, StateDir};
 use crate::tally::Tally;
@@ -83,6 +83,8 @@ pub(crate) enum Ask {
     Growth(VolumeId, oneshot::Sender<anyhow::Result<Growth>>),
     /// Why it was not opened larger yet.
     GrowthWaits(VolumeId, String, oneshot::Sender<anyhow::Result<()>>),
+    /// Whether its tap was lost: otherwise an error.
+    TapLost(VolumeId, oneshot::Sender<anyhow::Result<()>>),
     /// Why a tap is not put under its device yet.
     TapWaits(VolumeId, String, oneshot::Sender<anyhow::Result<()>>),
     Pause(VolumeId, bool, oneshot::Sender<anyhow::Result<()>>),
@@ -274,6 +276,12 @@ impl Member {
     /// It is taken out, or closed, by us.
     pub(crate) fn is_leaving(&self) -> bool {
         self.leaving.is_some()
+    }
+
+    /// Whether it knows of something to be compared that nothing else does: who opens the volume again in this process must know it,
+    /// too.
+    fn remembers(&self) -> bool {
+        !self.heats.is_empty() || matches!(self.loss, Loss::Owed { .. })
     }
 
     /// Whether it may be called clean, once its tap has stopped. A flush that was never answered may have failed (T14); what is not
@@ -673,6 +681,7 @@ impl Control {
         let open_bytes = volumes.iter().map(|(_, sample)| sample.dirty_bytes).sum();
         self.step(Event::Tick(Tick { time, volumes }));
         self.look_for_growth();
+        self.remind_of_lost_taps();
         self.keep_verify_results();
         self.settle_losses();
         let received = self.link.as_ref().map(|link| link.connection.statistics().received_bytes);
@@ -757,6 +766,10 @@ impl Control {
             }
             Ask::GrowthWaits(id, why, reply) => {
                 let _ = reply.send(self.growth_waits(id, why));
+            }
+            Ask::TapLost(id, reply) => {
+                let is_lost = self.members.get(&id).is_some_and(|member| member.tap_lost.is_some());
+                let _ = reply.send(if is_lost { Ok(()) } else { Err(anyhow::anyhow!("its tap serves")) });
             }
             Ask::TapWaits(id, why, reply) => {
                 let _ = reply.send(self.tap_waits(id, why));
@@ -853,9 +866,13 @@ impl Control {
         self.members.insert(id, member);
         self.step(Event::AddVolume(setup));
         let member = self.members.get_mut(&id).expect("just inserted");
+        // Their notes came before it was a member.
+        let lost = member.served.tap_lost.get().cloned();
         if member.served.tap_has_ended() {
-            // Its note came before it was a member.
             self.tap_stopped(id);
+        }
+        if let Some(why) = lost {
+            self.tap_lost(id, why);
         }
         self.shim_events(id); // arms its bell, and hears what came before
     }
@@ -901,27 +918,42 @@ impl Control {
 
     /// What its host asked for has failed, or waits: the volume is closed, and opened again.
     fn tap_lost(&mut self, id: VolumeId, why: String) {
-        let Some(member) = self.members.get_mut(&id).filter(|member| member.leaving.is_none()) else { return };
-        member.tap_lost = Some(why);
-        let _ = self.around.noticed.send(Noticed::TapLost(member.served.config.name.clone())); // a daemon that stops hears nothing
+        self.with(id, |member| member.tap_lost = Some(why));
+        self.remind_of_lost_taps();
+    }
+
+    /// † Said as long as it is so: who is told may be busy with opening the volume, or with taking it away, which may fail.
+    fn remind_of_lost_taps(&self) {
+        for member in self.members.values().filter(|member| member.tap_lost.is_some() && !member.is_leaving()) {
+            let _ = self.around.noticed.send(Noticed::TapLost(member.served.config.name.clone())); // a daemon that stops hears nothing
+        }
     }
 
     fn removed(&mut self, id: VolumeId) {
         let Some(mut member) = self.members.remove(&id) else { return };
         let leaving = member.leaving.take();
         let trusted = member.is_trusted();
+        let remembers = member.remembers();
         let Member { served, note, .. } = member;
         let name = served.config.name.clone();
         // Not here: what is in flight in a device that does not answer would hold up the whole group.
         std::thread::spawn(move || {
+            let kept = |dir: &Path| match remembers {
+                true => loss::keep(dir, &note, "what was to be compared was not marked before the volume was closed"),
+                false => Ok(()),
+            };
             let result = match leaving {
-                Some((Farewell::OpenedAgain, _)) => served.close_for_another(),
+                Some((Farewell::OpenedAgain, _)) => {
+                    let kept = kept(&served.dir);
+                    kept.and(served.close_for_another())
+                }
                 Some((Farewell::OpenedLarger, _)) => {
+                    let kept = kept(&served.dir);
                     // All that nobody knows to be published is hot (L2).
                     let mut owed = GranuleSet::new();
                     served.volume.hot_regions().ranges().for_each(|range| owed.insert_whole(range));
                     served.close_for_successor(trusted.then_some(owed));
-                    Ok(())
+                    kept
                 }
                 Some((Farewell::DeviceStays, _)) => {
                     served.close();

@@ -20,6 +20,7 @@ use farside_region::VolumeId;
 use tracing::info;
 
 use crate::group::{Control, Member};
+use crate::loss::Loss;
 use crate::tap::Way;
 use crate::watch::Noticed;
 
@@ -91,6 +92,9 @@ impl Member {
         // † Who uses its tap would go on over another disk.
         anyhow::ensure!(self.served.is_at_its_name(), "{} is another disk now", self.served.config.backing.display());
         anyhow::ensure!(self.heats.is_empty(), "a compare that was asked for has not begun");
+        anyhow::ensure!(self.loss == Loss::Kept, "that tracking was lost is not recorded here yet");
+        // † The next opening finds the device in use, and tries no first write on it.
+        anyhow::ensure!(self.served.blind.is_none(), "its tap does not see what is written");
         anyhow::ensure!(self.broken.is_none() && !self.served.is_stopping(), "it is not served as it should be");
         Ok(())
     }

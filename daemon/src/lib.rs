@@ -33,6 +33,7 @@ mod strangers;
 mod supervisor;
 mod tally;
 pub mod tap;
+mod threads;
 mod verify;
 mod volume;
 mod watch;

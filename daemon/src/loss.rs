@@ -13,6 +13,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use anyhow::Context as _;
 use farside_region::VolumeId;
 use farside_replication::source::Event;
 use farside_shim::{Tracking, TrackingVerdict, Volume};
@@ -64,6 +65,16 @@ impl LossNote {
             _ => {}
         }
     }
+}
+
+/// Has whoever opens a volume next compare everything: by the mark, else by the note, which is enough for this boot.
+///
+/// # Errors
+/// When neither can be put.
+pub(crate) fn keep(dir: &Path, note: &LossNote, why: &str) -> anyhow::Result<()> {
+    let Err(error) = Mark::TrackingLost.put_because(dir, why) else { return Ok(()) };
+    warn!(dir = %dir.display(), %error, "that tracking was lost cannot be recorded here");
+    note.put().with_context(|| format!("nothing keeps that everything must be compared ({error})"))
 }
 
 impl Control {
@@ -148,6 +159,19 @@ fn resolve(volume: &Volume, verdict: TrackingVerdict) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_must_be_compared_is_kept_in_one_place_or_the_other() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let missing = dir.path().join("missing");
+        let note = LossNote::of(dir.path(), VolumeId([7; 16]));
+        keep(dir.path(), &note, "why").expect("kept");
+        assert!(Mark::TrackingLost.is_set(dir.path()).expect("known") && !note.is_there().expect("asked"));
+        keep(&missing, &note, "why").expect("kept");
+        assert!(note.is_there().expect("asked"));
+        let nowhere = LossNote::of(&missing, VolumeId([7; 16]));
+        assert!(keep(&missing, &nowhere, "why").is_err(), "nobody would know");
+    }
 
     #[test]
     fn a_note_is_there_until_it_is_removed() {

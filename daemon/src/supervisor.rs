@@ -25,6 +25,7 @@ use crate::config::{Config, GroupConfig};
 use crate::encode::Encoders;
 use crate::group::{Ask, GroupHandle, Note, Stopped};
 use crate::locked;
+use crate::node;
 use crate::state_dir::StateDir;
 use crate::volume::Surroundings;
 use crate::watch::Noticed;
@@ -199,7 +200,6 @@ impl Daemon {
             }
         }
         info!("stopping");
-        self.stopping.store(true, Ordering::Relaxed);
         systemd::stopping();
         housekeeping.abort();
         let stopped = self.stop_groups().await;
@@ -234,7 +234,9 @@ impl Daemon {
         let began = Instant::now();
         let mut silent = BTreeSet::new();
         loop {
-            match self.withdraw_unused(WITHDRAW_WAIT, &mut silent).await {
+            let stay = self.withdraw_unused(WITHDRAW_WAIT, &mut silent).await;
+            let configured: Vec<Name> = locked(&self.config).volumes.keys().cloned().collect();
+            match stay + self.volumes.awaited(&configured, |name| node::path(name).exists()) {
                 0 => return,
                 stay if began.elapsed() > UNMOUNT_WAIT => {
                     error!(
@@ -249,6 +251,8 @@ impl Daemon {
 
     async fn stop_groups(self: &Arc<Self>) -> Stopped {
         self.withdraw_devices().await;
+        // † Not before: what is closed to be opened again has users that wait for it, and who is switched off waits for them.
+        self.stopping.store(true, Ordering::Relaxed);
         let groups = std::mem::take(&mut *locked(&self.groups));
         let mut stops = Vec::new();
         for (_, group) in groups {
@@ -593,25 +597,4 @@ fn why_not_paired(error: &DialError) -> ApiError {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn why_a_pairing_failed_is_said_once_with_its_own_way_out() {
-        use farside_transport::{CloseCode, PairingRefusal};
-        let refused =
-            |refusal: PairingRefusal| why_not_paired(&DialError::Refused { code: refusal.code(), reason: refusal.to_string() });
-        for refusal in [PairingRefusal::Expired, PairingRefusal::Used, PairingRefusal::Unknown] {
-            let error = refused(refusal);
-            assert!(!error.message.contains("make a new") && error.what_to_do.contains("farside-receiver token"), "{error:?}");
-        }
-        let taken = refused(PairingRefusal::NameTaken("db1".parse().expect("a name")));
-        assert!(taken.message.contains("--replace") && taken.what_to_do.is_empty(), "{taken:?}");
-        assert_eq!(CloseCode::TokenExpired, PairingRefusal::Expired.code());
-        let unknown = DialError::Unresolved { address: "nosuch.invalid:7400".into(), reason: "unknown".into() };
-        let error = why_not_paired(&unknown);
-        assert!(error.message.contains("nosuch.invalid") && error.what_to_do.contains("DNS"), "{error:?}");
-        let silent = why_not_paired(&DialError::Unreachable { address: "192.0.2.1:7400".into() });
-        assert!(silent.what_to_do.contains("good"), "{silent:?}");
-    }
-}
+mod tests;

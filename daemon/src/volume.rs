@@ -10,9 +10,8 @@
 //! `attached` durable; only then the tap (L2, L11, T2).
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread::JoinHandle;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
@@ -46,6 +45,7 @@ use crate::sender::{Order, SenderThread, SentCounters};
 use crate::sentinel::{Guard, Sentinels};
 use crate::state_dir::Mark;
 use crate::tap::{self, Ended, Prepared};
+use crate::threads::Threads;
 use crate::watch::{Left, Noticed};
 
 /// How long a disk that was there before may take to appear: less than the service has to be ready.
@@ -114,15 +114,12 @@ pub(crate) struct Served {
     under: Option<(PathBuf, DevNumber)>,
     /// What the kernel counts as written on the tap.
     pub(crate) tap_writes: Option<TapWatch>,
+    /// Why its device is not served any more, if nobody here did that.
+    pub(crate) tap_lost: Arc<OnceLock<String>>,
     /// Why the tap is known not to see what is written.
     pub(crate) blind: Option<String>,
     orders: Arc<Orders>,
-    sender: Sender<Order>,
-    sender_waker: Waker,
-    intent: Sender<IntentOrder>,
-    queue_threads: Vec<JoinHandle<Option<Abandoned>>>,
-    sender_thread: Option<JoinHandle<()>>,
-    intent_thread: Option<JoinHandle<()>>,
+    threads: Threads,
     /// By an attach before this one.
     flush_failed_this_boot: bool,
     flushes: Arc<FlushNote>,
@@ -339,13 +336,22 @@ impl Served {
 
         let spawn =
             |what: &str| std::thread::Builder::new().name(format!("{what}-{}", name.as_str().get(..8).unwrap_or(name.as_str())));
-        let intent_thread = {
+        let mut threads = Threads {
+            tap: tap.clone(),
+            sender,
+            sender_waker: sender_waker.clone(),
+            intent,
+            queue_threads: Vec::with_capacity(taps.len()),
+            sender_thread: None,
+            intent_thread: None,
+        };
+        threads.intent_thread = Some({
             let thread = IntentThread::new(file, owner, intent_orders, inbox.clone(), (id, name.clone()), geometry, around.boot);
             spawn("intent").spawn(move || {
                 let _ = Priority::Urgent.set(); // writes to cold regions wait for it
                 thread.run();
             })?
-        };
+        });
         let pipeline = SenderThread {
             volume: volume.clone(),
             device: device.clone(),
@@ -354,7 +360,7 @@ impl Served {
             encoders: around.encoders.clone(),
             compression: around.limits.compression(),
             orders: sender_orders,
-            waker: sender_waker.clone(),
+            waker: sender_waker,
             report: Box::new({
                 let inbox = inbox.clone();
                 move |report| inbox.send(Note::Sender(id, report))
@@ -363,7 +369,7 @@ impl Served {
             pacer: around.pacer.clone(),
             counters: sent.clone(),
         };
-        let sender_thread = {
+        threads.sender_thread = Some({
             let (inbox, name) = (inbox.clone(), name.clone());
             spawn("send").spawn(move || {
                 if let Err(error) = pipeline.run() {
@@ -371,12 +377,11 @@ impl Served {
                     inbox.send(Note::SenderEnded(id, error.to_string()));
                 }
             })?
-        };
+        });
         let serving = Arc::new(AtomicUsize::new(taps.len()));
-        let mut queue_threads = Vec::with_capacity(taps.len());
         for (server, queue) in taps.into_iter().zip(shim_queues) {
             let (inbox, name, tap, serving) = (inbox.clone(), name.clone(), tap.clone(), serving.clone());
-            queue_threads.push(spawn("queue").spawn(move || {
+            threads.queue_threads.push(spawn("queue").spawn(move || {
                 let _ = Priority::Urgent.set(); // `farside doctor` says where it is refused
                 let abandoned = server.run(queue).unwrap_or_else(|Ended { why, under_way, abandoned }| {
                     // † The kernel gives what was under way to the next process only, once this one is gone.
@@ -408,21 +413,19 @@ impl Served {
             guard,
             under: None,
             tap_writes: None,
+            tap_lost: Arc::default(),
             blind: None,
             orders,
-            sender,
-            sender_waker,
-            intent,
-            queue_threads,
-            sender_thread: Some(sender_thread),
-            intent_thread: Some(intent_thread),
+            threads,
             flush_failed_this_boot,
             flushes,
             boot: around.boot,
         };
-        let (inbox, volume) = (inbox.clone(), served.config.name.clone());
+        let (inbox, volume, tap_lost) = (inbox.clone(), served.config.name.clone(), served.tap_lost.clone());
         let lost = move |why: String| {
             error!(%volume, "{why}");
+            let _ = tap_lost.set(why.clone()); // the first reason is as good
+            // † Nobody may hear it yet, as the volume is not its group's yet.
             inbox.send(Note::TapLost(id, why));
         };
         let put_there = match served.appear(&around.runtime_dir, lost) {
@@ -522,13 +525,12 @@ impl Served {
 
     /// Gives the sender an order.
     pub(crate) fn send(&self, order: Order) {
-        let _ = self.sender.send(order); // its thread outlives us, or has reported why not
-        self.sender_waker.wake();
+        self.threads.send(order);
     }
 
     /// Gives the intent thread an order.
     pub(crate) fn intent(&self, order: IntentOrder) {
-        let _ = self.intent.send(order);
+        self.threads.intent(order);
     }
 
     /// Asks the queue for a flush of the backing; [`Note::Flushed`] follows.
@@ -551,7 +553,7 @@ impl Served {
 
     /// Whether a thread of the tap is over, by a stop or because it could not begin.
     pub(crate) fn tap_has_ended(&self) -> bool {
-        self.queue_threads.is_empty() || self.queue_threads.iter().any(JoinHandle::is_finished)
+        self.threads.tap_has_ended()
     }
 
     /// Stops taking requests; [`Note::TapStopped`] follows when the last one is answered.
@@ -562,15 +564,13 @@ impl Served {
     /// The last step of a planned stop, after the tap has stopped: flush, masks of what is owed, `clean`. With `None` the header
     /// is left `attached`. Gives whether it is clean. Waits for the device; call it on a thread of its own.
     pub(crate) fn close_at_stop(mut self, owed: Option<GranuleSet>) -> bool {
-        self.tap.stop();
-        drop(self.join_queues());
+        drop(self.threads.end_queues());
         self.end_at_stop(owed)
     }
 
     /// As [`Served::close_at_stop`], for a successor in this process: the device that its host goes on using is free for that.
     pub(crate) fn close_for_successor(mut self, owed: Option<GranuleSet>) -> bool {
-        self.tap.stop();
-        self.join_queues().into_iter().for_each(Abandoned::close);
+        self.threads.end_queues().into_iter().for_each(Abandoned::close);
         self.end_at_stop(owed)
     }
 
@@ -629,8 +629,7 @@ impl Served {
     /// Ends the threads with the header left `attached`: the next start compares. Waits for the device. One that stays may be served
     /// again by this process.
     pub(crate) fn close(mut self) {
-        self.tap.stop();
-        self.join_queues().into_iter().for_each(Abandoned::close);
+        self.threads.end_queues().into_iter().for_each(Abandoned::close);
         self.finish();
     }
 
@@ -639,7 +638,6 @@ impl Served {
     /// # Errors
     /// When the folder cannot be removed.
     pub(crate) fn close_and_remove(mut self) -> anyhow::Result<()> {
-        self.tap.stop();
         self.finish();
         let Self { dir, device, insertion, flushes, .. } = self;
         flushes.remove();
@@ -654,7 +652,6 @@ impl Served {
     /// # Errors
     /// When the twin cannot be removed.
     pub(crate) fn close_for_another(mut self) -> anyhow::Result<()> {
-        self.tap.stop();
         self.finish();
         let Self { device, insertion, under, .. } = self;
         drop(device);
@@ -662,21 +659,12 @@ impl Served {
         insertion.map_or(Ok(()), |insertion| insertion.forsake_twin(tap)).context("its device's twin cannot be removed")
     }
 
-    /// Gives what a process that lives on must close before the device can be served again.
-    fn join_queues(&mut self) -> Vec<Abandoned> {
-        self.queue_threads.drain(..).filter_map(|thread| thread.join().ok().flatten()).collect()
-    }
-
     fn finish(&mut self) {
-        drop(self.join_queues());
+        drop(self.threads.end_queues());
         if let Some(guard) = self.guard.take() {
             guard.end();
         }
-        self.send(Order::Quit);
-        self.intent(IntentOrder::Quit);
-        for thread in [self.sender_thread.take(), self.intent_thread.take()].into_iter().flatten() {
-            let _ = thread.join();
-        }
+        self.threads.end();
     }
 }
 

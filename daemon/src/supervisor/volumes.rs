@@ -107,6 +107,12 @@ impl Volumes {
     fn is_leaving(&self, name: &Name) -> bool {
         locked(&self.leaving).contains(name)
     }
+
+    /// How many are not served at this moment and may have users who wait for that.
+    pub(super) fn awaited(&self, configured: &[Name], has_device: impl Fn(&Name) -> bool) -> usize {
+        let leaving = locked(&self.leaving).len();
+        leaving + configured.iter().filter(|name| !self.is_served(name) && has_device(name)).count()
+    }
 }
 
 /// The device of a volume, which nobody uses.
@@ -119,6 +125,11 @@ struct Claimed {
 async fn claimed(tap: &tap::Handle) -> Result<Result<anyhow::Result<Unused>, JoinError>, Elapsed> {
     let tap = tap.clone();
     tokio::time::timeout(LEAVE_WAIT, tokio::task::spawn_blocking(move || tap.claim())).await
+}
+
+/// What comes of something, unless that takes longer; it goes on then. Whoever holds a lock waits no longer than that for a device.
+async fn in_time<T: Send + 'static>(patience: Duration, work: impl Future<Output = T> + Send + 'static) -> Option<T> {
+    tokio::time::timeout(patience, tokio::spawn(work)).await.ok()?.ok()
 }
 
 /// Why a volume has not left well.
@@ -322,9 +333,10 @@ impl Daemon {
 
     /// Takes away the devices that nobody uses, all at once, since their host is being switched off. Whoever reads one that stays
     /// would wait for ever, and some read all that there are: LVM does then. Gives how many stay because they are used; one that
-    /// does not answer within `patience` joins `silent`, and is not asked again.
+    /// does not answer within `patience` joins `silent`, and is not asked again. One that is being closed does not answer for now.
     pub(super) async fn withdraw_unused(self: &Arc<Self>, patience: Duration, silent: &mut BTreeSet<Name>) -> usize {
         let names: Vec<Name> = locked(&self.volumes.served).keys().filter(|name| !silent.contains(name)).cloned().collect();
+        let names = names.into_iter().filter(|name| !self.volumes.is_leaving(name));
         let mut withdrawals = tokio::task::JoinSet::new();
         for name in names {
             let daemon = self.clone();
@@ -492,7 +504,9 @@ impl Daemon {
 
     /// Serves a volume anew whose tap was lost. Ends when that is done, or when a person wants it otherwise.
     pub(super) async fn serve_again(self: &Arc<Self>, name: &Name) {
-        if self.stopping.load(Ordering::Relaxed) || !self.volumes.begin_to_leave(name) {
+        // † What is said several times may be heard after the volume was opened again.
+        let is_lost = self.ask(name, Ask::TapLost).await.is_ok();
+        if self.stopping.load(Ordering::Relaxed) || !is_lost || !self.volumes.begin_to_leave(name) {
             return;
         }
         let released = self.ask(name, |id, reply| Ask::Leave(id, Farewell::OpenedAgain, reply)).await;
@@ -567,7 +581,13 @@ impl Daemon {
         let mut failed = Vec::new();
         for name in served {
             let Ok(Growth { way: Way::NewDevice, .. }) = self.ask(&name, Ask::Growth).await else { continue };
-            if let Err(why) = self.try_to_grow(&name, Way::NewDevice).await {
+            let (daemon, volume) = (self.clone(), name.clone());
+            let grown = in_time(LEAVE_WAIT, async move { daemon.try_to_grow(&volume, Way::NewDevice).await }).await;
+            let Some(grown) = grown else {
+                failed.push(format!("volume {name} has not grown yet: its device is still being made anew"));
+                continue;
+            };
+            if let Err(why) = grown {
                 let said = self.ask(&name, |id, reply| Ask::GrowthWaits(id, why.to_string(), reply)).await;
                 said.unwrap_or_else(|error| debug!(volume = %name, "{error}"));
                 failed.push(format!("volume {name} has not grown: {why}"));
@@ -593,15 +613,16 @@ impl Daemon {
             Way::NewDevice => self.withdraw_for_another(name).await,
             Way::Takeover | Way::NextStart => Ok(()),
         };
-        let closed = match withdrawn {
-            Ok(()) => self.ask(name, |id, reply| Ask::Leave(id, Farewell::OpenedLarger, reply)).await,
-            Err(error) => Err(error),
-        };
-        if let Err(error) = closed {
+        if let Err(error) = withdrawn {
             self.volumes.stays(name);
             return Err(error);
         }
+        let closed = self.ask(name, |id, reply| Ask::Leave(id, Farewell::OpenedLarger, reply)).await;
         self.volumes.left(name);
+        if let Err(error) = &closed {
+            error!(volume = %name, "{error}");
+            return closed;
+        }
         self.open_until_served(name).await;
         Ok(())
     }
@@ -1019,5 +1040,36 @@ mod tests {
         assert!(todo(ListenError::Io { path: "/run/x".into(), what: "bind", source: gone() }.into()).contains("--tap"));
         let empty = farside_region::Geometry::new(0).expect_err("nothing to protect");
         assert!(todo(anyhow::Error::from(empty).context("/dev/nope")).contains("size"));
+    }
+
+    #[test]
+    fn a_host_that_is_switched_off_waits_for_what_is_opened_again() {
+        let volumes = Volumes::default();
+        let configured = [name("data"), name("logs")];
+        let awaited = || volumes.awaited(&configured, |volume| *volume == name("data"));
+        assert_eq!(awaited(), 1, "its device is there, and nobody serves it: `logs` has none");
+        let served = |name: Name| locked(&volumes.served).insert(name, (self::name("default"), VolumeId([1; 16])));
+        served(name("data"));
+        assert_eq!(awaited(), 0);
+        assert!(volumes.begin_to_leave(&name("data")));
+        assert_eq!(awaited(), 1);
+        volumes.left(&name("data"));
+        assert_eq!(awaited(), 1, "closed, and not open again");
+        served(name("data"));
+        assert_eq!(awaited(), 0);
+    }
+
+    #[tokio::test]
+    async fn what_takes_longer_goes_on_and_holds_nobody_up() {
+        assert_eq!(in_time(LEAVE_WAIT, async { 7 }).await, Some(7));
+        let (go_on, may_go_on) = oneshot::channel::<()>();
+        let (done, is_done) = oneshot::channel();
+        let work = async move {
+            may_go_on.await.expect("it is told");
+            done.send(7).expect("somebody listens");
+        };
+        assert_eq!(in_time(Duration::ZERO, work).await, None);
+        go_on.send(()).expect("it goes on");
+        assert_eq!(is_done.await, Ok(7));
     }
 }
