@@ -168,10 +168,10 @@ impl Record {
 }
 
 /// What is left of a head whose length was checked.
-struct Head<'a>(&'a [u8]);
+pub(crate) struct Head<'a>(pub(crate) &'a [u8]);
 
 impl Head<'_> {
-    fn take<const N: usize>(&mut self) -> [u8; N] {
+    pub(crate) fn take<const N: usize>(&mut self) -> [u8; N] {
         let (field, rest) = self.0.split_first_chunk::<N>().expect("the length was checked against the whole head");
         self.0 = rest;
         *field
@@ -182,7 +182,7 @@ pub(crate) fn to_postcard<T: Serialize>(value: &T) -> Vec<u8> {
     postcard::to_allocvec(value).expect("plain data always serialises into memory")
 }
 
-fn from_postcard<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DecodeError> {
+pub(crate) fn from_postcard<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DecodeError> {
     match postcard::take_from_bytes(bytes) {
         Ok((value, [])) => Ok(value),
         _ => Err(DecodeError::Body),

@@ -1,7 +1,8 @@
 //! A group's ledger: the numbered, create-only records that say what happened, and the one pure function that replays them.
 //!
 //! Owns the bytes of a record ([`Record::encode`], [`Record::decode`]) and the rules ([`State::apply`]): whoever appends
-//! replays up to his slot and reads the verdict there, so retries, collisions and stalled writers are harmless.
+//! replays up to his slot and reads the verdict there, so retries, collisions and stalled writers are harmless. Also the bytes
+//! of a checkpoint, from which replay may begin ([`EncodedCheckpoint`], [`CheckpointRoot`]).
 //!
 //! Invariants:
 //! - [`State::apply`] is total and deterministic: the same records give the same state, byte for byte, on every machine, and
@@ -12,6 +13,7 @@
 //! Deliberately not here: files, slots that exist or do not (the store's), clocks (a [`Stamp`] comes in), which *granule* of
 //! which segment is live (the store's index knows; the ledger knows layers and regions).
 
+mod checkpoint;
 mod codec;
 mod identity;
 mod record;
@@ -22,6 +24,10 @@ mod verdict;
 #[cfg(test)]
 mod tests;
 
+pub use checkpoint::{
+    CHECKPOINT_ROOT_BYTES, CHECKPOINT_STATE_BYTES_MAX, CheckpointError, CheckpointPart, CheckpointParts, CheckpointPlace, CheckpointRoot,
+    EncodedCheckpoint,
+};
 pub use codec::{DecodeError, Encoded, RECORD_BYTES_MAX, RECORD_BYTES_MIN, TooLarge};
 pub use identity::{group_id, volume_id};
 pub use record::{

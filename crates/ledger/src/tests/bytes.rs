@@ -174,3 +174,78 @@ proptest! {
         prop_assert!(State::from_cache(&good[..cut.index(good.len())]).is_err());
     }
 }
+
+/// A ledger of eight slots in which every field of the state has something in it.
+fn checkpointed() -> (EncodedCheckpoint, CheckpointPlace, CheckpointParts) {
+    let mut w = claimed();
+    let unreadable = LayerEntry { unreadable_regions: regions(&[2]), ..w.next(2, 9) };
+    assert_eq!(w.layers(LayerKind::Point, vec![w.next(1, 8), unreadable]), Verdict::Accepted);
+    w.pass_ms(1500);
+    let point = w.point(&[1]);
+    assert_eq!(w.put(Body::Pin(Pin { point, reason: "before the upgrade".to_owned() })), Verdict::Accepted);
+    assert_eq!(w.put(w.beat(&[(1, w.term(1))], w.position())), Verdict::Accepted);
+    assert_eq!(w.put(Body::TrackingLost(TrackingLost { volume: vol(1), term: w.term(1) })), Verdict::Accepted);
+    let layer = w.state.layers_above(vol(2), None).next().expect("one").key;
+    let part = CheckpointPart { ordinal: 1, layer, number: 0, bytes: 100, footer_digest: [9; 32], born: Slot(2) };
+    let parts = CheckpointParts { next: 3, parts: vec![part] };
+    assert_eq!(w.put(Body::TornVoid(TornVoid { torn_digest: [1; 32], torn_bytes: 1 })), Verdict::Void(VoidReason::Torn));
+    let place = CheckpointPlace { number: 1, slots: 4 };
+    (EncodedCheckpoint::new(place, [0x44; 32], &w.state, &parts), place, parts)
+}
+
+/// As golden as the records: whoever makes this checkpoint makes these bytes. A change here needs a new format version.
+#[test]
+fn golden_bytes_of_a_checkpoint() {
+    let (encoded, place, parts) = checkpointed();
+    let mut text = String::new();
+    for (what, bytes) in [("root", &encoded.root), ("state", &encoded.state)] {
+        text += &format!("{what}\n");
+        for line in bytes.chunks(32) {
+            text += &line.iter().map(|b| format!("{b:02x}")).collect::<String>();
+            text.push('\n');
+        }
+    }
+    assert_eq!(text, include_str!("golden-checkpoint.txt"));
+    let (root, _) = CheckpointRoot::decode(&encoded.root, group(), place).expect("our own");
+    assert_eq!(root.state(&encoded.state).expect("our own").1, parts);
+}
+
+#[test]
+fn a_checkpoint_with_any_bit_wrong_or_any_byte_missing_is_refused() {
+    let (encoded, place, _) = checkpointed();
+    let (root, _) = CheckpointRoot::decode(&encoded.root, group(), place).expect("our own");
+    let flipped = |bytes: &[u8], bit: usize| {
+        let mut bytes = bytes.to_vec();
+        bytes[bit / 8] ^= 1 << (bit % 8);
+        bytes
+    };
+    for bit in 0..encoded.root.len() * 8 {
+        let error = CheckpointRoot::decode(&flipped(&encoded.root, bit), group(), place).expect_err("flipped");
+        assert!(!error.is_newer(), "damage is never taken for a newer version");
+    }
+    for bit in 0..encoded.state.len() * 8 {
+        assert_eq!(root.state(&flipped(&encoded.state, bit)).err(), Some(CheckpointError::Digest));
+    }
+    for len in 0..encoded.root.len() {
+        assert!(CheckpointRoot::decode(&encoded.root[..len], group(), place).is_err());
+    }
+    for len in 0..encoded.state.len() {
+        assert_eq!(root.state(&encoded.state[..len]).err(), Some(CheckpointError::Digest));
+    }
+    let elsewhere = [(group(), CheckpointPlace { number: 0, ..place }), (group(), CheckpointPlace { slots: 8, ..place })];
+    for (group, place) in elsewhere.into_iter().chain([(farside_region::GroupId([1; 16]), place)]) {
+        assert_eq!(CheckpointRoot::decode(&encoded.root, group, place).err(), Some(CheckpointError::Place));
+    }
+}
+
+#[test]
+fn a_checkpoint_of_a_newer_version_is_told_from_a_damaged_one() {
+    let (encoded, place, _) = checkpointed();
+    for (at, newer) in [(8, CheckpointError::Version(2)), (12, CheckpointError::Flags(2))] {
+        let mut bytes = encoded.root[..encoded.root.len() - 32].to_vec();
+        bytes[at] = 2;
+        let digest = blake3::hash(&bytes);
+        bytes.extend_from_slice(digest.as_bytes());
+        assert_eq!(CheckpointRoot::decode(&bytes, group(), place).err(), Some(newer));
+    }
+}

@@ -210,6 +210,42 @@ proptest! {
         prop_assert_eq!(replay.to_cache(), w.state.to_cache());
     }
 
+    /// Replay from any checkpoint is replay from slot 0: the same state and the same verdict at every slot.
+    #[test]
+    fn replay_from_a_checkpoint_is_replay_from_the_first_slot(attempts in tries(), slots in 1u64..9) {
+        let mut w = World::new();
+        for attempt in &attempts {
+            match attempt {
+                Try::Restart => { w.writer = w.writer.wrapping_add(1); w.mono_ms = 0; }
+                Try::Wait { ms } => w.pass_ms(*ms),
+                _ => {}
+            }
+            if let Some(body) = body(&w, attempt) { w.put(body); }
+        }
+        let mut whole = State::new(group());
+        // One that begins anew at every checkpoint, and one from each checkpoint on to the end.
+        let (mut anew, mut from_each) = (State::new(group()), Vec::<State>::new());
+        let mut previous = [0; 32];
+        for (record, digest, verdict) in &w.log {
+            prop_assert_eq!(whole.apply(record, *digest), *verdict);
+            prop_assert_eq!(anew.apply(record, *digest), *verdict);
+            for state in &mut from_each {
+                prop_assert_eq!(state.apply(record, *digest), *verdict);
+                prop_assert_eq!(&*state, &whole);
+            }
+            prop_assert_eq!(&anew, &whole);
+            let Some(place) = CheckpointPlace::completed_by(&whole, slots) else { continue };
+            prop_assert_eq!(place, CheckpointPlace::covering(record.slot, slots));
+            let encoded = EncodedCheckpoint::new(place, previous, &anew, &CheckpointParts::default());
+            prop_assert_eq!(&encoded, &EncodedCheckpoint::new(place, previous, &whole, &CheckpointParts::default()));
+            let (root, root_digest) = CheckpointRoot::decode(&encoded.root, group(), place).expect("our own");
+            prop_assert_eq!((root.last, root.previous), (*digest, previous));
+            anew = root.state(&encoded.state).expect("our own").0;
+            from_each.push(anew.clone());
+            previous = root_digest;
+        }
+    }
+
     /// A prune that was right when its writer looked is right at its slot, unless the rules say why not.
     #[test]
     fn what_is_prunable_stays_prunable_until_a_pin(points in prop::collection::vec((0u8..4, any::<bool>(), 0u64..4000), 1..30), keep in 1u32..4, span_ms in 0u64..6000) {

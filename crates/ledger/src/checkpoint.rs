@@ -1,0 +1,224 @@
+//! The bytes of a checkpoint: what replay has come to at its last slot (`docs/formats/ledger.md`).
+//!
+//! Invariant: a checkpoint is a function of the records that it covers, and of all before them, alone. Whoever makes it makes
+//! the same bytes, and replay from it and the records after it gives the state that replay from slot 0 gives.
+
+use farside_region::{GroupId, LayerKey, RecordDigest, Slot};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::codec::{Head, from_postcard, to_postcard};
+use crate::state::State;
+
+/// The bytes of every root.
+pub const CHECKPOINT_ROOT_BYTES: usize = ROOT_HEAD_BYTES + 32;
+/// The largest state that a checkpoint may have.
+pub const CHECKPOINT_STATE_BYTES_MAX: u64 = 1 << 30;
+
+const ROOT_HEAD_BYTES: usize = 152;
+const ROOT_MAGIC: [u8; 8] = *b"FSCHKPNT";
+const STATE_MAGIC: [u8; 8] = *b"FSCHKST1";
+const VERSION: u32 = 1;
+
+/// Which checkpoint of a ledger, and how many slots each of them covers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CheckpointPlace {
+    /// Its number, from 0.
+    pub number: u64,
+    /// How many slots one covers.
+    pub slots: u64,
+}
+
+impl CheckpointPlace {
+    /// The one that covers a slot.
+    ///
+    /// # Panics
+    /// When checkpoints cover nothing.
+    pub fn covering(slot: Slot, slots: u64) -> Self {
+        Self { number: slot.0 / slots, slots }
+    }
+
+    /// The slot after the last one that it covers; `None`: there can be none of that number.
+    pub fn end(&self) -> Option<Slot> {
+        self.number.checked_add(1)?.checked_mul(self.slots).map(Slot)
+    }
+
+    /// The one that a state completes: its head is the last slot of it.
+    pub fn completed_by(state: &State, slots: u64) -> Option<Self> {
+        let next = state.next_slot().0;
+        (next > 0 && next.is_multiple_of(slots)).then(|| Self { number: next / slots - 1, slots })
+    }
+}
+
+/// A published part that no accepted record has given up: what is needed beside the state to lay out the head image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckpointPart {
+    /// Which one of all that the group ever published, in the order of their publication.
+    pub ordinal: u32,
+    /// Its layer.
+    pub layer: LayerKey,
+    /// Its number in the layer.
+    pub number: u32,
+    /// Bytes of its file.
+    pub bytes: u64,
+    /// The digest of its footer.
+    pub footer_digest: [u8; 32],
+    /// The slot of the record that published it.
+    pub born: Slot,
+}
+
+/// All of these, ascending, and the ordinal of the next.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckpointParts {
+    /// The ordinal of the part that is published next.
+    pub next: u32,
+    /// Those that are left.
+    pub parts: Vec<CheckpointPart>,
+}
+
+/// The small object that makes a checkpoint exist.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CheckpointRoot {
+    /// Whose ledger.
+    pub group: GroupId,
+    /// Which checkpoint.
+    pub place: CheckpointPlace,
+    /// The digest of the last record that it covers.
+    pub last: RecordDigest,
+    /// The digest of the root before it; zeroes in the first.
+    pub previous: [u8; 32],
+    /// Bytes of its state.
+    pub state_bytes: u64,
+    /// BLAKE3 over them.
+    pub state_digest: [u8; 32],
+}
+
+/// A checkpoint as it is stored: two objects, of which the state is created first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EncodedCheckpoint {
+    /// The root.
+    pub root: Vec<u8>,
+    /// The state.
+    pub state: Vec<u8>,
+}
+
+/// Why bytes are not the checkpoint that they should be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum CheckpointError {
+    /// Cut off, or something else altogether.
+    #[error("these bytes are not a checkpoint's")]
+    Magic,
+    /// The bytes are not those that were written.
+    #[error("the checkpoint's digest does not match its bytes")]
+    Digest,
+    /// Written by a newer Farside: update this one.
+    #[error("the checkpoint has format version {0}; this program knows version {VERSION}")]
+    Version(u32),
+    /// Written by a newer Farside: update this one.
+    #[error("the checkpoint carries flags {0:#x}, which this program does not know")]
+    Flags(u32),
+    /// The digest is right and the content makes no sense, or is of another place than the object's.
+    #[error("the checkpoint is not of this ledger and place")]
+    Place,
+}
+
+impl CheckpointError {
+    /// Whether a newer Farside may be able to read it.
+    pub fn is_newer(&self) -> bool {
+        matches!(self, Self::Version(_) | Self::Flags(_))
+    }
+}
+
+impl EncodedCheckpoint {
+    /// The checkpoint of a state that is at its end. `previous`: the digest of the root before it.
+    ///
+    /// # Panics
+    /// When the head is not the last slot of the place.
+    pub fn new(place: CheckpointPlace, previous: [u8; 32], state: &State, parts: &CheckpointParts) -> Self {
+        assert_eq!(place.end(), Some(state.next_slot()), "a checkpoint covers exactly its slots");
+        let mut bytes = STATE_MAGIC.to_vec();
+        bytes.extend_from_slice(&to_postcard(&(state, parts)));
+        let root = CheckpointRoot {
+            group: state.group(),
+            place,
+            last: state.prev(),
+            previous,
+            state_bytes: bytes.len() as u64,
+            state_digest: *blake3::hash(&bytes).as_bytes(),
+        };
+        Self { root: root.encode(), state: bytes }
+    }
+}
+
+impl CheckpointRoot {
+    fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(CHECKPOINT_ROOT_BYTES);
+        bytes.extend_from_slice(&ROOT_MAGIC);
+        bytes.extend_from_slice(&VERSION.to_le_bytes());
+        bytes.extend_from_slice(&0u32.to_le_bytes());
+        bytes.extend_from_slice(&self.group.0);
+        bytes.extend_from_slice(&self.place.number.to_le_bytes());
+        bytes.extend_from_slice(&self.place.slots.to_le_bytes());
+        bytes.extend_from_slice(&self.last.0);
+        bytes.extend_from_slice(&self.previous);
+        bytes.extend_from_slice(&self.state_bytes.to_le_bytes());
+        bytes.extend_from_slice(&self.state_digest);
+        debug_assert_eq!(bytes.len(), ROOT_HEAD_BYTES);
+        let digest = blake3::hash(&bytes);
+        bytes.extend_from_slice(digest.as_bytes());
+        bytes
+    }
+
+    /// Reads the root that should be in a place of a group's ledger; with its digest, which the next root names.
+    ///
+    /// # Errors
+    /// See [`CheckpointError`]. The digest is checked before anything else is believed, the version next.
+    pub fn decode(bytes: &[u8], group: GroupId, place: CheckpointPlace) -> Result<(Self, [u8; 32]), CheckpointError> {
+        let content = bytes.len().checked_sub(32).ok_or(CheckpointError::Magic)?;
+        let (content, tail) = bytes.split_at(content);
+        if content.len() < ROOT_HEAD_BYTES || content[..8] != ROOT_MAGIC {
+            return Err(CheckpointError::Magic);
+        }
+        let digest = *blake3::hash(content).as_bytes();
+        if digest != tail {
+            return Err(CheckpointError::Digest);
+        }
+        let mut head = Head(&content[8..]);
+        let version = u32::from_le_bytes(head.take());
+        if version != VERSION {
+            return Err(CheckpointError::Version(version));
+        }
+        let flags = u32::from_le_bytes(head.take());
+        if flags != 0 {
+            return Err(CheckpointError::Flags(flags));
+        }
+        let root = Self {
+            group: GroupId(head.take()),
+            place: CheckpointPlace { number: u64::from_le_bytes(head.take()), slots: u64::from_le_bytes(head.take()) },
+            last: RecordDigest(head.take()),
+            previous: head.take(),
+            state_bytes: u64::from_le_bytes(head.take()),
+            state_digest: head.take(),
+        };
+        let fits = head.0.is_empty() && root.group == group && root.place == place;
+        if fits && root.state_bytes <= CHECKPOINT_STATE_BYTES_MAX { Ok((root, digest)) } else { Err(CheckpointError::Place) }
+    }
+
+    /// Reads the state that this root names.
+    ///
+    /// # Errors
+    /// See [`CheckpointError`].
+    pub fn state(&self, bytes: &[u8]) -> Result<(State, CheckpointParts), CheckpointError> {
+        if bytes.len() as u64 != self.state_bytes || *blake3::hash(bytes).as_bytes() != self.state_digest {
+            return Err(CheckpointError::Digest);
+        }
+        let body = bytes.strip_prefix(&STATE_MAGIC).ok_or(CheckpointError::Magic)?;
+        let (state, parts): (State, CheckpointParts) = from_postcard(body).map_err(|_| CheckpointError::Place)?;
+        let here = state.group() == self.group && self.place.end() == Some(state.next_slot()) && state.prev() == self.last;
+        let ordered = parts.parts.windows(2).all(|w| w[0].ordinal < w[1].ordinal)
+            && parts.parts.last().is_none_or(|last| last.ordinal < parts.next)
+            && parts.parts.iter().all(|part| state.layer(&part.layer).is_some());
+        if here && ordered { Ok((state, parts)) } else { Err(CheckpointError::Place) }
+    }
+}
