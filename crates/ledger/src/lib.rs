@@ -25,8 +25,8 @@ mod verdict;
 mod tests;
 
 pub use checkpoint::{
-    CHECKPOINT_ROOT_BYTES, CHECKPOINT_STATE_BYTES_MAX, CheckpointError, CheckpointPart, CheckpointParts, CheckpointPlace, CheckpointRoot,
-    EncodedCheckpoint,
+    CHECKPOINT_ROOT_BYTES, CHECKPOINT_STATE_BYTES_MAX, CheckpointError, CheckpointPart, CheckpointParts, CheckpointPlace,
+    CheckpointRoot, EncodedCheckpoint,
 };
 pub use codec::{DecodeError, Encoded, RECORD_BYTES_MAX, RECORD_BYTES_MIN, TooLarge};
 pub use identity::{group_id, volume_id};

@@ -8,17 +8,18 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use farside_layer::{FrameDecoder, PartVerifier, RunKind, layer_digest};
-use farside_ledger::{VolumeMeta, volume_id};
+use farside_ledger::{CHECKPOINT_STATE_BYTES_MAX, CheckpointPlace, CheckpointRoot, VolumeMeta, volume_id};
 use farside_region::{GranuleIndex, GranuleRun, LayerKey, Name, RegionIndex, Slot, VolumeId};
 
 use crate::backend::{block_on, list_all};
+use crate::checkpoint;
 use crate::error::{Result, StoreError};
 use crate::image::{GroupImage, PartRuns, VolumeImage};
 use crate::index::{Content, PartNo};
 use crate::liveness::{Part, PartName};
 use crate::names::{GroupNames, GroupObject};
 use crate::reader::StoreReader;
-use crate::replay::{Slots, index_all, parallel};
+use crate::replay::{Slots, get, index_all, parallel, replay_all_slots};
 use crate::segments::{FooterFault, Segments, runs_of};
 use crate::store::folders_of_groups;
 
@@ -66,6 +67,8 @@ pub enum Problem {
     AwaitsDeletion,
     /// Staged, and not published yet.
     Staged,
+    /// A checkpoint is not what the ledger's records give, or is missing.
+    Checkpoint,
     /// Not a name that Farside gives.
     Foreign,
 }
@@ -162,6 +165,7 @@ pub fn check(path: &Path, progress: &(dyn Fn(u64) -> bool + Sync)) -> Result<Che
         group.check_points()?;
         group.check_leftovers(torn.is_some(), &mut report)?;
         group.check_landing(&store)?;
+        group.check_checkpoints()?;
         report.records += group.image.state().next_slot().0;
         report.points += group.image.state().points().len() as u64;
         report.segments += group.image.parts().iter().count() as u64;
@@ -383,6 +387,47 @@ impl GroupCheck<'_> {
         if above > 0 {
             let text = format!("{above} segments ({above_bytes} bytes) may be named by the records from the torn one on");
             self.findings.push(Finding { severity: Severity::Note, text, ..finding(&self.names, Problem::Staged) });
+        }
+        Ok(())
+    }
+
+    /// Holds every checkpoint against what replay from slot 0 gives, as far as the records are whole.
+    fn check_checkpoints(&mut self) -> Result<()> {
+        let backend = &*self.segments.backend;
+        let group = self.image.state().group();
+        let there = checkpoint::list(backend, &self.names)?;
+        let Some(&newest) = there.last() else { return Ok(()) };
+        let (mut previous, mut expected) = (Some([0; 32]), BTreeMap::new());
+        let whole = replay_all_slots(backend, &self.names, group, |image| {
+            let place = CheckpointPlace::completed_by(image.state(), checkpoint::span());
+            if let (Some(place), Some(before)) = (place.filter(|place| place.number <= newest), previous) {
+                let encoded = checkpoint::encode(place, before, image);
+                previous = CheckpointRoot::decode(&encoded.root, group, place).ok().map(|(_, digest)| digest);
+                expected.insert(place.number, (blake3::hash(&encoded.root), blake3::hash(&encoded.state)));
+            }
+        })?;
+        let again = "stop the receiver, delete it, and the receiver writes it again when it starts";
+        for number in 0..=newest {
+            for (name, state) in [(self.names.checkpoint(number), false), (self.names.checkpoint_state(number), true)] {
+                let wanted = expected.get(&number).map(|(root, whole)| if state { whole } else { root });
+                let found = get(backend, &name, CHECKPOINT_STATE_BYTES_MAX)?;
+                let (severity, what) = match (found, wanted) {
+                    (Some(Ok(bytes)), Some(wanted)) if blake3::hash(&bytes) == *wanted => continue,
+                    (Some(Ok(_)), None) if checkpoint::read(backend, &self.names, group, number)?.is_ok() => continue,
+                    (None, Some(_)) => (Severity::Warning, "is missing; the ledger's records are whole without it".to_owned()),
+                    (Some(_), Some(_)) => {
+                        (Severity::Warning, format!("is not what the ledger's records, which are whole, give: {again}"))
+                    }
+                    (_, None) => (Severity::Error, "cannot be used: put it back from a copy of the store".to_owned()),
+                };
+                let (object, text) = (Some(name.to_string()), format!("checkpoint {name} {what}"));
+                self.findings.push(Finding { severity, object, text, ..finding(&self.names, Problem::Checkpoint) });
+            }
+        }
+        if let Some(torn) = whole.torn.filter(|torn| torn.slot < self.image.state().next_slot()) {
+            let text = format!("ledger record {}: {}; a checkpoint stands for it", torn.file, torn.why);
+            let base = Finding { object: Some(torn.file), ..finding(&self.names, Problem::LedgerTorn) };
+            self.findings.push(Finding { severity: Severity::Warning, text, ..base });
         }
         Ok(())
     }

@@ -225,6 +225,14 @@ pub enum StoreError {
         /// Its number.
         part: u32,
     },
+    /// Another writer went on and wrote a checkpoint over our slot: what became of a record is in its state.
+    #[error("slot {slot} of group {group} is covered by a checkpoint of another writer: the group must be opened again")]
+    BehindCheckpoint {
+        /// Source and group.
+        group: String,
+        /// The slot after our head.
+        slot: Slot,
+    },
     /// Something that must hold by the ledger's rules does not.
     #[error("ledger of {group}: {why}")]
     Inconsistent {
@@ -365,7 +373,7 @@ impl StoreError {
         match self {
             Self::Full { .. } | Self::ReadOnly { .. } | Self::Denied { .. } => Remedy::Retry,
             Self::Io { source, .. } if is_shortage(source) => Remedy::Retry,
-            Self::Vanished { .. } | Self::Latched { .. } | Self::Io { .. } => Remedy::Reopen,
+            Self::Vanished { .. } | Self::Latched { .. } | Self::Io { .. } | Self::BehindCheckpoint { .. } => Remedy::Reopen,
             Self::Overtaken { .. } => Remedy::Rebuild,
             Self::PartMissing { .. } | Self::BadPart { .. } | Self::Record(_) => Remedy::Lose,
             _ => Remedy::Person,

@@ -14,11 +14,12 @@ use std::time::Instant;
 use farside_layer::{Footer, layer_digest};
 use farside_ledger::{Body, LayerEntry, Layers, Policy, Record, State, Verdict, VolumeMeta, volume_id};
 use farside_region::{
-    GranuleDigest, GranuleRun, GroupId, LayerKey, LedgerPosition, Name, RecordDigest, RegionSet, Slot, Term, VolumeId,
+    GranuleDigest, GranuleRun, GroupId, LayerKey, LedgerPosition, Name, RecordDigest, RegionSet, Slot, Term, VolumeId, mutation,
 };
 
 use crate::attempt::{Attempt, Found};
-use crate::backend::{Created, block_on, list_all};
+use crate::backend::{Backend, Created, block_on, list_all};
+use crate::checkpoint;
 use crate::error::{Result, StoreError};
 use crate::image::{Applied, GroupImage, PartRuns};
 use crate::index::{Content, PartNo};
@@ -101,7 +102,8 @@ pub struct GroupStore {
 impl GroupStore {
     pub(crate) fn open(shared: Arc<Shared>, names: GroupNames, id: GroupId) -> Result<Self> {
         let segments = Arc::new(Segments::new(Arc::clone(&shared.backend), names));
-        let replayed = replay(&*segments.backend, &segments.names, id)?;
+        let backend = &*segments.backend;
+        let replayed = replay(backend, &segments.names, id, |image| write_checkpoint(backend, &segments.names, image))?;
         // The last writer may have died between writing and syncing: what we believe from here on must outlive a power cut.
         if let Some(head) = replayed.image.state().head() {
             block_on(segments.backend.sync(&segments.names.record(head)))?;
@@ -176,7 +178,7 @@ impl GroupStore {
     /// # Errors
     /// Nothing was appended, as far as one can know, and the state is up to date: [`StoreError::Overtaken`] (another writer
     /// took the slot: build anew), [`StoreError::LedgerTorn`], [`StoreError::PartMissing`], [`StoreError::BadPart`],
-    /// [`StoreError::Record`], [`StoreError::Full`]; or what the file system says.
+    /// [`StoreError::Record`], [`StoreError::Full`], [`StoreError::BehindCheckpoint`]; or what the file system says.
     pub fn append(&mut self, body: Body) -> Result<Appended> {
         if let Some(torn) = &self.torn {
             return Err(torn.error(self.names()));
@@ -198,21 +200,25 @@ impl GroupStore {
             })
         })?;
         self.after(&attempt.record, &applied);
+        write_checkpoint(&*self.segments.backend, self.names(), &self.image);
         Ok(Appended { position: LedgerPosition { slot: attempt.record.slot, digest }, verdict: applied.verdict })
     }
 
     /// Reads what other writers appended.
     ///
     /// # Errors
-    /// [`StoreError::LedgerTorn`], or what the file system says.
+    /// [`StoreError::LedgerTorn`], [`StoreError::BehindCheckpoint`], or what the file system says.
     pub fn catch_up(&mut self) -> Result<()> {
         loop {
             let slot = self.state().next_slot();
             let backend = Arc::clone(&self.segments.backend);
-            if block_on(backend.size(&self.names().record(slot)))?.is_none() {
-                return Ok(());
+            let is_there = block_on(backend.size(&self.names().record(slot)))?.is_some();
+            let read = if is_there { Some(read_slot(&*backend, self.names(), slot, false)?) } else { None };
+            // Only now: what a checkpoint covers may have gone, or be of somebody who came too late.
+            if !mutation::on("what lies in a slot counts, whatever checkpoint covers it") {
+                self.not_behind(slot)?;
             }
-            let read = read_slot(&*backend, self.names(), slot, false)?;
+            let Some(read) = read else { return Ok(()) };
             let checked =
                 read.and_then(|(r, d)| self.state().follows(&r).map(|()| (r, d)).map_err(|e| Unusable::damaged(e.to_string())));
             match checked {
@@ -509,8 +515,24 @@ impl GroupStore {
         }
     }
 
-    /// Writes the record; returns only when it is in its slot.
+    /// A slot above our head that a checkpoint covers was decided without us: its verdict is in the checkpoint's state.
+    fn not_behind(&self, slot: Slot) -> Result<()> {
+        if checkpoint::covers(&*self.segments.backend, self.names(), slot)? {
+            return Err(StoreError::BehindCheckpoint { group: self.names().to_string(), slot });
+        }
+        Ok(())
+    }
+
+    /// Writes the record; returns only when it is in its slot, and no checkpoint had decided that before.
     fn put(&mut self, attempt: &Attempt) -> Result<()> {
+        self.put_unchecked(attempt)?;
+        if mutation::on("a record put below a checkpoint counts") {
+            return Ok(());
+        }
+        self.not_behind(attempt.record.slot)
+    }
+
+    fn put_unchecked(&mut self, attempt: &Attempt) -> Result<()> {
         let name = self.names().record(attempt.record.slot);
         let backend = Arc::clone(&self.segments.backend);
         let create = || block_on(backend.create(&name, attempt.encoded.bytes.clone().into()));
@@ -556,6 +578,7 @@ impl GroupStore {
             segments.runs(name, &part, true)
         })?;
         self.after(record, &applied);
+        write_checkpoint(&*self.segments.backend, self.names(), &self.image);
         Ok(())
     }
 
@@ -628,6 +651,17 @@ impl GroupStore {
         if strange > 0 {
             tracing::warn!(group = %self.names(), segments = strange, "segments of claims that the ledger does not hold are kept");
         }
+    }
+}
+
+/// Writes the checkpoint that the newest record completes. Without it, opening the group takes longer and nothing else: the next
+/// start tries again.
+fn write_checkpoint(backend: &dyn Backend, names: &GroupNames, image: &GroupImage) {
+    let Some(head) = image.state().head().filter(|head| (head.0 + 1).is_multiple_of(checkpoint::span())) else { return };
+    // The writer of a record that was found may have died before it was durable.
+    let written = block_on(backend.sync(&names.record(head))).and_then(|()| checkpoint::write(backend, names, image));
+    if let Err(error) = written {
+        tracing::warn!(group = %names, %head, %error, "a checkpoint could not be written");
     }
 }
 

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use farside_ledger::{Body, LayerEntry, Policy, Prune, Record, State, Verdict};
+use farside_ledger::{Body, CheckpointParts, LayerEntry, Policy, Prune, Record, State, Verdict};
 use farside_region::{Geometry, GranuleIndex, GranuleRun, GroupId, LayerKey, RecordDigest, RegionSet, Slot, VolumeId, mutation};
 
 use crate::index::{Content, Extent, PartNo, VolumeIndex};
@@ -100,6 +100,12 @@ impl GroupImage {
     /// A group without history.
     pub fn new(group: GroupId) -> Self {
         Self { state: State::new(group), parts: Parts::new(), heads: BTreeMap::new(), indexed: None, damaged: BTreeSet::new() }
+    }
+
+    /// A group as a checkpoint holds it: as [`GroupImage::replay`] had made it, nothing indexed.
+    pub(crate) fn from_checkpoint(state: State, parts: CheckpointParts) -> Self {
+        let group = state.group();
+        Self { state, parts: Parts::from_checkpoint(parts), ..Self::new(group) }
     }
 
     /// The ledger.

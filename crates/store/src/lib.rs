@@ -20,6 +20,7 @@ mod aligned;
 mod attempt;
 mod backend;
 mod check;
+mod checkpoint;
 #[cfg(test)]
 mod disk_tests;
 mod error;
@@ -55,7 +56,7 @@ pub use index::{Content, Extent, PartNo, VolumeIndex};
 pub use landing::{LandedLayer, Landing, PartLander};
 pub use liveness::{MUTATION_RETAINED_POINTS_ONLY, Part, PartName, Parts};
 pub use locks::{DeletionGuard, ReaderLock, WriterLock};
-pub use names::{GroupNames, GroupObject, SLOTS_PER_FOLDER};
+pub use names::{CHECKPOINT_SLOTS, GroupNames, GroupObject, SLOTS_PER_FOLDER};
 pub use points::{MemberInfo, PointInfo};
 pub use reader::{GroupReader, PointReader, RegionContent, StoreReader};
 pub use replay::Torn;

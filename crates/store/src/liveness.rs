@@ -11,7 +11,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use farside_ledger::{LayerEntry, PrunedParts, State};
+use farside_ledger::{CheckpointPart, CheckpointParts, LayerEntry, PrunedParts, State};
 use farside_region::{LayerKey, Slot, VolumeId, mutation};
 
 use crate::index::PartNo;
@@ -72,6 +72,31 @@ impl Parts {
     /// None yet.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// What the ledger alone says of them: not what the head image uses.
+    pub(crate) fn to_checkpoint(&self) -> CheckpointParts {
+        let of = |(no, part): (PartNo, &Part)| CheckpointPart {
+            ordinal: no.0,
+            layer: part.name.layer,
+            number: part.name.number,
+            bytes: part.bytes,
+            footer_digest: part.footer_digest,
+            born: part.born,
+        };
+        CheckpointParts { next: self.next, parts: self.iter().map(of).collect() }
+    }
+
+    /// The inverse; no head image uses any of them yet.
+    pub(crate) fn from_checkpoint(checkpoint: CheckpointParts) -> Self {
+        let mut parts = Self { next: checkpoint.next, ..Self::default() };
+        for CheckpointPart { ordinal, layer, number, bytes, footer_digest, born } in checkpoint.parts {
+            let (no, name) = (PartNo(ordinal), PartName { layer, number });
+            parts.by_name.insert(name, no);
+            parts.bytes += bytes;
+            parts.all.insert(no, Part { name, bytes, footer_digest, born, died: None, head_granules: 0 });
+        }
+        parts
     }
 
     /// Those of a layer that was accepted in a slot.

@@ -8,6 +8,9 @@ use crate::liveness::PartName;
 /// Slots per folder of a ledger.
 pub const SLOTS_PER_FOLDER: u64 = 4096;
 
+/// Slots that one checkpoint of a ledger covers.
+pub const CHECKPOINT_SLOTS: u64 = 4096;
+
 /// The description of the store.
 pub(crate) fn store_description() -> ObjectName {
     checked("farside-store.json".to_owned())
@@ -36,6 +39,10 @@ pub enum GroupObject {
     Record(Slot),
     /// What replaces a torn one.
     RecordVoid(Slot),
+    /// The root of a checkpoint.
+    Checkpoint(u64),
+    /// The state of a checkpoint.
+    CheckpointState(u64),
     /// A part, of a volume of that name.
     Segment {
         /// The volume's name.
@@ -80,6 +87,21 @@ impl GroupNames {
         self.below(&format!("ledger/{}/{slot}.void", slot.0 / SLOTS_PER_FOLDER))
     }
 
+    /// All checkpoints.
+    pub fn checkpoints(&self) -> ObjectName {
+        self.below("checkpoint")
+    }
+
+    /// The root of one.
+    pub fn checkpoint(&self, number: u64) -> ObjectName {
+        self.below(&format!("checkpoint/{number}"))
+    }
+
+    /// Its state.
+    pub fn checkpoint_state(&self, number: u64) -> ObjectName {
+        self.below(&format!("checkpoint/{number}.state"))
+    }
+
     /// All segments.
     pub fn segments(&self) -> ObjectName {
         self.below("segments")
@@ -104,6 +126,11 @@ impl GroupNames {
                 return None;
             }
             return Some(if void { GroupObject::RecordVoid(Slot(slot)) } else { GroupObject::Record(Slot(slot)) });
+        }
+        if let Some(rest) = rest.strip_prefix("checkpoint/") {
+            let state = rest.strip_suffix(".state");
+            let number = number(state.unwrap_or(rest))?;
+            return Some(if state.is_some() { GroupObject::CheckpointState(number) } else { GroupObject::Checkpoint(number) });
         }
         let (volume, term, seq, number) = parse_part_path(rest.strip_prefix("segments/")?)?;
         Some(GroupObject::Segment { volume, term, seq, number })
@@ -166,7 +193,21 @@ mod tests {
         assert_eq!(names.parse(&names.record(Slot(5000))), Some(GroupObject::Record(Slot(5000))));
         assert_eq!(names.parse(&names.record_void(Slot(9))), Some(GroupObject::RecordVoid(Slot(9))));
         assert_eq!(names.parse(&names.description()), Some(GroupObject::Description));
-        for stray in ["ledger/0/5000", "ledger/0/05", "ledger/0/5x", "segments/v/1/2", "segments/v/1/2.3.4", "x"] {
+        assert_eq!(names.checkpoint(7).as_str(), "groups/host-1/db/checkpoint/7");
+        assert_eq!(names.checkpoint_state(7).as_str(), "groups/host-1/db/checkpoint/7.state");
+        assert_eq!(names.parse(&names.checkpoint(7)), Some(GroupObject::Checkpoint(7)));
+        assert_eq!(names.parse(&names.checkpoint_state(0)), Some(GroupObject::CheckpointState(0)));
+        for stray in [
+            "checkpoint/07",
+            "checkpoint/.state",
+            "checkpoint/1/2",
+            "ledger/0/5000",
+            "ledger/0/05",
+            "ledger/0/5x",
+            "segments/v/1/2",
+            "segments/v/1/2.3.4",
+            "x",
+        ] {
             assert_eq!(names.parse(&names.below(stray)), None, "{stray}");
         }
     }

@@ -1,7 +1,7 @@
 //! Reading points: with no daemon running, or beside a running receiver.
 //!
 //! A reader shares `reader.lock` as long as it lives, so that nothing it found is deleted under it. It believes only what
-//! follows from slot 0 of the ledger, and every granule that leaves [`PointReader::read_region`] was checked against the
+//! follows from slot 0 of the ledger or from a checkpoint, and every granule that leaves [`PointReader::read_region`] was checked against the
 //! digest that was computed where the source read it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -125,7 +125,7 @@ impl GroupReader {
             other => other?,
         };
         let backend = Arc::clone(dir) as Arc<dyn Backend>;
-        let replayed = replay(&*backend, names, id)?;
+        let replayed = replay(&*backend, names, id, |_| {})?;
         let segments = Arc::new(Segments::new(backend, names.clone()));
         Ok(Self { dir: Arc::clone(dir), segments, image: replayed.image, torn: replayed.torn, _lock: lock })
     }

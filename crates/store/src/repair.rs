@@ -2,7 +2,7 @@
 //!
 //! Invariants: a record is mended only to bytes that carry their own digest and fit between their neighbours, so that it says
 //! what it said when it was acknowledged; what is voided keeps its bytes, beside which a void record is put, create-only; a
-//! record of a newer Farside is never touched. What layers after a lost one held is not known without it, so nothing after it
+//! record of a newer Farside is never touched, nor a slot for which a checkpoint stands. What layers after a lost one held is not known without it, so nothing after it
 //! is kept.
 
 use farside_ledger::{Body, Record, TornVoid};
@@ -64,7 +64,8 @@ impl GroupStore {
     /// What [`GroupStore::repair_torn`] would do now; `None`: the ledger is whole.
     ///
     /// # Errors
-    /// [`StoreError::LedgerTorn`] where nothing may be done: the record is of a newer Farside, or too many slots were lost;
+    /// [`StoreError::LedgerTorn`] where nothing may be done: the record is of a newer Farside, a checkpoint that cannot be
+    /// used stands for it, or too many slots were lost;
     /// [`StoreError::Unreadable`]: its disk fails there, and what it says may come back; what the file system says.
     pub fn repair_plan(&self) -> Result<Option<Repair>> {
         let Some(torn) = &self.torn else { return Ok(None) };
@@ -118,7 +119,7 @@ impl GroupStore {
         let backend = &*self.segments.backend;
         let end = Slots::list(backend, self.names())?.end().max(torn.slot.0 + 1);
         let last = torn.lost_claim.map_or(Slot(end - 1), |term| Slot(term.0.max(end - 1)));
-        if torn.newer || last.0 - torn.slot.0 >= VOID_SLOTS_MAX {
+        if torn.newer || torn.checkpoint.is_some() || last.0 - torn.slot.0 >= VOID_SLOTS_MAX {
             return Err(torn.error(self.names()));
         }
         let found = block_on(backend.get(&self.names().record(torn.slot), u64::from(u32::MAX)))?.unwrap_or_default();

@@ -1,16 +1,19 @@
-//! Reading a group from a store: its ledger from slot 0 to the highest existing one, then the footers of what is left.
+//! Reading a group from a store: its newest checkpoint and the ledger from there to the highest existing slot, then the footers
+//! of what is left.
 //!
 //! Records and footers are read by several threads and applied in order by one. Invariant: nothing is believed that does not
-//! follow from slot 0 by digest; replay stops before the first slot that does not, and says so ([`Torn`]).
+//! follow by digest from slot 0, or from a checkpoint that whoever wrote it had reached from there; replay stops before the first
+//! slot that does not, and says so ([`Torn`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::thread;
 
 use bytes::Bytes;
-use farside_ledger::{Body, DecodeError, RECORD_BYTES_MAX, Record, State};
+use farside_ledger::{Body, CheckpointPlace, DecodeError, RECORD_BYTES_MAX, Record, State};
 use farside_region::{GroupId, RecordDigest, Slot, Term};
 
 use crate::backend::{Backend, block_on, list_all};
+use crate::checkpoint::{self, Newest};
 use crate::error::{Result, StoreError};
 use crate::image::{GroupImage, PartRuns};
 use crate::index::PartNo;
@@ -42,6 +45,8 @@ pub struct Torn {
     /// Not damaged, but gone with all that follow: files of a claim above the ledger's head are there, the newest of this
     /// term.
     pub lost_claim: Option<Term>,
+    /// A checkpoint stands for this slot and cannot be used. What it says may come back, so the slot is never to be given up.
+    pub checkpoint: Option<String>,
 }
 
 impl Torn {
@@ -49,6 +54,9 @@ impl Torn {
     pub fn error(&self, group: &GroupNames) -> StoreError {
         let remedy = match self {
             Self { newer: true, .. } => "use a newer Farside",
+            Self { checkpoint: Some(_), .. } => {
+                "put the checkpoint back from a copy of the store; nothing else is to be given up for it"
+            }
             Self { lost_claim: Some(_), .. } => {
                 "put the ledger's newest records back from a copy of the store, or give them up with `farside store repair`"
             }
@@ -72,7 +80,7 @@ impl Unusable {
     }
 
     pub(crate) fn at(self, names: &GroupNames, slot: Slot) -> Torn {
-        Torn { slot, file: names.record(slot).to_string(), why: self.why, newer: self.newer, lost_claim: None }
+        Torn { slot, file: names.record(slot).to_string(), why: self.why, newer: self.newer, lost_claim: None, checkpoint: None }
     }
 }
 
@@ -84,7 +92,7 @@ pub(crate) fn lost_claim(names: &GroupNames, state: &State, terms: impl Iterator
     let file = names.record(slot).to_string();
     let why = format!("it is missing, while files of a claim in slot {term} exist: the ledger has lost its newest records");
     tracing::error!(group = %names, %slot, %term, "the ledger has lost its newest records");
-    Some(Torn { slot, file, why, newer: false, lost_claim: Some(term) })
+    Some(Torn { slot, file, why, newer: false, lost_claim: Some(term), checkpoint: None })
 }
 
 impl From<DecodeError> for Unusable {
@@ -99,6 +107,19 @@ impl From<DecodeError> for Unusable {
 pub(crate) struct Replayed {
     pub(crate) image: GroupImage,
     pub(crate) torn: Option<Torn>,
+}
+
+impl Replayed {
+    /// Where replay stopped, a checkpoint stands for the slot: without it nobody knows what was there, and nothing goes on.
+    fn blame(&mut self, names: &GroupNames, unusable: &[checkpoint::Unusable]) {
+        let slot = self.torn.as_ref().map_or(self.image.state().next_slot(), |torn| torn.slot);
+        let Some(bad) = unusable.iter().find(|bad| bad.reaches(slot)) else { return };
+        let missing = || Unusable::damaged("it is missing".to_owned()).at(names, slot);
+        let torn = self.torn.get_or_insert_with(missing);
+        torn.why = format!("{}; {}, which stands for it, cannot be used: {}", torn.why, bad.file, bad.why);
+        torn.newer |= bad.newer;
+        torn.checkpoint = Some(bad.file.clone());
+    }
 }
 
 /// Which slots exist.
@@ -146,12 +167,54 @@ impl Slots {
     }
 }
 
-/// Replays a whole ledger.
-pub(crate) fn replay(backend: &dyn Backend, names: &GroupNames, group: GroupId) -> Result<Replayed> {
-    let slots = Slots::list(backend, names)?;
-    let mut image = GroupImage::new(group);
+/// Replays a ledger from its newest checkpoint on. `reached` sees what every record gave.
+///
+/// The slots are listed before the checkpoints: what was given up by then is covered by one of those that are listed.
+pub(crate) fn replay(
+    backend: &dyn Backend,
+    names: &GroupNames,
+    group: GroupId,
+    mut reached: impl FnMut(&GroupImage),
+) -> Result<Replayed> {
+    loop {
+        let slots = Slots::list(backend, names)?;
+        let Newest { image, mut unusable } = checkpoint::newest(backend, names, group)?;
+        let place = CheckpointPlace::covering(image.state().next_slot(), checkpoint::span());
+        let mut replayed = replay_from(backend, names, image, &slots, &mut reached)?;
+        // One that came while we read: records may have gone under us, or been put by somebody who came too late.
+        let last = place.end().and_then(|end| replayed.image.state().digest_at(Slot(end.0 - 1)));
+        let known = unusable.iter().any(|bad| bad.number == place.number);
+        if !known && block_on(backend.size(&names.checkpoint(place.number)))?.is_some() {
+            match checkpoint::read_root(backend, names, group, place.number)? {
+                Ok((root, _)) if last != Some(root.last) => continue,
+                Ok(_) => {}
+                Err(bad) => unusable.push(bad),
+            }
+        }
+        replayed.blame(names, &unusable);
+        return Ok(replayed);
+    }
+}
+
+/// Replays a ledger from its first slot on, whatever checkpoints there are.
+pub(crate) fn replay_all_slots(
+    backend: &dyn Backend,
+    names: &GroupNames,
+    group: GroupId,
+    mut reached: impl FnMut(&GroupImage),
+) -> Result<Replayed> {
+    replay_from(backend, names, GroupImage::new(group), &Slots::list(backend, names)?, &mut reached)
+}
+
+fn replay_from(
+    backend: &dyn Backend,
+    names: &GroupNames,
+    mut image: GroupImage,
+    slots: &Slots,
+    reached: &mut dyn FnMut(&GroupImage),
+) -> Result<Replayed> {
     // A stray file may name any slot: what is missing before it ends the replay, so nothing is made of its number.
-    let mut from = 0;
+    let mut from = image.state().next_slot().0;
     while from < slots.end() {
         let batch = slots.batch(from);
         from += batch.len() as u64;
@@ -161,6 +224,7 @@ pub(crate) fn replay(backend: &dyn Backend, names: &GroupNames, group: GroupId) 
                 Ok((record, digest)) => match image.state().follows(&record) {
                     Ok(()) => {
                         image.replay(&record, digest);
+                        reached(&image);
                         continue;
                     }
                     Err(why) => Unusable::damaged(why.to_string()),
@@ -205,7 +269,7 @@ pub(crate) fn read_slot(
     slot: Slot,
     replaced: bool,
 ) -> Result<Result<(Record, RecordDigest), Unusable>> {
-    let bytes = get(backend, &names.record(slot))?;
+    let bytes = get(backend, &names.record(slot), RECORD_BYTES_MAX as u64)?;
     let found = match &bytes {
         Some(Ok(bytes)) => Record::decode(bytes).map_err(Unusable::from),
         Some(Err(why)) => Err(Unusable::damaged(why.clone())),
@@ -215,7 +279,7 @@ pub(crate) fn read_slot(
         return Ok(found);
     }
     let name = names.record_void(slot);
-    let Some(Ok(void)) = get(backend, &name)? else {
+    let Some(Ok(void)) = get(backend, &name, RECORD_BYTES_MAX as u64)? else {
         return Ok(Err(Unusable::damaged(format!("its replacement {name} cannot be read"))));
     };
     let torn = match bytes {
@@ -237,8 +301,9 @@ pub(crate) fn read_slot(
     })
 }
 
-fn get(backend: &dyn Backend, name: &crate::ObjectName) -> Result<Option<Result<Bytes, String>>> {
-    match block_on(backend.get(name, RECORD_BYTES_MAX as u64)) {
+/// An object, or what its medium says is wrong with it.
+pub(crate) fn get(backend: &dyn Backend, name: &crate::ObjectName, bytes_max: u64) -> Result<Option<Result<Bytes, String>>> {
+    match block_on(backend.get(name, bytes_max)) {
         Ok(found) => Ok(found.map(Ok)),
         Err(StoreError::Damaged { why, .. }) => Ok(Some(Err(why))),
         Err(StoreError::Unreadable { source, .. }) => Ok(Some(Err(format!("it cannot be read: {source}")))),

@@ -190,6 +190,8 @@ fn object_name(bytes: &[u8]) -> Outcome {
             let again = match &parsed {
                 GroupObject::Description => names.description(),
                 GroupObject::Record(slot) => names.record(*slot),
+                GroupObject::Checkpoint(number) => names.checkpoint(*number),
+                GroupObject::CheckpointState(number) => names.checkpoint_state(*number),
                 GroupObject::RecordVoid(slot) => names.record_void(*slot),
                 GroupObject::Segment { volume: of, term, seq, number } => {
                     let layer = LayerKey { volume: volume(1), term: *term, seq: *seq };

@@ -38,6 +38,8 @@ struct Fault {
 pub(crate) struct Faulty {
     inner: Arc<dyn Backend>,
     faults: Mutex<Vec<Fault>>,
+    /// Objects that were read, in full.
+    pub(crate) gets: std::sync::atomic::AtomicUsize,
     /// Counts down over all calls that change something; at 0 the process "dies": that call and all later ones fail.
     death: Mutex<Option<(u32, When)>>,
 }
@@ -50,7 +52,7 @@ impl std::fmt::Debug for Faulty {
 
 impl Faulty {
     pub(crate) fn new(inner: Arc<dyn Backend>) -> Arc<Self> {
-        Arc::new(Self { inner, faults: Mutex::default(), death: Mutex::default() })
+        Arc::new(Self { inner, faults: Mutex::default(), gets: std::sync::atomic::AtomicUsize::new(0), death: Mutex::default() })
     }
 
     pub(crate) fn fail(&self, op: Op, of: &str, when: When, errno: i32) {
@@ -107,6 +109,7 @@ impl Backend for Faulty {
         perhaps!(self, Op::Adopt, name, self.inner.adopt(name, file))
     }
     async fn get(&self, name: &ObjectName, bytes_max: u64) -> Result<Option<Bytes>> {
+        self.gets.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         perhaps!(self, Op::Get, name, self.inner.get(name, bytes_max))
     }
     async fn get_range(&self, name: &ObjectName, offset: u64, len: u64) -> Result<Bytes> {

@@ -1,0 +1,203 @@
+//! Checkpoints of a group's ledger: written by its writer, believed by whoever opens it (`docs/formats/store.md`).
+//!
+//! Invariants:
+//! - a checkpoint exists from the moment its root does; its state, and every record that it covers, was durable before;
+//! - it comes only after the one before it, and covers exactly its slots;
+//! - a slot that a checkpoint covers is decided by that checkpoint's state, whatever lies in the slot or does not.
+//!
+//! Nothing deletes records that a checkpoint covers: which regions an old layer touched is known from its record alone
+//! ([`State::is_exact`](farside_ledger::State::is_exact)).
+
+use std::collections::BTreeSet;
+
+use bytes::Bytes;
+use farside_ledger::{
+    CHECKPOINT_ROOT_BYTES, CHECKPOINT_STATE_BYTES_MAX, CheckpointError, CheckpointPlace, CheckpointRoot, EncodedCheckpoint,
+};
+use farside_region::{GroupId, Slot};
+
+use crate::backend::{Backend, Created, ObjectName, block_on, list_all};
+use crate::error::{Result, StoreError};
+use crate::image::GroupImage;
+use crate::names::{CHECKPOINT_SLOTS, GroupNames, GroupObject};
+use crate::replay::get;
+
+/// Slots that a checkpoint covers.
+#[cfg(not(test))]
+pub(crate) fn span() -> u64 {
+    CHECKPOINT_SLOTS
+}
+
+#[cfg(test)]
+thread_local! {
+    /// Few, so that every history of the tests has some.
+    pub(crate) static SPAN: std::cell::Cell<u64> = const { std::cell::Cell::new(CHECKPOINT_SLOTS / 512) };
+}
+
+/// Slots that a checkpoint covers.
+#[cfg(test)]
+pub(crate) fn span() -> u64 {
+    SPAN.get()
+}
+
+/// A checkpoint that is there and cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Unusable {
+    pub(crate) number: u64,
+    pub(crate) file: String,
+    pub(crate) why: String,
+    pub(crate) newer: bool,
+}
+
+impl Unusable {
+    /// Whether it stands for that slot or one above it.
+    pub(crate) fn reaches(&self, slot: Slot) -> bool {
+        CheckpointPlace { number: self.number, slots: span() }.end().is_none_or(|end| slot < end)
+    }
+}
+
+/// Where replay begins.
+#[derive(Debug)]
+pub(crate) struct Newest {
+    /// What the newest usable checkpoint holds.
+    pub(crate) image: GroupImage,
+    /// Newer ones, which cannot be used.
+    pub(crate) unusable: Vec<Unusable>,
+}
+
+/// The checkpoints that exist, by number.
+pub(crate) fn list(backend: &dyn Backend, names: &GroupNames) -> Result<BTreeSet<u64>> {
+    let mut roots = BTreeSet::new();
+    list_all(backend, Some(&names.checkpoints()), |listed| {
+        if let Some(GroupObject::Checkpoint(number)) = names.parse(&listed.name) {
+            roots.insert(number);
+        }
+    })?;
+    Ok(roots)
+}
+
+/// Whether a checkpoint covers a slot.
+pub(crate) fn covers(backend: &dyn Backend, names: &GroupNames, slot: Slot) -> Result<bool> {
+    Ok(block_on(backend.size(&names.checkpoint(CheckpointPlace::covering(slot, span()).number)))?.is_some())
+}
+
+/// The newest one that can be used, or nothing at all before there is any.
+pub(crate) fn newest(backend: &dyn Backend, names: &GroupNames, group: GroupId) -> Result<Newest> {
+    let mut unusable = Vec::new();
+    for number in list(backend, names)?.into_iter().rev() {
+        match read(backend, names, group, number)? {
+            Ok(image) => return Ok(Newest { image, unusable }),
+            Err(bad) => {
+                tracing::error!(group = %names, file = %bad.file, why = %bad.why, "a checkpoint cannot be used");
+                unusable.push(bad);
+            }
+        }
+    }
+    Ok(Newest { image: GroupImage::new(group), unusable })
+}
+
+/// One of them, in full.
+pub(crate) fn read(
+    backend: &dyn Backend,
+    names: &GroupNames,
+    group: GroupId,
+    number: u64,
+) -> Result<Result<GroupImage, Unusable>> {
+    let root = match read_root(backend, names, group, number)? {
+        Ok((root, _)) => root,
+        Err(bad) => return Ok(Err(bad)),
+    };
+    let name = names.checkpoint_state(number);
+    let bytes = match object(backend, &name, number, root.state_bytes)? {
+        Ok(bytes) => bytes,
+        Err(bad) => return Ok(Err(bad)),
+    };
+    Ok(match root.state(&bytes) {
+        Ok((state, parts)) => Ok(GroupImage::from_checkpoint(state, parts)),
+        Err(error) => Err(unusable(&name, number, error)),
+    })
+}
+
+/// The root of one, and its digest.
+pub(crate) fn read_root(
+    backend: &dyn Backend,
+    names: &GroupNames,
+    group: GroupId,
+    number: u64,
+) -> Result<Result<(CheckpointRoot, [u8; 32]), Unusable>> {
+    let name = names.checkpoint(number);
+    // Some more than we know: a newer version is to be told from damage.
+    let bytes = match object(backend, &name, number, 16 * CHECKPOINT_ROOT_BYTES as u64)? {
+        Ok(bytes) => bytes,
+        Err(bad) => return Ok(Err(bad)),
+    };
+    let place = CheckpointPlace { number, slots: span() };
+    Ok(CheckpointRoot::decode(&bytes, group, place).map_err(|error| unusable(&name, number, error)))
+}
+
+fn object(backend: &dyn Backend, name: &ObjectName, number: u64, bytes_max: u64) -> Result<Result<Bytes, Unusable>> {
+    let bad = |why: String| Unusable { number, file: name.to_string(), why, newer: false };
+    Ok(match get(backend, name, bytes_max)? {
+        Some(Ok(bytes)) => Ok(bytes),
+        Some(Err(why)) => Err(bad(why)),
+        None => Err(bad("it is missing".to_owned())),
+    })
+}
+
+fn unusable(name: &ObjectName, number: u64, error: CheckpointError) -> Unusable {
+    Unusable { number, file: name.to_string(), why: error.to_string(), newer: error.is_newer() }
+}
+
+/// Writes the checkpoint that an image completes, if it completes one and the one before it is there. What it covers must be
+/// durable.
+///
+/// # Errors
+/// [`StoreError::Damaged`]: another one is there; or what the file system says. Replay goes on from an older one.
+pub(crate) fn write(backend: &dyn Backend, names: &GroupNames, image: &GroupImage) -> Result<()> {
+    let Some(place) = CheckpointPlace::completed_by(image.state(), span()) else { return Ok(()) };
+    let group = image.state().group();
+    let previous = match place.number.checked_sub(1) {
+        None => [0; 32],
+        Some(before) => match read_root(backend, names, group, before)? {
+            Ok((_, digest)) => digest,
+            Err(bad) => {
+                tracing::warn!(%group, file = %bad.file, why = %bad.why, "no checkpoint can follow one that cannot be used");
+                return Ok(());
+            }
+        },
+    };
+    let encoded = encode(place, previous, image);
+    if encoded.state.len() as u64 > CHECKPOINT_STATE_BYTES_MAX {
+        tracing::warn!(%group, number = place.number, bytes = encoded.state.len(), "the checkpoint would be too large");
+        return Ok(());
+    }
+    create(backend, &names.checkpoint_state(place.number), encoded.state)?;
+    create(backend, &names.checkpoint(place.number), encoded.root)
+}
+
+/// The checkpoint of an image that is at its end.
+pub(crate) fn encode(place: CheckpointPlace, previous: [u8; 32], image: &GroupImage) -> EncodedCheckpoint {
+    EncodedCheckpoint::new(place, previous, image.state(), &image.parts().to_checkpoint())
+}
+
+/// Whoever makes a checkpoint makes the same bytes: what is there already, or came to be there in spite of an error, is ours.
+fn create(backend: &dyn Backend, name: &ObjectName, content: Vec<u8>) -> Result<()> {
+    let content = Bytes::from(content);
+    let error = match block_on(backend.create(name, content.clone())) {
+        Ok(Created::New) => return Ok(()),
+        Ok(Created::AlreadyExists) => None,
+        Err(error) => Some(error),
+    };
+    match (block_on(backend.get(name, content.len() as u64)), error) {
+        (Ok(Some(found)), _) if found == content => block_on(backend.sync(name)),
+        (_, Some(error)) | (Err(error), None) => Err(error),
+        (Ok(_), None) => {
+            let why = "it is not the checkpoint that the ledger's records give".to_owned();
+            Err(StoreError::Damaged { path: name.as_str().into(), why })
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "checkpoint_tests.rs"]
+mod tests;

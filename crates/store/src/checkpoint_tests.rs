@@ -1,0 +1,345 @@
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use farside_ledger::{LayerKind, Policy, State};
+use farside_region::mutation::tell;
+use proptest::prelude::*;
+
+use super::*;
+use crate::backend::DirBackend;
+use crate::backend::faulty::Faulty;
+use crate::check::{CheckReport, Problem, Severity, check};
+use crate::error::Remedy;
+use crate::group::GroupStore;
+use crate::replay::{Replayed, index_all, replay, replay_all_slots};
+use crate::segments::Segments;
+use crate::testkit::{Fill, TempStore, TestVolume, name};
+
+const FOLDER: &str = "groups/host/default";
+
+fn names() -> GroupNames {
+    GroupNames::new(name("host"), name("default"))
+}
+
+fn object_path(store: &TempStore, object: &ObjectName) -> std::path::PathBuf {
+    store.path().join(object.as_str())
+}
+
+/// A claim and so many points, each of which writes one granule over the base.
+fn history(store: &TempStore, points: u64) -> TestVolume {
+    let mut group = store.group();
+    let mut volume = TestVolume::new("v", 16);
+    volume.claim(&mut group);
+    go_on(&mut group, &mut volume, points);
+    volume
+}
+
+fn go_on(group: &mut GroupStore, volume: &mut TestVolume, points: u64) {
+    for i in 0..points {
+        let at = if volume.image[0].is_none() { (0, 16) } else { (i % 16, 1) };
+        volume.publish(group, LayerKind::Point, &[vec![(at.0, at.1, Fill::Byte(i as u8))]]);
+    }
+}
+
+/// The records that checkpoints cover are gone.
+fn trim(store: &TempStore, below: u64) {
+    (0..below).for_each(|slot| fs::remove_file(object_path(store, &names().record(Slot(slot)))).expect("it was there"));
+}
+
+fn backend(store: &TempStore) -> Arc<dyn Backend> {
+    Arc::new(DirBackend::open(&store.path()).expect("open"))
+}
+
+fn both_ways(store: &TempStore) -> (Replayed, Replayed) {
+    let (backend, group) = (backend(store), store.group().state().group());
+    let newest = replay(&*backend, &names(), group, |_| {}).expect("replay");
+    let whole = replay_all_slots(&*backend, &names(), group, |_| {}).expect("replay");
+    (newest, whole)
+}
+
+/// Everything that an image says.
+fn assert_same(store: &TempStore, mut one: GroupImage, mut other: GroupImage) {
+    assert_eq!(one.state(), other.state());
+    let segments = Segments::new(backend(store), names());
+    for image in [&mut one, &mut other] {
+        index_all(image, &segments).expect("footers");
+    }
+    assert_eq!(one.parts().iter().collect::<Vec<_>>(), other.parts().iter().collect::<Vec<_>>());
+    assert_eq!((one.parts().bytes(), one.parts().to_checkpoint()), (other.parts().bytes(), other.parts().to_checkpoint()));
+    for (id, _) in one.state().volumes() {
+        assert_eq!(one.head(id), other.head(id));
+    }
+}
+
+fn checked(store: &TempStore) -> CheckReport {
+    check(&store.path(), &|_| true).expect("check")
+}
+
+fn found(store: &TempStore) -> Vec<(Severity, Problem)> {
+    checked(store).findings.iter().map(|f| (f.severity, f.problem)).collect()
+}
+
+#[test]
+fn every_so_many_slots_a_checkpoint_appears_and_replay_begins_at_the_newest() {
+    let store = TempStore::new();
+    history(&store, 3 * span());
+    assert_eq!(
+        store.files(&format!("{FOLDER}/checkpoint")),
+        ["0", "0.state", "1", "1.state", "2", "2.state"].map(|file| format!("{FOLDER}/checkpoint/{file}"))
+    );
+    assert_eq!(found(&store), []);
+    let (newest, whole) = both_ways(&store);
+    assert_same(&store, newest.image, whole.image);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    /// Layers of two volumes, claims in between, prunes that delete segments, restarts: what a checkpoint and the records after
+    /// it give is what all records give.
+    #[test]
+    fn an_image_from_a_checkpoint_is_the_image_from_all_records(steps in prop::collection::vec((0u8..12, 0u64..16, 1u64..4), 1..40)) {
+        let store = TempStore::new();
+        let mut group = store.group();
+        let mut volumes = [TestVolume::new("v", 16), TestVolume::new("w", 16)];
+        volumes.iter_mut().for_each(|volume| volume.claim(&mut group));
+        for (what, at, count) in steps {
+            let volume = &mut volumes[usize::from(what % 2)];
+            let runs = |fill| vec![vec![(at.min(16 - count), count, fill)]];
+            match what {
+                0 | 1 => volume.claim(&mut group),
+                2 | 3 => drop(group.prune(&Policy { keep: 2, span_ms: 0 }).expect("prune")),
+                4 | 5 => { drop(group); group = store.group(); }
+                6 | 7 => drop(volume.publish(&mut group, LayerKind::Fuzzy, &runs(Fill::Zero))),
+                8 => drop(volume.publish(&mut group, LayerKind::Point, &runs(Fill::Unreadable))),
+                _ => drop(volume.publish(&mut group, LayerKind::Point, &runs(Fill::Byte(what)))),
+            }
+        }
+        let (here, records) = (group.state().clone(), group.state().next_slot().0);
+        drop(group);
+        let (newest, whole) = both_ways(&store);
+        prop_assert_eq!(newest.image.state(), &here);
+        assert_same(&store, newest.image, whole.image.clone());
+        // Also without the records that it covers.
+        let covered = records / span() * span();
+        trim(&store, covered);
+        let newest = replay(&*backend(&store), &names(), here.group(), |_| {}).expect("replay");
+        prop_assert!(newest.torn.is_none());
+        assert_same(&store, newest.image, whole.image);
+    }
+}
+
+#[test]
+fn a_group_whose_covered_records_are_gone_opens_and_goes_on() {
+    let store = TempStore::new();
+    let mut volume = history(&store, 2 * span());
+    let before = store.group().state().clone();
+    trim(&store, 2 * span());
+    let mut group = store.group();
+    assert_eq!(group.state(), &before);
+    go_on(&mut group, &mut volume, span());
+    assert_eq!(found(&store), [], "the tail continues the checkpoint, and another one came");
+    assert!(block_on(backend(&store).size(&names().checkpoint(2))).expect("size").is_some());
+}
+
+/// L8: opening takes one checkpoint and at most as many records as one covers, whatever the history.
+#[test]
+fn l8_opening_reads_a_bounded_number_of_objects() {
+    let store = TempStore::new();
+    for rounds in [1, 6] {
+        let mut volume = TestVolume::new(&format!("v{rounds}"), 16);
+        let mut group = store.group();
+        volume.claim(&mut group);
+        go_on(&mut group, &mut volume, rounds * span() - 2);
+        let (id, slots) = (group.state().group(), group.state().next_slot().0);
+        drop(group);
+        let counted = Faulty::new(backend(&store));
+        replay(&*counted, &names(), id, |_| {}).expect("replay");
+        let read = counted.gets.load(Ordering::Relaxed) as u64;
+        assert_eq!(read, if slots < span() { slots } else { 2 + slots % span() }, "of {slots}");
+    }
+}
+
+/// What a crash between any two steps of writing a checkpoint leaves, and a store from before there were checkpoints.
+#[test]
+fn the_next_start_writes_the_checkpoints_that_are_missing_with_the_same_bytes() {
+    let store = TempStore::new();
+    history(&store, 2 * span());
+    let all = store.files(&format!("{FOLDER}/checkpoint"));
+    let content = |store: &TempStore| all.iter().map(|file| fs::read(store.path().join(file)).ok()).collect::<Vec<_>>();
+    let before = content(&store);
+    // The newest root; both of the newest; all.
+    for lost in [&["1"][..], &["1", "1.state"], &["0", "0.state", "1", "1.state"]] {
+        for file in lost {
+            fs::remove_file(store.path().join(FOLDER).join("checkpoint").join(file)).expect("remove");
+        }
+        let missing = if lost.contains(&"0") { 0 } else { lost.len() };
+        assert_eq!(found(&store), vec![(Severity::Warning, Problem::Checkpoint); missing]);
+        drop(store.group());
+        assert_eq!(content(&store), before, "{lost:?}");
+        assert_eq!(found(&store), []);
+    }
+}
+
+#[test]
+fn a_checkpoint_comes_only_after_the_one_before_it() {
+    let store = TempStore::new();
+    let mut volume = history(&store, span());
+    let mut group = store.group();
+    flip(&object_path(&store, &names().checkpoint(0)));
+    go_on(&mut group, &mut volume, span());
+    drop(group);
+    assert_eq!(list(&*backend(&store), &names()).expect("list").into_iter().collect::<Vec<_>>(), [0]);
+    fs::remove_file(object_path(&store, &names().checkpoint(0))).expect("as `store check` says");
+    drop(store.group());
+    assert_eq!(found(&store), []);
+    assert_eq!(list(&*backend(&store), &names()).expect("list").into_iter().collect::<Vec<_>>(), [0, 1]);
+}
+
+fn flip(path: &Path) {
+    let mut bytes = fs::read(path).expect("read");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 0x10;
+    fs::write(path, bytes).expect("write");
+}
+
+fn cut(path: &Path) {
+    let bytes = fs::read(path).expect("read");
+    fs::write(path, &bytes[..bytes.len() - 1]).expect("write");
+}
+
+fn remove(path: &Path) {
+    fs::remove_file(path).expect("remove");
+}
+
+/// While the records are whole, a damaged checkpoint costs time. Without them nobody knows what was there: the group is torn by
+/// name, above all it is not empty, and nothing is given up.
+#[test]
+fn a_damaged_checkpoint_is_named_and_never_the_end_of_the_ledger() {
+    for (damage, is_root) in [(flip as fn(&Path), true), (flip, false), (cut, true), (cut, false), (remove, false)] {
+        for tail in [0, 3] {
+            let store = TempStore::new();
+            history(&store, span() - 1 + tail);
+            let before = store.group().state().clone();
+            let object = if is_root { names().checkpoint(0) } else { names().checkpoint_state(0) };
+            let good = fs::read(object_path(&store, &object)).expect("read");
+            damage(&object_path(&store, &object));
+
+            if object_path(&store, &object).exists() {
+                assert_eq!(store.group().state(), &before, "the records say it all");
+            }
+            assert_eq!(
+                found(&store).iter().map(|f| f.1).collect::<Vec<_>>(),
+                if is_there(&store, &object, &good) { vec![] } else { vec![Problem::Checkpoint] }
+            );
+
+            if !object_path(&store, &object).exists() {
+                fs::write(object_path(&store, &object), "").expect("empty is as bad as missing, and nobody writes it again");
+            }
+            trim(&store, span());
+            let mut group = store.group();
+            let torn = group.torn().expect("torn").clone();
+            assert_eq!(torn.slot, Slot(0));
+            assert_eq!(torn.checkpoint.as_deref(), Some(object.as_str()));
+            let error = group.append(TestVolume::new("x", 8).claim_body(None)).expect_err("nothing goes on");
+            assert!(error.to_string().contains("put the checkpoint back"), "{error}");
+            assert!(matches!(group.repair_plan(), Err(StoreError::LedgerTorn { .. })), "nothing is given up for it");
+            assert!(group.repair_torn().is_err());
+            drop(group);
+            assert!(found(&store).contains(&(Severity::Error, Problem::Checkpoint)), "{:?}", found(&store));
+
+            fs::write(object_path(&store, &object), good).expect("it comes back from a copy");
+            assert_eq!(store.group().state(), &before);
+        }
+    }
+}
+
+fn is_there(store: &TempStore, object: &ObjectName, good: &[u8]) -> bool {
+    fs::read(object_path(store, object)).is_ok_and(|bytes| bytes == good)
+}
+
+/// A record that rots below a checkpoint costs no point; it is said all the same.
+#[test]
+fn a_record_that_rots_below_a_checkpoint_is_said_and_costs_nothing() {
+    let store = TempStore::new();
+    history(&store, 2 * span());
+    let before = store.group().state().clone();
+    cut(&object_path(&store, &names().record(Slot(3))));
+    let group = store.group();
+    assert!(group.torn().is_none() && group.state() == &before);
+    drop(group);
+    assert_eq!(found(&store), [(Severity::Warning, Problem::LedgerTorn)]);
+}
+
+/// Two writers, one of whom sleeps at slot 6 while the other fills the first checkpoint, goes on, and gives up what it covers.
+fn asleep() -> (TempStore, GroupStore, TestVolume, State) {
+    let store = TempStore::new();
+    let volume = history(&store, span() - 2);
+    let sleeper = store.group();
+    let copy = TempStore::new();
+    fs::remove_dir_all(copy.path()).expect("remove");
+    copy_dir(&store.path(), &copy.path());
+    let mut group = copy.group();
+    go_on(&mut group, &mut volume.clone(), span());
+    let other = group.state().clone();
+    drop(group);
+    copy_dir(&copy.path().join(FOLDER), &store.path().join(FOLDER));
+    trim(&store, span());
+    (store, sleeper, volume, other)
+}
+
+fn copy_dir(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("mkdir");
+    for entry in fs::read_dir(from).expect("read") {
+        let entry = entry.expect("entry");
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() { copy_dir(&entry.path(), &target) } else { drop(fs::copy(entry.path(), target).expect("copy")) }
+    }
+}
+
+/// Its slot is free again, so its PUT succeeds; the record lies there and everybody else went past that slot long ago.
+fn a_late_writer_hears_from_the_checkpoint() {
+    let (store, mut sleeper, mut volume, other) = asleep();
+    let entry = volume.land(&sleeper, &[vec![(0, 1, Fill::Byte(99))]]);
+    let appended = sleeper.append(crate::testkit::layers(LayerKind::Point, vec![entry]));
+    let error = appended.err().expect("L6: a record below a checkpoint was called published");
+    assert!(matches!(&error, StoreError::BehindCheckpoint { slot, .. } if slot.0 == span() - 1), "{error}");
+    assert_eq!(error.remedy(), Remedy::Reopen);
+    drop(sleeper);
+    assert_eq!(store.group().state(), &other, "what it put is nothing");
+}
+
+/// A slot that is not there is no head if a checkpoint covers it; one that is there may be of a writer who came too late.
+fn a_sleeper_looks_for_the_checkpoint() {
+    for late in [false, true] {
+        let (store, mut sleeper, volume, other) = asleep();
+        if late {
+            let slot = sleeper.state().next_slot();
+            let attempt = crate::Attempt::new(sleeper.state(), volume.claim_body(sleeper.state().head()), [9; 16], stamp());
+            fs::write(object_path(&store, &names().record(slot)), attempt.expect("small").encoded.bytes).expect("write");
+        }
+        let end = sleeper.catch_up();
+        let error = end.err().expect("L6: a reader believed in a head below a checkpoint");
+        assert!(matches!(error, StoreError::BehindCheckpoint { .. }), "{error}");
+        drop(sleeper);
+        assert_eq!(store.group().state(), &other);
+    }
+}
+
+fn stamp() -> farside_ledger::Stamp {
+    farside_ledger::Stamp { writer: [3; 16], mono_ms: 0, wall_ms: 0 }
+}
+
+#[test]
+fn l6_a_record_put_below_a_checkpoint_is_nothing() {
+    let words = "L6: a record below a checkpoint was called published";
+    tell(&[("a record put below a checkpoint counts", words)], a_late_writer_hears_from_the_checkpoint);
+}
+
+#[test]
+fn l6_a_slot_below_a_checkpoint_is_decided_by_it() {
+    let words = "L6: a reader believed in a head below a checkpoint";
+    tell(&[("what lies in a slot counts, whatever checkpoint covers it", words)], a_sleeper_looks_for_the_checkpoint);
+}
