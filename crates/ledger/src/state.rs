@@ -24,12 +24,12 @@ use crate::verdict::{Malformed, Verdict, VoidReason};
 const FOREIGN_STEP_MS_MAX: i64 = 2 * 3600 * 1000;
 
 /// Memory for the regions that accepted layers touched, in bytes. What is older than fits is known by its first and its last
-/// region only; whoever needs more asks the layer's record: see [`State::is_exact`].
+/// region only; whoever needs more asks the layer's record: see [`State::is_exact`]. Part of the format of checkpoints.
 pub const TOUCHED_BYTES_MAX: usize = 8 << 20;
 
 /// A group's ledger, replayed up to a head.
 ///
-/// Memory grows with the number of slots (32 bytes each) and of layers (about 200 bytes), until checkpoints exist: a named
+/// Memory, and the state of a checkpoint, grow with the number of slots (32 bytes each) and of layers (about 200 bytes): a named
 /// exception to L8. What layers touched takes at most [`TOUCHED_BYTES_MAX`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct State {

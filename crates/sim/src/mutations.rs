@@ -263,6 +263,12 @@ pub const MUTATIONS: &[Mutation] = &[
     ),
     story("L4 content is not checked where it is read", STORE, "group_tests::l4_rot_is_never_read_as_content"),
     story("T4 sweep everything that no record names", STORE, "group_tests::t4_what_a_record_may_still_name_is_not_swept"),
+    story("a record put below a checkpoint counts", STORE, "checkpoint_tests::l6_a_record_put_below_a_checkpoint_is_nothing"),
+    story(
+        "what lies in a slot counts, whatever checkpoint covers it",
+        STORE,
+        "checkpoint_tests::l6_a_slot_below_a_checkpoint_is_decided_by_it",
+    ),
     story("T13 a restore shares its target", STORE, "restore_tests::t13_a_restore_has_its_target_alone"),
     // What happens while nobody serves a volume.
     seeds("T12 growth keeps the bits that there were", 400, Some(|p| grows(p, false))),

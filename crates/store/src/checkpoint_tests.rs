@@ -140,7 +140,9 @@ fn a_group_whose_covered_records_are_gone_opens_and_goes_on() {
     let mut group = store.group();
     assert_eq!(group.state(), &before);
     go_on(&mut group, &mut volume, span());
-    assert_eq!(found(&store), [], "the tail continues the checkpoint, and another one came");
+    drop(group);
+    assert_eq!(found(&store), [(Severity::Warning, Problem::LedgerTorn)], "nobody of ours deletes records");
+    assert_eq!(store.group().state().next_slot(), Slot(3 * span()));
     assert!(block_on(backend(&store).size(&names().checkpoint(2))).expect("size").is_some());
 }
 
@@ -175,12 +177,14 @@ fn the_next_start_writes_the_checkpoints_that_are_missing_with_the_same_bytes() 
         for file in lost {
             fs::remove_file(store.path().join(FOLDER).join("checkpoint").join(file)).expect("remove");
         }
-        let missing = if lost.contains(&"0") { 0 } else { lost.len() };
-        assert_eq!(found(&store), vec![(Severity::Warning, Problem::Checkpoint); missing]);
         drop(store.group());
         assert_eq!(content(&store), before, "{lost:?}");
         assert_eq!(found(&store), []);
     }
+    // Replay begins behind it, so nobody writes it again; nobody needs it either.
+    fs::remove_file(object_path(&store, &names().checkpoint(0))).expect("remove");
+    drop(store.group());
+    assert_eq!(found(&store), [(Severity::Warning, Problem::Checkpoint)]);
 }
 
 #[test]
@@ -295,7 +299,7 @@ fn copy_dir(from: &Path, to: &Path) {
     for entry in fs::read_dir(from).expect("read") {
         let entry = entry.expect("entry");
         let target = to.join(entry.file_name());
-        if entry.path().is_dir() { copy_dir(&entry.path(), &target) } else { drop(fs::copy(entry.path(), target).expect("copy")) }
+        if entry.path().is_dir() { copy_dir(&entry.path(), &target) } else { assert!(fs::copy(entry.path(), target).is_ok()) }
     }
 }
 
@@ -304,7 +308,7 @@ fn a_late_writer_hears_from_the_checkpoint() {
     let (store, mut sleeper, mut volume, other) = asleep();
     let entry = volume.land(&sleeper, &[vec![(0, 1, Fill::Byte(99))]]);
     let appended = sleeper.append(crate::testkit::layers(LayerKind::Point, vec![entry]));
-    let error = appended.err().expect("L6: a record below a checkpoint was called published");
+    let error = appended.expect_err("L6: a record below a checkpoint was called published");
     assert!(matches!(&error, StoreError::BehindCheckpoint { slot, .. } if slot.0 == span() - 1), "{error}");
     assert_eq!(error.remedy(), Remedy::Reopen);
     drop(sleeper);
@@ -321,7 +325,7 @@ fn a_sleeper_looks_for_the_checkpoint() {
             fs::write(object_path(&store, &names().record(slot)), attempt.expect("small").encoded.bytes).expect("write");
         }
         let end = sleeper.catch_up();
-        let error = end.err().expect("L6: a reader believed in a head below a checkpoint");
+        let error = end.expect_err("L6: a reader believed in a head below a checkpoint");
         assert!(matches!(error, StoreError::BehindCheckpoint { .. }), "{error}");
         drop(sleeper);
         assert_eq!(store.group().state(), &other);

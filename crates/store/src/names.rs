@@ -199,7 +199,7 @@ mod tests {
         assert_eq!(names.parse(&names.checkpoint_state(0)), Some(GroupObject::CheckpointState(0)));
         for stray in [
             "checkpoint/07",
-            "checkpoint/.state",
+            "checkpoint/x.state",
             "checkpoint/1/2",
             "ledger/0/5000",
             "ledger/0/05",
