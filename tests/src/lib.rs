@@ -70,6 +70,9 @@ pub fn run(command: &mut Command) -> Output {
     output
 }
 
+/// How long to wait, at least, before asking again.
+const POLL: Duration = Duration::from_millis(25);
+
 /// Waits until `condition` gives something.
 ///
 /// # Panics
@@ -85,11 +88,13 @@ pub fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
 pub fn wait_until<T, S: Display>(what: &str, mut condition: impl FnMut() -> Result<T, S>) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {
+        let asked = Instant::now();
         match condition() {
             Ok(value) => return value,
             Err(instead) => assert!(Instant::now() < deadline, "gave up waiting for {what}: {instead}"),
         }
-        std::thread::park_timeout(Duration::from_millis(25));
+        // Who asks takes no more than half of the time of who answers.
+        std::thread::park_timeout(asked.elapsed().max(POLL));
     }
 }
 

@@ -6,6 +6,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -14,6 +15,8 @@ use std::time::Duration;
 use farside_vm::protocol::{AGENT_PORT, LOG_PORT, Reply, Request, receive, send};
 
 const PORT_POLL: Duration = Duration::from_millis(5);
+/// A daemon that is asked is busy, or hangs.
+const API_PATIENCE: Duration = Duration::from_secs(5);
 const SHELL: &str = "/bin/sh";
 /// What a record of the kernel's log is cut to by the kernel.
 const RECORD_MAX: usize = 8192;
@@ -86,6 +89,28 @@ fn carry_out(request: Request, payload: &[u8]) -> io::Result<(Reply, Vec<u8>)> {
             file.write_all(payload)?;
             Ok((Reply::Written, Vec::new()))
         }
-        Request::Read { path } => Ok((Reply::Content, std::fs::read(path)?)),
+        Request::Read { path } => match std::fs::read(path) {
+            Ok(content) => Ok((Reply::Content, content)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok((Reply::Nothing, Vec::new())),
+            Err(error) => Err(error),
+        },
+        Request::Get { socket, path } => Ok(match get(&socket, &path) {
+            Ok(body) => (Reply::Content, body),
+            Err(_) => (Reply::Nothing, Vec::new()),
+        }),
     }
+}
+
+/// The body of a successful answer.
+fn get(socket: &str, path: &str) -> io::Result<Vec<u8>> {
+    let mut stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(API_PATIENCE))?;
+    write!(stream, "GET {path} HTTP/1.0\r\nhost: localhost\r\n\r\n")?; // 1.0: whole, and then closed
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
+    let head = answer.windows(4).position(|end| end == b"\r\n\r\n").ok_or(io::ErrorKind::UnexpectedEof)?;
+    if answer.split(|byte| *byte == b' ').nth(1) != Some(b"200") {
+        return Err(io::ErrorKind::Unsupported.into());
+    }
+    Ok(answer.split_off(head + 4))
 }

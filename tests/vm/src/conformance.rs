@@ -216,7 +216,7 @@ fn stays_with_whoever_has_it_open(host: &mut Host) {
     host.stop_daemon();
     host.start_daemon();
     host.guest.run("touch /run/go");
-    host.guest.wait_until(&format!("test ! -d /proc/{user}"));
+    host.guest.wait_for_end(user);
     host.guest.run(&format!("test -e /run/written && dd if={DEVICE} bs=4k count=1 iflag=direct 2>/dev/null | cmp - /run/piece"));
 }
 

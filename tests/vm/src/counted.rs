@@ -219,7 +219,7 @@ impl Bare {
     pub fn stop(self, guest: &mut Guest) -> [u64; 3] {
         guest.run(&format!("echo > {}", Self::STOP));
         let said = guest.wait_until(&format!("grep requests {}", Self::LOG));
-        guest.wait_until(&format!("test ! -d /proc/{}", self.process));
+        guest.wait_for_end(self.process);
         let words: Vec<&str> = said.split_whitespace().collect();
         [1, 3, 5].map(|at| words[at].parse().expect("a number"))
     }

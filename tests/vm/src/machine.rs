@@ -14,6 +14,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use farside_tests::forgetful::{self, Flush, Platter};
 use farside_tests::verify::Rng;
 use farside_tests::{PATIENCE, bin_dir, tail, tool, wait_for};
+use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::cache;
@@ -483,7 +484,49 @@ impl Guest {
     /// # Panics
     /// When it is not there.
     pub fn download(&mut self, path: &str) -> Vec<u8> {
-        self.ask(&Request::Read { path: path.to_owned() }, &[]).1
+        self.look(path).unwrap_or_else(|| self.fail(&format!("has no {path}")))
+    }
+
+    /// Reads a file that may not be there.
+    ///
+    /// # Panics
+    /// When the guest does not answer.
+    pub fn look(&mut self, path: &str) -> Option<Vec<u8>> {
+        let (reply, content) = self.ask(&Request::Read { path: path.to_owned() }, &[]);
+        (reply == Reply::Content).then_some(content)
+    }
+
+    /// How many lines a file has that may not be there yet.
+    ///
+    /// # Panics
+    /// When the guest does not answer.
+    pub fn lines(&mut self, path: &str) -> u64 {
+        self.look(path).unwrap_or_default().iter().filter(|byte| **byte == b'\n').count() as u64
+    }
+
+    /// Whether a process is there.
+    ///
+    /// # Panics
+    /// When the guest does not answer.
+    pub fn lives(&mut self, process: u32) -> bool {
+        self.look(&format!("/proc/{process}/stat")).is_some()
+    }
+
+    /// Waits for the end of a process.
+    ///
+    /// # Panics
+    /// When it does not end.
+    pub fn wait_for_end(&mut self, process: u32) {
+        wait_for(&format!("process {process} to end"), || (!self.lives(process)).then_some(()));
+    }
+
+    /// What a daemon or a receiver says of itself, if it answers on its socket.
+    ///
+    /// # Panics
+    /// When the guest does not answer.
+    pub fn status(&mut self, socket: &str) -> Option<Value> {
+        let (reply, body) = self.ask(&Request::Get { socket: socket.to_owned(), path: "/v1/status".to_owned() }, &[]);
+        (reply == Reply::Content).then(|| serde_json::from_slice(&body).ok()).flatten()
     }
 
     /// The device of a disk, by its serial number.

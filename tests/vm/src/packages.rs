@@ -68,7 +68,7 @@ pub fn gateway(network: &Network) -> (Machine, Guest, String) {
 
 /// What a protected host says of itself, if its daemon answers.
 pub fn status(host: &mut Guest) -> Option<Value> {
-    serde_json::from_str(&host.attempt("farside status --json").stdout).ok()
+    host.status("/run/farside/farsided.sock")
 }
 
 /// Everything that was written is in a point, on every volume of every group.
@@ -96,9 +96,8 @@ impl Load {
     /// # Panics
     /// When it has not.
     pub fn gets_on(&self, host: &mut Guest, writes: u64) {
-        let mut promised = || host.attempt(&format!("wc -l <{PROMISED}")).stdout.trim().parse::<u64>().unwrap_or(0);
-        let before = promised();
-        wait_for("the load to get on", || (promised() > before + writes).then_some(()));
+        let before = host.lines(PROMISED);
+        wait_for("the load to get on", || (host.lines(PROMISED) > before + writes).then_some(()));
     }
 
     /// Ends it. Returns what it was promised.
@@ -107,7 +106,7 @@ impl Load {
     /// When it has met an error.
     pub fn stop(self, host: &mut Guest) -> Vec<u8> {
         host.run(&format!("test -d /proc/{} && touch /run/stop", self.pid));
-        host.wait_until(&format!("test ! -d /proc/{}", self.pid));
+        host.wait_for_end(self.pid);
         assert_eq!(host.run("cat /run/load.log; rm /run/stop"), "", "the application met an error");
         host.download(PROMISED)
     }

@@ -280,7 +280,7 @@ impl Host {
     /// When it is not running.
     pub fn kill_daemon(&mut self) {
         self.guest.run(&format!("kill -9 {}", self.daemon));
-        self.guest.wait_until(&format!("test ! -d /proc/{}", self.daemon));
+        self.guest.wait_for_end(self.daemon);
     }
 
     /// Starts a daemon and kills it so many microseconds later, wherever it is by then.
@@ -301,7 +301,7 @@ impl Host {
         // What the kernel's NBD client says of a device that is left for the next daemon.
         self.guest.announce("Receive control failed");
         self.guest.run(&format!("kill {}", self.daemon));
-        self.guest.wait_until(&format!("test ! -d /proc/{}", self.daemon));
+        self.guest.wait_for_end(self.daemon);
     }
 
     /// The threads of the daemon that serve the volume.
@@ -338,7 +338,7 @@ impl Host {
 
     /// What the daemon says of itself, if it answers.
     pub fn status(&mut self) -> Option<Value> {
-        serde_json::from_str(&self.guest.attempt(&format!("{CLI} status --json")).stdout).ok()
+        self.guest.status("/run/farsided.sock")
     }
 
     /// The status of the volume's group, once it satisfies a condition.
@@ -370,20 +370,15 @@ impl Host {
         self.load = Some(self.guest.start_command(command, "/run/load.log"));
     }
 
-    fn progress(&mut self) -> u64 {
-        let lines = self.guest.attempt(&format!("wc -l < {PROMISED}")).stdout;
-        lines.trim().parse().unwrap_or(0)
-    }
-
     /// Waits until the application has synced so many records more.
     ///
     /// # Panics
     /// When it has met an error, or hangs.
     pub fn wait_for_load(&mut self, records: u64) {
-        let goal = self.progress() + records;
+        let goal = self.guest.lines(PROMISED) + records;
         wait_for("the application to get on", || {
             self.load_lives();
-            (self.progress() >= goal).then_some(())
+            (self.guest.lines(PROMISED) >= goal).then_some(())
         });
     }
 
@@ -393,9 +388,9 @@ impl Host {
     /// When it has.
     pub fn load_lives(&mut self) {
         let load = self.load.expect("it was started");
-        let ended = self.guest.attempt(&format!("test ! -d /proc/{load}"));
-        let said = self.guest.run("cat /run/load.log");
-        assert!(ended.code != 0 && said.is_empty(), "the application met an error: {said}");
+        let lives = self.guest.lives(load);
+        let said = String::from_utf8_lossy(&self.guest.download("/run/load.log")).into_owned();
+        assert!(lives && said.is_empty(), "the application met an error: {said}");
     }
 
     /// Kills the daemon again and again under the application and starts it again; now and then the kernel has more to keep
@@ -436,7 +431,7 @@ impl Host {
         self.load_lives();
         let load = self.load.take().expect("it was started");
         self.guest.run("touch /run/stop");
-        self.guest.wait_until(&format!("test ! -d /proc/{load}"));
+        self.guest.wait_for_end(load);
         let said = self.guest.run("cat /run/load.log; rm -f /run/stop");
         assert!(said.is_empty(), "the application ended with: {said}");
     }

@@ -40,6 +40,14 @@ pub enum Request {
         /// Which.
         path: String,
     },
+    /// `GET` a path of the API that is served on a socket. A program that does it takes a quarter of a second of an emulated
+    /// processor, which tests that wait would take from whom they wait for.
+    Get {
+        /// The Unix socket.
+        socket: String,
+        /// The path.
+        path: String,
+    },
 }
 
 /// From the agent.
@@ -61,8 +69,10 @@ pub enum Reply {
     },
     /// A file was written.
     Written,
-    /// A file's content is the payload.
+    /// A file's content, or an API's answer, is the payload.
     Content,
+    /// There is no such file, or nobody answers as asked.
+    Nothing,
     /// It could not be done.
     Failed {
         /// Why.

@@ -182,7 +182,7 @@ fn a_crash_at_any_moment_leaves_a_device_that_works() {
             let pid = host.guest.start_command(&format!("{CLI} {command}"), "/run/commands.log");
             host.guest.run(&format!("usleep {}", rng.below(400_000)));
             host.kill_daemon();
-            host.guest.wait_until(&format!("test ! -d /proc/{pid}"));
+            host.guest.wait_for_end(pid);
             host.start_daemon();
             host.wait_for_load(5);
         }

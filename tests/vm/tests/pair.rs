@@ -72,11 +72,7 @@ fn start_daemon(guest: &mut Guest) {
 
 /// The status of the volume's group, once it satisfies a condition.
 fn wait_for_group(guest: &mut Guest, what: &str, condition: impl Fn(&Value) -> bool) -> Value {
-    wait_for(what, || {
-        let output = guest.attempt("farside --socket /run/farsided.sock status --json");
-        let status: Value = serde_json::from_str(&output.stdout).ok()?;
-        Some(status["groups"][0].clone()).filter(&condition)
-    })
+    wait_for(what, || guest.status("/run/farsided.sock").map(|status| status["groups"][0].clone()).filter(&condition))
 }
 
 /// Writes files, each synced before the next.
