@@ -4,9 +4,10 @@
 use std::io::{BufRead as _, BufReader};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 
 use crate::{check, fuzz, install, kernels, package};
 
@@ -32,6 +33,8 @@ pub(crate) struct Args {
 enum Work {
     /// A function of this program.
     Here(fn() -> anyhow::Result<()>),
+    /// The same, beside the steps that follow, up to the one that needs it: it mostly waits for a network.
+    Beside(fn() -> anyhow::Result<()>),
     /// A program that succeeds or does not.
     Program(Command),
     /// Programs whose output is libtest's: their tests are counted.
@@ -40,11 +43,24 @@ enum Work {
     Enduring(Command),
 }
 
+/// The step before which everything has ended that runs beside others.
+const NEEDS_WHAT_RUNS_BESIDE: &str = "vm";
+
 struct Step {
     name: &'static str,
     what: &'static str,
     work: Work,
 }
+
+/// A step that runs beside others.
+struct Beside {
+    name: &'static str,
+    begun: Instant,
+    thread: JoinHandle<(anyhow::Result<()>, Duration)>,
+}
+
+/// What a step came to.
+type Line = (&'static str, Duration, Count);
 
 /// Development crates turn on features that no product binary has, so they are built apart from the product.
 const PRODUCT: &[&str] =
@@ -58,6 +74,7 @@ fn steps() -> anyhow::Result<Vec<Step>> {
     let step = |name, what, work| Step { name, what, work };
     Ok(vec![
         step("install", "what the tests need of the system", Work::Here(install::run)),
+        step("kernels", "Debian kernels for virtual machines, fetched once", Work::Beside(kernels::run)),
         step("format", "cargo fmt", Work::Program(cargo(&["fmt", "--all", "--check"]))),
         step("rules", "imports, licences, words, unsafe code, laws", Work::Here(check::run)),
         step(
@@ -130,11 +147,10 @@ fn steps() -> anyhow::Result<Vec<Step>> {
                 "farside-tests",
                 "--",
                 "--test-threads",
-                "1",
+                "2",
             ])),
         ),
         step("packages", "Debian packages for hosts and gateways", Work::Here(|| package::run(&package::for_tests()))),
-        step("kernels", "Debian kernels for virtual machines, fetched once", Work::Here(kernels::run)),
         step(
             "vm",
             "emulated machines: real kernels, power cuts",
@@ -164,18 +180,31 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         bail!("there is no step `{unknown}`; --list names them");
     }
     let begun = Instant::now();
-    let mut report: Vec<(&str, Duration, Count)> = Vec::new();
+    let mut report: Vec<Line> = Vec::new();
+    let mut beside: Vec<Beside> = Vec::new();
     for step in steps {
         let chosen = args.only.is_empty() || args.only.iter().any(|name| name == step.name);
         if !chosen || args.skip.iter().any(|name| name == step.name) {
             continue;
         }
+        if step.name == NEEDS_WHAT_RUNS_BESIDE {
+            report.extend(beside.drain(..).map(Beside::ended));
+        }
         println!("\n==> {}: {}", step.name, step.what);
         let begun = Instant::now();
-        let count = carry_out(step.work, args.hours);
-        println!("==> {}: {} in {}", step.name, count.words(), seconds(begun.elapsed()));
-        report.push((step.name, begun.elapsed(), count));
+        match step.work {
+            Work::Beside(function) => {
+                let thread = std::thread::spawn(move || (function(), begun.elapsed()));
+                beside.push(Beside { name: step.name, begun, thread });
+            }
+            work => {
+                let count = carry_out(work, args.hours);
+                println!("==> {}: {} in {}", step.name, count.words(), seconds(begun.elapsed()));
+                report.push((step.name, begun.elapsed(), count));
+            }
+        }
     }
+    report.extend(beside.drain(..).map(Beside::ended));
     println!();
     for (name, took, count) in &report {
         println!("{name:10} {:>9}  {}", seconds(*took), count.words());
@@ -188,6 +217,26 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         bail!("failed: {}", failed.join(", "));
     }
     Ok(())
+}
+
+impl Beside {
+    /// Waits for it.
+    fn ended(self) -> Line {
+        let (result, took) = self.thread.join().unwrap_or_else(|_| (Err(anyhow!("it panicked")), self.begun.elapsed()));
+        let count = judged(result);
+        println!("==> {}: {} in {}", self.name, count.words(), seconds(took));
+        (self.name, took, count)
+    }
+}
+
+fn judged(result: anyhow::Result<()>) -> Count {
+    result.map_or_else(
+        |error| {
+            eprintln!("{error:#}");
+            Count::FAILED
+        },
+        |()| Count::PASSED,
+    )
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -216,7 +265,7 @@ impl Count {
 
 fn carry_out(work: Work, hours: Option<f64>) -> Count {
     let result = match work {
-        Work::Here(function) => function().map(|()| Count::PASSED),
+        Work::Here(function) | Work::Beside(function) => return judged(function()),
         Work::Program(mut command) => run_program(&mut command).map(|()| Count::PASSED),
         Work::Tests(mut command) => run_tests(&mut command),
         Work::Enduring(mut command) => {
