@@ -5,9 +5,10 @@
 //! and, on a host of its own whose clock goes by instructions, the instructions of that thread and of all that ran, and the bytes
 //! that the kernel copied to and from that thread. Ratios of times are believed where rounds agree; while it replicates, what encrypts and
 //! compresses has the guest's two emulated processors, too. "Bare ublk" is a server of ours with nothing between driver and disk (no
-//! tracking, no intent, and the disk gets the pages of the application): rublk's loop target does the same work, and wants libclang to
-//! be built. "Writes copied" is the same with Farside's data path: what is between the two is the price of L3 (a copy of each write
-//! before it is marked), and what is between it and Farside, that of tracking.
+//! tracking, no intent). "Copy" does what rublk's loop target does (which wants libclang to be built): the driver copies what is read
+//! and what is written. The one without a word gives the disk the pages of the application. "Writes copied" has Farside's data path:
+//! what is between these two is the price of L3 (a copy of each write before it is marked), and what is between it and Farside,
+//! that of tracking.
 
 use std::collections::BTreeMap;
 
