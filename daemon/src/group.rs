@@ -281,7 +281,17 @@ impl Member {
     /// Whether it knows of something to be compared that nothing else does: who opens the volume again in this process must know it,
     /// too.
     fn remembers(&self) -> bool {
-        !self.heats.is_empty() || matches!(self.loss, Loss::Owed { .. })
+        !self.heats.is_empty() || matches!(self.loss, Loss::Owed { .. }) || self.sight.is_owed()
+    }
+
+    /// Has it kept for whoever opens the volume next.
+    fn keep_what_it_remembers(&self) -> anyhow::Result<()> {
+        match self.remembers() {
+            true => {
+                loss::keep(&self.served.dir, &self.note, "what was to be compared was not marked before the volume was closed")
+            }
+            false => Ok(()),
+        }
     }
 
     /// Whether it may be called clean, once its tap has stopped. A flush that was never answered may have failed (T14); what is not
@@ -1036,15 +1046,20 @@ impl Control {
             let mut owed = self.source.owed(id);
             owed.union_with(&member.served.volume.open_set());
             let name = member.served.config.name.clone();
-            let loss = member.loss;
-            let trusted = member.is_trusted();
+            // † Before the header says anything: what was seen is not seen again.
+            let kept = member.keep_what_it_remembers();
+            if let Err(error) = &kept {
+                error!(volume = %name, "{error:#}");
+            }
+            let is_kept = kept.is_ok() && member.loss == Loss::Kept;
+            let trusted = is_kept && member.is_trusted();
             let (answer, answered) = crossbeam::channel::bounded(1);
             std::thread::spawn(move || answer.send(member.served.close_at_stop(trusted.then_some(owed))));
-            closing.push((name, loss, answered));
+            closing.push((name, is_kept, answered));
         }
         let patience = Instant::now() + CLOSE_WAIT;
         let mut worst = Stopped::Clean;
-        for (name, loss, answered) in closing {
+        for (name, is_kept, answered) in closing {
             match answered.recv_deadline(patience) {
                 Ok(true) => {}
                 Ok(false) => {
@@ -1056,7 +1071,7 @@ impl Control {
                     worst = worst.max(Stopped::Unclean);
                 }
             }
-            if let Loss::Owed { .. } = loss {
+            if !is_kept {
                 error!(
                     volume = %name,
                     "that tracking was lost is kept nowhere that survives a reboot: after it run `farside volume resync {name}`"

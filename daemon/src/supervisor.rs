@@ -236,7 +236,10 @@ impl Daemon {
         loop {
             let stay = self.withdraw_unused(WITHDRAW_WAIT, &mut silent).await;
             let configured: Vec<Name> = locked(&self.config).volumes.keys().cloned().collect();
-            match stay + self.volumes.awaited(&configured, |name| node::path(name).exists()) {
+            // Not as long as for what is mounted: after this the groups wait for the same devices, and there is an end to a service's time.
+            let patient = began.elapsed() < volumes::LEAVE_WAIT;
+            let awaited = if patient { self.volumes.awaited(&configured, |name| node::path(name).exists()) } else { 0 };
+            match stay + awaited {
                 0 => return,
                 stay if began.elapsed() > UNMOUNT_WAIT => {
                     error!(

@@ -144,6 +144,11 @@ impl Sight {
     fn is_clear(&self) -> bool {
         self.table.is_none() && self.written.is_none() && self.unseen.is_none()
     }
+
+    /// Whether something was seen past the tap that nothing has kept yet. It is not seen a second time.
+    pub(crate) fn is_owed(&self) -> bool {
+        self.written.is_some() || matches!(self.table, Some(Table::Moved(_)))
+    }
 }
 
 #[derive(Debug)]

@@ -39,7 +39,7 @@ use crate::tap::{self, TapConfig, Unused, Way};
 use crate::volume::{could_be_opened_again, device_of};
 
 /// How long a command waits for the last requests of a volume that leaves. Less than a client waits for its answer.
-const LEAVE_WAIT: Duration = Duration::from_secs(15);
+pub(super) const LEAVE_WAIT: Duration = Duration::from_secs(15);
 
 /// How long a device is waited for that cannot carry a tap now, and a volume that could not be opened, before the next look.
 const AGAIN: Duration = Duration::from_secs(1);
