@@ -9,7 +9,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::backend::DirBackend;
-use crate::backend::faulty::Faulty;
+use crate::backend::faulty::{Faulty, Op, When};
 use crate::check::{CheckReport, Problem, Severity, check};
 use crate::error::Remedy;
 use crate::group::GroupStore;
@@ -346,4 +346,36 @@ fn l6_a_record_put_below_a_checkpoint_is_nothing() {
 fn l6_a_slot_below_a_checkpoint_is_decided_by_it() {
     let words = "L6: a reader believed in a head below a checkpoint";
     tell(&[("what lies in a slot counts, whatever checkpoint covers it", words)], a_sleeper_looks_for_the_checkpoint);
+}
+
+/// The record is in its slot, and nobody can say whether a checkpoint had decided that slot before.
+#[test]
+fn an_append_that_could_not_look_for_the_checkpoint_keeps_its_segments_until_the_group_is_opened_again() {
+    for errno in [libc::EIO, libc::EMFILE] {
+        let store = TempStore::new();
+        let mut volume = history(&store, 2);
+        let mut faulty = None;
+        let opened = crate::Store::open_over(&store.path(), |dir| Arc::clone(faulty.insert(Faulty::new(dir))) as _);
+        let mut group = opened.expect("open").group(&name("host"), &name("default")).expect("group");
+        let entry = volume.land(&group, &[vec![(3, 1, Fill::Byte(77))]]);
+        let key = entry.key;
+        faulty.expect("wrapped").fail(Op::Size, "/checkpoint/", When::After, errno);
+        let body = crate::testkit::layers(LayerKind::Point, vec![entry]);
+        let error = group.append(body.clone()).expect_err("it could not look");
+        assert!(matches!(error, StoreError::Uncertain { .. }), "{error}");
+        assert_eq!(error.remedy(), Remedy::Reopen);
+        let refused = [
+            group.drop_parts(key, 0).expect_err("the record names them"),
+            group.append(body).expect_err("the state is behind"),
+            group.catch_up().expect_err("the state is behind"),
+            group.sweep().expect_err("the state is behind"),
+            group.prune(&Policy { keep: 1, span_ms: 0 }).expect_err("the state is behind"),
+        ];
+        assert!(refused.iter().all(|error| error.remedy() == Remedy::Reopen), "{refused:?}");
+        drop(group);
+        let group = store.group();
+        assert!(group.state().layer(&key).is_some(), "the record was there");
+        drop(group);
+        assert_eq!(found(&store), []);
+    }
 }

@@ -233,6 +233,16 @@ pub enum StoreError {
         /// The slot after our head.
         slot: Slot,
     },
+    /// A record of ours is in its slot, and whether it counts could not be found out: what is in memory may be behind it.
+    #[error("what became of the record in slot {slot} of group {group} is not known ({why}): the group must be opened again")]
+    Uncertain {
+        /// Source and group.
+        group: String,
+        /// Its slot.
+        slot: Slot,
+        /// What was in the way.
+        why: String,
+    },
     /// Something that must hold by the ledger's rules does not.
     #[error("ledger of {group}: {why}")]
     Inconsistent {
@@ -373,7 +383,8 @@ impl StoreError {
         match self {
             Self::Full { .. } | Self::ReadOnly { .. } | Self::Denied { .. } => Remedy::Retry,
             Self::Io { source, .. } if is_shortage(source) => Remedy::Retry,
-            Self::Vanished { .. } | Self::Latched { .. } | Self::Io { .. } | Self::BehindCheckpoint { .. } => Remedy::Reopen,
+            Self::Vanished { .. } | Self::Latched { .. } | Self::Io { .. } => Remedy::Reopen,
+            Self::BehindCheckpoint { .. } | Self::Uncertain { .. } => Remedy::Reopen,
             Self::Overtaken { .. } => Remedy::Rebuild,
             Self::PartMissing { .. } | Self::BadPart { .. } | Self::Record(_) => Remedy::Lose,
             _ => Remedy::Person,

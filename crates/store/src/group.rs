@@ -92,6 +92,9 @@ pub struct GroupStore {
     landing: Arc<Landing>,
     image: GroupImage,
     torn: Option<Torn>,
+    /// A record of ours may lie in this slot without being in the state, for this reason: nothing is changed until the group is
+    /// opened again, least of all segments deleted that the record may name.
+    uncertain: Option<(Slot, String)>,
     /// Files to delete once nobody reads.
     dead: BTreeMap<PartName, Name>,
     deferred_since: Option<Instant>,
@@ -110,8 +113,9 @@ impl GroupStore {
         }
         let landing = Landing::new(Arc::clone(&shared.dir), &segments.names);
         let (dead, awaited) = (BTreeMap::new(), BTreeMap::new());
+        let (image, torn) = (replayed.image, replayed.torn);
         let mut group =
-            Self { shared, segments, landing, image: replayed.image, torn: replayed.torn, dead, deferred_since: None, awaited };
+            Self { shared, segments, landing, image, torn, uncertain: None, dead, deferred_since: None, awaited };
         let mut there = Vec::new();
         if group.torn.is_none() {
             there = group.list_segments()?;
@@ -178,11 +182,10 @@ impl GroupStore {
     /// # Errors
     /// Nothing was appended, as far as one can know, and the state is up to date: [`StoreError::Overtaken`] (another writer
     /// took the slot: build anew), [`StoreError::LedgerTorn`], [`StoreError::PartMissing`], [`StoreError::BadPart`],
-    /// [`StoreError::Record`], [`StoreError::Full`], [`StoreError::BehindCheckpoint`]; or what the file system says.
+    /// [`StoreError::Record`], [`StoreError::Full`]; or what the file system says. [`StoreError::BehindCheckpoint`],
+    /// [`StoreError::Uncertain`]: the record may be in its slot, and nothing works until the group is opened again.
     pub fn append(&mut self, body: Body) -> Result<Appended> {
-        if let Some(torn) = &self.torn {
-            return Err(torn.error(self.names()));
-        }
+        self.usable()?;
         let mut runs = BTreeMap::new();
         if let Body::Layers(layers) = &body {
             runs = self.adopt(layers)?;
@@ -207,8 +210,9 @@ impl GroupStore {
     /// Reads what other writers appended.
     ///
     /// # Errors
-    /// [`StoreError::LedgerTorn`], [`StoreError::BehindCheckpoint`], or what the file system says.
+    /// [`StoreError::LedgerTorn`], [`StoreError::BehindCheckpoint`], [`StoreError::Uncertain`], or what the file system says.
     pub fn catch_up(&mut self) -> Result<()> {
+        self.certain()?;
         loop {
             let slot = self.state().next_slot();
             let backend = Arc::clone(&self.segments.backend);
@@ -228,6 +232,22 @@ impl GroupStore {
                 }
                 Err(unusable) => return Err(self.tear(unusable, slot)),
             }
+        }
+    }
+
+    /// Whether the state is what replay gives.
+    fn certain(&self) -> Result<()> {
+        match &self.uncertain {
+            Some((slot, why)) => Err(StoreError::Uncertain { group: self.names().to_string(), slot: *slot, why: why.clone() }),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether anything may be changed.
+    fn usable(&self) -> Result<()> {
+        match &self.torn {
+            Some(torn) => Err(torn.error(self.names())),
+            None => self.certain(),
         }
     }
 
@@ -254,7 +274,7 @@ impl GroupStore {
 
     /// A body that gives up what a policy lets go; `None`: nothing. To be appended; after an accepted one there may be more.
     pub fn prune_plan(&self, policy: &Policy) -> Option<Body> {
-        if self.torn.is_some() { None } else { self.image.prune_plan(policy).map(Body::Prune) }
+        if self.usable().is_err() { None } else { self.image.prune_plan(policy).map(Body::Prune) }
     }
 
     /// Prunes until nothing is left to give up; says how many points went.
@@ -262,6 +282,7 @@ impl GroupStore {
     /// # Errors
     /// Those of [`GroupStore::append`].
     pub fn prune(&mut self, policy: &Policy) -> Result<usize> {
+        self.certain()?;
         let mut gone = 0;
         while let Some(body) = self.prune_plan(policy) {
             let Body::Prune(prune) = &body else { break };
@@ -277,8 +298,9 @@ impl GroupStore {
     /// Deletes what may go, unless somebody reads. To be called now and then while [`GroupStore::deferred`] is not 0.
     ///
     /// # Errors
-    /// What the file system says.
+    /// [`StoreError::Uncertain`], or what the file system says.
     pub fn sweep(&mut self) -> Result<Swept> {
+        self.certain()?;
         let mut swept = Swept::default();
         if self.torn.is_some() {
             swept.deferred = self.dead.len();
@@ -337,11 +359,10 @@ impl GroupStore {
     /// that failed.
     ///
     /// # Errors
-    /// What the file system says; the parts are forgotten all the same. [`StoreError::LedgerTorn`]: nothing was done.
+    /// What the file system says; the parts are forgotten all the same. [`StoreError::LedgerTorn`],
+    /// [`StoreError::Uncertain`]: nothing was done.
     pub fn drop_parts(&mut self, key: LayerKey, from: u32) -> Result<()> {
-        if let Some(torn) = &self.torn {
-            return Err(torn.error(self.names()));
-        }
+        self.usable()?;
         let dropped = self.landing.drop_parts(key, from);
         if self.state().layer(&key).is_some() {
             return dropped.map(|_| ());
@@ -516,8 +537,9 @@ impl GroupStore {
     }
 
     /// A slot above our head that a checkpoint covers was decided without us: its verdict is in the checkpoint's state.
-    fn not_behind(&self, slot: Slot) -> Result<()> {
+    fn not_behind(&mut self, slot: Slot) -> Result<()> {
         if checkpoint::covers(&*self.segments.backend, self.names(), slot)? {
+            self.uncertain = Some((slot, "a checkpoint of another writer covers it".to_owned()));
             return Err(StoreError::BehindCheckpoint { group: self.names().to_string(), slot });
         }
         Ok(())
@@ -529,7 +551,19 @@ impl GroupStore {
         if mutation::on("a record put below a checkpoint counts") {
             return Ok(());
         }
-        self.not_behind(attempt.record.slot)
+        let slot = attempt.record.slot;
+        self.not_behind(slot).map_err(|error| self.unsure(slot, error))
+    }
+
+    /// Our record is in its slot, and an error keeps us from knowing what it is worth: only opening the group again tells.
+    fn unsure(&mut self, slot: Slot, error: StoreError) -> StoreError {
+        if self.uncertain.is_some() {
+            return error; // it says so itself
+        }
+        tracing::error!(group = %self.names(), %slot, %error, "what became of a record is not known");
+        let (group, why) = (self.names().to_string(), error.to_string());
+        self.uncertain = Some((slot, why.clone()));
+        StoreError::Uncertain { group, slot, why }
     }
 
     fn put_unchecked(&mut self, attempt: &Attempt) -> Result<()> {
@@ -560,7 +594,8 @@ impl GroupStore {
         match found {
             None => Err(error.unwrap_or(StoreError::Overtaken { slot: attempt.record.slot })),
             Some(bytes) => match attempt.find(&bytes) {
-                Ok(Found::Ours) => block_on(backend.sync(&name)), // it is there; is it there for ever?
+                // It is there; is it there for ever?
+                Ok(Found::Ours) => block_on(backend.sync(&name)).map_err(|error| self.unsure(attempt.record.slot, error)),
                 _ => {
                     self.catch_up()?;
                     Err(StoreError::Overtaken { slot: attempt.record.slot })

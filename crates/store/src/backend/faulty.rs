@@ -16,6 +16,7 @@ pub(crate) enum Op {
     Adopt,
     Get,
     Range,
+    Size,
     Delete,
 }
 
@@ -83,7 +84,7 @@ impl Faulty {
         let fault = faults.remove(at);
         let error = std::io::Error::from_raw_os_error(fault.errno);
         let error = StoreError::from_io("injecting", Path::new(name.as_str()), 1, error);
-        Some((fault.when, if matches!(op, Op::Get | Op::Range) { error.while_reading() } else { error }))
+        Some((fault.when, if matches!(op, Op::Get | Op::Range | Op::Size) { error.while_reading() } else { error }))
     }
 }
 
@@ -116,7 +117,7 @@ impl Backend for Faulty {
         perhaps!(self, Op::Range, name, self.inner.get_range(name, offset, len))
     }
     async fn size(&self, name: &ObjectName) -> Result<Option<u64>> {
-        self.inner.size(name).await
+        perhaps!(self, Op::Size, name, self.inner.size(name))
     }
     async fn list(&self, prefix: Option<&ObjectName>, after: Option<&ObjectName>, limit: usize) -> Result<Page> {
         self.inner.list(prefix, after, limit).await
