@@ -379,3 +379,15 @@ fn an_append_that_could_not_look_for_the_checkpoint_keeps_its_segments_until_the
         assert_eq!(found(&store), []);
     }
 }
+
+/// What the state knows is not asked of a record.
+#[test]
+fn what_a_layer_touched_is_known_without_its_record() {
+    let store = TempStore::new();
+    let volume = history(&store, span());
+    let slot = Slot(3);
+    let before = store.group().touched(slot, volume.id()).expect("whole");
+    assert!(!before.is_empty());
+    cut(&object_path(&store, &names().record(slot)));
+    assert_eq!(store.group().touched(slot, volume.id()).expect("the state knows"), before);
+}

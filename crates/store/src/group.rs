@@ -260,12 +260,18 @@ impl GroupStore {
         error
     }
 
-    /// The regions of a volume that its layer in a slot touched, exactly, from the record: replay knows that of newer layers
-    /// only.
+    /// The regions of a volume that its layer in a slot touched, exactly. Replay knows that of newer layers only; of older ones it
+    /// comes from the record.
     ///
     /// # Errors
     /// [`StoreError::Inconsistent`]: the record cannot be read any more; or what the file system says.
     pub fn touched(&self, slot: Slot, volume: VolumeId) -> Result<RegionSet> {
+        let above = slot.0.checked_sub(1).map(Slot);
+        if self.state().is_exact(slot)
+            && let Some(layer) = self.state().layers_above(volume, above).next().filter(|layer| layer.slot == slot)
+        {
+            return Ok(layer.touched().regions());
+        }
         self.segments.touched(slot, volume)?.ok_or_else(|| StoreError::Inconsistent {
             group: self.names().to_string(),
             why: format!("the record in slot {slot}, which was replayed, cannot be read any more"),
