@@ -415,6 +415,9 @@ impl GroupCheck<'_> {
                     (Some(Ok(bytes)), Some(wanted)) if blake3::hash(&bytes) == *wanted => continue,
                     (Some(Ok(_)), None) if checkpoint::read(backend, &self.names, group, number)?.is_ok() => continue,
                     (None, Some(_)) => (Severity::Warning, "is missing; the ledger's records are whole without it".to_owned()),
+                    (Some(_), Some(_)) if !state && checkpoint::read_root(backend, &self.names, group, number)?.is_ok() => {
+                        (Severity::Error, format!("is of another history than the ledger's records, which are whole: {again}"))
+                    }
                     (Some(_), Some(_)) => {
                         (Severity::Warning, format!("is not what the ledger's records, which are whole, give: {again}"))
                     }

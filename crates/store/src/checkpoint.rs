@@ -3,6 +3,8 @@
 //! Invariants:
 //! - a checkpoint exists from the moment its root does; its state, and every record that it covers, was durable before;
 //! - it comes only after the one before it, and covers exactly its slots;
+//! - one that is not of this ledger's history, however whole it is, is not believed: a store that was copied goes two ways, and a
+//!   file of the one may come to lie in the other;
 //! - a slot that a checkpoint covers is decided by that checkpoint's state, whatever lies in the slot or does not.
 //!
 //! Nothing deletes records that a checkpoint covers: which regions an old layer touched is known from its record alone
@@ -13,14 +15,15 @@ use std::collections::BTreeSet;
 use bytes::Bytes;
 use farside_ledger::{
     CHECKPOINT_ROOT_BYTES, CHECKPOINT_STATE_BYTES_MAX, CheckpointError, CheckpointPlace, CheckpointRoot, EncodedCheckpoint,
+    Record,
 };
-use farside_region::{GroupId, Slot};
+use farside_region::{GroupId, RecordDigest, Slot};
 
 use crate::backend::{Backend, Created, ObjectName, block_on, list_all};
 use crate::error::{Result, StoreError};
 use crate::image::GroupImage;
 use crate::names::{CHECKPOINT_SLOTS, GroupNames, GroupObject};
-use crate::replay::get;
+use crate::replay::{Slots, get, read_slot};
 
 /// Slots that a checkpoint covers.
 #[cfg(not(test))]
@@ -82,18 +85,60 @@ pub(crate) fn covers(backend: &dyn Backend, names: &GroupNames, slot: Slot) -> R
 }
 
 /// The newest one that can be used, or nothing at all before there is any.
-pub(crate) fn newest(backend: &dyn Backend, names: &GroupNames, group: GroupId) -> Result<Newest> {
+pub(crate) fn newest(backend: &dyn Backend, names: &GroupNames, group: GroupId, slots: &Slots) -> Result<Newest> {
     let mut unusable = Vec::new();
     for number in list(backend, names)?.into_iter().rev() {
-        match read(backend, names, group, number)? {
-            Ok(image) => return Ok(Newest { image, unusable }),
-            Err(bad) => {
-                tracing::error!(group = %names, file = %bad.file, why = %bad.why, "a checkpoint cannot be used");
-                unusable.push(bad);
-            }
-        }
+        let bad = match read(backend, names, group, number)? {
+            Ok((root, image)) => match strange(backend, names, &root, &image, slots)? {
+                None => return Ok(Newest { image, unusable }),
+                Some(bad) => bad,
+            },
+            Err(bad) => bad,
+        };
+        tracing::error!(group = %names, file = %bad.file, why = %bad.why, "a checkpoint cannot be used");
+        unusable.push(bad);
     }
     Ok(Newest { image: GroupImage::new(group), unusable })
+}
+
+/// Holds a checkpoint, whole as it is, against the root before it and the newest record that it covers: what is wrong if it is of
+/// another history than this ledger.
+pub(crate) fn strange(
+    backend: &dyn Backend,
+    names: &GroupNames,
+    root: &CheckpointRoot,
+    image: &GroupImage,
+    slots: &Slots,
+) -> Result<Option<Unusable>> {
+    let (state, end, number) = (image.state(), image.state().next_slot(), root.place.number);
+    let name = names.checkpoint(number);
+    let bad = |why: String| Ok(Some(Unusable { number, file: name.to_string(), why, newer: false }));
+    let before = match number.checked_sub(1) {
+        None => Some([0; 32]),
+        Some(before) => read_root(backend, names, state.group(), before)?.ok().map(|(_, digest)| digest),
+    };
+    if before.is_some_and(|before| before != root.previous) {
+        return bad("it does not follow the checkpoint before it".to_owned());
+    }
+    let record = |slot: Slot| -> Result<Option<(Record, RecordDigest)>> {
+        let replaced = slots.voids.contains(&slot.0);
+        if replaced || slots.records.contains(&slot.0) { Ok(read_slot(backend, names, slot, replaced)?.ok()) } else { Ok(None) }
+    };
+    let goes_on = || Ok(record(end)?.map(|(next, _)| next.prev == root.last));
+    let below = |slots: &BTreeSet<u64>| slots.range(..end.0).next_back().copied();
+    let Some(newest) = below(&slots.records).max(below(&slots.voids)).map(Slot) else {
+        return if goes_on()? == Some(false) { bad(format!("the record in slot {end} does not follow it")) } else { Ok(None) };
+    };
+    match record(newest)? {
+        Some((_, digest)) if state.digest_at(newest) == Some(digest) => Ok(None),
+        // Where records were given up, somebody who came too late may have put one; then those before it are gone, too.
+        Some(_) if !newest.0.checked_sub(1).is_some_and(|slot| slots.records.contains(&slot)) && goes_on()? == Some(true) => {
+            Ok(None)
+        }
+        Some(_) => bad(format!("the record in slot {newest} is not of its history")),
+        None if goes_on()? == Some(false) => bad(format!("the record in slot {end} does not follow it")),
+        None => Ok(None),
+    }
 }
 
 /// One of them, in full.
@@ -102,7 +147,7 @@ pub(crate) fn read(
     names: &GroupNames,
     group: GroupId,
     number: u64,
-) -> Result<Result<GroupImage, Unusable>> {
+) -> Result<Result<(CheckpointRoot, GroupImage), Unusable>> {
     let root = match read_root(backend, names, group, number)? {
         Ok((root, _)) => root,
         Err(bad) => return Ok(Err(bad)),
@@ -113,7 +158,7 @@ pub(crate) fn read(
         Err(bad) => return Ok(Err(bad)),
     };
     Ok(match root.state(&bytes) {
-        Ok((state, parts)) => Ok(GroupImage::from_checkpoint(state, parts)),
+        Ok((state, parts)) => Ok((root, GroupImage::from_checkpoint(state, parts))),
         Err(error) => Err(unusable(&name, number, error)),
     })
 }
@@ -159,7 +204,11 @@ pub(crate) fn write(backend: &dyn Backend, names: &GroupNames, image: &GroupImag
     let previous = match place.number.checked_sub(1) {
         None => [0; 32],
         Some(before) => match read_root(backend, names, group, before)? {
-            Ok((_, digest)) => digest,
+            Ok((root, digest)) if image.state().digest_at(Slot(place.number * place.slots - 1)) == Some(root.last) => digest,
+            Ok(_) => {
+                tracing::warn!(%group, number = before, "no checkpoint can follow one of another history");
+                return Ok(());
+            }
             Err(bad) => {
                 tracing::warn!(%group, file = %bad.file, why = %bad.why, "no checkpoint can follow one that cannot be used");
                 return Ok(());

@@ -114,8 +114,7 @@ impl GroupStore {
         let landing = Landing::new(Arc::clone(&shared.dir), &segments.names);
         let (dead, awaited) = (BTreeMap::new(), BTreeMap::new());
         let (image, torn) = (replayed.image, replayed.torn);
-        let mut group =
-            Self { shared, segments, landing, image, torn, uncertain: None, dead, deferred_since: None, awaited };
+        let mut group = Self { shared, segments, landing, image, torn, uncertain: None, dead, deferred_since: None, awaited };
         let mut there = Vec::new();
         if group.torn.is_none() {
             there = group.list_segments()?;

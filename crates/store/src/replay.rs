@@ -178,7 +178,7 @@ pub(crate) fn replay(
 ) -> Result<Replayed> {
     loop {
         let slots = Slots::list(backend, names)?;
-        let Newest { image, mut unusable } = checkpoint::newest(backend, names, group)?;
+        let Newest { image, mut unusable } = checkpoint::newest(backend, names, group, &slots)?;
         let place = CheckpointPlace::covering(image.state().next_slot(), checkpoint::span());
         let mut replayed = replay_from(backend, names, image, &slots, &mut reached)?;
         // One that came while we read: records may have gone under us, or been put by somebody who came too late.
