@@ -395,7 +395,18 @@ impl GroupCheck<'_> {
     fn check_checkpoints(&mut self) -> Result<()> {
         let backend = &*self.segments.backend;
         let group = self.image.state().group();
-        let there = checkpoint::list(backend, &self.names)?;
+        let slots = Slots::list(backend, &self.names)?;
+        let mut there = checkpoint::list(backend, &self.names)?;
+        for number in checkpoint::strays(&there, &slots) {
+            if checkpoint::read(backend, &self.names, group, number)?.is_ok() {
+                continue;
+            }
+            there.remove(&number);
+            let object = self.names.checkpoint(number).to_string();
+            let text = format!("{object} stands for nothing: no checkpoint is before it and no record beyond; it may be deleted");
+            let base = Finding { object: Some(object), ..finding(&self.names, Problem::Foreign) };
+            self.findings.push(Finding { severity: Severity::Warning, text, ..base });
+        }
         let Some(&newest) = there.last() else { return Ok(()) };
         let (mut previous, mut expected) = (Some([0; 32]), BTreeMap::new());
         let whole = replay_all_slots(backend, &self.names, group, |image| {
@@ -406,14 +417,21 @@ impl GroupCheck<'_> {
                 expected.insert(place.number, (blake3::hash(&encoded.root), blake3::hash(&encoded.state)));
             }
         })?;
-        let again = "stop the receiver, delete it, and the receiver writes it again when it starts";
+        let again = "stop the receiver, delete this checkpoint and all after it, roots and states, and the receiver writes them again \
+                     when it starts";
         for number in 0..=newest {
             for (name, state) in [(self.names.checkpoint(number), false), (self.names.checkpoint_state(number), true)] {
                 let wanted = expected.get(&number).map(|(root, whole)| if state { whole } else { root });
                 let found = get(backend, &name, CHECKPOINT_STATE_BYTES_MAX)?;
+                let is_old = number + checkpoint::STATES <= newest;
+                let is_usable = || match is_old && !state {
+                    true => Ok::<_, StoreError>(checkpoint::read_root(backend, &self.names, group, number)?.is_ok()),
+                    false => Ok(checkpoint::read(backend, &self.names, group, number)?.is_ok()),
+                };
                 let (severity, what) = match (found, wanted) {
                     (Some(Ok(bytes)), Some(wanted)) if blake3::hash(&bytes) == *wanted => continue,
-                    (Some(Ok(_)), None) if checkpoint::read(backend, &self.names, group, number)?.is_ok() => continue,
+                    (Some(Ok(_)), None) if is_usable()? => continue,
+                    (None, _) if state && is_old => continue, // its writer deleted it
                     (None, Some(_)) => (Severity::Warning, "is missing; the ledger's records are whole without it".to_owned()),
                     (Some(_), Some(_)) if !state && checkpoint::read_root(backend, &self.names, group, number)?.is_ok() => {
                         (Severity::Error, format!("is of another history than the ledger's records, which are whole: {again}"))

@@ -25,6 +25,9 @@ use crate::image::GroupImage;
 use crate::names::{CHECKPOINT_SLOTS, GroupNames, GroupObject};
 use crate::replay::{Slots, get, read_slot};
 
+/// How many of the newest checkpoints keep their states.
+pub(crate) const STATES: u64 = 2;
+
 /// Slots that a checkpoint covers.
 #[cfg(not(test))]
 pub(crate) fn span() -> u64 {
@@ -50,12 +53,14 @@ pub(crate) struct Unusable {
     pub(crate) file: String,
     pub(crate) why: String,
     pub(crate) newer: bool,
+    /// See [`strays`].
+    pub(crate) stray: bool,
 }
 
 impl Unusable {
     /// Whether it stands for that slot or one above it.
     pub(crate) fn reaches(&self, slot: Slot) -> bool {
-        CheckpointPlace { number: self.number, slots: span() }.end().is_none_or(|end| slot < end)
+        !self.stray && CheckpointPlace { number: self.number, slots: span() }.end().is_none_or(|end| slot < end)
     }
 }
 
@@ -79,6 +84,20 @@ pub(crate) fn list(backend: &dyn Backend, names: &GroupNames) -> Result<BTreeSet
     Ok(roots)
 }
 
+/// Those that nothing else of the ledger goes with: neither the checkpoint before one nor a slot that is not below it is there.
+/// One of them that cannot be used stands for nothing.
+pub(crate) fn strays(roots: &BTreeSet<u64>, slots: &Slots) -> BTreeSet<u64> {
+    let mut strays = BTreeSet::new();
+    for &number in roots {
+        let follows = number.checked_sub(1).is_none_or(|before| roots.contains(&before) && !strays.contains(&before));
+        let is_reached = number.checked_mul(span()).is_some_and(|first| first < slots.end());
+        if !follows && !is_reached {
+            strays.insert(number);
+        }
+    }
+    strays
+}
+
 /// Whether a checkpoint covers a slot.
 pub(crate) fn covers(backend: &dyn Backend, names: &GroupNames, slot: Slot) -> Result<bool> {
     Ok(block_on(backend.size(&names.checkpoint(CheckpointPlace::covering(slot, span()).number)))?.is_some())
@@ -87,8 +106,10 @@ pub(crate) fn covers(backend: &dyn Backend, names: &GroupNames, slot: Slot) -> R
 /// The newest one that can be used, or nothing at all before there is any.
 pub(crate) fn newest(backend: &dyn Backend, names: &GroupNames, group: GroupId, slots: &Slots) -> Result<Newest> {
     let mut unusable = Vec::new();
-    for number in list(backend, names)?.into_iter().rev() {
-        let bad = match read(backend, names, group, number)? {
+    let roots = list(backend, names)?;
+    let strays = strays(&roots, slots);
+    for number in roots.into_iter().rev() {
+        let mut bad = match read(backend, names, group, number)? {
             Ok((root, image)) => match strange(backend, names, &root, &image, slots)? {
                 None => return Ok(Newest { image, unusable }),
                 Some(bad) => bad,
@@ -96,6 +117,7 @@ pub(crate) fn newest(backend: &dyn Backend, names: &GroupNames, group: GroupId, 
             Err(bad) => bad,
         };
         tracing::error!(group = %names, file = %bad.file, why = %bad.why, "a checkpoint cannot be used");
+        bad.stray = strays.contains(&number);
         unusable.push(bad);
     }
     Ok(Newest { image: GroupImage::new(group), unusable })
@@ -112,7 +134,7 @@ pub(crate) fn strange(
 ) -> Result<Option<Unusable>> {
     let (state, end, number) = (image.state(), image.state().next_slot(), root.place.number);
     let name = names.checkpoint(number);
-    let bad = |why: String| Ok(Some(Unusable { number, file: name.to_string(), why, newer: false }));
+    let bad = |why: String| Ok(Some(Unusable { number, file: name.to_string(), why, newer: false, stray: false }));
     let before = match number.checked_sub(1) {
         None => Some([0; 32]),
         Some(before) => read_root(backend, names, state.group(), before)?.ok().map(|(_, digest)| digest),
@@ -181,7 +203,7 @@ pub(crate) fn read_root(
 }
 
 fn object(backend: &dyn Backend, name: &ObjectName, number: u64, bytes_max: u64) -> Result<Result<Bytes, Unusable>> {
-    let bad = |why: String| Unusable { number, file: name.to_string(), why, newer: false };
+    let bad = |why: String| Unusable { number, file: name.to_string(), why, newer: false, stray: false };
     Ok(match get(backend, name, bytes_max)? {
         Some(Ok(bytes)) => Ok(bytes),
         Some(Err(why)) => Err(bad(why)),
@@ -190,7 +212,7 @@ fn object(backend: &dyn Backend, name: &ObjectName, number: u64, bytes_max: u64)
 }
 
 fn unusable(name: &ObjectName, number: u64, error: CheckpointError) -> Unusable {
-    Unusable { number, file: name.to_string(), why: error.to_string(), newer: error.is_newer() }
+    Unusable { number, file: name.to_string(), why: error.to_string(), newer: error.is_newer(), stray: false }
 }
 
 /// Writes the checkpoint that an image completes, if it completes one and the one before it is there. What it covers must be
@@ -220,8 +242,30 @@ pub(crate) fn write(backend: &dyn Backend, names: &GroupNames, image: &GroupImag
         tracing::warn!(%group, number = place.number, bytes = encoded.state.len(), "the checkpoint would be too large");
         return Ok(());
     }
-    create(backend, &names.checkpoint_state(place.number), encoded.state)?;
-    create(backend, &names.checkpoint(place.number), encoded.root)
+    create_state(backend, names, place.number, encoded.state)?;
+    create(backend, &names.checkpoint(place.number), encoded.root)?;
+    // Two states are enough: if the newest rots, there is another.
+    if let Some(old) = place.number.checked_sub(STATES)
+        && let Err(error) = block_on(backend.delete(&names.checkpoint_state(old)))
+    {
+        tracing::warn!(%group, number = old, %error, "the state of an old checkpoint could not be deleted");
+    }
+    Ok(())
+}
+
+/// What lies in the place of a state before there is its root is nobody's: cut off by a crash, or rotten since.
+fn create_state(backend: &dyn Backend, names: &GroupNames, number: u64, content: Vec<u8>) -> Result<()> {
+    let name = names.checkpoint_state(number);
+    match create(backend, &name, content.clone()) {
+        Err(StoreError::Damaged { .. } | StoreError::Unreadable { .. })
+            if block_on(backend.size(&names.checkpoint(number)))?.is_none() =>
+        {
+            tracing::warn!(group = %names, file = %name, "what is left of a checkpoint that was never completed is replaced");
+            block_on(backend.delete(&name))?;
+            create(backend, &name, content)
+        }
+        other => other,
+    }
 }
 
 /// The checkpoint of an image that is at its end.

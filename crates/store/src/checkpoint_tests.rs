@@ -82,12 +82,12 @@ fn found(store: &TempStore) -> Vec<(Severity, Problem)> {
 }
 
 #[test]
-fn every_so_many_slots_a_checkpoint_appears_and_replay_begins_at_the_newest() {
+fn every_so_many_slots_a_checkpoint_appears_and_two_keep_their_states() {
     let store = TempStore::new();
     history(&store, 3 * span());
     assert_eq!(
         store.files(&format!("{FOLDER}/checkpoint")),
-        ["0", "0.state", "1", "1.state", "2", "2.state"].map(|file| format!("{FOLDER}/checkpoint/{file}"))
+        ["0", "1", "1.state", "2", "2.state"].map(|file| format!("{FOLDER}/checkpoint/{file}"))
     );
     assert_eq!(found(&store), []);
     let (newest, whole) = both_ways(&store);
@@ -443,5 +443,62 @@ fn nothing_is_voided_for_a_checkpoint_of_another_branch_beside_a_lost_record() {
         assert_eq!((torn.slot, torn.checkpoint.as_deref()), (Slot(span() - 1), Some(names().checkpoint(0).as_str())));
         assert!(matches!(group.repair_torn(), Err(StoreError::LedgerTorn { .. })), "nothing is given up");
         assert_eq!(store.files(&format!("{FOLDER}/ledger")).iter().filter(|file| file.ends_with(".void")).count(), 0);
+    }
+}
+
+/// What a crash before the root left, or what rotted there since.
+#[test]
+fn a_state_without_its_root_is_nobodys() {
+    for (lost, content) in [(1, b"something".to_vec()), (0, vec![0; 100_000])] {
+        let store = TempStore::new();
+        history(&store, 2 * span());
+        for number in lost..2 {
+            remove(&object_path(&store, &names().checkpoint(number)));
+            fs::write(object_path(&store, &names().checkpoint_state(number)), &content).expect("write");
+        }
+        drop(store.group());
+        assert_eq!(list(&*backend(&store), &names()).expect("list").len(), 2);
+        assert_eq!(found(&store), []);
+    }
+}
+
+/// A root whose state the writer deleted is passed over where a newer one serves; if none does, the records are there.
+#[test]
+fn old_roots_without_their_states_cost_nothing() {
+    let store = TempStore::new();
+    history(&store, 3 * span());
+    let before = store.group().state().clone();
+    assert_eq!(both_ways(&store).0.torn, None);
+    for number in [1, 2] {
+        flip(&object_path(&store, &names().checkpoint_state(number)));
+    }
+    let group = store.group();
+    assert_eq!((group.torn(), group.state()), (None, &before));
+    drop(group);
+    let wrong = found(&store);
+    assert_eq!(wrong, [(Severity::Warning, Problem::Checkpoint); 2]);
+    for number in [1, 2] {
+        remove(&object_path(&store, &names().checkpoint(number)));
+        remove(&object_path(&store, &names().checkpoint_state(number)));
+    }
+    drop(store.group());
+    assert_eq!(found(&store), [], "as `store check` says");
+}
+
+#[test]
+fn a_stray_file_that_looks_like_a_checkpoint_closes_nothing() {
+    for stray in [2, 1000, u64::MAX] {
+        for points in [2, span()] {
+            let store = TempStore::new();
+            let mut volume = history(&store, points);
+            let object = object_path(&store, &names().checkpoint(stray + u64::from(stray < u64::MAX)));
+            fs::create_dir_all(object.parent().expect("a folder")).expect("mkdir");
+            fs::write(&object, "what is this?").expect("write");
+            let mut group = store.group();
+            assert_eq!(group.torn(), None);
+            go_on(&mut group, &mut volume, 1);
+            drop(group);
+            assert_eq!(found(&store), [(Severity::Warning, Problem::Foreign)]);
+        }
     }
 }

@@ -694,8 +694,9 @@ impl GroupStore {
     }
 }
 
-/// Writes the checkpoint that the newest record completes. Without it, opening the group takes longer and nothing else: the next
-/// start tries again.
+/// Writes the checkpoint that the newest record completes. Without it, opening the group takes longer: the next start tries again.
+/// That record stays published whatever happens here; but a sync that fails latches a directory store, so whatever is written
+/// next says that the store must be opened again.
 fn write_checkpoint(backend: &dyn Backend, names: &GroupNames, image: &GroupImage) {
     let Some(head) = image.state().head().filter(|head| (head.0 + 1).is_multiple_of(checkpoint::span())) else { return };
     // The writer of a record that was found may have died before it was durable.
