@@ -32,16 +32,18 @@ fn write(site: &Site, client: &mut Verifier, rng: &mut Rng, requests: u64) -> u6
     wait_for("a newer point", || site.points("data").last().map(slot_of).filter(|slot| Some(*slot) > before))
 }
 
-fn segments(site: &Site) -> Vec<PathBuf> {
-    let (mut found, mut dirs) = (Vec::new(), vec![site.store().join("groups/host1/default/segments")]);
-    while let Some(dir) = dirs.pop() {
-        for entry in fs::read_dir(dir).expect("a folder") {
-            let path = entry.expect("an entry").path();
-            if path.is_dir() { dirs.push(path) } else { found.push(path) }
-        }
-    }
-    found.sort_by_key(|path| fs::metadata(path).expect("meta").len());
-    found
+/// A segment of the newest point that is used from end to end: no later layer covers what the newest one holds.
+fn newest_segment(site: &Site) -> PathBuf {
+    let terms = site.store().join("groups/host1/default/segments/data");
+    let entries =
+        |folder: &Path| fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path()).collect::<Vec<_>>();
+    let number = |text: &str| text.parse::<u64>().expect("a number");
+    let place = |path: &Path| {
+        let parts: Vec<&str> = path.iter().rev().take(2).map(|part| part.to_str().expect("a name")).collect();
+        let (seq, _) = parts[0].split_once('.').expect("<seq>.<part>");
+        (number(parts[1]), number(seq), fs::metadata(path).expect("meta").len())
+    };
+    entries(&terms).iter().flat_map(|term| entries(term)).max_by_key(|path| place(path)).expect("there are segments")
 }
 
 #[test]
@@ -75,8 +77,7 @@ fn a_pinned_point_outlives_retention_and_damage_is_named_by_verify() {
     write(&site, &mut client, &mut rng, 20);
     wait_for("the unpinned point to go", || (slot_of(&site.points("data")[0]) != pinned).then_some(()));
 
-    // The largest segment holds most of the newest point.
-    let file = segments(&site).pop().expect("there are segments");
+    let file = newest_segment(&site);
     let mut bytes = fs::read(&file).expect("read");
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
