@@ -7,7 +7,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
-use farside_blockio::process::{Priority, boot_id, lock_memory, monotonic_ns, refuse_core_dumps, set_io_flusher};
+use farside_blockio::process::{
+    Priority, boot_id, lock_memory, map_large_allocations, monotonic_ns, refuse_core_dumps, set_io_flusher,
+};
 use farside_control::source::{Accept, Connection, GroupSettings, GroupStatus, Limits, Paired, SourceStatus};
 use farside_control::{
     ApiError, Code, DurationError, ErrorCode, Rate, Reason, Reloaded, Severity, parse_epoch_interval, parse_span,
@@ -65,6 +67,7 @@ pub fn run(config: &Path) -> anyhow::Result<()> {
     }));
     // Before any thread is started: they inherit it.
     set_io_flusher().unwrap_or_else(|error| warn!("{error}"));
+    map_large_allocations();
     lock_memory().unwrap_or_else(|error| warn!("{error}"));
     refuse_core_dumps().unwrap_or_else(|error| warn!("{error}"));
     let config = Config::load(config)?;
