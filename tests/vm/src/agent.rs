@@ -93,7 +93,7 @@ fn carry_out(request: Request, payload: &[u8]) -> io::Result<(Reply, Vec<u8>)> {
             Ok(content) => Ok((Reply::Content, content)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok((Reply::Nothing, Vec::new())),
             // A process that ended after its file in /proc was opened.
-            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok((Reply::Nothing, Vec::new())),
+            Err(error) if error.raw_os_error() == Some(nix::errno::Errno::ESRCH as i32) => Ok((Reply::Nothing, Vec::new())),
             Err(error) => Err(error),
         },
         Request::Get { socket, path } => Ok(match get(&socket, &path) {
