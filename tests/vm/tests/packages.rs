@@ -48,6 +48,11 @@ fn a_disk_is_protected_with_what_the_packages_bring() {
     host.booted();
     install(&mut host, &["farside", "farsided"]);
     host.run("systemctl is-active farsided");
+    // Drivers are looked for at a restart only where there is none: it may have come since the boot.
+    let looked = "systemctl restart farsided && systemctl show --property ConditionResult --value farside-modules";
+    assert_eq!(host.run(looked).trim(), "no");
+    let without = host.run(&format!("mount -t tmpfs none /sys/module && {looked}; umount /sys/module"));
+    assert_eq!(without.trim(), "yes");
     host.run(&format!("farside pair '{token}'"));
     let data = host.disk("data");
     host.run(&format!("mkfs.ext4 -q {data} && mkdir /srv/data"));
