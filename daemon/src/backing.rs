@@ -2,7 +2,8 @@
 //! name is noticed, whatever became of paths and device numbers.
 //!
 //! Invariant: a backing that is not surely the one of the last attach is compared in full; the durable mark that says so
-//! comes before the new identity is kept. It cannot tell a disk that was rolled back in place from one that was not: that is
+//! comes before the new identity is kept. One that is surely another is served to nobody who used the one before
+//! ([`crate::volume`]). It cannot tell a disk that was rolled back in place from one that was not: that is
 //! the position rule's matter (`Forked`) where the map went back with it, and a person's where it did not.
 
 use std::collections::BTreeMap;
@@ -17,8 +18,30 @@ use serde::{Deserialize, Serialize};
 use crate::config::{ConfigError, write_atomically};
 
 /// Facts that no other device shares; a boot only tells which disk has a name in it. A path, a name, or where a partition begins
-/// may be any other disk's tomorrow.
+/// may be any other disk's tomorrow: that they are the same says nothing.
 const TELLING: [&str; 7] = ["inode", "wwid", "serial", "dm-uuid", "md-uuid", "loop-inode", "boot"];
+
+/// Facts that a device never changes: of two that differ in one, one is another.
+///
+/// Decided: a device of which the kernel knows nothing lasting (a disk without a serial number, a device of the mapper without a
+/// UUID) is told by `diskseq`, the number that the kernel gives to each device it makes, while a boot lasts. What was taken away and made
+/// again with the same name counts as another one, whatever is on it: its users would have met errors without Farside, too. Where
+/// the kernel gives no such number (before 5.15) only the name is left, and a name never tells: a device of the mapper may be renamed,
+/// and a disk that came in another's place bears its name. What lies below a device of the mapper is not looked at: its table may be
+/// changed while it is used, and whoever does that is answerable for what is there.
+const LASTING: [&str; 11] =
+    ["inode", "born", "wwid", "serial", "dm-uuid", "md-uuid", "loop-inode", "loop-born", "diskseq", "partition", "start"];
+
+/// What a device is to the volume that lies at its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Known {
+    /// Surely the one of the last attach.
+    Same,
+    /// Surely another one: what was kept was read, and differs in what a device never changes.
+    Another,
+    /// Nothing was kept, or it cannot be read, or it says too little.
+    Unknown,
+}
 
 /// What is known of a backing that stays the same across reboots, by the name of the fact.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,23 +65,31 @@ impl Identity {
     }
 
     /// Whether both describe one device: they share a fact that no other device has, and none that they share differs. (Another
-    /// kernel may know more facts, or fewer.)
-    fn is_same(&self, other: &Self) -> bool {
-        let shared: Vec<_> = self.0.iter().filter(|(fact, _)| other.0.contains_key(*fact)).collect();
-        let telling = shared.iter().any(|(fact, _)| TELLING.contains(&fact.as_str()));
-        telling && shared.iter().all(|(fact, value)| other.0.get(*fact) == Some(*value))
+    /// kernel may know more facts, or fewer.) In another boot names and their numbers begin anew.
+    fn compare(&self, other: &Self) -> Known {
+        let is_shared = |fact: &&str| self.0.contains_key(*fact) && other.0.contains_key(*fact);
+        let differs = |fact: &&str| is_shared(fact) && self.0.get(*fact) != other.0.get(*fact);
+        if differs(&"boot") {
+            return Known::Unknown;
+        }
+        if LASTING.iter().any(differs) {
+            return Known::Another;
+        }
+        let is_told = TELLING.iter().any(is_shared);
+        match is_told && !self.0.keys().any(|fact| differs(&fact.as_str())) {
+            true => Known::Same,
+            false => Known::Unknown,
+        }
     }
 
     fn path(dir: &Path) -> PathBuf {
         dir.join("backing.json")
     }
 
-    /// Whether this is the backing that the volume in that folder had at its last attach. What cannot be read says no.
-    pub(crate) fn is_known(&self, dir: &Path) -> bool {
-        std::fs::read(Self::path(dir))
-            .ok()
-            .and_then(|bytes| serde_json::from_slice::<Self>(&bytes).ok())
-            .is_some_and(|kept| kept.is_same(self))
+    /// Whether this is the backing that the volume in that folder had at its last attach.
+    pub(crate) fn known(&self, dir: &Path) -> Known {
+        let kept = std::fs::read(Self::path(dir)).ok().and_then(|bytes| serde_json::from_slice::<Self>(&bytes).ok());
+        kept.map_or(Known::Unknown, |kept| kept.compare(self))
     }
 
     /// Keeps it, durably.
@@ -137,8 +168,10 @@ fn of_block(sys: &Path, number: &str, boot: Option<String>) -> BTreeMap<String, 
     {
         facts.insert("name".to_owned(), name);
         // Where the kernel knows only a name, another disk may have it after the next boot, or after a change of disks.
-        facts.extend(text(disk.join("diskseq")).map(|seq| ("diskseq".to_owned(), seq)));
-        facts.extend(boot.map(|boot| ("boot".to_owned(), boot)));
+        if let Some(boot) = boot {
+            facts.insert("boot".to_owned(), boot);
+            facts.extend(text(disk.join("diskseq")).map(|seq| ("diskseq".to_owned(), seq)));
+        }
     }
     if let Some(partition) = partition {
         facts.insert("partition".to_owned(), partition);
@@ -156,28 +189,53 @@ mod tests {
     }
 
     #[test]
-    fn another_device_is_another_and_a_kernel_that_knows_more_is_not() {
-        let disk = identity(&[("wwid", "naa.1"), ("serial", "A")]);
-        assert!(disk.is_same(&identity(&[("wwid", "naa.1"), ("serial", "A"), ("start", "0")])));
-        assert!(!disk.is_same(&identity(&[("wwid", "naa.1"), ("serial", "B")])));
-        assert!(!disk.is_same(&identity(&[("name", "sdb")])), "nothing in common proves nothing");
-        let first_partition = |fact, value| identity(&[(fact, value), ("partition", "1"), ("start", "2048")]);
-        assert!(first_partition("serial", "A").is_same(&first_partition("serial", "A")));
-        assert!(!first_partition("name", "vdb").is_same(&first_partition("serial", "B")), "every disk has such a partition");
-        let path = identity(&[("loop-file", "/srv/a.img")]);
-        assert!(!path.is_same(&path), "a path is not a file");
+    fn a_device_is_the_same_another_or_one_of_which_too_little_is_known() {
+        use Known::{Another, Same, Unknown};
+        let disk = &[("wwid", "naa.1"), ("serial", "A")][..];
+        let partition = |fact, value, start| vec![(fact, value), ("partition", "1"), ("start", start)];
+        let named = |name, boot, seq: Option<&'static str>| {
+            let facts = [("name", name), ("boot", boot)];
+            facts.into_iter().chain(seq.map(|seq| ("diskseq", seq))).collect::<Vec<_>>()
+        };
+        for (kept, now, known) in [
+            (disk, &[("wwid", "naa.1"), ("serial", "A"), ("start", "0")][..], Same), // another kernel knows more
+            (disk, &[("wwid", "naa.1"), ("serial", "B")], Another),
+            (disk, &[("name", "sdb")], Unknown), // nothing in common proves nothing
+            (&[("inode", "7"), ("born", "1.0")], &[("inode", "7"), ("born", "2.0")], Another), // a freed inode
+            (&[("dm-uuid", "LVM-1")], &[("dm-uuid", "LVM-2")], Another),
+            // A path is not a file, and a file may be renamed.
+            (&[("loop-file", "/a")], &[("loop-file", "/a")], Unknown),
+            (&[("loop-file", "/a"), ("loop-inode", "7")], &[("loop-file", "/b"), ("loop-inode", "7")], Unknown),
+            (&[("loop-file", "/a"), ("loop-inode", "7")], &[("loop-file", "/a"), ("loop-inode", "8")], Another),
+            (&partition("serial", "A", "2048"), &partition("serial", "A", "2048"), Same),
+            (&partition("serial", "A", "2048"), &partition("serial", "A", "4096"), Another), // other sectors
+            (&partition("name", "vdb", "2048"), &partition("serial", "B", "2048"), Unknown), // every disk has such a partition
+            // Of which only names are known.
+            (&named("vdb", "x", Some("3")), &named("vdb", "x", Some("3")), Same),
+            (&named("vdb", "x", Some("3")), &named("vdb", "x", Some("4")), Another), // taken away, and one came
+            (&named("vdb", "x", Some("3")), &named("vdb", "y", Some("4")), Unknown), // they begin anew at a boot
+            (&named("vdb", "x", Some("3")), &named("vdb", "y", Some("3")), Unknown),
+            (&named("one", "x", Some("3")), &named("two", "x", Some("3")), Unknown), // renamed
+            (&named("vdb", "x", None), &named("vdb", "x", None), Same),
+            (&named("vdb", "x", None), &named("vdc", "x", None), Unknown),
+        ] {
+            assert_eq!(identity(kept).compare(&identity(now)), known, "{kept:?} and {now:?}");
+            assert_eq!(identity(now).compare(&identity(kept)), known, "{now:?} and {kept:?}");
+        }
     }
 
     #[test]
-    fn what_was_kept_is_known_and_a_torn_file_is_not() {
+    fn what_was_kept_is_known_and_a_torn_file_says_nothing() {
         let dir = tempfile::tempdir().expect("temp dir");
         let disk = identity(&[("wwid", "naa.1")]);
-        assert!(!disk.is_known(dir.path()), "never seen");
+        assert_eq!(disk.known(dir.path()), Known::Unknown, "never seen");
         disk.keep(dir.path()).expect("kept");
-        assert!(disk.is_known(dir.path()));
-        assert!(!identity(&[("wwid", "naa.2")]).is_known(dir.path()));
-        std::fs::write(dir.path().join("backing.json"), "{\"wwid\":").expect("written");
-        assert!(!disk.is_known(dir.path()));
+        assert_eq!(disk.known(dir.path()), Known::Same);
+        assert_eq!(identity(&[("wwid", "naa.2")]).known(dir.path()), Known::Another);
+        for torn in ["{\"wwid\":", "", "{\"wwid\":7}"] {
+            std::fs::write(dir.path().join("backing.json"), torn).expect("written");
+            assert_eq!(identity(&[("wwid", "naa.2")]).known(dir.path()), Known::Unknown, "{torn}");
+        }
     }
 
     #[test]
@@ -191,9 +249,9 @@ mod tests {
         std::fs::write(path("a"), vec![7; 1 << 20]).expect("written");
         let before = of("a");
         std::fs::rename(path("a"), path("b")).expect("renamed");
-        assert!(before.is_same(&of("b")));
+        assert_eq!(before.compare(&of("b")), Known::Same);
         std::fs::copy(path("b"), path("c")).expect("copied");
-        assert!(!before.is_same(&of("c")));
+        assert_eq!(before.compare(&of("c")), Known::Another);
     }
 
     #[test]
@@ -218,7 +276,7 @@ mod tests {
             identity(&[("wwid", "naa.5000"), ("partition", "2"), ("start", "4096")])
         );
         let nameless = |n| Identity(of_block(sys.path(), "254:16", boot(n)));
-        assert!(nameless(1).is_same(&nameless(1)));
-        assert!(!nameless(1).is_same(&nameless(2)), "a name says nothing after a reboot");
+        assert_eq!(nameless(1).compare(&nameless(1)), Known::Same);
+        assert_eq!(nameless(1).compare(&nameless(2)), Known::Unknown, "a name says nothing after a reboot");
     }
 }

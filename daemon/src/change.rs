@@ -11,8 +11,10 @@ use std::fs::{File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use crossbeam::channel::bounded;
 use farside_blockio::Buffer;
 use farside_blockio::dm::DevNumber;
 use farside_insert::Insertion;
@@ -58,6 +60,11 @@ pub(crate) enum Change {
         /// By which the kernel knows it.
         identifier: String,
     },
+    /// The same of a device of ublk's.
+    EndUblk {
+        /// By which the kernel knows it.
+        token: u64,
+    },
 }
 
 impl Change {
@@ -71,6 +78,7 @@ impl Change {
             }
             Self::Settle(setting) => ["settle".into()].into_iter().chain(setting.words()).map(PathBuf::from).collect(),
             Self::Disconnect { identifier } => vec!["disconnect".into(), identifier.into()],
+            Self::EndUblk { token } => vec!["end-ublk".into(), token.to_string().into()],
         }
     }
 
@@ -92,6 +100,18 @@ impl Change {
             bail!("{}", String::from_utf8_lossy(&output.stderr).trim());
         }
         Ok(output.stdout != AS_IT_WAS.as_bytes())
+    }
+
+    /// As [`Change::make`], and waits for the helper no longer than so. It may go on then.
+    ///
+    /// # Errors
+    /// Also when it takes longer.
+    pub(crate) fn make_within(self, patience: Duration, runtime_dir: &Path) -> anyhow::Result<bool> {
+        let (done, made) = bounded(1);
+        let runtime_dir = runtime_dir.to_owned();
+        // It lives as long as its helper, which the kernel would end with it.
+        std::thread::Builder::new().name("helped".to_owned()).spawn(move || done.send(self.make(&runtime_dir)))?;
+        made.recv_timeout(patience).unwrap_or_else(|_| bail!("it does not answer: the kernel's log may say why"))
     }
 }
 
@@ -147,6 +167,14 @@ fn help(arguments: &[PathBuf]) -> anyhow::Result<()> {
     if what == Path::new("disconnect") {
         if kernel::disconnect(device.to_str().unwrap_or_default())?.is_none() {
             print!("{AS_IT_WAS}");
+        }
+        return Ok(());
+    }
+    if what == Path::new("end-ublk") {
+        let token = device.to_str().and_then(|token| token.parse().ok());
+        match farside_ublk::held(token.with_context(|| format!("{ARGUMENT} is for farsided itself"))?)? {
+            Some(held) => held.remove()?,
+            None => print!("{AS_IT_WAS}"),
         }
         return Ok(());
     }
@@ -229,6 +257,7 @@ mod tests {
             &["write-again", "/dev/null", "0"],
             &["dance", "/dev/null"],
             &["settle", "queue", "0", "../x", "1"],
+            &["end-ublk", "mine"],
             &[],
         ] {
             let arguments: Vec<PathBuf> = [dir.path().to_owned()].into_iter().chain(words.iter().map(PathBuf::from)).collect();

@@ -57,6 +57,9 @@ const TOKEN_FILE: &str = "ublk";
 const UBLK_IO_BYTES: u32 = 512 << 10;
 /// How long somebody may have a device open who only looks at it.
 const OPENERS_WAIT: Duration = Duration::from_secs(1);
+/// How long a device that an earlier daemon left may take to end. Less than a boot waits for one disk
+/// ([`crate::boot::unserved`]).
+const END_WAIT: Duration = Duration::from_secs(10);
 const OPENERS_POLL: Duration = Duration::from_millis(20);
 const IDENTIFIER: &str = "farside:";
 
@@ -149,7 +152,7 @@ impl Prepared {
     ) -> anyhow::Result<Self> {
         // It was another before: who still uses that device would wait for ever, beside those who use this one.
         if config.tap != TapConfig::Ublk {
-            abolish_ublk(dir)?;
+            abolish_ublk(dir, &around.runtime_dir)?;
         }
         if config.tap != TapConfig::NbdDevice {
             abolish_nbd(id, &around.runtime_dir)?;
@@ -558,18 +561,6 @@ impl Handle {
     }
 }
 
-/// The device of the volume whose folder this is, if it has one of ublk's and nobody uses it. Then nobody can begin to, until
-/// it is dropped or removed.
-///
-/// # Errors
-/// [`farside_ublk::UblkError::InUse`], and what keeps us from knowing.
-pub(crate) fn hold(dir: &Path) -> anyhow::Result<Option<Held>> {
-    match known_token(dir)? {
-        Some(token) => Ok(farside_ublk::held(token)?),
-        None => Ok(None),
-    }
-}
-
 /// Has a helper write what a device's page cache holds. A disk that refuses that keeps no device from going.
 fn sync(volume: &Name, tap: PathBuf, runtime_dir: &Path) {
     if let Err(error) = (Change::Sync { tap }).make(runtime_dir) {
@@ -598,8 +589,10 @@ fn opened_by_nobody(device: &Path) -> anyhow::Result<()> {
 /// Ends whatever device an earlier daemon left of a volume that nobody serves, and its name: only then its disk may be seen.
 /// `dir`: the volume's folder, which need not be there.
 ///
+/// Waits no longer than for a helper each that ends a device: whoever holds the doors meanwhile holds up their next owner.
+///
 /// # Errors
-/// When somebody uses the device, or when it cannot be known that there is none.
+/// When somebody uses the device, or when it cannot be known in time that there is none.
 pub(crate) fn end(dir: &Path, id: VolumeId, name: &Name, runtime_dir: &Path) -> anyhow::Result<()> {
     let link = node::path(name);
     // A client of the kernel's that is not connected is no device.
@@ -608,7 +601,7 @@ pub(crate) fn end(dir: &Path, id: VolumeId, name: &Name, runtime_dir: &Path) -> 
     if DevNumber::at(&link).is_ok_and(is_there) {
         opened_by_nobody(&link)?;
     }
-    abolish_ublk(dir)?;
+    abolish_ublk(dir, runtime_dir)?;
     abolish_nbd(id, runtime_dir)?;
     // One of which nothing else is known any more.
     if DevNumber::at(&link).is_ok_and(is_there) {
@@ -618,18 +611,18 @@ pub(crate) fn end(dir: &Path, id: VolumeId, name: &Name, runtime_dir: &Path) -> 
     Ok(())
 }
 
-/// By a helper: a device whose server is gone may not even be opened in time.
+/// By a helper, as below: a device whose server is gone may not even be opened in time.
 fn abolish_nbd(id: VolumeId, runtime_dir: &Path) -> anyhow::Result<()> {
     let identifier = identifier_of(id);
     match farside_nbd::kernel::identifiers()?.contains(&identifier) {
-        true => Change::Disconnect { identifier }.make(runtime_dir).map(drop),
+        true => Change::Disconnect { identifier }.make_within(END_WAIT, runtime_dir).map(drop),
         false => Ok(()),
     }
 }
 
-fn abolish_ublk(dir: &Path) -> anyhow::Result<()> {
-    if let Some(held) = hold(dir)? {
-        held.remove()?;
+fn abolish_ublk(dir: &Path, runtime_dir: &Path) -> anyhow::Result<()> {
+    if let Some(token) = known_token(dir)? {
+        Change::EndUblk { token }.make_within(END_WAIT, runtime_dir)?;
     }
     // Nothing is to be looked for by it any more; a device that is made later has one of its own.
     match std::fs::remove_file(dir.join(TOKEN_FILE)) {

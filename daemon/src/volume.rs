@@ -28,7 +28,7 @@ use farside_shim::{Group, Tracking, Volume, Wake, Wakes};
 use serde::{Deserialize, Serialize};
 use tracing::{error, info, warn};
 
-use crate::backing::Identity;
+use crate::backing::{Identity, Known};
 use crate::boot::{self, Backings};
 use crate::canary::{self, Canary, TapWatch};
 use crate::change::{self, Change};
@@ -53,6 +53,9 @@ const DISK_WAIT: Duration = Duration::from_secs(30);
 /// How long somebody may look at a disk that was never served.
 const STRANGERS_WAIT: Duration = Duration::from_secs(5);
 const DISK_POLL: Duration = Duration::from_millis(50);
+
+/// Why everything is compared, where [`Known::Another`].
+const ANOTHER_DISK: &str = "another disk was found at its name";
 
 /// In a volume's folder: what tells the device that its tap was put under.
 const DEVICE_FILE: &str = "device";
@@ -210,7 +213,12 @@ impl Served {
         // Both marks come before anything is written that would make the next start forget the reason: the map grown, the
         // header `attached`, the new identity kept.
         let identity = Identity::of(&device).with_context(|| format!("cannot look at {}", config.backing.display()))?;
-        let known = identity.is_known(&dir);
+        let known = identity.known(&dir);
+        if known == Known::Another {
+            // † Before anything else: wherever this ends, nothing is believed of what is there.
+            Mark::TrackingLost.put_because(&dir, ANOTHER_DISK)?;
+            end_device_of_another_disk(&dir, &meta, around)?;
+        }
         // The door is ours: what a predecessor wrote has landed, and we have written nothing yet.
         let writes = WriteWatch::new(&device);
         let kept = Sentinels::kept(&dir);
@@ -226,7 +234,8 @@ impl Served {
             }
             let why = match (bypassed, known, touched, used) {
                 (true, ..) => "its device was used without a tap",
-                (_, false, ..) => "this is not the backing that the volume had before",
+                (_, Known::Another, ..) => ANOTHER_DISK,
+                (_, Known::Unknown, ..) => "it is not known whether this is the backing that the volume had before",
                 (_, _, true, _) => "the backing changed while nobody served it",
                 (.., Some(used)) => used,
                 _ => return Ok(()),
@@ -234,11 +243,11 @@ impl Served {
             warn!(volume = %name, "{why}: everything will be compared");
             Mark::TrackingLost.put_because(&dir, why)
         })?;
-        if !known {
+        if known != Known::Same {
             identity.keep(&dir)?;
         }
         let before = found.header.as_ref();
-        let touched = touched || !known || bypassed || used.is_some();
+        let touched = touched || known != Known::Same || bypassed || used.is_some();
         // † A flush that failed may have lost what the drive's cache still showed when it was compared: no clean stop of the
         // same boot vouches for that, only a compare in the next one (T14).
         let owed = found.owed.filter(|_| !touched && before.is_none_or(|h| h.flush_failed.is_none()));
@@ -686,6 +695,22 @@ pub(crate) fn could_be_opened_again(config: &VolumeConfig, dir: &Path, around: &
     refuse_own_tap(dir)?;
     refuse_own_needs(config, dir, around)?;
     IntentFile::has_room(dir, &Geometry::new(bytes)?).context("no room for a larger intent map")
+}
+
+/// Invariant: whoever uses a device goes on over the disk that he began with, or waits. A mounted file system writes what it
+/// remembers of its disk, and over another one that is the end of what is there. So over a disk that is surely another a device is
+/// made anew, and where the one that there was cannot be ended, nothing is served. What is only not known to be the same is
+/// compared in full, and served: a file of ours that is damaged is no reason to leave a host without its disk.
+///
+/// # Errors
+/// Who uses it, or why that cannot be known in time.
+fn end_device_of_another_disk(dir: &Path, meta: &VolumeMeta, around: &Surroundings) -> anyhow::Result<()> {
+    tap::end(dir, meta.id, &meta.name, &around.runtime_dir).with_context(|| {
+        format!(
+            "{ANOTHER_DISK}, and whoever uses its device would go on over it: give the volume the disk or file that it had, or stop \
+             what uses the device (everything is compared then)"
+        )
+    })
 }
 
 /// The map must never lie on what it describes: a write of it would wait for itself.

@@ -9,8 +9,12 @@ const MIB: u64 = 1 << 20;
 const PIECES: [(u64, u64); 2] = [(65_536, 60_000), (2_048, 60_000)];
 
 fn make_device(host: &mut Host) {
+    make_device_with(host, "");
+}
+
+fn make_device_with(host: &mut Host, options: &str) {
     let disk = host.guest.run("cat /run/backing");
-    host.guest.run(&format!("printf '{}' | dmsetup create data", table_of(&disk)));
+    host.guest.run(&format!("printf '{}' | dmsetup create data {options}", table_of(&disk)));
 }
 
 fn table_of(disk: &str) -> String {
@@ -47,17 +51,49 @@ fn assert_newest_point_is_the_device(host: &mut Host) {
 #[test]
 fn a_disk_that_comes_late_is_served_as_soon_as_it_is_there() {
     let mut host = Host::boot(Kernel::Backports, &["ublk_drv", "dm_mod"]);
-    make_device(&mut host);
+    make_device_with(&mut host, "--uuid one");
     host.guest.run(&format!("{CLI} volume add data --backing /dev/mapper/data"));
     host.wait_for_group("the first sync", is_quiet);
     host.kill_daemon();
-    host.guest.run("dmsetup remove data");
+    host.guest.wait_until("dmsetup remove data");
     // As at a boot whose disk is slower than a start may wait.
     host.daemon_without_its_disks();
     host.guest.wait_until("grep -q 'not served: ' /run/daemon.log");
-    make_device(&mut host);
-    host.guest.wait_until(&format!("{CLI} volume show data"));
-    host.guest.run("dd if=/dev/urandom of=/dev/farside/data bs=64k seek=200 count=20 oflag=direct 2>/dev/null");
+    make_device_with(&mut host, "--uuid one");
+    // Whoever writes now waits until it is served.
+    write(&mut host, "/dev/farside/data", 200);
+    assert_newest_point_is_the_device(&mut host);
+    host.shut_down();
+}
+
+/// A daemon that is started again finds another disk under the volume's name. Its users would write what they remember of the disk
+/// before over it.
+#[test]
+fn whoever_uses_a_device_never_goes_on_over_another_disk() {
+    let mut host = Host::boot(Kernel::Backports, &["ublk_drv", "dm_mod"]);
+    make_device_with(&mut host, "--uuid one");
+    host.guest.run(&format!("{CLI} volume add data --backing /dev/mapper/data"));
+    host.wait_for_group("the first sync", is_quiet);
+    let user = host.guest.start_command("exec sleep 1000 </dev/farside/data", "/run/user.log");
+    host.guest.wait_until(&format!("readlink /proc/{user}/fd/0 | grep -q ublkb"));
+    // What a file of ours has lost is no reason to leave him without his disk.
+    host.kill_daemon();
+    host.guest.run("echo '{' >/state/farside/volumes/default/data/backing.json");
+    host.start_daemon();
+    host.guest.run("grep -q 'it is not known whether this is the backing' /run/daemon.log");
+    write(&mut host, "/dev/farside/data", 100);
+    assert_newest_point_is_the_device(&mut host);
+
+    host.kill_daemon();
+    host.guest.wait_until("dmsetup remove data");
+    make_device_with(&mut host, "--uuid another");
+    host.daemon_without_its_disks();
+    host.guest.wait_until("grep -q 'another disk was found at its name.*is open in' /run/daemon.log");
+    host.guest.run("test -e /state/farside/volumes/default/data/tracking-lost && grep -q one /state/farside/volumes/default/data/backing.json");
+    host.guest.run(&format!("kill {user}"));
+    host.guest.wait_for_end(user);
+    host.guest.run(&format!("{CLI} reload"));
+    write(&mut host, "/dev/farside/data", 300);
     assert_newest_point_is_the_device(&mut host);
     host.shut_down();
 }
