@@ -15,22 +15,15 @@ use farside_blockio::process::boot_id;
 use farside_blockio::{DeviceKind, FileDevice};
 use serde::{Deserialize, Serialize};
 
-use crate::config::{ConfigError, write_atomically};
+use crate::config::{ConfigError, sync_dir, write_atomically};
 
-/// Facts that no other device shares; a boot only tells which disk has a name in it. A path, a name, or where a partition begins
-/// may be any other disk's tomorrow: that they are the same says nothing.
-const TELLING: [&str; 7] = ["inode", "wwid", "serial", "dm-uuid", "md-uuid", "loop-inode", "boot"];
+/// Facts that no other device shares. A path, a name, or where a partition begins may be any other disk's tomorrow: that they are the
+/// same says nothing.
+const TELLING: [&str; 6] = ["inode", "wwid", "serial", "dm-uuid", "md-uuid", "loop-inode"];
 
 /// Facts that a device never changes: of two that differ in one, one is another.
-///
-/// Decided: a device of which the kernel knows nothing lasting (a disk without a serial number, a device of the mapper without a
-/// UUID) is told by `diskseq`, the number that the kernel gives to each device it makes, while a boot lasts. What was taken away and made
-/// again with the same name counts as another one, whatever is on it: its users would have met errors without Farside, too. Where
-/// the kernel gives no such number (before 5.15) only the name is left, and a name never tells: a device of the mapper may be renamed,
-/// and a disk that came in another's place bears its name. What lies below a device of the mapper is not looked at: its table may be
-/// changed while it is used, and whoever does that is answerable for what is there.
-const LASTING: [&str; 11] =
-    ["inode", "born", "wwid", "serial", "dm-uuid", "md-uuid", "loop-inode", "loop-born", "diskseq", "partition", "start"];
+const LASTING: [&str; 10] =
+    ["inode", "born", "wwid", "serial", "dm-uuid", "md-uuid", "loop-inode", "loop-born", "partition", "start"];
 
 /// What a device is to the volume that lies at its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,20 +57,32 @@ impl Identity {
         }))
     }
 
-    /// Whether both describe one device: they share a fact that no other device has, and none that they share differs. (Another
-    /// kernel may know more facts, or fewer.) In another boot names and their numbers begin anew.
+    /// Whether both describe one device. Another kernel may know more facts, or fewer: what only one of them has says nothing, but that
+    /// a file is no disk, and a disk none of its partitions.
+    ///
+    /// Decided: of two that share no telling fact (a disk without a serial number, a device of the mapper without a UUID, something
+    /// else that came in its place) one is another if the kernel gave them other numbers (`diskseq`) in one boot. What was taken away
+    /// and made again counts as another one then, whatever is on it: its users would have met errors without Farside, too. In another boot
+    /// numbers begin anew, and there is no user any more. Where the kernel gives no such number (before 5.15) only the name is left,
+    /// and another name never tells: a device of the mapper may be renamed. What lies below a device of the mapper is not looked at: its table
+    /// may be changed while it is used, and whoever does that is answerable for what is there.
     fn compare(&self, other: &Self) -> Known {
-        let is_shared = |fact: &&str| self.0.contains_key(*fact) && other.0.contains_key(*fact);
-        let differs = |fact: &&str| is_shared(fact) && self.0.get(*fact) != other.0.get(*fact);
-        if differs(&"boot") {
-            return Known::Unknown;
-        }
-        if LASTING.iter().any(differs) {
-            return Known::Another;
-        }
+        let (has, of_other) = (|fact: &str| self.0.get(fact), |fact: &str| other.0.get(fact));
+        let is_shared = |fact: &&str| has(fact).is_some() && of_other(fact).is_some();
+        let differs = |fact: &&str| is_shared(fact) && has(fact) != of_other(fact);
+        let is_same = |fact: &&str| is_shared(fact) && has(fact) == of_other(fact);
+        let only_one_has = |fact: &str| has(fact).is_some() != of_other(fact).is_some();
         let is_told = TELLING.iter().any(is_shared);
-        match is_told && !self.0.keys().any(|fact| differs(&fact.as_str())) {
-            true => Known::Same,
+        let is_empty = self.0.is_empty() || other.0.is_empty();
+        let is_another = LASTING.iter().any(differs)
+            || (is_told && only_one_has("partition"))
+            || (!is_empty && only_one_has("inode"))
+            || (!is_told && is_same(&"boot") && differs(&"diskseq"));
+        let is_same_by_name = is_same(&"boot") && is_same(&"name") && !only_one_has("partition");
+        let is_renamed = differs(&"name") || differs(&"loop-file");
+        match is_another {
+            true => Known::Another,
+            false if (is_told && !is_renamed) || (!is_told && is_same_by_name) => Known::Same,
             false => Known::Unknown,
         }
     }
@@ -92,12 +97,15 @@ impl Identity {
         kept.map_or(Known::Unknown, |kept| kept.compare(self))
     }
 
-    /// Keeps it, durably.
+    /// Keeps it, durably. Also what is [`Known::Same`] has another boot and another number now and then.
     ///
     /// # Errors
     /// When that is not durable.
     pub(crate) fn keep(&self, dir: &Path) -> Result<(), ConfigError> {
         let text = serde_json::to_string(self).expect("a map of strings is JSON");
+        if std::fs::read(Self::path(dir)).is_ok_and(|kept| kept == text.as_bytes()) {
+            return sync_dir(dir);
+        }
         write_atomically(&Self::path(dir), &text)
     }
 }
@@ -130,7 +138,7 @@ fn of_file(metadata: &std::fs::Metadata) -> BTreeMap<String, String> {
     facts
 }
 
-/// The facts about `major:minor` below `/sys/dev/block`. Only where the kernel knows nothing better, its name in this boot.
+/// The facts about `major:minor` below `/sys/dev/block`. Only where the kernel knows nothing better, its name.
 fn of_block(sys: &Path, number: &str, boot: Option<String>) -> BTreeMap<String, String> {
     let at = sys.join(number);
     let mut facts = BTreeMap::new();
@@ -167,11 +175,11 @@ fn of_block(sys: &Path, number: &str, boot: Option<String>) -> BTreeMap<String, 
             text(at.join("dm/name")).or_else(|| Some(std::fs::canonicalize(&at).ok()?.file_name()?.to_str()?.to_owned()))
     {
         facts.insert("name".to_owned(), name);
-        // Where the kernel knows only a name, another disk may have it after the next boot, or after a change of disks.
-        if let Some(boot) = boot {
-            facts.insert("boot".to_owned(), boot);
-            facts.extend(text(disk.join("diskseq")).map(|seq| ("diskseq".to_owned(), seq)));
-        }
+    }
+    // Which disk has a name, or a number, is true for one boot.
+    if let Some(boot) = boot {
+        facts.insert("boot".to_owned(), boot);
+        facts.extend(text(disk.join("diskseq")).map(|seq| ("diskseq".to_owned(), seq)));
     }
     if let Some(partition) = partition {
         facts.insert("partition".to_owned(), partition);
@@ -197,6 +205,7 @@ mod tests {
             let facts = [("name", name), ("boot", boot)];
             facts.into_iter().chain(seq.map(|seq| ("diskseq", seq))).collect::<Vec<_>>()
         };
+        let numbered = |fact, value, boot, seq| vec![(fact, value), ("boot", boot), ("diskseq", seq)];
         for (kept, now, known) in [
             (disk, &[("wwid", "naa.1"), ("serial", "A"), ("start", "0")][..], Same), // another kernel knows more
             (disk, &[("wwid", "naa.1"), ("serial", "B")], Another),
@@ -210,6 +219,17 @@ mod tests {
             (&partition("serial", "A", "2048"), &partition("serial", "A", "2048"), Same),
             (&partition("serial", "A", "2048"), &partition("serial", "A", "4096"), Another), // other sectors
             (&partition("name", "vdb", "2048"), &partition("serial", "B", "2048"), Unknown), // every disk has such a partition
+            (&partition("serial", "A", "2048"), &[("serial", "A")], Another),                // all of its disk
+            // A file is no disk; of what cannot be asked nothing is known.
+            (&[("inode", "7"), ("born", "1.0")], &[("serial", "A")], Another),
+            (&[("inode", "7")], &[], Unknown),
+            // In one boot the kernel numbers what it finds; what lasts counts for more.
+            (&numbered("serial", "A", "x", "3"), &numbered("serial", "A", "x", "4"), Same), // taken away, and back
+            (&numbered("serial", "A", "x", "3"), &numbered("serial", "A", "y", "3"), Same),
+            (&numbered("serial", "A", "x", "3"), &numbered("wwid", "B", "x", "4"), Another),
+            (&numbered("serial", "A", "x", "3"), &numbered("wwid", "B", "y", "4"), Unknown),
+            (&numbered("name", "vdb", "x", "3"), &numbered("serial", "B", "x", "4"), Another),
+            (&named("vdb", "x", None), &[("serial", "B"), ("boot", "x")], Unknown),
             // Of which only names are known.
             (&named("vdb", "x", Some("3")), &named("vdb", "x", Some("3")), Same),
             (&named("vdb", "x", Some("3")), &named("vdb", "x", Some("4")), Another), // taken away, and one came
@@ -266,14 +286,18 @@ mod tests {
         write("disks/sda/device/wwid", "naa.5000\n");
         write("disks/sda/sda2/partition", "2\n");
         write("disks/sda/sda2/start", "4096\n");
+        write("disks/sda/diskseq", "7\n");
         write("disks/vdb/size", "1\n");
         for (number, at) in [("8:0", "disks/sda"), ("8:2", "disks/sda/sda2"), ("254:16", "disks/vdb")] {
             std::os::unix::fs::symlink(sys.path().join(at), sys.path().join(number)).expect("linked");
         }
-        assert_eq!(Identity(of_block(sys.path(), "8:0", boot(1))), identity(&[("wwid", "naa.5000")]));
+        assert_eq!(
+            Identity(of_block(sys.path(), "8:0", boot(1))),
+            identity(&[("wwid", "naa.5000"), ("boot", "boot 1"), ("diskseq", "7")])
+        );
         assert_eq!(
             Identity(of_block(sys.path(), "8:2", boot(2))),
-            identity(&[("wwid", "naa.5000"), ("partition", "2"), ("start", "4096")])
+            identity(&[("wwid", "naa.5000"), ("boot", "boot 2"), ("diskseq", "7"), ("partition", "2"), ("start", "4096")])
         );
         let nameless = |n| Identity(of_block(sys.path(), "254:16", boot(n)));
         assert_eq!(nameless(1).compare(&nameless(1)), Known::Same);

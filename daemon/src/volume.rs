@@ -243,9 +243,7 @@ impl Served {
             warn!(volume = %name, "{why}: everything will be compared");
             Mark::TrackingLost.put_because(&dir, why)
         })?;
-        if known != Known::Same {
-            identity.keep(&dir)?;
-        }
+        identity.keep(&dir)?;
         let before = found.header.as_ref();
         let touched = touched || known != Known::Same || bypassed || used.is_some();
         // † A flush that failed may have lost what the drive's cache still showed when it was compared: no clean stop of the
