@@ -108,7 +108,9 @@ struct Bench<'a> {
 
 pub(crate) fn run(wanted: &Wanted, report: &mut Report) -> Result<()> {
     let setup = || {
-        let setup = Setup::new(Kernel::Newest, &["ublk_drv", "nbd", "dm-era", "drbd"]).disk(DiskSpec::blank(drbd::NOTES, 16));
+        let setup = Setup::new(Kernel::Newest, &["ublk_drv", "nbd", "dm-era", "drbd"])
+            .processors(2)
+            .disk(DiskSpec::blank(drbd::NOTES, 16));
         drbd::prepare(setup)
     };
     if wanted.has(Subject::Instructions) {
@@ -143,6 +145,7 @@ fn restarted_by_systemd(seconds: u64) -> Load {
     let network = Network::new();
     let (_gateway, receiver, token) = packages::gateway(&network);
     let mut machine = Machine::debian("host", Kernel::Newest)
+        .processors(2)
         .modules(&["ublk_drv"])
         .programs(&["farside-vm-bench"])
         .disk(DiskSpec::blank("data", VOLUME_MIB))

@@ -70,8 +70,8 @@ pub fn run(command: &mut Command) -> Output {
     output
 }
 
-/// How long to wait, at least, before asking again.
-const POLL: Duration = Duration::from_millis(25);
+/// How long to wait, at least and at most, before asking again.
+const POLL: (Duration, Duration) = (Duration::from_millis(25), Duration::from_secs(1));
 
 /// Waits until `condition` gives something.
 ///
@@ -93,8 +93,8 @@ pub fn wait_until<T, S: Display>(what: &str, mut condition: impl FnMut() -> Resu
             Ok(value) => return value,
             Err(instead) => assert!(Instant::now() < deadline, "gave up waiting for {what}: {instead}"),
         }
-        // Who asks takes no more than half of the time of who answers.
-        std::thread::park_timeout(asked.elapsed().max(POLL));
+        // Who asks takes little of the time of who answers, which may be all that an emulated machine has.
+        std::thread::park_timeout((4 * asked.elapsed()).clamp(POLL.0, POLL.1));
     }
 }
 

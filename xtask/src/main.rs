@@ -8,6 +8,7 @@ mod install;
 mod kernels;
 mod laws;
 mod licence;
+mod machines;
 mod package;
 mod sim;
 mod test_all;

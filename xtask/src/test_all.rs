@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow, bail};
 
-use crate::{check, fuzz, install, kernels, package};
+use crate::{check, fuzz, install, kernels, machines, package};
 
 /// Options of `xtask test`.
 #[derive(Debug, clap::Args)]
@@ -41,6 +41,8 @@ enum Work {
     Tests(Command),
     /// The same; some of them go on for hours if asked to.
     Enduring(Command),
+    /// Tests of emulated machines, which do so, too.
+    Machines,
 }
 
 /// The step before which everything has ended that runs beside others.
@@ -151,21 +153,7 @@ fn steps() -> anyhow::Result<Vec<Step>> {
             ])),
         ),
         step("packages", "Debian packages for hosts and gateways", Work::Here(|| package::run(&package::for_tests()))),
-        step(
-            "vm",
-            "emulated machines: real kernels, power cuts",
-            Work::Enduring(cargo(&[
-                "test",
-                "--release",
-                "--locked",
-                "--no-fail-fast",
-                "-p",
-                "farside-vm",
-                "--",
-                "--test-threads",
-                "1",
-            ])),
-        ),
+        step("vm", "emulated machines: real kernels, power cuts", Work::Machines),
     ])
 }
 
@@ -240,20 +228,20 @@ fn judged(result: anyhow::Result<()>) -> Count {
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Count {
-    passed: u64,
-    failed: u64,
+pub(crate) struct Count {
+    pub(crate) passed: u64,
+    pub(crate) failed: u64,
 }
 
 impl Count {
     const PASSED: Self = Self { passed: 1, failed: 0 };
-    const FAILED: Self = Self { passed: 0, failed: 1 };
+    pub(crate) const FAILED: Self = Self { passed: 0, failed: 1 };
 
-    fn plus(self, other: Self) -> Self {
+    pub(crate) fn plus(self, other: Self) -> Self {
         Self { passed: self.passed + other.passed, failed: self.failed + other.failed }
     }
 
-    fn words(self) -> String {
+    pub(crate) fn words(self) -> String {
         match self {
             Self::PASSED => "passed".to_owned(),
             Self::FAILED => "FAILED".to_owned(),
@@ -274,6 +262,7 @@ fn carry_out(work: Work, hours: Option<f64>) -> Count {
             }
             run_tests(&mut command)
         }
+        Work::Machines => machines::run(hours),
     };
     result.unwrap_or_else(|error| {
         eprintln!("{error:#}");
@@ -317,13 +306,13 @@ fn run_tests(command: &mut Command) -> anyhow::Result<Count> {
 }
 
 /// `test result: ok. 12 passed; 0 failed; …`
-fn parse_result(line: &str) -> Option<Count> {
+pub(crate) fn parse_result(line: &str) -> Option<Count> {
     let rest = line.strip_prefix("test result: ")?;
     let number = |what: &str| rest.split([';', '.']).find_map(|part| part.trim().strip_suffix(what)?.trim().parse().ok());
     Some(Count { passed: number("passed")?, failed: number("failed")? })
 }
 
-fn cargo(args: &[&str]) -> Command {
+pub(crate) fn cargo(args: &[&str]) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(args).current_dir(crate::root());
     command
@@ -335,7 +324,7 @@ fn bin_dir() -> anyhow::Result<PathBuf> {
     Ok(this.parent().context("a program is in a folder")?.to_owned())
 }
 
-fn seconds(duration: Duration) -> String {
+pub(crate) fn seconds(duration: Duration) -> String {
     format!("{:.1} s", duration.as_secs_f64())
 }
 

@@ -6,7 +6,7 @@
 use farside_tests::verify::Rng;
 use serde_json::Value;
 
-use crate::protected::{CLI, Host, is_quiet};
+use crate::protected::{CLI, Host, Setup, is_quiet};
 use crate::{Guest, Kernel};
 
 /// The volume's device, as its users name it.
@@ -70,12 +70,20 @@ pub const NBD: Tap = Tap {
     ],
 };
 
-/// A host with its volume behind this tap.
+/// A host of two processors with its volume behind this tap.
 ///
 /// # Panics
 /// When something does not come up.
 pub fn boot(kernel: Kernel, tap: &Tap) -> Host {
-    let mut host = Host::boot(kernel, &[tap.module]);
+    protect(Setup::new(kernel, &[tap.module]).processors(2), tap)
+}
+
+/// This host with its volume behind this tap.
+///
+/// # Panics
+/// When something does not come up.
+pub fn protect(setup: Setup, tap: &Tap) -> Host {
+    let mut host = Host::with(setup);
     host.guest.run(&format!("{CLI} volume add data --backing $(cat /run/backing) --tap {}", tap.name));
     tap.complaints.iter().for_each(|words| host.guest.announce(words));
     host
@@ -322,7 +330,7 @@ impl Part {
 
 /// A host with an application on a volume over a part of its disk.
 fn on_a_part(kernel: Kernel, tap: &Tap, sectors: u64) -> (Host, Part) {
-    let mut host = Host::boot(kernel, &[tap.module, "dm_mod"]);
+    let mut host = Host::with(Setup::new(kernel, &[tap.module, "dm_mod"]).processors(2));
     tap.complaints.iter().for_each(|words| host.guest.announce(words));
     let part = Part::make(&mut host.guest, sectors);
     host.guest.run(&format!("{CLI} volume add data --backing {} --tap {}", Part::NODE, tap.name));

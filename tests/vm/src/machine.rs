@@ -75,6 +75,7 @@ pub struct Machine {
     name: &'static str,
     kernel: Kernel,
     memory_mib: u32,
+    processors: u32,
     counts_instructions: bool,
     modules: Vec<&'static str>,
     ours: Vec<PathBuf>,
@@ -90,7 +91,7 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// A machine without disks, with two processors and 512 MiB, switched off.
+    /// A machine without disks, with one processor and 512 MiB, switched off.
     ///
     /// # Panics
     /// When there is no room for its files.
@@ -100,6 +101,7 @@ impl Machine {
             name,
             kernel,
             memory_mib: 512,
+            processors: 1,
             counts_instructions: false,
             modules: MODULES.to_vec(),
             ours: vec![bin_dir().join("farside-vm-agent")],
@@ -132,6 +134,13 @@ impl Machine {
     /// With so much memory.
     pub fn memory_mib(mut self, mib: u32) -> Self {
         self.memory_mib = mib;
+        self
+    }
+
+    /// With so many processors: for what happens on several at once. Emulated ones are threads of this machine, and where it has fewer that
+    /// are idle, a guest may lose a timer: tests of such machines run alone (`xtask/src/machines.rs`).
+    pub fn processors(mut self, number: u32) -> Self {
+        self.processors = number;
         self
     }
 
@@ -285,7 +294,7 @@ impl Machine {
         );
         let processors = match self.counts_instructions {
             true => format!("-accel tcg,thread=single -icount shift={} -smp 1", INSTRUCTION_NS.ilog2()),
-            false => "-accel tcg,thread=multi -smp 2".to_owned(),
+            false => format!("-accel tcg,thread=multi -smp {}", self.processors),
         };
         let fixed = [
             "--pdeathsig KILL -- qemu-system-x86_64 -M q35 -cpu max -nodefaults -no-user-config",

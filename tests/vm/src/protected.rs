@@ -79,6 +79,7 @@ pub struct Setup {
     gateway_disks: Vec<DiskSpec>,
     keep: u32,
     debian: bool,
+    processors: u32,
     counts_instructions: bool,
     toolbox: Option<Arc<Toolbox>>,
 }
@@ -97,6 +98,7 @@ impl Setup {
             gateway_disks: Vec::new(),
             keep: 10_000,
             debian: false,
+            processors: 1,
             counts_instructions: false,
             toolbox: None,
         }
@@ -140,6 +142,12 @@ impl Setup {
     /// With a host that is a Debian, with udev and LVM.
     pub fn debian(mut self) -> Self {
         self.debian = true;
+        self
+    }
+
+    /// With a host of so many processors.
+    pub fn processors(mut self, number: u32) -> Self {
+        self.processors = number;
         self
     }
 
@@ -192,6 +200,7 @@ impl Host {
             }
         };
         let mut machine = machine
+            .processors(setup.processors)
             .modules(&setup.modules)
             .debian_programs(&setup.debian_programs)
             .programs(&["farside", "farsided", "farside-vm-bench", "farside-vm-load"])

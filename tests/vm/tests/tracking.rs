@@ -4,7 +4,7 @@
 use farside_tests::verify::Rng;
 use farside_vm::Kernel;
 use farside_vm::conformance::{self, DEVICE, UBLK};
-use farside_vm::protected::{CLI, Host, is_quiet};
+use farside_vm::protected::{CLI, Host, Setup, is_quiet};
 use serde_json::Value;
 
 const MIB: usize = 1 << 20;
@@ -15,7 +15,7 @@ fn is_cold(group: &Value) -> bool {
 }
 
 fn boot() -> Host {
-    let mut host = conformance::boot(Kernel::Newest, &UBLK);
+    let mut host = conformance::protect(Setup::new(Kernel::Newest, &[UBLK.module]), &UBLK);
     host.wait_for_group("the volume to be cold", is_cold);
     host
 }

@@ -44,7 +44,7 @@ fn a_daemon_may_die_at_any_moment_of_its_start_on_the_newest() {
 
 /// A device that was made and not started, or started and not shown, is taken up by the next attempt; none is left over.
 fn may_die_as_it_makes_a_device(kernel: Kernel) {
-    let mut host = Host::boot(kernel, &["ublk_drv"]);
+    let mut host = Host::with(Setup::new(kernel, &["ublk_drv"]).processors(2));
     let mut rng = Rng(3);
     let add = format!("{CLI} volume add data --backing $(cat /run/backing)");
     for round in 0..10 {
@@ -133,7 +133,8 @@ fn a_data_path_is_chosen_shown_and_kept() {
 #[test]
 fn what_cannot_be_registered_is_copied() {
     let disk = DiskSpec::blank("data", 64);
-    let mut machine = Machine::new("host", Kernel::Newest).modules(&["ublk_drv"]).programs(&["farside-vm-bench"]).disk(disk);
+    let mut machine =
+        Machine::new("host", Kernel::Newest).processors(2).modules(&["ublk_drv"]).programs(&["farside-vm-bench"]).disk(disk);
     let mut guest = machine.boot();
     let data = guest.disk("data");
     let bare = Bare::serve(&mut guest, &data, "slots=2");
@@ -158,7 +159,7 @@ fn what_cannot_be_registered_is_copied() {
 /// disk is well again: it has dropped what it could not write.
 #[test]
 fn a_failed_flush_that_nobody_was_told_of_is_told_after_a_takeover() {
-    let mut host = Host::boot(Kernel::Newest, &[UBLK.module, "dm_mod", "dm_flakey"]);
+    let mut host = Host::with(Setup::new(Kernel::Newest, &[UBLK.module, "dm_mod", "dm_flakey"]).processors(2));
     host.guest.announce("I/O error");
     let data = host.guest.run("cat /run/backing").trim().to_owned();
     let table = |kind: &str, rest: &str| format!("echo 0 65536 {kind} {data} 0 {rest} | dmsetup");
@@ -200,7 +201,7 @@ fn a_failed_flush_that_nobody_was_told_of_is_told_after_a_takeover() {
 fn every_point_satisfies_the_dependency_across_queues() {
     const MIB: usize = 16;
     let half = MIB << 19;
-    let mut host = Host::with(Setup::new(Kernel::Newest, &[UBLK.module]).content(vec![0; MIB << 20]));
+    let mut host = Host::with(Setup::new(Kernel::Newest, &[UBLK.module]).processors(2).content(vec![0; MIB << 20]));
     host.guest.run(&format!("{CLI} volume add data --backing $(cat /run/backing) --tap ublk"));
     assert_eq!(host.queue_threads().number(), 2, "a queue for each processor");
     host.wait_for_group("the first sync", is_quiet);
@@ -252,7 +253,7 @@ fn every_point_satisfies_the_dependency_across_queues() {
 /// Counted by the kernel: tracking changes costs the thread that serves a device no system call.
 #[test]
 fn a_request_costs_no_more_system_calls_than_one_that_is_only_passed_on() {
-    let mut host = Host::boot(Kernel::Newest, &["ublk_drv"]);
+    let mut host = Host::with(Setup::new(Kernel::Newest, &["ublk_drv"]).processors(2));
     let data = host.guest.run("cat /run/backing").trim().to_owned();
     const WORKLOADS: [&str; 3] = ["write-4096-1 1", "write-4096-32 1", "read-4096-32 1"];
     let bare = Bare::serve(&mut host.guest, &data, "");

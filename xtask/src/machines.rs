@@ -1,0 +1,170 @@
+//! The tests of emulated machines: each in a process of its own, as many at a time as this machine has processors for.
+//!
+//! A guest has one processor unless its test is about several, so two tests keep two processors busy. Those that are about several
+//! run after the others, one at a time: an emulated machine with two processors that are not served at once loses timers.
+
+use std::collections::VecDeque;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+use anyhow::{Context as _, anyhow, bail};
+
+use crate::test_all::{Count, cargo, parse_result, seconds};
+
+const PACKAGE: &str = "farside-vm";
+/// Files whose guests have two processors.
+const ALONE: &[&str] = &["kernel_client", "ublk"];
+/// Files with the longest tests: what begins last should not end last.
+const FIRST: &[&str] = &["cuts", "boot", "packages", "bypass", "insertion"];
+/// More guests than that need more memory than a small machine has.
+const WORKERS_MAX: usize = 4;
+
+/// What runs in a process of its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Test {
+    /// The file of tests that it is of.
+    file: String,
+    program: PathBuf,
+    /// `None`: all of the file.
+    name: Option<String>,
+}
+
+impl Test {
+    fn title(&self) -> String {
+        let name = self.name.as_deref().unwrap_or("all");
+        format!("{}::{name}", self.file)
+    }
+
+    fn run(&self, hours: Option<f64>) -> anyhow::Result<(Count, String)> {
+        let mut command = Command::new(&self.program);
+        // As cargo runs it.
+        command.current_dir(crate::root().join("tests/vm")).env("CARGO_PKG_NAME", PACKAGE).args(["--test-threads", "1"]);
+        if let Some(name) = &self.name {
+            command.args(["--exact", name]);
+        }
+        if let Some(hours) = hours {
+            command.env("FARSIDE_TEST_HOURS", hours.to_string()).arg("--show-output");
+        }
+        let output = command.stdin(Stdio::null()).output().with_context(|| format!("{command:?} does not start"))?;
+        let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        let count = said.lines().filter_map(parse_result).fold(Count::default(), Count::plus);
+        let ran = self.name.is_none() || count != Count::default();
+        match output.status.success() {
+            true if ran => Ok((count, if hours.is_some() { said } else { String::new() })),
+            true => bail!("{}: it did not run\n{said}", self.title()),
+            false if count.failed > 0 => Ok((count, said)),
+            false => bail!("{}: {}\n{said}", self.title(), output.status),
+        }
+    }
+}
+
+/// Runs them all.
+///
+/// # Errors
+/// When they cannot be built or listed.
+pub(crate) fn run(hours: Option<f64>) -> anyhow::Result<Count> {
+    let (alone, others): (Vec<Test>, Vec<Test>) = tests()?.into_iter().partition(|test| ALONE.contains(&test.file.as_str()));
+    let workers = std::thread::available_parallelism().map_or(1, usize::from).min(WORKERS_MAX);
+    let count = run_all(others, workers, hours).plus(run_all(alone, 1, hours));
+    if count.passed == 0 { Err(anyhow!("no test ran")) } else { Ok(count) }
+}
+
+fn run_all(tests: Vec<Test>, workers: usize, hours: Option<f64>) -> Count {
+    let (queue, total) = (Mutex::new(VecDeque::from(tests)), Mutex::new(Count::default()));
+    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+    std::thread::scope(|scope| {
+        for _ in 0..workers {
+            scope.spawn(|| {
+                while let Some(test) = next() {
+                    let begun = Instant::now();
+                    let (count, said) = test.run(hours).unwrap_or_else(|error| (Count::FAILED, format!("{error:#}\n")));
+                    // At once, or two that end together would be printed into each other.
+                    let mut out = std::io::stdout().lock();
+                    let _ = writeln!(out, "{}: {} in {}\n{said}", test.title(), count.words(), seconds(begun.elapsed()));
+                    let mut total = total.lock().unwrap_or_else(PoisonError::into_inner);
+                    *total = total.plus(count);
+                }
+            });
+        }
+    });
+    total.into_inner().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Builds the tests and says what there is, the longest first.
+fn tests() -> anyhow::Result<Vec<Test>> {
+    let mut build =
+        cargo(&["test", "--release", "--locked", "--no-run", "--message-format", "json-render-diagnostics", "-p", PACKAGE]);
+    let built =
+        build.stdin(Stdio::null()).stderr(Stdio::inherit()).output().with_context(|| format!("{build:?} does not start"))?;
+    if !built.status.success() {
+        bail!("{build:?}: {}", built.status);
+    }
+    let mut tests = Vec::new();
+    for (file, is_file_of_tests, program) in String::from_utf8_lossy(&built.stdout).lines().filter_map(parse_artifact) {
+        match is_file_of_tests {
+            true => {
+                let names = names(&program)?;
+                tests.extend(names.into_iter().map(|name| Test {
+                    file: file.clone(),
+                    program: program.clone(),
+                    name: Some(name),
+                }));
+            }
+            false => tests.push(Test { file, program, name: None }),
+        }
+    }
+    tests.sort_by_key(|test| FIRST.iter().position(|file| *file == test.file).unwrap_or(FIRST.len()));
+    Ok(tests)
+}
+
+/// Of what cargo says of a build: a file of tests or the unit tests of something else, and the program that runs them.
+fn parse_artifact(line: &str) -> Option<(String, bool, PathBuf)> {
+    let message: serde_json::Value = serde_json::from_str(line).ok()?;
+    let is_test = message["reason"] == "compiler-artifact" && message["profile"]["test"] == true;
+    let (target, program) = (&message["target"], message["executable"].as_str()?);
+    is_test.then(|| Some((target["name"].as_str()?.to_owned(), target["kind"][0] == "test", program.into())))?
+}
+
+fn names(program: &Path) -> anyhow::Result<Vec<String>> {
+    let mut list = Command::new(program);
+    let listed = list.args(["--list", "--format", "terse"]).output().with_context(|| format!("{list:?} does not start"))?;
+    if !listed.status.success() {
+        bail!("{list:?}: {}", listed.status);
+    }
+    let lines = String::from_utf8_lossy(&listed.stdout).into_owned();
+    Ok(lines.lines().filter_map(|line| line.strip_suffix(": test")).map(str::to_owned).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_of_tests_are_told_from_what_they_need() {
+        let artifact = |kind: &str, test: bool, program: &str| {
+            format!(
+                r#"{{"reason":"compiler-artifact","target":{{"kind":["{kind}"],"name":"n"}},"profile":{{"test":{test}}},"executable":{program}}}"#
+            )
+        };
+        assert_eq!(parse_artifact(&artifact("test", true, "\"/x\"")), Some(("n".to_owned(), true, "/x".into())));
+        assert_eq!(parse_artifact(&artifact("lib", true, "\"/x\"")), Some(("n".to_owned(), false, "/x".into())));
+        assert_eq!(parse_artifact(&artifact("bin", false, "\"/x\"")), None);
+        assert_eq!(parse_artifact(&artifact("lib", true, "null")), None);
+        assert_eq!(parse_artifact("no JSON"), None);
+    }
+
+    #[test]
+    fn all_are_run_and_what_fails_is_counted() {
+        let test =
+            |program: &str, name: &str| Test { file: "f".to_owned(), program: program.into(), name: Some(name.to_owned()) };
+        // It says its arguments, and so what a test says.
+        let good = test("/bin/echo", "t\ntest result: ok. 1 passed; 0 failed; 0 ignored");
+        let (dead, silent) = (test("/bin/false", "t"), test("/bin/true", "t"));
+        let tests = vec![good.clone(), dead, silent, test("/nowhere", "t"), good];
+        let count = run_all(tests, 2, None);
+        assert_eq!(count, Count { passed: 2, failed: 3 });
+    }
+}
