@@ -114,6 +114,10 @@ const IMPURE_WORDS: &[&str] = &[
     "libc::",
 ];
 
+/// What the daemon must not use, and what would come of it.
+const NOT_FOR_THE_DAEMON: &[(&str, &str)] =
+    &[("passing_pages", "what a host puts in its pages after a switch would be in the cut before it (L3)")];
+
 /// The only places that may contain unsafe code.
 const UNSAFE_ROOMS: &[&str] = &["crates/blockio/", "ublk/"];
 
@@ -154,6 +158,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
     check_unused(&metadata, &root, &sources, &mut found);
     check_pure(&sources, &mut found);
     check_unsafe(&sources, &mut found);
+    check_daemon(&sources, &mut found);
     check_words(&sources, &mut found);
     check_shape(&sources, &mut found);
     laws::check(&sources, &mut found);
@@ -366,6 +371,16 @@ fn check_unsafe(sources: &Sources, found: &mut Vec<String>) {
     }
 }
 
+fn check_daemon(sources: &Sources, found: &mut Vec<String>) {
+    for (name, text) in sources.rust().filter(|(name, _)| name.starts_with("daemon/")) {
+        for (at, line) in product_lines(text) {
+            for (word, what) in NOT_FOR_THE_DAEMON.iter().filter(|(word, _)| line.contains(word)) {
+                found.push(format!("{name}:{at}: the daemon uses `{word}`: {what}"));
+            }
+        }
+    }
+}
+
 /// What no file of the project may contain. Each is put together here, so that this file does not contain it either.
 fn forbidden_words() -> Vec<(String, &'static str)> {
     vec![
@@ -422,6 +437,7 @@ mod tests {
             (check_pure, "crates/wire/src/lib.rs", "//! x\nuse std::fs::File;\n", "std::fs"),
             (check_unsafe, "crates/shim/src/lib.rs", unsafe_line, "outside its rooms"),
             (check_unsafe, "crates/blockio/src/lib.rs", unsafe_line, "SAFETY"),
+            (check_daemon, "daemon/src/tap.rs", "//! x\nfn f(s: Server) { s.passing_pages(); }\n", "(L3)"),
             (check_words, "README.md", &unfinished, "unfinished"),
             (check_shape, "cli/src/x.rs", "fn f() {}\n", "must say what the file owns"),
         ];
