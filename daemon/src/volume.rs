@@ -18,7 +18,7 @@ use anyhow::{Context as _, bail};
 use crossbeam::channel::{Sender, unbounded};
 use farside_blockio::dm::DevNumber;
 use farside_blockio::process::Priority;
-use farside_blockio::{Abandoned, DeviceEngine, DeviceError, FileDevice, OpenOptions, Ring, Waker, WriteWatch};
+use farside_blockio::{DeviceEngine, DeviceError, FileDevice, OpenOptions, Ring, Waker, WriteWatch};
 use farside_insert::{InsertError, Insertion, State, stack};
 use farside_ledger::VolumeMeta;
 use farside_region::intent::{BackingIdentity, HeaderState};
@@ -571,13 +571,13 @@ impl Served {
     /// The last step of a planned stop, after the tap has stopped: flush, masks of what is owed, `clean`. With `None` the header
     /// is left `attached`. Gives whether it is clean. Waits for the device; call it on a thread of its own.
     pub(crate) fn close_at_stop(mut self, owed: Option<GranuleSet>) -> bool {
-        drop(self.threads.end_queues());
+        drop(self.threads.abandon_queues());
         self.end_at_stop(owed)
     }
 
     /// As [`Served::close_at_stop`], for a successor in this process: the device that its host goes on using is free for that.
     pub(crate) fn close_for_successor(mut self, owed: Option<GranuleSet>) -> bool {
-        self.threads.end_queues().into_iter().for_each(Abandoned::close);
+        self.threads.end_queues();
         self.end_at_stop(owed)
     }
 
@@ -636,7 +636,7 @@ impl Served {
     /// Ends the threads with the header left `attached`: the next start compares. Waits for the device. One that stays may be served
     /// again by this process.
     pub(crate) fn close(mut self) {
-        self.threads.end_queues().into_iter().for_each(Abandoned::close);
+        self.threads.end_queues();
         self.finish();
     }
 
@@ -667,7 +667,7 @@ impl Served {
     }
 
     fn finish(&mut self) {
-        drop(self.threads.end_queues());
+        self.threads.end_queues();
         if let Some(guard) = self.guard.take() {
             guard.end();
         }
