@@ -5,12 +5,15 @@
 //! | a tap was made, and nobody knows it yet | a granule that a helper writes again as it is, through the tap's own node, is marked in the open map, and the kernel has counted it on the backing |
 //! | at every look at the taps ([`crate::watch`]) | the kernel has not counted more as written on the tap than the shim has carried out |
 //!
+//! A tap that does not see is called so until its device is made anew: a note in the runtime directory, which outlives the process
+//! and not the boot, says so to whoever takes the device over.
+//!
 //! Invariants: no byte changes, and nobody's write can come between the read and the write: the device is held exclusively, and
 //! udev does not say yet whose it is. So a tap that was there before is never written to, since somebody may use it: only the
 //! second row speaks for that one. No opening waits long for this: a write that finds its intent map unwritable ends only when
 //! the volume is a member of its group.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -19,8 +22,9 @@ use anyhow::bail;
 use crossbeam::channel::{RecvTimeoutError, bounded};
 use farside_blockio::dm::DevNumber;
 use farside_blockio::{WriteWatch, sectors_written};
-use farside_region::{Geometry, GranuleIndex};
+use farside_region::{Geometry, GranuleIndex, VolumeId};
 use farside_shim::{Tracking, Volume};
+use tracing::warn;
 
 use crate::change::Change;
 use crate::queue::Counters;
@@ -97,6 +101,42 @@ fn judge(volume: &Volume, granule: GranuleIndex, counted: Option<(u64, u64)>) ->
     }
 }
 
+/// The note.
+#[derive(Debug)]
+pub(crate) struct BlindNote {
+    path: PathBuf,
+}
+
+impl BlindNote {
+    pub(crate) fn of(runtime_dir: &Path, volume: VolumeId) -> Self {
+        Self { path: runtime_dir.join(format!("blind-{volume}")) }
+    }
+
+    /// Why a tap does not see what is written, as far as that is known: by its first write, or, where none was sent because its
+    /// device was there, by a predecessor's.
+    ///
+    /// # Errors
+    /// When it cannot be known what a predecessor saw.
+    pub(crate) fn judge(&self, first: Option<&Canary>) -> std::io::Result<Option<String>> {
+        match first {
+            Some(Canary::Unseen(why)) => {
+                if let Err(error) = std::fs::write(&self.path, why) {
+                    warn!(note = %self.path.display(), %error, "cannot be written: the next start will not know that the tap does not track");
+                }
+                Ok(Some(why.clone()))
+            }
+            Some(Canary::Seen | Canary::NotSent(_)) => match std::fs::remove_file(&self.path) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+                _ => Ok(None),
+            },
+            None => match std::fs::read_to_string(&self.path) {
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+                why => why.map(Some),
+            },
+        }
+    }
+}
+
 /// The kernel's count of what was written on a tap's device, against what the shim carried out.
 #[derive(Debug)]
 pub(crate) struct TapWatch {
@@ -158,6 +198,26 @@ mod tests {
             }
         }
         volume
+    }
+
+    #[test]
+    fn r13_a_tap_that_does_not_see_is_called_so_until_its_device_is_made_anew() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let judge = |volume: u8, first: Option<Canary>| {
+            BlindNote::of(dir.path(), VolumeId([volume; 16])).judge(first.as_ref()).expect("known") // each a process of its own
+        };
+        assert_eq!(judge(1, None), None, "nothing was ever seen");
+        let why = Some("nothing was marked".to_owned());
+        assert_eq!(judge(1, Some(Canary::Unseen("nothing was marked".to_owned()))), why);
+        assert_eq!(judge(1, None), why, "its device is taken over");
+        assert_eq!(judge(1, None), why, "and again");
+        assert_eq!(judge(2, None), None, "another volume's");
+        assert_eq!(judge(1, Some(Canary::NotSent("somebody uses it already".to_owned()))), None, "its device was made anew");
+        assert_eq!(judge(1, Some(Canary::Seen)), None);
+        assert_eq!(judge(1, None), None);
+        // One that cannot be read is not called absent.
+        std::fs::create_dir(dir.path().join(format!("blind-{}", VolumeId([3; 16])))).expect("made");
+        BlindNote::of(dir.path(), VolumeId([3; 16])).judge(None).expect_err("neither yes nor no");
     }
 
     #[test]

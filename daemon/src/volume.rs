@@ -30,7 +30,7 @@ use tracing::{error, info, warn};
 
 use crate::backing::{Identity, Known};
 use crate::boot::{self, Backings};
-use crate::canary::{self, Canary, TapWatch};
+use crate::canary::{self, BlindNote, Canary, TapWatch};
 use crate::change::{self, Change};
 use crate::config::{LimitsConfig, STATE_DIR, VolumeConfig, write_atomically};
 use crate::encode::Encoders;
@@ -468,21 +468,26 @@ impl Served {
         let send = |tap: &Path| canary = Some(canary::send(tap, &self.volume, self.writes.as_ref(), runtime_dir));
         let shown = self.tap.appear((name, self.meta.id), &self.device, place, lost, send)?;
         self.tap_writes = shown.as_deref().and_then(|tap| TapWatch::new(tap, self.counters.clone()));
-        match canary {
+        let note = BlindNote::of(runtime_dir, self.meta.id);
+        let blind =
+            shown.as_ref().map_or(Ok(None), |_| note.judge(canary.as_ref())).context("what a first write showed is unknown")?;
+        match &canary {
             Some(Canary::Seen) => info!(volume = %name, "a first write was marked, and reached the backing"),
             Some(Canary::NotSent(why)) => info!(volume = %name, %why, "no first write was tried"),
-            Some(Canary::Unseen(why)) => {
-                let why = format!("its tap does not see what is written: {why}");
-                error!(volume = %name, "{why}");
-                Mark::TrackingLost.put_because(&self.dir, &why)?;
-                if self.insertion.is_some() {
-                    self.give_up_tap();
-                    bail!("{why}; its device stays on its own disks");
-                }
-                // Its host is served, and nothing is believed.
-                self.blind = Some(why);
+            Some(Canary::Unseen(_)) | None => {}
+        }
+        if let Some(why) = blind {
+            let why = format!("its tap does not see what is written: {why}");
+            error!(volume = %name, "{why}");
+            Mark::TrackingLost.put_because(&self.dir, &why)?;
+            // † Where its device rests on it already, requests wait for it.
+            let waits = |insertion: &Arc<Insertion>| canary.is_none() && matches!(insertion.state(), Ok(State::Inserted { .. }));
+            if self.insertion.as_ref().is_some_and(|insertion| !waits(insertion)) {
+                self.give_up_tap();
+                bail!("{why}; its device stays on its own disks");
             }
-            None => {}
+            // Its host is served, and nothing is believed.
+            self.blind = Some(why);
         }
         let (Some(insertion), Some(shown)) = (&self.insertion, shown) else { return Ok(false) };
         // Also where it is there already: what a killed predecessor began may only end now that the tap is served again, and
