@@ -278,20 +278,24 @@ impl Member {
         self.leaving.is_some()
     }
 
-    /// Whether it knows of something to be compared that nothing else does: who opens the volume again in this process must know it,
-    /// too.
-    fn remembers(&self) -> bool {
-        !self.heats.is_empty() || matches!(self.loss, Loss::Owed { .. }) || self.sight.is_owed()
+    /// Whether its device is not served any more, and nobody here did that.
+    pub(crate) fn has_lost_its_tap(&self) -> bool {
+        // † What says so may still be on its way here.
+        self.tap_lost.is_some() || self.served.tap_lost.get().is_some()
+    }
+
+    /// Why everything is to be compared of which nothing else knows: who opens the volume next must know it, too.
+    fn remembers(&self) -> Option<&'static str> {
+        // † Its disk shows what is on it, and whoever ended its device may have written there since.
+        let untracked = "its device was ended by somebody else, and its disk was not tracked until it was served again";
+        let unmarked = "what was to be compared was not marked before the volume was closed";
+        let is_owed = !self.heats.is_empty() || matches!(self.loss, Loss::Owed { .. }) || self.sight.is_owed();
+        self.has_lost_its_tap().then_some(untracked).or(is_owed.then_some(unmarked))
     }
 
     /// Has it kept for whoever opens the volume next.
     fn keep_what_it_remembers(&self) -> anyhow::Result<()> {
-        match self.remembers() {
-            true => {
-                loss::keep(&self.served.dir, &self.note, "what was to be compared was not marked before the volume was closed")
-            }
-            false => Ok(()),
-        }
+        self.remembers().map_or(Ok(()), |why| loss::keep(&self.served.dir, &self.note, why))
     }
 
     /// Whether it may be called clean, once its tap has stopped. A flush that was never answered may have failed (T14); what is not
@@ -942,28 +946,24 @@ impl Control {
     fn removed(&mut self, id: VolumeId) {
         let Some(mut member) = self.members.remove(&id) else { return };
         let leaving = member.leaving.take();
-        let trusted = member.is_trusted();
         let remembers = member.remembers();
+        let trusted = remembers.is_none() && member.is_trusted();
         let Member { served, note, .. } = member;
         let name = served.config.name.clone();
         // Not here: what is in flight in a device that does not answer would hold up the whole group.
         std::thread::spawn(move || {
-            let kept = |dir: &Path| match remembers {
-                true => loss::keep(dir, &note, "what was to be compared was not marked before the volume was closed"),
-                false => Ok(()),
-            };
+            // † Before it is closed: who opens it again hears of it in no other way.
+            if let (Some(why), Some((Farewell::OpenedAgain | Farewell::OpenedLarger, _))) = (remembers, &leaving) {
+                loss::keep_at_last(&served.dir, &note, why, std::thread::sleep);
+            }
             let result = match leaving {
-                Some((Farewell::OpenedAgain, _)) => {
-                    let kept = kept(&served.dir);
-                    kept.and(served.close_for_another())
-                }
+                Some((Farewell::OpenedAgain, _)) => served.close_for_another(),
                 Some((Farewell::OpenedLarger, _)) => {
-                    let kept = kept(&served.dir);
                     // All that nobody knows to be published is hot (L2).
                     let mut owed = GranuleSet::new();
                     served.volume.hot_regions().ranges().for_each(|range| owed.insert_whole(range));
                     served.close_for_successor(trusted.then_some(owed));
-                    kept
+                    Ok(())
                 }
                 Some((Farewell::DeviceStays, _)) => {
                     served.close();

@@ -95,6 +95,7 @@ impl Member {
         anyhow::ensure!(self.loss == Loss::Kept, "that tracking was lost is not recorded here yet");
         // † The next opening finds the device in use, and tries no first write on it.
         anyhow::ensure!(self.served.blind.is_none(), "its tap does not see what is written");
+        anyhow::ensure!(!self.has_lost_its_tap(), "its device was ended by somebody else, and is made again first");
         anyhow::ensure!(self.broken.is_none() && !self.served.is_stopping(), "it is not served as it should be");
         Ok(())
     }

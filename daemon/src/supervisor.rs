@@ -96,6 +96,21 @@ fn links() -> std::io::Result<tokio::runtime::Runtime> {
         .build()
 }
 
+/// How far a daemon is.
+///
+/// ```text
+/// Serving ─► Ending ─► Stopping
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Serving,
+    /// It was told to stop. Nothing is changed any more; what is mounted on a host that is switched off is served until it is
+    /// unmounted, and what is closed to be opened again is opened.
+    Ending,
+    /// Its volumes are closed, and nothing is opened.
+    Stopping,
+}
+
 /// The running daemon; shared by API handlers.
 pub(crate) struct Daemon {
     config: Mutex<Config>,
@@ -106,7 +121,7 @@ pub(crate) struct Daemon {
     instance: InstanceId,
     groups: Mutex<BTreeMap<Name, GroupHandle>>,
     volumes: Volumes,
-    stopping: AtomicBool,
+    phase: Mutex<Phase>,
     /// systemd was told that the service is ready.
     ready: AtomicBool,
     /// One change of the configuration at a time.
@@ -152,7 +167,7 @@ impl Daemon {
             instance: InstanceId(instance),
             groups: Mutex::new(BTreeMap::new()),
             volumes: Volumes::default(),
-            stopping: AtomicBool::new(false),
+            phase: Mutex::new(Phase::Serving),
             ready: AtomicBool::new(false),
             changes: tokio::sync::Mutex::new(()),
             pairing: tokio::sync::Mutex::new(()),
@@ -203,6 +218,7 @@ impl Daemon {
             }
         }
         info!("stopping");
+        *locked(&self.phase) = Phase::Ending;
         systemd::stopping();
         housekeeping.abort();
         let stopped = self.stop_groups().await;
@@ -258,7 +274,7 @@ impl Daemon {
     async fn stop_groups(self: &Arc<Self>) -> Stopped {
         self.withdraw_devices().await;
         // † Not before: what is closed to be opened again has users that wait for it, and who is switched off waits for them.
-        self.stopping.store(true, Ordering::Relaxed);
+        *locked(&self.phase) = Phase::Stopping;
         let groups = std::mem::take(&mut *locked(&self.groups));
         let mut stops = Vec::new();
         for (_, group) in groups {
@@ -278,6 +294,31 @@ impl Daemon {
         worst
     }
 
+    fn is_stopping(&self) -> bool {
+        *locked(&self.phase) == Phase::Stopping
+    }
+
+    /// Who would change something now would not see what comes of it.
+    ///
+    /// # Errors
+    /// When the daemon was told to stop.
+    fn may_change(&self) -> Result<(), ApiError> {
+        match *locked(&self.phase) {
+            Phase::Serving => Ok(()),
+            Phase::Ending | Phase::Stopping => {
+                let todo = "say it again when farsided runs again: systemctl status farsided";
+                Err(ApiError::new(ErrorCode::Conflict, "farsided is stopping: nothing is changed any more", todo))
+            }
+        }
+    }
+
+    /// One change of the configuration at a time, and none at the end.
+    async fn begin_change(&self) -> Result<tokio::sync::MutexGuard<'_, ()>, ApiError> {
+        let one = self.changes.lock().await;
+        self.may_change()?;
+        Ok(one)
+    }
+
     /// For `systemctl status`.
     fn served_of_configured(&self) -> String {
         let configured = locked(&self.config).volumes.len();
@@ -295,13 +336,14 @@ impl Daemon {
     /// Takes over what changed on disk: volumes that are new are served, volumes that are gone are removed, groups get their
     /// settings. An invalid configuration changes nothing. What can only change with a restart stays, and is named.
     pub(crate) async fn reload(self: &Arc<Self>) -> Result<Reloaded, ApiError> {
+        let _one = self.begin_change().await?;
         // † Before that, "reloading" and then "ready" would end the start, whatever is still being opened.
         let said = self.ready.load(Ordering::Relaxed);
         if said {
             systemd::reloading();
         }
         let reloaded = self.take_over().await;
-        if said {
+        if said && self.may_change().is_ok() {
             systemd::ready(&self.served_of_configured());
         }
         match &reloaded {
@@ -323,7 +365,6 @@ impl Daemon {
     }
 
     async fn take_over(self: &Arc<Self>) -> Result<Reloaded, ApiError> {
-        let _one = self.changes.lock().await;
         let old = locked(&self.config).clone();
         let invalid = |e: &dyn std::fmt::Display| {
             ApiError::new(
@@ -399,11 +440,17 @@ impl Daemon {
             }
         }
         let mut reasons: Vec<Reason> = self.unserved().into_iter().flat_map(|volume| volume.reasons).collect();
-        if self.stopping.load(Ordering::Relaxed) {
+        let stops = match *locked(&self.phase) {
+            Phase::Serving => None,
+            Phase::Ending => {
+                Some("farsided is stopping: on a host that is switched off it serves what is mounted until it is unmounted")
+            }
+            Phase::Stopping => Some("farsided is stopping: its volumes are closed, what can still be published is"),
+        };
+        reasons.extend(stops.map(|what| {
             let todo = "wait; what is owed then is written down, and the next start goes on from there";
-            let what = "farsided is stopping: its volumes are closed, what can still be published is";
-            reasons.push(Reason::new(Severity::Warning, Code::Stopping, what, todo));
-        }
+            Reason::new(Severity::Warning, Code::Stopping, what, todo)
+        }));
         reasons.extend(self.not_paired());
         reasons.extend(locked(&self.stale).iter().map(|what| {
             let todo = "mend it, then: farside reload; or restart farsided for what only a restart can change";
@@ -438,6 +485,7 @@ impl Daemon {
 
     pub(crate) async fn pair(&self, token: &str) -> Result<Paired, ApiError> {
         let _one = self.pairing.lock().await;
+        self.may_change()?;
         let token = token.parse::<farside_transport::PairingToken>().map_err(|e| {
             let todo = "make a new one with `farside-receiver token` at the gateway";
             ApiError::new(ErrorCode::BadRequest, e.to_string(), todo)
@@ -460,6 +508,7 @@ impl Daemon {
     /// Forgets the receiver: where it is and its certificate. Connections to it end by that.
     pub(crate) async fn unpair(&self) -> Result<String, ApiError> {
         let _one = self.pairing.lock().await;
+        self.may_change()?;
         let Some(pin) = self.pin.borrow().clone() else {
             return Err(ApiError::new(ErrorCode::Conflict, "this host is not paired with a receiver", ""));
         };
@@ -480,7 +529,7 @@ impl Daemon {
     }
 
     pub(crate) async fn set_group(&self, name: &str, settings: &GroupSettings) -> Result<GroupSettings, ApiError> {
-        let _one = self.changes.lock().await;
+        let _one = self.begin_change().await?;
         let wrong = |what: &str| ApiError::new(ErrorCode::BadRequest, what, "see `farside group set --help`");
         let name: Name = name.parse().map_err(|e: farside_region::NameError| wrong(&e.to_string()))?;
         let configured = locked(&self.config).groups.contains_key(&name);
@@ -519,7 +568,7 @@ impl Daemon {
 
     /// Sets the limits, durably, and for whoever sends at this moment.
     pub(crate) async fn set_limits(&self, limits: Limits) -> Result<Limits, ApiError> {
-        let _one = self.changes.lock().await;
+        let _one = self.begin_change().await?;
         let wrong = || {
             ApiError::new(ErrorCode::BadRequest, "the rate must be between 64kbit and 8Tbit", "see `farside limit set --help`")
         };
@@ -533,16 +582,19 @@ impl Daemon {
     }
 
     pub(crate) async fn pause(&self, name: &str, pause: bool) -> Result<(), ApiError> {
+        self.may_change()?;
         let (name, ..) = self.find(name)?;
         self.ask(&name, |id, reply| Ask::Pause(id, pause, reply)).await
     }
 
     pub(crate) async fn resync(&self, name: &str, accept: Option<Accept>) -> Result<(), ApiError> {
+        self.may_change()?;
         let (name, ..) = self.find(name)?;
         self.ask(&name, |id, reply| Ask::Resync(id, accept, reply)).await
     }
 
     pub(crate) async fn verify(&self, name: &str) -> Result<(), ApiError> {
+        self.may_change()?;
         let (name, ..) = self.find(name)?;
         self.ask(&name, Ask::Verify).await.map(drop)
     }

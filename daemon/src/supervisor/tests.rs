@@ -1,6 +1,12 @@
 //! A daemon in this process, with what the kernel would have to do told to it.
 
+use std::path::PathBuf;
+
+use farside_control::source::{IfAbsent, VolumeAdd};
+
 use super::*;
+use crate::group::Inbox;
+use crate::state_dir::Mark;
 use crate::tap::TapConfig;
 use crate::volume::Served;
 
@@ -10,54 +16,194 @@ async fn lost(noticed: &mut mpsc::UnboundedReceiver<Noticed>) -> Noticed {
     tokio::time::timeout(PATIENCE, noticed.recv()).await.expect("it is said").expect("the daemon lives")
 }
 
+/// A daemon in a folder, with a volume `data` over a file; other files are there for more.
+struct Running {
+    at: PathBuf,
+    daemon: Arc<Daemon>,
+    noticed: mpsc::UnboundedReceiver<Noticed>,
+    data: Name,
+    id: VolumeId,
+    inbox: Inbox,
+    _dir: tempfile::TempDir,
+}
+
+impl Running {
+    async fn new() -> Self {
+        let dir = tempfile::tempdir_in(".").expect("temp dir");
+        let at = dir.path().canonicalize().expect("there");
+        for volume in ["data", "late", "other"] {
+            std::fs::write(at.join(volume), vec![0; 8 << 20]).expect("written");
+        }
+        std::fs::create_dir(at.join("run")).expect("made");
+        let path = at.join("farsided.toml");
+        let text = format!(
+            "[source]\nname='h1'\nstate_dir='{at}/state'\napi_socket='{at}/run/api.sock'\n\
+             [[volume]]\nname='data'\nbacking='{at}/data'\ntap='nbd:unix:{at}/tap'\n",
+            at = at.display()
+        );
+        std::fs::write(&path, text).expect("written");
+        let config = Config::load(&path).expect("valid");
+        let state = Arc::new(StateDir::open(&config.source.state_dir).expect("ours"));
+        let (notices, noticed) = mpsc::unbounded_channel();
+        let daemon = Daemon::new(config, state, tokio::runtime::Handle::current(), notices).expect("a daemon");
+        daemon.start_all().join_all().await;
+        let (data, group, id) = daemon.find("data").expect("served");
+        let inbox = locked(&daemon.groups)[&group].inbox.clone();
+        Self { at, daemon, noticed, data, id, inbox, _dir: dir }
+    }
+
+    fn folder(&self, volume: &str) -> PathBuf {
+        let group = "default".parse().expect("a name");
+        self.daemon.state.volume_dir(&group, &volume.parse().expect("a name")).expect("made").0
+    }
+
+    /// Somebody has ended the device of `data`.
+    fn lose_tap(&self) {
+        self.inbox.send(Note::TapLost(self.id, "it was ended".into()));
+    }
+
+    fn add(&self, name: &str) -> VolumeAdd {
+        let tap = Some(format!("nbd:unix:{}/{name}-tap", self.at.display()));
+        VolumeAdd {
+            name: name.to_owned(),
+            group: None,
+            backing: self.at.join(name),
+            insert: false,
+            tap,
+            if_absent: IfAbsent::default(),
+        }
+    }
+}
+
 /// The device of a volume was ended by somebody else while the volume was being opened: what says so came before the volume was its
 /// group's, and what was said then came before the supervisor knew that it is served. It stayed without a tap until a restart.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tap_that_was_lost_is_said_until_somebody_serves_it_again() {
-    let dir = tempfile::tempdir_in(".").expect("temp dir");
-    let at = dir.path().canonicalize().expect("there");
-    for volume in ["data", "late"] {
-        std::fs::write(at.join(volume), vec![0; 8 << 20]).expect("written");
-    }
-    std::fs::create_dir(at.join("run")).expect("made");
-    let path = at.join("farsided.toml");
-    let text = format!(
-        "[source]\nname='h1'\nstate_dir='{at}/state'\napi_socket='{at}/run/api.sock'\n\
-         [[volume]]\nname='data'\nbacking='{at}/data'\ntap='nbd:unix:{at}/tap'\n",
-        at = at.display()
-    );
-    std::fs::write(&path, text).expect("written");
-    let config = Config::load(&path).expect("valid");
-    let state = Arc::new(StateDir::open(&config.source.state_dir).expect("ours"));
-    let (notices, mut noticed) = mpsc::unbounded_channel();
-    let daemon = Daemon::new(config.clone(), state.clone(), tokio::runtime::Handle::current(), notices).expect("a daemon");
-    daemon.start_all().join_all().await;
-    let (_, group, id) = daemon.find("data").expect("served");
-    let inbox = locked(&daemon.groups)[&group].inbox.clone();
-
-    inbox.send(Note::TapLost(id, "it was ended".into()));
+    let mut running = Running::new().await;
+    let (daemon, data) = (running.daemon.clone(), running.data.clone());
+    running.lose_tap();
     for _ in 0..2 {
         // Whoever hears it the first time may not be able to do anything about it.
-        assert_eq!(lost(&mut noticed).await, Noticed::TapLost("data".parse().expect("a name")));
+        assert_eq!(lost(&mut running.noticed).await, Noticed::TapLost(data.clone()));
     }
-    let data: Name = "data".parse().expect("a name");
     daemon.serve_again(&data).await;
     assert!(daemon.volumes.served() == 1 && daemon.ask(&data, Ask::TapLost).await.is_err(), "it is served again");
-    while noticed.try_recv().is_ok() {}
+    while running.noticed.try_recv().is_ok() {}
+    // What was said before that may be heard now.
+    daemon.serve_again(&data).await;
+    assert!(daemon.volumes.served() == 1 && !daemon.volumes.is_leaving(&data), "it is served on");
 
-    let mut late = config.volumes.values().next().expect("there is one").clone();
+    let mut late = locked(&daemon.config).volumes[&data].clone();
     late.name = "late".parse().expect("a name");
-    late.backing = at.join("late");
-    late.tap = TapConfig::Nbd { socket: at.join("late-tap") };
-    let (folder, _) = state.volume_dir(&group, &late.name).expect("made");
+    late.backing = running.at.join("late");
+    late.tap = TapConfig::Nbd { socket: running.at.join("late-tap") };
+    let folder = running.folder("late");
     let shim = farside_shim::Group::new(&farside_shim::Limits::DEFAULT, farside_region::Geometry::GRANULE_BYTES);
-    let opened = Served::open(late.clone(), folder, &shim, &daemon.around, &inbox).expect("opened");
+    let opened = Served::open(late.clone(), folder, &shim, &daemon.around, &running.inbox).expect("opened");
     opened.0.tap_lost.set("it was ended".into()).expect("the first");
     let (reply, answer) = oneshot::channel();
-    inbox.send(Note::Opened(Box::new(opened), reply));
+    running.inbox.send(Note::Opened(Box::new(opened), reply));
     answer.await.expect("answered").expect("added");
-    assert_eq!(lost(&mut noticed).await, Noticed::TapLost(late.name));
+    assert_eq!(lost(&mut running.noticed).await, Noticed::TapLost(late.name));
     assert_ne!(daemon.stop_groups().await, Stopped::LossUnkept);
+}
+
+/// That the disk of a volume was not tracked could not be kept for a moment: the volume was closed, and not opened again until a
+/// restart. Or it was made larger meanwhile, and nobody remembered.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tap_that_was_lost_is_remembered_before_its_volume_is_closed() {
+    let mut running = Running::new().await;
+    let (daemon, data) = (running.daemon.clone(), running.data.clone());
+    running.lose_tap();
+    lost(&mut running.noticed).await;
+    // It grows: not before it is served as it should be.
+    let file = std::fs::File::options().write(true).open(running.at.join("data")).expect("there");
+    file.set_len(16 << 20).expect("grown");
+    let refused = daemon.ask(&data, Ask::Growth).await.expect_err("not now").to_string();
+    assert!(refused.contains("ended by somebody else"), "{refused}");
+
+    let (folder, note) = (running.folder("data"), running.at.join(format!("run/tracking-lost-{}", running.id)));
+    // Neither a mark nor a note can be put.
+    let blocked = [folder.join("tracking-lost"), note];
+    blocked.iter().for_each(|path| std::fs::create_dir(path).expect("made"));
+    let (again, name) = (daemon.clone(), data.clone());
+    let serving = tokio::spawn(async move { again.serve_again(&name).await });
+    while !daemon.volumes.is_leaving(&data) {
+        tokio::task::yield_now().await;
+    }
+    blocked.iter().for_each(|path| std::fs::remove_dir(path).expect("empty"));
+    serving.await.expect("it ends");
+    assert!(daemon.volumes.served() == 1 && !daemon.volumes.is_leaving(&data), "it is served again");
+    let why = Mark::TrackingLost.reason(&folder).expect("marked");
+    assert!(why.contains("ended by somebody else"), "{why}");
+
+    // A stop remembers it, too.
+    Mark::TrackingLost.put(&folder, false).expect("as if everything had been compared");
+    running.lose_tap();
+    assert_eq!(daemon.stop_groups().await, Stopped::Unclean);
+    assert!(Mark::TrackingLost.reason(&folder).expect("marked").contains("ended by somebody else"));
+}
+
+/// The device of a volume that was added did not answer its opening, and no other command was heard for as long.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_whose_opening_waits_holds_up_no_other_change() {
+    let running = Running::new().await;
+    let daemon = running.daemon.clone();
+    // Somebody holds its door, which is waited for long where a volume was served before.
+    std::fs::write(running.folder("late").join("meta.json"), "{").expect("written");
+    let door =
+        farside_blockio::FileDevice::open(running.at.join("late"), farside_blockio::OpenOptions::at_once()).expect("opened");
+    let (adding, add) = (daemon.clone(), running.add("late"));
+    let added = tokio::spawn(async move { adding.add_volume(&add).await });
+    while daemon.volumes.opening().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    daemon.add_volume(&running.add("other")).await.expect("added");
+    assert_eq!(daemon.volumes.opening(), ["late"]);
+    assert!(daemon.reload().await.expect("valid").failed.is_empty());
+    let mut twice = running.add("late");
+    assert_eq!(daemon.add_volume(&twice).await.expect_err("it is being added").code, ErrorCode::Busy);
+    assert_eq!(daemon.remove_volume("late").await.expect_err("it is being added").code, ErrorCode::Busy);
+    twice.name = "twice".to_owned();
+    let refused = daemon.add_volume(&twice).await.expect_err("its backing is spoken for");
+    assert!(refused.message.contains("backs volume late"), "{refused:?}");
+    drop(door);
+    let refused = added.await.expect("it ends").expect_err("its state is nonsense");
+    assert!(refused.message.contains("meta.json"), "{refused:?}");
+    assert!(daemon.volumes.served() == 2 && !daemon.volumes.is_added(&"late".parse().expect("a name")));
+    assert!(locked(&daemon.config).volumes.keys().map(Name::as_str).eq(["data", "other"]));
+    daemon.stop_groups().await;
+}
+
+/// While a host was being switched off, changes were accepted whose end nobody saw, and the status said nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_stops_says_so_and_changes_nothing_any_more() {
+    let running = Running::new().await;
+    let daemon = running.daemon.clone();
+    let says_so = || async { daemon.status().await.reasons.iter().any(|reason| reason.code == Code::Stopping.word()) };
+    assert!(!says_so().await);
+    for phase in [Phase::Ending, Phase::Stopping] {
+        *locked(&daemon.phase) = phase;
+        assert!(says_so().await, "{phase:?}");
+        let group = GroupSettings { keep: Some(3), ..GroupSettings::default() };
+        for refused in [
+            daemon.reload().await.map(drop),
+            daemon.add_volume(&running.add("late")).await,
+            daemon.remove_volume("data").await,
+            daemon.set_group("default", &group).await.map(drop),
+            daemon.set_limits(Limits { rate_bytes_per_s: None }).await.map(drop),
+            daemon.pause("data", true).await,
+            daemon.resync("data", None).await,
+            daemon.verify("data").await,
+            daemon.pair("token").await.map(drop),
+            daemon.unpair().await.map(drop),
+        ] {
+            let refused = refused.expect_err("it stops");
+            assert!(refused.code == ErrorCode::Conflict && refused.message.contains("is stopping"), "{refused:?}");
+        }
+        assert_eq!(daemon.volumes.served(), 1);
+    }
+    daemon.stop_groups().await;
 }
 
 #[test]

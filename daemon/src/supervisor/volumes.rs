@@ -6,7 +6,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -21,13 +20,14 @@ use farside_region::{Name, NameError, VolumeId};
 use farside_transport::QuicDialer;
 use tokio::sync::oneshot;
 use tokio::task::JoinError;
+use tokio::time::Instant;
 use tokio::time::error::Elapsed;
 use tracing::{debug, error, info, warn};
 
 use super::Daemon;
 use crate::boot;
 use crate::change::Change;
-use crate::config::{Config, VolumeConfig};
+use crate::config::{Config, ConfigError, VolumeConfig};
 use crate::group::{Ask, Farewell, GroupStart, Leaving, Note};
 use crate::growth::Growth;
 use crate::intent_file::IntentFileError;
@@ -40,6 +40,9 @@ use crate::volume::{could_be_opened_again, device_of};
 
 /// How long a command waits for the last requests of a volume that leaves. Less than a client waits for its answer.
 pub(super) const LEAVE_WAIT: Duration = Duration::from_secs(15);
+
+/// How long a reload waits in all. Less than a client waits, too; what takes longer goes on.
+const RELOAD_WAIT: Duration = Duration::from_secs(25);
 
 /// How long a device is waited for that cannot carry a tap now, and a volume that could not be opened, before the next look.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -55,6 +58,8 @@ pub(super) struct Volumes {
     unserved: Mutex<BTreeMap<Name, Unserved>>,
     /// Served still, and to be closed when their last requests are answered.
     leaving: Mutex<BTreeSet<Name>>,
+    /// Those that a command is adding, until they are configured.
+    adding: Mutex<BTreeMap<Name, VolumeConfig>>,
     strangers: std::sync::OnceLock<Strangers>,
 }
 
@@ -104,7 +109,11 @@ impl Volumes {
         locked(&self.leaving).remove(name);
     }
 
-    fn is_leaving(&self, name: &Name) -> bool {
+    pub(super) fn is_added(&self, name: &Name) -> bool {
+        locked(&self.adding).contains_key(name)
+    }
+
+    pub(super) fn is_leaving(&self, name: &Name) -> bool {
         locked(&self.leaving).contains(name)
     }
 
@@ -127,9 +136,30 @@ async fn claimed(tap: &tap::Handle) -> Result<Result<anyhow::Result<Unused>, Joi
     tokio::time::timeout(LEAVE_WAIT, tokio::task::spawn_blocking(move || tap.claim())).await
 }
 
-/// What comes of something, unless that takes longer; it goes on then. Whoever holds a lock waits no longer than that for a device.
-async fn in_time<T: Send + 'static>(patience: Duration, work: impl Future<Output = T> + Send + 'static) -> Option<T> {
-    tokio::time::timeout(patience, tokio::spawn(work)).await.ok()?.ok()
+/// What comes of something, unless that takes longer; it goes on then, and `late` is told what came of it. Whoever holds a lock waits
+/// no longer than that for a device.
+async fn in_time<T: Send + 'static>(
+    until: Instant,
+    work: impl Future<Output = T> + Send + 'static,
+    late: impl FnOnce(T) + Send + 'static,
+) -> Option<T> {
+    let mut work = tokio::spawn(work);
+    match tokio::time::timeout_at(until, &mut work).await {
+        Ok(done) => done.ok(),
+        Err(_) => {
+            tokio::spawn(async move { work.await.map(late) });
+            None
+        }
+    }
+}
+
+/// Tells whoever waits for a volume that leaves what came of it; the log, if he has given up.
+fn said_in_time(name: &Name, done: oneshot::Sender<anyhow::Result<()>>, left: anyhow::Result<()>) {
+    match done.send(left) {
+        Ok(()) => {}
+        Err(Ok(())) => info!(volume = %name, "it has left"),
+        Err(Err(why)) => error!(volume = %name, "{why:#}"),
+    }
 }
 
 /// Why a volume has not left well.
@@ -247,7 +277,7 @@ impl Daemon {
         let inbox = {
             let mut groups = locked(&self.groups);
             // What is opened after the stop began would be closed by nobody.
-            if self.stopping.load(Ordering::Relaxed) {
+            if self.is_stopping() {
                 bail!("farsided is stopping");
             }
             if !groups.contains_key(&group) {
@@ -407,8 +437,7 @@ impl Daemon {
             let left = match daemon.take_down(&name, claimed).await {
                 Err(LeaveError::Stays(why)) => {
                     daemon.volumes.stays(&name);
-                    let _ = done.send(Err(anyhow::anyhow!("{why}")));
-                    return;
+                    return said_in_time(&name, done, Err(anyhow::anyhow!("{why}")));
                 }
                 Err(LeaveError::Failed(why)) => Err(anyhow::anyhow!("{why}")),
                 Ok(()) => Ok(()),
@@ -417,7 +446,7 @@ impl Daemon {
             if !locked(&daemon.config).volumes.contains_key(&name) {
                 daemon.show_disk(&name).await;
             }
-            let _ = done.send(left); // whoever waited may have given up
+            said_in_time(&name, done, left);
             let again = locked(&daemon.config).volumes.get(&name).cloned().filter(|_| daemon.volumes.begin(&name));
             if let Some(volume) = again
                 && let Err(error) = daemon.open_configured(volume).await
@@ -433,7 +462,7 @@ impl Daemon {
         loop {
             tokio::time::sleep(AGAIN).await;
             let volume = locked(&self.config).volumes.get(name).cloned();
-            let Some(volume) = volume.filter(|_| !self.stopping.load(Ordering::Relaxed) && !self.volumes.is_served(name)) else {
+            let Some(volume) = volume.filter(|_| !self.is_stopping() && !self.volumes.is_served(name)) else {
                 return;
             };
             if !volume.backing.exists() {
@@ -465,7 +494,7 @@ impl Daemon {
             tokio::time::sleep(wait).await; // whoever changes a device often does so in several steps
             let Some(volume) = locked(&self.config).volumes.get(name).cloned().filter(|volume| volume.insert) else { return };
             let dir = self.state.volume_path(&volume.group, name);
-            if self.stopping.load(Ordering::Relaxed) || Mark::Paused.is_set(&dir).unwrap_or(false) {
+            if self.is_stopping() || Mark::Paused.is_set(&dir).unwrap_or(false) {
                 return;
             }
             let (named, folder) = (volume.clone(), dir.clone());
@@ -504,40 +533,41 @@ impl Daemon {
 
     /// Serves a volume anew whose tap was lost. Ends when that is done, or when a person wants it otherwise.
     pub(super) async fn serve_again(self: &Arc<Self>, name: &Name) {
-        // † What is said several times may be heard after the volume was opened again.
-        let is_lost = self.ask(name, Ask::TapLost).await.is_ok();
-        if self.stopping.load(Ordering::Relaxed) || !is_lost || !self.volumes.begin_to_leave(name) {
+        if self.is_stopping() || !self.volumes.begin_to_leave(name) {
             return;
         }
+        // † What is said several times may be heard after the volume was opened again; from here on nobody else closes or opens it.
+        if self.ask(name, Ask::TapLost).await.is_err() {
+            return self.stays(name);
+        }
+        // What was written past it meanwhile is kept as unknown before it is closed.
         let released = self.ask(name, |id, reply| Ask::Leave(id, Farewell::OpenedAgain, reply)).await;
         self.volumes.left(name);
-        if let Err(error) = released {
-            warn!(volume = %name, "{error}");
-        }
-        // † Its disk shows what is on it, and whoever ended its device may have written there since.
-        let Some(volume) = locked(&self.config).volumes.get(name).cloned() else { return };
-        let dir = self.state.volume_path(&volume.group, name);
-        let marked = tokio::task::spawn_blocking(move || {
-            Mark::TrackingLost.put_because(
-                &dir,
-                "its device was ended by somebody else, and its disk was not tracked until it was served again",
-            )
-        });
-        match marked.await.map_err(anyhow::Error::from).and_then(|marked| Ok(marked?)) {
-            Ok(()) => self.open_until_served(name).await,
-            Err(error) => {
-                error!(volume = %name, "it is not served again, for what was written past it would never be compared: {error:#}")
+        released.unwrap_or_else(|error| warn!(volume = %name, "{error}"));
+        self.open_until_served(name).await;
+    }
+
+    /// A volume that was about to be closed is served on, unless it was taken out of the configuration meanwhile: who did that was
+    /// told that somebody was at it.
+    fn stays(self: &Arc<Self>, name: &Name) {
+        self.volumes.stays(name);
+        let (daemon, name) = (self.clone(), name.clone());
+        tokio::spawn(async move {
+            let _one = daemon.changes.lock().await;
+            let is_wanted = locked(&daemon.config).volumes.contains_key(&name) || daemon.volumes.is_added(&name);
+            if !is_wanted {
+                daemon.leave(&name, None);
             }
-        }
+        });
     }
 
     /// Closes a volume whose tap nobody uses, and keeps all that is known of it.
-    async fn release(&self, name: &Name) -> Result<(), ApiError> {
+    async fn release(self: &Arc<Self>, name: &Name) -> Result<(), ApiError> {
         if !self.volumes.begin_to_leave(name) {
             return Err(self.under_way(name));
         }
         if let Err(error) = self.withdraw_for_another(name).await {
-            self.volumes.stays(name);
+            self.stays(name);
             return Err(error);
         }
         let released = self.ask(name, |id, reply| Ask::Leave(id, Farewell::OpenedAgain, reply)).await;
@@ -566,7 +596,7 @@ impl Daemon {
             tokio::time::sleep(wait).await; // whoever resizes a disk may do so in several steps
             let Err(why) = self.try_to_grow(name, Way::Takeover).await else { return };
             let said = self.ask(name, |id, reply| Ask::GrowthWaits(id, why.to_string(), reply)).await;
-            if said.is_err() || self.stopping.load(Ordering::Relaxed) {
+            if said.is_err() || self.is_stopping() {
                 return; // it has grown, or is not served any more
             }
             info!(volume = %name, "it does not grow yet: {why}");
@@ -576,24 +606,29 @@ impl Daemon {
 
     /// Has the devices made anew that are smaller than their volumes could be, where that is the way and nobody uses them. Says
     /// of which volumes that could not be.
-    async fn make_small_ones_anew(self: &Arc<Self>) -> Vec<String> {
+    async fn make_small_ones_anew(self: &Arc<Self>, until: Instant) -> Vec<String> {
         let served: Vec<Name> = locked(&self.volumes.served).keys().cloned().collect();
-        let mut failed = Vec::new();
+        let mut growing = tokio::task::JoinSet::new();
         for name in served {
-            let Ok(Growth { way: Way::NewDevice, .. }) = self.ask(&name, Ask::Growth).await else { continue };
             let (daemon, volume) = (self.clone(), name.clone());
-            let grown = in_time(LEAVE_WAIT, async move { daemon.try_to_grow(&volume, Way::NewDevice).await }).await;
-            let Some(grown) = grown else {
-                failed.push(format!("volume {name} has not grown yet: its device is still being made anew"));
-                continue;
+            let grow = async move {
+                let Ok(Growth { way: Way::NewDevice, .. }) = daemon.ask(&volume, Ask::Growth).await else { return Ok(()) };
+                let why = daemon.try_to_grow(&volume, Way::NewDevice).await.err().map(|why| why.to_string());
+                let Some(why) = why else { return Ok(()) };
+                let said = daemon.ask(&volume, |id, reply| Ask::GrowthWaits(id, why.clone(), reply)).await;
+                said.unwrap_or_else(|error| debug!(%volume, "{error}"));
+                Err(format!("volume {volume} has not grown: {why}"))
             };
-            if let Err(why) = grown {
-                let said = self.ask(&name, |id, reply| Ask::GrowthWaits(id, why.to_string(), reply)).await;
-                said.unwrap_or_else(|error| debug!(volume = %name, "{error}"));
-                failed.push(format!("volume {name} has not grown: {why}"));
-            }
+            let late = |grown: Result<(), String>| grown.unwrap_or_else(|why| error!("{why}"));
+            growing.spawn(async move {
+                let grown = in_time(until, grow, late).await;
+                grown.map_or_else(
+                    || Some(format!("volume {name} has not grown yet: its device is still being made anew")),
+                    Result::err,
+                )
+            });
         }
-        failed
+        growing.join_all().await.into_iter().flatten().collect()
     }
 
     /// Closes a volume whose backing has grown, and opens it again. An error: it is served as it was.
@@ -614,17 +649,17 @@ impl Daemon {
             Way::Takeover | Way::NextStart => Ok(()),
         };
         if let Err(error) = withdrawn {
-            self.volumes.stays(name);
+            self.stays(name);
             return Err(error);
         }
         let closed = self.ask(name, |id, reply| Ask::Leave(id, Farewell::OpenedLarger, reply)).await;
         self.volumes.left(name);
         if let Err(error) = &closed {
             error!(volume = %name, "{error}");
-            return closed;
         }
+        // Whatever came of that: its host waits.
         self.open_until_served(name).await;
-        Ok(())
+        closed
     }
 
     /// Opens a volume that was closed for that, and whose host waits.
@@ -632,7 +667,7 @@ impl Daemon {
         let mut wait = AGAIN;
         loop {
             let volume = locked(&self.config).volumes.get(name).cloned();
-            let Some(volume) = volume.filter(|_| !self.stopping.load(Ordering::Relaxed)) else { return };
+            let Some(volume) = volume.filter(|_| !self.is_stopping()) else { return };
             if !self.volumes.begin(name) {
                 return; // somebody else opens it
             }
@@ -646,8 +681,8 @@ impl Daemon {
     }
 
     /// Waits for a volume that leaves; not longer than a person would.
-    async fn gone(name: &Name, gone: oneshot::Receiver<anyhow::Result<()>>) -> Result<(), ApiError> {
-        match tokio::time::timeout(LEAVE_WAIT, gone).await {
+    async fn gone(name: &Name, gone: oneshot::Receiver<anyhow::Result<()>>, until: Instant) -> Result<(), ApiError> {
+        match tokio::time::timeout_at(until, gone).await {
             Ok(Ok(left)) => left.map_err(|e| ApiError::new(ErrorCode::Unavailable, format!("{e:#}"), "see the daemon's log")),
             Ok(Err(_)) => Err(ApiError::internal(format!("volume {name} was not let go"))),
             Err(_) => Err(ApiError::new(
@@ -664,7 +699,7 @@ impl Daemon {
         old: &BTreeMap<Name, VolumeConfig>,
         new: &BTreeMap<Name, VolumeConfig>,
     ) -> Vec<String> {
-        let mut failed = Vec::new();
+        let (began, mut failed) = (Instant::now(), Vec::new());
         // Served or not: also what could not be opened was trusted up to now.
         old.values().filter(|v| !new.contains_key(&v.name)).for_each(|v| self.forget(&v.group, &v.name));
         // Claimed before anything is waited for: from now on they are being opened.
@@ -673,19 +708,34 @@ impl Daemon {
         let late = refused.iter().filter(|volume| self.volumes.is_leaving(&volume.name));
         failed.extend(late.map(|volume| format!("{}; then it is opened again", self.under_way(&volume.name).message)));
         let served: Vec<Name> = locked(&self.volumes.served).keys().cloned().collect();
-        let gone = served.into_iter().filter(|name| !new.contains_key(name));
+        let gone = served.into_iter().filter(|name| !new.contains_key(name) && !self.volumes.is_added(name));
         let leaving: Vec<_> = gone.filter_map(|name| self.leave(&name, None).map(|gone| (name, gone))).collect();
         for (name, gone) in leaving {
-            failed.extend(Self::gone(&name, gone).await.err().map(|e| format!("volume {name}: {e}")));
+            failed.extend(Self::gone(&name, gone, began + LEAVE_WAIT).await.err().map(|e| format!("volume {name}: {e}")));
         }
         locked(&self.volumes.unserved).retain(|name, why| new.contains_key(name) || *why == Unserved::Starting);
         let mut starts = tokio::task::JoinSet::new();
         for volume in begun {
             let (daemon, name) = (self.clone(), volume.name.clone());
-            starts.spawn(async move { daemon.open_configured(volume).await.err().map(|e| format!("volume {name}: {e:#}")) });
+            let late = {
+                let name = name.clone();
+                move |opened: anyhow::Result<()>| match opened {
+                    Ok(()) => info!(volume = %name, "it is open at last"),
+                    Err(error) => error!(volume = %name, "not served: {error:#}"),
+                }
+            };
+            let open = async move { daemon.open_configured(volume).await };
+            starts.spawn(async move {
+                match in_time(began + RELOAD_WAIT, open, late).await {
+                    Some(opened) => opened.err().map(|e| format!("volume {name}: {e:#}")),
+                    None => {
+                        Some(format!("volume {name} is still being opened: `farside volume show {name}` says what comes of it"))
+                    }
+                }
+            });
         }
         failed.extend(starts.join_all().await.into_iter().flatten());
-        failed.extend(self.make_small_ones_anew().await);
+        failed.extend(self.make_small_ones_anew(began + RELOAD_WAIT).await);
         failed
     }
 
@@ -721,7 +771,7 @@ impl Daemon {
     }
 
     pub(crate) async fn add_volume(self: &Arc<Self>, add: &VolumeAdd) -> Result<(), ApiError> {
-        let one = self.changes.lock().await;
+        let one = self.begin_change().await?;
         let volume = self.new_volume(add)?;
         self.around.backings.want_back(&volume.name);
         if !self.volumes.begin(&volume.name) {
@@ -730,41 +780,59 @@ impl Daemon {
         // Served first: what cannot be served is not written down. But a device that rests on our tap is served whatever comes,
         // also by who starts after a crash at any moment of this.
         let config = locked(&self.config).clone();
-        let mut written = if volume.insert { config.write_volume(&volume).map(drop) } else { Ok(()) };
-        if written.is_ok() {
-            if let Err(error) = self.open(volume.clone()).await {
-                if volume.insert
-                    && let Err(error) = config.remove_volume(&volume.name)
-                {
-                    warn!(volume = %volume.name, "it is not added, and stays configured: {error}");
-                }
-                // It may have been hidden on the way, and nobody serves it.
-                self.show_disk(&volume.name).await;
-                let todo = what_would_do(&error, &volume);
-                return Err(ApiError::new(ErrorCode::Conflict, format!("volume {} is not added: {error:#}", volume.name), todo));
-            }
-            if !volume.insert {
-                written = config.write_volume(&volume).map(drop);
-            }
-        } else {
+        if volume.insert
+            && let Err(error) = config.write_volume(&volume)
+        {
+            self.forget(&volume.group, &volume.name);
             locked(&self.volumes.unserved).remove(&volume.name);
+            return Err(not_written(&volume.name, &error));
         }
+        locked(&self.volumes.adding).insert(volume.name.clone(), volume.clone());
+        // A device that does not answer its opening holds up no other change.
+        drop(one);
+        let added = match self.open(volume.clone()).await {
+            Ok(()) => self.write_down(&volume).await,
+            Err(error) => Err(self.give_up_adding(&volume, &error).await),
+        };
+        locked(&self.volumes.adding).remove(&volume.name);
+        added
+    }
+
+    /// A volume that is added is served: it is configured.
+    async fn write_down(self: &Arc<Self>, volume: &VolumeConfig) -> Result<(), ApiError> {
+        let one = self.changes.lock().await;
+        let config = locked(&self.config).clone();
+        let is_written = config.volumes.contains_key(&volume.name); // before it was served, or by a person meanwhile
+        let written = if volume.insert || is_written { Ok(()) } else { config.write_volume(volume).map(drop) };
         if let Err(error) = written {
             self.forget(&volume.group, &volume.name);
             let gone = self.leave(&volume.name, None);
             drop(one);
             if let Some(gone) = gone {
-                Self::gone(&volume.name, gone).await.unwrap_or_else(|error| warn!(volume = %volume.name, "{error}"));
+                let gone = Self::gone(&volume.name, gone, Instant::now() + LEAVE_WAIT).await;
+                gone.unwrap_or_else(|error| warn!(volume = %volume.name, "{error}"));
             }
-            let what = format!("volume {} is not added: {error}", volume.name);
-            return Err(ApiError::new(
-                ErrorCode::Unavailable,
-                what,
-                "mend the disk that holds the configuration, then say the same again",
-            ));
+            return Err(not_written(&volume.name, &error));
         }
-        locked(&self.config).volumes.insert(volume.name.clone(), volume);
+        locked(&self.config).volumes.insert(volume.name.clone(), volume.clone());
         Ok(())
+    }
+
+    /// A volume that is added cannot be served.
+    async fn give_up_adding(&self, volume: &VolumeConfig, error: &anyhow::Error) -> ApiError {
+        if volume.insert {
+            let _one = self.changes.lock().await;
+            if let Err(error) = locked(&self.config).clone().remove_volume(&volume.name) {
+                warn!(volume = %volume.name, "it is not added, and stays configured: {error}");
+            }
+            // A reload may have read it meanwhile.
+            locked(&self.config).volumes.remove(&volume.name);
+            locked(&self.volumes.unserved).remove(&volume.name);
+        }
+        // It may have been hidden on the way, and nobody serves it.
+        self.show_disk(&volume.name).await;
+        let todo = what_would_do(error, volume);
+        ApiError::new(ErrorCode::Conflict, format!("volume {} is not added: {error:#}", volume.name), todo)
     }
 
     /// What a request means, as far as that can be told without opening anything.
@@ -773,11 +841,15 @@ impl Daemon {
         let named = |e: NameError| wrong(e.to_string(), "a name has 1 to 64 of a-z A-Z 0-9 . _ -");
         let name: Name = add.name.parse().map_err(named)?;
         let group: Name = add.group.as_deref().unwrap_or("default").parse().map_err(named)?;
-        let config = locked(&self.config).clone();
+        let mut config = locked(&self.config).clone();
         let taken = |what: String, todo: String| Err(ApiError::new(ErrorCode::Conflict, what, todo));
         if config.volumes.contains_key(&name) {
             return taken(format!("there is a volume {name} already"), "choose another name".to_owned());
         }
+        if self.volumes.is_added(&name) {
+            return Err(self.under_way(&name));
+        }
+        config.volumes.extend(locked(&self.volumes.adding).clone());
         if !add.backing.is_absolute() {
             return Err(wrong("the backing must be an absolute path".into(), "begin it with /"));
         }
@@ -820,6 +892,10 @@ impl Daemon {
     }
 
     pub(crate) async fn remove_volume(self: &Arc<Self>, name: &str) -> Result<(), ApiError> {
+        self.may_change()?;
+        if let Some(name) = name.parse().ok().filter(|name| self.volumes.is_added(name)) {
+            return Err(self.under_way(&name));
+        }
         let served = name.parse().ok().filter(|name| self.volumes.is_served(name) && !self.volumes.is_leaving(name));
         let by_hand = |name: &Name| {
             let config = locked(&self.config);
@@ -847,7 +923,7 @@ impl Daemon {
             self.take_out(&name, &group, &config)?;
             let gone = self.leave(&name, claimed).ok_or_else(|| self.under_way(&name))?;
             drop(one);
-            return Self::gone(&name, gone).await;
+            return Self::gone(&name, gone, Instant::now() + LEAVE_WAIT).await;
         }
         if let Some(volume) = config.volumes.get(&name).filter(|volume| volume.insert)
             && let Ok(State::Inserted { .. }) =
@@ -903,6 +979,11 @@ impl Daemon {
         info!(volume = %name, "not configured any more");
         Ok(())
     }
+}
+
+fn not_written(volume: &Name, error: &ConfigError) -> ApiError {
+    let what = format!("volume {volume} is not added: {error}");
+    ApiError::new(ErrorCode::Unavailable, what, "mend the disk that holds the configuration, then say the same again")
 }
 
 /// The group and the volume whose folder it is.
@@ -1060,16 +1141,17 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_takes_longer_goes_on_and_holds_nobody_up() {
-        assert_eq!(in_time(LEAVE_WAIT, async { 7 }).await, Some(7));
+    async fn what_takes_longer_goes_on_holds_nobody_up_and_says_how_it_ended() {
+        let unheard = |_: u32| panic!("it was in time");
+        assert_eq!(in_time(Instant::now() + LEAVE_WAIT, async { 7 }, unheard).await, Some(7));
         let (go_on, may_go_on) = oneshot::channel::<()>();
-        let (done, is_done) = oneshot::channel();
+        let (late, is_late) = oneshot::channel();
         let work = async move {
             may_go_on.await.expect("it is told");
-            done.send(7).expect("somebody listens");
+            7
         };
-        assert_eq!(in_time(Duration::ZERO, work).await, None);
+        assert_eq!(in_time(Instant::now(), work, |done| late.send(done).expect("somebody listens")).await, None);
         go_on.send(()).expect("it goes on");
-        assert_eq!(is_done.await, Ok(7));
+        assert_eq!(is_late.await, Ok(7));
     }
 }
