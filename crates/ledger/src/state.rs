@@ -250,6 +250,11 @@ impl State {
         slot >= self.exact_from
     }
 
+    /// The record that alone knows what the layers in this slot touched. `None`: it is known here, or the slot is above the head.
+    pub fn only_known_by(&self, slot: Slot) -> Option<RecordDigest> {
+        if self.is_exact(slot) { None } else { self.digest_at(slot) }
+    }
+
     /// The accepted layers of a volume above a slot (`None`: all), for the position rule.
     pub fn layers_above(&self, volume: VolumeId, above: Option<Slot>) -> impl Iterator<Item = &LayerFact> {
         self.volumes.get(&volume).into_iter().flat_map(move |v| v.layers_above(above))

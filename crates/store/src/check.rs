@@ -308,7 +308,7 @@ impl GroupCheck<'_> {
         let meta = self.image.state().volume(volume).expect("a member was claimed").meta().clone();
         let image = self.image.image_at(volume, point, |_, part| match self.segments.footer(&meta.name, part) {
             Ok(footer) => Ok(PartRuns::Known(runs_of(&footer))),
-            Err(FooterFault::Damaged(_)) => self.segments.damaged(part, self.image.state().is_exact(part.born)),
+            Err(FooterFault::Damaged(_)) => self.segments.damaged(part, self.image.state().only_known_by(part.born)),
             Err(FooterFault::Store(error)) => Err(error),
         })?;
         for (i, (no, fault)) in self.bad.iter().enumerate() {

@@ -223,6 +223,11 @@ fn unusable(name: &ObjectName, number: u64, error: CheckpointError) -> Unusable 
 pub(crate) fn write(backend: &dyn Backend, names: &GroupNames, image: &GroupImage) -> Result<()> {
     let Some(place) = CheckpointPlace::completed_by(image.state(), span()) else { return Ok(()) };
     let group = image.state().group();
+    // Of an old one only the root is kept. A replay from the beginning, because newer states rotted, would write each state again.
+    let is_there = |number| Ok::<_, StoreError>(block_on(backend.size(&names.checkpoint(number)))?.is_some());
+    if is_there(place.number)? && is_there(place.number + STATES)? {
+        return Ok(());
+    }
     let previous = match place.number.checked_sub(1) {
         None => [0; 32],
         Some(before) => match read_root(backend, names, group, before)? {
@@ -242,8 +247,8 @@ pub(crate) fn write(backend: &dyn Backend, names: &GroupNames, image: &GroupImag
         tracing::warn!(%group, number = place.number, bytes = encoded.state.len(), "the checkpoint would be too large");
         return Ok(());
     }
-    create_state(backend, names, place.number, encoded.state)?;
-    create(backend, &names.checkpoint(place.number), encoded.root)?;
+    create_state(backend, names, place.number, encoded.state.into())?;
+    create(backend, &names.checkpoint(place.number), encoded.root.into())?;
     // Two states are enough: if the newest rots, there is another.
     if let Some(old) = place.number.checked_sub(STATES)
         && let Err(error) = block_on(backend.delete(&names.checkpoint_state(old)))
@@ -254,7 +259,7 @@ pub(crate) fn write(backend: &dyn Backend, names: &GroupNames, image: &GroupImag
 }
 
 /// What lies in the place of a state before there is its root is nobody's: cut off by a crash, or rotten since.
-fn create_state(backend: &dyn Backend, names: &GroupNames, number: u64, content: Vec<u8>) -> Result<()> {
+fn create_state(backend: &dyn Backend, names: &GroupNames, number: u64, content: Bytes) -> Result<()> {
     let name = names.checkpoint_state(number);
     match create(backend, &name, content.clone()) {
         Err(StoreError::Damaged { .. } | StoreError::Unreadable { .. })
@@ -274,8 +279,7 @@ pub(crate) fn encode(place: CheckpointPlace, previous: [u8; 32], image: &GroupIm
 }
 
 /// Whoever makes a checkpoint makes the same bytes: what is there already, or came to be there in spite of an error, is ours.
-fn create(backend: &dyn Backend, name: &ObjectName, content: Vec<u8>) -> Result<()> {
-    let content = Bytes::from(content);
+fn create(backend: &dyn Backend, name: &ObjectName, content: Bytes) -> Result<()> {
     let error = match block_on(backend.create(name, content.clone())) {
         Ok(Created::New) => return Ok(()),
         Ok(Created::AlreadyExists) => None,
@@ -293,4 +297,4 @@ fn create(backend: &dyn Backend, name: &ObjectName, content: Vec<u8>) -> Result<
 
 #[cfg(test)]
 #[path = "checkpoint_tests.rs"]
-mod tests;
+pub(crate) mod tests;

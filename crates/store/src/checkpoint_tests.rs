@@ -19,11 +19,11 @@ use crate::testkit::{Fill, TempStore, TestVolume, name};
 
 const FOLDER: &str = "groups/host/default";
 
-fn names() -> GroupNames {
+pub(crate) fn names() -> GroupNames {
     GroupNames::new(name("host"), name("default"))
 }
 
-fn object_path(store: &TempStore, object: &ObjectName) -> std::path::PathBuf {
+pub(crate) fn object_path(store: &TempStore, object: &ObjectName) -> std::path::PathBuf {
     store.path().join(object.as_str())
 }
 
@@ -294,7 +294,7 @@ fn asleep() -> (TempStore, GroupStore, TestVolume, State) {
     (store, sleeper, volume, other)
 }
 
-fn copy_dir(from: &Path, to: &Path) {
+pub(crate) fn copy_dir(from: &Path, to: &Path) {
     fs::create_dir_all(to).expect("mkdir");
     for entry in fs::read_dir(from).expect("read") {
         let entry = entry.expect("entry");

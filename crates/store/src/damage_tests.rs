@@ -6,6 +6,8 @@ use farside_ledger::{Body, LayerEntry, LayerKind, Policy, TOUCHED_BYTES_MAX};
 use farside_region::{GranuleIndex, GranuleRun, RegionIndex, RegionSet, mutation::tell};
 
 use super::{DigestRun, GroupStore};
+use crate::checkpoint::tests::{copy_dir, names, object_path};
+use crate::error::StoreError;
 use crate::testkit::{Fill, TempStore, TestVolume, layers};
 
 /// Regions of a volume in which what old layers touched does not fit into memory.
@@ -72,4 +74,29 @@ fn a_damaged_footer_of_an_old_layer_spoils_its_own_regions_only() {
         group.prune(&policy).expect("prune");
         assert!(!file.exists() && group.point(healed).is_some());
     });
+}
+
+/// Below a checkpoint nobody replays records: one of another branch, whole as it is, says nothing of what an old layer touched.
+#[test]
+fn l6_what_an_old_layer_touched_is_not_asked_of_another_branchs_record() {
+    let (store, copy) = (TempStore::new(), TempStore::new());
+    let mut volume = TestVolume::new("v", REGIONS * 8);
+    let mut group = store.group();
+    volume.claim(&mut group);
+    volume.publish(&mut group, LayerKind::Point, &[vec![(0, REGIONS * 8, Fill::Zero)]]);
+    drop(group);
+    fs::remove_dir_all(copy.path()).expect("remove");
+    copy_dir(&store.path(), &copy.path());
+    let publish = |store: &TempStore, granule: u64, volume: &mut TestVolume| {
+        volume.publish(&mut store.group(), LayerKind::Point, &[vec![(granule, 8, Fill::Byte(2))]]).position.slot
+    };
+    publish(&copy, 8, &mut volume.clone());
+    let slot = publish(&store, 0, &mut volume);
+    until_it_is_coarse(&mut store.group(), &mut volume);
+
+    let touched = |store: &TempStore| store.group().touched(slot, volume.id());
+    assert_eq!(touched(&store).expect("its record says so"), [RegionIndex(0)].into_iter().collect());
+    let record = names().record(slot);
+    fs::copy(object_path(&copy, &record), object_path(&store, &record)).expect("copy");
+    assert!(matches!(touched(&store), Err(StoreError::Inconsistent { .. })));
 }

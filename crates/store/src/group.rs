@@ -266,14 +266,16 @@ impl GroupStore {
     /// [`StoreError::Inconsistent`]: the record cannot be read any more; or what the file system says.
     pub fn touched(&self, slot: Slot, volume: VolumeId) -> Result<RegionSet> {
         let above = slot.0.checked_sub(1).map(Slot);
-        if self.state().is_exact(slot)
+        let record = self.state().only_known_by(slot);
+        if record.is_none()
             && let Some(layer) = self.state().layers_above(volume, above).next().filter(|layer| layer.slot == slot)
         {
             return Ok(layer.touched().regions());
         }
-        self.segments.touched(slot, volume)?.ok_or_else(|| StoreError::Inconsistent {
+        let touched = record.map(|record| self.segments.touched(slot, record, volume)).transpose()?.flatten();
+        touched.ok_or_else(|| StoreError::Inconsistent {
             group: self.names().to_string(),
-            why: format!("the record in slot {slot}, which was replayed, cannot be read any more"),
+            why: format!("the record in slot {slot} cannot be read, or is another ledger's"),
         })
     }
 
@@ -615,7 +617,7 @@ impl GroupStore {
         let applied = self.image.apply(record, digest, |entry, number| {
             let name = names.get(&entry.key.volume).expect("an accepted layer's volume was claimed");
             let part = parts_of(entry, record.slot).nth(number as usize).expect("it is one of the entry's");
-            segments.runs(name, &part, true)
+            segments.runs(name, &part, None)
         })?;
         self.after(record, &applied);
         write_checkpoint(&*self.segments.backend, self.names(), &self.image);

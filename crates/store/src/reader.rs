@@ -211,7 +211,7 @@ impl PointReader {
         let living: Vec<(PartNo, Part)> = image.parts().living_at(volume, point).map(|(no, p)| (no, p.clone())).collect();
         let mut by_part = HashMap::new();
         if !image.is_head(volume, point) {
-            let runs = parallel(&living, |(_, part)| segments.runs(&meta.name, part, state.is_exact(part.born)));
+            let runs = parallel(&living, |(_, part)| segments.runs(&meta.name, part, state.only_known_by(part.born)));
             for ((no, _), runs) in living.iter().zip(runs) {
                 by_part.insert(*no, runs?);
             }

@@ -259,7 +259,7 @@ pub(crate) fn index_all(image: &mut GroupImage, segments: &Segments) -> Result<V
 /// What a part holds, from its segment.
 pub(crate) fn runs_of_part(image: &GroupImage, segments: &Segments, part: &Part) -> Result<PartRuns> {
     let volume = image.state().volume(part.name.layer.volume).expect("a part's volume was claimed");
-    segments.runs(&volume.meta().name, part, image.state().is_exact(part.born))
+    segments.runs(&volume.meta().name, part, image.state().only_known_by(part.born))
 }
 
 /// A record, or what is wrong with the slot.

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use farside_layer::{Footer, FrameDecoder, PartError, RunKind, TAIL_BYTES_MAX, TRAILER_BYTES};
 use farside_ledger::{Body, VolumeMeta};
-use farside_region::{GranuleRun, Name, RegionSet, Slot, VolumeId, mutation};
+use farside_region::{GranuleRun, Name, RecordDigest, RegionSet, Slot, VolumeId, mutation};
 
 use crate::backend::{Backend, ObjectName, block_on};
 use crate::error::{Result, StoreError};
@@ -70,14 +70,14 @@ impl Segments {
         Ok(footer)
     }
 
-    /// What a published part holds; damage is an answer, not an error. `is_exact`: whether replay knows which regions its layer
-    /// touched.
-    pub(crate) fn runs(&self, volume: &Name, part: &Part, is_exact: bool) -> Result<PartRuns> {
+    /// What a published part holds; damage is an answer, not an error. `record`: the one that alone knows
+    /// which regions its layer touched, where replay does not.
+    pub(crate) fn runs(&self, volume: &Name, part: &Part, record: Option<RecordDigest>) -> Result<PartRuns> {
         match self.footer(volume, part) {
             Ok(footer) => Ok(PartRuns::Known(runs_of(&footer))),
             Err(FooterFault::Damaged(why)) => {
                 tracing::error!(segment = %self.name(volume, &part.name), why, "a segment's footer is damaged");
-                self.damaged(part, is_exact)
+                self.damaged(part, record)
             }
             Err(FooterFault::Store(error)) => Err(error),
         }
@@ -85,16 +85,21 @@ impl Segments {
 
     /// What is known of a part whose footer is damaged: which regions its layer touched. Replay keeps that of newer layers only,
     /// the record for ever: one bad file must not make a whole volume unknown.
-    pub(crate) fn damaged(&self, part: &Part, is_exact: bool) -> Result<PartRuns> {
-        let is_exact = is_exact || mutation::on("L4 all between an old layer's regions is unknown");
-        let regions = if is_exact { None } else { self.touched(part.born, part.name.layer.volume)? };
-        Ok(PartRuns::Damaged { regions })
+    pub(crate) fn damaged(&self, part: &Part, record: Option<RecordDigest>) -> Result<PartRuns> {
+        let record = record.filter(|_| !mutation::on("L4 all between an old layer's regions is unknown"));
+        let touched = |record| self.touched(part.born, record, part.name.layer.volume);
+        Ok(PartRuns::Damaged { regions: record.map(touched).transpose()?.flatten() })
     }
 
-    /// The regions of a volume that the layer in a slot touched, from its record; `None` if that cannot be read.
-    pub(crate) fn touched(&self, slot: Slot, volume: VolumeId) -> Result<Option<RegionSet>> {
+    /// The regions of a volume that the layer in a slot touched, from that record; `None` if it cannot be read.
+    pub(crate) fn touched(&self, slot: Slot, wanted: RecordDigest, volume: VolumeId) -> Result<Option<RegionSet>> {
         let record = match read_slot(&*self.backend, &self.names, slot, false)? {
-            Ok((record, _)) => record,
+            Ok((record, digest)) if digest == wanted => record,
+            // Below a checkpoint nobody replayed it.
+            Ok(_) => {
+                tracing::error!(group = %self.names, %slot, "a ledger record is not the one of this ledger");
+                return Ok(None);
+            }
             Err(unusable) => {
                 tracing::error!(group = %self.names, %slot, ?unusable, "a ledger record does not verify");
                 return Ok(None);
