@@ -181,13 +181,17 @@ impl Group {
     }
 
     /// Tells the vault; if the store is given up, the group leaves it with the next tick at the latest. What only this group
-    /// cannot write makes only this group leave.
+    /// cannot write, or is not sure of, makes only this group leave.
     pub(super) fn store_error(&mut self, error: &StoreError) {
         match (&self.place, error) {
             (Place::Away { .. }, _) => {}
-            (Place::Here(_), StoreError::ReadOnly { .. } | StoreError::Denied { .. }) => {
-                self.unwritable = Some(error.to_string())
-            }
+            (
+                Place::Here(_),
+                StoreError::ReadOnly { .. }
+                | StoreError::Denied { .. }
+                | StoreError::Uncertain { .. }
+                | StoreError::BehindCheckpoint { .. },
+            ) => self.unwritable = Some(error.to_string()),
             (Place::Here(here), _) => drop(self.receiver.vault.failed(here.generation, error)),
         }
     }
