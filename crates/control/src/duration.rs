@@ -7,7 +7,9 @@ use std::time::Duration;
 use jiff::SignedDuration;
 
 const DAY: Duration = Duration::from_secs(86_400);
-const SPAN_MAX: Duration = Duration::from_secs(3660 * 86_400);
+const YEAR: Duration = Duration::from_secs(365 * 86_400);
+/// The longest time for which points can be kept by age.
+pub(crate) const SPAN_MAX: Duration = Duration::from_secs(3660 * 86_400);
 const EPOCH: (Duration, Duration) = (Duration::from_millis(50), DAY);
 
 /// Why a text is no such time.
@@ -28,26 +30,43 @@ pub enum DurationError {
     Epoch(String),
 }
 
-/// Any such time. Units: `ms`, `s`, `m`, `h`, and `d`, which is 24 hours; larger ones come first.
+/// Any such time. Units: `ms`, `s`, `m`, `h`, `d`, which is 24 hours, and `y`, which is 365 days; larger ones come first.
 ///
 /// # Errors
 /// [`DurationError::Form`], [`DurationError::Fine`].
 pub fn parse_duration(text: &str) -> Result<Duration, DurationError> {
     let form = || DurationError::Form(text.to_owned());
-    // jiff leaves days to calendars.
-    let (days, rest) = match text.split_once('d') {
-        Some((days, rest)) => (days.trim().parse::<u32>().map_err(|_| form())?, rest.trim_start()),
-        None => (0, text),
+    // jiff leaves years and days to calendars.
+    let count = |rest, unit| match str::split_once(rest, unit) {
+        Some((count, rest)) => Ok((count.trim().parse::<u32>().map_err(|_| form())?, rest.trim_start())),
+        None => Ok((0, rest)),
     };
+    let (years, rest) = count(text, 'y')?;
+    let (days, rest) = count(rest, 'd')?;
+    let whole = || YEAR.checked_mul(years)?.checked_add(DAY.checked_mul(days)?);
     let rest = match rest {
         "" if !text.is_empty() => SignedDuration::ZERO,
         rest => rest.parse::<SignedDuration>().map_err(|_| form())?,
     };
-    let duration = Duration::try_from(rest).ok().and_then(|rest| rest.checked_add(DAY.checked_mul(days)?)).ok_or_else(form)?;
+    let duration = Duration::try_from(rest).ok().and_then(|rest| rest.checked_add(whole()?)).ok_or_else(form)?;
     match duration.subsec_nanos() % 1_000_000 {
         0 => Ok(duration),
         _ => Err(DurationError::Fine(text.to_owned())),
     }
+}
+
+/// A time in the fewest words that [`parse_duration`] takes for the same.
+pub(crate) fn duration_words(duration: Duration) -> String {
+    let mut left_ms = duration.as_millis();
+    let mut words = String::new();
+    let units = [("y", YEAR.as_millis()), ("d", DAY.as_millis()), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)];
+    for (unit, unit_ms) in units {
+        if left_ms >= unit_ms {
+            words += &format!("{}{unit}", left_ms / unit_ms);
+            left_ms %= unit_ms;
+        }
+    }
+    if words.is_empty() { "0s".to_owned() } else { words }
 }
 
 /// How long points are kept: 0, or at least a second.
@@ -89,10 +108,12 @@ mod tests {
             ("2d", hours(48)),
             ("1d12h", hours(36)),
             ("7d 1h", hours(169)),
+            ("1y", hours(365 * 24)),
+            ("2y1d 12h", hours(731 * 24 + 12)),
         ] {
             assert_eq!(parse_duration(text), Ok(want), "{text}");
         }
-        for text in ["", "d", "5", "soon", "-1h", "1d-1h", "9999999999999999d", "1h1d", "2 days"] {
+        for text in ["", "d", "5", "soon", "-1h", "1d-1h", "9999999999999999d", "1h1d", "2 days", "y", "1d1y", "9999999999y"] {
             assert_eq!(parse_duration(text), Err(DurationError::Form(text.into())), "{text}");
         }
     }

@@ -10,6 +10,7 @@ pub mod client;
 mod code;
 mod duration;
 mod error;
+mod grid;
 pub mod openapi;
 mod point;
 mod rate;
@@ -23,6 +24,7 @@ pub use client::{Client, ClientError};
 pub use code::Code;
 pub use duration::{DurationError, parse_duration, parse_epoch_interval, parse_span};
 pub use error::{ApiError, ErrorCode, Reason, Severity};
+pub use grid::{Grid, GridError, GridRule};
 pub use point::{
     Address, AddressError, PIN_REASON_BYTES_MAX, PinRequest, Point, PointId, PointMember, PointPin, PointRef, PointRefError,
     no_such_point, select_point,
