@@ -245,8 +245,8 @@ pub(crate) struct DemoArgs {
 pub(crate) enum GroupCommand {
     /// Change how often a group is cut and how many points of it are kept.
     #[command(
-        group = ArgGroup::new("setting").required(true).multiple(true).args(["epoch", "keep", "span"]),
-        after_long_help = "A point goes only when every volume in it is held by --keep newer points that are not degraded, and it\nis older than --span. The span counts in the ledger's time, which passes while points or heartbeats are\nrecorded: a host that was off for a week finds its points as it left them.\n\nExamples:\n  farside group set db --epoch 1s\n  farside group set default --keep 48 --span 7d\n  farside group set scratch --keep 10 --span 0s     by number only"
+        group = ArgGroup::new("setting").required(true).multiple(true).args(["epoch", "keep", "span", "grid"]),
+        after_long_help = "A point goes only when every volume in it is held by --keep newer points that are not degraded, it is\nolder than --span, and no rule of --grid needs it.\n\nA grid thins points out as they grow old. \"every 1m keep 1d\" cuts time into minutes and keeps one point\nof each, the first sound one, until the minute is a day old. Rules stand in order, from the finest to the\ncoarsest; the least time between two points is --epoch's. With a grid, --span is 0s unless it was set;\nwithout one it is 24h.\n\nAges count in the ledger's time, never by the wall clock: it passes while points or heartbeats are\nrecorded, by two hours at most between two of them. A host that was off for weeks finds its points as it\nleft them, two hours older. A shorter policy gives the rest up at once; a longer one brings nothing back.\n\nExamples:\n  farside group set db --epoch 1s\n  farside group set default --keep 48 --span 7d\n  farside group set scratch --keep 10 --span 0s     by number only\n  farside group set db --epoch 5s --grid \"every 5s keep 10m, every 1m keep 1d, every 1h keep 30d, every 1d keep 1y\"\n  farside group set db --grid none"
     )]
     Set {
         /// The group.
@@ -260,6 +260,9 @@ pub(crate) enum GroupCommand {
         /// Keep every point at least so long, such as 90m, 24h or 7d; 0s keeps by number only.
         #[arg(long, value_name = "DURATION", value_parser = farside_control::parse_span)]
         span: Option<Duration>,
+        /// Of what is older keep so much: "every 1m keep 1d, every 1h keep 30d", or none.
+        #[arg(long, value_name = "RULES")]
+        grid: Option<farside_control::Grid>,
     },
 }
 

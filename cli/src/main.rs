@@ -103,10 +103,16 @@ async fn ask(cli: Cli) -> Result<(), Failure> {
         Command::Reload => reload(&cli.global, &hosts).await,
         Command::Metrics => print::out(&hosts.either().await?.metrics().await?),
         Command::Limit(command) => limit(&cli.global, &hosts, command).await,
-        Command::Group(GroupCommand::Set { name, epoch, keep, span }) => {
+        Command::Group(GroupCommand::Set { name, epoch, keep, span, grid }) => {
             let epoch_interval_ms = epoch.map(|epoch| u64::try_from(epoch.as_millis()).expect("checked when parsed"));
             let span_ms = span.map(|span| u64::try_from(span.as_millis()).expect("checked when parsed"));
-            group_set(&cli.global, &hosts, &name, &GroupSettings { epoch_interval_ms, keep, span_ms }).await
+            group_set(
+                &cli.global,
+                &hosts,
+                &name,
+                &GroupSettings { epoch_interval_ms, keep, span_ms, grid: grid.map(|grid| grid.to_string()) },
+            )
+            .await
         }
         Command::Volume(command) => volume::run(&cli.global, &hosts, command).await,
         Command::Point(PointCommand::List { of, store, limit }) => {
@@ -221,7 +227,8 @@ async fn group_set(global: &Global, hosts: &Hosts, name: &str, settings: &GroupS
         0 => String::new(),
         span => format!(", each for at least {}", print::duration_ms(span)),
     };
-    print::out(&format!("group {}: cut at most every {epoch}, at least {} points kept{kept}\n", group.name, group.keep))
+    let older = if group.has_grid() { format!("; of older ones {}", group.grid) } else { String::new() };
+    print::out(&format!("group {}: cut at most every {epoch}, at least {} points kept{kept}{older}\n", group.name, group.keep))
 }
 
 async fn limit(global: &Global, hosts: &Hosts, command: LimitCommand) -> Result<(), Failure> {

@@ -235,6 +235,9 @@ pub(crate) fn source(look: Look, status: &SourceStatus) -> String {
         text.push_str("\nno volume is protected yet: farside volume add NAME --backing PATH\n");
     } else if !status.groups.is_empty() {
         text.push_str(&format!("\n{}", groups(&status.groups).fit(look)));
+        for group in status.groups.iter().filter(|group| group.has_grid()) {
+            text.push_str(&format!("group {} keeps of older points: {}\n", group.name, group.grid));
+        }
         let protected: Vec<&VolumeStatus> = status.groups.iter().flat_map(|group| &group.volumes).collect();
         if !protected.is_empty() {
             text.push_str(&format!("\n{}", states(protected).fit(look)));

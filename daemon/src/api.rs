@@ -94,6 +94,7 @@ async fn set_group(State(daemon): Here, Path(name): Path<String>, settings: Body
         epoch_interval_ms: now.epoch_interval_ms.unwrap_or_default(),
         keep: now.keep.unwrap_or_default(),
         span_ms: now.span_ms.unwrap_or_default(),
+        grid: now.grid.unwrap_or_default(),
         ..GroupStatus::default()
     })))
 }

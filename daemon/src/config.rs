@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use farside_control::source::IfAbsent;
-use farside_control::{Rate, RateError, parse_epoch_interval, parse_span};
+use farside_control::{Grid, GridError, Rate, RateError, parse_epoch_interval, parse_span};
 use farside_layer::Compression;
 use farside_region::{Name, NameError};
 use farside_service::files::{self, File, FileError, Step};
@@ -66,13 +66,25 @@ pub struct GroupConfig {
     pub epoch_interval: Duration,
     /// How many points the receiver keeps at least.
     pub keep: u32,
-    /// How long it keeps every point at least, in the ledger's time; zero: by number only.
-    pub span: Duration,
+    /// How long it keeps every point at least, if that was said.
+    pub span_said: Option<Duration>,
+    /// And what it keeps of older ones.
+    pub grid: Grid,
 }
+
+impl GroupConfig {
+    /// How long every point is kept at least; zero: by number and grid only. Unless it was said: a day, or what the grid says.
+    pub fn span(&self) -> Duration {
+        let default = if self.grid.is_empty() { SPAN_DEFAULT } else { Duration::ZERO };
+        self.span_said.unwrap_or(default)
+    }
+}
+
+const SPAN_DEFAULT: Duration = Duration::from_secs(86_400);
 
 impl Default for GroupConfig {
     fn default() -> Self {
-        Self { epoch_interval: Duration::from_secs(1), keep: 10, span: Duration::from_secs(86_400) }
+        Self { epoch_interval: Duration::from_secs(1), keep: 10, span_said: None, grid: Grid::default() }
     }
 }
 
@@ -294,6 +306,8 @@ struct GroupText {
     keep: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     span: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    grid: Option<String>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -388,8 +402,11 @@ impl Config {
             if old.keep != new.keep {
                 changes.live.push(format!("group {name}: keep {} → {}", old.keep, new.keep));
             }
-            if old.span != new.span {
-                changes.live.push(format!("group {name}: span {:?} → {:?}", old.span, new.span));
+            if old.span() != new.span() {
+                changes.live.push(format!("group {name}: span {:?} → {:?}", old.span(), new.span()));
+            }
+            if old.grid != new.grid {
+                changes.live.push(format!("group {name}: grid {} → {}", old.grid, new.grid));
             }
         }
         if self.rate != new.rate {
@@ -480,7 +497,8 @@ impl Config {
             name: name.clone(),
             epoch_interval: Some(format!("{}ms", group.epoch_interval.as_millis())),
             keep: Some(group.keep),
-            span: Some(format!("{}ms", group.span.as_millis())),
+            span: group.span_said.map(|span| format!("{}ms", span.as_millis())),
+            grid: Some(group.grid.to_string()),
         };
         let path = self.drop_ins().join(format!("group-{name}.toml"));
         write_atomically(&path, &toml::to_string(&File { group: [text] }).expect("plain data"))?;
@@ -556,7 +574,10 @@ impl Merge {
                 group.keep = keep;
             }
             if let Some(text) = &g.span {
-                group.span = parse_span(text).map_err(|e| fault("span", e.to_string()))?;
+                group.span_said = Some(parse_span(text).map_err(|e| fault("span", e.to_string()))?);
+            }
+            if let Some(text) = &g.grid {
+                group.grid = text.parse().map_err(|e: GridError| fault("grid", e.to_string()))?;
             }
         }
         if let Some(bandwidth) = text.bandwidth {
@@ -750,7 +771,11 @@ mod tests {
         assert_eq!((&c.limits, c.volumes.len()), (&LimitsConfig::default(), 1));
         let (source, default) = (&c.source, load("", &[]).expect("valid").source);
         assert_eq!((&source.state_dir, &source.api_socket), (&default.state_dir, &default.api_socket));
-        assert_eq!(c.groups.values().collect::<Vec<_>>(), [&GroupConfig::default()]);
+        let said = GroupConfig { span_said: Some(SPAN_DEFAULT), ..GroupConfig::default() };
+        assert_eq!(c.groups.values().collect::<Vec<_>>(), [&said]);
+        let with_grid = GroupConfig { grid: "every 1m keep 1d".parse().expect("a grid"), ..said.clone() };
+        let spans = [GroupConfig::default(), GroupConfig { span_said: None, ..with_grid.clone() }, with_grid].map(|g| g.span());
+        assert_eq!(spans, [SPAN_DEFAULT, Duration::ZERO, SPAN_DEFAULT], "without a word of it, and it is kept to if said");
         // Every key there is.
         let table = toml::Table::try_from(&c.limits).expect("plain numbers");
         let more = [
@@ -823,7 +848,7 @@ mod tests {
             assert!(error.contains("farsided.toml, line 3: ") && error.contains(words), "{error}");
         }
         let config = load("[[group]]\nname='g'\nspan='2d'\n", &[]).expect("valid");
-        assert_eq!(config.group(&"g".parse().expect("name")).span, Duration::from_secs(2 * 86_400));
+        assert_eq!(config.group(&"g".parse().expect("name")).span(), Duration::from_secs(2 * 86_400));
         let error =
             load("", &[("z.toml", "[[group]]\nname='a'\n\n[[group]]\nname='g'\nkeep=0\n")]).expect_err("keep").to_string();
         assert!(error.contains("farsided.d/z.toml, line 6: keep: group g: must be at least 1"), "{error}");
@@ -867,7 +892,12 @@ mod tests {
         c.write_volume(&v).expect("written");
         c.write_group(
             &v.group,
-            &GroupConfig { epoch_interval: Duration::from_millis(250), keep: 4, span: Duration::from_secs(90) },
+            &GroupConfig {
+                epoch_interval: Duration::from_millis(250),
+                keep: 4,
+                span_said: Some(Duration::from_secs(90)),
+                grid: "every 5s keep 10m, every 1m keep 1y".parse().expect("a grid"),
+            },
         )
         .expect("written");
         for rate in [Some(Rate::from_bytes_per_s(2_500_000).expect("valid")), None] {
@@ -878,7 +908,12 @@ mod tests {
         assert_eq!(c.volumes[&v.name], v);
         assert_eq!(
             c.group(&v.group),
-            GroupConfig { epoch_interval: Duration::from_millis(250), keep: 4, span: Duration::from_secs(90) }
+            GroupConfig {
+                epoch_interval: Duration::from_millis(250),
+                keep: 4,
+                span_said: Some(Duration::from_secs(90)),
+                grid: "every 5s keep 10m, every 1m keep 1y".parse().expect("a grid")
+            }
         );
         c.remove_volume(&v.name).expect("removed");
         assert!(Config::load(&path).expect("valid").volumes.is_empty());

@@ -1094,8 +1094,12 @@ impl Control {
     }
 }
 
+// What the configuration takes can be said.
+const _: () = assert!(farside_control::Grid::RULES_MAX <= farside_ledger::Grid::RULES_SAID_MAX);
+
 fn policy(config: &GroupConfig) -> farside_ledger::Policy {
-    farside_ledger::Policy { keep: config.keep, span_ms: u64::try_from(config.span.as_millis()).unwrap_or(u64::MAX) }
+    let grid = farside_ledger::Grid::of(config.grid.rules().iter().map(|rule| (rule.every, rule.keep)));
+    farside_ledger::Policy { keep: config.keep, span_ms: u64::try_from(config.span().as_millis()).unwrap_or(u64::MAX), grid }
 }
 
 fn sample(served: &Served) -> Sample {

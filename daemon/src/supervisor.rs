@@ -12,7 +12,7 @@ use farside_blockio::process::{
 };
 use farside_control::source::{Accept, Connection, GroupSettings, GroupStatus, Limits, Paired, SourceStatus};
 use farside_control::{
-    ApiError, Code, DurationError, ErrorCode, Rate, Reason, Reloaded, Severity, parse_epoch_interval, parse_span,
+    ApiError, Code, DurationError, ErrorCode, GridError, Rate, Reason, Reloaded, Severity, parse_epoch_interval, parse_span,
 };
 use farside_region::{Name, VolumeId};
 use farside_service::systemd;
@@ -546,7 +546,11 @@ impl Daemon {
         let group = GroupConfig {
             epoch_interval: settings.epoch_interval_ms.map_or(Ok(old.epoch_interval), |ms| read(ms, parse_epoch_interval))?,
             keep: settings.keep.unwrap_or(old.keep),
-            span: settings.span_ms.map_or(Ok(old.span), |ms| read(ms, parse_span))?,
+            span_said: settings.span_ms.map(|ms| read(ms, parse_span)).transpose()?.or(old.span_said),
+            grid: match &settings.grid {
+                Some(text) => text.parse().map_err(|e: GridError| wrong(&e.to_string()))?,
+                None => old.grid,
+            },
         };
         if group.keep == 0 {
             return Err(wrong("keep must be at least 1"));
@@ -558,7 +562,8 @@ impl Daemon {
         Ok(GroupSettings {
             epoch_interval_ms: Some(group.epoch_interval.as_millis() as u64),
             keep: Some(group.keep),
-            span_ms: Some(group.span.as_millis() as u64),
+            span_ms: Some(group.span().as_millis() as u64),
+            grid: Some(group.grid.to_string()),
         })
     }
 

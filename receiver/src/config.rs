@@ -2,7 +2,7 @@
 //!
 //! Invariant: a [`Config`] that exists was validated as a whole. It holds no secret.
 
-use farside_control::{parse_duration, parse_span};
+use farside_control::{Grid, GridError, parse_duration, parse_span};
 use farside_ledger::Policy;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -78,25 +78,51 @@ pub struct Retention {
     pub keep: u32,
     /// And all that are younger than this.
     pub span: Duration,
+    /// And of older ones so many.
+    pub grid: Grid,
     /// How often points are given up; more seldom makes fewer ledger records.
     pub interval: Duration,
     /// Whatever a source says, so many of every volume stay: who took over a host must not be able to give up its history.
     pub at_least_keep: u32,
     /// And all that are younger than this.
     pub at_least_span: Duration,
+    /// And of older ones so many.
+    pub at_least_grid: Grid,
 }
 
 impl Retention {
-    /// What is kept where a source wants `policy`.
-    pub fn floor(&self, policy: Policy) -> Policy {
-        let span_ms = u64::try_from(self.at_least_span.as_millis()).unwrap_or(u64::MAX);
-        Policy { keep: policy.keep.max(self.at_least_keep), span_ms: policy.span_ms.max(span_ms) }
+    /// What is kept where a source says nothing.
+    pub fn policy(&self) -> Policy {
+        Policy { keep: self.keep, span_ms: span_ms(self.span), grid: ledger_grid(&self.grid) }
     }
+
+    /// What is kept where a source wants `policy`.
+    pub fn floor(&self, policy: &Policy) -> Policy {
+        let floor =
+            Policy { keep: self.at_least_keep, span_ms: span_ms(self.at_least_span), grid: ledger_grid(&self.at_least_grid) };
+        floor.union(policy)
+    }
+}
+
+fn ledger_grid(grid: &Grid) -> farside_ledger::Grid {
+    farside_ledger::Grid::of(grid.rules().iter().map(|rule| (rule.every, rule.keep)))
+}
+
+fn span_ms(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }
 
 impl Default for Retention {
     fn default() -> Self {
-        Self { keep: 10, span: Duration::ZERO, interval: Duration::from_secs(5), at_least_keep: 1, at_least_span: Duration::ZERO }
+        Self {
+            keep: 10,
+            span: Duration::ZERO,
+            grid: Grid::default(),
+            interval: Duration::from_secs(5),
+            at_least_keep: 1,
+            at_least_span: Duration::ZERO,
+            at_least_grid: Grid::default(),
+        }
     }
 }
 
@@ -148,9 +174,11 @@ struct LimitsTable {
 struct RetentionTable {
     keep: Option<u32>,
     span: Option<String>,
+    grid: Option<String>,
     interval: Option<String>,
     at_least_keep: Option<u32>,
     at_least_span: Option<String>,
+    at_least_grid: Option<String>,
 }
 
 impl Default for Config {
@@ -248,6 +276,12 @@ impl Config {
         if let Some(span) = table.span {
             retention.span = parse_span(&span).map_err(|e| fault("span", e.to_string()))?;
         }
+        if let Some(grid) = table.grid {
+            retention.grid = grid.parse().map_err(|e: GridError| fault("grid", e.to_string()))?;
+        }
+        if let Some(grid) = table.at_least_grid {
+            retention.at_least_grid = grid.parse().map_err(|e: GridError| fault("at_least_grid", e.to_string()))?;
+        }
         if let Some(interval) = table.interval {
             retention.interval = parse_duration(&interval).map_err(|e| fault("interval", e.to_string()))?;
         }
@@ -288,10 +322,12 @@ impl Config {
         live("[limits] volumes_per_group", number(self.limits.volumes_per_group), number(new.limits.volumes_per_group));
         live("[retention] keep", self.retention.keep.to_string(), new.retention.keep.to_string());
         live("[retention] span", format!("{:?}", self.retention.span), format!("{:?}", new.retention.span));
+        live("[retention] grid", self.retention.grid.to_string(), new.retention.grid.to_string());
         live("[retention] interval", format!("{:?}", self.retention.interval), format!("{:?}", new.retention.interval));
         let (old_floor, new_floor) = (&self.retention, &new.retention);
         live("[retention] at_least_keep", old_floor.at_least_keep.to_string(), new_floor.at_least_keep.to_string());
         live("[retention] at_least_span", format!("{:?}", old_floor.at_least_span), format!("{:?}", new_floor.at_least_span));
+        live("[retention] at_least_grid", old_floor.at_least_grid.to_string(), new_floor.at_least_grid.to_string());
         next.advertise.clone_from(&new.advertise);
         next.limits.groups_per_source = new.limits.groups_per_source;
         next.limits.volumes_per_group = new.limits.volumes_per_group;
@@ -362,6 +398,10 @@ mod tests {
             "credit_mib",
             "keep",
             "span",
+            "grid",
+            "at_least_keep",
+            "at_least_span",
+            "at_least_grid",
             "interval",
         ] {
             assert!(all.iter().any(|line| line.starts_with(&format!("{key} = "))), "{key} is not in the shipped file");
@@ -399,6 +439,24 @@ mod tests {
     }
 
     #[test]
+    fn what_a_source_asks_for_is_kept_beside_what_the_gateway_insists_on() {
+        let text = "[retention]\nat_least_keep=5\nat_least_span=\"1h\"\nat_least_grid=\"every 1m keep 2d, every 1h keep 30d\"";
+        let retention = load(text, &[]).expect("valid").retention;
+        let minutes = |n: u64| Duration::from_secs(60 * n);
+        let grid = farside_ledger::Grid::of([
+            (Duration::from_secs(5), minutes(1)),
+            (minutes(1), minutes(2)),
+            (minutes(1440), minutes(90_000)),
+        ]);
+        let kept = retention.floor(&Policy { grid, ..Policy::without_grid(1, u64::MAX) });
+        assert_eq!((kept.keep, kept.span_ms), (5, u64::MAX));
+        let rules: Vec<_> = kept.grid.rules().iter().map(|r| (r.every_ms / 1000, r.keep_ms / 60_000)).collect();
+        assert_eq!(rules, [(5, 1), (60, 2880), (3600, 43_200), (86_400, 90_000)]);
+        assert_eq!(retention.floor(&Policy::without_grid(9, 0)).span_ms, 3_600_000);
+        assert_eq!(retention.policy(), Policy::without_grid(10, 0), "and says nothing of those who said nothing");
+    }
+
+    #[test]
     fn what_makes_no_sense_is_refused_by_name() {
         for (text, word) in [
             ("[receiver]\nlsten = \"x\"", "lsten"),
@@ -411,6 +469,8 @@ mod tests {
             ("[limits]\nvolumes_per_group = 65", "volumes_per_group"),
             ("[retention]\nkeep = 0", "line 2: keep: "),
             ("[retention]\n\nspan = \"soon\"", "line 3: span: "),
+            ("[retention]\ngrid = \"every 1m\"", "line 2: grid: rule 1, `every 1m`, is not like `every 1m keep 1d`"),
+            ("[retention]\nat_least_grid = \"every 1h keep 1d, every 1m keep 2d\"", "line 2: at_least_grid: rule 2"),
             ("[unknown]", "unknown"),
             ("[receiver", "receiver.toml"),
         ] {

@@ -386,7 +386,7 @@ impl Group {
             self.policy = Some(self.receiver.policy_default());
         }
         let Some(policy) = &self.policy else { return };
-        let policy = self.receiver.config().retention.floor(*policy);
+        let policy = self.receiver.config().retention.floor(policy);
         if let Some(body) = here.store.prune_plan(&policy) {
             self.submit(body);
         }

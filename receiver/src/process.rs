@@ -224,8 +224,7 @@ impl Receiver {
 
     /// What the configuration says is to be kept of a group whose source said nothing.
     pub(crate) fn policy_default(&self) -> Policy {
-        let retention = &self.config().retention;
-        Policy { keep: retention.keep, span_ms: u64::try_from(retention.span.as_millis()).unwrap_or(u64::MAX) }
+        self.config().retention.policy()
     }
 
     /// Under which addresses sources reach this receiver, as far as can be known.

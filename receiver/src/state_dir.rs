@@ -7,7 +7,7 @@ use std::io::{self, Read as _, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use farside_ledger::Policy;
+use farside_ledger::{Grid, Policy};
 use farside_region::Name;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
@@ -60,6 +60,8 @@ struct KnownStore {
 struct KnownGroup {
     keep: u32,
     span_ms: u64,
+    #[serde(default)]
+    grid: Grid,
 }
 
 impl StateDir {
@@ -107,7 +109,7 @@ impl StateDir {
     /// What a source asked to be kept of a group, if it ever said.
     pub(crate) fn policy(&self, source: &Name, group: &Name) -> Result<Option<Policy>, StateError> {
         let known: Option<KnownGroup> = read(&self.group(source, group))?;
-        Ok(known.map(|known| Policy { keep: known.keep, span_ms: known.span_ms }))
+        Ok(known.map(|KnownGroup { keep, span_ms, grid }| Policy { keep, span_ms, grid }))
     }
 
     pub(crate) fn remember_policy(&self, source: &Name, group: &Name, policy: &Policy) -> Result<(), StateError> {
@@ -115,7 +117,7 @@ impl StateDir {
         let folder = path.parent().expect("a group's file has a folder");
         let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
         made.map_err(|source| StateError::Io { path: folder.to_owned(), source })?;
-        write(&path, &KnownGroup { keep: policy.keep, span_ms: policy.span_ms })
+        write(&path, &KnownGroup { keep: policy.keep, span_ms: policy.span_ms, grid: policy.grid.clone() })
     }
 
     fn group(&self, source: &Name, group: &Name) -> PathBuf {
@@ -149,6 +151,8 @@ fn write<T: Serialize>(path: &Path, value: &T) -> Result<(), StateError> {
 
 #[cfg(test)]
 mod tests {
+    use farside_ledger::Rule;
+
     use super::*;
 
     #[test]
@@ -167,9 +171,13 @@ mod tests {
         let state = StateDir::open(directory.path()).expect("free");
         let (source, group): (Name, Name) = ("db1".parse().expect("a name"), "default".parse().expect("a name"));
         assert_eq!(state.policy(&source, &group).expect("read"), None);
-        let policy = Policy { keep: 7, span_ms: 1000 };
+        let grid = vec![Rule { every_ms: 60_000, keep_ms: 86_400_000 }].try_into().expect("a grid");
+        let policy = Policy { keep: 7, span_ms: 1000, grid };
         state.remember_policy(&source, &group, &policy).expect("written");
         assert_eq!(state.policy(&source, &group).expect("read"), Some(policy));
+        // What was remembered before there were grids.
+        std::fs::write(directory.path().join("groups/db1/default.json"), r#"{"keep": 3, "span_ms": 9}"#).expect("written");
+        assert_eq!(state.policy(&source, &group).expect("read"), Some(Policy::without_grid(3, 9)));
         assert_eq!(state.known_store().expect("read"), None);
         state.remember_store("abc").expect("written");
         assert_eq!(state.known_store().expect("read").as_deref(), Some("abc"));

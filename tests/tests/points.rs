@@ -1,11 +1,12 @@
 //! What an operator does with points and with a damaged store: pin, verify, restore again after a kill, repair.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use farside_tests::verify::{Rng, Verifier};
-use farside_tests::{Site, program, run, slot_of, wait_for};
+use farside_tests::{Site, VolumeSpec, program, run, slot_of, wait_for};
 use serde_json::Value;
 
 const BYTES: u64 = 48 << 20;
@@ -98,6 +99,58 @@ fn a_pinned_point_outlives_retention_and_damage_is_named_by_verify() {
     let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
     let region = here["volumes"][0]["damage"][0]["region"].as_u64().expect("a number");
     assert!(shown.contains("volume data") && shown.contains(&format!("region {region} ")) && shown.contains(&segment), "{shown}");
+    site.daemon.take().expect("it runs").stop();
+}
+
+/// The points of a second thin out to one, and those of two seconds as they grow older; none of these is ever without one.
+#[test]
+fn points_thin_out_by_the_grid_that_the_host_says() {
+    let spec = VolumeSpec { name: "data".into(), bytes: BYTES, group: "default".into() };
+    let mut site = Site::new(&[spec], "100ms", 1);
+    let rules = "every 1s keep 2s, every 2s keep 1h";
+    let more = [
+        ("host/farsided.toml", "span = \"0s\"\n", format!("span = \"0s\"\ngrid = \"{rules}\"\n")),
+        ("gateway/receiver.toml", "[receiver]\n", "[retention]\ninterval = \"200ms\"\n[receiver]\n".to_owned()),
+    ];
+    for (file, key, with) in more {
+        let file = site.path(file);
+        let toml = fs::read_to_string(&file).expect("read");
+        assert!(toml.contains(key), "{toml}");
+        fs::write(&file, toml.replace(key, &with)).expect("write");
+    }
+    site.start_all();
+    let (mut client, mut rng) = (Verifier::new(&site.tap("data"), BYTES), Rng(11));
+
+    let time = |point: &Value| point["ledger_time_ms"].as_u64().expect("a number");
+    // The ledger time of every point that was ever seen.
+    let mut seen = BTreeMap::new();
+    let left = wait_for("points to thin out", || {
+        write(&site, &mut client, &mut rng, 5);
+        let left: BTreeMap<u64, u64> = site.points("data").iter().map(|p| (slot_of(p), time(p))).collect();
+        seen.extend(left.iter().map(|(slot, t)| (*slot, *t)));
+        let count = |points: &BTreeMap<u64, u64>, cell| points.values().filter(|t| *t / 2000 == cell).count();
+        let thinned = |cell: &u64| count(&left, *cell) == 1 && count(&seen, *cell) > 2;
+        ((0..seen.values().max().expect("points") / 2000).filter(thinned).count() >= 2).then_some(left)
+    });
+    let mut firsts: BTreeMap<u64, u64> = BTreeMap::new();
+    seen.iter().for_each(|(slot, t)| _ = firsts.entry(t / 2000).or_insert(*slot));
+    assert!(firsts.values().all(|slot| left.contains_key(slot)), "the first of a cell is gone: {seen:?} {left:?}");
+    assert!(left.contains_key(seen.keys().next_back().expect("points")), "the newest is gone");
+
+    let (code, text, _) =
+        output(site.farside().args(["group", "set", "default", "--grid", "every 4s keep 1h, every 1s keep 2h"]));
+    assert!(code == 2 && text.contains("rule 2, `every 1s keep 2h`, is not coarser"), "{code} {text}");
+    let (code, text, group) = output(site.farside().args(["group", "set", "default", "--keep", "3", "--json"]));
+    assert_eq!((code, &group["grid"]), (0, &Value::from(rules)), "{text}");
+    let status = site.farside().arg("status").output().expect("it starts");
+    let status = String::from_utf8_lossy(&status.stdout).into_owned();
+    assert!(status.contains(&format!("group default keeps of older points: {rules}")), "{status}");
+    let (code, text, group) = output(site.farside().args(["group", "set", "default", "--grid", "none", "--json"]));
+    assert_eq!((code, &group["grid"]), (0, &Value::from("none")), "{text}");
+    wait_for("all but the newest three to go", || {
+        write(&site, &mut client, &mut rng, 5);
+        (site.points("data").len() <= 4).then_some(())
+    });
     site.daemon.take().expect("it runs").stop();
 }
 

@@ -49,6 +49,14 @@ pub enum Connection {
     },
 }
 
+impl GroupStatus {
+    /// Whether points thin out by a grid as they grow old.
+    pub fn has_grid(&self) -> bool {
+        // Of a daemon that knows no grids there is nothing.
+        !matches!(self.grid.as_str(), "" | "none")
+    }
+}
+
 /// One consistency group.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(default)]
@@ -61,6 +69,8 @@ pub struct GroupStatus {
     pub keep: u32,
     /// Every point is kept so long at least, in the ledger's time; 0: by number only.
     pub span_ms: u64,
+    /// Of what is older so much is kept: `every 1m keep 1d, every 1h keep 30d`, or `none`.
+    pub grid: String,
     /// The worst state of its volumes.
     pub state: VolumeState,
     /// The age of what a restore would bring back: now − the cut of the newest published point (or the T of a newer
@@ -416,6 +426,8 @@ pub struct GroupSettings {
     pub keep: Option<u32>,
     /// Every point is kept so long at least, in the ledger's time; 0: by number only.
     pub span_ms: Option<u64>,
+    /// Of what is older so much is kept: `every 1m keep 1d, every 1h keep 30d`, or `none`.
+    pub grid: Option<String>,
 }
 
 /// What a source keeps to.

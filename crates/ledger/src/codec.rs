@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 
-use crate::record::{Body, Record, Stamp};
+use crate::record::{Body, Prune, PrunePolicy, Record, Stamp};
 
 /// The largest record. A point whose regions do not fit must be published as slices.
 pub const RECORD_BYTES_MAX: usize = 4 << 20;
@@ -28,6 +28,7 @@ const KIND_UNPIN: u16 = 5;
 const KIND_PRUNE: u16 = 6;
 const KIND_TORN_VOID: u16 = 7;
 const KIND_TRACKING_LOST: u16 = 8;
+const KIND_PRUNE_BY_AGE: u16 = 9;
 
 /// A record as it is stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,7 +86,7 @@ impl Record {
             Body::Heartbeat(b) => (KIND_HEARTBEAT, to_postcard(b)),
             Body::Pin(b) => (KIND_PIN, to_postcard(b)),
             Body::Unpin(b) => (KIND_UNPIN, to_postcard(b)),
-            Body::Prune(b) => (KIND_PRUNE, to_postcard(b)),
+            Body::Prune(b) => prune_body(b),
             Body::TornVoid(b) => (KIND_TORN_VOID, to_postcard(b)),
             Body::TrackingLost(b) => (KIND_TRACKING_LOST, to_postcard(b)),
         };
@@ -158,13 +159,28 @@ impl Record {
             KIND_HEARTBEAT => Body::Heartbeat(from_postcard(body)?),
             KIND_PIN => Body::Pin(from_postcard(body)?),
             KIND_UNPIN => Body::Unpin(from_postcard(body)?),
-            KIND_PRUNE => Body::Prune(from_postcard(body)?),
+            KIND_PRUNE => Body::Prune(prune_of(body, |(keep, span_ms)| PrunePolicy::LedgerTime { keep, span_ms })?),
+            KIND_PRUNE_BY_AGE => Body::Prune(prune_of(body, PrunePolicy::Aged)?),
             KIND_TORN_VOID => Body::TornVoid(from_postcard(body)?),
             KIND_TRACKING_LOST => Body::TrackingLost(from_postcard(body)?),
             unknown => return Err(DecodeError::Kind(unknown)),
         };
         Ok((Self { group, slot, prev, nonce, stamp: Stamp { writer, mono_ms, wall_ms }, body }, digest))
     }
+}
+
+/// The kind of a prune and its body: looked, the policy of that kind, points, parts.
+fn prune_body(prune: &Prune) -> (u16, Vec<u8>) {
+    let Prune { looked, policy, points, parts } = prune;
+    match policy {
+        PrunePolicy::LedgerTime { keep, span_ms } => (KIND_PRUNE, to_postcard(&(looked, (keep, span_ms), points, parts))),
+        PrunePolicy::Aged(policy) => (KIND_PRUNE_BY_AGE, to_postcard(&(looked, policy, points, parts))),
+    }
+}
+
+fn prune_of<P: DeserializeOwned>(body: &[u8], policy: impl FnOnce(P) -> PrunePolicy) -> Result<Prune, DecodeError> {
+    let (looked, said, points, parts) = from_postcard(body)?;
+    Ok(Prune { looked, policy: policy(said), points, parts })
 }
 
 /// What is left of a head whose length was checked.

@@ -31,9 +31,9 @@ pub use checkpoint::{
 pub use codec::{DecodeError, Encoded, RECORD_BYTES_MAX, RECORD_BYTES_MIN, TooLarge};
 pub use identity::{group_id, volume_id};
 pub use record::{
-    Body, Claim, CutTime, EpochInfo, Heartbeat, LayerEntry, LayerKind, Layers, PartEntry, Pin, Prune, PrunedParts, Record, Stamp,
-    TornVoid, TrackingLost, Unpin, VolumeMeta,
+    Body, Claim, CutTime, EpochInfo, Heartbeat, LayerEntry, LayerKind, Layers, PartEntry, Pin, Prune, PrunePolicy, PrunedParts,
+    Record, Stamp, TornVoid, TrackingLost, Unpin, VolumeMeta,
 };
-pub use retention::Policy;
+pub use retention::{Grid, GridError, Policy, Rule};
 pub use state::{CacheError, ChainError, LayerFact, Point, PointMember, State, TOUCHED_BYTES_MAX, VolumeState};
 pub use verdict::{Malformed, Verdict, VoidReason};

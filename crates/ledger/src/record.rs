@@ -7,6 +7,8 @@ use farside_region::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::retention::Policy;
+
 /// One record, in one slot of one group's ledger.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
@@ -216,16 +218,30 @@ pub struct Unpin {
 }
 
 /// Gives up points, and names the parts that are dead once they are gone.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Prune {
     /// The head up to which the writer had replayed when it judged. A pin, unpin or prune accepted above it makes this void.
     pub looked: Slot,
     /// The policy under which every named point must be prunable, in this record's own slot.
-    pub policy: crate::Policy,
+    pub policy: PrunePolicy,
     /// Slots of the points to give up; may be empty.
     pub points: Vec<Slot>,
     /// The parts to delete.
     pub parts: Vec<PrunedParts>,
+}
+
+/// What a prune went by, and on which clock.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PrunePolicy {
+    /// Count and span in ledger time: what the first prunes went by. Judged as ever, and written no more.
+    LedgerTime {
+        /// See [`Policy::keep`].
+        keep: u32,
+        /// How long points stay, in milliseconds of ledger time.
+        span_ms: u64,
+    },
+    /// A policy, whose ages are those of the group's age clock.
+    Aged(Policy),
 }
 
 /// Parts of one layer that nothing needs any more.

@@ -20,8 +20,9 @@ use crate::record::{
 use crate::retention::HeldBy;
 use crate::verdict::{Malformed, Verdict, VoidReason};
 
-/// Between records of different writers ledger time advances by at most this, in milliseconds.
-const FOREIGN_STEP_MS_MAX: i64 = 2 * 3600 * 1000;
+/// Between records of different writers ledger time advances by at most this, and the age clock between any two records, in
+/// milliseconds.
+const STEP_MS_MAX: u64 = 2 * 3600 * 1000;
 
 /// Memory for the regions that accepted layers touched, in bytes. What is older than fits is known by its first and its last
 /// region only; whoever needs more asks the layer's record: see [`State::is_exact`]. Part of the format of checkpoints.
@@ -36,6 +37,7 @@ pub struct State {
     group: GroupId,
     digests: Vec<RecordDigest>,
     time_ms: u64,
+    age_clock_ms: u64,
     last_stamp: Option<Stamp>,
     volumes: BTreeMap<VolumeId, VolumeState>,
     points: BTreeMap<Slot, Point>,
@@ -91,6 +93,8 @@ pub struct Point {
     pub members: Vec<PointMember>,
     /// Ledger time of its record, in milliseconds.
     pub time_ms: u64,
+    /// What the age clock said then, in milliseconds.
+    pub age_clock_ms: u64,
     /// The wall clock of the process that published it, in milliseconds since 1970; for people.
     pub published_wall_ms: i64,
     /// Some region of a member holds an unreadable run.
@@ -165,6 +169,7 @@ impl State {
             group,
             digests: Vec::new(),
             time_ms: 0,
+            age_clock_ms: 0,
             last_stamp: None,
             volumes: BTreeMap::new(),
             points: BTreeMap::new(),
@@ -214,6 +219,13 @@ impl State {
     /// Ledger time in milliseconds since the ledger's first layer or heartbeat.
     pub fn time_ms(&self) -> u64 {
         self.time_ms
+    }
+
+    /// The age clock, in milliseconds: it advances when ledger time does, within one writer's life by the same, but by at most
+    /// two hours at a time, and between writers not at all. So no point is older by it than it really is, whatever wall clocks
+    /// say, and a source that was silent for weeks finds its points two hours older at most.
+    pub fn age_clock_ms(&self) -> u64 {
+        self.age_clock_ms
     }
 
     /// A volume that was ever claimed.
@@ -450,7 +462,8 @@ impl State {
         if let Some(point) = prune.points.iter().copied().find(|p| !self.points.contains_key(p)) {
             return Err(VoidReason::NoSuchPoint(point));
         }
-        if let Some(point) = prune.points.iter().copied().find(|p| !unchecked && !self.is_prunable(*p, &prune.policy)) {
+        let measure = self.measure(&prune.policy);
+        if let Some(point) = prune.points.iter().copied().find(|p| !unchecked && !measure.lets_go_of(*p)) {
             return Err(VoidReason::NotPrunable(point));
         }
         for pruned in &prune.parts {
@@ -557,6 +570,7 @@ impl State {
                 degraded: members.iter().any(|m| m.degraded),
                 members,
                 time_ms: self.time_ms,
+                age_clock_ms: self.age_clock_ms,
                 published_wall_ms: stamp.wall_ms,
                 pins: BTreeMap::new(),
             };
@@ -605,17 +619,21 @@ impl State {
         self.points.values().find(|p| p.pins.contains_key(&pin)).map(|p| p.slot)
     }
 
-    /// Ledger time: of one writer, its monotonic clock; between writers, the difference of their stamps within 0 to 2 hours.
+    /// Ledger time: of one writer, its monotonic clock; between writers, the difference of their stamps within 0 to 2 hours. The
+    /// age clock never runs faster.
     fn advance_time(&mut self, stamp: &Stamp) {
         let mut next = *stamp;
         if let Some(last) = self.last_stamp {
-            let step_ms = if last.writer == stamp.writer {
+            let (step_ms, aged_ms) = if last.writer == stamp.writer {
                 next.mono_ms = stamp.mono_ms.max(last.mono_ms);
-                next.mono_ms - last.mono_ms
+                let step_ms = next.mono_ms - last.mono_ms;
+                (step_ms, if mutation::on("L5 silence ages points") { step_ms } else { step_ms.min(STEP_MS_MAX) })
             } else {
-                stamp.wall_ms.saturating_sub(last.wall_ms).clamp(0, FOREIGN_STEP_MS_MAX) as u64
+                let step_ms = stamp.wall_ms.saturating_sub(last.wall_ms).clamp(0, STEP_MS_MAX as i64) as u64;
+                (step_ms, if mutation::on("L5 a wall clock ages points") { step_ms } else { 0 })
             };
             self.time_ms = self.time_ms.saturating_add(step_ms);
+            self.age_clock_ms = self.age_clock_ms.saturating_add(aged_ms);
         }
         self.last_stamp = Some(next);
     }
@@ -789,7 +807,7 @@ impl LayerFact {
     }
 }
 
-const CACHE_MAGIC: [u8; 8] = *b"FSLSTAT2";
+const CACHE_MAGIC: [u8; 8] = *b"FSLSTAT3";
 
 impl State {
     /// The state as bytes, for a local cache: the same state gives the same bytes.

@@ -2,6 +2,7 @@
 
 mod bytes;
 mod chains;
+mod grid;
 mod properties;
 mod retention;
 mod stories;

@@ -255,6 +255,9 @@ pub const MUTATIONS: &[Mutation] = &[
     story("T16 prune unchecked at its slot", LEDGER, "stories::t16_a_prune_is_judged_at_its_own_slot"),
     story("L5 K counts per group", LEDGER, "stories::l5_newer_points_count_only_if_they_hold_the_member_and_are_whole"),
     story("L5 degraded points count for K", LEDGER, "stories::l5_newer_points_count_only_if_they_hold_the_member_and_are_whole"),
+    story("L5 a degraded point stands for a cell with sound ones", LEDGER, "grid::l5_a_sound_point_stands_for_its_cell"),
+    story("L5 silence ages points", LEDGER, "grid::l5_neither_silence_nor_a_clock_ages_points"),
+    story("L5 a wall clock ages points", LEDGER, "grid::l5_neither_silence_nor_a_clock_ages_points"),
     // The store.
     story(
         "L4 all between an old layer's regions is unknown",

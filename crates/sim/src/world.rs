@@ -316,7 +316,7 @@ impl World {
 
     /// What the sources ask to be kept.
     pub fn policy(&self) -> Policy {
-        Policy { keep: self.plan.keep, span_ms: self.plan.span_ms }
+        Policy::without_grid(self.plan.keep, self.plan.span_ms)
     }
 
     /// Whether the store takes nothing now.

@@ -80,7 +80,7 @@ fn what_is_missing_torn_left_over_or_foreign_is_told_apart() {
     let mut group = store.group();
     volume.base(&mut group, 5);
     let reader = ReaderLock::share(&store.path()).expect("lock");
-    group.prune(&Policy { keep: 1, span_ms: 0 }).expect("prune");
+    group.prune(&Policy::without_grid(1, 0)).expect("prune");
     drop((group, reader));
     let report = checked(&store);
     let waiting = report.findings.iter().filter(|f| f.problem == Problem::AwaitsDeletion).count();

@@ -110,7 +110,7 @@ proptest! {
             let runs = |fill| vec![vec![(at.min(16 - count), count, fill)]];
             match what {
                 0 | 1 => volume.claim(&mut group),
-                2 | 3 => drop(group.prune(&Policy { keep: 2, span_ms: 0 }).expect("prune")),
+                2 | 3 => drop(group.prune(&Policy::without_grid(2, 0)).expect("prune")),
                 4 | 5 => { drop(group); group = store.group(); }
                 6 | 7 => drop(volume.publish(&mut group, LayerKind::Fuzzy, &runs(Fill::Zero))),
                 8 => drop(volume.publish(&mut group, LayerKind::Point, &runs(Fill::Unreadable))),
@@ -369,7 +369,7 @@ fn an_append_that_could_not_look_for_the_checkpoint_keeps_its_segments_until_the
             group.append(body).expect_err("the state is behind"),
             group.catch_up().expect_err("the state is behind"),
             group.sweep().expect_err("the state is behind"),
-            group.prune(&Policy { keep: 1, span_ms: 0 }).expect_err("the state is behind"),
+            group.prune(&Policy::without_grid(1, 0)).expect_err("the state is behind"),
         ];
         assert!(refused.iter().all(|error| error.remedy() == Remedy::Reopen), "{refused:?}");
         drop(group);

@@ -67,7 +67,7 @@ fn a_damaged_footer_of_an_old_layer_spoils_its_own_regions_only() {
         let runs = group.digests(volume.id(), asked).expect("digests");
         assert_eq!(runs, [DigestRun::Unreadable { granules: 8 }, DigestRun::Zero { granules: 56 }], "two regions are sent again");
 
-        let policy = Policy { keep: 1, span_ms: 0 };
+        let policy = Policy::without_grid(1, 0);
         assert_eq!(group.prune_plan(&policy), None, "it may come back");
         let healed = volume.publish(&mut group, LayerKind::Point, &[ends(3)]).position.slot;
         assert!(group.prune_plan(&policy).is_some(), "and goes on once newer ones lie over the two");

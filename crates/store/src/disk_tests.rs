@@ -83,7 +83,7 @@ fn a_full_store_takes_nothing_still_prunes_and_resumes_by_itself() {
         drop(group);
         let mut group = open(disk); // a receiver that is restarted, to see whether that helps
         assert_eq!(group.points().len(), 4);
-        assert_eq!(group.prune(&Policy { keep: 1, span_ms: 0 }).expect("a full store can prune"), 3);
+        assert_eq!(group.prune(&Policy::without_grid(1, 0)).expect("a full store can prune"), 3);
         let point = group.points()[0].slot;
         let reader = group.point_reader(point, volume.id()).expect("reader");
         let found = verify_point(&reader, 2, 9, &|_| true).expect("read");

@@ -12,7 +12,7 @@ use crate::group::{DigestRun, GroupStore, Repair};
 use crate::testkit::{Fill, TempStore, TestVolume, layers, name};
 use crate::{ReaderLock, Remedy, Store, StoreError};
 
-const KEEP_1: Policy = Policy { keep: 1, span_ms: 0 };
+const KEEP_1: Policy = Policy::without_grid(1, 0);
 
 fn read_all(group: &GroupStore, point: Slot, volume: &TestVolume) -> Vec<u8> {
     let reader = group.point_reader(point, volume.id()).expect("reader");

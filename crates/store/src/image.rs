@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use farside_ledger::{Body, CheckpointParts, LayerEntry, Policy, Prune, Record, State, Verdict};
+use farside_ledger::{Body, CheckpointParts, LayerEntry, Policy, Prune, PrunePolicy, Record, State, Verdict};
 use farside_region::{Geometry, GranuleIndex, GranuleRun, GroupId, LayerKey, RecordDigest, RegionSet, Slot, VolumeId, mutation};
 
 use crate::index::{Content, Extent, PartNo, VolumeIndex};
@@ -315,7 +315,12 @@ impl GroupImage {
         points.truncate(PRUNE_POINTS_MAX);
         let without: BTreeSet<Slot> = points.iter().copied().collect();
         let parts = self.parts.dead(&self.state, &without, PRUNE_PARTS_MAX);
-        (!points.is_empty() || !parts.is_empty()).then_some(Prune { looked, policy: *policy, points, parts })
+        (!points.is_empty() || !parts.is_empty()).then(|| Prune {
+            looked,
+            policy: PrunePolicy::Aged(policy.clone()),
+            points,
+            parts,
+        })
     }
 
     /// Whether a file of that name that lies in the store or in landing may be swept (T4): no record names it, and none can

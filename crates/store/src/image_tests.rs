@@ -127,7 +127,7 @@ impl World {
                     self.append(Body::Unpin(Unpin { pin }));
                 }
             }
-            Op::Prune { keep } => self.prune(&Policy { keep: *keep, span_ms: 0 }),
+            Op::Prune { keep } => self.prune(&Policy::without_grid(*keep, 0)),
             Op::Layers { point, members } => self.layers(*point, members),
         }
     }
@@ -259,7 +259,7 @@ proptest! {
         prop_assert_eq!(dead(&again), dead(&world.image), "what is dead does not depend on how one got there");
         world.image = again;
         world.run(&Op::Layers { point: true, members: vec![Some(vec![vec![(3, 9, 0)]]), None] });
-        world.prune(&Policy { keep: 1, span_ms: 0 });
+        world.prune(&Policy::without_grid(1, 0));
         world.check_images(&world.image);
     }
 }
@@ -296,9 +296,9 @@ fn without_the_head_image_as_a_root_a_prune_would_delete_what_the_next_point_nee
     world.run(&layers(false, 0, 2));
     world.run(&layers(false, 4, 2));
     mutation::set(&[crate::liveness::MUTATION_RETAINED_POINTS_ONLY]);
-    let plan = world.image.prune_plan(&Policy { keep: 1, span_ms: 0 });
+    let plan = world.image.prune_plan(&Policy::without_grid(1, 0));
     mutation::set(&[]);
     let wrong: Vec<LayerKey> = plan.expect("the mistake finds something").parts.iter().map(|p| p.layer).collect();
     assert!(world.model.used(&world.image).iter().any(|p| wrong.contains(&p.layer)));
-    assert_eq!(world.image.prune_plan(&Policy { keep: 1, span_ms: 0 }), None);
+    assert_eq!(world.image.prune_plan(&Policy::without_grid(1, 0)), None);
 }

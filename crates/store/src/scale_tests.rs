@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Instant;
 
-use farside_ledger::{LayerEntry, LayerKind, PartEntry, Policy, Stamp, State, group_id};
+use farside_ledger::{Grid, LayerEntry, LayerKind, PartEntry, Policy, Stamp, State, group_id};
 use farside_region::{GranuleIndex, GranuleRun, RegionIndex, RegionSet, Slot, Term};
 
 use crate::attempt::Attempt;
@@ -69,13 +69,16 @@ fn a_day_of_points_is_nothing_special() {
     let volume = timed("making the files", || make(&store, points));
     let mut group = timed("opening", || store.group());
     assert_eq!(group.state().points().len() as u64, points);
-    let all = Policy { keep: 10, span_ms: points * 1000 };
+    let all = Policy::without_grid(10, points * 1000);
     assert!(timed("nothing to prune", || group.prune_plan(&all)).is_none());
-    let most = Policy { keep: 10, span_ms: (points - 300) * 1000 };
+    let most = Policy::without_grid(10, (points - 300) * 1000);
     let gone = timed("pruning 300 points", || group.prune(&most)).expect("prune");
     assert!((299..=301).contains(&gone), "{gone}");
     let keep = u32::try_from(points / 2).expect("not so many");
-    assert!(timed("half of them kept by number", || group.prune_plan(&Policy { keep, span_ms: 0 })).is_some());
+    assert!(timed("half of them kept by number", || group.prune_plan(&Policy::without_grid(keep, 0))).is_some());
+    let hours = |n: u64| std::time::Duration::from_secs(3600 * n);
+    let grid = Policy { grid: Grid::of([(hours(1) / 1200, hours(1)), (hours(1), hours(9000))]), ..Policy::without_grid(10, 0) };
+    assert!(timed("thinned out by a grid", || group.prune_plan(&grid)).is_some());
     timed("listing all", || group.points().len());
     let middle = Slot(points / 2);
     let reader = timed("opening a point in the middle", || group.point_reader(middle, volume.id())).expect("reader");

@@ -43,19 +43,26 @@ impl VersionRange {
 }
 
 /// Optional abilities, one bit each. Bits that a side does not know are ignored by it, so a bit may only ever allow, never
-/// demand. None is defined yet.
+/// demand.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Features(pub u64);
 
 impl Features {
+    /// Retention by a grid: [`SourceMessage::Retention`](crate::SourceMessage::Retention) is understood.
+    pub const GRID: Self = Self(1);
     /// What this build can do.
-    pub const OURS: Self = Self(0);
+    pub const OURS: Self = Self::GRID;
 
     /// What both can do.
     #[must_use]
     pub fn common(self, peer: Self) -> Self {
         Self(self.0 & peer.0)
+    }
+
+    /// Whether all of these are among them.
+    pub fn has(self, these: Self) -> bool {
+        self.common(these) == these
     }
 }
 

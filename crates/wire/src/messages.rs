@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 
-use farside_ledger::{Claim, EpochInfo, Heartbeat, LayerKind, Policy, VoidReason, VolumeMeta};
+use farside_ledger::{Claim, EpochInfo, Grid, Heartbeat, LayerKind, Policy, VoidReason, VolumeMeta};
 use farside_region::{
     GranuleDigest, GranuleIndex, GranuleRun, LayerKey, LedgerPosition, Name, RegionSet, Seq, Slot, Term, VolumeId,
 };
@@ -62,6 +62,8 @@ pub enum SourceMessage {
     /// Changes may go untracked, and nothing at the source keeps that: answered by [`ReceiverMessage::LossRecorded`], or by a
     /// refusal `Term`.
     TrackingLost(LossReport),
+    /// In place of [`Self::Settings`], where both have [`Features::GRID`].
+    Retention(Policy),
 }
 
 /// From the receiver.
@@ -119,11 +121,13 @@ pub struct SourceHello {
     pub group: Name,
 }
 
-/// What the source's configuration says that the receiver has to do.
+/// What the source's configuration says that the receiver has to do: which points to keep, as [`Policy`] without a grid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Settings {
-    /// Which points to keep.
-    pub policy: Policy,
+    /// The newest so many.
+    pub keep: u32,
+    /// And all that are younger, in milliseconds.
+    pub span_ms: u64,
 }
 
 /// Who answers.
@@ -559,6 +563,9 @@ impl SourceMessage {
             Self::Resume(query) if query.layers.len() > RESUME_LAYERS_MAX => Err(DecodeError::Limit("layers in a resume query")),
             Self::Resume(query) if !query.layers.is_sorted_by(|a, b| a.seq < b.seq) => {
                 Err(DecodeError::Limit("the order of layers in a resume query"))
+            }
+            Self::Retention(policy) if policy.grid.rules().len() > Grid::RULES_SAID_MAX => {
+                Err(DecodeError::Limit("rules of a retention grid"))
             }
             _ => Ok(()),
         }

@@ -1,6 +1,6 @@
 //! Golden bytes, hostile input, versions.
 
-use farside_ledger::{Claim, CutTime, EpochInfo, Heartbeat, LayerKind, Policy, VoidReason, VolumeMeta};
+use farside_ledger::{Claim, CutTime, EpochInfo, Grid, Heartbeat, LayerKind, Policy, Rule, VoidReason, VolumeMeta};
 use farside_region::{
     BootId, Generation, Geometry, GranuleDigest, GranuleIndex, GranuleRun, LayerKey, LedgerPosition, Name, RecordDigest,
     RegionIndex, RegionRange, RegionSet, Seq, Slot, Term, VolumeId,
@@ -42,6 +42,12 @@ fn epoch() -> EpochInfo {
     EpochInfo { boot: BootId([0xdd; 16]), mono_before_ns: 1000, mono_after_ns: 1001, wall_ms: -1 }
 }
 
+/// So many rules, each a minute coarser and longer.
+fn grid(rules: u64) -> Grid {
+    let rules: Vec<Rule> = (1..=rules).map(|n| Rule { every_ms: n * 60_000, keep_ms: n * 3_600_000 }).collect();
+    rules.try_into().expect("they become coarser")
+}
+
 fn from_source() -> Vec<SourceMessage> {
     let id = RequestId(7);
     let volume = VolumeId([0xaa; 16]);
@@ -77,8 +83,9 @@ fn from_source() -> Vec<SourceMessage> {
             run: GranuleRun { start: GranuleIndex(1024), count: 1024 },
         }),
         SourceMessage::Points(PointQuery { id, kind: PointQueryKind::Show { point: Slot(5) } }),
-        SourceMessage::Settings(Settings { policy: Policy { keep: 10, span_ms: 86_400_000 } }),
+        SourceMessage::Settings(Settings { keep: 10, span_ms: 86_400_000 }),
         SourceMessage::TrackingLost(LossReport { id, volume, term: Term(3) }),
+        SourceMessage::Retention(Policy { grid: grid(2), ..Policy::without_grid(10, 60_000) }),
     ]
 }
 
@@ -216,6 +223,18 @@ fn limits_of_messages_are_checked_when_they_are_read() {
         let query = DigestQuery { id: RequestId(1), volume: VolumeId([0; 16]), term: Term(1), run };
         let bytes = encode_payload(&SourceMessage::Digests(query)).expect("fits");
         assert!(matches!(decode_payload::<SourceMessage>(&bytes), Err(DecodeError::Limit(_))), "{run:?}");
+    }
+    for (rules, good) in [(8, true), (9, false)] {
+        let policy = Policy { grid: grid(rules), ..Policy::without_grid(1, 0) };
+        let bytes = encode_payload(&SourceMessage::Retention(policy)).expect("fits");
+        assert_eq!(decode_payload::<SourceMessage>(&bytes).is_ok(), good, "{rules}");
+    }
+    // Cells of no time, and rules in the wrong order: nothing to divide by, nothing to guess.
+    for rules in ["0100e807", "02e80701e80701", "02e80701d00f01"] {
+        let bytes: Vec<u8> =
+            (0..rules.len()).step_by(2).map(|at| u8::from_str_radix(&rules[at..at + 2], 16).expect("hex")).collect();
+        let message = decode_payload::<SourceMessage>(&[&[11, 1, 0], bytes.as_slice()].concat());
+        assert_eq!(message.is_ok(), rules.starts_with("02e80701d0"), "{rules}");
     }
     for (layers, good) in [(RESUME_LAYERS_MAX, true), (RESUME_LAYERS_MAX + 1, false)] {
         let layers = (0..layers as u64).map(|seq| HeldLayer { seq: Seq(seq), parts: 1 }).collect();
@@ -398,7 +417,7 @@ proptest! {
     }
 }
 
-const GOLDEN_SOURCE: [&str; 11] = [
+const GOLDEN_SOURCE: [&str; 12] = [
     "00010100[11*16]0104686f73740764656661756c74",
     "0107[aa*16]0105[bb*32]00",
     "0207[aa*16]0464617461[80*4]040c16[cc*32]01010404686f7374",
@@ -410,6 +429,7 @@ const GOLDEN_SOURCE: [&str; 11] = [
     "08070105",
     "090a80b89929",
     "0a07[aa*16]03",
+    "0b0ae0d40302e0d40380dddb01c0a90780bab703",
 ];
 const GOLDEN_RECEIVER: [&str; 15] = [
     "000100[22*16]",

@@ -146,7 +146,7 @@ impl Group {
     fn set_policy(&mut self, policy: Policy) {
         let (source, group) = (&self.names.source, &self.names.group);
         // A default that was never said is not remembered, so it is compared with what is.
-        if self.receiver.policy_of(&self.names) == Some(policy) {
+        if self.receiver.policy_of(&self.names).as_ref() == Some(&policy) {
             self.policy = Some(policy);
             self.policy_is_default = false;
             return;
@@ -154,14 +154,14 @@ impl Group {
         if let Err(error) = self.receiver.state_dir.remember_policy(source, group, &policy) {
             tracing::warn!(group = %self.names, %error, "what is to be kept could not be remembered");
             // What is given up is gone for ever: until it is remembered, only more may be kept.
-            let larger = |old: &Policy| Policy { keep: old.keep.max(policy.keep), span_ms: old.span_ms.max(policy.span_ms) };
-            self.policy = self.policy.as_ref().map(larger);
+            self.policy = self.policy.as_ref().map(|old| old.union(&policy));
             return;
         }
+        let (keep, span_ms, rules) = (policy.keep, policy.span_ms, policy.grid.rules());
+        tracing::info!(group = %self.names, keep, span_ms, ?rules, "the source says what is to be kept");
         self.policy = Some(policy);
         self.policy_is_default = false;
         self.prune.due = true;
-        tracing::info!(group = %self.names, keep = policy.keep, span_ms = policy.span_ms, "the source says what is to be kept");
     }
 
     /// Remembers since when the newest point's content is old.

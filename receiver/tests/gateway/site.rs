@@ -10,7 +10,7 @@ use farside_control::client::{Client, Daemon};
 use farside_control::receiver::ReceiverStatus;
 use farside_control::routes::PointsQuery;
 use farside_layer::{Compression, Encoder, PartId, PartWriter, layer_digest};
-use farside_ledger::{Claim, EpochInfo, LayerKind, Policy, VolumeMeta, volume_id};
+use farside_ledger::{Claim, EpochInfo, LayerKind, VolumeMeta, volume_id};
 use farside_region::{
     BootId, Generation, Geometry, GranuleIndex, GranuleRun, LayerKey, LedgerPosition, Name, RegionIndex, RegionSet, Seq, Term,
     VolumeId,
@@ -594,7 +594,7 @@ impl Session {
     }
 
     pub(crate) async fn set_keep(&mut self, keep: u32) {
-        self.send(SourceMessage::Settings(Settings { policy: Policy { keep, span_ms: 0 } })).await;
+        self.send(SourceMessage::Settings(Settings { keep, span_ms: 0 })).await;
     }
 }
 

@@ -164,7 +164,15 @@ fn json_seeds() -> Vec<Vec<u8>> {
     let text = |value: &dyn erased::Json| value.text();
     vec![
         of(0, r#"{"token":"farside1-aeaq"}"#.into()),
-        of(1, text(&GroupSettings { epoch_interval_ms: Some(1000), keep: Some(10), span_ms: Some(86_400_000) })),
+        of(
+            1,
+            text(&GroupSettings {
+                epoch_interval_ms: Some(1000),
+                keep: Some(10),
+                span_ms: Some(86_400_000),
+                grid: Some("none".into()),
+            }),
+        ),
         of(2, text(&Limits { rate_bytes_per_s: Some(2_500_000) })),
         of(3, r#"{"name":"data","group":"db","backing":"/dev/vdb"}"#.into()),
         of(4, r#"{"accept":"forked"}"#.into()),

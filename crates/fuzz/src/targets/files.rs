@@ -79,6 +79,7 @@ const TOML: &[&[u8]] = &[
     b"1979-05-27T07:32:00Z",
     b"\"99999999999d\"",
     b"\"1h30m\"",
+    b"every 1m keep 1d, ",
     b"\"20Mbit\"",
     b"[[",
     b"{",
@@ -86,10 +87,10 @@ const TOML: &[&[u8]] = &[
 ];
 
 const HOST: &str = "[source]\nname = \"host\"\nstate_dir = \"/s\"\napi_socket = \"/r/a.sock\"\n[[group]]\nname = \"db\"\nepoch_interval = \"500ms\"\n\
-keep = 3\nspan = \"48h\"\n[[volume]]\nname = \"v1\"\ngroup = \"db\"\nbacking = \"/dev/vdb\"\ntap = \"nbd:unix:/r/v1.nbd\"\n\
+keep = 3\nspan = \"48h\"\ngrid = \"every 1m keep 1d\"\n[[volume]]\nname = \"v1\"\ngroup = \"db\"\nbacking = \"/dev/vdb\"\ntap = \"nbd:unix:/r/v1.nbd\"\n\
 on_tracking_lost = \"fail\"\n[limits]\nqueue_depth = 64\n[bandwidth]\nrate = \"20Mbit\"\n";
 const GATEWAY: &str = "[receiver]\nname = \"gw\"\nlisten = \"127.0.0.1:1\"\nadvertise = [\"gw:1\"]\nstore = \"/s\"\n[limits]\ncredit_mib = 64\n\
-[retention]\nkeep = 5\nspan = \"2d\"\ninterval = \"1m\"\nat_least_span = \"1h30m\"\n";
+[retention]\nkeep = 5\nspan = \"2d\"\ninterval = \"1m\"\nat_least_span = \"1h30m\"\ngrid = \"every 5s keep 10m, every 1m keep 1y\"\n";
 
 const NAMES: &[&str] = &[
     "groups/host/db/group.json",
@@ -170,7 +171,7 @@ fn receiver_config(bytes: &[u8]) -> Outcome {
         Ok(config) => {
             let (next, changes) = config.take_over(&config);
             assert_eq!((&next, changes.live.len(), changes.needs_restart.len()), (&config, 0, 0), "it differs from itself");
-            let _ = config.retention.floor(farside_ledger::Policy { keep: 1, span_ms: 1 });
+            let _ = config.retention.floor(&farside_ledger::Policy::without_grid(1, 1));
             Outcome::accepted((config.advertise.len().min(4), magnitude(config.retention.span.as_secs())))
         }
     })

@@ -1,8 +1,10 @@
 //! Records of a ledger: alone, as a chain that is replayed, and the cache of what replay gave.
 
+use std::time::Duration;
+
 use farside_ledger::{
-    Body, Claim, CutTime, EpochInfo, Heartbeat, LayerEntry, LayerKind, Layers, PartEntry, Pin, Policy, Prune, PrunedParts,
-    Record, Stamp, State, TornVoid, TrackingLost, Unpin, Verdict, VoidReason, VolumeMeta, group_id, volume_id,
+    Body, Claim, CutTime, EpochInfo, Grid, Heartbeat, LayerEntry, LayerKind, Layers, PartEntry, Pin, Policy, Prune, PrunePolicy,
+    PrunedParts, Record, Stamp, State, TornVoid, TrackingLost, Unpin, Verdict, VoidReason, VolumeMeta, group_id, volume_id,
 };
 use farside_region::{
     BootId, Generation, Geometry, LayerKey, LedgerPosition, Name, RecordDigest, RegionIndex, RegionSet, Seq, Slot, Term, VolumeId,
@@ -38,7 +40,7 @@ pub(super) const TARGETS: &[Target] = &[
         what: "a cached state, from a disk",
         seeds: || vec![replayed().to_cache(), State::new(group()).to_cache()],
         seal: |bytes| seal(bytes),
-        words: &[b"FSLSTAT2"],
+        words: &[b"FSLSTAT3"],
         bytes_max: 8 << 10,
         memory: Memory { fixed_bytes: 2 << 20, bytes_per_byte: 256 },
         decode: cache,
@@ -113,7 +115,10 @@ fn bodies() -> Vec<Body> {
         }),
         Body::Prune(Prune {
             looked: Slot(7),
-            policy: Policy { keep: 1, span_ms: 0 },
+            policy: PrunePolicy::Aged(Policy {
+                grid: Grid::of([(Duration::from_secs(1), Duration::from_secs(1))]),
+                ..Policy::without_grid(1, 0)
+            }),
             points: vec![Slot(3)],
             parts: vec![PrunedParts { layer: entry(1, 0, 1).key, parts: vec![0, 1] }],
         }),

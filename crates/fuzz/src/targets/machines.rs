@@ -156,7 +156,7 @@ impl Host {
             group: name("db"),
             instance: InstanceId([0x11; 16]),
             boot: BootId([5; 16]),
-            policy: Policy { keep: 3, span_ms: 0 },
+            policy: Policy::without_grid(3, 0),
             layer_digest,
             limits,
         };

@@ -1,6 +1,6 @@
 //! What source and receiver say to each other, and the header in front of a part.
 
-use farside_ledger::{Claim, CutTime, Heartbeat, LayerKind, Policy, VoidReason};
+use farside_ledger::{Claim, CutTime, Grid, Heartbeat, LayerKind, Policy, VoidReason};
 use farside_region::{
     BootId, GranuleDigest, GranuleIndex, GranuleRun, LayerKey, LedgerPosition, RecordDigest, RegionSet, Seq, Slot, Term,
 };
@@ -67,6 +67,7 @@ pub(super) fn from_source() -> Vec<SourceMessage> {
         volume_bytes: meta(n).geometry.volume_bytes(),
     };
     let t = CutTime { boot: BootId([5; 16]), mono_ns: 9, wall_ms: 10 };
+    let minute = std::time::Duration::from_secs(60);
     let list = PointQueryKind::List { volume: Some(of), below: Some(Slot(9)), limit: 3 };
     vec![
         SourceMessage::Hello(SourceHello {
@@ -93,7 +94,8 @@ pub(super) fn from_source() -> Vec<SourceMessage> {
         }),
         SourceMessage::Points(PointQuery { id, kind: PointQueryKind::Show { point: Slot(5) } }),
         SourceMessage::Points(PointQuery { id, kind: list }),
-        SourceMessage::Settings(Settings { policy: Policy { keep: 10, span_ms: 86_400_000 } }),
+        SourceMessage::Settings(Settings { keep: 10, span_ms: 86_400_000 }),
+        SourceMessage::Retention(Policy { grid: Grid::of([(minute, 60 * minute)]), ..Policy::without_grid(10, 86_400_000) }),
         SourceMessage::TrackingLost(LossReport { id, volume: of, term: Term(0) }),
     ]
 }

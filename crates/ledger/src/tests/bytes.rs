@@ -1,5 +1,7 @@
 //! The bytes of records: golden ones, and hostile ones.
 
+use std::time::Duration;
+
 use farside_region::RecordDigest;
 use proptest::prelude::*;
 
@@ -25,7 +27,19 @@ fn samples() -> Vec<(&'static str, Record)> {
             "prune",
             Body::Prune(Prune {
                 looked: Slot(9),
-                policy: Policy { keep: 10, span_ms: 86_400_000 },
+                policy: PrunePolicy::LedgerTime { keep: 10, span_ms: 86_400_000 },
+                points: vec![Slot(5), Slot(6)],
+                parts: vec![PrunedParts { layer: entry(1, Term(3), 2, 0).key, parts: vec![0, 1] }],
+            }),
+        ),
+        (
+            "prune by age",
+            Body::Prune(Prune {
+                looked: Slot(9),
+                policy: PrunePolicy::Aged(Policy {
+                    grid: Grid::of([(Duration::from_secs(60), Duration::from_secs(86_400))]),
+                    ..Policy::without_grid(10, 600_000)
+                }),
                 points: vec![Slot(5), Slot(6)],
                 parts: vec![PrunedParts { layer: entry(1, Term(3), 2, 0).key, parts: vec![0, 1] }],
             }),
@@ -139,7 +153,7 @@ proptest! {
 
     /// Whatever a body says: it decodes or it does not, and what decodes can be judged by any state.
     #[test]
-    fn hostile_bodies_neither_panic_nor_break_a_state(which in 0usize..8, cuts in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6), slot in 0u64..5) {
+    fn hostile_bodies_neither_panic_nor_break_a_state(which in 0usize..10, cuts in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6), slot in 0u64..5) {
         let (_, record) = &samples()[which];
         let mut w = claimed();
         w.fuzzy(1);

@@ -1,6 +1,7 @@
 //! Random writers, some of them stale or wrong, and what must hold whatever they do.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use proptest::prelude::*;
 
@@ -14,10 +15,23 @@ enum Try {
     Heartbeat { volume: u8, behind: u64 },
     Pin { nth: usize },
     Unpin { nth: usize },
-    Prune { keep: u32, span_ms: u64, behind: u64, extra: usize, parts: usize },
+    Prune { keep: u32, span_ms: u64, grid: Vec<(u64, u64)>, aged: bool, behind: u64, extra: usize, parts: usize },
     Torn,
     Restart,
     Wait { ms: u64 },
+}
+
+/// Seconds of a few rules, each coarser than the one before it by so many.
+fn grids() -> impl Strategy<Value = Vec<(u64, u64)>> {
+    prop::collection::vec((1u64..8, 1u64..30), 0..3)
+}
+
+fn grid_of(steps: &[(u64, u64)]) -> Grid {
+    let mut every = 0;
+    Grid::of(steps.iter().map(|(coarser, keep)| {
+        every += coarser;
+        (Duration::from_secs(every), Duration::from_secs(*keep))
+    }))
 }
 
 fn tries() -> impl Strategy<Value = Vec<Try>> {
@@ -30,8 +44,8 @@ fn tries() -> impl Strategy<Value = Vec<Try>> {
             2 => (0u8..3, behind.clone()).prop_map(|(volume, behind)| Try::Heartbeat { volume, behind }),
             1 => (0usize..20).prop_map(|nth| Try::Pin { nth }),
             1 => (0usize..20).prop_map(|nth| Try::Unpin { nth }),
-            3 => (0u32..4, prop_oneof![Just(0u64), 0u64..9000], behind, 0usize..3, 0usize..4)
-                .prop_map(|(keep, span_ms, behind, extra, parts)| Try::Prune { keep, span_ms, behind, extra, parts }),
+            3 => (0u32..4, prop_oneof![Just(0u64), 0u64..9000], grids(), any::<bool>(), behind, 0usize..3, 0usize..4)
+                .prop_map(|(keep, span_ms, grid, aged, behind, extra, parts)| Try::Prune { keep, span_ms, grid, aged, behind, extra, parts }),
             1 => Just(Try::Torn),
             1 => Just(Try::Restart),
             3 => (0u64..5000).prop_map(|ms| Try::Wait { ms }),
@@ -74,12 +88,14 @@ fn body(w: &World, attempt: &Try) -> Option<Body> {
             let pin = state.points().values().flat_map(|p| p.pins.keys()).nth(*nth).copied().unwrap_or(Slot(0));
             Body::Unpin(Unpin { pin })
         }
-        Try::Prune { keep, span_ms, behind, extra, parts } => {
-            let policy = Policy { keep: *keep, span_ms: *span_ms };
+        Try::Prune { keep, span_ms, grid, aged, behind, extra, parts } => {
+            let policy = Policy { grid: grid_of(grid), ..Policy::without_grid(*keep, *span_ms) };
             let mut points = state.prunable(&policy);
             points.extend(state.points().keys().rev().take(*extra / 2).copied());
             let layers = state.volumes().flat_map(|(_, v)| v.layers_above(None)).take(*parts);
             let parts = layers.map(|l| PrunedParts { layer: l.key, parts: vec![0] }).collect();
+            let by_time = PrunePolicy::LedgerTime { keep: *keep, span_ms: *span_ms };
+            let policy = if *aged { PrunePolicy::Aged(policy) } else { by_time };
             Body::Prune(Prune { looked: back(*behind)?, policy, points, parts })
         }
         Try::Torn => Body::TornVoid(TornVoid { torn_digest: [1; 32], torn_bytes: 1 }),
@@ -88,17 +104,26 @@ fn body(w: &World, attempt: &Try) -> Option<Body> {
 }
 
 /// Retention as its sentence says it, without any help: every member has K newer good points that hold it; of a degraded
-/// point also K newer degraded ones beyond the span.
+/// point also K newer degraded ones beyond the span. And it is not the first sound point, nor the first where none is sound, of
+/// a cell of a rule's window.
 fn by_the_letter(state: &State, policy: &Policy) -> Vec<Slot> {
-    let aged = |p: &Point| state.time_ms() - p.time_ms >= policy.span_ms;
+    let aged = |p: &Point| state.age_clock_ms() - p.age_clock_ms >= policy.span_ms;
+    let is_member = |p: &Point, volume| p.members.iter().any(|m| m.key.volume == volume);
+    let stands = |p: &Point, volume, rule: &Rule| {
+        let cell = |p: &Point| p.time_ms / rule.every_ms;
+        let all: Vec<&Point> = state.points().values().filter(|o| cell(o) == cell(p) && is_member(o, volume)).collect();
+        let first = all.iter().find(|o| !o.degraded).or(all.first());
+        let end_ms = p.age_clock_ms + (cell(p) + 1) * rule.every_ms - p.time_ms;
+        first.is_some_and(|first| first.slot == p.slot) && state.age_clock_ms() < end_ms + rule.keep_ms
+    };
     let goes = |p: &&Point| {
         let enough = |volume: farside_region::VolumeId| {
-            let newer =
-                || state.points().values().filter(|n| n.slot > p.slot && n.members.iter().any(|m| m.key.volume == volume));
+            let newer = || state.points().values().filter(|n| n.slot > p.slot && is_member(n, volume));
             newer().filter(|n| !n.degraded).count() >= policy.keep as usize
                 || (p.degraded && newer().filter(|n| n.degraded && aged(n)).count() >= policy.keep as usize)
         };
-        aged(p) && p.pins.is_empty() && p.members.iter().all(|m| enough(m.key.volume))
+        let needed = |volume| policy.grid.rules().iter().any(|rule| stands(p, volume, rule));
+        aged(p) && p.pins.is_empty() && p.members.iter().all(|m| enough(m.key.volume) && !needed(m.key.volume))
     };
     state.points().values().filter(goes).map(|p| p.slot).collect()
 }
@@ -178,12 +203,17 @@ proptest! {
             let (slot, verdict) = (record.slot, w.log.last().expect("just put").2);
 
             if verdict == Verdict::Accepted {
-                prop_assert!(w.state.time_ms() >= before.time_ms());
+                prop_assert!(w.state.time_ms() >= before.time_ms() && w.state.age_clock_ms() >= before.age_clock_ms());
+                let (time_ms, age_ms) = (w.state.time_ms() - before.time_ms(), w.state.age_clock_ms() - before.age_clock_ms());
+                prop_assert!(age_ms <= time_ms, "the age clock runs faster than ledger time");
                 if !matches!(body, Body::Layers(_) | Body::Heartbeat(_)) { prop_assert_eq!(w.state.time_ms(), before.time_ms()); }
                 match &body {
                     Body::Pin(p) => { pinned.entry(p.point).or_default().insert(slot); }
                     Body::Unpin(u) => pinned.values_mut().for_each(|p| { p.remove(&u.pin); }),
-                    Body::Prune(p) => smallest_keep = Some(smallest_keep.map_or(p.policy.keep, |k| k.min(p.policy.keep))),
+                    Body::Prune(p) => {
+                        let (PrunePolicy::LedgerTime { keep, .. } | PrunePolicy::Aged(Policy { keep, .. })) = &p.policy;
+                        smallest_keep = Some(smallest_keep.map_or(*keep, |k| k.min(*keep)));
+                    }
                     _ => {}
                 }
             } else {
@@ -194,8 +224,11 @@ proptest! {
             }
             if let Some(point) = w.state.points().get(&slot) { ever.insert(slot, point.clone()); }
             check_chains(&w);
-            for policy in [(1, 0), (2, 0), (3, 0), (1, 2000), (2, 500)].map(|(keep, span_ms)| Policy { keep, span_ms }) {
-                prop_assert_eq!(w.state.prunable(&policy), by_the_letter(&w.state, &policy));
+            for (keep, span_ms) in [(1, 0), (2, 0), (3, 0), (1, 2000), (2, 500)] {
+                for grid in [&[][..], &[(1, 3)], &[(2, 10), (3, 20)]] {
+                    let policy = Policy { grid: grid_of(grid), ..Policy::without_grid(keep, span_ms) };
+                    prop_assert_eq!(w.state.prunable(&policy), by_the_letter(&w.state, &policy));
+                }
             }
             check_points(&w, smallest_keep, &ever, &pinned);
         }
@@ -248,9 +281,9 @@ proptest! {
 
     /// A prune that was right when its writer looked is right at its slot, unless the rules say why not.
     #[test]
-    fn what_is_prunable_stays_prunable_until_a_pin(points in prop::collection::vec((0u8..4, any::<bool>(), 0u64..4000), 1..30), keep in 1u32..4, span_ms in 0u64..6000) {
+    fn what_is_prunable_stays_prunable_until_a_pin(points in prop::collection::vec((0u8..4, any::<bool>(), 0u64..4000), 1..30), keep in 1u32..4, span_ms in 0u64..6000, grid in grids()) {
         let mut w = claimed();
-        let policy = Policy { keep, span_ms };
+        let policy = Policy { grid: grid_of(&grid), ..Policy::without_grid(keep, span_ms) };
         let mut before = BTreeSet::new();
         for (which, bad, ms) in points {
             w.pass_ms(ms);
@@ -269,12 +302,12 @@ proptest! {
         let mut one_by_one = w.clone();
         if !all.is_empty() {
             let looked = w.state.head().expect("not empty");
-            let verdict = w.put(Body::Prune(Prune { looked, policy, points: all.clone(), parts: vec![] }));
+            let verdict = w.put(Body::Prune(Prune { looked, policy: PrunePolicy::Aged(policy.clone()), points: all.clone(), parts: vec![] }));
             prop_assert_eq!(verdict, Verdict::Accepted);
         }
         for point in all {
             let looked = one_by_one.state.head().expect("not empty");
-            let verdict = one_by_one.put(Body::Prune(Prune { looked, policy, points: vec![point], parts: vec![] }));
+            let verdict = one_by_one.put(Body::Prune(Prune { looked, policy: PrunePolicy::Aged(policy.clone()), points: vec![point], parts: vec![] }));
             prop_assert_eq!(verdict, Verdict::Accepted);
         }
         prop_assert_eq!(w.state.points(), one_by_one.state.points());

@@ -2,10 +2,11 @@
 
 use super::*;
 
-const KEEP_2: Policy = Policy { keep: 2, span_ms: 0 };
+const KEEP_2: Policy = Policy::without_grid(2, 0);
 
 fn prune(w: &World, policy: Policy, points: &[Slot], parts: Vec<PrunedParts>) -> Body {
-    Body::Prune(Prune { looked: w.state.head().expect("not empty"), policy, points: points.to_vec(), parts })
+    let looked = w.state.head().expect("not empty");
+    Body::Prune(Prune { looked, policy: PrunePolicy::Aged(policy), points: points.to_vec(), parts })
 }
 
 fn key_at(w: &World, n: u8, slot: Slot) -> LayerKey {
@@ -39,7 +40,7 @@ fn a_point_goes_only_if_every_member_keeps_enough_newer_ones() {
     assert!(w.state.prunable(&KEEP_2).contains(&both));
     let kept = w.state.points().len() - w.state.prunable(&KEEP_2).len();
     assert_eq!(kept, 4, "two for each");
-    assert_eq!(w.state.prunable(&Policy { keep: 0, span_ms: 0 }).len(), 5, "0 keeps one of each: a last good point");
+    assert_eq!(w.state.prunable(&Policy::without_grid(0, 0)).len(), 5, "0 keeps one of each: a last good point");
 }
 
 #[test]
@@ -50,7 +51,7 @@ fn the_span_counts_in_ledger_time() {
         w.pass_ms(1000);
     }
     assert_eq!(w.state.time_ms(), 5000);
-    let ages = |span_ms| w.state.prunable(&Policy { keep: 1, span_ms }).len();
+    let ages = |span_ms| w.state.prunable(&Policy::without_grid(1, span_ms)).len();
     assert_eq!([ages(0), ages(1000), ages(1001), ages(5000), ages(5001)], [5, 5, 4, 1, 0]);
 }
 
@@ -62,7 +63,7 @@ fn degraded_points_do_not_count_and_do_not_pile_up() {
     assert!(bad.iter().all(|p| w.state.points()[p].degraded));
     assert_eq!(w.state.prunable(&KEEP_2), [&good[..1], &bad[..3]].concat(), "two good and two bad ones stay");
     // Inside the span all stay.
-    assert!(w.state.prunable(&Policy { keep: 2, span_ms: 1 }).is_empty());
+    assert!(w.state.prunable(&Policy::without_grid(2, 1)).is_empty());
     // A layer that touches the region and does not say that it is still bad heals it.
     let healed = w.point(&[1]);
     assert!(!w.state.points()[&healed].degraded);
@@ -76,7 +77,7 @@ fn degraded_points_inside_the_span_do_not_push_older_ones_out() {
     let first = degraded_point(&mut w, 1);
     w.pass_ms(10_000);
     let later: Vec<Slot> = (0..4).map(|_| degraded_point(&mut w, 1)).collect();
-    let policy = Policy { keep: 2, span_ms: 5_000 };
+    let policy = Policy::without_grid(2, 5_000);
     assert!(w.state.prunable(&policy).is_empty(), "it is the only one beyond the span");
     w.pass_ms(5_000);
     let newest = degraded_point(&mut w, 1);

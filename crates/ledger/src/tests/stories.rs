@@ -92,8 +92,9 @@ fn t16_a_prune_is_judged_at_its_own_slot() {
     tell(&[("T16 prune unchecked at its slot", "L5: a pinned point is given up")], || {
         let mut w = claimed();
         let points: Vec<Slot> = (0..4).map(|_| w.point(&[1])).collect();
-        let policy = Policy { keep: 2, span_ms: 0 };
-        let plan = Prune { looked: w.position().slot, policy, points: points[..1].to_vec(), parts: vec![] };
+        let policy = Policy::without_grid(2, 0);
+        let plan =
+            Prune { looked: w.position().slot, policy: PrunePolicy::Aged(policy), points: points[..1].to_vec(), parts: vec![] };
         assert_eq!(w.put(Body::Pin(Pin { point: points[0], reason: "audit".to_owned() })), Verdict::Accepted);
         w.put(Body::Prune(plan));
         assert!(w.state.points().contains_key(&points[0]), "L5: a pinned point is given up");
@@ -109,7 +110,7 @@ fn l5_newer_points_count_only_if_they_hold_the_member_and_are_whole() {
         ("L5 degraded points count for K", "L5: the last whole point"),
     ];
     tell(&mistakes, || {
-        let policy = Policy { keep: 2, span_ms: 0 };
+        let policy = Policy::without_grid(2, 0);
         let mut w = claimed();
         let both = w.point(&[1, 2]);
         (0..3).for_each(|_| _ = w.point(&[1]));

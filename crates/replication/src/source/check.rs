@@ -60,6 +60,7 @@ impl Source {
             return self.protocol_error("a version that was not offered", out);
         }
         self.link = Link::Up { connection, since: now, granted: 0, spent: 0 };
+        self.features = Features::OURS.common(hello.features);
         for volume in self.volumes.values_mut() {
             volume.check = Check::Waiting { until: now };
         }
@@ -68,8 +69,19 @@ impl Source {
 
     pub(super) fn send_settings(&self, out: &mut Vec<Action>) {
         if matches!(self.link, Link::Up { .. }) {
-            self.send(SourceMessage::Settings(Settings { policy: self.config.policy }), out);
+            self.send(self.settings(), out);
         }
+    }
+
+    /// What is to be kept. A receiver that knows no grid keeps everything for as long as its longest rule says.
+    fn settings(&self) -> SourceMessage {
+        let policy = &self.config.policy;
+        if self.features.has(Features::GRID) {
+            return SourceMessage::Retention(policy.clone());
+        }
+        let span_ms =
+            policy.grid.rules().iter().map(|rule| rule.keep_ms.saturating_add(rule.every_ms)).fold(policy.span_ms, u64::max);
+        SourceMessage::Settings(Settings { keep: policy.keep, span_ms })
     }
 
     /// Asks the position rule's question for every volume whose time has come.

@@ -29,7 +29,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use farside_ledger::LayerKind;
 use farside_region::{EpochId, GranuleSet, LayerKey, RegionIndex, VolumeId, mutation};
-use farside_wire::{Notice, ReceiverMessage, Refusal, RefusalCode, RequestId, SourceMessage};
+use farside_wire::{Features, Notice, ReceiverMessage, Refusal, RefusalCode, RequestId, SourceMessage};
 
 pub use api::{
     Action, Config, DemoteCause, Event, LayerDigestFn, Limits, Nanos, PartRead, Problem, ReadPart, Report, SECOND, Sample,
@@ -64,6 +64,8 @@ pub struct Source {
     last_demotion: Option<(Nanos, DemoteCause)>,
     trouble: Option<Notice>,
     digests_retry: Option<Nanos>,
+    /// What both can do, on the newest connection.
+    features: Features,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -154,6 +156,7 @@ impl Source {
             last_demotion: None,
             trouble: None,
             digests_retry: None,
+            features: Features::default(),
         }
     }
 

@@ -17,9 +17,9 @@ mod sessions;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use farside_ledger::{Body, CutTime, Heartbeat, State};
+use farside_ledger::{Body, CutTime, Heartbeat, Policy, State};
 use farside_region::{LayerKey, Term, VolumeId};
-use farside_wire::{InstanceId, LossReport, ReceiverMessage, SourceMessage};
+use farside_wire::{InstanceId, LossReport, ReceiverMessage, Settings, SourceMessage};
 
 use crate::source::Nanos;
 
@@ -169,7 +169,10 @@ impl Target {
             SourceMessage::Resume(query) => self.resume(state, from, &query, out),
             SourceMessage::Digests(query) => self.digest_query(state, from, &query, out),
             SourceMessage::Points(query) => out.push(Action::AnswerPoints { session: from, query }),
-            SourceMessage::Settings(settings) => self.settings(state, from, &settings, out),
+            SourceMessage::Settings(Settings { keep, span_ms }) => {
+                self.retention(state, from, Policy::without_grid(keep, span_ms), out);
+            }
+            SourceMessage::Retention(policy) => self.retention(state, from, policy, out),
             SourceMessage::TrackingLost(report) => self.loss_reported(state, from, report, out),
             _ => self.close(from, "a message that this build does not know", out),
         }

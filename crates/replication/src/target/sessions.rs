@@ -10,7 +10,7 @@ use farside_ledger::{Policy, State};
 use farside_region::{GranuleIndex, LayerKey, LedgerPosition, Slot, Term, VolumeId, mutation};
 use farside_wire::{
     ClaimRequest, Credit, CurrentVolume, DigestAnswer, DigestQuery, DigestRun, Features, InstanceId, LedgerLayer, LedgerSlice,
-    NewestPoint, Notice, ReadLedger, ReceiverHello, ReceiverMessage, Refusal, RefusalCode, RequestId, Settings, SourceHello,
+    NewestPoint, Notice, ReadLedger, ReceiverHello, ReceiverMessage, Refusal, RefusalCode, RequestId, SourceHello,
     TEXT_BYTES_MAX, VersionRange,
 };
 
@@ -267,8 +267,8 @@ impl Target {
     /// What to keep is for the one whose view of the ledger holds to say (T7): somebody who met a gateway with an older, a
     /// newer or another ledger, or a clone, must not have points pruned. Until then it is remembered, and goes with the
     /// connection.
-    pub(super) fn settings(&mut self, state: &State, from: SessionId, settings: &Settings, out: &mut Vec<Action>) {
-        self.sessions.get_mut(&from).expect("the caller found it").policy = Some(settings.policy);
+    pub(super) fn retention(&mut self, state: &State, from: SessionId, policy: Policy, out: &mut Vec<Action>) {
+        self.sessions.get_mut(&from).expect("the caller found it").policy = Some(policy);
         self.say_policy(state, from, out);
     }
 

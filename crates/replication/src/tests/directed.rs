@@ -1,6 +1,6 @@
 //! Rare orders of events, written out: one rule each, by its number.
 
-use farside_ledger::{Body, CutTime, EpochInfo, LayerKind, PartEntry, Policy, Record, Stamp, State, Verdict, VoidReason};
+use farside_ledger::{Body, CutTime, EpochInfo, Grid, LayerKind, PartEntry, Policy, Record, Stamp, State, Verdict, VoidReason};
 use farside_region::{
     BootId, EpochId, GranuleIndex, GranuleRun, GranuleSet, GroupId, LayerKey, LedgerPosition, RecordDigest, RegionIndex,
     RegionRange, RegionSet, Seq, Slot, Term, VolumeId,
@@ -62,7 +62,7 @@ impl Host {
             group: name("default"),
             instance: InstanceId([1; 16]),
             boot: BootId([1; 16]),
-            policy: Policy { keep: 3, span_ms: 0 },
+            policy: Policy::without_grid(3, 0),
             layer_digest,
             limits,
         };
@@ -110,9 +110,12 @@ impl Host {
     pub(super) fn connect_with(&mut self, granted_bytes: u64) {
         let connection = self.connection();
         self.event(Event::Connected { connection });
-        let hello = ReceiverHello { version: 1, features: Features(0), store: [0; 16] };
-        self.hear(ReceiverMessage::Hello(hello));
+        self.greet(Features(0));
         self.hear(ReceiverMessage::Credit(Credit { granted_bytes }));
+    }
+
+    fn greet(&mut self, features: Features) {
+        self.hear(ReceiverMessage::Hello(ReceiverHello { version: 1, features, store: [0; 16] }));
     }
 
     pub(super) fn reconnect(&mut self) {
@@ -273,6 +276,35 @@ pub(super) fn refused(host: &Host, n: u8) -> Option<RefusedWhy> {
         source::State::Refused(why) => Some(why),
         _ => None,
     }
+}
+
+/// A receiver that knows no grid must not give up what the grid keeps: it is told to keep everything for as long.
+#[test]
+fn a_grid_is_said_to_who_knows_grids_and_to_others_as_a_span() {
+    let hours = |n: u64| std::time::Duration::from_secs(3600 * n);
+    let grid = Grid::of([(hours(1), hours(24)), (hours(24), hours(240))]);
+    let policy = Policy { grid, ..Policy::without_grid(5, 1000) };
+    let mut host = Host::new();
+    host.event(Event::SetPolicy { policy: policy.clone() });
+    host.connect();
+    let settings = |m: &SourceMessage| match m {
+        SourceMessage::Settings(settings) => Some((settings.keep, settings.span_ms)),
+        _ => None,
+    };
+    assert_eq!(host.take(settings), (5, 264 * 3_600_000), "as long as the last cell is needed");
+    host.event(Event::SetPolicy { policy: Policy::without_grid(6, 7) });
+    assert_eq!(host.take(settings), (6, 7));
+
+    host.event(Event::Disconnected { connection: host.connection() });
+    host.epoch += 1000;
+    host.event(Event::SetPolicy { policy: policy.clone() });
+    host.event(Event::Connected { connection: host.connection() });
+    host.greet(Features(u64::MAX));
+    let retention = |m: &SourceMessage| match m {
+        SourceMessage::Retention(policy) => Some(policy.clone()),
+        _ => None,
+    };
+    assert_eq!(host.take(retention), policy);
 }
 
 #[test]

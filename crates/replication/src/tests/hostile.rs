@@ -1,6 +1,6 @@
 //! What a wrong or hostile peer, or a store that is not as it was left, must not be able to do to a gateway.
 
-use farside_ledger::{Body, Claim, LayerKind, Policy, Record, Stamp, Verdict, VoidReason};
+use farside_ledger::{Body, Claim, LayerKind, Record, Stamp, Verdict, VoidReason};
 use farside_region::{Geometry, GroupId, LayerKey, RecordDigest, RegionIndex, Seq, Slot, Term, mutation::tell};
 use farside_wire::{
     ClaimOutcome, ClaimRequest, HeldLayer, LayerFate, LossReport, Lost, ReadLedger, ReceiverMessage, Refusal, RefusalCode,
@@ -83,8 +83,7 @@ fn one_part_landed_twice_with_other_content_is_lost() {
 // ---- what to keep
 
 fn keep(gateway: &mut Gateway, session: u64, keep: u32) {
-    let policy = Policy { keep, span_ms: 0 };
-    gateway.hear(session, SourceMessage::Settings(Settings { policy }));
+    gateway.hear(session, SourceMessage::Settings(Settings { keep, span_ms: 0 }));
 }
 
 /// What was told to the store since the last time.

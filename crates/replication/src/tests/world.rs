@@ -257,7 +257,7 @@ impl World {
             group: name("default"),
             instance: InstanceId([self.instance; 16]),
             boot: BootId([1; 16]),
-            policy: Policy { keep: 3, span_ms: 0 },
+            policy: Policy::without_grid(3, 0),
             layer_digest,
             limits: source_limits(),
         };
