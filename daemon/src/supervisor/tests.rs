@@ -123,19 +123,25 @@ async fn a_tap_that_was_lost_is_remembered_before_its_volume_is_closed() {
     assert!(refused.contains("ended by somebody else"), "{refused}");
 
     let (folder, note) = (running.folder("data"), running.at.join(format!("run/tracking-lost-{}", running.id)));
-    // Neither a mark nor a note can be put.
-    let blocked = [folder.join("tracking-lost"), note];
+    // Neither a mark nor a note can be put, and until it is told nobody opens the volume again and withdraws them.
+    let blocked = [folder.join("tracking-lost"), note.clone()];
     blocked.iter().for_each(|path| std::fs::create_dir(path).expect("made"));
+    let (backing, aside) = (running.at.join("data"), running.at.join("aside"));
+    std::fs::rename(&backing, &aside).expect("renamed");
     let (again, name) = (daemon.clone(), data.clone());
     let serving = tokio::spawn(async move { again.serve_again(&name).await });
     while !daemon.volumes.is_leaving(&data) {
         tokio::task::yield_now().await;
     }
     blocked.iter().for_each(|path| std::fs::remove_dir(path).expect("empty"));
+    while daemon.volumes.served() > 0 {
+        tokio::task::yield_now().await;
+    }
+    let is_kept = Mark::TrackingLost.is_set(&folder).expect("asked") || note.exists();
+    assert!(is_kept, "it was closed, and nothing says that its disk was not tracked");
+    std::fs::rename(&aside, &backing).expect("renamed");
     serving.await.expect("it ends");
     assert!(daemon.volumes.served() == 1 && !daemon.volumes.is_leaving(&data), "it is served again");
-    let why = Mark::TrackingLost.reason(&folder).expect("marked");
-    assert!(why.contains("ended by somebody else"), "{why}");
 
     // A stop remembers it, too.
     Mark::TrackingLost.put(&folder, false).expect("as if everything had been compared");
