@@ -10,19 +10,22 @@
 use std::fs::{File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
-use std::time::Duration;
+use std::process::{Command, ExitCode, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
-use crossbeam::channel::bounded;
 use farside_blockio::Buffer;
 use farside_blockio::dm::DevNumber;
 use farside_insert::Insertion;
 use farside_nbd::kernel::{self, Setting};
 
+use crate::tap;
+
 const ARGUMENT: &str = "--change-device";
 /// What a helper prints that had nothing to do.
 const AS_IT_WAS: &str = "as it was\n";
+/// How often a helper is looked for that may not take as long as it likes.
+const HELPER_POLL: Duration = Duration::from_millis(20);
 
 /// What is to be done.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,31 +90,49 @@ impl Change {
     /// # Errors
     /// What the helper says.
     pub(crate) fn make(&self, runtime_dir: &Path) -> anyhow::Result<bool> {
+        let output = self.helper(runtime_dir).output().context("no helper can be started")?;
+        Self::made(&output)
+    }
+
+    /// As [`Change::make`], and waits for the helper no longer than so. Then it is killed: what the kernel keeps it waiting for it gets
+    /// no more, and nothing that it meant to do is done later.
+    ///
+    /// # Errors
+    /// Also when it takes longer.
+    pub(crate) fn make_within(&self, patience: Duration, runtime_dir: &Path) -> anyhow::Result<bool> {
+        let until = Instant::now() + patience;
+        let mut helper = self.helper(runtime_dir).spawn().context("no helper can be started")?;
+        while helper.try_wait().context("a child can be waited for")?.is_none() {
+            if Instant::now() >= until {
+                let killed = helper.kill();
+                // The kernel may need as long as the device does.
+                std::thread::spawn(move || helper.wait());
+                killed.context("a helper cannot be killed")?;
+                bail!("the kernel does not answer within {} s ({}): its log may say why", patience.as_secs(), self.words());
+            }
+            std::thread::sleep(HELPER_POLL);
+        }
+        // What it says fits into a pipe.
+        Self::made(&helper.wait_with_output().context("a child can be waited for")?)
+    }
+
+    fn helper(&self, runtime_dir: &Path) -> Command {
         let mut command = Command::new("/proc/self/exe"); // also after an upgrade
+        let daemon = std::process::id().to_string();
+        command.arg(ARGUMENT).arg(daemon).arg(runtime_dir).args(self.arguments());
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
-            .arg(ARGUMENT)
-            .arg(std::process::id().to_string())
-            .arg(runtime_dir)
-            .args(self.arguments())
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped());
-        let output = command.stderr(Stdio::piped()).output().context("no helper can be started")?;
+    }
+
+    fn made(output: &Output) -> anyhow::Result<bool> {
         if !output.status.success() {
             bail!("{}", String::from_utf8_lossy(&output.stderr).trim());
         }
         Ok(output.stdout != AS_IT_WAS.as_bytes())
     }
 
-    /// As [`Change::make`], and waits for the helper no longer than so. It may go on then.
-    ///
-    /// # Errors
-    /// Also when it takes longer.
-    pub(crate) fn make_within(self, patience: Duration, runtime_dir: &Path) -> anyhow::Result<bool> {
-        let (done, made) = bounded(1);
-        let runtime_dir = runtime_dir.to_owned();
-        // It lives as long as its helper, which the kernel would end with it.
-        std::thread::Builder::new().name("helped".to_owned()).spawn(move || done.send(self.make(&runtime_dir)))?;
-        made.recv_timeout(patience).unwrap_or_else(|_| bail!("it does not answer: the kernel's log may say why"))
+    fn words(&self) -> String {
+        self.arguments().iter().map(|word| word.display().to_string()).collect::<Vec<_>>().join(" ")
     }
 }
 
@@ -173,7 +194,11 @@ fn help(arguments: &[PathBuf]) -> anyhow::Result<()> {
     if what == Path::new("end-ublk") {
         let token = device.to_str().and_then(|token| token.parse().ok());
         match farside_ublk::held(token.with_context(|| format!("{ARGUMENT} is for farsided itself"))?)? {
-            Some(held) => held.remove()?,
+            Some(held) => {
+                // † Only now: who has opened it while the kernel kept us waiting may have it.
+                tap::opened_by_nobody(&held.path())?;
+                held.remove()?;
+            }
             None => print!("{AS_IT_WAS}"),
         }
         return Ok(());

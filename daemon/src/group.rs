@@ -1051,7 +1051,9 @@ impl Control {
             if let Err(error) = &kept {
                 error!(volume = %name, "{error:#}");
             }
-            let is_kept = kept.is_ok() && member.loss == Loss::Kept;
+            // A note is gone with the power; what the receiver has is not.
+            let is_marked = || Mark::TrackingLost.is_set(&member.served.dir).is_ok_and(|set| set);
+            let is_kept = kept.is_ok() && (member.remembers().is_none() || is_marked());
             let trusted = is_kept && member.is_trusted();
             let (answer, answered) = crossbeam::channel::bounded(1);
             std::thread::spawn(move || answer.send(member.served.close_at_stop(trusted.then_some(owed))));

@@ -570,7 +570,7 @@ fn sync(volume: &Name, tap: PathBuf, runtime_dir: &Path) {
 
 /// A claim of the kernel's is granted beside whoever has a device open without one: a virtual machine, a database, the kernel's
 /// own loop devices and targets.
-fn opened_by_nobody(device: &Path) -> anyhow::Result<()> {
+pub(crate) fn opened_by_nobody(device: &Path) -> anyhow::Result<()> {
     let until = Instant::now() + OPENERS_WAIT;
     loop {
         let mut openers = openers(device);

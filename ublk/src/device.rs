@@ -311,6 +311,11 @@ pub fn end_under_its_users(id: u32) -> Result<(), UblkError> {
 }
 
 impl Held {
+    /// Its node.
+    pub fn path(&self) -> PathBuf {
+        block_path(self.info.id)
+    }
+
     /// Ends the device. What its server has taken is answered first; if it has none, nothing waits in it, for nobody uses it.
     /// What its page cache holds is lost: have it written before, by a process that does not serve it.
     ///
