@@ -25,7 +25,7 @@ pub struct Point {
     pub cut_mono_after_ns: u64,
     /// The source's boot, in which those readings mean something: 32 hex digits.
     pub boot: String,
-    /// Ledger time: what retention goes by.
+    /// Ledger time, in which the cells of a grid are cut.
     pub ledger_time_ms: u64,
     /// The volumes it holds, by name.
     pub members: Vec<PointMember>,

@@ -155,6 +155,7 @@ impl Group {
             tracing::warn!(group = %self.names, %error, "what is to be kept could not be remembered");
             // What is given up is gone for ever: until it is remembered, only more may be kept.
             self.policy = self.policy.as_ref().map(|old| old.union(&policy));
+            self.policy_is_default = false;
             return;
         }
         let (keep, span_ms, rules) = (policy.keep, policy.span_ms, policy.grid.rules());

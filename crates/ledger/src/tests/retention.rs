@@ -55,6 +55,39 @@ fn the_span_counts_in_ledger_time() {
     assert_eq!([ages(0), ages(1000), ages(1001), ages(5000), ages(5001)], [5, 5, 4, 1, 0]);
 }
 
+/// A record of an earlier version, from before there was a grid, goes by ledger time for ever; one of today by the age clock, and
+/// whoever reads it knows its rules.
+#[test]
+fn a_record_is_judged_by_the_clock_and_the_rules_it_was_written_by() {
+    const HOUR_MS: u64 = 3_600_000;
+    let mut w = claimed();
+    let points: Vec<Slot> = (0..3).map(|_| w.point(&[1])).collect();
+    w.pass_ms(3 * HOUR_MS);
+    w.point(&[1]);
+    assert_eq!((w.state.time_ms(), w.state.age_clock_ms()), (3 * HOUR_MS, 2 * HOUR_MS), "silence ages by two hours");
+    let put = |w: &mut World, policy, point| {
+        let looked = w.state.head().expect("not empty");
+        w.put(Body::Prune(Prune { looked, policy, points: vec![point], parts: Vec::new() }))
+    };
+    let aged = |keep, span_ms, grid| PrunePolicy::Aged(Policy { grid, ..Policy::without_grid(keep, span_ms) });
+    let none = Grid::default;
+    let hourly = || Grid::of([(std::time::Duration::from_secs(3600), std::time::Duration::from_secs(86_400))]);
+    for (policy, point) in [
+        (aged(1, 3 * HOUR_MS, none()), points[0]),
+        (aged(1, 0, hourly()), points[0]), // the first of its hour
+        (PrunePolicy::LedgerTime { keep: 1, span_ms: 3 * HOUR_MS + 1 }, points[0]),
+    ] {
+        assert_eq!(void(put(&mut w, policy, point)), VoidReason::NotPrunable(point));
+    }
+    for (policy, point) in [
+        (aged(1, 0, hourly()), points[1]),
+        (aged(1, 2 * HOUR_MS, none()), points[2]),
+        (PrunePolicy::LedgerTime { keep: 1, span_ms: 3 * HOUR_MS }, points[0]),
+    ] {
+        assert_eq!(put(&mut w, policy, point), Verdict::Accepted);
+    }
+}
+
 #[test]
 fn degraded_points_do_not_count_and_do_not_pile_up() {
     let mut w = claimed();
