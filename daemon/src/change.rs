@@ -95,7 +95,7 @@ impl Change {
     }
 
     /// As [`Change::make`], and waits for the helper no longer than so. Then it is killed: what the kernel keeps it waiting for it gets
-    /// no more, and nothing that it meant to do is done later.
+    /// no more, and what it had not begun is not begun.
     ///
     /// # Errors
     /// Also when it takes longer.

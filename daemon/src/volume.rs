@@ -243,7 +243,11 @@ impl Served {
             warn!(volume = %name, "{why}: everything will be compared");
             Mark::TrackingLost.put_because(&dir, why)
         })?;
-        identity.keep(&dir)?;
+        match identity.keep(&dir) {
+            // † L1: which boot it was, and by which number, says nothing that the next start must know.
+            Err(error) if known == Known::Same => warn!(volume = %name, %error, "what is known of the backing cannot be kept"),
+            kept => kept?,
+        }
         let before = found.header.as_ref();
         let touched = touched || known != Known::Same || bypassed || used.is_some();
         // † A flush that failed may have lost what the drive's cache still showed when it was compared: no clean stop of the

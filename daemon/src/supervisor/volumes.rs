@@ -492,7 +492,7 @@ impl Daemon {
         let mut wait = AGAIN;
         loop {
             tokio::time::sleep(wait).await; // whoever changes a device often does so in several steps
-            let Some(volume) = locked(&self.config).volumes.get(name).cloned().filter(|volume| volume.insert) else { return };
+            let Some(volume) = self.wanted(name).filter(|volume| volume.insert) else { return };
             let dir = self.state.volume_path(&volume.group, name);
             if self.is_stopping() || Mark::Paused.is_set(&dir).unwrap_or(false) {
                 return;
@@ -517,7 +517,11 @@ impl Daemon {
                 continue;
             }
             if !self.volumes.begin(name) {
-                return; // somebody else opens it
+                // Somebody else opens it: that may fail.
+                if self.volumes.is_served(name) {
+                    return;
+                }
+                continue;
             }
             match self.open_configured(volume).await {
                 Ok(()) => return,
@@ -547,6 +551,12 @@ impl Daemon {
         self.open_until_served(name).await;
     }
 
+    /// A volume that is configured, or is being added and will be.
+    fn wanted(&self, name: &Name) -> Option<VolumeConfig> {
+        let configured = locked(&self.config).volumes.get(name).cloned();
+        configured.or_else(|| locked(&self.volumes.adding).get(name).cloned())
+    }
+
     /// A volume that was about to be closed is served on, unless it was taken out of the configuration meanwhile: who did that was
     /// told that somebody was at it.
     fn stays(self: &Arc<Self>, name: &Name) {
@@ -554,8 +564,7 @@ impl Daemon {
         let (daemon, name) = (self.clone(), name.clone());
         tokio::spawn(async move {
             let _one = daemon.changes.lock().await;
-            let is_wanted = locked(&daemon.config).volumes.contains_key(&name) || daemon.volumes.is_added(&name);
-            if !is_wanted {
+            if daemon.wanted(&name).is_none() {
                 daemon.leave(&name, None);
             }
         });
@@ -666,14 +675,14 @@ impl Daemon {
     async fn open_until_served(self: &Arc<Self>, name: &Name) {
         let mut wait = AGAIN;
         loop {
-            let volume = locked(&self.config).volumes.get(name).cloned();
-            let Some(volume) = volume.filter(|_| !self.is_stopping()) else { return };
-            if !self.volumes.begin(name) {
-                return; // somebody else opens it
-            }
-            match self.open_configured(volume).await {
-                Ok(()) => return,
-                Err(error) => error!(volume = %name, "not served, and its host waits: {error:#}"),
+            let Some(volume) = self.wanted(name).filter(|_| !self.is_stopping()) else { return };
+            if self.volumes.begin(name) {
+                match self.open_configured(volume).await {
+                    Ok(()) => return,
+                    Err(error) => error!(volume = %name, "not served, and its host waits: {error:#}"),
+                }
+            } else if self.volumes.is_served(name) {
+                return; // somebody else has opened it
             }
             tokio::time::sleep(wait).await;
             wait = (wait * 2).min(AGAIN_MAX);
@@ -802,8 +811,16 @@ impl Daemon {
     async fn write_down(self: &Arc<Self>, volume: &VolumeConfig) -> Result<(), ApiError> {
         let one = self.changes.lock().await;
         let config = locked(&self.config).clone();
-        let is_written = config.volumes.contains_key(&volume.name); // before it was served, or by a person meanwhile
-        let written = if volume.insert || is_written { Ok(()) } else { config.write_volume(volume).map(drop) };
+        // A reload may have taken over what a person wrote while it was being opened. What rests on our tap is served whatever comes.
+        let taken = config.volumes.values().find(|other| match other.name == volume.name {
+            true => *other != volume,
+            false => other.backing == volume.backing || other.tap.collides(&volume.tap),
+        });
+        let written = match (taken.filter(|_| !volume.insert), config.volumes.contains_key(&volume.name)) {
+            (Some(other), _) => Err(collides(volume, other)),
+            (None, true) => Ok(()),
+            (None, false) => config.write_volume(volume).map(drop).map_err(|error| not_written(&volume.name, &error)),
+        };
         if let Err(error) = written {
             self.forget(&volume.group, &volume.name);
             let gone = self.leave(&volume.name, None);
@@ -812,7 +829,7 @@ impl Daemon {
                 let gone = Self::gone(&volume.name, gone, Instant::now() + LEAVE_WAIT).await;
                 gone.unwrap_or_else(|error| warn!(volume = %volume.name, "{error}"));
             }
-            return Err(not_written(&volume.name, &error));
+            return Err(error);
         }
         locked(&self.config).volumes.insert(volume.name.clone(), volume.clone());
         Ok(())
@@ -820,6 +837,19 @@ impl Daemon {
 
     /// A volume that is added cannot be served.
     async fn give_up_adding(&self, volume: &VolumeConfig, error: &anyhow::Error) -> ApiError {
+        // † What rests on our tap is served by whoever is started next, unless nobody knows it any more.
+        let dir = self.state.volume_path(&volume.group, &volume.name);
+        let rests_on_tap = || matches!(farside_insert::state_of(&device_of(volume, &dir)), Ok(State::Inserted { .. }));
+        if volume.insert && rests_on_tap() {
+            locked(&self.config).volumes.insert(volume.name.clone(), volume.clone());
+            let what =
+                format!("volume {} is not served, but stays configured: its device rests on its tap: {error:#}", volume.name);
+            return ApiError::new(
+                ErrorCode::Conflict,
+                what,
+                "farside reload, once it is mended; then farside volume remove, if it is not wanted",
+            );
+        }
         if volume.insert {
             let _one = self.changes.lock().await;
             if let Err(error) = locked(&self.config).clone().remove_volume(&volume.name) {
@@ -979,6 +1009,13 @@ impl Daemon {
         info!(volume = %name, "not configured any more");
         Ok(())
     }
+}
+
+/// What is to be added has come to be somebody else's since it was asked for.
+fn collides(volume: &VolumeConfig, other: &VolumeConfig) -> ApiError {
+    let what =
+        format!("volume {} is not added: meanwhile the configuration says otherwise of volume {}", volume.name, other.name);
+    ApiError::new(ErrorCode::Conflict, what, "see `farside volume list`; then say it again with another name, backing or tap")
 }
 
 fn not_written(volume: &Name, error: &ConfigError) -> ApiError {
