@@ -223,12 +223,11 @@ async fn group_set(global: &Global, hosts: &Hosts, name: &str, settings: &GroupS
         return print::json(&group);
     }
     let epoch = print::duration_ms(group.epoch_interval_ms);
-    let (kept, older) = match (group.span_ms, group.has_grid()) {
-        (0, false) => (String::new(), String::new()),
-        (0, true) => (String::new(), format!("; of the others, also of today's, {}", group.grid)),
-        (span, false) => (format!(", each for at least {}", print::duration_ms(span)), String::new()),
-        (span, true) => (format!(", each for at least {}", print::duration_ms(span)), format!("; of older ones {}", group.grid)),
+    let (kept, others) = match group.span_ms {
+        0 => (String::new(), "the others, also of today's,"),
+        span => (format!(", each for at least {}", print::duration_ms(span)), "older ones"),
     };
+    let older = if group.has_grid() { format!("; of {others} {}", group.grid) } else { String::new() };
     print::out(&format!("group {}: cut at most every {epoch}, at least {} points kept{kept}{older}\n", group.name, group.keep))
 }
 

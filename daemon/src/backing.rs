@@ -67,19 +67,17 @@ impl Identity {
     /// and another name never tells: a device of the mapper may be renamed. What lies below a device of the mapper is not looked at: its table
     /// may be changed while it is used, and whoever does that is answerable for what is there.
     fn compare(&self, other: &Self) -> Known {
-        let (has, of_other) = (|fact: &str| self.0.get(fact), |fact: &str| other.0.get(fact));
-        let is_shared = |fact: &&str| has(fact).is_some() && of_other(fact).is_some();
-        let differs = |fact: &&str| is_shared(fact) && has(fact) != of_other(fact);
-        let is_same = |fact: &&str| is_shared(fact) && has(fact) == of_other(fact);
-        let only_one_has = |fact: &str| has(fact).is_some() != of_other(fact).is_some();
-        let is_told = TELLING.iter().any(is_shared);
+        let equal = |fact: &str| Some(self.0.get(fact)? == other.0.get(fact)?); // `None`: not known of both
+        let (is_same, differs) = (|fact: &str| equal(fact) == Some(true), |fact: &str| equal(fact) == Some(false));
+        let only_one_has = |fact: &str| self.0.contains_key(fact) != other.0.contains_key(fact);
+        let is_told = TELLING.iter().any(|fact| equal(fact).is_some());
         let is_empty = self.0.is_empty() || other.0.is_empty();
-        let is_another = LASTING.iter().any(differs)
+        let is_another = LASTING.iter().any(|fact| differs(fact))
             || (is_told && only_one_has("partition"))
             || (!is_empty && only_one_has("inode"))
-            || (!is_told && is_same(&"boot") && differs(&"diskseq"));
-        let is_same_by_name = is_same(&"boot") && is_same(&"name") && !only_one_has("partition");
-        let is_renamed = differs(&"name") || differs(&"loop-file");
+            || (!is_told && is_same("boot") && differs("diskseq"));
+        let is_same_by_name = is_same("boot") && is_same("name") && !only_one_has("partition");
+        let is_renamed = differs("name") || differs("loop-file");
         match is_another {
             true => Known::Another,
             false if (is_told && !is_renamed) || (!is_told && is_same_by_name) => Known::Same,

@@ -1100,8 +1100,7 @@ impl Control {
 const _: () = assert!(farside_control::Grid::RULES_MAX <= farside_ledger::Grid::RULES_SAID_MAX);
 
 fn policy(config: &GroupConfig) -> farside_ledger::Policy {
-    let grid = farside_ledger::Grid::of(config.grid.rules().iter().map(|rule| (rule.every, rule.keep)));
-    farside_ledger::Policy { keep: config.keep, span_ms: u64::try_from(config.span().as_millis()).unwrap_or(u64::MAX), grid }
+    farside_ledger::Policy::of(config.keep, config.span(), config.grid.pairs())
 }
 
 fn sample(served: &Served) -> Sample {

@@ -38,7 +38,7 @@ use crate::flush_note::FlushNote;
 use crate::group::{Inbox, Note};
 use crate::intent_file::IntentFile;
 use crate::intent_thread::IntentThread;
-use crate::loss::LossNote;
+use crate::loss::{self, LossNote};
 use crate::node::{self, Place};
 use crate::queue::{Counters, Orders, RingWake, ShimQueue};
 use crate::sender::{Order, SenderThread, SentCounters};
@@ -216,6 +216,7 @@ impl Served {
         let known = identity.known(&dir);
         if known == Known::Another {
             // † Before anything else: wherever this ends, nothing is believed of what is there.
+            warn!(volume = %name, "{ANOTHER_DISK}: everything will be compared");
             Mark::TrackingLost.put_because(&dir, ANOTHER_DISK)?;
             end_device_of_another_disk(&dir, &meta, around)?;
         }
@@ -234,7 +235,7 @@ impl Served {
             }
             let why = match (bypassed, known, touched, used) {
                 (true, ..) => "its device was used without a tap",
-                (_, Known::Another, ..) => ANOTHER_DISK,
+                (_, Known::Another, ..) => return Ok(()), // marked already
                 (_, Known::Unknown, ..) => "it is not known whether this is the backing that the volume had before",
                 (_, _, true, _) => "the backing changed while nobody served it",
                 (.., Some(used)) => used,
@@ -453,10 +454,7 @@ impl Served {
             let why = "its tap was taken out while it was being opened";
             error!(volume = %name, "past its tap: {why}; everything will be compared");
             setup.tracking_lost = true;
-            if let Err(error) = Mark::TrackingLost.put_because(&served.dir, why) {
-                warn!(volume = %name, %error, "that cannot be recorded");
-                note.put().unwrap_or_else(|error| warn!(volume = %name, %error, "nor can it be noted in the runtime directory"));
-            }
+            loss::keep(&served.dir, &note, why).unwrap_or_else(|error| warn!(volume = %name, "{error:#}"));
         }
         let tap = served.config.address();
         info!(volume = %name, bytes = geometry.volume_bytes(), %tap, clean = owed.is_some(), "served");

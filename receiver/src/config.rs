@@ -93,23 +93,13 @@ pub struct Retention {
 impl Retention {
     /// What is kept where a source says nothing.
     pub fn policy(&self) -> Policy {
-        Policy { keep: self.keep, span_ms: span_ms(self.span), grid: ledger_grid(&self.grid) }
+        Policy::of(self.keep, self.span, self.grid.pairs())
     }
 
     /// What is kept where a source wants `policy`.
     pub fn floor(&self, policy: &Policy) -> Policy {
-        let floor =
-            Policy { keep: self.at_least_keep, span_ms: span_ms(self.at_least_span), grid: ledger_grid(&self.at_least_grid) };
-        floor.union(policy)
+        Policy::of(self.at_least_keep, self.at_least_span, self.at_least_grid.pairs()).union(policy)
     }
-}
-
-fn ledger_grid(grid: &Grid) -> farside_ledger::Grid {
-    farside_ledger::Grid::of(grid.rules().iter().map(|rule| (rule.every, rule.keep)))
-}
-
-fn span_ms(span: Duration) -> u64 {
-    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }
 
 impl Default for Retention {

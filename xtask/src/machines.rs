@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, anyhow, bail};
 
-use crate::test_all::{Count, cargo, parse_result, seconds};
+use crate::test_all::{Count, cargo, endure, parse_result, seconds};
 
 const PACKAGE: &str = "farside-vm";
 /// Files whose guests have two processors.
@@ -45,9 +45,7 @@ impl Test {
         if let Some(name) = &self.name {
             command.args(["--exact", name]);
         }
-        if let Some(hours) = hours {
-            command.env("FARSIDE_TEST_HOURS", hours.to_string()).arg("--show-output");
-        }
+        endure(&mut command, hours);
         let output = command.stdin(Stdio::null()).output().with_context(|| format!("{command:?} does not start"))?;
         let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
         let count = said.lines().filter_map(parse_result).fold(Count::default(), Count::plus);

@@ -257,9 +257,7 @@ fn carry_out(work: Work, hours: Option<f64>) -> Count {
         Work::Program(mut command) => run_program(&mut command).map(|()| Count::PASSED),
         Work::Tests(mut command) => run_tests(&mut command),
         Work::Enduring(mut command) => {
-            if let Some(hours) = hours {
-                command.env("FARSIDE_TEST_HOURS", hours.to_string()).arg("--show-output");
-            }
+            endure(&mut command, hours);
             run_tests(&mut command)
         }
         Work::Machines => machines::run(hours),
@@ -268,6 +266,13 @@ fn carry_out(work: Work, hours: Option<f64>) -> Count {
         eprintln!("{error:#}");
         Count::FAILED
     })
+}
+
+/// Lets tests go on for so many hours, and show what they did.
+pub(crate) fn endure(tests: &mut Command, hours: Option<f64>) {
+    if let Some(hours) = hours {
+        tests.env("FARSIDE_TEST_HOURS", hours.to_string()).arg("--show-output");
+    }
 }
 
 fn run_program(command: &mut Command) -> anyhow::Result<()> {

@@ -60,6 +60,11 @@ impl Grid {
         &self.0
     }
 
+    /// The rules, as `(every, keep)`.
+    pub fn pairs(&self) -> impl Iterator<Item = (Duration, Duration)> {
+        self.0.iter().map(|rule| (rule.every, rule.keep))
+    }
+
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()

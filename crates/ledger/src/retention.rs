@@ -40,6 +40,14 @@ pub struct Policy {
 }
 
 impl Policy {
+    /// The policy of what somebody said: so many, all that are younger, and of older ones by [`Grid::of`] these rules.
+    ///
+    /// # Panics
+    /// When they are not the rules of a grid.
+    pub fn of(keep: u32, span: Duration, rules: impl IntoIterator<Item = (Duration, Duration)>) -> Self {
+        Self { keep, span_ms: ms(span), grid: Grid::of(rules) }
+    }
+
     /// By number and age alone.
     pub const fn without_grid(keep: u32, span_ms: u64) -> Self {
         Self { keep, span_ms, grid: Grid(Vec::new()) }
@@ -99,7 +107,6 @@ impl Grid {
     /// # Panics
     /// When they are not the rules of a grid.
     pub fn of(rules: impl IntoIterator<Item = (Duration, Duration)>) -> Self {
-        let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         let rules: Vec<Rule> = rules.into_iter().map(|(every, keep)| Rule { every_ms: ms(every), keep_ms: ms(keep) }).collect();
         rules.try_into().expect("the rules were checked")
     }
@@ -121,6 +128,10 @@ impl Grid {
         }
         Self(rules)
     }
+}
+
+fn ms(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 impl TryFrom<Vec<Rule>> for Grid {

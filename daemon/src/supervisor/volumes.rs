@@ -838,9 +838,7 @@ impl Daemon {
     /// A volume that is added cannot be served.
     async fn give_up_adding(&self, volume: &VolumeConfig, error: &anyhow::Error) -> ApiError {
         // † What rests on our tap is served by whoever is started next, unless nobody knows it any more.
-        let dir = self.state.volume_path(&volume.group, &volume.name);
-        let rests_on_tap = || matches!(farside_insert::state_of(&device_of(volume, &dir)), Ok(State::Inserted { .. }));
-        if volume.insert && rests_on_tap() {
+        if self.rests_on_tap(volume) {
             locked(&self.config).volumes.insert(volume.name.clone(), volume.clone());
             let what =
                 format!("volume {} is not served, but stays configured: its device rests on its tap: {error:#}", volume.name);
@@ -863,6 +861,12 @@ impl Daemon {
         self.show_disk(&volume.name).await;
         let todo = what_would_do(error, volume);
         ApiError::new(ErrorCode::Conflict, format!("volume {} is not added: {error:#}", volume.name), todo)
+    }
+
+    /// Whether a host's device rests on the tap of a volume: whoever uses it waits for who serves that.
+    fn rests_on_tap(&self, volume: &VolumeConfig) -> bool {
+        let dir = self.state.volume_path(&volume.group, &volume.name);
+        volume.insert && matches!(farside_insert::state_of(&device_of(volume, &dir)), Ok(State::Inserted { .. }))
     }
 
     /// What a request means, as far as that can be told without opening anything.
@@ -955,10 +959,7 @@ impl Daemon {
             drop(one);
             return Self::gone(&name, gone, Instant::now() + LEAVE_WAIT).await;
         }
-        if let Some(volume) = config.volumes.get(&name).filter(|volume| volume.insert)
-            && let Ok(State::Inserted { .. }) =
-                farside_insert::state_of(&device_of(volume, &self.state.volume_path(&group, &name)))
-        {
+        if let Some(volume) = config.volumes.get(&name).filter(|volume| self.rests_on_tap(volume)) {
             let what = format!("{} rests on the tap of volume {name}, which nobody serves", volume.backing.display());
             let todo = "mend why it is not served (farside volume list), farside reload; then say the same again";
             return Err(ApiError::new(ErrorCode::Conflict, what, todo));

@@ -48,12 +48,18 @@ fn assert_newest_point_is_the_device(host: &mut Host) {
     host.assert_newest_point_is(&content);
 }
 
-#[test]
-fn a_disk_that_comes_late_is_served_as_soon_as_it_is_there() {
+/// A host whose volume lies on a device of the mapper, and is published.
+fn with_a_device() -> Host {
     let mut host = Host::boot(Kernel::Backports, &["ublk_drv", "dm_mod"]);
     make_device_with(&mut host, "--uuid one");
     host.guest.run(&format!("{CLI} volume add data --backing /dev/mapper/data"));
     host.wait_for_group("the first sync", is_quiet);
+    host
+}
+
+#[test]
+fn a_disk_that_comes_late_is_served_as_soon_as_it_is_there() {
+    let mut host = with_a_device();
     host.kill_daemon();
     host.guest.wait_until("dmsetup remove data");
     // As at a boot whose disk is slower than a start may wait.
@@ -70,10 +76,7 @@ fn a_disk_that_comes_late_is_served_as_soon_as_it_is_there() {
 /// before over it.
 #[test]
 fn whoever_uses_a_device_never_goes_on_over_another_disk() {
-    let mut host = Host::boot(Kernel::Backports, &["ublk_drv", "dm_mod"]);
-    make_device_with(&mut host, "--uuid one");
-    host.guest.run(&format!("{CLI} volume add data --backing /dev/mapper/data"));
-    host.wait_for_group("the first sync", is_quiet);
+    let mut host = with_a_device();
     let user = host.guest.start_command("exec sleep 1000 </dev/farside/data", "/run/user.log");
     host.guest.wait_until(&format!("readlink /proc/{user}/fd/0 | grep -q ublkb"));
     // What a file of ours has lost is no reason to leave him without his disk.
