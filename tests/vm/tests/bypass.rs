@@ -191,12 +191,16 @@ fn whoever_writes_on_the_disk_is_noticed_beside_a_load() {
     host.guest.run(&sent(1));
     assert_eq!(host.guest.attempt(&format!("grep -e 'past its tap' -e '{USED}' /run/daemon.log")).stdout, "", "a false alarm");
     host.expect_bypass();
-    // One block, and an application that never rests. What coincides with a trim may go unseen.
-    host.guest.wait_until("! pidof fstrim");
+    // One block, beside an application that never rests, and a trim.
+    let trims = "dd if=/dev/zero of=/mnt/short bs=1M count=2 2>/dev/null; sync; rm /mnt/short; sync; fstrim /mnt";
+    let trims = host.guest.start_command(&format!("until test -e /run/trimmed; do {trims}; done"), "/run/trim.log");
     host.wait_for_load(10);
     host.guest.run(&format!("d=$(cat /run/backing); {}", scribble("$d")));
     host.guest.wait_until("grep 'past its tap: .*(4 KiB)' /run/daemon.log");
     host.wait_for_load(10);
+    host.guest.run("touch /run/trimmed");
+    host.guest.wait_until(&format!("! kill -0 {trims}"));
+    assert_eq!(host.guest.run("cat /run/trim.log"), "");
     host.stop_load();
     host.guest.run("umount /mnt");
     host.wait_for_group("everything to be published", is_quiet);
