@@ -34,6 +34,8 @@ use crate::watch::{Bypass, Noticed, Sight};
 /// How often regions are offered for cooling, at most.
 const COOL_EVERY: Duration = Duration::from_secs(5);
 const TICK_MAX: Duration = Duration::from_millis(250);
+/// How often it is said that a tap is lost, and how often what could not be kept is tried again.
+const AGAIN: Duration = Duration::from_secs(1);
 /// While something must be polled.
 const POLL: Duration = Duration::from_millis(1);
 /// A device that does not answer is waited for so long at a stop.
@@ -77,7 +79,8 @@ pub(crate) enum Note {
 pub(crate) enum Ask {
     Status(oneshot::Sender<farside_control::source::GroupStatus>),
     Add(VolumeConfig, oneshot::Sender<anyhow::Result<()>>),
-    Leave(VolumeId, Farewell, oneshot::Sender<anyhow::Result<()>>),
+    /// An error: it stays as it was.
+    Leave(VolumeId, Farewell, oneshot::Sender<anyhow::Result<Left>>),
     Leaving(VolumeId, oneshot::Sender<anyhow::Result<Leaving>>),
     /// What could be opened larger now.
     Growth(VolumeId, oneshot::Sender<anyhow::Result<Growth>>),
@@ -94,6 +97,9 @@ pub(crate) enum Ask {
     Points(PointQueryKind, oneshot::Sender<anyhow::Result<PointAnswer>>),
     Stop(Sender<Stopped>),
 }
+
+/// That a volume has left, and whether in order.
+pub(crate) type Left = anyhow::Result<()>;
 
 /// What must be asked and done before a volume may leave.
 pub(crate) struct Leaving {
@@ -194,6 +200,7 @@ impl GroupStart {
             shim,
             source,
             members: BTreeMap::new(),
+            unkept: Vec::new(),
             link: None,
             actions: Vec::new(),
             cuts: HashMap::new(),
@@ -201,6 +208,7 @@ impl GroupStart {
             point_requests: 0,
             next_tick: Instant::now(),
             next_cool: Instant::now() + cool_every,
+            next_again: Instant::now(),
             cool_after,
             cool_every,
             stopping: false,
@@ -240,7 +248,7 @@ pub(crate) struct Member {
     pub(crate) growth: Option<Growth>,
     /// Why everything is compared.
     pub(crate) doubt: Option<String>,
-    leaving: Option<(Farewell, oneshot::Sender<anyhow::Result<()>>)>,
+    leaving: Option<(Farewell, oneshot::Sender<anyhow::Result<Left>>)>,
     tap_stopped: bool,
 }
 
@@ -270,6 +278,16 @@ pub(crate) enum Farewell {
     OpenedLarger,
     /// It is left for the next start, which finds by it the device that could not be taken away.
     DeviceStays,
+}
+
+impl Farewell {
+    /// By this process.
+    fn is_to_return(self) -> bool {
+        match self {
+            Self::OpenedAgain | Self::OpenedLarger => true,
+            Self::Removed | Self::DeviceStays => false,
+        }
+    }
 }
 
 impl Member {
@@ -321,6 +339,8 @@ pub(crate) struct Control {
     switcher: Switcher,
     pub(crate) source: Source,
     pub(crate) members: BTreeMap<VolumeId, Member>,
+    /// Those that have left and are not closed before what they remember is kept. A stop knows of them.
+    unkept: Vec<Member>,
     pub(crate) link: Option<Link>,
     actions: Vec<Action>,
     /// Cuts being read: who has not been read to the end.
@@ -329,6 +349,7 @@ pub(crate) struct Control {
     point_requests: u64,
     next_tick: Instant,
     next_cool: Instant,
+    next_again: Instant,
     cool_every: Duration,
     /// A region is offered for cooling when nothing of it was frozen for so long.
     cool_after: Duration,
@@ -380,6 +401,11 @@ impl Control {
         if now >= self.next_cool {
             self.next_cool = now + self.cool_every;
             self.offer_cooling(now);
+        }
+        if now >= self.next_again {
+            self.next_again = now + AGAIN;
+            self.remind_of_lost_taps();
+            std::mem::take(&mut self.unkept).into_iter().for_each(|member| self.close(member));
         }
     }
 
@@ -695,7 +721,6 @@ impl Control {
         let open_bytes = volumes.iter().map(|(_, sample)| sample.dirty_bytes).sum();
         self.step(Event::Tick(Tick { time, volumes }));
         self.look_for_growth();
-        self.remind_of_lost_taps();
         self.keep_verify_results();
         self.settle_losses();
         let received = self.link.as_ref().map(|link| link.connection.statistics().received_bytes);
@@ -904,18 +929,22 @@ impl Control {
         Ok(())
     }
 
-    fn let_go(&mut self, id: VolumeId, farewell: Farewell, reply: oneshot::Sender<anyhow::Result<()>>) {
-        match self.members.get_mut(&id) {
-            None => {
-                let _ = reply.send(Err(anyhow::anyhow!("the volume is not served")));
-            }
-            Some(member) => {
-                member.leaving = Some((farewell, reply));
-                member.served.stop_tap();
-                if member.tap_stopped {
-                    self.step(Event::RemoveVolume { volume: id });
-                }
-            }
+    fn let_go(&mut self, id: VolumeId, farewell: Farewell, reply: oneshot::Sender<anyhow::Result<Left>>) {
+        let Some(member) = self.members.get_mut(&id) else {
+            let _ = reply.send(Err(anyhow::anyhow!("the volume is not served")));
+            return;
+        };
+        // † Before it takes its tap from anybody: whoever uses that would wait for as long as this cannot be kept.
+        if farewell.is_to_return()
+            && let Err(error) = member.keep_what_it_remembers()
+        {
+            let _ = reply.send(Err(error.context("it is not closed")));
+            return;
+        }
+        member.leaving = Some((farewell, reply));
+        member.served.stop_tap();
+        if member.tap_stopped {
+            self.step(Event::RemoveVolume { volume: id });
         }
     }
 
@@ -936,7 +965,8 @@ impl Control {
         self.remind_of_lost_taps();
     }
 
-    /// † Said as long as it is so: who is told may be busy with opening the volume, or with taking it away, which may fail.
+    /// † Said as long as it is so: who is told may be busy with opening the volume, or with taking it away, which may fail; and
+    /// nothing is closed before what it remembers is kept.
     fn remind_of_lost_taps(&self) {
         for member in self.members.values().filter(|member| member.tap_lost.is_some() && !member.is_leaving()) {
             let _ = self.around.noticed.send(Noticed::TapLost(member.served.config.name.clone())); // a daemon that stops hears nothing
@@ -944,18 +974,25 @@ impl Control {
     }
 
     fn removed(&mut self, id: VolumeId) {
-        let Some(mut member) = self.members.remove(&id) else { return };
+        if let Some(member) = self.members.remove(&id) {
+            self.close(member);
+        }
+    }
+
+    /// Closes a volume that has left.
+    fn close(&mut self, mut member: Member) {
+        let is_to_return = member.leaving.as_ref().is_some_and(|(farewell, _)| farewell.is_to_return());
+        // † What came up since it was let go: who opens it again hears of it in no other way.
+        if is_to_return && let Err(error) = member.keep_what_it_remembers() {
+            error!(volume = %member.served.config.name, "it is not closed before its loss is kept, and its users wait: {error:#}");
+            return self.unkept.push(member);
+        }
         let leaving = member.leaving.take();
-        let remembers = member.remembers();
-        let trusted = remembers.is_none() && member.is_trusted();
+        let trusted = member.remembers().is_none() && member.is_trusted();
         let Member { served, note, .. } = member;
         let name = served.config.name.clone();
         // Not here: what is in flight in a device that does not answer would hold up the whole group.
         std::thread::spawn(move || {
-            // † Before it is closed: who opens it again hears of it in no other way.
-            if let (Some(why), Some((Farewell::OpenedAgain | Farewell::OpenedLarger, _))) = (remembers, &leaving) {
-                loss::keep_at_last(&served.dir, &note, why, std::thread::sleep);
-            }
             let result = match leaving {
                 Some((Farewell::OpenedAgain, _)) => served.close_for_another(),
                 Some((Farewell::OpenedLarger, _)) => {
@@ -984,7 +1021,7 @@ impl Control {
                 (Ok(()), _) => info!(volume = %name, "removed; its points stay in the store"),
             }
             if let Some((_, reply)) = leaving {
-                let _ = reply.send(result); // whoever waited may have given up
+                let _ = reply.send(Ok(result)); // whoever waited may have given up
             }
         });
     }
@@ -1041,10 +1078,14 @@ impl Control {
 
     /// Each on a thread of its own, and joined last: a device that does not answer must not keep the others from their `clean`.
     fn close_members(&mut self) -> Stopped {
-        let mut closing = Vec::new();
-        for (id, member) in std::mem::take(&mut self.members) {
+        let (mut closing, unkept) = (Vec::new(), std::mem::take(&mut self.unkept));
+        let members = std::mem::take(&mut self.members).into_iter().map(|(id, member)| {
             let mut owed = self.source.owed(id);
             owed.union_with(&member.served.volume.open_set());
+            (member, Some(owed))
+        });
+        // What those owe nobody knows any more.
+        for (member, owed) in members.chain(unkept.into_iter().map(|member| (member, None))) {
             let name = member.served.config.name.clone();
             // † Before the header says anything: what was seen is not seen again.
             let kept = member.keep_what_it_remembers();
@@ -1056,7 +1097,7 @@ impl Control {
             let is_kept = kept.is_ok() && (member.remembers().is_none() || is_marked());
             let trusted = is_kept && member.is_trusted();
             let (answer, answered) = crossbeam::channel::bounded(1);
-            std::thread::spawn(move || answer.send(member.served.close_at_stop(trusted.then_some(owed))));
+            std::thread::spawn(move || answer.send(member.served.close_at_stop(owed.filter(|_| trusted))));
             closing.push((name, is_kept, answered));
         }
         let patience = Instant::now() + CLOSE_WAIT;

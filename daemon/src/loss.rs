@@ -26,10 +26,6 @@ use crate::state_dir::Mark;
 /// Cold writes wait so long for the receiver, where the mark cannot be put.
 const WRITES_WAIT: Duration = Duration::from_secs(5);
 
-/// How long after a loss that could not be kept it is tried again, and so long at most.
-const AGAIN: Duration = Duration::from_millis(100);
-const AGAIN_MAX: Duration = Duration::from_secs(5);
-
 /// Where a loss of tracking is kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Loss {
@@ -79,16 +75,6 @@ pub(crate) fn keep(dir: &Path, note: &LossNote, why: &str) -> anyhow::Result<()>
     let Err(error) = Mark::TrackingLost.put_because(dir, why) else { return Ok(()) };
     warn!(dir = %dir.display(), %error, "that tracking was lost cannot be recorded here");
     note.put().with_context(|| format!("nothing keeps that everything must be compared ({error})"))
-}
-
-/// As [`keep`], tried until it is kept: who calls it has nobody to whom the loss could be told instead. `pause` sleeps for so long.
-pub(crate) fn keep_at_last(dir: &Path, note: &LossNote, why: &str, mut pause: impl FnMut(Duration)) {
-    let mut wait = AGAIN;
-    while let Err(error) = keep(dir, note, why) {
-        error!(dir = %dir.display(), "it is not closed before it is known to whoever opens it next that {why}: {error:#}");
-        pause(wait);
-        wait = (wait * 2).min(AGAIN_MAX);
-    }
 }
 
 impl Control {
@@ -185,22 +171,6 @@ mod tests {
         assert!(note.is_there().expect("asked"));
         let nowhere = LossNote::of(&missing, VolumeId([7; 16]));
         assert!(keep(&missing, &nowhere, "why").is_err(), "nobody would know");
-    }
-
-    #[test]
-    fn what_cannot_be_kept_yet_is_tried_until_it_is() {
-        let dir = tempfile::tempdir().expect("temp dir");
-        let later = dir.path().join("later");
-        let (mut waits, nowhere) = (Vec::new(), LossNote::of(&dir.path().join("missing"), VolumeId([7; 16])));
-        keep_at_last(&later, &nowhere, "why", |wait| {
-            waits.push(wait);
-            if waits.len() == 8 {
-                std::fs::create_dir(&later).expect("there is room at last");
-            }
-        });
-        assert_eq!(Mark::TrackingLost.reason(&later).as_deref(), Some("why"));
-        assert!(waits.len() == 8 && waits.is_sorted() && waits.iter().all(|wait| *wait <= AGAIN_MAX), "{waits:?}");
-        keep_at_last(&later, &nowhere, "again", |_| panic!("it is kept at once"));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use farside_control::source::{IfAbsent, VolumeAdd};
 
 use super::*;
-use crate::group::Inbox;
+use crate::group::{Farewell, Inbox};
 use crate::state_dir::Mark;
 use crate::tap::TapConfig;
 use crate::volume::Served;
@@ -55,6 +55,13 @@ impl Running {
     fn folder(&self, volume: &str) -> PathBuf {
         let group = "default".parse().expect("a name");
         self.daemon.state.volume_dir(&group, &volume.parse().expect("a name")).expect("made").0
+    }
+
+    /// What a loss of `data` is kept by: neither the mark nor the note can be put while these are in the way.
+    fn block(&self) -> [PathBuf; 2] {
+        let places = [self.folder("data").join("tracking-lost"), self.at.join(format!("run/tracking-lost-{}", self.id))];
+        places.iter().for_each(|path| std::fs::create_dir(path).expect("made"));
+        places
     }
 
     /// Somebody has ended the device of `data`.
@@ -122,23 +129,22 @@ async fn a_tap_that_was_lost_is_remembered_before_its_volume_is_closed() {
     let refused = daemon.ask(&data, Ask::Growth).await.expect_err("not now").to_string();
     assert!(refused.contains("ended by somebody else"), "{refused}");
 
-    let (folder, note) = (running.folder("data"), running.at.join(format!("run/tracking-lost-{}", running.id)));
-    // Neither a mark nor a note can be put, and until it is told nobody opens the volume again and withdraws them.
-    let blocked = [folder.join("tracking-lost"), note.clone()];
-    blocked.iter().for_each(|path| std::fs::create_dir(path).expect("made"));
+    let blocked = running.block();
+    // Nobody waits for what may never be.
+    tokio::time::timeout(PATIENCE, daemon.serve_again(&data)).await.expect("it is refused");
+    assert!(daemon.volumes.served() == 1 && !daemon.volumes.is_leaving(&data), "it stays as it was");
+    daemon.ask(&data, Ask::TapLost).await.expect("it is not closed, and nobody has forgotten anything");
+    blocked.iter().for_each(|path| std::fs::remove_dir(path).expect("empty"));
+    // Until it is there nobody opens the volume again and withdraws the mark.
     let (backing, aside) = (running.at.join("data"), running.at.join("aside"));
     std::fs::rename(&backing, &aside).expect("renamed");
     let (again, name) = (daemon.clone(), data.clone());
     let serving = tokio::spawn(async move { again.serve_again(&name).await });
-    while !daemon.volumes.is_leaving(&data) {
-        tokio::task::yield_now().await;
-    }
-    blocked.iter().for_each(|path| std::fs::remove_dir(path).expect("empty"));
     while daemon.volumes.served() > 0 {
         tokio::task::yield_now().await;
     }
-    let is_kept = Mark::TrackingLost.is_set(&folder).expect("asked") || note.exists();
-    assert!(is_kept, "it was closed, and nothing says that its disk was not tracked");
+    let folder = running.folder("data");
+    assert!(Mark::TrackingLost.is_set(&folder).expect("asked"), "closed, and nothing says that its disk was not tracked");
     std::fs::rename(&aside, &backing).expect("renamed");
     serving.await.expect("it ends");
     assert!(daemon.volumes.served() == 1 && !daemon.volumes.is_leaving(&data), "it is served again");
@@ -148,6 +154,53 @@ async fn a_tap_that_was_lost_is_remembered_before_its_volume_is_closed() {
     running.lose_tap();
     assert_eq!(daemon.stop_groups().await, Stopped::Unclean);
     assert!(Mark::TrackingLost.reason(&folder).expect("marked").contains("ended by somebody else"));
+}
+
+/// What was lost while a volume was being closed could not be kept, and a stop knew nothing of that volume.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_lost_while_a_volume_is_closed_is_kept_or_known_to_a_stop() {
+    for is_mended in [true, false] {
+        let running = Running::new().await;
+        let (daemon, folder, id) = (running.daemon.clone(), running.folder("data"), running.id);
+        // Its group is busy until it has heard everything.
+        let gate = folder.join("paused");
+        nix::unistd::mkfifo(&gate, nix::sys::stat::Mode::S_IRWXU).expect("made");
+        let (paused, is_paused) = oneshot::channel();
+        running.inbox.send(Note::Ask(Ask::Pause(id, true, paused)));
+        let (reply, mut left) = oneshot::channel();
+        running.inbox.send(Note::Ask(Ask::Leave(id, Farewell::OpenedAgain, reply)));
+        running.lose_tap();
+        let blocked = running.block();
+        drop(tokio::task::spawn_blocking(|| std::fs::File::open(gate)).await.expect("it ends").expect("opened"));
+        is_paused.await.expect("answered").expect_err("that is no file");
+        while !daemon.status().await.groups.is_empty() {
+            tokio::task::yield_now().await;
+        }
+        left.try_recv().expect_err("it is not closed yet");
+        if is_mended {
+            blocked.iter().for_each(|path| std::fs::remove_dir(path).expect("empty"));
+            left.await.expect("answered").expect("it leaves").expect("in order");
+            assert!(Mark::TrackingLost.reason(&folder).expect("marked").contains("ended by somebody else"));
+        } else {
+            assert_eq!(daemon.stop_groups().await, Stopped::LossUnkept);
+        }
+    }
+}
+
+/// A stop forgot a loss that could not be kept before its volume was closed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_says_what_could_not_be_kept() {
+    let mut running = Running::new().await;
+    let daemon = running.daemon.clone();
+    running.lose_tap();
+    lost(&mut running.noticed).await;
+    running.block();
+    let (again, name) = (daemon.clone(), running.data.clone());
+    let serving = tokio::spawn(async move { again.serve_again(&name).await });
+    while !serving.is_finished() && !daemon.volumes.is_leaving(&running.data) {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(daemon.stop_groups().await, Stopped::LossUnkept);
 }
 
 /// The device of a volume that was added did not answer its opening, and no other command was heard for as long.

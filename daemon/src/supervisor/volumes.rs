@@ -414,14 +414,20 @@ impl Daemon {
         let volume = name.clone();
         let withdrawn = tokio::task::spawn_blocking(move || claimed.tap.withdraw(&volume, claimed.unused)).await;
         let Err(error) = withdrawn.map_err(anyhow::Error::from).flatten() else {
-            return self.ask(name, |id, reply| Ask::Leave(id, Farewell::Removed, reply)).await.map_err(LeaveError::Failed);
+            return self.ask_to_leave(name, Farewell::Removed).await.flatten().map_err(LeaveError::Failed);
         };
         error!(volume = %name, "its device is still there, and whatever uses it waits: {error:#}");
         // † By its folder the next start knows whose that device is.
-        self.ask(name, |id, reply| Ask::Leave(id, Farewell::DeviceStays, reply)).await.map_err(LeaveError::Failed)?;
+        self.ask_to_leave(name, Farewell::DeviceStays).await.flatten().map_err(LeaveError::Failed)?;
         let what = format!("volume {name} is not configured any more, and its device is still there: {error:#}");
         let todo = "stop whatever uses it, then `systemctl restart farsided`, which takes it away; or add the volume again";
         Err(LeaveError::Failed(ApiError::new(ErrorCode::Unavailable, what, todo)))
+    }
+
+    /// What came of a volume that is to leave. The outer error: it stays as it was.
+    async fn ask_to_leave(&self, name: &Name, farewell: Farewell) -> Result<Result<(), ApiError>, ApiError> {
+        let left = self.ask(name, |id, reply| Ask::Leave(id, farewell, reply)).await?;
+        Ok(left.map_err(|error| ApiError::new(ErrorCode::Conflict, format!("{error:#}"), "see the daemon's log")))
     }
 
     /// Lets a volume go, in the background, however long its device takes. None: it is leaving already, or not served.
@@ -545,10 +551,19 @@ impl Daemon {
             return self.stays(name);
         }
         // What was written past it meanwhile is kept as unknown before it is closed.
-        let released = self.ask(name, |id, reply| Ask::Leave(id, Farewell::OpenedAgain, reply)).await;
+        match self.close(name, Farewell::OpenedAgain).await {
+            Ok(()) => self.open_until_served(name).await,
+            // It is said again.
+            Err(why) => error!(volume = %name, "not served again yet: {why}"),
+        }
+    }
+
+    /// Closes a volume whose end was claimed, to open it again. An error: it stays as it was.
+    async fn close(self: &Arc<Self>, name: &Name, farewell: Farewell) -> Result<(), ApiError> {
+        let left = self.ask_to_leave(name, farewell).await.inspect_err(|_| self.stays(name))?;
         self.volumes.left(name);
-        released.unwrap_or_else(|error| warn!(volume = %name, "{error}"));
-        self.open_until_served(name).await;
+        left.unwrap_or_else(|error| error!(volume = %name, "{error}"));
+        Ok(())
     }
 
     /// A volume that is configured, or is being added and will be.
@@ -579,12 +594,7 @@ impl Daemon {
             self.stays(name);
             return Err(error);
         }
-        let released = self.ask(name, |id, reply| Ask::Leave(id, Farewell::OpenedAgain, reply)).await;
-        self.volumes.left(name);
-        if let Err(error) = released {
-            warn!(volume = %name, "{error}");
-        }
-        Ok(())
+        self.close(name, Farewell::OpenedAgain).await
     }
 
     /// Takes away a tap that nobody uses, so that it is made anew.
@@ -661,14 +671,23 @@ impl Daemon {
             self.stays(name);
             return Err(error);
         }
-        let closed = self.ask(name, |id, reply| Ask::Leave(id, Farewell::OpenedLarger, reply)).await;
-        self.volumes.left(name);
-        if let Err(error) = &closed {
-            error!(volume = %name, "{error}");
+        if let Err(error) = self.close(name, Farewell::OpenedLarger).await {
+            if way == Way::NewDevice {
+                // It has no device any more, and gets one as soon as it can be closed.
+                self.note_lost_tap(name, "its device was taken away to be made anew");
+            }
+            return Err(error);
         }
-        // Whatever came of that: its host waits.
         self.open_until_served(name).await;
-        closed
+        Ok(())
+    }
+
+    fn note_lost_tap(&self, name: &Name, why: &str) {
+        if let Ok((_, group, id)) = self.find(name.as_str())
+            && let Some(group) = locked(&self.groups).get(&group)
+        {
+            group.inbox.send(Note::TapLost(id, why.to_owned()));
+        }
     }
 
     /// Opens a volume that was closed for that, and whose host waits.
