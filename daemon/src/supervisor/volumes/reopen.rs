@@ -1,0 +1,242 @@
+//! Volumes that are closed by this process to be opened again by it, because somebody ended their device, took their tap out of a
+//! device, or made their backing larger. Whoever uses one waits meanwhile, or nobody can.
+//!
+//! Invariants: who closes one has claimed its end, and opens it again or says that nobody wants it; nothing is closed before its group
+//! keeps what the next opening must know.
+
+use std::sync::Arc;
+
+use farside_control::{ApiError, ErrorCode};
+use farside_region::Name;
+use tokio::time::Instant;
+use tracing::{debug, error, info, warn};
+
+use super::{AGAIN, AGAIN_MAX, in_time};
+use crate::config::VolumeConfig;
+use crate::group::{Ask, Farewell, Leaving, Note};
+use crate::growth::Growth;
+use crate::intent_file::IntentFileError;
+use crate::locked;
+use crate::state_dir::Mark;
+use crate::supervisor::Daemon;
+use crate::tap::Way;
+use crate::volume::{could_be_opened_again, device_of};
+
+impl Daemon {
+    /// Puts the tap of a volume under its device again, which somebody took it from: as soon as the device can carry one, the
+    /// volume is closed and opened anew, over the extents and with the size that the device has by then. Ends when that is done,
+    /// when a person wants it otherwise, or when it would make no sense.
+    pub(in crate::supervisor) async fn insert_again(self: &Arc<Self>, name: &Name) {
+        let mut wait = AGAIN;
+        loop {
+            tokio::time::sleep(wait).await; // whoever changes a device often does so in several steps
+            let Some(volume) = self.wanted(name).filter(|volume| volume.insert) else { return };
+            let dir = self.state.volume_path(&volume.group, name);
+            if self.is_stopping() || Mark::Paused.is_set(&dir).unwrap_or(false) {
+                return;
+            }
+            let (named, folder) = (volume.clone(), dir.clone());
+            let ready = move || farside_insert::is_ready(&device_of(&named, &folder));
+            let ready = tokio::task::spawn_blocking(ready).await;
+            if let Err(why) = ready.map_err(anyhow::Error::from).and_then(|ready| Ok(ready?)) {
+                let said = self.ask(name, |id, reply| Ask::TapWaits(id, format!("{why:#}"), reply)).await;
+                if said.is_err() && self.volumes.is_served(name) {
+                    return; // somebody else put it back
+                }
+                continue;
+            }
+            if self.volumes.is_served(name)
+                && let Err(why) = self.release(name).await
+            {
+                let said = self.ask(name, |id, reply| Ask::TapWaits(id, why.to_string(), reply)).await;
+                if said.is_err() && self.volumes.is_served(name) {
+                    return;
+                }
+                continue;
+            }
+            if !self.volumes.begin(name) {
+                // Somebody else opens it: that may fail.
+                if self.volumes.is_served(name) {
+                    return;
+                }
+                continue;
+            }
+            match self.open_configured(volume).await {
+                Ok(()) => return,
+                Err(error) if matches!(error.downcast_ref(), Some(IntentFileError::Shrunk { .. })) => {
+                    return error!(volume = %name, "not served again: {error:#}");
+                }
+                // The device may be in the middle of another change.
+                Err(error) => warn!(volume = %name, "not served yet: {error:#}"),
+            }
+            wait = (wait * 2).min(AGAIN_MAX);
+        }
+    }
+
+    /// Serves a volume anew whose tap was lost. Ends when that is done, or when a person wants it otherwise.
+    pub(in crate::supervisor) async fn serve_again(self: &Arc<Self>, name: &Name) {
+        if self.is_stopping() || !self.volumes.begin_to_leave(name) {
+            return;
+        }
+        // † What is said several times may be heard after the volume was opened again; from here on nobody else closes or opens it.
+        if self.ask(name, Ask::TapLost).await.is_err() {
+            return self.stays(name);
+        }
+        // What was written past it meanwhile is kept as unknown before it is closed.
+        match self.close(name, Farewell::OpenedAgain).await {
+            Ok(()) => self.open_until_served(name).await,
+            // It is said again.
+            Err(why) => error!(volume = %name, "not served again yet: {why}"),
+        }
+    }
+
+    /// Closes a volume whose end was claimed, to open it again. An error: it stays as it was.
+    async fn close(self: &Arc<Self>, name: &Name, farewell: Farewell) -> Result<(), ApiError> {
+        let left = self.ask_to_leave(name, farewell).await.inspect_err(|_| self.stays(name))?;
+        self.volumes.left(name);
+        left.unwrap_or_else(|error| error!(volume = %name, "{error}"));
+        Ok(())
+    }
+
+    /// A volume that is configured, or is being added and will be.
+    fn wanted(&self, name: &Name) -> Option<VolumeConfig> {
+        let configured = locked(&self.config).volumes.get(name).cloned();
+        configured.or_else(|| locked(&self.volumes.adding).get(name).cloned())
+    }
+
+    /// A volume that was about to be closed is served on, unless it was taken out of the configuration meanwhile: who did that was
+    /// told that somebody was at it.
+    fn stays(self: &Arc<Self>, name: &Name) {
+        self.volumes.stays(name);
+        let (daemon, name) = (self.clone(), name.clone());
+        tokio::spawn(async move {
+            let _one = daemon.changes.lock().await;
+            if daemon.wanted(&name).is_none() {
+                daemon.leave(&name, None);
+            }
+        });
+    }
+
+    /// Closes a volume whose tap nobody uses, and keeps all that is known of it.
+    async fn release(self: &Arc<Self>, name: &Name) -> Result<(), ApiError> {
+        if !self.volumes.begin_to_leave(name) {
+            return Err(self.under_way(name));
+        }
+        if let Err(error) = self.withdraw_for_another(name).await {
+            self.stays(name);
+            return Err(error);
+        }
+        self.close(name, Farewell::OpenedAgain).await
+    }
+
+    /// Takes away a tap that nobody uses, so that it is made anew.
+    async fn withdraw_for_another(&self, name: &Name) -> Result<(), ApiError> {
+        let Leaving { tap, .. } = self.ask(name, Ask::Leaving).await?;
+        let volume = name.clone();
+        let withdrawn = tokio::task::spawn_blocking(move || tap.claim().and_then(|unused| tap.withdraw(&volume, unused))).await;
+        withdrawn
+            .map_err(anyhow::Error::from)
+            .flatten()
+            .map_err(|error| ApiError::new(ErrorCode::Conflict, format!("its tap cannot be made anew: {error:#}"), ""))
+    }
+
+    /// Makes a volume as large as its backing has become, as soon as that can be.
+    pub(in crate::supervisor) async fn grow(self: &Arc<Self>, name: &Name) {
+        let mut wait = AGAIN;
+        loop {
+            tokio::time::sleep(wait).await; // whoever resizes a disk may do so in several steps
+            let Err(why) = self.try_to_grow(name, Way::Takeover).await else { return };
+            let said = self.ask(name, |id, reply| Ask::GrowthWaits(id, why.to_string(), reply)).await;
+            if said.is_err() || self.is_stopping() {
+                return; // it has grown, or is not served any more
+            }
+            info!(volume = %name, "it does not grow yet: {why}");
+            wait = (wait * 2).min(AGAIN_MAX);
+        }
+    }
+
+    /// Has the devices made anew that are smaller than their volumes could be, where that is the way and nobody uses them. Says
+    /// of which volumes that could not be.
+    pub(super) async fn make_small_ones_anew(self: &Arc<Self>, until: Instant) -> Vec<String> {
+        let served: Vec<Name> = locked(&self.volumes.served).keys().cloned().collect();
+        let mut growing = tokio::task::JoinSet::new();
+        for name in served {
+            let (daemon, volume) = (self.clone(), name.clone());
+            let grow = async move {
+                let Ok(Growth { way: Way::NewDevice, .. }) = daemon.ask(&volume, Ask::Growth).await else { return Ok(()) };
+                let why = daemon.try_to_grow(&volume, Way::NewDevice).await.err().map(|why| why.to_string());
+                let Some(why) = why else { return Ok(()) };
+                let said = daemon.ask(&volume, |id, reply| Ask::GrowthWaits(id, why.clone(), reply)).await;
+                said.unwrap_or_else(|error| debug!(%volume, "{error}"));
+                Err(format!("volume {volume} has not grown: {why}"))
+            };
+            let late = |grown: Result<(), String>| grown.unwrap_or_else(|why| error!("{why}"));
+            growing.spawn(async move {
+                let grown = in_time(until, grow, late).await;
+                grown.map_or_else(
+                    || Some(format!("volume {name} has not grown yet: its device is still being made anew")),
+                    Result::err,
+                )
+            });
+        }
+        growing.join_all().await.into_iter().flatten().collect()
+    }
+
+    /// Closes a volume whose backing has grown, and opens it again. An error: it is served as it was.
+    async fn try_to_grow(self: &Arc<Self>, name: &Name, way: Way) -> Result<(), ApiError> {
+        let Growth { to, .. } = self.ask(name, Ask::Growth).await?;
+        let volume = locked(&self.config).volumes.get(name).cloned();
+        let volume = volume.ok_or_else(|| ApiError::internal("it is not configured any more"))?;
+        let (config, around) = (volume.clone(), self.around.clone());
+        let dir = self.state.volume_path(&volume.group, name);
+        let possible = tokio::task::spawn_blocking(move || could_be_opened_again(&config, &dir, &around, to)).await;
+        let possible = possible.map_err(anyhow::Error::from).flatten();
+        possible.map_err(|error| ApiError::new(ErrorCode::Conflict, format!("{error:#}"), ""))?;
+        if !self.volumes.begin_to_leave(name) {
+            return Err(self.under_way(name));
+        }
+        let withdrawn = match way {
+            Way::NewDevice => self.withdraw_for_another(name).await,
+            Way::Takeover | Way::NextStart => Ok(()),
+        };
+        if let Err(error) = withdrawn {
+            self.stays(name);
+            return Err(error);
+        }
+        if let Err(error) = self.close(name, Farewell::OpenedLarger).await {
+            if way == Way::NewDevice {
+                // It has no device any more, and gets one as soon as it can be closed.
+                self.note_lost_tap(name, "its device was taken away to be made anew");
+            }
+            return Err(error);
+        }
+        self.open_until_served(name).await;
+        Ok(())
+    }
+
+    fn note_lost_tap(&self, name: &Name, why: &str) {
+        if let Ok((_, group, id)) = self.find(name.as_str())
+            && let Some(group) = locked(&self.groups).get(&group)
+        {
+            group.inbox.send(Note::TapLost(id, why.to_owned()));
+        }
+    }
+
+    /// Opens a volume that was closed for that, and whose host waits.
+    pub(in crate::supervisor) async fn open_until_served(self: &Arc<Self>, name: &Name) {
+        let mut wait = AGAIN;
+        loop {
+            let Some(volume) = self.wanted(name).filter(|_| !self.is_stopping()) else { return };
+            if self.volumes.begin(name) {
+                match self.open_configured(volume).await {
+                    Ok(()) => return,
+                    Err(error) => error!(volume = %name, "not served, and its host waits: {error:#}"),
+                }
+            } else if self.volumes.is_served(name) {
+                return; // somebody else has opened it
+            }
+            tokio::time::sleep(wait).await;
+            wait = (wait * 2).min(AGAIN_MAX);
+        }
+    }
+}
