@@ -112,13 +112,11 @@ async fn volumes(State(daemon): Here) -> Json<Vec<VolumeStatus>> {
     Json(all_volumes(&daemon).await)
 }
 
-/// Those that are served, and those that are only configured.
+/// Those that are served, and those that are configured and are not.
 async fn all_volumes(daemon: &Daemon) -> Vec<VolumeStatus> {
-    // In this order: one that is opened meanwhile is there twice at most, never missing.
-    let unserved = daemon.unserved();
-    let mut all: Vec<VolumeStatus> = daemon.status().await.groups.into_iter().flat_map(|g| g.volumes).collect();
-    let only_configured = unserved.into_iter().filter(|u| !all.iter().any(|v| v.name == u.name));
-    all.extend(only_configured.collect::<Vec<_>>());
+    let groups = daemon.status().await.groups;
+    let mut all = daemon.untold(&groups);
+    all.extend(groups.into_iter().flat_map(|group| group.volumes));
     all.sort_by(|a, b| (&a.group, &a.name).cmp(&(&b.group, &b.name)));
     all
 }

@@ -439,7 +439,7 @@ impl Daemon {
                 groups.push(status);
             }
         }
-        let mut reasons: Vec<Reason> = self.unserved().into_iter().flat_map(|volume| volume.reasons).collect();
+        let mut reasons: Vec<Reason> = self.untold(&groups).into_iter().flat_map(|volume| volume.reasons).collect();
         let stops = match *locked(&self.phase) {
             Phase::Serving => None,
             Phase::Ending => {

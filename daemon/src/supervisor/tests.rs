@@ -203,6 +203,26 @@ async fn a_stop_says_what_could_not_be_kept() {
     assert_eq!(daemon.stop_groups().await, Stopped::LossUnkept);
 }
 
+/// Between its group, which had let it go, and the supervisor, which did not know that yet, a volume was in no status.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_that_is_closed_to_be_opened_again_is_told_of_all_the_time() {
+    let running = Running::new().await;
+    let (daemon, data) = (running.daemon.clone(), running.data.clone());
+    assert!(daemon.volumes.begin_to_leave(&data));
+    let leave = |id, reply| Ask::Leave(id, Farewell::OpenedAgain, reply);
+    daemon.ask(&data, leave).await.expect("it leaves").expect("in order");
+    let status = daemon.status().await;
+    assert!(status.groups.is_empty());
+    let reason = status.reasons.iter().find(|reason| reason.code == Code::Starting.word()).expect("it is told of");
+    assert!(reason.message.contains("volume data is being closed"), "{reason:?}");
+    assert!(daemon.untold(&status.groups).iter().map(|volume| volume.name.as_str()).eq(["data"]));
+    daemon.volumes.left(&data);
+    daemon.open_until_served(&data).await;
+    let status = daemon.status().await;
+    assert!(status.groups.len() == 1 && daemon.untold(&status.groups).is_empty());
+    daemon.stop_groups().await;
+}
+
 /// The device of a volume that was added did not answer its opening, and no other command was heard for as long.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_volume_whose_opening_waits_holds_up_no_other_change() {

@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use farside_blockio::DeviceError;
 use farside_blockio::dm::DevNumber;
-use farside_control::source::{BackingStatus, TapStatus, VolumeAdd, VolumeState, VolumeStatus};
+use farside_control::source::{BackingStatus, GroupStatus, TapStatus, VolumeAdd, VolumeState, VolumeStatus};
 use farside_control::{ApiError, Code, ErrorCode, Reason, Severity};
 use farside_insert::{Insertion, State};
 use farside_nbd::ListenError;
@@ -67,6 +67,8 @@ pub(super) struct Volumes {
 enum Unserved {
     /// It is being opened.
     Starting,
+    /// It is being closed first.
+    Closing,
     /// It cannot be, for this reason.
     Failed(String),
 }
@@ -93,12 +95,12 @@ impl Volumes {
     }
 
     /// Claims the end of a volume. False: somebody has, or it is not served.
-    fn begin_to_leave(&self, name: &Name) -> bool {
+    pub(super) fn begin_to_leave(&self, name: &Name) -> bool {
         let mut leaving = locked(&self.leaving);
         self.is_served(name) && leaving.insert(name.clone())
     }
 
-    fn left(&self, name: &Name) {
+    pub(super) fn left(&self, name: &Name) {
         let mut leaving = locked(&self.leaving);
         locked(&self.served).remove(name);
         leaving.remove(name);
@@ -107,6 +109,16 @@ impl Volumes {
     /// It could not leave.
     fn stays(&self, name: &Name) {
         locked(&self.leaving).remove(name);
+    }
+
+    /// Why no group tells of a volume. `None`: nobody serves it, or opens it.
+    fn why_untold(&self, name: &Name) -> Option<Unserved> {
+        if self.is_leaving(name) {
+            return Some(Unserved::Closing);
+        }
+        let why = locked(&self.unserved).get(name).cloned();
+        // Served it came to be after its group was asked.
+        why.or_else(|| self.is_served(name).then_some(Unserved::Starting))
     }
 
     pub(super) fn is_added(&self, name: &Name) -> bool {
@@ -556,20 +568,21 @@ impl Daemon {
         if let Some((group, id)) = locked(&self.volumes.served).get(&parsed).cloned() {
             return Ok((parsed, group, id));
         }
-        let reasons = self.unserved().into_iter().find(|volume| volume.name == name).map(|volume| volume.reasons);
+        let reasons = self.untold(&[]).into_iter().find(|volume| volume.name == name).map(|volume| volume.reasons);
         let reason = reasons.and_then(|mut reasons| reasons.pop());
         Err(reason.map_or_else(missing, |reason| ApiError::new(ErrorCode::Conflict, reason.message, reason.what_to_do)))
     }
 
-    /// Volumes that are configured and not served, each with its reason.
-    pub(crate) fn unserved(&self) -> Vec<VolumeStatus> {
+    /// Volumes that are configured and of which these groups, which were asked before, do not tell: each with its reason. What is
+    /// opened or closed meanwhile is here, or there, and never missing.
+    pub(crate) fn untold(&self, groups: &[GroupStatus]) -> Vec<VolumeStatus> {
         let configured = locked(&self.config).volumes.clone();
-        let why = locked(&self.volumes.unserved).clone();
-        let volumes = configured.into_values().filter(|v| !self.volumes.is_served(&v.name));
+        let told: BTreeSet<&str> = groups.iter().flat_map(|group| &group.volumes).map(|volume| volume.name.as_str()).collect();
+        let volumes = configured.into_values().filter(|v| !told.contains(v.name.as_str()));
         volumes
             .map(|v| VolumeStatus {
                 state: VolumeState::NotServed,
-                reasons: vec![not_served(&v.name, why.get(&v.name))],
+                reasons: vec![not_served(&v.name, self.volumes.why_untold(&v.name).as_ref())],
                 tap: TapStatus { address: v.address(), ..TapStatus::default() },
                 if_absent: v.if_absent,
                 id: self.id_of(&v).to_string(),
@@ -863,6 +876,11 @@ fn not_served(name: &Name, why: Option<&Unserved>) -> Reason {
             let todo = "wait; if another process holds its device or its tap, that takes up to 30 s, and then has its reason";
             Reason::new(Severity::Warning, Code::Starting, format!("volume {name} is being opened"), todo)
         }
+        Some(Unserved::Closing) => {
+            let what = format!("volume {name} is being closed, to be opened again");
+            let todo = "wait; its users do, too, where its tap is a device";
+            Reason::new(Severity::Warning, Code::Starting, what, todo)
+        }
         None => {
             let what = format!("volume {name} is not served, and nobody is opening it");
             Reason::new(Severity::Error, Code::NotServed, what, format!("farside reload. {meanwhile}"))
@@ -933,6 +951,8 @@ mod tests {
     #[test]
     fn what_is_being_tried_is_no_error_and_what_nobody_tries_is_one() {
         let reason = not_served(&name("data"), Some(&Unserved::Starting));
+        assert_eq!((reason.severity, reason.code.as_str()), (Severity::Warning, "starting"));
+        let reason = not_served(&name("data"), Some(&Unserved::Closing));
         assert_eq!((reason.severity, reason.code.as_str()), (Severity::Warning, "starting"));
         let reason = not_served(&name("data"), None);
         assert_eq!((reason.severity, reason.code.as_str()), (Severity::Error, "not_served"));
