@@ -217,9 +217,40 @@ async fn a_volume_that_is_closed_to_be_opened_again_is_told_of_all_the_time() {
     assert!(reason.message.contains("volume data is being closed"), "{reason:?}");
     assert!(daemon.untold(&status.groups).iter().map(|volume| volume.name.as_str()).eq(["data"]));
     daemon.volumes.left(&data);
-    daemon.open_until_served(&data).await;
+    let volume = locked(&daemon.config).volumes[&data].clone();
+    daemon.open_until_served(volume).await;
     let status = daemon.status().await;
     assert!(status.groups.len() == 1 && daemon.untold(&status.groups).is_empty());
+    daemon.stop_groups().await;
+}
+
+/// A reload took a volume out of the configuration while it was being opened again: nobody did that any more, and nobody ended its
+/// device, whose users waited for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_that_is_taken_out_while_it_is_opened_again_ends() {
+    let running = Running::new().await;
+    let (daemon, data, folder) = (running.daemon.clone(), running.data.clone(), running.folder("data"));
+    let backing = running.at.join("data");
+    std::fs::rename(&backing, running.at.join("aside")).expect("renamed");
+    running.lose_tap();
+    let again = daemon.clone();
+    let serving = tokio::spawn(async move {
+        // What was lost may be heard after this.
+        while again.volumes.served() > 0 {
+            again.serve_again(&data).await;
+        }
+    });
+    while daemon.volumes.served() > 0 {
+        tokio::task::yield_now().await;
+    }
+    let path = running.at.join("farsided.toml");
+    let text = std::fs::read_to_string(&path).expect("read");
+    std::fs::write(&path, text.split("[[volume]]").next().expect("there")).expect("written");
+    assert!(folder.exists());
+    assert!(daemon.reload().await.expect("valid").failed.is_empty());
+    tokio::time::timeout(PATIENCE, serving).await.expect("it ends").expect("in order");
+    assert!(!folder.exists(), "what it had is there still");
+    assert!(daemon.volumes.opening().is_empty() && daemon.untold(&[]).is_empty());
     daemon.stop_groups().await;
 }
 

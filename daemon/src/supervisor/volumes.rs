@@ -784,14 +784,10 @@ impl Daemon {
         if !self.volumes.begin(&name) {
             return Err(self.under_way(&name));
         }
-        let dir = self.state.volume_path(&group, &name);
-        let (id, asked) = (farside_ledger::volume_id(&self.around.source, &group, &name), name.clone());
         // Nobody serves it, but somebody may wait in the device that an earlier daemon made.
-        let runtime_dir = self.around.runtime_dir.clone();
-        let ended = tokio::task::spawn_blocking(move || tap::end(&dir, id, &asked, &runtime_dir)).await;
-        let abolished = ended.map_err(ApiError::internal).and_then(|done| {
+        let abolished = self.end_device((&group, &name)).await.map_err(|error| {
             let todo = "unmount it, and stop whatever else uses it; then say the same again";
-            done.map_err(|error| ApiError::new(ErrorCode::Conflict, format!("volume {name} stays: {error:#}"), todo))
+            ApiError::new(ErrorCode::Conflict, format!("volume {name} stays: {error:#}"), todo)
         });
         let taken_out = abolished.and_then(|()| self.take_out(&name, &group, &config));
         let cleared = taken_out.as_ref().map_or(Ok(()), |()| clear(&self.state.volume_path(&group, &name)));
@@ -804,6 +800,13 @@ impl Daemon {
             None => unserved.remove(&name),
         };
         taken_out.and(cleared)
+    }
+
+    /// Ends the device of a volume that nobody serves, if nobody uses it.
+    async fn end_device(&self, (group, name): (&Name, &Name)) -> anyhow::Result<()> {
+        let (dir, name) = (self.state.volume_path(group, name), name.clone());
+        let (id, runtime_dir) = (farside_ledger::volume_id(&self.around.source, group, &name), self.around.runtime_dir.clone());
+        tokio::task::spawn_blocking(move || tap::end(&dir, id, &name, &runtime_dir)).await?
     }
 
     /// Takes a volume out of the configuration. From then on it may be written without us: whatever interrupts this, its map is

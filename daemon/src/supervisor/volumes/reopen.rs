@@ -11,7 +11,7 @@ use farside_region::Name;
 use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
-use super::{AGAIN, AGAIN_MAX, in_time};
+use super::{AGAIN, AGAIN_MAX, clear, in_time};
 use crate::config::VolumeConfig;
 use crate::group::{Ask, Farewell, Leaving, Note};
 use crate::growth::Growth;
@@ -82,9 +82,11 @@ impl Daemon {
         if self.ask(name, Ask::TapLost).await.is_err() {
             return self.stays(name);
         }
+        // Unwanted it leaves otherwise.
+        let Some(volume) = self.wanted(name) else { return self.stays(name) };
         // What was written past it meanwhile is kept as unknown before it is closed.
         match self.close(name, Farewell::OpenedAgain).await {
-            Ok(()) => self.open_until_served(name).await,
+            Ok(()) => self.open_until_served(volume).await,
             // It is said again.
             Err(why) => error!(volume = %name, "not served again yet: {why}"),
         }
@@ -210,7 +212,7 @@ impl Daemon {
             }
             return Err(error);
         }
-        self.open_until_served(name).await;
+        self.open_until_served(volume).await;
         Ok(())
     }
 
@@ -222,21 +224,44 @@ impl Daemon {
         }
     }
 
-    /// Opens a volume that was closed for that, and whose host waits.
-    pub(in crate::supervisor) async fn open_until_served(self: &Arc<Self>, name: &Name) {
-        let mut wait = AGAIN;
-        loop {
-            let Some(volume) = self.wanted(name).filter(|_| !self.is_stopping()) else { return };
+    /// Opens a volume that was closed for that, and whose host waits, as it was closed or as it is wanted by now.
+    pub(in crate::supervisor) async fn open_until_served(self: &Arc<Self>, closed: VolumeConfig) {
+        let (name, mut wait) = (&closed.name, AGAIN);
+        while !self.is_stopping() {
             if self.volumes.begin(name) {
-                match self.open_configured(volume).await {
+                let ended = match self.wanted(name) {
+                    Some(volume) => self.open_configured(volume).await,
+                    None => self.give_up(&closed).await,
+                };
+                match ended {
                     Ok(()) => return,
                     Err(error) => error!(volume = %name, "not served, and its host waits: {error:#}"),
                 }
-            } else if self.volumes.is_served(name) {
-                return; // somebody else has opened it
+            }
+            if self.volumes.is_served(name) {
+                return; // somebody else has opened it, or it is let go
             }
             tokio::time::sleep(wait).await;
             wait = (wait * 2).min(AGAIN_MAX);
         }
+    }
+
+    /// Ends what a closed volume left which a reload has taken out of the configuration meanwhile. Whoever uses its device is served
+    /// once more: from there it is let go as any other. Its opening was claimed.
+    async fn give_up(self: &Arc<Self>, volume: &VolumeConfig) -> anyhow::Result<()> {
+        let (name, dir) = (&volume.name, self.state.volume_path(&volume.group, &volume.name));
+        let ended = match self.rests_on_tap(volume) {
+            true => Err(anyhow::anyhow!("its device rests on its tap")),
+            false => self.end_device((&volume.group, name)).await,
+        };
+        if let Err(why) = ended {
+            info!(volume = %name, "it is opened once more to be let go: {why:#}");
+            return self.open_configured(volume.clone()).await;
+        }
+        clear(&dir).unwrap_or_else(|error| warn!(volume = %name, "{error}"));
+        self.show_disk(name).await;
+        locked(&self.volumes.unserved).remove(name);
+        info!(volume = %name, "not configured any more, and not opened again");
+        Ok(())
     }
 }
