@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use farside_control::source::{IfAbsent, VolumeAdd};
 
 use super::*;
+use crate::config::VolumeConfig;
 use crate::group::{Farewell, Inbox};
 use crate::state_dir::Mark;
 use crate::tap::TapConfig;
@@ -69,6 +70,13 @@ impl Running {
         self.inbox.send(Note::TapLost(self.id, "it was ended".into()));
     }
 
+    /// A volume that is not configured.
+    fn late(&self) -> VolumeConfig {
+        let data = locked(&self.daemon.config).volumes[&self.data].clone();
+        let tap = TapConfig::Nbd { socket: self.at.join("late-tap") };
+        VolumeConfig { name: "late".parse().expect("a name"), backing: self.at.join("late"), tap, ..data }
+    }
+
     fn add(&self, name: &str) -> VolumeAdd {
         let tap = Some(format!("nbd:unix:{}/{name}-tap", self.at.display()));
         VolumeAdd {
@@ -100,10 +108,7 @@ async fn a_tap_that_was_lost_is_said_until_somebody_serves_it_again() {
     daemon.serve_again(&data).await;
     assert!(daemon.volumes.served() == 1 && !daemon.volumes.is_leaving(&data), "it is served on");
 
-    let mut late = locked(&daemon.config).volumes[&data].clone();
-    late.name = "late".parse().expect("a name");
-    late.backing = running.at.join("late");
-    late.tap = TapConfig::Nbd { socket: running.at.join("late-tap") };
+    let late = running.late();
     let folder = running.folder("late");
     let shim = farside_shim::Group::new(&farside_shim::Limits::DEFAULT, farside_region::Geometry::GRANULE_BYTES);
     let opened = Served::open(late.clone(), folder, &shim, &daemon.around, &running.inbox).expect("opened");
@@ -251,6 +256,42 @@ async fn a_volume_that_is_taken_out_while_it_is_opened_again_ends() {
     tokio::time::timeout(PATIENCE, serving).await.expect("it ends").expect("in order");
     assert!(!folder.exists(), "what it had is there still");
     assert!(daemon.volumes.opening().is_empty() && daemon.untold(&[]).is_empty());
+    daemon.stop_groups().await;
+}
+
+/// A volume came to be added while its removal waited for another change: it was let go, and written down after that.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_came_to_be_added_meanwhile_is_not_removed() {
+    let running = Running::new().await;
+    let daemon = running.daemon.clone();
+    let one = daemon.changes.lock().await;
+    let mut removing = std::pin::pin!(daemon.remove_volume("late"));
+    let waits = std::future::poll_fn(|context| std::task::Poll::Ready(removing.as_mut().poll(context).is_pending())).await;
+    assert!(waits, "somebody changes something");
+    let late = running.late();
+    locked(&daemon.volumes.adding).insert(late.name.clone(), late);
+    drop(one);
+    assert_eq!(removing.await.expect_err("it is being added").code, ErrorCode::Busy);
+    daemon.stop_groups().await;
+}
+
+/// What was to be added stayed in the configuration on disk, where it could not be taken out of it, and nobody said so.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_taken_out_of_the_configuration_is_not_forgotten() {
+    let running = Running::new().await;
+    let daemon = running.daemon.clone();
+    let late = VolumeConfig { insert: true, ..running.late() };
+    let config = locked(&daemon.config).clone();
+    let path = config.write_volume(&late).expect("written");
+    std::fs::remove_file(&path).and_then(|()| std::fs::create_dir(&path)).expect("nobody removes that as a file");
+    let error = daemon.give_up_adding(&late, &anyhow::anyhow!("it is on fire")).await;
+    assert!(error.message.contains("stays configured") && error.message.contains("on fire"), "{error:?}");
+    assert!(locked(&daemon.config).volumes.contains_key(&late.name));
+    assert!(daemon.status().await.reasons.iter().any(|reason| reason.message.contains("late is not served: it is on fire")));
+    std::fs::remove_dir(&path).expect("removed");
+    config.write_volume(&late).expect("written");
+    daemon.remove_volume("late").await.expect("removed");
+    assert!(!path.exists() && !locked(&daemon.config).volumes.contains_key(&late.name));
     daemon.stop_groups().await;
 }
 

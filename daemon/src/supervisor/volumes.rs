@@ -59,7 +59,7 @@ pub(super) struct Volumes {
     /// Served still, and to be closed when their last requests are answered.
     leaving: Mutex<BTreeSet<Name>>,
     /// Those that a command is adding, until they are configured.
-    adding: Mutex<BTreeMap<Name, VolumeConfig>>,
+    pub(super) adding: Mutex<BTreeMap<Name, VolumeConfig>>,
     strangers: std::sync::OnceLock<Strangers>,
 }
 
@@ -651,7 +651,7 @@ impl Daemon {
     }
 
     /// A volume that is added cannot be served.
-    async fn give_up_adding(&self, volume: &VolumeConfig, error: &anyhow::Error) -> ApiError {
+    pub(super) async fn give_up_adding(&self, volume: &VolumeConfig, error: &anyhow::Error) -> ApiError {
         // † What rests on our tap is served by whoever is started next, unless nobody knows it any more.
         if self.rests_on_tap(volume) {
             locked(&self.config).volumes.insert(volume.name.clone(), volume.clone());
@@ -665,8 +665,19 @@ impl Daemon {
         }
         if volume.insert {
             let _one = self.changes.lock().await;
-            if let Err(error) = locked(&self.config).clone().remove_volume(&volume.name) {
-                warn!(volume = %volume.name, "it is not added, and stays configured: {error}");
+            let config = locked(&self.config).clone();
+            if let Err(why) = config.remove_volume(&volume.name)
+                && (config.has_written(&volume.name) || config.volumes.contains_key(&volume.name))
+            {
+                // The next start reads it, whatever is said here.
+                locked(&self.config).volumes.entry(volume.name.clone()).or_insert_with(|| volume.clone());
+                locked(&self.volumes.unserved).insert(volume.name.clone(), Unserved::Failed(format!("{error:#}")));
+                let what = format!("volume {} is not served, but stays configured ({why}): {error:#}", volume.name);
+                return ApiError::new(
+                    ErrorCode::Conflict,
+                    what,
+                    format!("mend that, then: farside volume remove {}", volume.name),
+                );
             }
             // A reload may have read it meanwhile.
             locked(&self.config).volumes.remove(&volume.name);
@@ -759,7 +770,8 @@ impl Daemon {
         let one = self.changes.lock().await;
         let missing = || ApiError::not_found("volume", name, "`farside volume list` shows them");
         let name: Name = name.parse().map_err(|_| missing())?;
-        if self.volumes.is_leaving(&name) {
+        // Also who came to be added since: what is served then and not configured is about to be.
+        if self.volumes.is_leaving(&name) || self.volumes.is_added(&name) {
             return Err(self.under_way(&name));
         }
         let config = locked(&self.config).clone();
