@@ -465,17 +465,22 @@ impl Backings {
         Ok(())
     }
 
-    /// The volume has left, and its disk is nobody's: its host may see it again.
+    /// The volume has left, and its disk is nobody's: its host may see it again. Nobody opens the volume meanwhile.
     pub(crate) fn let_go(&self, name: &Name) {
         let Some(places) = &self.places else { return };
-        let mut list = locked(&self.list);
-        let Some(at) = list.volumes.iter().position(|backing| backing.name == *name) else { return };
-        if let Err(error) = may_show(self.host, &self.source, &list.state_dir, &list.volumes[at]) {
-            let disk = list.volumes[at].path.display();
+        let (found, state_dir) = {
+            let list = locked(&self.list);
+            (list.volumes.iter().find(|backing| backing.name == *name).cloned(), list.state_dir.clone())
+        };
+        let Some(backing) = found else { return };
+        // † With nothing locked: others wait for the list, and a device may be long in ending.
+        if let Err(error) = may_show(self.host, &self.source, &state_dir, &backing) {
+            let disk = backing.path.display();
             warn!(volume = %name, "{disk} stays hidden until the next start: {error:#}");
             return;
         }
-        let backing = list.volumes.remove(at);
+        let mut list = locked(&self.list);
+        list.volumes.retain(|other| *other != backing);
         if let Err(error) = places.write(&list) {
             warn!(volume = %name, "its disk stays hidden: {error:#}");
         }
@@ -583,6 +588,8 @@ fn mark(state_dir: &Path, backing: &Backing) -> Result<(), ConfigError> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
     use super::*;
 
     fn config(dir: &Path, volumes: &str) -> Config {
@@ -715,6 +722,41 @@ mod tests {
         let _ = Backings::at(Some(places(dir.path())), &one, HOST);
         assert!(!rules().contains("nothing-a") && rules().contains("by-id/x"), "{}", rules());
         assert!(rules().contains("SUBSYSTEM"), "{}", rules());
+    }
+
+    impl Backings {
+        /// Of a host whose devices end as `end_tap` says.
+        pub(crate) fn of_host(config: &Config, end_tap: fn(&Path, VolumeId, &Name, &Path) -> anyhow::Result<()>) -> Self {
+            let dir = config.path.parent().expect("a folder");
+            Self::at(Some(places(dir)), config, Host { end_tap, ..HOST })
+        }
+    }
+
+    #[test]
+    fn a_device_that_is_long_in_ending_holds_up_no_other_volume() {
+        static MAY_END: Mutex<()> = Mutex::new(());
+        static ENDS: AtomicBool = AtomicBool::new(false);
+        let dir = tempfile::tempdir().expect("temp dir");
+        let two = config(dir.path(), TWO);
+        let backings = Backings::of_host(&two, |_, _, _, _| {
+            ENDS.store(true, Ordering::SeqCst);
+            drop(locked(&MAY_END));
+            Ok(())
+        });
+        two.volumes.values().for_each(|volume| backings.take(volume).expect("taken"));
+        let (a, b) = ("a".parse::<Name>().expect("a name"), "b".parse::<Name>().expect("a name"));
+        std::thread::scope(|scope| {
+            let not_yet = locked(&MAY_END);
+            scope.spawn(|| backings.let_go(&b));
+            while !ENDS.load(Ordering::SeqCst) {
+                std::thread::yield_now();
+            }
+            assert!(backings.list.try_lock().is_ok(), "nobody else can be opened");
+            backings.take(&two.volumes[&a]).expect("taken");
+            drop(not_yet);
+        });
+        let rules = std::fs::read_to_string(dir.path().join("x.rules")).expect("written");
+        assert!(rules.contains("nothing-a") && !rules.contains("by-id/x"), "{rules}");
     }
 
     #[test]

@@ -30,6 +30,11 @@ struct Running {
 
 impl Running {
     async fn new() -> Self {
+        Self::of(Backings::of).await
+    }
+
+    /// On a host with these disks.
+    async fn of(backings: impl FnOnce(&Config) -> Backings) -> Self {
         let dir = tempfile::tempdir_in(".").expect("temp dir");
         let at = dir.path().canonicalize().expect("there");
         for volume in ["data", "late", "other"] {
@@ -46,7 +51,9 @@ impl Running {
         let config = Config::load(&path).expect("valid");
         let state = Arc::new(StateDir::open(&config.source.state_dir).expect("ours"));
         let (notices, noticed) = mpsc::unbounded_channel();
-        let daemon = Daemon::new(config, state, tokio::runtime::Handle::current(), notices).expect("a daemon");
+        let backings = Arc::new(backings(&config));
+        let mut daemon = Daemon::new(config, state, tokio::runtime::Handle::current(), notices).expect("a daemon");
+        Arc::get_mut(&mut daemon).expect("nobody else's yet").around.backings = backings;
         daemon.start_all().join_all().await;
         let (data, group, id) = daemon.find("data").expect("served");
         let inbox = locked(&daemon.groups)[&group].inbox.clone();
@@ -292,6 +299,43 @@ async fn what_cannot_be_taken_out_of_the_configuration_is_not_forgotten() {
     config.write_volume(&late).expect("written");
     daemon.remove_volume("late").await.expect("removed");
     assert!(!path.exists() && !locked(&daemon.config).volumes.contains_key(&late.name));
+    daemon.stop_groups().await;
+}
+
+/// The disk of a volume that had left was shown while the volume was opened again: beside its tap, and to whoever checks it.
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_opens_a_volume_whose_disk_is_being_shown() {
+    static MAY_END: Mutex<()> = Mutex::new(());
+    static ENDS: AtomicBool = AtomicBool::new(false);
+    let running = Running::of(|config| {
+        Backings::of_host(config, |_, _, _, _| {
+            ENDS.store(true, Ordering::SeqCst);
+            drop(locked(&MAY_END));
+            Ok(())
+        })
+    })
+    .await;
+    let (daemon, late) = (running.daemon.clone(), running.late());
+    let hidden = VolumeConfig { backing: "/dev/nothing".into(), tap: TapConfig::Ublk, ..late.clone() };
+    daemon.around.backings.take(&hidden).expect("taken");
+    let (go_on, may_go_on) = std::sync::mpsc::channel::<()>();
+    let held = std::thread::spawn(move || {
+        let _not_yet = locked(&MAY_END);
+        let _ = may_go_on.recv(); // also when the test has failed
+    });
+    while MAY_END.try_lock().is_ok() {
+        tokio::task::yield_now().await;
+    }
+    let (showing, name) = (daemon.clone(), late.name.clone());
+    let shown = tokio::spawn(async move { showing.show_disk(&name).await });
+    while !ENDS.load(Ordering::SeqCst) {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(daemon.add_volume(&running.add("late")).await.expect_err("not now").code, ErrorCode::Busy);
+    drop(go_on);
+    held.join().expect("it ends");
+    shown.await.expect("it ends");
+    daemon.add_volume(&running.add("late")).await.expect("added");
     daemon.stop_groups().await;
 }
 

@@ -495,8 +495,16 @@ impl Daemon {
         }
     }
 
-    /// The disk of a volume that has left is its host's again.
-    async fn show_disk(&self, name: &Name) {
+    /// The disk of a volume that has left is its host's again, unless somebody opens the volume. Nobody does meanwhile.
+    pub(super) async fn show_disk(&self, name: &Name) {
+        if self.volumes.begin(name) {
+            self.show_claimed_disk(name).await;
+            locked(&self.volumes.unserved).remove(name);
+        }
+    }
+
+    /// As [`Daemon::show_disk`], of a volume whose opening was claimed.
+    async fn show_claimed_disk(&self, name: &Name) {
         let (backings, name) = (self.around.backings.clone(), name.clone());
         tokio::task::spawn_blocking(move || backings.let_go(&name))
             .await
@@ -804,7 +812,7 @@ impl Daemon {
         let taken_out = abolished.and_then(|()| self.take_out(&name, &group, &config));
         let cleared = taken_out.as_ref().map_or(Ok(()), |()| clear(&self.state.volume_path(&group, &name)));
         if taken_out.is_ok() {
-            self.show_disk(&name).await;
+            self.show_claimed_disk(&name).await;
         }
         let mut unserved = locked(&self.volumes.unserved);
         match before.filter(|_| taken_out.is_err()) {

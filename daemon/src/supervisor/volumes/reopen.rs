@@ -259,7 +259,7 @@ impl Daemon {
             return self.open_configured(volume.clone()).await;
         }
         clear(&dir).unwrap_or_else(|error| warn!(volume = %name, "{error}"));
-        self.show_disk(name).await;
+        self.show_claimed_disk(name).await;
         locked(&self.volumes.unserved).remove(name);
         info!(volume = %name, "not configured any more, and not opened again");
         Ok(())
