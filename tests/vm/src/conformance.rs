@@ -70,12 +70,12 @@ pub const NBD: Tap = Tap {
     ],
 };
 
-/// A host of two processors with its volume behind this tap.
+/// A host of so many processors with its volume behind this tap.
 ///
 /// # Panics
 /// When something does not come up.
-pub fn boot(kernel: Kernel, tap: &Tap) -> Host {
-    protect(Setup::new(kernel, &[tap.module]).processors(2), tap)
+pub fn boot(kernel: Kernel, tap: &Tap, processors: u32) -> Host {
+    protect(Setup::new(kernel, &[tap.module]).processors(processors), tap)
 }
 
 /// This host with its volume behind this tap.
@@ -93,8 +93,8 @@ pub fn protect(setup: Setup, tap: &Tap) -> Host {
 ///
 /// # Panics
 /// When something does not come up.
-pub fn with_load(kernel: Kernel, tap: &Tap) -> Host {
-    let mut host = boot(kernel, tap);
+pub fn with_load(kernel: Kernel, tap: &Tap, processors: u32) -> Host {
+    let mut host = boot(kernel, tap, processors);
     host.guest.run(&format!("/bin/mke2fs -q -t ext4 {DEVICE} && mount -t ext4 {DEVICE} /mnt"));
     host.start_load();
     host.wait_for_load(20);
@@ -234,7 +234,7 @@ fn stays_with_whoever_has_it_open(host: &mut Host) {
 /// # Panics
 /// When somebody notices.
 pub fn lives_through_everything(kernel: Kernel, tap: &Tap, kills: u64) {
-    let mut host = boot(kernel, tap);
+    let mut host = boot(kernel, tap, 2);
     is_a_disk(&mut host, tap);
     stays_with_whoever_has_it_open(&mut host);
     host.guest.run(&format!("/bin/mke2fs -q -t ext4 {DEVICE} && mount -t ext4 -o commit=300 {DEVICE} /mnt"));
@@ -283,8 +283,8 @@ fn loses_its_power(mut host: Host, tap: &Tap, rng: &mut Rng) -> Host {
 ///
 /// # Panics
 /// When somebody does, or the killer takes the wrong one.
-pub fn writes_on_without_memory(kernel: Kernel, tap: &Tap) {
-    let mut host = with_load(kernel, tap);
+pub fn writes_on_without_memory(kernel: Kernel, tap: &Tap, processors: u32) {
+    let mut host = with_load(kernel, tap, processors);
     NO_MEMORY.iter().for_each(|words| host.guest.announce(words));
     for _ in 0..2 {
         host.guest.run("for pid in $(pidof farsided); do echo -1000 > /proc/$pid/oom_score_adj; done");
@@ -328,9 +328,9 @@ impl Part {
     }
 }
 
-/// A host with an application on a volume over a part of its disk.
-fn on_a_part(kernel: Kernel, tap: &Tap, sectors: u64) -> (Host, Part) {
-    let mut host = Host::with(Setup::new(kernel, &[tap.module, "dm_mod"]).processors(2));
+/// A host of so many processors with an application on a volume over a part of its disk.
+fn on_a_part(kernel: Kernel, tap: &Tap, processors: u32, sectors: u64) -> (Host, Part) {
+    let mut host = Host::with(Setup::new(kernel, &[tap.module, "dm_mod"]).processors(processors));
     tap.complaints.iter().for_each(|words| host.guest.announce(words));
     let part = Part::make(&mut host.guest, sectors);
     host.guest.run(&format!("{CLI} volume add data --backing {} --tap {}", Part::NODE, tap.name));
@@ -359,8 +359,8 @@ fn file_system_bytes(guest: &mut Guest) -> u64 {
 ///
 /// # Panics
 /// When somebody notices, or what is new cannot be used or is not replicated.
-pub fn grows_with_its_backing(kernel: Kernel, tap: &Tap) {
-    let (mut host, part) = on_a_part(kernel, tap, Part::SECTORS / 2);
+pub fn grows_with_its_backing(kernel: Kernel, tap: &Tap, processors: u32) {
+    let (mut host, part) = on_a_part(kernel, tap, processors, Part::SECTORS / 2);
     host.wait_for_group("the first sync", |group| group["volumes"][0]["state"]["state"] == "streaming");
     let before = file_system_bytes(&mut host.guest);
     part.grow(&mut host.guest, Part::SECTORS * 3 / 4);
@@ -394,7 +394,7 @@ pub fn grows_with_its_backing(kernel: Kernel, tap: &Tap) {
 /// # Panics
 /// When somebody notices, or what is new cannot be used or is not replicated.
 pub fn grows_when_it_is_unused(kernel: Kernel, tap: &Tap) {
-    let (mut host, part) = on_a_part(kernel, tap, Part::SECTORS / 2);
+    let (mut host, part) = on_a_part(kernel, tap, 1, Part::SECTORS / 2);
     let is_said = |group: &Value| {
         let reasons = group["volumes"][0]["reasons"].as_array();
         reasons.is_some_and(|reasons| reasons.iter().any(|reason| reason["code"] == "backing_grown"))

@@ -13,10 +13,10 @@ fn an_application_notices_no_kill_of_the_daemon_and_a_power_cut_loses_nothing_th
 
 #[test]
 fn a_device_grows_with_its_backing() {
-    conformance::grows_with_its_backing(Kernel::Stock, &NBD);
+    conformance::grows_with_its_backing(Kernel::Stock, &NBD, 1);
 }
 
 #[test]
 fn a_machine_without_memory_writes_on() {
-    conformance::writes_on_without_memory(Kernel::Stock, &NBD);
+    conformance::writes_on_without_memory(Kernel::Stock, &NBD, 1);
 }

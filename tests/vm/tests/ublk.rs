@@ -14,7 +14,7 @@ const STARTS: u64 = 5;
 
 /// Also between the kernel's "take over" and "resume".
 fn may_die_as_it_starts(kernel: Kernel) {
-    let mut host = with_load(kernel, &UBLK);
+    let mut host = with_load(kernel, &UBLK, 2);
     let endurance = Endurance::from_environment(kernel as u64 + 5);
     let mut rng = Rng(endurance.seed());
     let mut round = 0;
@@ -44,7 +44,7 @@ fn a_daemon_may_die_at_any_moment_of_its_start_on_the_newest() {
 
 /// A device that was made and not started, or started and not shown, is taken up by the next attempt; none is left over.
 fn may_die_as_it_makes_a_device(kernel: Kernel) {
-    let mut host = Host::with(Setup::new(kernel, &["ublk_drv"]).processors(2));
+    let mut host = Host::boot(kernel, &["ublk_drv"]);
     let mut rng = Rng(3);
     let add = format!("{CLI} volume add data --backing $(cat /run/backing)");
     for round in 0..10 {
@@ -73,7 +73,7 @@ fn a_daemon_may_die_as_it_makes_a_device_on_the_newest() {
 
 #[test]
 fn a_device_grows_with_its_backing() {
-    conformance::grows_with_its_backing(Kernel::Newest, &UBLK);
+    conformance::grows_with_its_backing(Kernel::Newest, &UBLK, 2);
 }
 
 #[test]
@@ -83,7 +83,7 @@ fn a_device_that_cannot_grow_while_it_is_used_grows_when_it_is_not() {
 
 #[test]
 fn a_machine_without_memory_writes_on() {
-    conformance::writes_on_without_memory(Kernel::Newest, &UBLK);
+    conformance::writes_on_without_memory(Kernel::Newest, &UBLK, 2);
 }
 
 #[test]
@@ -101,7 +101,7 @@ fn a_ublk_device_lives_through_everything_on_the_newest() {
 #[test]
 fn a_data_path_is_chosen_shown_and_kept() {
     for (kernel, way) in [(Kernel::Backports, "copy"), (Kernel::Newest, "zero copy")] {
-        let mut host = boot(kernel, &UBLK);
+        let mut host = boot(kernel, &UBLK, 1);
         assert_eq!(host.data_path(), way);
         let doctor = host.guest.attempt("farside doctor --config /state/farsided.toml").stdout;
         assert!(doctor.contains(&format!("data path {way}: ")), "{doctor}");
@@ -133,8 +133,7 @@ fn a_data_path_is_chosen_shown_and_kept() {
 #[test]
 fn what_cannot_be_registered_is_copied() {
     let disk = DiskSpec::blank("data", 64);
-    let mut machine =
-        Machine::new("host", Kernel::Newest).processors(2).modules(&["ublk_drv"]).programs(&["farside-vm-bench"]).disk(disk);
+    let mut machine = Machine::new("host", Kernel::Newest).modules(&["ublk_drv"]).programs(&["farside-vm-bench"]).disk(disk);
     let mut guest = machine.boot();
     let data = guest.disk("data");
     let bare = Bare::serve(&mut guest, &data, "slots=2");
@@ -159,7 +158,7 @@ fn what_cannot_be_registered_is_copied() {
 /// disk is well again: it has dropped what it could not write.
 #[test]
 fn a_failed_flush_that_nobody_was_told_of_is_told_after_a_takeover() {
-    let mut host = Host::with(Setup::new(Kernel::Newest, &[UBLK.module, "dm_mod", "dm_flakey"]).processors(2));
+    let mut host = Host::boot(Kernel::Newest, &[UBLK.module, "dm_mod", "dm_flakey"]);
     host.guest.announce("I/O error");
     let data = host.guest.run("cat /run/backing").trim().to_owned();
     let table = |kind: &str, rest: &str| format!("echo 0 65536 {kind} {data} 0 {rest} | dmsetup");
