@@ -344,10 +344,9 @@ async fn nobody_opens_a_volume_whose_disk_is_being_shown() {
 async fn a_volume_whose_opening_waits_holds_up_no_other_change() {
     let running = Running::new().await;
     let daemon = running.daemon.clone();
-    // Somebody holds its door, which is waited for long where a volume was served before.
-    std::fs::write(running.folder("late").join("meta.json"), "{").expect("written");
-    let door =
-        farside_blockio::FileDevice::open(running.at.join("late"), farside_blockio::OpenOptions::at_once()).expect("opened");
+    // What is known of it is there when somebody writes it.
+    let meta = running.folder("late").join("meta.json");
+    nix::unistd::mkfifo(&meta, nix::sys::stat::Mode::S_IRWXU).expect("made");
     let (adding, add) = (daemon.clone(), running.add("late"));
     let added = tokio::spawn(async move { adding.add_volume(&add).await });
     while daemon.volumes.opening().is_empty() {
@@ -362,7 +361,7 @@ async fn a_volume_whose_opening_waits_holds_up_no_other_change() {
     twice.name = "twice".to_owned();
     let refused = daemon.add_volume(&twice).await.expect_err("its backing is spoken for");
     assert!(refused.message.contains("backs volume late"), "{refused:?}");
-    drop(door);
+    tokio::task::spawn_blocking(|| std::fs::write(meta, "{")).await.expect("it ends").expect("written");
     let refused = added.await.expect("it ends").expect_err("its state is nonsense");
     assert!(refused.message.contains("meta.json"), "{refused:?}");
     assert!(daemon.volumes.served() == 2 && !daemon.volumes.is_added(&"late".parse().expect("a name")));
