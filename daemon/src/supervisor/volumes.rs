@@ -1,7 +1,8 @@
 //! Which volumes are served: opened at the start, added, taken over by a reload, removed.
 //!
 //! Invariants: a volume is opened once at a time; what is served by a command is configured, or not served again. A device that
-//! does not answer holds up its own volume, never the commands for others: whoever waits for it holds no lock.
+//! does not answer holds up its own volume; who waits for it under the lock of changes, a reload or the removal of what is not served,
+//! does so for less than [`RELOAD_WAIT`], and nobody does under another lock.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;

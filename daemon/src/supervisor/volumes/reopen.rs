@@ -22,6 +22,17 @@ use crate::supervisor::Daemon;
 use crate::tap::Way;
 use crate::volume::{could_be_opened_again, device_of};
 
+/// Why a volume is closed and opened again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Why {
+    /// Its device is not served any more, and nobody here did that.
+    TapLost,
+    /// Its host's device does not rest on its tap, which is made anew.
+    Bypassed,
+    /// Its backing has become larger.
+    Grown(Way),
+}
+
 impl Daemon {
     /// Puts the tap of a volume under its device again, which somebody took it from: as soon as the device can carry one, the
     /// volume is closed and opened anew, over the extents and with the size that the device has by then. Ends when that is done,
@@ -46,7 +57,7 @@ impl Daemon {
                 continue;
             }
             if self.volumes.is_served(name)
-                && let Err(why) = self.release(name).await
+                && let Err(why) = self.close(name, Why::Bypassed).await
             {
                 let said = self.ask(name, |id, reply| Ask::TapWaits(id, why.to_string(), reply)).await;
                 if said.is_err() && self.volumes.is_served(name) {
@@ -75,29 +86,56 @@ impl Daemon {
 
     /// Serves a volume anew whose tap was lost. Ends when that is done, or when a person wants it otherwise.
     pub(in crate::supervisor) async fn serve_again(self: &Arc<Self>, name: &Name) {
-        if self.is_stopping() || !self.volumes.begin_to_leave(name) {
+        if self.is_stopping() || self.volumes.is_leaving(name) {
             return;
         }
-        // † What is said several times may be heard after the volume was opened again; from here on nobody else closes or opens it.
-        if self.ask(name, Ask::TapLost).await.is_err() {
-            return self.stays(name);
-        }
-        // Unwanted it leaves otherwise.
-        let Some(volume) = self.wanted(name) else { return self.stays(name) };
-        // What was written past it meanwhile is kept as unknown before it is closed.
-        match self.close(name, Farewell::OpenedAgain).await {
-            Ok(()) => self.open_until_served(volume).await,
-            // It is said again.
-            Err(why) => error!(volume = %name, "not served again yet: {why}"),
+        let Some(volume) = self.wanted(name) else { return self.leave_if_unwanted(name) };
+        match self.reopen(volume, Why::TapLost).await {
+            Ok(()) => {}
+            // It is said as long as it is so.
+            Err(why) => info!(volume = %name, "not closed and opened again: {why}"),
         }
     }
 
-    /// Closes a volume whose end was claimed, to open it again. An error: it stays as it was.
-    async fn close(self: &Arc<Self>, name: &Name, farewell: Farewell) -> Result<(), ApiError> {
-        let left = self.ask_to_leave(name, farewell).await.inspect_err(|_| self.stays(name))?;
+    /// Closes a volume, and opens it again. An error: it is served as it was.
+    async fn reopen(self: &Arc<Self>, volume: VolumeConfig, why: Why) -> Result<(), ApiError> {
+        self.close(&volume.name, why).await?;
+        self.open_until_served(volume).await;
+        Ok(())
+    }
+
+    /// Closes a volume that is to be opened again, and keeps all that is known of it. An error: it stays as it was. Somebody else is
+    /// at it, or uses the tap that is to be made anew, or what it remembers can be kept nowhere.
+    async fn close(self: &Arc<Self>, name: &Name, why: Why) -> Result<(), ApiError> {
+        if !self.volumes.begin_to_leave(name) {
+            return Err(self.under_way(name));
+        }
+        let left = self.try_to_close(name, why).await.inspect_err(|_| self.stays(name))?;
         self.volumes.left(name);
         left.unwrap_or_else(|error| error!(volume = %name, "{error}"));
         Ok(())
+    }
+
+    /// As [`Daemon::close`], of a volume whose end was claimed: nobody else closes or opens it. The outer error: it stays.
+    async fn try_to_close(&self, name: &Name, why: Why) -> Result<Result<(), ApiError>, ApiError> {
+        let (farewell, is_made_anew) = match why {
+            Why::TapLost => {
+                // † What is said several times may be heard after the volume was opened again.
+                self.ask(name, Ask::TapLost).await?;
+                (Farewell::OpenedAgain, false)
+            }
+            Why::Bypassed => (Farewell::OpenedAgain, true),
+            Why::Grown(way) => (Farewell::OpenedLarger, way == Way::NewDevice),
+        };
+        if is_made_anew {
+            self.withdraw_for_another(name).await?;
+        }
+        let left = self.ask_to_leave(name, farewell).await;
+        if left.is_err() && why == Why::Grown(Way::NewDevice) {
+            // It has no device any more, and gets one as soon as it can be closed.
+            self.note_lost_tap(name, "its device was taken away to be made anew");
+        }
+        left
     }
 
     /// A volume that is configured, or is being added and will be.
@@ -110,6 +148,10 @@ impl Daemon {
     /// told that somebody was at it.
     fn stays(self: &Arc<Self>, name: &Name) {
         self.volumes.stays(name);
+        self.leave_if_unwanted(name);
+    }
+
+    fn leave_if_unwanted(self: &Arc<Self>, name: &Name) {
         let (daemon, name) = (self.clone(), name.clone());
         tokio::spawn(async move {
             let _one = daemon.changes.lock().await;
@@ -117,18 +159,6 @@ impl Daemon {
                 daemon.leave(&name, None);
             }
         });
-    }
-
-    /// Closes a volume whose tap nobody uses, and keeps all that is known of it.
-    async fn release(self: &Arc<Self>, name: &Name) -> Result<(), ApiError> {
-        if !self.volumes.begin_to_leave(name) {
-            return Err(self.under_way(name));
-        }
-        if let Err(error) = self.withdraw_for_another(name).await {
-            self.stays(name);
-            return Err(error);
-        }
-        self.close(name, Farewell::OpenedAgain).await
     }
 
     /// Takes away a tap that nobody uses, so that it is made anew.
@@ -194,26 +224,7 @@ impl Daemon {
         let possible = tokio::task::spawn_blocking(move || could_be_opened_again(&config, &dir, &around, to)).await;
         let possible = possible.map_err(anyhow::Error::from).flatten();
         possible.map_err(|error| ApiError::new(ErrorCode::Conflict, format!("{error:#}"), ""))?;
-        if !self.volumes.begin_to_leave(name) {
-            return Err(self.under_way(name));
-        }
-        let withdrawn = match way {
-            Way::NewDevice => self.withdraw_for_another(name).await,
-            Way::Takeover | Way::NextStart => Ok(()),
-        };
-        if let Err(error) = withdrawn {
-            self.stays(name);
-            return Err(error);
-        }
-        if let Err(error) = self.close(name, Farewell::OpenedLarger).await {
-            if way == Way::NewDevice {
-                // It has no device any more, and gets one as soon as it can be closed.
-                self.note_lost_tap(name, "its device was taken away to be made anew");
-            }
-            return Err(error);
-        }
-        self.open_until_served(volume).await;
-        Ok(())
+        self.reopen(volume, Why::Grown(way)).await
     }
 
     fn note_lost_tap(&self, name: &Name, why: &str) {
