@@ -17,6 +17,19 @@ async fn lost(noticed: &mut mpsc::UnboundedReceiver<Noticed>) -> Noticed {
     tokio::time::timeout(PATIENCE, noticed.recv()).await.expect("it is said").expect("the daemon lives")
 }
 
+/// Locks a gate until what it gives is dropped.
+async fn hold(gate: &'static Mutex<()>) -> std::sync::mpsc::Sender<()> {
+    let (held, is_held) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let _shut = locked(gate);
+        let _ = is_held.recv(); // also when a test has failed
+    });
+    while gate.try_lock().is_ok() {
+        tokio::task::yield_now().await;
+    }
+    held
+}
+
 /// A daemon in a folder, with a volume `data` over a file; other files are there for more.
 struct Running {
     at: PathBuf,
@@ -75,6 +88,20 @@ impl Running {
     /// Somebody has ended the device of `data`.
     fn lose_tap(&self) {
         self.inbox.send(Note::TapLost(self.id, "it was ended".into()));
+    }
+
+    /// Its tap is lost, and it is closed to be opened again.
+    async fn serve_again_until_closed(&self) -> tokio::task::JoinHandle<()> {
+        self.lose_tap();
+        let (daemon, data) = (self.daemon.clone(), self.data.clone());
+        while daemon.ask(&data, Ask::TapLost).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+        let serving = tokio::spawn(async move { daemon.serve_again(&data).await });
+        while self.daemon.volumes.served() > 0 {
+            tokio::task::yield_now().await;
+        }
+        serving
     }
 
     /// A volume that is not configured.
@@ -241,20 +268,10 @@ async fn a_volume_that_is_closed_to_be_opened_again_is_told_of_all_the_time() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_volume_that_is_taken_out_while_it_is_opened_again_ends() {
     let running = Running::new().await;
-    let (daemon, data, folder) = (running.daemon.clone(), running.data.clone(), running.folder("data"));
+    let (daemon, folder) = (running.daemon.clone(), running.folder("data"));
     let backing = running.at.join("data");
     std::fs::rename(&backing, running.at.join("aside")).expect("renamed");
-    running.lose_tap();
-    let again = daemon.clone();
-    let serving = tokio::spawn(async move {
-        // What was lost may be heard after this.
-        while again.volumes.served() > 0 {
-            again.serve_again(&data).await;
-        }
-    });
-    while daemon.volumes.served() > 0 {
-        tokio::task::yield_now().await;
-    }
+    let serving = running.serve_again_until_closed().await;
     let path = running.at.join("farsided.toml");
     let text = std::fs::read_to_string(&path).expect("read");
     std::fs::write(&path, text.split("[[volume]]").next().expect("there")).expect("written");
@@ -263,6 +280,41 @@ async fn a_volume_that_is_taken_out_while_it_is_opened_again_ends() {
     tokio::time::timeout(PATIENCE, serving).await.expect("it ends").expect("in order");
     assert!(!folder.exists(), "what it had is there still");
     assert!(daemon.volumes.opening().is_empty() && daemon.untold(&[]).is_empty());
+    daemon.stop_groups().await;
+}
+
+/// Put back while what was left of it was ended, it was opened by nobody: who put it back was told that somebody was at it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_that_is_put_back_while_it_ends_is_opened_again() {
+    static MAY_END: Mutex<()> = Mutex::new(());
+    static ENDS: AtomicBool = AtomicBool::new(false);
+    let running = Running::of(|config| {
+        Backings::of_host(config, |_, _, _, _| {
+            ENDS.store(true, Ordering::SeqCst);
+            drop(locked(&MAY_END));
+            Ok(())
+        })
+    })
+    .await;
+    let daemon = running.daemon.clone();
+    let hidden =
+        VolumeConfig { name: running.data.clone(), backing: "/dev/nothing".into(), tap: TapConfig::Ublk, ..running.late() };
+    daemon.around.backings.take(&hidden).expect("taken");
+    let (backing, aside, path) = (running.at.join("data"), running.at.join("aside"), running.at.join("farsided.toml"));
+    let (text, not_yet) = (std::fs::read_to_string(&path).expect("read"), hold(&MAY_END).await);
+    std::fs::rename(&backing, &aside).expect("renamed");
+    let serving = running.serve_again_until_closed().await;
+    std::fs::write(&path, text.split("[[volume]]").next().expect("there")).expect("written");
+    daemon.reload().await.expect("valid");
+    while !ENDS.load(Ordering::SeqCst) {
+        tokio::task::yield_now().await;
+    }
+    std::fs::rename(&aside, &backing).expect("renamed");
+    std::fs::write(&path, text).expect("written");
+    daemon.reload().await.expect("valid");
+    drop(not_yet);
+    tokio::time::timeout(PATIENCE, serving).await.expect("it ends").expect("in order");
+    assert_eq!(daemon.volumes.served(), 1, "nobody serves it");
     daemon.stop_groups().await;
 }
 
@@ -318,22 +370,14 @@ async fn nobody_opens_a_volume_whose_disk_is_being_shown() {
     let (daemon, late) = (running.daemon.clone(), running.late());
     let hidden = VolumeConfig { backing: "/dev/nothing".into(), tap: TapConfig::Ublk, ..late.clone() };
     daemon.around.backings.take(&hidden).expect("taken");
-    let (go_on, may_go_on) = std::sync::mpsc::channel::<()>();
-    let held = std::thread::spawn(move || {
-        let _not_yet = locked(&MAY_END);
-        let _ = may_go_on.recv(); // also when the test has failed
-    });
-    while MAY_END.try_lock().is_ok() {
-        tokio::task::yield_now().await;
-    }
+    let not_yet = hold(&MAY_END).await;
     let (showing, name) = (daemon.clone(), late.name.clone());
     let shown = tokio::spawn(async move { showing.show_disk(&name).await });
     while !ENDS.load(Ordering::SeqCst) {
         tokio::task::yield_now().await;
     }
     assert_eq!(daemon.add_volume(&running.add("late")).await.expect_err("not now").code, ErrorCode::Busy);
-    drop(go_on);
-    held.join().expect("it ends");
+    drop(not_yet);
     shown.await.expect("it ends");
     daemon.add_volume(&running.add("late")).await.expect("added");
     daemon.stop_groups().await;
@@ -398,6 +442,9 @@ async fn who_stops_says_so_and_changes_nothing_any_more() {
         assert_eq!(daemon.volumes.served(), 1);
     }
     daemon.stop_groups().await;
+    // What its groups do not tell of any more is not opened, either.
+    let reasons = daemon.status().await.reasons;
+    assert!(reasons.iter().any(|reason| reason.message.contains("data is being closed")), "{reasons:?}");
 }
 
 #[test]

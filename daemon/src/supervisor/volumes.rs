@@ -588,10 +588,14 @@ impl Daemon {
         let configured = locked(&self.config).volumes.clone();
         let told: BTreeSet<&str> = groups.iter().flat_map(|group| &group.volumes).map(|volume| volume.name.as_str()).collect();
         let volumes = configured.into_values().filter(|v| !told.contains(v.name.as_str()));
+        let why = |name: &Name| match self.is_stopping() && self.volumes.is_served(name) {
+            true => Some(Unserved::Closing),
+            false => self.volumes.why_untold(name),
+        };
         volumes
             .map(|v| VolumeStatus {
                 state: VolumeState::NotServed,
-                reasons: vec![not_served(&v.name, self.volumes.why_untold(&v.name).as_ref())],
+                reasons: vec![not_served(&v.name, why(&v.name).as_ref())],
                 tap: TapStatus { address: v.address(), ..TapStatus::default() },
                 if_absent: v.if_absent,
                 id: self.id_of(&v).to_string(),

@@ -245,6 +245,8 @@ impl Daemon {
                     None => self.give_up(&closed).await,
                 };
                 match ended {
+                    // What was given up may be wanted again, by who was told that somebody was at it.
+                    Ok(()) if !self.volumes.is_served(name) && self.wanted(name).is_some() => continue,
                     Ok(()) => return,
                     Err(error) => error!(volume = %name, "not served, and its host waits: {error:#}"),
                 }
