@@ -24,7 +24,7 @@ use crate::compare::{Compares, Heat};
 use crate::config::{GroupConfig, VolumeConfig};
 use crate::growth::Growth;
 use crate::link::Link;
-use crate::loss::{self, Loss, LossNote};
+use crate::loss::{self, KeptBy, Loss, LossNote};
 use crate::sender::{Order, Report as SenderReport};
 use crate::state_dir::{Mark, StateDir};
 use crate::tally::Tally;
@@ -311,9 +311,14 @@ impl Member {
         self.has_lost_its_tap().then_some(untracked).or(is_owed.then_some(unmarked))
     }
 
-    /// Has it kept for whoever opens the volume next.
+    /// Has it kept, by a mark, for whoever opens the volume next. † A note is gone with the power, and after the volume is closed
+    /// nobody is here who would say at a stop that there is no more than that.
     fn keep_what_it_remembers(&self) -> anyhow::Result<()> {
-        self.remembers().map_or(Ok(()), |why| loss::keep(&self.served.dir, &self.note, why))
+        let Some(why) = self.remembers() else { return Ok(()) };
+        match loss::keep(&self.served.dir, &self.note, why)? {
+            KeptBy::Mark => Ok(()),
+            KeptBy::Note => anyhow::bail!("that everything must be compared cannot be kept in {}", self.served.dir.display()),
+        }
     }
 
     /// Whether it may be called clean, once its tap has stopped. A flush that was never answered may have failed (T14); what is not
@@ -1092,9 +1097,7 @@ impl Control {
             if let Err(error) = &kept {
                 error!(volume = %name, "{error:#}");
             }
-            // A note is gone with the power; what the receiver has is not.
-            let is_marked = || Mark::TrackingLost.is_set(&member.served.dir).is_ok_and(|set| set);
-            let is_kept = kept.is_ok() && (member.remembers().is_none() || is_marked());
+            let is_kept = kept.is_ok();
             let trusted = is_kept && member.is_trusted();
             let (answer, answered) = crossbeam::channel::bounded(1);
             std::thread::spawn(move || answer.send(member.served.close_at_stop(owed.filter(|_| trusted))));

@@ -67,14 +67,24 @@ impl LossNote {
     }
 }
 
-/// Has whoever opens a volume next compare everything: by the mark, else by the note, which is enough for this boot.
+/// What says that everything must be compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub(crate) enum KeptBy {
+    Mark,
+    /// Enough for this boot.
+    Note,
+}
+
+/// Has whoever opens a volume next compare everything: by the mark, else by the note.
 ///
 /// # Errors
 /// When neither can be put.
-pub(crate) fn keep(dir: &Path, note: &LossNote, why: &str) -> anyhow::Result<()> {
-    let Err(error) = Mark::TrackingLost.put_because(dir, why) else { return Ok(()) };
+pub(crate) fn keep(dir: &Path, note: &LossNote, why: &str) -> anyhow::Result<KeptBy> {
+    let Err(error) = Mark::TrackingLost.put_because(dir, why) else { return Ok(KeptBy::Mark) };
     warn!(dir = %dir.display(), %error, "that tracking was lost cannot be recorded here");
-    note.put().with_context(|| format!("nothing keeps that everything must be compared ({error})"))
+    note.put().with_context(|| format!("nothing keeps that everything must be compared ({error})"))?;
+    Ok(KeptBy::Note)
 }
 
 impl Control {
@@ -165,9 +175,9 @@ mod tests {
         let dir = tempfile::tempdir().expect("temp dir");
         let missing = dir.path().join("missing");
         let note = LossNote::of(dir.path(), VolumeId([7; 16]));
-        keep(dir.path(), &note, "why").expect("kept");
+        assert_eq!(keep(dir.path(), &note, "why").expect("kept"), KeptBy::Mark);
         assert!(Mark::TrackingLost.is_set(dir.path()).expect("known") && !note.is_there().expect("asked"));
-        keep(&missing, &note, "why").expect("kept");
+        assert_eq!(keep(&missing, &note, "why").expect("kept"), KeptBy::Note);
         assert!(note.is_there().expect("asked"));
         let nowhere = LossNote::of(&missing, VolumeId([7; 16]));
         assert!(keep(&missing, &nowhere, "why").is_err(), "nobody would know");

@@ -423,8 +423,8 @@ impl Handle {
                 Ok(Unused::Nbd(claim))
             }
             Self::Ublk { path, token, runtime_dir, waiting, .. } => {
-                // Before it appears nobody writes to it.
-                if locked(waiting).is_none() {
+                // Before it appears nobody writes to it, nor after somebody else has ended it.
+                if locked(waiting).is_none() && path.exists() {
                     Change::Sync { tap: path.clone() }.make(runtime_dir)?;
                 }
                 let Some(held) = farside_ublk::held(*token)? else { return Ok(Unused::Nothing) };

@@ -454,7 +454,9 @@ impl Served {
             let why = "its tap was taken out while it was being opened";
             error!(volume = %name, "past its tap: {why}; everything will be compared");
             setup.tracking_lost = true;
-            loss::keep(&served.dir, &note, why).unwrap_or_else(|error| warn!(volume = %name, "{error:#}"));
+            if let Err(error) = loss::keep(&served.dir, &note, why) {
+                warn!(volume = %name, "{error:#}");
+            }
         }
         let tap = served.config.address();
         info!(volume = %name, bytes = geometry.volume_bytes(), %tap, clean = owed.is_some(), "served");

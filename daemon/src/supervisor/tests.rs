@@ -229,17 +229,22 @@ async fn what_is_lost_while_a_volume_is_closed_is_kept_or_known_to_a_stop() {
 /// A stop forgot a loss that could not be kept before its volume was closed.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stop_says_what_could_not_be_kept() {
-    let mut running = Running::new().await;
-    let daemon = running.daemon.clone();
-    running.lose_tap();
-    lost(&mut running.noticed).await;
-    running.block();
-    let (again, name) = (daemon.clone(), running.data.clone());
-    let serving = tokio::spawn(async move { again.serve_again(&name).await });
-    while !serving.is_finished() && !daemon.volumes.is_leaving(&running.data) {
-        tokio::task::yield_now().await;
+    for has_note in [false, true] {
+        let mut running = Running::new().await;
+        let daemon = running.daemon.clone();
+        running.lose_tap();
+        lost(&mut running.noticed).await;
+        let [_, note] = running.block();
+        if has_note {
+            // It is gone with the power, which goes next.
+            std::fs::remove_dir(note).expect("empty");
+        }
+        let (again, name) = (daemon.clone(), running.data.clone());
+        let serving = tokio::spawn(async move { again.serve_again(&name).await });
+        serving.await.expect("it is refused");
+        assert_eq!(daemon.volumes.served(), 1, "it stays");
+        assert_eq!(daemon.stop_groups().await, Stopped::LossUnkept);
     }
-    assert_eq!(daemon.stop_groups().await, Stopped::LossUnkept);
 }
 
 /// Between its group, which had let it go, and the supervisor, which did not know that yet, a volume was in no status.
@@ -354,6 +359,22 @@ async fn what_cannot_be_taken_out_of_the_configuration_is_not_forgotten() {
     daemon.stop_groups().await;
 }
 
+/// What a reload had found written down, and served, was taken out of the configuration: after the next start nobody served it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_reload_serves_is_not_given_up_by_who_was_adding_it() {
+    let running = Running::new().await;
+    let daemon = running.daemon.clone();
+    let late = running.late();
+    let path = locked(&daemon.config).write_volume(&late).expect("written");
+    daemon.reload().await.expect("valid");
+    let late = VolumeConfig { insert: true, ..late };
+    let error = daemon.give_up_adding(&late, &anyhow::anyhow!("it is on fire")).await;
+    assert!(error.message.contains("a reload has found it") && error.message.contains("on fire"), "{error:?}");
+    assert!(path.exists() && locked(&daemon.config).volumes.contains_key(&late.name));
+    assert_eq!(daemon.volumes.served(), 2);
+    daemon.stop_groups().await;
+}
+
 /// The disk of a volume that had left was shown while the volume was opened again: beside its tap, and to whoever checks it.
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_opens_a_volume_whose_disk_is_being_shown() {
@@ -371,15 +392,21 @@ async fn nobody_opens_a_volume_whose_disk_is_being_shown() {
     let hidden = VolumeConfig { backing: "/dev/nothing".into(), tap: TapConfig::Ublk, ..late.clone() };
     daemon.around.backings.take(&hidden).expect("taken");
     let not_yet = hold(&MAY_END).await;
-    let (showing, name) = (daemon.clone(), late.name.clone());
-    let shown = tokio::spawn(async move { showing.show_disk(&name).await });
+    let (adding, given_up) = (daemon.clone(), late.clone());
+    let shown = tokio::spawn(async move { adding.give_up_adding(&given_up, &anyhow::anyhow!("it is on fire")).await });
     while !ENDS.load(Ordering::SeqCst) {
         tokio::task::yield_now().await;
     }
     assert_eq!(daemon.add_volume(&running.add("late")).await.expect_err("not now").code, ErrorCode::Busy);
+    // Nor does a reload; what it finds is opened by who was in its way.
+    locked(&daemon.config).write_volume(&late).expect("written");
+    daemon.reload().await.expect("valid");
+    assert_eq!(daemon.volumes.served(), 1);
     drop(not_yet);
-    shown.await.expect("it ends");
-    daemon.add_volume(&running.add("late")).await.expect("added");
+    assert!(shown.await.expect("it ends").message.contains("on fire"));
+    while daemon.volumes.served() < 2 {
+        tokio::task::yield_now().await;
+    }
     daemon.stop_groups().await;
 }
 

@@ -462,18 +462,26 @@ impl Daemon {
                 Ok(()) => Ok(()),
             };
             daemon.volumes.left(&name);
-            if !locked(&daemon.config).volumes.contains_key(&name) {
-                daemon.show_disk(&name).await;
-            }
+            daemon.show_disk_of_nobody(&name).await;
             said_in_time(&name, done, left);
-            let again = locked(&daemon.config).volumes.get(&name).cloned().filter(|_| daemon.volumes.begin(&name));
-            if let Some(volume) = again
-                && let Err(error) = daemon.open_configured(volume).await
-            {
-                error!(volume = %name, "not served again: {error:#}");
-            }
+            daemon.open_what_is_configured(&name).await;
         });
         Some(gone)
+    }
+
+    fn open_soon(self: &Arc<Self>, name: &Name) {
+        let (daemon, name) = (self.clone(), name.clone());
+        tokio::spawn(async move { daemon.open_what_is_configured(&name).await });
+    }
+
+    /// What came to be configured while somebody had claimed its name.
+    async fn open_what_is_configured(self: &Arc<Self>, name: &Name) {
+        let configured = locked(&self.config).volumes.get(name).cloned().filter(|_| self.volumes.begin(name));
+        if let Some(volume) = configured
+            && let Err(error) = self.open_configured(volume).await
+        {
+            error!(volume = %name, "not served again: {error:#}");
+        }
     }
 
     /// Serves a volume as soon as its disk is there, which came later than the start could wait.
@@ -493,6 +501,12 @@ impl Daemon {
                 error!(volume = %name, "not served: {error:#}");
             }
             return;
+        }
+    }
+
+    async fn show_disk_of_nobody(&self, name: &Name) {
+        if !locked(&self.config).volumes.contains_key(name) {
+            self.show_disk(name).await;
         }
     }
 
@@ -664,7 +678,7 @@ impl Daemon {
     }
 
     /// A volume that is added cannot be served.
-    pub(super) async fn give_up_adding(&self, volume: &VolumeConfig, error: &anyhow::Error) -> ApiError {
+    pub(super) async fn give_up_adding(self: &Arc<Self>, volume: &VolumeConfig, error: &anyhow::Error) -> ApiError {
         // † What rests on our tap is served by whoever is started next, unless nobody knows it any more.
         if self.rests_on_tap(volume) {
             locked(&self.config).volumes.insert(volume.name.clone(), volume.clone());
@@ -679,8 +693,16 @@ impl Daemon {
         if volume.insert {
             let _one = self.changes.lock().await;
             let config = locked(&self.config).clone();
+            // † A reload has read what was written, and serves it, or says why not: it may rest on our tap by now.
+            if config.volumes.contains_key(&volume.name) {
+                let what =
+                    format!("volume {} was not opened by this, but a reload has found it configured: {error:#}", volume.name);
+                let todo = format!("farside volume show {}: it says what came of it", volume.name);
+                self.open_soon(&volume.name);
+                return ApiError::new(ErrorCode::Conflict, what, todo);
+            }
             if let Err(why) = config.remove_volume(&volume.name)
-                && (config.has_written(&volume.name) || config.volumes.contains_key(&volume.name))
+                && config.has_written(&volume.name)
             {
                 // The next start reads it, whatever is said here.
                 locked(&self.config).volumes.entry(volume.name.clone()).or_insert_with(|| volume.clone());
@@ -692,12 +714,11 @@ impl Daemon {
                     format!("mend that, then: farside volume remove {}", volume.name),
                 );
             }
-            // A reload may have read it meanwhile.
-            locked(&self.config).volumes.remove(&volume.name);
             locked(&self.volumes.unserved).remove(&volume.name);
         }
         // It may have been hidden on the way, and nobody serves it.
-        self.show_disk(&volume.name).await;
+        self.show_disk_of_nobody(&volume.name).await;
+        self.open_soon(&volume.name);
         let todo = what_would_do(error, volume);
         ApiError::new(ErrorCode::Conflict, format!("volume {} is not added: {error:#}", volume.name), todo)
     }

@@ -51,6 +51,11 @@ fn remove(host: &mut Host) {
     host.guest.run(&format!("{CLI} volume remove data --yes"));
 }
 
+/// Before the gateway has anything of it, it is not taken for another one when it is added again.
+fn first_point(host: &mut Host) {
+    host.wait_for_group("a first point", |group| group["last_point"].is_object());
+}
+
 /// Added again, it is not taken for the one that has points already.
 fn accept(host: &mut Host) {
     host.wait_for_group("a decision to be asked for", |group| group["volumes"][0]["state"]["state"] == "forked");
@@ -87,8 +92,9 @@ fn in_and_out(kernel: Kernel, tap: &Tap) {
         insert(&mut host);
         let below = host.guest.run("ls /sys/block/dm-0/slaves");
         assert!(below.trim() == name, "the device rests on the tap, not on {below}");
-        if cycle > 0 {
-            accept(&mut host);
+        match cycle {
+            0 => first_point(&mut host),
+            _ => accept(&mut host),
         }
         host.wait_for_load(10);
         if cycle == 0 {
@@ -166,8 +172,7 @@ fn a_crash_at_any_moment_leaves_a_device_that_works() {
         host.guest.run(commands);
         insert(&mut host);
         match at {
-            // Before the gateway has anything of it, it is not taken for another one later.
-            0 => drop(host.wait_for_group("a first point", |group| group["last_point"].is_object())),
+            0 => first_point(&mut host),
             _ => accept(&mut host),
         }
         host.wait_for_load(10);

@@ -97,7 +97,7 @@ impl Daemon {
         }
     }
 
-    /// Closes a volume, and opens it again. An error: it is served as it was.
+    /// Closes a volume, and opens it again. An error: it was not closed.
     async fn reopen(self: &Arc<Self>, volume: VolumeConfig, why: Why) -> Result<(), ApiError> {
         self.close(&volume.name, why).await?;
         self.open_until_served(volume).await;
@@ -214,7 +214,8 @@ impl Daemon {
         growing.join_all().await.into_iter().flatten().collect()
     }
 
-    /// Closes a volume whose backing has grown, and opens it again. An error: it is served as it was.
+    /// Closes a volume whose backing has grown, and opens it again. An error: it is served as it was, but for a device that was to be
+    /// made anew: that is made as soon as the volume can be closed.
     async fn try_to_grow(self: &Arc<Self>, name: &Name, way: Way) -> Result<(), ApiError> {
         let Growth { to, .. } = self.ask(name, Ask::Growth).await?;
         let volume = locked(&self.config).volumes.get(name).cloned();
