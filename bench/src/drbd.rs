@@ -26,7 +26,7 @@ pub(crate) fn prepare(setup: Setup) -> Setup {
 pub(crate) fn up(host: &mut Host) {
     attach(&mut host.guest, "data", NOTES);
     host.guest.run("drbdsetup-84 primary 0 --force");
-    attach(&mut host.receiver, PEER_DATA, PEER_NOTES);
+    attach(host.gateway.guest(), PEER_DATA, PEER_NOTES);
 }
 
 /// Connects them and waits until the peer has everything. By protocol `A` a write is answered when it is on the disk here and on
@@ -34,7 +34,7 @@ pub(crate) fn up(host: &mut Host) {
 pub(crate) fn connect(host: &mut Host, protocol: char) {
     let [here, there] = host.addresses().map(|address| format!("ipv4:{address}:{PORT}"));
     host.guest.run(&format!("drbdsetup-84 connect r0 {here} {there} --protocol={protocol}"));
-    host.receiver.run(&format!("drbdsetup-84 connect r0 {there} {here} --protocol={protocol}"));
+    host.gateway.guest().run(&format!("drbdsetup-84 connect r0 {there} {here} --protocol={protocol}"));
     wait_for("DRBD's peer to have everything", || {
         (host.guest.run("drbdsetup-84 dstate 0").trim() == "UpToDate/UpToDate").then_some(())
     });
@@ -44,13 +44,13 @@ pub(crate) fn connect(host: &mut Host, protocol: char) {
 pub(crate) fn disconnect(host: &mut Host) {
     let [here, there] = host.addresses().map(|address| format!("ipv4:{address}:{PORT}"));
     host.guest.run(&format!("drbdsetup-84 disconnect {here} {there}"));
-    host.receiver.run(&format!("drbdsetup-84 disconnect {there} {here} || true")); // it may have noticed already
+    host.gateway.guest().run(&format!("drbdsetup-84 disconnect {there} {here} || true")); // it may have noticed already
 }
 
 /// Takes it away at both.
 pub(crate) fn down(host: &mut Host) {
     host.guest.run("drbdsetup-84 secondary 0 && drbdsetup-84 down r0");
-    host.receiver.run("drbdsetup-84 down r0");
+    host.gateway.guest().run("drbdsetup-84 down r0");
 }
 
 fn attach(guest: &mut Guest, data: &str, notes: &str) {

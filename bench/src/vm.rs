@@ -15,8 +15,9 @@ use std::collections::BTreeMap;
 use anyhow::Result;
 use farside_tests::{usage, wait_for};
 use farside_vm::counted::{Bare, Load, Threads, all_ran, copied, load, ran};
+use farside_vm::gateway::Gateway;
 use farside_vm::protected::{CLI, Host, Setup, VOLUME_MIB, is_quiet};
-use farside_vm::{DiskSpec, Guest, Kernel, Machine, Network, packages};
+use farside_vm::{DiskSpec, Guest, Kernel, Machine, packages};
 
 use crate::drbd;
 use crate::report::{Instructions, Report, VmRow};
@@ -142,14 +143,14 @@ pub(crate) fn run(wanted: &Wanted, report: &mut Report) -> Result<()> {
 
 /// What an application waits for when the daemon is killed under it, [`KILLS`] times.
 fn restarted_by_systemd(seconds: u64) -> Load {
-    let network = Network::new();
-    let (_gateway, receiver, token) = packages::gateway(&network);
+    let mut gateway = Gateway::here();
+    let token = gateway.token();
     let mut machine = Machine::debian("host", Kernel::Newest)
         .processors(2)
         .modules(&["ublk_drv"])
         .programs(&["farside-vm-bench"])
         .disk(DiskSpec::blank("data", VOLUME_MIB))
-        .on(&network);
+        .on_this_machine();
     let mut host = machine.boot();
     host.booted();
     packages::install(&mut host, &["farside", "farsided"]);
@@ -175,7 +176,7 @@ fn restarted_by_systemd(seconds: u64) -> Load {
     packages::wait_quiet(&mut host);
     host.run("farside volume remove data --yes");
     host.power_off();
-    receiver.shut_down();
+    gateway.shut_down();
     serde_json::from_str(&said).unwrap_or_else(|error| panic!("{error}: {said}"))
 }
 
@@ -354,7 +355,7 @@ impl<'a> Bench<'a> {
         let arguments = format!("{workload} {}{pace}", self.wanted.seconds);
         let emulators = [
             ("the emulated host", self.host.guest.emulator()),
-            ("the emulated gateway", self.host.receiver.emulator()),
+            ("the emulated gateway", self.host.gateway.guest().emulator()),
             ("disks and network", std::process::id()),
         ];
         let before = emulators.map(|(_, process)| usage(process).0);

@@ -227,6 +227,17 @@ impl Platter {
         self.cut(&mut Rng(0), EVERY);
     }
 
+    /// Lays other content on it, durably: nothing is left of what was there, flushed or not.
+    ///
+    /// # Panics
+    /// When it is longer or shorter.
+    pub fn lay(&self, content: &[u8]) {
+        let memory = &mut *lock(&self.disk.memory);
+        memory.unsynced.clear();
+        memory.seen.copy_from_slice(content);
+        memory.durable.copy_from_slice(content);
+    }
+
     /// What was flushed.
     pub fn durable(&self) -> Vec<u8> {
         lock(&self.disk.memory).durable.clone()

@@ -68,7 +68,8 @@ pub(crate) fn step() -> anyhow::Result<()> {
 
 /// The program, built.
 fn fuzzer() -> anyhow::Result<Command> {
-    succeed(cargo(&[&["build", "--release", "--locked", "--bin", "farside-fuzz"], PRODUCT].concat()))?;
+    // With the tests: what they are made of has been built already, with the features that they turn on.
+    succeed(cargo(&[&["build", "--release", "--locked", "--tests", "--bin", "farside-fuzz"], PRODUCT].concat()))?;
     let mut command = Command::new(bin_dir()?.join("farside-fuzz"));
     command.current_dir(crate::root());
     Ok(command)

@@ -10,6 +10,7 @@ pub mod application;
 pub mod cache;
 pub mod conformance;
 pub mod counted;
+pub mod gateway;
 mod image;
 mod kernel;
 pub mod klog;

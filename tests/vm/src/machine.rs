@@ -21,7 +21,7 @@ use crate::cache;
 use crate::image::{self, DEBIAN_IMAGE, DEBIAN_TREE, Userland};
 use crate::kernel::Kernel;
 use crate::klog::Record;
-use crate::network::{self, Network};
+use crate::network::{self, Network, Wiring};
 use crate::protocol::{AGENT_PORT, LOG_PORT, Reply, Request, receive, send};
 use crate::toolbox::{self, Toolbox};
 
@@ -80,7 +80,7 @@ pub struct Machine {
     modules: Vec<&'static str>,
     ours: Vec<PathBuf>,
     theirs: Vec<&'static str>,
-    host: Option<(u8, PathBuf)>,
+    host: Option<(u8, Wiring)>,
     /// Of Debian: what this machine wrote to its root.
     root: Option<PathBuf>,
     toolbox: Option<Arc<Toolbox>>,
@@ -205,7 +205,13 @@ impl Machine {
 
     /// With a card on a network.
     pub fn on(mut self, network: &Network) -> Self {
-        self.host = Some((network.admit(), network.socket()));
+        self.host = Some((network.admit(), Wiring::Hub(network.socket())));
+        self
+    }
+
+    /// With a card that reaches this machine's loopback, as [`crate::gateway`] has it.
+    pub fn on_this_machine(mut self) -> Self {
+        self.host = Some((1, Wiring::Here));
         self
     }
 
@@ -223,6 +229,14 @@ impl Machine {
     /// When it has no disk of that name.
     pub fn disk_content(&self, serial: &str) -> Vec<u8> {
         self.platter(serial).content()
+    }
+
+    /// Lays content on one of its disks, which nobody uses.
+    ///
+    /// # Panics
+    /// When it has no disk of that name and length.
+    pub fn lay_on_disk(&self, serial: &str, content: &[u8]) {
+        self.platter(serial).lay(content);
     }
 
     /// What is left of one of its disks if the power goes and nothing survives that was not flushed.
@@ -337,8 +351,8 @@ impl Machine {
                 ),
             );
         }
-        if let Some((host, socket)) = &self.host {
-            line.extend(network::card(*host, socket));
+        if let Some((host, wiring)) = &self.host {
+            line.extend(network::card(*host, wiring));
         }
         line
     }

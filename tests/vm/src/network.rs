@@ -5,7 +5,7 @@
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -162,14 +162,25 @@ pub(crate) fn address(host: u8) -> String {
     format!("10.77.0.{host}")
 }
 
+/// What a card is wired to.
+#[derive(Clone, Debug)]
+pub(crate) enum Wiring {
+    /// A [`Network`], by its socket.
+    Hub(PathBuf),
+    /// The loopback of this machine, and nobody else.
+    Here,
+}
+
+/// The address that this machine's loopback has for a card that is wired to it.
+pub(crate) const HERE: &str = "10.77.0.254";
+
 /// The network card of host number `host`, for qemu.
-pub(crate) fn card(host: u8, socket: &Path) -> [String; 4] {
-    [
-        "-netdev".into(),
-        format!("stream,id=net0,server=off,addr.type=unix,addr.path={}", socket.display()),
-        "-device".into(),
-        format!("virtio-net-pci,netdev=net0,mac=52:54:00:77:00:{host:02x}"),
-    ]
+pub(crate) fn card(host: u8, wiring: &Wiring) -> [String; 4] {
+    let end = match wiring {
+        Wiring::Hub(socket) => format!("stream,id=net0,server=off,addr.type=unix,addr.path={}", socket.display()),
+        Wiring::Here => format!("user,id=net0,ipv6=off,net=10.77.0.0/24,host={HERE},dns=10.77.0.253,dhcpstart=10.77.0.100"),
+    };
+    ["-netdev".into(), end, "-device".into(), format!("virtio-net-pci,netdev=net0,mac=52:54:00:77:00:{host:02x}")]
 }
 
 #[cfg(test)]

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use farside_tests::{is_quiet, wait_for, wait_until};
 use serde_json::Value;
 
+use crate::Guest;
 use crate::protected::PROMISED;
-use crate::{DiskSpec, Guest, Kernel, Machine, Network};
 
 /// A package that the step `packages` made.
 fn package(name: &str) -> PathBuf {
@@ -39,31 +39,6 @@ pub fn upload(guest: &mut Guest, names: &[&str]) -> Vec<String> {
         files.push(file);
     }
     files
-}
-
-/// A gateway without systemd, for tests of hosts, and a token of its.
-///
-/// # Panics
-/// When it does not come up.
-pub fn gateway(network: &Network) -> (Machine, Guest, String) {
-    let mut machine = Machine::new("gateway", Kernel::Stock)
-        .programs(&["farside", "farside-receiver"])
-        .debian_programs(&["mke2fs"])
-        .disk(DiskSpec::blank("store", 512))
-        .on(network);
-    let address = machine.address();
-    let mut guest = machine.boot();
-    let store = guest.disk("store");
-    guest.run(&format!("/bin/mke2fs -q -t ext4 {store} && mkdir -p /store && mount -t ext4 {store} /store"));
-    let configuration = format!(
-        "[receiver]\nlisten = \"{address}:7400\"\nadvertise = [\"{address}:7400\"]\nstore = \"/store/store\"\n\
-         state_dir = \"/store/state\"\napi_socket = \"/run/receiver.sock\"\n"
-    );
-    guest.upload("/etc/receiver.toml", configuration.as_bytes(), 0o644);
-    guest.start_command("exec farside-receiver run --config /etc/receiver.toml", "/run/receiver.log");
-    guest.wait_until("farside --socket /run/receiver.sock status --json");
-    let token = guest.run("farside-receiver token --config /etc/receiver.toml").trim().to_owned();
-    (machine, guest, token)
 }
 
 /// What a protected host says of itself, if its daemon answers.

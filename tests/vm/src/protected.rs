@@ -1,15 +1,14 @@
 //! A protected host and its gateway, as the tests of block devices want them: machines, daemons, an application that notices
 //! what goes wrong (`farside-vm-load`).
 
-use std::io::Write as _;
-use std::process::Stdio;
 use std::sync::Arc;
 
 use farside_tests::verify::Rng;
-use farside_tests::{tool, wait_for};
+use farside_tests::wait_for;
 use serde_json::Value;
 
 use crate::counted::Threads;
+use crate::gateway::{Gateway, md5_of};
 use crate::toolbox::Toolbox;
 use crate::{DiskSpec, Guest, Kernel, Machine, Network};
 
@@ -38,33 +37,20 @@ keep = KEEP
 span = "0s"
 "#;
 
-/// The gateway's, at `ADDRESS`.
-pub const GATEWAY_CONFIGURATION: &str = r#"
-[receiver]
-listen = "ADDRESS:7400"
-advertise = ["ADDRESS:7400"]
-store = "/store/store"
-state_dir = "/store/state"
-api_socket = "/run/receiver.sock"
-"#;
-
 /// A host without volumes, paired with its gateway. Its data disk's path is in `/run/backing`.
 #[derive(Debug)]
 pub struct Host {
     /// The host.
     pub guest: Guest,
     /// The gateway.
-    pub receiver: Guest,
+    pub gateway: Gateway,
     /// The host's machine.
     pub machine: Machine,
-    /// Between the two.
-    pub network: Network,
     keep: u32,
     daemon: u32,
     load: Option<u32>,
     /// The test itself writes past the tap.
     bypasses: bool,
-    gateway: Machine,
 }
 
 /// What a host and its gateway are to have beside what all have.
@@ -72,6 +58,7 @@ pub struct Host {
 pub struct Setup {
     kernel: Kernel,
     modules: Vec<&'static str>,
+    emulated_gateway: bool,
     gateway_modules: Vec<&'static str>,
     debian_programs: Vec<&'static str>,
     content: Vec<u8>,
@@ -91,6 +78,7 @@ impl Setup {
         Self {
             kernel,
             modules,
+            emulated_gateway: false,
             gateway_modules: Vec::new(),
             debian_programs: Vec::new(),
             content,
@@ -116,25 +104,22 @@ impl Setup {
         self
     }
 
-    /// With a gateway that can mount what it restores. It has these modules for that.
-    pub fn judging_gateway(self, modules: &[&'static str]) -> Self {
-        self.gateway_modules(&["loop"]).gateway_modules(modules)
-    }
-
-    /// With these modules at the gateway, too.
+    /// With these modules at the gateway, which is an emulated one.
     pub fn gateway_modules(mut self, modules: &[&'static str]) -> Self {
+        self.emulated_gateway = true;
         self.gateway_modules.extend(modules);
         self
     }
 
-    /// With these programs of Debian at both, too.
+    /// With these programs of Debian at the host, too, and at an emulated gateway.
     pub fn debian_programs(mut self, names: &[&'static str]) -> Self {
         self.debian_programs.extend(names);
         self
     }
 
-    /// With one more disk at the gateway.
+    /// With one more disk at the gateway, which is an emulated one.
     pub fn gateway_disk(mut self, disk: DiskSpec) -> Self {
+        self.emulated_gateway = true;
         self.gateway_disks.push(disk);
         self
     }
@@ -157,7 +142,7 @@ impl Setup {
         self
     }
 
-    /// With a toolbox at both.
+    /// With a toolbox at the host, and at an emulated gateway.
     pub fn toolbox(mut self, toolbox: &Arc<Toolbox>) -> Self {
         self.toolbox = Some(toolbox.clone());
         self
@@ -184,15 +169,18 @@ impl Host {
     /// # Panics
     /// When something does not come up.
     pub fn with(setup: Setup) -> Self {
-        let network = Network::new();
-        let mut gateway = Machine::new("gateway", Kernel::Stock)
-            .modules(&setup.gateway_modules)
-            .programs(&["farside", "farside-receiver", "farside-vm-load"])
-            .debian_programs(&["mke2fs", "e2fsck", "xfs_repair"])
-            .debian_programs(&setup.debian_programs)
-            .disk(DiskSpec::blank("store", 768))
-            .on(&network);
-        gateway = setup.gateway_disks.into_iter().fold(gateway, Machine::disk);
+        let network = setup.emulated_gateway.then(Network::new);
+        let emulated = network.as_ref().map(|network| {
+            let machine = Machine::new("gateway", Kernel::Stock)
+                .modules(&setup.gateway_modules)
+                .programs(&["farside", "farside-receiver", "farside-vm-load"])
+                .debian_programs(&["mke2fs", "e2fsck", "xfs_repair"])
+                .debian_programs(&setup.debian_programs)
+                .disk(DiskSpec::blank("store", 768))
+                .on(network);
+            let machine = setup.gateway_disks.into_iter().fold(machine, Machine::disk);
+            setup.toolbox.iter().fold(machine, Machine::toolbox)
+        });
         let machine = match setup.debian {
             true => Machine::debian("host", setup.kernel),
             false => {
@@ -206,39 +194,29 @@ impl Host {
             .programs(&["farside", "farsided", "farside-vm-bench", "farside-vm-load"])
             .disk(DiskSpec { content: setup.content, ..DiskSpec::blank("data", 0) })
             .disk(DiskSpec::blank("state", 64))
-            .disk(DiskSpec { logical_block: 4096, ..DiskSpec::blank("wide", 8) })
-            .on(&network);
+            .disk(DiskSpec { logical_block: 4096, ..DiskSpec::blank("wide", 8) });
+        machine = match &network {
+            Some(network) => machine.on(network),
+            None => machine.on_this_machine(),
+        };
         machine = setup.disks.into_iter().fold(machine, Machine::disk);
         if setup.counts_instructions {
             machine = machine.counting_instructions();
         }
-        if let Some(toolbox) = &setup.toolbox {
-            (machine, gateway) = (machine.toolbox(toolbox), gateway.toolbox(toolbox));
-        }
-        let address = gateway.address();
-        let mut receiver = gateway.boot();
-        let store = receiver.disk("store");
-        receiver.run(&format!("/bin/mke2fs -q -t ext4 {store} && mkdir -p /store && mount -t ext4 {store} /store"));
-        receiver.upload("/etc/receiver.toml", GATEWAY_CONFIGURATION.replace("ADDRESS", &address).as_bytes(), 0o644);
-        start_receiver(&mut receiver);
+        machine = setup.toolbox.iter().fold(machine, Machine::toolbox);
+        let gateway = match emulated.zip(network) {
+            Some((machine, network)) => Gateway::emulated(machine, network),
+            None => Gateway::here(),
+        };
         let mut guest = machine.boot();
         let state = guest.disk("state");
         guest.run(&format!("$(command -v /bin/mke2fs || command -v mke2fs) -q -t ext4 {state}"));
         let keep = setup.keep;
-        let mut host = Self { guest, machine, receiver, keep, daemon: 0, load: None, bypasses: false, gateway, network };
+        let mut host = Self { guest, machine, gateway, keep, daemon: 0, load: None, bypasses: false };
         host.prepare();
         host.start_daemon();
         host.pair();
         host
-    }
-
-    /// The gateway loses everything that it had, and is another one from now on.
-    ///
-    /// # Panics
-    /// When it does not come up.
-    pub fn replace_gateway(&mut self) {
-        self.receiver.run("killall farside-receiver && while pidof farside-receiver; do :; done >/dev/null; rm -r /store/*");
-        start_receiver(&mut self.receiver);
     }
 
     /// Pairs the host with the gateway.
@@ -246,13 +224,13 @@ impl Host {
     /// # Panics
     /// When they refuse each other.
     pub fn pair(&mut self) {
-        let token = self.receiver.run("farside-receiver token --config /etc/receiver.toml");
-        self.guest.run(&format!("{CLI} pair '{}'", token.trim()));
+        let token = self.gateway.token();
+        self.guest.run(&format!("{CLI} pair '{token}'"));
     }
 
-    /// The addresses of the host and of the gateway.
+    /// The addresses of the host and of its emulated gateway.
     pub fn addresses(&self) -> [String; 2] {
-        [&self.machine, &self.gateway].map(Machine::address)
+        [self.machine.address(), self.gateway.address()]
     }
 
     /// What a boot must find before the daemon starts. The configuration lies beside the state.
@@ -482,25 +460,8 @@ impl Host {
     /// # Panics
     /// When it is not.
     pub fn assert_newest_point_is(&mut self, content: &[u8]) {
-        self.receiver.run("farside restore data --point latest --store /store/store --to /store/newest.img");
-        let restored = self.receiver.download("/store/newest.img");
+        let restored = self.gateway.restore("data", "latest");
         assert!(restored == content, "the newest point is not what the disk holds");
-        self.receiver.run("rm /store/newest.img");
-    }
-
-    /// Restores the newest point at the gateway: it is what the disk holds, and `judge` finds nothing wrong with the copy, which
-    /// it may change.
-    ///
-    /// # Panics
-    /// When it is not, or he does.
-    pub fn assert_newest_point_is_the_disk_by(&mut self, judge: impl FnOnce(&mut Guest, &str)) {
-        const COPY: &str = "/store/newest.img";
-        let expected = md5_of(&self.disk());
-        let restore = format!("farside restore data --point latest --store /store/store --to {COPY} >/dev/null");
-        let restored = self.receiver.run(&format!("{restore} && md5sum < {COPY}"));
-        assert!(restored.starts_with(&expected), "the newest point is not what the disk holds");
-        judge(&mut self.receiver, COPY);
-        self.receiver.run(&format!("rm {COPY}"));
     }
 
     /// Restores a point at the gateway, by its id: it is this.
@@ -508,10 +469,7 @@ impl Host {
     /// # Panics
     /// When it is not.
     pub fn assert_point_is(&mut self, point: &str, content: &[u8]) {
-        let expected = md5_of(content);
-        let restore = format!("farside restore data --point {point} --store /store/store --to /store/point.img >/dev/null");
-        let restored = self.receiver.run(&format!("{restore} && md5sum < /store/point.img && rm /store/point.img"));
-        assert!(restored.starts_with(&expected), "point {point} is not what the disk held");
+        assert!(self.gateway.restore("data", point) == content, "point {point} is not what the disk held");
     }
 
     /// Restores the newest point at the gateway: it is what a device of the host reads as.
@@ -520,9 +478,8 @@ impl Host {
     /// When it is not.
     pub fn assert_newest_point_reads_as(&mut self, device: &str) {
         let here = self.guest.run(&format!("dd if={device} bs=1M iflag=direct 2>/dev/null | md5sum"));
-        self.receiver.run("farside restore data --point latest --store /store/store --to /store/newest.img");
-        let there = self.receiver.run("md5sum </store/newest.img && rm /store/newest.img");
-        assert_eq!(there, here, "the newest point is not what {device} holds");
+        let there = md5_of(&self.gateway.restore("data", "latest"));
+        assert!(here.starts_with(&there), "the newest point is not what {device} holds");
     }
 
     /// From now on the test writes past the tap, which the daemon may say.
@@ -547,27 +504,13 @@ impl Host {
     ///
     /// # Panics
     /// When something is wrong with the store, or the kernels complained.
-    pub fn end_without_daemon(mut self) {
+    pub fn end_without_daemon(self) {
         self.guest.shut_down();
-        self.receiver.run("farside store check /store/store");
-        self.receiver.shut_down();
+        self.gateway.shut_down();
     }
 }
 
-fn start_receiver(gateway: &mut Guest) {
-    gateway.start_command("exec farside-receiver run --config /etc/receiver.toml", "/run/receiver.log");
-    gateway.wait_until("farside --socket /run/receiver.sock status --json");
-}
-
 /// By the tool that guests have, too.
-fn md5_of(content: &[u8]) -> String {
-    let mut md5 = tool("md5sum");
-    let mut md5 = md5.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("md5sum is installed");
-    md5.stdin.take().expect("piped").write_all(content).expect("md5sum reads");
-    let output = md5.wait_with_output().expect("our own child");
-    String::from_utf8_lossy(&output.stdout).split(' ').next().expect("a first word").to_owned()
-}
-
 /// Streaming, nothing dirty, everything published; of every volume.
 pub fn is_quiet(group: &Value) -> bool {
     let rests = |volume: &Value| volume["state"]["state"] == "streaming" && volume["dirty_bytes"] == 0;

@@ -4,9 +4,10 @@
 use farside_tests::verify::Rng;
 use farside_tests::wait_for;
 use farside_vm::conformance::NBD;
-use farside_vm::packages::{Load, gateway, install, status, wait_quiet};
+use farside_vm::gateway::Gateway;
+use farside_vm::packages::{Load, install, status, wait_quiet};
 use farside_vm::protected::PROMISED;
-use farside_vm::{DiskSpec, Guest, Kernel, Machine, Network};
+use farside_vm::{DiskSpec, Guest, Kernel, Machine};
 
 /// In KiB: where the partition of the partitioned disk begins.
 const PARTITION_KIB: usize = 1024;
@@ -123,13 +124,13 @@ fn what_udev_has_not_seen_yet_stays_hidden(host: &mut Guest) {
 
 #[test]
 fn what_fstab_names_comes_up_behind_farside_at_every_boot() {
-    let network = Network::new();
-    let (_gateway, receiver, token) = gateway(&network);
+    let mut gateway = Gateway::here();
+    let token = gateway.token();
     let mut machine = Machine::debian("host", Kernel::Backports)
         .modules(&["ublk_drv", "dm_mod"])
         .programs(&["farside-vm-load"])
         .disk(partitioned("part", 16))
-        .on(&network);
+        .on_this_machine();
     for disk in ["data", "named", "kept", "pool"] {
         machine = machine.disk(DiskSpec::blank(disk, 32));
     }
@@ -276,14 +277,9 @@ fn what_fstab_names_comes_up_behind_farside_at_every_boot() {
     host.run("umount /srv/data");
     wait_quiet(&mut host);
     wait_quiet(&mut host);
-    let mut receiver = receiver;
-    receiver.run("farside restore data --point latest --store /store/store --to /store/newest.img");
-    assert!(
-        receiver.download("/store/newest.img") == machine.disk_content("data"),
-        "the newest point is not what the disk holds"
-    );
+    assert!(gateway.restore("data", "latest") == machine.disk_content("data"), "the newest point is not what the disk holds");
     host.power_off();
-    receiver.shut_down();
+    gateway.shut_down();
 }
 
 /// The client says that a connection broke, each time; udev looks at a device of its that goes.

@@ -1,5 +1,5 @@
 //! Power cuts at moments that nobody chose, under file systems in use, by PostgreSQL, fio and a writer of our own in turn. After
-//! each: nothing but hot regions is read again, the newest point is what the disk holds, and a copy of it at the gateway mounts,
+//! each: nothing but hot regions is read again, the newest point is what the disk holds, and a copy of it mounts in another machine,
 //! checks, and has what was synced: its application says so.
 
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use farside_vm::application::{Application, lay_ledger};
 use farside_vm::conformance::{DEVICE, NBD, Tap, UBLK};
 use farside_vm::protected::{CLI, Host, PROMISED, Setup, is_quiet};
 use farside_vm::toolbox::{AT, Toolbox};
-use farside_vm::{Guest, Kernel};
+use farside_vm::{DiskSpec, Guest, Kernel, Machine};
 use serde_json::Value;
 
 const CUTS: usize = 10;
@@ -55,24 +55,49 @@ impl FileSystem {
         std::fs::read(&image).expect("an image")
     }
 
-    /// Says whether an image is sound, without changing it.
+    /// Says whether what is on a disk is sound, without changing it.
     fn check(self) -> &'static str {
         match self {
             Self::Ext4 => "/bin/e2fsck -fn",
-            Self::Xfs => "/bin/xfs_repair -n -f",
+            Self::Xfs => "/bin/xfs_repair -n",
         }
     }
 }
 
-/// Restores the newest point at the gateway: it is what the disk holds, its file system recovers and is sound, and the
-/// application, if there was one, finds what it was promised.
-fn judge_newest_point(host: &mut Host, file_system: FileSystem, judge: impl FnOnce(&mut Guest)) {
-    host.assert_newest_point_is_the_disk_by(|gateway, copy| {
-        let name = file_system.name();
-        gateway.run(&format!("mount -t {name} -o loop {copy} /mnt && mount -o bind /mnt {AT}/mnt"));
-        judge(gateway);
-        gateway.run(&format!("umount {AT}/mnt && umount /mnt && {} {copy}", file_system.check()));
-    });
+/// A machine that mounts what was restored, and looks what is on it.
+struct Judge {
+    guest: Guest,
+    machine: Machine,
+    file_system: FileSystem,
+}
+
+impl Judge {
+    const DISK: &str = "copy";
+
+    fn boot(file_system: FileSystem, toolbox: &Arc<Toolbox>) -> Self {
+        let mut machine = Machine::new("judge", Kernel::Stock)
+            .modules(file_system.modules())
+            .programs(&["farside-vm-load"])
+            .debian_programs(&["e2fsck", "xfs_repair"])
+            .toolbox(toolbox)
+            .disk(DiskSpec::blank(Self::DISK, VOLUME_BYTES as usize >> 20));
+        let mut guest = machine.boot();
+        toolbox.open(&mut guest);
+        Self { guest, machine, file_system }
+    }
+
+    /// The newest point of a host is what its disk holds, its file system recovers and is sound, and the application, if there was
+    /// one, finds what it was promised.
+    fn judge(&mut self, host: &mut Host, application: impl FnOnce(&mut Guest)) {
+        let newest = host.gateway.restore("data", "latest");
+        assert!(newest == host.disk(), "the newest point is not what the disk holds");
+        self.machine.lay_on_disk(Self::DISK, &newest);
+        let (guest, name) = (&mut self.guest, self.file_system.name());
+        let disk = guest.disk(Self::DISK);
+        guest.run(&format!("mount -t {name} {disk} /mnt && mount -o bind /mnt {AT}/mnt"));
+        application(guest);
+        guest.run(&format!("umount {AT}/mnt && umount /mnt && {} {disk}", self.file_system.check()));
+    }
 }
 
 fn hot_bytes(group: &Value) -> u64 {
@@ -94,8 +119,8 @@ fn power_cuts(kernel: Kernel, tap: &Tap, file_system: FileSystem) {
     let toolbox = Arc::new(Toolbox::fill());
     let modules = [&[tap.module], file_system.modules()].concat();
     let setup = Setup::new(kernel, &modules).content(file_system.made()).toolbox(&toolbox);
-    let mut host = Host::with(setup.judging_gateway(file_system.modules()).keep(KEPT_POINTS));
-    toolbox.open(&mut host.receiver);
+    let mut host = Host::with(setup.keep(KEPT_POINTS));
+    let mut judge = Judge::boot(file_system, &toolbox);
     toolbox.open(&mut host.guest);
     host.guest.run(&format!("{CLI} volume add data --backing $(cat /run/backing) --tap {}", tap.name));
     let mount = format!("mount -t {} {DEVICE} /mnt && mount -o bind /mnt {AT}/mnt", file_system.name());
@@ -104,7 +129,7 @@ fn power_cuts(kernel: Kernel, tap: &Tap, file_system: FileSystem) {
     host.guest.run(&format!("umount {AT}/mnt && umount /mnt"));
     host.wait_for_group("the first sync", is_quiet);
     host.wait_for_group("the volume to cool", |group| hot_bytes(group) < VOLUME_BYTES / 4);
-    judge_newest_point(&mut host, file_system, |_| ());
+    judge.judge(&mut host, |_| ());
 
     let endurance = Endurance::from_environment(kernel as u64 + 71);
     let mut rng = Rng(endurance.seed());
@@ -121,7 +146,7 @@ fn power_cuts(kernel: Kernel, tap: &Tap, file_system: FileSystem) {
         (host, lost) = host.cut_power(&mut rng, [4, 0, 7][cut / APPLICATIONS.len() % 3]);
         toolbox.open(&mut host.guest);
         let (hot, read) = converges(&mut host);
-        judge_newest_point(&mut host, file_system, |gateway| application.judge(gateway, &toolbox, &promised));
+        judge.judge(&mut host, |guest| application.judge(guest, &toolbox, &promised));
         println!("cut {cut} of {application:?}: {lost} blocks lost; {} KiB hot, {} KiB read again", hot >> 10, read >> 10);
         blocks_lost += lost;
         cut += 1;
@@ -130,6 +155,7 @@ fn power_cuts(kernel: Kernel, tap: &Tap, file_system: FileSystem) {
     assert!(blocks_lost > 0, "no power cut met anything that was not flushed");
     host.guest.run(&format!("{CLI} volume remove data --yes"));
     host.shut_down();
+    judge.guest.shut_down();
 }
 
 #[test]

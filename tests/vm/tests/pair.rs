@@ -4,7 +4,8 @@
 
 use farside_tests::verify::Rng;
 use farside_tests::{run, tool, wait_for};
-use farside_vm::protected::{GATEWAY_CONFIGURATION, is_quiet};
+use farside_vm::gateway::Gateway;
+use farside_vm::protected::is_quiet;
 use farside_vm::{DiskSpec, Guest, Kernel, Machine, Network};
 use serde_json::Value;
 
@@ -52,14 +53,6 @@ fn host(network: &Network) -> Machine {
         .on(network)
 }
 
-fn start_receiver(guest: &mut Guest, address: &str) {
-    let store = guest.disk("store");
-    guest.run(&format!("/bin/mke2fs -q -t ext4 {store} && mkdir -p /store && mount -t ext4 {store} /store"));
-    guest.upload("/etc/receiver.toml", GATEWAY_CONFIGURATION.replace("ADDRESS", address).as_bytes(), 0o644);
-    guest.start_command("exec farside-receiver run --config /etc/receiver.toml", "/run/receiver.log");
-    guest.wait_until("farside --socket /run/receiver.sock status --json");
-}
-
 /// Mounts the state directory and starts the daemon; then the kernel's NBD client makes a block device of the tap.
 fn start_daemon(guest: &mut Guest) {
     let (state, data) = (guest.disk("state"), guest.disk("data"));
@@ -88,16 +81,13 @@ fn write_files(count: usize) -> String {
 #[test]
 fn a_host_that_loses_its_power_is_restored_with_all_that_was_synced() {
     let network = Network::new();
-    let (mut gateway, mut host) = (gateway(&network), host(&network));
-    let address = gateway.address();
-    let mut receiver = gateway.boot();
-    start_receiver(&mut receiver, &address);
+    let (gateway, mut host) = (gateway(&network), host(&network));
+    let mut gateway = Gateway::emulated(gateway, network);
     let mut source = host.boot();
     let state = source.disk("state");
     source.run(&format!("/bin/mke2fs -q -t ext4 {state}"));
     start_daemon(&mut source);
-    let token = receiver.run("farside-receiver token --config /etc/receiver.toml");
-    source.run(&format!("farside --socket /run/farsided.sock pair '{}'", token.trim()));
+    source.run(&format!("farside --socket /run/farsided.sock pair '{}'", gateway.token()));
     // The file system flushes when somebody syncs, and hardly otherwise.
     source.run("/bin/mke2fs -q -t ext4 /dev/nbd0 && mount -t ext4 -o commit=300 /dev/nbd0 /mnt");
     source.run("dd if=/dev/zero of=/mnt/scribble bs=64k count=64 conv=fsync");
@@ -116,8 +106,7 @@ fn a_host_that_loses_its_power_is_restored_with_all_that_was_synced() {
     start_daemon(&mut source);
     let hot = wait_for_group(&mut source, "the volume to be compared", |group| group["volumes"][0]["hot_bytes"].is_u64());
     let group = wait_for_group(&mut source, "everything to be published", is_quiet);
-    receiver.run("farside restore data --point latest --store /store/store --to /store/newest.img");
-    let restored = receiver.download("/store/newest.img");
+    let restored = gateway.restore("data", "latest");
     assert!(restored == host.disk_content("data"), "the newest point is not what the disk holds");
     println!(
         "{lost} blocks lost; {} hot, {} sent",
@@ -126,8 +115,7 @@ fn a_host_that_loses_its_power_is_restored_with_all_that_was_synced() {
     source.run("nbd-client -d /dev/nbd0");
     source.run("killall farsided && while pidof farsided; do :; done >/dev/null");
     source.shut_down();
-    receiver.run("farside store check /store/store");
-    receiver.shut_down();
+    gateway.shut_down();
 
     let dir = tempfile::tempdir().expect("a temporary directory");
     let image = dir.path().join("image");

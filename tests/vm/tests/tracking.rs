@@ -74,11 +74,11 @@ fn r1_no_write_passes_the_commit_of_its_regions_bit() {
     start_write(&mut host, 32, "first");
     host.machine.wait_until_held("state");
     start_write(&mut host, 33, "second");
-    host.network.cut(); // nothing of it is published
+    host.gateway.cut(); // nothing of it is published
     host.machine.let_go("state");
     host.guest.wait_until("test -e /run/first -a -e /run/second");
     host = cut(host, 0);
-    host.network.heal();
+    host.gateway.heal();
     host.start_daemon();
     assert!(converges(&mut host) > 0, "the region was written, and is not hot");
     assert!(holds(&host, 32) && holds(&host, 33));
@@ -92,13 +92,13 @@ fn r2_r3_what_was_open_or_paused_is_compared_whenever_the_power_goes() {
     let published = |host: &mut Host| host.wait_for_group("a status", |_| true)["points_published"].as_u64().expect("a number");
     // R2: the gateway is out of reach, so one epoch is frozen and stays so, and the next is open.
     let before = published(&mut host);
-    host.network.cut();
+    host.gateway.cut();
     write(&mut host, 4);
     host.wait_for_group("an epoch to be frozen", |group| group["backlog_bytes"] != 0 || group["layers_unpublished"] != 0);
     write(&mut host, 12);
     assert_eq!(published(&mut host), before);
     host = cut(host, 0);
-    host.network.heal();
+    host.gateway.heal();
     host.start_daemon();
     assert!(converges(&mut host) >= 8 << 20, "two regions were written");
 
@@ -137,7 +137,7 @@ fn r4_a_new_gateway_after_a_crash_gets_everything() {
     host.wait_for_group("the volume to be cold", is_cold);
     write(&mut host, 40);
     host = cut(host, 4);
-    host.replace_gateway();
+    host.gateway.replace();
     host.start_daemon();
     host.pair();
     let refused = |group: &Value| {

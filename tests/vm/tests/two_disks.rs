@@ -6,6 +6,7 @@ use std::collections::HashSet;
 
 use farside_tests::verify::Rng;
 use farside_vm::conformance::{NBD, UBLK};
+use farside_vm::gateway::FOLDER;
 use farside_vm::log_writes::{What, WriteLog};
 use farside_vm::protected::{CLI, Host, Setup, is_quiet};
 use farside_vm::{DiskSpec, Kernel};
@@ -37,8 +38,9 @@ fn count(host: &mut Host, from: u64) {
 /// How far both disks had come in a point.
 fn counters(host: &mut Host, point: &str) -> (u64, u64) {
     let mut of = |volume: &str| {
-        let restore = format!("farside restore {volume} --point {point} --store /store/store --to /store/one.img >/dev/null");
-        let counter = host.receiver.run(&format!("{restore} && farside-vm-load counter /store/one.img && rm /store/one.img"));
+        let one = format!("{FOLDER}/one.img");
+        let restore = format!("farside restore {volume} --point {point} --store {FOLDER}/store --to {one} >/dev/null");
+        let counter = host.gateway.run(&format!("{restore} && farside-vm-load counter {one} && rm {one}"));
         counter.trim().parse::<u64>().expect("a number")
     };
     (of("log"), of("data"))
@@ -46,7 +48,7 @@ fn counters(host: &mut Host, point: &str) -> (u64, u64) {
 
 /// The newest first.
 fn points_of_both(host: &mut Host) -> Vec<String> {
-    let listed = host.receiver.run("farside point list data --store /store/store --json");
+    let listed = host.gateway.run(&format!("farside point list data --store {FOLDER}/store --json"));
     let listed: Value = serde_json::from_str(&listed).expect("points");
     let points = listed.as_array().or_else(|| listed["points"].as_array()).expect("a list of points");
     let both = points.iter().filter(|point| point["members"].as_array().is_some_and(|members| members.len() == 2));
@@ -139,12 +141,7 @@ fn every_point_is_what_the_kernels_log_says_both_disks_held_at_one_moment() {
 
     let mut points: Vec<[Vec<u8>; 2]> = Vec::new();
     for point in points_of_both(&mut host) {
-        points.push(["log", "data"].map(|volume| {
-            host.receiver.run(&format!("farside restore {volume} --point {point} --store /store/store --to /store/one.img"));
-            let image = host.receiver.download("/store/one.img");
-            host.receiver.run("rm /store/one.img");
-            image
-        }));
+        points.push(["log", "data"].map(|volume| host.gateway.restore(volume, &point)));
     }
     assert!(points.len() as u64 >= POINTS, "{} points of both", points.len());
     for (at, [log, data]) in points.iter().enumerate() {

@@ -5,6 +5,7 @@ use farside_tests::Endurance;
 use farside_tests::verify::Rng;
 use farside_vm::conformance::{self, DEVICE, UBLK, boot, unmount_and_shut_down, with_load};
 use farside_vm::counted::{Bare, load};
+use farside_vm::gateway::FOLDER;
 use farside_vm::protected::{CLI, Host, Setup, is_quiet};
 use farside_vm::{DiskSpec, Guest, Kernel, Machine};
 
@@ -234,10 +235,10 @@ fn every_point_satisfies_the_dependency_across_queues() {
     host.assert_newest_point_is_the_disk();
     let mut seen = Vec::new();
     for id in ids {
-        let restore = format!("farside restore data --point {id} --store /store/store --to /store/one.img >/dev/null");
-        let count = |at: usize| format!("farside-vm-load counter /store/one.img {at}");
+        let restore = format!("farside restore data --point {id} --store {FOLDER}/store --to {FOLDER}/one.img >/dev/null");
+        let count = |at: usize| format!("farside-vm-load counter {FOLDER}/one.img {at}");
         let all: Vec<String> = hops.iter().flat_map(|(at, _)| [count(*at), count(*at + half)]).collect();
-        let said = host.receiver.run(&format!("{restore} && {} && rm /store/one.img", all.join(" && ")));
+        let said = host.gateway.run(&format!("{restore} && {} && rm {FOLDER}/one.img", all.join(" && ")));
         let counted: Vec<u64> = said.split_whitespace().map(|number| number.parse().expect("a number")).collect();
         for pair in counted.chunks(2) {
             assert!(pair[0] == pair[1] || pair[0] == pair[1] + 1, "point {id}: {counted:?}");

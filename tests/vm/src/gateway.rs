@@ -1,0 +1,317 @@
+//! The gateway of a protected host: a receiver on this machine itself, which is ten times as fast as an emulated one and lets the
+//! guest have the processor; or an emulated machine, for who mounts there what was restored, or measures.
+//!
+//! A guest reaches the receiver here through QEMU's own network, which shows it the loopback of this machine as [`network::HERE`]. In
+//! between stands a [`Wire`] of ours, so that the network can be cut.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::Write as _;
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::os::fd::AsRawFd as _;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+
+use farside_tests::{Process, bin_dir, program, run, tail, tool, wait_for};
+use nix::sys::socket::{Shutdown, shutdown};
+use tempfile::TempDir;
+
+use crate::{Guest, Machine, Network, network};
+
+/// What a datagram of the replication has at most, and more.
+const DATAGRAM_MAX: usize = 64 << 10;
+
+/// A gateway that runs.
+#[derive(Debug)]
+pub struct Gateway {
+    place: Place,
+}
+
+#[derive(Debug)]
+enum Place {
+    Here(Here),
+    Emulated(Box<Emulated>),
+}
+
+#[derive(Debug)]
+struct Here {
+    receiver: Option<Process>,
+    wire: Wire,
+    dir: TempDir,
+}
+
+#[derive(Debug)]
+struct Emulated {
+    machine: Machine,
+    guest: Guest,
+    network: Network,
+}
+
+/// Its folder, in a command of the shell: `store` and `state` are in it, `receiver.toml`, and what is restored.
+pub const FOLDER: &str = "$GATEWAY";
+/// The folder at an emulated gateway.
+const EMULATED_FOLDER: &str = "/store";
+
+impl Gateway {
+    /// One on this machine.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub fn here() -> Self {
+        let dir = tempfile::Builder::new().prefix("farside-vm-gateway-").tempdir().expect("a temporary directory");
+        let receiver = free_port();
+        let wire = Wire::to(receiver);
+        let configuration = configuration(
+            &dir.path().display().to_string(),
+            &format!("{}:{receiver}", Ipv4Addr::LOCALHOST),
+            &format!("{}:{}", network::HERE, wire.port),
+        );
+        std::fs::write(dir.path().join("receiver.toml"), configuration).expect("room");
+        let mut here = Here { receiver: None, wire, dir };
+        here.start();
+        Self { place: Place::Here(here) }
+    }
+
+    /// An emulated one, switched off, whose disk `store` is empty.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub fn emulated(mut machine: Machine, network: Network) -> Self {
+        let mut guest = machine.boot();
+        let store = guest.disk("store");
+        let at = EMULATED_FOLDER;
+        guest.run(&format!("/bin/mke2fs -q -t ext4 {store} && mkdir -p {at} && mount -t ext4 {store} {at}"));
+        let address = format!("{}:7400", machine.address());
+        guest.upload(&format!("{at}/receiver.toml"), configuration(at, &address, &address).as_bytes(), 0o644);
+        start_emulated(&mut guest);
+        Self { place: Place::Emulated(Box::new(Emulated { machine, guest, network })) }
+    }
+
+    /// The address of an emulated one.
+    ///
+    /// # Panics
+    /// When it is none.
+    pub fn address(&self) -> String {
+        match &self.place {
+            Place::Here(_) => panic!("it has no address of its own"),
+            Place::Emulated(emulated) => emulated.machine.address(),
+        }
+    }
+
+    /// The machine of an emulated one.
+    ///
+    /// # Panics
+    /// When it is none.
+    pub fn guest(&mut self) -> &mut Guest {
+        match &mut self.place {
+            Place::Here(_) => panic!("it is no emulated machine"),
+            Place::Emulated(emulated) => &mut emulated.guest,
+        }
+    }
+
+    /// Runs a command of the shell at it that must succeed, with our programs in its search path. Returns its standard output.
+    ///
+    /// # Panics
+    /// With its whole output when it does not.
+    pub fn run(&mut self, command: &str) -> String {
+        match &mut self.place {
+            Place::Here(here) => {
+                let path = std::env::var("PATH").unwrap_or_default();
+                let mut shell = tool("sh");
+                shell
+                    .args(["-c", command])
+                    .env("PATH", format!("{}:{path}", bin_dir().display()))
+                    .env("GATEWAY", here.dir.path());
+                String::from_utf8_lossy(&run(&mut shell).stdout).into_owned()
+            }
+            Place::Emulated(emulated) => emulated.guest.run(&format!("GATEWAY={EMULATED_FOLDER}; {command}")),
+        }
+    }
+
+    /// What a point of a volume holds.
+    ///
+    /// # Panics
+    /// When there is no such point.
+    pub fn restore(&mut self, volume: &str, point: &str) -> Vec<u8> {
+        self.run(&format!("farside restore {volume} --point {point} --store {FOLDER}/store --to {FOLDER}/restored.img"));
+        let content = match &mut self.place {
+            Place::Here(here) => std::fs::read(here.dir.path().join("restored.img")).expect("it is there"),
+            Place::Emulated(emulated) => emulated.guest.download(&format!("{EMULATED_FOLDER}/restored.img")),
+        };
+        self.run(&format!("rm {FOLDER}/restored.img"));
+        content
+    }
+
+    /// A token for a host.
+    ///
+    /// # Panics
+    /// When it gives none.
+    pub fn token(&mut self) -> String {
+        self.run(&format!("farside-receiver token --config {FOLDER}/receiver.toml")).trim().to_owned()
+    }
+
+    /// From now on nothing arrives, in either direction.
+    pub fn cut(&self) {
+        match &self.place {
+            Place::Here(here) => here.wire.cut.store(true, Ordering::SeqCst),
+            Place::Emulated(emulated) => emulated.network.cut(),
+        }
+    }
+
+    /// Ends [`Gateway::cut`].
+    pub fn heal(&self) {
+        match &self.place {
+            Place::Here(here) => here.wire.cut.store(false, Ordering::SeqCst),
+            Place::Emulated(emulated) => emulated.network.heal(),
+        }
+    }
+
+    /// It loses everything that it had, and is another one from now on.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub fn replace(&mut self) {
+        let empty = format!("rm -r {FOLDER}/store {FOLDER}/state");
+        match &mut self.place {
+            Place::Here(here) => here.receiver.take().expect("it runs").stop(),
+            Place::Emulated(emulated) => {
+                emulated.guest.run("killall farside-receiver && while pidof farside-receiver; do :; done >/dev/null");
+            }
+        }
+        self.run(&empty);
+        match &mut self.place {
+            Place::Here(here) => here.start(),
+            Place::Emulated(emulated) => start_emulated(&mut emulated.guest),
+        }
+    }
+
+    /// Ends it in order.
+    ///
+    /// # Panics
+    /// When something is wrong with the store, the receiver does not end cleanly, or a kernel complained.
+    pub fn shut_down(mut self) {
+        self.run(&format!("farside store check {FOLDER}/store"));
+        match self.place {
+            Place::Here(here) => here.receiver.expect("it runs").stop(),
+            Place::Emulated(emulated) => emulated.guest.shut_down(),
+        }
+    }
+}
+
+impl Here {
+    fn start(&mut self) {
+        let path = |name: &str| self.dir.path().join(name);
+        let log = File::options().create(true).append(true).open(path("receiver.log")).expect("room");
+        let mut command = program("farside-receiver");
+        command.args(["run", "--config"]).arg(path("receiver.toml")).stdin(Stdio::null());
+        command.stdout(log.try_clone().expect("a file")).stderr(log);
+        let mut process = Process::new(command.spawn().expect("our own program starts"), "farside-receiver");
+        let socket = path("receiver.sock");
+        wait_for("the receiver's socket", || {
+            assert!(process.is_running(), "the receiver ended: {}", tail(&path("receiver.log")));
+            std::os::unix::net::UnixStream::connect(&socket).ok()
+        });
+        self.receiver = Some(process);
+    }
+}
+
+fn start_emulated(guest: &mut Guest) {
+    let at = EMULATED_FOLDER;
+    guest.start_command(&format!("exec farside-receiver run --config {at}/receiver.toml"), "/run/receiver.log");
+    guest.wait_until(&format!("farside --socket {at}/receiver.sock status --json"));
+}
+
+fn configuration(folder: &str, listen: &str, advertise: &str) -> String {
+    format!(
+        "[receiver]\nlisten = \"{listen}\"\nadvertise = [\"{advertise}\"]\nstore = \"{folder}/store\"\n\
+         state_dir = \"{folder}/state\"\napi_socket = \"{folder}/receiver.sock\"\n"
+    )
+}
+
+/// As `md5sum` of a guest says it.
+///
+/// # Panics
+/// When this machine has no `md5sum`.
+pub fn md5_of(content: &[u8]) -> String {
+    let mut md5 = tool("md5sum");
+    let mut md5 = md5.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("md5sum is installed");
+    md5.stdin.take().expect("piped").write_all(content).expect("md5sum reads");
+    let output = md5.wait_with_output().expect("our own child");
+    String::from_utf8_lossy(&output.stdout).split(' ').next().expect("a first word").to_owned()
+}
+
+fn free_port() -> u16 {
+    UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|socket| socket.local_addr()).expect("a free port").port()
+}
+
+/// Carries datagrams between guests and a port of this machine, unless it is cut.
+#[derive(Debug)]
+struct Wire {
+    /// Where guests send to.
+    port: u16,
+    cut: Arc<AtomicBool>,
+    closed: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Wire {
+    fn to(receiver: u16) -> Self {
+        let socket = Arc::new(UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port"));
+        let port = socket.local_addr().expect("it is bound").port();
+        let (cut, closed) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        let thread = std::thread::spawn({
+            let (cut, closed) = (cut.clone(), closed.clone());
+            move || carry(&socket, receiver, &cut, &closed)
+        });
+        Self { port, cut, closed, thread: Some(thread) }
+    }
+}
+
+impl Drop for Wire {
+    fn drop(&mut self) {
+        self.closed.store(true, Ordering::SeqCst);
+        // So that whoever waits sees it.
+        let waker =
+            UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|waker| waker.send_to(&[], (Ipv4Addr::LOCALHOST, self.port)));
+        if let (Ok(_), Some(thread)) = (waker, self.thread.take()) {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn carry(here: &Arc<UdpSocket>, receiver: u16, cut: &Arc<AtomicBool>, closed: &AtomicBool) {
+    let mut clients: HashMap<SocketAddr, Arc<UdpSocket>> = HashMap::new();
+    let mut buffer = vec![0; DATAGRAM_MAX];
+    while let Ok((len, client)) = here.recv_from(&mut buffer) {
+        if closed.load(Ordering::SeqCst) {
+            break;
+        }
+        if cut.load(Ordering::SeqCst) {
+            continue;
+        }
+        let there = clients.entry(client).or_insert_with(|| {
+            let there =
+                UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|s| s.connect((Ipv4Addr::LOCALHOST, receiver)).map(|()| s));
+            let there = Arc::new(there.expect("a free port"));
+            let (from, to, cut) = (there.clone(), here.clone(), cut.clone());
+            std::thread::spawn(move || {
+                let mut buffer = vec![0; DATAGRAM_MAX];
+                loop {
+                    match from.recv(&mut buffer) {
+                        Ok(0) => return, // shut down: nobody sends an empty datagram
+                        Ok(len) if !cut.load(Ordering::SeqCst) => drop(to.send_to(&buffer[..len], client)),
+                        // Nobody listens at the receiver's port just now.
+                        Ok(_) | Err(_) => {}
+                    }
+                }
+            });
+            there
+        });
+        let _ = there.send(&buffer[..len]); // lost, as on a wire
+    }
+    for there in clients.values() {
+        let _ = shutdown(there.as_raw_fd(), Shutdown::Both);
+    }
+}
