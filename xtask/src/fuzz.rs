@@ -1,10 +1,8 @@
-//! `xtask fuzz`: the fuzzer of `crates/fuzz`, built as the tests of the crates are, without what development crates turn on.
+//! `xtask fuzz`: the fuzzer of `crates/fuzz`, built without what development crates turn on.
 
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, bail};
-
-use crate::test_all::{PRODUCT, bin_dir, cargo};
 
 /// Seconds for each target where nothing else is said: what `xtask test` gives.
 const SECONDS: f64 = 10.0;
@@ -33,7 +31,7 @@ pub(crate) struct Args {
 /// # Errors
 /// When something was found. It is made small and kept in `crates/fuzz/corpus`, and the command to try it again is printed.
 pub(crate) fn main(args: &Args) -> anyhow::Result<()> {
-    let mut command = fuzzer()?;
+    let mut command = fuzzer();
     if args.target.iter().any(|target| target == "list") {
         command.arg("list");
         return succeed(command);
@@ -57,22 +55,16 @@ pub(crate) fn main(args: &Args) -> anyhow::Result<()> {
 }
 
 /// The step of `xtask test`.
-///
-/// # Errors
-/// As [`main`].
-pub(crate) fn step() -> anyhow::Result<()> {
-    let mut command = fuzzer()?;
+pub(crate) fn step() -> Command {
+    let mut command = fuzzer();
     command.args(["run", "--seconds", &SECONDS.to_string(), "--seed", &SEED.to_string()]);
-    succeed(command)
+    command
 }
 
-/// The program, built.
-fn fuzzer() -> anyhow::Result<Command> {
-    // With the tests: what they are made of has been built already, with the features that they turn on.
-    succeed(cargo(&[&["build", "--release", "--locked", "--tests", "--bin", "farside-fuzz"], PRODUCT].concat()))?;
-    let mut command = Command::new(bin_dir()?.join("farside-fuzz"));
-    command.current_dir(crate::root());
-    Ok(command)
+fn fuzzer() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.args(["run", "--release", "--locked", "-p", "farside-fuzz", "--"]).current_dir(crate::root());
+    command
 }
 
 fn succeed(mut command: Command) -> anyhow::Result<()> {

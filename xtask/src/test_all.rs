@@ -65,7 +65,7 @@ struct Beside {
 type Line = (&'static str, Duration, Count);
 
 /// Development crates turn on features that no product binary has, so they are built apart from the product.
-pub(crate) const PRODUCT: &[&str] =
+const PRODUCT: &[&str] =
     &["--workspace", "--exclude", "farside-sim", "--exclude", "xtask", "--exclude", "farside-tests", "--exclude", "farside-vm"];
 
 fn steps() -> anyhow::Result<Vec<Step>> {
@@ -120,7 +120,7 @@ fn steps() -> anyhow::Result<Vec<Step>> {
                 "models",
             ])),
         ),
-        step("fuzz", "every decoder, ten seconds each", Work::Here(fuzz::step)),
+        step("fuzz", "every decoder, ten seconds each", Work::Program(fuzz::step())),
         step(
             "programs",
             "farside, farsided, farside-receiver",
@@ -324,7 +324,7 @@ pub(crate) fn cargo(args: &[&str]) -> Command {
 }
 
 /// Where cargo puts programs: this one came from there.
-pub(crate) fn bin_dir() -> anyhow::Result<PathBuf> {
+fn bin_dir() -> anyhow::Result<PathBuf> {
     let this = std::env::current_exe().context("a process knows its file")?;
     Ok(this.parent().context("a program is in a folder")?.to_owned())
 }

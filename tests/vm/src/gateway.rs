@@ -1,20 +1,21 @@
 //! The gateway of a protected host: a receiver on this machine itself, which is ten times as fast as an emulated one and lets the
 //! guest have the processor; or an emulated machine, for who mounts there what was restored, or measures.
 //!
-//! A guest reaches the receiver here through QEMU's own network, which shows it the loopback of this machine as [`network::HERE`]. In
-//! between stands a [`Wire`] of ours, so that the network can be cut.
+//! A guest reaches the receiver here through QEMU's own network, which shows it the loopback of this machine under another address. In
+//! between stands a wire of ours, so that the network can be cut.
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::Write as _;
+use std::io::{ErrorKind, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd as _;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
-use farside_tests::{Process, bin_dir, program, run, tail, tool, wait_for};
+use farside_tests::{PATIENCE, Process, bin_dir, run, tail, tool, wait_for};
 use nix::sys::socket::{Shutdown, shutdown};
 use tempfile::TempDir;
 
@@ -46,7 +47,8 @@ struct Here {
 struct Emulated {
     machine: Machine,
     guest: Guest,
-    network: Network,
+    /// It ends with it.
+    _network: Network,
 }
 
 /// Its folder, in a command of the shell: `store` and `state` are in it, `receiver.toml`, and what is restored.
@@ -61,11 +63,10 @@ impl Gateway {
     /// When it does not come up.
     pub fn here() -> Self {
         let dir = tempfile::Builder::new().prefix("farside-vm-gateway-").tempdir().expect("a temporary directory");
-        let receiver = free_port();
-        let wire = Wire::to(receiver);
+        let wire = Wire::new();
         let configuration = configuration(
             &dir.path().display().to_string(),
-            &format!("{}:{receiver}", Ipv4Addr::LOCALHOST),
+            &format!("{RECEIVER}:{}", wire.port),
             &format!("{}:{}", network::HERE, wire.port),
         );
         std::fs::write(dir.path().join("receiver.toml"), configuration).expect("room");
@@ -86,7 +87,7 @@ impl Gateway {
         let address = format!("{}:7400", machine.address());
         guest.upload(&format!("{at}/receiver.toml"), configuration(at, &address, &address).as_bytes(), 0o644);
         start_emulated(&mut guest);
-        Self { place: Place::Emulated(Box::new(Emulated { machine, guest, network })) }
+        Self { place: Place::Emulated(Box::new(Emulated { machine, guest, _network: network })) }
     }
 
     /// The address of an emulated one.
@@ -119,9 +120,10 @@ impl Gateway {
         match &mut self.place {
             Place::Here(here) => {
                 let path = std::env::var("PATH").unwrap_or_default();
-                let mut shell = tool("sh");
+                let mut shell = tool("timeout");
                 shell
-                    .args(["-c", command])
+                    .arg(PATIENCE.as_secs().to_string())
+                    .args(["sh", "-c", command])
                     .env("PATH", format!("{}:{path}", bin_dir().display()))
                     .env("GATEWAY", here.dir.path());
                 String::from_utf8_lossy(&run(&mut shell).stdout).into_owned()
@@ -152,39 +154,37 @@ impl Gateway {
         self.run(&format!("farside-receiver token --config {FOLDER}/receiver.toml")).trim().to_owned()
     }
 
-    /// From now on nothing arrives, in either direction.
-    pub fn cut(&self) {
-        match &self.place {
-            Place::Here(here) => here.wire.cut.store(true, Ordering::SeqCst),
-            Place::Emulated(emulated) => emulated.network.cut(),
+    fn of_here(&mut self) -> &mut Here {
+        match &mut self.place {
+            Place::Here(here) => here,
+            Place::Emulated(_) => panic!("it is not on this machine"),
         }
     }
 
+    /// From now on nothing arrives, in either direction.
+    ///
+    /// # Panics
+    /// When it is not on this machine.
+    pub fn cut(&mut self) {
+        self.of_here().wire.cut.store(true, Ordering::SeqCst);
+    }
+
     /// Ends [`Gateway::cut`].
-    pub fn heal(&self) {
-        match &self.place {
-            Place::Here(here) => here.wire.cut.store(false, Ordering::SeqCst),
-            Place::Emulated(emulated) => emulated.network.heal(),
-        }
+    ///
+    /// # Panics
+    /// When it is not on this machine.
+    pub fn heal(&mut self) {
+        self.of_here().wire.cut.store(false, Ordering::SeqCst);
     }
 
     /// It loses everything that it had, and is another one from now on.
     ///
     /// # Panics
-    /// When it does not come up.
+    /// When it is not on this machine, or does not come up.
     pub fn replace(&mut self) {
-        let empty = format!("rm -r {FOLDER}/store {FOLDER}/state");
-        match &mut self.place {
-            Place::Here(here) => here.receiver.take().expect("it runs").stop(),
-            Place::Emulated(emulated) => {
-                emulated.guest.run("killall farside-receiver && while pidof farside-receiver; do :; done >/dev/null");
-            }
-        }
-        self.run(&empty);
-        match &mut self.place {
-            Place::Here(here) => here.start(),
-            Place::Emulated(emulated) => start_emulated(&mut emulated.guest),
-        }
+        self.of_here().receiver.take().expect("it runs").stop();
+        self.run(&format!("rm -r {FOLDER}/store {FOLDER}/state"));
+        self.of_here().start();
     }
 
     /// Ends it in order.
@@ -204,8 +204,14 @@ impl Here {
     fn start(&mut self) {
         let path = |name: &str| self.dir.path().join(name);
         let log = File::options().create(true).append(true).open(path("receiver.log")).expect("room");
-        let mut command = program("farside-receiver");
-        command.args(["run", "--config"]).arg(path("receiver.toml")).stdin(Stdio::null());
+        // setpriv ends it with the thread that starts it, also when that has no time to clean up.
+        let mut command = tool("setpriv");
+        command
+            .args(["--pdeathsig", "KILL", "--"])
+            .arg(bin_dir().join("farside-receiver"))
+            .args(["run", "--config"])
+            .arg(path("receiver.toml"))
+            .stdin(Stdio::null());
         command.stdout(log.try_clone().expect("a file")).stderr(log);
         let mut process = Process::new(command.spawn().expect("our own program starts"), "farside-receiver");
         let socket = path("receiver.sock");
@@ -239,14 +245,16 @@ pub fn md5_of(content: &[u8]) -> String {
     let mut md5 = md5.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("md5sum is installed");
     md5.stdin.take().expect("piped").write_all(content).expect("md5sum reads");
     let output = md5.wait_with_output().expect("our own child");
+    assert!(output.status.success(), "{output:?}");
     String::from_utf8_lossy(&output.stdout).split(' ').next().expect("a first word").to_owned()
 }
 
-fn free_port() -> u16 {
-    UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|socket| socket.local_addr()).expect("a free port").port()
-}
+/// Where the receiver listens. Its port is the wire's: while that is taken here, nobody is given it there.
+const RECEIVER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
+/// QUIC has given up a connection on which nothing came for so long.
+const SILENCE: Duration = Duration::from_secs(60);
 
-/// Carries datagrams between guests and a port of this machine, unless it is cut.
+/// Carries datagrams between guests and the receiver, unless it is cut.
 #[derive(Debug)]
 struct Wire {
     /// Where guests send to.
@@ -257,13 +265,13 @@ struct Wire {
 }
 
 impl Wire {
-    fn to(receiver: u16) -> Self {
+    fn new() -> Self {
         let socket = Arc::new(UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port"));
         let port = socket.local_addr().expect("it is bound").port();
-        let (cut, closed) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        let (cut, closed) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
         let thread = std::thread::spawn({
             let (cut, closed) = (cut.clone(), closed.clone());
-            move || carry(&socket, receiver, &cut, &closed)
+            move || carry(&socket, port, &cut, &closed)
         });
         Self { port, cut, closed, thread: Some(thread) }
     }
@@ -281,7 +289,8 @@ impl Drop for Wire {
     }
 }
 
-fn carry(here: &Arc<UdpSocket>, receiver: u16, cut: &Arc<AtomicBool>, closed: &AtomicBool) {
+/// Takes what guests send until it is closed. Each client has a socket of its own towards the receiver, for as long as it is answered.
+fn carry(here: &Arc<UdpSocket>, port: u16, cut: &Arc<AtomicBool>, closed: &AtomicBool) {
     let mut clients: HashMap<SocketAddr, Arc<UdpSocket>> = HashMap::new();
     let mut buffer = vec![0; DATAGRAM_MAX];
     while let Ok((len, client)) = here.recv_from(&mut buffer) {
@@ -291,27 +300,32 @@ fn carry(here: &Arc<UdpSocket>, receiver: u16, cut: &Arc<AtomicBool>, closed: &A
         if cut.load(Ordering::SeqCst) {
             continue;
         }
+        clients.retain(|_, there| Arc::strong_count(there) > 1); // somebody answers
         let there = clients.entry(client).or_insert_with(|| {
-            let there =
-                UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|s| s.connect((Ipv4Addr::LOCALHOST, receiver)).map(|()| s));
-            let there = Arc::new(there.expect("a free port"));
+            let there = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).expect("a free port");
+            there.connect((RECEIVER, port)).and_then(|()| there.set_read_timeout(Some(SILENCE))).expect("a socket");
+            let there = Arc::new(there);
             let (from, to, cut) = (there.clone(), here.clone(), cut.clone());
-            std::thread::spawn(move || {
-                let mut buffer = vec![0; DATAGRAM_MAX];
-                loop {
-                    match from.recv(&mut buffer) {
-                        Ok(0) => return, // shut down: nobody sends an empty datagram
-                        Ok(len) if !cut.load(Ordering::SeqCst) => drop(to.send_to(&buffer[..len], client)),
-                        // Nobody listens at the receiver's port just now.
-                        Ok(_) | Err(_) => {}
-                    }
-                }
-            });
+            std::thread::spawn(move || answer(&from, &to, client, &cut));
             there
         });
         let _ = there.send(&buffer[..len]); // lost, as on a wire
     }
     for there in clients.values() {
         let _ = shutdown(there.as_raw_fd(), Shutdown::Both);
+    }
+}
+
+/// Hands a client what the receiver sends it, until there is nothing any more.
+fn answer(from: &UdpSocket, to: &UdpSocket, client: SocketAddr, cut: &AtomicBool) {
+    let mut buffer = vec![0; DATAGRAM_MAX];
+    loop {
+        match from.recv(&mut buffer) {
+            Ok(0) => return, // shut down: nobody sends an empty datagram
+            Ok(len) if !cut.load(Ordering::SeqCst) => drop(to.send_to(&buffer[..len], client)),
+            Ok(_) => {}
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => return,
+            Err(_) => {} // nobody listens there just now
+        }
     }
 }

@@ -167,7 +167,7 @@ pub(crate) fn address(host: u8) -> String {
 pub(crate) enum Wiring {
     /// A [`Network`], by its socket.
     Hub(PathBuf),
-    /// The loopback of this machine, and nobody else.
+    /// QEMU's own network, for the loopback of this machine. It leads further, but guests have no route there.
     Here,
 }
 
