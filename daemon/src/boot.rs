@@ -587,14 +587,14 @@ fn mark(state_dir: &Path, backing: &Backing) -> Result<(), ConfigError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::atomic::{AtomicBool, Ordering};
+pub(crate) mod tests {
+    use std::fs::File;
 
     use super::*;
 
     fn config(dir: &Path, volumes: &str) -> Config {
         let path = dir.join("farsided.toml");
-        std::fs::write(&path, format!("[source]\nname='h'\n{volumes}")).expect("written");
+        std::fs::write(&path, format!("[source]\nname='h'\nstate_dir='{}'\n{volumes}", dir.display())).expect("written");
         Config::load(&path).expect("valid")
     }
 
@@ -661,18 +661,17 @@ mod tests {
     fn a_start_shows_no_disk_that_is_not_marked_and_hides_none_again() {
         let dir = tempfile::tempdir().expect("temp dir");
         let rules = || std::fs::read_to_string(dir.path().join("x.rules")).unwrap_or_default();
-        let state = format!("state_dir='{}'\n", dir.path().join("state").display());
-        let two = config(dir.path(), &format!("{state}{TWO}"));
-        let folder = dir.path().join("state/volumes/default/a");
+        let two = config(dir.path(), TWO);
+        let folder = dir.path().join("volumes/default/a");
         std::fs::create_dir_all(&folder).expect("made");
         let backings = Backings::at(Some(places(dir.path())), &two, HOST);
         two.volumes.values().for_each(|volume| backings.take(volume).expect("taken"));
         // Edited, perhaps wrongly: it stays hidden until it is served.
-        let edited = config(dir.path(), &format!("{state}{}", TWO.replace("nothing-a", "elsewhere")));
+        let edited = config(dir.path(), &TWO.replace("nothing-a", "elsewhere"));
         let _ = Backings::at(Some(places(dir.path())), &edited, HOST);
         assert!(rules().contains("nothing-a"), "{}", rules());
         // Not configured any more.
-        let one = config(dir.path(), &format!("{state}{}", &TWO[TWO.find("[[volume]]\nname='b'").expect("there")..]));
+        let one = config(dir.path(), &TWO[TWO.find("[[volume]]\nname='b'").expect("there")..]);
         let _ = Backings::at(Some(places(dir.path())), &one, HOST);
         assert!(!rules().contains("nothing-a") && Mark::TrackingLost.is_set(&folder).expect("asked"), "{}", rules());
         // The packages were removed, and the disk is mounted by now.
@@ -725,30 +724,62 @@ mod tests {
     }
 
     impl Backings {
-        /// Of a host whose devices end as `end_tap` says.
-        pub(crate) fn of_host(config: &Config, end_tap: fn(&Path, VolumeId, &Name, &Path) -> anyhow::Result<()>) -> Self {
+        /// Of a host on which no device ends while there is a [`SlowEnd`] in the folder of its configuration.
+        pub(crate) fn of_slow_host(config: &Config) -> Self {
             let dir = config.path.parent().expect("a folder");
-            Self::at(Some(places(dir)), config, Host { end_tap, ..HOST })
+            Self::at(Some(places(dir)), config, Host { end_tap: SlowEnd::end_tap, ..HOST })
+        }
+    }
+
+    /// No device ends before this is dropped.
+    pub(crate) struct SlowEnd {
+        gate: PathBuf,
+        _held: File,
+    }
+
+    impl SlowEnd {
+        const GATE: &str = "may-end";
+        const MET: &str = "ends";
+
+        /// Of devices whose volumes' folders are below this one.
+        pub(crate) fn of(dir: &Path) -> Self {
+            let gate = dir.join(Self::GATE);
+            nix::unistd::mkfifo(&gate, nix::sys::stat::Mode::S_IRWXU).expect("made");
+            let held = File::options().read(true).write(true).open(&gate).expect("nobody is waited for");
+            Self { gate, _held: held }
+        }
+
+        /// Whether somebody waits for the end of a device.
+        pub(crate) fn is_met(&self) -> bool {
+            self.gate.with_file_name(Self::MET).exists()
+        }
+
+        fn end_tap(folder: &Path, _: VolumeId, _: &Name, _: &Path) -> anyhow::Result<()> {
+            let gate = folder.ancestors().map(|dir| dir.join(Self::GATE));
+            let Some((gate, path)) = gate.filter_map(|path| Some((File::open(&path).ok()?, path))).next() else { return Ok(()) };
+            std::fs::write(path.with_file_name(Self::MET), "")?;
+            std::io::read_to_string(gate)?; // until nobody can write to it
+            Ok(())
+        }
+    }
+
+    impl Drop for SlowEnd {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_file(&self.gate); // nobody opens it any more: who did reads the end of it
         }
     }
 
     #[test]
     fn a_device_that_is_long_in_ending_holds_up_no_other_volume() {
-        static MAY_END: Mutex<()> = Mutex::new(());
-        static ENDS: AtomicBool = AtomicBool::new(false);
         let dir = tempfile::tempdir().expect("temp dir");
         let two = config(dir.path(), TWO);
-        let backings = Backings::of_host(&two, |_, _, _, _| {
-            ENDS.store(true, Ordering::SeqCst);
-            drop(locked(&MAY_END));
-            Ok(())
-        });
+        let backings = Backings::of_slow_host(&two);
         two.volumes.values().for_each(|volume| backings.take(volume).expect("taken"));
         let (a, b) = ("a".parse::<Name>().expect("a name"), "b".parse::<Name>().expect("a name"));
         std::thread::scope(|scope| {
-            let not_yet = locked(&MAY_END);
+            let not_yet = SlowEnd::of(dir.path());
             scope.spawn(|| backings.let_go(&b));
-            while !ENDS.load(Ordering::SeqCst) {
+            while !not_yet.is_met() {
                 std::thread::yield_now();
             }
             assert!(backings.list.try_lock().is_ok(), "nobody else can be opened");

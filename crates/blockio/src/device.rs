@@ -327,11 +327,7 @@ impl FileDevice {
         use nix::fcntl::FallocateFlags;
         let ways = [FallocateFlags::FALLOC_FL_PUNCH_HOLE, FallocateFlags::FALLOC_FL_ZERO_RANGE];
         for way in ways.into_iter().skip(usize::from(keep_space || !self.inner.punches)) {
-            if way == FallocateFlags::FALLOC_FL_PUNCH_HOLE {
-                self.inner.given.begin_punch(extent.len);
-            } else {
-                self.inner.given.begin_zero(extent.len);
-            }
+            self.inner.given.begin_zero(extent.len, way == FallocateFlags::FALLOC_FL_PUNCH_HOLE);
             let _end = End(&self.inner.given);
             let flags = way | FallocateFlags::FALLOC_FL_KEEP_SIZE;
             loop {

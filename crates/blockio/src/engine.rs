@@ -233,20 +233,16 @@ impl DeviceEngine {
             other => other,
         };
         self.running[index as usize].as_mut().expect("a running operation").step = step;
+        if let Step::Punch(zeroing) | Step::ZeroRange(zeroing) = step {
+            self.give(index);
+            self.device.given().begin_zero(zeroing.extent.len, matches!(step, Step::Punch(_)));
+        }
         let tag = Tag::queue(u64::from(index));
         match step {
             Step::Transfer => unreachable!("a transfer is one operation"),
             Step::Sync => ring.sync_data(tag, self.device.fd()),
-            Step::Punch(zeroing) => {
-                self.give(index);
-                self.device.given().begin_punch(zeroing.extent.len);
-                ring.fallocate(tag, self.device.fd(), Fallocate::PunchHole, zeroing.extent);
-            }
-            Step::ZeroRange(zeroing) => {
-                self.give(index);
-                self.device.given().begin_zero(zeroing.extent.len);
-                ring.fallocate(tag, self.device.fd(), Fallocate::ZeroRange, zeroing.extent);
-            }
+            Step::Punch(zeroing) => ring.fallocate(tag, self.device.fd(), Fallocate::PunchHole, zeroing.extent),
+            Step::ZeroRange(zeroing) => ring.fallocate(tag, self.device.fd(), Fallocate::ZeroRange, zeroing.extent),
             Step::WriteZeroes(zeroing, done) => match self.zeroes.take() {
                 Some(zeroes) => {
                     let len = zero_piece(zeroing, done) as usize;

@@ -43,14 +43,9 @@ impl Given {
         self.begin(if bytes <= self.once_up_to { bytes } else { 2 * bytes });
     }
 
-    /// Before a zeroing is given that the device does, or refuses.
-    pub(crate) fn begin_punch(&self, bytes: u64) {
-        self.begin(if self.once_up_to > 0 { bytes } else { 2 * bytes });
-    }
-
-    /// Before a zeroing is given that the kernel does by writing where the device turns out not to.
-    pub(crate) fn begin_zero(&self, bytes: u64) {
-        self.begin(2 * bytes);
+    /// Before a zeroing is given. What only the device does, or refuses (`by_device`), is not tried a second time by writing.
+    pub(crate) fn begin_zero(&self, bytes: u64, by_device: bool) {
+        self.begin(if by_device && self.once_up_to > 0 { bytes } else { 2 * bytes });
     }
 
     fn begin(&self, bytes: u64) {
@@ -210,13 +205,13 @@ mod tests {
         assert_eq!(bytes(), 4096);
         given.begin_write(8192);
         assert_eq!(bytes(), 4096 + 16384);
-        given.begin_zero(512);
+        given.begin_zero(512, false);
         assert_eq!(bytes(), 4096 + 16384 + 1024);
-        given.begin_punch(1 << 20);
+        given.begin_zero(1 << 20, true);
         assert_eq!(bytes(), 4096 + 16384 + 1024 + (1 << 20), "a trim leaves no room for a foreign write to hide in");
         assert_eq!((given.begun.load(Ordering::SeqCst), given.ended.load(Ordering::SeqCst)), (4, 0));
         let tried = Given::new(None);
-        tried.begin_punch(512);
+        tried.begin_zero(512, true);
         assert_eq!(tried.bytes_max.load(Ordering::SeqCst), 1024);
     }
 }

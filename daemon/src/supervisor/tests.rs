@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use farside_control::source::{IfAbsent, VolumeAdd};
 
 use super::*;
+use crate::boot::tests::SlowEnd;
 use crate::config::VolumeConfig;
 use crate::group::{Farewell, Inbox};
 use crate::state_dir::Mark;
@@ -15,19 +16,6 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 async fn lost(noticed: &mut mpsc::UnboundedReceiver<Noticed>) -> Noticed {
     tokio::time::timeout(PATIENCE, noticed.recv()).await.expect("it is said").expect("the daemon lives")
-}
-
-/// Locks a gate until what it gives is dropped.
-async fn hold(gate: &'static Mutex<()>) -> std::sync::mpsc::Sender<()> {
-    let (held, is_held) = std::sync::mpsc::channel();
-    std::thread::spawn(move || {
-        let _shut = locked(gate);
-        let _ = is_held.recv(); // also when a test has failed
-    });
-    while gate.try_lock().is_ok() {
-        tokio::task::yield_now().await;
-    }
-    held
 }
 
 /// A daemon in a folder, with a volume `data` over a file; other files are there for more.
@@ -109,6 +97,14 @@ impl Running {
         let data = locked(&self.daemon.config).volumes[&self.data].clone();
         let tap = TapConfig::Nbd { socket: self.at.join("late-tap") };
         VolumeConfig { name: "late".parse().expect("a name"), backing: self.at.join("late"), tap, ..data }
+    }
+
+    /// `data` is not configured any more, after a reload. Gives the configuration as it was.
+    fn take_data_out(&self) -> String {
+        let path = self.at.join("farsided.toml");
+        let text = std::fs::read_to_string(&path).expect("read");
+        std::fs::write(&path, text.split("[[volume]]").next().expect("there")).expect("written");
+        text
     }
 
     fn add(&self, name: &str) -> VolumeAdd {
@@ -239,9 +235,7 @@ async fn a_stop_says_what_could_not_be_kept() {
             // It is gone with the power, which goes next.
             std::fs::remove_dir(note).expect("empty");
         }
-        let (again, name) = (daemon.clone(), running.data.clone());
-        let serving = tokio::spawn(async move { again.serve_again(&name).await });
-        serving.await.expect("it is refused");
+        daemon.serve_again(&running.data).await; // it is refused
         assert_eq!(daemon.volumes.served(), 1, "it stays");
         assert_eq!(daemon.stop_groups().await, Stopped::LossUnkept);
     }
@@ -277,9 +271,7 @@ async fn a_volume_that_is_taken_out_while_it_is_opened_again_ends() {
     let backing = running.at.join("data");
     std::fs::rename(&backing, running.at.join("aside")).expect("renamed");
     let serving = running.serve_again_until_closed().await;
-    let path = running.at.join("farsided.toml");
-    let text = std::fs::read_to_string(&path).expect("read");
-    std::fs::write(&path, text.split("[[volume]]").next().expect("there")).expect("written");
+    running.take_data_out();
     assert!(folder.exists());
     assert!(daemon.reload().await.expect("valid").failed.is_empty());
     tokio::time::timeout(PATIENCE, serving).await.expect("it ends").expect("in order");
@@ -291,31 +283,22 @@ async fn a_volume_that_is_taken_out_while_it_is_opened_again_ends() {
 /// Put back while what was left of it was ended, it was opened by nobody: who put it back was told that somebody was at it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_volume_that_is_put_back_while_it_ends_is_opened_again() {
-    static MAY_END: Mutex<()> = Mutex::new(());
-    static ENDS: AtomicBool = AtomicBool::new(false);
-    let running = Running::of(|config| {
-        Backings::of_host(config, |_, _, _, _| {
-            ENDS.store(true, Ordering::SeqCst);
-            drop(locked(&MAY_END));
-            Ok(())
-        })
-    })
-    .await;
+    let running = Running::of(Backings::of_slow_host).await;
     let daemon = running.daemon.clone();
     let hidden =
         VolumeConfig { name: running.data.clone(), backing: "/dev/nothing".into(), tap: TapConfig::Ublk, ..running.late() };
     daemon.around.backings.take(&hidden).expect("taken");
-    let (backing, aside, path) = (running.at.join("data"), running.at.join("aside"), running.at.join("farsided.toml"));
-    let (text, not_yet) = (std::fs::read_to_string(&path).expect("read"), hold(&MAY_END).await);
+    let (backing, aside) = (running.at.join("data"), running.at.join("aside"));
+    let not_yet = SlowEnd::of(&running.at);
     std::fs::rename(&backing, &aside).expect("renamed");
     let serving = running.serve_again_until_closed().await;
-    std::fs::write(&path, text.split("[[volume]]").next().expect("there")).expect("written");
+    let text = running.take_data_out();
     daemon.reload().await.expect("valid");
-    while !ENDS.load(Ordering::SeqCst) {
+    while !not_yet.is_met() {
         tokio::task::yield_now().await;
     }
     std::fs::rename(&aside, &backing).expect("renamed");
-    std::fs::write(&path, text).expect("written");
+    std::fs::write(running.at.join("farsided.toml"), text).expect("written");
     daemon.reload().await.expect("valid");
     drop(not_yet);
     tokio::time::timeout(PATIENCE, serving).await.expect("it ends").expect("in order");
@@ -378,23 +361,14 @@ async fn what_a_reload_serves_is_not_given_up_by_who_was_adding_it() {
 /// The disk of a volume that had left was shown while the volume was opened again: beside its tap, and to whoever checks it.
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_opens_a_volume_whose_disk_is_being_shown() {
-    static MAY_END: Mutex<()> = Mutex::new(());
-    static ENDS: AtomicBool = AtomicBool::new(false);
-    let running = Running::of(|config| {
-        Backings::of_host(config, |_, _, _, _| {
-            ENDS.store(true, Ordering::SeqCst);
-            drop(locked(&MAY_END));
-            Ok(())
-        })
-    })
-    .await;
+    let running = Running::of(Backings::of_slow_host).await;
     let (daemon, late) = (running.daemon.clone(), running.late());
     let hidden = VolumeConfig { backing: "/dev/nothing".into(), tap: TapConfig::Ublk, ..late.clone() };
     daemon.around.backings.take(&hidden).expect("taken");
-    let not_yet = hold(&MAY_END).await;
+    let not_yet = SlowEnd::of(&running.at);
     let (adding, given_up) = (daemon.clone(), late.clone());
     let shown = tokio::spawn(async move { adding.give_up_adding(&given_up, &anyhow::anyhow!("it is on fire")).await });
-    while !ENDS.load(Ordering::SeqCst) {
+    while !not_yet.is_met() {
         tokio::task::yield_now().await;
     }
     assert_eq!(daemon.add_volume(&running.add("late")).await.expect_err("not now").code, ErrorCode::Busy);

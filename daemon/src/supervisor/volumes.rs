@@ -462,7 +462,7 @@ impl Daemon {
                 Ok(()) => Ok(()),
             };
             daemon.volumes.left(&name);
-            daemon.show_disk_of_nobody(&name).await;
+            daemon.show_disk(&name).await;
             said_in_time(&name, done, left);
             daemon.open_what_is_configured(&name).await;
         });
@@ -504,15 +504,10 @@ impl Daemon {
         }
     }
 
-    async fn show_disk_of_nobody(&self, name: &Name) {
-        if !locked(&self.config).volumes.contains_key(name) {
-            self.show_disk(name).await;
-        }
-    }
-
-    /// The disk of a volume that has left is its host's again, unless somebody opens the volume. Nobody does meanwhile.
-    pub(super) async fn show_disk(&self, name: &Name) {
-        if self.volumes.begin(name) {
+    /// The disk of a volume that has left is its host's again, unless the volume is configured, or somebody opens it. Nobody does
+    /// meanwhile.
+    async fn show_disk(&self, name: &Name) {
+        if !locked(&self.config).volumes.contains_key(name) && self.volumes.begin(name) {
             self.show_claimed_disk(name).await;
             locked(&self.volumes.unserved).remove(name);
         }
@@ -705,7 +700,7 @@ impl Daemon {
                 && config.has_written(&volume.name)
             {
                 // The next start reads it, whatever is said here.
-                locked(&self.config).volumes.entry(volume.name.clone()).or_insert_with(|| volume.clone());
+                locked(&self.config).volumes.insert(volume.name.clone(), volume.clone());
                 locked(&self.volumes.unserved).insert(volume.name.clone(), Unserved::Failed(format!("{error:#}")));
                 let what = format!("volume {} is not served, but stays configured ({why}): {error:#}", volume.name);
                 return ApiError::new(
@@ -717,7 +712,7 @@ impl Daemon {
             locked(&self.volumes.unserved).remove(&volume.name);
         }
         // It may have been hidden on the way, and nobody serves it.
-        self.show_disk_of_nobody(&volume.name).await;
+        self.show_disk(&volume.name).await;
         self.open_soon(&volume.name);
         let todo = what_would_do(error, volume);
         ApiError::new(ErrorCode::Conflict, format!("volume {} is not added: {error:#}", volume.name), todo)
