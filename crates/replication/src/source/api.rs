@@ -318,7 +318,7 @@ pub enum Event {
     /// A planned stop begins: the taps take nothing new. Cuts are tried at once until everything is published
     /// ([`super::Source::settled`]) or the driver loses patience.
     Drain,
-    /// No action after this one. Then ask [`super::Source::owed`].
+    /// No action after those of this one, which ask for headers. Then ask [`super::Source::owed`].
     Halt,
 }
 

@@ -211,7 +211,7 @@ impl Source {
                 self.phase = Phase::Draining;
                 self.stop_verifies(now);
             }
-            Event::Halt => self.phase = Phase::Halted,
+            Event::Halt => self.halt(now, actions),
             // Of a connection that is gone.
             Event::Disconnected { .. }
             | Event::Message { .. }

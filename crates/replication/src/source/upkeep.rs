@@ -6,7 +6,7 @@ use farside_wire::SourceMessage;
 
 use super::api::{Action, Nanos, Tick};
 use super::volume::{Cooling, Header, Service, Volume, slot_of};
-use super::{Link, Source};
+use super::{Link, Phase, Source};
 
 impl Source {
     pub(super) fn tick(&mut self, now: Nanos, tick: &Tick, out: &mut Vec<Action>) {
@@ -41,14 +41,19 @@ impl Source {
 
     fn refresh_headers(&mut self, now: Nanos, out: &mut Vec<Action>) {
         let refresh = self.config.limits.header_refresh;
-        let stale: Vec<_> = self
-            .volumes
-            .values()
-            .filter(|v| v.held.is_some() && v.header.asked.1 != v.published)
-            .filter(|v| now >= v.header.asked_at.saturating_add(refresh))
-            .map(|v| v.id())
-            .collect();
-        stale.into_iter().for_each(|id| self.write_header(now, id, out));
+        self.write_headers_behind(now, |volume| now >= volume.header.asked_at.saturating_add(refresh), out);
+    }
+
+    /// A planned stop says how far it saw, or the next attach compares every region of what was published since the header.
+    pub(super) fn halt(&mut self, now: Nanos, out: &mut Vec<Action>) {
+        self.phase = Phase::Halted;
+        self.write_headers_behind(now, |_| true, out);
+    }
+
+    fn write_headers_behind(&mut self, now: Nanos, of: impl Fn(&Volume) -> bool, out: &mut Vec<Action>) {
+        let behind = self.volumes.values().filter(|v| v.held.is_some() && v.header.asked.1 != v.published && of(v));
+        let behind: Vec<_> = behind.map(|v| v.id()).collect();
+        behind.into_iter().for_each(|id| self.write_header(now, id, out));
     }
 
     pub(super) fn header_durable(
@@ -126,6 +131,7 @@ impl Source {
         for id in leaving {
             self.orphan(now, id, out);
             if self.volumes[&id].reading.is_none() {
+                self.write_headers_behind(now, |volume| volume.id() == id, out);
                 self.volumes.remove(&id);
                 out.push(Action::Removed { volume: id });
             }

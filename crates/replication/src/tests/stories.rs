@@ -229,6 +229,29 @@ fn t2_a_clean_stop_owes_what_is_staged_and_not_published() {
     });
 }
 
+/// Headers are written now and then. One that a planned stop left behind made the next attach compare what had been published since:
+/// after a first sync of a large disk all of it.
+#[test]
+fn a_clean_stop_leaves_nothing_to_compare() {
+    tell(&[], || {
+        let mut world = streaming();
+        let header = world.disks[&V1].header;
+        world.write(V1, 0, 101);
+        world.interval();
+        world.go_without(&[Turn::Header]);
+        assert!(world.source.as_ref().expect("it runs").owed(V1).is_empty(), "it is not published");
+        assert_eq!(world.disks[&V1].header, header, "it is not behind");
+        world.stop_source();
+        world.boot();
+        world.connect();
+        world.go_without(&[Turn::Switch]);
+        let source = world.source.as_ref().expect("it runs");
+        assert!(source.status(world.now).volumes[0].term.is_some());
+        assert!(source.owed(V1).is_empty(), "{:?}", source.owed(V1));
+        world.quiet();
+    });
+}
+
 /// A disk was put back from a copy; a person accepts it as it is. Comparing everything takes a while, and the host loses power
 /// meanwhile. If not every bit was durable before the claim, the next attach compares the few regions that were hot and calls
 /// the rest equal to what was published from the lost future.

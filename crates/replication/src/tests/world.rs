@@ -297,6 +297,10 @@ impl World {
         if let Some(source::Action::Switch { kind, members }) = self.switch.take() {
             self.do_switch(kind, members);
         }
+        // The header of the stop itself is what was asked for last.
+        for (volume, confirmed, position) in std::mem::take(&mut self.headers) {
+            self.disks.get_mut(&volume).expect("a disk").header = (confirmed, position);
+        }
         let source = self.source.take().expect("it runs");
         for (id, open) in std::mem::take(&mut self.open) {
             let mut owed = source.owed(id);
