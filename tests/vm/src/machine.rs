@@ -301,7 +301,8 @@ impl Machine {
         let address = if self.host.is_some() { self.address() } else { String::new() };
         // Emulation is slow and this machine may be busy: the kernel's watchdogs wait accordingly, and still bite. Its check
         // whether timer interrupts arrive ends in a panic when the emulator gets no time at that moment. What guards a kernel against
-        // its users, and a fifth level of page tables, is emulated dearly and proves nothing here.
+        // its users, and a fifth level of page tables, is emulated dearly and proves nothing here. Nor does a keyboard, which does not
+        // always answer a busy machine in time.
         let kernel_arguments = format!(
             "console=ttyS0 loglevel=4 panic=-1 oops=panic no_timer_check printk.devkmsg=on watchdog_thresh=60 rcupdate.rcu_cpu_stall_timeout=120 \
              sysctl.kernel.hung_task_timeout_secs=120 net.ifnames=0 mitigations=off init_on_alloc=0 farside_host={} farside_address={address}",
@@ -312,7 +313,7 @@ impl Machine {
             false => format!("-accel tcg,thread=multi -smp {}", self.processors),
         };
         let fixed = [
-            "--pdeathsig KILL -- qemu-system-x86_64 -M q35 -cpu max,-la57,-smap,-smep,-umip,-pku -nodefaults -no-user-config",
+            "--pdeathsig KILL -- qemu-system-x86_64 -M q35,i8042=off,sata=off,smbus=off -cpu max,-la57,-smap,-smep,-umip,-pku -nodefaults -no-user-config",
             &processors,
             "-no-reboot -display none -device virtio-serial-pci",
         ];
