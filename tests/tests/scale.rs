@@ -61,6 +61,8 @@ fn ten_volumes_and_ten_tebibytes_fit() {
     let begun = Instant::now();
     site.wait_quiet();
     println!("quiet again: {:?}", begun.elapsed());
+    let compared = site.volume_status("big")["counters"]["equal_bytes"].as_u64();
+    assert_eq!(compared, Some(0), "a clean stop leaves nothing to compare");
     report(&site, "at the end");
     for name in &small {
         let image = site.path("image");
