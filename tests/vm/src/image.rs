@@ -65,7 +65,17 @@ busybox ln -s ../farside-vm-agent.service /run/systemd/system/sysinit.target.wan
 for unit in systemd-networkd.service systemd-networkd.socket systemd-networkd-wait-online.service; do
     busybox ln -s /dev/null /run/systemd/system/$unit
 done
+# What has nothing to do with disks and the life of services, and costs an emulated processor seconds at every boot.
+for unit in e2scrub_reap.service getty.target systemd-binfmt.service proc-sys-fs-binfmt_misc.automount systemd-network-generator.service \
+    systemd-update-utmp.service systemd-update-utmp-runlevel.service modprobe@configfs.service modprobe@drm.service \
+    modprobe@efi_pstore.service modprobe@fuse.service dev-hugepages.mount dev-mqueue.mount sys-kernel-debug.mount sys-kernel-tracing.mount; do
+    busybox ln -s /dev/null /run/systemd/system/$unit
+done
 busybox echo "$farside_host" >/root-of-debian/etc/hostname
+# It has been booted before, as a host has: a first boot goes through every unit.
+if [ "$(busybox cat /root-of-debian/etc/machine-id)" = uninitialized ]; then
+    busybox sed s/-//g /proc/sys/kernel/random/uuid >/root-of-debian/etc/machine-id
+fi
 for folder in dev proc sys run; do
     busybox mount --move /$folder /root-of-debian/$folder
 done

@@ -138,7 +138,8 @@ fn what_fstab_names_comes_up_behind_farside_at_every_boot() {
     host.booted();
     for (disk, uuid) in [("data", DATA), ("named", HOME), ("kept", KEPT)] {
         let device = host.disk(disk);
-        host.run(&format!("mkfs.ext4 -q -U {uuid} {device} && mkdir /srv/{disk}"));
+        // By itself udev hears of it soon.
+        host.run(&format!("mkfs.ext4 -q -U {uuid} {device} && udevadm trigger --settle {device} && mkdir /srv/{disk}"));
         reaches(&mut host, &format!("/dev/disk/by-uuid/{uuid}"), &device);
     }
     let part = host.disk("part");
@@ -296,7 +297,7 @@ fn a_partition_comes_up_behind_the_kernels_nbd_client_on_the_stock_kernel() {
     let mut machine = Machine::debian("host", Kernel::Stock).modules(&["nbd"]).disk(partitioned("part", 32));
     let mut host = boots(&mut machine);
     let disk = host.disk("part");
-    host.run(&format!("mkfs.ext4 -q -U {PART} {disk}1 && mkdir /srv/part"));
+    host.run(&format!("mkfs.ext4 -q -U {PART} {disk}1 && udevadm trigger --settle {disk}1 && mkdir /srv/part"));
     install(&mut host, &["farside", "farsided"]);
     let by_uuid = format!("/dev/disk/by-uuid/{PART}");
     // A name that leads to the tap later is none for a disk.
