@@ -5,7 +5,7 @@ use farside_region::{LedgerPosition, RegionSet, Term, VolumeId, mutation};
 use farside_wire::SourceMessage;
 
 use super::api::{Action, Nanos, Tick};
-use super::volume::{Cooling, Header, Service, Volume, slot_of};
+use super::volume::{Cooling, Header, HeatFor, Service, Standing, Volume, slot_of};
 use super::{Link, Phase, Source};
 
 impl Source {
@@ -50,8 +50,11 @@ impl Source {
         self.write_headers_behind(now, |_| true, out);
     }
 
+    /// † Of none that lost track: a header above the record of that would have it forgotten where the mark could not be set.
     fn write_headers_behind(&mut self, now: Nanos, of: impl Fn(&Volume) -> bool, out: &mut Vec<Action>) {
-        let behind = self.volumes.values().filter(|v| v.held.is_some() && v.header.asked.1 != v.published && of(v));
+        let in_doubt = |v: &Volume| v.standing == Standing::TrackingLost || v.heat.0.contains(&HeatFor::TrackingLost);
+        let behind = |v: &&Volume| v.held.is_some() && v.header.asked.1 != v.published && !in_doubt(v);
+        let behind = self.volumes.values().filter(behind).filter(|v| of(v));
         let behind: Vec<_> = behind.map(|v| v.id()).collect();
         behind.into_iter().for_each(|id| self.write_header(now, id, out));
     }

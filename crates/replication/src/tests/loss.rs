@@ -95,6 +95,21 @@ fn the_receiver_records_a_loss_once_and_refuses_another_terms() {
     assert_eq!(records(&world), 2, "of another term");
 }
 
+/// The mark could not be set, the record lies below what is published meanwhile, and the host dies: a header that was moved above the
+/// record would have it forgotten.
+#[test]
+fn a_stop_moves_no_header_of_a_volume_that_lost_track() {
+    let mut world = streaming();
+    let header = world.disks[&V1].header;
+    world.write(V1, 0, 101);
+    world.interval();
+    world.go_without(&[Turn::Header]);
+    assert!(world.source.as_ref().expect("it runs").owed(V1).is_empty(), "it is not published");
+    world.to(Event::TrackingLost { volume: V1 });
+    world.stop_source();
+    assert_eq!(world.disks[&V1].header, header);
+}
+
 /// The whole story in the small world: bits are lost, the receiver alone knows, and the next attach finds what was written.
 #[test]
 fn a_write_whose_bit_was_lost_is_found_by_the_next_attach() {

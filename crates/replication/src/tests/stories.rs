@@ -403,6 +403,30 @@ fn l6_a_store_that_was_called_rewound_is_so_after_a_crash() {
     });
 }
 
+/// The same after a clean stop, which owes nothing: a header from before what was published last found itself in the older store, and
+/// what that had lost was sent by nobody.
+#[test]
+fn l6_a_store_that_was_put_back_while_the_host_was_stopped_is_noticed() {
+    tell(&[], || {
+        let mut world = streaming();
+        let (state, image, records) = (world.state.clone(), world.image.clone(), world.records.clone());
+        world.write(V1, 8, 101);
+        world.interval();
+        world.go_without(&[Turn::Header]);
+        assert!(world.source.as_ref().expect("it runs").owed(V1).is_empty(), "it is not published");
+        world.stop_source();
+        world.tampered = true;
+        (world.state, world.image, world.records) = (state, image, records);
+        world.landed.retain(|(key, _), _| world.state.layer(key).is_some());
+        world.target = Target::new(target_config(), &world.state, Vec::new(), &mut Vec::new());
+        world.boot();
+        world.connect();
+        world.interval();
+        world.go_without(&[]);
+        assert!(world.is_refused(1, RefusedWhy::TargetRewound), "L6: a store of before the stop goes unnoticed");
+    });
+}
+
 /// After a reconnect the source asks for the layers above its position. Before the answer comes, one of them is acknowledged as
 /// published, and its regions cool: rightly so. The answer names the same layer. Judged by the position that was asked with, it
 /// touches a region that is cold and that nobody mentions, and a healthy volume is `Forked`.
