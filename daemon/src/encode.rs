@@ -3,8 +3,8 @@
 //! Invariants: a region that was handed in comes back exactly once, whatever became of its sender, and its buffers with it: † these
 //! threads give way to everybody, and never hold the lock of a pool that a sender may wait for, with host writes behind it. A region's frames depend on nothing but the region, so the order in which regions come back says nothing.
 //! Bounded by its callers, whose windows bound what they hand in, what they gave up included until it is back; that comes back
-//! without having been encoded. The senders themselves never encode: their rings have reads
-//! to reap that a host write may be waiting for.
+//! without having been encoded. The senders themselves never encode content: their rings have reads
+//! to reap that a host write may be waiting for. A region of holes is no work: to wake a thread for it takes ten times as long.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -94,12 +94,22 @@ impl Encoders {
         Ok(Self { tasks })
     }
 
-    pub(crate) fn hand_in(&self, task: Task) {
+    /// Gives back at once what is no work. The rest comes to where the task says.
+    pub(crate) fn hand_in(&self, task: Task) -> Option<Encoded> {
+        if task.is_no_work() {
+            return Some(task.encode(Encoder::new(Compression::Off)).0);
+        }
         self.tasks.send(task).expect("the threads live as long as this");
+        None
     }
 }
 
 impl Task {
+    /// Whether there is nothing in it to compare, digest or compress.
+    fn is_no_work(&self) -> bool {
+        self.published.is_none() && self.runs.iter().all(|(_, content)| matches!(content, Content::Zero))
+    }
+
     fn encode(mut self, encoder: Encoder) -> (Encoded, Encoder) {
         let geometry = self.geometry;
         let granules: u64 = self.runs.iter().map(|(run, _)| run.count).sum();
@@ -184,6 +194,9 @@ fn piece<'a>(geometry: &Geometry, data: &'a [u8], i: u64, count: u64) -> &'a [u8
 
 #[cfg(test)]
 mod tests {
+    use farside_layer::{PartAssembler, PartId};
+    use farside_region::{LayerKey, Seq, Term, VolumeId};
+
     use super::*;
 
     fn task(done: &Sender<Encoded>, runs: Vec<(GranuleRun, Content)>, generation: u32, wanted: &Arc<AtomicU32>) -> Task {
@@ -217,6 +230,31 @@ mod tests {
         assert_eq!(pool.in_use(), 8192, "an encoder's thread may be stopped at any moment: it never has the pool's lock");
         drop(back);
         assert_eq!(pool.in_use(), 0);
+    }
+
+    #[test]
+    fn holes_are_back_at_once_and_as_a_thread_would_have_encoded_them() {
+        let geometry = Geometry::new(8 << 20).expect("valid");
+        let encoders = Encoders::start(1).expect("a thread");
+        let (done, encoded) = unbounded();
+        let (wanted, run) = (Arc::default(), geometry.region_run(RegionIndex(1)));
+        let hand_in = |content| encoders.hand_in(task(&done, vec![(run, content)], 0, &wanted));
+        let now = hand_in(Content::Zero).expect("no work");
+        assert!(hand_in(Content::Held(vec![0; 4 << 20])).is_none());
+        let read = encoded.recv().expect("a thread");
+        assert!(now.is_zero && read.is_zero);
+        assert_eq!((now.granules, read.granules), (run.count, run.count));
+        let part = |encoded: Encoded| {
+            let (volume, term, seq) = (VolumeId([1; 16]), Term(1), Seq(1));
+            let mut part = PartAssembler::new(PartId { key: LayerKey { volume, term, seq }, part: 0, geometry });
+            part.append(encoded.frames).expect("the first");
+            part.finish().0
+        };
+        assert_eq!(part(now), part(read));
+        // What is published of it has to be looked at.
+        let mut compared = task(&done, vec![(run, Content::Zero)], 0, &wanted);
+        compared.published = Some(vec![Published::Absent; run.count as usize]);
+        assert!(encoders.hand_in(compared).is_none());
     }
 
     #[test]

@@ -606,7 +606,7 @@ impl Pipeline {
                 },
             };
             work.handed_in = true;
-            self.encoders.hand_in(Task {
+            work.encoded = self.encoders.hand_in(Task {
                 region: work.region,
                 geometry: self.geometry,
                 digest_key: job.order.digest_key,
@@ -879,11 +879,11 @@ mod tests {
         let encoders = Encoders::start(1).expect("a thread");
         let (wanted, waker) = (Arc::new(AtomicU32::new(0)), Waker::new().expect("an eventfd"));
         let hand_in = |region: RegionIndex| {
-            encoders.hand_in(Task {
+            let at_once = encoders.hand_in(Task {
                 region,
                 geometry,
                 digest_key: [7; 32],
-                runs: vec![(geometry.region_run(region), Content::Zero)],
+                runs: vec![(geometry.region_run(region), Content::Unreadable)],
                 published: None,
                 compression: Compression::Off,
                 generation: 1,
@@ -891,6 +891,7 @@ mod tests {
                 done: done.clone(),
                 waker: waker.clone(),
             });
+            assert!(at_once.is_none());
         };
         let mut stale = Stale::default();
         let mut given_up = 0;
