@@ -381,7 +381,7 @@ impl<Q: BlockQueue> Running<'_, Q> {
         let farewell = self.farewell.map(|until| until.saturating_duration_since(Instant::now()));
         let deaf = self.connections.iter().flatten().filter_map(|c| c.deaf_since).min();
         let deaf = deaf.map(|since| (since + self.limits.deaf_max).saturating_duration_since(Instant::now()));
-        let stuck = self.newcomers.front().and_then(|_| self.oldest_handshake());
+        let stuck = self.newcomers.front().and_then(|_| self.handshake_in_the_way());
         let stuck = stuck.map(|(since, _)| (since + self.limits.handshake_max).saturating_duration_since(Instant::now()));
         [retry, farewell, deaf, stuck].into_iter().flatten().min()
     }
@@ -475,9 +475,7 @@ impl<Q: BlockQueue> Running<'_, Q> {
             self.newcomers.pop_front().into_iter().for_each(|fd| self.welcome(fd));
             return true;
         }
-        // One that was hung up is enough for one.
-        let leaving = self.connections.iter().flatten().any(|connection| connection.state == State::Broken);
-        if let Some((since, index)) = self.oldest_handshake().filter(|_| !leaving)
+        if let Some((since, index)) = self.handshake_in_the_way()
             && since.elapsed() >= self.limits.handshake_max
         {
             tracing::warn!(
@@ -489,10 +487,14 @@ impl<Q: BlockQueue> Running<'_, Q> {
         false
     }
 
-    /// Since when it has lasted, and whose it is; not of those that are hung up already.
-    fn oldest_handshake(&self) -> Option<(Instant, u32)> {
+    /// The oldest handshake: since when it has lasted, and whose it is. None while somebody who was hung up is leaving: one is enough
+    /// for one, and that may take as long as a disk likes.
+    fn handshake_in_the_way(&self) -> Option<(Instant, u32)> {
+        if self.connections.iter().flatten().any(|connection| connection.state == State::Broken) {
+            return None;
+        }
         let all = self.connections.iter().zip(0..).filter_map(|(connection, index)| Some((connection.as_ref()?, index)));
-        let stuck = all.filter(|(connection, _)| connection.state != State::Broken && !connection.session.transmitting());
+        let stuck = all.filter(|(connection, _)| !connection.session.transmitting());
         stuck.map(|(connection, index)| (connection.since, index)).min()
     }
 
