@@ -1,8 +1,8 @@
 //! The sender pipeline of one volume: reads a frozen epoch's granules, leaves out what compares equal, and streams parts.
 //!
 //! Owns: its ring on the volume's one file description, the read buffers, the part under way. Reads run ahead by a window of
-//! regions, across the boundaries of parts; a region that was read whole is encoded elsewhere (`encode`), and regions enter the
-//! part in order.
+//! regions, across the boundaries of parts; a region that was read whole is encoded elsewhere (`encode`), unless it is a hole, and
+//! regions enter the part in order.
 //!
 //! Invariants: a hole is asked for only after the run was handed out by the reader, so after it was claimed or drained (T9);
 //! content is used only if the reader accepted it; what was read ahead is forgotten with the connection it was read for,
@@ -656,7 +656,10 @@ impl Pipeline {
             self.waited.for_encoders |= in_line >= IN_LINE_MIN;
             return false;
         };
-        self.compression.region(std::mem::take(&mut self.waited));
+        // Zeroes say nothing about what compressing costs.
+        if !encoded.is_zero {
+            self.compression.region(std::mem::take(&mut self.waited));
+        }
         let granules = front.granules;
         let left = std::mem::take(&mut front.left);
         left.into_iter().for_each(|run| job.left.insert_run(&self.geometry, run));

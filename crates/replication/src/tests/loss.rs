@@ -95,8 +95,7 @@ fn the_receiver_records_a_loss_once_and_refuses_another_terms() {
     assert_eq!(records(&world), 2, "of another term");
 }
 
-/// The mark could not be set, the record lies below what is published meanwhile, and the host dies: a header that was moved above the
-/// record would have it forgotten.
+/// Where the host could not set the mark, a header that was moved above the receiver's record would have that forgotten.
 #[test]
 fn a_stop_moves_no_header_of_a_volume_that_lost_track() {
     let mut world = streaming();
