@@ -714,15 +714,6 @@ fn listen(path: &Path, around: &Surroundings) -> anyhow::Result<farside_nbd::Lis
         std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
     }
     let options = farside_nbd::SocketOptions { path: path.to_owned(), group: around.api_group.clone() };
-    // The volume's locks are ours already, so whoever still answers there is a predecessor that was killed: its socket lives
-    // until the kernel has torn down its ring.
-    let patience = std::time::Instant::now() + OpenOptions::daemon().wait;
-    loop {
-        match farside_nbd::Listener::bind(&options) {
-            Err(farside_nbd::ListenError::InUse { .. }) if std::time::Instant::now() < patience => {
-                std::thread::sleep(std::time::Duration::from_millis(20));
-            }
-            result => return Ok(result?),
-        }
-    }
+    // The volume's locks are ours already: whoever still answers there is a predecessor that was killed.
+    Ok(farside_nbd::Listener::bind_after_another(&options, OpenOptions::daemon().wait)?)
 }

@@ -8,10 +8,13 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use farside_blockio::SharedFd;
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, socket};
 use thiserror::Error;
+
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// Who may connect, and where.
 #[derive(Clone, Debug)]
@@ -98,6 +101,21 @@ impl Listener {
             failed("set up")(error)
         })?;
         Ok(Self { fd: Arc::new(fd), path: path.clone(), identity })
+    }
+
+    /// The same, where a predecessor may have been killed: its socket answers until the kernel has torn down its ring. Blocks for so
+    /// long at most.
+    ///
+    /// # Errors
+    /// As [`Listener::bind`].
+    pub fn bind_after_another(options: &SocketOptions, patience: Duration) -> Result<Self, ListenError> {
+        let until = Instant::now() + patience;
+        loop {
+            match Self::bind(options) {
+                Err(ListenError::InUse { .. }) if Instant::now() < until => std::thread::sleep(LOOK_AGAIN),
+                result => return result,
+            }
+        }
     }
 
     /// Where it is.
