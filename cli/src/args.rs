@@ -486,6 +486,58 @@ Examples:
         #[arg(long, value_name = "URL")]
         store: Option<String>,
     },
+    /// Open a volume as it was at a point, at once, as a block device over NBD; until this command ends.
+    Open(OpenArgs),
+}
+
+/// `farside point open`.
+#[derive(Args, Clone, Debug)]
+#[command(after_long_help = "\
+Nothing is copied before: what is read is fetched from the store, checked against its digest and
+decoded when somebody reads it, so a volume of any size is there at once. What the source could not
+read is an I/O error there, and what the store has lost is one in its 4 MiB; all else can be read.
+
+--writable takes writes. They go to a folder beside the socket, or the one that --overlay names, and
+never to the store. The folder outlives this command: the same command goes on with it. It belongs
+to this one point; remove it to forget what was written. What a client has flushed is kept, whatever
+happens.
+
+While a point is open nothing that the store holds is deleted, also of other points: a gateway that
+is short of room gets none meanwhile. Ctrl-C and SIGTERM end it, and so does --ttl.
+
+Any NBD client will do:
+
+  nbd-client -unix data-42-9f3c2a1b.nbd /dev/nbd0 -b 512 && mount -o ro /dev/nbd0 /mnt
+  qemu-img info 'nbd+unix:///data?socket=data-42-9f3c2a1b.nbd'
+  nbdcopy 'nbd+unix:///data?socket=data-42-9f3c2a1b.nbd' data.img
+
+Examples:
+  farside point open data latest
+  farside point open data@-1h --store /srv/farside --export nbd:unix:/run/yesterday.nbd
+  farside point open web1/data latest --store /srv/farside --writable --ttl 8h")]
+pub(crate) struct OpenArgs {
+    /// Which point, of which volume.
+    #[command(flatten)]
+    pub(crate) which: WhichPoint,
+    /// The store: a directory, or file:///DIRECTORY. On the gateway it is found without.
+    #[arg(long, value_name = "URL")]
+    pub(crate) store: Option<String>,
+    /// Where it is served: nbd:unix:PATH or nbd:PATH, a Unix socket of the user who runs this. By default VOLUME-POINT.nbd in the
+    /// current folder.
+    #[arg(long, value_name = "nbd:PATH", value_parser = parse_export)]
+    pub(crate) export: Option<PathBuf>,
+    /// Take writes, and keep them beside the store.
+    #[arg(long)]
+    pub(crate) writable: bool,
+    /// The folder for what is written; made if it is not there. By default the socket's path with .overlay.
+    #[arg(long, value_name = "DIRECTORY", requires = "writable")]
+    pub(crate) overlay: Option<PathBuf>,
+    /// Memory for what was read and may be read again.
+    #[arg(long, default_value = "256MiB", value_name = "BYTES", value_parser = parse_bytes)]
+    pub(crate) cache: u64,
+    /// End by itself after so long.
+    #[arg(long, value_name = "DURATION", value_parser = farside_control::parse_duration)]
+    pub(crate) ttl: Option<std::time::Duration>,
 }
 
 /// Which point, of what: `POINT --of VOLUME`, or `VOLUME POINT` as other commands have it.
@@ -509,6 +561,11 @@ impl WhichPoint {
     /// What is neither.
     pub(crate) fn resolve(self) -> Result<(PointRef, Option<Address>), String> {
         let (point, of) = match (self.second, self.of) {
+            // As scripts write it: VOLUME@POINT.
+            (None, None) if self.first.contains('@') => {
+                let (of, point) = self.first.split_once('@').expect("just seen");
+                (point.to_owned(), Some(of.parse::<Address>().map_err(|e| format!("`{of}`: {e}"))?))
+            }
             (None, of) => (self.first, of),
             (Some(point), _) => {
                 let of = self.first.parse::<Address>().map_err(|e| format!("`{}`: {e}", self.first))?;
@@ -614,6 +671,11 @@ Examples:
         #[arg(long, short)]
         yes: bool,
     },
+}
+
+fn parse_export(text: &str) -> Result<PathBuf, String> {
+    let path = text.strip_prefix("nbd:").map(|path| path.strip_prefix("unix:").unwrap_or(path));
+    path.filter(|path| !path.is_empty()).map(PathBuf::from).ok_or_else(|| "it is nbd:unix:PATH, the path of a socket".to_owned())
 }
 
 /// `1GiB`, `512M`, `4096`: powers of 1024 for K, M, G, T and KiB…; powers of 1000 for KB, MB, GB, TB.

@@ -19,6 +19,7 @@ mod progress;
 mod restore;
 mod status;
 mod store;
+mod view;
 mod volume;
 
 use std::io::Read as _;
@@ -134,6 +135,7 @@ async fn ask(cli: Cli) -> Result<(), Failure> {
             let (point, of) = resolve(which)?;
             point::verify(&cli.global, &hosts, point, of.as_ref(), store.as_deref()).await
         }
+        Command::Point(PointCommand::Open(args)) => view::open(&cli.global, &hosts, args).await,
         Command::Restore(args) => restore::run(&cli.global, &hosts, &args).await,
         Command::Store(StoreCommand::Check { url }) => store::check(&cli.global, &url),
         Command::Store(StoreCommand::Repair { url, group, yes }) => store::repair(&cli.global, &url, group.as_ref(), yes),

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use farside_control::client::Daemon;
-use farside_control::{Address, Point, PointRef, Run, select_point};
+use farside_control::{Address, Point, PointRef, Run};
 use farside_store::{Existing, FileTarget, RestoreOptions, check_restorable, restore_to, unreadable_runs};
 use serde::Serialize;
 
@@ -139,7 +139,7 @@ async fn restore_unless_interrupted(
 }
 
 /// Where this gateway keeps its points.
-async fn gateway_store(hosts: &Hosts) -> Result<PathBuf, Failure> {
+pub(crate) async fn gateway_store(hosts: &Hosts) -> Result<PathBuf, Failure> {
     let client = hosts.either().await?;
     if client.daemon() == Daemon::Source {
         return Err(Failure::new(
@@ -184,20 +184,10 @@ pub(crate) fn restore(
         return Err(Failure::new(Exit::Usage, "a volume is not written to standard output", "name a file or a device"));
     }
     guard::refuse(to, path)?;
-    let reader = store::open(path)?;
-    let (group, id) = store::find_volume(&reader, volume)?;
-    let infos = group.points();
-    let candidates: Vec<Point> = infos
-        .iter()
-        .filter(|info| info.member(id).is_some())
-        .map(|info| farside_receiver::point_of(group.names(), info))
-        .collect();
-    let chosen = select_point(&candidates, wanted, jiff::Timestamp::now());
-    let chosen = chosen.ok_or_else(|| point::no_such_point(&candidates, wanted, Some(volume)))?;
-    let info = infos.iter().find(|info| info.slot.0 == chosen.id.slot).expect("it was chosen among these");
+    let store::Chosen { group, volume: id, slot, point: chosen } = store::choose(&store::open(path)?, volume, wanted)?;
     let point_reader = match options.allow_damaged {
-        true => group.point_reader_as_it_is(info.slot, id)?,
-        false => group.point_reader(info.slot, id)?,
+        true => group.point_reader_as_it_is(slot, id)?,
+        false => group.point_reader(slot, id)?,
     };
     let total = point_reader.geometry().volume_bytes();
     let settings = RestoreOptions {
@@ -212,7 +202,7 @@ pub(crate) fn restore(
     let report = report.map_err(|error| incomplete(to, options.existing, error.into()))?;
     target.finish()?;
     Ok(Restored {
-        point: chosen.clone(),
+        point: chosen,
         to: to.to_owned(),
         volume_bytes: total,
         data_bytes: report.data_bytes,

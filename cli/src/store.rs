@@ -4,15 +4,15 @@ use std::io::{BufRead as _, IsTerminal as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use farside_control::{Address, Point};
-use farside_region::VolumeId;
+use farside_control::{Address, Point, PointRef, select_point};
+use farside_region::{Slot, VolumeId};
 use farside_store::{CheckReport, Finding, GroupReader, GroupStore, Repair, Severity, Store, StoreError, StoreReader};
 use serde::Serialize;
 
 use crate::args::Global;
 use crate::failure::{Exit, Failure};
-use crate::print;
 use crate::progress::Progress;
+use crate::{point, print};
 
 /// The directory that a URL names.
 pub(crate) fn path_of(url: &str) -> Result<PathBuf, Failure> {
@@ -98,6 +98,30 @@ pub(crate) fn points(url: &str, of: Option<&Address>) -> Result<Vec<Point>, Fail
         Some(of) if !hit => Err(unknown(of, &known)),
         _ => Ok(points),
     }
+}
+
+/// A volume and a point of it.
+pub(crate) struct Chosen {
+    /// Its group.
+    pub(crate) group: GroupReader,
+    /// The volume.
+    pub(crate) volume: VolumeId,
+    /// The point, as the ledger has it.
+    pub(crate) slot: Slot,
+    /// And as people see it.
+    pub(crate) point: Point,
+}
+
+/// The volume that an address names, in the point of it that is meant.
+pub(crate) fn choose(store: &StoreReader, of: &Address, wanted: PointRef) -> Result<Chosen, Failure> {
+    let (group, volume) = find_volume(store, of)?;
+    let infos = group.points();
+    let with_it = infos.iter().filter(|info| info.member(volume).is_some());
+    let candidates: Vec<Point> = with_it.map(|info| farside_receiver::point_of(group.names(), info)).collect();
+    let chosen = select_point(&candidates, wanted, jiff::Timestamp::now());
+    let point = chosen.cloned().ok_or_else(|| point::no_such_point(&candidates, wanted, Some(of)))?;
+    let slot = Slot(point.id.slot);
+    Ok(Chosen { group, volume, slot, point })
 }
 
 /// The one volume that an address names.

@@ -28,6 +28,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("farside-nbd", &["farside-region", "farside-blockio"]),
     ("farside-ublk", &["farside-region", "farside-blockio"]),
     ("farside-insert", &["farside-blockio"]),
+    ("farside-view", &["farside-region", "farside-blockio", "farside-store"]),
     (
         "farside-daemon",
         &[
@@ -72,6 +73,8 @@ const IMPORTS: &[(&str, &[&str])] = &[
             "farside-daemon",
             "farside-receiver",
             "farside-nbd",
+            "farside-blockio",
+            "farside-view",
         ],
     ),
 ];

@@ -16,7 +16,7 @@ pub struct AlignedBytes {
 
 impl AlignedBytes {
     /// So many zeroes, whatever was there.
-    pub(crate) fn reset(&mut self, len: usize) {
+    pub fn reset(&mut self, len: usize) {
         if self.memory.len() < len + ALIGN {
             self.memory = vec![0; len + ALIGN];
             self.start = self.memory.as_ptr().align_offset(ALIGN);

@@ -1,0 +1,213 @@
+//! `farside point open`: a volume of a point as a block device over NBD, until the command ends.
+
+use std::ffi::OsString;
+use std::io::Write as _;
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use data_encoding::HEXLOWER;
+use farside_blockio::Waker;
+use farside_control::Point;
+use farside_nbd::{Limits, Listener, Server, SocketOptions};
+use farside_store::{PointReader, unreadable_runs};
+use farside_view::{Origin, Overlay, OverlayError, View, ViewQueue};
+use serde::Serialize;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::args::{Global, OpenArgs};
+use crate::failure::{Exit, Failure, OrFail as _};
+use crate::hosts::Hosts;
+use crate::{print, restore, store};
+
+/// One that was killed is waited for so long.
+const PREDECESSOR_ENDS: Duration = Duration::from_secs(5);
+
+/// At least as many as a flush and a fetch may keep busy while somebody reads what is in the cache.
+const THREADS: (usize, usize) = (4, 16);
+
+/// What is said as soon as clients may come.
+#[derive(Debug, Serialize)]
+struct Opened {
+    point: Point,
+    volume: String,
+    volume_bytes: u64,
+    /// As taps are named.
+    export: String,
+    writable: bool,
+    /// Where what is written goes.
+    overlay: Option<PathBuf>,
+    /// What is in there already.
+    written_bytes: u64,
+    /// What the source could not read: reads of it fail.
+    unreadable_bytes: u64,
+}
+
+/// Serves a point until a signal comes, or its time is over.
+pub(crate) async fn open(global: &Global, hosts: &Hosts, args: OpenArgs) -> Result<(), Failure> {
+    let (wanted, of) = crate::resolve(args.which)?;
+    let Some(of) = of else {
+        let message = format!("`{wanted}` is a point of which volume?");
+        return Err(Failure::new(Exit::Usage, message, "say it as VOLUME POINT, or POINT --of VOLUME"));
+    };
+    let path = match &args.store {
+        Some(url) => store::path_of(url)?,
+        None => restore::gateway_store(hosts).await?,
+    };
+    let reader = store::open(&path)?;
+    let chosen = store::choose(&reader, &of, wanted)?;
+    let (point, id) = (chosen.point, chosen.volume);
+    let base = chosen.group.point_reader_as_it_is(chosen.slot, id)?;
+    let volume = base.volume().name.to_string();
+    let socket = absolute(args.export.unwrap_or_else(|| format!("{volume}-{}.nbd", point.id).into()))?;
+    let overlay_dir = match (args.writable, args.overlay) {
+        (true, Some(dir)) => Some(absolute(dir)?),
+        (true, None) => Some(with_ending(&socket, ".overlay")),
+        (false, _) => None,
+    };
+    let origin = Origin {
+        store: HEXLOWER.encode(&reader.id()),
+        volume: format!("{}/{volume}", chosen.group.names()),
+        volume_id: id.to_string(),
+        point: point.id.to_string(),
+        volume_bytes: base.geometry().volume_bytes(),
+        granule_bytes: base.geometry().granule_bytes(),
+    };
+    let overlay = overlay_dir.as_deref().map(|dir| open_overlay(dir, reader.root(), &origin, &base)).transpose()?;
+    let opened = Opened {
+        volume: origin.volume.clone(),
+        volume_bytes: origin.volume_bytes,
+        export: format!("nbd:unix:{}", socket.display()),
+        writable: overlay.is_some(),
+        written_bytes: overlay.as_ref().map_or(0, Overlay::written_bytes),
+        unreadable_bytes: unreadable_runs(&base).iter().map(|run| run.len).sum(),
+        overlay: overlay_dir,
+        point,
+    };
+    drop((chosen.group, reader)); // what was replayed; the point holds a lock of its own
+    // Nobody may read that any more, and the point is served on.
+    let tell = |error: &farside_store::StoreError| {
+        let _ = writeln!(std::io::stderr(), "farside: {}", Failure::from_error(Exit::Damaged, error, "").message);
+    };
+    let view = Arc::new(View::new(base, overlay, args.cache, Box::new(tell)));
+    let served = serve(global, &volume, &socket, &view, &opened, args.ttl).await;
+    let kept = view.flush().or_fail("what was written last may not be kept");
+    served?;
+    kept?;
+    if let (Some(dir), Some(overlay), false) = (&opened.overlay, view.overlay(), global.json) {
+        let written = print::bytes(overlay.written_bytes());
+        print::out(&format!("closed; {written} written over the point are in {}\n", dir.display()))?;
+    }
+    Ok(())
+}
+
+async fn serve(
+    global: &Global,
+    volume: &str,
+    socket: &Path,
+    view: &Arc<View<PointReader>>,
+    opened: &Opened,
+    ttl: Option<Duration>,
+) -> Result<(), Failure> {
+    let of = |kind| signal(kind).or_fail("signals cannot be received");
+    let (mut interrupted, mut terminated, mut hung_up) =
+        (of(SignalKind::interrupt())?, of(SignalKind::terminate())?, of(SignalKind::hangup())?);
+    let waker = Waker::new().or_fail("cannot start")?;
+    let threads = std::thread::available_parallelism().map_or(2, |n| n.get()).clamp(THREADS.0, THREADS.1);
+    let queue = ViewQueue::new(view.clone(), threads, &waker).or_fail("no threads to serve it with")?;
+    let options = SocketOptions { path: socket.to_owned(), group: None };
+    let listener = tokio::task::spawn_blocking(move || Listener::bind_after_another(&options, PREDECESSOR_ENDS));
+    let listener = listener.await.or_fail("cannot start")?;
+    let listener =
+        listener.map_err(|error| Failure::from_error(Exit::Refused, &error, "name another one: --export nbd:unix:PATH"))?;
+    let description = format!("{} at {}", opened.volume, opened.point.id);
+    // Whoever comes now is served in a moment; after an error here nobody is.
+    if global.json {
+        print::json(opened)?;
+    } else {
+        print::out(&text(opened))?;
+    }
+    let (server, handle) = Server::new(listener, volume, &description, Limits::default(), waker);
+    let mut server = tokio::task::spawn_blocking(move || server.run(queue).map(drop));
+    let over = async {
+        match ttl {
+            Some(ttl) => tokio::time::sleep(ttl).await,
+            None => std::future::pending().await,
+        }
+    };
+    let ended = tokio::select! {
+        ended = &mut server => Some(ended),
+        _ = interrupted.recv() => None,
+        _ = terminated.recv() => None,
+        _ = hung_up.recv() => None,
+        () = over => None,
+    };
+    let ended = match ended {
+        Some(ended) => ended,
+        None => {
+            handle.stop();
+            tokio::select! {
+                ended = &mut server => ended,
+                // Twice is meant.
+                _ = interrupted.recv() => std::process::exit(Exit::Failed as i32),
+            }
+        }
+    };
+    ended.or_fail("serving ended early")?.or_fail("it cannot be served")
+}
+
+fn open_overlay(dir: &Path, store: &Path, origin: &Origin, base: &PointReader) -> Result<Overlay, Failure> {
+    // Its folder may not be there yet: what `..` would mean then is not known.
+    if dir.components().any(|part| part == Component::ParentDir) {
+        return Err(Failure::new(Exit::Usage, format!("{} goes up", dir.display()), "name the folder without `..`"));
+    }
+    let real = dir.ancestors().find_map(|dir| dir.canonicalize().ok());
+    if real.is_some_and(|real| real.starts_with(store)) {
+        let message = format!("{} lies in the store itself", dir.display());
+        return Err(Failure::new(Exit::Refused, message, "name another folder: --overlay DIRECTORY"));
+    }
+    Overlay::open(dir, origin, base.geometry()).map_err(|error| {
+        let (exit, what_to_do) = match &error {
+            OverlayError::InUse { .. } => (Exit::Refused, "end the other one, or name another folder: --overlay DIRECTORY"),
+            OverlayError::OfAnother { .. } => {
+                (Exit::Refused, "open that point, name another folder with --overlay, or remove this one and what was written")
+            }
+            OverlayError::OfOthers { .. } => (Exit::Refused, "name a folder of your own: --overlay DIRECTORY"),
+            OverlayError::NotOne { .. } => (Exit::Refused, "name an empty folder, or one that is not there"),
+            _ => (Exit::Failed, ""),
+        };
+        Failure::from_error(exit, &error, what_to_do)
+    })
+}
+
+fn text(opened: &Opened) -> String {
+    let how = if opened.writable { "to be written" } else { "read-only" };
+    let mut text = format!(
+        "{} as of {} (point {}, {}) is open, {how}, at {}\n",
+        opened.volume,
+        print::time(opened.point.cut_wall),
+        opened.point.id,
+        print::bytes(opened.volume_bytes),
+        opened.export,
+    );
+    if let Some(dir) = &opened.overlay {
+        let written = print::bytes(opened.written_bytes);
+        text.push_str(&format!("  what is written goes to {}, which holds {written}\n", dir.display()));
+    }
+    if opened.unreadable_bytes > 0 {
+        let bytes = print::bytes(opened.unreadable_bytes);
+        text.push_str(&format!("! {bytes} could not be read at the source; reads of them fail\n"));
+    }
+    text.push_str("  Ctrl-C closes it\n");
+    text
+}
+
+fn absolute(path: PathBuf) -> Result<PathBuf, Failure> {
+    std::path::absolute(&path).or_fail(path.display())
+}
+
+fn with_ending(path: &Path, ending: &str) -> PathBuf {
+    let mut name: OsString = path.into();
+    name.push(ending);
+    name.into()
+}

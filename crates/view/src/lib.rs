@@ -1,0 +1,24 @@
+//! A recovery point as a block device: what is read comes out of the store, what is written stays beside it.
+//!
+//! [`View`] answers reads at once at any size and history: a region is fetched, checked and decoded when somebody wants it, and kept
+//! within a limit. Writes go to an [`Overlay`], a folder that outlives the process; without one the view is read-only.
+//! [`ViewQueue`] makes a view the queue of a tap.
+//!
+//! Invariants:
+//! - every byte that is read was checked against the digest computed at the source, or was written here;
+//! - what the source could not read is `EIO` there, and what the store has lost is in its region; it is read again when it is asked for
+//!   again;
+//! - each sector of an overlay is what the point holds or what was written, whatever interrupts it ([`Overlay`]).
+//!
+//! It does not decide which point, where its clients are, or for how long.
+
+mod cache;
+mod overlay;
+mod queue;
+#[cfg(test)]
+mod tests;
+mod view;
+
+pub use overlay::{Origin, Overlay, OverlayError};
+pub use queue::ViewQueue;
+pub use view::{Base, Region, View};

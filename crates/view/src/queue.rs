@@ -1,0 +1,117 @@
+//! A view as the queue of a tap: threads of its own do the work, since a queue never blocks.
+
+use std::fmt;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use crossbeam::channel::{Receiver, Sender, unbounded};
+use farside_blockio::{BlockQueue, Buffer, Completion, Done, Extent, Op, QueueInfo, Request, Ring, Waker};
+use farside_region::ByteExtent;
+use nix::errno::Errno;
+
+use crate::{Base, View};
+
+/// Sectors, where the volume has whole ones.
+const BLOCK_SHIFT_MAX: u32 = 9;
+/// What reading less than costs the same.
+const BLOCK_PREFERRED: u32 = 4096;
+
+/// A view that is served. Dropped, it waits for what is under way.
+pub struct ViewQueue<B> {
+    view: Arc<View<B>>,
+    /// None while it is dropped.
+    requests: Option<Sender<Request>>,
+    done: Receiver<Done>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl<B> fmt::Debug for ViewQueue<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ViewQueue").field("threads", &self.threads.len()).finish_non_exhaustive()
+    }
+}
+
+impl<B: Base + 'static> ViewQueue<B> {
+    /// The queue of a view, with so many threads. `waker`: the server's, which then calls [`BlockQueue::reap`].
+    ///
+    /// # Errors
+    /// When the system gives no threads.
+    pub fn new(view: Arc<View<B>>, threads: usize, waker: &Waker) -> io::Result<Self> {
+        let (requests, queue) = unbounded::<Request>();
+        let (finished, done) = unbounded();
+        let work = |at| {
+            let (view, queue, finished, waker) = (view.clone(), queue.clone(), finished.clone(), waker.clone());
+            std::thread::Builder::new().name(format!("view-{at}")).spawn(move || {
+                for request in queue {
+                    if finished.send(carry_out(&view, request)).is_ok() {
+                        waker.wake();
+                    }
+                }
+            })
+        };
+        let threads = (0..threads.max(1)).map(work).collect::<io::Result<_>>()?;
+        Ok(Self { view, requests: Some(requests), done, threads })
+    }
+}
+
+impl<B> Drop for ViewQueue<B> {
+    fn drop(&mut self) {
+        self.requests = None;
+        for thread in self.threads.drain(..) {
+            let _ = thread.join(); // one that panicked has said so
+        }
+    }
+}
+
+/// A mistake of ours in one request is that one's error: what is never answered would be waited for, also by who closes the view.
+fn carry_out<B: Base>(view: &View<B>, mut request: Request) -> Done {
+    let mut buffer = request.take_buffer();
+    let result = catch_unwind(AssertUnwindSafe(|| attempt(view, &request, buffer.as_mut()))).unwrap_or(Err(Errno::EIO));
+    Done { id: request.id, result, buffer }
+}
+
+fn attempt<B: Base>(view: &View<B>, request: &Request, buffer: Option<&mut Buffer>) -> Result<(), Errno> {
+    let (offset, extent) = (request.extent.offset.0, request.extent);
+    match (request.op, buffer) {
+        (Op::Read, Some(buffer)) => view.read(offset, buffer),
+        (Op::Write, Some(buffer)) => view.write(offset, buffer),
+        (Op::Flush, _) => view.flush(),
+        (Op::Trim, _) => view.zero(extent, false),
+        (Op::WriteZeroes { no_hole }, _) => view.zero(extent, no_hole),
+        (Op::Read | Op::Write, None) => Err(Errno::EINVAL),
+    }?;
+    if request.fua { view.flush() } else { Ok(()) }
+}
+
+impl<B: Base + 'static> BlockQueue for ViewQueue<B> {
+    fn info(&self) -> QueueInfo {
+        QueueInfo {
+            size: self.view.bytes(),
+            block_min: 1 << self.view.bytes().trailing_zeros().min(BLOCK_SHIFT_MAX),
+            block_preferred: BLOCK_PREFERRED,
+            readonly: self.view.overlay().is_none(),
+            zeroes_fast: false, // a granule's rest may have to be fetched
+        }
+    }
+
+    fn submit(&mut self, _ring: &mut Ring, request: Request) {
+        let requests = self.requests.as_ref().expect("it is not being dropped");
+        requests.send(request).expect("the threads live as long as this");
+    }
+
+    fn complete(&mut self, _ring: &mut Ring, completion: Completion) {
+        unreachable!("{completion:?} of a queue that asks a ring for nothing");
+    }
+
+    fn wake(&mut self, _ring: &mut Ring) {}
+
+    fn reap(&mut self) -> Option<Done> {
+        self.done.try_recv().ok()
+    }
+
+    fn extents(&mut self, extent: ByteExtent, max: usize, out: &mut Vec<Extent>) -> Result<(), Errno> {
+        self.view.extents(extent, max, out)
+    }
+}

@@ -1,0 +1,271 @@
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use farside_blockio::{Extent, ExtentKind};
+use farside_region::{ByteExtent, ByteOffset, Geometry, GranuleIndex, GranuleRun, RegionIndex};
+use farside_store::{AlignedBytes, StoreError};
+use nix::errno::Errno;
+use proptest::prelude::*;
+
+use super::*;
+
+/// Three regions of sixteen granules, and a short granule at the end.
+const BYTES: u64 = 3 * 16 * 4096 + 512;
+
+/// A point in memory: what each byte is follows from its place, but for the second region, which is zeroes.
+struct Fake {
+    geometry: Geometry,
+    reads: Arc<AtomicU64>,
+    is_away: Arc<AtomicBool>,
+    unreadable: Vec<GranuleRun>,
+}
+
+fn byte_at(offset: u64) -> u8 {
+    if offset / (16 * 4096) == 1 { 0 } else { (offset / 512 % 251) as u8 + 1 }
+}
+
+fn below() -> Vec<u8> {
+    (0..BYTES).map(byte_at).collect()
+}
+
+impl Fake {
+    fn new() -> Self {
+        let geometry = Geometry::with_shape(BYTES, 12, 4).expect("valid");
+        Self { geometry, reads: Arc::default(), is_away: Arc::default(), unreadable: Vec::new() }
+    }
+
+    fn view(self, overlay: Option<&Path>) -> View<Self> {
+        let overlay = overlay.map(|dir| Overlay::open(dir, &origin("1-aaaa"), &self.geometry).expect("an overlay"));
+        View::new(self, overlay, 2 * 16 * 4096, Box::new(|_| {}))
+    }
+}
+
+impl Base for Fake {
+    fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+
+    fn is_zero(&self, region: RegionIndex) -> bool {
+        region.0 == 1
+    }
+
+    fn read(&self, region: RegionIndex) -> Result<Region, StoreError> {
+        self.reads.fetch_add(1, Ordering::SeqCst);
+        if self.is_away.load(Ordering::SeqCst) {
+            return Err(StoreError::Stopped);
+        }
+        let extent = self.geometry.bytes_of(self.geometry.region_run(region));
+        let mut bytes = AlignedBytes::default();
+        bytes.reset(extent.len as usize);
+        (extent.offset.0..).zip(bytes.iter_mut()).for_each(|(at, byte)| *byte = byte_at(at));
+        let unreadable = self.unreadable.clone();
+        Ok(Region { bytes, unreadable })
+    }
+}
+
+fn origin(point: &str) -> Origin {
+    Origin {
+        store: "5e".into(),
+        volume: "web1/default/data".into(),
+        volume_id: "01".into(),
+        point: point.into(),
+        volume_bytes: BYTES,
+        granule_bytes: 4096,
+    }
+}
+
+fn read(view: &View<Fake>, offset: u64, len: u64) -> Vec<u8> {
+    let mut out = vec![0xee; len as usize];
+    view.read(offset, &mut out).expect("read");
+    out
+}
+
+fn extent(offset: u64, len: u64) -> ByteExtent {
+    ByteExtent { offset: ByteOffset(offset), len }
+}
+
+#[test]
+fn what_is_read_is_the_point_and_nothing_is_fetched_twice_or_for_zeroes() {
+    let fake = Fake::new();
+    let reads = fake.reads.clone();
+    let view = fake.view(None);
+    assert!(read(&view, 0, BYTES) == below());
+    assert_eq!(reads.load(Ordering::SeqCst), 3, "of zeroes nothing is read");
+    // There is room for two of the three.
+    assert!(read(&view, BYTES - 600, 600) == below()[BYTES as usize - 600..]);
+    assert_eq!(reads.load(Ordering::SeqCst), 3);
+    assert_eq!(read(&view, 7, 3), below()[7..10]);
+    assert_eq!(reads.load(Ordering::SeqCst), 4, "the first one had to go");
+    assert_eq!(view.read(BYTES - 1, &mut [0; 2]), Err(Errno::EINVAL));
+    assert_eq!(view.write(0, &[0]), Err(Errno::EROFS));
+    assert_eq!(view.zero(extent(0, 1), false), Err(Errno::EROFS));
+    view.flush().expect("nothing is to be flushed");
+}
+
+#[test]
+fn what_cannot_be_read_is_an_error_there_and_is_tried_again() {
+    let mut fake = Fake::new();
+    fake.unreadable = vec![GranuleRun { start: GranuleIndex(3), count: 2 }];
+    let (is_away, reads) = (fake.is_away.clone(), fake.reads.clone());
+    let dir = tempfile::tempdir().expect("temp dir");
+    let told = Arc::new(AtomicU64::new(0));
+    let overlay = Overlay::open(dir.path(), &origin("1-aaaa"), &fake.geometry).expect("an overlay");
+    let tell = told.clone();
+    let view = View::new(
+        fake,
+        Some(overlay),
+        1,
+        Box::new(move |_| {
+            tell.fetch_add(1, Ordering::SeqCst);
+        }),
+    );
+    is_away.store(true, Ordering::SeqCst);
+    for _ in 0..2 {
+        assert_eq!(view.read(0, &mut [0]), Err(Errno::EIO));
+        assert_eq!(view.write(1, &[1]), Err(Errno::EIO), "a part of a granule needs the rest of it");
+    }
+    view.write(4096, &[5; 4096]).expect("a whole granule needs nothing");
+    assert_eq!(told.load(Ordering::SeqCst), 1, "once is enough");
+    is_away.store(false, Ordering::SeqCst);
+    assert_eq!(read(&view, 0, 4096), below()[..4096]);
+    assert_eq!(reads.load(Ordering::SeqCst), 5, "each failure was a try");
+    // What the source could not read.
+    assert_eq!(view.read(3 * 4096 - 1, &mut [0; 2]), Err(Errno::EIO));
+    assert_eq!(view.read(5 * 4096 - 1, &mut [0; 2]), Err(Errno::EIO));
+    assert_eq!(read(&view, 5 * 4096, 10), below()[5 * 4096..][..10]);
+    view.zero(extent(3 * 4096, 2 * 4096), false).expect("whole granules");
+    assert_eq!(read(&view, 3 * 4096, 2 * 4096), [0; 2 * 4096]);
+}
+
+#[test]
+fn an_overlay_belongs_to_one_point_and_one_process() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let (geometry, at) = (Fake::new().geometry, dir.path().join("deep/overlay"));
+    let open = |point: &str| Overlay::open(&at, &origin(point), &geometry);
+    let first = open("1-aaaa").expect("made");
+    assert!(matches!(open("1-aaaa"), Err(OverlayError::InUse { .. })));
+    drop(first);
+    let another = open("2-bbbb").expect_err("of another point");
+    assert!(another.to_string().contains("point 1-aaaa of web1/default/data"), "{another}");
+    open("1-aaaa").expect("it is there");
+    std::fs::write(at.join("map"), "short").expect("written");
+    assert!(matches!(open("1-aaaa"), Err(OverlayError::Unknown { .. })));
+    let text = std::fs::read_to_string(at.join("overlay.json")).expect("there");
+    std::fs::write(at.join("overlay.json"), text.replace("\"version\": 1", "\"version\": 2")).expect("written");
+    let newer = open("1-aaaa").expect_err("of a later program");
+    assert!(newer.to_string().contains("version 2"), "{newer}");
+    // Without its description it is no beginning that was interrupted: there is something in it.
+    std::fs::remove_file(at.join("overlay.json")).expect("removed");
+    assert!(matches!(open("1-aaaa"), Err(OverlayError::NotOne { .. })));
+    assert_eq!(std::fs::read(at.join("map")).expect("there"), b"short");
+    std::fs::write(at.join("map"), "").expect("written");
+    assert_eq!(open("3-cccc").expect("begun anew").written_bytes(), 0);
+    // Somebody's folder is none ever.
+    for (name, folder) in [("thesis.tex", "a"), ("data", "b")] {
+        let folder = dir.path().join(folder);
+        std::fs::create_dir(&folder).expect("made");
+        std::fs::write(folder.join(name), "x").expect("written");
+        assert!(matches!(Overlay::open(&folder, &origin("1-aaaa"), &geometry), Err(OverlayError::NotOne { .. })));
+        assert_eq!(std::fs::read_dir(&folder).expect("there").count(), 1, "nothing is made there");
+    }
+    let shared = dir.path().join("shared");
+    std::fs::create_dir(&shared).expect("made");
+    std::fs::set_permissions(&shared, std::fs::Permissions::from_mode(0o777)).expect("set");
+    assert!(matches!(Overlay::open(&shared, &origin("1-aaaa"), &geometry), Err(OverlayError::OfOthers { .. })));
+}
+
+#[test]
+fn what_is_zeroes_already_takes_no_room() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let view = Fake::new().view(Some(dir.path()));
+    let region = 16 * 4096;
+    view.zero(extent(region, region), false).expect("zeroed");
+    assert_eq!(view.overlay().expect("one").written_bytes(), 0);
+    view.zero(extent(region, 4096), true).expect("its space is wanted");
+    view.write(region + 4096, &[1; 4096]).expect("written");
+    view.zero(extent(region, region), false).expect("zeroed");
+    assert_eq!(read(&view, region, region), vec![0; region as usize]);
+    let mut out = Vec::new();
+    view.extents(extent(0, BYTES), 9, &mut out).expect("told");
+    assert_eq!(out, [Extent { len: BYTES, kind: ExtentKind::Data }], "what was written is no hole, whatever it is");
+    let mut out = Vec::new();
+    Fake::new().view(None).extents(extent(512, BYTES - 512), 2, &mut out).expect("told");
+    let hole = Extent { len: region, kind: ExtentKind::Hole };
+    assert_eq!(out, [Extent { len: region - 512, kind: ExtentKind::Data }, hole], "at most two");
+}
+
+#[derive(Clone, Debug)]
+enum Do {
+    Write(u64, u64, u8),
+    Zero(u64, u64, bool),
+    Flush,
+    /// Closed in order, or as a process that was killed.
+    Again(bool),
+}
+
+fn deeds() -> impl Strategy<Value = Vec<Do>> {
+    let place = (0..BYTES, 1..3 * 4096u64);
+    let one = prop_oneof![
+        6 => (place.clone(), 1..=u8::MAX).prop_map(|((at, len), byte)| Do::Write(at, len, byte)),
+        2 => (place, any::<bool>()).prop_map(|((at, len), no_hole)| Do::Zero(at, len, no_hole)),
+        1 => Just(Do::Flush),
+        1 => any::<bool>().prop_map(Do::Again),
+    ];
+    prop::collection::vec(one, 1..40)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Whatever is done: what is read is what was written last, and what was flushed is there in every later process; what was not is
+    /// there too, or is what was there before.
+    #[test]
+    fn a_view_reads_what_was_written_and_keeps_what_was_flushed(deeds in deeds()) {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let mut view = Fake::new().view(Some(dir.path()));
+        let mut now = below();
+        // By granule, what it may be after a kill: as of the last flush, or as at any time since.
+        let mut maybe: Vec<Vec<Vec<u8>>> = now.chunks(4096).map(|granule| vec![granule.to_vec()]).collect();
+        for deed in deeds {
+            match deed {
+                Do::Write(at, len, byte) => {
+                    let len = len.min(BYTES - at);
+                    view.write(at, &vec![byte; len as usize]).expect("written");
+                    now[at as usize..(at + len) as usize].fill(byte);
+                }
+                Do::Zero(at, len, no_hole) => {
+                    let len = len.min(BYTES - at);
+                    view.zero(extent(at, len), no_hole).expect("zeroed");
+                    now[at as usize..(at + len) as usize].fill(0);
+                }
+                Do::Flush => {
+                    view.flush().expect("flushed");
+                    maybe.iter_mut().for_each(Vec::clear);
+                }
+                Do::Again(in_order) => {
+                    if in_order {
+                        view.flush().expect("flushed");
+                        maybe.iter_mut().for_each(Vec::clear);
+                    }
+                    drop(view);
+                    view = Fake::new().view(Some(dir.path()));
+                    let found = read(&view, 0, BYTES);
+                    for (at, (granule, maybe)) in found.chunks(4096).zip(&maybe).enumerate() {
+                        let known = now.chunks(4096).nth(at).expect("there");
+                        prop_assert!(granule == known || maybe.iter().any(|m| m == granule), "granule {at}");
+                    }
+                    now = found;
+                    maybe.iter_mut().for_each(Vec::clear);
+                }
+            }
+            for (granule, maybe) in now.chunks(4096).zip(&mut maybe) {
+                if maybe.last().is_none_or(|last| last != granule) {
+                    maybe.push(granule.to_vec());
+                }
+            }
+            prop_assert!(read(&view, 0, BYTES) == now);
+        }
+    }
+}

@@ -1,0 +1,311 @@
+//! A view: reads and writes of any length at any place, from any thread.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use farside_blockio::{Extent, ExtentKind};
+use farside_region::{ByteExtent, ByteOffset, Geometry, GranuleIndex, GranuleRun, RegionIndex};
+use farside_store::{AlignedBytes, Content, PointReader, StoreError};
+use nix::errno::Errno;
+
+use crate::Overlay;
+use crate::cache::Cache;
+
+/// Locks by region, so that whoever works at different places seldom meets.
+const SHARDS: usize = 64;
+/// Of so many regions it is said that they cannot be read; not of more.
+const TOLD_MAX: usize = 1000;
+
+/// The content of a region.
+#[derive(Debug)]
+pub struct Region {
+    /// All of its bytes.
+    pub bytes: AlignedBytes,
+    /// Granules that the source could not read, ascending.
+    pub unreadable: Vec<GranuleRun>,
+}
+
+/// What lies below the writes of a view, and never changes.
+pub trait Base: Send + Sync {
+    /// Its shape and size.
+    fn geometry(&self) -> &Geometry;
+
+    /// Whether a region is zeroes throughout, as far as that is known without reading it.
+    fn is_zero(&self, region: RegionIndex) -> bool;
+
+    /// Reads a region.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    fn read(&self, region: RegionIndex) -> Result<Region, StoreError>;
+}
+
+impl Base for PointReader {
+    fn geometry(&self) -> &Geometry {
+        self.geometry()
+    }
+
+    fn is_zero(&self, region: RegionIndex) -> bool {
+        self.is_zero(region)
+    }
+
+    fn read(&self, region: RegionIndex) -> Result<Region, StoreError> {
+        let mut content = self.content();
+        self.read_region(region, &mut content)?;
+        let unreadable = content.runs.iter().filter(|(_, content)| *content == Content::Unreadable).map(|(run, _)| *run);
+        let unreadable = unreadable.collect();
+        Ok(Region { bytes: content.bytes, unreadable })
+    }
+}
+
+/// A point, opened.
+pub struct View<B> {
+    base: B,
+    overlay: Option<Overlay>,
+    cache: Mutex<Cache>,
+    /// Held by who fetches a region, so that nobody else fetches it too.
+    fetches: [Mutex<()>; SHARDS],
+    /// Held by who writes into a region: two that write parts of one granule must not both begin with what the point holds.
+    writes: [Mutex<()>; SHARDS],
+    told: Mutex<HashSet<RegionIndex>>,
+    tell: Box<dyn Fn(&StoreError) + Send + Sync>,
+}
+
+impl<B: fmt::Debug> fmt::Debug for View<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("View").field("base", &self.base).field("overlay", &self.overlay).finish_non_exhaustive()
+    }
+}
+
+impl<B: Base> View<B> {
+    /// A view of `base`, to be written if there is an overlay. `cache_bytes`: for decoded regions; at least one is kept. `tell` hears,
+    /// from any thread and once for each region, what cannot be read.
+    pub fn new(base: B, overlay: Option<Overlay>, cache_bytes: u64, tell: Box<dyn Fn(&StoreError) + Send + Sync>) -> Self {
+        let regions = usize::try_from(cache_bytes / base.geometry().region_bytes()).unwrap_or(usize::MAX);
+        Self {
+            base,
+            overlay,
+            cache: Mutex::new(Cache::new(regions)),
+            fetches: [const { Mutex::new(()) }; SHARDS],
+            writes: [const { Mutex::new(()) }; SHARDS],
+            told: Mutex::default(),
+            tell,
+        }
+    }
+
+    /// Its size.
+    pub fn bytes(&self) -> u64 {
+        self.base.geometry().volume_bytes()
+    }
+
+    /// What was written, if it can be.
+    pub fn overlay(&self) -> Option<&Overlay> {
+        self.overlay.as_ref()
+    }
+
+    /// Reads.
+    ///
+    /// # Errors
+    /// `EIO` where the source or the store could not be read; `EINVAL` beyond the end.
+    pub fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), Errno> {
+        let mut rest = out;
+        self.in_regions(ByteExtent { offset: ByteOffset(offset), len: rest.len() as u64 }, &mut |region, piece| {
+            let (now, later) = std::mem::take(&mut rest).split_at_mut(piece.len as usize);
+            rest = later;
+            self.read_piece(region, piece, now)
+        })
+    }
+
+    fn read_piece(&self, region: RegionIndex, piece: ByteExtent, out: &mut [u8]) -> Result<(), Errno> {
+        let geometry = self.base.geometry();
+        let mut content = None;
+        let mut at = piece.offset.0;
+        let end = at + piece.len;
+        while at < end {
+            let (run, written) = self.run_at(at, end);
+            let until = run_end(geometry, run).min(end);
+            let out = &mut out[(at - piece.offset.0) as usize..(until - piece.offset.0) as usize];
+            match &self.overlay {
+                Some(overlay) if written => overlay.read_at(at, out)?,
+                _ if self.base.is_zero(region) => out.fill(0),
+                _ => {
+                    if content.is_none() {
+                        content = Some(self.region(region)?);
+                    }
+                    let content = content.as_deref().expect("just made sure");
+                    if content.unreadable.iter().any(|lost| lost.start < run.end() && run.start < lost.end()) {
+                        return Err(Errno::EIO);
+                    }
+                    let from = (at - self.start_of(region)) as usize;
+                    out.copy_from_slice(&content.bytes[from..from + out.len()]);
+                }
+            }
+            at = until;
+        }
+        Ok(())
+    }
+
+    /// The granules from an offset on that are all written, or all not, up to the one at `end`; and which.
+    fn run_at(&self, at: u64, end: u64) -> (GranuleRun, bool) {
+        let geometry = self.base.geometry();
+        let touched = ByteExtent { offset: ByteOffset(at), len: end - at };
+        let all = geometry.granules_of(touched).expect("it is inside the volume, and not empty");
+        let Some(overlay) = &self.overlay else { return (all, false) };
+        let written = overlay.has(all.start);
+        let same = (all.start.0..all.end().0).take_while(|granule| overlay.has(GranuleIndex(*granule)) == written).count();
+        (GranuleRun { start: all.start, count: same as u64 }, written)
+    }
+
+    /// Writes.
+    ///
+    /// # Errors
+    /// `EROFS` without an overlay; what that says; `EIO` where a granule that is written in part cannot be read.
+    pub fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), Errno> {
+        let mut rest = bytes;
+        self.change(ByteExtent { offset: ByteOffset(offset), len: bytes.len() as u64 }, false, &mut |overlay, piece| {
+            let (now, later) = rest.split_at(piece.len as usize);
+            rest = later;
+            overlay.write_at(piece.offset.0, now)
+        })
+    }
+
+    /// Makes an extent zeroes; with `no_hole` its space stays allocated.
+    ///
+    /// # Errors
+    /// As [`View::write`].
+    pub fn zero(&self, extent: ByteExtent, no_hole: bool) -> Result<(), Errno> {
+        self.change(extent, !no_hole, &mut |overlay, piece| overlay.zero_at(piece, no_hole))
+    }
+
+    /// `zeroes`: what is zeroes already may be left alone.
+    fn change(
+        &self,
+        extent: ByteExtent,
+        zeroes: bool,
+        put: &mut dyn FnMut(&Overlay, ByteExtent) -> Result<(), Errno>,
+    ) -> Result<(), Errno> {
+        let overlay = self.overlay.as_ref().ok_or(Errno::EROFS)?;
+        let geometry = *self.base.geometry();
+        self.in_regions(extent, &mut |region, piece| {
+            let _only = lock(&self.writes[region.0 as usize % SHARDS]);
+            let run = geometry.granules_of(piece).expect("it is inside the volume, and not empty");
+            let untouched = || (run.start.0..run.end().0).all(|granule| !overlay.has(GranuleIndex(granule)));
+            if zeroes && self.base.is_zero(region) && untouched() {
+                return Ok(());
+            }
+            let last = GranuleIndex(run.end().0 - 1);
+            for granule in [run.start, last] {
+                let whole = geometry.bytes_of(GranuleRun { start: granule, count: 1 });
+                let covered = piece.offset <= whole.offset && piece.offset.0 + piece.len >= whole.offset.0 + whole.len;
+                if !covered && !overlay.has(granule) {
+                    let mut below = vec![0; whole.len as usize];
+                    self.read_piece(region, whole, &mut below)?;
+                    overlay.write_at(whole.offset.0, &below)?;
+                }
+            }
+            put(overlay, piece)?;
+            overlay.set(run);
+            Ok(())
+        })
+    }
+
+    /// What was written is durable.
+    ///
+    /// # Errors
+    /// [`Overlay::flush`].
+    pub fn flush(&self) -> Result<(), Errno> {
+        self.overlay.as_ref().map_or(Ok(()), Overlay::flush)
+    }
+
+    /// What is where, for block status: as [`farside_blockio::BlockQueue::extents`].
+    pub fn extents(&self, extent: ByteExtent, max: usize, out: &mut Vec<Extent>) -> Result<(), Errno> {
+        let (from, geometry) = (out.len(), *self.base.geometry());
+        let mut full = false;
+        let mut push = |len, kind| {
+            let runs = out.len() - from;
+            match out[from..].last_mut() {
+                Some(last) if last.kind == kind => last.len += len,
+                _ if runs == max => full = true,
+                _ => out.push(Extent { len, kind }),
+            }
+            full
+        };
+        self.in_regions(extent, &mut |region, piece| {
+            // Once for a region: this is asked on the thread that serves everybody.
+            if !self.base.is_zero(region) {
+                push(piece.len, ExtentKind::Data);
+                return Ok(());
+            }
+            let (mut at, end) = (piece.offset.0, piece.offset.0 + piece.len);
+            while at < end {
+                let (run, written) = self.run_at(at, end);
+                let until = run_end(&geometry, run).min(end);
+                if push(until - at, if written { ExtentKind::Data } else { ExtentKind::Hole }) {
+                    break;
+                }
+                at = until;
+            }
+            Ok(())
+        })
+    }
+
+    fn in_regions(
+        &self,
+        extent: ByteExtent,
+        each: &mut dyn FnMut(RegionIndex, ByteExtent) -> Result<(), Errno>,
+    ) -> Result<(), Errno> {
+        if extent.len == 0 {
+            return Ok(());
+        }
+        let geometry = self.base.geometry();
+        let regions = geometry.regions_of(geometry.granules_of(extent).ok_or(Errno::EINVAL)?);
+        let end = extent.offset.0 + extent.len;
+        for region in regions.start.0..regions.start.0 + regions.count {
+            let region = RegionIndex(region);
+            let whole = geometry.bytes_of(geometry.region_run(region));
+            let at = whole.offset.0.max(extent.offset.0);
+            let until = (whole.offset.0 + whole.len).min(end);
+            each(region, ByteExtent { offset: ByteOffset(at), len: until - at })?;
+        }
+        Ok(())
+    }
+
+    fn start_of(&self, region: RegionIndex) -> u64 {
+        let geometry = self.base.geometry();
+        geometry.bytes_of(geometry.region_run(region)).offset.0
+    }
+
+    fn region(&self, region: RegionIndex) -> Result<Arc<Region>, Errno> {
+        if let Some(content) = lock(&self.cache).get(region) {
+            return Ok(content);
+        }
+        let _only = lock(&self.fetches[region.0 as usize % SHARDS]);
+        if let Some(content) = lock(&self.cache).get(region) {
+            return Ok(content);
+        }
+        match self.base.read(region) {
+            Ok(content) => {
+                let content = Arc::new(content);
+                lock(&self.cache).put(region, content.clone());
+                Ok(content)
+            }
+            Err(error) => {
+                let mut told = lock(&self.told);
+                if told.len() < TOLD_MAX && told.insert(region) {
+                    (self.tell)(&error);
+                }
+                Err(Errno::EIO)
+            }
+        }
+    }
+}
+
+fn run_end(geometry: &Geometry, run: GranuleRun) -> u64 {
+    let bytes = geometry.bytes_of(run);
+    bytes.offset.0 + bytes.len
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,187 @@
+//! `farside point open`: a point is there at once, byte for byte, for several at a time; what is written over it is kept; what the store
+//! has lost is an error where it lies.
+
+use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use farside_tests::verify::{Rng, Verifier, connect};
+use farside_tests::{Process, Site, program, slot_of, wait_for};
+use serde_json::Value;
+
+const BYTES: u64 = 48 << 20;
+const MIB: u64 = 1 << 20;
+
+/// A command that serves, and what it said at its start.
+struct Opened {
+    process: Process,
+    said: Value,
+}
+
+fn command(site: &Site, point: &str, socket: &Path, more: &[&str]) -> Command {
+    let mut command = program("farside");
+    command.args(["point", "open", &format!("data@{point}"), "--json", "--store"]).arg(site.store());
+    command.arg("--export").arg(format!("nbd:{}", socket.display())).args(more);
+    command
+}
+
+fn open(site: &Site, point: &str, socket: &Path, more: &[&str]) -> Opened {
+    let mut child: Child =
+        command(site, point, socket, more).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("it starts");
+    let mut said = String::new();
+    let mut output = BufReader::new(child.stdout.take().expect("piped"));
+    // One object, over several lines.
+    while serde_json::from_str::<Value>(&said).is_err() {
+        assert!(output.read_line(&mut said).expect("text") > 0, "it ended and said {said:?}");
+    }
+    Opened { process: Process::new(child, "farside point open"), said: serde_json::from_str(&said).expect("JSON") }
+}
+
+fn refused(site: &Site, point: &str, socket: &Path, more: &[&str]) -> (i32, String) {
+    let output = command(site, point, socket, more).stdin(Stdio::null()).output().expect("it starts");
+    (output.status.code().expect("not killed"), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+/// All of what a socket serves.
+fn content(socket: &Path) -> Vec<u8> {
+    let mut client = connect(socket);
+    let mut bytes = vec![0; client.size() as usize];
+    for (at, piece) in (0..).step_by(MIB as usize).zip(bytes.chunks_mut(MIB as usize)) {
+        client.read(at, piece).expect("it is read");
+    }
+    bytes
+}
+
+/// Writes, and gives the next point and what it holds.
+fn point_with(site: &Site, write: impl FnOnce()) -> (String, Vec<u8>) {
+    let before = site.points("data").last().map(slot_of);
+    write();
+    site.wait_quiet();
+    let newest = || site.points("data").pop().filter(|point| Some(slot_of(point)) > before);
+    let point = wait_for("a newer point", newest)["id"].as_str().expect("an id").to_owned();
+    (point, fs::read(site.backing("data")).expect("read"))
+}
+
+fn folder_of(socket: &Path) -> PathBuf {
+    format!("{}.overlay", socket.display()).into()
+}
+
+#[test]
+fn points_are_open_at_once_and_what_is_written_over_one_is_kept() {
+    let mut site = Site::with_volume(BYTES, "100ms", 50);
+    let (mut client, mut rng) = (Verifier::new(&site.tap("data"), BYTES), Rng(11));
+    let points = [300, 60, 60].map(|requests| {
+        point_with(&site, || {
+            client.steps(&mut rng, requests);
+            client.flush();
+        })
+    });
+    let [(first, first_content), (second, second_content), _] = &points;
+    let (reads, writes) = (site.path("first.nbd"), site.path("second.nbd"));
+    let view = open(&site, first, &reads, &[]);
+    let opened = open(&site, second, &writes, &["--writable"]);
+    assert_eq!((&view.said["writable"], &opened.said["writable"]), (&Value::from(false), &Value::from(true)));
+    assert_eq!(opened.said["written_bytes"], 0);
+    assert!(content(&reads) == *first_content, "what the first point holds");
+    assert!(content(&writes) == *second_content, "what the second point holds");
+    connect(&reads).write(0, &[1; 512], 0).expect_err("it is read-only");
+
+    // A part of a granule, several regions, zeroes; flushed. And then something that nobody flushed.
+    let mut expected = second_content.clone();
+    let mut client = connect(&writes);
+    let mut put = |at: usize, bytes: &[u8]| {
+        client.write(at as u64, bytes, 0).expect("written");
+        expected[at..at + bytes.len()].copy_from_slice(bytes);
+    };
+    put(512, &[0xa1; 1024]);
+    put((4 << 20) - 8192, &vec![0xa2; 16384]);
+    put(BYTES as usize - 4096, &[0xa3; 4096]);
+    client.write_zeroes(9 << 20, 3 << 20, 0).expect("zeroed");
+    expected[9 << 20..12 << 20].fill(0);
+    client.trim(20 << 20, 4096).expect("trimmed");
+    expected[20 << 20..][..4096].fill(0);
+    client.flush().expect("durable");
+    assert!(content(&writes) == expected);
+    client.write(30 << 20, &[0xa4; 4096], 0).expect("written");
+    opened.process.kill();
+    drop(client);
+
+    // It goes on where it was; nobody else has it meanwhile, and it fits no other point.
+    let opened = open(&site, second, &writes, &["--writable"]);
+    assert!(opened.said["written_bytes"].as_u64() >= Some(3 << 20), "{}", opened.said);
+    let now = content(&writes);
+    let at = 30 << 20;
+    assert!(now[at..at + 4096] == [0xa4; 4096] || now[at..at + 4096] == expected[at..at + 4096], "neither before nor after");
+    expected[at..at + 4096].copy_from_slice(&now[at..at + 4096]);
+    assert!(now == expected, "what was flushed was lost");
+    let overlay = folder_of(&writes);
+    let overlay = overlay.to_str().expect("text");
+    let third = site.path("third.nbd");
+    for (point, says) in [(second, "in use by another process"), (first, "was written over point")] {
+        let (code, text) = refused(&site, point, &third, &["--writable", "--overlay", overlay]);
+        assert!(code == 4 && text.contains(says), "{code}: {text}");
+    }
+    let (code, text) = refused(&site, second, &writes, &[]);
+    assert!(code == 4 && text.contains("second.nbd"), "a socket that is served is not taken away: {text}");
+    let inside = site.store().join("overlay");
+    let (code, text) = refused(&site, second, &third, &["--writable", "--overlay", inside.to_str().expect("text")]);
+    assert!(code == 4 && text.contains("in the store itself") && !inside.exists(), "{code}: {text}");
+    let (code, text) = refused(&site, "999999", &third, &[]);
+    assert_eq!(code, 5, "{text}");
+
+    // The point itself is as it was, also for who has it open.
+    assert!(content(&reads) == *first_content);
+    let another = open(&site, second, &third, &["--ttl", "1h"]);
+    assert!(content(&third) == *second_content);
+    for opened in [view, opened, another] {
+        opened.process.stop();
+    }
+    assert!(!reads.exists() && !writes.exists() && !third.exists(), "a socket is left");
+    // Its time is over before anybody came.
+    let mut short = open(&site, second, &third, &["--ttl", "1ms"]).process;
+    wait_for("its end", || (!short.is_running()).then_some(()));
+    assert!(!third.exists(), "it did not end in order");
+    site.receiver.take().expect("it runs").stop();
+    site.check_store();
+}
+
+#[test]
+fn what_the_store_has_lost_is_an_error_where_it_lies() {
+    let site = Site::with_volume(BYTES, "100ms", 50);
+    let mut client = connect(&site.tap("data"));
+    site.wait_quiet();
+    // One region of noise, and no other point that holds as much.
+    let (mut noise, mut rng) = (Vec::new(), Rng(12));
+    noise.resize_with(4 << 20, || rng.draw() as u8);
+    let (first, expected) = &point_with(&site, || {
+        client.write(8 << 20, &noise, 0).expect("written");
+        client.flush().expect("durable");
+    });
+    let segments = site.store().join("groups/host1/default/segments/data");
+    let files = |dir: &Path| fs::read_dir(dir).expect("a folder").map(|e| e.expect("an entry").path()).collect::<Vec<_>>();
+    let largest = files(&segments).iter().flat_map(|term| files(term)).max_by_key(|path| fs::metadata(path).expect("meta").len());
+    let largest = largest.expect("there are segments");
+    let mut bytes = fs::read(&largest).expect("read");
+    let middle = bytes.len() / 2; // of 4 MiB of content
+    bytes[middle] ^= 0x10;
+    fs::write(&largest, &bytes).expect("written");
+
+    let socket = site.path("damaged.nbd");
+    let opened = open(&site, first, &socket, &[]);
+    let mut client = connect(&socket);
+    let (mut lost, mut buffer) = (Vec::new(), vec![0; MIB as usize]);
+    for at in (0..BYTES).step_by(MIB as usize) {
+        match client.read(at, &mut buffer) {
+            Ok(()) => assert!(buffer == expected[at as usize..][..MIB as usize], "at {at}"),
+            Err(_) => lost.push(at / (4 * MIB)),
+        }
+    }
+    lost.dedup();
+    assert_eq!(lost, [2], "one flipped bit is one region");
+    // Put back, it is there again, without being opened anew.
+    bytes[middle] ^= 0x10;
+    fs::write(&largest, &bytes).expect("written");
+    assert!(content(&socket) == *expected);
+    opened.process.stop();
+}
