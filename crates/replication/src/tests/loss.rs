@@ -100,10 +100,7 @@ fn the_receiver_records_a_loss_once_and_refuses_another_terms() {
 fn a_stop_moves_no_header_of_a_volume_that_lost_track() {
     let mut world = streaming();
     let header = world.disks[&V1].header;
-    world.write(V1, 0, 101);
-    world.interval();
-    world.go_without(&[Turn::Header]);
-    assert!(world.source.as_ref().expect("it runs").owed(V1).is_empty(), "it is not published");
+    world.publish_without_header(0);
     world.to(Event::TrackingLost { volume: V1 });
     world.stop_source();
     assert_eq!(world.disks[&V1].header, header);

@@ -3,7 +3,9 @@
 //!
 //! The toy world judges: each published point against what was cut (L3), each clean region against what is published (L2).
 
-use farside_ledger::{Body, Claim, EpochInfo, LayerEntry, LayerKind, Layers, PartEntry, Record, Stamp, Verdict};
+use std::collections::BTreeMap;
+
+use farside_ledger::{Body, Claim, EpochInfo, LayerEntry, LayerKind, Layers, PartEntry, Record, Stamp, State, Verdict};
 use farside_region::{
     BootId, GranuleIndex, GroupId, LayerKey, LedgerPosition, RecordDigest, RegionIndex, RegionSet, Slot, Term, VolumeId, mutation,
 };
@@ -104,6 +106,36 @@ impl World {
         self.landed.retain(|at, _| published.contains(at));
         self.crash_target(false);
     }
+
+    /// A write of volume 1 is published, and its header stays where it was: it is written now and then.
+    pub(super) fn publish_without_header(&mut self, granule: u64) {
+        let header = self.disks[&V1].header;
+        self.write(V1, granule, 101);
+        self.interval();
+        self.go_without(&[Turn::Header]);
+        assert!(self.source.as_ref().expect("it runs").owed(V1).is_empty(), "it is not published");
+        assert_eq!(self.disks[&V1].header, header, "it is not behind");
+    }
+
+    fn back_up_store(&self) -> StoreBackup {
+        StoreBackup { state: self.state.clone(), image: self.image.clone(), records: self.records.clone() }
+    }
+
+    /// The store is what it was then; its receiver starts on that.
+    fn put_store_back(&mut self, backup: StoreBackup) {
+        self.tampered = true;
+        self.disconnect();
+        (self.state, self.image, self.records) = (backup.state, backup.image, backup.records);
+        self.landed.retain(|(key, _), _| self.state.layer(key).is_some());
+        self.target = Target::new(target_config(), &self.state, Vec::new(), &mut Vec::new());
+    }
+}
+
+/// What a store held.
+struct StoreBackup {
+    state: State,
+    image: BTreeMap<VolumeId, BTreeMap<u64, u64>>,
+    records: Vec<Record>,
 }
 
 impl Host {
@@ -235,12 +267,7 @@ fn t2_a_clean_stop_owes_what_is_staged_and_not_published() {
 fn a_clean_stop_leaves_nothing_to_compare() {
     tell(&[], || {
         let mut world = streaming();
-        let header = world.disks[&V1].header;
-        world.write(V1, 0, 101);
-        world.interval();
-        world.go_without(&[Turn::Header]);
-        assert!(world.source.as_ref().expect("it runs").owed(V1).is_empty(), "it is not published");
-        assert_eq!(world.disks[&V1].header, header, "it is not behind");
+        world.publish_without_header(0);
         world.stop_source();
         world.boot();
         world.connect();
@@ -355,18 +382,14 @@ fn fuzzy(key: LayerKey, content: &Content) -> Layers {
 fn t7_position_is_checked_at_every_reconnect() {
     tell(&[("T7 position not checked at reconnect", "L6: a store of yesterday")], || {
         let mut world = streaming();
-        let (state, image, records) = (world.state.clone(), world.image.clone(), world.records.clone());
+        let backup = world.back_up_store();
         world.write(V1, 8, 101);
         world.quiet();
         world.crash_source();
         world.boot();
         world.connect();
         world.quiet();
-        world.tampered = true;
-        world.disconnect();
-        (world.state, world.image, world.records) = (state, image, records);
-        world.landed.retain(|(key, _), _| world.state.layer(key).is_some());
-        world.target = Target::new(target_config(), &world.state, Vec::new(), &mut Vec::new());
+        world.put_store_back(backup);
         world.connect();
         world.interval();
         world.go_without(&[]);
@@ -380,16 +403,12 @@ fn t7_position_is_checked_at_every_reconnect() {
 fn l6_a_store_that_was_called_rewound_is_so_after_a_crash() {
     tell(&[("L6 a rewound store is forgotten by a crash", "L6: forgotten by a crash")], || {
         let mut world = streaming();
-        let (state, image, records) = (world.state.clone(), world.image.clone(), world.records.clone());
+        let backup = world.back_up_store();
         world.write(V1, 8, 101);
         world.interval();
         world.go_without(&[]);
-        assert!(world.state.head() > state.head(), "it was published");
-        world.tampered = true;
-        world.disconnect();
-        (world.state, world.image, world.records) = (state, image, records);
-        world.landed.retain(|(key, _), _| world.state.layer(key).is_some());
-        world.target = Target::new(target_config(), &world.state, Vec::new(), &mut Vec::new());
+        assert!(world.state.head() > backup.state.head(), "it was published");
+        world.put_store_back(backup);
         world.connect();
         world.interval();
         world.go_without(&[]);
@@ -409,16 +428,10 @@ fn l6_a_store_that_was_called_rewound_is_so_after_a_crash() {
 fn l6_a_store_that_was_put_back_while_the_host_was_stopped_is_noticed() {
     tell(&[], || {
         let mut world = streaming();
-        let (state, image, records) = (world.state.clone(), world.image.clone(), world.records.clone());
-        world.write(V1, 8, 101);
-        world.interval();
-        world.go_without(&[Turn::Header]);
-        assert!(world.source.as_ref().expect("it runs").owed(V1).is_empty(), "it is not published");
+        let backup = world.back_up_store();
+        world.publish_without_header(8);
         world.stop_source();
-        world.tampered = true;
-        (world.state, world.image, world.records) = (state, image, records);
-        world.landed.retain(|(key, _), _| world.state.layer(key).is_some());
-        world.target = Target::new(target_config(), &world.state, Vec::new(), &mut Vec::new());
+        world.put_store_back(backup);
         world.boot();
         world.connect();
         world.interval();
