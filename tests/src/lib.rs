@@ -480,6 +480,29 @@ impl Site {
         points
     }
 
+    /// Lets `write` write to a volume, waits until everything is published, and gives the newest point, which nobody had before.
+    pub fn point_after(&self, volume: &str, write: impl FnOnce()) -> Value {
+        let before = self.points(volume).last().map(slot_of);
+        write();
+        self.wait_quiet();
+        wait_for("a newer point", || self.points(volume).pop().filter(|point| Some(slot_of(point)) > before))
+    }
+
+    /// The segments of a volume in the store: `<term>/<seq>.<part>`, in no order.
+    pub fn segments(&self, volume: &str) -> Vec<PathBuf> {
+        let group = &self.volumes.iter().find(|v| v.name == volume).expect("a volume of the site").group;
+        let terms = self.store().join(format!("groups/host1/{group}/segments/{volume}"));
+        let entries =
+            |dir: &Path| std::fs::read_dir(dir).expect("a folder").map(|e| e.expect("an entry").path()).collect::<Vec<_>>();
+        entries(&terms).iter().flat_map(|term| entries(term)).collect()
+    }
+
+    /// The segment of a volume that holds most.
+    pub fn largest_segment(&self, volume: &str) -> PathBuf {
+        let bytes = |path: &PathBuf| path.metadata().expect("a file").len();
+        self.segments(volume).into_iter().max_by_key(bytes).expect("there are segments")
+    }
+
     /// Restores a point of a volume from the store into a file.
     pub fn restore(&self, volume: &str, point: &str, to: &Path) {
         let mut command = program("farside");

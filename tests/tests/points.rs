@@ -26,25 +26,21 @@ fn output(command: &mut Command) -> (i32, String, Value) {
 
 /// Writes, and waits until a point holds it.
 fn write(site: &Site, client: &mut Verifier, rng: &mut Rng, requests: u64) -> u64 {
-    let before = site.points("data").last().map(slot_of);
-    client.steps(rng, requests);
-    client.flush();
-    site.wait_quiet();
-    wait_for("a newer point", || site.points("data").last().map(slot_of).filter(|slot| Some(*slot) > before))
+    slot_of(&site.point_after("data", || {
+        client.steps(rng, requests);
+        client.flush();
+    }))
 }
 
 /// A segment of the newest point that is used from end to end: no later layer covers what the newest one holds.
 fn newest_segment(site: &Site) -> PathBuf {
-    let terms = site.store().join("groups/host1/default/segments/data");
-    let entries =
-        |folder: &Path| fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path()).collect::<Vec<_>>();
     let number = |text: &str| text.parse::<u64>().expect("a number");
-    let place = |path: &Path| {
+    let place = |path: &PathBuf| {
         let parts: Vec<&str> = path.iter().rev().take(2).map(|part| part.to_str().expect("a name")).collect();
         let (seq, _) = parts[0].split_once('.').expect("<seq>.<part>");
         (number(parts[1]), number(seq), fs::metadata(path).expect("meta").len())
     };
-    entries(&terms).iter().flat_map(|term| entries(term)).max_by_key(|path| place(path)).expect("there are segments")
+    site.segments("data").into_iter().max_by_key(place).expect("there are segments")
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use farside_tests::verify::{Rng, Verifier, connect};
-use farside_tests::{Process, Site, program, slot_of, wait_for};
+use farside_tests::{Process, Site, program, wait_for};
 use serde_json::Value;
 
 const BYTES: u64 = 48 << 20;
@@ -55,12 +55,8 @@ fn content(socket: &Path) -> Vec<u8> {
 
 /// Writes, and gives the next point and what it holds.
 fn point_with(site: &Site, write: impl FnOnce()) -> (String, Vec<u8>) {
-    let before = site.points("data").last().map(slot_of);
-    write();
-    site.wait_quiet();
-    let newest = || site.points("data").pop().filter(|point| Some(slot_of(point)) > before);
-    let point = wait_for("a newer point", newest)["id"].as_str().expect("an id").to_owned();
-    (point, fs::read(site.backing("data")).expect("read"))
+    let point = site.point_after("data", write);
+    (point["id"].as_str().expect("an id").to_owned(), fs::read(site.backing("data")).expect("read"))
 }
 
 fn folder_of(socket: &Path) -> PathBuf {
@@ -158,10 +154,7 @@ fn what_the_store_has_lost_is_an_error_where_it_lies() {
         client.write(8 << 20, &noise, 0).expect("written");
         client.flush().expect("durable");
     });
-    let segments = site.store().join("groups/host1/default/segments/data");
-    let files = |dir: &Path| fs::read_dir(dir).expect("a folder").map(|e| e.expect("an entry").path()).collect::<Vec<_>>();
-    let largest = files(&segments).iter().flat_map(|term| files(term)).max_by_key(|path| fs::metadata(path).expect("meta").len());
-    let largest = largest.expect("there are segments");
+    let largest = site.largest_segment("data");
     let mut bytes = fs::read(&largest).expect("read");
     let middle = bytes.len() / 2; // of 4 MiB of content
     bytes[middle] ^= 0x10;

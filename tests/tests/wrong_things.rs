@@ -2,7 +2,7 @@
 
 use std::net::UdpSocket;
 use std::os::unix::fs::FileExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use farside_tests::verify::{Rng, Verifier, connect};
 use farside_tests::{Site, VolumeSpec, program, run, tail, wait_for};
@@ -25,18 +25,6 @@ fn no_panic(site: &Site) {
         let text = std::fs::read_to_string(site.path(log)).unwrap_or_default();
         assert!(!text.contains("panicked"), "{log}: {}", tail(&site.path(log)));
     }
-}
-
-fn files_below(dir: &Path) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    let mut dirs = vec![dir.to_owned()];
-    while let Some(dir) = dirs.pop() {
-        for entry in std::fs::read_dir(dir).expect("a folder") {
-            let path = entry.expect("an entry").path();
-            if path.is_dir() { dirs.push(path) } else { found.push(path) }
-        }
-    }
-    found
 }
 
 #[test]
@@ -137,10 +125,8 @@ fn a_flipped_bit_is_named_and_other_points_live() {
     site.daemon.take().expect("it runs").stop();
     site.receiver.take().expect("it runs").stop();
     site.check_store();
-    let segments: Vec<_> =
-        files_below(&site.store()).into_iter().filter(|f| f.to_string_lossy().contains("/segments/")).collect();
-    let largest = segments.iter().max_by_key(|f| f.metadata().expect("a file").len()).expect("segments");
-    let file = std::fs::File::options().read(true).write(true).open(largest).expect("a file");
+    let largest = site.largest_segment("data");
+    let file = std::fs::File::options().read(true).write(true).open(&largest).expect("a file");
     let mut byte = [0];
     let at = largest.metadata().expect("a file").len() / 3;
     file.read_exact_at(&mut byte, at).expect("read");
@@ -164,9 +150,7 @@ fn what_the_store_has_lost_is_said_at_the_host_until_it_was_sent_again() {
     };
     assert_eq!(damage(&site), None);
     site.receiver.take().expect("it runs").stop();
-    let segments = files_below(&site.store()).into_iter().filter(|f| f.to_string_lossy().contains("/segments/"));
-    let largest = segments.max_by_key(|f| f.metadata().expect("a file").len()).expect("segments");
-    std::fs::remove_file(largest).expect("it was there");
+    std::fs::remove_file(site.largest_segment("data")).expect("it was there");
     site.start_receiver();
     let reason = wait_for("the host to say so", || damage(&site));
     assert!(reason["what_to_do"].as_str().is_some_and(|todo| todo.contains("farside volume resync data")), "{reason}");
@@ -197,8 +181,7 @@ fn a_store_of_another_source_is_not_taken_for_ours() {
     assert!(!site.path("x.img").exists(), "nothing is created for a point that is not there");
     // A segment of one volume under the name of another.
     site.receiver.take().expect("it runs").stop();
-    let segments: Vec<_> =
-        files_below(&site.store()).into_iter().filter(|f| f.to_string_lossy().contains("/segments/")).collect();
+    let segments = site.segments("data");
     let (a, b) = (&segments[0], &segments[segments.len() - 1]);
     if a != b {
         let content = std::fs::read(a).expect("read");
