@@ -6,8 +6,8 @@ use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
-use nix::errno::Errno;
-use nix::unistd::{Whence, lseek};
+use farside_blockio::seek_extent;
+use nix::unistd::Whence;
 
 /// A file-system block; also what the tap is written in.
 pub(crate) const BLOCK: usize = 4096;
@@ -30,7 +30,10 @@ impl Blocks {
         let mut blocks = vec![digest(&[0; BLOCK]); usize::try_from(bytes).expect("64 bits").div_ceil(BLOCK)];
         let mut buffer = vec![0; RUN_BLOCKS * BLOCK];
         let mut at = 0;
-        while let Some((start, end)) = next_data(&file, at, bytes)? {
+        while at < bytes
+            && let Some(start) = seek_extent(&file, at, Whence::SeekData)?
+        {
+            let end = seek_extent(&file, start, Whence::SeekHole)?.unwrap_or(bytes);
             let mut offset = start / BLOCK as u64 * BLOCK as u64;
             while offset < end {
                 let len = buffer.len().min(usize::try_from(bytes - offset).expect("64 bits"));
@@ -61,21 +64,6 @@ impl Blocks {
 /// The digest of a block's content.
 pub(crate) fn digest(block: &[u8]) -> Digest {
     *blake3::hash(block).as_bytes()
-}
-
-/// The next extent with data at or after `from`.
-fn next_data(file: &File, from: u64, end: u64) -> io::Result<Option<(u64, u64)>> {
-    if from >= end {
-        return Ok(None);
-    }
-    let seek = |offset: u64, whence| lseek(file, offset.cast_signed(), whence).map(i64::cast_unsigned);
-    match seek(from, Whence::SeekData) {
-        Ok(start) => Ok(Some((start, seek(start, Whence::SeekHole)?))),
-        Err(Errno::ENXIO) => Ok(None),
-        // A file system that knows no holes.
-        Err(Errno::EINVAL | Errno::EOPNOTSUPP) => Ok(Some((from, end))),
-        Err(errno) => Err(errno.into()),
-    }
 }
 
 #[cfg(test)]

@@ -377,17 +377,24 @@ impl FileDevice {
 
     /// `None`: nothing of that kind up to the end.
     fn seek(&self, at: u64, whence: Whence) -> Result<Option<u64>, Errno> {
-        let all_data = matches!(whence, Whence::SeekData).then_some(at);
-        if self.inner.kind == DeviceKind::Block {
-            return Ok(all_data);
+        match self.inner.kind {
+            DeviceKind::Block => Ok(matches!(whence, Whence::SeekData).then_some(at)),
+            DeviceKind::File => seek_extent(&*self.inner.fd, at, whence),
         }
-        let offset = i64::try_from(at).map_err(|_| Errno::EOVERFLOW)?;
-        match lseek64(self.inner.fd.as_fd(), offset, whence) {
-            Ok(found) => Ok(Some(found as u64)),
-            Err(Errno::ENXIO) => Ok(None),
-            Err(Errno::EINVAL | Errno::EOPNOTSUPP) => Ok(all_data),
-            Err(errno) => Err(errno),
-        }
+    }
+}
+
+/// Where data (`SeekData`) or a hole (`SeekHole`) begins in a file, at an offset or after it; `None`: nothing of that kind up to the
+/// end. A file system that cannot tell has data everywhere.
+///
+/// # Errors
+/// The file's.
+pub fn seek_extent(file: impl AsFd, at: u64, whence: Whence) -> Result<Option<u64>, Errno> {
+    match lseek64(file, i64::try_from(at).map_err(|_| Errno::EOVERFLOW)?, whence) {
+        Ok(found) => Ok(Some(found as u64)),
+        Err(Errno::ENXIO) => Ok(None),
+        Err(Errno::EINVAL | Errno::EOPNOTSUPP) => Ok(matches!(whence, Whence::SeekData).then_some(at)),
+        Err(errno) => Err(errno),
     }
 }
 

@@ -25,7 +25,7 @@ mod waker;
 mod written;
 
 pub use buffer::{BUFFER_ALIGN, Buffer, BufferPool, Gather};
-pub use device::{DeviceError, DeviceKind, FileDevice, OpenOptions};
+pub use device::{DeviceError, DeviceKind, FileDevice, OpenOptions, seek_extent};
 pub use door::hold;
 pub use engine::{DeviceDone, DeviceEngine, DeviceOp};
 pub use mem::MemQueue;

@@ -16,10 +16,11 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
+use farside_blockio::seek_extent;
 use farside_region::{ByteExtent, Geometry, GranuleIndex, GranuleRun};
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, OFlag, PosixFadviseAdvice, fallocate, posix_fadvise};
-use nix::unistd::{Whence, lseek};
+use nix::unistd::Whence;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -231,9 +232,11 @@ impl Overlay {
     }
 
     fn load(&self) -> io::Result<()> {
-        let mut at = 0;
+        let (mut at, end) = (0, (self.pages.len() * PAGE_BYTES) as u64);
         // What was never written is a hole, also of a volume of many tebibytes.
-        while let Some(data) = next_data(&self.map, at)? {
+        while at < end
+            && let Some(data) = seek_extent(&self.map, at, Whence::SeekData)?
+        {
             let page = data as usize / PAGE_BYTES;
             let mut bytes = [0; PAGE_BYTES];
             self.map.read_exact_at(&mut bytes, (page * PAGE_BYTES) as u64)?;
@@ -254,17 +257,14 @@ impl Overlay {
 
     /// Whether a granule was written.
     pub(crate) fn has(&self, granule: GranuleIndex) -> bool {
-        let (page, bit) = ((granule.0 / PAGE_GRANULES) as usize, granule.0 % PAGE_GRANULES);
-        let Some(page) = self.pages[page].get() else { return false };
-        page[bit as usize / 64].load(Ordering::Acquire) >> (bit % 64) & 1 == 1
+        let Place { page, word, mask } = place_of(granule.0);
+        self.pages[page].get().is_some_and(|page| page[word].load(Ordering::Acquire) & mask != 0)
     }
 
     /// The granules of a run are in `data` from now on.
     pub(crate) fn set(&self, run: GranuleRun) {
-        for granule in run.start.0..run.end().0 {
-            let (page, bit) = ((granule / PAGE_GRANULES) as usize, granule % PAGE_GRANULES);
-            let mask = 1 << (bit % 64);
-            if self.page(page)[bit as usize / 64].fetch_or(mask, Ordering::AcqRel) & mask == 0 {
+        for Place { page, word, mask } in (run.start.0..run.end().0).map(place_of) {
+            if self.page(page)[word].fetch_or(mask, Ordering::AcqRel) & mask == 0 {
                 self.granules.fetch_add(1, Ordering::Relaxed);
                 self.dirty[page].store(true, Ordering::Release);
             }
@@ -366,17 +366,16 @@ fn describe(dir: &Path, over: &Origin) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
-/// Where data begins, at an offset or after it. A file system that cannot tell has data everywhere.
-fn next_data(file: &File, at: u64) -> io::Result<Option<u64>> {
-    if at >= file.metadata()?.len() {
-        return Ok(None);
-    }
-    match lseek(file, at as i64, Whence::SeekData) {
-        Ok(found) => Ok(Some(found as u64)),
-        Err(Errno::ENXIO) => Ok(None),
-        Err(Errno::EINVAL | Errno::EOPNOTSUPP) => Ok(Some(at)),
-        Err(errno) => Err(errno.into()),
-    }
+/// Where a granule's bit is.
+struct Place {
+    page: usize,
+    word: usize,
+    mask: u64,
+}
+
+fn place_of(granule: u64) -> Place {
+    let bit = granule % PAGE_GRANULES;
+    Place { page: (granule / PAGE_GRANULES) as usize, word: (bit / 64) as usize, mask: 1 << (bit % 64) }
 }
 
 fn errno_of(error: &io::Error) -> Errno {
