@@ -61,12 +61,10 @@ busybox cp /ours/* /run/farside-vm/
 busybox cp /farside-vm-agent.service /run/systemd/system/
 busybox chmod 0644 /run/systemd/system/farside-vm-agent.service
 busybox ln -s ../farside-vm-agent.service /run/systemd/system/sysinit.target.wants/
-# The network is up already; who waits for networkd to say so waits for two minutes.
-for unit in systemd-networkd.service systemd-networkd.socket systemd-networkd-wait-online.service; do
-    busybox ln -s /dev/null /run/systemd/system/$unit
-done
-# What has nothing to do with disks and the life of services, and costs an emulated processor seconds at every boot.
-for unit in e2scrub_reap.service getty.target systemd-binfmt.service proc-sys-fs-binfmt_misc.automount systemd-network-generator.service \
+# The network is up already; who waits for networkd to say so waits for two minutes. The others have nothing to do with disks and the
+# life of services, and cost an emulated processor seconds at every boot.
+for unit in systemd-networkd.service systemd-networkd.socket systemd-networkd-wait-online.service \
+    e2scrub_reap.service getty.target systemd-binfmt.service proc-sys-fs-binfmt_misc.automount systemd-network-generator.service \
     systemd-update-utmp.service systemd-update-utmp-runlevel.service modprobe@configfs.service modprobe@drm.service \
     modprobe@efi_pstore.service modprobe@fuse.service dev-hugepages.mount dev-mqueue.mount sys-kernel-debug.mount sys-kernel-tracing.mount; do
     busybox ln -s /dev/null /run/systemd/system/$unit
