@@ -526,7 +526,7 @@ pub(crate) struct OpenArgs {
     /// current folder.
     #[arg(long, value_name = "nbd:PATH", value_parser = parse_export)]
     pub(crate) export: Option<PathBuf>,
-    /// Take writes, and keep them beside the store.
+    /// Take writes, and keep them in a folder of their own.
     #[arg(long)]
     pub(crate) writable: bool,
     /// The folder for what is written; made if it is not there. By default the socket's path with .overlay.

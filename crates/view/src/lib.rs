@@ -1,4 +1,4 @@
-//! A recovery point as a block device: what is read comes out of the store, what is written stays beside it.
+//! A recovery point as a block device: what is read comes out of the store, what is written goes to a folder of its own.
 //!
 //! [`View`] answers reads at once at any size and history: a region is fetched, checked and decoded when somebody wants it, and kept
 //! within a limit. Writes go to an [`Overlay`], a folder that outlives the process; without one the view is read-only.
