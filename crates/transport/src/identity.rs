@@ -12,7 +12,6 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use data_encoding::HEXLOWER_PERMISSIVE;
-use rustls::SupportedCipherSuite;
 use rustls::crypto::aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -32,7 +31,7 @@ impl Fingerprint {
     /// The fingerprint of a certificate.
     pub fn of(certificate_der: &[u8]) -> Self {
         // The only door that rustls leaves open to its SHA-256.
-        let SupportedCipherSuite::Tls13(suite) = TLS13_AES_128_GCM_SHA256;
+        let suite = TLS13_AES_128_GCM_SHA256.tls13().expect("it is one of TLS 1.3");
         let hash = suite.common.hash_provider.hash(certificate_der);
         Self(hash.as_ref().try_into().expect("SHA-256 has 32 bytes"))
     }
