@@ -11,6 +11,9 @@ use crate::kernels::Mirror;
 /// A Debian package and a program by which its presence is known.
 const NEEDED: &[(&str, &str)] = &[
     ("borgbackup", "borg"),
+    ("ceph-common", "radosgw-admin"),
+    ("ceph-mon", "ceph-mon"),
+    ("ceph-osd", "ceph-osd"),
     ("debhelper", "dh"),
     ("debootstrap", "debootstrap"),
     ("e2fsprogs", "mke2fs"),
@@ -27,6 +30,7 @@ const NEEDED: &[(&str, &str)] = &[
     ("python3-libnbd", "nbdsh"),
     (EMULATOR, "qemu-system-x86_64"),
     ("qemu-utils", "qemu-img"),
+    ("radosgw", "radosgw"),
     ("restic", "restic"),
     ("rsync", "rsync"),
     ("sqlite3", "sqlite3"),

@@ -1,0 +1,94 @@
+//! S3 servers on loopback, for tests: real ones that nobody here wrote, started and ended by the test.
+//!
+//! | What | Create-only | Use |
+//! |---|---|---|
+//! | [`RadosGw`] | holds in every race | the reference: whoever stores in S3 must pass against it |
+//! | [`StripsCreateOnly`] | is ignored: the header is lost on the way to the server behind | must be refused |
+//! | [`WrongInARace`] | holds one after the other, not in a race | must be refused |
+//! | [`Faults`] | as the server behind | answers late, wrongly, twice or never, as the test says |
+//!
+//! A [`Bucket`] is all that a client needs to know. Every test makes its own; one RadosGW is enough for all tests of a program
+//! ([`RadosGw::shared`]). Nothing here outlives the test's process, also if that is killed (`keeper`). All of it may be called
+//! from async code and from threads without a runtime. Imports none of our crates.
+
+mod faults;
+mod http;
+mod keeper;
+mod loopback;
+mod racy;
+mod radosgw;
+mod signature;
+mod strips;
+
+use std::fmt::Display;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+pub use faults::{Counts, Ending, Fault, Faults, Kind, RequestInfo};
+pub use racy::WrongInARace;
+pub use radosgw::RadosGw;
+pub use strips::StripsCreateOnly;
+
+/// How long a condition may take before a test gives up. Long, since the machine may be slow; passing tests never see it.
+const PATIENCE: Duration = Duration::from_secs(180);
+
+/// How long to wait before asking again.
+const POLL: Duration = Duration::from_millis(20);
+
+/// A bucket, and what a client needs to use it. Addressed by path (`ENDPOINT/NAME/KEY`), without encryption.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bucket {
+    /// `http://ADDRESS:PORT`
+    pub endpoint: String,
+    /// Who asks.
+    pub access_key: String,
+    /// By which it is believed.
+    pub secret_key: String,
+    /// Its name.
+    pub name: String,
+}
+
+impl Bucket {
+    /// What every signature names. The servers here take any.
+    pub const REGION: &'static str = "us-east-1";
+
+    /// Where the server listens.
+    fn address(&self) -> SocketAddr {
+        let address = self.endpoint.strip_prefix("http://").and_then(|address| address.parse().ok());
+        address.unwrap_or_else(|| panic!("{} is not an endpoint of ours", self.endpoint))
+    }
+
+    /// The same bucket, seen through what listens there.
+    fn through(&self, address: SocketAddr) -> Self {
+        Self { endpoint: endpoint(address), ..self.clone() }
+    }
+
+    /// Makes it on the server.
+    ///
+    /// # Panics
+    /// When the server refuses.
+    fn create(self) -> Self {
+        let answer = http::signed("PUT", &self, &format!("/{}", self.name)).unwrap_or_else(|e| panic!("{}: {e}", self.endpoint));
+        assert!(answer.starts_with("HTTP/1.1 200 "), "no bucket {} on {}: {answer}", self.name, self.endpoint);
+        self
+    }
+}
+
+fn endpoint(address: SocketAddr) -> String {
+    format!("http://{address}")
+}
+
+/// Waits until `condition` gives something, as the other tests do.
+///
+/// # Panics
+/// When it does not within [`PATIENCE`], with what there was last.
+fn wait_until<T, S: Display>(what: &str, mut condition: impl FnMut() -> Result<T, S>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match condition() {
+            Ok(value) => return value,
+            Err(instead) => assert!(Instant::now() < deadline, "gave up waiting for {what}: {instead}"),
+        }
+        std::thread::park_timeout(POLL);
+    }
+}
