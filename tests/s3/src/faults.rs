@@ -112,11 +112,6 @@ impl Counts {
             Kind::Other => &mut self.other,
         }
     }
-
-    /// All of them.
-    pub fn total(&self) -> u64 {
-        self.put + self.get + self.head + self.list + self.delete + self.other
-    }
 }
 
 type Rule = Box<dyn FnMut(&RequestInfo) -> Fault + Send>;

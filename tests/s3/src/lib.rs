@@ -22,12 +22,17 @@ mod strips;
 
 use std::fmt::Display;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 pub use faults::{Counts, Ending, Fault, Faults, Kind, RequestInfo};
 pub use racy::WrongInARace;
 pub use radosgw::RadosGw;
 pub use strips::StripsCreateOnly;
+
+/// Who uses the servers.
+const ACCESS_KEY: &str = "FARSIDETESTACCESSKEY";
+const SECRET_KEY: &str = "known-to-everybody";
 
 /// How long a condition may take before a test gives up. Long, since the machine may be slow; passing tests never see it.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -63,14 +68,18 @@ impl Bucket {
         Self { endpoint: endpoint(address), ..self.clone() }
     }
 
-    /// Makes it on the server.
+    /// Makes a new one on a server. No two of a process have the same name.
     ///
     /// # Panics
     /// When the server refuses.
-    fn create(self) -> Self {
-        let answer = http::signed("PUT", &self, &format!("/{}", self.name)).unwrap_or_else(|e| panic!("{}: {e}", self.endpoint));
-        assert!(answer.starts_with("HTTP/1.1 200 "), "no bucket {} on {}: {answer}", self.name, self.endpoint);
-        self
+    fn create(on: SocketAddr) -> Self {
+        static CREATED: AtomicU32 = AtomicU32::new(0);
+        let name = format!("bucket-{}", CREATED.fetch_add(1, Ordering::Relaxed));
+        let (access_key, secret_key) = (ACCESS_KEY.to_owned(), SECRET_KEY.to_owned());
+        let bucket = Self { endpoint: endpoint(on), access_key, secret_key, name };
+        let answer = http::signed("PUT", &bucket, &format!("/{}", bucket.name)).unwrap_or_else(|e| panic!("{on}: {e}"));
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{on} makes no bucket: {answer}");
+        bucket
     }
 }
 

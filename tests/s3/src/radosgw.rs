@@ -5,15 +5,11 @@
 //! user may run them. No systemd, no `/etc/ceph`, no `/var/lib/ceph`: everything is in one folder.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::path::Path;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::keeper::Keeper;
-use crate::{Bucket, endpoint, http};
-
-const ACCESS_KEY: &str = "FARSIDETESTACCESSKEY";
-const SECRET_KEY: &str = "known-to-everybody";
+use crate::{ACCESS_KEY, Bucket, SECRET_KEY, endpoint, http};
 
 /// Below the ports that the kernel gives to clients: nobody gets one of them between our look and the daemon's.
 const PORTS: std::ops::Range<u16> = 20_000..32_000;
@@ -21,9 +17,9 @@ const PORTS: std::ops::Range<u16> = 20_000..32_000;
 /// A Ceph with an S3 gateway, which ends when this is dropped or the process ends.
 #[derive(Debug)]
 pub struct RadosGw {
-    keeper: Keeper,
+    /// Ends it.
+    _keeper: Keeper,
     address: SocketAddr,
-    buckets: AtomicU32,
 }
 
 impl RadosGw {
@@ -65,7 +61,7 @@ impl RadosGw {
             let answer = http::plain(gateway, &format!("GET / HTTP/1.1\r\nhost: {gateway}")).map_err(|_| "nobody listens")?;
             if answer.starts_with("HTTP/1.1 200 ") { Ok(()) } else { Err("another answer") }
         });
-        Self { keeper, address: gateway, buckets: AtomicU32::new(0) }
+        Self { _keeper: keeper, address: gateway }
     }
 
     /// `http://ADDRESS:PORT`
@@ -88,14 +84,7 @@ impl RadosGw {
     /// # Panics
     /// When the gateway refuses.
     pub fn bucket(&self) -> Bucket {
-        let name = format!("bucket-{}", self.buckets.fetch_add(1, Ordering::Relaxed));
-        let (access_key, secret_key) = (ACCESS_KEY.to_owned(), SECRET_KEY.to_owned());
-        Bucket { endpoint: self.endpoint(), access_key, secret_key, name }.create()
-    }
-
-    /// The folder of everything that it has written, with its logs.
-    pub fn folder(&self) -> &Path {
-        self.keeper.folder()
+        Bucket::create(self.address)
     }
 }
 
