@@ -57,13 +57,17 @@ pub(crate) fn run() -> anyhow::Result<()> {
         bail!("the tests need what is not here; install it as root, on Debian with: {command}");
     }
     println!("installing {}", missing.join(" "));
-    if missing.contains(&EMULATOR) {
-        install_from_backports(&EMULATOR_PACKAGES)?;
+    let is_emulator_missing = missing.contains(&EMULATOR);
+    if is_emulator_missing {
         missing.retain(|package| !EMULATOR_PACKAGES.contains(package));
     }
     if !missing.is_empty() {
         apt(&["update", "-qq"])?;
         apt(&[&["install", "-y", "-qq", "--no-install-recommends"], missing.as_slice()].concat())?;
+    }
+    // Last: libraries that it shares with the others (Ceph insists on one) then stay as this release has them.
+    if is_emulator_missing {
+        install_from_backports(&EMULATOR_PACKAGES)?;
     }
     match NEEDED.iter().find(|(_, program)| !is_installed(program)) {
         Some((package, program)) => bail!("{package} is installed, and yet there is no {program}"),
