@@ -420,7 +420,7 @@ pub(crate) enum PointCommand {
         /// The volume or group: NAME, SOURCE/NAME, GROUP/NAME or SOURCE/GROUP/NAME.
         #[arg(value_name = "VOLUME|GROUP")]
         of: Address,
-        /// Read this store instead of asking a daemon: a directory, or file:///DIRECTORY.
+        /// Read this store instead of asking a daemon: a directory, or s3://BUCKET/PREFIX (also az://, gs://).
         #[arg(long, value_name = "URL")]
         store: Option<String>,
         /// At most so many.
@@ -435,7 +435,7 @@ pub(crate) enum PointCommand {
         /// Which point, of what.
         #[command(flatten)]
         which: WhichPoint,
-        /// Read this store instead of asking a daemon: a directory, or file:///DIRECTORY.
+        /// Read this store instead of asking a daemon: a directory, or s3://BUCKET/PREFIX (also az://, gs://).
         #[arg(long, value_name = "URL")]
         store: Option<String>,
     },
@@ -482,7 +482,7 @@ Examples:
         /// Which point, of what.
         #[command(flatten)]
         which: WhichPoint,
-        /// Read this store instead of asking farside-receiver: a directory, or file:///DIRECTORY.
+        /// Read this store instead of asking farside-receiver: a directory, or s3://BUCKET/PREFIX (also az://, gs://).
         #[arg(long, value_name = "URL")]
         store: Option<String>,
     },
@@ -519,7 +519,7 @@ pub(crate) struct OpenArgs {
     /// Which point, of which volume.
     #[command(flatten)]
     pub(crate) which: WhichPoint,
-    /// The store: a directory, or file:///DIRECTORY. On the gateway it is found without.
+    /// The store: a directory, or s3://BUCKET/PREFIX (also az://, gs://). On the gateway it is found without.
     #[arg(long, value_name = "URL")]
     pub(crate) store: Option<String>,
     /// Where it is served: nbd:unix:PATH or nbd:PATH, a Unix socket of the user who runs this. By default VOLUME-POINT.nbd in the
@@ -611,7 +611,7 @@ pub(crate) struct RestoreArgs {
     /// Which point of it.
     #[arg(long, value_name = "POINT", allow_hyphen_values = true)]
     pub(crate) point: PointRef,
-    /// The store: a directory, or file:///DIRECTORY.
+    /// The store: a directory, or s3://BUCKET/PREFIX (also az://, gs://).
     #[arg(long, value_name = "URL")]
     pub(crate) store: Option<String>,
     /// The file to make or the block device to fill.
@@ -634,12 +634,32 @@ pub(crate) struct RestoreArgs {
 /// `farside store …`
 #[derive(Debug, Subcommand)]
 pub(crate) enum StoreCommand {
+    /// Make a store in a directory or a bucket; one that is there is left as it is.
+    ///
+    /// farside-receiver does this by itself for the store of its configuration. A bucket is tried first: of several who create
+    /// an object at once exactly one must succeed (`If-None-Match: *`), or two gateways could both believe that a recovery
+    /// point is theirs. A service that does not hold this is refused.
+    #[command(after_long_help = "\
+A bucket must exist. What lets us in comes from the service's own environment variables
+(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AZURE_STORAGE_ACCOUNT_NAME and …_KEY,
+GOOGLE_SERVICE_ACCOUNT), from the machine's metadata, or from a file of NAME=VALUE lines that
+FARSIDE_STORE_CREDENTIALS names; never from the address. After `?` an address may say endpoint,
+region, account_name, virtual_hosted_style_request, allow_http and skip_signature.
+
+Examples:
+  farside store init /srv/farside
+  farside store init s3://points/site-1
+  farside store init 's3://points?endpoint=https://ceph.example:7480&region=default'")]
+    Init {
+        /// The store: a directory, or s3://BUCKET/PREFIX (also az://, gs://).
+        url: String,
+    },
     /// Verify a store: every digest, every reference, orphans, the dead ratio. Changes nothing; may run beside a receiver.
     #[command(
         after_long_help = "Exits with 6 if anything is damaged, and names it by volume, point and region.\n\nExamples:\n  farside store check /srv/farside\n  farside store check file:///srv/farside --json"
     )]
     Check {
-        /// The store: a directory, or file:///DIRECTORY.
+        /// The store: a directory, or s3://BUCKET/PREFIX (also az://, gs://).
         url: String,
     },
     /// Give up a ledger record that cannot be used any more, so that its group goes on.
@@ -662,7 +682,7 @@ Examples:
   farside store repair /srv/farside --group web1/db --yes
   systemctl start farside-receiver")]
     Repair {
-        /// The store: a directory, or file:///DIRECTORY.
+        /// The store: a directory, or s3://BUCKET/PREFIX (also az://, gs://).
         url: String,
         /// Only this group.
         #[arg(long, value_name = "SOURCE/GROUP")]

@@ -200,7 +200,7 @@ fn verify_here(url: &str, wanted: PointRef, of: Option<&Address>, progress: &Pro
     let point =
         select_point(&points, wanted, jiff::Timestamp::now()).cloned().ok_or_else(|| no_such_point(&points, wanted, of))?;
     let only = of.filter(|a| !a.is_group(&point.source, &point.group)).map(Address::name);
-    let reader = store::open(&store::path_of(url)?)?;
+    let reader = store::open(&store::location_of(url)?)?;
     let names = reader.groups()?.into_iter().find(|n| n.source.as_str() == point.source && n.group.as_str() == point.group);
     let group = reader.group(&names.ok_or_else(|| no_such_point(&points, wanted, of))?)?;
     let members: Vec<&str> = point.members.iter().map(|m| m.volume.as_str()).collect();

@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use farside_control::client::Daemon;
 use farside_control::{Address, Point, PointRef, Run};
+use farside_objects::Location;
 use farside_store::{Existing, FileTarget, RestoreOptions, check_restorable, restore_to, unreadable_runs};
 use serde::Serialize;
 
@@ -57,8 +58,8 @@ pub(crate) struct Restored {
 
 /// `farside restore`.
 pub(crate) async fn run(global: &Global, hosts: &Hosts, args: &RestoreArgs) -> Result<(), Failure> {
-    let path = match &args.store {
-        Some(url) => store::path_of(url)?,
+    let location = match &args.store {
+        Some(url) => store::location_of(url)?,
         None => gateway_store(hosts).await?,
     };
     let existing = match (args.resume, args.force) {
@@ -70,7 +71,7 @@ pub(crate) async fn run(global: &Global, hosts: &Hosts, args: &RestoreArgs) -> R
     if is_filled_in_place(&args.to, existing) && !global.json {
         eprintln!("{} is filled in place: if this is interrupted, the same command with --resume goes on", args.to.display());
     }
-    let restored = restore_unless_interrupted(global, path, args.clone(), options).await?;
+    let restored = restore_unless_interrupted(global, location, args.clone(), options).await?;
     if global.json {
         return print::json(&restored);
     }
@@ -108,7 +109,7 @@ pub(crate) async fn run(global: &Global, hosts: &Hosts, args: &RestoreArgs) -> R
 /// The restore on a thread of its own, so that Ctrl-C is heard: what it leaves then is said. A second one ends the program.
 async fn restore_unless_interrupted(
     global: &Global,
-    path: PathBuf,
+    location: Location,
     args: RestoreArgs,
     options: Options,
 ) -> Result<Restored, Failure> {
@@ -117,7 +118,7 @@ async fn restore_unless_interrupted(
     let mut work = tokio::task::spawn_blocking({
         let (progress, interrupted) = (progress.clone(), interrupted.clone());
         move || {
-            restore(&path, &args.volume, args.point, &args.to, options, &|done, total| {
+            restore(&location, &args.volume, args.point, &args.to, options, &|done, total| {
                 progress.set(done, total);
                 !interrupted.load(Ordering::Relaxed)
             })
@@ -139,7 +140,7 @@ async fn restore_unless_interrupted(
 }
 
 /// Where this gateway keeps its points.
-pub(crate) async fn gateway_store(hosts: &Hosts) -> Result<PathBuf, Failure> {
+pub(crate) async fn gateway_store(hosts: &Hosts) -> Result<Location, Failure> {
     let client = hosts.either().await?;
     if client.daemon() == Daemon::Source {
         return Err(Failure::new(
@@ -148,7 +149,7 @@ pub(crate) async fn gateway_store(hosts: &Hosts) -> Result<PathBuf, Failure> {
             "restore on the gateway, or name a store that this machine can read: --store /srv/farside",
         ));
     }
-    Ok(client.receiver_status().await?.store.path)
+    store::location_of(&client.receiver_status().await?.store.path.to_string_lossy())
 }
 
 /// Whether a target is filled where it lies, so that an attempt that ends early leaves it half done.
@@ -172,7 +173,7 @@ fn incomplete(to: &Path, existing: Existing, failure: Failure) -> Failure {
 
 /// Restores a point of a volume. `progress` hears bytes done and in all, from any thread; false from it ends the restore.
 pub(crate) fn restore(
-    path: &Path,
+    store: &Location,
     volume: &Address,
     wanted: PointRef,
     to: &Path,
@@ -183,8 +184,8 @@ pub(crate) fn restore(
     if to.as_os_str() == "-" {
         return Err(Failure::new(Exit::Usage, "a volume is not written to standard output", "name a file or a device"));
     }
-    guard::refuse(to, path)?;
-    let store::Chosen { group, volume: id, slot, point: chosen } = store::choose(&store::open(path)?, volume, wanted)?;
+    guard::refuse(to, Path::new(&store.to_string()))?;
+    let store::Chosen { group, volume: id, slot, point: chosen } = store::choose(&store::open(store)?, volume, wanted)?;
     let point_reader = match options.allow_damaged {
         true => group.point_reader_as_it_is(slot, id)?,
         false => group.point_reader(slot, id)?,

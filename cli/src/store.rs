@@ -2,9 +2,11 @@
 
 use std::io::{BufRead as _, IsTerminal as _};
 use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use data_encoding::HEXLOWER;
 use farside_control::{Address, Point, PointRef, select_point};
+use farside_objects::{Credentials, Location, LocationError, OpenError};
 use farside_region::{Slot, VolumeId};
 use farside_store::{CheckReport, Finding, GroupReader, GroupStore, Repair, Severity, Store, StoreError, StoreReader};
 use serde::Serialize;
@@ -14,30 +16,59 @@ use crate::failure::{Exit, Failure};
 use crate::progress::Progress;
 use crate::{point, print};
 
-/// The directory that a URL names.
-pub(crate) fn path_of(url: &str) -> Result<PathBuf, Failure> {
-    if let Some(path) = url.strip_prefix("file://") {
-        return match path.starts_with('/') {
-            true => Ok(path.into()),
-            false => Err(Failure::new(Exit::Usage, format!("`{url}` names no directory"), "write it as file:///srv/farside")),
-        };
+/// What a URL names.
+pub(crate) fn location_of(url: &str) -> Result<Location, Failure> {
+    let what_to_do = "a store is a directory (/srv/farside), or s3://BUCKET/PREFIX, az://CONTAINER/PREFIX, gs://BUCKET/PREFIX";
+    url.parse().map_err(|e: LocationError| Failure::from_error(Exit::Usage, &e, what_to_do))
+}
+
+/// Opens a store for reading. What lets us into a bucket comes from the environment, or the file that it names.
+pub(crate) fn open(location: &Location) -> Result<StoreReader, Failure> {
+    if let Location::Dir(path) = location
+        && !path.is_dir()
+    {
+        return Err(Failure::new(Exit::NotFound, format!("there is no store at {}", path.display()), "name its directory"));
     }
-    match url.split_once("://") {
-        Some((scheme, _)) => Err(Failure::new(
-            Exit::Refused,
-            format!("stores at {scheme}:// come in a later version"),
-            "this version reads directories: /srv/farside or file:///srv/farside",
-        )),
-        None => Ok(url.into()),
+    Ok(location.reader(&Credentials::find(None)?)?)
+}
+
+/// `farside store init`: makes a store where there is none.
+pub(crate) fn init(global: &Global, url: &str) -> Result<(), Failure> {
+    let location = location_of(url)?;
+    let id = HEXLOWER.encode(&location.init(&Credentials::find(None)?)?);
+    if global.json {
+        return print::json(&Initialised { store: location.to_string(), id });
+    }
+    print::out(&format!("{location} is a store (id {id})\n"))
+}
+
+/// What `farside store init` says.
+#[derive(Debug, Serialize)]
+struct Initialised {
+    store: String,
+    id: String,
+}
+
+impl From<LocationError> for Failure {
+    fn from(error: LocationError) -> Self {
+        let what_to_do = match &error {
+            LocationError::Setup { .. } => {
+                "say what is missing in the environment (AWS_ACCESS_KEY_ID, …), in the file that FARSIDE_STORE_CREDENTIALS names, or \
+                 after `?` in the address (endpoint, region, account_name)"
+            }
+            _ => "",
+        };
+        Self::from_error(Exit::Refused, &error, what_to_do)
     }
 }
 
-/// Opens a store for reading.
-pub(crate) fn open(path: &Path) -> Result<StoreReader, Failure> {
-    if !path.is_dir() {
-        return Err(Failure::new(Exit::NotFound, format!("there is no store at {}", path.display()), "name its directory"));
+impl From<OpenError> for Failure {
+    fn from(error: OpenError) -> Self {
+        match error {
+            OpenError::Location(error) => error.into(),
+            OpenError::Store(error) => error.into(),
+        }
     }
-    Ok(StoreReader::open(path)?)
 }
 
 impl From<StoreError> for Failure {
@@ -52,6 +83,8 @@ impl From<StoreError> for Failure {
             | StoreError::TargetTooSmall { .. }
             | StoreError::Degraded { .. }
             | StoreError::NotAMember { .. }
+            | StoreError::NotCreateOnly { .. }
+            | StoreError::ForeignStaging { .. }
             | StoreError::Version { .. } => Exit::Refused,
             StoreError::Corrupt { .. }
             | StoreError::Damaged { .. }
@@ -80,7 +113,7 @@ impl From<StoreError> for Failure {
 
 /// The points of a volume or group in a store, or of all of them.
 pub(crate) fn points(url: &str, of: Option<&Address>) -> Result<Vec<Point>, Failure> {
-    let store = open(&path_of(url)?)?;
+    let store = open(&location_of(url)?)?;
     let (mut points, mut known, mut hit) = (Vec::new(), Vec::new(), false);
     for names in store.groups()? {
         let group = store.group(&names)?;
@@ -162,10 +195,10 @@ fn names_it(of: &Address, group: &GroupReader) -> bool {
 
 /// `farside store check`: says what is wrong, changes nothing.
 pub(crate) fn check(global: &Global, url: &str) -> Result<(), Failure> {
-    let path = path_of(url)?;
-    open(&path)?;
+    let location = location_of(url)?;
+    let store = open(&location)?;
     let progress = Progress::new(global.json);
-    let report = farside_store::check(&path, &|bytes| {
+    let report = farside_store::check(&store, &|bytes| {
         progress.count(bytes);
         true
     })?;
@@ -186,7 +219,7 @@ pub(crate) fn check(global: &Global, url: &str) -> Result<(), Failure> {
         "points that are not named can be restored; `farside volume resync NAME` on the source reads the store's bytes and sends what is damaged of its newest content again"
     };
     let findings = if errors == 1 { "one finding" } else { &format!("{errors} findings") };
-    Err(Failure::new(Exit::Damaged, format!("the store at {} is damaged: {findings}", path.display()), what_to_do))
+    Err(Failure::new(Exit::Damaged, format!("the store at {location} is damaged: {findings}"), what_to_do))
 }
 
 /// What `farside store repair` did.
@@ -203,8 +236,13 @@ struct Repaired {
 
 /// `farside store repair`: mends or voids records that cannot be used, group by group, each after asking.
 pub(crate) fn repair(global: &Global, url: &str, only: Option<&Address>, yes: bool) -> Result<(), Failure> {
-    let path = path_of(url)?;
-    open(&path)?;
+    let location = location_of(url)?;
+    open(&location)?;
+    let Location::Dir(path) = location else {
+        // Nothing would keep a receiver from writing meanwhile.
+        let message = format!("repairing a store in a bucket ({location}) comes in a later version");
+        return Err(Failure::new(Exit::Refused, message, "put the object back from another version or copy of the bucket"));
+    };
     refuse_another_owner(&path)?;
     let store = Store::open(&path)?;
     let (mut done, mut found) = (Vec::new(), false);
@@ -424,11 +462,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_store_is_a_directory_for_now() {
-        assert_eq!(path_of("/srv/farside").expect("a path"), PathBuf::from("/srv/farside"));
-        assert_eq!(path_of("file:///srv/farside").expect("a path"), PathBuf::from("/srv/farside"));
-        assert_eq!(path_of("s3://bucket/x").expect_err("later").exit, Exit::Refused);
-        assert_eq!(path_of("file://srv").expect_err("no path").exit, Exit::Usage);
+    fn a_store_is_a_directory_or_in_a_bucket() {
+        assert_eq!(location_of("/srv/farside").expect("a path"), Location::Dir("/srv/farside".into()));
+        assert_eq!(location_of("file:///srv/farside").expect("a path"), Location::Dir("/srv/farside".into()));
+        assert_eq!(location_of("s3://bucket/x").expect("a bucket").to_string(), "s3://bucket/x");
+        assert_eq!(location_of("file://srv").expect_err("no path").exit, Exit::Usage);
+        assert_eq!(location_of("ftp://srv/x").expect_err("no store").exit, Exit::Usage);
     }
 
     #[test]

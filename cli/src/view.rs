@@ -50,11 +50,11 @@ pub(crate) async fn open(global: &Global, hosts: &Hosts, args: OpenArgs) -> Resu
         let message = format!("`{wanted}` is a point of which volume?");
         return Err(Failure::new(Exit::Usage, message, "say it as VOLUME POINT, or POINT --of VOLUME"));
     };
-    let path = match &args.store {
-        Some(url) => store::path_of(url)?,
+    let location = match &args.store {
+        Some(url) => store::location_of(url)?,
         None => restore::gateway_store(hosts).await?,
     };
-    let reader = store::open(&path)?;
+    let reader = store::open(&location)?;
     let chosen = store::choose(&reader, &of, wanted)?;
     let (point, id) = (chosen.point, chosen.volume);
     let base = chosen.group.point_reader_as_it_is(chosen.slot, id)?;
@@ -156,13 +156,13 @@ async fn serve(
     ended.or_fail("serving ended early")?.or_fail("it cannot be served")
 }
 
-fn open_overlay(dir: &Path, store: &Path, origin: &Origin, base: &PointReader) -> Result<Overlay, Failure> {
+fn open_overlay(dir: &Path, store: Option<&Path>, origin: &Origin, base: &PointReader) -> Result<Overlay, Failure> {
     // Its folder may not be there yet: what `..` would mean then is not known.
     if dir.components().any(|part| part == Component::ParentDir) {
         return Err(Failure::new(Exit::Usage, format!("{} goes up", dir.display()), "name the folder without `..`"));
     }
     let real = dir.ancestors().find_map(|dir| dir.canonicalize().ok());
-    if real.is_some_and(|real| real.starts_with(store)) {
+    if real.is_some_and(|real| store.is_some_and(|store| real.starts_with(store))) {
         let message = format!("{} lies in the store itself", dir.display());
         return Err(Failure::new(Exit::Refused, message, "name another folder: --overlay DIRECTORY"));
     }

@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use farside_objects::{Location, LocationError};
 use farside_region::Name;
 use farside_service::files::{self, File, FileError, Step};
 use farside_wire::END_MEMBERS_MAX;
@@ -25,8 +26,12 @@ pub struct Config {
     pub name: Name,
     /// The UDP address for sources.
     pub listen: SocketAddr,
-    /// Where points live: a directory on a local file system.
-    pub store: PathBuf,
+    /// Where points live: a directory on a local file system, or a bucket.
+    pub store: Location,
+    /// For a store in a bucket: where parts land on their way there.
+    pub staging: PathBuf,
+    /// What lets us into a bucket: a file of `NAME=VALUE` lines. Without: the environment, or the machine's metadata.
+    pub store_credentials: Option<PathBuf>,
     /// Identity and pairings.
     pub state_dir: PathBuf,
     /// The API's Unix socket.
@@ -141,7 +146,9 @@ struct FileText {
 struct ReceiverTable {
     name: Option<Name>,
     listen: Option<String>,
-    store: Option<PathBuf>,
+    store: Option<String>,
+    staging: Option<PathBuf>,
+    store_credentials: Option<PathBuf>,
     state_dir: Option<PathBuf>,
     api_socket: Option<PathBuf>,
     api_group: Option<String>,
@@ -176,7 +183,9 @@ impl Default for Config {
         Self {
             name: host_name(),
             listen: SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, DEFAULT_PORT)),
-            store: "/var/lib/farside-receiver/store".into(),
+            store: Location::Dir("/var/lib/farside-receiver/store".into()),
+            staging: "/var/lib/farside-receiver/staging".into(),
+            store_credentials: None,
             state_dir: "/var/lib/farside-receiver/state".into(),
             api_socket: farside_control::RECEIVER_SOCKET.into(),
             api_group: None,
@@ -217,8 +226,17 @@ impl Config {
             }
             self.advertise = advertise;
         }
+        if let Some(store) = table.store {
+            let location: Location = store.parse().map_err(|e: LocationError| fault("store", e.to_string()))?;
+            if matches!(&location, Location::Dir(path) if !path.is_absolute()) {
+                return Err(fault("store", format!("`{location}` is not an absolute path")));
+            }
+            self.store = location;
+        }
+        let mut credentials = self.store_credentials.take().unwrap_or_default();
         let paths = [
-            ("store", table.store, &mut self.store),
+            ("staging", table.staging, &mut self.staging),
+            ("store_credentials", table.store_credentials, &mut credentials),
             ("state_dir", table.state_dir, &mut self.state_dir),
             ("api_socket", table.api_socket, &mut self.api_socket),
         ];
@@ -229,6 +247,7 @@ impl Config {
             }
             *here = said;
         }
+        self.store_credentials = Some(credentials).filter(|path| !path.as_os_str().is_empty());
         self.name = table.name.unwrap_or_else(|| self.name.clone());
         self.api_group = table.api_group.or_else(|| self.api_group.take());
         Ok(())
@@ -294,6 +313,8 @@ impl Config {
         fixed("[receiver] name", self.name == new.name);
         fixed("[receiver] listen", self.listen == new.listen);
         fixed("[receiver] store", self.store == new.store);
+        fixed("[receiver] staging", self.staging == new.staging);
+        fixed("[receiver] store_credentials", self.store_credentials == new.store_credentials);
         fixed("[receiver] state_dir", self.state_dir == new.state_dir);
         fixed("[receiver] api_socket", self.api_socket == new.api_socket);
         fixed("[receiver] api_group", self.api_group == new.api_group);

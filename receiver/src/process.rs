@@ -25,7 +25,7 @@ use crate::landing::{LANDER_BYTES, Memory};
 use crate::refusals::Refusals;
 use crate::roster::Roster;
 use crate::state_dir::{StateDir, StateError};
-use crate::vault::Vault;
+use crate::vault::{StorePlace, Vault};
 use crate::verify::Verifications;
 use crate::{api, door};
 
@@ -287,8 +287,8 @@ async fn serve(config: Config, path: &Path, runtime: tokio::runtime::Handle) -> 
     let state_dir = Arc::new(StateDir::open(&config.state_dir)?);
     let identity = Identity::load_or_create(state_dir.path())?;
     let book = Arc::new(PairingBook::open(&state_dir.pairings())?);
-    let (store_path, state) = (config.store.clone(), Arc::clone(&state_dir));
-    let vault = tokio::task::spawn_blocking(move || Vault::open(store_path, state)).await.expect("opening does not panic");
+    let (place, state) = (StorePlace::of(&config), Arc::clone(&state_dir));
+    let vault = tokio::task::spawn_blocking(move || Vault::open(place, state)).await.expect("opening does not panic");
     let socket = socket::listen(&config.api_socket, config.api_group.as_deref())?;
     let socket = tokio::net::UnixListener::from_std(socket)
         .map_err(|source| SocketError::Io { path: config.api_socket.clone(), source })?;

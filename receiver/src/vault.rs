@@ -9,12 +9,14 @@
 //! Invariant: a store that this receiver has not seen before is made only if it never had one. (An empty mount point is not
 //! a fresh store: the disk is missing.)
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use data_encoding::HEXLOWER;
+use farside_objects::{Credentials, Location, LocationError};
 use farside_store::{Remedy, Space, Store, StoreError, StoreReader};
 
+use crate::config::Config;
 use crate::state_dir::{StateDir, StateError};
 
 /// Counts how often the store was opened.
@@ -22,9 +24,41 @@ pub(crate) type Generation = u64;
 
 #[derive(Debug)]
 pub(crate) struct Vault {
+    place: StorePlace,
+    /// Its location, as the API shows it.
     path: PathBuf,
     state_dir: Arc<StateDir>,
     inner: Mutex<Inner>,
+}
+
+/// Where the store is, and what opening it takes.
+#[derive(Clone, Debug)]
+pub(crate) struct StorePlace {
+    location: Location,
+    staging: PathBuf,
+    credentials: Option<PathBuf>,
+}
+
+impl StorePlace {
+    pub(crate) fn of(config: &Config) -> Self {
+        Self { location: config.store.clone(), staging: config.staging.clone(), credentials: config.store_credentials.clone() }
+    }
+
+    /// Where parts land.
+    fn local(&self) -> &Path {
+        match &self.location {
+            Location::Dir(path) => path,
+            Location::Bucket(_) => &self.staging,
+        }
+    }
+
+    /// Read anew with every opening: they may have been replaced because they did not let us in.
+    fn credentials(&self) -> Result<Credentials, LocationError> {
+        match &self.location {
+            Location::Dir(_) => Ok(Credentials::default()),
+            Location::Bucket(_) => Credentials::find(self.credentials.as_deref()),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -40,6 +74,8 @@ pub(crate) enum OpenError {
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
+    Location(#[from] LocationError),
+    #[error(transparent)]
     State(#[from] StateError),
     #[error(
         "{path} holds the store {found}, but this receiver's is {known}: mount the right one, or give this receiver a new `state_dir` to adopt it"
@@ -47,11 +83,21 @@ pub(crate) enum OpenError {
     Other { path: PathBuf, found: String, known: String },
 }
 
+impl From<farside_objects::OpenError> for OpenError {
+    fn from(error: farside_objects::OpenError) -> Self {
+        match error {
+            farside_objects::OpenError::Store(error) => Self::Store(error),
+            farside_objects::OpenError::Location(error) => Self::Location(error),
+        }
+    }
+}
+
 impl Vault {
     /// Opens the store, or says why it is not open yet.
-    pub(crate) fn open(path: PathBuf, state_dir: Arc<StateDir>) -> Self {
+    pub(crate) fn open(place: StorePlace, state_dir: Arc<StateDir>) -> Self {
+        let path = place.location.to_string().into();
         let inner = Inner { generation: 0, store: Err("not opened yet".to_owned()), id: None };
-        let vault = Self { path, state_dir, inner: Mutex::new(inner) };
+        let vault = Self { place, path, state_dir, inner: Mutex::new(inner) };
         vault.retry();
         vault
     }
@@ -113,16 +159,21 @@ impl Vault {
 
     fn try_open(&self) -> Result<Store, OpenError> {
         let known = self.state_dir.known_store()?;
+        let credentials = self.place.credentials()?;
         if known.is_none() {
-            let parent = self.path.parent().filter(|p| !p.as_os_str().is_empty());
+            let parent = self.place.local().parent().filter(|p| !p.as_os_str().is_empty());
             if let Some(parent) = parent.filter(|p| !p.exists()) {
                 std::fs::create_dir_all(parent).map_err(|source| StateError::Io { path: parent.to_owned(), source })?;
             }
-            Store::init(&self.path)?;
+            self.place.location.init(&credentials)?;
         }
-        let store = match Store::open(&self.path) {
+        let store = match self.place.location.open(&credentials, &self.place.staging) {
             // Known, and there is nothing: its disk is not mounted.
-            Err(StoreError::NotAStore { path }) if known.is_some() => return Err(StoreError::Vanished { path }.into()),
+            Err(farside_objects::OpenError::Store(StoreError::NotAStore { path }))
+                if known.is_some() && matches!(self.place.location, Location::Dir(_)) =>
+            {
+                return Err(StoreError::Vanished { path }.into());
+            }
             other => other?,
         };
         let found = HEXLOWER.encode(&store.id());
@@ -145,13 +196,19 @@ impl Vault {
     pub(crate) fn space(&self) -> Option<Space> {
         match self.current() {
             Ok((store, _)) => store.space().ok(),
-            Err(_) => Space::of(&self.path).ok(),
+            Err(_) => Space::of(self.place.local()).ok(),
         }
     }
 
     /// Opens the store for reading, whatever its state.
     pub(crate) fn reader(&self) -> Result<StoreReader, StoreError> {
-        StoreReader::open(&self.path)
+        let reader = self.place.credentials().map_err(Into::into).and_then(|c| self.place.location.reader(&c));
+        reader.map_err(|error| match error {
+            farside_objects::OpenError::Store(error) => error,
+            farside_objects::OpenError::Location(error) => {
+                StoreError::Remote { doing: "opening", what: self.path.display().to_string(), why: error.to_string() }
+            }
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -165,7 +222,8 @@ mod tests {
 
     fn vault(at: &std::path::Path) -> Vault {
         let state = Arc::new(StateDir::open(&at.join("state")).expect("free"));
-        Vault::open(at.join("store"), state)
+        let (location, staging) = (Location::Dir(at.join("store")), at.join("staging"));
+        Vault::open(StorePlace { location, staging, credentials: None }, state)
     }
 
     #[test]

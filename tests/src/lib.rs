@@ -276,6 +276,8 @@ pub struct Site {
     /// What both find in their environment when they are started.
     pub environment: Vec<(&'static str, String)>,
     volumes: Vec<VolumeSpec>,
+    /// The address of the store and the file with its keys, where it is in a bucket.
+    bucket: Option<(String, PathBuf)>,
     /// The network namespaces of daemon and receiver, where they have some.
     namespaces: Option<[String; 2]>,
 }
@@ -316,7 +318,15 @@ impl Site {
             );
         }
         std::fs::write(at.join("host/farsided.toml"), source).expect("write");
-        Self { dir, daemon: None, receiver: None, environment: Vec::new(), volumes: volumes.to_vec(), namespaces: None }
+        Self {
+            dir,
+            daemon: None,
+            receiver: None,
+            environment: Vec::new(),
+            volumes: volumes.to_vec(),
+            bucket: None,
+            namespaces: None,
+        }
     }
 
     /// One volume `data` in the group `default`, both daemons up, paired.
@@ -325,6 +335,30 @@ impl Site {
         let mut site = Self::new(&[spec], epoch, keep);
         site.start_all();
         site
+    }
+
+    /// Keeps points in a bucket, whose keys are `NAME=VALUE` lines; before anything is started.
+    pub fn keep_points_in(&mut self, url: &str, keys: &str) {
+        let file = self.path("gateway/keys");
+        std::fs::write(&file, keys).expect("write");
+        std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("chmod");
+        let (keys, staging) = (file.display(), self.path("gateway/staging"));
+        let staging = staging.display();
+        let text = format!("[receiver]\nstore = \"{url}\"\nstore_credentials = \"{keys}\"\nstaging = \"{staging}\"\n");
+        std::fs::create_dir_all(self.path("gateway/receiver.d")).expect("mkdir");
+        std::fs::write(self.path("gateway/receiver.d/bucket.toml"), text).expect("write");
+        self.bucket = Some((url.to_owned(), file));
+    }
+
+    /// `farside` with these arguments and the store's address.
+    pub fn farside_at_store(&self, arguments: &[&str]) -> Command {
+        let mut command = program("farside");
+        command.args(arguments);
+        match &self.bucket {
+            None => command.arg(self.store()),
+            Some((url, keys)) => command.arg(url).env("FARSIDE_STORE_CREDENTIALS", keys),
+        };
+        command
     }
 
     /// Puts both into a network; before anything is started.
@@ -468,8 +502,7 @@ impl Site {
 
     /// `farside point list VOLUME --store … --json`, oldest first.
     pub fn points(&self, of: &str) -> Vec<Value> {
-        let output =
-            program("farside").args(["point", "list", of, "--json", "--store"]).arg(self.store()).output().expect("it starts");
+        let output = self.farside_at_store(&["point", "list", of, "--json", "--store"]).output().expect("it starts");
         if output.status.code() == Some(NOTHING_THERE) {
             return Vec::new(); // no point of it yet
         }
@@ -505,9 +538,7 @@ impl Site {
 
     /// Restores a point of a volume from the store into a file.
     pub fn restore(&self, volume: &str, point: &str, to: &Path) {
-        let mut command = program("farside");
-        command.args(["restore", volume, "--point", point, "--store"]).arg(self.store()).arg("--to").arg(to);
-        run(&mut command);
+        run(self.farside_at_store(&["restore", volume, "--point", point, "--store"]).arg("--to").arg(to));
     }
 
     /// Once everything is published: the volume holds what `client` was told, and so does its newest point, which is given.
@@ -528,7 +559,7 @@ impl Site {
 
     /// `farside store check`, which must find nothing.
     pub fn check_store(&self) {
-        run(program("farside").args(["store", "check"]).arg(self.store()));
+        run(&mut self.farside_at_store(&["store", "check"]));
     }
 }
 

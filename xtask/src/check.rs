@@ -29,6 +29,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("farside-ublk", &["farside-region", "farside-blockio"]),
     ("farside-insert", &["farside-blockio"]),
     ("farside-view", &["farside-region", "farside-blockio", "farside-store"]),
+    ("farside-objects", &["farside-store"]),
     (
         "farside-daemon",
         &[
@@ -59,6 +60,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
             "farside-blockio",
             "farside-replication",
             "farside-store",
+            "farside-objects",
             "farside-transport",
             "farside-nbd",
         ],
@@ -70,6 +72,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
             "farside-control",
             "farside-service",
             "farside-store",
+            "farside-objects",
             "farside-daemon",
             "farside-receiver",
             "farside-nbd",
@@ -92,6 +95,7 @@ const SOLE_IMPORTERS: &[(&str, &[&str])] = &[
     ("hyper", &["farside-control"]),
     ("io-uring", &["farside-blockio", "farside-ublk"]),
     ("memmap2", &["farside-blockio", "farside-ublk"]),
+    ("object_store", &["farside-objects"]),
     ("prometheus-client", &["farside-service"]),
     ("quinn", &["farside-transport"]),
     ("rcgen", &["farside-transport"]),

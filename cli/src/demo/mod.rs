@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use farside_control::routes::PointsQuery;
 use farside_control::source::{GroupStatus, VolumeState};
 use farside_control::{Address, Point, PointRef};
+use farside_objects::Location;
 
 use self::report::{Measured, Narrator, RestoreReport};
 use self::site::{SOURCE, Site, VOLUME};
@@ -264,7 +265,7 @@ impl Demo {
         let begun = Instant::now();
         let bar = self.narrator.bar();
         let options = restore::Options { existing: farside_store::Existing::Keep, allow_degraded: false, allow_damaged: false };
-        let restored = restore::restore(&self.site.store(), &volume, wanted, &image, options, &|done, total| {
+        let restored = restore::restore(&Location::Dir(self.site.store()), &volume, wanted, &image, options, &|done, total| {
             bar.set(done, total);
             true
         })?;

@@ -4,12 +4,13 @@
 //! changed after it was created; it exists wholly and durably, or not at all. What a backend does not know: ledgers,
 //! layers, groups, who may delete what.
 
-#[cfg(test)]
-pub(crate) mod conformance;
+#[cfg(any(test, feature = "conformance"))]
+pub mod conformance;
 mod dir;
 #[cfg(test)]
 pub(crate) mod faulty;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::Path;
 use std::pin::pin;
@@ -133,6 +134,21 @@ pub trait Backend: Send + Sync + fmt::Debug {
 
     /// Makes what is visible under a prefix durable, also if its writer died before he did.
     async fn sync(&self, prefix: &ObjectName) -> Result<()>;
+
+    /// The components directly below a prefix under which objects lie.
+    async fn folders(&self, prefix: &ObjectName) -> Result<BTreeSet<String>>;
+
+    /// Replaces the damaged bytes of an object by those that it had: the one exception to "never changed", for a repair that can
+    /// prove them.
+    async fn put_right(&self, name: &ObjectName, content: Bytes) -> Result<()>;
+
+    /// Where this is, for people.
+    fn place(&self) -> String;
+
+    /// How many requests are worth having under way at once; `None`: as many as there are processors.
+    fn requests_at_once(&self) -> Option<usize> {
+        None
+    }
 }
 
 /// Drives a future on this thread, which may sleep. The directory backend's futures never wait; an object store's do.

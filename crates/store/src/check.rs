@@ -4,7 +4,6 @@
 //! looks counts as staged. Findings are values: which group, volume, points, region and file, and what it means.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use farside_layer::{FrameDecoder, PartVerifier, RunKind, layer_digest};
@@ -17,7 +16,7 @@ use crate::error::{Result, StoreError};
 use crate::image::{GroupImage, PartRuns, VolumeImage};
 use crate::index::{Content, PartNo};
 use crate::liveness::{Part, PartName};
-use crate::names::{GroupNames, GroupObject};
+use crate::names::{self, GroupNames, GroupObject};
 use crate::reader::StoreReader;
 use crate::replay::{Slots, get, index_all, parallel, replay_all_slots};
 use crate::segments::{FooterFault, Segments, runs_of};
@@ -129,15 +128,14 @@ impl CheckReport {
     }
 }
 
-/// Checks the store in a directory. `progress` hears how many bytes of segments were read; `false` stops.
+/// Checks a store. `progress` hears how many bytes of segments were read; `false` stops.
 ///
 /// # Errors
 /// When it cannot be looked at, or was stopped. What is wrong *in* it is a finding.
-pub fn check(path: &Path, progress: &(dyn Fn(u64) -> bool + Sync)) -> Result<CheckReport> {
-    let store = StoreReader::open(path)?;
+pub fn check(store: &StoreReader, progress: &(dyn Fn(u64) -> bool + Sync)) -> Result<CheckReport> {
     let mut report = CheckReport::default();
     let read = AtomicU64::new(0);
-    strays(&store, &mut report)?;
+    strays(store, &mut report)?;
     for names in store.groups()? {
         report.groups += 1;
         let reader = match store.group(&names) {
@@ -164,7 +162,7 @@ pub fn check(path: &Path, progress: &(dyn Fn(u64) -> bool + Sync)) -> Result<Che
         group.check_layers();
         group.check_points()?;
         group.check_leftovers(torn.is_some(), &mut report)?;
-        group.check_landing(&store)?;
+        group.check_landing(store)?;
         group.check_checkpoints()?;
         report.records += group.image.state().next_slot().0;
         report.points += group.image.state().points().len() as u64;
@@ -181,7 +179,7 @@ pub fn check(path: &Path, progress: &(dyn Fn(u64) -> bool + Sync)) -> Result<Che
 /// Folders that look like groups and do not say which they are, in the store and in landing.
 fn strays(store: &StoreReader, report: &mut CheckReport) -> Result<()> {
     let known: BTreeSet<GroupNames> = store.groups()?.into_iter().collect();
-    for names in folders_of_groups(&store.root().join("groups"))?.difference(&known) {
+    for names in folders_of_groups(&**store.backend(), &names::groups())?.difference(&known) {
         let object = names.description().to_string();
         let text = format!(
             "{object} is missing, so the receiver does not serve this group: put it back from a copy of the store, or from a group \
@@ -189,7 +187,7 @@ fn strays(store: &StoreReader, report: &mut CheckReport) -> Result<()> {
         );
         report.findings.push(Finding { object: Some(object), text, ..finding(names, Problem::Description) });
     }
-    for names in folders_of_groups(&store.root().join("landing"))?.difference(&known) {
+    for names in store.groups_in_landing()?.difference(&known) {
         let text = format!("landing/{names} is of no group of this store; it may be deleted");
         let base = finding(names, Problem::Strange);
         report.findings.push(Finding { severity: Severity::Warning, object: Some(format!("landing/{names}")), text, ..base });
@@ -227,7 +225,7 @@ impl GroupCheck<'_> {
     fn check_segments(&mut self, read: &AtomicU64, progress: &(dyn Fn(u64) -> bool + Sync)) -> Result<()> {
         let parts: Vec<(PartNo, Part)> = self.image.parts().iter().map(|(no, p)| (no, p.clone())).collect();
         for batch in parts.chunks(BATCH) {
-            let checked = parallel(batch, |(_, part)| {
+            let checked = parallel(&*self.segments.backend, batch, |(_, part)| {
                 let volume = self.image.state().volume(part.name.layer.volume).expect("a part's volume was claimed");
                 let faults = check_part(self.segments, volume.meta(), part);
                 read.fetch_add(part.bytes, Ordering::Relaxed);

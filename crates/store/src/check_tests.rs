@@ -17,7 +17,7 @@ fn base(store: &TempStore) -> (TestVolume, Vec<Slot>) {
 }
 
 fn checked(store: &TempStore) -> CheckReport {
-    check(&store.path(), &|_| true).expect("check")
+    check(&crate::StoreReader::open(&store.path()).expect("open"), &|_| true).expect("check")
 }
 
 fn segment(store: &TempStore, volume: &TestVolume, file: &str) -> std::path::PathBuf {

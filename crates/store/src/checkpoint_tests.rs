@@ -74,7 +74,7 @@ fn assert_same(store: &TempStore, mut one: GroupImage, mut other: GroupImage) {
 }
 
 fn checked(store: &TempStore) -> CheckReport {
-    check(&store.path(), &|_| true).expect("check")
+    check(&crate::StoreReader::open(&store.path()).expect("open"), &|_| true).expect("check")
 }
 
 fn found(store: &TempStore) -> Vec<(Severity, Problem)> {

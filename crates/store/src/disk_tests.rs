@@ -139,7 +139,10 @@ fn a_read_only_store_says_so_can_be_read_and_resumes_by_itself() {
         let group_reader = store.group(group.names()).expect("group");
         let reader = group_reader.point_reader(point, volume.id()).expect("reader");
         assert_eq!(verify_point(&reader, 2, 9, &|_| true).expect("read").damage, [], "intact");
-        assert_eq!(crate::check(&disk.join("store"), &|_| true).expect("check").worst(), None);
+        assert_eq!(
+            crate::check(&crate::StoreReader::open(&disk.join("store")).expect("open"), &|_| true).expect("check").worst(),
+            None
+        );
         nix::mount::umount2(&disk.join("store"), nix::mount::MntFlags::MNT_DETACH).expect("umount");
         assert!(group.append(body).expect("resumes").verdict.is_done());
     });

@@ -101,6 +101,53 @@ pub enum StoreError {
     #[error("`{0}` cannot be the name of an object")]
     BadName(String),
 
+    /// A store in a bucket does not answer, or not as it should. It may later.
+    #[error("{doing} {what}: {why}")]
+    Remote {
+        /// What was being done, as a present participle.
+        doing: &'static str,
+        /// The object, with the place of its store.
+        what: String,
+        /// What the service said, or why it said nothing.
+        why: String,
+    },
+    /// A store in a bucket that does not let us in.
+    #[error("{place} refuses access ({why}): give credentials that may read, write, list and delete there")]
+    RemoteDenied {
+        /// The store.
+        place: String,
+        /// What the service said.
+        why: String,
+    },
+    /// The bucket is not there (any more).
+    #[error("the bucket of {place} does not exist: make it, or correct the name; Farside makes none")]
+    NoBucket {
+        /// The store.
+        place: String,
+    },
+    /// A service on which two writers can both believe that they made an object.
+    #[error(
+        "{place} cannot hold a store: {how}. Farside needs that of several who create an object at once exactly one succeeds (`If-None-Match: *`): use a service that does so"
+    )]
+    NotCreateOnly {
+        /// The store.
+        place: String,
+        /// What the probe saw.
+        how: String,
+    },
+    /// The directory for what is on its way to a bucket is another store's.
+    #[error(
+        "{path} holds what is on its way to another store ({found}, not {expected}): give this receiver a `staging` of its own"
+    )]
+    ForeignStaging {
+        /// The directory.
+        path: PathBuf,
+        /// Whose it is.
+        found: String,
+        /// Whose it should be.
+        expected: String,
+    },
+
     /// There is something else in the directory.
     #[error(
         "{path} is not a Farside store (no farside-store.json) and not empty: give the path of a store, or of an empty directory to make one"
@@ -382,6 +429,9 @@ impl StoreError {
     pub fn remedy(&self) -> Remedy {
         match self {
             Self::Full { .. } | Self::ReadOnly { .. } | Self::Denied { .. } => Remedy::Retry,
+            Self::Remote { .. } | Self::NoBucket { .. } => Remedy::Retry,
+            // With credentials that may be other ones now.
+            Self::RemoteDenied { .. } => Remedy::Reopen,
             Self::Io { source, .. } if is_shortage(source) => Remedy::Retry,
             Self::Vanished { .. } | Self::Latched { .. } | Self::Io { .. } => Remedy::Reopen,
             Self::BehindCheckpoint { .. } | Self::Uncertain { .. } => Remedy::Reopen,

@@ -25,7 +25,7 @@ use crate::image::{Applied, GroupImage, PartRuns};
 use crate::index::{Content, PartNo};
 use crate::landing::Landing;
 use crate::liveness::{Part, PartName};
-use crate::locks::DeletionGuard;
+use crate::locks::{DELETED_AFTER_MS, DeletionGuard};
 use crate::names::{GroupNames, GroupObject};
 use crate::points::{self, PointInfo};
 use crate::reader::PointReader;
@@ -95,8 +95,8 @@ pub struct GroupStore {
     /// A record of ours may lie in this slot without being in the state, for this reason: nothing is changed until the group is
     /// opened again, least of all segments deleted that the record may name.
     uncertain: Option<(Slot, String)>,
-    /// Files to delete once nobody reads.
-    dead: BTreeMap<PartName, Name>,
+    /// Files to delete once nobody reads: with their volumes, and the ledger's time when that was found.
+    dead: BTreeMap<PartName, (Name, u64)>,
     deferred_since: Option<Instant>,
     /// Segments that no accepted record names, of which one may still: linked by an append that has not succeeded (yet).
     awaited: BTreeMap<PartName, Name>,
@@ -111,7 +111,7 @@ impl GroupStore {
         if let Some(head) = replayed.image.state().head() {
             block_on(segments.backend.sync(&segments.names.record(head)))?;
         }
-        let landing = Landing::new(Arc::clone(&shared.dir), &segments.names);
+        let landing = Landing::new(Arc::clone(&shared.staging), shared.is_dir, &segments.names);
         let (dead, awaited) = (BTreeMap::new(), BTreeMap::new());
         let (image, torn) = (replayed.image, replayed.torn);
         let mut group = Self { shared, segments, landing, image, torn, uncertain: None, dead, deferred_since: None, awaited };
@@ -314,13 +314,25 @@ impl GroupStore {
             return Ok(swept);
         }
         while !self.dead.is_empty() {
-            let Some(_guard) = DeletionGuard::try_take(self.shared.dir.root())? else {
-                swept.deferred = self.dead.len();
-                self.deferred_since.get_or_insert_with(Instant::now);
-                return Ok(swept);
-            };
+            let mut guard = None;
+            let mut before_ms = u64::MAX;
+            if self.shared.is_dir {
+                guard = DeletionGuard::try_take(self.shared.staging.root())?;
+                if guard.is_none() {
+                    swept.deferred = self.dead.len();
+                    self.deferred_since.get_or_insert_with(Instant::now);
+                    return Ok(swept);
+                }
+            } else {
+                before_ms = self.state().time_ms().saturating_sub(DELETED_AFTER_MS);
+            }
             self.deferred_since = None;
-            let batch: Vec<(PartName, Name)> = self.dead.iter().take(DELETE_BATCH).map(|(p, v)| (*p, v.clone())).collect();
+            let may_go = self.dead.iter().filter(|(_, (_, found_ms))| guard.is_some() || *found_ms < before_ms);
+            let batch: Vec<(PartName, Name)> = may_go.take(DELETE_BATCH).map(|(p, (v, _))| (*p, v.clone())).collect();
+            if batch.is_empty() {
+                swept.deferred = self.dead.len();
+                break;
+            }
             for (part, volume) in batch {
                 block_on(self.segments.backend.delete(&self.segments.name(&volume, &part)))?;
                 self.segments.forget(&part);
@@ -374,7 +386,8 @@ impl GroupStore {
         if self.state().layer(&key).is_some() {
             return dropped.map(|_| ());
         }
-        if let (Ok(numbers), Some(volume)) = (&dropped, self.state().volume(key.volume)) {
+        // † In a bucket a deletion may come to pass later, when a record names what lies there then; `awaited` knows of them.
+        if let (Ok(numbers), Some(volume), true) = (&dropped, self.state().volume(key.volume), self.shared.is_dir) {
             for &number in numbers {
                 let name = self.segments.name(&volume.meta().name, &PartName { layer: key, number });
                 block_on(self.segments.backend.delete(&name))?;
@@ -416,7 +429,7 @@ impl GroupStore {
             }
         }
         let frames: Vec<(PartNo, u32)> = frames.into_iter().collect();
-        let bad = parallel(&frames, |&(no, offset)| {
+        let bad = parallel(&*self.segments.backend, &frames, |&(no, offset)| {
             let part = self.image.parts().get(no).expect("the head image uses only parts that are there");
             self.segments.check_frame(meta, part, offset)
         });
@@ -465,7 +478,7 @@ impl GroupStore {
     /// # Errors
     /// [`StoreError::NoSuchPoint`], [`StoreError::NotAMember`], [`StoreError::Corrupt`]; what the file system says.
     pub fn point_reader(&self, point: Slot, volume: VolumeId) -> Result<PointReader> {
-        PointReader::open(self.shared.dir.root(), &self.image, &self.segments, point, volume)
+        PointReader::open(&self.shared.readers(), &self.image, &self.segments, point, volume)
     }
 
     /// Bytes of all published segments.
@@ -500,6 +513,12 @@ impl GroupStore {
         for (entry, name) in new {
             let mut layer_runs = Vec::new();
             for part in parts_of(entry, self.state().next_slot()) {
+                if !self.shared.is_dir
+                    && let Some(entry) = entry.parts.get(part.name.number as usize)
+                    && let Ok(footer) = self.landing.footer(&name, &part.name, entry)
+                {
+                    self.segments.learn(&part, footer);
+                }
                 let footer = self.segments.footer(&name, &part).map_err(|fault| match fault {
                     FooterFault::Store(error) => error,
                     FooterFault::Damaged(why) => StoreError::BadPart { layer: entry.key, part: part.name.number, why },
@@ -640,13 +659,13 @@ impl GroupStore {
             if self.image.is_awaited(&part.layer) {
                 self.awaited.insert(part, volume);
             } else if self.image.is_debris(&part) {
-                self.dead.insert(part, volume);
+                self.dead.insert(part, (volume, self.state().time_ms()));
             }
         }
         for part in &applied.given_up {
             if let Some(volume) = self.state().volume(part.name.layer.volume) {
                 let name = volume.meta().name.clone();
-                self.dead.insert(part.name, name);
+                self.dead.insert(part.name, (name, self.state().time_ms()));
             }
         }
         if !self.dead.is_empty()
@@ -659,7 +678,7 @@ impl GroupStore {
     /// What the landing of a receiver that starts now would find.
     #[cfg(test)]
     pub(crate) fn landing_after_restart(&self) -> Arc<Landing> {
-        let landing = Landing::new(Arc::clone(&self.shared.dir), self.names());
+        let landing = Landing::new(Arc::clone(&self.shared.staging), self.shared.is_dir, self.names());
         landing.recover(&self.segments, &self.image, true).expect("recover");
         landing
     }
@@ -683,7 +702,7 @@ impl GroupStore {
         let mut strange = 0_usize;
         for (part, volume) in there {
             if self.image.is_debris(&part) {
-                self.dead.insert(part, volume);
+                self.dead.insert(part, (volume, self.state().time_ms()));
             } else if self.image.is_awaited(&part.layer) {
                 self.awaited.insert(part, volume);
             } else if self.state().layer(&part.layer).is_none() {

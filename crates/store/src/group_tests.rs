@@ -427,7 +427,7 @@ fn after_a_death_at_any_step_every_listed_point_is_whole_and_life_goes_on() {
             whole(&group, &images);
             assert_eq!((group.points().len(), group.deferred()), (1, 0));
             drop(group);
-            let report = crate::check(&store.path(), &|_| true).expect("check");
+            let report = crate::check(&crate::StoreReader::open(&store.path()).expect("open"), &|_| true).expect("check");
             assert_eq!(report.findings, [], "{when:?} {calls}");
             if ended.is_ok() && !faults.is_dead() {
                 break;
@@ -634,7 +634,7 @@ fn files_of_a_claim_above_the_head_stop_everything_and_are_swept_by_nobody() {
     assert_eq!((store.files("groups/host/default/segments"), store.files("landing")), (segments.clone(), landing.clone()));
     assert!(read_all(&group, points[0], &a) == TestVolume::bytes(&[Some(Fill::Byte(1)); 16]), "what is left can be read");
     drop(group);
-    let report = crate::check(&store.path(), &|_| true).expect("check");
+    let report = crate::check(&crate::StoreReader::open(&store.path()).expect("open"), &|_| true).expect("check");
     assert!(report.findings.iter().any(|f| f.problem == crate::Problem::LedgerTorn && f.text.contains("lost")), "{report:?}");
 
     for (file, bytes) in lost {
@@ -691,7 +691,7 @@ fn strange_segments_below_the_head_are_kept_and_told() {
     let group = store.group();
     assert!(group.torn().is_none() && strange.join("1.0").exists());
     drop(group);
-    let report = crate::check(&store.path(), &|_| true).expect("check");
+    let report = crate::check(&crate::StoreReader::open(&store.path()).expect("open"), &|_| true).expect("check");
     assert_eq!(report.findings.iter().map(|f| f.problem).collect::<Vec<_>>(), [crate::Problem::Strange]);
 }
 
@@ -970,7 +970,10 @@ fn a_stray_file_in_the_ledger_is_a_torn_record_and_not_the_end_of_the_process() 
         assert_eq!((group.torn().map(|t| t.slot), group.points().len()), (Some(next), points.len()), "{stray}");
         assert!(matches!(group.repair_plan(), Err(StoreError::LedgerTorn { .. })), "too many slots to void");
         assert!(group.repair_torn().is_err());
-        assert_eq!(crate::check(&store.path(), &|_| true).expect("check").worst(), Some(crate::Severity::Error));
+        assert_eq!(
+            crate::check(&crate::StoreReader::open(&store.path()).expect("open"), &|_| true).expect("check").worst(),
+            Some(crate::Severity::Error)
+        );
     }
 }
 

@@ -1,8 +1,8 @@
 //! Where parts arrive: written as their bytes come, checked as they come, and listed only once they are durable.
 //!
-//! Owns `landing/<source>/<group>/` of a directory store. A part under way is `….partial`; when its last byte has been
+//! Owns `landing/<source>/<group>/` of a directory store, or of the staging directory of a store elsewhere. A part under way is `….partial`; when its last byte has been
 //! verified it is synced, renamed to its final name and the directory synced, and only then reported. Publication links that
-//! very file into the segments; the name in landing goes once the record is accepted. Invariants:
+//! very file into the segments, or copies it to where the store is; the name in landing goes once the record is accepted. Invariants:
 //! - a file under a final name is whole and was durable when it got that name (a torn tail can only be a `.partial`, which
 //!   dies with the process that wrote it; what is found at start is verified again all the same);
 //! - a part that has landed is never replaced: it is dropped first, or it comes under another name;
@@ -21,15 +21,15 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use farside_layer::{Footer, PartId, PartVerifier, ReadFooterError, read_footer};
 use farside_ledger::{LayerEntry, PartEntry, VolumeMeta, volume_id};
-use farside_region::{LayerKey, Name, Term, VolumeId};
+use farside_region::{LayerKey, Name, Slot, Term, VolumeId};
 
 use crate::backend::{Created, DirBackend, block_on};
 use crate::error::{Result, StoreError, is_of_medium};
 use crate::image::GroupImage;
-use crate::liveness::PartName;
+use crate::liveness::{Part, PartName};
 use crate::names::{GroupNames, parse_part_path, part_path};
 use crate::replay::at_once;
-use crate::segments::Segments;
+use crate::segments::{FooterFault, Segments};
 use crate::space::{Allowance, Space};
 
 /// What a file takes at least.
@@ -56,6 +56,8 @@ pub struct LandedLayer {
 pub struct Landing {
     dir: PathBuf,
     store: Arc<DirBackend>,
+    /// A segment is a second name of the file here, not a copy elsewhere.
+    linked: bool,
     landed: Mutex<BTreeMap<LayerKey, Layer>>,
 }
 
@@ -127,9 +129,10 @@ impl Drop for Partial {
 }
 
 impl Landing {
-    pub(crate) fn new(store: Arc<DirBackend>, names: &GroupNames) -> Arc<Self> {
+    /// `linked`: the directory is that of the store itself.
+    pub(crate) fn new(store: Arc<DirBackend>, linked: bool, names: &GroupNames) -> Arc<Self> {
         let dir = store.root().join("landing").join(names.source.as_str()).join(names.group.as_str());
-        Arc::new(Self { dir, store, landed: Mutex::default() })
+        Arc::new(Self { dir, store, linked, landed: Mutex::default() })
     }
 
     /// Begins to land a part: `write` its bytes, then `finish`. `volume`: what the ledger says about it.
@@ -318,6 +321,25 @@ impl Landing {
         if block_on(segments.backend.adopt(&object, &file))? == Created::New {
             return Ok(());
         }
+        if !self.linked {
+            // Perhaps by an attempt whose answer was lost. Its bytes tell, not its name: a layer that was sent again has the names
+            // of what it replaces. † That is never deleted to make room here: a deletion that hangs on its way could come to pass
+            // once a record names what lies there then. The source claims anew instead, and no name of the new term was used.
+            let whole = Part {
+                name: *name,
+                bytes: part.bytes,
+                footer_digest: part.footer_digest,
+                born: Slot(0),
+                died: None,
+                head_granules: 0,
+            };
+            segments.forget(name);
+            return match segments.footer(volume, &whole) {
+                Ok(_) => Ok(()),
+                Err(FooterFault::Store(error)) => Err(error),
+                Err(FooterFault::Damaged(_)) => Err(missing()),
+            };
+        }
         let (one, two) = (fs::metadata(&file), fs::metadata(self.store.path(&object)?));
         let (one, two) = (one.map_err(|_| missing())?, two.map_err(|_| missing())?);
         if (one.dev(), one.ino()) == (two.dev(), two.ino()) {
@@ -372,7 +394,7 @@ impl Landing {
             let id = volume_id(&names.source, &names.group, &volume);
             let name = PartName { layer: LayerKey { volume: id, term, seq }, number };
             let published = image.state().layer(&name.layer).is_some();
-            if published && !image.is_debris(&name) {
+            if published && !image.is_debris(&name) && (self.linked || !self.is_copied(segments, &volume, &name, &path)?) {
                 // Its second name went missing, with an older copy of the segments, say. What is in it is checked when it is
                 // read, like any segment.
                 block_on(segments.backend.adopt(&segments.name(&volume, &name), &path))?;
@@ -412,6 +434,12 @@ impl Landing {
             self.store.sync_dir(&dir)?;
         }
         Ok(())
+    }
+
+    /// Whether a segment elsewhere has the size of a file here.
+    fn is_copied(&self, segments: &Segments, volume: &Name, name: &PartName, path: &Path) -> Result<bool> {
+        let here = fs::metadata(path).map_err(|e| self.store.io("looking at", path, 0, e))?.len();
+        Ok(block_on(segments.backend.size(&segments.name(volume, name)))? == Some(here))
     }
 
     /// Those of terms and volumes of which nothing is left.

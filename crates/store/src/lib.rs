@@ -32,6 +32,7 @@ mod liveness;
 mod locks;
 mod names;
 mod points;
+mod probe;
 mod reader;
 mod replay;
 mod restore;
@@ -47,6 +48,8 @@ mod verify;
 
 pub use aligned::AlignedBytes;
 pub use attempt::{Attempt, Found};
+#[cfg(any(test, feature = "conformance"))]
+pub use backend::conformance;
 pub use backend::{Backend, Created, DirBackend, Listed, ObjectName, Page, block_on};
 pub use check::{CheckReport, Finding, Problem, Severity, check};
 pub use error::{Remedy, Result, StoreError};

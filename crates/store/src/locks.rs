@@ -8,7 +8,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
@@ -19,7 +19,30 @@ use crate::error::{Result, StoreError};
 #[derive(Debug)]
 pub struct WriterLock(#[expect(dead_code, reason = "held")] Flock<File>);
 
-/// A reader's, for as long as it reads. `None` on a read-only file system, where nothing can be deleted.
+/// How whoever reads a store holds off deletions.
+#[derive(Clone, Debug)]
+pub(crate) enum Readers {
+    /// By the lock in the store's directory.
+    Locked(PathBuf),
+    /// Not at all: who deletes waits long instead ([`DELETED_AFTER_MS`]).
+    Unknown,
+}
+
+/// What was given up in a store whose readers nobody knows stays for so much of the ledger's time: a day. A restore that began
+/// before has that long.
+pub(crate) const DELETED_AFTER_MS: u64 = 24 * 3600 * 1000;
+
+impl Readers {
+    /// Holds off deletions, where that is possible.
+    pub(crate) fn share(&self) -> Result<ReaderLock> {
+        match self {
+            Self::Locked(root) => ReaderLock::share(root),
+            Self::Unknown => Ok(ReaderLock(None)),
+        }
+    }
+}
+
+/// A reader's, for as long as it reads. `None` on a read-only file system, where nothing can be deleted, and in a bucket.
 #[derive(Debug)]
 pub struct ReaderLock(#[expect(dead_code, reason = "held")] Option<Flock<File>>);
 

@@ -16,6 +16,21 @@ pub(crate) fn store_description() -> ObjectName {
     checked("farside-store.json".to_owned())
 }
 
+/// In a staging directory: whose it is.
+pub(crate) fn staging_description() -> ObjectName {
+    checked("farside-staging.json".to_owned())
+}
+
+/// The folder of what a probe of a bucket left.
+pub(crate) fn probes() -> ObjectName {
+    checked("probe".to_owned())
+}
+
+/// One object of a probe.
+pub(crate) fn probe(of: &str, round: u32) -> ObjectName {
+    checked(format!("probe/{of}/{round}"))
+}
+
 /// The folder of all groups.
 pub(crate) fn groups() -> ObjectName {
     checked("groups".to_owned())

@@ -1,6 +1,6 @@
 //! Reading points: with no daemon running, or beside a running receiver.
 //!
-//! A reader shares `reader.lock` as long as it lives, so that nothing it found is deleted under it. It believes only what
+//! A reader of a directory shares `reader.lock` as long as it lives, so that nothing it found is deleted under it. It believes only what
 //! follows from slot 0 of the ledger or from a checkpoint, and every granule that leaves [`PointReader::read_region`] was checked against the
 //! digest that was computed where the source read it.
 
@@ -20,12 +20,12 @@ use crate::image::{GroupImage, PartRuns, VolumeImage};
 use crate::index::{Content, Extent, PartNo};
 use crate::landing::Landing;
 use crate::liveness::Part;
-use crate::locks::ReaderLock;
+use crate::locks::{ReaderLock, Readers};
 use crate::names::GroupNames;
 use crate::points::{self, PointInfo};
 use crate::replay::{Torn, parallel, replay};
 use crate::segments::{FooterFault, Segments};
-use crate::store::{list_groups, read_group_description, read_store_description};
+use crate::store::{folders_in_landing, list_groups, read_group_description, read_store_description};
 
 /// Payload bytes read from a segment at once.
 const READ_BYTES_MAX: u64 = 4 << 20;
@@ -33,7 +33,8 @@ const READ_BYTES_MAX: u64 = 4 << 20;
 /// A store, opened for reading.
 #[derive(Debug)]
 pub struct StoreReader {
-    dir: Arc<DirBackend>,
+    backend: Arc<dyn Backend>,
+    readers: Readers,
     id: [u8; 16],
     _lock: ReaderLock,
 }
@@ -41,7 +42,7 @@ pub struct StoreReader {
 /// One group of it, replayed.
 #[derive(Debug)]
 pub struct GroupReader {
-    dir: Arc<DirBackend>,
+    readers: Readers,
     segments: Arc<Segments>,
     image: GroupImage,
     torn: Option<Torn>,
@@ -77,10 +78,23 @@ impl StoreReader {
     /// # Errors
     /// [`StoreError::NotAStore`], [`StoreError::Version`]; what the file system says.
     pub fn open(path: &Path) -> Result<Self> {
-        let dir = Arc::new(DirBackend::open(path)?);
-        let id = read_store_description(&dir)?;
-        let lock = ReaderLock::share(dir.root())?;
-        Ok(Self { dir, id, _lock: lock })
+        let dir = DirBackend::open(path)?;
+        let readers = Readers::Locked(dir.root().to_owned());
+        Self::over(Arc::new(dir), readers)
+    }
+
+    /// Opens the store in a bucket. Nothing holds off deletions there: what is given up goes a day later, in the ledger's time.
+    ///
+    /// # Errors
+    /// [`StoreError::NotAStore`], [`StoreError::Version`]; what the service says.
+    pub fn open_bucket(backend: Arc<dyn Backend>) -> Result<Self> {
+        Self::over(backend, Readers::Unknown)
+    }
+
+    fn over(backend: Arc<dyn Backend>, readers: Readers) -> Result<Self> {
+        let id = read_store_description(&*backend)?;
+        let lock = readers.share()?;
+        Ok(Self { backend, readers, id, _lock: lock })
     }
 
     /// The store's id.
@@ -88,9 +102,16 @@ impl StoreReader {
         self.id
     }
 
-    /// Its directory, without symbolic links.
-    pub fn root(&self) -> &Path {
-        self.dir.root()
+    /// Its directory, without symbolic links; `None` where it is in a bucket.
+    pub fn root(&self) -> Option<&Path> {
+        match &self.readers {
+            Readers::Locked(root) => Some(root),
+            Readers::Unknown => None,
+        }
+    }
+
+    pub(crate) fn backend(&self) -> &Arc<dyn Backend> {
+        &self.backend
     }
 
     /// The groups in it.
@@ -98,12 +119,18 @@ impl StoreReader {
     /// # Errors
     /// What the file system says.
     pub fn groups(&self) -> Result<Vec<GroupNames>> {
-        list_groups(self.dir.root())
+        list_groups(&*self.backend)
     }
 
-    /// The terms of which parts lie in a group's landing.
+    /// The terms of which parts lie in a group's landing, where that is in the store.
     pub(crate) fn terms_in_landing(&self, names: &GroupNames) -> Result<BTreeSet<Term>> {
-        Landing::new(Arc::clone(&self.dir), names).terms()
+        let Some(root) = self.root() else { return Ok(BTreeSet::new()) };
+        Landing::new(Arc::new(DirBackend::open(root)?), true, names).terms()
+    }
+
+    /// The groups that have a landing, where that is in the store.
+    pub(crate) fn groups_in_landing(&self) -> Result<BTreeSet<GroupNames>> {
+        self.root().map_or(Ok(BTreeSet::new()), |root| folders_in_landing(&root.join("landing")))
     }
 
     /// Replays a group's ledger.
@@ -111,23 +138,22 @@ impl StoreReader {
     /// # Errors
     /// [`StoreError::NoSuchGroup`], [`StoreError::ForeignGroup`]; what the file system says.
     pub fn group(&self, names: &GroupNames) -> Result<GroupReader> {
-        GroupReader::open(&self.dir, names)
+        GroupReader::open(&self.backend, &self.readers, names)
     }
 }
 
 impl GroupReader {
-    fn open(dir: &Arc<DirBackend>, names: &GroupNames) -> Result<Self> {
-        let lock = ReaderLock::share(dir.root())?;
-        let id = match read_group_description(&**dir, names) {
+    fn open(backend: &Arc<dyn Backend>, readers: &Readers, names: &GroupNames) -> Result<Self> {
+        let lock = readers.share()?;
+        let id = match read_group_description(&**backend, names) {
             Err(StoreError::NoSuchGroup { source_name, group, .. }) => {
-                return Err(StoreError::NoSuchGroup { source_name, group, known: known(list_groups(dir.root())?) });
+                return Err(StoreError::NoSuchGroup { source_name, group, known: known(list_groups(&**backend)?) });
             }
             other => other?,
         };
-        let backend = Arc::clone(dir) as Arc<dyn Backend>;
-        let replayed = replay(&*backend, names, id, |_| {})?;
-        let segments = Arc::new(Segments::new(backend, names.clone()));
-        Ok(Self { dir: Arc::clone(dir), segments, image: replayed.image, torn: replayed.torn, _lock: lock })
+        let replayed = replay(&**backend, names, id, |_| {})?;
+        let segments = Arc::new(Segments::new(Arc::clone(backend), names.clone()));
+        Ok(Self { readers: readers.clone(), segments, image: replayed.image, torn: replayed.torn, _lock: lock })
     }
 
     /// Source and group.
@@ -172,7 +198,7 @@ impl GroupReader {
     /// # Errors
     /// [`StoreError::NoSuchPoint`], [`StoreError::NotAMember`], [`StoreError::Corrupt`]; what the file system says.
     pub fn point_reader(&self, point: Slot, volume: VolumeId) -> Result<PointReader> {
-        PointReader::open(self.dir.root(), &self.image, &self.segments, point, volume)
+        PointReader::open(&self.readers, &self.image, &self.segments, point, volume)
     }
 
     /// The same, also when some footer of it is damaged: for [`verify_point`](crate::verify_point).
@@ -180,19 +206,31 @@ impl GroupReader {
     /// # Errors
     /// [`StoreError::NoSuchPoint`], [`StoreError::NotAMember`]; what the file system says.
     pub fn point_reader_as_it_is(&self, point: Slot, volume: VolumeId) -> Result<PointReader> {
-        PointReader::open_as_it_is(self.dir.root(), &self.image, &self.segments, point, volume)
+        PointReader::open_as_it_is(&self.readers, &self.image, &self.segments, point, volume)
     }
 }
 
 impl PointReader {
-    pub(crate) fn open(root: &Path, image: &GroupImage, segments: &Arc<Segments>, point: Slot, volume: VolumeId) -> Result<Self> {
-        let reader = Self::open_as_it_is(root, image, segments, point, volume)?;
+    pub(crate) fn open(
+        readers: &Readers,
+        image: &GroupImage,
+        segments: &Arc<Segments>,
+        point: Slot,
+        volume: VolumeId,
+    ) -> Result<Self> {
+        let reader = Self::open_as_it_is(readers, image, segments, point, volume)?;
         reader.refuse_unknown()?;
         Ok(reader)
     }
 
-    fn open_as_it_is(root: &Path, image: &GroupImage, segments: &Arc<Segments>, point: Slot, volume: VolumeId) -> Result<Self> {
-        let lock = ReaderLock::share(root)?;
+    fn open_as_it_is(
+        readers: &Readers,
+        image: &GroupImage,
+        segments: &Arc<Segments>,
+        point: Slot,
+        volume: VolumeId,
+    ) -> Result<Self> {
+        let lock = readers.share()?;
         let state = image.state();
         let found = state.points().get(&point).ok_or_else(|| StoreError::NoSuchPoint {
             point: point.to_string(),
@@ -211,7 +249,9 @@ impl PointReader {
         let living: Vec<(PartNo, Part)> = image.parts().living_at(volume, point).map(|(no, p)| (no, p.clone())).collect();
         let mut by_part = HashMap::new();
         if !image.is_head(volume, point) {
-            let runs = parallel(&living, |(_, part)| segments.runs(&meta.name, part, state.only_known_by(part.born)));
+            let runs = parallel(&*segments.backend, &living, |(_, part)| {
+                segments.runs(&meta.name, part, state.only_known_by(part.born))
+            });
             for ((no, _), runs) in living.iter().zip(runs) {
                 by_part.insert(*no, runs?);
             }

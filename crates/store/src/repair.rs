@@ -10,7 +10,7 @@ use farside_region::{RecordDigest, Slot};
 
 use super::GroupStore;
 use crate::attempt::Attempt;
-use crate::backend::{Created, block_on};
+use crate::backend::{Created, ObjectName, block_on};
 use crate::error::{Result, StoreError};
 use crate::replay::Slots;
 use crate::store::random;
@@ -96,7 +96,7 @@ impl GroupStore {
     pub fn repair_torn(&mut self) -> Result<()> {
         let Some(torn) = self.torn.clone() else { return Ok(()) };
         match self.look_at_torn()? {
-            Found::Mended(bytes) => self.shared.dir.put_right(&self.names().record(torn.slot), &bytes)?,
+            Found::Mended(bytes) => self.put_right(&self.names().record(torn.slot), bytes)?,
             Found::Lost(last) => {
                 while self.state().next_slot() <= last {
                     self.void_next_slot()?;
@@ -147,6 +147,10 @@ impl GroupStore {
         None
     }
 
+    fn put_right(&self, name: &ObjectName, bytes: Vec<u8>) -> Result<()> {
+        block_on(self.segments.backend.put_right(name, bytes.into()))
+    }
+
     fn void_next_slot(&mut self) -> Result<()> {
         let slot = self.state().next_slot();
         let found = block_on(self.segments.backend.get(&self.names().record(slot), u64::from(u32::MAX)))?.unwrap_or_default();
@@ -156,7 +160,7 @@ impl GroupStore {
         let name = self.names().record_void(slot);
         if block_on(self.segments.backend.create(&name, encoded.bytes.clone().into()))? == Created::AlreadyExists {
             // An earlier repair's, which follows what is void now.
-            self.shared.dir.put_right(&name, &encoded.bytes)?;
+            self.put_right(&name, encoded.bytes)?;
         }
         self.image.replay(&record, encoded.digest);
         Ok(())

@@ -218,7 +218,7 @@ fn replay_from(
     while from < slots.end() {
         let batch = slots.batch(from);
         from += batch.len() as u64;
-        let read = parallel(&batch, |&slot| read_slot(backend, names, Slot(slot), slots.voids.contains(&slot)));
+        let read = parallel(backend, &batch, |&slot| read_slot(backend, names, Slot(slot), slots.voids.contains(&slot)));
         for (&slot, read) in batch.iter().zip(read) {
             let torn = match read? {
                 Ok((record, digest)) => match image.state().follows(&record) {
@@ -244,7 +244,7 @@ pub(crate) fn index_all(image: &mut GroupImage, segments: &Segments) -> Result<V
     let mut damaged = Vec::new();
     let parts = image.unindexed();
     for batch in parts.chunks(FOOTERS) {
-        let read = parallel(batch, |(_, part)| runs_of_part(image, segments, part));
+        let read = parallel(&*segments.backend, batch, |(_, part)| runs_of_part(image, segments, part));
         for ((no, _), runs) in batch.iter().zip(read) {
             let runs = runs?;
             if runs.is_damaged() {
@@ -327,9 +327,12 @@ pub(crate) fn at_once<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sy
     answers
 }
 
-/// Maps a slice with several threads; answers come in order.
-pub(crate) fn parallel<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
-    let threads = thread::available_parallelism().map_or(1, |n| n.get()).min(THREADS_MAX).min(items.len().div_ceil(8)).max(1);
+/// Maps a slice with several threads, which read from a backend; answers come in order.
+pub(crate) fn parallel<T: Sync, R: Send>(backend: &dyn Backend, items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    let threads = match backend.requests_at_once() {
+        None => thread::available_parallelism().map_or(1, |n| n.get()).min(THREADS_MAX).min(items.len().div_ceil(8)).max(1),
+        Some(requests) => requests.min(items.len()).max(1),
+    };
     if threads == 1 {
         return items.iter().map(work).collect();
     }

@@ -134,6 +134,13 @@ impl Segments {
         }
     }
 
+    /// Takes a footer that was read where the part came from, so that nobody fetches it.
+    pub(crate) fn learn(&self, part: &Part, footer: Footer) {
+        if check_identity(&footer, part).is_ok() {
+            self.keep(part.name, &Arc::new(footer));
+        }
+    }
+
     /// Forgets a part's footer.
     pub(crate) fn forget(&self, part: &PartName) {
         let mut cache = self.cache.lock().expect("nothing panics while it holds this lock");

@@ -1,7 +1,8 @@
-//! A whole store in a directory: what makes it one, who may open it, which groups are in it.
+//! A whole store, in a directory or in a bucket: what makes it one, who may open it, which groups are in it.
 //!
-//! Owns `farside-store.json`, the locks, `tmp/` and the ballast. Invariant: a [`Store`] is held by one process of this host,
-//! and everything it acknowledges is durable in a directory that is still the one it opened.
+//! Owns `farside-store.json`, the locks, `tmp/` and the ballast. A store in a bucket has a *staging directory* on its
+//! receiver's host: landing and the locks are there, and nothing that cannot be had again from the sources. Invariant: a [`Store`] is held
+//! by one process of this host, and everything it acknowledges is durable in a place that is still the one it opened.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -18,8 +19,9 @@ use serde::{Deserialize, Serialize};
 use crate::backend::{Backend, Created, DirBackend, ObjectName, block_on};
 use crate::error::{Result, StoreError};
 use crate::group::GroupStore;
-use crate::locks::{ReaderLock, WriterLock};
+use crate::locks::{ReaderLock, Readers, WriterLock};
 use crate::names::{self, GroupNames};
+use crate::probe;
 use crate::space::Space;
 
 /// The version of the store's layout that this program reads and writes.
@@ -60,7 +62,10 @@ pub struct Store {
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) backend: Arc<dyn Backend>,
-    pub(crate) dir: Arc<DirBackend>,
+    /// Where parts land: the store's own directory, or another one where the store is in a bucket.
+    pub(crate) staging: Arc<DirBackend>,
+    /// The store is that directory.
+    pub(crate) is_dir: bool,
     id: [u8; 16],
     writer: [u8; 16],
     started: Instant,
@@ -73,15 +78,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::NotAStore`] for a directory with other things in it; what the medium lacks; what the file system says.
     pub fn init(path: &Path) -> Result<[u8; 16]> {
-        match fs::create_dir(path) {
-            Err(e) if e.kind() != ErrorKind::AlreadyExists => return Err(StoreError::from_io("creating", path, 4096, e)),
-            Err(_) => {}
-            Ok(()) => {
-                let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-                let synced = File::open(parent).and_then(|d| d.sync_all());
-                synced.map_err(|e| StoreError::from_io("syncing", parent, 0, e))?;
-            }
-        }
+        make_dir(path)?;
         let dir = DirBackend::open(path)?;
         let name = names::store_description();
         if block_on(dir.get(&name, DESCRIPTION_BYTES_MAX))?.is_none() {
@@ -114,12 +111,65 @@ impl Store {
     /// The same, with something between us and the directory.
     pub(crate) fn open_over(path: &Path, over: impl FnOnce(Arc<dyn Backend>) -> Arc<dyn Backend>) -> Result<Self> {
         let dir = Arc::new(DirBackend::open(path)?);
-        let id = read_store_description(&dir)?;
+        let id = read_store_description(&*dir)?;
         let lock = WriterLock::take(dir.root())?;
         ReaderLock::prepare(dir.root())?;
         dir.prepare()?;
         let backend = over(Arc::clone(&dir) as Arc<dyn Backend>);
-        let shared = Shared { backend, dir, id, writer: random()?, started: Instant::now(), _lock: lock };
+        Self::over(backend, dir, true, id, lock)
+    }
+
+    /// Makes a store in a bucket, once it is proved that of several who create an object at once exactly one succeeds; an
+    /// existing store is left as it is. Says its id.
+    ///
+    /// # Errors
+    /// [`StoreError::NotCreateOnly`], [`StoreError::NotAStore`] for a prefix with other things below it; what the service says.
+    pub fn init_bucket(backend: &Arc<dyn Backend>) -> Result<[u8; 16]> {
+        let name = names::store_description();
+        if block_on(backend.get(&name, DESCRIPTION_BYTES_MAX))?.is_none() {
+            probe::clear(&**backend)?;
+            if !block_on(backend.list(None, None, 1))?.objects.is_empty() {
+                return Err(StoreError::NotAStore { path: backend.place().into() });
+            }
+            probe::create_only(backend)?;
+            let id = HEXLOWER.encode(&random()?);
+            write_json(&**backend, &name, &StoreDescription { format: "farside store".into(), version: STORE_VERSION, id })?;
+        }
+        read_store_description(&**backend)
+    }
+
+    /// Opens an existing store in a bucket for writing. `staging`: a directory of its own for what is on its way there, made if
+    /// its parent exists; whatever is lost with it the sources send again.
+    ///
+    /// # Errors
+    /// [`StoreError::ForeignStaging`], [`StoreError::NotAStore`], [`StoreError::Version`]; of the staging directory, those of
+    /// [`Store::open`]; what the service says.
+    pub fn open_bucket(backend: Arc<dyn Backend>, staging: &Path) -> Result<Self> {
+        let id = read_store_description(&*backend)?;
+        make_dir(staging)?;
+        let dir = Arc::new(DirBackend::open(staging)?);
+        let lock = WriterLock::take(dir.root())?;
+        dir.prepare()?;
+        let mine = HEXLOWER.encode(&id);
+        let name = names::staging_description();
+        let path = dir.root().join(name.as_str());
+        if block_on(dir.get(&name, DESCRIPTION_BYTES_MAX))?.is_none() {
+            write_json(
+                &*dir,
+                &name,
+                &StoreDescription { format: "farside staging".into(), version: STORE_VERSION, id: mine.clone() },
+            )?;
+        }
+        let bytes = block_on(dir.get(&name, DESCRIPTION_BYTES_MAX))?.unwrap_or_default();
+        let found: StoreDescription = parse_json(&path, &bytes, "farside staging")?;
+        if found.id != mine {
+            return Err(StoreError::ForeignStaging { path: dir.root().to_owned(), found: found.id, expected: mine });
+        }
+        Self::over(backend, dir, false, id, lock)
+    }
+
+    fn over(backend: Arc<dyn Backend>, staging: Arc<DirBackend>, is_dir: bool, id: [u8; 16], lock: WriterLock) -> Result<Self> {
+        let shared = Shared { backend, staging, is_dir, id, writer: random()?, started: Instant::now(), _lock: lock };
         shared.keep_ballast();
         Ok(Self { shared: Arc::new(shared) })
     }
@@ -129,9 +179,14 @@ impl Store {
         self.shared.id
     }
 
-    /// Its directory, without symbolic links.
-    pub fn root(&self) -> &Path {
-        self.shared.dir.root()
+    /// Where parts land, without symbolic links: its directory, or the staging directory of one in a bucket.
+    pub fn staging(&self) -> &Path {
+        self.shared.staging.root()
+    }
+
+    /// Where it is, for people.
+    pub fn place(&self) -> String {
+        self.shared.backend.place()
     }
 
     /// The groups in it.
@@ -139,7 +194,7 @@ impl Store {
     /// # Errors
     /// What the file system says.
     pub fn groups(&self) -> Result<Vec<GroupNames>> {
-        list_groups(self.root())
+        list_groups(&*self.shared.backend)
     }
 
     /// Opens a group, which is created if it does not exist: replays its ledger, indexes its segments, sweeps what dead
@@ -151,7 +206,7 @@ impl Store {
         let names = GroupNames::new(source.clone(), group.clone());
         let id = group_id(source, group);
         let name = names.description();
-        if block_on(self.shared.dir.get(&name, DESCRIPTION_BYTES_MAX))?.is_none() {
+        if block_on(self.shared.backend.get(&name, DESCRIPTION_BYTES_MAX))?.is_none() {
             let description = GroupDescription {
                 format: "farside group".into(),
                 version: STORE_VERSION,
@@ -161,17 +216,17 @@ impl Store {
             };
             write_json(&*self.shared.backend, &name, &description)?;
         }
-        read_group_description(&*self.shared.dir, &names)?;
+        read_group_description(&*self.shared.backend, &names)?;
         GroupStore::open(Arc::clone(&self.shared), names, id)
     }
 
-    /// The file system's space.
+    /// The space of the file system that parts land on.
     ///
     /// # Errors
     /// [`StoreError::Vanished`], or what the file system says.
     pub fn space(&self) -> Result<Space> {
-        self.shared.dir.present()?;
-        Space::of(self.root())
+        self.shared.staging.present()?;
+        Space::of(self.staging())
     }
 
     /// What may be promised to sources, all together: see [`Space::grantable`].
@@ -184,6 +239,11 @@ impl Store {
 }
 
 impl Shared {
+    /// How readers in this process hold off deletions.
+    pub(crate) fn readers(&self) -> Readers {
+        if self.is_dir { Readers::Locked(self.staging.root().to_owned()) } else { Readers::Unknown }
+    }
+
     /// The clocks of this process, for a record.
     pub(crate) fn stamp(&self) -> Stamp {
         let since_1970 = |t: SystemTime| match t.duration_since(UNIX_EPOCH) {
@@ -196,13 +256,13 @@ impl Shared {
 
     /// Gives the ballast's blocks back to the file system; false when there was none.
     pub(crate) fn release_ballast(&self) -> bool {
-        fs::remove_file(self.dir.root().join("ballast")).is_ok()
+        fs::remove_file(self.staging.root().join("ballast")).is_ok()
     }
 
     /// Takes a little space for bad times, if there is some.
     pub(crate) fn keep_ballast(&self) {
-        let path = self.dir.root().join("ballast");
-        let roomy = Space::of(self.dir.root()).is_ok_and(|s| s.available > 4 * BALLAST_BYTES as u64);
+        let path = self.staging.root().join("ballast");
+        let roomy = Space::of(self.staging.root()).is_ok_and(|s| s.available > 4 * BALLAST_BYTES as u64);
         if path.exists() || !roomy {
             return;
         }
@@ -215,14 +275,44 @@ impl Shared {
     }
 }
 
-/// The groups of a store: the folders that describe themselves as such.
-pub(crate) fn list_groups(root: &Path) -> Result<Vec<GroupNames>> {
-    let described = |names: &GroupNames| root.join(names.description().as_str()).is_file();
-    Ok(folders_of_groups(&root.join(names::groups().as_str()))?.into_iter().filter(described).collect())
+/// Makes a directory durably, unless it is there.
+fn make_dir(path: &Path) -> Result<()> {
+    match fs::create_dir(path) {
+        Err(e) if e.kind() != ErrorKind::AlreadyExists => return Err(StoreError::from_io("creating", path, 4096, e)),
+        Err(_) => return Ok(()),
+        Ok(()) => {}
+    }
+    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let synced = File::open(parent).and_then(|d| d.sync_all());
+    synced.map_err(|e| StoreError::from_io("syncing", parent, 0, e))
 }
 
-/// The folders of a source and a group below a folder.
-pub(crate) fn folders_of_groups(folder: &Path) -> Result<BTreeSet<GroupNames>> {
+/// The groups of a store: the folders that describe themselves as such.
+pub(crate) fn list_groups(backend: &dyn Backend) -> Result<Vec<GroupNames>> {
+    let mut groups = Vec::new();
+    for names in folders_of_groups(backend, &names::groups())? {
+        if block_on(backend.size(&names.description()))?.is_some() {
+            groups.push(names);
+        }
+    }
+    Ok(groups)
+}
+
+/// The folders of a source and a group below a folder of the store.
+pub(crate) fn folders_of_groups(backend: &dyn Backend, folder: &ObjectName) -> Result<BTreeSet<GroupNames>> {
+    let below = |folder: &ObjectName| -> Result<Vec<Name>> {
+        Ok(block_on(backend.folders(folder))?.iter().filter_map(|name| name.parse().ok()).collect())
+    };
+    let mut groups = BTreeSet::new();
+    for source in below(folder)? {
+        let folder = ObjectName::new(format!("{folder}/{source}"))?;
+        groups.extend(below(&folder)?.into_iter().map(|group| GroupNames::new(source.clone(), group)));
+    }
+    Ok(groups)
+}
+
+/// The same of landing, which no backend looks into.
+pub(crate) fn folders_in_landing(folder: &Path) -> Result<BTreeSet<GroupNames>> {
     let mut groups = BTreeSet::new();
     for source in folders(folder)? {
         for group in folders(&folder.join(source.as_str()))? {
@@ -247,12 +337,13 @@ fn folders(dir: &Path) -> Result<Vec<Name>> {
     Ok(names)
 }
 
-/// The id of the store in a directory.
-pub(crate) fn read_store_description(dir: &DirBackend) -> Result<[u8; 16]> {
+/// The id of the store in a place.
+pub(crate) fn read_store_description(backend: &dyn Backend) -> Result<[u8; 16]> {
     let name = names::store_description();
-    let path = dir.root().join(name.as_str());
-    let Some(bytes) = block_on(dir.get(&name, DESCRIPTION_BYTES_MAX))? else {
-        return Err(StoreError::NotAStore { path: dir.root().to_owned() });
+    let place = PathBuf::from(backend.place());
+    let path = place.join(name.as_str());
+    let Some(bytes) = block_on(backend.get(&name, DESCRIPTION_BYTES_MAX))? else {
+        return Err(StoreError::NotAStore { path: place });
     };
     let found: StoreDescription = parse_json(&path, &bytes, "farside store")?;
     id_of(&found.id).ok_or_else(|| StoreError::Damaged { path, why: "its id is not 32 hex digits".into() })

@@ -222,7 +222,8 @@ impl Gateway {
 
     /// Every digest and every reference in the store.
     pub(crate) fn check_store(&self) {
-        let report = farside_store::check(&self.directory.path().join("store"), &|_| true).expect("checked");
+        let store = farside_store::StoreReader::open(&self.directory.path().join("store")).expect("opened");
+        let report = farside_store::check(&store, &|_| true).expect("checked");
         assert!(report.findings.is_empty() && report.records > 0, "{report:?}");
     }
 }

@@ -371,7 +371,11 @@ fn read_store(root: &Path) -> Outcome {
             }
         }
     }
-    let findings = if is_small { check(root, &|_| true).map_or(99, |report| report.findings.len()) } else { 0 };
+    let findings = if is_small {
+        StoreReader::open(root).and_then(|store| check(&store, &|_| true)).map_or(99, |report| report.findings.len())
+    } else {
+        0
+    };
     let shape = (torn, read.min(8), failed.min(8), findings.min(8), group.state().next_slot());
     if group.state().next_slot() == Slot(0) { Outcome::refused("an empty ledger") } else { Outcome::accepted(shape) }
 }

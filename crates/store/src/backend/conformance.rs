@@ -1,4 +1,5 @@
-//! What every backend must do, as one suite. A new backend calls [`run`] from its tests and nothing else.
+//! What every backend must do, as one suite. A new backend calls [`run`] from its tests and nothing else. Not in the product: behind the
+//! feature `conformance`.
 //!
 //! Each check names the promise it holds the backend to; a failing one is a reason not to keep recovery points there.
 
@@ -14,13 +15,16 @@ use super::{Backend, Created, ObjectName, block_on, list_all};
 use crate::error::StoreError;
 
 /// Where a suite runs: how to open the medium (again), and a place for local files that it can adopt.
-pub(crate) struct Fixture<'a> {
-    pub(crate) open: &'a dyn Fn() -> Arc<dyn Backend>,
-    pub(crate) local: &'a Path,
+#[allow(missing_debug_implementations)] // a test's
+pub struct Fixture<'a> {
+    /// Opens the medium, again with every call.
+    pub open: &'a dyn Fn() -> Arc<dyn Backend>,
+    /// For local files.
+    pub local: &'a Path,
 }
 
 /// The whole suite, on an empty medium.
-pub(crate) fn run(fixture: &Fixture<'_>) {
+pub fn run(fixture: &Fixture<'_>) {
     let backend = (fixture.open)();
     an_object_is_what_was_created(&*backend);
     the_first_create_wins_for_ever(&*backend);
@@ -28,7 +32,9 @@ pub(crate) fn run(fixture: &Fixture<'_>) {
     what_is_missing_is_said_to_be(&*backend);
     a_large_object_is_refused_not_cut(&*backend);
     a_listing_names_each_object_once(&*backend);
+    folders_are_those_with_objects_below(&*backend);
     a_deleted_name_is_free(&*backend);
+    what_is_damaged_may_be_put_right(&*backend);
     a_local_file_becomes_an_object_and_stays(&*backend, fixture.local);
     what_was_acknowledged_is_there_after_reopening(fixture);
 }
@@ -128,6 +134,24 @@ fn a_listing_names_each_object_once(backend: &dyn Backend) {
     let mut below = BTreeSet::new();
     list_all(backend, Some(&name("l/b")), |l| assert!(below.insert(l.name.to_string()))).expect("list");
     assert_eq!(below.len(), 4, "a prefix is whole components: {below:?}");
+}
+
+fn folders_are_those_with_objects_below(backend: &dyn Backend) {
+    for at in ["f/host-1/db/x", "f/host-1/web/y/z", "f/host-2/db/x", "f/file", "f-2/other/x"] {
+        create(backend, at, b"1");
+    }
+    let folders = |of: &str| block_on(backend.folders(&name(of))).expect("folders").into_iter().collect::<Vec<_>>();
+    assert_eq!(folders("f"), ["host-1", "host-2"]);
+    assert_eq!(folders("f/host-1"), ["db", "web"]);
+    assert!(folders("f/host-1/db").is_empty());
+    assert!(folders("f/nobody").is_empty());
+}
+
+fn what_is_damaged_may_be_put_right(backend: &dyn Backend) {
+    create(backend, "right/x", b"damaged");
+    block_on(backend.put_right(&name("right/x"), Bytes::from_static(b"as it was"))).expect("put right");
+    assert_eq!(get(backend, "right/x").expect("there"), b"as it was".as_slice());
+    assert_eq!(create(backend, "right/x", b"again"), Created::AlreadyExists);
 }
 
 fn a_deleted_name_is_free(backend: &dyn Backend) {

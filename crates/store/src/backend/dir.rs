@@ -3,9 +3,9 @@
 //! Owns the files under the root except landing, the locks and the ballast. Invariants: a name appears only by `link` of a
 //! synced file, so it is whole at any power cut; [`Created`] is said only after the directory entry is durable; files of a
 //! process that was killed lie in `tmp/`, which only the holder of `writer.lock` empties. It deliberately does not lock
-//! (see `locks`), and it never overwrites (but see [`DirBackend::put_right`]).
+//! (see `locks`), and it never overwrites (but see [`Backend::put_right`]).
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
@@ -300,21 +300,6 @@ impl DirBackend {
         unreachable!("the last turn returns")
     }
 
-    /// Replaces the damaged bytes of an object by those that it had: the one exception to "never overwrites", for a repair that
-    /// can prove them. Whole at any power cut.
-    pub(crate) fn put_right(&self, name: &ObjectName, content: &[u8]) -> Result<()> {
-        let path = self.path(name)?;
-        self.present()?;
-        self.make_dirs(&self.root.join("tmp"))?;
-        let temp = self.temp_path();
-        let result = self
-            .write_temp(&temp, content)
-            .and_then(|()| fs::rename(&temp, &path).map_err(|e| self.io("renaming", &path, content.len() as u64, e)))
-            .and_then(|()| self.sync_dir(path.parent().expect("an object's file has a parent")));
-        let _ = fs::remove_file(&temp); // debris is swept at the next start
-        result
-    }
-
     fn open_file(&self, name: &ObjectName) -> Result<Option<Arc<File>>> {
         let mut inner = self.lock();
         if let Some(at) = inner.open.iter().position(|(n, _)| n == name) {
@@ -492,6 +477,39 @@ impl Backend for DirBackend {
             }
             at = at.parent().expect("a path below the root has a parent").to_owned();
         }
+    }
+
+    async fn folders(&self, prefix: &ObjectName) -> Result<BTreeSet<String>> {
+        let dir = self.path(prefix)?;
+        self.present()?;
+        let failed = |e| self.io("listing", &dir, 0, e).while_reading();
+        let read = self.unless_missing("listing", &dir, fs::read_dir(&dir)).map_err(StoreError::while_reading)?;
+        let mut names = BTreeSet::new();
+        for entry in read.into_iter().flatten() {
+            let entry = entry.map_err(failed)?;
+            if entry.file_type().map_err(failed)?.is_dir() {
+                names.extend(entry.file_name().into_string().ok());
+            }
+        }
+        Ok(names)
+    }
+
+    /// Whole at any power cut.
+    async fn put_right(&self, name: &ObjectName, content: Bytes) -> Result<()> {
+        let path = self.path(name)?;
+        self.present()?;
+        self.make_dirs(&self.root.join("tmp"))?;
+        let temp = self.temp_path();
+        let result = self
+            .write_temp(&temp, &content)
+            .and_then(|()| fs::rename(&temp, &path).map_err(|e| self.io("renaming", &path, content.len() as u64, e)))
+            .and_then(|()| self.sync_dir(path.parent().expect("an object's file has a parent")));
+        let _ = fs::remove_file(&temp); // debris is swept at the next start
+        result
+    }
+
+    fn place(&self) -> String {
+        self.root.display().to_string()
     }
 }
 

@@ -128,4 +128,13 @@ impl Backend for Faulty {
     async fn sync(&self, prefix: &ObjectName) -> Result<()> {
         self.inner.sync(prefix).await
     }
+    async fn folders(&self, prefix: &ObjectName) -> Result<std::collections::BTreeSet<String>> {
+        self.inner.folders(prefix).await
+    }
+    async fn put_right(&self, name: &ObjectName, content: Bytes) -> Result<()> {
+        self.inner.put_right(name, content).await
+    }
+    fn place(&self) -> String {
+        self.inner.place()
+    }
 }

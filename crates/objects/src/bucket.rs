@@ -1,0 +1,352 @@
+//! A prefix of a bucket as a medium for objects.
+//!
+//! Objects are created by one request each, of any size that a part has: create-only is dependable only there, not where an
+//! object is put together of several. Its futures run in a runtime of their own, so whoever drives them needs none.
+//!
+//! What an answer means: *exists* counts only once the object was seen, since services say the same of a create that is still
+//! under way; *not found* is an object that is not there only where the bucket is; and whatever else goes wrong with a create
+//! leaves open whether it was done. Every request has an end: a time for the answer, and one for each byte.
+
+use std::collections::BTreeSet;
+use std::error::Error;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use farside_store::{Backend, Created, Listed, ObjectName, Page, Result, StoreError};
+use futures_util::StreamExt as _;
+use object_store::path::Path as Key;
+use object_store::{BackoffConfig, ClientOptions, GetOptions, GetRange, ObjectStore, ObjectStoreExt as _, PutMode, RetryConfig};
+use tokio::runtime::Runtime;
+use tokio::sync::Semaphore;
+
+/// Requests that are worth having under way at once, where many are wanted.
+const REQUESTS: usize = 32;
+/// MiB of objects that are being created at once: they are in memory.
+const CREATING_MIB: u32 = 256;
+/// For an answer, also of a service that has to be asked again.
+const PATIENCE: Duration = Duration::from_secs(40);
+/// A link that carries less than this in a second is as good as none.
+const BYTES_PER_SECOND_MIN: u64 = 256 << 10;
+/// How often a create that "exists already" is looked for before it is made again.
+const CREATES_MAX: u32 = 5;
+
+/// A prefix of a bucket.
+#[derive(Debug)]
+pub struct Bucket {
+    objects: Arc<dyn ObjectStore>,
+    /// Empty, or with a slash at its end.
+    prefix: String,
+    place: String,
+    creating: Arc<Semaphore>,
+    runtime: Option<Runtime>,
+}
+
+/// How requests are sent.
+pub(crate) fn client_options() -> ClientOptions {
+    // Deadlines are by size, and set here.
+    ClientOptions::new().with_timeout_disabled().with_connect_timeout(Duration::from_secs(10))
+}
+
+/// How often a request is tried again by itself: until about half of [`PATIENCE`] is over.
+pub(crate) fn retries() -> RetryConfig {
+    let backoff = BackoffConfig { init_backoff: Duration::from_millis(100), max_backoff: Duration::from_secs(4), base: 2.0 };
+    RetryConfig { backoff, max_retries: 8, retry_timeout: PATIENCE / 2 }
+}
+
+impl Drop for Bucket {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background(); // may be dropped by a thread of another runtime
+        }
+    }
+}
+
+impl Bucket {
+    /// A prefix of what `objects` gives. `place`: how messages call it.
+    ///
+    /// # Errors
+    /// When threads cannot be started.
+    pub fn new(objects: Arc<dyn ObjectStore>, prefix: &str, place: String) -> std::io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_name("bucket").enable_all().build()?;
+        let prefix = if prefix.is_empty() { String::new() } else { format!("{prefix}/") };
+        Ok(Self { objects, prefix, place, creating: Arc::new(Semaphore::new(CREATING_MIB as usize)), runtime: Some(runtime) })
+    }
+
+    fn key(&self, name: &ObjectName) -> Key {
+        Key::from(format!("{}{name}", self.prefix))
+    }
+
+    /// Runs a request of so many bytes to its end, or its deadline.
+    async fn run<T: Send + 'static>(
+        &self,
+        doing: &'static str,
+        of: &str,
+        bytes: u64,
+        request: impl Future<Output = object_store::Result<T>> + Send + 'static,
+    ) -> Result<T, Failed> {
+        let patience = PATIENCE + Duration::from_secs(bytes / BYTES_PER_SECOND_MIN);
+        let runtime = self.runtime.as_ref().expect("it is there until the drop");
+        let done = runtime.spawn(async move { tokio::time::timeout(patience, request).await }).await;
+        let what = || format!("{}/{of}", self.place);
+        match done {
+            Ok(Ok(Ok(value))) => Ok(value),
+            Ok(Ok(Err(error))) => Err(self.failed(doing, what(), error)),
+            Ok(Err(_)) => {
+                let why = format!("no answer within {} seconds", patience.as_secs());
+                Err(Failed::Store(StoreError::Remote { doing, what: what(), why }))
+            }
+            Err(ended) => Err(Failed::Store(StoreError::Remote { doing, what: what(), why: ended.to_string() })),
+        }
+    }
+
+    fn failed(&self, doing: &'static str, what: String, error: object_store::Error) -> Failed {
+        let why = in_words(&error);
+        let place = self.place.clone();
+        Failed::Store(match error {
+            // Of a listing, the kind of an error says nothing.
+            object_store::Error::NotFound { .. } | object_store::Error::Generic { .. } if is_of_bucket(&why) => {
+                StoreError::NoBucket { place }
+            }
+            object_store::Error::Generic { .. } if is_denial(&why) => StoreError::RemoteDenied { place, why: short(&why) },
+            object_store::Error::NotFound { .. } => return Failed::Missing,
+            object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. } => return Failed::Exists,
+            object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. } => {
+                StoreError::RemoteDenied { place, why: short(&why) }
+            }
+            _ => StoreError::Remote { doing, what, why: short(&why) },
+        })
+    }
+
+    async fn put(&self, name: &ObjectName, content: Bytes) -> Result<Created> {
+        let bytes = content.len() as u64;
+        let permits = u32::try_from(bytes.div_ceil(1 << 20)).unwrap_or(u32::MAX).clamp(1, CREATING_MIB);
+        let _permit = self.creating.acquire_many(permits).await.expect("it is never closed");
+        for _ in 0..CREATES_MAX {
+            let (objects, key, content) = (Arc::clone(&self.objects), self.key(name), content.clone());
+            let created = self.run("creating", name.as_str(), bytes, async move {
+                objects.put_opts(&key, content.into(), PutMode::Create.into()).await
+            });
+            match created.await {
+                Ok(_) => return Ok(Created::New),
+                // Of a name that is free, if the other create comes to nothing.
+                Err(Failed::Exists) => {
+                    if self.size(name).await?.is_some() {
+                        return Ok(Created::AlreadyExists);
+                    }
+                }
+                Err(Failed::Missing) => return Err(StoreError::NoBucket { place: self.place.clone() }),
+                Err(Failed::Store(error)) => return Err(error),
+            }
+        }
+        let why = "the service says that it exists, and does not give it".to_owned();
+        Err(StoreError::Remote { doing: "creating", what: format!("{}/{name}", self.place), why })
+    }
+
+    /// `None` if there is no such object.
+    async fn read(&self, name: &ObjectName, range: Option<GetRange>, bytes_max: u64) -> Result<Option<(Bytes, u64)>> {
+        let (objects, key) = (Arc::clone(&self.objects), self.key(name));
+        let read = self.run("reading", name.as_str(), bytes_max, async move {
+            let found = objects.get_opts(&key, GetOptions { range, ..GetOptions::default() }).await?;
+            let size = found.meta.size;
+            // Larger than anybody wants: what it holds is of no use.
+            let content = if found.range.end - found.range.start > bytes_max { Bytes::new() } else { found.bytes().await? };
+            Ok((content, size))
+        });
+        match read.await {
+            Ok(found) => Ok(Some(found)),
+            Err(Failed::Missing) => Ok(None),
+            Err(Failed::Exists) => unreachable!("nothing was created"),
+            Err(Failed::Store(error)) => Err(error),
+        }
+    }
+}
+
+/// Why a request failed.
+enum Failed {
+    Missing,
+    Exists,
+    Store(StoreError),
+}
+
+#[async_trait]
+impl Backend for Bucket {
+    async fn create(&self, name: &ObjectName, content: Bytes) -> Result<Created> {
+        self.put(name, content).await
+    }
+
+    async fn adopt(&self, name: &ObjectName, file: &Path) -> Result<Created> {
+        let bytes = std::fs::read(file).map_err(|source| StoreError::Io { doing: "reading", path: file.to_owned(), source })?;
+        self.put(name, bytes.into()).await
+    }
+
+    async fn get(&self, name: &ObjectName, bytes_max: u64) -> Result<Option<Bytes>> {
+        match self.read(name, None, bytes_max).await? {
+            Some((_, size)) if size > bytes_max => Err(StoreError::Damaged {
+                path: format!("{}/{name}", self.place).into(),
+                why: format!("it has more than {bytes_max} bytes"),
+            }),
+            found => Ok(found.map(|(content, _)| content)),
+        }
+    }
+
+    async fn get_range(&self, name: &ObjectName, offset: u64, len: u64) -> Result<Bytes> {
+        let missing = || StoreError::NotFound { name: name.to_string(), path: self.place.clone().into() };
+        if len == 0 {
+            return self.size(name).await?.map(|_| Bytes::new()).ok_or_else(missing);
+        }
+        match self.read(name, Some(GetRange::Bounded(offset..offset.saturating_add(len))), len).await {
+            Ok(found) => found.map(|(content, _)| content).ok_or_else(missing),
+            // Services refuse a range that begins at the end.
+            Err(error) => match self.size(name).await? {
+                None => Err(missing()),
+                Some(size) if offset >= size => Ok(Bytes::new()),
+                Some(_) => Err(error),
+            },
+        }
+    }
+
+    async fn size(&self, name: &ObjectName) -> Result<Option<u64>> {
+        let (objects, key) = (Arc::clone(&self.objects), self.key(name));
+        let head = self.run("looking at", name.as_str(), 0, async move { objects.head(&key).await.map(|meta| meta.size) });
+        match head.await {
+            Ok(size) => Ok(Some(size)),
+            // Such an answer has no body that would tell a missing bucket from a missing object.
+            Err(Failed::Missing) => self.read(name, None, 0).await.map(|found| found.map(|(_, size)| size)),
+            Err(Failed::Exists) => unreachable!("nothing was created"),
+            Err(Failed::Store(error)) => Err(error),
+        }
+    }
+
+    async fn list(&self, prefix: Option<&ObjectName>, after: Option<&ObjectName>, limit: usize) -> Result<Page> {
+        let under = match prefix {
+            Some(prefix) => Some(self.key(prefix)),
+            None if self.prefix.is_empty() => None,
+            None => Some(Key::from(self.prefix.trim_end_matches('/'))),
+        };
+        let of = prefix.map_or(String::new(), ToString::to_string);
+        let (objects, after) = (Arc::clone(&self.objects), after.map(|name| self.key(name)));
+        let listed = self.run("listing", &of, (limit as u64).saturating_mul(1 << 10), async move {
+            let mut stream = match &after {
+                Some(after) => objects.list_with_offset(under.as_ref(), after),
+                None => objects.list(under.as_ref()),
+            };
+            let mut found = Vec::new();
+            while let Some(object) = stream.next().await.transpose()? {
+                found.push((object.location.to_string(), object.size));
+                if found.len() > limit {
+                    break;
+                }
+            }
+            Ok(found)
+        });
+        let mut found = match listed.await {
+            Ok(found) => found,
+            Err(Failed::Missing) => return Err(StoreError::NoBucket { place: self.place.clone() }),
+            Err(Failed::Exists) => unreachable!("nothing was created"),
+            Err(Failed::Store(error)) => return Err(error),
+        };
+        let more = found.len() > limit;
+        found.truncate(limit);
+        let named = |(key, bytes): (String, u64)| {
+            let name = ObjectName::new(key.strip_prefix(&self.prefix)?).ok()?; // what is not ours is nobody's here
+            Some(Listed { name, bytes })
+        };
+        Ok(Page { objects: found.into_iter().filter_map(named).collect(), more })
+    }
+
+    async fn delete(&self, name: &ObjectName) -> Result<()> {
+        let (objects, key) = (Arc::clone(&self.objects), self.key(name));
+        match self.run("deleting", name.as_str(), 0, async move { objects.delete(&key).await }).await {
+            Ok(()) | Err(Failed::Missing) => Ok(()),
+            Err(Failed::Exists) => unreachable!("nothing was created"),
+            Err(Failed::Store(error)) => Err(error),
+        }
+    }
+
+    /// What a service has acknowledged is durable.
+    async fn sync(&self, _prefix: &ObjectName) -> Result<()> {
+        Ok(())
+    }
+
+    async fn folders(&self, prefix: &ObjectName) -> Result<BTreeSet<String>> {
+        let (objects, key) = (Arc::clone(&self.objects), self.key(prefix));
+        let listed = self.run("listing", prefix.as_str(), 1 << 20, async move { objects.list_with_delimiter(Some(&key)).await });
+        match listed.await {
+            Ok(found) => Ok(found.common_prefixes.iter().filter_map(|p| Some(p.filename()?.to_owned())).collect()),
+            Err(Failed::Missing) => Err(StoreError::NoBucket { place: self.place.clone() }),
+            Err(Failed::Exists) => unreachable!("nothing was created"),
+            Err(Failed::Store(error)) => Err(error),
+        }
+    }
+
+    async fn put_right(&self, name: &ObjectName, content: Bytes) -> Result<()> {
+        let (objects, key, bytes) = (Arc::clone(&self.objects), self.key(name), content.len() as u64);
+        let put = self.run("writing", name.as_str(), bytes, async move { objects.put(&key, content.into()).await });
+        match put.await {
+            Ok(_) => Ok(()),
+            Err(Failed::Store(error)) => Err(error),
+            Err(Failed::Missing | Failed::Exists) => Err(StoreError::NoBucket { place: self.place.clone() }),
+        }
+    }
+
+    fn place(&self) -> String {
+        self.place.clone()
+    }
+
+    fn requests_at_once(&self) -> Option<usize> {
+        Some(REQUESTS)
+    }
+}
+
+/// Whether *not found* is about the bucket, by the words of S3, Azure and Google.
+fn is_of_bucket(words: &str) -> bool {
+    ["NoSuchBucket", "ContainerNotFound", "bucket does not exist"].iter().any(|sign| words.contains(sign))
+}
+
+/// Whether an error is that we may not, by the words of S3 and Azure; an expired token is said to be a bad request.
+fn is_denial(words: &str) -> bool {
+    [
+        "AccessDenied",
+        "InvalidAccessKeyId",
+        "SignatureDoesNotMatch",
+        "ExpiredToken",
+        "AuthenticationFailed",
+        "AuthorizationFailure",
+    ]
+    .iter()
+    .any(|sign| words.contains(sign))
+}
+
+/// An error with all its causes.
+fn in_words(error: &object_store::Error) -> String {
+    let mut words = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !words.contains(&more) {
+            words = format!("{words}: {more}");
+        }
+        cause = error.source();
+    }
+    words
+}
+
+/// What a person can use of it: a service's code and message, or the last cause.
+fn short(words: &str) -> String {
+    let tag = |name: &str| {
+        let (_, rest) = words.split_once(&format!("<{name}>"))?;
+        rest.split_once(&format!("</{name}>")).map(|(text, _)| text.trim().to_owned())
+    };
+    match (tag("Code"), tag("Message").filter(|m| !m.is_empty())) {
+        (Some(code), Some(message)) => format!("{code}: {message}"),
+        (Some(code), None) => code,
+        _ => words.chars().take(400).collect(),
+    }
+}
+
+#[cfg(test)]
+#[path = "bucket_tests.rs"]
+mod tests;

@@ -1,0 +1,382 @@
+//! Where a store may be, as people write it: a directory, or the address of a bucket.
+//!
+//! Invariant: an address holds no secret; one that does is refused before anything prints it.
+
+use std::fmt;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+
+use farside_store::{Backend, Store, StoreError, StoreReader};
+use object_store::ObjectStore;
+use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey, S3ConditionalPut};
+use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
+use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
+use url::Url;
+
+use crate::bucket::{self, Bucket};
+
+/// Names the file with credentials for a store in a bucket, where no option does.
+pub const CREDENTIALS_VARIABLE: &str = "FARSIDE_STORE_CREDENTIALS";
+/// A file of credentials is not larger.
+const CREDENTIALS_BYTES_MAX: u64 = 64 << 10;
+/// What may stand in an address after `?`: nothing of it is secret.
+const OPTIONS: [&str; 6] = ["endpoint", "region", "account_name", "virtual_hosted_style_request", "allow_http", "skip_signature"];
+
+/// Where a store is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Location {
+    /// A directory on a local file system.
+    Dir(PathBuf),
+    /// A prefix of a bucket.
+    Bucket(Address),
+}
+
+/// The address of a prefix in a bucket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Address {
+    service: Service,
+    bucket: String,
+    prefix: String,
+    options: Vec<(String, String)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Service {
+    S3,
+    Azure,
+    Google,
+}
+
+/// What a file says that lets us into a bucket. Not shown by anything.
+#[derive(Clone, Default)]
+pub struct Credentials(Vec<(String, String)>);
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<&String> = self.0.iter().map(|(name, _)| name).collect();
+        f.debug_tuple("Credentials").field(&names).finish()
+    }
+}
+
+/// Why a location cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LocationError {
+    /// Not how a location is written.
+    #[error("`{text}` is not where a store can be: {why}")]
+    Address {
+        /// What was said, without anything after `?`.
+        text: String,
+        /// Why not.
+        why: String,
+    },
+    /// A file with credentials.
+    #[error("the credentials in {path} cannot be used: {why}")]
+    Credentials {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        why: String,
+    },
+    /// Too little is known to ask the service.
+    #[error("{place} cannot be reached: {why}")]
+    Setup {
+        /// The store.
+        place: String,
+        /// What is missing or wrong.
+        why: String,
+    },
+}
+
+impl Credentials {
+    /// Reads a file of `NAME=VALUE` lines, with the names of environment variables that the service's own tools know
+    /// (`AWS_ACCESS_KEY_ID`, `AZURE_STORAGE_ACCOUNT_KEY`, `GOOGLE_SERVICE_ACCOUNT_KEY`); empty lines and `#` lines are skipped.
+    ///
+    /// # Errors
+    /// [`LocationError::Credentials`]: it cannot be read, anybody else may read it, or a line says nothing.
+    pub fn read(path: &Path) -> Result<Self, LocationError> {
+        let refused = |why: String| LocationError::Credentials { path: path.to_owned(), why };
+        let meta = std::fs::metadata(path).map_err(|e| refused(e.to_string()))?;
+        if !meta.is_file() || meta.len() > CREDENTIALS_BYTES_MAX {
+            return Err(refused("it is not a small file".to_owned()));
+        }
+        if meta.permissions().mode() & 0o007 != 0 {
+            return Err(refused(format!("everybody on this machine may open it; say: chmod 600 {}", path.display())));
+        }
+        let text = std::fs::read_to_string(path).map_err(|e| refused(e.to_string()))?;
+        let mut pairs = Vec::new();
+        for (number, line) in (1..).zip(text.lines()) {
+            let line = line.trim();
+            if line.is_empty() || line.starts_with('#') {
+                continue;
+            }
+            // The line itself may be a secret.
+            let (name, value) =
+                line.split_once('=').ok_or_else(|| refused(format!("line {number} is not of the form NAME=VALUE")))?;
+            let value = value.trim();
+            let unquoted = value.strip_prefix('"').and_then(|v| v.strip_suffix('"')).unwrap_or(value);
+            pairs.push((name.trim().to_ascii_lowercase(), unquoted.to_owned()));
+        }
+        Ok(Self(pairs))
+    }
+
+    /// Those of a file; else of the file that `FARSIDE_STORE_CREDENTIALS` names; else none, and the service's own environment
+    /// variables and the machine's metadata are asked.
+    ///
+    /// # Errors
+    /// [`LocationError::Credentials`].
+    pub fn find(path: Option<&Path>) -> Result<Self, LocationError> {
+        let variable = std::env::var_os(CREDENTIALS_VARIABLE).map(PathBuf::from);
+        match path.or(variable.as_deref()) {
+            Some(path) => Self::read(path),
+            None => Ok(Self::default()),
+        }
+    }
+}
+
+impl FromStr for Location {
+    type Err = LocationError;
+
+    fn from_str(text: &str) -> Result<Self, LocationError> {
+        let shown = text.split_once('?').map_or(text, |(before, _)| before);
+        let refused = |why: &str| LocationError::Address { text: shown.to_owned(), why: why.to_owned() };
+        let Some((scheme, _)) = text.split_once("://") else {
+            return if text.is_empty() { Err(refused("it is empty")) } else { Ok(Self::Dir(text.into())) };
+        };
+        if scheme == "file" {
+            return match text.strip_prefix("file://").filter(|path| path.starts_with('/')) {
+                Some(path) => Ok(Self::Dir(path.into())),
+                None => Err(refused("write it as file:///srv/farside")),
+            };
+        }
+        let service = match scheme {
+            "s3" => Service::S3,
+            "az" | "azure" => Service::Azure,
+            "gs" => Service::Google,
+            _ => return Err(refused("it is none of a directory, file:///DIRECTORY, s3://, az:// and gs://BUCKET/PREFIX")),
+        };
+        let url = Url::parse(text).map_err(|e| refused(&e.to_string()))?;
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err(refused("an address holds no credentials: they come from the environment or a file"));
+        }
+        let bucket = url.host_str().filter(|host| !host.is_empty()).ok_or_else(|| refused("it names no bucket"))?;
+        if url.port().is_some() || url.fragment().is_some() {
+            return Err(refused("after the bucket comes a prefix; a server is named by ?endpoint=https://HOST:PORT"));
+        }
+        let prefix = url.path().trim_matches('/');
+        let plain = |c: &str| {
+            !c.is_empty()
+                && !c.starts_with('.')
+                && c.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
+        };
+        if !prefix.is_empty() && !prefix.split('/').all(plain) {
+            return Err(refused(
+                "its prefix may hold letters, digits, `.`, `_`, `-` and `/`, and no component begins with a dot",
+            ));
+        }
+        let mut options = Vec::new();
+        for (name, value) in url.query_pairs() {
+            let name = name.replace('-', "_").to_ascii_lowercase();
+            if !OPTIONS.contains(&name.as_str()) {
+                let known = OPTIONS.join(", ");
+                return Err(refused(&format!("it may say {known} after `?`, and never credentials")));
+            }
+            if name == "endpoint" && Url::parse(&value).is_ok_and(|url| !url.username().is_empty() || url.password().is_some()) {
+                return Err(refused("an address holds no credentials: they come from the environment or a file"));
+            }
+            options.push((name, value.into_owned()));
+        }
+        Ok(Self::Bucket(Address { service, bucket: bucket.to_owned(), prefix: prefix.to_owned(), options }))
+    }
+}
+
+impl fmt::Display for Location {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Dir(path) => path.display().fmt(f),
+            Self::Bucket(address) => address.fmt(f),
+        }
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.place())?;
+        for (i, (name, value)) in self.options.iter().enumerate() {
+            write!(f, "{}{name}={value}", if i == 0 { '?' } else { '&' })?;
+        }
+        Ok(())
+    }
+}
+
+impl Address {
+    fn place(&self) -> String {
+        let scheme = match self.service {
+            Service::S3 => "s3",
+            Service::Azure => "az",
+            Service::Google => "gs",
+        };
+        let slash = if self.prefix.is_empty() { "" } else { "/" };
+        format!("{scheme}://{}{slash}{}", self.bucket, self.prefix)
+    }
+
+    /// The bucket. Asks nothing of the service yet.
+    ///
+    /// # Errors
+    /// [`LocationError::Setup`]: an option or a credential makes no sense, or one is missing.
+    pub fn bucket(&self, credentials: &Credentials) -> Result<Arc<dyn Backend>, LocationError> {
+        let setup = |why: String| LocationError::Setup { place: self.place(), why };
+        let objects = self.objects(credentials).map_err(|e| setup(e.to_string()))?;
+        let bucket = Bucket::new(objects, &self.prefix, self.place()).map_err(|e| setup(e.to_string()))?;
+        Ok(Arc::new(bucket))
+    }
+
+    fn objects(&self, credentials: &Credentials) -> Result<Arc<dyn ObjectStore>, object_store::Error> {
+        // Unencrypted only where somebody says so, by the endpoint's own scheme or otherwise.
+        let plain = self.options.iter().any(|(name, value)| name == "endpoint" && value.starts_with("http://"));
+        let client = bucket::client_options().with_allow_http(plain);
+        let client = match self.options.iter().find(|(name, _)| name == "allow_http") {
+            Some((_, value)) => client.with_allow_http(value == "true"),
+            None => client,
+        };
+        let pairs = || credentials.0.iter().chain(self.options.iter().filter(|(name, _)| name != "allow_http"));
+        Ok(match self.service {
+            Service::S3 => {
+                let mut builder = AmazonS3Builder::from_env().with_bucket_name(&self.bucket);
+                for (name, value) in pairs() {
+                    builder = builder.with_config(name.parse::<AmazonS3ConfigKey>()?, value);
+                }
+                let builder = builder.with_conditional_put(S3ConditionalPut::ETagMatch).with_unsigned_payload(false);
+                Arc::new(builder.with_client_options(client).with_retry(bucket::retries()).build()?)
+            }
+            Service::Azure => {
+                let mut builder = MicrosoftAzureBuilder::from_env().with_container_name(&self.bucket);
+                for (name, value) in pairs() {
+                    builder = builder.with_config(name.parse::<AzureConfigKey>()?, value);
+                }
+                Arc::new(builder.with_client_options(client).with_retry(bucket::retries()).build()?)
+            }
+            Service::Google => {
+                let mut builder = GoogleCloudStorageBuilder::from_env().with_bucket_name(&self.bucket);
+                for (name, value) in pairs() {
+                    let name = if name == "endpoint" { "google_base_url" } else { name };
+                    builder = builder.with_config(name.parse::<GoogleConfigKey>()?, value);
+                }
+                Arc::new(builder.with_client_options(client).with_retry(bucket::retries()).build()?)
+            }
+        })
+    }
+}
+
+/// Why a store cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Where it is.
+    #[error(transparent)]
+    Location(#[from] LocationError),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl Location {
+    /// Opens the store for reading.
+    ///
+    /// # Errors
+    /// Those of [`StoreReader::open`] and [`StoreReader::open_bucket`], [`LocationError`].
+    pub fn reader(&self, credentials: &Credentials) -> Result<StoreReader, OpenError> {
+        Ok(match self {
+            Self::Dir(path) => StoreReader::open(path)?,
+            Self::Bucket(address) => StoreReader::open_bucket(address.bucket(credentials)?)?,
+        })
+    }
+
+    /// Makes a store, unless there is one; says its id.
+    ///
+    /// # Errors
+    /// Those of [`Store::init`] and [`Store::init_bucket`], [`LocationError`].
+    pub fn init(&self, credentials: &Credentials) -> Result<[u8; 16], OpenError> {
+        Ok(match self {
+            Self::Dir(path) => Store::init(path)?,
+            Self::Bucket(address) => Store::init_bucket(&address.bucket(credentials)?)?,
+        })
+    }
+
+    /// Opens the store for writing. `staging`: see [`Store::open_bucket`]; a directory needs none.
+    ///
+    /// # Errors
+    /// Those of [`Store::open`] and [`Store::open_bucket`], [`LocationError`].
+    pub fn open(&self, credentials: &Credentials, staging: &Path) -> Result<Store, OpenError> {
+        Ok(match self {
+            Self::Dir(path) => Store::open(path)?,
+            Self::Bucket(address) => Store::open_bucket(address.bucket(credentials)?, staging)?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(text: &str) -> Result<Location, String> {
+        text.parse().map_err(|e: LocationError| e.to_string())
+    }
+
+    #[test]
+    fn addresses_are_what_people_write() {
+        assert_eq!(parsed("/srv/farside"), Ok(Location::Dir("/srv/farside".into())));
+        assert_eq!(parsed("store"), Ok(Location::Dir("store".into())));
+        assert_eq!(parsed("file:///srv/farside"), Ok(Location::Dir("/srv/farside".into())));
+        for (text, shown) in [
+            ("s3://points", "s3://points"),
+            ("s3://points/", "s3://points"),
+            ("s3://points/site-1/db?region=eu-1", "s3://points/site-1/db?region=eu-1"),
+            ("az://points/a?account-name=acme", "az://points/a?account_name=acme"),
+            ("gs://points/a", "gs://points/a"),
+            ("s3://points?endpoint=http://127.0.0.1:80", "s3://points?endpoint=http://127.0.0.1:80"),
+        ] {
+            let location = parsed(text).expect(text);
+            assert_eq!(location.to_string(), shown);
+            assert_eq!(parsed(shown), Ok(location), "what is shown means the same");
+        }
+    }
+
+    #[test]
+    fn what_is_no_address_is_refused_and_secrets_are_not_shown() {
+        for (bad, why) in [
+            ("", "empty"),
+            ("file://srv", "file:///"),
+            ("ftp://points/a", "none of a directory"),
+            ("s3:///a", "bucket"),
+            ("s3://points:80/a", "endpoint"),
+            ("s3://points/../a?x", "after `?`"),
+            ("s3://points/a b", "prefix may hold"),
+            ("s3://points/.hidden", "begins with a dot"),
+            ("s3://me:hunter2@points/a", "no credentials"),
+            ("s3://points/a?secret_access_key=hunter2", "never credentials"),
+            ("s3://points/a?endpoint=http://me:hunter2@host", "no credentials"),
+        ] {
+            let words = parsed(bad).expect_err(bad);
+            assert!(words.contains(why), "{bad}: {words}");
+            assert!(!words.contains("hunter2") || bad.contains('@') && !bad.contains('?'), "{words}");
+        }
+    }
+
+    #[test]
+    fn a_file_of_credentials_is_for_its_owner() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let path = dir.path().join("keys");
+        std::fs::write(&path, "# of the gateway\n\nAWS_ACCESS_KEY_ID=abc\nAWS_SECRET_ACCESS_KEY = \"hunter2\"\n").expect("write");
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o604)).expect("chmod");
+        assert!(Credentials::read(&path).expect_err("open to all").to_string().contains("chmod 600"));
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o640)).expect("chmod");
+        let read = Credentials::read(&path).expect("read");
+        assert_eq!(read.0[1], ("aws_secret_access_key".to_owned(), "hunter2".to_owned()));
+        assert!(!format!("{read:?}").contains("hunter2"), "{read:?}");
+        std::fs::write(&path, "hunter2\n").expect("write");
+        let words = Credentials::read(&path).expect_err("no name").to_string();
+        assert!(words.contains("line 1") && !words.contains("hunter2"), "{words}");
+    }
+}

@@ -1,0 +1,94 @@
+//! Points in a bucket, with a real S3 server: what a directory does, without a directory; and the bucket alone is enough.
+
+use std::fs;
+
+use farside_s3_servers::{Bucket, Ending, Fault, Faults, Kind, RadosGw};
+use farside_tests::verify::{Rng, Verifier};
+use farside_tests::{Site, VolumeSpec, run, wait_for};
+use serde_json::Value;
+
+const BYTES: u64 = 48 << 20;
+
+/// A site that keeps its points in a bucket.
+fn site(bucket: &Bucket) -> Site {
+    let spec = VolumeSpec { name: "data".into(), bytes: BYTES, group: "default".into() };
+    let mut site = Site::new(&[spec], "100ms", 5);
+    let keys = format!("AWS_ACCESS_KEY_ID={}\nAWS_SECRET_ACCESS_KEY={}\n", bucket.access_key, bucket.secret_key);
+    let url = format!("s3://{}/site-1?endpoint={}&region={}", bucket.name, bucket.endpoint, Bucket::REGION);
+    site.keep_points_in(&url, &keys);
+    site
+}
+
+#[test]
+fn a_bucket_is_enough_when_host_and_gateway_are_lost() {
+    let rados = RadosGw::shared().bucket();
+    let faults = Faults::before(&rados);
+    let mut site = site(&faults.bucket());
+    site.start_all();
+    let (mut client, mut rng) = (Verifier::new(&site.tap("data"), BYTES), Rng(11));
+    client.steps(&mut rng, 300);
+    site.check_newest("data", &mut client);
+
+    // The receiver is killed in the middle, twice; the host writes on.
+    for _ in 0..2 {
+        client.steps(&mut rng, 100);
+        client.flush();
+        site.receiver.take().expect("it runs").kill();
+        client.steps(&mut rng, 100);
+        site.start_receiver();
+    }
+    site.check_newest("data", &mut client);
+
+    // The staging directory is lost with what was on its way.
+    faults.fault(|request| match request.kind {
+        Kind::Put => Fault::Before(Ending::SlowDown),
+        _ => Fault::Pass,
+    });
+    client.steps(&mut rng, 200);
+    client.flush();
+    wait_for("something that is staged", || {
+        let group = site.status()["groups"][0].clone();
+        group["backlog_bytes"].as_u64().filter(|bytes| *bytes > 0)
+    });
+    site.receiver.take().expect("it runs").kill();
+    fs::remove_dir_all(site.path("gateway/staging")).expect("removed");
+    faults.fault(|_| Fault::Pass);
+    site.start_receiver();
+    let image = site.check_newest("data", &mut client);
+    site.check_store();
+
+    // Host and gateway burn. A machine that has the address and the keys restores.
+    site.daemon.take().expect("it runs").kill();
+    site.receiver.take().expect("it runs").kill();
+    fs::remove_dir_all(site.path("host")).expect("removed");
+    fs::remove_dir_all(site.path("gateway/staging")).expect("removed");
+    fs::remove_dir_all(site.path("gateway/state")).expect("removed");
+    let listed = site.points("host1/default/data");
+    assert!((1..=5).contains(&listed.len()), "{listed:?}");
+    site.restore("host1/default/data", "latest", &site.path("restored.img"));
+    assert!(fs::read(site.path("restored.img")).expect("restored") == image, "the newest point is what the volume held");
+    site.check_store();
+}
+
+#[test]
+fn a_bucket_that_does_not_let_us_in_is_said_and_waited_for() {
+    let rados = RadosGw::shared().bucket();
+    let faults = Faults::before(&rados);
+    let mut site = site(&faults.bucket());
+    site.start_all();
+    let (mut client, mut rng) = (Verifier::new(&site.tap("data"), BYTES), Rng(12));
+    client.steps(&mut rng, 50);
+    site.check_newest("data", &mut client);
+    faults.fault(|_| Fault::Before(Ending::Forbidden));
+    client.steps(&mut rng, 50);
+    client.flush();
+    let refused = wait_for("the refusal to be shown", || {
+        let mut command = farside_tests::program("farside");
+        let output = run(command.arg("--socket").arg(site.path("gateway/api.sock")).args(["status", "--json"]));
+        let status: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        Some(status.to_string()).filter(|text| text.contains("refuses access"))
+    });
+    assert!(!refused.contains(&rados.secret_key), "{refused}");
+    faults.fault(|_| Fault::Pass);
+    site.check_newest("data", &mut client);
+}
