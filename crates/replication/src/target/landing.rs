@@ -199,6 +199,11 @@ impl Target {
             // Published meanwhile: its parts stay. Of another term: nobody will ever name them.
             if state.layer(&key).is_none() {
                 self.drop_layer(key, why, out);
+                // † The layer may have begun on a connection before this one, and nothing of it was here when the term ended:
+                // whoever is granted nothing any more would wait for ever.
+                if why == DropWhy::Term {
+                    self.send(session, ReceiverMessage::Void(Void { layers: vec![key] }), out);
+                }
             }
             return;
         }

@@ -172,6 +172,23 @@ fn verdicts(gateway: &mut Gateway) -> Vec<ClaimOutcome> {
     gateway.said().into_iter().filter_map(verdict).collect()
 }
 
+/// Somebody else claims between a source's reconnect, at which nothing of its layer was there, and the first part of that. Nobody said
+/// that its term was over: it waited for credit that was given to the other, for as long as the connection stood.
+#[test]
+fn whose_term_ended_before_its_first_part_is_told_by_that() {
+    let mut gateway = claimed();
+    gateway.hear(1, SourceMessage::LayerBegin(farside_wire::LayerBegin { key: key(1, 0, 1) }));
+    gateway.hello(1001, 1, 2);
+    assert_eq!(resume(&mut gateway, 1001, 0, &[(1, 0)]), [landing(0, None, false)]);
+    gateway.hello(2, 2, 1);
+    gateway.claim(2, 1);
+    gateway.said();
+    let entry = farside_ledger::PartEntry { bytes: 16, footer_digest: [1; 32] };
+    gateway.event(Event::PartLanded { session: SessionId(1001), key: key(1, 0, 1), part: 0, entry });
+    let said = gateway.said();
+    assert!(said.iter().any(|m| matches!(m, ReceiverMessage::Void(void) if void.layers == [key(1, 0, 1)])), "{said:?}");
+}
+
 #[test]
 fn a_claim_that_would_be_void_takes_no_slot() {
     let mut gateway = published();
