@@ -26,9 +26,9 @@ impl Verdict {
 #[non_exhaustive]
 pub enum VoidReason {
     /// Judge the position anew, then claim again.
-    #[error("a layer of the volume came in at slot {last_layer}, after the claimant had looked")]
+    #[error("a layer of the volume, or a loss of its tracking, came in at slot {last_layer}, after the claimant had looked")]
     ClaimOvertaken {
-        /// The newest layer of the volume.
+        /// The newest layer of the volume; or the loss of which a receiver says so, without a record.
         last_layer: Slot,
     },
     /// Not the volume that the ledger knows.

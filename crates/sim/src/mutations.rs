@@ -285,6 +285,13 @@ pub const MUTATIONS: &[Mutation] = &[
         CORE,
         "loss::t3_an_attach_heeds_a_loss_above_its_position_before_it_claims",
     ),
+    story(
+        "a header moves above a loss on record",
+        CORE,
+        "loss::a_claim_moves_no_header_above_a_loss_on_record_before_every_bit_is_set",
+    ),
+    story("a loss on record is said once", CORE, "loss::a_loss_that_the_store_has_forgotten_is_said_again"),
+    story("a claim overtakes a loss", CORE, "loss::a_claim_that_has_not_seen_a_loss_is_void"),
     seeds("a claim that was lost is not looked for", 800, Some(|p| only(p, &[Fault::TornLedger, Fault::Crash]))),
     seeds("a map trusted after a failed sync", 800, Some(map_errors)),
     seeds("tracking-lost withdrawn while the map cannot be written", 800, Some(map_errors)),

@@ -408,16 +408,27 @@ impl Source {
             // Whatever was seen published may not be there, or not be ours: nobody knows how old what is there is (L10).
             (volume.newest_point, volume.quiet) = (None, None);
         }
-        // The refusal must outlive a crash (L6): a header from before what was seen published would find itself in the older
-        // ledger and see nothing wrong.
-        let is_behind = volume.header.asked.1 != volume.published;
         volume.check = Check::Waiting { until: 0 };
         volume.cooling = None;
         let state = super::State::Refused(why);
-        if why == RefusedWhy::TargetRewound && is_behind && !mutation::on("L6 a rewound store is forgotten by a crash") {
-            self.write_header(now, id, out);
+        if why == RefusedWhy::TargetRewound && !mutation::on("L6 a rewound store is forgotten by a crash") {
+            self.keep_refusal(now, id, out);
         }
         out.push(Action::Report { volume: Some(id), what: Report::State(state) });
+    }
+
+    /// The refusal must outlive a crash (L6): a header from before what was seen published would find itself in the older ledger
+    /// and see nothing wrong. † Of a volume that lost track it may not move: without a term it is refused in that ledger, too (T17).
+    fn keep_refusal(&mut self, now: Nanos, id: VolumeId, out: &mut Vec<Action>) {
+        let volume = self.volumes.get_mut(&id).expect("the caller found it");
+        let (_, position) = volume.header.asked;
+        if position == volume.published {
+            return;
+        }
+        match volume.is_in_doubt() && volume.loss != Loss::Kept {
+            true => volume.write_header(now, None, position, out),
+            false => volume.write_header(now, volume.held.or(volume.header.confirmed), volume.published, out),
+        }
     }
 
     /// A person accepts the disk as it is: every bit first, then a claim without the position rule (T3).
@@ -476,6 +487,8 @@ impl Source {
                 }
             }
         }
+        // What was held back.
+        self.write_headers_behind(now, |volume| volume.id() == id, out);
     }
 
     pub(super) fn protocol_error(&mut self, what: &'static str, out: &mut Vec<Action>) {

@@ -4,8 +4,16 @@
 //! receiver for a ledger record. Invariant: until every bit of the volume was set durably *after* that record, no header of the
 //! volume has a position above it. So whoever attaches next finds it by the question of the position rule, however little of
 //! this attach is left, and nothing ever has to be withdrawn: a header that moved on vouches for every bit.
+//!
+//! It holds because no header is asked for while a volume [is in doubt](Volume::is_in_doubt), whatever its position: not after a
+//! claim, whose first layer waits for that anyway, not at a stop, not for a refusal (which has a way of its own to outlive a
+//! crash). What was asked for before has a position that lay in the ledger already. A store may be put back to before the record
+//! without anything else that was seen being gone, so it is said anew on every connection.
+//!
+//! The position rule is judged *before* a record is heeded, and rightly: from the loss until every bit is set nothing is switched,
+//! so what layers above the header touched is no less hot than without one, and a layer beside that is another's history.
 
-use farside_region::{Slot, VolumeId};
+use farside_region::{Slot, VolumeId, mutation};
 use farside_wire::{LedgerSlice, LossRecorded, LossReport, SourceMessage};
 
 use super::api::{Action, Nanos};
@@ -16,7 +24,7 @@ impl Source {
     pub(super) fn keep_loss(&mut self, id: VolumeId) {
         if let Some(volume) = self.volumes.get_mut(&id)
             && volume.loss == Loss::Kept
-            && volume.standing == Standing::TrackingLost
+            && volume.heat.0.contains(&HeatFor::TrackingLost)
         {
             volume.loss = Loss::Unsaid;
         }
@@ -45,7 +53,7 @@ impl Source {
     pub(super) fn loss_recorded(&mut self, recorded: LossRecorded, out: &mut Vec<Action>) {
         let Some(volume) = self.volumes.get_mut(&recorded.volume) else { return };
         if volume.loss == Loss::Said(recorded.id) {
-            volume.loss = Loss::Kept;
+            volume.loss = Loss::OnRecord;
             out.push(Action::LossKept { volume: recorded.volume });
         }
     }
@@ -63,6 +71,12 @@ impl Source {
 }
 
 impl Volume {
+    /// Tracking was lost, in this attach or in one before, and not every bit is set yet.
+    pub(super) fn is_in_doubt(&self) -> bool {
+        let in_doubt = |why: &HeatFor| matches!(why, HeatFor::TrackingLost | HeatFor::Recorded(_));
+        self.heat.0.iter().any(in_doubt) && !mutation::on("a header moves above a loss on record")
+    }
+
     /// The record of a loss that this attach has to heed before it claims.
     pub(super) fn unheeded_loss(&self, slice: &LedgerSlice) -> Option<Slot> {
         let lost = slice.current.as_ref()?.tracking_lost?;
@@ -70,10 +84,13 @@ impl Volume {
         (self.held.is_none() && news).then_some(lost)
     }
 
-    /// The connection, or the term, under which it was said is gone.
+    /// The connection, or the term, under which it was said is gone. It is said again also where it was answered: a record that is
+    /// there still is as good as a new one.
     pub(super) fn loss_unsaid(&mut self) {
-        if matches!(self.loss, Loss::Said(_)) {
-            self.loss = Loss::Unsaid;
+        match self.loss {
+            Loss::Said(_) => self.loss = Loss::Unsaid,
+            Loss::OnRecord if !mutation::on("a loss on record is said once") => self.loss = Loss::Unsaid,
+            Loss::OnRecord | Loss::Kept | Loss::Unsaid => {}
         }
     }
 }

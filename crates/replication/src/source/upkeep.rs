@@ -5,7 +5,7 @@ use farside_region::{LedgerPosition, RegionSet, Term, VolumeId, mutation};
 use farside_wire::SourceMessage;
 
 use super::api::{Action, Nanos, Tick};
-use super::volume::{Cooling, Header, HeatFor, Service, Standing, Volume, slot_of};
+use super::volume::{Cooling, Header, Service, Volume, slot_of};
 use super::{Link, Phase, Source};
 
 impl Source {
@@ -29,14 +29,14 @@ impl Source {
         }
     }
 
-    /// Writes the confirmed term and the newest known position, in one write.
+    /// Writes the confirmed term and the newest known position, in one write. † Of a volume that lost track only when every bit is
+    /// set: a header above the record of that would have it forgotten where nothing else keeps it (see `loss`).
     pub(super) fn write_header(&mut self, now: Nanos, id: VolumeId, out: &mut Vec<Action>) {
         let volume = self.volumes.get_mut(&id).expect("the caller found it");
-        let confirmed = volume.held.or(volume.header.confirmed);
-        let asked = (confirmed, volume.published);
-        volume.header.asked = asked;
-        volume.header.asked_at = now;
-        out.push(Action::WriteHeader { volume: id, confirmed: asked.0, position: asked.1 });
+        if volume.is_in_doubt() {
+            return;
+        }
+        volume.write_header(now, volume.held.or(volume.header.confirmed), volume.published, out);
     }
 
     fn refresh_headers(&mut self, now: Nanos, out: &mut Vec<Action>) {
@@ -50,11 +50,8 @@ impl Source {
         self.write_headers_behind(now, |_| true, out);
     }
 
-    /// † Of none that lost track: a header above the record of that would have it forgotten where the mark could not be set.
-    fn write_headers_behind(&mut self, now: Nanos, of: impl Fn(&Volume) -> bool, out: &mut Vec<Action>) {
-        let in_doubt = |v: &Volume| v.standing == Standing::TrackingLost || v.heat.0.contains(&HeatFor::TrackingLost);
-        let behind = |v: &&Volume| v.held.is_some() && v.header.asked.1 != v.published && !in_doubt(v);
-        let behind = self.volumes.values().filter(behind).filter(|v| of(v));
+    pub(super) fn write_headers_behind(&mut self, now: Nanos, of: impl Fn(&Volume) -> bool, out: &mut Vec<Action>) {
+        let behind = self.volumes.values().filter(|v| v.held.is_some() && v.header.asked.1 != v.published && of(v));
         let behind: Vec<_> = behind.map(|v| v.id()).collect();
         behind.into_iter().for_each(|id| self.write_header(now, id, out));
     }
@@ -139,6 +136,19 @@ impl Source {
                 out.push(Action::Removed { volume: id });
             }
         }
+    }
+}
+
+impl Volume {
+    pub(super) fn write_header(
+        &mut self,
+        now: Nanos,
+        confirmed: Option<Term>,
+        position: Option<LedgerPosition>,
+        out: &mut Vec<Action>,
+    ) {
+        (self.header.asked, self.header.asked_at) = ((confirmed, position), now);
+        out.push(Action::WriteHeader { volume: self.id(), confirmed, position });
     }
 }
 

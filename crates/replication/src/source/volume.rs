@@ -105,13 +105,21 @@ pub(super) enum HeatFor {
     Resync,
 }
 
-/// Whether a loss of tracking in this attach is kept somewhere. `Kept` also when there is none.
+/// Whether a loss of tracking in this attach is kept somewhere.
+///
+/// ```text
+/// Kept ─► Unsaid ─► Said ─► OnRecord        any ──every bit is set──► Kept
+///            ▲────────┴─────────┘ the connection, or the term, is gone
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Loss {
+    /// At the host; or there is none.
     Kept,
     /// The receiver is to be asked.
     Unsaid,
     Said(RequestId),
+    /// The receiver's ledger has it.
+    OnRecord,
 }
 
 /// How far a volume came on the present connection.

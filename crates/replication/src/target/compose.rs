@@ -3,7 +3,7 @@
 use farside_ledger::{
     Body, Claim, Heartbeat, LayerEntry, LayerKind, Layers, Record, Stamp, State, TrackingLost, Verdict, VoidReason,
 };
-use farside_region::{LayerKey, LedgerPosition, Seq, Term, VolumeId, mutation};
+use farside_region::{LayerKey, LedgerPosition, Seq, Slot, Term, VolumeId, mutation};
 use farside_wire::{
     ClaimOutcome, ClaimVerdict, LossRecorded, LossReport, Lost, Notice, Published, ReceiverMessage, RefusalCode, RequestId, Void,
 };
@@ -74,7 +74,11 @@ impl Target {
 
     fn claim_next(&mut self, now: Nanos, state: &State, out: &mut Vec<Action>) {
         while let Some(queued) = self.claims.front() {
-            match self.foreseen(state, Body::Claim(queued.claim.clone())) {
+            let foreseen = match unseen_loss(state, &queued.claim) {
+                Some(lost) => (Body::Claim(queued.claim.clone()), Verdict::Void(VoidReason::ClaimOvertaken { last_layer: lost })),
+                None => self.foreseen(state, Body::Claim(queued.claim.clone())),
+            };
+            match foreseen {
                 (body, Verdict::Accepted) => {
                     if self.in_time(now) && self.has_spare(self.config.limits.file_bytes) {
                         let queued = self.claims.pop_front().expect("it was just looked at");
@@ -566,4 +570,12 @@ impl Target {
             }
         }
     }
+}
+
+/// A loss of tracking on record that the claimant has not seen: an attach before it said that, and died before this was written. Its
+/// claim would lie above the record, and so would its header: it must look again (see `source::loss`).
+fn unseen_loss(state: &State, claim: &Claim) -> Option<Slot> {
+    let lost = state.volume(claim.volume.id)?.tracking_lost()?;
+    let unseen = claim.looked.is_none_or(|looked| lost > looked) && !mutation::on("a claim overtakes a loss");
+    unseen.then_some(lost)
 }

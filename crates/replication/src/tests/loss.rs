@@ -1,15 +1,17 @@
 //! Tracking that was lost where nothing at the host could keep that (§4.5): who is told, and who heeds it.
 
-use farside_ledger::Body;
+use std::collections::BTreeMap;
+
+use farside_ledger::{Body, Claim, Record, State, Verdict};
 use farside_region::mutation::tell;
-use farside_region::{GranuleIndex, Slot, Term};
+use farside_region::{GranuleIndex, Slot, Term, VolumeId};
 use farside_wire::{LossRecorded, LossReport, ReceiverMessage, RequestId, SourceMessage};
 
 use super::directed::{Host, at, current, granules, layer, regions};
 use super::stories::{V1, streaming};
-use super::world::{GRANULES, Turn, World, geometry, volume};
-use crate::source::{Action, Event, Start};
-use crate::target::{self, SessionId};
+use super::world::{GRANULES, Turn, World, geometry, meta, name, target_config, volume};
+use crate::source::{Action, Event, RefusedWhy, Start, State as Standing};
+use crate::target::{self, SessionId, Target};
 
 fn report(host: &mut Host) -> LossReport {
     host.take(|m| match m {
@@ -104,6 +106,152 @@ fn a_stop_moves_no_header_of_a_volume_that_lost_track() {
     world.to(Event::TrackingLost { volume: V1 });
     world.stop_source();
     assert_eq!(world.disks[&V1].header, header);
+}
+
+/// A volume of [`streaming`] lost track, and nothing at its host can keep that: granule 9 was written without a bit. The ledger has it,
+/// and not one bit is set yet.
+fn loses_track(world: &mut World) {
+    world.disks.get_mut(&V1).expect("a disk").content[9] = 4242;
+    world.to(Event::TrackingLost { volume: V1 });
+    world.to(Event::KeepLoss { volume: V1 });
+    world.go(&[Turn::ToTarget, Turn::Append, Turn::ToSource]);
+    assert!(matches!(world.records.last().expect("some").body, Body::TrackingLost(_)), "it is not on record");
+}
+
+/// The host loses power and comes back: whatever was written before is published in the end.
+fn comes_back(world: &mut World) {
+    world.crash_source();
+    world.boot();
+    world.connect();
+    for _ in 0..60 {
+        world.interval();
+        world.go_without(&[]);
+    }
+}
+
+fn claim_of_another(world: &mut World) {
+    let claim = Claim { volume: meta(1), looked: world.state.head(), source: name("host") };
+    assert_eq!(world.record_of_another(Body::Claim(claim)), Verdict::Accepted);
+}
+
+/// Only the ledger knows that track was lost. Before all bits are set somebody else claims the volume for a moment (or the gateway loses
+/// what it had staged), so it is claimed anew, above that record. With the claim's slot in its header the host loses power: the next
+/// attach looks at what lies above, finds nothing, and calls equal what was never sent.
+#[test]
+fn a_claim_moves_no_header_above_a_loss_on_record_before_every_bit_is_set() {
+    tell(&[("a header moves above a loss on record", "L2: granule 9 was forgotten")], || {
+        let claims_anew = || {
+            let mut world = streaming();
+            loses_track(&mut world);
+            claim_of_another(&mut world);
+            let theirs = world.term(1);
+            world.disconnect();
+            world.connect();
+            while world.term(1) == theirs {
+                let goes_on = [Turn::ToTarget, Turn::Append, Turn::ToSource].into_iter().any(|turn| world.turn(turn));
+                assert!(goes_on, "it is not claimed anew");
+            }
+            world.go(&[Turn::ToSource, Turn::Header]);
+            world
+        };
+        let mut world = claims_anew();
+        comes_back(&mut world);
+        assert_eq!(world.image[&V1][&9], 4242, "L2: granule 9 was forgotten");
+        // Without a power cut, the header follows as soon as every bit is set, and the volume goes on.
+        let mut world = claims_anew();
+        world.go(&[Turn::Hot, Turn::Header]);
+        assert_eq!(world.disks[&V1].header.0, Some(world.term(1)), "the term stays out of the header for ever");
+        world.quiet();
+        assert_eq!(world.image[&V1][&9], 4242);
+    });
+}
+
+/// The record, and a layer of the volume above it; then the store is put back to before both. That it is refused must outlive a crash
+/// (L6), whatever lies in the store by then, and so must the loss: the newer store may be back, too.
+#[test]
+fn a_store_that_is_rewound_beside_a_loss_makes_nobody_forget_either() {
+    let mistakes = [
+        ("a header moves above a loss on record", "L3: point"),
+        ("L6 a rewound store is forgotten by a crash", "L6: forgotten by a crash"),
+    ];
+    tell(&mistakes, || {
+        for is_back in [false, true] {
+            let mut world = streaming();
+            let put = |world: &mut World, store: &(State, BTreeMap<VolumeId, BTreeMap<u64, u64>>, Vec<Record>)| {
+                world.disconnect();
+                (world.state, world.image, world.records) = store.clone();
+                world.target = Target::new(target_config(), &world.state, Vec::new(), &mut Vec::new());
+            };
+            let older = (world.state.clone(), world.image.clone(), world.records.clone());
+            world.write(V1, 0, 101);
+            world.interval();
+            world.go_without(&[Turn::Land, Turn::Append]);
+            loses_track(&mut world);
+            world.go_without(&[Turn::Header, Turn::Hot]);
+            assert!(world.state.volume(V1).and_then(|v| v.last_layer()).is_some_and(|l| Some(l.slot) == world.state.head()));
+            let newer = (world.state.clone(), world.image.clone(), world.records.clone());
+            world.tampered = true;
+            put(&mut world, &older);
+            world.connect();
+            world.go_without(&[Turn::Hot]);
+            assert!(world.is_refused(1, RefusedWhy::TargetRewound));
+            world.crash_source();
+            if is_back {
+                put(&mut world, &newer);
+            }
+            world.boot();
+            world.connect();
+            world.go_without(&[]);
+            let is_refused = matches!(world.standing(1), Standing::Refused(_));
+            assert!(is_back || is_refused, "L6: forgotten by a crash");
+            world.to(Event::Accept { volume: V1 });
+            for _ in 0..60 {
+                world.interval();
+                world.go_without(&[]);
+            }
+            assert_eq!(world.image[&V1][&9], 4242, "L2: granule 9 was forgotten");
+        }
+    });
+}
+
+/// The store is put back to before the record, and to nothing that anybody saw published after it: no position is above what it holds,
+/// and nothing is refused. Whoever believed that it had the loss on record would lose it with the next power cut.
+#[test]
+fn a_loss_that_the_store_has_forgotten_is_said_again() {
+    tell(&[("a loss on record is said once", "L2: granule 9 was forgotten")], || {
+        let mut world = streaming();
+        let (state, records) = (world.state.clone(), world.records.clone());
+        loses_track(&mut world);
+        world.disconnect();
+        (world.state, world.records) = (state, records);
+        world.target = Target::new(target_config(), &world.state, Vec::new(), &mut Vec::new());
+        world.connect();
+        world.go_without(&[Turn::Hot]);
+        comes_back(&mut world);
+        assert_eq!(world.image[&V1][&9], 4242, "L2: granule 9 was forgotten");
+    });
+}
+
+/// A loss is said, and its record waits for the gateway's disk when the host dies. The next attach looks at the ledger and finds nothing;
+/// then the record comes in, and its claim behind that.
+#[test]
+fn a_claim_that_has_not_seen_a_loss_is_void() {
+    tell(&[("a claim overtakes a loss", "L2: granule 9 was forgotten")], || {
+        let mut world = streaming();
+        world.disks.get_mut(&V1).expect("a disk").content[9] = 4242;
+        world.to(Event::TrackingLost { volume: V1 });
+        world.to(Event::KeepLoss { volume: V1 });
+        world.go(&[Turn::ToTarget]);
+        world.crash_source();
+        world.boot();
+        world.connect();
+        world.go_without(&[Turn::Append]);
+        for _ in 0..60 {
+            world.go_without(&[]);
+            world.interval();
+        }
+        assert_eq!(world.image[&V1][&9], 4242, "L2: granule 9 was forgotten");
+    });
 }
 
 /// The whole story in the small world: bits are lost, the receiver alone knows, and the next attach finds what was written.

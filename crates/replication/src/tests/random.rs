@@ -65,6 +65,13 @@ fn fault(world: &mut World) {
         }
         29..60 if world.source.is_none() => world.boot(),
         60..120 if world.connection.is_none() && world.source.is_some() => world.connect(),
+        120..123 => {
+            let volume = volume(1 + world.rng.below(u64::from(VOLUMES)) as u8);
+            let (granule, value) = (world.rng.below(GRANULES), 1_000_000 + world.rng.below(1 << 20));
+            let marked = world.rng.one_in(3);
+            world.lose_track(volume, granule, value, marked);
+            world.hot_from = world.now + [0, 50, 600][world.rng.below(3) as usize];
+        }
         _ => {}
     }
     if world.source.is_none() && world.rng.one_in(40) {
@@ -108,6 +115,7 @@ fn mistakes_are_seen() {
         "accept a void record",
         "kind said per member",
         "T6 verify lets its regions cool",
+        "a recorded loss of tracking is not heeded",
     ];
     for mistake in mistakes {
         let seen = (1..=2000).find(|&seed| {

@@ -106,6 +106,19 @@ pub(super) struct Disk {
     pub(super) hot: RegionSet,
     pub(super) header: (Option<Term>, Option<LedgerPosition>),
     pub(super) owed: Option<GranuleSet>,
+    pub(super) loss: Loss,
+}
+
+/// Where it is kept that tracking was lost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Loss {
+    #[default]
+    None,
+    /// By a mark.
+    Marked,
+    /// Nowhere yet. Status says so, and after a crash a person has everything compared.
+    Unkept,
+    OnRecord,
 }
 
 /// A part: granules and what they hold.
@@ -167,6 +180,8 @@ pub(super) struct World {
     pub(super) switch: Option<source::Action>,
     pub(super) headers: VecDeque<(VolumeId, Option<Term>, Option<LedgerPosition>)>,
     hot_questions: Vec<source::Action>,
+    /// No bit is set before.
+    pub(super) hot_from: u64,
     verifies: Vec<source::VerifyChunk>,
     /// Worlds that healed and were then found equal; and cold regions found to differ.
     pub(super) verified: u64,
@@ -209,6 +224,7 @@ impl World {
             switch: None,
             headers: VecDeque::new(),
             hot_questions: Vec::new(),
+            hot_from: 0,
             verifies: Vec::new(),
             verified: 0,
             cold_differs: 0,
@@ -268,13 +284,14 @@ impl World {
         for id in ids {
             let disk = self.disks.get_mut(&id).expect("a disk");
             let owed = disk.owed.take();
+            let lost = disk.loss == Loss::Marked;
             let setup = VolumeSetup {
                 meta: meta(id.0[0]),
                 confirmed: disk.header.0,
                 position: disk.header.1,
                 inherited: disk.hot.clone(),
                 start: if owed.is_some() { Start::Clean } else { Start::Unclean },
-                tracking_lost: false,
+                tracking_lost: lost,
                 paused: false,
             };
             self.open.insert(id, owed.unwrap_or_default());
@@ -289,6 +306,35 @@ impl World {
         (self.switch, self.headers, self.hot_questions, self.jobs) = (None, VecDeque::new(), Vec::new(), Vec::new());
         self.verifies.clear();
         self.open.clear();
+        for disk in self.disks.values_mut() {
+            disk.loss = match disk.loss {
+                Loss::Unkept if !self.by_hand => Loss::Marked,
+                Loss::OnRecord => Loss::None, // the ledger has it
+                loss => loss,
+            };
+        }
+    }
+
+    /// Something writes a granule past the tap, and that is noticed; where the host can keep that by no mark, the receiver is asked
+    /// to. Not while a switch is under way: what is noticed then gives that up.
+    pub(super) fn lose_track(&mut self, id: VolumeId, granule: u64, value: u64, marked: bool) {
+        if self.source.is_none() || self.switch.is_some() {
+            return;
+        }
+        self.say(|| format!("{id:?} g{granule} = {value} past the tap, marked: {marked}"));
+        let disk = self.disks.get_mut(&id).expect("a disk");
+        disk.content[granule as usize] = value;
+        disk.bad.remove(&granule);
+        disk.loss = match (marked, disk.loss) {
+            (true, _) | (_, Loss::Marked) => Loss::Marked,
+            (false, Loss::None) => Loss::Unkept,
+            (false, loss) => loss,
+        };
+        let unmarked = disk.loss != Loss::Marked;
+        self.to(source::Event::TrackingLost { volume: id });
+        if unmarked {
+            self.to(source::Event::KeepLoss { volume: id });
+        }
     }
 
     pub(super) fn stop_source(&mut self) {
@@ -305,7 +351,8 @@ impl World {
         for (id, open) in std::mem::take(&mut self.open) {
             let mut owed = source.owed(id);
             owed.union_with(&open);
-            self.disks.get_mut(&id).expect("a disk").owed = Some(owed);
+            let disk = self.disks.get_mut(&id).expect("a disk");
+            disk.owed = Some(owed).filter(|_| disk.loss == Loss::None);
         }
         self.crash_source();
     }
@@ -399,7 +446,14 @@ impl World {
                 self.refused.extend(volume);
             }
             A::Report { volume, what } => self.say(|| format!("{volume:?} {what:?}")),
-            A::AdoptMeta { .. } | A::LossKept { .. } | A::WithdrawTrackingLost { .. } | A::Removed { .. } => {}
+            A::LossKept { volume } => {
+                let loss = &mut self.disks.get_mut(&volume).expect("a disk").loss;
+                if *loss == Loss::Unkept {
+                    *loss = Loss::OnRecord;
+                }
+            }
+            A::WithdrawTrackingLost { volume } => self.disks.get_mut(&volume).expect("a disk").loss = Loss::None,
+            A::AdoptMeta { .. } | A::Removed { .. } => {}
         }
     }
 
@@ -796,6 +850,9 @@ impl World {
     }
 
     fn answer_hot(&mut self) -> bool {
+        if self.now < self.hot_from {
+            return false;
+        }
         let Some(question) = self.hot_questions.pop() else { return false };
         match question {
             source::Action::HeatAll { volume } => {
@@ -859,6 +916,11 @@ impl World {
         let g = geometry();
         for (id, disk) in &self.disks {
             let image = self.image.get(id);
+            // Whoever attaches next knows, or is told, that everything must be compared.
+            let on_record = self.state.volume(*id).and_then(|v| v.tracking_lost());
+            if matches!(disk.loss, Loss::Marked | Loss::Unkept) || on_record > disk.header.1.map(|p| p.slot) {
+                continue;
+            }
             for granule in 0..GRANULES {
                 let same = image.and_then(|i| i.get(&granule)) == Some(&disk.content[granule as usize]);
                 let hot = disk.hot.contains(g.region_of(GranuleIndex(granule)));
