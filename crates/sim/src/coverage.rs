@@ -36,6 +36,7 @@ pub const FAULTS: &[(Fault, &str)] = &[
     (Fault::Grow, "fault: grow"),
     (Fault::Offline, "fault: offline"),
     (Fault::Swap, "fault: swap"),
+    (Fault::Past, "fault: past the tap"),
     (Fault::TornLedger, "fault: torn ledger"),
 ];
 

@@ -100,7 +100,7 @@ impl Run {
                 self.source_ends(no, "loses power");
                 self.power_cut(no);
             }
-            Fault::Stop | Fault::Demote | Fault::Pause | Fault::Resync | Fault::Verify => {
+            Fault::Stop | Fault::Demote | Fault::Pause | Fault::Resync | Fault::Verify | Fault::Past => {
                 return self.sources[no].as_ref().is_some_and(|source| source.meddle(fault, volume));
             }
             Fault::Reset => return self.reset_alive("network"),

@@ -376,7 +376,8 @@ impl Judge {
                 // Where the loss of tracking is on record, every region counts as dirty.
                 let lost = site.state_dir.borrow()[volume].tracking_lost;
                 // What somebody did while nobody served it is seen by the next attach.
-                let lost = lost || site.backings.borrow()[volume].meddled || self.loss_is_on_record(world, &site, volume);
+                let in_doubt = |b: &crate::site::Backing| b.meddled || b.passed;
+                let lost = lost || in_doubt(&site.backings.borrow()[volume]) || self.loss_is_on_record(world, &site, volume);
                 if lost || site.tainted.borrow()[volume].is_some() {
                     continue;
                 }

@@ -65,6 +65,8 @@ pub enum Fault {
     Offline,
     /// While nobody serves it another disk takes the place of a backing.
     Swap,
+    /// While it is served somebody writes to a backing past its tap, which is noticed; sometimes the state directory is full, too.
+    Past,
     /// A slot of the ledger rots, or its newest slots are lost; a person puts them back from a copy, or gives them up.
     TornLedger,
 }

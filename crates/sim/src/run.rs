@@ -100,6 +100,9 @@ impl Run {
         let mut plan = Plan::draw(&mut rng);
         // Of a number of its own: it comes after all else, which is not to change by it.
         plan.full = Rng::new(seed ^ 0xf011).chance(0.1);
+        if Rng::new(seed ^ 0x9a57).chance(0.1) {
+            plan.faults.push((Fault::Past, 2.0));
+        }
         if let Some(direct) = options.directed {
             direct(&mut plan);
         }

@@ -50,6 +50,8 @@ pub struct Backing {
     served: Geometry,
     /// Somebody wrote to it, or put another one there, and no attach has looked at it since.
     pub meddled: bool,
+    /// Somebody wrote to it past its tap. That was noticed, and nothing keeps it yet.
+    pub passed: bool,
 }
 
 /// What the present process of a source found on the disks, and what its header says since.
@@ -124,7 +126,14 @@ impl Site {
     pub fn new(no: usize, life: u64, largest: &[Geometry], map_bytes: usize, boot: BootId) -> Self {
         let sectors: Vec<usize> = largest.iter().map(|g| g.volume_bytes() as usize / SECTOR).collect();
         let sectors = &sectors[..];
-        let backing = |g: &Geometry| Backing { identity: 0, changed: 0, bytes: g.volume_bytes(), served: *g, meddled: false };
+        let backing = |g: &Geometry| Backing {
+            identity: 0,
+            changed: 0,
+            bytes: g.volume_bytes(),
+            served: *g,
+            meddled: false,
+            passed: false,
+        };
         Self {
             no,
             backings: RefCell::new(largest.iter().map(backing).collect()),

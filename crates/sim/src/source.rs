@@ -44,9 +44,10 @@ use crate::exec::Owner;
 use crate::history::{ClaimFacts, Refusal};
 use crate::host::HostOp;
 use crate::net::{ConnId, Load};
+use crate::oracle::value;
 use crate::plan::Fault;
 use crate::site::{Site, Start as Found};
-use crate::world::{REGION_SECTORS, World};
+use crate::world::{REGION_SECTORS, SECTOR, World};
 use intent::{IntentFile, layout};
 
 /// A bell that tasks wait for: it was rung if the number moved. A wake-up that the product forgets is a hang that the
@@ -92,6 +93,8 @@ pub(crate) struct Vol {
     digests: RefCell<Option<(u64, Vec<farside_wire::DigestRun>)>>,
     /// Regions whose bits are being set; `None` = all of them.
     heats: RefCell<Vec<Option<RegionSet>>>,
+    /// Until then somebody may write past its tap: a comparison would miss that.
+    passed_until_us: Cell<u64>,
     verify: RefCell<Option<VerifyChunk>>,
     /// The cooler's flush has no answer yet.
     flushing: Cell<bool>,
@@ -393,8 +396,49 @@ impl Source {
                 self.say(|| format!("v{volume} verify asked for"));
                 self.push(Event::Verify { volume: id });
             }
+            Fault::Past => return self.write_past_the_tap(vol),
             _ => return false,
         }
+        true
+    }
+
+    /// Somebody writes to the backing itself, and it is noticed at once: no cut that is being read is one any more, and no bit is
+    /// called hot for it while that may go on. Says whether there was a place where nobody else was at work.
+    fn write_past_the_tap(&self, vol: &Vol) -> bool {
+        let (world, site, v) = (&self.world, &self.site, vol.index);
+        let is_cooling = !vol.cooler.borrow().is_idle() || !vol.cool.borrow().is_empty();
+        let is_busy = self.stopping.get() || !self.inbox.borrow().is_empty() || self.core.borrow().switching();
+        if is_busy || is_cooling || !self.knows(v) {
+            return false;
+        }
+        let may = |sector: &usize| {
+            // (What a host trims where all is zero, or about to be called so, reaches no disk.)
+            let state = vol.shim.region_state(RegionIndex((sector / REGION_SECTORS) as u64));
+            let disk = site.disks[v].borrow();
+            matches!(state, RegionState::Hot | RegionState::Cold)
+                && disk.certain(*sector).is_some()
+                && !disk.is_bad(*sector)
+                && !site.oracle.borrow().busy(v, *sector, 0)
+        };
+        let sectors = site.geometry(v).volume_bytes() as usize / SECTOR;
+        let written: Vec<usize> = (0..sectors).filter(may).filter(|_| world.chance(0.1)).collect();
+        if written.is_empty() {
+            return false;
+        }
+        self.say(|| format!("v{v} sectors {written:?} are written PAST ITS TAP"));
+        self.demote_cuts();
+        let epoch = self.switcher.borrow().epoch();
+        for &sector in &written {
+            let value = value(world.tag(), v, sector);
+            site.disks[v].borrow_mut().set((sector * SECTOR) as u64, &value);
+            site.oracle.borrow_mut().landed(v, sector, value, epoch.0, world.now_us.get());
+        }
+        site.backings.borrow_mut()[v].passed = true;
+        vol.passed_until_us.set(world.now_us.get() + world.rng.borrow_mut().range(1, 300_000));
+        if world.plan.state_dir_fills && world.chance(0.7) {
+            site.state_dir_full.set(true);
+        }
+        self.tracking_lost(vol);
         true
     }
 
@@ -648,6 +692,7 @@ fn open_volume(
         waits_for_disk: Cell::new(false),
         digests: RefCell::new(None),
         heats: RefCell::default(),
+        passed_until_us: Cell::new(0),
         verify: RefCell::new(None),
         flushing: Cell::new(false),
         requests: Cell::new(0),

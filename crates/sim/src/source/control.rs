@@ -245,6 +245,7 @@ impl Source {
                 if vol.shim.tracking() == Tracking::Sound || farside_region::mutation::on(WITHDRAWN) {
                     vol.loss.set(Loss::Kept);
                     site.write_state(vol.index, |s| s.tracking_lost = false);
+                    site.backings.borrow_mut()[vol.index].passed = false;
                 }
             }
             Action::LossKept { volume } => self.loss_kept(self.vol(volume)),
@@ -346,6 +347,15 @@ impl Source {
         let attach = oracle.attach();
         oracle.switched(Cut { attach, epoch: epoch.0, at_ns, members });
         pending.begun = Some((epoch, EpochInfo { boot: site.boot.get(), mono_before_ns, mono_after_ns, wall_ms }));
+    }
+
+    /// Every cut that is not read to its end is given up.
+    pub(super) fn demote_cuts(&self) {
+        let cuts: Vec<EpochId> = self.unread.borrow().keys().copied().collect();
+        for epoch in cuts.into_iter().filter(|epoch| self.switcher.borrow().is_cut(*epoch)) {
+            self.switcher.borrow_mut().demote(epoch);
+            self.push(Event::Demoted { epoch, why: DemoteCause::Member });
+        }
     }
 
     /// A cut overflows from nowhere, as if the pool had been exhausted by somebody else.
@@ -492,7 +502,10 @@ impl Source {
         };
         loop {
             steps.pause().await;
-            let may = || vol.shim.tracking() == Tracking::Sound || farside_region::mutation::on(WITHDRAWN);
+            let may = || {
+                let sound = vol.shim.tracking() == Tracking::Sound || farside_region::mutation::on(WITHDRAWN);
+                sound && self.world.now_us.get() >= vol.passed_until_us.get()
+            };
             steps.until(|| !vol.heats.borrow().is_empty() && may() && vol.heats.borrow().iter().any(is_hot)).await;
             let (done, left) = vol.heats.take().into_iter().partition(is_hot);
             vol.heats.replace(left);

@@ -146,6 +146,10 @@ pub(super) fn inherited(world: &World, site: &Site, volume: usize, map: MapId) -
 /// bits, or all if tracking was lost. So it is for a volume that has grown, with the bits of the old last region and of all that
 /// is new (T12).
 pub(super) fn take_over(world: &World, site: &Site, volume: usize) -> bool {
+    if std::mem::take(&mut site.backings.borrow_mut()[volume].passed) {
+        // "A crash now would go unnoticed": whoever read that has everything compared.
+        site.state_dir.borrow_mut()[volume].tracking_lost = true;
+    }
     let found = {
         let disk = site.maps[volume].borrow();
         recover_header([disk.current(0), disk.current(1)])
@@ -492,16 +496,18 @@ impl Source {
         let durable = self.site.write_state(vol.index, |s| s.tracking_lost = true);
         if durable {
             vol.loss.set(Loss::Kept);
+            self.site.backings.borrow_mut()[vol.index].passed = false;
             resolve(vol, TrackingVerdict::Pass);
         }
         durable
     }
 
     fn lose_patience(&self, vol: &Vol) {
-        if let Loss::Owed { until_us } = vol.loss.get()
-            && self.world.now_us.get() >= until_us
-        {
-            resolve(vol, TrackingVerdict::Fail);
+        match vol.loss.get() {
+            Loss::Owed { until_us } if self.world.now_us.get() >= until_us => resolve(vol, TrackingVerdict::Fail),
+            // No header moves above that record before every bit is set: it speaks of what is lost by now, too.
+            Loss::AtReceiver => resolve(vol, TrackingVerdict::Pass),
+            Loss::Owed { .. } | Loss::Kept => {}
         }
     }
 
@@ -511,6 +517,7 @@ impl Source {
             self.say(|| format!("v{} the receiver keeps that tracking was lost", vol.index));
             self.world.met("a loss is kept by the receiver");
             vol.loss.set(Loss::AtReceiver);
+            self.site.backings.borrow_mut()[vol.index].passed = false;
             resolve(vol, TrackingVerdict::Pass);
         }
     }
