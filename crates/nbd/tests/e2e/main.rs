@@ -6,9 +6,14 @@ use std::io::Write as _;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::SeqCst;
 use std::thread::JoinHandle;
 
-use farside_blockio::{BlockQueue, Errno, FileDevice, MemQueue, Op, OpenOptions, PlainQueue, QueueInfo, Waker};
+use farside_blockio::{
+    BlockQueue, Completion, Done, Errno, FileDevice, MemQueue, Op, OpenOptions, PlainQueue, QueueInfo, Request, Ring, Waker,
+};
 use farside_nbd::proto::{command, command_flag, error};
 use farside_nbd::{Handle, Limits, Listener, ServeError, Server, SocketOptions};
 use tempfile::TempDir;
@@ -49,8 +54,8 @@ impl<Q> Served<Q> {
     }
 }
 
-fn count(counter: &std::sync::atomic::AtomicU64) -> u64 {
-    counter.load(std::sync::atomic::Ordering::SeqCst)
+fn count(counter: &AtomicU64) -> u64 {
+    counter.load(SeqCst)
 }
 
 fn memory() -> MemQueue {
@@ -339,6 +344,90 @@ fn clients_stuck_in_their_handshake_give_way_to_a_newcomer() {
     drop(newcomers);
     drop(stuck);
     drop(idle);
+    served.stop();
+}
+
+/// A volume in memory that counts how often its server has slept, and how often it was woken.
+struct Counted {
+    memory: MemQueue,
+    sleeps: Arc<AtomicU64>,
+    wakes: Arc<AtomicU64>,
+}
+
+impl BlockQueue for Counted {
+    fn info(&self) -> QueueInfo {
+        self.memory.info()
+    }
+
+    fn submit(&mut self, ring: &mut Ring, request: Request) {
+        self.memory.submit(ring, request);
+    }
+
+    fn complete(&mut self, ring: &mut Ring, completion: Completion) {
+        self.memory.complete(ring, completion);
+    }
+
+    fn wake(&mut self, ring: &mut Ring) {
+        self.memory.wake(ring);
+        self.wakes.fetch_add(1, SeqCst);
+    }
+
+    fn answered(&mut self, _ring: &mut Ring) {
+        self.sleeps.fetch_add(1, SeqCst);
+    }
+
+    fn reap(&mut self) -> Option<Done> {
+        self.memory.reap()
+    }
+}
+
+/// One that was hung up waits for its disk, and another one has been in its handshake for long; somebody waits for a place. The server
+/// did not sleep any more: the time of that handshake was over, and it hung up nobody for that.
+#[test]
+fn a_server_sleeps_while_somebody_who_was_hung_up_waits_for_his_disk() {
+    let memory = memory();
+    let (sleeps, wakes) = (Arc::<AtomicU64>::default(), Arc::<AtomicU64>::default());
+    let queue = Counted { memory: memory.clone(), sleeps: sleeps.clone(), wakes: wakes.clone() };
+    let served = serve(queue, Limits { connections_max: 2, handshake_max: std::time::Duration::ZERO, ..small() });
+    let wake = || {
+        let before = count(&wakes);
+        served.handle.waker().wake();
+        while count(&wakes) == before {
+            std::thread::yield_now();
+        }
+    };
+    let mut leaving = served.client();
+    memory.hold(true);
+    leaving.request(command::READ, 0, 0, 512, &[]);
+    while memory.parked() == 0 {
+        std::thread::yield_now();
+    }
+    let stuck = UnixStream::connect(&served.path).unwrap();
+    while count(&served.handle.counters().connections) < 2 {
+        std::thread::yield_now();
+    }
+    // It takes no answer, and there is one: it is hung up.
+    leaving.socket.shutdown(Shutdown::Read).unwrap();
+    leaving.request(77, 0, 0, 0, &[]);
+    while leaving.socket.write_all(&[0]).is_ok() {
+        std::thread::yield_now();
+    }
+    let (newcomer, theirs) = UnixStream::pair().unwrap();
+    served.handle.adopt(theirs.into());
+    wake(); // it has found him …
+    wake(); // … and waits with him
+    let before = count(&sleeps);
+    for _ in 0..200 {
+        wake();
+        (0..100).for_each(|_| std::thread::yield_now()); // whoever does not sleep gets the processor
+    }
+    let slept = count(&sleeps) - before;
+    assert!(slept <= 400, "woken 200 times, it looked around {slept} times");
+    memory.hold(false);
+    wake();
+    // The place of the one who left is his.
+    std::io::Read::read_exact(&mut &newcomer, &mut [0; 18]).unwrap();
+    drop((leaving, stuck, newcomer));
     served.stop();
 }
 
