@@ -239,6 +239,8 @@ pub(crate) struct Member {
     pub(crate) heats: Vec<Heat>,
     pub(crate) compares: Compares,
     pub(crate) loss: Loss,
+    /// Why that, or what it remembers, cannot be kept in its folder.
+    pub(crate) unmarked: Option<String>,
     pub(crate) note: LossNote,
     /// What was frozen lately, and when.
     recent: VecDeque<(Instant, RegionSet)>,
@@ -313,12 +315,20 @@ impl Member {
 
     /// Has it kept, by a mark, for whoever opens the volume next. † A note is gone with the power, and after the volume is closed
     /// nobody is here who would say at a stop that there is no more than that.
-    fn keep_what_it_remembers(&self) -> anyhow::Result<()> {
+    fn keep_what_it_remembers(&mut self) -> anyhow::Result<()> {
         let Some(why) = self.remembers() else { return Ok(()) };
-        match loss::keep(&self.served.dir, &self.note, why)? {
+        let kept = loss::keep(&self.served.dir, &self.note, why).and_then(|kept| match kept {
             KeptBy::Mark => Ok(()),
-            KeptBy::Note => anyhow::bail!("that everything must be compared cannot be kept in {}", self.served.dir.display()),
-        }
+            KeptBy::Note(unmarked) => Err(anyhow::anyhow!("that everything must be compared cannot be kept: {unmarked}")),
+        });
+        self.unmarked = kept.as_ref().err().map(|error| format!("{error:#}"));
+        kept
+    }
+
+    /// Whether the receiver's ledger keeps that everything must be compared. † Whatever the reason: until every bit is set its header
+    /// lies below that record.
+    fn is_on_record(&self) -> bool {
+        self.loss == Loss::AtReceiver && self.heats.iter().any(|heat| matches!(heat, Heat::All))
     }
 
     /// Whether it may be called clean, once its tap has stopped. A flush that was never answered may have failed (T14); what is not
@@ -628,7 +638,7 @@ impl Control {
                 if m.served.volume.tracking() != Tracking::Sound {
                     return;
                 }
-                m.loss = Loss::Kept;
+                (m.loss, m.unmarked) = (Loss::Kept, None);
                 m.note.remove();
                 if let Err(error) = Mark::TrackingLost.put(&m.served.dir, false) {
                     warn!(volume = %m.served.config.name, %error, "the mark stays: the next start compares again");
@@ -893,6 +903,7 @@ impl Control {
             heats: Vec::new(),
             compares: Compares::load(&served.dir),
             loss: Loss::Kept,
+            unmarked: None,
             bypass: None,
             sight: Sight::default(),
             growth: None,
@@ -988,14 +999,16 @@ impl Control {
     fn close(&mut self, mut member: Member) {
         let is_to_return = member.leaving.as_ref().is_some_and(|(farewell, _)| farewell.is_to_return());
         // † What came up since it was let go: who opens it again hears of it in no other way.
+        let name = member.served.config.name.clone();
         if is_to_return && let Err(error) = member.keep_what_it_remembers() {
-            error!(volume = %member.served.config.name, "it is not closed before its loss is kept, and its users wait: {error:#}");
+            error!(volume = %name, "it is not closed before its loss is kept, and its users wait: {error:#}");
+            self.around.unkept.set(&name, member.unmarked.clone());
             return self.unkept.push(member);
         }
+        self.around.unkept.set(&name, None);
         let leaving = member.leaving.take();
         let trusted = member.remembers().is_none() && member.is_trusted();
         let Member { served, note, .. } = member;
-        let name = served.config.name.clone();
         // Not here: what is in flight in a device that does not answer would hold up the whole group.
         std::thread::spawn(move || {
             let result = match leaving {
@@ -1090,14 +1103,14 @@ impl Control {
             (member, Some(owed))
         });
         // What those owe nobody knows any more.
-        for (member, owed) in members.chain(unkept.into_iter().map(|member| (member, None))) {
+        for (mut member, owed) in members.chain(unkept.into_iter().map(|member| (member, None))) {
             let name = member.served.config.name.clone();
             // † Before the header says anything: what was seen is not seen again.
             let kept = member.keep_what_it_remembers();
             if let Err(error) = &kept {
                 error!(volume = %name, "{error:#}");
             }
-            let is_kept = kept.is_ok();
+            let is_kept = kept.is_ok() || member.is_on_record();
             let trusted = is_kept && member.is_trusted();
             let (answer, answered) = crossbeam::channel::bounded(1);
             std::thread::spawn(move || answer.send(member.served.close_at_stop(owed.filter(|_| trusted))));

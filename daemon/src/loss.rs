@@ -10,17 +10,20 @@
 //! on only when the mark or the record is there, or when neither came within [`WRITES_WAIT`] and the configuration says so;
 //! the note alone is no reason, since a power cut takes it. What people are told is what is kept, no more.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use farside_region::VolumeId;
+use farside_region::{Name, VolumeId};
 use farside_replication::source::Event;
 use farside_shim::{Tracking, TrackingVerdict, Volume};
 use tracing::{error, info, warn};
 
-use crate::config::OnTrackingLost;
+use crate::config::{ConfigError, OnTrackingLost};
 use crate::group::{Control, Member};
+use crate::locked;
 use crate::state_dir::Mark;
 
 /// Cold writes wait so long for the receiver, where the mark cannot be put.
@@ -36,6 +39,41 @@ pub(crate) enum Loss {
     AtReceiver,
     /// Nowhere that survives a power cut. Cold writes wait until then, or wait no more.
     Owed { writes_wait_until: Option<Instant> },
+}
+
+impl Loss {
+    /// What becomes of cold writes; `None`: they wait.
+    fn verdict(&mut self, connected: bool, now: Instant, on_tracking_lost: OnTrackingLost) -> Option<TrackingVerdict> {
+        let Self::Owed { writes_wait_until } = self else {
+            // † Also of what is lost by now: no header moves above the receiver's record before every bit is set.
+            return Some(TrackingVerdict::Pass);
+        };
+        if connected && writes_wait_until.is_some_and(|until| now < until) {
+            return None;
+        }
+        *writes_wait_until = None;
+        Some(match on_tracking_lost {
+            OnTrackingLost::Fail => TrackingVerdict::Fail,
+            OnTrackingLost::Pass => TrackingVerdict::Pass,
+        })
+    }
+}
+
+/// Volumes that are closed but for what their next opening must know, which can be kept nowhere, and why.
+#[derive(Debug, Default)]
+pub(crate) struct Unkept(Mutex<BTreeMap<Name, String>>);
+
+impl Unkept {
+    pub(crate) fn why(&self, name: &Name) -> Option<String> {
+        locked(&self.0).get(name).cloned()
+    }
+
+    pub(crate) fn set(&self, name: &Name, why: Option<String>) {
+        match why {
+            Some(why) => locked(&self.0).insert(name.clone(), why),
+            None => locked(&self.0).remove(name),
+        };
+    }
 }
 
 /// The note in the runtime directory.
@@ -68,12 +106,12 @@ impl LossNote {
 }
 
 /// What says that everything must be compared.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 #[must_use]
 pub(crate) enum KeptBy {
     Mark,
-    /// Enough for this boot.
-    Note,
+    /// Enough for this boot; and why there is no mark.
+    Note(ConfigError),
 }
 
 /// Has whoever opens a volume next compare everything: by the mark, else by the note.
@@ -84,7 +122,7 @@ pub(crate) fn keep(dir: &Path, note: &LossNote, why: &str) -> anyhow::Result<Kep
     let Err(error) = Mark::TrackingLost.put_because(dir, why) else { return Ok(KeptBy::Mark) };
     warn!(dir = %dir.display(), %error, "that tracking was lost cannot be recorded here");
     note.put().with_context(|| format!("nothing keeps that everything must be compared ({error})"))?;
-    Ok(KeptBy::Note)
+    Ok(KeptBy::Note(error))
 }
 
 impl Control {
@@ -131,26 +169,21 @@ impl Control {
 }
 
 impl Member {
-    fn put_mark(&mut self) -> Result<(), crate::config::ConfigError> {
-        Mark::TrackingLost.put(&self.served.dir, true)?;
+    fn put_mark(&mut self) -> Result<(), ConfigError> {
+        let put = Mark::TrackingLost.put(&self.served.dir, true);
+        self.unmarked = put.as_ref().err().map(ToString::to_string);
+        put?;
         self.note.remove();
         self.loss = Loss::Kept;
         resolve(&self.served.volume, TrackingVerdict::Pass);
         Ok(())
     }
 
-    /// What becomes of cold writes while nothing that survives a power cut keeps the loss.
+    /// What becomes of cold writes while there is no mark.
     fn decide(&mut self, connected: bool) {
-        let Loss::Owed { writes_wait_until } = &mut self.loss else { return };
-        if connected && writes_wait_until.is_some_and(|until| Instant::now() < until) {
-            return;
+        if let Some(verdict) = self.loss.verdict(connected, Instant::now(), self.served.config.on_tracking_lost) {
+            resolve(&self.served.volume, verdict);
         }
-        *writes_wait_until = None;
-        let verdict = match self.served.config.on_tracking_lost {
-            OnTrackingLost::Fail => TrackingVerdict::Fail,
-            OnTrackingLost::Pass => TrackingVerdict::Pass,
-        };
-        resolve(&self.served.volume, verdict);
     }
 }
 
@@ -175,12 +208,33 @@ mod tests {
         let dir = tempfile::tempdir().expect("temp dir");
         let missing = dir.path().join("missing");
         let note = LossNote::of(dir.path(), VolumeId([7; 16]));
-        assert_eq!(keep(dir.path(), &note, "why").expect("kept"), KeptBy::Mark);
+        assert!(matches!(keep(dir.path(), &note, "why").expect("kept"), KeptBy::Mark));
         assert!(Mark::TrackingLost.is_set(dir.path()).expect("known") && !note.is_there().expect("asked"));
-        assert_eq!(keep(&missing, &note, "why").expect("kept"), KeptBy::Note);
+        let KeptBy::Note(unmarked) = keep(&missing, &note, "why").expect("kept") else { panic!("there is no such folder") };
+        assert!(unmarked.to_string().contains("missing/tracking-lost"), "{unmarked}");
         assert!(note.is_there().expect("asked"));
         let nowhere = LossNote::of(&missing, VolumeId([7; 16]));
         assert!(keep(&missing, &nowhere, "why").is_err(), "nobody would know");
+    }
+
+    /// The map failed, was made anew and failed once more before anybody had compared anything, and the receiver was away by then: what it
+    /// had recorded the first time speaks of the second, too, and writes that nobody had decided about waited until it was back.
+    #[test]
+    fn cold_writes_wait_for_a_record_and_not_for_a_second_one() {
+        let now = Instant::now();
+        for policy in [OnTrackingLost::Pass, OnTrackingLost::Fail] {
+            assert_eq!(Loss::AtReceiver.verdict(false, now, policy), Some(TrackingVerdict::Pass));
+            let mut owed = Loss::Owed { writes_wait_until: Some(now + WRITES_WAIT) };
+            assert_eq!(owed.verdict(true, now, policy), None);
+            let verdict = match policy {
+                OnTrackingLost::Pass => TrackingVerdict::Pass,
+                OnTrackingLost::Fail => TrackingVerdict::Fail,
+            };
+            let mut late = owed;
+            assert_eq!(late.verdict(true, now + WRITES_WAIT, policy), Some(verdict));
+            assert_eq!(owed.verdict(false, now, policy), Some(verdict), "nobody is asked");
+            assert_eq!(owed.verdict(true, now, policy), Some(verdict), "they waited once");
+        }
     }
 
     #[test]

@@ -245,6 +245,8 @@ fn volume_reasons(member: &Member, v: &source::VolumeStatus, control: &Control) 
         let todo = "wait: older points stay good, and new ones follow when all is compared";
         say(severity, Code::TrackingLost, format!("everything is compared, since {doubt}"), todo);
     }
+    let dir = member.served.dir.display();
+    let unmarked = member.unmarked.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
     match &v.state {
         // That was said.
         State::TrackingLost if member.loss == Loss::Kept && (member.bypass.is_some() || member.doubt.is_some()) => {}
@@ -278,24 +280,24 @@ fn volume_reasons(member: &Member, v: &source::VolumeStatus, control: &Control) 
             Code::TrackingLost,
             match member.loss {
                 Loss::Kept => "the intent map could not be written; that is recorded, and everything will be compared".to_owned(),
-                Loss::AtReceiver => "the intent map cannot be written, and a note of that only at the receiver, which has it: \
-                                     everything will be compared"
-                    .to_owned(),
-                Loss::Owed { .. } => {
-                    "the intent map cannot be written, and neither can a note of that, here or at the receiver: \
-                                      a power cut or reboot now would go unnoticed"
-                        .to_owned()
-                }
+                Loss::AtReceiver => format!(
+                    "that tracking was lost cannot be recorded here{unmarked}, only at the receiver, which has it: everything will be \
+                     compared"
+                ),
+                Loss::Owed { .. } => format!(
+                    "that tracking was lost can be recorded neither here{unmarked} nor at the receiver: a power cut or reboot now \
+                     would go unnoticed"
+                ),
             },
-            match member.loss {
-                Loss::Kept | Loss::AtReceiver => {
-                    "mend the disk that holds the state directory; the map is made anew by itself and everything compared. \
+            &match member.loss {
+                Loss::Kept | Loss::AtReceiver => format!(
+                    "make room on the disk that holds {dir}, or mend it; the map is made anew by itself and everything compared. \
                      `farside volume resync NAME --accept tracking-lost` tries at once"
-                }
-                Loss::Owed { .. } => {
-                    "mend the disk that holds the state directory, or the connection: both are tried again by themselves. After a \
-                     reboot before that: `farside volume resync NAME`"
-                }
+                ),
+                Loss::Owed { .. } => format!(
+                    "make room on the disk that holds {dir}, or mend it, or the connection: both are tried again by themselves. \
+                     After a reboot before that: `farside volume resync NAME`"
+                ),
             },
         ),
         State::Behind(Behind::GatewayFull) => say(
@@ -347,8 +349,16 @@ fn volume_reasons(member: &Member, v: &source::VolumeStatus, control: &Control) 
         say(Warning, Code::NotHidden, message, todo);
     }
     if let Some(why) = &member.tap_lost {
-        let todo = "it is served again by itself; whatever had its device mounted or open must open it anew (umount, then mount)";
-        say(Error, Code::NotServed, format!("its host is not served: {why}"), todo);
+        let again =
+            "it is served again by itself; whatever had its device mounted or open must open it anew (umount, then mount)";
+        let (not_yet, todo) = match &member.unmarked {
+            None => (String::new(), again.to_owned()),
+            Some(why) => {
+                let todo = format!("make room on the disk that holds {dir}, or mend it: then {again}");
+                (format!("; nor is it served again yet: {why}"), todo)
+            }
+        };
+        say(Error, Code::NotServed, format!("its host is not served: {why}{not_yet}"), &todo);
     }
     if let Some(why) = &member.broken {
         say(Error, Code::Broken, format!("a thread of this volume ended: {why}"), "restart farsided");

@@ -156,6 +156,7 @@ impl Daemon {
             encoders: Encoders::start(config.limits.encoder_threads())?,
             noticed,
             backings: Arc::new(Backings::of(&config)),
+            unkept: Arc::default(),
         };
         around.pacer.set(config.rate.map(Rate::bytes_per_s));
         Ok(Arc::new(Self {

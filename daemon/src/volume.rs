@@ -38,7 +38,7 @@ use crate::flush_note::FlushNote;
 use crate::group::{Inbox, Note};
 use crate::intent_file::IntentFile;
 use crate::intent_thread::IntentThread;
-use crate::loss::{self, LossNote};
+use crate::loss::{self, LossNote, Unkept};
 use crate::node::{self, Place};
 use crate::queue::{Counters, Orders, RingWake, ShimQueue};
 use crate::sender::{Order, SenderThread, SentCounters};
@@ -80,6 +80,7 @@ pub(crate) struct Surroundings {
     pub(crate) noticed: tokio::sync::mpsc::UnboundedSender<Noticed>,
     /// What the next boot knows of the volumes' disks.
     pub(crate) backings: Arc<Backings>,
+    pub(crate) unkept: Arc<Unkept>,
 }
 
 /// What the intent thread is asked for.

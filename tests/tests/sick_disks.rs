@@ -168,10 +168,14 @@ fn a_loss_of_tracking_that_only_the_receiver_could_keep_is_heeded_after_a_reboot
     let status = site.volume_status("data");
     assert_eq!(status["state"]["state"], "tracking_lost", "{status}");
     assert!(status.to_string().contains("at the receiver, which has it"), "{status}");
+    let mark = site.path("host/state/volumes/default/data/tracking-lost");
+    assert!(status.to_string().contains(&format!("cannot mark {}", mark.display())), "it does not say where: {status}");
 
     let mut daemon = site.daemon.take().expect("it runs");
     daemon.signal(libc::SIGTERM);
     wait_for("the stop", || (!daemon.is_running()).then_some(()));
+    let log = std::fs::read_to_string(site.path("daemon.log")).expect("a log");
+    assert!(!log.contains("kept nowhere"), "the receiver has it: {log}");
     state.mend();
     for entry in std::fs::read_dir(site.path("host")).expect("a folder").map(|e| e.expect("an entry")) {
         // A reboot empties the runtime directory.

@@ -169,6 +169,10 @@ async fn a_tap_that_was_lost_is_remembered_before_its_volume_is_closed() {
     tokio::time::timeout(PATIENCE, daemon.serve_again(&data)).await.expect("it is refused");
     assert!(daemon.volumes.served() == 1 && !daemon.volumes.is_leaving(&data), "it stays as it was");
     daemon.ask(&data, Ask::TapLost).await.expect("it is not closed, and nobody has forgotten anything");
+    let said = daemon.status().await.groups.remove(0).volumes.remove(0).reasons;
+    let said = said.iter().find(|reason| reason.code == Code::NotServed.word()).expect("why, and what to do");
+    assert!(said.message.contains(&blocked[0].display().to_string()), "{said:?}");
+    assert!(said.what_to_do.contains("make room on the disk that holds"), "{said:?}");
     blocked.iter().for_each(|path| std::fs::remove_dir(path).expect("empty"));
     // Until it is there nobody opens the volume again and withdraws the mark.
     let (backing, aside) = (running.at.join("data"), running.at.join("aside"));
@@ -212,9 +216,15 @@ async fn what_is_lost_while_a_volume_is_closed_is_kept_or_known_to_a_stop() {
             tokio::task::yield_now().await;
         }
         left.try_recv().expect_err("it is not closed yet");
+        // "Wait" would be no help: it waits for a disk.
+        let said = daemon.status().await.reasons.into_iter().find(|reason| reason.code == Code::NotServed.word());
+        let said = said.expect("why, and what to do");
+        assert!(said.message.contains(&blocked[0].display().to_string()), "{said:?}");
+        assert!(said.what_to_do.contains(&daemon.state.path().display().to_string()), "{said:?}");
         if is_mended {
             blocked.iter().for_each(|path| std::fs::remove_dir(path).expect("empty"));
             left.await.expect("answered").expect("it leaves").expect("in order");
+            assert!(daemon.status().await.reasons.iter().all(|reason| reason.code != said.code), "that is mended");
             assert!(Mark::TrackingLost.reason(&folder).expect("marked").contains("ended by somebody else"));
         } else {
             assert_eq!(daemon.stop_groups().await, Stopped::LossUnkept);

@@ -70,6 +70,8 @@ enum Unserved {
     Starting,
     /// It is being closed first.
     Closing,
+    /// It would be, but what it remembers cannot be kept, for this reason.
+    Unkept(String),
     /// It cannot be, for this reason.
     Failed(String),
 }
@@ -599,12 +601,12 @@ impl Daemon {
         let volumes = configured.into_values().filter(|v| !told.contains(v.name.as_str()));
         let why = |name: &Name| match self.is_stopping() && self.volumes.is_served(name) {
             true => Some(Unserved::Closing),
-            false => self.volumes.why_untold(name),
+            false => self.around.unkept.why(name).map(Unserved::Unkept).or_else(|| self.volumes.why_untold(name)),
         };
         volumes
             .map(|v| VolumeStatus {
                 state: VolumeState::NotServed,
-                reasons: vec![not_served(&v.name, why(&v.name).as_ref())],
+                reasons: vec![not_served(&v.name, why(&v.name).as_ref(), self.state.path())],
                 tap: TapStatus { address: v.address(), ..TapStatus::default() },
                 if_absent: v.if_absent,
                 id: self.id_of(&v).to_string(),
@@ -909,7 +911,7 @@ fn clear(folder: &Path) -> Result<(), ApiError> {
     })
 }
 
-fn not_served(name: &Name, why: Option<&Unserved>) -> Reason {
+fn not_served(name: &Name, why: Option<&Unserved>, state_dir: &Path) -> Reason {
     let meanwhile = "Until then its group's points are made without it";
     match why {
         Some(Unserved::Failed(why)) => {
@@ -924,6 +926,15 @@ fn not_served(name: &Name, why: Option<&Unserved>) -> Reason {
             let what = format!("volume {name} is being closed, to be opened again");
             let todo = "wait; its users do, too, where its tap is a device";
             Reason::new(Severity::Warning, Code::Starting, what, todo)
+        }
+        Some(Unserved::Unkept(why)) => {
+            let what = format!("volume {name} is not closed and opened again, and its users wait: {why}");
+            let todo = format!(
+                "make room on the disk that holds {}, or mend it: the rest follows by itself. If the host is rebooted before that: \
+                 farside volume resync {name}",
+                state_dir.display()
+            );
+            Reason::new(Severity::Error, Code::NotServed, what, todo)
         }
         None => {
             let what = format!("volume {name} is not served, and nobody is opening it");
@@ -994,13 +1005,14 @@ mod tests {
 
     #[test]
     fn what_is_being_tried_is_no_error_and_what_nobody_tries_is_one() {
-        let reason = not_served(&name("data"), Some(&Unserved::Starting));
+        let state = Path::new("/var/lib/farside");
+        let reason = not_served(&name("data"), Some(&Unserved::Starting), state);
         assert_eq!((reason.severity, reason.code.as_str()), (Severity::Warning, "starting"));
-        let reason = not_served(&name("data"), Some(&Unserved::Closing));
+        let reason = not_served(&name("data"), Some(&Unserved::Closing), state);
         assert_eq!((reason.severity, reason.code.as_str()), (Severity::Warning, "starting"));
-        let reason = not_served(&name("data"), None);
+        let reason = not_served(&name("data"), None, state);
         assert_eq!((reason.severity, reason.code.as_str()), (Severity::Error, "not_served"));
-        let reason = not_served(&name("data"), Some(&Unserved::Failed("it is on fire".into())));
+        let reason = not_served(&name("data"), Some(&Unserved::Failed("it is on fire".into())), state);
         assert_eq!((reason.severity, reason.code.as_str()), (Severity::Error, "not_served"));
         assert!(reason.message.contains("it is on fire"));
     }
