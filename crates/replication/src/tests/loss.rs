@@ -7,7 +7,7 @@ use farside_region::mutation::tell;
 use farside_region::{GranuleIndex, Slot, Term, VolumeId};
 use farside_wire::{LossRecorded, LossReport, ReceiverMessage, RequestId, SourceMessage};
 
-use super::directed::{Host, at, current, granules, layer, regions};
+use super::directed::{Host, at, current, granules, layer, refused, regions};
 use super::stories::{V1, streaming};
 use super::world::{GRANULES, Turn, World, geometry, meta, name, target_config, volume};
 use crate::source::{Action, Event, RefusedWhy, Start, State as Standing};
@@ -67,6 +67,25 @@ fn t3_an_attach_heeds_a_loss_above_its_position_before_it_claims() {
             assert_eq!(host.source.owed(volume(1)).granule_count(&geometry()), GRANULES, "everything is compared");
         }
     });
+}
+
+/// A loss explains no layer of what is cold here: from then on nothing was switched before every bit was set. It is a machine that was
+/// put back, or a copy, and a person decides, whatever else is on record; everything is compared then.
+#[test]
+fn l6_a_loss_on_record_is_no_excuse_for_another_history() {
+    let mut host = Host::new();
+    host.add(1, Some(5), Some(5), regions(2, 2), Start::Clean);
+    host.connect();
+    let mut theirs = current(1, 5, true).expect("some");
+    theirs.tracking_lost = Some(Slot(6));
+    host.answer_ledger(1, vec![layer(7, 5, regions(6, 1))], Some(theirs.clone()), Some(7));
+    assert_eq!(refused(&host, 1), Some(RefusedWhy::Forked));
+    host.event(Event::Accept { volume: volume(1) });
+    assert!(host.did(|a| matches!(a, Action::HeatAll { .. }).then_some(())).is_some());
+    host.event(Event::AllHot { volume: volume(1) });
+    host.answer_ledger(1, vec![layer(7, 5, regions(6, 1))], Some(theirs), Some(7));
+    host.answer_claim(1, 8);
+    assert_eq!(host.source.owed(volume(1)).granule_count(&geometry()), GRANULES, "everything is compared");
 }
 
 #[test]
