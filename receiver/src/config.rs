@@ -389,14 +389,17 @@ mod tests {
         let bare = |l: &str| l.strip_prefix("# ").filter(|l| is_key(l) || l.starts_with('[')).unwrap_or(l).to_owned();
         let all: Vec<String> = shipped.lines().map(bare).collect();
         let config = load(&all.join("\n"), &[]).expect("valid without its comments");
-        let Config { name, api_group, advertise, .. } = config.clone();
-        assert!(api_group.is_some() && !advertise.is_empty(), "these have no default, only an example");
-        let default = Config { name, api_group, advertise, ..Config::default() };
+        let Config { name, api_group, advertise, store_credentials, .. } = config.clone();
+        let examples = api_group.is_some() && !advertise.is_empty() && store_credentials.is_some();
+        assert!(examples, "these have no default, only an example");
+        let default = Config { name, api_group, advertise, store_credentials, ..Config::default() };
         assert_eq!(config, default);
         for key in [
             "name",
             "listen",
             "store",
+            "staging",
+            "store_credentials",
             "state_dir",
             "api_socket",
             "api_group",
@@ -474,7 +477,9 @@ mod tests {
             ("[receiver]\nlisten = \"nowhere\"", "receiver.toml, line 2: listen: "),
             ("[receiver]\nname = \"a b\"", "not a valid name"),
             ("[receiver]\nadvertise = [\"gateway\"]", "line 2: advertise: "),
-            ("[receiver]\nstore = \"s3://x\"", "line 2: store: `s3://x` is not an absolute path"),
+            ("[receiver]\nstore = \"points\"", "line 2: store: `points` is not an absolute path"),
+            ("[receiver]\nstore = \"ftp://x\"", "line 2: store: `ftp://x` is not where a store can be"),
+            ("[receiver]\nstore = \"s3://me:hunter2@x\"", "an address holds no credentials"),
             ("[limits]\nconnections = 0", "line 2: connections: at least 1"),
             ("[limits]\nreceive_budget_mib = 5000", "receive_budget_mib"),
             ("[limits]\nvolumes_per_group = 65", "volumes_per_group"),
