@@ -167,6 +167,18 @@ impl Vault {
             }
             self.place.location.init(&credentials)?;
         }
+        // Before anything is written where parts land.
+        if let (Some(known), Location::Bucket(_)) = (&known, &self.place.location) {
+            let found = match self.place.location.reader(&credentials) {
+                Err(farside_objects::OpenError::Store(StoreError::NotAStore { .. })) => {
+                    return Err(StoreError::Replaced { place: self.place.location.to_string() }.into());
+                }
+                other => HEXLOWER.encode(&other?.id()),
+            };
+            if found != *known {
+                return Err(OpenError::Other { path: self.path.clone(), found, known: known.clone() });
+            }
+        }
         let store = match self.place.location.open(&credentials, &self.place.staging) {
             // Known, and there is nothing: its disk is not mounted.
             Err(farside_objects::OpenError::Store(StoreError::NotAStore { path }))

@@ -20,18 +20,20 @@ use futures_util::StreamExt as _;
 use object_store::path::Path as Key;
 use object_store::{BackoffConfig, ClientOptions, GetOptions, GetRange, ObjectStore, ObjectStoreExt as _, PutMode, RetryConfig};
 use tokio::runtime::Runtime;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 /// Requests that are worth having under way at once, where many are wanted.
 const REQUESTS: usize = 32;
 /// MiB of objects that are being created at once: they are in memory.
-const CREATING_MIB: u32 = 256;
+const CREATING_MIB: u32 = 64;
 /// For an answer, also of a service that has to be asked again.
 const PATIENCE: Duration = Duration::from_secs(40);
-/// A link that carries less than this in a second is as good as none.
-const BYTES_PER_SECOND_MIN: u64 = 256 << 10;
+/// A link that carries less than this in a second, for each request, is as good as none.
+const BYTES_PER_SECOND_MIN: u64 = 64 << 10;
 /// How often a create that "exists already" is looked for before it is made again.
 const CREATES_MAX: u32 = 5;
+/// Longer each time.
+const PAUSE: Duration = Duration::from_millis(200);
 
 /// A prefix of a bucket.
 #[derive(Debug)]
@@ -40,7 +42,7 @@ pub struct Bucket {
     /// Empty, or with a slash at its end.
     prefix: String,
     place: String,
-    creating: Arc<Semaphore>,
+    creating: Semaphore,
     runtime: Option<Runtime>,
 }
 
@@ -72,7 +74,7 @@ impl Bucket {
     pub fn new(objects: Arc<dyn ObjectStore>, prefix: &str, place: String) -> std::io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_name("bucket").enable_all().build()?;
         let prefix = if prefix.is_empty() { String::new() } else { format!("{prefix}/") };
-        Ok(Self { objects, prefix, place, creating: Arc::new(Semaphore::new(CREATING_MIB as usize)), runtime: Some(runtime) })
+        Ok(Self { objects, prefix, place, creating: Semaphore::new(CREATING_MIB as usize), runtime: Some(runtime) })
     }
 
     fn key(&self, name: &ObjectName) -> Key {
@@ -112,7 +114,13 @@ impl Bucket {
             }
             object_store::Error::Generic { .. } if is_denial(&why) => StoreError::RemoteDenied { place, why: short(&why) },
             object_store::Error::NotFound { .. } => return Failed::Missing,
-            object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. } => return Failed::Exists,
+            object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. } => {
+                return Failed::Exists(StoreError::Remote { doing, what, why: short(&why) });
+            }
+            // One object that the service has put away, or whose own key is gone. The rest of the store goes on.
+            object_store::Error::PermissionDenied { .. } if is_of_object(&why) => {
+                StoreError::Unreadable { path: what.into(), source: std::io::Error::other(short(&why)) }
+            }
             object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. } => {
                 StoreError::RemoteDenied { place, why: short(&why) }
             }
@@ -120,11 +128,21 @@ impl Bucket {
         })
     }
 
+    /// Waits, whoever drives this.
+    async fn pause(&self, time: Duration) {
+        let runtime = self.runtime.as_ref().expect("it is there until the drop");
+        let _ = runtime.spawn(async move { tokio::time::sleep(time).await }).await;
+    }
+
+    /// Leave to have so many bytes in memory.
+    async fn permit(&self, bytes: u64) -> SemaphorePermit<'_> {
+        let permits = u32::try_from(bytes.div_ceil(1 << 20)).unwrap_or(u32::MAX).clamp(1, CREATING_MIB);
+        self.creating.acquire_many(permits).await.expect("it is never closed")
+    }
+
     async fn put(&self, name: &ObjectName, content: Bytes) -> Result<Created> {
         let bytes = content.len() as u64;
-        let permits = u32::try_from(bytes.div_ceil(1 << 20)).unwrap_or(u32::MAX).clamp(1, CREATING_MIB);
-        let _permit = self.creating.acquire_many(permits).await.expect("it is never closed");
-        for _ in 0..CREATES_MAX {
+        for attempt in 0..CREATES_MAX {
             let (objects, key, content) = (Arc::clone(&self.objects), self.key(name), content.clone());
             let created = self.run("creating", name.as_str(), bytes, async move {
                 objects.put_opts(&key, content.into(), PutMode::Create.into()).await
@@ -132,10 +150,11 @@ impl Bucket {
             match created.await {
                 Ok(_) => return Ok(Created::New),
                 // Of a name that is free, if the other create comes to nothing.
-                Err(Failed::Exists) => {
+                Err(Failed::Exists(_)) => {
                     if self.size(name).await?.is_some() {
                         return Ok(Created::AlreadyExists);
                     }
+                    self.pause(PAUSE * (attempt + 1)).await;
                 }
                 Err(Failed::Missing) => return Err(StoreError::NoBucket { place: self.place.clone() }),
                 Err(Failed::Store(error)) => return Err(error),
@@ -158,8 +177,7 @@ impl Bucket {
         match read.await {
             Ok(found) => Ok(Some(found)),
             Err(Failed::Missing) => Ok(None),
-            Err(Failed::Exists) => unreachable!("nothing was created"),
-            Err(Failed::Store(error)) => Err(error),
+            Err(Failed::Exists(error) | Failed::Store(error)) => Err(error),
         }
     }
 }
@@ -167,19 +185,25 @@ impl Bucket {
 /// Why a request failed.
 enum Failed {
     Missing,
-    Exists,
+    /// What a create means by it; of any other request the service is busy with the object, or does not give it out.
+    Exists(StoreError),
     Store(StoreError),
 }
 
 #[async_trait]
 impl Backend for Bucket {
     async fn create(&self, name: &ObjectName, content: Bytes) -> Result<Created> {
+        let _permit = self.permit(content.len() as u64).await;
         self.put(name, content).await
     }
 
     async fn adopt(&self, name: &ObjectName, file: &Path) -> Result<Created> {
-        let bytes = std::fs::read(file).map_err(|source| StoreError::Io { doing: "reading", path: file.to_owned(), source })?;
-        self.put(name, bytes.into()).await
+        let failed = |source: std::io::Error| match source.kind() {
+            std::io::ErrorKind::NotFound => StoreError::NotFound { name: name.to_string(), path: file.to_owned() },
+            _ => StoreError::Io { doing: "reading", path: file.to_owned(), source },
+        };
+        let _permit = self.permit(std::fs::metadata(file).map_err(failed)?.len()).await;
+        self.put(name, std::fs::read(file).map_err(failed)?.into()).await
     }
 
     async fn get(&self, name: &ObjectName, bytes_max: u64) -> Result<Option<Bytes>> {
@@ -213,10 +237,11 @@ impl Backend for Bucket {
         let head = self.run("looking at", name.as_str(), 0, async move { objects.head(&key).await.map(|meta| meta.size) });
         match head.await {
             Ok(size) => Ok(Some(size)),
-            // Such an answer has no body that would tell a missing bucket from a missing object.
-            Err(Failed::Missing) => self.read(name, None, 0).await.map(|found| found.map(|(_, size)| size)),
-            Err(Failed::Exists) => unreachable!("nothing was created"),
-            Err(Failed::Store(error)) => Err(error),
+            // Such an answer has no body that would tell a missing bucket from a missing object, or why we may not.
+            Err(Failed::Missing | Failed::Store(StoreError::RemoteDenied { .. })) => {
+                self.read(name, None, 0).await.map(|found| found.map(|(_, size)| size))
+            }
+            Err(Failed::Exists(error) | Failed::Store(error)) => Err(error),
         }
     }
 
@@ -227,42 +252,40 @@ impl Backend for Bucket {
             None => Some(Key::from(self.prefix.trim_end_matches('/'))),
         };
         let of = prefix.map_or(String::new(), ToString::to_string);
-        let (objects, after) = (Arc::clone(&self.objects), after.map(|name| self.key(name)));
+        let (objects, after, below) = (Arc::clone(&self.objects), after.map(|name| self.key(name)), self.prefix.clone());
         let listed = self.run("listing", &of, (limit as u64).saturating_mul(1 << 10), async move {
             let mut stream = match &after {
                 Some(after) => objects.list_with_offset(under.as_ref(), after),
                 None => objects.list(under.as_ref()),
             };
-            let mut found = Vec::new();
+            let (mut found, mut strange) = (Vec::new(), false);
             while let Some(object) = stream.next().await.transpose()? {
-                found.push((object.location.to_string(), object.size));
+                let name = object.location.as_ref().strip_prefix(&below).map(ObjectName::new);
+                match name {
+                    Some(Ok(name)) => found.push(Listed { name, bytes: object.size }),
+                    _ => strange = true, // nobody's here
+                }
                 if found.len() > limit {
                     break;
                 }
             }
-            Ok(found)
+            Ok((found, strange))
         });
-        let mut found = match listed.await {
+        let (mut found, strange) = match listed.await {
             Ok(found) => found,
             Err(Failed::Missing) => return Err(StoreError::NoBucket { place: self.place.clone() }),
-            Err(Failed::Exists) => unreachable!("nothing was created"),
-            Err(Failed::Store(error)) => return Err(error),
+            Err(Failed::Exists(error) | Failed::Store(error)) => return Err(error),
         };
         let more = found.len() > limit;
         found.truncate(limit);
-        let named = |(key, bytes): (String, u64)| {
-            let name = ObjectName::new(key.strip_prefix(&self.prefix)?).ok()?; // what is not ours is nobody's here
-            Some(Listed { name, bytes })
-        };
-        Ok(Page { objects: found.into_iter().filter_map(named).collect(), more })
+        Ok(Page { objects: found, more, strange })
     }
 
     async fn delete(&self, name: &ObjectName) -> Result<()> {
         let (objects, key) = (Arc::clone(&self.objects), self.key(name));
         match self.run("deleting", name.as_str(), 0, async move { objects.delete(&key).await }).await {
             Ok(()) | Err(Failed::Missing) => Ok(()),
-            Err(Failed::Exists) => unreachable!("nothing was created"),
-            Err(Failed::Store(error)) => Err(error),
+            Err(Failed::Exists(error) | Failed::Store(error)) => Err(error),
         }
     }
 
@@ -277,8 +300,7 @@ impl Backend for Bucket {
         match listed.await {
             Ok(found) => Ok(found.common_prefixes.iter().filter_map(|p| Some(p.filename()?.to_owned())).collect()),
             Err(Failed::Missing) => Err(StoreError::NoBucket { place: self.place.clone() }),
-            Err(Failed::Exists) => unreachable!("nothing was created"),
-            Err(Failed::Store(error)) => Err(error),
+            Err(Failed::Exists(error) | Failed::Store(error)) => Err(error),
         }
     }
 
@@ -287,13 +309,17 @@ impl Backend for Bucket {
         let put = self.run("writing", name.as_str(), bytes, async move { objects.put(&key, content.into()).await });
         match put.await {
             Ok(_) => Ok(()),
-            Err(Failed::Store(error)) => Err(error),
-            Err(Failed::Missing | Failed::Exists) => Err(StoreError::NoBucket { place: self.place.clone() }),
+            Err(Failed::Exists(error) | Failed::Store(error)) => Err(error),
+            Err(Failed::Missing) => Err(StoreError::NoBucket { place: self.place.clone() }),
         }
     }
 
     fn place(&self) -> String {
         self.place.clone()
+    }
+
+    fn is_late(&self) -> bool {
+        true
     }
 
     fn requests_at_once(&self) -> Option<usize> {
@@ -318,6 +344,11 @@ fn is_denial(words: &str) -> bool {
     ]
     .iter()
     .any(|sign| words.contains(sign))
+}
+
+/// Whether we may not because of this one object: it lies in an archive, or a key of its own is gone.
+fn is_of_object(words: &str) -> bool {
+    ["InvalidObjectState", "BlobArchived", "KMS.", "kms:"].iter().any(|sign| words.contains(sign))
 }
 
 /// An error with all its causes.

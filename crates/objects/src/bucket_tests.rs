@@ -37,4 +37,17 @@ fn a_store_in_a_bucket_is_made_once_and_opened_with_a_staging_directory_of_its_o
     // What lies there already is nobody's to write beside.
     block_on(over(&objects, "photos").create(&ObjectName::new("2019/x").expect("name"), Bytes::from_static(b"x"))).expect("put");
     assert!(matches!(Store::init_bucket(&over(&objects, "photos")), Err(StoreError::NotAStore { .. })));
+    // Also under the names of a probe, and where no object of ours could have such a name.
+    let theirs = over(&objects, "theirs");
+    for at in ["probe/1", "farside-probe/mine/1"] {
+        block_on(theirs.create(&ObjectName::new(at).expect("name"), Bytes::from_static(b"x"))).expect("put");
+    }
+    assert!(matches!(Store::init_bucket(&theirs), Err(StoreError::NotAStore { .. })));
+    assert_eq!(block_on(theirs.list(None, None, 10)).expect("list").objects.len(), 2, "nothing of it was touched");
+    block_on(objects.put(&Key::from("odd/holiday in 2019.jpg"), Bytes::from_static(b"x").into())).expect("put");
+    assert!(matches!(Store::init_bucket(&over(&objects, "odd")), Err(StoreError::NotAStore { .. })));
+    // What an interrupted probe left is in nobody's way.
+    let left = format!("farside-probe/{}/3", "ab".repeat(16));
+    block_on(over(&objects, "left").create(&ObjectName::new(left).expect("name"), Bytes::from_static(b"x"))).expect("put");
+    Store::init_bucket(&over(&objects, "left")).expect("made");
 }

@@ -19,6 +19,10 @@ use crate::bucket::{self, Bucket};
 
 /// Names the file with credentials for a store in a bucket, where no option does.
 pub const CREDENTIALS_VARIABLE: &str = "FARSIDE_STORE_CREDENTIALS";
+/// How the names in a file of credentials begin.
+const SERVICES: [&str; 3] = ["AWS_", "AZURE_", "GOOGLE_"];
+/// What one of them must say: it lets somebody in, and names no other place.
+const SECRETS: [&str; 9] = ["KEY", "SECRET", "TOKEN", "ACCOUNT", "SAS", "CLIENT", "TENANT", "AUTHORITY", "CREDENTIALS"];
 /// A file of credentials is not larger.
 const CREDENTIALS_BYTES_MAX: u64 = 64 << 10;
 /// What may stand in an address after `?`: nothing of it is secret.
@@ -102,8 +106,8 @@ impl Credentials {
         if !meta.is_file() || meta.len() > CREDENTIALS_BYTES_MAX {
             return Err(refused("it is not a small file".to_owned()));
         }
-        if meta.permissions().mode() & 0o007 != 0 {
-            return Err(refused(format!("everybody on this machine may open it; say: chmod 600 {}", path.display())));
+        if meta.permissions().mode() & 0o027 != 0 {
+            return Err(refused(format!("others on this machine may read or change it; say: chmod 600 {}", path.display())));
         }
         let text = std::fs::read_to_string(path).map_err(|e| refused(e.to_string()))?;
         let mut pairs = Vec::new();
@@ -115,6 +119,19 @@ impl Credentials {
             // The line itself may be a secret.
             let (name, value) =
                 line.split_once('=').ok_or_else(|| refused(format!("line {number} is not of the form NAME=VALUE")))?;
+            // What looks otherwise may be a secret that was torn apart.
+            let is_known = |name: &str| {
+                let plain = name.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_');
+                plain
+                    && SERVICES.iter().any(|service| name.starts_with(service))
+                    && SECRETS.iter().any(|word| name.contains(word))
+            };
+            if !is_known(name.trim()) {
+                return Err(refused(format!(
+                    "line {number} does not begin with a name of credentials, like AWS_ACCESS_KEY_ID, \
+                     AZURE_STORAGE_ACCOUNT_KEY or GOOGLE_SERVICE_ACCOUNT_KEY; endpoint and region belong into the address"
+                )));
+            }
             let value = value.trim();
             let unquoted = value.strip_prefix('"').and_then(|v| v.strip_suffix('"')).unwrap_or(value);
             pairs.push((name.trim().to_ascii_lowercase(), unquoted.to_owned()));
@@ -167,6 +184,9 @@ impl FromStr for Location {
             return Err(refused("an address holds no credentials: they come from the environment or a file"));
         }
         let bucket = url.host_str().filter(|host| !host.is_empty()).ok_or_else(|| refused("it names no bucket"))?;
+        if !bucket.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-')) {
+            return Err(refused("a bucket's name holds letters, digits, `.`, `_` and `-`"));
+        }
         if url.port().is_some() || url.fragment().is_some() {
             return Err(refused("after the bucket comes a prefix; a server is named by ?endpoint=https://HOST:PORT"));
         }
@@ -188,8 +208,12 @@ impl FromStr for Location {
                 let known = OPTIONS.join(", ");
                 return Err(refused(&format!("it may say {known} after `?`, and never credentials")));
             }
-            if name == "endpoint" && Url::parse(&value).is_ok_and(|url| !url.username().is_empty() || url.password().is_some()) {
-                return Err(refused("an address holds no credentials: they come from the environment or a file"));
+            let is_server = |url: &Url| {
+                let bare = url.username().is_empty() && url.password().is_none() && url.query().is_none();
+                matches!(url.scheme(), "http" | "https") && url.has_host() && bare && url.fragment().is_none()
+            };
+            if name == "endpoint" && !Url::parse(&value).is_ok_and(|url| is_server(&url)) {
+                return Err(refused("its endpoint is not like https://HOST:PORT; an address holds no credentials"));
             }
             options.push((name, value.into_owned()));
         }
@@ -246,29 +270,36 @@ impl Address {
             Some((_, value)) => client.with_allow_http(value == "true"),
             None => client,
         };
+        // Keys of a file are not mixed with those of the environment.
+        let alone = !credentials.0.is_empty();
         let pairs = || credentials.0.iter().chain(self.options.iter().filter(|(name, _)| name != "allow_http"));
         Ok(match self.service {
             Service::S3 => {
-                let mut builder = AmazonS3Builder::from_env().with_bucket_name(&self.bucket);
+                let mut builder = if alone { AmazonS3Builder::new() } else { AmazonS3Builder::from_env() };
                 for (name, value) in pairs() {
-                    builder = builder.with_config(name.parse::<AmazonS3ConfigKey>()?, value);
+                    // The variable for S3 alone would come before the address otherwise.
+                    let key = if name == "endpoint" { "aws_endpoint_url_s3" } else { name };
+                    builder = builder.with_config(key.parse::<AmazonS3ConfigKey>()?, value);
                 }
+                let builder = builder.with_bucket_name(&self.bucket);
                 let builder = builder.with_conditional_put(S3ConditionalPut::ETagMatch).with_unsigned_payload(false);
                 Arc::new(builder.with_client_options(client).with_retry(bucket::retries()).build()?)
             }
             Service::Azure => {
-                let mut builder = MicrosoftAzureBuilder::from_env().with_container_name(&self.bucket);
+                let mut builder = if alone { MicrosoftAzureBuilder::new() } else { MicrosoftAzureBuilder::from_env() };
                 for (name, value) in pairs() {
                     builder = builder.with_config(name.parse::<AzureConfigKey>()?, value);
                 }
+                let builder = builder.with_container_name(&self.bucket);
                 Arc::new(builder.with_client_options(client).with_retry(bucket::retries()).build()?)
             }
             Service::Google => {
-                let mut builder = GoogleCloudStorageBuilder::from_env().with_bucket_name(&self.bucket);
+                let mut builder = if alone { GoogleCloudStorageBuilder::new() } else { GoogleCloudStorageBuilder::from_env() };
                 for (name, value) in pairs() {
                     let name = if name == "endpoint" { "google_base_url" } else { name };
                     builder = builder.with_config(name.parse::<GoogleConfigKey>()?, value);
                 }
+                let builder = builder.with_bucket_name(&self.bucket);
                 Arc::new(builder.with_client_options(client).with_retry(bucket::retries()).build()?)
             }
         })
@@ -362,6 +393,8 @@ mod tests {
             ("s3://me:hunter2@points/a", "no credentials"),
             ("s3://points/a?secret_access_key=hunter2", "never credentials"),
             ("s3://points/a?endpoint=http://me:hunter2@host", "no credentials"),
+            ("s3://points/a?endpoint=me:hunter2@host:9000", "no credentials"),
+            ("s3://a%2Fb/c", "bucket's name"),
         ] {
             let words = parsed(bad).expect_err(bad);
             assert!(words.contains(why), "{bad}: {words}");
@@ -382,6 +415,9 @@ mod tests {
         assert!(!format!("{read:?}").contains("hunter2"), "{read:?}");
         std::fs::write(&path, "hunter2\n").expect("write");
         let words = Credentials::read(&path).expect_err("no name").to_string();
+        assert!(words.contains("line 1") && !words.contains("hunter2"), "{words}");
+        std::fs::write(&path, "hunter2hunter2==\n").expect("write");
+        let words = Credentials::read(&path).expect_err("a secret alone").to_string();
         assert!(words.contains("line 1") && !words.contains("hunter2"), "{words}");
     }
 }

@@ -92,6 +92,8 @@ pub struct Page {
     pub objects: Vec<Listed>,
     /// Whether there are more.
     pub more: bool,
+    /// Whether there are some among them whose names no object has here. A directory does not say.
+    pub strange: bool,
 }
 
 /// A medium for objects.
@@ -144,6 +146,11 @@ pub trait Backend: Send + Sync + fmt::Debug {
 
     /// Where this is, for people.
     fn place(&self) -> String;
+
+    /// Whether a request may come to pass after everybody gave it up: then no name is deleted that may be used again.
+    fn is_late(&self) -> bool {
+        false
+    }
 
     /// How many requests are worth having under way at once; `None`: as many as there are processors.
     fn requests_at_once(&self) -> Option<usize> {

@@ -263,7 +263,7 @@ fn create_state(backend: &dyn Backend, names: &GroupNames, number: u64, content:
     let name = names.checkpoint_state(number);
     match create(backend, &name, content.clone()) {
         Err(StoreError::Damaged { .. } | StoreError::Unreadable { .. })
-            if block_on(backend.size(&names.checkpoint(number)))?.is_none() =>
+            if !backend.is_late() && block_on(backend.size(&names.checkpoint(number)))?.is_none() =>
         {
             tracing::warn!(group = %names, file = %name, "what is left of a checkpoint that was never completed is replaced");
             block_on(backend.delete(&name))?;

@@ -135,6 +135,14 @@ pub enum StoreError {
         /// What the probe saw.
         how: String,
     },
+    /// A bucket that holds the store no more.
+    #[error(
+        "{place} does not hold the store any more that this receiver has: its objects were removed, or are another store's; put them back, or give the receiver a new `state_dir` and `staging` to begin anew"
+    )]
+    Replaced {
+        /// The store.
+        place: String,
+    },
     /// The directory for what is on its way to a bucket is another store's.
     #[error(
         "{path} holds what is on its way to another store ({found}, not {expected}): give this receiver a `staging` of its own"
@@ -431,7 +439,7 @@ impl StoreError {
             Self::Full { .. } | Self::ReadOnly { .. } | Self::Denied { .. } => Remedy::Retry,
             Self::Remote { .. } | Self::NoBucket { .. } => Remedy::Retry,
             // With credentials that may be other ones now.
-            Self::RemoteDenied { .. } => Remedy::Reopen,
+            Self::RemoteDenied { .. } | Self::Replaced { .. } => Remedy::Reopen,
             Self::Io { source, .. } if is_shortage(source) => Remedy::Retry,
             Self::Vanished { .. } | Self::Latched { .. } | Self::Io { .. } => Remedy::Reopen,
             Self::BehindCheckpoint { .. } | Self::Uncertain { .. } => Remedy::Reopen,

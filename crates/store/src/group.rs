@@ -9,7 +9,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use farside_layer::{Footer, layer_digest};
 use farside_ledger::{Body, LayerEntry, Layers, Policy, Record, State, Verdict, VolumeMeta, volume_id};
@@ -38,6 +38,10 @@ use crate::store::{Shared, random};
 const UNREADABLE_REGIONS_JUDGED: u64 = 4096;
 /// Files deleted under one hold of the readers' lock.
 const DELETE_BATCH: usize = 1000;
+/// Objects of a bucket deleted at once, since records wait for it.
+const DELETE_REQUESTS: usize = 64;
+/// And not again before this.
+const SWEPT_AGAIN: Duration = Duration::from_secs(5);
 
 #[path = "repair.rs"]
 mod repair;
@@ -98,6 +102,8 @@ pub struct GroupStore {
     /// Files to delete once nobody reads: with their volumes, and the ledger's time when that was found.
     dead: BTreeMap<PartName, (Name, u64)>,
     deferred_since: Option<Instant>,
+    /// When objects of a bucket were deleted last.
+    swept_at: Option<Instant>,
     /// Segments that no accepted record names, of which one may still: linked by an append that has not succeeded (yet).
     awaited: BTreeMap<PartName, Name>,
 }
@@ -114,7 +120,8 @@ impl GroupStore {
         let landing = Landing::new(Arc::clone(&shared.staging), shared.is_dir, &segments.names);
         let (dead, awaited) = (BTreeMap::new(), BTreeMap::new());
         let (image, torn) = (replayed.image, replayed.torn);
-        let mut group = Self { shared, segments, landing, image, torn, uncertain: None, dead, deferred_since: None, awaited };
+        let (uncertain, deferred_since, swept_at) = (None, None, None);
+        let mut group = Self { shared, segments, landing, image, torn, uncertain, dead, deferred_since, swept_at, awaited };
         let mut there = Vec::new();
         if group.torn.is_none() {
             there = group.list_segments()?;
@@ -313,26 +320,17 @@ impl GroupStore {
             swept.deferred = self.dead.len();
             return Ok(swept);
         }
+        if !self.shared.is_dir {
+            return self.sweep_bucket();
+        }
         while !self.dead.is_empty() {
-            let mut guard = None;
-            let mut before_ms = u64::MAX;
-            if self.shared.is_dir {
-                guard = DeletionGuard::try_take(self.shared.staging.root())?;
-                if guard.is_none() {
-                    swept.deferred = self.dead.len();
-                    self.deferred_since.get_or_insert_with(Instant::now);
-                    return Ok(swept);
-                }
-            } else {
-                before_ms = self.state().time_ms().saturating_sub(DELETED_AFTER_MS);
-            }
-            self.deferred_since = None;
-            let may_go = self.dead.iter().filter(|(_, (_, found_ms))| guard.is_some() || *found_ms < before_ms);
-            let batch: Vec<(PartName, Name)> = may_go.take(DELETE_BATCH).map(|(p, (v, _))| (*p, v.clone())).collect();
-            if batch.is_empty() {
+            let Some(_guard) = DeletionGuard::try_take(self.shared.staging.root())? else {
                 swept.deferred = self.dead.len();
-                break;
-            }
+                self.deferred_since.get_or_insert_with(Instant::now);
+                return Ok(swept);
+            };
+            self.deferred_since = None;
+            let batch: Vec<(PartName, Name)> = self.dead.iter().take(DELETE_BATCH).map(|(p, (v, _))| (*p, v.clone())).collect();
             for (part, volume) in batch {
                 block_on(self.segments.backend.delete(&self.segments.name(&volume, &part)))?;
                 self.segments.forget(&part);
@@ -343,6 +341,28 @@ impl GroupStore {
         if swept.deleted > 0 {
             self.shared.keep_ballast();
         }
+        Ok(swept)
+    }
+
+    /// Where nobody knows who reads: a few at a time, of those that have waited long enough.
+    fn sweep_bucket(&mut self) -> Result<Swept> {
+        let mut swept = Swept::default();
+        if self.swept_at.is_none_or(|at| at.elapsed() >= SWEPT_AGAIN) {
+            let before_ms = self.state().time_ms().saturating_sub(DELETED_AFTER_MS);
+            let may_go = self.dead.iter().filter(|(_, (_, found_ms))| *found_ms < before_ms);
+            let batch: Vec<(PartName, Name)> = may_go.take(DELETE_REQUESTS).map(|(p, (v, _))| (*p, v.clone())).collect();
+            // After an error, too: not again at once.
+            self.swept_at = Some(Instant::now());
+            let backend = &*self.segments.backend;
+            let deleted = parallel(backend, &batch, |(part, volume)| block_on(backend.delete(&self.segments.name(volume, part))));
+            for ((part, _), deleted) in batch.iter().zip(deleted) {
+                deleted?;
+                self.segments.forget(part);
+                self.dead.remove(part);
+                swept.deleted += 1;
+            }
+        }
+        swept.deferred = self.dead.len();
         Ok(swept)
     }
 
@@ -593,6 +613,15 @@ impl GroupStore {
     }
 
     fn put_unchecked(&mut self, attempt: &Attempt) -> Result<()> {
+        self.shared.same_place()?;
+        let put = self.put_there(attempt);
+        if put.is_err() {
+            self.shared.doubt_place();
+        }
+        put
+    }
+
+    fn put_there(&mut self, attempt: &Attempt) -> Result<()> {
         let name = self.names().record(attempt.record.slot);
         let backend = Arc::clone(&self.segments.backend);
         let create = || block_on(backend.create(&name, attempt.encoded.bytes.clone().into()));
@@ -669,6 +698,7 @@ impl GroupStore {
             }
         }
         if !self.dead.is_empty()
+            && self.shared.is_dir
             && let Err(error) = self.sweep()
         {
             tracing::warn!(group = %self.names(), %error, "dead segments could not be deleted yet");

@@ -59,6 +59,8 @@ pub struct Landing {
     /// A segment is a second name of the file here, not a copy elsewhere.
     linked: bool,
     landed: Mutex<BTreeMap<LayerKey, Layer>>,
+    /// Parts of which it is not known whether they are segments elsewhere.
+    tried: Mutex<BTreeSet<PartName>>,
 }
 
 #[derive(Debug, Default)]
@@ -132,7 +134,7 @@ impl Landing {
     /// `linked`: the directory is that of the store itself.
     pub(crate) fn new(store: Arc<DirBackend>, linked: bool, names: &GroupNames) -> Arc<Self> {
         let dir = store.root().join("landing").join(names.source.as_str()).join(names.group.as_str());
-        Arc::new(Self { dir, store, linked, landed: Mutex::default() })
+        Arc::new(Self { dir, store, linked, landed: Mutex::default(), tried: Mutex::default() })
     }
 
     /// Begins to land a part: `write` its bytes, then `finish`. `volume`: what the ledger says about it.
@@ -318,8 +320,19 @@ impl Landing {
             };
         }
         let file = self.path(volume, name);
-        if block_on(segments.backend.adopt(&object, &file))? == Created::New {
-            return Ok(());
+        // It is not sent twice only to hear that it is there.
+        let again = !self.linked && !self.tried().insert(*name);
+        let is_there = again && block_on(segments.backend.size(&object))?.is_some();
+        if !is_there {
+            match block_on(segments.backend.adopt(&object, &file)) {
+                Ok(Created::New) => {
+                    self.tried().remove(name);
+                    return Ok(());
+                }
+                Ok(Created::AlreadyExists) => {}
+                Err(StoreError::NotFound { .. }) => return Err(missing()),
+                Err(error) => return Err(error),
+            }
         }
         if !self.linked {
             // Perhaps by an attempt whose answer was lost. Its bytes tell, not its name: a layer that was sent again has the names
@@ -334,11 +347,13 @@ impl Landing {
                 head_granules: 0,
             };
             segments.forget(name);
-            return match segments.footer(volume, &whole) {
+            let verdict = match segments.footer(volume, &whole) {
                 Ok(_) => Ok(()),
-                Err(FooterFault::Store(error)) => Err(error),
+                Err(FooterFault::Store(error)) => return Err(error),
                 Err(FooterFault::Damaged(_)) => Err(missing()),
             };
+            self.tried().remove(name);
+            return verdict;
         }
         let (one, two) = (fs::metadata(&file), fs::metadata(self.store.path(&object)?));
         let (one, two) = (one.map_err(|_| missing())?, two.map_err(|_| missing())?);
@@ -397,7 +412,12 @@ impl Landing {
             if published && !image.is_debris(&name) && (self.linked || !self.is_copied(segments, &volume, &name, &path)?) {
                 // Its second name went missing, with an older copy of the segments, say. What is in it is checked when it is
                 // read, like any segment.
-                block_on(segments.backend.adopt(&segments.name(&volume, &name), &path))?;
+                let adopted = block_on(segments.backend.adopt(&segments.name(&volume, &name), &path))?;
+                if adopted == Created::AlreadyExists && !self.linked {
+                    let why = "the segment in the bucket has another size than the part that landed, which stays";
+                    tracing::error!(part = %path.display(), why);
+                    continue;
+                }
             }
             let Some(known) = image.state().volume(id).filter(|_| image.is_awaited(&name.layer)) else {
                 if sweep && (published || image.is_debris(&name)) {
@@ -463,6 +483,10 @@ impl Landing {
             true => Ok(()),
             false => Err(StoreError::Full { path: self.dir.clone(), needed }),
         }
+    }
+
+    fn tried(&self) -> MutexGuard<'_, BTreeSet<PartName>> {
+        self.tried.lock().expect("nothing panics while it holds this lock")
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<LayerKey, Layer>> {

@@ -21,14 +21,19 @@ pub(crate) fn staging_description() -> ObjectName {
     checked("farside-staging.json".to_owned())
 }
 
-/// The folder of what a probe of a bucket left.
-pub(crate) fn probes() -> ObjectName {
-    checked("probe".to_owned())
+/// One object of a probe. `of`: 32 hex digits.
+pub(crate) fn probe(of: &str, round: u32) -> ObjectName {
+    checked(format!("farside-probe/{of}/{round}"))
 }
 
-/// One object of a probe.
-pub(crate) fn probe(of: &str, round: u32) -> ObjectName {
-    checked(format!("probe/{of}/{round}"))
+/// Whether that is what an object is.
+pub(crate) fn is_probe(name: &ObjectName) -> bool {
+    let of_probe = |rest: &str| {
+        let (of, round) = rest.split_once('/')?;
+        let is_hex = of.len() == 32 && of.bytes().all(|b| b.is_ascii_hexdigit() && !b.is_ascii_uppercase());
+        number(round).filter(|_| is_hex)
+    };
+    name.as_str().strip_prefix("farside-probe/").and_then(of_probe).is_some()
 }
 
 /// The folder of all groups.

@@ -11,7 +11,7 @@ use std::thread;
 use bytes::Bytes;
 use data_encoding::HEXLOWER;
 
-use crate::backend::{Backend, Created, block_on, list_all};
+use crate::backend::{Backend, Created, block_on};
 use crate::error::{Result, StoreError};
 use crate::names;
 use crate::store::random;
@@ -23,21 +23,14 @@ const WRITERS: usize = 6;
 /// Bytes of each: enough that a write takes a while.
 const BYTES: usize = 64 << 10;
 
-/// Removes what a probe that was interrupted left.
-pub(crate) fn clear(backend: &dyn Backend) -> Result<()> {
-    let mut left = Vec::new();
-    list_all(backend, Some(&names::probes()), |listed| left.push(listed.name))?;
-    left.iter().try_for_each(|name| block_on(backend.delete(name)))
-}
-
-/// Races for objects, and tidies up.
+/// Races for objects, and removes them; those of a probe that was interrupted stay, and harm nobody.
 ///
 /// # Errors
 /// [`StoreError::NotCreateOnly`]; what the service says.
 pub(crate) fn create_only(backend: &Arc<dyn Backend>) -> Result<()> {
     let of = HEXLOWER.encode(&random()?);
     let tried = (0..ROUNDS).try_for_each(|round| race(&**backend, &of, round));
-    let cleared = clear(&**backend);
+    let cleared = (0..ROUNDS).try_for_each(|round| block_on(backend.delete(&names::probe(&of, round))));
     tried.and(cleared)
 }
 

@@ -8,8 +8,8 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use data_encoding::{HEXLOWER, HEXLOWER_PERMISSIVE};
 use farside_ledger::{Stamp, group_id};
@@ -29,6 +29,8 @@ pub const STORE_VERSION: u32 = 1;
 /// Kept allocated, so that a prune record can be written when the file system has nothing left.
 const BALLAST_BYTES: i64 = 1 << 20;
 const DESCRIPTION_BYTES_MAX: u64 = 64 << 10;
+/// How long a bucket is held to be the one it was without a look.
+const LOOKED_AT_AGAIN: Duration = Duration::from_secs(30);
 
 /// `farside-store.json`.
 #[derive(Debug, Serialize, Deserialize)]
@@ -69,6 +71,8 @@ pub(crate) struct Shared {
     id: [u8; 16],
     writer: [u8; 16],
     started: Instant,
+    /// When a bucket was last seen to be that of this store.
+    seen: Mutex<Option<Instant>>,
     _lock: WriterLock,
 }
 
@@ -127,8 +131,12 @@ impl Store {
     pub fn init_bucket(backend: &Arc<dyn Backend>) -> Result<[u8; 16]> {
         let name = names::store_description();
         if block_on(backend.get(&name, DESCRIPTION_BYTES_MAX))?.is_none() {
-            probe::clear(&**backend)?;
-            if !block_on(backend.list(None, None, 1))?.objects.is_empty() {
+            // What lies there is somebody's, whatever it is called; but for what another probe left.
+            let there = block_on(backend.list(None, None, 1000))?;
+            if there.objects.iter().any(|listed| listed.name == name) {
+                return read_store_description(&**backend); // another gateway's, just now
+            }
+            if there.strange || there.more || !there.objects.iter().all(|listed| names::is_probe(&listed.name)) {
                 return Err(StoreError::NotAStore { path: backend.place().into() });
             }
             probe::create_only(backend)?;
@@ -153,7 +161,13 @@ impl Store {
         let mine = HEXLOWER.encode(&id);
         let name = names::staging_description();
         let path = dir.root().join(name.as_str());
+        if block_on(dir.get(&names::store_description(), DESCRIPTION_BYTES_MAX))?.is_some() {
+            let found = "a store itself".to_owned();
+            return Err(StoreError::ForeignStaging { path: dir.root().to_owned(), found, expected: mine });
+        }
         if block_on(dir.get(&name, DESCRIPTION_BYTES_MAX))?.is_none() {
+            // It may have been made elsewhere, and copied to a service that nobody tried.
+            probe::create_only(&backend)?;
             write_json(
                 &*dir,
                 &name,
@@ -169,7 +183,8 @@ impl Store {
     }
 
     fn over(backend: Arc<dyn Backend>, staging: Arc<DirBackend>, is_dir: bool, id: [u8; 16], lock: WriterLock) -> Result<Self> {
-        let shared = Shared { backend, staging, is_dir, id, writer: random()?, started: Instant::now(), _lock: lock };
+        let (started, seen) = (Instant::now(), Mutex::new(Some(Instant::now())));
+        let shared = Shared { backend, staging, is_dir, id, writer: random()?, started, seen, _lock: lock };
         shared.keep_ballast();
         Ok(Self { shared: Arc::new(shared) })
     }
@@ -242,6 +257,34 @@ impl Shared {
     /// How readers in this process hold off deletions.
     pub(crate) fn readers(&self) -> Readers {
         if self.is_dir { Readers::Locked(self.staging.root().to_owned()) } else { Readers::Unknown }
+    }
+
+    /// Whether the store is still the one that was opened: a directory looks itself, a bucket is looked at now and then and after
+    /// every error. One that was made anew under us takes what is put into it like any other.
+    ///
+    /// # Errors
+    /// [`StoreError::Replaced`]; what the service says.
+    pub(crate) fn same_place(&self) -> Result<()> {
+        if self.is_dir {
+            return Ok(());
+        }
+        let seen = *self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if seen.is_some_and(|seen| seen.elapsed() < LOOKED_AT_AGAIN) {
+            return Ok(());
+        }
+        match read_store_description(&*self.backend) {
+            Ok(id) if id == self.id => {
+                *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+                Ok(())
+            }
+            Ok(_) | Err(StoreError::NotAStore { .. }) => Err(StoreError::Replaced { place: self.backend.place() }),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Something went wrong there: it is looked at before the next record.
+    pub(crate) fn doubt_place(&self) {
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// The clocks of this process, for a record.
