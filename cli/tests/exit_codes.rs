@@ -78,12 +78,16 @@ fn nonsense_is_two() {
 }
 
 #[test]
-fn a_store_that_is_not_there_is_five_and_one_that_comes_later_is_four() {
+fn a_store_that_is_not_there_is_five_and_a_bucket_without_keys_is_refused() {
     let missing = farside(&["point", "list", "data", "--store", "/nonexistent/store"]);
     assert_eq!(code(&missing), 5, "{}", String::from_utf8_lossy(&missing.stderr));
-    let later = farside(&["store", "check", "s3://bucket/prefix"]);
-    assert_eq!(code(&later), 4);
-    assert!(String::from_utf8_lossy(&later.stderr).contains("later version"));
+    let nonsense = farside(&["store", "check", "ftp://bucket/prefix"]);
+    assert_eq!(code(&nonsense), 2, "{}", String::from_utf8_lossy(&nonsense.stderr));
+    let mut keyless = std::process::Command::new(env!("CARGO_BIN_EXE_farside"));
+    let keyless = keyless.env_clear().env("FARSIDE_STORE_CREDENTIALS", "/nonexistent/credentials");
+    let keyless = keyless.args(["store", "check", "s3://bucket/prefix"]).output().expect("runs");
+    let words = String::from_utf8_lossy(&keyless.stderr);
+    assert!(code(&keyless) == 4 && words.contains("/nonexistent/credentials"), "{}: {words}", code(&keyless));
 }
 
 #[test]

@@ -22,6 +22,8 @@ use crate::token::{Prover, proof};
 use crate::{CloseCode, Closed, Connection, Dial, DialError, Fingerprint, Identity, PairingToken};
 
 const PIN_FORMAT: u32 = 1;
+/// How long a receiver that ended the control stream has to say why.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// The receiver a source is paired with: where it is and what its certificate is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -260,7 +262,12 @@ async fn reach_one(
     let answer = match frames.next(OPENING_BYTES_MAX).await {
         Ok(frame) => Answer::decode(&frame),
         Err(FrameError::Lost(error)) => return Err(explain(address, &error)),
-        Err(_) => None,
+        // The control stream of a refused connection may end a packet before the connection does, which says why.
+        Err(FrameError::Ended | FrameError::Torn) => match timeout(LAST_WORDS, core.quinn().closed()).await {
+            Ok(error) => return Err(explain(address, &error)),
+            Err(_) => None,
+        },
+        Err(FrameError::TooLong(_)) => None,
     };
     let garbled = || DialError::Incompatible { address: address.to_string(), reason: "its answer makes no sense".to_owned() };
     let answer = answer.ok_or_else(|| {

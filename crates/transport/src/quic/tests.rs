@@ -126,6 +126,28 @@ async fn an_unknown_source_is_refused_by_name_on_both_sides() {
     }
 }
 
+/// A receiver that is busy sends the end of the control stream in one packet and the reason in a later one.
+#[tokio::test]
+async fn a_refusal_is_heard_after_the_end_of_the_control_stream() {
+    let receiver = Identity::ephemeral().expect("made");
+    let (socket, _) = socket::bind((Ipv4Addr::LOCALHOST, 0).into(), 1 << 20).expect("bound");
+    let config = configuration::server(&receiver, &limits()).expect("made");
+    let endpoint = configuration::endpoint(&receiver);
+    let endpoint = Endpoint::new_with_abstract_socket(endpoint, Some(config), socket, Arc::new(TokioRuntime)).expect("made");
+    let pin = Pin::new(name("gateway"), receiver.fingerprint(), vec![endpoint.local_addr().expect("bound").to_string()]);
+    let refuse = async {
+        let connection = endpoint.accept().await.expect("lives").await.expect("connected");
+        let (mut send, _frames) = connection.accept_bi().await.expect("opened");
+        send.finish().expect("open");
+        assert!(matches!(send.stopped().await, Ok(None)), "the source has the end of the stream");
+        connection.close(VarInt::from_u32(CloseCode::NotPaired.number()), b"pair it");
+        connection
+    };
+    let dialer = dialer(&Identity::ephemeral().expect("made"), "db1", pin);
+    let (dialled, _refused) = tokio::join!(dialer.dial(), refuse);
+    assert_eq!(refusal(dialled), (CloseCode::NotPaired, "pair it".to_owned()));
+}
+
 #[tokio::test]
 async fn a_paired_source_cannot_take_another_name() {
     let gateway = Gateway::start(limits());
