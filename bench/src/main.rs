@@ -56,7 +56,7 @@ enum Section {
     /// Lag against write rate.
     Lag,
     /// Block devices in an emulated machine: ublk, the kernel's NBD client and the disk itself. Needs qemu and the kernels:
-    /// `cargo run --release -p xtask -- test --only install --only kernels`.
+    /// `cargo run --release -p xtask -- test --only install --only kernels --only programs --only packages`.
     Vm,
 }
 

@@ -94,6 +94,9 @@ pub(crate) struct Wanted {
     pub(crate) seconds: u64,
 }
 
+/// What a host with systemd is made of.
+const PACKAGES: &[&str] = &["farside", "farsided"];
+
 impl Wanted {
     fn has(&self, device: Subject) -> bool {
         self.devices.is_empty() || self.devices.contains(&device)
@@ -114,6 +117,12 @@ pub(crate) fn run(wanted: &Wanted, report: &mut Report) -> Result<()> {
             .disk(DiskSpec::blank(drbd::NOTES, 16));
         drbd::prepare(setup)
     };
+    if wanted.has(Subject::Systemd) {
+        // Now, not after what takes ten minutes.
+        for name in PACKAGES {
+            packages::find(name).map_err(anyhow::Error::msg)?;
+        }
+    }
     if wanted.has(Subject::Instructions) {
         eprintln!("booting a host that counts instructions, and its gateway …");
         let mut bench = Bench::new(Host::with(setup().counting_instructions()), wanted, report);
@@ -153,7 +162,7 @@ fn restarted_by_systemd(seconds: u64) -> Load {
         .on_this_machine();
     let mut host = machine.boot();
     host.booted();
-    packages::install(&mut host, &["farside", "farsided"]);
+    packages::install(&mut host, PACKAGES);
     host.run(&format!("farside pair '{token}'"));
     let data = host.disk("data");
     host.run(&format!("farside volume add data --backing {data}"));

@@ -595,6 +595,10 @@ written, in place. Nothing else is remembered or trusted, so any target will do;
 lost where it differs. The first 4 MiB are taken away before anything is written and come back last:
 until the command has succeeded the target does not look like the volume.
 
+--to - writes the volume to standard output, from its first byte to its last, zeroes included, and
+everything that is said to standard error. What has read it must throw it away unless the command
+succeeds.
+
 A degraded point holds runs that the source could not read. It is refused without --allow-degraded;
 with it these runs become zeroes and are listed, each with its place (all of them with --json).
 --allow-damaged does the same for what the store has lost: all that still has its digest is restored,
@@ -603,6 +607,7 @@ the rest becomes zeroes and is listed. Try other points first.
 Examples:
   farside restore data --point latest --to /var/tmp/data.img
   farside restore data --point latest --to /dev/vg/data --resume
+  farside restore data --point latest --to - | zstd > data.img.zst
   farside restore web1/data --point -5m --store /srv/farside --to /dev/vg/scratch
   farside restore data --point 2026-03-01T12:00:00Z --to /dev/vg/data --force")]
 pub(crate) struct RestoreArgs {
@@ -614,8 +619,8 @@ pub(crate) struct RestoreArgs {
     /// The store: a directory, or s3://BUCKET/PREFIX (also az://, gs://).
     #[arg(long, value_name = "URL")]
     pub(crate) store: Option<String>,
-    /// The file to make or the block device to fill.
-    #[arg(long, value_name = "FILE|DEVICE")]
+    /// The file to make or the block device to fill; `-` is standard output.
+    #[arg(long, value_name = "FILE|DEVICE|-", allow_hyphen_values = true)]
     pub(crate) to: PathBuf,
     /// Overwrite a target that is not empty.
     #[arg(long, conflicts_with = "resume")]
@@ -624,6 +629,45 @@ pub(crate) struct RestoreArgs {
     #[arg(long)]
     pub(crate) resume: bool,
     /// Restore a point in which some runs could not be read at the source; they become zeroes.
+    #[arg(long)]
+    pub(crate) allow_degraded: bool,
+    /// Restore what is left where the store itself is damaged; what is lost becomes zeroes.
+    #[arg(long)]
+    pub(crate) allow_damaged: bool,
+}
+
+/// `farside store recover`.
+#[derive(Args, Clone, Debug)]
+#[command(after_long_help = "\
+Without --to the volumes are listed: how many points there are of each, the oldest and the newest.
+With it each becomes a file DIRECTORY/SOURCE/GROUP/VOLUME.img, sparse, every granule checked. Of a
+group one point is taken for all its volumes, so that what was written together comes back together;
+a volume that had left the group by then comes from the newest point that has it.
+
+A volume that cannot be restored from that point is named, the others go on, and the command exits
+with 6; an older point is taken only if --point says so. What was killed or found no space goes on
+with the same command; files that are complete stay as they are. The restored files can be attached
+to virtual machines as raw disks, or written to devices: farside restore does that directly.
+
+A bucket's keys come from the environment, as for every --store (see farside store init --help).
+
+Examples:
+  farside store recover s3://points/site-1
+  farside store recover s3://points/site-1 --to /srv/recovered
+  farside store recover /mnt/usb/farside --to /srv/recovered --only web1/default --point -2h")]
+pub(crate) struct RecoverArgs {
+    /// The store: a directory, or s3://BUCKET/PREFIX (also az://, gs://).
+    pub(crate) url: String,
+    /// The directory to restore into.
+    #[arg(long, value_name = "DIRECTORY")]
+    pub(crate) to: Option<PathBuf>,
+    /// Only these: SOURCE/GROUP, or a volume as in `farside restore`. May be repeated.
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) only: Vec<Address>,
+    /// Which point: `latest`, an RFC 3339 time, or an age such as -5m.
+    #[arg(long, value_name = "POINT", default_value = "latest", allow_hyphen_values = true)]
+    pub(crate) point: PointRef,
+    /// Restore points in which some runs could not be read at the source; they become zeroes.
     #[arg(long)]
     pub(crate) allow_degraded: bool,
     /// Restore what is left where the store itself is damaged; what is lost becomes zeroes.
@@ -654,6 +698,10 @@ Examples:
         /// The store: a directory, or s3://BUCKET/PREFIX (also az://, gs://).
         url: String,
     },
+    /// List what a store holds, and restore all of it: on a machine that never saw Farside.
+    ///
+    /// Needs the store and nothing else: no daemon, no configuration, no cache.
+    Recover(RecoverArgs),
     /// Verify a store: every digest, every reference, orphans, the dead ratio. Changes nothing; may run beside a receiver.
     #[command(
         after_long_help = "Exits with 6 if anything is damaged, and names it by volume, point and region.\n\nExamples:\n  farside store check /srv/farside\n  farside store check file:///srv/farside --json"

@@ -16,6 +16,7 @@ mod man;
 mod point;
 mod print;
 mod progress;
+mod recover;
 mod restore;
 mod status;
 mod store;
@@ -138,6 +139,7 @@ async fn ask(cli: Cli) -> Result<(), Failure> {
         Command::Point(PointCommand::Open(args)) => view::open(&cli.global, &hosts, args).await,
         Command::Restore(args) => restore::run(&cli.global, &hosts, &args).await,
         Command::Store(StoreCommand::Init { url }) => store::init(&cli.global, &url),
+        Command::Store(StoreCommand::Recover(args)) => recover::run(&cli.global, &args).await,
         Command::Store(StoreCommand::Check { url }) => store::check(&cli.global, &url),
         Command::Store(StoreCommand::Repair { url, group, yes }) => store::repair(&cli.global, &url, group.as_ref(), yes),
         Command::Daemon { .. }

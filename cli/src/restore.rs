@@ -2,6 +2,8 @@
 //!
 //! Finds the store and the point, guards the target, shows progress; reading, checking and writing are `crates/store`'s.
 
+use std::io::IsTerminal as _;
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,7 +13,10 @@ use std::time::Instant;
 use farside_control::client::Daemon;
 use farside_control::{Address, Point, PointRef, Run};
 use farside_objects::Location;
-use farside_store::{Existing, FileTarget, RestoreOptions, check_restorable, restore_to, unreadable_runs};
+use farside_store::{
+    Existing, FileTarget, PointReader, RestoreOptions, RestoreReport, check_restorable, restore_stream, restore_to,
+    unreadable_runs,
+};
 use serde::Serialize;
 
 use crate::args::{Global, RestoreArgs};
@@ -56,8 +61,34 @@ pub(crate) struct Restored {
     pub(crate) took_ms: u64,
 }
 
+/// Whether a target's name means standard output.
+fn is_stdout(to: &Path) -> bool {
+    to.as_os_str() == "-"
+}
+
+/// Where standard output is the volume nothing else may be written to it, and nobody wants that on a terminal.
+fn refuse_stdout(global: &Global, args: &RestoreArgs) -> Result<(), Failure> {
+    let usage = |message: &str, what_to_do: &str| Err(Failure::new(Exit::Usage, message, what_to_do));
+    if args.resume || args.force {
+        return usage("standard output holds nothing that --resume or --force could be about", "leave it out");
+    }
+    if global.json {
+        return usage("the volume and --json cannot both go to standard output", "leave out --json, or name a file or a device");
+    }
+    if std::io::stdout().is_terminal() {
+        return usage(
+            "a volume is not written to a terminal",
+            "send it into a file or a program: … --to - | zstd > data.img.zst",
+        );
+    }
+    Ok(())
+}
+
 /// `farside restore`.
 pub(crate) async fn run(global: &Global, hosts: &Hosts, args: &RestoreArgs) -> Result<(), Failure> {
+    if is_stdout(&args.to) {
+        refuse_stdout(global, args)?;
+    }
     let location = match &args.store {
         Some(url) => store::location_of(url)?,
         None => gateway_store(hosts).await?,
@@ -71,46 +102,55 @@ pub(crate) async fn run(global: &Global, hosts: &Hosts, args: &RestoreArgs) -> R
     if is_filled_in_place(&args.to, existing) && !global.json {
         eprintln!("{} is filled in place: if this is interrupted, the same command with --resume goes on", args.to.display());
     }
-    let restored = restore_unless_interrupted(global, location, args.clone(), options).await?;
+    let restored = unless_interrupted(global, location, args.volume.clone(), args.point, args.to.clone(), options).await?;
     if global.json {
         return print::json(&restored);
     }
+    let text = text_of(&args.volume, &restored, args.resume);
+    if is_stdout(&args.to) {
+        eprint!("{text}");
+        return Ok(());
+    }
+    print::out(&text)
+}
+
+/// What was restored, for people.
+pub(crate) fn text_of(volume: &Address, restored: &Restored, resumed: bool) -> String {
     let mut text = format!(
         "{} as of {} (point {}) is in {}: {} of {}, the rest zeroes, in {}\n",
-        args.volume,
+        volume,
         print::time(restored.point.cut_wall),
         restored.point.id,
-        restored.to.display(),
+        if is_stdout(&restored.to) { "standard output".to_owned() } else { restored.to.display().to_string() },
         print::bytes(restored.data_bytes),
         print::bytes(restored.volume_bytes),
         print::duration_ms(restored.took_ms),
     );
-    if args.resume {
+    if resumed {
         text.push_str(&format!("{} were right already and left alone\n", print::bytes(restored.kept_bytes)));
     }
     if restored.unreadable_bytes > 0 {
-        let what = format!(
-            "! volume {}: {} could not be read at the source",
-            args.volume.name(),
-            print::bytes(restored.unreadable_bytes)
-        );
+        let what =
+            format!("! volume {}: {} could not be read at the source", volume.name(), print::bytes(restored.unreadable_bytes));
         text.push_str(&point::runs_text(&what, &restored.unreadable));
         text.push_str("  they are zeroes now\n");
     }
     if !restored.damaged.is_empty() {
         let bytes = restored.damaged.iter().map(|run| run.bytes).sum();
-        let what = format!("✗ volume {}: the store has lost {}", args.volume.name(), print::bytes(bytes));
+        let what = format!("✗ volume {}: the store has lost {}", volume.name(), print::bytes(bytes));
         text.push_str(&point::runs_text(&what, &restored.damaged));
         text.push_str("  they are zeroes now\n");
     }
-    print::out(&text)
+    text
 }
 
 /// The restore on a thread of its own, so that Ctrl-C is heard: what it leaves then is said. A second one ends the program.
-async fn restore_unless_interrupted(
+pub(crate) async fn unless_interrupted(
     global: &Global,
     location: Location,
-    args: RestoreArgs,
+    volume: Address,
+    point: PointRef,
+    to: PathBuf,
     options: Options,
 ) -> Result<Restored, Failure> {
     let progress = Arc::new(Progress::new(global.json));
@@ -118,7 +158,7 @@ async fn restore_unless_interrupted(
     let mut work = tokio::task::spawn_blocking({
         let (progress, interrupted) = (progress.clone(), interrupted.clone());
         move || {
-            restore(&location, &args.volume, args.point, &args.to, options, &|done, total| {
+            restore(&location, &volume, point, &to, options, &|done, total| {
                 progress.set(done, total);
                 !interrupted.load(Ordering::Relaxed)
             })
@@ -171,6 +211,37 @@ fn incomplete(to: &Path, existing: Existing, failure: Failure) -> Failure {
     Failure { what_to_do, ..failure }
 }
 
+/// Writes a point to a file, a device or standard output.
+fn write_out(
+    point: &PointReader,
+    volume: &str,
+    to: &Path,
+    options: Options,
+    progress: &(dyn Fn(u64, u64) -> bool + Sync),
+) -> Result<RestoreReport, Failure> {
+    let total = point.geometry().volume_bytes();
+    let settings = RestoreOptions {
+        allow_degraded: options.allow_degraded,
+        allow_damaged: options.allow_damaged,
+        ..RestoreOptions::default()
+    };
+    check_restorable(point, &settings)?;
+    if is_stdout(to) {
+        // Not through the buffer of standard output, which looks for the ends of lines.
+        let fd = std::io::stdout().as_fd().try_clone_to_owned().or_fail("standard output cannot be written to")?;
+        let out = &mut std::fs::File::from(fd);
+        let report = restore_stream(point, (Path::new("standard output"), out), &settings, &|done| progress(done, total));
+        let left = "what was written so far is only the beginning of the volume: throw it away";
+        return report.map_err(|error| Failure { what_to_do: left.to_owned(), ..error.into() });
+    }
+    let target = FileTarget::open(to, volume, total, options.existing)?;
+    let settings = RestoreOptions { resume: target.is_resumed(), ..settings };
+    let report = restore_to(point, &target, &settings, &|done| progress(done, total));
+    let report = report.map_err(|error| incomplete(to, options.existing, error.into()))?;
+    target.finish()?;
+    Ok(report)
+}
+
 /// Restores a point of a volume. `progress` hears bytes done and in all, from any thread; false from it ends the restore.
 pub(crate) fn restore(
     store: &Location,
@@ -181,27 +252,16 @@ pub(crate) fn restore(
     progress: &(dyn Fn(u64, u64) -> bool + Sync),
 ) -> Result<Restored, Failure> {
     let begun = Instant::now();
-    if to.as_os_str() == "-" {
-        return Err(Failure::new(Exit::Usage, "a volume is not written to standard output", "name a file or a device"));
+    if !is_stdout(to) {
+        guard::refuse(to, Path::new(&store.to_string()))?;
     }
-    guard::refuse(to, Path::new(&store.to_string()))?;
     let store::Chosen { group, volume: id, slot, point: chosen } = store::choose(&store::open(store)?, volume, wanted)?;
     let point_reader = match options.allow_damaged {
         true => group.point_reader_as_it_is(slot, id)?,
         false => group.point_reader(slot, id)?,
     };
+    let report = write_out(&point_reader, volume.name(), to, options, progress)?;
     let total = point_reader.geometry().volume_bytes();
-    let settings = RestoreOptions {
-        allow_degraded: options.allow_degraded,
-        allow_damaged: options.allow_damaged,
-        ..RestoreOptions::default()
-    };
-    check_restorable(&point_reader, &settings)?;
-    let target = FileTarget::open(to, volume.name(), total, options.existing)?;
-    let settings = RestoreOptions { resume: target.is_resumed(), ..settings };
-    let report = restore_to(&point_reader, &target, &settings, &|done| progress(done, total));
-    let report = report.map_err(|error| incomplete(to, options.existing, error.into()))?;
-    target.finish()?;
     Ok(Restored {
         point: chosen,
         to: to.to_owned(),

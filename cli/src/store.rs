@@ -184,7 +184,8 @@ fn unknown(of: &Address, known: &[String]) -> Failure {
     Failure::new(Exit::NotFound, format!("the store holds no {of}"), format!("it holds {there}"))
 }
 
-fn volumes(group: &GroupReader) -> impl Iterator<Item = (String, VolumeId)> + '_ {
+/// The volumes that a group ever had.
+pub(crate) fn volumes(group: &GroupReader) -> impl Iterator<Item = (String, VolumeId)> + '_ {
     group.state().volumes().map(|(id, volume)| (volume.meta().name.to_string(), id))
 }
 

@@ -108,7 +108,9 @@ fn help_has_examples_and_exit_codes() {
         &["point", "list"],
         &["point", "show"],
         &["restore"],
+        &["store", "init"],
         &["store", "check"],
+        &["store", "recover"],
     ] {
         let help = farside(&[command, &["--help"]].concat());
         let text = String::from_utf8_lossy(&help.stdout);

@@ -240,3 +240,70 @@ fn a_torn_record_is_voided_after_asking_and_the_chain_goes_on() {
     assert!(fs::read(&to).expect("read") == fs::read(site.backing("data")).expect("read"));
     site.check_store();
 }
+
+/// The store and nothing else: no daemon, no configuration.
+#[test]
+fn everything_in_a_store_is_listed_and_recovered_at_once() {
+    let spec = |name: &str| VolumeSpec { name: name.into(), bytes: BYTES, group: "default".into() };
+    let mut site = Site::new(&[spec("data"), spec("log")], "100ms", 8);
+    site.start_all();
+    for volume in ["data", "log"] {
+        let (mut client, mut rng) = (Verifier::new(&site.tap(volume), BYTES), Rng(volume.len() as u64));
+        site.point_after(volume, || {
+            client.steps(&mut rng, 300);
+            client.flush();
+        });
+    }
+    site.daemon.take().expect("it runs").stop();
+    site.receiver.take().expect("it runs").stop();
+    let farside = |args: &[&str]| {
+        let mut command = program("farside");
+        command.env_clear().args(args);
+        command
+    };
+    let store = site.store().display().to_string();
+    let (code, text, listed) = output(&mut farside(&["store", "recover", &store, "--json"]));
+    let names: Vec<&str> = listed["volumes"].as_array().expect("a list").iter().filter_map(|v| v["volume"].as_str()).collect();
+    assert_eq!((code, names), (0, vec!["host1/default/data", "host1/default/log"]), "{text} {listed}");
+    assert_eq!(listed["volumes"][0]["volume_bytes"], BYTES, "{listed}");
+
+    let to = site.path("recovered");
+    let file = |volume: &str| to.join(format!("host1/default/{volume}.img"));
+    let recover = ["store", "recover", &store, "--to", to.to_str().expect("UTF-8"), "--json"];
+    let mut child = farside(&recover).stdout(std::process::Stdio::null()).spawn().expect("it starts");
+    wait_for("something to be restored", || (to.join("host1/default").exists()).then_some(()));
+    child.kill().expect("our own child");
+    child.wait().expect("our own child");
+    let (code, text, done) = output(&mut farside(&recover));
+    assert_eq!(code, 0, "{text} {done}");
+    for volume in ["data", "log"] {
+        assert!(fs::read(file(volume)).expect("read") == fs::read(site.backing(volume)).expect("read"), "{volume}");
+    }
+    // What is complete stays as it is, whatever it holds by now.
+    fs::write(file("log"), b"mine").expect("write");
+    fs::remove_file(file("data")).expect("remove");
+    let (code, text, done) = output(&mut farside(&recover));
+    assert_eq!((code, done["kept"].as_array().map(Vec::len)), (0, Some(1)), "{text} {done}");
+    assert_eq!(fs::read(file("log")).expect("read"), b"mine");
+
+    // One that is damaged is named, and the other comes all the same.
+    fs::remove_dir_all(&to).expect("remove");
+    let segment = newest_segment(&site);
+    let mut bytes = fs::read(&segment).expect("read");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&segment, bytes).expect("write");
+    let (code, text, done) = output(&mut farside(&recover));
+    assert_eq!((code, &done["obstacles"][0]["what"]), (6, &Value::from("host1/default/data")), "{text} {done}");
+    assert!(fs::read(file("log")).expect("read") == fs::read(site.backing("log")).expect("read") && !file("data").exists());
+    let (code, text, done) = output(farside(&recover).args(["--allow-damaged", "--only", "default/data"]));
+    assert!(code == 6 && file("data").exists(), "{text} {done}");
+    assert_eq!(output(farside(&["store", "recover", &store]).args(["--only", "nothing"])).0, 5);
+
+    let stream = farside(&["restore", "log", "--point", "latest", "--to", "-", "--store", &store]).output().expect("it starts");
+    assert!(stream.status.success() && stream.stdout == fs::read(site.backing("log")).expect("read"));
+    assert!(String::from_utf8_lossy(&stream.stderr).contains("standard output"));
+    let stream = farside(&["restore", "data", "--point", "latest", "--to", "-", "--store", &store]).output().expect("it starts");
+    let whole = fs::read(site.backing("data")).expect("read");
+    assert!(stream.status.code() == Some(6) && stream.stdout.len() < whole.len() && whole.starts_with(&stream.stdout));
+}

@@ -93,10 +93,13 @@ impl Demo {
         self.restore(&points)
     }
 
+    /// `None` until the volume was opened, which a daemon that answers may still be at.
+    fn group_if_open(&self) -> Result<Option<GroupStatus>, Failure> {
+        Ok(self.site.block_on(self.site.host().source_status())?.groups.into_iter().next())
+    }
+
     fn group(&self) -> Result<GroupStatus, Failure> {
-        let status = self.site.block_on(self.site.host().source_status())?;
-        let group = status.groups.into_iter().next();
-        group.ok_or_else(|| Failure::new(Exit::Failed, "the daemon has no group", ""))
+        self.group_if_open()?.ok_or_else(|| Failure::new(Exit::Failed, "the daemon has no group", ""))
     }
 
     fn first_sync(&mut self, begun: Instant) -> Result<(), Failure> {
@@ -104,11 +107,11 @@ impl Demo {
         loop {
             self.site.check_interrupt()?;
             self.site.check_children()?;
-            let group = self.group()?;
-            if let VolumeState::Behind { progress, .. } = &group.state {
+            let group = self.group_if_open()?;
+            if let Some(VolumeState::Behind { progress, .. }) = group.as_ref().map(|group| &group.state) {
                 bar.set(progress.done_bytes, progress.total_bytes);
             }
-            if let Some(point) = &group.last_point {
+            if let Some((group, point)) = group.as_ref().and_then(|group| Some((group, group.last_point.as_ref()?))) {
                 bar.finish();
                 self.measured.first_sync_ms = elapsed_ms(begun);
                 if let Some(volume) = group.volumes.first() {

@@ -41,6 +41,7 @@ mod scale_tests;
 mod segments;
 mod space;
 mod store;
+mod stream;
 mod target;
 #[cfg(test)]
 mod testkit;
@@ -67,5 +68,6 @@ pub use restore::{RestoreOptions, RestoreReport, RestoreTarget, check_restorable
 pub use segments::runs_of;
 pub use space::{RESERVE_BYTES_MIN, Space};
 pub use store::{STORE_VERSION, Store};
+pub use stream::restore_stream;
 pub use target::{Existing, FileTarget};
 pub use verify::{DamagedRegion, Verified, unreadable_runs, verify_point};

@@ -116,7 +116,7 @@ impl RestoreReport {
         self.kept_bytes += other.kept_bytes;
     }
 
-    fn count(&mut self, content: Content, bytes: u64) {
+    pub(crate) fn count(&mut self, content: Content, bytes: u64) {
         match content {
             Content::Data => self.data_bytes += bytes,
             Content::Zero => self.zero_bytes += bytes,
@@ -248,6 +248,22 @@ pub fn check_restorable(reader: &PointReader, options: &RestoreOptions) -> Resul
     }
 }
 
+/// Reads a region; where the store is damaged what is left of it, if that is allowed, and says what is not.
+pub(crate) fn read_or_salvage(
+    reader: &PointReader,
+    region: RegionIndex,
+    content: &mut RegionContent,
+    allow_damaged: bool,
+) -> Result<Vec<ByteExtent>> {
+    match reader.read_region(region, content) {
+        Err(StoreError::Corrupt { .. } | StoreError::Incomplete { .. }) if allow_damaged => {
+            let lost = reader.salvage_region(region, content)?;
+            Ok(lost.into_iter().map(|run| reader.geometry().bytes_of(run)).collect())
+        }
+        other => other.map(|()| Vec::new()),
+    }
+}
+
 /// One thread of a restore, with its buffers.
 struct Worker<'r> {
     restore: &'r Restore<'r>,
@@ -266,13 +282,7 @@ impl Worker<'_> {
             self.report.zero_bytes += whole.len;
             return restore.target.zero(whole).map_err(|e| restore.failed("zeroing", e));
         }
-        match reader.read_region(region, &mut self.content) {
-            Err(StoreError::Corrupt { .. } | StoreError::Incomplete { .. }) if restore.options.allow_damaged => {
-                let lost = reader.salvage_region(region, &mut self.content)?;
-                self.report.damaged.extend(lost.into_iter().map(|run| reader.geometry().bytes_of(run)));
-            }
-            other => other?,
-        }
+        self.report.damaged.extend(read_or_salvage(reader, region, &mut self.content, restore.options.allow_damaged)?);
         for i in 0..self.content.runs.len() {
             let (run, content) = self.content.runs[i];
             self.write_run(whole, run, content)?;

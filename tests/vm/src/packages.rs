@@ -8,14 +8,16 @@ use serde_json::Value;
 use crate::Guest;
 use crate::protected::PROMISED;
 
-/// A package that the step `packages` made.
-fn package(name: &str) -> PathBuf {
+/// Finds a package that the step `packages` made.
+///
+/// # Errors
+/// Says how to make it.
+pub fn find(name: &str) -> Result<PathBuf, String> {
     let folder = farside_tests::bin_dir().parent().expect("programs lie in target/PROFILE").join("packages");
     let found = std::fs::read_dir(&folder).into_iter().flatten().map(|entry| entry.expect("a readable folder").path());
     let is_it = |path: &PathBuf| path.file_name().is_some_and(|file| file.to_string_lossy().starts_with(&format!("{name}_")));
-    found.into_iter().find(is_it).unwrap_or_else(|| {
-        panic!("{} has no {name}; make it with `cargo run --release -p xtask -- test --only packages`", folder.display())
-    })
+    let how = "make it with `cargo run --release -p xtask -- test --only programs --only packages`";
+    found.into_iter().find(is_it).ok_or_else(|| format!("{} has no {name}; {how}", folder.display()))
 }
 
 /// Installs them.
@@ -35,7 +37,7 @@ pub fn upload(guest: &mut Guest, names: &[&str]) -> Vec<String> {
     let mut files = Vec::new();
     for name in names {
         let file = format!("/root/{name}_vm.deb");
-        guest.upload(&file, &std::fs::read(package(name)).expect("readable"), 0o644);
+        guest.upload(&file, &std::fs::read(find(name).unwrap_or_else(|what| panic!("{what}"))).expect("readable"), 0o644);
         files.push(file);
     }
     files

@@ -1,0 +1,246 @@
+//! `farside store recover`: what a store holds, and all of it at once onto a machine that never saw Farside.
+//!
+//! Owns the choice of the moment: per group one point, so that volumes that were written together come back together. A volume
+//! that cannot be restored from there is named and the others go on; nothing older is taken in its place unasked.
+
+use std::path::{Path, PathBuf};
+
+use farside_control::{Address, Point, PointRef, select_point};
+use farside_objects::Location;
+use farside_store::{Existing, GroupReader, StoreReader};
+use serde::Serialize;
+
+use crate::args::{Global, RecoverArgs};
+use crate::failure::{Exit, Failure};
+use crate::print::{self, Table};
+use crate::restore::{self, Options, Restored};
+use crate::{guard, point, store};
+
+/// What a store holds of a volume.
+#[derive(Debug, Serialize)]
+struct Recoverable {
+    /// SOURCE/GROUP/NAME.
+    volume: String,
+    volume_bytes: u64,
+    points: usize,
+    oldest: Point,
+    newest: Point,
+}
+
+/// A group of which not everything can be seen.
+#[derive(Debug, Serialize)]
+struct Obstacle {
+    /// SOURCE/GROUP, or SOURCE/GROUP/NAME.
+    what: String,
+    message: String,
+}
+
+/// What is there, for scripts.
+#[derive(Debug, Default, Serialize)]
+struct Inventory {
+    volumes: Vec<Recoverable>,
+    obstacles: Vec<Obstacle>,
+}
+
+/// What was done, for scripts.
+#[derive(Debug, Default, Serialize)]
+struct Recovered {
+    restored: Vec<Restored>,
+    /// Files that were there, complete, and were left as they are.
+    kept: Vec<PathBuf>,
+    obstacles: Vec<Obstacle>,
+}
+
+/// A volume to be restored.
+struct Wanted {
+    address: Address,
+    point: Point,
+    to: PathBuf,
+}
+
+/// `farside store recover`.
+pub(crate) async fn run(global: &Global, args: &RecoverArgs) -> Result<(), Failure> {
+    let location = store::location_of(&args.url)?;
+    let store = store::open(&location)?;
+    match &args.to {
+        None => list(global, &location, &store, args),
+        Some(to) => restore_all(global, &location, &store, args, to).await,
+    }
+}
+
+/// Calls `each` for every group that can be seen at all; what is in the way is collected.
+fn groups(store: &StoreReader, obstacles: &mut Vec<Obstacle>, mut each: impl FnMut(&GroupReader)) -> Result<(), Failure> {
+    for names in store.groups()? {
+        match store.group(&names) {
+            Ok(group) => {
+                if let Some(torn) = group.torn() {
+                    obstacles.push(Obstacle { what: names.to_string(), message: torn.error(&names).to_string() });
+                }
+                each(&group);
+            }
+            Err(error) => obstacles.push(Obstacle { what: names.to_string(), message: error.to_string() }),
+        }
+    }
+    Ok(())
+}
+
+/// The volumes of a group that are wanted: their names, and their points in the order of their slots.
+fn volumes(group: &GroupReader, only: &[Address]) -> Vec<(String, Vec<Point>)> {
+    let points = group.points();
+    let (source, name) = (group.names().source.as_str(), group.names().group.as_str());
+    let wanted =
+        |volume: &str| only.is_empty() || only.iter().any(|of| of.is_group(source, name) || of.is_volume(source, name, volume));
+    let of = |(name, id): (String, _)| {
+        let with_it = points.iter().filter(|info| info.member(id).is_some());
+        (name, with_it.map(|info| farside_receiver::point_of(group.names(), info)).collect())
+    };
+    store::volumes(group).filter(|(name, _)| wanted(name)).map(of).collect()
+}
+
+fn list(global: &Global, location: &Location, store: &StoreReader, args: &RecoverArgs) -> Result<(), Failure> {
+    let mut inventory = Inventory::default();
+    let mut without = Vec::new();
+    groups(store, &mut inventory.obstacles, |group| {
+        for (name, points) in volumes(group, &args.only) {
+            let volume = format!("{}/{name}", group.names());
+            let (Some(oldest), Some(newest)) = (points.first().cloned(), points.last().cloned()) else {
+                without.push(volume);
+                continue;
+            };
+            let member = newest.members.iter().find(|member| member.volume == name);
+            let volume_bytes = member.map_or(0, |member| member.bytes);
+            inventory.volumes.push(Recoverable { volume, volume_bytes, points: points.len(), oldest, newest });
+        }
+    })?;
+    without.into_iter().for_each(|what| {
+        inventory.obstacles.push(Obstacle { what, message: "has no recovery point: its first sync never ended".to_owned() });
+    });
+    if inventory.volumes.is_empty() {
+        refuse_nothing(location, args, &inventory.obstacles)?;
+    }
+    if global.json {
+        return print::json(&inventory);
+    }
+    let mut table = Table::new(&["VOLUME", "SIZE", "POINTS", "OLDEST", "NEWEST", ""]);
+    for volume in &inventory.volumes {
+        table.row([
+            volume.volume.clone(),
+            print::bytes(volume.volume_bytes),
+            volume.points.to_string(),
+            print::time(volume.oldest.cut_wall),
+            print::time(volume.newest.cut_wall),
+            if volume.newest.degraded { "degraded".to_owned() } else { String::new() },
+        ]);
+    }
+    print::out(&table.fit(print::Look::of_stdout()))?;
+    say(&inventory.obstacles);
+    print::out(&format!(
+        "restore all of it: farside store recover '{location}' --to DIRECTORY\none of them: farside restore VOLUME --store '{location}' --point latest --to FILE\n"
+    ))
+}
+
+fn say(obstacles: &[Obstacle]) {
+    for Obstacle { what, message } in obstacles {
+        eprintln!("! {what}: {message}");
+    }
+}
+
+/// There is nothing that could be restored.
+fn refuse_nothing(location: &Location, args: &RecoverArgs, obstacles: &[Obstacle]) -> Result<(), Failure> {
+    say(obstacles);
+    let (exit, what_to_do) = match (obstacles.is_empty(), args.only.is_empty()) {
+        (true, true) => (Exit::NotFound, "nothing was published into it yet, or it is not the store that you mean"),
+        (true, false) => (Exit::NotFound, "see what is in it: the same command without --only"),
+        (false, _) => (Exit::Damaged, "see farside store check"),
+    };
+    let what = if args.only.is_empty() { "no point" } else { "no point of these" };
+    Err(Failure::new(exit, format!("{location} holds {what} that could be restored"), what_to_do))
+}
+
+async fn restore_all(
+    global: &Global,
+    location: &Location,
+    store: &StoreReader,
+    args: &RecoverArgs,
+    to: &Path,
+) -> Result<(), Failure> {
+    guard::refuse(to, Path::new(&location.to_string()))?;
+    let mut done = Recovered::default();
+    let wanted = choose(store, args, to, &mut done.obstacles)?;
+    if wanted.is_empty() {
+        refuse_nothing(location, args, &done.obstacles)?;
+    }
+    let options = Options { existing: Existing::Resume, allow_degraded: args.allow_degraded, allow_damaged: args.allow_damaged };
+    let mut damaged = !done.obstacles.is_empty();
+    for Wanted { address, point, to } in wanted {
+        if to.exists() {
+            if !global.json {
+                print::out(&format!("{address}: {} is there already and stays as it is\n", to.display()))?;
+            }
+            done.kept.push(to);
+            continue;
+        }
+        let folder = to.parent().expect("below the directory that was named");
+        std::fs::create_dir_all(folder).map_err(|e| {
+            Failure::new(Exit::Failed, format!("{} cannot be made: {e}", folder.display()), "name a directory with room: --to")
+        })?;
+        let wanted = PointRef::Id { slot: point.id.slot, tag: Some(point.id.tag) };
+        match restore::unless_interrupted(global, location.clone(), address.clone(), wanted, to, options).await {
+            Ok(restored) => {
+                if !global.json {
+                    print::out(&restore::text_of(&address, &restored, false))?;
+                }
+                damaged |= !restored.damaged.is_empty();
+                done.restored.push(restored);
+            }
+            // One that was interrupted, or found no space, says so for all that come after it.
+            Err(failure) if failure.exit != Exit::Damaged && failure.exit != Exit::Refused => return Err(failure),
+            Err(failure) => {
+                damaged = true;
+                let message = format!("point {}: {}", point.id, failure.message);
+                done.obstacles.push(Obstacle { what: address.to_string(), message });
+            }
+        }
+    }
+    say(&done.obstacles);
+    let restored = done.restored.len() + done.kept.len();
+    if global.json {
+        print::json(&done)?;
+    } else {
+        let volumes = if restored == 1 { "1 volume is" } else { &format!("{restored} volumes are") };
+        print::out(&format!("{volumes} in {}\n", to.display()))?;
+    }
+    if !damaged {
+        return Ok(());
+    }
+    let message = format!("not everything in {location} could be restored");
+    let what_to_do = "what is named above may be whole in an older point (--point -1h --only VOLUME), or in part: --allow-damaged, --allow-degraded";
+    Err(Failure::new(Exit::Damaged, message, what_to_do))
+}
+
+/// Of every group the point that is meant, and what it holds.
+fn choose(store: &StoreReader, args: &RecoverArgs, to: &Path, obstacles: &mut Vec<Obstacle>) -> Result<Vec<Wanted>, Failure> {
+    let (mut wanted, mut unknown) = (Vec::new(), Vec::new());
+    let now = jiff::Timestamp::now();
+    groups(store, obstacles, |group| {
+        let names = group.names();
+        let all: Vec<Point> = group.points().iter().map(|info| farside_receiver::point_of(names, info)).collect();
+        let of_all = select_point(&all, args.point, now).cloned();
+        for (name, points) in volumes(group, &args.only) {
+            // Who left the group earlier is in none of its newer points: then it is the newest that holds it.
+            let holds = |point: &Point| point.members.iter().any(|member| member.volume == name);
+            let own = || select_point(&points, args.point, now).cloned();
+            match of_all.clone().filter(holds).or_else(own) {
+                Some(point) => {
+                    let address = format!("{names}/{name}").parse().expect("names of a store are those of addresses");
+                    let file = to.join(names.source.as_str()).join(names.group.as_str()).join(format!("{name}.img"));
+                    wanted.push(Wanted { address, point, to: file });
+                }
+                None => unknown.push(format!("{names}/{name}")),
+            }
+        }
+    })?;
+    obstacles
+        .extend(unknown.into_iter().map(|what| Obstacle { what, message: point::no_such_point(&[], args.point, None).message }));
+    Ok(wanted)
+}
