@@ -1,0 +1,328 @@
+"""The ledger of a group: its records, read after docs/formats/ledger.md and replayed with all their verdicts."""
+
+import os
+import struct
+from bisect import bisect_left, bisect_right
+from types import SimpleNamespace as Struct
+
+from blake3 import blake3
+from objects import NAME, NUMBER, Damage, described_as, identity, numbers, read, require
+
+SLOTS = 4096
+HOURS_2 = 2 * 3600 * 1000
+KINDS = {1: "claim", 2: "layers", 3: "heartbeat", 4: "pin", 5: "unpin", 6: "prune", 7: "void", 8: "tracking_lost", 9: "prune"}
+
+
+class Postcard:
+    """What is encoded in a body, taken from its beginning."""
+
+    def __init__(self, data):
+        self.data, self.at = data, 0
+
+    def raw(self, count):
+        require(self.at + count <= len(self.data), "the body", "ends early")
+        self.at += count
+        return self.data[self.at - count:self.at]
+
+    def u(self):
+        result = shift = 0
+        while (byte := self.raw(1)[0]) & 0x80:
+            result, shift = result | (byte & 0x7F) << shift, shift + 7
+        return result | byte << shift
+
+    def i(self):
+        value = self.u()
+        return value >> 1 ^ -(value & 1)
+
+    def text(self):
+        return self.raw(self.u()).decode()
+
+    def name(self):
+        name = self.text()
+        require(NAME.fullmatch(name), "the body", "has a name that is none")
+        return name
+
+    def many(self, element):
+        return [element() for _ in range(self.u())]
+
+    def option(self, value):
+        return value() if self.raw(1) == b"\1" else None
+
+    def ranges(self):
+        """A RegionSet, as (first, end)."""
+        result, end = [], 0
+        for gap, length in self.many(lambda: (self.u(), self.u())):
+            require(length > 0 and (gap > 0 or not result), "the body", "has a set of regions that none writes")
+            result.append((end + gap, end := end + gap + length))
+        return result
+
+    def layer_key(self):
+        return self.raw(16), self.u(), self.u()
+
+    def body(self, number):
+        kind = KINDS[number]
+        if kind == "claim":
+            claim = Struct(volume=self.raw(16), name=self.name(), bytes=self.u(), granule=self.raw(1)[0], region=self.raw(1)[0],
+                           key=self.raw(32), generation=self.u(), looked=self.option(self.u), source=self.name())
+            is_shape = 0 < claim.bytes <= 1 << 52 and 0 <= claim.region - claim.granule <= 10
+            require(is_shape, "the body", "has a volume of no shape")
+            return claim
+        if kind == "layers":
+            return Struct(
+                is_point=self.u() == 0, boot=self.raw(16), before=self.u(), after=self.u(), wall=self.i(),
+                members=self.many(lambda: Struct(
+                    key=self.layer_key(), digest=self.raw(32), parts=self.many(lambda: (self.u(), self.raw(32))),
+                    regions=self.ranges(), unreadable=self.ranges(), bytes=self.u())))
+        if kind == "heartbeat":
+            return Struct(members=self.many(lambda: (self.raw(16), self.u())), position=self.u(), digest=self.raw(32),
+                          cut=(self.raw(16), self.u(), self.i()))
+        if kind == "pin":
+            return Struct(point=self.u(), reason=self.text())
+        if kind == "unpin":
+            return Struct(pin=self.u())
+        if kind == "tracking_lost":
+            return Struct(volume=self.raw(16), term=self.u())
+        if kind == "void":
+            return Struct(digest=self.raw(32), bytes=self.u())
+        prune = Struct(looked=self.u(), keep=self.u(), span=self.u(), has_rules=number == 9,
+                       rules=self.many(lambda: (self.u(), self.u())) if number == 9 else [],
+                       points=self.many(self.u), parts=self.many(lambda: (self.layer_key(), self.many(self.u))))
+        every = [0] + [rule[0] for rule in prune.rules]
+        require(len(every) <= 33 and is_ascending(every), "the body", "has rules that are none")
+        return prune
+
+
+def is_ascending(values):
+    return all(a < b for a, b in zip(values, values[1:]))
+
+
+def record(data, name, group, slot, prev):
+    """A record that is whole and has this place."""
+    require(160 <= len(data) <= 4 << 20 and data[:8] == b"FSLEDGER", name, "torn: not a record")
+    version, kind, length, its_slot = struct.unpack_from("<HHIQ", data, 8)
+    mono, wall, flags = struct.unpack_from("<QqQ", data, 104)
+    require(blake3(data[:-32]) == data[-32:], name, "torn: it does not have its digest")
+    is_known = version == 1 and kind in KINDS and flags == 0
+    require(is_known, name, f"of version {version}, kind {kind} and flags {flags}: newer than this reader")
+    require(len(data) == 160 + length, name, "torn: its body has another length")
+    require(its_slot == slot and data[24:40] == group, name, "of another slot or another group")
+    require(data[40:72] == prev, name, "torn: it does not name the record before it")
+    body = Postcard(data[128:-32])
+    try:
+        fields = body.body(kind)
+        require(body.at == len(body.data), "the body", "goes on")
+    except (Damage, UnicodeDecodeError) as error:
+        raise Damage(f"{name}: torn: {error}") from None
+    return Struct(kind=KINDS[kind], slot=slot, writer=data[88:104], mono=mono, wall=wall, body=fields, digest=data[-32:])
+
+
+class Ledger:
+    """A group's records, replayed from slot 0."""
+
+    def __init__(self, store, source, group):
+        self.store, self.name, self.folder = store, f"{source}/{group}", f"groups/{source}/{group}"
+        self.source, self.group, self.id = source, group, identity("group", source, group)
+        described = described_as(store, f"{self.folder}/group.json", "farside group")
+        require(described["id"] == self.id.hex(), f"{self.folder}/group.json", "of a group of another name")
+        self.volumes, self.points, self.digests, self.verdicts, self.clocks = {}, {}, [], [], {}
+        self.time = self.age = 0
+        self.stamp = self.roots_changed = self.torn = None
+        folder = os.path.join(store, self.folder, "ledger")
+        names = {(n, name) for n in numbers(folder) for name in os.listdir(os.path.join(folder, str(n)))}
+        slots = [int(name.removesuffix(".void")) for _, name in names if NUMBER.fullmatch(name.removesuffix(".void"))]
+        try:
+            for slot in range(max(slots, default=-1) + 1):
+                self.replay(slot, (slot // SLOTS, f"{slot}.void") in names)
+        except Damage as error:
+            self.torn = error  # what is before it stays readable
+        self.hold_against_checkpoints()
+
+    def replay(self, slot, has_void):
+        name = f"{self.folder}/ledger/{slot // SLOTS}/{slot}"
+        prev = self.digests[-1] if self.digests else bytes(32)
+        is_there = os.path.exists(os.path.join(self.store, name))
+        data = read(self.store, name) if is_there or not has_void else b""
+        if has_void:
+            its = record(read(self.store, f"{name}.void"), f"{name}.void", self.id, slot, prev)
+            is_of_it = its.kind == "void" and (its.body.digest, its.body.bytes) == (blake3(data), len(data))
+            require(is_of_it, f"{name}.void", "torn: it does not stand for the bytes beside it")
+        else:
+            its = record(data, name, self.id, slot, prev)
+        self.digests.append(its.digest)
+        self.verdicts.append((its.kind, getattr(self, its.kind)(its, its.body) or "accepted"))
+        if slot % SLOTS == SLOTS - 1:
+            self.clocks[slot] = (self.time, self.age)
+
+    def void(self, its, body):
+        return "void: in place of a torn record"
+
+    def claim(self, its, body):
+        old = self.volumes.get(body.volume)
+        if body.looked is not None and body.looked >= its.slot:
+            return "void: looked at what was not there"
+        if old is None:
+            old = Struct(id=body.volume, name=body.name, layers=[], by_key={}, unreadable=set(), good=[], degraded=[], lost=None)
+        else:
+            if old.layers and (body.looked is None or old.layers[-1].slot > body.looked):
+                return "void: a layer was published meanwhile"
+            if body.generation < old.generation or body.bytes < old.bytes or body.key != old.key:
+                return "void: another generation, size or key"
+            if (body.granule, body.region) != (old.granule, old.region):
+                return "void: another geometry"
+        old.term, old.seq, old.generation = its.slot, 0, body.generation
+        old.bytes, old.granule, old.region, old.key = body.bytes, body.granule, body.region, body.key
+        self.volumes[body.volume] = old
+
+    def layers(self, its, body):
+        ids = [member.key[0] for member in body.members]
+        if not ids or len(set(ids)) < len(ids) or body.after < body.before:
+            return "void: nothing, something twice, or a switch that ends before it begins"
+        fresh = []
+        for member in body.members:
+            volume_id, term, seq = member.key
+            volume = self.volumes.get(volume_id)
+            if volume is None or term != volume.term or seq == 0:
+                return "void: no such volume, or of another term"
+            count = -(-member.bytes >> volume.region)
+            inside = all(any(a <= first and end <= b for a, b in member.regions) for first, end in member.unreadable)
+            if any(end > count for _, end in member.regions) or not inside:
+                return "void: regions beyond the volume, or unreadable ones that it does not touch"
+            if (before := volume.by_key.get((term, seq))) is not None:
+                if before.digest != member.digest:
+                    return "void: another layer was accepted by that name"
+            elif seq != volume.seq + 1 or member.bytes < volume.bytes:
+                return "void: not the next one, or of a smaller volume"
+            else:
+                fresh.append((volume, member))
+        if not fresh or body.is_point and len(fresh) < len(body.members):
+            return "void: duplicate"
+        self.advance(its)
+        for volume, member in fresh:
+            _, term, seq = member.key
+            layer = Struct(slot=its.slot, term=term, seq=seq, digest=member.digest, parts=member.parts,
+                           regions=member.regions, bytes=member.bytes, given_up=set())
+            volume.layers.append(layer)
+            volume.by_key[term, seq] = layer
+            volume.seq, volume.bytes = seq, member.bytes
+            volume.unreadable = {r for r in volume.unreadable if not any(a <= r < b for a, b in member.regions)}
+            volume.unreadable.update(r for a, b in member.unreadable for r in range(a, b))
+        if body.is_point:
+            degraded = any(volume.unreadable for volume, _ in fresh)
+            self.points[its.slot] = Struct(
+                slot=its.slot, time=self.time, age=self.age, wall=body.wall, pins={}, degraded=degraded,
+                members={volume.id: member.bytes for volume, member in fresh})
+            for volume, _ in fresh:
+                (volume.degraded if degraded else volume.good).append(its.slot)
+
+    def heartbeat(self, its, body):
+        if not body.members or len({volume for volume, _ in body.members}) < len(body.members):
+            return "void: nothing, or something twice"
+        if body.position >= its.slot or self.digests[body.position] != body.digest:
+            return "void: of another history"
+        for volume_id, term in body.members:
+            volume = self.volumes.get(volume_id)
+            if volume is None or volume.term != term or volume.layers and volume.layers[-1].slot > body.position:
+                return "void: of another term, or a layer is newer"
+        self.advance(its)
+
+    def advance(self, its):
+        """Ledger time and the age clock."""
+        writer, mono, wall = self.stamp or (its.writer, its.mono, its.wall)
+        if writer == its.writer:
+            passed = max(0, its.mono - mono)
+            self.time, self.age = self.time + passed, self.age + min(passed, HOURS_2)
+            self.stamp = (writer, mono + passed, its.wall)
+        else:
+            self.time, self.stamp = self.time + min(max(0, its.wall - wall), HOURS_2), (its.writer, its.mono, its.wall)
+
+    def pin(self, its, body):
+        if body.point not in self.points or len(body.reason.encode()) > 1024:
+            return "void: no such point"
+        self.points[body.point].pins[its.slot] = body.reason
+        self.roots_changed = its.slot
+
+    def unpin(self, its, body):
+        point = next((point for point in self.points.values() if body.pin in point.pins), None)
+        if point is None:
+            return "void: no such pin"
+        del point.pins[body.pin]
+        self.roots_changed = its.slot
+
+    def tracking_lost(self, its, body):
+        volume = self.volumes.get(body.volume)
+        if volume is None or volume.term != body.term:
+            return "void: no such volume, or of another term"
+        if volume.lost is not None and volume.lost > max([volume.term] + [layer.slot for layer in volume.layers[-1:]]):
+            return "void: duplicate"
+        volume.lost = its.slot
+
+    def prune(self, its, body):
+        if body.looked >= its.slot or self.roots_changed is not None and self.roots_changed > body.looked:
+            return "void: pins or points changed meanwhile"
+        named = [(key, part) for key, parts in body.parts for part in parts]
+        layers = {key for key, _ in body.parts}
+        if not (layers or body.points) or len(layers) < len(body.parts) or len(set(body.points)) < len(body.points):
+            return "void: nothing, or something twice"
+        if not all(is_ascending(parts) for _, parts in body.parts):
+            return "void: parts that do not ascend"
+        if not all(slot in self.points and self.is_prunable(self.points[slot], body) for slot in body.points):
+            return "void: a point is not there or not prunable"
+        for (volume_id, term, seq), part in named:
+            volume = self.volumes.get(volume_id)
+            layer = volume and volume.by_key.get((term, seq))
+            if not layer or part >= len(layer.parts) or part in layer.given_up or layer.slot > body.looked:
+                return "void: a part is not there"
+            if layer is volume.layers[-1] or layer.slot in self.points and layer.slot not in body.points:
+                return "void: a part is of the newest layer or of a retained point"
+        for slot in body.points:
+            for volume_id in self.points.pop(slot).members:
+                for held in (self.volumes[volume_id].good, self.volumes[volume_id].degraded):
+                    held[:] = [other for other in held if other != slot]
+        for (volume_id, term, seq), part in named:
+            self.volumes[volume_id].by_key[term, seq].given_up.add(part)
+        self.roots_changed = its.slot
+
+    def is_prunable(self, point, policy):
+        def time(slot):
+            return self.points[slot].time
+
+        def age(slot):
+            return self.points[slot].age if policy.has_rules else self.points[slot].time
+
+        old = (self.age if policy.has_rules else self.time) - policy.span
+        if point.pins or age(point.slot) > old:
+            return False
+        keep = max(1, policy.keep)
+        for volume in (self.volumes[volume_id] for volume_id in point.members):
+            newer = len(volume.good) - bisect_right(volume.good, point.slot)
+            worse = bisect_right(volume.degraded, old, key=age) - bisect_right(volume.degraded, point.slot)
+            if newer < keep and not (point.degraded and worse >= keep):
+                return False
+            for every, keeps in policy.rules:
+                cell = point.time // every
+                firsts = [held[bisect_left(held, cell * every, key=time):][:1] for held in (volume.good, volume.degraded)]
+                first = next((f[0] for f in firsts if f and time(f[0]) // every == cell), None)
+                if first == point.slot and self.age < point.age + (cell + 1) * every - point.time + keeps:
+                    return False
+        return True
+
+    def hold_against_checkpoints(self):
+        """Checkpoints cover records that are there, and say the same of them."""
+        previous = {}
+        for number in numbers(os.path.join(self.store, self.folder, "checkpoint")):
+            name, end = f"{self.folder}/checkpoint/{number}", (number + 1) * SLOTS
+            root = read(self.store, name)
+            require(len(root) == 184 and root[:8] == b"FSCHKPNT" and root[152:] == blake3(root[:152]), name, "not whole")
+            fields = struct.unpack("<II16sQQ32s32sQ32s", root[8:152])
+            require(fields[:5] == (1, 0, self.id, number, SLOTS), name, "of another version, group or place")
+            if self.torn is None:
+                require(end <= len(self.digests), name, "it covers records that are not there")
+            require(end > len(self.digests) or fields[5] == self.digests[end - 1], name, "of other records")
+            require(fields[6] == previous.get(number - 1, fields[6] if number else bytes(32)), name, "not after the one before")
+            previous[number] = root[152:]
+            if os.path.exists(os.path.join(self.store, f"{name}.state")) and end <= len(self.digests):
+                data = read(self.store, f"{name}.state")
+                require((len(data), blake3(data)) == fields[7:9] and data[:8] == b"FSCHKST2", f"{name}.state", "not whole")
+                state = Postcard(data[8:])
+                same = (state.raw(16), state.many(lambda: state.raw(32)), (state.u(), state.u()))
+                require(same == (self.id, self.digests[:end], self.clocks[end - 1]), f"{name}.state", "of other records")
