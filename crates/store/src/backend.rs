@@ -6,6 +6,8 @@
 
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
+#[cfg(test)]
+pub(crate) mod counting;
 mod dir;
 #[cfg(test)]
 pub(crate) mod faulty;

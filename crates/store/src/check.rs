@@ -138,7 +138,7 @@ pub fn check(store: &StoreReader, progress: &(dyn Fn(u64) -> bool + Sync)) -> Re
     strays(store, &mut report)?;
     for names in store.groups()? {
         report.groups += 1;
-        let reader = match store.group(&names) {
+        let reader = match store.group_as_listed(&names) {
             Ok(reader) => reader,
             Err(
                 error @ (StoreError::ForeignGroup { .. }

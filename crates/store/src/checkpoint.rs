@@ -28,6 +28,9 @@ use crate::replay::{Slots, get, read_slot};
 /// How many of the newest checkpoints keep their states.
 pub(crate) const STATES: u64 = 2;
 
+/// What is read of a root, at most: some more than we know, since a newer version is to be told from damage.
+pub(crate) const ROOT_READ_BYTES: u64 = 16 * CHECKPOINT_ROOT_BYTES as u64;
+
 /// Slots that a checkpoint covers.
 #[cfg(not(test))]
 pub(crate) fn span() -> u64 {
@@ -100,7 +103,15 @@ pub(crate) fn strays(roots: &BTreeSet<u64>, slots: &Slots) -> BTreeSet<u64> {
 
 /// Whether a checkpoint covers a slot.
 pub(crate) fn covers(backend: &dyn Backend, names: &GroupNames, slot: Slot) -> Result<bool> {
-    Ok(block_on(backend.size(&names.checkpoint(CheckpointPlace::covering(slot, span()).number)))?.is_some())
+    exists(backend, names, CheckpointPlace::covering(slot, span()).number)
+}
+
+/// Whether there is a checkpoint of that number. Its root is small: to read it is one request, where it is missing, too.
+pub(crate) fn exists(backend: &dyn Backend, names: &GroupNames, number: u64) -> Result<bool> {
+    match block_on(backend.get(&names.checkpoint(number), ROOT_READ_BYTES)) {
+        Err(StoreError::Damaged { .. }) => Ok(true),
+        other => Ok(other?.is_some()),
+    }
 }
 
 /// The newest one that can be used, or nothing at all before there is any.
@@ -134,7 +145,7 @@ pub(crate) fn strange(
 ) -> Result<Option<Unusable>> {
     let (state, end, number) = (image.state(), image.state().next_slot(), root.place.number);
     let name = names.checkpoint(number);
-    let bad = |why: String| Ok(Some(Unusable { number, file: name.to_string(), why, newer: false, stray: false }));
+    let bad = |why: String| Ok(Some(damaged(&name, number, why)));
     let before = match number.checked_sub(1) {
         None => Some([0; 32]),
         Some(before) => read_root(backend, names, state.group(), before)?.ok().map(|(_, digest)| digest),
@@ -175,9 +186,10 @@ pub(crate) fn read(
         Err(bad) => return Ok(Err(bad)),
     };
     let name = names.checkpoint_state(number);
-    let bytes = match object(backend, &name, number, root.state_bytes)? {
+    let found = get(backend, &name, root.state_bytes)?.unwrap_or_else(|| Err("it is missing".to_owned()));
+    let bytes = match found {
         Ok(bytes) => bytes,
-        Err(bad) => return Ok(Err(bad)),
+        Err(why) => return Ok(Err(damaged(&name, number, why))),
     };
     Ok(match root.state(&bytes) {
         Ok((state, parts)) => Ok((root, GroupImage::from_checkpoint(state, parts))),
@@ -185,30 +197,37 @@ pub(crate) fn read(
     })
 }
 
-/// The root of one, and its digest.
+/// A root, and its digest.
+type Root = (CheckpointRoot, [u8; 32]);
+
+/// The root of one.
 pub(crate) fn read_root(
     backend: &dyn Backend,
     names: &GroupNames,
     group: GroupId,
     number: u64,
-) -> Result<Result<(CheckpointRoot, [u8; 32]), Unusable>> {
-    let name = names.checkpoint(number);
-    // Some more than we know: a newer version is to be told from damage.
-    let bytes = match object(backend, &name, number, 16 * CHECKPOINT_ROOT_BYTES as u64)? {
-        Ok(bytes) => bytes,
-        Err(bad) => return Ok(Err(bad)),
-    };
-    let place = CheckpointPlace { number, slots: span() };
-    Ok(CheckpointRoot::decode(&bytes, group, place).map_err(|error| unusable(&name, number, error)))
+) -> Result<Result<Root, Unusable>> {
+    let missing = || damaged(&names.checkpoint(number), number, "it is missing".to_owned());
+    Ok(look(backend, names, group, number)?.unwrap_or_else(|| Err(missing())))
 }
 
-fn object(backend: &dyn Backend, name: &ObjectName, number: u64, bytes_max: u64) -> Result<Result<Bytes, Unusable>> {
-    let bad = |why: String| Unusable { number, file: name.to_string(), why, newer: false, stray: false };
-    Ok(match get(backend, name, bytes_max)? {
-        Some(Ok(bytes)) => Ok(bytes),
-        Some(Err(why)) => Err(bad(why)),
-        None => Err(bad("it is missing".to_owned())),
-    })
+/// The same; `None` if there is none.
+pub(crate) fn look(
+    backend: &dyn Backend,
+    names: &GroupNames,
+    group: GroupId,
+    number: u64,
+) -> Result<Option<Result<Root, Unusable>>> {
+    let name = names.checkpoint(number);
+    let place = CheckpointPlace { number, slots: span() };
+    Ok(get(backend, &name, ROOT_READ_BYTES)?.map(|found| {
+        let bytes = found.map_err(|why| damaged(&name, number, why))?;
+        CheckpointRoot::decode(&bytes, group, place).map_err(|error| unusable(&name, number, error))
+    }))
+}
+
+fn damaged(name: &ObjectName, number: u64, why: String) -> Unusable {
+    Unusable { number, file: name.to_string(), why, newer: false, stray: false }
 }
 
 fn unusable(name: &ObjectName, number: u64, error: CheckpointError) -> Unusable {
@@ -224,8 +243,7 @@ pub(crate) fn write(backend: &dyn Backend, names: &GroupNames, image: &GroupImag
     let Some(place) = CheckpointPlace::completed_by(image.state(), span()) else { return Ok(()) };
     let group = image.state().group();
     // Of an old one only the root is kept. A replay from the beginning, because newer states rotted, would write each state again.
-    let is_there = |number| Ok::<_, StoreError>(block_on(backend.size(&names.checkpoint(number)))?.is_some());
-    if is_there(place.number)? && is_there(place.number + STATES)? {
+    if exists(backend, names, place.number)? && exists(backend, names, place.number + STATES)? {
         return Ok(());
     }
     let previous = match place.number.checked_sub(1) {
@@ -263,7 +281,7 @@ fn create_state(backend: &dyn Backend, names: &GroupNames, number: u64, content:
     let name = names.checkpoint_state(number);
     match create(backend, &name, content.clone()) {
         Err(StoreError::Damaged { .. } | StoreError::Unreadable { .. })
-            if !backend.is_late() && block_on(backend.size(&names.checkpoint(number)))?.is_none() =>
+            if !backend.is_late() && !exists(backend, names, number)? =>
         {
             tracing::warn!(group = %names, file = %name, "what is left of a checkpoint that was never completed is replaced");
             block_on(backend.delete(&name))?;

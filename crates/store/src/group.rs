@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use farside_layer::{Footer, layer_digest};
-use farside_ledger::{Body, LayerEntry, Layers, Policy, Record, State, Verdict, VolumeMeta, volume_id};
+use farside_ledger::{Body, LayerEntry, Layers, Policy, RECORD_BYTES_MAX, Record, State, Verdict, VolumeMeta, volume_id};
 use farside_region::{
     GranuleDigest, GranuleRun, GroupId, LayerKey, LedgerPosition, Name, RecordDigest, RegionSet, Slot, Term, VolumeId, mutation,
 };
@@ -29,7 +29,7 @@ use crate::locks::{DELETED_AFTER_MS, DeletionGuard};
 use crate::names::{GroupNames, GroupObject};
 use crate::points::{self, PointInfo};
 use crate::reader::PointReader;
-use crate::replay::{Torn, Unusable, index_all, lost_claim, parallel, read_slot, replay};
+use crate::replay::{Torn, Unusable, decode, get, index_all, lost_claim, parallel, replay};
 use crate::segments::{FooterFault, Segments, runs_of};
 use crate::space::Space;
 use crate::store::{Shared, random};
@@ -222,8 +222,7 @@ impl GroupStore {
         loop {
             let slot = self.state().next_slot();
             let backend = Arc::clone(&self.segments.backend);
-            let is_there = block_on(backend.size(&self.names().record(slot)))?.is_some();
-            let read = if is_there { Some(read_slot(&*backend, self.names(), slot, false)?) } else { None };
+            let read = get(&*backend, &self.names().record(slot), RECORD_BYTES_MAX as u64)?.map(|found| decode(&found));
             // Only now: what a checkpoint covers may have gone, or be of somebody who came too late.
             if !mutation::on("what lies in a slot counts, whatever checkpoint covers it") {
                 self.not_behind(slot)?;
@@ -638,7 +637,7 @@ impl GroupStore {
             Err(e @ (StoreError::Full { .. } | StoreError::ReadOnly { .. } | StoreError::Denied { .. })) => return Err(e),
             Err(e) => Some(e),
         };
-        let found = match block_on(backend.get(&name, farside_ledger::RECORD_BYTES_MAX as u64)) {
+        let found = match block_on(backend.get(&name, RECORD_BYTES_MAX as u64)) {
             // One bad file, not a bad store; unless the write failed as well.
             Err(StoreError::Unreadable { source, .. }) => {
                 let unusable = Unusable::damaged(format!("it cannot be read: {source}"));

@@ -25,6 +25,7 @@ mod checkpoint;
 mod disk_tests;
 mod error;
 mod group;
+mod head;
 mod image;
 mod index;
 mod landing;
@@ -35,6 +36,8 @@ mod points;
 mod probe;
 mod reader;
 mod replay;
+#[cfg(test)]
+mod requests_tests;
 mod restore;
 #[cfg(test)]
 mod scale_tests;

@@ -16,6 +16,7 @@ use crate::aligned::AlignedBytes;
 use crate::backend::{Backend, DirBackend, block_on};
 use crate::error::{Result, StoreError, known};
 use crate::group::{DigestRun, digests_of};
+use crate::head;
 use crate::image::{GroupImage, PartRuns, VolumeImage};
 use crate::index::{Content, Extent, PartNo};
 use crate::landing::Landing;
@@ -138,12 +139,19 @@ impl StoreReader {
     /// # Errors
     /// [`StoreError::NoSuchGroup`], [`StoreError::ForeignGroup`]; what the file system says.
     pub fn group(&self, names: &GroupNames) -> Result<GroupReader> {
-        GroupReader::open(&self.backend, &self.readers, names)
+        // Names of a directory cost nothing, and its files are lost one by one.
+        let is_listed = matches!(self.readers, Readers::Locked(_));
+        GroupReader::open(&self.backend, &self.readers, names, is_listed)
+    }
+
+    /// The same, from the names of all records: of a hole in the ledger it misses none.
+    pub(crate) fn group_as_listed(&self, names: &GroupNames) -> Result<GroupReader> {
+        GroupReader::open(&self.backend, &self.readers, names, true)
     }
 }
 
 impl GroupReader {
-    fn open(backend: &Arc<dyn Backend>, readers: &Readers, names: &GroupNames) -> Result<Self> {
+    fn open(backend: &Arc<dyn Backend>, readers: &Readers, names: &GroupNames, is_listed: bool) -> Result<Self> {
         let lock = readers.share()?;
         let id = match read_group_description(&**backend, names) {
             Err(StoreError::NoSuchGroup { source_name, group, .. }) => {
@@ -151,7 +159,7 @@ impl GroupReader {
             }
             other => other?,
         };
-        let replayed = replay(&**backend, names, id, |_| {})?;
+        let replayed = if is_listed { replay(&**backend, names, id, |_| {})? } else { head::replay(&**backend, names, id)? };
         let segments = Arc::new(Segments::new(Arc::clone(backend), names.clone()));
         Ok(Self { readers: readers.clone(), segments, image: replayed.image, torn: replayed.torn, _lock: lock })
     }

@@ -12,6 +12,8 @@ use bytes::Bytes;
 use farside_ledger::{Body, CheckpointPlace, DecodeError, RECORD_BYTES_MAX, Record, State};
 use farside_region::{GroupId, RecordDigest, Slot, Term};
 
+#[cfg(test)]
+use crate::backend::counting::SideBySide;
 use crate::backend::{Backend, block_on, list_all};
 use crate::checkpoint::{self, Newest};
 use crate::error::{Result, StoreError};
@@ -72,6 +74,12 @@ impl Torn {
 pub(crate) struct Unusable {
     why: String,
     newer: bool,
+}
+
+impl std::fmt::Display for Unusable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.why)
+    }
 }
 
 impl Unusable {
@@ -184,11 +192,11 @@ pub(crate) fn replay(
         // One that came while we read: records may have gone under us, or been put by somebody who came too late.
         let last = place.end().and_then(|end| replayed.image.state().digest_at(Slot(end.0 - 1)));
         let known = unusable.iter().any(|bad| bad.number == place.number);
-        if !known && block_on(backend.size(&names.checkpoint(place.number)))?.is_some() {
-            match checkpoint::read_root(backend, names, group, place.number)? {
-                Ok((root, _)) if last != Some(root.last) => continue,
-                Ok(_) => {}
-                Err(bad) => unusable.push(bad),
+        if !known {
+            match checkpoint::look(backend, names, group, place.number)? {
+                Some(Ok((root, _))) if last != Some(root.last) => continue,
+                Some(Err(bad)) => unusable.push(bad),
+                Some(Ok(_)) | None => {}
             }
         }
         replayed.blame(names, &unusable);
@@ -270,11 +278,8 @@ pub(crate) fn read_slot(
     replaced: bool,
 ) -> Result<Result<(Record, RecordDigest), Unusable>> {
     let bytes = get(backend, &names.record(slot), RECORD_BYTES_MAX as u64)?;
-    let found = match &bytes {
-        Some(Ok(bytes)) => Record::decode(bytes).map_err(Unusable::from),
-        Some(Err(why)) => Err(Unusable::damaged(why.clone())),
-        None => Err(Unusable::damaged("the file is missing, and later ones exist".to_owned())),
-    };
+    let missing = || Err(Unusable::damaged("the file is missing, and later ones exist".to_owned()));
+    let found = bytes.as_ref().map_or_else(missing, decode);
     if !replaced {
         return Ok(found);
     }
@@ -301,6 +306,14 @@ pub(crate) fn read_slot(
     })
 }
 
+/// A record from what lies in its slot, or what is wrong with that.
+pub(crate) fn decode(bytes: &Result<Bytes, String>) -> Result<(Record, RecordDigest), Unusable> {
+    match bytes {
+        Ok(bytes) => Record::decode(bytes).map_err(Unusable::from),
+        Err(why) => Err(Unusable::damaged(why.clone())),
+    }
+}
+
 /// An object, or what its medium says is wrong with it.
 pub(crate) fn get(backend: &dyn Backend, name: &crate::ObjectName, bytes_max: u64) -> Result<Option<Result<Bytes, String>>> {
     match block_on(backend.get(name, bytes_max)) {
@@ -314,6 +327,8 @@ pub(crate) fn get(backend: &dyn Backend, name: &crate::ObjectName, bytes_max: u6
 /// Maps a slice with a thread for each of a few items at once: for work that waits for a disk. Answers come in order.
 pub(crate) fn at_once<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
     let mut answers = Vec::with_capacity(items.len());
+    let side_by_side = SideBySide::begin();
+    let work = |item: &T| side_by_side.run(|| work(item));
     for batch in items.chunks(WAITING_MAX) {
         match batch {
             [one] => answers.push(work(one)),
@@ -324,6 +339,7 @@ pub(crate) fn at_once<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sy
             }),
         }
     }
+    side_by_side.end();
     answers
 }
 
@@ -336,11 +352,32 @@ pub(crate) fn parallel<T: Sync, R: Send>(backend: &dyn Backend, items: &[T], wor
     if threads == 1 {
         return items.iter().map(work).collect();
     }
+    let side_by_side = SideBySide::begin();
+    let work = |item: &T| side_by_side.run(|| work(item));
     let share = items.len().div_ceil(threads);
-    thread::scope(|scope| {
+    let answers = thread::scope(|scope| {
         let work = &work;
         let workers: Vec<_> =
             items.chunks(share).map(|chunk| scope.spawn(move || chunk.iter().map(work).collect::<Vec<_>>())).collect();
         workers.into_iter().flat_map(|w| w.join().expect("a reading thread does not panic")).collect()
-    })
+    });
+    side_by_side.end();
+    answers
+}
+
+/// What is counted in tests only.
+#[cfg(not(test))]
+struct SideBySide;
+
+#[cfg(not(test))]
+impl SideBySide {
+    fn begin() -> Self {
+        Self
+    }
+
+    fn run<R>(&self, work: impl FnOnce() -> R) -> R {
+        work()
+    }
+
+    fn end(self) {}
 }

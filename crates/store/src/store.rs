@@ -220,8 +220,9 @@ impl Store {
     pub fn group(&self, source: &Name, group: &Name) -> Result<GroupStore> {
         let names = GroupNames::new(source.clone(), group.clone());
         let id = group_id(source, group);
-        let name = names.description();
-        if block_on(self.shared.backend.get(&name, DESCRIPTION_BYTES_MAX))?.is_none() {
+        let backend = &*self.shared.backend;
+        let read = read_group_description(backend, &names);
+        if matches!(read, Err(StoreError::NoSuchGroup { .. })) {
             let description = GroupDescription {
                 format: "farside group".into(),
                 version: STORE_VERSION,
@@ -229,9 +230,11 @@ impl Store {
                 source: source.to_string(),
                 group: group.to_string(),
             };
-            write_json(&*self.shared.backend, &name, &description)?;
+            write_json(backend, &names.description(), &description)?;
+            read_group_description(backend, &names)?; // whoever made it
+        } else {
+            read?;
         }
-        read_group_description(&*self.shared.backend, &names)?;
         GroupStore::open(Arc::clone(&self.shared), names, id)
     }
 

@@ -1,0 +1,280 @@
+//! A ledger from its newest checkpoint to its head, found without a listing: for readers of a bucket, where the names of a long
+//! history are a hundred answers, each of which waits for the one before.
+//!
+//! Roots of checkpoints are never deleted and come one after another, so the newest is found by doubling and narrowing. The records
+//! after it are asked for so many at once, and the first slot that is not there may be the head.
+//!
+//! Invariant: what is found is what a listing would have given, or nothing is. At the first thing that is out of order the caller
+//! lists, and whatever is wrong is said by who has seen all names. A search that was led astray costs time.
+//!
+//! | What could go wrong | What keeps it from counting |
+//! |---|---|
+//! | A record is lost and later ones are there: the slot is torn, and no head | Slots ahead of the empty one are asked for: the rest of [`AHEAD`], and at distances that double up to [`FAR`]. A hole goes unseen only where fewer records follow it than it swallowed; writers and `store check` list |
+//! | Lost records were voided, and nothing follows | The `.void` of the empty slot, and of the one before it. If all that was given up came back, the ledger is whole without them |
+//! | *n* was asked for just before it was put, *n* + 1 just after | *n* is asked for again: services show what was put to all who ask later |
+//! | The reader slept while a checkpoint came, and records that it covers went or were put by somebody late | After the last record, and before a slot is called torn, the root that covers it: if it is there, all begins anew |
+//! | A root was deleted by hand, a stray one lies far up, a checkpoint is not of this history | What is taken for the newest must have its state, follow the root before it, and hold the newest record that it covers |
+//!
+//! It deliberately does not say what is torn, use an older checkpoint, or know of a `.void` in the middle: such ledgers are listed.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use farside_ledger::{CheckpointPlace, CheckpointRoot, RECORD_BYTES_MAX, Record};
+use farside_region::{GroupId, RecordDigest, Slot};
+
+use crate::backend::{Backend, ObjectName};
+use crate::checkpoint::{ROOT_READ_BYTES, covers, span};
+use crate::error::{Result, StoreError};
+use crate::image::GroupImage;
+use crate::names::GroupNames;
+use crate::replay::{self, Replayed, decode, get, parallel};
+
+/// Records that are asked for at once.
+const AHEAD: u64 = 32;
+/// Of each, what is read so; one that has more is read alone.
+const AHEAD_BYTES: u64 = if cfg!(test) { 1 << 10 } else { 256 << 10 };
+/// How far beyond the head a record is looked for: as many as a checkpoint covers.
+const FAR: u64 = 4096;
+/// Roots that are asked for at first: 0, 1, 3, 7 and so on.
+const DOUBLED: usize = 7;
+/// And then, where the newest must be, in so many steps.
+const STEPS: u64 = 16;
+/// How often checkpoints may come while somebody looks.
+const SEARCHES: u32 = 4;
+
+/// An object, if it is there, or what its medium says is wrong with it.
+type Found = Option<Result<Bytes, String>>;
+
+/// Why a search ended before the head.
+enum Stop {
+    /// Something is not as it is in a ledger that nobody harmed.
+    Odd(String),
+    /// The same of a slot, unless a checkpoint covers it: then it may be empty, or of somebody who came late.
+    Torn(Slot, String),
+    /// A checkpoint came meanwhile.
+    Overtaken,
+    Store(StoreError),
+}
+
+impl From<StoreError> for Stop {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+/// Replays a ledger for a reader of a bucket.
+///
+/// # Errors
+/// What the service says.
+pub(crate) fn replay(backend: &dyn Backend, names: &GroupNames, group: GroupId) -> Result<Replayed> {
+    find(backend, names, group)?.map_or_else(|| replay::replay(backend, names, group, |_| {}), Ok)
+}
+
+/// Replays a ledger from its newest checkpoint to its head; `None`: something is out of order, and only a listing tells what.
+fn find(backend: &dyn Backend, names: &GroupNames, group: GroupId) -> Result<Option<Replayed>> {
+    let search = Search { backend, names, group };
+    for _ in 0..SEARCHES {
+        match search.begin().and_then(|(image, ahead)| search.follow(image, ahead)) {
+            Ok(image) => return Ok(Some(Replayed { image, torn: None })),
+            Err(Stop::Overtaken) => {}
+            Err(Stop::Torn(slot, _)) if covers(backend, names, slot)? => {}
+            Err(Stop::Store(error)) => return Err(error),
+            Err(Stop::Odd(why) | Stop::Torn(_, why)) => {
+                tracing::warn!(group = %names, why, "the ledger is listed");
+                return Ok(None);
+            }
+        }
+    }
+    tracing::warn!(group = %names, "the ledger is listed: checkpoints came whenever it was searched");
+    Ok(None)
+}
+
+struct Search<'s> {
+    backend: &'s dyn Backend,
+    names: &'s GroupNames,
+    group: GroupId,
+}
+
+impl Search<'_> {
+    /// Several objects at once.
+    fn get(&self, wanted: &[(ObjectName, u64)]) -> Result<Vec<Found>> {
+        let found = parallel(self.backend, wanted, |(name, bytes_max)| get(self.backend, name, *bytes_max));
+        found.into_iter().collect()
+    }
+
+    fn record(&self, slot: Slot) -> (ObjectName, u64) {
+        (self.names.record(slot), AHEAD_BYTES)
+    }
+
+    fn ahead(&self, from: Slot) -> impl Iterator<Item = (ObjectName, u64)> {
+        (from.0..from.0.saturating_add(AHEAD)).map(|slot| self.record(Slot(slot)))
+    }
+
+    /// What the newest checkpoint holds, and what lies in the slots after it.
+    fn begin(&self) -> Result<(GroupImage, Vec<Found>), Stop> {
+        let mut roots = self.newest_roots()?;
+        let Some((number, root)) = roots.pop_last() else {
+            return Ok((GroupImage::new(self.group), self.get(&self.ahead(Slot(0)).collect::<Vec<_>>())?));
+        };
+        let odd = |why: &str| odd(number, why);
+        let (root, _) = self.decode_root(number, &root)?;
+        let end = root.place.end().ok_or_else(|| odd("it covers more slots than there are"))?;
+        let last = Slot(end.0 - 1);
+
+        let mut wanted = vec![(self.names.checkpoint_state(number), root.state_bytes), self.record(last)];
+        let before = number.checked_sub(1);
+        let known = before.and_then(|before| roots.remove(&before));
+        if known.is_none() {
+            wanted.extend(before.map(|before| self.root(before)));
+        }
+        let besides = wanted.len();
+        wanted.extend(self.ahead(end));
+        let mut found = self.get(&wanted)?;
+        let ahead = found.split_off(besides);
+        let mut found = found.into_iter().map(|found| found.unwrap_or_else(|| Err("it is not there".to_owned())));
+        let mut next = || found.next().expect("it was asked for");
+        let state = next().map_err(|why| odd(&format!("it has no state: {why}")))?;
+        let (state, parts) = root.state(&state).map_err(|error| odd(&error.to_string()))?;
+        let (_, digest) = self.decode(last, next()).map_err(|stop| match stop {
+            Stop::Torn(_, why) => odd(&why),
+            other => other,
+        })?;
+        if state.digest_at(last) != Some(digest) {
+            return Err(odd("it does not hold the newest record that it covers"));
+        }
+        let previous = match before {
+            None => [0; 32],
+            Some(before) => self.decode_root(before, &known.unwrap_or_else(next))?.1,
+        };
+        if root.previous != previous {
+            return Err(odd("it does not follow the one before it"));
+        }
+        Ok((GroupImage::from_checkpoint(state, parts), ahead))
+    }
+
+    fn root(&self, number: u64) -> (ObjectName, u64) {
+        (self.names.checkpoint(number), ROOT_READ_BYTES)
+    }
+
+    /// Roots that are there, the newest among them; empty before there is any.
+    fn newest_roots(&self) -> Result<BTreeMap<u64, Result<Bytes, String>>> {
+        let (mut there, mut missing) = (BTreeMap::new(), BTreeSet::new());
+        let doubled: Vec<u64> = (0..u64::BITS).map(|bit| (1 << bit) - 1).collect();
+        let mut doubled = doubled.chunks(DOUBLED);
+        let mut asked = doubled.next().map(<[u64]>::to_vec);
+        while let Some(numbers) = asked {
+            let wanted: Vec<_> = numbers.iter().map(|&number| self.root(number)).collect();
+            for (number, found) in numbers.into_iter().zip(self.get(&wanted)?) {
+                match found {
+                    Some(root) => drop(there.insert(number, root)),
+                    None => drop(missing.insert(number)),
+                }
+            }
+            // One that is missing below another was deleted by hand: the newest is above what is there.
+            let Some((&newest, _)) = there.last_key_value() else { break };
+            asked = match missing.range(newest..).next() {
+                None => doubled.next().map(<[u64]>::to_vec),
+                Some(&end) if end - newest == 1 => None,
+                Some(&end) => {
+                    let step = (end - newest).div_ceil(STEPS);
+                    Some((newest + step..end).step_by(usize::try_from(step).unwrap_or(usize::MAX)).collect())
+                }
+            };
+        }
+        Ok(there)
+    }
+
+    /// Goes on from there to the head. `ahead`: what lies in the next slots.
+    fn follow(&self, mut image: GroupImage, mut ahead: Vec<Found>) -> Result<GroupImage, Stop> {
+        let begun = CheckpointPlace::covering(image.state().next_slot(), span());
+        loop {
+            let end = image.state().next_slot().0.saturating_add(ahead.len() as u64);
+            let mut ahead_of = ahead.into_iter();
+            while let Some(found) = ahead_of.next() {
+                let slot = image.state().next_slot();
+                let found = match found {
+                    Some(found) => found,
+                    None if ahead_of.as_slice().iter().all(Option::is_none) => break,
+                    None => self.again(slot)?.ok_or_else(|| missing(slot))?,
+                };
+                let (record, digest) = self.decode(slot, found)?;
+                image.state().follows(&record).map_err(|why| torn(slot, &why))?;
+                image.replay(&record, digest);
+            }
+            let next = image.state().next_slot();
+            if next.0 < end && self.is_head(begun, &image, end)? {
+                return Ok(image);
+            }
+            ahead = self.get(&self.ahead(next).collect::<Vec<_>>())?;
+        }
+    }
+
+    /// Whether the next slot, which was empty, is the head: nothing lies in it, covers it or comes after it. From `end` on nobody has
+    /// looked yet; the search began in `begun`. `false`: it was filled meanwhile.
+    fn is_head(&self, begun: CheckpointPlace, image: &GroupImage, end: u64) -> Result<bool, Stop> {
+        let slot = image.state().next_slot();
+        let mut places = vec![CheckpointPlace::covering(slot, span())];
+        if begun.number != places[0].number {
+            places.push(begun);
+        }
+        let void = |slot| (self.names.record_void(slot), AHEAD_BYTES);
+        let mut wanted: Vec<_> = places.iter().map(|place| self.root(place.number)).collect();
+        wanted.push(void(slot));
+        wanted.extend(slot.0.checked_sub(1).map(|before| void(Slot(before))));
+        let voids = places.len()..wanted.len();
+        let far = (0..=FAR.ilog2()).map(|bit| slot.0.saturating_add(1 << bit));
+        wanted.extend(far.filter(|&far| far >= end).map(|far| self.record(Slot(far))));
+        let found = self.get(&wanted)?;
+        for (place, root) in places.iter().zip(&found) {
+            let Some(root) = root else { continue };
+            let (root, _) = self.decode_root(place.number, root)?;
+            if place.end().and_then(|end| image.state().digest_at(Slot(end.0 - 1))) != Some(root.last) {
+                return Err(Stop::Overtaken);
+            }
+        }
+        if found[voids.clone()].iter().any(Option::is_some) {
+            return Err(Stop::Odd(format!("a record at slot {slot} was replaced")));
+        }
+        if found[voids.end..].iter().all(Option::is_none) {
+            return Ok(true);
+        }
+        self.again(slot)?.map(|_| false).ok_or_else(|| missing(slot))
+    }
+
+    /// A slot that was empty, while one after it is not.
+    fn again(&self, slot: Slot) -> Result<Found> {
+        get(self.backend, &self.names.record(slot), AHEAD_BYTES)
+    }
+
+    fn decode_root(&self, number: u64, found: &Result<Bytes, String>) -> Result<(CheckpointRoot, [u8; 32]), Stop> {
+        let bytes = found.as_ref().map_err(|why| odd(number, why))?;
+        let place = CheckpointPlace { number, slots: span() };
+        CheckpointRoot::decode(bytes, self.group, place).map_err(|error| odd(number, &error.to_string()))
+    }
+
+    fn decode(&self, slot: Slot, found: Result<Bytes, String>) -> Result<(Record, RecordDigest), Stop> {
+        let found = match found {
+            Ok(bytes) => Ok(bytes),
+            // Too large to be read with others, perhaps.
+            Err(_) => get(self.backend, &self.names.record(slot), RECORD_BYTES_MAX as u64)?.ok_or_else(|| missing(slot))?,
+        };
+        decode(&found).map_err(|unusable| torn(slot, &unusable))
+    }
+}
+
+fn odd(checkpoint: u64, why: &str) -> Stop {
+    Stop::Odd(format!("checkpoint {checkpoint}: {why}"))
+}
+
+fn torn(slot: Slot, why: &dyn std::fmt::Display) -> Stop {
+    Stop::Torn(slot, format!("slot {slot}: {why}"))
+}
+
+fn missing(slot: Slot) -> Stop {
+    torn(slot, &"nothing is there, and later records exist")
+}
+
+#[cfg(test)]
+#[path = "head_tests.rs"]
+mod tests;

@@ -1,0 +1,168 @@
+//! What each operation asks of a service, exactly: a request more is a decision.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use farside_ledger::{LayerKind, Policy};
+
+use crate::backend::DirBackend;
+use crate::backend::counting::{Counting, Counts, Request, Sort};
+use crate::checkpoint::span;
+use crate::group::GroupStore;
+use crate::names::GroupNames;
+use crate::testkit::{Fill, GRANULE, Runs, TempStore, TestVolume, layers, name};
+use crate::{Existing, FileTarget, RestoreOptions, Store, StoreReader, restore_to};
+
+/// A store that passes for one in a bucket.
+struct Bucket {
+    counting: Arc<Counting>,
+    store: TempStore,
+}
+
+impl Bucket {
+    fn new() -> Self {
+        let store = TempStore::new();
+        let counting = Counting::bucket(Arc::new(DirBackend::open(&store.path()).expect("open")));
+        Self { counting, store }
+    }
+
+    fn open(&self) -> Store {
+        let staging = self.store.dir.path().join("staging");
+        Store::open_bucket(Arc::clone(&self.counting) as _, &staging).expect("open")
+    }
+
+    fn group(&self) -> GroupStore {
+        self.open().group(&name("host"), &name("default")).expect("group")
+    }
+
+    fn reader(&self) -> StoreReader {
+        StoreReader::open_bucket(Arc::clone(&self.counting) as _).expect("open")
+    }
+}
+
+fn names() -> GroupNames {
+    GroupNames::new(name("host"), name("default"))
+}
+
+/// A claim and so many points.
+fn history(group: &mut GroupStore, points: u64) -> TestVolume {
+    let mut volume = TestVolume::new("v", 16);
+    volume.claim(group);
+    volume.base(group, 1);
+    for i in 1..points {
+        volume.publish(group, LayerKind::Point, &[one(i)]);
+    }
+    volume
+}
+
+fn one(i: u64) -> Runs {
+    vec![(i % 16, 1, Fill::Byte(i as u8))]
+}
+
+/// Without the look at the store's description that a writer takes each half minute.
+fn asked(mut counts: Counts) -> BTreeMap<(Request, Sort), u32> {
+    counts.requests.remove(&(Request::Get, Sort::Description));
+    counts.requests
+}
+
+#[test]
+fn a_publication_is_a_put_for_each_part_one_for_the_record_and_a_look_at_the_checkpoint() {
+    let bucket = Bucket::new();
+    let mut group = bucket.group();
+    let mut volume = history(&mut group, 1);
+    for parts in [1, 3] {
+        let runs: Vec<Runs> = (0..u64::from(parts)).map(one).collect();
+        let entry = volume.land(&group, &runs);
+        let (appended, counts) = bucket.counting.during(|| group.append(layers(LayerKind::Point, vec![entry])));
+        assert!(appended.expect("appended").verdict.is_done());
+        assert_eq!(counts.chain, 3, "parts side by side");
+        assert_eq!(
+            asked(counts),
+            [((Request::Put, Sort::Segment), parts), ((Request::Put, Sort::Ledger), 1), ((Request::Get, Sort::Checkpoint), 1)]
+                .into()
+        );
+    }
+}
+
+#[test]
+fn a_checkpoint_costs_its_publication_six_requests_more() {
+    let bucket = Bucket::new();
+    let mut group = bucket.group();
+    // All but the last slot of the fourth.
+    let mut volume = history(&mut group, 4 * span() - 2);
+    let entry = volume.land(&group, &[one(0)]);
+    let (_, counts) = bucket.counting.during(|| group.append(layers(LayerKind::Point, vec![entry])).expect("appended"));
+    assert_eq!(
+        asked(counts),
+        [
+            ((Request::Put, Sort::Segment), 1),
+            ((Request::Put, Sort::Ledger), 1),
+            ((Request::Put, Sort::Checkpoint), 2),
+            ((Request::Get, Sort::Checkpoint), 3),
+            ((Request::Delete, Sort::Checkpoint), 1)
+        ]
+        .into()
+    );
+}
+
+#[test]
+fn to_hear_that_nothing_is_new_is_two_requests() {
+    let bucket = Bucket::new();
+    let mut group = bucket.group();
+    history(&mut group, 3);
+    let (_, counts) = bucket.counting.during(|| group.catch_up().expect("caught up"));
+    assert_eq!(asked(counts), [((Request::Get, Sort::Ledger), 1), ((Request::Get, Sort::Checkpoint), 1)].into());
+}
+
+#[test]
+fn giving_up_points_is_one_record() {
+    let bucket = Bucket::new();
+    let mut group = bucket.group();
+    history(&mut group, 3);
+    let (_, counts) = bucket.counting.during(|| group.prune(&Policy::without_grid(1, 0)).expect("pruned"));
+    assert_eq!(asked(counts), [((Request::Put, Sort::Ledger), 1), ((Request::Get, Sort::Checkpoint), 1)].into());
+}
+
+/// As many checkpoints as a hundred thousand records have, and a few records more.
+#[test]
+fn a_reader_of_a_long_history_lists_nothing() {
+    let bucket = Bucket::new();
+    let mut group = bucket.group();
+    let volume = history(&mut group, 24 * span() + 3);
+    let state = group.state().clone();
+    drop(group);
+    let (reader, counts) = bucket.counting.during(|| bucket.reader());
+    assert_eq!((counts.total(), counts.of(Request::List)), (1, 0));
+    let (group, counts) = bucket.counting.during(|| reader.group(&names()).expect("group"));
+    assert_eq!((group.state(), group.torn()), (&state, None));
+    // Who the group is; roots 0, 1, 3 … 63; those between 15 and 31; state and what is ahead; what may be beyond the head.
+    assert_eq!(counts.chain, 5);
+    let roots = 7 + 15;
+    let ahead = 32;
+    let beyond = 13 - 5; // those less than 28 from it were ahead
+    let last_one_covered = 1;
+    let voids = 2;
+    assert_eq!(
+        counts.requests,
+        [
+            ((Request::Get, Sort::Description), 1),
+            ((Request::Get, Sort::Checkpoint), roots + 1 + 1), // the state, and the next root
+            ((Request::Get, Sort::Ledger), last_one_covered + ahead + beyond + voids)
+        ]
+        .into()
+    );
+
+    // Who does not know what lies in the parts reads all footers up to the point.
+    let point = *group.state().points().keys().next_back().expect("there are some");
+    let parts = u32::try_from(group.state().points().len()).expect("few");
+    let (reader, counts) = bucket.counting.during(|| group.point_reader(point, volume.id()).expect("reader"));
+    assert_eq!(counts.requests, [((Request::Range, Sort::Segment), parts)].into());
+    assert_eq!(counts.chain, 1);
+    // Each granule was written last by another point.
+    let target = FileTarget::open(&bucket.store.dir.path().join("restored"), "v", 16 * GRANULE, Existing::Keep);
+    let target = target.expect("target");
+    let restored = || restore_to(&reader, &target, &RestoreOptions::default(), &|_| true);
+    let (report, counts) = bucket.counting.during(restored);
+    assert_eq!(report.expect("restored").data_bytes, 16 * GRANULE);
+    assert_eq!(counts.requests, [((Request::Range, Sort::Segment), 16)].into(), "one for each run of each part");
+}
