@@ -265,7 +265,7 @@ impl Group {
                     self.store_error(&error);
                     return;
                 }
-                if here.store.deferred() > 0
+                if !here.store.is_swept()
                     && let Err(error) = here.store.sweep()
                 {
                     tracing::warn!(group = %self.names, %error, "dead segments could not be deleted yet");

@@ -114,12 +114,17 @@ pub(crate) fn exists(backend: &dyn Backend, names: &GroupNames, number: u64) -> 
     }
 }
 
-/// The newest one that can be used, or nothing at all before there is any.
-pub(crate) fn newest(backend: &dyn Backend, names: &GroupNames, group: GroupId, slots: &Slots) -> Result<Newest> {
+/// The newest one that can be used, or nothing at all before there is any. `roots`: those that exist.
+pub(crate) fn newest(
+    backend: &dyn Backend,
+    names: &GroupNames,
+    group: GroupId,
+    roots: &BTreeSet<u64>,
+    slots: &Slots,
+) -> Result<Newest> {
     let mut unusable = Vec::new();
-    let roots = list(backend, names)?;
-    let strays = strays(&roots, slots);
-    for number in roots.into_iter().rev() {
+    let strays = strays(roots, slots);
+    for &number in roots.iter().rev() {
         let mut bad = match read(backend, names, group, number)? {
             Ok((root, image)) => match strange(backend, names, &root, &image, slots)? {
                 None => return Ok(Newest { image, unusable }),
@@ -158,6 +163,10 @@ pub(crate) fn strange(
         if replaced || slots.records.contains(&slot.0) { Ok(read_slot(backend, names, slot, replaced)?.ok()) } else { Ok(None) }
     };
     let goes_on = || Ok(record(end)?.map(|(next, _)| next.prev == root.last));
+    let is_there = |slot: Option<u64>| match slot {
+        None => Ok::<_, StoreError>(false),
+        Some(slot) => Ok(block_on(backend.size(&names.record(Slot(slot))))?.is_some()),
+    };
     let below = |slots: &BTreeSet<u64>| slots.range(..end.0).next_back().copied();
     let Some(newest) = below(&slots.records).max(below(&slots.voids)).map(Slot) else {
         return if goes_on()? == Some(false) { bad(format!("the record in slot {end} does not follow it")) } else { Ok(None) };
@@ -165,9 +174,7 @@ pub(crate) fn strange(
     match record(newest)? {
         Some((_, digest)) if state.digest_at(newest) == Some(digest) => Ok(None),
         // Where records were given up, somebody who came too late may have put one; then those before it are gone, too.
-        Some(_) if !newest.0.checked_sub(1).is_some_and(|slot| slots.records.contains(&slot)) && goes_on()? == Some(true) => {
-            Ok(None)
-        }
+        Some(_) if !is_there(newest.0.checked_sub(1))? && goes_on()? == Some(true) => Ok(None),
         Some(_) => bad(format!("the record in slot {newest} is not of its history")),
         None if goes_on()? == Some(false) => bad(format!("the record in slot {end} does not follow it")),
         None => Ok(None),

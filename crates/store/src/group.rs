@@ -18,7 +18,7 @@ use farside_region::{
 };
 
 use crate::attempt::{Attempt, Found};
-use crate::backend::{Backend, Created, block_on, list_all};
+use crate::backend::{Backend, Created, ObjectName, block_on, list_all};
 use crate::checkpoint;
 use crate::error::{Result, StoreError};
 use crate::image::{Applied, GroupImage, PartRuns};
@@ -40,6 +40,8 @@ const UNREADABLE_REGIONS_JUDGED: u64 = 4096;
 const DELETE_BATCH: usize = 1000;
 /// Objects of a bucket deleted at once, since records wait for it.
 const DELETE_REQUESTS: usize = 64;
+/// Names of a bucket looked at at once, for the same reason.
+const LISTED_AT_ONCE: usize = 1000;
 /// And not again before this.
 const SWEPT_AGAIN: Duration = Duration::from_secs(5);
 
@@ -88,6 +90,10 @@ pub enum DigestRun {
     Data(Vec<GranuleDigest>),
 }
 
+/// Segments in the order in which a bucket lists them, from the one after this on.
+#[derive(Debug, Default)]
+struct Unseen(Option<ObjectName>);
+
 /// One group, owned by one thread. [`GroupStore::landing`] is for the others.
 #[derive(Debug)]
 pub struct GroupStore {
@@ -104,6 +110,8 @@ pub struct GroupStore {
     deferred_since: Option<Instant>,
     /// When objects of a bucket were deleted last.
     swept_at: Option<Instant>,
+    /// What of a bucket's segments nobody has looked at since the group was opened: those after this one.
+    unseen: Option<Unseen>,
     /// Segments that no accepted record names, of which one may still: linked by an append that has not succeeded (yet).
     awaited: BTreeMap<PartName, Name>,
 }
@@ -120,13 +128,19 @@ impl GroupStore {
         let landing = Landing::new(Arc::clone(&shared.staging), shared.is_dir, &segments.names);
         let (dead, awaited) = (BTreeMap::new(), BTreeMap::new());
         let (image, torn) = (replayed.image, replayed.torn);
-        let (uncertain, deferred_since, swept_at) = (None, None, None);
-        let mut group = Self { shared, segments, landing, image, torn, uncertain, dead, deferred_since, swept_at, awaited };
+        let (uncertain, deferred_since, swept_at, unseen) = (None, None, None, None);
+        let mut group =
+            Self { shared, segments, landing, image, torn, uncertain, dead, deferred_since, swept_at, unseen, awaited };
         let mut there = Vec::new();
         if group.torn.is_none() {
-            there = group.list_segments()?;
-            let terms = group.landing.terms()?.into_iter().chain(there.iter().map(|(part, _)| part.layer.term));
-            group.torn = lost_claim(&group.segments.names, group.image.state(), terms);
+            let mut terms = group.landing.terms()?;
+            if group.shared.is_dir {
+                there = group.list_segments()?;
+                terms.extend(there.iter().map(|(part, _)| part.layer.term));
+            } else {
+                terms.extend(group.terms_of_segments()?);
+            }
+            group.torn = lost_claim(&group.segments.names, group.image.state(), terms.into_iter());
         }
         let whole = group.torn.is_none();
         group.landing.recover(&group.segments, &group.image, whole)?;
@@ -134,9 +148,11 @@ impl GroupStore {
         if group.image.has_unknown() {
             tracing::warn!(group = %group.names(), "nothing is pruned until damaged segments come back or are sent again");
         }
-        if whole {
+        if whole && group.shared.is_dir {
             group.sort_out(there);
             group.sweep()?;
+        } else if whole {
+            group.unseen = Some(Unseen::default());
         }
         Ok(group)
     }
@@ -308,7 +324,8 @@ impl GroupStore {
         Ok(gone)
     }
 
-    /// Deletes what may go, unless somebody reads. To be called now and then while [`GroupStore::deferred`] is not 0.
+    /// Deletes what may go, unless somebody reads; finds it first, a thousand names at a time, in a bucket that was just opened. To
+    /// be called now and then while [`GroupStore::is_swept`] says no.
     ///
     /// # Errors
     /// [`StoreError::Uncertain`], or what the file system says.
@@ -347,6 +364,7 @@ impl GroupStore {
     fn sweep_bucket(&mut self) -> Result<Swept> {
         let mut swept = Swept::default();
         if self.swept_at.is_none_or(|at| at.elapsed() >= SWEPT_AGAIN) {
+            self.look_for_debris()?;
             let before_ms = self.state().time_ms().saturating_sub(DELETED_AFTER_MS);
             let may_go = self.dead.iter().filter(|(_, (_, found_ms))| *found_ms < before_ms);
             let batch: Vec<(PartName, Name)> = may_go.take(DELETE_REQUESTS).map(|(p, (v, _))| (*p, v.clone())).collect();
@@ -363,6 +381,23 @@ impl GroupStore {
         }
         swept.deferred = self.dead.len();
         Ok(swept)
+    }
+
+    /// Looks at some more of a bucket's segments. What is there waits a day before it goes, so nothing waits for this.
+    fn look_for_debris(&mut self) -> Result<()> {
+        let Some(Unseen(after)) = &self.unseen else { return Ok(()) };
+        self.swept_at = Some(Instant::now());
+        let page = block_on(self.segments.backend.list(Some(&self.names().segments()), after.as_ref(), LISTED_AT_ONCE))?;
+        let last = page.objects.last().map(|listed| listed.name.clone());
+        let found = page.objects.iter().filter_map(|listed| self.known_segment(&listed.name)).collect();
+        self.sort_out(found);
+        self.unseen = page.more.then_some(Unseen(last));
+        Ok(())
+    }
+
+    /// Whether nothing is left to sweep.
+    pub fn is_swept(&self) -> bool {
+        self.dead.is_empty() && self.unseen.is_none()
     }
 
     /// Damaged segments in whose place nothing newer lies: what they held cannot be restored, and nothing is pruned.
@@ -714,15 +749,31 @@ impl GroupStore {
 
     /// The segments that exist, with the names of their volumes.
     fn list_segments(&self) -> Result<Vec<(PartName, Name)>> {
-        let names = &self.segments.names;
         let mut found = Vec::new();
-        list_all(&*self.segments.backend, Some(&names.segments()), |listed| {
-            if let Some(GroupObject::Segment { volume, term, seq, number }) = names.parse(&listed.name) {
-                let id = volume_id(&names.source, &names.group, &volume);
-                found.push((PartName { layer: LayerKey { volume: id, term, seq }, number }, volume));
-            }
+        list_all(&*self.segments.backend, Some(&self.names().segments()), |listed| {
+            found.extend(self.known_segment(&listed.name));
         })?;
         Ok(found)
+    }
+
+    /// The part that a segment's name says it is, and the name of its volume.
+    fn known_segment(&self, object: &ObjectName) -> Option<(PartName, Name)> {
+        let names = self.names();
+        let Some(GroupObject::Segment { volume, term, seq, number }) = names.parse(object) else { return None };
+        let id = volume_id(&names.source, &names.group, &volume);
+        Some((PartName { layer: LayerKey { volume: id, term, seq }, number }, volume))
+    }
+
+    /// The terms of which there are segments, by the folders that they lie in: one request, and one for each volume.
+    fn terms_of_segments(&self) -> Result<BTreeSet<Term>> {
+        let backend = &*self.segments.backend;
+        let volumes: Vec<Name> =
+            block_on(backend.folders(&self.names().segments()))?.iter().filter_map(|volume| volume.parse().ok()).collect();
+        let mut terms = BTreeSet::new();
+        for folders in parallel(backend, &volumes, |volume| block_on(backend.folders(&self.names().segments_of(volume)))) {
+            terms.extend(folders?.iter().filter_map(|term| term.parse().ok()).map(Term));
+        }
+        Ok(terms)
     }
 
     /// Finds the segments that no accepted record names: dead if none can any more (T4) or a prune record gave them up. Those

@@ -97,6 +97,11 @@ impl GroupNames {
         self.below("ledger")
     }
 
+    /// Those of a folder of it.
+    pub(crate) fn ledger_folder(&self, folder: u64) -> ObjectName {
+        self.below(&format!("ledger/{folder}"))
+    }
+
     /// One record.
     pub fn record(&self, slot: Slot) -> ObjectName {
         self.below(&format!("ledger/{}/{slot}", slot.0 / SLOTS_PER_FOLDER))
@@ -125,6 +130,11 @@ impl GroupNames {
     /// All segments.
     pub fn segments(&self) -> ObjectName {
         self.below("segments")
+    }
+
+    /// Those of a volume of that name.
+    pub(crate) fn segments_of(&self, volume: &Name) -> ObjectName {
+        self.below(&format!("segments/{volume}"))
     }
 
     /// One part of a layer of a volume of that name.

@@ -20,7 +20,7 @@ use crate::error::{Result, StoreError};
 use crate::image::{GroupImage, PartRuns};
 use crate::index::PartNo;
 use crate::liveness::Part;
-use crate::names::{GroupNames, GroupObject};
+use crate::names::{GroupNames, GroupObject, SLOTS_PER_FOLDER};
 use crate::segments::Segments;
 
 /// Records read ahead at once.
@@ -140,19 +140,34 @@ pub(crate) struct Slots {
 }
 
 impl Slots {
+    /// All of them.
     pub(crate) fn list(backend: &dyn Backend, names: &GroupNames) -> Result<Self> {
         let mut slots = Self::default();
-        list_all(backend, Some(&names.ledger()), |listed| match names.parse(&listed.name) {
+        slots.add(backend, names, &names.ledger())?;
+        Ok(slots)
+    }
+
+    /// Those from a slot on, and the newest before it if it is not there; of older ones some.
+    pub(crate) fn list_from(backend: &dyn Backend, names: &GroupNames, slot: u64) -> Result<Self> {
+        let mut slots = Self::default();
+        let folders = block_on(backend.folders(&names.ledger()))?;
+        let folders: BTreeSet<u64> = folders.iter().filter_map(|folder| folder.parse().ok()).collect();
+        let first = folders.range(..=slot / SLOTS_PER_FOLDER).next_back().copied().unwrap_or(0);
+        folders.range(first..).try_for_each(|&folder| slots.add(backend, names, &names.ledger_folder(folder)))?;
+        Ok(slots)
+    }
+
+    fn add(&mut self, backend: &dyn Backend, names: &GroupNames, below: &crate::ObjectName) -> Result<()> {
+        list_all(backend, Some(below), |listed| match names.parse(&listed.name) {
             Some(GroupObject::Record(slot)) => {
-                slots.records.insert(slot.0);
+                self.records.insert(slot.0);
                 if listed.bytes > BATCH_BYTES / BATCH as u64 {
-                    slots.long.insert(slot.0, listed.bytes);
+                    self.long.insert(slot.0, listed.bytes);
                 }
             }
-            Some(GroupObject::RecordVoid(slot)) => drop(slots.voids.insert(slot.0)),
+            Some(GroupObject::RecordVoid(slot)) => drop(self.voids.insert(slot.0)),
             _ => {}
-        })?;
-        Ok(slots)
+        })
     }
 
     /// Slots from this one on that are read at once.
@@ -177,7 +192,8 @@ impl Slots {
 
 /// Replays a ledger from its newest checkpoint on. `reached` sees what every record gave.
 ///
-/// The slots are listed before the checkpoints: what was given up by then is covered by one of those that are listed.
+/// Only names from there on are listed. What is given up meanwhile is covered by a checkpoint that came meanwhile, which is looked for
+/// last: then all begins anew.
 pub(crate) fn replay(
     backend: &dyn Backend,
     names: &GroupNames,
@@ -185,19 +201,35 @@ pub(crate) fn replay(
     mut reached: impl FnMut(&GroupImage),
 ) -> Result<Replayed> {
     loop {
-        let slots = Slots::list(backend, names)?;
-        let Newest { image, mut unusable } = checkpoint::newest(backend, names, group, &slots)?;
-        let place = CheckpointPlace::covering(image.state().next_slot(), checkpoint::span());
+        let roots = checkpoint::list(backend, names)?;
+        let newest = roots.last().map(|newest| CheckpointPlace { number: *newest, slots: checkpoint::span() });
+        let last = newest.map_or(0, |newest| newest.end().map_or(u64::MAX, |end| end.0) - 1);
+        let mut slots = Slots::list_from(backend, names, last)?;
+        let mut newest = checkpoint::newest(backend, names, group, &roots, &slots)?;
+        if !newest.unusable.is_empty() {
+            slots = Slots::list(backend, names)?;
+            newest = checkpoint::newest(backend, names, group, &roots, &slots)?;
+        }
+        let Newest { image, mut unusable } = newest;
+        let begun = image.state().next_slot();
         let mut replayed = replay_from(backend, names, image, &slots, &mut reached)?;
         // One that came while we read: records may have gone under us, or been put by somebody who came too late.
-        let last = place.end().and_then(|end| replayed.image.state().digest_at(Slot(end.0 - 1)));
-        let known = unusable.iter().any(|bad| bad.number == place.number);
-        if !known {
-            match checkpoint::look(backend, names, group, place.number)? {
-                Some(Ok((root, _))) if last != Some(root.last) => continue,
-                Some(Err(bad)) => unusable.push(bad),
-                Some(Ok(_)) | None => {}
+        let (mut came, covering) = (false, |slot| CheckpointPlace::covering(slot, checkpoint::span()));
+        let places =
+            BTreeMap::from([begun, replayed.image.state().next_slot()].map(|slot| (covering(slot).number, covering(slot))));
+        for (number, place) in places {
+            if unusable.iter().any(|bad| bad.number == number) {
+                continue;
             }
+            let last = place.end().and_then(|end| replayed.image.state().digest_at(Slot(end.0 - 1)));
+            match checkpoint::look(backend, names, group, number)? {
+                Some(Ok((root, _))) => came |= last != Some(root.last),
+                Some(Err(bad)) => unusable.push(bad),
+                None => {}
+            }
+        }
+        if came {
+            continue;
         }
         replayed.blame(names, &unusable);
         return Ok(replayed);

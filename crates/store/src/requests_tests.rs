@@ -4,11 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use farside_ledger::{LayerKind, Policy};
+use farside_region::Slot;
 
 use crate::backend::DirBackend;
 use crate::backend::counting::{Counting, Counts, Request, Sort};
 use crate::checkpoint::span;
 use crate::group::GroupStore;
+use crate::liveness::PartName;
 use crate::names::GroupNames;
 use crate::testkit::{Fill, GRANULE, Runs, TempStore, TestVolume, layers, name};
 use crate::{Existing, FileTarget, RestoreOptions, Store, StoreReader, restore_to};
@@ -165,4 +167,74 @@ fn a_reader_of_a_long_history_lists_nothing() {
     let (report, counts) = bucket.counting.during(restored);
     assert_eq!(report.expect("restored").data_bytes, 16 * GRANULE);
     assert_eq!(counts.requests, [((Request::Range, Sort::Segment), 16)].into(), "one for each run of each part");
+}
+
+/// It lists what came since the newest checkpoint, and neither the history nor the segments.
+#[test]
+fn a_writer_of_a_long_history_lists_the_end_of_its_ledger() {
+    let bucket = Bucket::new();
+    let mut group = bucket.group();
+    history(&mut group, 24 * span() + 3);
+    let state = group.state().clone();
+    drop(group);
+    let store = bucket.open();
+    let (group, counts) = bucket.counting.during(|| store.group(&name("host"), &name("default")).expect("group"));
+    assert_eq!((group.state(), group.torn()), (&state, None));
+    let since = u32::try_from(state.next_slot().0 % span()).expect("few");
+    assert_eq!(
+        counts.requests,
+        [
+            ((Request::Get, Sort::Description), 1),
+            ((Request::List, Sort::Checkpoint), 1),
+            ((Request::List, Sort::Ledger), 2),    // its folders, and the newest of them
+            ((Request::List, Sort::Segment), 2),   // the volumes, and the terms of the one there is
+            ((Request::Get, Sort::Checkpoint), 4), // root and state, the root before it, the next one
+            ((Request::Get, Sort::Ledger), since + 1),
+            ((Request::Range, Sort::Segment), u32::try_from(state.points().len()).expect("few")), // all footers
+        ]
+        .into()
+    );
+}
+
+/// What an earlier process left in a bucket is found while the group is in use, and waits for its day.
+#[test]
+fn debris_in_a_bucket_is_found_after_the_group_was_opened() {
+    let bucket = Bucket::new();
+    let mut group = bucket.group();
+    let mut volume = history(&mut group, 3);
+    let put = |key, number| {
+        let segment = bucket.store.path().join(names().segment(&name("v"), &PartName { layer: key, number }).as_str());
+        std::fs::create_dir_all(segment.parent().expect("a folder")).expect("mkdir");
+        std::fs::write(segment, "of an attempt that failed").expect("write");
+    };
+    put(volume.key(2), 1); // a number that its record does not have
+    put(volume.key(9), 0); // it could still be published
+    drop(group);
+    let mut group = bucket.group();
+    assert_eq!((group.is_swept(), group.deferred()), (false, 0));
+    let (swept, counts) = bucket.counting.during(|| group.sweep().expect("swept"));
+    assert_eq!((swept.deleted, swept.deferred), (0, 1));
+    assert_eq!(asked(counts), [((Request::List, Sort::Segment), 1)].into());
+    let (_, counts) = bucket.counting.during(|| group.sweep().expect("swept"));
+    assert_eq!((asked(counts), group.is_swept()), (BTreeMap::new(), false), "all was seen, and one waits");
+    volume.claim(&mut group);
+    assert_eq!(group.deferred(), 2, "nothing can publish the other one any more");
+}
+
+/// A ledger that lost its newest records goes on nowhere, though nobody lists its segments.
+#[test]
+fn a_claim_that_is_gone_is_known_by_the_folder_of_its_term() {
+    let bucket = Bucket::new();
+    let mut group = bucket.group();
+    let mut volume = history(&mut group, 2);
+    volume.claim(&mut group);
+    volume.base(&mut group, 7);
+    let claim = Slot(volume.term.0);
+    drop(group);
+    for slot in [claim, claim.next()] {
+        std::fs::remove_file(bucket.store.path().join(names().record(slot).as_str())).expect("it was there");
+    }
+    let group = bucket.group();
+    assert_eq!(group.torn().expect("torn").lost_claim, Some(volume.term));
+    assert!(group.is_swept(), "nothing of it is judged");
 }
