@@ -8,7 +8,9 @@ use data_encoding::HEXLOWER;
 use farside_control::{Address, Point, PointRef, select_point};
 use farside_objects::{Credentials, Location, LocationError, OpenError};
 use farside_region::{Slot, VolumeId};
-use farside_store::{CheckReport, Finding, GroupReader, GroupStore, Repair, Severity, Store, StoreError, StoreReader};
+use farside_store::{
+    CheckReport, Finding, GroupNames, GroupReader, GroupStore, Repair, Severity, Store, StoreError, StoreReader,
+};
 use serde::Serialize;
 
 use crate::args::Global;
@@ -115,8 +117,8 @@ impl From<StoreError> for Failure {
 pub(crate) fn points(url: &str, of: Option<&Address>) -> Result<Vec<Point>, Failure> {
     let store = open(&location_of(url)?)?;
     let (mut points, mut known, mut hit) = (Vec::new(), Vec::new(), false);
-    for names in store.groups()? {
-        let group = store.group(&names)?;
+    for group in groups(&store, of)? {
+        let group = group?;
         hit |= of.is_none_or(|of| names_it(of, &group));
         known.extend(volumes(&group).map(|(name, _)| format!("{}/{name}", group.names())));
         points.extend(
@@ -160,8 +162,9 @@ pub(crate) fn choose(store: &StoreReader, of: &Address, wanted: PointRef) -> Res
 /// The one volume that an address names.
 pub(crate) fn find_volume(store: &StoreReader, of: &Address) -> Result<(GroupReader, VolumeId), Failure> {
     let (mut found, mut known) = (Vec::new(), Vec::new());
-    for names in store.groups()? {
-        let group = store.group(&names)?;
+    for group in groups(store, Some(of))? {
+        let group = group?;
+        let names = group.names();
         let (source, group_name) = (names.source.to_string(), names.group.to_string());
         known.extend(volumes(&group).map(|(name, _)| format!("{names}/{name}")));
         let hit = volumes(&group).find(|(name, _)| of.is_volume(&source, &group_name, name)).map(|(_, id)| id);
@@ -177,6 +180,23 @@ pub(crate) fn find_volume(store: &StoreReader, of: &Address) -> Result<(GroupRea
             Err(Failure::new(Exit::Usage, format!("{of} could be several volumes"), format!("say which: {}", choices.join(", "))))
         }
     }
+}
+
+/// Opened one after another.
+type Groups<'s> = Box<dyn Iterator<Item = Result<GroupReader, StoreError>> + 's>;
+
+/// The groups that an address may be in. One that it names is not looked for among the others, nor are those opened.
+fn groups<'s>(store: &'s StoreReader, of: Option<&Address>) -> Result<Groups<'s>, Failure> {
+    let named = of.and_then(Address::source_and_group);
+    let named = named.and_then(|(source, group)| Some(GroupNames::new(source.parse().ok()?, group.parse().ok()?)));
+    if let (Some(of), Some(names)) = (of, named) {
+        match store.group(&names) {
+            Ok(group) if names_it(of, &group) => return Ok(Box::new(std::iter::once(Ok(group)))),
+            Ok(_) | Err(StoreError::NoSuchGroup { .. }) => {} // what there is instead is said
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(Box::new(store.groups()?.into_iter().map(|names| store.group(&names))))
 }
 
 fn unknown(of: &Address, known: &[String]) -> Failure {

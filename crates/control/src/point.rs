@@ -300,6 +300,14 @@ impl Address {
         within && self.name == group
     }
 
+    /// Source and group of a volume, where it says both.
+    pub fn source_and_group(&self) -> Option<(&str, &str)> {
+        match &self.within[..] {
+            [source, group] => Some((source, group)),
+            _ => None,
+        }
+    }
+
     /// The last word: the name of the volume or group.
     pub fn name(&self) -> &str {
         &self.name
