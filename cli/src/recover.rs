@@ -71,7 +71,8 @@ pub(crate) async fn run(global: &Global, args: &RecoverArgs) -> Result<(), Failu
 /// Calls `each` for every group that can be seen at all; what is in the way is collected.
 fn groups(store: &StoreReader, obstacles: &mut Vec<Obstacle>, mut each: impl FnMut(&GroupReader)) -> Result<(), Failure> {
     for names in store.groups()? {
-        match store.group(&names) {
+        // From a copy that was never completed, perhaps: whatever is missing is to be said.
+        match store.group_as_listed(&names) {
             Ok(group) => {
                 if let Some(torn) = group.torn() {
                     obstacles.push(Obstacle { what: names.to_string(), message: torn.error(&names).to_string() });

@@ -9,7 +9,7 @@
 //!
 //! | What could go wrong | What keeps it from counting |
 //! |---|---|
-//! | A record is lost and later ones are there: the slot is torn, and no head | Slots ahead of the empty one are asked for: the rest of [`AHEAD`], and at distances that double up to [`FAR`]. A hole goes unseen only where fewer records follow it than it swallowed; writers and `store check` list |
+//! | A record is lost and later ones are there: the slot is torn, and no head | Slots ahead of the empty one are asked for: the rest of [`AHEAD`], and at distances that double up to [`FAR`]. A hole goes unseen only where fewer records follow it than it swallowed; writers, `store check` and `store recover` list |
 //! | Lost records were voided, and nothing follows | The `.void` of the empty slot, and of the one before it. If all that was given up came back, the ledger is whole without them |
 //! | *n* was asked for just before it was put, *n* + 1 just after | *n* is asked for again: services show what was put to all who ask later |
 //! | The reader slept while a checkpoint came, and records that it covers went or were put by somebody late | After the last record, and before a slot is called torn, the root that covers it: if it is there, all begins anew |

@@ -134,7 +134,7 @@ impl StoreReader {
         self.root().map_or(Ok(BTreeSet::new()), |root| folders_in_landing(&root.join("landing")))
     }
 
-    /// Replays a group's ledger.
+    /// Replays a group's ledger. That of a bucket is searched and not listed.
     ///
     /// # Errors
     /// [`StoreError::NoSuchGroup`], [`StoreError::ForeignGroup`]; what the file system says.
@@ -144,8 +144,11 @@ impl StoreReader {
         GroupReader::open(&self.backend, &self.readers, names, is_listed)
     }
 
-    /// The same, from the names of all records: of a hole in the ledger it misses none.
-    pub(crate) fn group_as_listed(&self, names: &GroupNames) -> Result<GroupReader> {
+    /// The same, from the names of all records, also in a bucket: no hole in the ledger goes unseen, however long.
+    ///
+    /// # Errors
+    /// Those of [`StoreReader::group`].
+    pub fn group_as_listed(&self, names: &GroupNames) -> Result<GroupReader> {
         GroupReader::open(&self.backend, &self.readers, names, true)
     }
 }
