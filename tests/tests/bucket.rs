@@ -63,9 +63,11 @@ fn a_bucket_is_enough_when_host_and_gateway_are_lost() {
     fs::remove_dir_all(site.path("host")).expect("removed");
     fs::remove_dir_all(site.path("gateway/staging")).expect("removed");
     fs::remove_dir_all(site.path("gateway/state")).expect("removed");
+    let names_asked_for = faults.counts().list;
     let listed = site.points("host1/default/data");
     assert!((1..=5).contains(&listed.len()), "{listed:?}");
     site.restore("host1/default/data", "latest", &site.path("restored.img"));
+    assert_eq!(faults.counts().list, names_asked_for, "whoever says what he wants finds it without a listing");
     assert!(fs::read(site.path("restored.img")).expect("restored") == image, "the newest point is what the volume held");
     site.check_store();
 }
