@@ -35,5 +35,7 @@ pub use record::{
     Record, Stamp, TornVoid, TrackingLost, Unpin, VolumeMeta,
 };
 pub use retention::{Grid, GridError, Policy, Rule};
-pub use state::{CacheError, ChainError, LayerFact, Point, PointMember, State, TOUCHED_BYTES_MAX, VolumeState};
+pub use state::{
+    CacheError, ChainError, GIVEN_UP_LATELY_MS, LayerFact, Point, PointMember, State, TOUCHED_BYTES_MAX, VolumeState,
+};
 pub use verdict::{Malformed, Verdict, VoidReason};

@@ -3,7 +3,7 @@
 //! `judge` decides from the state alone, `admit` changes it and cannot fail; [`State::apply`] is the two in turn. Nothing else
 //! changes a state, so what was void left no trace but its place in the chain.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use farside_region::{
     Geometry, GroupId, LayerKey, LedgerPosition, Name, PackedRegions, RecordDigest, RegionSet, Seq, Slot, Term, VolumeId,
@@ -14,8 +14,8 @@ use thiserror::Error;
 
 use crate::codec::to_postcard;
 use crate::record::{
-    Body, Claim, CutTime, EpochInfo, Heartbeat, LayerEntry, LayerKind, Layers, Pin, Prune, Record, Stamp, TrackingLost,
-    VolumeMeta,
+    Body, Claim, CutTime, EpochInfo, Heartbeat, LayerEntry, LayerKind, Layers, Pin, Prune, PrunedParts, Record, Stamp,
+    TrackingLost, VolumeMeta,
 };
 use crate::retention::HeldBy;
 use crate::verdict::{Malformed, Verdict, VoidReason};
@@ -28,10 +28,14 @@ const STEP_MS_MAX: u64 = 2 * 3600 * 1000;
 /// region only; whoever needs more asks the layer's record: see [`State::is_exact`]. Part of the format of checkpoints.
 pub const TOUCHED_BYTES_MAX: usize = 8 << 20;
 
+/// How long replay knows of a part that it was given up lately, in milliseconds of the age clock: a day. Part of the format of
+/// checkpoints.
+pub const GIVEN_UP_LATELY_MS: u64 = 24 * 3600 * 1000;
+
 /// A group's ledger, replayed up to a head.
 ///
 /// Memory, and the state of a checkpoint, grow with the number of slots (32 bytes each) and of layers (about 200 bytes): a named
-/// exception to L8. What layers touched takes at most [`TOUCHED_BYTES_MAX`].
+/// exception to L8. What layers touched takes at most [`TOUCHED_BYTES_MAX`]; what was given up, a day of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct State {
     group: GroupId,
@@ -47,6 +51,16 @@ pub struct State {
     exact_from: Slot,
     /// What that takes.
     touched_bytes: usize,
+    /// What accepted prunes gave up within [`GIVEN_UP_LATELY_MS`], in their order.
+    given_up: VecDeque<GivenUp>,
+}
+
+/// What an accepted prune gave up.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct GivenUp {
+    /// What the age clock said then, in milliseconds.
+    age_clock_ms: u64,
+    parts: Vec<PrunedParts>,
 }
 
 /// What replay knows about one volume.
@@ -177,6 +191,7 @@ impl State {
             roots_changed: None,
             exact_from: Slot(0),
             touched_bytes: 0,
+            given_up: VecDeque::new(),
         }
     }
 
@@ -226,6 +241,13 @@ impl State {
     /// say, and a source that was silent for weeks finds its points two hours older at most.
     pub fn age_clock_ms(&self) -> u64 {
         self.age_clock_ms
+    }
+
+    /// Parts that were given up less than [`GIVEN_UP_LATELY_MS`] ago by the age clock, and so by any clock: who read a point when
+    /// it went may still want them. Also after a checkpoint: whoever deletes may be a process that began just now.
+    pub fn given_up_lately(&self) -> impl Iterator<Item = (LayerKey, u32)> {
+        let pruned = self.given_up.iter().flat_map(|given_up| &given_up.parts);
+        pruned.flat_map(|pruned| pruned.parts.iter().map(|&part| (pruned.layer, part)))
     }
 
     /// A volume that was ever claimed.
@@ -612,6 +634,9 @@ impl State {
                 layer.pruned.extend(&pruned.parts);
             }
         }
+        if !prune.parts.is_empty() {
+            self.given_up.push_back(GivenUp { age_clock_ms: self.age_clock_ms, parts: prune.parts.clone() });
+        }
         self.roots_changed = Some(slot);
     }
 
@@ -634,6 +659,10 @@ impl State {
             };
             self.time_ms = self.time_ms.saturating_add(step_ms);
             self.age_clock_ms = self.age_clock_ms.saturating_add(aged_ms);
+        }
+        let before_ms = self.age_clock_ms.checked_sub(GIVEN_UP_LATELY_MS);
+        while before_ms.is_some_and(|before| self.given_up.front().is_some_and(|first| first.age_clock_ms <= before)) {
+            self.given_up.pop_front();
         }
         self.last_stamp = Some(next);
     }
@@ -807,7 +836,7 @@ impl LayerFact {
     }
 }
 
-const CACHE_MAGIC: [u8; 8] = *b"FSLSTAT3";
+const CACHE_MAGIC: [u8; 8] = *b"FSLSTAT4";
 
 impl State {
     /// The state as bytes, for a local cache: the same state gives the same bytes.

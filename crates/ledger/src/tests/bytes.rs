@@ -189,7 +189,7 @@ proptest! {
     }
 }
 
-/// A ledger of eight slots in which every field of the state has something in it.
+/// A ledger of twelve slots in which every field of the state has something in it.
 fn checkpointed() -> (EncodedCheckpoint, CheckpointPlace, CheckpointParts) {
     let mut w = claimed();
     let unreadable = LayerEntry { unreadable_regions: regions(&[2]), ..w.next(2, 9) };
@@ -202,8 +202,17 @@ fn checkpointed() -> (EncodedCheckpoint, CheckpointPlace, CheckpointParts) {
     let layer = w.state.layers_above(vol(2), None).next().expect("one").key;
     let part = CheckpointPart { ordinal: 1, layer, number: 0, bytes: 100, footer_digest: [9; 32], born: Slot(2) };
     let parts = CheckpointParts { next: 3, parts: vec![part] };
+    let fuzzy = w.fuzzy(1);
+    w.point(&[1]);
+    let layer = w.state.layers_above(vol(1), None).find(|layer| layer.slot == fuzzy).expect("there").key;
+    let given_up = vec![PrunedParts { layer, parts: vec![0] }];
+    let looked = w.state.head().expect("not empty");
+    let policy = PrunePolicy::Aged(Policy::without_grid(1, 0));
+    assert_eq!(w.put(Body::Prune(Prune { looked, policy, points: vec![], parts: given_up })), Verdict::Accepted);
+    w.pass_ms(700);
+    w.point(&[1]);
     assert_eq!(w.put(Body::TornVoid(TornVoid { torn_digest: [1; 32], torn_bytes: 1 })), Verdict::Void(VoidReason::Torn));
-    let place = CheckpointPlace { number: 1, slots: 4 };
+    let place = CheckpointPlace { number: 2, slots: 4 };
     (EncodedCheckpoint::new(place, [0x44; 32], &w.state, &parts), place, parts)
 }
 

@@ -214,3 +214,41 @@ fn t16_a_prune_may_not_name_parts_in_use() {
     assert!(w.state.layer(&keys[0]).expect("still known").pruned().contains(&0));
     assert_eq!(refused(&mut w, &points[1..2], parts_of(keys[0])), VoidReason::PruneLive(keys[0]), "given up already");
 }
+
+/// Who deletes waits a day, and must not wait anew because it was restarted: replay knows what was given up within a day, from a
+/// checkpoint as from slot 0. The day is the age clock's, so no wall clock makes it shorter.
+#[test]
+fn what_was_given_up_is_known_as_such_for_a_day_whoever_replays() {
+    let mut w = claimed();
+    let fuzzy = w.fuzzy(1);
+    let key = key_at(&w, 1, fuzzy);
+    w.point(&[1]);
+    let body = prune(&w, KEEP_2, &[], parts_of(key));
+    assert_eq!(w.put(body), Verdict::Accepted);
+    let lately = |w: &World| w.state.given_up_lately().collect::<Vec<_>>();
+    assert_eq!(lately(&w), [(key, 0)]);
+    // Restarted with the wall clock two hours ahead, fifty times: nobody lived through them.
+    for _ in 0..50 {
+        (w.writer, w.mono_ms) = (w.writer + 1, 0);
+        w.wall_ms += 2 * 3600 * 1000;
+        w.point(&[1]);
+    }
+    assert!(w.state.time_ms() > GIVEN_UP_LATELY_MS, "ledger time believes it");
+    assert_eq!(lately(&w), [(key, 0)]);
+    // Restarted every hour, one minute of which is spent between processes: 24 hours of life are a day.
+    let lived = |hours: u64| hours * 59 * 60 * 1000 / GIVEN_UP_LATELY_MS;
+    let mut hours = 0;
+    while !lately(&w).is_empty() {
+        assert_eq!(lived(hours), 0, "a day of its life is over");
+        hours += 1;
+        (w.writer, w.mono_ms) = (w.writer + 1, 0);
+        w.point(&[1]);
+        w.pass_ms(59 * 60 * 1000);
+        w.point(&[1]);
+        let cached = State::from_cache(&w.state.to_cache()).expect("its own");
+        assert_eq!(cached.given_up_lately().collect::<Vec<_>>(), lately(&w), "whoever replays");
+        w.wall_ms += 60 * 1000;
+    }
+    assert_eq!(lived(hours), 1);
+    assert!(w.state.layer(&key).expect("known").pruned().contains(&0), "for ever");
+}
