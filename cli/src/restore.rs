@@ -260,6 +260,7 @@ pub(crate) fn restore(
         true => group.point_reader_as_it_is(slot, id)?,
         false => group.point_reader(slot, id)?,
     };
+    store::say_if_unkept(&point_reader);
     let report = write_out(&point_reader, volume.name(), to, options, progress)?;
     let total = point_reader.geometry().volume_bytes();
     Ok(Restored {

@@ -1,6 +1,6 @@
 //! Stores without a daemon: the points of a store for `--store`, `farside store check` and `farside store repair`.
 
-use std::io::{BufRead as _, IsTerminal as _};
+use std::io::{BufRead as _, IsTerminal as _, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use farside_control::{Address, Point, PointRef, select_point};
 use farside_objects::{Credentials, Location, LocationError, OpenError};
 use farside_region::{Slot, VolumeId};
 use farside_store::{
-    CheckReport, Finding, GroupNames, GroupReader, GroupStore, Repair, Severity, Store, StoreError, StoreReader,
+    CheckReport, Finding, GroupNames, GroupReader, GroupStore, PointReader, Repair, Severity, Store, StoreError, StoreReader,
 };
 use serde::Serialize;
 
@@ -32,6 +32,17 @@ pub(crate) fn open(location: &Location) -> Result<StoreReader, Failure> {
         return Err(Failure::new(Exit::NotFound, format!("there is no store at {}", path.display()), "name its directory"));
     }
     Ok(location.reader(&Credentials::find(None)?)?)
+}
+
+/// Says it if nothing keeps a point while it is read.
+pub(crate) fn say_if_unkept(point: &PointReader) {
+    if let Some(why) = point.unkept() {
+        let text = format!(
+            "farside: nothing keeps this point while it is read ({why}). Should retention give it up meanwhile, there is a day left; \
+             `farside point pin` on the gateway keeps it\n"
+        );
+        let _ = std::io::stderr().write_all(text.as_bytes()); // the point is read all the same
+    }
 }
 
 /// `farside store init`: makes a store where there is none.
@@ -85,6 +96,7 @@ impl From<StoreError> for Failure {
             | StoreError::TargetTooSmall { .. }
             | StoreError::Degraded { .. }
             | StoreError::NotAMember { .. }
+            | StoreError::PointDeleted { .. }
             | StoreError::NotCreateOnly { .. }
             | StoreError::ForeignStaging { .. }
             | StoreError::Version { .. } => Exit::Refused,

@@ -58,6 +58,7 @@ pub(crate) async fn open(global: &Global, hosts: &Hosts, args: OpenArgs) -> Resu
     let chosen = store::choose(&reader, &of, wanted)?;
     let (point, id) = (chosen.point, chosen.volume);
     let base = chosen.group.point_reader_as_it_is(chosen.slot, id)?;
+    store::say_if_unkept(&base);
     let volume = base.volume().name.to_string();
     let socket = absolute(args.export.unwrap_or_else(|| format!("{volume}-{}.nbd", point.id).into()))?;
     let overlay_dir = match (args.writable, args.overlay) {

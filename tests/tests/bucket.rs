@@ -1,10 +1,14 @@
 //! Points in a bucket, with a real S3 server: what a directory does, without a directory; and the bucket alone is enough.
 
+use std::collections::BTreeSet;
 use std::fs;
+use std::process::Stdio;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use farside_s3_servers::{Bucket, Ending, Fault, Faults, Kind, RadosGw};
 use farside_tests::verify::{Rng, Verifier};
-use farside_tests::{Site, VolumeSpec, run, wait_for};
+use farside_tests::{Process, Site, VolumeSpec, run, wait_for};
 use serde_json::Value;
 
 const BYTES: u64 = 48 << 20;
@@ -92,5 +96,62 @@ fn a_bucket_that_does_not_let_us_in_is_said_and_waited_for() {
     });
     assert!(!refused.contains(&rados.secret_key), "{refused}");
     faults.fault(|_| Fault::Pass);
+    site.check_newest("data", &mut client);
+}
+
+/// By a lease, which goes when he is done; who may not put one reads all the same.
+#[test]
+fn who_reads_keeps_his_point_and_who_may_not_write_is_told_that_he_does_not() {
+    let rados = RadosGw::shared().bucket();
+    let faults = Faults::before(&rados);
+    let mut site = site(&faults.bucket());
+    site.start_all();
+    let (mut client, mut rng) = (Verifier::new(&site.tap("data"), BYTES), Rng(13));
+    client.steps(&mut rng, 50);
+    site.check_newest("data", &mut client);
+
+    // All leases that were put, and not deleted since.
+    let leases: Arc<Mutex<BTreeSet<String>>> = Arc::default();
+    let put = Arc::new(AtomicUsize::new(0));
+    let watch = |refuse: bool| {
+        let (leases, put) = (Arc::clone(&leases), Arc::clone(&put));
+        faults.fault(move |request| {
+            if request.key.contains("/leases/") && request.kind == Kind::Put {
+                if refuse {
+                    return Fault::Before(Ending::Forbidden);
+                }
+                put.fetch_add(1, Ordering::Relaxed);
+                leases.lock().expect("lock").insert(request.key.clone());
+            } else if request.kind == Kind::Delete {
+                leases.lock().expect("lock").remove(&request.key);
+            }
+            Fault::Pass
+        });
+    };
+    let held = || leases.lock().expect("lock").len();
+    watch(false);
+    site.restore("data", "latest", &site.path("restored.img"));
+    assert_eq!((put.load(Ordering::Relaxed), held()), (1, 0), "one while it lasted");
+
+    let point = site.points("data").last().expect("a point")["id"].as_str().expect("an id").to_owned();
+    let socket = site.path("view.nbd");
+    let mut command = site.farside_at_store(&["point", "open", &format!("data@{point}"), "--store"]);
+    command.arg("--export").arg(format!("nbd:{}", socket.display()));
+    let opened = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().expect("it starts");
+    let opened = Process::new(opened, "farside point open");
+    wait_for("the view", || socket.exists().then_some(()));
+    assert_eq!(held(), 1);
+    let checked = run(&mut site.farside_at_store(&["store", "check"]));
+    let (text, words) = (String::from_utf8_lossy(&checked.stdout).into_owned(), format!("process {} of", opened.pid()));
+    assert!(text.contains(&words) && text.contains("of volume data; it keeps what it needs"), "{text}");
+    opened.stop();
+    assert_eq!(held(), 0);
+
+    watch(true);
+    let restored = site.path("again.img");
+    let said = run(site.farside_at_store(&["restore", "data", "--point", &point, "--store"]).arg("--to").arg(&restored));
+    let said = String::from_utf8_lossy(&said.stderr).into_owned();
+    assert!(said.contains("nothing keeps this point while it is read") && said.contains("farside point pin"), "{said}");
+    watch(false);
     site.check_newest("data", &mut client);
 }

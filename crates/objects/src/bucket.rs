@@ -262,7 +262,9 @@ impl Backend for Bucket {
             while let Some(object) = stream.next().await.transpose()? {
                 let name = object.location.as_ref().strip_prefix(&below).map(ObjectName::new);
                 match name {
-                    Some(Ok(name)) => found.push(Listed { name, bytes: object.size }),
+                    Some(Ok(name)) => {
+                        found.push(Listed { name, bytes: object.size, created_ms: object.last_modified.timestamp_millis() })
+                    }
                     _ => strange = true, // nobody's here
                 }
                 if found.len() > limit {

@@ -275,6 +275,16 @@ pub const MUTATIONS: &[Mutation] = &[
         "damage_tests::a_damaged_footer_of_an_old_layer_spoils_its_own_regions_only",
     ),
     story("L4 content is not checked where it is read", STORE, "group_tests::l4_rot_is_never_read_as_content"),
+    story(
+        "L4 a deletion without a look at the leases",
+        STORE,
+        "lease_tests::l4_what_is_read_with_a_lease_stays_until_it_is_closed",
+    ),
+    story(
+        "L4 a lease without a look at the ledger",
+        STORE,
+        "lease_tests::l4_who_opens_a_point_while_a_collector_looks_finds_all_of_it_or_is_refused",
+    ),
     story("T4 sweep everything that no record names", STORE, "group_tests::t4_what_a_record_may_still_name_is_not_swept"),
     story("a record put below a checkpoint counts", STORE, "checkpoint_tests::l6_a_record_put_below_a_checkpoint_is_nothing"),
     story(

@@ -11,6 +11,8 @@ pub(crate) mod counting;
 mod dir;
 #[cfg(test)]
 pub(crate) mod faulty;
+#[cfg(test)]
+pub(crate) mod memory;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -85,6 +87,9 @@ pub struct Listed {
     pub name: ObjectName,
     /// Its size.
     pub bytes: u64,
+    /// When it came to be, in milliseconds since 1970 by the medium's own clock, perhaps rounded to a second: to be held against
+    /// others of the same medium, and never against a clock of this machine.
+    pub created_ms: i64,
 }
 
 /// Some of the objects under a prefix.
@@ -130,7 +135,8 @@ pub trait Backend: Send + Sync + fmt::Debug {
     async fn size(&self, name: &ObjectName) -> Result<Option<u64>>;
 
     /// At most `limit` objects whose names begin with the components of `prefix` (all of them if `None`), those that come
-    /// after `after`. An object that exists throughout is listed exactly once.
+    /// after `after`. An object that exists throughout is listed exactly once; one is in every listing that begins after its creation was
+    /// acknowledged.
     async fn list(&self, prefix: Option<&ObjectName>, after: Option<&ObjectName>, limit: usize) -> Result<Page>;
 
     /// Deletes an object; nothing if there is none. Durable only after [`Backend::sync`].

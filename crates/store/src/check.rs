@@ -15,6 +15,7 @@ use crate::checkpoint;
 use crate::error::{Result, StoreError};
 use crate::image::{GroupImage, PartRuns, VolumeImage};
 use crate::index::{Content, PartNo};
+use crate::leases;
 use crate::liveness::{Part, PartName};
 use crate::names::{self, GroupNames, GroupObject};
 use crate::reader::StoreReader;
@@ -68,6 +69,8 @@ pub enum Problem {
     Staged,
     /// A checkpoint is not what the ledger's records give, or is missing.
     Checkpoint,
+    /// Somebody reads a point of a store in a bucket, or did.
+    Lease,
     /// Not a name that Farside gives.
     Foreign,
 }
@@ -346,6 +349,8 @@ impl GroupCheck<'_> {
         let (mut above, mut above_bytes) = (0_u64, 0);
         // The receiver may have appended since the ledger was read: a claim counts as lost only if it is still not there.
         let end = Slots::list(backend, &self.names)?.end().max(self.image.state().next_slot().0);
+        // What came last says how late it is there, at least.
+        let now_ms = listed.iter().map(|object| object.created_ms).max().unwrap_or(0);
         for object in listed {
             let base = Finding { object: Some(object.name.to_string()), ..finding(&self.names, Problem::Foreign) };
             let Some(known) = self.names.parse(&object.name) else {
@@ -353,6 +358,13 @@ impl GroupCheck<'_> {
                 self.findings.push(Finding { severity: Severity::Warning, text, ..base });
                 continue;
             };
+            if let GroupObject::Lease(_) = known {
+                let age_ms = u64::try_from(now_ms.saturating_sub(object.created_ms)).unwrap_or(0);
+                if let Some(text) = leases::in_words(backend, &object.name, age_ms)? {
+                    self.findings.push(Finding { severity: Severity::Note, problem: Problem::Lease, text, ..base });
+                }
+                continue;
+            }
             let GroupObject::Segment { volume, term, seq, number } = known else { continue };
             let id = volume_id(&self.names.source, &self.names.group, &volume);
             let part = PartName { layer: LayerKey { volume: id, term, seq }, number };
@@ -371,7 +383,7 @@ impl GroupCheck<'_> {
             let (severity, problem, what) = if given_up {
                 (Severity::Note, Problem::AwaitsDeletion, "was given up by a prune record and waits for its deletion")
             } else if self.image.is_debris(&part) {
-                (Severity::Warning, Problem::Orphan, "is named by no record; the receiver sweeps it when it starts")
+                (Severity::Warning, Problem::Orphan, "is named by no record; the receiver sweeps it")
             } else if term.0 >= end {
                 (Severity::Error, Problem::LedgerTorn, "is of a claim that is not in the ledger: its newest records are lost")
             } else if strange && !since {

@@ -333,6 +333,18 @@ pub enum StoreError {
         /// Why there is none.
         why: String,
     },
+    /// It was given up, and nothing kept what it needs.
+    #[error(
+        "volume {volume}, point {point}: the point was deleted while it was opened or read: retention gave it up (by slot {slot} of its ledger), and no lease kept what it needs. Take another point; one that is to be read for long is pinned before: `farside point pin`"
+    )]
+    PointDeleted {
+        /// The volume's name.
+        volume: String,
+        /// The point.
+        point: Slot,
+        /// The head of the ledger in which it is not a point any more.
+        slot: Slot,
+    },
     /// Not a member of the point.
     #[error("volume {volume} is not a member of point {point}: it was syncing, comparing or paused then")]
     NotAMember {

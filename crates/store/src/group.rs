@@ -18,14 +18,15 @@ use farside_region::{
 };
 
 use crate::attempt::{Attempt, Found};
-use crate::backend::{Backend, Created, ObjectName, block_on, list_all};
+use crate::backend::{Backend, Created, Listed, ObjectName, block_on, list_all};
 use crate::checkpoint;
 use crate::error::{Result, StoreError};
 use crate::image::{Applied, GroupImage, PartRuns};
 use crate::index::{Content, PartNo};
 use crate::landing::Landing;
+use crate::leases::Leases;
 use crate::liveness::{Part, PartName};
-use crate::locks::{DELETED_AFTER_MS, DeletionGuard};
+use crate::locks::DeletionGuard;
 use crate::names::{GroupNames, GroupObject};
 use crate::points::{self, PointInfo};
 use crate::reader::PointReader;
@@ -43,7 +44,12 @@ const DELETE_REQUESTS: usize = 64;
 /// Names of a bucket looked at at once, for the same reason.
 const LISTED_AT_ONCE: usize = 1000;
 /// And not again before this.
-const SWEPT_AGAIN: Duration = Duration::from_secs(5);
+const SWEPT_AGAIN: Duration = if cfg!(test) { Duration::ZERO } else { Duration::from_secs(5) };
+/// Nor is it looked more often for who reads.
+const LOOKED_AGAIN: Duration = if cfg!(test) { Duration::ZERO } else { Duration::from_secs(600) };
+/// What no record names, and none can any more, nobody reads. In a bucket it stays for a day all the same, by the service's clock: if the
+/// ledger is not what it was, there is time to see it.
+const ORPHANS_AFTER_MS: i64 = 24 * 3600 * 1000;
 
 #[path = "repair.rs"]
 mod repair;
@@ -66,6 +72,14 @@ pub struct Swept {
     pub deleted: usize,
     /// Files that wait because somebody reads.
     pub deferred: usize,
+}
+
+/// A file to be deleted.
+#[derive(Clone, Debug)]
+struct Dead {
+    volume: Name,
+    /// When it came to be, by the clock of the service; `None`: not known yet.
+    created_ms: Option<i64>,
 }
 
 /// Neighbouring granules of one sort in the head image.
@@ -105,8 +119,13 @@ pub struct GroupStore {
     /// A record of ours may lie in this slot without being in the state, for this reason: nothing is changed until the group is
     /// opened again, least of all segments deleted that the record may name.
     uncertain: Option<(Slot, String)>,
-    /// Files to delete once nobody reads: with their volumes, and the ledger's time when that was found.
-    dead: BTreeMap<PartName, (Name, u64)>,
+    /// Files to delete once nobody reads.
+    dead: BTreeMap<PartName, Dead>,
+    /// Those of them, in a bucket, that may go: nobody reads them, and nobody will.
+    cleared: BTreeSet<PartName>,
+    leases: Leases,
+    /// When the leases were looked at last.
+    looked_at: Option<Instant>,
     deferred_since: Option<Instant>,
     /// When objects of a bucket were deleted last.
     swept_at: Option<Instant>,
@@ -126,11 +145,22 @@ impl GroupStore {
             block_on(segments.backend.sync(&segments.names.record(head)))?;
         }
         let landing = Landing::new(Arc::clone(&shared.staging), shared.is_dir, &segments.names);
-        let (dead, awaited) = (BTreeMap::new(), BTreeMap::new());
-        let (image, torn) = (replayed.image, replayed.torn);
-        let (uncertain, deferred_since, swept_at, unseen) = (None, None, None, None);
-        let mut group =
-            Self { shared, segments, landing, image, torn, uncertain, dead, deferred_since, swept_at, unseen, awaited };
+        let mut group = Self {
+            shared,
+            segments,
+            landing,
+            image: replayed.image,
+            torn: replayed.torn,
+            uncertain: None,
+            dead: BTreeMap::new(),
+            cleared: BTreeSet::new(),
+            leases: Leases::default(),
+            looked_at: None,
+            deferred_since: None,
+            swept_at: None,
+            unseen: None,
+            awaited: BTreeMap::new(),
+        };
         let mut there = Vec::new();
         if group.torn.is_none() {
             let mut terms = group.landing.terms()?;
@@ -152,6 +182,7 @@ impl GroupStore {
             group.sort_out(there);
             group.sweep()?;
         } else if whole {
+            // A bucket is swept as time goes by: its groups open without that.
             group.unseen = Some(Unseen::default());
         }
         Ok(group)
@@ -346,7 +377,7 @@ impl GroupStore {
                 return Ok(swept);
             };
             self.deferred_since = None;
-            let batch: Vec<(PartName, Name)> = self.dead.iter().take(DELETE_BATCH).map(|(p, (v, _))| (*p, v.clone())).collect();
+            let batch: Vec<(PartName, Name)> = self.dead.iter().take(DELETE_BATCH).map(|(p, d)| (*p, d.volume.clone())).collect();
             for (part, volume) in batch {
                 block_on(self.segments.backend.delete(&self.segments.name(&volume, &part)))?;
                 self.segments.forget(&part);
@@ -360,14 +391,20 @@ impl GroupStore {
         Ok(swept)
     }
 
-    /// Where nobody knows who reads: a few at a time, of those that have waited long enough.
+    /// In a bucket: a few at a time.
     fn sweep_bucket(&mut self) -> Result<Swept> {
         let mut swept = Swept::default();
-        if self.swept_at.is_none_or(|at| at.elapsed() >= SWEPT_AGAIN) {
+        if self.unseen.is_some() && self.swept_at.is_none_or(|at| at.elapsed() >= SWEPT_AGAIN) {
             self.look_for_debris()?;
-            let before_ms = self.state().time_ms().saturating_sub(DELETED_AFTER_MS);
-            let may_go = self.dead.iter().filter(|(_, (_, found_ms))| *found_ms < before_ms);
-            let batch: Vec<(PartName, Name)> = may_go.take(DELETE_REQUESTS).map(|(p, (v, _))| (*p, v.clone())).collect();
+        }
+        if self.cleared.is_empty() && self.looked_at.is_none_or(|at| at.elapsed() >= LOOKED_AGAIN) {
+            // After an error, too: not again at once.
+            self.looked_at = Some(Instant::now());
+            self.clear()?;
+        }
+        if !self.cleared.is_empty() && self.swept_at.is_none_or(|at| at.elapsed() >= SWEPT_AGAIN) {
+            let of = |part: &PartName| Some((*part, self.dead.get(part)?.volume.clone()));
+            let batch: Vec<(PartName, Name)> = self.cleared.iter().filter_map(of).take(DELETE_REQUESTS).collect();
             // After an error, too: not again at once.
             self.swept_at = Some(Instant::now());
             let backend = &*self.segments.backend;
@@ -376,6 +413,7 @@ impl GroupStore {
                 deleted?;
                 self.segments.forget(part);
                 self.dead.remove(part);
+                self.cleared.remove(part);
                 swept.deleted += 1;
             }
         }
@@ -389,7 +427,7 @@ impl GroupStore {
         self.swept_at = Some(Instant::now());
         let page = block_on(self.segments.backend.list(Some(&self.names().segments()), after.as_ref(), LISTED_AT_ONCE))?;
         let last = page.objects.last().map(|listed| listed.name.clone());
-        let found = page.objects.iter().filter_map(|listed| self.known_segment(&listed.name)).collect();
+        let found = page.objects.iter().filter_map(|listed| self.known_segment(listed)).collect();
         self.sort_out(found);
         self.unseen = page.more.then_some(Unseen(last));
         Ok(())
@@ -398,6 +436,39 @@ impl GroupStore {
     /// Whether nothing is left to sweep.
     pub fn is_swept(&self) -> bool {
         self.dead.is_empty() && self.unseen.is_none()
+    }
+
+    /// Finds out what may be deleted in a bucket: what was given up a day ago, for those who read without a lease, and is not held
+    /// by one; and orphans. It may go from then on, however long that takes: see [`crate::leases`].
+    fn clear(&mut self) -> Result<()> {
+        let lately = self.state().given_up_lately().map(|(layer, number)| PartName { layer, number });
+        let lately: BTreeSet<PartName> = lately.collect();
+        let given_up = |part: &PartName| {
+            let layer = self.state().layer(&part.layer).filter(|layer| layer.pruned().contains(&part.number));
+            layer.map(|layer| layer.slot)
+        };
+        let due = self.dead.keys().filter(|part| !lately.contains(*part)).map(|part| (*part, given_up(part)));
+        let due: Vec<(PartName, Option<Slot>)> = due.collect();
+        if due.is_empty() {
+            return Ok(());
+        }
+        let held = self.leases.look(&*self.segments.backend, &self.segments.names)?;
+        for (part, born) in due {
+            let may_go = match (born, self.dead.get_mut(&part)) {
+                (Some(born), _) => {
+                    !held.holds(part.layer.volume, born) || mutation::on("L4 a deletion without a look at the leases")
+                }
+                (None, Some(orphan)) => {
+                    let since_ms = *orphan.created_ms.get_or_insert(held.now_ms);
+                    held.now_ms.saturating_sub(since_ms) >= ORPHANS_AFTER_MS
+                }
+                (None, None) => false,
+            };
+            if may_go {
+                self.cleared.insert(part);
+            }
+        }
+        Ok(())
     }
 
     /// Damaged segments in whose place nothing newer lies: what they held cannot be restored, and nothing is pruned.
@@ -722,13 +793,13 @@ impl GroupStore {
             if self.image.is_awaited(&part.layer) {
                 self.awaited.insert(part, volume);
             } else if self.image.is_debris(&part) {
-                self.dead.insert(part, (volume, self.state().time_ms()));
+                self.dead.insert(part, Dead { volume, created_ms: None });
             }
         }
         for part in &applied.given_up {
             if let Some(volume) = self.state().volume(part.name.layer.volume) {
-                let name = volume.meta().name.clone();
-                self.dead.insert(part.name, (name, self.state().time_ms()));
+                let volume = volume.meta().name.clone();
+                self.dead.insert(part.name, Dead { volume, created_ms: None });
             }
         }
         if !self.dead.is_empty()
@@ -747,21 +818,21 @@ impl GroupStore {
         landing
     }
 
-    /// The segments that exist, with the names of their volumes.
-    fn list_segments(&self) -> Result<Vec<(PartName, Name)>> {
+    /// The segments that exist.
+    fn list_segments(&self) -> Result<Vec<(PartName, Dead)>> {
         let mut found = Vec::new();
         list_all(&*self.segments.backend, Some(&self.names().segments()), |listed| {
-            found.extend(self.known_segment(&listed.name));
+            found.extend(self.known_segment(&listed));
         })?;
         Ok(found)
     }
 
-    /// The part that a segment's name says it is, and the name of its volume.
-    fn known_segment(&self, object: &ObjectName) -> Option<(PartName, Name)> {
+    /// The part that a segment's name says it is.
+    fn known_segment(&self, listed: &Listed) -> Option<(PartName, Dead)> {
         let names = self.names();
-        let Some(GroupObject::Segment { volume, term, seq, number }) = names.parse(object) else { return None };
-        let id = volume_id(&names.source, &names.group, &volume);
-        Some((PartName { layer: LayerKey { volume: id, term, seq }, number }, volume))
+        let Some(GroupObject::Segment { volume, term, seq, number }) = names.parse(&listed.name) else { return None };
+        let layer = LayerKey { volume: volume_id(&names.source, &names.group, &volume), term, seq };
+        Some((PartName { layer, number }, Dead { volume, created_ms: Some(listed.created_ms) }))
     }
 
     /// The terms of which there are segments, by the folders that they lie in: one request, and one for each volume.
@@ -778,13 +849,13 @@ impl GroupStore {
 
     /// Finds the segments that no accepted record names: dead if none can any more (T4) or a prune record gave them up. Those
     /// of a claim that is not in the ledger are nobody's to judge.
-    fn sort_out(&mut self, there: Vec<(PartName, Name)>) {
+    fn sort_out(&mut self, there: Vec<(PartName, Dead)>) {
         let mut strange = 0_usize;
-        for (part, volume) in there {
+        for (part, found) in there {
             if self.image.is_debris(&part) {
-                self.dead.insert(part, (volume, self.state().time_ms()));
+                self.dead.insert(part, found);
             } else if self.image.is_awaited(&part.layer) {
-                self.awaited.insert(part, volume);
+                self.awaited.insert(part, found.volume);
             } else if self.state().layer(&part.layer).is_none() {
                 strange += 1;
             }

@@ -29,6 +29,7 @@ mod head;
 mod image;
 mod index;
 mod landing;
+mod leases;
 mod liveness;
 mod locks;
 mod names;

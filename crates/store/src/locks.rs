@@ -3,7 +3,7 @@
 //! `writer.lock` is held exclusively by the one receiver. `reader.lock` is shared by everybody who reads segments, and
 //! taken exclusively, without waiting, by who deletes them: a reader that holds it sees every segment that the ledger
 //! named when it looked. Both are `flock`s of an open file description, so that they end with the process, however it
-//! ends. The files stay; only the locks mean something.
+//! ends. The files stay; only the locks mean something. In a bucket there are leases instead (`leases`).
 
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
@@ -24,20 +24,16 @@ pub struct WriterLock(#[expect(dead_code, reason = "held")] Flock<File>);
 pub(crate) enum Readers {
     /// By the lock in the store's directory.
     Locked(PathBuf),
-    /// Not at all: who deletes waits long instead ([`DELETED_AFTER_MS`]).
-    Unknown,
+    /// By a lease for each point that is read.
+    Leased,
 }
-
-/// What was given up in a store whose readers nobody knows stays for so much of the ledger's time: a day. A restore that began
-/// before has that long.
-pub(crate) const DELETED_AFTER_MS: u64 = 24 * 3600 * 1000;
 
 impl Readers {
     /// Holds off deletions, where that is possible.
     pub(crate) fn share(&self) -> Result<ReaderLock> {
         match self {
             Self::Locked(root) => ReaderLock::share(root),
-            Self::Unknown => Ok(ReaderLock(None)),
+            Self::Leased => Ok(ReaderLock(None)),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! What objects are called (`docs/formats/store.md`). Pure.
 
+use data_encoding::HEXLOWER;
 use farside_region::{LayerKey, Name, Seq, Slot, Term};
 
 use crate::backend::ObjectName;
@@ -74,6 +75,10 @@ pub enum GroupObject {
         /// The part.
         number: u32,
     },
+    /// What a reader holds a point by; its nonce.
+    Lease([u8; 16]),
+    /// What tells a collector the time; its nonce.
+    LeaseClock([u8; 16]),
 }
 
 impl GroupNames {
@@ -142,6 +147,21 @@ impl GroupNames {
         self.below(&format!("segments/{}", part_path(volume, part)))
     }
 
+    /// All leases.
+    pub fn leases(&self) -> ObjectName {
+        self.below("leases")
+    }
+
+    /// One lease. `nonce`: random, never used again.
+    pub fn lease(&self, nonce: [u8; 16]) -> ObjectName {
+        self.below(&format!("leases/{}", HEXLOWER.encode(&nonce)))
+    }
+
+    /// What is put beside the leases to learn what time it is there. `nonce`: as that of a lease.
+    pub fn lease_clock(&self, nonce: [u8; 16]) -> ObjectName {
+        self.below(&format!("leases/{}.now", HEXLOWER.encode(&nonce)))
+    }
+
     /// What an object is, from its name; `None` if it is none of ours.
     pub fn parse(&self, name: &ObjectName) -> Option<GroupObject> {
         let rest = name.as_str().strip_prefix(self.folder().as_str())?.strip_prefix('/')?;
@@ -161,6 +181,11 @@ impl GroupNames {
             let state = rest.strip_suffix(".state");
             let number = number(state.unwrap_or(rest))?;
             return Some(if state.is_some() { GroupObject::CheckpointState(number) } else { GroupObject::Checkpoint(number) });
+        }
+        if let Some(rest) = rest.strip_prefix("leases/") {
+            let clock = rest.strip_suffix(".now");
+            let nonce = HEXLOWER.decode(clock.unwrap_or(rest).as_bytes()).ok()?.try_into().ok()?;
+            return Some(if clock.is_some() { GroupObject::LeaseClock(nonce) } else { GroupObject::Lease(nonce) });
         }
         let (volume, term, seq, number) = parse_part_path(rest.strip_prefix("segments/")?)?;
         Some(GroupObject::Segment { volume, term, seq, number })
@@ -227,7 +252,14 @@ mod tests {
         assert_eq!(names.checkpoint_state(7).as_str(), "groups/host-1/db/checkpoint/7.state");
         assert_eq!(names.parse(&names.checkpoint(7)), Some(GroupObject::Checkpoint(7)));
         assert_eq!(names.parse(&names.checkpoint_state(0)), Some(GroupObject::CheckpointState(0)));
+        assert_eq!(names.lease([0xab; 16]).as_str(), format!("groups/host-1/db/leases/{}", "ab".repeat(16)));
+        assert_eq!(names.lease_clock([7; 16]).as_str(), format!("groups/host-1/db/leases/{}.now", "07".repeat(16)));
+        assert_eq!(names.parse(&names.lease([0xab; 16])), Some(GroupObject::Lease([0xab; 16])));
+        assert_eq!(names.parse(&names.lease_clock([7; 16])), Some(GroupObject::LeaseClock([7; 16])));
         for stray in [
+            "leases/ab",
+            "leases/ABABABABABABABABABABABABABABABAB",
+            "leases/abababababababababababababababab.then",
             "checkpoint/07",
             "checkpoint/x.state",
             "checkpoint/1/2",

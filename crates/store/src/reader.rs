@@ -1,16 +1,17 @@
 //! Reading points: with no daemon running, or beside a running receiver.
 //!
-//! A reader of a directory shares `reader.lock` as long as it lives, so that nothing it found is deleted under it. It believes only what
+//! A reader of a directory shares `reader.lock` as long as it lives, so that nothing it found is deleted under it; in a bucket a point that is
+//! open has a lease ([`crate::leases`]). It believes only what
 //! follows from slot 0 of the ledger or from a checkpoint, and every granule that leaves [`PointReader::read_region`] was checked against the
 //! digest that was computed where the source read it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use farside_layer::{Footer, FrameDecoder, FrameRef};
-use farside_ledger::{State, VolumeMeta};
-use farside_region::{ByteExtent, Geometry, GranuleIndex, GranuleRun, Name, RegionIndex, Slot, Term, VolumeId};
+use farside_ledger::{State, VolumeMeta, group_id};
+use farside_region::{ByteExtent, Geometry, GranuleIndex, GranuleRun, Name, RegionIndex, Slot, Term, VolumeId, mutation};
 
 use crate::aligned::AlignedBytes;
 use crate::backend::{Backend, DirBackend, block_on};
@@ -20,6 +21,7 @@ use crate::head;
 use crate::image::{GroupImage, PartRuns, VolumeImage};
 use crate::index::{Content, Extent, PartNo};
 use crate::landing::Landing;
+use crate::leases::{self, Lease};
 use crate::liveness::Part;
 use crate::locks::{ReaderLock, Readers};
 use crate::names::GroupNames;
@@ -60,6 +62,10 @@ pub struct PointReader {
     image: VolumeImage,
     parts: BTreeMap<PartNo, Part>,
     _lock: ReaderLock,
+    /// In a bucket.
+    lease: Option<Lease>,
+    /// Something that is needed was not there: the slot by which the point had been given up, if that is why.
+    deleted: OnceLock<Option<Slot>>,
 }
 
 /// The content of one region, and the buffers to read another one into.
@@ -84,12 +90,12 @@ impl StoreReader {
         Self::over(Arc::new(dir), readers)
     }
 
-    /// Opens the store in a bucket. Nothing holds off deletions there: what is given up goes a day later, in the ledger's time.
+    /// Opens the store in a bucket. Each of its points that is opened is kept by a lease; see [`PointReader::unkept`].
     ///
     /// # Errors
     /// [`StoreError::NotAStore`], [`StoreError::Version`]; what the service says.
     pub fn open_bucket(backend: Arc<dyn Backend>) -> Result<Self> {
-        Self::over(backend, Readers::Unknown)
+        Self::over(backend, Readers::Leased)
     }
 
     fn over(backend: Arc<dyn Backend>, readers: Readers) -> Result<Self> {
@@ -107,7 +113,7 @@ impl StoreReader {
     pub fn root(&self) -> Option<&Path> {
         match &self.readers {
             Readers::Locked(root) => Some(root),
-            Readers::Unknown => None,
+            Readers::Leased => None,
         }
     }
 
@@ -257,6 +263,21 @@ impl PointReader {
         );
         let geometry =
             geometry.map_err(|e| StoreError::Inconsistent { group: segments.names.to_string(), why: e.to_string() })?;
+        let lease = match readers {
+            Readers::Locked(_) => None,
+            Readers::Leased => Some(Lease::take(&segments.backend, &segments.names, &meta.name, point)?),
+        };
+        let newer = match &lease {
+            Some(lease) if lease.unkept().is_none() && !mutation::on("L4 a lease without a look at the ledger") => {
+                leases::given_up_since(&*segments.backend, &segments.names, state)?
+            }
+            _ => None,
+        };
+        let image = newer.as_ref().unwrap_or(image);
+        let state = image.state();
+        if let (false, Some(slot)) = (state.points().contains_key(&point), state.head()) {
+            return Err(StoreError::PointDeleted { volume: meta.name.to_string(), point, slot });
+        }
         let living: Vec<(PartNo, Part)> = image.parts().living_at(volume, point).map(|(no, p)| (no, p.clone())).collect();
         let mut by_part = HashMap::new();
         if !image.is_head(volume, point) {
@@ -271,7 +292,8 @@ impl PointReader {
             Ok::<_, StoreError>(by_part.remove(&no).unwrap_or(PartRuns::Damaged { regions: None }))
         })?;
         let parts = living.into_iter().collect();
-        Ok(Self { segments: Arc::clone(segments), volume: meta, point, geometry, image: whole, parts, _lock: lock })
+        let (segments, deleted) = (Arc::clone(segments), OnceLock::new());
+        Ok(Self { segments, volume: meta, point, geometry, image: whole, parts, _lock: lock, lease, deleted })
     }
 
     /// A point of which a footer is damaged, and nothing newer lies over all that it may have held.
@@ -292,6 +314,12 @@ impl PointReader {
     /// The point.
     pub fn point(&self) -> Slot {
         self.point
+    }
+
+    /// Why nothing keeps what the point needs from being deleted, if that is so: in a bucket, where we may not write. If retention
+    /// gives the point up meanwhile, there is a day left to read it, as the age clock of its ledger goes.
+    pub fn unkept(&self) -> Option<String> {
+        self.lease.as_ref()?.unkept()
     }
 
     /// Shape and size of the volume in this point.
@@ -574,13 +602,28 @@ impl PointReader {
     }
 
     fn corrupt(&self, no: PartNo, region: RegionIndex, why: String) -> StoreError {
-        let segment = self.parts.get(&no).map(|p| self.segments.name(&self.volume.name, &p.name).to_string());
+        let segment = self.parts.get(&no).map(|p| self.segments.name(&self.volume.name, &p.name));
+        if self.lease.is_some()
+            && let Some(name) = &segment
+            && matches!(block_on(self.segments.backend.size(name)), Ok(None))
+            && let Some(slot) = *self.deleted.get_or_init(|| self.given_up_by())
+        {
+            return StoreError::PointDeleted { volume: self.volume.name.to_string(), point: self.point, slot };
+        }
         StoreError::Corrupt {
             volume: self.volume.name.to_string(),
             point: self.point.to_string(),
             region,
-            segment: segment.unwrap_or_default(),
+            segment: segment.map_or_else(String::new, |name| name.to_string()),
             why,
         }
+    }
+
+    /// A slot by which the point is not retained any more; `None` if it is, as far as one can see.
+    fn given_up_by(&self) -> Option<Slot> {
+        let Segments { backend, names, .. } = &*self.segments;
+        let replayed = replay(&**backend, names, group_id(&names.source, &names.group), |_| {}).ok()?;
+        let state = replayed.image.state();
+        if state.points().contains_key(&self.point) { None } else { state.head().filter(|head| *head > self.point) }
     }
 }

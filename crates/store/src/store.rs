@@ -259,7 +259,7 @@ impl Store {
 impl Shared {
     /// How readers in this process hold off deletions.
     pub(crate) fn readers(&self) -> Readers {
-        if self.is_dir { Readers::Locked(self.staging.root().to_owned()) } else { Readers::Unknown }
+        if self.is_dir { Readers::Locked(self.staging.root().to_owned()) } else { Readers::Leased }
     }
 
     /// Whether the store is still the one that was opened: a directory looks itself, a bucket is looked at now and then and after
@@ -297,6 +297,8 @@ impl Shared {
             Err(before) => -i64::try_from(before.duration().as_millis()).unwrap_or(i64::MAX),
         };
         let mono_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        #[cfg(test)]
+        let mono_ms = mono_ms + crate::testkit::PASSED_MS.get();
         Stamp { writer: self.writer, mono_ms, wall_ms: since_1970(SystemTime::now()) }
     }
 
@@ -414,7 +416,7 @@ pub(crate) fn read_group_description(dir: &dyn Backend, names: &GroupNames) -> R
 }
 
 /// Reads the version before anything else, so that a newer description is refused by its version and not by its fields.
-fn parse_json<T: serde::de::DeserializeOwned>(path: &Path, bytes: &[u8], format: &str) -> Result<T> {
+pub(crate) fn parse_json<T: serde::de::DeserializeOwned>(path: &Path, bytes: &[u8], format: &str) -> Result<T> {
     #[derive(Deserialize)]
     struct Head {
         format: String,

@@ -13,6 +13,11 @@ use crate::{Appended, GroupStore, Store};
 
 pub(crate) const GRANULE: u64 = 512;
 
+thread_local! {
+    /// Added to the monotonic clock of what this thread appends.
+    pub(crate) static PASSED_MS: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
+}
+
 /// Data of one byte, zeroes, or not readable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fill {

@@ -194,6 +194,8 @@ fn object_name(bytes: &[u8]) -> Outcome {
                 GroupObject::Checkpoint(number) => names.checkpoint(*number),
                 GroupObject::CheckpointState(number) => names.checkpoint_state(*number),
                 GroupObject::RecordVoid(slot) => names.record_void(*slot),
+                GroupObject::Lease(nonce) => names.lease(*nonce),
+                GroupObject::LeaseClock(nonce) => names.lease_clock(*nonce),
                 GroupObject::Segment { volume: of, term, seq, number } => {
                     let layer = LayerKey { volume: volume(1), term: *term, seq: *seq };
                     names.segment(of, &farside_store::PartName { layer, number: *number })

@@ -32,6 +32,7 @@ pub fn run(fixture: &Fixture<'_>) {
     what_is_missing_is_said_to_be(&*backend);
     a_large_object_is_refused_not_cut(&*backend);
     a_listing_names_each_object_once(&*backend);
+    a_listing_says_when_objects_came_to_be(&*backend);
     folders_are_those_with_objects_below(&*backend);
     a_deleted_name_is_free(&*backend);
     what_is_damaged_may_be_put_right(&*backend);
@@ -134,6 +135,21 @@ fn a_listing_names_each_object_once(backend: &dyn Backend) {
     let mut below = BTreeSet::new();
     list_all(backend, Some(&name("l/b")), |l| assert!(below.insert(l.name.to_string()))).expect("list");
     assert_eq!(below.len(), 4, "a prefix is whole components: {below:?}");
+}
+
+/// Leases are held against each other by this, and an object that was just made must be in a listing that begins afterwards.
+fn a_listing_says_when_objects_came_to_be(backend: &dyn Backend) {
+    let mut before = i64::MIN;
+    for number in 0..20 {
+        create(backend, &format!("times/{number}"), b"x");
+        let mut listed = Vec::new();
+        list_all(backend, Some(&name("times")), |object| listed.push(object)).expect("list");
+        let last = listed.iter().find(|object| object.name.as_str() == format!("times/{number}"));
+        let created_ms = last.expect("in the next listing").created_ms;
+        assert!(created_ms >= before, "{number}: {created_ms} after {before}");
+        before = created_ms;
+        assert_eq!(listed.len(), number + 1);
+    }
 }
 
 fn folders_are_those_with_objects_below(backend: &dyn Backend) {

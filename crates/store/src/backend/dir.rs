@@ -365,12 +365,13 @@ impl DirBackend {
                     page.more = true;
                     return Ok(());
                 }
-                let bytes = match entry.metadata() {
-                    Ok(m) => m.len(),
+                let meta = match entry.metadata() {
+                    Ok(meta) => meta,
                     Err(e) if e.kind() == ErrorKind::NotFound => continue,
                     Err(e) => return Err(self.io("looking at", &entry.path(), 0, e).while_reading()),
                 };
-                page.objects.push(Listed { name: object, bytes });
+                let created_ms = meta.mtime().saturating_mul(1000).saturating_add(meta.mtime_nsec() / 1_000_000);
+                page.objects.push(Listed { name: object, bytes: meta.len(), created_ms });
             }
         }
         Ok(())
