@@ -128,6 +128,7 @@ const CORE: &str = "farside-replication";
 const LEDGER: &str = "farside-ledger";
 const STORE: &str = "farside-store";
 const DAEMON: &str = "farside-daemon";
+const VIEW: &str = "farside-view";
 
 /// All of them. `xtask check` holds this list against the sources and against the tables in `ARCHITECTURE.md`.
 pub const MUTATIONS: &[Mutation] = &[
@@ -293,6 +294,28 @@ pub const MUTATIONS: &[Mutation] = &[
         "checkpoint_tests::l6_a_slot_below_a_checkpoint_is_decided_by_it",
     ),
     story("T13 a restore shares its target", STORE, "restore_tests::t13_a_restore_has_its_target_alone"),
+    // What is written over a point.
+    story(
+        "an overlay's bits come before its data",
+        VIEW,
+        "power_tests::whenever_the_power_goes_what_was_flushed_is_there_and_the_rest_is_old_or_new",
+    ),
+    story(
+        "an overlay's bits are not synced",
+        VIEW,
+        "power_tests::whenever_the_power_goes_what_was_flushed_is_there_and_the_rest_is_old_or_new",
+    ),
+    story(
+        "an overlay's bits are taken after its data was synced",
+        VIEW,
+        "power_tests::what_is_written_while_a_flush_syncs_has_no_durable_bit_by_that_flush",
+    ),
+    story(
+        "bits that an opening finds are taken for durable",
+        VIEW,
+        "power_tests::after_a_sync_that_failed_nothing_is_believed_but_the_disk",
+    ),
+    story("an overlay's map is believed as it is", VIEW, "power_tests::damage_of_the_map_is_noticed"),
     // What happens while nobody serves a volume.
     seeds("T12 growth keeps the bits that there were", 400, Some(|p| grows(p, false))),
     seeds("the backing is judged after the map has grown", 400, Some(|p| grows(p, true))),

@@ -13,7 +13,11 @@
 //! It does not decide which point, where its clients are, or for how long.
 
 mod cache;
+mod map;
+mod medium;
 mod overlay;
+#[cfg(test)]
+mod power_tests;
 mod queue;
 #[cfg(test)]
 mod tests;

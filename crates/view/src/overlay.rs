@@ -1,43 +1,38 @@
 //! What was written over a point: a folder with `data`, as large as the volume and as sparse as what was written, `map`, a bit for each
-//! granule that is in `data`, and `overlay.json`, which says of which point.
+//! granule that is in `data` ([`Map`]), and `overlay.json`, which says of which point.
 //!
 //! Invariants:
 //! - † a bit is durable only after what was written there: a flush syncs `data`, then writes the bits that were set before it began,
 //!   then syncs `map`. A power cut leaves each sector as the point or as somebody wrote it, and what was flushed as it was written;
 //! - † bits that an opening finds may be in nothing but the page cache: its first flush writes them again;
-//! - bits are never taken back, so a write of the map that was torn is a mixture of two that are both true;
 //! - after a sync that failed nothing is taken or read any more: what the kernel gave up is not known. An opening believes the disk only;
 //! - nothing is made or emptied before the lock is held, nor where somebody else's file may be.
+//!
+//! Assumed of the disk: a sector of 512 bytes is written whole or not at all.
 
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 
-use farside_blockio::seek_extent;
-use farside_region::{ByteExtent, Geometry, GranuleIndex, GranuleRun};
+use farside_region::{ByteExtent, Geometry, GranuleIndex, GranuleRun, mutation};
 use nix::errno::Errno;
-use nix::fcntl::{FallocateFlags, OFlag, PosixFadviseAdvice, fallocate, posix_fadvise};
-use nix::unistd::Whence;
+use nix::fcntl::OFlag;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::map::{Map, MapError};
+use crate::medium::Medium;
+
 /// Of the folder's format.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const DESCRIPTION: &str = "overlay.json";
 const YOUNG: &str = "overlay.json.new";
 const DATA: &str = "data";
 const MAP: &str = "map";
 const LOCK: &str = "lock";
-/// Of the map, which is read and written in such pages.
-const PAGE_WORDS: usize = 512;
-const PAGE_BYTES: usize = PAGE_WORDS * 8;
-const PAGE_GRANULES: u64 = PAGE_WORDS as u64 * 64;
-/// Zeroes that are written at once where the file system cannot make holes.
-static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
-
 /// What an overlay lies over. One is opened over nothing else.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -122,23 +117,19 @@ pub enum OverlayError {
     },
 }
 
-type Page = Box<[AtomicU64; PAGE_WORDS]>;
-
 /// An overlay that is open; nobody else has it open meanwhile.
 #[derive(Debug)]
 pub struct Overlay {
     geometry: Geometry,
-    data: File,
-    map: File,
-    pages: Vec<OnceLock<Page>>,
-    /// Pages with bits that are not in the file.
-    dirty: Vec<AtomicBool>,
-    granules: AtomicU64,
+    data: Box<dyn Medium>,
+    map_file: Box<dyn Medium>,
+    map: Map,
     /// Held by who flushes.
     flush: Mutex<()>,
     /// A sync failed.
     failed: AtomicBool,
-    _lock: File,
+    /// Of the folder; none in tests without one.
+    _lock: Option<File>,
 }
 
 impl Overlay {
@@ -190,8 +181,7 @@ impl Overlay {
         }
         let is_new = is_new()?; // somebody may have made one meanwhile
         let (data, map) = (file(DATA)?, file(MAP)?);
-        let pages = geometry.granule_count().div_ceil(PAGE_GRANULES) as usize;
-        let map_bytes = (pages * PAGE_BYTES) as u64;
+        let map_bytes = Map::new(geometry.granule_count()).file_bytes();
         if is_new {
             for (name, file, bytes) in [(DATA, &data, geometry.volume_bytes()), (MAP, &map, map_bytes)] {
                 file.set_len(0).and_then(|()| file.set_len(bytes)).and_then(|()| file.sync_all()).map_err(io(name, "made"))?;
@@ -202,105 +192,58 @@ impl Overlay {
         }
         for (name, file, bytes) in [(DATA, &data, geometry.volume_bytes()), (MAP, &map, map_bytes)] {
             let now = file.metadata().map_err(io(name, "looked at"))?.len();
-            // † After a sync that failed in another process the page cache may hold what the disk does not.
-            file.sync_data().map_err(io(name, "synced"))?;
-            posix_fadvise(file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)
-                .map_err(|errno| io(name, "read anew")(errno.into()))?;
             if now != bytes {
                 let why = format!("`{name}` has {now} bytes and must have {bytes}");
                 return Err(OverlayError::Unknown { path: dir.to_owned(), why });
             }
         }
-        let overlay = Self {
-            geometry: *geometry,
-            data,
-            map,
-            pages: (0..pages).map(|_| OnceLock::new()).collect(),
-            dirty: (0..pages).map(|_| AtomicBool::new(false)).collect(),
-            granules: AtomicU64::new(0),
-            flush: Mutex::new(()),
-            failed: AtomicBool::new(false),
-            _lock: lock,
-        };
-        overlay.load().map_err(io(MAP, "read"))?;
-        Ok(overlay)
+        match Self::of(Box::new(data), Box::new(map), geometry) {
+            Ok(overlay) => Ok(Self { _lock: Some(lock), ..overlay }),
+            Err(MapError::Io(errno)) => Err(io(MAP, "read")(errno.into())),
+            Err(damaged) => Err(OverlayError::Unknown { path: dir.to_owned(), why: damaged.to_string() }),
+        }
+    }
+
+    /// Of two files of the right lengths, as the disk has them.
+    pub(crate) fn of(data: Box<dyn Medium>, map_file: Box<dyn Medium>, geometry: &Geometry) -> Result<Self, MapError> {
+        for file in [&data, &map_file] {
+            // † After a sync that failed in another process the page cache may hold what the disk does not.
+            file.sync().and_then(|()| file.forget()).map_err(MapError::Io)?;
+        }
+        let map = Map::new(geometry.granule_count());
+        map.load(&*map_file)?;
+        Ok(Self { geometry: *geometry, data, map_file, map, flush: Mutex::new(()), failed: AtomicBool::new(false), _lock: None })
     }
 
     /// Bytes of the granules that were written.
     pub fn written_bytes(&self) -> u64 {
-        self.granules.load(Ordering::Relaxed) * self.geometry.granule_bytes()
-    }
-
-    fn load(&self) -> io::Result<()> {
-        let (mut at, end) = (0, (self.pages.len() * PAGE_BYTES) as u64);
-        // What was never written is a hole, also of a volume of many tebibytes.
-        while at < end
-            && let Some(data) = seek_extent(&self.map, at, Whence::SeekData)?
-        {
-            let page = data as usize / PAGE_BYTES;
-            let mut bytes = [0; PAGE_BYTES];
-            self.map.read_exact_at(&mut bytes, (page * PAGE_BYTES) as u64)?;
-            let words = bytes.chunks_exact(8).map(|word| u64::from_le_bytes(word.try_into().expect("eight bytes")));
-            for (word, bits) in self.page(page).iter().zip(words) {
-                word.store(bits, Ordering::Relaxed);
-                self.granules.fetch_add(u64::from(bits.count_ones()), Ordering::Relaxed);
-            }
-            self.dirty[page].store(true, Ordering::Relaxed);
-            at = ((page + 1) * PAGE_BYTES) as u64;
-        }
-        Ok(())
-    }
-
-    fn page(&self, page: usize) -> &[AtomicU64; PAGE_WORDS] {
-        self.pages[page].get_or_init(|| Box::new(std::array::from_fn(|_| AtomicU64::new(0))))
+        self.map.count() * self.geometry.granule_bytes()
     }
 
     /// Whether a granule was written.
     pub(crate) fn has(&self, granule: GranuleIndex) -> bool {
-        let Place { page, word, mask } = place_of(granule.0);
-        self.pages[page].get().is_some_and(|page| page[word].load(Ordering::Acquire) & mask != 0)
+        self.map.has(granule)
     }
 
-    /// The granules of a run are in `data` from now on.
+    /// The granules of a run are in `data` from now on. Not to be called for one granule by two at a time.
     pub(crate) fn set(&self, run: GranuleRun) {
-        for Place { page, word, mask } in (run.start.0..run.end().0).map(place_of) {
-            if self.page(page)[word].fetch_or(mask, Ordering::AcqRel) & mask == 0 {
-                self.granules.fetch_add(1, Ordering::Relaxed);
-                self.dirty[page].store(true, Ordering::Release);
-            }
-        }
+        self.map.set(run);
     }
 
     pub(crate) fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<(), Errno> {
         self.is_whole()?;
-        self.data.read_exact_at(out, offset).map_err(|error| errno_of(&error))
+        self.data.get(offset, out)
     }
 
     pub(crate) fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<(), Errno> {
         self.is_whole()?;
-        self.data.write_all_at(bytes, offset).map_err(|error| errno_of(&error))
+        self.data.put(offset, bytes)
     }
 
     /// Makes an extent zeroes; with `no_hole` its space stays allocated.
     pub(crate) fn zero_at(&self, extent: ByteExtent, no_hole: bool) -> Result<(), Errno> {
         self.is_whole()?;
-        let how = match no_hole {
-            true => FallocateFlags::FALLOC_FL_ZERO_RANGE,
-            false => FallocateFlags::FALLOC_FL_PUNCH_HOLE,
-        };
-        let (offset, len) = (extent.offset.0 as i64, extent.len as i64);
-        match fallocate(&self.data, how | FallocateFlags::FALLOC_FL_KEEP_SIZE, offset, len) {
-            Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => {}
-            done => return done,
-        }
-        let mut at = extent.offset.0;
-        let end = at + extent.len;
-        while at < end {
-            let len = (end - at).min(ZEROES.len() as u64);
-            self.write_at(at, &ZEROES[..len as usize])?;
-            at += len;
-        }
-        Ok(())
+        self.data.zero(extent, no_hole)
     }
 
     /// What was written before this call is durable after it.
@@ -310,29 +253,30 @@ impl Overlay {
     pub fn flush(&self) -> Result<(), Errno> {
         let _only = self.flush.lock().unwrap_or_else(PoisonError::into_inner);
         self.is_whole()?;
+        let mut at = 0;
+        let mut bits = Vec::new();
         // † Before `data` is synced: what is set while that goes on may be of data that it does not cover.
-        let mut bits: Vec<(usize, Vec<u8>)> = Vec::new();
-        for (at, dirty) in self.dirty.iter().enumerate() {
-            if dirty.load(Ordering::Relaxed) && dirty.swap(false, Ordering::AcqRel) {
-                let words = self.page(at).iter().flat_map(|word| word.load(Ordering::Acquire).to_le_bytes());
-                bits.push((at, words.collect()));
+        let too_late = mutation::on("an overlay's bits are taken after its data was synced");
+        if !too_late {
+            bits = self.map.take_dirty(&mut at, usize::MAX);
+        }
+        if !mutation::on("an overlay's bits come before its data") {
+            self.sync(&*self.data)?;
+        }
+        if too_late {
+            bits = self.map.take_dirty(&mut at, usize::MAX);
+        }
+        for (offset, bytes) in &bits {
+            if let Err(errno) = self.map_file.put(*offset, &**bytes) {
+                self.map.give_back(&bits);
+                return Err(errno);
             }
         }
-        self.sync(&self.data)?;
-        for (page, bytes) in &bits {
-            if let Err(error) = self.map.write_all_at(bytes, (page * PAGE_BYTES) as u64) {
-                bits.iter().for_each(|(page, _)| self.dirty[*page].store(true, Ordering::Release));
-                return Err(errno_of(&error));
-            }
-        }
-        if bits.is_empty() { Ok(()) } else { self.sync(&self.map) }
+        if bits.is_empty() || mutation::on("an overlay's bits are not synced") { Ok(()) } else { self.sync(&*self.map_file) }
     }
 
-    fn sync(&self, file: &File) -> Result<(), Errno> {
-        file.sync_data().map_err(|error| {
-            self.failed.store(true, Ordering::SeqCst);
-            errno_of(&error)
-        })
+    fn sync(&self, file: &dyn Medium) -> Result<(), Errno> {
+        file.sync().inspect_err(|_| self.failed.store(true, Ordering::SeqCst))
     }
 
     fn is_whole(&self) -> Result<(), Errno> {
@@ -364,20 +308,4 @@ fn describe(dir: &Path, over: &Origin) -> io::Result<()> {
     file.sync_all()?;
     std::fs::rename(&young, dir.join(DESCRIPTION))?;
     File::open(dir)?.sync_all()
-}
-
-/// Where a granule's bit is.
-struct Place {
-    page: usize,
-    word: usize,
-    mask: u64,
-}
-
-fn place_of(granule: u64) -> Place {
-    let bit = granule % PAGE_GRANULES;
-    Place { page: (granule / PAGE_GRANULES) as usize, word: (bit / 64) as usize, mask: 1 << (bit % 64) }
-}
-
-fn errno_of(error: &io::Error) -> Errno {
-    error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
 }

@@ -12,11 +12,11 @@ use proptest::prelude::*;
 use super::*;
 
 /// Three regions of sixteen granules, and a short granule at the end.
-const BYTES: u64 = 3 * 16 * 4096 + 512;
+pub(crate) const BYTES: u64 = 3 * 16 * 4096 + 512;
 
 /// A point in memory: what each byte is follows from its place, but for the second region, which is zeroes.
-struct Fake {
-    geometry: Geometry,
+pub(crate) struct Fake {
+    pub(crate) geometry: Geometry,
     reads: Arc<AtomicU64>,
     is_away: Arc<AtomicBool>,
     unreadable: Vec<GranuleRun>,
@@ -26,12 +26,12 @@ fn byte_at(offset: u64) -> u8 {
     if offset / (16 * 4096) == 1 { 0 } else { (offset / 512 % 251) as u8 + 1 }
 }
 
-fn below() -> Vec<u8> {
+pub(crate) fn below() -> Vec<u8> {
     (0..BYTES).map(byte_at).collect()
 }
 
 impl Fake {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let geometry = Geometry::with_shape(BYTES, 12, 4).expect("valid");
         Self { geometry, reads: Arc::default(), is_away: Arc::default(), unreadable: Vec::new() }
     }
@@ -76,13 +76,13 @@ fn origin(point: &str) -> Origin {
     }
 }
 
-fn read(view: &View<Fake>, offset: u64, len: u64) -> Vec<u8> {
+pub(crate) fn read(view: &View<Fake>, offset: u64, len: u64) -> Vec<u8> {
     let mut out = vec![0xee; len as usize];
     view.read(offset, &mut out).expect("read");
     out
 }
 
-fn extent(offset: u64, len: u64) -> ByteExtent {
+pub(crate) fn extent(offset: u64, len: u64) -> ByteExtent {
     ByteExtent { offset: ByteOffset(offset), len }
 }
 
@@ -153,9 +153,9 @@ fn an_overlay_belongs_to_one_point_and_one_process() {
     std::fs::write(at.join("map"), "short").expect("written");
     assert!(matches!(open("1-aaaa"), Err(OverlayError::Unknown { .. })));
     let text = std::fs::read_to_string(at.join("overlay.json")).expect("there");
-    std::fs::write(at.join("overlay.json"), text.replace("\"version\": 1", "\"version\": 2")).expect("written");
+    std::fs::write(at.join("overlay.json"), text.replace("\"version\": 2", "\"version\": 3")).expect("written");
     let newer = open("1-aaaa").expect_err("of a later program");
-    assert!(newer.to_string().contains("version 2"), "{newer}");
+    assert!(newer.to_string().contains("version 3"), "{newer}");
     // Without its description it is no beginning that was interrupted: there is something in it.
     std::fs::remove_file(at.join("overlay.json")).expect("removed");
     assert!(matches!(open("1-aaaa"), Err(OverlayError::NotOne { .. })));
