@@ -31,7 +31,7 @@ pub enum Op {
     Write,
     /// Make every write that was reaped before durable. No extent, no buffer.
     Flush,
-    /// The content is not needed any more; reads back as zeroes.
+    /// The content is not needed any more; reads back as zeroes, but for parts of what the queue counts in, which may be left.
     Trim,
     /// Make it read as zeroes; with `no_hole` keep its space allocated.
     WriteZeroes {

@@ -19,6 +19,7 @@ mod overlay;
 #[cfg(test)]
 mod power_tests;
 mod queue;
+mod rounds;
 #[cfg(test)]
 mod tests;
 mod view;

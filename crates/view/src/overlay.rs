@@ -3,7 +3,7 @@
 //!
 //! Invariants:
 //! - † a bit is durable only after what was written there: a flush syncs `data`, then writes the bits that were set before it began,
-//!   then syncs `map`. A power cut leaves each sector as the point or as somebody wrote it, and what was flushed as it was written;
+//!   then syncs `map`; flushes that come meanwhile share the next one. A power cut leaves each sector as the point or as somebody wrote it, and what was flushed as it was written;
 //! - † bits that an opening finds may be in nothing but the page cache: its first flush writes them again;
 //! - after a sync that failed nothing is taken or read any more: what the kernel gave up is not known. An opening believes the disk only;
 //! - nothing is made or emptied before the lock is held, nor where somebody else's file may be.
@@ -15,7 +15,6 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use farside_region::{ByteExtent, Geometry, GranuleIndex, GranuleRun, mutation};
 use nix::errno::Errno;
@@ -25,6 +24,7 @@ use thiserror::Error;
 
 use crate::map::{Map, MapError};
 use crate::medium::Medium;
+use crate::rounds::Rounds;
 
 /// Of the folder's format.
 const VERSION: u32 = 2;
@@ -33,6 +33,10 @@ const YOUNG: &str = "overlay.json.new";
 const DATA: &str = "data";
 const MAP: &str = "map";
 const LOCK: &str = "lock";
+/// Pages of the map whose bytes a flush has in memory at once (16 MiB). So many are of half a tebibyte of granules of 4 KiB: a volume with
+/// more is synced once for each. Tests have small volumes.
+const FLUSH_PAGES_MAX: usize = if cfg!(test) { 1 } else { 4096 };
+
 /// What an overlay lies over. One is opened over nothing else.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -124,8 +128,7 @@ pub struct Overlay {
     data: Box<dyn Medium>,
     map_file: Box<dyn Medium>,
     map: Map,
-    /// Held by who flushes.
-    flush: Mutex<()>,
+    flushes: Rounds,
     /// A sync failed.
     failed: AtomicBool,
     /// Of the folder; none in tests without one.
@@ -212,7 +215,15 @@ impl Overlay {
         }
         let map = Map::new(geometry.granule_count());
         map.load(&*map_file)?;
-        Ok(Self { geometry: *geometry, data, map_file, map, flush: Mutex::new(()), failed: AtomicBool::new(false), _lock: None })
+        Ok(Self {
+            geometry: *geometry,
+            data,
+            map_file,
+            map,
+            flushes: Rounds::default(),
+            failed: AtomicBool::new(false),
+            _lock: None,
+        })
     }
 
     /// Bytes of the granules that were written.
@@ -251,28 +262,32 @@ impl Overlay {
     /// # Errors
     /// The device's. What has no room is tried again with the next flush; after a sync that failed it is `EIO` from then on.
     pub fn flush(&self) -> Result<(), Errno> {
-        let _only = self.flush.lock().unwrap_or_else(PoisonError::into_inner);
+        self.flushes.join(|| self.carry_out_flush())
+    }
+
+    fn carry_out_flush(&self) -> Result<(), Errno> {
         self.is_whole()?;
-        let mut at = 0;
-        let mut bits = Vec::new();
-        // † Before `data` is synced: what is set while that goes on may be of data that it does not cover.
-        let too_late = mutation::on("an overlay's bits are taken after its data was synced");
-        if !too_late {
-            bits = self.map.take_dirty(&mut at, usize::MAX);
-        }
-        if !mutation::on("an overlay's bits come before its data") {
-            self.sync(&*self.data)?;
-        }
-        if too_late {
-            bits = self.map.take_dirty(&mut at, usize::MAX);
-        }
-        for (offset, bytes) in &bits {
-            if let Err(errno) = self.map_file.put(*offset, &**bytes) {
-                self.map.give_back(&bits);
-                return Err(errno);
+        let (mut at, mut is_map_written) = (0, false);
+        while !self.map.ends_at(at) {
+            // † Before `data` is synced: what is set while that goes on may be of data that it does not cover.
+            let too_late = mutation::on("an overlay's bits are taken after its data was synced");
+            let mut bits = if too_late { Vec::new() } else { self.map.take_dirty(&mut at, FLUSH_PAGES_MAX) };
+            if !mutation::on("an overlay's bits come before its data") {
+                self.sync(&*self.data)?;
             }
+            if too_late {
+                bits = self.map.take_dirty(&mut at, FLUSH_PAGES_MAX);
+            }
+            for (offset, bytes) in &bits {
+                if let Err(errno) = self.map_file.put(*offset, &**bytes) {
+                    // Pages of an earlier turn were written and are not synced: these ones see to it that the next flush syncs the map.
+                    self.map.give_back(&bits);
+                    return Err(errno);
+                }
+            }
+            is_map_written |= !bits.is_empty();
         }
-        if bits.is_empty() || mutation::on("an overlay's bits are not synced") { Ok(()) } else { self.sync(&*self.map_file) }
+        if !is_map_written || mutation::on("an overlay's bits are not synced") { Ok(()) } else { self.sync(&*self.map_file) }
     }
 
     fn sync(&self, file: &dyn Medium) -> Result<(), Errno> {

@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use farside_region::{ByteExtent, mutation};
+use farside_region::{ByteExtent, Geometry, GranuleIndex, GranuleRun, mutation};
 use nix::errno::Errno;
 
-use crate::map::MapError;
+use crate::map::{Map, MapError};
 use crate::medium::Medium;
 use crate::tests::{BYTES, Fake, below, extent, read};
 use crate::{Overlay, View};
@@ -62,6 +62,8 @@ struct Content {
     fails: bool,
     /// The cache stays, whoever asks the kernel to forget it.
     is_stubborn: bool,
+    /// Nothing is written at this place: there is no room.
+    is_full_at: Option<u64>,
     /// Done while the next sync is under way.
     meanwhile: Option<Box<dyn FnOnce() + Send>>,
 }
@@ -108,6 +110,9 @@ impl Medium for Forgetful {
 
     fn put(&self, offset: u64, bytes: &[u8]) -> Result<(), Errno> {
         let mut content = self.content();
+        if content.is_full_at == Some(offset) {
+            return Err(Errno::ENOSPC);
+        }
         let at = offset as usize;
         content.now[at..at + bytes.len()].copy_from_slice(bytes);
         for sector in at / SECTOR..(at + bytes.len()).div_ceil(SECTOR) {
@@ -283,6 +288,36 @@ fn what_is_written_while_a_flush_syncs_has_no_durable_bit_by_that_flush() {
             model.holds(&read(&site.open().expect("whole"), 0, BYTES), seed);
         }
     });
+}
+
+/// Three pages, one for each turn: of the first flush only the first of them is written, and then there is no room.
+#[test]
+fn a_flush_in_turns_is_one_flush_also_after_one_that_found_no_room() {
+    let geometry = Geometry::with_shape(48 << 20, 9, 4).expect("valid");
+    let map_bytes = Map::new(geometry.granule_count()).file_bytes();
+    assert_eq!(map_bytes, 4 * MAP_BYTES as u64);
+    let power = Power(Arc::new(Mutex::new(u64::MAX)));
+    let (data, map) = (Forgetful::new(&power, 48 << 20), Forgetful::new(&power, map_bytes as usize));
+    let open = || Overlay::of(Box::new(data.clone()), Box::new(map.clone()), &geometry).expect("whole");
+    let overlay = open();
+    let granules = [0, 40_000, 70_000].map(GranuleIndex);
+    for granule in granules {
+        overlay.write_at(granule.0 * 512, &[7; 512]).expect("written");
+        overlay.set(GranuleRun { start: granule, count: 1 });
+    }
+    map.content().is_full_at = Some(MAP_BYTES as u64);
+    assert_eq!(overlay.flush(), Err(Errno::ENOSPC));
+    map.content().is_full_at = None;
+    overlay.flush().expect("there is room now");
+    drop(overlay);
+    data.power_goes(&mut Rng(0));
+    map.power_goes(&mut Rng(0));
+    let (overlay, mut found) = (open(), [0; 512]);
+    for granule in granules {
+        assert!(overlay.has(granule), "{granule}");
+        overlay.read_at(granule.0 * 512, &mut found).expect("read");
+        assert_eq!(found, [7; 512]);
+    }
 }
 
 #[test]

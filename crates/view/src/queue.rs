@@ -78,7 +78,7 @@ fn attempt<B: Base>(view: &View<B>, request: &Request, buffer: Option<&mut Buffe
         (Op::Read, Some(buffer)) => view.read(offset, buffer),
         (Op::Write, Some(buffer)) => view.write(offset, buffer),
         (Op::Flush, _) => view.flush(),
-        (Op::Trim, _) => view.zero(extent, false),
+        (Op::Trim, _) => view.trim(extent),
         (Op::WriteZeroes { no_hole }, _) => view.zero(extent, no_hole),
         (Op::Read | Op::Write, None) => Err(Errno::EINVAL),
     }?;

@@ -196,6 +196,29 @@ fn what_is_zeroes_already_takes_no_room() {
     assert_eq!(out, [Extent { len: region - 512, kind: ExtentKind::Data }, hole], "at most two");
 }
 
+#[test]
+fn a_trim_fetches_nothing_and_leaves_parts_of_granules() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let fake = Fake::new();
+    fake.is_away.store(true, Ordering::SeqCst);
+    let (reads, is_away) = (fake.reads.clone(), fake.is_away.clone());
+    let view = fake.view(Some(dir.path()));
+    view.trim(extent(100, 3 * 4096)).expect("a hint");
+    view.trim(extent(3 * 4096 + 512, 1024)).expect("less than a granule");
+    view.trim(extent(BYTES - 4096 - 512, 4096 + 512)).expect("its last granule is short, and whole");
+    assert_eq!(reads.load(Ordering::SeqCst), 0);
+    assert_eq!(view.overlay().expect("one").written_bytes(), 4 * 4096);
+    is_away.store(false, Ordering::SeqCst);
+    let mut expected = below();
+    expected[4096..3 * 4096].fill(0);
+    expected[BYTES as usize - 4096 - 512..].fill(0);
+    assert!(read(&view, 0, BYTES) == expected);
+    // Zeroes are no hint.
+    view.zero(extent(100, 1), false).expect("zeroed");
+    assert_eq!(read(&view, 99, 3), [expected[99], 0, expected[101]]);
+    assert_eq!((view.trim(extent(0, BYTES + 1)), view.trim(extent(u64::MAX, 2))), (Err(Errno::EINVAL), Err(Errno::EINVAL)));
+}
+
 #[derive(Clone, Debug)]
 enum Do {
     Write(u64, u64, u8),

@@ -178,6 +178,19 @@ impl<B: Base> View<B> {
         self.change(extent, !no_hole, &mut |overlay, piece| overlay.zero_at(piece, no_hole))
     }
 
+    /// The content of an extent is not needed any more: its whole granules become zeroes. Parts of granules are left as they are, since
+    /// the rest of each would have to be fetched.
+    ///
+    /// # Errors
+    /// As [`View::write`].
+    pub fn trim(&self, extent: ByteExtent) -> Result<(), Errno> {
+        let (granule, volume) = (self.base.geometry().granule_bytes(), self.bytes());
+        let end = extent.offset.0.checked_add(extent.len).filter(|end| *end <= volume).ok_or(Errno::EINVAL)?;
+        let from = extent.offset.0.next_multiple_of(granule);
+        let until = if end == volume { end } else { end - end % granule };
+        self.zero(ByteExtent { offset: ByteOffset(from), len: until.saturating_sub(from) }, false)
+    }
+
     /// `zeroes`: what is zeroes already may be left alone.
     fn change(
         &self,
