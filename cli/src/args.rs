@@ -495,7 +495,8 @@ Examples:
 #[command(after_long_help = "\
 Nothing is copied before: what is read is fetched from the store, checked against its digest and
 decoded when somebody reads it, so a volume of any size is there at once. What the source could not
-read is an I/O error there, and what the store has lost is one in its 4 MiB; all else can be read.
+read is an I/O error there, and so is what the store has lost (256 KiB where a segment is damaged); all
+else can be read.
 
 --writable takes writes. They go to a folder beside the socket, or the one that --overlay names, and
 never to the store. The folder outlives this command: the same command goes on with it. It belongs

@@ -6,8 +6,8 @@
 //!
 //! Invariants:
 //! - every byte that is read was checked against the digest computed at the source, or was written here;
-//! - what the source could not read is `EIO` there, and what the store has lost is in its region; it is read again when it is asked for
-//!   again;
+//! - what the source could not read is `EIO` there, and so is what the store has lost, granule by granule as far as it can tell; what is
+//!   lost is read again when it is asked for again;
 //! - each sector of an overlay is what the point holds or what was written, whatever interrupts it ([`Overlay`]).
 //!
 //! It does not decide which point, where its clients are, or for how long.
@@ -26,4 +26,4 @@ mod view;
 
 pub use overlay::{Origin, Overlay, OverlayError};
 pub use queue::ViewQueue;
-pub use view::{Base, Region, View};
+pub use view::{Base, Lost, Region, View};

@@ -1,7 +1,7 @@
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use farside_blockio::{Extent, ExtentKind};
 use farside_region::{ByteExtent, ByteOffset, Geometry, GranuleIndex, GranuleRun, RegionIndex};
@@ -20,6 +20,7 @@ pub(crate) struct Fake {
     reads: Arc<AtomicU64>,
     is_away: Arc<AtomicBool>,
     unreadable: Vec<GranuleRun>,
+    lost: Arc<Mutex<Vec<GranuleRun>>>,
 }
 
 fn byte_at(offset: u64) -> u8 {
@@ -33,7 +34,7 @@ pub(crate) fn below() -> Vec<u8> {
 impl Fake {
     pub(crate) fn new() -> Self {
         let geometry = Geometry::with_shape(BYTES, 12, 4).expect("valid");
-        Self { geometry, reads: Arc::default(), is_away: Arc::default(), unreadable: Vec::new() }
+        Self { geometry, reads: Arc::default(), is_away: Arc::default(), unreadable: Vec::new(), lost: Arc::default() }
     }
 
     fn view(self, overlay: Option<&Path>) -> View<Self> {
@@ -61,7 +62,13 @@ impl Base for Fake {
         bytes.reset(extent.len as usize);
         (extent.offset.0..).zip(bytes.iter_mut()).for_each(|(at, byte)| *byte = byte_at(at));
         let unreadable = self.unreadable.clone();
-        Ok(Region { bytes, unreadable })
+        let lost = self.lost.lock().expect("not poisoned").clone();
+        lost.iter().for_each(|run| {
+            let hole = self.geometry.bytes_of(*run);
+            let is_lost = |at: u64| hole.offset.0 <= at && at < hole.offset.0 + hole.len;
+            (extent.offset.0..).zip(bytes.iter_mut()).filter(|(at, _)| is_lost(*at)).for_each(|(_, byte)| *byte = 0);
+        });
+        Ok(Region { bytes, unreadable, lost: (!lost.is_empty()).then_some(Lost { runs: lost, why: StoreError::Stopped }) })
     }
 }
 
@@ -137,6 +144,28 @@ fn what_cannot_be_read_is_an_error_there_and_is_tried_again() {
     assert_eq!(read(&view, 5 * 4096, 10), below()[5 * 4096..][..10]);
     view.zero(extent(3 * 4096, 2 * 4096), false).expect("whole granules");
     assert_eq!(read(&view, 3 * 4096, 2 * 4096), [0; 2 * 4096]);
+}
+
+#[test]
+fn what_the_store_has_lost_is_an_error_in_its_granules_and_looked_for_again() {
+    let fake = Fake::new();
+    let (lost, reads) = (fake.lost.clone(), fake.reads.clone());
+    *lost.lock().expect("not poisoned") = vec![GranuleRun { start: GranuleIndex(3), count: 2 }];
+    let dir = tempfile::tempdir().expect("temp dir");
+    let view = fake.view(Some(dir.path()));
+    assert_eq!(read(&view, 0, 3 * 4096), below()[..3 * 4096]);
+    assert_eq!(read(&view, 5 * 4096, 4096), below()[5 * 4096..][..4096]);
+    assert_eq!(reads.load(Ordering::SeqCst), 1, "what is left is kept");
+    assert_eq!(view.read(3 * 4096 - 1, &mut [0; 2]), Err(Errno::EIO));
+    assert_eq!(view.read(5 * 4096 - 1, &mut [0; 2]), Err(Errno::EIO));
+    assert_eq!(view.write(4 * 4096 + 1, &[1]), Err(Errno::EIO), "a part of a granule needs the rest of it");
+    view.write(3 * 4096, &[9; 4096]).expect("a whole one does not");
+    assert_eq!(read(&view, 0, 4 * 4096)[3 * 4096..], [9; 4096]);
+    let so_far = reads.load(Ordering::SeqCst);
+    lost.lock().expect("not poisoned").clear();
+    assert_eq!(read(&view, 4 * 4096, 4096), below()[4 * 4096..][..4096], "it was put back");
+    assert_eq!(read(&view, 0, 3 * 4096), below()[..3 * 4096]);
+    assert_eq!(reads.load(Ordering::SeqCst), so_far + 1);
 }
 
 #[test]

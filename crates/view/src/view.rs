@@ -24,6 +24,23 @@ pub struct Region {
     pub bytes: AlignedBytes,
     /// Granules that the source could not read, ascending.
     pub unreadable: Vec<GranuleRun>,
+    /// What cannot be read now.
+    pub lost: Option<Lost>,
+}
+
+impl Region {
+    fn has_lost(&self, run: GranuleRun) -> bool {
+        self.lost.as_ref().is_some_and(|lost| meets(&lost.runs, run))
+    }
+}
+
+/// Damage of a region.
+#[derive(Debug)]
+pub struct Lost {
+    /// Which granules, ascending.
+    pub runs: Vec<GranuleRun>,
+    /// What is wrong.
+    pub why: StoreError,
 }
 
 /// What lies below the writes of a view, and never changes.
@@ -34,10 +51,10 @@ pub trait Base: Send + Sync {
     /// Whether a region is zeroes throughout, as far as that is known without reading it.
     fn is_zero(&self, region: RegionIndex) -> bool;
 
-    /// Reads a region.
+    /// Reads a region, or what is left of it.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// What is wrong, if nothing of it can be read.
     fn read(&self, region: RegionIndex) -> Result<Region, StoreError>;
 }
 
@@ -52,10 +69,16 @@ impl Base for PointReader {
 
     fn read(&self, region: RegionIndex) -> Result<Region, StoreError> {
         let mut content = self.content();
-        self.read_region(region, &mut content)?;
+        let lost = match self.read_region(region, &mut content) {
+            Ok(()) => None,
+            Err(why @ (StoreError::Corrupt { .. } | StoreError::Incomplete { .. })) => {
+                Some(Lost { runs: self.salvage_region(region, &mut content)?, why })
+            }
+            Err(error) => return Err(error),
+        };
         let unreadable = content.runs.iter().filter(|(_, content)| *content == Content::Unreadable).map(|(run, _)| *run);
         let unreadable = unreadable.collect();
-        Ok(Region { bytes: content.bytes, unreadable })
+        Ok(Region { bytes: content.bytes, unreadable, lost })
     }
 }
 
@@ -119,7 +142,7 @@ impl<B: Base> View<B> {
 
     fn read_piece(&self, region: RegionIndex, piece: ByteExtent, out: &mut [u8]) -> Result<(), Errno> {
         let geometry = self.base.geometry();
-        let mut content = None;
+        let mut content: Option<Arc<Region>> = None;
         let mut at = piece.offset.0;
         let end = at + piece.len;
         while at < end {
@@ -130,11 +153,9 @@ impl<B: Base> View<B> {
                 Some(overlay) if written => overlay.read_at(at, out)?,
                 _ if self.base.is_zero(region) => out.fill(0),
                 _ => {
-                    if content.is_none() {
-                        content = Some(self.region(region)?);
-                    }
-                    let content = content.as_deref().expect("just made sure");
-                    if content.unreadable.iter().any(|lost| lost.start < run.end() && run.start < lost.end()) {
+                    let known = content.take().filter(|content| !content.has_lost(run));
+                    let content = content.insert(known.map_or_else(|| self.region(region, run), Ok)?);
+                    if content.has_lost(run) || meets(&content.unreadable, run) {
                         return Err(Errno::EIO);
                     }
                     let from = (at - self.start_of(region)) as usize;
@@ -289,29 +310,38 @@ impl<B: Base> View<B> {
         geometry.bytes_of(geometry.region_run(region)).offset.0
     }
 
-    fn region(&self, region: RegionIndex) -> Result<Arc<Region>, Errno> {
-        if let Some(content) = lock(&self.cache).get(region) {
+    /// A region, to read `run` of it. What was lost when it was read last is looked for again: it may have been put back.
+    fn region(&self, region: RegionIndex, run: GranuleRun) -> Result<Arc<Region>, Errno> {
+        let cached = || lock(&self.cache).get(region).filter(|content| !content.has_lost(run));
+        if let Some(content) = cached() {
             return Ok(content);
         }
         let _only = lock(&self.fetches[region.0 as usize % SHARDS]);
-        if let Some(content) = lock(&self.cache).get(region) {
+        if let Some(content) = cached() {
             return Ok(content);
         }
-        match self.base.read(region) {
-            Ok(content) => {
-                let content = Arc::new(content);
-                lock(&self.cache).put(region, content.clone());
-                Ok(content)
-            }
-            Err(error) => {
-                let mut told = lock(&self.told);
-                if told.len() < TOLD_MAX && told.insert(region) {
-                    (self.tell)(&error);
-                }
-                Err(Errno::EIO)
-            }
+        let content = self.base.read(region).map_err(|error| {
+            self.tell_once(region, &error);
+            Errno::EIO
+        })?;
+        if let Some(lost) = &content.lost {
+            self.tell_once(region, &lost.why);
+        }
+        let content = Arc::new(content);
+        lock(&self.cache).put(region, content.clone());
+        Ok(content)
+    }
+
+    fn tell_once(&self, region: RegionIndex, error: &StoreError) {
+        let mut told = lock(&self.told);
+        if told.len() < TOLD_MAX && told.insert(region) {
+            (self.tell)(error);
         }
     }
+}
+
+fn meets(runs: &[GranuleRun], run: GranuleRun) -> bool {
+    runs.iter().any(|other| other.start < run.end() && run.start < other.end())
 }
 
 fn run_end(geometry: &Geometry, run: GranuleRun) -> u64 {
