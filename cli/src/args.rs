@@ -488,6 +488,22 @@ Examples:
     },
     /// Open a volume as it was at a point, at once, as a block device over NBD; until this command ends.
     Open(OpenArgs),
+    /// List the points that this user has open on this machine.
+    #[command(after_long_help = "Example:\n  farside point opened --json | jq -r '.[].export'")]
+    Opened,
+    /// End a `farside point open` of this user on this machine, and wait until what was written is durable.
+    ///
+    /// Requests that the command has taken are answered before, and its clients see their connection end.
+    #[command(after_long_help = "\
+Examples:
+  farside point close data-42-9f3c2a1b.nbd
+  farside point close data@42-9f3c2a1b
+  farside point close data                      if no other point of it is open")]
+    Close {
+        /// Its socket, its volume, or both volume and point.
+        #[arg(value_name = "SOCKET|VOLUME[@POINT]")]
+        what: String,
+    },
 }
 
 /// `farside point open`.
@@ -504,7 +520,8 @@ to this one point; remove it to forget what was written. What a client has flush
 happens.
 
 While a point is open nothing that the store holds is deleted, also of other points: a gateway that
-is short of room gets none meanwhile. Ctrl-C and SIGTERM end it, and so does --ttl.
+is short of room gets none meanwhile. `farside point close`, Ctrl-C and SIGTERM end it, and so does
+--ttl.
 
 Any NBD client will do:
 

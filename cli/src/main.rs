@@ -13,6 +13,7 @@ mod failure;
 mod guard;
 mod hosts;
 mod man;
+mod opened;
 mod point;
 mod print;
 mod progress;
@@ -136,6 +137,8 @@ async fn ask(cli: Cli) -> Result<(), Failure> {
             let (point, of) = resolve(which)?;
             point::verify(&cli.global, &hosts, point, of.as_ref(), store.as_deref()).await
         }
+        Command::Point(PointCommand::Opened) => opened::list(&cli.global),
+        Command::Point(PointCommand::Close { what }) => opened::close(&cli.global, &what),
         Command::Point(PointCommand::Open(args)) => view::open(&cli.global, &hosts, args).await,
         Command::Restore(args) => restore::run(&cli.global, &hosts, &args).await,
         Command::Store(StoreCommand::Init { url }) => store::init(&cli.global, &url),

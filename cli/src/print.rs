@@ -12,16 +12,25 @@ pub(crate) const NOTHING: &str = "–";
 
 /// Prints a value as pretty JSON.
 pub(crate) fn json(value: &impl Serialize) -> Result<(), Failure> {
-    let text = serde_json::to_string_pretty(value).expect("API types are always JSON");
-    out(&format!("{text}\n"))
+    out(&json_text(value))
+}
+
+/// The same as text.
+pub(crate) fn json_text(value: &impl Serialize) -> String {
+    format!("{}\n", serde_json::to_string_pretty(value).expect("API types are always JSON"))
 }
 
 /// Writes to standard output; a closed pipe is a quiet end.
 pub(crate) fn out(text: &str) -> Result<(), Failure> {
+    if is_read(text)? { Ok(()) } else { std::process::exit(0) }
+}
+
+/// Writes to standard output; says whether there is anybody to read it.
+pub(crate) fn is_read(text: &str) -> Result<bool, Failure> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
-        result => result.or_fail("cannot write to standard output"),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        result => result.or_fail("cannot write to standard output").map(|()| true),
     }
 }
 

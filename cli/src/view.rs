@@ -8,16 +8,16 @@ use std::time::Duration;
 
 use data_encoding::HEXLOWER;
 use farside_blockio::Waker;
-use farside_control::Point;
 use farside_nbd::{Limits, Listener, Server, SocketOptions};
 use farside_store::{PointReader, unreadable_runs};
 use farside_view::{Origin, Overlay, OverlayError, View, ViewQueue};
-use serde::Serialize;
+use tokio::net::UnixStream;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::args::{Global, OpenArgs};
 use crate::failure::{Exit, Failure, OrFail as _};
 use crate::hosts::Hosts;
+use crate::opened::{self, Door, Ended, Opened};
 use crate::{print, restore, store};
 
 /// One that was killed is waited for so long.
@@ -25,23 +25,6 @@ const PREDECESSOR_ENDS: Duration = Duration::from_secs(5);
 
 /// At least as many as a flush and a fetch may keep busy while somebody reads what is in the cache.
 const THREADS: (usize, usize) = (4, 16);
-
-/// What is said as soon as clients may come.
-#[derive(Debug, Serialize)]
-struct Opened {
-    point: Point,
-    volume: String,
-    volume_bytes: u64,
-    /// As taps are named.
-    export: String,
-    writable: bool,
-    /// Where what is written goes.
-    overlay: Option<PathBuf>,
-    /// What is in there already.
-    written_bytes: u64,
-    /// What the source could not read: reads of it fail.
-    unreadable_bytes: u64,
-}
 
 /// Serves a point until a signal comes, or its time is over.
 pub(crate) async fn open(global: &Global, hosts: &Hosts, args: OpenArgs) -> Result<(), Failure> {
@@ -78,11 +61,12 @@ pub(crate) async fn open(global: &Global, hosts: &Hosts, args: OpenArgs) -> Resu
     let opened = Opened {
         volume: origin.volume.clone(),
         volume_bytes: origin.volume_bytes,
-        export: format!("nbd:unix:{}", socket.display()),
+        export: opened::export_of(&socket),
         writable: overlay.is_some(),
         written_bytes: overlay.as_ref().map_or(0, Overlay::written_bytes),
         unreadable_bytes: unreadable_runs(&base).iter().map(|run| run.len).sum(),
         overlay: overlay_dir,
+        pid: std::process::id(),
         point,
     };
     drop((chosen.group, reader)); // what was replayed; the point holds a lock of its own
@@ -91,70 +75,89 @@ pub(crate) async fn open(global: &Global, hosts: &Hosts, args: OpenArgs) -> Resu
         let _ = writeln!(std::io::stderr(), "farside: {}", Failure::from_error(Exit::Damaged, error, "").message);
     };
     let view = Arc::new(View::new(base, overlay, args.cache, Box::new(tell)));
-    let served = serve(global, &volume, &socket, &view, &opened, args.ttl).await;
+    let mut caller = None;
+    let serving = Serving { global, volume: &volume, socket: &socket, opened: &opened, ttl: args.ttl };
+    let served = serving.run(&view, &mut caller).await;
     let kept = view.flush().or_fail("what was written last may not be kept");
-    served?;
-    kept?;
-    if let (Some(dir), Some(overlay), false) = (&opened.overlay, view.overlay(), global.json) {
-        let written = print::bytes(overlay.written_bytes());
+    let ended = served.and(kept);
+    let written_bytes = view.overlay().map_or(0, Overlay::written_bytes);
+    if let Some(caller) = caller {
+        let failed = ended.as_ref().err().map(|failure| failure.message.clone());
+        opened::tell(caller, &Ended { failed, written_bytes }).await;
+    }
+    ended?;
+    if let (Some(dir), false) = (&opened.overlay, global.json) {
+        let written = print::bytes(written_bytes);
         print::out(&format!("closed; {written} written over the point are in {}\n", dir.display()))?;
     }
     Ok(())
 }
 
-async fn serve(
-    global: &Global,
-    volume: &str,
-    socket: &Path,
-    view: &Arc<View<PointReader>>,
-    opened: &Opened,
+/// A point that is ready to be served.
+struct Serving<'a> {
+    global: &'a Global,
+    volume: &'a str,
+    socket: &'a Path,
+    opened: &'a Opened,
     ttl: Option<Duration>,
-) -> Result<(), Failure> {
-    let of = |kind| signal(kind).or_fail("signals cannot be received");
-    let (mut interrupted, mut terminated, mut hung_up) =
-        (of(SignalKind::interrupt())?, of(SignalKind::terminate())?, of(SignalKind::hangup())?);
-    let waker = Waker::new().or_fail("cannot start")?;
-    let threads = std::thread::available_parallelism().map_or(2, |n| n.get()).clamp(THREADS.0, THREADS.1);
-    let queue = ViewQueue::new(view.clone(), threads, &waker).or_fail("no threads to serve it with")?;
-    let options = SocketOptions { path: socket.to_owned(), group: None };
-    let listener = tokio::task::spawn_blocking(move || Listener::bind_after_another(&options, PREDECESSOR_ENDS));
-    let listener = listener.await.or_fail("cannot start")?;
-    let listener =
-        listener.map_err(|error| Failure::from_error(Exit::Refused, &error, "name another one: --export nbd:unix:PATH"))?;
-    let description = format!("{} at {}", opened.volume, opened.point.id);
-    // Whoever comes now is served in a moment; after an error here nobody is.
-    if global.json {
-        print::json(opened)?;
-    } else {
-        print::out(&text(opened))?;
-    }
-    let (server, handle) = Server::new(listener, volume, &description, Limits::default(), waker);
-    let mut server = tokio::task::spawn_blocking(move || server.run(queue).map(drop));
-    let over = async {
-        match ttl {
-            Some(ttl) => tokio::time::sleep(ttl).await,
-            None => std::future::pending().await,
+}
+
+impl Serving<'_> {
+    /// Until a signal comes, somebody asks for the end (`caller`, who is to be told), or its time is over. Its socket is gone then.
+    async fn run(&self, view: &Arc<View<PointReader>>, caller: &mut Option<UnixStream>) -> Result<(), Failure> {
+        let of = |kind| signal(kind).or_fail("signals cannot be received");
+        let (mut interrupted, mut terminated, mut hung_up) =
+            (of(SignalKind::interrupt())?, of(SignalKind::terminate())?, of(SignalKind::hangup())?);
+        let waker = Waker::new().or_fail("cannot start")?;
+        let threads = std::thread::available_parallelism().map_or(2, |n| n.get()).clamp(THREADS.0, THREADS.1);
+        let queue = ViewQueue::new(view.clone(), threads, &waker).or_fail("no threads to serve it with")?;
+        let options = SocketOptions { path: self.socket.to_owned(), group: None };
+        let listener = tokio::task::spawn_blocking(move || Listener::bind_after_another(&options, PREDECESSOR_ENDS));
+        let listener = listener.await.or_fail("cannot start")?;
+        let listener =
+            listener.map_err(|error| Failure::from_error(Exit::Refused, &error, "name another one: --export nbd:unix:PATH"))?;
+        let door = Door::new(self.opened)?;
+        // Whoever comes now is served in a moment; after an error here nobody is.
+        let said = if self.global.json { print::json_text(self.opened) } else { text(self.opened) };
+        if !print::is_read(&said)? {
+            return Ok(()); // nobody learns where it is
         }
-    };
-    let ended = tokio::select! {
-        ended = &mut server => Some(ended),
-        _ = interrupted.recv() => None,
-        _ = terminated.recv() => None,
-        _ = hung_up.recv() => None,
-        () = over => None,
-    };
-    let ended = match ended {
-        Some(ended) => ended,
-        None => {
-            handle.stop();
-            tokio::select! {
-                ended = &mut server => ended,
-                // Twice is meant.
-                _ = interrupted.recv() => std::process::exit(Exit::Failed as i32),
+        let description = format!("{} at {}", self.opened.volume, self.opened.point.id);
+        let (server, handle) = Server::new(listener, self.volume, &description, Limits::default(), waker);
+        let mut server = tokio::task::spawn_blocking(move || server.run(queue).map(drop));
+        let over = async {
+            match self.ttl {
+                Some(ttl) => tokio::time::sleep(ttl).await,
+                None => std::future::pending().await,
             }
-        }
-    };
-    ended.or_fail("serving ended early")?.or_fail("it cannot be served")
+        };
+        let ended = tokio::select! {
+            ended = &mut server => Some(ended),
+            asked = door.is_asked() => {
+                *caller = Some(asked);
+                None
+            }
+            _ = interrupted.recv() => None,
+            _ = terminated.recv() => None,
+            _ = hung_up.recv() => None,
+            () = over => None,
+        };
+        let ended = match ended {
+            Some(ended) => ended,
+            None => {
+                handle.stop();
+                tokio::select! {
+                    ended = &mut server => ended,
+                    // Twice is meant.
+                    _ = interrupted.recv() => {
+                        let _ = (std::fs::remove_file(self.socket), std::fs::remove_file(door.path()));
+                        std::process::exit(Exit::Failed as i32)
+                    }
+                }
+            }
+        };
+        ended.or_fail("serving ended early")?.or_fail("it cannot be served")
+    }
 }
 
 fn open_overlay(dir: &Path, store: Option<&Path>, origin: &Origin, base: &PointReader) -> Result<Overlay, Failure> {

@@ -143,6 +143,62 @@ fn points_are_open_at_once_and_what_is_written_over_one_is_kept() {
 }
 
 #[test]
+fn a_view_that_is_closed_leaves_no_socket_and_what_was_written_is_kept() {
+    let site = Site::with_volume(BYTES, "100ms", 50);
+    let mut client = connect(&site.tap("data"));
+    let (point, _) = &point_with(&site, || {
+        client.write(0, &[1; 4096], 0).expect("written");
+        client.flush().expect("durable");
+    });
+    let farside = |args: &[&str]| program("farside").args(args).stdin(Stdio::null()).output().expect("it starts");
+    // Only what this site has open: others of this user may have something open, too.
+    let opened = || {
+        let output = farside(&["point", "opened", "--json"]);
+        let all: Vec<Value> = serde_json::from_slice(&output.stdout).expect("JSON");
+        let folder = format!("nbd:unix:{}", site.path("").display());
+        let here = |one: &&Value| one["export"].as_str().is_some_and(|export| export.starts_with(&folder));
+        all.iter().filter(here).map(|one| one["pid"].as_u64().expect("a number")).collect::<Vec<_>>()
+    };
+    let (reads, writes) = (site.path("reads.nbd"), site.path("writes.nbd"));
+    let mut reading = open(&site, point, &reads, &[]).process;
+    let mut writing = open(&site, point, &writes, &["--writable"]).process;
+    assert_eq!(opened(), [&reading, &writing].map(|process| u64::from(process.pid())));
+    connect(&writes).write(4096, &[2; 4096], 0).expect("written, and not flushed");
+
+    let closed = farside(&["point", "close", reads.to_str().expect("text")]);
+    assert!(closed.status.success() && String::from_utf8_lossy(&closed.stdout).contains(" is closed"), "{closed:?}");
+    assert!(!reads.exists());
+    let closed = farside(&["point", "close", "--json", &format!("nbd:{}", writes.display())]);
+    let ended: Value = serde_json::from_slice(&closed.stdout).expect("JSON");
+    assert!(ended["failed"].is_null() && ended["written_bytes"] == 4096, "{ended}");
+    assert!(!writes.exists() && opened().is_empty());
+    for process in [&mut reading, &mut writing] {
+        wait_for("its end", || (!process.is_running()).then_some(()));
+    }
+    let nothing = farside(&["point", "close", writes.to_str().expect("text")]);
+    assert_eq!(nothing.status.code(), Some(5), "{nothing:?}");
+
+    // By its name; it was killed before, which leaves its door behind.
+    open(&site, point, &writes, &["--writable"]).process.kill();
+    assert!(opened().is_empty() && writes.exists());
+    let mut writing = open(&site, point, &writes, &["--writable"]);
+    assert_eq!(writing.said["written_bytes"], 4096);
+    let source = writing.said["point"]["source"].as_str().expect("a name").to_owned();
+    assert_eq!(farside(&["point", "close", &format!("{source}/data@1-00000000")]).status.code(), Some(5));
+    let closed = farside(&["point", "close", &format!("{source}/data@{point}")]);
+    assert!(closed.status.success(), "{closed:?}");
+    wait_for("its end", || (!writing.process.is_running()).then_some(()));
+    assert!(!writes.exists());
+
+    // Nobody hears where it is: it ends, and leaves nothing.
+    let (heard, says) = std::io::pipe().expect("a pipe");
+    drop(heard);
+    let mut unheard = command(&site, point, &reads, &[]).stdin(Stdio::null()).stdout(says).spawn().expect("it starts");
+    assert!(unheard.wait().expect("it ends").success());
+    assert!(!reads.exists() && opened().is_empty());
+}
+
+#[test]
 fn what_the_store_has_lost_is_an_error_where_it_lies() {
     let site = Site::with_volume(BYTES, "100ms", 50);
     let mut client = connect(&site.tap("data"));
