@@ -519,6 +519,11 @@ never to the store. The folder outlives this command: the same command goes on w
 to this one point; remove it to forget what was written. What a client has flushed is kept, whatever
 happens.
 
+--hydrate FILE fetches the rest, too, first what clients read: in the same folder (with --writable) or in
+FILE.overlay. When everything is there, the folder becomes FILE: a plain image with what was written in
+it, which appears whole or not at all. The point stays open, and writes go to that file. Until then the
+same command goes on where it was. What cannot be read keeps FILE from appearing.
+
 While a point is open nothing that the store holds is deleted, also of other points: a gateway that
 is short of room gets none meanwhile. `farside point close`, Ctrl-C and SIGTERM end it, and so does
 --ttl.
@@ -532,7 +537,9 @@ Any NBD client will do:
 Examples:
   farside point open data latest
   farside point open data@-1h --store /srv/farside --export nbd:unix:/run/yesterday.nbd
-  farside point open web1/data latest --store /srv/farside --writable --ttl 8h")]
+  farside point open web1/data latest --store /srv/farside --writable --ttl 8h
+  farside point open data latest --writable --hydrate data.img",
+    group(clap::ArgGroup::new("kept").multiple(true)))]
 pub(crate) struct OpenArgs {
     /// Which point, of which volume.
     #[command(flatten)]
@@ -545,11 +552,15 @@ pub(crate) struct OpenArgs {
     #[arg(long, value_name = "nbd:PATH", value_parser = parse_export)]
     pub(crate) export: Option<PathBuf>,
     /// Take writes, and keep them in a folder of their own.
-    #[arg(long)]
+    #[arg(long, group = "kept")]
     pub(crate) writable: bool,
-    /// The folder for what is written; made if it is not there. By default the socket's path with .overlay.
-    #[arg(long, value_name = "DIRECTORY", requires = "writable")]
+    /// The folder for what is written or filled; made if it is not there. By default the socket's path with .overlay, or the file's that a
+    /// read-only point becomes.
+    #[arg(long, value_name = "DIRECTORY", requires = "kept")]
     pub(crate) overlay: Option<PathBuf>,
+    /// Make it a plain file of its own, in the background: what is read comes out of there as soon as it is there.
+    #[arg(long, value_name = "FILE", group = "kept")]
+    pub(crate) hydrate: Option<PathBuf>,
     /// Memory for what was read and may be read again.
     #[arg(long, default_value = "256MiB", value_name = "BYTES", value_parser = parse_bytes)]
     pub(crate) cache: u64,

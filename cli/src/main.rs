@@ -12,6 +12,7 @@ mod explain;
 mod failure;
 mod guard;
 mod hosts;
+mod hydrate;
 mod man;
 mod opened;
 mod point;

@@ -39,7 +39,9 @@ pub(crate) struct Opened {
     pub(crate) writable: bool,
     /// Where what is written goes.
     pub(crate) overlay: Option<PathBuf>,
-    /// What is in there already.
+    /// The file that it becomes.
+    pub(crate) hydrate: Option<PathBuf>,
+    /// What is in the overlay already.
     pub(crate) written_bytes: u64,
     /// What the source could not read: reads of it fail.
     pub(crate) unreadable_bytes: u64,
@@ -54,6 +56,23 @@ pub(crate) struct Ended {
     pub(crate) failed: Option<String>,
     /// What is in the overlay now.
     pub(crate) written_bytes: u64,
+    /// The file of --hydrate is there.
+    pub(crate) is_whole: bool,
+}
+
+impl Opened {
+    /// What is left of it, to follow on a sentence.
+    pub(crate) fn left(&self, ended: &Ended) -> String {
+        let bytes = print::bytes(ended.written_bytes);
+        match (&self.hydrate, &self.overlay) {
+            (Some(file), _) if ended.is_whole => format!("; {} is whole", file.display()),
+            (Some(file), Some(dir)) => {
+                format!("; {bytes} are in {}, and the same command goes on until {} is whole", dir.display(), file.display())
+            }
+            (None, Some(dir)) => format!("; {bytes} written over the point are in {}", dir.display()),
+            (_, None) => String::new(),
+        }
+    }
 }
 
 /// Through which an open point is found. Dropped, it is gone.
@@ -196,17 +215,13 @@ pub(crate) fn close(global: &Global, what: &str) -> Result<(), Failure> {
             return Err(Failure::new(Exit::Failed, message, "see what the command said that had it open"));
         }
     };
-    if let Some(failed) = ended.failed {
+    if let Some(failed) = &ended.failed {
         return Err(Failure::new(Exit::Failed, format!("{name} is closed: {failed}"), ""));
     }
     if global.json {
         return print::json(&ended);
     }
-    let written = match &opened.overlay {
-        Some(dir) => format!("; {} written over the point are in {}", print::bytes(ended.written_bytes), dir.display()),
-        None => String::new(),
-    };
-    print::out(&format!("{name} is closed{written}\n"))
+    print::out(&format!("{name} is closed{}\n", opened.left(&ended)))
 }
 
 /// By its socket, its volume, or its volume and its point.

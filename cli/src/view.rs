@@ -17,6 +17,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::args::{Global, OpenArgs};
 use crate::failure::{Exit, Failure, OrFail as _};
 use crate::hosts::Hosts;
+use crate::hydrate::{self, Hydration};
 use crate::opened::{self, Door, Ended, Opened};
 use crate::{print, restore, store};
 
@@ -44,11 +45,7 @@ pub(crate) async fn open(global: &Global, hosts: &Hosts, args: OpenArgs) -> Resu
     store::say_if_unkept(&base);
     let volume = base.volume().name.to_string();
     let socket = absolute(args.export.unwrap_or_else(|| format!("{volume}-{}.nbd", point.id).into()))?;
-    let overlay_dir = match (args.writable, args.overlay) {
-        (true, Some(dir)) => Some(absolute(dir)?),
-        (true, None) => Some(with_ending(&socket, ".overlay")),
-        (false, _) => None,
-    };
+    let places = Places::of(args.overlay, args.hydrate, args.writable, &socket)?;
     let origin = Origin {
         store: HEXLOWER.encode(&reader.id()),
         volume: format!("{}/{volume}", chosen.group.names()),
@@ -57,15 +54,16 @@ pub(crate) async fn open(global: &Global, hosts: &Hosts, args: OpenArgs) -> Resu
         volume_bytes: base.geometry().volume_bytes(),
         granule_bytes: base.geometry().granule_bytes(),
     };
-    let overlay = overlay_dir.as_deref().map(|dir| open_overlay(dir, reader.root(), &origin, &base)).transpose()?;
+    let overlay = places.open(reader.root(), &origin, &base)?;
     let opened = Opened {
         volume: origin.volume.clone(),
         volume_bytes: origin.volume_bytes,
         export: opened::export_of(&socket),
-        writable: overlay.is_some(),
+        writable: args.writable,
         written_bytes: overlay.as_ref().map_or(0, Overlay::written_bytes),
         unreadable_bytes: unreadable_runs(&base).iter().map(|run| run.len).sum(),
-        overlay: overlay_dir,
+        overlay: places.overlay,
+        hydrate: places.file,
         pid: std::process::id(),
         point,
     };
@@ -74,23 +72,61 @@ pub(crate) async fn open(global: &Global, hosts: &Hosts, args: OpenArgs) -> Resu
     let tell = |error: &farside_store::StoreError| {
         let _ = writeln!(std::io::stderr(), "farside: {}", Failure::from_error(Exit::Damaged, error, "").message);
     };
-    let view = Arc::new(View::new(base, overlay, args.cache, Box::new(tell)));
+    let view = View::new(base, overlay, args.cache, Box::new(tell));
+    let view = Arc::new(if opened.writable { view } else { view.read_only() });
+    let start = |file: &PathBuf| Hydration::start(view.clone(), file.clone(), global.json);
+    let hydration = opened.hydrate.as_ref().map(start).transpose()?;
     let mut caller = None;
     let serving = Serving { global, volume: &volume, socket: &socket, opened: &opened, ttl: args.ttl };
     let served = serving.run(&view, &mut caller).await;
+    let hydrated = match hydration {
+        Some(hydration) => hydration.end().await,
+        None => Ok(false),
+    };
     let kept = view.flush().or_fail("what was written last may not be kept");
-    let ended = served.and(kept);
-    let written_bytes = view.overlay().map_or(0, Overlay::written_bytes);
+    let ended = Ended {
+        failed: [served.as_ref().err(), kept.as_ref().err(), hydrated.as_ref().err()].into_iter().flatten().next().map(said),
+        written_bytes: view.overlay().map_or(0, Overlay::written_bytes),
+        is_whole: matches!(hydrated, Ok(true)),
+    };
     if let Some(caller) = caller {
-        let failed = ended.as_ref().err().map(|failure| failure.message.clone());
-        opened::tell(caller, &Ended { failed, written_bytes }).await;
+        opened::tell(caller, &ended).await;
     }
-    ended?;
-    if let (Some(dir), false) = (&opened.overlay, global.json) {
-        let written = print::bytes(written_bytes);
-        print::out(&format!("closed; {written} written over the point are in {}\n", dir.display()))?;
+    served.and(kept).and(hydrated)?;
+    if global.json { Ok(()) } else { print::out(&format!("closed{}\n", opened.left(&ended))) }
+}
+
+fn said(failure: &Failure) -> String {
+    failure.message.clone()
+}
+
+/// Where what is written or filled goes, and the file that it becomes.
+struct Places {
+    overlay: Option<PathBuf>,
+    file: Option<PathBuf>,
+}
+
+impl Places {
+    fn of(overlay: Option<PathBuf>, file: Option<PathBuf>, writable: bool, socket: &Path) -> Result<Self, Failure> {
+        let file = file.map(absolute).transpose()?;
+        let overlay = match (overlay, writable, &file) {
+            (Some(dir), _, _) => Some(absolute(dir)?),
+            // With and without --hydrate the same: what was written is found again.
+            (None, true, _) => Some(with_ending(socket, ".overlay")),
+            (None, false, Some(file)) => Some(with_ending(file, ".overlay")),
+            (None, false, None) => None,
+        };
+        Ok(Self { overlay, file })
     }
-    Ok(())
+
+    fn open(&self, store: Option<&Path>, origin: &Origin, base: &PointReader) -> Result<Option<Overlay>, Failure> {
+        let Some(dir) = &self.overlay else { return Ok(None) };
+        if let Some(file) = &self.file {
+            refuse_in_store(file, store, "name another one: --hydrate FILE")?;
+            hydrate::refuse(file, dir)?;
+        }
+        open_overlay(dir, store, origin, base).map(Some)
+    }
 }
 
 /// A point that is ready to be served.
@@ -165,11 +201,7 @@ fn open_overlay(dir: &Path, store: Option<&Path>, origin: &Origin, base: &PointR
     if dir.components().any(|part| part == Component::ParentDir) {
         return Err(Failure::new(Exit::Usage, format!("{} goes up", dir.display()), "name the folder without `..`"));
     }
-    let real = dir.ancestors().find_map(|dir| dir.canonicalize().ok());
-    if real.is_some_and(|real| store.is_some_and(|store| real.starts_with(store))) {
-        let message = format!("{} lies in the store itself", dir.display());
-        return Err(Failure::new(Exit::Refused, message, "name another folder: --overlay DIRECTORY"));
-    }
+    refuse_in_store(dir, store, "name another folder: --overlay DIRECTORY")?;
     Overlay::open(dir, origin, base.geometry()).map_err(|error| {
         let (exit, what_to_do) = match &error {
             OverlayError::InUse { .. } => (Exit::Refused, "end the other one, or name another folder: --overlay DIRECTORY"),
@@ -184,6 +216,14 @@ fn open_overlay(dir: &Path, store: Option<&Path>, origin: &Origin, base: &PointR
     })
 }
 
+fn refuse_in_store(path: &Path, store: Option<&Path>, what_to_do: &str) -> Result<(), Failure> {
+    let real = path.ancestors().find_map(|path| path.canonicalize().ok());
+    if real.is_some_and(|real| store.is_some_and(|store| real.starts_with(store))) {
+        return Err(Failure::new(Exit::Refused, format!("{} lies in the store itself", path.display()), what_to_do));
+    }
+    Ok(())
+}
+
 fn text(opened: &Opened) -> String {
     let how = if opened.writable { "to be written" } else { "read-only" };
     let mut text = format!(
@@ -195,8 +235,12 @@ fn text(opened: &Opened) -> String {
         opened.export,
     );
     if let Some(dir) = &opened.overlay {
-        let written = print::bytes(opened.written_bytes);
-        text.push_str(&format!("  what is written goes to {}, which holds {written}\n", dir.display()));
+        let (what, holds) =
+            (if opened.writable { "what is written" } else { "what is filled" }, print::bytes(opened.written_bytes));
+        text.push_str(&format!("  {what} goes to {}, which holds {holds}\n", dir.display()));
+    }
+    if let Some(file) = &opened.hydrate {
+        text.push_str(&format!("  it becomes {}, in the background\n", file.display()));
     }
     if opened.unreadable_bytes > 0 {
         let bytes = print::bytes(opened.unreadable_bytes);

@@ -117,3 +117,19 @@ fn help_has_examples_and_exit_codes() {
         assert!(code(&help) == 0 && text.contains("Example"), "{command:?}: {text}");
     }
 }
+
+#[test]
+fn what_is_not_open_cannot_be_closed_and_a_folder_needs_a_reason() {
+    let nothing = farside(&["point", "close", "/nonexistent/data.nbd"]);
+    assert_eq!(code(&nothing), 5);
+    assert!(String::from_utf8_lossy(&nothing.stderr).contains("farside point opened"), "{nothing:?}");
+    let listed = farside(&["point", "opened", "--json"]);
+    assert!(code(&listed) == 0 && serde_json::from_slice::<serde_json::Value>(&listed.stdout).is_ok_and(|all| all.is_array()));
+    let folder =
+        |more: &[&str]| code(&farside(&[&["point", "open", "data", "latest", "--overlay", "/nonexistent/x"], more].concat()));
+    assert_eq!(folder(&[]), 2, "nothing is written or filled");
+    for more in [&["--writable"][..], &["--hydrate", "x"], &["--writable", "--hydrate", "x"]] {
+        let more = [more, &["--store", "/nonexistent/store"]].concat();
+        assert_eq!(folder(&more), 5, "{more:?}: it is the store that is not there");
+    }
+}

@@ -199,6 +199,62 @@ fn a_view_that_is_closed_leaves_no_socket_and_what_was_written_is_kept() {
 }
 
 #[test]
+fn a_point_becomes_a_file_while_it_is_used_and_killed() {
+    let mut site = Site::with_volume(BYTES, "100ms", 50);
+    let (mut client, mut rng) = (Verifier::new(&site.tap("data"), BYTES), Rng(13));
+    let (point, mut expected) = point_with(&site, || {
+        client.steps(&mut rng, 400);
+        client.flush();
+    });
+    let (reads, writes) = (site.path("reads.nbd"), site.path("writes.nbd"));
+    let (copy, image) = (site.path("copy.img"), site.path("image.img"));
+    let hydrated = |file: &Path| ["--hydrate".to_owned(), file.to_str().expect("text").to_owned()];
+    let made = |file: &Path| wait_for("the file", || file.exists().then_some(()));
+
+    // Read-only: a copy of the point, with its socket and its folder beside it.
+    let [flag, file] = hydrated(&copy);
+    let opened = open(&site, &point, &reads, &[&flag, &file]);
+    assert_eq!((&opened.said["writable"], &opened.said["hydrate"]), (&Value::from(false), &Value::from(file.as_str())));
+    connect(&reads).write(0, &[1; 512], 0).expect_err("it is read-only");
+    made(&copy);
+    assert!(fs::read(&copy).expect("read") == expected && content(&reads) == expected);
+    opened.process.stop();
+    assert!(!folder_of(&copy).exists());
+    let (code, text) = refused(&site, &point, &reads, &[&flag, &file]);
+    assert!(code == 4 && text.contains("is there already"), "{code}: {text}");
+
+    // Written meanwhile, flushed, killed again and again until it is there.
+    let [flag, file] = hydrated(&image);
+    for stamp in 1..=3u8 {
+        let opened = open(&site, &point, &writes, &["--writable", &flag, &file]);
+        let mut client = connect(&writes);
+        let at = rng.below(BYTES / 512) * 512;
+        client.write(at, &[stamp; 512], 0).expect("written");
+        client.flush().expect("durable");
+        expected[at as usize..][..512].fill(stamp);
+        assert!(content(&writes) == expected, "after {stamp} kills");
+        if stamp < 3 {
+            opened.process.kill();
+            if !image.exists() {
+                continue;
+            }
+            assert!(fs::read(&image).expect("read") == expected, "a file that is there is whole");
+            break;
+        }
+        made(&image);
+        client.write(0, &[0xfe; 512], 0).expect("it is open still");
+        expected[..512].fill(0xfe);
+        opened.process.stop();
+        assert!(!folder_of(&writes).exists());
+        break;
+    }
+    // It needs nobody any more.
+    site.receiver.take().expect("it runs").stop();
+    fs::remove_dir_all(site.store()).expect("removed");
+    assert!(fs::read(&image).expect("read") == expected);
+}
+
+#[test]
 fn what_the_store_has_lost_is_an_error_where_it_lies() {
     let site = Site::with_volume(BYTES, "100ms", 50);
     let mut client = connect(&site.tap("data"));

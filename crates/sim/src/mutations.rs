@@ -306,6 +306,11 @@ pub const MUTATIONS: &[Mutation] = &[
         "power_tests::whenever_the_power_goes_what_was_flushed_is_there_and_the_rest_is_old_or_new",
     ),
     story(
+        "a write over a point is durable by its word",
+        VIEW,
+        "power_tests::whenever_the_power_goes_what_was_flushed_is_there_and_the_rest_is_old_or_new",
+    ),
+    story(
         "an overlay's bits are taken after its data was synced",
         VIEW,
         "power_tests::what_is_written_while_a_flush_syncs_has_no_durable_bit_by_that_flush",
@@ -314,6 +319,16 @@ pub const MUTATIONS: &[Mutation] = &[
         "bits that an opening finds are taken for durable",
         VIEW,
         "power_tests::after_a_sync_that_failed_nothing_is_believed_but_the_disk",
+    ),
+    story(
+        "a fill lies over what was written",
+        VIEW,
+        "tests::a_point_becomes_a_file_with_what_was_written_before_meanwhile_and_later",
+    ),
+    story(
+        "a fill takes it for zeroes where no bit is",
+        VIEW,
+        "power_tests::whenever_the_power_goes_what_was_flushed_is_there_and_the_rest_is_old_or_new",
     ),
     story("an overlay's map is believed as it is", VIEW, "power_tests::damage_of_the_map_is_noticed"),
     // What happens while nobody serves a volume.

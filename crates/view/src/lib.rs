@@ -2,7 +2,8 @@
 //!
 //! [`View`] answers reads at once at any size and history: a region is fetched, checked and decoded when somebody wants it, and kept
 //! within a limit. Writes go to an [`Overlay`], a folder that outlives the process; without one the view is read-only.
-//! [`ViewQueue`] makes a view the queue of a tap.
+//! [`View::fill`] brings the rest of the point there, too, until the folder's file is the whole volume. [`ViewQueue`] makes a view the queue
+//! of a tap.
 //!
 //! Invariants:
 //! - every byte that is read was checked against the digest computed at the source, or was written here;
@@ -13,6 +14,7 @@
 //! It does not decide which point, where its clients are, or for how long.
 
 mod cache;
+mod fill;
 mod map;
 mod medium;
 mod overlay;

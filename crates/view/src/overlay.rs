@@ -108,6 +108,14 @@ pub enum OverlayError {
         /// What about it.
         why: String,
     },
+    /// It is not the whole volume.
+    #[error("the overlay {path} lacks {missing_bytes} bytes of the volume, which could not be read")]
+    NotWhole {
+        /// The folder.
+        path: PathBuf,
+        /// How much.
+        missing_bytes: u64,
+    },
     /// What the system said.
     #[error("{path} cannot be {verb}")]
     Io {
@@ -121,6 +129,14 @@ pub enum OverlayError {
     },
 }
 
+/// Where an overlay is.
+#[derive(Debug)]
+struct Folder {
+    path: PathBuf,
+    /// Nobody else has it.
+    _lock: File,
+}
+
 /// An overlay that is open; nobody else has it open meanwhile.
 #[derive(Debug)]
 pub struct Overlay {
@@ -131,8 +147,8 @@ pub struct Overlay {
     flushes: Rounds,
     /// A sync failed.
     failed: AtomicBool,
-    /// Of the folder; none in tests without one.
-    _lock: Option<File>,
+    /// None in tests without one.
+    folder: Option<Folder>,
 }
 
 impl Overlay {
@@ -176,14 +192,16 @@ impl Overlay {
             None => Ok(true),
         };
         is_new()?; // before even the lock is made there
+        let alone = |name, file: &File| match file.try_lock() {
+            Ok(()) => Ok(()),
+            Err(TryLockError::WouldBlock) => Err(OverlayError::InUse { path: dir.to_owned() }),
+            Err(TryLockError::Error(error)) => Err(io(name, "locked")(error)),
+        };
         let lock = file(LOCK)?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(OverlayError::InUse { path: dir.to_owned() }),
-            Err(TryLockError::Error(error)) => return Err(io(LOCK, "locked")(error)),
-        }
+        alone(LOCK, &lock)?;
         let is_new = is_new()?; // somebody may have made one meanwhile
         let (data, map) = (file(DATA)?, file(MAP)?);
+        alone(DATA, &data)?; // it may become a file of its own, which has no folder
         let map_bytes = Map::new(geometry.granule_count()).file_bytes();
         if is_new {
             for (name, file, bytes) in [(DATA, &data, geometry.volume_bytes()), (MAP, &map, map_bytes)] {
@@ -201,7 +219,7 @@ impl Overlay {
             }
         }
         match Self::of(Box::new(data), Box::new(map), geometry) {
-            Ok(overlay) => Ok(Self { _lock: Some(lock), ..overlay }),
+            Ok(overlay) => Ok(Self { folder: Some(Folder { path: dir.to_owned(), _lock: lock }), ..overlay }),
             Err(MapError::Io(errno)) => Err(io(MAP, "read")(errno.into())),
             Err(damaged) => Err(OverlayError::Unknown { path: dir.to_owned(), why: damaged.to_string() }),
         }
@@ -222,13 +240,53 @@ impl Overlay {
             map,
             flushes: Rounds::default(),
             failed: AtomicBool::new(false),
-            _lock: None,
+            folder: None,
         })
     }
 
     /// Bytes of the granules that were written.
     pub fn written_bytes(&self) -> u64 {
         self.map.count() * self.geometry.granule_bytes()
+    }
+
+    /// Bytes of the granules that are not there, at most the last one too many.
+    pub(crate) fn missing_bytes(&self) -> u64 {
+        (self.geometry.granule_count() - self.map.count()) * self.geometry.granule_bytes()
+    }
+
+    /// An overlay in which every granule is needs no point: its `data` becomes a file of its own, and its folder goes. It stays open, and what
+    /// is written goes to that file.
+    ///
+    /// # Errors
+    /// [`OverlayError::NotWhole`]; when there is something of that name, or it is on another file system; what the system says. A file of
+    /// that name is whole.
+    pub fn become_file(&self, path: &Path) -> Result<(), OverlayError> {
+        let io = |verb| move |source| OverlayError::Io { path: path.to_owned(), verb, source };
+        let folder = self.folder.as_ref().ok_or_else(|| io("made")(io::ErrorKind::Unsupported.into()))?;
+        // † Before the name: who finds it believes it.
+        self.flush().map_err(|errno| io("synced")(errno.into()))?;
+        if self.missing_bytes() > 0 {
+            return Err(OverlayError::NotWhole { path: folder.path.clone(), missing_bytes: self.missing_bytes() });
+        }
+        std::fs::hard_link(folder.path.join(DATA), path).map_err(io("made"))?;
+        let above = path.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        File::open(above).and_then(|above| above.sync_all()).map_err(io("synced"))?;
+        Self::tidy_away(&folder.path, path);
+        Ok(())
+    }
+
+    /// Removes the folder of an overlay that has become this file, as far as a power cut left it. Says whether it has.
+    pub fn tidy_away(dir: &Path, file: &Path) -> bool {
+        let identity = |path: &Path| std::fs::symlink_metadata(path).map(|is| (is.dev(), is.ino()));
+        let is_it = matches!((identity(&dir.join(DATA)), identity(file)), (Ok(data), Ok(file)) if data == file);
+        if is_it {
+            // In this order: without its description it is no overlay any more, and `data` tells to the last which file it was.
+            for name in [DESCRIPTION, MAP, DATA, LOCK] {
+                let _ = std::fs::remove_file(dir.join(name)); // what is left does no harm
+            }
+            let _ = std::fs::remove_dir(dir);
+        }
+        is_it
     }
 
     /// Whether a granule was written.

@@ -5,11 +5,13 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use farside_region::{ByteExtent, Geometry, GranuleIndex, GranuleRun, mutation};
+use farside_blockio::{Buffer, Op, Payload, Request, RequestId};
+use farside_region::{ByteExtent, Geometry, GranuleIndex, GranuleRun, RegionIndex, mutation};
 use nix::errno::Errno;
 
 use crate::map::{Map, MapError};
 use crate::medium::Medium;
+use crate::queue::carry_out;
 use crate::tests::{BYTES, Fake, below, extent, read};
 use crate::{Overlay, View};
 
@@ -222,6 +224,16 @@ impl Model {
     }
 }
 
+/// As a client asks for it.
+fn ask(view: &View<Fake>, op: Op, extent: ByteExtent, fua: bool, byte: u8) -> Result<(), Errno> {
+    let payload = (op == Op::Write).then(|| {
+        let mut buffer = Buffer::alone(extent.len as usize).expect("memory");
+        buffer.fill(byte);
+        Payload::Buffer(buffer)
+    });
+    carry_out(view, Request { id: RequestId(1), client: 1, op, extent, fua, payload }).result
+}
+
 /// Four lives of an overlay, each ended by a power cut or a kill.
 fn lives(seed: u64) {
     let (site, mut rng, mut model) = (Site::new(), Rng(seed), Model::new(below()));
@@ -237,17 +249,26 @@ fn lives(seed: u64) {
             let len = (1 + rng.below(3 * 4096)).min(BYTES - at);
             // Whole sectors now and then, as clients have them.
             let (at, len) = if rng.below(2) == 0 { (at, len) } else { (at / 512 * 512, 512) };
-            let done = match rng.below(8) {
-                0 | 1 => view.flush().inspect(|()| model = Model::new(std::mem::take(&mut model.now))),
-                2 => {
-                    model.fill(at, len, 0);
-                    view.zero(extent(at, len), rng.below(2) == 0)
-                }
-                _ => {
-                    model.fill(at, len, stamp as u8 + 100);
-                    view.write(at, &vec![stamp as u8 + 100; len as usize])
-                }
+            let byte = stamp as u8 + 100;
+            let (op, fua) = match rng.below(9) {
+                0 | 1 => (Op::Flush, false),
+                2 => (Op::WriteZeroes { no_hole: rng.below(2) == 0 }, rng.below(4) == 0),
+                // Nothing changes.
+                3 => match view.fill_region(RegionIndex(rng.below(4))) {
+                    Ok(()) => continue,
+                    Err(_) => break,
+                },
+                _ => (Op::Write, rng.below(8) == 0),
             };
+            match op {
+                Op::Flush => {}
+                Op::Write => model.fill(at, len, byte),
+                _ => model.fill(at, len, 0),
+            }
+            let done = ask(&view, op, extent(at, len), fua, byte);
+            if done.is_ok() && (fua || op == Op::Flush) {
+                model = Model::new(std::mem::take(&mut model.now));
+            }
             if done.is_err() {
                 break; // the power is gone
             }
@@ -264,7 +285,13 @@ fn lives(seed: u64) {
 
 #[test]
 fn whenever_the_power_goes_what_was_flushed_is_there_and_the_rest_is_old_or_new() {
-    let mistakes = [("an overlay's bits come before its data", "†: seed"), ("an overlay's bits are not synced", "†: seed")];
+    let mistakes = [
+        ("an overlay's bits come before its data", "†: seed"),
+        ("an overlay's bits are not synced", "†: seed"),
+        ("a write over a point is durable by its word", "†: seed"),
+        ("a fill lies over what was written", "†: seed"),
+        ("a fill takes it for zeroes where no bit is", "†: seed"),
+    ];
     mutation::tell(&mistakes, || (0..300).for_each(lives));
 }
 

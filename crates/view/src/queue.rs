@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 
 use crossbeam::channel::{Receiver, Sender, unbounded};
 use farside_blockio::{BlockQueue, Buffer, Completion, Done, Extent, Op, QueueInfo, Request, Ring, Waker};
-use farside_region::ByteExtent;
+use farside_region::{ByteExtent, mutation};
 use nix::errno::Errno;
 
 use crate::{Base, View};
@@ -66,7 +66,7 @@ impl<B> Drop for ViewQueue<B> {
 }
 
 /// A mistake of ours in one request is that one's error: what is never answered would be waited for, also by who closes the view.
-fn carry_out<B: Base>(view: &View<B>, mut request: Request) -> Done {
+pub(crate) fn carry_out<B: Base>(view: &View<B>, mut request: Request) -> Done {
     let mut buffer = request.take_buffer();
     let result = catch_unwind(AssertUnwindSafe(|| attempt(view, &request, buffer.as_mut()))).unwrap_or(Err(Errno::EIO));
     Done { id: request.id, result, buffer }
@@ -82,7 +82,7 @@ fn attempt<B: Base>(view: &View<B>, request: &Request, buffer: Option<&mut Buffe
         (Op::WriteZeroes { no_hole }, _) => view.zero(extent, no_hole),
         (Op::Read | Op::Write, None) => Err(Errno::EINVAL),
     }?;
-    if request.fua { view.flush() } else { Ok(()) }
+    if request.fua && !mutation::on("a write over a point is durable by its word") { view.flush() } else { Ok(()) }
 }
 
 impl<B: Base + 'static> BlockQueue for ViewQueue<B> {
@@ -91,7 +91,7 @@ impl<B: Base + 'static> BlockQueue for ViewQueue<B> {
             size: self.view.bytes(),
             block_min: 1 << self.view.bytes().trailing_zeros().min(BLOCK_SHIFT_MAX),
             block_preferred: BLOCK_PREFERRED,
-            readonly: self.view.overlay().is_none(),
+            readonly: !self.view.is_writable(),
             zeroes_fast: false, // a granule's rest may have to be fetched
         }
     }

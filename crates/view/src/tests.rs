@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use farside_blockio::{Extent, ExtentKind};
-use farside_region::{ByteExtent, ByteOffset, Geometry, GranuleIndex, GranuleRun, RegionIndex};
+use farside_region::{ByteExtent, ByteOffset, Geometry, GranuleIndex, GranuleRun, RegionIndex, mutation};
 use farside_store::{AlignedBytes, StoreError};
 use nix::errno::Errno;
 use proptest::prelude::*;
@@ -21,6 +21,8 @@ pub(crate) struct Fake {
     is_away: Arc<AtomicBool>,
     unreadable: Vec<GranuleRun>,
     lost: Arc<Mutex<Vec<GranuleRun>>>,
+    /// Done in the midst of the next read.
+    meanwhile: Arc<Mutex<Option<Box<dyn FnOnce() + Send>>>>,
 }
 
 fn byte_at(offset: u64) -> u8 {
@@ -34,7 +36,14 @@ pub(crate) fn below() -> Vec<u8> {
 impl Fake {
     pub(crate) fn new() -> Self {
         let geometry = Geometry::with_shape(BYTES, 12, 4).expect("valid");
-        Self { geometry, reads: Arc::default(), is_away: Arc::default(), unreadable: Vec::new(), lost: Arc::default() }
+        Self {
+            geometry,
+            reads: Arc::default(),
+            is_away: Arc::default(),
+            unreadable: Vec::new(),
+            lost: Arc::default(),
+            meanwhile: Arc::default(),
+        }
     }
 
     fn view(self, overlay: Option<&Path>) -> View<Self> {
@@ -54,6 +63,8 @@ impl Base for Fake {
 
     fn read(&self, region: RegionIndex) -> Result<Region, StoreError> {
         self.reads.fetch_add(1, Ordering::SeqCst);
+        let meanwhile = self.meanwhile.lock().expect("not poisoned").take();
+        meanwhile.into_iter().for_each(|meanwhile| meanwhile());
         if self.is_away.load(Ordering::SeqCst) {
             return Err(StoreError::Stopped);
         }
@@ -246,6 +257,82 @@ fn a_trim_fetches_nothing_and_leaves_parts_of_granules() {
     view.zero(extent(100, 1), false).expect("zeroed");
     assert_eq!(read(&view, 99, 3), [expected[99], 0, expected[101]]);
     assert_eq!((view.trim(extent(0, BYTES + 1)), view.trim(extent(u64::MAX, 2))), (Err(Errno::EINVAL), Err(Errno::EINVAL)));
+}
+
+#[test]
+fn a_point_becomes_a_file_with_what_was_written_before_meanwhile_and_later() {
+    mutation::tell(&[("a fill lies over what was written", "what was written")], || {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let (folder, file) = (dir.path().join("overlay"), dir.path().join("data.img"));
+        let fake = Fake::new();
+        let (meanwhile, region) = (fake.meanwhile.clone(), RegionIndex(0));
+        let view = Arc::new(fake.view(Some(folder.as_path())));
+        view.write(512, &[1; 1024]).expect("written");
+        let other = view.clone();
+        let write = move || other.write(3 * 4096, &[2; 8192]).expect("written in the midst of a fill");
+        *meanwhile.lock().expect("not poisoned") = Some(Box::new(write));
+        let mut expected = below();
+        expected[512..512 + 1024].fill(1);
+        expected[3 * 4096..][..8192].fill(2);
+        view.fill_region(region).expect("filled");
+        assert!(read(&view, 0, 16 * 4096) == expected[..16 * 4096], "what was written is gone");
+        assert!(matches!(view.overlay().expect("one").become_file(&file), Err(OverlayError::NotWhole { .. })));
+        assert_eq!(view.fill(3, &|_| true), Ok(0));
+        view.overlay().expect("one").become_file(&file).expect("whole");
+        assert!(std::fs::read(&file).expect("there") == expected, "what was written is not in the file");
+        assert!(!folder.exists());
+        view.write(BYTES - 512, &[3; 512]).expect("it is open still");
+        view.flush().expect("flushed");
+        expected[BYTES as usize - 512..].fill(3);
+        assert!(read(&view, 0, BYTES) == expected && std::fs::read(&file).expect("there") == expected);
+    });
+}
+
+#[test]
+fn a_fill_goes_on_where_it_was_and_begins_with_what_is_read() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let view = Fake::new().view(Some(dir.path())).read_only();
+    assert!(!view.is_writable());
+    assert_eq!((view.write(0, &[0]), view.trim(extent(0, 4096))), (Err(Errno::EROFS), Err(Errno::EROFS)));
+    read(&view, 2 * 16 * 4096, 1);
+    // The third region, which is in the cache, and then the first one.
+    let regions = AtomicU64::new(0);
+    let missing = view.fill(1, &|_| regions.fetch_add(1, Ordering::SeqCst) < 2).expect("it was ended early");
+    assert_eq!(missing, 17 * 4096);
+    drop(view);
+    let fake = Fake::new();
+    let reads = fake.reads.clone();
+    let view = fake.view(Some(dir.path())).read_only();
+    assert!(read(&view, 0, 16 * 4096) == below()[..16 * 4096] && read(&view, 32 * 4096, 4096) == below()[32 * 4096..][..4096]);
+    assert_eq!(reads.load(Ordering::SeqCst), 0, "it is there");
+    assert_eq!(view.fill(1, &|_| true), Ok(0));
+    assert_eq!(reads.load(Ordering::SeqCst), 1, "of the last region, which is short");
+}
+
+#[test]
+fn what_cannot_be_read_keeps_the_file_away_until_it_is_written() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let (folder, file) = (dir.path().join("overlay"), dir.path().join("data.img"));
+    let mut fake = Fake::new();
+    fake.unreadable = vec![GranuleRun { start: GranuleIndex(3), count: 2 }];
+    let lost = fake.lost.clone();
+    *lost.lock().expect("not poisoned") = vec![GranuleRun { start: GranuleIndex(40), count: 1 }];
+    let view = fake.view(Some(folder.as_path()));
+    assert_eq!(view.fill(2, &|_| true), Ok(3 * 4096));
+    assert_eq!(view.read(3 * 4096, &mut [0]), Err(Errno::EIO));
+    view.write(3 * 4096, &[1; 8192]).expect("written");
+    lost.lock().expect("not poisoned").clear();
+    assert_eq!(view.fill(2, &|_| true), Ok(0));
+    std::fs::write(&file, "somebody's").expect("written");
+    view.overlay().expect("one").become_file(&file).expect_err("it is somebody's");
+    assert!(!Overlay::tidy_away(&folder, &file) && std::fs::read(&file).expect("there") == b"somebody's");
+    std::fs::remove_file(&file).expect("removed");
+    // As a power cut leaves it in the midst of that.
+    std::fs::hard_link(folder.join("data"), &file).expect("made");
+    assert!(Overlay::tidy_away(&folder, &file) && !folder.exists());
+    let mut expected = below();
+    expected[3 * 4096..5 * 4096].fill(1);
+    assert!(std::fs::read(&file).expect("there") == expected);
 }
 
 #[derive(Clone, Debug)]

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crossbeam::channel::{Receiver, Sender, bounded};
 use farside_blockio::{Extent, ExtentKind};
 use farside_region::{ByteExtent, ByteOffset, Geometry, GranuleIndex, GranuleRun, RegionIndex};
 use farside_store::{AlignedBytes, Content, PointReader, StoreError};
@@ -14,6 +15,8 @@ use crate::cache::Cache;
 
 /// Locks by region, so that whoever works at different places seldom meets.
 const SHARDS: usize = 64;
+/// Of what clients have read so much is remembered.
+const ASKED_MAX: usize = 64;
 /// Of so many regions it is said that they cannot be read; not of more.
 const TOLD_MAX: usize = 1000;
 
@@ -31,6 +34,11 @@ pub struct Region {
 impl Region {
     fn has_lost(&self, run: GranuleRun) -> bool {
         self.lost.as_ref().is_some_and(|lost| meets(&lost.runs, run))
+    }
+
+    /// Whether something of a run cannot be read.
+    pub(crate) fn is_missing(&self, run: GranuleRun) -> bool {
+        self.has_lost(run) || meets(&self.unreadable, run)
     }
 }
 
@@ -91,6 +99,9 @@ pub struct View<B> {
     fetches: [Mutex<()>; SHARDS],
     /// Held by who writes into a region: two that write parts of one granule must not both begin with what the point holds.
     writes: [Mutex<()>; SHARDS],
+    /// Regions that clients have read from the base lately, for who fills the overlay.
+    asked: (Sender<RegionIndex>, Receiver<RegionIndex>),
+    is_read_only: bool,
     told: Mutex<HashSet<RegionIndex>>,
     tell: Box<dyn Fn(&StoreError) + Send + Sync>,
 }
@@ -112,9 +123,57 @@ impl<B: Base> View<B> {
             cache: Mutex::new(Cache::new(regions)),
             fetches: [const { Mutex::new(()) }; SHARDS],
             writes: [const { Mutex::new(()) }; SHARDS],
+            asked: bounded(ASKED_MAX),
+            is_read_only: false,
             told: Mutex::default(),
             tell,
         }
+    }
+
+    /// The same view, which takes no writes: its overlay is only filled.
+    #[must_use]
+    pub fn read_only(self) -> Self {
+        Self { is_read_only: true, ..self }
+    }
+
+    /// Whether it takes writes.
+    pub fn is_writable(&self) -> bool {
+        self.overlay.is_some() && !self.is_read_only
+    }
+
+    pub(crate) fn geometry(&self) -> &Geometry {
+        self.base.geometry()
+    }
+
+    pub(crate) fn is_zero(&self, region: RegionIndex) -> bool {
+        self.base.is_zero(region)
+    }
+
+    /// A region that a client has read from the base, and may read again.
+    pub(crate) fn asked_for(&self) -> Option<RegionIndex> {
+        self.asked.1.try_recv().ok()
+    }
+
+    /// A region for whom nobody waits: it takes nobody's place in the cache.
+    pub(crate) fn region_to_fill(&self, region: RegionIndex) -> Option<Arc<Region>> {
+        if let Some(content) = lock(&self.cache).get(region).filter(|content| content.lost.is_none()) {
+            return Some(content);
+        }
+        match self.base.read(region) {
+            Ok(content) => {
+                content.lost.iter().for_each(|lost| self.tell_once(region, &lost.why));
+                Some(Arc::new(content))
+            }
+            Err(error) => {
+                self.tell_once(region, &error);
+                None
+            }
+        }
+    }
+
+    /// Nobody else writes into the region meanwhile.
+    pub(crate) fn hold_writes(&self, region: RegionIndex) -> MutexGuard<'_, ()> {
+        lock(&self.writes[region.0 as usize % SHARDS])
     }
 
     /// Its size.
@@ -155,7 +214,7 @@ impl<B: Base> View<B> {
                 _ => {
                     let known = content.take().filter(|content| !content.has_lost(run));
                     let content = content.insert(known.map_or_else(|| self.region(region, run), Ok)?);
-                    if content.has_lost(run) || meets(&content.unreadable, run) {
+                    if content.is_missing(run) {
                         return Err(Errno::EIO);
                     }
                     let from = (at - self.start_of(region)) as usize;
@@ -219,10 +278,10 @@ impl<B: Base> View<B> {
         zeroes: bool,
         put: &mut dyn FnMut(&Overlay, ByteExtent) -> Result<(), Errno>,
     ) -> Result<(), Errno> {
-        let overlay = self.overlay.as_ref().ok_or(Errno::EROFS)?;
+        let overlay = self.overlay.as_ref().filter(|_| !self.is_read_only).ok_or(Errno::EROFS)?;
         let geometry = *self.base.geometry();
         self.in_regions(extent, &mut |region, piece| {
-            let _only = lock(&self.writes[region.0 as usize % SHARDS]);
+            let _only = self.hold_writes(region);
             let run = geometry.granules_of(piece).expect("it is inside the volume, and not empty");
             let untouched = || (run.start.0..run.end().0).all(|granule| !overlay.has(GranuleIndex(granule)));
             if zeroes && self.base.is_zero(region) && untouched() {
@@ -329,6 +388,7 @@ impl<B: Base> View<B> {
         }
         let content = Arc::new(content);
         lock(&self.cache).put(region, content.clone());
+        let _ = self.asked.0.try_send(region); // enough are known, or nobody fills
         Ok(content)
     }
 

@@ -1,0 +1,154 @@
+//! Filling an overlay with what its point holds, until its `data` is the whole volume and needs no point any more.
+//!
+//! Invariants:
+//! - a granule is filled only while it has no bit, looked at under the lock under which a write of its region sets one: a fill never lies
+//!   over a write, and a bit means that the granule is in `data`, whoever put it there. So reads, writes and flushes know nothing of fills;
+//! - † where no bit is, `data` may hold anything, such as what a process wrote that was killed before its flush: zeroes are filled, too;
+//! - what cannot be read is not filled, and an overlay that lacks it is not whole.
+//!
+//! It does not give the file its name: that is the overlay's ([`crate::Overlay::become_file`]).
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+
+use farside_region::{GranuleIndex, GranuleRun, RegionIndex, mutation};
+use nix::errno::Errno;
+
+use crate::view::{Base, View};
+use crate::{Overlay, Region};
+
+/// What was filled is made durable after so many regions: so much at most is fetched again after a kill.
+const FLUSH_REGIONS: u64 = 64;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// It is in `data` already.
+    There,
+    /// It cannot be read.
+    Missing,
+    Zero,
+    Data,
+}
+
+impl<B: Base> View<B> {
+    /// Fills the overlay, first what was asked for since, then in sequence; what cannot be read is tried again as long as something else
+    /// can. `go_on` hears, from any thread, how many bytes are there; with `false` it ends early.
+    ///
+    /// Gives the bytes that are not there, durably all others are.
+    ///
+    /// # Errors
+    /// The overlay's.
+    ///
+    /// # Panics
+    /// Without an overlay.
+    pub fn fill(&self, threads: usize, go_on: &(dyn Fn(u64) -> bool + Sync)) -> Result<u64, Errno> {
+        let overlay = self.overlay().expect("it is an overlay that is filled");
+        loop {
+            let before = overlay.written_bytes();
+            let is_over = self.fill_once(threads, go_on)?;
+            self.flush()?;
+            let missing = overlay.missing_bytes();
+            if is_over || missing == 0 || overlay.written_bytes() == before {
+                return Ok(missing);
+            }
+        }
+    }
+
+    /// Says whether it ended early.
+    fn fill_once(&self, threads: usize, go_on: &(dyn Fn(u64) -> bool + Sync)) -> Result<bool, Errno> {
+        let (next, filled, end) = (AtomicU64::new(0), AtomicU64::new(0), self.geometry().region_count());
+        let outcome = Mutex::new(Ok(false));
+        let is_going_on = || *outcome.lock().unwrap_or_else(PoisonError::into_inner) == Ok(false);
+        let one = || -> Result<bool, Errno> {
+            while is_going_on() {
+                if !go_on(self.overlay().map_or(0, Overlay::written_bytes).min(self.bytes())) {
+                    return Ok(true);
+                }
+                let region = self.asked_for().or_else(|| {
+                    let region = next.fetch_add(1, Ordering::Relaxed);
+                    (region < end).then_some(RegionIndex(region))
+                });
+                let Some(region) = region else { break };
+                self.fill_region(region)?;
+                if (filled.fetch_add(1, Ordering::Relaxed) + 1).is_multiple_of(FLUSH_REGIONS) {
+                    self.flush()?;
+                }
+            }
+            Ok(false)
+        };
+        thread::scope(|scope| {
+            for _ in 0..threads.max(1) {
+                scope.spawn(|| {
+                    let ended = one();
+                    if ended != Ok(false) {
+                        *outcome.lock().unwrap_or_else(PoisonError::into_inner) = ended;
+                    }
+                });
+            }
+        });
+        outcome.into_inner().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Fills what of a region is not there and can be read.
+    pub(crate) fn fill_region(&self, region: RegionIndex) -> Result<(), Errno> {
+        let overlay = self.overlay().expect("it is an overlay that is filled");
+        let geometry = *self.geometry();
+        let whole = geometry.region_run(region);
+        let is_there = |granule: GranuleIndex| overlay.has(granule) && !mutation::on("a fill lies over what was written");
+        if (whole.start.0..whole.end().0).all(|granule| is_there(GranuleIndex(granule))) {
+            return Ok(());
+        }
+        // Before the lock: a client's write does not wait for the store.
+        let content = match self.is_zero(region) {
+            true => None,
+            false => match self.region_to_fill(region) {
+                Some(content) => Some(content),
+                None => return Ok(()),
+            },
+        };
+        let start = geometry.bytes_of(whole).offset.0;
+        let bytes_of = |content: &Region, run| {
+            let extent = geometry.bytes_of(run);
+            let from = (extent.offset.0 - start) as usize;
+            from..(from + extent.len as usize).min(content.bytes.len())
+        };
+        let zeroes = vec![0; geometry.granule_bytes() as usize];
+        let kind_of = |granule: GranuleIndex| match &content {
+            _ if is_there(granule) => Kind::There,
+            None => Kind::Zero,
+            Some(content) => {
+                let one = GranuleRun { start: granule, count: 1 };
+                let bytes = &content.bytes[bytes_of(content, one)];
+                match () {
+                    () if content.is_missing(one) => Kind::Missing,
+                    () if *bytes == zeroes[..bytes.len()] => Kind::Zero,
+                    () => Kind::Data,
+                }
+            }
+        };
+        let _only = self.hold_writes(region);
+        let mut at = whole.start.0;
+        while at < whole.end().0 {
+            let kind = kind_of(GranuleIndex(at));
+            let same = (at + 1..whole.end().0).take_while(|granule| kind_of(GranuleIndex(*granule)) == kind).count() as u64;
+            let run = GranuleRun { start: GranuleIndex(at), count: 1 + same };
+            let extent = geometry.bytes_of(run);
+            match (kind, &content) {
+                (Kind::There | Kind::Missing, _) => {}
+                (Kind::Data, Some(content)) => {
+                    overlay.write_at(extent.offset.0, &content.bytes[bytes_of(content, run)])?;
+                    overlay.set(run);
+                }
+                (Kind::Zero | Kind::Data, _) => {
+                    if !mutation::on("a fill takes it for zeroes where no bit is") {
+                        overlay.zero_at(extent, false)?;
+                    }
+                    overlay.set(run);
+                }
+            }
+            at = run.end().0;
+        }
+        Ok(())
+    }
+}
