@@ -25,6 +25,7 @@ const NEEDED: &[(&str, &str)] = &[
     ("libnbd-bin", "nbdcopy"),
     ("libnbd-bin", "nbdfuse"),
     ("libnbd-bin", "nbdinfo"),
+    ("lz4", "lz4"),
     ("mount", "losetup"),
     ("postgresql", "/usr/lib/postgresql/15/bin/postgres"), // Debian keeps it out of the search path
     ("python3-libnbd", "nbdsh"),
@@ -35,6 +36,7 @@ const NEEDED: &[(&str, &str)] = &[
     ("rsync", "rsync"),
     ("sqlite3", "sqlite3"),
     ("xfsprogs", "mkfs.xfs"),
+    ("zstd", "zstd"),
 ];
 
 /// Emulates the machines of the tests. It comes from backports, together with its tools: whichever of the two is there already,

@@ -43,17 +43,9 @@ const TREES: &[Tree] = &[
     Tree {
         name: GUEST_TREE,
         suite: Suite::Own,
-        packages: &["busybox-static", "dmsetup", "drbd-utils", "e2fsprogs", "libc6", "nbd-client", "xfsprogs"],
+        packages: &["busybox-static", "dmsetup", "drbd-utils", "e2fsprogs", "libc6", "nbd-client"],
         follow: "lib",
-        must_hold: &[
-            "bin/busybox",
-            "lib/drbd/drbdsetup-84",
-            "sbin/dmsetup",
-            "sbin/drbdmeta",
-            "sbin/mke2fs",
-            "sbin/nbd-client",
-            "sbin/xfs_repair",
-        ],
+        must_hold: &["bin/busybox", "lib/drbd/drbdsetup-84", "sbin/dmsetup", "sbin/drbdmeta", "sbin/mke2fs", "sbin/nbd-client"],
     },
     kernel(Kernel::Stock, Suite::Own, &["boot", "lib/modules"]),
     kernel(Kernel::Backports, Suite::OwnBackports, &["boot", "lib/modules"]),
@@ -89,6 +81,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
         fetch(tree, mirror, &cache)?;
         println!("{}: {} (fetched or looked for now)", tree.name, target_of(&link));
     }
+    Kernel::ALL.into_iter().try_for_each(unpack)?;
     let link = cache.join(DEBIAN_TREE);
     if !is_fresh(&link) {
         let mirror = mirror.map_or_else(Mirror::of_this_machine, Ok)?;
@@ -122,6 +115,41 @@ fn debian(mirror: &Mirror, cache: &Path) -> anyhow::Result<()> {
     let place = cache.join(&name);
     remove_tree(&place)?;
     put_in_place(&young, &name, cache, DEBIAN_TREE)
+}
+
+/// Lays the kernel itself beside its image, unless it is there.
+fn unpack(kernel: Kernel) -> anyhow::Result<()> {
+    let (place, (image, _)) = (kernel.unpacked(), kernel.image());
+    if place.exists() {
+        return Ok(());
+    }
+    let young = PathBuf::from(format!("{}.new", place.display()));
+    let bytes = std::fs::read(&image).with_context(|| format!("{} cannot be read", image.display()))?;
+    let (program, packed) =
+        packed_kernel(&bytes).with_context(|| format!("{} is packed in a way of its own", image.display()))?;
+    std::fs::write(&young, packed).with_context(|| format!("{} cannot be written", young.display()))?;
+    let unpacked = Command::new(program).arg("-dcq").arg(&young).output().with_context(|| format!("{program} does not start"))?;
+    if !unpacked.status.success() || !unpacked.stdout.starts_with(b"\x7fELF") {
+        bail!("{program} finds no kernel in {}: {}", image.display(), String::from_utf8_lossy(&unpacked.stderr));
+    }
+    std::fs::write(&young, unpacked.stdout)
+        .and_then(|()| std::fs::rename(&young, &place))
+        .with_context(|| format!("{} cannot be put in place", place.display()))
+}
+
+/// The packed kernel in an image, and the program that unpacks it. The layout is that of the x86 boot protocol
+/// (Documentation/arch/x86/boot.rst): `setup_sects`, `payload_offset` and `payload_length`; behind what these programs pack the
+/// kernel's build writes its length.
+fn packed_kernel(image: &[u8]) -> Option<(&'static str, &[u8])> {
+    const LENGTH: usize = 4;
+    let number = |at: usize| Some(u32::from_le_bytes(image.get(at..at + 4)?.try_into().ok()?) as usize);
+    let start = (usize::from(*image.get(0x1f1)?) + 1) * 512 + number(0x248)?;
+    let packed = image.get(start..start + number(0x24c)?.checked_sub(LENGTH)?)?;
+    match packed {
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => Some(("zstd", packed)),
+        [0x02, 0x21, 0x4c, 0x18, ..] => Some(("lz4", packed)),
+        _ => None,
+    }
 }
 
 fn target_of(link: &Path) -> String {
@@ -341,6 +369,20 @@ fn output(command: &mut Command) -> anyhow::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_image_says_where_its_kernel_is() {
+        let mut image = vec![0; 4096];
+        let (zstd, begin) = (b"\x28\xb5\x2f\xfdpacked", 2 * 512 + 100);
+        image[0x1f1] = 1;
+        image[0x248..0x24c].copy_from_slice(&100u32.to_le_bytes());
+        image[0x24c..0x250].copy_from_slice(&(zstd.len() as u32 + 4).to_le_bytes());
+        assert_eq!(packed_kernel(&image), None, "it is packed by nobody");
+        image[begin..begin + zstd.len()].copy_from_slice(zstd);
+        assert_eq!(packed_kernel(&image), Some(("zstd", &zstd[..])));
+        assert_eq!(packed_kernel(&image[..1500]), Some(("zstd", &zstd[..])));
+        assert_eq!(packed_kernel(&image[..begin + 8]), None, "it is cut off");
+    }
 
     #[test]
     fn a_package_names_what_it_needs() {

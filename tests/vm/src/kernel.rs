@@ -51,6 +51,15 @@ impl Kernel {
         (image.unwrap_or_else(|| panic!("no image of {release} in {}", tree.display())), release)
     }
 
+    /// The kernel itself, unpacked, beside its package's files: an emulated processor takes a quarter of a boot to unpack it.
+    ///
+    /// # Panics
+    /// When it was not fetched.
+    pub fn unpacked(self) -> PathBuf {
+        let (_, release) = self.image();
+        cache::tree(self.name()).join(format!("vmlinux-{release}"))
+    }
+
     /// These modules and all that they need, each after what it needs: name and content, not compressed. What is built into
     /// the kernel is left out.
     ///

@@ -296,13 +296,19 @@ impl Machine {
     }
 
     fn command_line(&self, console: &Path, agent: &Path, log: &Path) -> Vec<String> {
-        let (image, _) = self.kernel.image();
+        let image = self.kernel.unpacked();
+        assert!(
+            image.exists(),
+            "{} is not there; `cargo run --release -p xtask -- test --only kernels` makes it",
+            image.display()
+        );
         let initramfs = self.initramfs.as_ref().expect("made before the first boot");
         let address = if self.host.is_some() { self.address() } else { String::new() };
         // Emulation is slow and this machine may be busy: the kernel's watchdogs wait accordingly, and still bite. Its check
         // whether timer interrupts arrive ends in a panic when the emulator gets no time at that moment. What guards a kernel against
         // its users, and a fifth level of page tables, is emulated dearly and proves nothing here. Nor does a keyboard, which does not
-        // always answer a busy machine in time.
+        // always answer a busy machine in time. A processor that says that it copies strings of bytes fast is asked to, and the emulator
+        // copies them byte by byte.
         let kernel_arguments = format!(
             "console=ttyS0 loglevel=4 panic=-1 oops=panic no_timer_check printk.devkmsg=on watchdog_thresh=60 rcupdate.rcu_cpu_stall_timeout=120 \
              sysctl.kernel.hung_task_timeout_secs=120 net.ifnames=0 8250.nr_uarts=1 mitigations=off init_on_alloc=0 farside_host={} farside_address={address}",
@@ -313,7 +319,7 @@ impl Machine {
             false => format!("-accel tcg,thread=multi -smp {}", self.processors),
         };
         let fixed = [
-            "--pdeathsig KILL -- qemu-system-x86_64 -M q35,i8042=off,sata=off,smbus=off -cpu max,-la57,-smap,-smep,-umip,-pku -nodefaults -no-user-config",
+            "--pdeathsig KILL -- qemu-system-x86_64 -M q35,i8042=off,sata=off,smbus=off -cpu max,-la57,-smap,-smep,-umip,-pku,-erms,-fsrm -nodefaults -no-user-config",
             &processors,
             "-no-reboot -display none -device virtio-serial-pci",
         ];

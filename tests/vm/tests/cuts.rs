@@ -2,6 +2,7 @@
 //! each: nothing but hot regions is read again, the newest point is what the disk holds, and a copy of it mounts in another machine,
 //! checks, and has what was synced: its application says so.
 
+use std::io::Write as _;
 use std::sync::Arc;
 
 use farside_tests::verify::Rng;
@@ -55,12 +56,14 @@ impl FileSystem {
         std::fs::read(&image).expect("an image")
     }
 
-    /// Says whether what is on a disk is sound, without changing it.
-    fn check(self) -> &'static str {
+    /// What is on a disk is sound. Here, and not in a machine: it takes a second there which takes none here.
+    fn check(self, disk: &[u8]) {
+        let mut image = tempfile::NamedTempFile::new().expect("a temporary file");
+        image.write_all(disk).expect("room");
         match self {
-            Self::Ext4 => "/bin/e2fsck -fn",
-            Self::Xfs => "/bin/xfs_repair -n",
-        }
+            Self::Ext4 => run(tool("e2fsck").arg("-fn").arg(image.path())),
+            Self::Xfs => run(tool("xfs_repair").args(["-n", "-f"]).arg(image.path())),
+        };
     }
 }
 
@@ -78,7 +81,6 @@ impl Judge {
         let mut machine = Machine::new("judge", Kernel::Stock)
             .modules(file_system.modules())
             .programs(&["farside-vm-load"])
-            .debian_programs(&["e2fsck", "xfs_repair"])
             .toolbox(toolbox)
             .disk(DiskSpec::blank(Self::DISK, VOLUME_BYTES as usize >> 20));
         let mut guest = machine.boot();
@@ -96,7 +98,8 @@ impl Judge {
         let disk = guest.disk(Self::DISK);
         guest.run(&format!("mount -t {name} {disk} /mnt && mount -o bind /mnt {AT}/mnt"));
         application(guest);
-        guest.run(&format!("umount {AT}/mnt && umount /mnt && {} {disk}", self.file_system.check()));
+        guest.run(&format!("umount {AT}/mnt && umount /mnt"));
+        self.file_system.check(&self.machine.disk_content(Self::DISK));
     }
 }
 
