@@ -1,7 +1,8 @@
 //! The tests of emulated machines: each in a process of its own, as many at a time as this machine has processors for.
 //!
 //! A guest has one processor unless its test is about several, so two tests keep two processors busy. Those that are about several
-//! run after the others, one at a time: an emulated machine with two processors that are not served at once loses timers.
+//! run first, one at a time: an emulated machine with two processors that are not served at once loses timers. Meanwhile the others
+//! have the processors only when nobody else wants them.
 
 use std::collections::VecDeque;
 use std::io::Write as _;
@@ -25,8 +26,9 @@ const ALONE: &[&str] = &[
     "ublk::a_ublk_device_lives_through_everything",
     "ublk::every_point_satisfies_the_dependency_across_queues",
 ];
-/// Files with the longest tests: what begins last should not end last.
-const FIRST: &[&str] = &["cuts", "boot", "packages", "bypass", "insertion"];
+/// The longest tests, by how their titles begin: what begins last should not end last.
+const FIRST: &[&str] =
+    &["packages::", "boot::what", "cuts::", "boot::", "bypass::", "tracking::", "insertion::", "false_clean::", "two_disks::"];
 /// More guests than that need more memory than a small machine has.
 const WORKERS_MAX: usize = 4;
 
@@ -50,8 +52,20 @@ impl Test {
         ALONE.iter().any(|title| self.title().starts_with(title))
     }
 
-    fn run(&self, hours: Option<f64>) -> anyhow::Result<(Count, String)> {
-        let mut command = Command::new(&self.program);
+    /// Where it comes among those that run beside each other.
+    fn rank(&self) -> usize {
+        FIRST.iter().position(|title| self.title().starts_with(title)).unwrap_or(FIRST.len())
+    }
+
+    fn run(&self, hours: Option<f64>, priority: Priority) -> anyhow::Result<(Count, String)> {
+        let mut command = match priority {
+            Priority::Normal => Command::new(&self.program),
+            Priority::Idle => {
+                let mut chrt = Command::new("chrt"); // of util-linux
+                chrt.args(["--idle", "0"]).arg(&self.program);
+                chrt
+            }
+        };
         // As cargo runs it.
         command.current_dir(crate::root().join("tests/vm")).env("CARGO_PKG_NAME", PACKAGE).args(["--test-threads", "1"]);
         if let Some(name) = &self.name {
@@ -71,6 +85,42 @@ impl Test {
     }
 }
 
+/// Who waits when there are fewer processors than threads that want one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Priority {
+    Normal,
+    /// Whoever has it, before anybody else.
+    Idle,
+}
+
+/// What is yet to run.
+#[derive(Debug, Default)]
+struct Queue {
+    /// One at a time, and nobody takes a processor from it.
+    alone: VecDeque<Test>,
+    /// One of them runs.
+    is_alone_running: bool,
+    others: VecDeque<Test>,
+}
+
+impl Queue {
+    /// What runs next, and how.
+    fn take(&mut self) -> Option<(Test, Priority)> {
+        if !self.is_alone_running
+            && let Some(test) = self.alone.pop_front()
+        {
+            self.is_alone_running = true;
+            return Some((test, Priority::Normal));
+        }
+        let priority = if self.is_alone_running { Priority::Idle } else { Priority::Normal };
+        Some((self.others.pop_front()?, priority))
+    }
+
+    fn ended(&mut self, test: &Test) {
+        self.is_alone_running &= !test.is_alone();
+    }
+}
+
 /// Runs them all.
 ///
 /// # Errors
@@ -80,21 +130,23 @@ pub(crate) fn run(hours: Option<f64>) -> anyhow::Result<Count> {
     if let Some(title) = ALONE.iter().find(|title| !tests.iter().any(|test| test.title().starts_with(**title))) {
         bail!("there is no test {title}, which is to run alone: say its name in xtask/src/machines.rs");
     }
-    let (alone, others): (Vec<Test>, Vec<Test>) = tests.into_iter().partition(Test::is_alone);
     let workers = std::thread::available_parallelism().map_or(1, usize::from).min(WORKERS_MAX);
-    let count = run_all(others, workers, hours).plus(run_all(alone, 1, hours));
+    let count = run_all(tests, workers, hours);
     if count.passed == 0 { Err(anyhow!("no test ran")) } else { Ok(count) }
 }
 
 fn run_all(tests: Vec<Test>, workers: usize, hours: Option<f64>) -> Count {
-    let (queue, total) = (Mutex::new(VecDeque::from(tests)), Mutex::new(Count::default()));
-    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+    let (alone, others): (VecDeque<Test>, VecDeque<Test>) = tests.into_iter().partition(Test::is_alone);
+    let (queue, total) = (Mutex::new(Queue { alone, others, ..Queue::default() }), Mutex::new(Count::default()));
+    let queue = || queue.lock().unwrap_or_else(PoisonError::into_inner);
+    let next = || queue().take();
     std::thread::scope(|scope| {
         for _ in 0..workers {
             scope.spawn(|| {
-                while let Some(test) = next() {
+                while let Some((test, priority)) = next() {
                     let begun = Instant::now();
-                    let (count, said) = test.run(hours).unwrap_or_else(|error| (Count::FAILED, format!("{error:#}\n")));
+                    let (count, said) = test.run(hours, priority).unwrap_or_else(|error| (Count::FAILED, format!("{error:#}\n")));
+                    queue().ended(&test);
                     // At once, or two that end together would be printed into each other.
                     let mut out = std::io::stdout().lock();
                     let _ = writeln!(out, "{}: {} in {}\n{said}", test.title(), count.words(), seconds(begun.elapsed()));
@@ -130,7 +182,7 @@ fn tests() -> anyhow::Result<Vec<Test>> {
             false => tests.push(Test { file, program, name: None }),
         }
     }
-    tests.sort_by_key(|test| FIRST.iter().position(|file| *file == test.file).unwrap_or(FIRST.len()));
+    tests.sort_by_key(Test::rank);
     Ok(tests)
 }
 
@@ -168,6 +220,25 @@ mod tests {
         assert_eq!(parse_artifact(&artifact("bin", false, "\"/x\"")), None);
         assert_eq!(parse_artifact(&artifact("lib", true, "null")), None);
         assert_eq!(parse_artifact("no JSON"), None);
+    }
+
+    #[test]
+    fn nobody_takes_a_processor_from_what_runs_alone() {
+        let test = |title: &str| {
+            let (file, name) = title.split_once("::").expect("a title");
+            Test { file: file.to_owned(), program: "/x".into(), name: Some(name.to_owned()) }
+        };
+        let (alone, others) = ([test(ALONE[0]), test(ALONE[1])], [test("f::a"), test("f::b"), test("f::c")]);
+        let mut queue = Queue { alone: alone.clone().into(), others: others.clone().into(), ..Queue::default() };
+        assert_eq!(queue.take(), Some((alone[0].clone(), Priority::Normal)));
+        assert_eq!(queue.take(), Some((others[0].clone(), Priority::Idle)));
+        queue.ended(&others[0]);
+        assert_eq!(queue.take(), Some((others[1].clone(), Priority::Idle)), "the other one runs yet");
+        queue.ended(&alone[0]);
+        assert_eq!(queue.take(), Some((alone[1].clone(), Priority::Normal)));
+        queue.ended(&alone[1]);
+        assert_eq!(queue.take(), Some((others[2].clone(), Priority::Normal)));
+        assert_eq!(queue.take(), None);
     }
 
     #[test]
