@@ -22,8 +22,10 @@ pub(crate) struct Fake {
     unreadable: Vec<GranuleRun>,
     lost: Arc<Mutex<Vec<GranuleRun>>>,
     /// Done in the midst of the next read.
-    meanwhile: Arc<Mutex<Option<Box<dyn FnOnce() + Send>>>>,
+    meanwhile: Arc<Mutex<Option<Meanwhile>>>,
 }
+
+type Meanwhile = Box<dyn FnOnce() + Send>;
 
 fn byte_at(offset: u64) -> u8 {
     if offset / (16 * 4096) == 1 { 0 } else { (offset / 512 % 251) as u8 + 1 }
