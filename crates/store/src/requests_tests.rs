@@ -158,8 +158,19 @@ fn a_reader_of_a_long_history_lists_nothing() {
     let point = *group.state().points().keys().next_back().expect("there are some");
     let parts = u32::try_from(group.state().points().len()).expect("few");
     let (reader, counts) = bucket.counting.during(|| group.point_reader(point, volume.id()).expect("reader"));
-    assert_eq!(counts.requests, [((Request::Range, Sort::Segment), parts)].into());
-    assert_eq!(counts.chain, 1);
+    assert_eq!(
+        counts.requests,
+        [
+            ((Request::Range, Sort::Segment), parts),
+            ((Request::Put, Sort::Other), 1), // its lease
+            // And whether anything was given up before that: the slot after the head, its void, and the checkpoint that would cover it.
+            ((Request::Get, Sort::Ledger), 1),
+            ((Request::Head, Sort::Ledger), 2),
+            ((Request::Get, Sort::Checkpoint), 1),
+        ]
+        .into()
+    );
+    assert_eq!(counts.chain, 6);
     // Each granule was written last by another point.
     let target = FileTarget::open(&bucket.store.dir.path().join("restored"), "v", 16 * GRANULE, Existing::Keep);
     let target = target.expect("target");
@@ -214,9 +225,12 @@ fn debris_in_a_bucket_is_found_after_the_group_was_opened() {
     assert_eq!((group.is_swept(), group.deferred()), (false, 0));
     let (swept, counts) = bucket.counting.during(|| group.sweep().expect("swept"));
     assert_eq!((swept.deleted, swept.deferred), (0, 1));
-    assert_eq!(asked(counts), [((Request::List, Sort::Segment), 1)].into());
+    // Who reads, and what time it is.
+    let leases = [((Request::Put, Sort::Other), 1), ((Request::List, Sort::Other), 1), ((Request::Delete, Sort::Other), 1)];
+    let (leases, segments) = (BTreeMap::from(leases), BTreeMap::from([((Request::List, Sort::Segment), 1)]));
+    assert_eq!(asked(counts), leases.iter().chain(&segments).map(|(asked, count)| (*asked, *count)).collect());
     let (_, counts) = bucket.counting.during(|| group.sweep().expect("swept"));
-    assert_eq!((asked(counts), group.is_swept()), (BTreeMap::new(), false), "all was seen, and one waits");
+    assert_eq!((asked(counts), group.is_swept()), (leases, false), "all was seen, and one waits");
     volume.claim(&mut group);
     assert_eq!(group.deferred(), 2, "nothing can publish the other one any more");
 }

@@ -269,12 +269,12 @@ fn a_point_becomes_a_file_with_what_was_written_before_meanwhile_and_later() {
         let fake = Fake::new();
         let (meanwhile, region) = (fake.meanwhile.clone(), RegionIndex(0));
         let view = Arc::new(fake.view(Some(folder.as_path())));
-        view.write(512, &[1; 1024]).expect("written");
+        view.write(4096, &[1; 4096]).expect("written, and nothing is fetched for it");
         let other = view.clone();
         let write = move || other.write(3 * 4096, &[2; 8192]).expect("written in the midst of a fill");
         *meanwhile.lock().expect("not poisoned") = Some(Box::new(write));
         let mut expected = below();
-        expected[512..512 + 1024].fill(1);
+        expected[4096..8192].fill(1);
         expected[3 * 4096..][..8192].fill(2);
         view.fill_region(region).expect("filled");
         assert!(read(&view, 0, 16 * 4096) == expected[..16 * 4096], "what was written is gone");
