@@ -34,6 +34,10 @@ impl Hydration {
         let work = move || {
             let ended = fill(&view, &file, json, &until);
             let said = match &ended {
+                Ok(true) if view.is_writable() => format!(
+                    "{} is whole, and what is written here is written to it: end this before anything else writes there\n",
+                    file.display()
+                ),
                 Ok(true) => format!("{} is whole: it needs neither the store nor this command\n", file.display()),
                 Ok(false) => String::new(),
                 Err(failure) => format!("farside: {}; what is there is served on\n", failure.message),
@@ -80,6 +84,10 @@ fn fill(view: &View<PointReader>, file: &Path, json: bool, is_over: &AtomicBool)
 
 /// Whether a file of this name may come out of that overlay.
 pub(crate) fn refuse(file: &Path, overlay: &Path) -> Result<(), Failure> {
+    if Overlay::holds(overlay, file) {
+        let message = format!("{} lies in the folder of its own overlay, {}", file.display(), overlay.display());
+        return Err(Failure::new(Exit::Usage, message, "name a file outside of it"));
+    }
     if Overlay::tidy_away(overlay, file) || file.symlink_metadata().is_ok() {
         let what_to_do = "if an earlier --hydrate made it, it is whole: use it by itself; otherwise name another one";
         return Err(Failure::new(Exit::Refused, format!("{} is there already", file.display()), what_to_do));

@@ -5,8 +5,8 @@
 //! and no NBD client can come any more. One that was killed leaves a socket that refuses, which goes when it is found again.
 
 use std::fs::DirBuilder;
-use std::io::{self, BufRead as _, BufReader, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _};
 use std::os::unix::net::UnixStream as Caller;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -26,6 +26,10 @@ use crate::print::{self, Table};
 const LEFT_AFTER: Duration = Duration::from_secs(10);
 /// One that does not say so soon what it is, is ending.
 const SAYS_WITHIN: Duration = Duration::from_secs(5);
+/// What it is takes less than that.
+const SAYS_BYTES_MAX: u64 = 64 << 10;
+/// After somebody could not be heard.
+const DEAF_FOR: Duration = Duration::from_millis(100);
 const CLOSE: &str = "close\n";
 
 /// What is said as soon as clients may come.
@@ -87,8 +91,7 @@ impl Door {
         let folder = folder();
         let failed = |what| format!("{} cannot be {what}", folder.display());
         DirBuilder::new().recursive(true).mode(0o700).create(&folder).or_fail(failed("made"))?;
-        let is = std::fs::symlink_metadata(&folder).or_fail(failed("looked at"))?;
-        if !is.is_dir() || is.uid() != nix::unistd::geteuid().as_raw() || is.mode() & 0o077 != 0 {
+        if !is_ours(&folder).or_fail(failed("looked at"))? {
             let message = format!("{} is not a folder of this user alone", folder.display());
             return Err(Failure::new(Exit::Refused, message, "remove it"));
         }
@@ -108,8 +111,10 @@ impl Door {
         loop {
             tokio::select! {
                 Some(caller) = asked.recv() => return caller,
-                Ok((caller, _)) = self.listener.as_file().accept() => {
-                    tokio::spawn(hear(caller, self.says.clone(), ask.clone()));
+                caller = self.listener.as_file().accept() => match caller {
+                    Ok((caller, _)) => drop(tokio::spawn(hear(caller, self.says.clone(), ask.clone()))),
+                    // Perhaps there is no descriptor left for it just now.
+                    Err(_) => tokio::time::sleep(DEAF_FOR).await,
                 }
             }
         }
@@ -132,6 +137,12 @@ pub(crate) async fn tell(mut caller: UnixStream, ended: &Ended) {
     let _ = caller.write_all(text.as_bytes()).await; // he may have lost patience
 }
 
+/// Whether a folder is of this user alone: what is in it can be believed.
+fn is_ours(folder: &Path) -> io::Result<bool> {
+    let is = std::fs::symlink_metadata(folder)?;
+    Ok(is.is_dir() && is.uid() == nix::unistd::geteuid().as_raw() && is.mode() & 0o077 == 0)
+}
+
 /// Of this user, and the same from every session of his.
 fn folder() -> PathBuf {
     let user = nix::unistd::geteuid();
@@ -150,13 +161,17 @@ struct Found {
 }
 
 fn find() -> Vec<Found> {
-    let doors = std::fs::read_dir(folder()).into_iter().flatten().flatten();
+    let folder = Some(folder()).filter(|folder| is_ours(folder).unwrap_or(false));
+    let doors = folder.and_then(|folder| std::fs::read_dir(folder).ok()).into_iter().flatten().flatten();
     let mut found: Vec<Found> = doors.filter_map(|door| ask(&door.path()).ok()).collect();
     found.sort_by(|a, b| a.opened.export.cmp(&b.opened.export));
     found
 }
 
 fn ask(path: &Path) -> io::Result<Found> {
+    if !std::fs::symlink_metadata(path)?.file_type().is_socket() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
     let door = Caller::connect(path).inspect_err(|error| {
         let age = std::fs::symlink_metadata(path).and_then(|is| is.modified()).ok().and_then(|made| made.elapsed().ok());
         if error.kind() == io::ErrorKind::ConnectionRefused && age.is_some_and(|age| age > LEFT_AFTER) {
@@ -166,7 +181,7 @@ fn ask(path: &Path) -> io::Result<Found> {
     door.set_read_timeout(Some(SAYS_WITHIN))?;
     let mut door = BufReader::new(door);
     let mut line = String::new();
-    door.read_line(&mut line)?;
+    (&mut door).take(SAYS_BYTES_MAX).read_line(&mut line)?;
     Ok(Found { opened: serde_json::from_str(&line)?, door })
 }
 

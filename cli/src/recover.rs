@@ -195,7 +195,7 @@ async fn restore_all(
                 done.restored.push(restored);
             }
             // One that was interrupted, or found no space, says so for all that come after it.
-            Err(failure) if failure.exit != Exit::Damaged && failure.exit != Exit::Refused => return Err(failure),
+            Err(failure) if ![Exit::Damaged, Exit::Refused, Exit::NotFound].contains(&failure.exit) => return Err(failure),
             Err(failure) => {
                 damaged = true;
                 let message = format!("point {}: {}", point.id, failure.message);

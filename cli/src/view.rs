@@ -89,6 +89,7 @@ pub(crate) async fn open(global: &Global, hosts: &Hosts, args: OpenArgs) -> Resu
         written_bytes: view.overlay().map_or(0, Overlay::written_bytes),
         is_whole: matches!(hydrated, Ok(true)),
     };
+    drop(view); // who is told may open the same again
     if let Some(caller) = caller {
         opened::tell(caller, &ended).await;
     }
@@ -208,6 +209,10 @@ fn open_overlay(dir: &Path, store: Option<&Path>, origin: &Origin, base: &PointR
             OverlayError::OfAnother { .. } => {
                 (Exit::Refused, "open that point, name another folder with --overlay, or remove this one and what was written")
             }
+            OverlayError::BecameFile { .. } => (
+                Exit::Refused,
+                "use that file by itself, and remove the folder; or give the same command with --hydrate and that name",
+            ),
             OverlayError::OfOthers { .. } => (Exit::Refused, "name a folder of your own: --overlay DIRECTORY"),
             OverlayError::NotOne { .. } => (Exit::Refused, "name an empty folder, or one that is not there"),
             _ => (Exit::Failed, ""),

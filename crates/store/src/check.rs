@@ -59,7 +59,7 @@ pub enum Problem {
     PointIncomplete,
     /// A point holds runs that the source could not read.
     PointDegraded,
-    /// Nothing names it, and nothing can any more; swept at the receiver's next start.
+    /// Nothing names it, and nothing can any more; the receiver sweeps it.
     Orphan,
     /// Of a claim that the ledger does not hold (any more); never swept.
     Strange,

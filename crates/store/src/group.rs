@@ -82,6 +82,19 @@ struct Dead {
     created_ms: Option<i64>,
 }
 
+/// The terms of which there may be segments, by the folders that they would lie in: one request, and one for each volume.
+fn terms_of_segments(segments: &Segments) -> Result<Vec<(Name, Term)>> {
+    let (backend, names) = (&*segments.backend, &segments.names);
+    let volumes: Vec<Name> =
+        block_on(backend.folders(&names.segments()))?.iter().filter_map(|volume| volume.parse().ok()).collect();
+    let mut terms = Vec::new();
+    let found = parallel(backend, &volumes, |volume| block_on(backend.folders(&names.segments_of(volume))));
+    for (volume, folders) in volumes.iter().zip(found) {
+        terms.extend(folders?.iter().filter_map(|term| term.parse().ok()).map(|term| (volume.clone(), Term(term))));
+    }
+    Ok(terms)
+}
+
 /// Neighbouring granules of one sort in the head image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DigestRun {
@@ -129,6 +142,8 @@ pub struct GroupStore {
     deferred_since: Option<Instant>,
     /// When objects of a bucket were deleted last.
     swept_at: Option<Instant>,
+    /// When its segments were looked at last.
+    listed_at: Option<Instant>,
     /// What of a bucket's segments nobody has looked at since the group was opened: those after this one.
     unseen: Option<Unseen>,
     /// Segments that no accepted record names, of which one may still: linked by an append that has not succeeded (yet).
@@ -139,6 +154,8 @@ impl GroupStore {
     pub(crate) fn open(shared: Arc<Shared>, names: GroupNames, id: GroupId) -> Result<Self> {
         let segments = Arc::new(Segments::new(Arc::clone(&shared.backend), names));
         let backend = &*segments.backend;
+        // Before the ledger: a claim that comes meanwhile is in what is replayed.
+        let folders = if shared.is_dir { Vec::new() } else { terms_of_segments(&segments)? };
         let replayed = replay(backend, &segments.names, id, |image| write_checkpoint(backend, &segments.names, image))?;
         // The last writer may have died between writing and syncing: what we believe from here on must outlive a power cut.
         if let Some(head) = replayed.image.state().head() {
@@ -158,6 +175,7 @@ impl GroupStore {
             looked_at: None,
             deferred_since: None,
             swept_at: None,
+            listed_at: None,
             unseen: None,
             awaited: BTreeMap::new(),
         };
@@ -168,7 +186,7 @@ impl GroupStore {
                 there = group.list_segments()?;
                 terms.extend(there.iter().map(|(part, _)| part.layer.term));
             } else {
-                terms.extend(group.terms_of_segments()?);
+                terms.extend(group.believed(folders)?);
             }
             group.torn = lost_claim(&group.segments.names, group.image.state(), terms.into_iter());
         }
@@ -394,13 +412,15 @@ impl GroupStore {
     /// In a bucket: a few at a time.
     fn sweep_bucket(&mut self) -> Result<Swept> {
         let mut swept = Swept::default();
-        if self.unseen.is_some() && self.swept_at.is_none_or(|at| at.elapsed() >= SWEPT_AGAIN) {
-            self.look_for_debris()?;
+        // What fails keeps nothing else from being deleted, and is told at the end.
+        let mut failed = None;
+        if self.unseen.is_some() && self.listed_at.is_none_or(|at| at.elapsed() >= SWEPT_AGAIN) {
+            failed = self.look_for_debris().err();
         }
         if self.cleared.is_empty() && self.looked_at.is_none_or(|at| at.elapsed() >= LOOKED_AGAIN) {
             // After an error, too: not again at once.
             self.looked_at = Some(Instant::now());
-            self.clear()?;
+            failed = self.clear().err().or(failed);
         }
         if !self.cleared.is_empty() && self.swept_at.is_none_or(|at| at.elapsed() >= SWEPT_AGAIN) {
             let of = |part: &PartName| Some((*part, self.dead.get(part)?.volume.clone()));
@@ -410,21 +430,26 @@ impl GroupStore {
             let backend = &*self.segments.backend;
             let deleted = parallel(backend, &batch, |(part, volume)| block_on(backend.delete(&self.segments.name(volume, part))));
             for ((part, _), deleted) in batch.iter().zip(deleted) {
-                deleted?;
-                self.segments.forget(part);
-                self.dead.remove(part);
+                // One that cannot be deleted, perhaps never, comes up again with the next look.
                 self.cleared.remove(part);
-                swept.deleted += 1;
+                match deleted {
+                    Ok(()) => {
+                        self.segments.forget(part);
+                        self.dead.remove(part);
+                        swept.deleted += 1;
+                    }
+                    Err(error) => failed = Some(error),
+                }
             }
         }
         swept.deferred = self.dead.len();
-        Ok(swept)
+        failed.map_or(Ok(swept), Err)
     }
 
     /// Looks at some more of a bucket's segments. What is there waits a day before it goes, so nothing waits for this.
     fn look_for_debris(&mut self) -> Result<()> {
         let Some(Unseen(after)) = &self.unseen else { return Ok(()) };
-        self.swept_at = Some(Instant::now());
+        self.listed_at = Some(Instant::now());
         let page = block_on(self.segments.backend.list(Some(&self.names().segments()), after.as_ref(), LISTED_AT_ONCE))?;
         let last = page.objects.last().map(|listed| listed.name.clone());
         let found = page.objects.iter().filter_map(|listed| self.known_segment(listed)).collect();
@@ -835,14 +860,16 @@ impl GroupStore {
         Some((PartName { layer, number }, Dead { volume, created_ms: Some(listed.created_ms) }))
     }
 
-    /// The terms of which there are segments, by the folders that they lie in: one request, and one for each volume.
-    fn terms_of_segments(&self) -> Result<BTreeSet<Term>> {
-        let backend = &*self.segments.backend;
-        let volumes: Vec<Name> =
-            block_on(backend.folders(&self.names().segments()))?.iter().filter_map(|volume| volume.parse().ok()).collect();
-        let mut terms = BTreeSet::new();
-        for folders in parallel(backend, &volumes, |volume| block_on(backend.folders(&self.names().segments_of(volume)))) {
-            terms.extend(folders?.iter().filter_map(|term| term.parse().ok()).map(Term));
+    /// The terms of these folders; those that the ledger does not know only if there is a segment in them.
+    fn believed(&self, folders: Vec<(Name, Term)>) -> Result<BTreeSet<Term>> {
+        let (known, news): (Vec<_>, Vec<_>) = folders.into_iter().partition(|(_, term)| term.0 < self.state().next_slot().0);
+        let mut terms: BTreeSet<Term> = known.into_iter().map(|(_, term)| term).collect();
+        for (volume, term) in news {
+            let folder = self.names().segments_of_term(&volume, term);
+            let page = block_on(self.segments.backend.list(Some(&folder), None, LISTED_AT_ONCE))?;
+            if page.objects.iter().any(|listed| self.known_segment(listed).is_some()) {
+                terms.insert(term);
+            }
         }
         Ok(terms)
     }

@@ -18,7 +18,8 @@
 //!   goes by no lease, and says so; what lands is nobody's, and expires.
 //! - *Two collectors*, by mistake: each keeps to this by himself, and names of deleted parts are never used again.
 //! - *A listing has pages*: leases are removed only by who reads no more or has a newer one for as long as the old one held, so a listing
-//!   that began while somebody was held shows at least one of his.
+//!   that began while somebody was held shows at least one of his. When it is read it may be gone, if the collector stalled meanwhile: then
+//!   nobody knows what he reads by now, and everything is held.
 //!
 //! Whether a lease has expired is told by the *service's* clock: the collector puts an object beside the leases, and a listing says how
 //! much older than that each of them is. No clock of a reader or a gateway comes in, and a renewal is one PUT; by ledger time the
@@ -272,6 +273,9 @@ impl Keeper {
     }
 }
 
+/// Expired leases that one look removes: records wait for it.
+const REMOVED_AT_ONCE: usize = 64;
+
 /// Whether we may not write there, rather than not at the moment.
 fn is_denial(error: &StoreError) -> bool {
     matches!(error, StoreError::RemoteDenied { .. } | StoreError::Denied { .. } | StoreError::ReadOnly { .. })
@@ -354,7 +358,11 @@ impl Leases {
             match names.parse(&name) {
                 Some(GroupObject::LeaseClock(_)) if age_ms > HOLD_MS_MAX => over.push(name), // of a collector that died
                 Some(GroupObject::Lease(_)) => {
-                    let Some(lease) = self.read(backend, &name)? else { continue };
+                    let Some(lease) = self.read(backend, &name)? else {
+                        // Who renews removes what has expired: a newer one of his may hold, which this listing is too old to show.
+                        points.push((None, Slot(u64::MAX)));
+                        continue;
+                    };
                     match expires_after_ms(lease) < age_ms {
                         true => over.push(name),
                         false => points.push(holds(names, lease)),
@@ -363,6 +371,7 @@ impl Leases {
                 _ => {}
             }
         }
+        over.truncate(REMOVED_AT_ONCE);
         for name in over {
             tracing::info!(object = %name, "a lease has expired");
             if let Err(error) = block_on(backend.delete(&name)) {
@@ -372,7 +381,7 @@ impl Leases {
         Ok(Held { now_ms, points })
     }
 
-    /// `None`: it was removed meanwhile. Who did reads no more.
+    /// `None`: it was removed meanwhile.
     fn read(&mut self, backend: &dyn Backend, name: &ObjectName) -> Result<Option<&Option<Description>>> {
         if !self.known.contains_key(name) {
             let Some(found) = read(backend, name)? else { return Ok(None) };

@@ -142,6 +142,10 @@ impl GroupNames {
         self.below(&format!("segments/{volume}"))
     }
 
+    pub(crate) fn segments_of_term(&self, volume: &Name, term: Term) -> ObjectName {
+        self.below(&format!("segments/{volume}/{term}"))
+    }
+
     /// One part of a layer of a volume of that name.
     pub fn segment(&self, volume: &Name, part: &PartName) -> ObjectName {
         self.below(&format!("segments/{}", part_path(volume, part)))

@@ -7,7 +7,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use farside_layer::{Footer, FrameDecoder, FrameRef};
 use farside_ledger::{State, VolumeMeta, group_id};
@@ -64,9 +65,20 @@ pub struct PointReader {
     _lock: ReaderLock,
     /// In a bucket.
     lease: Option<Lease>,
-    /// Something that is needed was not there: the slot by which the point had been given up, if that is why.
-    deleted: OnceLock<Option<Slot>>,
+    deleted: Mutex<Deleted>,
 }
+
+/// What is known of why something that is needed is not there.
+#[derive(Debug, Default)]
+struct Deleted {
+    /// The slot by which the point had been given up.
+    by: Option<Slot>,
+    /// When that was asked last. The answer may change.
+    asked_at: Option<Instant>,
+}
+
+/// And not again before this: it costs a replay.
+const ASKED_AGAIN: Duration = if cfg!(test) { Duration::ZERO } else { Duration::from_secs(60) };
 
 /// The content of one region, and the buffers to read another one into.
 #[derive(Debug)]
@@ -292,7 +304,7 @@ impl PointReader {
             Ok::<_, StoreError>(by_part.remove(&no).unwrap_or(PartRuns::Damaged { regions: None }))
         })?;
         let parts = living.into_iter().collect();
-        let (segments, deleted) = (Arc::clone(segments), OnceLock::new());
+        let (segments, deleted) = (Arc::clone(segments), Mutex::default());
         Ok(Self { segments, volume: meta, point, geometry, image: whole, parts, _lock: lock, lease, deleted })
     }
 
@@ -606,7 +618,7 @@ impl PointReader {
         if self.lease.is_some()
             && let Some(name) = &segment
             && matches!(block_on(self.segments.backend.size(name)), Ok(None))
-            && let Some(slot) = *self.deleted.get_or_init(|| self.given_up_by())
+            && let Some(slot) = self.why_deleted()
         {
             return StoreError::PointDeleted { volume: self.volume.name.to_string(), point: self.point, slot };
         }
@@ -617,6 +629,15 @@ impl PointReader {
             segment: segment.map_or_else(String::new, |name| name.to_string()),
             why,
         }
+    }
+
+    fn why_deleted(&self) -> Option<Slot> {
+        let mut deleted = self.deleted.lock().unwrap_or_else(PoisonError::into_inner);
+        if deleted.by.is_none() && deleted.asked_at.is_none_or(|at| at.elapsed() >= ASKED_AGAIN) {
+            deleted.by = self.given_up_by();
+            deleted.asked_at = Some(Instant::now());
+        }
+        deleted.by
     }
 
     /// A slot by which the point is not retained any more; `None` if it is, as far as one can see.

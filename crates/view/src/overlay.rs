@@ -10,8 +10,10 @@
 //!
 //! Assumed of the disk: a sector of 512 bytes is written whole or not at all.
 
+use std::ffi::OsString;
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -33,6 +35,9 @@ const YOUNG: &str = "overlay.json.new";
 const DATA: &str = "data";
 const MAP: &str = "map";
 const LOCK: &str = "lock";
+/// There as soon as `data` is the whole volume, durably, and is about to become a file; it holds that file's name. Bits are never taken
+/// back, so what it says stays true.
+const WHOLE: &str = "whole";
 /// Pages of the map whose bytes a flush has in memory at once (16 MiB). So many are of half a tebibyte of granules of 4 KiB: a volume with
 /// more is synced once for each. Tests have small volumes.
 const FLUSH_PAGES_MAX: usize = if cfg!(test) { 1 } else { 4096 };
@@ -108,6 +113,14 @@ pub enum OverlayError {
         /// What about it.
         why: String,
     },
+    /// Its `data` is a file of its own by now, and somebody may use that.
+    #[error("the overlay {path} has become the file {file}")]
+    BecameFile {
+        /// The folder.
+        path: PathBuf,
+        /// The file, when it was made.
+        file: PathBuf,
+    },
     /// It is not the whole volume.
     #[error("the overlay {path} lacks {missing_bytes} bytes of the volume, which could not be read")]
     NotWhole {
@@ -133,6 +146,8 @@ pub enum OverlayError {
 #[derive(Debug)]
 struct Folder {
     path: PathBuf,
+    /// Device and number of `data`: the folder may have been moved, and another one lie in its place.
+    data: (u64, u64),
     /// Nobody else has it.
     _lock: File,
 }
@@ -173,7 +188,7 @@ impl Overlay {
         };
         // What a beginning that was interrupted left is no reason to refuse; it holds nothing yet.
         let is_ours = |entry: &std::fs::DirEntry| {
-            let is_empty = || entry.metadata().is_ok_and(|meta| meta.is_file() && meta.blocks() == 0);
+            let is_empty = || entry.metadata().is_ok_and(|meta| meta.is_file() && meta.blocks() == 0 && meta.nlink() == 1);
             let name = entry.file_name();
             name == LOCK || name == YOUNG || ((name == DATA || name == MAP) && is_empty())
         };
@@ -208,9 +223,17 @@ impl Overlay {
                 file.set_len(0).and_then(|()| file.set_len(bytes)).and_then(|()| file.sync_all()).map_err(io(name, "made"))?;
             }
             describe(dir, over).map_err(io(DESCRIPTION, "written"))?;
-            let above = dir.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            File::open(above).and_then(|above| above.sync_all()).map_err(io("..", "synced"))?;
         }
+        let is = data.metadata().map_err(io(DATA, "looked at"))?;
+        if is.nlink() > 1
+            && let Ok(file) = std::fs::read(dir.join(WHOLE))
+        {
+            let file = PathBuf::from(OsString::from_vec(file));
+            return Err(OverlayError::BecameFile { path: dir.to_owned(), file });
+        }
+        // Also of one that is there: who made it may have been killed before this.
+        sync_folder(dir).map_err(io("", "synced"))?;
+        sync_folder(above(dir)).map_err(io("..", "synced"))?;
         for (name, file, bytes) in [(DATA, &data, geometry.volume_bytes()), (MAP, &map, map_bytes)] {
             let now = file.metadata().map_err(io(name, "looked at"))?.len();
             if now != bytes {
@@ -219,7 +242,10 @@ impl Overlay {
             }
         }
         match Self::of(Box::new(data), Box::new(map), geometry) {
-            Ok(overlay) => Ok(Self { folder: Some(Folder { path: dir.to_owned(), _lock: lock }), ..overlay }),
+            Ok(overlay) => {
+                let folder = Folder { path: dir.to_owned(), data: (is.dev(), is.ino()), _lock: lock };
+                Ok(Self { folder: Some(folder), ..overlay })
+            }
             Err(MapError::Io(errno)) => Err(io(MAP, "read")(errno.into())),
             Err(damaged) => Err(OverlayError::Unknown { path: dir.to_owned(), why: damaged.to_string() }),
         }
@@ -268,25 +294,50 @@ impl Overlay {
         if self.missing_bytes() > 0 {
             return Err(OverlayError::NotWhole { path: folder.path.clone(), missing_bytes: self.missing_bytes() });
         }
+        // Who moved the folder, and made another one there, keeps both.
+        let moved = || io("made")(io::Error::other(format!("{} is not where it was", folder.path.display())));
+        if identity(&folder.path.join(DATA)).ok() != Some(folder.data) {
+            return Err(moved());
+        }
+        say_whole(&folder.path, path).map_err(io("made"))?;
         std::fs::hard_link(folder.path.join(DATA), path).map_err(io("made"))?;
-        let above = path.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        File::open(above).and_then(|above| above.sync_all()).map_err(io("synced"))?;
-        Self::tidy_away(&folder.path, path);
-        Ok(())
+        if identity(path).ok() != Some(folder.data) {
+            let _ = std::fs::remove_file(path);
+            return Err(moved());
+        }
+        // It is locked by this process.
+        Self::tidy(&folder.path, path).map_err(io("synced"))
     }
 
-    /// Removes the folder of an overlay that has become this file, as far as a power cut left it. Says whether it has.
+    /// Removes the folder of an overlay that has become this file, as far as a kill or a power cut left it, and nobody has it open. Says
+    /// whether it has: a link that somebody else made to the `data` of an overlay is none.
     pub fn tidy_away(dir: &Path, file: &Path) -> bool {
-        let identity = |path: &Path| std::fs::symlink_metadata(path).map(|is| (is.dev(), is.ino()));
-        let is_it = matches!((identity(&dir.join(DATA)), identity(file)), (Ok(data), Ok(file)) if data == file);
-        if is_it {
-            // In this order: without its description it is no overlay any more, and `data` tells to the last which file it was.
-            for name in [DESCRIPTION, MAP, DATA, LOCK] {
-                let _ = std::fs::remove_file(dir.join(name)); // what is left does no harm
-            }
-            let _ = std::fs::remove_dir(dir);
+        let data = identity(&dir.join(DATA));
+        let is_it = data.is_ok_and(|data| identity(file).is_ok_and(|file| data == file))
+            && dir.join(WHOLE).symlink_metadata().is_ok()
+            && !is_inside(file, dir);
+        let is_alone = || match File::open(dir.join(LOCK)) {
+            Ok(lock) => lock.try_lock().is_ok(),
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
+        };
+        is_it && is_alone() && Self::tidy(dir, file).is_ok()
+    }
+
+    /// Whether a file of that name would lie in the folder itself.
+    pub fn holds(dir: &Path, file: &Path) -> bool {
+        is_inside(file, dir)
+    }
+
+    fn tidy(dir: &Path, file: &Path) -> io::Result<()> {
+        // † Its name before the last other name of it goes.
+        File::open(file)?.sync_all()?;
+        sync_folder(above(file))?;
+        // In this order: without its description it is no overlay any more, and to the last it tells that its data is that file.
+        for name in [DESCRIPTION, MAP, DATA, WHOLE, LOCK] {
+            let _ = std::fs::remove_file(dir.join(name)); // what is left does no harm
         }
-        is_it
+        let _ = std::fs::remove_dir(dir);
+        Ok(())
     }
 
     /// Whether a granule was written.
@@ -355,6 +406,35 @@ impl Overlay {
     fn is_whole(&self) -> Result<(), Errno> {
         if self.failed.load(Ordering::SeqCst) { Err(Errno::EIO) } else { Ok(()) }
     }
+}
+
+/// Device and number.
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    std::fs::symlink_metadata(path).map(|is| (is.dev(), is.ino()))
+}
+
+fn above(path: &Path) -> &Path {
+    path.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Whether a file lies in a folder, whatever both are called.
+fn is_inside(file: &Path, dir: &Path) -> bool {
+    let real = |path: &Path| std::fs::metadata(path).map(|is| (is.dev(), is.ino()));
+    matches!((real(above(file)), real(dir)), (Ok(above), Ok(dir)) if above == dir) || file.starts_with(dir)
+}
+
+fn sync_folder(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+/// Says, durably, that `data` is whole, and what it becomes.
+fn say_whole(dir: &Path, file: &Path) -> io::Result<()> {
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600).custom_flags(OFlag::O_NOFOLLOW.bits());
+    let whole = options.open(dir.join(WHOLE))?;
+    whole.write_all_at(file.as_os_str().as_bytes(), 0)?;
+    whole.sync_all()?;
+    sync_folder(dir)
 }
 
 fn check(dir: &Path, text: &[u8], over: &Origin) -> Result<(), OverlayError> {

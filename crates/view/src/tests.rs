@@ -236,6 +236,9 @@ fn what_is_zeroes_already_takes_no_room() {
     Fake::new().view(None).extents(extent(512, BYTES - 512), 2, &mut out).expect("told");
     let hole = Extent { len: region, kind: ExtentKind::Hole };
     assert_eq!(out, [Extent { len: region - 512, kind: ExtentKind::Data }, hole], "at most two");
+    let mut out = Vec::new();
+    Fake::new().view(None).extents(extent(512, BYTES - 512), 1, &mut out).expect("told");
+    assert_eq!(out, [Extent { len: region - 512, kind: ExtentKind::Data }], "what comes after the hole is not next to it");
 }
 
 #[test]
@@ -290,6 +293,53 @@ fn a_point_becomes_a_file_with_what_was_written_before_meanwhile_and_later() {
     });
 }
 
+/// Whose `data` a file is by accident, or by a person's own link, is still an overlay.
+#[test]
+fn only_a_folder_that_became_the_file_is_tidied_away() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let (folder, file, link) = (dir.path().join("overlay"), dir.path().join("data.img"), dir.path().join("mine.img"));
+    let open = || Overlay::open(&folder, &origin("1-aaaa"), &Fake::new().geometry);
+    let view = Arc::new(Fake::new().view(Some(folder.as_path())));
+    view.write(4096, &[1; 4096]).expect("written");
+    view.flush().expect("flushed");
+    std::fs::hard_link(folder.join("data"), &link).expect("linked");
+    for name in [&link, &folder.join("data")] {
+        assert!(!Overlay::tidy_away(&folder, name) && folder.join("map").exists(), "{}", name.display());
+    }
+    assert!(Overlay::holds(&folder, &folder.join("data")) && !Overlay::holds(&folder, &link));
+    std::fs::remove_file(&link).expect("removed");
+
+    // Killed after the link: the folder is there still.
+    assert_eq!(view.fill(2, &|_| true), Ok(0));
+    let kept = dir.path().join("kept");
+    assert!(std::process::Command::new("cp").arg("-al").args([&folder, &kept]).status().expect("it starts").success());
+    view.overlay().expect("one").become_file(&file).expect("whole");
+    drop(view);
+    std::fs::write(kept.join("whole"), file.as_os_str().as_encoded_bytes()).expect("written");
+    std::fs::rename(&kept, &folder).expect("as it was before it was tidied away");
+    let became = open().expect_err("it is a file by now");
+    assert!(matches!(&became, OverlayError::BecameFile { file: it, .. } if *it == file), "{became}");
+    let lock = std::fs::File::open(folder.join("lock")).expect("there");
+    lock.lock().expect("locked");
+    assert!(!Overlay::tidy_away(&folder, &file), "somebody has it open");
+    drop(lock);
+    assert!(Overlay::tidy_away(&folder, &file) && !folder.exists() && file.exists());
+}
+
+/// Who moved the folder of an overlay that is open, and made another one there, keeps that.
+#[test]
+fn another_overlay_in_the_place_of_one_does_not_become_its_file() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let (folder, file) = (dir.path().join("overlay"), dir.path().join("data.img"));
+    let view = Fake::new().view(Some(folder.as_path()));
+    assert_eq!(view.fill(2, &|_| true), Ok(0));
+    std::fs::rename(&folder, dir.path().join("moved")).expect("moved");
+    let other = Overlay::open(&folder, &origin("1-aaaa"), &Fake::new().geometry).expect("another");
+    assert!(view.overlay().expect("one").become_file(&file).is_err() && !file.exists());
+    drop(other);
+    Overlay::open(&folder, &origin("1-aaaa"), &Fake::new().geometry).expect("it is as it was");
+}
+
 #[test]
 fn a_fill_goes_on_where_it_was_and_begins_with_what_is_read() {
     let dir = tempfile::tempdir().expect("temp dir");
@@ -331,6 +381,8 @@ fn what_cannot_be_read_keeps_the_file_away_until_it_is_written() {
     std::fs::remove_file(&file).expect("removed");
     // As a power cut leaves it in the midst of that.
     std::fs::hard_link(folder.join("data"), &file).expect("made");
+    assert!(!Overlay::tidy_away(&folder, &file), "it is open");
+    drop(view);
     assert!(Overlay::tidy_away(&folder, &file) && !folder.exists());
     let mut expected = below();
     expected[3 * 4096..5 * 4096].fill(1);

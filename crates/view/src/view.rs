@@ -318,6 +318,8 @@ impl<B: Base> View<B> {
         let mut push = |len, kind| {
             let runs = out.len() - from;
             match out[from..].last_mut() {
+                // What comes after one that found no room is not next to the last.
+                _ if full => {}
                 Some(last) if last.kind == kind => last.len += len,
                 _ if runs == max => full = true,
                 _ => out.push(Extent { len, kind }),
