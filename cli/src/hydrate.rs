@@ -77,6 +77,14 @@ fn fill(view: &View<PointReader>, file: &Path, json: bool, is_over: &AtomicBool)
     if is_over.load(Ordering::Relaxed) {
         return Ok(false);
     }
+    if view.is_deleted() {
+        let message = format!(
+            "{} is not made: the store has given up the point, and {} were not fetched",
+            file.display(),
+            print::bytes(missing)
+        );
+        return Err(Failure::new(Exit::NotFound, message, "open another point, and pin it first: farside point pin"));
+    }
     let message = format!("{} is not made: {} of the volume cannot be read", file.display(), print::bytes(missing));
     let what_to_do = "put back what the store has lost, or write there (--writable), and give the same command again";
     Err(Failure::new(Exit::Damaged, message, what_to_do))

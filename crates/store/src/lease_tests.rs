@@ -444,6 +444,46 @@ fn who_may_not_write_reads_and_is_told_that_nothing_keeps_his_point() {
     assert!(matches!(all_of(&other), Err(StoreError::Corrupt { .. })));
 }
 
+/// Between the listing and the reading of what it shows a collector may stall for hours, in which a reader renews what he holds.
+#[test]
+fn a_lease_that_is_gone_when_it_is_read_holds_everything() {
+    let mut site = Site::new();
+    let reader = site.read(site.old).expect("open");
+    site.prune();
+    site.day();
+    let bucket = Arc::clone(&site.bucket);
+    site.bucket.meet(Met::List, When::After, "leases", move || {
+        let old = bucket.names("/leases/").into_iter().find(|name| !name.ends_with(".now")).expect("a lease");
+        let old = ObjectName::new(old).expect("name");
+        let content = block_on(bucket.get(&old, LEASE_BYTES_MAX)).expect("read").expect("there");
+        block_on(bucket.create(&names().lease([9; 16]), content)).expect("renewed");
+        block_on(bucket.delete(&old)).expect("removed");
+    });
+    assert_eq!((site.sweep(), site.bucket.all_met()), (0, true));
+    assert!(all_of(&reader).expect("all is there") == filled(1));
+    block_on(site.bucket.delete(&names().lease([9; 16]))).expect("removed");
+    assert_eq!(site.sweep(), 1);
+}
+
+/// A service may keep an object for years, whoever wants it deleted.
+#[test]
+fn what_cannot_be_deleted_keeps_nothing_else() {
+    let mut site = Site::new();
+    let (group, volume) = (site.group.as_mut().expect("it runs"), &mut site.volume);
+    volume.base(group, 3);
+    site.prune();
+    site.day();
+    let (kept, before) = (site.old_part(), site.bucket.names("/segments/").len());
+    site.bucket.keep(Some(&kept));
+    for _ in 0..3 {
+        let error = site.group().sweep().expect_err("one of them stays").to_string();
+        assert!(error.contains("legal hold") && error.contains(&kept), "{error}");
+        assert_eq!(site.bucket.names("/segments/").len(), before - 1, "the other one is gone");
+    }
+    site.bucket.keep(None);
+    assert_eq!((site.sweep(), site.has_old_part()), (1, false));
+}
+
 /// Two receivers by mistake: each looks for itself.
 #[test]
 fn of_two_collectors_neither_deletes_what_is_read() {

@@ -8,9 +8,10 @@
 //!
 //! It does not give the file its name: that is the overlay's ([`crate::Overlay::become_file`]).
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use farside_region::{GranuleIndex, GranuleRun, RegionIndex, mutation};
 use nix::errno::Errno;
@@ -20,6 +21,9 @@ use crate::{Overlay, Region};
 
 /// What was filled is made durable after so many regions: so much at most is fetched again after a kill.
 const FLUSH_REGIONS: u64 = 64;
+/// A store that does not answer is asked again after so long, and whoever wants an end is heard so often.
+const AGAIN: Duration = if cfg!(test) { Duration::from_millis(2) } else { Duration::from_secs(10) };
+const HEARD: Duration = if cfg!(test) { Duration::from_millis(1) } else { Duration::from_millis(100) };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
@@ -33,7 +37,7 @@ enum Kind {
 
 impl<B: Base> View<B> {
     /// Fills the overlay, first what was asked for since, then in sequence; what cannot be read is tried again as long as something else
-    /// can. `go_on` hears, from any thread, how many bytes are there; with `false` it ends early.
+    /// can, and a store that does not answer until it does. `go_on` hears, from any thread, how many bytes are there; with `false` it ends early.
     ///
     /// Gives the bytes that are not there, durably all others are.
     ///
@@ -45,18 +49,26 @@ impl<B: Base> View<B> {
     pub fn fill(&self, threads: usize, go_on: &(dyn Fn(u64) -> bool + Sync)) -> Result<u64, Errno> {
         let overlay = self.overlay().expect("it is an overlay that is filled");
         loop {
-            let before = overlay.written_bytes();
-            let is_over = self.fill_once(threads, go_on)?;
+            let (before, is_away) = (overlay.written_bytes(), AtomicBool::new(false));
+            let is_over = self.fill_once(threads, go_on, &is_away)?;
             self.flush()?;
             let missing = overlay.missing_bytes();
-            if is_over || missing == 0 || overlay.written_bytes() == before {
+            let is_stuck = overlay.written_bytes() == before;
+            if is_over || missing == 0 || (is_stuck && (!is_away.into_inner() || self.is_deleted())) {
                 return Ok(missing);
+            }
+            let until = Instant::now() + AGAIN;
+            while is_stuck && Instant::now() < until {
+                if !go_on(overlay.written_bytes().min(self.bytes())) {
+                    return Ok(missing);
+                }
+                thread::sleep(HEARD);
             }
         }
     }
 
     /// Says whether it ended early.
-    fn fill_once(&self, threads: usize, go_on: &(dyn Fn(u64) -> bool + Sync)) -> Result<bool, Errno> {
+    fn fill_once(&self, threads: usize, go_on: &(dyn Fn(u64) -> bool + Sync), is_away: &AtomicBool) -> Result<bool, Errno> {
         let (next, filled, end) = (AtomicU64::new(0), AtomicU64::new(0), self.geometry().region_count());
         let outcome = Mutex::new(Ok(false));
         let is_going_on = || *outcome.lock().unwrap_or_else(PoisonError::into_inner) == Ok(false);
@@ -70,7 +82,9 @@ impl<B: Base> View<B> {
                     (region < end).then_some(RegionIndex(region))
                 });
                 let Some(region) = region else { break };
-                self.fill_region(region)?;
+                if !self.fill_region(region)? {
+                    is_away.store(true, Ordering::Relaxed);
+                }
                 if (filled.fetch_add(1, Ordering::Relaxed) + 1).is_multiple_of(FLUSH_REGIONS) {
                     self.flush()?;
                 }
@@ -90,21 +104,21 @@ impl<B: Base> View<B> {
         outcome.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Fills what of a region is not there and can be read.
-    pub(crate) fn fill_region(&self, region: RegionIndex) -> Result<(), Errno> {
+    /// Fills what of a region is not there and can be read. Says no when the store did not answer.
+    pub(crate) fn fill_region(&self, region: RegionIndex) -> Result<bool, Errno> {
         let overlay = self.overlay().expect("it is an overlay that is filled");
         let geometry = *self.geometry();
         let whole = geometry.region_run(region);
         let is_there = |granule: GranuleIndex| overlay.has(granule) && !mutation::on("a fill lies over what was written");
         if (whole.start.0..whole.end().0).all(|granule| is_there(GranuleIndex(granule))) {
-            return Ok(());
+            return Ok(true);
         }
         // Before the lock: a client's write does not wait for the store.
         let content = match self.is_zero(region) {
             true => None,
             false => match self.region_to_fill(region) {
                 Some(content) => Some(content),
-                None => return Ok(()),
+                None => return Ok(false),
             },
         };
         let start = geometry.bytes_of(whole).offset.0;
@@ -149,6 +163,6 @@ impl<B: Base> View<B> {
             }
             at = run.end().0;
         }
-        Ok(())
+        Ok(true)
     }
 }

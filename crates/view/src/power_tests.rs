@@ -255,7 +255,7 @@ fn lives(seed: u64) {
                 2 => (Op::WriteZeroes { no_hole: rng.below(2) == 0 }, rng.below(4) == 0),
                 // Nothing changes.
                 3 => match view.fill_region(RegionIndex(rng.below(4))) {
-                    Ok(()) => continue,
+                    Ok(_) => continue,
                     Err(_) => break,
                 },
                 _ => (Op::Write, rng.below(8) == 0),

@@ -361,6 +361,27 @@ fn a_fill_goes_on_where_it_was_and_begins_with_what_is_read() {
     assert_eq!(reads.load(Ordering::SeqCst), 1, "of the last region, which is short");
 }
 
+/// An outage is no damage: who fills waits for its end, or for his own.
+#[test]
+fn a_store_that_does_not_answer_is_waited_for() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let fake = Fake::new();
+    let is_away = fake.is_away.clone();
+    is_away.store(true, Ordering::SeqCst);
+    let view = fake.view(Some(dir.path()));
+    let heard = AtomicU64::new(0);
+    let missing = view.fill(2, &|_| heard.fetch_add(1, Ordering::SeqCst) < 50).expect("it was ended early");
+    assert_eq!(missing, BYTES.div_ceil(4096) * 4096 - 16 * 4096, "zeroes are known without it");
+    let heard = AtomicU64::new(0);
+    let go_on = |_| {
+        if heard.fetch_add(1, Ordering::SeqCst) == 50 {
+            is_away.store(false, Ordering::SeqCst);
+        }
+        true
+    };
+    assert_eq!(view.fill(2, &go_on), Ok(0));
+}
+
 #[test]
 fn what_cannot_be_read_keeps_the_file_away_until_it_is_written() {
     let dir = tempfile::tempdir().expect("temp dir");

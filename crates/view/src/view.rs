@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crossbeam::channel::{Receiver, Sender, bounded};
@@ -103,6 +104,7 @@ pub struct View<B> {
     asked: (Sender<RegionIndex>, Receiver<RegionIndex>),
     is_read_only: bool,
     told: Mutex<HashSet<RegionIndex>>,
+    is_deleted: AtomicBool,
     tell: Box<dyn Fn(&StoreError) + Send + Sync>,
 }
 
@@ -126,6 +128,7 @@ impl<B: Base> View<B> {
             asked: bounded(ASKED_MAX),
             is_read_only: false,
             told: Mutex::default(),
+            is_deleted: AtomicBool::new(false),
             tell,
         }
     }
@@ -154,7 +157,7 @@ impl<B: Base> View<B> {
         self.asked.1.try_recv().ok()
     }
 
-    /// A region for whom nobody waits: it takes nobody's place in the cache.
+    /// A region for whom nobody waits: it takes nobody's place in the cache. `None`: the store does not answer, or not any more.
     pub(crate) fn region_to_fill(&self, region: RegionIndex) -> Option<Arc<Region>> {
         if let Some(content) = lock(&self.cache).get(region).filter(|content| content.lost.is_none()) {
             return Some(content);
@@ -166,9 +169,17 @@ impl<B: Base> View<B> {
             }
             Err(error) => {
                 self.tell_once(region, &error);
+                if matches!(error, StoreError::PointDeleted { .. }) {
+                    self.is_deleted.store(true, Ordering::Relaxed);
+                }
                 None
             }
         }
+    }
+
+    /// Whether the store has given up the point: what was not fetched by now is nowhere.
+    pub fn is_deleted(&self) -> bool {
+        self.is_deleted.load(Ordering::Relaxed)
     }
 
     /// Nobody else writes into the region meanwhile.

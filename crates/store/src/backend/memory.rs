@@ -38,6 +38,8 @@ pub(crate) struct Memory {
     on_their_way: Mutex<Vec<(ObjectName, Bytes)>>,
     /// Creates of names that contain this are refused.
     refused: Mutex<Option<String>>,
+    /// Deletions of names that contain this are refused.
+    kept: Mutex<Option<String>>,
     /// Names that contain this are in no listing.
     unlisted: Mutex<Option<String>>,
 }
@@ -86,6 +88,10 @@ impl Memory {
 
     pub(crate) fn refuse(&self, of: Option<&str>) {
         *lock(&self.refused) = of.map(str::to_owned);
+    }
+
+    pub(crate) fn keep(&self, of: Option<&str>) {
+        *lock(&self.kept) = of.map(str::to_owned);
     }
 
     pub(crate) fn leave_out_of_listings(&self, of: Option<&str>) {
@@ -182,6 +188,9 @@ impl Backend for Memory {
 
     async fn delete(&self, name: &ObjectName) -> Result<()> {
         self.met(Met::Delete, When::Before, name.as_str());
+        if is_in(&self.kept, name) {
+            return Err(StoreError::Remote { doing: "deleting", what: name.to_string(), why: "legal hold".into() });
+        }
         lock(&self.objects).remove(name);
         Ok(())
     }
