@@ -13,7 +13,7 @@ use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use farside_blockio::process::monotonic_ns;
 use farside_control::source::{Accept, VerifyStatus};
 use farside_ledger::{CutTime, EpochInfo, LayerKind};
-use farside_region::{EpochId, GranuleSet, LedgerPosition, Name, RegionSet, Term, VolumeId};
+use farside_region::{EpochId, LedgerPosition, Name, RegionSet, Term, VolumeId};
 use farside_replication::source::{Action, DemoteCause, Event, Limits, Report, Sample, Source, SwitchDone, SwitchMember, Tick};
 use farside_shim::{CoolStep, Cooler, Kind, Switcher, Tracking};
 use farside_wire::{PointAnswer, PointQuery, PointQueryKind, ReceiverMessage, RequestId, SourceMessage};
@@ -23,6 +23,7 @@ use tracing::{debug, error, info, warn};
 use crate::compare::{Compares, Heat};
 use crate::config::{GroupConfig, VolumeConfig};
 use crate::growth::Growth;
+use crate::intent_file::IntentFileError;
 use crate::link::Link;
 use crate::loss::{self, KeptBy, Loss, LossNote};
 use crate::sender::{Order, Report as SenderReport};
@@ -30,6 +31,10 @@ use crate::state_dir::{Mark, StateDir};
 use crate::tally::Tally;
 use crate::volume::{IntentOrder, Served, Surroundings};
 use crate::watch::{Bypass, Noticed, Sight};
+use closing::Away;
+pub(crate) use closing::Opening;
+
+mod closing;
 
 /// How often regions are offered for cooling, at most.
 const COOL_EVERY: Duration = Duration::from_secs(5);
@@ -38,8 +43,6 @@ const TICK_MAX: Duration = Duration::from_millis(250);
 const AGAIN: Duration = Duration::from_secs(1);
 /// While something must be polled.
 const POLL: Duration = Duration::from_millis(1);
-/// A device that does not answer is waited for so long at a stop.
-const CLOSE_WAIT: Duration = Duration::from_secs(15);
 /// And so long for the last host I/O of a planned stop. Together with `stop_wait_seconds` that is less than systemd waits.
 const TAPS_WAIT: Duration = Duration::from_secs(20);
 
@@ -67,6 +70,8 @@ pub(crate) enum Note {
     TapLost(VolumeId, String),
     /// The sender ended, which answers no order any more.
     SenderEnded(VolumeId, String),
+    /// The map of a volume that is being opened is about to say `attached`; answered.
+    Attaches(Opening, Sender<()>),
     Connected(Link),
     Disconnected(u64),
     Message(u64, Box<ReceiverMessage>),
@@ -137,6 +142,16 @@ impl Inbox {
     pub(crate) fn len(&self) -> usize {
         self.0.len()
     }
+
+    /// To be called before the map of a volume loses the word `clean`: a stop answers for that from here on.
+    ///
+    /// # Errors
+    /// When the group has stopped, and has said how.
+    pub(crate) fn attaches(&self, volume: Opening) -> Result<(), IntentFileError> {
+        let (heard, is_heard) = crossbeam::channel::bounded(1);
+        self.send(Note::Attaches(volume, heard));
+        is_heard.recv().map_err(|_| IntentFileError::Stopping)
+    }
 }
 
 /// A running group.
@@ -201,6 +216,7 @@ impl GroupStart {
             source,
             members: BTreeMap::new(),
             unkept: Vec::new(),
+            away: Away::default(),
             link: None,
             actions: Vec::new(),
             cuts: HashMap::new(),
@@ -356,6 +372,7 @@ pub(crate) struct Control {
     pub(crate) members: BTreeMap<VolumeId, Member>,
     /// Those that have left and are not closed before what they remember is kept. A stop knows of them.
     unkept: Vec<Member>,
+    away: Away,
     pub(crate) link: Option<Link>,
     actions: Vec<Action>,
     /// Cuts being read: who has not been read to the end.
@@ -461,6 +478,10 @@ impl Control {
             Note::SenderEnded(id, why) => {
                 self.with(id, |m| m.broken = Some(format!("nothing of it is replicated any more: {why}")));
                 self.step(Event::ReaderLost { volume: id });
+            }
+            Note::Attaches(volume, heard) => {
+                self.away.attaches(volume);
+                let _ = heard.send(()); // it waits for that
             }
             Note::Connected(link) => {
                 let connection = link.number;
@@ -919,6 +940,7 @@ impl Control {
         };
         let id = setup.meta.id;
         self.members.insert(id, member);
+        self.away.is_back(id);
         self.step(Event::AddVolume(setup));
         let member = self.members.get_mut(&id).expect("just inserted");
         // Their notes came before it was a member.
@@ -989,61 +1011,6 @@ impl Control {
         }
     }
 
-    fn removed(&mut self, id: VolumeId) {
-        if let Some(member) = self.members.remove(&id) {
-            self.close(member);
-        }
-    }
-
-    /// Closes a volume that has left.
-    fn close(&mut self, mut member: Member) {
-        let is_to_return = member.leaving.as_ref().is_some_and(|(farewell, _)| farewell.is_to_return());
-        // † What came up since it was let go: who opens it again hears of it in no other way.
-        let name = member.served.config.name.clone();
-        if is_to_return && let Err(error) = member.keep_what_it_remembers() {
-            error!(volume = %name, "it is not closed before its loss is kept, and its users wait: {error:#}");
-            self.around.unkept.set(&name, member.unmarked.clone());
-            return self.unkept.push(member);
-        }
-        self.around.unkept.set(&name, None);
-        let leaving = member.leaving.take();
-        let trusted = member.remembers().is_none() && member.is_trusted();
-        let Member { served, note, .. } = member;
-        // Not here: what is in flight in a device that does not answer would hold up the whole group.
-        std::thread::spawn(move || {
-            let result = match leaving {
-                Some((Farewell::OpenedAgain, _)) => served.close_for_another(),
-                Some((Farewell::OpenedLarger, _)) => {
-                    // All that nobody knows to be published is hot (L2).
-                    let mut owed = GranuleSet::new();
-                    served.volume.hot_regions().ranges().for_each(|range| owed.insert_whole(range));
-                    served.close_for_successor(trusted.then_some(owed));
-                    Ok(())
-                }
-                Some((Farewell::DeviceStays, _)) => {
-                    served.close();
-                    Ok(())
-                }
-                _ => {
-                    let result = served.close_and_remove();
-                    note.remove();
-                    result
-                }
-            };
-            match (&result, &leaving) {
-                (Err(error), _) => error!(volume = %name, "{error:#}"),
-                (Ok(()), Some((Farewell::OpenedAgain | Farewell::OpenedLarger, _))) => {
-                    info!(volume = %name, "closed, to be opened again")
-                }
-                (Ok(()), Some((Farewell::DeviceStays, _))) => info!(volume = %name, "closed; its device stays for now"),
-                (Ok(()), _) => info!(volume = %name, "removed; its points stay in the store"),
-            }
-            if let Some((_, reply)) = leaving {
-                let _ = reply.send(Ok(result)); // whoever waited may have given up
-            }
-        });
-    }
-
     fn report(&mut self, volume: Option<VolumeId>, what: Report) {
         let name = volume.and_then(|v| self.members.get(&v)).map_or(&self.name, |m| &m.served.config.name).clone();
         match what {
@@ -1092,53 +1059,6 @@ impl Control {
         self.step(Event::Halt);
         self.settle_losses();
         self.close_members()
-    }
-
-    /// Each on a thread of its own, and joined last: a device that does not answer must not keep the others from their `clean`.
-    fn close_members(&mut self) -> Stopped {
-        let (mut closing, unkept) = (Vec::new(), std::mem::take(&mut self.unkept));
-        let members = std::mem::take(&mut self.members).into_iter().map(|(id, member)| {
-            let mut owed = self.source.owed(id);
-            owed.union_with(&member.served.volume.open_set());
-            (member, Some(owed))
-        });
-        // What those owe nobody knows any more.
-        for (mut member, owed) in members.chain(unkept.into_iter().map(|member| (member, None))) {
-            let name = member.served.config.name.clone();
-            // † Before the header says anything: what was seen is not seen again.
-            let kept = member.keep_what_it_remembers();
-            if let Err(error) = &kept {
-                error!(volume = %name, "{error:#}");
-            }
-            let is_kept = kept.is_ok() || member.is_on_record();
-            let trusted = is_kept && member.is_trusted();
-            let (answer, answered) = crossbeam::channel::bounded(1);
-            std::thread::spawn(move || answer.send(member.served.close_at_stop(owed.filter(|_| trusted))));
-            closing.push((name, is_kept, answered));
-        }
-        let patience = Instant::now() + CLOSE_WAIT;
-        let mut worst = Stopped::Clean;
-        for (name, is_kept, answered) in closing {
-            match answered.recv_deadline(patience) {
-                Ok(true) => {}
-                Ok(false) => {
-                    warn!(volume = %name, "stopped, but not cleanly: the next start compares what was hot");
-                    worst = worst.max(Stopped::Unclean);
-                }
-                Err(_) => {
-                    error!(volume = %name, "its device does not answer; the process ends without waiting for it");
-                    worst = worst.max(Stopped::Unclean);
-                }
-            }
-            if !is_kept {
-                error!(
-                    volume = %name,
-                    "that tracking was lost is kept nowhere that survives a reboot: after it run `farside volume resync {name}`"
-                );
-                worst = Stopped::LossUnkept;
-            }
-        }
-        worst
     }
 
     fn listen_until(&mut self, done: impl Fn(&Self) -> bool, deadline: Option<Instant>) {

@@ -60,6 +60,9 @@ pub(crate) enum IntentFileError {
     /// The folder.
     #[error(transparent)]
     Folder(#[from] ConfigError),
+    /// It would be attached after its group has said how it stopped.
+    #[error("farsided is stopping")]
+    Stopping,
 }
 
 /// What [`IntentFile::has_room`] writes; a crash may leave it.
@@ -99,7 +102,7 @@ impl IntentFile {
         dir: &Path,
         geometry: &Geometry,
         fresh_id: MapId,
-        judge: &mut dyn FnMut(&Header) -> Result<(), ConfigError>,
+        judge: &mut dyn FnMut(&Header) -> Result<(), IntentFileError>,
     ) -> Result<(Self, Found), IntentFileError> {
         let path = dir.join("intent");
         let _ = std::fs::remove_file(dir.join(TRIAL));

@@ -35,7 +35,7 @@ use crate::change::{self, Change};
 use crate::config::{LimitsConfig, STATE_DIR, VolumeConfig, write_atomically};
 use crate::encode::Encoders;
 use crate::flush_note::FlushNote;
-use crate::group::{Inbox, Note};
+use crate::group::{Inbox, Note, Opening};
 use crate::intent_file::IntentFile;
 use crate::intent_thread::IntentThread;
 use crate::loss::{self, LossNote, Unkept};
@@ -227,12 +227,16 @@ impl Served {
         let now = Left::now(writes.as_ref(), around.boot);
         let mut used = None;
         let mut touched = false;
+        let opening = Opening { id: meta.id, name: name.clone(), dir: dir.clone() };
         let (mut file, found) = IntentFile::open(&dir, &geometry, MapId(fresh), &mut |header| {
             let as_left = header.backing == device.identity_found() && !Left::is_passed(&dir, now.as_ref());
             let was_clean = header.state == HeaderState::Clean;
             touched = was_clean && !as_left;
             if let (Some(kept), Ok(Some(now))) = (&kept, Sentinels::look(&device, header.volume_bytes, &meta.digest_key)) {
                 used = now.differ(kept, was_clean);
+            }
+            if header.volume_bytes < geometry.volume_bytes() {
+                inbox.attaches(opening.clone())?; // a larger map is not `clean`
             }
             let why = match (bypassed, known, touched, used) {
                 (true, ..) => "its device was used without a tap",
@@ -243,7 +247,7 @@ impl Served {
                 _ => return Ok(()),
             };
             warn!(volume = %name, "{why}: everything will be compared");
-            Mark::TrackingLost.put_because(&dir, why)
+            Ok(Mark::TrackingLost.put_because(&dir, why)?)
         })?;
         match identity.keep(&dir) {
             // † L1: which boot it was, and by which number, says nothing that the next start must know.
@@ -273,6 +277,7 @@ impl Served {
         let volume_bytes_before = before.map_or(geometry.volume_bytes(), |h| h.volume_bytes);
         let flush_failed_this_boot = before.is_some_and(|h| h.flush_failed == Some(around.boot));
         let (confirmed, position) = (before.and_then(|h| h.term), before.and_then(|h| h.position));
+        inbox.attaches(opening)?;
         file.write_header(|h| {
             h.state = HeaderState::Attached;
             h.backing = None;

@@ -232,6 +232,62 @@ async fn what_is_lost_while_a_volume_is_closed_is_kept_or_known_to_a_stop() {
     }
 }
 
+/// A volume that was being closed to be opened again when a stop came, or was closed by then, was in no group: the stop was called
+/// clean, and the next start compared what was hot.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_answers_for_what_it_finds_closed() {
+    for (farewell, stopped) in
+        [(Farewell::OpenedAgain, Stopped::Unclean), (Farewell::OpenedLarger, Stopped::Clean), (Farewell::Removed, Stopped::Clean)]
+    {
+        for is_over in [true, false] {
+            let running = Running::new().await;
+            let folder = running.folder("data");
+            let (reply, mut left) = oneshot::channel();
+            running.inbox.send(Note::Ask(Ask::Leave(running.id, farewell, reply)));
+            let end = if is_over { Some((&mut left).await) } else { None };
+            assert_eq!(running.daemon.stop_groups().await, stopped, "{farewell:?}, over: {is_over}");
+            let end = end.unwrap_or_else(|| Ok(left.try_recv().expect("the stop has waited for it")));
+            end.expect("answered").expect("it leaves").expect("in order");
+            let is_removed = farewell == Farewell::Removed;
+            assert!(if is_removed { !folder.exists() } else { is_clean(&folder) == (stopped == Stopped::Clean) }, "{farewell:?}");
+        }
+    }
+}
+
+/// A volume that was being opened when a stop came: its map said `attached` by then, and the stop was called clean.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_answers_for_what_is_being_opened() {
+    let shim = || farside_shim::Group::new(&farside_shim::Limits::DEFAULT, farside_region::Geometry::GRANULE_BYTES);
+    let running = Running::new().await;
+    let (daemon, folder) = (running.daemon.clone(), running.folder("late"));
+    let (late, _) = Served::open(running.late(), folder.clone(), &shim(), &daemon.around, &running.inbox).expect("opened");
+    assert!(!is_clean(&folder));
+    assert_eq!(daemon.stop_groups().await, Stopped::Unclean);
+    late.close();
+
+    // What comes too late to be heard of takes nothing from a map.
+    let running = Running::new().await;
+    let (daemon, folder) = (running.daemon.clone(), running.folder("data"));
+    assert_eq!(daemon.stop_groups().await, Stopped::Clean);
+    let data = locked(&daemon.config).volumes[&running.data].clone();
+    let file = std::fs::File::options().write(true).open(running.at.join("data")).expect("there");
+    for bytes in [8 << 20, 16 << 20] {
+        file.set_len(bytes).expect("room");
+        let opened = Served::open(data.clone(), folder.clone(), &shim(), &daemon.around, &running.inbox);
+        assert!(opened.err().expect("refused").to_string().contains("farsided is stopping"));
+        assert!(is_clean(&folder), "with {bytes} bytes");
+    }
+}
+
+/// Whether the map in a volume's folder says so.
+fn is_clean(folder: &Path) -> bool {
+    use farside_region::intent::{HeaderState, INTENT_BLOCK_BYTES, recover_header};
+    let map = std::fs::read(folder.join("intent")).expect("there");
+    let slot = |at: usize| map[at * INTENT_BLOCK_BYTES..][..INTENT_BLOCK_BYTES].try_into().expect("a block");
+    let (header, _) = recover_header([slot(0), slot(1)]).expect("ours").expect("a header");
+    header.state == HeaderState::Clean
+}
+
 /// A stop forgot a loss that could not be kept before its volume was closed.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stop_says_what_could_not_be_kept() {
