@@ -42,6 +42,15 @@ pub(crate) enum Loss {
 }
 
 impl Loss {
+    /// The receiver has a record of it. True: that is news.
+    fn recorded(&mut self) -> bool {
+        let is_news = matches!(self, Self::Owed { .. });
+        if is_news {
+            *self = Self::AtReceiver;
+        }
+        is_news
+    }
+
     /// What becomes of cold writes; `None`: they wait.
     fn verdict(&mut self, connected: bool, now: Instant, on_tracking_lost: OnTrackingLost) -> Option<TrackingVerdict> {
         let Self::Owed { writes_wait_until } = self else {
@@ -160,9 +169,9 @@ impl Control {
     /// The receiver's ledger has it.
     pub(crate) fn loss_kept(&mut self, id: VolumeId) {
         let Some(member) = self.members.get_mut(&id) else { return };
-        info!(volume = %member.served.config.name, "the receiver keeps that tracking was lost");
-        if member.loss != Loss::Kept {
-            member.loss = Loss::AtReceiver;
+        // It says so on every connection.
+        if member.loss.recorded() {
+            info!(volume = %member.served.config.name, "the receiver keeps that tracking was lost");
             resolve(&member.served.volume, TrackingVerdict::Pass);
         }
     }
@@ -235,6 +244,18 @@ mod tests {
             assert_eq!(owed.verdict(false, now, policy), Some(verdict), "nobody is asked");
             assert_eq!(owed.verdict(true, now, policy), Some(verdict), "they waited once");
         }
+    }
+
+    /// The log said at every reconnect that the receiver keeps a loss.
+    #[test]
+    fn a_record_is_news_once_in_a_loss() {
+        let mut loss = Loss::Owed { writes_wait_until: None };
+        assert!(loss.recorded() && loss == Loss::AtReceiver);
+        assert!(!loss.recorded() && loss == Loss::AtReceiver, "said again, by the next connection");
+        loss = Loss::Kept;
+        assert!(!loss.recorded() && loss == Loss::Kept, "the mark has taken its place");
+        loss = Loss::Owed { writes_wait_until: None };
+        assert!(loss.recorded(), "another loss");
     }
 
     #[test]
