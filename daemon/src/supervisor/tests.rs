@@ -339,8 +339,31 @@ async fn a_volume_that_is_taken_out_while_it_is_opened_again_ends() {
     let serving = running.serve_again_until_closed().await;
     running.take_data_out();
     assert!(folder.exists());
-    assert!(daemon.reload().await.expect("valid").failed.is_empty());
+    let said = daemon.reload().await.expect("valid").failed;
+    assert!(said.len() == 1 && said[0].starts_with("volume data: it is just being closed or opened"), "{said:?}");
     tokio::time::timeout(PATIENCE, serving).await.expect("it ends").expect("in order");
+    assert!(!folder.exists(), "what it had is there still");
+    assert!(daemon.volumes.opening().is_empty() && daemon.untold(&[]).is_empty());
+    daemon.stop_groups().await;
+}
+
+/// The device of a volume could carry no tap for a while. The volume was closed then, or had never been open, and was taken out of the
+/// configuration: its folder stayed, and whatever else it had.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_inserted_volume_that_is_taken_out_while_its_tap_is_not_there_ends() {
+    let running = Running::new().await;
+    let (daemon, data, folder) = (running.daemon.clone(), running.data.clone(), running.folder("data"));
+    locked(&daemon.config).volumes.get_mut(&data).expect("configured").insert = true;
+    assert!(daemon.volumes.begin_to_leave(&data));
+    let leave = |id, reply| Ask::Leave(id, Farewell::OpenedAgain, reply);
+    daemon.ask(&data, leave).await.expect("it leaves").expect("in order");
+    daemon.volumes.left(&data);
+    let mut inserting = Box::pin(daemon.insert_again(&data));
+    let waits = std::future::poll_fn(|context| std::task::Poll::Ready(inserting.as_mut().poll(context).is_pending())).await;
+    assert!(waits && folder.exists(), "a file carries no tap");
+    running.take_data_out();
+    daemon.reload().await.expect("valid");
+    tokio::time::timeout(PATIENCE, inserting).await.expect("it ends");
     assert!(!folder.exists(), "what it had is there still");
     assert!(daemon.volumes.opening().is_empty() && daemon.untold(&[]).is_empty());
     daemon.stop_groups().await;

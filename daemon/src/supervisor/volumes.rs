@@ -5,6 +5,7 @@
 //! does so for less than [`RELOAD_WAIT`], and nobody does under another lock.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -59,6 +60,8 @@ pub(super) struct Volumes {
     unserved: Mutex<BTreeMap<Name, Unserved>>,
     /// Served still, and to be closed when their last requests are answered.
     leaving: Mutex<BTreeSet<Name>>,
+    /// Those that somebody opens as soon as that can be, and tries again until then.
+    tried: Mutex<BTreeSet<Name>>,
     /// Those that a command is adding, until they are configured.
     pub(super) adding: Mutex<BTreeMap<Name, VolumeConfig>>,
     strangers: std::sync::OnceLock<Strangers>,
@@ -132,10 +135,34 @@ impl Volumes {
         locked(&self.leaving).contains(name)
     }
 
+    /// Whether somebody closes or opens it, or is going to.
+    fn is_busy(&self, name: &Name) -> bool {
+        let is_opened = || locked(&self.unserved).get(name) == Some(&Unserved::Starting);
+        self.is_leaving(name) || locked(&self.tried).contains(name) || is_opened()
+    }
+
+    /// It is tried until the answer is dropped.
+    fn tries(&self, name: &Name) -> Tried<'_> {
+        locked(&self.tried).insert(name.clone());
+        Tried { volumes: self, name: name.clone() }
+    }
+
     /// How many are not served at this moment and may have users who wait for that.
     pub(super) fn awaited(&self, configured: &[Name], has_device: impl Fn(&Name) -> bool) -> usize {
         let leaving = locked(&self.leaving).len();
         leaving + configured.iter().filter(|name| !self.is_served(name) && has_device(name)).count()
+    }
+}
+
+/// Somebody opens a volume as soon as that can be.
+struct Tried<'a> {
+    volumes: &'a Volumes,
+    name: Name,
+}
+
+impl Drop for Tried<'_> {
+    fn drop(&mut self) {
+        locked(&self.volumes.tried).remove(&self.name);
     }
 }
 
@@ -553,6 +580,11 @@ impl Daemon {
         let served: Vec<Name> = locked(&self.volumes.served).keys().cloned().collect();
         let gone = served.into_iter().filter(|name| !new.contains_key(name) && !self.volumes.is_added(name));
         let leaving: Vec<_> = gone.filter_map(|name| self.leave(&name, None).map(|gone| (name, gone))).collect();
+        // † Somebody is at these: who closes or opens one lets it go when that has ended, and nobody hears of it here.
+        let busy = old.keys().filter(|name| !new.contains_key(*name) && leaving.iter().all(|(leaves, _)| leaves != *name));
+        failed.extend(busy.filter(|name| self.volumes.is_busy(name)).map(|name| {
+            format!("volume {name}: it is just being closed or opened, and is let go after that; the log of farsided says when")
+        }));
         for (name, gone) in leaving {
             failed.extend(Self::gone(&name, gone, began + LEAVE_WAIT).await.err().map(|e| format!("volume {name}: {e}")));
         }
@@ -905,7 +937,8 @@ fn take_out_unused(insertion: &Insertion, runtime_dir: &Path) -> anyhow::Result<
 
 /// Removes what a volume left that was not served.
 fn clear(folder: &Path) -> Result<(), ApiError> {
-    std::fs::remove_dir_all(folder).map_err(|e| {
+    let removed = std::fs::remove_dir_all(folder);
+    removed.or_else(|e| if e.kind() == ErrorKind::NotFound { Ok(()) } else { Err(e) }).map_err(|e| {
         let what = format!("{} cannot be removed: {e}", folder.display());
         ApiError::new(ErrorCode::Unavailable, what, "remove it by hand; it holds nothing that is needed any more")
     })

@@ -38,10 +38,14 @@ impl Daemon {
     /// volume is closed and opened anew, over the extents and with the size that the device has by then. Ends when that is done,
     /// when a person wants it otherwise, or when it would make no sense.
     pub(in crate::supervisor) async fn insert_again(self: &Arc<Self>, name: &Name) {
-        let mut wait = AGAIN;
+        let (mut wait, known) = (AGAIN, self.wanted(name));
+        let _tried = self.volumes.tries(name);
         loop {
             tokio::time::sleep(wait).await; // whoever changes a device often does so in several steps
-            let Some(volume) = self.wanted(name).filter(|volume| volume.insert) else { return };
+            let Some(volume) = self.wanted(name) else { return self.end_what_is_left(known).await };
+            if !volume.insert {
+                return;
+            }
             let dir = self.state.volume_path(&volume.group, name);
             if self.is_stopping() || Mark::Paused.is_set(&dir).unwrap_or(false) {
                 return;
@@ -81,6 +85,17 @@ impl Daemon {
                 Err(error) => warn!(volume = %name, "not served yet: {error:#}"),
             }
             wait = (wait * 2).min(AGAIN_MAX);
+        }
+    }
+
+    /// † What is not served when it is taken out of the configuration is let go by nobody else: not its folder, nor a device of
+    /// its that somebody waits for.
+    async fn end_what_is_left(self: &Arc<Self>, known: Option<VolumeConfig>) {
+        let is_left = |volume: &VolumeConfig| {
+            !self.volumes.is_served(&volume.name) && self.state.volume_path(&volume.group, &volume.name).exists()
+        };
+        if let Some(volume) = known.filter(is_left) {
+            self.open_until_served(volume).await;
         }
     }
 
@@ -239,6 +254,7 @@ impl Daemon {
     /// Opens a volume that was closed for that, and whose host waits, as it was closed or as it is wanted by now.
     pub(in crate::supervisor) async fn open_until_served(self: &Arc<Self>, closed: VolumeConfig) {
         let (name, mut wait) = (&closed.name, AGAIN);
+        let _tried = self.volumes.tries(name);
         while !self.is_stopping() {
             if self.volumes.begin(name) {
                 let ended = match self.wanted(name) {
