@@ -468,7 +468,17 @@ fn strays(config: &Config) -> Vec<Finding> {
     let device = |v: &VolumeConfig| device_of(v, &volume_path(&config.source.state_dir, &v.group, &v.name));
     let kept: Vec<PathBuf> = config.volumes.values().filter(|v| v.insert).map(device).collect();
     let found = farside_insert::strays(&kept).unwrap_or_default();
-    let of = |Stray { name, uuid, state }: Stray| match state {
+    let of = |Stray { name, uuid, state, is_halted }: Stray| match state {
+        _ if is_halted => {
+            let found = format!(
+                "/dev/mapper/{name} is suspended, whatever uses it waits: a change of its table was interrupted, and no volume needs its twin"
+            );
+            let remedy = Some(match state {
+                Some(State::Inserted { .. }) | None => Remedy::Device(Path::new("/dev/mapper").join(&name)),
+                Some(_) => Remedy::Sweep(kept.clone()),
+            });
+            Finding { remedy, ..Finding::new(name, Verdict::Missing, found).mend("farside doctor --fix") }
+        }
         Some(State::Inserted { over }) => {
             let found = format!("/dev/mapper/{name} rests on a tap of no volume: whatever uses it waits for ever");
             let finding = Finding::new(name.clone(), Verdict::Missing, found);

@@ -469,22 +469,41 @@ impl Insertion {
 
     /// Puts another table in use, or leaves the one that there is.
     fn swap(&self, name: &str, table: &[Target]) -> Result<(), InsertError> {
-        let refused = |source| InsertError::Refused { name: name.to_owned(), source };
         // † Whoever loaded a table is about to resume it: LVM, in the middle of a command.
         if self.control.status(name)?.is_some_and(|status| status.inactive) && !is_our_leftover(&self.control, name)? {
             return Err(being_changed(name));
         }
-        if let Err(error) = self.control.load(name, table, false) {
-            let _ = self.control.clear(name); // there may be nothing to clear
-            return Err(refused(error));
-        }
-        let Err(error) = self.control.resume(name, SuspendOptions::default()) else { return Ok(()) };
-        // A table that does not fit is refused when the device is suspended already, with its old table in use.
-        let back = self.control.clear(name).and_then(|()| self.control.resume(name, SuspendOptions::default()));
-        match back {
-            Ok(()) => Err(refused(error)),
-            Err(source) => Err(InsertError::Stuck { name: name.to_owned(), source }),
-        }
+        exchange(name, |step| match step {
+            Step::Load => self.control.load(name, table, false),
+            Step::Resume => self.control.resume(name, SuspendOptions::default()),
+            Step::Clear => self.control.clear(name),
+        })
+    }
+}
+
+/// What the kernel does with the tables of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// A new table is there, and not in use.
+    Load,
+    /// It is in use; the old one goes on where none was loaded.
+    Resume,
+    /// The one that is not in use is dropped.
+    Clear,
+}
+
+/// Puts a new table in use. Where the kernel refuses it the old one is in use again, unless the kernel refuses that, too.
+fn exchange(name: &str, mut make: impl FnMut(Step) -> Result<(), DmError>) -> Result<(), InsertError> {
+    let refused = |source| InsertError::Refused { name: name.to_owned(), source };
+    if let Err(error) = make(Step::Load) {
+        let _ = make(Step::Clear); // there may be nothing to clear
+        return Err(refused(error));
+    }
+    let Err(error) = make(Step::Resume) else { return Ok(()) };
+    // A table that does not fit is refused when the device is suspended already, with its old table in use.
+    match make(Step::Clear).and_then(|()| make(Step::Resume)) {
+        Ok(()) => Err(refused(error)),
+        Err(source) => Err(InsertError::Stuck { name: name.to_owned(), source }),
     }
 }
 
@@ -609,6 +628,8 @@ pub struct Stray {
     pub uuid: String,
     /// Where it stands, if that makes sense.
     pub state: Option<State>,
+    /// Whether it was left suspended, so that whatever uses it waits.
+    pub is_halted: bool,
 }
 
 /// Devices whose twin is there and that are none of `kept`. Without a device mapper there are none.
@@ -642,7 +663,8 @@ fn strays_of(control: &Control, kept: &[PathBuf]) -> Result<Vec<(Status, bool, S
         };
         let was = twin.name.strip_suffix(TWIN_SUFFIX).unwrap_or(&twin.name).to_owned();
         let (name, uuid) = device.map_or((was, String::new()), |device| (device.name.clone(), device.uuid.clone()));
-        strays.push((twin.clone(), is_needed, Stray { name, uuid, state }));
+        let is_halted = device.is_some_and(|device| device.suspended);
+        strays.push((twin.clone(), is_needed, Stray { name, uuid, state, is_halted }));
     }
     Ok(strays)
 }
@@ -668,7 +690,8 @@ pub fn state_of(device: &Path) -> Result<State, InsertError> {
 }
 
 /// Removes the twins that nobody uses and whose device rests on no tap: what a crash left. `kept` are devices whose twin stays.
-/// Gives the names of what is gone. Without a device mapper there are none.
+/// One that was left suspended goes on first: † by its twin alone it is known that we did that. Gives the names of what is gone.
+/// Without a device mapper there are none.
 ///
 /// # Errors
 /// [`InsertError`].
@@ -678,8 +701,20 @@ pub fn sweep(kept: &[PathBuf]) -> Result<Vec<String>, InsertError> {
         control => control?,
     };
     let mut gone = Vec::new();
-    for (twin, is_needed, _) in strays_of(&control, kept)? {
-        if twin.open_count == 0 && !is_needed && control.remove(&twin.name).is_ok() {
+    for (twin, is_needed, stray) in strays_of(&control, kept)? {
+        if twin.open_count > 0 || is_needed {
+            continue;
+        }
+        if stray.is_halted
+            && let Err(error) = control.status(&stray.name).map_err(InsertError::from).and_then(|device| match device {
+                Some(device) => finish(&control, &Shown::look(&control, device.number)?),
+                None => Ok(()),
+            })
+        {
+            tracing::error!(device = %stray.name, "it is suspended, and whatever uses it waits: {error}");
+            continue;
+        }
+        if control.remove(&twin.name).is_ok() {
             gone.push(twin.name);
         }
     }

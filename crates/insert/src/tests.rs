@@ -58,3 +58,36 @@ fn what_cannot_be_mapped_through_is_refused_by_name() {
     assert!(check_device(&status("data", 1), &[]).is_err());
     assert!(check_device(&status("data", 1), &[linear(0, 8, "4094:1 0")]).is_ok());
 }
+
+/// A kernel that refuses the steps at these places, and what it was asked for.
+fn exchanged(refuses: &[usize]) -> (Result<(), InsertError>, Vec<Step>) {
+    let mut asked = Vec::new();
+    let result = exchange("data", |step| {
+        asked.push(step);
+        let refused = || DmError::Refused { what: "change", name: "data".to_owned(), errno: Errno::EINVAL };
+        if refuses.contains(&(asked.len() - 1)) { Err(refused()) } else { Ok(()) }
+    });
+    (result, asked)
+}
+
+#[test]
+fn a_table_that_the_kernel_refuses_leaves_the_device_on_the_one_before_or_says_that_it_stands_still() {
+    use Step::{Clear, Load, Resume};
+    let (result, asked) = exchanged(&[]);
+    assert!(result.is_ok() && asked == [Load, Resume]);
+    // Nothing was suspended yet: nothing is to be resumed, and nothing is left that a later resume would put in use.
+    let (result, asked) = exchanged(&[0]);
+    assert!(matches!(result, Err(InsertError::Refused { .. })) && asked == [Load, Clear]);
+    let (result, asked) = exchanged(&[0, 1]);
+    assert!(matches!(result, Err(InsertError::Refused { .. })) && asked == [Load, Clear]);
+    // Suspended, with the old table in use.
+    let (result, asked) = exchanged(&[1]);
+    assert!(matches!(result, Err(InsertError::Refused { .. })) && asked == [Load, Resume, Clear, Resume]);
+    // A table that could not be dropped is not tried a second time: the kernel would put it in use.
+    let (result, asked) = exchanged(&[1, 2]);
+    let error = result.unwrap_err();
+    assert!(matches!(error, InsertError::Stuck { .. }) && asked == [Load, Resume, Clear]);
+    assert!(error.to_string().contains("data is SUSPENDED") && error.to_string().contains("dmsetup resume data"), "{error}");
+    let (result, asked) = exchanged(&[1, 3]);
+    assert!(matches!(result, Err(InsertError::Stuck { .. })) && asked == [Load, Resume, Clear, Resume]);
+}
