@@ -11,7 +11,7 @@ use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd as _;
 use std::process::Stdio;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -166,7 +166,7 @@ impl Gateway {
     /// # Panics
     /// When it is not on this machine.
     pub fn cut(&mut self) {
-        self.of_here().wire.cut.store(true, Ordering::SeqCst);
+        self.of_here().wire.state.cut.store(true, Ordering::SeqCst);
     }
 
     /// Ends [`Gateway::cut`].
@@ -174,7 +174,15 @@ impl Gateway {
     /// # Panics
     /// When it is not on this machine.
     pub fn heal(&mut self) {
-        self.of_here().wire.cut.store(false, Ordering::SeqCst);
+        self.of_here().wire.state.cut.store(false, Ordering::SeqCst);
+    }
+
+    /// How many datagrams a cut network has swallowed so far.
+    ///
+    /// # Panics
+    /// When it is not on this machine.
+    pub fn datagrams_lost(&mut self) -> u64 {
+        self.of_here().wire.state.lost.load(Ordering::SeqCst)
     }
 
     /// It loses everything that it had, and is another one from now on.
@@ -259,21 +267,39 @@ const SILENCE: Duration = Duration::from_secs(60);
 struct Wire {
     /// Where guests send to.
     port: u16,
-    cut: Arc<AtomicBool>,
+    state: Arc<WireState>,
     closed: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug, Default)]
+struct WireState {
+    cut: AtomicBool,
+    /// Datagrams that came while it was cut.
+    lost: AtomicU64,
+}
+
+impl WireState {
+    /// Whether what has just come is lost.
+    fn loses(&self) -> bool {
+        let cut = self.cut.load(Ordering::SeqCst);
+        if cut {
+            self.lost.fetch_add(1, Ordering::SeqCst);
+        }
+        cut
+    }
 }
 
 impl Wire {
     fn new() -> Self {
         let socket = Arc::new(UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port"));
         let port = socket.local_addr().expect("it is bound").port();
-        let (cut, closed) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
+        let (state, closed) = (Arc::<WireState>::default(), Arc::<AtomicBool>::default());
         let thread = std::thread::spawn({
-            let (cut, closed) = (cut.clone(), closed.clone());
-            move || carry(&socket, port, &cut, &closed)
+            let (state, closed) = (state.clone(), closed.clone());
+            move || carry(&socket, port, &state, &closed)
         });
-        Self { port, cut, closed, thread: Some(thread) }
+        Self { port, state, closed, thread: Some(thread) }
     }
 }
 
@@ -290,14 +316,14 @@ impl Drop for Wire {
 }
 
 /// Takes what guests send until it is closed. Each client has a socket of its own towards the receiver, for as long as it is answered.
-fn carry(here: &Arc<UdpSocket>, port: u16, cut: &Arc<AtomicBool>, closed: &AtomicBool) {
+fn carry(here: &Arc<UdpSocket>, port: u16, state: &Arc<WireState>, closed: &AtomicBool) {
     let mut clients: HashMap<SocketAddr, Arc<UdpSocket>> = HashMap::new();
     let mut buffer = vec![0; DATAGRAM_MAX];
     while let Ok((len, client)) = here.recv_from(&mut buffer) {
         if closed.load(Ordering::SeqCst) {
             break;
         }
-        if cut.load(Ordering::SeqCst) {
+        if state.loses() {
             continue;
         }
         clients.retain(|_, there| Arc::strong_count(there) > 1); // somebody answers
@@ -305,8 +331,8 @@ fn carry(here: &Arc<UdpSocket>, port: u16, cut: &Arc<AtomicBool>, closed: &Atomi
             let there = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).expect("a free port");
             there.connect((RECEIVER, port)).and_then(|()| there.set_read_timeout(Some(SILENCE))).expect("a socket");
             let there = Arc::new(there);
-            let (from, to, cut) = (there.clone(), here.clone(), cut.clone());
-            std::thread::spawn(move || answer(&from, &to, client, &cut));
+            let (from, to, state) = (there.clone(), here.clone(), state.clone());
+            std::thread::spawn(move || answer(&from, &to, client, &state));
             there
         });
         let _ = there.send(&buffer[..len]); // lost, as on a wire
@@ -317,15 +343,66 @@ fn carry(here: &Arc<UdpSocket>, port: u16, cut: &Arc<AtomicBool>, closed: &Atomi
 }
 
 /// Hands a client what the receiver sends it, until there is nothing any more.
-fn answer(from: &UdpSocket, to: &UdpSocket, client: SocketAddr, cut: &AtomicBool) {
+fn answer(from: &UdpSocket, to: &UdpSocket, client: SocketAddr, state: &WireState) {
     let mut buffer = vec![0; DATAGRAM_MAX];
     loop {
         match from.recv(&mut buffer) {
             Ok(0) => return, // shut down: nobody sends an empty datagram
-            Ok(len) if !cut.load(Ordering::SeqCst) => drop(to.send_to(&buffer[..len], client)),
+            Ok(len) if !state.loses() => drop(to.send_to(&buffer[..len], client)),
             Ok(_) => {}
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => return,
             Err(_) => {} // nobody listens there just now
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn receive(socket: &UdpSocket) -> (Vec<u8>, SocketAddr) {
+        let mut buffer = [0; 16];
+        let (len, from) = socket.recv_from(&mut buffer).expect("a datagram");
+        (buffer[..len].to_vec(), from)
+    }
+
+    /// What is lost in a cut never comes, in either direction: whatever is sent after it comes instead.
+    #[test]
+    fn datagrams_go_both_ways_unless_the_wire_is_cut() {
+        let wire = Wire::new();
+        let there = UdpSocket::bind((RECEIVER, wire.port)).expect("nobody else has it");
+        let guest = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+        guest.connect((Ipv4Addr::LOCALHOST, wire.port)).expect("a socket");
+        [&there, &guest].iter().for_each(|socket| socket.set_read_timeout(Some(PATIENCE)).expect("a socket"));
+        let is_lost = |datagrams: u64| {
+            farside_tests::wait_for("a datagram to be lost", || {
+                (wire.state.lost.load(Ordering::SeqCst) == datagrams).then_some(())
+            });
+        };
+        guest.send(b"one").expect("sent");
+        let (first, client) = receive(&there);
+        assert_eq!(first, b"one");
+        there.send_to(b"yes", client).expect("sent");
+        assert_eq!(receive(&guest).0, b"yes");
+
+        wire.state.cut.store(true, Ordering::SeqCst);
+        guest.send(b"lost").expect("sent");
+        is_lost(1);
+        there.send_to(b"lost", client).expect("sent");
+        is_lost(2);
+        wire.state.cut.store(false, Ordering::SeqCst);
+        guest.send(b"two").expect("sent");
+        assert_eq!(receive(&there), (b"two".to_vec(), client));
+        there.send_to(b"well", client).expect("sent");
+        assert_eq!(receive(&guest).0, b"well");
+
+        // Another guest is answered for itself.
+        let other = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+        other.set_read_timeout(Some(PATIENCE)).expect("a socket");
+        other.send_to(b"me", (Ipv4Addr::LOCALHOST, wire.port)).expect("sent");
+        let (said, second) = receive(&there);
+        assert!(said == b"me" && second != client);
+        there.send_to(b"you", second).expect("sent");
+        assert_eq!(receive(&other).0, b"you");
     }
 }
