@@ -148,5 +148,40 @@ fn a_daemon_that_is_killed_is_back_by_itself_also_without_memory() {
     host.run("umount /srv/data && mount /dev/farside/data /srv/data");
     Load::check(&mut host, "/srv/data", &promised);
     host.run("umount /srv/data");
+    six_busy_taps_are_left_in_order(host, &mut machine);
+}
+
+/// A host is switched off while six taps are busy: half of them mounted by hand, half of them used as they are, by services that write
+/// until they are stopped. Nobody's write waits for ever, and nothing is compared at the next boot.
+fn six_busy_taps_are_left_in_order(mut host: Guest, machine: &mut Machine) {
+    const TAPS: u32 = 6;
+    for tap in 1..=TAPS {
+        let file = format!("/srv/tap{tap}.img");
+        host.run(&format!("truncate -s 8M {file} && farside volume add tap{tap} --backing {file} --tap ublk"));
+        let device = format!("/dev/farside/tap{tap}");
+        // systemd unmounts only when those are gone that say what they use.
+        let (target, uses) = match tap % 2 {
+            0 => (device, String::new()),
+            _ => {
+                host.run(&format!("mkfs.ext4 -q {device} && mkdir /srv/tap{tap} && mount {device} /srv/tap{tap}"));
+                (format!("/srv/tap{tap}/file"), format!("--property RequiresMountsFor=/srv/tap{tap}"))
+            }
+        };
+        let write = format!(
+            "while dd if=/dev/urandom of={target} bs=64k count=16 conv=notrunc,fsync 2>/dev/null; do echo >/run/wrote{tap}; done"
+        );
+        host.run(&format!("systemd-run --quiet --unit busy{tap} {uses} sh -c '{write}'"));
+    }
+    for tap in 1..=TAPS {
+        host.wait_until(&format!("test -e /run/wrote{tap}"));
+    }
+    host.power_off();
+    let mut host = machine.boot();
+    host.booted();
+    let served = host.run("journalctl -b -u farsided --no-pager --grep '^served volume='");
+    assert_eq!(served.matches("clean=true").count(), 1 + TAPS as usize, "a planned end compares nothing: {served}");
+    for tap in (1..=TAPS).step_by(2) {
+        host.run(&format!("e2fsck -fn /dev/farside/tap{tap}"));
+    }
     host.power_off();
 }

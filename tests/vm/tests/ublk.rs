@@ -122,11 +122,38 @@ fn a_data_path_is_chosen_shown_and_kept() {
             host.guest.run("umount /mnt");
             host.wait_for_group("the last writes", is_quiet);
             host.assert_newest_point_is_the_disk();
+            what_a_closed_volume_left_is_ended(&mut host);
             host.shut_down();
         } else {
             host.shut_down();
         }
     }
+}
+
+/// A volume was closed to be made larger, cannot be opened for now, and is taken out of the configuration meanwhile: whoever uses its
+/// device waits and is served once more, and the device goes after him.
+fn what_a_closed_volume_left_is_ended(host: &mut Host) {
+    let (file, folder) = ("/state/farsided.d/volume-brief.toml", "/state/farside/volumes/default/brief");
+    host.guest.run(&format!("truncate -s 4M /state/brief.img && {CLI} volume add brief --backing /state/brief.img --tap ublk"));
+    host.wait_for_group("the first sync", is_quiet);
+    let device = host.guest.run("readlink -f /dev/farside/brief").trim().to_owned();
+    assert!(device.starts_with("/dev/ublkb"), "{device}");
+    let user = host.guest.start_command("exec sleep 1000 </dev/farside/brief", "/run/user.log");
+    host.guest.wait_until(&format!("readlink /proc/{user}/fd/0 | grep -q ublkb"));
+    // What an opening needs, and who serves has open.
+    let shown = host.guest.run(&format!("{CLI} volume show brief --json"));
+    let shown: serde_json::Value = serde_json::from_str(&shown).expect("JSON");
+    let note = format!("/run/flushes-{}", shown["id"].as_str().expect("an id"));
+    host.guest.run(&format!("test -f {note} && rm {note} && mkdir {note} && truncate -s 8M /state/brief.img"));
+    host.guest.wait_until("grep -q 'its host waits: no note can be kept' /run/daemon.log");
+    let said = host.guest.attempt(&format!("mv {file} /run/ && {CLI} reload"));
+    assert!(said.code != 0 && said.stderr.contains("volume brief: it is just being closed or opened"), "{said:?}");
+    host.guest.run(&format!("test -e {device} && rmdir {note}"));
+    host.guest.wait_until(&format!("test $(dd if={device} bs=4k count=1 iflag=direct 2>/dev/null | wc -c) = 4096"));
+    host.guest.run(&format!("kill {user}"));
+    host.guest.wait_for_end(user);
+    host.guest.run(&format!("{CLI} reload"));
+    host.guest.wait_until(&format!("test ! -e {device} && test ! -e {folder}"));
 }
 
 /// Pages beyond the ring's table cannot be registered, as where memory is short: those requests are copied, among others that
