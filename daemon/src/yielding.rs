@@ -5,6 +5,12 @@
 //! flight over their rate (Little's law), so no request is timed. It is held against a *quiet* latency, measured now and then
 //! while the sender holds still: more than twice that halves the depth, less than one and a half lets it grow again.
 //!
+//! Holes are not reads: while reads are held back, too, a hole is passed as soon as it comes up, at the price of one `lseek` for a run of
+//! up to 1 MiB, which reads no data, and which only a volume in a file has. Held back, the first sync of a large sparse file would take
+//! hours instead of seconds. What that costs a host besides is the sender's processor time, beside which the threads that serve the host
+//! run first (nice −20), and a look at the file's map of extents, for which its file system may lock the inode; a host write that waits for
+//! the claim of a hole waits that long. While one listens no hole is passed, nor while the only read that is left is on its way.
+//!
 //! Invariants: at least one read stays allowed but for the short listening, so every read ends; a host that does nothing costs
 //! the sender nothing. It deliberately knows nothing of devices and their numbers: what is slow is what was faster before.
 
