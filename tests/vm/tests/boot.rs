@@ -32,12 +32,19 @@ fn reaches(host: &mut Guest, link: &str, device: &str) {
 fn tap_is_seen(host: &mut Guest, volume: &str, uuid: &str) {
     let (tap, disk) = (format!("/dev/farside/{volume}"), host.disk(volume));
     reaches(host, &format!("/dev/disk/by-uuid/{uuid}"), &tap);
-    for command in [format!("blkid -U {uuid}"), format!("findfs UUID={uuid}")] {
+    reaches(host, &format!("/dev/disk/by-label/{volume}"), &tap);
+    for command in [
+        format!("blkid -U {uuid}"),
+        format!("findfs UUID={uuid}"),
+        format!("blkid -L {volume}"),
+        format!("findfs LABEL={volume}"),
+    ] {
         let found = host.run(&command);
         assert_eq!(host.run(&format!("readlink -f {found}")), host.run(&format!("readlink -f {tap}")), "{command}");
     }
     let shown = host.run(&format!("udevadm info {disk}"));
     assert!(shown.contains("SYSTEMD_READY=0") && !shown.contains("by-uuid") && !shown.contains("ID_FS_"), "{shown}");
+    assert!(!shown.contains("by-label"), "{shown}");
     assert!(shown.contains(&format!("disk/by-id/virtio-{volume}")), "what it is may be seen: {shown}");
 }
 
@@ -139,7 +146,7 @@ fn what_fstab_names_comes_up_behind_farside_at_every_boot() {
     for (disk, uuid) in [("data", DATA), ("named", HOME), ("kept", KEPT)] {
         let device = host.disk(disk);
         // By itself udev hears of it soon.
-        host.run(&format!("mkfs.ext4 -q -U {uuid} {device} && udevadm trigger --settle {device} && mkdir /srv/{disk}"));
+        host.run(&format!("mkfs.ext4 -q -L {disk} -U {uuid} {device} && udevadm trigger --settle {device} && mkdir /srv/{disk}"));
         reaches(&mut host, &format!("/dev/disk/by-uuid/{uuid}"), &device);
     }
     let part = host.disk("part");
