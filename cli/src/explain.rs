@@ -32,6 +32,7 @@ pages!(
     "not_converging",
     "degraded",
     "flush_failed",
+    "map_waits",
     "broken",
     "backing_grown",
     "not_served",

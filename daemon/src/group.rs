@@ -26,6 +26,7 @@ use crate::growth::Growth;
 use crate::intent_file::IntentFileError;
 use crate::link::Link;
 use crate::loss::{self, KeptBy, Loss, LossNote};
+use crate::scribe::Scribe;
 use crate::sender::{Order, Report as SenderReport};
 use crate::state_dir::{Mark, StateDir};
 use crate::tally::Tally;
@@ -258,6 +259,7 @@ pub(crate) struct Member {
     /// Why that, or what it remembers, cannot be kept in its folder.
     pub(crate) unmarked: Option<String>,
     pub(crate) note: LossNote,
+    pub(crate) scribe: Scribe,
     /// What was frozen lately, and when.
     recent: VecDeque<(Instant, RegionSet)>,
     /// What bypasses the tap now.
@@ -333,7 +335,7 @@ impl Member {
     /// nobody is here who would say at a stop that there is no more than that.
     fn keep_what_it_remembers(&mut self) -> anyhow::Result<()> {
         let Some(why) = self.remembers() else { return Ok(()) };
-        let kept = loss::keep(&self.served.dir, &self.note, why).and_then(|kept| match kept {
+        let kept = loss::keep(&self.scribe, &self.served.dir, &self.note, why).and_then(|kept| match kept {
             KeptBy::Mark => Ok(()),
             KeptBy::Note(unmarked) => Err(anyhow::anyhow!("that everything must be compared cannot be kept: {unmarked}")),
         });
@@ -648,7 +650,7 @@ impl Control {
             Action::AdoptMeta { meta } => {
                 let name = self.name.clone();
                 self.with(meta.id, |m| {
-                    if let Err(error) = m.served.adopt(*meta) {
+                    if let Err(error) = m.served.adopt(*meta, &m.scribe) {
                         error!(group = %name, volume = %m.served.config.name, %error, "the ledger's identity cannot be kept");
                     }
                 });
@@ -661,7 +663,7 @@ impl Control {
                 }
                 (m.loss, m.unmarked) = (Loss::Kept, None);
                 m.note.remove();
-                if let Err(error) = Mark::TrackingLost.put(&m.served.dir, false) {
+                if let Err(error) = m.scribe.mark(Mark::TrackingLost, &m.served.dir, false) {
                     warn!(volume = %m.served.config.name, %error, "the mark stays: the next start compares again");
                 }
             }),
@@ -893,23 +895,23 @@ impl Control {
 
     /// Opens a volume on a thread of its own: its doors may be shut for a while, and the group must go on.
     fn open(&mut self, config: VolumeConfig, reply: oneshot::Sender<anyhow::Result<()>>) {
-        let (dir, is_new) = match self.state.volume_dir(&self.name, &config.name) {
-            Ok(found) => found,
-            Err(error) => {
-                let _ = reply.send(Err(error.into()));
-                return;
-            }
-        };
-        let (shim, around, inbox, left) = (self.shim.clone(), self.around.clone(), self.inbox.clone(), dir.clone());
+        let (shim, around, inbox) = (self.shim.clone(), self.around.clone(), self.inbox.clone());
+        let (state, group) = (self.state.clone(), self.name.clone());
         let (name, id) = (config.name.clone(), farside_ledger::volume_id(&self.around.source, &config.group, &config.name));
-        std::thread::spawn(move || match Served::open(config, dir, &shim, &around, &inbox) {
-            Ok(opened) => inbox.send(Note::Opened(Box::new(opened), reply)),
-            Err(error) => {
-                // What was never served has no state, and must not meet any when it is added again.
-                if is_new {
-                    leave_nothing(&left, id, &name, &around.runtime_dir);
+        std::thread::spawn(move || {
+            let (dir, is_new) = match state.volume_dir(&group, &name) {
+                Ok(found) => found,
+                Err(error) => return drop(reply.send(Err(error.into()))), // who asked may have gone
+            };
+            match Served::open(config, dir.clone(), &shim, &around, &inbox) {
+                Ok(opened) => inbox.send(Note::Opened(Box::new(opened), reply)),
+                Err(error) => {
+                    // What was never served has no state, and must not meet any when it is added again.
+                    if is_new {
+                        leave_nothing(&dir, id, &name, &around.runtime_dir);
+                    }
+                    let _ = reply.send(Err(error));
                 }
-                let _ = reply.send(Err(error));
             }
         });
     }
@@ -933,6 +935,7 @@ impl Control {
                 reason.unwrap_or_else(|| "tracking was lost before this start".to_owned())
             }),
             note: LossNote::of(&self.around.runtime_dir, setup.meta.id),
+            scribe: self.around.scribe.clone(),
             served,
             recent: VecDeque::new(),
             leaving: None,
@@ -956,7 +959,7 @@ impl Control {
 
     fn pause(&mut self, id: VolumeId, pause: bool) -> anyhow::Result<()> {
         let member = self.members.get(&id).ok_or_else(|| anyhow::anyhow!("the volume is not served"))?;
-        Mark::Paused.put(&member.served.dir, pause)?;
+        member.scribe.mark(Mark::Paused, &member.served.dir, pause)?;
         if let Some(insertion) = member.served.insertion.as_ref().filter(|_| !pause) {
             insertion.stays();
         }

@@ -4,11 +4,17 @@
 //! (what a slot holds then is unknown). From then on the map is made anew beside it, with every bit set, now and then until
 //! that succeeds: tracking is sound again from there, without a restart, and everything is compared (T3).
 //!
+//! Since when it waits for the disk is seen from outside ([`Busy`]): a disk that does not answer holds up nobody who need not wait for
+//! it, and whoever does should be told.
+//!
 //! Invariant: what could not be written is not forgotten. The header that waited and a failed flush (T14) go into the new map.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, RecvTimeoutError, TryRecvError};
+use farside_blockio::process::monotonic_ns;
 use farside_region::{BootId, Geometry, LedgerPosition, MapId, Name, Term, VolumeId};
 use farside_shim::IntentOwner;
 use tracing::{error, info, warn};
@@ -23,8 +29,29 @@ const MEND: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(
 /// What the header should say.
 type Wanted = (Option<Term>, Option<LedgerPosition>);
 
+/// Since when the thread is at work; 0: it waits for orders.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Busy(Arc<AtomicU64>);
+
+impl Busy {
+    fn begin(&self) {
+        self.0.store(monotonic_ns(), Ordering::Relaxed);
+    }
+
+    fn end(&self) {
+        self.0.store(0, Ordering::Relaxed);
+    }
+
+    /// For how long it has been at what it does now, if at anything.
+    pub(crate) fn since(&self) -> Option<Duration> {
+        let began = Some(self.0.load(Ordering::Relaxed)).filter(|began| *began > 0)?;
+        Some(Duration::from_nanos(monotonic_ns().saturating_sub(began)))
+    }
+}
+
 pub(crate) struct IntentThread {
     file: IntentFile,
+    busy: Busy,
     owner: IntentOwner,
     orders: Receiver<IntentOrder>,
     inbox: Inbox,
@@ -47,7 +74,24 @@ impl IntentThread {
         geometry: Geometry,
         boot: BootId,
     ) -> Self {
-        Self { file, owner, orders, inbox, volume, geometry, boot, header: None, flush_failed: false, mend: None }
+        Self {
+            file,
+            busy: Busy::default(),
+            owner,
+            orders,
+            inbox,
+            volume,
+            geometry,
+            boot,
+            header: None,
+            flush_failed: false,
+            mend: None,
+        }
+    }
+
+    /// What others see of it.
+    pub(crate) fn busy(&self) -> Busy {
+        self.busy.clone()
     }
 
     /// The thread's whole life.
@@ -56,6 +100,7 @@ impl IntentThread {
             loop {
                 match self.orders.try_recv() {
                     Ok(order) => {
+                        self.busy.begin();
                         if !self.obey(order) {
                             return;
                         }
@@ -65,12 +110,15 @@ impl IntentThread {
                 }
             }
             // One of each in turn: cold writes without end must not keep the header waiting, nor a header them for long.
+            self.busy.begin();
             let worked = [self.commit_pages(), self.write_header(), self.mend_if_due()];
             if worked.contains(&true) {
                 continue;
             }
+            self.busy.end();
             match self.next_order() {
                 Ok(order) => {
+                    self.busy.begin();
                     if !self.obey(order) {
                         return;
                     }
@@ -206,6 +254,7 @@ mod tests {
         volume: std::sync::Arc<Volume>,
         orders: crossbeam::channel::Sender<IntentOrder>,
         notes: Receiver<Note>,
+        busy: Busy,
         thread: std::thread::JoinHandle<()>,
     }
 
@@ -238,8 +287,9 @@ mod tests {
         let (inbox, notes) = Inbox::pair();
         let name = "data".parse().expect("a name");
         let thread = IntentThread::new(file, owner, from_control, inbox, (VOLUME, name), geometry, BOOT);
+        let busy = thread.busy();
         let thread = std::thread::spawn(move || thread.run());
-        Running { volume, orders, notes, thread }
+        Running { volume, orders, notes, busy, thread }
     }
 
     fn hear(notes: &Receiver<Note>, wanted: impl Fn(&Note) -> bool) -> Note {
@@ -274,6 +324,30 @@ mod tests {
         assert_ne!(header.map, MapId([1; 16]), "a page of the old map is never taken for one of the new");
         let all: RegionSet = geometry.all_regions().iter().collect();
         assert_eq!(found.hot, all);
+    }
+
+    /// Nobody could tell a volume whose cold writes waited for a disk from one that had none.
+    #[test]
+    fn a_disk_that_does_not_answer_is_seen_and_so_is_its_answer() {
+        let dir = tempfile::tempdir_in(".").expect("temp dir");
+        let run = start(dir.path(), true);
+        let wait_until = |is_it: &dyn Fn(Option<Duration>) -> bool| {
+            let began = Instant::now();
+            while !is_it(run.busy.since()) {
+                assert!(began.elapsed() < Duration::from_secs(60), "{:?}", run.busy.since());
+                std::thread::yield_now();
+            }
+        };
+        // Where the new map should be is something that waits for a reader.
+        let gate = dir.path().join("intent.new");
+        nix::unistd::mkfifo(&gate, nix::sys::stat::Mode::S_IRWXU).expect("made");
+        run.orders.send(IntentOrder::Mend).expect("it runs");
+        wait_until(&|since| since.is_some_and(|since| since > Duration::from_millis(200)));
+        drop(std::fs::File::open(gate).expect("opened"));
+        hear(&run.notes, |n| matches!(n, Note::MapStillFails(..)));
+        wait_until(&|since| since.is_none());
+        run.orders.send(IntentOrder::Quit).expect("it runs");
+        run.thread.join().expect("ended");
     }
 
     #[test]

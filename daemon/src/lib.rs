@@ -25,6 +25,7 @@ mod loss;
 mod metrics;
 mod node;
 mod queue;
+mod scribe;
 mod sender;
 mod sentinel;
 pub mod state_dir;

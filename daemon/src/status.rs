@@ -2,7 +2,7 @@
 //! not as it should be.
 
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use farside_blockio::process::monotonic_ns;
 use farside_control::source::{
@@ -17,6 +17,9 @@ use crate::group::{Control, Member};
 use crate::loss::Loss;
 use crate::state_dir::Mark;
 use crate::tally::Rates;
+
+/// A disk that takes so long for the intent map is one that does not answer.
+const MAP_SILENCE: Duration = Duration::from_secs(5);
 
 impl Control {
     pub(crate) fn status(&mut self) -> GroupStatus {
@@ -342,6 +345,19 @@ fn volume_reasons(member: &Member, v: &source::VolumeStatus, control: &Control) 
     if v.flush_failed {
         let message = "a flush of the backing failed: what was written since the one before may be lost at a power cut".into();
         say(Error, Code::FlushFailed, message, "check the disk; regions stay hot until the next boot");
+    }
+    if let Some(since) = member.served.map_busy.since().filter(|since| *since >= MAP_SILENCE) {
+        let message = format!(
+            "its intent map has waited {} s for the disk that holds {dir}: writes to regions that were not written lately wait, all \
+             others go on",
+            since.as_secs()
+        );
+        say(
+            Error,
+            Code::MapWaits,
+            message,
+            "see what the kernel says of that disk (journalctl -k); what waits goes on when it answers",
+        );
     }
     if let Some(message) = control.around.backings.seen(name) {
         let todo = "a mount by UUID may find it before its tap is there: give the disk a serial number (libvirt: <serial>), and name \

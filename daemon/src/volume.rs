@@ -37,10 +37,11 @@ use crate::encode::Encoders;
 use crate::flush_note::FlushNote;
 use crate::group::{Inbox, Note, Opening};
 use crate::intent_file::IntentFile;
-use crate::intent_thread::IntentThread;
+use crate::intent_thread::{Busy, IntentThread};
 use crate::loss::{self, LossNote, Unkept};
 use crate::node::{self, Place};
 use crate::queue::{Counters, Orders, RingWake, ShimQueue};
+use crate::scribe::Scribe;
 use crate::sender::{Order, SenderThread, SentCounters};
 use crate::sentinel::{Guard, Sentinels};
 use crate::state_dir::Mark;
@@ -81,6 +82,8 @@ pub(crate) struct Surroundings {
     /// What the next boot knows of the volumes' disks.
     pub(crate) backings: Arc<Backings>,
     pub(crate) unkept: Arc<Unkept>,
+    /// For what a control thread has kept in the state directory.
+    pub(crate) scribe: Scribe,
 }
 
 /// What the intent thread is asked for.
@@ -122,6 +125,8 @@ pub(crate) struct Served {
     pub(crate) tap_lost: Arc<OnceLock<String>>,
     /// Why the tap is known not to see what is written.
     pub(crate) blind: Option<String>,
+    /// What is seen of the intent thread.
+    pub(crate) map_busy: Busy,
     orders: Arc<Orders>,
     threads: Threads,
     /// By an attach before this one.
@@ -363,8 +368,9 @@ impl Served {
             sender_thread: None,
             intent_thread: None,
         };
+        let thread = IntentThread::new(file, owner, intent_orders, inbox.clone(), (id, name.clone()), geometry, around.boot);
+        let map_busy = thread.busy();
         threads.intent_thread = Some({
-            let thread = IntentThread::new(file, owner, intent_orders, inbox.clone(), (id, name.clone()), geometry, around.boot);
             spawn("intent").spawn(move || {
                 let _ = Priority::Urgent.set(); // writes to cold regions wait for it
                 thread.run();
@@ -433,6 +439,7 @@ impl Served {
             tap_writes: None,
             tap_lost: Arc::default(),
             blind: None,
+            map_busy,
             orders,
             threads,
             flush_failed_this_boot,
@@ -460,7 +467,7 @@ impl Served {
             let why = "its tap was taken out while it was being opened";
             error!(volume = %name, "past its tap: {why}; everything will be compared");
             setup.tracking_lost = true;
-            if let Err(error) = loss::keep(&served.dir, &note, why) {
+            if let Err(error) = loss::keep(&around.scribe, &served.dir, &note, why) {
                 warn!(volume = %name, "{error:#}");
             }
         }
@@ -562,8 +569,8 @@ impl Served {
     }
 
     /// Keeps the ledger's digest key from now on.
-    pub(crate) fn adopt(&mut self, meta: VolumeMeta) -> anyhow::Result<()> {
-        save_meta(&self.dir, &meta)?;
+    pub(crate) fn adopt(&mut self, meta: VolumeMeta, scribe: &Scribe) -> anyhow::Result<()> {
+        scribe.write(&meta_path(&self.dir), serde_json::to_string(&meta)?)?;
         self.meta = meta;
         Ok(())
     }

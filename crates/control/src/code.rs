@@ -67,6 +67,8 @@ codes! {
     Degraded = "degraded",
     /// The backing could not be flushed.
     FlushFailed = "flush_failed",
+    /// The intent map waits for its disk.
+    MapWaits = "map_waits",
     /// A thread of a volume ended.
     Broken = "broken",
     /// The receiver's disk takes no more.
