@@ -413,20 +413,7 @@ pub(crate) enum PointCommand {
     ///
     /// On the protected host the receiver is asked through the connection; on the gateway its socket; with --store no
     /// daemon is needed.
-    #[command(
-        after_long_help = "Examples:\n  farside point list data\n  farside point list web1/default/data --store /srv/farside\n  farside point list db --json | jq -r '.[0].id'"
-    )]
-    List {
-        /// The volume or group: NAME, SOURCE/NAME, GROUP/NAME or SOURCE/GROUP/NAME.
-        #[arg(value_name = "VOLUME|GROUP")]
-        of: Address,
-        /// Read this store instead of asking a daemon: a directory, or s3://BUCKET/PREFIX (also az://, gs://).
-        #[arg(long, value_name = "URL")]
-        store: Option<String>,
-        /// At most so many.
-        #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
-        limit: Option<u32>,
-    },
+    List(ListArgs),
     /// Show one recovery point: its cut, its members, its layers.
     #[command(
         after_long_help = "Examples:\n  farside point show 42-9f3c2a1b\n  farside point show latest --of data\n  farside point show data latest\n  farside point show -5m --of db --store /srv/farside"
@@ -504,6 +491,49 @@ Examples:
         #[arg(value_name = "SOCKET|VOLUME[@POINT]")]
         what: String,
     },
+}
+
+/// `farside point list`.
+#[derive(Args, Clone, Debug)]
+#[command(after_long_help = "\
+TIME is an RFC 3339 time such as 2026-03-01T12:00:00Z, or an age such as -1h by this machine's clock. It is
+held against the wall clock of the source at the cut, which may have been put forward or back: the list
+is in the order in which points were published.
+
+The newest 50 are shown, and how many there are; --json prints all of them, as one list that can be read
+while it comes. However many there are, neither this command nor a daemon holds more than a page of them.
+
+Examples:
+  farside point list data
+  farside point list db --since -2h --until -1h
+  farside point list db --reason upgrade
+  farside point list web1/default/data --store /srv/farside --all
+  farside point list db --json | jq -r '.[0].id'")]
+pub(crate) struct ListArgs {
+    /// The volume or group: NAME, SOURCE/NAME, GROUP/NAME or SOURCE/GROUP/NAME.
+    #[arg(value_name = "VOLUME|GROUP")]
+    pub(crate) of: Address,
+    /// Read this store instead of asking a daemon: a directory, or s3://BUCKET/PREFIX (also az://, gs://).
+    #[arg(long, value_name = "URL")]
+    pub(crate) store: Option<String>,
+    /// Only those cut then or later.
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = parse_moment)]
+    pub(crate) since: Option<jiff::Timestamp>,
+    /// Only those cut then or earlier.
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = parse_moment)]
+    pub(crate) until: Option<jiff::Timestamp>,
+    /// Only pinned ones.
+    #[arg(long)]
+    pub(crate) pinned: bool,
+    /// Only those with a pin whose reason contains this text, capital letters or not.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) reason: Option<String>,
+    /// At most so many, the newest.
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) limit: Option<u32>,
+    /// All of them.
+    #[arg(long, conflicts_with = "limit")]
+    pub(crate) all: bool,
 }
 
 /// `farside point open`.
@@ -768,6 +798,15 @@ Examples:
         #[arg(long, short)]
         yes: bool,
     },
+}
+
+/// A time as a point is named by it.
+fn parse_moment(text: &str) -> Result<jiff::Timestamp, String> {
+    match text.parse() {
+        Ok(PointRef::At(at)) => Ok(at),
+        Ok(PointRef::Ago(age)) => jiff::Timestamp::now().checked_sub(age).map_err(|_| format!("`{text}` is too long ago")),
+        _ => Err(format!("`{text}` is no time: use an RFC 3339 time such as 2026-03-01T12:00:00Z, or an age such as -5m or -1d")),
+    }
 }
 
 fn parse_export(text: &str) -> Result<PathBuf, String> {

@@ -16,6 +16,7 @@ mod hydrate;
 mod man;
 mod opened;
 mod point;
+mod points;
 mod print;
 mod progress;
 mod recover;
@@ -119,9 +120,7 @@ async fn ask(cli: Cli) -> Result<(), Failure> {
             .await
         }
         Command::Volume(command) => volume::run(&cli.global, &hosts, command).await,
-        Command::Point(PointCommand::List { of, store, limit }) => {
-            point::list(&cli.global, &hosts, &of, store.as_deref(), limit).await
-        }
+        Command::Point(PointCommand::List(args)) => points::list(&cli.global, &hosts, &args).await,
         Command::Point(PointCommand::Show { which, store }) => {
             let (point, of) = resolve(which)?;
             point::show(&cli.global, &hosts, point, of.as_ref(), store.as_deref()).await

@@ -4,9 +4,7 @@ use std::time::Duration;
 
 use farside_control::client::Daemon;
 use farside_control::routes::PointsQuery;
-use farside_control::{
-    Address, Client, PinRequest, Point, PointRef, Run, Verification, VerificationState, VerifiedVolume, select_point,
-};
+use farside_control::{Address, Client, PinRequest, Point, PointRef, Run, Verification, VerificationState, VerifiedVolume};
 use farside_store::StoreError;
 
 use crate::args::Global;
@@ -21,56 +19,6 @@ const ASK_AGAIN: Duration = Duration::from_millis(250);
 /// Runs and regions that are printed; JSON has them all.
 const SHOWN_MAX: usize = 20;
 
-/// Lists points, newest first.
-pub(crate) async fn list(
-    global: &Global,
-    hosts: &Hosts,
-    of: &Address,
-    url: Option<&str>,
-    limit: Option<u32>,
-) -> Result<(), Failure> {
-    let points = match url {
-        Some(url) => {
-            let mut points = store::points(url, Some(of))?;
-            points.sort_by(|a, b| b.cut_wall.cmp(&a.cut_wall).then(b.id.cmp(&a.id)));
-            points.truncate(limit.map_or(usize::MAX, |limit| limit as usize));
-            points
-        }
-        None => hosts.either().await?.points(&PointsQuery { of: Some(of.to_string()), limit }).await?,
-    };
-    if global.json {
-        return print::json(&points);
-    }
-    if points.is_empty() {
-        return print::out(&format!(
-            "no recovery point of {of} is known here; farside status says what is protected and what it waits for\n"
-        ));
-    }
-    print::out(&listed(&points).fit(print::Look::of_stdout()))
-}
-
-/// Points as a table. What they take is known where the store is.
-fn listed(points: &[Point]) -> Table {
-    let bytes = |point: &Point| point.members.iter().map(|member| member.layer_bytes).sum::<Option<u64>>();
-    let sized = points.iter().any(|point| bytes(point).is_some());
-    let mut head = vec!["POINT", "CUT", "SOURCE", "GROUP", "MEMBERS"];
-    head.extend(sized.then_some("LAYERS"));
-    let mut table = Table::new(&[&head[..], &[""]].concat());
-    for point in points {
-        let mut row = vec![
-            point.id.to_string(),
-            print::time(point.cut_wall),
-            point.source.clone(),
-            point.group.clone(),
-            point.members.iter().map(|member| member.volume.as_str()).collect::<Vec<_>>().join(" "),
-        ];
-        row.extend(sized.then(|| takes(bytes(point))));
-        row.push(marks(point));
-        table.row(row);
-    }
-    table
-}
-
 /// Shows one point.
 pub(crate) async fn show(
     global: &Global,
@@ -81,10 +29,7 @@ pub(crate) async fn show(
 ) -> Result<(), Failure> {
     say_of_what(wanted, of)?;
     let point = match url {
-        Some(url) => {
-            let points = store::points(url, of)?;
-            select_point(&points, wanted, jiff::Timestamp::now()).cloned().ok_or_else(|| no_such_point(&points, wanted, of))?
-        }
+        Some(url) => store::one_point(&store::open(&store::location_of(url)?)?, wanted, of)?.1,
         None => {
             let query = PointsQuery { of: of.map(Address::to_string), limit: None };
             hosts.either().await?.point(&wanted.to_string(), &query).await?
@@ -188,21 +133,8 @@ async fn verify_there(
 
 /// Without a daemon.
 fn verify_here(url: &str, wanted: PointRef, of: Option<&Address>, progress: &Progress) -> Result<Verification, Failure> {
-    let points = store::points(url, of)?;
-    let mut groups: Vec<String> =
-        points.iter().filter(|p| fits(p, wanted)).map(|p| format!("{}/{}", p.source, p.group)).collect();
-    groups.sort();
-    groups.dedup();
-    if groups.len() > 1 {
-        let message = format!("`{wanted}` may be a point of {}", groups.join(", "));
-        return Err(Failure::new(Exit::Usage, message, "say of which volume or group, with --of"));
-    }
-    let point =
-        select_point(&points, wanted, jiff::Timestamp::now()).cloned().ok_or_else(|| no_such_point(&points, wanted, of))?;
+    let (group, point) = store::one_point(&store::open(&store::location_of(url)?)?, wanted, of)?;
     let only = of.filter(|a| !a.is_group(&point.source, &point.group)).map(Address::name);
-    let reader = store::open(&store::location_of(url)?)?;
-    let names = reader.groups()?.into_iter().find(|n| n.source.as_str() == point.source && n.group.as_str() == point.group);
-    let group = reader.group(&names.ok_or_else(|| no_such_point(&points, wanted, of))?)?;
     let members: Vec<&str> = point.members.iter().map(|m| m.volume.as_str()).collect();
     let total_bytes = point.members.iter().filter(|m| only.is_none_or(|only| m.volume == only)).map(|m| m.bytes).sum();
     let threads = std::thread::available_parallelism().map_or(2, |n| n.get()).clamp(2, 8);
@@ -216,14 +148,6 @@ fn verify_here(url: &str, wanted: PointRef, of: Option<&Address>, progress: &Pro
         farside_receiver::verify_members(&group, slot, &members, only, threads, &heard, |volume| volumes.push(volume));
     ended?;
     Ok(Verification { id: 0, point, state: VerificationState::Done, done_bytes: total_bytes, total_bytes, volumes })
-}
-
-/// Whether a point is named by its id; other ways to name one choose among those of one group only.
-fn fits(point: &Point, wanted: PointRef) -> bool {
-    match wanted {
-        PointRef::Id { slot, tag } => point.id.slot == slot && tag.is_none_or(|tag| tag == point.id.tag),
-        _ => true,
-    }
 }
 
 fn verified_text(verified: &Verification) -> String {
@@ -301,11 +225,11 @@ pub(crate) fn no_such_point(points: &[Point], wanted: PointRef, of: Option<&Addr
 }
 
 /// Bytes in the store, where they are known.
-fn takes(bytes: Option<u64>) -> String {
+pub(crate) fn takes(bytes: Option<u64>) -> String {
     bytes.map_or_else(|| print::NOTHING.to_owned(), print::bytes)
 }
 
-fn marks(point: &Point) -> String {
+pub(crate) fn marks(point: &Point) -> String {
     [(point.pinned, "pinned"), (point.degraded, "degraded")]
         .iter()
         .filter(|(set, _)| *set)

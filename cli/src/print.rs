@@ -20,6 +20,30 @@ pub(crate) fn json_text(value: &impl Serialize) -> String {
     format!("{}\n", serde_json::to_string_pretty(value).expect("API types are always JSON"))
 }
 
+/// A JSON list that is printed as its elements come.
+#[derive(Debug, Default)]
+pub(crate) struct JsonList {
+    is_begun: bool,
+}
+
+impl JsonList {
+    /// Prints the next of them.
+    pub(crate) fn items(&mut self, values: &[impl Serialize]) -> Result<(), Failure> {
+        let mut text = String::new();
+        for value in values {
+            text.push_str(if self.is_begun { ",\n  " } else { "[\n  " });
+            text.push_str(&json_text(value).trim_end().replace('\n', "\n  "));
+            self.is_begun = true;
+        }
+        out(&text)
+    }
+
+    /// What ends it.
+    pub(crate) fn end(is_empty: bool) -> &'static str {
+        if is_empty { "[]\n" } else { "\n]\n" }
+    }
+}
+
 /// Writes to standard output; a closed pipe is a quiet end.
 pub(crate) fn out(text: &str) -> Result<(), Failure> {
     if is_read(text)? { Ok(()) } else { std::process::exit(0) }
@@ -154,9 +178,18 @@ impl Table {
 
     /// The text within so many columns: the widest cells are cut until it fits.
     pub(crate) fn fit(&self, look: Look) -> String {
+        self.fit_after(look, &mut Vec::new())
+    }
+
+    /// The same of a part of a table, whose columns had so many characters in the parts before it.
+    pub(crate) fn fit_after(&self, look: Look, before: &mut Vec<usize>) -> String {
         let count = self.rows.iter().map(Vec::len).max().unwrap_or(0);
+        before.resize(count.max(before.len()), 0);
         let width = |column: usize| self.rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
-        let mut widths: Vec<usize> = (0..count).map(|column| width(column).unwrap_or(0)).collect();
+        for (column, widest) in before.iter_mut().enumerate() {
+            *widest = width(column).unwrap_or(0).max(*widest);
+        }
+        let mut widths = before.clone();
         let all = |widths: &[usize]| widths.iter().sum::<usize>() + 2 * count.saturating_sub(1);
         while look.columns.is_some_and(|columns| all(&widths) > columns) {
             let widest = widths.iter_mut().max().expect("there is a column");

@@ -5,11 +5,12 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use data_encoding::HEXLOWER;
-use farside_control::{Address, Point, PointRef, select_point};
+use farside_control::{Address, Point, PointRef};
 use farside_objects::{Credentials, Location, LocationError, OpenError};
 use farside_region::{Slot, VolumeId};
 use farside_store::{
-    CheckReport, Finding, GroupNames, GroupReader, GroupStore, PointReader, Repair, Severity, Store, StoreError, StoreReader,
+    CheckReport, Finding, GroupNames, GroupReader, GroupStore, PointFilter, PointReader, Repair, Severity, Store, StoreError,
+    StoreReader, find_points, point_ends,
 };
 use serde::Serialize;
 
@@ -125,26 +126,66 @@ impl From<StoreError> for Failure {
     }
 }
 
-/// The points of a volume or group in a store, or of all of them.
-pub(crate) fn points(url: &str, of: Option<&Address>) -> Result<Vec<Point>, Failure> {
-    let store = open(&location_of(url)?)?;
-    let (mut points, mut known, mut hit) = (Vec::new(), Vec::new(), false);
-    for group in groups(&store, of)? {
+/// The groups of a store in which there is what an address names, opened, and of each the volume, if it is one. All groups, if
+/// none is named.
+pub(crate) fn places(store: &StoreReader, of: Option<&Address>) -> Result<Vec<(GroupReader, Option<VolumeId>)>, Failure> {
+    let (mut places, mut known) = (Vec::new(), Vec::new());
+    for group in groups(store, of)? {
         let group = group?;
-        hit |= of.is_none_or(|of| names_it(of, &group));
-        known.extend(volumes(&group).map(|(name, _)| format!("{}/{name}", group.names())));
-        points.extend(
-            group
-                .points()
-                .iter()
-                .map(|info| farside_receiver::point_of(group.names(), info))
-                .filter(|point| of.is_none_or(|of| point.is_of(of))),
-        );
+        let names = group.names();
+        known.extend(volumes(&group).map(|(name, _)| format!("{names}/{name}")));
+        let named = |name: &str| volumes(&group).find(|(volume, _)| volume == name).map(|(_, id)| id);
+        let place = match of.map(|of| of.within(names.source.as_str(), names.group.as_str())) {
+            None | Some(Some(None)) => Some(None),
+            Some(None) => None,
+            Some(Some(Some(name))) => named(name).map(Some),
+        };
+        places.extend(place.map(|volume| (group, volume)));
     }
     match of {
-        Some(of) if !hit => Err(unknown(of, &known)),
-        _ => Ok(points),
+        Some(of) if places.is_empty() => Err(unknown(of, &known)),
+        _ => Ok(places),
     }
+}
+
+/// The point that is meant, if a group has it.
+fn search(group: &GroupReader, volume: Option<VolumeId>, wanted: PointRef) -> Option<Point> {
+    let search = wanted.search(jiff::Timestamp::now());
+    let until_wall_ms = search.until.map(|at| at.as_millisecond());
+    let filter = PointFilter { volume, until_wall_ms, ..PointFilter::default() };
+    let found = find_points(group.state(), &filter, search.below.map(Slot), 1);
+    let found = found.points.first().map(|info| farside_receiver::point_of(group.names(), info));
+    found.filter(|point| search.is_meant(point.id))
+}
+
+/// What to say where no group has it.
+fn not_there<'g>(
+    places: impl Iterator<Item = (&'g GroupReader, Option<VolumeId>)>,
+    wanted: PointRef,
+    of: Option<&Address>,
+) -> Failure {
+    let ends = places.filter_map(|(group, volume)| {
+        let (oldest, newest) = point_ends(group.state(), &PointFilter { volume, ..PointFilter::default() })?;
+        Some([oldest, newest].map(|info| farside_receiver::point_of(group.names(), &info)))
+    });
+    point::no_such_point(&ends.flatten().collect::<Vec<_>>(), wanted, of)
+}
+
+/// The one point of a volume or group that is meant, and its group.
+pub(crate) fn one_point(store: &StoreReader, wanted: PointRef, of: Option<&Address>) -> Result<(GroupReader, Point), Failure> {
+    let (mut found, mut others) = (Vec::new(), Vec::new());
+    for (group, volume) in places(store, of)? {
+        match search(&group, volume, wanted) {
+            Some(point) => found.push((group, point)),
+            None => others.push((group, volume)),
+        }
+    }
+    if found.len() > 1 {
+        let groups: Vec<String> = found.iter().map(|(group, _)| group.names().to_string()).collect();
+        let message = format!("`{wanted}` may be a point of {}", groups.join(", "));
+        return Err(Failure::new(Exit::Usage, message, "say of which volume or group, with --of"));
+    }
+    found.pop().ok_or_else(|| not_there(others.iter().map(|(group, volume)| (group, *volume)), wanted, of))
 }
 
 /// A volume and a point of it.
@@ -162,11 +203,8 @@ pub(crate) struct Chosen {
 /// The volume that an address names, in the point of it that is meant.
 pub(crate) fn choose(store: &StoreReader, of: &Address, wanted: PointRef) -> Result<Chosen, Failure> {
     let (group, volume) = find_volume(store, of)?;
-    let infos = group.points();
-    let with_it = infos.iter().filter(|info| info.member(volume).is_some());
-    let candidates: Vec<Point> = with_it.map(|info| farside_receiver::point_of(group.names(), info)).collect();
-    let chosen = select_point(&candidates, wanted, jiff::Timestamp::now());
-    let point = chosen.cloned().ok_or_else(|| point::no_such_point(&candidates, wanted, Some(of)))?;
+    let missing = || not_there([(&group, Some(volume))].into_iter(), wanted, Some(of));
+    let point = search(&group, Some(volume), wanted).ok_or_else(missing)?;
     let slot = Slot(point.id.slot);
     Ok(Chosen { group, volume, slot, point })
 }

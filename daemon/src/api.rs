@@ -6,21 +6,22 @@ use axum::Json;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::response::Response;
-use farside_control::routes::{self, PointsQuery};
+use farside_control::routes::{self, PagesQuery, PointsQuery};
 use farside_control::source::{
     Done, GroupSettings, GroupStatus, Limits, PairRequest, Paired, ResyncRequest, SourceStatus, VolumeAdd, VolumeStatus,
 };
-use farside_control::{Address, ApiError, ErrorCode, Point, PointId, PointMember, PointRef, Reloaded};
-use farside_region::Name;
+use farside_control::{
+    ANSWER_BYTES_MAX, Address, AddressError, ApiError, ErrorCode, PIN_REASON_BYTES_MAX, POINT_PAGE_BYTES, POINTS_LISTED_MAX,
+    POINTS_PAGE_MAX, PageCursor, PageMaker, Point, PointId, PointMember, PointPage, PointRef, Reloaded,
+};
+use farside_ledger::PointFilter;
+use farside_region::{Name, Slot, VolumeId};
 use farside_service::clients::Clients;
 use farside_service::http::{self, Answer, Routes};
 use farside_wire::{PointInfo, PointQueryKind};
 use tokio::net::UnixListener;
 
 use crate::supervisor::Daemon;
-
-/// Points that one question may bring.
-const POINTS_MAX: u32 = 10_000;
 
 /// Listens and serves in the background.
 ///
@@ -53,6 +54,7 @@ fn routes() -> Routes<Arc<Daemon>> {
         .post(routes::VOLUME_RESYNC, resync)
         .post(routes::VOLUME_VERIFY, verify)
         .get(routes::POINTS, points)
+        .get(routes::POINT_PAGES, point_pages)
         .get(routes::POINT, point)
         .get(routes::METRICS, metrics)
         .post(routes::RELOAD, reload)
@@ -174,34 +176,82 @@ async fn verify(State(daemon): Here, Path(name): Path<String>) -> Answer<VolumeS
 
 async fn points(State(daemon): Here, query: Result<Query<PointsQuery>, QueryRejection>) -> Answer<Vec<Point>> {
     let Query(query) = query?;
-    Ok(Json(list(&daemon, &query).await?))
+    let limit = query.limit.map_or(POINTS_LISTED_MAX, |n| (n as usize).min(POINTS_LISTED_MAX));
+    let mut page = PageMaker::new(limit, ANSWER_BYTES_MAX / 2, PageCursor::default());
+    gather(&daemon, query.of.as_deref(), &PointFilter::default(), &mut page).await?;
+    Ok(Json(page.points()))
 }
 
-async fn list(daemon: &Daemon, query: &PointsQuery) -> Result<Vec<Point>, ApiError> {
-    let bad = |e: &dyn std::fmt::Display| ApiError::new(ErrorCode::BadRequest, e.to_string(), "see `farside point list --help`");
-    let address: Option<Address> = query.of.as_deref().map(str::parse).transpose().map_err(|e| bad(&e))?;
-    let limit = query.limit.unwrap_or(POINTS_MAX).min(POINTS_MAX) as usize;
-    let mut all = Vec::new();
-    for group in daemon.group_names() {
-        let (mut below, mut more) = (None, true);
-        while more && all.len() < limit {
-            let wanted = (limit - all.len()).min(1000) as u32;
-            let answer = daemon.points(&group, PointQueryKind::List { volume: None, below, limit: wanted }).await?;
-            more = answer.page.more && !answer.page.points.is_empty();
-            below = answer.page.points.last().map(|p| p.slot);
-            let points = answer.page.points.iter().map(|p| point_of(daemon.source(), &group, p));
-            all.extend(points.filter(|p| address.as_ref().is_none_or(|a| p.is_of(a))));
-        }
+async fn point_pages(State(daemon): Here, query: Result<Query<PagesQuery>, QueryRejection>) -> Answer<PointPage> {
+    let Query(query) = query?;
+    let cursor = query.cursor.as_deref().map(str::parse).transpose().map_err(|e| bad_list(&e))?;
+    if query.reason.as_ref().is_some_and(|text| text.len() > PIN_REASON_BYTES_MAX) {
+        return Err(bad_list(&format!("no reason of a pin is longer than {PIN_REASON_BYTES_MAX} bytes")).into());
     }
-    if let Some(address) = address.filter(|a| all.is_empty() && !daemon.knows(a.name())) {
-        return Err(ApiError::not_found(
+    let limit = query.limit.map_or(POINTS_PAGE_MAX, |n| (n as usize).min(POINTS_PAGE_MAX));
+    let mut page = PageMaker::new(limit, POINT_PAGE_BYTES, cursor.unwrap_or_default());
+    let filter = PointFilter {
+        volume: None,
+        since_wall_ms: query.since.map(|at| at.as_millisecond()),
+        until_wall_ms: query.until.map(|at| at.as_millisecond()),
+        pinned: query.pinned,
+        reason: query.reason,
+    };
+    gather(&daemon, query.of.as_deref(), &filter, &mut page).await?;
+    Ok(Json(page.page().map_err(|e| bad_list(&e))?))
+}
+
+fn bad_list(error: &dyn std::fmt::Display) -> ApiError {
+    ApiError::new(ErrorCode::BadRequest, error.to_string(), "see `farside point list --help`")
+}
+
+/// Fills a page with the points of what an address names.
+async fn gather(daemon: &Daemon, of: Option<&str>, filter: &PointFilter, page: &mut PageMaker) -> Result<(), ApiError> {
+    let (places, mut any) = (places(daemon, of)?, false);
+    for (group, volume) in places {
+        let (filter, start) = (PointFilter { volume, ..filter.clone() }, page.below(daemon.source().as_str(), group.as_str()));
+        let (mut below, mut found, mut more, mut total) = (start.map(Slot), Vec::new(), true, None);
+        while more && found.len() < page.limit() {
+            let limit = (page.limit() - found.len()).min(POINTS_PAGE_MAX) as u32;
+            let answer = daemon.points(&group, PointQueryKind::List { filter: filter.clone(), below, limit }).await?.page;
+            more = answer.more && !answer.points.is_empty();
+            below = answer.points.last().map(|p| p.slot);
+            total = total.or(answer.total);
+            found.extend(answer.points.iter().map(|p| point_of(daemon.source(), &group, p)));
+        }
+        any |= start.is_some() || !found.is_empty();
+        page.add(found, more, total);
+    }
+    if any { Ok(()) } else { refuse_unknown(daemon, of) }
+}
+
+/// The groups in which an address may name something, and what volume it would be: `None`, the whole group.
+fn places(daemon: &Daemon, of: Option<&str>) -> Result<Vec<(Name, Option<VolumeId>)>, ApiError> {
+    let address: Option<Address> = of.map(str::parse).transpose().map_err(|e: AddressError| bad_list(&e))?;
+    let place = |group: Name| {
+        let volume = match &address {
+            None => None,
+            Some(address) => match address.within(daemon.source().as_str(), group.as_str())? {
+                None => None,
+                Some(volume) => Some(farside_ledger::volume_id(daemon.source(), &group, &volume.parse().ok()?)),
+            },
+        };
+        Some((group, volume))
+    };
+    Ok(daemon.group_names().into_iter().filter_map(place).collect())
+}
+
+/// Where no point was found: perhaps there is nothing of that name.
+fn refuse_unknown(daemon: &Daemon, of: Option<&str>) -> Result<(), ApiError> {
+    let address: Option<Address> = of.map(str::parse).transpose().map_err(|e: AddressError| bad_list(&e))?;
+    match address.filter(|address| !daemon.knows(address.name())) {
+        None => Ok(()),
+        Some(address) => Err(ApiError::not_found(
             "volume or group",
             address.name(),
             "`farside volume list` shows the volumes, `farside status` the groups",
-        ));
+        )),
     }
-    all.sort_by_key(|p| std::cmp::Reverse(p.cut_wall));
-    Ok(all)
 }
 
 async fn point(
@@ -209,14 +259,36 @@ async fn point(
     Path(point): Path<String>,
     query: Result<Query<PointsQuery>, QueryRejection>,
 ) -> Answer<Point> {
-    let Query(query) = query?;
+    let Query(PointsQuery { of, .. }) = query?;
     let wanted: PointRef = point.parse().map_err(|e: farside_control::PointRefError| {
         ApiError::new(ErrorCode::BadRequest, e.to_string(), "see `farside point show --help`")
     })?;
-    let query_of = query.of.clone();
-    let all = list(&daemon, &PointsQuery { limit: None, ..query }).await?;
-    let found = farside_control::select_point(&all, wanted, jiff::Timestamp::now());
-    Ok(Json(found.cloned().ok_or_else(|| farside_control::no_such_point(&all, wanted, query_of.as_deref()))?))
+    let search = wanted.search(jiff::Timestamp::now());
+    let until_wall_ms = search.until.map(|at| at.as_millisecond());
+    let (mut found, mut newest) = (Vec::new(), Vec::new());
+    for (group, volume) in places(&daemon, of.as_deref())? {
+        let filter = PointFilter { volume, until_wall_ms, ..PointFilter::default() };
+        let kind = PointQueryKind::List { filter, below: search.below.map(Slot), limit: 1 };
+        let answer = daemon.points(&group, kind).await?;
+        let points = answer.page.points.iter().map(|p| point_of(daemon.source(), &group, p));
+        found.extend(points.filter(|point| search.is_meant(point.id)));
+        if found.is_empty() {
+            let filter = PointFilter { volume, ..PointFilter::default() };
+            let answer = daemon.points(&group, PointQueryKind::List { filter, below: None, limit: 1 }).await?;
+            let total = answer.page.total.unwrap_or(1);
+            newest.extend(answer.page.points.iter().map(|p| (point_of(daemon.source(), &group, p), total)));
+        }
+    }
+    if let Some(point) = farside_control::select_point(&found, wanted, jiff::Timestamp::now()) {
+        return Ok(Json(point.clone()));
+    }
+    match newest.iter().max_by_key(|(point, _)| point.cut_wall) {
+        Some((point, total)) => Err(farside_control::no_such_point_of(point, *total, wanted, of.as_deref()).into()),
+        None => {
+            refuse_unknown(&daemon, of.as_deref())?;
+            Err(farside_control::no_such_point(&[], wanted, of.as_deref()).into())
+        }
+    }
 }
 
 fn point_of(source: &Name, group: &Name, p: &PointInfo) -> Point {

@@ -8,21 +8,23 @@ use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::response::Response;
 use farside_control::receiver::{ReceiverStatus, Token, TokenRequest};
-use farside_control::routes::{self, PointsQuery};
+use farside_control::routes::{self, PagesQuery, PointsQuery};
 use farside_control::source::Done;
 use farside_control::{
-    Address, ApiError, ErrorCode, PIN_REASON_BYTES_MAX, POINTS_LISTED_MAX, PinRequest, Point, PointRef, Reloaded, Verification,
-    no_such_point, select_point,
+    ANSWER_BYTES_MAX, Address, ApiError, ErrorCode, PIN_REASON_BYTES_MAX, POINT_PAGE_BYTES, POINTS_LISTED_MAX, POINTS_PAGE_MAX,
+    PageCursor, PageMaker, PinRequest, Point, PointPage, PointRef, Reloaded, TooManyGroups, Verification, no_such_point,
 };
-use farside_region::Name;
+use farside_ledger::PointFilter;
+use farside_region::{Name, Slot};
 use farside_service::clients::Clients;
 use farside_service::http::{self, Answer, Failed, Routes};
-use farside_store::GroupNames;
+use farside_store::PointsFound;
 use farside_transport::BookError;
 use jiff::Timestamp;
 use tokio::net::UnixListener;
 
 use crate::group::{GroupHandle, PinChange};
+use crate::points::PointsAsk;
 use crate::process::Receiver;
 use crate::status;
 
@@ -43,6 +45,7 @@ fn routes() -> Routes<Arc<Receiver>> {
     Routes::default()
         .get(routes::STATUS, status)
         .get(routes::POINTS, points)
+        .get(routes::POINT_PAGES, point_pages)
         .get(routes::POINT, point)
         .post(routes::POINT_PIN, pin)
         .delete(routes::POINT_PIN, unpin)
@@ -89,10 +92,26 @@ async fn reload(State(receiver): Here) -> Answer<Reloaded> {
 async fn points(State(receiver): Here, query: Result<Query<PointsQuery>, QueryRejection>) -> Answer<Vec<Point>> {
     let Query(query) = query.map_err(bad_request)?;
     let limit = query.limit.map_or(POINTS_LISTED_MAX, |n| (n as usize).min(POINTS_LISTED_MAX));
-    let mut points = newest_points(&receiver, query.of.as_deref(), limit).await?;
-    points.sort_by_key(|point| std::cmp::Reverse((point.cut_wall, point.id)));
-    points.truncate(limit);
-    Ok(Json(points))
+    let mut page = PageMaker::new(limit, ANSWER_BYTES_MAX / 2, PageCursor::default());
+    gather(&receiver, query.of.as_deref(), &PointFilter::default(), &mut page).await?;
+    Ok(Json(page.points()))
+}
+
+async fn point_pages(State(receiver): Here, query: Result<Query<PagesQuery>, QueryRejection>) -> Answer<PointPage> {
+    let Query(query) = query.map_err(bad_request)?;
+    let cursor = query.cursor.as_deref().map(str::parse).transpose().map_err(bad_request)?;
+    let limit = query.limit.map_or(POINTS_PAGE_MAX, |n| (n as usize).min(POINTS_PAGE_MAX));
+    let mut page = PageMaker::new(limit, POINT_PAGE_BYTES, cursor.unwrap_or_default());
+    let filter = PointFilter {
+        volume: None,
+        since_wall_ms: query.since.map(|at| at.as_millisecond()),
+        until_wall_ms: query.until.map(|at| at.as_millisecond()),
+        pinned: query.pinned,
+        reason: query.reason,
+    };
+    gather(&receiver, query.of.as_deref(), &filter, &mut page).await?;
+    let too_many = |error: TooManyGroups| ApiError::new(ErrorCode::BadRequest, error.to_string(), "say of which volume or group");
+    Ok(Json(page.page().map_err(too_many)?))
 }
 
 async fn point(
@@ -165,59 +184,81 @@ fn group_of(receiver: &Receiver, point: &Point) -> Result<GroupHandle, ApiError>
 /// The one point that is meant.
 async fn find_point(receiver: &Arc<Receiver>, wanted: &str, query: &PointsQuery) -> Result<Point, ApiError> {
     let wanted: PointRef = wanted.parse().map_err(bad_request)?;
-    let points = newest_points(receiver, query.of.as_deref(), usize::MAX).await?;
-    let groups = |points: &[Point]| {
-        let mut groups: Vec<_> = points.iter().map(|p| format!("{}/{}", p.source, p.group)).collect();
-        groups.sort();
-        groups.dedup();
-        groups
-    };
-    let of_one: Vec<Point> = match wanted {
-        PointRef::Id { slot, tag: Some(tag) } => points.into_iter().filter(|p| p.id.slot == slot && p.id.tag == tag).collect(),
-        _ => points,
-    };
-    let found_in = groups(&of_one);
-    if found_in.len() > 1 {
-        let message = format!("`{wanted}` may be a point of {}", found_in.join(", "));
+    let search = wanted.search(Timestamp::now());
+    let filter = PointFilter { until_wall_ms: search.until.map(|at| at.as_millisecond()), ..PointFilter::default() };
+    let mut found = Vec::new();
+    let places = places(receiver, query.of.as_deref())?;
+    for (group, volume) in &places {
+        let ask = PointsAsk { volume: volume.clone(), filter: filter.clone(), below: search.below.map(Slot), limit: 1 };
+        let newest = points_of(receiver, group, ask).await?;
+        found.extend(newest.points.iter().map(|p| status::point(group.names(), p)).filter(|p| search.is_meant(p.id)));
+    }
+    if found.len() > 1 {
+        let groups: Vec<_> = found.iter().map(|p| format!("{}/{}", p.source, p.group)).collect();
+        let message = format!("`{wanted}` may be a point of {}", groups.join(", "));
         return Err(ApiError::new(ErrorCode::BadRequest, message, "say of which volume or group"));
     }
-    let found = select_point(&of_one, wanted, Timestamp::now()).cloned();
-    found.ok_or_else(|| no_such_point(&of_one, wanted, query.of.as_deref()))
+    if let Some(point) = found.pop() {
+        return Ok(point);
+    }
+    refuse_unknown(query.of.as_deref(), &places)?;
+    let mut ends = Vec::new();
+    for (group, volume) in places {
+        let ask = PointsAsk { volume, ..PointsAsk::default() };
+        if let Ok(Some((oldest, newest))) = group.point_ends(ask).await {
+            ends.extend([oldest, newest].map(|p| status::point(group.names(), &p)));
+        }
+    }
+    Err(no_such_point(&ends, wanted, query.of.as_deref()))
 }
 
-/// The newest points of what is asked for: so many of each group, and where a volume is meant all that its group has.
-async fn newest_points(receiver: &Arc<Receiver>, of: Option<&str>, limit: usize) -> Result<Vec<Point>, ApiError> {
+/// The groups in which an address may name something, and what volume it would be: `None`, the whole group.
+fn places(receiver: &Receiver, of: Option<&str>) -> Result<Vec<(GroupHandle, Option<String>)>, ApiError> {
     let address: Option<Address> = of.map(str::parse).transpose().map_err(bad_request)?;
-    let mut points = Vec::new();
-    let mut known = false;
-    for group in receiver.roster.all() {
+    let place = |group: GroupHandle| {
         let names = group.names();
-        let (source, name) = (names.source.as_str(), names.group.as_str());
-        known |= address.as_ref().is_none_or(|a| a.is_group(source, name));
-        let whole = address.as_ref().is_some_and(|a| !a.is_group(source, name));
-        let found = match group.points(if whole { usize::MAX } else { limit }).await {
-            Ok(found) => found,
-            // The store cannot be written; perhaps it can be read.
-            Err(_) => read_points(receiver, names.clone()).await?,
+        let volume = match &address {
+            None => None,
+            Some(address) => address.within(names.source.as_str(), names.group.as_str())?.map(str::to_owned),
         };
-        points.extend(found.iter().map(|p| status::point(names, p)));
-    }
-    let Some(address) = address else { return Ok(points) };
-    points.retain(|point| point.is_of(&address));
-    let volume_known = || {
-        let views = receiver.roster.all().into_iter().map(|group| group.view());
-        views.into_iter().any(|view| view.has_volume(&address))
+        Some((group, volume))
     };
-    if points.is_empty() && !known && !volume_known() {
-        return Err(ApiError::not_found("volume or group", &address.to_string(), "`farside status` lists what the store holds"));
-    }
-    Ok(points)
+    Ok(receiver.roster.all().into_iter().filter_map(place).collect())
 }
 
-async fn read_points(receiver: &Arc<Receiver>, names: GroupNames) -> Result<Vec<farside_store::PointInfo>, ApiError> {
-    let receiver = Arc::clone(receiver);
-    let read = tokio::task::spawn_blocking(move || Ok(receiver.vault.reader()?.group(&names)?.points())).await;
-    read.map_err(ApiError::internal)?.map_err(|error: farside_store::StoreError| {
+/// Where no point was found: perhaps there is nothing of that name.
+fn refuse_unknown(of: Option<&str>, places: &[(GroupHandle, Option<String>)]) -> Result<(), ApiError> {
+    let Some(of) = of else { return Ok(()) };
+    let address: Address = of.parse().map_err(bad_request)?;
+    let known = |(group, volume): &(GroupHandle, Option<String>)| volume.is_none() || group.view().has_volume(&address);
+    match places.iter().any(known) {
+        true => Ok(()),
+        false => Err(ApiError::not_found("volume or group", of, "`farside status` lists what the store holds")),
+    }
+}
+
+/// Fills a page with the points of what an address names.
+async fn gather(receiver: &Arc<Receiver>, of: Option<&str>, filter: &PointFilter, page: &mut PageMaker) -> Result<(), ApiError> {
+    let (places, mut any) = (places(receiver, of)?, false);
+    for (group, volume) in &places {
+        let names = group.names();
+        let below = page.below(names.source.as_str(), names.group.as_str()).map(Slot);
+        let ask = PointsAsk { volume: volume.clone(), filter: filter.clone(), below, limit: page.limit() };
+        let found = points_of(receiver, group, ask).await?;
+        any |= below.is_some() || !found.points.is_empty();
+        page.add(found.points.iter().map(|point| status::point(names, point)), found.more, found.total);
+    }
+    if any { Ok(()) } else { refuse_unknown(of, &places) }
+}
+
+/// What a group answers; from the store itself, if that can be read and not written.
+async fn points_of(receiver: &Arc<Receiver>, group: &GroupHandle, ask: PointsAsk) -> Result<PointsFound, ApiError> {
+    if let Ok(found) = group.points(ask.clone()).await {
+        return Ok(found);
+    }
+    let (receiver, names) = (Arc::clone(receiver), group.names().clone());
+    let read = tokio::task::spawn_blocking(move || Ok(ask.find(receiver.vault.reader()?.group(&names)?.state())));
+    read.await.map_err(ApiError::internal)?.map_err(|error: farside_store::StoreError| {
         ApiError::new(ErrorCode::Unavailable, error.to_string(), "it goes on by itself when the store answers again")
     })
 }

@@ -16,10 +16,10 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use farside_control::receiver::ReceiverCounters;
-use farside_ledger::{Body, Policy, group_id};
+use farside_ledger::{Body, Policy, State, group_id};
 use farside_region::{LayerKey, VolumeId};
 use farside_replication::target::{self, Config, Event, LandedLayer, SessionId, Target};
-use farside_store::{GroupNames, GroupStore, PointInfo};
+use farside_store::{GroupNames, GroupStore};
 use farside_transport::{Backoff, CloseCode};
 use farside_wire::{Damage, ReceiverMessage, RefusalCode};
 use tokio::sync::{Semaphore, mpsc};
@@ -216,16 +216,11 @@ impl Group {
                 let _ = reply.send(answer);
             }
             Mail::Part { session, header, outcome } => self.part(session, &header, outcome),
-            Mail::Points { newest, reply } => {
-                let answer = match &self.place {
-                    Place::Here(here) => {
-                        let mut points: Vec<PointInfo> = here.store.points_below(None).take(newest).collect();
-                        points.reverse();
-                        Ok(points)
-                    }
-                    Place::Away { words, .. } => Err(words.clone()),
-                };
-                let _ = reply.send(answer);
+            Mail::Points { ask, reply } => {
+                let _ = reply.send(self.with_state(|state| ask.find(state)));
+            }
+            Mail::PointEnds { ask, reply } => {
+                let _ = reply.send(self.with_state(|state| ask.ends(state)));
             }
             Mail::Show { reply } => {
                 self.show();
@@ -233,6 +228,14 @@ impl Group {
             }
             Mail::Pin { point, change, reply } => self.pin(point, change, reply),
             Mail::Stop => unreachable!("the loop ends with it"),
+        }
+    }
+
+    /// Asks the replayed ledger, if it is there.
+    fn with_state<T>(&self, ask: impl FnOnce(&State) -> T) -> Result<T, String> {
+        match &self.place {
+            Place::Here(here) => Ok(ask(here.store.state())),
+            Place::Away { words, .. } => Err(words.clone()),
         }
     }
 

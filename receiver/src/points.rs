@@ -1,6 +1,8 @@
 //! Points, digests and old layers as a source hears of them: the wire's types made of the store's.
 
-use farside_store::{GroupStore, PointInfo, StoreError};
+use farside_ledger::{PointFilter, State};
+use farside_region::Slot;
+use farside_store::{GroupStore, PointInfo, PointsFound, StoreError, find_points, point_ends};
 use farside_wire::{DigestRun, LedgerSlice, PointMemberInfo, PointPage, PointQuery, PointQueryKind};
 
 /// Points in one answer over the wire; large ones make it fewer.
@@ -26,14 +28,51 @@ pub(crate) fn exact_slice(store: &GroupStore, mut slice: LedgerSlice) -> Result<
     Ok(slice)
 }
 
+/// Which points of a group somebody wants.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct PointsAsk {
+    /// Those that hold the volume of this name.
+    pub(crate) volume: Option<String>,
+    /// Of them these. Says nothing of a volume.
+    pub(crate) filter: PointFilter,
+    /// Below this slot.
+    pub(crate) below: Option<Slot>,
+    /// At most so many, the newest.
+    pub(crate) limit: usize,
+}
+
+impl PointsAsk {
+    /// `None`: the group never had that volume.
+    fn filter(&self, state: &State) -> Option<PointFilter> {
+        let Some(name) = &self.volume else { return Some(self.filter.clone()) };
+        let (volume, _) = state.volumes().find(|(_, volume)| volume.meta().name.as_str() == name)?;
+        Some(PointFilter { volume: Some(volume), ..self.filter.clone() })
+    }
+
+    /// Those points.
+    pub(crate) fn find(&self, state: &State) -> PointsFound {
+        let none = || PointsFound { total: self.below.is_none().then_some(0), ..PointsFound::default() };
+        self.filter(state).map_or_else(none, |filter| find_points(state, &filter, self.below, self.limit))
+    }
+
+    /// The oldest of all that the filter wants, and the newest.
+    pub(crate) fn ends(&self, state: &State) -> Option<(PointInfo, PointInfo)> {
+        point_ends(state, &self.filter(state)?)
+    }
+}
+
 /// The points that a source asks for, newest first.
 pub(crate) fn point_page(store: &GroupStore, query: &PointQuery) -> PointPage {
-    match query.kind {
-        PointQueryKind::Show { point } => PointPage { points: store.point(point).iter().map(wire_point).collect(), more: false },
-        PointQueryKind::List { volume, below, limit } => {
-            let limit = usize::try_from(limit).unwrap_or(usize::MAX).clamp(1, PAGE_POINTS_MAX);
-            let wanted = |p: &PointInfo| volume.is_none_or(|volume| p.member(volume).is_some());
-            PointPage::of(store.points_below(below).filter(wanted).map(|p| wire_point(&p)), limit)
+    match &query.kind {
+        PointQueryKind::Show { point } => {
+            PointPage { points: store.point(*point).iter().map(wire_point).collect(), ..PointPage::default() }
+        }
+        PointQueryKind::List { filter, below, limit } => {
+            let limit = usize::try_from(*limit).unwrap_or(usize::MAX).clamp(1, PAGE_POINTS_MAX);
+            let found = find_points(store.state(), filter, *below, limit);
+            let mut page = PointPage::of(found.points.iter().map(wire_point), limit);
+            page.more |= found.more;
+            PointPage { total: found.total, ..page }
         }
     }
 }

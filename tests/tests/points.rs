@@ -66,6 +66,32 @@ fn a_pinned_point_outlives_retention_and_damage_is_named_by_verify() {
     wait_for("the others to be pruned", || (site.points("data").len() == 3).then_some(()));
     assert_eq!(slot_of(&site.points("data")[0]), pinned);
 
+    // By whom they are listed makes no difference.
+    let store = site.store();
+    let at_store = || {
+        let mut command = program("farside");
+        command.args(["point", "list", "data", "--store"]).arg(&store);
+        command
+    };
+    let asked = |mut command: Command| {
+        command.args(["point", "list", "data"]);
+        command
+    };
+    for list in [&at_store as &dyn Fn() -> Command, &|| asked(gateway(&site)), &|| asked(site.farside())] {
+        let slots = |more: &[&str]| -> Vec<u64> {
+            let (code, text, listed) = output(list().arg("--json").args(more));
+            assert_eq!(code, 0, "{text}");
+            listed.as_array().expect("a list").iter().map(slot_of).collect()
+        };
+        let all = slots(&[]);
+        assert_eq!((all.len(), all[2], all.is_sorted_by(|a, b| a > b)), (3, pinned, true));
+        assert_eq!((slots(&["--limit", "2"]), slots(&["--since", "-1d"])), (all[..2].to_vec(), all));
+        assert_eq!((slots(&["--pinned"]), slots(&["--reason", "THE upgrade"])), (vec![pinned], vec![pinned]));
+        assert_eq!((slots(&["--until", "-1d"]), slots(&["--reason", "no such reason"])), (vec![], vec![]));
+        let text = String::from_utf8(run(list().args(["--limit", "1"])).stdout).expect("text");
+        assert!(text.contains("the newest 1 of 3 recovery points"), "{text}");
+    }
+
     let (code, text, verified) = output(gateway(&site).args(["point", "verify", &id]).args(of));
     assert_eq!((code, &verified["state"]["is"]), (0, &Value::from("done")), "{text}");
     assert_eq!((&verified["done_bytes"], &verified["total_bytes"]), (&Value::from(BYTES), &Value::from(BYTES)), "{verified}");

@@ -16,11 +16,13 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use crate::receiver::{ReceiverStatus, Token, TokenRequest};
-use crate::routes::{self, PointsQuery};
+use crate::routes::{self, PagesQuery, PointsQuery};
 use crate::source::{
     Done, GroupSettings, GroupStatus, Limits, PairRequest, Paired, ResyncRequest, SourceStatus, VolumeAdd, VolumeStatus,
 };
-use crate::{ANSWER_BYTES_MAX, ApiError, ErrorCode, PinRequest, Point, RECEIVER_SOCKET, Reloaded, SOURCE_SOCKET, Verification};
+use crate::{
+    ANSWER_BYTES_MAX, ApiError, ErrorCode, PinRequest, Point, PointPage, RECEIVER_SOCKET, Reloaded, SOURCE_SOCKET, Verification,
+};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -256,6 +258,11 @@ impl Client {
     /// Points, newest first.
     pub async fn points(&self, query: &PointsQuery) -> Result<Vec<Point>, ClientError> {
         self.get(&routes::points(query)).await
+    }
+
+    /// One page of points, newest first.
+    pub async fn point_page(&self, query: &PagesQuery) -> Result<PointPage, ClientError> {
+        self.get(&routes::point_pages(query)).await
     }
 
     /// One point; `point` is a [`PointRef`](crate::PointRef).

@@ -12,6 +12,7 @@ mod duration;
 mod error;
 mod grid;
 pub mod openapi;
+mod pages;
 mod point;
 mod rate;
 pub mod receiver;
@@ -25,9 +26,10 @@ pub use code::Code;
 pub use duration::{DurationError, parse_duration, parse_epoch_interval, parse_span};
 pub use error::{ApiError, ErrorCode, Reason, Severity};
 pub use grid::{Grid, GridError, GridRule};
+pub use pages::{POINT_PAGE_BYTES, POINTS_PAGE_MAX, PageCursor, PageCursorError, PageMaker, PointPage, TooManyGroups};
 pub use point::{
     Address, AddressError, PIN_REASON_BYTES_MAX, PinRequest, Point, PointId, PointMember, PointPin, PointRef, PointRefError,
-    no_such_point, select_point,
+    PointSearch, no_such_point, no_such_point_of, select_point,
 };
 pub use rate::{Rate, RateError};
 pub use reload::Reloaded;

@@ -14,11 +14,11 @@ use utoipa::{IntoParams as _, ToSchema};
 
 use crate::client::Daemon;
 use crate::receiver::{ReceiverStatus, Token, TokenRequest};
-use crate::routes::{self, PointsQuery};
+use crate::routes::{self, PagesQuery, PointsQuery};
 use crate::source::{
     Done, GroupSettings, GroupStatus, Limits, PairRequest, Paired, ResyncRequest, SourceStatus, VolumeAdd, VolumeStatus,
 };
-use crate::{ApiError, PinRequest, Point, Reloaded, Verification};
+use crate::{ApiError, PinRequest, Point, PointPage, Reloaded, Verification};
 
 /// One method of one path of one daemon.
 pub struct Operation {
@@ -29,9 +29,18 @@ pub struct Operation {
     /// One of [`crate::routes`].
     pub path: &'static str,
     summary: &'static str,
-    has_query: bool,
+    query: Takes,
     request: Option<Described>,
     answer: Option<Described>,
+}
+
+/// The query string of an operation.
+enum Takes {
+    Nothing,
+    /// [`PointsQuery`].
+    Points,
+    /// [`PagesQuery`].
+    Pages,
 }
 
 /// A type by its name, with all that it is made of.
@@ -66,7 +75,7 @@ impl Described {
 
 impl Operation {
     fn new(daemon: Daemon, method: &'static str, path: &'static str, summary: &'static str, answer: Described) -> Self {
-        Self { daemon, method, path, summary, has_query: false, request: None, answer: Some(answer) }
+        Self { daemon, method, path, summary, query: Takes::Nothing, request: None, answer: Some(answer) }
     }
 
     fn taking<T: ToSchema>(self) -> Self {
@@ -74,7 +83,7 @@ impl Operation {
     }
 
     fn with_query(self) -> Self {
-        Self { has_query: true, ..self }
+        Self { query: Takes::Points, ..self }
     }
 }
 
@@ -113,6 +122,9 @@ pub fn operations() -> Vec<Operation> {
     ];
     for daemon in [Source, Receiver] {
         all.push(op(daemon, "GET", routes::POINTS, "Recovery points, newest first", Described::list::<Point>()).with_query());
+        let pages =
+            op(daemon, "GET", routes::POINT_PAGES, "A page of the recovery points, newest first", Described::of::<PointPage>());
+        all.push(Operation { query: Takes::Pages, ..pages });
         all.push(op(daemon, "GET", routes::POINT, "One recovery point", Described::of::<Point>()).with_query());
         all.push(op(daemon, "POST", routes::RELOAD, "Read the configuration again", Described::of::<Reloaded>()));
         let metrics = op(daemon, "GET", routes::METRICS, "Metrics as OpenMetrics text", Described::of::<Done>());
@@ -153,10 +165,13 @@ fn describe(operation: &Operation) -> utoipa::openapi::path::Operation {
         let parameter = ParameterBuilder::new().name(name).parameter_in(ParameterIn::Path).required(Required::True);
         built = built.parameter(parameter.schema(Some(text)));
     }
-    if operation.has_query {
-        for parameter in PointsQuery::into_params(|| Some(ParameterIn::Query)) {
-            built = built.parameter(parameter);
-        }
+    let parameters = match operation.query {
+        Takes::Nothing => Vec::new(),
+        Takes::Points => PointsQuery::into_params(|| Some(ParameterIn::Query)),
+        Takes::Pages => PagesQuery::into_params(|| Some(ParameterIn::Query)),
+    };
+    for parameter in parameters {
+        built = built.parameter(parameter);
     }
     if let Some(request) = &operation.request {
         let content = ContentBuilder::new().schema(Some(request.schema())).build();

@@ -216,6 +216,42 @@ impl fmt::Display for PointRef {
     }
 }
 
+/// Where in a group to look for the point that a [`PointRef`] names: the newest one there, if it [`PointSearch::is_meant`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PointSearch {
+    /// Below this slot; `None`: anywhere.
+    pub below: Option<u64>,
+    /// Cut then or earlier.
+    pub until: Option<Timestamp>,
+    wanted: PointRef,
+}
+
+impl PointRef {
+    /// Where to look for it; `now` is the wall clock.
+    pub fn search(self, now: Timestamp) -> PointSearch {
+        let until = match self {
+            Self::At(at) => Some(at),
+            Self::Ago(age) => Some(now.checked_sub(age).unwrap_or(Timestamp::MIN)),
+            Self::Latest | Self::Id { .. } => None,
+        };
+        let below = match self {
+            Self::Id { slot, .. } => slot.checked_add(1),
+            _ => None,
+        };
+        PointSearch { below, until, wanted: self }
+    }
+}
+
+impl PointSearch {
+    /// Whether the newest point that was found there is the one that is named, and not an older one.
+    pub fn is_meant(&self, found: PointId) -> bool {
+        match self.wanted {
+            PointRef::Id { slot, tag } => found.slot == slot && tag.is_none_or(|tag| tag == found.tag),
+            _ => true,
+        }
+    }
+}
+
 /// Chooses among `points` (any order) the one that `wanted` names; `now` is the wall clock.
 pub fn select_point<'a>(points: impl IntoIterator<Item = &'a Point>, wanted: PointRef, now: Timestamp) -> Option<&'a Point> {
     let fits = |point: &&Point| match wanted {
@@ -229,8 +265,6 @@ pub fn select_point<'a>(points: impl IntoIterator<Item = &'a Point>, wanted: Poi
 
 /// What to say where [`select_point`] finds none among `points`, which are those `of` something, as far as that was said.
 pub fn no_such_point(points: &[Point], wanted: PointRef, of: Option<&str>) -> ApiError {
-    let whose = of.map_or_else(String::new, |of| format!(" of {of}"));
-    let list = format!("see which there are: farside point list {}", of.unwrap_or("VOLUME|GROUP"));
     let ends = (points.iter().min_by_key(|p| p.cut_wall), points.iter().max_by_key(|p| p.cut_wall));
     let there = match ends {
         (Some(oldest), Some(newest)) if oldest.id != newest.id => {
@@ -242,6 +276,20 @@ pub fn no_such_point(points: &[Point], wanted: PointRef, of: Option<&str>) -> Ap
         (Some(only), _) => format!("the only one is {}, cut at {:.0}", only.id, only.cut_wall),
         _ => "there is none yet".to_owned(),
     };
+    not_among(&there, wanted, of)
+}
+
+/// The same where only the newest of so many is at hand.
+pub fn no_such_point_of(newest: &Point, total: u64, wanted: PointRef, of: Option<&str>) -> ApiError {
+    if total == 1 {
+        return no_such_point(std::slice::from_ref(newest), wanted, of);
+    }
+    not_among(&format!("of {total} the newest is {}, cut at {:.0}", newest.id, newest.cut_wall), wanted, of)
+}
+
+fn not_among(there: &str, wanted: PointRef, of: Option<&str>) -> ApiError {
+    let whose = of.map_or_else(String::new, |of| format!(" of {of}"));
+    let list = format!("see which there are: farside point list {}", of.unwrap_or("VOLUME|GROUP"));
     ApiError::new(ErrorCode::NotFound, format!("there is no point `{wanted}`{whose}: {there}"), list)
 }
 
@@ -298,6 +346,15 @@ impl Address {
             _ => false,
         };
         within && self.name == group
+    }
+
+    /// What of a group it names: `None` nothing, as far as the names of source and group tell; `Some(None)` the group itself, and
+    /// otherwise the volume of that name in it.
+    pub fn within(&self, source: &str, group: &str) -> Option<Option<&str>> {
+        if self.is_group(source, group) {
+            return Some(None);
+        }
+        self.is_volume(source, group, &self.name).then_some(Some(&self.name))
     }
 
     /// Source and group of a volume, where it says both.
@@ -425,6 +482,40 @@ mod tests {
         assert_eq!(chosen("5-abc00006"), None);
     }
 
+    /// Whoever holds the points in the order of their slots finds the same one without looking at all of them.
+    #[test]
+    fn a_search_finds_what_is_chosen_among_all() {
+        // The clock was put back between two of them.
+        let times = ["12:00", "12:20", "12:10", "12:15", "12:30"];
+        let points: Vec<Point> =
+            times.iter().zip(3..).map(|(time, slot)| point(slot * 2, &format!("2026-03-01T{time}:00Z"))).collect();
+        let now = "2026-03-01T12:31:00Z".parse().expect("a time");
+        let all = [
+            "latest",
+            "-1m",
+            "-2m",
+            "-15m",
+            "-16m",
+            "-1h",
+            "2026-03-01T12:12:00Z",
+            "6",
+            "7",
+            "14",
+            "15",
+            "8-abc00008",
+            "8-abc00009",
+        ];
+        for wanted in all {
+            let wanted: PointRef = wanted.parse().expect("a point");
+            let search = wanted.search(now);
+            let within = |p: &&Point| search.below.is_none_or(|b| p.id.slot < b) && search.until.is_none_or(|u| p.cut_wall <= u);
+            let found = points.iter().rev().find(within).filter(|p| search.is_meant(p.id));
+            assert_eq!(found, select_point(&points, wanted, now), "{wanted}");
+        }
+        let last = PointRef::Id { slot: u64::MAX, tag: None }.search(now);
+        assert!(last.below.is_none() && !last.is_meant(points[0].id));
+    }
+
     #[test]
     fn addresses_name_volumes_and_groups() {
         let point = point(1, "2026-03-01T12:00:00Z");
@@ -432,6 +523,11 @@ mod tests {
         for yes in ["log", "db", "web/log", "db/log", "web/db", "web/db/log"] {
             assert!(is_of(yes), "{yes}");
         }
+        let within = |s: &str| s.parse::<Address>().expect("an address").within("web", "db").map(|v| v.map(str::to_owned));
+        assert_eq!(within("db"), Some(None));
+        assert_eq!(within("web/db/log"), Some(Some("log".into())));
+        assert_eq!(within("log"), Some(Some("log".into())));
+        assert_eq!(within("other/log"), None);
         for no in ["data", "web", "other/log", "other/db", "web/other/log", "web/db/db", "db/db"] {
             assert!(!is_of(no), "{no}");
         }

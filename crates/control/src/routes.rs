@@ -1,5 +1,7 @@
 //! Every path of the API, written once. The `{…}` form is what axum's router takes; the functions fill it in.
 
+use jiff::Timestamp;
+
 /// `GET`: [`SourceStatus`](crate::source::SourceStatus) on a source, [`ReceiverStatus`](crate::receiver::ReceiverStatus)
 /// on a receiver.
 pub const STATUS: &str = "/v1/status";
@@ -40,6 +42,9 @@ pub const LIMITS: &str = "/v1/limits";
 /// receiver.
 pub const POINTS: &str = "/v1/points";
 
+/// Both, `GET` with [`PagesQuery`]: one [`PointPage`](crate::PointPage) of the points that are wanted, newest first.
+pub const POINT_PAGES: &str = "/v1/point-pages";
+
 /// Both, `GET` with [`PointsQuery`] (`of` may be left out for an id): one [`Point`](crate::Point). `{point}`
 /// is a [`PointRef`](crate::PointRef).
 pub const POINT: &str = "/v1/points/{point}";
@@ -78,6 +83,27 @@ pub struct PointsQuery {
     pub of: Option<String>,
     /// At most so many, the newest ones; at most [`POINTS_LISTED_MAX`](crate::POINTS_LISTED_MAX).
     pub limit: Option<u32>,
+}
+
+/// The query string of [`POINT_PAGES`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, utoipa::IntoParams)]
+#[serde(default)]
+#[into_params(parameter_in = Query)]
+pub struct PagesQuery {
+    /// An [`Address`](crate::Address): a volume or a group.
+    pub of: Option<String>,
+    /// Only points cut then or later, by the source's clock.
+    pub since: Option<Timestamp>,
+    /// Only points cut then or earlier.
+    pub until: Option<Timestamp>,
+    /// Only pinned points.
+    pub pinned: bool,
+    /// Only points with a pin whose reason contains this text, capital letters or not.
+    pub reason: Option<String>,
+    /// At most so many in this page; at most [`POINTS_PAGE_MAX`](crate::POINTS_PAGE_MAX).
+    pub limit: Option<u32>,
+    /// Where the page before ended: its `next`. All else must be as it was asked then.
+    pub cursor: Option<String>,
 }
 
 /// [`SOURCE`] of one source.
@@ -135,20 +161,33 @@ pub fn point(point: &str, query: &PointsQuery) -> String {
     with_query(fill(POINT, point), query)
 }
 
-fn with_query(mut path: String, query: &PointsQuery) -> String {
+/// [`POINT_PAGES`] with its query.
+pub fn point_pages(query: &PagesQuery) -> String {
+    let PagesQuery { of, since, until, pinned, reason, limit, cursor } = query;
+    let pairs = [
+        ("of", of.clone()),
+        ("since", since.map(|at| at.to_string())),
+        ("until", until.map(|at| at.to_string())),
+        ("pinned", pinned.then(|| "true".to_owned())),
+        ("reason", reason.clone()),
+        ("limit", limit.map(|limit| limit.to_string())),
+        ("cursor", cursor.clone()),
+    ];
+    with_pairs(POINT_PAGES.to_owned(), pairs)
+}
+
+fn with_query(path: String, query: &PointsQuery) -> String {
+    with_pairs(path, [("of", query.of.clone()), ("limit", query.limit.map(|limit| limit.to_string()))])
+}
+
+fn with_pairs<const N: usize>(mut path: String, pairs: [(&str, Option<String>); N]) -> String {
     let mut lead = '?';
-    let mut push = |key: &str, value: &str| {
+    for (key, value) in pairs.into_iter().filter_map(|(key, value)| Some((key, value?))) {
         path.push(lead);
         path.push_str(key);
         path.push('=');
-        path.push_str(&escape(value));
+        path.push_str(&escape(&value));
         lead = '&';
-    };
-    if let Some(of) = &query.of {
-        push("of", of);
-    }
-    if let Some(limit) = query.limit {
-        push("limit", &limit.to_string());
     }
     path
 }
@@ -183,5 +222,8 @@ mod tests {
             "/v1/points/2026-01-02T03%3A04%3A05%2B01%3A00?of=web%2Fdb&limit=3"
         );
         assert_eq!(points(&PointsQuery::default()), "/v1/points");
+        let since = "2026-01-02T03:04:05Z".parse().ok();
+        let wanted = PagesQuery { since, reason: Some("a & b".into()), cursor: Some("web/db@7".into()), ..PagesQuery::default() };
+        assert_eq!(point_pages(&wanted), "/v1/point-pages?since=2026-01-02T03%3A04%3A05Z&reason=a%20%26%20b&cursor=web%2Fdb%407");
     }
 }

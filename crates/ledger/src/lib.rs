@@ -16,6 +16,7 @@
 mod checkpoint;
 mod codec;
 mod identity;
+mod points;
 mod record;
 mod retention;
 mod state;
@@ -30,6 +31,7 @@ pub use checkpoint::{
 };
 pub use codec::{DecodeError, Encoded, RECORD_BYTES_MAX, RECORD_BYTES_MIN, TooLarge};
 pub use identity::{group_id, volume_id};
+pub use points::PointFilter;
 pub use record::{
     Body, Claim, CutTime, EpochInfo, Heartbeat, LayerEntry, LayerKind, Layers, PartEntry, Pin, Prune, PrunePolicy, PrunedParts,
     Record, Stamp, TornVoid, TrackingLost, Unpin, VolumeMeta,

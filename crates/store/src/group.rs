@@ -613,11 +613,6 @@ impl GroupStore {
         points::list(&self.image).collect()
     }
 
-    /// Those below a slot (`None`: all), newest first.
-    pub fn points_below(&self, below: Option<Slot>) -> impl Iterator<Item = PointInfo> + '_ {
-        points::below(&self.image, below)
-    }
-
     /// One of them.
     pub fn point(&self, point: Slot) -> Option<PointInfo> {
         points::one(&self.image, point)

@@ -1,6 +1,6 @@
 //! Points as people see them. Pure.
 
-use farside_ledger::{EpochInfo, Point, State};
+use farside_ledger::{EpochInfo, Point, PointFilter, State};
 use farside_region::{LayerKey, Name, RecordDigest, Slot, VolumeId};
 
 use crate::image::GroupImage;
@@ -55,15 +55,45 @@ impl PointInfo {
     }
 }
 
+/// Some of the points that somebody looks for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PointsFound {
+    /// Newest first.
+    pub points: Vec<PointInfo>,
+    /// Whether there are older ones.
+    pub more: bool,
+    /// How many there are in all; only where no slot was named to begin below.
+    pub total: Option<u64>,
+}
+
 /// The retained points of a group, oldest first.
 pub(crate) fn list(image: &GroupImage) -> impl Iterator<Item = PointInfo> + '_ {
     image.state().points().values().map(|point| info(image.state(), point))
 }
 
-/// Those below a slot (`None`: all), newest first.
-pub(crate) fn below(image: &GroupImage, below: Option<Slot>) -> impl Iterator<Item = PointInfo> + '_ {
-    let points = image.state().points().range(..below.unwrap_or(Slot(u64::MAX)));
-    points.rev().map(|(_, point)| info(image.state(), point))
+/// The newest `limit` points below a slot (`None`: of all) that a filter wants.
+pub fn find_points(state: &State, filter: &PointFilter, below: Option<Slot>, limit: usize) -> PointsFound {
+    let (points, more) = first_of(state, state.points_below(below), filter, limit);
+    PointsFound { points, more, total: below.is_none().then(|| state.count_points(filter)) }
+}
+
+/// The first `limit` of `points` that a filter wants, and whether there are more. Looks no further than to know that.
+fn first_of<'p>(
+    state: &State,
+    points: impl Iterator<Item = &'p Point>,
+    filter: &PointFilter,
+    limit: usize,
+) -> (Vec<PointInfo>, bool) {
+    let mut wanted = points.filter(|point| filter.fits(point));
+    let found = wanted.by_ref().take(limit).map(|point| info(state, point)).collect();
+    (found, wanted.next().is_some())
+}
+
+/// The oldest point and the newest one that a filter wants.
+pub fn point_ends(state: &State, filter: &PointFilter) -> Option<(PointInfo, PointInfo)> {
+    let fits = |point: &&Point| filter.fits(point);
+    let (newest, oldest) = (state.points_below(None).find(fits)?, state.points_below(None).rev().find(fits)?);
+    Some((info(state, oldest), info(state, newest)))
 }
 
 /// One of them.
@@ -92,5 +122,53 @@ fn info(state: &State, point: &Point) -> PointInfo {
                 degraded: member.degraded,
             })
             .collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+    use crate::testkit::{TestVolume, state_of_points};
+
+    /// As many as ten seconds apart for eleven days: a page looks at its own points and at one more.
+    #[test]
+    fn a_page_of_a_hundred_thousand_points_looks_at_its_own() {
+        const POINTS: u64 = 100_000;
+        const PAGE: usize = 1000;
+        let volume = TestVolume::new("v", 16);
+        let state = state_of_points(&volume, POINTS);
+        let looked_at = Cell::new(0);
+        let filter = PointFilter::default();
+        let (mut below, mut slots) = (None, Vec::new());
+        loop {
+            let points = state.points_below(below).inspect(|_| looked_at.set(looked_at.get() + 1));
+            let (page, more) = first_of(&state, points, &filter, PAGE);
+            below = page.last().map(|point| point.slot);
+            slots.extend(page.iter().map(|point| point.slot));
+            assert!(looked_at.take() <= PAGE + 1, "after {} points", slots.len());
+            if !more {
+                break;
+            }
+        }
+        assert!(slots.iter().eq(state.points().keys().rev()), "every point once, newest first");
+        assert_eq!(find_points(&state, &filter, None, 1).total, Some(POINTS));
+
+        // Point i is cut in second i.
+        let within = |since: Option<i64>, until: Option<i64>| PointFilter {
+            volume: Some(volume.id()),
+            since_wall_ms: since.map(|s| s * 1000),
+            until_wall_ms: until.map(|s| s * 1000),
+            ..PointFilter::default()
+        };
+        let found = find_points(&state, &within(Some(500), Some(60_000)), None, 3);
+        assert_eq!((found.more, found.total), (true, Some(59_501)));
+        assert_eq!(found.points.iter().map(|p| p.epoch.wall_ms / 1000).collect::<Vec<_>>(), [60_000, 59_999, 59_998]);
+        let (oldest, newest) = point_ends(&state, &within(Some(500), None)).expect("points");
+        assert_eq!((oldest.epoch.wall_ms, newest.slot), (500_000, slots[0]));
+        let of_another = PointFilter { volume: Some(TestVolume::new("w", 16).id()), ..PointFilter::default() };
+        assert_eq!(find_points(&state, &of_another, None, 3), PointsFound { total: Some(0), ..PointsFound::default() });
+        assert!(point_ends(&state, &of_another).is_none());
     }
 }

@@ -3,13 +3,15 @@
 use std::path::{Path, PathBuf};
 
 use farside_layer::{Compression, Encoder, PartId, PartSummary, PartWriter};
-use farside_ledger::{Body, Claim, EpochInfo, LayerEntry, LayerKind, Layers, PartEntry, VolumeMeta, volume_id};
+use farside_ledger::{
+    Body, Claim, EpochInfo, LayerEntry, LayerKind, Layers, PartEntry, Stamp, State, VolumeMeta, group_id, volume_id,
+};
 use farside_region::{
-    BootId, Generation, Geometry, GranuleIndex, GranuleRun, LayerKey, Name, RegionSet, Seq, Slot, Term, VolumeId,
+    BootId, Generation, Geometry, GranuleIndex, GranuleRun, LayerKey, Name, RegionIndex, RegionSet, Seq, Slot, Term, VolumeId,
 };
 use tempfile::TempDir;
 
-use crate::{Appended, GroupStore, Store};
+use crate::{Appended, Attempt, GroupStore, Store};
 
 pub(crate) const GRANULE: u64 = 512;
 
@@ -196,4 +198,32 @@ pub(crate) fn granule(number: u64, byte: u8) -> Vec<u8> {
 pub(crate) fn layers(kind: LayerKind, members: Vec<LayerEntry>) -> Body {
     let epoch = EpochInfo { boot: BootId([1; 16]), mono_before_ns: 1, mono_after_ns: 2, wall_ms: 1000 };
     Body::Layers(Layers { kind, epoch, members })
+}
+
+/// A group's state after so many points of a volume, one a second, of which nothing is in any store.
+pub(crate) fn state_of_points(volume: &TestVolume, points: u64) -> State {
+    let mut state = State::new(group_id(&name("host"), &name("default")));
+    let mut append = |body, second: u64| {
+        let stamp = Stamp { writer: [1; 16], mono_ms: second * 1000, wall_ms: second as i64 * 1000 };
+        let Attempt { record, encoded } = Attempt::new(&state, body, [0; 16], stamp).expect("a record");
+        assert!(state.apply(&record, encoded.digest).is_done());
+    };
+    append(volume.claim_body(None), 0);
+    let mut regions = RegionSet::new();
+    regions.insert(RegionIndex(0));
+    for second in 0..points {
+        let key = volume.key(second + 1);
+        let part = PartEntry { bytes: 1000, footer_digest: [3; 32] };
+        let entry = LayerEntry {
+            digest: farside_layer::layer_digest(&key, &[part.footer_digest]),
+            key,
+            parts: vec![part],
+            regions: regions.clone(),
+            unreadable_regions: RegionSet::new(),
+            volume_bytes: volume.meta.geometry.volume_bytes(),
+        };
+        let epoch = EpochInfo { boot: BootId([1; 16]), mono_before_ns: 1, mono_after_ns: 2, wall_ms: second as i64 * 1000 };
+        append(Body::Layers(Layers { kind: LayerKind::Point, epoch, members: vec![entry] }), second);
+    }
+    state
 }

@@ -567,6 +567,9 @@ impl SourceMessage {
             Self::Retention(policy) if policy.grid.rules().len() > Grid::RULES_SAID_MAX => {
                 Err(DecodeError::Limit("rules of a retention grid"))
             }
+            Self::Points(query) if query.text_bytes() > TEXT_BYTES_MAX => {
+                Err(DecodeError::Limit("the reason in a question about points"))
+            }
             _ => Ok(()),
         }
     }

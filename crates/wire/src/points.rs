@@ -1,7 +1,7 @@
 //! Questions about recovery points, asked by a source's API for its users and answered by the receiver from its store.
 
-use farside_ledger::EpochInfo;
-use farside_region::{LayerKey, Name, RecordDigest, Slot, VolumeId};
+use farside_ledger::{EpochInfo, PointFilter};
+use farside_region::{LayerKey, Name, RecordDigest, Slot};
 use serde::{Deserialize, Serialize};
 
 use crate::RequestId;
@@ -15,13 +15,22 @@ pub struct PointQuery {
     pub kind: PointQueryKind,
 }
 
+impl PointQuery {
+    pub(crate) fn text_bytes(&self) -> usize {
+        match &self.kind {
+            PointQueryKind::List { filter, .. } => filter.reason.as_ref().map_or(0, String::len),
+            PointQueryKind::Show { .. } => 0,
+        }
+    }
+}
+
 /// What is asked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PointQueryKind {
     /// Newest first.
     List {
-        /// Only points that hold this volume.
-        volume: Option<VolumeId>,
+        /// Only these points.
+        filter: PointFilter,
         /// Only points below this slot: the next page.
         below: Option<Slot>,
         /// At most so many; the receiver may answer fewer.
@@ -50,6 +59,8 @@ pub struct PointPage {
     pub points: Vec<PointInfo>,
     /// Whether there are older ones.
     pub more: bool,
+    /// How many points the question is about, all pages together; only on the first one.
+    pub total: Option<u64>,
 }
 
 impl PointPage {

@@ -1,6 +1,6 @@
 //! Golden bytes, hostile input, versions.
 
-use farside_ledger::{Claim, CutTime, EpochInfo, Grid, Heartbeat, LayerKind, Policy, Rule, VoidReason, VolumeMeta};
+use farside_ledger::{Claim, CutTime, EpochInfo, Grid, Heartbeat, LayerKind, PointFilter, Policy, Rule, VoidReason, VolumeMeta};
 use farside_region::{
     BootId, Generation, Geometry, GranuleDigest, GranuleIndex, GranuleRun, LayerKey, LedgerPosition, Name, RecordDigest,
     RegionIndex, RegionRange, RegionSet, Seq, Slot, Term, VolumeId,
@@ -83,10 +83,24 @@ fn from_source() -> Vec<SourceMessage> {
             run: GranuleRun { start: GranuleIndex(1024), count: 1024 },
         }),
         SourceMessage::Points(PointQuery { id, kind: PointQueryKind::Show { point: Slot(5) } }),
+        SourceMessage::Points(PointQuery {
+            id,
+            kind: PointQueryKind::List { filter: filter(), below: Some(Slot(9)), limit: 300 },
+        }),
         SourceMessage::Settings(Settings { keep: 10, span_ms: 86_400_000 }),
         SourceMessage::TrackingLost(LossReport { id, volume, term: Term(3) }),
         SourceMessage::Retention(Policy { grid: grid(2), ..Policy::without_grid(10, 60_000) }),
     ]
+}
+
+fn filter() -> PointFilter {
+    PointFilter {
+        volume: Some(VolumeId([0xaa; 16])),
+        since_wall_ms: Some(-1),
+        until_wall_ms: Some(500),
+        pinned: true,
+        reason: Some("data".into()),
+    }
 }
 
 fn from_receiver() -> Vec<ReceiverMessage> {
@@ -148,7 +162,7 @@ fn from_receiver() -> Vec<ReceiverMessage> {
             }],
         }),
         ReceiverMessage::DigestAnswer(DigestAnswer { id, volume, start: GranuleIndex(0), runs }),
-        ReceiverMessage::Points(PointAnswer { id, page: PointPage { points: vec![point], more: true } }),
+        ReceiverMessage::Points(PointAnswer { id, page: PointPage { points: vec![point], more: true, total: Some(300) } }),
         ReceiverMessage::Refusal(Refusal { code: RefusalCode::Store, volume: Some(volume), text: "full".into() }),
         ReceiverMessage::Notice(Notice::GatewayFull { free_bytes: 1, reserve_bytes: 2 }),
         ReceiverMessage::LossRecorded(LossRecorded { id, volume }),
@@ -338,6 +352,10 @@ fn any_points_are_listed_page_by_page_in_frames_that_hold_them() {
         }
     }
     assert_eq!(listed, all);
+    let long = PointFilter { reason: Some("x".repeat(TEXT_BYTES_MAX + 1)), ..PointFilter::default() };
+    let kind = PointQueryKind::List { filter: long, below: None, limit: 1 };
+    let bytes = encode_payload(&SourceMessage::Points(PointQuery { id: RequestId(1), kind })).expect("fits");
+    assert!(matches!(decode_payload::<SourceMessage>(&bytes), Err(DecodeError::Limit(_))));
     let few = PointPage::of(all.iter().cloned(), 2);
     assert_eq!((few.points.len(), few.more), (2, true));
     assert_eq!(PointPage::of(Vec::new(), 2), PointPage::default());
@@ -417,7 +435,7 @@ proptest! {
     }
 }
 
-const GOLDEN_SOURCE: [&str; 12] = [
+const GOLDEN_SOURCE: [&str; 13] = [
     "00010100[11*16]0104686f73740764656661756c74",
     "0107[aa*16]0105[bb*32]00",
     "0207[aa*16]0464617461[80*4]040c16[cc*32]01010404686f7374",
@@ -427,6 +445,7 @@ const GOLDEN_SOURCE: [&str; 12] = [
     "0607[aa*16]03010102",
     "0707[aa*16]0380088008",
     "08070105",
+    "08070001[aa*16]010101e807010104646174610109ac02",
     "090a80b89929",
     "0a07[aa*16]03",
     "0b0ae0d40302e0d40380dddb01c0a90780bab703",
@@ -442,7 +461,7 @@ const GOLDEN_RECEIVER: [&str; 15] = [
     "0701[aa*16]03ac02",
     "0807[aa*16]01030201030101010001[aa*16]03ac0200",
     "0907[aa*16]00030001010203[01*17]",
-    "0a070105[bb*32][dd*16]e807e907014d01010464617461[aa*16]03ac02[80*4]040001",
+    "0a070105[bb*32][dd*16]e807e907014d01010464617461[aa*16]03ac02[80*4]04000101ac02",
     "0b0401[aa*16]0466756c6c",
     "0c010102",
     "0d07[aa*16]",

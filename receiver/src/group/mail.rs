@@ -10,12 +10,13 @@ use bytes::Bytes;
 use farside_control::{ApiError, ErrorCode, PointId};
 use farside_ledger::PartEntry;
 use farside_replication::target::SessionId;
-use farside_store::{GroupNames, PartLander, PointInfo, StoreError};
+use farside_store::{GroupNames, PartLander, PointInfo, PointsFound, StoreError};
 use farside_wire::{PartHeader, SourceMessage};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::SHOW;
 use crate::door::Session;
+use crate::points::PointsAsk;
 use crate::status::GroupView;
 
 /// What may wait for a group, by number, and frames by size.
@@ -47,8 +48,10 @@ pub(crate) enum Mail {
     BeginPart { session: SessionId, header: PartHeader, reply: oneshot::Sender<BeginPart> },
     /// A part's end.
     Part { session: SessionId, header: PartHeader, outcome: PartOutcome },
-    /// The API wants the newest points, oldest of them first.
-    Points { newest: usize, reply: oneshot::Sender<Result<Vec<PointInfo>, String>> },
+    /// The API wants some of the points, newest first.
+    Points { ask: PointsAsk, reply: oneshot::Sender<Result<PointsFound, String>> },
+    /// The oldest and the newest of them.
+    PointEnds { ask: PointsAsk, reply: oneshot::Sender<Result<Option<(PointInfo, PointInfo)>, String>> },
     /// The API wants to see how the group is now.
     Show { reply: oneshot::Sender<()> },
     /// The API wants a point pinned or not.
@@ -124,11 +127,21 @@ impl GroupHandle {
         let _ = tokio::time::timeout(SHOW, ask).await;
     }
 
-    /// Its newest points, oldest of them first.
-    pub(crate) async fn points(&self, newest: usize) -> Result<Vec<PointInfo>, String> {
+    /// The points that somebody wants, newest first.
+    pub(crate) async fn points(&self, ask: PointsAsk) -> Result<PointsFound, String> {
         let (reply, answer) = oneshot::channel();
+        self.answer(Mail::Points { ask, reply }, answer).await
+    }
+
+    /// The oldest of all that the filter wants, and the newest.
+    pub(crate) async fn point_ends(&self, ask: PointsAsk) -> Result<Option<(PointInfo, PointInfo)>, String> {
+        let (reply, answer) = oneshot::channel();
+        self.answer(Mail::PointEnds { ask, reply }, answer).await
+    }
+
+    async fn answer<T>(&self, mail: Mail, answer: oneshot::Receiver<Result<T, String>>) -> Result<T, String> {
         let stopped = || "the receiver is stopping".to_owned();
-        self.tell(Mail::Points { newest, reply }).await.map_err(|_| stopped())?;
+        self.tell(mail).await.map_err(|_| stopped())?;
         answer.await.map_err(|_| stopped())?
     }
 

@@ -6,7 +6,8 @@ mod hostile;
 mod site;
 mod slow;
 
-use farside_ledger::LayerKind;
+use farside_control::routes::{PagesQuery, PointsQuery};
+use farside_ledger::{LayerKind, PointFilter};
 use farside_region::{Seq, Slot};
 use farside_transport::{CloseCode, Closed};
 use farside_wire::{
@@ -31,11 +32,21 @@ async fn layers_become_points_that_everybody_can_list() {
     );
     assert_eq!((points[0].source.as_str(), points[0].members[0].volume.as_str()), ("host1", "data"));
     assert_eq!(gateway.points(Some("host1/default/data")).await.len(), 2);
-    let unknown =
-        gateway.client().points(&farside_control::routes::PointsQuery { of: Some("nothing".into()), limit: None }).await;
+    let unknown = gateway.client().points(&PointsQuery { of: Some("nothing".into()), limit: None }).await;
     assert!(unknown.expect_err("refused").to_string().contains("nothing"));
 
-    let kind = PointQueryKind::List { volume: None, below: None, limit: 1 };
+    let mut query = PagesQuery { of: Some("host1/default".into()), limit: Some(1), ..PagesQuery::default() };
+    let page = gateway.client().point_page(&query).await.expect("a page");
+    assert_eq!((&page.points[..], page.total), (&points[..1], Some(2)));
+    query.cursor = page.next;
+    let page = gateway.client().point_page(&query).await.expect("a page");
+    assert_eq!((&page.points[..], page.total, page.next), (&points[1..], None, None));
+    let nonsense = PagesQuery { cursor: Some("nonsense".into()), ..query.clone() };
+    assert!(gateway.client().point_page(&nonsense).await.expect_err("refused").to_string().contains("nonsense"));
+    let pinned = PagesQuery { pinned: true, cursor: None, ..query };
+    assert_eq!(gateway.client().point_page(&pinned).await.expect("a page").total, Some(0));
+
+    let kind = PointQueryKind::List { filter: PointFilter::default(), below: None, limit: 1 };
     source.send(SourceMessage::Points(PointQuery { id: RequestId(77), kind })).await;
     let page = source
         .expect("points", |m| match m {
@@ -44,7 +55,7 @@ async fn layers_become_points_that_everybody_can_list() {
         })
         .await;
     assert_eq!(page.points.iter().map(|p| p.slot).collect::<Vec<_>>(), [third.slot]);
-    assert!(page.more);
+    assert_eq!((page.more, page.total), (true, Some(2)));
 
     let status = gateway.status().await;
     let group = &status.sources[0].groups[0];

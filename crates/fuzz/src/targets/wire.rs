@@ -1,6 +1,6 @@
 //! What source and receiver say to each other, and the header in front of a part.
 
-use farside_ledger::{Claim, CutTime, Grid, Heartbeat, LayerKind, Policy, VoidReason};
+use farside_ledger::{Claim, CutTime, Grid, Heartbeat, LayerKind, PointFilter, Policy, VoidReason};
 use farside_region::{
     BootId, GranuleDigest, GranuleIndex, GranuleRun, LayerKey, LedgerPosition, RecordDigest, RegionSet, Seq, Slot, Term,
 };
@@ -68,7 +68,14 @@ pub(super) fn from_source() -> Vec<SourceMessage> {
     };
     let t = CutTime { boot: BootId([5; 16]), mono_ns: 9, wall_ms: 10 };
     let minute = std::time::Duration::from_secs(60);
-    let list = PointQueryKind::List { volume: Some(of), below: Some(Slot(9)), limit: 3 };
+    let filter = PointFilter {
+        volume: Some(of),
+        since_wall_ms: Some(-5),
+        until_wall_ms: Some(1 << 40),
+        pinned: true,
+        reason: Some("upgrade".into()),
+    };
+    let list = PointQueryKind::List { filter, below: Some(Slot(9)), limit: 3 };
     vec![
         SourceMessage::Hello(SourceHello {
             versions: VersionRange::OURS,
@@ -155,7 +162,7 @@ pub(super) fn from_receiver(n: u8) -> Vec<ReceiverMessage> {
         resumed(LayerFate::Landing { parts: 1, end, staged: false }),
         resumed(LayerFate::Published { position: position(6), kind: LayerKind::Fuzzy }),
         ReceiverMessage::DigestAnswer(DigestAnswer { id, volume: of, start: GranuleIndex(0), runs }),
-        ReceiverMessage::Points(PointAnswer { id, page: PointPage { points: vec![point], more: true } }),
+        ReceiverMessage::Points(PointAnswer { id, page: PointPage { points: vec![point], more: true, total: Some(9) } }),
         ReceiverMessage::Refusal(Refusal { code: RefusalCode::Store, volume: Some(of), text: "full".into() }),
         ReceiverMessage::Refusal(Refusal { code: RefusalCode::Protocol, volume: None, text: "no".into() }),
         ReceiverMessage::Notice(Notice::GatewayFull { free_bytes: 1, reserve_bytes: 2 }),

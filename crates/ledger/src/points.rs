@@ -1,0 +1,62 @@
+//! Finding points among many: which ones somebody wants, and the order in which they are given.
+
+use farside_region::{Slot, VolumeId};
+use serde::{Deserialize, Serialize};
+
+use crate::state::{Point, State};
+
+/// Which points somebody wants; the default wants all of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PointFilter {
+    /// Those that hold this volume.
+    pub volume: Option<VolumeId>,
+    /// Those cut then or later by the source's wall clock, in milliseconds since 1970.
+    pub since_wall_ms: Option<i64>,
+    /// Those cut then or earlier.
+    pub until_wall_ms: Option<i64>,
+    /// Only pinned ones.
+    pub pinned: bool,
+    /// Those with a pin whose reason contains this text, capital letters or not.
+    pub reason: Option<String>,
+}
+
+impl PointFilter {
+    /// Whether it wants every point.
+    pub fn wants_all(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Whether it wants this one.
+    pub fn fits(&self, point: &Point) -> bool {
+        let wall_ms = point.epoch.wall_ms;
+        self.since_wall_ms.is_none_or(|since| wall_ms >= since)
+            && self.until_wall_ms.is_none_or(|until| wall_ms <= until)
+            && (!self.pinned || !point.pins.is_empty())
+            && self.volume.is_none_or(|volume| point.members.iter().any(|member| member.key.volume == volume))
+            && self.reason.as_ref().is_none_or(|text| has_reason(point, text))
+    }
+}
+
+fn has_reason(point: &Point, text: &str) -> bool {
+    if point.pins.is_empty() {
+        return false;
+    }
+    let text = text.to_lowercase();
+    point.pins.values().any(|reason| reason.to_lowercase().contains(&text))
+}
+
+impl State {
+    /// The retained points below a slot (`None`: all), newest first. Wall clocks jump; slots do not.
+    pub fn points_below(&self, below: Option<Slot>) -> impl DoubleEndedIterator<Item = &Point> {
+        let end = below.map_or(std::ops::Bound::Unbounded, std::ops::Bound::Excluded);
+        self.points().range((std::ops::Bound::Unbounded, end)).rev().map(|(_, point)| point)
+    }
+
+    /// How many points a filter wants. Looks at each of them unless it wants all.
+    pub fn count_points(&self, filter: &PointFilter) -> u64 {
+        match filter.wants_all() {
+            true => self.points().len() as u64,
+            false => self.points().values().filter(|point| filter.fits(point)).count() as u64,
+        }
+    }
+}
