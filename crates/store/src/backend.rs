@@ -16,8 +16,9 @@ pub(crate) mod memory;
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::future::poll_fn;
 use std::path::Path;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::Thread;
@@ -183,6 +184,22 @@ pub fn block_on<F: Future>(future: F) -> F::Output {
             Poll::Pending => std::thread::park(),
         }
     }
+}
+
+/// Drives several futures side by side on this thread; their values, in order. For a few: each wakes all.
+pub(crate) fn block_on_all<F: Future + Unpin>(mut futures: Vec<F>) -> Vec<F::Output> {
+    let mut values: Vec<Option<F::Output>> = futures.iter().map(|_| None).collect();
+    block_on(poll_fn(|cx| {
+        for (future, value) in futures.iter_mut().zip(&mut values) {
+            if value.is_none()
+                && let Poll::Ready(ready) = Pin::new(future).poll(cx)
+            {
+                *value = Some(ready);
+            }
+        }
+        if values.iter().all(Option::is_some) { Poll::Ready(()) } else { Poll::Pending }
+    }));
+    values.into_iter().flatten().collect()
 }
 
 /// Every object under a prefix, page by page.

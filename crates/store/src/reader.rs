@@ -10,12 +10,13 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use farside_layer::{Footer, FrameDecoder, FrameRef};
 use farside_ledger::{State, VolumeMeta, group_id};
 use farside_region::{ByteExtent, Geometry, GranuleIndex, GranuleRun, Name, RegionIndex, Slot, Term, VolumeId, mutation};
 
 use crate::aligned::AlignedBytes;
-use crate::backend::{Backend, DirBackend, block_on};
+use crate::backend::{Backend, DirBackend, ObjectName, block_on, block_on_all};
 use crate::error::{Result, StoreError, known};
 use crate::group::{DigestRun, digests_of};
 use crate::head;
@@ -33,6 +34,22 @@ use crate::store::{folders_in_landing, list_groups, read_group_description, read
 
 /// Payload bytes read from a segment at once.
 const READ_BYTES_MAX: u64 = 4 << 20;
+
+/// Of a region so many ranges are read at once, where that helps.
+const PIECES_AT_ONCE: usize = 8;
+/// What lies between two frames of a file is read with them if it is no more than this; where a request takes its time, than this.
+const GAP_BYTES_MAX: (u64, u64) = (4 << 10, 64 << 10);
+
+/// A range of a part, and what a region takes from it.
+struct Piece {
+    no: PartNo,
+    footer: Arc<Footer>,
+    frames: Vec<FrameRef>,
+    /// Granules; the last run may end behind these frames.
+    wanted: Vec<GranuleRun>,
+    start: u64,
+    len: u64,
+}
 
 /// A store, opened for reading.
 #[derive(Debug)]
@@ -334,6 +351,11 @@ impl PointReader {
         self.lease.as_ref()?.unkept()
     }
 
+    /// How many requests are worth having under way at once, where each takes its time: in a bucket.
+    pub fn requests_at_once(&self) -> Option<usize> {
+        self.segments.backend.requests_at_once()
+    }
+
     /// Shape and size of the volume in this point.
     pub fn geometry(&self) -> &Geometry {
         &self.geometry
@@ -399,10 +421,15 @@ impl PointReader {
                 by_part.entry(extent.part).or_default().push(extent.run);
             }
         }
+        let mut pieces = Vec::new();
         for (no, wanted) in by_part {
-            self.read_part(region, no, &wanted, content)?;
+            self.plan_part(region, no, &wanted, &mut pieces)?;
+            // No more footers in memory than that.
+            if pieces.len() >= PIECES_AT_ONCE {
+                self.read_pieces(region, &std::mem::take(&mut pieces), content)?;
+            }
         }
-        Ok(())
+        self.read_pieces(region, &pieces, content)
     }
 
     /// Reads what is left of a damaged region, frame by frame; says what is lost, ascending: zeroes are in its place.
@@ -522,6 +549,13 @@ impl PointReader {
 
     /// Copies what the region takes from one part.
     fn read_part(&self, region: RegionIndex, no: PartNo, wanted: &[GranuleRun], content: &mut RegionContent) -> Result<()> {
+        let mut pieces = Vec::new();
+        self.plan_part(region, no, wanted, &mut pieces)?;
+        self.read_pieces(region, &pieces, content)
+    }
+
+    /// What is to be read of one part for a region: neighbours in the file at once.
+    fn plan_part(&self, region: RegionIndex, no: PartNo, wanted: &[GranuleRun], pieces: &mut Vec<Piece>) -> Result<()> {
         let part = self.parts.get(&no).expect("the image uses only parts that live at its point");
         let footer = self.segments.footer(&self.volume.name, part).map_err(|fault| match fault {
             FooterFault::Damaged(why) => self.corrupt(no, region, why),
@@ -539,41 +573,79 @@ impl PointReader {
                 }
             }
         }
+        let gap_max = if self.requests_at_once().is_some() { GAP_BYTES_MAX.1 } else { GAP_BYTES_MAX.0 };
         let mut frames = &frames[..];
-        let mut wanted = wanted;
         while let Some(first) = frames.first() {
-            // Neighbours in the file are read at once.
             let start = u64::from(first.offset);
             let end_of = |f: &FrameRef| u64::from(f.offset) + u64::from(f.stored_bytes);
             let mut count = 1;
             while count < frames.len()
-                && u64::from(frames[count].offset) <= end_of(&frames[count - 1]) + 4096
+                && u64::from(frames[count].offset) <= end_of(&frames[count - 1]) + gap_max
                 && end_of(&frames[count]) - start <= READ_BYTES_MAX
             {
                 count += 1;
             }
             let (now, later) = frames.split_at(count);
-            let len = end_of(&now[count - 1]) - start;
-            let name = self.segments.name(&self.volume.name, &part.name);
-            let stored = match block_on(self.segments.backend.get_range(&name, start, len)) {
-                Ok(stored) if stored.len() as u64 == len => stored,
-                Ok(_) => return Err(self.corrupt(no, region, "it is cut off".into())),
-                Err(StoreError::NotFound { .. }) => return Err(self.corrupt(no, region, "it is missing".into())),
-                Err(StoreError::Unreadable { source, .. }) => {
-                    return Err(self.corrupt(no, region, format!("it cannot be read: {source}")));
-                }
-                Err(error) => return Err(error),
-            };
-            for frame in now {
-                let from = (u64::from(frame.offset) - start) as usize;
-                let payload = &stored[from..from + frame.stored_bytes as usize];
-                let decoded = content.decoder.decode(&footer, frame, payload, &mut content.frame);
-                decoded.map_err(|e| self.corrupt(no, region, e.to_string()))?;
-                wanted = self
-                    .copy_frame(region, &footer, frame, wanted, &content.frame, &mut content.bytes)
-                    .map_err(|g| self.corrupt(no, region, format!("granule {g} is shorter than the volume needs")))?;
-            }
+            let first_wanted = wanted.partition_point(|run| run.end() <= first.run.start);
+            let wanted_end = wanted.partition_point(|run| run.start < now[count - 1].run.end());
+            pieces.push(Piece {
+                no,
+                footer: Arc::clone(&footer),
+                frames: now.to_vec(),
+                wanted: wanted[first_wanted..wanted_end].to_vec(),
+                start,
+                len: end_of(&now[count - 1]) - start,
+            });
             frames = later;
+        }
+        Ok(())
+    }
+
+    /// Reads pieces, several at once as far as [`READ_BYTES_MAX`] lets them, and copies what the region takes from them.
+    fn read_pieces(&self, region: RegionIndex, pieces: &[Piece], content: &mut RegionContent) -> Result<()> {
+        let mut left = pieces;
+        while let Some(first) = left.first() {
+            let (mut count, mut bytes) = (1, first.len);
+            while count < left.len().min(PIECES_AT_ONCE) && bytes + left[count].len <= READ_BYTES_MAX {
+                bytes += left[count].len;
+                count += 1;
+            }
+            let (now, later) = left.split_at(count);
+            let named: Vec<(ObjectName, &Piece)> = now.iter().map(|piece| (self.object(piece.no), piece)).collect();
+            let asked = named.iter().map(|(name, piece)| self.segments.backend.get_range(name, piece.start, piece.len)).collect();
+            for (piece, stored) in now.iter().zip(block_on_all(asked)) {
+                self.copy_piece(region, piece, stored, content)?;
+            }
+            left = later;
+        }
+        Ok(())
+    }
+
+    fn object(&self, no: PartNo) -> ObjectName {
+        let part = self.parts.get(&no).expect("the image uses only parts that live at its point");
+        self.segments.name(&self.volume.name, &part.name)
+    }
+
+    fn copy_piece(&self, region: RegionIndex, piece: &Piece, stored: Result<Bytes>, content: &mut RegionContent) -> Result<()> {
+        let no = piece.no;
+        let stored = match stored {
+            Ok(stored) if stored.len() as u64 == piece.len => stored,
+            Ok(_) => return Err(self.corrupt(no, region, "it is cut off".into())),
+            Err(StoreError::NotFound { .. }) => return Err(self.corrupt(no, region, "it is missing".into())),
+            Err(StoreError::Unreadable { source, .. }) => {
+                return Err(self.corrupt(no, region, format!("it cannot be read: {source}")));
+            }
+            Err(error) => return Err(error),
+        };
+        let mut wanted = &piece.wanted[..];
+        for frame in &piece.frames {
+            let from = (u64::from(frame.offset) - piece.start) as usize;
+            let payload = &stored[from..from + frame.stored_bytes as usize];
+            let decoded = content.decoder.decode(&piece.footer, frame, payload, &mut content.frame);
+            decoded.map_err(|e| self.corrupt(no, region, e.to_string()))?;
+            wanted = self
+                .copy_frame(region, &piece.footer, frame, wanted, &content.frame, &mut content.bytes)
+                .map_err(|g| self.corrupt(no, region, format!("granule {g} is shorter than the volume needs")))?;
         }
         Ok(())
     }

@@ -180,6 +180,40 @@ fn a_reader_of_a_long_history_lists_nothing() {
     assert_eq!(counts.requests, [((Request::Range, Sort::Segment), 16)].into(), "one for each run of each part");
 }
 
+/// No range is answered before so many are under way: whoever asks for one after the other waits for ever.
+#[test]
+fn a_restore_from_a_bucket_has_many_requests_under_way() {
+    let bucket = Bucket::new();
+    let mut group = bucket.group();
+    // Regions of eight granules; of the second one each granule was written last by another point.
+    let mut volume = TestVolume::new("v", 24 * 8);
+    volume.claim(&mut group);
+    let whole = volume.base(&mut group, 1);
+    for i in 0..8 {
+        volume.publish(&mut group, LayerKind::Point, &[vec![(8 + i, 1, Fill::Byte(7))]]);
+    }
+    let scattered = *group.state().points().keys().next_back().expect("there are some");
+    drop(group);
+    for (point, image, regions) in [(whole, vec![Some(Fill::Byte(1)); 24 * 8], 12), (scattered, volume.image.clone(), 11 + 8)] {
+        let reader = bucket.reader().group(&names()).expect("group").point_reader(point, volume.id()).expect("reader");
+        bucket.counting.meet(regions);
+        let to = bucket.store.dir.path().join(format!("restored-{point}"));
+        let (ended, heard) = std::sync::mpsc::channel();
+        std::thread::spawn({
+            let to = to.clone();
+            move || {
+                let target = FileTarget::open(&to, "v", 24 * 8 * GRANULE, Existing::Keep).expect("target");
+                let restored = restore_to(&reader, &target, &RestoreOptions::default(), &|_| true);
+                restored.expect("restored");
+                target.finish().expect("named");
+                ended.send(()).expect("somebody waits");
+            }
+        });
+        heard.recv_timeout(std::time::Duration::from_secs(120)).expect("so many are never under way");
+        assert!(std::fs::read(&to).expect("read") == TestVolume::bytes(&image));
+    }
+}
+
 /// It lists what came since the newest checkpoint, and neither the history nor the segments.
 #[test]
 fn a_writer_of_a_long_history_lists_the_end_of_its_ledger() {

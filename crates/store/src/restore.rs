@@ -70,10 +70,13 @@ pub trait RestoreTarget: Sync {
     fn sync(&self) -> io::Result<()>;
 }
 
+/// From a bucket. What they have in memory stays below 128 MiB.
+const FAR_THREADS: usize = 12;
+
 /// How to restore.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RestoreOptions {
-    /// Threads that read, check and write.
+    /// Threads that read, check and write; more where the store answers late.
     pub threads: usize,
     /// Zeroes where the source could not read, instead of refusing.
     pub allow_degraded: bool,
@@ -88,6 +91,14 @@ impl Default for RestoreOptions {
         // Two for each processor, since each waits for the disk at times.
         let threads = (2 * thread::available_parallelism().map_or(2, |n| n.get())).clamp(4, 12);
         Self { threads, allow_degraded: false, allow_damaged: false, resume: false }
+    }
+}
+
+impl RestoreOptions {
+    /// How many threads, each of which has a region and at most 4 MiB of what the store holds of it in memory: from a bucket so many that
+    /// nobody waits for one answer with nothing else under way.
+    pub(crate) fn threads_for(&self, reader: &PointReader) -> usize {
+        self.threads.max(reader.requests_at_once().map_or(0, |requests| requests.min(FAR_THREADS)))
     }
 }
 
@@ -144,7 +155,7 @@ pub fn restore_to(
     if !options.resume {
         restore.begin()?;
     }
-    let mut report = restore.regions(1..regions, options.threads, 0)?;
+    let mut report = restore.regions(1..regions, options.threads_for(reader), 0)?;
     restore.sync()?;
     report.add(&restore.regions(0..regions.min(1), 1, reader.geometry().volume_bytes() - first.len)?);
     restore.sync()?;

@@ -40,7 +40,7 @@ pub fn restore_stream(
 ) -> Result<RestoreReport> {
     check_restorable(reader, options)?;
     let regions = reader.geometry().region_count();
-    let threads = options.threads.max(1) as u64;
+    let threads = options.threads_for(reader).max(1) as u64;
     thread::scope(|scope| {
         let mut workers = Vec::new();
         for worker in 0..threads.min(regions) {

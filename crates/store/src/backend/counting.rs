@@ -7,9 +7,11 @@
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::future::poll_fn;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
+use std::task::{Poll, Waker};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -91,12 +93,48 @@ impl Counts {
 pub(crate) struct Counting {
     inner: Arc<dyn Backend>,
     counts: Mutex<Counts>,
+    meeting: Mutex<Meeting>,
+}
+
+/// Ranges that are answered only when so many have been asked for at once.
+#[derive(Debug, Default)]
+struct Meeting {
+    wanted: usize,
+    waiting: Vec<Waker>,
 }
 
 impl Counting {
     /// Over any backend.
     pub(crate) fn bucket(inner: Arc<dyn Backend>) -> Arc<Self> {
-        Arc::new(Self { inner, counts: Mutex::default() })
+        Arc::new(Self { inner, counts: Mutex::default(), meeting: Mutex::default() })
+    }
+
+    /// From now on no range is answered before so many are asked for at once; then all are.
+    pub(crate) fn meet(&self, ranges: usize) {
+        self.meeting.lock().expect("lock").wanted = ranges;
+    }
+
+    /// Waits for the others of a meeting.
+    async fn met(&self) {
+        let mut is_counted = false;
+        poll_fn(|cx| {
+            let meeting = &mut *self.meeting.lock().expect("lock");
+            if meeting.wanted == 0 {
+                return Poll::Ready(());
+            }
+            // Who is asked again is in the list with his old waker, which is as good: one thread drives him.
+            if !is_counted {
+                is_counted = true;
+                meeting.waiting.push(cx.waker().clone());
+            }
+            if meeting.waiting.len() < meeting.wanted {
+                return Poll::Pending;
+            }
+            meeting.wanted = 0;
+            meeting.waiting.drain(..).for_each(Waker::wake);
+            Poll::Ready(())
+        })
+        .await;
     }
 
     /// What some work asks for. No other work may go on meanwhile.
@@ -165,6 +203,7 @@ impl Backend for Counting {
     }
     async fn get_range(&self, name: &ObjectName, offset: u64, len: u64) -> Result<Bytes> {
         self.count(Request::Range, Some(name), 1);
+        self.met().await;
         self.inner.get_range(name, offset, len).await
     }
     async fn size(&self, name: &ObjectName) -> Result<Option<u64>> {
