@@ -10,6 +10,7 @@ mod image;
 mod lag;
 mod measure;
 mod report;
+mod restore;
 mod tap;
 mod vm;
 
@@ -39,7 +40,13 @@ struct Args {
     /// How often section `vm` measures each of them, in turns.
     #[arg(long, default_value_t = 2)]
     vm_rounds: usize,
-    /// Only these sections; all of them but `vm` without it.
+    /// How often section `restore` measures each of them, in turns.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..))]
+    restore_rounds: u16,
+    /// Of section `restore`, the histories of the points that are opened.
+    #[arg(long, value_delimiter = ',', default_values_t = [100, 10_000], value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    points: Vec<u64>,
+    /// Only these sections; all of them but `restore` and `vm` without it.
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Section>,
     /// Where the JSON goes.
@@ -55,6 +62,9 @@ enum Section {
     Tap,
     /// Lag against write rate.
     Lag,
+    /// Restores from a bucket, beside restic and a raw parallel GET; the first byte of an open point by size and history. Needs radosgw
+    /// (`cargo run --release -p xtask -- test --only install`) for the former.
+    Restore,
     /// Block devices in an emulated machine: ublk, the kernel's NBD client and the disk itself. Needs qemu and the kernels:
     /// `cargo run --release -p xtask -- test --only install --only kernels --only programs --only packages`.
     Vm,
@@ -72,6 +82,10 @@ fn main() -> Result<()> {
     }
     if wanted(Section::Lag) {
         lag::run(args.tap_seconds, &mut report)?;
+    }
+    if args.only.contains(&Section::Restore) {
+        let wanted = restore::Wanted { bytes: args.size_mib << 20, rounds: args.restore_rounds.into(), points: args.points };
+        restore::run(&wanted, &mut report)?;
     }
     if args.only.contains(&Section::Vm) {
         vm::run(&vm::Wanted { devices: args.vm, rounds: args.vm_rounds, seconds: args.tap_seconds }, &mut report)?;

@@ -37,6 +37,16 @@ pub(crate) struct TapRow {
     pub(crate) max_us: f64,
 }
 
+/// How soon an open point answers.
+#[derive(Debug, Serialize)]
+pub(crate) struct OpenRow {
+    pub(crate) volume_bytes: u64,
+    /// Of the group.
+    pub(crate) points: u64,
+    /// From the start of the command, with cold caches where the user may drop them.
+    pub(crate) first_byte_ms: f64,
+}
+
 /// One workload on one device of an emulated machine.
 #[derive(Debug, Serialize)]
 pub(crate) struct VmRow {
@@ -222,6 +232,7 @@ pub(crate) struct Report {
     wire_per_changed_byte: Vec<(&'static str, f64)>,
     tap: Vec<TapRow>,
     lag: Vec<LagRow>,
+    opened: Vec<OpenRow>,
     vm: Vec<VmRow>,
     instructions: Vec<Instructions>,
     /// How the data of ublk's devices came and went.
@@ -238,6 +249,7 @@ impl Report {
             wire_per_changed_byte: Vec::new(),
             tap: Vec::new(),
             lag: Vec::new(),
+            opened: Vec::new(),
             vm: Vec::new(),
             instructions: Vec::new(),
             data_paths: BTreeMap::new(),
@@ -270,6 +282,10 @@ impl Report {
 
     pub(crate) fn lagged(&mut self, row: LagRow) {
         self.lag.push(row);
+    }
+
+    pub(crate) fn opened(&mut self, row: OpenRow) {
+        self.opened.push(row);
     }
 
     pub(crate) fn in_vm(&mut self, row: VmRow) {
@@ -385,6 +401,11 @@ impl Report {
         self.at_least("scattered delta, times as fast as rsync", 20.0, times(self, "scattered", "rsync --inplace"));
         self.at_least("clustered delta, times as fast as restic", 3.0, times(self, "clustered", "restic"));
         self.at_least("restore, times as fast as restic", 2.0, times(self, "restore", "restic"));
+        self.at_least("restore from a bucket, times as fast as restic", 2.0, times(self, "from a bucket", "restic"));
+        let raw = times(self, "from a bucket", "curl, raw GETs");
+        self.at_least("restore from a bucket, share of the speed of raw GETs", 0.6, raw);
+        let slowest = self.opened.iter().map(|row| row.first_byte_ms).reduce(f64::max);
+        self.at_most("first byte of an open point, ms, at any size and history", 100.0, slowest);
         self.at_most("wire bytes per changed byte, scattered 4 KiB", 1.5, wire(self, "scattered"));
         self.at_most("wire bytes per changed byte, clustered", 1.05, wire(self, "clustered"));
         self.at_most("peak RSS of each process, MiB", 128.0, rss.map(|mib| mib as f64));
@@ -417,6 +438,12 @@ impl Report {
             }
             for (what, ratio) in &self.wire_per_changed_byte {
                 println!("bytes on the wire per changed byte, {what}: {ratio:.2}");
+            }
+        }
+        if !self.opened.is_empty() {
+            println!("\n{:>12} {:>9} {:>14}", "volume GiB", "points", "first byte ms");
+            for row in &self.opened {
+                println!("{:>12} {:>9} {:>14.1}", row.volume_bytes >> 30, row.points, row.first_byte_ms);
             }
         }
         if !self.tap.is_empty() {
