@@ -636,6 +636,26 @@ impl WhichPoint {
     }
 }
 
+/// `--format`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ImageFormat {
+    /// The volume, byte for byte.
+    Raw,
+    /// An image for QEMU, which holds what is not zeroes.
+    Qcow2,
+}
+
+impl RestoreArgs {
+    /// What is made of the volume.
+    pub(crate) fn format(&self) -> ImageFormat {
+        let by_name = || match self.to.extension() {
+            Some(ending) if ending.eq_ignore_ascii_case("qcow2") => ImageFormat::Qcow2,
+            _ => ImageFormat::Raw,
+        };
+        self.format.unwrap_or_else(by_name)
+    }
+}
+
 /// `farside restore`.
 #[derive(Args, Clone, Debug)]
 #[command(after_long_help = "\
@@ -654,6 +674,10 @@ written, in place. Nothing else is remembered or trusted, so any target will do;
 lost where it differs. The first 4 MiB are taken away before anything is written and come back last:
 until the command has succeeded the target does not look like the volume.
 
+--to FILE.qcow2, or --format qcow2, makes an image for QEMU, through qemu-img (Debian: qemu-utils): what it
+reads it fetches from the store itself, so that no raw image is written first. It is always made anew,
+gets its name when it is complete, and ends at the first granule that the store has lost.
+
 --to - writes the volume to standard output, from its first byte to its last, zeroes included, and
 everything that is said to standard error. What has read it must throw it away unless the command
 succeeds.
@@ -666,6 +690,7 @@ the rest becomes zeroes and is listed. Try other points first.
 Examples:
   farside restore data --point latest --to /var/tmp/data.img
   farside restore data --point latest --to /dev/vg/data --resume
+  farside restore data --point latest --to data.qcow2
   farside restore data --point latest --to - | zstd > data.img.zst
   farside restore web1/data --point -5m --store /srv/farside --to /dev/vg/scratch
   farside restore data --point 2026-03-01T12:00:00Z --to /dev/vg/data --force")]
@@ -681,6 +706,9 @@ pub(crate) struct RestoreArgs {
     /// The file to make or the block device to fill; `-` is standard output.
     #[arg(long, value_name = "FILE|DEVICE|-", allow_hyphen_values = true)]
     pub(crate) to: PathBuf,
+    /// What is made: the volume's bytes, or an image for QEMU [default: by the ending of FILE].
+    #[arg(long, value_name = "FORMAT", value_enum)]
+    pub(crate) format: Option<ImageFormat>,
     /// Overwrite a target that is not empty.
     #[arg(long, conflicts_with = "resume")]
     pub(crate) force: bool,

@@ -19,6 +19,7 @@ mod point;
 mod points;
 mod print;
 mod progress;
+mod qcow2;
 mod recover;
 mod restore;
 mod status;

@@ -171,7 +171,8 @@ async fn restore_all(
     if wanted.is_empty() {
         refuse_nothing(location, args, &done.obstacles)?;
     }
-    let options = Options { existing: Existing::Resume, allow_degraded: args.allow_degraded, allow_damaged: args.allow_damaged };
+    let (allow_degraded, allow_damaged) = (args.allow_degraded, args.allow_damaged);
+    let options = Options { existing: Existing::Resume, allow_degraded, allow_damaged, format: crate::args::ImageFormat::Raw };
     let mut damaged = !done.obstacles.is_empty();
     for Wanted { address, point, to } in wanted {
         if to.exists() {

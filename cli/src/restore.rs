@@ -19,11 +19,11 @@ use farside_store::{
 };
 use serde::Serialize;
 
-use crate::args::{Global, RestoreArgs};
+use crate::args::{Global, ImageFormat, RestoreArgs};
 use crate::failure::{Exit, Failure, OrFail as _};
 use crate::hosts::Hosts;
 use crate::progress::Progress;
-use crate::{guard, point, print, store};
+use crate::{guard, point, print, qcow2, store};
 
 /// What a person allows.
 #[derive(Clone, Copy, Debug)]
@@ -34,6 +34,8 @@ pub(crate) struct Options {
     pub(crate) allow_degraded: bool,
     /// What the store has lost may become zeroes.
     pub(crate) allow_damaged: bool,
+    /// What is made of it.
+    pub(crate) format: ImageFormat,
 }
 
 /// What was restored.
@@ -86,6 +88,9 @@ fn refuse_stdout(global: &Global, args: &RestoreArgs) -> Result<(), Failure> {
 
 /// `farside restore`.
 pub(crate) async fn run(global: &Global, hosts: &Hosts, args: &RestoreArgs) -> Result<(), Failure> {
+    if args.format() == ImageFormat::Qcow2 {
+        qcow2::refuse(&args.to, args.resume)?;
+    }
     if is_stdout(&args.to) {
         refuse_stdout(global, args)?;
     }
@@ -98,7 +103,8 @@ pub(crate) async fn run(global: &Global, hosts: &Hosts, args: &RestoreArgs) -> R
         (false, true) => Existing::Replace,
         (false, false) => Existing::Keep,
     };
-    let options = Options { existing, allow_degraded: args.allow_degraded, allow_damaged: args.allow_damaged };
+    let (allow_degraded, allow_damaged) = (args.allow_degraded, args.allow_damaged);
+    let options = Options { existing, allow_degraded, allow_damaged, format: args.format() };
     if is_filled_in_place(&args.to, existing) && !global.json {
         eprintln!("{} is filled in place: if this is interrupted, the same command with --resume goes on", args.to.display());
     }
@@ -256,12 +262,15 @@ pub(crate) fn restore(
         guard::refuse(to, Path::new(&store.to_string()))?;
     }
     let store::Chosen { group, volume: id, slot, point: chosen } = store::choose(&store::open(store)?, volume, wanted)?;
-    let point_reader = match options.allow_damaged {
+    let point_reader = Arc::new(match options.allow_damaged {
         true => group.point_reader_as_it_is(slot, id)?,
         false => group.point_reader(slot, id)?,
-    };
+    });
     store::say_if_unkept(&point_reader);
-    let report = write_out(&point_reader, volume.name(), to, options, progress)?;
+    let report = match options.format {
+        ImageFormat::Raw => write_out(&point_reader, volume.name(), to, options, progress)?,
+        ImageFormat::Qcow2 => qcow2::write_out(&point_reader, volume.name(), to, options, progress)?,
+    };
     let total = point_reader.geometry().volume_bytes();
     Ok(Restored {
         point: chosen,

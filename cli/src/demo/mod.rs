@@ -267,7 +267,12 @@ impl Demo {
         let wanted = PointRef::Id { slot: point.id.slot, tag: Some(point.id.tag) };
         let begun = Instant::now();
         let bar = self.narrator.bar();
-        let options = restore::Options { existing: farside_store::Existing::Keep, allow_degraded: false, allow_damaged: false };
+        let options = restore::Options {
+            existing: farside_store::Existing::Keep,
+            allow_degraded: false,
+            allow_damaged: false,
+            format: crate::args::ImageFormat::Raw,
+        };
         let restored = restore::restore(&Location::Dir(self.site.store()), &volume, wanted, &image, options, &|done, total| {
             bar.set(done, total);
             true

@@ -159,6 +159,11 @@ impl FileTarget {
         self.existing == Existing::Resume && !self.zeroed
     }
 
+    /// Where it grows until it is complete, if that is not under its own name.
+    pub fn partial(&self) -> Option<&Path> {
+        self.partial.as_deref()
+    }
+
     /// After a complete restore: gives a file its name.
     ///
     /// # Errors
