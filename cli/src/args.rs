@@ -762,6 +762,65 @@ pub(crate) struct RecoverArgs {
     pub(crate) allow_damaged: bool,
 }
 
+/// `farside store cost`.
+#[derive(Args, Clone, Debug)]
+#[command(after_long_help = "\
+A model of how things are once points have been kept for as long as --keep says. Requests are counted as this
+version makes them: for a publication a PUT for each part (64 MiB at most, and one for each volume) and one
+for its record, for what retention gives up one more, and what writers and readers look at beside. A part is
+stored as long as one of its 4 KiB granules is needed by a point that is kept, since nothing is
+compacted yet; writes are taken to fall anywhere in the working set. --publish-every says how often what has
+come is published where that is less often than points.
+
+With --store, how much changes, the size and the volumes are those of the newest points there; what is said
+with --churn and --size comes before that.
+
+Prices come from a table that is built in and says of which date it is. They differ by region and change:
+check them. A table to edit is in /usr/share/doc/farside/examples/prices.toml.
+
+Examples:
+  farside store cost --churn 20GiB/d --size 500GiB --every 5s --keep \"every 5s keep 10m, every 1m keep 1d, every 1h keep 30d\"
+  farside store cost --churn 20GiB/d --size 500GiB --every 5s --publish-every 1m --keep \"every 1m keep 30d\" --restores 1
+  farside store cost --store s3://points/site-1 --of web1/db --every 5s --keep \"every 1m keep 1d\" --prices ours.toml --json")]
+pub(crate) struct CostArgs {
+    /// Take churn, size and volumes from this store: a directory, or s3://BUCKET/PREFIX (also az://, gs://).
+    #[arg(long, value_name = "URL")]
+    pub(crate) store: Option<String>,
+    /// Only of this volume or group in it.
+    #[arg(long, value_name = "VOLUME|GROUP", requires = "store")]
+    pub(crate) of: Option<Address>,
+    /// What the volumes change: 20GiB/d, 500MiB/h, 1MiB/s.
+    #[arg(long, value_name = "BYTES/TIME", value_parser = crate::cost::parse_churn)]
+    pub(crate) churn: Option<crate::cost::Churn>,
+    /// What the volumes hold.
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    pub(crate) size: Option<u64>,
+    /// Of it, what is written again and again [default: all of it].
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    pub(crate) working_set: Option<u64>,
+    /// How much of what changed is stored after compression, in percent.
+    #[arg(long = "stored", value_name = "PERCENT", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub(crate) stored_percent: u32,
+    /// How many volumes change.
+    #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub(crate) volumes: u32,
+    /// The time between two points.
+    #[arg(long, value_name = "DURATION", value_parser = farside_control::parse_epoch_interval)]
+    pub(crate) every: Duration,
+    /// The time between two publications [default: that between two points].
+    #[arg(long, value_name = "DURATION", value_parser = farside_control::parse_epoch_interval)]
+    pub(crate) publish_every: Option<Duration>,
+    /// Which points are kept: "every 5s keep 10m, every 1m keep 1d".
+    #[arg(long, value_name = "RULES")]
+    pub(crate) keep: farside_control::Grid,
+    /// So many times in a month all of it is restored from elsewhere.
+    #[arg(long, value_name = "COUNT", default_value_t = 0)]
+    pub(crate) restores: u32,
+    /// A table of prices.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) prices: Option<PathBuf>,
+}
+
 /// `farside store …`
 #[derive(Debug, Subcommand)]
 pub(crate) enum StoreCommand {
@@ -789,6 +848,8 @@ Examples:
     ///
     /// Needs the store and nothing else: no daemon, no configuration, no cache.
     Recover(RecoverArgs),
+    /// Say what a store in a bucket asks of the service in a month, what it holds, and what that costs.
+    Cost(CostArgs),
     /// Verify a store: every digest, every reference, orphans, the dead ratio. Changes nothing; may run beside a receiver.
     #[command(
         after_long_help = "Exits with 6 if anything is damaged, and names it by volume, point and region.\n\nExamples:\n  farside store check /srv/farside\n  farside store check file:///srv/farside --json"
@@ -843,7 +904,7 @@ fn parse_export(text: &str) -> Result<PathBuf, String> {
 }
 
 /// `1GiB`, `512M`, `4096`: powers of 1024 for K, M, G, T and KiB…; powers of 1000 for KB, MB, GB, TB.
-fn parse_bytes(text: &str) -> Result<u64, String> {
+pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
     let wrong = || format!("`{text}` is not a size: use for example 512MiB or 1GiB");
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let count: u64 = text[..digits].parse().map_err(|_| wrong())?;

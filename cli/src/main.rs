@@ -6,6 +6,7 @@
 mod args;
 mod completions;
 mod confirm;
+mod cost;
 mod demo;
 mod doctor;
 mod explain;
@@ -144,6 +145,7 @@ async fn ask(cli: Cli) -> Result<(), Failure> {
         Command::Restore(args) => restore::run(&cli.global, &hosts, &args).await,
         Command::Store(StoreCommand::Init { url }) => store::init(&cli.global, &url),
         Command::Store(StoreCommand::Recover(args)) => recover::run(&cli.global, &args).await,
+        Command::Store(StoreCommand::Cost(args)) => cost::run(&cli.global, &args),
         Command::Store(StoreCommand::Check { url }) => store::check(&cli.global, &url),
         Command::Store(StoreCommand::Repair { url, group, yes }) => store::repair(&cli.global, &url, group.as_ref(), yes),
         Command::Daemon { .. }
