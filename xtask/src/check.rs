@@ -17,8 +17,9 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("farside-region", &[]),
     ("farside-control", &[]),
     ("farside-service", &["farside-control"]),
+    ("farside-keys", &["farside-region"]),
     ("farside-ledger", &["farside-region"]),
-    ("farside-layer", &["farside-region"]),
+    ("farside-layer", &["farside-region", "farside-keys"]),
     ("farside-wire", &["farside-region", "farside-ledger"]),
     ("farside-blockio", &["farside-region"]),
     ("farside-shim", &["farside-region", "farside-blockio"]),
@@ -91,6 +92,8 @@ const FOR_TESTS: &str = "farside-s3-servers";
 
 /// Crates of others that only these of ours may import (development crates aside).
 const SOLE_IMPORTERS: &[(&str, &[&str])] = &[
+    ("argon2", &["farside-keys"]),
+    ("aws-lc-rs", &["farside-keys"]),
     ("axum", &["farside-daemon", "farside-receiver", "farside-service"]),
     ("hyper", &["farside-control"]),
     ("io-uring", &["farside-blockio", "farside-ublk"]),

@@ -93,6 +93,10 @@ id16! {
     BootId
 }
 id16! {
+    /// A group's key, as it may be told to anybody: derived from it, and nothing about it follows from this.
+    KeyId
+}
+id16! {
     /// Keyed BLAKE3, cut to 16 bytes, over (granule number ‖ content).
     GranuleDigest
 }

@@ -13,8 +13,8 @@ mod sets;
 
 pub use geometry::{Geometry, GeometryError};
 pub use ids::{
-    BootId, EpochId, Generation, GranuleDigest, GroupId, LayerKey, LedgerPosition, MapId, Name, NameError, RecordDigest, Seq,
-    Slot, Term, VolumeId,
+    BootId, EpochId, Generation, GranuleDigest, GroupId, KeyId, LayerKey, LedgerPosition, MapId, Name, NameError, RecordDigest,
+    Seq, Slot, Term, VolumeId,
 };
 pub use packed::PackedRegions;
 pub use sets::{ByteExtent, ByteOffset, GranuleIndex, GranuleMask, GranuleRun, GranuleSet, RegionIndex, RegionRange, RegionSet};

@@ -1,0 +1,201 @@
+//! What unwraps a group's key: a passphrase, a file, or a command that speaks with whoever keeps keys.
+//!
+//! This is the one place of the crate that reads files and starts programs. Nothing is kept: what was read is overwritten when the
+//! wrapping or unwrapping is done.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{Read as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::str::FromStr;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use thiserror::Error;
+use zeroize::Zeroizing;
+
+use crate::wrapping::WRAPPING_BYTES_MAX;
+
+/// The largest key file or passphrase.
+const SECRET_BYTES_MAX: usize = 64 << 10;
+/// A key file with fewer bytes is a mistake: it could be guessed.
+const FILE_BYTES_MIN: usize = 16;
+/// A command that is not done by then is ended.
+const COMMAND_WAIT: Duration = Duration::from_secs(60);
+
+/// What unwraps a group's key, as people name it.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Keeper {
+    /// `file:PATH`: all bytes of a file, which should be random ones.
+    File(PathBuf),
+    /// `passphrase:PATH`: the first line of a file.
+    PassphraseFile(PathBuf),
+    /// `passphrase`: asked for, by whoever has a terminal or an environment.
+    Passphrase(Option<Zeroizing<String>>),
+    /// `command:PROGRAM ARGUMENT…`: a program that is given a secret and gives back bytes to be stored (`wrap`), or the other way
+    /// (`unwrap`).
+    Command(Vec<String>),
+}
+
+/// As people name it, without any passphrase.
+impl fmt::Display for Keeper {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => write!(f, "file:{}", path.display()),
+            Self::PassphraseFile(path) => write!(f, "passphrase:{}", path.display()),
+            Self::Passphrase(_) => f.write_str("passphrase"),
+            Self::Command(words) => write!(f, "command:{}", words.join(" ")),
+        }
+    }
+}
+
+impl fmt::Debug for Keeper {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Keeper({self})")
+    }
+}
+
+/// It names no way to a key.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("`{0}` names no key: say file:PATH, passphrase, passphrase:PATH or command:PROGRAM")]
+pub struct ParseKeeperError(String);
+
+impl FromStr for Keeper {
+    type Err = ParseKeeperError;
+
+    fn from_str(text: &str) -> Result<Self, ParseKeeperError> {
+        let bad = || ParseKeeperError(text.to_owned());
+        match text.split_once(':') {
+            None if text == "passphrase" => Ok(Self::Passphrase(None)),
+            Some((_, rest)) if rest.trim().is_empty() => Err(bad()),
+            Some(("file", path)) => Ok(Self::File(path.into())),
+            Some(("passphrase", path)) => Ok(Self::PassphraseFile(path.into())),
+            Some(("command", words)) => Ok(Self::Command(words.split_whitespace().map(str::to_owned).collect())),
+            _ => Err(bad()),
+        }
+    }
+}
+
+/// Why a secret cannot be had.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum KeeperError {
+    /// The file cannot be read.
+    #[error("the key cannot be read from {path}: {source}", path = path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// Too short or too long.
+    #[error("{path} holds {bytes} bytes: a key file has {FILE_BYTES_MIN} to {SECRET_BYTES_MAX}, all of them random", path = path.display())]
+    FileBytes {
+        /// Which.
+        path: PathBuf,
+        /// What it has.
+        bytes: usize,
+    },
+    /// There is none.
+    #[error("there is no passphrase{}", from.as_ref().map_or_else(String::new, |path| format!(" in the first line of {}", path.display())))]
+    NoPassphrase {
+        /// Where it was looked for.
+        from: Option<PathBuf>,
+    },
+    /// The program could not be started, or failed.
+    #[error("`{command} {verb}` failed: {why}")]
+    Command {
+        /// Program and arguments.
+        command: String,
+        /// `wrap` or `unwrap`.
+        verb: &'static str,
+        /// Why; what it said.
+        why: String,
+    },
+}
+
+impl Keeper {
+    /// The bytes of a key file.
+    pub(crate) fn file(path: &Path) -> Result<Zeroizing<Vec<u8>>, KeeperError> {
+        let bytes = read(path)?;
+        if (FILE_BYTES_MIN..=SECRET_BYTES_MAX).contains(&bytes.len()) {
+            return Ok(bytes);
+        }
+        Err(KeeperError::FileBytes { path: path.to_owned(), bytes: bytes.len() })
+    }
+
+    /// The passphrase, if it is one.
+    pub(crate) fn passphrase(&self) -> Result<Option<Zeroizing<Vec<u8>>>, KeeperError> {
+        let (bytes, from) = match self {
+            Self::Passphrase(given) => {
+                let given = given.as_ref().map(|given| given.as_bytes().to_vec());
+                (Zeroizing::new(given.unwrap_or_default()), None)
+            }
+            Self::PassphraseFile(path) => {
+                let mut bytes = read(path)?;
+                let end = bytes.iter().position(|b| *b == b'\n').unwrap_or(bytes.len());
+                bytes.truncate(end);
+                if bytes.last() == Some(&b'\r') {
+                    bytes.pop();
+                }
+                (bytes, Some(path.clone()))
+            }
+            Self::File(_) | Self::Command(_) => return Ok(None),
+        };
+        if bytes.is_empty() { Err(KeeperError::NoPassphrase { from }) } else { Ok(Some(bytes)) }
+    }
+}
+
+fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, KeeperError> {
+    let failed = |source| KeeperError::File { path: path.to_owned(), source };
+    let file = File::open(path).map_err(failed)?;
+    let mut bytes = Zeroizing::new(Vec::with_capacity(SECRET_BYTES_MAX + 1)); // so that it is not moved as it grows
+    file.take(SECRET_BYTES_MAX as u64 + 1).read_to_end(&mut bytes).map_err(failed)?;
+    Ok(bytes)
+}
+
+/// Runs a keeper's command: `input` on its standard input, what it writes to its standard output comes back.
+pub(crate) fn run(words: &[String], verb: &'static str, input: &[u8]) -> Result<Zeroizing<Vec<u8>>, KeeperError> {
+    let failed = |why: String| KeeperError::Command { command: words.join(" "), verb, why };
+    let (program, arguments) = words.split_first().ok_or_else(|| failed("no program is named".into()))?;
+    let mut command = Command::new(program);
+    command.args(arguments).arg(verb).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().map_err(|e| failed(e.to_string()))?;
+    let (done, end) = mpsc::channel();
+    let (mut stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+    // One that reads nothing would make us wait for it.
+    let input = Zeroizing::new(input.to_vec());
+    thread::spawn(move || stdin.as_mut().map(|stdin| stdin.write_all(&input)));
+    let words_of = thread::spawn(move || {
+        let mut said = Vec::new();
+        let _ = stderr.map(|from| from.take(1024).read_to_end(&mut said)); // what it did not say is not told
+        String::from_utf8_lossy(&said).trim().to_owned()
+    });
+    thread::spawn(move || {
+        let mut output = Zeroizing::new(Vec::with_capacity(WRAPPING_BYTES_MAX + 1));
+        let read = stdout.map_or(Ok(0), |from| from.take(WRAPPING_BYTES_MAX as u64 + 1).read_to_end(&mut output));
+        let _ = done.send(read.map(|_| output));
+    });
+    let output = match end.recv_timeout(COMMAND_WAIT) {
+        Ok(Ok(output)) if output.len() <= WRAPPING_BYTES_MAX => output,
+        Ok(Ok(_)) => return Err(failed(format!("it wrote more than {WRAPPING_BYTES_MAX} bytes{}", ended(&mut child)))),
+        Ok(Err(error)) => return Err(failed(format!("{error}{}", ended(&mut child)))),
+        Err(_) => return Err(failed(format!("it was not done after {} s{}", COMMAND_WAIT.as_secs(), ended(&mut child)))),
+    };
+    let status = child.wait().map_err(|e| failed(e.to_string()))?;
+    if !status.success() {
+        let said = words_of.join().unwrap_or_default();
+        return Err(failed(if said.is_empty() { status.to_string() } else { format!("{status}: {said}") }));
+    }
+    Ok(output)
+}
+
+/// Ends a command that is of no use any more.
+fn ended(child: &mut Child) -> &'static str {
+    match child.kill().and_then(|()| child.wait()) {
+        Ok(_) => ", and was ended",
+        Err(_) => "",
+    }
+}

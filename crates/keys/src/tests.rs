@@ -1,0 +1,220 @@
+use std::os::unix::fs::PermissionsExt as _;
+
+use data_encoding::HEXLOWER;
+use farside_region::{GranuleDigest, VolumeId};
+use proptest::prelude::*;
+
+use super::*;
+
+const CHEAP: Argon2Cost = Argon2Cost { memory_kib: 64, passes: 1, lanes: 1 };
+const HEAD: [u8; FRAME_HEAD_BYTES] = *b"the head of a test frame";
+
+fn group(n: u8) -> GroupKey {
+    GroupKey::new(Secret::new(&[n; 32]))
+}
+
+fn keys() -> VolumeKeys {
+    group(1).volume(VolumeId([2; 16]))
+}
+
+fn sealer(n: u8) -> Sealer {
+    Sealer::new(Secret::new(&[n; 32]))
+}
+
+fn seal(sealer: &mut Sealer, digests: &[GranuleDigest], plain: &[u8]) -> Vec<u8> {
+    let mut payload = vec![0; FRAME_SALT_BYTES];
+    payload.extend_from_slice(plain);
+    keys().seal(sealer, &HEAD, digests, &mut payload, 0);
+    payload
+}
+
+fn open(keys: &VolumeKeys, head: &[u8; FRAME_HEAD_BYTES], stored: &[u8]) -> Result<Vec<u8>, Unopened> {
+    let mut out = b"before".to_vec();
+    let opened = keys.open(head, stored, &mut out);
+    assert_eq!(&out[..6], b"before");
+    opened.inspect_err(|_| assert_eq!(out.len(), 6)).map(|()| out.split_off(6))
+}
+
+/// What is stored and printed for people, of a key of ones: formats do not change unnoticed.
+#[test]
+fn golden_bytes() {
+    let (group, volume) = (group(1), keys());
+    let stored = seal(&mut sealer(3), &[GranuleDigest([4; 16])], b"sixteen bytes of");
+    let texts: [&[u8]; 5] = [&group.id().0, volume.digest_key(), volume.commitment(), &stored, &stored_digest(&stored)];
+    assert_eq!(texts.map(|bytes| HEXLOWER.encode(bytes)), GOLDEN);
+}
+
+const GOLDEN: [&str; 5] = [
+    "ecc0c128da494efa9016dab3c8513f15",
+    "e15e9306aff34bcc7dd05a0ef799ca8bc7881d5a11723ecbe558b84347746488",
+    "24d83816290ddc9d2e01fd341d96c32d30fdc83f7045c5b4e5065e0ee42eb9c1",
+    "cbd744e5b4457393e99a06323c408dc84b7b7ba3e76808ac9a4236413d4300b8a11d21fa43641b1772d3af3887ba3271b7fd652064d75a17",
+    "51b08492cd82ead76890c9e22d16ab03",
+];
+
+#[test]
+fn keys_are_in_no_text() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("key");
+    std::fs::write(&path, [0x41; 32]).expect("written");
+    let given = Keeper::Passphrase(Some("AAAAAAAAAAAAAAAA".to_owned().into()));
+    let group = GroupKey::new(Secret::new(&[0x41; 32]));
+    let wrapping = Wrapping::new(&group, &Keeper::File(path), CHEAP).expect("wrapped");
+    let text = format!(
+        "{group:?} {:?} {:?} {given:?} {given} {:?} {:?}",
+        keys(),
+        ContentKeys::from(&[0x41; 32]),
+        Sealer::new(Secret::new(&[0x41; 32])),
+        String::from_utf8(wrapping.encode())
+    );
+    for secret in ["4141", "AAAA", "65, 65", "0x41"] {
+        assert!(!text.contains(secret), "{text}");
+    }
+}
+
+#[test]
+fn another_volume_or_group_has_other_keys() {
+    let seal = group(1).seal(SealMode::EndToEnd, VolumeId([2; 16]));
+    assert!(ContentKeys::unseal(&group(1), VolumeId([2; 16]), &seal).is_ok());
+    let error = ContentKeys::unseal(&group(3), VolumeId([2; 16]), &seal).expect_err("another key");
+    assert_eq!(error, WrongKey { given: group(3).id(), wanted: group(1).id() });
+    assert!(ContentKeys::unseal(&group(1), VolumeId([3; 16]), &seal).is_err(), "another volume");
+    let stored = seal_of(b"content");
+    assert_eq!(open(&group(1).volume(VolumeId([3; 16])), &HEAD, &stored), Err(Unopened));
+}
+
+fn seal_of(plain: &[u8]) -> Vec<u8> {
+    seal(&mut sealer(3), &[], plain)
+}
+
+#[test]
+fn a_salt_is_never_used_for_two_contents() {
+    let salts = |sealer: &mut Sealer, digest: u8, plain: &[u8]| {
+        seal(sealer, &[GranuleDigest([digest; 16])], plain)[..FRAME_SALT_BYTES].to_vec()
+    };
+    let mut one = sealer(1);
+    let (first, second) = (salts(&mut one, 0, b"a"), salts(&mut one, 0, b"a"));
+    assert_ne!(first, second, "the count");
+    // The randomness failed: both begin alike.
+    assert_eq!(first, salts(&mut sealer(1), 0, b"a"));
+    assert_ne!(first, salts(&mut sealer(1), 1, b"a"), "other content");
+    assert_ne!(first, salts(&mut sealer(1), 0, b"b"), "compressed otherwise");
+    assert_ne!(first, salts(&mut sealer(2), 0, b"a"), "other randomness");
+}
+
+proptest! {
+    #[test]
+    fn what_was_sealed_opens_and_any_change_is_noticed(
+        plain in prop::collection::vec(any::<u8>(), 0..200),
+        at in any::<prop::sample::Index>(),
+        bit in 0u32..8,
+    ) {
+        let stored = seal_of(&plain);
+        prop_assert_eq!(stored.len(), plain.len() + FRAME_OVERHEAD_BYTES);
+        prop_assert_eq!(open(&keys(), &HEAD, &stored), Ok(plain));
+        let mut other = stored.clone();
+        other[at.index(stored.len())] ^= 1u8 << bit;
+        prop_assert_eq!(open(&keys(), &HEAD, &other), Err(Unopened));
+        prop_assert_ne!(stored_digest(&stored), stored_digest(&other));
+        let mut head = HEAD;
+        head[at.index(HEAD.len())] ^= 1u8 << bit;
+        prop_assert_eq!(open(&keys(), &head, &stored), Err(Unopened));
+        let cut = at.index(stored.len());
+        prop_assert_eq!(open(&keys(), &HEAD, &stored[..cut]), Err(Unopened));
+    }
+
+    #[test]
+    fn any_bytes_are_a_wrapping_or_an_error(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+        prop_assert!(Wrapping::decode(&bytes).is_err());
+    }
+}
+
+#[test]
+fn a_wrapped_key_comes_back_from_its_file_and_from_nothing_else() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = |name: &str, content: &[u8]| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, content).expect("written");
+        path
+    };
+    let kms = file("kms", b"#!/bin/sh\nLC_ALL=C exec tr '\\000-\\377' '\\200-\\377\\000-\\177'\n");
+    let program = file("one-way", b"#!/bin/sh\nprintf x\nLC_ALL=C exec tr '\\000-\\377' '\\200-\\377\\000-\\177'\n");
+    for path in [&program, &kms] {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700)).expect("allowed");
+    }
+    let keeper = |text: String| text.parse::<Keeper>().expect("a keeper");
+    let of = |kind: &str, path: &std::path::Path| keeper(format!("{kind}:{}", path.display()));
+    let ways = [
+        (of("file", &file("one", &[7; 32])), of("file", &file("two", &[8; 32]))),
+        (of("passphrase", &file("p", b"correct horse\n")), of("passphrase", &file("q", b"correct house\n"))),
+        (Keeper::Passphrase(Some("correct horse".to_owned().into())), of("passphrase", &file("r", b"x"))),
+        (of("command", &kms), keeper("command:head -c 32".to_owned())),
+    ];
+    for (right, wrong) in &ways {
+        let wrapping = Wrapping::new(&group(9), right, CHEAP).expect("wrapped");
+        let stored = wrapping.encode();
+        let read = Wrapping::decode(&stored).expect("read back");
+        assert_eq!(read, wrapping);
+        assert_eq!(read.unwrap(right).expect("the right one").id(), group(9).id());
+        match (read.unwrap(wrong), wrong) {
+            (Err(WrapError::Wrong { key, .. }), _) => assert_eq!(key, group(9).id()),
+            // It is given what it did not write, and says so.
+            (Err(WrapError::Keeper(_)), Keeper::Command(_)) => {}
+            (other, _) => panic!("{wrong}: {other:?}"),
+        }
+        for (other, _) in ways.iter().filter(|(other, _)| other.way_for_tests() != read.way()) {
+            assert!(matches!(read.unwrap(other), Err(WrapError::OtherWay { .. })), "{other}");
+        }
+    }
+    // A passphrase from a file is the same as one that is asked for.
+    let wrapping = Wrapping::new(&group(9), &ways[1].0, CHEAP).expect("wrapped");
+    assert_eq!(wrapping.unwrap(&ways[2].0).expect("the same words").id(), group(9).id());
+    // A program that gives something else back is found out when the key is wrapped, not when it is needed.
+    let error = Wrapping::new(&group(9), &of("command", &program), CHEAP).expect_err("it does not undo what it did");
+    assert!(matches!(error, WrapError::Wrong { .. }), "{error}");
+    let error = Wrapping::new(&group(9), &keeper("command:sh -c cat".to_owned()), CHEAP).expect_err("cat with another name");
+    assert!(error.to_string().contains("the key itself"), "{error}");
+    let error = Wrapping::new(&group(9), &of("command", &dir.path().join("none")), CHEAP).expect_err("there is none");
+    assert!(error.to_string().contains("none wrap` failed"), "{error}");
+    assert!(Wrapping::new(&group(9), &of("file", &file("short", b"abc")), CHEAP).is_err());
+    assert!(Wrapping::new(&group(9), &of("passphrase", &file("empty", b"\nsecond")), CHEAP).is_err());
+    assert!(Wrapping::new(&group(9), &Keeper::Passphrase(None), CHEAP).is_err());
+}
+
+impl Keeper {
+    fn way_for_tests(&self) -> &'static str {
+        match self {
+            Self::File(_) => "file",
+            Self::Passphrase(_) | Self::PassphraseFile(_) => "passphrase",
+            Self::Command(_) => "command",
+        }
+    }
+}
+
+#[test]
+fn a_wrapping_that_was_changed_says_so() {
+    let keeper = Keeper::Passphrase(Some("correct horse".to_owned().into()));
+    let text = String::from_utf8(Wrapping::new(&group(9), &keeper, CHEAP).expect("wrapped").encode()).expect("JSON");
+    let with = |from: &str, to: &str| {
+        assert!(text.contains(from), "{text}");
+        Wrapping::decode(text.replacen(from, to, 1).as_bytes())
+    };
+    assert!(matches!(with("\"version\": 1", "\"version\": 2"), Err(WrapError::Version(2))));
+    assert!(matches!(with("farside key", "farside group"), Err(WrapError::Format(_))));
+    assert!(matches!(with("\"memory_kib\": 64", "\"memory_kib\": 99999999"), Err(WrapError::Format(_))));
+    // What Argon2id is to take is bound: whoever changes it changes nothing but that it does not open.
+    let cheaper = with("\"memory_kib\": 64", "\"memory_kib\": 72").expect("a wrapping");
+    assert!(matches!(cheaper.unwrap(&keeper), Err(WrapError::Wrong { .. })));
+    let other = with(&group(9).id().to_string(), &group(8).id().to_string()).expect("a wrapping");
+    assert!(matches!(other.unwrap(&keeper), Err(WrapError::Wrong { .. })));
+}
+
+#[test]
+fn keepers_are_named_as_people_do() {
+    for text in ["file:/etc/key", "passphrase:/etc/words", "passphrase", "command:kms --key alias/farside"] {
+        assert_eq!(text.parse::<Keeper>().expect("a keeper").to_string(), text);
+    }
+    for text in ["", "file", "file:", "command: ", "http://x", "key:/etc/key"] {
+        assert!(text.parse::<Keeper>().is_err(), "{text}");
+    }
+}
