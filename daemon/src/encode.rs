@@ -246,7 +246,7 @@ mod tests {
         assert_eq!((now.granules, read.granules), (run.count, run.count));
         let part = |encoded: Encoded| {
             let (volume, term, seq) = (VolumeId([1; 16]), Term(1), Seq(1));
-            let mut part = PartAssembler::new(PartId { key: LayerKey { volume, term, seq }, part: 0, geometry });
+            let mut part = PartAssembler::new(PartId { key: LayerKey { volume, term, seq }, part: 0, geometry }, false);
             part.append(encoded.frames).expect("the first");
             part.finish().0
         };

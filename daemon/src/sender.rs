@@ -367,7 +367,7 @@ impl Pipeline {
         self.links.spawn(forward(connection.clone(), self.pacer.clone(), header, receiver, self.waker.clone()));
         self.job = Some(Job {
             id,
-            part: PartAssembler::new(id),
+            part: PartAssembler::new(id, false),
             connection,
             chunks,
             pending: VecDeque::new(),
@@ -679,7 +679,7 @@ impl Pipeline {
     fn end_part(&mut self, done: bool) {
         let (Some(reading), Some(job)) = (self.reading.as_ref(), self.job.as_mut()) else { return };
         let empty = job.part.is_empty();
-        let (tail, summary) = std::mem::replace(&mut job.part, PartAssembler::new(job.id)).finish();
+        let (tail, summary) = std::mem::replace(&mut job.part, PartAssembler::new(job.id, false)).finish();
         // Of an empty part nothing is sent: its stream is not even opened.
         let sent = (!empty).then(|| {
             job.pending.push_back(Chunk::Bytes(tail.into()));

@@ -29,6 +29,7 @@ class Part:
         require(crc32c(head[:28]) == int.from_bytes(head[28:], "little") and crc == crc32c(body), name, "its footer is not whole")
         require((kind, codec, zero, stored, start) == (0xF0, 0, 0, length, 0), name, "its footer has another head")
         require(digest == its_digest == blake3(b"farside part footer v1\0" + body), name, "not the footer that its record names")
+        require(body[8:12] != b"\x01\x00\x01\x00", name, "it is encrypted: nothing here decrypts AES-GCM, which Python does not come with")
         wanted = struct.pack("<8sHHI16sQQQBBH", b"FSLAYPRT", 1, 0, number, volume.id, layer.term, layer.seq, layer.bytes,
                              volume.granule, volume.region - volume.granule, 0)
         require(body[:60] == wanted and body[60:64] == crc32c(wanted).to_bytes(4, "little"), name, "its header is another part's")

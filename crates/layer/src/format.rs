@@ -1,5 +1,6 @@
 //! The fixed structures of a part and their limits. All integers are little-endian.
 
+use farside_keys::{FRAME_OVERHEAD_BYTES, STORED_DIGEST_BYTES};
 use farside_region::{Geometry, GranuleIndex, GranuleRun, LayerKey, RegionIndex, Seq, Term, VolumeId};
 use thiserror::Error;
 
@@ -16,7 +17,8 @@ pub const HEADER_BYTES: usize = 64;
 /// Bytes of the trailer.
 pub const TRAILER_BYTES: usize = 64;
 /// The largest footer body.
-pub const FOOTER_BYTES_MAX: usize = HEADER_BYTES + FRAMES_MAX * ENTRY_BYTES + DATA_GRANULES_MAX * DIGEST_BYTES;
+pub const FOOTER_BYTES_MAX: usize =
+    HEADER_BYTES + FRAMES_MAX * (ENTRY_BYTES + STORED_DIGEST_BYTES) + DATA_GRANULES_MAX * DIGEST_BYTES;
 /// The largest end of a part from which [`crate::Footer::from_tail`] can be read.
 pub const TAIL_BYTES_MAX: usize = FRAME_HEAD_BYTES + FOOTER_BYTES_MAX + TRAILER_BYTES;
 
@@ -26,6 +28,8 @@ pub(crate) const DIGEST_BYTES: usize = 16;
 pub(crate) const VERSION: u16 = 1;
 pub(crate) const MAGIC: [u8; 8] = *b"FSLAYPRT";
 pub(crate) const END_MAGIC: [u8; 8] = *b"FSLAYEND";
+/// The flag of a part whose payloads are encrypted.
+pub(crate) const FLAG_SEALED: u16 = 1;
 /// The frame head before the footer's body.
 pub(crate) const KIND_FOOTER: u8 = 0xf0;
 
@@ -104,6 +108,8 @@ pub struct FrameRef {
     pub crc: u32,
     /// Index of its first granule digest in the footer, for data.
     pub first_digest: u32,
+    /// Which data frame of the part it is, from 0, and so the index of its stored digest in the footer of an encrypted part.
+    pub data_frame: u32,
 }
 
 /// What a finished or verified part amounts to.
@@ -169,6 +175,28 @@ pub enum PartError {
         /// The frame's granules.
         run: GranuleRun,
     },
+    /// The part is encrypted and its volume is not, or the other way.
+    #[error("the part is {}, and its volume is {}", sealed(*found), sealed(!*found))]
+    Sealed {
+        /// Whether the part is encrypted.
+        found: bool,
+    },
+    /// The content is encrypted, and the key is not here.
+    #[error("region {region}: granules {}..+{} are encrypted: their key is needed", run.start, run.count)]
+    KeyNeeded {
+        /// Where.
+        region: RegionIndex,
+        /// The frame's granules.
+        run: GranuleRun,
+    },
+    /// The checksums are right, and yet it was not encrypted with this key, or is of another place.
+    #[error("region {region}: granules {}..+{} do not decrypt", run.start, run.count)]
+    Decrypt {
+        /// Where.
+        region: RegionIndex,
+        /// The frame's granules.
+        run: GranuleRun,
+    },
     /// The checksum is right, and yet it does not decompress to that many bytes.
     #[error("region {region}: granules {}..+{} do not decompress", run.start, run.count)]
     Decompress {
@@ -199,6 +227,10 @@ pub enum PartError {
     Failed,
 }
 
+fn sealed(yes: bool) -> &'static str {
+    if yes { "encrypted" } else { "not encrypted" }
+}
+
 /// Reads fixed fields from a slice whose length was checked.
 pub(crate) struct Fields<'a>(pub(crate) &'a [u8]);
 
@@ -224,11 +256,12 @@ pub(crate) fn frame_granules(geometry: &Geometry) -> u64 {
 }
 
 impl PartId {
-    pub(crate) fn encode(&self) -> [u8; HEADER_BYTES] {
+    /// The header of this part; `sealed`: its payloads are encrypted.
+    pub(crate) fn encode(&self, sealed: bool) -> [u8; HEADER_BYTES] {
         let mut bytes = Vec::with_capacity(HEADER_BYTES);
         bytes.extend_from_slice(&MAGIC);
         bytes.extend_from_slice(&VERSION.to_le_bytes());
-        bytes.extend_from_slice(&[0; 2]);
+        bytes.extend_from_slice(&(if sealed { FLAG_SEALED } else { 0 }).to_le_bytes());
         bytes.extend_from_slice(&self.part.to_le_bytes());
         bytes.extend_from_slice(&self.key.volume.0);
         bytes.extend_from_slice(&self.key.term.0.to_le_bytes());
@@ -241,7 +274,8 @@ impl PartId {
         bytes.try_into().expect("the fields fill the header")
     }
 
-    pub(crate) fn decode(bytes: &[u8]) -> Result<Self, PartError> {
+    /// What a header says, and whether the payloads are encrypted.
+    pub(crate) fn decode(bytes: &[u8]) -> Result<(Self, bool), PartError> {
         let mut fields = Fields(bytes);
         if fields.take() != MAGIC {
             return Err(PartError::Magic);
@@ -253,17 +287,17 @@ impl PartId {
         if version != VERSION {
             return Err(PartError::Version(version));
         }
-        let flags: [u8; 2] = fields.take();
+        let flags = u16::from_le_bytes(fields.take());
         let part = fields.u32();
         let volume = VolumeId(fields.take());
         let (term, seq) = (Term(fields.u64()), Seq(fields.u64()));
         let volume_bytes = fields.u64();
         let [granule_shift, region_granules_shift, a, b] = fields.take();
-        if flags != [0; 2] || [a, b] != [0; 2] {
+        if flags & !FLAG_SEALED != 0 || [a, b] != [0; 2] {
             return Err(PartError::Header);
         }
         let geometry = Geometry::with_shape(volume_bytes, granule_shift, region_granules_shift).map_err(|_| PartError::Header)?;
-        Ok(Self { key: LayerKey { volume, term, seq }, part, geometry })
+        Ok((Self { key: LayerKey { volume, term, seq }, part, geometry }, flags == FLAG_SEALED))
     }
 }
 
@@ -281,6 +315,11 @@ impl FrameRef {
 
     pub(crate) fn encode_head(&self) -> [u8; FRAME_HEAD_BYTES] {
         frame_head(self.kind.to_byte(), self.codec.to_byte(), self.stored_bytes, self.run.start.0, self.run.count, self.crc)
+    }
+
+    /// What of its head an encrypted payload is bound to.
+    pub(crate) fn bound_head(&self) -> [u8; farside_keys::FRAME_HEAD_BYTES] {
+        *self.encode_head().first_chunk().expect("a head is longer")
     }
 
     pub(crate) fn encode_entry(&self) -> [u8; ENTRY_BYTES] {
@@ -308,7 +347,7 @@ impl FrameRef {
             return None;
         }
         let (kind, codec) = (RunKind::from_byte(kind)?, Codec::from_byte(codec)?);
-        Some(Self { run, kind, codec, offset, stored_bytes, crc, first_digest: 0 })
+        Some(Self { run, kind, codec, offset, stored_bytes, crc, first_digest: 0, data_frame: 0 })
     }
 }
 
@@ -357,15 +396,22 @@ pub(crate) fn parse_frame_head(bytes: &[u8], at: u64) -> Result<Announced, PartE
 /// Follows the frames of a part in order and holds each against the rules; both readers use it.
 pub(crate) struct FrameRules {
     geometry: Geometry,
+    sealed: bool,
     next_granule: u64,
     next_offset: u64,
     frames: usize,
+    data_frames: usize,
     data_granules: usize,
 }
 
 impl FrameRules {
-    pub(crate) fn new(geometry: Geometry) -> Self {
-        Self { geometry, next_granule: 0, next_offset: HEADER_BYTES as u64, frames: 0, data_granules: 0 }
+    pub(crate) fn new(geometry: Geometry, sealed: bool) -> Self {
+        Self { geometry, sealed, next_granule: 0, next_offset: HEADER_BYTES as u64, frames: 0, data_frames: 0, data_granules: 0 }
+    }
+
+    /// The digests of payloads that the footer has.
+    pub(crate) fn stored_digests(&self) -> usize {
+        if self.sealed { self.data_frames } else { 0 }
     }
 
     /// Where the next frame's head, or the footer's, begins.
@@ -401,17 +447,20 @@ impl FrameRules {
                 return Err(wrong("it crosses a frame boundary"));
             }
             let content = self.geometry.bytes_of(run).len;
-            let fits = match frame.codec {
-                Codec::Raw => u64::from(frame.stored_bytes) == content,
-                Codec::Zstd => frame.stored_bytes > 0 && u64::from(frame.stored_bytes) < content,
+            let overhead = if self.sealed { FRAME_OVERHEAD_BYTES as u64 } else { 0 };
+            let fits = |bytes: u64| match frame.codec {
+                Codec::Raw => bytes == content,
+                Codec::Zstd => bytes > 0 && bytes < content,
             };
-            if !fits {
+            if !u64::from(frame.stored_bytes).checked_sub(overhead).is_some_and(fits) {
                 return Err(wrong("its length does not fit its granules"));
             }
             if self.data_granules + run.count as usize > DATA_GRANULES_MAX {
                 return Err(PartError::Limit("data granules"));
             }
             frame.first_digest = self.data_granules as u32;
+            frame.data_frame = self.data_frames as u32;
+            self.data_frames += 1;
             self.data_granules += run.count as usize;
         } else if frame.stored_bytes != 0 || frame.crc != 0 || frame.codec != Codec::Raw {
             return Err(wrong("it has a payload and should have none"));

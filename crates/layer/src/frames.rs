@@ -1,10 +1,11 @@
 //! From runs of granules to frames: the work of a part that needs no part, so that several threads can do it for one.
 //!
 //! Digests are computed over the content as it is handed in, before anything else touches it. Adjacent data joins one frame; a
-//! full frame's worth is encoded straight from the caller's buffer.
+//! full frame's worth is encoded straight from the caller's buffer. What is encrypted was compressed before.
 
 use std::fmt;
 
+use farside_keys::{ContentKeys, FRAME_OVERHEAD_BYTES, FRAME_SALT_BYTES, STORED_DIGEST_BYTES, Sealer, stored_digest};
 use farside_region::{Geometry, GranuleDigest, GranuleIndex, GranuleRun};
 use thiserror::Error;
 
@@ -21,10 +22,11 @@ pub enum Compression {
     Zstd(i32),
 }
 
-/// The compressor: made once, it goes from part to part.
+/// The compressor, and what encryption draws salts from: made once, it goes from part to part.
 pub struct Encoder {
     zstd: Option<zstd::bulk::Compressor<'static>>,
     compression: Compression,
+    sealer: Option<Sealer>,
 }
 
 impl fmt::Debug for Encoder {
@@ -36,21 +38,30 @@ impl fmt::Debug for Encoder {
 impl Encoder {
     /// A compressor. A level beyond zstd's range becomes its nearest.
     pub fn new(compression: Compression) -> Self {
-        let zstd = match compression {
+        Self { zstd: Self::compressor(compression), compression, sealer: None }
+    }
+
+    /// The same, also for encrypted volumes.
+    #[must_use]
+    pub fn sealing(self, sealer: Sealer) -> Self {
+        Self { sealer: Some(sealer), ..self }
+    }
+
+    fn compressor(compression: Compression) -> Option<zstd::bulk::Compressor<'static>> {
+        match compression {
             Compression::Off => None,
             Compression::Zstd(level) => {
                 let range = zstd::compression_level_range();
                 let level = level.clamp(*range.start(), *range.end());
                 Some(zstd::bulk::Compressor::new(level).expect("zstd takes every level of its own range"))
             }
-        };
-        Self { zstd, compression }
+        }
     }
 
     /// From now on so. Made anew for that: a compressor whose output once did not fit takes no other level.
     pub fn set(&mut self, compression: Compression) {
         if self.compression != compression {
-            *self = Self::new(compression);
+            (self.zstd, self.compression) = (Self::compressor(compression), compression);
         }
     }
 
@@ -120,6 +131,10 @@ pub struct Frames {
     /// Heads and payloads of the data frames, one after the other.
     pub(crate) bytes: Vec<u8>,
     pub(crate) digests: Vec<GranuleDigest>,
+    /// Of the payloads as they are stored, where they are encrypted.
+    pub(crate) stored_digests: Vec<[u8; STORED_DIGEST_BYTES]>,
+    /// Whether they are.
+    pub(crate) sealed: bool,
 }
 
 /// One frame, or one run without a payload.
@@ -148,13 +163,14 @@ impl Frames {
         self.pieces.clear();
         self.bytes.clear();
         self.digests.clear();
+        self.stored_digests.clear();
     }
 }
 
 /// Makes frames of runs that ascend.
 pub struct FrameEncoder {
     geometry: Geometry,
-    digest_key: [u8; 32],
+    keys: ContentKeys,
     encoder: Encoder,
     frame_granules: u64,
     next: u64,
@@ -169,19 +185,17 @@ impl fmt::Debug for FrameEncoder {
 }
 
 impl FrameEncoder {
-    /// For a volume of that shape and digest key. `content_bytes`: about how much is coming, at once.
-    pub fn new(geometry: Geometry, digest_key: &[u8; 32], encoder: Encoder, content_bytes: usize) -> Self {
-        let mut made = Frames::default();
+    /// For a volume of that shape and those keys. `content_bytes`: about how much is coming, at once.
+    ///
+    /// # Panics
+    /// When the volume is encrypted, and its keys are not here or the encoder was not made for that: see [`Encoder::sealing`].
+    pub fn new(geometry: Geometry, keys: impl Into<ContentKeys>, encoder: Encoder, content_bytes: usize) -> Self {
+        let keys = keys.into();
+        assert!(!matches!(keys, ContentKeys::Opaque), "who writes a volume's content has its keys");
+        assert!(!keys.is_sealed() || encoder.sealer.is_some(), "salts are drawn from somewhere");
+        let mut made = Frames { sealed: keys.is_sealed(), ..Frames::default() };
         made.bytes.reserve(content_bytes);
-        Self {
-            geometry,
-            digest_key: *digest_key,
-            encoder,
-            frame_granules: frame_granules(&geometry),
-            next: 0,
-            pending: Pending::default(),
-            made,
-        }
+        Self { geometry, keys, encoder, frame_granules: frame_granules(&geometry), next: 0, pending: Pending::default(), made }
     }
 
     /// Appends content as it was read: granules of zeroes become zero runs, the rest data.
@@ -329,14 +343,29 @@ impl FrameEncoder {
 
     fn encode_frame(&mut self, start: u64, count: u64, content: &[u8]) {
         let granule_bytes = self.geometry.granule_bytes() as usize;
+        let digest_key = self.keys.digest_key().expect("looked at when this was made");
+        let first_digest = self.made.digests.len();
         for (i, granule) in content.chunks(granule_bytes).enumerate() {
-            self.made.digests.push(granule_digest(&self.digest_key, GranuleIndex(start + i as u64), granule));
+            self.made.digests.push(granule_digest(digest_key, GranuleIndex(start + i as u64), granule));
         }
+        let digests = &self.made.digests[first_digest..];
         let bytes = &mut self.made.bytes;
         let head_at = bytes.len();
         bytes.extend_from_slice(&[0; FRAME_HEAD_BYTES]);
-        let codec = self.encoder.append(content, bytes);
-        let payload = &bytes[head_at + FRAME_HEAD_BYTES..];
+        let payload_at = bytes.len();
+        let codec = if let ContentKeys::Sealed(keys) = &self.keys {
+            bytes.extend_from_slice(&[0; FRAME_SALT_BYTES]);
+            let codec = self.encoder.append(content, bytes);
+            let stored_bytes = (bytes.len() - payload_at - FRAME_SALT_BYTES + FRAME_OVERHEAD_BYTES) as u32;
+            let head = frame_head(RunKind::Data.to_byte(), codec.to_byte(), stored_bytes, start, count, 0);
+            let bound = head.first_chunk().expect("a head is longer");
+            keys.seal(self.encoder.sealer.as_mut().expect("looked at when this was made"), bound, digests, bytes, payload_at);
+            self.made.stored_digests.push(stored_digest(&bytes[payload_at..]));
+            codec
+        } else {
+            self.encoder.append(content, bytes)
+        };
+        let payload = &bytes[payload_at..];
         let (stored_bytes, crc) = (payload.len() as u32, crc32c::crc32c(payload));
         let head = frame_head(RunKind::Data.to_byte(), codec.to_byte(), stored_bytes, start, count, crc);
         bytes[head_at..head_at + FRAME_HEAD_BYTES].copy_from_slice(&head);

@@ -5,12 +5,13 @@
 //! a reader with random access finds the footer.
 //!
 //! Owns: [`FrameEncoder`] (runs in, frames out, on any thread), [`PartAssembler`] (frames in, bytes out), [`PartWriter`] (both in
-//! one), [`PartVerifier`] (bytes in as they arrive, every one of them checked),
+//! one), [`PartVerifier`] (bytes in as they arrive, every one of them checked, with the keys of an encrypted volume or without),
 //! [`Footer`] and [`FrameDecoder`] (random access), the digests of granules, footers and layers.
 //!
 //! Invariants:
 //! - Runs of one part ascend and never overlap. A data frame lies inside one region.
 //! - No content leaves a decoder before its granule digests were compared.
+//! - What is encrypted was compressed and digested before; no content of an encrypted volume is in a part's bytes.
 //! - Memory is bounded by the limits below, whatever the bytes claim.
 //!
 //! Deliberately not here: I/O, which granules belong into a layer, what is newest where (the store's index).
@@ -23,6 +24,8 @@ mod verify;
 mod writer;
 mod zero;
 
+#[cfg(test)]
+mod sealed_tests;
 #[cfg(test)]
 mod tests;
 

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use farside_keys::{ContentKeys, STORED_DIGEST_BYTES, stored_digest};
 use farside_region::{GranuleDigest, GranuleIndex, RegionSet, mutation};
 use thiserror::Error;
 
@@ -18,8 +19,10 @@ const UNCHECKED: &str = "L4 content is not checked where it is read";
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Footer {
     id: PartId,
+    sealed: bool,
     frames: Vec<FrameRef>,
     digests: Vec<GranuleDigest>,
+    stored_digests: Vec<[u8; STORED_DIGEST_BYTES]>,
     digest: [u8; 32],
     part_bytes: u64,
 }
@@ -102,35 +105,44 @@ impl Footer {
 
     fn parse_body(body: &[u8], frames: usize, digest: [u8; 32], part_bytes: u64) -> Result<Self, PartError> {
         let table_end = HEADER_BYTES + frames * ENTRY_BYTES;
-        if body.len() < table_end || !(body.len() - table_end).is_multiple_of(DIGEST_BYTES) {
+        if body.len() < table_end {
             return Err(PartError::Footer("its length does not fit its frames"));
         }
-        let id = PartId::decode(&body[..HEADER_BYTES])?;
-        let mut rules = FrameRules::new(id.geometry);
+        let (id, sealed) = PartId::decode(&body[..HEADER_BYTES])?;
+        let mut rules = FrameRules::new(id.geometry, sealed);
         let mut table = Vec::with_capacity(frames);
         for entry in body[HEADER_BYTES..table_end].chunks_exact(ENTRY_BYTES) {
             let mut frame = FrameRef::decode_entry(entry).ok_or(PartError::Footer("it lists a frame of unknown kind"))?;
             rules.accept(&mut frame)?;
             table.push(frame);
         }
-        let (digests, _) = body[table_end..].as_chunks::<DIGEST_BYTES>();
-        if digests.len() != rules.data_granules() {
+        let digests_end = table_end + rules.data_granules() * DIGEST_BYTES;
+        if body.len() != digests_end + rules.stored_digests() * STORED_DIGEST_BYTES {
             return Err(PartError::Footer("it has not one digest per data granule"));
         }
+        let (digests, _) = body[table_end..digests_end].as_chunks::<DIGEST_BYTES>();
+        let (stored_digests, _) = body[digests_end..].as_chunks::<STORED_DIGEST_BYTES>();
         if rules.next_offset() + (FRAME_HEAD_BYTES + body.len() + TRAILER_BYTES) as u64 != part_bytes {
             return Err(PartError::Footer("its frames do not fill the part"));
         }
-        Ok(Self { id, frames: table, digests: digests.iter().map(|d| GranuleDigest(*d)).collect(), digest, part_bytes })
+        let digests = digests.iter().map(|d| GranuleDigest(*d)).collect();
+        Ok(Self { id, sealed, frames: table, digests, stored_digests: stored_digests.to_vec(), digest, part_bytes })
     }
 
     pub(crate) fn assemble(
         id: PartId,
+        sealed: bool,
         frames: Vec<FrameRef>,
-        digests: Vec<GranuleDigest>,
+        (digests, stored_digests): (Vec<GranuleDigest>, Vec<[u8; STORED_DIGEST_BYTES]>),
         digest: [u8; 32],
         part_bytes: u64,
     ) -> Self {
-        Self { id, frames, digests, digest, part_bytes }
+        Self { id, sealed, frames, digests, stored_digests, digest, part_bytes }
+    }
+
+    /// Whether its payloads are encrypted.
+    pub fn is_sealed(&self) -> bool {
+        self.sealed
     }
 
     /// Which part it is of. Compare it with the part that was asked for: a footer alone cannot know.
@@ -192,7 +204,9 @@ impl Footer {
 
 /// Decodes single frames, with every granule checked against its digest. Made once, used for any part of one volume.
 pub struct FrameDecoder {
-    digest_key: [u8; 32],
+    keys: ContentKeys,
+    /// What a payload was before it was encrypted.
+    opened: Vec<u8>,
     zstd: zstd::bulk::Decompressor<'static>,
 }
 
@@ -203,10 +217,11 @@ impl fmt::Debug for FrameDecoder {
 }
 
 impl FrameDecoder {
-    /// For the volume with that digest key.
-    pub fn new(digest_key: &[u8; 32]) -> Self {
+    /// For the volume with those keys.
+    pub fn new(keys: impl Into<ContentKeys>) -> Self {
         Self {
-            digest_key: *digest_key,
+            keys: keys.into(),
+            opened: Vec::new(),
             zstd: zstd::bulk::Decompressor::new().expect("zstd makes a context while there is memory"),
         }
     }
@@ -221,12 +236,13 @@ impl FrameDecoder {
     pub fn decode(&mut self, footer: &Footer, frame: &FrameRef, stored: &[u8], out: &mut Vec<u8>) -> Result<(), PartError> {
         assert_eq!(frame.kind, RunKind::Data, "only data frames have content");
         out.clear();
-        let checked = self.unpack(&footer.id, frame, stored, out).and_then(|()| {
+        let checked = self.unpack(&footer.id, frame, stored, out, footer.sealed).and_then(|()| {
+            let digest_key = self.keys.digest_key().expect("what was unpacked was read");
             let digests = footer.digests_of(frame).iter();
             let content = out.chunks(footer.id.geometry.granule_bytes() as usize);
             for ((digest, granule), bytes) in digests.zip(frame.run.start.0..).zip(content) {
                 let granule = GranuleIndex(granule);
-                if granule_digest(&self.digest_key, granule, bytes) != *digest && !mutation::on(UNCHECKED) {
+                if granule_digest(digest_key, granule, bytes) != *digest && !mutation::on(UNCHECKED) {
                     return Err(PartError::Granule { region: footer.id.geometry.region_of(granule), granule });
                 }
             }
@@ -238,19 +254,64 @@ impl FrameDecoder {
         checked
     }
 
-    /// Checks the payload's checksum and decompresses it into `out`, without looking at digests.
-    pub(crate) fn unpack(&mut self, id: &PartId, frame: &FrameRef, stored: &[u8], out: &mut Vec<u8>) -> Result<(), PartError> {
-        let region = id.geometry.region_of(frame.run.start);
+    /// Checks one data frame of `footer` as far as that can be done with the keys that are here: by decoding it; without keys, by
+    /// the digest of what is stored. `out` is for what is decoded.
+    ///
+    /// # Errors
+    /// As [`FrameDecoder::decode`].
+    ///
+    /// # Panics
+    /// As [`FrameDecoder::decode`].
+    pub fn check(&mut self, footer: &Footer, frame: &FrameRef, stored: &[u8], out: &mut Vec<u8>) -> Result<(), PartError> {
+        if !(matches!(self.keys, ContentKeys::Opaque) && footer.sealed) {
+            return self.decode(footer, frame, stored, out);
+        }
+        let (id, wanted) = (&footer.id, footer.stored_digests[frame.data_frame as usize]);
+        self.check_stored(id, frame, stored)?;
+        if stored_digest(stored) != wanted {
+            return Err(PartError::Payload { region: id.geometry.region_of(frame.run.start), run: frame.run });
+        }
+        Ok(())
+    }
+
+    pub(crate) fn check_stored(&self, id: &PartId, frame: &FrameRef, stored: &[u8]) -> Result<(), PartError> {
         let torn = crc32c::crc32c(stored) != frame.crc && !mutation::on(UNCHECKED);
         if stored.len() != frame.stored_bytes as usize || torn {
-            return Err(PartError::Payload { region, run: frame.run });
+            return Err(PartError::Payload { region: id.geometry.region_of(frame.run.start), run: frame.run });
         }
+        Ok(())
+    }
+
+    /// Checks the payload's checksum, decrypts and decompresses it into `out`, without looking at digests.
+    pub(crate) fn unpack(
+        &mut self,
+        id: &PartId,
+        frame: &FrameRef,
+        stored: &[u8],
+        out: &mut Vec<u8>,
+        sealed: bool,
+    ) -> Result<(), PartError> {
+        let region = id.geometry.region_of(frame.run.start);
+        if sealed != self.keys.is_sealed() {
+            return Err(PartError::Sealed { found: sealed });
+        }
+        self.check_stored(id, frame, stored)?;
+        let payload = match &self.keys {
+            ContentKeys::Clear(_) => stored,
+            ContentKeys::Opaque => return Err(PartError::KeyNeeded { region, run: frame.run }),
+            ContentKeys::Sealed(keys) => {
+                self.opened.clear();
+                let opened = keys.open(&frame.bound_head(), stored, &mut self.opened);
+                opened.map_err(|_| PartError::Decrypt { region, run: frame.run })?;
+                &self.opened
+            }
+        };
         match frame.codec {
-            Codec::Raw => out.extend_from_slice(stored),
+            Codec::Raw => out.extend_from_slice(payload),
             Codec::Zstd => {
                 let content = frame.content_bytes(&id.geometry);
                 out.resize(content, 0);
-                if !matches!(self.zstd.decompress_to_buffer(stored, &mut out[..]), Ok(n) if n == content) {
+                if !matches!(self.zstd.decompress_to_buffer(payload, &mut out[..]), Ok(n) if n == content) {
                     return Err(PartError::Decompress { region, run: frame.run });
                 }
             }
@@ -258,7 +319,7 @@ impl FrameDecoder {
         Ok(())
     }
 
-    pub(crate) fn digest_key(&self) -> &[u8; 32] {
-        &self.digest_key
+    pub(crate) fn keys(&self) -> &ContentKeys {
+        &self.keys
     }
 }

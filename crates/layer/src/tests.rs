@@ -8,26 +8,26 @@ use crate::format::{FRAME_HEAD_BYTES, KIND_FOOTER, frame_head};
 
 const KEY: [u8; 32] = *b"a digest key for tests, 32 bytes";
 
-fn id(geometry: Geometry) -> PartId {
+pub(super) fn id(geometry: Geometry) -> PartId {
     PartId { key: LayerKey { volume: VolumeId(*b"volume-volume-vo"), term: Term(7), seq: Seq(3) }, part: 2, geometry }
 }
 
 /// 97 granules of 64 bytes, the last one of 40; regions of 16 granules.
-fn small() -> Geometry {
+pub(super) fn small() -> Geometry {
     Geometry::with_shape(96 * 64 + 40, 6, 4).expect("valid")
 }
 
-fn run(start: u64, count: u64) -> GranuleRun {
+pub(super) fn run(start: u64, count: u64) -> GranuleRun {
     GranuleRun { start: GranuleIndex(start), count }
 }
 
 /// Content that compresses somewhat and differs everywhere.
-fn content(geometry: &Geometry, run: GranuleRun) -> Vec<u8> {
+pub(super) fn content(geometry: &Geometry, run: GranuleRun) -> Vec<u8> {
     let at = geometry.bytes_of(run);
     (at.offset.0..at.offset.0 + at.len).map(|i| ((i / 16) % 251) as u8 + 1).collect()
 }
 
-fn noise(bytes: usize, seed: u64) -> Vec<u8> {
+pub(super) fn noise(bytes: usize, seed: u64) -> Vec<u8> {
     let mut reader = blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof();
     let mut out = vec![0; bytes];
     reader.fill(&mut out);
@@ -180,7 +180,7 @@ proptest! {
             zeroes[i as usize].map(|zero| if zero { vec![0; len] } else { noise(len, i) })
         };
         let mut writer = PartWriter::new(id(g), &KEY, Encoder::new(compression));
-        let mut apart = PartAssembler::new(id(g));
+        let mut apart = PartAssembler::new(id(g), false);
         let (mut whole, mut joined) = (Vec::new(), Vec::new());
         let mut encoder = Some(Encoder::new(compression));
         for (turn, first) in (0..granules).step_by(g.region_granules() as usize).enumerate() {
@@ -310,7 +310,7 @@ fn footer_body(part: &[u8]) -> usize {
 }
 
 /// Makes the checksums and digests over a changed footer body right again, as a liar would.
-fn reseal_footer(part: &mut [u8]) {
+pub(super) fn reseal_footer(part: &mut [u8]) {
     let (body, end) = (footer_body(part), part.len() - TRAILER_BYTES);
     let crc = crc32c::crc32c(&part[body..end]);
     let frames = u64::from_le_bytes(part[body - FRAME_HEAD_BYTES + 16..][..8].try_into().expect("8 bytes"));
@@ -327,7 +327,7 @@ fn reseal_footer(part: &mut [u8]) {
 
 /// A part of any frames, with every checksum, offset and digest right.
 fn forge(geometry: Geometry, frames: &[(RunKind, Codec, GranuleRun, Vec<u8>)], digests: usize) -> Vec<u8> {
-    let header = id(geometry).encode();
+    let header = id(geometry).encode(false);
     let (mut part, mut body) = (header.to_vec(), header.to_vec());
     for (kind, codec, run, payload) in frames {
         let frame = FrameRef {
@@ -338,6 +338,7 @@ fn forge(geometry: Geometry, frames: &[(RunKind, Codec, GranuleRun, Vec<u8>)], d
             stored_bytes: payload.len() as u32,
             crc: crc32c::crc32c(payload),
             first_digest: 0,
+            data_frame: 0,
         };
         part.extend_from_slice(&frame.encode_head());
         part.extend_from_slice(payload);
@@ -430,7 +431,7 @@ fn a_footer_that_lies_with_good_checksums_is_refused() {
     assert!(open(&bad).is_err());
     // Another header than the part has: a footer moved here from another part.
     let mut bad = part.clone();
-    bad[body..body + HEADER_BYTES].copy_from_slice(&PartId { part: 9, ..id(small()) }.encode());
+    bad[body..body + HEADER_BYTES].copy_from_slice(&PartId { part: 9, ..id(small()) }.encode(false));
     reseal_footer(&mut bad);
     assert_eq!(verify(&bad, id(small())), Err(PartError::Footer("it repeats another header")));
     assert_eq!(open(&bad).expect("consistent").id().part, 9, "random access must compare the id, as it is told to");

@@ -1,10 +1,12 @@
 //! Checks a part as its bytes arrive, in pieces of any size: every byte of it, with memory for one frame and the footer.
 //!
 //! The verifier computes the footer from what it sees and holds the received one against it, so content, frame table and
-//! digests cannot disagree.
+//! digests cannot disagree. Of an encrypted part whose keys are elsewhere it checks all but that the granule digests are those of the
+//! content: what is stored has digests of its own.
 
 use std::fmt;
 
+use farside_keys::{ContentKeys, STORED_DIGEST_BYTES, stored_digest};
 use farside_region::{GranuleDigest, GranuleIndex};
 
 use crate::digest::{footer_digest, granule_digest};
@@ -37,6 +39,7 @@ pub struct PartVerifier {
     content: Vec<u8>,
     frames: Vec<FrameRef>,
     digests: Vec<GranuleDigest>,
+    stored_digests: Vec<[u8; STORED_DIGEST_BYTES]>,
     digest: [u8; 32],
     /// Where the present structure begins.
     at: u64,
@@ -49,17 +52,19 @@ impl fmt::Debug for PartVerifier {
 }
 
 impl PartVerifier {
-    /// For the part that is expected, of a volume with that digest key.
-    pub fn new(expected: PartId, digest_key: &[u8; 32]) -> Self {
+    /// For the part that is expected, of a volume with those keys.
+    pub fn new(expected: PartId, keys: impl Into<ContentKeys>) -> Self {
+        let keys = keys.into();
         Self {
             expected,
-            decoder: FrameDecoder::new(digest_key),
-            rules: FrameRules::new(expected.geometry),
+            rules: FrameRules::new(expected.geometry, keys.is_sealed()),
+            decoder: FrameDecoder::new(keys),
             stage: Stage::Header,
             partial: Vec::new(),
             content: Vec::new(),
             frames: Vec::new(),
             digests: Vec::new(),
+            stored_digests: Vec::new(),
             digest: [0; 32],
             at: 0,
         }
@@ -73,6 +78,7 @@ impl PartVerifier {
     /// Memory that it holds now, in bytes: one unfinished structure, and what the footer will be held against.
     pub fn held_bytes(&self) -> usize {
         let tables = self.frames.capacity() * size_of::<FrameRef>() + self.digests.capacity() * DIGEST_BYTES;
+        let tables = tables + self.stored_digests.capacity() * STORED_DIGEST_BYTES;
         tables + self.partial.capacity() + self.content.capacity()
     }
 
@@ -108,7 +114,10 @@ impl PartVerifier {
     /// When the part is not complete, or was found damaged.
     pub fn finish(self) -> Result<Footer, PartError> {
         match self.stage {
-            Stage::End => Ok(Footer::assemble(self.expected, self.frames, self.digests, self.digest, self.at)),
+            Stage::End => {
+                let (sealed, digests) = (self.decoder.keys().is_sealed(), (self.digests, self.stored_digests));
+                Ok(Footer::assemble(self.expected, sealed, self.frames, digests, self.digest, self.at))
+            }
             Stage::Failed => Err(PartError::Failed),
             _ => Err(PartError::Truncated(self.bytes())),
         }
@@ -158,9 +167,12 @@ impl PartVerifier {
     }
 
     fn check_header(&mut self, bytes: &[u8]) -> Result<Stage, PartError> {
-        let found = PartId::decode(bytes)?;
+        let (found, sealed) = PartId::decode(bytes)?;
         if found != self.expected {
             return Err(PartError::WrongPart { expected: Box::new(self.expected), found: Box::new(found) });
+        }
+        if sealed != self.decoder.keys().is_sealed() {
+            return Err(PartError::Sealed { found: sealed });
         }
         Ok(Stage::FrameHead)
     }
@@ -186,21 +198,31 @@ impl PartVerifier {
     }
 
     fn body_bytes(&self) -> usize {
-        HEADER_BYTES + self.frames.len() * ENTRY_BYTES + self.digests.len() * DIGEST_BYTES
+        let digests = self.rules.data_granules() * DIGEST_BYTES + self.stored_digests.len() * STORED_DIGEST_BYTES;
+        HEADER_BYTES + self.frames.len() * ENTRY_BYTES + digests
     }
 
     fn check_payload(&mut self, frame: &FrameRef, bytes: &[u8]) -> Result<Stage, PartError> {
         self.content.clear();
+        let sealed = self.decoder.keys().is_sealed();
+        if sealed {
+            self.decoder.check_stored(&self.expected, frame, bytes)?;
+            self.stored_digests.push(stored_digest(bytes));
+        }
+        if matches!(self.decoder.keys(), ContentKeys::Opaque) {
+            return Ok(Stage::FrameHead);
+        }
         let unpacked = match frame.codec {
             // Checked where it lies, not copied.
-            Codec::Raw if crc32c::crc32c(bytes) == frame.crc => bytes,
+            Codec::Raw if !sealed && crc32c::crc32c(bytes) == frame.crc => bytes,
             Codec::Raw | Codec::Zstd => {
-                self.decoder.unpack(&self.expected, frame, bytes, &mut self.content)?;
+                self.decoder.unpack(&self.expected, frame, bytes, &mut self.content, sealed)?;
                 &self.content
             }
         };
+        let digest_key = self.decoder.keys().digest_key().expect("they are here");
         for (granule, content) in (frame.run.start.0..).zip(unpacked.chunks(self.expected.geometry.granule_bytes() as usize)) {
-            self.digests.push(granule_digest(self.decoder.digest_key(), GranuleIndex(granule), content));
+            self.digests.push(granule_digest(digest_key, GranuleIndex(granule), content));
         }
         Ok(Stage::FrameHead)
     }
@@ -210,14 +232,23 @@ impl PartVerifier {
             return Err(PartError::Footer("its checksum does not match"));
         }
         let (header, rest) = bytes.split_at(HEADER_BYTES);
-        if header != self.expected.encode() {
+        if header != self.expected.encode(self.decoder.keys().is_sealed()) {
             return Err(PartError::Footer("it repeats another header"));
         }
         let (table, digests) = rest.split_at(self.frames.len() * ENTRY_BYTES);
         if !self.frames.iter().zip(table.chunks_exact(ENTRY_BYTES)).all(|(f, entry)| f.encode_entry() == entry) {
             return Err(PartError::Footer("it lists other frames than there are"));
         }
+        let (digests, stored) = digests.split_at(self.rules.data_granules() * DIGEST_BYTES);
         let (digests, _) = digests.as_chunks::<DIGEST_BYTES>();
+        let (stored, _) = stored.as_chunks::<STORED_DIGEST_BYTES>();
+        if let Some(i) = self.stored_digests.iter().zip(stored).position(|(computed, listed)| computed != listed) {
+            let frame = self.frames.iter().filter(|f| f.stored_bytes > 0).nth(i).expect("every digest came from a data frame");
+            return Err(PartError::Payload { region: self.expected.geometry.region_of(frame.run.start), run: frame.run });
+        }
+        if matches!(self.decoder.keys(), ContentKeys::Opaque) {
+            self.digests = digests.iter().map(|listed| GranuleDigest(*listed)).collect();
+        }
         if let Some(i) = self.digests.iter().zip(digests).position(|(computed, listed)| computed.0 != *listed) {
             let granule = self.granule_of_digest(i);
             return Err(PartError::Granule { region: self.expected.geometry.region_of(granule), granule });

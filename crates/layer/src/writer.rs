@@ -5,6 +5,7 @@
 
 use std::fmt;
 
+use farside_keys::{ContentKeys, FRAME_OVERHEAD_BYTES, STORED_DIGEST_BYTES};
 use farside_region::{GranuleDigest, GranuleIndex, GranuleRun};
 
 use crate::digest::footer_digest;
@@ -18,8 +19,12 @@ use crate::frames::{Encoder, FrameEncoder, Frames, PushError};
 pub struct PartAssembler {
     id: PartId,
     next: u64,
+    sealed: bool,
     frames: Vec<FrameRef>,
+    /// Those of them with a payload.
+    data_frames: u32,
     digests: Vec<GranuleDigest>,
+    stored_digests: Vec<[u8; STORED_DIGEST_BYTES]>,
     out: Vec<u8>,
     taken: u64,
 }
@@ -32,9 +37,20 @@ impl fmt::Debug for PartAssembler {
 }
 
 impl PartAssembler {
-    /// Begins a part.
-    pub fn new(id: PartId) -> Self {
-        Self { id, next: 0, frames: Vec::new(), digests: Vec::new(), out: id.encode().to_vec(), taken: 0 }
+    /// Begins a part; `sealed`: of an encrypted volume.
+    pub fn new(id: PartId, sealed: bool) -> Self {
+        let out = id.encode(sealed).to_vec();
+        Self {
+            id,
+            next: 0,
+            sealed,
+            frames: Vec::new(),
+            data_frames: 0,
+            digests: Vec::new(),
+            stored_digests: Vec::new(),
+            out,
+            taken: 0,
+        }
     }
 
     /// Whether nothing was appended.
@@ -58,7 +74,11 @@ impl PartAssembler {
     ///
     /// # Errors
     /// [`PushError::Order`], [`PushError::Full`].
+    ///
+    /// # Panics
+    /// When these are encrypted and the part is not to be, or the other way.
     pub fn append(&mut self, mut frames: Frames) -> Result<(), PushError> {
+        assert_eq!(frames.sealed, self.sealed, "a part is encrypted as its volume is");
         if let Some(first) = frames.pieces.first().filter(|p| p.run.start.0 < self.next) {
             return Err(PushError::Order { run: first.run, next: GranuleIndex(self.next) });
         }
@@ -85,9 +105,10 @@ impl PartAssembler {
         self.flush_held();
         let footer_offset = self.produced_bytes();
         let mut body = Vec::with_capacity(self.body_bytes(0, 0));
-        body.extend_from_slice(&self.id.encode());
+        body.extend_from_slice(&self.id.encode(self.sealed));
         self.frames.iter().for_each(|f| body.extend_from_slice(&f.encode_entry()));
         self.digests.iter().for_each(|d| body.extend_from_slice(&d.0));
+        self.stored_digests.iter().for_each(|d| body.extend_from_slice(d));
         let (body_bytes, crc) = (body.len() as u32, crc32c::crc32c(&body));
         let footer_digest = footer_digest(&body);
         self.out.extend_from_slice(&frame_head(KIND_FOOTER, 0, body_bytes, 0, self.frames.len() as u64, crc));
@@ -108,7 +129,9 @@ impl PartAssembler {
     fn body_bytes(&self, more_frames: u64, more_granules: u64) -> usize {
         let frames = self.frames.len() + more_frames as usize;
         let granules = self.digests.len() + more_granules as usize;
-        HEADER_BYTES + frames * ENTRY_BYTES + granules * DIGEST_BYTES
+        // Not every frame has a payload; of those to come it is not known.
+        let payloads = if self.sealed { self.stored_digests.len() + more_frames as usize } else { 0 };
+        HEADER_BYTES + frames * ENTRY_BYTES + granules * DIGEST_BYTES + payloads * STORED_DIGEST_BYTES
     }
 
     /// Whether so many more frames with so much data fit, and then the end of the part.
@@ -118,7 +141,9 @@ impl PartAssembler {
         }
         let body = self.body_bytes(frames, granules) as u64;
         // One head more: that of a zero run which is not written yet.
-        let payload = bytes + (frames + 1) * FRAME_HEAD_BYTES as u64;
+        let heads = (frames + 1) * FRAME_HEAD_BYTES as u64;
+        let overhead = if self.sealed { frames * FRAME_OVERHEAD_BYTES as u64 } else { 0 };
+        let payload = bytes + heads + overhead;
         self.frames.len() as u64 + frames <= FRAMES_MAX as u64
             && self.digests.len() as u64 + granules <= DATA_GRANULES_MAX as u64
             && self.produced_bytes() + payload + body + (FRAME_HEAD_BYTES + TRAILER_BYTES) as u64 <= PART_BYTES_MAX
@@ -128,6 +153,7 @@ impl PartAssembler {
     fn take_in(&mut self, frames: &mut Frames) {
         let mut from = 0;
         let mut first_digest = self.digests.len() as u32;
+        let mut data_frame = self.data_frames;
         let only_data = frames.pieces.iter().all(|p| p.kind == RunKind::Data);
         if only_data && !frames.pieces.is_empty() {
             self.flush_held();
@@ -154,7 +180,9 @@ impl PartAssembler {
                 stored_bytes,
                 crc: piece.crc,
                 first_digest,
+                data_frame,
             });
+            data_frame += 1;
             first_digest += run.count as u32;
             let end = from + FRAME_HEAD_BYTES + stored_bytes as usize;
             if !moved {
@@ -165,7 +193,9 @@ impl PartAssembler {
         if moved {
             self.out = std::mem::take(&mut frames.bytes);
         }
+        self.data_frames = data_frame;
         self.digests.extend_from_slice(&frames.digests);
+        self.stored_digests.extend_from_slice(&frames.stored_digests);
         frames.clear();
     }
 
@@ -180,7 +210,16 @@ impl PartAssembler {
             return;
         }
         self.flush_held();
-        self.frames.push(FrameRef { run, kind, codec: Codec::Raw, offset: HELD, stored_bytes: 0, crc: 0, first_digest: 0 });
+        self.frames.push(FrameRef {
+            run,
+            kind,
+            codec: Codec::Raw,
+            offset: HELD,
+            stored_bytes: 0,
+            crc: 0,
+            first_digest: 0,
+            data_frame: 0,
+        });
     }
 
     fn flush_held(&mut self) {
@@ -204,8 +243,12 @@ pub struct PartWriter {
 
 impl PartWriter {
     /// Begins a part.
-    pub fn new(id: PartId, digest_key: &[u8; 32], encoder: Encoder) -> Self {
-        Self { part: PartAssembler::new(id), encoder: FrameEncoder::new(id.geometry, digest_key, encoder, 0) }
+    ///
+    /// # Panics
+    /// As [`FrameEncoder::new`].
+    pub fn new(id: PartId, keys: impl Into<ContentKeys>, encoder: Encoder) -> Self {
+        let keys = keys.into();
+        Self { part: PartAssembler::new(id, keys.is_sealed()), encoder: FrameEncoder::new(id.geometry, keys, encoder, 0) }
     }
 
     /// Which part this is.

@@ -40,7 +40,7 @@ const HEAD: usize = 32;
 const ENTRY: usize = 32;
 
 /// 97 granules of 64 bytes, the last one of 40; regions of 16 granules.
-fn id() -> PartId {
+pub(super) fn id() -> PartId {
     let geometry = Geometry::with_shape(96 * 64 + 40, 6, 4).expect("a geometry");
     PartId { key: LayerKey { volume: VolumeId(*b"volume-volume-vo"), term: Term(7), seq: Seq(3) }, part: 2, geometry }
 }
@@ -68,7 +68,7 @@ fn seal_stream(bytes: &mut Vec<u8>) {
 }
 
 /// Leaves the frames alone, and makes the sums of footer and trailer right, whatever they say.
-fn seal_footer(bytes: &mut [u8]) {
+pub(super) fn seal_footer(bytes: &mut [u8]) {
     let Some(trailer) = bytes.len().checked_sub(TRAILER_BYTES) else { return };
     let stated = u64::from_le_bytes(bytes[trailer..trailer + 8].try_into().expect("eight bytes"));
     let Ok(offset) = usize::try_from(stated) else { return };

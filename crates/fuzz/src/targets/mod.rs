@@ -7,6 +7,7 @@
 mod control;
 mod files;
 mod intent;
+mod keys;
 mod layer;
 mod ledger;
 mod machines;
@@ -18,8 +19,9 @@ use crate::engine::{Memory, Target, unmeasured};
 
 /// All targets.
 pub fn all() -> Vec<Target> {
-    let groups: [&[Target]; 9] = [
+    let groups: [&[Target]; 10] = [
         intent::TARGETS,
+        keys::TARGETS,
         layer::TARGETS,
         ledger::TARGETS,
         wire::TARGETS,
