@@ -47,6 +47,7 @@ pages!(
     "volume_not_in_points",
     "deletion_waits",
     "segments_damaged",
+    "verification_failed",
 );
 
 /// Prints a page, or what pages there are.

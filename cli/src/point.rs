@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use farside_control::client::Daemon;
 use farside_control::routes::PointsQuery;
-use farside_control::{Address, Client, PinRequest, Point, PointRef, Run, Verification, VerificationState, VerifiedVolume};
-use farside_store::StoreError;
+use farside_control::{
+    Address, Client, PinRequest, Point, PointRef, PointVerified, Run, Verification, VerificationState, VerifiedVolume,
+};
+use farside_store::{Looked, StoreError};
 
 use crate::args::Global;
 use crate::failure::{Exit, Failure};
@@ -140,14 +142,17 @@ fn verify_here(url: &str, wanted: PointRef, of: Option<&Address>, progress: &Pro
     let threads = std::thread::available_parallelism().map_or(2, |n| n.get()).clamp(2, 8);
     let mut volumes: Vec<VerifiedVolume> = Vec::new();
     let slot = farside_region::Slot(point.id.slot);
-    let heard = |bytes| {
-        progress.set(bytes, total_bytes);
+    let heard = |looked: Looked| {
+        progress.set(looked.done_bytes, total_bytes);
         true
     };
     let ended: Result<(), StoreError> =
         farside_receiver::verify_members(&group, slot, &members, only, threads, &heard, |volume| volumes.push(volume));
     ended?;
-    Ok(Verification { id: 0, point, state: VerificationState::Done, done_bytes: total_bytes, total_bytes, volumes })
+    // Who only reads writes no record.
+    let not_recorded = Some("--store only reads: on the gateway, `farside point verify` puts it on record".to_owned());
+    let state = VerificationState::Done;
+    Ok(Verification { id: 0, point, state, done_bytes: total_bytes, total_bytes, volumes, recorded: None, not_recorded })
 }
 
 fn verified_text(verified: &Verification) -> String {
@@ -183,7 +188,17 @@ fn verified_text(verified: &Verification) -> String {
             print::bytes(volume.bytes)
         ));
     }
+    if let Some(recorded) = verified.recorded {
+        text.push_str(&format!("point {} is on record as verified: {}\n", point.id, verified_words(recorded)));
+    }
+    if let Some(why) = verified.not_recorded.as_ref().filter(|_| verified.is_sound()) {
+        text.push_str(&format!("not on record as verified: {why}\n"));
+    }
     text
+}
+
+fn verified_words(verified: PointVerified) -> String {
+    format!("{}, {}", verified.how.words(), print::time(verified.at))
 }
 
 /// What is missing, each run with its place, as far as a screen has room.
@@ -230,7 +245,7 @@ pub(crate) fn takes(bytes: Option<u64>) -> String {
 }
 
 pub(crate) fn marks(point: &Point) -> String {
-    [(point.pinned, "pinned"), (point.degraded, "degraded")]
+    [(point.pinned, "pinned"), (point.degraded, "degraded"), (!point.verified.is_empty(), "verified")]
         .iter()
         .filter(|(set, _)| *set)
         .map(|(_, word)| *word)
@@ -261,6 +276,9 @@ fn text(point: &Point) -> String {
         table.row(row);
     }
     text.push_str(&table.to_string());
+    for verified in &point.verified {
+        text.push_str(&format!("\nverified: {}\n", verified_words(*verified)));
+    }
     for pin in &point.pins {
         let reason = if pin.reason.is_empty() { "no reason given" } else { &pin.reason };
         text.push_str(&format!("\npinned: {reason}\n"));

@@ -90,6 +90,12 @@ pub(crate) fn duration_ms(ms: u64) -> String {
     }
 }
 
+/// How long ago that was, by this machine's clock.
+pub(crate) fn age(at: jiff::Timestamp) -> String {
+    let ms = jiff::Timestamp::now().as_millisecond().saturating_sub(at.as_millisecond());
+    duration_ms(u64::try_from(ms).unwrap_or(0))
+}
+
 /// A part of a whole in percent, never rounded up to 100.
 pub(crate) fn percent(done: u64, total: u64) -> String {
     if total == 0 {

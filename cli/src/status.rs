@@ -343,7 +343,7 @@ pub(crate) fn receiver(look: Look, status: &ReceiverStatus) -> String {
         print::bytes(status.store.reserve_bytes),
         if status.store.writable { "" } else { " · takes nothing now" },
     ));
-    let mut table = Table::new(&["SOURCE", "GROUP", "LAG", "POINTS", "LAST POINT", "USED", "VOLUMES", "FROM"]);
+    let mut table = Table::new(&["SOURCE", "GROUP", "LAG", "POINTS", "LAST POINT", "VERIFIED", "USED", "VOLUMES", "FROM"]);
     for source in &status.sources {
         for group in &source.groups {
             table.row([
@@ -355,6 +355,7 @@ pub(crate) fn receiver(look: Look, status: &ReceiverStatus) -> String {
                     .last_point
                     .as_ref()
                     .map_or_else(|| NOTHING.to_owned(), |p| format!("{}  {}", p.id, print::time(p.cut_wall))),
+                group.last_verified.map_or_else(|| "never".to_owned(), |p| print::age(p.cut_wall)),
                 print::bytes(group.used_bytes),
                 group.volumes.iter().map(|volume| volume.name.as_str()).collect::<Vec<_>>().join(" "),
                 source.connected_from.clone().unwrap_or_else(|| match source.silent_ms {

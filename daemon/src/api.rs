@@ -316,6 +316,7 @@ fn point_of(source: &Name, group: &Name, p: &PointInfo) -> Point {
         pinned: p.pinned,
         pins: Vec::new(),
         degraded: p.members.iter().any(|m| m.unreadable_regions > 0),
+        verified: Vec::new(),
     }
 }
 

@@ -23,7 +23,7 @@ use farside_transport::BookError;
 use jiff::Timestamp;
 use tokio::net::UnixListener;
 
-use crate::group::{GroupHandle, PinChange};
+use crate::group::{GroupHandle, PointChange};
 use crate::points::PointsAsk;
 use crate::process::Receiver;
 use crate::status;
@@ -133,7 +133,7 @@ async fn pin(
         let text = format!("a reason has at most {PIN_REASON_BYTES_MAX} bytes; this one has {}", reason.len());
         return Err(ApiError::new(ErrorCode::BadRequest, text, "say it shorter").into());
     }
-    change_pin(&receiver, &wanted, &query.map_err(bad_request)?.0, PinChange::Pin { reason }).await
+    change_pin(&receiver, &wanted, &query.map_err(bad_request)?.0, PointChange::Pin { reason }).await
 }
 
 async fn unpin(
@@ -141,13 +141,13 @@ async fn unpin(
     Path(wanted): Path<String>,
     query: Result<Query<PointsQuery>, QueryRejection>,
 ) -> Answer<Point> {
-    change_pin(&receiver, &wanted, &query.map_err(bad_request)?.0, PinChange::Unpin).await
+    change_pin(&receiver, &wanted, &query.map_err(bad_request)?.0, PointChange::Unpin { only: None }).await
 }
 
-async fn change_pin(receiver: &Arc<Receiver>, wanted: &str, query: &PointsQuery, change: PinChange) -> Answer<Point> {
+async fn change_pin(receiver: &Arc<Receiver>, wanted: &str, query: &PointsQuery, change: PointChange) -> Answer<Point> {
     let point = find_point(receiver, wanted, query).await?;
     let group = group_of(receiver, &point)?;
-    let info = group.pin(point.id, change).await?;
+    let info = group.change(point.id, change).await?;
     Ok(Json(status::point(group.names(), &info)))
 }
 
@@ -158,11 +158,11 @@ async fn verify(
 ) -> Answer<Verification> {
     let Query(query) = query.map_err(bad_request)?;
     let point = find_point(&receiver, &wanted, &query).await?;
-    let names = group_of(&receiver, &point)?.names().clone();
+    let group = group_of(&receiver, &point)?;
     // A name that is the group's means all of it.
     let address: Option<Address> = query.of.as_deref().map(str::parse).transpose().map_err(bad_request)?;
     let volume = address.filter(|a| !a.is_group(&point.source, &point.group)).map(|a| a.name().to_owned());
-    Ok(Json(receiver.verifications.start(&receiver, &names, point, volume.as_deref())?))
+    Ok(Json(receiver.verifications.start(&receiver, group, point, volume.as_deref())?))
 }
 
 async fn verification(State(receiver): Here) -> Answer<Verification> {

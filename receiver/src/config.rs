@@ -2,7 +2,7 @@
 //!
 //! Invariant: a [`Config`] that exists was validated as a whole. It holds no secret.
 
-use farside_control::{Grid, GridError, parse_duration, parse_span};
+use farside_control::{Grid, GridError, Rate, RateError, parse_duration, parse_span};
 use farside_ledger::Policy;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -16,6 +16,8 @@ use serde::Deserialize;
 
 /// Where the configuration is unless the command line says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/farside/receiver.toml";
+/// More often is no use to anybody.
+const VERIFY_EVERY_MIN: Duration = Duration::from_secs(1);
 /// The UDP port sources connect to.
 pub const DEFAULT_PORT: u16 = 7400;
 
@@ -44,6 +46,8 @@ pub struct Config {
     pub limits: Limits,
     /// What is kept where a source says nothing.
     pub retention: Retention,
+    /// How often points are verified.
+    pub verify: Verify,
 }
 
 /// `[limits]`: bounds of memory, disk and patience.
@@ -121,6 +125,41 @@ impl Default for Retention {
     }
 }
 
+/// `[verify]`: how often the newest point of each group is read in full and checked, unasked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verify {
+    /// How often, where the store is a directory; `None`: never.
+    pub every: Option<Duration>,
+    /// How often, where it is in a bucket; `None`: never.
+    pub every_in_bucket: Option<Duration>,
+    /// How much content is read.
+    pub rate: Rate,
+    /// How long after its start the receiver begins: whatever made it start again has the disk to itself.
+    pub after_start: Duration,
+}
+
+impl Verify {
+    /// How often, for this store.
+    pub fn every_for(&self, store: &Location) -> Option<Duration> {
+        match store {
+            Location::Dir(_) => self.every,
+            Location::Bucket(_) => self.every_in_bucket,
+        }
+    }
+}
+
+impl Default for Verify {
+    fn default() -> Self {
+        const DAY: Duration = Duration::from_secs(86_400);
+        Self {
+            every: Some(DAY),
+            every_in_bucket: Some(30 * DAY),
+            rate: Rate::from_bytes_per_s(20 << 20).expect("in range"),
+            after_start: Duration::from_secs(600),
+        }
+    }
+}
+
 /// Why a configuration is refused. The running one stays.
 pub type ConfigError = FileError;
 
@@ -139,6 +178,7 @@ struct FileText {
     receiver: ReceiverTable,
     limits: LimitsTable,
     retention: RetentionTable,
+    verify: VerifyTable,
 }
 
 #[derive(Default, Deserialize)]
@@ -178,6 +218,15 @@ struct RetentionTable {
     at_least_grid: Option<String>,
 }
 
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct VerifyTable {
+    every: Option<String>,
+    every_in_bucket: Option<String>,
+    rate: Option<String>,
+    after_start: Option<String>,
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -192,6 +241,7 @@ impl Default for Config {
             advertise: Vec::new(),
             limits: Limits::default(),
             retention: Retention::default(),
+            verify: Verify::default(),
         }
     }
 }
@@ -204,10 +254,11 @@ impl Config {
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let mut config = Self::default();
         for mut file in files::read::<FileText>(path, path == Path::new(DEFAULT_PATH))? {
-            let FileText { receiver, limits, retention } = std::mem::take(&mut file.content);
+            let FileText { receiver, limits, retention, verify } = std::mem::take(&mut file.content);
             config.lay_receiver(&file, receiver)?;
             config.lay_limits(&file, &limits)?;
             config.lay_retention(&file, retention)?;
+            config.lay_verify(&file, &verify)?;
         }
         Ok(config)
     }
@@ -301,6 +352,32 @@ impl Config {
         Ok(())
     }
 
+    fn lay_verify(&mut self, file: &File<FileText>, table: &VerifyTable) -> Result<(), ConfigError> {
+        let fault = |key: &str, what: String| file.fault(&[Step::Key("verify"), Step::Key(key)], what);
+        let every = |key: &str, said: &str| match said {
+            "never" => Ok(None),
+            said => match parse_span(said) {
+                Ok(every) if every >= VERIFY_EVERY_MIN => Ok(Some(every)),
+                Ok(_) => Err(fault(key, "at least 1s; \"never\" turns it off".to_owned())),
+                Err(error) => Err(fault(key, error.to_string())),
+            },
+        };
+        let verify = &mut self.verify;
+        if let Some(said) = &table.every {
+            verify.every = every("every", said)?;
+        }
+        if let Some(said) = &table.every_in_bucket {
+            verify.every_in_bucket = every("every_in_bucket", said)?;
+        }
+        if let Some(said) = &table.rate {
+            verify.rate = said.parse().map_err(|e: RateError| fault("rate", e.to_string()))?;
+        }
+        if let Some(said) = &table.after_start {
+            verify.after_start = parse_span(said).map_err(|e| fault("after_start", e.to_string()))?;
+        }
+        Ok(())
+    }
+
     /// This configuration with what can change while the receiver runs taken from `new`, and what that is.
     #[must_use]
     pub fn take_over(&self, new: &Self) -> (Self, Changes) {
@@ -339,10 +416,17 @@ impl Config {
         live("[retention] at_least_keep", old_floor.at_least_keep.to_string(), new_floor.at_least_keep.to_string());
         live("[retention] at_least_span", format!("{:?}", old_floor.at_least_span), format!("{:?}", new_floor.at_least_span));
         live("[retention] at_least_grid", old_floor.at_least_grid.to_string(), new_floor.at_least_grid.to_string());
+        let (old_verify, new_verify) = (&self.verify, &new.verify);
+        let every = |every: Option<Duration>| every.map_or_else(|| "never".to_owned(), |every| format!("{every:?}"));
+        live("[verify] every", every(old_verify.every), every(new_verify.every));
+        live("[verify] every_in_bucket", every(old_verify.every_in_bucket), every(new_verify.every_in_bucket));
+        live("[verify] rate", old_verify.rate.to_string(), new_verify.rate.to_string());
+        live("[verify] after_start", format!("{:?}", old_verify.after_start), format!("{:?}", new_verify.after_start));
         next.advertise.clone_from(&new.advertise);
         next.limits.groups_per_source = new.limits.groups_per_source;
         next.limits.volumes_per_group = new.limits.volumes_per_group;
         next.retention = new.retention.clone();
+        next.verify = new.verify.clone();
         (next, changes)
     }
 }
@@ -417,6 +501,10 @@ mod tests {
             "at_least_span",
             "at_least_grid",
             "interval",
+            "every",
+            "every_in_bucket",
+            "rate",
+            "after_start",
         ] {
             assert!(all.iter().any(|line| line.starts_with(&format!("{key} = "))), "{key} is not in the shipped file");
         }
@@ -487,6 +575,9 @@ mod tests {
             ("[retention]\n\nspan = \"soon\"", "line 3: span: "),
             ("[retention]\ngrid = \"every 1m\"", "line 2: grid: rule 1, `every 1m`, is not like `every 1m keep 1d`"),
             ("[retention]\nat_least_grid = \"every 1h keep 1d, every 1m keep 2d\"", "line 2: at_least_grid: rule 2"),
+            ("[verify]\nevery = \"often\"", "line 2: every: "),
+            ("[verify]\nevery = \"0s\"", "line 2: every: at least 1s"),
+            ("[verify]\nrate = \"fast\"", "line 2: rate: `fast` is not a rate"),
             ("[unknown]", "unknown"),
             ("[receiver", "receiver.toml"),
         ] {

@@ -24,9 +24,9 @@ use farside_transport::{Backoff, CloseCode};
 use farside_wire::{Damage, ReceiverMessage, RefusalCode};
 use tokio::sync::{Semaphore, mpsc};
 
-pub(crate) use self::mail::{BeginPart, GroupHandle, Mail, PartOutcome, PinChange};
+pub(crate) use self::mail::{BeginPart, GroupHandle, Mail, PartOutcome, PointChange};
 use self::mail::{FRAME_BYTES_MAX, MAIL_MAX};
-use self::pins::Pinning;
+use self::pins::Changing;
 use crate::door::{Session, refusal};
 use crate::pace::Pace;
 use crate::process::Receiver;
@@ -71,7 +71,7 @@ pub(crate) fn start(receiver: Arc<Receiver>, names: GroupNames) -> std::io::Resu
             prune: Prune { due: true, short: false, last: None },
             submitted: 0,
             claims: Pace::default(),
-            pinning: BTreeMap::new(),
+            changing: BTreeMap::new(),
             beginnings: BTreeMap::new(),
             cut_seen: BTreeMap::new(),
             last_failure: String::new(),
@@ -118,8 +118,8 @@ struct Group {
     /// Numbers what is submitted.
     submitted: u64,
     claims: Pace,
-    /// Who waits for pins, by the last submission.
-    pinning: BTreeMap<u64, Pinning>,
+    /// Who waits for records about points, by the last submission.
+    changing: BTreeMap<u64, Changing>,
     /// When a layer was announced, for the lag.
     beginnings: BTreeMap<LayerKey, Instant>,
     /// When the cut of the newest point of a volume was announced, as far as this process saw it.
@@ -226,7 +226,7 @@ impl Group {
                 self.show();
                 let _ = reply.send(());
             }
-            Mail::Pin { point, change, reply } => self.pin(point, change, reply),
+            Mail::Change { point, change, reply } => self.change(point, change, reply),
             Mail::Stop => unreachable!("the loop ends with it"),
         }
     }
@@ -356,7 +356,7 @@ impl Group {
             session.close(CloseCode::Refused, &words);
         }
         self.events.clear();
-        self.pinning.clear();
+        self.changing.clear();
         self.receiver.space.forget(&self.names);
         self.place = Place::Away { words, retry_at: Instant::now() + delay };
     }

@@ -18,6 +18,7 @@
 //! | `pace` | how often something may happen |
 //! | `roster` | which groups there are |
 //! | `verify` | points being read in full, on request |
+//! | `schedule` | the same unasked, when it is due |
 //! | `status`, `metrics`, `api` | what is shown, and where |
 //!
 //! Invariant: whatever a source sends, memory and files stay within [`Limits`], and no source can hold up another's group.
@@ -34,12 +35,13 @@ mod points;
 pub mod process;
 mod refusals;
 mod roster;
+mod schedule;
 mod state_dir;
 mod status;
 mod vault;
 mod verify;
 
-pub use config::{Config, ConfigError, Limits, Retention};
+pub use config::{Config, ConfigError, Limits, Retention, Verify};
 pub use process::{RunError, run};
 pub use status::point as point_of;
 

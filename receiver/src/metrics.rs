@@ -151,6 +151,20 @@ const GROUP: &[Metric<ReceiverGroup>] = &[
         read: |g| known(g.last_point.as_ref().map(|p| p.cut_wall.as_millisecond() as f64 / 1000.0)),
     },
     Metric {
+        name: "group_verified_point_timestamp",
+        unit: In::Seconds,
+        kind: Kind::Gauge,
+        help: "When the newest point that was verified was cut, by the source's wall clock, since 1970; absent if none was",
+        read: |g| known(g.last_verified.map(|p| p.cut_wall.as_millisecond() as f64 / 1000.0)),
+    },
+    Metric {
+        name: "group_verified_timestamp",
+        unit: In::Seconds,
+        kind: Kind::Gauge,
+        help: "When that point was verified, by this machine's wall clock, since 1970",
+        read: |g| known(g.last_verified.map(|p| p.verified.at.as_millisecond() as f64 / 1000.0)),
+    },
+    Metric {
         name: "group_ledger_head",
         unit: In::Number,
         kind: Kind::Gauge,

@@ -24,6 +24,7 @@ use crate::config::{Config, ConfigError};
 use crate::landing::{LANDER_BYTES, Memory};
 use crate::refusals::Refusals;
 use crate::roster::Roster;
+use crate::schedule::{self, Schedule};
 use crate::state_dir::{StateDir, StateError};
 use crate::vault::{StorePlace, Vault};
 use crate::verify::Verifications;
@@ -89,6 +90,7 @@ pub(crate) struct Receiver {
     pub(crate) answers_queued: Arc<AtomicUsize>,
     pub(crate) space: Grants,
     pub(crate) verifications: Verifications,
+    pub(crate) schedule: Schedule,
     pub(crate) runtime: tokio::runtime::Handle,
     pub(crate) started: Instant,
     stopping: AtomicBool,
@@ -323,6 +325,7 @@ async fn serve(config: Config, path: &Path, runtime: tokio::runtime::Handle) -> 
         answers_queued: Arc::default(),
         space: Grants::default(),
         verifications: Verifications::default(),
+        schedule: Schedule::default(),
         runtime,
         started: Instant::now(),
         stopping: AtomicBool::new(false),
@@ -333,6 +336,7 @@ async fn serve(config: Config, path: &Path, runtime: tokio::runtime::Handle) -> 
         stale: Mutex::default(),
     });
     let groups_known = start_known_groups(&receiver).await;
+    schedule::start(Arc::clone(&receiver)).map_err(RunError::Runtime)?;
     let api = tokio::spawn(api::serve(Arc::clone(&receiver), socket));
     let keeper = tokio::spawn(keep_store(Arc::clone(&receiver), groups_known));
     let watchdog = tokio::spawn(systemd::housekeeping(|| true));

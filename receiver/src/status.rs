@@ -7,14 +7,17 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use data_encoding::HEXLOWER;
 use farside_control::receiver::{ReceiverCounters, ReceiverGroup, ReceiverSource, ReceiverStatus, ReceiverVolume, StoreStatus};
 use farside_control::source::LastPoint;
-use farside_control::{Address, Code, Point, PointId, PointMember, PointPin, Reason, Severity};
-use farside_ledger::group_id;
+use farside_control::{
+    Address, Code, Point, PointId, PointMember, PointPin, PointVerified, Reason, Severity, VerifiedHow, VerifiedPoint,
+};
+use farside_ledger::{Proof, State, group_id};
 use farside_region::VolumeId;
 use farside_replication::target::{self, Target};
 use farside_store::{GroupNames, GroupStore, PointInfo, Torn};
 use jiff::Timestamp;
 
 use crate::process::Receiver;
+use crate::schedule::Standing;
 
 /// How long a reader may hold off deletions before it is worth a word.
 const WAITS_LONG: Duration = Duration::from_secs(60);
@@ -35,6 +38,8 @@ pub(crate) struct GroupView {
     pub(crate) heard: Option<Instant>,
     /// It was opened, and no volume was ever claimed in it.
     is_empty: bool,
+    /// What a scheduled verification goes by; `None` while there is nothing to verify, or nothing can be put on record.
+    pub(crate) standing: Option<Standing>,
     /// When this was made: lags in it are of that moment.
     made: Instant,
     group: ReceiverGroup,
@@ -44,7 +49,15 @@ impl GroupView {
     pub(crate) fn new(names: &GroupNames) -> Self {
         let id = group_id(&names.source, &names.group).to_string();
         let group = ReceiverGroup { name: names.group.to_string(), id, ..ReceiverGroup::default() };
-        Self { names: names.clone(), connected_from: None, heard: None, is_empty: false, made: Instant::now(), group }
+        Self {
+            names: names.clone(),
+            connected_from: None,
+            heard: None,
+            is_empty: false,
+            standing: None,
+            made: Instant::now(),
+            group,
+        }
     }
 
     /// The group cannot be used.
@@ -65,6 +78,7 @@ impl GroupView {
     ) {
         let state = store.state();
         self.is_empty = state.volumes().next().is_none() && store.torn().is_none();
+        self.standing = newest_is_known(store).then(|| Standing { read: state.last_proofs().read_back });
         let group = &mut self.group;
         group.head_slot = state.head().map(|slot| slot.0);
         group.points = state.points().len() as u64;
@@ -74,6 +88,7 @@ impl GroupView {
         };
         let newest = state.points().values().next_back();
         group.last_point = newest.and_then(shown);
+        group.last_verified = last_verified(state);
         group.lag_ms = lag.map(|lag| millis(lag.age));
         group.lag_is_at_least = lag.is_some_and(|lag| lag.is_at_least);
         group.used_bytes = store.segment_bytes();
@@ -196,7 +211,9 @@ pub(crate) fn receiver(receiver: &Receiver) -> ReceiverStatus {
         }
         let silent = view.heard.map(|heard| millis(now.saturating_duration_since(heard)));
         source.silent_ms = [source.silent_ms, silent].into_iter().flatten().min();
-        source.groups.push(view.at(now));
+        let mut group = view.at(now);
+        group.reasons.extend(receiver.schedule.reason(&view.names));
+        source.groups.push(group);
     }
     for source in sources.values_mut() {
         source.groups.sort_by(|a, b| a.name.cmp(&b.name));
@@ -293,7 +310,32 @@ pub fn point(names: &GroupNames, point: &PointInfo) -> Point {
         pinned: !point.pins.is_empty(),
         pins: point.pins.iter().map(|(slot, reason)| PointPin { slot: slot.0, reason: reason.clone() }).collect(),
         degraded: point.degraded,
+        verified: point.proofs.iter().map(|(how, proof)| verified(how, proof)).collect(),
     }
+}
+
+/// That a point was verified, as the API shows it.
+pub(crate) fn verified(how: farside_ledger::VerifiedHow, proof: &Proof) -> PointVerified {
+    let how = match how {
+        farside_ledger::VerifiedHow::ReadBack => VerifiedHow::ReadBack,
+        farside_ledger::VerifiedHow::WithSource => VerifiedHow::WithSource,
+    };
+    PointVerified { how, at: wall(proof.wall_ms) }
+}
+
+fn newest_is_known(store: &GroupStore) -> bool {
+    store.torn().is_none() && !store.state().points().is_empty()
+}
+
+/// The newest point that was read in full here; where none was, the newest of which its source says that it is equal.
+fn last_verified(state: &State) -> Option<VerifiedPoint> {
+    let (how, newest) = state.last_proofs().iter().next()?;
+    Some(VerifiedPoint {
+        id: PointId::new(newest.point.0, &state.digest_at(newest.point)?.0),
+        cut_wall: wall(newest.cut_wall_ms),
+        verified: verified(how, &newest.proof),
+        retained: state.points().contains_key(&newest.point),
+    })
 }
 
 fn wall(ms: i64) -> Timestamp {

@@ -1,19 +1,23 @@
 //! Verifying points on request: one at a time, beside everything else, for as long as somebody wants to know.
 //!
 //! Invariant: it only reads, through a reader's lock of its own, and never through a group's thread: a look at terabytes
-//! holds up neither landing nor publication.
+//! holds up neither landing nor publication. A point is put on record as verified only if all of its members were read and nothing was
+//! wrong with them.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use farside_control::{
-    ApiError, DAMAGE_LISTED_MAX, Damage, ErrorCode, Point, Run, Verification, VerificationState, VerifiedVolume,
+    ApiError, DAMAGE_LISTED_MAX, Damage, ErrorCode, Point, PointVerified, Run, Verification, VerificationState, VerifiedVolume,
 };
+use farside_ledger::VerifiedHow;
 use farside_region::{Name, Slot};
-use farside_store::{GroupNames, GroupReader, PointReader, StoreError, unreadable_runs, verify_point};
+use farside_store::{GroupReader, Looked, PointReader, StoreError, unreadable_runs, verify_point};
 
+use crate::group::{GroupHandle, PointChange};
 use crate::process::Receiver;
+use crate::status;
 
 /// Nobody waits for a verification that nobody asks about.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(60);
@@ -32,7 +36,15 @@ struct Job {
     done_bytes: AtomicU64,
     stop: AtomicBool,
     asked: Mutex<Instant>,
-    found: Mutex<(VerificationState, Vec<VerifiedVolume>)>,
+    found: Mutex<Found>,
+}
+
+#[derive(Clone, Debug)]
+struct Found {
+    state: VerificationState,
+    volumes: Vec<VerifiedVolume>,
+    recorded: Option<PointVerified>,
+    not_recorded: Option<String>,
 }
 
 impl Verifications {
@@ -40,7 +52,7 @@ impl Verifications {
     pub(crate) fn start(
         &self,
         receiver: &Arc<Receiver>,
-        names: &GroupNames,
+        group: GroupHandle,
         point: Point,
         only: Option<&str>,
     ) -> Result<Verification, ApiError> {
@@ -57,13 +69,20 @@ impl Verifications {
             done_bytes: AtomicU64::new(0),
             stop: AtomicBool::new(false),
             asked: Mutex::new(Instant::now()),
-            found: Mutex::new((VerificationState::Running, Vec::new())),
+            found: Mutex::new(Found {
+                state: VerificationState::Running,
+                volumes: Vec::new(),
+                recorded: None,
+                not_recorded: None,
+            }),
         });
-        let (thread_job, receiver, names, only) =
-            (Arc::clone(&job), Arc::clone(receiver), names.clone(), only.map(str::to_owned));
+        let (thread_job, receiver, only) = (Arc::clone(&job), Arc::clone(receiver), only.map(str::to_owned));
         let started = std::thread::Builder::new().name("verify".to_owned()).spawn(move || {
-            let ended = thread_job.run(&receiver, &names, only.as_deref());
-            thread_job.found().0 = match ended {
+            let ended = thread_job.run(&receiver, &group, only.as_deref());
+            if ended.is_ok() {
+                thread_job.record(&receiver, &group);
+            }
+            thread_job.found().state = match ended {
                 Ok(()) => VerificationState::Done,
                 Err(StoreError::Stopped) => VerificationState::Stopped,
                 Err(error) => VerificationState::Failed { message: error.to_string() },
@@ -89,6 +108,11 @@ impl Verifications {
         Ok(job.show())
     }
 
+    /// Whether somebody has one under way.
+    pub(crate) fn is_running(&self) -> bool {
+        self.lock().as_ref().is_some_and(|job| job.is_running())
+    }
+
     fn lock(&self) -> MutexGuard<'_, Option<Arc<Job>>> {
         self.newest.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -100,15 +124,15 @@ fn none() -> ApiError {
 
 impl Job {
     fn is_running(&self) -> bool {
-        self.found().0 == VerificationState::Running
+        self.found().state == VerificationState::Running
     }
 
-    fn found(&self) -> MutexGuard<'_, (VerificationState, Vec<VerifiedVolume>)> {
+    fn found(&self) -> MutexGuard<'_, Found> {
         self.found.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn show(&self) -> Verification {
-        let (state, volumes) = self.found().clone();
+        let Found { state, volumes, recorded, not_recorded } = self.found().clone();
         Verification {
             id: self.id,
             point: self.point.clone(),
@@ -116,26 +140,55 @@ impl Job {
             done_bytes: self.done_bytes.load(Ordering::Relaxed),
             total_bytes: self.total_bytes,
             volumes,
+            recorded,
+            not_recorded,
         }
     }
 
-    fn run(&self, receiver: &Receiver, names: &GroupNames, only: Option<&str>) -> Result<(), StoreError> {
-        let group = receiver.vault.reader()?.group(names)?;
+    /// Puts it on record that all of the point is sound, if that was seen.
+    fn record(&self, receiver: &Receiver, group: &GroupHandle) {
+        let (looked_at, is_sound) = {
+            let found = self.found();
+            (found.volumes.len(), found.volumes.iter().all(|volume| volume.damaged_regions == 0))
+        };
+        if !is_sound {
+            return;
+        }
+        let members = self.point.members.len();
+        if looked_at < members {
+            let words =
+                format!("{looked_at} of {members} volumes were looked at: only a whole point is put on record as verified");
+            self.found().not_recorded = Some(words);
+            return;
+        }
+        let change = PointChange::Verified { how: VerifiedHow::ReadBack };
+        let changed = receiver.runtime.block_on(group.change(self.point.id, change));
+        let mut found = self.found();
+        match changed {
+            Ok(info) => found.recorded = info.proofs.read_back.map(|proof| status::verified(VerifiedHow::ReadBack, &proof)),
+            Err(error) => found.not_recorded = Some(error.message),
+        }
+    }
+
+    fn run(&self, receiver: &Receiver, group: &GroupHandle, only: Option<&str>) -> Result<(), StoreError> {
+        let group = receiver.vault.reader()?.group(group.names())?;
         let threads = std::thread::available_parallelism().map_or(1, |n| n.get() / 2).clamp(1, 4);
         let wanted = || {
             let asked = *self.asked.lock().unwrap_or_else(PoisonError::into_inner);
             !self.stop.load(Ordering::Relaxed) && !receiver.is_stopping() && asked.elapsed() < FORGOTTEN_AFTER
         };
-        let progress = |bytes| {
-            self.done_bytes.store(bytes, Ordering::Relaxed);
+        let progress = |looked: Looked| {
+            self.done_bytes.store(looked.done_bytes, Ordering::Relaxed);
             wanted()
         };
         let members: Vec<&str> = self.point.members.iter().map(|m| m.volume.as_str()).collect();
-        verify_members(&group, Slot(self.point.id.slot), &members, only, threads, &progress, |volume| self.found().1.push(volume))
+        verify_members(&group, Slot(self.point.id.slot), &members, only, threads, &progress, |volume| {
+            self.found().volumes.push(volume);
+        })
     }
 }
 
-/// Verifies the members of a point, all or the one named, in turn. `progress` hears the bytes of all that are done; `found`
+/// Verifies the members of a point, all or the one named, in turn. `progress` hears how far all of them are together; `found`
 /// what came out, volume by volume.
 ///
 /// # Errors
@@ -146,16 +199,20 @@ pub fn verify_members(
     members: &[&str],
     only: Option<&str>,
     threads: usize,
-    progress: &(dyn Fn(u64) -> bool + Sync),
+    progress: &(dyn Fn(Looked) -> bool + Sync),
     mut found: impl FnMut(VerifiedVolume),
 ) -> Result<(), StoreError> {
-    let mut before = 0;
+    let mut before = Looked::default();
     for &member in members.iter().filter(|m| only.is_none_or(|only| **m == only)) {
         let unknown = || StoreError::NoSuchVolume { volume: member.to_owned(), known: String::new() };
         let name: Name = member.parse().map_err(|_| unknown())?;
         let reader = group.point_reader_as_it_is(point, group.volume(&name)?)?;
-        let verified = verify_point(&reader, threads, DAMAGE_LISTED_MAX, &|bytes| progress(before + bytes))?;
-        before += reader.geometry().volume_bytes();
+        let together = |looked: Looked| Looked {
+            done_bytes: before.done_bytes + looked.done_bytes,
+            read_bytes: before.read_bytes + looked.read_bytes,
+        };
+        let verified = verify_point(&reader, threads, DAMAGE_LISTED_MAX, &|looked| progress(together(looked)))?;
+        before = together(Looked { done_bytes: reader.geometry().volume_bytes(), read_bytes: verified.data_bytes });
         found(shown(&reader, verified));
     }
     Ok(())

@@ -10,7 +10,8 @@ from objects import NAME, NUMBER, Damage, described_as, identity, numbers, read,
 
 SLOTS = 4096
 HOURS_2 = 2 * 3600 * 1000
-KINDS = {1: "claim", 2: "layers", 3: "heartbeat", 4: "pin", 5: "unpin", 6: "prune", 7: "void", 8: "tracking_lost", 9: "prune"}
+KINDS = {1: "claim", 2: "layers", 3: "heartbeat", 4: "pin", 5: "unpin", 6: "prune", 7: "void", 8: "tracking_lost", 9: "prune",
+         11: "verified"}
 
 
 class Postcard:
@@ -82,6 +83,10 @@ class Postcard:
             return Struct(pin=self.u())
         if kind == "tracking_lost":
             return Struct(volume=self.raw(16), term=self.u())
+        if kind == "verified":
+            verified = Struct(point=self.u(), how=self.u())
+            require(verified.how < 2, "the body", "has a way to verify that is none")
+            return verified
         if kind == "void":
             return Struct(digest=self.raw(32), bytes=self.u())
         prune = Struct(looked=self.u(), keep=self.u(), span=self.u(), has_rules=number == 9,
@@ -248,6 +253,10 @@ class Ledger:
         del point.pins[body.pin]
         self.roots_changed = its.slot
 
+    def verified(self, its, body):
+        if body.point not in self.points:
+            return "void: no such point"
+
     def tracking_lost(self, its, body):
         volume = self.volumes.get(body.volume)
         if volume is None or volume.term != body.term:
@@ -322,7 +331,7 @@ class Ledger:
             previous[number] = root[152:]
             if os.path.exists(os.path.join(self.store, f"{name}.state")) and end <= len(self.digests):
                 data = read(self.store, f"{name}.state")
-                require((len(data), blake3(data)) == fields[7:9] and data[:8] == b"FSCHKST3", f"{name}.state", "not whole")
+                require((len(data), blake3(data)) == fields[7:9] and data[:8] == b"FSCHKST4", f"{name}.state", "not whole")
                 state = Postcard(data[8:])
                 same = (state.raw(16), state.many(lambda: state.raw(32)), (state.u(), state.u()))
                 require(same == (self.id, self.digests[:end], self.clocks[end - 1]), f"{name}.state", "of other records")

@@ -6,9 +6,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use farside_ledger::{Body, LayerKind, Layers, Record, Unpin, Verdict};
+use farside_ledger::{Body, LayerKind, Layers, Record, Unpin, Verdict, Verified, VerifiedHow};
 use farside_nbd::client::Client;
-use farside_region::Seq;
+use farside_region::{Seq, Slot};
 use farside_tests::verify::Rng;
 use farside_tests::{Site, VolumeSpec, program, run, slot_of, wait_for};
 
@@ -248,8 +248,12 @@ fn void_records_change_nothing_and_checkpoints_are_held_against_records() {
     });
     let mut layers: Layers = layers.expect("there are points");
     layers.members[0].key.seq = Seq(layers.members[0].key.seq.0 + 2);
-    let mut last = append(&store, all.last().expect("records"), Body::Layers(layers));
+    // What is known of a point, and of none.
+    let verified = |point| Body::Verified(Verified { point, how: VerifiedHow::ReadBack });
+    let known = append(&store, all.last().expect("records"), verified(Slot(newest)));
+    let mut last = append(&store, &known, Body::Layers(layers));
     let void = last.slot;
+    last = append(&store, &last, verified(void));
     while last.slot.0 <= SLOTS {
         let pin = last.slot;
         last = append(&store, &last, Body::Unpin(Unpin { pin }));
@@ -261,6 +265,9 @@ fn void_records_change_nothing_and_checkpoints_are_held_against_records() {
     }
     let (lines, refused) = reader(&store, &[]);
     assert!(refused.is_none() && lines.contains(&format!("record {void} of host1/default: layers, void")), "{refused:?}");
+    for (slot, verdict) in [(known.slot.0, "accepted"), (void.0 + 1, "void: no such point")] {
+        assert!(lines.contains(&format!("record {slot} of host1/default: verified, {verdict}")), "{lines}");
+    }
     assert_eq!(listed(&store), before);
     assert!(restored(&store, newest).as_ref() == Ok(image));
 

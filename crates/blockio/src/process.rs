@@ -126,6 +126,9 @@ pub enum Priority {
     /// It computes, and nobody waits for it but the far side. It never idles for others altogether (`SCHED_IDLE`): the lag would grow
     /// without bound, and so would the time for which it holds a lock that it shares with threads of the other kinds.
     Background,
+    /// Nobody waits for it at all: as [`Priority::Background`], and its reads come after everybody else's, where the disk's I/O scheduler
+    /// tells them apart.
+    Idle,
 }
 
 /// The shortest and the longest slice that the kernel gives.
@@ -141,6 +144,10 @@ impl Priority {
         let (policy, nice, slice_ns) = match self {
             Self::Urgent => (libc::SCHED_OTHER, -20, SLICE_NS_MIN),
             Self::Background => (libc::SCHED_BATCH, 10, SLICE_NS_MAX),
+            Self::Idle => {
+                idle_io()?;
+                (libc::SCHED_BATCH, 19, SLICE_NS_MAX)
+            }
         };
         let attributes = libc::sched_attr {
             size: size_of::<libc::sched_attr>() as u32,
@@ -156,6 +163,15 @@ impl Priority {
         let rc = unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) };
         if rc == 0 { Ok(()) } else { Err(SettingError::Priority { source: io::Error::last_os_error() }) }
     }
+}
+
+/// The calling thread's I/O comes after everybody else's, and that of the threads that it starts from now on.
+fn idle_io() -> Result<(), SettingError> {
+    const IOPRIO_WHO_PROCESS: libc::c_int = 1;
+    const IOPRIO_CLASS_IDLE: libc::c_int = 3 << 13;
+    // SAFETY: ioprio_set takes integers only; 0 is the calling thread.
+    let rc = unsafe { libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, IOPRIO_CLASS_IDLE) };
+    if rc == 0 { Ok(()) } else { Err(SettingError::Priority { source: io::Error::last_os_error() }) }
 }
 
 /// Has the kernel write no core dump of this process, whatever catches those elsewhere: the process would have to serve the

@@ -83,6 +83,8 @@ codes! {
     SegmentsDamaged = "segments_damaged",
     /// A record of a ledger does not verify.
     LedgerTorn = "ledger_torn",
+    /// A point was read in full and is damaged, or could not be read.
+    VerificationFailed = "verification_failed",
 }
 
 impl fmt::Display for Code {

@@ -29,7 +29,7 @@ pub use grid::{Grid, GridError, GridRule};
 pub use pages::{POINT_PAGE_BYTES, POINTS_PAGE_MAX, PageCursor, PageCursorError, PageMaker, PointPage, TooManyGroups};
 pub use point::{
     Address, AddressError, PIN_REASON_BYTES_MAX, PinRequest, Point, PointId, PointMember, PointPin, PointRef, PointRefError,
-    PointSearch, no_such_point, no_such_point_of, select_point,
+    PointSearch, PointVerified, VerifiedHow, VerifiedPoint, no_such_point, no_such_point_of, select_point,
 };
 pub use rate::{Rate, RateError};
 pub use reload::Reloaded;

@@ -193,6 +193,7 @@ mod tests {
             pinned: false,
             pins: Vec::new(),
             degraded: false,
+            verified: Vec::new(),
         }
     }
 

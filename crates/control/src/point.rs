@@ -38,6 +38,52 @@ pub struct Point {
     /// Some runs could not be read from the backing; a restore wants `--allow-degraded`.
     #[serde(default)]
     pub degraded: bool,
+    /// When all of it was verified last, by each way, as far as who is asked knows.
+    #[serde(default)]
+    pub verified: Vec<PointVerified>,
+}
+
+/// That a point was verified.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct PointVerified {
+    /// How.
+    pub how: VerifiedHow,
+    /// When, by the gateway's clock.
+    pub at: Timestamp,
+}
+
+/// How a point was verified.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum VerifiedHow {
+    /// It was read in full, and every granule has the digest that was computed at the source.
+    ReadBack,
+    /// The digests of it are those of what the source holds now.
+    WithSource,
+}
+
+impl VerifiedHow {
+    /// For people, after "verified".
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::ReadBack => "read in full",
+            Self::WithSource => "compared with the source",
+        }
+    }
+}
+
+/// The newest point of a group that was verified.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct VerifiedPoint {
+    /// Its id.
+    pub id: PointId,
+    /// The wall clock of its source at the cut.
+    pub cut_wall: Timestamp,
+    /// How and when it was verified last.
+    pub verified: PointVerified,
+    /// It is still kept.
+    pub retained: bool,
 }
 
 /// One pin of a point.
@@ -423,6 +469,7 @@ mod tests {
             pinned: false,
             pins: Vec::new(),
             degraded: false,
+            verified: Vec::new(),
         }
     }
 

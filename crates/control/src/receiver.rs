@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::Reason;
 use crate::source::LastPoint;
+use crate::{Reason, VerifiedPoint};
 
 /// The whole of a receiver.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -97,6 +97,8 @@ pub struct ReceiverGroup {
     pub points: u64,
     /// The newest.
     pub last_point: Option<LastPoint>,
+    /// The newest that was verified.
+    pub last_verified: Option<VerifiedPoint>,
     /// The age of that point, or of a newer heartbeat: what the source said, aged by our own clock since.
     pub lag_ms: Option<u64>,
     /// After a restart of the receiver that age is counted from the point's publication, since when it was cut is not known any

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::Point;
+use crate::{Point, PointVerified};
 
 /// At most so many damaged places are listed per volume; the rest is counted.
 pub const DAMAGE_LISTED_MAX: usize = 1000;
@@ -22,6 +22,12 @@ pub struct Verification {
     pub total_bytes: u64,
     /// The volumes that were looked at, in order; the last one may be under way and is listed once it is done.
     pub volumes: Vec<VerifiedVolume>,
+    /// What was put on record about the point: that all of it is sound.
+    #[serde(default)]
+    pub recorded: Option<PointVerified>,
+    /// Why nothing was, though what was looked at is sound.
+    #[serde(default)]
+    pub not_recorded: Option<String>,
 }
 
 /// How far a [`Verification`] is.

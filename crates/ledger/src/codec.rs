@@ -29,6 +29,7 @@ const KIND_PRUNE: u16 = 6;
 const KIND_TORN_VOID: u16 = 7;
 const KIND_TRACKING_LOST: u16 = 8;
 const KIND_PRUNE_BY_AGE: u16 = 9;
+const KIND_VERIFIED: u16 = 11;
 
 /// A record as it is stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,6 +90,7 @@ impl Record {
             Body::Prune(b) => prune_body(b),
             Body::TornVoid(b) => (KIND_TORN_VOID, to_postcard(b)),
             Body::TrackingLost(b) => (KIND_TRACKING_LOST, to_postcard(b)),
+            Body::Verified(b) => (KIND_VERIFIED, to_postcard(b)),
         };
         let total = HEAD_BYTES + body.len() + DIGEST_BYTES;
         if total > RECORD_BYTES_MAX {
@@ -163,6 +165,7 @@ impl Record {
             KIND_PRUNE_BY_AGE => Body::Prune(prune_of(body, PrunePolicy::Aged)?),
             KIND_TORN_VOID => Body::TornVoid(from_postcard(body)?),
             KIND_TRACKING_LOST => Body::TrackingLost(from_postcard(body)?),
+            KIND_VERIFIED => Body::Verified(from_postcard(body)?),
             unknown => return Err(DecodeError::Kind(unknown)),
         };
         Ok((Self { group, slot, prev, nonce, stamp: Stamp { writer, mono_ms, wall_ms }, body }, digest))

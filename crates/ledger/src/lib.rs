@@ -34,10 +34,11 @@ pub use identity::{group_id, volume_id};
 pub use points::PointFilter;
 pub use record::{
     Body, Claim, CutTime, EpochInfo, Heartbeat, LayerEntry, LayerKind, Layers, PartEntry, Pin, Prune, PrunePolicy, PrunedParts,
-    Record, Stamp, TornVoid, TrackingLost, Unpin, VolumeMeta,
+    Record, Stamp, TornVoid, TrackingLost, Unpin, Verified, VerifiedHow, VolumeMeta,
 };
 pub use retention::{Grid, GridError, Policy, Rule};
 pub use state::{
-    CacheError, ChainError, GIVEN_UP_LATELY_MS, LayerFact, Point, PointMember, State, TOUCHED_BYTES_MAX, VolumeState,
+    CacheError, ChainError, GIVEN_UP_LATELY_MS, LayerFact, Point, PointMember, PointProof, Proof, Proofs, State,
+    TOUCHED_BYTES_MAX, VolumeState,
 };
 pub use verdict::{Malformed, Verdict, VoidReason};

@@ -60,6 +60,8 @@ pub enum Body {
     Prune(Prune),
     /// A source lost track of what changes on a volume.
     TrackingLost(TrackingLost),
+    /// A point was found sound.
+    Verified(Verified),
     /// Stands in for the unreadable bytes found in this slot. Always void; kept at `ledger/<n>.void`.
     TornVoid(TornVoid),
 }
@@ -215,6 +217,24 @@ impl Pin {
 pub struct Unpin {
     /// The slot of the pin's record.
     pub pin: Slot,
+}
+
+/// All members of a point were verified, and nothing was wrong with them. When is what the stamp says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verified {
+    /// The slot of the point's record.
+    pub point: Slot,
+    /// How that is known.
+    pub how: VerifiedHow,
+}
+
+/// How a point was verified.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum VerifiedHow {
+    /// It was read in full: every frame was decoded, and every granule has its digest.
+    ReadBack,
+    /// Its digests are those of what the source holds; content was read there only.
+    WithSource,
 }
 
 /// Gives up points, and names the parts that are dead once they are gone.

@@ -15,7 +15,7 @@ use thiserror::Error;
 use crate::codec::to_postcard;
 use crate::record::{
     Body, Claim, CutTime, EpochInfo, Heartbeat, LayerEntry, LayerKind, Layers, Pin, Prune, PrunedParts, Record, Stamp,
-    TrackingLost, VolumeMeta,
+    TrackingLost, Verified, VerifiedHow, VolumeMeta,
 };
 use crate::retention::HeldBy;
 use crate::verdict::{Malformed, Verdict, VoidReason};
@@ -53,6 +53,8 @@ pub struct State {
     touched_bytes: usize,
     /// What accepted prunes gave up within [`GIVEN_UP_LATELY_MS`], in their order.
     given_up: VecDeque<GivenUp>,
+    /// The newest points that were verified, retained or not.
+    last_proofs: Proofs<PointProof>,
 }
 
 /// What an accepted prune gave up.
@@ -115,6 +117,66 @@ pub struct Point {
     pub degraded: bool,
     /// What holds it against pruning: slot of the pin's record, reason.
     pub pins: BTreeMap<Slot, String>,
+    /// When it was verified last.
+    pub proofs: Proofs<Proof>,
+}
+
+/// The newest of each way to verify.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Proofs<T> {
+    /// All of it was read.
+    pub read_back: Option<T>,
+    /// It was compared with what the source holds.
+    pub with_source: Option<T>,
+}
+
+/// That a point was verified.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Proof {
+    /// The slot of the record that says so.
+    pub slot: Slot,
+    /// The wall clock of its writer, in milliseconds since 1970; for people.
+    pub wall_ms: i64,
+}
+
+/// Which point was verified.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PointProof {
+    /// The slot of the point's record. It may have been pruned since.
+    pub point: Slot,
+    /// When it was cut, by the source's wall clock, in milliseconds since 1970.
+    pub cut_wall_ms: i64,
+    /// When it was verified.
+    pub proof: Proof,
+}
+
+impl<T> Default for Proofs<T> {
+    fn default() -> Self {
+        Self { read_back: None, with_source: None }
+    }
+}
+
+impl<T> Proofs<T> {
+    /// What is known by that way.
+    pub fn by(&self, how: VerifiedHow) -> Option<&T> {
+        match how {
+            VerifiedHow::ReadBack => self.read_back.as_ref(),
+            VerifiedHow::WithSource => self.with_source.as_ref(),
+        }
+    }
+
+    /// All that is known.
+    pub fn iter(&self) -> impl Iterator<Item = (VerifiedHow, &T)> {
+        let all = [(VerifiedHow::ReadBack, &self.read_back), (VerifiedHow::WithSource, &self.with_source)];
+        all.into_iter().filter_map(|(how, known)| Some((how, known.as_ref()?)))
+    }
+
+    fn set(&mut self, how: VerifiedHow, newest: T) {
+        match how {
+            VerifiedHow::ReadBack => self.read_back = Some(newest),
+            VerifiedHow::WithSource => self.with_source = Some(newest),
+        }
+    }
 }
 
 /// A volume as a point holds it.
@@ -192,6 +254,7 @@ impl State {
             exact_from: Slot(0),
             touched_bytes: 0,
             given_up: VecDeque::new(),
+            last_proofs: Proofs::default(),
         }
     }
 
@@ -270,6 +333,11 @@ impl State {
         self.points.get(&self.held_by.get(&volume)?.newest()?)
     }
 
+    /// The newest points that were verified, each way, whether they are retained or not, and when they were last.
+    pub fn last_proofs(&self) -> &Proofs<PointProof> {
+        &self.last_proofs
+    }
+
     pub(crate) fn held_by(&self, volume: VolumeId) -> Option<&HeldBy> {
         self.held_by.get(&volume)
     }
@@ -344,6 +412,9 @@ impl State {
             Body::Unpin(unpin) => self.pinned_point(unpin.pin).map(|_| ()).ok_or(VoidReason::NoSuchPin(unpin.pin)),
             Body::Prune(prune) => self.judge_prune(record.slot, prune),
             Body::TrackingLost(lost) => self.judge_tracking_lost(lost),
+            Body::Verified(verified) => {
+                self.points.get(&verified.point).map(|_| ()).ok_or(VoidReason::NoSuchPoint(verified.point))
+            }
             Body::TornVoid(_) => Err(VoidReason::Torn),
         };
         judged.map_or_else(Verdict::Void, |()| Verdict::Accepted)
@@ -544,7 +615,19 @@ impl State {
                     volume.tracking_lost = Some(slot);
                 }
             }
+            Body::Verified(verified) => self.admit_verified(Proof { slot, wall_ms: record.stamp.wall_ms }, verified),
             Body::TornVoid(_) => unreachable!("a torn slot is always void"),
+        }
+    }
+
+    fn admit_verified(&mut self, proof: Proof, verified: &Verified) {
+        if let Some(point) = self.points.get_mut(&verified.point) {
+            point.proofs.set(verified.how, proof);
+            let newest = PointProof { point: point.slot, cut_wall_ms: point.epoch.wall_ms, proof };
+            // A person may look at old ones at any time: that says nothing of how old what is known to be sound is.
+            if self.last_proofs.by(verified.how).is_none_or(|last| last.point <= newest.point) {
+                self.last_proofs.set(verified.how, newest);
+            }
         }
     }
 
@@ -595,6 +678,7 @@ impl State {
                 age_clock_ms: self.age_clock_ms,
                 published_wall_ms: stamp.wall_ms,
                 pins: BTreeMap::new(),
+                proofs: Proofs::default(),
             };
             for member in &point.members {
                 self.held_by.entry(member.key.volume).or_default().add(slot, point.degraded);
@@ -836,7 +920,7 @@ impl LayerFact {
     }
 }
 
-const CACHE_MAGIC: [u8; 8] = *b"FSLSTAT4";
+const CACHE_MAGIC: [u8; 8] = *b"FSLSTAT5";
 
 impl State {
     /// The state as bytes, for a local cache: the same state gives the same bytes.

@@ -1,13 +1,14 @@
 //! Looking at a whole store: every digest, every reference, what is left over. Changes nothing.
 //!
 //! Beside a running receiver it shares the readers' lock, so that nothing disappears under it; what is published while it
-//! looks counts as staged. Findings are values: which group, volume, points, region and file, and what it means.
+//! looks counts as staged. In a bucket nothing holds what is given up meanwhile: the ledger is replayed again before anything is called
+//! damaged, and what has gone by then is no fault. Findings are values: which group, volume, points, region and file, and what it means.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use farside_layer::{FrameDecoder, PartVerifier, RunKind, layer_digest};
-use farside_ledger::{CHECKPOINT_STATE_BYTES_MAX, CheckpointPlace, CheckpointRoot, VolumeMeta, volume_id};
+use farside_ledger::{CHECKPOINT_STATE_BYTES_MAX, CheckpointPlace, CheckpointRoot, State, VolumeMeta, volume_id};
 use farside_region::{GranuleIndex, GranuleRun, LayerKey, Name, RegionIndex, Slot, VolumeId};
 
 use crate::backend::{block_on, list_all};
@@ -19,9 +20,9 @@ use crate::leases;
 use crate::liveness::{Part, PartName};
 use crate::names::{self, GroupNames, GroupObject};
 use crate::reader::StoreReader;
-use crate::replay::{Slots, get, index_all, parallel, replay_all_slots};
+use crate::replay::{Slots, get, index_all, parallel, replay, replay_all_slots};
 use crate::segments::{FooterFault, Segments, runs_of};
-use crate::store::folders_of_groups;
+use crate::store::{folders_of_groups, mislabelled};
 
 /// Bytes of a segment read at once.
 const READ_BYTES: u64 = 1 << 20;
@@ -156,6 +157,11 @@ pub fn check(store: &StoreReader, progress: &(dyn Fn(u64) -> bool + Sync)) -> Re
             Err(error) => return Err(error),
         };
         let (image, segments, torn) = reader.into_parts();
+        if let Some(text) = mislabelled(&**store.backend(), &names)? {
+            let base = finding(&names, Problem::Description);
+            let object = Some(names.description().to_string());
+            report.findings.push(Finding { severity: Severity::Warning, object, text, ..base });
+        }
         if let Some(torn) = &torn {
             let text = torn.error(&names).to_string();
             report.findings.push(Finding { object: Some(torn.file.clone()), text, ..finding(&names, Problem::LedgerTorn) });
@@ -265,13 +271,25 @@ impl GroupCheck<'_> {
     fn check_points(&mut self) -> Result<()> {
         let mut spoiled: BTreeMap<usize, Vec<Slot>> = BTreeMap::new();
         let points: Vec<_> = self.image.state().points().values().cloned().collect();
+        let before = self.findings.len();
         for point in &points {
             for member in &point.members {
                 self.check_member(point.slot, member.key.volume, member.volume_bytes, &mut spoiled)?;
             }
         }
+        let is_fault = |finding: &Finding| finding.severity == Severity::Error;
+        let faults = !self.bad.is_empty() || self.findings[before..].iter().any(is_fault);
+        let now = if faults { self.state_now()? } else { None };
+        let is_kept = |point: &Slot| now.as_ref().is_none_or(|now| now.points().contains_key(point));
+        let of_points = self.findings.split_off(before);
+        self.findings.extend(of_points.into_iter().filter(|finding| finding.points.iter().all(is_kept)));
+        spoiled.values_mut().for_each(|points| points.retain(is_kept));
         for (i, (no, fault)) in self.bad.iter().enumerate() {
             let part = self.image.parts().get(*no).expect("it was checked");
+            let PartName { layer, number } = part.name;
+            if now.as_ref().and_then(|now| now.layer(&layer)).is_some_and(|layer| layer.pruned().contains(&number)) {
+                continue; // and so may have been deleted
+            }
             let volume = self.image.state().volume(part.name.layer.volume).expect("a part's volume was claimed").meta();
             let head = self.image.head(volume.id).is_some_and(|head| uses(head, *no, fault.lost));
             let points = spoiled.remove(&i).unwrap_or_default();
@@ -297,6 +315,14 @@ impl GroupCheck<'_> {
             self.findings.push(Finding { severity, volume, points, head, region, object: Some(object), text, ..base });
         }
         Ok(())
+    }
+
+    /// The ledger as it is by now, if it goes on from what we have looked at: whatever was given up since is no loss.
+    fn state_now(&self) -> Result<Option<State>> {
+        let state = self.image.state();
+        let now = replay(&*self.segments.backend, &self.names, state.group(), |_| {})?.image;
+        let goes_on = state.position().is_some_and(|position| now.state().holds(&position));
+        Ok(goes_on.then(|| now.state().clone()))
     }
 
     fn check_member(
@@ -504,20 +530,35 @@ fn uses(image: &VolumeImage, no: PartNo, lost: Lost) -> bool {
     image.index.extents(run).chain(image.unknown.extents(run)).any(|e| e.part == no)
 }
 
-/// Reads a part in full. First all of it in one go; if that finds anything, frame by frame, to name every region.
+/// What is wrong with a part.
 fn check_part(segments: &Segments, volume: &VolumeMeta, part: &Part) -> Result<Vec<Fault>> {
+    match read_part(segments, volume, part) {
+        Err(StoreError::NotFound { .. }) => {
+            let why = "went away while it was read".to_owned();
+            Ok(vec![Fault { problem: Problem::SegmentMissing, lost: Lost::All, why }])
+        }
+        other => other,
+    }
+}
+
+/// Reads a part in full. First all of it in one go; if that finds anything, frame by frame, to name every region.
+fn read_part(segments: &Segments, volume: &VolumeMeta, part: &Part) -> Result<Vec<Fault>> {
     let all = |problem, why: String| vec![Fault { problem, lost: Lost::All, why }];
     let object = segments.name(&volume.name, &part.name);
-    match block_on(segments.backend.size(&object)) {
+    let longer = match block_on(segments.backend.size(&object)) {
         Err(StoreError::Unreadable { source, .. }) => return Ok(all(Problem::SegmentCorrupt, source.to_string())),
         Err(error) => return Err(error),
         Ok(None) => return Ok(all(Problem::SegmentMissing, "is missing".into())),
-        Ok(Some(bytes)) if bytes != part.bytes => {
+        Ok(Some(bytes)) if bytes < part.bytes => {
             let why = format!("has {bytes} bytes; {} were published", part.bytes);
             return Ok(all(Problem::SegmentCorrupt, why));
         }
-        Ok(Some(_)) => {}
-    }
+        Ok(Some(bytes)) => (bytes > part.bytes).then(|| Fault {
+            problem: Problem::SegmentCorrupt,
+            lost: Lost::Nothing,
+            why: format!("has {bytes} bytes, and only the {} that were published are known", part.bytes),
+        }),
+    };
     let footer = match segments.footer(&volume.name, part) {
         Ok(footer) => footer,
         Err(FooterFault::Damaged(why)) => return Ok(all(Problem::SegmentCorrupt, format!("cannot be used: {why}"))),
@@ -546,18 +587,24 @@ fn check_part(segments: &Segments, volume: &VolumeMeta, part: &Part) -> Result<V
             break Err(error.to_string());
         }
     };
-    let Err(error) = whole else { return Ok(Vec::new()) };
-    let mut faults = Vec::new();
-    let mut seen = BTreeSet::new();
+    let mut faults = Vec::from_iter(longer);
+    let Err(error) = whole else { return Ok(faults) };
+    let damaged = faults.len();
+    let region = |run: &GranuleRun| footer.id().geometry.region_of(run.start);
     let (mut decoder, mut content) = (FrameDecoder::new(&volume.digest_key), Vec::new());
     for frame in footer.frames().iter().filter(|f| f.kind == RunKind::Data) {
         let stored = read(u64::from(frame.offset), u64::from(frame.stored_bytes))?;
         let decoded = stored.and_then(|s| decoder.decode(&footer, frame, &s, &mut content).map_err(|e| e.to_string()));
-        if let Err(error) = decoded
-            && seen.insert(footer.id().geometry.region_of(frame.run.start))
-        {
-            let why = format!("is corrupt: {error}");
-            faults.push(Fault { problem: Problem::SegmentCorrupt, lost: Lost::Run(frame.run), why });
+        let Err(error) = decoded else { continue };
+        match faults[damaged..].last_mut() {
+            // One for each region: who needs any of it needs what is between.
+            Some(Fault { lost: Lost::Run(run), .. }) if region(run) == region(&frame.run) => {
+                run.count = frame.run.end().0 - run.start.0;
+            }
+            _ => {
+                let why = format!("is corrupt: {error}");
+                faults.push(Fault { problem: Problem::SegmentCorrupt, lost: Lost::Run(frame.run), why });
+            }
         }
     }
     if faults.is_empty() {

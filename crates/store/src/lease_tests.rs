@@ -552,3 +552,28 @@ fn a_check_names_who_reads() {
     drop(reader);
     assert_eq!(found(&site), [""; 0]);
 }
+
+/// Nothing keeps what a check has not looked at yet: it may take longer than the day that is left.
+#[test]
+fn what_is_given_up_and_deleted_while_a_check_looks_is_no_damage() {
+    for requests in 0..4 {
+        let (site, bucket) = Site::shared();
+        let (reader, old_part) = {
+            let site = site.lock().expect("lock");
+            (StoreReader::open_bucket(site.backend()).expect("open"), site.old_part())
+        };
+        // The first is for the footer.
+        (0..requests).for_each(|_| bucket.meet(Met::Range, When::Before, &old_part, || {}));
+        let collector = Arc::clone(&site);
+        bucket.meet(Met::Range, When::Before, &old_part, move || assert_eq!(collector.lock().expect("lock").collect(), 1));
+        let report = check(&reader, &|_| true).expect("check");
+        assert!(report.worst().is_none_or(|worst| worst == Severity::Note), "after {requests} requests: {report:?}");
+        assert!(bucket.all_met() || requests > 1, "it was deleted meanwhile");
+        // What goes without that is.
+        let newest = bucket.names("/segments/").pop().expect("a segment");
+        block_on(bucket.delete(&ObjectName::new(newest.clone()).expect("name"))).expect("lost");
+        let report = check(&reader, &|_| true).expect("check");
+        let worst = report.findings.first().expect("a finding");
+        assert_eq!((worst.severity, worst.object.as_deref()), (Severity::Error, Some(newest.as_str())), "{report:?}");
+    }
+}

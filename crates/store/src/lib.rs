@@ -32,6 +32,8 @@ mod landing;
 mod leases;
 mod liveness;
 mod locks;
+#[cfg(test)]
+mod matrix_tests;
 mod names;
 mod points;
 mod probe;
@@ -75,4 +77,4 @@ pub use space::{RESERVE_BYTES_MIN, Space};
 pub use store::{STORE_VERSION, Store};
 pub use stream::restore_stream;
 pub use target::{Existing, FileTarget};
-pub use verify::{DamagedRegion, Verified, unreadable_runs, verify_point};
+pub use verify::{DamagedRegion, Looked, Verified, unreadable_runs, verify_point};

@@ -26,6 +26,11 @@ pub(crate) enum Readers {
     Locked(PathBuf),
     /// By a lease for each point that is read.
     Leased,
+    /// Not at all: a pin keeps what is read.
+    Pinned {
+        /// Whether the names in the ledger are listed, as those of a directory are.
+        is_listed: bool,
+    },
 }
 
 impl Readers {
@@ -33,7 +38,7 @@ impl Readers {
     pub(crate) fn share(&self) -> Result<ReaderLock> {
         match self {
             Self::Locked(root) => ReaderLock::share(root),
-            Self::Leased => Ok(ReaderLock(None)),
+            Self::Leased | Self::Pinned { .. } => Ok(ReaderLock::none()),
         }
     }
 }
@@ -72,6 +77,11 @@ impl WriterLock {
 }
 
 impl ReaderLock {
+    /// Nothing is held off.
+    pub(crate) fn none() -> Self {
+        Self(None)
+    }
+
     /// Makes the lock's file, so that readers who may not create one find it.
     pub(crate) fn prepare(root: &Path) -> Result<()> {
         open(&root.join("reader.lock"), true).map(drop)

@@ -1,6 +1,6 @@
 //! Points as people see them. Pure.
 
-use farside_ledger::{EpochInfo, Point, PointFilter, State};
+use farside_ledger::{EpochInfo, Point, PointFilter, Proof, Proofs, State};
 use farside_region::{LayerKey, Name, RecordDigest, Slot, VolumeId};
 
 use crate::image::GroupImage;
@@ -22,6 +22,8 @@ pub struct PointInfo {
     pub degraded: bool,
     /// Why it is kept: slot of the pin, reason.
     pub pins: Vec<(Slot, String)>,
+    /// When it was verified last.
+    pub proofs: Proofs<Proof>,
     /// Its volumes.
     pub members: Vec<MemberInfo>,
 }
@@ -109,6 +111,7 @@ fn info(state: &State, point: &Point) -> PointInfo {
         ledger_time_ms: point.time_ms,
         published_wall_ms: point.published_wall_ms,
         degraded: point.degraded,
+        proofs: point.proofs,
         pins: point.pins.iter().map(|(&slot, reason)| (slot, reason.clone())).collect(),
         members: point
             .members

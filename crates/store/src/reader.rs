@@ -133,6 +133,14 @@ impl StoreReader {
         Ok(Self { backend, readers, id, _lock: lock })
     }
 
+    /// The same store for somebody who pinned what he reads: while he reads, everything else may be deleted. What is not pinned may
+    /// be missing.
+    #[must_use]
+    pub fn for_pinned(self) -> Self {
+        let readers = Readers::Pinned { is_listed: matches!(self.readers, Readers::Locked(_)) };
+        Self { readers, _lock: ReaderLock::none(), ..self }
+    }
+
     /// The store's id.
     pub fn id(&self) -> [u8; 16] {
         self.id
@@ -142,7 +150,7 @@ impl StoreReader {
     pub fn root(&self) -> Option<&Path> {
         match &self.readers {
             Readers::Locked(root) => Some(root),
-            Readers::Leased => None,
+            Readers::Leased | Readers::Pinned { .. } => None,
         }
     }
 
@@ -175,7 +183,7 @@ impl StoreReader {
     /// [`StoreError::NoSuchGroup`], [`StoreError::ForeignGroup`]; what the file system says.
     pub fn group(&self, names: &GroupNames) -> Result<GroupReader> {
         // Names of a directory cost nothing, and its files are lost one by one.
-        let is_listed = matches!(self.readers, Readers::Locked(_));
+        let is_listed = matches!(self.readers, Readers::Locked(_) | Readers::Pinned { is_listed: true });
         GroupReader::open(&self.backend, &self.readers, names, is_listed)
     }
 
@@ -293,7 +301,7 @@ impl PointReader {
         let geometry =
             geometry.map_err(|e| StoreError::Inconsistent { group: segments.names.to_string(), why: e.to_string() })?;
         let lease = match readers {
-            Readers::Locked(_) => None,
+            Readers::Locked(_) | Readers::Pinned { .. } => None,
             Readers::Leased => Some(Lease::take(&segments.backend, &segments.names, &meta.name, point)?),
         };
         let newer = match &lease {

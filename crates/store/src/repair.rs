@@ -180,6 +180,7 @@ impl GroupStore {
             Body::Pin(pin) => format!("a pin of point {}", pin.point),
             Body::Unpin(_) => "the end of a pin".to_owned(),
             Body::Prune(prune) => format!("{} points given up", prune.points.len()),
+            Body::Verified(verified) => format!("that point {} was verified", verified.point),
             _ => "nothing".to_owned(),
         }
     }

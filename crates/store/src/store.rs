@@ -415,6 +415,20 @@ pub(crate) fn read_group_description(dir: &dyn Backend, names: &GroupNames) -> R
     Ok(id)
 }
 
+/// What the description of a group, which says by its id that it is this one, calls it wrongly. Nothing depends on that.
+pub(crate) fn mislabelled(dir: &dyn Backend, names: &GroupNames) -> Result<Option<String>> {
+    let name = names.description();
+    let Some(bytes) = block_on(dir.get(&name, DESCRIPTION_BYTES_MAX))? else { return Ok(None) };
+    let found: GroupDescription = parse_json(Path::new(name.as_str()), &bytes, "farside group")?;
+    let is_so = found.source == names.source.as_str() && found.group == names.group.as_str();
+    let text = || {
+        let damaged =
+            format!("{name} says `{}/{}`, which its id does not: some of its bytes have changed", found.source, found.group);
+        format!("{damaged}; put it back from a copy of the store")
+    };
+    Ok((!is_so).then(text))
+}
+
 /// Reads the version before anything else, so that a newer description is refused by its version and not by its fields.
 pub(crate) fn parse_json<T: serde::de::DeserializeOwned>(path: &Path, bytes: &[u8], format: &str) -> Result<T> {
     #[derive(Deserialize)]

@@ -37,8 +37,17 @@ pub struct DamagedRegion {
     pub why: String,
 }
 
-/// Reads every granule that the point's volume needs. `progress` hears, from any thread, how many bytes of the volume are
-/// done; `false` stops. `listed_max`: how many damaged regions are named.
+/// How far a verification is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Looked {
+    /// Bytes of the volume that are done.
+    pub done_bytes: u64,
+    /// Bytes of content that were read for that.
+    pub read_bytes: u64,
+}
+
+/// Reads every granule that the point's volume needs. `progress` hears, from any thread, how far it is, and may take its
+/// time; `false` stops. `listed_max`: how many damaged regions are named.
 ///
 /// # Errors
 /// [`StoreError::Stopped`]; what the file system says, other than about one file.
@@ -46,9 +55,9 @@ pub fn verify_point(
     reader: &PointReader,
     threads: usize,
     listed_max: usize,
-    progress: &(dyn Fn(u64) -> bool + Sync),
+    progress: &(dyn Fn(Looked) -> bool + Sync),
 ) -> Result<Verified> {
-    let (next, done, stop) = (AtomicU64::new(0), AtomicU64::new(0), AtomicBool::new(false));
+    let (next, done, read, stop) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0), AtomicBool::new(false));
     let sum: Mutex<Result<Verified>> = Mutex::new(Ok(Verified::default()));
     thread::scope(|scope| {
         for _ in 0..threads.max(1) {
@@ -60,10 +69,13 @@ pub fn verify_point(
                     if region.0 >= reader.geometry().region_count() {
                         break;
                     }
+                    let before = worker.found.data_bytes;
                     result = worker.verify_region(region);
                     let bytes = reader.geometry().bytes_of(reader.geometry().region_run(region)).len;
-                    let so_far = done.fetch_add(bytes, Ordering::Relaxed) + bytes;
-                    if result.is_ok() && !progress(so_far) {
+                    let done_bytes = done.fetch_add(bytes, Ordering::Relaxed) + bytes;
+                    let content = worker.found.data_bytes - before;
+                    let read_bytes = read.fetch_add(content, Ordering::Relaxed) + content;
+                    if result.is_ok() && !progress(Looked { done_bytes, read_bytes }) {
                         result = Err(StoreError::Stopped);
                     }
                 }

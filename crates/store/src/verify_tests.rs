@@ -7,7 +7,7 @@ use super::*;
 use crate::StoreReader;
 use crate::testkit::{Fill, GRANULE, TempStore, TestVolume, name};
 
-const ALL: &(dyn Fn(u64) -> bool + Sync) = &|_| true;
+const ALL: &(dyn Fn(Looked) -> bool + Sync) = &|_| true;
 
 fn reader(store: &TempStore, point: Slot) -> PointReader {
     let reader = StoreReader::open(&store.path()).expect("open");
@@ -36,6 +36,15 @@ fn a_sound_point_is_read_in_full() {
         let found = verify_point(&reader(&store, point), threads, 10, ALL).expect("read");
         assert_eq!((found.data_bytes, found.zero_bytes, found.damaged_regions), (54 * GRANULE, 8 * GRANULE, 0));
     }
+    let last = std::sync::Mutex::new(Looked::default());
+    let heard = |looked: Looked| {
+        let mut last = last.lock().expect("lock");
+        assert!(looked.done_bytes > last.done_bytes && looked.read_bytes >= last.read_bytes, "{looked:?} {last:?}");
+        *last = looked;
+        true
+    };
+    verify_point(&reader(&store, point), 1, 10, &heard).expect("read");
+    assert_eq!(*last.lock().expect("lock"), Looked { done_bytes: 64 * GRANULE, read_bytes: 54 * GRANULE });
     let runs = unreadable_runs(&reader(&store, point));
     assert_eq!(runs.iter().map(|r| (r.offset.0, r.len)).collect::<Vec<_>>(), [(50 * GRANULE, 2 * GRANULE)]);
     assert!(matches!(verify_point(&reader(&store, point), 2, 10, &|_| false), Err(StoreError::Stopped)));

@@ -8,7 +8,7 @@ use std::time::Instant;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use farside_control::{ApiError, ErrorCode, PointId};
-use farside_ledger::PartEntry;
+use farside_ledger::{PartEntry, VerifiedHow};
 use farside_replication::target::SessionId;
 use farside_store::{GroupNames, PartLander, PointInfo, PointsFound, StoreError};
 use farside_wire::{PartHeader, SourceMessage};
@@ -24,13 +24,15 @@ pub(super) const MAIL_MAX: usize = 256;
 pub(super) const FRAME_BYTES_MAX: usize = 2 << 20;
 const _: () = assert!(FRAME_BYTES_MAX >= farside_wire::PAYLOAD_BYTES_MAX, "any frame fits");
 
-/// What a person wants of a point's pins.
+/// What is to be in the ledger about a point.
 #[derive(Clone, Debug)]
-pub(crate) enum PinChange {
-    /// One more.
+pub(crate) enum PointChange {
+    /// One more pin.
     Pin { reason: String },
-    /// None.
-    Unpin,
+    /// No pin; with a reason: none for that one.
+    Unpin { only: Option<String> },
+    /// All of it was verified.
+    Verified { how: VerifiedHow },
 }
 
 /// What a group is told.
@@ -54,8 +56,8 @@ pub(crate) enum Mail {
     PointEnds { ask: PointsAsk, reply: oneshot::Sender<Result<Option<(PointInfo, PointInfo)>, String>> },
     /// The API wants to see how the group is now.
     Show { reply: oneshot::Sender<()> },
-    /// The API wants a point pinned or not.
-    Pin { point: PointId, change: PinChange, reply: oneshot::Sender<Result<PointInfo, ApiError>> },
+    /// Something is to be in the ledger about a point.
+    Change { point: PointId, change: PointChange, reply: oneshot::Sender<Result<PointInfo, ApiError>> },
     /// The process stops.
     Stop,
 }
@@ -145,12 +147,12 @@ impl GroupHandle {
         answer.await.map_err(|_| stopped())?
     }
 
-    /// Changes the pins of a point; the point as it is then, once that is in the ledger.
-    pub(crate) async fn pin(&self, point: PointId, change: PinChange) -> Result<PointInfo, ApiError> {
+    /// Puts something about a point into the ledger; the point as it is then.
+    pub(crate) async fn change(&self, point: PointId, change: PointChange) -> Result<PointInfo, ApiError> {
         let (reply, answer) = oneshot::channel();
         let gone =
             || ApiError::new(ErrorCode::Unavailable, "the group was closed meanwhile", "see `farside status`; then try again");
-        self.tell(Mail::Pin { point, change, reply }).await.map_err(|_| gone())?;
+        self.tell(Mail::Change { point, change, reply }).await.map_err(|_| gone())?;
         answer.await.map_err(|_| gone())?
     }
 

@@ -1,19 +1,19 @@
-//! Pins of points, as the API wants them: records in the ledger, and an answer when they are judged.
+//! What is said about points, pins and that they were verified: records in the ledger, and an answer when they are judged.
 
 use farside_control::{ApiError, ErrorCode, PointId};
-use farside_ledger::{Body, Pin, Unpin, Verdict, VoidReason};
+use farside_ledger::{Body, Pin, Unpin, Verdict, Verified, VoidReason};
 use farside_region::Slot;
 use farside_replication::target::AppendOutcome;
 use farside_store::PointInfo;
 use tokio::sync::oneshot;
 
-use super::{Group, PinChange, Place};
+use super::{Group, Place, PointChange};
 
 /// Pins of one point; more are no use to anybody.
 const PINS_MAX: usize = 64;
 
-/// A change of a point's pins, on its way into the ledger.
-pub(super) struct Pinning {
+/// Something about a point, on its way into the ledger.
+pub(super) struct Changing {
     point: PointId,
     /// Its records: the first of them.
     first: u64,
@@ -22,16 +22,20 @@ pub(super) struct Pinning {
 }
 
 impl Group {
-    /// Submits what makes the pins of a point so.
-    pub(super) fn pin(&mut self, point: PointId, change: PinChange, reply: oneshot::Sender<Result<PointInfo, ApiError>>) {
+    /// Submits what makes it so.
+    pub(super) fn change(&mut self, point: PointId, change: PointChange, reply: oneshot::Sender<Result<PointInfo, ApiError>>) {
         let pins = match self.pinned(point) {
             Ok(info) => info.pins,
             Err(error) => return drop(reply.send(Err(error))),
         };
         let bodies: Vec<Body> = match change {
-            PinChange::Unpin => pins.into_iter().map(|(pin, _)| Body::Unpin(Unpin { pin })).collect(),
-            PinChange::Pin { reason } if pins.iter().any(|(_, known)| *known == reason) => Vec::new(),
-            PinChange::Pin { .. } if pins.len() >= PINS_MAX => {
+            PointChange::Unpin { only } => {
+                let meant = pins.into_iter().filter(|(_, reason)| only.as_ref().is_none_or(|only| only == reason));
+                meant.map(|(pin, _)| Body::Unpin(Unpin { pin })).collect()
+            }
+            PointChange::Verified { how } => vec![Body::Verified(Verified { point: Slot(point.slot), how })],
+            PointChange::Pin { reason } if pins.iter().any(|(_, known)| *known == reason) => Vec::new(),
+            PointChange::Pin { .. } if pins.len() >= PINS_MAX => {
                 let message = format!("point {point} has {PINS_MAX} pins, which is enough to keep it");
                 return drop(reply.send(Err(ApiError::new(
                     ErrorCode::Conflict,
@@ -39,14 +43,14 @@ impl Group {
                     "farside point unpin withdraws them all",
                 ))));
             }
-            PinChange::Pin { reason } => vec![Body::Pin(Pin { point: Slot(point.slot), reason })],
+            PointChange::Pin { reason } => vec![Body::Pin(Pin { point: Slot(point.slot), reason })],
         };
         if bodies.is_empty() {
             return drop(reply.send(self.pinned(point)));
         }
         let first = self.submitted + 1;
         bodies.into_iter().for_each(|body| self.submit(body));
-        self.pinning.insert(self.submitted, Pinning { point, first, trouble: None, reply });
+        self.changing.insert(self.submitted, Changing { point, first, trouble: None, reply });
     }
 
     /// A point of this group.
@@ -69,7 +73,7 @@ impl Group {
             AppendOutcome::Failed { text } | AppendOutcome::Unusable { text, .. } => Some((ErrorCode::Unavailable, text)),
             AppendOutcome::Collided => unreachable!("a collision is retried"),
         };
-        let Some((&last, pinning)) = self.pinning.range_mut(submission..).next().filter(|(_, p)| p.first <= submission) else {
+        let Some((&last, changing)) = self.changing.range_mut(submission..).next().filter(|(_, c)| c.first <= submission) else {
             if let Some((ErrorCode::Unavailable, text)) = trouble {
                 tracing::warn!(group = %self.names, %text, "nothing was pruned");
                 self.prune.due = true;
@@ -77,12 +81,12 @@ impl Group {
             return;
         };
         if let Some((code, text)) = trouble {
-            pinning.trouble = Some(ApiError::new(code, text, "see `farside status` on this gateway"));
+            changing.trouble = Some(ApiError::new(code, text, "see `farside status` on this gateway"));
         }
         if submission < last {
             return;
         }
-        let done = self.pinning.remove(&last).expect("it was just found");
+        let done = self.changing.remove(&last).expect("it was just found");
         let answer = done.trouble.map_or_else(|| self.pinned(done.point), Err);
         let _ = done.reply.send(answer);
     }

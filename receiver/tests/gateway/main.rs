@@ -5,6 +5,7 @@
 mod hostile;
 mod site;
 mod slow;
+mod verified;
 
 use farside_control::routes::{PagesQuery, PointsQuery};
 use farside_ledger::{LayerKind, PointFilter};

@@ -121,6 +121,7 @@ fn sample_point() -> Point {
         pinned: false,
         pins: Vec::new(),
         degraded: false,
+        verified: Vec::new(),
     }
 }
 

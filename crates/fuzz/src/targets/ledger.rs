@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use farside_ledger::{
     Body, Claim, CutTime, EpochInfo, Grid, Heartbeat, LayerEntry, LayerKind, Layers, PartEntry, Pin, Policy, Prune, PrunePolicy,
-    PrunedParts, Record, Stamp, State, TornVoid, TrackingLost, Unpin, Verdict, VoidReason, VolumeMeta, group_id, volume_id,
+    PrunedParts, Record, Stamp, State, TornVoid, TrackingLost, Unpin, Verdict, Verified, VerifiedHow, VoidReason, VolumeMeta,
+    group_id, volume_id,
 };
 use farside_region::{
     BootId, Generation, Geometry, LayerKey, LedgerPosition, Name, RecordDigest, RegionIndex, RegionSet, Seq, Slot, Term, VolumeId,
@@ -123,6 +124,7 @@ fn bodies() -> Vec<Body> {
             parts: vec![PrunedParts { layer: entry(1, 0, 1).key, parts: vec![0, 1] }],
         }),
         Body::TrackingLost(TrackingLost { volume: volume(1), term: Term(0) }),
+        Body::Verified(Verified { point: Slot(4), how: VerifiedHow::WithSource }),
         Body::TornVoid(TornVoid { torn_digest: [0x0b; 32], torn_bytes: 4096 }),
         claim(1, Some(Slot(10))),
         layers(LayerKind::Fuzzy, vec![entry(1, 11, 1)]),

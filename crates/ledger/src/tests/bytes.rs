@@ -46,6 +46,7 @@ fn samples() -> Vec<(&'static str, Record)> {
         ),
         ("torn", Body::TornVoid(TornVoid { torn_digest: [0x0b; 32], torn_bytes: 4096 })),
         ("tracking lost", Body::TrackingLost(TrackingLost { volume: vol(1), term: Term(3) })),
+        ("verified", Body::Verified(Verified { point: Slot(300), how: VerifiedHow::WithSource })),
     ];
     let stamp = Stamp { writer: [0x11; 16], mono_ms: 1234, wall_ms: -5 };
     let record = |(what, body)| {
@@ -189,7 +190,7 @@ proptest! {
     }
 }
 
-/// A ledger of twelve slots in which every field of the state has something in it.
+/// A ledger of sixteen slots in which every field of the state has something in it.
 fn checkpointed() -> (EncodedCheckpoint, CheckpointPlace, CheckpointParts) {
     let mut w = claimed();
     let unreadable = LayerEntry { unreadable_regions: regions(&[2]), ..w.next(2, 9) };
@@ -212,7 +213,13 @@ fn checkpointed() -> (EncodedCheckpoint, CheckpointPlace, CheckpointParts) {
     w.pass_ms(700);
     w.point(&[1]);
     assert_eq!(w.put(Body::TornVoid(TornVoid { torn_digest: [1; 32], torn_bytes: 1 })), Verdict::Void(VoidReason::Torn));
-    let place = CheckpointPlace { number: 2, slots: 4 };
+    let first = *w.state.points().keys().next().expect("a point");
+    for (point, how) in [(first, VerifiedHow::ReadBack), (point, VerifiedHow::WithSource), (point, VerifiedHow::ReadBack)] {
+        w.pass_ms(100);
+        assert_eq!(w.put(Body::Verified(Verified { point, how })), Verdict::Accepted);
+    }
+    assert_eq!(w.put(Body::Unpin(Unpin { pin: Slot(99) })), Verdict::Void(VoidReason::NoSuchPin(Slot(99))));
+    let place = CheckpointPlace { number: 3, slots: 4 };
     (EncodedCheckpoint::new(place, [0x44; 32], &w.state, &parts), place, parts)
 }
 

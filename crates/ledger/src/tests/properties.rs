@@ -15,6 +15,7 @@ enum Try {
     Heartbeat { volume: u8, behind: u64 },
     Pin { nth: usize },
     Unpin { nth: usize },
+    Verified { nth: usize, with_source: bool },
     Prune { keep: u32, span_ms: u64, grid: Vec<(u64, u64)>, aged: bool, behind: u64, extra: usize, parts: usize },
     Torn,
     Restart,
@@ -44,6 +45,7 @@ fn tries() -> impl Strategy<Value = Vec<Try>> {
             2 => (0u8..3, behind.clone()).prop_map(|(volume, behind)| Try::Heartbeat { volume, behind }),
             1 => (0usize..20).prop_map(|nth| Try::Pin { nth }),
             1 => (0usize..20).prop_map(|nth| Try::Unpin { nth }),
+            1 => (0usize..20, any::<bool>()).prop_map(|(nth, with_source)| Try::Verified { nth, with_source }),
             3 => (0u32..4, prop_oneof![Just(0u64), 0u64..9000], grids(), any::<bool>(), behind, 0usize..3, 0usize..4)
                 .prop_map(|(keep, span_ms, grid, aged, behind, extra, parts)| Try::Prune { keep, span_ms, grid, aged, behind, extra, parts }),
             1 => Just(Try::Torn),
@@ -87,6 +89,11 @@ fn body(w: &World, attempt: &Try) -> Option<Body> {
         Try::Unpin { nth } => {
             let pin = state.points().values().flat_map(|p| p.pins.keys()).nth(*nth).copied().unwrap_or(Slot(0));
             Body::Unpin(Unpin { pin })
+        }
+        Try::Verified { nth, with_source } => {
+            let point = state.points().keys().nth(*nth).copied().unwrap_or(Slot(1));
+            let how = if *with_source { VerifiedHow::WithSource } else { VerifiedHow::ReadBack };
+            Body::Verified(Verified { point, how })
         }
         Try::Prune { keep, span_ms, grid, aged, behind, extra, parts } => {
             let policy = Policy { grid: grid_of(grid), ..Policy::without_grid(*keep, *span_ms) };
@@ -210,6 +217,16 @@ proptest! {
                 match &body {
                     Body::Pin(p) => { pinned.entry(p.point).or_default().insert(slot); }
                     Body::Unpin(u) => pinned.values_mut().for_each(|p| { p.remove(&u.pin); }),
+                    // It changes what is known of points, and not which there are.
+                    Body::Verified(v) => {
+                        let proof = Proof { slot, wall_ms: record.stamp.wall_ms };
+                        prop_assert_eq!(w.state.points()[&v.point].proofs.by(v.how), Some(&proof));
+                        let newer = before.last_proofs().by(v.how).filter(|last| last.point > v.point);
+                        let newest = newer.map_or((v.point, proof), |last| (last.point, last.proof));
+                        prop_assert_eq!(w.state.last_proofs().by(v.how).map(|p| (p.point, p.proof)), Some(newest));
+                        prop_assert!(w.state.points().keys().eq(before.points().keys()));
+                        prop_assert_eq!((w.state.time_ms(), w.state.age_clock_ms()), (before.time_ms(), before.age_clock_ms()));
+                    }
                     Body::Prune(p) => {
                         let (PrunePolicy::LedgerTime { keep, .. } | PrunePolicy::Aged(Policy { keep, .. })) = &p.policy;
                         smallest_keep = Some(smallest_keep.map_or(*keep, |k| k.min(*keep)));

@@ -252,3 +252,30 @@ fn what_was_given_up_is_known_as_such_for_a_day_whoever_replays() {
     assert_eq!(lived(hours), 1);
     assert!(w.state.layer(&key).expect("known").pruned().contains(&0), "for ever");
 }
+
+#[test]
+fn what_was_verified_is_known_by_way_and_outlives_the_point() {
+    let mut w = claimed();
+    let (old, new) = (w.point(&[1, 2]), w.point(&[1, 2]));
+    let verified = |point, how| Body::Verified(Verified { point, how });
+    assert_eq!(void(w.put(verified(Slot(0), VerifiedHow::ReadBack))), VoidReason::NoSuchPoint(Slot(0)));
+    assert_eq!(w.state.last_proofs(), &Proofs::default());
+    let at = |w: &World| Proof { slot: w.state.head().expect("not empty"), wall_ms: w.wall_ms };
+    w.pass_ms(5);
+    assert_eq!(w.put(verified(old, VerifiedHow::WithSource)), Verdict::Accepted);
+    let compared = at(&w);
+    w.pass_ms(5);
+    assert_eq!(w.put(verified(old, VerifiedHow::ReadBack)), Verdict::Accepted);
+    w.pass_ms(5);
+    assert_eq!(w.put(verified(old, VerifiedHow::ReadBack)), Verdict::Accepted);
+    let read = at(&w);
+    assert_eq!(w.state.points()[&old].proofs, Proofs { read_back: Some(read), with_source: Some(compared) });
+    assert_eq!(w.state.points()[&new].proofs.iter().count(), 0);
+    // It holds nothing: neither the point, nor a prune that had looked before.
+    let looked = Slot(read.slot.0 - 1);
+    let policy = PrunePolicy::Aged(Policy::without_grid(1, 0));
+    assert_eq!(w.put(Body::Prune(Prune { looked, policy, points: vec![old], parts: vec![] })), Verdict::Accepted);
+    let last = w.state.last_proofs().read_back.expect("known");
+    assert_eq!((last.point, last.cut_wall_ms, last.proof), (old, epoch().wall_ms, read));
+    assert_eq!(void(w.put(verified(old, VerifiedHow::ReadBack))), VoidReason::NoSuchPoint(old));
+}

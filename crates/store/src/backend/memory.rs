@@ -19,6 +19,7 @@ const PAGE: usize = 3;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Met {
     Create,
+    Range,
     Delete,
     /// One page.
     List,
@@ -156,6 +157,7 @@ impl Backend for Memory {
     }
 
     async fn get_range(&self, name: &ObjectName, offset: u64, len: u64) -> Result<Bytes> {
+        self.met(Met::Range, When::Before, name.as_str());
         let Some(content) = self.get(name, u64::MAX).await? else {
             return Err(StoreError::NotFound { name: name.to_string(), path: self.place().into() });
         };

@@ -1,0 +1,150 @@
+//! Points that were verified, on request and unasked: what is on record of them, and what is said where one is not sound.
+
+use std::path::{Path, PathBuf};
+
+use farside_control::client::Client;
+use farside_control::receiver::ReceiverGroup;
+use farside_control::routes::PointsQuery;
+use farside_control::{PinRequest, Verification, VerificationState, VerifiedHow};
+use farside_ledger::LayerKind;
+
+use crate::site::{Gateway, granules, wait_until};
+
+fn anything() -> PointsQuery {
+    PointsQuery { of: Some("host1/default".into()), limit: None }
+}
+
+async fn verified(client: &Client, point: &str, of: &str) -> Verification {
+    let query = PointsQuery { of: Some(of.into()), limit: None };
+    client.point_verify(point, &query).await.expect("begun");
+    let mut now = None;
+    wait_until("the verification to end", async || {
+        let shown = client.verification().await.expect("one was begun");
+        let is_over = shown.state != VerificationState::Running;
+        now = is_over.then_some(shown);
+        is_over
+    })
+    .await;
+    now.expect("it ended")
+}
+
+async fn group(gateway: &Gateway) -> ReceiverGroup {
+    gateway.status().await.sources[0].groups[0].clone()
+}
+
+fn newest_segment(gateway: &Gateway) -> PathBuf {
+    fn walk(folder: &Path, found: &mut Vec<PathBuf>) {
+        for entry in std::fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path()) {
+            if entry.is_dir() { walk(&entry, found) } else { found.push(entry) }
+        }
+    }
+    let mut found = Vec::new();
+    walk(&gateway.path("store/groups/host1/default/segments"), &mut found);
+    found.into_iter().max().expect("a segment")
+}
+
+#[tokio::test]
+async fn a_point_that_was_found_sound_as_a_whole_is_on_record() {
+    let mut gateway = Gateway::new("");
+    gateway.start().await;
+    let host = gateway.pair("host1").await;
+    let mut source = host.connect("default").await;
+    let (data, log) = (source.claim("data").await, source.claim("log").await);
+    for volume in [&data, &log] {
+        source.publish(volume, 1, &granules(0, 40), LayerKind::Point).await;
+    }
+    assert_eq!(group(&gateway).await.last_verified, None);
+    let client = gateway.client();
+
+    // Each of these points holds one volume.
+    let done = verified(&client, "latest", "host1/default/log").await;
+    assert!(done.is_sound() && done.not_recorded.is_none(), "{done:?}");
+    assert_eq!(done.recorded.expect("on record").how, VerifiedHow::ReadBack);
+    let points = gateway.points(Some("host1/default")).await;
+    assert_eq!((points[0].verified.len(), points[1].verified.len()), (1, 0), "{points:?}");
+    assert_eq!(Some(points[0].verified[0]), done.recorded);
+    let last = group(&gateway).await.last_verified.expect("known");
+    assert_eq!((last.id, last.verified, last.retained), (points[0].id, points[0].verified[0], true));
+
+    // An older one says nothing of the newest that was; and it is all there after a restart.
+    let older = points[1].id.to_string();
+    assert!(verified(&client, &older, "host1/default").await.recorded.is_some());
+    assert_eq!(group(&gateway).await.last_verified.map(|last| last.id), Some(points[0].id));
+    gateway.stop();
+    gateway.start().await;
+    wait_until("the group", async || gateway.points(None).await.len() == 2).await;
+    assert!(gateway.points(None).await.iter().all(|point| point.verified.len() == 1));
+
+    // One that is damaged is not put on record again.
+    let segment = newest_segment(&gateway);
+    let good = std::fs::read(&segment).expect("read");
+    let mut bad = good.clone();
+    bad[good.len() / 2] ^= 1;
+    std::fs::write(&segment, &bad).expect("written");
+    let done = verified(&client, "latest", "host1/default").await;
+    assert!(done.volumes[0].damaged_regions > 0 && done.recorded.is_none() && done.not_recorded.is_none(), "{done:?}");
+    std::fs::write(&segment, &good).expect("written");
+    gateway.stop();
+    gateway.check_store();
+}
+
+#[tokio::test]
+async fn the_newest_point_is_verified_unasked_and_what_is_damaged_is_said_until_it_is_not() {
+    let mut gateway = Gateway::new("[verify]\nevery = \"1s\"\nafter_start = \"0s\"\n");
+    gateway.start().await;
+    let host = gateway.pair("host1").await;
+    let mut source = host.connect("default").await;
+    let volume = source.claim("data").await;
+    source.publish(&volume, 1, &granules(0, 40), LayerKind::Point).await;
+    wait_until("the first point to be verified", async || group(&gateway).await.last_verified.is_some()).await;
+    let first = gateway.points(None).await[0].id;
+    assert_eq!(group(&gateway).await.last_verified.map(|last| last.id), Some(first));
+    wait_until("its pin to be gone", async || gateway.points(None).await.iter().all(|point| !point.pinned)).await;
+
+    // It is damaged before it is there to be verified.
+    gateway.stop();
+    let segment = newest_segment(&gateway);
+    let good = std::fs::read(&segment).expect("read");
+    let mut bad = good.clone();
+    bad[good.len() / 2] ^= 1;
+    std::fs::write(&segment, &bad).expect("written");
+    gateway.start().await;
+    let reason = |group: &ReceiverGroup| group.reasons.iter().find(|reason| reason.code == "verification_failed").cloned();
+    wait_until("the damage to be said", async || reason(&group(&gateway).await).is_some()).await;
+    let said = reason(&group(&gateway).await).expect("just seen");
+    let object = segment.strip_prefix(gateway.path("store")).expect("in the store").display().to_string();
+    for name in ["host1/default", &first.to_string(), "volume data", "region 0", &object] {
+        assert!(said.message.contains(name), "{said:?}");
+    }
+    assert!(said.what_to_do.contains(&format!("farside point verify {first}")), "{said:?}");
+    wait_until("its pin to be gone", async || gateway.points(None).await.iter().all(|point| !point.pinned)).await;
+    // Whoever put it back need not wait.
+    std::fs::write(&segment, &good).expect("written");
+    let done = verified(&gateway.client(), "latest", "host1/default").await;
+    assert!(done.recorded.is_some(), "{done:?}");
+    wait_until("it to be forgotten", async || reason(&group(&gateway).await).is_none()).await;
+    gateway.stop();
+    gateway.check_store();
+}
+
+/// A process that was killed while it verified has left its pin; a person's pin stays.
+#[tokio::test]
+async fn the_pin_of_a_verification_that_was_cut_short_is_withdrawn_at_the_next_start() {
+    let mut gateway = Gateway::new("[verify]\nevery = \"never\"\n");
+    gateway.start().await;
+    let host = gateway.pair("host1").await;
+    let mut source = host.connect("default").await;
+    let volume = source.claim("data").await;
+    source.publish(&volume, 1, &granules(0, 40), LayerKind::Point).await;
+    let client = gateway.client();
+    for reason in ["mine", "farside-receiver is verifying it"] {
+        client.point_pin("latest", &anything(), &PinRequest { reason: reason.into() }).await.expect("pinned");
+    }
+    gateway.kill();
+    gateway.start().await;
+    wait_until("the pin to be gone", async || gateway.points(None).await.iter().any(|point| point.pins.len() == 1)).await;
+    assert_eq!(gateway.points(None).await[0].pins[0].reason, "mine");
+    assert_eq!(group(&gateway).await.last_verified, None, "never is never");
+    gateway.stop();
+    gateway.check_store();
+}
