@@ -464,7 +464,8 @@ restore of the point wants --allow-degraded.
 Examples:
   farside point verify latest --of db                   every volume of the newest point
   farside point verify 42-9f3c2a1b --of web1/db/log     one of its volumes
-  farside point verify -1h --of data --store /srv/farside")]
+  farside point verify -1h --of data --store /srv/farside
+  farside point verify latest --of db --against-source  on the protected host")]
     Verify {
         /// Which point, of what.
         #[command(flatten)]
@@ -472,6 +473,12 @@ Examples:
         /// Read this store instead of asking farside-receiver: a directory, or s3://BUCKET/PREFIX (also az://, gs://).
         #[arg(long, value_name = "URL")]
         store: Option<String>,
+        /// On the protected host: compare the newest point with what the volumes hold, by digests only.
+        ///
+        /// As `farside volume verify` for every volume of the group: 4 MiB come over the line for every GiB. What changed since the
+        /// point is sent as always, and the gateway puts it on record of its newest point, or of the next one.
+        #[arg(long, conflicts_with = "store")]
+        against_source: bool,
     },
     /// Open a volume as it was at a point, at once, as a block device over NBD; until this command ends.
     Open(OpenArgs),

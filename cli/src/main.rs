@@ -135,7 +135,11 @@ async fn ask(cli: Cli) -> Result<(), Failure> {
             let (point, of) = resolve(which)?;
             point::unpin(&cli.global, &hosts, point, of.as_ref()).await
         }
-        Command::Point(PointCommand::Verify { which, store }) => {
+        Command::Point(PointCommand::Verify { which, against_source: true, .. }) => {
+            let (point, of) = resolve(which)?;
+            volume::verify_group(&cli.global, &hosts, point, of.as_ref()).await
+        }
+        Command::Point(PointCommand::Verify { which, store, against_source: false }) => {
             let (point, of) = resolve(which)?;
             point::verify(&cli.global, &hosts, point, of.as_ref(), store.as_deref()).await
         }

@@ -1,12 +1,13 @@
 //! `farside volume …`: what is protected.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Duration;
 
-use farside_control::Client;
 use farside_control::source::{
     Accept, IfAbsent, ResyncRequest, VerifyOutcome, VerifyStatus, VolumeAdd, VolumeState, VolumeStatus,
 };
+use farside_control::{Address, Client, PointRef};
 
 use crate::args::{AcceptArg, Global, IfAbsentArg, VolumeCommand};
 use crate::confirm::confirm;
@@ -111,41 +112,91 @@ async fn verify(global: &Global, client: &Client, name: &str, detach: bool) -> R
     if let Some(progress) = &progress {
         progress.finish();
     }
-    let text = verified(name, &result);
+    let failure = failure_of(name, &result);
+    // What is a failure in words is a result for programs, as far as it is one at all.
+    if global.json && matches!(result.outcome, VerifyOutcome::Running | VerifyOutcome::Done) {
+        print::json(&result)?;
+    } else if failure.is_none() {
+        print::out(&verified(name, &result))?;
+    }
+    failure.map_or(Ok(()), Err)
+}
+
+/// Why a verify did not end well.
+fn failure_of(name: &str, result: &VerifyStatus) -> Option<Failure> {
+    let early =
+        |exit, why: &str, what_to_do: &str| Failure::new(exit, format!("the verify of {name} ended early: {why}"), what_to_do);
     match result.outcome {
-        VerifyOutcome::Running | VerifyOutcome::Done if result.differing_bytes == 0 => {
-            if global.json {
-                print::json(&result)
-            } else {
-                print::out(&text)
-            }
-        }
+        VerifyOutcome::Running | VerifyOutcome::Done if result.differing_bytes == 0 => None,
         VerifyOutcome::Running | VerifyOutcome::Done => {
-            if global.json {
-                print::json(&result)?;
-            }
-            Err(Failure::new(
+            let text = verified(name, result);
+            Some(Failure::new(
                 Exit::Damaged,
                 text.trim_end(),
                 "it has been sent; report this, with the daemon's log: it must not happen",
             ))
         }
-        VerifyOutcome::Superseded => Err(Failure::new(
-            Exit::Refused,
-            format!("the verify of {name} ended early: everything is compared anyway"),
-            "look at `farside status`",
-        )),
-        VerifyOutcome::Refused => Err(Failure::new(
-            Exit::Refused,
-            format!("the verify of {name} ended early: the volume refuses to go on"),
-            "`farside status` says why, and what to do",
-        )),
-        VerifyOutcome::Stopped => Err(Failure::new(
-            Exit::Failed,
-            format!("the verify of {name} ended early: farsided was stopped"),
-            "begin it again when it runs",
-        )),
+        VerifyOutcome::Superseded => Some(early(Exit::Refused, "everything is compared anyway", "look at `farside status`")),
+        VerifyOutcome::Refused => {
+            Some(early(Exit::Refused, "the volume refuses to go on", "`farside status` says why, and what to do"))
+        }
+        VerifyOutcome::Stopped => Some(early(Exit::Failed, "farsided was stopped", "begin it again when it runs")),
     }
+}
+
+/// `farside point verify … --against-source`: every volume of the group, by digests.
+pub(crate) async fn verify_group(global: &Global, hosts: &Hosts, wanted: PointRef, of: Option<&Address>) -> Result<(), Failure> {
+    if wanted != PointRef::Latest {
+        let message = format!("`{wanted}` cannot be compared with what its volumes hold now: only the newest point can");
+        let what_to_do = "say `latest`; or, on the gateway, leave --against-source out: the point is read in full there";
+        return Err(Failure::new(Exit::Usage, message, what_to_do));
+    }
+    let client = hosts.source();
+    let (source, volumes) = (client.source_status().await?.source, client.volumes().await?);
+    let is_meant = |volume: &&VolumeStatus| {
+        of.is_none_or(|of| of.is_group(&source, &volume.group) || of.is_volume(&source, &volume.group, &volume.name))
+    };
+    let groups: BTreeSet<&str> = volumes.iter().filter(is_meant).map(|volume| volume.group.as_str()).collect();
+    let group = match groups.first() {
+        Some(group) if groups.len() == 1 => *group,
+        Some(_) => return Err(Failure::new(Exit::Usage, "the volumes are of several groups", "say which, with --of GROUP")),
+        None => {
+            return Err(Failure::new(
+                Exit::NotFound,
+                "there is no such volume or group here",
+                "see which there are: farside status",
+            ));
+        }
+    };
+    let names: Vec<&str> = volumes.iter().filter(|volume| volume.group == group).map(|volume| volume.name.as_str()).collect();
+    for name in &names {
+        client.volume_verify(name).await?;
+    }
+    let progress = Progress::new(global.json);
+    let results: Vec<(&str, VerifyStatus)> = loop {
+        let now = client.volumes().await?;
+        let status = |name: &str| now.iter().find(|volume| volume.name == name).and_then(|volume| volume.verify.clone());
+        let all: Vec<_> = names.iter().map(|name| (*name, status(name).unwrap_or_default())).collect();
+        if all.iter().all(|(_, result)| result.outcome != VerifyOutcome::Running) {
+            break all;
+        }
+        let sum = |of: fn(&VerifyStatus) -> u64| all.iter().map(|(_, result)| of(result)).sum::<u64>();
+        progress.set(sum(|result| result.done_bytes), sum(|result| result.total_bytes));
+        tokio::time::sleep(VERIFY_INTERVAL).await;
+    };
+    progress.finish();
+    if global.json {
+        print::json(&results.iter().map(|(name, result)| (*name, result)).collect::<BTreeMap<_, _>>())?;
+    } else {
+        results.iter().try_for_each(|(name, result)| print::out(&verified(name, result)))?;
+    }
+    if let Some(failure) = results.iter().find_map(|(name, result)| failure_of(name, result)) {
+        return Err(failure);
+    }
+    if global.json || results.iter().any(|(_, result)| result.unreadable_bytes > 0) {
+        return Ok(());
+    }
+    print::out("the gateway puts it on record of the newest point that has all of this, which may be the next one\n")
 }
 
 /// A verify in words.

@@ -4,7 +4,7 @@
 use std::os::unix::fs::FileExt as _;
 
 use farside_tests::verify::{Rng, Verifier};
-use farside_tests::{Site, run, wait_for};
+use farside_tests::{Site, VolumeSpec, run, wait_for};
 use serde_json::Value;
 
 const BYTES: u64 = 24 << 20;
@@ -51,6 +51,63 @@ fn a_clean_region_that_differs_is_named_and_sent() {
     // Readable later, for people too.
     let shown = run(site.farside().args(["volume", "show", "data"]));
     assert!(String::from_utf8_lossy(&shown.stdout).contains("differed"), "{shown:?}");
+}
+
+/// The store's disk changes a bit of what it holds. The host has that content still, and a verify has it sent again.
+#[test]
+fn what_rots_in_the_store_is_healed_from_the_host() {
+    let site = Site::with_volume(BYTES, "200ms", 1);
+    let mut client = Verifier::new(&site.tap("data"), BYTES);
+    client.steps(&mut Rng(13), 200);
+    client.flush();
+    wait_cold(&site);
+    let segment = site.largest_segment("data");
+    let file = std::fs::File::options().read(true).write(true).open(&segment).expect("a segment");
+    let (at, mut byte) = (segment.metadata().expect("a segment").len() / 3, [0]);
+    file.read_exact_at(&mut byte, at).and_then(|()| file.write_all_at(&[byte[0] ^ 4], at)).expect("written");
+    let sound = |site: &Site| {
+        let store = site.store().display().to_string();
+        let arguments = ["point", "verify", "latest", "--of", "data", "--json", "--store", &store];
+        let output = farside_tests::program("farside").args(arguments).output().expect("it starts");
+        let result: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {output:?}"));
+        (output.status.code(), result["volumes"][0]["damage"][0]["segment"].as_str().map(str::to_owned))
+    };
+    let name = segment.strip_prefix(site.store()).expect("in the store").display().to_string();
+    assert_eq!(sound(&site), (Some(DAMAGED), Some(name)));
+    let (_, result) = verify(&site);
+    assert_eq!(result["outcome"], "done", "{result}");
+    assert_ne!(result["differing_bytes"], 0, "{result}");
+    site.wait_quiet();
+    wait_for("a point without what had rotted", || (sound(&site) == (Some(0), None)).then_some(()));
+    client.check_all();
+}
+
+/// Over the line come digests only. What they say is on record of a point that holds both volumes.
+#[test]
+fn the_newest_point_is_compared_with_the_host_and_that_is_on_record() {
+    let spec = |name: &str| VolumeSpec { name: name.into(), bytes: BYTES, group: "default".into() };
+    let mut site = Site::new(&[spec("data"), spec("log")], "200ms", 8);
+    site.start_all();
+    for (volume, seed) in [("data", 14), ("log", 15)] {
+        let mut client = Verifier::new(&site.tap(volume), BYTES);
+        client.steps(&mut Rng(seed), 200);
+        client.flush();
+    }
+    site.wait_quiet();
+    let compared = |site: &Site| site.points("data").iter().any(|p| p["verified"][0]["how"] == "with_source");
+    assert!(!compared(&site));
+    let against_source = |point: &str| {
+        let arguments = ["point", "verify", point, "--of", "default", "--against-source"];
+        site.farside().args(arguments).output().expect("it starts")
+    };
+    let refused = against_source("-1h");
+    assert_eq!(refused.status.code(), Some(2), "{refused:?}");
+    let done = against_source("latest");
+    let text = String::from_utf8_lossy(&done.stdout).into_owned();
+    assert!(done.status.success() && text.contains("data was verified") && text.contains("log was verified"), "{done:?}");
+    wait_for("the record", || compared(&site).then_some(()));
+    let members = |p: &Value| p["members"].as_array().map(Vec::len);
+    assert!(site.points("data").iter().filter(|p| p["verified"][0].is_object()).all(|p| members(p) == Some(2)));
 }
 
 #[test]

@@ -51,8 +51,10 @@ pub struct Features(pub u64);
 impl Features {
     /// Retention by a grid: [`SourceMessage::Retention`](crate::SourceMessage::Retention) is understood.
     pub const GRID: Self = Self(1);
+    /// A source may say what it compared: [`SourceMessage::Compared`](crate::SourceMessage::Compared) is understood.
+    pub const COMPARED: Self = Self(2);
     /// What this build can do.
-    pub const OURS: Self = Self::GRID;
+    pub const OURS: Self = Self(Self::GRID.0 | Self::COMPARED.0);
 
     /// What both can do.
     #[must_use]

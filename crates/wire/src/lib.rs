@@ -23,7 +23,7 @@ pub use codec::{
     encode_payload,
 };
 pub use messages::{
-    ClaimOutcome, ClaimRequest, ClaimVerdict, Credit, CurrentVolume, DAMAGED_VOLUMES_MAX, DIGEST_GRANULES_MAX, Damage,
+    ClaimOutcome, ClaimRequest, ClaimVerdict, Compared, Credit, CurrentVolume, DAMAGED_VOLUMES_MAX, DIGEST_GRANULES_MAX, Damage,
     DamagedVolume, DigestAnswer, DigestQuery, DigestRun, END_MEMBERS_MAX, END_RANGES_MAX, EndMember, EpochEnd, HeldLayer,
     InstanceId, LayerBegin, LayerFate, LedgerLayer, LedgerSlice, LossRecorded, LossReport, Lost, NewestPoint, Notice, Published,
     RESUME_LAYERS_MAX, ReadLedger, ReceiverHello, ReceiverMessage, Refusal, RefusalCode, RequestId, ResumeAnswer, ResumeQuery,

@@ -64,6 +64,8 @@ pub enum SourceMessage {
     TrackingLost(LossReport),
     /// In place of [`Self::Settings`], where both have [`Features::GRID`].
     Retention(Policy),
+    /// A volume was held against what is published, and nothing was wrong; where both have [`Features::COMPARED`].
+    Compared(Compared),
 }
 
 /// From the receiver.
@@ -259,6 +261,17 @@ pub struct LossReport {
     pub volume: VolumeId,
     /// The asker's term.
     pub term: Term,
+}
+
+/// Every granule of a volume has the digest that is published, or was sent while that was looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Compared {
+    /// Which volume.
+    pub volume: VolumeId,
+    /// The asker's term.
+    pub term: Term,
+    /// What was published of the volume at the end.
+    pub position: LedgerPosition,
 }
 
 /// The ledger keeps it.

@@ -90,6 +90,7 @@ fn from_source() -> Vec<SourceMessage> {
         SourceMessage::Settings(Settings { keep: 10, span_ms: 86_400_000 }),
         SourceMessage::TrackingLost(LossReport { id, volume, term: Term(3) }),
         SourceMessage::Retention(Policy { grid: grid(2), ..Policy::without_grid(10, 60_000) }),
+        SourceMessage::Compared(Compared { volume, term: Term(3), position: position() }),
     ]
 }
 
@@ -449,6 +450,7 @@ const GOLDEN_SOURCE: [&str; 13] = [
     "090a80b89929",
     "0a07[aa*16]03",
     "0b0ae0d40302e0d40380dddb01c0a90780bab703",
+    "0c[aa*16]0305[bb*32]",
 ];
 const GOLDEN_RECEIVER: [&str; 15] = [
     "000100[22*16]",

@@ -588,6 +588,10 @@ impl Gateway {
             }
             SourceMessage::Resume(query) => query.term = standing(query.volume).map_or(query.term, |(term, _)| term),
             SourceMessage::Digests(query) => query.term = standing(query.volume).map_or(query.term, |(term, _)| term),
+            SourceMessage::Compared(said) => {
+                said.term = standing(said.volume).map_or(said.term, |(term, _)| term);
+                said.position = self.state.position().unwrap_or(said.position);
+            }
             SourceMessage::TrackingLost(report) => report.term = standing(report.volume).map_or(report.term, |(term, _)| term),
             SourceMessage::LayerBegin(begin) => {
                 begin.key.term = standing(begin.key.volume).map_or(begin.key.term, |(term, _)| term);

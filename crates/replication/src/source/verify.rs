@@ -16,7 +16,7 @@
 //! Deliberately not here: durability. A verify that was cut short by the end of the process begins anew when asked for.
 
 use farside_region::{GranuleRun, RegionIndex, RegionRange, RegionSet, VolumeId, mutation};
-use farside_wire::{DIGEST_GRANULES_MAX, DigestAnswer, DigestQuery, RequestId, SourceMessage};
+use farside_wire::{Compared, DIGEST_GRANULES_MAX, DigestAnswer, DigestQuery, Features, RequestId, SourceMessage};
 
 use super::api::{Action, Nanos, VerifyChunk, VerifyRead};
 use super::volume::{Volume, region_bytes};
@@ -182,9 +182,20 @@ impl Source {
                 Stage::Walking { cursor } if may && !busy => self.ask_chunk(id, cursor, out),
                 Stage::Comparing if verify.heating.is_empty() && !switching && compared => {
                     volume.end_verify(now, VerifyOutcome::Done);
+                    self.say_compared(id, out);
                 }
                 _ => {}
             }
+        }
+    }
+
+    /// A volume was compared from end to end and is what is published: the ledger may say so of a point.
+    fn say_compared(&self, id: VolumeId, out: &mut Vec<Action>) {
+        let volume = &self.volumes[&id];
+        let is_equal = volume.verify_report.as_ref().is_some_and(|r| r.differing.is_empty() && r.unreadable.is_empty());
+        let is_known = matches!(self.link, Link::Up { .. }) && self.features.has(Features::COMPARED);
+        if let (true, Some(term), Some(position)) = (is_equal && is_known && volume.is_checked(), volume.held, volume.published) {
+            self.send(SourceMessage::Compared(Compared { volume: id, term, position }), out);
         }
     }
 

@@ -1,11 +1,13 @@
 //! One record at a time: what to append next, and what its verdict means (T11, T15).
 
 use farside_ledger::{
-    Body, Claim, Heartbeat, LayerEntry, LayerKind, Layers, Record, Stamp, State, TrackingLost, Verdict, VoidReason,
+    Body, Claim, Heartbeat, LayerEntry, LayerKind, Layers, Record, Stamp, State, TrackingLost, Verdict, Verified, VerifiedHow,
+    VoidReason,
 };
 use farside_region::{LayerKey, LedgerPosition, Seq, Slot, Term, VolumeId, mutation};
 use farside_wire::{
-    ClaimOutcome, ClaimVerdict, LossRecorded, LossReport, Lost, Notice, Published, ReceiverMessage, RefusalCode, RequestId, Void,
+    ClaimOutcome, ClaimVerdict, Compared, LossRecorded, LossReport, Lost, Notice, Published, ReceiverMessage, RefusalCode,
+    RequestId, Void,
 };
 
 use super::api::{Action, AppendOutcome, DropWhy, Report, SessionId, Ticket};
@@ -37,6 +39,7 @@ enum What {
     Layers { kind: LayerKind, keys: Vec<LayerKey> },
     Loss { session: SessionId, report: LossReport },
     Heartbeat,
+    Compared { point: Slot },
 }
 
 impl Target {
@@ -69,6 +72,14 @@ impl Target {
             && self.has_spare(self.config.limits.file_bytes)
         {
             self.append(What::Heartbeat, Body::Heartbeat(heartbeat), out);
+        }
+        if self.appending.is_none()
+            && self.in_time(now)
+            && self.has_spare(self.config.limits.file_bytes)
+            && let Some(point) = self.compared_point(state)
+        {
+            self.charge(now, self.config.limits.file_bytes);
+            self.append(What::Compared { point }, Body::Verified(Verified { point, how: VerifiedHow::WithSource }), out);
         }
     }
 
@@ -332,7 +343,7 @@ impl Target {
                     What::Claim(queued) => self.claims.push_front(queued),
                     What::Submission { submission, body } => self.submissions.push_front((submission, body)),
                     What::Loss { session, report } => self.loss_reported(state, session, report, out),
-                    What::Layers { .. } | What::Heartbeat => {}
+                    What::Layers { .. } | What::Heartbeat | What::Compared { .. } => {}
                 }
                 self.others_wrote(state, out);
             }
@@ -369,6 +380,7 @@ impl Target {
             }
             What::Loss { session, report } => self.refuse_loss(session, report, RefusalCode::Protocol, &text, out),
             What::Heartbeat => self.heartbeat = None,
+            What::Compared { .. } => self.compared.clear(),
         }
     }
 
@@ -408,7 +420,7 @@ impl Target {
                 out.push(Action::Submitted { submission, outcome: AppendOutcome::Failed { text } });
             }
             What::Loss { session, report } => _ = self.losses.insert(report.volume, (session, report)),
-            What::Layers { .. } | What::Heartbeat => {}
+            What::Layers { .. } | What::Heartbeat | What::Compared { .. } => {}
         }
     }
 
@@ -440,6 +452,11 @@ impl Target {
                 Verdict::Accepted | Verdict::Void(VoidReason::Duplicate) => self.loss_recorded(session, report, out),
                 Verdict::Void(reason) => self.refuse_loss(session, report, RefusalCode::Term, &reason.to_string(), out),
             },
+            What::Compared { point } => {
+                if let (Verdict::Accepted, Some(point)) = (verdict, state.points().get(&point)) {
+                    point.members.iter().for_each(|member| _ = self.compared.remove(&member.key.volume));
+                }
+            }
             What::Heartbeat => {
                 self.recorded_at = now;
                 // Not to be said again: void is void (T15).
@@ -450,6 +467,27 @@ impl Target {
                 }
             }
         }
+    }
+
+    /// A source held a volume against what is published. Nothing is remembered of what is not so here.
+    pub(super) fn was_compared(&mut self, state: &State, compared: &Compared) {
+        let Compared { volume, term, position } = *compared;
+        if state.volume(volume).is_some_and(|known| known.term() == term) && state.holds(&position) {
+            self.compared.insert(volume, (term, position.slot));
+        }
+    }
+
+    /// The newest point, if all its members were compared with their sources as they are in it, or before. What came in between
+    /// came from there.
+    fn compared_point(&mut self, state: &State) -> Option<Slot> {
+        self.compared.retain(|id, (term, _)| state.volume(*id).is_some_and(|volume| volume.term() == *term));
+        let (&slot, point) = state.points().last_key_value().filter(|_| !self.compared.is_empty())?;
+        let is_compared = |id: VolumeId| {
+            let (_, at) = self.compared.get(&id)?;
+            state.layers_above(id, Some(slot)).all(|layer| layer.slot > *at).then_some(())
+        };
+        point.members.iter().all(|member| is_compared(member.key.volume).is_some()).then_some(())?;
+        Some(slot)
     }
 
     /// A source lost track of what changes, and asks the ledger to remember it. One per volume waits at most.

@@ -18,7 +18,7 @@ mod sessions;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use farside_ledger::{Body, CutTime, Heartbeat, Policy, State};
-use farside_region::{LayerKey, Term, VolumeId};
+use farside_region::{LayerKey, Slot, Term, VolumeId};
 use farside_wire::{InstanceId, LossReport, ReceiverMessage, Settings, SourceMessage};
 
 use crate::source::Nanos;
@@ -38,6 +38,8 @@ pub struct Target {
     claims: VecDeque<QueuedClaim>,
     /// Losses of tracking that the ledger is to remember; kept also when their connection is gone.
     losses: BTreeMap<VolumeId, (SessionId, LossReport)>,
+    /// Volumes that their source compared with what was published in that slot, until that is on record of a point.
+    compared: BTreeMap<VolumeId, (Term, Slot)>,
     submissions: VecDeque<(u64, Body)>,
     heartbeat: Option<Heartbeat>,
     quiet: BTreeMap<VolumeId, (CutTime, Nanos)>,
@@ -76,6 +78,7 @@ impl Target {
             layers: BTreeMap::new(),
             claims: VecDeque::new(),
             losses: BTreeMap::new(),
+            compared: BTreeMap::new(),
             submissions: VecDeque::new(),
             heartbeat: None,
             quiet: BTreeMap::new(),
@@ -174,6 +177,7 @@ impl Target {
             }
             SourceMessage::Retention(policy) => self.retention(state, from, policy, out),
             SourceMessage::TrackingLost(report) => self.loss_reported(state, from, report, out),
+            SourceMessage::Compared(compared) => self.was_compared(state, &compared),
             _ => self.close(from, "a message that this build does not know", out),
         }
     }

@@ -49,6 +49,8 @@ pub(super) struct Host {
     pub(super) said: Vec<SourceMessage>,
     pub(super) did: Vec<Action>,
     pub(super) epoch: u64,
+    /// What its receiver can do.
+    features: Features,
 }
 
 impl Host {
@@ -66,7 +68,8 @@ impl Host {
             layer_digest,
             limits,
         };
-        Self { source: Source::new(config), now: 1000, said: Vec::new(), did: Vec::new(), epoch: 0 }
+        let features = Features(0);
+        Self { source: Source::new(config), now: 1000, said: Vec::new(), did: Vec::new(), epoch: 0, features }
     }
 
     pub(super) fn add(&mut self, n: u8, confirmed: Option<u64>, position: Option<u64>, hot: RegionSet, start: Start) {
@@ -110,7 +113,7 @@ impl Host {
     pub(super) fn connect_with(&mut self, granted_bytes: u64) {
         let connection = self.connection();
         self.event(Event::Connected { connection });
-        self.greet(Features(0));
+        self.greet(self.features);
         self.hear(ReceiverMessage::Credit(Credit { granted_bytes }));
     }
 
@@ -165,7 +168,12 @@ impl Host {
 
     /// Two volumes in an empty ledger, claimed at slots 0 and 1, with nothing dirty.
     pub(super) fn streaming() -> Self {
-        let mut host = Self::new();
+        Self::streaming_to(Features(0))
+    }
+
+    /// The same, to a receiver that can do this.
+    pub(super) fn streaming_to(features: Features) -> Self {
+        let mut host = Self { features, ..Self::new() };
         for n in [1, 2] {
             host.add(n, None, None, RegionSet::new(), Start::Clean);
         }

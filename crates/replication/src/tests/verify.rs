@@ -1,9 +1,10 @@
 //! `verify`, step by step (T6): what may cool, what is asked again, and that a bit is durable before a difference is sent.
 
-use farside_region::{GranuleSet, RegionIndex, RegionSet, VolumeId};
-use farside_wire::{Credit, DigestAnswer, DigestRun, Notice, ReceiverMessage, RequestId, SourceMessage};
+use farside_ledger::{Body, LayerKind, Verdict, Verified, VerifiedHow};
+use farside_region::{GranuleSet, RegionIndex, RegionSet, Slot, Term, VolumeId};
+use farside_wire::{Compared, Credit, DigestAnswer, DigestRun, Features, Notice, ReceiverMessage, RequestId, SourceMessage};
 
-use super::directed::{Host, current, regions};
+use super::directed::{Gateway, Host, claimed, current, key, regions};
 use super::world::{GRANULES, volume};
 use crate::source::{Action, Event, VerifyChunk, VerifyOutcome, VerifyRead, VerifyReport};
 
@@ -193,4 +194,68 @@ fn mistakes_are_seen() {
     });
     farside_region::mutation::set(&[]);
     assert!(seen.is_err());
+}
+
+/// Who understands it hears that all was equal, and only then.
+#[test]
+fn a_verify_that_found_everything_equal_is_said() {
+    for (features, differs) in [(Features::COMPARED, false), (Features::COMPARED, true), (Features(0), false)] {
+        let mut host = Host::streaming_to(features);
+        host.said.clear();
+        host.event(Event::Verify { volume: id() });
+        if differs {
+            answer(&mut host);
+            let request = chunk(&mut host).expect("a chunk").id;
+            read(&mut host, request, RegionSet::new(), regions(2, 1));
+        }
+        walk(&mut host);
+        let said: Vec<_> = host.said.iter().filter(|m| matches!(m, SourceMessage::Compared(_))).collect();
+        match said[..] {
+            [] => assert!(differs || features == Features(0)),
+            [SourceMessage::Compared(compared)] => {
+                assert_eq!((compared.volume, compared.term), (id(), Term(0)));
+                assert!(!differs && features == Features::COMPARED);
+            }
+            _ => panic!("{said:?}"),
+        }
+    }
+}
+
+fn compared(gateway: &mut Gateway, n: u8, term: u64) {
+    let position = gateway.state.position().expect("not empty");
+    gateway.hear(1, SourceMessage::Compared(Compared { volume: volume(n), term: Term(term), position }));
+}
+
+#[test]
+fn what_was_compared_is_on_record_of_the_newest_point_that_has_all_of_it() {
+    let mut gateway = claimed();
+    let publish = |gateway: &mut Gateway, kind, layers: &[(u8, u64, u64)]| {
+        let members: Vec<_> = layers.iter().map(|&(n, term, seq)| key(n, term, seq)).collect();
+        members.iter().for_each(|key| gateway.part(*key, 0, key.seq.0 as u8));
+        let digests: Vec<[u8; 1]> = members.iter().map(|key| [key.seq.0 as u8]).collect();
+        let end: Vec<_> = members.iter().zip(&digests).map(|(key, parts)| (*key, &parts[..])).collect();
+        gateway.end(kind, &end);
+        assert_eq!(gateway.append().expect("a record").1, Verdict::Accepted);
+        gateway.state.head().expect("not empty")
+    };
+    let first = publish(&mut gateway, LayerKind::Point, &[(1, 0, 1), (2, 1, 1)]);
+    let recorded = |gateway: &mut Gateway| match gateway.append() {
+        Some((Body::Verified(Verified { point, how: VerifiedHow::WithSource }), Verdict::Accepted)) => Some(point),
+        None => None,
+        other => panic!("{other:?}"),
+    };
+    compared(&mut gateway, 1, 7);
+    compared(&mut gateway, 2, 1);
+    assert_eq!(recorded(&mut gateway), None, "one of another claim, and one of two");
+    compared(&mut gateway, 1, 0);
+    assert_eq!(recorded(&mut gateway), Some(first));
+    assert_eq!(recorded(&mut gateway), None, "once");
+    // What came after a point is not in it.
+    publish(&mut gateway, LayerKind::Fuzzy, &[(1, 0, 2)]);
+    compared(&mut gateway, 1, 0);
+    compared(&mut gateway, 2, 1);
+    assert_eq!(recorded(&mut gateway), None);
+    let second = publish(&mut gateway, LayerKind::Point, &[(1, 0, 3), (2, 1, 2)]);
+    assert_eq!(recorded(&mut gateway), Some(second), "the next one has it");
+    assert!(gateway.state.points()[&Slot(second.0)].proofs.with_source.is_some());
 }
