@@ -211,9 +211,10 @@ fn make(path: &Path, bytes: u64, points: u64) -> Result<()> {
     };
     let mut append = |body, second: u64| -> Result<()> {
         let stamp = Stamp { writer: [1; 16], mono_ms: second * 1000, wall_ms: second as i64 * 1000 };
-        let Attempt { record, encoded } = Attempt::new(&state, body, [0; 16], stamp)?;
-        put(&path.join(names.record(record.slot).as_str()), &encoded.bytes)?;
-        ensure!(state.apply(&record, encoded.digest).is_done(), "a record of ours is void");
+        let attempt = Attempt::new(&state, body, [0; 16], stamp)?;
+        put(&path.join(names.record(attempt.slot()).as_str()), &attempt.bytes)?;
+        let (record, digest) = &attempt.records[0];
+        ensure!(state.apply(record, *digest).is_done(), "a record of ours is void");
         Ok(())
     };
     append(Body::Claim(Claim { volume: meta.clone(), looked: None, source }), 0)?;

@@ -17,6 +17,8 @@ use crate::failure::{Exit, Failure, OrFail as _};
 use crate::hosts::Hosts;
 use crate::print::{self, Look, NOTHING, Table};
 
+/// A staged lag is shown where it is less than the published one by this.
+const STAGED_SHOWN_MS: u64 = 2000;
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 /// A daemon that hangs should be said to, soon.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -275,13 +277,25 @@ fn eta(group: &GroupStatus) -> String {
     }
 }
 
+/// The age of what is published and, where the gateway holds something newer that waits to be, of that.
+fn lag(published_ms: Option<u64>, staged_ms: Option<u64>) -> String {
+    let published = published_ms.map_or_else(|| "?".to_owned(), print::duration_ms);
+    // What differs by less is only on its way.
+    let waits =
+        |staged_ms: &u64| published_ms.is_none_or(|published_ms| staged_ms.saturating_add(STAGED_SHOWN_MS) <= published_ms);
+    match staged_ms.filter(waits) {
+        Some(staged_ms) => format!("{published} (staged {})", print::duration_ms(staged_ms)),
+        None => published,
+    }
+}
+
 fn groups(groups: &[GroupStatus]) -> Table {
     let mut table = Table::new(&["GROUP", "STATE", "LAG", "BACKLOG", "RATE", "ETA", "EVERY", "KEEP", "LAST POINT"]);
     for group in groups {
         table.row([
             group.name.clone(),
             group_state(group),
-            group.lag_ms.map_or_else(|| "?".to_owned(), print::duration_ms),
+            lag(group.lag_ms, group.staged_lag_ms),
             print::bytes(group.backlog_bytes),
             format!("{}/s", print::bytes(group.rate_bytes_per_s)),
             eta(group),
@@ -301,7 +315,7 @@ fn states<'a>(volumes: impl IntoIterator<Item = &'a VolumeStatus>) -> Table {
             volume.name.clone(),
             volume.group.clone(),
             state(&volume.state),
-            volume.lag_ms.map_or_else(|| "?".to_owned(), print::duration_ms),
+            lag(volume.lag_ms, volume.staged_lag_ms),
             print::bytes(volume.backlog_bytes),
             print::bytes(volume.bytes),
             volume.tap.clients.to_string(),
@@ -349,7 +363,7 @@ pub(crate) fn receiver(look: Look, status: &ReceiverStatus) -> String {
             table.row([
                 source.name.clone(),
                 group.name.clone(),
-                group.lag_ms.map_or_else(|| "?".to_owned(), print::duration_ms),
+                lag(group.lag_ms, group.staged_lag_ms),
                 group.points.to_string(),
                 group
                     .last_point

@@ -67,6 +67,13 @@ const GROUP: &[Metric<GroupStatus>] = &[
         read: |g| known(g.lag_ms.map(seconds)),
     },
     Metric {
+        name: "group_staged_lag",
+        unit: In::Seconds,
+        kind: Kind::Gauge,
+        help: "Age of what the gateway holds, published or not; less than the lag where it collects points for a bucket",
+        read: |g| known(g.staged_lag_ms.map(seconds)),
+    },
+    Metric {
         name: "group_backlog",
         unit: In::Bytes,
         kind: Kind::Gauge,
@@ -235,6 +242,13 @@ const VOLUME: &[Metric<VolumeStatus>] = &[
         kind: Kind::Gauge,
         help: "As that of its group, of this volume alone",
         read: |v| known(v.lag_ms.map(seconds)),
+    },
+    Metric {
+        name: "volume_staged_lag",
+        unit: In::Seconds,
+        kind: Kind::Gauge,
+        help: "As that of its group, of this volume alone",
+        read: |v| known(v.staged_lag_ms.map(seconds)),
     },
     Metric {
         name: "volume_backlog",

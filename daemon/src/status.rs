@@ -51,6 +51,8 @@ impl Control {
         // What the store has lost of the newest content no restore brings back, however new the point is (L10).
         let lag_of = |v: &source::VolumeStatus| v.lag.filter(|_| !self.damaged.contains_key(&v.volume));
         let lag = status.volumes.iter().map(lag_of).try_fold(0, |worst, lag| lag.map(|l| worst.max(l)));
+        let staged_lag =
+            status.volumes.iter().map(|v| lag_of(v).and(v.staged_lag)).try_fold(0, |worst, lag| lag.map(|l| worst.max(l)));
         let behind = volumes.iter().any(|v| matches!(v.state, VolumeState::Behind { .. })) && status.receiver_trouble.is_none();
         let converging = status.volumes.iter().all(|v| v.not_converging.is_none());
         GroupStatus {
@@ -61,6 +63,7 @@ impl Control {
             grid: self.config.grid.to_string(),
             state: worst,
             lag_ms: lag.filter(|_| !volumes.is_empty()).map(|ns| ns / 1_000_000),
+            staged_lag_ms: staged_lag.filter(|_| !volumes.is_empty()).map(|ns| ns / 1_000_000),
             backlog_bytes,
             rate_bytes_per_s: rates.sent_bytes_per_s,
             dirtied_bytes_per_s: rates.dirtied_bytes_per_s,
@@ -171,6 +174,7 @@ fn volume_status(control: &Control, member: &Member, v: &source::VolumeStatus) -
         dirty_bytes: v.open_bytes.min(geometry.volume_bytes()),
         backlog_bytes: 0,
         lag_ms: v.lag.filter(|_| !control.damaged.contains_key(&v.volume)).map(|ns| ns / 1_000_000),
+        staged_lag_ms: v.staged_lag.filter(|_| !control.damaged.contains_key(&v.volume)).map(|ns| ns / 1_000_000),
         unreadable_bytes: v.unreadable_bytes,
         counters: VolumeCounters {
             reads: load(&c.reads),

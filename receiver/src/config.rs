@@ -18,6 +18,8 @@ use serde::Deserialize;
 pub const DEFAULT_PATH: &str = "/etc/farside/receiver.toml";
 /// More often is no use to anybody.
 const VERIFY_EVERY_MIN: Duration = Duration::from_secs(1);
+/// The longest that staged points may wait for others.
+const PUBLISH_EVERY_MAX: Duration = Duration::from_secs(3600);
 /// The UDP port sources connect to.
 pub const DEFAULT_PORT: u16 = 7400;
 
@@ -34,6 +36,8 @@ pub struct Config {
     pub staging: PathBuf,
     /// What lets us into a bucket: a file of `NAME=VALUE` lines. Without: the environment, or the machine's metadata.
     pub store_credentials: Option<PathBuf>,
+    /// For a store in a bucket: how long points that are staged wait for others, to be published together; zero = not at all.
+    pub publish_every: Duration,
     /// Identity and pairings.
     pub state_dir: PathBuf,
     /// The API's Unix socket.
@@ -189,6 +193,7 @@ struct ReceiverTable {
     store: Option<String>,
     staging: Option<PathBuf>,
     store_credentials: Option<PathBuf>,
+    publish_every: Option<String>,
     state_dir: Option<PathBuf>,
     api_socket: Option<PathBuf>,
     api_group: Option<String>,
@@ -235,6 +240,7 @@ impl Default for Config {
             store: Location::Dir("/var/lib/farside-receiver/store".into()),
             staging: "/var/lib/farside-receiver/staging".into(),
             store_credentials: None,
+            publish_every: Duration::from_secs(30),
             state_dir: "/var/lib/farside-receiver/state".into(),
             api_socket: farside_control::RECEIVER_SOCKET.into(),
             api_group: None,
@@ -299,6 +305,13 @@ impl Config {
             *here = said;
         }
         self.store_credentials = Some(credentials).filter(|path| !path.as_os_str().is_empty());
+        if let Some(every) = table.publish_every {
+            let every = parse_span(&every).map_err(|e| fault("publish_every", e.to_string()))?;
+            if every > PUBLISH_EVERY_MAX {
+                return Err(fault("publish_every", "at most 1h: until then what is staged is on one disk only".into()));
+            }
+            self.publish_every = every;
+        }
         self.name = table.name.unwrap_or_else(|| self.name.clone());
         self.api_group = table.api_group.or_else(|| self.api_group.take());
         Ok(())
@@ -392,6 +405,7 @@ impl Config {
         fixed("[receiver] store", self.store == new.store);
         fixed("[receiver] staging", self.staging == new.staging);
         fixed("[receiver] store_credentials", self.store_credentials == new.store_credentials);
+        fixed("[receiver] publish_every", self.publish_every == new.publish_every);
         fixed("[receiver] state_dir", self.state_dir == new.state_dir);
         fixed("[receiver] api_socket", self.api_socket == new.api_socket);
         fixed("[receiver] api_group", self.api_group == new.api_group);
@@ -484,6 +498,7 @@ mod tests {
             "store",
             "staging",
             "store_credentials",
+            "publish_every",
             "state_dir",
             "api_socket",
             "api_group",

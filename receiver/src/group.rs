@@ -310,7 +310,11 @@ impl Group {
                     group_name: self.names.group.clone(),
                     store: id,
                     layer_digest: farside_layer::layer_digest,
-                    limits: target::Limits { credit_window: u64::from(limits.credit_mib) << 20, ..target::Limits::default() },
+                    limits: target::Limits {
+                        credit_window: u64::from(limits.credit_mib) << 20,
+                        publish_every: self.receiver.publish_every(),
+                        ..target::Limits::default()
+                    },
                 };
                 let landed = store.landing().landed();
                 let landed = landed.into_iter().map(|l| LandedLayer { key: l.key, parts: l.parts }).collect();

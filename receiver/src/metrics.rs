@@ -130,6 +130,20 @@ const GROUP: &[Metric<ReceiverGroup>] = &[
         read: |g| known(g.lag_ms.map(|ms| ms as f64 / 1000.0)),
     },
     Metric {
+        name: "group_staged_lag",
+        unit: In::Seconds,
+        kind: Kind::Gauge,
+        help: "Age of the newest point that is staged whole and waits to be published; absent while none does",
+        read: |g| known(g.staged_lag_ms.map(|ms| ms as f64 / 1000.0)),
+    },
+    Metric {
+        name: "group_unpublished",
+        unit: In::Seconds,
+        kind: Kind::Gauge,
+        help: "For how long the oldest of what is staged has waited to be published; absent while nothing does",
+        read: |g| known(g.unpublished_ms.map(|ms| ms as f64 / 1000.0)),
+    },
+    Metric {
         name: "group_reasons",
         unit: In::Number,
         kind: Kind::Gauge,
@@ -229,6 +243,13 @@ const GROUP: &[Metric<ReceiverGroup>] = &[
             let of = |kind: &str, n| (Some(("kind", kind.to_owned())), Value::Count(n));
             vec![of("point", g.counters.points_published), of("pass", g.counters.passes_published)]
         },
+    },
+    Metric {
+        name: "group_publications",
+        unit: In::Number,
+        kind: Kind::Counter,
+        help: "Objects of the ledger that these records lie in",
+        read: |g| count(g.counters.publications),
     },
     Metric {
         name: "group_prunes",

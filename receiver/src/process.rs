@@ -13,6 +13,7 @@ use arc_swap::ArcSwap;
 use farside_control::Reloaded;
 use farside_control::receiver::Budget as BudgetStatus;
 use farside_ledger::Policy;
+use farside_objects::Location;
 use farside_region::Name;
 use farside_service::socket::{self, SocketError};
 use farside_service::systemd;
@@ -222,6 +223,15 @@ impl Receiver {
             tracing::warn!(group = %names, %error, "what is to be kept is not known");
             None
         })
+    }
+
+    /// How long what is staged waits for others, in nanoseconds. In a directory a record costs next to nothing.
+    pub(crate) fn publish_every(&self) -> u64 {
+        let config = self.config();
+        match config.store {
+            Location::Dir(_) => 0,
+            _ => u64::try_from(config.publish_every.as_nanos()).unwrap_or(u64::MAX),
+        }
     }
 
     /// What the configuration says is to be kept of a group whose source said nothing.

@@ -30,6 +30,17 @@ pub(crate) struct Lag {
     pub(crate) is_at_least: bool,
 }
 
+/// How old what a group has is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ages {
+    /// What is published.
+    pub(crate) lag: Option<Lag>,
+    /// The newest point that is staged and not published.
+    pub(crate) staged: Option<Duration>,
+    /// For how long the oldest layer that is staged waits.
+    pub(crate) unpublished: Option<Duration>,
+}
+
 /// How a group was a moment ago.
 #[derive(Clone, Debug)]
 pub(crate) struct GroupView {
@@ -72,7 +83,7 @@ impl GroupView {
         store: &GroupStore,
         store_path: &Path,
         target: &Target,
-        lag: Option<Lag>,
+        ages: Ages,
         dead_bytes: u64,
         counters: ReceiverCounters,
     ) {
@@ -89,8 +100,10 @@ impl GroupView {
         let newest = state.points().values().next_back();
         group.last_point = newest.and_then(shown);
         group.last_verified = last_verified(state);
-        group.lag_ms = lag.map(|lag| millis(lag.age));
-        group.lag_is_at_least = lag.is_some_and(|lag| lag.is_at_least);
+        group.lag_ms = ages.lag.map(|lag| millis(lag.age));
+        group.lag_is_at_least = ages.lag.is_some_and(|lag| lag.is_at_least);
+        group.staged_lag_ms = ages.staged.map(millis);
+        group.unpublished_ms = ages.unpublished.map(millis);
         group.used_bytes = store.segment_bytes();
         group.dead_bytes = dead_bytes;
         group.counters = counters;
@@ -168,7 +181,9 @@ impl GroupView {
     fn at(&self, now: Instant) -> ReceiverGroup {
         let mut group = self.group.clone();
         let since = millis(now.saturating_duration_since(self.made));
-        group.lag_ms = group.lag_ms.map(|lag| lag.saturating_add(since));
+        for ms in [&mut group.lag_ms, &mut group.staged_lag_ms, &mut group.unpublished_ms] {
+            *ms = ms.map(|ms| ms.saturating_add(since));
+        }
         group
     }
 }

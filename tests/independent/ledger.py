@@ -9,6 +9,7 @@ from blake3 import blake3
 from objects import NAME, NUMBER, Damage, described_as, identity, numbers, read, require
 
 SLOTS = 4096
+RUN = 64
 HOURS_2 = 2 * 3600 * 1000
 KINDS = {1: "claim", 2: "layers", 3: "heartbeat", 4: "pin", 5: "unpin", 6: "prune", 7: "void", 8: "tracking_lost", 9: "prune",
          11: "verified"}
@@ -101,6 +102,20 @@ def is_ascending(values):
     return all(a < b for a, b in zip(values, values[1:]))
 
 
+def records_of(data, name, slot):
+    """The records of an object, as they would be alone."""
+    if data[:8] != b"FSLBATCH":
+        return [data]
+    require(48 <= len(data) <= 4 << 20 and blake3(data[:-32]) == data[-32:], name, "torn: a batch without its digest")
+    version, count, flags = struct.unpack_from("<HHI", data, 8)
+    require((version, flags) == (1, 0), name, f"a batch of version {version} and flags {flags}: newer than this reader")
+    is_batch = 2 <= count <= RUN - slot % RUN and len(data) >= 48 + 4 * count
+    require(is_batch, name, "torn: a batch of too few or too many records")
+    lengths, at = struct.unpack_from(f"<{count}I", data, 16), 16 + 4 * count
+    require(at + sum(lengths) + 32 == len(data), name, "torn: a batch of another length")
+    return [data[(at := at + length) - length:at] for length in lengths]
+
+
 def record(data, name, group, slot, prev):
     """A record that is whole and has this place."""
     require(160 <= len(data) <= 4 << 20 and data[:8] == b"FSLEDGER", name, "torn: not a record")
@@ -136,7 +151,7 @@ class Ledger:
         names = {(n, name) for n in numbers(folder) for name in os.listdir(os.path.join(folder, str(n)))}
         slots = [int(name.removesuffix(".void")) for _, name in names if NUMBER.fullmatch(name.removesuffix(".void"))]
         try:
-            for slot in range(max(slots, default=-1) + 1):
+            while (slot := len(self.digests)) <= max(slots, default=-1):
                 self.replay(slot, (slot // SLOTS, f"{slot}.void") in names)
         except Damage as error:
             self.torn = error  # what is before it stays readable
@@ -144,19 +159,28 @@ class Ledger:
 
     def replay(self, slot, has_void):
         name = f"{self.folder}/ledger/{slot // SLOTS}/{slot}"
-        prev = self.digests[-1] if self.digests else bytes(32)
         is_there = os.path.exists(os.path.join(self.store, name))
         data = read(self.store, name) if is_there or not has_void else b""
         if has_void:
-            its = record(read(self.store, f"{name}.void"), f"{name}.void", self.id, slot, prev)
+            its = record(read(self.store, f"{name}.void"), f"{name}.void", self.id, slot, self.prev())
             is_of_it = its.kind == "void" and (its.body.digest, its.body.bytes) == (blake3(data), len(data))
             require(is_of_it, f"{name}.void", "torn: it does not stand for the bytes beside it")
-        else:
-            its = record(data, name, self.id, slot, prev)
+            return self.take(its)
+        prev, records = self.prev(), []
+        for i, one in enumerate(records_of(data, name, slot)):  # all of them, or none
+            records.append(record(one, name, self.id, slot + i, prev))
+            prev = records[-1].digest
+        for its in records:
+            self.take(its)
+
+    def prev(self):
+        return self.digests[-1] if self.digests else bytes(32)
+
+    def take(self, its):
         self.digests.append(its.digest)
         self.verdicts.append((its.kind, getattr(self, its.kind)(its, its.body) or "accepted"))
-        if slot % SLOTS == SLOTS - 1:
-            self.clocks[slot] = (self.time, self.age)
+        if its.slot % SLOTS == SLOTS - 1:
+            self.clocks[its.slot] = (self.time, self.age)
 
     def void(self, its, body):
         return "void: in place of a torn record"

@@ -337,14 +337,16 @@ impl Site {
         site
     }
 
-    /// Keeps points in a bucket, whose keys are `NAME=VALUE` lines; before anything is started.
+    /// Keeps points in a bucket, whose keys are `NAME=VALUE` lines; before anything is started. They wait for others for a second.
     pub fn keep_points_in(&mut self, url: &str, keys: &str) {
         let file = self.path("gateway/keys");
         std::fs::write(&file, keys).expect("write");
         std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("chmod");
         let (keys, staging) = (file.display(), self.path("gateway/staging"));
         let staging = staging.display();
-        let text = format!("[receiver]\nstore = \"{url}\"\nstore_credentials = \"{keys}\"\nstaging = \"{staging}\"\n");
+        let text = format!(
+            "[receiver]\nstore = \"{url}\"\nstore_credentials = \"{keys}\"\nstaging = \"{staging}\"\npublish_every = \"1s\"\n"
+        );
         std::fs::create_dir_all(self.path("gateway/receiver.d")).expect("mkdir");
         std::fs::write(self.path("gateway/receiver.d/bucket.toml"), text).expect("write");
         self.bucket = Some((url.to_owned(), file));

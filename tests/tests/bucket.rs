@@ -75,6 +75,96 @@ fn a_bucket_is_enough_when_host_and_gateway_are_lost() {
     site.check_store();
 }
 
+/// The group as the gateway shows it.
+fn at_the_gateway(site: &Site) -> Value {
+    let mut command = farside_tests::program("farside");
+    let output = run(command.arg("--socket").arg(site.path("gateway/api.sock")).args(["status", "--json"]));
+    let status: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    status["sources"][0]["groups"][0].clone()
+}
+
+/// How long staged points wait; holds from the receiver's next start on.
+fn publish_every(site: &Site, every: &str) {
+    fs::write(site.path("gateway/receiver.d/cadence.toml"), format!("[receiver]\npublish_every = \"{every}\"\n")).expect("write");
+}
+
+/// Writes until points are staged that wait to be published, and both sides say so.
+fn stage_something(site: &Site, client: &mut Verifier, rng: &mut Rng) {
+    wait_for("staged points that are not published", || {
+        client.steps(rng, 5);
+        client.flush();
+        let (host, gateway) = (site.status()["groups"][0].clone(), at_the_gateway(site));
+        let (published, staged) = (host["lag_ms"].as_u64()?, host["staged_lag_ms"].as_u64()?);
+        let waits = gateway["unpublished_ms"].as_u64().is_some() && gateway["staged_lag_ms"].as_u64().is_some();
+        (staged < published && waits && host["backlog_bytes"].as_u64()? > 0).then_some(())
+    });
+}
+
+/// What lies between staged and published costs time when the gateway is lost, and nothing else.
+#[test]
+fn points_wait_on_the_gateways_disk_and_are_published_together() {
+    let rados = RadosGw::shared().bucket();
+    let faults = Faults::before(&rados);
+    let mut site = site(&faults.bucket());
+    publish_every(&site, "1h");
+    site.start_all();
+    let (mut client, mut rng) = (Verifier::new(&site.tap("data"), BYTES), Rng(14));
+    client.steps(&mut rng, 100);
+    client.flush();
+    // The first point waits for nobody: the host says that it waits.
+    wait_for("the first point", || (!site.points("data").is_empty()).then_some(()));
+    stage_something(&site, &mut client, &mut rng);
+
+    // The gateway is killed: what is staged is on its disk, and waits again.
+    site.receiver.take().expect("it runs").kill();
+    client.steps(&mut rng, 50);
+    site.start_receiver();
+    stage_something(&site, &mut client, &mut rng);
+
+    // Its disk is lost as well: the host has forgotten nothing of what was not published.
+    site.receiver.take().expect("it runs").kill();
+    fs::remove_dir_all(site.path("gateway/staging")).expect("removed");
+    client.steps(&mut rng, 50);
+    site.start_receiver();
+    stage_something(&site, &mut client, &mut rng);
+    site.receiver.take().expect("it runs").kill();
+    publish_every(&site, "1s");
+    site.start_receiver();
+    site.check_newest("data", &mut client);
+
+    // Many points in few objects of the ledger.
+    let ledger = Arc::new(AtomicUsize::new(0));
+    let puts = Arc::clone(&ledger);
+    faults.fault(move |request| {
+        if request.kind == Kind::Put && request.key.contains("/ledger/") {
+            puts.fetch_add(1, Ordering::Relaxed);
+        }
+        Fault::Pass
+    });
+    let counted = |site: &Site| {
+        let counters = at_the_gateway(site)["counters"].clone();
+        let of = |name: &str| counters[name].as_u64().expect("a number");
+        (of("points_published") + of("passes_published"), of("publications"))
+    };
+    let (records_before, publications_before) = counted(&site);
+    wait_for("twenty records", || {
+        client.steps(&mut rng, 5);
+        client.flush();
+        (counted(&site).0 >= records_before + 20).then_some(())
+    });
+    let (records, publications) = counted(&site);
+    assert!(
+        (publications - publications_before) * 2 <= records - records_before,
+        "{} records in {} objects",
+        records - records_before,
+        publications - publications_before
+    );
+    site.check_newest("data", &mut client);
+    let (_, publications) = counted(&site);
+    assert!(ledger.load(Ordering::Relaxed) as u64 >= publications - publications_before, "each is a PUT");
+    site.check_store();
+}
+
 #[test]
 fn a_bucket_that_does_not_let_us_in_is_said_and_waited_for() {
     let rados = RadosGw::shared().bucket();

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use farside_ledger::{Body, LayerKind, Layers, Record, Unpin, Verdict, Verified, VerifiedHow};
+use farside_ledger::{Body, LayerKind, Layers, Record, Unpin, Verdict, Verified, VerifiedHow, encode_object};
 use farside_nbd::client::Client;
 use farside_region::{Seq, Slot};
 use farside_tests::verify::Rng;
@@ -203,6 +203,31 @@ fn the_documents_are_enough_to_restore_every_point() {
             .expect("python3 is installed");
         assert!(piped.stdout == by_reader, "point {slot} is another one through a pipe");
         fs::remove_file(to).expect("restored");
+    }
+
+    // The same records in fewer objects, as they lie in a bucket.
+    let batches = copy(&site, "batches");
+    put_together(&batches);
+    assert_eq!(reader(&batches, &[]), (lines, None));
+    for (&slot, held) in host.points.iter().filter(|(slot, _)| listed(&batches).contains(slot)) {
+        assert!(restored(&batches, slot).as_ref() == Ok(held), "point {slot}, of a batch");
+    }
+    run(program("farside").args(["store", "check"]).arg(&batches));
+    flip(&batches.join(GROUP).join("ledger/0/0"), 900);
+    let refused = reader(&batches, &[]).1.expect("refused");
+    assert!(refused.contains("ledger/0/0: torn"), "{refused}");
+}
+
+/// Puts the records of a store that has a few into objects of up to seven.
+fn put_together(store: &Path) {
+    let all = records(store);
+    let folder = store.join(GROUP).join("ledger/0");
+    assert!(all.len() > 7 && all.len() < 64, "{} records, in one run", all.len());
+    for some in all.chunks(7) {
+        some.iter().for_each(|record| fs::remove_file(folder.join(record.slot.to_string())).expect("it was there"));
+        let encoded: Vec<_> = some.iter().map(|record| record.encode().expect("it was read")).collect();
+        let object = encode_object(some[0].slot, &encoded).expect("small");
+        fs::write(folder.join(some[0].slot.to_string()), object).expect("written");
     }
 }
 

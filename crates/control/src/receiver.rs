@@ -104,6 +104,11 @@ pub struct ReceiverGroup {
     /// After a restart of the receiver that age is counted from the point's publication, since when it was cut is not known any
     /// more: the lag is at least `lag_ms`.
     pub lag_is_at_least: bool,
+    /// How long ago the newest point was staged whole, published or not; absent while nothing waits to be published: then it is
+    /// what `lag_ms` says.
+    pub staged_lag_ms: Option<u64>,
+    /// For how long the oldest of what is staged has waited to be published; absent while nothing does.
+    pub unpublished_ms: Option<u64>,
     /// What its published segments take.
     pub used_bytes: u64,
     /// Of these, what nothing needs any more and a later prune or sweep frees.
@@ -134,6 +139,8 @@ pub struct ReceiverCounters {
     pub points_published: u64,
     /// Records that brought volumes forward without making a point.
     pub passes_published: u64,
+    /// Objects that these records lie in: one publication each.
+    pub publications: u64,
     /// Prune records.
     pub prunes: u64,
     /// Connections of its source.

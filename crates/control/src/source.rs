@@ -76,6 +76,10 @@ pub struct GroupStatus {
     /// The age of what a restore would bring back: now − the cut of the newest published point (or the T of a newer
     /// heartbeat), on this machine's monotonic clock. `None`: no point yet, or it cannot be known.
     pub lag_ms: Option<u64>,
+    /// The age of what the gateway holds safely, published or not: now − the newest cut that is staged. Where the gateway
+    /// collects points before it publishes them, as for a bucket, it is less than `lag_ms`; it outlives this host, but not the
+    /// gateway's disk.
+    pub staged_lag_ms: Option<u64>,
     /// Bytes that differ, or may differ, from what is published.
     pub backlog_bytes: u64,
     /// Payload sent of late, before compression.
@@ -203,6 +207,8 @@ pub struct VolumeStatus {
     pub backlog_bytes: u64,
     /// As in [`GroupStatus::lag_ms`], of this volume alone.
     pub lag_ms: Option<u64>,
+    /// As in [`GroupStatus::staged_lag_ms`], of this volume alone.
+    pub staged_lag_ms: Option<u64>,
     /// Bytes of the backing that could not be read.
     pub unreadable_bytes: u64,
     /// What passed.

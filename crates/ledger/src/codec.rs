@@ -73,6 +73,9 @@ pub enum DecodeError {
     /// The digest is right and the body makes no sense: a bug of its writer.
     #[error("the record's body cannot be read")]
     Body,
+    /// The digest is right, and these records do not belong in one object: a bug of its writer.
+    #[error("the records of the batch do not follow one another within one run of slots")]
+    Batch,
 }
 
 impl Record {

@@ -1,6 +1,7 @@
 //! A group's ledger: the numbered, create-only records that say what happened, and the one pure function that replays them.
 //!
-//! Owns the bytes of a record ([`Record::encode`], [`Record::decode`]) and the rules ([`State::apply`]): whoever appends
+//! Owns the bytes of a record ([`Record::encode`], [`Record::decode`]), of several in one object ([`encode_object`],
+//! [`decode_object`]) and the rules ([`State::apply`]): whoever appends
 //! replays up to his slot and reads the verdict there, so retries, collisions and stalled writers are harmless. Also the bytes
 //! of a checkpoint, from which replay may begin ([`EncodedCheckpoint`], [`CheckpointRoot`]).
 //!
@@ -13,6 +14,7 @@
 //! Deliberately not here: files, slots that exist or do not (the store's), clocks (a [`Stamp`] comes in), which *granule* of
 //! which segment is live (the store's index knows; the ledger knows layers and regions).
 
+mod batch;
 mod checkpoint;
 mod codec;
 mod identity;
@@ -25,6 +27,7 @@ mod verdict;
 #[cfg(test)]
 mod tests;
 
+pub use batch::{BATCH_SLOTS, BatchError, decode_object, encode_object, object_bytes, room_in_run, run_of};
 pub use checkpoint::{
     CHECKPOINT_ROOT_BYTES, CHECKPOINT_STATE_BYTES_MAX, CheckpointError, CheckpointPart, CheckpointParts, CheckpointPlace,
     CheckpointRoot, EncodedCheckpoint,

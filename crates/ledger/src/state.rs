@@ -362,6 +362,23 @@ impl State {
         self.volumes.get(&volume).into_iter().flat_map(move |v| v.layers_above(above))
     }
 
+    /// What layers that come next are judged by, without the history: for whoever builds several records that follow one another.
+    /// Of what came before it knows the newest layer of each volume, and no point.
+    pub fn without_history(&self) -> Self {
+        let volumes: BTreeMap<_, _> = self.volumes.iter().map(|(id, volume)| (*id, volume.without_history())).collect();
+        let held_bytes = |volume: &VolumeState| volume.layers.values().map(|layer| layer.touched.held_bytes()).sum::<usize>();
+        Self {
+            digests: self.digests.clone(),
+            time_ms: self.time_ms,
+            age_clock_ms: self.age_clock_ms,
+            last_stamp: self.last_stamp,
+            exact_from: self.exact_from,
+            touched_bytes: volumes.values().map(held_bytes).sum(),
+            volumes,
+            ..Self::new(self.group)
+        }
+    }
+
     /// Whether a record is the next of this ledger: its group, its slot, its predecessor.
     ///
     /// # Errors
@@ -795,6 +812,18 @@ fn check_entry(known: &Geometry, entry: &LayerEntry) -> Result<(), Malformed> {
 }
 
 impl VolumeState {
+    fn without_history(&self) -> Self {
+        let newest = self.last_layer();
+        Self {
+            meta: self.meta.clone(),
+            source: self.source.clone(),
+            layers: newest.map(|layer| (layer.slot, layer.clone())).into_iter().collect(),
+            slots: newest.map(|layer| ((layer.key.term, layer.key.seq), layer.slot)).into_iter().collect(),
+            unreadable: self.unreadable.clone(),
+            ..*self
+        }
+    }
+
     /// What the newest accepted claim said, with the size grown to the newest layer's.
     pub fn meta(&self) -> &VolumeMeta {
         &self.meta

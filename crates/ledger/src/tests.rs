@@ -1,5 +1,6 @@
 //! A small world for the tests: one group, volumes by number, records built from the state like a writer does.
 
+mod batch;
 mod bytes;
 mod chains;
 mod grid;

@@ -70,11 +70,15 @@ struct LedgerClock {
 impl LedgerClock {
     /// An accepted layer or heartbeat: the writer's own clock, or between writers what their wall clocks say, 0 to 2 hours.
     fn advance(&mut self, stamp: &Stamp) {
+        let mut highest = *stamp;
         if let Some(last) = self.last {
             let foreign = (stamp.wall_ms - last.wall_ms).clamp(0, 2 * 3_600_000) as u64;
             self.ms += if last.writer == stamp.writer { stamp.mono_ms.saturating_sub(last.mono_ms) } else { foreign };
+            if last.writer == stamp.writer {
+                highest.mono_ms = highest.mono_ms.max(last.mono_ms);
+            }
         }
-        self.last = Some(*stamp);
+        self.last = Some(highest);
     }
 }
 

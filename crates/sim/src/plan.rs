@@ -230,6 +230,8 @@ pub struct Plan {
     pub keep: u32,
     /// How long points are kept at least, in milliseconds of ledger time.
     pub span_ms: u64,
+    /// How long the receiver lets staged layers wait for others, in nanoseconds; 0 = not at all.
+    pub publish_every: u64,
     /// An attach after anything but a clean stop writes its intent map anew before it trusts it. Always so where the map may
     /// fail; otherwise the last owner's syncs are what they say, and either is right.
     pub map_anew: bool,
@@ -290,6 +292,8 @@ impl Plan {
             span_ms: rng.pick(&[0, 0, 0, 40, 150, 100_000]),
             killed_unsynced: rng.chance(0.05),
             state_dir_fills: rng.chance(0.3),
+            // (Drawn aside: seeds without a cadence are what they were before there was one.)
+            publish_every: rng.clone().pick(&[0, 0, 20_000_000, 150_000_000]),
         }
     }
 

@@ -12,14 +12,14 @@
 //! in the store before the slot that names them is written; files are deleted only after the record that gives them up.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 
 use farside_layer::{PartVerifier, granule_digest};
-use farside_ledger::{Body, LayerEntry, PartEntry, Pin, Policy, Record, Stamp, State, Unpin, Verdict};
+use farside_ledger::{Body, LayerEntry, PartEntry, Pin, Policy, Record, Stamp, State, Unpin, Verdict, VolumeState};
 use farside_region::{GranuleIndex, GranuleRun, LayerKey, Seq, Slot, Term};
-use farside_replication::target::{Action, AppendOutcome, Config, Event, LandedLayer, Limits, SessionId, Target, Ticket};
-use farside_store::{Attempt, Found, GroupImage, Part, PartName};
+use farside_replication::target::{Action, AppendOutcome, Config, Dated, Event, LandedLayer, Limits, SessionId, Target, Ticket};
+use farside_store::{Attempt, Draft, GroupImage, Part, PartName};
 use farside_wire::{DigestRun, PART_HEADER_BYTES, PartHeader};
 
 use crate::coverage;
@@ -43,7 +43,7 @@ pub struct Receiver {
     inbox: RefCell<VecDeque<Event>>,
     /// Sessions that stand, as far as this process knows.
     sessions: RefCell<BTreeSet<u64>>,
-    appends: RefCell<VecDeque<(Ticket, Box<Body>)>>,
+    appends: RefCell<VecDeque<(Ticket, Vec<Dated>)>>,
     appending: Cell<bool>,
     landing_now: Cell<usize>,
     submissions: Cell<u64>,
@@ -104,6 +104,10 @@ fn core_limits(world: &World) -> Limits {
         slice_ranges_max: if world.plan.tight { 2 } else { 1000 },
         file_bytes: 1,
         record_interval: 100_000,
+        publish_every: world.plan.publish_every,
+        // Few, so that these end a wait, too.
+        publish_bytes: 20_000,
+        publish_layers: 12,
         ..Limits::default()
     }
 }
@@ -320,7 +324,7 @@ impl Receiver {
                 world.net.borrow_mut().send(To::Source, ConnId(session.0), Load::Closed);
                 world.net.borrow_mut().hang_up(ConnId(session.0));
             }
-            Action::Append { ticket, body } => self.appends.borrow_mut().push_back((ticket, body)),
+            Action::Append { ticket, records } => self.appends.borrow_mut().push_back((ticket, records)),
             Action::Submitted { submission, outcome } => world.say(|| format!("submission {submission}: {outcome:?}")),
             Action::DropLayer { key } => self.drop_parts(key, 0),
             Action::DropParts { key, from } => self.drop_parts(key, from),
@@ -415,16 +419,19 @@ impl Receiver {
         loop {
             steps.pause().await;
             steps.until(|| !self.appends.borrow().is_empty()).await;
-            let (ticket, body) = self.appends.borrow_mut().pop_front().expect("just seen");
-            self.appending.set(!matches!(*body, Body::Heartbeat(_)));
-            let outcome = self.append(*body).await;
+            let (ticket, records) = self.appends.borrow_mut().pop_front().expect("just seen");
+            self.appending.set(!is_heartbeat(&records));
+            if records.len() > 1 {
+                self.world.met("records that are appended together");
+            }
+            let outcome = self.append(records).await;
             steps.pause().await;
             self.push(Event::Appended { ticket, outcome });
             self.appending.set(false);
         }
     }
 
-    async fn append(&self, body: Body) -> AppendOutcome {
+    async fn append(&self, said: Vec<Dated>) -> AppendOutcome {
         let world = &self.world;
         let steps = world.steps();
         if world.store_is_full() {
@@ -432,9 +439,11 @@ impl Receiver {
             world.met("an append fails");
             return AppendOutcome::Failed { text: "no space left on device".into() };
         }
-        if let Body::Layers(layers) = &body {
+        // What earlier records of the same append lay over the head image.
+        let mut over = BTreeMap::new();
+        for layers in said.iter().filter_map(|said| if let Body::Layers(layers) = &said.body { Some(layers) } else { None }) {
             for entry in &layers.members {
-                self.check_said(entry);
+                self.check_said(entry, over.entry(entry.key.volume).or_default());
                 if let Err(why) = self.link(entry) {
                     // (A mutated receiver names again what was pruned since.)
                     if !farside_region::mutation::on("a layer retried at a later slot") {
@@ -447,16 +456,20 @@ impl Receiver {
         }
         let attempt = {
             let group = self.group.borrow();
-            let stamp = Stamp {
-                writer: self.writer,
-                mono_ms: world.now_us.get() / 1000,
-                wall_ms: world.wall_ms() + world.receiver_wall_off_ms.get(),
+            let draft = |Dated { body, ago }: Dated| {
+                let ago_us = (ago / 1000).min(world.now_us.get());
+                let stamp = Stamp {
+                    writer: self.writer,
+                    mono_ms: (world.now_us.get() - ago_us) / 1000,
+                    wall_ms: world.wall_ms() + world.receiver_wall_off_ms.get() - (ago_us / 1000) as i64,
+                };
+                Draft { body, nonce: world.rng.borrow_mut().bytes16(), stamp }
             };
-            let nonce = world.rng.borrow_mut().bytes16();
-            Attempt::new(group.state(), body, nonce, stamp).expect("records of the simulator are small")
+            Attempt::of_all(group.state(), said.into_iter().map(draft).collect()).expect("records of the simulator are small")
         };
-        let slot = attempt.record.slot.0;
-        let put = world.store.borrow_mut().put(slot, attempt.encoded.bytes.clone());
+        let slot = attempt.slot().0;
+        let bytes = |(record, _): &(Record, _)| record.encode().expect("records of the simulator are small").bytes;
+        let put = world.store.borrow_mut().put(slot, attempt.records.iter().map(bytes).collect());
         let result = steps.get(|| world.store.borrow_mut().take(put)).await;
         steps.pause().await; // a crash here: the answer is lost
         if result == PutResult::Exists {
@@ -467,20 +480,21 @@ impl Receiver {
 
     /// The store would refuse a layer whose end message says less than its parts and what lies below them show: a degraded
     /// point would be called a good one.
-    fn check_said(&self, entry: &LayerEntry) {
+    fn check_said(&self, entry: &LayerEntry, (before, over): &mut (u64, Vec<(GranuleRun, farside_store::Content)>)) {
         let group = self.group.borrow();
-        let is_next = group.state().volume(entry.key.volume).is_some_and(|v| v.next_key() == entry.key);
+        let next = |volume: &VolumeState| LayerKey { seq: Seq(volume.next_key().seq.0 + *before), ..volume.next_key() };
+        let is_next = group.state().volume(entry.key.volume).is_some_and(|v| next(v) == entry.key);
         if !is_next || group.state().layer(&entry.key).is_some() {
             return;
         }
-        let mut landed = Vec::new();
+        *before += 1;
         for part in 0..entry.parts.len() as u32 {
             match parts::runs_of(&self.world, entry, part) {
-                Ok(farside_store::PartRuns::Known(runs)) => landed.extend(runs),
+                Ok(farside_store::PartRuns::Known(runs)) => over.extend(runs),
                 _ => return, // not there: linking says so
             }
         }
-        let mut unsaid = group.unreadable_after(entry.key.volume, &entry.regions, &landed);
+        let mut unsaid = group.unreadable_after(entry.key.volume, &entry.regions, over);
         unsaid.subtract(&entry.unreadable_regions);
         if let Some(region) = unsaid.first() {
             let key = entry.key;
@@ -491,21 +505,18 @@ impl Receiver {
     /// Replays what is in the ledger and not in the state; says what became of ours.
     fn catch_up(&self, attempt: &Attempt) -> AppendOutcome {
         let world = &self.world;
-        let mut outcome = AppendOutcome::Collided;
+        let mut ours = Vec::new();
         let from = self.group.borrow().state().next_slot().0 as usize;
         let records: Vec<Vec<u8>> = world.store.borrow().ledger()[from..].to_vec();
         for bytes in records {
-            let found = attempt.find(&bytes).expect("the ledger of the simulator never rots");
-            let (record, digest, ours) = match found {
-                Found::Ours => (Box::new(attempt.record.clone()), attempt.encoded.digest, true),
-                Found::Theirs(record, digest) => (record, digest, false),
-            };
+            let (record, digest) = Record::decode(&bytes).expect("the ledger of the simulator never rots");
+            let is_ours = attempt.records.iter().any(|(_, its)| *its == digest);
             let applied = self.group.borrow_mut().apply(&record, digest, |entry, part| parts::runs_of(world, entry, part));
             match applied {
                 Ok(applied) => {
-                    if ours {
+                    if is_ours {
                         let position = self.group.borrow().state().position().expect("not empty");
-                        outcome = AppendOutcome::Judged { position, verdict: applied.verdict };
+                        ours.push((position, applied.verdict));
                     }
                     self.tidy(&applied.given_up);
                     if applied.verdict == Verdict::Accepted && matches!(record.body, Body::Claim(_)) {
@@ -515,7 +526,14 @@ impl Receiver {
                 Err(why) => world.fail(format!("L4: {why}")),
             }
         }
-        outcome
+        match ours.len() {
+            0 => AppendOutcome::Collided,
+            n if n == attempt.records.len() => AppendOutcome::Judged { records: ours },
+            n => {
+                world.fail(format!("{n} of {} records that were appended together are in the ledger", attempt.records.len()));
+                AppendOutcome::Collided
+            }
+        }
     }
 
     /// Files that nothing needs any more: what an accepted prune gave up, and landing that became segments.
@@ -589,7 +607,7 @@ impl Receiver {
     /// # Errors
     /// Says what is.
     pub fn converged(&self) -> Result<(), String> {
-        let wait = self.appends.borrow().iter().any(|(_, body)| !matches!(**body, Body::Heartbeat(_)));
+        let wait = self.appends.borrow().iter().any(|(_, records)| !is_heartbeat(records));
         if self.appending.get() || wait || self.landing_now.get() > 0 {
             return Err("the receiver is at work".into());
         }
@@ -636,6 +654,10 @@ impl Receiver {
             None => Ok(()),
         }
     }
+}
+
+fn is_heartbeat(records: &[Dated]) -> bool {
+    records.iter().all(|said| matches!(said.body, Body::Heartbeat(_)))
 }
 
 /// The first half of opening a group is replay, the second the footers of what was not given up.

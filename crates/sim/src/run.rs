@@ -378,9 +378,7 @@ impl Run {
             world.rng.borrow_mut().pick(&store.in_flight())
         };
         let created = world.store.borrow_mut().land(put);
-        if let Some(slot) = created {
-            self.judge.on_record(&world, slot);
-        }
+        created.for_each(|slot| self.judge.on_record(&world, slot));
     }
 
     fn host_op(&mut self) {

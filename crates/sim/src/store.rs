@@ -26,7 +26,7 @@ pub enum PutResult {
 pub struct MemoryStore<K> {
     ledger: Vec<Vec<u8>>,
     segments: BTreeMap<K, Vec<u8>>,
-    flight: Vec<(PutId, u64, Vec<u8>)>,
+    flight: Vec<(PutId, u64, Vec<Vec<u8>>)>,
     stalled: BTreeSet<PutId>,
     stall_next: bool,
     done: BTreeMap<PutId, PutResult>,
@@ -53,14 +53,14 @@ impl<K: Ord + Clone> MemoryStore<K> {
         self.stall_next = true;
     }
 
-    /// Issues a PUT.
-    pub fn put(&mut self, slot: u64, bytes: Vec<u8>) -> PutId {
+    /// Issues a PUT of an object: the records of this slot and those after it.
+    pub fn put(&mut self, slot: u64, records: Vec<Vec<u8>>) -> PutId {
         self.next += 1;
         let id = PutId(self.next);
         if std::mem::take(&mut self.stall_next) {
             self.stalled.insert(id);
         }
-        self.flight.push((id, slot, bytes));
+        self.flight.push((id, slot, records));
         id
     }
 
@@ -79,21 +79,21 @@ impl<K: Ord + Clone> MemoryStore<K> {
         self.stalled.clear();
     }
 
-    /// Lets one land. Returns the slot that it created.
+    /// Lets one land, all of it or nothing. Returns the slots that it created.
     ///
     /// # Panics
     /// When it is not in flight, or would leave a gap (a writer appends at the head it replayed to, so that is a bug).
-    pub fn land(&mut self, id: PutId) -> Option<u64> {
+    pub fn land(&mut self, id: PutId) -> std::ops::Range<u64> {
         let at = self.flight.iter().position(|p| p.0 == id).expect("the PUT is in flight");
-        let (_, slot, bytes) = self.flight.swap_remove(at);
+        let (_, slot, records) = self.flight.swap_remove(at);
         let head = self.ledger.len() as u64;
         assert!(slot <= head, "a PUT at slot {slot} would leave a gap after {head}");
         let result = if slot == head { PutResult::Created } else { PutResult::Exists };
         if result == PutResult::Created {
-            self.ledger.push(bytes);
+            self.ledger.extend(records);
         }
         self.done.insert(id, result);
-        (result == PutResult::Created).then_some(slot)
+        head..self.ledger.len() as u64
     }
 
     /// The answer, once.
@@ -169,11 +169,11 @@ mod tests {
     #[test]
     fn the_first_that_lands_has_the_slot_and_a_dead_writers_put_may_still_land() {
         let mut s = MemoryStore::<u8>::default();
-        let (a, b) = (s.put(0, vec![1]), s.put(0, vec![2]));
+        let (a, b) = (s.put(0, vec![vec![1]]), s.put(0, vec![vec![2], vec![3]]));
         s.orphan(|| true);
-        assert_eq!(s.land(b), Some(0));
-        assert_eq!(s.land(a), None);
+        assert_eq!(s.land(b), 0..2);
+        assert_eq!(s.land(a), 2..2);
         assert_eq!((s.take(a), s.take(b), s.take(b)), (Some(PutResult::Exists), Some(PutResult::Created), None));
-        assert_eq!(s.ledger(), [vec![2]]);
+        assert_eq!(s.ledger(), [vec![2], vec![3]]);
     }
 }

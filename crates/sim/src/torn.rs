@@ -126,5 +126,5 @@ fn void(world: &World, slot: u64) -> Vec<u8> {
     let torn = TornVoid { torn_digest: [slot as u8; 32], torn_bytes: 100 };
     let stamp = Stamp { writer: rng.bytes16(), mono_ms: 0, wall_ms: world.wall_ms() };
     let attempt = Attempt::new(group.state(), Body::TornVoid(torn), rng.bytes16(), stamp);
-    attempt.expect("records of the simulator are small").encoded.bytes
+    attempt.expect("records of the simulator are small").bytes
 }

@@ -88,6 +88,7 @@ const MET: &[(&str, u64)] = &[
     ("reinstallation", 20),
     ("rollback of a machine", 50),
     ("rollback of the store", 50),
+    ("records that are appended together", 100),
 ];
 
 /// Only those whose name holds some words: `FARSIDE_SIM_MUTATION="T2 start" cargo test …`.

@@ -1,28 +1,39 @@
-//! One attempt to append a record: what to write, and how to read what one finds in the slot afterwards. Pure.
+//! One attempt to append: what to write, and how to read what one finds in the slot afterwards. Pure.
 //!
-//! The rule (DESIGN §5): every answer but "created" leaves open whose record is in the slot. Get it: with our nonce it is
-//! ours, and we succeeded; with another it is somebody else's, and we replay it and build anew, never the same record at a
-//! later slot. An empty slot after an error means that our write may still land; nothing is known until the next look.
+//! The rule (DESIGN §5): every answer but "created" leaves open whose object is in the slot. Get it: with our bytes it is
+//! ours, and we succeeded with all that we appended; otherwise it is somebody else's, and we replay it and build anew, never the
+//! same records at later slots. An empty slot after an error means that our write may still land; nothing is known until the next look.
 
-use farside_ledger::{Body, DecodeError, Encoded, Record, Stamp, State, TooLarge};
-use farside_region::RecordDigest;
+use farside_ledger::{BatchError, Body, DecodeError, Record, Stamp, State, decode_object, encode_object};
+use farside_region::{RecordDigest, Slot};
 
-/// A record on its way into the slot after the head.
+/// What one record is to say.
 #[derive(Clone, Debug)]
-pub struct Attempt {
-    /// The record.
-    pub record: Record,
-    /// Its file and digest.
-    pub encoded: Encoded,
+pub struct Draft {
+    /// What.
+    pub body: Body,
+    /// Random, new for every attempt.
+    pub nonce: [u8; 16],
+    /// When.
+    pub stamp: Stamp,
 }
 
-/// Whose record was found in the slot.
+/// Records on their way into the slots after the head, in one object.
+#[derive(Clone, Debug)]
+pub struct Attempt {
+    /// The records and their digests, in order; at least one.
+    pub records: Vec<(Record, RecordDigest)>,
+    /// The object.
+    pub bytes: Vec<u8>,
+}
+
+/// Whose object was found in the slot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Found {
     /// Ours: it was written, whatever the answer had been.
     Ours,
-    /// Somebody else's: replay it, then build anew.
-    Theirs(Box<Record>, RecordDigest),
+    /// Somebody else's: replay its records, then build anew.
+    Theirs(Vec<(Record, RecordDigest)>),
 }
 
 impl Attempt {
@@ -30,19 +41,41 @@ impl Attempt {
     ///
     /// # Errors
     /// When it is too large to be a record.
-    pub fn new(state: &State, body: Body, nonce: [u8; 16], stamp: Stamp) -> Result<Self, TooLarge> {
-        let record = Record { group: state.group(), slot: state.next_slot(), prev: state.prev(), nonce, stamp, body };
-        let encoded = record.encode()?;
-        Ok(Self { record, encoded })
+    pub fn new(state: &State, body: Body, nonce: [u8; 16], stamp: Stamp) -> Result<Self, BatchError> {
+        Self::of_all(state, vec![Draft { body, nonce, stamp }])
+    }
+
+    /// The records that say this in the slots after the head, in one object.
+    ///
+    /// # Errors
+    /// When they are too large, or more than the run of slots has room for.
+    ///
+    /// # Panics
+    /// When there are none.
+    pub fn of_all(state: &State, drafts: Vec<Draft>) -> Result<Self, BatchError> {
+        let (group, first) = (state.group(), state.next_slot());
+        let (mut slot, mut prev) = (first, state.prev());
+        let (mut records, mut encoded) = (Vec::new(), Vec::new());
+        for Draft { body, nonce, stamp } in drafts {
+            let record = Record { group, slot, prev, nonce, stamp, body };
+            let its = record.encode()?;
+            (slot, prev) = (slot.next(), its.digest);
+            records.push((record, its.digest));
+            encoded.push(its);
+        }
+        Ok(Self { records, bytes: encode_object(first, &encoded)? })
+    }
+
+    /// The slot that decides.
+    pub fn slot(&self) -> Slot {
+        self.records[0].0.slot
     }
 
     /// Reads what is in the slot.
     ///
     /// # Errors
-    /// When it is not a record: the slot is torn.
+    /// When it is not an object of records: the slot is torn.
     pub fn find(&self, bytes: &[u8]) -> Result<Found, DecodeError> {
-        let (record, digest) = Record::decode(bytes)?;
-        let ours = record.nonce == self.record.nonce && digest == self.encoded.digest;
-        Ok(if ours { Found::Ours } else { Found::Theirs(Box::new(record), digest) })
+        if bytes == self.bytes { Ok(Found::Ours) } else { decode_object(bytes).map(Found::Theirs) }
     }
 }

@@ -443,16 +443,26 @@ impl GroupCheck<'_> {
             let base = Finding { object: Some(object), ..finding(&self.names, Problem::Foreign) };
             self.findings.push(Finding { severity: Severity::Warning, text, ..base });
         }
-        let Some(&newest) = there.last() else { return Ok(()) };
+        let newest = there.last().copied();
         let (mut previous, mut expected) = (Some([0; 32]), BTreeMap::new());
         let whole = replay_all_slots(backend, &self.names, group, |image| {
             let place = CheckpointPlace::completed_by(image.state(), checkpoint::span());
-            if let (Some(place), Some(before)) = (place.filter(|place| place.number <= newest), previous) {
+            if let (Some(place), Some(before)) =
+                (place.filter(|place| newest.is_some_and(|newest| place.number <= newest)), previous)
+            {
                 let encoded = checkpoint::encode(place, before, image);
                 previous = CheckpointRoot::decode(&encoded.root, group, place).ok().map(|(_, digest)| digest);
                 expected.insert(place.number, (blake3::hash(&encoded.root), blake3::hash(&encoded.state)));
             }
         })?;
+        for slot in &whole.strays {
+            let object = self.names.record(*slot).to_string();
+            let text =
+                format!("{object} stands for nothing: an object of several records before it takes its slot; it may be deleted");
+            let base = Finding { object: Some(object), ..finding(&self.names, Problem::Foreign) };
+            self.findings.push(Finding { severity: Severity::Warning, text, ..base });
+        }
+        let Some(newest) = newest else { return Ok(()) };
         let again = "stop the receiver, delete this checkpoint and all after it, roots and states, and the receiver writes them again \
                      when it starts";
         for number in 0..=newest {

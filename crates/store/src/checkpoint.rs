@@ -15,15 +15,15 @@ use std::collections::BTreeSet;
 use bytes::Bytes;
 use farside_ledger::{
     CHECKPOINT_ROOT_BYTES, CHECKPOINT_STATE_BYTES_MAX, CheckpointError, CheckpointPlace, CheckpointRoot, EncodedCheckpoint,
-    Record,
+    run_of,
 };
-use farside_region::{GroupId, RecordDigest, Slot};
+use farside_region::{GroupId, Slot};
 
 use crate::backend::{Backend, Created, ObjectName, block_on, list_all};
 use crate::error::{Result, StoreError};
 use crate::image::GroupImage;
 use crate::names::{CHECKPOINT_SLOTS, GroupNames, GroupObject};
-use crate::replay::{Slots, get, read_slot};
+use crate::replay::{Records, Slots, get, read_slot};
 
 /// How many of the newest checkpoints keep their states.
 pub(crate) const STATES: u64 = 2;
@@ -158,21 +158,24 @@ pub(crate) fn strange(
     if before.is_some_and(|before| before != root.previous) {
         return bad("it does not follow the checkpoint before it".to_owned());
     }
-    let record = |slot: Slot| -> Result<Option<(Record, RecordDigest)>> {
+    let records = |slot: Slot| -> Result<Option<Records>> {
         let replaced = slots.voids.contains(&slot.0);
         if replaced || slots.records.contains(&slot.0) { Ok(read_slot(backend, names, slot, replaced)?.ok()) } else { Ok(None) }
     };
-    let goes_on = || Ok(record(end)?.map(|(next, _)| next.prev == root.last));
+    let goes_on = || Ok(records(end)?.map(|next| next[0].0.prev == root.last));
+    // In an object of its own, or in a batch.
     let is_there = |slot: Option<u64>| match slot {
         None => Ok::<_, StoreError>(false),
+        Some(slot) if slots.records.range(run_of(Slot(slot)).0..=slot).next().is_some() => Ok(true),
         Some(slot) => Ok(block_on(backend.size(&names.record(Slot(slot))))?.is_some()),
     };
     let below = |slots: &BTreeSet<u64>| slots.range(..end.0).next_back().copied();
     let Some(newest) = below(&slots.records).max(below(&slots.voids)).map(Slot) else {
         return if goes_on()? == Some(false) { bad(format!("the record in slot {end} does not follow it")) } else { Ok(None) };
     };
-    match record(newest)? {
-        Some((_, digest)) if state.digest_at(newest) == Some(digest) => Ok(None),
+    let newest_record = records(newest)?.and_then(|records| records.last().map(|(record, digest)| (record.slot, *digest)));
+    match newest_record {
+        Some((slot, digest)) if state.digest_at(slot) == Some(digest) => Ok(None),
         // Where records were given up, somebody who came too late may have put one; then those before it are gone, too.
         Some(_) if !is_there(newest.0.checked_sub(1))? && goes_on()? == Some(true) => Ok(None),
         Some(_) => bad(format!("the record in slot {newest} is not of its history")),

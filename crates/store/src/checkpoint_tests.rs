@@ -324,7 +324,7 @@ fn a_sleeper_looks_for_the_checkpoint() {
         if late {
             let slot = sleeper.state().next_slot();
             let attempt = crate::Attempt::new(sleeper.state(), volume.claim_body(sleeper.state().head()), [9; 16], stamp());
-            fs::write(object_path(&store, &names().record(slot)), attempt.expect("small").encoded.bytes).expect("write");
+            fs::write(object_path(&store, &names().record(slot)), attempt.expect("small").bytes).expect("write");
         }
         let end = sleeper.catch_up();
         let error = end.expect_err("L6: a reader believed in a head below a checkpoint");

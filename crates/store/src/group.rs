@@ -1,6 +1,7 @@
 //! One group of an open store, for the thread that owns it: the state that everything is judged by, and the appends.
 //!
 //! Invariants:
+//! - records that are appended together are in the ledger together or not at all;
 //! - segments are durable in the store before the record that names them is written, and their footers are the ones named;
 //! - whatever the answer to a write was, the state is what replay gives;
 //! - files go only after an accepted prune record named them, or by T4, and never while somebody reads.
@@ -12,12 +13,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use farside_layer::{Footer, layer_digest};
-use farside_ledger::{Body, LayerEntry, Layers, Policy, RECORD_BYTES_MAX, Record, State, Verdict, VolumeMeta, volume_id};
+use farside_ledger::{Body, LayerEntry, Policy, RECORD_BYTES_MAX, Record, State, Verdict, VolumeMeta, room_in_run, volume_id};
 use farside_region::{
     GranuleDigest, GranuleRun, GroupId, LayerKey, LedgerPosition, Name, RecordDigest, RegionSet, Slot, Term, VolumeId, mutation,
 };
 
-use crate::attempt::{Attempt, Found};
+use crate::attempt::{Attempt, Draft, Found};
 use crate::backend::{Backend, Created, Listed, ObjectName, block_on, list_all};
 use crate::checkpoint;
 use crate::error::{Result, StoreError};
@@ -63,6 +64,15 @@ pub struct Appended {
     pub position: LedgerPosition,
     /// What replay says about it.
     pub verdict: Verdict,
+}
+
+/// What a record is to say, and how long ago that came to be known: its stamp says when that was.
+#[derive(Clone, Debug)]
+pub struct Dated {
+    /// What.
+    pub body: Body,
+    /// How long ago.
+    pub ago: Duration,
 }
 
 /// What sweeping did.
@@ -256,26 +266,56 @@ impl GroupStore {
     /// [`StoreError::Record`], [`StoreError::Full`]; or what the file system says. [`StoreError::BehindCheckpoint`],
     /// [`StoreError::Uncertain`]: the record may be in its slot, and nothing works until the group is opened again.
     pub fn append(&mut self, body: Body) -> Result<Appended> {
+        Ok(self.append_all(vec![Dated { body, ago: Duration::ZERO }])?[0])
+    }
+
+    /// Appends records as one object, all of them or none, and says what replay makes of each. They must fit one: see
+    /// [`GroupStore::room`].
+    ///
+    /// # Errors
+    /// Those of [`GroupStore::append`].
+    ///
+    /// # Panics
+    /// When there are none.
+    pub fn append_all(&mut self, said: Vec<Dated>) -> Result<Vec<Appended>> {
         self.usable()?;
-        let mut runs = BTreeMap::new();
-        if let Body::Layers(layers) = &body {
-            runs = self.adopt(layers)?;
+        if said.len() as u64 > self.room() {
+            let why = format!("{} records do not fit into the {} slots that one object can take now", said.len(), self.room());
+            return Err(StoreError::Record(why));
         }
-        let attempt = Attempt::new(self.state(), body, random()?, self.shared.stamp());
-        let attempt = attempt.map_err(|e| StoreError::Record(e.to_string()))?;
+        let mut runs = self.adopt(said.iter().map(|said| &said.body))?;
+        let mut drafts = Vec::with_capacity(said.len());
+        for Dated { body, ago } in said {
+            let mut stamp = self.shared.stamp();
+            let ago_ms = u64::try_from(ago.as_millis()).unwrap_or(u64::MAX).min(stamp.mono_ms);
+            stamp.mono_ms -= ago_ms;
+            stamp.wall_ms = stamp.wall_ms.saturating_sub_unsigned(ago_ms);
+            drafts.push(Draft { body, nonce: random()?, stamp });
+        }
+        let attempt = Attempt::of_all(self.state(), drafts).map_err(|e| StoreError::Record(e.to_string()))?;
         self.put(&attempt)?;
-        let digest = attempt.encoded.digest;
         let segments = Arc::clone(&self.segments);
-        let applied = self.image.apply(&attempt.record, digest, |entry, number| {
-            let name = PartName { layer: entry.key, number };
-            runs.remove(&name).ok_or_else(|| StoreError::Inconsistent {
-                group: segments.names.to_string(),
-                why: format!("part {name} was accepted and had not been looked at"),
-            })
-        })?;
-        self.after(&attempt.record, &applied);
-        write_checkpoint(&*self.segments.backend, self.names(), &self.image);
-        Ok(Appended { position: LedgerPosition { slot: attempt.record.slot, digest }, verdict: applied.verdict })
+        let mut appended = Vec::with_capacity(attempt.records.len());
+        for (record, digest) in &attempt.records {
+            let applied = self.image.apply(record, *digest, |entry, number| {
+                let name = PartName { layer: entry.key, number };
+                runs.remove(&name).ok_or_else(|| StoreError::Inconsistent {
+                    group: segments.names.to_string(),
+                    why: format!("part {name} was accepted and had not been looked at"),
+                })
+            })?;
+            self.after(record, &applied);
+            write_checkpoint(&*self.segments.backend, self.names(), &self.image);
+            let position = LedgerPosition { slot: record.slot, digest: *digest };
+            appended.push(Appended { position, verdict: applied.verdict });
+        }
+        Ok(appended)
+    }
+
+    /// How many records one object can take now.
+    pub fn room(&self) -> u64 {
+        let next = self.state().next_slot();
+        room_in_run(next).min(checkpoint::span() - next.0 % checkpoint::span())
     }
 
     /// Reads what other writers appended.
@@ -293,12 +333,11 @@ impl GroupStore {
                 self.not_behind(slot)?;
             }
             let Some(read) = read else { return Ok(()) };
-            let checked =
-                read.and_then(|(r, d)| self.state().follows(&r).map(|()| (r, d)).map_err(|e| Unusable::damaged(e.to_string())));
-            match checked {
-                Ok((record, digest)) => {
+            let follows = |first: &Record| self.state().follows(first).map_err(|e| Unusable::damaged(e.to_string()));
+            match read.and_then(|records| follows(&records[0].0).map(|()| records)) {
+                Ok(records) => {
                     block_on(backend.sync(&self.names().record(slot)))?;
-                    self.replay_one(&record, digest)?;
+                    records.iter().try_for_each(|(record, digest)| self.replay_one(record, *digest))?;
                 }
                 Err(unusable) => return Err(self.tear(unusable, slot)),
             }
@@ -637,16 +676,25 @@ impl GroupStore {
     }
 
     /// Links landed parts into the segments, and reads their footers: what is published is there and is what is named.
-    fn adopt(&mut self, layers: &Layers) -> Result<BTreeMap<PartName, PartRuns>> {
+    fn adopt<'b>(&mut self, bodies: impl Iterator<Item = &'b Body>) -> Result<BTreeMap<PartName, PartRuns>> {
         let mut new: Vec<(&LayerEntry, Name)> = Vec::new();
-        for entry in &layers.members {
-            let Some(volume) = self.state().volume(entry.key.volume) else { continue }; // void, as replay will say
-            let published = self.state().layer(&entry.key).is_some();
-            if published || entry.key != volume.next_key() {
-                continue; // a duplicate, or void
+        let mut born: Vec<Slot> = Vec::new();
+        // What each volume's chain waits for once the records before are in.
+        let mut next: BTreeMap<VolumeId, LayerKey> = BTreeMap::new();
+        for (slot, body) in (self.state().next_slot().0..).map(Slot).zip(bodies) {
+            let Body::Layers(layers) = body else { continue };
+            for entry in &layers.members {
+                let Some(volume) = self.state().volume(entry.key.volume) else { continue }; // void, as replay will say
+                let published = self.state().layer(&entry.key).is_some();
+                let awaited = next.entry(entry.key.volume).or_insert_with(|| volume.next_key());
+                if published || entry.key != *awaited {
+                    continue; // a duplicate, or void
+                }
+                check_digest(entry)?;
+                awaited.seq = awaited.seq.next();
+                new.push((entry, volume.meta().name.clone()));
+                born.push(slot);
             }
-            check_digest(entry)?;
-            new.push((entry, volume.meta().name.clone()));
         }
         for (entry, name) in &new {
             // Before anything is linked: what became of it is remembered whatever the answer.
@@ -655,9 +703,11 @@ impl GroupStore {
         }
         self.landing.adopt(&self.segments, &new)?;
         let mut runs = BTreeMap::new();
-        for (entry, name) in new {
+        // What lies over the head image by then.
+        let mut over: BTreeMap<VolumeId, Vec<(GranuleRun, Content)>> = BTreeMap::new();
+        for ((entry, name), born) in new.into_iter().zip(born) {
             let mut layer_runs = Vec::new();
-            for part in parts_of(entry, self.state().next_slot()) {
+            for part in parts_of(entry, born) {
                 if !self.shared.is_dir
                     && let Some(entry) = entry.parts.get(part.name.number as usize)
                     && let Ok(footer) = self.landing.footer(&name, &part.name, entry)
@@ -672,14 +722,17 @@ impl GroupStore {
                 layer_runs.extend_from_slice(&part_runs);
                 runs.insert(part.name, PartRuns::Known(part_runs));
             }
-            self.check_said(entry, &layer_runs)?;
+            let over = over.entry(entry.key.volume).or_default();
+            over.extend_from_slice(&layer_runs);
+            self.check_said(entry, &layer_runs, over)?;
         }
         Ok(runs)
     }
 
     /// What the end message said of a layer is held against what landed: a region that is not named would be missed by the
-    /// position rule, and one with unreadable runs would make a good point of a degraded one.
-    fn check_said(&self, entry: &LayerEntry, layer_runs: &[(GranuleRun, Content)]) -> Result<()> {
+    /// position rule, and one with unreadable runs would make a good point of a degraded one. `over`: what lies over the head image
+    /// then, of this layer and of those before it in the same object.
+    fn check_said(&self, entry: &LayerEntry, layer_runs: &[(GranuleRun, Content)], over: &[(GranuleRun, Content)]) -> Result<()> {
         let bad = |why: &str| StoreError::BadPart { layer: entry.key, part: 0, why: why.to_owned() };
         let geometry = self.volume(entry.key.volume)?.geometry;
         let of = |wanted: &dyn Fn(Content) -> bool| {
@@ -697,7 +750,7 @@ impl GroupStore {
         // Region by region, unless that would take for ever.
         let before = self.state().volume(entry.key.volume).map_or(0, |v| v.unreadable().len());
         let mut unsaid = match before.saturating_add(own.len()) <= UNREADABLE_REGIONS_JUDGED {
-            true => self.image.unreadable_after(entry.key.volume, &entry.regions, layer_runs),
+            true => self.image.unreadable_after(entry.key.volume, &entry.regions, over),
             false => own,
         };
         unsaid.subtract(&entry.unreadable_regions);
@@ -722,7 +775,7 @@ impl GroupStore {
         if mutation::on("a record put below a checkpoint counts") {
             return Ok(());
         }
-        let slot = attempt.record.slot;
+        let slot = attempt.slot();
         self.not_behind(slot).map_err(|error| self.unsure(slot, error))
     }
 
@@ -747,12 +800,12 @@ impl GroupStore {
     }
 
     fn put_there(&mut self, attempt: &Attempt) -> Result<()> {
-        let name = self.names().record(attempt.record.slot);
+        let name = self.names().record(attempt.slot());
         let backend = Arc::clone(&self.segments.backend);
-        let create = || block_on(backend.create(&name, attempt.encoded.bytes.clone().into()));
+        let create = || block_on(backend.create(&name, attempt.bytes.clone().into()));
         let mut answer = create();
         if matches!(answer, Err(StoreError::Full { .. }))
-            && matches!(attempt.record.body, Body::Prune(_))
+            && attempt.records.iter().any(|(record, _)| matches!(record.body, Body::Prune(_)))
             && self.shared.release_ballast()
         {
             answer = create();
@@ -767,18 +820,18 @@ impl GroupStore {
             // One bad file, not a bad store; unless the write failed as well.
             Err(StoreError::Unreadable { source, .. }) => {
                 let unusable = Unusable::damaged(format!("it cannot be read: {source}"));
-                return Err(error.unwrap_or_else(|| self.tear(unusable, attempt.record.slot)));
+                return Err(error.unwrap_or_else(|| self.tear(unusable, attempt.slot())));
             }
             other => other?,
         };
         match found {
-            None => Err(error.unwrap_or(StoreError::Overtaken { slot: attempt.record.slot })),
+            None => Err(error.unwrap_or(StoreError::Overtaken { slot: attempt.slot() })),
             Some(bytes) => match attempt.find(&bytes) {
                 // It is there; is it there for ever?
-                Ok(Found::Ours) => block_on(backend.sync(&name)).map_err(|error| self.unsure(attempt.record.slot, error)),
+                Ok(Found::Ours) => block_on(backend.sync(&name)).map_err(|error| self.unsure(attempt.slot(), error)),
                 _ => {
                     self.catch_up()?;
-                    Err(StoreError::Overtaken { slot: attempt.record.slot })
+                    Err(StoreError::Overtaken { slot: attempt.slot() })
                 }
             },
         }

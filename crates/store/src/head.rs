@@ -15,20 +15,23 @@
 //! | The reader slept while a checkpoint came, and records that it covers went or were put by somebody late | After the last record, and before a slot is called torn, the root that covers it: if it is there, all begins anew |
 //! | A root was deleted by hand, a stray one lies far up, a checkpoint is not of this history | What is taken for the newest must have its state, follow the root before it, and hold the newest record that it covers |
 //!
+//! A batch takes slots in which nothing lies; the first slot of a run ([`farside_ledger::BATCH_SLOTS`]) always has an object, so those
+//! are asked for as well.
+//!
 //! It deliberately does not say what is torn, use an older checkpoint, or know of a `.void` in the middle: such ledgers are listed.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use farside_ledger::{CheckpointPlace, CheckpointRoot, RECORD_BYTES_MAX, Record};
-use farside_region::{GroupId, RecordDigest, Slot};
+use farside_ledger::{BATCH_SLOTS, CheckpointPlace, CheckpointRoot, RECORD_BYTES_MAX, run_of};
+use farside_region::{GroupId, Slot};
 
 use crate::backend::{Backend, ObjectName};
 use crate::checkpoint::{ROOT_READ_BYTES, covers, span};
 use crate::error::{Result, StoreError};
 use crate::image::GroupImage;
 use crate::names::GroupNames;
-use crate::replay::{self, Replayed, decode, get, parallel};
+use crate::replay::{self, Records, Replayed, decode, find_record, get, parallel};
 
 /// Records that are asked for at once.
 const AHEAD: u64 = 32;
@@ -76,7 +79,7 @@ fn find(backend: &dyn Backend, names: &GroupNames, group: GroupId) -> Result<Opt
     let search = Search { backend, names, group };
     for _ in 0..SEARCHES {
         match search.begin().and_then(|(image, ahead)| search.follow(image, ahead)) {
-            Ok(image) => return Ok(Some(Replayed { image, torn: None })),
+            Ok(image) => return Ok(Some(Replayed { image, torn: None, strays: Vec::new() })),
             Err(Stop::Overtaken) => {}
             Err(Stop::Torn(slot, _)) if covers(backend, names, slot)? => {}
             Err(Stop::Store(error)) => return Err(error),
@@ -132,20 +135,30 @@ impl Search<'_> {
         wanted.extend(self.ahead(end));
         let mut found = self.get(&wanted)?;
         let ahead = found.split_off(besides);
-        let mut found = found.into_iter().map(|found| found.unwrap_or_else(|| Err("it is not there".to_owned())));
+        let mut found = found.into_iter();
         let mut next = || found.next().expect("it was asked for");
-        let state = next().map_err(|why| odd(&format!("it has no state: {why}")))?;
+        let not_there = || Err("it is not there".to_owned());
+        let state = next().unwrap_or_else(not_there).map_err(|why| odd(&format!("it has no state: {why}")))?;
         let (state, parts) = root.state(&state).map_err(|error| odd(&error.to_string()))?;
-        let (_, digest) = self.decode(last, next()).map_err(|stop| match stop {
+        let newest = match next() {
+            Some(found) => self.decode(last, found).map(|records| records.into_iter().find(|(record, _)| record.slot == last)),
+            // In a batch; or it was given up. A record that follows says as much of the history.
+            None if ahead.first().is_some_and(Option::is_some) => Ok(None),
+            None => match find_record(self.backend, self.names, last)? {
+                Ok(found) => Ok(Some(found)),
+                Err(unusable) => return Err(odd(&unusable.to_string())),
+            },
+        };
+        let newest = newest.map_err(|stop| match stop {
             Stop::Torn(_, why) => odd(&why),
             other => other,
         })?;
-        if state.digest_at(last) != Some(digest) {
+        if newest.is_some_and(|(_, digest)| state.digest_at(last) != Some(digest)) {
             return Err(odd("it does not hold the newest record that it covers"));
         }
         let previous = match before {
             None => [0; 32],
-            Some(before) => self.decode_root(before, &known.unwrap_or_else(next))?.1,
+            Some(before) => self.decode_root(before, &known.unwrap_or_else(|| next().unwrap_or_else(not_there)))?.1,
         };
         if root.previous != previous {
             return Err(odd("it does not follow the one before it"));
@@ -198,9 +211,11 @@ impl Search<'_> {
                     None if ahead_of.as_slice().iter().all(Option::is_none) => break,
                     None => self.again(slot)?.ok_or_else(|| missing(slot))?,
                 };
-                let (record, digest) = self.decode(slot, found)?;
-                image.state().follows(&record).map_err(|why| torn(slot, &why))?;
-                image.replay(&record, digest);
+                let records = self.decode(slot, found)?;
+                image.state().follows(&records[0].0).map_err(|why| torn(slot, &why))?;
+                records.iter().for_each(|(record, digest)| drop(image.replay(record, *digest)));
+                // The slots that a batch takes beside its own: whatever lies there is nobody's.
+                (1..records.len()).for_each(|_| drop(ahead_of.next()));
             }
             let next = image.state().next_slot();
             if next.0 < end && self.is_head(begun, &image, end)? {
@@ -224,7 +239,10 @@ impl Search<'_> {
         wanted.extend(slot.0.checked_sub(1).map(|before| void(Slot(before))));
         let voids = places.len()..wanted.len();
         let far = (0..=FAR.ilog2()).map(|bit| slot.0.saturating_add(1 << bit));
-        wanted.extend(far.filter(|&far| far >= end).map(|far| self.record(Slot(far))));
+        // A batch takes slots that have no object; the first of a run always has one.
+        let run = |slot: u64| run_of(Slot(slot.saturating_add(BATCH_SLOTS - 1))).0;
+        let far: BTreeSet<u64> = far.flat_map(|far| [far, run(far)]).filter(|&far| far >= end).collect();
+        wanted.extend(far.into_iter().map(|far| self.record(Slot(far))));
         let found = self.get(&wanted)?;
         for (place, root) in places.iter().zip(&found) {
             let Some(root) = root else { continue };
@@ -253,7 +271,7 @@ impl Search<'_> {
         CheckpointRoot::decode(bytes, self.group, place).map_err(|error| odd(number, &error.to_string()))
     }
 
-    fn decode(&self, slot: Slot, found: Result<Bytes, String>) -> Result<(Record, RecordDigest), Stop> {
+    fn decode(&self, slot: Slot, found: Result<Bytes, String>) -> Result<Records, Stop> {
         let found = match found {
             Ok(bytes) => Ok(bytes),
             // Too large to be read with others, perhaps.

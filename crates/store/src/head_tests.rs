@@ -147,7 +147,9 @@ fn whatever_is_damaged_is_what_a_listing_says() {
             damage(&path);
             // Without its root, a checkpoint was never completed.
             let never_was = !path.exists() && object == names().checkpoint(3);
-            assert_eq!(both_ways(&store).1, !never_was, "{object}");
+            // What it covers last may lie in a batch, and the record that follows says of which history it is.
+            let is_elsewhere = !path.exists() && object == names().record(Slot(newest - 1));
+            assert_eq!(both_ways(&store).1, !never_was && !is_elsewhere, "{object}");
         }
     }
     // Below the newest two, nobody looks.
@@ -273,7 +275,7 @@ fn l6_a_reader_that_slept_across_checkpoints_believes_in_no_head_below_them() {
             let gone = head.0..head.0 + checkpoints * span() - u64::from(stays);
             gone.for_each(|slot| fs::remove_file(record(slot)).expect("it was there"));
             if late {
-                fs::write(record(head.0), &attempt.encoded.bytes).expect("write");
+                fs::write(record(head.0), &attempt.bytes).expect("write");
             }
         };
         let counting = Meanwhile::bucket(&store, names().checkpoint_state(1), head, happens);

@@ -98,7 +98,7 @@ impl World {
         let stamp = Stamp { writer: [1; 16], mono_ms: self.records.len() as u64, wall_ms: 0 };
         let nonce = [self.records.len() as u8; 16];
         let attempt = Attempt::new(self.image.state(), body, nonce, stamp).expect("small");
-        let (record, digest) = (attempt.record, attempt.encoded.digest);
+        let (record, digest) = attempt.records.into_iter().next().expect("one");
         let runs = &self.runs;
         let known = |entry: &LayerEntry, number| runs[&PartName { layer: entry.key, number }].clone();
         let applied = self.image.apply::<()>(&record, digest, |e, n| Ok(PartRuns::Known(known(e, n)))).expect("no error");

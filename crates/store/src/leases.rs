@@ -36,7 +36,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use farside_ledger::{Body, RECORD_BYTES_MAX, Record, State, group_id, volume_id};
+use farside_ledger::{Body, RECORD_BYTES_MAX, State, decode_object, group_id, volume_id};
 use farside_region::{Name, Slot, VolumeId};
 use serde::{Deserialize, Serialize};
 
@@ -292,9 +292,10 @@ pub(crate) fn given_up_since(backend: &dyn Backend, names: &GroupNames, state: &
         match get(backend, &names.record(slot), RECORD_BYTES_MAX as u64)? {
             None => break block_on(backend.size(&names.record_void(slot)))?.is_none(),
             Some(Err(_)) => break false,
-            Some(Ok(bytes)) => match Record::decode(&bytes) {
-                Ok((record, digest)) if record.prev == prev && !matches!(record.body, Body::Prune(_)) => {
-                    (slot, prev) = (Slot(slot.0 + 1), digest);
+            Some(Ok(bytes)) => match decode_object(&bytes) {
+                Ok(records) if records[0].0.prev == prev && !records.iter().any(|(r, _)| matches!(r.body, Body::Prune(_))) => {
+                    let (newest, digest) = records.last().expect("at least one");
+                    (slot, prev) = (newest.slot.next(), *digest);
                 }
                 _ => break false,
             },

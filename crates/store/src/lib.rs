@@ -19,6 +19,8 @@
 mod aligned;
 mod attempt;
 mod backend;
+#[cfg(test)]
+mod batch_tests;
 mod check;
 mod checkpoint;
 #[cfg(test)]
@@ -54,14 +56,14 @@ mod testkit;
 mod verify;
 
 pub use aligned::AlignedBytes;
-pub use attempt::{Attempt, Found};
+pub use attempt::{Attempt, Draft, Found};
 #[cfg(any(test, feature = "conformance"))]
 pub use backend::conformance;
 pub use backend::{Backend, Created, DirBackend, Listed, ObjectName, Page, block_on};
 pub use check::{CheckReport, Finding, Problem, Severity, check};
 pub use error::{Remedy, Result, StoreError};
 pub use farside_ledger::PointFilter;
-pub use group::{Appended, DigestRun, GroupStore, Repair, Swept, VoidedRecord, head_digests};
+pub use group::{Appended, Dated, DigestRun, GroupStore, Repair, Swept, VoidedRecord, head_digests};
 pub use image::{Applied, GroupImage, PRUNE_PARTS_MAX, PRUNE_POINTS_MAX, PartRuns, VolumeImage};
 pub use index::{Content, Extent, PartNo, VolumeIndex};
 pub use landing::{LandedLayer, Landing, PartLander};

@@ -1,11 +1,13 @@
 //! The way out of a torn ledger: mend the record if its digest lets us, else void it and all that cannot follow it.
 //!
+//! An object with several records is torn, mended or given up as a whole.
+//!
 //! Invariants: a record is mended only to bytes that carry their own digest and fit between their neighbours, so that it says
 //! what it said when it was acknowledged; what is voided keeps its bytes, beside which a void record is put, create-only; a
 //! record of a newer Farside is never touched, nor a slot for which a checkpoint stands. What layers after a lost one held is not known without it, so nothing after it
 //! is kept.
 
-use farside_ledger::{Body, Record, TornVoid};
+use farside_ledger::{Body, Record, TornVoid, decode_object};
 use farside_region::{RecordDigest, Slot};
 
 use super::GroupStore;
@@ -74,15 +76,25 @@ impl GroupStore {
             Found::Lost(last) => last,
         };
         let mut says = Vec::new();
-        for slot in (torn.slot.0..=last.0).map(Slot) {
+        let mut slot = torn.slot;
+        while slot <= last {
             let bytes = block_on(self.segments.backend.get(&self.names().record(slot), u64::from(u32::MAX)))?;
             let file = self.names().record(slot).to_string();
-            let (text, is_point) = match bytes.as_deref().map(Record::decode) {
-                None => ("is not there".to_owned(), false),
-                Some(Err(error)) => (format!("cannot be read: {error}"), false),
-                Some(Ok((record, _))) => (self.in_words(&record), is_point(&record)),
-            };
-            says.push(VoidedRecord { slot, file, text, is_point });
+            let said = |text: String| VoidedRecord { slot, file: file.clone(), text, is_point: false };
+            match bytes.as_deref().map(decode_object) {
+                None => says.push(said("is not there".to_owned())),
+                Some(Err(error)) => says.push(said(format!("cannot be read: {error}"))),
+                Some(Ok(records)) => {
+                    let of = |(slot, (record, _)): (u64, &(Record, RecordDigest))| VoidedRecord {
+                        slot: Slot(slot),
+                        is_point: is_point(record),
+                        ..said(self.in_words(record))
+                    };
+                    says.extend((slot.0..).zip(&records).map(of));
+                    slot = Slot(slot.0 + records.len() as u64 - 1);
+                }
+            }
+            slot = slot.next();
         }
         Ok(Some(Repair::Void { first: torn.slot, last, says }))
     }
@@ -117,28 +129,39 @@ impl GroupStore {
     fn look_at_torn(&self) -> Result<Found> {
         let torn = self.torn.as_ref().expect("only asked when it is torn");
         let backend = &*self.segments.backend;
-        let end = Slots::list(backend, self.names())?.end().max(torn.slot.0 + 1);
+        let slots = Slots::list(backend, self.names())?;
+        let end = self.end_of(&slots)?.max(torn.slot.0 + 1);
         let last = torn.lost_claim.map_or(Slot(end - 1), |term| Slot(term.0.max(end - 1)));
         if torn.newer || torn.checkpoint.is_some() || last.0 - torn.slot.0 >= VOID_SLOTS_MAX {
             return Err(torn.error(self.names()));
         }
         let found = block_on(backend.get(&self.names().record(torn.slot), u64::from(u32::MAX)))?.unwrap_or_default();
-        let next = block_on(backend.get(&self.names().record(torn.slot.next()), u64::from(u32::MAX)));
-        let wanted = next.ok().flatten().and_then(|next| Some(Record::decode(&next).ok()?.0.prev));
-        Ok(self.with_one_bit_right(&found, wanted).map_or(Found::Lost(last), Found::Mended))
+        let next = slots.records.range(torn.slot.0 + 1..).next().map(|next| Slot(*next));
+        let next = next.map(|next| block_on(backend.get(&self.names().record(next), u64::from(u32::MAX))));
+        let wanted = next.and_then(Result::ok).flatten().and_then(|next| Some(decode_object(&next).ok()?.swap_remove(0).0));
+        Ok(self.with_one_bit_right(&found, wanted.as_ref()).map_or(Found::Lost(last), Found::Mended))
     }
 
-    /// The bytes with the one bit flipped back that makes them the next record, and the one that its successor names.
-    fn with_one_bit_right(&self, found: &[u8], wanted: Option<RecordDigest>) -> Option<Vec<u8>> {
+    /// The slot after the last that an object takes.
+    fn end_of(&self, slots: &Slots) -> Result<u64> {
+        let Some(&last) = slots.records.last() else { return Ok(slots.end()) };
+        let bytes = block_on(self.segments.backend.get(&self.names().record(Slot(last)), u64::from(u32::MAX)));
+        let records = bytes.ok().flatten().and_then(|bytes| decode_object(&bytes).ok());
+        Ok(slots.end().max(last.saturating_add(records.map_or(1, |records| records.len() as u64))))
+    }
+
+    /// The bytes with the one bit flipped back that makes them the next records, and those that their successor follows.
+    fn with_one_bit_right(&self, found: &[u8], successor: Option<&Record>) -> Option<Vec<u8>> {
         if found.len() > SEARCHED_BYTES_MAX {
             return None;
         }
         let mut bytes = found.to_vec();
         for bit in 0..bytes.len() * 8 {
             bytes[bit / 8] ^= 1 << (bit % 8);
-            if let Ok((record, digest)) = Record::decode(&bytes)
-                && self.state().follows(&record).is_ok()
-                && wanted.is_none_or(|wanted| wanted == digest)
+            let follows = |next: &Record, last: &(Record, RecordDigest)| next.slot != last.0.slot.next() || next.prev == last.1;
+            if let Ok(records) = decode_object(&bytes)
+                && self.state().follows(&records[0].0).is_ok()
+                && successor.is_none_or(|next| records.last().is_some_and(|last| follows(next, last)))
             {
                 return Some(bytes);
             }
@@ -156,13 +179,13 @@ impl GroupStore {
         let found = block_on(self.segments.backend.get(&self.names().record(slot), u64::from(u32::MAX)))?.unwrap_or_default();
         let body = Body::TornVoid(TornVoid { torn_digest: *blake3::hash(&found).as_bytes(), torn_bytes: found.len() as u64 });
         let attempt = Attempt::new(self.state(), body, random()?, self.shared.stamp());
-        let Attempt { record, encoded } = attempt.map_err(|e| StoreError::Record(e.to_string()))?;
+        let Attempt { records, bytes } = attempt.map_err(|e| StoreError::Record(e.to_string()))?;
         let name = self.names().record_void(slot);
-        if block_on(self.segments.backend.create(&name, encoded.bytes.clone().into()))? == Created::AlreadyExists {
+        if block_on(self.segments.backend.create(&name, bytes.clone().into()))? == Created::AlreadyExists {
             // An earlier repair's, which follows what is void now.
-            self.put_right(&name, encoded.bytes)?;
+            self.put_right(&name, bytes)?;
         }
-        self.image.replay(&record, encoded.digest);
+        records.iter().for_each(|(record, digest)| drop(self.image.replay(record, *digest)));
         Ok(())
     }
 

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::thread;
 
 use bytes::Bytes;
-use farside_ledger::{Body, CheckpointPlace, DecodeError, RECORD_BYTES_MAX, Record, State};
+use farside_ledger::{Body, CheckpointPlace, DecodeError, RECORD_BYTES_MAX, Record, State, decode_object, run_of};
 use farside_region::{GroupId, RecordDigest, Slot, Term};
 
 #[cfg(test)]
@@ -115,7 +115,12 @@ impl From<DecodeError> for Unusable {
 pub(crate) struct Replayed {
     pub(crate) image: GroupImage,
     pub(crate) torn: Option<Torn>,
+    /// Objects in slots that a batch before them takes: nobody's.
+    pub(crate) strays: Vec<Slot>,
 }
+
+/// The records of one object.
+pub(crate) type Records = Vec<(Record, RecordDigest)>;
 
 impl Replayed {
     /// Where replay stopped, a checkpoint stands for the slot: without it nobody knows what was there, and nothing goes on.
@@ -170,11 +175,12 @@ impl Slots {
         })
     }
 
-    /// Slots from this one on that are read at once.
+    /// Objects from this slot on that are read at once.
     fn batch(&self, from: u64) -> Vec<u64> {
+        let of = |slots: &BTreeSet<u64>| slots.range(from..).take(BATCH).copied().collect::<BTreeSet<u64>>();
         let mut bytes = 0;
         let mut batch = Vec::new();
-        for slot in (from..self.end()).take(BATCH) {
+        for &slot in of(&self.records).union(&of(&self.voids)).take(BATCH) {
             bytes += self.long.get(&slot).copied().unwrap_or(0);
             if bytes > BATCH_BYTES && !batch.is_empty() {
                 break;
@@ -184,7 +190,7 @@ impl Slots {
         batch
     }
 
-    /// The slot after the highest that exists.
+    /// The slot after the highest that an object lies in. A batch may take some more.
     pub(crate) fn end(&self) -> u64 {
         self.records.last().max(self.voids.last()).map_or(0, |last| last.saturating_add(1))
     }
@@ -255,28 +261,50 @@ fn replay_from(
 ) -> Result<Replayed> {
     // A stray file may name any slot: what is missing before it ends the replay, so nothing is made of its number.
     let mut from = image.state().next_slot().0;
-    while from < slots.end() {
+    let mut strays = Vec::new();
+    loop {
         let batch = slots.batch(from);
-        from += batch.len() as u64;
+        let Some(last) = batch.last() else { return Ok(Replayed { image, torn: None, strays }) };
+        from = last.saturating_add(1);
         let read = parallel(backend, &batch, |&slot| read_slot(backend, names, Slot(slot), slots.voids.contains(&slot)));
-        for (&slot, read) in batch.iter().zip(read) {
-            let torn = match read? {
-                Ok((record, digest)) => match image.state().follows(&record) {
-                    Ok(()) => {
-                        image.replay(&record, digest);
-                        reached(&image);
-                        continue;
+        for (slot, read) in batch.into_iter().map(Slot).zip(read) {
+            let mut read = Some(read);
+            while let Some(ahead) = read.take() {
+                let next = image.state().next_slot();
+                // Whoever put the batch decided for all its slots.
+                if slot < next {
+                    strays.push(slot);
+                    continue;
+                }
+                // What no listing gave may be there all the same, or be what keeps it from being listed.
+                let found = if slot > next { read_slot(backend, names, next, false)? } else { ahead? };
+                let follows = |records: Records| match image.state().follows(&records[0].0) {
+                    Ok(()) => Ok(records),
+                    Err(why) => Err(Unusable::damaged(why.to_string())),
+                };
+                match found.and_then(follows) {
+                    Ok(records) => {
+                        for (record, digest) in &records {
+                            image.replay(record, *digest);
+                            reached(&image);
+                        }
+                        if slot > next {
+                            read = Some(read_slot(backend, names, slot, slots.voids.contains(&slot.0)));
+                        }
                     }
-                    Err(why) => Unusable::damaged(why.to_string()),
-                },
-                Err(unusable) => unusable,
-            };
-            let torn = torn.at(names, Slot(slot));
-            tracing::error!(group = %names, slot, why = %torn.why, "a ledger record does not verify");
-            return Ok(Replayed { image, torn: Some(torn) });
+                    Err(unusable) => {
+                        let torn = unusable.at(names, next);
+                        tracing::error!(group = %names, slot = %next, why = %torn.why, "a ledger record does not verify");
+                        return Ok(Replayed { image, torn: Some(torn), strays });
+                    }
+                }
+            }
         }
     }
-    Ok(Replayed { image, torn: None })
+}
+
+fn missing() -> Unusable {
+    Unusable::damaged("the file is missing, and later ones exist".to_owned())
 }
 
 /// Lays all parts that are not in the head images yet over them; says which of them are damaged.
@@ -302,16 +330,15 @@ pub(crate) fn runs_of_part(image: &GroupImage, segments: &Segments, part: &Part)
     segments.runs(&volume.meta().name, part, image.state().only_known_by(part.born))
 }
 
-/// A record, or what is wrong with the slot.
+/// The records of the object in a slot, or what is wrong with the slot.
 pub(crate) fn read_slot(
     backend: &dyn Backend,
     names: &GroupNames,
     slot: Slot,
     replaced: bool,
-) -> Result<Result<(Record, RecordDigest), Unusable>> {
+) -> Result<Result<Records, Unusable>> {
     let bytes = get(backend, &names.record(slot), RECORD_BYTES_MAX as u64)?;
-    let missing = || Err(Unusable::damaged("the file is missing, and later ones exist".to_owned()));
-    let found = bytes.as_ref().map_or_else(missing, decode);
+    let found = bytes.as_ref().map_or_else(|| Err(missing()), decode);
     if !replaced {
         return Ok(found);
     }
@@ -331,17 +358,40 @@ pub(crate) fn read_slot(
         }
         Ok((record, digest)) => match &record.body {
             Body::TornVoid(v) if v.torn_digest == *blake3::hash(&torn).as_bytes() && v.torn_bytes == torn.len() as u64 => {
-                Ok((record, digest))
+                Ok(vec![(record, digest)])
             }
             _ => Err(Unusable::damaged(format!("its replacement {name} replaces other bytes than those in the slot"))),
         },
     })
 }
 
-/// A record from what lies in its slot, or what is wrong with that.
-pub(crate) fn decode(bytes: &Result<Bytes, String>) -> Result<(Record, RecordDigest), Unusable> {
+/// The record in a slot, of an object of its own or of a batch that begins before it in its run, or what is wrong with the object.
+/// Most lie in the nearest object, so that is looked for further and further away.
+pub(crate) fn find_record(
+    backend: &dyn Backend,
+    names: &GroupNames,
+    slot: Slot,
+) -> Result<Result<(Record, RecordDigest), Unusable>> {
+    let (first, mut end, mut asked) = (run_of(slot).0, slot.0 + 1, 1);
+    while end > first {
+        let begin = end.saturating_sub(asked).max(first);
+        let slots: Vec<u64> = (begin..end).collect();
+        let found = parallel(backend, &slots, |&slot| get(backend, &names.record(Slot(slot)), RECORD_BYTES_MAX as u64));
+        for found in found.into_iter().rev() {
+            if let Some(found) = found? {
+                let of_slot = |records: Records| records.into_iter().find(|(record, _)| record.slot == slot);
+                return Ok(decode(&found).and_then(|records| of_slot(records).ok_or_else(missing)));
+            }
+        }
+        (end, asked) = (begin, 16 * asked);
+    }
+    Ok(Err(missing()))
+}
+
+/// The records of what lies in a slot, or what is wrong with that.
+pub(crate) fn decode(bytes: &Result<Bytes, String>) -> Result<Records, Unusable> {
     match bytes {
-        Ok(bytes) => Record::decode(bytes).map_err(Unusable::from),
+        Ok(bytes) => decode_object(bytes).map_err(Unusable::from),
         Err(why) => Err(Unusable::damaged(why.clone())),
     }
 }

@@ -141,7 +141,7 @@ fn a_reader_of_a_long_history_lists_nothing() {
     assert_eq!(counts.chain, 5);
     let roots = 7 + 15;
     let ahead = 32;
-    let beyond = 13 - 5; // those less than 28 from it were ahead
+    let beyond = 13 - 5 + 8; // those less than 28 from it were ahead; and the first of the run after each
     let last_one_covered = 1;
     let voids = 2;
     assert_eq!(

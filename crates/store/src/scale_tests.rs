@@ -28,9 +28,10 @@ fn make(store: &TempStore, points: u64) -> TestVolume {
     };
     let mut append = |body, second: u64| {
         let stamp = Stamp { writer: [1; 16], mono_ms: second * 1000, wall_ms: second as i64 * 1000 };
-        let Attempt { record, encoded } = Attempt::new(&state, body, [0; 16], stamp).expect("a record");
-        put(&store.path().join(names.record(record.slot).as_str()), &encoded.bytes);
-        assert!(state.apply(&record, encoded.digest).is_done());
+        let Attempt { records, bytes } = Attempt::new(&state, body, [0; 16], stamp).expect("a record");
+        let (record, digest) = &records[0];
+        put(&store.path().join(names.record(record.slot).as_str()), &bytes);
+        assert!(state.apply(record, *digest).is_done());
     };
     append(volume.claim_body(None), 0);
     volume.term = Term(0);

@@ -17,7 +17,7 @@ use crate::image::PartRuns;
 use crate::index::Content;
 use crate::liveness::{Part, PartName};
 use crate::names::GroupNames;
-use crate::replay::read_slot;
+use crate::replay::find_record;
 
 /// Bytes of footers kept in memory, per group that is open.
 const CACHE_BYTES_MAX: usize = 32 << 20;
@@ -93,7 +93,7 @@ impl Segments {
 
     /// The regions of a volume that the layer in a slot touched, from that record; `None` if it cannot be read.
     pub(crate) fn touched(&self, slot: Slot, wanted: RecordDigest, volume: VolumeId) -> Result<Option<RegionSet>> {
-        let record = match read_slot(&*self.backend, &self.names, slot, false)? {
+        let record = match find_record(&*self.backend, &self.names, slot)? {
             Ok((record, digest)) if digest == wanted => record,
             // Below a checkpoint nobody replayed it.
             Ok(_) => {

@@ -205,8 +205,9 @@ pub(crate) fn state_of_points(volume: &TestVolume, points: u64) -> State {
     let mut state = State::new(group_id(&name("host"), &name("default")));
     let mut append = |body, second: u64| {
         let stamp = Stamp { writer: [1; 16], mono_ms: second * 1000, wall_ms: second as i64 * 1000 };
-        let Attempt { record, encoded } = Attempt::new(&state, body, [0; 16], stamp).expect("a record");
-        assert!(state.apply(&record, encoded.digest).is_done());
+        let attempt = Attempt::new(&state, body, [0; 16], stamp).expect("a record");
+        let (record, digest) = &attempt.records[0];
+        assert!(state.apply(record, *digest).is_done());
     };
     append(volume.claim_body(None), 0);
     let mut regions = RegionSet::new();

@@ -53,13 +53,21 @@ impl Features {
     pub const GRID: Self = Self(1);
     /// A source may say what it compared: [`SourceMessage::Compared`](crate::SourceMessage::Compared) is understood.
     pub const COMPARED: Self = Self(2);
+    /// A source that waits for publication may say so: [`SourceMessage::Publish`](crate::SourceMessage::Publish) is understood.
+    pub const PUBLISH: Self = Self(4);
     /// What this build can do.
-    pub const OURS: Self = Self(Self::GRID.0 | Self::COMPARED.0);
+    pub const OURS: Self = Self(Self::GRID.0 | Self::COMPARED.0 | Self::PUBLISH.0);
 
     /// What both can do.
     #[must_use]
     pub fn common(self, peer: Self) -> Self {
         Self(self.0 & peer.0)
+    }
+
+    /// All but these.
+    #[must_use]
+    pub fn without(self, these: Self) -> Self {
+        Self(self.0 & !these.0)
     }
 
     /// Whether all of these are among them.

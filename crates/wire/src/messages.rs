@@ -66,6 +66,9 @@ pub enum SourceMessage {
     Retention(Policy),
     /// A volume was held against what is published, and nothing was wrong; where both have [`Features::COMPARED`].
     Compared(Compared),
+    /// The source goes on only when what is staged is published: the receiver is to wait for nothing more. Where both have
+    /// [`Features::PUBLISH`].
+    Publish,
 }
 
 /// From the receiver.

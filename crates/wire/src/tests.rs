@@ -91,6 +91,7 @@ fn from_source() -> Vec<SourceMessage> {
         SourceMessage::TrackingLost(LossReport { id, volume, term: Term(3) }),
         SourceMessage::Retention(Policy { grid: grid(2), ..Policy::without_grid(10, 60_000) }),
         SourceMessage::Compared(Compared { volume, term: Term(3), position: position() }),
+        SourceMessage::Publish,
     ]
 }
 
@@ -436,7 +437,7 @@ proptest! {
     }
 }
 
-const GOLDEN_SOURCE: [&str; 14] = [
+const GOLDEN_SOURCE: [&str; 15] = [
     "00010100[11*16]0104686f73740764656661756c74",
     "0107[aa*16]0105[bb*32]00",
     "0207[aa*16]0464617461[80*4]040c16[cc*32]01010404686f7374",
@@ -451,6 +452,7 @@ const GOLDEN_SOURCE: [&str; 14] = [
     "0a07[aa*16]03",
     "0b0ae0d40302e0d40380dddb01c0a90780bab703",
     "0c[aa*16]0305[bb*32]",
+    "0d",
 ];
 const GOLDEN_RECEIVER: [&str; 15] = [
     "000100[22*16]",

@@ -1,8 +1,10 @@
 //! What the group's [`Target`](farside_replication::target::Target) asks for, done in the order given.
 
+use std::time::Duration;
+
 use farside_ledger::{Body, LayerKind, Policy, Verdict};
 use farside_region::{LayerKey, VolumeId};
-use farside_replication::target::{Action, AppendOutcome, Event, Report, SessionId, Ticket};
+use farside_replication::target::{Action, AppendOutcome, Dated, Event, Report, SessionId, Ticket};
 use farside_store::{Remedy, StoreError};
 use farside_transport::CloseCode;
 use farside_wire::{
@@ -31,7 +33,7 @@ impl Group {
                     }
                 }
                 Action::CloseSession { session, why } => self.close_session(session, why),
-                Action::Append { ticket, body } => self.append(ticket, *body),
+                Action::Append { ticket, records } => self.append(ticket, records),
                 Action::Submitted { submission, outcome } => self.submitted(submission, outcome),
                 Action::DropLayer { key } => self.drop_parts(key, 0),
                 Action::DropParts { key, from } => self.drop_parts(key, from),
@@ -54,28 +56,34 @@ impl Group {
         link.close(CloseCode::Refused, &words);
     }
 
-    fn append(&mut self, ticket: Ticket, body: Body) {
+    fn append(&mut self, ticket: Ticket, records: Vec<Dated>) {
         let Place::Here(here) = &mut self.place else { return };
-        let kind = match &body {
+        let kind = |body: &Body| match body {
             Body::Layers(layers) => Some(Some(layers.kind)),
             Body::Prune(_) => Some(None),
             _ => None,
         };
-        let (drawn, is_claim) = (drawn_bytes(&body), matches!(body, Body::Claim(_)));
-        let outcome = match here.store.append(body) {
+        let kinds: Vec<_> = records.iter().map(|said| kind(&said.body)).collect();
+        let drawn = records.iter().map(|said| drawn_bytes(&said.body)).sum();
+        let is_claim = records.iter().any(|said| matches!(said.body, Body::Claim(_)));
+        let dated = |said: Dated| farside_store::Dated { body: said.body, ago: Duration::from_nanos(said.ago) };
+        let outcome = match here.store.append_all(records.into_iter().map(dated).collect()) {
             Ok(appended) => {
                 self.receiver.space.draw(&self.names, drawn);
                 self.reopen.reset();
-                match kind.filter(|_| appended.verdict == Verdict::Accepted) {
-                    Some(Some(LayerKind::Point)) => self.tally.points_published += 1,
-                    Some(Some(LayerKind::Fuzzy)) => self.tally.passes_published += 1,
-                    Some(None) => self.tally.prunes += 1,
-                    None => {}
+                self.tally.publications += u64::from(kinds.iter().any(|kind| matches!(kind, Some(Some(_)))));
+                for (kind, appended) in kinds.into_iter().zip(&appended) {
+                    match kind.filter(|_| appended.verdict == Verdict::Accepted) {
+                        Some(Some(LayerKind::Point)) => self.tally.points_published += 1,
+                        Some(Some(LayerKind::Fuzzy)) => self.tally.passes_published += 1,
+                        Some(None) => self.tally.prunes += 1,
+                        None => {}
+                    }
                 }
                 if is_claim {
                     self.count_volumes();
                 }
-                AppendOutcome::Judged { position: appended.position, verdict: appended.verdict }
+                AppendOutcome::Judged { records: appended.into_iter().map(|its| (its.position, its.verdict)).collect() }
             }
             Err(StoreError::Overtaken { .. }) => AppendOutcome::Collided,
             Err(error) if error.remedy() == Remedy::Lose => {

@@ -68,8 +68,12 @@ impl Group {
     /// What was submitted has its verdict.
     pub(super) fn submitted(&mut self, submission: u64, outcome: AppendOutcome) {
         let trouble = match outcome {
-            AppendOutcome::Judged { verdict: Verdict::Accepted | Verdict::Void(VoidReason::NoSuchPin(_)), .. } => None,
-            AppendOutcome::Judged { verdict: Verdict::Void(reason), .. } => Some((ErrorCode::Conflict, reason.to_string())),
+            AppendOutcome::Judged { records } => match records.first() {
+                Some((_, Verdict::Void(reason))) if !matches!(reason, VoidReason::NoSuchPin(_)) => {
+                    Some((ErrorCode::Conflict, reason.to_string()))
+                }
+                _ => None,
+            },
             AppendOutcome::Failed { text } | AppendOutcome::Unusable { text, .. } => Some((ErrorCode::Unavailable, text)),
             AppendOutcome::Collided => unreachable!("a collision is retried"),
         };

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use farside_region::VolumeId;
 
 use super::{Group, Here, Place};
-use crate::status::{GroupView, Lag, since_published};
+use crate::status::{Ages, GroupView, Lag, since_published};
 
 /// How often it is looked which bytes are dead.
 const DEAD_AGAIN: Duration = Duration::from_secs(30);
@@ -38,6 +38,16 @@ impl Group {
         ages?.into_iter().max()
     }
 
+    /// How old what it has is, published and staged. A staged point is as old as its oldest member: since its layers were announced.
+    fn ages(&self, here: &Here) -> Ages {
+        let since = |at: u64| Duration::from_nanos(self.now().saturating_sub(at));
+        let newest = here.target.newest_staged_point().and_then(|members| {
+            let begun: Option<Vec<Instant>> = members.iter().map(|key| self.beginnings.get(key).copied()).collect();
+            begun?.into_iter().min().map(|begun| begun.elapsed())
+        });
+        Ages { lag: self.lag(here), staged: newest, unpublished: here.target.staged_since().map(since) }
+    }
+
     /// Puts up how the group is now.
     pub(super) fn show(&mut self) {
         // It walks all parts.
@@ -54,8 +64,8 @@ impl Group {
         match &self.place {
             Place::Away { words, .. } => view.away(words),
             Place::Here(here) => {
-                let lag = self.lag(here);
-                view.here(&here.store, self.receiver.vault.path(), &here.target, lag, self.dead_bytes, self.tally);
+                let ages = self.ages(here);
+                view.here(&here.store, self.receiver.vault.path(), &here.target, ages, self.dead_bytes, self.tally);
             }
         }
         self.view.store(Arc::new(view));

@@ -5,7 +5,7 @@ use std::time::Duration;
 use farside_ledger::{
     Body, Claim, CutTime, EpochInfo, Grid, Heartbeat, LayerEntry, LayerKind, Layers, PartEntry, Pin, Policy, Prune, PrunePolicy,
     PrunedParts, Record, Stamp, State, TornVoid, TrackingLost, Unpin, Verdict, Verified, VerifiedHow, VoidReason, VolumeMeta,
-    group_id, volume_id,
+    decode_object, encode_object, group_id, volume_id,
 };
 use farside_region::{
     BootId, Generation, Geometry, LayerKey, LedgerPosition, Name, RecordDigest, RegionIndex, RegionSet, Seq, Slot, Term, VolumeId,
@@ -17,10 +17,10 @@ use crate::engine::{Memory, Outcome, Target, unmeasured};
 pub(super) const TARGETS: &[Target] = &[
     Target {
         name: "record",
-        what: "a ledger record, from a store",
-        seeds: record_seeds,
+        what: "a ledger record or several, from a store",
+        seeds: object_seeds,
         seal: |bytes| seal(bytes),
-        words: &[b"FSLEDGER"],
+        words: &[b"FSLEDGER", b"FSLBATCH"],
         bytes_max: 4 << 10,
         // A list that claims to be long is given at most a megabyte before its first element.
         memory: Memory { fixed_bytes: 2 << 20, bytes_per_byte: 64 },
@@ -160,6 +160,13 @@ fn record_seeds() -> Vec<Vec<u8>> {
     records().iter().map(|record| record.encode().expect("small").bytes).collect()
 }
 
+/// Records alone, and some together.
+fn object_seeds() -> Vec<Vec<u8>> {
+    let encoded: Vec<_> = records().iter().map(|record| record.encode().expect("small")).collect();
+    let of = |at: std::ops::Range<usize>| encode_object(Slot(at.start as u64), &encoded[at]).expect("small");
+    record_seeds().into_iter().chain([of(0..2), of(2..5), of(3..9)]).collect()
+}
+
 /// The digest at the end, and a body as long as the head says.
 fn seal(bytes: &mut [u8]) {
     if bytes.len() >= HEAD + DIGEST && bytes.starts_with(b"FSLEDGER") {
@@ -173,9 +180,22 @@ fn seal(bytes: &mut [u8]) {
 }
 
 fn record(bytes: &[u8]) -> Outcome {
-    match Record::decode(bytes) {
-        Err(error) => Outcome::refused(error),
-        Ok((record, digest)) => {
+    let records = match decode_object(bytes) {
+        Err(error) => return Outcome::refused(error),
+        Ok(records) => records,
+    };
+    unmeasured(|| {
+        let encoded: Vec<_> = records.iter().map(|(record, _)| record.encode().expect("it was read")).collect();
+        let again = |bytes: Vec<u8>| decode_object(&bytes).expect("what was written is read");
+        let first = records[0].0.slot;
+        // A number may have been written in more bytes than it needs, and then the next record names other ones.
+        if encoded.iter().zip(&records).all(|(encoded, (_, digest))| encoded.digest == *digest) {
+            assert_eq!(again(encode_object(first, &encoded).expect("it was one")), records);
+        }
+    });
+    match records.into_iter().next_back() {
+        None => unreachable!("there is at least one"),
+        Some((record, digest)) => {
             // Its own digest is over its own bytes; a number may have been written in more bytes than it needs.
             reads_back(&record, || Some(Record::decode(&record.encode().ok()?.bytes).ok()?.0));
             let mut state = unmeasured(replayed);

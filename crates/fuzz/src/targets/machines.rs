@@ -539,18 +539,26 @@ impl Gateway {
         match action {
             Action::Send { message, .. } => is_well_said(&*message),
             Action::CloseSession { session, .. } if session == self.session => self.end_session(false),
-            Action::Append { ticket, body } => {
+            Action::Append { ticket, records } => {
                 let stamp = Stamp { writer: [1; 16], mono_ms: self.now / 1_000_000, wall_ms: 0 };
-                let (slot, prev) = (self.state.next_slot(), self.state.prev());
-                let record = Record { group: group(), slot, prev, nonce: [0; 16], stamp, body: *body };
-                let outcome = match record.encode() {
-                    Err(error) => AppendOutcome::Unusable { layers: Vec::new(), text: error.to_string() },
-                    Ok(encoded) => {
-                        let verdict = self.state.apply(&record, encoded.digest);
-                        self.appended += u32::from(verdict == Verdict::Accepted);
-                        AppendOutcome::Judged { position: LedgerPosition { slot, digest: encoded.digest }, verdict }
+                let mut judged = Vec::new();
+                let mut outcome = None;
+                for target::Dated { body, .. } in records {
+                    let (slot, prev) = (self.state.next_slot(), self.state.prev());
+                    let record = Record { group: group(), slot, prev, nonce: [0; 16], stamp, body };
+                    match record.encode() {
+                        Err(error) => {
+                            assert!(judged.is_empty(), "what cannot be written was composed with others");
+                            outcome = Some(AppendOutcome::Unusable { layers: Vec::new(), text: error.to_string() });
+                        }
+                        Ok(encoded) => {
+                            let verdict = self.state.apply(&record, encoded.digest);
+                            self.appended += u32::from(verdict == Verdict::Accepted);
+                            judged.push((LedgerPosition { slot, digest: encoded.digest }, verdict));
+                        }
                     }
-                };
+                }
+                let outcome = outcome.unwrap_or(AppendOutcome::Judged { records: judged });
                 self.events.push_back(Event::Appended { ticket, outcome });
             }
             Action::ReadDigests { session, id, volume, run } => {

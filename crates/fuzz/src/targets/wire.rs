@@ -105,6 +105,7 @@ pub(super) fn from_source() -> Vec<SourceMessage> {
         SourceMessage::Retention(Policy { grid: Grid::of([(minute, 60 * minute)]), ..Policy::without_grid(10, 86_400_000) }),
         SourceMessage::TrackingLost(LossReport { id, volume: of, term: Term(0) }),
         SourceMessage::Compared(Compared { volume: of, term: Term(0), position: position(5) }),
+        SourceMessage::Publish,
     ]
 }
 

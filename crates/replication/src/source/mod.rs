@@ -66,6 +66,8 @@ pub struct Source {
     digests_retry: Option<Nanos>,
     /// What both can do, on the newest connection.
     features: Features,
+    /// Layers were staged since the receiver was asked last to publish what is.
+    staged_unasked: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -157,6 +159,7 @@ impl Source {
             trouble: None,
             digests_retry: None,
             features: Features::default(),
+            staged_unasked: false,
         }
     }
 
@@ -232,6 +235,7 @@ impl Source {
         self.verify_on(now, out);
         self.try_switch(now, out);
         self.read_on(now, out);
+        self.ask_to_publish(out);
     }
 
     fn message(&mut self, now: Nanos, message: ReceiverMessage, out: &mut Vec<Action>) {

@@ -2,12 +2,12 @@
 
 use farside_ledger::LayerKind;
 use farside_region::{EpochId, GranuleRun, LayerKey, LedgerPosition, RegionIndex, RegionSet, VolumeId, mutation};
-use farside_wire::{DigestAnswer, DigestQuery, EndMember, EpochEnd, Notice, Published, SourceMessage};
+use farside_wire::{DigestAnswer, DigestQuery, EndMember, EpochEnd, Features, Notice, Published, SourceMessage};
 
 use super::api::{Action, DemoteCause, Nanos, PartRead, ReadPart, Report};
 use super::status::PointStatus;
-use super::volume::{Layer, Reading, ReadingState, Reclaim, Service, Stage, slot_of};
-use super::{Hold, Kind, Link, Source};
+use super::volume::{Layer, Reading, ReadingState, Reclaim, Service, Stage, Volume, slot_of};
+use super::{Hold, Kind, Link, Phase, Source};
 
 /// At most so many bytes of a part are neither content nor proportional to it: header, footer, frame heads.
 const PART_OVERHEAD: u64 = 64 << 10;
@@ -294,6 +294,7 @@ impl Source {
                 && layer.stage == Stage::Sent
             {
                 layer.stage = Stage::Staged;
+                self.staged_unasked = true;
             }
             if mutation::on("L7 staged clears")
                 && let Some(volume) = self.volumes.get_mut(&key.volume)
@@ -301,6 +302,30 @@ impl Source {
                 volume.publish(key);
             }
         }
+    }
+
+    /// A receiver may let what is staged wait for more of it. Whoever goes on only when it is published says so.
+    pub(super) fn ask_to_publish(&mut self, out: &mut Vec<Action>) {
+        let up = matches!(self.link, Link::Up { .. }) && self.features.has(Features::PUBLISH);
+        if !up || !self.staged_unasked {
+            return;
+        }
+        let waits = |volume: &Volume| {
+            volume.layers.iter().any(|layer| layer.stage == Stage::Staged)
+                && (self.phase == Phase::Draining || self.waits_for_publication(volume))
+        };
+        if self.volumes.values().any(waits) {
+            self.staged_unasked = false;
+            self.send(SourceMessage::Publish, out);
+        }
+    }
+
+    /// Something of this volume waits until nothing is unpublished, or less: a compare, a verify, its first point, the next cut.
+    fn waits_for_publication(&self, volume: &Volume) -> bool {
+        !volume.compare.is_empty()
+            || volume.verify.is_some()
+            || volume.newest_point.is_none()
+            || volume.layers.len() >= self.config.limits.unpublished_layers_max / 2
     }
 
     pub(super) fn published(&mut self, now: Nanos, published: &Published, out: &mut Vec<Action>) {

@@ -6,7 +6,7 @@ use farside_wire::Notice;
 
 use super::Kind;
 use super::api::{DemoteCause, Nanos};
-use super::volume::{Frozen, Service, Standing, Volume};
+use super::volume::{Frozen, Layer, Service, Stage, Standing, Volume};
 
 /// How a volume is, in one word; details are in [`VolumeStatus`].
 ///
@@ -88,6 +88,9 @@ pub struct VolumeStatus {
     pub term: Option<Term>,
     /// Age of what the newest published point (or a newer heartbeat) shows, in ns; `None` = there is none of this boot.
     pub lag: Option<Nanos>,
+    /// Age of the newest cut that is staged as a whole, in ns, or of what is published, if that is newer: see
+    /// [`Self::lag`].
+    pub staged_lag: Option<Nanos>,
     /// The newest point that holds this volume.
     pub newest_point: Option<PointStatus>,
     /// The pass or cut being read.
@@ -167,6 +170,7 @@ impl super::Source {
             state: self.state_of(volume),
             term: volume.held,
             lag: self.lag_of(now, volume),
+            staged_lag: self.staged_lag_of(now, volume),
             newest_point: volume.newest_point,
             reading: volume.frozen.values().filter(|f| f.done_bytes < f.total_bytes).map(progress).next(),
             open_bytes: volume.sample.dirty_bytes,
@@ -238,6 +242,17 @@ impl super::Source {
         let quiet = volume.quiet.filter(|q| q.boot == self.config.boot).map(|q| q.mono_ns);
         let newest = point.max(quiet)?;
         Some(now.saturating_sub(newest))
+    }
+
+    /// The same of what the receiver holds, published or not. A cut that is staged for some of its members only is no point yet.
+    fn staged_lag_of(&self, now: Nanos, volume: &Volume) -> Option<Nanos> {
+        let is_whole = |layer: &&Layer| {
+            let is_cut = self.epochs.get(&layer.epoch).is_some_and(|epoch| epoch.kind == Kind::Cut);
+            is_cut && self.layers_of(layer.epoch).all(|of_it| of_it.stage == Stage::Staged)
+        };
+        let newest = volume.layers.iter().rev().find(is_whole);
+        let staged = newest.map(|layer| now.saturating_sub(layer.info.mono_before_ns));
+        [staged, self.lag_of(now, volume)].into_iter().flatten().min()
     }
 }
 

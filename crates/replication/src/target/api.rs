@@ -62,6 +62,13 @@ pub struct Limits {
     pub unreadable_ranges_max: usize,
     /// What any file takes of the store's disk, however short it is.
     pub file_bytes: u64,
+    /// What is staged waits for others no longer than this, and is published with them in one append; 0 = each as soon as it is
+    /// staged, alone.
+    pub publish_every: Nanos,
+    /// Nor when so many bytes wait.
+    pub publish_bytes: u64,
+    /// Nor when so many layers of one volume do: far fewer than a source can have unpublished.
+    pub publish_layers: usize,
 }
 
 impl Default for Limits {
@@ -81,6 +88,9 @@ impl Default for Limits {
             ends_bytes_max: 8 << 20,
             unreadable_ranges_max: 1 << 16,
             file_bytes: 4 << 10,
+            publish_every: 0,
+            publish_bytes: 64 << 20,
+            publish_layers: 24,
         }
     }
 }
@@ -177,12 +187,10 @@ pub enum Event {
 /// What became of an append.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AppendOutcome {
-    /// The record is in its slot.
+    /// The records are in their slots: position and verdict of each, in their order. Of a submission there is one.
     Judged {
-        /// Its position.
-        position: LedgerPosition,
-        /// The verdict there.
-        verdict: Verdict,
+        /// What became of each.
+        records: Vec<(LedgerPosition, Verdict)>,
     },
     /// Another writer took the slot; the state now holds his record. Compose anew.
     Collided,
@@ -199,6 +207,15 @@ pub enum AppendOutcome {
         /// For a person.
         text: String,
     },
+}
+
+/// What a record is to say, and since when that is known: its stamp says when that was, since points age from there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dated {
+    /// What.
+    pub body: Body,
+    /// How long ago.
+    pub ago: Nanos,
 }
 
 /// What to do. In the order given; each is finished before the next begins, except appends and digests.
@@ -219,13 +236,14 @@ pub enum Action {
         /// For the log.
         why: &'static str,
     },
-    /// Append a record. At most one at a time; layers that it names must be in the store, under their final names and
-    /// durable, before the slot is written. [`Event::Appended`] follows.
+    /// Append these records, in their order, all or none of them, in one object: they fit one. At most one append at a time; layers
+    /// that they name must be in the store, under their final names and durable, before the slot is written.
+    /// [`Event::Appended`] follows.
     Append {
         /// Which.
         ticket: Ticket,
-        /// What.
-        body: Box<Body>,
+        /// What, at least one.
+        records: Vec<Dated>,
     },
     /// What became of an [`Event::Submit`].
     Submitted {

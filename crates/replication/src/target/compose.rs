@@ -1,8 +1,11 @@
-//! One record at a time: what to append next, and what its verdict means (T11, T15).
+//! One append at a time: what comes next, and what its verdict means (T11, T15).
+//!
+//! Of all records only those of layers come several at once, when `cadence` says so: each is composed and judged as if those before
+//! it were in the ledger already, since they will be if it is.
 
 use farside_ledger::{
-    Body, Claim, Heartbeat, LayerEntry, LayerKind, Layers, Record, Stamp, State, TrackingLost, Verdict, Verified, VerifiedHow,
-    VoidReason,
+    BATCH_SLOTS, Body, Claim, Heartbeat, LayerEntry, LayerKind, Layers, Record, Stamp, State, TrackingLost, Verdict, Verified,
+    VerifiedHow, VoidReason,
 };
 use farside_region::{LayerKey, LedgerPosition, Seq, Slot, Term, VolumeId, mutation};
 use farside_wire::{
@@ -10,13 +13,14 @@ use farside_wire::{
     RequestId, Void,
 };
 
-use super::api::{Action, AppendOutcome, DropWhy, Report, SessionId, Ticket};
-use super::landing::{Landing, Stage, carries_terms};
+use super::api::{Action, AppendOutcome, Dated, DropWhy, Report, SessionId, Ticket};
+use super::cadence::Batch;
+use super::landing::{Landing, carries_terms};
 use super::sessions::bounded;
 use super::{Target, Trouble};
 use crate::source::Nanos;
 
-const RETRIED: &str = "a layer retried at a later slot";
+pub(super) const RETRIED: &str = "a layer retried at a later slot";
 
 #[derive(Clone, Debug)]
 pub(super) struct QueuedClaim {
@@ -35,11 +39,27 @@ pub(super) struct Appending {
 #[derive(Debug)]
 enum What {
     Claim(QueuedClaim),
-    Submission { submission: u64, body: Body },
-    Layers { kind: LayerKind, keys: Vec<LayerKey> },
-    Loss { session: SessionId, report: LossReport },
+    Submission {
+        submission: u64,
+        body: Body,
+    },
+    /// One or more records of layers.
+    Layers(Vec<Composed>),
+    Loss {
+        session: SessionId,
+        report: LossReport,
+    },
     Heartbeat,
-    Compared { point: Slot },
+    Compared {
+        point: Slot,
+    },
+}
+
+/// A record of layers, as its verdict will have to be understood.
+#[derive(Debug)]
+pub(super) struct Composed {
+    kind: LayerKind,
+    keys: Vec<LayerKey>,
 }
 
 impl Target {
@@ -63,7 +83,13 @@ impl Target {
             let body = Body::TrackingLost(TrackingLost { volume: report.volume, term: report.term });
             return self.append(What::Loss { session, report }, body, out);
         }
-        self.claim_next(now, state, out);
+        // A claim ends the term of what is staged and waits. Not while the store fails: a full one needs its claims first.
+        if self.hurried && self.config.limits.publish_every > 0 && self.trouble.is_none() {
+            self.layers_next(now, state, out);
+        }
+        if self.appending.is_none() {
+            self.claim_next(now, state, out);
+        }
         if self.appending.is_none() {
             self.layers_next(now, state, out);
         }
@@ -108,29 +134,48 @@ impl Target {
     }
 
     fn layers_next(&mut self, now: Nanos, state: &State, out: &mut Vec<Action>) {
-        while self.in_time(now) {
-            let Some(layers) = self.compose(state) else { return };
+        if !self.is_due(now) {
+            return;
+        }
+        let (mut batch, mut composed) = (Batch::new(state, self.room(state)), Vec::new());
+        while self.in_time(now) && batch.has_room() {
+            let served = self.served;
+            let Some(layers) = self.compose(batch.state()) else { break };
             let (kind, keys): (_, Vec<LayerKey>) = (layers.kind, layers.members.iter().map(|m| m.key).collect());
-            if let Some(key) = self.beyond_help(state, &layers) {
+            if let Some(key) = self.beyond_help(batch.state(), &layers) {
                 let text = format!("layer {key}: more unreadable places than are kept track of; the disk must be replaced");
                 self.sessions.keys().for_each(|&to| self.refuse(to, RefusalCode::Protocol, Some(key.volume), &text, out));
                 self.lose(key, DropWhy::Unusable, out);
                 continue;
             }
             let cost_bytes = self.cost_bytes(&keys);
-            let foreseen = self.foreseen(state, Body::Layers(layers));
+            let since = keys.iter().filter_map(|key| self.layers.get(key)?.staged_since()).max();
+            let ago = since.map_or(0, |since| now.saturating_sub(since));
+            let foreseen = self.foreseen(batch.state(), Body::Layers(layers));
             match foreseen {
                 (body, Verdict::Accepted) => {
+                    if !batch.add(Dated { body, ago }) {
+                        self.served = served;
+                        break;
+                    }
                     if kind == LayerKind::Fuzzy && self.landed_of(&keys) == 0 && !self.has_room(cost_bytes) {
                         keys.iter().for_each(|key| *self.empty_slices.entry(key.volume).or_default() += 1);
                     }
                     self.charge(now, cost_bytes);
-                    return self.append(What::Layers { kind, keys }, body, out);
+                    composed.push(Composed { kind, keys });
                 }
                 // Nothing that a slot could change; other records may.
-                (_, Verdict::Void(VoidReason::Seq { .. } | VoidReason::PointOverGap { .. } | VoidReason::BrokenChain)) => return,
+                (_, Verdict::Void(VoidReason::Seq { .. } | VoidReason::PointOverGap { .. } | VoidReason::BrokenChain)) => break,
+                // What is void may be so because of a record that is not in the ledger yet.
+                (_, Verdict::Void(_)) if !composed.is_empty() => break,
                 (_, Verdict::Void(reason)) => self.layers_void(state, keys, reason, out),
             }
+        }
+        if composed.is_empty() {
+            // All that can be published is.
+            self.hurried &= !self.in_time(now);
+        } else {
+            self.append_all(What::Layers(composed), batch.into_records(), out);
         }
     }
 
@@ -225,9 +270,13 @@ impl Target {
     }
 
     fn append(&mut self, what: What, body: Body, out: &mut Vec<Action>) {
+        self.append_all(what, vec![Dated { body, ago: 0 }], out);
+    }
+
+    fn append_all(&mut self, what: What, records: Vec<Dated>, out: &mut Vec<Action>) {
         self.last_ticket.0 += 1;
         self.appending = Some(Appending { ticket: self.last_ticket, what });
-        out.push(Action::Append { ticket: self.last_ticket, body: Box::new(body) });
+        out.push(Action::Append { ticket: self.last_ticket, records });
     }
 
     /// The next record of layers: for each volume in turn the layer that its chain waits for, alone if fuzzy, with all its
@@ -252,18 +301,18 @@ impl Target {
             return Some(older);
         }
         if carries_terms() && !self.is_staged(&next) {
-            let stray = self.layers_of(id).find(|(k, l)| l.stage == Stage::Staged && state.layer(k).is_none());
+            let stray = self.layers_of(id).find(|(k, l)| l.is_staged() && state.layer(k).is_none());
             return stray.map(|(k, _)| *k);
         }
         Some(next)
     }
 
     fn is_staged(&self, key: &LayerKey) -> bool {
-        self.layers.get(key).is_some_and(|l| l.stage == Stage::Staged)
+        self.layers.get(key).is_some_and(Landing::is_staged)
     }
 
     fn record_of(&self, state: &State, key: &LayerKey) -> Option<Layers> {
-        let end = self.layers.get(key).filter(|l| l.stage == Stage::Staged)?.end.as_ref()?;
+        let end = self.layers.get(key).filter(|l| l.is_staged())?.end.as_ref()?;
         let (kind, epoch) = (end.kind, end.epoch);
         let stray = (mutation::on(RETRIED) || carries_terms()) && state.volume(key.volume)?.next_key() != *key;
         let alone = kind == LayerKind::Fuzzy || stray || mutation::on("publish one volume at a time");
@@ -281,9 +330,8 @@ impl Target {
     /// A member of a point is staged, next in its chain, and knows the point under the same members.
     fn is_ready(&self, state: &State, key: &LayerKey, members: &[LayerKey]) -> bool {
         let next = state.volume(key.volume).is_some_and(|v| v.next_key() == *key);
-        let agreed = |l: &Landing| {
-            l.stage == Stage::Staged && l.end.as_ref().is_some_and(|e| e.kind == LayerKind::Point && *e.members == *members)
-        };
+        let agreed =
+            |l: &Landing| l.is_staged() && l.end.as_ref().is_some_and(|e| e.kind == LayerKind::Point && *e.members == *members);
         next && self.layers.get(key).is_some_and(agreed)
     }
 
@@ -331,19 +379,22 @@ impl Target {
     pub(super) fn appended(&mut self, now: Nanos, state: &State, ticket: Ticket, outcome: AppendOutcome, out: &mut Vec<Action>) {
         let Some(Appending { what, .. }) = self.appending.take_if(|a| a.ticket == ticket) else { return };
         match outcome {
-            AppendOutcome::Judged { position, verdict } => {
-                out.push(Action::Report { volume: None, what: Report::Judged { position, verdict } });
+            AppendOutcome::Judged { records } => {
+                let report =
+                    |&(position, verdict): &_| Action::Report { volume: None, what: Report::Judged { position, verdict } };
+                out.extend(records.iter().map(report));
+                self.together = BATCH_SLOTS;
                 if self.trouble.take().is_some() {
                     self.broadcast(&ReceiverMessage::Notice(Notice::Ready), out);
                 }
-                self.judged(now, state, what, position, verdict, out);
+                self.judged(now, state, what, &records, out);
             }
             AppendOutcome::Collided => {
                 match what {
                     What::Claim(queued) => self.claims.push_front(queued),
                     What::Submission { submission, body } => self.submissions.push_front((submission, body)),
                     What::Loss { session, report } => self.loss_reported(state, session, report, out),
-                    What::Layers { .. } | What::Heartbeat | What::Compared { .. } => {}
+                    What::Layers(_) | What::Heartbeat | What::Compared { .. } => {}
                 }
                 self.others_wrote(state, out);
             }
@@ -356,7 +407,10 @@ impl Target {
     fn unusable(&mut self, state: &State, what: What, blamed: &[LayerKey], text: String, out: &mut Vec<Action>) {
         out.push(Action::Report { volume: None, what: Report::Unusable { text: text.clone() } });
         match what {
-            What::Layers { mut keys, .. } => {
+            // Nobody knows which of the records is at fault: the first one, alone, comes next.
+            What::Layers(composed) if composed.len() > 1 && blamed.is_empty() => self.together = 1,
+            What::Layers(composed) => {
+                let mut keys: Vec<LayerKey> = composed.into_iter().flat_map(|composed| composed.keys).collect();
                 if keys.iter().any(|key| blamed.contains(key)) {
                     keys.retain(|key| blamed.contains(key));
                 }
@@ -420,34 +474,31 @@ impl Target {
                 out.push(Action::Submitted { submission, outcome: AppendOutcome::Failed { text } });
             }
             What::Loss { session, report } => _ = self.losses.insert(report.volume, (session, report)),
-            What::Layers { .. } | What::Heartbeat | What::Compared { .. } => {}
+            What::Layers(_) | What::Heartbeat | What::Compared { .. } => {}
         }
     }
 
-    fn judged(
-        &mut self,
-        now: Nanos,
-        state: &State,
-        what: What,
-        position: LedgerPosition,
-        verdict: Verdict,
-        out: &mut Vec<Action>,
-    ) {
-        match what {
-            What::Claim(queued) => self.claim_judged(state, queued, position, verdict, out),
-            What::Submission { submission, body } => {
-                out.push(Action::Submitted { submission, outcome: AppendOutcome::Judged { position, verdict } });
-                if verdict == Verdict::Accepted && matches!(body, Body::Unpin(_) | Body::Prune(_)) {
-                    out.push(Action::Prune);
-                }
-            }
-            What::Layers { kind, keys } => {
-                self.recorded_at = now;
+    fn judged(&mut self, now: Nanos, state: &State, what: What, records: &[(LedgerPosition, Verdict)], out: &mut Vec<Action>) {
+        if let What::Layers(composed) = what {
+            self.recorded_at = now;
+            for (Composed { kind, keys }, &(position, verdict)) in composed.into_iter().zip(records) {
                 if kind == LayerKind::Point && verdict == Verdict::Accepted {
                     self.empty_slices.retain(|volume, _| keys.iter().all(|key| key.volume != *volume));
                 }
                 self.layers_judged(state, kind, keys, position, verdict, out);
             }
+            return;
+        }
+        let Some(&(position, verdict)) = records.first() else { return };
+        match what {
+            What::Claim(queued) => self.claim_judged(state, queued, position, verdict, out),
+            What::Submission { submission, body } => {
+                out.push(Action::Submitted { submission, outcome: AppendOutcome::Judged { records: records.to_vec() } });
+                if verdict == Verdict::Accepted && matches!(body, Body::Unpin(_) | Body::Prune(_)) {
+                    out.push(Action::Prune);
+                }
+            }
+            What::Layers(_) => unreachable!("said above"),
             What::Loss { session, report } => match verdict {
                 Verdict::Accepted | Verdict::Void(VoidReason::Duplicate) => self.loss_recorded(session, report, out),
                 Verdict::Void(reason) => self.refuse_loss(session, report, RefusalCode::Term, &reason.to_string(), out),

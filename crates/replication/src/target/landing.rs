@@ -13,6 +13,7 @@ use farside_wire::{
 
 use super::Target;
 use super::api::{Action, DropWhy, LandedLayer, Report, SessionId};
+use crate::source::Nanos;
 
 /// One unpublished layer.
 #[derive(Debug)]
@@ -28,7 +29,10 @@ pub(super) struct Landing {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
     Landing,
-    Staged,
+    Staged {
+        /// When that was.
+        since: Nanos,
+    },
 }
 
 /// What the newest end message said of it.
@@ -68,7 +72,7 @@ impl From<&EndMember> for Said {
 }
 
 impl End {
-    fn held_bytes(&self) -> usize {
+    pub(super) fn held_bytes(&self) -> usize {
         let Said { regions, whole_regions, unreadable_regions, .. } = &self.this;
         regions.held_bytes() + whole_regions.held_bytes() + unreadable_regions.held_bytes()
     }
@@ -77,6 +81,17 @@ impl End {
 impl Landing {
     fn new() -> Self {
         Self { parts: BTreeMap::new(), end: None, stage: Stage::Landing }
+    }
+
+    pub(super) fn is_staged(&self) -> bool {
+        self.staged_since().is_some()
+    }
+
+    pub(super) fn staged_since(&self) -> Option<Nanos> {
+        match self.stage {
+            Stage::Staged { since } => Some(since),
+            Stage::Landing => None,
+        }
     }
 
     pub(super) fn bytes(&self) -> u64 {
@@ -288,11 +303,11 @@ impl Target {
             return self.close(from, "a layer of too many parts", out);
         }
         match (&landing.end, landing.stage) {
-            (Some(old), Stage::Staged) if (old.this.digest, old.this.parts) != (end.this.digest, end.this.parts) => {
+            (Some(old), Stage::Staged { .. }) if (old.this.digest, old.this.parts) != (end.this.digest, end.this.parts) => {
                 self.lose(key, DropWhy::Mismatch, out);
             }
-            (Some(old), Stage::Staged) if old.kind == LayerKind::Fuzzy => {}
-            (Some(old), Stage::Staged) if end.kind == LayerKind::Point && old.members != end.members => {
+            (Some(old), Stage::Staged { .. }) if old.kind == LayerKind::Fuzzy => {}
+            (Some(old), Stage::Staged { .. }) if end.kind == LayerKind::Point && old.members != end.members => {
                 self.close(from, "a point with other members than it had", out);
             }
             _ => landing.end = Some(end),
@@ -315,12 +330,12 @@ impl Target {
                 break;
             }
             key = LayerKey { seq: key.seq.next(), ..key };
-            if self.layers[&at].stage == Stage::Staged {
+            if self.layers[&at].is_staged() {
                 continue;
             }
             match self.completeness(&at) {
                 Completeness::Complete => {
-                    self.layers.get_mut(&at).expect("just seen").stage = Stage::Staged;
+                    self.layers.get_mut(&at).expect("just seen").stage = Stage::Staged { since: self.now };
                     staged.push(at);
                 }
                 Completeness::Missing if mutation::on("T1 staged out of order") => {}
@@ -402,7 +417,7 @@ impl Target {
     fn cut_back(&mut self, key: LayerKey, known_parts: u32, out: &mut Vec<Action>) {
         match self.layers.get_mut(&key) {
             None => out.push(Action::DropLayer { key }),
-            Some(landing) if landing.stage == Stage::Staged => {}
+            Some(landing) if landing.is_staged() => {}
             Some(landing) => {
                 let parts = landing.in_order().min(known_parts);
                 landing.truncate(parts);
@@ -435,7 +450,7 @@ impl Target {
             Some(landing) => LayerFate::Landing {
                 parts: landing.parts.len() as u32,
                 end: landing.end.as_ref().map(said),
-                staged: landing.stage == Stage::Staged,
+                staged: landing.is_staged(),
             },
         }
     }

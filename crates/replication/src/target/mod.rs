@@ -5,25 +5,30 @@
 //! | `api` | events, actions, limits |
 //! | `sessions` | connections, greeting, credit, answers about the ledger |
 //! | `landing` | layers that are not published: parts, end messages, staging |
-//! | `compose` | one record at a time: what to append, and what its verdict means |
+//! | `compose` | one append at a time: what, when, and what its verdict means |
+//! | `cadence` | when what is staged is published, and how much of it at once |
+//!
+//! Layers are *staged* when they are durable here, and *published* when a record names them. Between the two they wait for others,
+//! where a record is dear; only publication lets a source forget anything (L7).
 //!
 //! Invariants: at most one append is under way; a layer is composed only while staged and next in its volume's chain; every
 //! record is composed from the state as it is then, never kept (T11).
 
 mod api;
+mod cadence;
 mod compose;
 mod landing;
 mod sessions;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use farside_ledger::{Body, CutTime, Heartbeat, Policy, State};
+use farside_ledger::{BATCH_SLOTS, Body, CutTime, Heartbeat, LayerKind, Policy, State};
 use farside_region::{LayerKey, Slot, Term, VolumeId};
 use farside_wire::{InstanceId, LossReport, ReceiverMessage, Settings, SourceMessage};
 
 use crate::source::Nanos;
 
-pub use api::{Action, AppendOutcome, Config, DropWhy, Event, LandedLayer, Limits, Report, SessionId, Ticket};
+pub use api::{Action, AppendOutcome, Config, Dated, DropWhy, Event, LandedLayer, Limits, Report, SessionId, Ticket};
 
 use compose::{Appending, QueuedClaim};
 use landing::Landing;
@@ -57,6 +62,10 @@ pub struct Target {
     /// `None` until it was told.
     disk: Option<Disk>,
     trouble: Option<Trouble>,
+    /// What is staged is to be published at once, whatever the cadence.
+    hurried: bool,
+    /// Records that one append may hold: one after something went wrong for which nobody in particular was to blame.
+    together: u64,
     /// Of the newest step.
     now: Nanos,
 }
@@ -91,6 +100,8 @@ impl Target {
             empty_slices: BTreeMap::new(),
             disk: None,
             trouble: None,
+            hurried: false,
+            together: BATCH_SLOTS,
             now: 0,
         };
         target.take_up(state, landed, actions);
@@ -141,6 +152,19 @@ impl Target {
         claimed.filter(|id| state.volume(*id).is_none()).collect()
     }
 
+    /// Since when the oldest layer that is staged waits to be published; `None` = none does.
+    pub fn staged_since(&self) -> Option<Nanos> {
+        self.layers.values().filter_map(Landing::staged_since).min()
+    }
+
+    /// The members of the newest point that is staged whole and not published.
+    pub fn newest_staged_point(&self) -> Option<&[LayerKey]> {
+        let is_staged = |key: &LayerKey| self.layers.get(key).is_some_and(Landing::is_staged);
+        let ends = self.layers.values().filter_map(|landing| landing.end.as_ref());
+        let points = ends.filter(|end| end.kind == LayerKind::Point && end.members.iter().all(is_staged));
+        points.max_by_key(|end| end.epoch.mono_before_ns).map(|end| &*end.members)
+    }
+
     /// Why nothing can be appended now, for people; `None` = it can.
     pub fn trouble(&self) -> Option<&str> {
         self.trouble.as_ref().map(|t| t.text.as_str())
@@ -178,6 +202,7 @@ impl Target {
             SourceMessage::Retention(policy) => self.retention(state, from, policy, out),
             SourceMessage::TrackingLost(report) => self.loss_reported(state, from, report, out),
             SourceMessage::Compared(compared) => self.was_compared(state, &compared),
+            SourceMessage::Publish => self.hurried = true,
             _ => self.close(from, "a message that this build does not know", out),
         }
     }

@@ -14,9 +14,9 @@ use farside_wire::{
     TEXT_BYTES_MAX, VersionRange,
 };
 
+use super::Target;
 use super::api::{Action, Limits, Report, SessionId};
 use super::compose::QueuedClaim;
-use super::{Target, landing};
 use crate::source::Nanos;
 
 /// Claims that one session may have open, and digest questions beside the one of a verify.
@@ -102,6 +102,8 @@ impl Target {
         if same.iter().any(|(_, known)| *known >= connection) {
             return self.turn_away(from, RefusalCode::Session, "a newer connection of this source stands", out);
         }
+        // Another run of the source: its claims end the terms of what is staged. What is complete is published before that.
+        self.hurried |= same.is_empty();
         same.iter().for_each(|(old, _)| self.close(*old, "a newer connection of the same source", out));
         while self.sessions.len() >= self.config.limits.sessions_max
             && let Some(&oldest) = self.sessions.keys().next()
@@ -122,7 +124,9 @@ impl Target {
             overtaken: false,
         };
         self.sessions.insert(from, session);
-        let hello = ReceiverHello { version, features: Features::OURS.common(features), store: self.config.store };
+        // Where nothing waits nobody need say that he does.
+        let ours = if self.config.limits.publish_every == 0 { Features::OURS.without(Features::PUBLISH) } else { Features::OURS };
+        let hello = ReceiverHello { version, features: ours.common(features), store: self.config.store };
         self.send(from, ReceiverMessage::Hello(hello), out);
         if let Some(trouble) = &self.trouble {
             let notice = Notice::StoreFailed { text: trouble.text.clone() };
@@ -343,7 +347,7 @@ impl Target {
             return Err(RefusalCode::Term);
         }
         let full = !self.layers.contains_key(&key) && self.layers_of(key.volume).count() >= self.config.limits.layers_max;
-        let taken = self.layers.get(&key).is_some_and(|l| l.stage == landing::Stage::Staged || l.parts.contains_key(&part));
+        let taken = self.layers.get(&key).is_some_and(|l| l.is_staged() || l.parts.contains_key(&part));
         if full || taken || part >= self.config.limits.parts_max {
             return Err(RefusalCode::Protocol);
         }

@@ -680,7 +680,7 @@ pub(super) struct Gateway {
     pub(super) did: Vec<target::Action>,
 }
 
-fn gateway_config() -> target::Config {
+pub(super) fn gateway_config() -> target::Config {
     target::Config {
         group: GroupId([9; 16]),
         source: name("host"),
@@ -693,8 +693,14 @@ fn gateway_config() -> target::Config {
 
 impl Gateway {
     pub(super) fn new() -> Self {
+        Self::with(gateway_config().limits)
+    }
+
+    /// One with these limits.
+    pub(super) fn with(limits: target::Limits) -> Self {
         let state = State::new(GroupId([9; 16]));
-        let target = Target::new(gateway_config(), &state, Vec::new(), &mut Vec::new());
+        let config = target::Config { limits, ..gateway_config() };
+        let target = Target::new(config, &state, Vec::new(), &mut Vec::new());
         let mut gateway = Self { target, state, now: 0, did: Vec::new() };
         gateway.hello(1, 1, 1);
         gateway
@@ -703,6 +709,12 @@ impl Gateway {
     pub(super) fn event(&mut self, event: target::Event) {
         self.now += 1;
         self.target.step(self.now, &self.state, event, &mut self.did);
+    }
+
+    /// Time passes.
+    pub(super) fn wait(&mut self, nanos: u64) {
+        self.now += nanos;
+        self.event(target::Event::Tick);
     }
 
     /// After what the target waits for before it tries again.
@@ -742,8 +754,9 @@ impl Gateway {
     /// Appends what was asked for; None when nothing was.
     pub(super) fn append(&mut self) -> Option<(Body, Verdict)> {
         let at = self.did.iter().position(|a| matches!(a, target::Action::Append { .. }))?;
-        let target::Action::Append { ticket, body } = self.did.remove(at) else { unreachable!("just seen") };
-        Some(self.append_this(ticket, *body))
+        let target::Action::Append { ticket, mut records } = self.did.remove(at) else { unreachable!("just seen") };
+        assert_eq!(records.len(), 1, "each record comes alone where there is no cadence");
+        Some(self.append_this(ticket, records.remove(0).body))
     }
 
     pub(super) fn append_this(&mut self, ticket: Ticket, body: Body) -> (Body, Verdict) {
@@ -754,7 +767,7 @@ impl Gateway {
         let record = Record { group, slot, prev, nonce: [0; 16], stamp, body };
         let verdict = self.state.apply(&record, digest);
         let position = LedgerPosition { slot, digest };
-        self.event(target::Event::Appended { ticket, outcome: AppendOutcome::Judged { position, verdict } });
+        self.event(target::Event::Appended { ticket, outcome: AppendOutcome::Judged { records: vec![(position, verdict)] } });
         (record.body, verdict)
     }
 
@@ -954,14 +967,15 @@ fn a_stalled_writers_record_makes_the_retry_a_duplicate() {
     gateway.part(key(1, 0, 1), 0, 1);
     gateway.end(LayerKind::Fuzzy, &[(key(1, 0, 1), &[1])]);
     let at = gateway.did.iter().position(|a| matches!(a, target::Action::Append { .. })).expect("an append");
-    let target::Action::Append { ticket, body } = gateway.did.remove(at) else { unreachable!("just seen") };
+    let target::Action::Append { ticket, mut records } = gateway.did.remove(at) else { unreachable!("just seen") };
+    let body = records.remove(0).body;
     // The record lands without an answer, and then lands again in a later slot.
     let slot = gateway.state.next_slot();
     let stamp = Stamp { writer: [1; 16], mono_ms: 9, wall_ms: 0 };
     let (group, prev) = (GroupId([9; 16]), gateway.state.prev());
-    let record = Record { group, slot, prev, nonce: [1; 16], stamp, body: (*body).clone() };
+    let record = Record { group, slot, prev, nonce: [1; 16], stamp, body: body.clone() };
     assert_eq!(gateway.state.apply(&record, RecordDigest([77; 32])), Verdict::Accepted);
-    let (_, verdict) = gateway.append_this(ticket, *body);
+    let (_, verdict) = gateway.append_this(ticket, body);
     assert_eq!(verdict, Verdict::Void(VoidReason::Duplicate));
     let said = gateway.said();
     assert!(said.iter().any(|m| matches!(m, ReceiverMessage::Published(p) if p.position.slot == slot)), "{said:?}");

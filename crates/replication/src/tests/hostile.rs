@@ -13,8 +13,8 @@ use crate::target::{Action, AppendOutcome, DropWhy, Event, Report, SessionId, Ti
 
 fn take_append(gateway: &mut Gateway) -> Option<(Ticket, Body)> {
     let at = gateway.did.iter().position(|a| matches!(a, Action::Append { .. }))?;
-    let Action::Append { ticket, body } = gateway.did.remove(at) else { unreachable!("just seen") };
-    Some((ticket, *body))
+    let Action::Append { ticket, mut records } = gateway.did.remove(at) else { unreachable!("just seen") };
+    Some((ticket, records.remove(0).body))
 }
 
 fn lost(said: &[ReceiverMessage]) -> Vec<LayerKey> {

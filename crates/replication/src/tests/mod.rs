@@ -1,5 +1,6 @@
 //! Source against target in memory.
 
+mod cadence;
 mod directed;
 mod hostile;
 mod loss;

@@ -637,7 +637,10 @@ impl World {
                     self.disconnect();
                 }
             }
-            A::Append { ticket, body } => self.appends.push_back((ticket, *body)),
+            A::Append { ticket, mut records } => {
+                assert_eq!(records.len(), 1, "each record comes alone where there is no cadence");
+                self.appends.push_back((ticket, records.remove(0).body));
+            }
             A::DropLayer { key } => {
                 assert!(self.state.layer(&key).is_none(), "{key} is published and was dropped");
                 self.landed.retain(|(k, _), _| *k != key);
@@ -693,7 +696,7 @@ impl World {
             self.accept(layers);
         }
         self.records.push(record);
-        let outcome = AppendOutcome::Judged { position: LedgerPosition { slot, digest }, verdict };
+        let outcome = AppendOutcome::Judged { records: vec![(LedgerPosition { slot, digest }, verdict)] };
         if !self.by_hand && self.rng.one_in(40) {
             return self.crash_target(false);
         }

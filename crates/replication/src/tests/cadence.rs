@@ -1,0 +1,283 @@
+//! Between staged and published: how long layers wait for others, what ends that, and that nothing else changes.
+
+use farside_ledger::{Body, LayerKind, Record, Stamp, Verdict};
+use farside_region::{GranuleSet, GroupId, LayerKey, LedgerPosition, Seq, Slot, Term};
+use farside_wire::{Features, Published, ReceiverMessage, SourceMessage, Staged};
+
+use super::directed::{Gateway, Host, gateway_config, granules, key};
+use crate::source::{self, SECOND};
+use crate::target::{Action, AppendOutcome, Dated, Event, Limits, Ticket};
+
+const CADENCE: u64 = 60 * SECOND;
+
+fn limits() -> Limits {
+    Limits { publish_every: CADENCE, ..gateway_config().limits }
+}
+
+/// Both volumes are claimed: slots 0 and 1.
+fn claimed(limits: Limits) -> Gateway {
+    let mut gateway = Gateway::with(limits);
+    gateway.claim(1, 1);
+    gateway.claim(1, 2);
+    gateway.did.clear();
+    gateway
+}
+
+fn layer(seq: u64) -> LayerKey {
+    LayerKey { seq: Seq(seq), ..key(1, 0, 1) }
+}
+
+/// A point of the first volume is staged.
+fn stage(gateway: &mut Gateway, seq: u64) {
+    let footer = seq as u8;
+    gateway.part(layer(seq), 0, footer);
+    gateway.end(LayerKind::Point, &[(layer(seq), &[footer])]);
+}
+
+fn take(gateway: &mut Gateway) -> Option<(Ticket, Vec<Dated>)> {
+    let at = gateway.did.iter().position(|did| matches!(did, Action::Append { .. }))?;
+    let Action::Append { ticket, records } = gateway.did.remove(at) else { unreachable!("just seen") };
+    Some((ticket, records))
+}
+
+/// The store takes all of it: the sequence numbers of the first volume's layers.
+fn carry_out(gateway: &mut Gateway, ticket: Ticket, records: Vec<Dated>) -> Vec<u64> {
+    let mut judged = Vec::new();
+    let mut seqs = Vec::new();
+    for Dated { body, .. } in records {
+        if let Body::Layers(layers) = &body {
+            seqs.extend(layers.members.iter().map(|member| member.key.seq.0));
+        }
+        let slot = gateway.state.next_slot();
+        let stamp = Stamp { writer: [1; 16], mono_ms: slot.0, wall_ms: 0 };
+        let record = Record { group: GroupId([9; 16]), slot, prev: gateway.state.prev(), nonce: [0; 16], stamp, body };
+        let digest = record.encode().expect("small").digest;
+        let verdict = gateway.state.apply(&record, digest);
+        judged.push((LedgerPosition { slot, digest }, verdict));
+    }
+    assert!(judged.iter().all(|(_, verdict)| *verdict == Verdict::Accepted), "{judged:?}");
+    gateway.event(Event::Appended { ticket, outcome: AppendOutcome::Judged { records: judged } });
+    seqs
+}
+
+/// What is published with the next append; nothing, if there is none.
+fn published(gateway: &mut Gateway) -> Vec<u64> {
+    take(gateway).map(|(ticket, records)| carry_out(gateway, ticket, records)).unwrap_or_default()
+}
+
+fn said_published(said: &[ReceiverMessage]) -> Vec<(Slot, u64)> {
+    let of = |message: &ReceiverMessage| match message {
+        ReceiverMessage::Published(published) => Some((published.position.slot, published.layers[0].seq.0)),
+        _ => None,
+    };
+    said.iter().filter_map(of).collect()
+}
+
+#[test]
+fn points_wait_for_others_and_are_published_together_each_in_its_slot() {
+    let mut gateway = claimed(limits());
+    for seq in 1..=3 {
+        stage(&mut gateway, seq);
+        gateway.wait(5 * SECOND);
+        let said = gateway.said();
+        assert!(said.iter().any(|m| matches!(m, ReceiverMessage::Staged(staged) if staged.layers == [layer(seq)])), "at once");
+        assert_eq!(said_published(&said), [], "L7: nothing is published yet");
+    }
+    assert!(take(&mut gateway).is_none());
+    gateway.wait(CADENCE - 15 * SECOND);
+    let (ticket, records) = take(&mut gateway).expect("the first has waited long enough");
+    let seconds: Vec<u64> = records.iter().map(|said| said.ago / SECOND).collect();
+    assert_eq!(seconds, [60, 55, 50], "each is as old as it was staged");
+    assert_eq!(gateway.target.staged_since().map(|since| since / SECOND), Some(0));
+    assert_eq!(carry_out(&mut gateway, ticket, records), [1, 2, 3]);
+    assert_eq!(said_published(&gateway.said()), [(Slot(2), 1), (Slot(3), 2), (Slot(4), 3)]);
+    assert_eq!(gateway.target.staged_since(), None);
+    gateway.wait(2 * CADENCE);
+    assert!(take(&mut gateway).is_none(), "nothing waits");
+}
+
+/// The rest waits for its own time, which has not come: it is one publication for each object.
+#[test]
+fn what_leaves_the_run_of_slots_comes_with_the_next_publication() {
+    let mut gateway = claimed(Limits { publish_every: SECOND, publish_layers: 1000, ..limits() });
+    (1..=59).for_each(|seq| stage(&mut gateway, seq));
+    gateway.wait(SECOND);
+    assert_eq!(published(&mut gateway), (1..=59).collect::<Vec<_>>());
+    assert_eq!(gateway.state.next_slot(), Slot(61));
+    for seq in 60..=65 {
+        stage(&mut gateway, seq);
+        gateway.wait(SECOND / 10);
+    }
+    gateway.wait(SECOND / 2);
+    assert_eq!(published(&mut gateway), [60, 61, 62], "up to slot 63");
+    assert!(take(&mut gateway).is_none());
+    gateway.wait(SECOND / 2);
+    assert_eq!(published(&mut gateway), [63, 64, 65]);
+}
+
+#[test]
+fn a_wait_ends_when_much_waits_when_there_is_little_room_and_when_somebody_says_that_he_waits() {
+    let grantable = |free_bytes| Event::Grantable { free_bytes, spare_bytes: free_bytes, reserve_bytes: 0 };
+    let ends: [(&str, Limits, &dyn Fn(&mut Gateway)); 5] = [
+        ("bytes", Limits { publish_bytes: 3 * 16, ..limits() }, &|_| {}),
+        ("layers", Limits { publish_layers: 3, ..limits() }, &|_| {}),
+        ("space", limits(), &|gateway| gateway.event(grantable(999))),
+        ("a source", limits(), &|gateway| gateway.hear(1, SourceMessage::Publish)),
+        ("another run of it", limits(), &|gateway| gateway.hello(2, 9, 1)),
+    ];
+    for (what, limits, happens) in ends {
+        let mut gateway = claimed(limits);
+        gateway.event(grantable(1 << 30));
+        stage(&mut gateway, 1);
+        stage(&mut gateway, 2);
+        assert!(take(&mut gateway).is_none(), "{what}");
+        stage(&mut gateway, 3);
+        happens(&mut gateway);
+        assert_eq!(published(&mut gateway), [1, 2, 3], "{what}");
+        // And it is not forgotten that the others wait.
+        gateway.event(grantable(1 << 30));
+        stage(&mut gateway, 4);
+        assert!(take(&mut gateway).is_none(), "{what}: the next ones wait again");
+    }
+}
+
+/// The claim of another run ends the term under which complete points wait.
+#[test]
+fn what_waits_is_published_before_another_run_of_the_source_claims() {
+    let mut gateway = claimed(limits());
+    stage(&mut gateway, 1);
+    stage(&mut gateway, 2);
+    let looked = gateway.state.head();
+    gateway.hello(2, 9, 1);
+    let claim = farside_ledger::Claim { volume: super::world::meta(1), looked, source: super::world::name("host") };
+    let request = |looked| farside_wire::ClaimRequest {
+        id: farside_wire::RequestId(3),
+        claim: farside_ledger::Claim { looked, ..claim.clone() },
+    };
+    gateway.hear(2, SourceMessage::Claim(request(looked)));
+    assert_eq!(published(&mut gateway), [1, 2]);
+    let void = |m: &ReceiverMessage| matches!(m, ReceiverMessage::ClaimVerdict(v) if !matches!(v.outcome, farside_wire::ClaimOutcome::Accepted { .. }));
+    assert!(gateway.said().iter().any(void), "it must look again: layers came in");
+    gateway.hear(2, SourceMessage::Claim(request(gateway.state.head())));
+    let (ticket, records) = take(&mut gateway).expect("the claim");
+    assert!(matches!(records[..], [Dated { body: Body::Claim(_), .. }]));
+    carry_out(&mut gateway, ticket, records);
+    assert_eq!(gateway.state.volume(key(1, 0, 1).volume).map(|volume| volume.term()), Some(Term(4)));
+    assert_eq!(gateway.state.points().len(), 2, "both stay");
+}
+
+#[test]
+fn an_append_that_fails_is_made_anew_and_one_that_collides_is_built_anew() {
+    let mut gateway = claimed(limits());
+    (1..=3).for_each(|seq| stage(&mut gateway, seq));
+    gateway.wait(CADENCE);
+    let (ticket, _) = take(&mut gateway).expect("due");
+    stage(&mut gateway, 4);
+    gateway.event(Event::Appended { ticket, outcome: AppendOutcome::Failed { text: "slow down".into() } });
+    assert!(take(&mut gateway).is_none(), "not at once");
+    gateway.later();
+    let (ticket, records) = take(&mut gateway).expect("again, with what came meanwhile");
+    assert_eq!(records.len(), 4);
+    // A dead predecessor's write wakes up: the first two are published by it.
+    for Dated { body, .. } in records.into_iter().take(2) {
+        let (slot, prev) = (gateway.state.next_slot(), gateway.state.prev());
+        let stamp = Stamp { writer: [2; 16], mono_ms: 0, wall_ms: 0 };
+        let record = Record { group: GroupId([9; 16]), slot, prev, nonce: [7; 16], stamp, body };
+        let digest = record.encode().expect("small").digest;
+        assert_eq!(gateway.state.apply(&record, digest), Verdict::Accepted);
+    }
+    gateway.said();
+    gateway.event(Event::Appended { ticket, outcome: AppendOutcome::Collided });
+    assert_eq!(said_published(&gateway.said()), [(Slot(2), 1), (Slot(3), 2)]);
+    assert_eq!(published(&mut gateway), [3, 4]);
+}
+
+/// If nobody knows which record is at fault, they are tried one by one; only what is to blame is lost.
+#[test]
+fn one_bad_layer_costs_the_others_of_its_append_nothing() {
+    for blamed in [vec![layer(2)], Vec::new()] {
+        let mut gateway = claimed(limits());
+        (1..=3).for_each(|seq| stage(&mut gateway, seq));
+        gateway.wait(CADENCE);
+        let (ticket, _) = take(&mut gateway).expect("due");
+        let told = !blamed.is_empty();
+        gateway.event(Event::Appended { ticket, outcome: AppendOutcome::Unusable { layers: blamed, text: "rotten".into() } });
+        assert_eq!(published(&mut gateway), [1], "what comes before it");
+        let lost =
+            |said: &[ReceiverMessage]| said.iter().any(|m| matches!(m, ReceiverMessage::Lost(lost) if lost.layers == [layer(2)]));
+        if told {
+            assert!(lost(&gateway.said()), "T5");
+        } else {
+            assert!(!lost(&gateway.said()), "nobody is to blame yet");
+            assert_eq!(published(&mut gateway), [2, 3], "they come together again after one that went well");
+        }
+    }
+}
+
+/// A cut that is given up while it waits is published as what it is then.
+#[test]
+fn a_point_that_is_taken_back_while_it_waits_is_none() {
+    let mut gateway = claimed(limits());
+    stage(&mut gateway, 1);
+    gateway.end(LayerKind::Fuzzy, &[(layer(1), &[1])]);
+    stage(&mut gateway, 2);
+    gateway.wait(CADENCE);
+    assert_eq!(published(&mut gateway), [1, 2]);
+    let points: Vec<u64> = gateway.state.points().keys().map(|slot| slot.0).collect();
+    assert_eq!(points, [3]);
+}
+
+#[test]
+fn without_a_cadence_each_layer_is_published_alone_and_at_once() {
+    let mut gateway = claimed(gateway_config().limits);
+    (1..=3).for_each(|seq| stage(&mut gateway, seq));
+    for seq in 1..=3 {
+        assert_eq!(published(&mut gateway), [seq]);
+    }
+}
+
+/// A cut of the first volume alone, staged: its layer.
+fn staged_cut(host: &mut Host, footer: u8) -> LayerKey {
+    host.now += SECOND;
+    host.tick(&[1]);
+    host.switch(vec![(1, granules(0, 1)), (2, GranuleSet::new())]);
+    let one = host.read(1, footer);
+    let layers: Vec<LayerKey> = host.end().members.iter().map(|member| member.key).collect();
+    host.hear(ReceiverMessage::Staged(Staged { layers }));
+    one
+}
+
+fn asks(host: &mut Host) -> usize {
+    let all = host.said.len();
+    host.said.retain(|said| !matches!(said, SourceMessage::Publish));
+    all - host.said.len()
+}
+
+/// Whoever goes on only when it is published says so, once for what is staged; nobody else does.
+#[test]
+fn a_source_says_that_it_waits_for_publication_and_shows_both_lags() {
+    let mut host = Host::streaming_to(Features::PUBLISH);
+    let first = staged_cut(&mut host, 1);
+    assert_eq!(asks(&mut host), 1, "its first point");
+    host.tick(&[]);
+    assert_eq!(asks(&mut host), 0, "said once");
+    let keys = vec![first, LayerKey { volume: super::world::volume(2), term: Term(1), ..first }];
+    let published = Published { position: super::directed::at(2), kind: LayerKind::Point, layers: keys };
+    host.hear(ReceiverMessage::Published(published));
+
+    staged_cut(&mut host, 2);
+    assert_eq!(asks(&mut host), 0, "nothing waits");
+    host.now += SECOND;
+    let status = host.source.status(host.now);
+    let (lag, staged) = (status.volumes[0].lag.expect("a point"), status.volumes[0].staged_lag.expect("a point"));
+    assert!(staged < lag, "{staged} {lag}");
+    assert_eq!(status.volumes[0].newest_point.map(|point| point.position.slot), Some(Slot(2)), "L7, L10");
+
+    host.event(source::Event::Drain);
+    assert_eq!(asks(&mut host), 1, "a planned stop");
+
+    // A receiver that does not know the word is not told.
+    let mut host = Host::streaming();
+    staged_cut(&mut host, 1);
+    assert_eq!(asks(&mut host), 0);
+}
