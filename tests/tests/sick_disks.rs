@@ -240,6 +240,42 @@ fn a_full_state_directory_keeps_no_volume_from_its_host_after_a_crash() {
     site.daemon.take().expect("it runs").stop();
 }
 
+/// The disk of the state directory answers nothing for a while. Writes to regions that are hot go on, and so do points, answers and the
+/// daemon itself. The first write to a cold region waits for its bit, as it must, and that is said.
+#[test]
+fn a_state_directory_that_stands_still_holds_up_what_must_wait_for_it_and_nothing_else() {
+    if !possible() {
+        return; // needs root and a loop device
+    }
+    let mut site = Site::new(&[spec()], "200ms", 8);
+    let state = Ext4::make(site.path("state.ext4"), site.path("host/state"));
+    site.start_all();
+    let mut client = farside_nbd::client::Client::connect(&site.tap("data"), "data").expect("connected");
+    client.write(0, &[1; 4096], 0).expect("answered");
+    site.wait_quiet();
+    wait_for("everything to cool", || (site.volume_status("data")["hot_bytes"] == 0).then_some(()));
+    client.write(0, &[2; 4096], 0).expect("answered");
+    site.wait_quiet();
+    state.freeze(true);
+    let newest = || site.status()["groups"][0]["last_point"]["id"].clone();
+    let before = newest();
+    client.write(4096, &[3; 4096], 0).expect("it waits for nothing");
+    wait_for("a point of it", || (newest() != before).then_some(()));
+    let writer = std::thread::spawn(move || client.write(8 << 20, &[4; 4096], 0));
+    let is_said = || site.volume_status("data").to_string().contains("map_waits");
+    wait_for("it to be said", || is_said().then_some(()));
+    // What a person wants to be kept cannot be, for now: nobody waits for that, nor for an answer.
+    let pause = site.farside().args(["volume", "pause", "data"]).output().expect("it starts");
+    assert!(String::from_utf8_lossy(&pause.stderr).contains("its disk has not answered"), "{pause:?}");
+    assert_eq!(site.volume_status("data")["tap"]["in_flight"], 1, "its bit is not durable");
+    state.freeze(false);
+    writer.join().expect("it ended").expect("answered");
+    wait_for("nothing to be said any more", || (!is_said()).then_some(()));
+    run(site.farside().args(["volume", "resume", "data"]));
+    assert_newest_is(&site, "data", &site.backing("data"));
+    site.daemon.take().expect("it runs").stop();
+}
+
 /// A device that answers nothing holds up its own volume: whoever removes it is told, and every other command goes on.
 #[test]
 fn removing_a_volume_whose_device_hangs_holds_up_no_other_command() {
