@@ -535,6 +535,9 @@ pub(crate) struct ListArgs {
     /// Only those with a pin whose reason contains this text, capital letters or not.
     #[arg(long, value_name = "TEXT")]
     pub(crate) reason: Option<String>,
+    /// Only those that were verified: see `farside point verify`.
+    #[arg(long)]
+    pub(crate) verified: bool,
     /// At most so many, the newest.
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) limit: Option<u32>,

@@ -33,6 +33,7 @@ pub(crate) async fn list(global: &Global, hosts: &Hosts, args: &ListArgs) -> Res
         until: args.until,
         pinned: args.pinned,
         reason: args.reason.clone(),
+        verified: args.verified,
         ..PagesQuery::default()
     };
     let mut shown: Box<dyn Shown> = if global.json { Box::new(print::JsonList::default()) } else { Box::new(Listing::default()) };
@@ -92,6 +93,7 @@ fn read(places: &[(GroupReader, Option<VolumeId>)], query: &PagesQuery) -> Resul
             until_wall_ms: query.until.map(|at| at.as_millisecond()),
             pinned: query.pinned,
             reason: query.reason.clone(),
+            verified: query.verified,
         };
         let below = page.below(names.source.as_str(), names.group.as_str()).map(Slot);
         let found = find_points(group.state(), &filter, below, page.limit());
@@ -146,13 +148,15 @@ impl Shown for Listing {
 /// What is said below the table.
 fn after(args: &ListArgs, count: usize, total: u64) -> String {
     let of = &args.of;
-    let all = args.since.is_none() && args.until.is_none() && !args.pinned && args.reason.is_none();
+    let all = args.since.is_none() && args.until.is_none() && !args.pinned && args.reason.is_none() && !args.verified;
     match (count, all) {
         (0, true) => {
             format!("no recovery point of {of} is known here; farside status says what is protected and what it waits for\n")
         }
         (0, false) => {
-            format!("no recovery point of {of} is like that; without --since, --until, --pinned and --reason all are listed\n")
+            format!(
+                "no recovery point of {of} is like that; without --since, --until, --pinned, --reason and --verified all are listed\n"
+            )
         }
         (count, _) if (count as u64) < total => {
             let more = "--all lists all of them, --limit COUNT so many, --since and --until those of some time";

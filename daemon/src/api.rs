@@ -196,6 +196,7 @@ async fn point_pages(State(daemon): Here, query: Result<Query<PagesQuery>, Query
         until_wall_ms: query.until.map(|at| at.as_millisecond()),
         pinned: query.pinned,
         reason: query.reason,
+        verified: query.verified,
     };
     gather(&daemon, query.of.as_deref(), &filter, &mut page).await?;
     Ok(Json(page.page().map_err(|e| bad_list(&e))?))

@@ -108,6 +108,7 @@ async fn point_pages(State(receiver): Here, query: Result<Query<PagesQuery>, Que
         until_wall_ms: query.until.map(|at| at.as_millisecond()),
         pinned: query.pinned,
         reason: query.reason,
+        verified: query.verified,
     };
     gather(&receiver, query.of.as_deref(), &filter, &mut page).await?;
     let too_many = |error: TooManyGroups| ApiError::new(ErrorCode::BadRequest, error.to_string(), "say of which volume or group");

@@ -100,6 +100,8 @@ pub struct PagesQuery {
     pub pinned: bool,
     /// Only points with a pin whose reason contains this text, capital letters or not.
     pub reason: Option<String>,
+    /// Only points that were verified.
+    pub verified: bool,
     /// At most so many in this page; at most [`POINTS_PAGE_MAX`](crate::POINTS_PAGE_MAX).
     pub limit: Option<u32>,
     /// Where the page before ended: its `next`. All else must be as it was asked then.
@@ -163,13 +165,14 @@ pub fn point(point: &str, query: &PointsQuery) -> String {
 
 /// [`POINT_PAGES`] with its query.
 pub fn point_pages(query: &PagesQuery) -> String {
-    let PagesQuery { of, since, until, pinned, reason, limit, cursor } = query;
+    let PagesQuery { of, since, until, pinned, reason, verified, limit, cursor } = query;
     let pairs = [
         ("of", of.clone()),
         ("since", since.map(|at| at.to_string())),
         ("until", until.map(|at| at.to_string())),
         ("pinned", pinned.then(|| "true".to_owned())),
         ("reason", reason.clone()),
+        ("verified", verified.then(|| "true".to_owned())),
         ("limit", limit.map(|limit| limit.to_string())),
         ("cursor", cursor.clone()),
     ];

@@ -18,6 +18,8 @@ pub struct PointFilter {
     pub pinned: bool,
     /// Those with a pin whose reason contains this text, capital letters or not.
     pub reason: Option<String>,
+    /// Only those that were verified, by any way.
+    pub verified: bool,
 }
 
 impl PointFilter {
@@ -32,6 +34,7 @@ impl PointFilter {
         self.since_wall_ms.is_none_or(|since| wall_ms >= since)
             && self.until_wall_ms.is_none_or(|until| wall_ms <= until)
             && (!self.pinned || !point.pins.is_empty())
+            && (!self.verified || point.proofs.iter().next().is_some())
             && self.volume.is_none_or(|volume| point.members.iter().any(|member| member.key.volume == volume))
             && self.reason.as_ref().is_none_or(|text| has_reason(point, text))
     }

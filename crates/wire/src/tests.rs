@@ -102,6 +102,7 @@ fn filter() -> PointFilter {
         until_wall_ms: Some(500),
         pinned: true,
         reason: Some("data".into()),
+        verified: true,
     }
 }
 
@@ -447,7 +448,7 @@ const GOLDEN_SOURCE: [&str; 15] = [
     "0607[aa*16]03010102",
     "0707[aa*16]0380088008",
     "08070105",
-    "08070001[aa*16]010101e807010104646174610109ac02",
+    "08070001[aa*16]010101e80701010464617461010109ac02",
     "090a80b89929",
     "0a07[aa*16]03",
     "0b0ae0d40302e0d40380dddb01c0a90780bab703",

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use farside_control::client::Client;
 use farside_control::receiver::ReceiverGroup;
-use farside_control::routes::PointsQuery;
+use farside_control::routes::{PagesQuery, PointsQuery};
 use farside_control::{PinRequest, Verification, VerificationState, VerifiedHow};
 use farside_ledger::LayerKind;
 
@@ -63,6 +63,9 @@ async fn a_point_that_was_found_sound_as_a_whole_is_on_record() {
     let points = gateway.points(Some("host1/default")).await;
     assert_eq!((points[0].verified.len(), points[1].verified.len()), (1, 0), "{points:?}");
     assert_eq!(Some(points[0].verified[0]), done.recorded);
+    let only = PagesQuery { of: Some("host1/default".into()), verified: true, ..PagesQuery::default() };
+    let page = client.point_page(&only).await.expect("a page");
+    assert_eq!((page.points.iter().map(|point| point.id).collect::<Vec<_>>(), page.total), (vec![points[0].id], Some(1)));
     let last = group(&gateway).await.last_verified.expect("known");
     assert_eq!((last.id, last.verified, last.retained), (points[0].id, points[0].verified[0], true));
 

@@ -74,6 +74,7 @@ pub(super) fn from_source() -> Vec<SourceMessage> {
         until_wall_ms: Some(1 << 40),
         pinned: true,
         reason: Some("upgrade".into()),
+        verified: false,
     };
     let list = PointQueryKind::List { filter, below: Some(Slot(9)), limit: 3 };
     vec![
