@@ -41,7 +41,7 @@ pub(super) const TARGETS: &[Target] = &[
         what: "a cached state, from a disk",
         seeds: || vec![replayed().to_cache(), State::new(group()).to_cache()],
         seal: |bytes| seal(bytes),
-        words: &[b"FSLSTAT4"],
+        words: &[b"FSLSTAT5"],
         bytes_max: 8 << 10,
         memory: Memory { fixed_bytes: 2 << 20, bytes_per_byte: 256 },
         decode: cache,
