@@ -40,7 +40,7 @@ fn keys() -> ContentKeys {
 fn parts() -> Vec<Vec<u8>> {
     let part = |compression| {
         let encoder = Encoder::new(compression).sealing(Sealer::new(Secret::new(&[2; 32])));
-        let mut writer = PartWriter::new(id(), &keys(), encoder);
+        let mut writer = PartWriter::new(id(), keys(), encoder);
         writer.push_data(GranuleIndex(1), &[7; 9 * 64]).expect("it fits");
         writer.push_zero(GranuleRun { start: GranuleIndex(10), count: 4 }).expect("it fits");
         writer.push_data(GranuleIndex(95), &[9; 64 + 40]).expect("it fits");
@@ -64,7 +64,7 @@ fn part(bytes: &[u8]) -> Outcome {
                 assert_eq!(*with_key, footer, "a part is two, with its key and without");
             }
             let (mut blind, mut seeing, mut content) =
-                (FrameDecoder::new(ContentKeys::Opaque), FrameDecoder::new(&keys), Vec::new());
+                (FrameDecoder::new(ContentKeys::Opaque), FrameDecoder::new(keys), Vec::new());
             for frame in footer.frames().iter().filter(|f| f.kind == RunKind::Data) {
                 let stored = &bytes[frame.offset as usize..(frame.offset + frame.stored_bytes) as usize];
                 assert_eq!(blind.check(&footer, frame, stored, &mut content), Ok(()), "verified as a stream, and damaged alone");
