@@ -288,7 +288,9 @@ impl Report {
         self.opened.push(row);
     }
 
+    /// Said at once: all of it takes long, and what was measured should not be lost with it.
     pub(crate) fn in_vm(&mut self, row: VmRow) {
+        eprintln!("{row}");
         self.vm.push(row);
     }
 
@@ -322,7 +324,10 @@ impl Report {
         let (idle, replicating) = (pairs(iops, vm::PAUSED, vm::BARE), pairs(iops, vm::REPLICATING, vm::BARE));
         let (same_path, as_rublk) = (pairs(iops, vm::PAUSED, vm::BARE_AS_WE), pairs(iops, vm::PAUSED, vm::BARE_COPY));
         let paced = format!("write-4096-1, {}/s", vm::PACE);
-        let p999 = |server| median(self.rounds(&paced, server).iter().map(|row| row.load.p999_us as f64).collect());
+        let p999 = |server| {
+            let turns = self.rounds(&paced, server);
+            percentile(turns.iter().flat_map(|row| &row.load.histogram).copied(), 0.999)
+        };
         let cuts = p999(vm::CUTS).zip(p999(vm::NO_CUTS)).map(|(cuts, none)| cuts / none);
         let pause = |server| median(self.rounds("write-4096-1", server).iter().map(|row| row.load.max_us as f64 / 1e6).collect());
         let (pause, restarted) = (pause(vm::KILLED), pause(vm::RESTARTED));
@@ -527,9 +532,35 @@ impl fmt::Display for TapRow {
     }
 }
 
+/// Of all numbers in some histograms together, whose steps begin at [0] and have [1] of them: between the begins of two steps as far as
+/// the number is between the first and the last of its step. None if there are no numbers.
+fn percentile(steps: impl Iterator<Item = [u64; 2]>, share: f64) -> Option<f64> {
+    let mut all: BTreeMap<u64, u64> = BTreeMap::new();
+    steps.for_each(|[step, count]| *all.entry(step).or_default() += count);
+    let mut left = (all.values().sum::<u64>() as f64 * share) as u64;
+    for (step, count) in all {
+        if left < count {
+            let width = if step < 8 { 1 } else { 1 << (step.ilog2() - 3) };
+            return Some(step as f64 + f64::from(width) * left as f64 / count as f64);
+        }
+        left -= count;
+    }
+    None
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_in_a_thousand_is_counted_over_all_turns() {
+        let share = |turns: &[[u64; 2]]| percentile(turns.iter().copied(), 0.999);
+        assert_eq!(share(&[]), None);
+        assert_eq!(share(&[[5, 1]]), Some(5.0));
+        // A long one in one turn is one of 2000; of two it is the second.
+        assert_eq!(share(&[[64, 999], [1024, 1], [64, 1000]]), Some(64.0 + 8.0 * 1998.0 / 1999.0));
+        assert_eq!(share(&[[64, 998], [1024, 2], [64, 998], [2048, 2]]), Some(2048.0));
+    }
 
     #[test]
     fn devices_are_judged_by_the_median_of_their_workloads() {

@@ -33,6 +33,11 @@ const BARES: [(&str, &str); 3] = [(BARE, "pages queues=2"), (BARE_AS_WE, "queues
 /// What runs on this machine and not in the guest.
 const OUTSIDE: &str = "outside: ";
 
+/// How often writes are paced without cuts and then around them. In turns, so that what else this machine does hits both alike, and
+/// each as long as three workloads: of a thousand writes the slowest one says nothing of one in a thousand.
+const CUT_TURNS: usize = 6;
+const CUT_SECONDS: u64 = 3;
+
 /// Of the daemon, under one application.
 const KILLS: u32 = 3;
 
@@ -69,8 +74,10 @@ pub(crate) enum Subject {
     Disk,
     /// ublk with nothing between driver and disk.
     Bare,
-    /// Farside on ublk: not replicating, replicating, around cuts, killed.
+    /// Farside on ublk: not replicating, replicating, killed.
     Farside,
+    /// Paced writes, without cuts and around them.
+    Cuts,
     /// Farside behind the kernel's NBD client.
     NbdDevice,
     /// dm-era, which tracks changes of 4 MiB blocks and sends nothing.
@@ -145,6 +152,10 @@ pub(crate) fn run(wanted: &Wanted, report: &mut Report) -> Result<()> {
     for round in 1..=wanted.rounds {
         eprintln!("round {round} of {} …", wanted.rounds);
         bench.round();
+    }
+    if wanted.has(Subject::Cuts) {
+        eprintln!("paced writes, without cuts and around them …");
+        bench.around_cuts();
     }
     bench.host.shut_down();
     Ok(())
@@ -291,13 +302,24 @@ impl<'a> Bench<'a> {
         self.farside("volume resume data");
         self.host.wait_for_group("everything to be published", is_quiet);
         self.measure_all(REPLICATING, DEVICE, Some(&threads));
-        for (server, epoch) in [(NO_CUTS, "1h"), (CUTS, "200ms")] {
-            self.farside("group set default --epoch 200ms");
-            self.host.wait_for_group("everything to be published", is_quiet);
-            self.farside(&format!("group set default --epoch {epoch}"));
-            self.measure(server, "write-4096-1", DEVICE, Some(PACE), Some(&threads));
-        }
         self.die();
+        self.host.wait_for_group("everything to be published", is_quiet);
+        self.farside("group set default --epoch 500ms");
+        self.farside("volume remove data --yes");
+    }
+
+    fn around_cuts(&mut self) {
+        self.add("ublk");
+        let threads = self.host.queue_threads();
+        for _ in 0..CUT_TURNS {
+            for (server, epoch) in [(NO_CUTS, "1h"), (CUTS, "200ms")] {
+                self.farside("group set default --epoch 200ms");
+                self.host.wait_for_group("everything to be published", is_quiet);
+                self.farside(&format!("group set default --epoch {epoch}"));
+                self.measure(server, "write-4096-1", DEVICE, Some(PACE), Some(&threads));
+            }
+        }
+        self.farside("group set default --epoch 200ms");
         self.host.wait_for_group("everything to be published", is_quiet);
         self.farside("group set default --epoch 500ms");
         self.farside("volume remove data --yes");
@@ -361,7 +383,8 @@ impl<'a> Bench<'a> {
         threads: Option<&Threads>,
     ) {
         let pace = rate.map_or_else(String::new, |rate| format!(" {rate}"));
-        let arguments = format!("{workload} {}{pace}", self.wanted.seconds);
+        let seconds = if rate.is_some() { CUT_SECONDS * self.wanted.seconds } else { self.wanted.seconds };
+        let arguments = format!("{workload} {seconds}{pace}");
         let emulators = [
             ("the emulated host", self.host.guest.emulator()),
             ("the emulated gateway", self.host.gateway.guest().emulator()),
