@@ -18,6 +18,8 @@ use crate::progress::Progress;
 
 /// Fetching and writing at the same time; more would take from those who read.
 const THREADS: usize = 2;
+/// So much room is left to what is written over the point meanwhile, and to everybody else.
+const RESERVE_BYTES: u64 = 64 << 20;
 
 /// A file that is being filled.
 #[derive(Debug)]
@@ -31,6 +33,7 @@ impl Hydration {
     pub(crate) fn start(view: Arc<View<PointReader>>, file: PathBuf, json: bool) -> Result<Self, Failure> {
         let is_over = Arc::new(AtomicBool::new(false));
         let until = is_over.clone();
+        say_if_tight(&view, &file);
         let work = move || {
             let ended = fill(&view, &file, json, &until);
             let said = match &ended {
@@ -63,19 +66,28 @@ impl Hydration {
 
 fn fill(view: &View<PointReader>, file: &Path, json: bool, is_over: &AtomicBool) -> Result<bool, Failure> {
     let (progress, total) = (Progress::new(json), view.bytes());
+    let (overlay, is_tight) = (view.overlay().expect("it is to be filled"), AtomicBool::new(false));
     let filled = view.fill(THREADS, &|there_bytes| {
         progress.set(there_bytes, total);
-        !is_over.load(Ordering::Relaxed)
+        if overlay.room_bytes().is_ok_and(|room| room < RESERVE_BYTES) {
+            is_tight.store(true, Ordering::Relaxed);
+        }
+        !is_over.load(Ordering::Relaxed) && !is_tight.load(Ordering::Relaxed)
     });
     progress.finish();
     let missing = filled.or_fail(format!("{} cannot be filled", file.display()))?;
     if missing == 0 {
-        let overlay = view.overlay().expect("it was filled");
         let made = overlay.become_file(file);
         return made.map(|()| true).map_err(|error| Failure::from_error(Exit::Failed, &error, ""));
     }
     if is_over.load(Ordering::Relaxed) {
         return Ok(false);
+    }
+    if is_tight.into_inner() {
+        let (room, missing) = (print::bytes(RESERVE_BYTES), print::bytes(missing));
+        let message =
+            format!("{} is not made: less than {room} of room are left there, and {missing} are missing", file.display());
+        return Err(Failure::new(Exit::Failed, message, "make room, and give the same command again: it goes on"));
     }
     if view.is_deleted() {
         let message = format!(
@@ -88,6 +100,17 @@ fn fill(view: &View<PointReader>, file: &Path, json: bool, is_over: &AtomicBool)
     let message = format!("{} is not made: {} of the volume cannot be read", file.display(), print::bytes(missing));
     let what_to_do = "put back what the store has lost, or write there (--writable), and give the same command again";
     Err(Failure::new(Exit::Damaged, message, what_to_do))
+}
+
+fn say_if_tight(view: &View<PointReader>, file: &Path) {
+    let room = view.overlay().and_then(|overlay| overlay.room_bytes().ok());
+    let Some(room) = room.map(|room| room.saturating_sub(RESERVE_BYTES)) else { return };
+    let needed = view.fill_bytes_max();
+    if needed > room {
+        let (needed, room) = (print::bytes(needed), print::bytes(room));
+        let said = format!("farside: {} may take {needed}, and there is room for {room}\n", file.display());
+        let _ = std::io::stderr().write_all(said.as_bytes()); // nobody may read that
+    }
 }
 
 /// Whether a file of this name may come out of that overlay.

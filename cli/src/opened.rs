@@ -45,7 +45,7 @@ pub(crate) struct Opened {
     pub(crate) overlay: Option<PathBuf>,
     /// The file that it becomes.
     pub(crate) hydrate: Option<PathBuf>,
-    /// What is in the overlay already.
+    /// What is in the overlay when this is said.
     pub(crate) written_bytes: u64,
     /// What the source could not read: reads of it fail.
     pub(crate) unreadable_bytes: u64,
@@ -80,14 +80,15 @@ impl Opened {
 }
 
 /// Through which an open point is found. Dropped, it is gone.
-#[derive(Debug)]
 pub(crate) struct Door {
     listener: NamedTempFile<UnixListener>,
-    says: String,
+    opened: Opened,
+    written_bytes: Box<dyn Fn() -> u64 + Send + Sync>,
 }
 
 impl Door {
-    pub(crate) fn new(opened: &Opened) -> Result<Self, Failure> {
+    /// `written_bytes`: what is in the overlay now.
+    pub(crate) fn new(opened: &Opened, written_bytes: Box<dyn Fn() -> u64 + Send + Sync>) -> Result<Self, Failure> {
         let folder = folder();
         let failed = |what| format!("{} cannot be {what}", folder.display());
         DirBuilder::new().recursive(true).mode(0o700).create(&folder).or_fail(failed("made"))?;
@@ -96,9 +97,12 @@ impl Door {
             return Err(Failure::new(Exit::Refused, message, "remove it"));
         }
         let listener = tempfile::Builder::new().prefix("").suffix(".sock").make_in(&folder, |path| UnixListener::bind(path));
-        let mut says = serde_json::to_string(opened).expect("it is JSON");
-        says.push('\n');
-        Ok(Self { listener: listener.or_fail(failed("used"))?, says })
+        Ok(Self { listener: listener.or_fail(failed("used"))?, opened: opened.clone(), written_bytes })
+    }
+
+    fn says(&self) -> String {
+        let now = Opened { written_bytes: (self.written_bytes)(), ..self.opened.clone() };
+        serde_json::to_string(&now).expect("it is JSON") + "\n"
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -112,7 +116,7 @@ impl Door {
             tokio::select! {
                 Some(caller) = asked.recv() => return caller,
                 caller = self.listener.as_file().accept() => match caller {
-                    Ok((caller, _)) => drop(tokio::spawn(hear(caller, self.says.clone(), ask.clone()))),
+                    Ok((caller, _)) => drop(tokio::spawn(hear(caller, self.says(), ask.clone()))),
                     // Perhaps there is no descriptor left for it just now.
                     Err(_) => tokio::time::sleep(DEAF_FOR).await,
                 }
@@ -200,9 +204,16 @@ pub(crate) fn list(global: &Global) -> Result<(), Failure> {
 fn table(found: &[Found]) -> Table {
     let mut table = Table::new(&["VOLUME", "POINT", "CUT", "SIZE", "", "AT"]);
     for Found { opened, .. } in found {
-        let how = if opened.writable { "to be written" } else { "read-only" };
+        let mut how = if opened.writable { "to be written".to_owned() } else { "read-only".to_owned() };
+        if opened.overlay.is_some() {
+            let share = opened.written_bytes.min(opened.volume_bytes) as f64 / opened.volume_bytes.max(1) as f64;
+            how.push_str(&match opened.hydrate {
+                Some(_) => format!(", {:.0} % of its file", (100.0 * share).floor()),
+                None => format!(", {} written", print::bytes(opened.written_bytes)),
+            });
+        }
         let (cut, size) = (print::time(opened.point.cut_wall), print::bytes(opened.volume_bytes));
-        table.row([opened.volume.as_str(), &opened.point.id.to_string(), &cut, &size, how, &opened.export]);
+        table.row([opened.volume.as_str(), &opened.point.id.to_string(), &cut, &size, &how, &opened.export]);
     }
     table
 }

@@ -74,11 +74,9 @@ pub(crate) async fn open(global: &Global, hosts: &Hosts, args: OpenArgs) -> Resu
     };
     let view = View::new(base, overlay, args.cache, Box::new(tell));
     let view = Arc::new(if opened.writable { view } else { view.read_only() });
-    let start = |file: &PathBuf| Hydration::start(view.clone(), file.clone(), global.json);
-    let hydration = opened.hydrate.as_ref().map(start).transpose()?;
-    let mut caller = None;
+    let (mut caller, mut hydration) = (None, None);
     let serving = Serving { global, volume: &volume, socket: &socket, opened: &opened, ttl: args.ttl };
-    let served = serving.run(&view, &mut caller).await;
+    let served = serving.run(&view, &mut caller, &mut hydration).await;
     let hydrated = match hydration {
         Some(hydration) => hydration.end().await,
         None => Ok(false),
@@ -126,7 +124,12 @@ impl Places {
             refuse_in_store(file, store, "name another one: --hydrate FILE")?;
             hydrate::refuse(file, dir)?;
         }
-        open_overlay(dir, store, origin, base).map(Some)
+        let overlay = open_overlay(dir, store, origin, base)?;
+        if let Some(file) = &self.file {
+            let what_to_do = "name a file on a file system with hard links, where this user may write";
+            overlay.try_name(file).map_err(|error| Failure::from_error(Exit::Refused, &error, what_to_do))?;
+        }
+        Ok(Some(overlay))
     }
 }
 
@@ -140,9 +143,16 @@ struct Serving<'a> {
 }
 
 impl Serving<'_> {
-    /// Until a signal comes, somebody asks for the end (`caller`, who is to be told), or its time is over. Its socket is gone then.
-    async fn run(&self, view: &Arc<View<PointReader>>, caller: &mut Option<UnixStream>) -> Result<(), Failure> {
+    /// Until a signal comes, somebody asks for the end (`caller`, who is to be told), or its time is over. Its socket is gone then. What
+    /// fills it meanwhile begins when it is served.
+    async fn run(
+        &self,
+        view: &Arc<View<PointReader>>,
+        caller: &mut Option<UnixStream>,
+        hydration: &mut Option<Hydration>,
+    ) -> Result<(), Failure> {
         let of = |kind| signal(kind).or_fail("signals cannot be received");
+        let is_hangup_ignored = is_hangup_ignored(); // before it is received
         let (mut interrupted, mut terminated, mut hung_up) =
             (of(SignalKind::interrupt())?, of(SignalKind::terminate())?, of(SignalKind::hangup())?);
         let waker = Waker::new().or_fail("cannot start")?;
@@ -153,12 +163,15 @@ impl Serving<'_> {
         let listener = listener.await.or_fail("cannot start")?;
         let listener =
             listener.map_err(|error| Failure::from_error(Exit::Refused, &error, "name another one: --export nbd:unix:PATH"))?;
-        let door = Door::new(self.opened)?;
+        let overlaid = view.clone();
+        let door = Door::new(self.opened, Box::new(move || overlaid.overlay().map_or(0, Overlay::written_bytes)))?;
         // Whoever comes now is served in a moment; after an error here nobody is.
         let said = if self.global.json { print::json_text(self.opened) } else { text(self.opened) };
         if !print::is_read(&said)? {
             return Ok(()); // nobody learns where it is
         }
+        let start = |file: &PathBuf| Hydration::start(view.clone(), file.clone(), self.global.json);
+        *hydration = self.opened.hydrate.as_ref().map(start).transpose()?;
         let description = format!("{} at {}", self.opened.volume, self.opened.point.id);
         let (server, handle) = Server::new(listener, self.volume, &description, Limits::default(), waker);
         let mut server = tokio::task::spawn_blocking(move || server.run(queue).map(drop));
@@ -176,7 +189,7 @@ impl Serving<'_> {
             }
             _ = interrupted.recv() => None,
             _ = terminated.recv() => None,
-            _ = hung_up.recv() => None,
+            _ = hung_up.recv(), if !is_hangup_ignored => None,
             () = over => None,
         };
         let ended = match ended {
@@ -195,6 +208,13 @@ impl Serving<'_> {
         };
         ended.or_fail("serving ended early")?.or_fail("it cannot be served")
     }
+}
+
+/// Whether who started this (`nohup`) wants it to go on without a terminal.
+fn is_hangup_ignored() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask & 1 == 1)
 }
 
 fn open_overlay(dir: &Path, store: Option<&Path>, origin: &Origin, base: &PointReader) -> Result<Overlay, Failure> {

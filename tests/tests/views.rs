@@ -8,6 +8,8 @@ use std::process::{Child, Command, Stdio};
 
 use farside_tests::verify::{Rng, Verifier, connect};
 use farside_tests::{Process, Site, program, wait_for};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
 use serde_json::Value;
 
 const BYTES: u64 = 48 << 20;
@@ -252,6 +254,52 @@ fn a_point_becomes_a_file_while_it_is_used_and_killed() {
     site.receiver.take().expect("it runs").stop();
     fs::remove_dir_all(site.store()).expect("removed");
     assert!(fs::read(&image).expect("read") == expected);
+}
+
+#[test]
+fn a_disk_without_room_is_not_filled_up_and_later_it_goes_on() {
+    let site = Site::with_volume(BYTES, "100ms", 50);
+    let mut client = connect(&site.tap("data"));
+    let (mut noise, mut rng) = (Vec::new(), Rng(14));
+    noise.resize_with(24 << 20, || rng.draw() as u8);
+    let (point, expected) = point_with(&site, || {
+        client.write(8 << 20, &noise, 0).expect("written");
+        client.flush().expect("durable");
+    });
+    // What is mounted here is seen by this thread and its children only.
+    let (disk, socket) = (site.path("small"), site.path("small.nbd"));
+    fs::create_dir(&disk).expect("made");
+    let mounted = |flags, size| mount(Some("tmpfs"), &disk, Some("tmpfs"), flags, Some(size));
+    let private = unshare(CloneFlags::CLONE_NEWNS)
+        .and_then(|()| mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>))
+        .and_then(|()| mounted(MsFlags::empty(), "size=70m"));
+    if let Err(error) = private {
+        eprintln!("skipped: a private tmpfs cannot be mounted here ({error}); run as root");
+        return;
+    }
+    let file = disk.join("image");
+    let flags = ["--hydrate", file.to_str().expect("text")];
+    let mut child =
+        command(&site, &point, &socket, &flags).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("it starts");
+    let mut lines = BufReader::new(child.stderr.take().expect("piped")).lines().map(|line| line.expect("text"));
+    let process = Process::new(child, "farside point open");
+    assert!(lines.any(|line| line.contains("may take ") && line.contains("there is room for ")));
+    assert!(lines.any(|line| line.contains("is not made: less than 64 MiB of room")));
+    assert!(!file.exists() && content(&socket) == expected, "it is served on");
+    let opened: Value =
+        serde_json::from_slice(&program("farside").args(["point", "opened", "--json"]).output().expect("it starts").stdout)
+            .expect("JSON");
+    let opened = opened.as_array().expect("a list").iter().find(|one| one["hydrate"] == flags[1]).expect("it is open");
+    let written = opened["written_bytes"].as_u64().expect("a number");
+    assert!(0 < written && written < BYTES, "{opened}");
+    process.kill();
+
+    mounted(MsFlags::MS_REMOUNT, "size=300m").expect("more room");
+    let opened = open(&site, &point, &socket, &flags);
+    assert_eq!(opened.said["written_bytes"], written, "it goes on");
+    wait_for("the file", || file.exists().then_some(()));
+    assert!(fs::read(&file).expect("read") == expected);
+    opened.process.stop();
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! A recovery point as a block device: what is read comes out of the store, what is written goes to a folder of its own.
 //!
 //! [`View`] answers reads at once at any size and history: a region is fetched, checked and decoded when somebody wants it, and kept
-//! within a limit. Writes go to an [`Overlay`], a folder that outlives the process; without one the view is read-only.
+//! within a limit; who reads in sequence finds it there. Writes go to an [`Overlay`], a folder that outlives the process; without one the view is read-only.
 //! [`View::fill`] brings the rest of the point there, too, until the folder's file is the whole volume. [`ViewQueue`] makes a view the queue
 //! of a tap.
 //!
@@ -13,6 +13,7 @@
 //!
 //! It does not decide which point, where its clients are, or for how long.
 
+mod ahead;
 mod cache;
 mod fill;
 mod map;

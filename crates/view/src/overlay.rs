@@ -275,6 +275,32 @@ impl Overlay {
         self.map.count() * self.geometry.granule_bytes()
     }
 
+    /// Whether it may become a file of that name, as far as can be seen before it is filled.
+    ///
+    /// # Errors
+    /// The file system's, if it gives nothing there a second name.
+    pub fn try_name(&self, path: &Path) -> Result<(), OverlayError> {
+        let io = |source| OverlayError::Io { path: path.to_owned(), verb: "made: no file can get a second name there", source };
+        let folder = self.folder.as_ref().ok_or_else(|| io(io::ErrorKind::Unsupported.into()))?;
+        let mut trial = path.as_os_str().to_owned();
+        trial.push(format!(".{}.trial", std::process::id()));
+        // Not `data`: a second name of that says that it has become a file.
+        std::fs::hard_link(folder.path.join(LOCK), &trial).map_err(io)?;
+        std::fs::remove_file(&trial).map_err(io)
+    }
+
+    /// What the file system of its folder has left for this user, in bytes.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn room_bytes(&self) -> Result<u64, OverlayError> {
+        let path = self.folder.as_ref().map_or_else(PathBuf::new, |folder| folder.path.clone());
+        match nix::sys::statvfs::statvfs(&path) {
+            Ok(is) => Ok(is.blocks_available() as u64 * is.fragment_size() as u64),
+            Err(errno) => Err(OverlayError::Io { path, verb: "looked at", source: errno.into() }),
+        }
+    }
+
     /// Bytes of the granules that are not there, at most the last one too many.
     pub(crate) fn missing_bytes(&self) -> u64 {
         (self.geometry.granule_count() - self.map.count()) * self.geometry.granule_bytes()

@@ -6,13 +6,15 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use crossbeam::channel::{Receiver, Sender, unbounded};
+use crossbeam::channel::{Receiver, Sender, bounded, select, unbounded};
 use farside_blockio::{BlockQueue, Buffer, Completion, Done, Extent, Op, QueueInfo, Request, Ring, Waker};
 use farside_region::{ByteExtent, mutation};
 use nix::errno::Errno;
 
 use crate::{Base, View};
 
+/// Fetch what somebody may be about to read. That is waiting for a store, more than it is work.
+const AHEAD_THREADS: usize = 4;
 /// Sectors, where the volume has whole ones.
 const BLOCK_SHIFT_MAX: u32 = 9;
 /// What reading less than costs the same.
@@ -24,6 +26,8 @@ pub struct ViewQueue<B> {
     /// None while it is dropped.
     requests: Option<Sender<Request>>,
     done: Receiver<Done>,
+    /// None while it is dropped.
+    ahead: Option<Sender<()>>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -51,14 +55,26 @@ impl<B: Base + 'static> ViewQueue<B> {
                 }
             })
         };
-        let threads = (0..threads.max(1)).map(work).collect::<io::Result<_>>()?;
-        Ok(Self { view, requests: Some(requests), done, threads })
+        let (ahead, ended) = bounded(0);
+        let fetch = |at| {
+            let (view, ended): (_, Receiver<()>) = (view.clone(), ended.clone());
+            std::thread::Builder::new().name(format!("ahead-{at}")).spawn(move || {
+                loop {
+                    select! {
+                        recv(ended) -> _ => return,
+                        recv(view.wanted()) -> region => region.into_iter().for_each(|region| view.fetch_ahead(region)),
+                    }
+                }
+            })
+        };
+        let threads = (0..threads.max(1)).map(work).chain((0..AHEAD_THREADS).map(fetch)).collect::<io::Result<_>>()?;
+        Ok(Self { view, requests: Some(requests), done, ahead: Some(ahead), threads })
     }
 }
 
 impl<B> Drop for ViewQueue<B> {
     fn drop(&mut self) {
-        self.requests = None;
+        (self.requests, self.ahead) = (None, None);
         for thread in self.threads.drain(..) {
             let _ = thread.join(); // one that panicked has said so
         }

@@ -125,6 +125,31 @@ fn what_is_read_is_the_point_and_nothing_is_fetched_twice_or_for_zeroes() {
 }
 
 #[test]
+fn who_reads_in_sequence_finds_what_was_fetched_ahead() {
+    let region = 16 * 4096;
+    let fake = Fake { geometry: Geometry::with_shape(9 * region, 12, 4).expect("valid"), ..Fake::new() };
+    let (reads, is_away) = (fake.reads.clone(), fake.is_away.clone());
+    let view = View::new(fake, None, 16 * region, Box::new(|error| panic!("{error}")));
+    let fetch = || view.wanted().try_iter().map(|wanted| view.fetch_ahead(wanted)).count();
+    let is_right = |offset: u64| read(&view, offset, 512) == vec![byte_at(offset); 512];
+    assert!(is_right(0) && is_right(2 * region) && reads.load(Ordering::SeqCst) == 2);
+    assert_eq!(fetch(), 1);
+    assert!(is_right(3 * region) && reads.load(Ordering::SeqCst) == 3, "it was there");
+    assert_eq!(fetch(), 2);
+    view.fetch_ahead(RegionIndex(4)); // it is not fetched twice
+    assert_eq!(reads.load(Ordering::SeqCst), 5);
+    // A store that does not answer is an error only for who reads, and nothing is fetched ahead until somebody reads in sequence again.
+    is_away.store(true, Ordering::SeqCst);
+    assert!(is_right(4 * region));
+    assert_eq!(fetch(), 1, "the others are not tried");
+    is_away.store(false, Ordering::SeqCst);
+    assert!(is_right(5 * region));
+    assert_eq!((fetch(), reads.load(Ordering::SeqCst)), (0, 6));
+    assert!(is_right(6 * region));
+    assert_eq!(fetch(), 1);
+}
+
+#[test]
 fn what_cannot_be_read_is_an_error_there_and_is_tried_again() {
     let mut fake = Fake::new();
     fake.unreadable = vec![GranuleRun { start: GranuleIndex(3), count: 2 }];

@@ -12,12 +12,15 @@ use farside_store::{AlignedBytes, Content, PointReader, StoreError};
 use nix::errno::Errno;
 
 use crate::Overlay;
+use crate::ahead::Ahead;
 use crate::cache::Cache;
 
 /// Locks by region, so that whoever works at different places seldom meets.
 const SHARDS: usize = 64;
 /// Of what clients have read so much is remembered.
 const ASKED_MAX: usize = 64;
+/// Whoever reads in sequence is believed to go on beyond so many regions of zeroes, not more.
+const ZEROES_MAX: usize = 64;
 /// Of so many regions it is said that they cannot be read; not of more.
 const TOLD_MAX: usize = 1000;
 
@@ -102,6 +105,7 @@ pub struct View<B> {
     writes: [Mutex<()>; SHARDS],
     /// Regions that clients have read from the base lately, for who fills the overlay.
     asked: (Sender<RegionIndex>, Receiver<RegionIndex>),
+    ahead: Ahead,
     is_read_only: bool,
     told: Mutex<HashSet<RegionIndex>>,
     is_deleted: AtomicBool,
@@ -126,6 +130,7 @@ impl<B: Base> View<B> {
             fetches: [const { Mutex::new(()) }; SHARDS],
             writes: [const { Mutex::new(()) }; SHARDS],
             asked: bounded(ASKED_MAX),
+            ahead: Ahead::new(regions),
             is_read_only: false,
             told: Mutex::default(),
             is_deleted: AtomicBool::new(false),
@@ -177,6 +182,35 @@ impl<B: Base> View<B> {
         }
     }
 
+    /// Regions that somebody may be about to read, for [`View::fetch_ahead`].
+    pub(crate) fn wanted(&self) -> &Receiver<RegionIndex> {
+        self.ahead.wanted()
+    }
+
+    /// Fetches a region that nobody waits for yet. What goes wrong is for whoever comes to read it.
+    pub(crate) fn fetch_ahead(&self, region: RegionIndex) {
+        let run = self.geometry().region_run(region);
+        let is_written = |overlay: &Overlay| (run.start.0..run.end().0).all(|granule| overlay.has(GranuleIndex(granule)));
+        if self.overlay.as_ref().is_some_and(is_written) {
+            return;
+        }
+        let _only = lock(&self.fetches[region.0 as usize % SHARDS]);
+        if lock(&self.cache).get(region).is_some() {
+            return;
+        }
+        match self.base.read(region) {
+            Ok(content) if content.lost.is_none() => lock(&self.cache).put(region, Arc::new(content)),
+            Ok(_) => {}
+            Err(_) => self.ahead.give_up(),
+        }
+    }
+
+    /// The region after this one that has to be fetched, unless it is far.
+    fn next_to_fetch(&self, region: RegionIndex) -> Option<RegionIndex> {
+        let end = self.geometry().region_count();
+        (region.0 + 1..end).map(RegionIndex).take(ZEROES_MAX).find(|region| !self.base.is_zero(*region))
+    }
+
     /// Whether the store has given up the point: what was not fetched by now is nowhere.
     pub fn is_deleted(&self) -> bool {
         self.is_deleted.load(Ordering::Relaxed)
@@ -185,6 +219,18 @@ impl<B: Base> View<B> {
     /// Nobody else writes into the region meanwhile.
     pub(crate) fn hold_writes(&self, region: RegionIndex) -> MutexGuard<'_, ()> {
         lock(&self.writes[region.0 as usize % SHARDS])
+    }
+
+    /// What a fill takes at most, in bytes: what is not there and not known to be zeroes.
+    pub fn fill_bytes_max(&self) -> u64 {
+        let geometry = self.geometry();
+        let written = |granule| self.overlay.as_ref().is_some_and(|overlay| overlay.has(GranuleIndex(granule)));
+        let missing = |region| {
+            let run = geometry.region_run(region);
+            (run.start.0..run.end().0).filter(|granule| !written(*granule)).count() as u64
+        };
+        let regions = (0..geometry.region_count()).map(RegionIndex).filter(|region| !self.base.is_zero(*region));
+        regions.map(missing).sum::<u64>() * geometry.granule_bytes()
     }
 
     /// Its size.
@@ -384,6 +430,7 @@ impl<B: Base> View<B> {
 
     /// A region, to read `run` of it. What was lost when it was read last is looked for again: it may have been put back.
     fn region(&self, region: RegionIndex, run: GranuleRun) -> Result<Arc<Region>, Errno> {
+        self.ahead.heard(region, |region| self.next_to_fetch(region));
         let cached = || lock(&self.cache).get(region).filter(|content| !content.has_lost(run));
         if let Some(content) = cached() {
             return Ok(content);
