@@ -322,9 +322,11 @@ impl Sampled {
         let (newest, oldest) = (points.first()?, points.last()?);
         let passed_s = newest.ledger_time_ms.checked_sub(oldest.ledger_time_ms).filter(|ms| *ms > 0)? as f64 / 1000.0;
         let wanted = |member: &&PointMember| filter.volume.is_none_or(|volume| member.volume_id == volume.to_string());
-        // The oldest one's layers came before the time that is looked at.
-        let stored: u64 =
-            points[..points.len() - 1].iter().flat_map(|p| p.members.iter().filter(wanted)).filter_map(|m| m.layer_bytes).sum();
+        // Of all layers in that time: retention has thinned the points, and between two of them are others. The oldest one's came before.
+        let (from, until) = (found.last()?.slot, found.first()?.slot);
+        let volumes = group.state().volumes().map(|(id, _)| id).filter(|id| filter.volume.is_none_or(|volume| volume == *id));
+        let layers = volumes.flat_map(|id| group.state().layers_above(id, Some(from)).filter(|layer| layer.slot <= until));
+        let stored: u64 = layers.map(|layer| layer.bytes).sum();
         let members: Vec<&PointMember> = newest.members.iter().filter(wanted).collect();
         Some(Self {
             stored_per_day: stored as f64 / passed_s * DAY_S,

@@ -33,8 +33,8 @@ impl Hydration {
     pub(crate) fn start(view: Arc<View<PointReader>>, file: PathBuf, json: bool) -> Result<Self, Failure> {
         let is_over = Arc::new(AtomicBool::new(false));
         let until = is_over.clone();
-        say_if_tight(&view, &file);
         let work = move || {
+            say_if_tight(&view, &file);
             let ended = fill(&view, &file, json, &until);
             let said = match &ended {
                 Ok(true) if view.is_writable() => format!(

@@ -127,7 +127,7 @@ impl PageMaker {
         self.points.sort_by_key(|(rank, _)| std::cmp::Reverse(*rank));
         self.more |= more || self.points.len() > self.limit;
         self.points.truncate(self.limit);
-        self.total = self.total.zip(total).map(|(sum, total)| sum + total);
+        self.total = self.total.zip(total).map(|(sum, total)| sum.saturating_add(total));
     }
 
     /// The page.

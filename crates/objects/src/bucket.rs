@@ -26,6 +26,10 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 const REQUESTS: usize = 32;
 /// MiB of objects that are being created at once: they are in memory.
 const CREATING_MIB: u32 = 64;
+/// What is being read at once: what shares a slow link would share its deadline. In pieces of 64 KiB, and a request is never less than some,
+/// so that there are not more than [`REQUESTS`] of them.
+const READING_BYTES: u64 = 16 << 20;
+const READING_PIECE: u64 = 64 << 10;
 /// For an answer, also of a service that has to be asked again.
 const PATIENCE: Duration = Duration::from_secs(40);
 /// A link that carries less than this in a second, for each request, is as good as none.
@@ -43,6 +47,7 @@ pub struct Bucket {
     prefix: String,
     place: String,
     creating: Semaphore,
+    reading: Semaphore,
     runtime: Option<Runtime>,
 }
 
@@ -74,7 +79,9 @@ impl Bucket {
     pub fn new(objects: Arc<dyn ObjectStore>, prefix: &str, place: String) -> std::io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_name("bucket").enable_all().build()?;
         let prefix = if prefix.is_empty() { String::new() } else { format!("{prefix}/") };
-        Ok(Self { objects, prefix, place, creating: Semaphore::new(CREATING_MIB as usize), runtime: Some(runtime) })
+        let creating = Semaphore::new(CREATING_MIB as usize);
+        let reading = Semaphore::new((READING_BYTES / READING_PIECE) as usize);
+        Ok(Self { objects, prefix, place, creating, reading, runtime: Some(runtime) })
     }
 
     fn key(&self, name: &ObjectName) -> Key {
@@ -221,6 +228,8 @@ impl Backend for Bucket {
         if len == 0 {
             return self.size(name).await?.map(|_| Bytes::new()).ok_or_else(missing);
         }
+        let pieces = len.clamp(READING_BYTES / REQUESTS as u64, READING_BYTES).div_ceil(READING_PIECE) as u32;
+        let _turn = self.reading.acquire_many(pieces).await.expect("it is never closed");
         match self.read(name, Some(GetRange::Bounded(offset..offset.saturating_add(len))), len).await {
             Ok(found) => found.map(|(content, _)| content).ok_or_else(missing),
             // Services refuse a range that begins at the end.

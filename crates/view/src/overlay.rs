@@ -17,6 +17,7 @@ use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use farside_region::{ByteExtent, Geometry, GranuleIndex, GranuleRun, mutation};
 use nix::errno::Errno;
@@ -282,21 +283,25 @@ impl Overlay {
     pub fn try_name(&self, path: &Path) -> Result<(), OverlayError> {
         let io = |source| OverlayError::Io { path: path.to_owned(), verb: "made: no file can get a second name there", source };
         let folder = self.folder.as_ref().ok_or_else(|| io(io::ErrorKind::Unsupported.into()))?;
-        let mut trial = path.as_os_str().to_owned();
-        trial.push(format!(".{}.trial", std::process::id()));
+        let mark = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos());
+        let trial = above(path).join(format!(".farside-trial-{}-{mark:x}", std::process::id()));
         // Not `data`: a second name of that says that it has become a file.
         std::fs::hard_link(folder.path.join(LOCK), &trial).map_err(io)?;
         std::fs::remove_file(&trial).map_err(io)
     }
 
-    /// What the file system of its folder has left for this user, in bytes.
+    /// What the file system of its folder has left for this user, in bytes; `u64::MAX` if it has no limit.
     ///
     /// # Errors
     /// The file system's.
     pub fn room_bytes(&self) -> Result<u64, OverlayError> {
         let path = self.folder.as_ref().map_or_else(PathBuf::new, |folder| folder.path.clone());
         match nix::sys::statvfs::statvfs(&path) {
-            Ok(is) => Ok(is.blocks_available() as u64 * is.fragment_size() as u64),
+            Ok(is) if is.blocks() == 0 => Ok(u64::MAX), // in memory, without a limit
+            Ok(is) => {
+                let blocks = if nix::unistd::geteuid().is_root() { is.blocks_free() } else { is.blocks_available() };
+                Ok((blocks as u64).saturating_mul(is.fragment_size() as u64))
+            }
             Err(errno) => Err(OverlayError::Io { path, verb: "looked at", source: errno.into() }),
         }
     }

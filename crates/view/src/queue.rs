@@ -20,8 +20,8 @@ const BLOCK_SHIFT_MAX: u32 = 9;
 /// What reading less than costs the same.
 const BLOCK_PREFERRED: u32 = 4096;
 
-/// A view that is served. Dropped, it waits for what is under way.
-pub struct ViewQueue<B> {
+/// A view that is served. Dropped, it waits for the requests that are under way.
+pub struct ViewQueue<B: Base> {
     view: Arc<View<B>>,
     /// None while it is dropped.
     requests: Option<Sender<Request>>,
@@ -31,7 +31,7 @@ pub struct ViewQueue<B> {
     threads: Vec<JoinHandle<()>>,
 }
 
-impl<B> fmt::Debug for ViewQueue<B> {
+impl<B: Base> fmt::Debug for ViewQueue<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ViewQueue").field("threads", &self.threads.len()).finish_non_exhaustive()
     }
@@ -57,23 +57,30 @@ impl<B: Base + 'static> ViewQueue<B> {
         };
         let (ahead, ended) = bounded(0);
         let fetch = |at| {
-            let (view, ended): (_, Receiver<()>) = (view.clone(), ended.clone());
+            let (view, wanted) = (Arc::downgrade(&view), view.wanted().clone());
+            let ended: Receiver<()> = ended.clone();
             std::thread::Builder::new().name(format!("ahead-{at}")).spawn(move || {
                 loop {
                     select! {
                         recv(ended) -> _ => return,
-                        recv(view.wanted()) -> region => region.into_iter().for_each(|region| view.fetch_ahead(region)),
+                        recv(wanted) -> region => {
+                            let (Ok(region), Some(view)) = (region, view.upgrade()) else { return };
+                            view.fetch_ahead(region);
+                        }
                     }
                 }
             })
         };
-        let threads = (0..threads.max(1)).map(work).chain((0..AHEAD_THREADS).map(fetch)).collect::<io::Result<_>>()?;
+        let threads = (0..threads.max(1)).map(work).collect::<io::Result<_>>()?;
+        // Nobody waits for these: at the end they may be waiting for a store.
+        (0..AHEAD_THREADS).map(fetch).collect::<io::Result<Vec<_>>>()?;
         Ok(Self { view, requests: Some(requests), done, ahead: Some(ahead), threads })
     }
 }
 
-impl<B> Drop for ViewQueue<B> {
+impl<B: Base> Drop for ViewQueue<B> {
     fn drop(&mut self) {
+        self.view.end_ahead();
         (self.requests, self.ahead) = (None, None);
         for thread in self.threads.drain(..) {
             let _ = thread.join(); // one that panicked has said so

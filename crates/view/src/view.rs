@@ -99,8 +99,9 @@ pub struct View<B> {
     base: B,
     overlay: Option<Overlay>,
     cache: Mutex<Cache>,
-    /// Held by who fetches a region, so that nobody else fetches it too.
-    fetches: [Mutex<()>; SHARDS],
+    /// Held by who fetches a region, so that nobody else fetches it too. In it, what could not be fetched ahead last, and how many had
+    /// failed then.
+    fetches: [Mutex<Option<(RegionIndex, u64)>>; SHARDS],
     /// Held by who writes into a region: two that write parts of one granule must not both begin with what the point holds.
     writes: [Mutex<()>; SHARDS],
     /// Regions that clients have read from the base lately, for who fills the overlay.
@@ -127,7 +128,7 @@ impl<B: Base> View<B> {
             base,
             overlay,
             cache: Mutex::new(Cache::new(regions)),
-            fetches: [const { Mutex::new(()) }; SHARDS],
+            fetches: [const { Mutex::new(None) }; SHARDS],
             writes: [const { Mutex::new(()) }; SHARDS],
             asked: bounded(ASKED_MAX),
             ahead: Ahead::new(regions),
@@ -187,21 +188,32 @@ impl<B: Base> View<B> {
         self.ahead.wanted()
     }
 
-    /// Fetches a region that nobody waits for yet. What goes wrong is for whoever comes to read it.
+    /// Nothing is fetched ahead any more.
+    pub(crate) fn end_ahead(&self) {
+        self.ahead.end();
+    }
+
+    /// Fetches a region that nobody waits for yet. What goes wrong is said to who has come to wait for it.
     pub(crate) fn fetch_ahead(&self, region: RegionIndex) {
         let run = self.geometry().region_run(region);
         let is_written = |overlay: &Overlay| (run.start.0..run.end().0).all(|granule| overlay.has(GranuleIndex(granule)));
-        if self.overlay.as_ref().is_some_and(is_written) {
+        if self.ahead.is_over() || self.overlay.as_ref().is_some_and(is_written) {
             return;
         }
-        let _only = lock(&self.fetches[region.0 as usize % SHARDS]);
+        let mut failed = lock(&self.fetches[region.0 as usize % SHARDS]);
         if lock(&self.cache).get(region).is_some() {
             return;
         }
         match self.base.read(region) {
-            Ok(content) if content.lost.is_none() => lock(&self.cache).put(region, Arc::new(content)),
+            Ok(content) if content.lost.is_none() => {
+                lock(&self.cache).put(region, Arc::new(content));
+                let _ = self.asked.0.try_send(region); // who fills finds it in the cache now
+            }
             Ok(_) => {}
-            Err(_) => self.ahead.give_up(),
+            Err(error) => {
+                *failed = Some((region, self.ahead.failed()));
+                self.tell_once(region, &error);
+            }
         }
     }
 
@@ -435,9 +447,14 @@ impl<B: Base> View<B> {
         if let Some(content) = cached() {
             return Ok(content);
         }
-        let _only = lock(&self.fetches[region.0 as usize % SHARDS]);
+        let failures = self.ahead.failures();
+        let failed = lock(&self.fetches[region.0 as usize % SHARDS]);
         if let Some(content) = cached() {
             return Ok(content);
+        }
+        // Waited for, and in vain: to wait once more by oneself would be twice as long.
+        if failed.is_some_and(|(other, at)| other == region && at > failures) {
+            return Err(Errno::EIO);
         }
         let content = self.base.read(region).map_err(|error| {
             self.tell_once(region, &error);
