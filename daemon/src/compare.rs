@@ -11,6 +11,7 @@ use farside_shim::Tracking;
 use tokio::sync::oneshot;
 use tracing::{error, info, warn};
 
+use crate::config::write_atomically;
 use crate::group::{Control, Member};
 use crate::volume::IntentOrder;
 
@@ -154,7 +155,7 @@ impl Control {
             let (Some(result), name) = (&member.compares.last, &member.served.config.name) else { continue };
             tell(name.as_str(), result);
             let text = serde_json::to_string(result).expect("plain data");
-            if let Err(error) = member.scribe.write(&member.served.dir.join(RESULT), text) {
+            if let Err(error) = write_atomically(&member.served.dir.join(RESULT), &text) {
                 warn!(volume = %name, %error, "the result of the verify is kept until farsided ends, not longer");
             }
         }

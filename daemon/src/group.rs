@@ -26,7 +26,6 @@ use crate::growth::Growth;
 use crate::intent_file::IntentFileError;
 use crate::link::Link;
 use crate::loss::{self, KeptBy, Loss, LossNote};
-use crate::scribe::Scribe;
 use crate::sender::{Order, Report as SenderReport};
 use crate::state_dir::{Mark, StateDir};
 use crate::tally::Tally;
@@ -259,7 +258,6 @@ pub(crate) struct Member {
     /// Why that, or what it remembers, cannot be kept in its folder.
     pub(crate) unmarked: Option<String>,
     pub(crate) note: LossNote,
-    pub(crate) scribe: Scribe,
     /// What was frozen lately, and when.
     recent: VecDeque<(Instant, RegionSet)>,
     /// What bypasses the tap now.
@@ -335,7 +333,7 @@ impl Member {
     /// nobody is here who would say at a stop that there is no more than that.
     fn keep_what_it_remembers(&mut self) -> anyhow::Result<()> {
         let Some(why) = self.remembers() else { return Ok(()) };
-        let kept = loss::keep(&self.scribe, &self.served.dir, &self.note, why).and_then(|kept| match kept {
+        let kept = loss::keep(&self.served.dir, &self.note, why).and_then(|kept| match kept {
             KeptBy::Mark => Ok(()),
             KeptBy::Note(unmarked) => Err(anyhow::anyhow!("that everything must be compared cannot be kept: {unmarked}")),
         });
@@ -650,7 +648,7 @@ impl Control {
             Action::AdoptMeta { meta } => {
                 let name = self.name.clone();
                 self.with(meta.id, |m| {
-                    if let Err(error) = m.served.adopt(*meta, &m.scribe) {
+                    if let Err(error) = m.served.adopt(*meta) {
                         error!(group = %name, volume = %m.served.config.name, %error, "the ledger's identity cannot be kept");
                     }
                 });
@@ -663,7 +661,7 @@ impl Control {
                 }
                 (m.loss, m.unmarked) = (Loss::Kept, None);
                 m.note.remove();
-                if let Err(error) = m.scribe.mark(Mark::TrackingLost, &m.served.dir, false) {
+                if let Err(error) = Mark::TrackingLost.put(&m.served.dir, false) {
                     warn!(volume = %m.served.config.name, %error, "the mark stays: the next start compares again");
                 }
             }),
@@ -935,7 +933,6 @@ impl Control {
                 reason.unwrap_or_else(|| "tracking was lost before this start".to_owned())
             }),
             note: LossNote::of(&self.around.runtime_dir, setup.meta.id),
-            scribe: self.around.scribe.clone(),
             served,
             recent: VecDeque::new(),
             leaving: None,
@@ -959,7 +956,7 @@ impl Control {
 
     fn pause(&mut self, id: VolumeId, pause: bool) -> anyhow::Result<()> {
         let member = self.members.get(&id).ok_or_else(|| anyhow::anyhow!("the volume is not served"))?;
-        member.scribe.mark(Mark::Paused, &member.served.dir, pause)?;
+        Mark::Paused.put(&member.served.dir, pause)?;
         if let Some(insertion) = member.served.insertion.as_ref().filter(|_| !pause) {
             insertion.stays();
         }

@@ -25,7 +25,6 @@ mod loss;
 mod metrics;
 mod node;
 mod queue;
-mod scribe;
 mod sender;
 mod sentinel;
 pub mod state_dir;

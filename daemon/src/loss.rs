@@ -24,7 +24,6 @@ use tracing::{error, info, warn};
 use crate::config::{ConfigError, OnTrackingLost};
 use crate::group::{Control, Member};
 use crate::locked;
-use crate::scribe::Scribe;
 use crate::state_dir::Mark;
 
 /// Cold writes wait so long for the receiver, where the mark cannot be put.
@@ -128,8 +127,8 @@ pub(crate) enum KeptBy {
 ///
 /// # Errors
 /// When neither can be put.
-pub(crate) fn keep(scribe: &Scribe, dir: &Path, note: &LossNote, why: &str) -> anyhow::Result<KeptBy> {
-    let Err(error) = scribe.mark_because(Mark::TrackingLost, dir, why) else { return Ok(KeptBy::Mark) };
+pub(crate) fn keep(dir: &Path, note: &LossNote, why: &str) -> anyhow::Result<KeptBy> {
+    let Err(error) = Mark::TrackingLost.put_because(dir, why) else { return Ok(KeptBy::Mark) };
     warn!(dir = %dir.display(), %error, "that tracking was lost cannot be recorded here");
     note.put().with_context(|| format!("nothing keeps that everything must be compared ({error})"))?;
     Ok(KeptBy::Note(error))
@@ -180,7 +179,7 @@ impl Control {
 
 impl Member {
     fn put_mark(&mut self) -> Result<(), ConfigError> {
-        let put = self.scribe.mark(Mark::TrackingLost, &self.served.dir, true);
+        let put = Mark::TrackingLost.put(&self.served.dir, true);
         self.unmarked = put.as_ref().err().map(ToString::to_string);
         put?;
         self.note.remove();
@@ -217,17 +216,14 @@ mod tests {
     fn what_must_be_compared_is_kept_in_one_place_or_the_other() {
         let dir = tempfile::tempdir().expect("temp dir");
         let missing = dir.path().join("missing");
-        let scribe = Scribe::start(Duration::from_secs(600)).expect("a thread");
         let note = LossNote::of(dir.path(), VolumeId([7; 16]));
-        assert!(matches!(keep(&scribe, dir.path(), &note, "why").expect("kept"), KeptBy::Mark));
+        assert!(matches!(keep(dir.path(), &note, "why").expect("kept"), KeptBy::Mark));
         assert!(Mark::TrackingLost.is_set(dir.path()).expect("known") && !note.is_there().expect("asked"));
-        let KeptBy::Note(unmarked) = keep(&scribe, &missing, &note, "why").expect("kept") else {
-            panic!("there is no such folder")
-        };
+        let KeptBy::Note(unmarked) = keep(&missing, &note, "why").expect("kept") else { panic!("there is no such folder") };
         assert!(unmarked.to_string().contains("missing/tracking-lost"), "{unmarked}");
         assert!(note.is_there().expect("asked"));
         let nowhere = LossNote::of(&missing, VolumeId([7; 16]));
-        assert!(keep(&scribe, &missing, &nowhere, "why").is_err(), "nobody would know");
+        assert!(keep(&missing, &nowhere, "why").is_err(), "nobody would know");
     }
 
     /// The map failed, was made anew and failed once more before anybody had compared anything, and the receiver was away by then: what it

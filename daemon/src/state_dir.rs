@@ -161,17 +161,12 @@ impl Mark {
         }
     }
 
-    /// Where it is.
-    pub(crate) fn path(self, volume_dir: &Path) -> PathBuf {
-        volume_dir.join(self.file())
-    }
-
     /// Whether the volume in that folder carries it.
     ///
     /// # Errors
     /// When that cannot be told: "no" would be a lie that loses writes.
     pub fn is_set(self, volume_dir: &Path) -> Result<bool, ConfigError> {
-        let path = self.path(volume_dir);
+        let path = volume_dir.join(self.file());
         path.try_exists().map_err(|source| ConfigError::Io { verb: "look at", path, source })
     }
 
@@ -180,7 +175,7 @@ impl Mark {
     /// # Errors
     /// When that is not durable.
     pub fn put(self, volume_dir: &Path, set: bool) -> Result<(), ConfigError> {
-        let path = self.path(volume_dir);
+        let path = volume_dir.join(self.file());
         let io = |source| ConfigError::Io { verb: "mark", path: path.clone(), source };
         if set {
             let open = || OpenOptions::new().create(true).truncate(false).write(true).open(&path);
@@ -200,7 +195,7 @@ impl Mark {
     /// As [`Mark::put`].
     pub fn put_because(self, volume_dir: &Path, why: &str) -> Result<(), ConfigError> {
         self.put(volume_dir, true)?;
-        let path = self.path(volume_dir);
+        let path = volume_dir.join(self.file());
         let written = std::fs::write(&path, why).and_then(|()| File::open(&path)?.sync_all());
         if let Err(error) = written {
             warn!(mark = %path.display(), %error, %why, "the reason of a mark cannot be kept");
@@ -210,7 +205,7 @@ impl Mark {
 
     /// Why it was set, if it is and says so.
     pub fn reason(self, volume_dir: &Path) -> Option<String> {
-        let text = std::fs::read_to_string(self.path(volume_dir)).ok()?;
+        let text = std::fs::read_to_string(volume_dir.join(self.file())).ok()?;
         Some(text.trim().to_owned()).filter(|text| !text.is_empty())
     }
 }

@@ -28,7 +28,6 @@ use crate::encode::Encoders;
 use crate::group::{Ask, GroupHandle, Note, Stopped};
 use crate::locked;
 use crate::node;
-use crate::scribe::{self, Scribe};
 use crate::state_dir::StateDir;
 use crate::volume::Surroundings;
 use crate::watch::Noticed;
@@ -158,7 +157,6 @@ impl Daemon {
             noticed,
             backings: Arc::new(Backings::of(&config)),
             unkept: Arc::default(),
-            scribe: Scribe::start(scribe::PATIENCE)?,
         };
         around.pacer.set(config.rate.map(Rate::bytes_per_s));
         Ok(Arc::new(Self {

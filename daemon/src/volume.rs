@@ -41,7 +41,6 @@ use crate::intent_thread::{Busy, IntentThread};
 use crate::loss::{self, LossNote, Unkept};
 use crate::node::{self, Place};
 use crate::queue::{Counters, Orders, RingWake, ShimQueue};
-use crate::scribe::Scribe;
 use crate::sender::{Order, SenderThread, SentCounters};
 use crate::sentinel::{Guard, Sentinels};
 use crate::state_dir::Mark;
@@ -82,8 +81,6 @@ pub(crate) struct Surroundings {
     /// What the next boot knows of the volumes' disks.
     pub(crate) backings: Arc<Backings>,
     pub(crate) unkept: Arc<Unkept>,
-    /// For what a control thread has kept in the state directory.
-    pub(crate) scribe: Scribe,
 }
 
 /// What the intent thread is asked for.
@@ -467,7 +464,7 @@ impl Served {
             let why = "its tap was taken out while it was being opened";
             error!(volume = %name, "past its tap: {why}; everything will be compared");
             setup.tracking_lost = true;
-            if let Err(error) = loss::keep(&around.scribe, &served.dir, &note, why) {
+            if let Err(error) = loss::keep(&served.dir, &note, why) {
                 warn!(volume = %name, "{error:#}");
             }
         }
@@ -569,8 +566,8 @@ impl Served {
     }
 
     /// Keeps the ledger's digest key from now on.
-    pub(crate) fn adopt(&mut self, meta: VolumeMeta, scribe: &Scribe) -> anyhow::Result<()> {
-        scribe.write(&meta_path(&self.dir), serde_json::to_string(&meta)?)?;
+    pub(crate) fn adopt(&mut self, meta: VolumeMeta) -> anyhow::Result<()> {
+        save_meta(&self.dir, &meta)?;
         self.meta = meta;
         Ok(())
     }

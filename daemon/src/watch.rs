@@ -102,7 +102,7 @@ impl Control {
         let Some(member) = self.members.get_mut(&id) else { return };
         error!(volume = %member.served.config.name, "past its tap: {why}; everything will be compared");
         // Where this fails the loss is kept elsewhere, without its reason.
-        if let Err(error) = member.scribe.mark_because(Mark::TrackingLost, &member.served.dir, &why) {
+        if let Err(error) = Mark::TrackingLost.put_because(&member.served.dir, &why) {
             warn!(volume = %member.served.config.name, %error, "a loss of tracking cannot be recorded with its reason");
         }
         member.doubt = Some(why);

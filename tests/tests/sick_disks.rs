@@ -264,14 +264,10 @@ fn a_state_directory_that_stands_still_holds_up_what_must_wait_for_it_and_nothin
     let writer = std::thread::spawn(move || client.write(8 << 20, &[4; 4096], 0));
     let is_said = || site.volume_status("data").to_string().contains("map_waits");
     wait_for("it to be said", || is_said().then_some(()));
-    // What a person wants to be kept cannot be, for now: nobody waits for that, nor for an answer.
-    let pause = site.farside().args(["volume", "pause", "data"]).output().expect("it starts");
-    assert!(String::from_utf8_lossy(&pause.stderr).contains("its disk has not answered"), "{pause:?}");
     assert_eq!(site.volume_status("data")["tap"]["in_flight"], 1, "its bit is not durable");
     state.freeze(false);
     writer.join().expect("it ended").expect("answered");
     wait_for("nothing to be said any more", || (!is_said()).then_some(()));
-    run(site.farside().args(["volume", "resume", "data"]));
     assert_newest_is(&site, "data", &site.backing("data"));
     site.daemon.take().expect("it runs").stop();
 }

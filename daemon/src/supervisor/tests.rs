@@ -31,11 +31,11 @@ struct Running {
 
 impl Running {
     async fn new() -> Self {
-        Self::of(Backings::of, 10 * PATIENCE).await
+        Self::of(Backings::of).await
     }
 
-    /// On a host with these disks, whose state directory is waited for as long.
-    async fn of(backings: impl FnOnce(&Config) -> Backings, patience: Duration) -> Self {
+    /// On a host with these disks.
+    async fn of(backings: impl FnOnce(&Config) -> Backings) -> Self {
         let dir = tempfile::tempdir_in(".").expect("temp dir");
         let at = dir.path().canonicalize().expect("there");
         for volume in ["data", "late", "other"] {
@@ -54,8 +54,7 @@ impl Running {
         let (notices, noticed) = mpsc::unbounded_channel();
         let backings = Arc::new(backings(&config));
         let mut daemon = Daemon::new(config, state, tokio::runtime::Handle::current(), notices).expect("a daemon");
-        let around = &mut Arc::get_mut(&mut daemon).expect("nobody else's yet").around;
-        (around.backings, around.scribe) = (backings, Scribe::start(patience).expect("a thread"));
+        Arc::get_mut(&mut daemon).expect("nobody else's yet").around.backings = backings;
         daemon.start_all().join_all().await;
         let (data, group, id) = daemon.find("data").expect("served");
         let inbox = locked(&daemon.groups)[&group].inbox.clone();
@@ -289,34 +288,6 @@ fn is_clean(folder: &Path) -> bool {
     header.state == HeaderState::Clean
 }
 
-/// The disk of the state directory did not answer, and the whole group stood still: no cut, no heartbeat, no answer, and after half a
-/// minute systemd ended the daemon under all volumes.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_state_directory_that_does_not_answer_holds_up_no_group() {
-    let mut running = Running::of(Backings::of, Duration::from_millis(100)).await;
-    let (daemon, data, folder) = (running.daemon.clone(), running.data.clone(), running.folder("data"));
-    let gate = folder.join("paused");
-    nix::unistd::mkfifo(&gate, nix::sys::stat::Mode::S_IRWXU).expect("made");
-    let paused = tokio::time::timeout(PATIENCE, daemon.pause("data", true)).await.expect("nobody waits for that disk");
-    let refused = paused.expect_err("it is not durable").message;
-    assert!(refused.contains(&format!("cannot mark {}: its disk has not answered", gate.display())), "{refused}");
-    // Nor for what must be kept: it is said, and tried again.
-    running.lose_tap();
-    lost(&mut running.noticed).await;
-    tokio::time::timeout(PATIENCE, daemon.serve_again(&data)).await.expect("it is refused");
-    assert!(daemon.volumes.served() == 1 && daemon.alive());
-    let said =
-        tokio::time::timeout(PATIENCE, daemon.status()).await.expect("answered").groups.remove(0).volumes.remove(0).reasons;
-    let said = said.iter().find(|reason| reason.code == Code::NotServed.word()).expect("why, and what to do");
-    assert!(said.message.contains("its disk has not answered") && said.what_to_do.contains("mend it"), "{said:?}");
-    drop(tokio::task::spawn_blocking(|| std::fs::File::open(gate)).await.expect("it ends").expect("opened"));
-    while daemon.ask(&data, Ask::TapLost).await.is_ok() {
-        daemon.serve_again(&data).await;
-    }
-    assert_eq!(daemon.volumes.served(), 1, "it is served again, as soon as that is kept");
-    daemon.stop_groups().await;
-}
-
 /// A stop forgot a loss that could not be kept before its volume was closed.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stop_says_what_could_not_be_kept() {
@@ -401,7 +372,7 @@ async fn an_inserted_volume_that_is_taken_out_while_its_tap_is_not_there_ends() 
 /// Put back while what was left of it was ended, it was opened by nobody: who put it back was told that somebody was at it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_volume_that_is_put_back_while_it_ends_is_opened_again() {
-    let running = Running::of(Backings::of_slow_host, 10 * PATIENCE).await;
+    let running = Running::of(Backings::of_slow_host).await;
     let daemon = running.daemon.clone();
     let hidden =
         VolumeConfig { name: running.data.clone(), backing: "/dev/nothing".into(), tap: TapConfig::Ublk, ..running.late() };
@@ -479,7 +450,7 @@ async fn what_a_reload_serves_is_not_given_up_by_who_was_adding_it() {
 /// The disk of a volume that had left was shown while the volume was opened again: beside its tap, and to whoever checks it.
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_opens_a_volume_whose_disk_is_being_shown() {
-    let running = Running::of(Backings::of_slow_host, 10 * PATIENCE).await;
+    let running = Running::of(Backings::of_slow_host).await;
     let (daemon, late) = (running.daemon.clone(), running.late());
     let hidden = VolumeConfig { backing: "/dev/nothing".into(), tap: TapConfig::Ublk, ..late.clone() };
     daemon.around.backings.take(&hidden).expect("taken");
