@@ -81,11 +81,12 @@ fn from_bucket(wanted: &Wanted, report: &mut Report) -> Result<()> {
         fs::remove_file(&to)?;
         Ok(cost)
     };
-    let mut contenders = vec![Contender { tool: "farside", restore: Box::new(ours) }];
     let objects = match installed("curl") {
         true => segments(&bucket)?,
         false => Vec::new(),
     };
+    let scratch = site.path("scratch");
+    let mut contenders = vec![Contender { tool: "farside", restore: Box::new(ours) }];
     if objects.is_empty() {
         report.left_out("curl is not installed: no raw parallel GET");
     } else {
@@ -97,7 +98,6 @@ fn from_bucket(wanted: &Wanted, report: &mut Report) -> Result<()> {
         };
         contenders.push(Contender { tool: "curl, raw GETs", restore: Box::new(raw) });
     }
-    let scratch = site.path("scratch");
     if installed("restic") {
         ensure!(restic(&bucket).arg("init").stdout(Stdio::null()).status()?.success(), "restic makes no repository");
         timed(restic(&bucket).arg("backup").arg(&backing))?;
