@@ -300,7 +300,7 @@ impl Overlay {
             Ok(is) if is.blocks() == 0 => Ok(u64::MAX), // in memory, without a limit
             Ok(is) => {
                 let blocks = if nix::unistd::geteuid().is_root() { is.blocks_free() } else { is.blocks_available() };
-                Ok((blocks as u64).saturating_mul(is.fragment_size() as u64))
+                Ok(blocks.saturating_mul(is.fragment_size()))
             }
             Err(errno) => Err(OverlayError::Io { path, verb: "looked at", source: errno.into() }),
         }
