@@ -118,7 +118,8 @@ fn what_leaves_the_run_of_slots_comes_with_the_next_publication() {
 #[test]
 fn a_wait_ends_when_much_waits_when_there_is_little_room_and_when_somebody_says_that_he_waits() {
     let grantable = |free_bytes| Event::Grantable { free_bytes, spare_bytes: free_bytes, reserve_bytes: 0 };
-    let ends: [(&str, Limits, &dyn Fn(&mut Gateway)); 5] = [
+    type Happens<'a> = &'a dyn Fn(&mut Gateway);
+    let ends: [(&str, Limits, Happens<'_>); 5] = [
         ("bytes", Limits { publish_bytes: 3 * 16, ..limits() }, &|_| {}),
         ("layers", Limits { publish_layers: 3, ..limits() }, &|_| {}),
         ("space", limits(), &|gateway| gateway.event(grantable(999))),
