@@ -776,11 +776,11 @@ pub(crate) struct RecoverArgs {
 #[derive(Args, Clone, Debug)]
 #[command(after_long_help = "\
 A model of how things are once points have been kept for as long as --keep says. Requests are counted as this
-version makes them: for a publication a PUT for each part (64 MiB at most, and one for each volume) and one
-for its record, for what retention gives up one more, and what writers and readers look at beside. A part is
+version makes them: for each point a PUT for each part (64 MiB at most, and one for each volume), for a publication
+one for the records of its points, for what retention gives up one more, and what writers and readers look at beside. A part is
 stored as long as one of its 4 KiB granules is needed by a point that is kept, since nothing is
-compacted yet; writes are taken to fall anywhere in the working set. --publish-every says how often what has
-come is published where that is less often than points.
+compacted yet; writes are taken to fall anywhere in the working set. --publish-every is how long points wait for others,
+as publish_every in receiver.toml.
 
 With --store, how much changes, the size and the volumes are those of the newest points there; what is said
 with --churn and --size comes before that.
@@ -817,7 +817,7 @@ pub(crate) struct CostArgs {
     /// The time between two points.
     #[arg(long, value_name = "DURATION", value_parser = farside_control::parse_epoch_interval)]
     pub(crate) every: Duration,
-    /// The time between two publications [default: that between two points].
+    /// The time between two publications [default: 30s, or that between two points if it is longer].
     #[arg(long, value_name = "DURATION", value_parser = farside_control::parse_epoch_interval)]
     pub(crate) publish_every: Option<Duration>,
     /// Which points are kept: "every 5s keep 10m, every 1m keep 1d".
