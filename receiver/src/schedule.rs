@@ -18,13 +18,13 @@ use farside_blockio::process::Priority;
 use farside_control::{Code, Damage, PointId, Reason, Severity, VerifiedVolume};
 use farside_ledger::{PointFilter, PointProof, VerifiedHow};
 use farside_region::Slot;
-use farside_store::{GroupNames, Looked, PointInfo, StoreError};
+use farside_store::{GroupNames, Looked, PointInfo, PointReader, StoreError};
 use jiff::Timestamp;
 
 use crate::group::{GroupHandle, PointChange};
 use crate::points::PointsAsk;
 use crate::process::Receiver;
-use crate::verify::verify_members;
+use crate::verify::{open_member, verify_opened};
 
 /// What the pin of a point says that is being verified. Nobody else's pin says so.
 const PIN_REASON: &str = "farside-receiver is verifying it";
@@ -32,8 +32,8 @@ const PIN_REASON: &str = "farside-receiver is verifying it";
 const LOOK: Duration = Duration::from_secs(1);
 /// When what could not be done is tried again.
 const TRIED_AGAIN: Duration = Duration::from_secs(60);
-/// When a group of which something is damaged is read again, at the latest.
-const DAMAGED_AGAIN_MAX: Duration = Duration::from_secs(86_400);
+/// Each time that it cannot be done it is waited for twice as long, and not longer than this.
+const TRIED_AGAIN_MAX: Duration = Duration::from_secs(6 * 3600);
 /// How long a wait for the rate may be without a look at whether to go on.
 const NAP: Duration = Duration::from_millis(100);
 
@@ -88,7 +88,7 @@ impl Standing {
 pub(crate) fn start(receiver: Arc<Receiver>) -> std::io::Result<thread::JoinHandle<()>> {
     thread::Builder::new().name("schedule".to_owned()).spawn(move || {
         let _ = Priority::Idle.set(); // where it is refused, all threads are equal
-        let mut runner = Runner { receiver, retry_at: BTreeMap::new(), tidied: BTreeSet::new() };
+        let mut runner = Runner { receiver, retry_at: BTreeMap::new(), failures: BTreeMap::new(), tidied: BTreeSet::new() };
         while !runner.receiver.is_stopping() {
             runner.look();
             thread::sleep(LOOK);
@@ -99,6 +99,8 @@ pub(crate) fn start(receiver: Arc<Receiver>) -> std::io::Result<thread::JoinHand
 struct Runner {
     receiver: Arc<Receiver>,
     retry_at: BTreeMap<GroupNames, Instant>,
+    /// How often it could not be done, one after the other.
+    failures: BTreeMap<GroupNames, u32>,
     /// Groups in which no pin of another life is left.
     tidied: BTreeSet<GroupNames>,
 }
@@ -127,7 +129,10 @@ impl Runner {
                 faults.remove(names);
             }
         }
-        let Some(every) = self.every() else { return self.receiver.schedule.lock().clear() };
+        let Some(every) = self.every() else {
+            // What is known to be damaged is so also where nothing is looked at any more.
+            return self.receiver.schedule.lock().retain(|_, fault| fault.reason.severity == Severity::Error);
+        };
         let is_early = self.receiver.started.elapsed() < self.receiver.config().verify.after_start;
         if is_early || self.receiver.verifications.is_running() {
             return;
@@ -181,6 +186,9 @@ impl Runner {
             tracing::warn!(group = %names, point = %id, %error, "the pin of a point that was verified could not be withdrawn yet");
             self.tidied.remove(names);
         }
+        if ended.is_ok() {
+            self.failures.remove(names);
+        }
         let (reason, again) = match ended {
             Ok(Ended::Sound) => {
                 tracing::info!(group = %names, point = %id, "the point was read in full and is sound");
@@ -195,18 +203,26 @@ impl Runner {
                      store, or have the newest content sent again: `farside volume resync NAME` on the host"
                 );
                 let reason = Reason::new(Severity::Error, Code::VerificationFailed, words, what);
-                (Some(reason), every.clamp(TRIED_AGAIN, DAMAGED_AGAIN_MAX))
+                (Some(reason), every.max(TRIED_AGAIN))
             }
             Err(error) => {
                 tracing::warn!(group = %names, point = %id, %error, "a point could not be verified");
                 let words = format!("point {id} of {names} could not be verified: {error}");
                 let what = "it is tried again; if it stays so, see the receiver's log";
-                (Some(Reason::new(Severity::Warning, Code::VerificationFailed, words, what)), TRIED_AGAIN)
+                let failures = self.failures.entry(names.clone()).or_default();
+                *failures += 1;
+                let again = TRIED_AGAIN.saturating_mul(1 << (*failures - 1).min(16)).min(TRIED_AGAIN_MAX);
+                (Some(Reason::new(Severity::Warning, Code::VerificationFailed, words, what)), again)
             }
         };
         self.retry_at.insert(names.clone(), Instant::now() + again);
         if let Some(reason) = reason {
-            self.receiver.schedule.lock().insert(names.clone(), Fault { reason, point: point.slot, read });
+            let mut faults = self.receiver.schedule.lock();
+            // That it could not be read this time does not mend what was damaged.
+            let is_worse = faults.get(names).is_some_and(|known| known.reason.severity > reason.severity);
+            if !is_worse {
+                faults.insert(names.clone(), Fault { reason, point: point.slot, read });
+            }
         }
     }
 
@@ -234,13 +250,15 @@ impl Runner {
     }
 
     fn read(&self, group: &GroupHandle, point: &PointInfo) -> Result<Vec<VerifiedVolume>, StoreError> {
-        // After the pin is in the ledger, which is replayed here.
-        let reader = self.receiver.vault.reader()?.for_pinned().group(group.names())?;
-        let begun = Instant::now();
+        let readers = self.open(group, point)?;
+        let paced = Mutex::new((Instant::now(), 0));
         let goes_on = || !self.receiver.is_stopping() && self.every().is_some();
         let progress = |looked: Looked| {
+            // Of what came since: the rate may have been another one before.
             let rate = self.receiver.config().verify.rate.bytes_per_s();
-            let until = begun + Duration::from_secs_f64(looked.read_bytes as f64 / rate as f64);
+            let (since, so_far) = *paced.lock().unwrap_or_else(PoisonError::into_inner);
+            let until = since + Duration::from_secs_f64(looked.read_bytes.saturating_sub(so_far) as f64 / rate as f64);
+            *paced.lock().unwrap_or_else(PoisonError::into_inner) = (until.max(Instant::now()), looked.read_bytes);
             while goes_on() {
                 let left = until.saturating_duration_since(Instant::now());
                 if left.is_zero() {
@@ -250,10 +268,19 @@ impl Runner {
             }
             false
         };
-        let members: Vec<&str> = point.members.iter().map(|member| member.name.as_str()).collect();
         let mut volumes = Vec::new();
-        verify_members(&reader, point.slot, &members, None, 1, &progress, |volume| volumes.push(volume))?;
+        verify_opened(readers.into_iter().map(Ok), 1, &progress, |volume| volumes.push(volume))?;
         Ok(volumes)
+    }
+
+    /// † All volumes are opened while deletions are held off: the images are made from footers that the pin does not keep, and one that is
+    /// deleted meanwhile would look like damage. Then the pin is enough.
+    fn open(&self, group: &GroupHandle, point: &PointInfo) -> Result<Vec<PointReader>, StoreError> {
+        // After the pin is in the ledger, which is replayed here.
+        let reader = self.receiver.vault.reader()?.group(group.names())?;
+        let members = point.members.iter().map(|member| open_member(&reader, point.slot, member.name.as_str()));
+        let opened: Vec<PointReader> = members.collect::<Result<_, _>>()?;
+        Ok(opened.into_iter().map(PointReader::kept_by_a_pin).collect())
     }
 }
 

@@ -200,13 +200,29 @@ pub fn verify_members(
     only: Option<&str>,
     threads: usize,
     progress: &(dyn Fn(Looked) -> bool + Sync),
+    found: impl FnMut(VerifiedVolume),
+) -> Result<(), StoreError> {
+    let wanted = members.iter().filter(|m| only.is_none_or(|only| **m == only));
+    verify_opened(wanted.map(|member| open_member(group, point, member)), threads, progress, found)
+}
+
+/// A volume of a point, with what is damaged of it.
+pub(crate) fn open_member(group: &GroupReader, point: Slot, member: &str) -> Result<PointReader, StoreError> {
+    let unknown = || StoreError::NoSuchVolume { volume: member.to_owned(), known: String::new() };
+    let name: Name = member.parse().map_err(|_| unknown())?;
+    group.point_reader_as_it_is(point, group.volume(&name)?)
+}
+
+/// As [`verify_members`], of volumes that are opened, or are when it is their turn.
+pub(crate) fn verify_opened(
+    readers: impl IntoIterator<Item = Result<PointReader, StoreError>>,
+    threads: usize,
+    progress: &(dyn Fn(Looked) -> bool + Sync),
     mut found: impl FnMut(VerifiedVolume),
 ) -> Result<(), StoreError> {
     let mut before = Looked::default();
-    for &member in members.iter().filter(|m| only.is_none_or(|only| **m == only)) {
-        let unknown = || StoreError::NoSuchVolume { volume: member.to_owned(), known: String::new() };
-        let name: Name = member.parse().map_err(|_| unknown())?;
-        let reader = group.point_reader_as_it_is(point, group.volume(&name)?)?;
+    for reader in readers {
+        let reader = reader?;
         let together = |looked: Looked| Looked {
             done_bytes: before.done_bytes + looked.done_bytes,
             read_bytes: before.read_bytes + looked.read_bytes,

@@ -145,7 +145,7 @@ impl Wrapping {
         };
         let wrapping = Self { key: key.id(), by };
         // One that cannot be unwrapped would be found out on the worst day.
-        match wrapping.unwrap(keeper) {
+        match Self::decode(&wrapping.encode()).and_then(|read| read.unwrap(keeper)) {
             Ok(again) if again.id() == key.id() => Ok(wrapping),
             Ok(_) => unreachable!("what is unwrapped has the id that the wrapping says"),
             Err(error) => Err(error),

@@ -9,6 +9,7 @@ use farside_region::Slot;
 
 use crate::backend::DirBackend;
 use crate::backend::counting::{Counting, Request, Sort};
+use crate::backend::faulty::{Faulty, Op, When};
 use crate::check::{Problem, check};
 use crate::checkpoint::tests::{names, object_path};
 use crate::checkpoint::{SPAN, span};
@@ -159,6 +160,45 @@ fn two_who_append_batches_do_not_mix_and_a_lost_answer_is_success() {
     assert_eq!(first.state().next_slot(), Slot(4), "both of theirs are in the state");
     assert_eq!(records_of(&store), [0, 1, 2]);
     all_alike(&store, &first);
+}
+
+/// Somebody else's object was replayed in part when the store went away: the next slot is inside of it, and looks free.
+#[test]
+fn l4_nothing_is_put_between_the_records_of_an_object() {
+    let store = TempStore::new();
+    let (mut volume, copy) = {
+        let mut group = store.group();
+        (begun(&mut group), tempfile::tempdir().expect("temp dir"))
+    };
+    let copy = copy.path().join("store");
+    let copied = std::process::Command::new("cp").arg("-a").arg(store.path()).arg(&copy).status();
+    assert!(copied.expect("cp").success());
+    let mut faulty = None;
+    let opened = crate::Store::open_over(&copy, |dir| Arc::clone(faulty.insert(Faulty::new(dir))) as _).expect("open");
+    let (mut group, faulty) = (opened.group(&names().source, &names().group).expect("group"), faulty.expect("opened"));
+    // The other one publishes two points, in the same ledger.
+    let mut other = store.group();
+    assert_eq!(together(&mut other, &mut volume, 2), [Slot(2), Slot(3)]);
+    let part = |seq: u64| format!("groups/host/default/segments/v/0/{seq}.0");
+    for name in [names().record(Slot(2)).to_string(), part(2), part(3)] {
+        fs::copy(store.path().join(&name), copy.join(&name)).expect("copied");
+    }
+    for op in [Op::Get, Op::Range, Op::Size] {
+        faulty.fail(op, &part(3), When::Before, libc::EIO);
+    }
+    let refused = group.catch_up().expect_err("the second one's footer cannot be read");
+    assert!(matches!(refused, StoreError::Uncertain { slot: Slot(2), .. }), "{refused}");
+    let refused = group.append(volume.claim_body(None)).expect_err("nobody knows what the next slot is");
+    assert!(matches!(refused, StoreError::Uncertain { slot: Slot(2), .. }), "{refused}");
+    assert!(!object_path_in(&copy, 3).exists());
+    drop((group, opened));
+    let opened = crate::Store::open(&copy).expect("open");
+    let group = opened.group(&names().source, &names().group).expect("group");
+    assert_eq!((group.state(), group.torn()), (other.state(), None));
+}
+
+fn object_path_in(store: &std::path::Path, slot: u64) -> std::path::PathBuf {
+    store.join(names().record(Slot(slot)).to_string())
 }
 
 #[test]

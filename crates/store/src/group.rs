@@ -303,7 +303,9 @@ impl GroupStore {
                     group: segments.names.to_string(),
                     why: format!("part {name} was accepted and had not been looked at"),
                 })
-            })?;
+            });
+            // It is in the ledger, and the state is not what replay gives.
+            let applied = applied.map_err(|error| self.unsure(record.slot, error))?;
             self.after(record, &applied);
             write_checkpoint(&*self.segments.backend, self.names(), &self.image);
             let position = LedgerPosition { slot: record.slot, digest: *digest };
@@ -337,7 +339,13 @@ impl GroupStore {
             match read.and_then(|records| follows(&records[0].0).map(|()| records)) {
                 Ok(records) => {
                     block_on(backend.sync(&self.names().record(slot)))?;
-                    records.iter().try_for_each(|(record, digest)| self.replay_one(record, *digest))?;
+                    for (record, digest) in &records {
+                        // † Between the records of an object the next slot looks free, and what is put there is in no replay.
+                        self.replay_one(record, *digest).map_err(|error| match record.slot == slot {
+                            true => error,
+                            false => self.unsure(slot, error),
+                        })?;
+                    }
                 }
                 Err(unusable) => return Err(self.tear(unusable, slot)),
             }

@@ -26,11 +26,6 @@ pub(crate) enum Readers {
     Locked(PathBuf),
     /// By a lease for each point that is read.
     Leased,
-    /// Not at all: a pin keeps what is read.
-    Pinned {
-        /// Whether the names in the ledger are listed, as those of a directory are.
-        is_listed: bool,
-    },
 }
 
 impl Readers {
@@ -38,7 +33,7 @@ impl Readers {
     pub(crate) fn share(&self) -> Result<ReaderLock> {
         match self {
             Self::Locked(root) => ReaderLock::share(root),
-            Self::Leased | Self::Pinned { .. } => Ok(ReaderLock::none()),
+            Self::Leased => Ok(ReaderLock::none()),
         }
     }
 }

@@ -133,14 +133,6 @@ impl StoreReader {
         Ok(Self { backend, readers, id, _lock: lock })
     }
 
-    /// The same store for somebody who pinned what he reads: while he reads, everything else may be deleted. What is not pinned may
-    /// be missing.
-    #[must_use]
-    pub fn for_pinned(self) -> Self {
-        let readers = Readers::Pinned { is_listed: matches!(self.readers, Readers::Locked(_)) };
-        Self { readers, _lock: ReaderLock::none(), ..self }
-    }
-
     /// The store's id.
     pub fn id(&self) -> [u8; 16] {
         self.id
@@ -150,7 +142,7 @@ impl StoreReader {
     pub fn root(&self) -> Option<&Path> {
         match &self.readers {
             Readers::Locked(root) => Some(root),
-            Readers::Leased | Readers::Pinned { .. } => None,
+            Readers::Leased => None,
         }
     }
 
@@ -183,7 +175,7 @@ impl StoreReader {
     /// [`StoreError::NoSuchGroup`], [`StoreError::ForeignGroup`]; what the file system says.
     pub fn group(&self, names: &GroupNames) -> Result<GroupReader> {
         // Names of a directory cost nothing, and its files are lost one by one.
-        let is_listed = matches!(self.readers, Readers::Locked(_) | Readers::Pinned { is_listed: true });
+        let is_listed = matches!(self.readers, Readers::Locked(_));
         GroupReader::open(&self.backend, &self.readers, names, is_listed)
     }
 
@@ -301,7 +293,7 @@ impl PointReader {
         let geometry =
             geometry.map_err(|e| StoreError::Inconsistent { group: segments.names.to_string(), why: e.to_string() })?;
         let lease = match readers {
-            Readers::Locked(_) | Readers::Pinned { .. } => None,
+            Readers::Locked(_) => None,
             Readers::Leased => Some(Lease::take(&segments.backend, &segments.names, &meta.name, point)?),
         };
         let newer = match &lease {
@@ -331,6 +323,13 @@ impl PointReader {
         let parts = living.into_iter().collect();
         let (segments, deleted) = (Arc::clone(segments), Mutex::default());
         Ok(Self { segments, volume: meta, point, geometry, image: whole, parts, _lock: lock, lease, deleted })
+    }
+
+    /// The same for somebody who knows that a pin keeps the point since before this was opened: deletions are not held off any more. Its
+    /// image names what the point holds and nothing else, so all of that is kept; what it was made from need not be.
+    #[must_use]
+    pub fn kept_by_a_pin(self) -> Self {
+        Self { _lock: ReaderLock::none(), lease: None, ..self }
     }
 
     /// A point of which a footer is damaged, and nothing newer lies over all that it may have held.
