@@ -290,9 +290,9 @@ fn void_records_change_nothing_and_checkpoints_are_held_against_records() {
     }
     let (lines, refused) = reader(&store, &[]);
     assert!(refused.is_none() && lines.contains(&format!("record {void} of host1/default: layers, void")), "{refused:?}");
-    for (slot, verdict) in [(known.slot.0, "accepted"), (void.0 + 1, "void: no such point")] {
-        assert!(lines.contains(&format!("record {slot} of host1/default: verified, {verdict}")), "{lines}");
-    }
+    // One of the two stamps was accepted, and of what is accepted only the number is told.
+    assert!(lines.contains(", 1 verified\n") && !lines.contains(&format!("record {} of", known.slot)), "{lines}");
+    assert!(lines.contains(&format!("record {} of host1/default: verified, void: no such point", void.0 + 1)), "{lines}");
     assert_eq!(listed(&store), before);
     assert!(restored(&store, newest).as_ref() == Ok(image));
 
