@@ -532,7 +532,7 @@ impl fmt::Display for TapRow {
     }
 }
 
-/// Of all numbers in some histograms together, whose steps begin at [0] and have [1] of them: between the begins of two steps as far as
+/// Of all numbers in some histograms together, each step with its begin and how many lie in it: between the begins of two steps as far as
 /// the number is between the first and the last of its step. None if there are no numbers.
 fn percentile(steps: impl Iterator<Item = [u64; 2]>, share: f64) -> Option<f64> {
     let mut all: BTreeMap<u64, u64> = BTreeMap::new();
