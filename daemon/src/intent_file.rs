@@ -163,6 +163,27 @@ impl IntentFile {
         Ok((Self { device, dir: dir.to_owned(), header, newest, failed: false }, found))
     }
 
+    /// Whether the map in a volume's folder, of which nobody here is the owner, says that a stop was in order. `None`: there is none.
+    ///
+    /// # Errors
+    /// When it cannot be read, or another version wrote it.
+    pub(crate) fn says_clean(dir: &Path) -> Result<Option<bool>, IntentFileError> {
+        let path = dir.join("intent");
+        let io = |verb| move |source| IntentFileError::Io { path: dir.join("intent"), verb, source };
+        if !path.try_exists().map_err(io("looked at"))? {
+            return Ok(None);
+        }
+        let mut slots = vec![0; 2 * INTENT_BLOCK_BYTES];
+        let file = File::open(&path).map_err(io("opened"))?;
+        match std::os::unix::fs::FileExt::read_exact_at(&file, &mut slots, 0) {
+            Err(error) if error.kind() != std::io::ErrorKind::UnexpectedEof => return Err(io("read")(error)),
+            _ => {} // cut off: what is missing verifies as nothing
+        }
+        let (a, b) = slots.split_at(INTENT_BLOCK_BYTES);
+        let found = recover_header([a, b]).map_err(|source| IntentFileError::Format { path, source })?;
+        Ok(Some(found.is_some_and(|(header, _)| header.state == HeaderState::Clean)))
+    }
+
     /// Whether a map of a volume of that size fits beside what is in the folder.
     ///
     /// # Errors

@@ -26,6 +26,7 @@ use crate::boot::Backings;
 use crate::config::{Config, GroupConfig};
 use crate::encode::Encoders;
 use crate::group::{Ask, GroupHandle, Note, Stopped};
+use crate::intent_file::IntentFile;
 use crate::locked;
 use crate::node;
 use crate::state_dir::StateDir;
@@ -292,7 +293,31 @@ impl Daemon {
         for stop in stops {
             worst = worst.max(stop.await.unwrap_or(Stopped::Unclean));
         }
-        worst
+        if worst == Stopped::Clean { self.stopped_as_maps_say().await } else { worst }
+    }
+
+    /// What the next start will find of all that is configured. Groups answer for what they had; what was never opened, since its
+    /// disk was not there, may have been left by a crash before.
+    async fn stopped_as_maps_say(&self) -> Stopped {
+        let configured = locked(&self.config).volumes.values().map(|v| (v.name.clone(), v.group.clone())).collect::<Vec<_>>();
+        let folders: Vec<_> = configured.into_iter().map(|(name, group)| (self.state.volume_path(&group, &name), name)).collect();
+        let looked = tokio::task::spawn_blocking(move || {
+            let mut worst = Stopped::Clean;
+            for (dir, name) in folders {
+                match IntentFile::says_clean(&dir) {
+                    Ok(None | Some(true)) => continue,
+                    Ok(Some(false)) => {
+                        warn!(volume = %name, "it was left by a crash and not opened since: the next start compares what was hot")
+                    }
+                    Err(error) => warn!(volume = %name, "whether it was stopped cleanly is not known: {error}"),
+                }
+                worst = Stopped::Unclean;
+            }
+            worst
+        });
+        tokio::time::timeout(volumes::LEAVE_WAIT, looked)
+            .await
+            .map_or(Stopped::Unclean, |worst| worst.unwrap_or(Stopped::Unclean))
     }
 
     fn is_stopping(&self) -> bool {

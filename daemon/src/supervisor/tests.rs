@@ -281,11 +281,31 @@ async fn a_stop_answers_for_what_is_being_opened() {
 
 /// Whether the map in a volume's folder says so.
 fn is_clean(folder: &Path) -> bool {
-    use farside_region::intent::{HeaderState, INTENT_BLOCK_BYTES, recover_header};
-    let map = std::fs::read(folder.join("intent")).expect("there");
-    let slot = |at: usize| map[at * INTENT_BLOCK_BYTES..][..INTENT_BLOCK_BYTES].try_into().expect("a block");
-    let (header, _) = recover_header([slot(0), slot(1)]).expect("ours").expect("a header");
-    header.state == HeaderState::Clean
+    IntentFile::says_clean(folder).expect("ours").expect("there")
+}
+
+/// A volume that a crash had left and whose disk was not there since: the stop was called clean.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_answers_for_what_was_never_opened() {
+    for is_left_by_a_crash in [true, false] {
+        let running = Running::new().await;
+        let daemon = running.daemon.clone();
+        let folder = running.folder("late");
+        if is_left_by_a_crash {
+            let crashed = Running::new().await;
+            std::fs::copy(crashed.folder("data").join("intent"), folder.join("intent")).expect("copied");
+        }
+        let late = running.late();
+        locked(&daemon.config).volumes.insert(late.name.clone(), late);
+        let stopped = if is_left_by_a_crash { Stopped::Unclean } else { Stopped::Clean };
+        assert_eq!(daemon.stop_groups().await, stopped);
+        assert!(is_clean(&running.folder("data")));
+    }
+    // Whatever a map is cut off to, it is none that says `clean`.
+    let dir = tempfile::tempdir().expect("temp dir");
+    assert_eq!(IntentFile::says_clean(dir.path()).expect("looked"), None);
+    std::fs::write(dir.path().join("intent"), [0; 100]).expect("written");
+    assert_eq!(IntentFile::says_clean(dir.path()).expect("looked"), Some(false));
 }
 
 /// A stop forgot a loss that could not be kept before its volume was closed.
