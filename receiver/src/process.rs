@@ -15,9 +15,10 @@ use farside_control::receiver::Budget as BudgetStatus;
 use farside_ledger::Policy;
 use farside_objects::Location;
 use farside_region::Name;
+use farside_replication::target;
 use farside_service::socket::{self, SocketError};
 use farside_service::systemd;
-use farside_store::GroupNames;
+use farside_store::{GroupNames, Space};
 use farside_transport::{BookError, CloseCode, Fingerprint, Identity, IdentityError, Listener, ListenerEvent, PairingBook};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -202,6 +203,12 @@ impl Receiver {
         changes.live.iter().for_each(|what| tracing::info!(%what, "changed"));
         changes.needs_restart.iter().for_each(|what| tracing::warn!(%what, "changes with the next restart only"));
         Ok(Reloaded { changed: changes.live, needs_restart: changes.needs_restart, failed: Vec::new() })
+    }
+
+    /// Whether the store itself has no room for what comes: then nothing is to keep what retention gives up. A bucket has.
+    pub(crate) fn is_full(&self) -> bool {
+        let has_room = |space: Space| space.grantable() >= target::Limits::default().credit_step;
+        matches!(self.config().store, Location::Dir(_)) && self.vault.space().is_some_and(|space| !has_room(space))
     }
 
     pub(crate) fn is_stopping(&self) -> bool {

@@ -5,11 +5,15 @@
 //!                                                     └──► damaged: said until one is sound ────┘
 //! ```
 //!
+//! Damage is said as soon as it is met, and with its place once all was read. A store that runs full needs what the pin keeps: the pin
+//! goes, and the point is read when there is room again.
+//!
 //! Invariant: what is due follows from what the ledger says, so that a restart neither forgets nor begins what is done; and what is
 //! read is kept by the pin alone, so that nothing else waits for this to end. A verification that a restart cut short begins
 //! anew, with the newest point of then; the pin that it left is taken away first.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -49,6 +53,8 @@ struct Fault {
     point: Slot,
     /// What the ledger said before of verifications.
     read: Option<PointProof>,
+    /// The reading that met it goes on.
+    is_under_way: bool,
 }
 
 impl Schedule {
@@ -134,7 +140,7 @@ impl Runner {
             return self.receiver.schedule.lock().retain(|_, fault| fault.reason.severity == Severity::Error);
         };
         let is_early = self.receiver.started.elapsed() < self.receiver.config().verify.after_start;
-        if is_early || self.receiver.verifications.is_running() {
+        if is_early || self.receiver.verifications.is_running() || self.receiver.is_full() {
             return;
         }
         let now_ms = Timestamp::now().as_millisecond();
@@ -182,6 +188,13 @@ impl Runner {
         };
         let (id, read) = (id_of(&point), group.view().standing.and_then(|standing| standing.read));
         let ended = self.pin_and_read(group, &point);
+        // What was said meanwhile is said anew, in full, if it was so.
+        {
+            let mut faults = self.receiver.schedule.lock();
+            if faults.get(names).is_some_and(|fault| fault.is_under_way) {
+                faults.remove(names);
+            }
+        }
         if let Err(error) = self.unpin(group, id) {
             tracing::warn!(group = %names, point = %id, %error, "the pin of a point that was verified could not be withdrawn yet");
             self.tidied.remove(names);
@@ -221,9 +234,26 @@ impl Runner {
             // That it could not be read this time does not mend what was damaged.
             let is_worse = faults.get(names).is_some_and(|known| known.reason.severity > reason.severity);
             if !is_worse {
-                faults.insert(names.clone(), Fault { reason, point: point.slot, read });
+                faults.insert(names.clone(), Fault { reason, point: point.slot, read, is_under_way: false });
             }
         }
+    }
+
+    /// Says that a point is damaged which is being read. `read`: what the ledger says of those before.
+    fn say_early(&self, group: &GroupHandle, point: &PointInfo, regions: u64) {
+        let (names, id) = (group.names(), id_of(point));
+        let mut faults = self.receiver.schedule.lock();
+        if faults.get(names).is_some_and(|known| known.reason.severity == Severity::Error) {
+            return; // said, with its place
+        }
+        let words = format!(
+            "point {id} of {names} is being read and is damaged: {regions} regions so far cannot be restored; which, is said when all was read"
+        );
+        tracing::error!(group = %names, point = %id, %words, "damage was met");
+        let what = format!("see all of it: farside point verify {id}; restore another point if one is needed now");
+        let reason = Reason::new(Severity::Error, Code::VerificationFailed, words, what);
+        let read = group.view().standing.and_then(|standing| standing.read);
+        faults.insert(names.clone(), Fault { reason, point: point.slot, read, is_under_way: true });
     }
 
     fn pin_and_read(&self, group: &GroupHandle, point: &PointInfo) -> Result<Ended, String> {
@@ -231,7 +261,8 @@ impl Runner {
         let change = |change| self.receiver.runtime.block_on(group.change(id, change)).map_err(|error| error.message);
         let pin = || PointChange::Pin { reason: PIN_REASON.to_owned() };
         let pinned = our_pin(&change(pin())?);
-        let volumes = match self.read(group, point) {
+        let is_ours = || matches!(change(pin()), Ok(info) if our_pin(&info) == pinned);
+        let volumes = match self.read(group, point, &is_ours) {
             Ok(volumes) => volumes,
             Err(StoreError::Stopped) => return Ok(Ended::Abandoned),
             Err(error) => return Err(error.to_string()),
@@ -241,19 +272,28 @@ impl Runner {
             return Ok(Ended::Sound);
         };
         // A person may have withdrawn all pins meanwhile: then what is missing was given up.
-        match change(pin()) {
-            Ok(info) if our_pin(&info) == pinned => {}
-            _ => return Ok(Ended::Abandoned),
+        if !is_ours() {
+            return Ok(Ended::Abandoned);
         }
         let regions: u64 = volumes.iter().map(|volume| volume.damaged_regions).sum();
         Ok(Ended::Damaged(damage_in_words(group.names(), id, volume, damage, regions)))
     }
 
-    fn read(&self, group: &GroupHandle, point: &PointInfo) -> Result<Vec<VerifiedVolume>, StoreError> {
+    /// `is_kept`: whether the pin is there still, so that what is missing was not given up.
+    fn read(
+        &self,
+        group: &GroupHandle,
+        point: &PointInfo,
+        is_kept: &(dyn Fn() -> bool + Sync),
+    ) -> Result<Vec<VerifiedVolume>, StoreError> {
         let readers = self.open(group, point)?;
         let paced = Mutex::new((Instant::now(), 0));
-        let goes_on = || !self.receiver.is_stopping() && self.every().is_some();
+        let goes_on = || !self.receiver.is_stopping() && self.every().is_some() && !self.receiver.is_full();
+        let is_said = AtomicBool::new(false);
         let progress = |looked: Looked| {
+            if looked.damaged_regions > 0 && !is_said.swap(true, Ordering::Relaxed) && is_kept() {
+                self.say_early(group, point, looked.damaged_regions);
+            }
             // Of what came since: the rate may have been another one before.
             let rate = self.receiver.config().verify.rate.bytes_per_s();
             let (since, so_far) = *paced.lock().unwrap_or_else(PoisonError::into_inner);
@@ -323,7 +363,7 @@ mod tests {
         assert!(!Standing { read: read(9, 1, 1) }.is_due(Duration::MAX, i64::MAX));
 
         let reason = Reason::new(Severity::Error, Code::VerificationFailed, "damaged", "");
-        let fault = |read| Fault { reason: reason.clone(), point: Slot(5), read };
+        let fault = |read| Fault { reason: reason.clone(), point: Slot(5), read, is_under_way: false };
         assert!(!Standing { read: None }.is_over(&fault(None)) && Standing { read: read(9, 5, 0) }.is_over(&fault(None)));
         let fault = fault(read(9, 5, 0));
         assert!(!Standing { read: read(9, 5, 0) }.is_over(&fault), "from before");

@@ -226,9 +226,14 @@ pub(crate) fn verify_opened(
         let together = |looked: Looked| Looked {
             done_bytes: before.done_bytes + looked.done_bytes,
             read_bytes: before.read_bytes + looked.read_bytes,
+            damaged_regions: before.damaged_regions + looked.damaged_regions,
         };
         let verified = verify_point(&reader, threads, DAMAGE_LISTED_MAX, &|looked| progress(together(looked)))?;
-        before = together(Looked { done_bytes: reader.geometry().volume_bytes(), read_bytes: verified.data_bytes });
+        before = together(Looked {
+            done_bytes: reader.geometry().volume_bytes(),
+            read_bytes: verified.data_bytes,
+            damaged_regions: verified.damaged_regions,
+        });
         found(shown(&reader, verified));
     }
     Ok(())

@@ -44,6 +44,8 @@ pub struct Looked {
     pub done_bytes: u64,
     /// Bytes of content that were read for that.
     pub read_bytes: u64,
+    /// Regions among them that are damaged.
+    pub damaged_regions: u64,
 }
 
 /// Reads every granule that the point's volume needs. `progress` hears, from any thread, how far it is, and may take its
@@ -57,7 +59,8 @@ pub fn verify_point(
     listed_max: usize,
     progress: &(dyn Fn(Looked) -> bool + Sync),
 ) -> Result<Verified> {
-    let (next, done, read, stop) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0), AtomicBool::new(false));
+    let [next, done, read, damaged] = [const { AtomicU64::new(0) }; 4];
+    let stop = AtomicBool::new(false);
     let sum: Mutex<Result<Verified>> = Mutex::new(Ok(Verified::default()));
     thread::scope(|scope| {
         for _ in 0..threads.max(1) {
@@ -69,13 +72,15 @@ pub fn verify_point(
                     if region.0 >= reader.geometry().region_count() {
                         break;
                     }
-                    let before = worker.found.data_bytes;
+                    let before = (worker.found.data_bytes, worker.found.damaged_regions);
                     result = worker.verify_region(region);
                     let bytes = reader.geometry().bytes_of(reader.geometry().region_run(region)).len;
                     let done_bytes = done.fetch_add(bytes, Ordering::Relaxed) + bytes;
-                    let content = worker.found.data_bytes - before;
+                    let content = worker.found.data_bytes - before.0;
                     let read_bytes = read.fetch_add(content, Ordering::Relaxed) + content;
-                    if result.is_ok() && !progress(Looked { done_bytes, read_bytes }) {
+                    let more = worker.found.damaged_regions - before.1;
+                    let damaged_regions = damaged.fetch_add(more, Ordering::Relaxed) + more;
+                    if result.is_ok() && !progress(Looked { done_bytes, read_bytes, damaged_regions }) {
                         result = Err(StoreError::Stopped);
                     }
                 }

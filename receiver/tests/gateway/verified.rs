@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use farside_control::client::Client;
 use farside_control::receiver::ReceiverGroup;
 use farside_control::routes::{PagesQuery, PointsQuery};
-use farside_control::{PinRequest, Verification, VerificationState, VerifiedHow};
+use farside_control::{PinRequest, Reason, Verification, VerificationState, VerifiedHow};
 use farside_ledger::LayerKind;
 
 use crate::site::{Gateway, granules, wait_until};
@@ -113,7 +113,8 @@ async fn the_newest_point_is_verified_unasked_and_what_is_damaged_is_said_until_
     std::fs::write(&segment, &bad).expect("written");
     gateway.start().await;
     let reason = |group: &ReceiverGroup| group.reasons.iter().find(|reason| reason.code == "verification_failed").cloned();
-    wait_until("the damage to be said", async || reason(&group(&gateway).await).is_some()).await;
+    let in_full = |reason: Reason| reason.message.contains("was read in full");
+    wait_until("the damage to be said", async || reason(&group(&gateway).await).is_some_and(in_full)).await;
     let said = reason(&group(&gateway).await).expect("just seen");
     let object = segment.strip_prefix(gateway.path("store")).expect("in the store").display().to_string();
     for name in ["host1/default", &first.to_string(), "volume data", "region 0", &object] {
@@ -128,6 +129,32 @@ async fn the_newest_point_is_verified_unasked_and_what_is_damaged_is_said_until_
     wait_until("it to be forgotten", async || reason(&group(&gateway).await).is_none()).await;
     gateway.stop();
     gateway.check_store();
+}
+
+/// At 8 kB in a second a point does not come to its end here; what was met is known all the same.
+#[tokio::test]
+async fn damage_is_said_as_soon_as_it_is_met() {
+    let mut gateway = Gateway::new("[verify]\nevery = \"1s\"\nafter_start = \"1h\"\nrate = \"64kbit\"\n");
+    gateway.start().await;
+    let host = gateway.pair("host1").await;
+    let mut source = host.connect("default").await;
+    let volume = source.claim("data").await;
+    let ends = [granules(0, 40), granules(1024, 1000)].concat();
+    source.publish(&volume, 1, &ends, LayerKind::Point).await;
+    gateway.stop();
+    let segment = newest_segment(&gateway);
+    let mut bad = std::fs::read(&segment).expect("read");
+    bad[1000] ^= 1; // in the first region
+    std::fs::write(&segment, &bad).expect("written");
+    let config = std::fs::read_to_string(gateway.path("receiver.toml")).expect("read");
+    std::fs::write(gateway.path("receiver.toml"), config.replace("\"1h\"", "\"0s\"")).expect("written");
+    gateway.start().await;
+    wait_until("the damage to be said", async || {
+        let group = group(&gateway).await;
+        group.reasons.iter().any(|reason| reason.code == "verification_failed" && reason.message.contains("1 regions so far"))
+    })
+    .await;
+    gateway.stop();
 }
 
 /// A process that was killed while it verified has left its pin; a person's pin stays.
