@@ -3,7 +3,7 @@
 //! Holds one page at a time, however many there are.
 
 use farside_control::routes::PagesQuery;
-use farside_control::{Client, POINT_PAGE_BYTES, POINTS_PAGE_MAX, PageCursor, PageMaker, Point, PointPage};
+use farside_control::{Client, POINTS_PAGE_MAX, PageMaker, Point, PointPage};
 use farside_region::{Slot, VolumeId};
 use farside_store::{GroupReader, PointFilter, find_points};
 
@@ -79,22 +79,11 @@ impl Points {
 /// The same page that a daemon makes.
 fn read(places: &[(GroupReader, Option<VolumeId>)], query: &PagesQuery) -> Result<PointPage, Failure> {
     let wrong = |error: &dyn std::error::Error| Failure::new(Exit::Usage, error.to_string(), "name one volume or group");
-    let cursor: Option<PageCursor> = query.cursor.as_deref().map(str::parse).transpose().map_err(|error| {
-        let error: farside_control::PageCursorError = error;
-        wrong(&error)
-    })?;
-    let limit = query.limit.map_or(POINTS_PAGE_MAX, |limit| limit as usize);
-    let mut page = PageMaker::new(limit, POINT_PAGE_BYTES, cursor.unwrap_or_default());
+    let mut page = PageMaker::for_query(query).map_err(|error| wrong(&error))?;
+    let meant = farside_receiver::filter_of(query);
     for (group, volume) in places {
         let names = group.names();
-        let filter = PointFilter {
-            volume: *volume,
-            since_wall_ms: query.since.map(|at| at.as_millisecond()),
-            until_wall_ms: query.until.map(|at| at.as_millisecond()),
-            pinned: query.pinned,
-            reason: query.reason.clone(),
-            verified: query.verified,
-        };
+        let filter = PointFilter { volume: *volume, ..meant.clone() };
         let below = page.below(names.source.as_str(), names.group.as_str()).map(Slot);
         let found = find_points(group.state(), &filter, below, page.limit());
         page.add(found.points.iter().map(|info| farside_receiver::point_of(names, info)), found.more, found.total);

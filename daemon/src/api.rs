@@ -11,8 +11,8 @@ use farside_control::source::{
     Done, GroupSettings, GroupStatus, Limits, PairRequest, Paired, ResyncRequest, SourceStatus, VolumeAdd, VolumeStatus,
 };
 use farside_control::{
-    ANSWER_BYTES_MAX, Address, AddressError, ApiError, ErrorCode, PIN_REASON_BYTES_MAX, POINT_PAGE_BYTES, POINTS_LISTED_MAX,
-    POINTS_PAGE_MAX, PageCursor, PageMaker, Point, PointId, PointMember, PointPage, PointRef, Reloaded,
+    Address, AddressError, ApiError, ErrorCode, PIN_REASON_BYTES_MAX, POINTS_PAGE_MAX, PageMaker, Point, PointId, PointMember,
+    PointPage, PointRef, Reloaded,
 };
 use farside_ledger::PointFilter;
 use farside_region::{Name, Slot, VolumeId};
@@ -176,20 +176,17 @@ async fn verify(State(daemon): Here, Path(name): Path<String>) -> Answer<VolumeS
 
 async fn points(State(daemon): Here, query: Result<Query<PointsQuery>, QueryRejection>) -> Answer<Vec<Point>> {
     let Query(query) = query?;
-    let limit = query.limit.map_or(POINTS_LISTED_MAX, |n| (n as usize).min(POINTS_LISTED_MAX));
-    let mut page = PageMaker::new(limit, ANSWER_BYTES_MAX / 2, PageCursor::default());
+    let mut page = PageMaker::newest(query.limit);
     gather(&daemon, query.of.as_deref(), &PointFilter::default(), &mut page).await?;
     Ok(Json(page.points()))
 }
 
 async fn point_pages(State(daemon): Here, query: Result<Query<PagesQuery>, QueryRejection>) -> Answer<PointPage> {
     let Query(query) = query?;
-    let cursor = query.cursor.as_deref().map(str::parse).transpose().map_err(|e| bad_list(&e))?;
+    let mut page = PageMaker::for_query(&query).map_err(|e| bad_list(&e))?;
     if query.reason.as_ref().is_some_and(|text| text.len() > PIN_REASON_BYTES_MAX) {
         return Err(bad_list(&format!("no reason of a pin is longer than {PIN_REASON_BYTES_MAX} bytes")).into());
     }
-    let limit = query.limit.map_or(POINTS_PAGE_MAX, |n| (n as usize).min(POINTS_PAGE_MAX));
-    let mut page = PageMaker::new(limit, POINT_PAGE_BYTES, cursor.unwrap_or_default());
     let filter = PointFilter {
         volume: None,
         since_wall_ms: query.since.map(|at| at.as_millisecond()),

@@ -11,8 +11,8 @@ use farside_control::receiver::{ReceiverStatus, Token, TokenRequest};
 use farside_control::routes::{self, PagesQuery, PointsQuery};
 use farside_control::source::Done;
 use farside_control::{
-    ANSWER_BYTES_MAX, Address, ApiError, ErrorCode, PIN_REASON_BYTES_MAX, POINT_PAGE_BYTES, POINTS_LISTED_MAX, POINTS_PAGE_MAX,
-    PageCursor, PageMaker, PinRequest, Point, PointPage, PointRef, Reloaded, TooManyGroups, Verification, no_such_point,
+    Address, ApiError, ErrorCode, PIN_REASON_BYTES_MAX, PageMaker, PinRequest, Point, PointPage, PointRef, Reloaded,
+    TooManyGroups, Verification, no_such_point,
 };
 use farside_ledger::PointFilter;
 use farside_region::{Name, Slot};
@@ -91,26 +91,15 @@ async fn reload(State(receiver): Here) -> Answer<Reloaded> {
 
 async fn points(State(receiver): Here, query: Result<Query<PointsQuery>, QueryRejection>) -> Answer<Vec<Point>> {
     let Query(query) = query.map_err(bad_request)?;
-    let limit = query.limit.map_or(POINTS_LISTED_MAX, |n| (n as usize).min(POINTS_LISTED_MAX));
-    let mut page = PageMaker::new(limit, ANSWER_BYTES_MAX / 2, PageCursor::default());
+    let mut page = PageMaker::newest(query.limit);
     gather(&receiver, query.of.as_deref(), &PointFilter::default(), &mut page).await?;
     Ok(Json(page.points()))
 }
 
 async fn point_pages(State(receiver): Here, query: Result<Query<PagesQuery>, QueryRejection>) -> Answer<PointPage> {
     let Query(query) = query.map_err(bad_request)?;
-    let cursor = query.cursor.as_deref().map(str::parse).transpose().map_err(bad_request)?;
-    let limit = query.limit.map_or(POINTS_PAGE_MAX, |n| (n as usize).min(POINTS_PAGE_MAX));
-    let mut page = PageMaker::new(limit, POINT_PAGE_BYTES, cursor.unwrap_or_default());
-    let filter = PointFilter {
-        volume: None,
-        since_wall_ms: query.since.map(|at| at.as_millisecond()),
-        until_wall_ms: query.until.map(|at| at.as_millisecond()),
-        pinned: query.pinned,
-        reason: query.reason,
-        verified: query.verified,
-    };
-    gather(&receiver, query.of.as_deref(), &filter, &mut page).await?;
+    let mut page = PageMaker::for_query(&query).map_err(bad_request)?;
+    gather(&receiver, query.of.as_deref(), &filter_of(&query), &mut page).await?;
     let too_many = |error: TooManyGroups| ApiError::new(ErrorCode::BadRequest, error.to_string(), "say of which volume or group");
     Ok(Json(page.page().map_err(too_many)?))
 }
@@ -235,6 +224,18 @@ fn refuse_unknown(of: Option<&str>, places: &[(GroupHandle, Option<String>)]) ->
     match places.iter().any(known) {
         true => Ok(()),
         false => Err(ApiError::not_found("volume or group", of, "`farside status` lists what the store holds")),
+    }
+}
+
+/// The points that a query means, of any volume.
+pub fn filter_of(query: &PagesQuery) -> PointFilter {
+    PointFilter {
+        volume: None,
+        since_wall_ms: query.since.map(|at| at.as_millisecond()),
+        until_wall_ms: query.until.map(|at| at.as_millisecond()),
+        pinned: query.pinned,
+        reason: query.reason.clone(),
+        verified: query.verified,
     }
 }
 

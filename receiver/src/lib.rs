@@ -41,6 +41,7 @@ mod status;
 mod vault;
 mod verify;
 
+pub use api::filter_of;
 pub use config::{Config, ConfigError, Limits, Retention, Verify};
 pub use process::{RunError, run};
 pub use status::point as point_of;

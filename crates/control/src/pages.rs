@@ -10,7 +10,8 @@ use std::str::FromStr;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::Point;
+use crate::routes::PagesQuery;
+use crate::{ANSWER_BYTES_MAX, POINTS_LISTED_MAX, Point};
 
 /// At most this many points are in one page.
 pub const POINTS_PAGE_MAX: usize = 1000;
@@ -103,6 +104,22 @@ impl PageMaker {
     pub fn new(limit: usize, bytes: usize, cursor: PageCursor) -> Self {
         let total = cursor.is_start().then_some(0);
         Self { limit: limit.max(1), bytes, cursor, total, more: false, points: Vec::new() }
+    }
+
+    /// The page that is asked for, as daemons answer and who reads a store makes it.
+    ///
+    /// # Errors
+    /// When its cursor is none.
+    pub fn for_query(query: &PagesQuery) -> Result<Self, PageCursorError> {
+        let cursor: Option<PageCursor> = query.cursor.as_deref().map(str::parse).transpose()?;
+        let limit = query.limit.map_or(POINTS_PAGE_MAX, |n| (n as usize).min(POINTS_PAGE_MAX));
+        Ok(Self::new(limit, POINT_PAGE_BYTES, cursor.unwrap_or_default()))
+    }
+
+    /// The newest points, for who asks for no pages.
+    pub fn newest(limit: Option<u32>) -> Self {
+        let limit = limit.map_or(POINTS_LISTED_MAX, |n| (n as usize).min(POINTS_LISTED_MAX));
+        Self::new(limit, ANSWER_BYTES_MAX / 2, PageCursor::default())
     }
 
     /// How many points of a group may be on it.
