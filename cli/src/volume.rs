@@ -175,8 +175,14 @@ pub(crate) async fn verify_group(global: &Global, hosts: &Hosts, wanted: PointRe
     let progress = Progress::new(global.json);
     let results: Vec<(&str, VerifyStatus)> = loop {
         let now = client.volumes().await?;
-        let status = |name: &str| now.iter().find(|volume| volume.name == name).and_then(|volume| volume.verify.clone());
-        let all: Vec<_> = names.iter().map(|name| (*name, status(name).unwrap_or_default())).collect();
+        let mut all = Vec::new();
+        for name in &names {
+            // Removed meanwhile: nothing would ever come of it.
+            let volume = now.iter().find(|volume| volume.name == *name).ok_or_else(|| {
+                Failure::new(Exit::NotFound, format!("volume {name} was removed while it was verified"), "say it again")
+            })?;
+            all.push((*name, volume.verify.clone().unwrap_or_default()));
+        }
         if all.iter().all(|(_, result)| result.outcome != VerifyOutcome::Running) {
             break all;
         }
