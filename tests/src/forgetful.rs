@@ -14,7 +14,7 @@ use farside_blockio::{BlockQueue, Buffer, Completion, Done, Errno, Op, QueueInfo
 use farside_nbd::{Handle, Limits, Listener, ServeError, Server, SocketOptions};
 
 use crate::verify::Rng;
-use crate::wait_for;
+use crate::wait_until;
 
 /// What becomes durable or is lost as one.
 const BLOCK: usize = 4096;
@@ -22,8 +22,9 @@ const BLOCK: usize = 4096;
 /// The chances, in eight, with which everything survives.
 const EVERY: u64 = 8;
 
-/// How many unsynced blocks a power cut waits for: that all of them stay by chance does not happen.
-const WORTH_A_CUT: usize = 32;
+/// How many unsynced blocks a power cut waits for: one write of who syncs after each, which is all there is once files are not allocated
+/// any more. That all of them stay by chance does not happen.
+const WORTH_A_CUT: usize = 16;
 
 /// What a disk does with a flush.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -266,10 +267,12 @@ impl Drop for Platter {
 /// # Panics
 /// When nothing is written that is not flushed.
 pub fn cut_all(platters: &[&Platter], rng: &mut Rng, kept: u64, kill: impl FnOnce()) -> usize {
-    let mut held = wait_for("something in the caches to be lost", || {
+    let mut most = 0;
+    let mut held = wait_until("something in the caches to be lost", || {
         let held: Vec<MutexGuard<'_, Memory>> = platters.iter().map(|platter| lock(&platter.disk.memory)).collect();
         let blocks: usize = held.iter().map(|memory| memory.unsynced_blocks()).sum();
-        (blocks >= WORTH_A_CUT).then_some(held)
+        most = most.max(blocks);
+        if blocks >= WORTH_A_CUT { Ok(held) } else { Err(format!("there were never more than {most} blocks of {BLOCK} bytes")) }
     });
     kill();
     let lost = held.iter_mut().map(|memory| memory.cut(rng, kept)).sum();

@@ -6,7 +6,8 @@ use farside_vm::conformance::{HOG, NO_MEMORY};
 use farside_vm::packages::{Load, install, wait_quiet};
 use farside_vm::{DiskSpec, Guest, Kernel, Machine, Network};
 
-const KILLS: u32 = 20;
+/// Of each tap, the conformance suite kills twenty times.
+const KILLS: u32 = 8;
 const FSTAB: &str = "/dev/farside/data /srv/data ext4 nofail 0 2";
 
 /// Nothing hides the disk, and its file system's names lead to it.
@@ -78,6 +79,11 @@ fn a_disk_is_protected_with_what_the_packages_bring() {
         let taken_over = host.run("journalctl --unit farsided --output cat --grep '^served volume=' | grep -c clean=true");
         assert_eq!(taken_over.trim(), upgrades.to_string(), "the daemon before the upgrade did not hand its map over");
     }
+    // The gateway too, and the host hears nothing of it.
+    let pid = receiver.run("systemctl show --property MainPID farside-receiver");
+    install(&mut receiver, &["farside", "farside-receiver"]);
+    assert_ne!(receiver.run("systemctl show --property MainPID farside-receiver"), pid, "an upgrade runs the new program");
+    load.gets_on(&mut host, 16);
     load.stop(&mut host);
 
     // The newest point is the disk.
@@ -136,7 +142,12 @@ fn a_daemon_that_is_killed_is_back_by_itself_also_without_memory() {
     for kill in 1..=KILLS {
         load.gets_on(&mut host, 8);
         let restarts = host.run("systemctl show --property NRestarts farsided");
-        if kill % 5 == 0 {
+        if kill == 1 {
+            waits_for_no_memory(&mut host);
+            // Its memory is what hosts write: no core of it is kept, also where one would be.
+            host.run("prlimit --core=unlimited --pid $(systemctl show --property MainPID --value farsided)");
+            host.run("systemctl kill --signal SEGV farsided");
+        } else if kill % 4 == 0 {
             host.start_command("dd if=/dev/zero of=/srv/data/dirty bs=1M count=16 conv=notrunc", "/run/dirty.log");
             let hog = host.attempt(&format!("systemctl kill --signal KILL farsided; {HOG}"));
             assert_eq!(hog.code, 128 + 9, "it was killed: {hog:?}");
@@ -149,10 +160,34 @@ fn a_daemon_that_is_killed_is_back_by_itself_also_without_memory() {
         host.wait_until("farside status --json");
     }
     let promised = load.stop(&mut host);
+    let ends = host.run("journalctl -b -u farsided --no-pager --grep 'Main process exited'");
+    assert!(ends.contains("code=killed, status=11/SEGV") && !ends.contains("code=dumped"), "{ends}");
+    waits_for_no_memory(&mut host);
     host.run("umount /srv/data && mount /dev/farside/data /srv/data");
     Load::check(&mut host, "/srv/data", &promised);
     host.run("umount /srv/data");
     six_busy_taps_are_left_in_order(host, &mut machine);
+}
+
+/// What the daemon must be for the kernel, whoever started it: every thread of it allocates without waiting for I/O that it would have to
+/// serve itself (`PR_SET_IO_FLUSHER`), its memory is locked, the OOM killer passes it by, and no control group limits it.
+fn waits_for_no_memory(host: &mut Guest) {
+    // Of linux/sched.h: PF_MEMALLOC_NOIO and PF_LOCAL_THROTTLE.
+    const IO_FLUSHER: u64 = 0x0008_0000 | 0x0010_0000;
+    let pid = host.run("systemctl show --property MainPID --value farsided").trim().to_owned();
+    let threads = host.run(&format!("cat /proc/{pid}/task/*/stat"));
+    let flags = |stat: &str| stat.rsplit_once(") ")?.1.split(' ').nth(6)?.parse::<u64>().ok();
+    for stat in threads.lines() {
+        assert_eq!(flags(stat).expect("flags") & IO_FLUSHER, IO_FLUSHER, "{stat}");
+    }
+    assert!(threads.lines().count() > 2, "it has threads: {threads}");
+    assert_eq!(host.run(&format!("cat /proc/{pid}/oom_score_adj")).trim(), "-1000");
+    let locked = host.run(&format!("sed -n 's/^VmLck:[^0-9]*//p' /proc/{pid}/status"));
+    assert!(!locked.trim().is_empty() && locked.trim() != "0 kB", "{locked}");
+    let limits = "for limit in memory.max memory.high cpu.max; do test ! -e $limit || cut -d' ' -f1 $limit; done";
+    let limits =
+        host.run(&format!("cd /sys/fs/cgroup$(sed -n 's/^0:://p' /proc/{pid}/cgroup) && test -e memory.max && {limits}"));
+    assert!(limits.lines().all(|limit| limit == "max"), "{limits}");
 }
 
 /// A host is switched off while six taps are busy: half of them mounted by hand, half of them used as they are, by services that write
