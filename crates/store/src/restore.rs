@@ -70,7 +70,7 @@ pub trait RestoreTarget: Sync {
     fn sync(&self) -> io::Result<()>;
 }
 
-/// From a bucket. What they have in memory stays below 128 MiB.
+/// From a bucket. What they have in memory stays below 256 MiB.
 const FAR_THREADS: usize = 12;
 
 /// How to restore.
