@@ -40,6 +40,9 @@ pub const GIVEN_UP_LATELY_MS: u64 = 24 * 3600 * 1000;
 pub struct State {
     group: GroupId,
     digests: Vec<RecordDigest>,
+    /// Slots before those whose digests are here: see [`State::without_history`]. Nobody keeps such a state.
+    #[serde(skip)]
+    forgotten: u64,
     time_ms: u64,
     age_clock_ms: u64,
     last_stamp: Option<Stamp>,
@@ -244,6 +247,7 @@ impl State {
         Self {
             group,
             digests: Vec::new(),
+            forgotten: 0,
             time_ms: 0,
             age_clock_ms: 0,
             last_stamp: None,
@@ -266,7 +270,7 @@ impl State {
     /// The head: the last slot replayed and its digest. `None` when nothing was.
     pub fn position(&self) -> Option<LedgerPosition> {
         let digest = *self.digests.last()?;
-        Some(LedgerPosition { slot: Slot(self.digests.len() as u64 - 1), digest })
+        Some(LedgerPosition { slot: Slot(self.next_slot().0 - 1), digest })
     }
 
     /// The last slot replayed.
@@ -276,7 +280,7 @@ impl State {
 
     /// The slot after the head.
     pub fn next_slot(&self) -> Slot {
-        Slot(self.digests.len() as u64)
+        Slot(self.forgotten + self.digests.len() as u64)
     }
 
     /// What the next record must name as its predecessor.
@@ -286,7 +290,7 @@ impl State {
 
     /// The digest of the record in a slot up to the head.
     pub fn digest_at(&self, slot: Slot) -> Option<RecordDigest> {
-        self.digests.get(usize::try_from(slot.0).ok()?).copied()
+        self.digests.get(usize::try_from(slot.0.checked_sub(self.forgotten)?).ok()?).copied()
     }
 
     /// Whether this ledger went through that position. False also when it lies above the head.
@@ -363,12 +367,14 @@ impl State {
     }
 
     /// What layers that come next are judged by, without the history: for whoever builds several records that follow one another.
-    /// Of what came before it knows the newest layer of each volume, and no point.
+    /// Of what came before it knows the newest layer of each volume, the head's digest, and no point; so it costs the same
+    /// however long the ledger is.
     pub fn without_history(&self) -> Self {
         let volumes: BTreeMap<_, _> = self.volumes.iter().map(|(id, volume)| (*id, volume.without_history())).collect();
         let held_bytes = |volume: &VolumeState| volume.layers.values().map(|layer| layer.touched.held_bytes()).sum::<usize>();
         Self {
-            digests: self.digests.clone(),
+            digests: self.digests.last().copied().into_iter().collect(),
+            forgotten: self.next_slot().0.saturating_sub(1),
             time_ms: self.time_ms,
             age_clock_ms: self.age_clock_ms,
             last_stamp: self.last_stamp,

@@ -147,6 +147,9 @@ fn without_its_history_a_state_judges_layers_alike() {
     world.put(layers(LayerKind::Fuzzy, vec![degraded]));
     let mut ahead = world.state.without_history();
     assert_eq!((ahead.next_slot(), ahead.prev()), (world.state.next_slot(), world.state.prev()));
+    assert_eq!(ahead.position(), world.state.position());
+    let known = (0..world.state.next_slot().0).filter(|slot| ahead.digest_at(Slot(*slot)).is_some());
+    assert_eq!(known.count(), 1, "what is copied does not grow with the ledger");
     for body in [
         layers(LayerKind::Point, vec![entry(1, one, 3, 5), entry(2, two, 3, 6)]),
         layers(LayerKind::Point, vec![entry(1, one, 5, 7)]),
