@@ -820,6 +820,9 @@ pub(crate) struct CostArgs {
     /// The time between two publications [default: 30s, or that between two points if it is longer].
     #[arg(long, value_name = "DURATION", value_parser = farside_control::parse_epoch_interval)]
     pub(crate) publish_every: Option<Duration>,
+    /// At most so many write requests, as publish_budget in receiver.toml: "2000 per day". Publications are as far apart as that takes.
+    #[arg(long, value_name = "REQUESTS")]
+    pub(crate) publish_budget: Option<farside_receiver::PublishBudget>,
     /// Which points are kept: "every 5s keep 10m, every 1m keep 1d".
     #[arg(long, value_name = "RULES")]
     pub(crate) keep: farside_control::Grid,

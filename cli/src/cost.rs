@@ -21,8 +21,6 @@ use crate::store;
 const PRICES: &str = include_str!("../prices.toml");
 
 const DAY_S: f64 = 86_400.0;
-/// How long a gateway lets points wait for others, unless it is told otherwise.
-const PUBLISH_EVERY_S: f64 = 30.0;
 const MONTH_S: f64 = 30.0 * DAY_S;
 const GIB: f64 = (1_u64 << 30) as f64;
 const GRANULE_BYTES: f64 = 4096.0;
@@ -184,7 +182,7 @@ impl Plan {
     fn of(args: &CostArgs) -> Result<Self, Failure> {
         let usage = |message: &str, what_to_do: &str| Failure::new(Exit::Usage, message, what_to_do);
         let every_s = args.every.as_secs_f64();
-        let publish_every_s = args.publish_every.map_or(PUBLISH_EVERY_S, |every| every.as_secs_f64()).max(every_s);
+        let publish_every_s = args.publish_every.unwrap_or(farside_receiver::PUBLISH_EVERY).as_secs_f64().max(every_s);
         let mut plan = Self {
             churn_bytes_per_day: 0.0,
             stored_per_byte: args.stored_percent as f64 / 100.0,
@@ -217,7 +215,23 @@ impl Plan {
         }
         plan.working_set_bytes =
             args.working_set.map_or(plan.size_bytes, |bytes| bytes as f64).min(plan.size_bytes).max(GRANULE_BYTES);
+        if let Some(budget) = args.publish_budget {
+            plan.stretch(f64::from(budget.requests) * MONTH_S / budget.per.as_secs_f64())?;
+        }
         Ok(plan)
+    }
+
+    /// Publishes as seldom as a month's budget of write requests wants.
+    fn stretch(&mut self, put: f64) -> Result<(), Failure> {
+        while self.month().put > put {
+            self.publish_every_s *= 1.02;
+            if self.publish_every_s > DAY_S {
+                let message = "the budget is too small, however seldom is published";
+                let what_to_do = "raise --publish-budget, or make points further apart with --every";
+                return Err(Failure::new(Exit::Usage, message, what_to_do));
+            }
+        }
+        Ok(())
     }
 
     /// Takes churn, size and volumes from the newest points of a store. Their layers are in stored bytes, which stand for changed ones

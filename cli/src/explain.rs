@@ -46,6 +46,7 @@ pages!(
     "ledger_torn",
     "volume_not_in_points",
     "deletion_waits",
+    "publication_waits",
     "segments_damaged",
     "verification_failed",
 );

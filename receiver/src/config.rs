@@ -18,6 +18,10 @@ use serde::Deserialize;
 pub const DEFAULT_PATH: &str = "/etc/farside/receiver.toml";
 /// More often is no use to anybody.
 const VERIFY_EVERY_MIN: Duration = Duration::from_secs(1);
+/// How long points that are staged wait for others, unless something else is said.
+pub const PUBLISH_EVERY: Duration = Duration::from_secs(30);
+/// The fewest requests of a budget: with fewer, what cannot wait takes all of them.
+const PUBLISH_BUDGET_MIN: u32 = 100;
 /// The longest that staged points may wait for others.
 const PUBLISH_EVERY_MAX: Duration = Duration::from_secs(3600);
 /// The UDP port sources connect to.
@@ -38,6 +42,8 @@ pub struct Config {
     pub store_credentials: Option<PathBuf>,
     /// For a store in a bucket: how long points that are staged wait for others, to be published together; zero = not at all.
     pub publish_every: Duration,
+    /// For a store in a bucket: how many write requests may be made; publication waits for that.
+    pub publish_budget: Option<PublishBudget>,
     /// Identity and pairings.
     pub state_dir: PathBuf,
     /// The API's Unix socket.
@@ -52,6 +58,35 @@ pub struct Config {
     pub retention: Retention,
     /// How often points are verified.
     pub verify: Verify,
+}
+
+/// So many write requests in such a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PublishBudget {
+    /// How many.
+    pub requests: u32,
+    /// In which time.
+    pub per: Duration,
+}
+
+impl std::str::FromStr for PublishBudget {
+    type Err = String;
+
+    /// `2000 per day`, `60000 per month`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("`{text}` is not like `2000 per day` or `60000 per month`");
+        let (requests, per) = text.split_once(" per ").ok_or_else(wrong)?;
+        let days = match per {
+            "day" => 1,
+            "month" => 30,
+            _ => return Err(wrong()),
+        };
+        let requests: u32 = requests.parse().map_err(|_| wrong())?;
+        if requests / days < PUBLISH_BUDGET_MIN {
+            return Err(format!("at least {PUBLISH_BUDGET_MIN} requests a day: claims, retention and leases take some of them"));
+        }
+        Ok(Self { requests, per: Duration::from_secs(u64::from(days) * 86_400) })
+    }
 }
 
 /// `[limits]`: bounds of memory, disk and patience.
@@ -194,6 +229,7 @@ struct ReceiverTable {
     staging: Option<PathBuf>,
     store_credentials: Option<PathBuf>,
     publish_every: Option<String>,
+    publish_budget: Option<String>,
     state_dir: Option<PathBuf>,
     api_socket: Option<PathBuf>,
     api_group: Option<String>,
@@ -240,7 +276,8 @@ impl Default for Config {
             store: Location::Dir("/var/lib/farside-receiver/store".into()),
             staging: "/var/lib/farside-receiver/staging".into(),
             store_credentials: None,
-            publish_every: Duration::from_secs(30),
+            publish_every: PUBLISH_EVERY,
+            publish_budget: None,
             state_dir: "/var/lib/farside-receiver/state".into(),
             api_socket: farside_control::RECEIVER_SOCKET.into(),
             api_group: None,
@@ -311,6 +348,10 @@ impl Config {
                 return Err(fault("publish_every", "at most 1h: until then what is staged is on one disk only".into()));
             }
             self.publish_every = every;
+        }
+        if let Some(budget) = table.publish_budget {
+            let parsed = (budget != "none").then(|| budget.parse::<PublishBudget>()).transpose();
+            self.publish_budget = parsed.map_err(|e| fault("publish_budget", e))?;
         }
         self.name = table.name.unwrap_or_else(|| self.name.clone());
         self.api_group = table.api_group.or_else(|| self.api_group.take());
@@ -422,6 +463,10 @@ impl Config {
         let number = |n: usize| n.to_string();
         live("[limits] groups_per_source", number(self.limits.groups_per_source), number(new.limits.groups_per_source));
         live("[limits] volumes_per_group", number(self.limits.volumes_per_group), number(new.limits.volumes_per_group));
+        let budget = |budget: Option<PublishBudget>| {
+            budget.map_or_else(|| "none".to_owned(), |b| format!("{} per {:?}", b.requests, b.per))
+        };
+        live("[receiver] publish_budget", budget(self.publish_budget), budget(new.publish_budget));
         live("[retention] keep", self.retention.keep.to_string(), new.retention.keep.to_string());
         live("[retention] span", format!("{:?}", self.retention.span), format!("{:?}", new.retention.span));
         live("[retention] grid", self.retention.grid.to_string(), new.retention.grid.to_string());
@@ -437,6 +482,7 @@ impl Config {
         live("[verify] rate", old_verify.rate.to_string(), new_verify.rate.to_string());
         live("[verify] after_start", format!("{:?}", old_verify.after_start), format!("{:?}", new_verify.after_start));
         next.advertise.clone_from(&new.advertise);
+        next.publish_budget = new.publish_budget;
         next.limits.groups_per_source = new.limits.groups_per_source;
         next.limits.volumes_per_group = new.limits.volumes_per_group;
         next.retention = new.retention.clone();
@@ -499,6 +545,7 @@ mod tests {
             "staging",
             "store_credentials",
             "publish_every",
+            "publish_budget",
             "state_dir",
             "api_socket",
             "api_group",
@@ -556,6 +603,15 @@ mod tests {
     }
 
     #[test]
+    fn a_budget_is_of_a_day_or_of_a_month() {
+        let budget = |text: &str| load(&format!("[receiver]\npublish_budget = \"{text}\""), &[]).expect("valid").publish_budget;
+        let days = |n: u64| Duration::from_secs(n * 86_400);
+        assert_eq!(budget("2000 per day"), Some(PublishBudget { requests: 2000, per: days(1) }));
+        assert_eq!(budget("60000 per month"), Some(PublishBudget { requests: 60_000, per: days(30) }));
+        assert_eq!(budget("none"), None);
+    }
+
+    #[test]
     fn what_a_source_asks_for_is_kept_beside_what_the_gateway_insists_on() {
         let text = "[retention]\nat_least_keep=5\nat_least_span=\"1h\"\nat_least_grid=\"every 1m keep 2d, every 1h keep 30d\"";
         let retention = load(text, &[]).expect("valid").retention;
@@ -583,6 +639,8 @@ mod tests {
             ("[receiver]\nstore = \"points\"", "line 2: store: `points` is not an absolute path"),
             ("[receiver]\nstore = \"ftp://x\"", "line 2: store: `ftp://x` is not where a store can be"),
             ("[receiver]\nstore = \"s3://me:hunter2@x\"", "an address holds no credentials"),
+            ("[receiver]\npublish_budget = \"many\"", "line 2: publish_budget: `many` is not like `2000 per day`"),
+            ("[receiver]\npublish_budget = \"2000 per month\"", "line 2: publish_budget: at least 100 requests a day"),
             ("[limits]\nconnections = 0", "line 2: connections: at least 1"),
             ("[limits]\nreceive_budget_mib = 5000", "receive_budget_mib"),
             ("[limits]\nvolumes_per_group = 65", "volumes_per_group"),

@@ -151,6 +151,10 @@ struct Here {
     store: GroupStore,
     target: Target,
     generation: Generation,
+    /// The requests of the bucket are used up, as the target was told.
+    spent: bool,
+    /// For so long.
+    waits: Option<Duration>,
 }
 
 struct Prune {
@@ -182,6 +186,9 @@ impl Group {
                 Ok(Some(mail)) => self.read(mail),
             }
         }
+        // What is staged need not wait for the next process. If the bucket does not answer, it does, and lies where that finds it.
+        self.happened(Event::Publish);
+        self.work();
         for session in self.sessions.values() {
             session.close(CloseCode::ShuttingDown, "the receiver is stopping");
         }
@@ -276,12 +283,24 @@ impl Group {
                 self.look_at_disk();
                 self.prune_if_due();
                 self.say_damage();
+                let budget = self.budget();
+                budget.into_iter().for_each(|event| self.happened(event));
                 self.happened(Event::Tick);
             }
             Place::Away { retry_at, .. } if Instant::now() >= *retry_at => self.enter(),
             Place::Away { .. } => {}
         }
         self.beginnings.retain(|_, seen| seen.elapsed() < Duration::from_secs(7 * 86_400));
+    }
+
+    /// Whether the requests of the bucket are used up, if that has changed.
+    fn budget(&mut self) -> Option<Event> {
+        let Place::Here(here) = &mut self.place else { return None };
+        let budget = self.receiver.config().publish_budget.filter(|_| self.receiver.publish_every() > 0);
+        let wait = budget.and_then(|budget| self.receiver.budget.wait(&budget, here.store.writes(), Instant::now()));
+        let spent = wait.is_some();
+        here.waits = wait;
+        (std::mem::replace(&mut here.spent, spent) != spent).then_some(Event::Budget { spent })
     }
 
     /// Opens the group.
@@ -317,7 +336,7 @@ impl Group {
                     },
                 };
                 let landed = store.landing().landed();
-                let landed = landed.into_iter().map(|l| LandedLayer { key: l.key, parts: l.parts }).collect();
+                let landed = landed.into_iter().map(|l| LandedLayer { key: l.key, parts: l.parts, end: l.end }).collect();
                 let mut actions = Vec::new();
                 let target = Target::new(config, store.state(), landed, &mut actions);
                 let head = store.state().head();
@@ -338,7 +357,7 @@ impl Group {
                     self.policy = Some(self.receiver.policy_default());
                     self.policy_is_default = true;
                 }
-                self.place = Place::Here(Box::new(Here { store, target, generation }));
+                self.place = Place::Here(Box::new(Here { store, target, generation, spent: false, waits: None }));
                 self.prune.due = true;
                 self.act(actions);
                 self.look_at_disk();

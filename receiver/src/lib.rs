@@ -16,6 +16,7 @@
 //! | `group` | a group's thread: `Target` and `GroupStore` together |
 //! | `points` | points, digests and old layers as sources hear of them |
 //! | `pace` | how often something may happen |
+//! | `budget` | how many requests a bucket may be asked for |
 //! | `roster` | which groups there are |
 //! | `verify` | points being read in full, on request |
 //! | `schedule` | the same unasked, when it is due |
@@ -25,6 +26,7 @@
 
 mod api;
 pub mod args;
+mod budget;
 pub mod config;
 mod door;
 mod group;
@@ -42,7 +44,7 @@ mod vault;
 mod verify;
 
 pub use api::filter_of;
-pub use config::{Config, ConfigError, Limits, Retention, Verify};
+pub use config::{Config, ConfigError, Limits, PUBLISH_EVERY, PublishBudget, Retention, Verify};
 pub use process::{RunError, run};
 pub use status::point as point_of;
 

@@ -22,6 +22,7 @@ use farside_store::{GroupNames, Space};
 use farside_transport::{BookError, CloseCode, Fingerprint, Identity, IdentityError, Listener, ListenerEvent, PairingBook};
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::budget::Budget;
 use crate::config::{Config, ConfigError};
 use crate::landing::{LANDER_BYTES, Memory};
 use crate::refusals::Refusals;
@@ -93,6 +94,7 @@ pub(crate) struct Receiver {
     pub(crate) space: Grants,
     pub(crate) verifications: Verifications,
     pub(crate) schedule: Schedule,
+    pub(crate) budget: Budget,
     pub(crate) runtime: tokio::runtime::Handle,
     pub(crate) started: Instant,
     stopping: AtomicBool,
@@ -343,6 +345,7 @@ async fn serve(config: Config, path: &Path, runtime: tokio::runtime::Handle) -> 
         space: Grants::default(),
         verifications: Verifications::default(),
         schedule: Schedule::default(),
+        budget: Budget::default(),
         runtime,
         started: Instant::now(),
         stopping: AtomicBool::new(false),

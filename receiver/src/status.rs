@@ -83,6 +83,7 @@ impl GroupView {
         store: &GroupStore,
         store_path: &Path,
         target: &Target,
+        budget_wait: Option<Duration>,
         ages: Ages,
         dead_bytes: u64,
         counters: ReceiverCounters,
@@ -159,6 +160,16 @@ impl GroupView {
             let what = "on the host: `farside volume resync NAME` sends it again; or put the files back from a copy of the store";
             group.reasons.push(Reason::new(Severity::Error, Code::SegmentsDamaged, message, what));
             group.lag_ms = None;
+        }
+        if let Some(wait) = budget_wait.filter(|_| target.staged_since().is_some()) {
+            let message = format!(
+                "points of {} wait to be published: the requests that `publish_budget` allows are used up for {} s",
+                self.names,
+                wait.as_secs().max(1)
+            );
+            let what =
+                "it goes on by itself; raise `publish_budget`, or make points further apart (`farside group set NAME --epoch`)";
+            group.reasons.push(Reason::new(Severity::Info, Code::PublicationWaits, message, what));
         }
         if let Some(trouble) = target.trouble() {
             let what = "it goes on by itself when the store can be written again";

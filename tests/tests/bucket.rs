@@ -165,6 +165,34 @@ fn points_wait_on_the_gateways_disk_and_are_published_together() {
     site.check_store();
 }
 
+/// The host is gone for good, and the gateway's process as well: what was staged is published by the next one; and a stop does not wait for that.
+#[test]
+fn what_is_staged_is_published_after_the_host_and_the_process_are_gone() {
+    let rados = RadosGw::shared().bucket();
+    for planned in [false, true] {
+        let mut site = site(&rados);
+        publish_every(&site, "1h");
+        site.start_all();
+        let (mut client, mut rng) = (Verifier::new(&site.tap("data"), BYTES), Rng(15));
+        client.steps(&mut rng, 100);
+        client.flush();
+        wait_for("the first point", || (!site.points("data").is_empty()).then_some(()));
+        stage_something(&site, &mut client, &mut rng);
+        site.daemon.take().expect("it runs").kill();
+        let before = site.points("host1/default/data").len();
+        let receiver = site.receiver.take().expect("it runs");
+        if planned {
+            receiver.stop();
+        } else {
+            receiver.kill();
+            publish_every(&site, "1s");
+            site.start_receiver();
+        }
+        wait_for("what was staged", || (site.points("host1/default/data").len() > before).then_some(()));
+        site.check_store();
+    }
+}
+
 #[test]
 fn a_bucket_that_does_not_let_us_in_is_said_and_waited_for() {
     let rados = RadosGw::shared().bucket();

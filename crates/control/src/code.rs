@@ -79,6 +79,8 @@ codes! {
     VolumeNotInPoints = "volume_not_in_points",
     /// What is dead cannot be deleted yet.
     DeletionWaits = "deletion_waits",
+    /// Points wait to be published, since the bucket's requests are used up.
+    PublicationWaits = "publication_waits",
     /// Files of the store do not verify.
     SegmentsDamaged = "segments_damaged",
     /// A record of a ledger does not verify.

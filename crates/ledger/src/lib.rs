@@ -3,7 +3,8 @@
 //! Owns the bytes of a record ([`Record::encode`], [`Record::decode`]), of several in one object ([`encode_object`],
 //! [`decode_object`]) and the rules ([`State::apply`]): whoever appends
 //! replays up to his slot and reads the verdict there, so retries, collisions and stalled writers are harmless. Also the bytes
-//! of a checkpoint, from which replay may begin ([`EncodedCheckpoint`], [`CheckpointRoot`]).
+//! of a checkpoint, from which replay may begin ([`EncodedCheckpoint`], [`CheckpointRoot`]), and of what a receiver keeps of a layer that
+//! no record names yet ([`KeptEnd`]).
 //!
 //! Invariants:
 //! - [`State::apply`] is total and deterministic: the same records give the same state, byte for byte, on every machine, and
@@ -18,6 +19,7 @@ mod batch;
 mod checkpoint;
 mod codec;
 mod identity;
+mod kept;
 mod points;
 mod record;
 mod retention;
@@ -34,6 +36,7 @@ pub use checkpoint::{
 };
 pub use codec::{DecodeError, Encoded, RECORD_BYTES_MAX, RECORD_BYTES_MIN, TooLarge};
 pub use identity::{group_id, volume_id};
+pub use kept::KeptEnd;
 pub use points::PointFilter;
 pub use record::{
     Body, Claim, CutTime, EpochInfo, Heartbeat, LayerEntry, LayerKind, Layers, PartEntry, Pin, Prune, PrunePolicy, PrunedParts,

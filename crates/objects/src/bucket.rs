@@ -11,6 +11,7 @@ use std::collections::BTreeSet;
 use std::error::Error;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -48,6 +49,8 @@ pub struct Bucket {
     place: String,
     creating: Semaphore,
     reading: Semaphore,
+    /// Requests that write, so far.
+    writes: AtomicU64,
     runtime: Option<Runtime>,
 }
 
@@ -81,7 +84,7 @@ impl Bucket {
         let prefix = if prefix.is_empty() { String::new() } else { format!("{prefix}/") };
         let creating = Semaphore::new(CREATING_MIB as usize);
         let reading = Semaphore::new((READING_BYTES / READING_PIECE) as usize);
-        Ok(Self { objects, prefix, place, creating, reading, runtime: Some(runtime) })
+        Ok(Self { objects, prefix, place, creating, reading, writes: AtomicU64::new(0), runtime: Some(runtime) })
     }
 
     fn key(&self, name: &ObjectName) -> Key {
@@ -151,6 +154,7 @@ impl Bucket {
         let bytes = content.len() as u64;
         for attempt in 0..CREATES_MAX {
             let (objects, key, content) = (Arc::clone(&self.objects), self.key(name), content.clone());
+            self.writes.fetch_add(1, Ordering::Relaxed);
             let created = self.run("creating", name.as_str(), bytes, async move {
                 objects.put_opts(&key, content.into(), PutMode::Create.into()).await
             });
@@ -317,6 +321,7 @@ impl Backend for Bucket {
 
     async fn put_right(&self, name: &ObjectName, content: Bytes) -> Result<()> {
         let (objects, key, bytes) = (Arc::clone(&self.objects), self.key(name), content.len() as u64);
+        self.writes.fetch_add(1, Ordering::Relaxed);
         let put = self.run("writing", name.as_str(), bytes, async move { objects.put(&key, content.into()).await });
         match put.await {
             Ok(_) => Ok(()),
@@ -331,6 +336,10 @@ impl Backend for Bucket {
 
     fn is_late(&self) -> bool {
         true
+    }
+
+    fn writes(&self) -> u64 {
+        self.writes.load(Ordering::Relaxed)
     }
 
     fn requests_at_once(&self) -> Option<usize> {

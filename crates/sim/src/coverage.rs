@@ -122,6 +122,7 @@ pub(crate) fn of_target(action: &target::Action) -> Option<&'static str> {
         A::Submitted { .. } => "target: Submitted",
         A::DropLayer { .. } => "target: DropLayer",
         A::DropParts { .. } => "target: DropParts",
+        A::KeepEnd { .. } => "target: KeepEnd",
         A::ReadDigests { .. } => "target: ReadDigests",
         A::AnswerPoints { .. } => "target: AnswerPoints",
         A::Policy { .. } => "target: Policy",

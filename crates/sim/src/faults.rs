@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use farside_region::Slot;
+use farside_ledger::KeptEnd;
+use farside_region::{LayerKey, Slot};
 
 use crate::coverage;
 use crate::history::Tips;
@@ -27,6 +28,7 @@ pub(crate) struct HostSnapshot {
 pub(crate) struct StoreSnapshot {
     store: MemoryStore<SegmentKey>,
     landing: BTreeMap<SegmentKey, Vec<u8>>,
+    ends: BTreeMap<LayerKey, KeptEnd>,
     pinned: BTreeMap<Slot, Slot>,
     judge: Judge,
 }
@@ -407,6 +409,7 @@ impl Run {
                 self.store_snapshots.push(StoreSnapshot {
                     store: world.store.borrow().snapshot(),
                     landing: world.landing.borrow().clone(),
+                    ends: world.ends.borrow().clone(),
                     pinned: world.pinned.borrow().clone(),
                     judge: self.judge.clone(),
                 });
@@ -421,6 +424,7 @@ impl Run {
         world.say(|| format!("the STORE IS ROLLED BACK to {} records", snapshot.store.ledger().len()));
         world.store.replace(snapshot.store.snapshot());
         world.landing.replace(snapshot.landing.clone());
+        world.ends.replace(snapshot.ends.clone());
         world.pinned.replace(snapshot.pinned.clone());
         world.unpacked.borrow_mut().clear();
         self.judge.go_back(&snapshot.judge);

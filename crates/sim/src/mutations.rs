@@ -209,6 +209,11 @@ pub const MUTATIONS: &[Mutation] = &[
     // Source and target.
     story("T1 later ones keep the cut", CORE, "stories::t1_what_lies_on_top_of_a_layer_that_is_read_again_is_no_point"),
     story("END kept across a reset", CORE, "stories::t1_an_end_message_does_not_outlive_the_parts_it_spoke_of"),
+    story(
+        "what was kept of a layer is believed whatever lies below it",
+        CORE,
+        "cadence::t1_what_was_kept_of_a_layer_counts_on_the_content_below_it_only",
+    ),
     story("END without digest", CORE, "stories::t5_an_end_message_that_does_not_match_what_landed_is_refused"),
     story("T1 staged out of order", CORE, "stories::t1_layers_become_staged_in_the_order_of_their_numbers"),
     story("T2 masks without unpublished layers", CORE, "stories::t2_a_clean_stop_owes_what_is_staged_and_not_published"),

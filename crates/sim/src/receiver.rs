@@ -85,6 +85,11 @@ pub fn crashed(world: &World, power: bool) {
             1 => rng.chance(0.6),
             _ => name.0 != one,
         });
+        world.ends.borrow_mut().retain(|key, _| match how {
+            0 => false,
+            1 => rng.chance(0.6),
+            _ => world.volume_of(key.volume) != Some(one),
+        });
         drop(landing);
         drop(rng);
         world.say(|| "the landing disk lost what was durable on it".into());
@@ -328,6 +333,7 @@ impl Receiver {
             Action::Submitted { submission, outcome } => world.say(|| format!("submission {submission}: {outcome:?}")),
             Action::DropLayer { key } => self.drop_parts(key, 0),
             Action::DropParts { key, from } => self.drop_parts(key, from),
+            Action::KeepEnd { end } => drop(world.ends.borrow_mut().insert(end.key, *end)),
             Action::ReadDigests { session, id, volume, run } => {
                 let runs = self.digests(volume, run);
                 self.push(Event::Digests { session, id, volume, start: run.start, runs });
@@ -342,6 +348,7 @@ impl Receiver {
         let volume = self.world.volume_of(key.volume).expect("one of ours");
         self.world.say(|| format!("receiver drops v{volume} {}.{} from part {from}", key.term, key.seq));
         let drop_it = |n: &SegmentKey| n.0 == volume && n.1 == key.term.0 && n.2 == key.seq.0 && n.3 >= from;
+        self.world.ends.borrow_mut().remove(&key);
         self.world.landing.borrow_mut().retain(|n, _| !drop_it(n));
         if self.group.borrow().state().layer(&key).is_none() {
             let names: Vec<SegmentKey> = self.world.store.borrow().names().filter(|n| drop_it(n)).copied().collect();
@@ -544,6 +551,7 @@ impl Receiver {
             landing.keys().filter(|n| group.state().layer(&layer_key(&self.world, n)).is_some()).copied().collect()
         };
         published.iter().for_each(|n| drop(self.world.landing.borrow_mut().remove(n)));
+        self.world.ends.borrow_mut().retain(|key, _| self.group.borrow().state().layer(key).is_none());
         for Part { name, .. } in given_up {
             let Some(volume) = self.world.volume_of(name.layer.volume) else { continue };
             self.delete((volume, name.layer.term.0, name.layer.seq.0, name.number));
@@ -704,7 +712,15 @@ fn landed(world: &World) -> Vec<LandedLayer> {
         let part = (name.3, PartEntry { bytes: summary.bytes, footer_digest: summary.footer_digest });
         match layers.last_mut().filter(|l| l.key == key) {
             Some(layer) => layer.parts.push(part),
-            None => layers.push(LandedLayer { key, parts: vec![part] }),
+            None => layers.push(LandedLayer { key, parts: vec![part], end: None }),
+        }
+    }
+    // Some files may be torn, and some layers have nothing else.
+    for (key, end) in world.ends.borrow().iter().filter(|_| !world.chance(0.1)) {
+        world.met("what was said of a staged layer outlives the process");
+        match layers.iter_mut().find(|layer| layer.key == *key) {
+            Some(layer) => layer.end = Some(end.clone()),
+            None => layers.push(LandedLayer { key: *key, parts: Vec::new(), end: Some(end.clone()) }),
         }
     }
     layers

@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
-use farside_ledger::Policy;
+use farside_ledger::{KeptEnd, Policy};
 use farside_region::{BootId, Geometry, GroupId, LayerKey, Name, Slot, Term, VolumeId};
 
 use crate::exec::{Executor, Owner, Steps};
@@ -109,6 +109,8 @@ pub struct World {
     pub healing: Cell<bool>,
     /// Parts that are durable at the receiver and not published.
     pub landing: RefCell<BTreeMap<SegmentKey, Vec<u8>>>,
+    /// What end messages said of layers that are staged there.
+    pub ends: RefCell<BTreeMap<LayerKey, KeptEnd>>,
     /// Connections that a receiver has heard of.
     pub seen_connections: RefCell<BTreeSet<u64>>,
     /// A receiver's process lives.
@@ -170,6 +172,7 @@ impl World {
             authors: RefCell::default(),
             rewound_at: Cell::new(0),
             landing: RefCell::default(),
+            ends: RefCell::default(),
             seen_connections: RefCell::default(),
             receiver_up: Cell::new(false),
             given_up: RefCell::default(),

@@ -161,6 +161,11 @@ pub trait Backend: Send + Sync + fmt::Debug {
         false
     }
 
+    /// How many requests that write it was asked for since it was opened, if somebody bills them.
+    fn writes(&self) -> u64 {
+        0
+    }
+
     /// How many requests are worth having under way at once; `None`: as many as there are processors.
     fn requests_at_once(&self) -> Option<usize> {
         None

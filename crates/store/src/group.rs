@@ -13,7 +13,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use farside_layer::{Footer, layer_digest};
-use farside_ledger::{Body, LayerEntry, Policy, RECORD_BYTES_MAX, Record, State, Verdict, VolumeMeta, room_in_run, volume_id};
+use farside_ledger::{
+    Body, KeptEnd, LayerEntry, Policy, RECORD_BYTES_MAX, Record, State, Verdict, VolumeMeta, room_in_run, volume_id,
+};
 use farside_region::{
     GranuleDigest, GranuleRun, GroupId, LayerKey, LedgerPosition, Name, RecordDigest, RegionSet, Slot, Term, VolumeId, mutation,
 };
@@ -571,6 +573,14 @@ impl GroupStore {
         self.deferred_since
     }
 
+    /// Keeps what an end message said of an unpublished layer beside its parts, durably, until it is dropped or published.
+    ///
+    /// # Errors
+    /// [`StoreError::UnknownVolume`], [`StoreError::Full`], or what the file system says. Its source says it again.
+    pub fn keep_end(&self, end: &KeptEnd) -> Result<()> {
+        self.landing.keep_end(&self.volume(end.key.volume)?.name, end)
+    }
+
     /// Forgets the parts of an unpublished layer from a number on: landed, under way, or linked into the segments by an append
     /// that failed.
     ///
@@ -671,6 +681,11 @@ impl GroupStore {
     /// [`StoreError::NoSuchPoint`], [`StoreError::NotAMember`], [`StoreError::Corrupt`]; what the file system says.
     pub fn point_reader(&self, point: Slot, volume: VolumeId) -> Result<PointReader> {
         PointReader::open(&self.shared.readers(), &self.image, &self.segments, point, volume)
+    }
+
+    /// How many requests that write the store was asked for since it was opened, by all groups.
+    pub fn writes(&self) -> u64 {
+        self.segments.backend.writes()
     }
 
     /// Bytes of all published segments.

@@ -8,6 +8,9 @@
 //! - a part that has landed is never replaced: it is dropped first, or it comes under another name;
 //! - parts of one layer that were dropped are not completed by a writer that began before: it is refused at its end.
 //!
+//! Beside its parts lies what an end message said of a layer, if `replication` had it kept: it goes before the parts do. What is worth
+//! nothing any more is found out there, not here.
+//!
 //! Plain blocking code for blocking threads. It deliberately does not decide which parts are wanted, when a layer is staged
 //! or whether a source may send: that is `replication`.
 
@@ -20,14 +23,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use farside_layer::{Footer, PartId, PartVerifier, ReadFooterError, read_footer};
-use farside_ledger::{LayerEntry, PartEntry, VolumeMeta, volume_id};
+use farside_ledger::{KeptEnd, LayerEntry, PartEntry, VolumeMeta, volume_id};
 use farside_region::{LayerKey, Name, Slot, Term, VolumeId};
 
 use crate::backend::{Created, DirBackend, block_on};
 use crate::error::{Result, StoreError, is_of_medium};
 use crate::image::GroupImage;
 use crate::liveness::{Part, PartName};
-use crate::names::{GroupNames, parse_part_path, part_path};
+use crate::names::{GroupNames, end_path, parse_end_path, parse_part_path, part_path};
 use crate::replay::at_once;
 use crate::segments::{FooterFault, Segments};
 use crate::space::{Allowance, Space};
@@ -37,6 +40,8 @@ const FILE_BYTES: u64 = 4096;
 /// How much of a part may wait in memory before the kernel is asked to write it, so that the disk works while more comes and
 /// the sync at the end has little left to do.
 const PUSH_BYTES: u64 = 8 << 20;
+/// What was kept of end messages that is taken up by a new process, in all.
+const ENDS_BYTES_MAX: u64 = 8 << 20;
 const PARTIAL: &str = ".partial";
 /// Makes names of parts under way unique in this process, over every landing that it opens. What another process left is gone
 /// before the first part begins.
@@ -49,6 +54,8 @@ pub struct LandedLayer {
     pub key: LayerKey,
     /// Its durable, verified parts by number, ascending.
     pub parts: Vec<(u32, PartEntry)>,
+    /// What an earlier process kept of its end message.
+    pub end: Option<KeptEnd>,
 }
 
 /// The landing of one group. Shared by the threads that write parts.
@@ -59,13 +66,24 @@ pub struct Landing {
     /// A segment is a second name of the file here, not a copy elsewhere.
     linked: bool,
     landed: Mutex<BTreeMap<LayerKey, Layer>>,
-    /// Parts of which it is not known whether they are segments elsewhere.
-    tried: Mutex<BTreeSet<PartName>>,
+    /// Parts that were sent elsewhere and are not published yet.
+    tried: Mutex<BTreeMap<PartName, Tried>>,
+}
+
+/// What became of a part that was sent elsewhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Tried {
+    /// Nobody knows.
+    Asked,
+    /// It is a segment there.
+    Created(PartEntry),
 }
 
 #[derive(Debug, Default)]
 struct Layer {
     parts: BTreeMap<u32, PartEntry>,
+    /// Something is kept of its end message; what, if an earlier process kept it.
+    end: Option<Option<Box<KeptEnd>>>,
     /// The name of its volume; known once something began.
     volume: Option<Name>,
     /// Changes when parts are dropped: who began before may not finish after.
@@ -115,7 +133,7 @@ impl Drop for Writing {
 }
 
 fn forget_if_idle(landed: &mut BTreeMap<LayerKey, Layer>, key: LayerKey) {
-    if landed.get(&key).is_some_and(|l| l.writers == 0 && l.parts.is_empty()) {
+    if landed.get(&key).is_some_and(|l| l.writers == 0 && l.parts.is_empty() && l.end.is_none()) {
         landed.remove(&key);
     }
 }
@@ -198,9 +216,49 @@ impl Landing {
 
     /// Layers with durable parts, for the state machine at start and for answers to a resume.
     pub fn landed(&self) -> Vec<LandedLayer> {
-        let landed = self.lock();
-        let with_parts = landed.iter().filter(|(_, l)| !l.parts.is_empty());
-        with_parts.map(|(&key, l)| LandedLayer { key, parts: l.parts.iter().map(|(&n, &e)| (n, e)).collect() }).collect()
+        let mut landed = self.lock();
+        let of = |(&key, l): (&LayerKey, &mut Layer)| {
+            // Handed out once: it may be long.
+            let end = l.end.as_mut().and_then(Option::take).map(|end| *end);
+            LandedLayer { key, parts: l.parts.iter().map(|(&n, &e)| (n, e)).collect(), end }
+        };
+        landed.iter_mut().map(of).filter(|layer| !layer.parts.is_empty() || layer.end.is_some()).collect()
+    }
+
+    /// Keeps what an end message said of a layer, durably, in the place of what was kept before.
+    ///
+    /// # Errors
+    /// [`StoreError::Full`] when only the reserve is left; or what the file system says. What was kept before may be there still.
+    pub(crate) fn keep_end(&self, volume: &Name, end: &KeptEnd) -> Result<()> {
+        // A list that long is said again.
+        let Some(bytes) = end.encode() else { return Ok(()) };
+        let mut allowance = Allowance::new(Arc::clone(self.store.allowed()));
+        self.cover(&mut allowance, bytes.len() as u64 + FILE_BYTES)?;
+        let target = self.dir.join(end_path(volume, &end.key));
+        let parent = target.parent().expect("it lies in a term's folder");
+        let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
+        let partial = Partial(target.with_file_name(format!("{}.end.{serial}{PARTIAL}", end.key.seq)));
+        let create = || OpenOptions::new().write(true).create_new(true).mode(0o600).open(&partial.0);
+        self.store.make_dirs(parent)?;
+        let file = match create() {
+            Err(e) if e.kind() == ErrorKind::NotFound => {
+                self.store.forget_dir(parent);
+                self.store.make_dirs(parent)?;
+                create()
+            }
+            other => other,
+        };
+        let mut file = file.map_err(|e| self.store.io("creating", &partial.0, 1, e))?;
+        let written = file.write_all(&bytes).and_then(|()| file.sync_data());
+        written.map_err(|e| self.store.io("writing", &partial.0, bytes.len() as u64, e))?;
+        fs::rename(&partial.0, &target).map_err(|e| self.store.io("renaming", &partial.0, 0, e))?;
+        {
+            let mut landed = self.lock();
+            let layer = landed.entry(end.key).or_default();
+            layer.volume.get_or_insert_with(|| volume.clone());
+            layer.end = Some(None);
+        }
+        self.store.sync_dir(parent)
     }
 
     /// How many layers have durable parts, by volume.
@@ -230,12 +288,12 @@ impl Landing {
     /// # Errors
     /// What the file system says. The parts are forgotten all the same, and swept at the next start.
     pub(crate) fn drop_parts(&self, key: LayerKey, from: u32) -> Result<Vec<u32>> {
-        let (volume, dropped) = {
+        let (volume, dropped, was_kept) = {
             let mut landed = self.lock();
             let Some(layer) = landed.get_mut(&key) else { return Ok(Vec::new()) };
             layer.drops += 1;
             layer.open.clear();
-            let dropped = (layer.volume.clone(), layer.parts.split_off(&from));
+            let dropped = (layer.volume.clone(), layer.parts.split_off(&from), layer.end.take().is_some());
             forget_if_idle(&mut landed, key);
             dropped
         };
@@ -243,7 +301,16 @@ impl Landing {
         let folder = self.path(&volume, &PartName { layer: key, number: 0 });
         let folder = folder.parent().expect("a part lies in a term's folder").to_owned();
         let mut result = Ok(dropped.keys().copied().collect());
+        if was_kept {
+            let path = self.dir.join(end_path(&volume, &key));
+            if let Err(e) = fs::remove_file(&path)
+                && e.kind() != ErrorKind::NotFound
+            {
+                result = Err(self.store.io("removing", &path, 0, e));
+            }
+        }
         for number in dropped.into_keys() {
+            self.tried().remove(&PartName { layer: key, number });
             let path = self.path(&volume, &PartName { layer: key, number });
             if let Err(e) = fs::remove_file(&path)
                 && e.kind() != ErrorKind::NotFound
@@ -321,12 +388,19 @@ impl Landing {
         }
         let file = self.path(volume, name);
         // It is not sent twice only to hear that it is there.
-        let again = !self.linked && !self.tried().insert(*name);
-        let is_there = again && block_on(segments.backend.size(&object))?.is_some();
+        let before = if self.linked { None } else { self.tried().insert(*name, Tried::Asked) };
+        if before == Some(Tried::Created(*part)) {
+            // By an append that failed after that.
+            self.tried().insert(*name, Tried::Created(*part));
+            return Ok(());
+        }
+        let is_there = before.is_some() && block_on(segments.backend.size(&object))?.is_some();
         if !is_there {
             match block_on(segments.backend.adopt(&object, &file)) {
                 Ok(Created::New) => {
-                    self.tried().remove(name);
+                    if !self.linked {
+                        self.tried().insert(*name, Tried::Created(*part));
+                    }
                     return Ok(());
                 }
                 Ok(Created::AlreadyExists) => {}
@@ -347,13 +421,17 @@ impl Landing {
                 head_granules: 0,
             };
             segments.forget(name);
-            let verdict = match segments.footer(volume, &whole) {
-                Ok(_) => Ok(()),
-                Err(FooterFault::Store(error)) => return Err(error),
-                Err(FooterFault::Damaged(_)) => Err(missing()),
+            return match segments.footer(volume, &whole) {
+                Ok(_) => {
+                    self.tried().insert(*name, Tried::Created(*part));
+                    Ok(())
+                }
+                Err(FooterFault::Store(error)) => Err(error),
+                Err(FooterFault::Damaged(_)) => {
+                    self.tried().remove(name);
+                    Err(missing())
+                }
             };
-            self.tried().remove(name);
-            return verdict;
         }
         let (one, two) = (fs::metadata(&file), fs::metadata(self.store.path(&object)?));
         let (one, two) = (one.map_err(|_| missing())?, two.map_err(|_| missing())?);
@@ -398,11 +476,29 @@ impl Landing {
     /// replayed in full, so what cannot be published any more may go (T4); without it everything but debris of writers stays.
     pub(crate) fn recover(&self, segments: &Segments, image: &GroupImage, sweep: bool) -> Result<()> {
         let names = &segments.names;
+        let mut ends_bytes = 0;
         for path in self.files()? {
             let remove = || fs::remove_file(&path).map_err(|e| self.store.io("removing", &path, 0, e));
             let relative = path.strip_prefix(&self.dir).ok().and_then(Path::to_str).unwrap_or_default();
             if relative.ends_with(PARTIAL) {
                 remove()?;
+                continue;
+            }
+            if let Some((volume, term, seq)) = parse_end_path(relative) {
+                let key = LayerKey { volume: volume_id(&names.source, &names.group, &volume), term, seq };
+                ends_bytes += fs::metadata(&path).map_or(0, |meta| meta.len());
+                let wanted = image.is_awaited(&key) && ends_bytes <= ENDS_BYTES_MAX;
+                let kept = if wanted { self.read_end(&path, &key)? } else { None };
+                match kept {
+                    Some(kept) => {
+                        let mut landed = self.lock();
+                        let layer = landed.entry(key).or_default();
+                        layer.volume.get_or_insert(volume);
+                        layer.end = Some(Some(Box::new(kept)));
+                    }
+                    None if sweep => remove()?,
+                    None => {}
+                }
                 continue;
             }
             let Some((volume, term, seq, number)) = parse_part_path(relative) else { continue };
@@ -444,8 +540,9 @@ impl Landing {
         self.remove_empty_folders();
         // Whoever renamed these may have died before the names were durable.
         let mut dirs = Vec::new();
-        for key in self.lock().iter().filter(|(_, l)| !l.parts.is_empty()).map(|(k, l)| (*k, l.volume.clone())) {
-            let volume = key.1.expect("a layer with parts has a volume");
+        for key in self.lock().iter().filter(|(_, l)| !l.parts.is_empty() || l.end.is_some()).map(|(k, l)| (*k, l.volume.clone()))
+        {
+            let volume = key.1.expect("a layer that was found has a volume");
             dirs.push(self.path(&volume, &PartName { layer: key.0, number: 0 }).parent().expect("has one").to_owned());
         }
         dirs.dedup();
@@ -454,6 +551,17 @@ impl Landing {
             self.store.sync_dir(&dir)?;
         }
         Ok(())
+    }
+
+    /// What was kept of a layer; `None`: that is of no use, and its source says it again.
+    fn read_end(&self, path: &Path, key: &LayerKey) -> Result<Option<KeptEnd>> {
+        let mut bytes = Vec::new();
+        let read = File::open(path).and_then(|file| file.take(KeptEnd::BYTES_MAX as u64 + 1).read_to_end(&mut bytes));
+        match read {
+            Ok(_) => Ok(KeptEnd::decode(&bytes).filter(|kept| kept.key == *key)),
+            Err(e) if is_of_medium(&e) => Ok(None),
+            Err(e) => Err(self.store.io("reading", path, 0, e)),
+        }
     }
 
     /// Whether a segment elsewhere has the size of a file here.
@@ -485,7 +593,7 @@ impl Landing {
         }
     }
 
-    fn tried(&self) -> MutexGuard<'_, BTreeSet<PartName>> {
+    fn tried(&self) -> MutexGuard<'_, BTreeMap<PartName, Tried>> {
         self.tried.lock().expect("nothing panics while it holds this lock")
     }
 

@@ -2,7 +2,8 @@
 
 use std::fs;
 
-use farside_ledger::LayerKind;
+use farside_ledger::{EpochInfo, KeptEnd, LayerKind};
+use farside_region::{BootId, RegionSet};
 
 use crate::StoreError;
 use crate::testkit::{Fill, TempStore, TestVolume, layers};
@@ -254,4 +255,70 @@ fn folders_of_terms_go_with_their_last_file() {
     let group = store.group();
     assert!(!folder(first).exists(), "nor of an earlier process");
     volume.land(&group, &[vec![(0, 4, Fill::Byte(3))]]);
+}
+
+/// What was said of a staged layer lies beside its parts, and is worth something only whole, for that layer and while it is awaited.
+#[test]
+fn what_is_kept_of_a_layer_is_found_by_the_next_process_and_goes_with_it() {
+    let store = TempStore::new();
+    let mut group = store.group();
+    let mut volume = TestVolume::new("v", 64);
+    volume.claim(&mut group);
+    let entry = volume.land(&group, &[vec![(0, 9, Fill::Byte(1))]]);
+    let end = KeptEnd {
+        key: entry.key,
+        kind: LayerKind::Point,
+        epoch: EpochInfo { boot: BootId([1; 16]), mono_before_ns: 1, mono_after_ns: 2, wall_ms: 3 },
+        members: vec![entry.key],
+        parts: 1,
+        digest: entry.digest,
+        volume_bytes: entry.volume_bytes,
+        regions: entry.regions.clone(),
+        whole_regions: RegionSet::new(),
+        unreadable_regions: RegionSet::new(),
+        under: [0; 32],
+    };
+    let found = |group: &crate::GroupStore| group.landing_after_restart().landed()[0].end.clone();
+    assert_eq!(found(&group), None);
+    group.keep_end(&end).expect("kept");
+    let file = store.path().join(format!("landing/host/default/v/{}/1.end", volume.term));
+    assert_eq!(found(&group), Some(end.clone()));
+    let fuzzy = KeptEnd { kind: LayerKind::Fuzzy, ..end.clone() };
+    group.keep_end(&fuzzy).expect("kept");
+    assert_eq!(found(&group), Some(fuzzy), "the newest counts");
+    let whole = fs::read(&file).expect("kept");
+    for length in 0..whole.len() {
+        fs::write(&file, &whole[..length]).expect("tear");
+        assert_eq!(found(&group), None, "length {length}");
+        assert!(!file.exists(), "length {length}");
+    }
+    for at in 0..whole.len() {
+        let mut bad = whole.clone();
+        bad[at] ^= 0x10;
+        fs::write(&file, &bad).expect("flip");
+        assert_eq!(found(&group), None, "a bit flipped at {at} was not noticed");
+    }
+    fs::write(&file, [&whole[..], b"more"].concat()).expect("write");
+    assert_eq!(found(&group), None);
+    let stray = KeptEnd { key: volume.key(2), ..end.clone() };
+    fs::write(&file, stray.encode().expect("short")).expect("write");
+    assert_eq!(found(&group), None, "of another layer");
+
+    group.keep_end(&end).expect("kept");
+    group.drop_parts(entry.key, 0).expect("dropped");
+    assert!(store.files("landing").is_empty(), "it goes with its layer");
+    volume.seq = 0;
+    let entry = volume.land(&group, &[vec![(0, 9, Fill::Byte(1))]]);
+    group.keep_end(&end).expect("kept");
+    group.append(layers(LayerKind::Point, vec![entry])).expect("append");
+    assert!(store.files("landing").is_empty(), "it goes when a record says it");
+    // A layer without content has nothing else; a claim ends its term.
+    group.keep_end(&KeptEnd { key: volume.key(2), parts: 0, ..end.clone() }).expect("kept");
+    assert_eq!(group.landing_after_restart().landed().len(), 1);
+    volume.claim(&mut group);
+    assert!(store.files("landing").is_empty(), "T4");
+    drop(group);
+    fs::create_dir_all(file.parent().expect("a folder")).expect("folder");
+    fs::write(&file, &whole).expect("it comes back");
+    assert!(store.group().landing().landed().is_empty() && !file.exists(), "T4");
 }

@@ -222,6 +222,18 @@ pub(crate) fn parse_part_path(path: &str) -> Option<(Name, Term, Seq, u32)> {
     pieces.next().is_none().then_some((volume, term, seq, part))
 }
 
+/// `<volume>/<term>/<seq>.end`: what was said of a layer, below a group's folder in landing.
+pub(crate) fn end_path(volume: &Name, layer: &LayerKey) -> String {
+    format!("{volume}/{}/{}.end", layer.term, layer.seq)
+}
+
+/// The inverse of [`end_path`].
+pub(crate) fn parse_end_path(path: &str) -> Option<(Name, Term, Seq)> {
+    let (volume, rest) = path.split_once('/')?;
+    let (term, seq) = rest.strip_suffix(".end")?.split_once('/')?;
+    Some((volume.parse().ok()?, Term(number(term)?), Seq(number(seq)?)))
+}
+
 /// A decimal number as we write it: no sign, no leading zero.
 fn number(text: &str) -> Option<u64> {
     let plain = text == "0" || (!text.starts_with('0') && text.bytes().all(|b| b.is_ascii_digit()));

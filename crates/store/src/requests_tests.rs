@@ -8,6 +8,7 @@ use farside_region::Slot;
 
 use crate::backend::DirBackend;
 use crate::backend::counting::{Counting, Counts, Request, Sort};
+use crate::backend::faulty::{Faulty, Op, When};
 use crate::checkpoint::span;
 use crate::group::GroupStore;
 use crate::liveness::PartName;
@@ -84,6 +85,25 @@ fn a_publication_is_a_put_for_each_part_one_for_the_record_and_a_look_at_the_che
                 .into()
         );
     }
+}
+
+/// What was created is known; only the record is put again.
+#[test]
+fn an_append_that_failed_at_its_record_sends_no_part_again() {
+    let store = TempStore::new();
+    let faulty = Faulty::new(Arc::new(DirBackend::open(&store.path()).expect("open")));
+    let counting = Counting::bucket(Arc::clone(&faulty) as _);
+    let staging = store.dir.path().join("staging");
+    let opened = Store::open_bucket(Arc::clone(&counting) as _, &staging).expect("open");
+    let mut group = opened.group(&name("host"), &name("default")).expect("group");
+    let mut volume = history(&mut group, 1);
+    let entry = volume.land(&group, &[one(1), one(2)]);
+    faulty.fail(Op::Create, "/ledger/", When::Before, libc::EIO);
+    let body = layers(LayerKind::Point, vec![entry]);
+    group.append(body.clone()).expect_err("the service does not answer");
+    let (appended, counts) = counting.during(|| group.append(body));
+    assert!(appended.expect("appended").verdict.is_done());
+    assert_eq!(counts.requests.get(&(Request::Put, Sort::Segment)), None, "{counts:?}");
 }
 
 #[test]

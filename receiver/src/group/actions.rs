@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use farside_ledger::{Body, LayerKind, Policy, Verdict};
+use farside_ledger::{Body, KeptEnd, LayerKind, Policy, Verdict};
 use farside_region::{LayerKey, VolumeId};
 use farside_replication::target::{Action, AppendOutcome, Dated, Event, Report, SessionId, Ticket};
 use farside_store::{Remedy, StoreError};
@@ -37,6 +37,7 @@ impl Group {
                 Action::Submitted { submission, outcome } => self.submitted(submission, outcome),
                 Action::DropLayer { key } => self.drop_parts(key, 0),
                 Action::DropParts { key, from } => self.drop_parts(key, from),
+                Action::KeepEnd { end } => self.keep_end(&end),
                 Action::ReadDigests { session, id, volume, run } => self.digests(session, id, volume, run),
                 Action::AnswerLedger { session, slice } => self.answer_ledger(session, *slice),
                 Action::AnswerPoints { session, query } => self.answer_points(session, &query),
@@ -95,6 +96,10 @@ impl Group {
             }
         };
         self.events.push_front((Event::Appended { ticket, outcome }, None));
+        // Before more is published.
+        if let Some(event) = self.budget() {
+            self.events.push_front((event, None));
+        }
     }
 
     /// Tells the sources what the store has lost, when that has changed: they can send it again.
@@ -121,6 +126,14 @@ impl Group {
         if let Err(error) = here.store.drop_parts(key, from) {
             tracing::warn!(group = %self.names, %key, %error, "parts could not be deleted yet");
             self.store_error(&error);
+        }
+    }
+
+    fn keep_end(&self, end: &KeptEnd) {
+        let Place::Here(here) = &self.place else { return };
+        if let Err(error) = here.store.keep_end(end) {
+            // Without it the layer waits for its source after a restart, and loses nothing.
+            tracing::warn!(group = %self.names, key = %end.key, %error, "what was said of a staged layer could not be kept");
         }
     }
 

@@ -65,7 +65,7 @@ impl Group {
             Place::Away { words, .. } => view.away(words),
             Place::Here(here) => {
                 let ages = self.ages(here);
-                view.here(&here.store, self.receiver.vault.path(), &here.target, ages, self.dead_bytes, self.tally);
+                view.here(&here.store, self.receiver.vault.path(), &here.target, here.waits, ages, self.dead_bytes, self.tally);
             }
         }
         self.view.store(Arc::new(view));

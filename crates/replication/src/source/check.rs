@@ -61,6 +61,8 @@ impl Source {
         }
         self.link = Link::Up { connection, since: now, granted: 0, spent: 0 };
         self.features = Features::OURS.common(hello.features);
+        // Another process of the receiver, perhaps: what was said to the one before is forgotten.
+        self.staged_unasked = true;
         for volume in self.volumes.values_mut() {
             volume.check = Check::Waiting { until: now };
         }

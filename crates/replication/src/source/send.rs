@@ -311,7 +311,8 @@ impl Source {
             return;
         }
         let waits = |volume: &Volume| {
-            volume.layers.iter().any(|layer| layer.stage == Stage::Staged)
+            volume.is_checked()
+                && volume.layers.iter().any(|layer| layer.stage == Stage::Staged)
                 && (self.phase == Phase::Draining || self.waits_for_publication(volume))
         };
         if self.volumes.values().any(waits) {

@@ -1,6 +1,6 @@
 //! What goes into a [`Target`](super::Target) and what comes out of it.
 
-use farside_ledger::{Body, PartEntry, Policy, Verdict};
+use farside_ledger::{Body, KeptEnd, PartEntry, Policy, Verdict};
 use farside_region::{GranuleIndex, GranuleRun, GroupId, LayerKey, LedgerPosition, Name, VolumeId};
 use farside_wire::{DigestRun, LedgerSlice, PointQuery, ReceiverMessage, RequestId, SourceMessage};
 
@@ -65,7 +65,7 @@ pub struct Limits {
     /// What is staged waits for others no longer than this, and is published with them in one append; 0 = each as soon as it is
     /// staged, alone.
     pub publish_every: Nanos,
-    /// Nor when so many bytes wait.
+    /// Nor when so many bytes wait. One append names no more, unless one record alone does.
     pub publish_bytes: u64,
     /// Nor when so many layers of one volume do: far fewer than a source can have unpublished.
     pub publish_layers: usize,
@@ -102,6 +102,8 @@ pub struct LandedLayer {
     pub key: LayerKey,
     /// Its durable, verified parts by number, ascending.
     pub parts: Vec<(u32, PartEntry)>,
+    /// What was kept of its end message; see [`Action::KeepEnd`].
+    pub end: Option<KeptEnd>,
 }
 
 /// What happened.
@@ -180,6 +182,14 @@ pub enum Event {
         /// What is kept back.
         reserve_bytes: u64,
     },
+    /// What is staged waits, whatever else would end its wait, until the opposite is said: requests that a service bills are used
+    /// up. Only what a claim would end the term of is published all the same.
+    Budget {
+        /// Whether they are.
+        spent: bool,
+    },
+    /// All that is staged is to be published now: the receiver is about to stop, say.
+    Publish,
     /// Time passed.
     Tick,
 }
@@ -263,6 +273,12 @@ pub enum Action {
         key: LayerKey,
         /// The first to go.
         from: u32,
+    },
+    /// Keep what was said of a staged layer, durably and in the place of what was kept of it before, until the layer is dropped or
+    /// published: a process that comes after this one publishes it without its source. If that fails, the source says it again.
+    KeepEnd {
+        /// What.
+        end: Box<KeptEnd>,
     },
     /// Look up digests in the head image; [`Event::Digests`] follows.
     ReadDigests {

@@ -3,12 +3,17 @@
 //! Where a record is dear, as in a bucket, layers that are staged wait for others and are named by records that lie in one object:
 //! as long as [`Limits::publish_every`](super::Limits) at most. What ends the wait before its time: much waits, by bytes, by layers or by what their end messages take;
 //! the disk has little room; a source says that it waits (`Publish`: a planned stop, a compare, a first point); or another run of the
-//! source greets, whose claims would end the terms of what is complete here.
+//! source greets, whose claims would end the terms of what is complete here; or the receiver is stopped.
+//!
+//! What ends it later than that: requests that are billed are used up ([`Event::Budget`](super::Event)).
+//!
+//! One append names parts of [`Limits::publish_bytes`](super::Limits) at most, unless one record alone has more, and half as many records
+//! as one that failed: whatever goes wrong again and again comes to be tried in pieces that can succeed.
 //!
 //! Invariant: a wait holds up nothing but publication. Nobody's bit is cleared meanwhile, and the loss of all that waits costs the time to
 //! send it again.
 
-use farside_ledger::{BATCH_SLOTS, RECORD_BYTES_MAX, Record, Stamp, State, object_bytes, room_in_run};
+use farside_ledger::{BATCH_SLOTS, Body, RECORD_BYTES_MAX, Record, Stamp, State, object_bytes, room_in_run};
 use farside_region::mutation;
 
 use super::Target;
@@ -21,6 +26,10 @@ impl Target {
     /// Whether something that is staged is to be published now.
     pub(super) fn is_due(&self, now: Nanos) -> bool {
         let limits = &self.config.limits;
+        // A claim would end the term of what is complete: points are worth more than requests.
+        if self.spent && self.claims.is_empty() && limits.publish_every > 0 {
+            return false;
+        }
         if limits.publish_every == 0 || self.hurried {
             return true;
         }
@@ -57,12 +66,15 @@ pub(super) struct Batch<'s> {
     room: u64,
     records: Vec<Dated>,
     bytes: usize,
+    /// Of the parts that they name; so many at most, unless one record alone has more.
+    parts_bytes: u64,
+    parts_bytes_max: u64,
 }
 
 impl<'s> Batch<'s> {
-    /// None yet, and room for so many.
-    pub(super) fn new(state: &'s State, room: u64) -> Self {
-        Self { state, ahead: None, room: room.min(BATCH_SLOTS), records: Vec::new(), bytes: 0 }
+    /// None yet, and room for so many, and for so many bytes of parts.
+    pub(super) fn new(state: &'s State, room: u64, parts_bytes_max: u64) -> Self {
+        Self { state, ahead: None, room: room.min(BATCH_SLOTS), records: Vec::new(), bytes: 0, parts_bytes: 0, parts_bytes_max }
     }
 
     pub(super) fn has_room(&self) -> bool {
@@ -81,6 +93,13 @@ impl<'s> Batch<'s> {
             self.records.push(dated);
             return true;
         }
+        let parts_bytes = match &dated.body {
+            Body::Layers(layers) => layers.members.iter().flat_map(|member| &member.parts).map(|part| part.bytes).sum(),
+            _ => 0,
+        };
+        if !self.records.is_empty() && self.parts_bytes.saturating_add(parts_bytes) > self.parts_bytes_max {
+            return false;
+        }
         let state = self.ahead.as_ref().unwrap_or(self.state);
         let (group, slot, prev) = (state.group(), state.next_slot(), state.prev());
         let stamp = Stamp { writer: [0; 16], mono_ms: 0, wall_ms: 0 };
@@ -92,6 +111,7 @@ impl<'s> Batch<'s> {
             return false;
         }
         self.bytes += bytes;
+        self.parts_bytes = self.parts_bytes.saturating_add(parts_bytes);
         match encoded {
             Ok(encoded) => drop(self.ahead.get_or_insert_with(|| self.state.without_history()).apply(&record, encoded.digest)),
             Err(_) => self.room = 1,

@@ -137,7 +137,7 @@ impl Target {
         if !self.is_due(now) {
             return;
         }
-        let (mut batch, mut composed) = (Batch::new(state, self.room(state)), Vec::new());
+        let (mut batch, mut composed) = (Batch::new(state, self.room(state), self.config.limits.publish_bytes), Vec::new());
         while self.in_time(now) && batch.has_room() {
             let served = self.served;
             let Some(layers) = self.compose(batch.state()) else { break };
@@ -149,8 +149,7 @@ impl Target {
                 continue;
             }
             let cost_bytes = self.cost_bytes(&keys);
-            let since = keys.iter().filter_map(|key| self.layers.get(key)?.staged_since()).max();
-            let ago = since.map_or(0, |since| now.saturating_sub(since));
+            let ago = keys.first().and_then(|key| self.whole_since(key)).map_or(0, |since| now.saturating_sub(since));
             let foreseen = self.foreseen(batch.state(), Body::Layers(layers));
             match foreseen {
                 (body, Verdict::Accepted) => {
@@ -279,18 +278,37 @@ impl Target {
         out.push(Action::Append { ticket: self.last_ticket, records });
     }
 
-    /// The next record of layers: for each volume in turn the layer that its chain waits for, alone if fuzzy, with all its
-    /// fellow members, or not at all, if a point.
+    /// The next record of layers: of the layers that the volumes' chains wait for, the one that is staged longest, alone if fuzzy,
+    /// with all its fellow members, or not at all, if a point; the volumes in turn where that is equal.
+    ///
+    /// Ledger time never runs back: a record that is staged before another and comes after it would have the other's time, and of two
+    /// points at one time a grid keeps one.
     fn compose(&mut self, state: &State) -> Option<Layers> {
         let volumes: Vec<VolumeId> = state.volumes().map(|(id, _)| id).collect();
         let first = self.served.map_or(0, |served| volumes.partition_point(|id| *id <= served));
-        for &id in volumes[first..].iter().chain(&volumes[..first]) {
-            if let Some(layers) = self.candidate(state, id).and_then(|key| self.record_of(state, &key)) {
+        let in_turn = volumes[first..].iter().chain(&volumes[..first]);
+        let mut waiting: Vec<(Nanos, VolumeId, LayerKey)> = in_turn
+            .filter_map(|&id| {
+                let key = self.candidate(state, id)?;
+                Some((self.whole_since(&key)?, id, key))
+            })
+            .collect();
+        waiting.sort_by_key(|(since, ..)| *since);
+        for (_, id, key) in waiting {
+            if let Some(layers) = self.record_of(state, &key) {
                 self.served = Some(id);
                 return Some(layers);
             }
         }
         None
+    }
+
+    /// Since when all that a record of this layer would name is staged, as far as that is known.
+    fn whole_since(&self, key: &LayerKey) -> Option<Nanos> {
+        let landing = self.layers.get(key).filter(|landing| landing.is_staged())?;
+        let fellows = landing.end.as_ref().filter(|end| end.kind == LayerKind::Point).map_or(&[] as &[_], |end| &*end.members);
+        let since = fellows.iter().filter_map(|fellow| self.layers.get(fellow)?.staged_since()).max();
+        since.max(landing.staged_since())
     }
 
     /// The layer that a volume's chain waits for.
@@ -383,7 +401,7 @@ impl Target {
                 let report =
                     |&(position, verdict): &_| Action::Report { volume: None, what: Report::Judged { position, verdict } };
                 out.extend(records.iter().map(report));
-                self.together = BATCH_SLOTS;
+                self.together = self.together.saturating_mul(2).min(BATCH_SLOTS);
                 if self.trouble.take().is_some() {
                     self.broadcast(&ReceiverMessage::Notice(Notice::Ready), out);
                 }
@@ -398,7 +416,11 @@ impl Target {
                 }
                 self.others_wrote(state, out);
             }
-            AppendOutcome::Failed { text } => self.append_failed(now, what, text, out),
+            AppendOutcome::Failed { text } => {
+                self.append_failed(now, what, text, out);
+                // Looking for what became of ours may have brought records of others.
+                self.others_wrote(state, out);
+            }
             AppendOutcome::Unusable { layers, text } => self.unusable(state, what, &layers, text, out),
         }
     }
@@ -474,7 +496,8 @@ impl Target {
                 out.push(Action::Submitted { submission, outcome: AppendOutcome::Failed { text } });
             }
             What::Loss { session, report } => _ = self.losses.insert(report.volume, (session, report)),
-            What::Layers(_) | What::Heartbeat | What::Compared { .. } => {}
+            What::Layers(composed) => self.together = (composed.len() as u64 / 2).max(1),
+            What::Heartbeat | What::Compared { .. } => {}
         }
     }
 

@@ -1,10 +1,25 @@
 //! Layers that are not published: which parts are durable, what the end message said, and when they are staged (T1, T4, T5,
 //! T7, T10).
+//!
+//! Where staged layers wait to be published, what was said of them is *kept* beside their parts ([`Action::KeepEnd`]), so that a process
+//! that comes after this one publishes them without their source. Why that never makes a point that is none:
+//! - Kept is the end of a layer that is *staged*: whole, its content bound by the digest in the end message, and everything below it in
+//!   its term staged or published. The message came after the last read of every member (T10), so at that moment all of them were the
+//!   cut. What is not staged keeps nothing: what a reset reads again is exactly that (T1).
+//! - It is taken up only for the same content: all parts are there and have the digest, and the layer below, as it is in the ledger or
+//!   was taken up before it, has the digest that was kept with it (`under`). If a part is lost, or was sent again with other content after
+//!   a reset, this layer and all above it wait for their source (T1), however old the file is that says otherwise.
+//! - A claim ends the term, in the ledger, and nothing of an older term stands there (`standing`, T4, T5). Members of a point that lost one to a
+//!   new claim keep a list of members of which one can never be staged again: they are no point until the source says what they are (T11).
+//! - A source may call a staged point fuzzy later, because it could not know that it had arrived whole. That is kept as well, but
+//!   nothing depends on it: a point of which all members were staged as they were said is a true one.
+//! - A point needs all of its members staged under the same list, kept or said: one whose file is missing, torn or of another version holds the
+//!   others up until its source has said it again, as after a restart without any of this.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use farside_ledger::{EpochInfo, LayerKind, PartEntry, State};
+use farside_ledger::{EpochInfo, KeptEnd, LayerKind, PartEntry, State, VolumeState};
 use farside_region::{LayerKey, LedgerPosition, PackedRegions, RegionSet, Seq, Term, VolumeId, mutation};
 use farside_wire::{
     EndMember, EpochEnd, HeldLayer, InstanceId, LayerFate, Lost, Published, ReceiverMessage, RefusalCode, ResumeAnswer,
@@ -71,7 +86,38 @@ impl From<&EndMember> for Said {
     }
 }
 
+impl From<KeptEnd> for End {
+    fn from(kept: KeptEnd) -> Self {
+        let this = Said {
+            key: kept.key,
+            parts: kept.parts,
+            digest: kept.digest,
+            volume_bytes: kept.volume_bytes,
+            regions: (&kept.regions).into(),
+            whole_regions: (&kept.whole_regions).into(),
+            unreadable_regions: (&kept.unreadable_regions).into(),
+        };
+        Self { kind: kept.kind, epoch: kept.epoch, members: kept.members.into(), this }
+    }
+}
+
 impl End {
+    fn to_kept(&self, under: [u8; 32]) -> KeptEnd {
+        KeptEnd {
+            key: self.this.key,
+            kind: self.kind,
+            epoch: self.epoch,
+            members: self.members.to_vec(),
+            parts: self.this.parts,
+            digest: self.this.digest,
+            volume_bytes: self.this.volume_bytes,
+            regions: self.this.regions.regions(),
+            whole_regions: self.this.whole_regions.regions(),
+            unreadable_regions: self.this.unreadable_regions.regions(),
+            under,
+        }
+    }
+
     pub(super) fn held_bytes(&self) -> usize {
         let Said { regions, whole_regions, unreadable_regions, .. } = &self.this;
         regions.held_bytes() + whole_regions.held_bytes() + unreadable_regions.held_bytes()
@@ -117,12 +163,15 @@ impl Landing {
 /// judged elsewhere.
 fn fits_claim(state: &State, member: &EndMember) -> bool {
     let claimed = state.volume(member.key.volume).filter(|v| v.term() == member.key.term);
-    claimed.is_none_or(|volume| {
-        let geometry = volume.meta().geometry;
-        let sets = [&member.regions, &member.whole_regions, &member.unreadable_regions];
-        let inside = |set: &RegionSet| set.last().is_none_or(|region| region.0 < geometry.region_count());
-        member.volume_bytes == geometry.volume_bytes() && sets.into_iter().all(inside)
-    })
+    let sets = [&member.regions, &member.whole_regions, &member.unreadable_regions];
+    claimed.is_none_or(|volume| fits_volume(volume, member.volume_bytes, sets))
+}
+
+/// The same, of a layer of the volume's term.
+fn fits_volume(volume: &VolumeState, volume_bytes: u64, sets: [&RegionSet; 3]) -> bool {
+    let geometry = volume.meta().geometry;
+    let inside = |set: &RegionSet| set.last().is_none_or(|region| region.0 < geometry.region_count());
+    volume_bytes == geometry.volume_bytes() && sets.into_iter().all(inside)
 }
 
 /// What can be said about a layer's completeness.
@@ -141,16 +190,67 @@ impl Target {
 
     /// What landing held when the group was opened; what cannot be published any more is swept.
     pub(super) fn take_up(&mut self, state: &State, landed: Vec<LandedLayer>, out: &mut Vec<Action>) {
-        for LandedLayer { key, parts } in landed {
+        for LandedLayer { key, parts, end } in landed {
             match self.standing(state, &key) {
                 _ if state.layer(&key).is_some() => {}
                 Err(why) => self.drop_layer(key, why, out),
                 Ok(()) => {
-                    let mut landing = Landing::new();
-                    landing.parts.extend(parts);
-                    self.layers.insert(key, landing);
+                    if !parts.is_empty() {
+                        let mut landing = Landing::new();
+                        landing.parts.extend(parts);
+                        self.layers.insert(key, landing);
+                    }
+                    self.kept.extend(end.filter(|end| end.key == key).map(|end| (key, end)));
                 }
             }
+        }
+    }
+
+    /// Makes staged again what an earlier process had staged, as far as it is the same content on top of the same content.
+    pub(super) fn take_up_ends(&mut self, state: &State) {
+        let mut kept = std::mem::take(&mut self.kept);
+        if kept.is_empty() {
+            return;
+        }
+        let mut held_bytes = 0;
+        for (_, volume) in state.volumes() {
+            let (mut key, mut under) = (volume.next_key(), self.under(state, &volume.next_key()));
+            while let Some(end) = kept.remove(&key) {
+                let landing = self.layers.get(&key);
+                let footers: Vec<[u8; 32]> =
+                    landing.map(|landing| landing.parts.values().map(|part| part.footer_digest).collect()).unwrap_or_default();
+                let whole = landing.map_or(0, Landing::in_order) == end.parts && footers.len() == end.parts as usize;
+                let is_it = whole && end.under == under && (self.config.layer_digest)(&key, &footers) == end.digest;
+                let sets = [&end.regions, &end.whole_regions, &end.unreadable_regions];
+                let known = end.members.contains(&key) && fits_volume(volume, end.volume_bytes, sets);
+                let end = End::from(end);
+                held_bytes += end.held_bytes();
+                let believed = mutation::on("what was kept of a layer is believed whatever lies below it") && whole;
+                if !known || !(is_it || believed) || held_bytes > self.config.limits.ends_bytes_max {
+                    break;
+                }
+                under = end.this.digest;
+                let landing = self.layers.entry(key).or_insert_with(Landing::new);
+                landing.end = Some(end);
+                landing.stage = Stage::Staged { since: self.now };
+                key.seq = key.seq.next();
+            }
+        }
+    }
+
+    /// The digest of the layer before this one in its term, as far as it is known; zeroes if this is the first.
+    fn under(&self, state: &State, key: &LayerKey) -> [u8; 32] {
+        let before = key.seq.0.checked_sub(1).map(|seq| LayerKey { seq: Seq(seq), ..*key });
+        let Some(before) = before.filter(|before| before.seq != Seq(0)) else { return [0; 32] };
+        let staged = || Some(self.layers.get(&before)?.end.as_ref()?.this.digest);
+        state.layer(&before).map(|fact| fact.digest).or_else(staged).unwrap_or([0; 32])
+    }
+
+    /// Has what is known of a staged layer kept, where it waits to be published.
+    fn keep_end(&self, state: &State, key: &LayerKey, out: &mut Vec<Action>) {
+        let Some(landing) = self.layers.get(key).filter(|landing| landing.is_staged()) else { return };
+        if let Some(end) = landing.end.as_ref().filter(|_| self.config.limits.publish_every > 0) {
+            out.push(Action::KeepEnd { end: Box::new(end.to_kept(self.under(state, key))) });
         }
     }
 
@@ -266,7 +366,7 @@ impl Target {
                 if held_bytes > self.config.limits.ends_bytes_max && !self.is_next(state, &member.key) {
                     return self.close(from, "too many regions in unpublished layers", out);
                 }
-                self.end_said(from, end, out);
+                self.end_said(state, from, end, out);
             }
         }
         if !void.is_empty() {
@@ -295,7 +395,7 @@ impl Target {
 
     /// A new end replaces the one before; of a staged layer it may only turn point into fuzzy, and only if it means the same
     /// content.
-    fn end_said(&mut self, from: SessionId, end: End, out: &mut Vec<Action>) {
+    fn end_said(&mut self, state: &State, from: SessionId, end: End, out: &mut Vec<Action>) {
         let key = end.this.key;
         let parts_max = self.config.limits.parts_max;
         let Some(landing) = self.entry(from, key, out) else { return };
@@ -310,7 +410,10 @@ impl Target {
             (Some(old), Stage::Staged { .. }) if end.kind == LayerKind::Point && old.members != end.members => {
                 self.close(from, "a point with other members than it had", out);
             }
-            _ => landing.end = Some(end),
+            _ => {
+                landing.end = Some(end);
+                self.keep_end(state, &key, out);
+            }
         }
     }
 
@@ -347,6 +450,7 @@ impl Target {
             }
         }
         if !staged.is_empty() {
+            staged.iter().for_each(|key| self.keep_end(state, key, out));
             self.broadcast(&ReceiverMessage::Staged(Staged { layers: staged }), out);
         }
     }

@@ -22,7 +22,7 @@ mod sessions;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use farside_ledger::{BATCH_SLOTS, Body, CutTime, Heartbeat, LayerKind, Policy, State};
+use farside_ledger::{BATCH_SLOTS, Body, CutTime, Heartbeat, KeptEnd, LayerKind, Policy, State};
 use farside_region::{LayerKey, Slot, Term, VolumeId};
 use farside_wire::{InstanceId, LossReport, ReceiverMessage, Settings, SourceMessage};
 
@@ -40,6 +40,8 @@ pub struct Target {
     config: Config,
     sessions: BTreeMap<SessionId, Session>,
     layers: BTreeMap<LayerKey, Landing>,
+    /// What a process before this one kept, until the first step, which knows the time.
+    kept: BTreeMap<LayerKey, KeptEnd>,
     claims: VecDeque<QueuedClaim>,
     /// Losses of tracking that the ledger is to remember; kept also when their connection is gone.
     losses: BTreeMap<VolumeId, (SessionId, LossReport)>,
@@ -64,6 +66,8 @@ pub struct Target {
     trouble: Option<Trouble>,
     /// What is staged is to be published at once, whatever the cadence.
     hurried: bool,
+    /// Requests that are billed are used up: see [`Event::Budget`].
+    spent: bool,
     /// Records that one append may hold: one after something went wrong for which nobody in particular was to blame.
     together: u64,
     /// Of the newest step.
@@ -85,6 +89,7 @@ impl Target {
             config,
             sessions: BTreeMap::new(),
             layers: BTreeMap::new(),
+            kept: BTreeMap::new(),
             claims: VecDeque::new(),
             losses: BTreeMap::new(),
             compared: BTreeMap::new(),
@@ -101,6 +106,7 @@ impl Target {
             disk: None,
             trouble: None,
             hurried: false,
+            spent: false,
             together: BATCH_SLOTS,
             now: 0,
         };
@@ -111,6 +117,7 @@ impl Target {
     /// Takes one event; appends what is to be done.
     pub fn step(&mut self, now: Nanos, state: &State, event: Event, actions: &mut Vec<Action>) {
         self.now = now;
+        self.take_up_ends(state);
         match event {
             Event::Message { session, message } => self.message(now, state, session, *message, actions),
             Event::Closed { session } => self.closed(session),
@@ -125,6 +132,8 @@ impl Target {
                     self.empty_slices.clear();
                 }
             }
+            Event::Budget { spent } => self.spent = spent,
+            Event::Publish => self.hurried = true,
             Event::Tick => {}
         }
         self.grant(actions);

@@ -1,12 +1,15 @@
 //! Between staged and published: how long layers wait for others, what ends that, and that nothing else changes.
 
-use farside_ledger::{Body, LayerKind, Record, Stamp, Verdict};
+use std::collections::BTreeMap;
+
+use farside_ledger::{Body, KeptEnd, LayerKind, PartEntry, Record, Stamp, Verdict};
+use farside_region::mutation::tell;
 use farside_region::{GranuleSet, GroupId, LayerKey, LedgerPosition, Seq, Slot, Term};
-use farside_wire::{Features, Published, ReceiverMessage, SourceMessage, Staged};
+use farside_wire::{Features, Published, ReceiverMessage, SaidEnd, SourceMessage, Staged};
 
 use super::directed::{Gateway, Host, gateway_config, granules, key};
 use crate::source::{self, SECOND};
-use crate::target::{Action, AppendOutcome, Dated, Event, Limits, Ticket};
+use crate::target::{Action, AppendOutcome, Dated, Event, LandedLayer, Limits, Target, Ticket};
 
 const CADENCE: u64 = 60 * SECOND;
 
@@ -168,29 +171,220 @@ fn what_waits_is_published_before_another_run_of_the_source_claims() {
 }
 
 #[test]
-fn an_append_that_fails_is_made_anew_and_one_that_collides_is_built_anew() {
+fn an_append_that_fails_is_tried_in_pieces_and_one_that_collides_is_built_anew() {
     let mut gateway = claimed(limits());
-    (1..=3).for_each(|seq| stage(&mut gateway, seq));
+    (1..=8).for_each(|seq| stage(&mut gateway, seq));
     gateway.wait(CADENCE);
-    let (ticket, _) = take(&mut gateway).expect("due");
-    stage(&mut gateway, 4);
+    let (ticket, records) = take(&mut gateway).expect("due");
+    assert_eq!(records.len(), 8);
+    stage(&mut gateway, 9);
     gateway.event(Event::Appended { ticket, outcome: AppendOutcome::Failed { text: "slow down".into() } });
     assert!(take(&mut gateway).is_none(), "not at once");
     gateway.later();
-    let (ticket, records) = take(&mut gateway).expect("again, with what came meanwhile");
-    assert_eq!(records.len(), 4);
+    let (ticket, records) = take(&mut gateway).expect("again");
+    assert_eq!(records.len(), 4, "half as many");
     // A dead predecessor's write wakes up: the first two are published by it.
-    for Dated { body, .. } in records.into_iter().take(2) {
+    foreign(&mut gateway, records.into_iter().take(2));
+    gateway.said();
+    gateway.event(Event::Appended { ticket, outcome: AppendOutcome::Collided });
+    assert_eq!(said_published(&gateway.said()), [(Slot(2), 1), (Slot(3), 2)]);
+    assert_eq!(published(&mut gateway), [3, 4, 5, 6]);
+    assert_eq!(published(&mut gateway), [7, 8, 9], "more at once after one that went well");
+}
+
+/// Another writer of this source's layers was there first.
+fn foreign(gateway: &mut Gateway, records: impl Iterator<Item = Dated>) {
+    for Dated { body, .. } in records {
         let (slot, prev) = (gateway.state.next_slot(), gateway.state.prev());
         let stamp = Stamp { writer: [2; 16], mono_ms: 0, wall_ms: 0 };
         let record = Record { group: GroupId([9; 16]), slot, prev, nonce: [7; 16], stamp, body };
         let digest = record.encode().expect("small").digest;
         assert_eq!(gateway.state.apply(&record, digest), Verdict::Accepted);
     }
+}
+
+/// Whoever looked for what became of his record, and found somebody else's, may fail after that.
+#[test]
+fn what_others_wrote_is_told_after_a_failed_append_too() {
+    let mut gateway = claimed(limits());
+    (1..=3).for_each(|seq| stage(&mut gateway, seq));
+    gateway.wait(CADENCE);
+    let (ticket, records) = take(&mut gateway).expect("due");
+    foreign(&mut gateway, records.into_iter().take(2));
     gateway.said();
-    gateway.event(Event::Appended { ticket, outcome: AppendOutcome::Collided });
+    gateway.event(Event::Appended { ticket, outcome: AppendOutcome::Failed { text: "no answer".into() } });
     assert_eq!(said_published(&gateway.said()), [(Slot(2), 1), (Slot(3), 2)]);
+    assert_eq!(gateway.target.unpublished().0, 1);
+}
+
+/// What one append uploads is bounded by bytes, too, unless one layer alone has more.
+#[test]
+fn an_append_names_no_more_bytes_than_it_may() {
+    let mut gateway = claimed(Limits { publish_bytes: 40, ..limits() });
+    (1..=5).for_each(|seq| stage(&mut gateway, seq));
+    assert_eq!(published(&mut gateway), [1, 2], "32 of 40 bytes");
     assert_eq!(published(&mut gateway), [3, 4]);
+    assert!(take(&mut gateway).is_none(), "the rest waits for its time");
+    let mut gateway = claimed(Limits { publish_bytes: 10, ..limits() });
+    (1..=2).for_each(|seq| stage(&mut gateway, seq));
+    assert_eq!(published(&mut gateway), [1], "alone");
+    assert_eq!(published(&mut gateway), [2]);
+}
+
+/// A layer of the second volume.
+fn other(seq: u64) -> LayerKey {
+    LayerKey { seq: Seq(seq), ..key(2, 1, seq) }
+}
+
+/// Two volumes that are cut by turns: ledger time runs as their points were staged, so that no grid takes two for one.
+#[test]
+fn points_of_several_volumes_are_published_in_the_order_in_which_they_were_staged() {
+    let mut gateway = claimed(limits());
+    for round in 1..=2 {
+        let footer = round as u8;
+        gateway.part(other(round), 0, footer);
+        gateway.end(LayerKind::Point, &[(other(round), &[footer])]);
+        gateway.wait(5 * SECOND);
+        stage(&mut gateway, round);
+        gateway.wait(5 * SECOND);
+    }
+    gateway.wait(CADENCE - 20 * SECOND);
+    let (_, records) = take(&mut gateway).expect("due");
+    let ago: Vec<u64> = records.iter().map(|said| said.ago / SECOND).collect();
+    assert_eq!(ago, [60, 55, 50, 45]);
+}
+
+/// What the target has its driver keep, carried out: of a layer the newest.
+fn kept(gateway: &mut Gateway) -> BTreeMap<LayerKey, KeptEnd> {
+    let mut kept = BTreeMap::new();
+    gateway.did.retain(|did| match did {
+        Action::KeepEnd { end } => {
+            kept.insert(end.key, KeptEnd::decode(&end.encode().expect("short")).expect("what was written"));
+            false
+        }
+        _ => true,
+    });
+    kept
+}
+
+/// Another process, which finds these parts (one of each layer, with that footer) and what was kept of them.
+fn restarted(gateway: &mut Gateway, parts: &[(LayerKey, u8)], kept: &BTreeMap<LayerKey, KeptEnd>) {
+    let landed = parts.iter().map(|&(key, footer)| {
+        let entry = PartEntry { bytes: 16, footer_digest: [footer; 32] };
+        LandedLayer { key, parts: vec![(0, entry)], end: kept.get(&key).cloned() }
+    });
+    gateway.did.clear();
+    let config = crate::target::Config { limits: limits(), ..gateway_config() };
+    gateway.target = Target::new(config, &gateway.state, landed.collect(), &mut gateway.did);
+    gateway.wait(0);
+}
+
+/// The host is gone as well: nobody says anything.
+#[test]
+fn what_is_staged_is_published_by_a_process_that_comes_after_without_its_source() {
+    let mut gateway = claimed(limits());
+    let both = |footers: u8| [(layer(u64::from(footers)), footers), (other(u64::from(footers)), footers)];
+    for (footer, kind) in [(1, LayerKind::Point), (2, LayerKind::Fuzzy), (3, LayerKind::Point)] {
+        let [(one, _), (two, _)] = both(footer);
+        gateway.part(one, 0, footer);
+        gateway.part(two, 0, footer);
+        gateway.end(kind, &[(one, &[footer]), (two, &[footer])]);
+    }
+    let ends = kept(&mut gateway);
+    assert_eq!(ends.len(), 6);
+    let parts: Vec<(LayerKey, u8)> = (1..=3).flat_map(both).collect();
+    restarted(&mut gateway, &parts, &ends);
+    assert!(take(&mut gateway).is_none(), "they wait as before");
+    gateway.wait(CADENCE);
+    let seqs = published(&mut gateway);
+    assert_eq!(seqs.iter().max(), Some(&3));
+    assert_eq!(gateway.state.points().len(), 2, "both points, with both members");
+    assert!(gateway.state.points().values().all(|point| point.members.len() == 2));
+    assert_eq!(gateway.target.unpublished(), (0, 0));
+
+    // One of a point's members was not kept, or its file is torn: the point waits for its source, and is not one of half of them.
+    let mut gateway = claimed(limits());
+    let mut ends = ends;
+    ends.remove(&other(1));
+    restarted(&mut gateway, &parts, &ends);
+    gateway.wait(2 * CADENCE);
+    assert_eq!(published(&mut gateway), []);
+    // A claim has come in between: its volume's term is another.
+    let mut gateway = claimed(limits());
+    gateway.claim(1, 2);
+    ends.insert(other(1), ends[&layer(1)].clone());
+    restarted(&mut gateway, &parts, &ends);
+    gateway.wait(2 * CADENCE);
+    assert_eq!(published(&mut gateway), [], "T11");
+}
+
+/// A part of the first layer was lost and is sent again, newer than the cut above it; what was kept of that one is older than that.
+#[test]
+fn t1_what_was_kept_of_a_layer_counts_on_the_content_below_it_only() {
+    let believed = ("what was kept of a layer is believed whatever lies below it", "nobody said that of this content");
+    tell(&[believed], || {
+        let mut gateway = claimed(limits());
+        stage(&mut gateway, 1);
+        stage(&mut gateway, 2);
+        let old = kept(&mut gateway);
+        // The disk was put back, or lost the first part. Sent again, as no cut any more.
+        restarted(&mut gateway, &[(layer(2), 2)], &old);
+        assert_eq!(published(&mut gateway), [], "T1: the first is not here");
+        gateway.hello(1, 1, 1);
+        gateway.part(layer(1), 0, 9);
+        gateway.end(LayerKind::Fuzzy, &[(layer(1), &[9])]);
+        let mut ends = old.clone();
+        ends.extend(kept(&mut gateway));
+        restarted(&mut gateway, &[(layer(1), 9), (layer(2), 2)], &ends);
+        gateway.wait(CADENCE);
+        assert_eq!(published(&mut gateway), [1], "nobody said that of this content");
+        // Now it is said.
+        gateway.hello(1, 1, 1);
+        gateway.end(LayerKind::Fuzzy, &[(layer(2), &[2])]);
+        gateway.wait(CADENCE);
+        assert_eq!(published(&mut gateway), [2]);
+        assert_eq!(gateway.state.points().len(), 0);
+    });
+}
+
+/// Nor on top of other parts than were said.
+#[test]
+fn t5_what_was_kept_of_a_layer_counts_for_its_own_parts_only() {
+    let mut gateway = claimed(limits());
+    stage(&mut gateway, 1);
+    let ends = kept(&mut gateway);
+    restarted(&mut gateway, &[(layer(1), 7)], &ends);
+    gateway.wait(CADENCE);
+    assert_eq!(published(&mut gateway), []);
+}
+
+/// What a source takes back is kept as well.
+#[test]
+fn a_point_that_was_taken_back_stays_none_over_a_restart() {
+    let mut gateway = claimed(limits());
+    stage(&mut gateway, 1);
+    gateway.end(LayerKind::Fuzzy, &[(layer(1), &[1])]);
+    let ends = kept(&mut gateway);
+    restarted(&mut gateway, &[(layer(1), 1)], &ends);
+    gateway.wait(CADENCE);
+    assert_eq!(published(&mut gateway), [1]);
+    assert_eq!(gateway.state.points().len(), 0);
+}
+
+#[test]
+fn a_receiver_that_stops_publishes_what_is_complete() {
+    let mut gateway = claimed(limits());
+    stage(&mut gateway, 1);
+    gateway.part(layer(2), 0, 2);
+    gateway.event(Event::Publish);
+    assert_eq!(published(&mut gateway), [1]);
+}
+
+#[test]
+fn where_nothing_waits_nothing_is_kept() {
+    let mut gateway = claimed(gateway_config().limits);
+    stage(&mut gateway, 1);
+    assert!(kept(&mut gateway).is_empty());
 }
 
 /// If nobody knows which record is at fault, they are tried one by one; only what is to blame is lost.
@@ -281,4 +475,27 @@ fn a_source_says_that_it_waits_for_publication_and_shows_both_lags() {
     let mut host = Host::streaming();
     staged_cut(&mut host, 1);
     assert_eq!(asks(&mut host), 0);
+}
+
+/// Another process of the receiver has never heard it.
+#[test]
+fn a_source_says_again_that_it_waits_after_a_reconnect() {
+    let mut host = Host::streaming_to(Features::PUBLISH);
+    let one = staged_cut(&mut host, 1);
+    assert_eq!(asks(&mut host), 1, "its first point");
+    host.reconnect();
+    for n in [1, 2] {
+        host.answer_ledger(n, Vec::new(), super::directed::current(n, u64::from(n) - 1, false), Some(1));
+    }
+    assert_eq!(asks(&mut host), 0, "nobody knows yet what is there");
+    let members = vec![one, LayerKey { volume: super::world::volume(2), term: Term(1), ..one }];
+    for (n, parts) in [(1, 1), (2, 0)] {
+        let end = SaidEnd { kind: LayerKind::Point, members: members.clone() };
+        host.answer_resume(n, u64::from(n) - 1, vec![(1, super::directed::landing(parts, Some(end), true))]);
+        let (confirmed, position) = (Some(Term(u64::from(n) - 1)), Some(super::directed::at(1)));
+        host.event(source::Event::HeaderDurable { volume: super::world::volume(n), confirmed, position });
+    }
+    assert_eq!(asks(&mut host), 1);
+    host.tick(&[]);
+    assert_eq!(asks(&mut host), 0, "said once");
 }

@@ -652,6 +652,7 @@ impl World {
             A::ReadDigests { .. } => self.digest_questions.push_back(action),
             A::Report { volume, what } => self.say(|| format!("target {volume:?} {what:?}")),
             A::AnswerLedger { .. } => unreachable!("ledgers of this world are short"),
+            A::KeepEnd { .. } => unreachable!("nothing waits in this world"),
             A::Submitted { .. } | A::AnswerPoints { .. } | A::Prune | A::Policy { .. } => {}
         }
     }
@@ -670,7 +671,7 @@ impl World {
         for ((key, part), content) in &self.landed {
             layers.entry(*key).or_default().push((*part, entry(content)));
         }
-        let landed = layers.into_iter().map(|(key, parts)| LandedLayer { key, parts }).collect();
+        let landed = layers.into_iter().map(|(key, parts)| LandedLayer { key, parts, end: None }).collect();
         let mut actions = Vec::new();
         self.target = Target::new(target_config(), &self.state, landed, &mut actions);
         actions.into_iter().for_each(|a| self.do_target(a));

@@ -1,0 +1,67 @@
+//! What an end message said of a layer that is staged, as a receiver keeps it beside the layer's parts until a record says it.
+//!
+//! Not part of a store: each receiver reads what it, or a build before it, wrote on its own disk. What is damaged, cut off or of another
+//! version is nothing, and the source says it again.
+
+use farside_region::{LayerKey, RegionSet};
+use serde::{Deserialize, Serialize};
+
+use crate::codec::{from_postcard, to_postcard};
+use crate::record::{EpochInfo, LayerKind};
+
+const MAGIC: [u8; 8] = *b"FSKEPEND";
+const VERSION: u16 = 1;
+const DIGEST_BYTES: usize = 32;
+
+/// What is known of a staged layer beside its parts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeptEnd {
+    /// Which.
+    pub key: LayerKey,
+    /// As a member of a point, or fuzzy.
+    pub kind: LayerKind,
+    /// Of its epoch.
+    pub epoch: EpochInfo,
+    /// All layers of the epoch, ascending.
+    pub members: Vec<LayerKey>,
+    /// How many parts it has.
+    pub parts: u32,
+    /// Over their footers.
+    pub digest: [u8; 32],
+    /// The volume's size when the epoch was frozen.
+    pub volume_bytes: u64,
+    /// What it touches.
+    pub regions: RegionSet,
+    /// Those of them that it rewrites in full.
+    pub whole_regions: RegionSet,
+    /// Those of them with unreadable runs.
+    pub unreadable_regions: RegionSet,
+    /// The digest of the layer before it in its term, published or staged; zeroes for the first. What was said holds on top of that
+    /// content only.
+    pub under: [u8; 32],
+}
+
+impl KeptEnd {
+    /// The longest that is kept, in bytes.
+    pub const BYTES_MAX: usize = 4 << 20;
+
+    /// Its file; `None` when that would be longer than [`KeptEnd::BYTES_MAX`].
+    pub fn encode(&self) -> Option<Vec<u8>> {
+        let mut bytes = MAGIC.to_vec();
+        bytes.extend_from_slice(&VERSION.to_le_bytes());
+        bytes.extend_from_slice(&to_postcard(self));
+        let digest = blake3::hash(&bytes);
+        bytes.extend_from_slice(digest.as_bytes());
+        (bytes.len() <= Self::BYTES_MAX).then_some(bytes)
+    }
+
+    /// Reads a file; `None` if it is none that this build wrote whole.
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        let (content, digest) = bytes.split_at_checked(bytes.len().checked_sub(DIGEST_BYTES)?)?;
+        if bytes.len() > Self::BYTES_MAX || blake3::hash(content).as_bytes() != digest {
+            return None;
+        }
+        let body = content.strip_prefix(&MAGIC)?.strip_prefix(&VERSION.to_le_bytes())?;
+        from_postcard(body).ok()
+    }
+}

@@ -1,0 +1,84 @@
+//! How many write requests a bucket may be asked for, and how many it was.
+//!
+//! A budget earns requests as time goes by, evenly, and keeps what it earned in an hour at most. What cannot wait is asked for all
+//! the same and paid back: claims, what retention gives up, checkpoints, leases. Publication of what is staged waits until nothing is owed. So in any
+//! day no more is asked for than the budget says, but for what could not wait. A restart begins with nothing earned and nothing
+//! owed. It decides nothing about data.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::config::PublishBudget;
+
+/// What is earned in this time and not used is kept.
+const KEPT: Duration = Duration::from_secs(3600);
+
+/// One for the whole receiver.
+#[derive(Debug, Default)]
+pub(crate) struct Budget(Mutex<Option<Account>>);
+
+#[derive(Clone, Copy, Debug)]
+struct Account {
+    /// Requests that may be made, or, below 0, that are owed.
+    earned: f64,
+    at: Instant,
+    /// Of the bucket as it is open.
+    writes: u64,
+}
+
+impl Budget {
+    /// How long to wait before something is published; `None`: not at all. `writes`: write requests since the store was opened.
+    pub(crate) fn wait(&self, budget: &PublishBudget, writes: u64, now: Instant) -> Option<Duration> {
+        let mut account = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let account = account.get_or_insert(Account { earned: 0.0, at: now, writes });
+        // What is kept comes on top of what a day earns.
+        let per_second = f64::from(budget.requests) / (budget.per + KEPT).as_secs_f64();
+        let made = writes.checked_sub(account.writes).unwrap_or(writes);
+        let since = now.saturating_duration_since(account.at).as_secs_f64();
+        account.earned = (account.earned + since * per_second).min((per_second * KEPT.as_secs_f64()).max(1.0)) - made as f64;
+        account.at = account.at.max(now);
+        account.writes = writes;
+        let missing = 1.0 - account.earned;
+        // Rounding is nobody's request.
+        (missing > 1e-6).then(|| Duration::from_secs_f64((missing / per_second).min(f64::from(u32::MAX))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DAY: Duration = Duration::from_secs(86_400);
+
+    #[test]
+    fn a_day_has_as_many_requests_as_it_may_also_after_a_quiet_one() {
+        let (budget, limits) = (Budget::default(), PublishBudget { requests: 1000, per: DAY });
+        let start = Instant::now();
+        let (mut writes, mut last_day) = (0_u64, Vec::new());
+        assert!(budget.wait(&limits, 0, start).is_some(), "nothing is earned yet");
+        // Nobody publishes on the first day; then whoever may does, two requests each.
+        for second in 0..4 * 86_400_u64 {
+            let now = start + Duration::from_secs(second);
+            if budget.wait(&limits, writes, now).is_none() && second >= 86_400 {
+                writes += 2;
+                last_day.push(second);
+            }
+            last_day.retain(|at| at + 86_400 > second);
+            assert!(last_day.len() * 2 <= 1001, "{} publications", last_day.len());
+        }
+        assert!(writes >= 2850, "{writes}: nor are they left unused");
+    }
+
+    #[test]
+    fn what_could_not_wait_is_paid_back_and_a_store_that_is_opened_anew_owes_nothing_twice() {
+        let (budget, limits) = (Budget::default(), PublishBudget { requests: 2500, per: DAY });
+        let start = Instant::now();
+        budget.wait(&limits, 7, start);
+        let minute = start + Duration::from_secs(60);
+        assert_eq!(budget.wait(&limits, 7, minute), None, "what was asked for before counts for nothing");
+        let wait = budget.wait(&limits, 107, minute).expect("a hundred were made");
+        assert!((3500..3620).contains(&wait.as_secs()), "{wait:?}: one every 36 seconds");
+        assert_eq!(budget.wait(&limits, 0, minute), Some(wait), "another process of the bucket's counts from 0");
+        assert_eq!(budget.wait(&limits, 0, minute + wait + Duration::from_millis(1)), None);
+    }
+}
