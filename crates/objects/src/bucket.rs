@@ -273,6 +273,10 @@ impl Backend for Bucket {
             };
             let (mut found, mut strange) = (Vec::new(), false);
             while let Some(object) = stream.next().await.transpose()? {
+                // Some services begin at the start whatever they are asked: that costs time, and must never be a page that comes again.
+                if after.as_ref().is_some_and(|after| object.location.as_ref() <= after.as_ref()) {
+                    continue;
+                }
                 let name = object.location.as_ref().strip_prefix(&below).map(ObjectName::new);
                 match name {
                     Some(Ok(name)) => {

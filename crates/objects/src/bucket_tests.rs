@@ -1,7 +1,11 @@
 use std::sync::Arc;
 
 use farside_store::{Backend, Store, StoreError, StoreReader, block_on, conformance};
+use futures_util::stream::BoxStream;
 use object_store::memory::InMemory;
+use object_store::{
+    CopyOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, PutMultipartOptions, PutOptions, PutPayload, PutResult,
+};
 
 use super::*;
 
@@ -50,4 +54,62 @@ fn a_store_in_a_bucket_is_made_once_and_opened_with_a_staging_directory_of_its_o
     let left = format!("farside-probe/{}/3", "ab".repeat(16));
     block_on(over(&objects, "left").create(&ObjectName::new(left).expect("name"), Bytes::from_static(b"x"))).expect("put");
     Store::init_bucket(&over(&objects, "left")).expect("made");
+}
+
+/// A service that lists from the start, wherever it is asked to begin, as Azurite does.
+#[derive(Debug)]
+struct FromTheStart(InMemory);
+
+impl std::fmt::Display for FromTheStart {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+#[async_trait]
+impl ObjectStore for FromTheStart {
+    async fn put_opts(&self, at: &Key, payload: PutPayload, options: PutOptions) -> object_store::Result<PutResult> {
+        self.0.put_opts(at, payload, options).await
+    }
+
+    async fn put_multipart_opts(&self, at: &Key, options: PutMultipartOptions) -> object_store::Result<Box<dyn MultipartUpload>> {
+        self.0.put_multipart_opts(at, options).await
+    }
+
+    async fn get_opts(&self, at: &Key, options: GetOptions) -> object_store::Result<GetResult> {
+        self.0.get_opts(at, options).await
+    }
+
+    fn delete_stream(
+        &self,
+        keys: BoxStream<'static, object_store::Result<Key>>,
+    ) -> BoxStream<'static, object_store::Result<Key>> {
+        self.0.delete_stream(keys)
+    }
+
+    fn list(&self, prefix: Option<&Key>) -> BoxStream<'static, object_store::Result<ObjectMeta>> {
+        self.0.list(prefix)
+    }
+
+    fn list_with_offset(&self, prefix: Option<&Key>, _: &Key) -> BoxStream<'static, object_store::Result<ObjectMeta>> {
+        self.list(prefix)
+    }
+
+    async fn list_with_delimiter(&self, prefix: Option<&Key>) -> object_store::Result<ListResult> {
+        self.0.list_with_delimiter(prefix).await
+    }
+
+    async fn copy_opts(&self, from: &Key, to: &Key, options: CopyOptions) -> object_store::Result<()> {
+        self.0.copy_opts(from, to, options).await
+    }
+}
+
+#[test]
+fn a_service_that_lists_from_the_start_is_a_backend() {
+    let local = tempfile::tempdir().expect("temp dir");
+    let objects: Arc<dyn ObjectStore> = Arc::new(FromTheStart(InMemory::new()));
+    let open = || -> Arc<dyn Backend> {
+        Arc::new(Bucket::new(Arc::clone(&objects), "site-1", "memory://".to_owned()).expect("threads"))
+    };
+    conformance::run(&conformance::Fixture { open: &open, local: local.path() });
 }
