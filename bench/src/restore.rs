@@ -205,7 +205,7 @@ fn make(path: &Path, bytes: u64, points: u64) -> Result<()> {
     let names = GroupNames::new(source.clone(), group.clone());
     let geometry = Geometry::new(bytes)?;
     let id = volume_id(&source, &group, &volume);
-    let meta = VolumeMeta { id, name: volume, geometry, digest_key: [7; 32], generation: Generation(1) };
+    let meta = VolumeMeta { id, name: volume, geometry, digest_key: [7; 32].into(), generation: Generation(1) };
     let mut state = State::new(group_id(&source, &group));
     let put = |file: &Path, bytes: &[u8]| -> Result<()> {
         fs::create_dir_all(file.parent().context("a folder")?)?;

@@ -5,6 +5,10 @@ use std::time::Duration;
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use farside_control::{Address, PointRef};
+use farside_keys::Keeper;
+
+use crate::failure::Failure;
+use crate::key;
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -185,6 +189,10 @@ pub(crate) enum Command {
     /// Look after a store.
     #[command(subcommand)]
     Store(StoreCommand),
+
+    /// Look after the keys of encrypted volumes.
+    #[command(subcommand)]
+    Key(KeyCommand),
 
     /// Run farsided in this process (what `farside demo` starts).
     #[command(hide = true)]
@@ -473,6 +481,9 @@ Examples:
         /// Read this store instead of asking farside-receiver: a directory, or s3://BUCKET/PREFIX (also az://, gs://).
         #[arg(long, value_name = "URL")]
         store: Option<String>,
+        /// What opens it.
+        #[command(flatten)]
+        key: KeyArg,
         /// On the protected host: compare the newest point with what the volumes hold, by digests only.
         ///
         /// As `farside volume verify` for every volume of the group: 4 MiB come over the line for every GiB. What changed since the
@@ -587,6 +598,9 @@ pub(crate) struct OpenArgs {
     /// The store: a directory, or s3://BUCKET/PREFIX (also az://, gs://). On the gateway it is found without.
     #[arg(long, value_name = "URL")]
     pub(crate) store: Option<String>,
+    /// What opens it.
+    #[command(flatten)]
+    pub(crate) key: KeyArg,
     /// Where it is served: nbd:unix:PATH or nbd:PATH, a Unix socket of the user who runs this. By default VOLUME-POINT.nbd in the
     /// current folder.
     #[arg(long, value_name = "nbd:PATH", value_parser = parse_export)]
@@ -713,6 +727,9 @@ pub(crate) struct RestoreArgs {
     /// The store: a directory, or s3://BUCKET/PREFIX (also az://, gs://).
     #[arg(long, value_name = "URL")]
     pub(crate) store: Option<String>,
+    /// What opens it.
+    #[command(flatten)]
+    pub(crate) key: KeyArg,
     /// The file to make or the block device to fill; `-` is standard output.
     #[arg(long, value_name = "FILE|DEVICE|-", allow_hyphen_values = true)]
     pub(crate) to: PathBuf,
@@ -731,6 +748,79 @@ pub(crate) struct RestoreArgs {
     /// Restore what is left where the store itself is damaged; what is lost becomes zeroes.
     #[arg(long)]
     pub(crate) allow_damaged: bool,
+}
+
+/// What opens encrypted volumes.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct KeyArg {
+    /// What unwraps the key of encrypted volumes: file:PATH, passphrase, passphrase:FILE or "command:PROGRAM …".
+    ///
+    /// `passphrase` is asked for, or taken from FARSIDE_PASSPHRASE. A command is given `unwrap` as its last argument.
+    #[arg(long, value_name = "KEY")]
+    key: Option<Keeper>,
+}
+
+impl KeyArg {
+    /// What was named, with its passphrase.
+    pub(crate) fn keeper(&self) -> Result<Option<Keeper>, Failure> {
+        self.key.clone().map(|keeper| key::with_passphrase(keeper, "Passphrase: ")).transpose()
+    }
+
+    /// Whether anything was named.
+    pub(crate) fn is_given(&self) -> bool {
+        self.key.is_some()
+    }
+}
+
+/// `farside key …`.
+#[derive(Subcommand, Clone, Debug)]
+pub(crate) enum KeyCommand {
+    /// Make a key file: 32 random bytes that unwrap the key of a group.
+    ///
+    /// It is named as `key = "file:FILE"` of a group whose volumes are encrypted, and as --key file:FILE wherever such volumes are
+    /// read. Who has it and the store can read everything; without it, or another wrapping, nobody can.
+    #[command(after_long_help = "Example:\n  farside key new /etc/farside/db.key")]
+    New {
+        /// The file to make.
+        file: PathBuf,
+    },
+    /// List the wrapped keys of a store's groups, or of a folder, and the volumes that are encrypted with them.
+    #[command(after_long_help = "\
+Examples:
+  farside key list /srv/farside
+  farside key list s3://points/site-1 --of web1/db
+  farside key list /var/lib/farside/keys/db           what farsided has of group db")]
+    List {
+        /// The store: a directory, or s3://BUCKET/PREFIX (also az://, gs://); or a folder of wrapped keys.
+        url: String,
+        /// Only of this group: SOURCE/GROUP.
+        #[arg(long, value_name = "SOURCE/GROUP")]
+        of: Option<Address>,
+    },
+    /// Wrap a group's key once more: for another passphrase, file or program. No data is written again.
+    ///
+    /// The wrappings that there are stay, and who once had the key keeps it. To take a wrapping away, delete its object keys/N in the
+    /// group's folder of the store, after another one was tried.
+    #[command(after_long_help = "\
+A folder is what farsided has of a group, in its state directory. It hands the gateway all that lie there when it
+connects, so wrapping there is enough. Restart farsided after changing `key` of the group.
+
+Examples:
+  farside key wrap /srv/farside --of web1/db --key file:/etc/farside/db.key --with passphrase
+  farside key wrap /var/lib/farside/keys/db --key file:/etc/farside/db.key --with file:/etc/farside/db2.key")]
+    Wrap {
+        /// The store: a directory, or s3://BUCKET/PREFIX (also az://, gs://); or a folder of wrapped keys.
+        url: String,
+        /// Of which group, if there are several: SOURCE/GROUP.
+        #[arg(long, value_name = "SOURCE/GROUP")]
+        of: Option<Address>,
+        /// What unwraps the key now.
+        #[arg(long, value_name = "KEY")]
+        key: Keeper,
+        /// What is to unwrap it as well.
+        #[arg(long, value_name = "KEY")]
+        with: Keeper,
+    },
 }
 
 /// `farside store recover`.
@@ -758,6 +848,9 @@ pub(crate) struct RecoverArgs {
     /// The directory to restore into.
     #[arg(long, value_name = "DIRECTORY")]
     pub(crate) to: Option<PathBuf>,
+    /// What opens it.
+    #[command(flatten)]
+    pub(crate) key: KeyArg,
     /// Only these: SOURCE/GROUP, or a volume as in `farside restore`. May be repeated.
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) only: Vec<Address>,
@@ -870,6 +963,9 @@ Examples:
     Check {
         /// The store: a directory, or s3://BUCKET/PREFIX (also az://, gs://).
         url: String,
+        /// What opens it.
+        #[command(flatten)]
+        key: KeyArg,
     },
     /// Give up a ledger record that cannot be used any more, so that its group goes on.
     ///

@@ -23,6 +23,8 @@ pages!(
     "fenced",
     "shape",
     "tracking_lost",
+    "key_missing",
+    "key_differs",
     "not_paired",
     "not_connected",
     "wrong_receiver",

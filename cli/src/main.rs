@@ -14,6 +14,7 @@ mod failure;
 mod guard;
 mod hosts;
 mod hydrate;
+mod key;
 mod man;
 mod opened;
 mod point;
@@ -139,18 +140,19 @@ async fn ask(cli: Cli) -> Result<(), Failure> {
             let (point, of) = resolve(which)?;
             volume::verify_group(&cli.global, &hosts, point, of.as_ref()).await
         }
-        Command::Point(PointCommand::Verify { which, store, against_source: false }) => {
+        Command::Point(PointCommand::Verify { which, store, key, against_source: false }) => {
             let (point, of) = resolve(which)?;
-            point::verify(&cli.global, &hosts, point, of.as_ref(), store.as_deref()).await
+            point::verify(&cli.global, &hosts, point, of.as_ref(), store.as_deref(), &key).await
         }
         Command::Point(PointCommand::Opened) => opened::list(&cli.global),
         Command::Point(PointCommand::Close { what }) => opened::close(&cli.global, &what),
         Command::Point(PointCommand::Open(args)) => view::open(&cli.global, &hosts, args).await,
         Command::Restore(args) => restore::run(&cli.global, &hosts, &args).await,
+        Command::Key(command) => key::run(&cli.global, command),
         Command::Store(StoreCommand::Init { url }) => store::init(&cli.global, &url),
         Command::Store(StoreCommand::Recover(args)) => recover::run(&cli.global, &args).await,
         Command::Store(StoreCommand::Cost(args)) => cost::run(&cli.global, &args),
-        Command::Store(StoreCommand::Check { url }) => store::check(&cli.global, &url),
+        Command::Store(StoreCommand::Check { url, key }) => store::check(&cli.global, &url, &key),
         Command::Store(StoreCommand::Repair { url, group, yes }) => store::repair(&cli.global, &url, group.as_ref(), yes),
         Command::Daemon { .. }
         | Command::Receiver { .. }

@@ -7,9 +7,10 @@ use farside_control::routes::PointsQuery;
 use farside_control::{
     Address, Client, PinRequest, Point, PointRef, PointVerified, Run, Verification, VerificationState, VerifiedVolume,
 };
+use farside_keys::Keeper;
 use farside_store::{Looked, StoreError};
 
-use crate::args::Global;
+use crate::args::{Global, KeyArg};
 use crate::failure::{Exit, Failure};
 use crate::hosts::Hosts;
 use crate::print::{self, Table};
@@ -84,11 +85,16 @@ pub(crate) async fn verify(
     wanted: PointRef,
     of: Option<&Address>,
     url: Option<&str>,
+    key: &KeyArg,
 ) -> Result<(), Failure> {
     say_of_what(wanted, of)?;
     let progress = Progress::new(global.json);
     let verified = match url {
-        Some(url) => verify_here(url, wanted, of, &progress)?,
+        Some(url) => verify_here(url, key.keeper()?.as_ref(), wanted, of, &progress)?,
+        None if key.is_given() => {
+            let message = "the gateway is given no key: it checks what it holds without one";
+            return Err(Failure::new(Exit::Usage, message, "leave out --key, or name the store as well: --store /srv/farside"));
+        }
         None => verify_there(&gateway(hosts).await?, wanted, of, &progress).await?,
     };
     progress.finish();
@@ -134,8 +140,14 @@ async fn verify_there(
 }
 
 /// Without a daemon.
-fn verify_here(url: &str, wanted: PointRef, of: Option<&Address>, progress: &Progress) -> Result<Verification, Failure> {
-    let (group, point) = store::one_point(&store::open(&store::location_of(url)?)?, wanted, of)?;
+fn verify_here(
+    url: &str,
+    key: Option<&Keeper>,
+    wanted: PointRef,
+    of: Option<&Address>,
+    progress: &Progress,
+) -> Result<Verification, Failure> {
+    let (group, point) = store::one_point(&store::open_with(&store::location_of(url)?, key)?, wanted, of)?;
     let only = of.filter(|a| !a.is_group(&point.source, &point.group)).map(Address::name);
     let members: Vec<&str> = point.members.iter().map(|m| m.volume.as_str()).collect();
     let total_bytes = point.members.iter().filter(|m| only.is_none_or(|only| m.volume == only)).map(|m| m.bytes).sum();

@@ -39,7 +39,7 @@ pub(crate) fn write_out(
     point: &Arc<PointReader>,
     volume: &str,
     to: &Path,
-    options: Options,
+    options: &Options,
     progress: &(dyn Fn(u64, u64) -> bool + Sync),
 ) -> Result<RestoreReport, Failure> {
     let settings = RestoreOptions {
@@ -55,7 +55,7 @@ pub(crate) fn write_out(
     let target = FileTarget::open(to, volume, 0, options.existing)?;
     let partial = target.partial().expect("a file that is not gone on with grows under another name").to_owned();
     let lost = Arc::new(Mutex::new(BTreeMap::new()));
-    let base = Served { point: point.clone(), options, lost: lost.clone() };
+    let base = Served { point: point.clone(), options: options.clone(), lost: lost.clone() };
     let total = point.geometry().volume_bytes();
     let server = Serving::start(base, volume, settings.threads)?;
     let converted = convert(&server.uri(volume), &partial, total, progress);

@@ -6,6 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use farside_control::{Address, Point, PointRef, select_point};
+use farside_keys::Keeper;
 use farside_objects::Location;
 use farside_store::{Existing, GroupReader, StoreReader};
 use serde::Serialize;
@@ -61,10 +62,11 @@ struct Wanted {
 /// `farside store recover`.
 pub(crate) async fn run(global: &Global, args: &RecoverArgs) -> Result<(), Failure> {
     let location = store::location_of(&args.url)?;
-    let store = store::open(&location)?;
+    let key = args.key.keeper()?;
+    let store = store::open_with(&location, key.as_ref())?;
     match &args.to {
         None => list(global, &location, &store, args),
-        Some(to) => restore_all(global, &location, &store, args, to).await,
+        Some(to) => restore_all(global, &location, &store, args, (key, to)).await,
     }
 }
 
@@ -163,7 +165,7 @@ async fn restore_all(
     location: &Location,
     store: &StoreReader,
     args: &RecoverArgs,
-    to: &Path,
+    (key, to): (Option<Keeper>, &Path),
 ) -> Result<(), Failure> {
     guard::refuse(to, Path::new(&location.to_string()))?;
     let mut done = Recovered::default();
@@ -172,7 +174,8 @@ async fn restore_all(
         refuse_nothing(location, args, &done.obstacles)?;
     }
     let (allow_degraded, allow_damaged) = (args.allow_degraded, args.allow_damaged);
-    let options = Options { existing: Existing::Resume, allow_degraded, allow_damaged, format: crate::args::ImageFormat::Raw };
+    let format = crate::args::ImageFormat::Raw;
+    let options = Options { key, existing: Existing::Resume, allow_degraded, allow_damaged, format };
     let mut damaged = !done.obstacles.is_empty();
     for Wanted { address, point, to } in wanted {
         if to.exists() {
@@ -187,7 +190,7 @@ async fn restore_all(
             Failure::new(Exit::Failed, format!("{} cannot be made: {e}", folder.display()), "name a directory with room: --to")
         })?;
         let wanted = PointRef::Id { slot: point.id.slot, tag: Some(point.id.tag) };
-        match restore::unless_interrupted(global, location.clone(), address.clone(), wanted, to, options).await {
+        match restore::unless_interrupted(global, location.clone(), address.clone(), wanted, to, options.clone()).await {
             Ok(restored) => {
                 if !global.json {
                     print::out(&restore::text_of(&address, &restored, false))?;

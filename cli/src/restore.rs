@@ -12,6 +12,7 @@ use std::time::Instant;
 
 use farside_control::client::Daemon;
 use farside_control::{Address, Point, PointRef, Run};
+use farside_keys::Keeper;
 use farside_objects::Location;
 use farside_store::{
     Existing, FileTarget, PointReader, RestoreOptions, RestoreReport, check_restorable, restore_stream, restore_to,
@@ -26,8 +27,10 @@ use crate::progress::Progress;
 use crate::{guard, point, print, qcow2, store};
 
 /// What a person allows.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Options {
+    /// What unwraps the key of an encrypted volume.
+    pub(crate) key: Option<Keeper>,
     /// What becomes of the target's content.
     pub(crate) existing: Existing,
     /// What the source could not read may become zeroes.
@@ -104,7 +107,7 @@ pub(crate) async fn run(global: &Global, hosts: &Hosts, args: &RestoreArgs) -> R
         (false, false) => Existing::Keep,
     };
     let (allow_degraded, allow_damaged) = (args.allow_degraded, args.allow_damaged);
-    let options = Options { existing, allow_degraded, allow_damaged, format: args.format() };
+    let options = Options { key: args.key.keeper()?, existing, allow_degraded, allow_damaged, format: args.format() };
     if is_filled_in_place(&args.to, existing) && !global.json {
         eprintln!("{} is filled in place: if this is interrupted, the same command with --resume goes on", args.to.display());
     }
@@ -164,7 +167,7 @@ pub(crate) async fn unless_interrupted(
     let mut work = tokio::task::spawn_blocking({
         let (progress, interrupted) = (progress.clone(), interrupted.clone());
         move || {
-            restore(&location, &volume, point, &to, options, &|done, total| {
+            restore(&location, &volume, point, &to, &options, &|done, total| {
                 progress.set(done, total);
                 !interrupted.load(Ordering::Relaxed)
             })
@@ -222,7 +225,7 @@ fn write_out(
     point: &PointReader,
     volume: &str,
     to: &Path,
-    options: Options,
+    options: &Options,
     progress: &(dyn Fn(u64, u64) -> bool + Sync),
 ) -> Result<RestoreReport, Failure> {
     let total = point.geometry().volume_bytes();
@@ -254,14 +257,16 @@ pub(crate) fn restore(
     volume: &Address,
     wanted: PointRef,
     to: &Path,
-    options: Options,
+    options: &Options,
     progress: &(dyn Fn(u64, u64) -> bool + Sync),
 ) -> Result<Restored, Failure> {
     let begun = Instant::now();
     if !is_stdout(to) {
         guard::refuse(to, Path::new(&store.to_string()))?;
     }
-    let store::Chosen { group, volume: id, slot, point: chosen } = store::choose(&store::open(store)?, volume, wanted)?;
+    let store::Chosen { group, volume: id, slot, point: chosen } =
+        store::choose(&store::open_with(store, options.key.as_ref())?, volume, wanted)?;
+    group.unlock(id)?;
     let point_reader = Arc::new(match options.allow_damaged {
         true => group.point_reader_as_it_is(slot, id)?,
         false => group.point_reader(slot, id)?,

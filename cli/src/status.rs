@@ -240,6 +240,10 @@ pub(crate) fn source(look: Look, status: &SourceStatus) -> String {
         for group in status.groups.iter().filter(|group| group.has_grid()) {
             text.push_str(&format!("group {} keeps of older points: {}\n", group.name, group.grid));
         }
+        for (group, encryption) in status.groups.iter().filter_map(|group| Some((group, group.encryption.as_ref()?))) {
+            let key = encryption.key.as_ref().map_or("whose key is not here".to_owned(), |key| format!("key {key}"));
+            text.push_str(&format!("group {} is encrypted {}, {key}\n", group.name, encryption.mode));
+        }
         let protected: Vec<&VolumeStatus> = status.groups.iter().flat_map(|group| &group.volumes).collect();
         if !protected.is_empty() {
             text.push_str(&format!("\n{}", states(protected).fit(look)));

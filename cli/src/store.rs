@@ -6,6 +6,7 @@ use std::path::Path;
 
 use data_encoding::HEXLOWER;
 use farside_control::{Address, Point, PointRef};
+use farside_keys::Keeper;
 use farside_objects::{Credentials, Location, LocationError, OpenError};
 use farside_region::{Slot, VolumeId};
 use farside_store::{
@@ -14,7 +15,7 @@ use farside_store::{
 };
 use serde::Serialize;
 
-use crate::args::Global;
+use crate::args::{Global, KeyArg};
 use crate::failure::{Exit, Failure};
 use crate::progress::Progress;
 use crate::{point, print};
@@ -27,12 +28,17 @@ pub(crate) fn location_of(url: &str) -> Result<Location, Failure> {
 
 /// Opens a store for reading. What lets us into a bucket comes from the environment, or the file that it names.
 pub(crate) fn open(location: &Location) -> Result<StoreReader, Failure> {
+    open_with(location, None)
+}
+
+/// The same, with what unwraps the keys of encrypted volumes.
+pub(crate) fn open_with(location: &Location, key: Option<&Keeper>) -> Result<StoreReader, Failure> {
     if let Location::Dir(path) = location
         && !path.is_dir()
     {
         return Err(Failure::new(Exit::NotFound, format!("there is no store at {}", path.display()), "name its directory"));
     }
-    Ok(location.reader(&Credentials::find(None)?)?)
+    Ok(location.reader(&Credentials::find(None)?)?.with_keeper(key.cloned()))
 }
 
 /// Says it if nothing keeps a point while it is read.
@@ -100,6 +106,8 @@ impl From<StoreError> for Failure {
             | StoreError::PointDeleted { .. }
             | StoreError::NotCreateOnly { .. }
             | StoreError::ForeignStaging { .. }
+            | StoreError::KeyNeeded { .. }
+            | StoreError::BadKey { .. }
             | StoreError::Version { .. } => Exit::Refused,
             StoreError::Corrupt { .. }
             | StoreError::Damaged { .. }
@@ -265,9 +273,9 @@ fn names_it(of: &Address, group: &GroupReader) -> bool {
 }
 
 /// `farside store check`: says what is wrong, changes nothing.
-pub(crate) fn check(global: &Global, url: &str) -> Result<(), Failure> {
+pub(crate) fn check(global: &Global, url: &str, key: &KeyArg) -> Result<(), Failure> {
     let location = location_of(url)?;
-    let store = open(&location)?;
+    let store = open_with(&location, key.keeper()?.as_ref())?;
     let progress = Progress::new(global.json);
     let report = farside_store::check(&store, &|bytes| {
         progress.count(bytes);

@@ -38,9 +38,10 @@ pub(crate) async fn open(global: &Global, hosts: &Hosts, args: OpenArgs) -> Resu
         Some(url) => store::location_of(url)?,
         None => restore::gateway_store(hosts).await?,
     };
-    let reader = store::open(&location)?;
+    let reader = store::open_with(&location, args.key.keeper()?.as_ref())?;
     let chosen = store::choose(&reader, &of, wanted)?;
     let (point, id) = (chosen.point, chosen.volume);
+    chosen.group.unlock(id)?;
     let base = chosen.group.point_reader_as_it_is(chosen.slot, id)?;
     store::say_if_unkept(&base);
     let volume = base.volume().name.to_string();

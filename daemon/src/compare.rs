@@ -190,6 +190,9 @@ fn resync_event(state: &State, accept: Option<Accept>, volume: VolumeId) -> Resu
         (State::Refused(RefusedWhy::Fenced), _) => {
             Err("another copy of it was promoted: nothing of this one may be published any more, whatever is accepted".into())
         }
+        (State::Refused(RefusedWhy::Key), _) => {
+            Err("it is encrypted in another way in the store: `farside explain key_differs`".into())
+        }
         (State::Refused(_), _) => {
             Err("it became smaller than what was published, or has another shape: give the space back, or remove it and add it \
                  under another name"

@@ -10,14 +10,16 @@ use std::time::Duration;
 
 use farside_control::source::IfAbsent;
 use farside_control::{Grid, GridError, Rate, RateError, parse_epoch_interval, parse_span};
+use farside_keys::Keeper;
 use farside_layer::Compression;
-use farside_region::{Name, NameError};
+use farside_region::{Name, NameError, SealMode};
 use farside_service::files::{self, File, FileError, Step};
 use farside_ublk::QUEUES_MAX;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::compression::Choice;
+use crate::keys::Encryption;
 use crate::tap::TapConfig;
 
 /// Everything that the files say.
@@ -70,6 +72,8 @@ pub struct GroupConfig {
     pub span_said: Option<Duration>,
     /// And what it keeps of older ones.
     pub grid: Grid,
+    /// How its volumes are encrypted, if they are.
+    pub encryption: Option<Encryption>,
 }
 
 impl GroupConfig {
@@ -84,7 +88,7 @@ const SPAN_DEFAULT: Duration = Duration::from_secs(86_400);
 
 impl Default for GroupConfig {
     fn default() -> Self {
-        Self { epoch_interval: Duration::from_secs(1), keep: 10, span_said: None, grid: Grid::default() }
+        Self { epoch_interval: Duration::from_secs(1), keep: 10, span_said: None, grid: Grid::default(), encryption: None }
     }
 }
 
@@ -308,6 +312,10 @@ struct GroupText {
     span: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     grid: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    encryption: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key: Option<String>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -396,6 +404,7 @@ impl Config {
         let groups: BTreeSet<&Name> = self.groups.keys().chain(new.groups.keys()).collect();
         for name in groups {
             let (old, new) = (self.group(name), new.group(name));
+            fixed(&format!("group {name}: encryption or key"), old.encryption == new.encryption);
             if old.epoch_interval != new.epoch_interval {
                 changes.live.push(format!("group {name}: epoch_interval {:?} → {:?}", old.epoch_interval, new.epoch_interval));
             }
@@ -499,6 +508,8 @@ impl Config {
             keep: Some(group.keep),
             span: group.span_said.map(|span| format!("{}ms", span.as_millis())),
             grid: Some(group.grid.to_string()),
+            encryption: group.encryption.as_ref().map(|encryption| encryption.mode.word().to_owned()),
+            key: group.encryption.as_ref().map(|encryption| encryption.keeper.to_string()),
         };
         let path = self.drop_ins().join(format!("group-{name}.toml"));
         write_atomically(&path, &toml::to_string(&File { group: [text] }).expect("plain data"))?;
@@ -519,6 +530,27 @@ impl Config {
         write_atomically(&path, &toml::to_string(&File { bandwidth }).expect("plain data"))?;
         Ok(path)
     }
+}
+
+const KEY_WORDS: &str = "file:PATH, passphrase:PATH or command:PROGRAM ARGUMENT…, with absolute paths";
+
+/// `encryption` and `key` of a group; or which of them is wrong, and how.
+fn encryption(mode: &str, key: &str) -> Result<Encryption, (&'static str, String)> {
+    if mode != SealMode::EndToEnd.word() {
+        return Err(("encryption", format!("`{mode}` is none that this version knows: say \"{}\"", SealMode::EndToEnd.word())));
+    }
+    let keeper: Keeper = key.parse().map_err(|_| ("key", format!("names no key: say {KEY_WORDS}")))?;
+    let is_absolute = match &keeper {
+        Keeper::File(path) | Keeper::PassphraseFile(path) => path.is_absolute(),
+        Keeper::Command(words) => words.first().is_some_and(|program| Path::new(program).is_absolute()),
+        Keeper::Passphrase(_) => {
+            return Err(("key", "nobody is there to be asked for a passphrase: name a file, passphrase:PATH".into()));
+        }
+    };
+    if !is_absolute {
+        return Err(("key", format!("must be an absolute path: {KEY_WORDS}")));
+    }
+    Ok(Encryption { mode: SealMode::EndToEnd, keeper })
 }
 
 /// What has been read so far, and where.
@@ -578,6 +610,12 @@ impl Merge {
             }
             if let Some(text) = &g.grid {
                 group.grid = text.parse().map_err(|e: GridError| fault("grid", e.to_string()))?;
+            }
+            match (&g.encryption, &g.key) {
+                (None, None) => {}
+                (Some(mode), Some(key)) => group.encryption = Some(encryption(mode, key).map_err(|(at, what)| fault(at, what))?),
+                (Some(_), None) => return Err(fault("encryption", format!("needs `key` beside it: {KEY_WORDS}")).into()),
+                (None, Some(_)) => return Err(fault("key", "needs `encryption = \"end-to-end\"` beside it".into()).into()),
             }
         }
         if let Some(bandwidth) = text.bandwidth {
@@ -772,7 +810,8 @@ mod tests {
         let (source, default) = (&c.source, load("", &[]).expect("valid").source);
         assert_eq!((&source.state_dir, &source.api_socket), (&default.state_dir, &default.api_socket));
         let said = GroupConfig { span_said: Some(SPAN_DEFAULT), ..GroupConfig::default() };
-        assert_eq!(c.groups.values().collect::<Vec<_>>(), [&said]);
+        let encryption = encryption("end-to-end", "file:/etc/farside/db.key").ok();
+        assert_eq!(c.groups.values().collect::<Vec<_>>(), [&GroupConfig { encryption, ..said.clone() }]);
         let with_grid = GroupConfig { grid: "every 1m keep 1d".parse().expect("a grid"), ..said.clone() };
         let spans = [GroupConfig::default(), GroupConfig { span_said: None, ..with_grid.clone() }, with_grid].map(|g| g.span());
         assert_eq!(spans, [SPAN_DEFAULT, Duration::ZERO, SPAN_DEFAULT], "without a word of it, and it is kept to if said");
@@ -785,6 +824,8 @@ mod tests {
             "api_group",
             "epoch_interval",
             "keep",
+            "encryption",
+            "key",
             "backing",
             "tap",
             "on_tracking_lost",
@@ -833,6 +874,13 @@ mod tests {
             ("[[volume]]\nname='a'\nbacking='/x'\n", vec![("z.toml", "[[volume]]\nname='a'\nbacking='/y'\n")], "twice"),
             ("[source]\nname='h'\nstate_dir='rel'\n", vec![], "state_dir: must be an absolute path"),
             ("[[volume]]\nname='a'\nbacking='/x'\n[[volume]]\nname='b'\nbacking='/x'\n", vec![], "another volume"),
+            ("[[group]]\nname='g'\nencryption='end-to-end'\n", vec![], "`key`"),
+            ("[[group]]\nname='g'\nkey='file:/k'\n", vec![], "`encryption"),
+            ("[[group]]\nname='g'\nencryption='at-rest'\nkey='file:/k'\n", vec![], "at-rest"),
+            ("[[group]]\nname='g'\nencryption='end-to-end'\nkey='/k'\n", vec![], "names no key"),
+            ("[[group]]\nname='g'\nencryption='end-to-end'\nkey='file:k'\n", vec![], "absolute"),
+            ("[[group]]\nname='g'\nencryption='end-to-end'\nkey='command:kms x'\n", vec![], "absolute"),
+            ("[[group]]\nname='g'\nencryption='end-to-end'\nkey='passphrase'\n", vec![], "nobody is there"),
             ("[limits]\nqueue_depth=0\n", vec![], "queue_depth"),
             ("[limits]\ncool_after_seconds=0\n", vec![], "cool_after_seconds"),
         ] {
@@ -861,13 +909,14 @@ mod tests {
         assert_eq!(old.changes(&old), Changes::default());
         let new = load(
             "[source]\nname='h2'\napi_group='ops'\n[limits]\nqueue_depth=7\n[[group]]\nname='g'\nkeep=4\nepoch_interval='2s'\n\
-             [[volume]]\nname='a'\nbacking='/dev/a2'\n[[volume]]\nname='b'\nbacking='/dev/b'\n",
+             encryption='end-to-end'\nkey='file:/k'\n[[volume]]\nname='a'\nbacking='/dev/a2'\n[[volume]]\nname='b'\nbacking='/dev/b'\n",
             &[],
         )
         .expect("valid");
         let changes = old.changes(&new);
         assert_eq!(changes.live, ["volume b: added", "group g: epoch_interval 1s → 2s", "group g: keep 3 → 4"]);
-        let restart = ["[source] name", "[source] api_group", "[limits] queue_depth", "volume a: backing"];
+        let restart =
+            ["[source] name", "[source] api_group", "[limits] queue_depth", "volume a: backing", "group g: encryption or key"];
         assert_eq!(changes.needs_restart, restart);
         assert_eq!(new.changes(&old).live[0], "volume b: removed");
     }
@@ -897,6 +946,7 @@ mod tests {
                 keep: 4,
                 span_said: Some(Duration::from_secs(90)),
                 grid: "every 5s keep 10m, every 1m keep 1y".parse().expect("a grid"),
+                encryption: encryption("end-to-end", "passphrase:/etc/farside/words").ok(),
             },
         )
         .expect("written");
@@ -912,7 +962,8 @@ mod tests {
                 epoch_interval: Duration::from_millis(250),
                 keep: 4,
                 span_said: Some(Duration::from_secs(90)),
-                grid: "every 5s keep 10m, every 1m keep 1y".parse().expect("a grid")
+                grid: "every 5s keep 10m, every 1m keep 1y".parse().expect("a grid"),
+                encryption: encryption("end-to-end", "passphrase:/etc/farside/words").ok(),
             }
         );
         c.remove_volume(&v.name).expect("removed");

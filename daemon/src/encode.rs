@@ -13,6 +13,7 @@ use std::thread;
 use crossbeam::channel::{Receiver, Sender, unbounded};
 use farside_blockio::process::Priority;
 use farside_blockio::{Buffer, Waker};
+use farside_keys::{ContentKeys, Sealer, Secret};
 use farside_layer::{Compression, Encoder, FrameEncoder, Frames, is_zero};
 use farside_region::{Geometry, GranuleIndex, GranuleRun, RegionIndex};
 
@@ -37,7 +38,7 @@ pub(crate) enum Content {
 pub(crate) struct Task {
     pub(crate) region: RegionIndex,
     pub(crate) geometry: Geometry,
-    pub(crate) digest_key: [u8; 32],
+    pub(crate) keys: ContentKeys,
     /// Everything that is wanted of it; in any order.
     pub(crate) runs: Vec<(GranuleRun, Content)>,
     /// What is published, granule by granule from the region's first, if what equals it is to be left out.
@@ -77,9 +78,9 @@ impl Encoders {
         let (tasks, queue) = unbounded();
         for i in 0..threads.max(1) {
             let queue: Receiver<Task> = queue.clone();
+            let mut encoder = encoder()?;
             thread::Builder::new().name(format!("encode-{i}")).spawn(move || {
                 let _ = Priority::Background.set(); // where it is refused, all threads are equal
-                let mut encoder = Encoder::new(Compression::Off);
                 for task in queue {
                     encoder.set(task.compression);
                     let (done, waker) = (task.done.clone(), task.waker.clone());
@@ -96,12 +97,20 @@ impl Encoders {
 
     /// Gives back at once what is no work. The rest comes to where the task says.
     pub(crate) fn hand_in(&self, task: Task) -> Option<Encoded> {
-        if task.is_no_work() {
-            return Some(task.encode(Encoder::new(Compression::Off)).0);
+        if task.is_no_work()
+            && let Ok(encoder) = encoder()
+        {
+            return Some(task.encode(encoder).0);
         }
         self.tasks.send(task).expect("the threads live as long as this");
         None
     }
+}
+
+/// One that can encrypt, with salts that nobody else has.
+fn encoder() -> std::io::Result<Encoder> {
+    let seed = Secret::random().map_err(|e| std::io::Error::other(format!("no randomness: {e}")))?;
+    Ok(Encoder::new(Compression::Off).sealing(Sealer::new(seed)))
 }
 
 impl Task {
@@ -119,7 +128,8 @@ impl Task {
         let whole = geometry.region_run(self.region);
         let is_zero = granules == whole.count && !runs.is_empty() && runs.iter().all(|(_, content)| content.is_zero());
         let content_bytes = runs.iter().filter_map(|(_, c)| c.data()).map(<[u8]>::len).sum();
-        let mut frames = FrameEncoder::new(geometry, &self.digest_key, encoder, content_bytes);
+        let mut frames = FrameEncoder::new(geometry, &self.keys, encoder, content_bytes);
+        let digest_key = *self.keys.digest_key().expect("who sends a volume has its keys");
         let mut unreadable = Vec::new();
         let mut equal = 0;
         for (run, content) in runs {
@@ -132,7 +142,7 @@ impl Task {
                     let granule = GranuleIndex(run.start.0 + i);
                     let published = published.get((granule.0 - whole.start.0) as usize).copied().unwrap_or(Published::Absent);
                     let now = content.data().map(|data| piece(&geometry, data, i, 1));
-                    matches!(content, Content::Unreadable) || !published.equals(&self.digest_key, granule, now)
+                    matches!(content, Content::Unreadable) || !published.equals(&digest_key, granule, now)
                 }
             };
             let mut i = 0;
@@ -203,7 +213,7 @@ mod tests {
         Task {
             region: RegionIndex(1),
             geometry: Geometry::new(8 << 20).expect("valid"),
-            digest_key: [7; 32],
+            keys: (&[7; 32]).into(),
             runs,
             published: None,
             compression: Compression::Off,

@@ -24,6 +24,7 @@ use crate::compare::{Compares, Heat};
 use crate::config::{GroupConfig, VolumeConfig};
 use crate::growth::Growth;
 use crate::intent_file::IntentFileError;
+use crate::keys::GroupKeys;
 use crate::link::Link;
 use crate::loss::{self, KeptBy, Loss, LossNote};
 use crate::sender::{Order, Report as SenderReport};
@@ -45,6 +46,8 @@ const AGAIN: Duration = Duration::from_secs(1);
 const POLL: Duration = Duration::from_millis(1);
 /// And so long for the last host I/O of a planned stop. Together with `stop_wait_seconds` that is less than systemd waits.
 const TAPS_WAIT: Duration = Duration::from_secs(20);
+/// How long a group waits for its key before it looks at the gateway.
+const KEY_WAIT: Duration = Duration::from_secs(5);
 
 /// What the control thread hears.
 pub(crate) enum Note {
@@ -174,7 +177,8 @@ pub(crate) struct GroupStart {
 
 impl GroupStart {
     /// Starts link and control thread; the group has no volumes yet.
-    pub(crate) fn start(self) -> anyhow::Result<GroupHandle> {
+    pub(crate) fn start(mut self) -> anyhow::Result<GroupHandle> {
+        self.around.keys = GroupKeys::start(self.state.path(), &self.name, self.config.encryption.clone())?;
         let (sender, notes) = unbounded();
         let inbox = Inbox(sender);
         let (link, connector) =
@@ -236,7 +240,11 @@ impl GroupStart {
         };
         let thread = std::thread::Builder::new()
             .name(format!("group-{}", self.name.as_str().get(..8).unwrap_or(self.name.as_str())))
-            .spawn(move || control.run())?;
+            .spawn(move || {
+                // As a rule it is here before the gateway is.
+                control.around.keys.wait(KEY_WAIT);
+                control.run();
+            })?;
         Ok(GroupHandle { inbox, link, thread, heartbeat })
     }
 }
@@ -484,20 +492,21 @@ impl Control {
                 let _ = heard.send(()); // it waits for that
             }
             Note::Connected(link) => {
+                if let Some(why) = self.why_not_sent() {
+                    return self.hang_up(&link, &why);
+                }
                 let connection = link.number;
                 self.tally.connected();
                 self.link = Some(link);
+                let wrapped = self.around.keys.wrapped();
+                self.step(Event::SetWrappedKeys { wrapped });
                 self.step(Event::Connected { connection });
             }
             Note::Disconnected(connection) => {
                 if let Some(link) = self.link.take_if(|link| link.number == connection) {
                     self.tally.disconnected(link.connection.statistics());
                 }
-                // What was read ahead is forgotten before the machine may order a part anew: orders keep their order.
-                self.members.values().for_each(|m| m.served.send(Order::Forget));
-                self.points.clear();
-                self.damaged.clear();
-                self.step(Event::Disconnected { connection });
+                self.disconnected(connection);
             }
             Note::Message(connection, message) => match *message {
                 ReceiverMessage::Points(answer) => {
@@ -522,6 +531,25 @@ impl Control {
             }
             Note::Ask(ask) => self.answer(ask),
         }
+    }
+
+    fn disconnected(&mut self, connection: u64) {
+        // What was read ahead is forgotten before the machine may order a part anew: orders keep their order.
+        self.members.values().for_each(|m| m.served.send(Order::Forget));
+        self.points.clear();
+        self.damaged.clear();
+        self.step(Event::Disconnected { connection });
+    }
+
+    /// What speaks against sending anything of this group, as far as keys go.
+    pub(crate) fn why_not_sent(&self) -> Option<String> {
+        self.around.keys.objection(self.members.values().map(|member| &member.served.meta))
+    }
+
+    /// It is tried again by itself, as after any end of a connection.
+    fn hang_up(&self, link: &Link, why: &str) {
+        error!(group = %self.name, "nothing is sent: {why}");
+        link.connection.close(farside_transport::CloseCode::Done, "the host has not the key that it takes, or another one");
     }
 
     fn shim_events(&mut self, id: VolumeId) {
@@ -941,6 +969,14 @@ impl Control {
         let id = setup.meta.id;
         self.members.insert(id, member);
         self.away.is_back(id);
+        // † Before the machine hears of a volume of which nothing may be sent.
+        if let Some(why) = self.why_not_sent()
+            && let Some(link) = self.link.take()
+        {
+            self.hang_up(&link, &why);
+            self.tally.disconnected(link.connection.statistics());
+            self.disconnected(link.number);
+        }
         self.step(Event::AddVolume(setup));
         let member = self.members.get_mut(&id).expect("just inserted");
         // Their notes came before it was a member.

@@ -20,6 +20,7 @@ mod group;
 mod growth;
 mod intent_file;
 mod intent_thread;
+pub mod keys;
 mod link;
 mod loss;
 mod metrics;

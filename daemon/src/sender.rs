@@ -19,8 +19,9 @@ use farside_blockio::process::monotonic_ns;
 use farside_blockio::{
     Buffer, BufferPool, DeviceDone, DeviceEngine, DeviceOp, Errno, ExtentKind, FileDevice, Ring, RingError, Tag, Waker,
 };
+use farside_keys::ContentKeys;
 use farside_layer::{PartAssembler, PartId};
-use farside_region::{EpochId, Geometry, GranuleIndex, GranuleRun, GranuleSet, LayerKey, RegionIndex, RegionSet};
+use farside_region::{EpochId, Geometry, GranuleIndex, GranuleRun, GranuleSet, LayerKey, RegionIndex, RegionSet, VolumeId};
 use farside_replication::source::{PartRead, ReadPart, SentPart, VerifyChunk, VerifyRead};
 use farside_shim::{FrozenReader, Next, ReadVerdict, Volume};
 use farside_transport::{CloseCode, Connection, Pacer};
@@ -30,6 +31,7 @@ use tracing::{debug, error};
 
 use crate::compression::{Choice, Waited};
 use crate::encode::{Content, Encoded, Encoders, Task};
+use crate::keys::GroupKeys;
 use crate::tap;
 use crate::verify::{Published, Verifying};
 use crate::yielding::{Host, Yielding};
@@ -96,6 +98,8 @@ pub(crate) struct SentCounters {
 
 /// Everything a sender thread is made of.
 pub(crate) struct SenderThread {
+    pub(crate) id: VolumeId,
+    pub(crate) keys: Arc<GroupKeys>,
     pub(crate) volume: Arc<Volume>,
     pub(crate) device: FileDevice,
     pub(crate) depth: usize,
@@ -124,6 +128,8 @@ impl SenderThread {
         let (done, encoded) = unbounded();
         let mut pipeline = Pipeline {
             geometry: *self.volume.geometry(),
+            id: self.id,
+            keys: self.keys,
             encoders: self.encoders,
             compression: self.compression,
             waited: Waited::default(),
@@ -179,6 +185,8 @@ impl SenderThread {
 
 struct Pipeline {
     geometry: Geometry,
+    id: VolumeId,
+    keys: Arc<GroupKeys>,
     volume: Arc<Volume>,
     device: FileDevice,
     yielding: Yielding,
@@ -265,6 +273,7 @@ struct RegionWork {
 /// A part being made.
 struct Job {
     order: Box<ReadPart>,
+    keys: ContentKeys,
     connection: Arc<dyn Connection>,
     id: PartId,
     part: PartAssembler,
@@ -311,7 +320,10 @@ impl Pipeline {
                     job.take_digests(&geometry, start, &runs);
                 }
             }
-            Order::Verify(chunk) => self.verifying = Some(Verifying::new(chunk, &self.geometry)),
+            Order::Verify(chunk) => {
+                let keys = self.keys.content_keys(self.id, &chunk.digest_key);
+                self.verifying = Some(Verifying::new(chunk, keys, &self.geometry));
+            }
             Order::Forget => {
                 self.verifying = None;
                 self.forget();
@@ -361,13 +373,15 @@ impl Pipeline {
             });
         }
         let id = PartId { key: order.key, part: order.part, geometry: self.geometry };
+        let keys = self.keys.content_keys(self.id, &order.digest_key);
         let (chunks, receiver) = mpsc::channel(CHUNKS_MAX);
         let header = PartHeader { key: order.key, part: order.part }.encode();
         let header = Bytes::copy_from_slice(&header);
         self.links.spawn(forward(connection.clone(), self.pacer.clone(), header, receiver, self.waker.clone()));
         self.job = Some(Job {
             id,
-            part: PartAssembler::new(id, false),
+            part: PartAssembler::new(id, keys.is_sealed()),
+            keys,
             connection,
             chunks,
             pending: VecDeque::new(),
@@ -609,7 +623,7 @@ impl Pipeline {
             work.encoded = self.encoders.hand_in(Task {
                 region: work.region,
                 geometry: self.geometry,
-                digest_key: job.order.digest_key,
+                keys: job.keys.clone(),
                 runs: std::mem::take(&mut work.runs),
                 published,
                 compression: self.compression.now(),
@@ -679,7 +693,7 @@ impl Pipeline {
     fn end_part(&mut self, done: bool) {
         let (Some(reading), Some(job)) = (self.reading.as_ref(), self.job.as_mut()) else { return };
         let empty = job.part.is_empty();
-        let (tail, summary) = std::mem::replace(&mut job.part, PartAssembler::new(job.id, false)).finish();
+        let (tail, summary) = std::mem::replace(&mut job.part, PartAssembler::new(job.id, job.keys.is_sealed())).finish();
         // Of an empty part nothing is sent: its stream is not even opened.
         let sent = (!empty).then(|| {
             job.pending.push_back(Chunk::Bytes(tail.into()));
@@ -885,7 +899,7 @@ mod tests {
             let at_once = encoders.hand_in(Task {
                 region,
                 geometry,
-                digest_key: [7; 32],
+                keys: (&[7; 32]).into(),
                 runs: vec![(geometry.region_run(region), Content::Unreadable)],
                 published: None,
                 compression: Compression::Off,

@@ -61,6 +61,7 @@ impl Control {
             keep: self.config.keep,
             span_ms: self.config.span().as_millis() as u64,
             grid: self.config.grid.to_string(),
+            encryption: self.around.keys.status(),
             state: worst,
             lag_ms: lag.filter(|_| !volumes.is_empty()).map(|ns| ns / 1_000_000),
             staged_lag_ms: staged_lag.filter(|_| !volumes.is_empty()).map(|ns| ns / 1_000_000),
@@ -91,6 +92,11 @@ fn group_reasons(control: &Control, status: &source::Status) -> Vec<Reason> {
         if let C::Waiting { why, .. } | C::Dialing { last: Some(why) } = &*control.connector.borrow() {
             reasons.extend(why_not_connected(why));
         }
+    }
+    if let Some(why) = control.why_not_sent() {
+        let todo = "everything is served and tracked, and nothing is sent: mend that; what waits for a key or a program is tried again by \
+                    itself, for what the configuration says restart farsided (`farside explain key_missing`)";
+        reasons.push(Reason::new(Severity::Error, Code::KeyMissing, why, todo));
     }
     if let Some(silent) = control.silent {
         let message = format!("the receiver has said nothing for {} s", silent.as_secs());
@@ -281,6 +287,13 @@ fn volume_reasons(member: &Member, v: &source::VolumeStatus, control: &Control) 
             Code::Shape,
             "the volume is smaller than what was published".into(),
             "give the space back, or remove the volume and add it under another name",
+        ),
+        State::Refused(RefusedWhy::Key) => say(
+            Error,
+            Code::KeyDiffers,
+            "the volume is encrypted in the store and not here, or here and not there, or with another key".into(),
+            "a volume keeps the key that it began with: bring its wrapped key and the configuration back, or remove the volume and add it \
+             under another name (`farside explain key_differs`)",
         ),
         State::TrackingLost => say(
             Error,

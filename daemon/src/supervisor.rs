@@ -27,6 +27,7 @@ use crate::config::{Config, GroupConfig};
 use crate::encode::Encoders;
 use crate::group::{Ask, GroupHandle, Note, Stopped};
 use crate::intent_file::IntentFile;
+use crate::keys::GroupKeys;
 use crate::locked;
 use crate::node;
 use crate::state_dir::StateDir;
@@ -155,6 +156,7 @@ impl Daemon {
             links,
             pacer: Arc::default(),
             encoders: Encoders::start(config.limits.encoder_threads())?,
+            keys: GroupKeys::none(), // each group has its own
             noticed,
             backings: Arc::new(Backings::of(&config)),
             unkept: Arc::default(),
@@ -577,6 +579,7 @@ impl Daemon {
                 Some(text) => text.parse().map_err(|e: GridError| wrong(&e.to_string()))?,
                 None => old.grid,
             },
+            encryption: old.encryption,
         };
         if group.keep == 0 {
             return Err(wrong("keep must be at least 1"));

@@ -8,6 +8,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
+use farside_keys::ContentKeys;
 use farside_layer::{granule_digest, is_zero};
 use farside_region::{Geometry, GranuleDigest, GranuleIndex, GranuleRun, RegionIndex, RegionSet};
 use farside_replication::source::{VerifyChunk, VerifyRead};
@@ -50,6 +51,7 @@ impl Published {
 #[derive(Debug)]
 pub(crate) struct Verifying {
     chunk: Box<VerifyChunk>,
+    keys: ContentKeys,
     published: Vec<Published>,
     first: GranuleIndex,
     /// The first granule that is not asked for yet.
@@ -65,12 +67,13 @@ pub(crate) struct Verifying {
 }
 
 impl Verifying {
-    pub(crate) fn new(chunk: Box<VerifyChunk>, geometry: &Geometry) -> Self {
+    pub(crate) fn new(chunk: Box<VerifyChunk>, keys: ContentKeys, geometry: &Geometry) -> Self {
         let first = geometry.region_run(chunk.chunk.start).start;
         let end = geometry.region_run(RegionIndex(chunk.chunk.start.0 + chunk.chunk.count - 1)).end();
         let published = chunk.runs.iter().flat_map(Published::expand).collect();
         Self {
             chunk,
+            keys,
             published,
             first,
             cursor: first,
@@ -119,11 +122,12 @@ impl Verifying {
     /// Takes in what was read of a run; `None` is a hole.
     pub(crate) fn compare(&mut self, geometry: &Geometry, run: GranuleRun, data: Option<&[u8]>) {
         let size = geometry.granule_bytes() as usize;
+        let digest_key = self.keys.digest_key().expect("who compares a volume has its keys");
         let equal = (0..run.count).all(|i| {
             let granule = GranuleIndex(run.start.0 + i);
             let content = data.map(|d| &d[i as usize * size..d.len().min((i as usize + 1) * size)]);
             let published = self.published[(granule.0 - self.first.0) as usize];
-            published.equals(&self.chunk.digest_key, granule, content)
+            published.equals(digest_key, granule, content)
         });
         if !equal {
             self.differing.insert(geometry.region_of(run.start));

@@ -38,6 +38,7 @@ use crate::flush_note::FlushNote;
 use crate::group::{Inbox, Note, Opening};
 use crate::intent_file::IntentFile;
 use crate::intent_thread::{Busy, IntentThread};
+use crate::keys::{GroupKeys, sentinel_key};
 use crate::loss::{self, LossNote, Unkept};
 use crate::node::{self, Place};
 use crate::queue::{Counters, Orders, RingWake, ShimQueue};
@@ -76,6 +77,8 @@ pub(crate) struct Surroundings {
     pub(crate) pacer: Arc<farside_transport::Pacer>,
     /// Who encodes for all senders.
     pub(crate) encoders: Encoders,
+    /// The key of the group.
+    pub(crate) keys: Arc<GroupKeys>,
     /// What was seen at volumes and is beyond their groups.
     pub(crate) noticed: tokio::sync::mpsc::UnboundedSender<Noticed>,
     /// What the next boot knows of the volumes' disks.
@@ -204,6 +207,7 @@ impl Served {
         around.backings.take(&config)?;
         let geometry = Geometry::new(device.size()).with_context(|| config.backing.display().to_string())?;
         let meta = load_meta(&dir, &config, around, geometry)?;
+        let sentinel_key = sentinel_key(&meta.digest_key);
         let mut fresh = [0; 16];
         getrandom::fill(&mut fresh).map_err(|e| anyhow::anyhow!("no randomness: {e}"))?;
         // An earlier run of this boot lost track, and could say so only there.
@@ -234,7 +238,7 @@ impl Served {
             let as_left = header.backing == device.identity_found() && !Left::is_passed(&dir, now.as_ref());
             let was_clean = header.state == HeaderState::Clean;
             touched = was_clean && !as_left;
-            if let (Some(kept), Ok(Some(now))) = (&kept, Sentinels::look(&device, header.volume_bytes, &meta.digest_key)) {
+            if let (Some(kept), Ok(Some(now))) = (&kept, Sentinels::look(&device, header.volume_bytes, &sentinel_key)) {
                 used = now.differ(kept, was_clean);
             }
             if header.volume_bytes < geometry.volume_bytes() {
@@ -262,7 +266,7 @@ impl Served {
         // same boot vouches for that, only a compare in the next one (T14).
         let owed = found.owed.filter(|_| !touched && before.is_none_or(|h| h.flush_failed.is_none()));
         // Before the host can write there.
-        let sentinels = Sentinels::look(&device, u64::MAX, &meta.digest_key).unwrap_or_else(|error| {
+        let sentinels = Sentinels::look(&device, u64::MAX, &sentinel_key).unwrap_or_else(|error| {
             warn!(volume = %name, %error, "superblocks cannot be read: a use of the device behind our back may go unnoticed");
             None
         });
@@ -333,7 +337,7 @@ impl Served {
         });
 
         let (counters, sent) = (Arc::new(Counters::default()), Arc::new(SentCounters::default()));
-        let guard = sentinels.map(|kept| Guard::start(&device, &dir, meta.digest_key, kept, name.as_str())).transpose()?;
+        let guard = sentinels.map(|kept| Guard::start(&device, &dir, sentinel_key, kept, name.as_str())).transpose()?;
         // The first queue's: a flush of the backing covers what all of them have completed.
         let orders = Arc::new(Orders::new());
         let client = prepared.has_one_client().then(|| volume.connect());
@@ -374,6 +378,8 @@ impl Served {
             })?
         });
         let pipeline = SenderThread {
+            id: meta.id,
+            keys: around.keys.clone(),
             volume: volume.clone(),
             device: device.clone(),
             depth: around.limits.sender_depth as usize,
@@ -626,7 +632,7 @@ impl Served {
         if let Some(guard) = self.guard.take() {
             guard.end();
         }
-        let sentinels = Sentinels::look(&self.device, u64::MAX, &self.meta.digest_key).ok().flatten();
+        let sentinels = Sentinels::look(&self.device, u64::MAX, &sentinel_key(&self.meta.digest_key)).ok().flatten();
         if let Err(error) = Sentinels::keep_or_forget(sentinels.as_ref(), &self.dir, true) {
             error!(volume = %self.config.name, %error, "superblocks cannot be kept: the next start compares what was hot");
             return false;
@@ -856,8 +862,7 @@ fn load_meta(dir: &Path, config: &VolumeConfig, around: &Surroundings, geometry:
             Ok(VolumeMeta { geometry, ..meta })
         }
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            let mut digest_key = [0; 32];
-            getrandom::fill(&mut digest_key).map_err(|e| anyhow::anyhow!("no randomness: {e}"))?;
+            let digest_key = around.keys.of_new_volume(id)?;
             let meta = VolumeMeta { id, name: config.name.clone(), geometry, digest_key, generation: Generation(1) };
             save_meta(dir, &meta)?;
             Ok(meta)

@@ -12,7 +12,7 @@ SLOTS = 4096
 RUN = 64
 HOURS_2 = 2 * 3600 * 1000
 KINDS = {1: "claim", 2: "layers", 3: "heartbeat", 4: "pin", 5: "unpin", 6: "prune", 7: "void", 8: "tracking_lost", 9: "prune",
-         11: "verified"}
+         11: "verified", 12: "claim"}
 
 
 class Postcard:
@@ -61,13 +61,23 @@ class Postcard:
     def layer_key(self):
         return self.raw(16), self.u(), self.u()
 
+    def digest_key(self):
+        """The digest key; of an encrypted volume zeroes, mode, key id and commitment."""
+        key = self.raw(32)
+        if key != bytes(32):
+            return key
+        key += self.raw(49)
+        require(key[32] == 1, "the body", "has a mode of encryption that nobody knows")
+        return key
+
     def body(self, number):
         kind = KINDS[number]
         if kind == "claim":
             claim = Struct(volume=self.raw(16), name=self.name(), bytes=self.u(), granule=self.raw(1)[0], region=self.raw(1)[0],
-                           key=self.raw(32), generation=self.u(), looked=self.option(self.u), source=self.name())
+                           key=self.digest_key(), generation=self.u(), looked=self.option(self.u), source=self.name())
             is_shape = 0 < claim.bytes <= 1 << 52 and 0 <= claim.region - claim.granule <= 10
             require(is_shape, "the body", "has a volume of no shape")
+            require((len(claim.key) > 32) == (number == 12), "the body", "is of a claim of the other kind")
             return claim
         if kind == "layers":
             return Struct(
@@ -355,7 +365,7 @@ class Ledger:
             previous[number] = root[152:]
             if os.path.exists(os.path.join(self.store, f"{name}.state")) and end <= len(self.digests):
                 data = read(self.store, f"{name}.state")
-                require((len(data), blake3(data)) == fields[7:9] and data[:8] == b"FSCHKST4", f"{name}.state", "not whole")
+                require((len(data), blake3(data)) == fields[7:9] and data[:8] == b"FSCHKST5", f"{name}.state", "not whole")
                 state = Postcard(data[8:])
                 same = (state.raw(16), state.many(lambda: state.raw(32)), (state.u(), state.u()))
                 require(same == (self.id, self.digests[:end], self.clocks[end - 1]), f"{name}.state", "of other records")

@@ -268,12 +268,13 @@ impl Demo {
         let begun = Instant::now();
         let bar = self.narrator.bar();
         let options = restore::Options {
+            key: None,
             existing: farside_store::Existing::Keep,
             allow_degraded: false,
             allow_damaged: false,
             format: crate::args::ImageFormat::Raw,
         };
-        let restored = restore::restore(&Location::Dir(self.site.store()), &volume, wanted, &image, options, &|done, total| {
+        let restored = restore::restore(&Location::Dir(self.site.store()), &volume, wanted, &image, &options, &|done, total| {
             bar.set(done, total);
             true
         })?;

@@ -59,6 +59,10 @@ codes! {
     Shape = "shape",
     /// The backing became larger, and the tap did not.
     BackingGrown = "backing_grown",
+    /// The key of an encrypted group is not there.
+    KeyMissing = "key_missing",
+    /// A volume was encrypted in another way before.
+    KeyDiffers = "key_differs",
     /// Changes may be unknown.
     TrackingLost = "tracking_lost",
     /// The host changes more than can be sent.

@@ -71,6 +71,8 @@ pub struct GroupStatus {
     pub span_ms: u64,
     /// Of what is older so much is kept: `every 1m keep 1d, every 1h keep 30d`, or `none`.
     pub grid: String,
+    /// How its volumes are encrypted: `end-to-end` and the key's id, if that is known. `None`: they are not.
+    pub encryption: Option<EncryptionStatus>,
     /// The worst state of its volumes.
     pub state: VolumeState,
     /// The age of what a restore would bring back: now − the cut of the newest published point (or the T of a newer
@@ -217,6 +219,16 @@ pub struct VolumeStatus {
     pub verify: Option<VerifyStatus>,
     /// What is wrong with it.
     pub reasons: Vec<Reason>,
+}
+
+/// How a group's volumes are encrypted.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(default)]
+pub struct EncryptionStatus {
+    /// `end-to-end`: only this host has the key.
+    pub mode: String,
+    /// The key's id, 32 hex digits, which says nothing about the key; `None`: the key is not here.
+    pub key: Option<String>,
 }
 
 /// The host's side of a volume.

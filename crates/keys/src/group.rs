@@ -3,8 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use farside_region::{KeyId, VolumeId};
-use serde::{Deserialize, Serialize};
+use farside_region::{DigestKey, KeyId, Seal, SealMode, VolumeId};
 use thiserror::Error;
 
 use crate::secret::Secret;
@@ -21,45 +20,6 @@ impl fmt::Debug for GroupKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("GroupKey").field(&self.id).finish()
     }
-}
-
-/// Who holds the key of an encrypted volume.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum SealMode {
-    /// Its source, and nobody on the way: not the gateway, not the store.
-    EndToEnd,
-}
-
-impl SealMode {
-    /// As formats have it; 0 is nobody's.
-    pub fn to_byte(self) -> u8 {
-        match self {
-            Self::EndToEnd => 1,
-        }
-    }
-
-    /// The mode of that byte, if this build knows it.
-    pub fn from_byte(byte: u8) -> Option<Self> {
-        (byte == Self::EndToEnd.to_byte()).then_some(Self::EndToEnd)
-    }
-
-    /// As people write it.
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::EndToEnd => "end-to-end",
-        }
-    }
-}
-
-/// What anybody may know of how a volume is encrypted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Seal {
-    /// Who holds the key.
-    pub mode: SealMode,
-    /// Which key: that of the group.
-    pub key: KeyId,
-    /// To the volume's keys, which follow from it.
-    pub commitment: [u8; 32],
 }
 
 /// The key is another than that of the volume.
@@ -166,6 +126,17 @@ impl ContentKeys {
         Ok(Self::Sealed(Arc::new(keys)))
     }
 
+    /// What can be done with a volume that says this of itself, with the group's key, if that is here.
+    ///
+    /// # Errors
+    /// [`WrongKey`]: of an encrypted volume, and another key.
+    pub fn of(digest_key: &DigestKey, volume: VolumeId, key: Option<&GroupKey>) -> Result<Self, WrongKey> {
+        match (digest_key, key) {
+            (DigestKey::Sealed(seal), Some(key)) => Self::unseal(key, volume, seal),
+            _ => Ok(digest_key.into()),
+        }
+    }
+
     /// What keys the granule digests; `None` where that is not known here.
     pub fn digest_key(&self) -> Option<&[u8; 32]> {
         match self {
@@ -185,6 +156,13 @@ impl ContentKeys {
 impl From<&[u8; 32]> for ContentKeys {
     fn from(digest_key: &[u8; 32]) -> Self {
         Self::Clear(Secret::new(digest_key))
+    }
+}
+
+/// With a digest key that is told, or no key at all.
+impl From<&DigestKey> for ContentKeys {
+    fn from(digest_key: &DigestKey) -> Self {
+        digest_key.clear().map_or(Self::Opaque, Self::from)
     }
 }
 

@@ -11,7 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::str::FromStr;
 use std::sync::mpsc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use thiserror::Error;
 use zeroize::Zeroizing;
@@ -24,6 +24,10 @@ const SECRET_BYTES_MAX: usize = 64 << 10;
 const FILE_BYTES_MIN: usize = 16;
 /// A command that is not done by then is ended.
 const COMMAND_WAIT: Duration = Duration::from_secs(60);
+/// Whether it has ended is looked at so often, once it has said all.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
+/// What it started may hold its standard error open.
+const WORDS_WAIT: Duration = Duration::from_secs(1);
 
 /// What unwraps a group's key, as people name it.
 #[derive(Clone, PartialEq, Eq)]
@@ -163,15 +167,21 @@ pub(crate) fn run(words: &[String], verb: &'static str, input: &[u8]) -> Result<
     let mut command = Command::new(program);
     command.args(arguments).arg(verb).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().map_err(|e| failed(e.to_string()))?;
+    let until = Instant::now() + COMMAND_WAIT;
     let (done, end) = mpsc::channel();
     let (mut stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     // One that reads nothing would make us wait for it.
     let input = Zeroizing::new(input.to_vec());
     thread::spawn(move || stdin.as_mut().map(|stdin| stdin.write_all(&input)));
-    let words_of = thread::spawn(move || {
+    let (heard, words_of) = mpsc::channel();
+    thread::spawn(move || {
         let mut said = Vec::new();
-        let _ = stderr.map(|from| from.take(1024).read_to_end(&mut said)); // what it did not say is not told
-        String::from_utf8_lossy(&said).trim().to_owned()
+        if let Some(mut from) = stderr {
+            let _ = from.by_ref().take(1024).read_to_end(&mut said); // what it did not say is not told
+            let _ = heard.send(String::from_utf8_lossy(&said).trim().to_owned());
+            // Whoever says more than that must not end by it.
+            let _ = std::io::copy(&mut from, &mut std::io::sink());
+        }
     });
     thread::spawn(move || {
         let mut output = Zeroizing::new(Vec::with_capacity(WRAPPING_BYTES_MAX + 1));
@@ -184,9 +194,17 @@ pub(crate) fn run(words: &[String], verb: &'static str, input: &[u8]) -> Result<
         Ok(Err(error)) => return Err(failed(format!("{error}{}", ended(&mut child)))),
         Err(_) => return Err(failed(format!("it was not done after {} s{}", COMMAND_WAIT.as_secs(), ended(&mut child)))),
     };
-    let status = child.wait().map_err(|e| failed(e.to_string()))?;
+    // It may close its output and go on.
+    let status = loop {
+        match child.try_wait() {
+            Ok(Some(status)) => break status,
+            Ok(None) if Instant::now() < until => thread::sleep(LOOK_AGAIN),
+            Ok(None) => return Err(failed(format!("it was not done after {} s{}", COMMAND_WAIT.as_secs(), ended(&mut child)))),
+            Err(error) => return Err(failed(error.to_string())),
+        }
+    };
     if !status.success() {
-        let said = words_of.join().unwrap_or_default();
+        let said = words_of.recv_timeout(WORDS_WAIT).unwrap_or_default();
         return Err(failed(if said.is_empty() { status.to_string() } else { format!("{status}: {said}") }));
     }
     Ok(output)

@@ -20,8 +20,9 @@ mod wrapping;
 #[cfg(test)]
 mod tests;
 
+pub use farside_region::{Seal, SealMode};
 pub use frame::{FRAME_HEAD_BYTES, FRAME_OVERHEAD_BYTES, FRAME_SALT_BYTES, STORED_DIGEST_BYTES, Sealer, Unopened, stored_digest};
-pub use group::{ContentKeys, GroupKey, Seal, SealMode, VolumeKeys, WrongKey};
+pub use group::{ContentKeys, GroupKey, VolumeKeys, WrongKey};
 pub use keeper::{Keeper, KeeperError, ParseKeeperError};
 pub use secret::Secret;
 pub use wrapping::{ARGON2_DEFAULT, Argon2Cost, WRAPPING_BYTES_MAX, WrapError, Wrapping};

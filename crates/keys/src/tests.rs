@@ -139,7 +139,11 @@ fn a_wrapped_key_comes_back_from_its_file_and_from_nothing_else() {
     };
     let kms = file("kms", b"#!/bin/sh\nLC_ALL=C exec tr '\\000-\\377' '\\200-\\377\\000-\\177'\n");
     let program = file("one-way", b"#!/bin/sh\nprintf x\nLC_ALL=C exec tr '\\000-\\377' '\\200-\\377\\000-\\177'\n");
-    for path in [&program, &kms] {
+    let talks = file(
+        "talks",
+        b"#!/bin/sh\nhead -c 300000 /dev/zero >&2 || exit 9\nLC_ALL=C exec tr '\\000-\\377' '\\200-\\377\\000-\\177'\n",
+    );
+    for path in [&program, &kms, &talks] {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700)).expect("allowed");
     }
     let keeper = |text: String| text.parse::<Keeper>().expect("a keeper");
@@ -169,6 +173,8 @@ fn a_wrapped_key_comes_back_from_its_file_and_from_nothing_else() {
     // A passphrase from a file is the same as one that is asked for.
     let wrapping = Wrapping::new(&group(9), &ways[1].0, CHEAP).expect("wrapped");
     assert_eq!(wrapping.unwrap(&ways[2].0).expect("the same words").id(), group(9).id());
+    // What says more than anybody reads is not ended by that.
+    Wrapping::new(&group(9), &of("command", &talks), CHEAP).expect("wrapped");
     // A program that gives something else back is found out when the key is wrapped, not when it is needed.
     let error = Wrapping::new(&group(9), &of("command", &program), CHEAP).expect_err("it does not undo what it did");
     assert!(matches!(error, WrapError::Wrong { .. }), "{error}");

@@ -16,7 +16,7 @@ pub const WRAPPING_BYTES_MAX: usize = 64 << 10;
 /// What guessing a passphrase costs, at the least: as RFC 9106 recommends where memory is not plentiful.
 pub const ARGON2_DEFAULT: Argon2Cost = Argon2Cost { memory_kib: 64 << 10, passes: 3, lanes: 4 };
 /// What a wrapping may ask of whoever opens it: it may come from a store that is not trusted.
-const ARGON2_MAX: Argon2Cost = Argon2Cost { memory_kib: 2 << 20, passes: 64, lanes: 64 };
+const ARGON2_MAX: Argon2Cost = Argon2Cost { memory_kib: 1 << 20, passes: 16, lanes: 64 };
 
 const FORMAT: &str = "farside key";
 const VERSION: u32 = 1;

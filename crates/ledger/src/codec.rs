@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 
-use crate::record::{Body, Prune, PrunePolicy, Record, Stamp};
+use crate::record::{Body, Claim, Prune, PrunePolicy, Record, Stamp};
 
 /// The largest record. A point whose regions do not fit must be published as slices.
 pub const RECORD_BYTES_MAX: usize = 4 << 20;
@@ -30,6 +30,8 @@ const KIND_TORN_VOID: u16 = 7;
 const KIND_TRACKING_LOST: u16 = 8;
 const KIND_PRUNE_BY_AGE: u16 = 9;
 const KIND_VERIFIED: u16 = 11;
+/// A claim of an encrypted volume: who does not know how to read one refuses the kind.
+const KIND_CLAIM_SEALED: u16 = 12;
 
 /// A record as it is stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,6 +87,7 @@ impl Record {
     /// When it would be larger than [`RECORD_BYTES_MAX`].
     pub fn encode(&self) -> Result<Encoded, TooLarge> {
         let (kind, body) = match &self.body {
+            Body::Claim(b) if b.volume.digest_key.seal().is_some() => (KIND_CLAIM_SEALED, to_postcard(b)),
             Body::Claim(b) => (KIND_CLAIM, to_postcard(b)),
             Body::Layers(b) => (KIND_LAYERS, to_postcard(b)),
             Body::Heartbeat(b) => (KIND_HEARTBEAT, to_postcard(b)),
@@ -159,7 +162,7 @@ impl Record {
             return Err(DecodeError::Length(bytes.len()));
         }
         let body = match kind {
-            KIND_CLAIM => Body::Claim(from_postcard(body)?),
+            KIND_CLAIM | KIND_CLAIM_SEALED => Body::Claim(claim_of(body, kind == KIND_CLAIM_SEALED)?),
             KIND_LAYERS => Body::Layers(from_postcard(body)?),
             KIND_HEARTBEAT => Body::Heartbeat(from_postcard(body)?),
             KIND_PIN => Body::Pin(from_postcard(body)?),
@@ -187,6 +190,12 @@ fn prune_body(prune: &Prune) -> (u16, Vec<u8>) {
 fn prune_of<P: DeserializeOwned>(body: &[u8], policy: impl FnOnce(P) -> PrunePolicy) -> Result<Prune, DecodeError> {
     let (looked, said, points, parts) = from_postcard(body)?;
     Ok(Prune { looked, policy: policy(said), points, parts })
+}
+
+/// A claim says by its kind whether the volume is encrypted.
+fn claim_of(body: &[u8], is_sealed: bool) -> Result<Claim, DecodeError> {
+    let claim: Claim = from_postcard(body)?;
+    if claim.volume.digest_key.seal().is_some() == is_sealed { Ok(claim) } else { Err(DecodeError::Body) }
 }
 
 /// What is left of a head whose length was checked.

@@ -3,7 +3,8 @@
 use std::fmt;
 
 use farside_region::{
-    BootId, Generation, Geometry, GroupId, LayerKey, LedgerPosition, Name, RecordDigest, RegionSet, Slot, Term, VolumeId,
+    BootId, DigestKey, Generation, Geometry, GroupId, LayerKey, LedgerPosition, Name, RecordDigest, RegionSet, Slot, Term,
+    VolumeId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -75,8 +76,9 @@ pub struct VolumeMeta {
     pub name: Name,
     /// Its size and how it is divided. The shape never changes; the size may grow.
     pub geometry: Geometry,
-    /// Keys the granule digests. The first accepted claim of a volume fixes it for ever; a later claim must carry the same.
-    pub digest_key: [u8; 32],
+    /// Keys the granule digests, or says how the volume is encrypted. The first accepted claim of a volume fixes it for ever; a
+    /// later claim must carry the same.
+    pub digest_key: DigestKey,
     /// The fencing token; a claim with a lower one than the ledger holds is void.
     pub generation: Generation,
 }

@@ -9,7 +9,8 @@ mod retention;
 mod stories;
 
 use farside_region::{
-    BootId, Generation, Geometry, GroupId, LayerKey, LedgerPosition, Name, RegionIndex, RegionSet, Seq, Slot, Term,
+    BootId, DigestKey, Generation, Geometry, GroupId, KeyId, LayerKey, LedgerPosition, Name, RegionIndex, RegionSet, Seal,
+    SealMode, Seq, Slot, Term,
 };
 
 use crate::*;
@@ -31,8 +32,18 @@ fn geometry() -> Geometry {
     Geometry::with_shape(8 * 64, 4, 2).expect("valid")
 }
 
+fn seal() -> Seal {
+    Seal { mode: SealMode::EndToEnd, key: KeyId([0x4b; 16]), commitment: [0xc0; 32] }
+}
+
 fn meta(n: u8) -> VolumeMeta {
-    VolumeMeta { id: vol(n), name: name(&format!("v{n}")), geometry: geometry(), digest_key: [n; 32], generation: Generation(1) }
+    VolumeMeta {
+        id: vol(n),
+        name: name(&format!("v{n}")),
+        geometry: geometry(),
+        digest_key: [n.max(1); 32].into(),
+        generation: Generation(1),
+    }
 }
 
 fn regions(list: &[u64]) -> RegionSet {

@@ -42,8 +42,8 @@ pub enum VoidReason {
         /// What the claimant sees.
         claim_bytes: u64,
     },
-    /// Adopt the ledger's key and claim again.
-    #[error("the claim carries another digest key than the ledger's")]
+    /// Adopt the ledger's key and claim again; where either is a seal, stop.
+    #[error("the claim carries another digest key or seal than the ledger's")]
     ClaimDigestKey,
     /// A promotion happened; stop.
     #[error("the volume is at generation {current}")]

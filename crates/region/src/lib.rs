@@ -9,6 +9,7 @@ mod ids;
 pub mod intent;
 pub mod mutation;
 mod packed;
+mod seal;
 mod sets;
 
 pub use geometry::{Geometry, GeometryError};
@@ -17,4 +18,5 @@ pub use ids::{
     Seq, Slot, Term, VolumeId,
 };
 pub use packed::PackedRegions;
+pub use seal::{DigestKey, Seal, SealMode};
 pub use sets::{ByteExtent, ByteOffset, GranuleIndex, GranuleMask, GranuleRun, GranuleSet, RegionIndex, RegionRange, RegionSet};

@@ -240,6 +240,9 @@ pub const MUTATIONS: &[Mutation] = &[
     // The ledger's replay.
     story("a claim without the slot up to which it looked", LEDGER, "stories::l6_a_claim_names_the_slot_up_to_which_it_looked"),
     story("L6 a lower generation claims", LEDGER, "stories::l6_a_lower_generation_is_fenced"),
+    story("a claim gives a volume another key or seal", LEDGER, "stories::l4_a_volume_keeps_its_digest_key_or_its_seal"),
+    story("an encrypted volume adopts what the ledger says", CORE, "sealed::l4_a_seal_is_never_adopted"),
+    story("a claim before its wrapped key", CORE, "sealed::l4_a_key_is_in_the_store_before_a_claim_that_names_it"),
     story("L6 a rewound store is forgotten by a crash", CORE, "stories::l6_a_store_that_was_called_rewound_is_so_after_a_crash"),
     story(
         "L6 all between an old layer's regions is touched",

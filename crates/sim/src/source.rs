@@ -665,7 +665,7 @@ fn open_volume(
             id: world.names.ids[v],
             name: world.names.volumes[v].clone(),
             geometry,
-            digest_key: world.names.digest_key(world.names.ids[v]),
+            digest_key: world.names.digest_key(world.names.ids[v]).into(),
             generation: Generation(1),
         },
         confirmed: header.term,

@@ -7,8 +7,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use farside_keys::ContentKeys;
 use farside_layer::{FrameDecoder, PartVerifier, RunKind, layer_digest};
-use farside_ledger::{CHECKPOINT_STATE_BYTES_MAX, CheckpointPlace, CheckpointRoot, State, VolumeMeta, volume_id};
+use farside_ledger::{CHECKPOINT_STATE_BYTES_MAX, CheckpointPlace, CheckpointRoot, State, VolumeMeta, VolumeState, volume_id};
 use farside_region::{GranuleIndex, GranuleRun, LayerKey, Name, RegionIndex, Slot, VolumeId};
 
 use crate::backend::{block_on, list_all};
@@ -16,6 +17,7 @@ use crate::checkpoint;
 use crate::error::{Result, StoreError};
 use crate::image::{GroupImage, PartRuns, VolumeImage};
 use crate::index::{Content, PartNo};
+use crate::keys::wrappings;
 use crate::leases;
 use crate::liveness::{Part, PartName};
 use crate::names::{self, GroupNames, GroupObject};
@@ -70,6 +72,8 @@ pub enum Problem {
     Staged,
     /// A checkpoint is not what the ledger's records give, or is missing.
     Checkpoint,
+    /// A wrapped key is damaged or missing.
+    Key,
     /// Somebody reads a point of a store in a bucket, or did.
     Lease,
     /// Not a name that Farside gives.
@@ -156,7 +160,7 @@ pub fn check(store: &StoreReader, progress: &(dyn Fn(u64) -> bool + Sync)) -> Re
             }
             Err(error) => return Err(error),
         };
-        let (image, segments, torn) = reader.into_parts();
+        let (image, segments, torn, unlocking) = reader.into_parts();
         if let Some(text) = mislabelled(&**store.backend(), &names)? {
             let base = finding(&names, Problem::Description);
             let object = Some(names.description().to_string());
@@ -166,7 +170,12 @@ pub fn check(store: &StoreReader, progress: &(dyn Fn(u64) -> bool + Sync)) -> Re
             let text = torn.error(&names).to_string();
             report.findings.push(Finding { object: Some(torn.file.clone()), text, ..finding(&names, Problem::LedgerTorn) });
         }
-        let mut group = GroupCheck { names, image, segments: &segments, bad: Vec::new(), findings: Vec::new() };
+        let mut keys = BTreeMap::new();
+        for (id, volume) in image.state().volumes() {
+            keys.insert(id, unlocking.keys_if_given(&**store.backend(), &names, volume.meta())?);
+        }
+        let mut group = GroupCheck { names, image, segments: &segments, keys, bad: Vec::new(), findings: Vec::new() };
+        group.check_keys()?;
         group.check_segments(&read, progress)?;
         group.check_layers();
         group.check_points()?;
@@ -208,6 +217,8 @@ struct GroupCheck<'s> {
     names: GroupNames,
     image: GroupImage,
     segments: &'s Segments,
+    /// Of each volume; of an encrypted one perhaps none.
+    keys: BTreeMap<VolumeId, ContentKeys>,
     /// Parts with something wrong: where, and what.
     bad: Vec<(PartNo, Fault)>,
     findings: Vec<Finding>,
@@ -236,7 +247,8 @@ impl GroupCheck<'_> {
         for batch in parts.chunks(BATCH) {
             let checked = parallel(&*self.segments.backend, batch, |(_, part)| {
                 let volume = self.image.state().volume(part.name.layer.volume).expect("a part's volume was claimed");
-                let faults = check_part(self.segments, volume.meta(), part);
+                let keys = self.keys.get(&part.name.layer.volume).expect("there are some for each volume");
+                let faults = check_part(self.segments, volume.meta(), keys, part);
                 read.fetch_add(part.bytes, Ordering::Relaxed);
                 faults
             });
@@ -248,6 +260,31 @@ impl GroupCheck<'_> {
             }
         }
         index_all(&mut self.image, self.segments)?;
+        Ok(())
+    }
+
+    /// Whether every key that a volume is encrypted with can be unwrapped by somebody.
+    fn check_keys(&mut self) -> Result<()> {
+        let sealed = |volume: &VolumeState| volume.meta().digest_key.seal().map(|seal| (seal.key, volume.meta().name.clone()));
+        let sealed: Vec<_> = self.image.state().volumes().filter_map(|(_, volume)| sealed(volume)).collect();
+        if sealed.is_empty() {
+            return Ok(());
+        }
+        let stored = wrappings(&*self.segments.backend, &self.names)?;
+        for (number, why) in stored.iter().filter_map(|stored| Some((stored.number, stored.wrapping.as_ref().err()?))) {
+            let object = self.names.key(number).to_string();
+            let text = format!("{object} cannot be used: {why}; put it back from a copy of the store");
+            let base = Finding { object: Some(object), ..finding(&self.names, Problem::Key) };
+            self.findings.push(Finding { severity: Severity::Warning, text, ..base });
+        }
+        let held: BTreeSet<_> = stored.iter().filter_map(|stored| Some(stored.wrapping.as_ref().ok()?.key())).collect();
+        for (key, volume) in sealed.into_iter().filter(|(key, _)| !held.contains(key)) {
+            let text = format!(
+                "volume {volume} is encrypted with the key {key}, of which the store holds no wrapping: nothing of it can be restored until \
+                 one is put back, from a copy of the store or from the host (`farside key wrap`)"
+            );
+            self.findings.push(Finding { volume: Some(volume), text, ..finding(&self.names, Problem::Key) });
+        }
         Ok(())
     }
 
@@ -541,8 +578,8 @@ fn uses(image: &VolumeImage, no: PartNo, lost: Lost) -> bool {
 }
 
 /// What is wrong with a part.
-fn check_part(segments: &Segments, volume: &VolumeMeta, part: &Part) -> Result<Vec<Fault>> {
-    match read_part(segments, volume, part) {
+fn check_part(segments: &Segments, volume: &VolumeMeta, keys: &ContentKeys, part: &Part) -> Result<Vec<Fault>> {
+    match read_part(segments, volume, keys, part) {
         Err(StoreError::NotFound { .. }) => {
             let why = "went away while it was read".to_owned();
             Ok(vec![Fault { problem: Problem::SegmentMissing, lost: Lost::All, why }])
@@ -552,7 +589,7 @@ fn check_part(segments: &Segments, volume: &VolumeMeta, part: &Part) -> Result<V
 }
 
 /// Reads a part in full. First all of it in one go; if that finds anything, frame by frame, to name every region.
-fn read_part(segments: &Segments, volume: &VolumeMeta, part: &Part) -> Result<Vec<Fault>> {
+fn read_part(segments: &Segments, volume: &VolumeMeta, keys: &ContentKeys, part: &Part) -> Result<Vec<Fault>> {
     let all = |problem, why: String| vec![Fault { problem, lost: Lost::All, why }];
     let object = segments.name(&volume.name, &part.name);
     let longer = match block_on(segments.backend.size(&object)) {
@@ -579,7 +616,7 @@ fn read_part(segments: &Segments, volume: &VolumeMeta, part: &Part) -> Result<Ve
         Err(StoreError::Unreadable { source, .. }) => Ok(Err(format!("{source} at byte {offset}"))),
         other => other.map(Ok),
     };
-    let mut verifier = PartVerifier::new(*footer.id(), &volume.digest_key);
+    let mut verifier = PartVerifier::new(*footer.id(), keys);
     let mut at = 0;
     let whole = loop {
         if at == part.bytes {
@@ -601,10 +638,10 @@ fn read_part(segments: &Segments, volume: &VolumeMeta, part: &Part) -> Result<Ve
     let Err(error) = whole else { return Ok(faults) };
     let damaged = faults.len();
     let region = |run: &GranuleRun| footer.id().geometry.region_of(run.start);
-    let (mut decoder, mut content) = (FrameDecoder::new(&volume.digest_key), Vec::new());
+    let (mut decoder, mut content) = (FrameDecoder::new(keys), Vec::new());
     for frame in footer.frames().iter().filter(|f| f.kind == RunKind::Data) {
         let stored = read(u64::from(frame.offset), u64::from(frame.stored_bytes))?;
-        let decoded = stored.and_then(|s| decoder.decode(&footer, frame, &s, &mut content).map_err(|e| e.to_string()));
+        let decoded = stored.and_then(|s| decoder.check(&footer, frame, &s, &mut content).map_err(|e| e.to_string()));
         let Err(error) = decoded else { continue };
         match faults[damaged..].last_mut() {
             // One for each region: who needs any of it needs what is between.

@@ -6,7 +6,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use farside_region::{GroupId, LayerKey, RegionIndex, Slot, VolumeId};
+use farside_region::{GroupId, KeyId, LayerKey, RegionIndex, Slot, VolumeId};
 
 /// The result of most of this crate's functions.
 pub type Result<T, E = StoreError> = std::result::Result<T, E>;
@@ -434,6 +434,30 @@ pub enum StoreError {
         /// Where the volume is.
         partial: PathBuf,
         /// Why.
+        why: String,
+    },
+    /// An encrypted volume, and no key that opens it.
+    #[error(
+        "volume {volume} is encrypted {mode} with the key {key}, and cannot be read: {why}. The key is wrapped by: {wrapped}. Give what unwraps it: `--key file:PATH`, `--key passphrase[:FILE]` or `--key \"command:PROGRAM …\"`"
+    )]
+    KeyNeeded {
+        /// The volume's name.
+        volume: String,
+        /// How it is encrypted.
+        mode: &'static str,
+        /// With which key.
+        key: KeyId,
+        /// The ways in which the store holds it.
+        wrapped: String,
+        /// What is missing, or does not fit.
+        why: String,
+    },
+    /// A wrapped key that cannot be kept.
+    #[error("a wrapped key cannot be kept in group {group}: {why}")]
+    BadKey {
+        /// Source and group.
+        group: String,
+        /// Why not.
         why: String,
     },
     /// The caller said stop.

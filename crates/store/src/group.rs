@@ -17,7 +17,8 @@ use farside_ledger::{
     Body, KeptEnd, LayerEntry, Policy, RECORD_BYTES_MAX, Record, State, Verdict, VolumeMeta, room_in_run, volume_id,
 };
 use farside_region::{
-    GranuleDigest, GranuleRun, GroupId, LayerKey, LedgerPosition, Name, RecordDigest, RegionSet, Slot, Term, VolumeId, mutation,
+    GranuleDigest, GranuleRun, GroupId, KeyId, LayerKey, LedgerPosition, Name, RecordDigest, RegionSet, Slot, Term, VolumeId,
+    mutation,
 };
 
 use crate::attempt::{Attempt, Draft, Found};
@@ -26,6 +27,7 @@ use crate::checkpoint;
 use crate::error::{Result, StoreError};
 use crate::image::{Applied, GroupImage, PartRuns};
 use crate::index::{Content, PartNo};
+use crate::keys::add_wrapping;
 use crate::landing::Landing;
 use crate::leases::Leases;
 use crate::liveness::{Part, PartName};
@@ -686,6 +688,14 @@ impl GroupStore {
     /// How many requests that write the store was asked for since it was opened, by all groups.
     pub fn writes(&self) -> u64 {
         self.segments.backend.writes()
+    }
+
+    /// Puts a wrapped key beside those that the group has, durably; says which key it is of, and its number.
+    ///
+    /// # Errors
+    /// [`StoreError::BadKey`]; what the file system or the service says.
+    pub fn keep_key(&mut self, wrapped: &[u8]) -> Result<(KeyId, u64)> {
+        add_wrapping(&*self.segments.backend, &self.segments.names, wrapped)
     }
 
     /// Bytes of all published segments.

@@ -79,7 +79,7 @@ impl World {
             id: volume_id(&name("h"), &name("g"), &name(&format!("v{v}"))),
             name: name(&format!("v{v}")),
             geometry: Geometry::with_shape(GRANULES * 512, 9, 2).expect("geometry"),
-            digest_key: [0; 32],
+            digest_key: [1; 32].into(),
             generation: Generation(1),
         };
         let mut world = Self {

@@ -191,6 +191,7 @@ fn kind_of(object: &ObjectName) -> Kind {
         Some(GroupObject::CheckpointState(_)) => Kind::State,
         Some(GroupObject::Segment { .. }) => Kind::Segment,
         Some(GroupObject::Lease(_) | GroupObject::LeaseClock(_)) => Kind::Lease,
+        Some(GroupObject::Key(_)) => unreachable!("nothing of this store is encrypted"),
     }
 }
 

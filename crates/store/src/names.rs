@@ -75,6 +75,8 @@ pub enum GroupObject {
         /// The part.
         number: u32,
     },
+    /// A wrapped key; its number.
+    Key(u64),
     /// What a reader holds a point by; its nonce.
     Lease([u8; 16]),
     /// What tells a collector the time; its nonce.
@@ -151,6 +153,16 @@ impl GroupNames {
         self.below(&format!("segments/{}", part_path(volume, part)))
     }
 
+    /// All wrapped keys.
+    pub fn keys(&self) -> ObjectName {
+        self.below("keys")
+    }
+
+    /// One wrapped key.
+    pub fn key(&self, number: u64) -> ObjectName {
+        self.below(&format!("keys/{number}"))
+    }
+
     /// All leases.
     pub fn leases(&self) -> ObjectName {
         self.below("leases")
@@ -185,6 +197,9 @@ impl GroupNames {
             let state = rest.strip_suffix(".state");
             let number = number(state.unwrap_or(rest))?;
             return Some(if state.is_some() { GroupObject::CheckpointState(number) } else { GroupObject::Checkpoint(number) });
+        }
+        if let Some(rest) = rest.strip_prefix("keys/") {
+            return number(rest).map(GroupObject::Key);
         }
         if let Some(rest) = rest.strip_prefix("leases/") {
             let clock = rest.strip_suffix(".now");
@@ -268,6 +283,8 @@ mod tests {
         assert_eq!(names.checkpoint_state(7).as_str(), "groups/host-1/db/checkpoint/7.state");
         assert_eq!(names.parse(&names.checkpoint(7)), Some(GroupObject::Checkpoint(7)));
         assert_eq!(names.parse(&names.checkpoint_state(0)), Some(GroupObject::CheckpointState(0)));
+        assert_eq!(names.key(12).as_str(), "groups/host-1/db/keys/12");
+        assert_eq!(names.parse(&names.key(12)), Some(GroupObject::Key(12)));
         assert_eq!(names.lease([0xab; 16]).as_str(), format!("groups/host-1/db/leases/{}", "ab".repeat(16)));
         assert_eq!(names.lease_clock([7; 16]).as_str(), format!("groups/host-1/db/leases/{}.now", "07".repeat(16)));
         assert_eq!(names.parse(&names.lease([0xab; 16])), Some(GroupObject::Lease([0xab; 16])));
@@ -276,6 +293,8 @@ mod tests {
             "leases/ab",
             "leases/ABABABABABABABABABABABABABABABAB",
             "leases/abababababababababababababababab.then",
+            "keys/01",
+            "keys/1.json",
             "checkpoint/07",
             "checkpoint/x.state",
             "checkpoint/1/2",

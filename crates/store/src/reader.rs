@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use farside_keys::{ContentKeys, Keeper};
 use farside_layer::{Footer, FrameDecoder, FrameRef};
 use farside_ledger::{State, VolumeMeta, group_id};
 use farside_region::{ByteExtent, Geometry, GranuleIndex, GranuleRun, Name, RegionIndex, Slot, Term, VolumeId, mutation};
@@ -22,6 +23,7 @@ use crate::group::{DigestRun, digests_of};
 use crate::head;
 use crate::image::{GroupImage, PartRuns, VolumeImage};
 use crate::index::{Content, Extent, PartNo};
+use crate::keys::{self, Unlocking};
 use crate::landing::Landing;
 use crate::leases::{self, Lease};
 use crate::liveness::Part;
@@ -57,6 +59,7 @@ pub struct StoreReader {
     backend: Arc<dyn Backend>,
     readers: Readers,
     id: [u8; 16],
+    keeper: Option<Keeper>,
     _lock: ReaderLock,
 }
 
@@ -67,6 +70,7 @@ pub struct GroupReader {
     segments: Arc<Segments>,
     image: GroupImage,
     torn: Option<Torn>,
+    unlocking: Unlocking,
     _lock: ReaderLock,
 }
 
@@ -75,6 +79,7 @@ pub struct GroupReader {
 pub struct PointReader {
     segments: Arc<Segments>,
     volume: VolumeMeta,
+    keys: ContentKeys,
     point: Slot,
     geometry: Geometry,
     image: VolumeImage,
@@ -130,7 +135,13 @@ impl StoreReader {
     fn over(backend: Arc<dyn Backend>, readers: Readers) -> Result<Self> {
         let id = read_store_description(&*backend)?;
         let lock = readers.share()?;
-        Ok(Self { backend, readers, id, _lock: lock })
+        Ok(Self { backend, readers, id, keeper: None, _lock: lock })
+    }
+
+    /// With what unwraps the keys of encrypted volumes.
+    #[must_use]
+    pub fn with_keeper(self, keeper: Option<Keeper>) -> Self {
+        Self { keeper, ..self }
     }
 
     /// The store's id.
@@ -146,7 +157,8 @@ impl StoreReader {
         }
     }
 
-    pub(crate) fn backend(&self) -> &Arc<dyn Backend> {
+    /// The medium.
+    pub fn backend(&self) -> &Arc<dyn Backend> {
         &self.backend
     }
 
@@ -176,7 +188,7 @@ impl StoreReader {
     pub fn group(&self, names: &GroupNames) -> Result<GroupReader> {
         // Names of a directory cost nothing, and its files are lost one by one.
         let is_listed = matches!(self.readers, Readers::Locked(_));
-        GroupReader::open(&self.backend, &self.readers, names, is_listed)
+        GroupReader::open(self, names, is_listed)
     }
 
     /// The same, from the names of all records, also in a bucket: no hole in the ledger goes unseen, however long.
@@ -184,12 +196,13 @@ impl StoreReader {
     /// # Errors
     /// Those of [`StoreReader::group`].
     pub fn group_as_listed(&self, names: &GroupNames) -> Result<GroupReader> {
-        GroupReader::open(&self.backend, &self.readers, names, true)
+        GroupReader::open(self, names, true)
     }
 }
 
 impl GroupReader {
-    fn open(backend: &Arc<dyn Backend>, readers: &Readers, names: &GroupNames, is_listed: bool) -> Result<Self> {
+    fn open(store: &StoreReader, names: &GroupNames, is_listed: bool) -> Result<Self> {
+        let (backend, readers) = (&store.backend, &store.readers);
         let lock = readers.share()?;
         let id = match read_group_description(&**backend, names) {
             Err(StoreError::NoSuchGroup { source_name, group, .. }) => {
@@ -199,7 +212,8 @@ impl GroupReader {
         };
         let replayed = if is_listed { replay(&**backend, names, id, |_| {})? } else { head::replay(&**backend, names, id)? };
         let segments = Arc::new(Segments::new(Arc::clone(backend), names.clone()));
-        Ok(Self { readers: readers.clone(), segments, image: replayed.image, torn: replayed.torn, _lock: lock })
+        let unlocking = Unlocking::new(store.keeper.clone());
+        Ok(Self { readers: readers.clone(), segments, image: replayed.image, torn: replayed.torn, unlocking, _lock: lock })
     }
 
     /// Source and group.
@@ -218,8 +232,8 @@ impl GroupReader {
     }
 
     /// Image, segments and the torn slot, for a check. The caller holds a reader's lock of its own.
-    pub(crate) fn into_parts(self) -> (GroupImage, Arc<Segments>, Option<Torn>) {
-        (self.image, self.segments, self.torn)
+    pub(crate) fn into_parts(self) -> (GroupImage, Arc<Segments>, Option<Torn>, Unlocking) {
+        (self.image, self.segments, self.torn, self.unlocking)
     }
 
     /// The id of a volume.
@@ -239,20 +253,38 @@ impl GroupReader {
         points::list(&self.image).collect()
     }
 
+    /// Whether a volume's content can be read with what was given to unwrap its key.
+    ///
+    /// # Errors
+    /// [`StoreError::KeyNeeded`]; what the file system says.
+    pub fn unlock(&self, volume: VolumeId) -> Result<()> {
+        self.keys(volume).map(drop)
+    }
+
+    fn keys(&self, volume: VolumeId) -> Result<ContentKeys> {
+        let meta = self.state().volume(volume).ok_or(StoreError::UnknownVolume(volume))?.meta();
+        self.unlocking.keys(&*self.segments.backend, &self.segments.names, meta)
+    }
+
     /// Opens a member of a point.
     ///
     /// # Errors
-    /// [`StoreError::NoSuchPoint`], [`StoreError::NotAMember`], [`StoreError::Corrupt`]; what the file system says.
+    /// [`StoreError::KeyNeeded`], [`StoreError::NoSuchPoint`], [`StoreError::NotAMember`], [`StoreError::Corrupt`]; what the file system
+    /// says.
     pub fn point_reader(&self, point: Slot, volume: VolumeId) -> Result<PointReader> {
-        PointReader::open(&self.readers, &self.image, &self.segments, point, volume)
+        let keys = self.keys(volume)?;
+        Ok(PointReader { keys, ..PointReader::open(&self.readers, &self.image, &self.segments, point, volume)? })
     }
 
-    /// The same, also when some footer of it is damaged: for [`verify_point`](crate::verify_point).
+    /// The same, also when some footer of it is damaged, or no key of it was given: for [`verify_point`](crate::verify_point).
     ///
     /// # Errors
-    /// [`StoreError::NoSuchPoint`], [`StoreError::NotAMember`]; what the file system says.
+    /// [`StoreError::NoSuchPoint`], [`StoreError::NotAMember`]; [`StoreError::KeyNeeded`] where a key was given that does not fit; what the file
+    /// system says.
     pub fn point_reader_as_it_is(&self, point: Slot, volume: VolumeId) -> Result<PointReader> {
-        PointReader::open_as_it_is(&self.readers, &self.image, &self.segments, point, volume)
+        let meta = self.state().volume(volume).ok_or(StoreError::UnknownVolume(volume))?.meta();
+        let keys = self.unlocking.keys_if_given(&*self.segments.backend, &self.segments.names, meta)?;
+        Ok(PointReader { keys, ..PointReader::open_as_it_is(&self.readers, &self.image, &self.segments, point, volume)? })
     }
 }
 
@@ -322,7 +354,8 @@ impl PointReader {
         })?;
         let parts = living.into_iter().collect();
         let (segments, deleted) = (Arc::clone(segments), Mutex::default());
-        Ok(Self { segments, volume: meta, point, geometry, image: whole, parts, _lock: lock, lease, deleted })
+        let keys = (&meta.digest_key).into();
+        Ok(Self { segments, volume: meta, keys, point, geometry, image: whole, parts, _lock: lock, lease, deleted })
     }
 
     /// The same for somebody who knows that a pin keeps the point since before this was opened: deletions are not held off any more. Its
@@ -345,6 +378,21 @@ impl PointReader {
     /// The volume.
     pub fn volume(&self) -> &VolumeMeta {
         &self.volume
+    }
+
+    /// What keys the granule digests, if that is known here: see [`PointReader::is_opaque`].
+    pub fn digest_key(&self) -> Option<&[u8; 32]> {
+        self.keys.digest_key()
+    }
+
+    /// Whether the volume is encrypted and its keys are not here. It can be verified then, and not read.
+    pub fn is_opaque(&self) -> bool {
+        matches!(self.keys, ContentKeys::Opaque)
+    }
+
+    /// Whether the volume is encrypted.
+    pub fn is_sealed(&self) -> bool {
+        self.keys.is_sealed()
     }
 
     /// The point.
@@ -386,7 +434,7 @@ impl PointReader {
 
     /// Buffers for [`PointReader::read_region`]; one per thread.
     pub fn content(&self) -> RegionContent {
-        let decoder = FrameDecoder::new(&self.volume.digest_key);
+        let decoder = FrameDecoder::new(&self.keys);
         RegionContent { bytes: AlignedBytes::default(), runs: Vec::new(), decoder, frame: Vec::new() }
     }
 
@@ -409,6 +457,33 @@ impl PointReader {
     /// # Panics
     /// When the region is beyond the volume.
     pub fn read_region(&self, region: RegionIndex, content: &mut RegionContent) -> Result<()> {
+        self.refuse_opaque()?;
+        self.look_at_region(region, content)
+    }
+
+    /// Checks a region as [`PointReader::read_region`] does, as far as that can be done with the keys that are here: of what cannot be
+    /// decrypted, that it is what was published. `content.bytes` is of no use afterwards.
+    ///
+    /// # Errors
+    /// See [`PointReader::read_region`].
+    ///
+    /// # Panics
+    /// When the region is beyond the volume.
+    pub(crate) fn verify_region(&self, region: RegionIndex, content: &mut RegionContent) -> Result<()> {
+        self.look_at_region(region, content)
+    }
+
+    /// Refuses what cannot be decrypted here: zeroes in its place would be a lie.
+    ///
+    /// # Errors
+    /// [`StoreError::KeyNeeded`]; what the file system says.
+    pub fn refuse_opaque(&self) -> Result<()> {
+        let Some(seal) = self.volume.digest_key.seal().filter(|_| self.is_opaque()) else { return Ok(()) };
+        let wrappings = keys::wrappings(&*self.segments.backend, &self.segments.names)?;
+        Err(keys::needed(&self.volume, seal, &wrappings, "no key was given".to_owned()))
+    }
+
+    fn look_at_region(&self, region: RegionIndex, content: &mut RegionContent) -> Result<()> {
         let run = self.geometry.region_run(region);
         if let Some(extent) = self.image.unknown.extents(run).next() {
             return Err(self.unknown(&extent, region));
@@ -447,6 +522,7 @@ impl PointReader {
     /// # Panics
     /// When the region is beyond the volume.
     pub fn salvage_region(&self, region: RegionIndex, content: &mut RegionContent) -> Result<Vec<GranuleRun>> {
+        self.refuse_opaque()?;
         let whole = self.geometry.region_run(region);
         let region_bytes = self.geometry.bytes_of(whole);
         content.runs.clear();
@@ -648,6 +724,11 @@ impl PointReader {
         for frame in &piece.frames {
             let from = (u64::from(frame.offset) - piece.start) as usize;
             let payload = &stored[from..from + frame.stored_bytes as usize];
+            if self.is_opaque() {
+                let checked = content.decoder.check(&piece.footer, frame, payload, &mut content.frame);
+                checked.map_err(|e| self.corrupt(no, region, e.to_string()))?;
+                continue;
+            }
             let decoded = content.decoder.decode(&piece.footer, frame, payload, &mut content.frame);
             decoded.map_err(|e| self.corrupt(no, region, e.to_string()))?;
             wanted = self

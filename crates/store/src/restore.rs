@@ -244,6 +244,7 @@ impl Restore<'_> {
 /// # Errors
 /// [`StoreError::Incomplete`]; [`StoreError::Degraded`] unless that is allowed.
 pub fn check_restorable(reader: &PointReader, options: &RestoreOptions) -> Result<()> {
+    reader.refuse_opaque()?;
     let (geometry, volume, point) = (reader.geometry(), reader.volume().name.to_string(), reader.point());
     if let Some(granule) = reader.first_absent().filter(|_| !options.allow_damaged) {
         return Err(StoreError::Incomplete { volume, point, region: geometry.region_of(granule) });
@@ -365,7 +366,7 @@ impl Worker<'_> {
         }
         let (mut wrong, mut kept): (Vec<(GranuleRun, Content)>, u64) = (Vec::new(), 0);
         let mut at = geometry.region_run(region).start;
-        let key = &reader.volume().digest_key;
+        let key = reader.digest_key().expect("what is restored was opened with its keys");
         for run in reader.region_digests(region)? {
             let (granules, content) = match &run {
                 DigestRun::Data(digests) => (digests.len() as u64, Content::Data),

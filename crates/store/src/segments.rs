@@ -128,7 +128,7 @@ impl Segments {
             Err(StoreError::Unreadable { source, .. }) => return bad(format!("it cannot be read: {source}")),
             Err(error) => return Err(error),
         };
-        match FrameDecoder::new(&volume.digest_key).decode(&footer, frame, &stored, &mut Vec::new()) {
+        match FrameDecoder::new(&volume.digest_key).check(&footer, frame, &stored, &mut Vec::new()) {
             Ok(()) => Ok(None),
             Err(error) => bad(error.to_string()),
         }

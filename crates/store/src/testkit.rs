@@ -2,12 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
+use farside_keys::{ContentKeys, GroupKey, Sealer, Secret};
 use farside_layer::{Compression, Encoder, PartId, PartSummary, PartWriter};
 use farside_ledger::{
     Body, Claim, EpochInfo, LayerEntry, LayerKind, Layers, PartEntry, Stamp, State, VolumeMeta, group_id, volume_id,
 };
 use farside_region::{
-    BootId, Generation, Geometry, GranuleIndex, GranuleRun, LayerKey, Name, RegionIndex, RegionSet, Seq, Slot, Term, VolumeId,
+    BootId, DigestKey, Generation, Geometry, GranuleIndex, GranuleRun, LayerKey, Name, RegionIndex, RegionSet, SealMode, Seq,
+    Slot, Term, VolumeId,
 };
 use tempfile::TempDir;
 
@@ -82,6 +84,8 @@ pub(crate) struct TestVolume {
     pub(crate) term: Term,
     pub(crate) seq: u64,
     pub(crate) image: Vec<Option<Fill>>,
+    /// Of an encrypted one.
+    pub(crate) group_key: Option<GroupKey>,
 }
 
 impl TestVolume {
@@ -89,8 +93,14 @@ impl TestVolume {
     pub(crate) fn new(volume: &str, granules: u64) -> Self {
         let geometry = Geometry::with_shape(granules * GRANULE, 9, 3).expect("geometry");
         let id = volume_id(&name("host"), &name("default"), &name(volume));
-        let meta = VolumeMeta { id, name: name(volume), geometry, digest_key: [7; 32], generation: Generation(1) };
-        Self { meta, term: Term(0), seq: 0, image: vec![None; granules as usize] }
+        let meta = VolumeMeta { id, name: name(volume), geometry, digest_key: [7; 32].into(), generation: Generation(1) };
+        Self { meta, term: Term(0), seq: 0, image: vec![None; granules as usize], group_key: None }
+    }
+
+    /// The same, encrypted.
+    pub(crate) fn sealed(self, key: &GroupKey) -> Self {
+        let digest_key = DigestKey::Sealed(key.seal(SealMode::EndToEnd, self.id()));
+        Self { meta: VolumeMeta { digest_key, ..self.meta }, group_key: Some(key.clone()), ..self }
     }
 
     pub(crate) fn id(&self) -> VolumeId {
@@ -116,7 +126,9 @@ impl TestVolume {
     /// The bytes of a part.
     pub(crate) fn part(&self, key: LayerKey, part: u32, runs: &[(u64, u64, Fill)]) -> (Vec<u8>, PartSummary) {
         let id = PartId { key, part, geometry: self.meta.geometry };
-        let mut writer = PartWriter::new(id, &self.meta.digest_key, Encoder::new(Compression::Zstd(1)));
+        let keys = ContentKeys::of(&self.meta.digest_key, self.id(), self.group_key.as_ref()).expect("its own key");
+        let encoder = Encoder::new(Compression::Zstd(1)).sealing(Sealer::new(Secret::random().expect("randomness")));
+        let mut writer = PartWriter::new(id, keys, encoder);
         for &(start, count, fill) in runs {
             let run = GranuleRun { start: GranuleIndex(start), count };
             match fill {

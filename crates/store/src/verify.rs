@@ -124,7 +124,7 @@ impl Worker<'_> {
             self.found.zero_bytes += geometry.bytes_of(geometry.region_run(region)).len;
             return Ok(());
         }
-        let (segment, why) = match self.reader.read_region(region, &mut self.content) {
+        let (segment, why) = match self.reader.verify_region(region, &mut self.content) {
             Ok(()) => {
                 for &(run, content) in &self.content.runs {
                     match content {

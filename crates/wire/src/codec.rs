@@ -55,8 +55,10 @@ impl Features {
     pub const COMPARED: Self = Self(2);
     /// A source that waits for publication may say so: [`SourceMessage::Publish`](crate::SourceMessage::Publish) is understood.
     pub const PUBLISH: Self = Self(4);
+    /// Encrypted volumes: claims with a seal, and [`SourceMessage::WrappedKey`](crate::SourceMessage::WrappedKey), are understood.
+    pub const SEALED: Self = Self(8);
     /// What this build can do.
-    pub const OURS: Self = Self(Self::GRID.0 | Self::COMPARED.0 | Self::PUBLISH.0);
+    pub const OURS: Self = Self(Self::GRID.0 | Self::COMPARED.0 | Self::PUBLISH.0 | Self::SEALED.0);
 
     /// What both can do.
     #[must_use]

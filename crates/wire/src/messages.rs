@@ -22,6 +22,8 @@ pub const END_MEMBERS_MAX: usize = 64;
 pub const END_RANGES_MAX: usize = 160_000;
 /// The most layers that one [`ResumeQuery`] may name.
 pub const RESUME_LAYERS_MAX: usize = 256;
+/// The longest wrapped key, in bytes.
+pub const WRAPPED_KEY_BYTES_MAX: usize = 64 << 10;
 /// The longest text in a message, in bytes.
 pub const TEXT_BYTES_MAX: usize = 1024;
 
@@ -69,6 +71,9 @@ pub enum SourceMessage {
     /// The source goes on only when what is staged is published: the receiver is to wait for nothing more. Where both have
     /// [`Features::PUBLISH`].
     Publish,
+    /// A wrapped key of the group, as `docs/formats/keys.md` has it, which the store is to keep: before the first claim of a volume that is
+    /// encrypted with it. Where both have [`Features::SEALED`].
+    WrappedKey(Vec<u8>),
 }
 
 /// From the receiver.
@@ -583,6 +588,7 @@ impl SourceMessage {
             Self::Retention(policy) if policy.grid.rules().len() > Grid::RULES_SAID_MAX => {
                 Err(DecodeError::Limit("rules of a retention grid"))
             }
+            Self::WrappedKey(bytes) if bytes.len() > WRAPPED_KEY_BYTES_MAX => Err(DecodeError::Limit("bytes of a wrapped key")),
             Self::Points(query) if query.text_bytes() > TEXT_BYTES_MAX => {
                 Err(DecodeError::Limit("the reason in a question about points"))
             }

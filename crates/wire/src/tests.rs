@@ -2,8 +2,8 @@
 
 use farside_ledger::{Claim, CutTime, EpochInfo, Grid, Heartbeat, LayerKind, PointFilter, Policy, Rule, VoidReason, VolumeMeta};
 use farside_region::{
-    BootId, Generation, Geometry, GranuleDigest, GranuleIndex, GranuleRun, LayerKey, LedgerPosition, Name, RecordDigest,
-    RegionIndex, RegionRange, RegionSet, Seq, Slot, Term, VolumeId,
+    BootId, DigestKey, Generation, Geometry, GranuleDigest, GranuleIndex, GranuleRun, KeyId, LayerKey, LedgerPosition, Name,
+    RecordDigest, RegionIndex, RegionRange, RegionSet, Seal, SealMode, Seq, Slot, Term, VolumeId,
 };
 use proptest::prelude::*;
 
@@ -33,9 +33,14 @@ fn meta() -> VolumeMeta {
         id: VolumeId([0xaa; 16]),
         name: name("data"),
         geometry: Geometry::new(1 << 30).expect("valid"),
-        digest_key: [0xcc; 32],
+        digest_key: [0xcc; 32].into(),
         generation: Generation(1),
     }
+}
+
+fn sealed_claim() -> Claim {
+    let seal = Seal { mode: SealMode::EndToEnd, key: KeyId([0x4b; 16]), commitment: [0xc0; 32] };
+    Claim { volume: VolumeMeta { digest_key: DigestKey::Sealed(seal), ..meta() }, looked: None, source: name("host") }
 }
 
 fn epoch() -> EpochInfo {
@@ -92,6 +97,8 @@ fn from_source() -> Vec<SourceMessage> {
         SourceMessage::Retention(Policy { grid: grid(2), ..Policy::without_grid(10, 60_000) }),
         SourceMessage::Compared(Compared { volume, term: Term(3), position: position() }),
         SourceMessage::Publish,
+        SourceMessage::WrappedKey(vec![0x5a; 3]),
+        SourceMessage::Claim(ClaimRequest { id, claim: sealed_claim() }),
     ]
 }
 
@@ -438,7 +445,7 @@ proptest! {
     }
 }
 
-const GOLDEN_SOURCE: [&str; 15] = [
+const GOLDEN_SOURCE: [&str; 17] = [
     "00010100[11*16]0104686f73740764656661756c74",
     "0107[aa*16]0105[bb*32]00",
     "0207[aa*16]0464617461[80*4]040c16[cc*32]01010404686f7374",
@@ -454,6 +461,8 @@ const GOLDEN_SOURCE: [&str; 15] = [
     "0b0ae0d40302e0d40380dddb01c0a90780bab703",
     "0c[aa*16]0305[bb*32]",
     "0d",
+    "0e035a5a5a",
+    "0207[aa*16]0464617461[80*4]040c16[00*32]01[4b*16][c0*32]010004686f7374",
 ];
 const GOLDEN_RECEIVER: [&str; 15] = [
     "000100[22*16]",

@@ -41,6 +41,7 @@ impl Group {
                 Action::ReadDigests { session, id, volume, run } => self.digests(session, id, volume, run),
                 Action::AnswerLedger { session, slice } => self.answer_ledger(session, *slice),
                 Action::AnswerPoints { session, query } => self.answer_points(session, &query),
+                Action::KeepKey { session, wrapped } => self.keep_key(session, &wrapped),
                 Action::Policy { policy } => self.set_policy(policy),
                 Action::Prune => self.prune.due = true,
                 Action::Report { volume, what } => self.report(volume, &what),
@@ -55,6 +56,23 @@ impl Group {
         tracing::info!(group = %self.names, %words, "closing a connection");
         // Returns when none of its parts can land any more, as the next action expects.
         link.close(CloseCode::Refused, &words);
+    }
+
+    /// Durable before the source hears of anything else: its claims name the key.
+    fn keep_key(&mut self, session: SessionId, wrapped: &[u8]) {
+        let Place::Here(here) = &mut self.place else { return };
+        match here.store.keep_key(wrapped) {
+            Ok((key, number)) => {
+                tracing::debug!(group = %self.names, %key, number, "a wrapped key is in the store");
+                self.events.push_front((Event::KeyKept { key }, None));
+            }
+            Err(error) => {
+                tracing::warn!(group = %self.names, %error, "a wrapped key cannot be kept");
+                let Some(link) = self.sessions.get(&session).cloned() else { return };
+                self.turn_away(&link, RefusalCode::Store, &error.to_string());
+                self.store_error(&error);
+            }
+        }
     }
 
     fn append(&mut self, ticket: Ticket, records: Vec<Dated>) {

@@ -447,7 +447,7 @@ impl Session {
             id: volume_id(&self.source, &self.group, &name(volume)),
             name: name(volume),
             geometry: Geometry::new(VOLUME_BYTES).expect("a geometry"),
-            digest_key: [5; 32],
+            digest_key: [5; 32].into(),
             generation: Generation(1),
         };
         let mut claim = Claim { volume: meta.clone(), looked: None, source: self.source.clone() };

@@ -194,6 +194,7 @@ fn object_name(bytes: &[u8]) -> Outcome {
                 GroupObject::Checkpoint(number) => names.checkpoint(*number),
                 GroupObject::CheckpointState(number) => names.checkpoint_state(*number),
                 GroupObject::RecordVoid(slot) => names.record_void(*slot),
+                GroupObject::Key(number) => names.key(*number),
                 GroupObject::Lease(nonce) => names.lease(*nonce),
                 GroupObject::LeaseClock(nonce) => names.lease_clock(*nonce),
                 GroupObject::Segment { volume: of, term, seq, number } => {
@@ -248,7 +249,7 @@ fn join(files: &[(u8, Vec<u8>)]) -> Vec<u8> {
 fn a_store() -> Vec<u8> {
     let group = group_id(&name("host"), &name("db"));
     let geometry = Geometry::with_shape(16 * 512, 9, 3).expect("a geometry");
-    let meta = VolumeMeta { id: volume(1), name: name("v1"), geometry, digest_key: [7; 32], generation: Generation(1) };
+    let meta = VolumeMeta { id: volume(1), name: name("v1"), geometry, digest_key: [7; 32].into(), generation: Generation(1) };
     let key = |seq| LayerKey { volume: volume(1), term: Term(0), seq: Seq(seq) };
     let part = |seq, number, start: u64, count: usize| {
         let id = PartId { key: key(seq), part: number, geometry };

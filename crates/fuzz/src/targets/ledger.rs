@@ -41,7 +41,7 @@ pub(super) const TARGETS: &[Target] = &[
         what: "a cached state, from a disk",
         seeds: || vec![replayed().to_cache(), State::new(group()).to_cache()],
         seal: |bytes| seal(bytes),
-        words: &[b"FSLSTAT5"],
+        words: &[b"FSLSTAT6"],
         bytes_max: 8 << 10,
         memory: Memory { fixed_bytes: 2 << 20, bytes_per_byte: 256 },
         decode: cache,
@@ -73,7 +73,7 @@ pub(super) fn geometry() -> Geometry {
 
 pub(super) fn meta(n: u8) -> VolumeMeta {
     let name = name(&format!("v{n}"));
-    VolumeMeta { id: volume(n), name, geometry: geometry(), digest_key: [n; 32], generation: Generation(1) }
+    VolumeMeta { id: volume(n), name, geometry: geometry(), digest_key: [n.max(1); 32].into(), generation: Generation(1) }
 }
 
 pub(super) fn regions(list: &[u64]) -> RegionSet {

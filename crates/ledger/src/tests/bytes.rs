@@ -18,6 +18,14 @@ fn samples() -> Vec<(&'static str, Record)> {
     let position = LedgerPosition { slot: Slot(4), digest: RecordDigest([0x77; 32]) };
     let bodies = [
         ("claim", Body::Claim(Claim { volume: meta(1), looked: Some(Slot(2)), source: name("host") })),
+        (
+            "claim of an encrypted volume",
+            Body::Claim(Claim {
+                volume: VolumeMeta { digest_key: DigestKey::Sealed(seal()), ..meta(1) },
+                looked: None,
+                source: name("host"),
+            }),
+        ),
         ("point", Body::Layers(Layers { kind: LayerKind::Point, epoch: epoch(), members: vec![member] })),
         ("fuzzy", Body::Layers(Layers { kind: LayerKind::Fuzzy, epoch: epoch(), members: vec![entry(2, Term(1), 1, 2)] })),
         ("heartbeat", World::new().beat(&[(1, Term(3)), (2, Term(1))], position)),
@@ -115,6 +123,26 @@ fn damage_is_told_from_what_is_newer() {
     }
 }
 
+/// Who does not know of encryption must see that he does not, and nobody may read zeroes as a key.
+#[test]
+fn a_claim_is_of_the_kind_that_says_what_it_is() {
+    for (at, other, why) in [(0, 12_u16, "no seal"), (1, 1, "a seal")] {
+        let mut bytes = samples()[at].1.encode().expect("small").bytes;
+        bytes[10..12].copy_from_slice(&other.to_le_bytes());
+        reseal(&mut bytes);
+        assert_eq!(Record::decode(&bytes), Err(DecodeError::Body), "{why}");
+    }
+    let sealed = samples()[1].1.encode().expect("small").bytes;
+    let mode = sealed.windows(32).position(|piece| piece == [0xc0; 32]).expect("its commitment") - 17;
+    assert_eq!(sealed[mode], 1);
+    for byte in [0, 9] {
+        let mut bytes = sealed.clone();
+        bytes[mode] = byte;
+        reseal(&mut bytes);
+        assert_eq!(Record::decode(&bytes), Err(DecodeError::Body), "mode {byte}");
+    }
+}
+
 #[test]
 fn a_record_too_large_is_refused_before_it_is_written() {
     let scattered: RegionSet = (0..1_000_000u64).map(|i| RegionIndex(2 * i)).collect();
@@ -203,6 +231,8 @@ fn checkpointed() -> (EncodedCheckpoint, CheckpointPlace, CheckpointParts) {
     let layer = w.state.layers_above(vol(2), None).next().expect("one").key;
     let part = CheckpointPart { ordinal: 1, layer, number: 0, bytes: 100, footer_digest: [9; 32], born: Slot(2) };
     let parts = CheckpointParts { next: 3, parts: vec![part] };
+    let volume = VolumeMeta { digest_key: DigestKey::Sealed(seal()), ..meta(7) };
+    assert_eq!(w.put(Body::Claim(Claim { volume, looked: None, source: name("host") })), Verdict::Accepted);
     let fuzzy = w.fuzzy(1);
     w.point(&[1]);
     let layer = w.state.layers_above(vol(1), None).find(|layer| layer.slot == fuzzy).expect("there").key;
@@ -218,7 +248,6 @@ fn checkpointed() -> (EncodedCheckpoint, CheckpointPlace, CheckpointParts) {
         w.pass_ms(100);
         assert_eq!(w.put(Body::Verified(Verified { point, how })), Verdict::Accepted);
     }
-    assert_eq!(w.put(Body::Unpin(Unpin { pin: Slot(99) })), Verdict::Void(VoidReason::NoSuchPin(Slot(99))));
     let place = CheckpointPlace { number: 3, slots: 4 };
     (EncodedCheckpoint::new(place, [0x44; 32], &w.state, &parts), place, parts)
 }

@@ -29,7 +29,7 @@ fn a_claim_must_fit_the_volume_that_the_ledger_knows() {
         w.put(Body::Claim(Claim { volume, looked, source: name("host") }))
     };
     let sized = |bytes, granule, region| Geometry::with_shape(bytes, granule, region).expect("valid");
-    assert_eq!(void(claim(&|v| v.digest_key = [9; 32])), VoidReason::ClaimDigestKey);
+    assert_eq!(void(claim(&|v| v.digest_key = [9; 32].into())), VoidReason::ClaimDigestKey);
     assert_eq!(void(claim(&|v| v.geometry = sized(512, 4, 3))), VoidReason::ClaimShape(vol(1)));
     let shrinks = VoidReason::ClaimShrinks { ledger_bytes: 512, claim_bytes: 511 };
     assert_eq!(void(claim(&|v| v.geometry = sized(511, 4, 2))), shrinks);

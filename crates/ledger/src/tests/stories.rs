@@ -30,6 +30,27 @@ fn l6_a_lower_generation_is_fenced() {
     });
 }
 
+/// A host is set up again with encryption and under the same names: the old parts are clear, the new ones are not, and whoever has the key
+/// reads neither as a whole; or the other way round, and what should never have left the host in clear does.
+#[test]
+fn l4_a_volume_keeps_its_digest_key_or_its_seal() {
+    tell(&[("a claim gives a volume another key or seal", "L4: parts of two keys under one volume")], || {
+        let mut w = claimed();
+        w.fuzzy(1);
+        let looked = w.state.head();
+        let mut claim = |n, key| {
+            let volume = VolumeMeta { digest_key: key, ..meta(n) };
+            w.put(Body::Claim(Claim { volume, looked, source: name("host") }))
+        };
+        let other = DigestKey::Sealed(Seal { commitment: [8; 32], ..seal() });
+        assert_eq!(claim(7, DigestKey::Sealed(seal())), Verdict::Accepted);
+        assert_eq!(claim(7, DigestKey::Sealed(seal())), Verdict::Accepted);
+        for (n, key) in [(1, DigestKey::Sealed(seal())), (7, [7; 32].into()), (7, other)] {
+            assert_eq!(claim(n, key), Verdict::Void(VoidReason::ClaimDigestKey), "L4: parts of two keys under one volume");
+        }
+    });
+}
+
 /// A stalled writer wakes after its successor. What it brings under a name that was published already is another content, and
 /// "already there" would acknowledge it as published.
 #[test]

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use farside_ledger::{CutTime, EpochInfo, LayerKind, Policy, VolumeMeta};
 use farside_region::{
-    BootId, EpochId, GranuleIndex, GranuleRun, GranuleSet, LayerKey, LedgerPosition, Name, RegionIndex, RegionRange, RegionSet,
-    Term, VolumeId,
+    BootId, DigestKey, EpochId, GranuleIndex, GranuleRun, GranuleSet, LayerKey, LedgerPosition, Name, RegionIndex, RegionRange,
+    RegionSet, Term, VolumeId,
 };
 use farside_wire::{DigestRun, InstanceId, ReceiverMessage, RefusalCode, RequestId, SourceMessage};
 
@@ -310,6 +310,11 @@ pub enum Event {
         /// At least this long.
         interval: Nanos,
     },
+    /// The wrapped keys of the group, which the store is to keep; for the next connection.
+    SetWrappedKeys {
+        /// Each as `docs/formats/keys.md` has it.
+        wrapped: Vec<Vec<u8>>,
+    },
     /// Other points are to be kept from now on.
     SetPolicy {
         /// Which.
@@ -364,7 +369,7 @@ pub struct ReadPart {
     /// Its number.
     pub part: u32,
     /// Keys the digests.
-    pub digest_key: [u8; 32],
+    pub digest_key: DigestKey,
     /// The epoch whose older writes must have drained, and whose claims count while it is a cut.
     pub epoch: EpochId,
     /// All that the epoch froze of this volume.
@@ -432,7 +437,7 @@ pub struct VerifyChunk {
     /// Which regions, all of each.
     pub chunk: RegionRange,
     /// Keys the digests.
-    pub digest_key: [u8; 32],
+    pub digest_key: DigestKey,
     /// What is published, from the first granule of the chunk to its last.
     pub runs: Vec<DigestRun>,
 }
@@ -614,12 +619,19 @@ pub enum Problem {
     },
     /// It answered something that was not asked, or nonsense.
     Protocol(&'static str),
+    /// A volume is encrypted, and it knows nothing of that.
+    NoSealing,
 }
 
 /// A sentence for a person, with the way out where the receiver's own words have none.
 impl std::fmt::Display for Problem {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let (code, text) = match self {
+            Self::NoSealing => {
+                return f.write_str(
+                    "the receiver takes no encrypted volumes: install the same version of Farside there, the receiver first",
+                );
+            }
             Self::Protocol(what) => {
                 return write!(f, "the receiver sent {what}: install the same version of Farside on both sides");
             }

@@ -10,7 +10,7 @@ use farside_wire::{
 use super::api::{Action, DemoteCause, Nanos, Problem, Report};
 use super::status::{PointStatus, RefusedWhy};
 use super::verify::VerifyOutcome;
-use super::volume::{Check, HeatFor, Layer, Looked, Loss, Reclaim, Seen, Service, Stage, Standing, slot_of};
+use super::volume::{Check, HeatFor, Layer, Looked, Loss, Reclaim, Seen, Service, Stage, Standing, Volume, slot_of};
 use super::{Kind, Link, Source};
 
 impl Source {
@@ -66,7 +66,21 @@ impl Source {
         for volume in self.volumes.values_mut() {
             volume.check = Check::Waiting { until: now };
         }
+        if !self.features.has(Features::SEALED) && self.volumes.values().any(Volume::is_sealed) {
+            return self.no_sealing(out);
+        }
+        if self.features.has(Features::SEALED) {
+            // † In the store before any claim that names the key: what nobody can unwrap must not be published.
+            self.wrapped_keys.iter().for_each(|key| self.send(SourceMessage::WrappedKey(key.clone()), out));
+        }
         self.send_settings(out);
+    }
+
+    /// A receiver that knows nothing of encryption would take a claim for nonsense.
+    pub(super) fn no_sealing(&self, out: &mut Vec<Action>) {
+        if let Some(connection) = self.link.connection() {
+            out.push(Action::Disconnect { connection, why: Problem::NoSealing });
+        }
     }
 
     pub(super) fn send_settings(&self, out: &mut Vec<Action>) {
@@ -97,6 +111,7 @@ impl Source {
             .filter(|v| matches!(v.check, Check::Waiting { until } if until <= now))
             .filter(|v| v.service != Service::Leaving && !matches!(v.standing, Standing::Refused(_)))
             .filter(|v| !v.heat.0.iter().any(|why| matches!(why, HeatFor::Accept | HeatFor::Recorded(_))))
+            .filter(|v| !v.is_sealed() || self.features.has(Features::SEALED))
             .filter(|v| !self.is_switching(v.id()) || mutation::on("hole: a claim beside a switch"))
             .map(|v| v.id())
             .collect();
@@ -178,7 +193,13 @@ impl Source {
         if !same_shape || ours.volume_bytes() < theirs.volume_bytes() {
             return Some(RefusedWhy::Shape);
         }
-        if volume.meta.digest_key != current.meta.digest_key {
+        let (ours, theirs) = (&volume.meta.digest_key, &current.meta.digest_key);
+        if ours != theirs {
+            // † Never in clear what is to be encrypted, never under a key that who restores does not expect.
+            let is_sealed = ours.seal().is_some() || theirs.seal().is_some();
+            if is_sealed && !mutation::on("an encrypted volume adopts what the ledger says") {
+                return Some(RefusedWhy::Key);
+            }
             volume.meta.digest_key = current.meta.digest_key;
             out.push(Action::AdoptMeta { meta: Box::new(volume.meta.clone()) });
         }
@@ -513,7 +534,7 @@ fn skips_position_rule(held: Option<Term>, reclaim: Option<Reclaim>) -> bool {
 }
 
 /// The position rule on one page. Layers known published by the time of the answer are no news.
-fn judge_position(volume: &super::volume::Volume, slice: &LedgerSlice, seen: &mut Seen, has_layers: bool) -> Option<RefusedWhy> {
+fn judge_position(volume: &Volume, slice: &LedgerSlice, seen: &mut Seen, has_layers: bool) -> Option<RefusedWhy> {
     if !slice.ancestor {
         return Some(RefusedWhy::TargetRewound);
     }

@@ -66,6 +66,8 @@ pub struct Source {
     digests_retry: Option<Nanos>,
     /// What both can do, on the newest connection.
     features: Features,
+    /// What the receiver's store is to keep, before anything is claimed.
+    wrapped_keys: Vec<Vec<u8>>,
     /// Layers were staged since the receiver was asked last to publish what is.
     staged_unasked: bool,
 }
@@ -159,6 +161,7 @@ impl Source {
             trouble: None,
             digests_retry: None,
             features: Features::default(),
+            wrapped_keys: Vec::new(),
             staged_unasked: false,
         }
     }
@@ -210,6 +213,7 @@ impl Source {
                 self.config.policy = policy;
                 self.send_settings(actions);
             }
+            Event::SetWrappedKeys { wrapped } => self.wrapped_keys = wrapped,
             Event::Drain => {
                 self.phase = Phase::Draining;
                 self.stop_verifies(now);
@@ -292,7 +296,11 @@ impl Source {
 
     fn add_volume(&mut self, now: Nanos, setup: VolumeSetup, out: &mut Vec<Action>) {
         let (id, lost) = (setup.meta.id, setup.tracking_lost);
-        self.volumes.entry(id).or_insert_with(|| Volume::new(setup));
+        let added = self.volumes.entry(id).or_insert_with(|| Volume::new(setup));
+        let is_up = matches!(self.link, Link::Up { .. });
+        if added.is_sealed() && is_up && !self.features.has(Features::SEALED) {
+            self.no_sealing(out);
+        }
         if lost {
             self.tracking_lost(now, id, out);
         }

@@ -58,6 +58,8 @@ pub enum RefusedWhy {
     Fenced,
     /// The backing became smaller, or has another geometry than the ledger.
     Shape,
+    /// It is encrypted in the ledger and not here, or here and not there, or with another key.
+    Key,
 }
 
 /// All about a group.

@@ -398,6 +398,11 @@ impl Volume {
         }
     }
 
+    /// Whether its content is encrypted before it leaves the host.
+    pub(super) fn is_sealed(&self) -> bool {
+        self.meta.digest_key.seal().is_some()
+    }
+
     pub(super) fn id(&self) -> VolumeId {
         self.meta.id
     }

@@ -1,7 +1,7 @@
 //! What goes into a [`Target`](super::Target) and what comes out of it.
 
 use farside_ledger::{Body, KeptEnd, PartEntry, Policy, Verdict};
-use farside_region::{GranuleIndex, GranuleRun, GroupId, LayerKey, LedgerPosition, Name, VolumeId};
+use farside_region::{GranuleIndex, GranuleRun, GroupId, KeyId, LayerKey, LedgerPosition, Name, VolumeId};
 use farside_wire::{DigestRun, LedgerSlice, PointQuery, ReceiverMessage, RequestId, SourceMessage};
 
 use crate::source::{LayerDigestFn, Nanos, SECOND};
@@ -190,6 +190,11 @@ pub enum Event {
     },
     /// All that is staged is to be published now: the receiver is about to stop, say.
     Publish,
+    /// A wrapping of this key is in the store, durably.
+    KeyKept {
+        /// Which.
+        key: KeyId,
+    },
     /// Time passed.
     Tick,
 }
@@ -298,6 +303,14 @@ pub enum Action {
         session: SessionId,
         /// All but these regions.
         slice: Box<LedgerSlice>,
+    },
+    /// Keep this wrapped key in the store, durably; [`Event::KeyKept`] follows before the next message of the session. Where that cannot be
+    /// done the session ends, with the reason.
+    KeepKey {
+        /// Who gave it.
+        session: SessionId,
+        /// Its bytes, whatever they are.
+        wrapped: Vec<u8>,
     },
     /// Answer a question about points to this session, from the store.
     AnswerPoints {

@@ -23,7 +23,7 @@ mod sessions;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use farside_ledger::{BATCH_SLOTS, Body, CutTime, Heartbeat, KeptEnd, LayerKind, Policy, State};
-use farside_region::{LayerKey, Slot, Term, VolumeId};
+use farside_region::{KeyId, LayerKey, Slot, Term, VolumeId};
 use farside_wire::{InstanceId, LossReport, ReceiverMessage, Settings, SourceMessage};
 
 use crate::source::Nanos;
@@ -42,6 +42,8 @@ pub struct Target {
     layers: BTreeMap<LayerKey, Landing>,
     /// What a process before this one kept, until the first step, which knows the time.
     kept: BTreeMap<LayerKey, KeptEnd>,
+    /// Of which a wrapping was seen to be in the store.
+    keys: BTreeSet<KeyId>,
     claims: VecDeque<QueuedClaim>,
     /// Losses of tracking that the ledger is to remember; kept also when their connection is gone.
     losses: BTreeMap<VolumeId, (SessionId, LossReport)>,
@@ -90,6 +92,7 @@ impl Target {
             sessions: BTreeMap::new(),
             layers: BTreeMap::new(),
             kept: BTreeMap::new(),
+            keys: BTreeSet::new(),
             claims: VecDeque::new(),
             losses: BTreeMap::new(),
             compared: BTreeMap::new(),
@@ -134,6 +137,7 @@ impl Target {
             }
             Event::Budget { spent } => self.spent = spent,
             Event::Publish => self.hurried = true,
+            Event::KeyKept { key } => drop(self.keys.insert(key)),
             Event::Tick => {}
         }
         self.grant(actions);
@@ -212,6 +216,7 @@ impl Target {
             SourceMessage::TrackingLost(report) => self.loss_reported(state, from, report, out),
             SourceMessage::Compared(compared) => self.was_compared(state, &compared),
             SourceMessage::Publish => self.hurried = true,
+            SourceMessage::WrappedKey(wrapped) => out.push(Action::KeepKey { session: from, wrapped }),
             _ => self.close(from, "a message that this build does not know", out),
         }
     }

@@ -24,6 +24,8 @@ const QUESTIONS_MAX: usize = 64;
 
 #[derive(Debug)]
 pub(super) struct Session {
+    /// What the source can do.
+    features: Features,
     pub(super) instance: InstanceId,
     connection: u64,
     granted: u64,
@@ -111,6 +113,7 @@ impl Target {
             self.close(oldest, "too many connections of one group", out);
         }
         let session = Session {
+            features,
             instance,
             connection,
             granted: 0,
@@ -202,7 +205,13 @@ impl Target {
         }
     }
 
-    pub(super) fn read_ledger(&self, state: &State, to: SessionId, question: &ReadLedger, out: &mut Vec<Action>) {
+    pub(super) fn read_ledger(&mut self, state: &State, to: SessionId, question: &ReadLedger, out: &mut Vec<Action>) {
+        let known = state.volume(question.volume).map(|volume| volume.meta());
+        let features = self.sessions.get(&to).map_or(Features::default(), |session| session.features);
+        if let Some(volume) = known.filter(|volume| volume.digest_key.seal().is_some() && !features.has(Features::SEALED)) {
+            let text = format!("volume {} is encrypted: update farsided on the host", volume.name);
+            return self.turn_away(to, RefusalCode::Version, &text, out);
+        }
         let ancestor = question.position.is_none_or(|position| state.holds(&position));
         let from = question.after.max(question.position.map(|p| p.slot));
         let (layers, more) = if ancestor { self.page(state, question.volume, from) } else { (Vec::new(), false) };
@@ -264,6 +273,16 @@ impl Target {
     pub(super) fn claim(&mut self, from: SessionId, request: ClaimRequest, out: &mut Vec<Action>) {
         if self.claims.len() >= QUESTIONS_MAX {
             return self.close(from, "too many claims at once", out);
+        }
+        let volume = &request.claim.volume;
+        if let Some(seal) = volume.digest_key.seal()
+            && !self.keys.contains(&seal.key)
+            && !mutation::on("a claim before its wrapped key")
+        {
+            let text =
+                format!("volume {} is claimed with the key {}, of which the store holds no wrapping", volume.name, seal.key);
+            self.refuse(from, RefusalCode::Protocol, None, &text, out);
+            return self.close(from, "a claim before its wrapped key", out);
         }
         self.claims.push_back(QueuedClaim { session: from, id: request.id, claim: request.claim });
     }

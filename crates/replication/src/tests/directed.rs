@@ -166,6 +166,11 @@ impl Host {
         self.hear(ReceiverMessage::ResumeAnswer(ResumeAnswer { id, volume: volume(n), term, last_seq: Seq(0), layers }));
     }
 
+    /// One without volumes, for a receiver that can do this.
+    pub(super) fn to(features: Features) -> Self {
+        Self { features, ..Self::new() }
+    }
+
     /// Two volumes in an empty ledger, claimed at slots 0 and 1, with nothing dirty.
     pub(super) fn streaming() -> Self {
         Self::streaming_to(Features(0))
@@ -413,13 +418,13 @@ fn a_digest_key_is_adopted_before_the_claim() {
     host.add(1, Some(2), Some(2), everything(), Start::Unclean);
     host.connect();
     let mut theirs = current(1, 2, false).expect("some");
-    theirs.meta.digest_key = [42; 32];
+    theirs.meta.digest_key = [42; 32].into();
     host.answer_ledger(1, Vec::new(), Some(theirs), Some(2));
     let key = host.take(|m| match m {
         SourceMessage::Claim(q) => Some(q.claim.volume.digest_key),
         _ => None,
     });
-    assert_eq!(key, [42; 32]);
+    assert_eq!(key, [42; 32].into());
     assert!(host.did(|a| matches!(a, Action::AdoptMeta { .. }).then_some(())).is_some());
 }
 

@@ -6,6 +6,7 @@ mod hostile;
 mod loss;
 mod peers;
 mod random;
+mod sealed;
 mod stories;
 mod verify;
 mod world;

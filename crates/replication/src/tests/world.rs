@@ -47,7 +47,7 @@ pub(super) fn volume(n: u8) -> VolumeId {
 
 pub(super) fn meta(n: u8) -> VolumeMeta {
     let name = format!("v{n}").parse().expect("a name");
-    VolumeMeta { id: volume(n), name, geometry: geometry(), digest_key: [n; 32], generation: Generation(1) }
+    VolumeMeta { id: volume(n), name, geometry: geometry(), digest_key: [n.max(1); 32].into(), generation: Generation(1) }
 }
 
 pub(super) fn digest_of(words: impl IntoIterator<Item = u64>) -> [u8; 32] {
@@ -653,6 +653,7 @@ impl World {
             A::Report { volume, what } => self.say(|| format!("target {volume:?} {what:?}")),
             A::AnswerLedger { .. } => unreachable!("ledgers of this world are short"),
             A::KeepEnd { .. } => unreachable!("nothing waits in this world"),
+            A::KeepKey { .. } => unreachable!("nothing of this world is encrypted"),
             A::Submitted { .. } | A::AnswerPoints { .. } | A::Prune | A::Policy { .. } => {}
         }
     }

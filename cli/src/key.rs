@@ -1,0 +1,262 @@
+//! `farside key …`: key files, and the wrapped keys of a store or of a folder of `farsided`.
+//!
+//! A key itself is in no output and in no file that this makes: it is unwrapped, wrapped again, and forgotten.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead as _, IsTerminal as _, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use farside_control::Address;
+use farside_keys::{ARGON2_DEFAULT, GroupKey, Keeper, WrapError, Wrapping};
+use farside_objects::Location;
+use farside_store::{GroupNames, ObjectName, StoreReader, add_wrapping, wrappings};
+use serde::Serialize;
+
+use crate::args::{Global, KeyCommand};
+use crate::failure::{Exit, Failure, OrFail as _};
+use crate::print::{self, Table};
+use crate::store;
+
+/// Names a passphrase where nobody is to be asked.
+const PASSPHRASE_VARIABLE: &str = "FARSIDE_PASSPHRASE";
+
+/// A wrapped key.
+#[derive(Debug, Serialize)]
+struct Listed {
+    /// SOURCE/GROUP; `None`: of a folder.
+    group: Option<String>,
+    /// Its object or file.
+    path: String,
+    /// The key's id; `None`: it cannot be used.
+    key: Option<String>,
+    /// What unwraps it.
+    by: Option<String>,
+    /// What is wrong with it.
+    message: Option<String>,
+    /// The volumes that are encrypted with the key.
+    volumes: Vec<String>,
+}
+
+/// What was made.
+#[derive(Debug, Serialize)]
+struct Made {
+    path: String,
+    key: Option<String>,
+}
+
+/// `farside key`.
+pub(crate) fn run(global: &Global, command: KeyCommand) -> Result<(), Failure> {
+    match command {
+        KeyCommand::New { file } => new(global, &file),
+        KeyCommand::List { url, of } => list(global, &Place::of(&url)?, of.as_ref()),
+        KeyCommand::Wrap { url, of, key, with } => wrap(global, &Place::of(&url)?, of.as_ref(), key, with),
+    }
+}
+
+/// Where wrapped keys are.
+enum Place {
+    Store(Location),
+    Folder(PathBuf),
+}
+
+impl Place {
+    fn of(url: &str) -> Result<Self, Failure> {
+        let location = store::location_of(url)?;
+        Ok(match location {
+            Location::Dir(path) if path.is_dir() && !path.join("farside-store.json").exists() => Self::Folder(path),
+            location => Self::Store(location),
+        })
+    }
+}
+
+/// A passphrase that was not named is taken from the environment, or asked for.
+pub(crate) fn with_passphrase(keeper: Keeper, question: &str) -> Result<Keeper, Failure> {
+    if !matches!(keeper, Keeper::Passphrase(None)) {
+        return Ok(keeper);
+    }
+    if let Ok(given) = std::env::var(PASSPHRASE_VARIABLE) {
+        return Ok(Keeper::Passphrase(Some(given.into())));
+    }
+    let none = || {
+        Failure::new(Exit::Usage, "there is no passphrase", format!("set {PASSPHRASE_VARIABLE}, or name a file: passphrase:FILE"))
+    };
+    if !std::io::stdin().is_terminal() {
+        return Err(none());
+    }
+    let _ = std::io::stderr().write_all(question.as_bytes());
+    // It is seen if the terminal does not do it, which is better than not being able to restore.
+    let echo = |how: &str| Command::new("stty").arg(how).stdin(Stdio::inherit()).status().is_ok_and(|status| status.success());
+    let is_hidden = echo("-echo");
+    let mut line = String::new();
+    let read = std::io::stdin().lock().read_line(&mut line);
+    if is_hidden {
+        echo("echo");
+        eprintln!();
+    }
+    read.or_fail("the passphrase cannot be read")?;
+    line.truncate(line.trim_end_matches(['\n', '\r']).len());
+    if line.is_empty() { Err(none()) } else { Ok(Keeper::Passphrase(Some(line.into()))) }
+}
+
+fn new(global: &Global, file: &Path) -> Result<(), Failure> {
+    let mut bytes = [0; 32];
+    std::fs::File::open("/dev/urandom")
+        .and_then(|mut from| std::io::Read::read_exact(&mut from, &mut bytes))
+        .or_fail("there is no randomness")?;
+    let made = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(file);
+    let mut made = made.map_err(|e| {
+        Failure::new(
+            Exit::Refused,
+            format!("{} cannot be made: {e}", file.display()),
+            "name a file that is not there, in a directory that is",
+        )
+    })?;
+    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let kept = made.write_all(&bytes).and_then(|()| made.sync_all());
+    kept.and_then(|()| std::fs::File::open(folder)?.sync_all()).or_fail("the key file may not be whole: remove it")?;
+    if global.json {
+        return print::json(&Made { path: file.display().to_string(), key: None });
+    }
+    print::out(&format!(
+        "{} holds a new key. Keep a copy where neither this machine nor the store can take it away: what is encrypted is lost without it\n",
+        file.display()
+    ))
+}
+
+/// The groups of a store that are meant.
+fn groups(store: &StoreReader, of: Option<&Address>) -> Result<Vec<GroupNames>, Failure> {
+    let all = store.groups()?;
+    let is_meant = |names: &GroupNames| of.is_none_or(|of| of.is_group(names.source.as_str(), names.group.as_str()));
+    let groups: Vec<GroupNames> = all.iter().filter(|names| is_meant(names)).cloned().collect();
+    match (groups.is_empty(), of) {
+        (true, Some(of)) => {
+            let known: Vec<String> = all.iter().map(ToString::to_string).collect();
+            Err(Failure::new(Exit::NotFound, format!("the store has no group {of}"), format!("it has: {}", known.join(", "))))
+        }
+        _ => Ok(groups),
+    }
+}
+
+fn list(global: &Global, place: &Place, of: Option<&Address>) -> Result<(), Failure> {
+    let mut listed = Vec::new();
+    let of_wrapping = |wrapping: &Result<Wrapping, String>| match wrapping {
+        Ok(wrapping) => (Some(wrapping.key().to_string()), Some(wrapping.way().to_owned()), None),
+        Err(why) => (None, None, Some(why.clone())),
+    };
+    match place {
+        Place::Folder(folder) => {
+            for (number, _, wrapping) in in_folder(folder)? {
+                let (key, by, message) = of_wrapping(&wrapping);
+                let path = folder.join(number.to_string()).display().to_string();
+                listed.push(Listed { group: None, path, key, by, message, volumes: Vec::new() });
+            }
+        }
+        Place::Store(location) => {
+            let store = store::open(location)?;
+            for names in groups(&store, of)? {
+                let group = store.group(&names)?;
+                let mut volumes: BTreeMap<String, Vec<String>> = BTreeMap::new();
+                for (_, volume) in group.state().volumes() {
+                    if let Some(seal) = volume.meta().digest_key.seal() {
+                        volumes.entry(seal.key.to_string()).or_default().push(volume.meta().name.to_string());
+                    }
+                }
+                for stored in wrappings(&**store.backend(), &names)? {
+                    let (key, by, message) = of_wrapping(&stored.wrapping);
+                    let volumes = key.as_ref().and_then(|key| volumes.get(key)).cloned().unwrap_or_default();
+                    let path = names.key(stored.number).to_string();
+                    listed.push(Listed { group: Some(names.to_string()), path, key, by, message, volumes });
+                }
+            }
+        }
+    }
+    if global.json {
+        return print::json(&listed);
+    }
+    if listed.is_empty() {
+        return print::out("there are no wrapped keys\n");
+    }
+    let mut table = Table::new(&["WRAPPED KEY", "KEY", "BY", "VOLUMES"]);
+    for wrapped in listed {
+        let by = wrapped.by.or(wrapped.message).unwrap_or_default();
+        table.row([wrapped.path, wrapped.key.unwrap_or_default(), by, wrapped.volumes.join(", ")]);
+    }
+    print::out(&table.fit(print::Look::of_stdout()))
+}
+
+fn in_folder(folder: &Path) -> Result<farside_daemon::keys::InFolder, Failure> {
+    farside_daemon::keys::wrappings(folder)
+        .map_err(|e| Failure::new(Exit::Failed, format!("{e:#}"), "run this as the user that runs farsided"))
+}
+
+/// Unwraps the first key that this opens.
+fn unwrap<'w>(all: impl Iterator<Item = &'w Wrapping>, keeper: &Keeper) -> Result<GroupKey, Failure> {
+    let mut why = format!("{keeper} opens none of the wrapped keys there");
+    for wrapping in all {
+        match wrapping.unwrap(keeper) {
+            Ok(key) => return Ok(key),
+            Err(WrapError::OtherWay { .. }) => {}
+            Err(error) => why = error.to_string(),
+        }
+    }
+    Err(Failure::new(Exit::Refused, why, "see which there are: farside key list"))
+}
+
+fn wrap(global: &Global, place: &Place, of: Option<&Address>, key: Keeper, with: Keeper) -> Result<(), Failure> {
+    let (key, path) = match place {
+        Place::Folder(folder) => {
+            let there = in_folder(folder)?;
+            let key =
+                unwrap(there.iter().filter_map(|(.., wrapping)| wrapping.as_ref().ok()), &with_passphrase(key, "Passphrase: ")?)?;
+            let wrapping = wrapped_anew(&key, with)?;
+            let path = farside_daemon::keys::add(folder, &wrapping);
+            let path =
+                path.map_err(|e| Failure::new(Exit::Failed, format!("{e:#}"), "run this as the user that runs farsided"))?;
+            (key, path.display().to_string())
+        }
+        Place::Store(location) => {
+            let store = store::open(location)?;
+            let groups = groups(&store, of)?;
+            let [names] = &groups[..] else {
+                let known: Vec<String> = groups.iter().map(ToString::to_string).collect();
+                let what_to_do = format!("name one of them: --of {}", known.first().map_or("SOURCE/GROUP", String::as_str));
+                return Err(Failure::new(
+                    Exit::Usage,
+                    format!("the store has {} groups: {}", known.len(), known.join(", ")),
+                    what_to_do,
+                ));
+            };
+            let there = wrappings(&**store.backend(), names)?;
+            let key =
+                unwrap(there.iter().filter_map(|stored| stored.wrapping.as_ref().ok()), &with_passphrase(key, "Passphrase: ")?)?;
+            let wrapping = wrapped_anew(&key, with)?;
+            let (_, number) = add_wrapping(&**store.backend(), names, &wrapping.encode())?;
+            if let Location::Dir(root) = location {
+                give_to_owner(root, &[names.keys(), names.key(number)]);
+            }
+            (key, names.key(number).to_string())
+        }
+    };
+    let key = key.id().to_string();
+    if global.json {
+        return print::json(&Made { path, key: Some(key) });
+    }
+    print::out(&format!("the key {key} is wrapped once more, in {path}; the other wrappings stay\n"))
+}
+
+/// What root makes in a store must be the receiver's: it reads all wrapped keys before it takes another one.
+fn give_to_owner(root: &Path, objects: &[ObjectName]) {
+    use std::os::unix::fs::MetadataExt as _;
+    let Ok(owner) = std::fs::metadata(root) else { return };
+    for object in objects {
+        // Whoever is not root is the owner already, or could not have made it.
+        let _ = std::os::unix::fs::chown(root.join(object.as_str()), Some(owner.uid()), Some(owner.gid()));
+    }
+}
+
+fn wrapped_anew(key: &GroupKey, with: Keeper) -> Result<Wrapping, Failure> {
+    let with = with_passphrase(with, "New passphrase: ")?;
+    Wrapping::new(key, &with, ARGON2_DEFAULT).map_err(|error| Failure::from_error(Exit::Refused, &error, "nothing was changed"))
+}

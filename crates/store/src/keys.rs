@@ -1,0 +1,164 @@
+//! The wrapped keys of a group: `keys/<n>` in its folder, each a key of `docs/formats/keys.md`, encrypted under what somebody keeps.
+//!
+//! Invariant: one is durable before a claim that names its key is appended; none is ever changed. Nothing here holds a key longer than the
+//! reader for which it was unwrapped.
+
+use std::sync::{Mutex, PoisonError};
+
+use bytes::Bytes;
+use farside_keys::{ContentKeys, GroupKey, Keeper, Seal, WRAPPING_BYTES_MAX, WrapError, Wrapping};
+use farside_ledger::VolumeMeta;
+use farside_region::KeyId;
+
+use crate::backend::{Backend, Created, block_on, block_on_all};
+use crate::error::{Result, StoreError};
+use crate::names::GroupNames;
+use crate::replay::get;
+
+/// So many wrapped keys a group may have.
+pub const WRAPPINGS_MAX: u64 = 64;
+/// So many are asked for at once.
+const AT_ONCE: u64 = 4;
+
+/// What lies under one of the names.
+#[derive(Clone, Debug)]
+pub struct StoredWrapping {
+    /// Its number.
+    pub number: u64,
+    /// Its bytes; none, if they cannot be read.
+    pub bytes: Bytes,
+    /// What they say, or what is wrong with them.
+    pub wrapping: Result<Wrapping, String>,
+}
+
+/// All of a group. The numbers are dense but for what somebody removed: four are asked for at once, and more if all of them are there.
+///
+/// # Errors
+/// What the file system or the service says.
+pub fn wrappings(backend: &dyn Backend, names: &GroupNames) -> Result<Vec<StoredWrapping>> {
+    let mut found = Vec::new();
+    for first in (0..WRAPPINGS_MAX).step_by(AT_ONCE as usize) {
+        let objects: Vec<_> = (first..first + AT_ONCE).map(|number| names.key(number)).collect();
+        let asked = objects.iter().map(|name| backend.get(name, WRAPPING_BYTES_MAX as u64)).collect();
+        let before = found.len();
+        for (number, answer) in (first..).zip(block_on_all(asked)) {
+            let bytes = match answer {
+                Ok(None) => continue,
+                Ok(Some(bytes)) => Ok(bytes),
+                Err(StoreError::Damaged { why, .. }) => Err(why),
+                Err(StoreError::Unreadable { source, .. }) => Err(format!("it cannot be read: {source}")),
+                Err(error) => return Err(error),
+            };
+            let wrapping = bytes.as_ref().map_err(Clone::clone).and_then(|b| Wrapping::decode(b).map_err(|e| e.to_string()));
+            found.push(StoredWrapping { number, bytes: bytes.unwrap_or_default(), wrapping });
+        }
+        if found.len() - before < AT_ONCE as usize {
+            break;
+        }
+    }
+    Ok(found)
+}
+
+/// Puts a wrapped key beside the others, durably, unless it is there already; says which key it is of, and its number.
+///
+/// # Errors
+/// [`StoreError::BadKey`]; what the file system or the service says.
+pub fn add_wrapping(backend: &dyn Backend, names: &GroupNames, bytes: &[u8]) -> Result<(KeyId, u64)> {
+    let bad = |why: String| StoreError::BadKey { group: names.to_string(), why };
+    let wrapping = Wrapping::decode(bytes).map_err(|e| bad(e.to_string()))?;
+    let mut number = 0;
+    while number < WRAPPINGS_MAX {
+        let name = names.key(number);
+        let there = match get(backend, &name, WRAPPING_BYTES_MAX as u64)? {
+            None => match block_on(backend.create(&name, Bytes::copy_from_slice(bytes)))? {
+                Created::New => return Ok((wrapping.key(), number)),
+                Created::AlreadyExists => continue, // look what it is
+            },
+            Some(there) => there,
+        };
+        if there.is_ok_and(|there| there == bytes) {
+            // Its writer may have died before it was durable.
+            block_on(backend.sync(&names.keys()))?;
+            return Ok((wrapping.key(), number));
+        }
+        number += 1;
+    }
+    Err(bad(format!("there are {WRAPPINGS_MAX} of them already; remove those that nobody uses")))
+}
+
+/// What a reader of a group was given to unwrap its key with, and what came of it.
+#[derive(Debug, Default)]
+pub(crate) struct Unlocking {
+    keeper: Option<Keeper>,
+    keys: Mutex<Vec<GroupKey>>,
+}
+
+impl Unlocking {
+    pub(crate) fn new(keeper: Option<Keeper>) -> Self {
+        Self { keeper, keys: Mutex::default() }
+    }
+
+    /// The keys of a volume's content; of an encrypted one, unless somebody gave a key, those of who has none.
+    pub(crate) fn keys_if_given(&self, backend: &dyn Backend, names: &GroupNames, volume: &VolumeMeta) -> Result<ContentKeys> {
+        match (volume.digest_key.seal(), &self.keeper) {
+            (Some(seal), Some(keeper)) => self.unlock(backend, names, volume, seal, keeper),
+            _ => Ok((&volume.digest_key).into()),
+        }
+    }
+
+    /// The keys of a volume's content.
+    pub(crate) fn keys(&self, backend: &dyn Backend, names: &GroupNames, volume: &VolumeMeta) -> Result<ContentKeys> {
+        match (volume.digest_key.seal(), &self.keeper) {
+            (Some(seal), None) => Err(needed(volume, seal, &wrappings(backend, names)?, "no key was given".to_owned())),
+            _ => self.keys_if_given(backend, names, volume),
+        }
+    }
+
+    fn unlock(
+        &self,
+        backend: &dyn Backend,
+        names: &GroupNames,
+        volume: &VolumeMeta,
+        seal: &Seal,
+        keeper: &Keeper,
+    ) -> Result<ContentKeys> {
+        let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
+        if !keys.iter().any(|key| key.id() == seal.key) {
+            keys.push(unwrap(backend, names, volume, seal, keeper)?);
+        }
+        let key = keys.iter().find(|key| key.id() == seal.key).expect("it is there, or was just put there");
+        // Held against the claim before anything is decrypted.
+        ContentKeys::unseal(key, volume.id, seal).map_err(|e| needed(volume, seal, &[], e.to_string()))
+    }
+}
+
+/// The key that a volume says, out of any of its wrappings that this opens.
+fn unwrap(backend: &dyn Backend, names: &GroupNames, volume: &VolumeMeta, seal: &Seal, keeper: &Keeper) -> Result<GroupKey> {
+    let stored = wrappings(backend, names)?;
+    let mut why = format!("`{keeper}` opens none of its wrappings");
+    for wrapping in stored.iter().filter_map(|stored| stored.wrapping.as_ref().ok()).filter(|w| w.key() == seal.key) {
+        match wrapping.unwrap(keeper) {
+            Ok(key) => return Ok(key),
+            Err(WrapError::OtherWay { .. }) => {}
+            Err(error) => why = error.to_string(),
+        }
+    }
+    Err(needed(volume, seal, &stored, why))
+}
+
+pub(crate) fn needed(volume: &VolumeMeta, seal: &Seal, stored: &[StoredWrapping], why: String) -> StoreError {
+    let mut wrapped: Vec<String> = Vec::new();
+    for stored in stored {
+        match &stored.wrapping {
+            Ok(wrapping) if wrapping.key() == seal.key => wrapped.push(format!("{} (keys/{})", wrapping.way(), stored.number)),
+            Ok(_) => {}
+            Err(why) => wrapped.push(format!("keys/{}, which cannot be used: {why}", stored.number)),
+        }
+    }
+    let wrapped = if wrapped.is_empty() { "in no way that the store holds".to_owned() } else { wrapped.join(", ") };
+    StoreError::KeyNeeded { volume: volume.name.to_string(), mode: seal.mode.word(), key: seal.key, wrapped, why }
+}
+
+#[cfg(test)]
+#[path = "keys_tests.rs"]
+mod tests;

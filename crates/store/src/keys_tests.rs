@@ -1,0 +1,162 @@
+use std::fs;
+use std::sync::Arc;
+
+use farside_keys::{Argon2Cost, Secret};
+use farside_ledger::LayerKind;
+use farside_region::Slot;
+
+use super::*;
+use crate::backend::counting::{Counting, Request};
+use crate::backend::memory::Memory;
+use crate::check::{Problem, Severity, check};
+use crate::testkit::{Fill, GRANULE, TempStore, TestVolume, name};
+use crate::{FileTarget, Looked, RestoreOptions, StoreReader, restore_to, verify_point};
+
+const CHEAP: Argon2Cost = Argon2Cost { memory_kib: 8, passes: 1, lanes: 1 };
+
+fn group_key(byte: u8) -> GroupKey {
+    GroupKey::new(Secret::new(&[byte; 32]))
+}
+
+fn key_file(store: &TempStore, byte: u8) -> Keeper {
+    let path = store.dir.path().join(format!("{byte}.key"));
+    fs::write(&path, [byte; 32]).expect("written");
+    Keeper::File(path)
+}
+
+fn passphrase(text: &str) -> Keeper {
+    Keeper::Passphrase(Some(text.to_owned().into()))
+}
+
+fn wrapped(key: &GroupKey, keeper: &Keeper) -> Vec<u8> {
+    Wrapping::new(key, keeper, CHEAP).expect("wrapped").encode()
+}
+
+/// An encrypted volume with two points, and a wrapping of its key by a file.
+fn store() -> (TempStore, TestVolume, Slot) {
+    let store = TempStore::new();
+    let mut group = store.group();
+    let mut volume = TestVolume::new("v", 64).sealed(&group_key(1));
+    let kept = group.keep_key(&wrapped(&group_key(1), &key_file(&store, 1))).expect("kept");
+    assert_eq!(kept, (group_key(1).id(), 0));
+    volume.claim(&mut group);
+    volume.base(&mut group, 0x41);
+    let runs = vec![(16, 16, Fill::Byte(0x42)), (40, 8, Fill::Zero)];
+    let point = volume.publish(&mut group, LayerKind::Point, &[runs]).position.slot;
+    (store, volume, point)
+}
+
+fn opened(store: &TempStore, keeper: Option<Keeper>) -> crate::GroupReader {
+    let reader = StoreReader::open(&store.path()).expect("open").with_keeper(keeper);
+    reader.group(&reader.groups().expect("groups")[0]).expect("group")
+}
+
+#[test]
+fn an_encrypted_point_is_restored_with_its_key_and_with_nothing_else() {
+    let (store, volume, point) = store();
+    let restored = |keeper: Option<Keeper>| {
+        let group = opened(&store, keeper);
+        let reader = group.point_reader(point, volume.id())?;
+        let to = store.dir.path().join("restored");
+        let target = FileTarget::open(&to, "v", reader.geometry().volume_bytes(), crate::Existing::Replace)?;
+        restore_to(&reader, &target, &RestoreOptions::default(), &|_| true)?;
+        target.finish()?;
+        Ok::<_, StoreError>(fs::read(&to).expect("restored"))
+    };
+    let image = TestVolume::bytes(&volume.image);
+    assert_eq!(restored(Some(key_file(&store, 1))).expect("its key"), image);
+    let why = restored(None).expect_err("no key").to_string();
+    for said in [&group_key(1).id().to_string(), "file (keys/0)", "--key file:PATH", "no key was given"] {
+        assert!(why.contains(said), "{why}");
+    }
+    let why = restored(Some(key_file(&store, 2))).expect_err("another file").to_string();
+    assert!(why.contains("this file does not open the key") && why.contains("file (keys/0)"), "{why}");
+    let why = restored(Some(passphrase("x"))).expect_err("another way").to_string();
+    assert!(why.contains("opens none of its wrappings"), "{why}");
+
+    // Another passphrase is another wrapping, and no data is written again.
+    let names = GroupNames::new(name("host"), name("default"));
+    let reader = StoreReader::open(&store.path()).expect("open");
+    let add = |bytes: &[u8]| add_wrapping(&**reader.backend(), &names, bytes).expect("kept").1;
+    let second = wrapped(&group_key(1), &passphrase("correct horse"));
+    assert_eq!((add(&second), add(&second)), (1, 1), "what is there is not put there again");
+    assert_eq!(add(&wrapped(&group_key(1), &key_file(&store, 3))), 2);
+    assert_eq!(restored(Some(passphrase("correct horse"))).expect("its passphrase"), image);
+    assert_eq!(restored(Some(key_file(&store, 3))).expect("its new file"), image);
+
+    // A wrapping that says it is of the key, and holds another, opens nothing; what is said is no damage of the volume.
+    for number in 0..3 {
+        fs::remove_file(store.path().join(format!("groups/host/default/keys/{number}"))).expect("there");
+    }
+    let why = restored(Some(key_file(&store, 1))).expect_err("no wrapping").to_string();
+    assert!(why.contains("in no way that the store holds"), "{why}");
+    assert_eq!(add(&wrapped(&group_key(2), &key_file(&store, 1))), 0);
+    assert!(matches!(restored(Some(key_file(&store, 1))), Err(StoreError::KeyNeeded { .. })));
+}
+
+/// Everything but content is there without a key, and damage is seen: by the digests of what is stored.
+#[test]
+fn without_a_key_points_are_listed_verified_and_checked() {
+    let (store, volume, point) = store();
+    let group = opened(&store, None);
+    assert_eq!(group.points().len(), 2);
+    let found = |keeper| {
+        let reader = opened(&store, keeper).point_reader_as_it_is(point, volume.id()).expect("a reader");
+        let all = |_: Looked| true;
+        verify_point(&reader, 2, 10, &all).expect("read")
+    };
+    for keeper in [None, Some(key_file(&store, 1))] {
+        let sound = found(keeper);
+        assert_eq!((sound.data_bytes, sound.zero_bytes, sound.damaged_regions), (56 * GRANULE, 8 * GRANULE, 0));
+    }
+    // And nobody reads zeroes where nothing can be decrypted.
+    let opaque = group.point_reader_as_it_is(point, volume.id()).expect("a reader");
+    assert!(opaque.is_opaque());
+    let mut content = opaque.content();
+    for region in 0..8 {
+        let region = farside_region::RegionIndex(region);
+        assert!(matches!(opaque.read_region(region, &mut content), Err(StoreError::KeyNeeded { .. })));
+        assert!(matches!(opaque.salvage_region(region, &mut content), Err(StoreError::KeyNeeded { .. })));
+    }
+    let checked = |keeper| {
+        let reader = StoreReader::open(&store.path()).expect("open").with_keeper(keeper);
+        let report = check(&reader, &|_| true).expect("looked at");
+        report.findings.into_iter().filter(|finding| finding.severity > Severity::Note).map(|f| f.problem).collect::<Vec<_>>()
+    };
+    assert_eq!(checked(None), []);
+    assert_eq!(checked(Some(key_file(&store, 1))), []);
+
+    let file = store.path().join(format!("groups/host/default/segments/v/{}/1.0", volume.term));
+    let mut bytes = fs::read(&file).expect("read");
+    let footer = farside_layer::Footer::from_tail(&bytes, bytes.len() as u64).expect("a footer");
+    let frame = footer.frame_of(farside_region::GranuleIndex(8)).expect("a frame");
+    bytes[frame.offset as usize + 30] ^= 1;
+    fs::write(&file, &bytes).expect("written");
+    for keeper in [None, Some(key_file(&store, 1))] {
+        assert!(found(keeper).damaged_regions > 0, "what rots is seen without the key, too");
+    }
+    assert_eq!(checked(None), [Problem::SegmentCorrupt]);
+
+    fs::remove_file(store.path().join("groups/host/default/keys/0")).expect("there");
+    assert!(checked(None).contains(&Problem::Key), "nobody can restore it any more");
+    fs::write(store.path().join("groups/host/default/keys/0"), b"{}").expect("written");
+    assert!(checked(None).contains(&Problem::Key));
+}
+
+/// Few requests where there are few; all of them where there are many; none is written over.
+#[test]
+fn wrapped_keys_are_asked_for_four_at_once() {
+    let (counting, names) = (Counting::bucket(Arc::new(Memory::default())), GroupNames::new(name("host"), name("default")));
+    let dir = tempfile::tempdir().expect("temp dir");
+    let path = dir.path().join("key");
+    fs::write(&path, [5; 32]).expect("written");
+    for number in 0..5 {
+        let bytes = wrapped(&group_key(number as u8 + 1), &Keeper::File(path.clone()));
+        assert_eq!(add_wrapping(&*counting, &names, &bytes).expect("kept").1, number);
+        let (found, counts) = counting.during(|| wrappings(&*counting, &names).expect("read"));
+        assert_eq!(found.len() as u64, number + 1);
+        assert_eq!(counts.of(Request::Get), if number < 3 { 4 } else { 8 }, "{number}");
+    }
+    let bad = add_wrapping(&*counting, &names, b"no key").expect_err("none");
+    assert!(matches!(bad, StoreError::BadKey { .. }), "{bad}");
+}

@@ -1,0 +1,399 @@
+//! The key of a group whose volumes are encrypted: its wrappings in the state directory, who unwraps it, and what speaks against sending.
+//!
+//! Invariants: a key is drawn once, and a wrapping of it is durable here before a volume is told that it is encrypted with it. Without the
+//! key volumes are served and tracked, and nothing is sent; nothing of an encrypted volume ever goes out in clear, nor of one that is to
+//! be. It deliberately knows no store: what lies here is handed to the gateway with every connection.
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use farside_control::source::EncryptionStatus;
+use farside_keys::{ARGON2_DEFAULT, ContentKeys, GroupKey, Keeper, WRAPPING_BYTES_MAX, WrapError, Wrapping};
+use farside_ledger::VolumeMeta;
+use farside_region::{DigestKey, Name, SealMode, VolumeId};
+use tracing::{error, info};
+
+use crate::config::sync_dir;
+use crate::state_dir::volumes_path;
+
+/// A key that could not be had is asked for again after so long.
+const AGAIN: Duration = Duration::from_secs(10);
+/// Who needs it at once waits no longer than this.
+const PATIENCE: Duration = Duration::from_secs(75);
+/// So many wrappings of a folder are looked at.
+const WRAPPINGS_MAX: u64 = 64;
+
+/// `encryption` and `key` of a group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Encryption {
+    /// Who has the key.
+    pub mode: SealMode,
+    /// What unwraps it.
+    pub keeper: Keeper,
+}
+
+/// What a group has of its key.
+#[derive(Debug)]
+pub(crate) struct GroupKeys {
+    encryption: Option<Encryption>,
+    group: Name,
+    state_dir: PathBuf,
+    held: Mutex<Held>,
+    changed: Condvar,
+}
+
+#[derive(Debug)]
+enum Held {
+    /// For the first time.
+    Asked,
+    Here(GroupKey),
+    /// And is asked for again.
+    Missing(String),
+}
+
+/// Where the wrapped keys of a group are in a state directory.
+pub fn folder(state_dir: &Path, group: &Name) -> PathBuf {
+    state_dir.join("keys").join(group.as_str())
+}
+
+/// The wrapped keys in a folder: number, bytes, and what they say or what is wrong with them.
+pub type InFolder = Vec<(u64, Vec<u8>, Result<Wrapping, String>)>;
+
+/// What is in a folder of wrapped keys, by number; nothing, if there is none.
+///
+/// # Errors
+/// When it cannot be looked at.
+pub fn wrappings(folder: &Path) -> anyhow::Result<InFolder> {
+    let mut found = Vec::new();
+    for number in 0..WRAPPINGS_MAX {
+        let path = folder.join(number.to_string());
+        match std::fs::metadata(&path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            Err(e) => return Err(e).with_context(|| path.display().to_string()),
+            Ok(meta) if meta.len() > WRAPPING_BYTES_MAX as u64 => {
+                found.push((number, Vec::new(), Err("it is too long".to_owned())))
+            }
+            Ok(_) => {
+                let bytes = std::fs::read(&path).with_context(|| path.display().to_string())?;
+                let wrapping = Wrapping::decode(&bytes).map_err(|e| e.to_string());
+                found.push((number, bytes, wrapping));
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Puts a wrapped key into a folder, durably, under the first number that is free.
+///
+/// # Errors
+/// When it cannot be written, or there are too many.
+pub fn add(folder: &Path, wrapping: &Wrapping) -> anyhow::Result<PathBuf> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    let failed = || format!("a wrapped key cannot be kept in {}", folder.display());
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).with_context(failed)?;
+    let mut file = tempfile::NamedTempFile::new_in(folder).with_context(failed)?;
+    file.write_all(&wrapping.encode()).and_then(|()| file.as_file().sync_all()).with_context(failed)?;
+    for number in 0..WRAPPINGS_MAX {
+        let path = folder.join(number.to_string());
+        match file.persist_noclobber(&path) {
+            Ok(_) => {
+                for dir in folder.ancestors().take(3) {
+                    sync_dir(dir)?;
+                }
+                return Ok(path);
+            }
+            Err(taken) if taken.error.kind() == std::io::ErrorKind::AlreadyExists => file = taken.file,
+            Err(failure) => return Err(failure.error).with_context(failed),
+        }
+    }
+    bail!("{} holds {WRAPPINGS_MAX} wrapped keys already: remove those that nobody uses", folder.display())
+}
+
+impl GroupKeys {
+    /// Of no group.
+    pub(crate) fn none() -> Arc<Self> {
+        Self::of(Path::new("/"), &"none".parse().expect("a name"), None)
+    }
+
+    fn of(state_dir: &Path, group: &Name, encryption: Option<Encryption>) -> Arc<Self> {
+        let (group, state_dir) = (group.clone(), state_dir.to_owned());
+        Arc::new(Self { encryption, group, state_dir, held: Mutex::new(Held::Asked), changed: Condvar::new() })
+    }
+
+    /// Asks for the key of a group, if it has one, until it is here.
+    ///
+    /// # Errors
+    /// When the system gives no thread.
+    pub(crate) fn start(state_dir: &Path, group: &Name, encryption: Option<Encryption>) -> std::io::Result<Arc<Self>> {
+        let keys = Self::of(state_dir, group, encryption);
+        if keys.encryption.is_some() {
+            let weak = Arc::downgrade(&keys);
+            std::thread::Builder::new().name("key".to_owned()).spawn(move || Self::ask(&weak))?;
+        }
+        Ok(keys)
+    }
+
+    fn ask(weak: &Weak<Self>) {
+        while let Some(keys) = weak.upgrade() {
+            let held = match keys.obtain() {
+                Ok(key) => {
+                    info!(group = %keys.group, key = %key.id(), "the key of the group is here");
+                    Held::Here(key)
+                }
+                Err(why) => {
+                    error!(group = %keys.group, "the key of the group cannot be had, and nothing is sent: {why:#}");
+                    Held::Missing(format!("{why:#}"))
+                }
+            };
+            let is_here = matches!(held, Held::Here(_));
+            *keys.lock() = held;
+            keys.changed.notify_all();
+            if is_here {
+                return;
+            }
+            drop(keys);
+            std::thread::sleep(AGAIN);
+        }
+    }
+
+    fn obtain(&self) -> anyhow::Result<GroupKey> {
+        let Encryption { keeper, .. } = self.encryption.as_ref().context("the group is not encrypted")?;
+        let folder = folder(&self.state_dir, &self.group);
+        let there = wrappings(&folder)?;
+        if there.is_empty() {
+            return self.draw(&folder, keeper);
+        }
+        let mut why = format!("{keeper} unwraps none of the keys in {}", folder.display());
+        for (number, _, wrapping) in &there {
+            match wrapping.as_ref().map(|wrapping| wrapping.unwrap(keeper)) {
+                Ok(Ok(key)) => return Ok(key),
+                Ok(Err(WrapError::OtherWay { .. })) => {}
+                Ok(Err(error)) => why = error.to_string(),
+                Err(error) => why = format!("{} cannot be used: {error}", folder.join(number.to_string()).display()),
+            }
+        }
+        bail!(why)
+    }
+
+    /// A new key, for a group that never had one.
+    fn draw(&self, folder: &Path, keeper: &Keeper) -> anyhow::Result<GroupKey> {
+        if let Some(volume) = self.sealed_volume()? {
+            bail!(
+                "volume {volume} is encrypted, and {} holds no wrapped key: put it back as {}/0, from a copy or from the store \
+                 (groups/SOURCE/{}/keys/0)",
+                folder.display(),
+                folder.display(),
+                self.group
+            );
+        }
+        let key = GroupKey::random().map_err(|e| anyhow::anyhow!("no randomness: {e}"))?;
+        let path = add(folder, &Wrapping::new(&key, keeper, ARGON2_DEFAULT)?)?;
+        info!(group = %self.group, key = %key.id(), "a key was drawn for the group; it is kept, wrapped, in {}", path.display());
+        Ok(key)
+    }
+
+    /// A volume of the group that was told to be encrypted.
+    fn sealed_volume(&self) -> anyhow::Result<Option<String>> {
+        let group = volumes_path(&self.state_dir).join(self.group.as_str());
+        let entries = match std::fs::read_dir(&group) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            entries => entries.with_context(|| group.display().to_string())?,
+        };
+        for entry in entries {
+            let entry = entry.with_context(|| group.display().to_string())?;
+            // One that cannot be read is nothing that was encrypted by a key that is gone: its opening says what is wrong.
+            let meta = std::fs::read(entry.path().join("meta.json")).ok();
+            let meta = meta.and_then(|bytes| serde_json::from_slice::<VolumeMeta>(&bytes).ok());
+            if meta.is_some_and(|meta| meta.digest_key.seal().is_some()) {
+                return Ok(Some(entry.file_name().to_string_lossy().into_owned()));
+            }
+        }
+        Ok(None)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until the first answer about the key is here, but not for ever.
+    pub(crate) fn wait(&self, patience: Duration) {
+        let until = Instant::now() + patience;
+        let mut held = self.lock();
+        while self.encryption.is_some() && matches!(*held, Held::Asked) {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            held = self.changed.wait_timeout(held, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    fn key(&self) -> Result<GroupKey, String> {
+        match &*self.lock() {
+            Held::Here(key) => Ok(key.clone()),
+            Held::Asked => Err("it is being unwrapped".to_owned()),
+            Held::Missing(why) => Err(why.clone()),
+        }
+    }
+
+    /// How a new volume is protected. Of a group that is encrypted its key must be here for that.
+    ///
+    /// # Errors
+    /// Why it is not.
+    pub(crate) fn of_new_volume(&self, id: VolumeId) -> anyhow::Result<DigestKey> {
+        let Some(encryption) = &self.encryption else {
+            let mut key = [0; 32];
+            while key == [0; 32] {
+                getrandom::fill(&mut key).map_err(|e| anyhow::anyhow!("no randomness: {e}"))?; // zeroes are no key
+            }
+            return Ok(DigestKey::Clear(key));
+        };
+        self.wait(PATIENCE);
+        let key = self.key().map_err(|why| anyhow::anyhow!("the key of group {} cannot be had: {why}", self.group))?;
+        Ok(DigestKey::Sealed(key.seal(encryption.mode, id)))
+    }
+
+    /// For people.
+    pub(crate) fn status(&self) -> Option<EncryptionStatus> {
+        let mode = self.encryption.as_ref()?.mode.word().to_owned();
+        Some(EncryptionStatus { mode, key: self.key().ok().map(|key| key.id().to_string()) })
+    }
+
+    /// Why nothing of these volumes may be sent now; `None`: it may.
+    pub(crate) fn objection<'m>(&self, mut volumes: impl Iterator<Item = &'m VolumeMeta>) -> Option<String> {
+        let key = match (&self.encryption, self.key()) {
+            (None, _) => None,
+            (Some(_), Ok(key)) => Some(key),
+            (Some(_), Err(why)) => return Some(format!("the key of group {} cannot be had: {why}", self.group)),
+        };
+        volumes.find_map(|volume| match (&volume.digest_key, &key) {
+            (DigestKey::Clear(_), None) => None,
+            (DigestKey::Clear(_), Some(_)) => Some(format!(
+                "volume {} was begun without encryption, and its group is to be encrypted: encryption begins with a first sync, of a volume \
+                 under another name",
+                volume.name
+            )),
+            (DigestKey::Sealed(_), None) => {
+                Some(format!("volume {} is encrypted, and its group has no `encryption` and `key` any more", volume.name))
+            }
+            (DigestKey::Sealed(seal), Some(key)) => {
+                ContentKeys::unseal(key, volume.id, seal).err().map(|wrong| format!("volume {}: {wrong}", volume.name))
+            }
+        })
+    }
+
+    /// The keys of a volume's content.
+    ///
+    /// # Panics
+    /// When there was an [objection](Self::objection).
+    pub(crate) fn content_keys(&self, id: VolumeId, digest_key: &DigestKey) -> ContentKeys {
+        let key = self.encryption.as_ref().map(|_| self.key().expect("nothing is sent before the key is here, and it stays"));
+        assert!(key.is_none() || digest_key.seal().is_some(), "a volume of an encrypted group is not sent in clear");
+        let keys = ContentKeys::of(digest_key, id, key.as_ref()).expect("nothing is sent of a volume with another key");
+        assert!(!matches!(keys, ContentKeys::Opaque), "nothing is sent of an encrypted volume without its key");
+        keys
+    }
+
+    /// What the gateway's store is to keep. What cannot be read is left out: the store has what it had.
+    pub(crate) fn wrapped(&self) -> Vec<Vec<u8>> {
+        if self.encryption.is_none() {
+            return Vec::new();
+        }
+        let found = wrappings(&folder(&self.state_dir, &self.group)).unwrap_or_else(|error| {
+            error!(group = %self.group, "the wrapped keys cannot be read: {error:#}");
+            Vec::new()
+        });
+        found.into_iter().filter(|(.., wrapping)| wrapping.is_ok()).map(|(_, bytes, _)| bytes).collect()
+    }
+}
+
+/// What keys the digests that are kept of superblocks, in the state directory. No secret: who can read them can read the disk.
+pub(crate) fn sentinel_key(digest_key: &DigestKey) -> [u8; 32] {
+    match digest_key {
+        DigestKey::Clear(key) => *key,
+        DigestKey::Sealed(seal) => seal.commitment,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(text: &str) -> Name {
+        text.parse().expect("a name")
+    }
+
+    fn key_file(dir: &Path, byte: u8) -> Encryption {
+        let path = dir.join(format!("{byte}.key"));
+        std::fs::write(&path, [byte; 32]).expect("written");
+        Encryption { mode: SealMode::EndToEnd, keeper: Keeper::File(path) }
+    }
+
+    fn started(dir: &Path, encryption: Encryption) -> Arc<GroupKeys> {
+        let keys = GroupKeys::start(dir, &name("db"), Some(encryption)).expect("a thread");
+        keys.wait(PATIENCE);
+        keys
+    }
+
+    fn meta(digest_key: DigestKey) -> VolumeMeta {
+        let geometry = farside_region::Geometry::new(1 << 20).expect("valid");
+        let generation = farside_region::Generation(1);
+        VolumeMeta { id: VolumeId([3; 16]), name: name("data"), geometry, digest_key, generation }
+    }
+
+    /// What was drawn is found again, by whoever unwraps it, and nobody draws another in its place.
+    #[test]
+    fn a_key_is_drawn_once() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let first = started(dir.path(), key_file(dir.path(), 1));
+        let sealed = first.of_new_volume(VolumeId([3; 16])).expect("the key is here");
+        let volume = meta(sealed);
+        assert_eq!(first.objection([&volume].into_iter()), None);
+        assert_eq!(first.wrapped().len(), 1);
+
+        let again = started(dir.path(), key_file(dir.path(), 1));
+        assert_eq!(again.of_new_volume(VolumeId([3; 16])).expect("the key is here"), sealed);
+        assert!(again.content_keys(volume.id, &sealed).is_sealed());
+
+        let other = started(dir.path(), key_file(dir.path(), 2));
+        let why = other.objection([&volume].into_iter()).expect("another file");
+        assert!(why.contains("does not open the key"), "{why}");
+        assert_eq!(wrappings(&folder(dir.path(), &name("db"))).expect("read").len(), 1, "nothing was drawn");
+
+        // Another wrapping of the same key.
+        let key = first.key().expect("here");
+        let second = key_file(dir.path(), 2);
+        add(&folder(dir.path(), &name("db")), &Wrapping::new(&key, &second.keeper, ARGON2_DEFAULT).expect("wrapped"))
+            .expect("kept");
+        let both = started(dir.path(), second);
+        assert_eq!(both.objection([&volume].into_iter()), None);
+        assert_eq!(both.wrapped().len(), 2);
+
+        // Its folder is gone, and a volume was told that it is encrypted.
+        std::fs::remove_dir_all(folder(dir.path(), &name("db"))).expect("removed");
+        let of_volume = volumes_path(dir.path()).join("db").join("data");
+        std::fs::create_dir_all(&of_volume).expect("made");
+        std::fs::write(of_volume.join("meta.json"), serde_json::to_string(&volume).expect("text")).expect("written");
+        let gone = started(dir.path(), key_file(dir.path(), 1));
+        let why = gone.objection([&volume].into_iter()).expect("no key");
+        assert!(why.contains("put it back"), "{why}");
+        assert!(!folder(dir.path(), &name("db")).exists(), "nothing was drawn");
+    }
+
+    #[test]
+    fn nothing_goes_out_in_clear_that_is_to_be_encrypted_and_the_other_way_round() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let keys = started(dir.path(), key_file(dir.path(), 1));
+        let none = GroupKeys::none();
+        let (clear, sealed) = (meta([7; 32].into()), meta(keys.of_new_volume(VolumeId([3; 16])).expect("the key is here")));
+        assert_eq!(none.objection([&clear].into_iter()), None);
+        let why = keys.objection([&sealed, &clear].into_iter()).expect("it is not encrypted");
+        assert!(why.contains("without encryption"), "{why}");
+        let why = none.objection([&clear, &sealed].into_iter()).expect("it is encrypted");
+        assert!(why.contains("`encryption`"), "{why}");
+        assert!(matches!(none.of_new_volume(VolumeId([3; 16])).expect("random"), DigestKey::Clear(_)));
+    }
+}

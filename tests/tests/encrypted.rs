@@ -1,0 +1,285 @@
+//! Volumes that are encrypted on their host: what leaves it, what the gateway can do without the key, and who restores with it.
+
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Output;
+
+use farside_nbd::client::Client;
+use farside_tests::verify::{Rng, Verifier};
+use farside_tests::{Site, VolumeSpec, is_quiet, program, run, wait_for, wait_until};
+use serde_json::Value;
+
+const BYTES: u64 = 24 << 20;
+const MARKER: &[u8] = b"in the clear it would be read here";
+
+/// A site whose group is encrypted with a key file; nothing is started.
+fn site() -> Site {
+    let site = Site::new(&[VolumeSpec { name: "data".into(), bytes: BYTES, group: "default".into() }], "200ms", 8);
+    run(program("farside").args(["key", "new"]).arg(key(&site)));
+    encrypt(&site, &key(&site));
+    site
+}
+
+fn key(site: &Site) -> PathBuf {
+    site.path("host/db.key")
+}
+
+fn configuration(site: &Site) -> PathBuf {
+    site.path("host/farsided.toml")
+}
+
+fn encrypt(site: &Site, key: &Path) {
+    let text = fs::read_to_string(configuration(site)).expect("read");
+    let clear = text.lines().filter(|line| !line.starts_with("encryption = ") && !line.starts_with("key = "));
+    let sealed = format!("[[group]]\nencryption = \"end-to-end\"\nkey = \"file:{}\"", key.display());
+    let text: String = clear.map(|line| format!("{}\n", if line == "[[group]]" { &sealed } else { line })).collect();
+    fs::write(configuration(site), text).expect("written");
+}
+
+/// Markers all over the volume, some of them compressible, some not.
+fn write_markers(site: &Site) {
+    let mut client = Client::connect(&site.tap("data"), "data").expect("connected");
+    let mut rng = Rng(3);
+    for at in (0..BYTES).step_by(1 << 20) {
+        let mut granules: Vec<u8> = (0..16384).map(|_| rng.draw() as u8).collect();
+        granules[100..100 + MARKER.len()].copy_from_slice(MARKER);
+        granules[8192..].iter_mut().zip(MARKER.iter().cycle()).for_each(|(byte, of)| *byte = *of);
+        client.write(at, &granules, 0).expect("written");
+    }
+    client.flush().expect("flushed");
+}
+
+fn files(dir: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(dir).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            files(&path, found)
+        } else if path.is_file() {
+            found.push(path)
+        }
+    }
+}
+
+/// The files below a directory that hold a marker, or the key file's bytes.
+fn with_secrets(site: &Site, dir: &Path) -> Vec<PathBuf> {
+    let key = fs::read(key(site)).expect("the key file");
+    let mut all = Vec::new();
+    files(dir, &mut all);
+    all.retain(|file| {
+        let bytes = fs::read(file).unwrap_or_default();
+        [MARKER, &key].iter().any(|secret| bytes.windows(secret.len()).any(|window| window == *secret))
+    });
+    all
+}
+
+/// Whether the memory of a process holds it.
+fn in_memory(pid: u32, secret: &[u8]) -> bool {
+    use std::os::unix::fs::FileExt as _;
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).expect("its maps");
+    let memory = fs::File::open(format!("/proc/{pid}/mem")).expect("its memory");
+    maps.lines().filter(|line| line.contains(" rw")).any(|line| {
+        let (from, to) = line.split(' ').next().and_then(|range| range.split_once('-')).expect("a range");
+        let at = |text| u64::from_str_radix(text, 16).expect("an address");
+        let (mut at, end, mut piece) = (at(from), at(to), vec![0; 1 << 20]);
+        while at < end {
+            let bytes = piece.len().min((end - at) as usize);
+            let read = memory.read_at(&mut piece[..bytes], at).unwrap_or(0);
+            if read == 0 {
+                break;
+            }
+            if piece[..read].windows(secret.len()).any(|window| window == secret) {
+                return true;
+            }
+            // What lies across two pieces is found in the second.
+            at += if read > secret.len() && at + (read as u64) < end { (read - secret.len()) as u64 } else { read as u64 };
+        }
+        false
+    })
+}
+
+fn restore(site: &Site, to: &str, key: &[&str]) -> (Output, String, PathBuf) {
+    let to = site.path(to);
+    let mut command = site.farside_at_store(&["restore", "data", "--point", "latest", "--store"]);
+    let output = command.arg("--to").arg(&to).args(key).output().expect("it starts");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    (output, said, to)
+}
+
+/// Restored with the key it is what the host has.
+fn check_restored(site: &Site, keeper: &str) {
+    let (output, said, to) = restore(site, "restored.img", &["--key", keeper]);
+    assert!(output.status.success(), "{said}");
+    assert!(
+        fs::read(&to).expect("restored") == fs::read(site.backing("data")).expect("the disk"),
+        "the newest point is the volume"
+    );
+    fs::remove_file(to).expect("restored");
+}
+
+fn group(site: &Site) -> Value {
+    site.status()["groups"][0].clone()
+}
+
+fn codes(of: &Value) -> Vec<String> {
+    let reasons = of["reasons"].as_array().expect("reasons");
+    reasons.iter().map(|reason| reason["code"].as_str().expect("a code").to_owned()).collect()
+}
+
+#[test]
+fn what_leaves_the_host_is_read_with_its_key_and_by_nobody_else() {
+    let mut site = site();
+    site.start_all();
+    write_markers(&site);
+    site.wait_quiet();
+    let keeper = format!("file:{}", key(&site).display());
+    let encryption = group(&site)["encryption"].clone();
+    let id = encryption["key"].as_str().expect("its id").to_owned();
+    assert_eq!((encryption["mode"].as_str(), id.len()), (Some("end-to-end"), 32));
+
+    // Neither files of the gateway nor its memory; the host's own disk shows that this would find it.
+    assert!(with_secrets(&site, &site.path("gateway")).is_empty());
+    assert!(with_secrets(&site, &site.path("host")).contains(&site.backing("data")));
+    let gateway = site.receiver.as_ref().expect("it runs").pid();
+    assert!(!in_memory(gateway, MARKER));
+    assert!(!in_memory(gateway, &fs::read(key(&site)).expect("the key")));
+    for log in ["daemon.log", "receiver.log"] {
+        assert!(!fs::read(site.path(log)).expect("a log").windows(MARKER.len()).any(|w| w == MARKER));
+    }
+
+    // With the key, with another one, without one.
+    check_restored(&site, &keeper);
+    let (output, said, to) = restore(&site, "none.img", &[]);
+    assert_eq!(output.status.code(), Some(4), "{said}");
+    assert!(said.contains(&id) && said.contains("file (keys/0)") && said.contains("--key"), "{said}");
+    assert!(!to.exists(), "nothing was begun");
+    let other = site.path("other.key");
+    run(program("farside").args(["key", "new"]).arg(&other));
+    let (output, said, to) = restore(&site, "other.img", &["--key", &format!("file:{}", other.display())]);
+    assert!(output.status.code() == Some(4) && said.contains("does not open the key") && !to.exists(), "{said}");
+    let (output, said, _) = restore(&site, "other.img", &["--allow-damaged"]);
+    assert!(output.status.code() == Some(4) && said.contains(&id), "damage is something else: {said}");
+
+    // What needs no key: structure, listing, and whether all is as it was published.
+    site.check_store();
+    assert!(!site.points("data").is_empty());
+    run(site.farside().args(["volume", "verify", "data"]));
+    let socket = site.path("gateway/api.sock");
+    let mut verify = program("farside");
+    let output = run(verify.arg("--socket").arg(&socket).args(["point", "verify", "latest", "--of", "data", "--json"]));
+    let verified: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(verified["volumes"][0]["damaged_regions"], 0, "{verified}");
+    // And with it everything else that reads.
+    run(&mut site.farside_at_store(&["store", "check", "--key", &keeper]));
+}
+
+#[test]
+fn a_restart_a_new_wrapping_and_a_gateway_that_was_away_change_nothing() {
+    let mut site = site();
+    site.start_all();
+    let mut client = Verifier::new(&site.tap("data"), BYTES);
+    let mut rng = Rng(7);
+    client.steps(&mut rng, 200);
+    client.flush();
+    site.wait_quiet();
+    drop(client);
+    // Another file for the same key: kept beside the daemon, and handed to the gateway with the next connection.
+    let (old, second) = (format!("file:{}", key(&site).display()), site.path("host/second.key"));
+    run(program("farside").args(["key", "new"]).arg(&second));
+    let second_keeper = format!("file:{}", second.display());
+    let folder = site.path("host/state/keys/default");
+    run(program("farside").args(["key", "wrap"]).arg(&folder).args(["--key", &old, "--with", &second_keeper]));
+    site.daemon.take().expect("it runs").kill();
+    encrypt(&site, &second);
+    site.start_daemon();
+    // Written while it is not connected, and compared by digests that the gateway cannot make.
+    site.receiver.take().expect("it runs").kill();
+    write_markers(&site);
+    site.start_receiver();
+    site.wait_quiet();
+    site.daemon.take().expect("it runs").kill();
+    site.start_daemon();
+    site.wait_quiet();
+    for keeper in [&old, &second_keeper] {
+        check_restored(&site, keeper);
+    }
+    let output = run(program("farside").args(["key", "list", "--json"]).arg(site.store()));
+    let listed: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let listed = listed.as_array().expect("a list");
+    assert_eq!(listed.len(), 2, "{listed:?}");
+    assert!(listed.iter().all(|wrapped| wrapped["volumes"][0] == "data" && wrapped["by"] == "file"), "{listed:?}");
+    // A passphrase, on any machine that reads the store.
+    let mut wrap = program("farside");
+    wrap.env("FARSIDE_PASSPHRASE", "correct horse").args(["key", "wrap"]).arg(site.store());
+    run(wrap.args(["--key", &old, "--with", "passphrase"]));
+    let file = site.path("passphrase");
+    fs::File::create(&file).and_then(|mut file| file.write_all(b"correct horse\n")).expect("written");
+    check_restored(&site, &format!("passphrase:{}", file.display()));
+    site.check_store();
+}
+
+/// The host is served in any case; what is to be encrypted does not go out until it can be, nor in clear because of a word.
+#[test]
+fn without_the_key_the_host_is_served_and_nothing_is_sent() {
+    let mut site = site();
+    site.start_all();
+    write_markers(&site);
+    site.wait_quiet();
+    let points = site.points("data").len();
+    site.daemon.take().expect("it runs").kill();
+    let away = site.path("away.key");
+    fs::rename(key(&site), &away).expect("renamed");
+    site.start_daemon();
+    let mut client = Verifier::new(&site.tap("data"), BYTES);
+    client.steps(&mut Rng(5), 50);
+    client.flush();
+    wait_for("the status to say that the key is missing", || {
+        codes(&group(&site)).contains(&"key_missing".to_owned()).then_some(())
+    });
+    assert_eq!(group(&site)["encryption"]["key"], Value::Null);
+    assert_eq!(site.points("data").len(), points, "nothing was sent");
+    // It is asked for again by itself.
+    fs::rename(&away, key(&site)).expect("renamed");
+    wait_until("what was written meanwhile to follow", || is_quiet(site.status()));
+    drop(client);
+    check_restored(&site, &format!("file:{}", key(&site).display()));
+
+    // The words are taken out of the configuration: nothing goes out in clear for that.
+    site.daemon.take().expect("it runs").stop();
+    let text = fs::read_to_string(configuration(&site)).expect("read");
+    let clear: String =
+        text.lines().filter(|l| !l.starts_with("encryption = ") && !l.starts_with("key = ")).map(|l| format!("{l}\n")).collect();
+    fs::write(configuration(&site), clear).expect("written");
+    site.start_daemon();
+    wait_for("the status to say so", || codes(&group(&site)).contains(&"key_missing".to_owned()).then_some(()));
+    write_markers(&site);
+    assert!(with_secrets(&site, &site.path("gateway")).is_empty());
+}
+
+#[test]
+fn a_volume_that_began_in_clear_never_becomes_an_encrypted_one() {
+    let mut site = Site::with_volume(BYTES, "200ms", 8);
+    write_markers(&site);
+    site.wait_quiet();
+    let points = site.points("data").len();
+    site.daemon.take().expect("it runs").stop();
+    run(program("farside").args(["key", "new"]).arg(key(&site)));
+    encrypt(&site, &key(&site));
+    site.start_daemon();
+    wait_for("the status to say so", || {
+        let reasons = group(&site)["reasons"].to_string();
+        (reasons.contains("key_missing") && reasons.contains("began") || reasons.contains("begun without encryption"))
+            .then_some(())
+    });
+    assert_eq!(site.points("data").len(), points);
+
+    // Nor with a state directory that knows nothing of it: the ledger does.
+    site.daemon.take().expect("it runs").stop();
+    fs::remove_dir_all(site.path("host/state/volumes")).expect("removed");
+    site.start_daemon();
+    wait_for("the volume to be refused", || {
+        let said = codes(&site.volume_status("data"));
+        said.iter().any(|code| code == "key_differs" || code == "forked").then_some(())
+    });
+    assert_eq!(site.points("data").len(), points);
+}
