@@ -11,8 +11,9 @@ from objects import NAME, NUMBER, Damage, described_as, identity, numbers, read,
 SLOTS = 4096
 RUN = 64
 HOURS_2 = 2 * 3600 * 1000
+MERGE = 1 << 63
 KINDS = {1: "claim", 2: "layers", 3: "heartbeat", 4: "pin", 5: "unpin", 6: "prune", 7: "void", 8: "tracking_lost", 9: "prune",
-         11: "verified", 12: "claim"}
+         11: "verified", 12: "claim", 13: "map", 14: "decree"}
 
 
 class Postcard:
@@ -70,6 +71,9 @@ class Postcard:
         require(key[32] == 1, "the body", "has a mode of encryption that nobody knows")
         return key
 
+    def parts(self):
+        return self.many(lambda: (self.layer_key(), self.many(self.u)))
+
     def body(self, number):
         kind = KINDS[number]
         if kind == "claim":
@@ -98,11 +102,16 @@ class Postcard:
             verified = Struct(point=self.u(), how=self.u())
             require(verified.how < 2, "the body", "has a way to verify that is none")
             return verified
+        if kind == "map":
+            return Struct(volume=self.raw(16), id=self.u(), point=self.u(), parts=self.parts(),
+                          new=self.many(lambda: (self.u(), self.raw(32))), regions=self.ranges())
+        if kind == "decree":
+            return Struct(merges=self.many(lambda: (self.raw(16), self.u())))
         if kind == "void":
             return Struct(digest=self.raw(32), bytes=self.u())
         prune = Struct(looked=self.u(), keep=self.u(), span=self.u(), has_rules=number == 9,
                        rules=self.many(lambda: (self.u(), self.u())) if number == 9 else [],
-                       points=self.many(self.u), parts=self.many(lambda: (self.layer_key(), self.many(self.u))))
+                       points=self.many(self.u), parts=self.parts())
         every = [0] + [rule[0] for rule in prune.rules]
         require(len(every) <= 33 and is_ascending(every), "the body", "has rules that are none")
         return prune
@@ -200,7 +209,8 @@ class Ledger:
         if body.looked is not None and body.looked >= its.slot:
             return "void: looked at what was not there"
         if old is None:
-            old = Struct(id=body.volume, name=body.name, layers=[], by_key={}, unreadable=set(), good=[], degraded=[], lost=None)
+            old = Struct(id=body.volume, name=body.name, layers=[], by_key={}, unreadable=set(), good=[], degraded=[], lost=None,
+                         merges={}, decreed=set())
         else:
             if old.layers and (body.looked is None or old.layers[-1].slot > body.looked):
                 return "void: a layer was published meanwhile"
@@ -238,7 +248,7 @@ class Ledger:
         self.advance(its)
         for volume, member in fresh:
             _, term, seq = member.key
-            layer = Struct(slot=its.slot, term=term, seq=seq, digest=member.digest, parts=member.parts,
+            layer = Struct(record=its.slot, slot=its.slot, term=term, seq=seq, digest=member.digest, parts=member.parts,
                            regions=member.regions, bytes=member.bytes, given_up=set())
             volume.layers.append(layer)
             volume.by_key[term, seq] = layer
@@ -310,20 +320,71 @@ class Ledger:
             return "void: parts that do not ascend"
         if not all(slot in self.points and self.is_prunable(self.points[slot], body) for slot in body.points):
             return "void: a point is not there or not prunable"
-        for (volume_id, term, seq), part in named:
-            volume = self.volumes.get(volume_id)
-            layer = volume and volume.by_key.get((term, seq))
-            if not layer or part >= len(layer.parts) or part in layer.given_up or layer.slot > body.looked:
+        for key, part in named:
+            layer = self.published(key)
+            if not layer or part >= len(layer.parts) or part in layer.given_up or layer.record > body.looked:
                 return "void: a part is not there"
-            if layer is volume.layers[-1] or layer.slot in self.points and layer.slot not in body.points:
+            point = layer.slot if layer.digest else layer.point
+            if layer is self.volumes[key[0]].layers[-1] or point in self.points and point not in body.points:
                 return "void: a part is of the newest layer or of a retained point"
         for slot in body.points:
             for volume_id in self.points.pop(slot).members:
                 for held in (self.volumes[volume_id].good, self.volumes[volume_id].degraded):
                     held[:] = [other for other in held if other != slot]
-        for (volume_id, term, seq), part in named:
-            self.volumes[volume_id].by_key[term, seq].given_up.add(part)
+        for key, part in named:
+            self.published(key).given_up.add(part)
         self.roots_changed = its.slot
+
+    def published(self, key):
+        """A layer, or a merge, whose parts take the place of others."""
+        volume_id, term, seq = key
+        volume = self.volumes.get(volume_id)
+        if volume is None or term < MERGE:
+            return volume and volume.by_key.get((term, seq))
+        return volume.merges.get(term - MERGE) if seq == 1 else None
+
+    def map(self, its, body):
+        named = [(key, part) for key, parts in body.parts for part in parts]
+        volume = self.volumes.get(body.volume)
+        if volume is None or not named or not all(parts and is_ascending(parts) for _, parts in body.parts):
+            return "void: no such volume, or nothing"
+        if len({key for key, _ in body.parts}) < len(body.parts) or any(key[0] != body.volume for key, _ in body.parts):
+            return "void: something twice, or of another volume"
+        if body.id >= MERGE or len(body.new) > len(named) or any(end > -(-volume.bytes >> volume.region) for _, end in body.regions):
+            return "void: a merge that cannot be"
+        if body.id in volume.merges or body.id in volume.decreed:
+            return "void: its id was used or decreed before"
+        points = sorted(volume.good + volume.degraded)
+        if body.point not in points:
+            return "void: no such point"
+        after = max((point for point in points if point < body.point), default=-1)
+        old = {key: self.published(key) for key, _ in body.parts}
+        for key, part in named:
+            if not old[key] or part >= len(old[key].parts) or part in old[key].given_up:
+                return "void: a part is not there"
+            if not after < old[key].slot <= body.point or old[key] is volume.layers[-1]:
+                return "void: a part is not of the interval, or of the newest layer"
+        first, last = min(layer.slot for layer in old.values()), max(layer.slot for layer in old.values())
+        for layer in volume.layers + list(volume.merges.values()):
+            if first < layer.slot < last:
+                key = (body.volume, layer.term, layer.seq)
+                if any((key, part) not in named for part in range(len(layer.parts)) if part not in layer.given_up):
+                    return "void: it leaves out what lies between"
+        for key, part in named:
+            old[key].given_up.add(part)
+        volume.merges[body.id] = Struct(
+            record=its.slot, slot=last, point=body.point, term=MERGE + body.id, seq=1, digest=None, parts=body.new,
+            regions=body.regions, bytes=self.points[body.point].members[volume.id], given_up=set())
+
+    def decree(self, its, body):
+        if not body.merges or len(set(body.merges)) < len(body.merges):
+            return "void: nothing, or something twice"
+        for volume_id, merge in body.merges:
+            volume = self.volumes.get(volume_id)
+            if volume is None or merge >= MERGE or merge in volume.merges:
+                return "void: no such volume, or the merge was accepted"
+        for volume_id, merge in body.merges:
+            self.volumes[volume_id].decreed.add(merge)
 
     def is_prunable(self, point, policy):
         def time(slot):

@@ -218,7 +218,7 @@ impl CheckpointRoot {
         let here = state.group() == self.group && self.place.end() == Some(state.next_slot()) && state.prev() == self.last;
         let ordered = parts.parts.windows(2).all(|w| w[0].ordinal < w[1].ordinal)
             && parts.parts.last().is_none_or(|last| last.ordinal < parts.next)
-            && parts.parts.iter().all(|part| state.layer(&part.layer).is_some());
+            && parts.parts.iter().all(|part| state.published(&part.layer).is_some());
         if here && ordered { Ok((state, parts)) } else { Err(CheckpointError::Place) }
     }
 }

@@ -32,6 +32,8 @@ const KIND_PRUNE_BY_AGE: u16 = 9;
 const KIND_VERIFIED: u16 = 11;
 /// A claim of an encrypted volume: who does not know how to read one refuses the kind.
 const KIND_CLAIM_SEALED: u16 = 12;
+const KIND_MAP: u16 = 13;
+const KIND_DECREE: u16 = 14;
 
 /// A record as it is stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -97,6 +99,8 @@ impl Record {
             Body::TornVoid(b) => (KIND_TORN_VOID, to_postcard(b)),
             Body::TrackingLost(b) => (KIND_TRACKING_LOST, to_postcard(b)),
             Body::Verified(b) => (KIND_VERIFIED, to_postcard(b)),
+            Body::Map(b) => (KIND_MAP, to_postcard(b)),
+            Body::Decree(b) => (KIND_DECREE, to_postcard(b)),
         };
         let total = HEAD_BYTES + body.len() + DIGEST_BYTES;
         if total > RECORD_BYTES_MAX {
@@ -172,6 +176,8 @@ impl Record {
             KIND_TORN_VOID => Body::TornVoid(from_postcard(body)?),
             KIND_TRACKING_LOST => Body::TrackingLost(from_postcard(body)?),
             KIND_VERIFIED => Body::Verified(from_postcard(body)?),
+            KIND_MAP => Body::Map(from_postcard(body)?),
+            KIND_DECREE => Body::Decree(from_postcard(body)?),
             unknown => return Err(DecodeError::Kind(unknown)),
         };
         Ok((Self { group, slot, prev, nonce, stamp: Stamp { writer, mono_ms, wall_ms }, body }, digest))

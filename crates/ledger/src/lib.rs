@@ -20,6 +20,7 @@ mod checkpoint;
 mod codec;
 mod identity;
 mod kept;
+mod merges;
 mod points;
 mod record;
 mod retention;
@@ -37,10 +38,11 @@ pub use checkpoint::{
 pub use codec::{DecodeError, Encoded, RECORD_BYTES_MAX, RECORD_BYTES_MIN, TooLarge};
 pub use identity::{group_id, volume_id};
 pub use kept::KeptEnd;
+pub use merges::{MergeFact, Published};
 pub use points::PointFilter;
 pub use record::{
-    Body, Claim, CutTime, EpochInfo, Heartbeat, LayerEntry, LayerKind, Layers, PartEntry, Pin, Prune, PrunePolicy, PrunedParts,
-    Record, Stamp, TornVoid, TrackingLost, Unpin, Verified, VerifiedHow, VolumeMeta,
+    Body, Claim, CutTime, Decree, EpochInfo, Heartbeat, LayerEntry, LayerKind, Layers, Map, PartEntry, Pin, Prune, PrunePolicy,
+    PrunedParts, Record, Stamp, TornVoid, TrackingLost, Unpin, Verified, VerifiedHow, VolumeMeta,
 };
 pub use retention::{Grid, GridError, Policy, Rule};
 pub use state::{

@@ -3,8 +3,8 @@
 use std::fmt;
 
 use farside_region::{
-    BootId, DigestKey, Generation, Geometry, GroupId, LayerKey, LedgerPosition, Name, RecordDigest, RegionSet, Slot, Term,
-    VolumeId,
+    BootId, DigestKey, Generation, Geometry, GroupId, LayerKey, LedgerPosition, MergeId, Name, RecordDigest, RegionSet, Slot,
+    Term, VolumeId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -63,6 +63,10 @@ pub enum Body {
     TrackingLost(TrackingLost),
     /// A point was found sound.
     Verified(Verified),
+    /// Parts are replaced by others that hold what is still needed of them.
+    Map(Map),
+    /// Merges that will never be.
+    Decree(Decree),
     /// Stands in for the unreadable bytes found in this slot. Always void; kept at `ledger/<n>.void`.
     TornVoid(TornVoid),
 }
@@ -273,6 +277,41 @@ pub struct PrunedParts {
     pub layer: LayerKey,
     /// Part numbers, ascending.
     pub parts: Vec<u32>,
+}
+
+/// Replaces parts of a volume by new ones, which hold exactly the granules of the old ones that are visible at a point.
+///
+/// Nothing in it says up to where its writer had looked: all that it rests on is in it and in the state of its own slot. A point
+/// that is still there, and between it and the one before it no other, are all that makes it right.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Map {
+    /// Whose parts.
+    pub volume: VolumeId,
+    /// What the new parts are named by: see [`Map::key`].
+    pub id: MergeId,
+    /// The slot of the retained point at which the new parts hold what the old ones did. All old ones were born after the
+    /// retained point of the volume before it, and not after this one.
+    pub point: Slot,
+    /// The old parts, given up.
+    pub parts: Vec<PrunedParts>,
+    /// The new parts; not more than old ones.
+    pub new: Vec<PartEntry>,
+    /// Every region that the new parts touch.
+    pub regions: RegionSet,
+}
+
+impl Map {
+    /// The key of the new parts.
+    pub fn key(&self) -> LayerKey {
+        LayerKey::of_merge(self.volume, self.id)
+    }
+}
+
+/// Merges of which no record will ever be accepted, so that what was written for them may go.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Decree {
+    /// They.
+    pub merges: Vec<(VolumeId, MergeId)>,
 }
 
 /// Replaces bytes in this slot that do not verify.

@@ -21,7 +21,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use farside_region::{Slot, mutation};
+use farside_region::{Slot, VolumeId, mutation};
 use serde::{Deserialize, Serialize};
 
 use crate::record::PrunePolicy;
@@ -165,6 +165,18 @@ impl State {
         old.filter(|p| measure.may_go(p)).map(|p| p.slot).collect()
     }
 
+    /// What the age clock says when a policy lets a retained point of a volume go, as far as it can be told by now: `u64::MAX` while it has a
+    /// pin. Of those that are kept only because there are not enough newer ones nobody knows.
+    pub fn kept_until_ms(&self, policy: &Policy, volume: VolumeId, point: Slot) -> u64 {
+        let (Some(point), Some(held)) = (self.points().get(&point), self.held_by(volume)) else { return 0 };
+        match point.pins.is_empty() {
+            true => {
+                point.age_clock_ms.saturating_add(policy.span_ms).max(Measure::aged(self, policy).stands_until_ms(point, held))
+            }
+            false => u64::MAX,
+        }
+    }
+
     /// What a prune's policy says of this state's points.
     pub(crate) fn measure<'a>(&'a self, policy: &'a PrunePolicy) -> Measure<'a> {
         match policy {
@@ -233,14 +245,26 @@ impl<'a> Measure<'a> {
         if rules.peek().is_none() {
             return false;
         }
+        let better = self.better_of_cells(point, held);
+        rules.any(|rule| better.iter().flatten().all(|time_ms| rule.cell(*time_ms) != rule.cell(point.time_ms)))
+    }
+
+    /// Up to when, by the age clock, some rule needs it for a member.
+    fn stands_until_ms(&self, point: &Point, held: &HeldBy) -> u64 {
+        let better = self.better_of_cells(point, held);
+        let stands = |rule: &&Rule| better.iter().flatten().all(|time_ms| rule.cell(*time_ms) != rule.cell(point.time_ms));
+        self.rules.iter().filter(stands).map(|rule| rule.lapses_at_ms(point)).max().unwrap_or(0)
+    }
+
+    /// The times of those that would stand for a cell before this point, if it were theirs, too.
+    fn better_of_cells(&self, point: &Point, held: &HeldBy) -> [Option<u64>; 3] {
         let bad = point.degraded || mutation::on("L5 a degraded point stands for a cell with sound ones");
         let before = held.good_below(point.slot);
         let (after, bad_before) = match bad {
             true => (held.good_after(point.slot), held.degraded_below(point.slot)),
             false => (None, None),
         };
-        let better = [before, after, bad_before].map(|slot| slot.and_then(|slot| Some(self.state.points().get(&slot)?.time_ms)));
-        rules.any(|rule| better.iter().flatten().all(|time_ms| rule.cell(*time_ms) != rule.cell(point.time_ms)))
+        [before, after, bad_before].map(|slot| slot.and_then(|slot| Some(self.state.points().get(&slot)?.time_ms)))
     }
 }
 
@@ -260,6 +284,23 @@ impl HeldBy {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.good.is_empty() && self.degraded.is_empty()
+    }
+
+    /// Whether that point is one of them.
+    pub(crate) fn holds(&self, slot: Slot) -> bool {
+        self.good.binary_search(&slot).is_ok() || self.degraded.binary_search(&slot).is_ok()
+    }
+
+    /// The newest of them before that slot.
+    pub(crate) fn before(&self, slot: Slot) -> Option<Slot> {
+        self.good_below(slot).max(self.degraded_below(slot))
+    }
+
+    /// All of them, ascending.
+    pub(crate) fn all(&self) -> Vec<Slot> {
+        let mut all: Vec<Slot> = self.good.iter().chain(&self.degraded).copied().collect();
+        all.sort_unstable();
+        all
     }
 
     /// A point came in: the newest.

@@ -6,13 +6,14 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use farside_region::{
-    Geometry, GroupId, LayerKey, LedgerPosition, Name, PackedRegions, RecordDigest, RegionSet, Seq, Slot, Term, VolumeId,
-    mutation,
+    Geometry, GroupId, LayerKey, LedgerPosition, MergeId, Name, PackedRegions, RecordDigest, RegionSet, Seq, Slot, Term,
+    VolumeId, mutation,
 };
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::codec::to_postcard;
+use crate::merges::MergeFact;
 use crate::record::{
     Body, Claim, CutTime, EpochInfo, Heartbeat, LayerEntry, LayerKind, Layers, Pin, Prune, PrunedParts, Record, Stamp,
     TrackingLost, Verified, VerifiedHow, VolumeMeta,
@@ -34,8 +35,8 @@ pub const GIVEN_UP_LATELY_MS: u64 = 24 * 3600 * 1000;
 
 /// A group's ledger, replayed up to a head.
 ///
-/// Memory, and the state of a checkpoint, grow with the number of slots (32 bytes each) and of layers (about 200 bytes): a named
-/// exception to L8. What layers touched takes at most [`TOUCHED_BYTES_MAX`]; what was given up, a day of it.
+/// Memory, and the state of a checkpoint, grow with the number of slots (32 bytes each), of layers (about 200 bytes) and of merges (about
+/// 100, or 8 for one that was decreed away): a named exception to L8. What layers touched takes at most [`TOUCHED_BYTES_MAX`]; what was given up, a day of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct State {
     group: GroupId,
@@ -46,7 +47,7 @@ pub struct State {
     time_ms: u64,
     age_clock_ms: u64,
     last_stamp: Option<Stamp>,
-    volumes: BTreeMap<VolumeId, VolumeState>,
+    pub(crate) volumes: BTreeMap<VolumeId, VolumeState>,
     points: BTreeMap<Slot, Point>,
     held_by: BTreeMap<VolumeId, HeldBy>,
     roots_changed: Option<Slot>,
@@ -54,18 +55,18 @@ pub struct State {
     exact_from: Slot,
     /// What that takes.
     touched_bytes: usize,
-    /// What accepted prunes gave up within [`GIVEN_UP_LATELY_MS`], in their order.
-    given_up: VecDeque<GivenUp>,
+    /// What accepted prunes and merges gave up within [`GIVEN_UP_LATELY_MS`], in their order.
+    pub(crate) given_up: VecDeque<GivenUp>,
     /// The newest points that were verified, retained or not.
     last_proofs: Proofs<PointProof>,
 }
 
-/// What an accepted prune gave up.
+/// What an accepted prune or merge gave up.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct GivenUp {
+pub(crate) struct GivenUp {
     /// What the age clock said then, in milliseconds.
-    age_clock_ms: u64,
-    parts: Vec<PrunedParts>,
+    pub(crate) age_clock_ms: u64,
+    pub(crate) parts: Vec<PrunedParts>,
 }
 
 /// What replay knows about one volume.
@@ -80,6 +81,8 @@ pub struct VolumeState {
     unreadable: RegionSet,
     quiet: Option<(Slot, CutTime)>,
     tracking_lost: Option<Slot>,
+    pub(crate) merges: BTreeMap<MergeId, MergeFact>,
+    pub(crate) decreed: BTreeSet<MergeId>,
 }
 
 /// One accepted layer.
@@ -98,7 +101,7 @@ pub struct LayerFact {
     /// Bytes of these parts.
     pub bytes: u64,
     touched: PackedRegions,
-    pruned: BTreeSet<u32>,
+    pub(crate) pruned: BTreeSet<u32>,
 }
 
 /// A retained recovery point.
@@ -438,6 +441,8 @@ impl State {
             Body::Verified(verified) => {
                 self.points.get(&verified.point).map(|_| ()).ok_or(VoidReason::NoSuchPoint(verified.point))
             }
+            Body::Map(map) => self.judge_map(map),
+            Body::Decree(decree) => self.judge_decree(decree),
             Body::TornVoid(_) => Err(VoidReason::Torn),
         };
         judged.map_or_else(Verdict::Void, |()| Verdict::Accepted)
@@ -587,8 +592,8 @@ impl State {
                 return Err(VoidReason::Malformed(Malformed::Twice));
             }
             let known = self
-                .layer(&pruned.layer)
-                .filter(|l| l.slot <= prune.looked && pruned.parts.iter().all(|p| *p < l.part_count && !l.pruned.contains(p)));
+                .published(&pruned.layer)
+                .filter(|known| known.record <= prune.looked && pruned.parts.iter().all(|part| known.has(*part)));
             if known.is_none() || !(unchecked || self.may_prune_layer(&pruned.layer, &points)) {
                 return Err(VoidReason::PruneLive(pruned.layer));
             }
@@ -599,7 +604,11 @@ impl State {
     /// Whether the ledger's own knowledge lets parts of a layer go once the points in `without` are gone: the newest layer of
     /// a volume, and a layer that a retained point names as a member, stay whatever the index says. Necessary, not enough:
     /// which part still holds the newest content of a granule, at the head or at a retained point, only the index knows.
+    /// Of parts that took the place of others: they stay while the point is retained at which they hold what those did.
     pub fn may_prune_layer(&self, key: &LayerKey, without: &BTreeSet<Slot>) -> bool {
+        if key.merge().is_some() {
+            return self.may_prune_merge(key, without);
+        }
         let Some(volume) = self.volumes.get(&key.volume) else { return false };
         let Some(layer) = volume.layer(key.term, key.seq) else { return false };
         let newest = volume.last_layer().is_some_and(|l| l.slot == layer.slot);
@@ -639,6 +648,8 @@ impl State {
                 }
             }
             Body::Verified(verified) => self.admit_verified(Proof { slot, wall_ms: record.stamp.wall_ms }, verified),
+            Body::Map(map) => self.admit_map(slot, map),
+            Body::Decree(decree) => self.admit_decree(decree),
             Body::TornVoid(_) => unreachable!("a torn slot is always void"),
         }
     }
@@ -665,6 +676,8 @@ impl State {
             unreadable: RegionSet::new(),
             quiet: None,
             tracking_lost: None,
+            merges: BTreeMap::new(),
+            decreed: BTreeSet::new(),
         });
         volume.meta = claim.volume.clone();
         volume.source = claim.source.clone();
@@ -736,9 +749,8 @@ impl State {
             }
         }
         for pruned in &prune.parts {
-            let volume = self.volumes.get_mut(&pruned.layer.volume);
-            if let Some(layer) = volume.and_then(|v| v.layer_mut(pruned.layer.term, pruned.layer.seq)) {
-                layer.pruned.extend(&pruned.parts);
+            if let Some(volume) = self.volumes.get_mut(&pruned.layer.volume) {
+                volume.give_up(&pruned.layer, &pruned.parts);
             }
         }
         if !prune.parts.is_empty() {
@@ -826,6 +838,8 @@ impl VolumeState {
             layers: newest.map(|layer| (layer.slot, layer.clone())).into_iter().collect(),
             slots: newest.map(|layer| ((layer.key.term, layer.key.seq), layer.slot)).into_iter().collect(),
             unreadable: self.unreadable.clone(),
+            merges: BTreeMap::new(),
+            decreed: BTreeSet::new(),
             ..*self
         }
     }
@@ -876,7 +890,7 @@ impl VolumeState {
         self.layers.get(self.slots.get(&(term, seq))?)
     }
 
-    fn layer_mut(&mut self, term: Term, seq: Seq) -> Option<&mut LayerFact> {
+    pub(crate) fn layer_mut(&mut self, term: Term, seq: Seq) -> Option<&mut LayerFact> {
         self.layers.get_mut(self.slots.get(&(term, seq))?)
     }
 
@@ -949,7 +963,7 @@ impl LayerFact {
         &self.touched
     }
 
-    /// The parts that an accepted prune gave up.
+    /// The parts that an accepted prune or merge gave up.
     pub fn pruned(&self) -> &BTreeSet<u32> {
         &self.pruned
     }

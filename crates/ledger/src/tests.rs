@@ -4,6 +4,7 @@ mod batch;
 mod bytes;
 mod chains;
 mod grid;
+mod merges;
 mod properties;
 mod retention;
 mod stories;

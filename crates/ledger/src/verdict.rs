@@ -1,6 +1,6 @@
 //! What replay says about a record.
 
-use farside_region::{Generation, LayerKey, Seq, Slot, Term, VolumeId};
+use farside_region::{Generation, LayerKey, MergeId, Seq, Slot, Term, VolumeId};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -108,6 +108,29 @@ pub enum VoidReason {
     /// Something still needs it, or it is not there to be given up.
     #[error("parts of layer {0} are in use or unknown")]
     PruneLive(LayerKey),
+    /// Somebody gave a part up, or the whole was merged already: plan anew.
+    #[error("a part of layer {0} that was to be merged is not there (any more)")]
+    MergeGone(LayerKey),
+    /// Parts on both sides of a point that is retained.
+    #[error("a part of layer {layer} was not born in the interval that ends with point {point}")]
+    MergeAcross {
+        /// The part's.
+        layer: LayerKey,
+        /// The point at which the merge was to hold the same.
+        point: Slot,
+    },
+    /// A part between the others that the merge leaves out.
+    #[error("a part of layer {0} lies between those that were to be merged")]
+    MergeSkips(LayerKey),
+    /// The newest layer's parts stay what its source sent.
+    #[error("layer {0} is its volume's newest, whose parts are not merged")]
+    MergeNewest(LayerKey),
+    /// Write the parts anew under another id.
+    #[error("the id of merge {0} was used before, or decreed never to be")]
+    MergeAgain(MergeId),
+    /// It took effect: what it wrote is needed.
+    #[error("merge {0} was accepted before, and cannot be decreed away")]
+    MergeAccepted(MergeId),
     /// No correct writer makes such a record.
     #[error("malformed: {0}")]
     Malformed(Malformed),
@@ -144,6 +167,9 @@ pub enum Malformed {
     /// Claims to have looked at slots that came later.
     #[error("it looked ahead of its own slot")]
     LookedAhead,
+    /// A merge into more parts than there were, or with an id that is none, or of another volume's parts.
+    #[error("it is a merge that cannot be")]
+    Merge,
     /// Longer than [`crate::Pin::REASON_BYTES_MAX`].
     #[error("its reason is too long")]
     Reason,

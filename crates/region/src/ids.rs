@@ -150,6 +150,47 @@ impl fmt::Display for LayerKey {
     }
 }
 
+/// A merge of parts: what its parts are named by. Drawn at random below [`MergeId::END`], and never used again in its volume.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct MergeId(pub u64);
+
+impl MergeId {
+    /// They are below this: no slot, and so no term, ever comes there.
+    pub const END: u64 = 1 << 63;
+}
+
+impl fmt::Display for MergeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+impl fmt::Debug for MergeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "MergeId({self})")
+    }
+}
+
+impl Term {
+    /// Whether it is no claim's slot, but stands for a merge.
+    pub fn is_merge(self) -> bool {
+        self.0 >= MergeId::END
+    }
+}
+
+impl LayerKey {
+    /// The key that the parts of a merge have in the place of a layer's: a term that no claim ever has, with the merge's id in it.
+    pub fn of_merge(volume: VolumeId, merge: MergeId) -> Self {
+        Self { volume, term: Term(MergeId::END | merge.0), seq: Seq(1) }
+    }
+
+    /// The merge, if it is such a key.
+    pub fn merge(&self) -> Option<MergeId> {
+        (self.term.is_merge() && self.seq == Seq(1)).then_some(MergeId(self.term.0 & !MergeId::END))
+    }
+}
+
 /// A name a person gave to a source, a group or a volume: 1 to 64 of `a-z A-Z 0-9 . _ -`, not beginning with a dot or a
 /// dash, so that it can be a file name and a command-line word.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -14,8 +14,8 @@ mod sets;
 
 pub use geometry::{Geometry, GeometryError};
 pub use ids::{
-    BootId, EpochId, Generation, GranuleDigest, GroupId, KeyId, LayerKey, LedgerPosition, MapId, Name, NameError, RecordDigest,
-    Seq, Slot, Term, VolumeId,
+    BootId, EpochId, Generation, GranuleDigest, GroupId, KeyId, LayerKey, LedgerPosition, MapId, MergeId, Name, NameError,
+    RecordDigest, Seq, Slot, Term, VolumeId,
 };
 pub use packed::PackedRegions;
 pub use seal::{DigestKey, Seal, SealMode};

@@ -172,7 +172,7 @@ impl Judge {
             self.before.push(Before { heads: self.heads.clone(), clock: self.clock.clone(), pinned });
         }
         let before = self.ledger().points().len();
-        let verdict = match self.group.apply(&record, digest, |entry, part| parts::runs_of(world, entry, part)) {
+        let verdict = match self.group.apply(&record, digest, |part| parts::runs_of(world, part)) {
             Ok(applied) => applied.verdict,
             Err(why) => return world.fail(format!("L4: the record in slot {slot} names what cannot be read: {why}")),
         };

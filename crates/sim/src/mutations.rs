@@ -75,6 +75,12 @@ fn slow_store(plan: &mut Plan) {
     plan.store_speed = Some(0.1);
 }
 
+/// Two compactors merge by chance, whatever else happens. (A ledger that loses its newest records may lose merges, whose old parts are gone.)
+pub fn merging(plan: &mut Plan) {
+    plan.compactors = 2;
+    plan.faults.retain(|(fault, _)| *fault != Fault::TornLedger);
+}
+
 /// Connections end often while many layers are sent and none is published: epochs pile up at every stage.
 fn resets(plan: &mut Plan, faults: &[Fault]) {
     only(plan, faults);
@@ -294,6 +300,15 @@ pub const MUTATIONS: &[Mutation] = &[
         STORE,
         "lease_tests::l4_who_opens_a_point_while_a_collector_looks_finds_all_of_it_or_is_refused",
     ),
+    // What becomes of parts that are laid together.
+    seeds("a merge forgets zeroes", 400, Some(merging)),
+    story("a merge across a retained point", STORE, "image_tests::a_merge_across_a_point_would_take_from_it_what_it_shows"),
+    story("a merge whose point is gone", STORE, "image_tests::a_merge_without_its_point_would_take_what_another_point_shows"),
+    story("a merge of parts that are gone", STORE, "image_tests::a_merge_of_what_is_gone_would_bring_it_back"),
+    story("what a merge wrote goes without a decree", STORE, "image_tests::a_record_after_its_decree_would_name_what_is_deleted"),
+    story("a map record accepted after its decree", STORE, "image_tests::a_record_after_its_decree_would_name_what_is_deleted"),
+    story("a prune takes a merged part of a retained point", STORE, "image_tests::a_merged_part_stays_with_its_point"),
+    story("L4 a reader does not look for merges", STORE, "merge_tests::l4_who_opens_a_point_after_a_merge_goes_by_the_new_parts"),
     story("T4 sweep everything that no record names", STORE, "group_tests::t4_what_a_record_may_still_name_is_not_swept"),
     story("a record put below a checkpoint counts", STORE, "checkpoint_tests::l6_a_record_put_below_a_checkpoint_is_nothing"),
     story(

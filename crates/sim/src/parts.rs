@@ -3,9 +3,8 @@
 use std::rc::Rc;
 
 use farside_layer::{FrameDecoder, PartId, PartVerifier, RunKind};
-use farside_ledger::LayerEntry;
 use farside_region::{Geometry, GranuleRun, LayerKey, Slot};
-use farside_store::{GroupImage, PartRuns};
+use farside_store::{GroupImage, Part, PartRuns};
 
 use crate::oracle::Published;
 use crate::world::{SegmentKey, World};
@@ -88,8 +87,8 @@ pub fn runs(world: &World, key: LayerKey, part: u32) -> Result<PartRuns, String>
 ///
 /// # Errors
 /// As [`segment`].
-pub fn runs_of(world: &World, entry: &LayerEntry, part: u32) -> Result<PartRuns, String> {
-    runs(world, entry.key, part)
+pub fn runs_of(world: &World, part: &Part) -> Result<PartRuns, String> {
+    runs(world, part.name.layer, part.name.number)
 }
 
 /// The image of a volume at a retained point (`None`: the head), read as a restore would: by the product's index, from the

@@ -240,6 +240,8 @@ pub struct Plan {
     /// What becomes of cold writes when the loss of tracking can be recorded nowhere: they fail. (Those that pass are not
     /// judged: "a crash now would go unnoticed".)
     pub state_dir_fills: bool,
+    /// How many merge parts at the same time. None by chance: seeds are what they were before there were any.
+    pub compactors: usize,
 }
 
 impl Plan {
@@ -294,6 +296,7 @@ impl Plan {
             state_dir_fills: rng.chance(0.3),
             // (Drawn aside: seeds without a cadence are what they were before there was one.)
             publish_every: rng.clone().pick(&[0, 0, 20_000_000, 150_000_000]),
+            compactors: 0,
         }
     }
 

@@ -11,6 +11,8 @@
 //! What belongs here is the order of durable steps: a part is reported landed when it is durable under its name; parts are
 //! in the store before the slot that names them is written; files are deleted only after the record that gives them up.
 
+mod compactor;
+
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
@@ -47,6 +49,8 @@ pub struct Receiver {
     appending: Cell<bool>,
     landing_now: Cell<usize>,
     submissions: Cell<u64>,
+    /// Merges that are being written, and those that were submitted.
+    merging: RefCell<BTreeMap<LayerKey, Option<u64>>>,
 }
 
 impl std::fmt::Debug for Receiver {
@@ -152,6 +156,7 @@ impl Receiver {
             appending: Cell::new(false),
             landing_now: Cell::new(0),
             submissions: Cell::new(0),
+            merging: RefCell::default(),
         });
         actions.into_iter().for_each(|action| me.act(action));
         me.grant();
@@ -160,6 +165,7 @@ impl Receiver {
         spawn("group", Box::pin(me.clone().events()));
         spawn("writer", Box::pin(me.clone().writes()));
         spawn("rticks", Box::pin(me.clone().ticks()));
+        (0..world.plan.compactors).for_each(|_| spawn("compactor", Box::pin(me.clone().compacts())));
         me
     }
 
@@ -330,7 +336,10 @@ impl Receiver {
                 world.net.borrow_mut().hang_up(ConnId(session.0));
             }
             Action::Append { ticket, records } => self.appends.borrow_mut().push_back((ticket, records)),
-            Action::Submitted { submission, outcome } => world.say(|| format!("submission {submission}: {outcome:?}")),
+            Action::Submitted { submission, outcome } => {
+                world.say(|| format!("submission {submission}: {outcome:?}"));
+                self.merge_submitted(submission);
+            }
             Action::DropLayer { key } => self.drop_parts(key, 0),
             Action::DropParts { key, from } => self.drop_parts(key, from),
             Action::KeepEnd { end } => drop(world.ends.borrow_mut().insert(end.key, *end)),
@@ -496,7 +505,7 @@ impl Receiver {
         }
         *before += 1;
         for part in 0..entry.parts.len() as u32 {
-            match parts::runs_of(&self.world, entry, part) {
+            match parts::runs(&self.world, entry.key, part) {
                 Ok(farside_store::PartRuns::Known(runs)) => over.extend(runs),
                 _ => return, // not there: linking says so
             }
@@ -518,7 +527,7 @@ impl Receiver {
         for bytes in records {
             let (record, digest) = Record::decode(&bytes).expect("the ledger of the simulator never rots");
             let is_ours = attempt.records.iter().any(|(_, its)| *its == digest);
-            let applied = self.group.borrow_mut().apply(&record, digest, |entry, part| parts::runs_of(world, entry, part));
+            let applied = self.group.borrow_mut().apply(&record, digest, |part| parts::runs_of(world, part));
             match applied {
                 Ok(applied) => {
                     if is_ours {
@@ -526,7 +535,7 @@ impl Receiver {
                         ours.push((position, applied.verdict));
                     }
                     self.tidy(&applied.given_up);
-                    if applied.verdict == Verdict::Accepted && matches!(record.body, Body::Claim(_)) {
+                    if applied.verdict == Verdict::Accepted && matches!(record.body, Body::Claim(_) | Body::Decree(_)) {
                         self.sweep_dead_terms();
                     }
                 }
@@ -618,6 +627,9 @@ impl Receiver {
         let wait = self.appends.borrow().iter().any(|(_, records)| !is_heartbeat(records));
         if self.appending.get() || wait || self.landing_now.get() > 0 {
             return Err("the receiver is at work".into());
+        }
+        if self.is_merging() {
+            return Err("parts are being merged".into());
         }
         let landing = self.world.landing.borrow();
         if !landing.is_empty() {

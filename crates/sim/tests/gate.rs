@@ -92,6 +92,18 @@ const MET: &[(&str, u64)] = &[
 ];
 
 /// Only those whose name holds some words: `FARSIDE_SIM_MUTATION="T2 start" cargo test …`.
+/// Compactors that crash, stall and get in each other's way, beside everything else.
+#[test]
+fn merges_break_no_law() {
+    let options = Options { directed: Some(farside_sim::mutations::merging), ..Options::default() };
+    let summary = sweep(0..400, threads(), options, false);
+    say(&summary.to_string());
+    assert!(summary.failures.is_empty(), "{summary}");
+    for what in ["a merge is written", "a merge is overtaken", "a merge is decreed away"] {
+        assert!(summary.met.get(what).is_some_and(|met| *met >= 20), "too rare: {what}; met: {:#?}", summary.met);
+    }
+}
+
 #[test]
 fn every_mistake_is_noticed() {
     let mut missed = Vec::new();

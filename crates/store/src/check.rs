@@ -19,7 +19,7 @@ use crate::image::{GroupImage, PartRuns, VolumeImage};
 use crate::index::{Content, PartNo};
 use crate::keys::wrappings;
 use crate::leases;
-use crate::liveness::{Part, PartName};
+use crate::liveness::{Part, PartName, Parts};
 use crate::names::{self, GroupNames, GroupObject};
 use crate::reader::StoreReader;
 use crate::replay::{Slots, get, index_all, parallel, replay, replay_all_slots};
@@ -324,7 +324,7 @@ impl GroupCheck<'_> {
         for (i, (no, fault)) in self.bad.iter().enumerate() {
             let part = self.image.parts().get(*no).expect("it was checked");
             let PartName { layer, number } = part.name;
-            if now.as_ref().and_then(|now| now.layer(&layer)).is_some_and(|layer| layer.pruned().contains(&number)) {
+            if now.as_ref().is_some_and(|now| now.is_given_up(&layer, number)) {
                 continue; // and so may have been deleted
             }
             let volume = self.image.state().volume(part.name.layer.volume).expect("a part's volume was claimed").meta();
@@ -372,7 +372,7 @@ impl GroupCheck<'_> {
         let meta = self.image.state().volume(volume).expect("a member was claimed").meta().clone();
         let image = self.image.image_at(volume, point, |_, part| match self.segments.footer(&meta.name, part) {
             Ok(footer) => Ok(PartRuns::Known(runs_of(&footer))),
-            Err(FooterFault::Damaged(_)) => self.segments.damaged(part, self.image.state().only_known_by(part.born)),
+            Err(FooterFault::Damaged(_)) => self.segments.damaged(part, Parts::told_by(self.image.state(), part)),
             Err(FooterFault::Store(error)) => Err(error),
         })?;
         for (i, (no, fault)) in self.bad.iter().enumerate() {
@@ -435,7 +435,8 @@ impl GroupCheck<'_> {
                 continue;
             }
             report.unnamed_bytes += object.bytes;
-            let given_up = self.image.state().layer(&part.layer).is_some_and(|l| l.pruned().contains(&number));
+            let given_up = self.image.state().is_given_up(&part.layer, number);
+            let merging = term.is_merge() && self.image.state().may_be_merged(&part.layer);
             let strange = self.image.state().volume(id).is_none_or(|v| term > v.term());
             let since = Slot(term.0) >= self.image.state().next_slot();
             if torn {
@@ -444,10 +445,16 @@ impl GroupCheck<'_> {
                 continue;
             }
             let (severity, problem, what) = if given_up {
-                (Severity::Note, Problem::AwaitsDeletion, "was given up by a prune record and waits for its deletion")
+                (Severity::Note, Problem::AwaitsDeletion, "was given up by a record and waits for its deletion")
             } else if self.image.is_debris(&part) {
                 (Severity::Warning, Problem::Orphan, "is named by no record; the receiver sweeps it")
-            } else if term.0 >= end {
+            } else if merging {
+                (
+                    Severity::Note,
+                    Problem::Staged,
+                    "is of a merge that is under way, or was cut short: the receiver decrees it away",
+                )
+            } else if !term.is_merge() && term.0 >= end {
                 (Severity::Error, Problem::LedgerTorn, "is of a claim that is not in the ledger: its newest records are lost")
             } else if strange && !since {
                 (Severity::Warning, Problem::Strange, "is of a claim that the ledger does not hold; it is kept")

@@ -262,6 +262,26 @@ pub enum StoreError {
         /// What does not fit.
         why: String,
     },
+    /// A point is open for longer than what it lay in stays without a lease.
+    #[error(
+        "what volume {volume} was read from at point {point} lies in other files by now, since the receiver laid parts together: open the point again"
+    )]
+    PartMerged {
+        /// The volume's name.
+        volume: String,
+        /// The point's slot.
+        point: Slot,
+    },
+    /// Parts stay as they are.
+    #[error("parts of volume {volume} are not merged: {segment}: {why}; `farside store check` says what is damaged")]
+    NotMerged {
+        /// The volume's name.
+        volume: String,
+        /// Which object.
+        segment: String,
+        /// What is wrong with it.
+        why: String,
+    },
     /// A part on its way in is not what it should be.
     #[error("part {part} of layer {layer} is refused: {why}")]
     BadPart {

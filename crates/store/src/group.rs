@@ -25,7 +25,7 @@ use crate::attempt::{Attempt, Draft, Found};
 use crate::backend::{Backend, Created, Listed, ObjectName, block_on, list_all};
 use crate::checkpoint;
 use crate::error::{Result, StoreError};
-use crate::image::{Applied, GroupImage, PartRuns};
+use crate::image::{Applied, GroupImage, PartRuns, parts_of};
 use crate::index::{Content, PartNo};
 use crate::keys::add_wrapping;
 use crate::landing::Landing;
@@ -56,9 +56,12 @@ const LOOKED_AGAIN: Duration = if cfg!(test) { Duration::ZERO } else { Duration:
 /// ledger is not what it was, there is time to see it.
 const ORPHANS_AFTER_MS: i64 = 24 * 3600 * 1000;
 
+#[path = "merging.rs"]
+mod merging;
 #[path = "repair.rs"]
 mod repair;
 
+use merging::Merging;
 pub use repair::{Repair, VoidedRecord};
 
 /// A record that is in its slot.
@@ -162,6 +165,7 @@ pub struct GroupStore {
     unseen: Option<Unseen>,
     /// Segments that no accepted record names, of which one may still: linked by an append that has not succeeded (yet).
     awaited: BTreeMap<PartName, Name>,
+    merging: Merging,
 }
 
 impl GroupStore {
@@ -192,6 +196,7 @@ impl GroupStore {
             listed_at: None,
             unseen: None,
             awaited: BTreeMap::new(),
+            merging: Merging::default(),
         };
         let mut there = Vec::new();
         if group.torn.is_none() {
@@ -288,6 +293,7 @@ impl GroupStore {
             return Err(StoreError::Record(why));
         }
         let mut runs = self.adopt(said.iter().map(|said| &said.body))?;
+        runs.extend(self.read_merged(said.iter().map(|said| &said.body))?);
         let mut drafts = Vec::with_capacity(said.len());
         for Dated { body, ago } in said {
             let mut stamp = self.shared.stamp();
@@ -301,8 +307,8 @@ impl GroupStore {
         let segments = Arc::clone(&self.segments);
         let mut appended = Vec::with_capacity(attempt.records.len());
         for (record, digest) in &attempt.records {
-            let applied = self.image.apply(record, *digest, |entry, number| {
-                let name = PartName { layer: entry.key, number };
+            let applied = self.image.apply(record, *digest, |part| {
+                let name = part.name;
                 runs.remove(&name).ok_or_else(|| StoreError::Inconsistent {
                     group: segments.names.to_string(),
                     why: format!("part {name} was accepted and had not been looked at"),
@@ -388,13 +394,13 @@ impl GroupStore {
     /// [`StoreError::Inconsistent`]: the record cannot be read any more; or what the file system says.
     pub fn touched(&self, slot: Slot, volume: VolumeId) -> Result<RegionSet> {
         let above = slot.0.checked_sub(1).map(Slot);
-        let record = self.state().only_known_by(slot);
+        let record = self.state().only_known_by(slot).map(|digest| (slot, digest));
         if record.is_none()
             && let Some(layer) = self.state().layers_above(volume, above).next().filter(|layer| layer.slot == slot)
         {
             return Ok(layer.touched().regions());
         }
-        let touched = record.map(|record| self.segments.touched(slot, record, volume)).transpose()?.flatten();
+        let touched = record.map(|(slot, record)| self.segments.touched(slot, record, volume)).transpose()?.flatten();
         touched.ok_or_else(|| StoreError::Inconsistent {
             group: self.names().to_string(),
             why: format!("the record in slot {slot} cannot be read, or is another ledger's"),
@@ -520,8 +526,8 @@ impl GroupStore {
         let lately = self.state().given_up_lately().map(|(layer, number)| PartName { layer, number });
         let lately: BTreeSet<PartName> = lately.collect();
         let given_up = |part: &PartName| {
-            let layer = self.state().layer(&part.layer).filter(|layer| layer.pruned().contains(&part.number));
-            layer.map(|layer| layer.slot)
+            let published = self.state().published(&part.layer).filter(|known| known.given_up.contains(&part.number));
+            published.map(|published| published.born)
         };
         let due = self.dead.keys().filter(|part| !lately.contains(*part)).map(|part| (*part, given_up(part)));
         let due: Vec<(PartName, Option<Slot>)> = due.collect();
@@ -740,7 +746,7 @@ impl GroupStore {
         let mut over: BTreeMap<VolumeId, Vec<(GranuleRun, Content)>> = BTreeMap::new();
         for ((entry, name), born) in new.into_iter().zip(born) {
             let mut layer_runs = Vec::new();
-            for part in parts_of(entry, born) {
+            for part in parts_of(entry.key, &entry.parts, born) {
                 if !self.shared.is_dir
                     && let Some(entry) = entry.parts.get(part.name.number as usize)
                     && let Ok(footer) = self.landing.footer(&name, &part.name, entry)
@@ -873,10 +879,9 @@ impl GroupStore {
     fn replay_one(&mut self, record: &Record, digest: RecordDigest) -> Result<()> {
         let segments = Arc::clone(&self.segments);
         let names: BTreeMap<VolumeId, Name> = self.state().volumes().map(|(id, v)| (id, v.meta().name.clone())).collect();
-        let applied = self.image.apply(record, digest, |entry, number| {
-            let name = names.get(&entry.key.volume).expect("an accepted layer's volume was claimed");
-            let part = parts_of(entry, record.slot).nth(number as usize).expect("it is one of the entry's");
-            segments.runs(name, &part, None)
+        let applied = self.image.apply(record, digest, |part| {
+            let name = names.get(&part.name.layer.volume).expect("an accepted layer's volume was claimed");
+            segments.runs(name, part, None)
         })?;
         self.after(record, &applied);
         write_checkpoint(&*self.segments.backend, self.names(), &self.image);
@@ -902,6 +907,7 @@ impl GroupStore {
                 self.dead.insert(part, Dead { volume, created_ms: None });
             }
         }
+        self.sort_out_merges();
         for part in &applied.given_up {
             if let Some(volume) = self.state().volume(part.name.layer.volume) {
                 let volume = volume.meta().name.clone();
@@ -962,9 +968,11 @@ impl GroupStore {
         for (part, found) in there {
             if self.image.is_debris(&part) {
                 self.dead.insert(part, found);
+            } else if self.state().may_be_merged(&part.layer) {
+                self.merging.found(part, found);
             } else if self.image.is_awaited(&part.layer) {
                 self.awaited.insert(part, found.volume);
-            } else if self.state().layer(&part.layer).is_none() {
+            } else if self.state().published(&part.layer).is_none() {
                 strange += 1;
             }
         }
@@ -994,18 +1002,6 @@ fn check_digest(entry: &LayerEntry) -> Result<()> {
     }
     let why = "the layer's digest is not that of its parts".to_owned();
     Err(StoreError::BadPart { layer: entry.key, part: 0, why })
-}
-
-/// The parts that an entry names, as they will be once it is accepted.
-fn parts_of(entry: &LayerEntry, born: Slot) -> impl Iterator<Item = Part> + '_ {
-    (0..).zip(&entry.parts).map(move |(number, part)| Part {
-        name: PartName { layer: entry.key, number },
-        bytes: part.bytes,
-        footer_digest: part.footer_digest,
-        born,
-        died: None,
-        head_granules: 0,
-    })
 }
 
 /// Digests of a run of a head image. `footer`: of a part; `None` when it is damaged. Pure, given that.

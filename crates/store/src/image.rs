@@ -6,8 +6,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use farside_ledger::{Body, CheckpointParts, LayerEntry, Policy, Prune, PrunePolicy, Record, State, Verdict};
-use farside_region::{Geometry, GranuleIndex, GranuleRun, GroupId, LayerKey, RecordDigest, RegionSet, Slot, VolumeId, mutation};
+use farside_ledger::{Body, CheckpointParts, LayerEntry, Map, PartEntry, Policy, Prune, PrunePolicy, Record, State, Verdict};
+use farside_region::{
+    Geometry, GranuleIndex, GranuleRun, GroupId, LayerKey, RecordDigest, RegionIndex, RegionRange, RegionSet, Slot, VolumeId,
+    mutation,
+};
 
 use crate::index::{Content, Extent, PartNo, VolumeIndex};
 use crate::liveness::{Part, PartName, Parts};
@@ -137,12 +140,68 @@ impl GroupImage {
         for entry in new.iter().filter(|e| self.state.layer(&e.key).is_some()) {
             self.parts.add_layer(record.slot, entry);
         }
-        if verdict == Verdict::Accepted
-            && let Body::Prune(prune) = &record.body
-        {
-            given_up = self.parts.give_up(&prune.parts);
+        match &record.body {
+            Body::Prune(prune) if verdict == Verdict::Accepted => given_up = self.parts.give_up(&prune.parts),
+            Body::Map(map) if verdict == Verdict::Accepted => {
+                given_up = self.merge(map, record.slot, None).into_iter().map(|(_, part)| part).collect();
+            }
+            _ => {}
         }
         Applied { verdict, given_up }
+    }
+
+    /// The new parts of an accepted merge take the place of the old ones, also in the head image: `runs` says what they hold. Without
+    /// that, it must not have been indexed.
+    fn merge(&mut self, map: &Map, slot: Slot, runs: Option<&[PartRuns]>) -> Vec<(PartNo, Part)> {
+        let born = self.state.published(&map.key()).map_or(slot, |published| published.born);
+        let gone = self.parts.merge(map, born);
+        let is_indexed = gone.last().is_some_and(|(last, _)| self.indexed.is_some_and(|indexed| indexed >= *last));
+        if !is_indexed {
+            return gone;
+        }
+        let runs = runs.expect("what is indexed is kept in step by `apply`");
+        let head = self.heads.entry(map.volume).or_default();
+        let numbers: BTreeSet<PartNo> = gone.iter().map(|(no, _)| *no).collect();
+        // Newest is newest: the new parts take from the image what the old ones had of it, and nothing from anybody else.
+        let had = head.index.take(|no| numbers.contains(&no));
+        let mut kept = 0;
+        let nos = gone[gone.len() - map.new.len()..].iter().map(|(no, _)| *no);
+        for (no, runs) in nos.zip(runs) {
+            let geometry = self.state.volume(map.volume).expect("its record was accepted").meta().geometry;
+            let (runs, whole): (Vec<(GranuleRun, Content)>, bool) = match runs {
+                PartRuns::Known(runs) => (runs.clone(), true),
+                PartRuns::Damaged { .. } => {
+                    let regions = map.regions.ranges().map(|r| granules_of_regions(&geometry, r.start.0, r.count));
+                    (regions.map(|run| (run, Content::Unreadable)).collect(), false)
+                }
+            };
+            let mut gained = 0;
+            for (run, content) in runs {
+                let from = had.partition_point(|extent| extent.run.end() <= run.start);
+                for extent in had[from..].iter().take_while(|extent| extent.run.start < run.end()) {
+                    let start = extent.run.start.max(run.start);
+                    let run = GranuleRun { start, count: extent.run.end().min(run.end()).0 - start.0 };
+                    let layer = if whole { &mut head.index } else { &mut head.unknown };
+                    layer.apply(Extent { run, part: no, content }, |_, _| {});
+                    gained += run.count;
+                }
+            }
+            kept += gained;
+            self.parts.gained(no, gained);
+            if !whole {
+                self.damaged.insert(no);
+                continue;
+            }
+            // What replay would find: what it holds went when the last went that held any of it. Where something of that lives on, in
+            // another new part, nobody can tell that from what lived in the same old one: by now, then.
+            let died = gone.iter().map(|(_, old)| old.died).collect::<Option<Vec<Slot>>>();
+            self.parts.died_with(no, died.map_or(Some(slot), |all| all.into_iter().max()));
+        }
+        let had: u64 = had.iter().map(|extent| extent.run.count).sum();
+        if kept < had {
+            tracing::error!(volume = %map.volume, merge = %map.id, granules = had - kept, "a merge lost granules of the head image");
+        }
+        gone
     }
 
     /// The parts that are not in the head images yet, in the order in which [`GroupImage::index`] wants them.
@@ -204,7 +263,16 @@ impl GroupImage {
         let PartRuns::Damaged { regions } = runs else { return Vec::new() };
         let Some(volume) = self.state.volume(layer.volume) else { return Vec::new() };
         let geometry = volume.meta().geometry;
-        let kept = || volume.layer(layer.term, layer.seq).map_or_else(RegionSet::new, |fact| fact.touched().regions());
+        let anywhere = || {
+            let mut all = RegionSet::new();
+            all.insert_range(RegionRange { start: RegionIndex(0), count: geometry.region_count() });
+            all
+        };
+        // Of a merge only its record knows it.
+        let kept = || match layer.merge() {
+            Some(_) => anywhere(),
+            None => volume.layer(layer.term, layer.seq).map_or_else(RegionSet::new, |fact| fact.touched().regions()),
+        };
         let regions = regions.clone().unwrap_or_else(kept);
         let whole = regions.ranges().map(|r| granules_of_regions(&geometry, r.start.0, r.count));
         // What lies beyond the volume's end is in no part, and would never be covered.
@@ -215,8 +283,8 @@ impl GroupImage {
             .collect()
     }
 
-    /// Replays a record and keeps the head images in step. `runs` is asked for every part of a layer that comes in; if it
-    /// fails, nothing has changed.
+    /// Replays a record and keeps the head images in step. `runs` is asked for every part that comes in, of a layer or of a merge, as it
+    /// will be; if it fails, nothing has changed.
     ///
     /// # Errors
     /// Those of `runs`.
@@ -224,13 +292,23 @@ impl GroupImage {
         &mut self,
         record: &Record,
         digest: RecordDigest,
-        mut runs: impl FnMut(&LayerEntry, u32) -> Result<PartRuns, E>,
+        mut runs: impl FnMut(&Part) -> Result<PartRuns, E>,
     ) -> Result<Applied, E> {
         let mut content = Vec::new();
         for entry in self.new_layers(record) {
-            for number in 0..entry.parts.len() as u32 {
-                content.push((PartName { layer: entry.key, number }, runs(entry, number)?));
+            for part in parts_of(entry.key, &entry.parts, record.slot) {
+                content.push((part.name, runs(&part)?));
             }
+        }
+        if let Body::Map(map) = &record.body
+            && self.state.judge(record) == Verdict::Accepted
+        {
+            // Where they are born matters to nobody who looks at them.
+            let runs: Vec<PartRuns> =
+                parts_of(map.key(), &map.new, record.slot).map(|part| runs(&part)).collect::<Result<_, _>>()?;
+            let verdict = self.state.apply(record, digest);
+            let given_up = self.merge(map, record.slot, Some(&runs)).into_iter().map(|(_, part)| part).collect();
+            return Ok(Applied { verdict, given_up });
         }
         let applied = self.replay(record, digest);
         for (name, runs) in content {
@@ -330,6 +408,17 @@ impl GroupImage {
     /// so they prove that the ledger is not what it was.
     pub fn is_debris(&self, name: &PartName) -> bool {
         let key: &LayerKey = &name.layer;
+        if key.term.is_merge() {
+            // One that no record names may be under way, until it is decreed that it is not.
+            return match self.state.published(key) {
+                Some(merge) => !merge.has(name.number),
+                None if mutation::on("what a merge wrote goes without a decree") => true,
+                None => {
+                    let decreed = |merge| self.state.volume(key.volume).is_some_and(|volume| volume.decreed().contains(&merge));
+                    key.merge().is_some_and(decreed)
+                }
+            };
+        }
         self.state.volume(key.volume).is_some_and(|volume| match volume.layer(key.term, key.seq) {
             Some(layer) => name.number >= layer.part_count || layer.pruned().contains(&name.number),
             None if mutation::on("T4 sweep everything that no record names") => true,
@@ -341,6 +430,18 @@ impl GroupImage {
     pub fn is_awaited(&self, key: &LayerKey) -> bool {
         self.state.volume(key.volume).is_some_and(|volume| key.term == volume.term() && key.seq > volume.last_seq())
     }
+}
+
+/// The parts that a record names under a key, as they will be once it is accepted.
+pub(crate) fn parts_of(layer: LayerKey, parts: &[PartEntry], born: Slot) -> impl Iterator<Item = Part> + '_ {
+    (0..).zip(parts).map(move |(number, part)| Part {
+        name: PartName { layer, number },
+        bytes: part.bytes,
+        footer_digest: part.footer_digest,
+        born,
+        died: None,
+        head_granules: 0,
+    })
 }
 
 /// The granules of whole regions, also of those beyond a volume that has grown since.

@@ -2,8 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use farside_ledger::{Claim, EpochInfo, LayerKind, Layers, PartEntry, Pin, Stamp, Unpin, VolumeMeta, group_id, volume_id};
-use farside_region::{BootId, Generation, Name, Seq, Term};
+use farside_ledger::{
+    Claim, EpochInfo, LayerKind, Layers, PartEntry, Pin, PrunedParts, Stamp, Unpin, VolumeMeta, group_id, volume_id,
+};
+use farside_region::{BootId, Generation, MergeId, Name, Seq, Term};
 use proptest::prelude::*;
 
 use super::*;
@@ -28,6 +30,14 @@ enum Op {
     Prune {
         keep: u32,
     },
+    /// Some parts of an interval become so many.
+    Merge {
+        volume: usize,
+        interval: usize,
+        first: usize,
+        count: usize,
+        into: usize,
+    },
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -40,6 +50,10 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (0usize..8).prop_map(Op::Pin),
         1 => (0usize..8).prop_map(Op::Unpin),
         3 => (1u32..4).prop_map(|keep| Op::Prune { keep }),
+        4 => (0..VOLUMES, 0usize..4, 0usize..4, 1usize..6, 0usize..9).prop_map(|(volume, interval, first, count, into)| {
+            // Mostly one, as the writer makes them.
+            Op::Merge { volume, interval, first, count, into: if into == 8 { 2 } else { 1 } }
+        }),
     ]
 }
 
@@ -67,6 +81,9 @@ struct World {
     runs: HashMap<PartName, Vec<(GranuleRun, Content)>>,
     records: Vec<(Record, RecordDigest)>,
     pins: Vec<Slot>,
+    merges: u64,
+    /// When a part died that took the place of others is known exactly: each was alone.
+    exact: bool,
 }
 
 fn name(text: &str) -> Name {
@@ -89,6 +106,8 @@ impl World {
             runs: HashMap::new(),
             records: Vec::new(),
             pins: Vec::new(),
+            merges: 0,
+            exact: true,
         };
         (0..VOLUMES).for_each(|v| world.run(&Op::Claim(v)));
         world
@@ -100,8 +119,8 @@ impl World {
         let attempt = Attempt::new(self.image.state(), body, nonce, stamp).expect("small");
         let (record, digest) = attempt.records.into_iter().next().expect("one");
         let runs = &self.runs;
-        let known = |entry: &LayerEntry, number| runs[&PartName { layer: entry.key, number }].clone();
-        let applied = self.image.apply::<()>(&record, digest, |e, n| Ok(PartRuns::Known(known(e, n)))).expect("no error");
+        let applied = self.image.apply::<()>(&record, digest, |part| Ok(PartRuns::Known(runs[&part.name].clone())));
+        let applied = applied.expect("no error");
         let slot = record.slot;
         self.records.push((record, digest));
         (slot, applied)
@@ -129,6 +148,69 @@ impl World {
             }
             Op::Prune { keep } => self.prune(&Policy::without_grid(*keep, 0)),
             Op::Layers { point, members } => self.layers(*point, members),
+            &Op::Merge { volume, interval, first, count, into } => self.merge(volume, interval, first..first + count, into),
+        }
+    }
+
+    /// Merges parts of an interval, if there are such: what is visible of them at its end, by the model.
+    fn merge(&mut self, volume: usize, interval: usize, range: std::ops::Range<usize>, into: usize) {
+        let meta = self.volumes[volume].clone();
+        let state = self.image.state();
+        let points = state.points_of(meta.id);
+        let Some(&point) = points.get(interval) else { return };
+        let after = state.interval(meta.id, point).expect("it is retained and holds the volume");
+        assert_eq!(after, interval.checked_sub(1).map(|before| points[before]));
+        let newest = state.volume(meta.id).and_then(|v| v.last_layer()).map(|layer| layer.key);
+        let parts =
+            self.image.parts().iter().filter(|(_, part)| part.name.layer.volume == meta.id && Some(part.name.layer) != newest);
+        let born = parts.filter(|(_, part)| after.is_none_or(|after| part.born > after) && part.born <= point);
+        let old: Vec<Part> = born.map(|(_, part)| part.clone()).skip(range.start).take(range.len()).collect();
+        let (Some(last), names) = (old.last(), old.iter().map(|part| part.name).collect::<BTreeSet<PartName>>()) else { return };
+        let into = into.min(old.len());
+        assert_eq!(names.len(), old.len());
+        self.exact &= into < 2;
+
+        let key = LayerKey::of_merge(meta.id, MergeId(self.merges));
+        let cells = self.model.points[&point][&meta.id].clone();
+        let is_old = |cell: &Cell| cell.is_some_and(|(part, _)| names.contains(&part));
+        let mut new: Vec<Vec<(GranuleRun, Content)>> = vec![Vec::new(); into];
+        let mut regions = RegionSet::new();
+        for (granule, cell) in (0..).zip(&cells).filter(|(_, cell)| is_old(cell)) {
+            let number = if granule < GRANULES / 2 { 0 } else { into - 1 };
+            let run = GranuleRun { start: GranuleIndex(granule), count: 1 };
+            new[number].push((run, cell.expect("it is somebody's").1));
+            regions.insert_range(meta.geometry.regions_of(run));
+        }
+        let held: BTreeSet<u64> = new.iter().flatten().map(|(run, _)| run.start.0).collect();
+        let numbers = |range: std::ops::Range<u32>| range.map(|number| PartName { layer: key, number });
+        numbers(0..into as u32).zip(new).for_each(|(name, runs)| drop(self.runs.insert(name, runs)));
+        let mut given_up: BTreeMap<LayerKey, Vec<u32>> = BTreeMap::new();
+        names.iter().for_each(|part| given_up.entry(part.layer).or_default().push(part.number));
+        let body = Body::Map(Map {
+            volume: meta.id,
+            id: MergeId(self.merges),
+            point,
+            parts: given_up.into_iter().map(|(layer, parts)| PrunedParts { layer, parts }).collect(),
+            new: (0..into as u32).map(|n| PartEntry { bytes: 100, footer_digest: digest(key, n) }).collect(),
+            regions,
+        });
+        self.merges += 1;
+        let born = last.born;
+        let (_, applied) = self.append(body);
+        assert_eq!(applied.verdict, Verdict::Accepted);
+        assert_eq!(applied.given_up.iter().map(|part| part.name).collect::<BTreeSet<_>>(), names);
+        assert!(numbers(0..into as u32).all(|name| {
+            let part = self.image.parts().id(&name).and_then(|no| self.image.parts().get(no));
+            part.is_some_and(|part| part.born == born)
+        }));
+        // The same images, from other parts.
+        let retained: BTreeSet<Slot> = self.image.state().points().keys().copied().collect();
+        let points = self.model.points.iter_mut().filter(|(slot, _)| retained.contains(slot));
+        let images = points.filter_map(|(_, members)| members.get_mut(&meta.id)).chain(self.model.heads.get_mut(&meta.id));
+        for (granule, cell) in images.flat_map(|cells| (0..).zip(cells)).filter(|(_, cell)| is_old(cell)) {
+            assert!(held.contains(&granule), "what is hidden at the end of an interval is visible at no point after it");
+            let number = if granule < GRANULES / 2 { 0 } else { into as u32 - 1 };
+            *cell = cell.map(|(_, content)| (PartName { layer: key, number }, content));
         }
     }
 
@@ -198,7 +280,7 @@ impl World {
         let used = self.model.used(&self.image);
         for (_, part) in self.image.parts().iter() {
             let kept_by_ledger = !self.image.state().may_prune_layer(&part.name.layer, &BTreeSet::new());
-            assert!(used.contains(&part.name) || kept_by_ledger, "{} is dead and was not given up", part.name);
+            assert!(used.contains(&part.name) || kept_by_ledger || !self.exact, "{} is dead and was not given up", part.name);
         }
     }
 
@@ -256,8 +338,11 @@ proptest! {
         world.check_images(&again);
         let none = BTreeSet::new();
         let dead = |image: &GroupImage| image.parts().dead(image.state(), &none, usize::MAX);
-        prop_assert_eq!(dead(&again), dead(&world.image), "what is dead does not depend on how one got there");
+        if world.exact {
+            prop_assert_eq!(dead(&again), dead(&world.image), "what is dead does not depend on how one got there");
+        }
         world.image = again;
+        world.exact = true;
         world.run(&Op::Layers { point: true, members: vec![Some(vec![vec![(3, 9, 0)]]), None] });
         world.prune(&Policy::without_grid(1, 0));
         world.check_images(&world.image);
@@ -301,4 +386,151 @@ fn without_the_head_image_as_a_root_a_prune_would_delete_what_the_next_point_nee
     let wrong: Vec<LayerKey> = plan.expect("the mistake finds something").parts.iter().map(|p| p.layer).collect();
     assert!(world.model.used(&world.image).iter().any(|p| wrong.contains(&p.layer)));
     assert_eq!(world.image.prune_plan(&Policy::without_grid(1, 0)), None);
+}
+
+/// Two points and a layer above them: the parts of the first interval and of the second, by what they are.
+fn two_intervals() -> (World, [Part; 4], [Slot; 2]) {
+    let mut world = World::new();
+    let layer = |point, start, count| Op::Layers { point, members: vec![Some(vec![vec![(start, count, 0)]]), None] };
+    world.run(&layer(false, 0, 24));
+    world.run(&layer(true, 0, 4));
+    world.run(&layer(false, 2, 4));
+    world.run(&layer(true, 8, 4));
+    world.run(&layer(false, 20, 1));
+    let parts: Vec<Part> = world.image.parts().iter().map(|(_, part)| part.clone()).collect();
+    let points = [parts[1].born, parts[3].born];
+    let parts = [0, 1, 2, 3].map(|i: usize| parts[i].clone());
+    (world, parts, points)
+}
+
+/// A map record over these parts, into one that holds what is visible of them at the point (or, if that is gone, at the head), and
+/// whether it was accepted.
+fn merged(world: &mut World, id: u64, point: Slot, parts: &[Part]) -> bool {
+    let volume = world.volumes[0].id;
+    let names: BTreeSet<PartName> = parts.iter().map(|part| part.name).collect();
+    let cells = world.model.points.get(&point).map_or(&world.model.heads[&volume], |members| &members[&volume]).clone();
+    let visible = (0..).zip(&cells).filter_map(|(granule, cell)| {
+        let (part, content) = (*cell)?;
+        let run = GranuleRun { start: GranuleIndex(granule), count: 1 };
+        names.contains(&part).then_some((run, content))
+    });
+    let key = LayerKey::of_merge(volume, MergeId(id));
+    let visible = visible.collect();
+    world.runs.insert(PartName { layer: key, number: 0 }, visible);
+    let map = Map {
+        volume,
+        id: MergeId(id),
+        point,
+        parts: parts.iter().map(|part| PrunedParts { layer: part.name.layer, parts: vec![part.name.number] }).collect(),
+        new: vec![PartEntry { bytes: 100, footer_digest: digest(key, 0) }],
+        regions: RegionSet::new(),
+    };
+    world.append(Body::Map(map)).1.verdict == Verdict::Accepted
+}
+
+/// Which granules of a retained point are there at all, with what content.
+fn shown(world: &World, point: Slot) -> Vec<Option<Content>> {
+    let runs = |_, part: &Part| Ok::<_, ()>(PartRuns::Known(world.runs[&part.name].clone()));
+    let image = world.image.image_at(world.volumes[0].id, point, runs).expect("no error");
+    let mut shown = vec![None; GRANULES as usize];
+    for extent in image.index.extents(GranuleRun { start: GranuleIndex(0), count: GRANULES }) {
+        shown[extent.run.start.0 as usize..extent.run.end().0 as usize].fill(Some(extent.content));
+    }
+    shown
+}
+
+#[test]
+fn a_merge_across_a_point_would_take_from_it_what_it_shows() {
+    use farside_region::mutation;
+    let (mut world, parts, points) = two_intervals();
+    let before = shown(&world, points[0]);
+    assert!(!merged(&mut world, 1, points[1], &parts), "they lie on both sides of a point");
+    mutation::set(&["a merge across a retained point"]);
+    let accepted = merged(&mut world, 2, points[1], &parts);
+    mutation::set(&[]);
+    assert!(accepted && shown(&world, points[0]) != before, "the mistake costs the first point what it is");
+}
+
+#[test]
+fn a_merge_without_its_point_would_take_what_another_point_shows() {
+    use farside_region::mutation;
+    let (mut world, parts, points) = two_intervals();
+    // What is hidden by the head's newest layers is not hidden at the points before.
+    world.run(&Op::Layers { point: false, members: vec![Some(vec![vec![(0, 24, 0)]]), None] });
+    world.run(&Op::Layers { point: false, members: vec![Some(vec![vec![(0, 1, 0)]]), None] });
+    let before = shown(&world, points[0]);
+    let gone = Slot(world.image.state().head().expect("a head").0 - 1);
+    assert!(!merged(&mut world, 1, gone, &parts[..2]), "there is no such point");
+    mutation::set(&["a merge whose point is gone"]);
+    let accepted = merged(&mut world, 2, gone, &parts[..2]);
+    mutation::set(&[]);
+    assert!(accepted && shown(&world, points[0]) != before, "the mistake holds what is visible where no point is");
+}
+
+#[test]
+fn a_merge_of_what_is_gone_would_bring_it_back() {
+    use farside_region::mutation;
+    let (mut world, parts, points) = two_intervals();
+    assert!(merged(&mut world, 1, points[1], &parts[2..]));
+    let gave_up = world.image.parts().iter().count();
+    let again = |world: &mut World, id| merged(world, id, points[1], &parts[2..]);
+    assert!(!again(&mut world, 2), "somebody was first");
+    mutation::set(&["a merge of parts that are gone"]);
+    let accepted = again(&mut world, 3);
+    mutation::set(&[]);
+    assert!(accepted, "two merges of the same parts");
+    assert!(world.image.state().volume(world.volumes[0].id).expect("claimed").merges().len() == 2);
+    assert_eq!(world.image.parts().iter().count(), gave_up, "and the second one's part has no place");
+}
+
+#[test]
+fn a_record_after_its_decree_would_name_what_is_deleted() {
+    use farside_region::mutation;
+    let (mut world, parts, points) = two_intervals();
+    let volume = world.volumes[0].id;
+    let part = PartName { layer: LayerKey::of_merge(volume, MergeId(1)), number: 0 };
+    assert!(!world.image.is_debris(&part), "a record of it may be on its way");
+    mutation::set(&["what a merge wrote goes without a decree"]);
+    let debris = world.image.is_debris(&part);
+    mutation::set(&[]);
+    assert!(debris && world.image.state().may_be_merged(&part.layer), "the mistake deletes what a record may name");
+    let decree = farside_ledger::Decree { merges: vec![(volume, MergeId(1))] };
+    assert_eq!(world.append(Body::Decree(decree)).1.verdict, Verdict::Accepted);
+    assert!(world.image.is_debris(&part));
+    assert!(!merged(&mut world, 1, points[1], &parts[2..]), "it comes too late");
+    mutation::set(&["a map record accepted after its decree"]);
+    let accepted = merged(&mut world, 1, points[1], &parts[2..]);
+    mutation::set(&[]);
+    assert!(accepted && world.image.parts().id(&part).is_some(), "the mistake names what was deleted since");
+}
+
+#[test]
+fn a_new_part_of_which_the_head_shows_nothing_lives_as_long_as_a_point_shows_it() {
+    let mut world = World::new();
+    let layer = |point, runs: &[(u64, u64, u8)]| Op::Layers { point, members: vec![Some(vec![runs.to_vec()]), None] };
+    world.run(&layer(false, &[(17, 4, 0), (3, 1, 0)]));
+    world.run(&layer(true, &[]));
+    world.run(&layer(false, &[(3, 1, 0)]));
+    world.run(&layer(false, &[(0, 1, 0)]));
+    // What is hidden by now becomes one part, what is not another.
+    world.merge(0, 0, 0..2, 2);
+    world.check_images(&world.image);
+    world.prune(&Policy::without_grid(1, 0));
+    world.check_images(&world.image);
+    world.check_images(&world.reopened());
+}
+
+#[test]
+fn a_merged_part_stays_with_its_point() {
+    use farside_region::mutation;
+    let (mut world, parts, points) = two_intervals();
+    assert!(merged(&mut world, 1, points[1], &parts[2..]));
+    let key = LayerKey::of_merge(world.volumes[0].id, MergeId(1));
+    let without = BTreeSet::new();
+    assert!(!world.image.state().may_prune_layer(&key, &without));
+    assert!(world.image.state().may_prune_layer(&key, &BTreeSet::from([points[1]])));
+    mutation::set(&["a prune takes a merged part of a retained point"]);
+    let taken = world.image.state().may_prune_layer(&key, &without);
+    mutation::set(&[]);
+    assert!(taken);
 }

@@ -76,6 +76,18 @@ impl VolumeIndex {
         self.entries.insert(start, Entry { end, part: extent.part, content: extent.content });
     }
 
+    /// Takes out all that lies in some parts, and says what that was, ascending. Walks all extents.
+    pub(crate) fn take(&mut self, is_of: impl Fn(PartNo) -> bool) -> Vec<Extent> {
+        let of = |(&start, e): (&u64, &Entry)| Extent {
+            run: GranuleRun { start: GranuleIndex(start), count: e.end - start },
+            part: e.part,
+            content: e.content,
+        };
+        let taken: Vec<Extent> = self.entries.iter().filter(|(_, e)| is_of(e.part)).map(of).collect();
+        self.entries.retain(|_, e| !is_of(e.part));
+        taken
+    }
+
     /// Takes a run out, so that it is absent. `displaced` hears which parts lost how many granules.
     pub fn remove(&mut self, run: GranuleRun, mut displaced: impl FnMut(PartNo, u64)) {
         let (start, end) = (run.start.0, run.end().0);

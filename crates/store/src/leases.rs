@@ -37,7 +37,7 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use farside_ledger::{Body, RECORD_BYTES_MAX, State, decode_object, group_id, volume_id};
-use farside_region::{Name, Slot, VolumeId};
+use farside_region::{Name, Slot, VolumeId, mutation};
 use serde::{Deserialize, Serialize};
 
 use crate::backend::{Backend, Listed, ObjectName, block_on, list_all};
@@ -293,7 +293,7 @@ pub(crate) fn given_up_since(backend: &dyn Backend, names: &GroupNames, state: &
             None => break block_on(backend.size(&names.record_void(slot)))?.is_none(),
             Some(Err(_)) => break false,
             Some(Ok(bytes)) => match decode_object(&bytes) {
-                Ok(records) if records[0].0.prev == prev && !records.iter().any(|(r, _)| matches!(r.body, Body::Prune(_))) => {
+                Ok(records) if records[0].0.prev == prev && !records.iter().any(|(r, _)| gives_up(&r.body)) => {
                     let (newest, digest) = records.last().expect("at least one");
                     (slot, prev) = (newest.slot.next(), *digest);
                 }
@@ -306,6 +306,11 @@ pub(crate) fn given_up_since(backend: &dyn Backend, names: &GroupNames, state: &
         return Ok(None);
     }
     replay(backend, names, state.group(), |_| {}).map(|replayed| Some(replayed.image))
+}
+
+/// Whether a record, if it is accepted, gives parts up.
+fn gives_up(body: &Body) -> bool {
+    matches!(body, Body::Prune(_)) || (matches!(body, Body::Map(_)) && !mutation::on("L4 a reader does not look for merges"))
 }
 
 /// A collector's knowledge of leases.

@@ -7,12 +7,13 @@
 //!
 //! Invariant: parts are numbered in the order of publication, and `died` is set once. Replay without the parts that were
 //! already deleted may set `died` later than it was; every retained point gives the same answer all the same, since no
-//! retained point lies where they differ (DESIGN §5, retention).
+//! retained point lies where they differ (DESIGN §5, retention). The same goes for parts that took the place of others: they have
+//! the last of their numbers, and count as born with the last of them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use farside_ledger::{CheckpointPart, CheckpointParts, LayerEntry, PrunedParts, State};
-use farside_region::{LayerKey, Slot, VolumeId, mutation};
+use farside_ledger::{CheckpointPart, CheckpointParts, LayerEntry, Map, PrunedParts, State};
+use farside_region::{LayerKey, RecordDigest, Slot, VolumeId, mutation};
 
 use crate::index::PartNo;
 
@@ -121,6 +122,27 @@ impl Parts {
         gone
     }
 
+    /// Puts the new parts of an accepted merge in the place of the old ones: in the last of their places. Says what these were, in the
+    /// order of publication. What the head image takes from them is for the caller to move.
+    pub(crate) fn merge(&mut self, map: &Map, born: Slot) -> Vec<(PartNo, Part)> {
+        let names = map.parts.iter().flat_map(|p| p.parts.iter().map(|&number| PartName { layer: p.layer, number }));
+        let numbers: BTreeSet<PartNo> = names.filter_map(|name| self.by_name.get(&name).copied()).collect();
+        let gone: Vec<(PartNo, Part)> = numbers.into_iter().filter_map(|no| Some((no, self.all.remove(&no)?))).collect();
+        for (_, part) in &gone {
+            self.by_name.remove(&part.name);
+            self.bytes -= part.bytes;
+        }
+        let places = gone.iter().map(|(no, _)| *no).skip(gone.len().saturating_sub(map.new.len()));
+        for ((number, new), no) in (0..).zip(&map.new).zip(places) {
+            let name = PartName { layer: map.key(), number };
+            self.by_name.insert(name, no);
+            self.bytes += new.bytes;
+            let part = Part { name, bytes: new.bytes, footer_digest: new.footer_digest, born, died: None, head_granules: 0 };
+            self.all.insert(no, part);
+        }
+        gone
+    }
+
     /// One part.
     pub fn get(&self, id: PartNo) -> Option<&Part> {
         self.all.get(&id)
@@ -145,6 +167,19 @@ impl Parts {
     pub fn of_layer(&self, layer: LayerKey) -> impl Iterator<Item = PartNo> + '_ {
         let range = PartName { layer, number: 0 }..=PartName { layer, number: u32::MAX };
         self.by_name.range(range).map(|(_, &id)| id)
+    }
+
+    /// The record that says which regions a part's layer or merge touched, its slot and digest, where replay does not know it: for parts
+    /// whose footer is damaged.
+    pub(crate) fn told_by(state: &State, part: &Part) -> Option<(Slot, RecordDigest)> {
+        let record = match part.name.layer.merge() {
+            Some(_) => state.published(&part.name.layer)?.record,
+            None => part.born,
+        };
+        if part.name.layer.merge().is_none() && state.is_exact(record) {
+            return None;
+        }
+        Some((record, state.digest_at(record)?))
     }
 
     /// The parts of a volume that its image at a slot uses, in the order in which they are laid over each other.
@@ -173,6 +208,15 @@ impl Parts {
             && part.head_granules == 0
         {
             part.died.get_or_insert(slot);
+        }
+    }
+
+    /// When a part died that took the place of others, which replay could not see happen.
+    pub(crate) fn died_with(&mut self, id: PartNo, died: Option<Slot>) {
+        if let Some(part) = self.all.get_mut(&id)
+            && part.head_granules == 0
+        {
+            part.died = died;
         }
     }
 

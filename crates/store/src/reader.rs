@@ -26,7 +26,7 @@ use crate::index::{Content, Extent, PartNo};
 use crate::keys::{self, Unlocking};
 use crate::landing::Landing;
 use crate::leases::{self, Lease};
-use crate::liveness::Part;
+use crate::liveness::{Part, Parts};
 use crate::locks::{ReaderLock, Readers};
 use crate::names::GroupNames;
 use crate::points::{self, PointInfo};
@@ -93,10 +93,19 @@ pub struct PointReader {
 /// What is known of why something that is needed is not there.
 #[derive(Debug, Default)]
 struct Deleted {
-    /// The slot by which the point had been given up.
-    by: Option<Slot>,
+    /// Who took it.
+    by: Option<Gone>,
     /// When that was asked last. The answer may change.
     asked_at: Option<Instant>,
+}
+
+/// Why something is not there that was.
+#[derive(Clone, Copy, Debug)]
+enum Gone {
+    /// The point had been given up by that slot.
+    Point(Slot),
+    /// A merge took the part's place.
+    Part,
 }
 
 /// And not again before this: it costs a replay.
@@ -342,9 +351,8 @@ impl PointReader {
         let living: Vec<(PartNo, Part)> = image.parts().living_at(volume, point).map(|(no, p)| (no, p.clone())).collect();
         let mut by_part = HashMap::new();
         if !image.is_head(volume, point) {
-            let runs = parallel(&*segments.backend, &living, |(_, part)| {
-                segments.runs(&meta.name, part, state.only_known_by(part.born))
-            });
+            let runs =
+                parallel(&*segments.backend, &living, |(_, part)| segments.runs(&meta.name, part, Parts::told_by(state, part)));
             for ((no, _), runs) in living.iter().zip(runs) {
                 by_part.insert(*no, runs?);
             }
@@ -778,9 +786,13 @@ impl PointReader {
         if self.lease.is_some()
             && let Some(name) = &segment
             && matches!(block_on(self.segments.backend.size(name)), Ok(None))
-            && let Some(slot) = self.why_deleted()
+            && let Some(gone) = self.why_deleted(no)
         {
-            return StoreError::PointDeleted { volume: self.volume.name.to_string(), point: self.point, slot };
+            let (volume, point) = (self.volume.name.to_string(), self.point);
+            return match gone {
+                Gone::Point(slot) => StoreError::PointDeleted { volume, point, slot },
+                Gone::Part => StoreError::PartMerged { volume, point },
+            };
         }
         StoreError::Corrupt {
             volume: self.volume.name.to_string(),
@@ -791,20 +803,24 @@ impl PointReader {
         }
     }
 
-    fn why_deleted(&self) -> Option<Slot> {
+    fn why_deleted(&self, no: PartNo) -> Option<Gone> {
         let mut deleted = self.deleted.lock().unwrap_or_else(PoisonError::into_inner);
         if deleted.by.is_none() && deleted.asked_at.is_none_or(|at| at.elapsed() >= ASKED_AGAIN) {
-            deleted.by = self.given_up_by();
+            deleted.by = self.given_up_by(no);
             deleted.asked_at = Some(Instant::now());
         }
         deleted.by
     }
 
-    /// A slot by which the point is not retained any more; `None` if it is, as far as one can see.
-    fn given_up_by(&self) -> Option<Slot> {
+    /// Who took a part, as far as one can see.
+    fn given_up_by(&self, no: PartNo) -> Option<Gone> {
         let Segments { backend, names, .. } = &*self.segments;
         let replayed = replay(&**backend, names, group_id(&names.source, &names.group), |_| {}).ok()?;
         let state = replayed.image.state();
-        if state.points().contains_key(&self.point) { None } else { state.head().filter(|head| *head > self.point) }
+        if !state.points().contains_key(&self.point) {
+            return state.head().filter(|head| *head > self.point).map(Gone::Point);
+        }
+        let part = self.parts.get(&no)?.name;
+        state.is_given_up(&part.layer, part.number).then_some(Gone::Part)
     }
 }

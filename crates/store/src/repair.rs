@@ -204,6 +204,8 @@ impl GroupStore {
             Body::Unpin(_) => "the end of a pin".to_owned(),
             Body::Prune(prune) => format!("{} points given up", prune.points.len()),
             Body::Verified(verified) => format!("that point {} was verified", verified.point),
+            Body::Map(map) => format!("a merge of {} layers' parts", map.parts.len()),
+            Body::Decree(_) => "that merges were given up".to_owned(),
             _ => "nothing".to_owned(),
         }
     }

@@ -19,7 +19,7 @@ use crate::checkpoint::{self, Newest};
 use crate::error::{Result, StoreError};
 use crate::image::{GroupImage, PartRuns};
 use crate::index::PartNo;
-use crate::liveness::Part;
+use crate::liveness::{Part, Parts};
 use crate::names::{GroupNames, GroupObject, SLOTS_PER_FOLDER};
 use crate::segments::Segments;
 
@@ -96,7 +96,8 @@ impl Unusable {
 /// What they published is not to be judged, let alone swept, by what is left.
 pub(crate) fn lost_claim(names: &GroupNames, state: &State, terms: impl Iterator<Item = Term>) -> Option<Torn> {
     let slot = state.next_slot();
-    let term = terms.max().filter(|term| term.0 >= slot.0)?;
+    // Those of merges are no claims.
+    let term = terms.filter(|term| !term.is_merge()).max().filter(|term| term.0 >= slot.0)?;
     let file = names.record(slot).to_string();
     let why = format!("it is missing, while files of a claim in slot {term} exist: the ledger has lost its newest records");
     tracing::error!(group = %names, %slot, %term, "the ledger has lost its newest records");
@@ -327,7 +328,7 @@ pub(crate) fn index_all(image: &mut GroupImage, segments: &Segments) -> Result<V
 /// What a part holds, from its segment.
 pub(crate) fn runs_of_part(image: &GroupImage, segments: &Segments, part: &Part) -> Result<PartRuns> {
     let volume = image.state().volume(part.name.layer.volume).expect("a part's volume was claimed");
-    segments.runs(&volume.meta().name, part, image.state().only_known_by(part.born))
+    segments.runs(&volume.meta().name, part, Parts::told_by(image.state(), part))
 }
 
 /// The records of the object in a slot, or what is wrong with the slot.

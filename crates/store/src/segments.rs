@@ -71,8 +71,8 @@ impl Segments {
     }
 
     /// What a published part holds; damage is an answer, not an error. `record`: the one that alone knows
-    /// which regions its layer touched, where replay does not.
-    pub(crate) fn runs(&self, volume: &Name, part: &Part, record: Option<RecordDigest>) -> Result<PartRuns> {
+    /// which regions its layer or merge touched, where replay does not: [`Parts::told_by`](crate::liveness::Parts::told_by).
+    pub(crate) fn runs(&self, volume: &Name, part: &Part, record: Option<(Slot, RecordDigest)>) -> Result<PartRuns> {
         match self.footer(volume, part) {
             Ok(footer) => Ok(PartRuns::Known(runs_of(&footer))),
             Err(FooterFault::Damaged(why)) => {
@@ -85,13 +85,13 @@ impl Segments {
 
     /// What is known of a part whose footer is damaged: which regions its layer touched. Replay keeps that of newer layers only,
     /// the record for ever: one bad file must not make a whole volume unknown.
-    pub(crate) fn damaged(&self, part: &Part, record: Option<RecordDigest>) -> Result<PartRuns> {
+    pub(crate) fn damaged(&self, part: &Part, record: Option<(Slot, RecordDigest)>) -> Result<PartRuns> {
         let record = record.filter(|_| !mutation::on("L4 all between an old layer's regions is unknown"));
-        let touched = |record| self.touched(part.born, record, part.name.layer.volume);
+        let touched = |(slot, record)| self.touched(slot, record, part.name.layer.volume);
         Ok(PartRuns::Damaged { regions: record.map(touched).transpose()?.flatten() })
     }
 
-    /// The regions of a volume that the layer in a slot touched, from that record; `None` if it cannot be read.
+    /// The regions of a volume that the layer or merge in a slot touched, from that record; `None` if it cannot be read.
     pub(crate) fn touched(&self, slot: Slot, wanted: RecordDigest, volume: VolumeId) -> Result<Option<RegionSet>> {
         let record = match find_record(&*self.backend, &self.names, slot)? {
             Ok((record, digest)) if digest == wanted => record,
@@ -105,8 +105,11 @@ impl Segments {
                 return Ok(None);
             }
         };
-        let Body::Layers(layers) = record.body else { return Ok(None) };
-        Ok(layers.members.into_iter().find(|member| member.key.volume == volume).map(|member| member.regions))
+        Ok(match record.body {
+            Body::Layers(layers) => layers.members.into_iter().find(|m| m.key.volume == volume).map(|member| member.regions),
+            Body::Map(map) => Some(map.regions).filter(|_| map.volume == volume),
+            _ => None,
+        })
     }
 
     /// Reads the frame at that offset of a part and holds it against its digests: its granules, and what is wrong with it.

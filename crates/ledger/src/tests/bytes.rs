@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use farside_region::RecordDigest;
+use farside_region::{MergeId, RecordDigest};
 use proptest::prelude::*;
 
 use super::*;
@@ -55,6 +55,21 @@ fn samples() -> Vec<(&'static str, Record)> {
         ("torn", Body::TornVoid(TornVoid { torn_digest: [0x0b; 32], torn_bytes: 4096 })),
         ("tracking lost", Body::TrackingLost(TrackingLost { volume: vol(1), term: Term(3) })),
         ("verified", Body::Verified(Verified { point: Slot(300), how: VerifiedHow::WithSource })),
+        (
+            "map",
+            Body::Map(Map {
+                volume: vol(1),
+                id: MergeId(0x1122_3344_5566_7788),
+                point: Slot(9),
+                parts: vec![
+                    PrunedParts { layer: entry(1, Term(3), 2, 0).key, parts: vec![0, 1] },
+                    PrunedParts { layer: LayerKey::of_merge(vol(1), MergeId(7)), parts: vec![0] },
+                ],
+                new: vec![PartEntry { bytes: 70_000, footer_digest: [0xa3; 32] }],
+                regions: regions(&[0, 1, 5]),
+            }),
+        ),
+        ("decree", Body::Decree(Decree { merges: vec![(vol(1), MergeId(0x7fff_ffff_ffff_ffff)), (vol(2), MergeId(1))] })),
     ];
     let stamp = Stamp { writer: [0x11; 16], mono_ms: 1234, wall_ms: -5 };
     let record = |(what, body)| {
@@ -182,7 +197,7 @@ proptest! {
 
     /// Whatever a body says: it decodes or it does not, and what decodes can be judged by any state.
     #[test]
-    fn hostile_bodies_neither_panic_nor_break_a_state(which in 0usize..10, cuts in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6), slot in 0u64..5) {
+    fn hostile_bodies_neither_panic_nor_break_a_state(which in 0usize..13, cuts in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6), slot in 0u64..5) {
         let (_, record) = &samples()[which];
         let mut w = claimed();
         w.fuzzy(1);
@@ -242,13 +257,27 @@ fn checkpointed() -> (EncodedCheckpoint, CheckpointPlace, CheckpointParts) {
     assert_eq!(w.put(Body::Prune(Prune { looked, policy, points: vec![], parts: given_up })), Verdict::Accepted);
     w.pass_ms(700);
     w.point(&[1]);
+    let (of_point, at) = {
+        let layers: Vec<(LayerKey, Slot)> = w.state.layers_above(vol(1), None).map(|layer| (layer.key, layer.slot)).collect();
+        layers[layers.len() - 2]
+    };
+    let merge = Map {
+        volume: vol(1),
+        id: MergeId(0xabcd),
+        point: at,
+        parts: vec![PrunedParts { layer: of_point, parts: vec![0] }],
+        new: vec![PartEntry { bytes: 70, footer_digest: [7; 32] }],
+        regions: regions(&[1]),
+    };
+    assert_eq!(w.put(Body::Map(merge)), Verdict::Accepted);
+    assert_eq!(w.put(Body::Decree(Decree { merges: vec![(vol(2), MergeId(3))] })), Verdict::Accepted);
     assert_eq!(w.put(Body::TornVoid(TornVoid { torn_digest: [1; 32], torn_bytes: 1 })), Verdict::Void(VoidReason::Torn));
     let first = *w.state.points().keys().next().expect("a point");
     for (point, how) in [(first, VerifiedHow::ReadBack), (point, VerifiedHow::WithSource), (point, VerifiedHow::ReadBack)] {
         w.pass_ms(100);
         assert_eq!(w.put(Body::Verified(Verified { point, how })), Verdict::Accepted);
     }
-    let place = CheckpointPlace { number: 3, slots: 4 };
+    let place = CheckpointPlace { number: 2, slots: 6 };
     (EncodedCheckpoint::new(place, [0x44; 32], &w.state, &parts), place, parts)
 }
 

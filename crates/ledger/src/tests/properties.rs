@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use farside_region::MergeId;
 use proptest::prelude::*;
 
 use super::*;
@@ -10,16 +11,56 @@ use super::*;
 /// What a random writer tries. Numbers choose among what there is.
 #[derive(Clone, Debug)]
 enum Try {
-    Claim { volume: u8, behind: u64 },
-    Layers { point: bool, members: Vec<(u8, i8, u8, bool)> },
-    Heartbeat { volume: u8, behind: u64 },
-    Pin { nth: usize },
-    Unpin { nth: usize },
-    Verified { nth: usize, with_source: bool },
-    Prune { keep: u32, span_ms: u64, grid: Vec<(u64, u64)>, aged: bool, behind: u64, extra: usize, parts: usize },
+    Claim {
+        volume: u8,
+        behind: u64,
+    },
+    Layers {
+        point: bool,
+        members: Vec<(u8, i8, u8, bool)>,
+    },
+    Heartbeat {
+        volume: u8,
+        behind: u64,
+    },
+    Pin {
+        nth: usize,
+    },
+    Unpin {
+        nth: usize,
+    },
+    Verified {
+        nth: usize,
+        with_source: bool,
+    },
+    Prune {
+        keep: u32,
+        span_ms: u64,
+        grid: Vec<(u64, u64)>,
+        aged: bool,
+        behind: u64,
+        extra: usize,
+        parts: usize,
+    },
+    /// Parts from the nth that is left on, so many, up to the nth point; mostly those of its interval.
+    Map {
+        volume: u8,
+        point: usize,
+        first: usize,
+        count: usize,
+        into: usize,
+        anywhere: bool,
+        id: u64,
+    },
+    Decree {
+        volume: u8,
+        ids: Vec<u64>,
+    },
     Torn,
     Restart,
-    Wait { ms: u64 },
+    Wait {
+        ms: u64,
+    },
 }
 
 /// Seconds of a few rules, each coarser than the one before it by so many.
@@ -48,6 +89,9 @@ fn tries() -> impl Strategy<Value = Vec<Try>> {
             1 => (0usize..20, any::<bool>()).prop_map(|(nth, with_source)| Try::Verified { nth, with_source }),
             3 => (0u32..4, prop_oneof![Just(0u64), 0u64..9000], grids(), any::<bool>(), behind, 0usize..3, 0usize..4)
                 .prop_map(|(keep, span_ms, grid, aged, behind, extra, parts)| Try::Prune { keep, span_ms, grid, aged, behind, extra, parts }),
+            5 => (0u8..3, 0usize..4, 0usize..3, 1usize..4, 0usize..3, prop::bool::weighted(0.2), 0u64..40)
+                .prop_map(|(volume, point, first, count, into, anywhere, id)| Try::Map { volume, point, first, count, into, anywhere, id }),
+            1 => (0u8..3, prop::collection::vec(0u64..40, 0..4)).prop_map(|(volume, ids)| Try::Decree { volume, ids }),
             1 => Just(Try::Torn),
             1 => Just(Try::Restart),
             3 => (0u64..5000).prop_map(|ms| Try::Wait { ms }),
@@ -105,9 +149,67 @@ fn body(w: &World, attempt: &Try) -> Option<Body> {
             let policy = if *aged { PrunePolicy::Aged(policy) } else { by_time };
             Body::Prune(Prune { looked: back(*behind)?, policy, points, parts })
         }
+        Try::Map { volume, point, first, count, into, anywhere, id } => {
+            let its = known(*volume)?;
+            let points = state.points_of(vol(*volume));
+            let point = points.get(*point).or(points.last()).copied().unwrap_or(Slot(1));
+            let interval = state.interval(vol(*volume), point).flatten();
+            let left = left_of(its);
+            let born = left.iter().filter(|(key, _)| {
+                let born = state.published(key).expect("it is there").born;
+                *anywhere || (born <= point && interval.is_none_or(|after| born > after))
+            });
+            let mut parts: BTreeMap<LayerKey, Vec<u32>> = BTreeMap::new();
+            born.skip(*first).take(*count).for_each(|(key, part)| parts.entry(*key).or_default().push(*part));
+            Body::Map(Map {
+                volume: vol(*volume),
+                id: MergeId(*id),
+                point,
+                parts: parts.into_iter().map(|(layer, parts)| PrunedParts { layer, parts }).collect(),
+                new: vec![PartEntry { bytes: 50, footer_digest: [*id as u8; 32] }; *into],
+                regions: regions(&[1]),
+            })
+        }
+        Try::Decree { volume, ids } => {
+            Body::Decree(Decree { merges: ids.iter().map(|id| (vol(*volume), MergeId(*id))).collect() })
+        }
         Try::Torn => Body::TornVoid(TornVoid { torn_digest: [1; 32], torn_bytes: 1 }),
         Try::Restart | Try::Wait { .. } => return None,
     })
+}
+
+/// The parts of a volume that were not given up, in the order of publication.
+fn left_of(volume: &VolumeState) -> Vec<(LayerKey, u32)> {
+    let layers = volume.layers_above(None).map(|layer| (layer.slot, layer.key, layer.part_count));
+    let merge = |(id, merge): (&MergeId, &MergeFact)| (merge.born, LayerKey::of_merge(volume.meta().id, *id), merge.part_count);
+    let mut all: Vec<(Slot, LayerKey, u32)> = layers.chain(volume.merges().iter().map(merge)).collect();
+    all.sort_by_key(|(born, ..)| *born);
+    let parts = all.into_iter().flat_map(|(_, key, count)| (0..count).map(move |part| (key, part)));
+    let is_left = |(key, part): &(LayerKey, u32)| match key.merge() {
+        Some(id) => !volume.merges()[&id].pruned.contains(part),
+        None => !volume.layer(key.term, key.seq).expect("there").pruned().contains(part),
+    };
+    parts.filter(is_left).collect()
+}
+
+/// What a merge must be, by the letter: of one interval, all of it that lies between, none of it gone, none of it the newest.
+fn may_merge(before: &State, map: &Map) -> bool {
+    let Some(volume) = before.volume(map.volume) else { return false };
+    let points: Vec<Slot> =
+        before.points().values().filter(|p| p.members.iter().any(|m| m.key.volume == map.volume)).map(|p| p.slot).collect();
+    let left = left_of(volume);
+    let named: Vec<(LayerKey, u32)> = map.parts.iter().flat_map(|p| p.parts.iter().map(|part| (p.layer, *part))).collect();
+    let born = |(key, _): &(LayerKey, u32)| before.published(key).expect("there").born;
+    if named.is_empty() || !points.contains(&map.point) || !named.iter().all(|part| left.contains(part)) {
+        return false;
+    }
+    // Every retained point needs all of them or none: it was there before the first, or not before the last.
+    let (first, last) = (named.iter().map(born).min().expect("some"), named.iter().map(born).max().expect("some"));
+    let apart = points.iter().any(|point| first <= *point && *point < map.point);
+    let skipped = left.iter().any(|part| born(part) > first && born(part) < last && !named.contains(part));
+    let newest = volume.last_layer().is_some_and(|layer| named.iter().any(|(key, _)| *key == layer.key));
+    let known = volume.merges().contains_key(&map.id) || volume.decreed().contains(&map.id);
+    last <= map.point && !apart && !skipped && !newest && !known && map.new.len() <= named.len()
 }
 
 /// Retention as its sentence says it, without any help: every member has K newer good points that hold it; of a degraded
@@ -167,12 +269,19 @@ fn check_chains(w: &World) {
 }
 
 /// L5: what a prune may never take. `kept` is the largest K that any accepted prune recorded... so the smallest counts.
-fn check_points(w: &World, smallest_keep: Option<u32>, ever: &BTreeMap<Slot, Point>, pinned: &BTreeMap<Slot, BTreeSet<Slot>>) {
+fn check_points(
+    w: &World,
+    smallest_keep: Option<u32>,
+    ever: &BTreeMap<Slot, Point>,
+    pinned: &BTreeMap<Slot, BTreeSet<Slot>>,
+    merged: &BTreeSet<(LayerKey, u32)>,
+) {
     for (slot, point) in w.state.points() {
         for member in &point.members {
             let layer = w.state.layer(&member.key).expect("a point's layers are known");
             assert_eq!((layer.slot, layer.kind, layer.digest), (*slot, LayerKind::Point, member.digest));
-            assert!(layer.pruned().is_empty(), "a retained point lost a part");
+            let mut pruned = layer.pruned().iter();
+            assert!(pruned.all(|part| merged.contains(&(member.key, *part))), "a retained point lost a part");
         }
     }
     for (point, pins) in pinned {
@@ -197,6 +306,7 @@ proptest! {
     fn whatever_writers_do_the_ledger_stays_sound(attempts in tries()) {
         let mut w = World::new();
         let (mut ever, mut pinned, mut smallest_keep) = (BTreeMap::new(), BTreeMap::<Slot, BTreeSet<Slot>>::new(), None::<u32>);
+        let mut merged = BTreeSet::new();
         for attempt in &attempts {
             match attempt {
                 Try::Restart => { w.writer = w.writer.wrapping_add(1); w.mono_ms = 0; }
@@ -208,6 +318,9 @@ proptest! {
             let record = w.record(body.clone());
             prop_assert_eq!(before.judge(&record), w.put(body.clone()));
             let (slot, verdict) = (record.slot, w.log.last().expect("just put").2);
+            if let Body::Map(map) = &body {
+                prop_assert_eq!(verdict == Verdict::Accepted, may_merge(&before, map), "{:?}: {:?}", verdict, map);
+            }
 
             if verdict == Verdict::Accepted {
                 prop_assert!(w.state.time_ms() >= before.time_ms() && w.state.age_clock_ms() >= before.age_clock_ms());
@@ -216,6 +329,11 @@ proptest! {
                 if !matches!(body, Body::Layers(_) | Body::Heartbeat(_)) { prop_assert_eq!(w.state.time_ms(), before.time_ms()); }
                 match &body {
                     Body::Pin(p) => { pinned.entry(p.point).or_default().insert(slot); }
+                    Body::Map(m) => {
+                        merged.extend(m.parts.iter().flat_map(|p| p.parts.iter().map(|part| (p.layer, *part))));
+                        prop_assert_eq!(w.state.points(), before.points());
+                        prop_assert_eq!(w.state.published(&m.key()).expect("accepted").part_count as usize, m.new.len());
+                    }
                     Body::Unpin(u) => pinned.values_mut().for_each(|p| { p.remove(&u.pin); }),
                     // It changes what is known of points, and not which there are.
                     Body::Verified(v) => {
@@ -247,7 +365,7 @@ proptest! {
                     prop_assert_eq!(w.state.prunable(&policy), by_the_letter(&w.state, &policy));
                 }
             }
-            check_points(&w, smallest_keep, &ever, &pinned);
+            check_points(&w, smallest_keep, &ever, &pinned, &merged);
         }
 
         // Everybody who replays reaches the same state, from any cached one on.

@@ -1,0 +1,408 @@
+use std::fs;
+use std::path::PathBuf;
+
+use farside_ledger::{Body, Decree, LayerKind, Verdict, VoidReason};
+use farside_region::{RegionIndex, Term};
+
+use super::*;
+use crate::backend::Backend;
+use crate::backend::memory::Memory;
+use crate::testkit::{Fill, PASSED_MS, TempStore, TestVolume, name};
+use crate::{GroupNames, GroupReader, GroupStore, PointReader, Store, StoreReader, check};
+
+const KEEP_1: Policy = Policy::without_grid(1, 0);
+
+fn names() -> GroupNames {
+    GroupNames::new(name("host"), name("default"))
+}
+
+fn all_of(reader: &PointReader) -> Vec<u8> {
+    let (mut content, mut all) = (reader.content(), Vec::new());
+    for region in 0..reader.geometry().region_count() {
+        reader.read_region(RegionIndex(region), &mut content).expect("read");
+        all.extend_from_slice(&content.bytes);
+    }
+    all
+}
+
+/// What points hold by now, digests included.
+fn seen(group: &GroupReader, volume: &TestVolume) -> Vec<(Slot, Vec<u8>, String)> {
+    let of = |point: crate::PointInfo| {
+        let reader = group.point_reader(point.slot, volume.id()).expect("open");
+        // Joined anew, as it may lie in other parts by now.
+        let mut digests = Vec::new();
+        for region in 0..reader.geometry().region_count() {
+            for run in reader.region_digests(RegionIndex(region)).expect("digests") {
+                match run {
+                    crate::DigestRun::Data(data) => digests.extend(data.iter().map(ToString::to_string)),
+                    crate::DigestRun::Zero { granules } => digests.extend((0..granules).map(|_| "zero".to_owned())),
+                    crate::DigestRun::Unreadable { granules } => digests.extend((0..granules).map(|_| "unreadable".to_owned())),
+                    crate::DigestRun::Absent { granules } => digests.extend((0..granules).map(|_| "absent".to_owned())),
+                }
+            }
+        }
+        (point.slot, all_of(&reader), digests.join(" "))
+    };
+    group.points().into_iter().map(of).collect()
+}
+
+fn reader(store: &TempStore) -> GroupReader {
+    StoreReader::open(&store.path()).expect("open").group(&names()).expect("group")
+}
+
+/// A base, then layers that lie over each other: four to a point, the last three of which are fuzzy.
+fn churn(group: &mut GroupStore, volume: &mut TestVolume, rounds: u64) {
+    for round in 0..rounds {
+        let byte = round as u8 + 2;
+        volume.publish(group, LayerKind::Fuzzy, &[vec![(round % 40, 9, Fill::Byte(byte))]]);
+        volume.publish(group, LayerKind::Fuzzy, &[vec![(round % 40, 3, Fill::Zero), (50, 2, Fill::Unreadable)]]);
+        volume.publish(
+            group,
+            LayerKind::Fuzzy,
+            &[vec![(round % 40 + 2, 4, Fill::Byte(byte ^ 0x80))], vec![(55, 3, Fill::Byte(byte))]],
+        );
+        volume.publish(group, LayerKind::Point, &[vec![(50, 1, Fill::Byte(byte)), (60, 1, Fill::Byte(byte))]]);
+    }
+}
+
+fn store_of(rounds: u64) -> (TempStore, GroupStore, TestVolume) {
+    let store = TempStore::new();
+    let mut group = store.group();
+    let mut volume = TestVolume::new("v", 64);
+    volume.claim(&mut group);
+    volume.base(&mut group, 1);
+    churn(&mut group, &mut volume, rounds);
+    (store, group, volume)
+}
+
+fn sound(store: &TempStore) -> usize {
+    let report = check(&StoreReader::open(&store.path()).expect("open"), &|_| true).expect("check");
+    let bad: Vec<_> = report.findings.iter().filter(|f| f.problem != crate::Problem::PointDegraded).collect();
+    assert!(bad.is_empty(), "{bad:?}");
+    report.segments as usize
+}
+
+#[test]
+fn every_point_reads_the_same_from_fewer_parts() {
+    let (store, mut group, volume) = store_of(6);
+    let before = seen(&reader(&store), &volume);
+    let parts = sound(&store);
+    // Every point is young: only what gives much back, or is many.
+    assert_eq!(before.len(), 7);
+    group.prune(&KEEP_1).expect("prune");
+    let before: Vec<_> = before.into_iter().filter(|(slot, ..)| group.state().points().contains_key(slot)).collect();
+    assert_eq!(before.len(), 2, "the base, since nothing later is without unreadable runs, and the newest");
+    let merges = group.merge(&KEEP_1).expect("merge");
+    assert!(merges >= 1);
+    assert_eq!(seen(&reader(&store), &volume), before, "beside the receiver");
+    assert!(sound(&store) <= parts / 3, "{parts} parts");
+    assert_eq!(group.merged(volume.id()).0 as usize, merges);
+    let head = group.digests(volume.id(), volume.meta.geometry.whole()).expect("digests");
+    drop(group);
+    let mut group = store.group();
+    assert_eq!(group.digests(volume.id(), volume.meta.geometry.whole()).expect("digests"), head, "also when it is opened again");
+    assert_eq!(group.merge(&KEEP_1).expect("merge"), 0, "once is enough");
+    assert_eq!(seen(&reader(&store), &volume), before);
+}
+
+#[test]
+fn what_lies_between_points_stays_apart_for_them() {
+    let (store, mut group, mut volume) = store_of(3);
+    // A point in the middle is kept by its pin, so there are two intervals to merge.
+    let pinned = *group.state().points().keys().nth(2).expect("points");
+    group.append(Body::Pin(farside_ledger::Pin { point: pinned, reason: "before the upgrade".into() })).expect("pin");
+    churn(&mut group, &mut volume, 3);
+    group.prune(&KEEP_1).expect("prune");
+    let before = seen(&reader(&store), &volume);
+    assert_eq!((before.len(), before[1].0), (3, pinned), "and the base, since nothing later is without unreadable runs");
+    assert!(group.merge(&KEEP_1).expect("merge") >= 2);
+    assert_eq!(seen(&reader(&store), &volume), before);
+    sound(&store);
+    let born = group.image().parts().iter().filter(|(_, p)| p.name.layer.merge().is_some()).map(|(_, p)| p.born);
+    let (early, late): (Vec<Slot>, Vec<Slot>) = born.partition(|born| *born <= pinned);
+    assert!(!early.is_empty() && !late.is_empty());
+
+    // It goes on from there: more layers, fewer points, merges of what was merged.
+    churn(&mut group, &mut volume, 4);
+    let pin = *group.state().points()[&pinned].pins.keys().next().expect("a pin");
+    group.append(Body::Unpin(farside_ledger::Unpin { pin })).expect("unpin");
+    group.prune(&KEEP_1).expect("prune");
+    let before = seen(&reader(&store), &volume);
+    group.merge(&KEEP_1).expect("merge");
+    assert_eq!(seen(&reader(&store), &volume), before);
+    drop(group);
+    let mut group = store.group();
+    assert!(group.prune_plan(&KEEP_1).is_none(), "what died is found as it happened");
+    assert_eq!(seen(&reader(&store), &volume), before);
+    sound(&store);
+    churn(&mut group, &mut volume, 1);
+    assert_eq!(
+        all_of(&group.point_reader(*group.state().points().keys().last().expect("one"), volume.id()).expect("open")),
+        TestVolume::bytes(&volume.image)
+    );
+}
+
+#[test]
+fn who_reads_while_parts_are_merged_reads_on() {
+    let (store, mut group, volume) = store_of(4);
+    group.prune(&KEEP_1).expect("prune");
+    let point = *group.state().points().keys().next_back().expect("one");
+    let open = reader(&store).point_reader(point, volume.id()).expect("open");
+    assert!(group.merge(&KEEP_1).expect("merge") > 0);
+    assert!(group.deferred() > 0, "its files are still there");
+    assert_eq!(all_of(&open), TestVolume::bytes(&volume.image));
+    drop(open);
+    group.sweep().expect("sweep");
+    assert_eq!(group.deferred(), 0);
+    sound(&store);
+}
+
+fn file_of(store: &TempStore, volume: &TestVolume, part: &PartName) -> PathBuf {
+    store.path().join(names().segment(&volume.meta.name, part).as_str())
+}
+
+#[test]
+fn what_is_damaged_is_not_laundered() {
+    let (store, mut group, volume) = store_of(4);
+    group.prune(&KEEP_1).expect("prune");
+    let parts: Vec<Part> = group.image().parts().iter().map(|(_, part)| part.clone()).collect();
+    let mut refused = 0;
+    for part in &parts {
+        let file = file_of(&store, &volume, &part.name);
+        let good = fs::read(&file).expect("read");
+        let footer = Footer::from_tail(&good, good.len() as u64).expect("a footer");
+        let Some(frame) = footer.frames().iter().find(|frame| frame.stored_bytes > 0) else { continue };
+        let mut bad = good.clone();
+        bad[frame.offset as usize + 3] ^= 1;
+        fs::write(&file, &bad).expect("write");
+        let look = group.merge_look(&KEEP_1);
+        if let Some(look) = look {
+            for found in look.find(&|_| true).expect("footers are well").merges {
+                let tried = look.write(&found, &|_| true).expect("an id");
+                let has_it = found.parts.iter().any(|of| of.name == part.name);
+                let needs_it = found
+                    .needed
+                    .iter()
+                    .any(|extent| found.parts[extent.part.0 as usize].name == part.name && extent.run.overlaps(&frame.run));
+                if has_it && needs_it {
+                    refused += 1;
+                    assert!(matches!(tried.written, Err(StoreError::NotMerged { .. })), "{:?} of {}", tried.written, part.name);
+                }
+                group.merge_ended(tried.key);
+            }
+            group.look_again(look.volume(), look.point());
+        }
+        fs::write(&file, good).expect("write");
+    }
+    assert!(refused > 0);
+    // What was written in vain goes after its decree.
+    let unnamed = group.unnamed_merges();
+    assert!(unnamed > 0);
+    let before = seen(&reader(&store), &volume);
+    assert!(group.merge(&KEEP_1).expect("merge") > 0);
+    assert_eq!(group.unnamed_merges(), 0);
+    assert_eq!(seen(&reader(&store), &volume), before);
+    sound(&store);
+}
+
+#[test]
+fn a_damaged_part_of_a_merge_spoils_what_needs_it_and_nothing_else() {
+    let (store, mut group, mut volume) = store_of(4);
+    let before: Vec<Slot> = group.state().points().keys().copied().collect();
+    let pinned = *before.last().expect("points");
+    group.append(Body::Pin(farside_ledger::Pin { point: pinned, reason: String::new() })).expect("pin");
+    churn(&mut group, &mut volume, 1);
+    group.prune(&KEEP_1).expect("prune");
+    assert!(group.merge(&KEEP_1).expect("merge") > 0);
+    let merged = group.image().parts().iter().find(|(_, part)| part.name.layer.merge().is_some()).expect("one").1.clone();
+    let file = file_of(&store, &volume, &merged.name);
+    let good = fs::read(&file).expect("read");
+    fs::write(&file, &good[..good.len() - 1]).expect("write");
+    drop(group);
+    let damaged = reader(&store);
+    assert!(matches!(damaged.point_reader(pinned, volume.id()), Err(StoreError::Corrupt { .. })));
+    let report = check(&StoreReader::open(&store.path()).expect("open"), &|_| true).expect("check");
+    assert!(report.findings.iter().any(|f| f.points.contains(&pinned) && f.severity == crate::Severity::Error));
+    let mut group = store.group();
+    assert!(group.image().has_unknown() && group.merge_look(&KEEP_1).is_none() && group.prune_plan(&KEEP_1).is_none());
+    let digests = group.digests(volume.id(), volume.meta.geometry.whole()).expect("digests");
+    assert!(digests.iter().any(|run| matches!(run, crate::DigestRun::Unreadable { .. })), "{digests:?}");
+    // Sent again, nothing is unknown any more.
+    volume.base(&mut group, 77);
+    assert!(!group.image().has_unknown());
+    fs::write(&file, good).expect("write");
+    drop(group);
+    assert!(reader(&store).point_reader(pinned, volume.id()).is_ok(), "it came back");
+}
+
+/// A compactor that dies between its part and its record leaves something that nobody may delete before a decree.
+#[test]
+fn what_a_dead_compactor_left_goes_after_a_decree_and_its_record_is_void_for_ever() {
+    let bucket = Arc::new(Memory::default());
+    let backend = || Arc::clone(&bucket) as Arc<dyn Backend>;
+    Store::init_bucket(&backend()).expect("init");
+    let dir = tempfile::tempdir().expect("temp dir");
+    let open = || {
+        let store = Store::open_bucket(backend(), &dir.path().join("staging")).expect("open");
+        store.group(&name("host"), &name("default")).expect("group")
+    };
+    let mut group = open();
+    let mut volume = TestVolume::new("v", 64);
+    volume.claim(&mut group);
+    volume.base(&mut group, 1);
+    churn(&mut group, &mut volume, 4);
+    group.prune(&KEEP_1).expect("prune");
+    let look = group.merge_look(&KEEP_1).expect("something to look at");
+    let found = look.find(&|_| true).expect("find").merges.into_iter().next().expect("something to merge");
+    let tried = look.write(&found, &|_| true).expect("written");
+    let (key, map) = (tried.key, tried.written.expect("written").map);
+    let left = names().segment(&name("v"), &PartName { layer: key, number: 0 }).to_string();
+    assert!(group.decree_plan().is_none(), "it is under way");
+    assert_eq!(bucket.names(&left).len(), 1);
+    drop(group);
+
+    let mut group = open();
+    let hour = |group: &mut GroupStore, volume: &mut TestVolume| {
+        PASSED_MS.set(PASSED_MS.get() + 3600 * 1000);
+        bucket.pass_ms(3600 * 1000);
+        volume.publish(group, LayerKind::Fuzzy, &[vec![(60, 1, Fill::Byte(9))]]);
+        group.sweep().expect("sweep");
+    };
+    let found = (0..1000).find_map(|_| {
+        group.sweep().expect("sweep");
+        group.decree_plan()
+    });
+    let decree = found.expect("it is found, a few names at a time");
+    assert_eq!(decree, Body::Decree(Decree { merges: vec![(volume.id(), key.merge().expect("a merge"))] }));
+    assert_eq!(group.append(decree).expect("append").verdict, Verdict::Accepted);
+    for _ in 0..20 {
+        hour(&mut group, &mut volume);
+    }
+    assert_eq!(bucket.names(&left).len(), 1, "and a day of grace");
+    for _ in 0..6 {
+        hour(&mut group, &mut volume);
+    }
+    assert_eq!(bucket.names(&left).len(), 0);
+    assert_eq!(group.unnamed_merges(), 0);
+    // The record that was on its way all the time.
+    let late = farside_ledger::State::would_be_merged(group.state(), &map);
+    assert!(!late);
+    let mut state = group.state().clone();
+    let attempt =
+        crate::Attempt::new(&state, Body::Map(map), [9; 16], farside_ledger::Stamp { writer: [3; 16], mono_ms: 0, wall_ms: 0 });
+    let (record, digest) = &attempt.expect("small").records[0];
+    assert_eq!(state.apply(record, *digest), Verdict::Void(VoidReason::MergeAgain(key.merge().expect("a merge"))));
+    // Merging goes on.
+    let before = seen(&StoreReader::open_bucket(backend()).expect("open").group(&names()).expect("group"), &volume);
+    assert!(group.merge(&KEEP_1).expect("merge") > 0);
+    assert_eq!(seen(&StoreReader::open_bucket(backend()).expect("open").group(&names()).expect("group"), &volume), before);
+}
+
+/// In a bucket what was given up stays for a day; who has a lease keeps it for longer, and who opens meanwhile goes by the new parts.
+#[test]
+fn in_a_bucket_what_was_merged_stays_for_a_day_and_for_leases() {
+    let bucket = Arc::new(Memory::default());
+    let backend = || Arc::clone(&bucket) as Arc<dyn Backend>;
+    Store::init_bucket(&backend()).expect("init");
+    let dir = tempfile::tempdir().expect("temp dir");
+    let store = Store::open_bucket(backend(), &dir.path().join("staging")).expect("open");
+    let mut group = store.group(&name("host"), &name("default")).expect("group");
+    let mut volume = TestVolume::new("v", 64);
+    volume.claim(&mut group);
+    volume.base(&mut group, 1);
+    churn(&mut group, &mut volume, 4);
+    group.prune(&KEEP_1).expect("prune");
+    let image = TestVolume::bytes(&volume.image);
+    let point = *group.state().points().keys().next_back().expect("one");
+    let replayed = StoreReader::open_bucket(backend()).expect("open").group(&names()).expect("group");
+    let early = replayed.point_reader(point, volume.id()).expect("open");
+    let old = group.image().parts().iter().map(|(_, part)| part.name).collect::<Vec<_>>();
+    assert!(group.merge(&KEEP_1).expect("merge") > 0);
+    let gone: Vec<PartName> = old.into_iter().filter(|part| group.image().parts().id(part).is_none()).collect();
+    let there = || gone.iter().filter(|part| !bucket.names(names().segment(&name("v"), part).as_str()).is_empty()).count();
+    // Somebody who had replayed the ledger before the merge opens the point only now.
+    let late = replayed.point_reader(point, volume.id()).expect("open");
+    let id = volume.id();
+    let mut days = |group: &mut GroupStore, hours: u64| {
+        for _ in 0..hours {
+            PASSED_MS.set(PASSED_MS.get() + 3600 * 1000);
+            volume.publish(group, LayerKind::Fuzzy, &[vec![(60, 1, Fill::Byte(9))]]);
+            group.sweep().expect("sweep");
+        }
+    };
+    days(&mut group, 22);
+    assert_eq!(there(), gone.len(), "somebody may read without a lease");
+    days(&mut group, 30);
+    assert_eq!(there(), gone.len(), "somebody has one");
+    assert_eq!(all_of(&early), image);
+    drop((early, late));
+    let late = replayed.point_reader(point, id).expect("open");
+    days(&mut group, 2);
+    assert_eq!(all_of(&late), image, "it goes by what took their place");
+    drop(late);
+    days(&mut group, 2);
+    assert_eq!(there(), 0);
+    let anew = StoreReader::open_bucket(backend()).expect("open").group(&names()).expect("group");
+    assert_eq!(all_of(&anew.point_reader(point, id).expect("open")), image);
+}
+
+#[test]
+fn terms_of_merges_are_no_lost_claims() {
+    let (store, mut group, volume) = store_of(4);
+    group.prune(&KEEP_1).expect("prune");
+    assert!(group.merge(&KEEP_1).expect("merge") > 0);
+    drop(group);
+    let folders = store.files("groups/host/default/segments");
+    assert!(
+        folders.iter().any(|file| file
+            .split('/')
+            .nth(5)
+            .and_then(|term| term.parse().ok())
+            .is_some_and(|t: u64| Term(t).is_merge()))
+    );
+    let group = store.group();
+    assert_eq!(group.torn(), None);
+    assert_eq!(group.unnamed_merges(), 0, "all of them are named");
+    assert!(group.image().parts().of_layer(volume.key(1)).count() <= 1);
+}
+
+/// Who replayed before a merge and puts his lease after it must look: what he would go by may be deleted already.
+#[test]
+fn l4_who_opens_a_point_after_a_merge_goes_by_the_new_parts() {
+    use farside_region::mutation;
+    // None comes meanwhile: whoever sees one replays anew in any case.
+    crate::checkpoint::SPAN.set(4096);
+    let look = |mistake: &[&'static str]| {
+        let bucket = Arc::new(Memory::default());
+        let backend = || Arc::clone(&bucket) as Arc<dyn Backend>;
+        Store::init_bucket(&backend()).expect("init");
+        let dir = tempfile::tempdir().expect("temp dir");
+        let store = Store::open_bucket(backend(), &dir.path().join("staging")).expect("open");
+        let mut group = store.group(&name("host"), &name("default")).expect("group");
+        let mut volume = TestVolume::new("v", 64);
+        volume.claim(&mut group);
+        volume.base(&mut group, 1);
+        churn(&mut group, &mut volume, 4);
+        group.prune(&KEEP_1).expect("prune");
+        let point = *group.state().points().keys().next_back().expect("one");
+        let replayed = StoreReader::open_bucket(backend()).expect("open").group(&names()).expect("group");
+        let old: BTreeSet<PartName> = group.image().parts().iter().map(|(_, part)| part.name).collect();
+        assert!(group.merge(&KEEP_1).expect("merge") > 0);
+        let gone = |part: &&PartName| bucket.names(names().segment(&name("v"), part).as_str()).is_empty();
+        for _ in 0..26 {
+            PASSED_MS.set(PASSED_MS.get() + 3600 * 1000);
+            volume.publish(&mut group, LayerKind::Fuzzy, &[vec![(60, 1, Fill::Byte(9))]]);
+            group.sweep().expect("sweep");
+        }
+        assert!(old.iter().filter(gone).count() > 4, "what was merged is deleted by now");
+        mutation::set(mistake);
+        let opened = replayed.point_reader(point, volume.id());
+        mutation::set(&[]);
+        opened.is_ok_and(|reader| {
+            let mut content = reader.content();
+            (0..reader.geometry().region_count()).all(|region| reader.read_region(RegionIndex(region), &mut content).is_ok())
+        })
+    };
+    assert!(look(&[]));
+    assert!(!look(&["L4 a reader does not look for merges"]), "the mistake finds nothing where the old parts were");
+}

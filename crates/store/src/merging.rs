@@ -1,0 +1,171 @@
+//! Merges, for the thread that owns the group: what to look at, what becomes of what was written, and what never will be anything.
+
+use std::collections::BTreeMap;
+
+use farside_ledger::{Body, Decree, Policy, Verdict};
+use farside_region::{LayerKey, Slot, VolumeId};
+
+use super::{Dead, GroupStore};
+use crate::error::{Result, StoreError};
+use crate::image::{PartRuns, parts_of};
+use crate::liveness::PartName;
+use crate::merge::{Intervals, MergeLook, MergeTried, Writing};
+use crate::segments::{FooterFault, runs_of};
+
+/// Merges that one decree names, at most.
+const DECREED_AT_ONCE: usize = 1024;
+
+/// What a group knows of merges that are not in its ledger.
+#[derive(Debug, Default)]
+pub(super) struct Merging {
+    writing: Writing,
+    intervals: Intervals,
+    /// Parts that no record names (yet).
+    unnamed: BTreeMap<PartName, Dead>,
+}
+
+impl Merging {
+    /// A part of a merge lies in the store, and no record names it.
+    pub(super) fn found(&mut self, part: PartName, found: Dead) {
+        self.unnamed.insert(part, found);
+    }
+}
+
+impl GroupStore {
+    /// An interval that may have parts worth merging; `None`: none has, or the group cannot be changed. For another thread to look at.
+    pub fn merge_look(&mut self, policy: &Policy) -> Option<MergeLook> {
+        if self.usable().is_err() || self.image.has_unknown() {
+            return None;
+        }
+        let interval = self.merging.intervals.next(&self.image, policy)?;
+        self.merging.intervals.seen(&interval);
+        let (segments, writing) = (self.segments.clone(), self.merging.writing.clone());
+        MergeLook::new(segments, self.shared.readers(), writing, self.image.state(), interval)
+    }
+
+    /// A look did not find all that there is.
+    pub fn look_again(&mut self, volume: VolumeId, point: Slot) {
+        self.merging.intervals.forget(volume, point);
+    }
+
+    /// A merge was written, or not. Says what to append: its record, if it still may be one. What was put in vain goes with the next
+    /// decree.
+    pub fn merge_written(&mut self, tried: MergeTried) -> Option<Body> {
+        let MergeTried { key, written } = tried;
+        let map = written.ok().map(|written| written.map);
+        if let Some(map) = map
+            && self.usable().is_ok()
+            && !self.image.has_unknown()
+            && self.image.state().would_be_merged(&map)
+        {
+            return Some(Body::Map(map));
+        }
+        self.merge_ended(key);
+        None
+    }
+
+    /// What was submitted about a merge has a verdict, or will never have one: whatever it wrote is no longer under way.
+    pub fn merge_ended(&mut self, key: LayerKey) {
+        self.merging.writing.end(&key);
+        if self.state().may_be_merged(&key)
+            && let Some(volume) = self.state().volume(key.volume)
+        {
+            let volume = volume.meta().name.clone();
+            let part = PartName { layer: key, number: 0 };
+            self.merging.unnamed.entry(part).or_insert(Dead { volume, created_ms: None });
+        }
+    }
+
+    /// A decree over the merges that came to nothing, so that what they wrote may go; `None`: there are none. To be appended; after an
+    /// accepted one there may be more.
+    pub fn decree_plan(&self) -> Option<Body> {
+        if self.usable().is_err() {
+            return None;
+        }
+        let mut merges = Vec::new();
+        for part in self.merging.unnamed.keys() {
+            let named = |merge| (part.layer.volume, merge);
+            let over = self.state().may_be_merged(&part.layer) && !self.merging.writing.is(&part.layer);
+            if let Some(merge) = part.layer.merge().map(named).filter(|merge| over && merges.last() != Some(merge)) {
+                merges.push(merge);
+            }
+            if merges.len() == DECREED_AT_ONCE {
+                break;
+            }
+        }
+        (!merges.is_empty()).then_some(Body::Decree(Decree { merges }))
+    }
+
+    /// Decrees away what came to nothing, and merges until nothing is worth it; says how many merges there were. All at once: for tests and
+    /// tools. A receiver does it piece by piece, beside everything else.
+    ///
+    /// # Errors
+    /// Those of [`GroupStore::append`], and what is wrong with a part.
+    pub fn merge(&mut self, policy: &Policy) -> Result<usize> {
+        self.certain()?;
+        while let Some(decree) = self.decree_plan() {
+            if self.append(decree)?.verdict != Verdict::Accepted {
+                break;
+            }
+        }
+        let mut merges = 0;
+        while let Some(look) = self.merge_look(policy) {
+            let all = look.find(&|_| true)?;
+            if all.more {
+                self.look_again(look.volume(), look.point());
+            }
+            for found in all.merges {
+                let tried = look.write(&found, &|_| true)?;
+                let (key, error) = (tried.key, tried.written.as_ref().err().map(ToString::to_string));
+                if let Some(body) = self.merge_written(tried) {
+                    let appended = self.append(body);
+                    self.merge_ended(key);
+                    merges += usize::from(appended?.verdict == Verdict::Accepted);
+                }
+                if let Some(error) = error {
+                    tracing::warn!(group = %self.names(), error, "parts were not merged");
+                }
+            }
+        }
+        Ok(merges)
+    }
+
+    /// The parts of merges in records to be appended: they are there, and are what is named.
+    pub(super) fn read_merged<'b>(&self, bodies: impl Iterator<Item = &'b Body>) -> Result<BTreeMap<PartName, PartRuns>> {
+        let mut runs = BTreeMap::new();
+        for body in bodies {
+            let Body::Map(map) = body else { continue };
+            let Some(volume) = self.state().volume(map.volume) else { continue }; // void, as replay will say
+            for part in parts_of(map.key(), &map.new, Slot(0)) {
+                let footer = self.segments.footer(&volume.meta().name, &part).map_err(|fault| match fault {
+                    FooterFault::Store(error) => error,
+                    FooterFault::Damaged(why) => StoreError::BadPart { layer: map.key(), part: part.name.number, why },
+                })?;
+                runs.insert(part.name, PartRuns::Known(runs_of(&footer)));
+            }
+        }
+        Ok(runs)
+    }
+
+    /// What became of the parts of merges, now that a record came in.
+    pub(super) fn sort_out_merges(&mut self) {
+        for (part, found) in std::mem::take(&mut self.merging.unnamed) {
+            if self.image.is_debris(&part) {
+                self.dead.insert(part, found);
+            } else if self.state().may_be_merged(&part.layer) {
+                self.merging.unnamed.insert(part, found);
+            }
+        }
+    }
+
+    /// Parts of merges that no record names.
+    pub fn unnamed_merges(&self) -> usize {
+        self.merging.unnamed.len()
+    }
+
+    /// What the parts of a volume that was merged are named by, and how many bytes they have: merges so far, for people.
+    pub fn merged(&self, volume: VolumeId) -> (u64, u64) {
+        let merges = self.state().volume(volume).map(|volume| volume.merges());
+        merges.map_or((0, 0), |merges| (merges.len() as u64, merges.values().map(|merge| merge.bytes).sum()))
+    }
+}
