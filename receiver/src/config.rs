@@ -58,6 +58,8 @@ pub struct Config {
     pub retention: Retention,
     /// How often points are verified.
     pub verify: Verify,
+    /// See [`Merge`].
+    pub merge: Merge,
 }
 
 /// So many write requests in such a time.
@@ -199,6 +201,21 @@ impl Default for Verify {
     }
 }
 
+/// `[merge]`: how parts that points no longer tell apart are laid together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Merge {
+    /// How often it is looked for such parts; `None`: never.
+    pub every: Option<Duration>,
+    /// How much is read and written.
+    pub rate: Rate,
+}
+
+impl Default for Merge {
+    fn default() -> Self {
+        Self { every: Some(Duration::from_secs(300)), rate: Rate::from_bytes_per_s(20 << 20).expect("in range") }
+    }
+}
+
 /// Why a configuration is refused. The running one stays.
 pub type ConfigError = FileError;
 
@@ -218,6 +235,7 @@ struct FileText {
     limits: LimitsTable,
     retention: RetentionTable,
     verify: VerifyTable,
+    merge: MergeTable,
 }
 
 #[derive(Default, Deserialize)]
@@ -268,6 +286,13 @@ struct VerifyTable {
     after_start: Option<String>,
 }
 
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct MergeTable {
+    every: Option<String>,
+    rate: Option<String>,
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -285,6 +310,7 @@ impl Default for Config {
             limits: Limits::default(),
             retention: Retention::default(),
             verify: Verify::default(),
+            merge: Merge::default(),
         }
     }
 }
@@ -297,11 +323,12 @@ impl Config {
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let mut config = Self::default();
         for mut file in files::read::<FileText>(path, path == Path::new(DEFAULT_PATH))? {
-            let FileText { receiver, limits, retention, verify } = std::mem::take(&mut file.content);
+            let FileText { receiver, limits, retention, verify, merge } = std::mem::take(&mut file.content);
             config.lay_receiver(&file, receiver)?;
             config.lay_limits(&file, &limits)?;
             config.lay_retention(&file, retention)?;
             config.lay_verify(&file, &verify)?;
+            config.lay_merge(&file, &merge)?;
         }
         Ok(config)
     }
@@ -432,6 +459,23 @@ impl Config {
         Ok(())
     }
 
+    fn lay_merge(&mut self, file: &File<FileText>, table: &MergeTable) -> Result<(), ConfigError> {
+        let fault = |key: &str, what: String| file.fault(&[Step::Key("merge"), Step::Key(key)], what);
+        match table.every.as_deref() {
+            None => {}
+            Some("never") => self.merge.every = None,
+            Some(said) => match parse_span(said) {
+                Ok(every) if every >= VERIFY_EVERY_MIN => self.merge.every = Some(every),
+                Ok(_) => return Err(fault("every", "at least 1s; \"never\" turns it off".to_owned())),
+                Err(error) => return Err(fault("every", error.to_string())),
+            },
+        }
+        if let Some(said) = &table.rate {
+            self.merge.rate = said.parse().map_err(|e: RateError| fault("rate", e.to_string()))?;
+        }
+        Ok(())
+    }
+
     /// This configuration with what can change while the receiver runs taken from `new`, and what that is.
     #[must_use]
     pub fn take_over(&self, new: &Self) -> (Self, Changes) {
@@ -481,12 +525,15 @@ impl Config {
         live("[verify] every_in_bucket", every(old_verify.every_in_bucket), every(new_verify.every_in_bucket));
         live("[verify] rate", old_verify.rate.to_string(), new_verify.rate.to_string());
         live("[verify] after_start", format!("{:?}", old_verify.after_start), format!("{:?}", new_verify.after_start));
+        live("[merge] every", every(self.merge.every), every(new.merge.every));
+        live("[merge] rate", self.merge.rate.to_string(), new.merge.rate.to_string());
         next.advertise.clone_from(&new.advertise);
         next.publish_budget = new.publish_budget;
         next.limits.groups_per_source = new.limits.groups_per_source;
         next.limits.volumes_per_group = new.limits.volumes_per_group;
         next.retention = new.retention.clone();
         next.verify = new.verify.clone();
+        next.merge = new.merge.clone();
         (next, changes)
     }
 }
@@ -651,6 +698,8 @@ mod tests {
             ("[verify]\nevery = \"often\"", "line 2: every: "),
             ("[verify]\nevery = \"0s\"", "line 2: every: at least 1s"),
             ("[verify]\nrate = \"fast\"", "line 2: rate: `fast` is not a rate"),
+            ("[merge]\nevery = \"0s\"", "line 2: every: at least 1s"),
+            ("[merge]\nrate = \"fast\"", "line 2: rate: `fast` is not a rate"),
             ("[unknown]", "unknown"),
             ("[receiver", "receiver.toml"),
         ] {

@@ -26,6 +26,8 @@ use tokio::sync::{Semaphore, mpsc};
 
 pub(crate) use self::mail::{BeginPart, GroupHandle, Mail, PartOutcome, PointChange};
 use self::mail::{FRAME_BYTES_MAX, MAIL_MAX};
+use self::merges::Submitted;
+pub(crate) use self::merges::{MergeNext, MergeStanding};
 use self::pins::Changing;
 use crate::door::{Session, refusal};
 use crate::pace::Pace;
@@ -35,6 +37,7 @@ use crate::vault::Generation;
 
 mod actions;
 mod mail;
+mod merges;
 mod pins;
 mod sources;
 mod view;
@@ -72,6 +75,8 @@ pub(crate) fn start(receiver: Arc<Receiver>, names: GroupNames) -> std::io::Resu
             submitted: 0,
             claims: Pace::default(),
             changing: BTreeMap::new(),
+            merges: BTreeMap::new(),
+            merging: MergeStanding::default(),
             beginnings: BTreeMap::new(),
             cut_seen: BTreeMap::new(),
             last_failure: String::new(),
@@ -120,6 +125,9 @@ struct Group {
     claims: Pace,
     /// Who waits for records about points, by the last submission.
     changing: BTreeMap<u64, Changing>,
+    /// Records about merges that have no verdict yet, by their submission.
+    merges: BTreeMap<u64, Submitted>,
+    merging: MergeStanding,
     /// When a layer was announced, for the lag.
     beginnings: BTreeMap<LayerKey, Instant>,
     /// When the cut of the newest point of a volume was announced, as far as this process saw it.
@@ -234,6 +242,14 @@ impl Group {
                 let _ = reply.send(());
             }
             Mail::Change { point, change, reply } => self.change(point, change, reply),
+            Mail::MergeNext { reply } => self.merge_next(reply),
+            Mail::MergeAgain { volume, point, reply } => {
+                if let Place::Here(here) = &mut self.place {
+                    here.store.look_again(volume, point);
+                }
+                let _ = reply.send(());
+            }
+            Mail::Merged { tried, reply } => self.merged(*tried, reply),
             Mail::Stop => unreachable!("the loop ends with it"),
         }
     }
@@ -380,6 +396,7 @@ impl Group {
         }
         self.events.clear();
         self.changing.clear();
+        self.merges.clear();
         self.receiver.space.forget(&self.names);
         self.place = Place::Away { words, retry_at: Instant::now() + delay };
     }

@@ -20,6 +20,7 @@
 //! | `roster` | which groups there are |
 //! | `verify` | points being read in full, on request |
 //! | `schedule` | the same unasked, when it is due |
+//! | `merge` | parts that history no longer tells apart become one |
 //! | `status`, `metrics`, `api` | what is shown, and where |
 //!
 //! Invariant: whatever a source sends, memory and files stay within [`Limits`], and no source can hold up another's group.
@@ -31,6 +32,7 @@ pub mod config;
 mod door;
 mod group;
 mod landing;
+mod merge;
 mod metrics;
 mod pace;
 mod points;
@@ -44,7 +46,7 @@ mod vault;
 mod verify;
 
 pub use api::filter_of;
-pub use config::{Config, ConfigError, Limits, PUBLISH_EVERY, PublishBudget, Retention, Verify};
+pub use config::{Config, ConfigError, Limits, Merge, PUBLISH_EVERY, PublishBudget, Retention, Verify};
 pub use process::{RunError, run};
 pub use status::point as point_of;
 

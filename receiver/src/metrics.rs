@@ -259,6 +259,27 @@ const GROUP: &[Metric<ReceiverGroup>] = &[
         read: |g| count(g.counters.prunes),
     },
     Metric {
+        name: "group_merges",
+        unit: In::Number,
+        kind: Kind::Counter,
+        help: "Merges of parts that points no longer tell apart",
+        read: |g| count(g.counters.merges),
+    },
+    Metric {
+        name: "group_merge_written",
+        unit: In::Bytes,
+        kind: Kind::Counter,
+        help: "What was written for merges",
+        read: |g| count(g.counters.merge_written_bytes),
+    },
+    Metric {
+        name: "group_merge_freed",
+        unit: In::Bytes,
+        kind: Kind::Counter,
+        help: "By how much smaller the new parts of merges are than the old ones",
+        read: |g| count(g.counters.merge_freed_bytes),
+    },
+    Metric {
         name: "group_connections",
         unit: In::Number,
         kind: Kind::Counter,

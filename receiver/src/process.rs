@@ -25,6 +25,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::budget::Budget;
 use crate::config::{Config, ConfigError};
 use crate::landing::{LANDER_BYTES, Memory};
+use crate::merge;
 use crate::refusals::Refusals;
 use crate::roster::Roster;
 use crate::schedule::{self, Schedule};
@@ -357,6 +358,7 @@ async fn serve(config: Config, path: &Path, runtime: tokio::runtime::Handle) -> 
     });
     let groups_known = start_known_groups(&receiver).await;
     schedule::start(Arc::clone(&receiver)).map_err(RunError::Runtime)?;
+    merge::start(Arc::clone(&receiver)).map_err(RunError::Runtime)?;
     let api = tokio::spawn(api::serve(Arc::clone(&receiver), socket));
     let keeper = tokio::spawn(keep_store(Arc::clone(&receiver), groups_known));
     let watchdog = tokio::spawn(systemd::housekeeping(|| true));

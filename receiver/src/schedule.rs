@@ -9,7 +9,7 @@
 //! goes, and the point is read when there is room again.
 //!
 //! Invariant: what is due follows from what the ledger says, so that a restart neither forgets nor begins what is done; and what is
-//! read is kept by the pin alone, so that nothing else waits for this to end. A verification that a restart cut short begins
+//! read is kept by the pin alone, so that nothing else waits for this to end, but for merges of the group: they replace what a pin keeps. A verification that a restart cut short begins
 //! anew, with the newest point of then; the pin that it left is taken away first.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -31,7 +31,7 @@ use crate::process::Receiver;
 use crate::verify::{open_member, verify_opened};
 
 /// What the pin of a point says that is being verified. Nobody else's pin says so.
-const PIN_REASON: &str = "farside-receiver is verifying it";
+pub(crate) const PIN_REASON: &str = "farside-receiver is verifying it";
 /// How often it is looked what is due.
 const LOOK: Duration = Duration::from_secs(1);
 /// When what could not be done is tried again.

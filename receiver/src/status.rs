@@ -16,6 +16,7 @@ use farside_replication::target::{self, Target};
 use farside_store::{GroupNames, GroupStore, PointInfo, Torn};
 use jiff::Timestamp;
 
+use crate::group::MergeStanding;
 use crate::process::Receiver;
 use crate::schedule::Standing;
 
@@ -75,6 +76,12 @@ impl GroupView {
     pub(crate) fn away(&mut self, words: &str) {
         let reason = Reason::new(Severity::Error, Code::StoreFailed, words, "it goes on by itself when the store answers again");
         self.group.reasons.push(reason);
+    }
+
+    /// What came of merging its parts.
+    pub(crate) fn merging(&mut self, merging: &MergeStanding) {
+        self.group.merged_ms = merging.last.map(|last| millis(last.elapsed()));
+        self.group.not_merged.clone_from(&merging.why_not);
     }
 
     /// The group is in use.

@@ -117,6 +117,10 @@ pub struct ReceiverGroup {
     pub landing_bytes: u64,
     /// Segments given up that wait until nobody reads.
     pub deferred_segments: u64,
+    /// How long ago parts of it were merged last; absent if none were since the receiver started.
+    pub merged_ms: Option<u64>,
+    /// Why no parts are merged, where that is not because nothing would be gained.
+    pub not_merged: Option<String>,
     /// What came of it since the receiver started.
     pub counters: ReceiverCounters,
     /// Its volumes, by name.
@@ -143,6 +147,12 @@ pub struct ReceiverCounters {
     pub publications: u64,
     /// Prune records.
     pub prunes: u64,
+    /// Merges of parts that points no longer tell apart.
+    pub merges: u64,
+    /// Bytes that were written for merges.
+    pub merge_written_bytes: u64,
+    /// By how many bytes fewer the new parts of merges have than the old ones.
+    pub merge_freed_bytes: u64,
     /// Connections of its source.
     pub connections: u64,
 }

@@ -238,6 +238,6 @@ fn drawn_bytes(body: &Body) -> u64 {
         Body::Layers(layers) if layers.members.iter().any(|m| !m.parts.is_empty()) => 0,
         Body::Layers(layers) => 4096 + layers.members.iter().map(|m| 12 * m.regions.range_count() as u64).sum::<u64>(),
         Body::Prune(_) => 0,
-        _ => 4096,
+        other => super::merges::drawn_bytes(other),
     }
 }

@@ -9,12 +9,14 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use farside_control::{ApiError, ErrorCode, PointId};
 use farside_ledger::{PartEntry, VerifiedHow};
+use farside_region::{Slot, VolumeId};
 use farside_replication::target::SessionId;
-use farside_store::{GroupNames, PartLander, PointInfo, PointsFound, StoreError};
+use farside_store::{GroupNames, MergeTried, PartLander, PointInfo, PointsFound, StoreError};
 use farside_wire::{PartHeader, SourceMessage};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::SHOW;
+use super::merges::MergeNext;
 use crate::door::Session;
 use crate::points::PointsAsk;
 use crate::status::GroupView;
@@ -58,6 +60,12 @@ pub(crate) enum Mail {
     Show { reply: oneshot::Sender<()> },
     /// Something is to be in the ledger about a point.
     Change { point: PointId, change: PointChange, reply: oneshot::Sender<Result<PointInfo, ApiError>> },
+    /// Somebody has time to merge.
+    MergeNext { reply: oneshot::Sender<MergeNext> },
+    /// A look found more than it gave.
+    MergeAgain { volume: VolumeId, point: Slot, reply: oneshot::Sender<()> },
+    /// What came of writing a merge. The answer: whether its record was accepted.
+    Merged { tried: Box<MergeTried>, reply: oneshot::Sender<bool> },
     /// The process stops.
     Stop,
 }

@@ -67,6 +67,9 @@ impl Group {
 
     /// What was submitted has its verdict.
     pub(super) fn submitted(&mut self, submission: u64, outcome: AppendOutcome) {
+        if self.merge_submitted(submission, &outcome) {
+            return;
+        }
         let trouble = match outcome {
             AppendOutcome::Judged { records } => match records.first() {
                 Some((_, Verdict::Void(reason))) if !matches!(reason, VoidReason::NoSuchPin(_)) => {

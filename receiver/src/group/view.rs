@@ -66,6 +66,7 @@ impl Group {
             Place::Here(here) => {
                 let ages = self.ages(here);
                 view.here(&here.store, self.receiver.vault.path(), &here.target, here.waits, ages, self.dead_bytes, self.tally);
+                view.merging(&self.merging);
             }
         }
         self.view.store(Arc::new(view));

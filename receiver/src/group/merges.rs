@@ -1,0 +1,160 @@
+//! Merges, as far as the group's thread is concerned: what to look at next, and the records of what was written.
+
+use std::time::Instant;
+
+use farside_ledger::{Body, Map, Verdict};
+use farside_objects::Location;
+use farside_region::LayerKey;
+use farside_replication::target::AppendOutcome;
+use farside_store::{MergeLook, MergeTried};
+use tokio::sync::oneshot;
+
+use super::{Group, Place};
+use crate::schedule;
+
+/// A merge takes so much of a disk before it gives anything back.
+const ROOM_BYTES: u64 = 192 << 20;
+
+/// What there is to do.
+#[derive(Debug)]
+pub(crate) enum MergeNext {
+    /// This.
+    Look(Box<MergeLook>),
+    /// Ask again: something else was to be put first.
+    Again,
+    /// Nothing for a while.
+    Nothing,
+}
+
+/// A record about merges, on its way into the ledger.
+pub(super) enum Submitted {
+    Map { key: LayerKey, written_bytes: u64, given_up_bytes: u64, reply: oneshot::Sender<bool> },
+    Decree { reply: oneshot::Sender<MergeNext> },
+}
+
+/// What came of merging in this group, for people.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct MergeStanding {
+    /// When parts were merged last.
+    pub(crate) last: Option<Instant>,
+    /// Why nothing is merged, where that is not because nothing is worth it.
+    pub(crate) why_not: Option<String>,
+}
+
+impl Group {
+    /// What to look at next.
+    pub(super) fn merge_next(&mut self, reply: oneshot::Sender<MergeNext>) {
+        self.merging.why_not = self.why_no_merge();
+        if self.merging.why_not.is_some() {
+            let _ = reply.send(MergeNext::Nothing);
+            return;
+        }
+        let Some(policy) = self.policy.as_ref().map(|policy| self.receiver.config().retention.floor(policy)) else {
+            let _ = reply.send(MergeNext::Nothing);
+            return;
+        };
+        let Place::Here(here) = &mut self.place else { return };
+        if let Some(decree) = here.store.decree_plan() {
+            self.submit(decree);
+            self.merges.insert(self.submitted, Submitted::Decree { reply });
+            return;
+        }
+        // What the next prune takes by itself is not worth writing anything for.
+        let next = match here.store.prune_plan(&policy) {
+            Some(_) => {
+                self.prune.due = true;
+                MergeNext::Nothing
+            }
+            None => here.store.merge_look(&policy).map_or(MergeNext::Nothing, |look| MergeNext::Look(Box::new(look))),
+        };
+        let _ = reply.send(next);
+    }
+
+    fn why_no_merge(&self) -> Option<String> {
+        let here = match &self.place {
+            Place::Here(here) => here,
+            Place::Away { words, .. } => return Some(words.clone()),
+        };
+        if here.store.torn().is_some() {
+            return Some("the ledger is torn".to_owned());
+        }
+        if here.store.image().has_unknown() {
+            return Some("segments are damaged".to_owned());
+        }
+        if self.policy.is_none() {
+            return Some("its source has not said yet what is to be kept".to_owned());
+        }
+        // † A pin keeps a point, and not the parts that it lies in. One that is on its way counts: its reader may replay as soon as it is there.
+        if !self.changing.is_empty() {
+            return Some("a point is being pinned".to_owned());
+        }
+        if here.store.state().points().values().any(|point| point.pins.values().any(|reason| reason == schedule::PIN_REASON)) {
+            return Some("a point is being verified".to_owned());
+        }
+        let is_dir = matches!(self.receiver.config().store, Location::Dir(_));
+        match here.store.space() {
+            Ok(space) if is_dir && space.grantable() < ROOM_BYTES => Some("the store's disk has no room for it".to_owned()),
+            Ok(_) => None,
+            Err(error) => Some(error.to_string()),
+        }
+    }
+
+    /// A merge was written, or not: its record is put if it may be one still.
+    pub(super) fn merged(&mut self, tried: MergeTried, reply: oneshot::Sender<bool>) {
+        let verifying = self.why_no_merge().is_some();
+        let Place::Here(here) = &mut self.place else { return };
+        let (written_bytes, given_up_bytes) =
+            tried.written.as_ref().map_or((0, 0), |written| (written.written_bytes, written.given_up_bytes));
+        let key = tried.key;
+        self.tally.merge_written_bytes += written_bytes;
+        if verifying {
+            here.store.merge_ended(key);
+            let _ = reply.send(false);
+            return;
+        }
+        match here.store.merge_written(tried) {
+            Some(body) => {
+                self.submit(body);
+                self.merges.insert(self.submitted, Submitted::Map { key, written_bytes, given_up_bytes, reply });
+            }
+            None => drop(reply.send(false)),
+        }
+    }
+
+    /// Whether that was a record about merges, which has its verdict now.
+    pub(super) fn merge_submitted(&mut self, submission: u64, outcome: &AppendOutcome) -> bool {
+        let Some(submitted) = self.merges.remove(&submission) else { return false };
+        let accepted =
+            matches!(outcome, AppendOutcome::Judged { records } if records.iter().all(|(_, v)| *v == Verdict::Accepted));
+        match submitted {
+            Submitted::Map { key, written_bytes, given_up_bytes, reply } => {
+                if let Place::Here(here) = &mut self.place {
+                    here.store.merge_ended(key);
+                }
+                if accepted {
+                    self.tally.merges += 1;
+                    self.tally.merge_freed_bytes += given_up_bytes.saturating_sub(written_bytes);
+                    self.merging.last = Some(Instant::now());
+                    tracing::info!(group = %self.names, given_up_bytes, written_bytes, "parts were merged");
+                } else {
+                    tracing::info!(group = %self.names, ?outcome, "a merge came to nothing");
+                }
+                let _ = reply.send(accepted);
+            }
+            Submitted::Decree { reply } => {
+                let _ = reply.send(if accepted { MergeNext::Again } else { MergeNext::Nothing });
+            }
+        }
+        true
+    }
+}
+
+/// What a merge takes of the disk.
+pub(super) fn drawn_bytes(body: &Body) -> u64 {
+    match body {
+        Body::Map(Map { new, regions, .. }) => {
+            4096 + 12 * regions.range_count() as u64 + new.iter().map(|part| part.bytes).sum::<u64>()
+        }
+        _ => 4096,
+    }
+}

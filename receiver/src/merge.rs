@@ -1,0 +1,149 @@
+//! Merging parts that history no longer tells apart: of every group an interval at a time, beside everything else.
+//!
+//! ```text
+//! look (group) ──► find: read footers ──► write one part ──► judge (group): its record, or a decree over it ──► the next
+//! ```
+//!
+//! Invariant: it never holds up a group's thread, which only hands out what to look at and puts the record; and it keeps to its rate. What a
+//! stop or a lost store cuts short is decreed away by whoever opens the group next.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use farside_blockio::process::Priority;
+use farside_store::{GroupNames, StoreError};
+use tokio::sync::oneshot;
+
+use crate::group::{GroupHandle, Mail, MergeNext};
+use crate::process::Receiver;
+
+/// How often it is looked whether anything is due.
+const LOOK: Duration = Duration::from_millis(200);
+/// How long a wait for the rate may be without a look at whether to go on.
+const NAP: Duration = Duration::from_millis(100);
+
+/// Merges until the receiver stops.
+pub(crate) fn start(receiver: Arc<Receiver>) -> std::io::Result<thread::JoinHandle<()>> {
+    thread::Builder::new().name("merge".to_owned()).spawn(move || {
+        let _ = Priority::Idle.set(); // where it is refused, all threads are equal
+        let mut runner = Runner { receiver, looked: BTreeMap::new(), busy: BTreeSet::new() };
+        while !runner.receiver.is_stopping() {
+            runner.look();
+            thread::sleep(LOOK);
+        }
+    })
+}
+
+struct Runner {
+    receiver: Arc<Receiver>,
+    /// When there was nothing to do in a group.
+    looked: BTreeMap<GroupNames, Instant>,
+    /// Groups in which there may be more to do.
+    busy: BTreeSet<GroupNames>,
+}
+
+impl Runner {
+    fn look(&mut self) {
+        let Some(every) = self.receiver.config().merge.every else { return };
+        let groups = self.receiver.roster.all();
+        self.looked.retain(|names, _| groups.iter().any(|group| group.names() == names));
+        for group in groups {
+            // Not so soon after a start, either.
+            let looked = self.looked.get(group.names()).copied().unwrap_or(self.receiver.started);
+            if (!self.busy.contains(group.names()) && looked.elapsed() < every) || self.receiver.is_stopping() {
+                continue;
+            }
+            // One interval, then the next group's turn; where there is nothing to do, not again at once.
+            match self.merge(&group) {
+                true => {
+                    self.busy.insert(group.names().clone());
+                }
+                false => {
+                    self.busy.remove(group.names());
+                    self.looked.insert(group.names().clone(), Instant::now());
+                }
+            }
+        }
+    }
+
+    /// Looks at an interval of a group; says whether there may be more to do.
+    fn merge(&self, group: &GroupHandle) -> bool {
+        let look = match self.ask(group, |reply| Mail::MergeNext { reply }) {
+            Some(MergeNext::Look(look)) => look,
+            Some(MergeNext::Again) => return true,
+            Some(MergeNext::Nothing) | None => return false,
+        };
+        let paced = Paced::new(&self.receiver);
+        let found = match look.find(&|bytes| paced.goes_on(bytes)) {
+            Ok(found) => found,
+            Err(StoreError::Stopped) => return false,
+            Err(error) => {
+                tracing::warn!(group = %group.names(), %error, "what might be merged could not be read");
+                return false;
+            }
+        };
+        for merge in &found.merges {
+            let tried = match look.write(merge, &|bytes| paced.goes_on(bytes)) {
+                Ok(tried) => tried,
+                Err(error) => {
+                    tracing::warn!(group = %group.names(), %error, "nothing can be merged");
+                    return false;
+                }
+            };
+            if let Err(error) = &tried.written {
+                tracing::warn!(group = %group.names(), %error, "parts were not merged");
+            }
+            let failed = tried.written.is_err();
+            // Also what failed: something of it may lie in the store.
+            let goes_on = self.ask(group, |reply| Mail::Merged { tried: Box::new(tried), reply });
+            if failed || goes_on != Some(true) {
+                return false;
+            }
+        }
+        if found.more {
+            self.ask(group, |reply| Mail::MergeAgain { volume: look.volume(), point: look.point(), reply });
+        }
+        true
+    }
+
+    /// Asks a group; `None`: it is gone, or has lost its store meanwhile.
+    fn ask<T>(&self, group: &GroupHandle, mail: impl FnOnce(oneshot::Sender<T>) -> Mail) -> Option<T> {
+        let (reply, answer) = oneshot::channel();
+        self.receiver.runtime.block_on(async {
+            group.tell(mail(reply)).await.ok()?;
+            answer.await.ok()
+        })
+    }
+}
+
+/// Bytes read and written, no more in a second than the configuration says.
+struct Paced<'r> {
+    receiver: &'r Receiver,
+    until: std::cell::Cell<Instant>,
+}
+
+impl<'r> Paced<'r> {
+    fn new(receiver: &'r Receiver) -> Self {
+        Self { receiver, until: std::cell::Cell::new(Instant::now()) }
+    }
+
+    /// Waits for as long as so many bytes more take; says whether to go on.
+    fn goes_on(&self, bytes: u64) -> bool {
+        // The rate may be another one by now.
+        let rate = self.receiver.config().merge.rate.bytes_per_s();
+        let until = self.until.get().max(Instant::now()) + Duration::from_secs_f64(bytes as f64 / rate as f64);
+        self.until.set(until);
+        loop {
+            if self.receiver.is_stopping() || self.receiver.config().merge.every.is_none() {
+                return false;
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return true;
+            }
+            thread::sleep(left.min(NAP));
+        }
+    }
+}
