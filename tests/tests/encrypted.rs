@@ -7,7 +7,7 @@ use std::process::Output;
 
 use farside_nbd::client::Client;
 use farside_tests::verify::{Rng, Verifier};
-use farside_tests::{Site, VolumeSpec, is_quiet, program, run, wait_for, wait_until};
+use farside_tests::{Site, VolumeSpec, is_quiet, program, run, slot_of, wait_for, wait_until};
 use serde_json::Value;
 
 const BYTES: u64 = 24 << 20;
@@ -169,7 +169,19 @@ fn what_leaves_the_host_is_read_with_its_key_and_by_nobody_else() {
     let output = run(verify.arg("--socket").arg(&socket).args(["point", "verify", "latest", "--of", "data", "--json"]));
     let verified: Value = serde_json::from_slice(&output.stdout).expect("JSON");
     assert_eq!(verified["volumes"][0]["damaged_regions"], 0, "{verified}");
-    // And with it everything else that reads.
+    // A reader that was written from the documents alone reads the ledger, and says what it cannot do.
+    let reader = |more: &[&str]| {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("independent/reader.py");
+        let output = std::process::Command::new("/usr/bin/python3").arg(script).arg(site.store()).args(more).output();
+        let output = output.expect("python3 is installed");
+        (output.status.success(), String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
+    };
+    let (done, said) = reader(&[]);
+    assert!(done && said.contains("1 claim") && said.contains("point "), "{said}");
+    let slot = slot_of(site.points("data").last().expect("a point")).to_string();
+    let (done, said) = reader(&["host1/default/data", &slot, "-"]);
+    assert!(!done && said.contains("it is encrypted") && !said.contains("Traceback"), "{said}");
+    // And with the key everything else that reads.
     run(&mut site.farside_at_store(&["store", "check", "--key", &keeper]));
 }
 
