@@ -6,9 +6,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use farside_ledger::{Body, LayerKind, Layers, Record, Unpin, Verdict, Verified, VerifiedHow, encode_object};
+use farside_ledger::{Body, Decree, LayerKind, Layers, Record, Unpin, Verdict, Verified, VerifiedHow, encode_object, volume_id};
 use farside_nbd::client::Client;
-use farside_region::{Seq, Slot};
+use farside_region::{MergeId, Seq, Slot};
 use farside_tests::verify::Rng;
 use farside_tests::{Site, VolumeSpec, program, run, slot_of, wait_for};
 
@@ -256,6 +256,94 @@ fn the_reader_refuses_a_flipped_bit_by_name() {
     let refused = [reader(&store, &[]).1.expect("refused"), restored(&store, newest).expect_err("a record")];
     assert!(refused.iter().all(|refused| refused.contains(&format!("{record}: torn"))), "{refused:?}");
     assert!(restored(&store, first).as_ref() == Ok(image), "what is before a torn record stays readable");
+}
+
+/// What the receiver merges reads as it did before, for both readers, and a receiver that is killed meanwhile leaves nothing behind.
+#[test]
+fn what_was_merged_is_restored_as_it_was() {
+    let spec = VolumeSpec { name: "data".into(), bytes: BYTES as u64, group: "default".into() };
+    let mut site = Site::new(&[spec], "100ms", 2);
+    let toml = site.path("gateway/receiver.toml");
+    let more = "[retention]\ninterval = \"200ms\"\n[merge]\nevery = \"1s\"\n";
+    fs::write(&toml, format!("{more}{}", fs::read_to_string(&toml).expect("read"))).expect("written");
+    site.start_all();
+    let mut host = Host {
+        client: Client::connect(&site.tap("data"), "").expect("connected"),
+        holds: vec![0; BYTES],
+        points: BTreeMap::new(),
+    };
+    host.point(&site, |host| {
+        host.write(0, &noise(6 << 20, 1));
+        host.write(BYTES - 5120, &noise(5120, 2));
+    });
+    let merges = |site: &Site| {
+        let accepted = records(&site.store()).iter().filter(|record| matches!(record.body, Body::Map(_))).count();
+        let parts = |path: &PathBuf| path.parent().and_then(Path::file_name).is_some_and(|term| term.len() >= 19);
+        (accepted, site.segments("data").iter().filter(|path| parts(path)).count())
+    };
+    for round in 0..3 {
+        // Most of what was there is written over, some of it again and again.
+        for i in 0..8_usize {
+            host.point(&site, |host| {
+                host.write(i % 3 * (1 << 20), &noise(1 << 20, 10 + i as u64));
+                host.zero((4 << 20) + i * 512, 4096);
+                host.write(BYTES - 512, &text(512));
+            });
+        }
+        wait_for("parts to be merged", || (merges(&site).0 > round).then_some(()));
+        // Wherever it is by now.
+        site.receiver.take().expect("it runs").kill();
+        site.start_receiver();
+    }
+    site.daemon.take().expect("it runs").stop();
+    wait_for("nothing to be left over", || {
+        let mut check = program("farside");
+        check.args(["store", "check", "--json"]).arg(site.store());
+        let found: serde_json::Value = serde_json::from_slice(&check.output().expect("it starts").stdout).expect("JSON");
+        found["findings"].as_array().is_some_and(Vec::is_empty).then_some(())
+    });
+    site.receiver.take().expect("it runs").stop();
+
+    let store = site.store();
+    let (lines, refused) = reader(&store, &[]);
+    assert!(refused.is_none() && lines.contains(" map,"), "{refused:?} {lines}");
+    let points: Vec<u64> = site.points("data").iter().map(slot_of).collect();
+    assert_eq!(listed(&store), points, "{lines}");
+    assert!(points.iter().any(|slot| host.points.contains_key(slot)), "{points:?} {:?}", host.points.keys());
+    for slot in points {
+        let to = site.path("farside.img");
+        site.restore("data", &slot.to_string(), &to);
+        let by_farside = fs::read(&to).expect("restored");
+        assert!(restored(&store, slot).as_ref() == Ok(&by_farside), "point {slot} differs from what farside restores");
+        assert!(host.points.get(&slot).is_none_or(|held| *held == by_farside), "point {slot} is not what was written");
+        fs::remove_file(to).expect("restored");
+    }
+
+    // A decree, and a map record that comes after it: void, for both.
+    let all = records(&store);
+    let map = all.iter().rev().find_map(|record| if let Body::Map(map) = &record.body { Some(map.clone()) } else { None });
+    let mut map = map.expect("there are merges");
+    let volume =
+        volume_id(&"host1".parse().expect("a name"), &"default".parse().expect("a name"), &"data".parse().expect("a name"));
+    assert_eq!(map.volume, volume);
+    let mut last = append(&store, all.last().expect("records"), Body::Decree(Decree { merges: vec![(volume, MergeId(77))] }));
+    last = append(&store, &last, Body::Decree(Decree { merges: vec![(volume, map.id)] }));
+    last = append(&store, &last, Body::Map(map.clone()));
+    map.id = MergeId(77);
+    last = append(&store, &last, Body::Map(map.clone()));
+    map.id = MergeId(78);
+    last = append(&store, &last, Body::Map(map));
+    let mut state = farside_ledger::State::new(last.group);
+    let verdicts: Vec<Verdict> =
+        records(&store).iter().map(|record| state.apply(record, record.encode().expect("it was read").digest)).collect();
+    let end = verdicts.len();
+    assert_eq!(verdicts[end - 5], Verdict::Accepted);
+    assert!(verdicts[end - 4..].iter().all(|verdict| *verdict != Verdict::Accepted), "{verdicts:?}");
+    let (lines, refused) = reader(&store, &[]);
+    assert!(refused.is_none() && lines.contains(" decree,"), "{refused:?} {lines}");
+    for slot in end - 4..end {
+        assert!(lines.contains(&format!("record {slot} of host1/default: ")), "{lines}");
+    }
 }
 
 #[test]
