@@ -135,7 +135,7 @@ fn curl(bucket: &Bucket) -> Command {
     command
 }
 
-/// The addresses of all segments in a bucket.
+/// The addresses of all segments and packs in a bucket.
 fn segments(bucket: &Bucket) -> Result<Vec<String>> {
     let place = format!("{}/{}", bucket.endpoint, bucket.name);
     let (mut found, mut after) = (Vec::new(), String::new());
@@ -146,7 +146,9 @@ fn segments(bucket: &Bucket) -> Result<Vec<String>> {
         let text = String::from_utf8(output.stdout)?;
         let keys: Vec<&str> =
             text.split("<Key>").skip(1).filter_map(|rest| rest.split_once("</Key>")).map(|(key, _)| key).collect();
-        found.extend(keys.iter().filter(|key| key.contains("/segments/")).map(|key| format!("{place}/{key}")));
+        found.extend(
+            keys.iter().filter(|key| key.contains("/segments/") || key.contains("/packs/")).map(|key| format!("{place}/{key}")),
+        );
         match keys.last().filter(|_| text.contains("<IsTruncated>true")) {
             Some(last) => after = (*last).to_owned(),
             None => return Ok(found),

@@ -17,13 +17,16 @@ ZSTD.ZSTD_decompress.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char
 class Part:
     """A published part, led to by its trailer and held against the record that names it."""
 
-    def __init__(self, store, name, volume, layer, number):
+    def __init__(self, store, name, at, volume, layer, number):
+        """`at`: where it begins in that object, if it lies in a pack; else None."""
         self.path, self.name, self.volume, (size, digest) = os.path.join(store, name), name, volume, layer.parts[number]
+        self.at = at or 0
         trailer = self.bytes_at(size - 64, 64)
         offset, length, zero, its_digest, zeroes, crc, magic = struct.unpack("<QII32sII8s", trailer)
         is_whole = magic == b"FSLAYEND" and crc == crc32c(trailer[:52]) and (zero, zeroes) == (0, 0)
         require(is_whole, name, "its trailer is not whole")
-        require(offset + 32 + length + 64 == size == os.path.getsize(self.path), name, "not as long as its record says")
+        require(offset + 32 + length + 64 == size, name, "not as long as its record says")
+        require(at is not None or size == os.path.getsize(self.path), name, "not as long as its record says")
         head, body = self.bytes_at(offset, 32), self.bytes_at(offset + 32, length)
         kind, codec, zero, stored, start, count, crc = struct.unpack_from("<BBHIQQI", head)
         require(crc32c(head[:28]) == int.from_bytes(head[28:], "little") and crc == crc32c(body), name, "its footer is not whole")
@@ -50,7 +53,7 @@ class Part:
     def bytes_at(self, offset, count):
         try:
             with open(self.path, "rb") as file:  # not kept open: there may be thousands
-                file.seek(max(0, offset))
+                file.seek(max(0, self.at + offset))
                 data = file.read(count)
         except OSError as error:
             raise Damage(f"{self.name}: {error.strerror}") from None

@@ -13,7 +13,7 @@ RUN = 64
 HOURS_2 = 2 * 3600 * 1000
 MERGE = 1 << 63
 KINDS = {1: "claim", 2: "layers", 3: "heartbeat", 4: "pin", 5: "unpin", 6: "prune", 7: "void", 8: "tracking_lost", 9: "prune",
-         11: "verified", 12: "claim", 13: "map", 14: "decree"}
+         10: "pack_places", 11: "verified", 12: "claim", 13: "map", 14: "decree"}
 
 
 class Postcard:
@@ -107,6 +107,8 @@ class Postcard:
                           new=self.many(lambda: (self.u(), self.raw(32))), regions=self.ranges())
         if kind == "decree":
             return Struct(merges=self.many(lambda: (self.raw(16), self.u())))
+        if kind == "pack_places":
+            return Struct(packs=self.many(lambda: (self.raw(16), self.many(lambda: (self.layer_key(), self.u(), self.u())))))
         if kind == "void":
             return Struct(digest=self.raw(32), bytes=self.u())
         prune = Struct(looked=self.u(), keep=self.u(), span=self.u(), has_rules=number == 9,
@@ -164,6 +166,7 @@ class Ledger:
         described = described_as(store, f"{self.folder}/group.json", "farside group")
         require(described["id"] == self.id.hex(), f"{self.folder}/group.json", "of a group of another name")
         self.volumes, self.points, self.digests, self.verdicts, self.clocks = {}, {}, [], [], {}
+        self.said, self.places = {}, {}
         self.time = self.age = 0
         self.stamp = self.roots_changed = self.torn = None
         folder = os.path.join(store, self.folder, "ledger")
@@ -197,6 +200,8 @@ class Ledger:
 
     def take(self, its):
         self.digests.append(its.digest)
+        if its.slot % RUN == 0:
+            self.said = {}
         self.verdicts.append((its.kind, getattr(self, its.kind)(its, its.body) or "accepted"))
         if its.slot % SLOTS == SLOTS - 1:
             self.clocks[its.slot] = (self.time, self.age)
@@ -250,6 +255,9 @@ class Ledger:
             _, term, seq = member.key
             layer = Struct(record=its.slot, slot=its.slot, term=term, seq=seq, digest=member.digest, parts=member.parts,
                            regions=member.regions, bytes=member.bytes, given_up=set())
+            for number in range(len(layer.parts)):
+                if (place := self.said.get((member.key, number))) is not None:
+                    self.places[member.key, number] = place
             volume.layers.append(layer)
             volume.by_key[term, seq] = layer
             volume.seq, volume.bytes = seq, member.bytes
@@ -300,6 +308,17 @@ class Ledger:
     def verified(self, its, body):
         if body.point not in self.points:
             return "void: no such point"
+
+    def pack_places(self, its, body):
+        parts = [(key, number) for _, parts in body.packs for key, number, _ in parts]
+        packs = [pack for pack, _ in body.packs]
+        if not packs or not all(parts for _, parts in body.packs):
+            return "void: nothing"
+        if len(set(packs)) < len(packs) or len(set(parts)) < len(parts):
+            return "void: something twice"
+        if not all(0 <= its.slot - int.from_bytes(pack[:8], "big") < RUN for pack in packs):
+            return "void: a pack of another slot"
+        self.said = {(key, number): (pack, offset) for pack, parts in body.packs for key, number, offset in parts}
 
     def tracking_lost(self, its, body):
         volume = self.volumes.get(body.volume)

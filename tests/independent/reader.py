@@ -56,9 +56,11 @@ def plan(ledger, volume, slot):
         for number in reversed(range(len(layer.parts))):
             if number in layer.given_up:
                 continue
-            name = f"{ledger.folder}/segments/{volume.name}/{layer.term}/{layer.seq}.{number}"
+            pack, at = ledger.places.get(((volume.id, layer.term, layer.seq), number), (None, None))
+            own = f"{ledger.folder}/segments/{volume.name}/{layer.term}/{layer.seq}.{number}"
+            name = own if pack is None else f"{ledger.folder}/packs/{pack.hex()}"
             try:
-                part = Part(ledger.store, name, volume, layer, number)
+                part = Part(ledger.store, name, at, volume, layer, number)
             except Damage:
                 per_region = 1 << volume.region - volume.granule
                 if any(uncovered.take(first * per_region, end * per_region) for first, end in layer.regions):

@@ -29,6 +29,7 @@ const KIND_PRUNE: u16 = 6;
 const KIND_TORN_VOID: u16 = 7;
 const KIND_TRACKING_LOST: u16 = 8;
 const KIND_PRUNE_BY_AGE: u16 = 9;
+const KIND_PACK_PLACES: u16 = 10;
 const KIND_VERIFIED: u16 = 11;
 /// A claim of an encrypted volume: who does not know how to read one refuses the kind.
 const KIND_CLAIM_SEALED: u16 = 12;
@@ -101,6 +102,7 @@ impl Record {
             Body::Verified(b) => (KIND_VERIFIED, to_postcard(b)),
             Body::Map(b) => (KIND_MAP, to_postcard(b)),
             Body::Decree(b) => (KIND_DECREE, to_postcard(b)),
+            Body::PackPlaces(b) => (KIND_PACK_PLACES, to_postcard(b)),
         };
         let total = HEAD_BYTES + body.len() + DIGEST_BYTES;
         if total > RECORD_BYTES_MAX {
@@ -178,6 +180,7 @@ impl Record {
             KIND_VERIFIED => Body::Verified(from_postcard(body)?),
             KIND_MAP => Body::Map(from_postcard(body)?),
             KIND_DECREE => Body::Decree(from_postcard(body)?),
+            KIND_PACK_PLACES => Body::PackPlaces(from_postcard(body)?),
             unknown => return Err(DecodeError::Kind(unknown)),
         };
         Ok((Self { group, slot, prev, nonce, stamp: Stamp { writer, mono_ms, wall_ms }, body }, digest))

@@ -21,6 +21,7 @@ mod codec;
 mod identity;
 mod kept;
 mod merges;
+mod packs;
 mod points;
 mod record;
 mod retention;
@@ -39,6 +40,7 @@ pub use codec::{DecodeError, Encoded, RECORD_BYTES_MAX, RECORD_BYTES_MIN, TooLar
 pub use identity::{group_id, volume_id};
 pub use kept::KeptEnd;
 pub use merges::{MergeFact, Published};
+pub use packs::{PackId, PackPlaces, PackUse, PackedPart, PackedParts, Place};
 pub use points::PointFilter;
 pub use record::{
     Body, Claim, CutTime, Decree, EpochInfo, Heartbeat, LayerEntry, LayerKind, Layers, Map, PartEntry, Pin, Prune, PrunePolicy,

@@ -164,6 +164,7 @@ impl State {
             pruned: BTreeSet::new(),
         };
         volume.merges.insert(map.id, fact);
+        self.packs.give_up(&map.parts);
         self.given_up.push_back(GivenUp { age_clock_ms, parts: map.parts.clone() });
     }
 

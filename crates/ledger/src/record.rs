@@ -8,6 +8,7 @@ use farside_region::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::packs::PackPlaces;
 use crate::retention::Policy;
 
 /// One record, in one slot of one group's ledger.
@@ -67,6 +68,8 @@ pub enum Body {
     Map(Map),
     /// Merges that will never be.
     Decree(Decree),
+    /// Where parts lie that the records after it name.
+    PackPlaces(PackPlaces),
     /// Stands in for the unreadable bytes found in this slot. Always void; kept at `ledger/<n>.void`.
     TornVoid(TornVoid),
 }

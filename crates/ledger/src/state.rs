@@ -14,6 +14,7 @@ use thiserror::Error;
 
 use crate::codec::to_postcard;
 use crate::merges::MergeFact;
+use crate::packs::{PackId, PackUse, Packs, Place};
 use crate::record::{
     Body, Claim, CutTime, EpochInfo, Heartbeat, LayerEntry, LayerKind, Layers, Pin, Prune, PrunedParts, Record, Stamp,
     TrackingLost, Verified, VerifiedHow, VolumeMeta,
@@ -59,6 +60,8 @@ pub struct State {
     pub(crate) given_up: VecDeque<GivenUp>,
     /// The newest points that were verified, retained or not.
     last_proofs: Proofs<PointProof>,
+    /// Where parts lie that have no object of their own.
+    pub(crate) packs: Packs,
 }
 
 /// What an accepted prune or merge gave up.
@@ -262,6 +265,7 @@ impl State {
             touched_bytes: 0,
             given_up: VecDeque::new(),
             last_proofs: Proofs::default(),
+            packs: Packs::default(),
         }
     }
 
@@ -345,6 +349,22 @@ impl State {
         &self.last_proofs
     }
 
+    /// Where a published part lies that has no object of its own, until a day after it was given up.
+    pub fn place(&self, layer: &LayerKey, number: u32) -> Option<Place> {
+        self.packs.place(layer, number)
+    }
+
+    /// The same of a part that is to be published by a record in that slot.
+    pub fn place_in(&self, slot: Slot, layer: &LayerKey, number: u32) -> Option<Place> {
+        self.packs.place_in(slot, layer, number)
+    }
+
+    /// All packs of which something is needed, or was until a day ago by the age clock: whatever is not here, and
+    /// [is decided](PackId::is_decided), nobody needs.
+    pub fn packs(&self) -> &BTreeMap<PackId, PackUse> {
+        self.packs.uses()
+    }
+
     pub(crate) fn held_by(&self, volume: VolumeId) -> Option<&HeldBy> {
         self.held_by.get(&volume)
     }
@@ -411,6 +431,9 @@ impl State {
     /// [follow](Self::follows) is [`VoidReason::BrokenChain`] and leaves even the head alone; callers ask first, to name it.
     pub fn apply(&mut self, record: &Record, digest: RecordDigest) -> Verdict {
         let verdict = self.judge(record);
+        if verdict != Verdict::Void(VoidReason::BrokenChain) {
+            self.packs.reach(record.slot);
+        }
         match verdict {
             Verdict::Void(VoidReason::BrokenChain) => return verdict,
             Verdict::Accepted => self.admit(record),
@@ -443,6 +466,7 @@ impl State {
             }
             Body::Map(map) => self.judge_map(map),
             Body::Decree(decree) => self.judge_decree(decree),
+            Body::PackPlaces(said) => Packs::judge(record.slot, said).map_err(VoidReason::Malformed),
             Body::TornVoid(_) => Err(VoidReason::Torn),
         };
         judged.map_or_else(Verdict::Void, |()| Verdict::Accepted)
@@ -650,6 +674,7 @@ impl State {
             Body::Verified(verified) => self.admit_verified(Proof { slot, wall_ms: record.stamp.wall_ms }, verified),
             Body::Map(map) => self.admit_map(slot, map),
             Body::Decree(decree) => self.admit_decree(decree),
+            Body::PackPlaces(said) => self.packs.say(said),
             Body::TornVoid(_) => unreachable!("a torn slot is always void"),
         }
     }
@@ -695,6 +720,7 @@ impl State {
                 continue;
             }
             self.touched_bytes += volume.admit_layer(slot, layers.kind, entry);
+            self.packs.publish(entry);
             members.push(PointMember {
                 key: entry.key,
                 digest: entry.digest,
@@ -754,6 +780,7 @@ impl State {
             }
         }
         if !prune.parts.is_empty() {
+            self.packs.give_up(&prune.parts);
             self.given_up.push_back(GivenUp { age_clock_ms: self.age_clock_ms, parts: prune.parts.clone() });
         }
         self.roots_changed = Some(slot);
@@ -781,7 +808,8 @@ impl State {
         }
         let before_ms = self.age_clock_ms.checked_sub(GIVEN_UP_LATELY_MS);
         while before_ms.is_some_and(|before| self.given_up.front().is_some_and(|first| first.age_clock_ms <= before)) {
-            self.given_up.pop_front();
+            let gone = self.given_up.pop_front().expect("it was just looked at");
+            self.packs.forget(&gone.parts);
         }
         self.last_stamp = Some(next);
     }

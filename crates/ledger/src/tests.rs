@@ -5,6 +5,7 @@ mod bytes;
 mod chains;
 mod grid;
 mod merges;
+mod packs;
 mod properties;
 mod retention;
 mod stories;

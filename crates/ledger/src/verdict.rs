@@ -173,4 +173,7 @@ pub enum Malformed {
     /// Longer than [`crate::Pin::REASON_BYTES_MAX`].
     #[error("its reason is too long")]
     Reason,
+    /// Of a slot that is later, or too long ago: see [`crate::PackId::SLOTS`].
+    #[error("it names a pack that was put for another slot")]
+    Pack,
 }

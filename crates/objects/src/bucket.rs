@@ -9,14 +9,14 @@
 
 use std::collections::BTreeSet;
 use std::error::Error;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use farside_store::{Backend, Created, Listed, ObjectName, Page, Result, StoreError};
+use farside_store::{Backend, Created, Listed, ObjectName, Page, Result, StoreError, end_to_end};
 use futures_util::StreamExt as _;
 use object_store::path::Path as Key;
 use object_store::{BackoffConfig, ClientOptions, GetOptions, GetRange, ObjectStore, ObjectStoreExt as _, PutMode, RetryConfig};
@@ -215,6 +215,11 @@ impl Backend for Bucket {
         };
         let _permit = self.permit(std::fs::metadata(file).map_err(failed)?.len()).await;
         self.put(name, std::fs::read(file).map_err(failed)?.into()).await
+    }
+
+    async fn adopt_all(&self, name: &ObjectName, files: &[(PathBuf, u64)]) -> Result<Created> {
+        let _permit = self.permit(files.iter().map(|(_, bytes)| bytes).sum()).await;
+        self.put(name, end_to_end(name, files)?).await
     }
 
     async fn get(&self, name: &ObjectName, bytes_max: u64) -> Result<Option<Bytes>> {

@@ -316,6 +316,17 @@ pub const MUTATIONS: &[Mutation] = &[
         STORE,
         "checkpoint_tests::l6_a_slot_below_a_checkpoint_is_decided_by_it",
     ),
+    story(
+        "L4 a pack goes while a part in it is needed",
+        STORE,
+        "packs_tests::l4_a_pack_goes_a_day_after_the_last_part_in_it_was_given_up",
+    ),
+    story(
+        "L4 a pack goes without a look at the leases",
+        STORE,
+        "packs_tests::l4_a_pack_goes_a_day_after_the_last_part_in_it_was_given_up",
+    ),
+    story("T4 a pack that a record may still name goes", STORE, "packs_tests::t4_a_pack_that_a_record_may_still_name_stays"),
     story("T13 a restore shares its target", STORE, "restore_tests::t13_a_restore_has_its_target_alone"),
     // What is written over a point.
     story(

@@ -17,7 +17,7 @@ pub(crate) mod memory;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::future::poll_fn;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
@@ -120,6 +120,14 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// allows. The local file stays.
     async fn adopt(&self, name: &ObjectName, file: &Path) -> Result<Created>;
 
+    /// Makes finished, synced local files one object, end to end, as [`Backend::create`] would. Each has so many bytes.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`], [`StoreError::Damaged`]: a file is not there, or has not as many.
+    async fn adopt_all(&self, name: &ObjectName, files: &[(PathBuf, u64)]) -> Result<Created> {
+        self.create(name, end_to_end(name, files)?).await
+    }
+
     /// The whole of an object that has at most `bytes_max` bytes; `None` if there is none.
     ///
     /// # Errors
@@ -170,6 +178,28 @@ pub trait Backend: Send + Sync + fmt::Debug {
     fn requests_at_once(&self) -> Option<usize> {
         None
     }
+}
+
+/// Files in memory, one behind the other.
+///
+/// # Errors
+/// Those of [`Backend::adopt_all`].
+pub fn end_to_end(name: &ObjectName, files: &[(PathBuf, u64)]) -> Result<Bytes> {
+    let mut content = Vec::with_capacity(usize::try_from(files.iter().map(|(_, bytes)| bytes).sum::<u64>()).unwrap_or(0));
+    for (path, bytes) in files {
+        let before = content.len();
+        let read = std::fs::File::open(path)
+            .and_then(|file| std::io::Read::read_to_end(&mut std::io::Read::take(file, bytes + 1), &mut content));
+        match read {
+            Ok(_) if (content.len() - before) as u64 == *bytes => {}
+            Ok(_) => return Err(StoreError::Damaged { path: path.clone(), why: format!("it has not {bytes} bytes") }),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                return Err(StoreError::NotFound { name: name.to_string(), path: path.clone() });
+            }
+            Err(source) => return Err(StoreError::Io { doing: "reading", path: path.clone(), source }),
+        }
+    }
+    Ok(content.into())
 }
 
 /// Drives a future on this thread, which may sleep. The directory backend's futures never wait; an object store's do.

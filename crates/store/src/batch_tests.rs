@@ -217,9 +217,9 @@ fn a_publication_of_many_points_is_one_record_object_and_a_look_at_the_checkpoin
     asked.remove(&(Request::Get, Sort::Description));
     assert_eq!(
         asked,
-        [((Request::Put, Sort::Segment), 12), ((Request::Put, Sort::Ledger), 1), ((Request::Get, Sort::Checkpoint), 1)].into()
+        [((Request::Put, Sort::Pack), 1), ((Request::Put, Sort::Ledger), 1), ((Request::Get, Sort::Checkpoint), 1)].into()
     );
-    assert_eq!(counts.chain, 3, "parts side by side, the object, the checkpoint");
+    assert_eq!(counts.chain, 3, "their parts, the object, the checkpoint");
 }
 
 /// An object is mended or given up as a whole, and what comes after a torn one with it.

@@ -185,8 +185,9 @@ pub fn check(store: &StoreReader, progress: &(dyn Fn(u64) -> bool + Sync)) -> Re
         report.records += group.image.state().next_slot().0;
         report.points += group.image.state().points().len() as u64;
         report.segments += group.image.parts().iter().count() as u64;
-        report.segment_bytes += group.image.parts().bytes();
-        report.dead_bytes += group.image.parts().dead_bytes(group.image.state());
+        let in_packs = group.image.dead_bytes_in_packs();
+        report.segment_bytes += group.image.parts().bytes() + in_packs;
+        report.dead_bytes += group.image.parts().dead_bytes(group.image.state()) + in_packs;
         group.findings.truncate(FINDINGS_MAX);
         report.findings.append(&mut group.findings);
     }
@@ -344,8 +345,9 @@ impl GroupCheck<'_> {
                     format!("points {}{more} need it: restore another one, or bring the file back from a copy", ids.join(", "))
                 }
             };
-            let object = self.segments.name(&volume.name, &part.name).to_string();
-            let text = format!("volume {}{where_}: segment {object} {}; {needed}", volume.name, fault.why);
+            let at = self.segments.locate(&volume.name, part);
+            let object = at.object.to_string();
+            let text = format!("volume {}{where_}: segment {at} {}; {needed}", volume.name, fault.why);
             let severity = if points.is_empty() && !head { Severity::Warning } else { Severity::Error };
             let base = finding(&self.names, fault.problem);
             let volume = Some(volume.name.clone());
@@ -409,6 +411,7 @@ impl GroupCheck<'_> {
         let backend = &*self.segments.backend;
         let mut listed = Vec::new();
         list_all(&*self.segments.backend, Some(&self.names.folder()), |l| listed.push(l))?;
+        let state = self.image.state();
         let (mut above, mut above_bytes) = (0_u64, 0);
         // The receiver may have appended since the ledger was read: a claim counts as lost only if it is still not there.
         let end = Slots::list(backend, &self.names)?.end().max(self.image.state().next_slot().0);
@@ -426,6 +429,35 @@ impl GroupCheck<'_> {
                 if let Some(text) = leases::in_words(backend, &object.name, age_ms)? {
                     self.findings.push(Finding { severity: Severity::Note, problem: Problem::Lease, text, ..base });
                 }
+                continue;
+            }
+            if let GroupObject::Pack(pack) = known {
+                if let Some(used) = state.packs().get(&pack) {
+                    // (It may hold what came to nothing as well.)
+                    if object.bytes < used.bytes {
+                        let (bytes, parts) = (object.bytes, used.bytes);
+                        let text = format!("pack {} has {bytes} bytes, and {parts} of published parts", object.name);
+                        let problem = Problem::SegmentCorrupt;
+                        self.findings.push(Finding { severity: Severity::Warning, problem, text, ..base });
+                    }
+                    continue;
+                }
+                report.unnamed_bytes += object.bytes;
+                if torn {
+                    above += 1;
+                    above_bytes += object.bytes;
+                    continue;
+                }
+                let (severity, problem, what) = if pack.slot().0 > end {
+                    let what = "was put for a slot beyond the ledger's end: its newest records are lost";
+                    (Severity::Error, Problem::LedgerTorn, what)
+                } else if pack.is_decided(Slot(end)) {
+                    (Severity::Note, Problem::AwaitsDeletion, "holds no part that is needed and waits for its deletion")
+                } else {
+                    (Severity::Note, Problem::Staged, "is of a publication that did not come to pass, or not yet")
+                };
+                let text = format!("pack {} ({} bytes) {what}", object.name, object.bytes);
+                self.findings.push(Finding { severity, problem, text, ..base });
                 continue;
             }
             let GroupObject::Segment { volume, term, seq, number } = known else { continue };
@@ -598,16 +630,18 @@ fn check_part(segments: &Segments, volume: &VolumeMeta, keys: &ContentKeys, part
 /// Reads a part in full. First all of it in one go; if that finds anything, frame by frame, to name every region.
 fn read_part(segments: &Segments, volume: &VolumeMeta, keys: &ContentKeys, part: &Part) -> Result<Vec<Fault>> {
     let all = |problem, why: String| vec![Fault { problem, lost: Lost::All, why }];
-    let object = segments.name(&volume.name, &part.name);
-    let longer = match block_on(segments.backend.size(&object)) {
+    let at_object = segments.locate(&volume.name, part);
+    let (object, end) = (&at_object.object, at_object.byte(part.bytes));
+    let alone = !at_object.is_pack(&segments.names);
+    let longer = match block_on(segments.backend.size(object)) {
         Err(StoreError::Unreadable { source, .. }) => return Ok(all(Problem::SegmentCorrupt, source.to_string())),
         Err(error) => return Err(error),
         Ok(None) => return Ok(all(Problem::SegmentMissing, "is missing".into())),
-        Ok(Some(bytes)) if bytes < part.bytes => {
-            let why = format!("has {bytes} bytes; {} were published", part.bytes);
+        Ok(Some(bytes)) if bytes < end => {
+            let why = format!("has {bytes} bytes; {end} were published");
             return Ok(all(Problem::SegmentCorrupt, why));
         }
-        Ok(Some(bytes)) => (bytes > part.bytes).then(|| Fault {
+        Ok(Some(bytes)) => (alone && bytes > end).then(|| Fault {
             problem: Problem::SegmentCorrupt,
             lost: Lost::Nothing,
             why: format!("has {bytes} bytes, and only the {} that were published are known", part.bytes),
@@ -619,7 +653,7 @@ fn read_part(segments: &Segments, volume: &VolumeMeta, keys: &ContentKeys, part:
         Err(FooterFault::Store(error)) => return Err(error),
     };
     // What the medium does not give is damage of this segment.
-    let read = |offset: u64, len: u64| match block_on(segments.backend.get_range(&object, offset, len)) {
+    let read = |offset: u64, len: u64| match block_on(segments.backend.get_range(object, at_object.byte(offset), len)) {
         Err(StoreError::Unreadable { source, .. }) => Ok(Err(format!("{source} at byte {offset}"))),
         other => other.map(Ok),
     };

@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 
 use farside_layer::{Footer, layer_digest};
 use farside_ledger::{
-    Body, KeptEnd, LayerEntry, Policy, RECORD_BYTES_MAX, Record, State, Verdict, VolumeMeta, room_in_run, volume_id,
+    Body, KeptEnd, LayerEntry, PartEntry, Place, Policy, RECORD_BYTES_MAX, Record, State, Verdict, VolumeMeta, room_in_run,
+    volume_id,
 };
 use farside_region::{
     GranuleDigest, GranuleRun, GroupId, KeyId, LayerKey, LedgerPosition, Name, RecordDigest, RegionSet, Slot, Term, VolumeId,
@@ -35,7 +36,7 @@ use crate::locks::DeletionGuard;
 use crate::names::{GroupNames, GroupObject};
 use crate::points::{self, PointInfo};
 use crate::reader::PointReader;
-use crate::replay::{Torn, Unusable, decode, get, index_all, lost_claim, parallel, replay};
+use crate::replay::{Torn, Unusable, decode, get, index_all, lost_claim, lost_end, parallel, replay};
 use crate::segments::{FooterFault, Segments, runs_of};
 use crate::space::Space;
 use crate::store::{Shared, random};
@@ -58,6 +59,8 @@ const ORPHANS_AFTER_MS: i64 = 24 * 3600 * 1000;
 
 #[path = "merging.rs"]
 mod merging;
+#[path = "packs.rs"]
+mod packs;
 #[path = "repair.rs"]
 mod repair;
 
@@ -135,7 +138,7 @@ pub enum DigestRun {
 }
 
 /// Segments in the order in which a bucket lists them, from the one after this on.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Unseen(Option<ObjectName>);
 
 /// One group, owned by one thread. [`GroupStore::landing`] is for the others.
@@ -166,6 +169,7 @@ pub struct GroupStore {
     /// Segments that no accepted record names, of which one may still: linked by an append that has not succeeded (yet).
     awaited: BTreeMap<PartName, Name>,
     merging: Merging,
+    packs: packs::Packs,
 }
 
 impl GroupStore {
@@ -197,6 +201,7 @@ impl GroupStore {
             unseen: None,
             awaited: BTreeMap::new(),
             merging: Merging::default(),
+            packs: packs::Packs::default(),
         };
         let mut there = Vec::new();
         if group.torn.is_none() {
@@ -208,6 +213,12 @@ impl GroupStore {
                 terms.extend(group.believed(folders)?);
             }
             group.torn = lost_claim(&group.segments.names, group.image.state(), terms.into_iter());
+            if group.torn.is_none()
+                && !group.shared.is_dir
+                && let Some(pack) = group.pack_beyond()?
+            {
+                group.torn = Some(lost_end(&group.segments.names, group.image.state(), pack));
+            }
         }
         let whole = group.torn.is_none();
         group.landing.recover(&group.segments, &group.image, whole)?;
@@ -221,6 +232,7 @@ impl GroupStore {
         } else if whole {
             // A bucket is swept as time goes by: its groups open without that.
             group.unseen = Some(Unseen::default());
+            group.begin_packs();
         }
         Ok(group)
     }
@@ -292,17 +304,18 @@ impl GroupStore {
             let why = format!("{} records do not fit into the {} slots that one object can take now", said.len(), self.room());
             return Err(StoreError::Record(why));
         }
-        let mut runs = self.adopt(said.iter().map(|said| &said.body))?;
-        runs.extend(self.read_merged(said.iter().map(|said| &said.body))?);
-        let mut drafts = Vec::with_capacity(said.len());
-        for Dated { body, ago } in said {
-            let mut stamp = self.shared.stamp();
-            let ago_ms = u64::try_from(ago.as_millis()).unwrap_or(u64::MAX).min(stamp.mono_ms);
-            stamp.mono_ms -= ago_ms;
-            stamp.wall_ms = stamp.wall_ms.saturating_sub_unsigned(ago_ms);
-            drafts.push(Draft { body, nonce: random()?, stamp });
-        }
-        let attempt = Attempt::of_all(self.state(), drafts).map_err(|e| StoreError::Record(e.to_string()))?;
+        let has_room = (said.len() as u64) < self.room();
+        let packs = if has_room { self.plan_packs(said.iter().map(|said| &said.body))? } else { Vec::new() };
+        let attempt = match packs.is_empty() {
+            true => self.attempt(said, None)?,
+            false => {
+                let places = Dated { body: packs::said_of(&packs), ago: Duration::ZERO };
+                self.attempt(said, Some(places))?
+            }
+        };
+        self.put_packs(&packs)?;
+        let mut runs = self.adopt(attempt.records.iter().map(|(record, _)| &record.body), &packs::places_in(&packs))?;
+        runs.extend(self.read_merged(attempt.records.iter().map(|(record, _)| &record.body))?);
         self.put(&attempt)?;
         let segments = Arc::clone(&self.segments);
         let mut appended = Vec::with_capacity(attempt.records.len());
@@ -319,9 +332,28 @@ impl GroupStore {
             self.after(record, &applied);
             write_checkpoint(&*self.segments.backend, self.names(), &self.image);
             let position = LedgerPosition { slot: record.slot, digest: *digest };
-            appended.push(Appended { position, verdict: applied.verdict });
+            if !matches!(record.body, Body::PackPlaces(_)) {
+                appended.push(Appended { position, verdict: applied.verdict });
+            }
         }
+        self.look_at_packs(attempt.records.iter().map(|(record, _)| &record.body));
         Ok(appended)
+    }
+
+    /// The object that says this, and before it where its parts will lie. `places`: none, if all have objects of their own.
+    fn attempt(&self, said: Vec<Dated>, places: Option<Dated>) -> Result<Attempt> {
+        let mut drafts = Vec::with_capacity(said.len() + 1);
+        // Stamps of one object do not run back; where parts lie says nothing of when.
+        let ago_max = said.iter().map(|said| said.ago).max().unwrap_or_default();
+        let places = places.map(|places| Dated { ago: ago_max, ..places });
+        for Dated { body, ago } in places.into_iter().chain(said) {
+            let mut stamp = self.shared.stamp();
+            let ago_ms = u64::try_from(ago.as_millis()).unwrap_or(u64::MAX).min(stamp.mono_ms);
+            stamp.mono_ms -= ago_ms;
+            stamp.wall_ms = stamp.wall_ms.saturating_sub_unsigned(ago_ms);
+            drafts.push(Draft { body, nonce: random()?, stamp });
+        }
+        Attempt::of_all(self.state(), drafts).map_err(|e| StoreError::Record(e.to_string()))
     }
 
     /// How many records one object can take now.
@@ -356,6 +388,7 @@ impl GroupStore {
                             false => self.unsure(slot, error),
                         })?;
                     }
+                    self.look_at_packs(records.iter().map(|(record, _)| &record.body));
                 }
                 Err(unusable) => return Err(self.tear(unusable, slot)),
             }
@@ -471,20 +504,24 @@ impl GroupStore {
         let mut swept = Swept::default();
         // What fails keeps nothing else from being deleted, and is told at the end.
         let mut failed = None;
-        if self.unseen.is_some() && self.listed_at.is_none_or(|at| at.elapsed() >= SWEPT_AGAIN) {
+        if (self.unseen.is_some() || self.packs.unseen.is_some()) && self.listed_at.is_none_or(|at| at.elapsed() >= SWEPT_AGAIN) {
+            self.listed_at = Some(Instant::now());
             failed = self.look_for_debris().err();
+            failed = self.look_for_unnamed_packs().err().or(failed);
         }
         if self.cleared.is_empty() && self.looked_at.is_none_or(|at| at.elapsed() >= LOOKED_AGAIN) {
             // After an error, too: not again at once.
             self.looked_at = Some(Instant::now());
             failed = self.clear().err().or(failed);
         }
-        if !self.cleared.is_empty() && self.swept_at.is_none_or(|at| at.elapsed() >= SWEPT_AGAIN) {
+        let may_go = !self.cleared.is_empty() || !self.cleared_packs(1).is_empty();
+        if may_go && self.swept_at.is_none_or(|at| at.elapsed() >= SWEPT_AGAIN) {
             let of = |part: &PartName| Some((*part, self.dead.get(part)?.volume.clone()));
             let batch: Vec<(PartName, Name)> = self.cleared.iter().filter_map(of).take(DELETE_REQUESTS).collect();
             // After an error, too: not again at once.
             self.swept_at = Some(Instant::now());
-            let backend = &*self.segments.backend;
+            let segments = Arc::clone(&self.segments);
+            let backend = &*segments.backend;
             let deleted = parallel(backend, &batch, |(part, volume)| block_on(backend.delete(&self.segments.name(volume, part))));
             for ((part, _), deleted) in batch.iter().zip(deleted) {
                 // One that cannot be deleted, perhaps never, comes up again with the next look.
@@ -498,15 +535,21 @@ impl GroupStore {
                     Err(error) => failed = Some(error),
                 }
             }
+            let packs = self.cleared_packs(DELETE_REQUESTS - batch.len());
+            let deleted = parallel(backend, &packs, |id| block_on(backend.delete(&self.segments.names.pack(*id))));
+            for (id, deleted) in packs.into_iter().zip(deleted) {
+                swept.deleted += usize::from(deleted.is_ok());
+                self.pack_deleted(id, deleted.is_ok());
+                failed = deleted.err().or(failed);
+            }
         }
-        swept.deferred = self.dead.len();
+        swept.deferred = self.deferred();
         failed.map_or(Ok(swept), Err)
     }
 
     /// Looks at some more of a bucket's segments. What is there waits a day before it goes, so nothing waits for this.
     fn look_for_debris(&mut self) -> Result<()> {
         let Some(Unseen(after)) = &self.unseen else { return Ok(()) };
-        self.listed_at = Some(Instant::now());
         let page = block_on(self.segments.backend.list(Some(&self.names().segments()), after.as_ref(), LISTED_AT_ONCE))?;
         let last = page.objects.last().map(|listed| listed.name.clone());
         let found = page.objects.iter().filter_map(|listed| self.known_segment(listed)).collect();
@@ -517,7 +560,7 @@ impl GroupStore {
 
     /// Whether nothing is left to sweep.
     pub fn is_swept(&self) -> bool {
-        self.dead.is_empty() && self.unseen.is_none()
+        self.deferred() == 0 && self.unseen.is_none() && self.packs.unseen.is_none()
     }
 
     /// Finds out what may be deleted in a bucket: what was given up a day ago, for those who read without a lease, and is not held
@@ -531,10 +574,11 @@ impl GroupStore {
         };
         let due = self.dead.keys().filter(|part| !lately.contains(*part)).map(|part| (*part, given_up(part)));
         let due: Vec<(PartName, Option<Slot>)> = due.collect();
-        if due.is_empty() {
+        if due.is_empty() && !self.packs_wait() {
             return Ok(());
         }
         let held = self.leases.look(&*self.segments.backend, &self.segments.names)?;
+        self.clear_packs(&held);
         for (part, born) in due {
             let may_go = match (born, self.dead.get_mut(&part)) {
                 (Some(born), _) => {
@@ -557,7 +601,7 @@ impl GroupStore {
     pub fn damaged(&self) -> Vec<String> {
         let named = |part: &Part| {
             let volume = self.state().volume(part.name.layer.volume)?;
-            Some(self.segments.name(&volume.meta().name, &part.name).to_string())
+            Some(self.segments.locate(&volume.meta().name, part).object.to_string())
         };
         self.image.damaged().filter_map(|no| named(self.image.parts().get(no)?)).collect()
     }
@@ -573,7 +617,7 @@ impl GroupStore {
 
     /// Files that wait until nobody reads.
     pub fn deferred(&self) -> usize {
-        self.dead.len()
+        self.dead.len() + self.dead_packs()
     }
 
     /// Since when some do.
@@ -621,7 +665,7 @@ impl GroupStore {
         let runs = head_digests(&self.image, volume, run, |part| match self.segments.footer(name, part) {
             Ok(footer) => Ok(Some(footer)),
             Err(FooterFault::Damaged(why)) => {
-                tracing::error!(segment = %self.segments.name(name, &part.name), why, "a segment's footer is damaged");
+                tracing::error!(segment = %self.segments.locate(name, part), why, "a segment's footer is damaged");
                 Ok(None)
             }
             Err(FooterFault::Store(error)) => Err(error),
@@ -652,7 +696,7 @@ impl GroupStore {
         for ((no, _), bad) in frames.iter().zip(bad) {
             let Some((frame, why)) = bad? else { continue };
             let part = self.image.parts().get(*no).expect("the head image uses only parts that are there");
-            tracing::error!(segment = %self.segments.name(&meta.name, &part.name), why, "a segment is damaged; its source sends it again");
+            tracing::error!(segment = %self.segments.locate(&meta.name, part), why, "a segment is damaged; its source sends it again");
             // Only where the head image takes it from there.
             rotten.extend(head.index.extents(frame).filter(|e| e.part == *no).map(|e| e.run));
         }
@@ -706,18 +750,17 @@ impl GroupStore {
 
     /// Bytes of all published segments.
     pub fn segment_bytes(&self) -> u64 {
-        self.image.parts().bytes()
+        self.image.parts().bytes() + self.image.dead_bytes_in_packs()
     }
 
     /// Bytes of those that nothing needs any more. Walks them all.
     pub fn dead_bytes(&self) -> u64 {
-        self.image.parts().dead_bytes(self.state())
+        self.image.parts().dead_bytes(self.state()) + self.image.dead_bytes_in_packs()
     }
 
-    /// Links landed parts into the segments, and reads their footers: what is published is there and is what is named.
-    fn adopt<'b>(&mut self, bodies: impl Iterator<Item = &'b Body>) -> Result<BTreeMap<PartName, PartRuns>> {
-        let mut new: Vec<(&LayerEntry, Name)> = Vec::new();
-        let mut born: Vec<Slot> = Vec::new();
+    /// The layers that come in with these records, in the slots after the head; with the names of their volumes, and their slots.
+    fn new_layers<'b>(&self, bodies: impl Iterator<Item = &'b Body>) -> Result<Vec<(&'b LayerEntry, Name, Slot)>> {
+        let mut new: Vec<(&LayerEntry, Name, Slot)> = Vec::new();
         // What each volume's chain waits for once the records before are in.
         let mut next: BTreeMap<VolumeId, LayerKey> = BTreeMap::new();
         for (slot, body) in (self.state().next_slot().0..).map(Slot).zip(bodies) {
@@ -731,22 +774,35 @@ impl GroupStore {
                 }
                 check_digest(entry)?;
                 awaited.seq = awaited.seq.next();
-                new.push((entry, volume.meta().name.clone()));
-                born.push(slot);
+                new.push((entry, volume.meta().name.clone(), slot));
             }
         }
-        for (entry, name) in &new {
-            // Before anything is linked: what became of it is remembered whatever the answer.
-            let numbers = 0..entry.parts.len() as u32;
-            self.awaited.extend(numbers.map(|number| (PartName { layer: entry.key, number }, name.clone())));
+        Ok(new)
+    }
+
+    /// Links landed parts into the segments, those that do not lie in packs, and reads the footers of all: what is published is there and
+    /// is what is named.
+    fn adopt<'b>(
+        &mut self,
+        bodies: impl Iterator<Item = &'b Body>,
+        places: &BTreeMap<PartName, Place>,
+    ) -> Result<BTreeMap<PartName, PartRuns>> {
+        let new = self.new_layers(bodies)?;
+        let mut alone: Vec<(&Name, PartName, &PartEntry)> = Vec::new();
+        for (entry, name, _) in &new {
+            let parts = (0..).zip(&entry.parts).map(|(number, part)| (PartName { layer: entry.key, number }, part));
+            alone.extend(parts.filter(|(part, _)| !places.contains_key(part)).map(|(part, known)| (name, part, known)));
         }
-        self.landing.adopt(&self.segments, &new)?;
+        // Before anything is linked: what became of it is remembered whatever the answer.
+        self.awaited.extend(alone.iter().map(|(name, part, _)| (*part, (*name).clone())));
+        self.landing.adopt(&self.segments, &alone)?;
         let mut runs = BTreeMap::new();
         // What lies over the head image by then.
         let mut over: BTreeMap<VolumeId, Vec<(GranuleRun, Content)>> = BTreeMap::new();
-        for ((entry, name), born) in new.into_iter().zip(born) {
+        for (entry, name, born) in new {
             let mut layer_runs = Vec::new();
-            for part in parts_of(entry.key, &entry.parts, born) {
+            let place = |number| places.get(&PartName { layer: entry.key, number }).copied();
+            for part in parts_of(entry.key, &entry.parts, born, place) {
                 if !self.shared.is_dir
                     && let Some(entry) = entry.parts.get(part.name.number as usize)
                     && let Ok(footer) = self.landing.footer(&name, &part.name, entry)
@@ -908,7 +964,8 @@ impl GroupStore {
             }
         }
         self.sort_out_merges();
-        for part in &applied.given_up {
+        // What lies in a pack goes with it.
+        for part in applied.given_up.iter().filter(|part| part.place.is_none()) {
             if let Some(volume) = self.state().volume(part.name.layer.volume) {
                 let volume = volume.meta().name.clone();
                 self.dead.insert(part.name, Dead { volume, created_ms: None });

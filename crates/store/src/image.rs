@@ -6,7 +6,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use farside_ledger::{Body, CheckpointParts, LayerEntry, Map, PartEntry, Policy, Prune, PrunePolicy, Record, State, Verdict};
+use farside_ledger::{
+    Body, CheckpointParts, LayerEntry, Map, PartEntry, Place, Policy, Prune, PrunePolicy, Record, State, Verdict,
+};
 use farside_region::{
     Geometry, GranuleIndex, GranuleRun, GroupId, LayerKey, RecordDigest, RegionIndex, RegionRange, RegionSet, Slot, VolumeId,
     mutation,
@@ -108,7 +110,8 @@ impl GroupImage {
     /// A group as a checkpoint holds it: as [`GroupImage::replay`] had made it, nothing indexed.
     pub(crate) fn from_checkpoint(state: State, parts: CheckpointParts) -> Self {
         let group = state.group();
-        Self { state, parts: Parts::from_checkpoint(parts), ..Self::new(group) }
+        let parts = Parts::from_checkpoint(parts, &state);
+        Self { state, parts, ..Self::new(group) }
     }
 
     /// The ledger.
@@ -138,7 +141,7 @@ impl GroupImage {
         let verdict = self.state.apply(record, digest);
         let mut given_up = Vec::new();
         for entry in new.iter().filter(|e| self.state.layer(&e.key).is_some()) {
-            self.parts.add_layer(record.slot, entry);
+            self.parts.add_layer(record.slot, entry, &self.state);
         }
         match &record.body {
             Body::Prune(prune) if verdict == Verdict::Accepted => given_up = self.parts.give_up(&prune.parts),
@@ -296,7 +299,8 @@ impl GroupImage {
     ) -> Result<Applied, E> {
         let mut content = Vec::new();
         for entry in self.new_layers(record) {
-            for part in parts_of(entry.key, &entry.parts, record.slot) {
+            let place = |number| self.state.place_in(record.slot, &entry.key, number);
+            for part in parts_of(entry.key, &entry.parts, record.slot, place) {
                 content.push((part.name, runs(&part)?));
             }
         }
@@ -305,7 +309,7 @@ impl GroupImage {
         {
             // Where they are born matters to nobody who looks at them.
             let runs: Vec<PartRuns> =
-                parts_of(map.key(), &map.new, record.slot).map(|part| runs(&part)).collect::<Result<_, _>>()?;
+                parts_of(map.key(), &map.new, record.slot, |_| None).map(|part| runs(&part)).collect::<Result<_, _>>()?;
             let verdict = self.state.apply(record, digest);
             let given_up = self.merge(map, record.slot, Some(&runs)).into_iter().map(|(_, part)| part).collect();
             return Ok(Applied { verdict, given_up });
@@ -382,6 +386,11 @@ impl GroupImage {
         after
     }
 
+    /// Bytes of parts that were given up and lie in packs of which something is needed.
+    pub fn dead_bytes_in_packs(&self) -> u64 {
+        self.state.packs().values().map(|pack| pack.bytes.saturating_sub(pack.living_bytes)).sum()
+    }
+
     /// A prune record that gives up what `policy` lets go, and the parts that are dead then. `None`: nothing to give up. Large
     /// ones come in several turns. None either while a head image is partly unknown.
     pub fn prune_plan(&self, policy: &Policy) -> Option<Prune> {
@@ -420,7 +429,11 @@ impl GroupImage {
             };
         }
         self.state.volume(key.volume).is_some_and(|volume| match volume.layer(key.term, key.seq) {
-            Some(layer) => name.number >= layer.part_count || layer.pruned().contains(&name.number),
+            // In a pack as well, it has an object of its own from an attempt that came to nothing.
+            Some(layer) => {
+                let elsewhere = self.state.place(key, name.number).is_some();
+                name.number >= layer.part_count || layer.pruned().contains(&name.number) || elsewhere
+            }
             None if mutation::on("T4 sweep everything that no record names") => true,
             None => key.term < volume.term() || (key.term == volume.term() && key.seq <= volume.last_seq()),
         })
@@ -432,8 +445,13 @@ impl GroupImage {
     }
 }
 
-/// The parts that a record names under a key, as they will be once it is accepted.
-pub(crate) fn parts_of(layer: LayerKey, parts: &[PartEntry], born: Slot) -> impl Iterator<Item = Part> + '_ {
+/// The parts that a record names under a key, as they will be once it is accepted. `place`: of those that have no object of their own.
+pub(crate) fn parts_of(
+    layer: LayerKey,
+    parts: &[PartEntry],
+    born: Slot,
+    place: impl Fn(u32) -> Option<Place>,
+) -> impl Iterator<Item = Part> {
     (0..).zip(parts).map(move |(number, part)| Part {
         name: PartName { layer, number },
         bytes: part.bytes,
@@ -441,6 +459,7 @@ pub(crate) fn parts_of(layer: LayerKey, parts: &[PartEntry], born: Slot) -> impl
         born,
         died: None,
         head_granules: 0,
+        place: place(number),
     })
 }
 

@@ -23,7 +23,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use farside_layer::{Footer, PartId, PartVerifier, ReadFooterError, read_footer};
-use farside_ledger::{KeptEnd, LayerEntry, PartEntry, VolumeMeta, volume_id};
+use farside_ledger::{KeptEnd, PartEntry, VolumeMeta, volume_id};
 use farside_region::{LayerKey, Name, Slot, Term, VolumeId};
 
 use crate::backend::{Created, DirBackend, block_on};
@@ -363,16 +363,18 @@ impl Landing {
         Space::of(self.store.root())
     }
 
-    /// Makes the landed parts of a layer segments, durably: the same files under a second name. Parts that are segments
-    /// already are left alone. Only for a layer that no record names: its segments may be replaced.
-    pub(crate) fn adopt(&self, segments: &Segments, layers: &[(&LayerEntry, Name)]) -> Result<()> {
-        let parts = layers.iter().flat_map(|(entry, volume)| {
-            (0..).zip(&entry.parts).map(move |(number, part)| (volume, PartName { layer: entry.key, number }, part))
-        });
-        let parts: Vec<(&Name, PartName, &PartEntry)> = parts.collect();
+    /// Makes landed parts segments, durably: the same files under a second name. Parts that are segments
+    /// already are left alone. Only of layers that no record names: their segments may be replaced.
+    pub(crate) fn adopt(&self, segments: &Segments, parts: &[(&Name, PartName, &PartEntry)]) -> Result<()> {
         // Side by side, so that those of one directory share its syncs.
-        let adopted = at_once(&parts, |(volume, name, part)| self.adopt_part(segments, volume, name, part));
+        let adopted = at_once(parts, |(volume, name, part)| self.adopt_part(segments, volume, name, part));
         adopted.into_iter().collect()
+    }
+
+    /// The file of a part that landed and was never sent elsewhere under a name of its own.
+    pub(crate) fn unsent(&self, volume: &Name, name: &PartName, part: &PartEntry) -> Option<PathBuf> {
+        let here = self.lock().get(&name.layer).and_then(|l| l.parts.get(&name.number).copied());
+        (here == Some(*part) && !self.tried().contains_key(name)).then(|| self.path(volume, name))
     }
 
     fn adopt_part(&self, segments: &Segments, volume: &Name, name: &PartName, part: &PartEntry) -> Result<()> {
@@ -419,6 +421,7 @@ impl Landing {
                 born: Slot(0),
                 died: None,
                 head_granules: 0,
+                place: None,
             };
             segments.forget(name);
             return match segments.footer(volume, &whole) {

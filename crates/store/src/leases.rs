@@ -334,6 +334,11 @@ impl Held {
     pub(crate) fn holds(&self, volume: VolumeId, born: Slot) -> bool {
         self.points.iter().any(|(of, point)| of.is_none_or(|of| of == volume) && born <= *point)
     }
+
+    /// The same of anything that was born in that slot or later.
+    pub(crate) fn holds_any(&self, born: Slot) -> bool {
+        self.points.iter().any(|(_, point)| born <= *point)
+    }
 }
 
 impl Leases {

@@ -61,7 +61,7 @@ pub use aligned::AlignedBytes;
 pub use attempt::{Attempt, Draft, Found};
 #[cfg(any(test, feature = "conformance"))]
 pub use backend::conformance;
-pub use backend::{Backend, Created, DirBackend, Listed, ObjectName, Page, block_on};
+pub use backend::{Backend, Created, DirBackend, Listed, ObjectName, Page, block_on, end_to_end};
 pub use check::{CheckReport, Finding, Problem, Severity, check};
 pub use error::{Remedy, Result, StoreError};
 pub use farside_ledger::PointFilter;

@@ -12,7 +12,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use farside_ledger::{CheckpointPart, CheckpointParts, LayerEntry, Map, PrunedParts, State};
+use farside_ledger::{CheckpointPart, CheckpointParts, LayerEntry, Map, Place, PrunedParts, State};
 use farside_region::{LayerKey, RecordDigest, Slot, VolumeId, mutation};
 
 use crate::index::PartNo;
@@ -50,6 +50,8 @@ pub struct Part {
     pub died: Option<Slot>,
     /// Granules of the head image that lie in it; 0 until it was indexed.
     pub head_granules: u64,
+    /// Where it lies if it has no object of its own.
+    pub place: Option<Place>,
 }
 
 impl Part {
@@ -88,28 +90,37 @@ impl Parts {
         CheckpointParts { next: self.next, parts: self.iter().map(of).collect() }
     }
 
-    /// The inverse; no head image uses any of them yet.
-    pub(crate) fn from_checkpoint(checkpoint: CheckpointParts) -> Self {
+    /// The inverse; no head image uses any of them yet. Where they lie the state knows.
+    pub(crate) fn from_checkpoint(checkpoint: CheckpointParts, state: &State) -> Self {
         let mut parts = Self { next: checkpoint.next, ..Self::default() };
         for CheckpointPart { ordinal, layer, number, bytes, footer_digest, born } in checkpoint.parts {
             let (no, name) = (PartNo(ordinal), PartName { layer, number });
             parts.by_name.insert(name, no);
             parts.bytes += bytes;
-            parts.all.insert(no, Part { name, bytes, footer_digest, born, died: None, head_granules: 0 });
+            let place = state.place(&layer, number);
+            parts.all.insert(no, Part { name, bytes, footer_digest, born, died: None, head_granules: 0, place });
         }
         parts
     }
 
-    /// Those of a layer that was accepted in a slot.
-    pub fn add_layer(&mut self, slot: Slot, entry: &LayerEntry) {
+    /// Those of a layer that was accepted in a slot; `state`: says where they lie.
+    pub fn add_layer(&mut self, slot: Slot, entry: &LayerEntry, state: &State) {
         for (number, part) in (0..).zip(&entry.parts) {
             let id = PartNo(self.next);
             self.next = self.next.checked_add(1).expect("a group never publishes 2^32 parts");
             let name = PartName { layer: entry.key, number };
             self.by_name.insert(name, id);
             self.bytes += part.bytes;
-            let part =
-                Part { name, bytes: part.bytes, footer_digest: part.footer_digest, born: slot, died: None, head_granules: 0 };
+            let place = state.place(&entry.key, number);
+            let part = Part {
+                name,
+                bytes: part.bytes,
+                footer_digest: part.footer_digest,
+                born: slot,
+                died: None,
+                head_granules: 0,
+                place,
+            };
             self.all.insert(id, part);
         }
     }
@@ -137,7 +148,8 @@ impl Parts {
             let name = PartName { layer: map.key(), number };
             self.by_name.insert(name, no);
             self.bytes += new.bytes;
-            let part = Part { name, bytes: new.bytes, footer_digest: new.footer_digest, born, died: None, head_granules: 0 };
+            let (bytes, footer_digest) = (new.bytes, new.footer_digest);
+            let part = Part { name, bytes, footer_digest, born, died: None, head_granules: 0, place: None };
             self.all.insert(no, part);
         }
         gone

@@ -136,7 +136,7 @@ impl GroupStore {
         for body in bodies {
             let Body::Map(map) = body else { continue };
             let Some(volume) = self.state().volume(map.volume) else { continue }; // void, as replay will say
-            for part in parts_of(map.key(), &map.new, Slot(0)) {
+            for part in parts_of(map.key(), &map.new, Slot(0), |_| None) {
                 let footer = self.segments.footer(&volume.meta().name, &part).map_err(|fault| match fault {
                     FooterFault::Store(error) => error,
                     FooterFault::Damaged(why) => StoreError::BadPart { layer: map.key(), part: part.name.number, why },

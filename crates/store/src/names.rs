@@ -1,6 +1,7 @@
 //! What objects are called (`docs/formats/store.md`). Pure.
 
 use data_encoding::HEXLOWER;
+use farside_ledger::PackId;
 use farside_region::{LayerKey, Name, Seq, Slot, Term};
 
 use crate::backend::ObjectName;
@@ -77,6 +78,8 @@ pub enum GroupObject {
     },
     /// A wrapped key; its number.
     Key(u64),
+    /// Several parts, end to end.
+    Pack(PackId),
     /// What a reader holds a point by; its nonce.
     Lease([u8; 16]),
     /// What tells a collector the time; its nonce.
@@ -163,6 +166,16 @@ impl GroupNames {
         self.below(&format!("keys/{number}"))
     }
 
+    /// All packs.
+    pub fn packs(&self) -> ObjectName {
+        self.below("packs")
+    }
+
+    /// One pack. They are listed by the slots for which they were put.
+    pub fn pack(&self, id: PackId) -> ObjectName {
+        self.below(&format!("packs/{}", HEXLOWER.encode(&id.0)))
+    }
+
     /// All leases.
     pub fn leases(&self) -> ObjectName {
         self.below("leases")
@@ -200,6 +213,9 @@ impl GroupNames {
         }
         if let Some(rest) = rest.strip_prefix("keys/") {
             return number(rest).map(GroupObject::Key);
+        }
+        if let Some(rest) = rest.strip_prefix("packs/") {
+            return Some(GroupObject::Pack(PackId(HEXLOWER.decode(rest.as_bytes()).ok()?.try_into().ok()?)));
         }
         if let Some(rest) = rest.strip_prefix("leases/") {
             let clock = rest.strip_suffix(".now");
@@ -289,7 +305,14 @@ mod tests {
         assert_eq!(names.lease_clock([7; 16]).as_str(), format!("groups/host-1/db/leases/{}.now", "07".repeat(16)));
         assert_eq!(names.parse(&names.lease([0xab; 16])), Some(GroupObject::Lease([0xab; 16])));
         assert_eq!(names.parse(&names.lease_clock([7; 16])), Some(GroupObject::LeaseClock([7; 16])));
+        let pack = PackId::new(Slot(0x1234), [0xcd; 8]);
+        assert_eq!(names.pack(pack).as_str(), "groups/host-1/db/packs/0000000000001234cdcdcdcdcdcdcdcd");
+        assert_eq!(names.parse(&names.pack(pack)), Some(GroupObject::Pack(pack)));
+        assert_eq!(pack.slot(), Slot(0x1234));
         for stray in [
+            "packs/0000000000001234CDCDCDCDCDCDCDCD",
+            "packs/00",
+            "packs/x/0000000000001234cdcdcdcdcdcdcdcd",
             "leases/ab",
             "leases/ABABABABABABABABABABABABABABABAB",
             "leases/abababababababababababababababab.then",

@@ -31,7 +31,7 @@ use crate::locks::{ReaderLock, Readers};
 use crate::names::GroupNames;
 use crate::points::{self, PointInfo};
 use crate::replay::{Torn, parallel, replay};
-use crate::segments::{FooterFault, Segments};
+use crate::segments::{FooterFault, Located, Segments};
 use crate::store::{folders_in_landing, list_groups, read_group_description, read_store_description};
 
 /// Payload bytes read from a segment at once.
@@ -702,8 +702,10 @@ impl PointReader {
                 count += 1;
             }
             let (now, later) = left.split_at(count);
-            let named: Vec<(ObjectName, &Piece)> = now.iter().map(|piece| (self.object(piece.no), piece)).collect();
-            let asked = named.iter().map(|(name, piece)| self.segments.backend.get_range(name, piece.start, piece.len)).collect();
+            let named: Vec<(Located, &Piece)> = now.iter().map(|piece| (self.located(piece.no), piece)).collect();
+            let get = |(at, piece): &(Located, &Piece)| (at.object.clone(), at.byte(piece.start), piece.len);
+            let named: Vec<(ObjectName, u64, u64)> = named.iter().map(get).collect();
+            let asked = named.iter().map(|(name, start, len)| self.segments.backend.get_range(name, *start, *len)).collect();
             for (piece, stored) in now.iter().zip(block_on_all(asked)) {
                 self.copy_piece(region, piece, stored, content)?;
             }
@@ -712,9 +714,9 @@ impl PointReader {
         Ok(())
     }
 
-    fn object(&self, no: PartNo) -> ObjectName {
+    fn located(&self, no: PartNo) -> Located {
         let part = self.parts.get(&no).expect("the image uses only parts that live at its point");
-        self.segments.name(&self.volume.name, &part.name)
+        self.segments.locate(&self.volume.name, part)
     }
 
     fn copy_piece(&self, region: RegionIndex, piece: &Piece, stored: Result<Bytes>, content: &mut RegionContent) -> Result<()> {
@@ -782,7 +784,7 @@ impl PointReader {
     }
 
     fn corrupt(&self, no: PartNo, region: RegionIndex, why: String) -> StoreError {
-        let segment = self.parts.get(&no).map(|p| self.segments.name(&self.volume.name, &p.name));
+        let segment = self.parts.get(&no).map(|part| self.segments.locate(&self.volume.name, part).object);
         if self.lease.is_some()
             && let Some(name) = &segment
             && matches!(block_on(self.segments.backend.size(name)), Ok(None))

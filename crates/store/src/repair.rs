@@ -206,6 +206,7 @@ impl GroupStore {
             Body::Verified(verified) => format!("that point {} was verified", verified.point),
             Body::Map(map) => format!("a merge of {} layers' parts", map.parts.len()),
             Body::Decree(_) => "that merges were given up".to_owned(),
+            Body::PackPlaces(said) => format!("where parts of the records after it lie, in {} packs", said.packs.len()),
             _ => "nothing".to_owned(),
         }
     }

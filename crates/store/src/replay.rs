@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::thread;
 
 use bytes::Bytes;
-use farside_ledger::{Body, CheckpointPlace, DecodeError, RECORD_BYTES_MAX, Record, State, decode_object, run_of};
+use farside_ledger::{Body, CheckpointPlace, DecodeError, PackId, RECORD_BYTES_MAX, Record, State, decode_object, run_of};
 use farside_region::{GroupId, RecordDigest, Slot, Term};
 
 #[cfg(test)]
@@ -102,6 +102,16 @@ pub(crate) fn lost_claim(names: &GroupNames, state: &State, terms: impl Iterator
     let why = format!("it is missing, while files of a claim in slot {term} exist: the ledger has lost its newest records");
     tracing::error!(group = %names, %slot, %term, "the ledger has lost its newest records");
     Some(Torn { slot, file, why, newer: false, lost_claim: Some(term), checkpoint: None })
+}
+
+/// A pack is put for the slot after the head: one of a slot above that proves the same.
+pub(crate) fn lost_end(names: &GroupNames, state: &State, pack: PackId) -> Torn {
+    let (slot, beyond) = (state.next_slot(), pack.slot());
+    let file = names.record(slot).to_string();
+    let why =
+        format!("it is missing, while a pack that was put for slot {beyond} exists: the ledger has lost its newest records");
+    tracing::error!(group = %names, %slot, %beyond, "the ledger has lost its newest records");
+    Torn { slot, file, why, newer: false, lost_claim: Some(Term(beyond.0 - 1)), checkpoint: None }
 }
 
 impl From<DecodeError> for Unusable {

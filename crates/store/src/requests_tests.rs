@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use farside_ledger::{LayerKind, Policy};
 use farside_region::Slot;
@@ -10,7 +11,7 @@ use crate::backend::DirBackend;
 use crate::backend::counting::{Counting, Counts, Request, Sort};
 use crate::backend::faulty::{Faulty, Op, When};
 use crate::checkpoint::span;
-use crate::group::GroupStore;
+use crate::group::{Dated, GroupStore};
 use crate::liveness::PartName;
 use crate::names::GroupNames;
 use crate::testkit::{Fill, GRANULE, Runs, TempStore, TestVolume, layers, name};
@@ -68,23 +69,43 @@ fn asked(mut counts: Counts) -> BTreeMap<(Request, Sort), u32> {
     counts.requests
 }
 
+/// However many points, layers and parts: as many objects as their bytes fill, and one of the ledger.
 #[test]
-fn a_publication_is_a_put_for_each_part_one_for_the_record_and_a_look_at_the_checkpoint() {
+fn a_publication_is_one_put_for_its_parts_one_for_its_records_and_a_look_at_the_checkpoint() {
     let bucket = Bucket::new();
     let mut group = bucket.group();
     let mut volume = history(&mut group, 1);
-    for parts in [1, 3] {
-        let runs: Vec<Runs> = (0..u64::from(parts)).map(one).collect();
-        let entry = volume.land(&group, &runs);
-        let (appended, counts) = bucket.counting.during(|| group.append(layers(LayerKind::Point, vec![entry])));
-        assert!(appended.expect("appended").verdict.is_done());
-        assert_eq!(counts.chain, 3, "parts side by side");
+    let sort = |parts: usize| if parts == 1 { Sort::Segment } else { Sort::Pack };
+    for (points, parts) in [(1, 1), (1, 3), (4, 1), (2, 3)] {
+        // The last slot before a checkpoint has no room for where parts lie.
+        while group.room() < points + 1 {
+            volume.publish(&mut group, LayerKind::Fuzzy, &[one(1)]);
+        }
+        let said: Vec<Dated> = (0..points)
+            .map(|i| {
+                let runs: Vec<Runs> = (0..parts as u64).map(|part| one(3 * i + part)).collect();
+                let entry = volume.land(&group, &runs);
+                Dated { body: layers(LayerKind::Point, vec![entry]), ago: Duration::ZERO }
+            })
+            .collect();
+        let whole = group.room() == points + u64::from(points as usize * parts > 1);
+        let (appended, counts) = bucket.counting.during(|| group.append_all(said).expect("appended"));
+        assert!(appended.iter().all(|appended| appended.verdict.is_done()) && appended.len() as u64 == points);
+        if whole {
+            continue; // and a checkpoint
+        }
+        assert_eq!(counts.chain, 3);
         assert_eq!(
             asked(counts),
-            [((Request::Put, Sort::Segment), parts), ((Request::Put, Sort::Ledger), 1), ((Request::Get, Sort::Checkpoint), 1)]
-                .into()
+            [
+                ((Request::Put, sort(points as usize * parts)), 1),
+                ((Request::Put, Sort::Ledger), 1),
+                ((Request::Get, Sort::Checkpoint), 1)
+            ]
+            .into()
         );
     }
+    assert!(bucket.store.files("groups/host/default/packs").len() >= 3);
 }
 
 /// What was created is known; only the record is put again.
@@ -103,7 +124,8 @@ fn an_append_that_failed_at_its_record_sends_no_part_again() {
     group.append(body.clone()).expect_err("the service does not answer");
     let (appended, counts) = counting.during(|| group.append(body));
     assert!(appended.expect("appended").verdict.is_done());
-    assert_eq!(counts.requests.get(&(Request::Put, Sort::Segment)), None, "{counts:?}");
+    let parts = counts.requests.get(&(Request::Put, Sort::Segment)).or(counts.requests.get(&(Request::Put, Sort::Pack)));
+    assert_eq!(parts, None, "{counts:?}");
 }
 
 #[test]
@@ -253,6 +275,7 @@ fn a_writer_of_a_long_history_lists_the_end_of_its_ledger() {
             ((Request::List, Sort::Checkpoint), 1),
             ((Request::List, Sort::Ledger), 2),    // its folders, and the newest of them
             ((Request::List, Sort::Segment), 2),   // the volumes, and the terms of the one there is
+            ((Request::List, Sort::Pack), 1),      // whether there is one of a slot beyond the head
             ((Request::Get, Sort::Checkpoint), 4), // root and state, the root before it, the next one
             ((Request::Get, Sort::Ledger), since + 1),
             ((Request::Range, Sort::Segment), u32::try_from(state.points().len()).expect("few")), // all footers
@@ -281,8 +304,9 @@ fn debris_in_a_bucket_is_found_after_the_group_was_opened() {
     assert_eq!((swept.deleted, swept.deferred), (0, 1));
     // Who reads, and what time it is.
     let leases = [((Request::Put, Sort::Other), 1), ((Request::List, Sort::Other), 1), ((Request::Delete, Sort::Other), 1)];
-    let (leases, segments) = (BTreeMap::from(leases), BTreeMap::from([((Request::List, Sort::Segment), 1)]));
-    assert_eq!(asked(counts), leases.iter().chain(&segments).map(|(asked, count)| (*asked, *count)).collect());
+    let names = [((Request::List, Sort::Segment), 1), ((Request::List, Sort::Pack), 1)];
+    let (leases, names) = (BTreeMap::from(leases), BTreeMap::from(names));
+    assert_eq!(asked(counts), leases.iter().chain(&names).map(|(asked, count)| (*asked, *count)).collect());
     let (_, counts) = bucket.counting.during(|| group.sweep().expect("swept"));
     assert_eq!((asked(counts), group.is_swept()), (leases, false), "all was seen, and one waits");
     volume.claim(&mut group);

@@ -16,7 +16,7 @@ use crate::error::{Result, StoreError};
 use crate::image::PartRuns;
 use crate::index::Content;
 use crate::liveness::{Part, PartName};
-use crate::names::GroupNames;
+use crate::names::{GroupNames, GroupObject};
 use crate::replay::find_record;
 
 /// Bytes of footers kept in memory, per group that is open.
@@ -39,6 +39,37 @@ struct Cache {
     clock: u64,
 }
 
+/// Where a part is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Located {
+    /// Its own object, or the pack that it lies in.
+    pub(crate) object: ObjectName,
+    /// Its first byte there.
+    offset: u64,
+}
+
+impl Located {
+    /// Where a byte of the part is in the object. (A place may say anything; there is nothing beyond an object's end.)
+    pub(crate) fn byte(&self, of_part: u64) -> u64 {
+        self.offset.saturating_add(of_part)
+    }
+
+    /// Whether the object holds other parts, too.
+    pub(crate) fn is_pack(&self, names: &GroupNames) -> bool {
+        matches!(names.parse(&self.object), Some(GroupObject::Pack(_)))
+    }
+}
+
+/// Where to look, for people.
+impl std::fmt::Display for Located {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.offset {
+            0 => write!(f, "{}", self.object),
+            offset => write!(f, "{} from byte {offset} on", self.object),
+        }
+    }
+}
+
 /// Why a footer could not be had.
 #[derive(Debug)]
 pub(crate) enum FooterFault {
@@ -53,9 +84,17 @@ impl Segments {
         Self { backend, names, cache: Mutex::default() }
     }
 
-    /// The object of a part.
+    /// The object that a part has if it has one of its own.
     pub(crate) fn name(&self, volume: &Name, part: &PartName) -> ObjectName {
         self.names.segment(volume, part)
+    }
+
+    /// Where a published part is.
+    pub(crate) fn locate(&self, volume: &Name, part: &Part) -> Located {
+        match part.place {
+            None => Located { object: self.name(volume, &part.name), offset: 0 },
+            Some(place) => Located { object: self.names.pack(place.pack), offset: place.offset },
+        }
     }
 
     /// The footer of a published part.
@@ -64,7 +103,7 @@ impl Segments {
         if let Some(footer) = self.cached(&part.name).filter(|f| check_identity(f, part).is_ok()) {
             return Ok(footer);
         }
-        let footer = Arc::new(self.read(&self.name(volume, &part.name), part.bytes)?);
+        let footer = Arc::new(self.read(&self.locate(volume, part), part.bytes)?);
         check_identity(&footer, part).map_err(FooterFault::Damaged)?;
         self.keep(part.name, &footer);
         Ok(footer)
@@ -76,7 +115,7 @@ impl Segments {
         match self.footer(volume, part) {
             Ok(footer) => Ok(PartRuns::Known(runs_of(&footer))),
             Err(FooterFault::Damaged(why)) => {
-                tracing::error!(segment = %self.name(volume, &part.name), why, "a segment's footer is damaged");
+                tracing::error!(segment = %self.locate(volume, part), why, "a segment's footer is damaged");
                 self.damaged(part, record)
             }
             Err(FooterFault::Store(error)) => Err(error),
@@ -121,11 +160,8 @@ impl Segments {
         };
         let Some(frame) = footer.frames().iter().find(|f| f.offset == offset && f.kind == RunKind::Data) else { return Ok(None) };
         let bad = |why: String| Ok(Some((frame.run, why)));
-        let stored = match block_on(self.backend.get_range(
-            &self.name(&volume.name, &part.name),
-            offset.into(),
-            frame.stored_bytes.into(),
-        )) {
+        let at = self.locate(&volume.name, part);
+        let stored = match block_on(self.backend.get_range(&at.object, at.byte(offset.into()), frame.stored_bytes.into())) {
             Ok(stored) => stored,
             Err(StoreError::NotFound { .. }) => return bad("it is missing".into()),
             Err(StoreError::Unreadable { source, .. }) => return bad(format!("it cannot be read: {source}")),
@@ -152,10 +188,10 @@ impl Segments {
         }
     }
 
-    fn read(&self, name: &ObjectName, part_bytes: u64) -> Result<Footer, FooterFault> {
+    fn read(&self, at: &Located, part_bytes: u64) -> Result<Footer, FooterFault> {
         let tail = |bytes: u64| -> Result<Bytes, FooterFault> {
             let bytes = bytes.min(part_bytes);
-            match block_on(self.backend.get_range(name, part_bytes - bytes, bytes)) {
+            match block_on(self.backend.get_range(&at.object, at.byte(part_bytes - bytes), bytes)) {
                 Ok(tail) if tail.len() as u64 == bytes => Ok(tail),
                 Ok(_) => Err(FooterFault::Damaged(format!("it is shorter than the {part_bytes} bytes that were published"))),
                 Err(StoreError::NotFound { .. }) => Err(FooterFault::Damaged("it is missing".into())),

@@ -97,6 +97,7 @@ const NAMES: &[&str] = &[
     "groups/host/db/ledger/1/5000",
     "groups/host/db/ledger/0/0.void",
     "groups/host/db/segments/v1/5000/17.3",
+    "groups/host/db/packs/0000000000001234cdcdcdcdcdcdcdcd",
 ];
 
 thread_local! {
@@ -195,6 +196,7 @@ fn object_name(bytes: &[u8]) -> Outcome {
                 GroupObject::CheckpointState(number) => names.checkpoint_state(*number),
                 GroupObject::RecordVoid(slot) => names.record_void(*slot),
                 GroupObject::Key(number) => names.key(*number),
+                GroupObject::Pack(pack) => names.pack(*pack),
                 GroupObject::Lease(nonce) => names.lease(*nonce),
                 GroupObject::LeaseClock(nonce) => names.lease_clock(*nonce),
                 GroupObject::Segment { volume: of, term, seq, number } => {

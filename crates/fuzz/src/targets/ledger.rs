@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use farside_ledger::{
-    Body, Claim, CutTime, EpochInfo, Grid, Heartbeat, LayerEntry, LayerKind, Layers, PartEntry, Pin, Policy, Prune, PrunePolicy,
-    PrunedParts, Record, Stamp, State, TornVoid, TrackingLost, Unpin, Verdict, Verified, VerifiedHow, VoidReason, VolumeMeta,
-    decode_object, encode_object, group_id, volume_id,
+    Body, Claim, CutTime, EpochInfo, Grid, Heartbeat, LayerEntry, LayerKind, Layers, PackId, PackPlaces, PackedPart, PackedParts,
+    PartEntry, Pin, Policy, Prune, PrunePolicy, PrunedParts, Record, Stamp, State, TornVoid, TrackingLost, Unpin, Verdict,
+    Verified, VerifiedHow, VoidReason, VolumeMeta, decode_object, encode_object, group_id, volume_id,
 };
 use farside_region::{
     BootId, Generation, Geometry, LayerKey, LedgerPosition, Name, RecordDigest, RegionIndex, RegionSet, Seq, Slot, Term, VolumeId,
@@ -127,7 +127,13 @@ fn bodies() -> Vec<Body> {
         Body::Verified(Verified { point: Slot(4), how: VerifiedHow::WithSource }),
         Body::TornVoid(TornVoid { torn_digest: [0x0b; 32], torn_bytes: 4096 }),
         claim(1, Some(Slot(10))),
-        layers(LayerKind::Fuzzy, vec![entry(1, 11, 1)]),
+        Body::PackPlaces(PackPlaces {
+            packs: vec![PackedParts {
+                pack: PackId::new(Slot(13), [3; 8]),
+                parts: vec![PackedPart { layer: entry(1, 12, 1).key, number: 0, offset: 9 }],
+            }],
+        }),
+        layers(LayerKind::Fuzzy, vec![entry(1, 12, 1)]),
     ]
 }
 

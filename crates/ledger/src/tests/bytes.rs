@@ -54,6 +54,18 @@ fn samples() -> Vec<(&'static str, Record)> {
         ),
         ("torn", Body::TornVoid(TornVoid { torn_digest: [0x0b; 32], torn_bytes: 4096 })),
         ("tracking lost", Body::TrackingLost(TrackingLost { volume: vol(1), term: Term(3) })),
+        (
+            "pack places",
+            Body::PackPlaces(PackPlaces {
+                packs: vec![PackedParts {
+                    pack: PackId::new(Slot(10), [0xab; 8]),
+                    parts: vec![
+                        PackedPart { layer: entry(1, Term(3), 300, 0).key, number: 0, offset: 0 },
+                        PackedPart { layer: entry(1, Term(3), 300, 0).key, number: 1, offset: 300 },
+                    ],
+                }],
+            }),
+        ),
         ("verified", Body::Verified(Verified { point: Slot(300), how: VerifiedHow::WithSource })),
         (
             "map",
@@ -248,6 +260,9 @@ fn checkpointed() -> (EncodedCheckpoint, CheckpointPlace, CheckpointParts) {
     let parts = CheckpointParts { next: 3, parts: vec![part] };
     let volume = VolumeMeta { digest_key: DigestKey::Sealed(seal()), ..meta(7) };
     assert_eq!(w.put(Body::Claim(Claim { volume, looked: None, source: name("host") })), Verdict::Accepted);
+    let (pack, packed) = (PackId::new(w.state.next_slot(), [0xab; 8]), w.next(1, 0).key);
+    let packed = PackedParts { pack, parts: vec![PackedPart { layer: packed, number: 0, offset: 4096 }] };
+    assert_eq!(w.put(Body::PackPlaces(PackPlaces { packs: vec![packed] })), Verdict::Accepted);
     let fuzzy = w.fuzzy(1);
     w.point(&[1]);
     let layer = w.state.layers_above(vol(1), None).find(|layer| layer.slot == fuzzy).expect("there").key;
@@ -271,7 +286,6 @@ fn checkpointed() -> (EncodedCheckpoint, CheckpointPlace, CheckpointParts) {
     };
     assert_eq!(w.put(Body::Map(merge)), Verdict::Accepted);
     assert_eq!(w.put(Body::Decree(Decree { merges: vec![(vol(2), MergeId(3))] })), Verdict::Accepted);
-    assert_eq!(w.put(Body::TornVoid(TornVoid { torn_digest: [1; 32], torn_bytes: 1 })), Verdict::Void(VoidReason::Torn));
     let first = *w.state.points().keys().next().expect("a point");
     for (point, how) in [(first, VerifiedHow::ReadBack), (point, VerifiedHow::WithSource), (point, VerifiedHow::ReadBack)] {
         w.pass_ms(100);

@@ -54,9 +54,13 @@ impl Target {
     pub(super) fn room(&self, state: &State) -> u64 {
         // (What some mistakes make is composed from all of the history.)
         let alone = self.config.limits.publish_every == 0 || carries_terms() || mutation::on(RETRIED);
-        if alone { 1 } else { self.together.min(room_in_run(state.next_slot())) }
+        // One slot stays for a record of where parts lie.
+        if alone { 1 } else { self.together.min((room_in_run(state.next_slot()) - 1).max(1)) }
     }
 }
+
+/// What is said of where one part lies, in bytes.
+const PLACE_BYTES_MAX: usize = 64;
 
 /// Records that are to be appended together, and the state as they will have made it.
 pub(super) struct Batch<'s> {
@@ -66,6 +70,7 @@ pub(super) struct Batch<'s> {
     room: u64,
     records: Vec<Dated>,
     bytes: usize,
+    parts: usize,
     /// Of the parts that they name; so many at most, unless one record alone has more.
     parts_bytes: u64,
     parts_bytes_max: u64,
@@ -74,7 +79,16 @@ pub(super) struct Batch<'s> {
 impl<'s> Batch<'s> {
     /// None yet, and room for so many, and for so many bytes of parts.
     pub(super) fn new(state: &'s State, room: u64, parts_bytes_max: u64) -> Self {
-        Self { state, ahead: None, room: room.min(BATCH_SLOTS), records: Vec::new(), bytes: 0, parts_bytes: 0, parts_bytes_max }
+        Self {
+            state,
+            ahead: None,
+            room: room.min(BATCH_SLOTS),
+            records: Vec::new(),
+            bytes: 0,
+            parts: 0,
+            parts_bytes: 0,
+            parts_bytes_max,
+        }
     }
 
     pub(super) fn has_room(&self) -> bool {
@@ -93,10 +107,9 @@ impl<'s> Batch<'s> {
             self.records.push(dated);
             return true;
         }
-        let parts_bytes = match &dated.body {
-            Body::Layers(layers) => layers.members.iter().flat_map(|member| &member.parts).map(|part| part.bytes).sum(),
-            _ => 0,
-        };
+        let members = if let Body::Layers(layers) = &dated.body { &layers.members[..] } else { &[] };
+        let parts_bytes = members.iter().flat_map(|member| &member.parts).map(|part| part.bytes).sum();
+        let parts = members.iter().map(|member| member.parts.len()).sum::<usize>();
         if !self.records.is_empty() && self.parts_bytes.saturating_add(parts_bytes) > self.parts_bytes_max {
             return false;
         }
@@ -107,11 +120,14 @@ impl<'s> Batch<'s> {
         let encoded = record.encode();
         let bytes = encoded.as_ref().map_or(RECORD_BYTES_MAX, |encoded| encoded.bytes.len());
         let alone = self.records.is_empty();
-        if !alone && object_bytes(self.records.len() + 1, self.bytes + bytes) > RECORD_BYTES_MAX {
+        // What a record of where parts lie takes.
+        let places_bytes = 256 + PLACE_BYTES_MAX * (self.parts + parts);
+        if !alone && object_bytes(self.records.len() + 2, self.bytes + bytes + places_bytes) > RECORD_BYTES_MAX {
             return false;
         }
         self.bytes += bytes;
         self.parts_bytes = self.parts_bytes.saturating_add(parts_bytes);
+        self.parts += parts;
         match encoded {
             Ok(encoded) => drop(self.ahead.get_or_insert_with(|| self.state.without_history()).apply(&record, encoded.digest)),
             Err(_) => self.room = 1,

@@ -112,8 +112,10 @@ fn what_leaves_the_run_of_slots_comes_with_the_next_publication() {
         gateway.wait(SECOND / 10);
     }
     gateway.wait(SECOND / 2);
-    assert_eq!(published(&mut gateway), [60, 61, 62], "up to slot 63");
+    assert_eq!(published(&mut gateway), [60, 61], "up to slot 62: one stays for where parts lie");
     assert!(take(&mut gateway).is_none());
+    gateway.wait(SECOND / 5);
+    assert_eq!(published(&mut gateway), [62], "slot 63 is what is left of the run");
     gateway.wait(SECOND / 2);
     assert_eq!(published(&mut gateway), [63, 64, 65]);
 }
@@ -378,6 +380,30 @@ fn a_receiver_that_stops_publishes_what_is_complete() {
     gateway.part(layer(2), 0, 2);
     gateway.event(Event::Publish);
     assert_eq!(published(&mut gateway), [1]);
+}
+
+/// A budget of requests holds up publication, whatever else would end the wait; but no claim costs a point that is complete.
+#[test]
+fn requests_that_are_used_up_hold_publication_up_and_nothing_else() {
+    let mut gateway = claimed(limits());
+    stage(&mut gateway, 1);
+    gateway.event(Event::Budget { spent: true });
+    gateway.wait(2 * CADENCE);
+    gateway.hear(1, SourceMessage::Publish);
+    gateway.event(Event::Publish);
+    assert!(take(&mut gateway).is_none());
+    stage(&mut gateway, 2);
+    assert!(gateway.said().iter().any(|m| matches!(m, ReceiverMessage::Staged(staged) if staged.layers == [layer(2)])));
+    gateway.event(Event::Budget { spent: false });
+    assert_eq!(published(&mut gateway), [1, 2], "at once");
+    stage(&mut gateway, 3);
+    gateway.event(Event::Budget { spent: true });
+    gateway.hello(2, 9, 1);
+    assert!(take(&mut gateway).is_none(), "a connection alone ends nothing");
+    let claim =
+        farside_ledger::Claim { volume: super::world::meta(1), looked: gateway.state.head(), source: super::world::name("host") };
+    gateway.hear(2, SourceMessage::Claim(farside_wire::ClaimRequest { id: farside_wire::RequestId(3), claim }));
+    assert_eq!(published(&mut gateway), [3]);
 }
 
 #[test]

@@ -50,6 +50,8 @@ pub(crate) enum Sort {
     Checkpoint,
     /// A part.
     Segment,
+    /// Several.
+    Pack,
     /// None of these.
     Other,
 }
@@ -61,6 +63,7 @@ impl Sort {
             (_, _, _, Some("ledger")) => Self::Ledger,
             (_, _, _, Some("checkpoint")) => Self::Checkpoint,
             (_, _, _, Some("segments")) => Self::Segment,
+            (_, _, _, Some("packs")) => Self::Pack,
             (Some("farside-store.json"), ..) | (Some("groups"), _, _, None | Some("group.json")) => Self::Description,
             _ => Self::Other,
         }

@@ -264,7 +264,7 @@ impl MergeLook {
                     Ok(_) => return Ok(MergesFound::default()),
                     Err(FooterFault::Store(error)) => return Err(error),
                     Err(FooterFault::Damaged(why)) => {
-                        tracing::warn!(segment = %self.segments.name(&self.volume.name, &part.name), why, "not merged: it is damaged");
+                        tracing::warn!(segment = %self.segments.locate(&self.volume.name, part), why, "not merged: it is damaged");
                         return Ok(MergesFound::default());
                     }
                 };
@@ -391,7 +391,7 @@ impl MergeLook {
     }
 
     fn damaged(&self, part: &Part, why: String) -> StoreError {
-        let segment = self.segments.name(&self.volume.name, &part.name).to_string();
+        let segment = self.segments.locate(&self.volume.name, part).object.to_string();
         self.unusable(self.volume.name.to_string(), segment, why)
     }
 
@@ -502,8 +502,8 @@ impl Frames<'_> {
         }
         let is_small = part.bytes <= WHOLE_BYTES_MAX && self.held_bytes + part.bytes <= HELD_BYTES_MAX;
         let (first, count) = if is_small { (0, part.bytes) } else { (offset, len) };
-        let object = self.look.segments.name(&self.look.volume.name, &part.name);
-        let stored = match block_on(self.look.segments.backend.get_range(&object, first, count)) {
+        let at = self.look.segments.locate(&self.look.volume.name, part);
+        let stored = match block_on(self.look.segments.backend.get_range(&at.object, at.byte(first), count)) {
             Ok(stored) => stored,
             Err(StoreError::NotFound { .. }) => return Err(self.look.damaged(part, "it is missing".into())),
             Err(StoreError::Unreadable { source, .. }) => {
