@@ -799,7 +799,7 @@ Examples:
     },
     /// Wrap a group's key once more: for another passphrase, file or program. No data is written again.
     ///
-    /// The wrappings that there are stay, and who once had the key keeps it. To take a wrapping away, delete its object keys/N in the
+    /// The wrappings that there are stay, and who once had the key keeps it. To take a wrapping away, delete its file on the host, if there is one (it would come to the store again), then its object keys/N in the
     /// group's folder of the store, after another one was tried.
     #[command(after_long_help = "\
 A folder is what farsided has of a group, in its state directory. It hands the gateway all that lie there when it

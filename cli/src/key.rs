@@ -191,30 +191,43 @@ fn in_folder(folder: &Path) -> Result<farside_daemon::keys::InFolder, Failure> {
         .map_err(|e| Failure::new(Exit::Failed, format!("{e:#}"), "run this as the user that runs farsided"))
 }
 
-/// Unwraps the first key that this opens.
-fn unwrap<'w>(all: impl Iterator<Item = &'w Wrapping>, keeper: &Keeper) -> Result<GroupKey, Failure> {
+/// Unwraps every key that this opens, each once.
+fn unwrap<'w>(all: impl Iterator<Item = &'w Wrapping>, keeper: &Keeper) -> Result<Vec<GroupKey>, Failure> {
     let mut why = format!("{keeper} opens none of the wrapped keys there");
+    let mut keys: Vec<GroupKey> = Vec::new();
     for wrapping in all {
+        if keys.iter().any(|key| key.id() == wrapping.key()) {
+            continue;
+        }
         match wrapping.unwrap(keeper) {
-            Ok(key) => return Ok(key),
+            Ok(key) => keys.push(key),
             Err(WrapError::OtherWay { .. }) => {}
             Err(error) => why = error.to_string(),
         }
     }
-    Err(Failure::new(Exit::Refused, why, "see which there are: farside key list"))
+    if keys.is_empty() { Err(Failure::new(Exit::Refused, why, "see which there are: farside key list")) } else { Ok(keys) }
 }
 
 fn wrap(global: &Global, place: &Place, of: Option<&Address>, key: Keeper, with: Keeper) -> Result<(), Failure> {
-    let (key, path) = match place {
+    let mut made: Vec<Made> = Vec::new();
+    let mut done = |key: &GroupKey, path: String| made.push(Made { path, key: Some(key.id().to_string()) });
+    let key = |all: Vec<&Wrapping>| unwrap(all.into_iter(), &with_passphrase(key, "Passphrase: ")?);
+    // Keys that were there, and which of them this could not open.
+    let ids = |all: &[&Wrapping]| all.iter().map(|wrapping| wrapping.key()).collect::<std::collections::BTreeSet<_>>();
+    let known = match place {
         Place::Folder(folder) => {
             let there = in_folder(folder)?;
-            let key =
-                unwrap(there.iter().filter_map(|(.., wrapping)| wrapping.as_ref().ok()), &with_passphrase(key, "Passphrase: ")?)?;
-            let wrapping = wrapped_anew(&key, with)?;
-            let path = farside_daemon::keys::add(folder, &wrapping);
-            let path =
-                path.map_err(|e| Failure::new(Exit::Failed, format!("{e:#}"), "run this as the user that runs farsided"))?;
-            (key, path.display().to_string())
+            let all: Vec<&Wrapping> = there.iter().filter_map(|(.., wrapping)| wrapping.as_ref().ok()).collect();
+            let known = ids(&all);
+            let keys = key(all)?;
+            let with = with_passphrase(with, "New passphrase: ")?;
+            for key in &keys {
+                let path = farside_daemon::keys::add(folder, &wrapped_anew(key, &with)?);
+                let path =
+                    path.map_err(|e| Failure::new(Exit::Failed, format!("{e:#}"), "run this as the user that runs farsided"))?;
+                done(key, path.display().to_string());
+            }
+            known
         }
         Place::Store(location) => {
             let store = store::open(location)?;
@@ -229,21 +242,36 @@ fn wrap(global: &Global, place: &Place, of: Option<&Address>, key: Keeper, with:
                 ));
             };
             let there = wrappings(&**store.backend(), names)?;
-            let key =
-                unwrap(there.iter().filter_map(|stored| stored.wrapping.as_ref().ok()), &with_passphrase(key, "Passphrase: ")?)?;
-            let wrapping = wrapped_anew(&key, with)?;
-            let (_, number) = add_wrapping(&**store.backend(), names, &wrapping.encode())?;
-            if let Location::Dir(root) = location {
-                give_to_owner(root, &[names.keys(), names.key(number)]);
+            let all: Vec<&Wrapping> = there.iter().filter_map(|stored| stored.wrapping.as_ref().ok()).collect();
+            let known = ids(&all);
+            let keys = key(all)?;
+            let with = with_passphrase(with, "New passphrase: ")?;
+            for key in &keys {
+                let (_, number) = add_wrapping(&**store.backend(), names, &wrapped_anew(key, &with)?.encode())?;
+                if let Location::Dir(root) = location {
+                    give_to_owner(root, &[names.keys(), names.key(number)]);
+                }
+                done(key, names.key(number).to_string());
             }
-            (key, names.key(number).to_string())
+            known
         }
     };
-    let key = key.id().to_string();
     if global.json {
-        return print::json(&Made { path, key: Some(key) });
+        return print::json(&made);
     }
-    print::out(&format!("the key {key} is wrapped once more, in {path}; the other wrappings stay\n"))
+    let mut text = String::new();
+    for Made { path, key } in &made {
+        let key = key.as_deref().unwrap_or_default();
+        text.push_str(&format!("the key {key} is wrapped once more, in {path}; the other wrappings stay\n"));
+    }
+    let is_made = |id: &str| made.iter().any(|made| made.key.as_deref() == Some(id));
+    for id in known.iter().map(ToString::to_string).filter(|id| !is_made(id)) {
+        text.push_str(&format!("! the key {id}, which is there as well, is not opened by this, and was not wrapped\n"));
+    }
+    if let Place::Store(_) = place {
+        text.push_str("  another store does not have it: what farsided keeps for every store is in /var/lib/farside/keys/GROUP on the host\n");
+    }
+    print::out(&text)
 }
 
 /// What root makes in a store must be the receiver's: it reads all wrapped keys before it takes another one.
@@ -256,7 +284,6 @@ fn give_to_owner(root: &Path, objects: &[ObjectName]) {
     }
 }
 
-fn wrapped_anew(key: &GroupKey, with: Keeper) -> Result<Wrapping, Failure> {
-    let with = with_passphrase(with, "New passphrase: ")?;
-    Wrapping::new(key, &with, ARGON2_DEFAULT).map_err(|error| Failure::from_error(Exit::Refused, &error, "nothing was changed"))
+fn wrapped_anew(key: &GroupKey, with: &Keeper) -> Result<Wrapping, Failure> {
+    Wrapping::new(key, with, ARGON2_DEFAULT).map_err(|error| Failure::from_error(Exit::Refused, &error, "nothing was changed"))
 }

@@ -46,8 +46,6 @@ const AGAIN: Duration = Duration::from_secs(1);
 const POLL: Duration = Duration::from_millis(1);
 /// And so long for the last host I/O of a planned stop. Together with `stop_wait_seconds` that is less than systemd waits.
 const TAPS_WAIT: Duration = Duration::from_secs(20);
-/// How long a group waits for its key before it looks at the gateway.
-const KEY_WAIT: Duration = Duration::from_secs(5);
 
 /// What the control thread hears.
 pub(crate) enum Note {
@@ -241,8 +239,6 @@ impl GroupStart {
         let thread = std::thread::Builder::new()
             .name(format!("group-{}", self.name.as_str().get(..8).unwrap_or(self.name.as_str())))
             .spawn(move || {
-                // As a rule it is here before the gateway is.
-                control.around.keys.wait(KEY_WAIT);
                 control.run();
             })?;
         Ok(GroupHandle { inbox, link, thread, heartbeat })
@@ -493,7 +489,7 @@ impl Control {
             }
             Note::Connected(link) => {
                 if let Some(why) = self.why_not_sent() {
-                    return self.hang_up(&link, &why);
+                    return self.hang_up(&link, &why, self.around.keys.is_asked());
                 }
                 let connection = link.number;
                 self.tally.connected();
@@ -547,8 +543,11 @@ impl Control {
     }
 
     /// It is tried again by itself, as after any end of a connection.
-    fn hang_up(&self, link: &Link, why: &str) {
-        error!(group = %self.name, "nothing is sent: {why}");
+    fn hang_up(&self, link: &Link, why: &str, is_soon: bool) {
+        match is_soon {
+            true => info!(group = %self.name, "nothing is sent yet: {why}"),
+            false => error!(group = %self.name, "nothing is sent: {why}"),
+        }
         link.connection.close(farside_transport::CloseCode::Done, "the host has not the key that it takes, or another one");
     }
 
@@ -894,6 +893,7 @@ impl Control {
             Ask::Settings(config) => {
                 self.step(Event::SetEpochInterval { interval: config.epoch_interval.as_nanos() as u64 });
                 self.step(Event::SetPolicy { policy: policy(&config) });
+                self.around.keys.is_configured(config.encryption.as_ref());
                 self.config = config;
             }
             Ask::Points(kind, reply) => match &self.link {
@@ -973,7 +973,7 @@ impl Control {
         if let Some(why) = self.why_not_sent()
             && let Some(link) = self.link.take()
         {
-            self.hang_up(&link, &why);
+            self.hang_up(&link, &why, false);
             self.tally.disconnected(link.connection.statistics());
             self.disconnected(link.number);
         }

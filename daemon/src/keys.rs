@@ -6,6 +6,7 @@
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -43,6 +44,8 @@ pub(crate) struct GroupKeys {
     state_dir: PathBuf,
     held: Mutex<Held>,
     changed: Condvar,
+    /// The configuration says something else by now.
+    outdated: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -100,9 +103,7 @@ pub fn add(folder: &Path, wrapping: &Wrapping) -> anyhow::Result<PathBuf> {
         let path = folder.join(number.to_string());
         match file.persist_noclobber(&path) {
             Ok(_) => {
-                for dir in folder.ancestors().take(3) {
-                    sync_dir(dir)?;
-                }
+                sync_folders(folder)?;
                 return Ok(path);
             }
             Err(taken) if taken.error.kind() == std::io::ErrorKind::AlreadyExists => file = taken.file,
@@ -110,6 +111,11 @@ pub fn add(folder: &Path, wrapping: &Wrapping) -> anyhow::Result<PathBuf> {
         }
     }
     bail!("{} holds {WRAPPINGS_MAX} wrapped keys already: remove those that nobody uses", folder.display())
+}
+
+/// A folder of wrapped keys, and those in which it may be new.
+fn sync_folders(folder: &Path) -> anyhow::Result<()> {
+    folder.ancestors().take(3).try_for_each(|dir| sync_dir(dir).map_err(Into::into))
 }
 
 impl GroupKeys {
@@ -120,7 +126,14 @@ impl GroupKeys {
 
     fn of(state_dir: &Path, group: &Name, encryption: Option<Encryption>) -> Arc<Self> {
         let (group, state_dir) = (group.clone(), state_dir.to_owned());
-        Arc::new(Self { encryption, group, state_dir, held: Mutex::new(Held::Asked), changed: Condvar::new() })
+        Arc::new(Self {
+            encryption,
+            group,
+            state_dir,
+            held: Mutex::new(Held::Asked),
+            changed: Condvar::new(),
+            outdated: AtomicBool::new(false),
+        })
     }
 
     /// Asks for the key of a group, if it has one, until it is here.
@@ -166,6 +179,13 @@ impl GroupKeys {
         if there.is_empty() {
             return self.draw(&folder, keeper);
         }
+        // Who wrote one may have died before it was durable, and a volume may come to depend on it now.
+        for (number, ..) in &there {
+            std::fs::File::open(folder.join(number.to_string()))
+                .and_then(|file| file.sync_all())
+                .context("a wrapped key cannot be synced")?;
+        }
+        sync_folders(&folder)?;
         let mut why = format!("{keeper} unwraps none of the keys in {}", folder.display());
         for (number, _, wrapping) in &there {
             match wrapping.as_ref().map(|wrapping| wrapping.unwrap(keeper)) {
@@ -239,11 +259,28 @@ impl GroupKeys {
         }
     }
 
+    /// What the configuration says now. Keys are those of the start; no volume begins under others than it is to have.
+    pub(crate) fn is_configured(&self, encryption: Option<&Encryption>) {
+        self.outdated.store(self.encryption.as_ref() != encryption, Ordering::Relaxed);
+    }
+
+    /// Whether nothing speaks against sending but that the key is not here yet, for the first time.
+    pub(crate) fn is_asked(&self) -> bool {
+        self.encryption.is_some() && matches!(*self.lock(), Held::Asked)
+    }
+
     /// How a new volume is protected. Of a group that is encrypted its key must be here for that.
     ///
     /// # Errors
     /// Why it is not.
     pub(crate) fn of_new_volume(&self, id: VolumeId) -> anyhow::Result<DigestKey> {
+        if self.outdated.load(Ordering::Relaxed) {
+            bail!(
+                "`encryption` or `key` of group {} changed in the configuration, which counts from the next start on: restart farsided \
+                 (systemctl restart farsided), then add the volume",
+                self.group
+            );
+        }
         let Some(encryption) = &self.encryption else {
             let mut key = [0; 32];
             while key == [0; 32] {
@@ -395,5 +432,11 @@ mod tests {
         let why = none.objection([&clear, &sealed].into_iter()).expect("it is encrypted");
         assert!(why.contains("`encryption`"), "{why}");
         assert!(matches!(none.of_new_volume(VolumeId([3; 16])).expect("random"), DigestKey::Clear(_)));
+        // A group that runs, and is to be encrypted from the next start on: nothing begins in clear meanwhile.
+        none.is_configured(Some(&key_file(dir.path(), 1)));
+        let why = none.of_new_volume(VolumeId([4; 16])).expect_err("not in clear").to_string();
+        assert!(why.contains("restart farsided"), "{why}");
+        none.is_configured(None);
+        none.of_new_volume(VolumeId([4; 16])).expect("as it was");
     }
 }

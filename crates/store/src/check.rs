@@ -172,7 +172,19 @@ pub fn check(store: &StoreReader, progress: &(dyn Fn(u64) -> bool + Sync)) -> Re
         }
         let mut keys = BTreeMap::new();
         for (id, volume) in image.state().volumes() {
-            keys.insert(id, unlocking.keys_if_given(&**store.backend(), &names, volume.meta())?);
+            // That the key is another is said, of each volume; whatever needs none is looked at all the same, here and in other groups.
+            let of_volume = match unlocking.keys_if_given(&**store.backend(), &names, volume.meta()) {
+                Err(error @ StoreError::KeyNeeded { .. }) => {
+                    report.findings.push(Finding {
+                        severity: Severity::Warning,
+                        text: error.to_string(),
+                        ..finding(&names, Problem::Key)
+                    });
+                    (&volume.meta().digest_key).into()
+                }
+                other => other?,
+            };
+            keys.insert(id, of_volume);
         }
         let mut group = GroupCheck { names, image, segments: &segments, keys, bad: Vec::new(), findings: Vec::new() };
         group.check_keys()?;

@@ -3,6 +3,7 @@
 //! Invariant: one is durable before a claim that names its key is appended; none is ever changed. Nothing here holds a key longer than the
 //! reader for which it was unwrapped.
 
+use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
@@ -17,8 +18,8 @@ use crate::replay::get;
 
 /// So many wrapped keys a group may have.
 pub const WRAPPINGS_MAX: u64 = 64;
-/// So many are asked for at once.
-const AT_ONCE: u64 = 4;
+/// So many are asked for at first: as a rule the key is among them.
+const FIRST: u64 = 4;
 
 /// What lies under one of the names.
 #[derive(Clone, Debug)]
@@ -31,30 +32,28 @@ pub struct StoredWrapping {
     pub wrapping: Result<Wrapping, String>,
 }
 
-/// All of a group. The numbers are dense but for what somebody removed: four are asked for at once, and more if all of them are there.
+/// All of a group, whatever was removed between them.
 ///
 /// # Errors
 /// What the file system or the service says.
 pub fn wrappings(backend: &dyn Backend, names: &GroupNames) -> Result<Vec<StoredWrapping>> {
+    wrappings_in(backend, names, 0..WRAPPINGS_MAX)
+}
+
+fn wrappings_in(backend: &dyn Backend, names: &GroupNames, numbers: Range<u64>) -> Result<Vec<StoredWrapping>> {
     let mut found = Vec::new();
-    for first in (0..WRAPPINGS_MAX).step_by(AT_ONCE as usize) {
-        let objects: Vec<_> = (first..first + AT_ONCE).map(|number| names.key(number)).collect();
-        let asked = objects.iter().map(|name| backend.get(name, WRAPPING_BYTES_MAX as u64)).collect();
-        let before = found.len();
-        for (number, answer) in (first..).zip(block_on_all(asked)) {
-            let bytes = match answer {
-                Ok(None) => continue,
-                Ok(Some(bytes)) => Ok(bytes),
-                Err(StoreError::Damaged { why, .. }) => Err(why),
-                Err(StoreError::Unreadable { source, .. }) => Err(format!("it cannot be read: {source}")),
-                Err(error) => return Err(error),
-            };
-            let wrapping = bytes.as_ref().map_err(Clone::clone).and_then(|b| Wrapping::decode(b).map_err(|e| e.to_string()));
-            found.push(StoredWrapping { number, bytes: bytes.unwrap_or_default(), wrapping });
-        }
-        if found.len() - before < AT_ONCE as usize {
-            break;
-        }
+    let objects: Vec<_> = numbers.clone().map(|number| names.key(number)).collect();
+    let asked = objects.iter().map(|name| backend.get(name, WRAPPING_BYTES_MAX as u64)).collect();
+    for (number, answer) in numbers.zip(block_on_all(asked)) {
+        let bytes = match answer {
+            Ok(None) => continue,
+            Ok(Some(bytes)) => Ok(bytes),
+            Err(StoreError::Damaged { why, .. }) => Err(why),
+            Err(StoreError::Unreadable { source, .. }) => Err(format!("it cannot be read: {source}")),
+            Err(error) => return Err(error),
+        };
+        let wrapping = bytes.as_ref().map_err(Clone::clone).and_then(|b| Wrapping::decode(b).map_err(|e| e.to_string()));
+        found.push(StoredWrapping { number, bytes: bytes.unwrap_or_default(), wrapping });
     }
     Ok(found)
 }
@@ -134,13 +133,18 @@ impl Unlocking {
 
 /// The key that a volume says, out of any of its wrappings that this opens.
 fn unwrap(backend: &dyn Backend, names: &GroupNames, volume: &VolumeMeta, seal: &Seal, keeper: &Keeper) -> Result<GroupKey> {
-    let stored = wrappings(backend, names)?;
     let mut why = format!("`{keeper}` opens none of its wrappings");
-    for wrapping in stored.iter().filter_map(|stored| stored.wrapping.as_ref().ok()).filter(|w| w.key() == seal.key) {
-        match wrapping.unwrap(keeper) {
-            Ok(key) => return Ok(key),
-            Err(WrapError::OtherWay { .. }) => {}
-            Err(error) => why = error.to_string(),
+    let mut stored = Vec::new();
+    for numbers in [0..FIRST, FIRST..WRAPPINGS_MAX] {
+        let before = stored.len();
+        stored.extend(wrappings_in(backend, names, numbers)?);
+        for wrapping in stored[before..].iter().filter_map(|stored| stored.wrapping.as_ref().ok()).filter(|w| w.key() == seal.key)
+        {
+            match wrapping.unwrap(keeper) {
+                Ok(key) => return Ok(key),
+                Err(WrapError::OtherWay { .. }) => {}
+                Err(error) => why = error.to_string(),
+            }
         }
     }
     Err(needed(volume, seal, &stored, why))

@@ -160,3 +160,23 @@ fn wrapped_keys_are_asked_for_four_at_once() {
     let bad = add_wrapping(&*counting, &names, b"no key").expect_err("none");
     assert!(matches!(bad, StoreError::BadKey { .. }), "{bad}");
 }
+
+/// Somebody took wrappings away: what lies behind the gap opens the key all the same, and is listed.
+#[test]
+fn a_wrapping_behind_a_gap_is_found() {
+    let (store, volume, point) = store();
+    let names = GroupNames::new(name("host"), name("default"));
+    let reader = StoreReader::open(&store.path()).expect("open");
+    for number in 1..6_u8 {
+        let bytes = wrapped(&group_key(1), &passphrase(&number.to_string()));
+        assert_eq!(add_wrapping(&**reader.backend(), &names, &bytes).expect("kept").1, u64::from(number));
+    }
+    for number in 0..5 {
+        fs::remove_file(store.path().join(names.key(number).as_str())).expect("removed");
+    }
+    let listed = wrappings(&**reader.backend(), &names).expect("listed");
+    assert_eq!(listed.iter().map(|stored| stored.number).collect::<Vec<_>>(), [5]);
+    opened(&store, Some(passphrase("5"))).point_reader(point, volume.id()).expect("its key is there");
+    let why = opened(&store, Some(passphrase("4"))).point_reader(point, volume.id()).expect_err("taken away").to_string();
+    assert!(why.contains("keys/5"), "{why}");
+}

@@ -653,6 +653,7 @@ impl Daemon {
     pub(crate) async fn add_volume(self: &Arc<Self>, add: &VolumeAdd) -> Result<(), ApiError> {
         let one = self.begin_change().await?;
         let volume = self.new_volume(add)?;
+        self.is_read(&volume)?;
         self.around.backings.want_back(&volume.name);
         if !self.volumes.begin(&volume.name) {
             return Err(self.under_way(&volume.name));
@@ -676,6 +677,19 @@ impl Daemon {
         };
         locked(&self.volumes.adding).remove(&volume.name);
         added
+    }
+
+    /// † Whether the volume is to be encrypted is what its files say, not what was read of them at the start: a first sync in clear cannot
+    /// be taken back.
+    fn is_read(&self, volume: &VolumeConfig) -> Result<(), ApiError> {
+        let (path, group) = (locked(&self.config).path.clone(), &volume.group);
+        let invalid = |error: &ConfigError| ApiError::new(ErrorCode::Conflict, error.to_string(), "mend the configuration first");
+        let there = Config::load(&path).map_err(|error| invalid(&error))?.group(group).encryption;
+        if there == locked(&self.config).group(group).encryption {
+            return Ok(());
+        }
+        let what = format!("`encryption` or `key` of group {group} changed in the configuration since farsided read it");
+        Err(ApiError::new(ErrorCode::Conflict, what, "systemctl restart farsided, then add the volume"))
     }
 
     /// A volume that is added is served: it is configured.
