@@ -126,7 +126,7 @@ mod tests {
         assert_eq!(choose_merges(&twelve, true), vec![0..12]);
         assert_eq!(choose_merges(&twelve, false), vec![], "they will be closed in again soon");
         assert_eq!(choose_merges(&twelve[..3], true), vec![], "three that are needed throughout");
-        assert_eq!(choose_merges(&vec![piece(1, 78); 2], true), vec![0..2], "two that give something back");
+        assert_eq!(choose_merges(&[piece(1, 78); 2], true), vec![0..2], "two that give something back");
         assert_eq!(choose_merges(&[piece(1, 100)], true), vec![]);
     }
 
