@@ -376,6 +376,10 @@ impl Group {
                 self.place = Place::Here(Box::new(Here { store, target, generation, spent: false, waits: None }));
                 self.prune.due = true;
                 self.act(actions);
+                // Before anything can be due.
+                if let Some(event) = self.budget() {
+                    self.happened(event);
+                }
                 self.look_at_disk();
             }
         }

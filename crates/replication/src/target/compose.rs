@@ -55,6 +55,9 @@ enum What {
     },
 }
 
+/// So long layers that wait are tried before claims that would drop them, while nothing succeeds.
+const CLAIMS_WAIT: Nanos = 6 * 3600 * 1_000_000_000;
+
 /// A record of layers, as its verdict will have to be understood.
 #[derive(Debug)]
 pub(super) struct Composed {
@@ -83,8 +86,8 @@ impl Target {
             let body = Body::TrackingLost(TrackingLost { volume: report.volume, term: report.term });
             return self.append(What::Loss { session, report }, body, out);
         }
-        // A claim ends the term of what is staged and waits. Not while the store fails: a full one needs its claims first.
-        if self.hurried && self.config.limits.publish_every > 0 && self.trouble.is_none() {
+        // A claim ends the term of what is staged and waits, which may exist nowhere else.
+        if self.hurried && self.config.limits.publish_every > 0 && !self.claims_come_first(now) {
             self.layers_next(now, state, out);
         }
         if self.appending.is_none() {
@@ -107,6 +110,14 @@ impl Target {
             self.charge(now, self.config.limits.file_bytes);
             self.append(What::Compared { point }, Body::Verified(Verified { point, how: VerifiedHow::WithSource }), out);
         }
+    }
+
+    /// Whether layers that cannot be appended are to hold up claims no longer. That the store failed says nothing: as a rule it fails
+    /// for claims as well, and the first that succeeds after an outage must not be the one that drops what waited for its end.
+    fn claims_come_first(&self, now: Nanos) -> bool {
+        let Some(trouble) = self.trouble.as_ref() else { return false };
+        let is_short = self.disk.is_some_and(|disk| disk.free_bytes < self.config.limits.credit_window);
+        is_short || now >= trouble.since.saturating_add(CLAIMS_WAIT)
     }
 
     fn claim_next(&mut self, now: Nanos, state: &State, out: &mut Vec<Action>) {
@@ -389,6 +400,10 @@ impl Target {
     fn heartbeat_due(&self, now: Nanos, state: &State) -> Option<Heartbeat> {
         let due = now >= self.recorded_at.saturating_add(self.config.limits.heartbeat_record);
         let heartbeat = self.heartbeat.as_ref().filter(|_| due)?;
+        // What is staged was staged before, and would have the ledger time of this record.
+        if self.layers.values().any(Landing::is_staged) {
+            return None;
+        }
         let volume = heartbeat.members.first().and_then(|(id, _)| state.volume(*id))?;
         let news = volume.quiet().is_none_or(|(_, t)| t != heartbeat.t);
         news.then(|| heartbeat.clone())
@@ -489,7 +504,8 @@ impl Target {
             self.broadcast(&ReceiverMessage::Notice(notice), out);
             out.push(Action::Report { volume: None, what: Report::AppendFailed { text: text.clone() } });
         }
-        self.trouble = Some(Trouble { text: text.clone(), retry_at });
+        let since = self.trouble.as_ref().map_or(now, |trouble| trouble.since);
+        self.trouble = Some(Trouble { text: text.clone(), since, retry_at });
         match what {
             What::Claim(queued) => self.claims.push_front(queued),
             What::Submission { submission, .. } => {

@@ -80,6 +80,8 @@ pub struct Target {
 #[derive(Clone, Debug)]
 struct Trouble {
     text: String,
+    /// Of the first of the failures that nothing went well between.
+    since: Nanos,
     retry_at: Nanos,
 }
 

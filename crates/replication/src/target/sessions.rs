@@ -284,6 +284,8 @@ impl Target {
             self.refuse(from, RefusalCode::Protocol, None, &text, out);
             return self.close(from, "a claim before its wrapped key", out);
         }
+        // Also of the same run: what is complete under the old term is published before that ends.
+        self.hurried |= self.config.limits.publish_every > 0;
         self.claims.push_back(QueuedClaim { session: from, id: request.id, claim: request.claim });
     }
 

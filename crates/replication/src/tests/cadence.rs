@@ -172,6 +172,39 @@ fn what_waits_is_published_before_another_run_of_the_source_claims() {
     assert_eq!(gateway.state.points().len(), 2, "both stay");
 }
 
+/// What waits is tried before a claim that would drop it, as long as nothing succeeds: also by the first try after an outage; and also
+/// before a claim of the same run.
+#[test]
+fn no_claim_drops_what_waited_for_the_end_of_an_outage() {
+    for is_another_run in [true, false] {
+        let mut gateway = claimed(limits());
+        stage(&mut gateway, 1);
+        stage(&mut gateway, 2);
+        let session = if is_another_run {
+            gateway.hello(2, 9, 1);
+            2
+        } else {
+            1
+        };
+        let claim = farside_ledger::Claim {
+            volume: super::world::meta(1),
+            looked: gateway.state.head(),
+            source: super::world::name("host"),
+        };
+        let request = farside_wire::ClaimRequest { id: farside_wire::RequestId(3), claim };
+        gateway.hear(session, SourceMessage::Claim(request));
+        for _ in 0..20 {
+            let (ticket, records) = take(&mut gateway).expect("tried again");
+            assert!(matches!(records[0], Dated { body: Body::Layers(_), .. }), "what waits comes first");
+            gateway.event(Event::Appended { ticket, outcome: AppendOutcome::Failed { text: "away".into() } });
+            gateway.later();
+        }
+        let all = [published(&mut gateway), published(&mut gateway)].concat();
+        assert_eq!(all, [1, 2], "another run: {is_another_run}");
+        assert_eq!(gateway.state.points().len(), 2);
+    }
+}
+
 #[test]
 fn an_append_that_fails_is_tried_in_pieces_and_one_that_collides_is_built_anew() {
     let mut gateway = claimed(limits());
