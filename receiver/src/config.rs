@@ -212,7 +212,8 @@ pub struct Merge {
 
 impl Default for Merge {
     fn default() -> Self {
-        Self { every: Some(Duration::from_secs(300)), rate: Rate::from_bytes_per_s(20 << 20).expect("in range") }
+        // Until a merge is durable in a checkpoint, a torn record or a copy made while it ran can cost older points (operate.md).
+        Self { every: None, rate: Rate::from_bytes_per_s(20 << 20).expect("in range") }
     }
 }
 

@@ -530,11 +530,6 @@ impl Landing {
                     let layer = landed.entry(name.layer).or_default();
                     layer.volume.get_or_insert(volume);
                     layer.parts.insert(number, entry);
-                    drop(landed);
-                    if !self.linked {
-                        // A process before this one may have put it there: that is asked before it is sent.
-                        self.tried().insert(name, Tried::Asked);
-                    }
                 }
                 Err(Unverified::Io(e)) => return Err(self.store.io("reading", &path, 0, e)),
                 Err(Unverified::Bad(why)) => {
