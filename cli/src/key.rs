@@ -2,7 +2,7 @@
 //!
 //! A key itself is in no output and in no file that this makes: it is unwrapped, wrapped again, and forgotten.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead as _, IsTerminal as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
@@ -11,6 +11,7 @@ use std::process::{Command, Stdio};
 use farside_control::Address;
 use farside_keys::{ARGON2_DEFAULT, GroupKey, Keeper, WrapError, Wrapping};
 use farside_objects::Location;
+use farside_region::KeyId;
 use farside_store::{GroupNames, ObjectName, StoreReader, add_wrapping, wrappings};
 use serde::Serialize;
 
@@ -209,25 +210,14 @@ fn unwrap<'w>(all: impl Iterator<Item = &'w Wrapping>, keeper: &Keeper) -> Resul
 }
 
 fn wrap(global: &Global, place: &Place, of: Option<&Address>, key: Keeper, with: Keeper) -> Result<(), Failure> {
-    let mut made: Vec<Made> = Vec::new();
-    let mut done = |key: &GroupKey, path: String| made.push(Made { path, key: Some(key.id().to_string()) });
-    let key = |all: Vec<&Wrapping>| unwrap(all.into_iter(), &with_passphrase(key, "Passphrase: ")?);
-    // Keys that were there, and which of them this could not open.
-    let ids = |all: &[&Wrapping]| all.iter().map(|wrapping| wrapping.key()).collect::<std::collections::BTreeSet<_>>();
-    let known = match place {
+    let made = match place {
         Place::Folder(folder) => {
-            let there = in_folder(folder)?;
-            let all: Vec<&Wrapping> = there.iter().filter_map(|(.., wrapping)| wrapping.as_ref().ok()).collect();
-            let known = ids(&all);
-            let keys = key(all)?;
-            let with = with_passphrase(with, "New passphrase: ")?;
-            for key in &keys {
-                let path = farside_daemon::keys::add(folder, &wrapped_anew(key, &with)?);
-                let path =
-                    path.map_err(|e| Failure::new(Exit::Failed, format!("{e:#}"), "run this as the user that runs farsided"))?;
-                done(key, path.display().to_string());
-            }
-            known
+            let there = in_folder(folder)?.into_iter().filter_map(|(.., wrapping)| wrapping.ok()).collect();
+            WrapAll { there, key, with }.put(|wrapping| {
+                let path = farside_daemon::keys::add(folder, wrapping);
+                path.map(|path| path.display().to_string())
+                    .map_err(|e| Failure::new(Exit::Failed, format!("{e:#}"), "run this as the user that runs farsided"))
+            })?
         }
         Place::Store(location) => {
             let store = store::open(location)?;
@@ -241,37 +231,62 @@ fn wrap(global: &Global, place: &Place, of: Option<&Address>, key: Keeper, with:
                     what_to_do,
                 ));
             };
-            let there = wrappings(&**store.backend(), names)?;
-            let all: Vec<&Wrapping> = there.iter().filter_map(|stored| stored.wrapping.as_ref().ok()).collect();
-            let known = ids(&all);
-            let keys = key(all)?;
-            let with = with_passphrase(with, "New passphrase: ")?;
-            for key in &keys {
-                let (_, number) = add_wrapping(&**store.backend(), names, &wrapped_anew(key, &with)?.encode())?;
+            let there = wrappings(&**store.backend(), names)?.into_iter().filter_map(|stored| stored.wrapping.ok()).collect();
+            WrapAll { there, key, with }.put(|wrapping| {
+                let (_, number) = add_wrapping(&**store.backend(), names, &wrapping.encode())?;
                 if let Location::Dir(root) = location {
                     give_to_owner(root, &[names.keys(), names.key(number)]);
                 }
-                done(key, names.key(number).to_string());
-            }
-            known
+                Ok(names.key(number).to_string())
+            })?
         }
     };
     if global.json {
-        return print::json(&made);
+        return print::json(&made.made);
     }
     let mut text = String::new();
-    for Made { path, key } in &made {
+    for Made { path, key } in &made.made {
         let key = key.as_deref().unwrap_or_default();
         text.push_str(&format!("the key {key} is wrapped once more, in {path}; the other wrappings stay\n"));
     }
-    let is_made = |id: &str| made.iter().any(|made| made.key.as_deref() == Some(id));
-    for id in known.iter().map(ToString::to_string).filter(|id| !is_made(id)) {
+    for id in &made.left {
         text.push_str(&format!("! the key {id}, which is there as well, is not opened by this, and was not wrapped\n"));
     }
     if let Place::Store(_) = place {
         text.push_str("  another store does not have it: what farsided keeps for every store is in /var/lib/farside/keys/GROUP on the host\n");
     }
     print::out(&text)
+}
+
+/// Every key of a place that `key` opens, to be wrapped with `with` as well.
+struct WrapAll {
+    there: Vec<Wrapping>,
+    key: Keeper,
+    with: Keeper,
+}
+
+/// What came of it.
+struct WrappedAll {
+    made: Vec<Made>,
+    /// Keys that are there and were not opened.
+    left: BTreeSet<KeyId>,
+}
+
+impl WrapAll {
+    /// `put` keeps a wrapping, and says where.
+    fn put(self, put: impl Fn(&Wrapping) -> Result<String, Failure>) -> Result<WrappedAll, Failure> {
+        let keys = unwrap(self.there.iter(), &with_passphrase(self.key, "Passphrase: ")?)?;
+        let with = with_passphrase(self.with, "New passphrase: ")?;
+        let mut left: BTreeSet<KeyId> = self.there.iter().map(Wrapping::key).collect();
+        let mut made = Vec::new();
+        for key in &keys {
+            let wrapping = Wrapping::new(key, &with, ARGON2_DEFAULT)
+                .map_err(|error| Failure::from_error(Exit::Refused, &error, "nothing was changed"))?;
+            made.push(Made { path: put(&wrapping)?, key: Some(key.id().to_string()) });
+            left.remove(&key.id());
+        }
+        Ok(WrappedAll { made, left })
+    }
 }
 
 /// What root makes in a store must be the receiver's: it reads all wrapped keys before it takes another one.
@@ -282,8 +297,4 @@ fn give_to_owner(root: &Path, objects: &[ObjectName]) {
         // Whoever is not root is the owner already, or could not have made it.
         let _ = std::os::unix::fs::chown(root.join(object.as_str()), Some(owner.uid()), Some(owner.gid()));
     }
-}
-
-fn wrapped_anew(key: &GroupKey, with: &Keeper) -> Result<Wrapping, Failure> {
-    Wrapping::new(key, with, ARGON2_DEFAULT).map_err(|error| Failure::from_error(Exit::Refused, &error, "nothing was changed"))
 }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use farside_control::source::EncryptionStatus;
-use farside_keys::{ARGON2_DEFAULT, ContentKeys, GroupKey, Keeper, WRAPPING_BYTES_MAX, WrapError, Wrapping};
+use farside_keys::{ARGON2_DEFAULT, ContentKeys, GroupKey, Keeper, WRAPPING_BYTES_MAX, WRAPPINGS_MAX, WrapError, Wrapping};
 use farside_ledger::VolumeMeta;
 use farside_region::{DigestKey, Name, SealMode, VolumeId};
 use tracing::{error, info};
@@ -24,8 +24,6 @@ use crate::state_dir::volumes_path;
 const AGAIN: Duration = Duration::from_secs(10);
 /// Who needs it at once waits no longer than this.
 const PATIENCE: Duration = Duration::from_secs(75);
-/// So many wrappings of a folder are looked at.
-const WRAPPINGS_MAX: u64 = 64;
 
 /// `encryption` and `key` of a group.
 #[derive(Clone, Debug, PartialEq, Eq)]

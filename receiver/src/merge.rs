@@ -17,12 +17,11 @@ use farside_store::{GroupNames, StoreError};
 use tokio::sync::oneshot;
 
 use crate::group::{GroupHandle, Mail, MergeNext};
+use crate::pace::wait_until;
 use crate::process::Receiver;
 
 /// How often it is looked whether anything is due.
 const LOOK: Duration = Duration::from_millis(200);
-/// How long a wait for the rate may be without a look at whether to go on.
-const NAP: Duration = Duration::from_millis(100);
 
 /// Merges until the receiver stops.
 pub(crate) fn start(receiver: Arc<Receiver>) -> std::io::Result<thread::JoinHandle<()>> {
@@ -135,15 +134,6 @@ impl<'r> Paced<'r> {
         let rate = self.receiver.config().merge.rate.bytes_per_s();
         let until = self.until.get().max(Instant::now()) + Duration::from_secs_f64(bytes as f64 / rate as f64);
         self.until.set(until);
-        loop {
-            if self.receiver.is_stopping() || self.receiver.config().merge.every.is_none() {
-                return false;
-            }
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return true;
-            }
-            thread::sleep(left.min(NAP));
-        }
+        wait_until(until, &|| !self.receiver.is_stopping() && self.receiver.config().merge.every.is_some())
     }
 }

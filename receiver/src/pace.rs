@@ -1,7 +1,22 @@
-//! How often something may happen.
+//! How often something may happen, and when it may go on.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
+
+/// How long a wait may be without a look at whether to go on.
+const NAP: Duration = Duration::from_millis(100);
+
+/// Waits until then, on a thread that has time; `false`: `goes_on` said no before.
+pub(crate) fn wait_until(until: Instant, goes_on: &dyn Fn() -> bool) -> bool {
+    while goes_on() {
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return true;
+        }
+        std::thread::sleep(left.min(NAP));
+    }
+    false
+}
 
 /// When something happened in the last minute.
 #[derive(Debug, Default)]

@@ -26,6 +26,7 @@ use farside_store::{GroupNames, Looked, PointInfo, PointReader, StoreError};
 use jiff::Timestamp;
 
 use crate::group::{GroupHandle, PointChange};
+use crate::pace::wait_until;
 use crate::points::PointsAsk;
 use crate::process::Receiver;
 use crate::verify::{open_member, verify_opened};
@@ -38,8 +39,6 @@ const LOOK: Duration = Duration::from_secs(1);
 const TRIED_AGAIN: Duration = Duration::from_secs(60);
 /// Each time that it cannot be done it is waited for twice as long, and not longer than this.
 const TRIED_AGAIN_MAX: Duration = Duration::from_secs(6 * 3600);
-/// How long a wait for the rate may be without a look at whether to go on.
-const NAP: Duration = Duration::from_millis(100);
 
 /// What came of it, by group, where that is not good.
 #[derive(Debug, Default)]
@@ -299,14 +298,7 @@ impl Runner {
             let (since, so_far) = *paced.lock().unwrap_or_else(PoisonError::into_inner);
             let until = since + Duration::from_secs_f64(looked.read_bytes.saturating_sub(so_far) as f64 / rate as f64);
             *paced.lock().unwrap_or_else(PoisonError::into_inner) = (until.max(Instant::now()), looked.read_bytes);
-            while goes_on() {
-                let left = until.saturating_duration_since(Instant::now());
-                if left.is_zero() {
-                    return true;
-                }
-                thread::sleep(left.min(NAP));
-            }
-            false
+            wait_until(until, &goes_on)
         };
         let mut volumes = Vec::new();
         verify_opened(readers.into_iter().map(Ok), 1, &progress, |volume| volumes.push(volume))?;

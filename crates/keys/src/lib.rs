@@ -25,4 +25,4 @@ pub use frame::{FRAME_HEAD_BYTES, FRAME_OVERHEAD_BYTES, FRAME_SALT_BYTES, STORED
 pub use group::{ContentKeys, GroupKey, VolumeKeys, WrongKey};
 pub use keeper::{Keeper, KeeperError, ParseKeeperError};
 pub use secret::Secret;
-pub use wrapping::{ARGON2_DEFAULT, Argon2Cost, WRAPPING_BYTES_MAX, WrapError, Wrapping};
+pub use wrapping::{ARGON2_DEFAULT, Argon2Cost, WRAPPING_BYTES_MAX, WRAPPINGS_MAX, WrapError, Wrapping};

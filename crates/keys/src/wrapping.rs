@@ -13,6 +13,8 @@ use crate::secret::Secret;
 
 /// The largest wrapping, as a file.
 pub const WRAPPING_BYTES_MAX: usize = 64 << 10;
+/// So many wrapped keys a group may have, in a store as on its host.
+pub const WRAPPINGS_MAX: u64 = 64;
 /// What guessing a passphrase costs, at the least: as RFC 9106 recommends where memory is not plentiful.
 pub const ARGON2_DEFAULT: Argon2Cost = Argon2Cost { memory_kib: 64 << 10, passes: 3, lanes: 4 };
 /// What a wrapping may ask of whoever opens it: it may come from a store that is not trusted.

@@ -832,13 +832,6 @@ fn same_shape(a: &Geometry, b: &Geometry) -> bool {
     a.granule_bytes() == b.granule_bytes() && a.region_bytes() == b.region_bytes()
 }
 
-/// The same shape with another size.
-fn resized(shape: &Geometry, volume_bytes: u64) -> Option<Geometry> {
-    let granule_shift = shape.granule_bytes().trailing_zeros() as u8;
-    let region_granules_shift = shape.region_granules().trailing_zeros() as u8;
-    Geometry::with_shape(volume_bytes, granule_shift, region_granules_shift).ok()
-}
-
 fn layer_bytes(entry: &LayerEntry) -> u64 {
     entry.parts.iter().fold(0, |sum, p| sum.saturating_add(p.bytes))
 }
@@ -847,7 +840,7 @@ fn check_entry(known: &Geometry, entry: &LayerEntry) -> Result<(), Malformed> {
     if entry.key.seq == Seq(0) {
         return Err(Malformed::SeqZero);
     }
-    let grown = resized(known, entry.volume_bytes).filter(|g| g.volume_bytes() >= known.volume_bytes());
+    let grown = known.resized(entry.volume_bytes).ok().filter(|g| g.volume_bytes() >= known.volume_bytes());
     let geometry = grown.ok_or(Malformed::VolumeBytes)?;
     if entry.regions.last().is_some_and(|r| r.0 >= geometry.region_count()) {
         return Err(Malformed::Region);
@@ -978,7 +971,7 @@ impl VolumeState {
         self.unreadable.subtract(&entry.regions);
         self.unreadable.union_with(&entry.unreadable_regions);
         self.quiet = None;
-        if let Some(geometry) = resized(&self.meta.geometry, entry.volume_bytes) {
+        if let Ok(geometry) = self.meta.geometry.resized(entry.volume_bytes) {
             self.meta.geometry = geometry;
         }
         touched_bytes

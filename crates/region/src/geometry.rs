@@ -83,6 +83,14 @@ impl Geometry {
         Ok(Self { volume_bytes, granule_shift, region_shift: granule_shift + region_granules_shift })
     }
 
+    /// The same shape with another size.
+    ///
+    /// # Errors
+    /// Those of [`Geometry::with_shape`].
+    pub fn resized(&self, volume_bytes: u64) -> Result<Self, GeometryError> {
+        Self::with_shape(volume_bytes, self.granule_shift, self.region_shift - self.granule_shift)
+    }
+
     /// Size of the volume in bytes.
     pub fn volume_bytes(&self) -> u64 {
         self.volume_bytes

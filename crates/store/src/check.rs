@@ -550,6 +550,17 @@ impl GroupCheck<'_> {
             let base = Finding { object: Some(object), ..finding(&self.names, Problem::Foreign) };
             self.findings.push(Finding { severity: Severity::Warning, text, ..base });
         }
+        let next = newest.map_or(0, |newest| newest + 1);
+        let is_begun = get(backend, &self.names.checkpoint_state(next), CHECKPOINT_STATE_BYTES_MAX)?.is_some();
+        if is_begun {
+            let object = self.names.checkpoint(next).to_string();
+            let text = format!(
+                "checkpoint {object} is missing, and its state is there: it was not completed, or was lost; the ledger's records are whole \
+                 without it, and the receiver writes it again when it starts"
+            );
+            let base = Finding { object: Some(object), ..finding(&self.names, Problem::Checkpoint) };
+            self.findings.push(Finding { severity: Severity::Warning, text, ..base });
+        }
         let Some(newest) = newest else { return Ok(()) };
         let again = "stop the receiver, delete this checkpoint and all after it, roots and states, and the receiver writes them again \
                      when it starts";
@@ -557,7 +568,7 @@ impl GroupCheck<'_> {
             for (name, state) in [(self.names.checkpoint(number), false), (self.names.checkpoint_state(number), true)] {
                 let wanted = expected.get(&number).map(|(root, whole)| if state { whole } else { root });
                 let found = get(backend, &name, CHECKPOINT_STATE_BYTES_MAX)?;
-                let is_old = number + checkpoint::STATES <= newest;
+                let is_old = number + checkpoint::STATES <= newest + u64::from(is_begun);
                 let is_usable = || match is_old && !state {
                     true => Ok::<_, StoreError>(checkpoint::read_root(backend, &self.names, group, number)?.is_ok()),
                     false => Ok(checkpoint::read(backend, &self.names, group, number)?.is_ok()),

@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
-use farside_keys::{ContentKeys, GroupKey, Keeper, Seal, WRAPPING_BYTES_MAX, WrapError, Wrapping};
+use farside_keys::{ContentKeys, GroupKey, Keeper, Seal, WRAPPING_BYTES_MAX, WRAPPINGS_MAX, WrapError, Wrapping};
 use farside_ledger::VolumeMeta;
 use farside_region::KeyId;
 
@@ -16,8 +16,6 @@ use crate::error::{Result, StoreError};
 use crate::names::GroupNames;
 use crate::replay::get;
 
-/// So many wrapped keys a group may have.
-pub const WRAPPINGS_MAX: u64 = 64;
 /// So many are asked for at first: as a rule the key is among them.
 const FIRST: u64 = 4;
 

@@ -168,19 +168,8 @@ impl Landing {
         let target = self.path(&volume.name, &name);
         let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
         let path = target.with_file_name(format!("{}.{part}.{serial}{PARTIAL}", key.seq));
-        // The term's folder may be swept away, empty, between being made and being used.
         let parent = target.parent().expect("a part lies in a term's folder");
-        let create = || OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
-        self.store.make_dirs(parent)?;
-        let file = match create() {
-            Err(e) if e.kind() == ErrorKind::NotFound => {
-                self.store.forget_dir(parent);
-                self.store.make_dirs(parent)?;
-                create()
-            }
-            other => other,
-        };
-        let file = file.map_err(|e| self.store.io("creating", &path, 1, e))?;
+        let file = self.create_in(parent, &path)?;
         let id = PartId { key, part, geometry: volume.geometry };
         Ok(PartLander {
             landing: Arc::clone(self),
@@ -194,6 +183,21 @@ impl Landing {
             pushed_bytes: 0,
             writing,
         })
+    }
+
+    /// Makes a file in a term's folder, which may be swept away, empty, between being made and being used.
+    fn create_in(&self, parent: &Path, path: &Path) -> Result<File> {
+        let create = || OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+        self.store.make_dirs(parent)?;
+        let file = match create() {
+            Err(e) if e.kind() == ErrorKind::NotFound => {
+                self.store.forget_dir(parent);
+                self.store.make_dirs(parent)?;
+                create()
+            }
+            other => other,
+        };
+        file.map_err(|e| self.store.io("creating", path, 1, e))
     }
 
     /// Enters a part among those under way, once.
@@ -238,17 +242,7 @@ impl Landing {
         let parent = target.parent().expect("it lies in a term's folder");
         let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
         let partial = Partial(target.with_file_name(format!("{}.end.{serial}{PARTIAL}", end.key.seq)));
-        let create = || OpenOptions::new().write(true).create_new(true).mode(0o600).open(&partial.0);
-        self.store.make_dirs(parent)?;
-        let file = match create() {
-            Err(e) if e.kind() == ErrorKind::NotFound => {
-                self.store.forget_dir(parent);
-                self.store.make_dirs(parent)?;
-                create()
-            }
-            other => other,
-        };
-        let mut file = file.map_err(|e| self.store.io("creating", &partial.0, 1, e))?;
+        let mut file = self.create_in(parent, &partial.0)?;
         let written = file.write_all(&bytes).and_then(|()| file.sync_data());
         written.map_err(|e| self.store.io("writing", &partial.0, bytes.len() as u64, e))?;
         fs::rename(&partial.0, &target).map_err(|e| self.store.io("renaming", &partial.0, 0, e))?;

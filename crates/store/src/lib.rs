@@ -68,7 +68,7 @@ pub use farside_ledger::PointFilter;
 pub use group::{Appended, Dated, DigestRun, GroupStore, Repair, Swept, VoidedRecord, head_digests};
 pub use image::{Applied, GroupImage, PRUNE_PARTS_MAX, PRUNE_POINTS_MAX, PartRuns, VolumeImage};
 pub use index::{Content, Extent, PartNo, VolumeIndex};
-pub use keys::{StoredWrapping, WRAPPINGS_MAX, add_wrapping, wrappings};
+pub use keys::{StoredWrapping, add_wrapping, wrappings};
 pub use landing::{LandedLayer, Landing, PartLander};
 pub use liveness::{MUTATION_RETAINED_POINTS_ONLY, Part, PartName, Parts};
 pub use locks::{DeletionGuard, ReaderLock, WriterLock};

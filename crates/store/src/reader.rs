@@ -326,11 +326,7 @@ impl PointReader {
         let meta = state.volume(volume).ok_or(StoreError::UnknownVolume(volume))?.meta().clone();
         let member = found.members.iter().find(|m| m.key.volume == volume);
         let member = member.ok_or_else(|| StoreError::NotAMember { volume: meta.name.to_string(), point })?;
-        let geometry = Geometry::with_shape(
-            member.volume_bytes,
-            meta.geometry.granule_bytes().trailing_zeros() as u8,
-            meta.geometry.region_granules().trailing_zeros() as u8,
-        );
+        let geometry = meta.geometry.resized(member.volume_bytes);
         let geometry =
             geometry.map_err(|e| StoreError::Inconsistent { group: segments.names.to_string(), why: e.to_string() })?;
         let lease = match readers {
@@ -466,19 +462,7 @@ impl PointReader {
     /// When the region is beyond the volume.
     pub fn read_region(&self, region: RegionIndex, content: &mut RegionContent) -> Result<()> {
         self.refuse_opaque()?;
-        self.look_at_region(region, content)
-    }
-
-    /// Checks a region as [`PointReader::read_region`] does, as far as that can be done with the keys that are here: of what cannot be
-    /// decrypted, that it is what was published. `content.bytes` is of no use afterwards.
-    ///
-    /// # Errors
-    /// See [`PointReader::read_region`].
-    ///
-    /// # Panics
-    /// When the region is beyond the volume.
-    pub(crate) fn verify_region(&self, region: RegionIndex, content: &mut RegionContent) -> Result<()> {
-        self.look_at_region(region, content)
+        self.verify_region(region, content)
     }
 
     /// Refuses what cannot be decrypted here: zeroes in its place would be a lie.
@@ -491,7 +475,15 @@ impl PointReader {
         Err(keys::needed(&self.volume, seal, &wrappings, "no key was given".to_owned()))
     }
 
-    fn look_at_region(&self, region: RegionIndex, content: &mut RegionContent) -> Result<()> {
+    /// Checks a region as [`PointReader::read_region`] does, as far as that can be done with the keys that are here: of what cannot be
+    /// decrypted, that it is what was published. `content.bytes` is of no use afterwards.
+    ///
+    /// # Errors
+    /// See [`PointReader::read_region`].
+    ///
+    /// # Panics
+    /// When the region is beyond the volume.
+    pub(crate) fn verify_region(&self, region: RegionIndex, content: &mut RegionContent) -> Result<()> {
         let run = self.geometry.region_run(region);
         if let Some(extent) = self.image.unknown.extents(run).next() {
             return Err(self.unknown(&extent, region));

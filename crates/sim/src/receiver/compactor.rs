@@ -160,13 +160,7 @@ impl Receiver {
     fn shape_at(&self, volume: usize, point: Slot) -> Option<Geometry> {
         let (group, id) = (self.group.borrow(), self.world.names.ids[volume]);
         let member = group.state().points().get(&point)?.members.iter().find(|member| member.key.volume == id)?;
-        let shape = self.world.names.geometry[volume];
-        Geometry::with_shape(
-            member.volume_bytes,
-            shape.granule_bytes().trailing_zeros() as u8,
-            shape.region_granules().trailing_zeros() as u8,
-        )
-        .ok()
+        self.world.names.geometry[volume].resized(member.volume_bytes).ok()
     }
 
     /// Whether a merge is under way, or something of one is left.

@@ -226,13 +226,7 @@ impl MergeLook {
         let volume = state.volume(interval.volume).filter(|volume| volume.meta().digest_key.seal().is_none())?;
         let point = state.points().get(&interval.point)?;
         let member = point.members.iter().find(|member| member.key.volume == interval.volume)?;
-        let shape = volume.meta().geometry;
-        let geometry = Geometry::with_shape(
-            member.volume_bytes,
-            shape.granule_bytes().trailing_zeros() as u8,
-            shape.region_granules().trailing_zeros() as u8,
-        )
-        .ok()?;
+        let geometry = volume.meta().geometry.resized(member.volume_bytes).ok()?;
         let newest = volume.last_layer().map(|layer| layer.key);
         Some(Self { segments, readers, writing, volume: volume.meta().clone(), geometry, newest, interval })
     }
