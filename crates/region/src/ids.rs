@@ -150,7 +150,8 @@ impl fmt::Display for LayerKey {
     }
 }
 
-/// A merge of parts: what its parts are named by. Drawn at random below [`MergeId::END`], and never used again in its volume.
+/// A merge of parts: what its parts are named by. Never used again in its volume. It says how far the ledger went when it was begun: its record
+/// comes to lie in a later slot, or nowhere.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct MergeId(pub u64);
@@ -158,6 +159,18 @@ pub struct MergeId(pub u64);
 impl MergeId {
     /// They are below this: no slot, and so no term, ever comes there.
     pub const END: u64 = 1 << 63;
+    const RANDOM_BITS: u32 = 28;
+
+    /// An id of a merge that begins when that slot is the ledger's next. `random`: tells those of one slot apart.
+    pub fn new(next: Slot, random: u64) -> Self {
+        let slots = (1 << (63 - Self::RANDOM_BITS)) - 1;
+        Self((next.0.min(slots) << Self::RANDOM_BITS) | (random & ((1 << Self::RANDOM_BITS) - 1)))
+    }
+
+    /// No record in a slot before this one names it.
+    pub fn since(self) -> Slot {
+        Slot(self.0 >> Self::RANDOM_BITS)
+    }
 }
 
 impl fmt::Display for MergeId {

@@ -75,10 +75,15 @@ fn slow_store(plan: &mut Plan) {
     plan.store_speed = Some(0.1);
 }
 
-/// Two compactors merge by chance, whatever else happens. (A ledger that loses its newest records may lose merges, whose old parts are gone.)
+/// Two compactors merge by chance, whatever else happens.
 pub fn merging(plan: &mut Plan) {
     plan.compactors = 2;
-    plan.faults.retain(|(fault, _)| *fault != Fault::TornLedger);
+}
+
+/// They do, and the ledger loses records.
+fn torn_merges(plan: &mut Plan) {
+    only(plan, &[Fault::TornLedger, Fault::ReceiverCrash]);
+    plan.compactors = 2;
 }
 
 /// Connections end often while many layers are sent and none is published: epochs pile up at every stage.
@@ -302,6 +307,7 @@ pub const MUTATIONS: &[Mutation] = &[
     ),
     // What becomes of parts that are laid together.
     seeds("a merge forgets zeroes", 400, Some(merging)),
+    seeds("what a merge replaced goes before a checkpoint covers it", 400, Some(torn_merges)),
     story("a merge across a retained point", STORE, "image_tests::a_merge_across_a_point_would_take_from_it_what_it_shows"),
     story("a merge whose point is gone", STORE, "image_tests::a_merge_without_its_point_would_take_what_another_point_shows"),
     story("a merge of parts that are gone", STORE, "image_tests::a_merge_of_what_is_gone_would_bring_it_back"),

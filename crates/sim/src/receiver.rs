@@ -35,6 +35,9 @@ use crate::world::{SegmentKey, World};
 /// What is kept back of a disk that has a size; half of it for pruning.
 pub const RESERVE_BYTES: u64 = 8_000;
 
+/// Slots that a checkpoint covers.
+const CHECKPOINT_SLOTS: u64 = 32;
+
 /// One process of the receiver.
 pub struct Receiver {
     world: Rc<World>,
@@ -535,6 +538,7 @@ impl Receiver {
                         ours.push((position, applied.verdict));
                     }
                     self.tidy(&applied.given_up);
+                    self.checkpoint();
                     if applied.verdict == Verdict::Accepted && matches!(record.body, Body::Claim(_) | Body::Decree(_)) {
                         self.sweep_dead_terms();
                     }
@@ -549,6 +553,19 @@ impl Receiver {
                 world.fail(format!("{n} of {} records that were appended together are in the ledger", attempt.records.len()));
                 AppendOutcome::Collided
             }
+        }
+    }
+
+    /// What merges replaced goes only once they are known without their records.
+    fn checkpoint(&self) {
+        let next = self.group.borrow().state().next_slot();
+        if next.0.is_multiple_of(CHECKPOINT_SLOTS) {
+            self.world.store.borrow_mut().cover(next.0);
+            let gone = self.group.borrow_mut().covered(next);
+            if !gone.is_empty() {
+                self.world.met("a checkpoint covers a merge");
+            }
+            self.tidy(&gone);
         }
     }
 
@@ -643,7 +660,8 @@ impl Receiver {
         let store = self.world.store.borrow();
         // Debris goes with the sweep of the next start (T4).
         let name = |n: &SegmentKey| PartName { layer: layer_key(&self.world, n), number: n.3 };
-        let stray = store.names().find(|n| !known.contains(&name(n)) && !group.is_debris(&name(n)));
+        let is_known = |name: &PartName| known.contains(name) || group.is_replaced(name);
+        let stray = store.names().find(|n| !is_known(&name(n)) && !group.is_debris(&name(n)));
         stray.map_or(Ok(()), |n| Err(format!("segment {n:?} belongs to nothing")))
     }
 
@@ -682,7 +700,9 @@ fn is_heartbeat(records: &[Dated]) -> bool {
 
 /// The first half of opening a group is replay, the second the footers of what was not given up.
 fn open_group(world: &World) -> GroupImage {
-    replay(world, u64::MAX)
+    let mut group = replay(world, u64::MAX);
+    group.covered(Slot(world.store.borrow().covered()));
+    group
 }
 
 /// The group as the ledger's slots before this one make it.

@@ -31,6 +31,8 @@ pub struct MemoryStore<K> {
     stall_next: bool,
     done: BTreeMap<PutId, PutResult>,
     next: u64,
+    /// Slots below this one are covered by a checkpoint.
+    covered: u64,
 }
 
 impl<K> Default for MemoryStore<K> {
@@ -43,6 +45,7 @@ impl<K> Default for MemoryStore<K> {
             stall_next: false,
             done: BTreeMap::new(),
             next: 0,
+            covered: 0,
         }
     }
 }
@@ -117,7 +120,8 @@ impl<K: Ord + Clone> MemoryStore<K> {
 
     /// All that is there, without what is in flight.
     pub fn snapshot(&self) -> Self {
-        Self { ledger: self.ledger.clone(), segments: self.segments.clone(), next: self.next, ..Self::default() }
+        let (ledger, segments) = (self.ledger.clone(), self.segments.clone());
+        Self { ledger, segments, next: self.next, covered: self.covered, ..Self::default() }
     }
 
     /// The slots from this one on are gone.
@@ -128,6 +132,16 @@ impl<K: Ord + Clone> MemoryStore<K> {
     /// A person puts records at the ledger's end: what a copy of the store has, or what says that slots are void.
     pub fn append_by_hand(&mut self, bytes: Vec<u8>) {
         self.ledger.push(bytes);
+    }
+
+    /// A checkpoint is durable that covers the slots below this one.
+    pub fn cover(&mut self, end: u64) {
+        self.covered = self.covered.max(end);
+    }
+
+    /// Slots below this one are covered by a checkpoint: what becomes of their records decides nothing.
+    pub fn covered(&self) -> u64 {
+        self.covered
     }
 
     /// Records there are, from slot 0.

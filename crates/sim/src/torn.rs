@@ -6,6 +6,7 @@
 //! back, and is judged as one.
 
 use farside_ledger::{Body, Record, Stamp, TornVoid};
+use farside_region::Term;
 use farside_store::Attempt;
 
 use crate::receiver;
@@ -27,8 +28,8 @@ impl Run {
     pub(crate) fn ledger_tears(&mut self) -> bool {
         let world = self.world.clone();
         let end = world.store.borrow().ledger().len() as u64;
-        // What a prune gave up is deleted: from before it there is nothing to go back to.
-        let least = after_last_prune(&world);
+        // What a prune gave up is deleted: from before it there is nothing to go back to. What a checkpoint covers is known without its record.
+        let least = after_last_prune(&world).max(world.store.borrow().covered());
         if least >= end {
             return false;
         }
@@ -101,7 +102,7 @@ impl Run {
     fn unnamed_segments_go(&self) {
         let world = &self.world;
         let group = receiver::replay(world, u64::MAX);
-        let named = |name: &SegmentKey| group.state().layer(&receiver::layer_key(world, name)).is_some();
+        let named = |name: &SegmentKey| group.state().published(&receiver::layer_key(world, name)).is_some();
         let strays: Vec<SegmentKey> = world.store.borrow().names().filter(|n| !named(n)).copied().collect();
         strays.iter().for_each(|name| world.store.borrow_mut().delete(name));
         world.landing.borrow_mut().clear();
@@ -116,7 +117,8 @@ fn after_last_prune(world: &World) -> u64 {
 /// The newest claim that left files.
 fn newest_term(world: &World) -> u64 {
     let (store, landing) = (world.store.borrow(), world.landing.borrow());
-    store.names().chain(landing.keys()).map(|name| name.1).max().unwrap_or(0)
+    let terms = store.names().chain(landing.keys()).map(|name| name.1);
+    terms.filter(|term| !Term(*term).is_merge()).max().unwrap_or(0)
 }
 
 /// The record that takes a slot's place.

@@ -245,16 +245,16 @@ fn unusable(name: &ObjectName, number: u64, error: CheckpointError) -> Unusable 
 }
 
 /// Writes the checkpoint that an image completes, if it completes one and the one before it is there. What it covers must be
-/// durable.
+/// durable. Says whether that checkpoint, root and state, is durable now.
 ///
 /// # Errors
 /// [`StoreError::Damaged`]: another one is there; or what the file system says. Replay goes on from an older one.
-pub(crate) fn write(backend: &dyn Backend, names: &GroupNames, image: &GroupImage) -> Result<()> {
-    let Some(place) = CheckpointPlace::completed_by(image.state(), span()) else { return Ok(()) };
+pub(crate) fn write(backend: &dyn Backend, names: &GroupNames, image: &GroupImage) -> Result<bool> {
+    let Some(place) = CheckpointPlace::completed_by(image.state(), span()) else { return Ok(false) };
     let group = image.state().group();
     // Of an old one only the root is kept. A replay from the beginning, because newer states rotted, would write each state again.
     if exists(backend, names, place.number)? && exists(backend, names, place.number + STATES)? {
-        return Ok(());
+        return Ok(false);
     }
     let previous = match place.number.checked_sub(1) {
         None => [0; 32],
@@ -262,18 +262,18 @@ pub(crate) fn write(backend: &dyn Backend, names: &GroupNames, image: &GroupImag
             Ok((root, digest)) if image.state().digest_at(Slot(place.number * place.slots - 1)) == Some(root.last) => digest,
             Ok(_) => {
                 tracing::warn!(%group, number = before, "no checkpoint can follow one of another history");
-                return Ok(());
+                return Ok(false);
             }
             Err(bad) => {
                 tracing::warn!(%group, file = %bad.file, why = %bad.why, "no checkpoint can follow one that cannot be used");
-                return Ok(());
+                return Ok(false);
             }
         },
     };
     let encoded = encode(place, previous, image);
     if encoded.state.len() as u64 > CHECKPOINT_STATE_BYTES_MAX {
         tracing::warn!(%group, number = place.number, bytes = encoded.state.len(), "the checkpoint would be too large");
-        return Ok(());
+        return Ok(false);
     }
     create_state(backend, names, place.number, encoded.state.into())?;
     create(backend, &names.checkpoint(place.number), encoded.root.into())?;
@@ -283,7 +283,14 @@ pub(crate) fn write(backend: &dyn Backend, names: &GroupNames, image: &GroupImag
     {
         tracing::warn!(%group, number = old, %error, "the state of an old checkpoint could not be deleted");
     }
-    Ok(())
+    Ok(true)
+}
+
+/// Makes durable what was read of the newest checkpoint: its writer may have died before it was.
+pub(crate) fn sync(backend: &dyn Backend, names: &GroupNames, end: Slot) -> Result<()> {
+    let Some(number) = (end.0 / span()).checked_sub(1) else { return Ok(()) };
+    block_on(backend.sync(&names.checkpoint_state(number)))?;
+    block_on(backend.sync(&names.checkpoint(number)))
 }
 
 /// What lies in the place of a state before there is its root is nobody's: cut off by a crash, or rotten since.

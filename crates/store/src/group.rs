@@ -4,7 +4,8 @@
 //! - records that are appended together are in the ledger together or not at all;
 //! - segments are durable in the store before the record that names them is written, and their footers are the ones named;
 //! - whatever the answer to a write was, the state is what replay gives;
-//! - files go only after an accepted prune record named them, or by T4, and never while somebody reads.
+//! - files go only after an accepted prune record named them, or by T4, and never while somebody reads; what a merge replaced goes only once a
+//!   durable checkpoint covers the merge, and nothing that may stand for it is damaged.
 //!
 //! Blocking. After an error whose [`StoreError::remedy`] is `Reopen`, drop the store and open it again.
 
@@ -65,6 +66,8 @@ mod packs;
 mod repair;
 
 use merging::Merging;
+#[cfg(test)]
+pub(crate) use merging::set_waiting_bytes_least;
 pub use repair::{Repair, VoidedRecord};
 
 /// A record that is in its slot.
@@ -100,6 +103,14 @@ struct Dead {
     volume: Name,
     /// When it came to be, by the clock of the service; `None`: not known yet.
     created_ms: Option<i64>,
+    /// Its bytes, if a merge replaced it, as far as that is known.
+    merged_bytes: u64,
+}
+
+impl Dead {
+    fn of(volume: Name) -> Self {
+        Self { volume, created_ms: None, merged_bytes: 0 }
+    }
 }
 
 /// The terms of which there may be segments, by the folders that they would lie in: one request, and one for each volume.
@@ -178,11 +189,19 @@ impl GroupStore {
         let backend = &*segments.backend;
         // Before the ledger: a claim that comes meanwhile is in what is replayed.
         let folders = if shared.is_dir { Vec::new() } else { terms_of_segments(&segments)? };
-        let replayed = replay(backend, &segments.names, id, |image| write_checkpoint(backend, &segments.names, image))?;
+        let mut covered = Slot(0);
+        let mut replayed = replay(backend, &segments.names, id, |image| {
+            if write_checkpoint(backend, &segments.names, image) {
+                covered = image.state().next_slot();
+            }
+        })?;
         // The last writer may have died between writing and syncing: what we believe from here on must outlive a power cut.
         if let Some(head) = replayed.image.state().head() {
             block_on(segments.backend.sync(&segments.names.record(head)))?;
         }
+        checkpoint::sync(backend, &segments.names, replayed.image.begun())?;
+        // What that replaced is found where it lies.
+        replayed.image.covered(covered);
         let landing = Landing::new(Arc::clone(&shared.staging), shared.is_dir, &segments.names);
         let mut group = Self {
             shared,
@@ -330,7 +349,6 @@ impl GroupStore {
             // It is in the ledger, and the state is not what replay gives.
             let applied = applied.map_err(|error| self.unsure(record.slot, error))?;
             self.after(record, &applied);
-            write_checkpoint(&*self.segments.backend, self.names(), &self.image);
             let position = LedgerPosition { slot: record.slot, digest: *digest };
             if !matches!(record.body, Body::PackPlaces(_)) {
                 appended.push(Appended { position, verdict: applied.verdict });
@@ -478,14 +496,16 @@ impl GroupStore {
         if !self.shared.is_dir {
             return self.sweep_bucket();
         }
-        while !self.dead.is_empty() {
+        while self.dead.keys().any(|part| self.may_go(part)) {
             let Some(_guard) = DeletionGuard::try_take(self.shared.staging.root())? else {
                 swept.deferred = self.dead.len();
                 self.deferred_since.get_or_insert_with(Instant::now);
                 return Ok(swept);
             };
             self.deferred_since = None;
-            let batch: Vec<(PartName, Name)> = self.dead.iter().take(DELETE_BATCH).map(|(p, d)| (*p, d.volume.clone())).collect();
+            let may_go = self.dead.iter().filter(|(part, _)| self.may_go(part));
+            let batch: Vec<(PartName, Name)> =
+                may_go.take(DELETE_BATCH).map(|(part, dead)| (*part, dead.volume.clone())).collect();
             for (part, volume) in batch {
                 block_on(self.segments.backend.delete(&self.segments.name(&volume, &part)))?;
                 self.segments.forget(&part);
@@ -493,6 +513,7 @@ impl GroupStore {
                 swept.deleted += 1;
             }
         }
+        swept.deferred = self.dead.len();
         if swept.deleted > 0 {
             self.shared.keep_ballast();
         }
@@ -517,7 +538,8 @@ impl GroupStore {
         let may_go = !self.cleared.is_empty() || !self.cleared_packs(1).is_empty();
         if may_go && self.swept_at.is_none_or(|at| at.elapsed() >= SWEPT_AGAIN) {
             let of = |part: &PartName| Some((*part, self.dead.get(part)?.volume.clone()));
-            let batch: Vec<(PartName, Name)> = self.cleared.iter().filter_map(of).take(DELETE_REQUESTS).collect();
+            let may_go = self.cleared.iter().filter(|part| self.may_go(part));
+            let batch: Vec<(PartName, Name)> = may_go.filter_map(of).take(DELETE_REQUESTS).collect();
             // After an error, too: not again at once.
             self.swept_at = Some(Instant::now());
             let segments = Arc::clone(&self.segments);
@@ -940,7 +962,6 @@ impl GroupStore {
             segments.runs(name, part, None)
         })?;
         self.after(record, &applied);
-        write_checkpoint(&*self.segments.backend, self.names(), &self.image);
         Ok(())
     }
 
@@ -960,15 +981,20 @@ impl GroupStore {
             if self.image.is_awaited(&part.layer) {
                 self.awaited.insert(part, volume);
             } else if self.image.is_debris(&part) {
-                self.dead.insert(part, Dead { volume, created_ms: None });
+                self.dead.insert(part, Dead::of(volume));
             }
         }
         self.sort_out_merges();
+        let replaced = match write_checkpoint(&*self.segments.backend, self.names(), &self.image) {
+            true => self.image.covered(self.image.state().next_slot()),
+            false => Vec::new(),
+        };
+        let given_up = applied.given_up.iter().map(|part| (part, 0)).chain(replaced.iter().map(|part| (part, part.bytes)));
         // What lies in a pack goes with it.
-        for part in applied.given_up.iter().filter(|part| part.place.is_none()) {
+        for (part, merged_bytes) in given_up.filter(|(part, _)| part.place.is_none()) {
             if let Some(volume) = self.state().volume(part.name.layer.volume) {
                 let volume = volume.meta().name.clone();
-                self.dead.insert(part.name, Dead { volume, created_ms: None });
+                self.dead.insert(part.name, Dead { merged_bytes, ..Dead::of(volume) });
             }
         }
         if !self.dead.is_empty()
@@ -1001,7 +1027,9 @@ impl GroupStore {
         let names = self.names();
         let Some(GroupObject::Segment { volume, term, seq, number }) = names.parse(&listed.name) else { return None };
         let layer = LayerKey { volume: volume_id(&names.source, &names.group, &volume), term, seq };
-        Some((PartName { layer, number }, Dead { volume, created_ms: Some(listed.created_ms) }))
+        // In a directory what a record gave up goes at once, unless it waits as what was merged does.
+        let merged_bytes = if self.shared.is_dir { listed.bytes } else { 0 };
+        Some((PartName { layer, number }, Dead { volume, created_ms: Some(listed.created_ms), merged_bytes }))
     }
 
     /// The terms of these folders; those that the ledger does not know only if there is a segment in them.
@@ -1041,14 +1069,15 @@ impl GroupStore {
 
 /// Writes the checkpoint that the newest record completes. Without it, opening the group takes longer: the next start tries again.
 /// That record stays published whatever happens here; but a sync that fails latches a directory store, so whatever is written
-/// next says that the store must be opened again.
-fn write_checkpoint(backend: &dyn Backend, names: &GroupNames, image: &GroupImage) {
-    let Some(head) = image.state().head().filter(|head| (head.0 + 1).is_multiple_of(checkpoint::span())) else { return };
+/// next says that the store must be opened again. Says whether it is durable.
+fn write_checkpoint(backend: &dyn Backend, names: &GroupNames, image: &GroupImage) -> bool {
+    let Some(head) = image.state().head().filter(|head| (head.0 + 1).is_multiple_of(checkpoint::span())) else { return false };
     // The writer of a record that was found may have died before it was durable.
     let written = block_on(backend.sync(&names.record(head))).and_then(|()| checkpoint::write(backend, names, image));
-    if let Err(error) = written {
+    written.unwrap_or_else(|error| {
         tracing::warn!(group = %names, %head, %error, "a checkpoint could not be written");
-    }
+        false
+    })
 }
 
 /// A layer's digest binds its parts; one that does not would be published and never proved.

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use farside_ledger::{
-    Body, CheckpointParts, LayerEntry, Map, PartEntry, Place, Policy, Prune, PrunePolicy, Record, State, Verdict,
+    Body, CheckpointParts, LayerEntry, Map, PackId, PartEntry, Place, Policy, Prune, PrunePolicy, Record, State, Verdict,
 };
 use farside_region::{
     Geometry, GranuleIndex, GranuleRun, GroupId, LayerKey, RecordDigest, RegionIndex, RegionRange, RegionSet, Slot, VolumeId,
@@ -16,6 +16,7 @@ use farside_region::{
 
 use crate::index::{Content, Extent, PartNo, VolumeIndex};
 use crate::liveness::{Part, PartName, Parts};
+use crate::replaced::Replaced;
 
 /// What a footer says a part holds, in the order in which the runs are laid over each other.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,6 +76,9 @@ enum Change {
     Lost(u64),
 }
 
+/// The mistake of deleting what only a record says is replaced.
+const BEFORE_A_CHECKPOINT: &str = "what a merge replaced goes before a checkpoint covers it";
+
 /// The most points that one prune record gives up.
 pub const PRUNE_POINTS_MAX: usize = 1024;
 /// The most parts that one prune record names.
@@ -85,7 +89,7 @@ pub const PRUNE_PARTS_MAX: usize = 20_000;
 pub struct Applied {
     /// Replay's verdict.
     pub verdict: Verdict,
-    /// The parts that it gave up: their files may go.
+    /// The parts that it gave up: their files may go. (Those that a merge replaced come with [`GroupImage::covered`].)
     pub given_up: Vec<Part>,
 }
 
@@ -99,19 +103,33 @@ pub struct GroupImage {
     indexed: Option<PartNo>,
     /// Damaged parts of which something may lie in a head image.
     damaged: BTreeSet<PartNo>,
+    /// Parts of merges that were found damaged, wherever something of them lies.
+    damaged_merges: BTreeSet<PartName>,
+    replaced: Replaced,
+    /// Replay began at this slot: a checkpoint covers those before.
+    begun: Slot,
 }
 
 impl GroupImage {
     /// A group without history.
     pub fn new(group: GroupId) -> Self {
-        Self { state: State::new(group), parts: Parts::new(), heads: BTreeMap::new(), indexed: None, damaged: BTreeSet::new() }
+        Self {
+            state: State::new(group),
+            parts: Parts::new(),
+            heads: BTreeMap::new(),
+            indexed: None,
+            damaged: BTreeSet::new(),
+            damaged_merges: BTreeSet::new(),
+            replaced: Replaced::default(),
+            begun: Slot(0),
+        }
     }
 
     /// A group as a checkpoint holds it: as [`GroupImage::replay`] had made it, nothing indexed.
     pub(crate) fn from_checkpoint(state: State, parts: CheckpointParts) -> Self {
         let group = state.group();
         let parts = Parts::from_checkpoint(parts, &state);
-        Self { state, parts, ..Self::new(group) }
+        Self { begun: state.next_slot(), state, parts, ..Self::new(group) }
     }
 
     /// The ledger.
@@ -146,7 +164,8 @@ impl GroupImage {
         match &record.body {
             Body::Prune(prune) if verdict == Verdict::Accepted => given_up = self.parts.give_up(&prune.parts),
             Body::Map(map) if verdict == Verdict::Accepted => {
-                given_up = self.merge(map, record.slot, None).into_iter().map(|(_, part)| part).collect();
+                let gone = self.merge(map, record.slot, None);
+                given_up = self.replace(record.slot, gone);
             }
             _ => {}
         }
@@ -193,6 +212,7 @@ impl GroupImage {
             self.parts.gained(no, gained);
             if !whole {
                 self.damaged.insert(no);
+                self.damaged_merges.extend(self.parts.get(no).map(|part| part.name));
                 continue;
             }
             // What replay would find: what it holds went when the last went that held any of it. Where something of that lives on, in
@@ -205,6 +225,50 @@ impl GroupImage {
             tracing::error!(volume = %map.volume, merge = %map.id, granules = had - kept, "a merge lost granules of the head image");
         }
         gone
+    }
+
+    /// What a map replaced stays until [`GroupImage::covered`]. Says what need not.
+    fn replace(&mut self, slot: Slot, gone: Vec<(PartNo, Part)>) -> Vec<Part> {
+        let gone: Vec<Part> = gone.into_iter().map(|(_, part)| part).collect();
+        if mutation::on(BEFORE_A_CHECKPOINT) {
+            return gone;
+        }
+        self.replaced.add(slot, gone);
+        Vec::new()
+    }
+
+    /// A checkpoint, root and state, is durable that covers all slots below this one. Says what maps in them replaced: replay goes by none of
+    /// that any more, whatever becomes of the records, so the files may go as if a prune record had given them up.
+    pub fn covered(&mut self, end: Slot) -> Vec<Part> {
+        self.replaced.covered(end)
+    }
+
+    /// Whether a map replaced that part, and no checkpoint covers the map yet, as far as was said: a replay may need it.
+    pub fn is_replaced(&self, part: &PartName) -> bool {
+        self.replaced.has(part)
+    }
+
+    /// The same of a pack in which there is such a part.
+    pub(crate) fn is_replaced_in(&self, pack: &PackId) -> bool {
+        self.replaced.has_in(pack)
+    }
+
+    /// How many parts wait for a checkpoint, and their bytes.
+    pub(crate) fn replaced(&self) -> (usize, u64) {
+        (self.replaced.len(), self.replaced.bytes())
+    }
+
+    /// The slot at which replay began: a checkpoint covers those before.
+    pub(crate) fn begun(&self) -> Slot {
+        self.begun
+    }
+
+    /// Whether parts that a merge replaced may be all that is left of their content, as a merged part is damaged: of that volume those
+    /// born by then, if a part is given; else any.
+    pub(crate) fn is_spoiled(&self, part: Option<(VolumeId, Slot)>) -> bool {
+        let mut merges = self.damaged_merges.iter().filter_map(|name| self.parts.get(self.parts.id(name)?));
+        let of = |merge: &Part| part.is_none_or(|(volume, born)| merge.name.layer.volume == volume && born <= merge.born);
+        merges.any(of)
     }
 
     /// The parts that are not in the head images yet, in the order in which [`GroupImage::index`] wants them.
@@ -235,6 +299,7 @@ impl GroupImage {
         });
         if runs.is_damaged() {
             self.damaged.insert(no); // alive, whatever was counted
+            self.damaged_merges.extend(parts.get(no).map(|part| part.name).filter(|name| name.layer.merge().is_some()));
             return;
         }
         parts.settle(no, slot);
@@ -311,7 +376,8 @@ impl GroupImage {
             let runs: Vec<PartRuns> =
                 parts_of(map.key(), &map.new, record.slot, |_| None).map(|part| runs(&part)).collect::<Result<_, _>>()?;
             let verdict = self.state.apply(record, digest);
-            let given_up = self.merge(map, record.slot, Some(&runs)).into_iter().map(|(_, part)| part).collect();
+            let gone = self.merge(map, record.slot, Some(&runs));
+            let given_up = self.replace(record.slot, gone);
             return Ok(Applied { verdict, given_up });
         }
         let applied = self.replay(record, digest);
@@ -420,7 +486,7 @@ impl GroupImage {
         if key.term.is_merge() {
             // One that no record names may be under way, until it is decreed that it is not.
             return match self.state.published(key) {
-                Some(merge) => !merge.has(name.number),
+                Some(merge) => !merge.has(name.number) && !self.is_replaced(name),
                 None if mutation::on("what a merge wrote goes without a decree") => true,
                 None => {
                     let decreed = |merge| self.state.volume(key.volume).is_some_and(|volume| volume.decreed().contains(&merge));
@@ -432,7 +498,8 @@ impl GroupImage {
             // In a pack as well, it has an object of its own from an attempt that came to nothing.
             Some(layer) => {
                 let elsewhere = self.state.place(key, name.number).is_some();
-                name.number >= layer.part_count || layer.pruned().contains(&name.number) || elsewhere
+                let given_up = layer.pruned().contains(&name.number) && !self.is_replaced(name);
+                name.number >= layer.part_count || given_up || elsewhere
             }
             None if mutation::on("T4 sweep everything that no record names") => true,
             None => key.term < volume.term() || (key.term == volume.term() && key.seq <= volume.last_seq()),

@@ -196,9 +196,13 @@ impl World {
         });
         self.merges += 1;
         let born = last.born;
-        let (_, applied) = self.append(body);
-        assert_eq!(applied.verdict, Verdict::Accepted);
-        assert_eq!(applied.given_up.iter().map(|part| part.name).collect::<BTreeSet<_>>(), names);
+        let (slot, applied) = self.append(body);
+        assert_eq!((applied.verdict, applied.given_up.len()), (Verdict::Accepted, 0));
+        assert!(names.iter().all(|part| self.image.is_replaced(part) && !self.image.is_debris(part)));
+        assert!(self.image.covered(slot).is_empty(), "it stands for the slots below this one");
+        let gone = self.image.covered(slot.next());
+        assert_eq!(gone.iter().map(|part| part.name).collect::<BTreeSet<_>>(), names);
+        assert!(names.iter().all(|part| !self.image.is_replaced(part) && self.image.is_debris(part)));
         assert!(numbers(0..into as u32).all(|name| {
             let part = self.image.parts().id(&name).and_then(|no| self.image.parts().get(no));
             part.is_some_and(|part| part.born == born)

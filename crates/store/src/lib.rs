@@ -42,6 +42,7 @@ mod names;
 mod points;
 mod probe;
 mod reader;
+mod replaced;
 mod replay;
 #[cfg(test)]
 mod requests_tests;

@@ -10,9 +10,9 @@ use crate::backend::memory::Memory;
 use crate::testkit::{Fill, PASSED_MS, TempStore, TestVolume, name};
 use crate::{GroupNames, GroupReader, GroupStore, PointReader, Store, StoreReader, check};
 
-const KEEP_1: Policy = Policy::without_grid(1, 0);
+pub(super) const KEEP_1: Policy = Policy::without_grid(1, 0);
 
-fn names() -> GroupNames {
+pub(super) fn names() -> GroupNames {
     GroupNames::new(name("host"), name("default"))
 }
 
@@ -26,7 +26,7 @@ fn all_of(reader: &PointReader) -> Vec<u8> {
 }
 
 /// What points hold by now, digests included.
-fn seen(group: &GroupReader, volume: &TestVolume) -> Vec<(Slot, Vec<u8>, String)> {
+pub(super) fn seen(group: &GroupReader, volume: &TestVolume) -> Vec<(Slot, Vec<u8>, String)> {
     let of = |point: crate::PointInfo| {
         let reader = group.point_reader(point.slot, volume.id()).expect("open");
         // Joined anew, as it may lie in other parts by now.
@@ -46,12 +46,12 @@ fn seen(group: &GroupReader, volume: &TestVolume) -> Vec<(Slot, Vec<u8>, String)
     group.points().into_iter().map(of).collect()
 }
 
-fn reader(store: &TempStore) -> GroupReader {
+pub(super) fn reader(store: &TempStore) -> GroupReader {
     StoreReader::open(&store.path()).expect("open").group(&names()).expect("group")
 }
 
 /// A base, then layers that lie over each other: four to a point, the last three of which are fuzzy.
-fn churn(group: &mut GroupStore, volume: &mut TestVolume, rounds: u64) {
+pub(super) fn churn(group: &mut GroupStore, volume: &mut TestVolume, rounds: u64) {
     for round in 0..rounds {
         let byte = round as u8 + 2;
         volume.publish(group, LayerKind::Fuzzy, &[vec![(round % 40, 9, Fill::Byte(byte))]]);
@@ -65,7 +65,7 @@ fn churn(group: &mut GroupStore, volume: &mut TestVolume, rounds: u64) {
     }
 }
 
-fn store_of(rounds: u64) -> (TempStore, GroupStore, TestVolume) {
+pub(super) fn store_of(rounds: u64) -> (TempStore, GroupStore, TestVolume) {
     let store = TempStore::new();
     let mut group = store.group();
     let mut volume = TestVolume::new("v", 64);
@@ -75,9 +75,11 @@ fn store_of(rounds: u64) -> (TempStore, GroupStore, TestVolume) {
     (store, group, volume)
 }
 
-fn sound(store: &TempStore) -> usize {
+pub(super) fn sound(store: &TempStore) -> usize {
     let report = check(&StoreReader::open(&store.path()).expect("open"), &|_| true).expect("check");
-    let bad: Vec<_> = report.findings.iter().filter(|f| f.problem != crate::Problem::PointDegraded).collect();
+    // What a merge replaced waits for a checkpoint.
+    let fine = [crate::Problem::PointDegraded, crate::Problem::AwaitsDeletion];
+    let bad: Vec<_> = report.findings.iter().filter(|f| !fine.contains(&f.problem)).collect();
     assert!(bad.is_empty(), "{bad:?}");
     report.segments as usize
 }
@@ -144,20 +146,24 @@ fn what_lies_between_points_stays_apart_for_them() {
 
 #[test]
 fn who_reads_while_parts_are_merged_reads_on() {
-    let (store, mut group, volume) = store_of(4);
+    let (store, mut group, mut volume) = store_of(4);
     group.prune(&KEEP_1).expect("prune");
     let point = *group.state().points().keys().next_back().expect("one");
     let open = reader(&store).point_reader(point, volume.id()).expect("open");
+    let image = TestVolume::bytes(&volume.image);
     assert!(group.merge(&KEEP_1).expect("merge") > 0);
+    while group.image().replaced().0 > 0 {
+        volume.publish(&mut group, LayerKind::Fuzzy, &[vec![(60, 1, Fill::Byte(9))]]);
+    }
     assert!(group.deferred() > 0, "its files are still there");
-    assert_eq!(all_of(&open), TestVolume::bytes(&volume.image));
+    assert_eq!(all_of(&open), image);
     drop(open);
     group.sweep().expect("sweep");
     assert_eq!(group.deferred(), 0);
     sound(&store);
 }
 
-fn file_of(store: &TempStore, volume: &TestVolume, part: &PartName) -> PathBuf {
+pub(super) fn file_of(store: &TempStore, volume: &TestVolume, part: &PartName) -> PathBuf {
     store.path().join(names().segment(&volume.meta.name, part).as_str())
 }
 
@@ -372,7 +378,7 @@ fn terms_of_merges_are_no_lost_claims() {
 #[test]
 fn l4_who_opens_a_point_after_a_merge_goes_by_the_new_parts() {
     use farside_region::mutation;
-    // None comes meanwhile: whoever sees one replays anew in any case.
+    // None comes meanwhile: whoever sees one replays anew in any case. So the collector's own rule, which waits for one, is broken in each case.
     crate::checkpoint::SPAN.set(4096);
     let look = |mistake: &[&'static str]| {
         let bucket = Arc::new(Memory::default());
@@ -389,6 +395,7 @@ fn l4_who_opens_a_point_after_a_merge_goes_by_the_new_parts() {
         let point = *group.state().points().keys().next_back().expect("one");
         let replayed = StoreReader::open_bucket(backend()).expect("open").group(&names()).expect("group");
         let old: BTreeSet<PartName> = group.image().parts().iter().map(|(_, part)| part.name).collect();
+        mutation::set(&["what a merge replaced goes before a checkpoint covers it"]);
         assert!(group.merge(&KEEP_1).expect("merge") > 0);
         let gone = |part: &&PartName| bucket.names(names().segment(&name("v"), part).as_str()).is_empty();
         for _ in 0..26 {

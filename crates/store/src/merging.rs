@@ -3,17 +3,36 @@
 use std::collections::BTreeMap;
 
 use farside_ledger::{Body, Decree, Policy, Verdict};
-use farside_region::{LayerKey, Slot, VolumeId};
+use farside_region::{LayerKey, MergeId, Slot, VolumeId};
 
 use super::{Dead, GroupStore};
 use crate::error::{Result, StoreError};
 use crate::image::{PartRuns, parts_of};
 use crate::liveness::PartName;
 use crate::merge::{Intervals, MergeLook, MergeTried, Writing};
+use crate::replay::Slots;
 use crate::segments::{FooterFault, runs_of};
 
 /// Merges that one decree names, at most.
 const DECREED_AT_ONCE: usize = 1024;
+/// What merges replaced and is not deleted yet may have one byte for so many of what is published,
+const WAITING_SHARE: u64 = 8;
+/// or so many.
+#[cfg(not(test))]
+const WAITING_BYTES_LEAST: u64 = 1 << 30;
+#[cfg(test)]
+thread_local! {
+    static WAITING_BYTES_LEAST: std::cell::Cell<u64> = const { std::cell::Cell::new(1 << 30) };
+}
+
+/// Less, for a test.
+#[cfg(test)]
+pub(crate) fn set_waiting_bytes_least(bytes: u64) {
+    WAITING_BYTES_LEAST.set(bytes);
+}
+
+/// And no more parts than these, which are in memory.
+const WAITING_PARTS_MAX: usize = 100_000;
 
 /// What a group knows of merges that are not in its ledger.
 #[derive(Debug, Default)]
@@ -22,6 +41,8 @@ pub(super) struct Merging {
     intervals: Intervals,
     /// Parts that no record names (yet).
     unnamed: BTreeMap<PartName, Dead>,
+    /// The slot after the newest one that a void record gave up, of those from the first of these slots on. `None`: not looked for yet.
+    voids: Option<(Slot, Slot)>,
 }
 
 impl Merging {
@@ -29,18 +50,36 @@ impl Merging {
     pub(super) fn found(&mut self, part: PartName, found: Dead) {
         self.unnamed.insert(part, found);
     }
+
+    /// Whether no record that was given up can have named a merge: what such a one published is not ours to delete.
+    fn is_after_voids(&self, merge: MergeId) -> bool {
+        self.voids.is_some_and(|(from, after)| from <= merge.since() && after <= merge.since())
+    }
 }
 
 impl GroupStore {
     /// An interval that may have parts worth merging; `None`: none has, or the group cannot be changed. For another thread to look at.
     pub fn merge_look(&mut self, policy: &Policy) -> Option<MergeLook> {
-        if self.usable().is_err() || self.image.has_unknown() {
+        if self.usable().is_err() || self.image.has_unknown() || self.image.is_spoiled(None) || self.merges_wait() {
             return None;
         }
         let interval = self.merging.intervals.next(&self.image, policy)?;
         self.merging.intervals.seen(&interval);
         let (segments, writing) = (self.segments.clone(), self.merging.writing.clone());
         MergeLook::new(segments, self.shared.readers(), writing, self.image.state(), interval)
+    }
+
+    /// Whether so much waits to be deleted of what merges replaced that there is to be no other merge before it goes: a checkpoint comes once
+    /// in 4096 records, and whoever reads a store in a directory holds deletions up for as long as he reads. Walks what waits.
+    pub fn merges_wait(&self) -> bool {
+        let (parts, bytes) = self.image.replaced();
+        let merged = self.dead.values().map(|dead| dead.merged_bytes).filter(|bytes| *bytes > 0);
+        let (parts, bytes) = merged.fold((parts, bytes), |(parts, sum), bytes| (parts + 1, sum + bytes));
+        #[cfg(not(test))]
+        let least = WAITING_BYTES_LEAST;
+        #[cfg(test)]
+        let least = WAITING_BYTES_LEAST.get();
+        parts > WAITING_PARTS_MAX || bytes > least.max(self.image.parts().bytes() / WAITING_SHARE)
     }
 
     /// A look did not find all that there is.
@@ -72,21 +111,25 @@ impl GroupStore {
         {
             let volume = volume.meta().name.clone();
             let part = PartName { layer: key, number: 0 };
-            self.merging.unnamed.entry(part).or_insert(Dead { volume, created_ms: None });
+            self.merging.unnamed.entry(part).or_insert(Dead::of(volume));
         }
     }
 
     /// A decree over the merges that came to nothing, so that what they wrote may go; `None`: there are none. To be appended; after an
-    /// accepted one there may be more.
-    pub fn decree_plan(&self) -> Option<Body> {
-        if self.usable().is_err() {
+    /// accepted one there may be more. Of merges that a record may have named which a repair gave up since, there is none: what such a record
+    /// published stays, and so does everything while something is damaged.
+    pub fn decree_plan(&mut self) -> Option<Body> {
+        if self.usable().is_err() || self.merging.unnamed.is_empty() || self.image.has_unknown() {
             return None;
         }
+        self.look_for_voids();
         let mut merges = Vec::new();
         for part in self.merging.unnamed.keys() {
             let named = |merge| (part.layer.volume, merge);
+            let is_ours = |merge: &MergeId| merge.since() <= self.state().next_slot() && self.merging.is_after_voids(*merge);
             let over = self.state().may_be_merged(&part.layer) && !self.merging.writing.is(&part.layer);
-            if let Some(merge) = part.layer.merge().map(named).filter(|merge| over && merges.last() != Some(merge)) {
+            let merge = part.layer.merge().filter(is_ours).map(named);
+            if let Some(merge) = merge.filter(|merge| over && merges.last() != Some(merge)) {
                 merges.push(merge);
             }
             if merges.len() == DECREED_AT_ONCE {
@@ -94,6 +137,18 @@ impl GroupStore {
             }
         }
         (!merges.is_empty()).then_some(Body::Decree(Decree { merges }))
+    }
+
+    /// Which slots were given up: only a repair does that, and the group is opened again after it.
+    fn look_for_voids(&mut self) {
+        let first = self.merging.unnamed.keys().filter_map(|part| part.layer.merge()).map(MergeId::since).min();
+        let Some(first) = first.filter(|first| self.merging.voids.is_none_or(|(from, _)| *first < from)) else { return };
+        match Slots::list_from(&*self.segments.backend, self.names(), first.0) {
+            Ok(slots) => self.merging.voids = Some((first, slots.voids.last().map_or(Slot(0), |newest| Slot(newest + 1)))),
+            Err(error) => {
+                tracing::warn!(group = %self.names(), %error, "what merges left stays until it is known which slots were given up");
+            }
+        }
     }
 
     /// Decrees away what came to nothing, and merges until nothing is worth it; says how many merges there were. All at once: for tests and
@@ -155,6 +210,17 @@ impl GroupStore {
             } else if self.state().may_be_merged(&part.layer) {
                 self.merging.unnamed.insert(part, found);
             }
+        }
+    }
+
+    /// Whether a dead segment may be deleted, as far as damage goes. What is damaged may come back, or may have been left out of a copy: as long
+    /// as the head image is unknown in part nothing goes that a record named or a merge wrote, and what a merge may have replaced stays as long
+    /// as a merged part that it may lie in is damaged.
+    pub(super) fn may_go(&self, part: &PartName) -> bool {
+        let published = self.state().published(&part.layer);
+        match published.map(|published| published.born) {
+            Some(born) => !self.image.has_unknown() && !self.image.is_spoiled(Some((part.layer.volume, born))),
+            None => part.layer.merge().is_none() || !(self.image.has_unknown() || self.image.is_spoiled(None)),
         }
     }
 

@@ -233,8 +233,11 @@ impl GroupStore {
 
     /// Finds out which of them may go, given who reads.
     pub(super) fn clear_packs(&mut self, held: &Held) {
+        let image = &self.image;
         for (id, why) in &mut self.packs.dead {
-            let is_held = held.holds_any(id.slot()) && !mutation::on("L4 a pack goes without a look at the leases");
+            let is_replaced = image.is_replaced_in(id) || image.has_unknown() || image.is_spoiled(None);
+            let is_held =
+                is_replaced || held.holds_any(id.slot()) && !mutation::on("L4 a pack goes without a look at the leases");
             let is_old = match why {
                 Why::GivenUp => true,
                 Why::Unnamed { created_ms } => {
@@ -249,6 +252,7 @@ impl GroupStore {
 
     /// Some that may go.
     pub(super) fn cleared_packs(&self, count: usize) -> Vec<PackId> {
+        let count = if self.image.has_unknown() { 0 } else { count };
         self.packs.cleared.iter().take(count).copied().collect()
     }
 

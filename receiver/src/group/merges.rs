@@ -81,6 +81,9 @@ impl Group {
         if here.store.image().has_unknown() {
             return Some("segments are damaged".to_owned());
         }
+        if here.store.merges_wait() {
+            return Some("what was merged before waits to be deleted".to_owned());
+        }
         if self.policy.is_none() {
             return Some("its source has not said yet what is to be kept".to_owned());
         }

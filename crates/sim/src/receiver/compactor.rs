@@ -67,7 +67,9 @@ impl Receiver {
         let (volume, point, interval, chosen) = self.choose()?;
         steps.pause().await;
         let id = self.world.names.ids[volume];
-        let key = LayerKey::of_merge(id, MergeId(u64::from_le_bytes(*self.world.rng.borrow_mut().bytes16().first_chunk()?) >> 1));
+        let next = self.group.borrow().state().next_slot();
+        let key =
+            LayerKey::of_merge(id, MergeId::new(next, u64::from_le_bytes(*self.world.rng.borrow_mut().bytes16().first_chunk()?)));
         let geometry = self.shape_at(volume, point)?;
         let mut laid = LaidParts::default();
         for part in &interval {

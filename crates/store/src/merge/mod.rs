@@ -175,6 +175,8 @@ pub struct MergeLook {
     geometry: Geometry,
     /// Its newest layer.
     newest: Option<LayerKey>,
+    /// The ledger's next slot: a merge is in a later one than it was looked at.
+    next: Slot,
     interval: Interval,
 }
 
@@ -228,7 +230,8 @@ impl MergeLook {
         let member = point.members.iter().find(|member| member.key.volume == interval.volume)?;
         let geometry = volume.meta().geometry.resized(member.volume_bytes).ok()?;
         let newest = volume.last_layer().map(|layer| layer.key);
-        Some(Self { segments, readers, writing, volume: volume.meta().clone(), geometry, newest, interval })
+        let next = state.next_slot();
+        Some(Self { segments, readers, writing, volume: volume.meta().clone(), geometry, newest, next, interval })
     }
 
     /// Whose interval.
@@ -284,7 +287,7 @@ impl MergeLook {
     /// # Errors
     /// When no id can be drawn; then nothing was written.
     pub fn write(&self, found: &MergeFound, goes_on: &dyn Fn(u64) -> bool) -> Result<MergeTried> {
-        let id = MergeId(u64::from_le_bytes(*random()?.first_chunk::<8>().expect("sixteen bytes")) >> 1);
+        let id = MergeId::new(self.next, u64::from_le_bytes(*random()?.first_chunk::<8>().expect("sixteen bytes")));
         let key = LayerKey::of_merge(self.volume.id, id);
         self.writing.lock().insert(key);
         Ok(MergeTried { key, written: self.write_as(id, found, goes_on) })
@@ -518,6 +521,9 @@ impl Frames<'_> {
 
 #[cfg(test)]
 mod churn_tests;
+
+#[cfg(test)]
+mod loss_tests;
 
 #[cfg(test)]
 #[path = "../merge_tests.rs"]

@@ -1,0 +1,276 @@
+//! A merge, and then something else is lost: a record before its map, a part that it wrote, the ledger's end. No retained point may go
+//! with that.
+
+use std::fs;
+use std::path::PathBuf;
+
+use farside_ledger::LayerKind;
+use farside_region::mutation;
+
+use super::tests::{KEEP_1, churn, file_of, names, reader, seen, store_of};
+use super::*;
+use crate::checkpoint::SPAN;
+use crate::checkpoint::tests::copy_dir;
+use crate::testkit::{Fill, TempStore, TestVolume};
+use crate::{GroupStore, Repair};
+
+type Seen = Vec<(Slot, Vec<u8>, String)>;
+
+fn record(store: &TempStore, slot: Slot) -> PathBuf {
+    store.path().join(names().record(slot).as_str())
+}
+
+/// Nothing is left of it that could be mended.
+fn tear(store: &TempStore, slot: Slot) {
+    fs::write(record(store, slot), b"torn").expect("write");
+}
+
+fn fuzzy(group: &mut GroupStore, volume: &mut TestVolume, records: u64) -> Slot {
+    let mut last = Slot(0);
+    for _ in 0..records {
+        last = volume.publish(group, LayerKind::Fuzzy, &[vec![(60, 1, Fill::Byte(9))]]).position.slot;
+    }
+    last
+}
+
+/// What points hold that lie before a slot.
+fn before(seen: &Seen, slot: Slot) -> Seen {
+    seen.iter().filter(|(point, ..)| *point < slot).cloned().collect()
+}
+
+/// The points before a slot by now, or why one of them cannot be read.
+fn seen_before(store: &TempStore, volume: &TestVolume, slot: Slot) -> Result<Seen> {
+    let group = crate::StoreReader::open(&store.path())?.group(&names())?;
+    for point in group.points().into_iter().filter(|point| point.slot < slot) {
+        group.point_reader(point.slot, volume.id())?;
+    }
+    Ok(before(&seen(&group, volume), slot))
+}
+
+/// History with retained points, and after them a record that says nothing of them, in the slot that is given; then a merge.
+struct Merged {
+    store: TempStore,
+    group: GroupStore,
+    volume: TestVolume,
+    /// What the points hold.
+    truth: Seen,
+    /// A record after the points and before the map.
+    between: Slot,
+    /// Files of parts that were merged.
+    old: Vec<PathBuf>,
+    /// And of those that took their place.
+    new: Vec<PathBuf>,
+}
+
+fn merged(span: u64) -> Merged {
+    SPAN.set(span);
+    let (store, mut group, mut volume) = store_of(4);
+    group.prune(&KEEP_1).expect("prune");
+    let between = fuzzy(&mut group, &mut volume, 2);
+    let truth = seen(&reader(&store), &volume);
+    assert!(truth.len() >= 2 && truth.iter().all(|(point, ..)| *point < between));
+    let names = |group: &GroupStore| group.image().parts().iter().map(|(_, part)| part.name).collect::<BTreeSet<_>>();
+    let parts = names(&group);
+    let replaces = |group: &GroupStore| -> (Vec<PartName>, Vec<PartName>) {
+        let now = names(group);
+        (parts.difference(&now).copied().collect(), now.difference(&parts).copied().collect())
+    };
+    assert!(group.merge(&KEEP_1).expect("merge") > 0);
+    let (old, new) = replaces(&group);
+    let files = |parts: Vec<PartName>| parts.iter().map(|part| file_of(&store, &volume, part)).collect::<Vec<_>>();
+    let (old, new) = (files(old), files(new));
+    assert!(old.len() > 2 && !new.is_empty());
+    Merged { store, group, volume, truth, between, old, new }
+}
+
+fn there(files: &[PathBuf]) -> usize {
+    files.iter().filter(|file| file.exists()).count()
+}
+
+/// A record before the map is torn, and no checkpoint covers the map: replay stops before it, and goes by the old parts. They are there, for
+/// readers, after a repair, and after whatever is deleted then.
+#[test]
+fn a_torn_record_before_a_merge_costs_no_point_before_it() {
+    let lost = |mistake: &[&'static str]| {
+        mutation::set(mistake);
+        let Merged { store, mut group, mut volume, truth, between, new, .. } = merged(4096);
+        group.sweep().expect("sweep");
+        drop(group);
+        tear(&store, between);
+        let of_points = |slot| seen_before(&store, &volume, slot);
+        let kept = of_points(between);
+        let mut group = store.group();
+        let torn = group.torn().map(|torn| torn.slot);
+        group.sweep().expect("sweep");
+        assert!(matches!(group.repair_plan(), Ok(Some(Repair::Void { first, .. })) if first == between));
+        group.repair_torn().expect("repaired");
+        mutation::set(&[]);
+        assert_eq!(torn, Some(between));
+        if kept.as_ref().ok() != Some(&truth) {
+            return true;
+        }
+        assert_eq!(of_points(between).expect("read"), truth, "after the repair");
+        assert_eq!(group.unnamed_merges(), new.len(), "what the record named that was given up");
+        // Whatever comes then: merges of the same parts again, checkpoints, a collector, a restart.
+        SPAN.set(8);
+        volume.claim(&mut group);
+        assert!(group.merge(&KEEP_1).expect("merge") > 0);
+        fuzzy(&mut group, &mut volume, 20);
+        group.sweep().expect("sweep");
+        assert_eq!(seen_before(&store, &volume, between).expect("read"), truth);
+        drop(group);
+        let mut group = store.group();
+        group.merge(&KEEP_1).expect("merge");
+        group.sweep().expect("sweep");
+        assert_eq!(seen_before(&store, &volume, between).expect("read"), truth, "opened again");
+        assert_eq!(there(&new), new.len(), "what was published by records that were given up is nobody's to delete");
+        // What comes to nothing after the repair is another matter.
+        churn(&mut group, &mut volume, 3);
+        group.prune(&KEEP_1).expect("prune");
+        let look = group.merge_look(&KEEP_1).expect("something to look at");
+        let found = look.find(&|_| true).expect("find").merges.into_iter().next().expect("something to merge");
+        let key = look.write(&found, &|_| true).expect("an id").key;
+        drop(group);
+        let mut group = store.group();
+        let decree = group.decree_plan().expect("it came to nothing");
+        let only = farside_ledger::Decree { merges: vec![(volume.id(), key.merge().expect("a merge"))] };
+        assert_eq!(decree, farside_ledger::Body::Decree(only));
+        false
+    };
+    assert!(!lost(&[]));
+    assert!(lost(&["what a merge replaced goes before a checkpoint covers it"]), "the mistake loses a point");
+}
+
+/// A checkpoint covers the map: the old parts have gone, and replay begins above whatever record is torn.
+#[test]
+fn a_torn_record_below_a_checkpoint_that_covers_a_merge_costs_nothing() {
+    let Merged { store, mut group, mut volume, truth, between, old, new } = merged(8);
+    assert_eq!(there(&old), old.len(), "no checkpoint covers the map yet");
+    let after = fuzzy(&mut group, &mut volume, 9);
+    assert_eq!(there(&old), 0, "now one does");
+    drop(group);
+    tear(&store, between);
+    assert_eq!(before(&seen(&reader(&store), &volume), after), truth);
+    let mut group = store.group();
+    assert!(group.torn().is_none());
+    // And one above it, which is given up with what follows.
+    let mut torn = fuzzy(&mut group, &mut volume, 1);
+    while torn.0 % 8 != 4 {
+        torn = fuzzy(&mut group, &mut volume, 1);
+    }
+    fuzzy(&mut group, &mut volume, 2);
+    drop(group);
+    tear(&store, torn);
+    let mut group = store.group();
+    assert_eq!(group.torn().map(|torn| torn.slot), Some(torn));
+    group.repair_torn().expect("repaired");
+    group.merge(&KEEP_1).expect("merge");
+    group.sweep().expect("sweep");
+    assert_eq!(before(&seen(&reader(&store), &volume), after), truth);
+    assert_eq!(there(&new), new.len());
+}
+
+/// The checkpoint that covers the map is there, and its state is not: it covers nothing.
+#[test]
+fn a_checkpoint_without_its_state_covers_no_merge() {
+    let Merged { store, group, mut volume, truth, between, old, .. } = merged(4096);
+    // It comes to be while the receiver is away from its store's checkpoint folder: as a file in its place.
+    let folder = store.path().join(names().checkpoints().as_str());
+    drop(group);
+    SPAN.set(8);
+    if folder.exists() {
+        fs::remove_dir_all(&folder).expect("remove");
+    }
+    fs::write(&folder, b"").expect("write");
+    let mut group = store.group();
+    fuzzy(&mut group, &mut volume, 9);
+    group.sweep().expect("sweep");
+    assert_eq!(there(&old), old.len(), "none could be written");
+    assert_eq!(seen_before(&store, &volume, between).expect("read"), truth);
+    drop(group);
+    fs::remove_file(&folder).expect("remove");
+    let group = store.group();
+    assert_eq!(there(&old), 0, "the next start wrote them");
+    drop(group);
+    assert_eq!(seen_before(&store, &volume, between).expect("read"), truth);
+}
+
+/// The ledger loses its newest records, the map among them, and nothing tells: it goes on from an older slot.
+#[test]
+fn a_ledger_that_loses_a_merge_without_a_trace_goes_by_the_old_parts() {
+    let Merged { store, group, mut volume, truth, between, .. } = merged(4096);
+    let end = group.state().next_slot();
+    drop(group);
+    ((between.0 + 1)..end.0).for_each(|slot| fs::remove_file(record(&store, Slot(slot))).expect("remove"));
+    let mut group = store.group();
+    assert!(group.torn().is_none());
+    group.merge(&KEEP_1).expect("merge");
+    SPAN.set(8);
+    fuzzy(&mut group, &mut volume, 20);
+    group.sweep().expect("sweep");
+    assert_eq!(seen_before(&store, &volume, between).expect("read"), truth);
+}
+
+/// A store was copied while it was merged: the record is in the copy, the part that it names is not, and the old ones are.
+#[test]
+fn a_copy_without_a_merged_part_keeps_the_old_ones() {
+    let Merged { store, mut group, mut volume, truth, between, old, new } = merged(8);
+    let open = reader(&store).point_reader(truth[0].0, volume.id()).expect("open");
+    fuzzy(&mut group, &mut volume, 9);
+    assert_eq!(there(&old), old.len(), "somebody reads");
+    let copy = TempStore::new();
+    fs::remove_dir_all(copy.path()).expect("remove");
+    copy_dir(&store.path(), &copy.path());
+    drop((open, group));
+    let in_copy = |files: &[PathBuf]| -> Vec<PathBuf> {
+        files.iter().map(|file| copy.path().join(file.strip_prefix(store.path()).expect("in the store"))).collect()
+    };
+    let (old_there, new_there) = (in_copy(&old), in_copy(&new));
+    new_there.iter().for_each(|file| fs::remove_file(file).expect("remove"));
+
+    let mut group = copy.group();
+    assert!(group.image().has_unknown());
+    group.sweep().expect("sweep");
+    assert_eq!((there(&old_there), group.deferred()), (old.len(), old.len()), "nothing else holds what they hold");
+    assert!(group.decree_plan().is_none() && group.merge_look(&KEEP_1).is_none());
+    // What lies over it now lets merges and prunes go on, but is not what older points hold.
+    volume.base(&mut group, 77);
+    assert!(!group.image().has_unknown());
+    group.sweep().expect("sweep");
+    assert_eq!(there(&old_there), old.len());
+    assert!(group.merge_look(&KEEP_1).is_none());
+    drop(group);
+    let mut group = copy.group();
+    group.sweep().expect("sweep");
+    assert_eq!(there(&old_there), old.len());
+    drop(group);
+    // It comes back.
+    for (from, to) in new.iter().zip(&new_there) {
+        fs::copy(from, to).expect("copy");
+    }
+    drop(copy.group());
+    assert_eq!(there(&old_there), 0);
+    assert_eq!(seen_before(&copy, &volume, between).expect("read"), truth);
+}
+
+/// Who reads a directory holds all deletions up: merging does not go on meanwhile for ever.
+#[test]
+fn merging_waits_for_what_it_replaced() {
+    SPAN.set(8);
+    let (store, mut group, mut volume) = store_of(4);
+    let open = reader(&store);
+    crate::group::set_waiting_bytes_least(3000);
+    for _ in 0..40 {
+        churn(&mut group, &mut volume, 2);
+        group.prune(&KEEP_1).expect("prune");
+        group.merge(&KEEP_1).expect("merge");
+    }
+    assert!(group.merges_wait() && group.merge_look(&KEEP_1).is_none());
+    drop(group);
+    let mut group = store.group();
+    assert!(group.merges_wait(), "it is not forgotten");
+    drop(open);
+    churn(&mut group, &mut volume, 4);
+    group.sweep().expect("sweep");
+    assert!(!group.merges_wait() && group.merge_look(&KEEP_1).is_some());
+}
