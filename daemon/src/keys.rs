@@ -34,6 +34,14 @@ pub struct Encryption {
     pub keeper: Keeper,
 }
 
+/// A volume cannot begin: its group is encrypted, and the key is not here. It is asked for until it is.
+#[derive(Debug, thiserror::Error)]
+#[error("the key of group {group} cannot be had: {why}")]
+pub(crate) struct KeyMissing {
+    group: Name,
+    why: String,
+}
+
 /// What a group has of its key.
 #[derive(Debug)]
 pub(crate) struct GroupKeys {
@@ -257,6 +265,10 @@ impl GroupKeys {
         }
     }
 
+    fn missing(&self, why: String) -> KeyMissing {
+        KeyMissing { group: self.group.clone(), why }
+    }
+
     /// What the configuration says now. Keys are those of the start; no volume begins under others than it is to have.
     pub(crate) fn is_configured(&self, encryption: Option<&Encryption>) {
         self.outdated.store(self.encryption.as_ref() != encryption, Ordering::Relaxed);
@@ -287,7 +299,7 @@ impl GroupKeys {
             return Ok(DigestKey::Clear(key));
         };
         self.wait(PATIENCE);
-        let key = self.key().map_err(|why| anyhow::anyhow!("the key of group {} cannot be had: {why}", self.group))?;
+        let key = self.key().map_err(|why| self.missing(why))?;
         Ok(DigestKey::Sealed(key.seal(encryption.mode, id)))
     }
 
@@ -302,7 +314,7 @@ impl GroupKeys {
         let key = match (&self.encryption, self.key()) {
             (None, _) => None,
             (Some(_), Ok(key)) => Some(key),
-            (Some(_), Err(why)) => return Some(format!("the key of group {} cannot be had: {why}", self.group)),
+            (Some(_), Err(why)) => return Some(self.missing(why).to_string()),
         };
         volumes.find_map(|volume| match (&volume.digest_key, &key) {
             (DigestKey::Clear(_), None) => None,

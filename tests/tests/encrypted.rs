@@ -268,6 +268,26 @@ fn without_the_key_the_host_is_served_and_nothing_is_sent() {
     assert!(with_secrets(&site, &site.path("gateway")).is_empty());
 }
 
+/// What a host boots with is there before who has its keys.
+#[test]
+fn a_volume_whose_key_comes_late_begins_as_soon_as_it_is_there() {
+    let mut site = site();
+    let away = site.path("away.key");
+    fs::rename(key(&site), &away).expect("renamed");
+    site.start_receiver();
+    site.daemon = Some(site.spawn_daemon());
+    wait_for("the status to say why it is not served", || {
+        std::os::unix::net::UnixStream::connect(site.path("host/api.sock")).ok()?;
+        site.status()["reasons"].to_string().contains("key of group default cannot be had").then_some(())
+    });
+    fs::rename(&away, key(&site)).expect("renamed");
+    wait_for("it to be served", || std::os::unix::net::UnixStream::connect(site.tap("data")).ok());
+    site.pair();
+    write_markers(&site);
+    site.wait_quiet();
+    check_restored(&site, &format!("file:{}", key(&site).display()));
+}
+
 #[test]
 fn a_volume_that_began_in_clear_never_becomes_an_encrypted_one() {
     let mut site = Site::with_volume(BYTES, "200ms", 8);

@@ -87,12 +87,12 @@ impl FromStr for Keeper {
 #[non_exhaustive]
 pub enum KeeperError {
     /// The file cannot be read.
-    #[error("the key cannot be read from {path}: {source}", path = path.display())]
+    #[error("the key cannot be read from {path}: {why}", path = path.display())]
     File {
         /// Which.
         path: PathBuf,
         /// Why not.
-        source: std::io::Error,
+        why: std::io::Error,
     },
     /// Too short or too long.
     #[error("{path} holds {bytes} bytes: a key file has {FILE_BYTES_MIN} to {SECRET_BYTES_MAX}, all of them random", path = path.display())]
@@ -153,7 +153,7 @@ impl Keeper {
 }
 
 fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, KeeperError> {
-    let failed = |source| KeeperError::File { path: path.to_owned(), source };
+    let failed = |why| KeeperError::File { path: path.to_owned(), why };
     let file = File::open(path).map_err(failed)?;
     let mut bytes = Zeroizing::new(Vec::with_capacity(SECRET_BYTES_MAX + 1)); // so that it is not moved as it grows
     file.take(SECRET_BYTES_MAX as u64 + 1).read_to_end(&mut bytes).map_err(failed)?;

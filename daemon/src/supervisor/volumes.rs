@@ -31,6 +31,7 @@ use crate::boot;
 use crate::change::Change;
 use crate::config::{Config, ConfigError, VolumeConfig};
 use crate::group::{Ask, Farewell, GroupStart, Leaving, Note};
+use crate::keys::KeyMissing;
 use crate::locked;
 use crate::loss::LossNote;
 use crate::state_dir::Mark;
@@ -77,6 +78,8 @@ enum Unserved {
     Unkept(String),
     /// It cannot be, for this reason.
     Failed(String),
+    /// Not before the key of its group is here, which is asked for.
+    KeyMissing(String),
 }
 
 impl Volumes {
@@ -236,7 +239,7 @@ impl Daemon {
                     if is_inserted {
                         // Its host goes on without a tap, or waits for one.
                         tokio::spawn(async move { daemon.insert_again(&name).await });
-                    } else if disk.starts_with("/dev") && !disk.exists() {
+                    } else if disk.starts_with("/dev") && !disk.exists() || error.is::<KeyMissing>() {
                         tokio::spawn(async move { daemon.open_when_there(&name).await });
                     }
                 }
@@ -292,6 +295,9 @@ impl Daemon {
         let configured = locked(&self.config).volumes.contains_key(&name);
         let mut unserved = locked(&self.volumes.unserved);
         match &opened {
+            Err(error) if configured && error.is::<KeyMissing>() => {
+                unserved.insert(name, Unserved::KeyMissing(error.to_string()))
+            }
             Err(error) if configured => unserved.insert(name, Unserved::Failed(format!("{error:#}"))),
             _ => unserved.remove(&name),
         };
@@ -513,7 +519,8 @@ impl Daemon {
         }
     }
 
-    /// Serves a volume as soon as its disk is there, which came later than the start could wait.
+    /// Serves a volume as soon as that is there which came later than the start could wait: its disk, or the key of its group, if it
+    /// is to begin.
     async fn open_when_there(self: &Arc<Self>, name: &Name) {
         loop {
             tokio::time::sleep(AGAIN).await;
@@ -527,6 +534,9 @@ impl Daemon {
             if self.volumes.begin(name)
                 && let Err(error) = self.open_configured(volume).await
             {
+                if error.is::<KeyMissing>() {
+                    continue;
+                }
                 error!(volume = %name, "not served: {error:#}");
             }
             return;
@@ -964,6 +974,10 @@ fn not_served(name: &Name, why: Option<&Unserved>, state_dir: &Path) -> Reason {
         Some(Unserved::Failed(why)) => {
             let todo = format!("mend it, then: farside reload. {meanwhile}");
             Reason::new(Severity::Error, Code::NotServed, format!("volume {name} is not served: {why}"), todo)
+        }
+        Some(Unserved::KeyMissing(why)) => {
+            let todo = format!("mend it: the key is asked for again by itself, and the volume is served then. {meanwhile}");
+            Reason::new(Severity::Error, Code::NotServed, format!("volume {name} cannot begin: {why}"), todo)
         }
         Some(Unserved::Starting) => {
             let todo = "wait; if another process holds its device or its tap, that takes up to 30 s, and then has its reason";
