@@ -74,12 +74,18 @@ impl Runner {
             Some(MergeNext::Again) => return true,
             Some(MergeNext::Nothing) | None => return false,
         };
+        // What is not done to its end is looked at again.
+        let again = || {
+            let _ = self.ask(group, |reply| Mail::MergeAgain { volume: look.volume(), point: look.point(), reply });
+        };
         let paced = Paced::new(&self.receiver);
         let found = match look.find(&|bytes| paced.goes_on(bytes)) {
             Ok(found) => found,
-            Err(StoreError::Stopped) => return false,
             Err(error) => {
-                tracing::warn!(group = %group.names(), %error, "what might be merged could not be read");
+                if !matches!(error, StoreError::Stopped) {
+                    tracing::warn!(group = %group.names(), %error, "what might be merged could not be read");
+                }
+                again();
                 return false;
             }
         };
@@ -88,21 +94,25 @@ impl Runner {
                 Ok(tried) => tried,
                 Err(error) => {
                     tracing::warn!(group = %group.names(), %error, "nothing can be merged");
+                    again();
                     return false;
                 }
             };
             if let Err(error) = &tried.written {
                 tracing::warn!(group = %group.names(), %error, "parts were not merged");
             }
+            // What is damaged is so the next time, and spoils no other merge.
+            let damaged = matches!(tried.written, Err(StoreError::NotMerged { .. }));
             let failed = tried.written.is_err();
             // Also what failed: something of it may lie in the store.
             let goes_on = self.ask(group, |reply| Mail::Merged { tried: Box::new(tried), reply });
-            if failed || goes_on != Some(true) {
+            if !damaged && (failed || goes_on != Some(true)) {
+                again();
                 return false;
             }
         }
         if found.more {
-            self.ask(group, |reply| Mail::MergeAgain { volume: look.volume(), point: look.point(), reply });
+            again();
         }
         true
     }

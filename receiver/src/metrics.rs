@@ -276,7 +276,7 @@ const GROUP: &[Metric<ReceiverGroup>] = &[
         name: "group_merge_freed",
         unit: In::Bytes,
         kind: Kind::Counter,
-        help: "By how much smaller the new parts of merges are than the old ones",
+        help: "What merges free once what they replaced is deleted, less what they wrote. Of a pack in which something else is needed nothing is freed",
         read: |g| count(g.counters.merge_freed_bytes),
     },
     Metric {

@@ -376,6 +376,8 @@ class Ledger:
         points = sorted(volume.good + volume.degraded)
         if body.point not in points:
             return "void: no such point"
+        if any(self.points[point].pins for point in points if point >= body.point):
+            return "void: a pinned point may need its parts"
         after = max((point for point in points if point < body.point), default=-1)
         old = {key: self.published(key) for key, _ in body.parts}
         for key, part in named:

@@ -12,7 +12,7 @@ use farside_region::{LayerKey, MergeId, Slot, VolumeId, mutation};
 use serde::{Deserialize, Serialize};
 
 use crate::record::{Decree, Map};
-use crate::state::{GivenUp, State, VolumeState};
+use crate::state::{GivenUp, Point, State, VolumeState};
 use crate::verdict::{Malformed, VoidReason};
 
 /// The mistake of merging what a retained point lies between.
@@ -23,6 +23,8 @@ const WITHOUT_A_POINT: &str = "a merge whose point is gone";
 const AFTER_ITS_DECREE: &str = "a map record accepted after its decree";
 /// The mistake of replacing parts that somebody else replaced.
 const OF_WHAT_IS_GONE: &str = "a merge of parts that are gone";
+/// The mistake of merging what a pinned point may be read from.
+const UNDER_A_PIN: &str = "a merge of what a pinned point needs";
 /// The mistake of giving up what a merge wrote while its point is retained.
 const MERGE_PRUNED: &str = "a prune takes a merged part of a retained point";
 
@@ -96,6 +98,12 @@ impl State {
         self.held_by(volume).map_or_else(Vec::new, |held| held.all())
     }
 
+    /// The newest pinned point that holds a volume: parts born up to it may be read by whoever goes by the pin, and are not merged.
+    pub fn newest_pinned(&self, volume: VolumeId) -> Option<Slot> {
+        let holds = |point: &&Point| !point.pins.is_empty() && point.members.iter().any(|member| member.key.volume == volume);
+        self.points().values().rev().find(holds).map(|point| point.slot)
+    }
+
     pub(crate) fn judge_map(&self, map: &Map) -> Result<(), VoidReason> {
         let malformed = |why| Err(VoidReason::Malformed(why));
         let volume = self.volume(map.volume).ok_or(VoidReason::UnknownVolume(map.volume))?;
@@ -126,6 +134,9 @@ impl State {
         let interval = self.interval(map.volume, map.point);
         if interval.is_none() && !mutation::on(WITHOUT_A_POINT) {
             return Err(VoidReason::NoSuchPoint(map.point));
+        }
+        if let Some(pinned) = self.newest_pinned(map.volume).filter(|pinned| *pinned >= map.point && !mutation::on(UNDER_A_PIN)) {
+            return Err(VoidReason::MergePinned(pinned));
         }
         let (mut first, mut last) = (Slot(u64::MAX), Slot(0));
         for (key, parts) in &named {

@@ -125,6 +125,9 @@ pub enum VoidReason {
     /// The newest layer's parts stay what its source sent.
     #[error("layer {0} is its volume's newest, whose parts are not merged")]
     MergeNewest(LayerKey),
+    /// Its parts are kept as they are, also for who reads it without a lease: merge when the pin is gone.
+    #[error("point {0} is pinned, and may need parts that were to be merged")]
+    MergePinned(Slot),
     /// Write the parts anew under another id.
     #[error("the id of merge {0} was used before, or decreed never to be")]
     MergeAgain(MergeId),

@@ -185,7 +185,14 @@ impl GroupImage {
         let head = self.heads.entry(map.volume).or_default();
         let numbers: BTreeSet<PartNo> = gone.iter().map(|(no, _)| *no).collect();
         // Newest is newest: the new parts take from the image what the old ones had of it, and nothing from anybody else.
-        let had = head.index.take(|no| numbers.contains(&no));
+        // (All that they had lies in the regions of the new ones, if these hold what they should.)
+        let geometry = self.state.volume(map.volume).expect("its record was accepted").meta().geometry;
+        let within = map.regions.ranges().map(|regions| granules_of_regions(&geometry, regions.start.0, regions.count));
+        let mut had = head.index.take_in(within, |no| numbers.contains(&no));
+        if had.iter().map(|extent| extent.run.count).sum::<u64>() < gone.iter().map(|(_, part)| part.head_granules).sum() {
+            had.extend(head.index.take(|no| numbers.contains(&no)));
+            had.sort_unstable_by_key(|extent| extent.run.start);
+        }
         let mut kept = 0;
         let nos = gone[gone.len() - map.new.len()..].iter().map(|(no, _)| *no);
         for (no, runs) in nos.zip(runs) {

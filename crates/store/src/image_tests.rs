@@ -165,6 +165,9 @@ impl World {
             self.image.parts().iter().filter(|(_, part)| part.name.layer.volume == meta.id && Some(part.name.layer) != newest);
         let born = parts.filter(|(_, part)| after.is_none_or(|after| part.born > after) && part.born <= point);
         let old: Vec<Part> = born.map(|(_, part)| part.clone()).skip(range.start).take(range.len()).collect();
+        if self.image.state().newest_pinned(meta.id).is_some_and(|pinned| pinned >= point) {
+            return; // void: whoever reads it may go by these parts
+        }
         let (Some(last), names) = (old.last(), old.iter().map(|part| part.name).collect::<BTreeSet<PartName>>()) else { return };
         let into = into.min(old.len());
         assert_eq!(names.len(), old.len());

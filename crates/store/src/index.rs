@@ -76,6 +76,27 @@ impl VolumeIndex {
         self.entries.insert(start, Entry { end, part: extent.part, content: extent.content });
     }
 
+    /// Takes out all that lies in some parts and reaches into some runs, which ascend, and says what that was, ascending.
+    pub(crate) fn take_in(&mut self, runs: impl Iterator<Item = GranuleRun>, is_of: impl Fn(PartNo) -> bool) -> Vec<Extent> {
+        let mut taken: Vec<Extent> = Vec::new();
+        for run in runs {
+            // What is cut here is taken in whole, once.
+            let starts = self.entries.range(..run.start.0).next_back().filter(|(_, e)| e.end > run.start.0).into_iter();
+            let found = starts.chain(self.entries.range(run.start.0..run.end().0.max(run.start.0)));
+            let found = found.filter(|(_, e)| is_of(e.part)).map(|(&start, e)| Extent {
+                run: GranuleRun { start: GranuleIndex(start), count: e.end - start },
+                part: e.part,
+                content: e.content,
+            });
+            let found: Vec<Extent> = found.collect();
+            for extent in &found {
+                self.entries.remove(&extent.run.start.0);
+            }
+            taken.extend(found);
+        }
+        taken
+    }
+
     /// Takes out all that lies in some parts, and says what that was, ascending. Walks all extents.
     pub(crate) fn take(&mut self, is_of: impl Fn(PartNo) -> bool) -> Vec<Extent> {
         let of = |(&start, e): (&u64, &Entry)| Extent {

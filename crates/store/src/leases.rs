@@ -31,6 +31,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -45,7 +46,7 @@ use crate::checkpoint;
 use crate::error::{Result, StoreError};
 use crate::image::GroupImage;
 use crate::names::{GroupNames, GroupObject};
-use crate::replay::{get, replay};
+use crate::replay::{Replayed, get, replay};
 use crate::store::{STORE_VERSION, parse_json, random};
 
 /// A lease of ours holds for so long: a reader that died keeps garbage no longer.
@@ -102,6 +103,7 @@ pub(crate) struct Lease {
     ending: Option<Sender<()>>,
     ended: Mutex<Receiver<()>>,
     unkept: Arc<Mutex<Option<String>>>,
+    goes_by: Arc<AtomicU64>,
 }
 
 impl Lease {
@@ -113,14 +115,19 @@ impl Lease {
     pub(crate) fn take(backend: &Arc<dyn Backend>, names: &GroupNames, volume: &Name, point: Slot) -> Result<Self> {
         let mut keeper = Keeper::new(backend, names, volume, point);
         keeper.begin();
-        let unkept = Arc::clone(&keeper.unkept);
+        let (unkept, goes_by) = (Arc::clone(&keeper.unkept), Arc::clone(&keeper.goes_by));
         let ((ending, end), (done, ended)) = (channel(), channel());
         thread::Builder::new().name("lease".into()).spawn(move || keeper.keep(&end, &done)).map_err(|source| StoreError::Io {
             doing: "starting a thread for",
             path: "a lease".into(),
             source,
         })?;
-        Ok(Self { ending: Some(ending), ended: Mutex::new(ended), unkept })
+        Ok(Self { ending: Some(ending), ended: Mutex::new(ended), unkept, goes_by })
+    }
+
+    /// Its reader goes by what the ledger's slots before this one say.
+    pub(crate) fn goes_by(&self, next: Slot) {
+        self.goes_by.store(next.0, Ordering::Relaxed);
     }
 
     /// Why nothing keeps the point at the moment, if that is so.
@@ -153,6 +160,8 @@ struct Keeper {
     /// Until the next one.
     wait: Duration,
     unkept: Arc<Mutex<Option<String>>>,
+    /// The slots below this one are those that the reader replayed.
+    goes_by: Arc<AtomicU64>,
     /// We may not write there, and never did: no use in trying again.
     is_denied: bool,
 }
@@ -168,6 +177,7 @@ impl Keeper {
             held_since: None,
             wait: RENEWED_AFTER,
             unkept: Arc::default(),
+            goes_by: Arc::default(),
             is_denied: false,
         }
     }
@@ -222,10 +232,21 @@ impl Keeper {
     /// A lease was acknowledged after a time without one: what the point needs may have been given up before that.
     fn hold_anew(&mut self) {
         let replayed = replay(&*self.backend, &self.names, group_id(&self.names.source, &self.names.group), |_| {});
-        match replayed.map(|replayed| replayed.image.state().points().contains_key(&self.point)) {
-            Ok(true) => *self.unkept() = None,
-            Ok(false) => {
-                self.say_unkept("it was given up before there was a lease".to_owned());
+        let why = |replayed: Replayed| {
+            let state = replayed.image.state();
+            if !state.points().contains_key(&self.point) {
+                return Some("it was given up before there was a lease");
+            }
+            let volume = state.volume(volume_id(&self.names.source, &self.names.group, &self.volume));
+            let goes_by = Slot(self.goes_by.load(Ordering::Relaxed));
+            let mut merges = volume.into_iter().flat_map(|volume| volume.merges().values());
+            let is_merged = merges.any(|merge| merge.slot >= goes_by && merge.born <= self.point);
+            is_merged.then_some("parts of it were merged before there was a lease: open it anew")
+        };
+        match replayed.map(why) {
+            Ok(None) => *self.unkept() = None,
+            Ok(Some(why)) => {
+                self.say_unkept(why.to_owned());
                 self.wait = RENEWED_AFTER; // what is left of it
             }
             Err(error) => {

@@ -170,6 +170,11 @@ impl Parts {
         self.all.iter().map(|(&id, part)| (id, part))
     }
 
+    /// Those published between two of them, both included.
+    pub(crate) fn between(&self, first: PartNo, last: PartNo) -> impl Iterator<Item = &Part> {
+        self.all.range(first..=last).map(|(_, part)| part)
+    }
+
     /// The newest.
     pub fn last(&self) -> Option<PartNo> {
         self.all.last_key_value().map(|(&no, _)| no)

@@ -117,12 +117,12 @@ fn what_lies_between_points_stays_apart_for_them() {
     group.prune(&KEEP_1).expect("prune");
     let before = seen(&reader(&store), &volume);
     assert_eq!((before.len(), before[1].0), (3, pinned), "and the base, since nothing later is without unreadable runs");
-    assert!(group.merge(&KEEP_1).expect("merge") >= 2);
+    assert!(group.merge(&KEEP_1).expect("merge") >= 1);
     assert_eq!(seen(&reader(&store), &volume), before);
     sound(&store);
     let born = group.image().parts().iter().filter(|(_, p)| p.name.layer.merge().is_some()).map(|(_, p)| p.born);
     let (early, late): (Vec<Slot>, Vec<Slot>) = born.partition(|born| *born <= pinned);
-    assert!(!early.is_empty() && !late.is_empty());
+    assert!(early.is_empty() && !late.is_empty(), "what the pin's readers may go by stays as it is");
 
     // It goes on from there: more layers, fewer points, merges of what was merged.
     churn(&mut group, &mut volume, 4);
@@ -216,10 +216,11 @@ fn a_damaged_part_of_a_merge_spoils_what_needs_it_and_nothing_else() {
     let (store, mut group, mut volume) = store_of(4);
     let before: Vec<Slot> = group.state().points().keys().copied().collect();
     let pinned = *before.last().expect("points");
+    group.prune(&KEEP_1).expect("prune");
+    assert!(group.merge(&KEEP_1).expect("merge") > 0);
     group.append(Body::Pin(farside_ledger::Pin { point: pinned, reason: String::new() })).expect("pin");
     churn(&mut group, &mut volume, 1);
     group.prune(&KEEP_1).expect("prune");
-    assert!(group.merge(&KEEP_1).expect("merge") > 0);
     let merged = group.image().parts().iter().find(|(_, part)| part.name.layer.merge().is_some()).expect("one").1.clone();
     let file = file_of(&store, &volume, &merged.name);
     let good = fs::read(&file).expect("read");

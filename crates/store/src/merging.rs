@@ -9,7 +9,7 @@ use super::{Dead, GroupStore};
 use crate::error::{Result, StoreError};
 use crate::image::{PartRuns, parts_of};
 use crate::liveness::PartName;
-use crate::merge::{Intervals, MergeLook, MergeTried, Writing};
+use crate::merge::{Interval, Intervals, MergeLook, MergeTried, Writing};
 use crate::replay::Slots;
 use crate::segments::{FooterFault, runs_of};
 
@@ -65,8 +65,17 @@ impl GroupStore {
         }
         let interval = self.merging.intervals.next(&self.image, policy)?;
         self.merging.intervals.seen(&interval);
+        self.look_at(interval)
+    }
+
+    pub(crate) fn look_at(&self, interval: Interval) -> Option<MergeLook> {
         let (segments, writing) = (self.segments.clone(), self.merging.writing.clone());
         MergeLook::new(segments, self.shared.readers(), writing, self.image.state(), interval)
+    }
+
+    /// Whether the next look costs no walk over all parts.
+    pub fn has_merge_queue(&self) -> bool {
+        self.merging.intervals.has_queue()
     }
 
     /// Whether so much waits to be deleted of what merges replaced that there is to be no other merge before it goes: a checkpoint comes once

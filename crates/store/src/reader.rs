@@ -341,6 +341,9 @@ impl PointReader {
         };
         let image = newer.as_ref().unwrap_or(image);
         let state = image.state();
+        if let Some(lease) = &lease {
+            lease.goes_by(state.next_slot());
+        }
         if let (false, Some(slot)) = (state.points().contains_key(&point), state.head()) {
             return Err(StoreError::PointDeleted { volume: meta.name.to_string(), point, slot });
         }

@@ -10,7 +10,6 @@ use farside_store::{MergeLook, MergeTried};
 use tokio::sync::oneshot;
 
 use super::{Group, Place};
-use crate::schedule;
 
 /// A merge takes so much of a disk before it gives anything back.
 const ROOM_BYTES: u64 = 192 << 20;
@@ -28,7 +27,7 @@ pub(crate) enum MergeNext {
 
 /// A record about merges, on its way into the ledger.
 pub(super) enum Submitted {
-    Map { key: LayerKey, written_bytes: u64, given_up_bytes: u64, reply: oneshot::Sender<bool> },
+    Map { key: LayerKey, written_bytes: u64, freed_bytes: u64, reply: oneshot::Sender<bool> },
     Decree { reply: oneshot::Sender<MergeNext> },
 }
 
@@ -44,6 +43,14 @@ pub(crate) struct MergeStanding {
 impl Group {
     /// What to look at next.
     pub(super) fn merge_next(&mut self, reply: oneshot::Sender<MergeNext>) {
+        // First of all, and where there is no room, too: it is what gives room back.
+        if let Place::Here(here) = &mut self.place
+            && let Some(decree) = here.store.decree_plan()
+        {
+            self.submit(decree);
+            self.merges.insert(self.submitted, Submitted::Decree { reply });
+            return;
+        }
         self.merging.why_not = self.why_no_merge();
         if self.merging.why_not.is_some() {
             let _ = reply.send(MergeNext::Nothing);
@@ -54,13 +61,9 @@ impl Group {
             return;
         };
         let Place::Here(here) = &mut self.place else { return };
-        if let Some(decree) = here.store.decree_plan() {
-            self.submit(decree);
-            self.merges.insert(self.submitted, Submitted::Decree { reply });
-            return;
-        }
         // What the next prune takes by itself is not worth writing anything for.
-        let next = match here.store.prune_plan(&policy) {
+        let prune = if here.store.has_merge_queue() { None } else { here.store.prune_plan(&policy) };
+        let next = match prune {
             Some(_) => {
                 self.prune.due = true;
                 MergeNext::Nothing
@@ -87,13 +90,6 @@ impl Group {
         if self.policy.is_none() {
             return Some("its source has not said yet what is to be kept".to_owned());
         }
-        // † A pin keeps a point, and not the parts that it lies in. One that is on its way counts: its reader may replay as soon as it is there.
-        if !self.changing.is_empty() {
-            return Some("a point is being pinned".to_owned());
-        }
-        if here.store.state().points().values().any(|point| point.pins.values().any(|reason| reason == schedule::PIN_REASON)) {
-            return Some("a point is being verified".to_owned());
-        }
         let is_dir = matches!(self.receiver.config().store, Location::Dir(_));
         match here.store.space() {
             Ok(space) if is_dir && space.grantable() < ROOM_BYTES => Some("the store's disk has no room for it".to_owned()),
@@ -106,8 +102,8 @@ impl Group {
     pub(super) fn merged(&mut self, tried: MergeTried, reply: oneshot::Sender<bool>) {
         let verifying = self.why_no_merge().is_some();
         let Place::Here(here) = &mut self.place else { return };
-        let (written_bytes, given_up_bytes) =
-            tried.written.as_ref().map_or((0, 0), |written| (written.written_bytes, written.given_up_bytes));
+        let (written_bytes, freed_bytes) =
+            tried.written.as_ref().map_or((0, 0), |written| (written.written_bytes, written.freed_bytes));
         let key = tried.key;
         self.tally.merge_written_bytes += written_bytes;
         if verifying {
@@ -118,7 +114,7 @@ impl Group {
         match here.store.merge_written(tried) {
             Some(body) => {
                 self.submit(body);
-                self.merges.insert(self.submitted, Submitted::Map { key, written_bytes, given_up_bytes, reply });
+                self.merges.insert(self.submitted, Submitted::Map { key, written_bytes, freed_bytes, reply });
             }
             None => drop(reply.send(false)),
         }
@@ -130,15 +126,15 @@ impl Group {
         let accepted =
             matches!(outcome, AppendOutcome::Judged { records } if records.iter().all(|(_, v)| *v == Verdict::Accepted));
         match submitted {
-            Submitted::Map { key, written_bytes, given_up_bytes, reply } => {
+            Submitted::Map { key, written_bytes, freed_bytes, reply } => {
                 if let Place::Here(here) = &mut self.place {
                     here.store.merge_ended(key);
                 }
                 if accepted {
                     self.tally.merges += 1;
-                    self.tally.merge_freed_bytes += given_up_bytes.saturating_sub(written_bytes);
+                    self.tally.merge_freed_bytes += freed_bytes.saturating_sub(written_bytes);
                     self.merging.last = Some(Instant::now());
-                    tracing::info!(group = %self.names, given_up_bytes, written_bytes, "parts were merged");
+                    tracing::info!(group = %self.names, freed_bytes, written_bytes, "parts were merged");
                 } else {
                     tracing::info!(group = %self.names, ?outcome, "a merge came to nothing");
                 }

@@ -141,7 +141,16 @@ fn a_merge_is_void_unless_all_that_it_rests_on_is_there() {
     assert_eq!(refused(&mut head, newest.clone()), VoidReason::MergeNewest(key(&newest, 1)));
     // What came meanwhile and changes nothing of this does not matter.
     w.point(&[1]);
-    assert_eq!(w.put(Body::Pin(Pin { point: two[2], reason: String::new() })), Verdict::Accepted);
+    assert_eq!(w.put(Body::Pin(Pin { point: one[2], reason: String::new() })), Verdict::Accepted);
+    // Who goes by a pin may read all that was born up to its point.
+    for pinned in [two[2], *w.state.points().keys().last().expect("points")] {
+        let mut pinned_too = w.clone();
+        assert_eq!(pinned_too.put(Body::Pin(Pin { point: pinned, reason: String::new() })), Verdict::Accepted);
+        let pin = pinned_too.state.head().expect("a head");
+        assert_eq!(refused(&mut pinned_too, good.clone()), VoidReason::MergePinned(pinned));
+        assert_eq!(pinned_too.put(Body::Unpin(Unpin { pin })), Verdict::Accepted);
+        assert_eq!(pinned_too.put(Body::Map(good.clone())), Verdict::Accepted);
+    }
     assert_eq!(w.put(decree(&[77])), Verdict::Accepted);
     let nothing = Map { new: vec![], id: MergeId(2), ..good.clone() };
     assert_eq!(w.clone().put(Body::Map(nothing)), Verdict::Accepted, "of some nothing is needed");

@@ -209,7 +209,9 @@ fn may_merge(before: &State, map: &Map) -> bool {
     let skipped = left.iter().any(|part| born(part) > first && born(part) < last && !named.contains(part));
     let newest = volume.last_layer().is_some_and(|layer| named.iter().any(|(key, _)| *key == layer.key));
     let known = volume.merges().contains_key(&map.id) || volume.decreed().contains(&map.id);
-    last <= map.point && !apart && !skipped && !newest && !known && map.new.len() <= named.len()
+    // Who goes by a pin may read any of what was born by then.
+    let pinned = before.points().values().any(|p| first <= p.slot && !p.pins.is_empty() && points.contains(&p.slot));
+    last <= map.point && !apart && !skipped && !newest && !known && !pinned && map.new.len() <= named.len()
 }
 
 /// Retention as its sentence says it, without any help: every member has K newer good points that hold it; of a degraded

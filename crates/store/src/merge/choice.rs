@@ -1,13 +1,17 @@
 //! Which neighbouring parts of an interval are worth laying together. Pure.
 //!
 //! Two reasons: bytes that nothing needs, and numbers of parts. Both cost writing again what is still needed, so:
+//! - What would take more than it frees is left. A part in a pack frees nothing as long as another one in it is needed: the pack is deleted as a whole.
 //! - Where a quarter of the bytes comes free, it is done at any time. What is written is at most three times what it gives back.
 //! - Where the interval stays as it is for long (*settled*), a dozen small parts become one, or fewer if that gives something back: each byte
 //!   is written about once for each rule of the grid that thins the points around it.
 //! - Where it does not, in the one before the oldest point of a policy without rules, say, parts wait until sixty-four of about a size
 //!   are there, so that each byte is written few times.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
+
+use farside_ledger::PackId;
 
 /// What one merge writes, at most, in bytes as far as that can be told before: a part, with room for what packs worse alone.
 const WRITTEN_BYTES_MAX: u64 = 48 << 20;
@@ -17,6 +21,8 @@ const GRANULES_MAX: u64 = 60_000;
 const FRAMES_MAX: u64 = 30_000;
 /// Parts of one merge, at most: what its record names.
 const PARTS_MAX: usize = 4096;
+/// Their footers, which are in memory together.
+const FOOTER_BYTES_MAX: u64 = 64 << 20;
 /// A part with so many bytes, nearly all of which are needed, is left where it is.
 const LARGE_BYTES: u64 = 16 << 20;
 /// Bytes that come free in this many of a hundred are worth writing the rest again.
@@ -38,6 +44,10 @@ pub struct MergePiece {
     pub granules: u64,
     /// Frames that these take, at most.
     pub frames: u64,
+    /// About what its footer takes in memory.
+    pub footer_bytes: u64,
+    /// Where it lies with others.
+    pub pack: Option<PackId>,
     /// It must stay as it is.
     pub stays: bool,
 }
@@ -69,9 +79,11 @@ pub fn choose_merges(pieces: &[MergePiece], settled: bool) -> Vec<Range<usize>> 
                 needed_bytes: sum.needed_bytes + next.needed_bytes,
                 granules: sum.granules + next.granules,
                 frames: sum.frames + next.frames,
-                stays: false,
+                footer_bytes: sum.footer_bytes + next.footer_bytes,
+                ..MergePiece::default()
             };
-            let fits = more.needed_bytes <= WRITTEN_BYTES_MAX && more.granules <= GRANULES_MAX && more.frames <= FRAMES_MAX;
+            let is_one = more.needed_bytes <= WRITTEN_BYTES_MAX && more.granules <= GRANULES_MAX && more.frames <= FRAMES_MAX;
+            let fits = is_one && more.footer_bytes <= FOOTER_BYTES_MAX;
             if !fits && end > at {
                 break;
             }
@@ -83,15 +95,35 @@ pub fn choose_merges(pieces: &[MergePiece], settled: bool) -> Vec<Range<usize>> 
     runs
 }
 
+/// The bytes that go once nothing names the parts of a run any more: those of the parts that lie alone, and of packs all parts of which are
+/// in the run. `pieces`: all that are left of the packs that they lie in.
+pub fn freed_by(pieces: &[MergePiece], run: &Range<usize>) -> u64 {
+    let sums = |pieces: &[MergePiece]| {
+        let mut sums: BTreeMap<Option<PackId>, u64> = BTreeMap::new();
+        pieces.iter().for_each(|piece| *sums.entry(piece.pack).or_default() += piece.bytes);
+        sums
+    };
+    let of_run = sums(&pieces[run.clone()]);
+    if of_run.keys().all(Option::is_none) {
+        return of_run.values().sum();
+    }
+    let all = sums(pieces);
+    of_run.into_iter().filter(|(pack, bytes)| pack.is_none() || all.get(pack) == Some(bytes)).map(|(_, bytes)| bytes).sum()
+}
+
 /// What of such a run is worth it.
 fn worth(pieces: &[MergePiece], run: Range<usize>, settled: bool) -> Option<Range<usize>> {
     let sum = |run: &Range<usize>, of: &dyn Fn(&MergePiece) -> u64| pieces[run.clone()].iter().map(of).sum::<u64>();
+    // More than what is written for it.
+    let net = |run: &Range<usize>| freed_by(pieces, run).checked_sub(sum(run, &|piece| piece.needed_bytes));
     let frees = |run: &Range<usize>, percent| {
-        let freed = sum(run, &MergePiece::freed);
+        let freed = net(run).unwrap_or(0);
         freed > 0 && freed * 100 >= sum(run, &|piece| piece.bytes) * percent
     };
     if frees(&run, FREED_PERCENT)
-        || (settled && run.len() > 1 && (run.len() >= SETTLED_PARTS || frees(&run, SETTLED_FREED_PERCENT)))
+        || (settled
+            && run.len() > 1
+            && ((run.len() >= SETTLED_PARTS && net(&run).is_some()) || frees(&run, SETTLED_FREED_PERCENT)))
     {
         return Some(run);
     }
@@ -101,7 +133,7 @@ fn worth(pieces: &[MergePiece], run: Range<usize>, settled: bool) -> Option<Rang
     // One that outweighs all that come after it waits for more of its size.
     let mut tail = run;
     while tail.len() >= GROWING_PARTS {
-        if pieces[tail.start].needed_bytes * 4 <= sum(&tail, &|piece| piece.needed_bytes) {
+        if pieces[tail.start].needed_bytes * 4 <= sum(&tail, &|piece| piece.needed_bytes) && net(&tail).is_some() {
             return Some(tail);
         }
         tail.start += 1;
@@ -117,7 +149,13 @@ mod tests {
 
     fn piece(mib: u64, needed_percent: u64) -> MergePiece {
         let bytes = mib * MIB;
-        MergePiece { bytes, needed_bytes: bytes * needed_percent / 100, granules: mib * 256, frames: mib * 4, stays: false }
+        MergePiece {
+            bytes,
+            needed_bytes: bytes * needed_percent / 100,
+            granules: mib * 256,
+            frames: mib * 4,
+            ..MergePiece::default()
+        }
     }
 
     #[test]
@@ -159,18 +197,45 @@ mod tests {
         let mut parts: Vec<MergePiece> = Vec::new();
         let (mut written, mut came, mut most) = (0, 0, 0);
         for _ in 0..4096 {
-            parts.push(MergePiece { bytes: 4096, needed_bytes: 4096, granules: 1, frames: 1, stays: false });
+            parts.push(MergePiece { bytes: 4096, needed_bytes: 4096, granules: 1, frames: 1, ..MergePiece::default() });
             came += 4096;
             while let Some(run) = choose_merges(&parts, false).into_iter().next() {
                 let bytes = parts[run.clone()].iter().map(|piece| piece.bytes).sum();
                 written += bytes;
                 let granules = parts[run.clone()].iter().map(|piece| piece.granules).sum();
-                parts.splice(run, [MergePiece { bytes, needed_bytes: bytes, granules, frames: granules, stays: false }]);
+                parts.splice(
+                    run,
+                    [MergePiece { bytes, needed_bytes: bytes, granules, frames: granules, ..MergePiece::default() }],
+                );
             }
             most = most.max(parts.len());
         }
         assert!(written <= 4 * came, "{written} written for {came}");
         assert!(most <= 256, "{most} parts at once");
+    }
+
+    #[test]
+    fn parts_in_packs_free_nothing_as_long_as_others_in_them_are_needed() {
+        let pack = |slot, piece: MergePiece| MergePiece { pack: Some(PackId::new(farside_region::Slot(slot), [1; 8])), ..piece };
+        let (one, two) = (pack(1, piece(1, 10)), pack(2, piece(1, 10)));
+        assert_eq!(choose_merges(&[one, one, two, two], true), vec![0..4]);
+        assert_eq!(freed_by(&[one, one, two, two], &(0..3)), 2 * MIB);
+        // Another one lies with them that stays.
+        let stays = MergePiece { stays: true, ..one };
+        assert_eq!(choose_merges(&[one, one, two, two, stays], true), vec![0..4], "two MiB, for less than half a one");
+        assert_eq!(freed_by(&[one, one, two, two, stays], &(0..4)), 2 * MIB);
+        assert_eq!(choose_merges(&[one, one, stays], true), vec![]);
+        assert_eq!(choose_merges(&vec![pack(3, piece(1, 95)); 13][..12], true), vec![0..12], "a pack of twelve");
+        let mut thirteen = vec![pack(3, piece(1, 95)); 13];
+        thirteen[12].stays = true;
+        assert_eq!(choose_merges(&thirteen, true), vec![], "it would take more than it frees");
+        assert_eq!(choose_merges(&[piece(1, 10), one, stays], true), vec![0..2], "what lies alone pays for it");
+    }
+
+    #[test]
+    fn the_footers_of_a_run_have_a_bound() {
+        let large = MergePiece { footer_bytes: FOOTER_BYTES_MAX / 3, ..piece(4, 10) };
+        assert_eq!(choose_merges(&[large; 8], true), vec![0..3, 3..6, 6..8]);
     }
 
     #[test]

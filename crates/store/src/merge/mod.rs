@@ -11,14 +11,14 @@
 
 mod choice;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use farside_layer::{Compression, Encoder, Footer, FrameDecoder, PartId, PartWriter, PushError};
-use farside_ledger::{Map, PartEntry, Policy, PrunedParts, State, VolumeMeta};
-use farside_region::{Geometry, GranuleIndex, GranuleRun, LayerKey, MergeId, RegionSet, Slot, VolumeId, mutation};
+use farside_ledger::{Map, PackId, PartEntry, Policy, PrunedParts, State, VolumeMeta};
+use farside_region::{Geometry, GranuleDigest, GranuleIndex, GranuleRun, LayerKey, MergeId, RegionSet, Slot, VolumeId, mutation};
 
 use crate::backend::{Created, block_on};
 use crate::error::{Result, StoreError};
@@ -31,7 +31,7 @@ use crate::replay::parallel;
 use crate::segments::{FooterFault, Segments, runs_of};
 use crate::store::random;
 
-pub use choice::{MergePiece, choose_merges};
+pub use choice::{MergePiece, choose_merges, freed_by};
 
 /// Footers read at once.
 const FOOTERS: usize = 32;
@@ -45,6 +45,8 @@ const HELD_BYTES_MAX: u64 = 32 << 20;
 const COMPRESSION: Compression = Compression::Zstd(3);
 /// An interval is looked at again when it has so many parts more.
 const PARTS_GROWN: usize = 8;
+/// Intervals that are found in one walk over all parts.
+const QUEUE_MAX: usize = 256;
 /// Or more bytes by this share.
 const BYTES_GROWN: u64 = 16;
 
@@ -87,62 +89,106 @@ struct Seen {
 
 /// What a group knows of the intervals that it looked at.
 #[derive(Debug, Default)]
-pub(crate) struct Intervals(BTreeMap<(VolumeId, Slot), Seen>);
+pub(crate) struct Intervals {
+    seen: BTreeMap<(VolumeId, Slot), Seen>,
+    /// Those to look at, found in one walk over all parts.
+    queue: VecDeque<Queued>,
+}
+
+/// An interval to look at.
+#[derive(Debug)]
+struct Queued {
+    volume: VolumeId,
+    point: Slot,
+    settled: bool,
+    /// Its first part and its last one.
+    parts: (PartNo, PartNo),
+}
 
 impl Intervals {
-    /// The interval to look at next: one with more in it than there was, of those the one with the most parts.
+    /// The interval to look at next: one with more in it than there was, of those the one with the most parts. Walks all parts where there is
+    /// no queue.
     pub(crate) fn next(&mut self, image: &GroupImage, policy: &Policy) -> Option<Interval> {
+        if let Some(next) = self.next_queued(image) {
+            return Some(next);
+        }
+        self.find(image, policy);
+        self.next_queued(image)
+    }
+
+    /// Whether there is one without a walk.
+    pub(crate) fn has_queue(&self) -> bool {
+        !self.queue.is_empty()
+    }
+
+    /// The next of those that were found, as it is now.
+    fn next_queued(&mut self, image: &GroupImage) -> Option<Interval> {
+        while let Some(Queued { volume, point, settled, parts: (first, last) }) = self.queue.pop_front() {
+            let state = image.state();
+            let Some(after) = state.interval(volume, point) else { continue };
+            let is_pinned = state.newest_pinned(volume).is_some_and(|pinned| pinned >= point);
+            let of_it = |part: &&Part| {
+                part.name.layer.volume == volume && part.born <= point && after.is_none_or(|after| part.born > after)
+            };
+            let parts: Vec<Part> = image.parts().between(first, last).filter(of_it).cloned().collect();
+            if parts.len() > 1 && !is_pinned {
+                return Some(Interval { volume, point, parts, settled });
+            }
+        }
+        None
+    }
+
+    fn find(&mut self, image: &GroupImage, policy: &Policy) {
         let state = image.state();
         // Whoever has no key cannot write anew.
         let open = state.volumes().filter(|(_, volume)| volume.meta().digest_key.seal().is_none());
-        let points: BTreeMap<VolumeId, Vec<Slot>> = open.map(|(id, _)| (id, state.points_of(id))).collect();
+        let points = open.map(|(id, _)| (id, (state.points_of(id), state.newest_pinned(id))));
+        let points: BTreeMap<VolumeId, (Vec<Slot>, Option<Slot>)> = points.collect();
         let end_of = |part: &Part| {
-            let points = points.get(&part.name.layer.volume)?;
-            points.get(points.partition_point(|point| *point < part.born)).copied()
+            let (points, pinned) = points.get(&part.name.layer.volume)?;
+            let end = points.get(points.partition_point(|point| *point < part.born)).copied();
+            // What a pinned point may need stays as it is.
+            end.filter(|end| pinned.is_none_or(|pinned| *end > pinned))
         };
-        let mut now: BTreeMap<(VolumeId, Slot), Seen> = BTreeMap::new();
-        for (_, part) in image.parts().iter() {
+        let mut now: BTreeMap<(VolumeId, Slot), (Seen, PartNo, PartNo)> = BTreeMap::new();
+        for (no, part) in image.parts().iter() {
             if let Some(end) = end_of(part) {
-                let interval = now.entry((part.name.layer.volume, end)).or_default();
-                (interval.parts, interval.bytes) = (interval.parts + 1, interval.bytes + part.bytes);
+                let (interval, _, last) = now.entry((part.name.layer.volume, end)).or_insert((Seen::default(), no, no));
+                (interval.parts, interval.bytes, *last) = (interval.parts + 1, interval.bytes + part.bytes, no);
             }
         }
-        self.0.retain(|known, seen| {
-            let Some(now) = now.get(known) else { return false };
+        self.seen.retain(|known, seen| {
+            let Some((now, ..)) = now.get(known) else { return false };
             // What was merged may grow again.
             (seen.parts, seen.bytes) = (seen.parts.min(now.parts), seen.bytes.min(now.bytes));
             true
         });
-        let mut most: Option<((VolumeId, Slot), Seen)> = None;
-        for (interval, mut now) in now.into_iter().filter(|(_, now)| now.parts > 1) {
-            let seen = self.0.get(&interval);
+        let mut found = Vec::new();
+        for ((volume, point), (mut now, first, last)) in now.into_iter().filter(|(_, (now, ..))| now.parts > 1) {
+            let seen = self.seen.get(&(volume, point));
             if seen.is_some_and(|seen| seen.settled && !now.has_grown(seen)) {
                 continue;
             }
-            now.settled = is_settled(state, policy, interval.0, interval.1);
-            if seen.is_some_and(|seen| !now.settled && !now.has_grown(seen)) {
-                continue;
-            }
-            if most.is_none_or(|(_, most)| now.parts > most.parts) {
-                most = Some((interval, now));
+            now.settled = is_settled(state, policy, volume, point);
+            if seen.is_none_or(|seen| now.settled || now.has_grown(seen)) {
+                found.push((now.parts, Queued { volume, point, settled: now.settled, parts: (first, last) }));
             }
         }
-        let ((volume, point), now) = most?;
-        let of_it = |part: &&Part| part.name.layer.volume == volume && end_of(part) == Some(point);
-        let parts = image.parts().iter().map(|(_, part)| part).filter(of_it).cloned().collect();
-        Some(Interval { volume, point, parts, settled: now.settled })
+        found.sort_by_key(|(parts, _)| std::cmp::Reverse(*parts));
+        found.truncate(QUEUE_MAX);
+        self.queue = found.into_iter().map(|(_, queued)| queued).collect();
     }
 
     /// An interval was looked at.
     pub(crate) fn seen(&mut self, interval: &Interval) {
         let bytes = interval.parts.iter().map(|part| part.bytes).sum();
         let seen = Seen { parts: interval.parts.len(), bytes, settled: interval.settled };
-        self.0.insert((interval.volume, interval.point), seen);
+        self.seen.insert((interval.volume, interval.point), seen);
     }
 
     /// Not all of it.
     pub(crate) fn forget(&mut self, volume: VolumeId, point: Slot) {
-        self.0.remove(&(volume, point));
+        self.seen.remove(&(volume, point));
     }
 }
 
@@ -175,6 +221,8 @@ pub struct MergeLook {
     geometry: Geometry,
     /// Its newest layer.
     newest: Option<LayerKey>,
+    /// Bytes of what is needed of the packs in which its parts lie.
+    packs: BTreeMap<PackId, u64>,
     /// The ledger's next slot: a merge is in a later one than it was looked at.
     next: Slot,
     interval: Interval,
@@ -186,6 +234,8 @@ pub struct MergeFound {
     parts: Vec<Part>,
     /// Ascending; a part's number is its place among `parts`.
     needed: Vec<Extent>,
+    /// Bytes of the objects that go with the parts.
+    freed_bytes: u64,
 }
 
 /// A merge whose parts are in the store.
@@ -195,8 +245,8 @@ pub struct MergeWritten {
     pub map: Map,
     /// Bytes that were written.
     pub written_bytes: u64,
-    /// Bytes of the parts that it gives up.
-    pub given_up_bytes: u64,
+    /// Bytes of the objects that go with the parts that it gives up: not of packs in which others are needed.
+    pub freed_bytes: u64,
 }
 
 /// What a look found.
@@ -231,7 +281,12 @@ impl MergeLook {
         let geometry = volume.meta().geometry.resized(member.volume_bytes).ok()?;
         let newest = volume.last_layer().map(|layer| layer.key);
         let next = state.next_slot();
-        Some(Self { segments, readers, writing, volume: volume.meta().clone(), geometry, newest, next, interval })
+        let packs = interval.parts.iter().filter_map(|part| {
+            let pack = part.place?.pack;
+            Some((pack, state.packs().get(&pack)?.living_bytes))
+        });
+        let packs = packs.collect();
+        Some(Self { segments, readers, writing, volume: volume.meta().clone(), geometry, newest, packs, next, interval })
     }
 
     /// Whose interval.
@@ -253,6 +308,16 @@ impl MergeLook {
         let _lock = self.readers.share()?;
         let parts = &self.interval.parts;
         let mut laid = LaidParts::default();
+        // A pack goes as a whole: what lies beside parts of others is left.
+        let mut in_packs: BTreeMap<PackId, u64> = BTreeMap::new();
+        for part in parts {
+            if let Some(place) = part.place {
+                *in_packs.entry(place.pack).or_default() += part.bytes;
+            }
+        }
+        let is_shared = |part: &Part| {
+            part.place.is_some_and(|place| self.packs.get(&place.pack).is_none_or(|living| *living > in_packs[&place.pack]))
+        };
         for batch in parts.chunks(FOOTERS) {
             let footers = parallel(&*self.segments.backend, batch, |part| self.footer(part));
             for (part, footer) in batch.iter().zip(footers) {
@@ -265,15 +330,20 @@ impl MergeLook {
                         return Ok(MergesFound::default());
                     }
                 };
-                laid.lay(part, &runs_of(&footer), Some(part.name.layer) == self.newest);
+                laid.lay(part, &runs_of(&footer), Some(part.name.layer) == self.newest || is_shared(part));
             }
             if !goes_on(0) {
                 return Err(StoreError::Stopped);
             }
         }
-        let runs = choose_merges(&laid.pieces(), self.interval.settled);
+        let pieces = laid.pieces();
+        let runs = choose_merges(&pieces, self.interval.settled);
         let more = runs.len() > FOUND_MAX;
-        let found = |run: Range<usize>| MergeFound { needed: laid.needed(&run), parts: self.interval.parts[run].to_vec() };
+        let found = |run: Range<usize>| MergeFound {
+            needed: laid.needed(&run),
+            freed_bytes: freed_by(&pieces, &run),
+            parts: self.interval.parts[run].to_vec(),
+        };
         Ok(MergesFound { merges: runs.into_iter().take(FOUND_MAX).map(found).collect(), more })
     }
 
@@ -322,7 +392,7 @@ impl MergeLook {
                 return Err(StoreError::Stopped);
             }
         }
-        Ok(MergeWritten { map, written_bytes, given_up_bytes: found.parts.iter().map(|part| part.bytes).sum() })
+        Ok(MergeWritten { map, written_bytes, freed_bytes: found.freed_bytes })
     }
 
     /// The bytes of the new part, held against the digests of the old ones.
@@ -411,8 +481,12 @@ impl LaidParts {
     pub fn lay(&mut self, part: &Part, runs: &[(GranuleRun, Content)], stays: bool) {
         let no = PartNo(self.pieces.len() as u32);
         runs.iter().for_each(|&(run, content)| self.index.apply(Extent { run, part: no, content }, |_, _| {}));
-        self.data.push(runs.iter().filter(|(_, content)| *content == Content::Data).map(|(run, _)| run.count).sum());
-        self.pieces.push(MergePiece { bytes: part.bytes, stays, ..MergePiece::default() });
+        let data: u64 = runs.iter().filter(|(_, content)| *content == Content::Data).map(|(run, _)| run.count).sum();
+        self.data.push(data);
+        // A digest for each granule; and frames, of up to 64 of them, with a digest of what is stored.
+        let footer_bytes = data * size_of::<GranuleDigest>() as u64 + 96 * (runs.len() as u64 + data / 64);
+        let pack = part.place.map(|place| place.pack);
+        self.pieces.push(MergePiece { bytes: part.bytes, footer_bytes, pack, stays, ..MergePiece::default() });
     }
 
     fn extents(&self) -> impl Iterator<Item = Extent> + '_ {
