@@ -12,7 +12,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
 use farside_control::receiver::ReceiverCounters;
@@ -52,6 +52,9 @@ const PRUNE_SHORT: Duration = Duration::from_secs(5);
 const REOPEN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(16));
 /// When a torn ledger is read again: doubled each time, up to the second.
 const TORN_AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+/// The clock of the targets begins so high, for layers that were staged before this process began.
+const BEFORE: Duration = Duration::from_secs(10 * 366 * 86_400);
+
 /// Starts a group's thread.
 pub(crate) fn start(receiver: Arc<Receiver>, names: GroupNames) -> std::io::Result<(GroupHandle, std::thread::JoinHandle<()>)> {
     let (mail, mailbox) = mpsc::channel(MAIL_MAX);
@@ -207,7 +210,8 @@ impl Group {
     }
 
     fn since_start(&self, when: Instant) -> u64 {
-        u64::try_from(when.saturating_duration_since(self.receiver.started).as_nanos()).unwrap_or(u64::MAX)
+        let since = BEFORE + when.saturating_duration_since(self.receiver.started);
+        u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
     }
 
     fn read(&mut self, mail: Mail) {
@@ -345,6 +349,7 @@ impl Group {
                     group_name: self.names.group.clone(),
                     store: id,
                     layer_digest: farside_layer::layer_digest,
+                    began: u64::try_from(BEFORE.as_nanos()).expect("ten years fit"),
                     limits: target::Limits {
                         credit_window: u64::from(limits.credit_mib) << 20,
                         publish_every: self.receiver.publish_every(),
@@ -352,7 +357,11 @@ impl Group {
                     },
                 };
                 let landed = store.landing().landed();
-                let landed = landed.into_iter().map(|l| LandedLayer { key: l.key, parts: l.parts, end: l.end }).collect();
+                let landed = landed.into_iter().map(|l| {
+                    let (end, staged_wall_ms) = l.end.unzip();
+                    LandedLayer { key: l.key, parts: l.parts, end, staged_ago: staged_wall_ms.map_or(0, ago) }
+                });
+                let landed = landed.collect();
                 let mut actions = Vec::new();
                 let target = Target::new(config, store.state(), landed, &mut actions);
                 let head = store.state().head();
@@ -456,4 +465,11 @@ impl Group {
             self.leave();
         }
     }
+}
+
+/// How long ago that was by the wall clock of this machine, in nanoseconds; what lies in the future is now.
+fn ago(wall_ms: i64) -> u64 {
+    let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| i64::try_from(now.as_millis()).unwrap_or(i64::MAX));
+    let ago_ms = u64::try_from(now_ms.saturating_sub(wall_ms)).unwrap_or(0);
+    u64::try_from(Duration::from_millis(ago_ms).min(BEFORE).as_nanos()).unwrap_or(u64::MAX)
 }

@@ -10,7 +10,7 @@ use crate::codec::{from_postcard, to_postcard};
 use crate::record::{EpochInfo, LayerKind};
 
 const MAGIC: [u8; 8] = *b"FSKEPEND";
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 const DIGEST_BYTES: usize = 32;
 
 /// What is known of a staged layer beside its parts.
@@ -45,23 +45,26 @@ impl KeptEnd {
     /// The longest that is kept, in bytes.
     pub const BYTES_MAX: usize = 4 << 20;
 
-    /// Its file; `None` when that would be longer than [`KeptEnd::BYTES_MAX`].
-    pub fn encode(&self) -> Option<Vec<u8>> {
+    /// Its file; `None` when that would be longer than [`KeptEnd::BYTES_MAX`]. `staged_wall_ms`: when it was staged, by the wall clock of
+    /// whoever keeps it, in milliseconds since 1970.
+    pub fn encode(&self, staged_wall_ms: i64) -> Option<Vec<u8>> {
         let mut bytes = MAGIC.to_vec();
         bytes.extend_from_slice(&VERSION.to_le_bytes());
+        bytes.extend_from_slice(&staged_wall_ms.to_le_bytes());
         bytes.extend_from_slice(&to_postcard(self));
         let digest = blake3::hash(&bytes);
         bytes.extend_from_slice(digest.as_bytes());
         (bytes.len() <= Self::BYTES_MAX).then_some(bytes)
     }
 
-    /// Reads a file; `None` if it is none that this build wrote whole.
-    pub fn decode(bytes: &[u8]) -> Option<Self> {
+    /// Reads a file, and when its layer was staged; `None` if it is none that this build wrote whole.
+    pub fn decode(bytes: &[u8]) -> Option<(Self, i64)> {
         let (content, digest) = bytes.split_at_checked(bytes.len().checked_sub(DIGEST_BYTES)?)?;
         if bytes.len() > Self::BYTES_MAX || blake3::hash(content).as_bytes() != digest {
             return None;
         }
         let body = content.strip_prefix(&MAGIC)?.strip_prefix(&VERSION.to_le_bytes())?;
-        from_postcard(body).ok()
+        let (staged_wall_ms, body) = body.split_first_chunk()?;
+        Some((from_postcard(body).ok()?, i64::from_le_bytes(*staged_wall_ms)))
     }
 }

@@ -310,6 +310,11 @@ impl State {
         self.time_ms
     }
 
+    /// The stamp of the last record, with the clock of its writer never behind what that writer said before.
+    pub fn last_stamp(&self) -> Option<&Stamp> {
+        self.last_stamp.as_ref()
+    }
+
     /// The age clock, in milliseconds: it advances when ledger time does, within one writer's life by the same, but by at most
     /// two hours at a time, and between writers not at all. So no point is older by it than it really is, whatever wall clocks
     /// say, and a source that was silent for weeks finds its points two hours older at most.

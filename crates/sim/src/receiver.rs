@@ -143,6 +143,7 @@ impl Receiver {
             group_name: world.names.group.clone(),
             store: [9; 16],
             layer_digest: farside_layer::layer_digest,
+            began: 0,
             limits: core_limits(world),
         };
         let target = Target::new(config, group.state(), landed, &mut actions);
@@ -345,7 +346,7 @@ impl Receiver {
             }
             Action::DropLayer { key } => self.drop_parts(key, 0),
             Action::DropParts { key, from } => self.drop_parts(key, from),
-            Action::KeepEnd { end } => drop(world.ends.borrow_mut().insert(end.key, *end)),
+            Action::KeepEnd { end, .. } => drop(world.ends.borrow_mut().insert(end.key, *end)),
             Action::ReadDigests { session, id, volume, run } => {
                 let runs = self.digests(volume, run);
                 self.push(Event::Digests { session, id, volume, start: run.start, runs });
@@ -744,7 +745,7 @@ fn landed(world: &World) -> Vec<LandedLayer> {
         let part = (name.3, PartEntry { bytes: summary.bytes, footer_digest: summary.footer_digest });
         match layers.last_mut().filter(|l| l.key == key) {
             Some(layer) => layer.parts.push(part),
-            None => layers.push(LandedLayer { key, parts: vec![part], end: None }),
+            None => layers.push(LandedLayer { key, parts: vec![part], end: None, staged_ago: 0 }),
         }
     }
     // Some files may be torn, and some layers have nothing else.
@@ -752,7 +753,7 @@ fn landed(world: &World) -> Vec<LandedLayer> {
         world.met("what was said of a staged layer outlives the process");
         match layers.iter_mut().find(|layer| layer.key == *key) {
             Some(layer) => layer.end = Some(end.clone()),
-            None => layers.push(LandedLayer { key: *key, parts: Vec::new(), end: Some(end.clone()) }),
+            None => layers.push(LandedLayer { key: *key, parts: Vec::new(), end: Some(end.clone()), staged_ago: 0 }),
         }
     }
     layers

@@ -4,6 +4,8 @@
 //! ours, and we succeeded with all that we appended; otherwise it is somebody else's, and we replay it and build anew, never the
 //! same records at later slots. An empty slot after an error means that our write may still land; nothing is known until the next look.
 
+use std::time::Duration;
+
 use farside_ledger::{BatchError, Body, DecodeError, Record, Stamp, State, decode_object, encode_object};
 use farside_region::{RecordDigest, Slot};
 
@@ -34,6 +36,20 @@ pub enum Found {
     Ours,
     /// Somebody else's: replay its records, then build anew.
     Theirs(Vec<(Record, RecordDigest)>),
+}
+
+/// The stamp of what came to be known so long ago, by the stamp of now.
+///
+/// What another process found out before the clock of this one began, wall clocks date, as between any two writers: ledger time goes on by
+/// that, and nothing ages by it. So each such stamp is of a writer of its own, `other`. It is not before the wall clock of the record before
+/// it, `before_ms`, unless that is ahead of ours: time never runs back, else the record after it would count some of it twice.
+pub(crate) fn dated(now: Stamp, ago: Duration, before_ms: i64, other: [u8; 16]) -> Stamp {
+    let ago_ms = u64::try_from(ago.as_millis()).unwrap_or(u64::MAX);
+    let wall_ms = now.wall_ms.saturating_sub_unsigned(ago_ms);
+    match now.mono_ms.checked_sub(ago_ms) {
+        Some(mono_ms) => Stamp { mono_ms, wall_ms, ..now },
+        None => Stamp { writer: other, mono_ms: 0, wall_ms: wall_ms.max(before_ms.min(now.wall_ms)) },
+    }
 }
 
 impl Attempt {

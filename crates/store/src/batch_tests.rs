@@ -4,7 +4,7 @@ use std::fs;
 use std::sync::Arc;
 use std::time::Duration;
 
-use farside_ledger::{LayerEntry, LayerKind, Policy};
+use farside_ledger::{Grid, LayerEntry, LayerKind, Policy};
 use farside_region::Slot;
 
 use crate::backend::DirBackend;
@@ -134,6 +134,40 @@ fn points_that_are_published_together_are_as_far_apart_as_they_were_staged() {
     let times: Vec<u64> = group.state().points().values().map(|point| point.time_ms / 1000).collect();
     assert_eq!(times.len(), 5);
     assert!(times.windows(2).skip(1).all(|w| (4..=6).contains(&(w[1] - w[0]))), "{times:?}");
+}
+
+/// The bucket was out of reach while they were staged, and the process that publishes them is younger than they are: its clock does not
+/// reach back so far. A grid would keep one of them all.
+#[test]
+fn points_that_a_process_before_staged_are_as_far_apart_as_that_was_and_no_older() {
+    let store = TempStore::new();
+    let mut group = store.group();
+    let mut volume = begun(&mut group);
+    drop(group);
+    const MINUTE: u64 = 60;
+    crate::testkit::WALL_PASSED_MS.set(100 * MINUTE * 1000);
+    let mut group = store.group();
+    let (before_ms, age_ms) = (group.state().time_ms(), group.state().age_clock_ms());
+    let ago = |minutes: u64, said: Dated| Dated { ago: Duration::from_secs(minutes * MINUTE), ..said };
+    // Of one of them the clock said nonsense, and one comes after what was staged later.
+    let staged = [9 * 366 * 1440, 80, 70, 60, 65, 50];
+    let said: Vec<Dated> = staged.into_iter().map(|m| ago(m, dated(volume.land(&group, &[one(m)])))).collect();
+    group.append_all(said).expect("appended");
+    let after = |ms: u64| (ms - before_ms) / 1000 / MINUTE / 5 * 5;
+    let times: Vec<u64> = group.state().points().values().skip(1).map(|point| after(point.time_ms)).collect();
+    assert_eq!(times, [0, 20, 30, 40, 40, 50]);
+    assert_eq!(group.state().age_clock_ms(), age_ms, "a wall clock ages nothing");
+    let now = dated(volume.land(&group, &[one(3)]));
+    group.append_all(vec![now]).expect("appended");
+    crate::testkit::WALL_PASSED_MS.set(0);
+    assert_eq!(after(group.state().time_ms()), 100, "no time is counted twice");
+    let times = |minutes: u64| Duration::from_secs(minutes * MINUTE);
+    let grid = Policy { grid: Grid::of([(times(5), times(600))]), ..Policy::without_grid(1, 0) };
+    group.prune(&grid).expect("pruned");
+    assert_eq!(group.state().points().len(), 6, "one of each five minutes");
+    let state = group.state().clone();
+    drop(group);
+    assert_eq!(store.group().state(), &state);
 }
 
 /// All of it, or nothing: whoever finds the slot taken replays what is there and builds anew.

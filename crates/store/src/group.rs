@@ -23,7 +23,7 @@ use farside_region::{
     mutation,
 };
 
-use crate::attempt::{Attempt, Draft, Found};
+use crate::attempt::{Attempt, Draft, Found, dated};
 use crate::backend::{Backend, Created, Listed, ObjectName, block_on, list_all};
 use crate::checkpoint;
 use crate::error::{Result, StoreError};
@@ -364,11 +364,10 @@ impl GroupStore {
         // Stamps of one object do not run back; where parts lie says nothing of when.
         let ago_max = said.iter().map(|said| said.ago).max().unwrap_or_default();
         let places = places.map(|places| Dated { ago: ago_max, ..places });
+        let mut before_ms = self.state().last_stamp().map_or(i64::MIN, |stamp| stamp.wall_ms);
         for Dated { body, ago } in places.into_iter().chain(said) {
-            let mut stamp = self.shared.stamp();
-            let ago_ms = u64::try_from(ago.as_millis()).unwrap_or(u64::MAX).min(stamp.mono_ms);
-            stamp.mono_ms -= ago_ms;
-            stamp.wall_ms = stamp.wall_ms.saturating_sub_unsigned(ago_ms);
+            let stamp = dated(self.shared.stamp(), ago, before_ms, random()?);
+            before_ms = stamp.wall_ms;
             drafts.push(Draft { body, nonce: random()?, stamp });
         }
         Attempt::of_all(self.state(), drafts).map_err(|e| StoreError::Record(e.to_string()))
@@ -647,12 +646,15 @@ impl GroupStore {
         self.deferred_since
     }
 
-    /// Keeps what an end message said of an unpublished layer beside its parts, durably, until it is dropped or published.
+    /// Keeps what an end message said of an unpublished layer beside its parts, durably, until it is dropped or published. `ago`: how long
+    /// it has been staged.
     ///
     /// # Errors
     /// [`StoreError::UnknownVolume`], [`StoreError::Full`], or what the file system says. Its source says it again.
-    pub fn keep_end(&self, end: &KeptEnd) -> Result<()> {
-        self.landing.keep_end(&self.volume(end.key.volume)?.name, end)
+    pub fn keep_end(&self, end: &KeptEnd, ago: Duration) -> Result<()> {
+        let ago_ms = u64::try_from(ago.as_millis()).unwrap_or(u64::MAX);
+        let staged_wall_ms = self.shared.stamp().wall_ms.saturating_sub_unsigned(ago_ms);
+        self.landing.keep_end(&self.volume(end.key.volume)?.name, end, staged_wall_ms)
     }
 
     /// Forgets the parts of an unpublished layer from a number on: landed, under way, or linked into the segments by an append

@@ -54,8 +54,8 @@ pub struct LandedLayer {
     pub key: LayerKey,
     /// Its durable, verified parts by number, ascending.
     pub parts: Vec<(u32, PartEntry)>,
-    /// What an earlier process kept of its end message.
-    pub end: Option<KeptEnd>,
+    /// What an earlier process kept of its end message, and when the layer was staged, in milliseconds since 1970.
+    pub end: Option<(KeptEnd, i64)>,
 }
 
 /// The landing of one group. Shared by the threads that write parts.
@@ -83,7 +83,7 @@ enum Tried {
 struct Layer {
     parts: BTreeMap<u32, PartEntry>,
     /// Something is kept of its end message; what, if an earlier process kept it.
-    end: Option<Option<Box<KeptEnd>>>,
+    end: Option<Option<Box<(KeptEnd, i64)>>>,
     /// The name of its volume; known once something began.
     volume: Option<Name>,
     /// Changes when parts are dropped: who began before may not finish after.
@@ -233,9 +233,9 @@ impl Landing {
     ///
     /// # Errors
     /// [`StoreError::Full`] when only the reserve is left; or what the file system says. What was kept before may be there still.
-    pub(crate) fn keep_end(&self, volume: &Name, end: &KeptEnd) -> Result<()> {
+    pub(crate) fn keep_end(&self, volume: &Name, end: &KeptEnd, staged_wall_ms: i64) -> Result<()> {
         // A list that long is said again.
-        let Some(bytes) = end.encode() else { return Ok(()) };
+        let Some(bytes) = end.encode(staged_wall_ms) else { return Ok(()) };
         let mut allowance = Allowance::new(Arc::clone(self.store.allowed()));
         self.cover(&mut allowance, bytes.len() as u64 + FILE_BYTES)?;
         let target = self.dir.join(end_path(volume, &end.key));
@@ -551,11 +551,11 @@ impl Landing {
     }
 
     /// What was kept of a layer; `None`: that is of no use, and its source says it again.
-    fn read_end(&self, path: &Path, key: &LayerKey) -> Result<Option<KeptEnd>> {
+    fn read_end(&self, path: &Path, key: &LayerKey) -> Result<Option<(KeptEnd, i64)>> {
         let mut bytes = Vec::new();
         let read = File::open(path).and_then(|file| file.take(KeptEnd::BYTES_MAX as u64 + 1).read_to_end(&mut bytes));
         match read {
-            Ok(_) => Ok(KeptEnd::decode(&bytes).filter(|kept| kept.key == *key)),
+            Ok(_) => Ok(KeptEnd::decode(&bytes).filter(|(kept, _)| kept.key == *key)),
             Err(e) if is_of_medium(&e) => Ok(None),
             Err(e) => Err(self.store.io("reading", path, 0, e)),
         }

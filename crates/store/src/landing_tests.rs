@@ -1,6 +1,7 @@
 //! Landing under everything that a crash can leave.
 
 use std::fs;
+use std::time::Duration;
 
 use farside_ledger::{EpochInfo, KeptEnd, LayerKind};
 use farside_region::{BootId, RegionSet};
@@ -278,13 +279,13 @@ fn what_is_kept_of_a_layer_is_found_by_the_next_process_and_goes_with_it() {
         unreadable_regions: RegionSet::new(),
         under: [0; 32],
     };
-    let found = |group: &crate::GroupStore| group.landing_after_restart().landed()[0].end.clone();
+    let found = |group: &crate::GroupStore| group.landing_after_restart().landed()[0].end.clone().map(|(end, _)| end);
     assert_eq!(found(&group), None);
-    group.keep_end(&end).expect("kept");
+    group.keep_end(&end, Duration::ZERO).expect("kept");
     let file = store.path().join(format!("landing/host/default/v/{}/1.end", volume.term));
     assert_eq!(found(&group), Some(end.clone()));
     let fuzzy = KeptEnd { kind: LayerKind::Fuzzy, ..end.clone() };
-    group.keep_end(&fuzzy).expect("kept");
+    group.keep_end(&fuzzy, Duration::ZERO).expect("kept");
     assert_eq!(found(&group), Some(fuzzy), "the newest counts");
     let whole = fs::read(&file).expect("kept");
     for length in 0..whole.len() {
@@ -301,19 +302,19 @@ fn what_is_kept_of_a_layer_is_found_by_the_next_process_and_goes_with_it() {
     fs::write(&file, [&whole[..], b"more"].concat()).expect("write");
     assert_eq!(found(&group), None);
     let stray = KeptEnd { key: volume.key(2), ..end.clone() };
-    fs::write(&file, stray.encode().expect("short")).expect("write");
+    fs::write(&file, stray.encode(1).expect("short")).expect("write");
     assert_eq!(found(&group), None, "of another layer");
 
-    group.keep_end(&end).expect("kept");
+    group.keep_end(&end, Duration::ZERO).expect("kept");
     group.drop_parts(entry.key, 0).expect("dropped");
     assert!(store.files("landing").is_empty(), "it goes with its layer");
     volume.seq = 0;
     let entry = volume.land(&group, &[vec![(0, 9, Fill::Byte(1))]]);
-    group.keep_end(&end).expect("kept");
+    group.keep_end(&end, Duration::ZERO).expect("kept");
     group.append(layers(LayerKind::Point, vec![entry])).expect("append");
     assert!(store.files("landing").is_empty(), "it goes when a record says it");
     // A layer without content has nothing else; a claim ends its term.
-    group.keep_end(&KeptEnd { key: volume.key(2), parts: 0, ..end.clone() }).expect("kept");
+    group.keep_end(&KeptEnd { key: volume.key(2), parts: 0, ..end.clone() }, Duration::ZERO).expect("kept");
     assert_eq!(group.landing_after_restart().landed().len(), 1);
     volume.claim(&mut group);
     assert!(store.files("landing").is_empty(), "T4");

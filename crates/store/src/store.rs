@@ -299,7 +299,10 @@ impl Shared {
         let mono_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         #[cfg(test)]
         let mono_ms = mono_ms + crate::testkit::PASSED_MS.get();
-        Stamp { writer: self.writer, mono_ms, wall_ms: since_1970(SystemTime::now()) }
+        let wall_ms = since_1970(SystemTime::now());
+        #[cfg(test)]
+        let wall_ms = wall_ms.saturating_add_unsigned(crate::testkit::WALL_PASSED_MS.get());
+        Stamp { writer: self.writer, mono_ms, wall_ms }
     }
 
     /// Gives the ballast's blocks back to the file system; false when there was none.

@@ -20,6 +20,8 @@ pub(crate) const GRANULE: u64 = 512;
 thread_local! {
     /// Added to the monotonic clock of what this thread appends.
     pub(crate) static PASSED_MS: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
+    /// By the wall clock, which went on before the process began as well.
+    pub(crate) static WALL_PASSED_MS: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
 }
 
 /// Data of one byte, zeroes, or not readable.

@@ -37,7 +37,7 @@ impl Group {
                 Action::Submitted { submission, outcome } => self.submitted(submission, outcome),
                 Action::DropLayer { key } => self.drop_parts(key, 0),
                 Action::DropParts { key, from } => self.drop_parts(key, from),
-                Action::KeepEnd { end } => self.keep_end(&end),
+                Action::KeepEnd { end, ago } => self.keep_end(&end, Duration::from_nanos(ago)),
                 Action::ReadDigests { session, id, volume, run } => self.digests(session, id, volume, run),
                 Action::AnswerLedger { session, slice } => self.answer_ledger(session, *slice),
                 Action::AnswerPoints { session, query } => self.answer_points(session, &query),
@@ -147,9 +147,9 @@ impl Group {
         }
     }
 
-    fn keep_end(&self, end: &KeptEnd) {
+    fn keep_end(&self, end: &KeptEnd, ago: Duration) {
         let Place::Here(here) = &self.place else { return };
-        if let Err(error) = here.store.keep_end(end) {
+        if let Err(error) = here.store.keep_end(end, ago) {
             // Without it the layer waits for its source after a restart, and loses nothing.
             tracing::warn!(group = %self.names, key = %end.key, %error, "what was said of a staged layer could not be kept");
         }

@@ -27,6 +27,8 @@ pub struct Config {
     pub store: [u8; 16],
     /// The same function as the source's.
     pub layer_digest: LayerDigestFn,
+    /// When the process began, by the clock of the steps; that of what an earlier one staged lies before it.
+    pub began: Nanos,
     /// All numbers.
     pub limits: Limits,
 }
@@ -104,6 +106,8 @@ pub struct LandedLayer {
     pub parts: Vec<(u32, PartEntry)>,
     /// What was kept of its end message; see [`Action::KeepEnd`].
     pub end: Option<KeptEnd>,
+    /// How long ago it was staged, if that is so. Its record says so.
+    pub staged_ago: Nanos,
 }
 
 /// What happened.
@@ -284,6 +288,8 @@ pub enum Action {
     KeepEnd {
         /// What.
         end: Box<KeptEnd>,
+        /// How long ago the layer was staged; kept with it.
+        ago: Nanos,
     },
     /// Look up digests in the head image; [`Event::Digests`] follows.
     ReadDigests {

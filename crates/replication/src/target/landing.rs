@@ -13,6 +13,8 @@
 //!   new claim keep a list of members of which one can never be staged again: they are no point until the source says what they are (T11).
 //! - A source may call a staged point fuzzy later, because it could not know that it had arrived whole. That is kept as well, but
 //!   nothing depends on it: a point of which all members were staged as they were said is a true one.
+//! - When each was staged is kept with it, so a record is dated by that and not by the restart: retention by time keeps as many points of an
+//!   outage as without it.
 //! - A point needs all of its members staged under the same list, kept or said: one whose file is missing, torn or of another version holds the
 //!   others up until its source has said it again, as after a restart without any of this.
 
@@ -190,7 +192,7 @@ impl Target {
 
     /// What landing held when the group was opened; what cannot be published any more is swept.
     pub(super) fn take_up(&mut self, state: &State, landed: Vec<LandedLayer>, out: &mut Vec<Action>) {
-        for LandedLayer { key, parts, end } in landed {
+        for LandedLayer { key, parts, end, staged_ago } in landed {
             match self.standing(state, &key) {
                 _ if state.layer(&key).is_some() => {}
                 Err(why) => self.drop_layer(key, why, out),
@@ -200,7 +202,7 @@ impl Target {
                         landing.parts.extend(parts);
                         self.layers.insert(key, landing);
                     }
-                    self.kept.extend(end.filter(|end| end.key == key).map(|end| (key, end)));
+                    self.kept.extend(end.filter(|end| end.key == key).map(|end| (key, (end, staged_ago))));
                 }
             }
         }
@@ -215,7 +217,7 @@ impl Target {
         let mut held_bytes = 0;
         for (_, volume) in state.volumes() {
             let (mut key, mut under) = (volume.next_key(), self.under(state, &volume.next_key()));
-            while let Some(end) = kept.remove(&key) {
+            while let Some((end, ago)) = kept.remove(&key) {
                 let landing = self.layers.get(&key);
                 let footers: Vec<[u8; 32]> =
                     landing.map(|landing| landing.parts.values().map(|part| part.footer_digest).collect()).unwrap_or_default();
@@ -232,7 +234,7 @@ impl Target {
                 under = end.this.digest;
                 let landing = self.layers.entry(key).or_insert_with(Landing::new);
                 landing.end = Some(end);
-                landing.stage = Stage::Staged { since: self.now };
+                landing.stage = Stage::Staged { since: self.now.saturating_sub(ago) };
                 key.seq = key.seq.next();
             }
         }
@@ -249,8 +251,9 @@ impl Target {
     /// Has what is known of a staged layer kept, where it waits to be published.
     fn keep_end(&self, state: &State, key: &LayerKey, out: &mut Vec<Action>) {
         let Some(landing) = self.layers.get(key).filter(|landing| landing.is_staged()) else { return };
+        let ago = landing.staged_since().map_or(0, |since| self.now.saturating_sub(since));
         if let Some(end) = landing.end.as_ref().filter(|_| self.config.limits.publish_every > 0) {
-            out.push(Action::KeepEnd { end: Box::new(end.to_kept(self.under(state, key))) });
+            out.push(Action::KeepEnd { end: Box::new(end.to_kept(self.under(state, key))), ago });
         }
     }
 

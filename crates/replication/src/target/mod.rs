@@ -40,8 +40,8 @@ pub struct Target {
     config: Config,
     sessions: BTreeMap<SessionId, Session>,
     layers: BTreeMap<LayerKey, Landing>,
-    /// What a process before this one kept, until the first step, which knows the time.
-    kept: BTreeMap<LayerKey, KeptEnd>,
+    /// What a process before this one kept, and how long ago it was staged, until the first step, which knows the time.
+    kept: BTreeMap<LayerKey, (KeptEnd, Nanos)>,
     /// Of which a wrapping was seen to be in the store.
     keys: BTreeSet<KeyId>,
     claims: VecDeque<QueuedClaim>,
@@ -89,6 +89,7 @@ impl Target {
     /// Takes up a group with what its landing holds. Layers that no longer can be published are dropped (T4): call only
     /// after a replay that verified every slot up to the highest.
     pub fn new(config: Config, state: &State, landed: Vec<LandedLayer>, actions: &mut Vec<Action>) -> Self {
+        let recorded_at = config.began;
         let mut target = Self {
             config,
             sessions: BTreeMap::new(),
@@ -101,7 +102,7 @@ impl Target {
             submissions: VecDeque::new(),
             heartbeat: None,
             quiet: BTreeMap::new(),
-            recorded_at: 0,
+            recorded_at,
             records_due: 0,
             appending: None,
             last_ticket: Ticket(0),

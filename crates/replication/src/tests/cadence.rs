@@ -293,8 +293,8 @@ fn points_of_several_volumes_are_published_in_the_order_in_which_they_were_stage
 fn kept(gateway: &mut Gateway) -> BTreeMap<LayerKey, KeptEnd> {
     let mut kept = BTreeMap::new();
     gateway.did.retain(|did| match did {
-        Action::KeepEnd { end } => {
-            kept.insert(end.key, KeptEnd::decode(&end.encode().expect("short")).expect("what was written"));
+        Action::KeepEnd { end, .. } => {
+            kept.insert(end.key, KeptEnd::decode(&end.encode(1).expect("short")).expect("what was written").0);
             false
         }
         _ => true,
@@ -304,9 +304,24 @@ fn kept(gateway: &mut Gateway) -> BTreeMap<LayerKey, KeptEnd> {
 
 /// Another process, which finds these parts (one of each layer, with that footer) and what was kept of them.
 fn restarted(gateway: &mut Gateway, parts: &[(LayerKey, u8)], kept: &BTreeMap<LayerKey, KeptEnd>) {
+    restarted_after(gateway, parts, kept, &BTreeMap::new());
+}
+
+/// The same, of layers that were staged so long ago; what is not named, just now.
+fn restarted_after(
+    gateway: &mut Gateway,
+    parts: &[(LayerKey, u8)],
+    kept: &BTreeMap<LayerKey, KeptEnd>,
+    ago: &BTreeMap<LayerKey, u64>,
+) {
     let landed = parts.iter().map(|&(key, footer)| {
         let entry = PartEntry { bytes: 16, footer_digest: [footer; 32] };
-        LandedLayer { key, parts: vec![(0, entry)], end: kept.get(&key).cloned() }
+        LandedLayer {
+            key,
+            parts: vec![(0, entry)],
+            end: kept.get(&key).cloned(),
+            staged_ago: ago.get(&key).copied().unwrap_or(0),
+        }
     });
     gateway.did.clear();
     let config = crate::target::Config { limits: limits(), ..gateway_config() };
@@ -351,6 +366,32 @@ fn what_is_staged_is_published_by_a_process_that_comes_after_without_its_source(
     restarted(&mut gateway, &parts, &ends);
     gateway.wait(2 * CADENCE);
     assert_eq!(published(&mut gateway), [], "T11");
+}
+
+/// The service is out of reach while points are staged, and the receiver is restarted: a grid that keeps one of each five seconds would
+/// keep one of them all if they were dated by the restart.
+#[test]
+fn points_that_a_process_before_staged_are_dated_by_when_that_was() {
+    let mut gateway = claimed(limits());
+    gateway.wait(1000 * SECOND);
+    for seq in 1..=3 {
+        stage(&mut gateway, seq);
+        gateway.wait(5 * SECOND);
+    }
+    let said = |gateway: &Gateway| -> Vec<u64> {
+        gateway.did.iter().filter_map(|did| if let Action::KeepEnd { ago, .. } = did { Some(*ago) } else { None }).collect()
+    };
+    assert_eq!(said(&gateway), [0, 0, 0], "kept when it is staged");
+    // What is said of it again was staged no later for that.
+    gateway.end(LayerKind::Fuzzy, &[(layer(2), &[2])]);
+    assert_eq!(said(&gateway).last().map(|ago| ago / SECOND), Some(10));
+    let ends = kept(&mut gateway);
+    let parts: Vec<(LayerKey, u8)> = (1..=3).map(|seq| (layer(seq), seq as u8)).collect();
+    let ago = (1..=3).map(|seq| (layer(seq), (100 - 5 * seq) * SECOND)).collect();
+    restarted_after(&mut gateway, &parts, &ends, &ago);
+    let (_, records) = take(&mut gateway).expect("they have waited longer than they are to");
+    let ago: Vec<u64> = records.iter().map(|said| said.ago / SECOND).collect();
+    assert_eq!(ago, [95, 90, 85]);
 }
 
 /// A part of the first layer was lost and is sent again, newer than the cut above it; what was kept of that one is older than that.

@@ -692,6 +692,7 @@ pub(super) fn gateway_config() -> target::Config {
         group_name: name("default"),
         store: [7; 16],
         layer_digest,
+        began: 0,
         limits: target::Limits { credit_window: 1000, credit_step: 100, ..target::Limits::default() },
     }
 }

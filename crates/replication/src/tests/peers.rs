@@ -194,7 +194,7 @@ fn r11_what_landed_without_its_end_is_never_published() {
     gateway.part(key(1, 0, 1), 0, 1);
     assert!(gateway.append().is_none(), "no end message");
     let entry = farside_ledger::PartEntry { bytes: 16, footer_digest: [1; 32] };
-    let landed = vec![LandedLayer { key: key(1, 0, 1), parts: vec![(0, entry)], end: None }];
+    let landed = vec![LandedLayer { key: key(1, 0, 1), parts: vec![(0, entry)], end: None, staged_ago: 0 }];
     restart(&mut gateway, landed);
     gateway.hello(9, 1, 9);
     gateway.later();

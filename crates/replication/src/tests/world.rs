@@ -672,7 +672,7 @@ impl World {
         for ((key, part), content) in &self.landed {
             layers.entry(*key).or_default().push((*part, entry(content)));
         }
-        let landed = layers.into_iter().map(|(key, parts)| LandedLayer { key, parts, end: None }).collect();
+        let landed = layers.into_iter().map(|(key, parts)| LandedLayer { key, parts, end: None, staged_ago: 0 }).collect();
         let mut actions = Vec::new();
         self.target = Target::new(target_config(), &self.state, landed, &mut actions);
         actions.into_iter().for_each(|a| self.do_target(a));
@@ -999,6 +999,7 @@ pub(super) fn target_config() -> target::Config {
         group_name: name("default"),
         store: [7; 16],
         layer_digest,
+        began: 0,
         limits: target::Limits {
             sessions_max: 3,
             credit_window: 24 * 16,
