@@ -72,8 +72,9 @@ impl Place {
     }
 }
 
-/// A passphrase that was not named is taken from the environment, or asked for.
+/// A passphrase that was not named is taken from the environment, or asked for. Whoever has a key leaves no core of its memory.
 pub(crate) fn with_passphrase(keeper: Keeper, question: &str) -> Result<Keeper, Failure> {
+    farside_blockio::process::refuse_core_dumps().or_fail("a core dump of this would hold the key")?;
     if !matches!(keeper, Keeper::Passphrase(None)) {
         return Ok(keeper);
     }

@@ -494,6 +494,7 @@ impl Config {
     }
 
     /// Writes a group's own drop-in; it is read after the main file and wins.
+    /// `encryption` and `key` are not among them: they are said by a person, and stay what that file says of them.
     ///
     /// # Errors
     /// When it cannot be written; nothing has changed then.
@@ -502,16 +503,26 @@ impl Config {
         struct File {
             group: [GroupText; 1],
         }
+        let path = self.drop_ins().join(format!("group-{name}.toml"));
+        // † What was read at the start may be older than the file: a first sync in clear cannot be taken back.
+        let there = match std::fs::read_to_string(&path) {
+            Ok(text) => {
+                toml::from_str::<FileText>(&text).map_err(|e| ConfigError::Value { path: path.clone(), what: e.to_string() })?
+            }
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => FileText::default(),
+            Err(source) => return Err(ConfigError::Io { verb: "read", path, source }),
+        };
+        let there = there.group.into_iter().find(|group| group.name == *name);
+        let (encryption, key) = there.map_or((None, None), |there| (there.encryption, there.key));
         let text = GroupText {
             name: name.clone(),
             epoch_interval: Some(format!("{}ms", group.epoch_interval.as_millis())),
             keep: Some(group.keep),
             span: group.span_said.map(|span| format!("{}ms", span.as_millis())),
             grid: Some(group.grid.to_string()),
-            encryption: group.encryption.as_ref().map(|encryption| encryption.mode.word().to_owned()),
-            key: group.encryption.as_ref().map(|encryption| encryption.keeper.to_string()),
+            encryption,
+            key,
         };
-        let path = self.drop_ins().join(format!("group-{name}.toml"));
         write_atomically(&path, &toml::to_string(&File { group: [text] }).expect("plain data"))?;
         Ok(path)
     }
@@ -939,6 +950,12 @@ mod tests {
             if_absent: IfAbsent::Refuse,
         };
         c.write_volume(&v).expect("written");
+        // Said there by a person, after the start.
+        std::fs::write(
+            c.drop_ins().join("group-g.toml"),
+            "[[group]]\nname='g'\nencryption='end-to-end'\nkey='passphrase:/etc/farside/words'\n",
+        )
+        .expect("written");
         c.write_group(
             &v.group,
             &GroupConfig {
@@ -946,7 +963,7 @@ mod tests {
                 keep: 4,
                 span_said: Some(Duration::from_secs(90)),
                 grid: "every 5s keep 10m, every 1m keep 1y".parse().expect("a grid"),
-                encryption: encryption("end-to-end", "passphrase:/etc/farside/words").ok(),
+                encryption: None,
             },
         )
         .expect("written");
