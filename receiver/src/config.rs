@@ -212,7 +212,7 @@ pub struct Merge {
 
 impl Default for Merge {
     fn default() -> Self {
-        // Until a merge is durable in a checkpoint, a torn record or a copy made while it ran can cost older points (operate.md).
+        // ARCHITECTURE.md says why.
         Self { every: None, rate: Rate::from_bytes_per_s(20 << 20).expect("in range") }
     }
 }

@@ -309,11 +309,7 @@ pub const MUTATIONS: &[Mutation] = &[
     seeds("a merge forgets zeroes", 400, Some(merging)),
     seeds("what a merge replaced goes before a checkpoint covers it", 400, Some(torn_merges)),
     story("a merge across a retained point", STORE, "image_tests::a_merge_across_a_point_would_take_from_it_what_it_shows"),
-    story(
-        "a merge of what a pinned point needs",
-        STORE,
-        "merge::loss_tests::l4_a_pin_keeps_the_parts_of_a_reader_without_a_lease",
-    ),
+    story("a merge of what a pinned point needs", STORE, "loss_tests::l4_a_pin_keeps_the_parts_of_a_reader_without_a_lease"),
     story("a merge whose point is gone", STORE, "image_tests::a_merge_without_its_point_would_take_what_another_point_shows"),
     story("a merge of parts that are gone", STORE, "image_tests::a_merge_of_what_is_gone_would_bring_it_back"),
     story("what a merge wrote goes without a decree", STORE, "image_tests::a_record_after_its_decree_would_name_what_is_deleted"),
