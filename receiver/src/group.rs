@@ -10,7 +10,7 @@
 //!
 //! It decides nothing about data. What it may block on: the store's disk. Never a source, never another group.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -83,6 +83,7 @@ pub(crate) fn start(receiver: Arc<Receiver>, names: GroupNames) -> std::io::Resu
             beginnings: BTreeMap::new(),
             cut_seen: BTreeMap::new(),
             last_failure: String::new(),
+            unkept: BTreeSet::new(),
             tally: ReceiverCounters::default(),
             dead_bytes: 0,
             dead_seen: None,
@@ -137,6 +138,8 @@ struct Group {
     cut_seen: BTreeMap<VolumeId, Instant>,
     /// Why the last part did not land: the words a closed session is given.
     last_failure: String,
+    /// Staged layers of which what was said could not be kept yet.
+    unkept: BTreeSet<LayerKey>,
     tally: ReceiverCounters,
     /// Bytes of segments that nothing needs, and when that was looked at.
     dead_bytes: u64,
@@ -301,6 +304,7 @@ impl Group {
                     tracing::warn!(group = %self.names, %error, "dead segments could not be deleted yet");
                 }
                 self.look_at_disk();
+                self.keep_ends();
                 self.prune_if_due();
                 self.say_damage();
                 let budget = self.budget();
@@ -409,6 +413,7 @@ impl Group {
         }
         self.events.clear();
         self.changing.clear();
+        self.unkept.clear();
         self.merges.clear();
         self.receiver.space.forget(&self.names);
         self.place = Place::Away { words, retry_at: Instant::now() + delay };

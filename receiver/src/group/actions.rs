@@ -147,11 +147,32 @@ impl Group {
         }
     }
 
-    fn keep_end(&self, end: &KeptEnd, ago: Duration) {
+    fn keep_end(&mut self, end: &KeptEnd, ago: Duration) {
         let Place::Here(here) = &self.place else { return };
-        if let Err(error) = here.store.keep_end(end, ago) {
-            // Without it the layer waits for its source after a restart, and loses nothing.
-            tracing::warn!(group = %self.names, key = %end.key, %error, "what was said of a staged layer could not be kept");
+        match here.store.keep_end(end, ago) {
+            Ok(()) => drop(self.unkept.remove(&end.key)),
+            Err(error) => {
+                // Without it the layer waits for its source after a restart, and loses nothing.
+                if self.unkept.insert(end.key) {
+                    let key = end.key;
+                    tracing::warn!(group = %self.names, %key, %error, "what was said of a staged layer could not be kept yet");
+                }
+            }
+        }
+    }
+
+    /// Tries again to keep what could not be kept, from the first layer on, as far as it goes.
+    pub(super) fn keep_ends(&mut self) {
+        while let Some(key) = self.unkept.first().copied() {
+            let Place::Here(here) = &self.place else { return };
+            let Some((end, ago)) = here.target.end_to_keep(here.store.state(), &key) else {
+                self.unkept.remove(&key);
+                continue;
+            };
+            self.keep_end(&end, Duration::from_nanos(ago));
+            if self.unkept.contains(&key) {
+                return;
+            }
         }
     }
 

@@ -284,7 +284,8 @@ pub enum Action {
         from: u32,
     },
     /// Keep what was said of a staged layer, durably and in the place of what was kept of it before, until the layer is dropped or
-    /// published: a process that comes after this one publishes it without its source. If that fails, the source says it again.
+    /// published: a process that comes after this one publishes it without its source. If that fails, try
+    /// [`Target::end_to_keep`](super::Target::end_to_keep) again; until then the source of a restart says it again.
     KeepEnd {
         /// What.
         end: Box<KeptEnd>,

@@ -250,11 +250,17 @@ impl Target {
 
     /// Has what is known of a staged layer kept, where it waits to be published.
     fn keep_end(&self, state: &State, key: &LayerKey, out: &mut Vec<Action>) {
-        let Some(landing) = self.layers.get(key).filter(|landing| landing.is_staged()) else { return };
-        let ago = landing.staged_since().map_or(0, |since| self.now.saturating_sub(since));
-        if let Some(end) = landing.end.as_ref().filter(|_| self.config.limits.publish_every > 0) {
-            out.push(Action::KeepEnd { end: Box::new(end.to_kept(self.under(state, key))), ago });
+        if let Some((end, ago)) = self.end_to_keep(state, key) {
+            out.push(Action::KeepEnd { end: Box::new(end), ago });
         }
+    }
+
+    /// What is to be kept of a layer as it is now, and how long ago it was staged; `None`: nothing, or no more. For whoever could not carry
+    /// out an [`Action::KeepEnd`], and tries again.
+    pub fn end_to_keep(&self, state: &State, key: &LayerKey) -> Option<(KeptEnd, Nanos)> {
+        let landing = self.layers.get(key).filter(|_| self.config.limits.publish_every > 0)?;
+        let ago = self.now.saturating_sub(landing.staged_since()?);
+        Some((landing.end.as_ref()?.to_kept(self.under(state, key)), ago))
     }
 
     /// Whether a layer may still be published.

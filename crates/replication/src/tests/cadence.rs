@@ -368,6 +368,25 @@ fn what_is_staged_is_published_by_a_process_that_comes_after_without_its_source(
     assert_eq!(published(&mut gateway), [], "T11");
 }
 
+/// The disk had no room for what was to be kept: it is asked for again, as it is by then, until it is of no use.
+#[test]
+fn what_could_not_be_kept_is_to_be_had_again_while_its_layer_waits() {
+    let mut gateway = claimed(limits());
+    let ask = |gateway: &Gateway, seq| gateway.target.end_to_keep(&gateway.state, &layer(seq));
+    gateway.part(layer(1), 0, 1);
+    assert_eq!(ask(&gateway, 1), None, "it is not staged: T1");
+    stage(&mut gateway, 1);
+    let first = kept(&mut gateway);
+    gateway.wait(5 * SECOND);
+    let (end, ago) = ask(&gateway, 1).expect("it waits");
+    assert_eq!((&end, ago / SECOND), (&first[&layer(1)], 5));
+    gateway.end(LayerKind::Fuzzy, &[(layer(1), &[1])]);
+    assert_eq!(ask(&gateway, 1).expect("it waits").0.kind, LayerKind::Fuzzy, "what was taken back is not kept as a point");
+    gateway.wait(CADENCE);
+    assert_eq!(published(&mut gateway), [1]);
+    assert_eq!(ask(&gateway, 1), None);
+}
+
 /// The service is out of reach while points are staged, and the receiver is restarted: a grid that keeps one of each five seconds would
 /// keep one of them all if they were dated by the restart.
 #[test]
