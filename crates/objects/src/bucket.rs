@@ -18,6 +18,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use farside_store::{Backend, Created, Listed, ObjectName, Page, Result, StoreError, end_to_end};
 use futures_util::StreamExt as _;
+use object_store::client::{HttpError, HttpErrorKind};
 use object_store::path::Path as Key;
 use object_store::{BackoffConfig, ClientOptions, GetOptions, GetRange, ObjectStore, ObjectStoreExt as _, PutMode, RetryConfig};
 use tokio::runtime::Runtime;
@@ -49,8 +50,8 @@ pub struct Bucket {
     place: String,
     creating: Semaphore,
     reading: Semaphore,
-    /// Requests that write, so far.
-    writes: AtomicU64,
+    /// Requests that write, so far, but for those that certainly never reached the service.
+    writes: Arc<AtomicU64>,
     runtime: Option<Runtime>,
 }
 
@@ -84,7 +85,7 @@ impl Bucket {
         let prefix = if prefix.is_empty() { String::new() } else { format!("{prefix}/") };
         let creating = Semaphore::new(CREATING_MIB as usize);
         let reading = Semaphore::new((READING_BYTES / READING_PIECE) as usize);
-        Ok(Self { objects, prefix, place, creating, reading, writes: AtomicU64::new(0), runtime: Some(runtime) })
+        Ok(Self { objects, prefix, place, creating, reading, writes: Arc::default(), runtime: Some(runtime) })
     }
 
     fn key(&self, name: &ObjectName) -> Key {
@@ -154,9 +155,9 @@ impl Bucket {
         let bytes = content.len() as u64;
         for attempt in 0..CREATES_MAX {
             let (objects, key, content) = (Arc::clone(&self.objects), self.key(name), content.clone());
-            self.writes.fetch_add(1, Ordering::Relaxed);
+            let billed = Billed::new(&self.writes);
             let created = self.run("creating", name.as_str(), bytes, async move {
-                objects.put_opts(&key, content.into(), PutMode::Create.into()).await
+                billed.answered(objects.put_opts(&key, content.into(), PutMode::Create.into()).await)
             });
             match created.await {
                 Ok(_) => return Ok(Created::New),
@@ -191,6 +192,43 @@ impl Bucket {
             Err(Failed::Exists(error) | Failed::Store(error)) => Err(error),
         }
     }
+}
+
+/// One request that writes. It counts however it ends, also given up without an answer, unless no connection came to be.
+struct Billed {
+    writes: Arc<AtomicU64>,
+    counts: bool,
+}
+
+impl Billed {
+    fn new(writes: &Arc<AtomicU64>) -> Self {
+        Self { writes: Arc::clone(writes), counts: true }
+    }
+
+    fn answered<T>(mut self, answer: object_store::Result<T>) -> object_store::Result<T> {
+        self.counts = !answer.as_ref().is_err_and(|error| is_unreached(error));
+        answer
+    }
+}
+
+impl Drop for Billed {
+    fn drop(&mut self) {
+        if self.counts {
+            self.writes.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Whether there was no connection to send a request on. (A request has no time limit of its own, so what timed out is the connection.)
+fn is_unreached(error: &object_store::Error) -> bool {
+    let mut cause: Option<&(dyn Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if let Some(http) = error.downcast_ref::<HttpError>() {
+            return matches!(http.kind(), HttpErrorKind::Connect | HttpErrorKind::Timeout);
+        }
+        cause = error.source();
+    }
+    false
 }
 
 /// Why a request failed.
@@ -330,8 +368,9 @@ impl Backend for Bucket {
 
     async fn put_right(&self, name: &ObjectName, content: Bytes) -> Result<()> {
         let (objects, key, bytes) = (Arc::clone(&self.objects), self.key(name), content.len() as u64);
-        self.writes.fetch_add(1, Ordering::Relaxed);
-        let put = self.run("writing", name.as_str(), bytes, async move { objects.put(&key, content.into()).await });
+        let billed = Billed::new(&self.writes);
+        let put =
+            self.run("writing", name.as_str(), bytes, async move { billed.answered(objects.put(&key, content.into()).await) });
         match put.await {
             Ok(_) => Ok(()),
             Err(Failed::Exists(error) | Failed::Store(error)) => Err(error),

@@ -56,6 +56,28 @@ fn a_store_in_a_bucket_is_made_once_and_opened_with_a_staging_directory_of_its_o
     Store::init_bucket(&over(&objects, "left")).expect("made");
 }
 
+/// A bucket that is out of reach for a day must not use up the requests of the next one. What may have arrived may be billed.
+#[test]
+fn a_request_counts_unless_no_connection_came_to_be() {
+    let writes = Arc::default();
+    let count = |answer: object_store::Result<()>| {
+        let _ = Billed::new(&writes).answered(answer);
+        writes.load(Ordering::Relaxed)
+    };
+    let failed = |kind| {
+        let source = Box::new(HttpError::new(kind, std::io::Error::other("no")));
+        Err(object_store::Error::Generic { store: "S3", source })
+    };
+    assert_eq!(count(failed(HttpErrorKind::Connect)), 0);
+    assert_eq!(count(failed(HttpErrorKind::Timeout)), 0);
+    assert_eq!(count(failed(HttpErrorKind::Interrupted)), 1, "the answer was lost, perhaps");
+    let path = String::new();
+    assert_eq!(count(Err(object_store::Error::PermissionDenied { path, source: "403".into() })), 2, "a refusal is an answer");
+    assert_eq!(count(Ok(())), 3);
+    drop(Billed::new(&writes));
+    assert_eq!(writes.load(Ordering::Relaxed), 4, "given up: nobody knows");
+}
+
 /// A service that lists from the start, wherever it is asked to begin, as Azurite does.
 #[derive(Debug)]
 struct FromTheStart(InMemory);
