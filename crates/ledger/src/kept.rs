@@ -42,6 +42,8 @@ pub struct KeptEnd {
 }
 
 impl KeptEnd {
+    /// What tells when it was staged.
+    pub const HEAD_BYTES: usize = MAGIC.len() + 2 + 8;
     /// The longest that is kept, in bytes.
     pub const BYTES_MAX: usize = 4 << 20;
 
@@ -55,6 +57,13 @@ impl KeptEnd {
         let digest = blake3::hash(&bytes);
         bytes.extend_from_slice(digest.as_bytes());
         (bytes.len() <= Self::BYTES_MAX).then_some(bytes)
+    }
+
+    /// When its layer was staged, by the first bytes of a file, of [`KeptEnd::HEAD_BYTES`]; `None` if it is none of this version. Whether it is
+    /// whole is not known by that.
+    pub fn staged_wall_ms(head: &[u8]) -> Option<i64> {
+        let (staged_wall_ms, _) = head.strip_prefix(&MAGIC)?.strip_prefix(&VERSION.to_le_bytes())?.split_first_chunk()?;
+        Some(i64::from_le_bytes(*staged_wall_ms))
     }
 
     /// Reads a file, and when its layer was staged; `None` if it is none that this build wrote whole.

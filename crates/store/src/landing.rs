@@ -31,7 +31,7 @@ use crate::error::{Result, StoreError, is_of_medium};
 use crate::image::GroupImage;
 use crate::liveness::{Part, PartName};
 use crate::names::{GroupNames, end_path, parse_end_path, parse_part_path, part_path};
-use crate::replay::at_once;
+use crate::replay::at_once_until;
 use crate::segments::{FooterFault, Segments};
 use crate::space::{Allowance, Space};
 
@@ -40,7 +40,8 @@ const FILE_BYTES: u64 = 4096;
 /// How much of a part may wait in memory before the kernel is asked to write it, so that the disk works while more comes and
 /// the sync at the end has little left to do.
 const PUSH_BYTES: u64 = 8 << 20;
-/// What was kept of end messages that is taken up by a new process, in all.
+/// What was kept of end messages that is taken up by a new process, in all. The rest, of what was staged last, waits for a later one, or for
+/// its source.
 const ENDS_BYTES_MAX: u64 = 8 << 20;
 const PARTIAL: &str = ".partial";
 /// Makes names of parts under way unique in this process, over every landing that it opens. What another process left is gone
@@ -361,7 +362,12 @@ impl Landing {
     /// already are left alone. Only of layers that no record names: their segments may be replaced.
     pub(crate) fn adopt(&self, segments: &Segments, parts: &[(&Name, PartName, &PartEntry)]) -> Result<()> {
         // Side by side, so that those of one directory share its syncs.
-        let adopted = at_once(parts, |(volume, name, part)| self.adopt_part(segments, volume, name, part));
+        // A service that is out of reach, or that refuses, is not asked for the others as well.
+        let is_away = |adopted: &Result<()>| {
+            matches!(adopted, Err(StoreError::Remote { .. } | StoreError::RemoteDenied { .. } | StoreError::NoBucket { .. }))
+        };
+        let adopted = at_once_until(parts, is_away, |(volume, name, part)| self.adopt_part(segments, volume, name, part));
+        // What was not asked for follows an error.
         adopted.into_iter().collect()
     }
 
@@ -473,7 +479,7 @@ impl Landing {
     /// replayed in full, so what cannot be published any more may go (T4); without it everything but debris of writers stays.
     pub(crate) fn recover(&self, segments: &Segments, image: &GroupImage, sweep: bool) -> Result<()> {
         let names = &segments.names;
-        let mut ends_bytes = 0;
+        let mut ends = Vec::new();
         for path in self.files()? {
             let remove = || fs::remove_file(&path).map_err(|e| self.store.io("removing", &path, 0, e));
             let relative = path.strip_prefix(&self.dir).ok().and_then(Path::to_str).unwrap_or_default();
@@ -483,18 +489,10 @@ impl Landing {
             }
             if let Some((volume, term, seq)) = parse_end_path(relative) {
                 let key = LayerKey { volume: volume_id(&names.source, &names.group, &volume), term, seq };
-                ends_bytes += fs::metadata(&path).map_or(0, |meta| meta.len());
-                let wanted = image.is_awaited(&key) && ends_bytes <= ENDS_BYTES_MAX;
-                let kept = if wanted { self.read_end(&path, &key)? } else { None };
-                match kept {
-                    Some(kept) => {
-                        let mut landed = self.lock();
-                        let layer = landed.entry(key).or_default();
-                        layer.volume.get_or_insert(volume);
-                        layer.end = Some(Some(Box::new(kept)));
-                    }
-                    None if sweep => remove()?,
-                    None => {}
+                match image.is_awaited(&key) {
+                    true => ends.push((self.staged_wall_ms(&path)?, key, volume, path)),
+                    false if sweep => remove()?,
+                    false => {}
                 }
                 continue;
             }
@@ -534,6 +532,7 @@ impl Landing {
                 }
             }
         }
+        self.recover_ends(ends, sweep)?;
         self.remove_empty_folders();
         // Whoever renamed these may have died before the names were durable.
         let mut dirs = Vec::new();
@@ -548,6 +547,44 @@ impl Landing {
             self.store.sync_dir(&dir)?;
         }
         Ok(())
+    }
+
+    /// Takes up what was kept of layers that are awaited, as much as fits, in the order in which they were staged.
+    fn recover_ends(&self, mut ends: Vec<(i64, LayerKey, Name, PathBuf)>, sweep: bool) -> Result<()> {
+        ends.sort_by_key(|(staged_wall_ms, key, ..)| (*staged_wall_ms, *key));
+        let (mut bytes, mut left) = (0, 0);
+        for (_, key, volume, path) in ends {
+            bytes += fs::metadata(&path).map_or(0, |meta| meta.len());
+            let fits = bytes <= ENDS_BYTES_MAX;
+            left += usize::from(!fits);
+            let kept = if fits { self.read_end(&path, &key)? } else { None };
+            if fits && kept.is_none() {
+                if sweep {
+                    fs::remove_file(&path).map_err(|e| self.store.io("removing", &path, 0, e))?;
+                }
+                continue;
+            }
+            let mut landed = self.lock();
+            let layer = landed.entry(key).or_default();
+            layer.volume.get_or_insert(volume);
+            // Also what is not taken up goes with its layer.
+            layer.end = Some(kept.map(Box::new));
+        }
+        if left > 0 {
+            let why = "more was kept of staged layers than is taken up at once";
+            tracing::warn!(dir = %self.dir.display(), left, why, "some staged layers wait for their source, or for the next start");
+        }
+        Ok(())
+    }
+
+    /// When a layer was staged, by the file that was kept of it; what says nothing of that comes first, and is of no use.
+    fn staged_wall_ms(&self, path: &Path) -> Result<i64> {
+        let mut head = Vec::new();
+        match File::open(path).and_then(|file| file.take(KeptEnd::HEAD_BYTES as u64).read_to_end(&mut head)) {
+            Ok(_) => Ok(KeptEnd::staged_wall_ms(&head).unwrap_or(i64::MIN)),
+            Err(e) if is_of_medium(&e) => Ok(i64::MIN),
+            Err(e) => Err(self.store.io("reading", path, 0, e)),
+        }
     }
 
     /// What was kept of a layer; `None`: that is of no use, and its source says it again.

@@ -258,6 +258,70 @@ fn folders_of_terms_go_with_their_last_file() {
     volume.land(&group, &[vec![(0, 4, Fill::Byte(3))]]);
 }
 
+/// A hundred parts wait for a service that is out of reach: not each of them asks it.
+#[test]
+fn what_is_done_side_by_side_ends_with_the_first_that_ends_it() {
+    let items: Vec<u32> = (0..100).collect();
+    let asked = std::sync::Mutex::new(Vec::new());
+    let work = |item: &u32| {
+        asked.lock().expect("lock").push(*item);
+        *item
+    };
+    let all = crate::replay::at_once_until(&items, |_| false, work);
+    assert_eq!(all, items);
+    asked.lock().expect("lock").clear();
+    let some = crate::replay::at_once_until(&items, |item| *item == 40, work);
+    let begun = asked.lock().expect("lock").len();
+    assert_eq!(some.len(), begun);
+    assert!(some.contains(&40) && some.iter().all(|item| *item < 48), "{some:?}: those that were begun with it, at most");
+}
+
+/// More was kept than a start takes up: what was staged first counts, whatever the files are called, and nothing is lost for a later start.
+#[test]
+fn what_is_kept_beyond_what_a_start_takes_up_stays_and_comes_later() {
+    let store = TempStore::new();
+    let mut group = store.group();
+    let mut volume = TestVolume::new("v", 64);
+    volume.claim(&mut group);
+    let regions: RegionSet = (0..700_000).map(|i| farside_region::RegionIndex(i * 3)).collect();
+    let end = |seq: u64| KeptEnd {
+        key: volume.key(seq),
+        kind: LayerKind::Fuzzy,
+        epoch: EpochInfo { boot: BootId([1; 16]), mono_before_ns: 1, mono_after_ns: 2, wall_ms: 3 },
+        members: vec![volume.key(seq)],
+        parts: 0,
+        digest: [7; 32],
+        volume_bytes: volume.meta.geometry.volume_bytes(),
+        regions: regions.clone(),
+        whole_regions: RegionSet::new(),
+        unreadable_regions: RegionSet::new(),
+        under: [0; 32],
+    };
+    let bytes = end(1).encode(0).expect("short").len() as u64;
+    let fitting = super::ENDS_BYTES_MAX / bytes;
+    assert!((2..9).contains(&fitting), "{bytes} bytes");
+    // Of them the tenth comes before the second by name.
+    for seq in 1..=12 {
+        group.keep_end(&end(seq), Duration::from_secs(1000 - seq)).expect("kept");
+    }
+    let taken = |group: &crate::GroupStore| -> Vec<u64> {
+        let landed = group.landing_after_restart().landed();
+        landed.into_iter().filter(|l| l.end.is_some()).map(|l| l.key.seq.0).collect()
+    };
+    let files = || store.files("landing").len() as u64;
+    assert_eq!(taken(&group), (1..=fitting).collect::<Vec<_>>());
+    assert_eq!(files(), 12, "the others are left");
+    drop(group);
+    let mut group = store.group();
+    for seq in 1..=fitting {
+        group.drop_parts(volume.key(seq), 0).expect("dropped");
+    }
+    assert_eq!(files(), 12 - fitting);
+    assert_eq!(taken(&group).first(), Some(&(fitting + 1)), "a later one takes them up");
+    volume.claim(&mut group);
+    assert!(store.files("landing").is_empty(), "T4: what was not taken up goes with its layer as well");
+}
+
 /// What was said of a staged layer lies beside its parts, and is worth something only whole, for that layer and while it is awaited.
 #[test]
 fn what_is_kept_of_a_layer_is_found_by_the_next_process_and_goes_with_it() {

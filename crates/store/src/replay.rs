@@ -6,6 +6,7 @@
 //! slot that does not, and says so ([`Torn`]).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use bytes::Bytes;
@@ -434,6 +435,24 @@ pub(crate) fn at_once<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sy
     }
     side_by_side.end();
     answers
+}
+
+/// The same until an answer `ends` it: then no other is begun, and those that were not have no answer.
+pub(crate) fn at_once_until<T: Sync, R: Send>(
+    items: &[T],
+    ends: impl Fn(&R) -> bool + Sync,
+    work: impl Fn(&T) -> R + Sync,
+) -> Vec<R> {
+    let is_over = AtomicBool::new(false);
+    let answers = at_once(items, |item| {
+        if is_over.load(Ordering::Relaxed) {
+            return None;
+        }
+        let answer = work(item);
+        is_over.fetch_or(ends(&answer), Ordering::Relaxed);
+        Some(answer)
+    });
+    answers.into_iter().flatten().collect()
 }
 
 /// Maps a slice with several threads, which read from a backend; answers come in order.
