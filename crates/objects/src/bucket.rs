@@ -206,7 +206,7 @@ impl Billed {
     }
 
     fn answered<T>(mut self, answer: object_store::Result<T>) -> object_store::Result<T> {
-        self.counts = !answer.as_ref().is_err_and(|error| is_unreached(error));
+        self.counts = !answer.as_ref().is_err_and(is_unreached);
         answer
     }
 }

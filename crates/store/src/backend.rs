@@ -169,7 +169,7 @@ pub trait Backend: Send + Sync + fmt::Debug {
         false
     }
 
-    /// How many requests that write it was asked for since it was opened, if somebody bills them.
+    /// How many requests that write it was asked for since it was opened, if somebody bills them: not those that found no connection.
     fn writes(&self) -> u64 {
         0
     }
