@@ -505,15 +505,29 @@ impl Config {
         }
         let path = self.drop_ins().join(format!("group-{name}.toml"));
         // † What was read at the start may be older than the file: a first sync in clear cannot be taken back.
+        #[derive(Default, Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct There {
+            #[serde(default)]
+            group: Vec<GroupText>,
+        }
+        let not_ours = |what: String| ConfigError::Value {
+            path: path.clone(),
+            what: format!(
+                "it would be overwritten, and holds more than settings of group {name}: move that to a file of its own ({what})"
+            ),
+        };
         let there = match std::fs::read_to_string(&path) {
-            Ok(text) => {
-                toml::from_str::<FileText>(&text).map_err(|e| ConfigError::Value { path: path.clone(), what: e.to_string() })?
-            }
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => FileText::default(),
+            Ok(text) => toml::from_str::<There>(&text).map_err(|e| not_ours(e.message().to_owned()))?,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => There::default(),
             Err(source) => return Err(ConfigError::Io { verb: "read", path, source }),
         };
-        let there = there.group.into_iter().find(|group| group.name == *name);
-        let (encryption, key) = there.map_or((None, None), |there| (there.encryption, there.key));
+        if let Some(other) = there.group.iter().find(|group| group.name != *name) {
+            return Err(not_ours(format!("group {}", other.name)));
+        }
+        // The last of several wins.
+        let sealed = there.group.into_iter().rfind(|group| group.encryption.is_some());
+        let (encryption, key) = sealed.map_or((None, None), |sealed| (sealed.encryption, sealed.key));
         let text = GroupText {
             name: name.clone(),
             epoch_interval: Some(format!("{}ms", group.epoch_interval.as_millis())),
@@ -953,7 +967,7 @@ mod tests {
         // Said there by a person, after the start.
         std::fs::write(
             c.drop_ins().join("group-g.toml"),
-            "[[group]]\nname='g'\nencryption='end-to-end'\nkey='passphrase:/etc/farside/words'\n",
+            "[[group]]\nname='g'\nkeep=3\n[[group]]\nname='g'\nencryption='end-to-end'\nkey='passphrase:/etc/farside/words'\n",
         )
         .expect("written");
         c.write_group(
@@ -967,6 +981,13 @@ mod tests {
             },
         )
         .expect("written");
+        // What is not the group's is nobody's to overwrite.
+        let (other, text) = (c.drop_ins().join("group-h.toml"), "[[group]]\nname='i'\nkeep=3\n");
+        std::fs::write(&other, text).expect("written");
+        let refused = c.write_group(&"h".parse().expect("a name"), &GroupConfig::default()).expect_err("it holds something else");
+        assert!(refused.to_string().contains("group i"), "{refused}");
+        assert_eq!(std::fs::read_to_string(&other).expect("there"), text);
+        std::fs::remove_file(&other).expect("removed");
         for rate in [Some(Rate::from_bytes_per_s(2_500_000).expect("valid")), None] {
             c.write_rate(rate).expect("written");
             assert_eq!(Config::load(&path).expect("valid").rate, rate);

@@ -23,7 +23,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
 use crate::boot::Backings;
-use crate::config::{Config, GroupConfig};
+use crate::config::{Config, ConfigError, GroupConfig};
 use crate::encode::Encoders;
 use crate::group::{Ask, GroupHandle, Note, Stopped};
 use crate::intent_file::IntentFile;
@@ -585,7 +585,10 @@ impl Daemon {
             return Err(wrong("keep must be at least 1"));
         }
         let config = locked(&self.config).clone();
-        config.write_group(&name, &group).map_err(ApiError::internal)?;
+        config.write_group(&name, &group).map_err(|error| match error {
+            ConfigError::Value { .. } => ApiError::new(ErrorCode::Conflict, error.to_string(), "then say the same again"),
+            error => ApiError::internal(error),
+        })?;
         locked(&self.config).groups.insert(name, group.clone());
         self.tell_groups();
         Ok(GroupSettings {

@@ -27,9 +27,11 @@ struct Account {
 }
 
 impl Budget {
-    /// How long to wait before something is published; `None`: not at all. `writes`: write requests since the store was opened.
-    pub(crate) fn wait(&self, budget: &PublishBudget, writes: u64, now: Instant) -> Option<Duration> {
+    /// How long to wait before something is published; `None`: not at all. `writes`: write requests since the store was opened. They are
+    /// asked for under the lock: fewer than were seen before are those of a store that was opened anew.
+    pub(crate) fn wait(&self, budget: &PublishBudget, writes: impl FnOnce() -> u64, now: Instant) -> Option<Duration> {
         let mut account = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let writes = writes();
         let account = account.get_or_insert(Account { earned: 0.0, at: now, writes });
         // What is kept comes on top of what a day earns.
         let per_second = f64::from(budget.requests) / (budget.per + KEPT).as_secs_f64();
@@ -55,11 +57,11 @@ mod tests {
         let (budget, limits) = (Budget::default(), PublishBudget { requests: 1000, per: DAY });
         let start = Instant::now();
         let (mut writes, mut last_day) = (0_u64, Vec::new());
-        assert!(budget.wait(&limits, 0, start).is_some(), "nothing is earned yet");
+        assert!(budget.wait(&limits, || 0, start).is_some(), "nothing is earned yet");
         // Nobody publishes on the first day; then whoever may does, two requests each.
         for second in 0..4 * 86_400_u64 {
             let now = start + Duration::from_secs(second);
-            if budget.wait(&limits, writes, now).is_none() && second >= 86_400 {
+            if budget.wait(&limits, || writes, now).is_none() && second >= 86_400 {
                 writes += 2;
                 last_day.push(second);
             }
@@ -73,12 +75,33 @@ mod tests {
     fn what_could_not_wait_is_paid_back_and_a_store_that_is_opened_anew_owes_nothing_twice() {
         let (budget, limits) = (Budget::default(), PublishBudget { requests: 2500, per: DAY });
         let start = Instant::now();
-        budget.wait(&limits, 7, start);
+        budget.wait(&limits, || 7, start);
         let minute = start + Duration::from_secs(60);
-        assert_eq!(budget.wait(&limits, 7, minute), None, "what was asked for before counts for nothing");
-        let wait = budget.wait(&limits, 107, minute).expect("a hundred were made");
+        assert_eq!(budget.wait(&limits, || 7, minute), None, "what was asked for before counts for nothing");
+        let wait = budget.wait(&limits, || 107, minute).expect("a hundred were made");
         assert!((3500..3620).contains(&wait.as_secs()), "{wait:?}: one every 36 seconds");
-        assert_eq!(budget.wait(&limits, 0, minute), Some(wait), "another process of the bucket's counts from 0");
-        assert_eq!(budget.wait(&limits, 0, minute + wait + Duration::from_millis(1)), None);
+        assert_eq!(budget.wait(&limits, || 0, minute), Some(wait), "another process of the bucket's counts from 0");
+        assert_eq!(budget.wait(&limits, || 0, minute + wait + Duration::from_millis(1)), None);
+    }
+
+    /// Two groups looked at once: who had read the counter first and came second took its own number for that of a store opened anew, and
+    /// everything that was ever written for a debt.
+    #[test]
+    fn groups_that_look_at_once_count_every_request_once() {
+        let (budget, limits) = (Budget::default(), PublishBudget { requests: 2500, per: DAY });
+        let (writes, start) = (std::sync::atomic::AtomicU64::new(500_000), Instant::now());
+        budget.wait(&limits, || 500_000, start);
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    for _ in 0..20_000 {
+                        writes.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                        budget.wait(&limits, || writes.load(std::sync::atomic::Ordering::SeqCst), start);
+                    }
+                });
+            }
+        });
+        let account = budget.0.lock().expect("not poisoned").expect("asked");
+        assert!((-40_001.0..=-39_999.0).contains(&account.earned), "{account:?}");
     }
 }

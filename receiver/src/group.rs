@@ -50,6 +50,8 @@ const SHOW: Duration = Duration::from_millis(250);
 const PRUNE_SHORT: Duration = Duration::from_secs(5);
 /// When a group that could not be opened or written is tried again: doubled each time, up to the second.
 const REOPEN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(16));
+/// How long the store is not opened again, with credentials that may be other ones, for what is refused of one group in spite of that.
+const DENIED_AGAIN: Duration = Duration::from_secs(300);
 /// When a torn ledger is read again: doubled each time, up to the second.
 const TORN_AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 /// The clock of the targets begins so high, for layers that were staged before this process began.
@@ -89,6 +91,7 @@ pub(crate) fn start(receiver: Arc<Receiver>, names: GroupNames) -> std::io::Resu
             dead_seen: None,
             damage: Damage::default(),
             unwritable: None,
+            denied: None,
             parts_failed: 0,
             reopen: Backoff::new(REOPEN.0, REOPEN.1),
             torn_again: None,
@@ -148,6 +151,8 @@ struct Group {
     damage: Damage,
     /// This group's files cannot be written, though the store may be well.
     unwritable: Option<String>,
+    /// When the service refused something of this group, of which opening of the store; nothing of it succeeded since.
+    denied: Option<(Generation, Instant)>,
     /// Parts in a row that the disk did not take.
     parts_failed: u32,
     reopen: Backoff,
@@ -321,7 +326,7 @@ impl Group {
     fn budget(&mut self) -> Option<Event> {
         let Place::Here(here) = &mut self.place else { return None };
         let budget = self.receiver.config().publish_budget.filter(|_| self.receiver.publish_every() > 0);
-        let wait = budget.and_then(|budget| self.receiver.budget.wait(&budget, here.store.writes(), Instant::now()));
+        let wait = budget.and_then(|budget| self.receiver.budget.wait(&budget, || here.store.writes(), Instant::now()));
         let spent = wait.is_some();
         here.waits = wait;
         (std::mem::replace(&mut here.spent, spent) != spent).then_some(Event::Budget { spent })
@@ -361,9 +366,11 @@ impl Group {
                     },
                 };
                 let landed = store.landing().landed();
+                let newest = landed.iter().filter_map(|l| Some(l.end.as_ref()?.1)).max().unwrap_or(0);
+                let ago = Ago::of(newest, wall_ms());
                 let landed = landed.into_iter().map(|l| {
                     let (end, staged_wall_ms) = l.end.unzip();
-                    LandedLayer { key: l.key, parts: l.parts, end, staged_ago: staged_wall_ms.map_or(0, ago) }
+                    LandedLayer { key: l.key, parts: l.parts, end, staged_ago: staged_wall_ms.map_or(0, |at| ago.nanos(at)) }
                 });
                 let landed = landed.collect();
                 let mut actions = Vec::new();
@@ -472,9 +479,50 @@ impl Group {
     }
 }
 
-/// How long ago that was by the wall clock of this machine, in nanoseconds; what lies in the future is now.
-fn ago(wall_ms: i64) -> u64 {
-    let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| i64::try_from(now.as_millis()).unwrap_or(i64::MAX));
-    let ago_ms = u64::try_from(now_ms.saturating_sub(wall_ms)).unwrap_or(0);
-    u64::try_from(Duration::from_millis(ago_ms).min(BEFORE).as_nanos()).unwrap_or(u64::MAX)
+fn wall_ms() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| i64::try_from(now.as_millis()).unwrap_or(i64::MAX))
+}
+
+/// How long ago layers were staged, by wall clocks. Their distances from each other stay what they were also where this machine's clock is
+/// behind, as before it was told the time after a boot: the newest is of now then.
+#[derive(Clone, Copy, Debug)]
+struct Ago {
+    newest_wall_ms: i64,
+    /// Since the newest.
+    since: Duration,
+}
+
+impl Ago {
+    fn of(newest_wall_ms: i64, now_wall_ms: i64) -> Self {
+        let since_ms = u64::try_from(now_wall_ms.saturating_sub(newest_wall_ms)).unwrap_or(0);
+        Self { newest_wall_ms, since: Duration::from_millis(since_ms).min(BEFORE / 2) }
+    }
+
+    fn nanos(self, wall_ms: i64) -> u64 {
+        let before_ms = u64::try_from(self.newest_wall_ms.saturating_sub(wall_ms)).unwrap_or(0);
+        let ago = Duration::from_millis(before_ms).min(BEFORE / 2) + self.since;
+        u64::try_from(ago.as_nanos()).unwrap_or(u64::MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_staged_keeps_its_distances_whatever_the_clock_says_now() {
+        let minutes = |n: u64| Duration::from_secs(60 * n);
+        let staged: [i64; 3] = [1_000_000_000_000, 1_000_000_060_000, 1_000_000_180_000];
+        let newest = staged[2];
+        let ago = |now_ms: i64| staged.map(|at| Duration::from_nanos(Ago::of(newest, now_ms).nanos(at)));
+        assert_eq!(ago(newest + 240_000), [minutes(7), minutes(6), minutes(4)]);
+        // A clock that is behind, or that knows nothing of the day.
+        assert_eq!(ago(newest - 3_600_000), [minutes(3), minutes(2), minutes(0)]);
+        assert_eq!(ago(0), [minutes(3), minutes(2), minutes(0)]);
+        // One that was staged under such a clock.
+        assert!(
+            Duration::from_nanos(Ago::of(0, newest).nanos(0)) <= BEFORE
+                && Ago::of(newest, 0).nanos(0) <= BEFORE.as_nanos() as u64
+        );
+    }
 }

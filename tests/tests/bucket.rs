@@ -14,8 +14,11 @@ const BYTES: u64 = 48 << 20;
 
 /// A site that keeps its points in a bucket.
 fn site(bucket: &Bucket) -> Site {
-    let spec = VolumeSpec { name: "data".into(), bytes: BYTES, group: "default".into() };
-    let mut site = Site::new(&[spec], "100ms", 5);
+    site_of(bucket, &[VolumeSpec { name: "data".into(), bytes: BYTES, group: "default".into() }])
+}
+
+fn site_of(bucket: &Bucket, volumes: &[VolumeSpec]) -> Site {
+    let mut site = Site::new(volumes, "100ms", 5);
     let keys = format!("AWS_ACCESS_KEY_ID={}\nAWS_SECRET_ACCESS_KEY={}\n", bucket.access_key, bucket.secret_key);
     let url = format!("s3://{}/site-1?endpoint={}&region={}", bucket.name, bucket.endpoint, Bucket::REGION);
     site.keep_points_in(&url, &keys);
@@ -214,6 +217,45 @@ fn a_bucket_that_does_not_let_us_in_is_said_and_waited_for() {
     assert!(!refused.contains(&rados.secret_key), "{refused}");
     faults.fault(|_| Fault::Pass);
     site.check_newest("data", &mut client);
+}
+
+/// A policy, or a hold on an object, refuses what one group writes. With the credentials read anew it is refused again: every group lost its
+/// connections each two seconds for that.
+#[test]
+fn what_is_refused_of_one_group_keeps_no_other_from_going_on() {
+    let rados = RadosGw::shared().bucket();
+    let faults = Faults::before(&rados);
+    let spec = |name: &str, group: &str| VolumeSpec { name: name.into(), bytes: 8 << 20, group: group.into() };
+    let mut site = site_of(&faults.bucket(), &[spec("data", "default"), spec("logs", "other")]);
+    site.start_all();
+    let client = |name: &str| Verifier::new(&site.tap(name), 8 << 20);
+    let (mut data, mut logs, mut rng) = (client("data"), client("logs"), Rng(14));
+    data.steps(&mut rng, 20);
+    logs.steps(&mut rng, 20);
+    site.check_newest("data", &mut data);
+    site.check_newest("logs", &mut logs);
+
+    let refused = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&refused);
+    faults.fault(move |request| {
+        if request.kind != Kind::Put || !request.key.contains("/default/ledger/") {
+            return Fault::Pass;
+        }
+        counter.fetch_add(1, Ordering::Relaxed);
+        Fault::Before(Ending::Forbidden)
+    });
+    data.steps(&mut rng, 20);
+    data.flush();
+    wait_for("it to be refused again and again", || (refused.load(Ordering::Relaxed) >= 4).then_some(()));
+    let before = site.points("host1/other/logs").len();
+    logs.steps(&mut rng, 20);
+    logs.flush();
+    wait_for("a point of the other group", || (site.points("host1/other/logs").len() > before).then_some(()));
+    let log = fs::read_to_string(site.path("receiver.log")).expect("the log");
+    assert_eq!(log.matches("the store failed").count(), 1, "{log}");
+    faults.fault(|_| Fault::Pass);
+    site.check_newest("data", &mut data);
+    site.check_newest("logs", &mut logs);
 }
 
 /// By a lease, which goes when he is done; who may not put one reads all the same.

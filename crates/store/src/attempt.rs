@@ -42,13 +42,16 @@ pub enum Found {
 ///
 /// What another process found out before the clock of this one began, wall clocks date, as between any two writers: ledger time goes on by
 /// that, and nothing ages by it. So each such stamp is of a writer of its own, `other`. It is not before the wall clock of the record before
-/// it, `before_ms`, unless that is ahead of ours: time never runs back, else the record after it would count some of it twice.
+/// it, `before_ms`: time never runs back, else the record after it would count some of it twice. If that is ahead of our clock, which went
+/// back since, there is nothing to count twice, and what comes now keeps its distances.
 pub(crate) fn dated(now: Stamp, ago: Duration, before_ms: i64, other: [u8; 16]) -> Stamp {
     let ago_ms = u64::try_from(ago.as_millis()).unwrap_or(u64::MAX);
     let wall_ms = now.wall_ms.saturating_sub_unsigned(ago_ms);
     match now.mono_ms.checked_sub(ago_ms) {
         Some(mono_ms) => Stamp { mono_ms, wall_ms, ..now },
-        None => Stamp { writer: other, mono_ms: 0, wall_ms: wall_ms.max(before_ms.min(now.wall_ms)) },
+        None => {
+            Stamp { writer: other, mono_ms: 0, wall_ms: if before_ms > now.wall_ms { wall_ms } else { wall_ms.max(before_ms) } }
+        }
     }
 }
 

@@ -375,3 +375,20 @@ fn what_is_unreadable_by_an_earlier_record_of_the_object_must_be_said_by_the_nex
     group.append_all(vec![dated(healed)]).expect("appended");
     assert!(group.state().volume(volume.id()).expect("claimed").unreadable().is_empty());
 }
+
+/// A clock that went back since the last record: what comes keeps its distances, and none of it is of the future.
+#[test]
+fn what_an_earlier_process_staged_keeps_its_distances_whatever_the_last_record_was_dated_by() {
+    let now = farside_ledger::Stamp { writer: [1; 16], mono_ms: 1_000, wall_ms: 5_000_000 };
+    let walls = |mut before_ms: i64| {
+        [30, 20, 10].map(|s| {
+            let stamp = crate::attempt::dated(now, Duration::from_secs(s), before_ms, [2; 16]);
+            before_ms = stamp.wall_ms;
+            assert_eq!((stamp.writer, stamp.mono_ms), ([2; 16], 0));
+            stamp.wall_ms
+        })
+    };
+    assert_eq!(walls(1_000_000), [4_970_000, 4_980_000, 4_990_000]);
+    assert_eq!(walls(4_985_000), [4_985_000, 4_985_000, 4_990_000], "time does not run back");
+    assert_eq!(walls(9_000_000), [4_970_000, 4_980_000, 4_990_000], "the last record is of a clock that was ahead");
+}

@@ -53,6 +53,9 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// And so long at most.
 const AGAIN_MAX: Duration = Duration::from_secs(30);
 
+/// How long a key is waited for that was not there, before the next look: it is asked for every ten seconds.
+const KEY_AGAIN: Duration = Duration::from_secs(5);
+
 /// The volumes beside what their groups know of them.
 #[derive(Debug, Default)]
 pub(super) struct Volumes {
@@ -63,6 +66,8 @@ pub(super) struct Volumes {
     leaving: Mutex<BTreeSet<Name>>,
     /// Those that somebody opens as soon as that can be, and tries again until then.
     tried: Mutex<BTreeSet<Name>>,
+    /// New ones that wait for the key of their group, each with somebody who tries again.
+    without_key: Mutex<BTreeSet<Name>>,
     /// Those that a command is adding, until they are configured.
     pub(super) adding: Mutex<BTreeMap<Name, VolumeConfig>>,
     strangers: std::sync::OnceLock<Strangers>,
@@ -239,7 +244,7 @@ impl Daemon {
                     if is_inserted {
                         // Its host goes on without a tap, or waits for one.
                         tokio::spawn(async move { daemon.insert_again(&name).await });
-                    } else if disk.starts_with("/dev") && !disk.exists() || error.is::<KeyMissing>() {
+                    } else if disk.starts_with("/dev") && !disk.exists() {
                         tokio::spawn(async move { daemon.open_when_there(&name).await });
                     }
                 }
@@ -306,8 +311,12 @@ impl Daemon {
 
     /// Like [`Daemon::open`], of a volume that a reload may take out of the configuration meanwhile: it is let go then.
     async fn open_configured(self: &Arc<Self>, volume: VolumeConfig) -> anyhow::Result<()> {
-        let (name, group) = (volume.name.clone(), volume.group.clone());
-        self.open(volume).await?;
+        let (name, group, is_inserted) = (volume.name.clone(), volume.group.clone(), volume.insert);
+        let opened = self.open(volume).await;
+        if opened.as_ref().is_err_and(|error| error.is::<KeyMissing>()) && !is_inserted {
+            self.open_with_key(&name);
+        }
+        opened?;
         if !locked(&self.config).volumes.contains_key(&name) {
             self.forget(&group, &name);
             self.leave(&name, None);
@@ -519,28 +528,55 @@ impl Daemon {
         }
     }
 
-    /// Serves a volume as soon as that is there which came later than the start could wait: its disk, or the key of its group, if it
-    /// is to begin.
+    /// Serves a volume as soon as its disk is there, which came later than the start could wait.
     async fn open_when_there(self: &Arc<Self>, name: &Name) {
         loop {
             tokio::time::sleep(AGAIN).await;
-            let volume = locked(&self.config).volumes.get(name).cloned();
-            let Some(volume) = volume.filter(|_| !self.is_stopping() && !self.volumes.is_served(name)) else {
-                return;
-            };
+            let Some(volume) = self.still_to_open(name) else { return };
             if !volume.backing.exists() {
                 continue;
             }
             if self.volumes.begin(name)
                 && let Err(error) = self.open_configured(volume).await
             {
-                if error.is::<KeyMissing>() {
-                    continue;
-                }
                 error!(volume = %name, "not served: {error:#}");
             }
             return;
         }
+    }
+
+    /// Tries again to serve a new volume until the key of its group is there, if nobody does that yet. Inserted ones are tried anyway.
+    fn open_with_key(self: &Arc<Self>, name: &Name) {
+        if !locked(&self.volumes.without_key).insert(name.clone()) {
+            return;
+        }
+        let (daemon, name) = (self.clone(), name.clone());
+        tokio::spawn(async move {
+            while let Some(volume) = {
+                tokio::time::sleep(KEY_AGAIN).await;
+                daemon.still_to_open(&name)
+            } {
+                // Somebody else who opens it may fail for the same reason.
+                if !daemon.volumes.begin(&name) {
+                    continue;
+                }
+                match daemon.open_configured(volume).await {
+                    Err(error) if error.is::<KeyMissing>() => {}
+                    Err(error) => {
+                        error!(volume = %name, "not served: {error:#}");
+                        break;
+                    }
+                    Ok(()) => break,
+                }
+            }
+            locked(&daemon.volumes.without_key).remove(&name);
+        });
+    }
+
+    /// A volume that is to be served and is not.
+    fn still_to_open(&self, name: &Name) -> Option<VolumeConfig> {
+        let volume = locked(&self.config).volumes.get(name).cloned();
+        volume.filter(|_| !self.is_stopping() && !self.volumes.is_served(name))
     }
 
     /// The disk of a volume that has left is its host's again, unless the volume is configured, or somebody opens it. Nobody does

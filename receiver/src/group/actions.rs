@@ -102,6 +102,7 @@ impl Group {
                 if is_claim {
                     self.count_volumes();
                 }
+                self.denied = None;
                 AppendOutcome::Judged { records: appended.into_iter().map(|its| (its.position, its.verdict)).collect() }
             }
             Err(StoreError::Overtaken { .. }) => AppendOutcome::Collided,

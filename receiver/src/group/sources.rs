@@ -12,7 +12,7 @@ use farside_store::{Remedy, StoreError};
 use farside_transport::CloseCode;
 use farside_wire::{PartHeader, ReceiverMessage, RefusalCode, SourceMessage, decode_payload};
 
-use super::{BeginPart, Group, Here, PartOutcome, Place};
+use super::{BeginPart, DENIED_AGAIN, Group, Here, PartOutcome, Place};
 use crate::door::{Session, refusal};
 use crate::status::way_out;
 
@@ -192,6 +192,18 @@ impl Group {
                 | StoreError::Uncertain { .. }
                 | StoreError::BehindCheckpoint { .. },
             ) => self.unwritable = Some(error.to_string()),
+            // † Refused with the credentials of this opening as with those before: it is about this group's objects, and the others go on.
+            (Place::Here(here), StoreError::RemoteDenied { .. })
+                if self.denied.is_some_and(|(before, at)| before != here.generation && at.elapsed() < DENIED_AGAIN) =>
+            {
+                self.unwritable = Some(error.to_string());
+            }
+            (Place::Here(here), StoreError::RemoteDenied { .. }) => {
+                if self.denied.is_none_or(|(before, _)| before != here.generation) {
+                    self.denied = Some((here.generation, Instant::now()));
+                }
+                self.receiver.vault.failed(here.generation, error);
+            }
             (Place::Here(here), _) => drop(self.receiver.vault.failed(here.generation, error)),
         }
     }

@@ -460,8 +460,15 @@ fn target_machine(bytes: &[u8]) -> Outcome {
 impl Gateway {
     fn new() -> Self {
         let limits = target::Limits { record_interval: 0, ..target::Limits::default() };
-        let config =
-            target::Config { group: group(), source: name("host"), group_name: name("db"), store: [9; 16], layer_digest, limits };
+        let config = target::Config {
+            group: group(),
+            source: name("host"),
+            group_name: name("db"),
+            store: [9; 16],
+            layer_digest,
+            began: 0,
+            limits,
+        };
         let state = State::new(group());
         let target = target::Target::new(config, &state, Vec::new(), &mut Vec::new());
         let session = target::SessionId(1);

@@ -113,11 +113,10 @@ impl Target {
     }
 
     /// Whether layers that cannot be appended are to hold up claims no longer. That the store failed says nothing: as a rule it fails
-    /// for claims as well, and the first that succeeds after an outage must not be the one that drops what waited for its end.
+    /// for claims as well, and the first that succeeds after an outage must not be the one that drops what waited for its end. Nor does a
+    /// disk that is nearly full: publication makes room on it, too.
     fn claims_come_first(&self, now: Nanos) -> bool {
-        let Some(trouble) = self.trouble.as_ref() else { return false };
-        let is_short = self.disk.is_some_and(|disk| disk.free_bytes < self.config.limits.credit_window);
-        is_short || now >= trouble.since.saturating_add(CLAIMS_WAIT)
+        self.trouble.as_ref().is_some_and(|trouble| now >= trouble.since.saturating_add(CLAIMS_WAIT))
     }
 
     fn claim_next(&mut self, now: Nanos, state: &State, out: &mut Vec<Action>) {

@@ -217,6 +217,7 @@ impl Target {
         let mut held_bytes = 0;
         for (_, volume) in state.volumes() {
             let (mut key, mut under) = (volume.next_key(), self.under(state, &volume.next_key()));
+            let mut chain = Vec::new();
             while let Some((end, ago)) = kept.remove(&key) {
                 let landing = self.layers.get(&key);
                 let footers: Vec<[u8; 32]> =
@@ -234,8 +235,14 @@ impl Target {
                 under = end.this.digest;
                 let landing = self.layers.entry(key).or_insert_with(Landing::new);
                 landing.end = Some(end);
-                landing.stage = Stage::Staged { since: self.now.saturating_sub(ago) };
+                chain.push((key, self.now.saturating_sub(ago)));
                 key.seq = key.seq.next();
+            }
+            // One that a clock dated later than what came after it was staged no later than that.
+            let mut after = Nanos::MAX;
+            for (key, since) in chain.into_iter().rev() {
+                after = after.min(since);
+                self.layers.get_mut(&key).expect("it was just taken up").stage = Stage::Staged { since: after };
             }
         }
     }
