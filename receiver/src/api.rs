@@ -1,7 +1,6 @@
 //! The receiver's API on its Unix socket. Types and routes are `farside_control`'s.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::Json;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
@@ -303,7 +302,7 @@ async fn token(State(receiver): Here, request: Result<Json<TokenRequest>, JsonRe
         replace: request.replace,
     };
     let made = tokio::task::spawn_blocking(move || {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        let now = status::since_1970().as_secs();
         receiver.book.create_token(wanted, now)
     });
     let token = made.await.map_err(ApiError::internal)?.map_err(|error| match error {

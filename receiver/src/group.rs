@@ -12,7 +12,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use farside_control::receiver::ReceiverCounters;
@@ -32,7 +32,7 @@ use self::pins::Changing;
 use crate::door::{Session, refusal};
 use crate::pace::Pace;
 use crate::process::Receiver;
-use crate::status::GroupView;
+use crate::status::{GroupView, since_1970};
 use crate::vault::Generation;
 
 mod actions;
@@ -367,7 +367,7 @@ impl Group {
                 };
                 let landed = store.landing().landed();
                 let newest = landed.iter().filter_map(|l| Some(l.end.as_ref()?.1)).max().unwrap_or(0);
-                let ago = Ago::of(newest, wall_ms());
+                let ago = Ago::of(newest, i64::try_from(since_1970().as_millis()).unwrap_or(i64::MAX));
                 let landed = landed.into_iter().map(|l| {
                     let (end, staged_wall_ms) = l.end.unzip();
                     LandedLayer { key: l.key, parts: l.parts, end, staged_ago: staged_wall_ms.map_or(0, |at| ago.nanos(at)) }
@@ -477,10 +477,6 @@ impl Group {
             self.leave();
         }
     }
-}
-
-fn wall_ms() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| i64::try_from(now.as_millis()).unwrap_or(i64::MAX))
 }
 
 /// How long ago layers were staged, by wall clocks. Their distances from each other stay what they were also where this machine's clock is

@@ -208,8 +208,12 @@ impl GroupView {
 
 /// How long ago a point was published, by this machine's clock, which wrote its record.
 pub(crate) fn since_published(point: &farside_ledger::Point) -> Duration {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    now.saturating_sub(Duration::from_millis(u64::try_from(point.published_wall_ms).unwrap_or(0)))
+    since_1970().saturating_sub(Duration::from_millis(u64::try_from(point.published_wall_ms).unwrap_or(0)))
+}
+
+/// By this machine's clock.
+pub(crate) fn since_1970() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
 /// What a person does about a torn ledger.

@@ -287,8 +287,7 @@ impl GroupCheck<'_> {
         for (number, why) in stored.iter().filter_map(|stored| Some((stored.number, stored.wrapping.as_ref().err()?))) {
             let object = self.names.key(number).to_string();
             let text = format!("{object} cannot be used: {why}; put it back from a copy of the store");
-            let base = Finding { object: Some(object), ..finding(&self.names, Problem::Key) };
-            self.findings.push(Finding { severity: Severity::Warning, text, ..base });
+            self.warn(Problem::Key, object, text);
         }
         let held: BTreeSet<_> = stored.iter().filter_map(|stored| Some(stored.wrapping.as_ref().ok()?.key())).collect();
         for (key, volume) in sealed.into_iter().filter(|(key, _)| !held.contains(key)) {
@@ -515,6 +514,11 @@ impl GroupCheck<'_> {
         Ok(())
     }
 
+    fn warn(&mut self, problem: Problem, object: String, text: String) {
+        let base = finding(&self.names, problem);
+        self.findings.push(Finding { severity: Severity::Warning, object: Some(object), text, ..base });
+    }
+
     /// Holds every checkpoint against what replay from slot 0 gives, as far as the records are whole.
     fn check_checkpoints(&mut self) -> Result<()> {
         let backend = &*self.segments.backend;
@@ -528,8 +532,7 @@ impl GroupCheck<'_> {
             there.remove(&number);
             let object = self.names.checkpoint(number).to_string();
             let text = format!("{object} stands for nothing: no checkpoint is before it and no record beyond; it may be deleted");
-            let base = Finding { object: Some(object), ..finding(&self.names, Problem::Foreign) };
-            self.findings.push(Finding { severity: Severity::Warning, text, ..base });
+            self.warn(Problem::Foreign, object, text);
         }
         let newest = there.last().copied();
         let (mut previous, mut expected) = (Some([0; 32]), BTreeMap::new());
@@ -547,19 +550,17 @@ impl GroupCheck<'_> {
             let object = self.names.record(*slot).to_string();
             let text =
                 format!("{object} stands for nothing: an object of several records before it takes its slot; it may be deleted");
-            let base = Finding { object: Some(object), ..finding(&self.names, Problem::Foreign) };
-            self.findings.push(Finding { severity: Severity::Warning, text, ..base });
+            self.warn(Problem::Foreign, object, text);
         }
         let next = newest.map_or(0, |newest| newest + 1);
-        let is_begun = get(backend, &self.names.checkpoint_state(next), CHECKPOINT_STATE_BYTES_MAX)?.is_some();
+        let is_begun = block_on(backend.size(&self.names.checkpoint_state(next)))?.is_some();
         if is_begun {
             let object = self.names.checkpoint(next).to_string();
             let text = format!(
                 "checkpoint {object} is missing, and its state is there: it was not completed, or was lost; the ledger's records are whole \
                  without it, and the receiver writes it again when it starts"
             );
-            let base = Finding { object: Some(object), ..finding(&self.names, Problem::Checkpoint) };
-            self.findings.push(Finding { severity: Severity::Warning, text, ..base });
+            self.warn(Problem::Checkpoint, object, text);
         }
         let Some(newest) = newest else { return Ok(()) };
         let again = "stop the receiver, delete this checkpoint and all after it, roots and states, and the receiver writes them again \
@@ -592,8 +593,7 @@ impl GroupCheck<'_> {
         }
         if let Some(torn) = whole.torn.filter(|torn| torn.slot < self.image.state().next_slot()) {
             let text = format!("ledger record {}: {}; a checkpoint stands for it", torn.file, torn.why);
-            let base = Finding { object: Some(torn.file), ..finding(&self.names, Problem::LedgerTorn) };
-            self.findings.push(Finding { severity: Severity::Warning, text, ..base });
+            self.warn(Problem::LedgerTorn, torn.file, text);
         }
         Ok(())
     }

@@ -75,6 +75,27 @@ pub(super) fn store_of(rounds: u64) -> (TempStore, GroupStore, TestVolume) {
     (store, group, volume)
 }
 
+/// A group in a bucket, as its receiver opens it.
+fn in_bucket(bucket: &Arc<Memory>, dir: &tempfile::TempDir) -> GroupStore {
+    let backend = Arc::clone(bucket) as Arc<dyn Backend>;
+    let store = Store::open_bucket(backend, &dir.path().join("staging")).expect("open");
+    store.group(&name("host"), &name("default")).expect("group")
+}
+
+/// One of a volume of which something may be merged, in a new bucket, and its newest point.
+pub(super) fn bucket_of(bucket: &Arc<Memory>) -> (tempfile::TempDir, GroupStore, TestVolume, Slot) {
+    Store::init_bucket(&(Arc::clone(bucket) as Arc<dyn Backend>)).expect("init");
+    let dir = tempfile::tempdir().expect("temp dir");
+    let mut group = in_bucket(bucket, &dir);
+    let mut volume = TestVolume::new("v", 64);
+    volume.claim(&mut group);
+    volume.base(&mut group, 1);
+    churn(&mut group, &mut volume, 4);
+    group.prune(&KEEP_1).expect("prune");
+    let point = *group.state().points().keys().next_back().expect("one");
+    (dir, group, volume, point)
+}
+
 pub(super) fn sound(store: &TempStore) -> usize {
     let report = check(&StoreReader::open(&store.path()).expect("open"), &|_| true).expect("check");
     // What a merge replaced waits for a checkpoint.
@@ -247,18 +268,8 @@ fn a_damaged_part_of_a_merge_spoils_what_needs_it_and_nothing_else() {
 fn what_a_dead_compactor_left_goes_after_a_decree_and_its_record_is_void_for_ever() {
     let bucket = Arc::new(Memory::default());
     let backend = || Arc::clone(&bucket) as Arc<dyn Backend>;
-    Store::init_bucket(&backend()).expect("init");
-    let dir = tempfile::tempdir().expect("temp dir");
-    let open = || {
-        let store = Store::open_bucket(backend(), &dir.path().join("staging")).expect("open");
-        store.group(&name("host"), &name("default")).expect("group")
-    };
-    let mut group = open();
-    let mut volume = TestVolume::new("v", 64);
-    volume.claim(&mut group);
-    volume.base(&mut group, 1);
-    churn(&mut group, &mut volume, 4);
-    group.prune(&KEEP_1).expect("prune");
+    let (dir, mut group, mut volume, _) = bucket_of(&bucket);
+    let open = || in_bucket(&bucket, &dir);
     let look = group.merge_look(&KEEP_1).expect("something to look at");
     let found = look.find(&|_| true).expect("find").merges.into_iter().next().expect("something to merge");
     let tried = look.write(&found, &|_| true).expect("written");
@@ -310,17 +321,8 @@ fn what_a_dead_compactor_left_goes_after_a_decree_and_its_record_is_void_for_eve
 fn in_a_bucket_what_was_merged_stays_for_a_day_and_for_leases() {
     let bucket = Arc::new(Memory::default());
     let backend = || Arc::clone(&bucket) as Arc<dyn Backend>;
-    Store::init_bucket(&backend()).expect("init");
-    let dir = tempfile::tempdir().expect("temp dir");
-    let store = Store::open_bucket(backend(), &dir.path().join("staging")).expect("open");
-    let mut group = store.group(&name("host"), &name("default")).expect("group");
-    let mut volume = TestVolume::new("v", 64);
-    volume.claim(&mut group);
-    volume.base(&mut group, 1);
-    churn(&mut group, &mut volume, 4);
-    group.prune(&KEEP_1).expect("prune");
+    let (_dir, mut group, mut volume, point) = bucket_of(&bucket);
     let image = TestVolume::bytes(&volume.image);
-    let point = *group.state().points().keys().next_back().expect("one");
     let replayed = StoreReader::open_bucket(backend()).expect("open").group(&names()).expect("group");
     let early = replayed.point_reader(point, volume.id()).expect("open");
     // (What lies in a pack goes with it.)
@@ -384,16 +386,7 @@ fn l4_who_opens_a_point_after_a_merge_goes_by_the_new_parts() {
     let look = |mistake: &[&'static str]| {
         let bucket = Arc::new(Memory::default());
         let backend = || Arc::clone(&bucket) as Arc<dyn Backend>;
-        Store::init_bucket(&backend()).expect("init");
-        let dir = tempfile::tempdir().expect("temp dir");
-        let store = Store::open_bucket(backend(), &dir.path().join("staging")).expect("open");
-        let mut group = store.group(&name("host"), &name("default")).expect("group");
-        let mut volume = TestVolume::new("v", 64);
-        volume.claim(&mut group);
-        volume.base(&mut group, 1);
-        churn(&mut group, &mut volume, 4);
-        group.prune(&KEEP_1).expect("prune");
-        let point = *group.state().points().keys().next_back().expect("one");
+        let (_dir, mut group, mut volume, point) = bucket_of(&bucket);
         let replayed = StoreReader::open_bucket(backend()).expect("open").group(&names()).expect("group");
         let old: BTreeSet<PartName> = group.image().parts().iter().map(|(_, part)| part.name).collect();
         mutation::set(&["what a merge replaced goes before a checkpoint covers it"]);

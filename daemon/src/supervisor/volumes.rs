@@ -552,25 +552,25 @@ impl Daemon {
         }
         let (daemon, name) = (self.clone(), name.clone());
         tokio::spawn(async move {
-            while let Some(volume) = {
-                tokio::time::sleep(KEY_AGAIN).await;
-                daemon.still_to_open(&name)
-            } {
-                // Somebody else who opens it may fail for the same reason.
-                if !daemon.volumes.begin(&name) {
-                    continue;
-                }
-                match daemon.open_configured(volume).await {
-                    Err(error) if error.is::<KeyMissing>() => {}
-                    Err(error) => {
-                        error!(volume = %name, "not served: {error:#}");
-                        break;
-                    }
-                    Ok(()) => break,
-                }
-            }
+            daemon.open_when_it_can_begin(&name).await;
             locked(&daemon.volumes.without_key).remove(&name);
         });
+    }
+
+    async fn open_when_it_can_begin(self: &Arc<Self>, name: &Name) {
+        loop {
+            tokio::time::sleep(KEY_AGAIN).await;
+            let Some(volume) = self.still_to_open(name) else { return };
+            // Somebody else who opens it may fail for the same reason.
+            if !self.volumes.begin(name) {
+                continue;
+            }
+            match self.open_configured(volume).await {
+                Err(error) if error.is::<KeyMissing>() => {}
+                Err(error) => return error!(volume = %name, "not served: {error:#}"),
+                Ok(()) => return,
+            }
+        }
     }
 
     /// A volume that is to be served and is not.

@@ -7,14 +7,14 @@ use std::path::PathBuf;
 use farside_ledger::{Body, LayerKind, Pin};
 use farside_region::{RegionIndex, mutation};
 
-use super::tests::{KEEP_1, churn, file_of, names, reader, seen, store_of};
+use super::tests::{KEEP_1, bucket_of, churn, file_of, names, reader, seen, store_of};
 use super::*;
 use crate::backend::Backend;
 use crate::backend::memory::Memory;
 use crate::checkpoint::SPAN;
 use crate::checkpoint::tests::copy_dir;
-use crate::testkit::{Fill, PASSED_MS, TempStore, TestVolume, name};
-use crate::{GroupStore, Repair, Store, StoreReader};
+use crate::testkit::{Fill, PASSED_MS, TempStore, TestVolume};
+use crate::{GroupStore, Repair, StoreReader};
 
 type Seen = Vec<(Slot, Vec<u8>, String)>;
 
@@ -284,16 +284,7 @@ fn l4_a_pin_keeps_the_parts_of_a_reader_without_a_lease() {
         SPAN.set(8);
         let bucket = Arc::new(Memory::default());
         let backend = || Arc::clone(&bucket) as Arc<dyn Backend>;
-        Store::init_bucket(&backend()).expect("init");
-        let dir = tempfile::tempdir().expect("temp dir");
-        let store = Store::open_bucket(backend(), &dir.path().join("staging")).expect("open");
-        let mut group = store.group(&name("host"), &name("default")).expect("group");
-        let mut volume = TestVolume::new("v", 64);
-        volume.claim(&mut group);
-        volume.base(&mut group, 1);
-        churn(&mut group, &mut volume, 4);
-        group.prune(&KEEP_1).expect("prune");
-        let point = *group.state().points().keys().next_back().expect("one");
+        let (_dir, mut group, mut volume, point) = bucket_of(&bucket);
         group.append(Body::Pin(Pin { point, reason: "I read it".into() })).expect("pin");
         bucket.hang(Some("leases/"));
         let replayed = StoreReader::open_bucket(backend()).expect("open").group(&names()).expect("group");
