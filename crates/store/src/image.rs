@@ -255,11 +255,6 @@ impl GroupImage {
         self.replaced.has(part)
     }
 
-    /// The same of a pack in which there is such a part.
-    pub(crate) fn is_replaced_in(&self, pack: &PackId) -> bool {
-        self.replaced.has_in(pack)
-    }
-
     /// How many parts wait for a checkpoint, and their bytes.
     pub(crate) fn replaced(&self) -> (usize, u64) {
         (self.replaced.len(), self.replaced.bytes())
@@ -270,12 +265,32 @@ impl GroupImage {
         self.begun
     }
 
-    /// Whether parts that a merge replaced may be all that is left of their content, as a merged part is damaged: of that volume those
-    /// born by then, if a part is given; else any.
-    pub(crate) fn is_spoiled(&self, part: Option<(VolumeId, Slot)>) -> bool {
+    /// Whether parts that a merge replaced may be all that is left of their content, as a merged part is damaged: any that were born in that
+    /// slot or later, of that volume if one is given.
+    pub(crate) fn is_spoiled(&self, volume: Option<VolumeId>, born: Slot) -> bool {
         let mut merges = self.damaged_merges.iter().filter_map(|name| self.parts.get(self.parts.id(name)?));
-        let of = |merge: &Part| part.is_none_or(|(volume, born)| merge.name.layer.volume == volume && born <= merge.born);
-        merges.any(of)
+        merges.any(|merge| volume.is_none_or(|volume| merge.name.layer.volume == volume) && born <= merge.born)
+    }
+
+    /// Whether a dead segment may be deleted, as far as damage goes. What is damaged may come back, or may have been left out of a copy: as long
+    /// as a head image is unknown in part nothing goes that a record named or a merge wrote, and what a merge may have replaced stays as long
+    /// as a merged part that it may lie in is damaged.
+    pub(crate) fn may_go(&self, part: &PartName) -> bool {
+        match self.state.published(&part.layer).map(|published| published.born) {
+            Some(born) => self.lets_go(Some(part.layer.volume), born),
+            None => part.layer.merge().is_none() || self.lets_go(None, Slot(0)),
+        }
+    }
+
+    /// The same of a dead pack, whose parts may be of any volume; they were born in the slot that its name says, or later. A record that
+    /// gave its parts up may not be known any more, so none counts as one that no record named.
+    pub(crate) fn pack_may_go(&self, pack: &PackId) -> bool {
+        !self.replaced.has_in(pack) && self.lets_go(None, pack.slot())
+    }
+
+    /// Whether damage lets anything go that was born in that slot or later.
+    fn lets_go(&self, volume: Option<VolumeId>, born: Slot) -> bool {
+        !self.has_unknown() && !self.is_spoiled(volume, born)
     }
 
     /// The parts that are not in the head images yet, in the order in which [`GroupImage::index`] wants them.

@@ -16,7 +16,7 @@ pub(super) fn names() -> GroupNames {
     GroupNames::new(name("host"), name("default"))
 }
 
-fn all_of(reader: &PointReader) -> Vec<u8> {
+pub(super) fn all_of(reader: &PointReader) -> Vec<u8> {
     let (mut content, mut all) = (reader.content(), Vec::new());
     for region in 0..reader.geometry().region_count() {
         reader.read_region(RegionIndex(region), &mut content).expect("read");
@@ -76,7 +76,7 @@ pub(super) fn store_of(rounds: u64) -> (TempStore, GroupStore, TestVolume) {
 }
 
 /// A group in a bucket, as its receiver opens it.
-fn in_bucket(bucket: &Arc<Memory>, dir: &tempfile::TempDir) -> GroupStore {
+pub(super) fn in_bucket(bucket: &Arc<Memory>, dir: &tempfile::TempDir) -> GroupStore {
     let backend = Arc::clone(bucket) as Arc<dyn Backend>;
     let store = Store::open_bucket(backend, &dir.path().join("staging")).expect("open");
     store.group(&name("host"), &name("default")).expect("group")

@@ -60,7 +60,7 @@ impl Merging {
 impl GroupStore {
     /// An interval that may have parts worth merging; `None`: none has, or the group cannot be changed. For another thread to look at.
     pub fn merge_look(&mut self, policy: &Policy) -> Option<MergeLook> {
-        if self.usable().is_err() || self.image.has_unknown() || self.image.is_spoiled(None) || self.merges_wait() {
+        if self.usable().is_err() || self.image.has_unknown() || self.image.is_spoiled(None, Slot(0)) || self.merges_wait() {
             return None;
         }
         let interval = self.merging.intervals.next(&self.image, policy)?;
@@ -219,17 +219,6 @@ impl GroupStore {
             } else if self.state().may_be_merged(&part.layer) {
                 self.merging.unnamed.insert(part, found);
             }
-        }
-    }
-
-    /// Whether a dead segment may be deleted, as far as damage goes. What is damaged may come back, or may have been left out of a copy: as long
-    /// as the head image is unknown in part nothing goes that a record named or a merge wrote, and what a merge may have replaced stays as long
-    /// as a merged part that it may lie in is damaged.
-    pub(super) fn may_go(&self, part: &PartName) -> bool {
-        let published = self.state().published(&part.layer);
-        match published.map(|published| published.born) {
-            Some(born) => !self.image.has_unknown() && !self.image.is_spoiled(Some((part.layer.volume, born))),
-            None => part.layer.merge().is_none() || !(self.image.has_unknown() || self.image.is_spoiled(None)),
         }
     }
 

@@ -221,9 +221,9 @@ impl GroupStore {
         Ok(block_on(self.segments.backend.size(&self.names().record(next)))?.is_none().then_some(beyond))
     }
 
-    /// Whether packs wait to be deleted that are not cleared.
+    /// Whether packs wait to be deleted that are not cleared, and may be.
     pub(super) fn packs_wait(&self) -> bool {
-        self.packs.dead.keys().any(|id| !self.packs.cleared.contains(id))
+        self.packs.dead.keys().any(|id| !self.packs.cleared.contains(id) && self.image.pack_may_go(id))
     }
 
     /// How many wait to be deleted.
@@ -234,10 +234,8 @@ impl GroupStore {
     /// Finds out which of them may go, given who reads.
     pub(super) fn clear_packs(&mut self, held: &Held) {
         let image = &self.image;
-        for (id, why) in &mut self.packs.dead {
-            let is_replaced = image.is_replaced_in(id) || image.has_unknown() || image.is_spoiled(None);
-            let is_held =
-                is_replaced || held.holds_any(id.slot()) && !mutation::on("L4 a pack goes without a look at the leases");
+        for (id, why) in self.packs.dead.iter_mut().filter(|(id, _)| image.pack_may_go(id)) {
+            let is_held = held.holds_any(id.slot()) && !mutation::on("L4 a pack goes without a look at the leases");
             let is_old = match why {
                 Why::GivenUp => true,
                 Why::Unnamed { created_ms } => {
@@ -250,9 +248,14 @@ impl GroupStore {
         }
     }
 
+    /// Those that were cleared and may not go any more are not.
+    pub(super) fn keep_packs_that_may_not_go(&mut self) {
+        let image = &self.image;
+        self.packs.cleared.retain(|id| image.pack_may_go(id));
+    }
+
     /// Some that may go.
     pub(super) fn cleared_packs(&self, count: usize) -> Vec<PackId> {
-        let count = if self.image.has_unknown() { 0 } else { count };
         self.packs.cleared.iter().take(count).copied().collect()
     }
 

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use farside_ledger::{Body, LayerKind, Pin};
 use farside_region::{RegionIndex, mutation};
 
-use super::tests::{KEEP_1, bucket_of, churn, file_of, names, reader, seen, store_of};
+use super::tests::{KEEP_1, all_of, bucket_of, churn, file_of, in_bucket, names, reader, seen, store_of};
 use super::*;
 use crate::backend::Backend;
 use crate::backend::memory::Memory;
@@ -253,6 +253,84 @@ fn a_copy_without_a_merged_part_keeps_the_old_ones() {
     drop(copy.group());
     assert_eq!(there(&old_there), 0);
     assert_eq!(seen_before(&copy, &volume, between).expect("read"), truth);
+}
+
+/// So many hours in a bucket, in which its receiver sweeps, and publishes something small.
+fn hours(bucket: &Memory, group: &mut GroupStore, volume: &mut TestVolume, hours: u64) {
+    for _ in 0..hours {
+        PASSED_MS.set(PASSED_MS.get() + 3600 * 1000);
+        bucket.pass_ms(3600 * 1000);
+        fuzzy(group, volume, 1);
+        group.sweep().expect("sweep");
+    }
+}
+
+/// What a damaged part of a merge may have replaced stays in a bucket, and nothing else does: other volumes, and what came later.
+#[test]
+fn a_damaged_part_of_a_merge_keeps_nothing_else_from_going() {
+    SPAN.set(8);
+    let bucket = Arc::new(Memory::default());
+    let backend = || Arc::clone(&bucket) as Arc<dyn Backend>;
+    let (dir, mut group, mut volume, point) = bucket_of(&bucket);
+    let truth = seen(&StoreReader::open_bucket(backend()).expect("open").group(&names()).expect("group"), &volume);
+    let objects = |group: &GroupStore| {
+        let of =
+            |part: &Part| part.place.map_or_else(|| names().segment(&volume.meta.name, &part.name), |at| names().pack(at.pack));
+        group.image().parts().iter().map(|(_, part)| of(part)).collect::<BTreeSet<_>>()
+    };
+    let before = objects(&group);
+    assert!(group.merge(&KEEP_1).expect("merge") > 0);
+    let now = objects(&group);
+    let old: BTreeSet<_> = before.difference(&now).cloned().collect();
+    let there = |of: &BTreeSet<crate::ObjectName>| of.iter().filter(|name| !bucket.names(name.as_str()).is_empty()).count();
+    let packs = |of: &BTreeSet<crate::ObjectName>| of.iter().filter(|name| name.as_str().contains("/packs/")).count();
+    assert!(packs(&old) > 0 && packs(&old) < old.len());
+    let new: Vec<_> = now.difference(&before).map(|name| (name.clone(), block_on(bucket.get(name, u64::MAX)))).collect();
+    group.append(Body::Pin(Pin { point, reason: String::new() })).expect("pin");
+    while group.image().replaced().0 > 0 {
+        fuzzy(&mut group, &mut volume, 1);
+    }
+    drop(group);
+    new.iter().for_each(|(name, _)| block_on(bucket.delete(name)).expect("lost"));
+    let mut group = in_bucket(&bucket, &dir);
+    assert!(group.image().has_unknown());
+    volume.base(&mut group, 77);
+    assert!(!group.image().has_unknown() && group.image().is_spoiled(None, Slot(0)));
+    hours(&bucket, &mut group, &mut volume, 30);
+    assert_eq!(there(&old), old.len());
+
+    let mut other = TestVolume::new("w", 64);
+    other.claim(&mut group);
+    other.base(&mut group, 1);
+    other.publish(&mut group, LayerKind::Point, &[vec![(3, 4, Fill::Byte(2))], vec![(9, 4, Fill::Byte(3))]]);
+    let of_other =
+        |part: &Part| part.place.map_or_else(|| names().segment(&other.meta.name, &part.name), |at| names().pack(at.pack));
+    let parts = group.image().parts().iter().filter(|(_, part)| part.name.layer.volume == other.id());
+    let others: BTreeSet<_> = parts.map(|(_, part)| of_other(part)).collect();
+    assert_eq!((packs(&others), others.len()), (1, 2));
+    other.base(&mut group, 4);
+    group.prune(&KEEP_1).expect("prune");
+    hours(&bucket, &mut group, &mut volume, 20);
+    assert_eq!(there(&others), 2, "given up just now");
+    // No record can name that pack any more.
+    fuzzy(&mut group, &mut volume, 130);
+    hours(&bucket, &mut group, &mut volume, 20);
+    assert_eq!((there(&others), there(&old)), (0, old.len()), "another volume's are not needed for anything that is damaged");
+
+    // It comes back.
+    drop(group);
+    for (name, content) in new {
+        block_on(bucket.put_right(&name, content.expect("got").expect("there"))).expect("put");
+    }
+    let mut group = in_bucket(&bucket, &dir);
+    assert!(!group.image().is_spoiled(None, Slot(0)));
+    // A few names at a time.
+    (0..300).for_each(|_| assert!(group.sweep().is_ok()));
+    hours(&bucket, &mut group, &mut volume, 30);
+    assert_eq!(there(&old), 0);
+    let anew = StoreReader::open_bucket(backend()).expect("open").group(&names()).expect("group");
+    let pinned = all_of(&anew.point_reader(point, volume.id()).expect("open"));
+    assert!(truth.last().is_some_and(|(slot, content, _)| *slot == point && *content == pinned));
 }
 
 /// Who reads a directory holds all deletions up: merging does not go on meanwhile for ever.

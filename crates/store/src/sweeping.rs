@@ -1,0 +1,182 @@
+//! What a group deletes, and when: segments and packs that nothing needs any more.
+//!
+//! Invariants:
+//! - what damage makes one need does not go ([`GroupImage::may_go`](crate::image::GroupImage::may_go)), neither when it was cleared before the
+//!   damage was found;
+//! - what may not go keeps nothing else; in a bucket, neither does what cannot be deleted.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use farside_region::{Name, Slot, mutation};
+
+use super::{GroupStore, LISTED_AT_ONCE, ORPHANS_AFTER_MS, Swept, Unseen};
+use crate::backend::block_on;
+use crate::error::Result;
+use crate::liveness::PartName;
+use crate::locks::DeletionGuard;
+use crate::replay::parallel;
+
+/// Files deleted under one hold of the readers' lock.
+const DELETE_BATCH: usize = 1000;
+/// Objects of a bucket deleted at once, since records wait for it.
+const DELETE_REQUESTS: usize = 64;
+/// And not again before this.
+const SWEPT_AGAIN: Duration = if cfg!(test) { Duration::ZERO } else { Duration::from_secs(5) };
+/// Nor is it looked more often for who reads.
+const LOOKED_AGAIN: Duration = if cfg!(test) { Duration::ZERO } else { Duration::from_secs(600) };
+
+impl GroupStore {
+    /// Deletes what may go, unless somebody reads; finds it first, a thousand names at a time, in a bucket that was just opened. To
+    /// be called now and then while [`GroupStore::is_swept`] says no.
+    ///
+    /// # Errors
+    /// [`StoreError::Uncertain`](crate::StoreError::Uncertain), or what the file system says.
+    pub fn sweep(&mut self) -> Result<Swept> {
+        self.certain()?;
+        let mut swept = Swept::default();
+        if self.torn.is_some() {
+            swept.deferred = self.dead.len();
+            return Ok(swept);
+        }
+        if !self.shared.is_dir {
+            return self.sweep_bucket();
+        }
+        while self.dead.keys().any(|part| self.image.may_go(part)) {
+            let Some(_guard) = DeletionGuard::try_take(self.shared.staging.root())? else {
+                swept.deferred = self.dead.len();
+                self.deferred_since.get_or_insert_with(Instant::now);
+                return Ok(swept);
+            };
+            self.deferred_since = None;
+            let may_go = self.dead.iter().filter(|(part, _)| self.image.may_go(part));
+            let batch: Vec<(PartName, Name)> =
+                may_go.take(DELETE_BATCH).map(|(part, dead)| (*part, dead.volume.clone())).collect();
+            for (part, volume) in batch {
+                block_on(self.segments.backend.delete(&self.segments.name(&volume, &part)))?;
+                self.segments.forget(&part);
+                self.dead.remove(&part);
+                swept.deleted += 1;
+            }
+        }
+        swept.deferred = self.dead.len();
+        if swept.deleted > 0 {
+            self.shared.keep_ballast();
+        }
+        Ok(swept)
+    }
+
+    /// In a bucket: a few at a time.
+    fn sweep_bucket(&mut self) -> Result<Swept> {
+        let mut swept = Swept::default();
+        // What fails keeps nothing else from being deleted, and is told at the end.
+        let mut failed = None;
+        if (self.unseen.is_some() || self.packs.unseen.is_some()) && self.listed_at.is_none_or(|at| at.elapsed() >= SWEPT_AGAIN) {
+            self.listed_at = Some(Instant::now());
+            failed = self.look_for_debris().err();
+            failed = self.look_for_unnamed_packs().err().or(failed);
+        }
+        self.keep_what_may_not_go();
+        if self.cleared.is_empty() && self.looked_at.is_none_or(|at| at.elapsed() >= LOOKED_AGAIN) {
+            // After an error, too: not again at once.
+            self.looked_at = Some(Instant::now());
+            failed = self.clear().err().or(failed);
+        }
+        let may_go = !self.cleared.is_empty() || !self.cleared_packs(1).is_empty();
+        if may_go && self.swept_at.is_none_or(|at| at.elapsed() >= SWEPT_AGAIN) {
+            let of = |part: &PartName| Some((*part, self.dead.get(part)?.volume.clone()));
+            let batch: Vec<(PartName, Name)> = self.cleared.iter().filter_map(of).take(DELETE_REQUESTS).collect();
+            // After an error, too: not again at once.
+            self.swept_at = Some(Instant::now());
+            let segments = Arc::clone(&self.segments);
+            let backend = &*segments.backend;
+            let deleted = parallel(backend, &batch, |(part, volume)| block_on(backend.delete(&self.segments.name(volume, part))));
+            for ((part, _), deleted) in batch.iter().zip(deleted) {
+                // One that cannot be deleted, perhaps never, comes up again with the next look.
+                self.cleared.remove(part);
+                match deleted {
+                    Ok(()) => {
+                        self.segments.forget(part);
+                        self.dead.remove(part);
+                        swept.deleted += 1;
+                    }
+                    Err(error) => failed = Some(error),
+                }
+            }
+            let packs = self.cleared_packs(DELETE_REQUESTS - batch.len());
+            let deleted = parallel(backend, &packs, |id| block_on(backend.delete(&self.segments.names.pack(*id))));
+            for (id, deleted) in packs.into_iter().zip(deleted) {
+                swept.deleted += usize::from(deleted.is_ok());
+                self.pack_deleted(id, deleted.is_ok());
+                failed = deleted.err().or(failed);
+            }
+        }
+        swept.deferred = self.deferred();
+        failed.map_or(Ok(swept), Err)
+    }
+
+    /// Nothing waits for what was cleared and may not go any more, as damage was found since: it comes up again with a look after that.
+    fn keep_what_may_not_go(&mut self) {
+        let image = &self.image;
+        if image.has_unknown() || image.is_spoiled(None, Slot(0)) {
+            self.cleared.retain(|part| image.may_go(part));
+            self.keep_packs_that_may_not_go();
+        }
+    }
+
+    /// Looks at some more of a bucket's segments. What is there waits a day before it goes, so nothing waits for this.
+    fn look_for_debris(&mut self) -> Result<()> {
+        let Some(Unseen(after)) = &self.unseen else { return Ok(()) };
+        let page = block_on(self.segments.backend.list(Some(&self.names().segments()), after.as_ref(), LISTED_AT_ONCE))?;
+        let last = page.objects.last().map(|listed| listed.name.clone());
+        let found = page.objects.iter().filter_map(|listed| self.known_segment(listed)).collect();
+        self.sort_out(found);
+        self.unseen = page.more.then_some(Unseen(last));
+        Ok(())
+    }
+
+    /// Whether nothing is left to sweep.
+    pub fn is_swept(&self) -> bool {
+        self.deferred() == 0 && self.unseen.is_none() && self.packs.unseen.is_none()
+    }
+
+    /// Finds out what may be deleted in a bucket: what was given up a day ago, for those who read without a lease, and is not held
+    /// by one; and orphans. It may go from then on, however long that takes: see [`crate::leases`].
+    fn clear(&mut self) -> Result<()> {
+        let lately = self.state().given_up_lately().map(|(layer, number)| PartName { layer, number });
+        let lately: BTreeSet<PartName> = lately.collect();
+        let given_up = |part: &PartName| {
+            let published = self.state().published(&part.layer).filter(|known| known.given_up.contains(&part.number));
+            published.map(|published| published.born)
+        };
+        // One that may not go, perhaps never, is in nobody's way.
+        let due = self
+            .dead
+            .keys()
+            .filter(|part| !lately.contains(*part) && self.image.may_go(part))
+            .map(|part| (*part, given_up(part)));
+        let due: Vec<(PartName, Option<Slot>)> = due.collect();
+        if due.is_empty() && !self.packs_wait() {
+            return Ok(());
+        }
+        let held = self.leases.look(&*self.segments.backend, &self.segments.names)?;
+        self.clear_packs(&held);
+        for (part, born) in due {
+            let may_go = match (born, self.dead.get_mut(&part)) {
+                (Some(born), _) => {
+                    !held.holds(part.layer.volume, born) || mutation::on("L4 a deletion without a look at the leases")
+                }
+                (None, Some(orphan)) => {
+                    let since_ms = *orphan.created_ms.get_or_insert(held.now_ms);
+                    held.now_ms.saturating_sub(since_ms) >= ORPHANS_AFTER_MS
+                }
+                (None, None) => false,
+            };
+            if may_go {
+                self.cleared.insert(part);
+            }
+        }
+        Ok(())
+    }
+}
