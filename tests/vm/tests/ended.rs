@@ -1,8 +1,8 @@
 //! Devices that somebody else takes away, disks that come late, and what lies on pools and caches.
 
-use farside_vm::Kernel;
 use farside_vm::conformance::{NBD, Tap, UBLK};
 use farside_vm::protected::{CLI, Host, is_quiet};
+use farside_vm::{Guest, Kernel};
 
 const MIB: u64 = 1 << 20;
 /// First sectors and lengths on the disk: two pieces, out of order.
@@ -167,9 +167,18 @@ fn an_nbd_device_that_somebody_else_ends_is_made_again() {
     ended_by_somebody_else(Kernel::Stock, &NBD, "nbd-client -d $(readlink -f /dev/farside/*) >/dev/null").shut_down();
 }
 
+/// A device of the device mapper is not taken, with these words, and stays as it is.
+fn refused(guest: &mut Guest, name: &str, words: &str) {
+    let before = guest.run("dmsetup table");
+    let refused = guest.attempt(&format!("{CLI} volume add {name} --device /dev/mapper/{name}"));
+    assert!(refused.code != 0 && refused.stderr.contains(words), "{refused:?}");
+    assert_eq!(guest.run("dmsetup table"), before);
+}
+
 #[test]
-fn thin_and_cached_volumes_and_what_farsided_needs_are_refused_by_name() {
-    let mut host = Host::boot(Kernel::Stock, &["nbd", "dm_mod", "dm_thin_pool", "dm_cache", "dm_cache_smq"]);
+fn thin_cached_and_mirrored_volumes_and_what_farsided_needs_are_refused_by_name() {
+    const MODULES: [&str; 8] = ["nbd", "dm_mod", "dm_thin_pool", "dm_cache", "dm_cache_smq", "dm_raid", "raid1", "dm_mirror"];
+    let mut host = Host::boot(Kernel::Stock, &MODULES);
     let disk = host.guest.run("cat /run/backing").trim().to_owned();
     let half = 8 * MIB / 512;
     // What LVM makes of thin and cached volumes.
@@ -183,17 +192,20 @@ fn thin_and_cached_volumes_and_what_farsided_needs_are_refused_by_name() {
     host.guest.run(&format!("echo 0 {half} thin {mapper}/pool 0 | dmsetup create thin"));
     let cache = format!("0 {half} cache {mapper}/meta2 {mapper}/fast {disk} 512 1 writethrough smq 0");
     host.guest.run(&format!("echo {cache} | dmsetup create cached"));
-    for (name, words) in [
-        ("thin", "a thin target: a tap can be put under linear ones only, not under thin volumes"),
-        ("pool", "a thin-pool target: a tap can be put under linear ones only, not under thin volumes"),
-        ("cached", "a cache target: a tap can be put under linear ones only, not under cached volumes"),
-    ] {
-        let before = host.guest.run("dmsetup table");
-        let refused = host.guest.attempt(&format!("{CLI} volume add {name} --device {mapper}/{name}"));
-        assert!(refused.code != 0 && refused.stderr.contains(words), "{refused:?}");
-        assert_eq!(host.guest.run("dmsetup table"), before);
-    }
+    refused(&mut host.guest, "thin", "a thin target: a tap can be put under linear ones only, not under thin volumes");
+    refused(&mut host.guest, "pool", "a thin-pool target: a tap can be put under linear ones only, not under thin volumes");
+    refused(&mut host.guest, "cached", "a cache target: a tap can be put under linear ones only, not under cached volumes");
     host.guest.run("dmsetup remove cached && dmsetup remove thin && dmsetup remove pool");
+    // And of mirrored ones, of both kinds.
+    for (name, table) in [
+        ("raid", format!("raid raid1 4 0 nosync region_size 1024 2 - {mapper}/meta - {mapper}/meta2")),
+        ("mirror", format!("mirror core 2 1024 nosync 2 {mapper}/meta 0 {mapper}/meta2 0")),
+    ] {
+        host.guest.run(&format!("echo 0 8192 {table} | dmsetup create {name}"));
+        let words = format!("a {name} target: a tap can be put under linear ones only, not under RAID volumes");
+        refused(&mut host.guest, name, &words);
+        host.guest.run(&format!("dmsetup remove {name}"));
+    }
     // What farsided itself needs.
     host.guest.run(&format!(
         "/bin/mke2fs -q -t ext4 {mapper}/pooled && mkdir -p /etc/farside && mount -t ext4 {mapper}/pooled /etc/farside"
