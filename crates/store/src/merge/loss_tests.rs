@@ -10,7 +10,8 @@ use farside_region::{RegionIndex, mutation};
 use super::tests::{KEEP_1, all_of, bucket_of, churn, file_of, in_bucket, names, reader, seen, store_of};
 use super::*;
 use crate::backend::Backend;
-use crate::backend::memory::Memory;
+use crate::backend::faulty::When;
+use crate::backend::memory::{Memory, Met};
 use crate::checkpoint::SPAN;
 use crate::checkpoint::tests::copy_dir;
 use crate::testkit::{Fill, PASSED_MS, TempStore, TestVolume};
@@ -253,6 +254,59 @@ fn a_copy_without_a_merged_part_keeps_the_old_ones() {
     drop(copy.group());
     assert_eq!(there(&old_there), 0);
     assert_eq!(seen_before(&copy, &volume, between).expect("read"), truth);
+}
+
+/// What becomes of the bytes of an object.
+type Fault = fn(&[u8]) -> Option<Vec<u8>>;
+
+/// The store does not hold what it said it took: nothing is replaced by that, and what lies there is decreed away.
+#[test]
+fn a_merged_part_that_is_not_what_was_written_takes_nobodys_place() {
+    let flip = |good: &[u8]| {
+        let footer = Footer::from_tail(good, good.len() as u64).expect("a footer");
+        let frame = footer.frames().iter().find(|frame| frame.stored_bytes > 0).expect("data");
+        let mut bad = good.to_vec();
+        bad[frame.offset as usize + frame.stored_bytes as usize / 2] ^= 1;
+        Some(bad)
+    };
+    let longer = |good: &[u8]| Some([good, b"more"].concat());
+    let faults: [Fault; 3] = [flip, longer, |_| None];
+    for fault in faults {
+        let bucket = Arc::new(Memory::default());
+        let (_dir, mut group, volume, _) = bucket_of(&bucket);
+        let now = || {
+            let backend = Arc::clone(&bucket) as Arc<dyn Backend>;
+            seen(&StoreReader::open_bucket(backend).expect("open").group(&names()).expect("group"), &volume)
+        };
+        let truth = now();
+        let look = group.merge_look(&KEEP_1).expect("something to look at");
+        let found = look.find(&|_| true).expect("find").merges.into_iter().next().expect("something to merge");
+        // Their terms begin at 2^63.
+        let of_merges = "/segments/v/9223372";
+        let there = Arc::clone(&bucket);
+        bucket.meet(Met::Create, When::After, of_merges, move || {
+            let name = crate::ObjectName::new(there.names(of_merges).pop().expect("it was just put")).expect("a name");
+            let good = block_on(there.get(&name, u64::MAX)).expect("get").expect("it is there");
+            match fault(&good) {
+                Some(bad) => block_on(there.put_right(&name, bad.into())).expect("put"),
+                None => block_on(there.delete(&name)).expect("delete"),
+            }
+        });
+        let tried = look.write(&found, &|_| true).expect("an id");
+        assert!(bucket.all_met());
+        assert!(matches!(tried.written, Err(StoreError::NotMerged { .. })), "{:?}", tried.written);
+        assert_eq!(group.merge_written(tried), None);
+        assert_eq!(now(), truth);
+        let decree = group.decree_plan().expect("it came to nothing");
+        assert_eq!(group.append(decree).expect("append").verdict, farside_ledger::Verdict::Accepted);
+        let look = group.look_at(look.interval).expect("it is there");
+        let found = look.find(&|_| true).expect("find").merges.into_iter().next().expect("something to merge");
+        let tried = look.write(&found, &|_| true).expect("an id");
+        let (key, body) = (tried.key, group.merge_written(tried).expect("it may be merged"));
+        assert_eq!(group.append(body).expect("append").verdict, farside_ledger::Verdict::Accepted);
+        group.merge_ended(key);
+        assert_eq!(now(), truth);
+    }
 }
 
 /// So many hours in a bucket, in which its receiver sweeps, and publishes something small.

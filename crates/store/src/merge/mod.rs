@@ -4,10 +4,11 @@
 //! Invariants:
 //! - What is written holds exactly the granules of the old parts that are visible at the interval's end, each with the digest that it had
 //!   where the source read it: whatever cannot be read, or is not what was published, ends the merge.
-//! - It is durable before the record that names it is put, and it goes only after the ledger said that no record will.
+//! - It is durable before the record that names it is put, and was read back from the store as it was written, where each of its frames has
+//!   its digests; it goes only after the ledger said that no record will name it.
 //!
 //! Pure of the group's thread: a look and the merges that it found go on beside publication, and what came of them is judged by replay. In
-//! memory are one part, and the extents of an interval.
+//! memory are one part, a piece of it that was read back, and the extents of an interval.
 
 mod choice;
 
@@ -20,7 +21,7 @@ use farside_layer::{Compression, Encoder, Footer, FrameDecoder, PartId, PartWrit
 use farside_ledger::{Map, PackId, PartEntry, Policy, PrunedParts, State, VolumeMeta};
 use farside_region::{Geometry, GranuleDigest, GranuleIndex, GranuleRun, LayerKey, MergeId, RegionSet, Slot, VolumeId, mutation};
 
-use crate::backend::{Created, block_on};
+use crate::backend::{Created, ObjectName, block_on};
 use crate::error::{Result, StoreError};
 use crate::group::digests_of;
 use crate::image::GroupImage;
@@ -41,6 +42,8 @@ const FOUND_MAX: usize = 64;
 const WHOLE_BYTES_MAX: u64 = 4 << 20;
 /// as long as all of them together have no more than this; of others frame by frame what is needed.
 const HELD_BYTES_MAX: u64 = 32 << 20;
+/// What was written is read back in pieces of so many bytes.
+const READ_BACK_BYTES: usize = 4 << 20;
 /// How parts are compressed that nobody waits for.
 const COMPRESSION: Compression = Compression::Zstd(3);
 /// An interval is looked at again when it has so many parts more.
@@ -379,7 +382,8 @@ impl MergeLook {
             map.new.push(entry);
             found.needed.iter().for_each(|extent| map.regions.insert_range(self.geometry.regions_of(extent.run)));
             let object = self.segments.name(&self.volume.name, &name);
-            match block_on(self.segments.backend.create(&object, bytes.into()))? {
+            let bytes = Bytes::from(bytes);
+            match block_on(self.segments.backend.create(&object, bytes.clone()))? {
                 Created::New => {}
                 // Not drawn twice by chance: whoever it is of may have a record that names it.
                 Created::AlreadyExists => {
@@ -391,8 +395,30 @@ impl MergeLook {
             if !goes_on(written_bytes) {
                 return Err(StoreError::Stopped);
             }
+            self.read_back(&object, &bytes, goes_on)?;
         }
         Ok(MergeWritten { map, written_bytes, freed_bytes: found.freed_bytes })
+    }
+
+    /// What lies in the store is what was written, to the last byte: it is to be all that is left of what it holds.
+    fn read_back(&self, object: &ObjectName, written: &Bytes, goes_on: &dyn Fn(u64) -> bool) -> Result<()> {
+        let strange = |why: String| self.unusable(self.volume.name.to_string(), object.to_string(), why);
+        for start in (0..written.len()).step_by(READ_BACK_BYTES) {
+            let end = written.len().min(start + READ_BACK_BYTES);
+            // It may be longer.
+            let more = u64::from(end == written.len());
+            match block_on(self.segments.backend.get_range(object, start as u64, (end - start) as u64 + more)) {
+                Ok(found) if found == written[start..end] => {}
+                Ok(_) => return Err(strange("what was read back is not what was written".to_owned())),
+                Err(StoreError::NotFound { .. }) => return Err(strange("it was written and is missing".to_owned())),
+                Err(StoreError::Unreadable { source, .. }) => return Err(strange(format!("it cannot be read back: {source}"))),
+                Err(error) => return Err(error),
+            }
+            if !goes_on((end - start) as u64) {
+                return Err(StoreError::Stopped);
+            }
+        }
+        Ok(())
     }
 
     /// The bytes of the new part, held against the digests of the old ones.
@@ -442,7 +468,13 @@ impl MergeLook {
             let before = digests_of(&footers[extent.part.0 as usize], extent.run);
             before.is_some() && before == digests_of(&made, extent.run)
         });
-        if !same_runs || !same_digests {
+        let mut content = Vec::new();
+        let is_sound = made.frames().iter().filter(|frame| frame.stored_bytes > 0).all(|frame| {
+            let start = frame.offset as usize;
+            let stored = bytes.get(start..start + frame.stored_bytes as usize);
+            stored.is_some_and(|stored| reader.decoder.decode(&made, frame, stored, &mut content).is_ok())
+        });
+        if !same_runs || !same_digests || !is_sound {
             let why = "what was written is not what was read".to_owned();
             return Err(self.unusable(self.volume.name.to_string(), name.to_string(), why));
         }
