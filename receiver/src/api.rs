@@ -258,7 +258,10 @@ async fn points_of(receiver: &Arc<Receiver>, group: &GroupHandle, ask: PointsAsk
         return Ok(found);
     }
     let (receiver, names) = (Arc::clone(receiver), group.names().clone());
-    let read = tokio::task::spawn_blocking(move || Ok(ask.find(receiver.vault.reader()?.group(&names)?.state())));
+    let read = tokio::task::spawn_blocking(move || {
+        let found = receiver.schedule.found(&names);
+        Ok(ask.find(receiver.vault.reader()?.group(&names)?.state(), &found))
+    });
     read.await.map_err(ApiError::internal)?.map_err(|error: farside_store::StoreError| {
         ApiError::new(ErrorCode::Unavailable, error.to_string(), "it goes on by itself when the store answers again")
     })

@@ -67,6 +67,7 @@ pub(crate) fn start(receiver: Arc<Receiver>, names: GroupNames) -> std::io::Resu
         let _guard = AbortOnPanic;
         let now = Instant::now();
         let policy = receiver.policy_of(&names);
+        receiver.schedule.load(&receiver.state_dir, &names);
         let mut group = Group {
             receiver,
             names,
@@ -244,10 +245,10 @@ impl Group {
             }
             Mail::Part { session, header, outcome } => self.part(session, &header, outcome),
             Mail::Points { ask, reply } => {
-                let _ = reply.send(self.with_state(|state| ask.find(state)));
+                let _ = reply.send(self.with_state(|state| ask.find(state, &self.found())));
             }
             Mail::PointEnds { ask, reply } => {
-                let _ = reply.send(self.with_state(|state| ask.ends(state)));
+                let _ = reply.send(self.with_state(|state| ask.ends(state, &self.found())));
             }
             Mail::Show { reply } => {
                 self.show();

@@ -30,6 +30,7 @@ pub mod args;
 mod budget;
 pub mod config;
 mod door;
+mod found;
 mod group;
 mod landing;
 mod merge;

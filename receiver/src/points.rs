@@ -2,8 +2,10 @@
 
 use farside_ledger::{PointFilter, State};
 use farside_region::Slot;
-use farside_store::{GroupStore, PointInfo, PointsFound, StoreError, find_points, point_ends};
+use farside_store::{GroupStore, PointInfo, PointsFound, StoreError, point_ends};
 use farside_wire::{DigestRun, LedgerSlice, PointMemberInfo, PointPage, PointQuery, PointQueryKind};
+
+use crate::found::Found;
 
 /// Points in one answer over the wire; large ones make it fewer.
 const PAGE_POINTS_MAX: usize = 500;
@@ -50,26 +52,28 @@ impl PointsAsk {
     }
 
     /// Those points.
-    pub(crate) fn find(&self, state: &State) -> PointsFound {
+    pub(crate) fn find(&self, state: &State, by: &Found) -> PointsFound {
         let none = || PointsFound { total: self.below.is_none().then_some(0), ..PointsFound::default() };
-        self.filter(state).map_or_else(none, |filter| find_points(state, &filter, self.below, self.limit))
+        self.filter(state).map_or_else(none, |filter| by.find_points(state, &filter, self.below, self.limit))
     }
 
     /// The oldest of all that the filter wants, and the newest.
-    pub(crate) fn ends(&self, state: &State) -> Option<(PointInfo, PointInfo)> {
-        point_ends(state, &self.filter(state)?)
+    pub(crate) fn ends(&self, state: &State, by: &Found) -> Option<(PointInfo, PointInfo)> {
+        let (mut oldest, mut newest) = point_ends(state, &self.filter(state)?)?;
+        [&mut oldest, &mut newest].into_iter().for_each(|point| by.strip(point));
+        Some((oldest, newest))
     }
 }
 
 /// The points that a source asks for, newest first.
-pub(crate) fn point_page(store: &GroupStore, query: &PointQuery) -> PointPage {
+pub(crate) fn point_page(store: &GroupStore, by: &Found, query: &PointQuery) -> PointPage {
     match &query.kind {
         PointQueryKind::Show { point } => {
             PointPage { points: store.point(*point).iter().map(wire_point).collect(), ..PointPage::default() }
         }
         PointQueryKind::List { filter, below, limit } => {
             let limit = usize::try_from(*limit).unwrap_or(usize::MAX).clamp(1, PAGE_POINTS_MAX);
-            let found = find_points(store.state(), filter, *below, limit);
+            let found = by.find_points(store.state(), filter, *below, limit);
             let mut page = PointPage::of(found.points.iter().map(wire_point), limit);
             page.more |= found.more;
             PointPage { total: found.total, ..page }

@@ -2,14 +2,16 @@
 //!
 //! ```text
 //! due, by the ledger ──► pin the newest point ──► read all of it ──► sound: put on record ──────┬──► unpin
+//!                                                     ├──► degraded: not put on record ─────────┤
 //!                                                     └──► damaged: said until one is sound ────┘
 //! ```
 //!
 //! Damage is said as soon as it is met, and with its place once all was read. A store that runs full needs what the pin keeps: the pin
 //! goes, and the point is read when there is room again.
 //!
-//! Invariant: what is due follows from what the ledger says, so that a restart neither forgets nor begins what is done; and what is
-//! read is kept by the pin alone, so that nothing else waits for this to end, but for merges of the group: they replace what a pin keeps. A verification that a restart cut short begins
+//! Invariant: what is due follows from what the ledger says, and from what is kept of readings that could not be put on record
+//! (`found.rs`), so that a restart neither forgets nor begins what is done; and what is read is kept by the pin alone, so that nothing else
+//! waits for this to end, but for merges of the group: they replace what a pin keeps. A verification that a restart cut short begins
 //! anew, with the newest point of then; the pin that it left is taken away first.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,10 +27,12 @@ use farside_region::Slot;
 use farside_store::{GroupNames, Looked, PointInfo, PointReader, StoreError};
 use jiff::Timestamp;
 
+use crate::found::{Finding, Found};
 use crate::group::{GroupHandle, PointChange};
 use crate::pace::wait_until;
 use crate::points::PointsAsk;
 use crate::process::Receiver;
+use crate::state_dir::StateDir;
 use crate::verify::{open_member, verify_opened};
 
 /// What the pin of a point says that is being verified. Nobody else's pin says so.
@@ -44,6 +48,8 @@ const TRIED_AGAIN_MAX: Duration = Duration::from_secs(6 * 3600);
 #[derive(Debug, Default)]
 pub(crate) struct Schedule {
     faults: Mutex<BTreeMap<GroupNames, Fault>>,
+    /// What was found damaged.
+    found: Mutex<BTreeMap<GroupNames, Arc<Found>>>,
 }
 
 #[derive(Clone, Debug)]
@@ -59,7 +65,71 @@ struct Fault {
 impl Schedule {
     /// What a person should know about a group.
     pub(crate) fn reason(&self, names: &GroupNames) -> Option<Reason> {
-        self.lock().get(names).map(|fault| fault.reason.clone())
+        self.found(names).reason().or_else(|| self.lock().get(names).map(|fault| fault.reason.clone()))
+    }
+
+    /// What readings found in a group.
+    pub(crate) fn found(&self, names: &GroupNames) -> Arc<Found> {
+        self.all_found().get(names).cloned().unwrap_or_default()
+    }
+
+    /// Takes up what an earlier process found.
+    pub(crate) fn load(&self, state_dir: &StateDir, names: &GroupNames) {
+        let found = state_dir.found(&names.source, &names.group).map(Option::unwrap_or_default).unwrap_or_else(|error| {
+            tracing::error!(group = %names, %error, "what readings found before cannot be read");
+            Found::forgotten(error.to_string())
+        });
+        self.all_found().insert(names.clone(), Arc::new(found));
+    }
+
+    /// Changes it, here and in the state directory; as it is then.
+    pub(crate) fn change_found(&self, state_dir: &StateDir, names: &GroupNames, change: impl FnOnce(&mut Found)) -> Arc<Found> {
+        let mut all = self.all_found();
+        let known = all.entry(names.clone()).or_default();
+        let mut found = Found::clone(known);
+        change(&mut found);
+        // A file that cannot be read is not replaced before something took its place.
+        let is_new = !found.is_kept_as(known) || (known.forgotten.is_some() && found.forgotten.is_none());
+        if found.forgotten.is_none() && (is_new || known.is_unsaved) {
+            let kept = state_dir.remember_found(&names.source, &names.group, &found);
+            if let Err(error) = &kept
+                && is_new
+            {
+                tracing::warn!(group = %names, %error, "what readings found could not be remembered yet");
+            }
+            found.is_unsaved = kept.is_err();
+        }
+        *known = Arc::new(found);
+        Arc::clone(known)
+    }
+
+    /// A point was read and is damaged.
+    pub(crate) fn damaged(
+        &self,
+        receiver: &Receiver,
+        group: &GroupHandle,
+        point: PointId,
+        volumes: &[VerifiedVolume],
+        since: Option<Slot>,
+    ) {
+        let Some((volume, first)) = volumes.iter().find_map(|volume| Some((volume, volume.damage.first()?))) else { return };
+        let regions = volumes.iter().map(|volume| volume.damaged_regions).sum();
+        let message = damage_in_words(group.names(), point, volume, first, regions);
+        tracing::error!(group = %group.names(), %point, words = %message, "a point was read in full and is damaged");
+        let what_to_do = format!(
+            "see all of it: farside point verify {point}; restore another point, put the named files back from a copy of the \
+             store, or have the newest content sent again: `farside volume resync NAME` on the host"
+        );
+        // All that was said up to now.
+        receiver.runtime.block_on(group.clone().refresh());
+        let head = Slot(group.view().head().unwrap_or(0).max(point.slot));
+        let (point, since) = (Slot(point.slot), since.unwrap_or(Slot(0)));
+        let finding = Finding { point: Some(point), since, head, is_said: true, message, what_to_do };
+        self.change_found(&receiver.state_dir, group.names(), |found| found.damaged(finding));
+    }
+
+    fn all_found(&self) -> MutexGuard<'_, BTreeMap<GroupNames, Arc<Found>>> {
+        self.found.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<GroupNames, Fault>> {
@@ -75,11 +145,13 @@ pub(crate) struct Standing {
 }
 
 impl Standing {
-    /// Whether its newest point should be read now. A time that has not come yet is not believed.
-    fn is_due(self, every: Duration, now_ms: i64) -> bool {
+    /// Whether its newest point should be read now. A time that has not come yet is not believed. `unrecorded_ms`: when one was read
+    /// that could not be put on record.
+    fn is_due(self, every: Duration, now_ms: i64, unrecorded_ms: Option<i64>) -> bool {
         let every_ms = i64::try_from(every.as_millis()).unwrap_or(i64::MAX);
-        let then = |read: PointProof| read.proof.wall_ms;
-        self.read.map(then).is_none_or(|then| then > now_ms || now_ms.saturating_sub(then) >= every_ms)
+        let recorded_ms = self.read.map(|read| read.proof.wall_ms);
+        let newest = [recorded_ms, unrecorded_ms].into_iter().flatten().filter(|then| *then <= now_ms).max();
+        newest.is_none_or(|then| now_ms.saturating_sub(then) >= every_ms)
     }
 
     /// Whether the point, or a newer one, was found sound since.
@@ -114,8 +186,10 @@ struct Runner {
 #[derive(Debug)]
 enum Ended {
     Sound,
-    /// What is wrong, in words.
-    Damaged(String),
+    /// Nothing is wrong with what its source could read.
+    Degraded,
+    /// As is said by now.
+    Damaged,
     /// Somebody gave the point up, or the process stops.
     Abandoned,
 }
@@ -146,7 +220,9 @@ impl Runner {
         let due = groups.into_iter().filter_map(|group| {
             let standing = group.view().standing?;
             let waits = self.retry_at.get(group.names()).is_some_and(|at| *at > Instant::now());
-            (!waits && self.tidied.contains(group.names()) && standing.is_due(every, now_ms)).then_some((standing, group))
+            let found = self.receiver.schedule.found(group.names());
+            let is_due = found.forgotten.is_some() || standing.is_due(every, now_ms, found.unrecorded_wall_ms);
+            (!waits && self.tidied.contains(group.names()) && is_due).then_some((standing, group))
         });
         if let Some((_, group)) = due.min_by_key(|(standing, _)| standing.read.map(|read| read.proof.wall_ms)) {
             self.verify(&group, every);
@@ -204,18 +280,18 @@ impl Runner {
         let (reason, again) = match ended {
             Ok(Ended::Sound) => {
                 tracing::info!(group = %names, point = %id, "the point was read in full and is sound");
-                self.receiver.schedule.lock().remove(names);
+                self.read_through(names, |found| found.sound(point.slot), false);
+                (None, every.min(TRIED_AGAIN))
+            }
+            Ok(Ended::Degraded) => {
+                tracing::info!(group = %names, point = %id, "the point was read in full and is as its source could read it: it is degraded");
+                self.read_through(names, |found| found.sound(point.slot), true);
                 (None, every.min(TRIED_AGAIN))
             }
             Ok(Ended::Abandoned) => (None, TRIED_AGAIN),
-            Ok(Ended::Damaged(words)) => {
-                tracing::error!(group = %names, point = %id, %words, "a point was read in full and is damaged");
-                let what = format!(
-                    "see all of it: farside point verify {id}; restore another point, put the named files back from a copy of the \
-                     store, or have the newest content sent again: `farside volume resync NAME` on the host"
-                );
-                let reason = Reason::new(Severity::Error, Code::VerificationFailed, words, what);
-                (Some(reason), every.max(TRIED_AGAIN))
+            Ok(Ended::Damaged) => {
+                self.read_through(names, |_| (), true);
+                (None, every.max(TRIED_AGAIN))
             }
             Err(error) => {
                 tracing::warn!(group = %names, point = %id, %error, "a point could not be verified");
@@ -229,22 +305,28 @@ impl Runner {
         };
         self.retry_at.insert(names.clone(), Instant::now() + again);
         if let Some(reason) = reason {
-            let mut faults = self.receiver.schedule.lock();
-            // That it could not be read this time does not mend what was damaged.
-            let is_worse = faults.get(names).is_some_and(|known| known.reason.severity > reason.severity);
-            if !is_worse {
-                faults.insert(names.clone(), Fault { reason, point: point.slot, read, is_under_way: false });
-            }
+            let fault = Fault { reason, point: point.slot, read, is_under_way: false };
+            self.receiver.schedule.lock().insert(names.clone(), fault);
         }
+    }
+
+    /// A point was read to its end.
+    fn read_through(&self, names: &GroupNames, change: impl FnOnce(&mut Found), is_unrecorded: bool) {
+        let schedule = &self.receiver.schedule;
+        schedule.lock().remove(names);
+        schedule.change_found(&self.receiver.state_dir, names, |found| {
+            found.unrecorded_wall_ms = is_unrecorded.then(|| Timestamp::now().as_millisecond());
+            change(found);
+        });
     }
 
     /// Says that a point is damaged which is being read. `read`: what the ledger says of those before.
     fn say_early(&self, group: &GroupHandle, point: &PointInfo, regions: u64) {
         let (names, id) = (group.names(), id_of(point));
-        let mut faults = self.receiver.schedule.lock();
-        if faults.get(names).is_some_and(|known| known.reason.severity == Severity::Error) {
+        if self.receiver.schedule.reason(names).is_some_and(|known| known.severity == Severity::Error) {
             return; // said, with its place
         }
+        let mut faults = self.receiver.schedule.lock();
         let words = format!(
             "point {id} of {names} is being read and is damaged: {regions} regions so far cannot be restored; which, is said when all was read"
         );
@@ -261,21 +343,24 @@ impl Runner {
         let pin = || PointChange::Pin { reason: PIN_REASON.to_owned() };
         let pinned = our_pin(&change(pin())?);
         let is_ours = || matches!(change(pin()), Ok(info) if our_pin(&info) == pinned);
-        let volumes = match self.read(group, point, &is_ours) {
-            Ok(volumes) => volumes,
+        let (volumes, since) = match self.read(group, point, &is_ours) {
+            Ok(read) => read,
             Err(StoreError::Stopped) => return Ok(Ended::Abandoned),
             Err(error) => return Err(error.to_string()),
         };
-        let Some((volume, damage)) = volumes.iter().find_map(|volume| Some((volume, volume.damage.first()?))) else {
+        if volumes.iter().all(|volume| volume.damaged_regions == 0) {
+            if point.degraded {
+                return Ok(Ended::Degraded);
+            }
             change(PointChange::Verified { how: VerifiedHow::ReadBack })?;
             return Ok(Ended::Sound);
-        };
+        }
         // A person may have withdrawn all pins meanwhile: then what is missing was given up.
         if !is_ours() {
             return Ok(Ended::Abandoned);
         }
-        let regions: u64 = volumes.iter().map(|volume| volume.damaged_regions).sum();
-        Ok(Ended::Damaged(damage_in_words(group.names(), id, volume, damage, regions)))
+        self.receiver.schedule.damaged(&self.receiver, group, id, &volumes, since);
+        Ok(Ended::Damaged)
     }
 
     /// `is_kept`: whether the pin is there still, so that what is missing was not given up.
@@ -284,7 +369,7 @@ impl Runner {
         group: &GroupHandle,
         point: &PointInfo,
         is_kept: &(dyn Fn() -> bool + Sync),
-    ) -> Result<Vec<VerifiedVolume>, StoreError> {
+    ) -> Result<(Vec<VerifiedVolume>, Option<Slot>), StoreError> {
         let readers = self.open(group, point)?;
         let paced = Mutex::new((Instant::now(), 0));
         let goes_on = || !self.receiver.is_stopping() && self.every().is_some() && !self.receiver.is_full();
@@ -300,9 +385,12 @@ impl Runner {
             *paced.lock().unwrap_or_else(PoisonError::into_inner) = (until.max(Instant::now()), looked.read_bytes);
             wait_until(until, &goes_on)
         };
-        let mut volumes = Vec::new();
-        verify_opened(readers.into_iter().map(Ok), 1, &progress, |volume| volumes.push(volume))?;
-        Ok(volumes)
+        let (mut volumes, mut damaged_since) = (Vec::new(), None);
+        verify_opened(readers.into_iter().map(Ok), 1, &progress, |volume, since| {
+            volumes.push(volume);
+            damaged_since = damaged_since.into_iter().chain(since).min();
+        })?;
+        Ok((volumes, damaged_since))
     }
 
     /// † All volumes are opened while deletions are held off: the images are made from footers that the pin does not keep, and one that is
@@ -346,13 +434,16 @@ mod tests {
         let read = |slot, point, wall_ms| {
             Some(PointProof { point: Slot(point), cut_wall_ms: 0, proof: Proof { slot: Slot(slot), wall_ms } })
         };
-        let due = |then: Option<i64>, now_ms| Standing { read: then.and_then(|then| read(9, 1, then)) }.is_due(DAY, now_ms);
+        let due = |then: Option<i64>, now_ms| Standing { read: then.and_then(|then| read(9, 1, then)) }.is_due(DAY, now_ms, None);
         assert!(due(None, 0), "never yet");
         assert!(!due(Some(1000), 1000) && !due(Some(1000), 86_400_999));
         assert!(due(Some(1000), 86_401_000));
         assert!(due(Some(1000), 999), "of the future: once, then its record is of now");
         assert!(!due(Some(999), 999));
-        assert!(!Standing { read: read(9, 1, 1) }.is_due(Duration::MAX, i64::MAX));
+        assert!(!Standing { read: read(9, 1, 1) }.is_due(Duration::MAX, i64::MAX, None));
+        // One that was read and not put on record was read.
+        let unrecorded = |then| Standing { read: read(9, 1, 1000) }.is_due(DAY, 90_000_000, then);
+        assert!(unrecorded(None) && !unrecorded(Some(80_000_000)) && unrecorded(Some(99_000_000)), "of the future");
 
         let reason = Reason::new(Severity::Error, Code::VerificationFailed, "damaged", "");
         let fault = |read| Fault { reason: reason.clone(), point: Slot(5), read, is_under_way: false };

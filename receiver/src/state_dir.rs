@@ -12,6 +12,8 @@ use farside_region::Name;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
+use crate::found::Found;
+
 /// Why the state directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -64,6 +66,16 @@ struct KnownGroup {
     grid: Grid,
 }
 
+/// `found/<source>/<group>.json`.
+#[derive(Serialize, Deserialize)]
+struct KnownFound {
+    version: u32,
+    found: Option<Found>,
+}
+
+/// Of `found/`.
+const FOUND_VERSION: u32 = 1;
+
 impl StateDir {
     /// Makes the directory (mode 0700) if it is not there, and takes its lock.
     pub(crate) fn open(path: &Path) -> Result<Self, StateError> {
@@ -114,15 +126,43 @@ impl StateDir {
 
     pub(crate) fn remember_policy(&self, source: &Name, group: &Name, policy: &Policy) -> Result<(), StateError> {
         let path = self.group(source, group);
-        let folder = path.parent().expect("a group's file has a folder");
-        let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
-        made.map_err(|source| StateError::Io { path: folder.to_owned(), source })?;
+        make_folder_of(&path)?;
         write(&path, &KnownGroup { keep: policy.keep, span_ms: policy.span_ms, grid: policy.grid.clone() })
+    }
+
+    /// What readings found in a group beside what is on record.
+    pub(crate) fn found(&self, source: &Name, group: &Name) -> Result<Option<Found>, StateError> {
+        let path = self.found_path(source, group);
+        let known: Option<KnownFound> = read(&path)?;
+        match known {
+            Some(KnownFound { version, .. }) if version != FOUND_VERSION => {
+                let reason = format!("it is of version {version}, and this build reads {FOUND_VERSION}");
+                Err(StateError::Damaged { path, reason })
+            }
+            Some(KnownFound { found: None, .. }) => Err(StateError::Damaged { path, reason: "it says nothing".to_owned() }),
+            known => Ok(known.and_then(|known| known.found)),
+        }
+    }
+
+    pub(crate) fn remember_found(&self, source: &Name, group: &Name, found: &Found) -> Result<(), StateError> {
+        let path = self.found_path(source, group);
+        make_folder_of(&path)?;
+        write(&path, &KnownFound { version: FOUND_VERSION, found: Some(found.clone()) })
+    }
+
+    fn found_path(&self, source: &Name, group: &Name) -> PathBuf {
+        self.path.join("found").join(source.as_str()).join(format!("{group}.json"))
     }
 
     fn group(&self, source: &Name, group: &Name) -> PathBuf {
         self.path.join("groups").join(source.as_str()).join(format!("{group}.json"))
     }
+}
+
+fn make_folder_of(path: &Path) -> Result<(), StateError> {
+    let folder = path.parent().expect("a group's file has a folder");
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
+    made.map_err(|source| StateError::Io { path: folder.to_owned(), source })
 }
 
 fn read<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>, StateError> {
@@ -152,8 +192,10 @@ fn write<T: Serialize>(path: &Path, value: &T) -> Result<(), StateError> {
 #[cfg(test)]
 mod tests {
     use farside_ledger::Rule;
+    use farside_region::Slot;
 
     use super::*;
+    use crate::found::Finding;
 
     #[test]
     fn one_process_at_a_time() {
@@ -183,5 +225,20 @@ mod tests {
         assert_eq!(state.known_store().expect("read").as_deref(), Some("abc"));
         std::fs::write(directory.path().join("store.json"), "{").expect("written");
         assert!(matches!(state.known_store(), Err(StateError::Damaged { .. })));
+
+        // What another build wrote is not misread.
+        let found = directory.path().join("found/db1/default.json");
+        assert!(state.found(&source, &group).expect("read").is_none());
+        let at = Slot(4);
+        let finding =
+            Finding { point: Some(at), since: at, head: at, is_said: true, message: "m".into(), what_to_do: "w".into() };
+        let mut known = Found::default();
+        known.damaged(finding);
+        state.remember_found(&source, &group, &known).expect("written");
+        assert!(state.found(&source, &group).expect("read").is_some_and(|read| read.is_kept_as(&known)));
+        for text in [r#"{"version": 2}"#, r#"{"version": 1}"#, "{"] {
+            std::fs::write(&found, text).expect("written");
+            assert!(matches!(state.found(&source, &group), Err(StateError::Damaged { .. })), "{text}");
+        }
     }
 }

@@ -7,15 +7,14 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use data_encoding::HEXLOWER;
 use farside_control::receiver::{ReceiverCounters, ReceiverGroup, ReceiverSource, ReceiverStatus, ReceiverVolume, StoreStatus};
 use farside_control::source::LastPoint;
-use farside_control::{
-    Address, Code, Point, PointId, PointMember, PointPin, PointVerified, Reason, Severity, VerifiedHow, VerifiedPoint,
-};
-use farside_ledger::{Proof, State, group_id};
+use farside_control::{Address, Code, Point, PointId, PointMember, PointPin, PointVerified, Reason, Severity, VerifiedHow};
+use farside_ledger::{Proof, group_id};
 use farside_region::VolumeId;
 use farside_replication::target::{self, Target};
 use farside_store::{GroupNames, GroupStore, PointInfo, Torn};
 use jiff::Timestamp;
 
+use crate::found::Found;
 use crate::group::MergeStanding;
 use crate::process::Receiver;
 use crate::schedule::Standing;
@@ -88,6 +87,7 @@ impl GroupView {
     pub(crate) fn here(
         &mut self,
         store: &GroupStore,
+        found: &Found,
         store_path: &Path,
         target: &Target,
         budget_wait: Option<Duration>,
@@ -107,7 +107,7 @@ impl GroupView {
         };
         let newest = state.points().values().next_back();
         group.last_point = newest.and_then(shown);
-        group.last_verified = last_verified(state);
+        group.last_verified = found.last_verified(state);
         group.lag_ms = ages.lag.map(|lag| millis(lag.age));
         group.lag_is_at_least = ages.lag.is_some_and(|lag| lag.is_at_least);
         group.staged_lag_ms = ages.staged.map(millis);
@@ -187,6 +187,11 @@ impl GroupView {
     /// Nothing is lost when nobody serves it: somebody greeted with its name once, and claimed nothing.
     pub(crate) fn is_vacant(&self) -> bool {
         self.is_empty && self.connected_from.is_none()
+    }
+
+    /// The newest slot of its ledger.
+    pub(crate) fn head(&self) -> Option<u64> {
+        self.group.head_slot
     }
 
     /// Whether the address names one of its volumes.
@@ -364,18 +369,7 @@ fn newest_is_known(store: &GroupStore) -> bool {
     store.torn().is_none() && !store.state().points().is_empty()
 }
 
-/// The newest point that was read in full here; where none was, the newest of which its source says that it is equal.
-fn last_verified(state: &State) -> Option<VerifiedPoint> {
-    let (how, newest) = state.last_proofs().iter().next()?;
-    Some(VerifiedPoint {
-        id: PointId::new(newest.point.0, &state.digest_at(newest.point)?.0),
-        cut_wall: wall(newest.cut_wall_ms),
-        verified: verified(how, &newest.proof),
-        retained: state.points().contains_key(&newest.point),
-    })
-}
-
-fn wall(ms: i64) -> Timestamp {
+pub(crate) fn wall(ms: i64) -> Timestamp {
     Timestamp::from_millisecond(ms).unwrap_or(if ms < 0 { Timestamp::MIN } else { Timestamp::MAX })
 }
 

@@ -43,6 +43,8 @@ struct Job {
 struct Found {
     state: VerificationState,
     volumes: Vec<VerifiedVolume>,
+    /// Points before have nothing of what is damaged.
+    damaged_since: Option<Slot>,
     recorded: Option<PointVerified>,
     not_recorded: Option<String>,
 }
@@ -72,6 +74,7 @@ impl Verifications {
             found: Mutex::new(Found {
                 state: VerificationState::Running,
                 volumes: Vec::new(),
+                damaged_since: None,
                 recorded: None,
                 not_recorded: None,
             }),
@@ -132,7 +135,7 @@ impl Job {
     }
 
     fn show(&self) -> Verification {
-        let Found { state, volumes, recorded, not_recorded } = self.found().clone();
+        let Found { state, volumes, recorded, not_recorded, .. } = self.found().clone();
         Verification {
             id: self.id,
             point: self.point.clone(),
@@ -145,22 +148,21 @@ impl Job {
         }
     }
 
-    /// Puts it on record that all of the point is sound, if that was seen.
+    /// Puts it on record that all of the point is sound, if that was seen. Damage is kept and said.
     fn record(&self, receiver: &Receiver, group: &GroupHandle) {
-        let (looked_at, is_sound) = {
-            let found = self.found();
-            (found.volumes.len(), found.volumes.iter().all(|volume| volume.damaged_regions == 0))
-        };
-        if !is_sound {
+        let Found { volumes, damaged_since, .. } = self.found().clone();
+        let (looked_at, members) = (volumes.len(), self.point.members.len());
+        if volumes.iter().any(|volume| volume.damaged_regions > 0) {
+            receiver.schedule.damaged(receiver, group, self.point.id, &volumes, damaged_since);
             return;
         }
-        let members = self.point.members.len();
         if looked_at < members {
             let words =
                 format!("{looked_at} of {members} volumes were looked at: only a whole point is put on record as verified");
             self.found().not_recorded = Some(words);
             return;
         }
+        receiver.schedule.change_found(&receiver.state_dir, group.names(), |found| found.sound(Slot(self.point.id.slot)));
         let change = PointChange::Verified { how: VerifiedHow::ReadBack };
         let changed = receiver.runtime.block_on(group.change(self.point.id, change));
         let mut found = self.found();
@@ -182,8 +184,12 @@ impl Job {
             wanted()
         };
         let members: Vec<&str> = self.point.members.iter().map(|m| m.volume.as_str()).collect();
-        verify_members(&group, Slot(self.point.id.slot), &members, only, threads, &progress, |volume| {
-            self.found().volumes.push(volume);
+        let wanted = members.into_iter().filter(|member| only.is_none_or(|only| *member == only));
+        let readers = wanted.map(|member| open_member(&group, Slot(self.point.id.slot), member));
+        verify_opened(readers, threads, &progress, |volume, since| {
+            let mut found = self.found();
+            found.volumes.push(volume);
+            found.damaged_since = found.damaged_since.into_iter().chain(since).min();
         })
     }
 }
@@ -200,10 +206,10 @@ pub fn verify_members(
     only: Option<&str>,
     threads: usize,
     progress: &(dyn Fn(Looked) -> bool + Sync),
-    found: impl FnMut(VerifiedVolume),
+    mut found: impl FnMut(VerifiedVolume),
 ) -> Result<(), StoreError> {
     let wanted = members.iter().filter(|m| only.is_none_or(|only| **m == only));
-    verify_opened(wanted.map(|member| open_member(group, point, member)), threads, progress, found)
+    verify_opened(wanted.map(|member| open_member(group, point, member)), threads, progress, |volume, _| found(volume))
 }
 
 /// A volume of a point, with what is damaged of it.
@@ -213,12 +219,13 @@ pub(crate) fn open_member(group: &GroupReader, point: Slot, member: &str) -> Res
     group.point_reader_as_it_is(point, group.volume(&name)?)
 }
 
-/// As [`verify_members`], of volumes that are opened, or are when it is their turn.
+/// As [`verify_members`], of volumes that are opened, or are when it is their turn. `found` hears, too, before which slot no point has
+/// anything of what is damaged, if something is.
 pub(crate) fn verify_opened(
     readers: impl IntoIterator<Item = Result<PointReader, StoreError>>,
     threads: usize,
     progress: &(dyn Fn(Looked) -> bool + Sync),
-    mut found: impl FnMut(VerifiedVolume),
+    mut found: impl FnMut(VerifiedVolume, Option<Slot>),
 ) -> Result<(), StoreError> {
     let mut before = Looked::default();
     for reader in readers {
@@ -234,7 +241,8 @@ pub(crate) fn verify_opened(
             read_bytes: verified.data_bytes,
             damaged_regions: verified.damaged_regions,
         });
-        found(shown(&reader, verified));
+        let since = verified.damaged_since;
+        found(shown(&reader, verified), since);
     }
     Ok(())
 }

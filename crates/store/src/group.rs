@@ -482,6 +482,11 @@ impl GroupStore {
         self.image.damaged().filter_map(|no| named(self.image.parts().get(no)?)).collect()
     }
 
+    /// Points before this slot have nothing of those.
+    pub fn damaged_since(&self) -> Option<Slot> {
+        self.image.damaged().map(|no| self.image.parts().get(no).map_or(Slot(0), |part| part.born)).min()
+    }
+
     /// The same, counted by volume.
     pub fn damaged_by_volume(&self) -> BTreeMap<VolumeId, u32> {
         let mut volumes = BTreeMap::new();

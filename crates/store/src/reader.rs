@@ -428,6 +428,14 @@ impl PointReader {
         self.image.index.extents(run)
     }
 
+    /// The first slot at which anything is there of what a region holds, or may hold.
+    pub(crate) fn born(&self, region: RegionIndex) -> Slot {
+        let run = self.geometry.region_run(region);
+        let parts = self.image.unknown.extents(run).chain(self.image.index.extents(run)).map(|extent| extent.part);
+        let born = parts.map(|no| self.parts.get(&no).map_or(Slot(0), |part| part.born));
+        born.min().filter(|_| self.image.index.first_absent(run).is_none()).unwrap_or(Slot(0))
+    }
+
     /// The first granule of which no layer says anything; `None` in a sound store.
     pub fn first_absent(&self) -> Option<GranuleIndex> {
         self.image.index.first_absent(self.geometry.whole())

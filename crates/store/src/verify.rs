@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
-use farside_region::{ByteExtent, GranuleRun, RegionIndex};
+use farside_region::{ByteExtent, GranuleRun, RegionIndex, Slot};
 
 use crate::error::{Result, StoreError};
 use crate::index::Content;
@@ -24,6 +24,8 @@ pub struct Verified {
     pub damage: Vec<DamagedRegion>,
     /// Damaged regions in all.
     pub damaged_regions: u64,
+    /// Points before this slot have nothing of what is damaged; `None` if nothing is.
+    pub damaged_since: Option<Slot>,
 }
 
 /// A region that cannot be restored.
@@ -104,6 +106,7 @@ impl Verified {
         self.data_bytes += other.data_bytes;
         self.zero_bytes += other.zero_bytes;
         self.damaged_regions += other.damaged_regions;
+        self.damaged_since = self.damaged_since.into_iter().chain(other.damaged_since).min();
         self.damage.extend(other.damage);
         self.damage.sort_by_key(|d| d.region);
         self.damage.truncate(listed_max);
@@ -140,6 +143,8 @@ impl Worker<'_> {
             Err(error) => return Err(error),
         };
         self.found.damaged_regions += 1;
+        let since = self.reader.born(region);
+        self.found.damaged_since = Some(self.found.damaged_since.map_or(since, |known| known.min(since)));
         if self.found.damage.len() < self.listed_max {
             self.found.damage.push(DamagedRegion { region, segment, why });
         }

@@ -200,7 +200,7 @@ impl Group {
 
     fn answer_points(&mut self, session: SessionId, query: &PointQuery) {
         let (Place::Here(here), Some(link)) = (&self.place, self.sessions.get(&session)) else { return };
-        let page = point_page(&here.store, query);
+        let page = point_page(&here.store, &self.found(), query);
         link.send(&ReceiverMessage::Points(PointAnswer { id: query.id, page }));
     }
 

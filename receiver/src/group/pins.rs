@@ -25,6 +25,12 @@ impl Group {
     /// Submits what makes it so.
     pub(super) fn change(&mut self, point: PointId, change: PointChange, reply: oneshot::Sender<Result<PointInfo, ApiError>>) {
         let pins = match self.pinned(point) {
+            Ok(info) if info.degraded && matches!(change, PointChange::Verified { .. }) => {
+                let message = format!(
+                    "point {point} is degraded: its source could not read all of it, so it is not put on record as verified"
+                );
+                return drop(reply.send(Err(ApiError::new(ErrorCode::Conflict, message, "verify one that is not degraded"))));
+            }
             Ok(info) => info.pins,
             Err(error) => return drop(reply.send(Err(error))),
         };
@@ -62,6 +68,10 @@ impl Group {
             }
         };
         let info = here.store.point(Slot(point.slot)).filter(|info| PointId::new(info.slot.0, &info.digest.0) == point);
+        let info = info.map(|mut info| {
+            self.found().strip(&mut info);
+            info
+        });
         info.ok_or_else(|| ApiError::not_found("point", &point.to_string(), "`farside point list` shows those that are kept"))
     }
 

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use farside_region::VolumeId;
 
 use super::{Group, Here, Place};
+use crate::found::Found;
 use crate::status::{Ages, GroupView, Lag, since_published};
 
 /// How often it is looked which bytes are dead.
@@ -48,6 +49,22 @@ impl Group {
         Ages { lag: self.lag(here), staged: newest, unpublished: here.target.staged_since().map(since) }
     }
 
+    /// What readings found, as far as the ledger has not outlived it.
+    pub(super) fn found(&self) -> Arc<Found> {
+        let schedule = &self.receiver.schedule;
+        match &self.place {
+            // One that is torn may hide anything.
+            Place::Here(here) if here.store.torn().is_none() => {
+                schedule.change_found(&self.receiver.state_dir, &self.names, |found| {
+                    let state = here.store.state();
+                    found.lost(state, here.store.damaged_since());
+                    found.settle(state);
+                })
+            }
+            Place::Here(_) | Place::Away { .. } => schedule.found(&self.names),
+        }
+    }
+
     /// Puts up how the group is now.
     pub(super) fn show(&mut self) {
         // It walks all parts.
@@ -57,6 +74,7 @@ impl Group {
             self.dead_bytes = here.store.dead_bytes();
             self.dead_seen = Some(Instant::now());
         }
+        let found = self.found();
         let mut view = GroupView::new(&self.names);
         let newest = self.sessions.values().max_by_key(|s| s.heard());
         view.connected_from = newest.map(|s| s.address());
@@ -65,7 +83,16 @@ impl Group {
             Place::Away { words, .. } => view.away(words),
             Place::Here(here) => {
                 let ages = self.ages(here);
-                view.here(&here.store, self.receiver.vault.path(), &here.target, here.waits, ages, self.dead_bytes, self.tally);
+                view.here(
+                    &here.store,
+                    &found,
+                    self.receiver.vault.path(),
+                    &here.target,
+                    here.waits,
+                    ages,
+                    self.dead_bytes,
+                    self.tally,
+                );
                 view.merging(&self.merging);
             }
         }

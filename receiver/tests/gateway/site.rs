@@ -363,7 +363,7 @@ impl Volume {
         let geometry = self.meta.geometry;
         let id = PartId { key: self.key(seq), part, geometry };
         let mut writer = PartWriter::new(id, &self.meta.digest_key, Encoder::new(Compression::Zstd(1)));
-        let mut regions = RegionSet::default();
+        let (mut regions, mut unreadable_regions) = (RegionSet::default(), RegionSet::default());
         let mut bytes = Vec::new();
         let (mut at, end) = (GranuleIndex(0), geometry.whole().end());
         // The first layer holds the whole volume: zeroes where nothing else is.
@@ -374,7 +374,13 @@ impl Volume {
         };
         for (granule, content) in content {
             zeroes(&mut writer, at, *granule);
-            writer.push_data(*granule, content).expect("there is room");
+            // Without content: the source could not read it.
+            if content.is_empty() {
+                writer.push_unreadable(GranuleRun { start: *granule, count: 1 }).expect("there is room");
+                unreadable_regions.insert(geometry.region_of(*granule));
+            } else {
+                writer.push_data(*granule, content).expect("there is room");
+            }
             regions.insert(geometry.region_of(*granule));
             bytes.extend(writer.take_chunk());
             at = GranuleIndex(granule.0 + 1);
@@ -391,7 +397,7 @@ impl Volume {
             digest: layer_digest(&self.key(seq), &[summary.footer_digest]),
             regions,
             whole_regions: RegionSet::default(),
-            unreadable_regions: RegionSet::default(),
+            unreadable_regions,
             volume_bytes: VOLUME_BYTES,
         };
         (bytes, member)

@@ -178,3 +178,83 @@ async fn the_pin_of_a_verification_that_was_cut_short_is_withdrawn_at_the_next_s
     gateway.stop();
     gateway.check_store();
 }
+
+/// What a reading found damaged takes back what was said of every point that may share it, and outlives the process.
+#[tokio::test]
+async fn damage_withdraws_what_was_verified_before_and_is_said_again_after_a_restart() {
+    let mut gateway = Gateway::new("[verify]\nevery = \"never\"\n");
+    gateway.start().await;
+    let host = gateway.pair("host1").await;
+    let mut source = host.connect("default").await;
+    let volume = source.claim("data").await;
+    source.publish(&volume, 1, &granules(0, 40), LayerKind::Point).await;
+    let segment = newest_segment(&gateway);
+    assert!(verified(&gateway.client(), "latest", "host1/default").await.recorded.is_some());
+    source.publish(&volume, 2, &granules(2048, 4), LayerKind::Point).await;
+    let points = gateway.points(None).await;
+    assert_eq!((points[0].verified.len(), points[1].verified.len()), (0, 1), "{points:?}");
+
+    let good = std::fs::read(&segment).expect("read");
+    let mut bad = good.clone();
+    bad[good.len() / 2] ^= 1;
+    std::fs::write(&segment, &bad).expect("written");
+    let done = verified(&gateway.client(), "latest", "host1/default").await;
+    assert!(done.volumes[0].damaged_regions > 0, "{done:?}");
+    let only = PagesQuery { of: Some("host1/default".into()), verified: true, ..PagesQuery::default() };
+    for restart in [false, true] {
+        if restart {
+            gateway.kill();
+            gateway.start().await;
+            wait_until("the group", async || gateway.points(None).await.len() == 2).await;
+        }
+        let points = gateway.points(None).await;
+        assert!(points.iter().all(|point| point.verified.is_empty()), "after a restart: {restart}: {points:?}");
+        wait_until("no point to count", async || group(&gateway).await.last_verified.is_none()).await;
+        let page = gateway.client().point_page(&only).await.expect("a page");
+        assert_eq!((page.points.len(), page.total), (0, Some(0)), "after a restart: {restart}");
+        let reasons = group(&gateway).await.reasons;
+        let said = reasons.iter().find(|reason| reason.code == "verification_failed");
+        assert!(said.is_some_and(|said| said.message.contains("was read in full and is damaged")), "{reasons:?}");
+    }
+
+    // What the newer one has of it is sound, so the older one is.
+    std::fs::write(&segment, &good).expect("written");
+    assert!(verified(&gateway.client(), "latest", "host1/default").await.recorded.is_some());
+    let points = gateway.points(None).await;
+    assert!(points.iter().all(|point| point.verified.len() == 1), "{points:?}");
+    assert!(group(&gateway).await.reasons.iter().all(|reason| reason.code != "verification_failed"));
+    gateway.stop();
+
+    // What cannot be read is not taken for nothing.
+    std::fs::write(gateway.path("state/found/host1/default.json"), "{\"version\": 9}").expect("written");
+    gateway.start().await;
+    wait_until("it to be said", async || {
+        let status = gateway.status().await;
+        let groups = status.sources.iter().flat_map(|source| &source.groups);
+        groups.flat_map(|group| &group.reasons).any(|reason| reason.message.contains("what readings found before is not known"))
+    })
+    .await;
+    gateway.stop();
+    gateway.check_store();
+}
+
+/// What its source could not read is not what the volume held: nobody says of such a point that it was verified.
+#[tokio::test]
+async fn a_degraded_point_is_read_and_not_put_on_record() {
+    let mut gateway = Gateway::new("[verify]\nevery = \"1h\"\nafter_start = \"0s\"\n");
+    gateway.start().await;
+    let host = gateway.pair("host1").await;
+    let mut source = host.connect("default").await;
+    let volume = source.claim("data").await;
+    let mut content = granules(0, 40);
+    content[7].1.clear();
+    source.publish(&volume, 1, &content, LayerKind::Point).await;
+    wait_until("it to be read", async || gateway.log().contains("it is degraded")).await;
+    wait_until("its pin to be gone", async || gateway.points(None).await.iter().all(|point| !point.pinned)).await;
+    let done = verified(&gateway.client(), "latest", "host1/default").await;
+    assert!(done.recorded.is_none() && done.not_recorded.is_some_and(|why| why.contains("is degraded")));
+    let points = gateway.points(None).await;
+    assert!(points[0].degraded && points[0].verified.is_empty(), "{points:?}");
+    assert_eq!(group(&gateway).await.last_verified, None);
+    gateway.stop();
+}

@@ -567,10 +567,10 @@ impl Target {
     }
 
     /// The newest point, if all its members were compared with their sources as they are in it, or before. What came in between
-    /// came from there.
+    /// came from there. One that its source could not read all of is not equal to anything.
     fn compared_point(&mut self, state: &State) -> Option<Slot> {
         self.compared.retain(|id, (term, _)| state.volume(*id).is_some_and(|volume| volume.term() == *term));
-        let (&slot, point) = state.points().last_key_value().filter(|_| !self.compared.is_empty())?;
+        let (&slot, point) = state.points().last_key_value().filter(|(_, point)| !self.compared.is_empty() && !point.degraded)?;
         let is_compared = |id: VolumeId| {
             let (_, at) = self.compared.get(&id)?;
             state.layers_above(id, Some(slot)).all(|layer| layer.slot > *at).then_some(())
