@@ -15,6 +15,7 @@ use std::fs::File;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -22,6 +23,10 @@ use tempfile::TempDir;
 
 /// The exit code of `farside` when what was named is not there.
 const NOTHING_THERE: i32 = 5;
+/// The same when nobody answers.
+const UNREACHABLE: i32 = 3;
+/// Below those that a kernel chooses for whoever names none.
+const PORTS: std::ops::Range<u16> = 12_000..20_000;
 
 /// How long a condition may take before a test gives up. Long, since the machine may be slow; passing tests never see it.
 pub const PATIENCE: Duration = Duration::from_secs(180);
@@ -96,6 +101,23 @@ pub fn wait_until<T, S: Display>(what: &str, mut condition: impl FnMut() -> Resu
         // Who asks takes little of the time of who answers, which may be all that an emulated machine has.
         std::thread::park_timeout((4 * asked.elapsed()).clamp(POLL.0, POLL.1));
     }
+}
+
+/// What `farside status --json` says. It gives a service up that is silent for some seconds, as one may be on a busy machine: it is asked
+/// again.
+///
+/// # Panics
+/// When it does not answer within [`PATIENCE`], or what it says is not to be understood.
+pub fn status_by(farside: &mut Command) -> Value {
+    let output = wait_until("an answer", || {
+        let output = farside.args(["status", "--json"]).stdin(Stdio::null()).output().expect("it starts");
+        match output.status.code() {
+            Some(UNREACHABLE) => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+            _ => Ok(output),
+        }
+    });
+    assert!(output.status.success(), "{output:?}");
+    serde_json::from_slice(&output.stdout).expect("JSON")
 }
 
 /// Whether a status says that everything is published; otherwise what it says.
@@ -282,12 +304,22 @@ pub struct Site {
     namespaces: Option<[String; 2]>,
 }
 
+/// A UDP port that nobody has, nor is given while a service that has it is started anew.
+fn free_port() -> u16 {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let count = u32::from(PORTS.end - PORTS.start);
+    let begin = std::process::id().wrapping_mul(64);
+    let ports = (0..count).map(|_| begin.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % count);
+    let is_free = |port: &u16| std::net::UdpSocket::bind((std::net::Ipv4Addr::LOCALHOST, *port)).is_ok();
+    ports.map(|offset| PORTS.start + offset as u16).find(is_free).expect("one of 8,000 ports is free")
+}
+
 impl Site {
     /// Writes the configuration; starts nothing.
     pub fn new(volumes: &[VolumeSpec], epoch: &str, keep: u32) -> Self {
         let dir = tempfile::Builder::new().prefix("farside-test-").tempdir().expect("a temporary directory");
         let at = dir.path();
-        let port = std::net::UdpSocket::bind("127.0.0.1:0").and_then(|s| s.local_addr()).expect("a free port").port();
+        let port = free_port();
         std::fs::create_dir_all(at.join("gateway")).expect("mkdir");
         std::fs::create_dir_all(at.join("host")).expect("mkdir");
         let receiver = format!(
@@ -469,8 +501,7 @@ impl Site {
 
     /// `farside status --json`.
     pub fn status(&self) -> Value {
-        let output = run(self.farside().args(["status", "--json"]));
-        serde_json::from_slice(&output.stdout).expect("JSON")
+        status_by(&mut self.farside())
     }
 
     /// The status of one volume.
@@ -527,14 +558,15 @@ impl Site {
     pub fn segments(&self, volume: &str) -> Vec<PathBuf> {
         let group = &self.volumes.iter().find(|v| v.name == volume).expect("a volume of the site").group;
         let terms = self.store().join(format!("groups/host1/{group}/segments/{volume}"));
+        // What goes meanwhile is not there.
         let entries =
-            |dir: &Path| std::fs::read_dir(dir).expect("a folder").map(|e| e.expect("an entry").path()).collect::<Vec<_>>();
+            |dir: &Path| std::fs::read_dir(dir).into_iter().flatten().filter_map(|e| Some(e.ok()?.path())).collect::<Vec<_>>();
         entries(&terms).iter().flat_map(|term| entries(term)).collect()
     }
 
     /// The segment of a volume that holds most.
     pub fn largest_segment(&self, volume: &str) -> PathBuf {
-        let bytes = |path: &PathBuf| path.metadata().expect("a file").len();
+        let bytes = |path: &PathBuf| path.metadata().map_or(0, |file| file.len());
         self.segments(volume).into_iter().max_by_key(bytes).expect("there are segments")
     }
 

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use farside_s3_servers::{Bucket, Ending, Fault, Faults, Kind, RadosGw};
 use farside_tests::verify::{Rng, Verifier};
-use farside_tests::{Process, Site, VolumeSpec, run, wait_for};
+use farside_tests::{Process, Site, VolumeSpec, run, status_by, wait_for};
 use serde_json::Value;
 
 const BYTES: u64 = 48 << 20;
@@ -63,6 +63,8 @@ fn a_bucket_is_enough_when_host_and_gateway_are_lost() {
     let image = site.check_newest("data", &mut client);
     site.check_store();
 
+    wait_for("what retention gave up to go", || (site.points("data").len() <= 5).then_some(()));
+
     // Host and gateway burn. A machine that has the address and the keys restores.
     site.daemon.take().expect("it runs").kill();
     site.receiver.take().expect("it runs").kill();
@@ -81,8 +83,7 @@ fn a_bucket_is_enough_when_host_and_gateway_are_lost() {
 /// The group as the gateway shows it.
 fn at_the_gateway(site: &Site) -> Value {
     let mut command = farside_tests::program("farside");
-    let output = run(command.arg("--socket").arg(site.path("gateway/api.sock")).args(["status", "--json"]));
-    let status: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let status = status_by(command.arg("--socket").arg(site.path("gateway/api.sock")));
     status["sources"][0]["groups"][0].clone()
 }
 
@@ -131,7 +132,8 @@ fn points_wait_on_the_gateways_disk_and_are_published_together() {
     site.start_receiver();
     stage_something(&site, &mut client, &mut rng);
     site.receiver.take().expect("it runs").kill();
-    publish_every(&site, "1s");
+    // Long enough that a slow machine has several points ready by then.
+    publish_every(&site, "5s");
     site.start_receiver();
     site.check_newest("data", &mut client);
 

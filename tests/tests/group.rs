@@ -10,7 +10,7 @@ const BYTES: u64 = 16 << 20;
 #[test]
 fn every_point_satisfies_the_dependency() {
     let spec = |name: &str| VolumeSpec { name: name.into(), bytes: BYTES, group: "db".into() };
-    let mut site = Site::new(&[spec("log"), spec("data")], "100ms", 40);
+    let mut site = Site::new(&[spec("log"), spec("data")], "100ms", 1000);
     site.start_all();
     let writer = load::dependent_writes(site.tap("log"), site.tap("data"));
     // Points whose two members are both in, thirty of them, under load.
@@ -37,7 +37,7 @@ fn every_point_satisfies_the_dependency() {
 #[test]
 fn an_idle_member_is_in_every_point() {
     let spec = |name: &str| VolumeSpec { name: name.into(), bytes: BYTES, group: "db".into() };
-    let mut site = Site::new(&[spec("log"), spec("data"), spec("idle")], "100ms", 40);
+    let mut site = Site::new(&[spec("log"), spec("data"), spec("idle")], "100ms", 1000);
     site.start_all();
     connect(&site.tap("idle")).write(8192, &[7; 4096], 0).expect("a write");
     site.wait_quiet();

@@ -222,7 +222,7 @@ fn the_documents_are_enough_to_restore_every_point() {
 fn put_together(store: &Path) {
     let all = records(store);
     let folder = store.join(GROUP).join("ledger/0");
-    assert!(all.len() > 7 && all.len() < 64, "{} records, in one run", all.len());
+    assert!(all.len() > 7 && all.len() < 4096, "{} records, in one run", all.len());
     for some in all.chunks(7) {
         some.iter().for_each(|record| fs::remove_file(folder.join(record.slot.to_string())).expect("it was there"));
         let encoded: Vec<_> = some.iter().map(|record| record.encode().expect("it was read")).collect();

@@ -10,7 +10,7 @@ use serde_json::Value;
 const BYTES: u64 = 16 << 20;
 const THIRD_BYTES: u64 = 96 << 20;
 /// Points of the two, during the sync of the third.
-const POINTS: usize = 10;
+const POINTS: usize = 5;
 
 fn members(point: &Value) -> usize {
     point["members"].as_array().expect("members").len()

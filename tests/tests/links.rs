@@ -119,9 +119,9 @@ fn two_hundred_flaps(rate_mbit: u32, queue_bytes: u32) {
                 (network.sent_by_host().packets > unheard.packets + 1).then_some(())
             });
         }
-        let lost = network.sent_by_host().bytes - before.bytes;
-        in_flight += lost;
         network.mend(how);
+        // And all that was sent before the link was there again.
+        in_flight += network.sent_by_host().bytes - before.bytes;
     }
     let mut client = writer.end();
     assert_eq!(client.broken, 0, "the host noticed a flap");

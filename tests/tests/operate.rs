@@ -70,7 +70,7 @@ fn systemd_hears_of_readiness_the_watchdog_and_the_end() {
     let path = site.path("notify.sock");
     let systemd = UnixDatagram::bind(&path).expect("a socket");
     systemd.set_nonblocking(true).expect("a socket");
-    site.environment = vec![("NOTIFY_SOCKET", path.display().to_string()), ("WATCHDOG_USEC", "200000".into())];
+    site.environment = vec![("NOTIFY_SOCKET", path.display().to_string()), ("WATCHDOG_USEC", "2000000".into())];
     let hears = |wanted: &str| {
         wait_for(wanted, || {
             let mut buffer = [0; 1024];
@@ -343,7 +343,7 @@ fn a_start_that_waits_for_a_device_says_so_and_can_be_stopped() {
     let path = site.path("notify.sock");
     let systemd = UnixDatagram::bind(&path).expect("a socket");
     systemd.set_nonblocking(true).expect("a socket");
-    site.environment = vec![("NOTIFY_SOCKET", path.display().to_string()), ("WATCHDOG_USEC", "200000".into())];
+    site.environment = vec![("NOTIFY_SOCKET", path.display().to_string()), ("WATCHDOG_USEC", "2000000".into())];
     let hears = || {
         let mut buffer = [0; 1024];
         systemd.recv(&mut buffer).ok().map(|length| String::from_utf8_lossy(&buffer[..length]).into_owned())

@@ -82,10 +82,12 @@ fn load(site: &Site, server: &Server) -> Vec<Journal> {
         .collect();
     let published = || site.status()["groups"][0]["points_published"].as_u64().expect("a number");
     let first = published();
-    wait_for("points under load", || {
-        assert!(!clients.iter().any(std::thread::JoinHandle::is_finished), "a client failed");
-        (published() >= first + POINTS as u64).then_some(())
-    });
+    for points in 1..=POINTS as u64 {
+        wait_for("points under load", || {
+            assert!(!clients.iter().any(std::thread::JoinHandle::is_finished), "a client failed");
+            (published() >= first + points).then_some(())
+        });
+    }
     stop.store(true, Ordering::Relaxed);
     clients.into_iter().map(|client| client.join().expect("its transactions were committed")).collect()
 }

@@ -165,9 +165,11 @@ fn a_loss_of_tracking_that_only_the_receiver_could_keep_is_heeded_after_a_reboot
     client.steps(&mut rng, 10);
     client.flush();
     drop(client);
-    let status = site.volume_status("data");
+    let status = wait_for("the receiver to have it", || {
+        let status = site.volume_status("data");
+        status.to_string().contains("at the receiver, which has it").then_some(status)
+    });
     assert_eq!(status["state"]["state"], "tracking_lost", "{status}");
-    assert!(status.to_string().contains("at the receiver, which has it"), "{status}");
     let mark = site.path("host/state/volumes/default/data/tracking-lost");
     assert!(status.to_string().contains(&format!("cannot mark {}", mark.display())), "it does not say where: {status}");
 
@@ -254,8 +256,11 @@ fn a_state_directory_that_stands_still_holds_up_what_must_wait_for_it_and_nothin
     client.write(0, &[1; 4096], 0).expect("answered");
     site.wait_quiet();
     wait_for("everything to cool", || (site.volume_status("data")["hot_bytes"] == 0).then_some(()));
+    client.set_timeout(Some(farside_tests::PATIENCE)).expect("a socket");
     client.write(0, &[2; 4096], 0).expect("answered");
     site.wait_quiet();
+    // However long that took: its region is hot.
+    client.write(0, &[2; 4096], 0).expect("answered");
     state.freeze(true);
     let newest = || site.status()["groups"][0]["last_point"]["id"].clone();
     let before = newest();

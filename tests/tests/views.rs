@@ -67,7 +67,7 @@ fn folder_of(socket: &Path) -> PathBuf {
 
 #[test]
 fn points_are_open_at_once_and_what_is_written_over_one_is_kept() {
-    let mut site = Site::with_volume(BYTES, "100ms", 50);
+    let mut site = Site::with_volume(BYTES, "100ms", 1000);
     let (mut client, mut rng) = (Verifier::new(&site.tap("data"), BYTES), Rng(11));
     let points = [300, 60, 60].map(|requests| {
         point_with(&site, || {

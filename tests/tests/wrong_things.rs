@@ -103,11 +103,13 @@ fn an_unknown_source_is_refused_by_name_on_both_sides() {
     // The receiver forgets whom it knew.
     site.receiver.take().expect("it runs").stop();
     std::fs::remove_file(site.path("gateway/state/pairings.json")).expect("the book");
+    let path = site.path("receiver.log");
+    let log = || std::fs::read_to_string(&path).expect("a log");
+    let before = log().len();
     site.start_receiver();
     let why = refusal(&site, "does not know the source");
     assert!(why.contains("refused"), "{why}");
-    let log = std::fs::read_to_string(site.path("receiver.log")).expect("a log");
-    assert!(log.contains("host1"), "the receiver's log names who was refused");
+    wait_for("the receiver's log to name who was refused", || log()[before..].contains("host1").then_some(()));
     // Another receiver at the same address.
     site.receiver.take().expect("it runs").stop();
     std::fs::rename(site.path("gateway/state"), site.path("gateway/state.old")).expect("moved");
@@ -183,12 +185,11 @@ fn a_store_of_another_source_is_not_taken_for_ours() {
     site.receiver.take().expect("it runs").stop();
     let segments = site.segments("data");
     let (a, b) = (&segments[0], &segments[segments.len() - 1]);
-    if a != b {
-        let content = std::fs::read(a).expect("read");
-        std::fs::write(b, content).expect("written");
-        let check = program("farside").args(["store", "check"]).arg(site.store()).output().expect("it starts");
-        assert!(!check.status.success(), "a segment that belongs elsewhere is noticed");
-    }
+    assert_ne!(a, b, "there is one segment only");
+    let content = std::fs::read(a).expect("read");
+    std::fs::write(b, content).expect("written");
+    let check = program("farside").args(["store", "check"]).arg(site.store()).output().expect("it starts");
+    assert!(!check.status.success(), "a segment that belongs elsewhere is noticed");
 }
 
 #[test]
@@ -241,7 +242,11 @@ fn a_second_daemon_or_receiver_is_refused_at_once() {
     let moved =
         toml.replace("/host/state", "/host2/state").replace("/host/api.sock", "/host2/api.sock").replace("data.nbd", "data2.nbd");
     std::fs::write(dir.join("farsided.toml"), moved).expect("written");
-    let mut child = program("farsided").arg("--config").arg(dir.join("farsided.toml")).spawn().expect("it starts");
+    let log = dir.join("log");
+    let mut other = program("farsided");
+    other.arg("--config").arg(dir.join("farsided.toml")).stderr(std::fs::File::create(&log).expect("a file"));
+    let mut child = other.spawn().expect("it starts");
+    wait_for("the volume to be refused", || std::fs::read_to_string(&log).expect("a log").contains("in use").then_some(()));
     let mut client = connect(&site.tap("data"));
     client.write(0, &[1; 4096], 0).expect("the first daemon serves on");
     child.kill().expect("our own child");

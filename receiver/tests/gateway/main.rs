@@ -288,8 +288,12 @@ async fn strangers_and_old_tokens_are_told_so() {
     host.connect("default").await;
     let unpaired = Source::stranger(&gateway).with_pin(&host).dial().await.expect_err("not paired");
     assert!(unpaired.to_string().contains("does not know the source"), "{unpaired}");
-    let reasons = gateway.status().await.reasons;
-    assert!(reasons.iter().any(|r| r.code == "refused_peer" && r.message.contains("stranger")), "{reasons:?}");
+    // It is told who was refused, and notes it by and by.
+    site::wait_until("the refusal to be noted", async || {
+        let reasons = gateway.status().await.reasons;
+        reasons.iter().any(|r| r.code == "refused_peer" && r.message.contains("stranger"))
+    })
+    .await;
 
     let replaced = Source::stranger(&gateway).pair(&gateway.token(&["--replace"]), "host1").await.expect("replaced");
     replaced.connect("default").await;
