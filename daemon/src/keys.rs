@@ -22,6 +22,8 @@ use crate::state_dir::volumes_path;
 
 /// A key that could not be had is asked for again after so long.
 const AGAIN: Duration = Duration::from_secs(10);
+/// How often the log is told that it is missing still.
+const SAID_AGAIN: Duration = Duration::from_secs(6 * 3600);
 /// Who needs it at once waits no longer than this.
 const PATIENCE: Duration = Duration::from_secs(75);
 
@@ -40,6 +42,21 @@ pub struct Encryption {
 pub(crate) struct KeyMissing {
     group: Name,
     why: String,
+}
+
+/// What the log was told of a key that is missing. Status says it as long as it is so.
+#[derive(Debug, Default)]
+struct Said(Option<(String, Instant)>);
+
+impl Said {
+    /// Whether to say it: for the first time, when it is something else by now, and now and then.
+    fn is_news(&mut self, why: &str, now: Instant) -> bool {
+        let is_known = matches!(&self.0, Some((said, at)) if said == why && now.saturating_duration_since(*at) < SAID_AGAIN);
+        if !is_known {
+            self.0 = Some((why.to_owned(), now));
+        }
+        !is_known
+    }
 }
 
 /// What a group has of its key.
@@ -156,6 +173,7 @@ impl GroupKeys {
     }
 
     fn ask(weak: &Weak<Self>) {
+        let mut said = Said::default();
         while let Some(keys) = weak.upgrade() {
             let held = match keys.obtain() {
                 Ok(key) => {
@@ -163,8 +181,11 @@ impl GroupKeys {
                     Held::Here(key)
                 }
                 Err(why) => {
-                    error!(group = %keys.group, "the key of the group cannot be had, and nothing is sent: {why:#}");
-                    Held::Missing(format!("{why:#}"))
+                    let why = format!("{why:#}");
+                    if said.is_news(&why, Instant::now()) {
+                        error!(group = %keys.group, "the key of the group cannot be had, and nothing is sent: {why}");
+                    }
+                    Held::Missing(why)
                 }
             };
             let is_here = matches!(held, Held::Here(_));
@@ -389,6 +410,15 @@ mod tests {
         let geometry = farside_region::Geometry::new(1 << 20).expect("valid");
         let generation = farside_region::Generation(1);
         VolumeMeta { id: VolumeId([3; 16]), name: name("data"), geometry, digest_key, generation }
+    }
+
+    #[test]
+    fn a_missing_key_is_said_once_and_then_rarely() {
+        let (mut said, begin) = (Said::default(), Instant::now());
+        let day = (0..86_400).step_by(20).map(|s| begin + Duration::from_secs(s));
+        assert_eq!(day.filter(|now| said.is_news("no such file", *now)).count(), 4);
+        let later = begin + Duration::from_secs(86_381);
+        assert!(said.is_news("it does not open the key", later) && !said.is_news("it does not open the key", later));
     }
 
     /// What was drawn is found again, by whoever unwraps it, and nobody draws another in its place.
