@@ -894,9 +894,11 @@ impl GroupStore {
         Some((PartName { layer, number }, Dead { volume, created_ms: Some(listed.created_ms), merged_bytes }))
     }
 
-    /// The terms of these folders; those that the ledger does not know only if there is a segment in them.
+    /// The terms of claims of these folders; those that the ledger does not know only if there is a segment in them.
     fn believed(&self, folders: Vec<(Name, Term)>) -> Result<BTreeSet<Term>> {
-        let (known, news): (Vec<_>, Vec<_>) = folders.into_iter().partition(|(_, term)| term.0 < self.state().next_slot().0);
+        // Those of merges are no claims, and there may be many.
+        let claims = folders.into_iter().filter(|(_, term)| !term.is_merge());
+        let (known, news): (Vec<_>, Vec<_>) = claims.partition(|(_, term)| term.0 < self.state().next_slot().0);
         let mut terms: BTreeSet<Term> = known.into_iter().map(|(_, term)| term).collect();
         for (volume, term) in news {
             let folder = self.names().segments_of_term(&volume, term);

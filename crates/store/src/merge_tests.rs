@@ -6,6 +6,7 @@ use farside_region::{RegionIndex, Term};
 
 use super::*;
 use crate::backend::Backend;
+use crate::backend::counting::{Counting, Request, Sort};
 use crate::backend::memory::Memory;
 use crate::testkit::{Fill, PASSED_MS, TempStore, TestVolume, name};
 use crate::{GroupNames, GroupReader, GroupStore, PointReader, Store, StoreReader, check};
@@ -375,6 +376,22 @@ fn terms_of_merges_are_no_lost_claims() {
     assert_eq!(group.torn(), None);
     assert_eq!(group.unnamed_merges(), 0, "all of them are named");
     assert!(group.image().parts().of_layer(volume.key(1)).count() <= 1);
+}
+
+/// To open a group asks no more of a bucket for every merge there was.
+#[test]
+fn folders_of_merges_are_not_looked_into() {
+    let bucket = Arc::new(Memory::default());
+    let (dir, mut group, ..) = bucket_of(&bucket);
+    assert!(group.merge(&KEEP_1).expect("merge") > 0);
+    assert!(!bucket.names("/segments/v/9223372").is_empty(), "their terms begin at 2^63");
+    drop(group);
+    let counting = Counting::bucket(Arc::clone(&bucket) as Arc<dyn Backend>);
+    let store = Store::open_bucket(Arc::clone(&counting) as Arc<dyn Backend>, &dir.path().join("staging")).expect("open");
+    let (group, counts) = counting.during(|| store.group(&name("host"), &name("default")));
+    assert_eq!(group.expect("group").torn(), None);
+    let lists = counts.requests.iter().filter(|((request, sort), _)| *request == Request::List && *sort == Sort::Segment);
+    assert_eq!(lists.map(|(_, count)| count).sum::<u32>(), 2, "which volumes there are, and which terms of the one");
 }
 
 /// Who replayed before a merge and puts his lease after it must look: what he would go by may be deleted already.
