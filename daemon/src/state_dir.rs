@@ -7,12 +7,17 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read as _, Seek as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use farside_region::Name;
 use thiserror::Error;
 use tracing::warn;
 
 use crate::config::{ConfigError, sync_dir};
+
+/// How long the lock may outlive who took it: a program that a daemon was about to start as it was killed has it until it runs.
+const LEFT_OVER_MAX: Duration = Duration::from_secs(5);
+const POLL: Duration = Duration::from_millis(20);
 
 /// A locked state directory.
 #[derive(Debug)]
@@ -62,6 +67,10 @@ impl StateDir {
     /// # Errors
     /// At once when a live daemon holds it.
     pub fn open(path: &Path) -> Result<Self, StateDirError> {
+        Self::open_within(path, LEFT_OVER_MAX)
+    }
+
+    fn open_within(path: &Path, left_over_max: Duration) -> Result<Self, StateDirError> {
         let io = |source| StateDirError::Io { path: path.to_owned(), source };
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io)?;
         let mut lock = OpenOptions::new()
@@ -72,18 +81,24 @@ impl StateDir {
             .mode(0o600)
             .open(path.join("lock"))
             .map_err(io)?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                let mut holder = String::new();
-                lock.read_to_string(&mut holder).map_err(io)?;
-                let (path, holder) = (path.to_owned(), holder.trim().to_owned());
-                return Err(match holder.strip_prefix("pid ").is_some_and(is_dying) {
-                    true => StateDirError::Dying { path, holder },
-                    false => StateDirError::InUse { path, holder },
-                });
+        let until = Instant::now() + left_over_max;
+        loop {
+            match lock.try_lock() {
+                Ok(()) => break,
+                Err(TryLockError::WouldBlock) => {}
+                Err(TryLockError::Error(e)) => return Err(io(e)),
             }
-            Err(TryLockError::Error(e)) => return Err(io(e)),
+            let mut holder = String::new();
+            lock.rewind().and_then(|()| lock.read_to_string(&mut holder)).map_err(io)?;
+            let (path, holder) = (path.to_owned(), holder.trim().to_owned());
+            let pid = holder.strip_prefix("pid ");
+            if pid.is_some_and(is_dying) {
+                return Err(StateDirError::Dying { path, holder });
+            }
+            if !pid.is_some_and(is_gone) || Instant::now() >= until {
+                return Err(StateDirError::InUse { path, holder });
+            }
+            std::thread::sleep(POLL);
         }
         // For people only, so a full disk is no reason not to serve; in one block that is there since the first start.
         let holder = format!("pid {:<10}", std::process::id());
@@ -139,6 +154,10 @@ fn is_dying(pid: &str) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     // The state is the first field behind the name, which may hold anything.
     stat.rsplit_once(") ").is_some_and(|(_, fields)| fields.starts_with('Z'))
+}
+
+fn is_gone(pid: &str) -> bool {
+    pid.parse::<u32>().is_ok_and(|pid| matches!(Path::new(&format!("/proc/{pid}")).try_exists(), Ok(false)))
 }
 
 /// A mark that a volume carries across restarts: a file, durable before it counts. What is in it says why, and decides nothing.
@@ -222,6 +241,26 @@ mod tests {
         assert!(error.contains(&format!("pid {}", std::process::id())), "{error}");
         drop(first);
         StateDir::open(dir.path()).expect("free again");
+    }
+
+    #[test]
+    fn a_lock_that_outlives_its_holder_is_waited_for() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let left_over = StateDir::open(dir.path()).expect("free");
+        std::fs::write(dir.path().join("lock"), "pid 0").expect("nobody has that number");
+        let error = StateDir::open_within(dir.path(), Duration::ZERO).expect_err("taken").to_string();
+        assert!(error.contains("pid 0"), "{error}");
+        let (tried, waits) = std::sync::mpsc::channel();
+        let path = dir.path().to_owned();
+        let next = std::thread::spawn(move || {
+            tried.send(()).expect("somebody waits");
+            StateDir::open_within(&path, Duration::from_secs(3600)).map(drop)
+        });
+        waits.recv().expect("it began");
+        (0..1000).for_each(|_| std::thread::yield_now());
+        assert!(!next.is_finished(), "it did not wait");
+        drop(left_over);
+        next.join().expect("it ended").expect("free by now");
     }
 
     #[test]

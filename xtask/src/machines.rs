@@ -112,8 +112,11 @@ impl Queue {
             self.is_alone_running = true;
             return Some((test, Priority::Normal));
         }
-        let priority = if self.is_alone_running { Priority::Idle } else { Priority::Normal };
-        Some((self.others.pop_front()?, priority))
+        match self.is_alone_running {
+            // Who has little time does not begin with what is long, and knows deadlines of systemd's and of ours.
+            true => Some((self.others.pop_back()?, Priority::Idle)),
+            false => Some((self.others.pop_front()?, Priority::Normal)),
+        }
     }
 
     fn ended(&mut self, test: &Test) {
@@ -231,13 +234,13 @@ mod tests {
         let (alone, others) = ([test(ALONE[0]), test(ALONE[1])], [test("f::a"), test("f::b"), test("f::c")]);
         let mut queue = Queue { alone: alone.clone().into(), others: others.clone().into(), ..Queue::default() };
         assert_eq!(queue.take(), Some((alone[0].clone(), Priority::Normal)));
-        assert_eq!(queue.take(), Some((others[0].clone(), Priority::Idle)));
-        queue.ended(&others[0]);
+        assert_eq!(queue.take(), Some((others[2].clone(), Priority::Idle)), "what is long waits");
+        queue.ended(&others[2]);
         assert_eq!(queue.take(), Some((others[1].clone(), Priority::Idle)), "the other one runs yet");
         queue.ended(&alone[0]);
         assert_eq!(queue.take(), Some((alone[1].clone(), Priority::Normal)));
         queue.ended(&alone[1]);
-        assert_eq!(queue.take(), Some((others[2].clone(), Priority::Normal)));
+        assert_eq!(queue.take(), Some((others[0].clone(), Priority::Normal)));
         assert_eq!(queue.take(), None);
     }
 

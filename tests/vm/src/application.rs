@@ -22,7 +22,7 @@ const CLIENT: &str = "-X -q -A -t -v ON_ERROR_STOP=1 -h /run/pg -d postgres";
 const FIO_FILES: u64 = 16;
 const FIO_READ: u64 = 3;
 /// How many there are at most before the power goes.
-const FIO_RUNS: u64 = 60;
+const FIO_RUNS: u64 = 240;
 const FIO: &str = "--rw=randwrite --bs=4k --size=64k --ioengine=libaio --iodepth=4 --thread --verify=pattern --verify_fatal=1 --verify_state_save=0";
 
 /// One run of fio. It has a pattern of its own: an older one's is not taken for it.

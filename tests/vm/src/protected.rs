@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use farside_tests::verify::Rng;
-use farside_tests::wait_for;
+use farside_tests::{wait_for, wait_until};
 use serde_json::Value;
 
 use crate::counted::Threads;
@@ -245,10 +245,14 @@ impl Host {
     /// When it does not.
     pub fn start_daemon(&mut self) {
         self.daemon_without_its_disks();
-        wait_for("the volumes to be served", || {
-            let reasons = self.status()?["reasons"].as_array().cloned().unwrap_or_default();
+        wait_until("the volumes to be served", || {
+            let Some(status) = self.status() else {
+                assert!(self.guest.lives(self.daemon), "the daemon ended");
+                return Err("no answer".to_owned());
+            };
+            let reasons = status["reasons"].as_array().cloned().unwrap_or_default();
             let late = reasons.iter().any(|r| r["code"] == "starting" || r["code"] == "not_served");
-            (!late).then_some(())
+            if late { Err(format!("{reasons:?}")) } else { Ok(()) }
         });
     }
 
@@ -386,7 +390,7 @@ impl Host {
     /// When the application notices.
     pub fn kill_under_load(&mut self, kills: u64) {
         for kill in 0..kills {
-            self.wait_for_load(20);
+            self.wait_for_load(8);
             self.kill_daemon();
             if kill % 3 == 2 {
                 self.guest.start_command("fstrim /mnt && sync", "/run/trim.log"); // waits in the kernel meanwhile
@@ -403,7 +407,7 @@ impl Host {
     /// # Panics
     /// When he is not.
     pub fn scribble(&mut self) {
-        self.guest.run("dd if=/dev/zero of=/mnt/scribble bs=64k count=64 conv=fsync 2>/dev/null");
+        self.guest.run("test -e /mnt/scribble || dd if=/dev/zero of=/mnt/scribble bs=64k count=64 conv=fsync 2>/dev/null");
         let scribble = "while dd if=/dev/urandom of=/mnt/scribble bs=64k count=64 oflag=direct conv=notrunc; do :; done";
         self.guest.start_command(scribble, "/run/scribble.log");
         self.guest.wait_until("grep -q 'records out' /run/scribble.log");

@@ -110,7 +110,7 @@ const HIDDEN: &str = "/etc/udev/rules.d/63-z-farside-backings.rules";
 fn stays_hidden_while_its_tap_is_used(host: &mut Guest) {
     let file = "/etc/farside/farsided.d/volume-kept.toml";
     host.run(&format!("mv {file} /root && systemctl restart farsided && udevadm settle"));
-    let said = host.run("journalctl -b -u farsided --no-pager --grep 'stays hidden until the next start'");
+    let said = host.run("journalctl --sync && journalctl -b -u farsided --no-pager --grep 'stays hidden until the next start'");
     assert!(said.contains("virtio-kept"), "{said}");
     tap_is_seen(host, "kept", KEPT);
     host.run(&format!("mv /root/volume-kept.toml {file} && systemctl restart farsided"));
@@ -207,7 +207,7 @@ fn what_fstab_names_comes_up_behind_farside_at_every_boot() {
     let mut host = machine.boot();
     comes_up_protected(&mut host);
     assert_eq!(host.run("cat /srv/named/late"), "not synced\n");
-    let served = host.run("journalctl -b -u farsided --no-pager --grep '^served volume='");
+    let served = host.run("journalctl --sync && journalctl -b -u farsided --no-pager --grep '^served volume='");
     assert_eq!(served.matches("clean=true").count(), 5, "a planned reboot compares nothing: {served}");
     Load::check(&mut host, "/srv/data", &promised);
     Load::start(&mut host, "/srv/data").gets_on(&mut host, 16);
@@ -333,7 +333,7 @@ fn a_partition_comes_up_behind_the_kernels_nbd_client_on_the_stock_kernel() {
 
     let mut host = boots(&mut machine);
     protected(&mut host);
-    let served = host.run("journalctl -b -u farsided --no-pager --grep '^served volume='");
+    let served = host.run("journalctl --sync && journalctl -b -u farsided --no-pager --grep '^served volume='");
     assert!(served.contains("clean=true"), "a planned reboot compares nothing: {served}");
     assert_eq!(host.run("cat /srv/part/planned /srv/part/killed"), "planned\nkilled\n");
     host.run("echo synced >/srv/part/synced && sync -f /srv/part");

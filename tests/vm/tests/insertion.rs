@@ -207,8 +207,8 @@ fn a_crash_at_any_moment_leaves_a_device_that_works() {
     if host.guest.attempt(&format!("{CLI} volume show data")).code == 0 {
         remove(&mut host);
     }
-    assert_eq!(table(&mut host), bare);
     host.guest.wait_until("! dmsetup info data-farside-backing >/dev/null 2>&1 && ! cat /sys/block/nbd*/pid");
+    assert_eq!(table(&mut host), bare);
     host.stop_load();
     host.guest.run("umount /mnt && /bin/e2fsck -fn /dev/mapper/data");
     host.shut_down();
@@ -288,7 +288,7 @@ fn a_mounted_volume_of_lvm_is_protected_with_the_three_commands_of_the_readme() 
     ["block nbd", "dev nbd0, "].iter().for_each(|words| host.announce(words));
     host.booted();
     host.wait_until(&format!("{below} | grep nbd"));
-    host.run("journalctl -b -u farsided --no-pager --grep 'its device was used without a tap: everything will be compared'");
+    host.run("journalctl --sync && journalctl -b -u farsided --no-pager --grep 'its device was used without a tap: everything will be compared'");
     host.run("mount /dev/vg/home /srv/home");
     Load::check(&mut host, "/srv/home", &promised);
     let load = Load::start(&mut host, "/srv/home");

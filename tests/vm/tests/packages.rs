@@ -76,7 +76,8 @@ fn a_disk_is_protected_with_what_the_packages_bring() {
         assert_ne!(host.run("systemctl show --property MainPID farsided"), pid, "an upgrade runs the new program");
         load.gets_on(&mut host, 16);
         // The map was handed over: what is owed is known to the granule, and no hot region is compared for it.
-        let taken_over = host.run("journalctl --unit farsided --output cat --grep '^served volume=' | grep -c clean=true");
+        let taken_over = host
+            .run("journalctl --sync && journalctl --unit farsided --output cat --grep '^served volume=' | grep -c clean=true");
         assert_eq!(taken_over.trim(), upgrades.to_string(), "the daemon before the upgrade did not hand its map over");
     }
     // The gateway too, and the host hears nothing of it.
@@ -139,6 +140,7 @@ fn a_daemon_that_is_killed_is_back_by_itself_also_without_memory() {
     host.run(&format!("mkfs.ext4 -q {data} && mkdir /srv/data && farside volume add data --backing {data}"));
     host.run("mount /dev/farside/data /srv/data");
     let load = Load::start(&mut host, "/srv/data");
+    let mut dirties = None;
     for kill in 1..=KILLS {
         load.gets_on(&mut host, 8);
         let restarts = host.run("systemctl show --property NRestarts farsided");
@@ -149,7 +151,8 @@ fn a_daemon_that_is_killed_is_back_by_itself_also_without_memory() {
             host.run("prlimit --core=unlimited --pid $(systemctl show --property MainPID --value farsided)");
             host.run("systemctl kill --signal ABRT farsided");
         } else if kill % 4 == 0 {
-            host.start_command("dd if=/dev/zero of=/srv/data/dirty bs=1M count=16 conv=notrunc", "/run/dirty.log");
+            let dirty = "dd if=/dev/zero of=/srv/data/dirty bs=1M count=16 conv=notrunc 2>&1";
+            dirties = Some(host.start_command(dirty, "/run/dirty.log"));
             let hog = host.attempt(&format!("systemctl kill --signal KILL farsided; {HOG}"));
             assert_eq!(hog.code, 128 + 9, "it was killed: {hog:?}");
         } else {
@@ -161,7 +164,10 @@ fn a_daemon_that_is_killed_is_back_by_itself_also_without_memory() {
         host.wait_until("farside status --json");
     }
     let promised = load.stop(&mut host);
-    let ends = host.run("journalctl -b -u farsided --no-pager --grep 'Main process exited'");
+    host.wait_for_end(dirties.expect("there were some"));
+    let said = host.run("cat /run/dirty.log");
+    assert!(!said.contains("error"), "{said}");
+    let ends = host.run("journalctl --sync && journalctl -b -u farsided --no-pager --grep 'Main process exited'");
     assert!(ends.contains("code=killed, status=6/ABRT") && !ends.contains("code=dumped"), "{ends}");
     waits_for_no_memory(&mut host);
     host.run("umount /srv/data && mount /dev/farside/data /srv/data");
@@ -219,7 +225,7 @@ fn six_busy_taps_are_left_in_order(mut host: Guest, machine: &mut Machine) {
     host.power_off();
     let mut host = machine.boot();
     host.booted();
-    let served = host.run("journalctl -b -u farsided --no-pager --grep '^served volume='");
+    let served = host.run("journalctl --sync && journalctl -b -u farsided --no-pager --grep '^served volume='");
     assert_eq!(served.matches("clean=true").count(), 1 + TAPS as usize, "a planned end compares nothing: {served}");
     for tap in (1..=TAPS).step_by(2) {
         host.run(&format!("e2fsck -fn /dev/farside/tap{tap}"));

@@ -49,10 +49,12 @@ fn may_die_as_it_makes_a_device(kernel: Kernel) {
     let mut rng = Rng(3);
     let add = format!("{CLI} volume add data --backing $(cat /run/backing)");
     for round in 0..10 {
-        host.guest.start_command(&add, "/run/add.log");
+        let adds = host.guest.start_command(&add, "/run/add.log");
         let moment = round * 60_000 + rng.draw() % 60_000;
         host.guest.run(&format!("usleep {moment}"));
         host.kill_daemon();
+        // It does not come to the next one.
+        host.guest.wait_for_end(adds);
         host.start_daemon();
         host.guest.wait_until(&format!("{CLI} volume show data || {add}"));
         host.guest.run(&format!("dd if={DEVICE} of=/dev/null bs=64k count=16 iflag=direct 2>/dev/null"));
