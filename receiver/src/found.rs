@@ -66,9 +66,11 @@ impl Finding {
 }
 
 impl Found {
-    /// What was found is lost, for this reason.
+    /// What was found is lost, for this reason: it may have been any point.
     pub(crate) fn forgotten(why: String) -> Self {
-        Self { forgotten: Some(why), ..Self::default() }
+        let (message, what_to_do) = (String::new(), String::new());
+        let any = Finding { point: None, since: Slot(0), head: Slot(u64::MAX), is_said: false, message, what_to_do };
+        Self { findings: vec![any], forgotten: Some(why), ..Self::default() }
     }
 
     /// What a person should know.

@@ -50,6 +50,8 @@ pub(crate) struct Schedule {
     faults: Mutex<BTreeMap<GroupNames, Fault>>,
     /// What was found damaged.
     found: Mutex<BTreeMap<GroupNames, Arc<Found>>>,
+    /// Who writes it down, one at a time, failed last.
+    is_failing: Mutex<bool>,
 }
 
 #[derive(Clone, Debug)]
@@ -82,25 +84,39 @@ impl Schedule {
         self.all_found().insert(names.clone(), Arc::new(found));
     }
 
-    /// Changes it, here and in the state directory; as it is then.
-    pub(crate) fn change_found(&self, state_dir: &StateDir, names: &GroupNames, change: impl FnOnce(&mut Found)) -> Arc<Found> {
+    /// Changes it, as it is known here; the state directory follows, see [`Schedule::keep`]. As it is then.
+    pub(crate) fn change_found(&self, names: &GroupNames, change: impl FnOnce(&mut Found)) -> Arc<Found> {
         let mut all = self.all_found();
         let known = all.entry(names.clone()).or_default();
         let mut found = Found::clone(known);
         change(&mut found);
         // A file that cannot be read is not replaced before something took its place.
         let is_new = !found.is_kept_as(known) || (known.forgotten.is_some() && found.forgotten.is_none());
-        if found.forgotten.is_none() && (is_new || known.is_unsaved) {
-            let kept = state_dir.remember_found(&names.source, &names.group, &found);
-            if let Err(error) = &kept
-                && is_new
-            {
-                tracing::warn!(group = %names, %error, "what readings found could not be remembered yet");
-            }
-            found.is_unsaved = kept.is_err();
-        }
+        found.is_unsaved = found.forgotten.is_none() && (is_new || known.is_unsaved);
         *known = Arc::new(found);
         Arc::clone(known)
+    }
+
+    /// Has the state directory know what is known here. Not for a group's thread: whoever publishes does not wait for that disk.
+    pub(crate) fn keep(&self, state_dir: &StateDir) {
+        let mut is_failing = self.is_failing.lock().unwrap_or_else(PoisonError::into_inner);
+        let unsaved = |(names, found): (&GroupNames, &Arc<Found>)| found.is_unsaved.then(|| (names.clone(), Arc::clone(found)));
+        let unsaved: Vec<(GroupNames, Arc<Found>)> = self.all_found().iter().filter_map(unsaved).collect();
+        for (names, found) in unsaved {
+            match state_dir.remember_found(&names.source, &names.group, &found) {
+                Ok(()) => {
+                    *is_failing = false;
+                    if let Some(known) = self.all_found().get_mut(&names).filter(|known| known.is_kept_as(&found)) {
+                        Arc::make_mut(known).is_unsaved = false;
+                    }
+                }
+                Err(error) if !*is_failing => {
+                    tracing::warn!(group = %names, %error, "what readings found could not be remembered yet");
+                    *is_failing = true;
+                }
+                Err(_) => {}
+            }
+        }
     }
 
     /// A point was read and is damaged.
@@ -122,10 +138,12 @@ impl Schedule {
         );
         // All that was said up to now.
         receiver.runtime.block_on(group.clone().refresh());
-        let head = Slot(group.view().head().unwrap_or(0).max(point.slot));
+        // Of a group whose store is away it is not known; who knows the ledger puts it right (`Found::settle`).
+        let head = group.view().head().map_or(Slot(u64::MAX), |head| Slot(head.max(point.slot)));
         let (point, since) = (Slot(point.slot), since.unwrap_or(Slot(0)));
         let finding = Finding { point: Some(point), since, head, is_said: true, message, what_to_do };
-        self.change_found(&receiver.state_dir, group.names(), |found| found.damaged(finding));
+        self.change_found(group.names(), |found| found.damaged(finding));
+        self.keep(&receiver.state_dir);
     }
 
     fn all_found(&self) -> MutexGuard<'_, BTreeMap<GroupNames, Arc<Found>>> {
@@ -196,6 +214,7 @@ enum Ended {
 
 impl Runner {
     fn look(&mut self) {
+        self.receiver.schedule.keep(&self.receiver.state_dir);
         let groups = self.receiver.roster.all();
         for group in groups.iter().filter(|group| group.view().standing.is_some()) {
             let names = group.names();
@@ -314,10 +333,11 @@ impl Runner {
     fn read_through(&self, names: &GroupNames, change: impl FnOnce(&mut Found), is_unrecorded: bool) {
         let schedule = &self.receiver.schedule;
         schedule.lock().remove(names);
-        schedule.change_found(&self.receiver.state_dir, names, |found| {
+        schedule.change_found(names, |found| {
             found.unrecorded_wall_ms = is_unrecorded.then(|| Timestamp::now().as_millisecond());
             change(found);
         });
+        schedule.keep(&self.receiver.state_dir);
     }
 
     /// Says that a point is damaged which is being read. `read`: what the ledger says of those before.

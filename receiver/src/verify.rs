@@ -82,7 +82,8 @@ impl Verifications {
         let (thread_job, receiver, only) = (Arc::clone(&job), Arc::clone(receiver), only.map(str::to_owned));
         let started = std::thread::Builder::new().name("verify".to_owned()).spawn(move || {
             let ended = thread_job.run(&receiver, &group, only.as_deref());
-            if ended.is_ok() {
+            // What was found damaged is so, however it ended.
+            if ended.is_ok() || thread_job.found().volumes.iter().any(|volume| volume.damaged_regions > 0) {
                 thread_job.record(&receiver, &group);
             }
             thread_job.found().state = match ended {
@@ -162,7 +163,8 @@ impl Job {
             self.found().not_recorded = Some(words);
             return;
         }
-        receiver.schedule.change_found(&receiver.state_dir, group.names(), |found| found.sound(Slot(self.point.id.slot)));
+        receiver.schedule.change_found(group.names(), |found| found.sound(Slot(self.point.id.slot)));
+        receiver.schedule.keep(&receiver.state_dir);
         let change = PointChange::Verified { how: VerifiedHow::ReadBack };
         let changed = receiver.runtime.block_on(group.change(self.point.id, change));
         let mut found = self.found();

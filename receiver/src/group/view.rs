@@ -54,13 +54,11 @@ impl Group {
         let schedule = &self.receiver.schedule;
         match &self.place {
             // One that is torn may hide anything.
-            Place::Here(here) if here.store.torn().is_none() => {
-                schedule.change_found(&self.receiver.state_dir, &self.names, |found| {
-                    let state = here.store.state();
-                    found.lost(state, here.store.damaged_since());
-                    found.settle(state);
-                })
-            }
+            Place::Here(here) if here.store.torn().is_none() => schedule.change_found(&self.names, |found| {
+                let state = here.store.state();
+                found.lost(state, here.store.damaged_since());
+                found.settle(state);
+            }),
             Place::Here(_) | Place::Away { .. } => schedule.found(&self.names),
         }
     }

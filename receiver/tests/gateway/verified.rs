@@ -234,6 +234,11 @@ async fn damage_withdraws_what_was_verified_before_and_is_said_again_after_a_res
         groups.flat_map(|group| &group.reasons).any(|reason| reason.message.contains("what readings found before is not known"))
     })
     .await;
+    // It may have been anything.
+    assert!(gateway.points(None).await.iter().all(|point| point.verified.is_empty()));
+    assert_eq!(group(&gateway).await.last_verified, None);
+    assert!(verified(&gateway.client(), "latest", "host1/default").await.recorded.is_some());
+    assert_eq!(gateway.points(None).await.iter().map(|point| point.verified.len()).collect::<Vec<_>>(), [1, 0], "newest first");
     gateway.stop();
     gateway.check_store();
 }
