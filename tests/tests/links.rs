@@ -1,5 +1,7 @@
 //! Real links: a gigabit, a slow line, and one that comes and goes two hundred times under load. Nothing wedges, everything
-//! converges, and what was sent twice is at most 1 % of what was sent plus what was in flight when a link went.
+//! converges, and what was sent twice is at most 1 % of what was sent plus what was lost: in flight when a link went, or dropped
+//! by a queue that was full. How much a queue drops is congestion control's (about a window as it starts, more where a busy
+//! machine lets packets go in heaps), and has a bound of its own.
 
 use std::path::Path;
 
@@ -10,6 +12,8 @@ use farside_tests::{Site, VolumeSpec, load, wait_for};
 const MIB: u64 = 1 << 20;
 /// What the source says beside parts, for each layer: its begin and end, its publication's share of acknowledgements.
 const WORDS_PER_LAYER_BYTES: u64 = 4 << 10;
+/// A full frame of Ethernet.
+const FRAME_BYTES: u64 = 1514;
 
 fn site(network: &Network, bytes: u64) -> Site {
     let spec = VolumeSpec { name: "data".into(), bytes, group: "default".into() };
@@ -30,13 +34,15 @@ fn published_bytes(site: &Site) -> u64 {
     bytes_below(&site.store().join("groups/host1/default/segments"))
 }
 
-/// Holds what was sent against what was needed. `in_flight` is what was under way when a link went, or fitted a queue.
-fn judge_retransmission(site: &Site, network: &Network, in_flight: u64) {
+/// Holds what was sent against what was needed. `in_flight` is what was under way when a link went, or fitted a queue. Returns
+/// how many of a hundred packets did not fit the queue.
+fn judge_retransmission(site: &Site, network: &Network, in_flight: u64) -> u64 {
     let sent = network.sent_by_host();
     let layers = site.status()["groups"][0]["points_published"].as_u64().expect("a number");
     let needed = published_bytes(site) + layers * WORDS_PER_LAYER_BYTES;
     let twice = sent.payload_bytes().saturating_sub(needed);
-    let allowed = sent.payload_bytes() / 100 + in_flight;
+    let dropped = network.dropped_packets();
+    let allowed = sent.payload_bytes() / 100 + in_flight + dropped * FRAME_BYTES;
     println!(
         "sent {} KiB in {} packets, needed {} KiB in about {layers} layers, twice {} KiB, in flight {} KiB, dropped by the queue {} packets",
         sent.payload_bytes() >> 10,
@@ -44,9 +50,10 @@ fn judge_retransmission(site: &Site, network: &Network, in_flight: u64) {
         needed >> 10,
         twice >> 10,
         in_flight >> 10,
-        network.dropped_packets()
+        dropped
     );
-    assert!(twice <= allowed, "{twice} bytes were sent twice; 1 % and what was in flight make {allowed}");
+    assert!(twice <= allowed, "{twice} bytes were sent twice; 1 % and what was lost or in flight make {allowed}");
+    dropped * 100 / sent.packets
 }
 
 fn judge_content(site: &Site, client: &mut Verifier) {
@@ -78,8 +85,9 @@ fn a_link_of(rate_mbit: u32, queue_bytes: u32, noise: u64, requests: u64) {
         client.step(&mut rng, 4096);
     }
     judge_content(&site, &mut client);
-    // The window may once outgrow the queue before the sender learns how long the line is.
-    judge_retransmission(&site, &network, 2 * u64::from(queue_bytes));
+    // What waits in the queue may be taken for lost once, on a machine that is slow to hear of it.
+    let dropped_percent = judge_retransmission(&site, &network, u64::from(queue_bytes));
+    assert!(dropped_percent < 6, "{dropped_percent} % of the packets were sent into a full queue");
 }
 
 #[test]
@@ -90,7 +98,7 @@ fn a_gigabit_carries_everything_once() {
 /// Also R14: megabytes of change were shipped as gigabytes, or a tracker tracked its own files.
 #[test]
 fn a_slow_line_carries_everything_once() {
-    a_link_of(20, 128 << 10, 8 * MIB, 400);
+    a_link_of(20, 128 << 10, 16 * MIB, 400);
 }
 
 fn two_hundred_flaps(rate_mbit: u32, queue_bytes: u32) {
@@ -102,7 +110,7 @@ fn two_hundred_flaps(rate_mbit: u32, queue_bytes: u32) {
     let bytes = 32 * MIB;
     let site = site(&network, bytes);
     let writer = load::verifying(site.tap("data"), bytes, 23);
-    let mut in_flight = u64::from(queue_bytes) * 2;
+    let mut in_flight = u64::from(queue_bytes);
     for flap in 0..200 {
         let how = if flap % 10 == 9 { Cut::Cable } else { Cut::Silent };
         let arrived = network.arrived_bytes();
