@@ -1,6 +1,6 @@
 //! The daemon as a whole: starts what the configuration names, stops it in order, changes it while it runs.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -43,6 +43,8 @@ const WITHDRAW_WAIT: Duration = Duration::from_secs(5);
 /// How long a stop serves what is mounted while its host is being switched off. With what follows it is less than the unit's
 /// TimeoutStopSec=.
 const UNMOUNT_WAIT: Duration = Duration::from_secs(40);
+/// And how long for a device that does not answer, and may never.
+const SILENT_WAIT: Duration = Duration::from_secs(30);
 const UNMOUNT_POLL: Duration = Duration::from_millis(50);
 
 /// A control thread that was silent for so long is dead: systemd restarts us, and the intent map knows what changed.
@@ -255,14 +257,17 @@ impl Daemon {
         }
         info!("this host is being switched off: what is mounted is served until it is unmounted");
         let began = Instant::now();
-        let mut silent = BTreeSet::new();
+        let mut silent = volumes::Silent::default();
         loop {
             let stay = self.withdraw_unused(WITHDRAW_WAIT, &mut silent).await;
             let configured: Vec<Name> = locked(&self.config).volumes.keys().cloned().collect();
             // Not as long as for what is mounted: after this the groups wait for the same devices, and there is an end to a service's time.
             let patient = began.elapsed() < volumes::LEAVE_WAIT;
             let awaited = if patient { self.volumes.awaited(&configured, |name| node::path(name).exists()) } else { 0 };
-            match stay + awaited {
+            // † A device that is only slow, on a host that is: who is at it waits in the kernel for what we answer, and holds up who
+            // switches the host off if we do not.
+            let slow = if began.elapsed() < SILENT_WAIT { silent.still() } else { 0 };
+            match stay + awaited + slow {
                 0 => return,
                 stay if began.elapsed() > UNMOUNT_WAIT => {
                     error!(

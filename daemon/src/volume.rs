@@ -9,6 +9,7 @@
 //! Order of an opening, each step before the next: the backing's door; the intent map's; the map synced and read; the header
 //! `attached` durable; only then the tap (L2, L11, T2).
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -728,12 +729,21 @@ pub(crate) fn could_be_opened_again(config: &VolumeConfig, dir: &Path, around: &
 /// # Errors
 /// Who uses it, or why that cannot be known in time.
 fn end_device_of_another_disk(dir: &Path, meta: &VolumeMeta, around: &Surroundings) -> anyhow::Result<()> {
-    tap::end(dir, meta.id, &meta.name, &around.runtime_dir).with_context(|| {
-        format!(
+    tap::end(dir, meta.id, &meta.name, &around.runtime_dir).context(AnotherDisk)
+}
+
+/// Why a volume is not served whose device is used over another disk. A person decides which of them goes: it is not tried again.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct AnotherDisk;
+
+impl fmt::Display for AnotherDisk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
             "{ANOTHER_DISK}, and whoever uses its device would go on over it: give the volume the disk or file that it had, or stop \
-             what uses the device (everything is compared then)"
+             what uses the device; then farside reload (everything is compared then)"
         )
-    })
+    }
 }
 
 /// The map must never lie on what it describes: a write of it would wait for itself.

@@ -575,3 +575,56 @@ fn why_a_pairing_failed_is_said_once_with_its_own_way_out() {
     let silent = why_not_paired(&DialError::Unreachable { address: "192.0.2.1:7400".into() });
     assert!(silent.what_to_do.contains("good"), "{silent:?}");
 }
+
+/// Whoever had a volume's disk when the daemon started was gone a moment later, and the volume stayed unserved until a person came, with
+/// its host waiting in its device.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_could_not_be_opened_is_tried_again_until_it_is_served_or_not_wanted() {
+    let running = Running::new().await;
+    let daemon = running.daemon.clone();
+    let late: Name = "late".parse().expect("a name");
+    let path = running.at.join("farsided.toml");
+    let without = std::fs::read_to_string(&path).expect("read");
+    let with = |without: &str| {
+        let at = running.at.display();
+        format!("{without}[[volume]]\nname='late'\nbacking='{at}/late'\ntap='nbd:unix:{at}/late-tap'\n")
+    };
+    let meta = running.folder("late").join("meta.json");
+    let is_tried = || locked(&daemon.volumes.tried_again).contains(&late);
+    let until = async |what: &str, is_so: &dyn Fn() -> bool| {
+        let so = async {
+            while !is_so() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, so).await.unwrap_or_else(|_| panic!("{what} was waited for in vain"));
+    };
+    // It is tried until what is wrong is mended.
+    std::fs::write(&meta, "{").expect("written");
+    std::fs::write(&path, with(&without)).expect("written");
+    let failed = daemon.reload().await.expect("valid").failed;
+    assert!(failed.len() == 1 && failed[0].contains("meta.json"), "{failed:?}");
+    assert!(is_tried());
+    let told = daemon.untold(&[]).into_iter().find(|volume| volume.name == "late").expect("told").reasons;
+    assert!(told[0].what_to_do.contains("tried again by itself"), "{told:?}");
+    std::fs::remove_file(&meta).expect("removed");
+    until("the volume", &|| daemon.volumes.is_served(&late)).await;
+    until("the end of the trials", &|| !is_tried()).await;
+    // It is not wanted any more.
+    std::fs::write(&path, &without).expect("written");
+    assert!(daemon.reload().await.expect("valid").failed.is_empty());
+    std::fs::create_dir_all(meta.parent().expect("a folder")).expect("made");
+    std::fs::write(&meta, "{").expect("written");
+    std::fs::write(&path, with(&without)).expect("written");
+    assert_eq!(daemon.reload().await.expect("valid").failed.len(), 1);
+    std::fs::write(&path, &without).expect("written");
+    assert!(daemon.reload().await.expect("valid").failed.is_empty());
+    until("the end of the trials", &|| !is_tried()).await;
+    // A person says so, whoever tries at that moment: it is served when that is answered.
+    std::fs::write(&path, with(&without)).expect("written");
+    assert_eq!(daemon.reload().await.expect("valid").failed.len(), 1);
+    std::fs::remove_file(&meta).expect("removed");
+    assert!(daemon.reload().await.expect("valid").failed.is_empty());
+    assert!(daemon.volumes.is_served(&late));
+    daemon.stop_groups().await;
+}

@@ -21,7 +21,7 @@ use farside_nbd::ListenError;
 use farside_region::{Name, NameError, VolumeId};
 use farside_transport::QuicDialer;
 use tokio::sync::oneshot;
-use tokio::task::JoinError;
+use tokio::task::{JoinError, JoinHandle};
 use tokio::time::Instant;
 use tokio::time::error::Elapsed;
 use tracing::{debug, error, info, warn};
@@ -38,7 +38,9 @@ use crate::state_dir::Mark;
 use crate::strangers::{Strangers, left_in};
 use crate::tap::{self, TapConfig, Unused};
 use crate::volume::device_of;
+use again::Again;
 
+mod again;
 mod reopen;
 
 /// How long a command waits for the last requests of a volume that leaves. Less than a client waits for its answer.
@@ -53,9 +55,6 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// And so long at most.
 const AGAIN_MAX: Duration = Duration::from_secs(30);
 
-/// How long a key is waited for that was not there, before the next look: it is asked for every ten seconds.
-const KEY_AGAIN: Duration = Duration::from_secs(5);
-
 /// The volumes beside what their groups know of them.
 #[derive(Debug, Default)]
 pub(super) struct Volumes {
@@ -66,8 +65,8 @@ pub(super) struct Volumes {
     leaving: Mutex<BTreeSet<Name>>,
     /// Those that somebody opens as soon as that can be, and tries again until then.
     tried: Mutex<BTreeSet<Name>>,
-    /// New ones that wait for the key of their group, each with somebody who tries again.
-    without_key: Mutex<BTreeSet<Name>>,
+    /// Those that could not be opened, each with somebody who tries again from time to time.
+    pub(super) tried_again: Mutex<BTreeSet<Name>>,
     /// Those that a command is adding, until they are configured.
     pub(super) adding: Mutex<BTreeMap<Name, VolumeConfig>>,
     strangers: std::sync::OnceLock<Strangers>,
@@ -77,6 +76,8 @@ pub(super) struct Volumes {
 enum Unserved {
     /// It is being opened.
     Starting,
+    /// It is being opened again, after it could not be for this reason.
+    TriedAgain(String),
     /// It is being closed first.
     Closing,
     /// It would be, but what it remembers cannot be kept, for this reason.
@@ -95,17 +96,28 @@ impl Volumes {
     /// Those that are being opened.
     pub(super) fn opening(&self) -> Vec<String> {
         let unserved = locked(&self.unserved);
-        unserved.iter().filter(|(_, why)| **why == Unserved::Starting).map(|(name, _)| name.to_string()).collect()
+        unserved.iter().filter(|(_, why)| why.is_opening()).map(|(name, _)| name.to_string()).collect()
     }
 
-    fn is_served(&self, name: &Name) -> bool {
+    pub(super) fn is_served(&self, name: &Name) -> bool {
         locked(&self.served).contains_key(name)
     }
 
     /// Claims the opening of a volume. False: somebody is at it, or it is served.
     fn begin(&self, name: &Name) -> bool {
+        self.begin_as(name, |_| Unserved::Starting)
+    }
+
+    /// What is said of it meanwhile is made of what was said before.
+    fn begin_as(&self, name: &Name, meanwhile: impl FnOnce(Option<&Unserved>) -> Unserved) -> bool {
         let mut unserved = locked(&self.unserved);
-        !self.is_served(name) && unserved.insert(name.clone(), Unserved::Starting) != Some(Unserved::Starting)
+        let before = unserved.get(name);
+        if self.is_served(name) || before.is_some_and(Unserved::is_opening) {
+            return false;
+        }
+        let meanwhile = meanwhile(before);
+        unserved.insert(name.clone(), meanwhile);
+        true
     }
 
     /// Claims the end of a volume. False: somebody has, or it is not served.
@@ -145,7 +157,7 @@ impl Volumes {
 
     /// Whether somebody closes or opens it, or is going to.
     fn is_busy(&self, name: &Name) -> bool {
-        let is_opened = || locked(&self.unserved).get(name) == Some(&Unserved::Starting);
+        let is_opened = || locked(&self.unserved).get(name).is_some_and(Unserved::is_opening);
         self.is_leaving(name) || locked(&self.tried).contains(name) || is_opened()
     }
 
@@ -178,6 +190,17 @@ impl Drop for Tried<'_> {
 struct Claimed {
     tap: tap::Handle,
     unused: Unused,
+}
+
+/// Devices that did not answer in time when they were to be taken away, each with what is still at it.
+#[derive(Debug, Default)]
+pub(super) struct Silent(BTreeMap<Name, JoinHandle<anyhow::Result<()>>>);
+
+impl Silent {
+    /// How many have not answered yet.
+    pub(super) fn still(&self) -> usize {
+        self.0.values().filter(|withdrawal| !withdrawal.is_finished()).count()
+    }
 }
 
 /// A device that answers in time, or does not: whether nobody uses it.
@@ -238,14 +261,12 @@ impl Daemon {
             let daemon = self.clone();
             // One volume that cannot be served must not keep the others from their hosts.
             starts.spawn(async move {
-                let (name, is_inserted, disk) = (volume.name.clone(), volume.insert, volume.backing.clone());
+                let (name, is_inserted) = (volume.name.clone(), volume.insert);
                 if let Err(error) = daemon.open_configured(volume).await {
                     error!(volume = %name, "not served: {error:#}");
                     if is_inserted {
                         // Its host goes on without a tap, or waits for one.
                         tokio::spawn(async move { daemon.insert_again(&name).await });
-                    } else if disk.starts_with("/dev") && !disk.exists() {
-                        tokio::spawn(async move { daemon.open_when_there(&name).await });
                     }
                 }
             });
@@ -309,12 +330,17 @@ impl Daemon {
         opened
     }
 
-    /// Like [`Daemon::open`], of a volume that a reload may take out of the configuration meanwhile: it is let go then.
+    /// Like [`Daemon::open`], of a volume that a reload may take out of the configuration meanwhile: it is let go then. One that
+    /// cannot be opened now is tried again by itself: its host may wait, in the device that an earlier daemon made, for something that
+    /// is over by then.
     async fn open_configured(self: &Arc<Self>, volume: VolumeConfig) -> anyhow::Result<()> {
         let (name, group, is_inserted) = (volume.name.clone(), volume.group.clone(), volume.insert);
         let opened = self.open(volume).await;
-        if opened.as_ref().is_err_and(|error| error.is::<KeyMissing>()) && !is_inserted {
-            self.open_with_key(&name);
+        if let Err(error) = &opened
+            && !is_inserted
+            && let Some(again) = Again::after(error)
+        {
+            self.open_again(&name, again);
         }
         opened?;
         if !locked(&self.config).volumes.contains_key(&name) {
@@ -420,16 +446,24 @@ impl Daemon {
 
     /// Takes away the devices that nobody uses, all at once, since their host is being switched off. Whoever reads one that stays
     /// would wait for ever, and some read all that there are: LVM does then. Gives how many stay because they are used; one that
-    /// does not answer within `patience` joins `silent`, and is not asked again. One that is being closed does not answer for now.
-    pub(super) async fn withdraw_unused(self: &Arc<Self>, patience: Duration, silent: &mut BTreeSet<Name>) -> usize {
-        let names: Vec<Name> = locked(&self.volumes.served).keys().filter(|name| !silent.contains(name)).cloned().collect();
+    /// does not answer within `patience` joins `silent`, and is not asked again before it does. One that is being closed does
+    /// not answer for now.
+    pub(super) async fn withdraw_unused(self: &Arc<Self>, patience: Duration, silent: &mut Silent) -> usize {
+        silent.0.retain(|_, withdrawal| !withdrawal.is_finished());
+        let names: Vec<Name> = locked(&self.volumes.served).keys().filter(|name| !silent.0.contains_key(name)).cloned().collect();
         let names = names.into_iter().filter(|name| !self.volumes.is_leaving(name));
         let mut withdrawals = tokio::task::JoinSet::new();
         for name in names {
             let daemon = self.clone();
             withdrawals.spawn(async move {
-                let withdrawn = tokio::time::timeout(patience, daemon.withdraw(&name)).await;
-                (name, withdrawn)
+                let mut withdrawal = tokio::spawn({
+                    let (daemon, name) = (daemon, name.clone());
+                    async move { daemon.withdraw(&name).await }
+                });
+                match tokio::time::timeout(patience, &mut withdrawal).await {
+                    Ok(withdrawn) => (name, Ok(withdrawn.map_err(anyhow::Error::from).flatten())),
+                    Err(_) => (name, Err(withdrawal)),
+                }
             });
         }
         let mut stay = 0;
@@ -440,9 +474,9 @@ impl Daemon {
                     debug!(%volume, "its device stays: {error:#}");
                     stay += 1;
                 }
-                Ok((volume, Err(_))) => {
-                    warn!(%volume, "its device does not answer; it stays, and whoever reads it waits for the next start");
-                    silent.insert(volume);
+                Ok((volume, Err(withdrawal))) => {
+                    warn!(%volume, "its device does not answer yet; while it stays, whoever reads it waits for the next start");
+                    silent.0.insert(volume, withdrawal);
                 }
                 Err(error) => warn!(%error, "a device stays"),
             }
@@ -528,57 +562,6 @@ impl Daemon {
         }
     }
 
-    /// Serves a volume as soon as its disk is there, which came later than the start could wait.
-    async fn open_when_there(self: &Arc<Self>, name: &Name) {
-        loop {
-            tokio::time::sleep(AGAIN).await;
-            let Some(volume) = self.still_to_open(name) else { return };
-            if !volume.backing.exists() {
-                continue;
-            }
-            if self.volumes.begin(name)
-                && let Err(error) = self.open_configured(volume).await
-            {
-                error!(volume = %name, "not served: {error:#}");
-            }
-            return;
-        }
-    }
-
-    /// Tries again to serve a new volume until the key of its group is there, if nobody does that yet. Inserted ones are tried anyway.
-    fn open_with_key(self: &Arc<Self>, name: &Name) {
-        if !locked(&self.volumes.without_key).insert(name.clone()) {
-            return;
-        }
-        let (daemon, name) = (self.clone(), name.clone());
-        tokio::spawn(async move {
-            daemon.open_when_it_can_begin(&name).await;
-            locked(&daemon.volumes.without_key).remove(&name);
-        });
-    }
-
-    async fn open_when_it_can_begin(self: &Arc<Self>, name: &Name) {
-        loop {
-            tokio::time::sleep(KEY_AGAIN).await;
-            let Some(volume) = self.still_to_open(name) else { return };
-            // Somebody else who opens it may fail for the same reason.
-            if !self.volumes.begin(name) {
-                continue;
-            }
-            match self.open_configured(volume).await {
-                Err(error) if error.is::<KeyMissing>() => {}
-                Err(error) => return error!(volume = %name, "not served: {error:#}"),
-                Ok(()) => return,
-            }
-        }
-    }
-
-    /// A volume that is to be served and is not.
-    fn still_to_open(&self, name: &Name) -> Option<VolumeConfig> {
-        let volume = locked(&self.config).volumes.get(name).cloned();
-        volume.filter(|_| !self.is_stopping() && !self.volumes.is_served(name))
-    }
-
     /// The disk of a volume that has left is its host's again, unless the volume is configured, or somebody opens it. Nobody does
     /// meanwhile.
     async fn show_disk(&self, name: &Name) {
@@ -623,6 +606,9 @@ impl Daemon {
         let (begun, refused): (Vec<_>, Vec<_>) = new.values().cloned().partition(|volume| self.volumes.begin(&volume.name));
         let late = refused.iter().filter(|volume| self.volumes.is_leaving(&volume.name));
         failed.extend(late.map(|volume| format!("{}; then it is opened again", self.under_way(&volume.name).message)));
+        // † Who tries by himself just now may have looked before a person mended what was wrong.
+        let tried_now = |volume: &VolumeConfig| locked(&self.volumes.tried_again).contains(&volume.name);
+        let tried_now: Vec<_> = refused.iter().filter(|volume| tried_now(volume)).cloned().collect();
         let served: Vec<Name> = locked(&self.volumes.served).keys().cloned().collect();
         let gone = served.into_iter().filter(|name| !new.contains_key(name) && !self.volumes.is_added(name));
         let leaving: Vec<_> = gone.filter_map(|name| self.leave(&name, None).map(|gone| (name, gone))).collect();
@@ -634,9 +620,10 @@ impl Daemon {
         for (name, gone) in leaving {
             failed.extend(Self::gone(&name, gone, began + LEAVE_WAIT).await.err().map(|e| format!("volume {name}: {e}")));
         }
-        locked(&self.volumes.unserved).retain(|name, why| new.contains_key(name) || *why == Unserved::Starting);
+        locked(&self.volumes.unserved).retain(|name, why| new.contains_key(name) || why.is_opening());
         let mut starts = tokio::task::JoinSet::new();
-        for volume in begun {
+        let begun = begun.into_iter().map(|volume| (volume, true)).chain(tried_now.into_iter().map(|volume| (volume, false)));
+        for (volume, is_begun) in begun {
             let (daemon, name) = (self.clone(), volume.name.clone());
             let late = {
                 let name = name.clone();
@@ -645,7 +632,13 @@ impl Daemon {
                     Err(error) => error!(volume = %name, "not served: {error:#}"),
                 }
             };
-            let open = async move { daemon.open_configured(volume).await };
+            let open = async move {
+                if !is_begun && !daemon.begin_after_others(&volume.name, began + RELOAD_WAIT).await {
+                    return Ok(()); // it is served, or status says what comes of it
+                }
+                daemon.around.backings.want_back(&volume.name);
+                daemon.open_configured(volume).await
+            };
             starts.spawn(async move {
                 match in_time(began + RELOAD_WAIT, open, late).await {
                     Some(opened) => opened.err().map(|e| format!("volume {name}: {e:#}")),
@@ -916,7 +909,7 @@ impl Daemon {
         }
         // Nobody else opens it from here on.
         let before = locked(&self.volumes.unserved).get(&name).cloned();
-        if !self.volumes.begin(&name) {
+        if !self.begin_after_others(&name, Instant::now() + LEAVE_WAIT).await {
             return Err(self.under_way(&name));
         }
         // Nobody serves it, but somebody may wait in the device that an earlier daemon made.
@@ -930,7 +923,7 @@ impl Daemon {
             self.show_claimed_disk(&name).await;
         }
         let mut unserved = locked(&self.volumes.unserved);
-        match before.filter(|_| taken_out.is_err()) {
+        match before.filter(|why| taken_out.is_err() && !why.is_opening()) {
             Some(why) => unserved.insert(name, why),
             None => unserved.remove(&name),
         };
@@ -1007,8 +1000,11 @@ fn clear(folder: &Path) -> Result<(), ApiError> {
 fn not_served(name: &Name, why: Option<&Unserved>, state_dir: &Path) -> Reason {
     let meanwhile = "Until then its group's points are made without it";
     match why {
-        Some(Unserved::Failed(why)) => {
-            let todo = format!("mend it, then: farside reload. {meanwhile}");
+        Some(Unserved::Failed(why) | Unserved::TriedAgain(why)) => {
+            let todo = format!(
+                "mend it: it is tried again by itself within {} s, and at once by farside reload. {meanwhile}",
+                AGAIN_MAX.as_secs()
+            );
             Reason::new(Severity::Error, Code::NotServed, format!("volume {name} is not served: {why}"), todo)
         }
         Some(Unserved::KeyMissing(why)) => {
