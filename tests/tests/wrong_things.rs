@@ -169,7 +169,12 @@ fn what_the_store_has_lost_is_said_at_the_host_until_it_was_sent_again() {
 #[test]
 fn a_store_of_another_source_is_not_taken_for_ours() {
     let mut site = Site::with_volume(BYTES, "200ms", 8);
-    drop(written(&site, 6, 50));
+    let mut client = written(&site, 6, 50);
+    site.wait_quiet();
+    // Another layer, whatever of these came into the first.
+    client.steps(&mut Rng(16), 50);
+    client.flush();
+    drop(client);
     site.wait_quiet();
     let output = program("farside")
         .args(["restore", "nosuch", "--point", "latest", "--store"])
