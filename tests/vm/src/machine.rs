@@ -324,7 +324,7 @@ impl Machine {
         // that come by themselves end that: one that is lost is made good by the next.
         let ticks = if self.processors > 1 { " nohz=off highres=off" } else { "" };
         let kernel_arguments = format!(
-            "console=ttyS0 loglevel=4 panic=-1 oops=panic no_timer_check printk.devkmsg=on watchdog_thresh=60 rcupdate.rcu_cpu_stall_timeout=60 \
+            "console=ttyS0 loglevel=4 panic=-1 oops=panic no_timer_check printk.devkmsg=on log_buf_len=1M watchdog_thresh=60 rcupdate.rcu_cpu_stall_timeout=60 \
              sysctl.kernel.hung_task_timeout_secs=240 net.ifnames=0 8250.nr_uarts=1 mitigations=off init_on_alloc=0 farside_host={} farside_address={address}{ticks}",
             self.name
         );

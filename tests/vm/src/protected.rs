@@ -256,6 +256,19 @@ impl Host {
         });
     }
 
+    /// Starts the daemon while its gateway is out of reach, and gives what its group says then: nothing is published, and nothing cools,
+    /// before that was seen.
+    ///
+    /// # Panics
+    /// When a volume is not served in time.
+    pub fn start_daemon_unheard(&mut self) -> Value {
+        self.gateway.cut();
+        self.start_daemon();
+        let group = self.wait_for_group("a status", |_| true);
+        self.gateway.heal();
+        group
+    }
+
     /// Starts the daemon, which will not find its disks yet.
     ///
     /// # Panics

@@ -178,7 +178,7 @@ fn whoever_writes_on_the_disk_is_noticed_beside_a_load() {
     host.guest.run(&format!("{CLI} volume add data --backing $(cat /run/backing)"));
     // R13: it is sent through a tap that nobody uses yet, and only through such a one.
     let sent = |times: u32| format!("test $(grep -c 'a first write was marked' /run/daemon.log) = {times}");
-    host.guest.run(&sent(1));
+    host.guest.wait_until(&sent(1));
     host.guest.run("/bin/mke2fs -q -t ext4 /dev/farside/data 40960k && mount -t ext4 /dev/farside/data /mnt");
     host.start_load();
     for _ in 0..2 {

@@ -99,7 +99,7 @@ fn in_and_out(kernel: Kernel, tap: &Tap) {
         }
         host.wait_for_load(10);
         if cycle == 0 {
-            host.guest.run("grep 'a first write was marked' /run/daemon.log"); // R13
+            host.guest.wait_until("grep 'a first write was marked' /run/daemon.log"); // R13
             doctor(&mut host);
         }
         if cycle % 3 == 2 {

@@ -225,7 +225,10 @@ fn six_busy_taps_are_left_in_order(mut host: Guest, machine: &mut Machine) {
     host.power_off();
     let mut host = machine.boot();
     host.booted();
-    let served = host.run("journalctl --sync && journalctl -b -u farsided --no-pager --grep '^served volume='");
+    // The service is ready before a device that is slow to answer is served.
+    let served = "journalctl --sync && journalctl -b -u farsided --no-pager --grep '^served volume='";
+    host.wait_until(&format!("test $({served} | wc -l) -ge {}", 1 + TAPS));
+    let served = host.run(served);
     assert_eq!(served.matches("clean=true").count(), 1 + TAPS as usize, "a planned end compares nothing: {served}");
     for tap in (1..=TAPS).step_by(2) {
         host.run(&format!("e2fsck -fn /dev/farside/tap{tap}"));
