@@ -20,8 +20,8 @@ pub(crate) struct Found {
     pub(crate) unrecorded_wall_ms: Option<i64>,
     /// Oldest first.
     findings: Vec<Finding>,
-    /// What was lost without a reading lies in points from here on, as was noticed.
-    lost_since: Option<Slot>,
+    /// What was lost without a reading, as was noticed.
+    lost: Option<Lost>,
     /// Why it is not known what was found before.
     #[serde(skip)]
     pub(crate) forgotten: Option<String>,
@@ -31,6 +31,23 @@ pub(crate) struct Found {
     /// The file is behind.
     #[serde(skip)]
     pub(crate) is_unsaved: bool,
+}
+
+/// Parts in whose place nothing newer lies, and which cannot be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Lost {
+    /// They lie in points from here on.
+    pub(crate) since: Slot,
+    /// How many there are.
+    pub(crate) parts: u64,
+}
+
+impl Lost {
+    /// Whether these are more than were known.
+    fn is_new(self, known: Option<Self>) -> bool {
+        known.is_none_or(|known| self.since < known.since || self.parts > known.parts)
+    }
 }
 
 /// Damage that was met.
@@ -45,6 +62,9 @@ pub(crate) struct Finding {
     pub(crate) head: Slot,
     /// It is said to people, until that point or a newer one was read and is sound.
     pub(crate) is_said: bool,
+    /// The newest slot while it was said: who compared with the source up to there knew nothing of what lies here.
+    #[serde(default)]
+    pub(crate) until: Option<Slot>,
     pub(crate) message: String,
     pub(crate) what_to_do: String,
 }
@@ -53,7 +73,20 @@ impl Finding {
     /// Whether it takes back that a point was verified.
     fn withdraws(&self, how: VerifiedHow, point: Slot, said: Slot) -> bool {
         // Who compared with the source has not read what lies here.
-        point >= self.since && (said <= self.head || (how == VerifiedHow::WithSource && self.is_said))
+        let unread = || how == VerifiedHow::WithSource && (self.is_said || self.until.is_some_and(|until| said <= until));
+        point >= self.since && (said <= self.head || unread())
+    }
+
+    /// It was said up to this slot.
+    fn was_said_at(&mut self, head: Option<Slot>) {
+        if self.is_said {
+            self.until = self.until.max(head);
+        }
+    }
+
+    /// As it is kept: up to where it is said, while it is, is known without that.
+    fn kept(&self) -> Self {
+        Self { until: self.until.filter(|_| !self.is_said), ..self.clone() }
     }
 
     /// Whether it is of any use.
@@ -69,7 +102,7 @@ impl Found {
     /// What was found is lost, for this reason: it may have been any point.
     pub(crate) fn forgotten(why: String) -> Self {
         let (message, what_to_do) = (String::new(), String::new());
-        let any = Finding { point: None, since: Slot(0), head: Slot(u64::MAX), is_said: false, message, what_to_do };
+        let any = Finding { point: None, since: Slot(0), head: Slot(u64::MAX), is_said: false, until: None, message, what_to_do };
         Self { findings: vec![any], forgotten: Some(why), ..Self::default() }
     }
 
@@ -94,24 +127,31 @@ impl Found {
         self.forgotten = None;
         if self.findings.len() > FINDINGS_MAX {
             let oldest = self.findings.remove(0);
-            let next = &mut self.findings[0];
-            *next =
-                Finding { point: None, since: next.since.min(oldest.since), head: next.head.max(oldest.head), ..next.clone() };
+            let next = self.findings[0].clone();
+            let (since, head, until) = (next.since.min(oldest.since), next.head.max(oldest.head), next.until.max(oldest.until));
+            // What is said of either is said on.
+            let said = if next.is_said { next } else { oldest };
+            self.findings[0] = Finding { point: None, since, head, until, ..said };
         }
         self.settled = None;
     }
 
-    /// Parts that lie in points from a slot on are lost: no reading was needed to see that, and it is said elsewhere.
-    /// `None`: nothing is.
-    pub(crate) fn lost(&mut self, state: &State, since: Option<Slot>) {
-        let known = std::mem::replace(&mut self.lost_since, since);
-        let (Some(since), Some(head)) = (since, state.head()) else { return };
+    /// A point that is being read is damaged. What was said of it when all of it was read is said on.
+    pub(crate) fn met(&mut self, finding: Finding) {
+        let known = self.findings.iter().find(|known| known.is_said && known.point.is_some() && known.point == finding.point);
+        let said = known.map(|known| (known.message.clone(), known.what_to_do.clone()));
+        let (message, what_to_do) = said.unwrap_or((finding.message, finding.what_to_do));
+        self.damaged(Finding { message, what_to_do, ..finding });
+    }
+
+    /// Parts are lost: no reading was needed to see that, and it is said elsewhere. `None`: none is.
+    pub(crate) fn lost(&mut self, state: &State, lost: Option<Lost>) {
+        let known = std::mem::replace(&mut self.lost, lost);
         // What is read and sound after it was noticed has nothing of it.
-        if known.is_some_and(|known| known <= since) {
-            return;
-        }
+        let Some(Lost { since, .. }) = lost.filter(|lost| lost.is_new(known)) else { return };
+        let Some(head) = state.head() else { return };
         let (message, what_to_do) = (String::new(), String::new());
-        let finding = Finding { point: None, since, head, is_said: false, message, what_to_do };
+        let finding = Finding { point: None, since, head, is_said: false, until: None, message, what_to_do };
         if finding.matters(state) {
             let forgotten = self.forgotten.take();
             self.damaged(finding);
@@ -119,11 +159,14 @@ impl Found {
         }
     }
 
-    /// A point was read in full and is sound.
-    pub(crate) fn sound(&mut self, point: Slot) {
+    /// A point was read in full and is sound. `head`: the newest slot of the ledger that is known.
+    pub(crate) fn sound(&mut self, point: Slot, head: Option<Slot>) {
         self.forgotten = None;
         self.findings.retain(|finding| finding.point != Some(point));
-        self.findings.iter_mut().filter(|finding| finding.point.is_none_or(|of| of <= point)).for_each(|f| f.is_said = false);
+        for finding in self.findings.iter_mut().filter(|finding| finding.point.is_none_or(|of| of <= point)) {
+            finding.was_said_at(head);
+            finding.is_said = false;
+        }
         self.settled = None;
     }
 
@@ -137,6 +180,7 @@ impl Found {
         for finding in &mut self.findings {
             // A repair may have cut the ledger short.
             finding.head = finding.head.min(state.head().unwrap_or(Slot(0)));
+            finding.was_said_at(state.head());
             let is_newer = |last: PointProof| last.proof.slot > finding.head && finding.point.is_none_or(|of| last.point >= of);
             finding.is_said &= !last.is_some_and(is_newer);
         }
@@ -149,8 +193,8 @@ impl Found {
 
     /// Whether the file need not change.
     pub(crate) fn is_kept_as(&self, other: &Self) -> bool {
-        let kept = |found: &Self| (found.unrecorded_wall_ms, found.lost_since);
-        kept(self) == kept(other) && self.findings == other.findings
+        let kept = |found: &Self| (found.unrecorded_wall_ms, found.lost);
+        kept(self) == kept(other) && self.findings.iter().map(Finding::kept).eq(other.findings.iter().map(Finding::kept))
     }
 
     /// Whether it counts that a point was verified, as was said in a slot.
@@ -202,5 +246,86 @@ impl Found {
             verified: crate::status::verified(how, &newest.proof),
             retained: state.points().contains_key(&newest.point),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn finding(point: u64, since: u64, head: u64, message: &str) -> Finding {
+        let (message, what_to_do) = (message.to_owned(), String::new());
+        Finding {
+            point: Some(Slot(point)),
+            since: Slot(since),
+            head: Slot(head),
+            is_said: true,
+            until: None,
+            message,
+            what_to_do,
+        }
+    }
+
+    /// What a source had said of an older point while damage was known counted again as soon as a newer point was sound.
+    #[test]
+    fn who_compared_with_the_source_while_damage_was_said_has_not_read_it() {
+        let mut found = Found::default();
+        found.damaged(finding(20, 5, 20, "damaged"));
+        let counts = |found: &Found, how, said| found.counts(how, Slot(10), Slot(said));
+        assert!(!counts(&found, VerifiedHow::WithSource, 30) && counts(&found, VerifiedHow::ReadBack, 30));
+        found.sound(Slot(25), Some(Slot(30)));
+        assert!(found.reason().is_none(), "it is not said any more");
+        assert!(!counts(&found, VerifiedHow::WithSource, 30), "it was said then");
+        assert!(counts(&found, VerifiedHow::WithSource, 31) && counts(&found, VerifiedHow::ReadBack, 30));
+        assert!(found.counts(VerifiedHow::WithSource, Slot(4), Slot(30)), "it has nothing of what is damaged");
+    }
+
+    /// While it is said the ledger goes on, and the file need not follow.
+    #[test]
+    fn up_to_where_something_is_said_is_kept_when_it_ends() {
+        let mut said = Found::default();
+        said.damaged(finding(20, 5, 20, "damaged"));
+        let mut later = said.clone();
+        later.findings[0].was_said_at(Some(Slot(29)));
+        assert!(later.is_kept_as(&said) && later.findings != said.findings);
+        said.sound(Slot(25), Some(Slot(30)));
+        later.sound(Slot(25), Some(Slot(31)));
+        assert!(!later.is_kept_as(&said));
+    }
+
+    #[test]
+    fn what_is_met_while_a_point_is_read_takes_no_place_from_what_was_said() {
+        let mut found = Found::default();
+        found.met(finding(20, 9, 20, "some"));
+        assert_eq!(found.reason().expect("said").message, "some");
+        found.damaged(finding(20, 9, 21, "all of it"));
+        found.met(finding(20, 12, 25, "some"));
+        assert_eq!((found.findings.len(), found.reason().expect("said").message.as_str()), (1, "all of it"));
+        assert!(!found.counts(VerifiedHow::ReadBack, Slot(9), Slot(25)), "the smaller slot, and the newest head");
+        // Another point is another finding.
+        found.met(finding(30, 12, 30, "another"));
+        assert_eq!(found.reason().expect("said").message, "another");
+        found.sound(Slot(30), Some(Slot(31)));
+        assert!(found.reason().is_none() && found.findings.len() == 1, "the newer one is sound, and what is older is not said");
+    }
+
+    #[test]
+    fn more_findings_than_are_told_apart_are_said_and_withdraw_as_all_of_them() {
+        let mut found = Found::default();
+        found.damaged(finding(1, 1, 100, "the oldest"));
+        for point in 2..=FINDINGS_MAX as u64 + 1 {
+            found.damaged(Finding { is_said: false, ..finding(point, point, point, "") });
+        }
+        assert_eq!(found.findings.len(), FINDINGS_MAX);
+        assert_eq!(found.reason().expect("said on").message, "the oldest");
+        assert!(!found.counts(VerifiedHow::ReadBack, Slot(1), Slot(100)));
+    }
+
+    #[test]
+    fn what_is_lost_after_something_was_is_new() {
+        let lost = |since, parts| Lost { since: Slot(since), parts };
+        assert!(lost(5, 1).is_new(None) && !lost(5, 1).is_new(Some(lost(5, 1))));
+        assert!(lost(5, 2).is_new(Some(lost(5, 1))) && lost(4, 1).is_new(Some(lost(5, 1))));
+        assert!(!lost(7, 1).is_new(Some(lost(5, 2))), "some of it was covered by newer layers");
     }
 }

@@ -6,7 +6,7 @@
 //!                                                     └──► damaged: said until one is sound ────┘
 //! ```
 //!
-//! Damage is said as soon as it is met, and with its place once all was read. A store that runs full needs what the pin keeps: the pin
+//! Damage is said and kept as soon as it is met, and with its place once all was read. A store that runs full needs what the pin keeps: the pin
 //! goes, and the point is read when there is room again.
 //!
 //! Invariant: what is due follows from what the ledger says, and from what is kept of readings that could not be put on record
@@ -15,7 +15,6 @@
 //! anew, with the newest point of then; the pin that it left is taken away first.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -60,8 +59,6 @@ struct Fault {
     point: Slot,
     /// What the ledger said before of verifications.
     read: Option<PointProof>,
-    /// The reading that met it goes on.
-    is_under_way: bool,
 }
 
 impl Schedule {
@@ -136,13 +133,34 @@ impl Schedule {
             "see all of it: farside point verify {point}; restore another point, put the named files back from a copy of the \
              store, or have the newest content sent again: `farside volume resync NAME` on the host"
         );
+        let finding = finding(receiver, group, point, since, (message, what_to_do));
+        self.change_found(group.names(), |found| found.damaged(finding));
+        self.keep(&receiver.state_dir);
+    }
+
+    /// A point that is being read is damaged, which its end may never say: the reading may be cut short.
+    fn met(&self, receiver: &Receiver, group: &GroupHandle, point: PointId, looked: Looked) {
+        let names = group.names();
+        let message = format!(
+            "point {point} of {names} was being read and is damaged: {} regions so far cannot be restored; which, is said when all is read",
+            looked.damaged_regions
+        );
+        tracing::error!(group = %names, %point, words = %message, "damage was met");
+        let what_to_do = format!("see all of it: farside point verify {point}; restore another point if one is needed now");
+        let finding = finding(receiver, group, point, looked.damaged_since, (message, what_to_do));
+        self.change_found(names, |found| found.met(finding));
+        self.keep(&receiver.state_dir);
+    }
+
+    /// A point was read in full and is sound.
+    pub(crate) fn sound(&self, receiver: &Receiver, group: &GroupHandle, point: Slot, change: impl FnOnce(&mut Found)) {
         // All that was said up to now.
         receiver.runtime.block_on(group.clone().refresh());
-        // Of a group whose store is away it is not known; who knows the ledger puts it right (`Found::settle`).
-        let head = group.view().head().map_or(Slot(u64::MAX), |head| Slot(head.max(point.slot)));
-        let (point, since) = (Slot(point.slot), since.unwrap_or(Slot(0)));
-        let finding = Finding { point: Some(point), since, head, is_said: true, message, what_to_do };
-        self.change_found(group.names(), |found| found.damaged(finding));
+        let head = group.view().head().map(Slot);
+        self.change_found(group.names(), |found| {
+            change(found);
+            found.sound(point, head);
+        });
         self.keep(&receiver.state_dir);
     }
 
@@ -282,13 +300,6 @@ impl Runner {
         };
         let (id, read) = (id_of(&point), group.view().standing.and_then(|standing| standing.read));
         let ended = self.pin_and_read(group, &point);
-        // What was said meanwhile is said anew, in full, if it was so.
-        {
-            let mut faults = self.receiver.schedule.lock();
-            if faults.get(names).is_some_and(|fault| fault.is_under_way) {
-                faults.remove(names);
-            }
-        }
         if let Err(error) = self.unpin(group, id) {
             tracing::warn!(group = %names, point = %id, %error, "the pin of a point that was verified could not be withdrawn yet");
             self.tidied.remove(names);
@@ -299,17 +310,17 @@ impl Runner {
         let (reason, again) = match ended {
             Ok(Ended::Sound) => {
                 tracing::info!(group = %names, point = %id, "the point was read in full and is sound");
-                self.read_through(names, |found| found.sound(point.slot), false);
+                self.read_through(group, Some(point.slot), false);
                 (None, every.min(TRIED_AGAIN))
             }
             Ok(Ended::Degraded) => {
                 tracing::info!(group = %names, point = %id, "the point was read in full and is as its source could read it: it is degraded");
-                self.read_through(names, |found| found.sound(point.slot), true);
+                self.read_through(group, Some(point.slot), true);
                 (None, every.min(TRIED_AGAIN))
             }
             Ok(Ended::Abandoned) => (None, TRIED_AGAIN),
             Ok(Ended::Damaged) => {
-                self.read_through(names, |_| (), true);
+                self.read_through(group, None, true);
                 (None, every.max(TRIED_AGAIN))
             }
             Err(error) => {
@@ -324,37 +335,23 @@ impl Runner {
         };
         self.retry_at.insert(names.clone(), Instant::now() + again);
         if let Some(reason) = reason {
-            let fault = Fault { reason, point: point.slot, read, is_under_way: false };
+            let fault = Fault { reason, point: point.slot, read };
             self.receiver.schedule.lock().insert(names.clone(), fault);
         }
     }
 
-    /// A point was read to its end.
-    fn read_through(&self, names: &GroupNames, change: impl FnOnce(&mut Found), is_unrecorded: bool) {
-        let schedule = &self.receiver.schedule;
+    /// A point was read to its end; the one that is `sound`, if it is.
+    fn read_through(&self, group: &GroupHandle, sound: Option<Slot>, is_unrecorded: bool) {
+        let (schedule, names) = (&self.receiver.schedule, group.names());
         schedule.lock().remove(names);
-        schedule.change_found(names, |found| {
-            found.unrecorded_wall_ms = is_unrecorded.then(|| Timestamp::now().as_millisecond());
-            change(found);
-        });
-        schedule.keep(&self.receiver.state_dir);
-    }
-
-    /// Says that a point is damaged which is being read. `read`: what the ledger says of those before.
-    fn say_early(&self, group: &GroupHandle, point: &PointInfo, regions: u64) {
-        let (names, id) = (group.names(), id_of(point));
-        if self.receiver.schedule.reason(names).is_some_and(|known| known.severity == Severity::Error) {
-            return; // said, with its place
+        let note = |found: &mut Found| found.unrecorded_wall_ms = is_unrecorded.then(|| Timestamp::now().as_millisecond());
+        match sound {
+            Some(point) => schedule.sound(&self.receiver, group, point, note),
+            None => {
+                schedule.change_found(names, note);
+                schedule.keep(&self.receiver.state_dir);
+            }
         }
-        let mut faults = self.receiver.schedule.lock();
-        let words = format!(
-            "point {id} of {names} is being read and is damaged: {regions} regions so far cannot be restored; which, is said when all was read"
-        );
-        tracing::error!(group = %names, point = %id, %words, "damage was met");
-        let what = format!("see all of it: farside point verify {id}; restore another point if one is needed now");
-        let reason = Reason::new(Severity::Error, Code::VerificationFailed, words, what);
-        let read = group.view().standing.and_then(|standing| standing.read);
-        faults.insert(names.clone(), Fault { reason, point: point.slot, read, is_under_way: true });
     }
 
     fn pin_and_read(&self, group: &GroupHandle, point: &PointInfo) -> Result<Ended, String> {
@@ -393,10 +390,15 @@ impl Runner {
         let readers = self.open(group, point)?;
         let paced = Mutex::new((Instant::now(), 0));
         let goes_on = || !self.receiver.is_stopping() && self.every().is_some() && !self.receiver.is_full();
-        let is_said = AtomicBool::new(false);
+        // From which slot on it is said to be damaged.
+        let said_since = Mutex::new(None);
         let progress = |looked: Looked| {
-            if looked.damaged_regions > 0 && !is_said.swap(true, Ordering::Relaxed) && is_kept() {
-                self.say_early(group, point, looked.damaged_regions);
+            let is_more = |since: Slot| said_since.lock().unwrap_or_else(PoisonError::into_inner).is_none_or(|said| since < said);
+            if let Some(since) = looked.damaged_since.filter(|since| is_more(*since))
+                && is_kept()
+            {
+                *said_since.lock().unwrap_or_else(PoisonError::into_inner) = Some(since);
+                self.receiver.schedule.met(&self.receiver, group, id_of(point), looked);
             }
             // Of what came since: the rate may have been another one before.
             let rate = self.receiver.config().verify.rate.bytes_per_s();
@@ -422,6 +424,22 @@ impl Runner {
         let opened: Vec<PointReader> = members.collect::<Result<_, _>>()?;
         Ok(opened.into_iter().map(PointReader::kept_by_a_pin).collect())
     }
+}
+
+/// What is damaged of a point, as far as is known of the ledger.
+fn finding(
+    receiver: &Receiver,
+    group: &GroupHandle,
+    point: PointId,
+    since: Option<Slot>,
+    (message, what_to_do): (String, String),
+) -> Finding {
+    // All that was said up to now.
+    receiver.runtime.block_on(group.clone().refresh());
+    // Of a group whose store is away it is not known; who knows the ledger puts it right (`Found::settle`).
+    let head = group.view().head().map_or(Slot(u64::MAX), |head| Slot(head.max(point.slot)));
+    let (point, since) = (Slot(point.slot), since.unwrap_or(Slot(0)));
+    Finding { point: Some(point), since, head, is_said: true, until: None, message, what_to_do }
 }
 
 fn id_of(point: &PointInfo) -> PointId {
@@ -466,7 +484,7 @@ mod tests {
         assert!(unrecorded(None) && !unrecorded(Some(80_000_000)) && unrecorded(Some(99_000_000)), "of the future");
 
         let reason = Reason::new(Severity::Error, Code::VerificationFailed, "damaged", "");
-        let fault = |read| Fault { reason: reason.clone(), point: Slot(5), read, is_under_way: false };
+        let fault = |read| Fault { reason: reason.clone(), point: Slot(5), read };
         assert!(!Standing { read: None }.is_over(&fault(None)) && Standing { read: read(9, 5, 0) }.is_over(&fault(None)));
         let fault = fault(read(9, 5, 0));
         assert!(!Standing { read: read(9, 5, 0) }.is_over(&fault), "from before");

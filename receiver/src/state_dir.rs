@@ -161,8 +161,13 @@ impl StateDir {
 
 fn make_folder_of(path: &Path) -> Result<(), StateError> {
     let folder = path.parent().expect("a group's file has a folder");
-    let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
-    made.map_err(|source| StateError::Io { path: folder.to_owned(), source })
+    let make = || -> io::Result<()> {
+        // † A folder whose name is not durable loses what is durable in it.
+        let missing: Vec<&Path> = folder.ancestors().take_while(|folder| !folder.exists()).collect();
+        DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+        missing.into_iter().filter_map(Path::parent).try_for_each(|above| File::open(above)?.sync_all())
+    };
+    make().map_err(|source| StateError::Io { path: folder.to_owned(), source })
 }
 
 fn read<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>, StateError> {
@@ -230,8 +235,15 @@ mod tests {
         let found = directory.path().join("found/db1/default.json");
         assert!(state.found(&source, &group).expect("read").is_none());
         let at = Slot(4);
-        let finding =
-            Finding { point: Some(at), since: at, head: at, is_said: true, message: "m".into(), what_to_do: "w".into() };
+        let finding = Finding {
+            point: Some(at),
+            since: at,
+            head: at,
+            is_said: true,
+            until: None,
+            message: "m".into(),
+            what_to_do: "w".into(),
+        };
         let mut known = Found::default();
         known.damaged(finding);
         state.remember_found(&source, &group, &known).expect("written");

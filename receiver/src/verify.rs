@@ -163,7 +163,7 @@ impl Job {
             self.found().not_recorded = Some(words);
             return;
         }
-        receiver.schedule.change_found(group.names(), |found| found.sound(Slot(self.point.id.slot)));
+        receiver.schedule.sound(receiver, group, Slot(self.point.id.slot), |_| ());
         receiver.schedule.keep(&receiver.state_dir);
         let change = PointChange::Verified { how: VerifiedHow::ReadBack };
         let changed = receiver.runtime.block_on(group.change(self.point.id, change));
@@ -236,12 +236,14 @@ pub(crate) fn verify_opened(
             done_bytes: before.done_bytes + looked.done_bytes,
             read_bytes: before.read_bytes + looked.read_bytes,
             damaged_regions: before.damaged_regions + looked.damaged_regions,
+            damaged_since: before.damaged_since.into_iter().chain(looked.damaged_since).min(),
         };
         let verified = verify_point(&reader, threads, DAMAGE_LISTED_MAX, &|looked| progress(together(looked)))?;
         before = together(Looked {
             done_bytes: reader.geometry().volume_bytes(),
             read_bytes: verified.data_bytes,
             damaged_regions: verified.damaged_regions,
+            damaged_since: verified.damaged_since,
         });
         let since = verified.damaged_since;
         found(shown(&reader, verified), since);

@@ -487,6 +487,11 @@ impl GroupStore {
         self.image.damaged().map(|no| self.image.parts().get(no).map_or(Slot(0), |part| part.born)).min()
     }
 
+    /// How many there are.
+    pub fn damaged_parts(&self) -> u64 {
+        self.image.damaged().count() as u64
+    }
+
     /// The same, counted by volume.
     pub fn damaged_by_volume(&self) -> BTreeMap<VolumeId, u32> {
         let mut volumes = BTreeMap::new();

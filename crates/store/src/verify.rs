@@ -48,6 +48,8 @@ pub struct Looked {
     pub read_bytes: u64,
     /// Regions among them that are damaged.
     pub damaged_regions: u64,
+    /// Points before this slot have nothing of what is damaged so far; `None` if nothing is.
+    pub damaged_since: Option<Slot>,
 }
 
 /// Reads every granule that the point's volume needs. `progress` hears, from any thread, how far it is, and may take its
@@ -62,6 +64,7 @@ pub fn verify_point(
     progress: &(dyn Fn(Looked) -> bool + Sync),
 ) -> Result<Verified> {
     let [next, done, read, damaged] = [const { AtomicU64::new(0) }; 4];
+    let since = AtomicU64::new(u64::MAX);
     let stop = AtomicBool::new(false);
     let sum: Mutex<Result<Verified>> = Mutex::new(Ok(Verified::default()));
     thread::scope(|scope| {
@@ -82,7 +85,13 @@ pub fn verify_point(
                     let read_bytes = read.fetch_add(content, Ordering::Relaxed) + content;
                     let more = worker.found.damaged_regions - before.1;
                     let damaged_regions = damaged.fetch_add(more, Ordering::Relaxed) + more;
-                    if result.is_ok() && !progress(Looked { done_bytes, read_bytes, damaged_regions }) {
+                    if more > 0
+                        && let Some(slot) = worker.found.damaged_since
+                    {
+                        since.fetch_min(slot.0, Ordering::Relaxed);
+                    }
+                    let damaged_since = Some(Slot(since.load(Ordering::Relaxed))).filter(|slot| slot.0 < u64::MAX);
+                    if result.is_ok() && !progress(Looked { done_bytes, read_bytes, damaged_regions, damaged_since }) {
                         result = Err(StoreError::Stopped);
                     }
                 }

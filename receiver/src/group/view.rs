@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use farside_region::VolumeId;
 
 use super::{Group, Here, Place};
-use crate::found::Found;
+use crate::found::{Found, Lost};
 use crate::status::{Ages, GroupView, Lag, since_published};
 
 /// How often it is looked which bytes are dead.
@@ -56,7 +56,7 @@ impl Group {
             // One that is torn may hide anything.
             Place::Here(here) if here.store.torn().is_none() => schedule.change_found(&self.names, |found| {
                 let state = here.store.state();
-                found.lost(state, here.store.damaged_since());
+                found.lost(state, here.store.damaged_since().map(|since| Lost { since, parts: here.store.damaged_parts() }));
                 found.settle(state);
             }),
             Place::Here(_) | Place::Away { .. } => schedule.found(&self.names),
