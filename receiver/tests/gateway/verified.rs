@@ -131,9 +131,9 @@ async fn the_newest_point_is_verified_unasked_and_what_is_damaged_is_said_until_
     gateway.check_store();
 }
 
-/// At 8 kB in a second a point does not come to its end here; what was met is known all the same.
+/// At 8 kB in a second a point does not come to its end here; what was met is known all the same, also by who is started next.
 #[tokio::test]
-async fn damage_is_said_as_soon_as_it_is_met() {
+async fn damage_is_said_as_soon_as_it_is_met_and_kept_though_the_reading_is_cut_short() {
     let mut gateway = Gateway::new("[verify]\nevery = \"1s\"\nafter_start = \"1h\"\nrate = \"64kbit\"\n");
     gateway.start().await;
     let host = gateway.pair("host1").await;
@@ -149,11 +149,18 @@ async fn damage_is_said_as_soon_as_it_is_met() {
     let config = std::fs::read_to_string(gateway.path("receiver.toml")).expect("read");
     std::fs::write(gateway.path("receiver.toml"), config.replace("\"1h\"", "\"0s\"")).expect("written");
     gateway.start().await;
-    wait_until("the damage to be said", async || {
-        let group = group(&gateway).await;
+    let is_said = async |gateway: &Gateway| {
+        let group = group(gateway).await;
         group.reasons.iter().any(|reason| reason.code == "verification_failed" && reason.message.contains("1 regions so far"))
-    })
-    .await;
+    };
+    wait_until("the damage to be said", async || is_said(&gateway).await).await;
+    wait_until("it to be kept", async || gateway.path("state/found/host1/default.json").exists()).await;
+    // Nothing is read any more: it is what was kept.
+    let config = std::fs::read_to_string(gateway.path("receiver.toml")).expect("read");
+    std::fs::write(gateway.path("receiver.toml"), config.replace("\"1s\"", "\"never\"")).expect("written");
+    gateway.kill();
+    gateway.start().await;
+    wait_until("the damage to be said again", async || is_said(&gateway).await).await;
     gateway.stop();
 }
 
