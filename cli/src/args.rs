@@ -167,6 +167,10 @@ pub(crate) enum Command {
     )]
     Metrics,
 
+    /// Rehearse the bad day: writable clones of a whole group, beside running replication.
+    #[command(subcommand)]
+    Drill(DrillCommand),
+
     /// Change a consistency group.
     #[command(subcommand)]
     Group(GroupCommand),
@@ -621,6 +625,74 @@ pub(crate) struct OpenArgs {
     /// End by itself after so long.
     #[arg(long, value_name = "DURATION", value_parser = farside_control::parse_duration)]
     pub(crate) ttl: Option<std::time::Duration>,
+    /// End with who started it.
+    #[arg(long, hide = true)]
+    pub(crate) until_stdin_ends: bool,
+}
+
+/// `farside drill …`
+#[derive(Debug, Subcommand)]
+pub(crate) enum DrillCommand {
+    /// Open all volumes of a group as they were at a point, to be written; until this command ends.
+    Start(DrillStartArgs),
+    /// List the drills of this user on this machine, with what an owner that was killed has left.
+    List {
+        /// Where drills are kept, if not in the usual place.
+        #[arg(long, value_name = "DIRECTORY")]
+        dir: Option<PathBuf>,
+    },
+    /// End a drill, and remove what was written in it.
+    ///
+    /// Refused while a client is connected to one of its devices. What was interrupted is swept.
+    #[command(group(ArgGroup::new("which").required(true)))]
+    Stop {
+        /// As `drill list` names it.
+        #[arg(group = "which")]
+        id: Option<String>,
+        /// All drills of this user on this machine.
+        #[arg(long, group = "which")]
+        all: bool,
+        /// Also while it is in use: its clients see their connection end.
+        #[arg(long)]
+        force: bool,
+        /// Where drills are kept, if not in the usual place.
+        #[arg(long, value_name = "DIRECTORY")]
+        dir: Option<PathBuf>,
+    },
+}
+
+/// `farside drill start`.
+#[derive(Args, Debug)]
+#[command(after_long_help = "\
+All volumes of the group are opened, or none. Replication goes on, and the store is
+not written to; while the drill lasts nothing that it holds is deleted. What is written
+in the drill is gone when it ends.
+
+Examples:
+  farside drill start web1/db --plan
+  farside drill start web1/db --point -30m --ttl 2h
+  farside drill start web1/db --store /srv/farside --json")]
+pub(crate) struct DrillStartArgs {
+    /// The group.
+    pub(crate) group: Address,
+    /// The point: an id, `latest`, an RFC 3339 time or an age such as -5m.
+    #[arg(long, default_value = "latest", allow_hyphen_values = true)]
+    pub(crate) point: PointRef,
+    /// End by itself after so long.
+    #[arg(long, default_value = "2h", value_name = "DURATION", value_parser = farside_control::parse_duration)]
+    pub(crate) ttl: Duration,
+    /// Print the steps, and change nothing.
+    #[arg(long)]
+    pub(crate) plan: bool,
+    /// The store: a directory, or s3://BUCKET/PREFIX (also az://, gs://). On the gateway it is found without.
+    #[arg(long, value_name = "URL")]
+    pub(crate) store: Option<String>,
+    /// What unwraps the key of encrypted volumes, as `point open` has it.
+    #[arg(long, value_name = "KEY")]
+    pub(crate) key: Option<String>,
+    /// Where drills are kept, and what is written in them.
+    #[arg(long, value_name = "DIRECTORY")]
+    pub(crate) dir: Option<PathBuf>,
 }
 
 /// Which point, of what: `POINT --of VOLUME`, or `VOLUME POINT` as other commands have it.

@@ -18,4 +18,4 @@ mod socket;
 pub use export::{Export, ExportError};
 pub use server::{Counters, Handle, Limits, ServeError, Server};
 pub use session::{Command, Event, Head, Session};
-pub use socket::{ListenError, Listener, SocketOptions};
+pub use socket::{ListenError, Listener, SocketOptions, clients_of};

@@ -4,6 +4,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -137,6 +138,26 @@ impl Drop for Listener {
     }
 }
 
+/// How many clients are connected to the socket of a [`Listener`] at `path`, in this process or another one of this network namespace.
+///
+/// # Errors
+/// When the kernel's list cannot be read.
+pub fn clients_of(path: &Path) -> io::Result<usize> {
+    let list = std::fs::read("/proc/net/unix")?;
+    // It goes by the name under which it was bound; what a client has is nameless.
+    let bound = young_name(path);
+    let is_one = |line: &&[u8]| {
+        let mut fields = line.split(|byte| *byte == b' ').filter(|field| !field.is_empty());
+        fields.nth(5) == Some(b"03") && line.ends_with(bound.as_os_str().as_bytes()) && is_whole(line, &bound)
+    };
+    Ok(list.split(|byte| *byte == b'\n').filter(is_one).count())
+}
+
+/// Whether all of the line's last field is this path, which may have spaces in it.
+fn is_whole(line: &[u8], path: &Path) -> bool {
+    line.len().checked_sub(path.as_os_str().len() + 1).is_some_and(|before| line[before] == b' ')
+}
+
 fn bind_only(path: &Path) -> io::Result<OwnedFd> {
     let fd = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
     nix::sys::socket::bind(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
@@ -192,6 +213,22 @@ mod tests {
         assert!(UnixStream::connect(&path).is_ok());
         drop(listener);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn who_is_connected_is_counted() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a b nbd");
+        // As a listener of ours does it.
+        let listener = UnixListener::bind(young_name(&path)).unwrap();
+        std::fs::rename(young_name(&path), &path).unwrap();
+        assert_eq!(clients_of(&path).unwrap(), 0);
+        let client = UnixStream::connect(&path).unwrap();
+        let served = listener.accept().unwrap();
+        assert_eq!(clients_of(&path).unwrap(), 1);
+        assert_eq!(clients_of(&folder.path().join("b nbd")).unwrap(), 0);
+        drop((client, served));
+        assert_eq!(clients_of(&path).unwrap(), 0);
     }
 
     #[test]

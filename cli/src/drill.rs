@@ -1,0 +1,304 @@
+//! `farside drill`: writable clones of all volumes of a point, all of them or none, until it is stopped or its time is over.
+//!
+//! The owner is the process of `drill start`. It starts one `farside point open --writable` per volume, each of which keeps what it reads
+//! from being deleted. They end when their standard input does, that is, with the owner, however that ends; what is left then are files,
+//! which the next `drill start` or `drill stop` sweeps. Nothing here talks to the source, and nothing is written to the store.
+
+mod state;
+
+use std::io::{BufRead as _, BufReader};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use farside_control::{Address, Point};
+use jiff::Timestamp;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde::Serialize;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::args::{DrillCommand, DrillStartArgs, Global};
+use crate::drill::state::{Device, Drill, Folder, Found, Owned, Stage};
+use crate::failure::{Exit, Failure, OrFail as _};
+use crate::hosts::Hosts;
+use crate::print::{self, Table};
+use crate::{opened, restore, store};
+
+/// How soon the end of a server is seen.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+pub(crate) async fn run(global: &Global, hosts: &Hosts, command: DrillCommand) -> Result<(), Failure> {
+    match command {
+        DrillCommand::Start(args) => start(global, hosts, args).await,
+        DrillCommand::List { dir } => list(global, &place(dir)?),
+        DrillCommand::Stop { id, all, force, dir } => stop(global, &place(dir)?, id.filter(|_| !all).as_deref(), force),
+    }
+}
+
+/// On a disk: what is written in a drill lies there.
+fn place(dir: Option<PathBuf>) -> Result<PathBuf, Failure> {
+    let dir = dir.unwrap_or_else(|| match nix::unistd::geteuid() {
+        user if user.is_root() => "/var/lib/farside-drill".into(),
+        user => format!("/var/tmp/farside-drill-{user}").into(),
+    });
+    std::path::absolute(&dir).or_fail(dir.display())
+}
+
+/// A drill as it is listed.
+#[derive(Serialize)]
+struct Listed<'a> {
+    id: &'a str,
+    is_interrupted: bool,
+    #[serde(flatten)]
+    drill: Option<&'a Drill>,
+}
+
+/// What `drill start` says when everything can be written.
+#[derive(Serialize)]
+struct Started<'a> {
+    #[serde(flatten)]
+    drill: &'a Drill,
+    /// From the command's start to devices that can be written.
+    rto_ms: u64,
+}
+
+async fn start(global: &Global, hosts: &Hosts, args: DrillStartArgs) -> Result<(), Failure> {
+    let begun = Instant::now();
+    let location = match &args.store {
+        Some(url) => store::location_of(url)?,
+        None => restore::gateway_store(hosts).await?,
+    };
+    let reader = store::open(&location)?;
+    let (_, point) = store::one_point(&reader, args.point, Some(&args.group))?;
+    drop(reader);
+    refuse_volume(&args.group, &point)?;
+    let path = place(args.dir.clone())?;
+    if args.plan {
+        return plan(global, &path, &point, args.ttl);
+    }
+    let folder = Folder::open(&path)?;
+    sweep(&folder)?;
+    let mut owned = folder.begin(|id, dir| Drill {
+        id,
+        group: format!("{}/{}", point.source, point.group),
+        created: Timestamp::now(),
+        expires: Timestamp::now().saturating_add(args.ttl).unwrap_or(Timestamp::MAX),
+        pid: std::process::id(),
+        stage: Stage::Opening,
+        volumes: devices(&point, dir),
+        point,
+    })?;
+    drop(folder); // others may look now
+    let drill = owned.drill.clone();
+    let mut servers = Servers::default();
+    // In order, and undone as a whole: which of them failed is in the sentence.
+    let ended = match servers.open(global, &args, &drill) {
+        Ok(()) => serve(global, &mut owned, &mut servers, begun, args.ttl).await,
+        Err(failure) => Err(failure),
+    };
+    let stopped = owned.advance(Stage::Stopping);
+    servers.end();
+    let removed = owned.remove();
+    ended.and(stopped).and(removed)?;
+    if global.json { Ok(()) } else { print::out(&format!("drill {} is over; nothing of it is left\n", drill.id)) }
+}
+
+/// A volume's name finds its group as well; a drill of less than was asked for, or of more, is none.
+fn refuse_volume(group: &Address, point: &Point) -> Result<(), Failure> {
+    if group.is_group(&point.source, &point.group) {
+        return Ok(());
+    }
+    let message = format!("{group} is a volume of group {}/{}", point.source, point.group);
+    Err(Failure::new(
+        Exit::Usage,
+        message,
+        format!("a drill has all of it: farside drill start {}/{}", point.source, point.group),
+    ))
+}
+
+fn devices(point: &Point, dir: &Path) -> Vec<Device> {
+    let one = |volume: &String| Device {
+        volume: volume.clone(),
+        socket: dir.join(format!("{volume}.nbd")),
+        overlay: dir.join(format!("{volume}.nbd.overlay")),
+    };
+    point.members.iter().map(|member| one(&member.volume)).collect()
+}
+
+fn plan(global: &Global, path: &Path, point: &Point, ttl: Duration) -> Result<(), Failure> {
+    let devices = devices(point, &path.join("ID"));
+    if global.json {
+        return print::json(&serde_json::json!({ "point": point, "volumes": devices, "ttl_ms": ttl.as_millis() as u64 }));
+    }
+    let mut text = format!("point {} of {}/{}, {}\n", point.id, point.source, point.group, print::time(point.cut_wall));
+    text.push_str(&format!("1. make a folder below {}, and note there what is done\n", path.display()));
+    for (n, device) in (2..).zip(&devices) {
+        text.push_str(&format!("{n}. open {} to be written, at {}\n", device.volume, device.socket.display()));
+    }
+    let ttl = print::duration_ms(u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX));
+    text.push_str(&format!(
+        "{}. after {ttl}, or when it is stopped: end all of them, and remove the folder\n",
+        devices.len() + 2
+    ));
+    text.push_str("nothing was changed\n");
+    print::out(&text)
+}
+
+/// One `farside point open` per volume. Each ends with its standard input.
+#[derive(Default)]
+struct Servers(Vec<(String, Child)>);
+
+impl Servers {
+    fn open(&mut self, global: &Global, args: &DrillStartArgs, drill: &Drill) -> Result<(), Failure> {
+        let program = std::env::current_exe().or_fail("this program is not found")?;
+        for device in &drill.volumes {
+            let Device { volume, socket, overlay } = device;
+            let mut command = Command::new(&program);
+            command.args(["point", "open", "--json", "--writable", "--until-stdin-ends"]);
+            command.arg(format!("{}/{volume}@{}", drill.group, drill.point.id));
+            command.arg("--export").arg(opened::export_of(socket)).arg("--overlay").arg(overlay);
+            if let Some(url) = &args.store {
+                command.args(["--store", url]);
+            }
+            if let Some(key) = &args.key {
+                command.args(["--key", key]);
+            }
+            if let Some(socket) = &global.socket {
+                command.arg("--socket").arg(socket);
+            }
+            // Of a group of its own: Ctrl-C is the owner's, and no end of a server.
+            let mut child = command.process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().or_fail(volume)?;
+            let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+            self.0.push((volume.clone(), child));
+            let mut said = String::new();
+            while serde_json::from_str::<serde_json::Value>(&said).is_err() {
+                let Some(Ok(line)) = lines.next() else {
+                    let message = format!("{volume} of drill {} cannot be opened; what was open is closed again", drill.id);
+                    return Err(Failure::new(Exit::Failed, message, "the reason is above"));
+                };
+                said.push_str(&line);
+            }
+        }
+        Ok(())
+    }
+
+    /// The first that ended by itself.
+    fn ended(&mut self) -> Option<&str> {
+        let ended = |child: &mut Child| !matches!(child.try_wait(), Ok(None));
+        self.0.iter_mut().find_map(|(volume, child)| ended(child).then_some(volume.as_str()))
+    }
+
+    fn end(&mut self) {
+        self.0.iter_mut().for_each(|(_, child)| drop(child.stdin.take()));
+        self.0.iter_mut().for_each(|(_, child)| drop(child.wait()));
+    }
+}
+
+async fn serve(global: &Global, owned: &mut Owned, servers: &mut Servers, begun: Instant, ttl: Duration) -> Result<(), Failure> {
+    let of = |kind| signal(kind).or_fail("signals cannot be received");
+    let (mut interrupted, mut terminated) = (of(SignalKind::interrupt())?, of(SignalKind::terminate())?);
+    owned.advance(Stage::Ready)?;
+    let rto_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let started = Started { drill: &owned.drill, rto_ms };
+    let said = if global.json { print::json_text(&started) } else { text(&started) };
+    if !print::is_read(&said)? {
+        return Ok(()); // nobody learns where it is
+    }
+    let ended = async {
+        loop {
+            if let Some(volume) = servers.ended() {
+                return volume.to_owned();
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    };
+    tokio::select! {
+        volume = ended => {
+            let message = format!("{volume} is not served any more: the drill ends as a whole");
+            Err(Failure::new(Exit::Failed, message, "start another one"))
+        }
+        _ = interrupted.recv() => Ok(()),
+        _ = terminated.recv() => Ok(()),
+        () = tokio::time::sleep(ttl.saturating_sub(begun.elapsed())) => Ok(()),
+    }
+}
+
+fn text(started: &Started<'_>) -> String {
+    let drill = started.drill;
+    let mut text = format!("drill {} of {} at {}: ", drill.id, drill.group, print::time(drill.point.cut_wall));
+    text.push_str(&format!("devices writable after {} ms (RTO)\n", started.rto_ms));
+    for device in &drill.volumes {
+        text.push_str(&format!("  {}  nbd-client -unix {} /dev/nbdN -b 512\n", device.volume, device.socket.display()));
+    }
+    text.push_str(&format!("  until {}, Ctrl-C, or: farside drill stop {}\n", print::time(drill.expires), drill.id));
+    text
+}
+
+fn list(global: &Global, path: &Path) -> Result<(), Failure> {
+    let found = if path.exists() { Folder::open(path)?.find()? } else { Vec::new() };
+    if global.json {
+        let listed = |one: &Found| {
+            serde_json::to_value(Listed { id: &one.id, is_interrupted: one.is_interrupted, drill: one.drill.as_ref() })
+        };
+        let all: Result<Vec<_>, _> = found.iter().map(listed).collect();
+        return print::json(&all.expect("it is JSON"));
+    }
+    if found.is_empty() {
+        return print::out("this user has no drill on this machine\n");
+    }
+    let mut table = Table::new(&["DRILL", "GROUP", "POINT", "STAGE", "EXPIRES"]);
+    for one in &found {
+        let of = |say: fn(&Drill) -> String| one.drill.as_ref().map_or_else(|| print::NOTHING.to_owned(), say);
+        let stage = if one.is_interrupted { "interrupted".to_owned() } else { of(|drill| format!("{:?}", drill.stage)) };
+        let (group, point) = (of(|drill| drill.group.clone()), of(|drill| drill.point.id.to_string()));
+        table.row([one.id.clone(), group, point, stage, of(|drill| print::time(drill.expires))]);
+    }
+    print::out(&table.fit(print::Look::of_stdout()))
+}
+
+/// What dead owners left.
+fn sweep(folder: &Folder) -> Result<(), Failure> {
+    folder.find()?.iter().filter(|found| found.is_interrupted).try_for_each(|found| folder.sweep(found))
+}
+
+/// One, or all.
+fn stop(global: &Global, path: &Path, id: Option<&str>, force: bool) -> Result<(), Failure> {
+    let folder = Folder::open(path)?;
+    let mut found = folder.find()?;
+    found.retain(|found| id.is_none_or(|id| found.id == id));
+    if let (true, Some(id)) = (found.is_empty(), id) {
+        let message = format!("this user has no drill {id} on this machine");
+        return Err(Failure::new(Exit::NotFound, message, "see what there is: farside drill list"));
+    }
+    for one in found.iter().filter(|one| !one.is_interrupted && !force) {
+        refuse_used(one)?;
+    }
+    let (left, running): (Vec<_>, Vec<_>) = found.iter().partition(|one| one.is_interrupted);
+    left.into_iter().try_for_each(|one| folder.sweep(one))?;
+    for one in running.iter().filter_map(|one| one.drill.as_ref()) {
+        let pid = Pid::from_raw(i32::try_from(one.pid).or_fail(format!("the owner of drill {}", one.id))?);
+        kill(pid, Signal::SIGTERM).or_fail(format!("the owner of drill {} cannot be asked", one.id))?;
+    }
+    drop(folder);
+    running.iter().try_for_each(|one| one.wait())?;
+    // One that was still opening dies of the signal, and leaves what it has made.
+    let folder = Folder::open(path)?;
+    let is_meant = |one: &&Found| running.iter().any(|meant| meant.id == one.id) && one.is_interrupted;
+    folder.find()?.iter().filter(is_meant).try_for_each(|one| folder.sweep(one))?;
+    let ids: Vec<&str> = found.iter().map(|one| one.id.as_str()).collect();
+    if global.json { print::json(&ids) } else { print::out(&format!("stopped: {}\n", ids.join(", "))) }
+}
+
+fn refuse_used(found: &Found) -> Result<(), Failure> {
+    for device in found.drill.iter().flat_map(|drill| &drill.volumes) {
+        let Device { volume, socket, .. } = device;
+        let clients = farside_nbd::clients_of(socket).or_fail("whether a device is in use is not known")?;
+        if clients > 0 {
+            let message = format!("{volume} of drill {} is in use at {}", found.id, socket.display());
+            return Err(Failure::new(Exit::Refused, message, "unmount and disconnect it, or end it nevertheless: --force"));
+        }
+    }
+    Ok(())
+}
