@@ -1,8 +1,8 @@
 //! The load: what an application does to a file system of a guest, and how it would notice that something went wrong.
 //!
-//! `farside-vm-load write FOLDER PROGRESS STOP` writes records into a fixed set of files, each record synced and then said to be
-//! in `PROGRESS` (`FILE NUMBER`, one line each), and reads what is already there past the page cache, until `STOP` exists. It
-//! ends with failure at the first error or wrong byte. `farside-vm-load check FOLDER PROGRESS` reads every record that
+//! `farside-vm-load write FOLDER PROGRESS STOP [PAUSE_MS]` writes records into a fixed set of files, each record synced and then said to be
+//! in `PROGRESS` (`FILE NUMBER`, one line each), and reads what is already there past the page cache, until `STOP` exists, with a
+//! pause after each record. It ends with failure at the first error or wrong byte. `farside-vm-load check FOLDER PROGRESS` reads every record that
 //! `PROGRESS` promises, or a newer one: what a power cut may leave. `farside-vm-load put DEVICE AT BYTES flush|fua|nothing` writes
 //! something there past the page cache, and ends when the device has said that it is durable, or at once.
 //! `farside-vm-load count FIRST SECOND PROGRESS FROM` counts on two devices for ever: on the second only after the first has called a
@@ -17,6 +17,7 @@ use std::fs::File;
 use std::io::{self, Write as _};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
+use std::time::Duration;
 
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
@@ -34,7 +35,10 @@ fn main() -> io::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments[..] {
-        ["write", folder, progress, stop] => write(Path::new(folder), Path::new(progress), Path::new(stop)),
+        ["write", folder, progress, stop] => write(Path::new(folder), Path::new(progress), Path::new(stop), Duration::ZERO),
+        ["write", folder, progress, stop, pause_ms] => {
+            write(Path::new(folder), Path::new(progress), Path::new(stop), Duration::from_millis(number(pause_ms)?))
+        }
         ["check", folder, progress] => check(Path::new(folder), Path::new(progress)),
         ["count", first, second, progress, from] => {
             count([Path::new(first), Path::new(second)], Path::new(progress), number(from)?)
@@ -46,13 +50,13 @@ fn main() -> io::Result<()> {
         ["counter", image, at] => counter(Path::new(image), number(at)?),
         ["put", device, at, bytes, how] => put(Path::new(device), number(at)?, number(bytes)?, how),
         _ => Err(io::Error::other(
-            "farside-vm-load write FOLDER PROGRESS STOP | check FOLDER PROGRESS | put DEVICE AT BYTES flush|fua|nothing | \
+            "farside-vm-load write FOLDER PROGRESS STOP [PAUSE_MS] | check FOLDER PROGRESS | put DEVICE AT BYTES flush|fua|nothing | \
              count FIRST SECOND PROGRESS FROM | hop DEVICE AT CPU PROGRESS FROM | counter IMAGE [AT]",
         )),
     }
 }
 
-fn write(folder: &Path, progress: &Path, stop: &Path) -> io::Result<()> {
+fn write(folder: &Path, progress: &Path, stop: &Path, pause: Duration) -> io::Result<()> {
     let mut progress = File::options().create(true).append(true).open(progress)?;
     let files: Vec<File> = (0..FILES)
         .map(|file| File::options().create(true).truncate(false).write(true).open(folder.join(name(file))))
@@ -71,6 +75,9 @@ fn write(folder: &Path, progress: &Path, stop: &Path) -> io::Result<()> {
             let expected = if oldest > file { number - 1 } else { number };
             if expected > 0 && read(folder, oldest, place(expected), &mut buffer)? != Some(expected) {
                 return Err(io::Error::other(format!("file {oldest} is not at record {expected}")));
+            }
+            if !pause.is_zero() {
+                std::thread::sleep(pause);
             }
         }
     }

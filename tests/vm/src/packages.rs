@@ -63,9 +63,10 @@ pub struct Load {
 }
 
 impl Load {
-    /// Begins to write in a folder, with the time that nobody else wants: its machine has one processor, and shall get on.
+    /// Begins to write in a folder, some of the time and with the time that nobody else wants: its machine has one processor, the
+    /// threads of the kernel and the daemon that its writes need have no low priority, and what a test does beside it shall get on.
     pub fn start(host: &mut Guest, folder: &str) -> Self {
-        let load = format!("exec nice -n 19 farside-vm-load write {folder} {PROMISED} /run/stop");
+        let load = format!("exec nice -n 19 farside-vm-load write {folder} {PROMISED} /run/stop 40");
         Self { pid: host.start_command(&load, "/run/load.log") }
     }
 
