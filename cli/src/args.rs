@@ -583,7 +583,8 @@ While a point is open nothing that the store holds is deleted, also of other poi
 is short of room gets none meanwhile. `farside point close`, Ctrl-C and SIGTERM end it, and so does
 --ttl.
 
-Any NBD client will do:
+--device makes a block device of it at once, and takes that away at the end: not while it is used,
+but for --ttl and SIGTERM, after which its users see I/O errors. Otherwise any NBD client will do:
 
   nbd-client -unix data-42-9f3c2a1b.nbd /dev/nbd0 -b 512 && mount -o ro /dev/nbd0 /mnt
   qemu-img info 'nbd+unix:///data?socket=data-42-9f3c2a1b.nbd'
@@ -591,6 +592,7 @@ Any NBD client will do:
 
 Examples:
   farside point open data latest
+  farside point open data latest --device                # and: mount -o ro /dev/nbd0 /mnt
   farside point open data@-1h --store /srv/farside --export nbd:unix:/run/yesterday.nbd
   farside point open web1/data latest --store /srv/farside --writable --ttl 8h
   farside point open data latest --writable --hydrate data.img",
@@ -609,6 +611,9 @@ pub(crate) struct OpenArgs {
     /// current folder.
     #[arg(long, value_name = "nbd:PATH", value_parser = parse_export)]
     pub(crate) export: Option<PathBuf>,
+    /// A block device of this machine's kernel over it, /dev/nbdN: as root, with the kernel's module nbd.
+    #[arg(long)]
+    pub(crate) device: bool,
     /// Take writes, and keep them in a folder of their own.
     #[arg(long, group = "kept")]
     pub(crate) writable: bool,
@@ -670,7 +675,7 @@ in the drill is gone when it ends.
 
 Examples:
   farside drill start web1/db --plan
-  farside drill start web1/db --point -30m --ttl 2h
+  farside drill start web1/db --point -30m --ttl 2h --device
   farside drill start web1/db --store /srv/farside --json")]
 pub(crate) struct DrillStartArgs {
     /// The group.
@@ -681,6 +686,9 @@ pub(crate) struct DrillStartArgs {
     /// End by itself after so long.
     #[arg(long, default_value = "2h", value_name = "DURATION", value_parser = farside_control::parse_duration)]
     pub(crate) ttl: Duration,
+    /// Block devices of this machine's kernel, /dev/nbdN: as root, with the kernel's module nbd.
+    #[arg(long)]
+    pub(crate) device: bool,
     /// Print the steps, and change nothing.
     #[arg(long)]
     pub(crate) plan: bool,

@@ -6,7 +6,7 @@
 
 mod state;
 
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -20,9 +20,11 @@ use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::args::{DrillCommand, DrillStartArgs, Global};
+use crate::device;
 use crate::drill::state::{Device, Drill, Folder, Found, Owned, Stage};
 use crate::failure::{Exit, Failure, OrFail as _};
 use crate::hosts::Hosts;
+use crate::opened::Opened;
 use crate::print::{self, Table};
 use crate::{opened, restore, store};
 
@@ -91,10 +93,10 @@ async fn start(global: &Global, hosts: &Hosts, args: DrillStartArgs) -> Result<(
         point,
     })?;
     drop(folder); // others may look now
-    let drill = owned.drill.clone();
+    let id = owned.drill.id.clone();
     let mut servers = Servers::default();
     // In order, and undone as a whole: which of them failed is in the sentence.
-    let ended = match servers.open(global, &args, &drill) {
+    let ended = match servers.open(global, &args, &mut owned.drill) {
         Ok(()) => serve(global, &mut owned, &mut servers, begun, args.ttl).await,
         Err(failure) => Err(failure),
     };
@@ -102,7 +104,7 @@ async fn start(global: &Global, hosts: &Hosts, args: DrillStartArgs) -> Result<(
     servers.end();
     let removed = owned.remove();
     ended.and(stopped).and(removed)?;
-    if global.json { Ok(()) } else { print::out(&format!("drill {} is over; nothing of it is left\n", drill.id)) }
+    if global.json { Ok(()) } else { print::out(&format!("drill {id} is over; nothing of it is left\n")) }
 }
 
 /// A volume's name finds its group as well; a drill of less than was asked for, or of more, is none.
@@ -122,6 +124,7 @@ fn devices(point: &Point, dir: &Path) -> Vec<Device> {
     let one = |volume: &String| Device {
         volume: volume.clone(),
         socket: dir.join(format!("{volume}.nbd")),
+        node: None,
         overlay: dir.join(format!("{volume}.nbd.overlay")),
     };
     point.members.iter().map(|member| one(&member.volume)).collect()
@@ -151,14 +154,17 @@ fn plan(global: &Global, path: &Path, point: &Point, ttl: Duration) -> Result<()
 struct Servers(Vec<(String, Child)>);
 
 impl Servers {
-    fn open(&mut self, global: &Global, args: &DrillStartArgs, drill: &Drill) -> Result<(), Failure> {
+    fn open(&mut self, global: &Global, args: &DrillStartArgs, drill: &mut Drill) -> Result<(), Failure> {
         let program = std::env::current_exe().or_fail("this program is not found")?;
-        for device in &drill.volumes {
-            let Device { volume, socket, overlay } = device;
+        for device in &mut drill.volumes {
+            let Device { volume, socket, overlay, node } = device;
             let mut command = Command::new(&program);
             command.args(["point", "open", "--json", "--writable", "--until-stdin-ends"]);
             command.arg(format!("{}/{volume}@{}", drill.group, drill.point.id));
             command.arg("--export").arg(opened::export_of(socket)).arg("--overlay").arg(overlay);
+            if args.device {
+                command.arg("--device");
+            }
             if let Some(url) = &args.store {
                 command.args(["--store", url]);
             }
@@ -169,17 +175,20 @@ impl Servers {
                 command.arg("--socket").arg(socket);
             }
             // Of a group of its own: Ctrl-C is the owner's, and no end of a server.
-            let mut child = command.process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().or_fail(volume)?;
+            let mut child = command.process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().or_fail(&*volume)?;
             let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
             self.0.push((volume.clone(), child));
             let mut said = String::new();
-            while serde_json::from_str::<serde_json::Value>(&said).is_err() {
+            *node = loop {
+                if let Ok(opened) = serde_json::from_str::<Opened>(&said) {
+                    break opened.device;
+                }
                 let Some(Ok(line)) = lines.next() else {
                     let message = format!("{volume} of drill {} cannot be opened; what was open is closed again", drill.id);
                     return Err(Failure::new(Exit::Failed, message, "the reason is above"));
                 };
                 said.push_str(&line);
-            }
+            };
         }
         Ok(())
     }
@@ -214,14 +223,25 @@ async fn serve(global: &Global, owned: &mut Owned, servers: &mut Servers, begun:
             tokio::time::sleep(LOOK_EVERY).await;
         }
     };
-    tokio::select! {
-        volume = ended => {
-            let message = format!("{volume} is not served any more: the drill ends as a whole");
-            Err(Failure::new(Exit::Failed, message, "start another one"))
+    let over = tokio::time::sleep(ttl.saturating_sub(begun.elapsed()));
+    tokio::pin!(ended, over);
+    let mut is_meant = false;
+    loop {
+        tokio::select! {
+            volume = &mut ended => {
+                let message = format!("{volume} is not served any more: the drill ends as a whole");
+                return Err(Failure::new(Exit::Failed, message, "start another one"));
+            }
+            _ = interrupted.recv() => match refuse_used(&owned.drill) {
+                Err(used) if !is_meant => {
+                    is_meant = true;
+                    let _ = writeln!(std::io::stderr(), "farside: {}; Ctrl-C again ends it nevertheless", used.message);
+                }
+                _ => return Ok(()),
+            },
+            _ = terminated.recv() => return Ok(()),
+            () = &mut over => return Ok(()),
         }
-        _ = interrupted.recv() => Ok(()),
-        _ = terminated.recv() => Ok(()),
-        () = tokio::time::sleep(ttl.saturating_sub(begun.elapsed())) => Ok(()),
     }
 }
 
@@ -229,8 +249,11 @@ fn text(started: &Started<'_>) -> String {
     let drill = started.drill;
     let mut text = format!("drill {} of {} at {}: ", drill.id, drill.group, print::time(drill.point.cut_wall));
     text.push_str(&format!("devices writable after {} ms (RTO)\n", started.rto_ms));
-    for device in &drill.volumes {
-        text.push_str(&format!("  {}  nbd-client -unix {} /dev/nbdN -b 512\n", device.volume, device.socket.display()));
+    for Device { volume, socket, node, .. } in &drill.volumes {
+        text.push_str(&match node {
+            Some(node) => format!("  {volume}  {}\n", node.display()),
+            None => format!("  {volume}  nbd-client -unix {} /dev/nbdN -b 512\n", socket.display()),
+        });
     }
     text.push_str(&format!("  until {}, Ctrl-C, or: farside drill stop {}\n", print::time(drill.expires), drill.id));
     text
@@ -260,12 +283,15 @@ fn list(global: &Global, path: &Path) -> Result<(), Failure> {
 
 /// What dead owners left.
 fn sweep(folder: &Folder) -> Result<(), Failure> {
+    // Of servers that were killed themselves. What cannot be taken away is tried again the next time; its users see errors already.
+    let _ = device::sweep();
     folder.find()?.iter().filter(|found| found.is_interrupted).try_for_each(|found| folder.sweep(found))
 }
 
 /// One, or all.
 fn stop(global: &Global, path: &Path, id: Option<&str>, force: bool) -> Result<(), Failure> {
     let folder = Folder::open(path)?;
+    let _ = device::sweep(); // as above
     let mut found = folder.find()?;
     found.retain(|found| id.is_none_or(|id| found.id == id));
     if let (true, Some(id)) = (found.is_empty(), id) {
@@ -273,7 +299,7 @@ fn stop(global: &Global, path: &Path, id: Option<&str>, force: bool) -> Result<(
         return Err(Failure::new(Exit::NotFound, message, "see what there is: farside drill list"));
     }
     for one in found.iter().filter(|one| !one.is_interrupted && !force) {
-        refuse_used(one)?;
+        one.drill.as_ref().map_or(Ok(()), refuse_used)?;
     }
     let (left, running): (Vec<_>, Vec<_>) = found.iter().partition(|one| one.is_interrupted);
     left.into_iter().try_for_each(|one| folder.sweep(one))?;
@@ -291,12 +317,16 @@ fn stop(global: &Global, path: &Path, id: Option<&str>, force: bool) -> Result<(
     if global.json { print::json(&ids) } else { print::out(&format!("stopped: {}\n", ids.join(", "))) }
 }
 
-fn refuse_used(found: &Found) -> Result<(), Failure> {
-    for device in found.drill.iter().flat_map(|drill| &drill.volumes) {
-        let Device { volume, socket, .. } = device;
+fn refuse_used(drill: &Drill) -> Result<(), Failure> {
+    for device in &drill.volumes {
+        let Device { volume, socket, node, .. } = device;
         let clients = farside_nbd::clients_of(socket).or_fail("whether a device is in use is not known")?;
-        if clients > 0 {
-            let message = format!("{volume} of drill {} is in use at {}", found.id, socket.display());
+        let used = match node {
+            Some(node) if device::is_used(node)? => Some(node),
+            _ => Some(socket).filter(|_| clients > 0),
+        };
+        if let Some(used) = used {
+            let message = format!("{volume} of drill {} is in use at {}", drill.id, used.display());
             return Err(Failure::new(Exit::Refused, message, "unmount and disconnect it, or end it nevertheless: --force"));
         }
     }

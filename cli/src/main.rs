@@ -8,6 +8,7 @@ mod completions;
 mod confirm;
 mod cost;
 mod demo;
+mod device;
 mod doctor;
 mod drill;
 mod explain;
@@ -147,10 +148,7 @@ async fn ask(cli: Cli) -> Result<(), Failure> {
         }
         Command::Point(PointCommand::Opened) => opened::list(&cli.global),
         Command::Point(PointCommand::Close { what }) => opened::close(&cli.global, &what),
-        Command::Point(PointCommand::Open(args)) => {
-            end_with_stdin(args.until_stdin_ends);
-            view::open(&cli.global, &hosts, args).await
-        }
+        Command::Point(PointCommand::Open(args)) => view::open(&cli.global, &hosts, args).await,
         Command::Drill(command) => drill::run(&cli.global, &hosts, command).await,
         Command::Restore(args) => restore::run(&cli.global, &hosts, &args).await,
         Command::Key(command) => key::run(&cli.global, command),

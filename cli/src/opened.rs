@@ -40,6 +40,8 @@ pub(crate) struct Opened {
     pub(crate) volume_bytes: u64,
     /// As taps are named.
     pub(crate) export: String,
+    /// Of this machine's kernel.
+    pub(crate) device: Option<PathBuf>,
     pub(crate) writable: bool,
     /// Where what is written goes.
     pub(crate) overlay: Option<PathBuf>,
@@ -56,6 +58,8 @@ pub(crate) struct Opened {
 /// How it ended.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Ended {
+    /// Why it has not ended at all.
+    pub(crate) refused: Option<String>,
     /// What did not go as it should.
     pub(crate) failed: Option<String>,
     /// What is in the overlay now.
@@ -103,10 +107,6 @@ impl Door {
     fn says(&self) -> String {
         let now = Opened { written_bytes: (self.written_bytes)(), ..self.opened.clone() };
         serde_json::to_string(&now).expect("it is JSON") + "\n"
-    }
-
-    pub(crate) fn path(&self) -> &Path {
-        self.listener.path()
     }
 
     /// The first who asks for its end, to be told of that.
@@ -213,7 +213,9 @@ fn table(found: &[Found]) -> Table {
             });
         }
         let (cut, size) = (print::time(opened.point.cut_wall), print::bytes(opened.volume_bytes));
-        table.row([opened.volume.as_str(), &opened.point.id.to_string(), &cut, &size, &how, &opened.export]);
+        let device = opened.device.as_ref().map(|device| device.display().to_string());
+        let at = device.as_ref().unwrap_or(&opened.export);
+        table.row([opened.volume.as_str(), &opened.point.id.to_string(), &cut, &size, &how, at]);
     }
     table
 }
@@ -241,6 +243,9 @@ pub(crate) fn close(global: &Global, what: &str) -> Result<(), Failure> {
             return Err(Failure::new(Exit::Failed, message, "see what the command said that had it open"));
         }
     };
+    if let Some(refused) = &ended.refused {
+        return Err(Failure::new(Exit::Refused, format!("{name} stays open: {refused}"), ""));
+    }
     if let Some(failed) = &ended.failed {
         return Err(Failure::new(Exit::Failed, format!("{name} is closed: {failed}"), ""));
     }
@@ -254,7 +259,7 @@ pub(crate) fn close(global: &Global, what: &str) -> Result<(), Failure> {
 fn is_meant(opened: &Opened, what: &str) -> bool {
     let path = what.strip_prefix("nbd:").unwrap_or(what);
     let path = std::path::absolute(path.strip_prefix("unix:").unwrap_or(path));
-    if path.is_ok_and(|path| opened.export == export_of(&path)) {
+    if path.is_ok_and(|path| opened.export == export_of(&path) || opened.device.as_ref() == Some(&path)) {
         return true;
     }
     let (volume, point) = what.split_once('@').map_or((what, None), |(volume, point)| (volume, Some(point)));

@@ -7,14 +7,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use data_encoding::HEXLOWER;
-use farside_blockio::Waker;
-use farside_nbd::{Limits, Listener, Server, SocketOptions};
+use farside_blockio::{BlockQueue as _, Waker};
+use farside_nbd::{Handle, Limits, Listener, ServeError, Server, SocketOptions};
 use farside_store::{PointReader, unreadable_runs};
 use farside_view::{Origin, Overlay, OverlayError, View, ViewQueue};
 use tokio::net::UnixStream;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::oneshot;
+use tokio::task::{JoinError, JoinHandle};
 
 use crate::args::{Global, OpenArgs};
+use crate::device::Device;
 use crate::failure::{Exit, Failure, OrFail as _};
 use crate::hosts::Hosts;
 use crate::hydrate::{self, Hydration};
@@ -27,8 +30,14 @@ const PREDECESSOR_ENDS: Duration = Duration::from_secs(5);
 /// At least as many as a flush and a fetch may keep busy while somebody reads what is in the cache.
 const THREADS: (usize, usize) = (4, 16);
 
+/// One whose owner is gone is not taken away by force before that: what it has to flush is little.
+const ENDS_WITHIN: Duration = Duration::from_secs(60);
+/// Of a device, in bytes: the least that a kernel has.
+const BLOCK_MIN: u32 = 512;
+
 /// Serves a point until a signal comes, or its time is over.
 pub(crate) async fn open(global: &Global, hosts: &Hosts, args: OpenArgs) -> Result<(), Failure> {
+    let owner = args.until_stdin_ends.then(end_of_stdin);
     let (wanted, of) = crate::resolve(args.which)?;
     let Some(of) = of else {
         let message = format!("`{wanted}` is a point of which volume?");
@@ -60,6 +69,7 @@ pub(crate) async fn open(global: &Global, hosts: &Hosts, args: OpenArgs) -> Resu
         volume: origin.volume.clone(),
         volume_bytes: origin.volume_bytes,
         export: opened::export_of(&socket),
+        device: None,
         writable: args.writable,
         written_bytes: overlay.as_ref().map_or(0, Overlay::written_bytes),
         unreadable_bytes: unreadable_runs(&base).iter().map(|run| run.len).sum(),
@@ -76,15 +86,16 @@ pub(crate) async fn open(global: &Global, hosts: &Hosts, args: OpenArgs) -> Resu
     let view = View::new(base, overlay, args.cache, Box::new(tell));
     let view = Arc::new(if opened.writable { view } else { view.read_only() });
     let (mut caller, mut hydration) = (None, None);
-    let serving = Serving { global, volume: &volume, socket: &socket, opened: &opened, ttl: args.ttl };
-    let served = serving.run(&view, &mut caller, &mut hydration).await;
+    let serving = Serving { global, volume: &volume, socket: &socket, opened: &opened, ttl: args.ttl, device: args.device };
+    let served = serving.run(&view, owner, &mut caller, &mut hydration).await;
     let hydrated = match hydration {
         Some(hydration) => hydration.end().await,
         None => Ok(false),
     };
     let kept = view.flush().or_fail("what was written last may not be kept");
     let ended = Ended {
-        failed: [served.as_ref().err(), kept.as_ref().err(), hydrated.as_ref().err()].into_iter().flatten().next().map(said),
+        refused: None,
+        failed: [served.as_ref().err(), kept.as_ref().err(), hydrated.as_ref().err()].into_iter().flatten().next().map(said_of),
         written_bytes: view.overlay().map_or(0, Overlay::written_bytes),
         is_whole: matches!(hydrated, Ok(true)),
     };
@@ -96,7 +107,7 @@ pub(crate) async fn open(global: &Global, hosts: &Hosts, args: OpenArgs) -> Resu
     if global.json { Ok(()) } else { print::out(&format!("closed{}\n", opened.left(&ended))) }
 }
 
-fn said(failure: &Failure) -> String {
+fn said_of(failure: &Failure) -> String {
     failure.message.clone()
 }
 
@@ -141,21 +152,34 @@ struct Serving<'a> {
     socket: &'a Path,
     opened: &'a Opened,
     ttl: Option<Duration>,
+    /// Whether it is a block device of this machine's kernel, too.
+    device: bool,
+}
+
+/// A server that runs.
+type Running = JoinHandle<Result<(), ServeError>>;
+
+/// Why it is to end.
+enum Asked {
+    /// It has, by itself.
+    Ended(Result<Result<(), ServeError>, JoinError>),
+    /// Somebody wants it who can be told that it is in use; he waits, if it is not the one at the keyboard.
+    Kindly(Option<UnixStream>),
+    /// Whoever uses it.
+    Firmly,
 }
 
 impl Serving<'_> {
-    /// Until a signal comes, somebody asks for the end (`caller`, who is to be told), or its time is over. Its socket is gone then. What
-    /// fills it meanwhile begins when it is served.
+    /// Until a signal comes, somebody asks for the end (`caller`, who is to be told), its time is over, or its `owner` is gone. Its socket
+    /// and its device are gone then. What fills it meanwhile begins when it is served.
     async fn run(
         &self,
         view: &Arc<View<PointReader>>,
+        owner: Option<oneshot::Receiver<()>>,
         caller: &mut Option<UnixStream>,
         hydration: &mut Option<Hydration>,
     ) -> Result<(), Failure> {
-        let of = |kind| signal(kind).or_fail("signals cannot be received");
-        let is_hangup_ignored = is_hangup_ignored(); // before it is received
-        let (mut interrupted, mut terminated, mut hung_up) =
-            (of(SignalKind::interrupt())?, of(SignalKind::terminate())?, of(SignalKind::hangup())?);
+        let mut signals = Signals::new()?;
         let waker = Waker::new().or_fail("cannot start")?;
         let threads = std::thread::available_parallelism().map_or(2, |n| n.get()).clamp(THREADS.0, THREADS.1);
         let queue = ViewQueue::new(view.clone(), threads, &waker).or_fail("no threads to serve it with")?;
@@ -164,51 +188,153 @@ impl Serving<'_> {
         let listener = listener.await.or_fail("cannot start")?;
         let listener =
             listener.map_err(|error| Failure::from_error(Exit::Refused, &error, "name another one: --export nbd:unix:PATH"))?;
+        let block = queue.info().block_min.max(BLOCK_MIN);
+        let description = format!("{} at {}", self.opened.volume, self.opened.point.id);
+        let (server, handle) = Server::new(listener, self.volume, &description, Limits::default(), waker);
+        let mut server: Running = tokio::task::spawn_blocking(move || server.run(queue).map(drop));
+        let over = match self.attach(&handle, block).await {
+            Ok(device) => self.until_over(view, device, &mut server, owner, &mut signals, (&mut *caller, hydration)).await,
+            Err(failure) => Err(failure),
+        };
+        let ended = match over {
+            Ok(Some(ended)) => ended,
+            over => {
+                handle.stop();
+                let ended = tokio::select! {
+                    ended = &mut server => ended,
+                    // Twice is meant.
+                    _ = signals.interrupted.recv() => {
+                        let _ = std::fs::remove_file(self.socket);
+                        std::process::exit(Exit::Failed as i32)
+                    }
+                };
+                over?;
+                ended
+            }
+        };
+        ended.or_fail("serving ended early")?.or_fail("it cannot be served")
+    }
+
+    async fn attach(&self, server: &Handle, block: u32) -> Result<Option<Device>, Failure> {
+        if !self.device {
+            return Ok(None);
+        }
+        let server = server.clone();
+        let attached = tokio::task::spawn_blocking(move || Device::attach(&server, block)).await;
+        attached.or_fail("cannot start")?.map(Some)
+    }
+
+    /// Says where it is, and waits until it is to end, and may. Gives how its server ended if that was by itself.
+    async fn until_over(
+        &self,
+        view: &Arc<View<PointReader>>,
+        mut device: Option<Device>,
+        server: &mut Running,
+        mut owner: Option<oneshot::Receiver<()>>,
+        signals: &mut Signals,
+        (caller, hydration): (&mut Option<UnixStream>, &mut Option<Hydration>),
+    ) -> Result<Option<Result<Result<(), ServeError>, JoinError>>, Failure> {
+        let opened = Opened { device: device.as_ref().map(|device| device.path().to_owned()), ..self.opened.clone() };
         let overlaid = view.clone();
-        let door = Door::new(self.opened, Box::new(move || overlaid.overlay().map_or(0, Overlay::written_bytes)))?;
-        // Whoever comes now is served in a moment; after an error here nobody is.
-        let said = if self.global.json { print::json_text(self.opened) } else { text(self.opened) };
+        let written_bytes = move || overlaid.overlay().map_or(0, Overlay::written_bytes);
+        let door = Door::new(&opened, Box::new(written_bytes.clone()))?;
+        // Whoever comes now is served; after an error here nobody is.
+        let said = if self.global.json { print::json_text(&opened) } else { text(&opened) };
         if !print::is_read(&said)? {
-            return Ok(()); // nobody learns where it is
+            return Ok(None); // nobody learns where it is
         }
         let start = |file: &PathBuf| Hydration::start(view.clone(), file.clone(), self.global.json);
         *hydration = self.opened.hydrate.as_ref().map(start).transpose()?;
-        let description = format!("{} at {}", self.opened.volume, self.opened.point.id);
-        let (server, handle) = Server::new(listener, self.volume, &description, Limits::default(), waker);
-        let mut server = tokio::task::spawn_blocking(move || server.run(queue).map(drop));
         let over = async {
             match self.ttl {
                 Some(ttl) => tokio::time::sleep(ttl).await,
                 None => std::future::pending().await,
             }
         };
-        let ended = tokio::select! {
-            ended = &mut server => Some(ended),
-            asked = door.is_asked() => {
-                *caller = Some(asked);
-                None
+        tokio::pin!(over);
+        loop {
+            let is_owner_gone = async {
+                match &mut owner {
+                    Some(owner) => drop(owner.await),
+                    None => std::future::pending().await,
+                }
+            };
+            let asked = tokio::select! {
+                ended = &mut *server => Asked::Ended(ended),
+                asked = door.is_asked() => Asked::Kindly(Some(asked)),
+                _ = signals.interrupted.recv() => Asked::Kindly(None),
+                _ = signals.terminated.recv() => Asked::Firmly,
+                _ = signals.hung_up.recv(), if !signals.is_hangup_ignored => Asked::Firmly,
+                () = &mut over => Asked::Firmly,
+                () = is_owner_gone => Asked::Firmly,
+            };
+            let (by, force) = match asked {
+                Asked::Ended(ended) => return Ok(Some(ended)), // a device goes with it
+                Asked::Kindly(by) => (by, false),
+                Asked::Firmly => (None, true),
+            };
+            let Err(failure) = detach(&mut device, force).await else {
+                *caller = by;
+                return Ok(None);
+            };
+            if force {
+                return Err(failure); // it is taken away all the same, and what it kept is lost
             }
-            _ = interrupted.recv() => None,
-            _ = terminated.recv() => None,
-            _ = hung_up.recv(), if !is_hangup_ignored => None,
-            () = over => None,
-        };
-        let ended = match ended {
-            Some(ended) => ended,
-            None => {
-                handle.stop();
-                tokio::select! {
-                    ended = &mut server => ended,
-                    // Twice is meant.
-                    _ = interrupted.recv() => {
-                        let _ = (std::fs::remove_file(self.socket), std::fs::remove_file(door.path()));
-                        std::process::exit(Exit::Failed as i32)
-                    }
+            match by {
+                Some(by) => {
+                    let ended =
+                        Ended { refused: Some(said_of(&failure)), failed: None, written_bytes: written_bytes(), is_whole: false };
+                    opened::tell(by, &ended).await;
+                }
+                None => {
+                    let _ = writeln!(std::io::stderr(), "farside: it stays open: {}", said_of(&failure));
                 }
             }
-        };
-        ended.or_fail("serving ended early")?.or_fail("it cannot be served")
+        }
     }
+}
+
+/// In a thread of its own: what the device keeps is written by the server meanwhile.
+async fn detach(device: &mut Option<Device>, force: bool) -> Result<(), Failure> {
+    let Some(mut leaving) = device.take() else { return Ok(()) };
+    let left = tokio::task::spawn_blocking(move || {
+        let left = leaving.detach(force);
+        (leaving, left)
+    });
+    let (leaving, left) = left.await.or_fail("cannot end")?;
+    if left.is_err() {
+        *device = Some(leaving);
+    }
+    left
+}
+
+struct Signals {
+    interrupted: Signal,
+    terminated: Signal,
+    hung_up: Signal,
+    is_hangup_ignored: bool,
+}
+
+impl Signals {
+    fn new() -> Result<Self, Failure> {
+        let of = |kind| signal(kind).or_fail("signals cannot be received");
+        let is_hangup_ignored = is_hangup_ignored(); // before it is received
+        let (interrupted, terminated, hung_up) =
+            (of(SignalKind::interrupt())?, of(SignalKind::terminate())?, of(SignalKind::hangup())?);
+        Ok(Self { interrupted, terminated, hung_up, is_hangup_ignored })
+    }
+}
+
+/// An owner's end, however it comes: his end of the pipe closes.
+fn end_of_stdin() -> oneshot::Receiver<()> {
+    let (tell, told) = oneshot::channel();
+    std::thread::spawn(move || {
+        let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+        let _ = tell.send(());
+        std::thread::sleep(ENDS_WITHIN);
+        std::process::exit(Exit::Failed as i32);
+    });
+    told
 }
 
 /// Whether who started this (`nohup`) wants it to go on without a terminal.
@@ -258,7 +384,7 @@ fn text(opened: &Opened) -> String {
         print::time(opened.point.cut_wall),
         opened.point.id,
         print::bytes(opened.volume_bytes),
-        opened.export,
+        opened.device.as_ref().map_or(opened.export.clone(), |device| device.display().to_string()),
     );
     if let Some(dir) = &opened.overlay {
         let (what, holds) =

@@ -367,7 +367,8 @@ impl Handle {
             Self::NbdDevice { server, keeper, runtime_dir } => {
                 let rotational = backing::is_rotational(device);
                 let identifier = identifier_of(id);
-                let spec = farside_nbd::kernel::Spec { identifier, block: device.block_min(), rotational };
+                let (block, dead_connection) = (device.block_min(), farside_nbd::kernel::DEAD_CONNECTION);
+                let spec = farside_nbd::kernel::Spec { identifier, block, rotational, dead_connection };
                 let shown = KernelDevice::attach(&spec, server)?;
                 let (path, was_there, unsettled) = (shown.path(), shown.was_there(), shown.unsettled(&spec));
                 let kept = shown.keep(spec, server.clone(), move |why| lost(format!("{:#}", anyhow::Error::from(why))));

@@ -49,6 +49,8 @@ impl Stage {
 pub(crate) struct Device {
     pub(crate) volume: String,
     pub(crate) socket: PathBuf,
+    /// Of this machine's kernel, once it is there, if it was asked for.
+    pub(crate) node: Option<PathBuf>,
     pub(crate) overlay: PathBuf,
 }
 

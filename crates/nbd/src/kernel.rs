@@ -36,7 +36,7 @@ use netlink::{Attributes, Family};
 mod netlink;
 mod sysfs;
 
-/// How long requests wait in the kernel for a server to come back before they fail.
+/// How long requests wait in the kernel for the server of a volume to come back before they fail.
 pub const DEAD_CONNECTION: Duration = Duration::from_secs(24 * 3600);
 /// How often the kernel looks whether a request was sent to a connection that is gone: how long a restart takes at most for a
 /// request that was under way. Otherwise it only tells its log of slow ones.
@@ -154,6 +154,8 @@ pub struct Spec {
     pub block: u32,
     /// Whether seeking costs something below.
     pub rotational: bool,
+    /// How long requests wait for a server to come back, in whole seconds; they fail at once where nobody will.
+    pub dead_connection: Duration,
 }
 
 /// A device that is connected to a server.
@@ -398,7 +400,11 @@ pub fn disconnect(identifier: &str) -> Result<Option<PathBuf>, KernelError> {
     Ok(Some(device))
 }
 
-fn claim(device: &Path) -> Result<Claim, KernelError> {
+/// Claims a device exclusively, if nobody uses it. Opens it: not for a process that serves it, unless one of another has done so before.
+///
+/// # Errors
+/// [`KernelError::InUse`].
+pub fn claim(device: &Path) -> Result<Claim, KernelError> {
     let flags = OFlag::O_RDWR | OFlag::O_EXCL | OFlag::O_CLOEXEC;
     match nix::fcntl::open(device, flags, Mode::empty()) {
         Ok(fd) => Ok(Claim { _fd: fd, device: device.to_owned() }),
@@ -459,7 +465,7 @@ impl Line {
         let socket = Attributes::default().u32(nbd::SOCK_FD, self.kernel.as_raw_fd() as u32);
         Attributes::default()
             .u64(nbd::SERVER_FLAGS, u64::from(self.flags))
-            .u64(nbd::DEAD_CONN_TIMEOUT, DEAD_CONNECTION.as_secs())
+            .u64(nbd::DEAD_CONN_TIMEOUT, spec.dead_connection.as_secs())
             .text(nbd::BACKEND_IDENTIFIER, &spec.identifier)
             .nested(nbd::SOCKETS, Attributes::default().nested(nbd::SOCK_ITEM, socket))
     }
@@ -537,7 +543,19 @@ impl Keeper {
     ///
     /// # Errors
     /// [`KernelError`]: it is there, and kept.
-    pub fn detach(mut self, claim: Claim) -> Result<(), (Self, KernelError)> {
+    pub fn detach(self, claim: Claim) -> Result<(), (Self, KernelError)> {
+        self.leave(Some(claim))
+    }
+
+    /// Takes the device away from whoever uses it: what they ask of it fails from now on, and the node is free when they are gone.
+    ///
+    /// # Errors
+    /// [`KernelError`]: it is there, and kept.
+    pub fn tear_away(self) -> Result<(), (Self, KernelError)> {
+        self.leave(None)
+    }
+
+    fn leave(mut self, claim: Option<Claim>) -> Result<(), (Self, KernelError)> {
         let disconnect = || {
             let refused = |errno| KernelError::Refused { what: "disconnect a device", errno };
             let mut family = speak()?;

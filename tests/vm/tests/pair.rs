@@ -37,6 +37,7 @@ fn name_of(number: usize) -> String {
 
 fn gateway(network: &Network) -> Machine {
     Machine::new("gateway", Kernel::Stock)
+        .modules(&["nbd"])
         .programs(&["farside", "farside-receiver"])
         .debian_programs(&["mke2fs"])
         .disk(DiskSpec::blank("store", 512))
@@ -78,6 +79,58 @@ fn write_files(count: usize) -> String {
     )
 }
 
+/// Starts a drill. Gives its block device, and the process that owns it.
+fn start_drill(gateway: &mut Guest) -> (String, u32) {
+    let command = "exec farside drill start host1/default --store /store/store --dir /store/drills --device --json";
+    gateway.run("rm -f /run/drill.log");
+    let owner = gateway.start_command(command, "/run/drill.log");
+    let drill = wait_for("the drill to be ready", || {
+        let said = String::from_utf8(gateway.download("/run/drill.log")).expect("text");
+        assert!(gateway.lives(owner), "the drill ended: {said}");
+        serde_json::from_str::<Value>(&said).ok()
+    });
+    (drill["volumes"][0]["node"].as_str().expect("a device").to_owned(), owner)
+}
+
+/// The newest point as a block device of the gateway's kernel: mounted, written, refused to go while it is used, and gone afterwards;
+/// also when its owner, or everybody, is killed.
+fn is_drilled(gateway: &mut Guest) {
+    // Users of a device that is torn away see errors.
+    gateway.announce("nbd0");
+    let is_there = "test -e /sys/block/nbd0/pid";
+    let stop = "farside drill stop --all --dir /store/drills";
+    let mount = |gateway: &mut Guest, device: &str| {
+        gateway.run(&format!("mount -t ext4 {device} /mnt && test $(grep -cx file-0000 /mnt/file-0000) = 2000"));
+        gateway.run("dd if=/dev/urandom of=/mnt/drilled bs=64k count=32 conv=fsync 2>/dev/null");
+    };
+    let (device, owner) = start_drill(gateway);
+    mount(gateway, &device);
+    let refused = gateway.attempt(stop);
+    assert!(refused.code == 4 && refused.stderr.contains(&format!("is in use at {device}")), "{refused:?}");
+    let refused = gateway.attempt(&format!("farside point close {device}"));
+    assert!(refused.code == 4 && refused.stderr.contains("stays open"), "{refused:?}");
+    gateway.run("echo still served >/mnt/served && umount /mnt");
+    gateway.run(&format!("{stop} && ! {is_there} && test -z \"$(ls /store/drills)\""));
+    gateway.wait_for_end(owner);
+
+    // Another one knows nothing of it. Its owner is killed: its device goes, and whoever uses it sees that.
+    let (device, owner) = start_drill(gateway);
+    gateway.run(&format!("mount -t ext4 {device} /mnt && test ! -e /mnt/drilled"));
+    gateway.run(&format!("kill -9 {owner}"));
+    gateway.wait_until(&format!("! dd if={device} of=/dev/null bs=4k count=1 iflag=direct 2>/dev/null"));
+    gateway.run("umount /mnt");
+    gateway.wait_until(&format!("! {is_there}"));
+    gateway.wait_until(stop);
+
+    // Everybody is killed: what is left goes with the next one.
+    let (_, owner) = start_drill(gateway);
+    gateway.run("killall -9 farside");
+    gateway.wait_for_end(owner);
+    gateway.run(is_there);
+    gateway.wait_until(stop);
+    gateway.run(&format!("! {is_there} && test -z \"$(ls /store/drills)\""));
+}
+
 #[test]
 fn a_host_that_loses_its_power_is_restored_with_all_that_was_synced() {
     let network = Network::new();
@@ -115,6 +168,7 @@ fn a_host_that_loses_its_power_is_restored_with_all_that_was_synced() {
     source.run("nbd-client -d /dev/nbd0");
     source.run("killall farsided && while pidof farsided; do :; done >/dev/null");
     source.shut_down();
+    is_drilled(gateway.guest());
     gateway.shut_down();
 
     let dir = tempfile::tempdir().expect("a temporary directory");
