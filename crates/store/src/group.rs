@@ -98,11 +98,13 @@ struct Dead {
     created_ms: Option<i64>,
     /// Its bytes, if a merge replaced it, as far as that is known.
     merged_bytes: u64,
+    /// When the file system would not delete it.
+    failed_at: Option<Instant>,
 }
 
 impl Dead {
     fn of(volume: Name) -> Self {
-        Self { volume, created_ms: None, merged_bytes: 0 }
+        Self { volume, created_ms: None, merged_bytes: 0, failed_at: None }
     }
 }
 
@@ -240,7 +242,7 @@ impl GroupStore {
         }
         if whole && group.shared.is_dir {
             group.sort_out(there);
-            group.sweep()?;
+            group.sweep_in_passing();
         } else if whole {
             // A bucket is swept as time goes by: its groups open without that.
             group.unseen = Some(Unseen::default());
@@ -864,10 +866,14 @@ impl GroupStore {
                 self.dead.insert(part.name, Dead { merged_bytes, ..Dead::of(volume) });
             }
         }
-        if !self.dead.is_empty()
-            && self.shared.is_dir
-            && let Err(error) = self.sweep()
-        {
+        if !self.dead.is_empty() && self.shared.is_dir {
+            self.sweep_in_passing();
+        }
+    }
+
+    /// What cannot be deleted now is deleted later, and nothing else waits for that.
+    fn sweep_in_passing(&mut self) {
+        if let Err(error) = self.sweep() {
             tracing::warn!(group = %self.names(), %error, "dead segments could not be deleted yet");
         }
     }
@@ -896,7 +902,7 @@ impl GroupStore {
         let layer = LayerKey { volume: volume_id(&names.source, &names.group, &volume), term, seq };
         // In a directory what a record gave up goes at once, unless it waits as what was merged does.
         let merged_bytes = if self.shared.is_dir { listed.bytes } else { 0 };
-        Some((PartName { layer, number }, Dead { volume, created_ms: Some(listed.created_ms), merged_bytes }))
+        Some((PartName { layer, number }, Dead { created_ms: Some(listed.created_ms), merged_bytes, ..Dead::of(volume) }))
     }
 
     /// The terms of claims of these folders; those that the ledger does not know only if there is a segment in them.

@@ -593,6 +593,28 @@ fn what_was_adopted_waits_for_readers_and_is_kept_by_a_void_claim() {
     assert_eq!(group.sweep().expect("sweep").deleted, 2);
 }
 
+/// A sector that went bad below a folder, or a file that somebody made immutable: the store must neither fill up nor stay shut for it.
+#[test]
+fn a_file_that_cannot_be_deleted_keeps_no_other_one_nor_its_group_from_opening() {
+    let store = TempStore::new();
+    let (mut group, mut volume, _faults) = adopted_and_not_published(&store);
+    assert!(!group.append(volume.claim_body(None)).expect("append").verdict.is_done());
+    let reader = ReaderLock::share(&store.path()).expect("lock");
+    volume.claim(&mut group);
+    assert_eq!(group.deferred(), 2);
+    drop((group, reader));
+    let (opened, faults) = faulty_store(&store);
+    let fail = || faults.fail(Op::Delete, "/2.0", When::Before, libc::EPERM);
+    fail();
+    let mut group = opened.group(&name("host"), &name("default")).expect("it opens all the same");
+    assert_eq!((store.files("groups/host/default/segments").len(), group.deferred()), (2, 1), "the other one went");
+    fail();
+    let error = group.sweep().expect_err("it is still not let go");
+    assert!(error.to_string().contains("2.0"), "{error}");
+    assert_eq!(group.deferred(), 1);
+    assert_eq!(group.sweep().expect("it is tried again").deleted, 1);
+}
+
 /// Files and what was in them.
 type LostFiles = Vec<(std::path::PathBuf, Vec<u8>)>;
 

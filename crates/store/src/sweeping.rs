@@ -3,7 +3,7 @@
 //! Invariants:
 //! - what damage makes one need does not go ([`GroupImage::may_go`](crate::image::GroupImage::may_go)), neither when it was cleared before the
 //!   damage was found;
-//! - what may not go keeps nothing else; in a bucket, neither does what cannot be deleted.
+//! - what may not go keeps nothing else, and neither does what cannot be deleted: one file that a disk will not let go of fills no store.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use farside_region::{Name, Slot, mutation};
 
-use super::{GroupStore, LISTED_AT_ONCE, ORPHANS_AFTER_MS, Swept, Unseen};
+use super::{Dead, GroupStore, LISTED_AT_ONCE, ORPHANS_AFTER_MS, Swept, Unseen};
 use crate::backend::block_on;
 use crate::error::Result;
 use crate::liveness::PartName;
@@ -24,6 +24,8 @@ const DELETE_BATCH: usize = 1000;
 const DELETE_REQUESTS: usize = 64;
 /// And not again before this.
 const SWEPT_AGAIN: Duration = if cfg!(test) { Duration::ZERO } else { Duration::from_secs(5) };
+/// A file of a directory that could not be deleted is not tried again before this.
+const FAILED_AGAIN: Duration = if cfg!(test) { Duration::ZERO } else { Duration::from_secs(60) };
 /// Nor is it looked more often for who reads.
 const LOOKED_AGAIN: Duration = if cfg!(test) { Duration::ZERO } else { Duration::from_secs(600) };
 
@@ -43,28 +45,41 @@ impl GroupStore {
         if !self.shared.is_dir {
             return self.sweep_bucket();
         }
-        while self.dead.keys().any(|part| self.image.may_go(part)) {
-            let Some(_guard) = DeletionGuard::try_take(self.shared.staging.root())? else {
-                swept.deferred = self.dead.len();
-                self.deferred_since.get_or_insert_with(Instant::now);
-                return Ok(swept);
-            };
-            self.deferred_since = None;
-            let may_go = self.dead.iter().filter(|(part, _)| self.image.may_go(part));
+        let began = Instant::now();
+        // What fails keeps nothing else from being deleted, and is told at the end.
+        let mut failed = None;
+        loop {
+            let is_due = |dead: &Dead| dead.failed_at.is_none_or(|at| at < began && at.elapsed() >= FAILED_AGAIN);
+            let may_go = self.dead.iter().filter(|(part, dead)| is_due(dead) && self.image.may_go(part));
             let batch: Vec<(PartName, Name)> =
                 may_go.take(DELETE_BATCH).map(|(part, dead)| (*part, dead.volume.clone())).collect();
+            if batch.is_empty() {
+                break;
+            }
+            let Some(_guard) = DeletionGuard::try_take(self.shared.staging.root())? else {
+                self.deferred_since.get_or_insert(began);
+                break;
+            };
+            self.deferred_since = None;
             for (part, volume) in batch {
-                block_on(self.segments.backend.delete(&self.segments.name(&volume, &part)))?;
-                self.segments.forget(&part);
-                self.dead.remove(&part);
-                swept.deleted += 1;
+                match block_on(self.segments.backend.delete(&self.segments.name(&volume, &part))) {
+                    Ok(()) => {
+                        self.segments.forget(&part);
+                        self.dead.remove(&part);
+                        swept.deleted += 1;
+                    }
+                    Err(error) => {
+                        self.dead.entry(part).and_modify(|dead| dead.failed_at = Some(Instant::now()));
+                        failed.get_or_insert(error);
+                    }
+                }
             }
         }
         swept.deferred = self.dead.len();
         if swept.deleted > 0 {
             self.shared.keep_ballast();
         }
-        Ok(swept)
+        failed.map_or(Ok(swept), Err)
     }
 
     /// In a bucket: a few at a time.
