@@ -255,10 +255,10 @@ pub(crate) struct DemoArgs {
 /// `farside group …`
 #[derive(Debug, Subcommand)]
 pub(crate) enum GroupCommand {
-    /// Change how often a group is cut and how many points of it are kept.
+    /// Change how often a group is cut, how many points of it are kept, and how fast it is sent.
     #[command(
-        group = ArgGroup::new("setting").required(true).multiple(true).args(["epoch", "keep", "span", "grid"]),
-        after_long_help = "A point goes only when every volume in it is held by --keep newer points that are not degraded, it is\nolder than --span, and no rule of --grid needs it.\n\nA grid thins points out as they grow old. \"every 1m keep 1d\" cuts time into minutes and keeps one point\nof each, the first sound one, until the minute is a day old. Rules stand in order, from the finest to the\ncoarsest; the least time between two points is --epoch's. With a grid, --span is 0s unless it was set;\nwithout one it is 24h.\n\nAges count in the ledger's time, never by the wall clock: it passes while points or heartbeats are\nrecorded, by two hours at most between two of them. A host that was off for weeks finds its points as it\nleft them, two hours older. A shorter policy gives the rest up at once; a longer one brings nothing back.\n\nExamples:\n  farside group set db --epoch 1s\n  farside group set default --keep 48 --span 7d\n  farside group set scratch --keep 10 --span 0s     by number only\n  farside group set db --epoch 5s --grid \"every 5s keep 10m, every 1m keep 1d, every 1h keep 30d, every 1d keep 1y\"\n  farside group set db --grid none"
+        group = ArgGroup::new("setting").required(true).multiple(true).args(["epoch", "keep", "span", "grid", "rate"]),
+        after_long_help = "A point goes only when every volume in it is held by --keep newer points that are not degraded, it is\nolder than --span, and no rule of --grid needs it.\n\nA grid thins points out as they grow old. \"every 1m keep 1d\" cuts time into minutes and keeps one point\nof each, the first sound one, until the minute is a day old. Rules stand in order, from the finest to the\ncoarsest; the least time between two points is --epoch's. With a grid, --span is 0s unless it was set;\nwithout one it is 24h.\n\nAges count in the ledger's time, never by the wall clock: it passes while points or heartbeats are\nrecorded, by two hours at most between two of them. A host that was off for weeks finds its points as it\nleft them, two hours older. A shorter policy gives the rest up at once; a longer one brings nothing back.\n\nExamples:\n  farside group set db --epoch 1s\n  farside group set default --keep 48 --span 7d\n  farside group set scratch --keep 10 --span 0s     by number only\n  farside group set db --epoch 5s --grid \"every 5s keep 10m, every 1m keep 1d, every 1h keep 30d, every 1d keep 1y\"\n  farside group set db --grid none\n  farside group set scratch --rate 20Mbit           within what `farside limit` leaves to all"
     )]
     Set {
         /// The group.
@@ -275,6 +275,9 @@ pub(crate) enum GroupCommand {
         /// Of what is older keep so much: "every 1m keep 1d, every 1h keep 30d", or none.
         #[arg(long, value_name = "RULES")]
         grid: Option<farside_control::Grid>,
+        /// Send its volumes no faster, such as 20Mbit or 5MiB; none: only the host's limit holds.
+        #[arg(long, value_name = "RATE")]
+        rate: Option<farside_control::RateLimit>,
     },
 }
 
@@ -286,17 +289,24 @@ pub(crate) enum LimitCommand {
     /// Host writes never wait for it: what cannot be sent in time makes the lag grow, and `farside status` says which
     /// rate would be enough. Commands, heartbeats and acknowledgements go on beside it.
     #[command(
-        after_long_help = "RATE is in bits of a link (64kbit, 20Mbit, 1Gbit: powers of 1000) or in bytes (5MB, 5MiB), per second.\nIt counts what is sent after compression, without the overhead of packets (about 4 %).\n\nExamples:\n  farside limit set --rate 20Mbit\n  farside limit set --rate 5MiB\n  farside limit clear"
+        after_long_help = "RATE is in bits of a link (64kbit, 20Mbit, 1Gbit: powers of 1000) or in bytes (5MB, 5MiB), per second.\nIt counts what is sent after compression, without the overhead of packets (about 4 %).\n\nWINDOW is hours of the week in this host's time zone: Mon-Fri 09:00-18:00, Sat,Sun 00:00-24:00; without days,\nof every day; 22:00-06:00 goes on into the next day. Where several are open the one that was set first\nholds; where none is, the rate that was set without --at. The same window again changes its rate.\nA group may have a limit of its own within this one: `farside group set --rate`.\n\nExamples:\n  farside limit set --rate 20Mbit\n  farside limit set --rate 20Mbit --at \"Mon-Fri 09:00-18:00\"      and as fast as it goes otherwise\n  farside limit clear --at \"Mon-Fri 09:00-18:00\"\n  farside limit clear"
     )]
     Set {
         /// All that this host sends.
         #[arg(long, value_name = "RATE")]
         rate: farside_control::Rate,
+        /// Only at these hours of the week.
+        #[arg(long, value_name = "WINDOW")]
+        at: Option<farside_control::Window>,
     },
-    /// Show the limits.
+    /// Show the limits, and what holds now.
     Show,
-    /// Lift all limits.
-    Clear,
+    /// Lift all limits of this host, or those of a window.
+    Clear {
+        /// Only what holds at these hours of the week.
+        #[arg(long, value_name = "WINDOW")]
+        at: Option<farside_control::Window>,
+    },
 }
 
 /// `--if-absent`.

@@ -17,6 +17,7 @@ mod guard;
 mod hosts;
 mod hydrate;
 mod key;
+mod limit;
 mod man;
 mod opened;
 mod point;
@@ -35,10 +36,10 @@ use std::io::Read as _;
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use farside_control::source::{GroupSettings, Limits};
-use farside_control::{Address, PointRef, Rate};
+use farside_control::source::GroupSettings;
+use farside_control::{Address, PointRef};
 
-use crate::args::{Cli, Command, Global, GroupCommand, LimitCommand, PointCommand, StoreCommand, WhichPoint};
+use crate::args::{Cli, Command, Global, GroupCommand, PointCommand, StoreCommand, WhichPoint};
 use crate::failure::{Exit, Failure, OrFail as _};
 use crate::hosts::Hosts;
 
@@ -112,17 +113,12 @@ async fn ask(cli: Cli) -> Result<(), Failure> {
         Command::Status { watch, check } => status::run(&cli.global, &hosts, watch, check).await,
         Command::Reload => reload(&cli.global, &hosts).await,
         Command::Metrics => print::out(&hosts.either().await?.metrics().await?),
-        Command::Limit(command) => limit(&cli.global, &hosts, command).await,
-        Command::Group(GroupCommand::Set { name, epoch, keep, span, grid }) => {
+        Command::Limit(command) => limit::run(&cli.global, &hosts, command).await,
+        Command::Group(GroupCommand::Set { name, epoch, keep, span, grid, rate }) => {
             let epoch_interval_ms = epoch.map(|epoch| u64::try_from(epoch.as_millis()).expect("checked when parsed"));
             let span_ms = span.map(|span| u64::try_from(span.as_millis()).expect("checked when parsed"));
-            group_set(
-                &cli.global,
-                &hosts,
-                &name,
-                &GroupSettings { epoch_interval_ms, keep, span_ms, grid: grid.map(|grid| grid.to_string()) },
-            )
-            .await
+            let (grid, rate) = (grid.map(|grid| grid.to_string()), rate.map(|rate| rate.to_string()));
+            group_set(&cli.global, &hosts, &name, &GroupSettings { epoch_interval_ms, keep, span_ms, grid, rate }).await
         }
         Command::Volume(command) => volume::run(&cli.global, &hosts, command).await,
         Command::Point(PointCommand::List(args)) => points::list(&cli.global, &hosts, &args).await,
@@ -248,19 +244,11 @@ async fn group_set(global: &Global, hosts: &Hosts, name: &str, settings: &GroupS
         span => (format!(", each for at least {}", print::duration_ms(span)), "older ones"),
     };
     let older = if group.has_grid() { format!("; of {others} {}", group.grid) } else { String::new() };
-    print::out(&format!("group {}: cut at most every {epoch}, at least {} points kept{kept}{older}\n", group.name, group.keep))
-}
-
-async fn limit(global: &Global, hosts: &Hosts, command: LimitCommand) -> Result<(), Failure> {
-    let client = hosts.source();
-    let limits = match command {
-        LimitCommand::Show => client.limits().await?,
-        LimitCommand::Clear => client.limits_set(&Limits::default()).await?,
-        LimitCommand::Set { rate } => client.limits_set(&Limits { rate_bytes_per_s: Some(rate.bytes_per_s()) }).await?,
-    };
-    if global.json {
-        return print::json(&limits);
-    }
-    let rate = limits.rate_bytes_per_s.and_then(Rate::from_bytes_per_s);
-    print::out(&rate.map_or_else(|| "rate: no limit\n".to_owned(), |rate| format!("rate: {rate}/s\n")))
+    let sent = group
+        .limit_bytes_per_s
+        .map_or_else(String::new, |_| format!("; sent at {} at most", limit::rate(group.limit_bytes_per_s)));
+    print::out(&format!(
+        "group {}: cut at most every {epoch}, at least {} points kept{kept}{older}{sent}\n",
+        group.name, group.keep
+    ))
 }

@@ -15,6 +15,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::args::Global;
 use crate::failure::{Exit, Failure, OrFail as _};
 use crate::hosts::Hosts;
+use crate::limit;
 use crate::print::{self, Look, NOTHING, Table};
 
 /// A staged lag is shown where it is less than the published one by this.
@@ -240,6 +241,10 @@ pub(crate) fn source(look: Look, status: &SourceStatus) -> String {
         for group in status.groups.iter().filter(|group| group.has_grid()) {
             text.push_str(&format!("group {} keeps of older points: {}\n", group.name, group.grid));
         }
+        for group in status.groups.iter().filter(|group| group.limit_bytes_per_s.is_some()) {
+            text.push_str(&format!("group {} sends at most {}\n", group.name, limit::rate(group.limit_bytes_per_s)));
+        }
+        text.extend(limit::line(&status.limits));
         for (group, encryption) in status.groups.iter().filter_map(|group| Some((group, group.encryption.as_ref()?))) {
             let key = encryption.key.as_ref().map_or("whose key is not here".to_owned(), |key| format!("key {key}"));
             text.push_str(&format!("group {} is encrypted {}, {key}\n", group.name, encryption.mode));

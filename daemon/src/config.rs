@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use farside_control::source::IfAbsent;
-use farside_control::{Grid, GridError, Rate, RateError, parse_epoch_interval, parse_span};
+use farside_control::source::LIMIT_WINDOWS_MAX;
+use farside_control::{Grid, GridError, RateError, RateLimit, WindowError, parse_epoch_interval, parse_span};
 use farside_keys::Keeper;
 use farside_layer::Compression;
 use farside_region::{Name, NameError, SealMode};
@@ -18,6 +19,7 @@ use farside_ublk::QUEUES_MAX;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::bandwidth::{Bandwidth, RateWindow};
 use crate::compression::Choice;
 use crate::keys::Encryption;
 use crate::tap::TapConfig;
@@ -35,8 +37,8 @@ pub struct Config {
     pub volumes: BTreeMap<Name, VolumeConfig>,
     /// Sizes and rates.
     pub limits: LimitsConfig,
-    /// `[bandwidth]`: how fast may be sent; `None`: as fast as it goes.
-    pub rate: Option<Rate>,
+    /// `[bandwidth]`: how fast may be sent.
+    pub bandwidth: Bandwidth,
 }
 
 /// `[source]`.
@@ -74,6 +76,8 @@ pub struct GroupConfig {
     pub grid: Grid,
     /// How its volumes are encrypted, if they are.
     pub encryption: Option<Encryption>,
+    /// How fast its volumes may be sent, beside what holds for the host.
+    pub rate: RateLimit,
 }
 
 impl GroupConfig {
@@ -88,7 +92,14 @@ const SPAN_DEFAULT: Duration = Duration::from_secs(86_400);
 
 impl Default for GroupConfig {
     fn default() -> Self {
-        Self { epoch_interval: Duration::from_secs(1), keep: 10, span_said: None, grid: Grid::default(), encryption: None }
+        Self {
+            epoch_interval: Duration::from_secs(1),
+            keep: 10,
+            span_said: None,
+            grid: Grid::default(),
+            encryption: None,
+            rate: RateLimit(None),
+        }
     }
 }
 
@@ -287,6 +298,15 @@ struct FileText {
 struct BandwidthText {
     #[serde(skip_serializing_if = "Option::is_none")]
     rate: Option<String>,
+    #[serde(default)]
+    window: Vec<WindowText>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WindowText {
+    at: String,
+    rate: String,
 }
 
 #[derive(Debug, Deserialize)]
@@ -316,6 +336,8 @@ struct GroupText {
     encryption: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     key: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rate: Option<String>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -417,10 +439,12 @@ impl Config {
             if old.grid != new.grid {
                 changes.live.push(format!("group {name}: grid {} → {}", old.grid, new.grid));
             }
+            if old.rate != new.rate {
+                changes.live.push(format!("group {name}: rate {} → {}", old.rate, new.rate));
+            }
         }
-        if self.rate != new.rate {
-            let words = |rate: &Option<Rate>| rate.map_or_else(|| "none".to_owned(), |rate| rate.to_string());
-            changes.live.push(format!("[bandwidth] rate {} → {}", words(&self.rate), words(&new.rate)));
+        if self.bandwidth != new.bandwidth {
+            changes.live.push(format!("[bandwidth] rate {} → {}", self.bandwidth.words(), new.bandwidth.words()));
         }
         changes
     }
@@ -536,21 +560,26 @@ impl Config {
             grid: Some(group.grid.to_string()),
             encryption,
             key,
+            rate: Some(group.rate.to_string()),
         };
         write_atomically(&path, &toml::to_string(&File { group: [text] }).expect("plain data"))?;
         Ok(path)
     }
 
-    /// Writes the limit's own drop-in; it is read after the main file and wins, also where it says that there is none.
+    /// Writes the limits' own drop-in; it is read after the main file and wins, also where it says that there are none.
     ///
     /// # Errors
     /// When it cannot be written; nothing has changed then.
-    pub fn write_rate(&self, rate: Option<Rate>) -> Result<PathBuf, ConfigError> {
+    pub fn write_bandwidth(&self, bandwidth: &Bandwidth) -> Result<PathBuf, ConfigError> {
         #[derive(Serialize)]
         struct File {
             bandwidth: BandwidthText,
         }
-        let bandwidth = BandwidthText { rate: rate.map(|rate| rate.to_string()) };
+        let text = |window: &RateWindow| WindowText { at: window.at.to_string(), rate: window.rate.to_string() };
+        let bandwidth = BandwidthText {
+            rate: bandwidth.rate.0.map(|rate| rate.to_string()),
+            window: bandwidth.windows.iter().map(text).collect(),
+        };
         let path = self.drop_ins().join("bandwidth.toml");
         write_atomically(&path, &toml::to_string(&File { bandwidth }).expect("plain data"))?;
         Ok(path)
@@ -585,7 +614,7 @@ struct Merge {
     limits: Option<(LimitsConfig, PathBuf)>,
     groups: BTreeMap<Name, GroupConfig>,
     volumes: BTreeMap<Name, (VolumeText, VolumeFaults)>,
-    rate: Option<Rate>,
+    bandwidth: Bandwidth,
 }
 
 /// Says what is wrong with a volume, and where it was written.
@@ -636,6 +665,9 @@ impl Merge {
             if let Some(text) = &g.grid {
                 group.grid = text.parse().map_err(|e: GridError| fault("grid", e.to_string()))?;
             }
+            if let Some(text) = &g.rate {
+                group.rate = text.parse().map_err(|e: RateError| fault("rate", e.to_string()))?;
+            }
             match (&g.encryption, &g.key) {
                 (None, None) => {}
                 (Some(mode), Some(key)) => group.encryption = Some(encryption(mode, key).map_err(|(at, what)| fault(at, what))?),
@@ -643,9 +675,8 @@ impl Merge {
                 (None, Some(_)) => return Err(fault("key", "needs `encryption = \"end-to-end\"` beside it".into()).into()),
             }
         }
-        if let Some(bandwidth) = text.bandwidth {
-            let fault = |e: RateError| file.fault(&[Step::Key("bandwidth"), Step::Key("rate")], e.to_string());
-            self.rate = bandwidth.rate.as_deref().map(str::parse).transpose().map_err(fault)?;
+        if let Some(said) = text.bandwidth {
+            self.bandwidth = bandwidth(&said, |steps, what| file.fault(&[&[Step::Key("bandwidth")], steps].concat(), what))?;
         }
         let file = std::rc::Rc::new(file);
         for (at, v) in text.volume.into_iter().enumerate() {
@@ -686,7 +717,7 @@ impl Merge {
             groups: self.groups,
             volumes: BTreeMap::new(),
             limits: self.limits.map(|x| x.0).unwrap_or_default(),
-            rate: self.rate,
+            bandwidth: self.bandwidth,
         };
         let mut backings = BTreeSet::new();
         for (name, (v, fault)) in self.volumes {
@@ -732,6 +763,25 @@ pub struct Changes {
     pub live: Vec<String>,
     /// Holds after a restart.
     pub needs_restart: Vec<String>,
+}
+
+fn bandwidth(said: &BandwidthText, fault: impl Fn(&[Step<'_>], String) -> FileError) -> Result<Bandwidth, FileError> {
+    let rate = said.rate.as_deref().unwrap_or("none").parse();
+    let rate = rate.map_err(|e: RateError| fault(&[Step::Key("rate")], e.to_string()))?;
+    if said.window.len() > LIMIT_WINDOWS_MAX {
+        return Err(fault(
+            &[Step::Key("window"), Step::At(LIMIT_WINDOWS_MAX)],
+            format!("there may be {LIMIT_WINDOWS_MAX} windows"),
+        ));
+    }
+    let window = |(at, said): (usize, &WindowText)| {
+        let fault = |key, what| fault(&[Step::Key("window"), Step::At(at), Step::Key(key)], what);
+        Ok(RateWindow {
+            at: said.at.parse().map_err(|e: WindowError| fault("at", e.to_string()))?,
+            rate: said.rate.parse().map_err(|e: RateError| fault("rate", e.to_string()))?,
+        })
+    };
+    Ok(Bandwidth { rate, windows: said.window.iter().enumerate().map(window).collect::<Result<_, _>>()? })
 }
 
 /// The keys of `[limits]` that differ.
@@ -832,6 +882,7 @@ mod tests {
         let all: Vec<String> = lines.map(|l| uncommented(l).unwrap_or_else(|| l.to_owned())).collect();
         let c = load(&all.join("\n"), &[]).expect("valid without its comments");
         assert_eq!((&c.limits, c.volumes.len()), (&LimitsConfig::default(), 1));
+        assert_eq!(c.bandwidth.words(), "none, Mon-Fri 09:00-18:00 20Mbit");
         let (source, default) = (&c.source, load("", &[]).expect("valid").source);
         assert_eq!((&source.state_dir, &source.api_socket), (&default.state_dir, &default.api_socket));
         let said = GroupConfig { span_said: Some(SPAN_DEFAULT), ..GroupConfig::default() };
@@ -851,6 +902,8 @@ mod tests {
             "keep",
             "encryption",
             "key",
+            "rate",
+            "at",
             "backing",
             "tap",
             "on_tracking_lost",
@@ -906,6 +959,10 @@ mod tests {
             ("[[group]]\nname='g'\nencryption='end-to-end'\nkey='file:k'\n", vec![], "absolute"),
             ("[[group]]\nname='g'\nencryption='end-to-end'\nkey='command:kms x'\n", vec![], "absolute"),
             ("[[group]]\nname='g'\nencryption='end-to-end'\nkey='passphrase'\n", vec![], "nobody is there"),
+            ("[[group]]\nname='g'\nrate='20'\n", vec![], "rate: group g: `20` is not a rate"),
+            ("[bandwidth]\nrate='fast'\n", vec![], "rate: `fast`"),
+            ("[[bandwidth.window]]\nat='Mon-Fri'\nrate='20Mbit'\n", vec![], "at: `Mon-Fri` is no time of the week"),
+            ("[[bandwidth.window]]\nat='09:00-18:00'\nrate='none'\n", vec![], "rate: `none` is not a rate"),
             ("[limits]\nqueue_depth=0\n", vec![], "queue_depth"),
             ("[limits]\ncool_after_seconds=0\n", vec![], "cool_after_seconds"),
         ] {
@@ -978,6 +1035,7 @@ mod tests {
                 span_said: Some(Duration::from_secs(90)),
                 grid: "every 5s keep 10m, every 1m keep 1y".parse().expect("a grid"),
                 encryption: None,
+                rate: "5Mbit".parse().expect("a rate"),
             },
         )
         .expect("written");
@@ -988,9 +1046,11 @@ mod tests {
         assert!(refused.to_string().contains("group i"), "{refused}");
         assert_eq!(std::fs::read_to_string(&other).expect("there"), text);
         std::fs::remove_file(&other).expect("removed");
-        for rate in [Some(Rate::from_bytes_per_s(2_500_000).expect("valid")), None] {
-            c.write_rate(rate).expect("written");
-            assert_eq!(Config::load(&path).expect("valid").rate, rate);
+        let window = |at: &str, rate: &str| RateWindow { at: at.parse().expect(at), rate: rate.parse().expect(rate) };
+        let windows = vec![window("Mon-Fri 09:00-18:00", "20Mbit"), window("22:00-06:00", "1Gbit")];
+        for bandwidth in [Bandwidth { rate: "5MiB".parse().expect("a rate"), windows }, Bandwidth::default()] {
+            c.write_bandwidth(&bandwidth).expect("written");
+            assert_eq!(Config::load(&path).expect("valid").bandwidth, bandwidth);
         }
         let c = Config::load(&path).expect("valid");
         assert_eq!(c.volumes[&v.name], v);
@@ -1002,6 +1062,7 @@ mod tests {
                 span_said: Some(Duration::from_secs(90)),
                 grid: "every 5s keep 10m, every 1m keep 1y".parse().expect("a grid"),
                 encryption: encryption("end-to-end", "passphrase:/etc/farside/words").ok(),
+                rate: "5Mbit".parse().expect("a rate"),
             }
         );
         c.remove_volume(&v.name).expect("removed");

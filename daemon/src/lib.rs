@@ -7,6 +7,7 @@
 mod api;
 pub mod args;
 mod backing;
+pub mod bandwidth;
 pub mod boot;
 mod canary;
 mod change;

@@ -67,6 +67,7 @@ impl Control {
             staged_lag_ms: staged_lag.filter(|_| !volumes.is_empty()).map(|ns| ns / 1_000_000),
             backlog_bytes,
             rate_bytes_per_s: rates.sent_bytes_per_s,
+            limit_bytes_per_s: self.around.pacer.limit(),
             dirtied_bytes_per_s: rates.dirtied_bytes_per_s,
             eta_ms: rates.eta_ms(backlog_bytes).filter(|_| behind && converging && backlog_bytes > 0),
             last_point: newest.map(|p| LastPoint {

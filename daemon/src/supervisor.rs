@@ -10,9 +10,12 @@ use anyhow::bail;
 use farside_blockio::process::{
     Priority, boot_id, lock_memory, map_large_allocations, monotonic_ns, refuse_core_dumps, set_io_flusher,
 };
-use farside_control::source::{Accept, Connection, GroupSettings, GroupStatus, Limits, Paired, SourceStatus};
+use farside_control::source::{
+    Accept, Connection, GroupSettings, GroupStatus, LIMIT_WINDOWS_MAX, LimitWindow, Limits, Paired, SourceStatus,
+};
 use farside_control::{
-    ApiError, Code, DurationError, ErrorCode, GridError, Rate, Reason, Reloaded, Severity, parse_epoch_interval, parse_span,
+    ApiError, Code, DurationError, ErrorCode, GridError, Rate, RateError, RateLimit, Reason, Reloaded, Severity, WindowError,
+    parse_epoch_interval, parse_span,
 };
 use farside_region::{Name, VolumeId};
 use farside_service::systemd;
@@ -22,6 +25,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
+use crate::bandwidth::{Bandwidth, RateWindow};
 use crate::boot::Backings;
 use crate::config::{Config, ConfigError, GroupConfig};
 use crate::encode::Encoders;
@@ -117,11 +121,11 @@ enum Phase {
 
 /// The running daemon; shared by API handlers.
 pub(crate) struct Daemon {
-    config: Mutex<Config>,
+    pub(crate) config: Mutex<Config>,
     state: Arc<StateDir>,
     identity: Identity,
     pin: watch::Sender<Option<Pin>>,
-    around: Surroundings,
+    pub(crate) around: Surroundings,
     instance: InstanceId,
     groups: Mutex<BTreeMap<Name, GroupHandle>>,
     volumes: Volumes,
@@ -163,7 +167,7 @@ impl Daemon {
             backings: Arc::new(Backings::of(&config)),
             unkept: Arc::default(),
         };
-        around.pacer.set(config.rate.map(Rate::bytes_per_s));
+        around.pacer.set(config.bandwidth.now().0.map(Rate::bytes_per_s));
         Ok(Arc::new(Self {
             config: Mutex::new(config),
             state,
@@ -189,6 +193,7 @@ impl Daemon {
         // systemd may watch us from the first moment; an opening may take long.
         let watched = self.clone();
         let housekeeping = tokio::spawn(async move { systemd::housekeeping(|| watched.alive()).await });
+        let bandwidth = tokio::spawn(self.clone().keep_bandwidth());
         let patience = tokio::time::sleep(READY_WITHIN);
         tokio::pin!(patience);
         // Until it is known whom to trust nothing is changed.
@@ -228,6 +233,7 @@ impl Daemon {
         systemd::stopping();
         housekeeping.abort();
         let stopped = self.stop_groups().await;
+        bandwidth.abort();
         api.abort();
         match stopped {
             Stopped::Clean => Ok(()),
@@ -423,7 +429,7 @@ impl Daemon {
 
     fn tell_groups(&self) {
         let config = locked(&self.config).clone();
-        self.around.pacer.set(config.rate.map(Rate::bytes_per_s));
+        self.limit_bandwidth();
         for (name, group) in locked(&self.groups).iter() {
             group.inbox.send(Note::Ask(Ask::Settings(config.group(name))));
         }
@@ -585,6 +591,10 @@ impl Daemon {
                 None => old.grid,
             },
             encryption: old.encryption,
+            rate: match &settings.rate {
+                Some(text) => text.parse().map_err(|e: RateError| wrong(&e.to_string()))?,
+                None => old.rate,
+            },
         };
         if group.keep == 0 {
             return Err(wrong("keep must be at least 1"));
@@ -601,25 +611,43 @@ impl Daemon {
             keep: Some(group.keep),
             span_ms: Some(group.span().as_millis() as u64),
             grid: Some(group.grid.to_string()),
+            rate: Some(group.rate.to_string()),
         })
     }
 
     pub(crate) fn limits(&self) -> Limits {
-        Limits { rate_bytes_per_s: self.around.pacer.limit() }
+        let bandwidth = locked(&self.config).bandwidth.clone();
+        let window = |window: &RateWindow| LimitWindow { at: window.at.to_string(), rate_bytes_per_s: window.rate.bytes_per_s() };
+        Limits {
+            rate_bytes_per_s: bandwidth.rate.0.map(Rate::bytes_per_s),
+            windows: bandwidth.windows.iter().map(window).collect(),
+            now_bytes_per_s: self.around.pacer.limit(),
+        }
     }
 
     /// Sets the limits, durably, and for whoever sends at this moment.
     pub(crate) async fn set_limits(&self, limits: Limits) -> Result<Limits, ApiError> {
         let _one = self.begin_change().await?;
-        let wrong = || {
-            ApiError::new(ErrorCode::BadRequest, "the rate must be between 64kbit and 8Tbit", "see `farside limit set --help`")
+        let wrong = |what: String| ApiError::new(ErrorCode::BadRequest, what, "see `farside limit set --help`");
+        let rate = |bytes: u64| {
+            Rate::from_bytes_per_s(bytes).ok_or_else(|| wrong("the rate must be between 64kbit and 8Tbit".to_owned()))
         };
-        let rate = limits.rate_bytes_per_s.map(|bytes| Rate::from_bytes_per_s(bytes).ok_or_else(wrong)).transpose()?;
+        if limits.windows.len() > LIMIT_WINDOWS_MAX {
+            return Err(wrong(format!("there may be {LIMIT_WINDOWS_MAX} windows")));
+        }
+        let window = |said: &LimitWindow| {
+            let at = said.at.parse().map_err(|e: WindowError| wrong(e.to_string()))?;
+            Ok::<_, ApiError>(RateWindow { at, rate: rate(said.rate_bytes_per_s)? })
+        };
+        let bandwidth = Bandwidth {
+            rate: RateLimit(limits.rate_bytes_per_s.map(rate).transpose()?),
+            windows: limits.windows.iter().map(window).collect::<Result<_, _>>()?,
+        };
         let config = locked(&self.config).clone();
-        config.write_rate(rate).map_err(ApiError::internal)?;
-        locked(&self.config).rate = rate;
-        self.around.pacer.set(rate.map(Rate::bytes_per_s));
-        info!(rate = rate.map_or_else(|| "none".to_owned(), |rate| rate.to_string()), "the bandwidth limit was set");
+        config.write_bandwidth(&bandwidth).map_err(ApiError::internal)?;
+        info!(bandwidth = bandwidth.words(), "the bandwidth limits were set");
+        locked(&self.config).bandwidth = bandwidth;
+        self.limit_bandwidth();
         Ok(self.limits())
     }
 

@@ -74,7 +74,7 @@ pub(crate) struct Surroundings {
     pub(crate) runtime_dir: PathBuf,
     /// Where everything to do with the gateway runs.
     pub(crate) links: tokio::runtime::Handle,
-    /// How fast all volumes together may send.
+    /// How fast all volumes together may send; of a group: its own, within that.
     pub(crate) pacer: Arc<farside_transport::Pacer>,
     /// Who encodes for all senders.
     pub(crate) encoders: Encoders,

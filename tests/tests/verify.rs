@@ -132,6 +132,24 @@ fn a_limit_holds_at_once_and_after_a_restart() {
     client.steps(&mut Rng(12), 200);
     client.flush();
     site.wait_quiet();
-    assert_eq!(text(&["limit", "clear"], &site), "rate: no limit\n");
     client.check_all();
+    drop(client);
+    // One of all hours, and one of a group within it; both outlive a restart.
+    let at = "00:00-24:00";
+    let shown = "rate: 40Mbit/s\n00:00-24:00: 5MiB/s\nnow: 5MiB/s\n";
+    assert_eq!(text(&["limit", "set", "--rate", "5MiB", "--at", at], &site), shown);
+    assert!(text(&["group", "set", "default", "--rate", "1Mbit"], &site).ends_with("; sent at 1Mbit/s at most\n"));
+    site.daemon.take().expect("it runs").stop();
+    site.start_daemon();
+    assert_eq!(text(&["limit", "show"], &site), shown);
+    let said = wait_for("the volume", || Some(text(&["status"], &site)).filter(|said| said.contains("group default sends")));
+    assert!(said.contains("group default sends at most 1Mbit/s\n"), "{said}");
+    assert!(said.contains("this host sends at most 5MiB/s at this hour (farside limit show)\n"), "{said}");
+    let missing = site.farside().args(["limit", "clear", "--at", "Mon 09:00-10:00"]).output().expect("it runs");
+    let error = String::from_utf8_lossy(&missing.stderr).into_owned();
+    assert!(!missing.status.success() && error.contains("no limit holds at Mon 09:00-10:00"), "{error}");
+    assert!(error.contains("there is: 00:00-24:00"), "{error}");
+    assert_eq!(text(&["limit", "clear", "--at", at], &site), "rate: 40Mbit/s\n");
+    assert_eq!(text(&["limit", "clear"], &site), "rate: no limit\n");
+    assert!(!text(&["group", "set", "default", "--rate", "none"], &site).contains("sent at"));
 }

@@ -20,6 +20,7 @@ mod reload;
 pub mod routes;
 pub mod source;
 mod verification;
+mod window;
 
 pub use client::{Client, ClientError};
 pub use code::Code;
@@ -31,9 +32,10 @@ pub use point::{
     Address, AddressError, PIN_REASON_BYTES_MAX, PinRequest, Point, PointId, PointMember, PointPin, PointRef, PointRefError,
     PointSearch, PointVerified, VerifiedHow, VerifiedPoint, no_such_point, no_such_point_of, select_point,
 };
-pub use rate::{Rate, RateError};
+pub use rate::{Rate, RateError, RateLimit};
 pub use reload::Reloaded;
 pub use verification::{DAMAGE_LISTED_MAX, Damage, Run, Verification, VerificationState, VerifiedVolume};
+pub use window::{Window, WindowError};
 
 /// Where `farsided` listens unless its configuration says otherwise.
 pub const SOURCE_SOCKET: &str = "/run/farside/farsided.sock";

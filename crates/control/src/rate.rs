@@ -66,13 +66,44 @@ impl FromStr for Rate {
     }
 }
 
-/// In the largest unit of bits that it is a whole number of; reads back as the same rate.
+/// In the largest unit that it is a whole number of, of bits unless only one of bytes is round; reads back as the same rate.
 impl fmt::Display for Rate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let bits = self.0 * 8;
+        if !bits.is_multiple_of(1_000_000)
+            && let Some((unit, size)) =
+                [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)].into_iter().find(|(_, size)| self.0.is_multiple_of(*size))
+        {
+            return write!(f, "{}{unit}", self.0 / size);
+        }
         let units = [("Gbit", 1_000_000_000), ("Mbit", 1_000_000), ("kbit", 1_000), ("bit", 1)];
         let (unit, size) = units.into_iter().find(|(_, size)| bits.is_multiple_of(*size)).expect("one bit divides all");
         write!(f, "{}{unit}", bits / size)
+    }
+}
+
+/// A [`Rate`], or `none`: as fast as it goes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RateLimit(pub Option<Rate>);
+
+impl FromStr for RateLimit {
+    type Err = RateError;
+
+    fn from_str(text: &str) -> Result<Self, RateError> {
+        match text.trim().eq_ignore_ascii_case("none") {
+            true => Ok(Self(None)),
+            false => text.parse().map(|rate| Self(Some(rate))),
+        }
+    }
+}
+
+/// Reads back as the same limit.
+impl fmt::Display for RateLimit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(rate) => rate.fmt(f),
+            None => f.write_str("none"),
+        }
     }
 }
 
@@ -97,6 +128,11 @@ mod tests {
             assert_eq!(rate.to_string().parse(), Ok(rate), "{text} → {rate}");
         }
         assert_eq!(Rate::from_bytes_per_s(2_500_000).expect("valid").to_string(), "20Mbit");
+        assert_eq!(Rate::from_bytes_per_s(5 << 20).expect("valid").to_string(), "5MiB");
+        assert_eq!(Rate::from_bytes_per_s(8_000).expect("valid").to_string(), "64kbit");
+        for text in ["none", "20Mbit"] {
+            assert_eq!(text.parse::<RateLimit>().expect(text).to_string(), text);
+        }
         for bad in ["20", "", "Mbit", "20Mbps?", "-1Mbit", "1.5Gbit", "20M"] {
             assert!(matches!(bad.parse::<Rate>(), Err(RateError::Form(_))), "{bad}");
         }

@@ -86,6 +86,8 @@ pub struct GroupStatus {
     pub backlog_bytes: u64,
     /// Payload sent of late, before compression.
     pub rate_bytes_per_s: u64,
+    /// The group's own limit of what is sent, after compression; `None`: only the host's holds.
+    pub limit_bytes_per_s: Option<u64>,
     /// What became dirty of late and is to be sent for it: each granule once, however often it was written.
     pub dirtied_bytes_per_s: u64,
     /// When the backlog will be gone, sending at that rate while the host goes on like that. `None`: nothing to do, not
@@ -446,15 +448,34 @@ pub struct GroupSettings {
     pub span_ms: Option<u64>,
     /// Of what is older so much is kept: `every 1m keep 1d, every 1h keep 30d`, or `none`.
     pub grid: Option<String>,
+    /// All that its volumes send, in one [`RateLimit`](crate::RateLimit): `20Mbit`, or `none`.
+    pub rate: Option<String>,
 }
 
 /// What a source keeps to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(default)]
 pub struct Limits {
-    /// All that it sends, in bytes per second; `None`: as fast as it goes. See [`Rate`](crate::Rate).
+    /// All that it sends, in bytes per second, where no window says otherwise; `None`: as fast as it goes. See
+    /// [`Rate`](crate::Rate).
     pub rate_bytes_per_s: Option<u64>,
+    /// What holds at times; the first one that is open.
+    pub windows: Vec<LimitWindow>,
+    /// What holds now; an answer only, it is not set.
+    pub now_bytes_per_s: Option<u64>,
 }
+
+/// A limit for some hours of the week, in the host's own time zone.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct LimitWindow {
+    /// `Mon-Fri 09:00-18:00`, see [`Window`](crate::Window).
+    pub at: String,
+    /// In bytes per second.
+    pub rate_bytes_per_s: u64,
+}
+
+/// A source has so many of them at most.
+pub const LIMIT_WINDOWS_MAX: usize = 32;
 
 /// Body of `POST` [`VOLUMES`](crate::routes::VOLUMES).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]

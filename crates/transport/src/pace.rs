@@ -1,10 +1,10 @@
-//! How fast parts may go: one limit for all that a source sends, live.
+//! How fast parts may go: one limit for all that a source sends, and one for each group within it, live.
 //!
 //! Owns: when the next bytes may leave. Invariants: whoever takes is let go in the order of asking and never later than the
 //! bytes before it demand; control frames are counted and never wait, so that answers and heartbeats cannot starve; a change
 //! of the limit reaches whoever waits at once. Nothing of the host's write path knows of it.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
@@ -33,21 +33,27 @@ impl Bucket {
     }
 }
 
-/// The limit of one source, shared by all its connections.
+/// A limit that all who share it keep to, and, with it, to the one that it is within: a source's and a group's.
 #[derive(Debug)]
 pub struct Pacer {
     bucket: Mutex<Option<Bucket>>,
     changed: Notify,
     begun: Instant,
+    within: Option<Arc<Pacer>>,
 }
 
 impl Default for Pacer {
     fn default() -> Self {
-        Self { bucket: Mutex::new(None), changed: Notify::new(), begun: Instant::now() }
+        Self { bucket: Mutex::new(None), changed: Notify::new(), begun: Instant::now(), within: None }
     }
 }
 
 impl Pacer {
+    /// One that lets through what this one lets through, too.
+    pub fn within(outer: &Arc<Self>) -> Self {
+        Self { within: Some(outer.clone()), ..Self::default() }
+    }
+
     /// Sets or lifts the limit, for whoever waits too.
     ///
     /// # Panics
@@ -59,7 +65,7 @@ impl Pacer {
         self.changed.notify_waiters();
     }
 
-    /// The limit in bytes per second.
+    /// Its own limit in bytes per second.
     pub fn limit(&self) -> Option<u64> {
         self.bucket().map(|bucket| bucket.bytes_per_s)
     }
@@ -67,13 +73,24 @@ impl Pacer {
     /// How much to take at once, so that a change of the limit is felt soon and nobody else waits for long.
     pub fn piece_bytes(&self) -> usize {
         let at_limit = |limit: u64| usize::try_from(limit / 20).unwrap_or(PIECE_MAX).clamp(PIECE_MIN, PIECE_MAX);
-        self.limit().map_or(PIECE_MAX, at_limit)
+        let own = self.limit().map_or(PIECE_MAX, at_limit);
+        self.within.as_ref().map_or(own, |outer| own.min(outer.piece_bytes()))
     }
 
     /// Waits until so many bytes may leave. Cancelled, they count as sent.
     pub async fn take(&self, bytes: usize) {
+        self.take_own(bytes).await;
+        // Only then: who waits for his own limit takes nothing away from others.
+        let mut outer = &self.within;
+        while let Some(pacer) = outer {
+            pacer.take_own(bytes).await;
+            outer = &pacer.within;
+        }
+    }
+
+    async fn take_own(&self, bytes: usize) {
         let changed = self.changed.notified();
-        let wait = self.charge(bytes);
+        let wait = self.charge_own(bytes);
         if !wait.is_zero() {
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
@@ -84,6 +101,11 @@ impl Pacer {
 
     /// Counts bytes that do not wait; gives how long they would have to.
     pub fn charge(&self, bytes: usize) -> Duration {
+        let outer = self.within.as_ref().map_or(Duration::ZERO, |outer| outer.charge(bytes));
+        outer.max(self.charge_own(bytes))
+    }
+
+    fn charge_own(&self, bytes: usize) -> Duration {
         let now = self.begun.elapsed();
         self.bucket().as_mut().map_or(Duration::ZERO, |bucket| bucket.take(now, bytes as u64))
     }
@@ -138,5 +160,37 @@ mod tests {
         assert!(!waiting.is_finished(), "36 hours of debt");
         pacer.set(None);
         waiting.await.expect("freed");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_group_keeps_to_its_own_limit_and_to_its_hosts() {
+        let waits = async |pacer: &Pacer| {
+            tokio::select! {
+                biased;
+                () = pacer.take(1) => false,
+                () = tokio::task::yield_now() => true,
+            }
+        };
+        let hours = Duration::from_secs(3600);
+        let host = Arc::new(Pacer::default());
+        let (slow, free) = (Pacer::within(&host), Pacer::within(&host));
+        host.set(Some(1_000_000));
+        slow.set(Some(8));
+        assert_eq!((slow.limit(), free.limit()), (Some(8), None));
+        assert_eq!((slow.piece_bytes(), free.piece_bytes()), (PIECE_MIN, 50_000));
+        slow.charge(100_000);
+        assert!(slow.charge(0) >= hours, "its own debt");
+        assert!(host.charge(0) < hours && free.charge(0) < hours, "is nobody else's");
+        for _ in 0..100 {
+            assert!(waits(&slow).await);
+        }
+        assert!(host.charge(0) < hours, "who waits for his own limit takes nothing from others");
+        free.charge(10_000_000_000);
+        assert!(host.charge(0) >= hours / 2 && free.charge(0) >= hours / 2, "what has no limit of its own pays with its host's");
+        assert!(waits(&free).await);
+        host.set(None);
+        assert!(!waits(&free).await && waits(&slow).await);
+        slow.set(None);
+        assert!(!waits(&slow).await);
     }
 }

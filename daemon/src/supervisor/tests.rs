@@ -539,7 +539,7 @@ async fn who_stops_says_so_and_changes_nothing_any_more() {
             daemon.add_volume(&running.add("late")).await,
             daemon.remove_volume("data").await,
             daemon.set_group("default", &group).await.map(drop),
-            daemon.set_limits(Limits { rate_bytes_per_s: None }).await.map(drop),
+            daemon.set_limits(Limits::default()).await.map(drop),
             daemon.pause("data", true).await,
             daemon.resync("data", None).await,
             daemon.verify("data").await,

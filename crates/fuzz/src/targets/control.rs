@@ -3,9 +3,11 @@
 use farside_control::receiver::{ReceiverStatus, Token, TokenRequest};
 use farside_control::routes::PointsQuery;
 use farside_control::source::{
-    GroupSettings, Limits, PairRequest, ResyncRequest, SourceStatus, VerifyStatus, VolumeAdd, VolumeStatus,
+    GroupSettings, LimitWindow, Limits, PairRequest, ResyncRequest, SourceStatus, VerifyStatus, VolumeAdd, VolumeStatus,
 };
-use farside_control::{Address, ApiError, PinRequest, Point, PointId, PointMember, PointRef, Rate, Verification, select_point};
+use farside_control::{
+    Address, ApiError, PinRequest, Point, PointId, PointMember, PointRef, Rate, Verification, Window, select_point,
+};
 use farside_ledger::VolumeMeta;
 use farside_region::Name;
 use serde::Serialize;
@@ -62,6 +64,7 @@ const WORDS: &[&str] = &[
     "-1d2h3m4s",
     "host/db/v1",
     "20Mbit",
+    "Mon-Fri 22:00-06:00",
     "64 MiB/s",
     "1h30m",
     "2d",
@@ -86,6 +89,10 @@ fn words(bytes: &[u8]) -> Outcome {
     if let Ok(address) = text.parse::<Address>() {
         reads_back(&address, || address.to_string().parse().ok());
         assert!(!address.name().is_empty());
+    }
+    if let Ok(window) = text.parse::<Window>() {
+        shape.push("window".to_owned());
+        reads_back(&window, || window.to_string().parse().ok());
     }
     if let Ok(rate) = text.parse::<Rate>() {
         shape.push("rate".to_owned());
@@ -172,9 +179,17 @@ fn json_seeds() -> Vec<Vec<u8>> {
                 keep: Some(10),
                 span_ms: Some(86_400_000),
                 grid: Some("none".into()),
+                rate: Some("20Mbit".into()),
             }),
         ),
-        of(2, text(&Limits { rate_bytes_per_s: Some(2_500_000) })),
+        of(
+            2,
+            text(&Limits {
+                rate_bytes_per_s: Some(2_500_000),
+                windows: vec![LimitWindow { at: "Mon-Fri 09:00-18:00".into(), rate_bytes_per_s: 8_000 }],
+                now_bytes_per_s: Some(8_000),
+            }),
+        ),
         of(3, r#"{"name":"data","group":"db","backing":"/dev/vdb"}"#.into()),
         of(4, r#"{"accept":"forked"}"#.into()),
         of(5, text(&PinRequest { reason: "before the upgrade".into() })),

@@ -88,7 +88,7 @@ const TOML: &[&[u8]] = &[
 
 const HOST: &str = "[source]\nname = \"host\"\nstate_dir = \"/s\"\napi_socket = \"/r/a.sock\"\n[[group]]\nname = \"db\"\nepoch_interval = \"500ms\"\n\
 keep = 3\nspan = \"48h\"\ngrid = \"every 1m keep 1d\"\n[[volume]]\nname = \"v1\"\ngroup = \"db\"\nbacking = \"/dev/vdb\"\ntap = \"nbd:unix:/r/v1.nbd\"\n\
-on_tracking_lost = \"fail\"\n[limits]\nqueue_depth = 64\n[bandwidth]\nrate = \"20Mbit\"\n";
+on_tracking_lost = \"fail\"\n[limits]\nqueue_depth = 64\n[bandwidth]\nrate = \"20Mbit\"\n[[bandwidth.window]]\nat = \"Mon-Fri 22:00-06:00\"\nrate = \"5MiB\"\n";
 const GATEWAY: &str = "[receiver]\nname = \"gw\"\nlisten = \"127.0.0.1:1\"\nadvertise = [\"gw:1\"]\nstore = \"/s\"\n[limits]\ncredit_mib = 64\n\
 [retention]\nkeep = 5\nspan = \"2d\"\ninterval = \"1m\"\nat_least_span = \"1h30m\"\ngrid = \"every 5s keep 10m, every 1m keep 1y\"\n";
 
@@ -137,7 +137,7 @@ fn daemon_config(bytes: &[u8]) -> Outcome {
                 assert_eq!(config.changes(&config), farside_daemon::config::Changes::default(), "it differs from itself");
                 rewrite(&config, path);
             });
-            Outcome::accepted((config.groups.len().min(4), config.volumes.len().min(4), config.rate.is_some()))
+            Outcome::accepted((config.groups.len().min(4), config.volumes.len().min(4), config.bandwidth.windows.len().min(3)))
         }
     })
 }
@@ -154,7 +154,7 @@ fn rewrite(config: &farside_daemon::config::Config, path: &Path) {
     for volume in config.volumes.values().take(2) {
         config.write_volume(volume).expect("written");
     }
-    config.write_rate(config.rate).expect("written");
+    config.write_bandwidth(&config.bandwidth).expect("written");
     let again = farside_daemon::config::Config::load(path).expect("what the API writes can be read");
     for (name, group) in again.groups {
         assert_eq!(config.groups.get(&name), Some(&group), "group {name}");
@@ -162,7 +162,7 @@ fn rewrite(config: &farside_daemon::config::Config, path: &Path) {
     for (name, volume) in again.volumes {
         assert_eq!(config.volumes.get(&name), Some(&volume), "volume {name}");
     }
-    assert_eq!(again.rate, config.rate);
+    assert_eq!(again.bandwidth, config.bandwidth);
     let _ = fs::remove_dir_all(&drop_ins);
 }
 
