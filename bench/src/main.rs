@@ -6,6 +6,7 @@
 
 mod copies;
 mod drbd;
+mod drill;
 mod image;
 mod lag;
 mod measure;
@@ -46,7 +47,7 @@ struct Args {
     /// Of section `restore`, the histories of the points that are opened.
     #[arg(long, value_delimiter = ',', default_values_t = [100, 10_000], value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     points: Vec<u64>,
-    /// Only these sections; all of them but `restore` and `vm` without it.
+    /// Only these sections; all of them but `drill`, `restore` and `vm` without it.
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Section>,
     /// Where the JSON goes.
@@ -62,6 +63,8 @@ enum Section {
     Tap,
     /// Lag against write rate.
     Lag,
+    /// Latency and lag of a source beside a drill that is written to.
+    Drill,
     /// Restores from a bucket, beside restic and a raw parallel GET; the first byte of an open point by size and history. Needs radosgw
     /// (`cargo run --release -p xtask -- test --only install`) for the former.
     Restore,
@@ -82,6 +85,9 @@ fn main() -> Result<()> {
     }
     if wanted(Section::Lag) {
         lag::run(args.tap_seconds, &mut report)?;
+    }
+    if args.only.contains(&Section::Drill) {
+        drill::run(args.tap_seconds, &mut report)?;
     }
     if args.only.contains(&Section::Restore) {
         let wanted = restore::Wanted { bytes: args.size_mib << 20, rounds: args.restore_rounds.into(), points: args.points };

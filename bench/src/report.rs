@@ -7,6 +7,7 @@ use farside_vm::INSTRUCTION_NS;
 use farside_vm::counted::{Counts, Load};
 use serde::Serialize;
 
+use crate::drill;
 use crate::measure::Cost;
 use crate::vm;
 
@@ -35,6 +36,20 @@ pub(crate) struct TapRow {
     pub(crate) p99_us: f64,
     pub(crate) p999_us: f64,
     pub(crate) max_us: f64,
+}
+
+/// Paced writes of a source beside others.
+#[derive(Debug, Serialize)]
+pub(crate) struct DrillRow {
+    /// What else is written to.
+    pub(crate) beside: &'static str,
+    pub(crate) p50_us: f64,
+    pub(crate) p99_us: f64,
+    pub(crate) p999_us: f64,
+    pub(crate) lag_median_ms: u64,
+    pub(crate) lag_max_ms: u64,
+    /// What the other one did.
+    pub(crate) other_iops: Option<f64>,
 }
 
 /// How soon an open point answers.
@@ -232,6 +247,7 @@ pub(crate) struct Report {
     wire_per_changed_byte: Vec<(&'static str, f64)>,
     tap: Vec<TapRow>,
     lag: Vec<LagRow>,
+    drills: Vec<DrillRow>,
     opened: Vec<OpenRow>,
     vm: Vec<VmRow>,
     instructions: Vec<Instructions>,
@@ -249,6 +265,7 @@ impl Report {
             wire_per_changed_byte: Vec::new(),
             tap: Vec::new(),
             lag: Vec::new(),
+            drills: Vec::new(),
             opened: Vec::new(),
             vm: Vec::new(),
             instructions: Vec::new(),
@@ -278,6 +295,10 @@ impl Report {
 
     pub(crate) fn tapped(&mut self, row: TapRow) {
         self.tap.push(row);
+    }
+
+    pub(crate) fn drilled(&mut self, row: DrillRow) {
+        self.drills.push(row);
     }
 
     pub(crate) fn lagged(&mut self, row: LagRow) {
@@ -424,7 +445,22 @@ impl Report {
             Some(of("farside, a cut every 200 ms")? / of("farside, no cuts")?)
         };
         self.at_most("p99.9 of paced writes around cuts ÷ without", 2.0, cuts(self));
+        self.judge_drills();
         self.judge_vm();
+    }
+
+    fn judge_drills(&mut self) {
+        let turns = |beside: &str, of: fn(&DrillRow) -> f64| {
+            self.drills.iter().filter(move |row| row.beside == beside).map(of).collect::<Vec<_>>()
+        };
+        let ratio = |base: &str, of: fn(&DrillRow) -> f64| {
+            median(turns(drill::DRILL, of).into_iter().zip(turns(base, of)).map(|(with, without)| with / without).collect())
+        };
+        let (p99, as_other) = (ratio(drill::NONE, |row| row.p99_us), ratio(drill::OTHER, |row| row.p99_us));
+        let lag = ratio(drill::OTHER, |row| row.lag_median_ms.max(1) as f64);
+        self.at_most("p99 of a source's writes with a drill ÷ without", 1.05, p99);
+        self.at_most("the same ÷ with another server as busy", 1.05, as_other);
+        self.at_most("lag with a drill ÷ with another server as busy", 1.05, lag);
     }
 
     pub(crate) fn print(&mut self) {
@@ -467,6 +503,19 @@ impl Report {
                 println!(
                     "{:>12} {:>14.1} {:>14} {:>11} {:>9} MiB {:>7}",
                     r.asked_mib_per_s, r.written_mib_per_s, r.lag_median_ms, r.lag_max_ms, r.backlog_max_mib, r.points
+                );
+            }
+        }
+        if !self.drills.is_empty() {
+            println!(
+                "\n{:<20} {:>9} {:>9} {:>10} {:>11} {:>9} {:>11}",
+                "written to beside", "p50 µs", "p99 µs", "p99.9 µs", "lag med ms", "max ms", "other IOPS"
+            );
+            for row in &self.drills {
+                let DrillRow { beside, p50_us, p99_us, p999_us, lag_median_ms, lag_max_ms, other_iops } = row;
+                let other = other_iops.map_or_else(String::new, |iops| format!("{iops:.0}"));
+                println!(
+                    "{beside:<20} {p50_us:>9.0} {p99_us:>9.0} {p999_us:>10.0} {lag_median_ms:>11} {lag_max_ms:>9} {other:>11}"
                 );
             }
         }

@@ -12,9 +12,9 @@ use crate::image;
 use crate::measure::{drop_caches, installed};
 use crate::report::{Report, TapRow};
 
-const BYTES: u64 = 1 << 30;
+pub(crate) const BYTES: u64 = 1 << 30;
 /// Writes per second of the paced workload: well below what any server here can do, so that latency is not a queue's length.
-const PACE: u64 = 2000;
+pub(crate) const PACE: u64 = 2000;
 
 /// A server that ends with its owner.
 pub(crate) struct Server(Child);
@@ -42,7 +42,7 @@ pub(crate) fn qemu_nbd(file: &Path, socket: &Path, readonly: bool) -> Result<Ser
     serve(&mut command, socket)
 }
 
-struct Workload {
+pub(crate) struct Workload {
     name: &'static str,
     args: &'static [&'static str],
 }
@@ -53,7 +53,7 @@ const FULL: &[Workload] = &[
     Workload { name: "randwrite 4k QD1", args: &["--rw=randwrite", "--bs=4k", "--iodepth=1"] },
     Workload { name: "write 1M QD8", args: &["--rw=write", "--bs=1m", "--iodepth=8"] },
 ];
-const PACED: Workload = Workload { name: "randwrite 4k paced", args: &["--rw=randwrite", "--bs=4k", "--iodepth=8"] };
+pub(crate) const PACED: Workload = Workload { name: "randwrite 4k paced", args: &["--rw=randwrite", "--bs=4k", "--iodepth=8"] };
 
 pub(crate) fn run(seconds: u64, report: &mut Report) -> Result<()> {
     if !has_nbd_engine() {
@@ -107,7 +107,7 @@ pub(crate) fn run(seconds: u64, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-fn has_nbd_engine() -> bool {
+pub(crate) fn has_nbd_engine() -> bool {
     tool("fio").arg("--enghelp").output().is_ok_and(|o| String::from_utf8_lossy(&o.stdout).lines().any(|l| l.trim() == "nbd"))
 }
 
@@ -120,6 +120,12 @@ fn measure(
     report: &mut Report,
 ) -> Result<()> {
     drop_caches();
+    report.tapped(fio(workload, server, socket, seconds, iops)?);
+    Ok(())
+}
+
+/// What fio says of a workload at the export `data` of a server of ours, or at any other one's only one.
+pub(crate) fn fio(workload: &Workload, server: &'static str, socket: &Path, seconds: u64, iops: Option<u64>) -> Result<TapRow> {
     let mut command = tool("fio");
     command
         .args(["--name=bench", "--ioengine=nbd", "--output-format=json", "--time_based", "--randrepeat=1", "--norandommap"])
@@ -137,7 +143,7 @@ fn measure(
     let job = &json["jobs"][0][if workload.args[0].contains("read") { "read" } else { "write" }];
     let us = |value: &Value| value.as_f64().unwrap_or(0.0) / 1000.0;
     let percentile = |p: &str| us(&job["clat_ns"]["percentile"][p]);
-    report.tapped(TapRow {
+    Ok(TapRow {
         workload: workload.name.to_owned(),
         server,
         iops: job["iops"].as_f64().unwrap_or(0.0),
@@ -146,6 +152,5 @@ fn measure(
         p99_us: percentile("99.000000"),
         p999_us: percentile("99.900000"),
         max_us: us(&job["clat_ns"]["max"]),
-    });
-    Ok(())
+    })
 }

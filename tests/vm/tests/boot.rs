@@ -298,6 +298,19 @@ fn boots(machine: &mut Machine) -> Guest {
     host
 }
 
+/// Has the host come up without a disk, which is there again when its driver is bound to what `/run/late` names. What is mounted
+/// from it is waited for less than the daemon waits.
+fn comes_late_at_the_next_boot(host: &mut Guest) {
+    let unit = "[Unit]\nDefaultDependencies=no\nBefore=systemd-udevd.service systemd-udev-trigger.service\n\
+                [Service]\nType=oneshot\nExecStart=/bin/sh /root/late.sh\n[Install]\nWantedBy=sysinit.target\n";
+    let script = "for disk in /sys/block/vd*; do if [ \"$(cat $disk/serial)\" = part ]; then \
+                  basename $(readlink -f $disk/device) >/run/late; fi; done\n\
+                  cat /run/late >/sys/bus/virtio/drivers/virtio_blk/unbind\n";
+    host.upload("/etc/systemd/system/late.service", unit.as_bytes(), 0o644);
+    host.upload("/root/late.sh", script.as_bytes(), 0o644);
+    host.run("sed -i '/part/s/defaults/nofail,x-systemd.device-timeout=10s/' /etc/fstab && systemctl enable late && sync");
+}
+
 /// As Debian 12 has it: no ublk. The volume is a partition.
 #[test]
 fn a_partition_comes_up_behind_the_kernels_nbd_client_on_the_stock_kernel() {
@@ -337,14 +350,28 @@ fn a_partition_comes_up_behind_the_kernels_nbd_client_on_the_stock_kernel() {
     assert!(served.contains("clean=true"), "a planned reboot compares nothing: {served}");
     assert_eq!(host.run("cat /srv/part/planned /srv/part/killed"), "planned\nkilled\n");
     host.run("echo synced >/srv/part/synced && sync -f /srv/part");
+    comes_late_at_the_next_boot(&mut host);
     let scribble = "while dd if=/dev/urandom of=/srv/part/scribble bs=64k count=32 oflag=direct conv=notrunc; do :; done";
     host.start_command(scribble, "/run/scribble.log");
     host.wait_until("grep -q 'records out' /run/scribble.log");
     assert!(host.cut_power(&mut Rng(5), 4) > 0, "nothing was in any cache: nothing is proved");
 
-    let mut host = boots(&mut machine);
+    // The disk comes when the daemon has waited for it in vain, and who mounts it, too.
+    let mut host = machine.boot();
+    NBD.complaints.iter().chain(&["dev nbd0, "]).for_each(|words| host.announce(words));
+    let state = host.attempt("systemctl is-system-running --wait").stdout;
+    assert_eq!(state.trim(), "degraded", "a disk is missing, and that is all");
+    host.run("test -s /run/late && ! findmnt /srv/part && systemctl is-active farsided");
+    let said = reasons(&mut host);
+    assert!(said.contains("volume data is not served") && said.contains("by-id/virtio-part-part1"), "{said}");
+    host.run("cat /run/late >/sys/bus/virtio/drivers/virtio_blk/bind");
+    host.wait_until("journalctl -b -u farsided --no-pager | grep -q 'it is served at last' && test -e /dev/farside/data");
+    host.run("udevadm settle && { findmnt /srv/part || mount /srv/part; }");
     protected(&mut host);
     assert_eq!(host.run("cat /srv/part/synced"), "synced\n");
+    let said = host.run("journalctl -b -u farside-boot --no-pager");
+    assert!(said.contains("is not there") && !said.contains("used without Farside"), "{said}");
+    host.run("test ! -e /var/lib/farside/volumes/default/data/tracking-lost");
     let cycles = host.run("journalctl -b --no-pager");
     assert!(!cycles.contains("ordering cycle"), "{cycles}");
     host.power_off();
