@@ -3,7 +3,7 @@
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use farside_tests::usage;
 
 /// What something cost.
@@ -54,6 +54,18 @@ impl ProcessCost {
 /// Whether a program is there to be run.
 pub(crate) fn installed(name: &str) -> bool {
     std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).any(|dir| dir.join(name).is_file())
+}
+
+/// From now on a process, with all its threads, has only the processors' time that nobody else wants. A gateway is another machine:
+/// what it takes from a host that is measured beside it here is no property of either.
+///
+/// # Errors
+/// Where the user may not, or there is no `chrt`.
+pub(crate) fn stand_aside(process: u32) -> Result<()> {
+    let mut command = Command::new("chrt");
+    command.args(["--all-tasks", "--idle", "--pid", "0", &process.to_string()]);
+    let done = command.status().with_context(|| format!("{command:?}"))?;
+    if done.success() { Ok(()) } else { bail!("{command:?}: {done}") }
 }
 
 /// Drops the page cache, where the user may.

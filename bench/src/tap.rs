@@ -9,7 +9,7 @@ use farside_tests::{Site, VolumeSpec, tool, wait_for};
 use serde_json::Value;
 
 use crate::image;
-use crate::measure::{drop_caches, installed};
+use crate::measure::{drop_caches, installed, stand_aside};
 use crate::report::{Report, TapRow};
 
 pub(crate) const BYTES: u64 = 1 << 30;
@@ -97,6 +97,7 @@ pub(crate) fn run(seconds: u64, report: &mut Report) -> Result<()> {
     for workload in FULL {
         measure(workload, "farside, replicating", &site.tap("data"), seconds, None, report)?;
     }
+    stand_aside(site.receiver.as_ref().expect("it runs").pid())?;
     for (server, epoch) in [("farside, no cuts", "1h"), ("farside, a cut every 200 ms", "200ms")] {
         eprintln!("{server} …");
         farside_tests::run(site.farside().args(["group", "set", "default", "--epoch", "200ms"]));

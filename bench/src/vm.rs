@@ -21,6 +21,7 @@ use farside_vm::protected::{CLI, Host, Setup, VOLUME_MIB, is_quiet};
 use farside_vm::{DiskSpec, Guest, Kernel, Machine, packages};
 
 use crate::drbd;
+use crate::measure::stand_aside;
 use crate::report::{Instructions, Report, VmRow};
 
 const DEVICE: &str = "/dev/farside/data";
@@ -159,7 +160,7 @@ pub(crate) fn run(wanted: &Wanted, report: &mut Report) -> Result<()> {
     }
     if wanted.has(Subject::Cuts) {
         eprintln!("paced writes, without cuts and around them …");
-        bench.around_cuts();
+        bench.around_cuts()?;
     }
     bench.host.shut_down();
     Ok(())
@@ -208,6 +209,10 @@ fn restarted_by_systemd(seconds: u64) -> Load {
 impl<'a> Bench<'a> {
     fn new(mut host: Host, wanted: &'a Wanted, report: &'a mut Report) -> Self {
         let data = host.guest.run("cat /run/backing").trim().to_owned();
+        // Tests want regions to be clean again after a second; who runs Farside has the default.
+        host.guest.run("sed -i /cool_after_seconds/d /state/farsided.toml");
+        host.kill_daemon();
+        host.start_daemon();
         Self { host, data, wanted, report }
     }
 
@@ -313,9 +318,10 @@ impl<'a> Bench<'a> {
         self.farside("volume remove data --yes");
     }
 
-    fn around_cuts(&mut self) {
+    fn around_cuts(&mut self) -> Result<()> {
         self.add("ublk");
         let threads = self.host.queue_threads();
+        stand_aside(self.host.gateway.guest().emulator())?;
         for _ in 0..CUT_TURNS {
             for (server, epoch) in [(NO_CUTS, "1h"), (CUTS, "200ms")] {
                 self.farside("group set default --epoch 200ms");
@@ -328,6 +334,7 @@ impl<'a> Bench<'a> {
         self.host.wait_for_group("everything to be published", is_quiet);
         self.farside("group set default --epoch 500ms");
         self.farside("volume remove data --yes");
+        Ok(())
     }
 
     /// What others have for the same job, over the same disk; their notes are on a disk of their own, as Farside's are.
