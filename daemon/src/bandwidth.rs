@@ -1,6 +1,6 @@
 //! What this host may send: always, or by the hour of the week.
 //!
-//! Invariant: what is in force is what the configuration says of this minute, within [`LOOK`] of a change of either, also where the
+//! Invariant: what is in force is what the configuration says of this minute, within five seconds of a change of either, also where the
 //! clock is set. Of several windows that are open the first one holds; where none is, the host's own rate.
 
 use std::sync::{Arc, OnceLock};

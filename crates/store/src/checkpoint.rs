@@ -5,19 +5,21 @@
 //! - it comes only after the one before it, and covers exactly its slots;
 //! - one that is not of this ledger's history, however whole it is, is not believed: a store that was copied goes two ways, and a
 //!   file of the one may come to lie in the other;
-//! - a slot that a checkpoint covers is decided by that checkpoint's state, whatever lies in the slot or does not.
+//! - a slot that a checkpoint covers is decided by that checkpoint's state, whatever lies in the slot or does not;
+//! - one that could not be written when its last slot was is written later, or by the next start, and none after it before it.
 //!
 //! Nothing deletes records that a checkpoint covers: which regions an old layer touched is known from its record alone
 //! ([`State::is_exact`](farside_ledger::State::is_exact)).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use farside_ledger::{
     CHECKPOINT_ROOT_BYTES, CHECKPOINT_STATE_BYTES_MAX, CheckpointError, CheckpointPlace, CheckpointRoot, EncodedCheckpoint,
     run_of,
 };
-use farside_region::{GroupId, Slot};
+use farside_region::{GroupId, RecordDigest, Slot};
 
 use crate::backend::{Backend, Created, ObjectName, block_on, list_all};
 use crate::error::{Result, StoreError};
@@ -244,46 +246,111 @@ fn unusable(name: &ObjectName, number: u64, error: CheckpointError) -> Unusable 
     Unusable { number, file: name.to_string(), why: error.to_string(), newer: error.is_newer(), stray: false }
 }
 
-/// Writes the checkpoint that an image completes, if it completes one and the one before it is there. What it covers must be
-/// durable. Says whether that checkpoint, root and state, is durable now.
-///
-/// # Errors
-/// [`StoreError::Damaged`]: another one is there; or what the file system says. Replay goes on from an older one.
-pub(crate) fn write(backend: &dyn Backend, names: &GroupNames, image: &GroupImage) -> Result<bool> {
-    let Some(place) = CheckpointPlace::completed_by(image.state(), span()) else { return Ok(false) };
-    let group = image.state().group();
-    // Of an old one only the root is kept. A replay from the beginning, because newer states rotted, would write each state again.
-    if exists(backend, names, place.number)? && exists(backend, names, place.number + STATES)? {
-        return Ok(false);
-    }
-    let previous = match place.number.checked_sub(1) {
-        None => [0; 32],
-        Some(before) => match read_root(backend, names, group, before)? {
-            Ok((root, digest)) if image.state().digest_at(Slot(place.number * place.slots - 1)) == Some(root.last) => digest,
-            Ok(_) => {
-                tracing::warn!(%group, number = before, "no checkpoint can follow one of another history");
-                return Ok(false);
+/// How many checkpoints wait in memory to be written.
+const DUE_MAX: usize = 2;
+/// After a failure the next attempt comes no sooner.
+const AGAIN: Duration = if cfg!(test) { Duration::ZERO } else { Duration::from_secs(5) };
+
+/// The checkpoint of an image that was at its end.
+#[derive(Debug)]
+struct Due {
+    group: GroupId,
+    place: CheckpointPlace,
+    /// Of the last record before its slots.
+    before: Option<RecordDigest>,
+    encoded: EncodedCheckpoint,
+}
+
+/// The checkpoints that are to be written, the oldest first.
+#[derive(Debug, Default)]
+pub(crate) struct Checkpoints {
+    due: VecDeque<Due>,
+    failed_at: Option<Instant>,
+}
+
+impl Checkpoints {
+    /// Writes the checkpoint that an image's newest record completes, if it completes one, and those that wait. Without them opening
+    /// the group takes longer, and what merges replaced stays. Says below which slot a checkpoint became durable.
+    ///
+    /// That record stays published whatever happens here; but a sync that fails latches a directory store, so whatever is written
+    /// next says that the store must be opened again.
+    pub(crate) fn write(&mut self, backend: &dyn Backend, names: &GroupNames, image: &GroupImage) -> Option<Slot> {
+        if let Some(place) = CheckpointPlace::completed_by(image.state(), span()) {
+            if self.due.len() < DUE_MAX {
+                let before = (place.number * place.slots).checked_sub(1).and_then(|slot| image.state().digest_at(Slot(slot)));
+                self.due.push_back(Due { group: image.state().group(), place, before, encoded: encode(place, [0; 32], image) });
+            } else {
+                tracing::warn!(group = %names, number = place.number, "a checkpoint is left to the next start, as those before it");
             }
-            Err(bad) => {
-                tracing::warn!(%group, file = %bad.file, why = %bad.why, "no checkpoint can follow one that cannot be used");
-                return Ok(false);
+        }
+        let mut durable = None;
+        while let Some(due) = self.due.front() {
+            if self.failed_at.is_some_and(|at| at.elapsed() < AGAIN) {
+                break;
             }
-        },
-    };
-    let encoded = encode(place, previous, image);
-    if encoded.state.len() as u64 > CHECKPOINT_STATE_BYTES_MAX {
-        tracing::warn!(%group, number = place.number, bytes = encoded.state.len(), "the checkpoint would be too large");
-        return Ok(false);
+            self.failed_at = None;
+            match due.write(backend, names) {
+                Ok(true) => durable = due.place.end(),
+                Ok(false) => {}
+                Err(error @ StoreError::Damaged { .. }) => {
+                    tracing::warn!(group = %names, number = due.place.number, %error, "a checkpoint cannot be written");
+                }
+                Err(error) => {
+                    tracing::warn!(group = %names, number = due.place.number, %error, "a checkpoint could not be written yet");
+                    self.failed_at = Some(Instant::now());
+                    break;
+                }
+            }
+            self.due.pop_front();
+        }
+        durable
     }
-    create_state(backend, names, place.number, encoded.state.into())?;
-    create(backend, &names.checkpoint(place.number), encoded.root.into())?;
-    // Two states are enough: if the newest rots, there is another.
-    if let Some(old) = place.number.checked_sub(STATES)
-        && let Err(error) = block_on(backend.delete(&names.checkpoint_state(old)))
-    {
-        tracing::warn!(%group, number = old, %error, "the state of an old checkpoint could not be deleted");
+}
+
+impl Due {
+    /// If the one before it is there. Says whether it, root and state, is durable now.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`]: another one is there; or what the file system says.
+    fn write(&self, backend: &dyn Backend, names: &GroupNames) -> Result<bool> {
+        let Self { group, place, .. } = *self;
+        // The writer of a record that was found may have died before it was durable.
+        if let Some(last) = place.end().and_then(|end| end.0.checked_sub(1)) {
+            block_on(backend.sync(&names.record(Slot(last))))?;
+        }
+        // Of an old one only the root is kept. A replay from the beginning, because newer states rotted, would write each state again.
+        if exists(backend, names, place.number)? && exists(backend, names, place.number + STATES)? {
+            return Ok(false);
+        }
+        let previous = match place.number.checked_sub(1) {
+            None => [0; 32],
+            Some(before) => match read_root(backend, names, group, before)? {
+                Ok((root, digest)) if self.before == Some(root.last) => digest,
+                Ok(_) => {
+                    tracing::warn!(%group, number = before, "no checkpoint can follow one of another history");
+                    return Ok(false);
+                }
+                Err(bad) => {
+                    tracing::warn!(%group, file = %bad.file, why = %bad.why, "no checkpoint can follow one that cannot be used");
+                    return Ok(false);
+                }
+            },
+        };
+        let encoded = self.encoded.clone().after(group, place, previous);
+        if encoded.state.len() as u64 > CHECKPOINT_STATE_BYTES_MAX {
+            tracing::warn!(%group, number = place.number, bytes = encoded.state.len(), "the checkpoint would be too large");
+            return Ok(false);
+        }
+        create_state(backend, names, place.number, encoded.state.into())?;
+        create(backend, &names.checkpoint(place.number), encoded.root.into())?;
+        // Two states are enough: if the newest rots, there is another.
+        if let Some(old) = place.number.checked_sub(STATES)
+            && let Err(error) = block_on(backend.delete(&names.checkpoint_state(old)))
+        {
+            tracing::warn!(%group, number = old, %error, "the state of an old checkpoint could not be deleted");
+        }
+        Ok(true)
     }
-    Ok(true)
 }
 
 /// Makes durable what was read of the newest checkpoint: its writer may have died before it was.

@@ -204,6 +204,40 @@ fn a_checkpoint_comes_only_after_the_one_before_it() {
     assert_eq!(list(&*backend(&store), &names()).expect("list").into_iter().collect::<Vec<_>>(), [0, 1]);
 }
 
+/// A service that did not answer at that one moment. Before, a receiver that ran on wrote no checkpoint any more, for months.
+#[test]
+fn a_checkpoint_that_could_not_be_written_is_written_later_and_in_order() {
+    // Failures, and which checkpoints there are after so many spans of records: nothing waits for the next start unless too many wait.
+    for (failures, there) in
+        [(1, [&[][..], &[0, 1], &[0, 1, 2]]), (span() + 1, [&[], &[], &[0, 1, 2]]), (3 * span(), [&[], &[], &[]])]
+    {
+        let store = TempStore::new();
+        let mut wrapped = None;
+        let opened = crate::Store::open_over(&store.path(), |dir| {
+            let faulty = Faulty::new(dir);
+            wrapped = Some(Arc::clone(&faulty));
+            faulty
+        });
+        let (opened, faults) = (opened.expect("open"), wrapped.expect("wrapped"));
+        let mut group = opened.group(&name("host"), &name("default")).expect("group");
+        (0..failures).for_each(|_| faults.fail(Op::Create, "checkpoint/0.state", When::Before, libc::EIO));
+        let mut volume = TestVolume::new("v", 16);
+        volume.claim(&mut group);
+        let roots = || list(&*backend(&store), &names()).expect("list").into_iter().collect::<Vec<_>>();
+        for (spans, there) in there.into_iter().enumerate() {
+            let records = (spans as u64 + 1) * span() - group.state().next_slot().0;
+            go_on(&mut group, &mut volume, records);
+            assert_eq!(roots(), there, "{failures} failures, after {} slots", group.state().next_slot());
+        }
+        drop(group);
+        drop(opened);
+        drop(store.group());
+        assert_eq!((roots(), found(&store)), (vec![0, 1, 2], vec![]), "the next start makes up for all");
+        let (newest, whole) = both_ways(&store);
+        assert_same(&store, newest.image, whole.image);
+    }
+}
+
 fn flip(path: &Path) {
     let mut bytes = fs::read(path).expect("read");
     let middle = bytes.len() / 2;

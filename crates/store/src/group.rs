@@ -24,8 +24,8 @@ use farside_region::{
 };
 
 use crate::attempt::{Attempt, Draft, Found, dated};
-use crate::backend::{Backend, Created, Listed, ObjectName, block_on, list_all};
-use crate::checkpoint;
+use crate::backend::{Created, Listed, ObjectName, block_on, list_all};
+use crate::checkpoint::{self, Checkpoints};
 use crate::error::{Result, StoreError};
 use crate::image::{Applied, GroupImage, PartRuns, parts_of};
 use crate::index::{Content, PartNo};
@@ -176,6 +176,7 @@ pub struct GroupStore {
     awaited: BTreeMap<PartName, Name>,
     merging: Merging,
     packs: packs::Packs,
+    checkpoints: Checkpoints,
 }
 
 impl GroupStore {
@@ -184,11 +185,10 @@ impl GroupStore {
         let backend = &*segments.backend;
         // Before the ledger: a claim that comes meanwhile is in what is replayed.
         let folders = if shared.is_dir { Vec::new() } else { terms_of_segments(&segments)? };
+        let mut checkpoints = Checkpoints::default();
         let mut covered = Slot(0);
         let mut replayed = replay(backend, &segments.names, id, |image| {
-            if write_checkpoint(backend, &segments.names, image) {
-                covered = image.state().next_slot();
-            }
+            covered = checkpoints.write(backend, &segments.names, image).unwrap_or(covered);
         })?;
         // The last writer may have died between writing and syncing: what we believe from here on must outlive a power cut.
         if let Some(head) = replayed.image.state().head() {
@@ -216,6 +216,7 @@ impl GroupStore {
             awaited: BTreeMap::new(),
             merging: Merging::default(),
             packs: packs::Packs::default(),
+            checkpoints,
         };
         let mut there = Vec::new();
         if group.torn.is_none() {
@@ -854,10 +855,8 @@ impl GroupStore {
             }
         }
         self.sort_out_merges();
-        let replaced = match write_checkpoint(&*self.segments.backend, self.names(), &self.image) {
-            true => self.image.covered(self.image.state().next_slot()),
-            false => Vec::new(),
-        };
+        let durable = self.checkpoints.write(&*self.segments.backend, &self.segments.names, &self.image);
+        let replaced = durable.map_or_else(Vec::new, |end| self.image.covered(end));
         let given_up = applied.given_up.iter().map(|part| (part, 0)).chain(replaced.iter().map(|part| (part, part.bytes)));
         // What lies in a pack goes with it.
         for (part, merged_bytes) in given_up.filter(|(part, _)| part.place.is_none()) {
@@ -940,19 +939,6 @@ impl GroupStore {
             tracing::warn!(group = %self.names(), segments = strange, "segments of claims that the ledger does not hold are kept");
         }
     }
-}
-
-/// Writes the checkpoint that the newest record completes. Without it, opening the group takes longer: the next start tries again.
-/// That record stays published whatever happens here; but a sync that fails latches a directory store, so whatever is written
-/// next says that the store must be opened again. Says whether it is durable.
-fn write_checkpoint(backend: &dyn Backend, names: &GroupNames, image: &GroupImage) -> bool {
-    let Some(head) = image.state().head().filter(|head| (head.0 + 1).is_multiple_of(checkpoint::span())) else { return false };
-    // The writer of a record that was found may have died before it was durable.
-    let written = block_on(backend.sync(&names.record(head))).and_then(|()| checkpoint::write(backend, names, image));
-    written.unwrap_or_else(|error| {
-        tracing::warn!(group = %names, %head, %error, "a checkpoint could not be written");
-        false
-    })
 }
 
 /// A layer's digest binds its parts; one that does not would be published and never proved.
