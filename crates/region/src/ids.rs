@@ -190,6 +190,11 @@ impl Term {
     pub fn is_merge(self) -> bool {
         self.0 >= MergeId::END
     }
+
+    /// The merge that it stands for, if it is one's.
+    pub fn merge(self) -> Option<MergeId> {
+        self.is_merge().then_some(MergeId(self.0 & !MergeId::END))
+    }
 }
 
 impl LayerKey {
@@ -200,7 +205,7 @@ impl LayerKey {
 
     /// The merge, if it is such a key.
     pub fn merge(&self) -> Option<MergeId> {
-        (self.term.is_merge() && self.seq == Seq(1)).then_some(MergeId(self.term.0 & !MergeId::END))
+        self.term.merge().filter(|_| self.seq == Seq(1))
     }
 }
 

@@ -906,9 +906,10 @@ impl GroupStore {
 
     /// The terms of claims of these folders; those that the ledger does not know only if there is a segment in them.
     fn believed(&self, folders: Vec<(Name, Term)>) -> Result<BTreeSet<Term>> {
-        // Those of merges are no claims, and there may be many.
-        let claims = folders.into_iter().filter(|(_, term)| !term.is_merge());
-        let (known, news): (Vec<_>, Vec<_>) = claims.partition(|(_, term)| term.0 < self.state().next_slot().0);
+        // Of merges there may be many, which are not looked into unless they were begun beyond the head.
+        let next = self.state().next_slot();
+        let is_known = |term: &Term| term.merge().map_or(term.0 < next.0, |merge| merge.since() <= next);
+        let (known, news): (Vec<_>, Vec<_>) = folders.into_iter().partition(|(_, term)| is_known(term));
         let mut terms: BTreeSet<Term> = known.into_iter().map(|(_, term)| term).collect();
         for (volume, term) in news {
             let folder = self.names().segments_of_term(&volume, term);

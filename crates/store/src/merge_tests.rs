@@ -378,6 +378,37 @@ fn terms_of_merges_are_no_lost_claims() {
     assert!(group.image().parts().of_layer(volume.key(1)).count() <= 1);
 }
 
+/// What a merge took the place of is deleted when a checkpoint covers it: a ledger that lost its end must not be believed beside it.
+#[test]
+fn a_merge_says_how_far_the_ledger_went() {
+    crate::checkpoint::SPAN.set(4096);
+    let (store, mut group, _) = store_of(4);
+    group.prune(&KEEP_1).expect("prune");
+    assert!(group.merge(&KEEP_1).expect("merge") > 0);
+    let head = group.state().head().expect("records").0;
+    drop(group);
+    let files = store.files("groups/host/default/segments");
+    let since = |file: &String| Term(file.split('/').nth(5)?.parse().ok()?).merge().map(|merge| merge.since().0);
+    let since = files.iter().filter_map(since).max().expect("a merged part");
+    let record = |slot: u64| store.path().join(names().record(Slot(slot)).as_str());
+    // Its own record and all after it: it came to nothing.
+    let mut lost: Vec<_> = (since..=head).map(|slot| (record(slot), std::fs::read(record(slot)).expect("there"))).collect();
+    lost.iter().for_each(|(file, _)| std::fs::remove_file(file).expect("removed"));
+    let group = store.group();
+    assert_eq!((group.torn(), group.unnamed_merges() > 0), (None, true));
+    drop(group);
+    // And the one before.
+    lost.push((record(since - 1), std::fs::read(record(since - 1)).expect("there")));
+    std::fs::remove_file(record(since - 1)).expect("removed");
+    let group = store.group();
+    let torn = group.torn().expect("stopped").clone();
+    assert_eq!((torn.slot.0, torn.lost_claim), (since - 1, Some(Term(since - 1))));
+    assert!(torn.why.contains("files of a merge") && torn.why.contains("lost its newest records"), "{torn:?}");
+    drop(group);
+    lost.iter().for_each(|(file, bytes)| std::fs::write(file, bytes).expect("put back"));
+    assert_eq!(store.group().torn(), None);
+}
+
 /// To open a group asks no more of a bucket for every merge there was.
 #[test]
 fn folders_of_merges_are_not_looked_into() {

@@ -45,8 +45,7 @@ pub struct Torn {
     pub why: String,
     /// Not damaged: a newer Farside wrote it. Never to be repaired away.
     pub newer: bool,
-    /// Not damaged, but gone with all that follow: files of a claim above the ledger's head are there, the newest of this
-    /// term.
+    /// Not damaged, but gone with all that follow: files are there which say that the ledger went so far at least.
     pub lost_claim: Option<Term>,
     /// A checkpoint stands for this slot and cannot be used. What it says may come back, so the slot is never to be given up.
     pub checkpoint: Option<String>,
@@ -94,15 +93,23 @@ impl Unusable {
 }
 
 /// A term is the slot of an accepted claim: files of one above the head prove that the ledger has lost its newest records.
-/// What they published is not to be judged, let alone swept, by what is left.
+/// What they published is not to be judged, let alone swept, by what is left. So do those of a merge, which says how far the ledger
+/// went when it was begun.
 pub(crate) fn lost_claim(names: &GroupNames, state: &State, terms: impl Iterator<Item = Term>) -> Option<Torn> {
     let slot = state.next_slot();
-    // Those of merges are no claims.
-    let term = terms.filter(|term| !term.is_merge()).max().filter(|term| term.0 >= slot.0)?;
+    let last_of = |term: Term| match term.merge() {
+        Some(merge) => merge.since().0.checked_sub(1),
+        None => Some(term.0),
+    };
+    let (last, term) = terms.filter_map(|term| Some((last_of(term)?, term))).max().filter(|(last, _)| *last >= slot.0)?;
     let file = names.record(slot).to_string();
-    let why = format!("it is missing, while files of a claim in slot {term} exist: the ledger has lost its newest records");
-    tracing::error!(group = %names, %slot, %term, "the ledger has lost its newest records");
-    Some(Torn { slot, file, why, newer: false, lost_claim: Some(term), checkpoint: None })
+    let of = match term.merge() {
+        Some(merge) => format!("a merge that was begun when slot {last} was taken ({merge})"),
+        None => format!("a claim in slot {last}"),
+    };
+    let why = format!("it is missing, while files of {of} exist: the ledger has lost its newest records");
+    tracing::error!(group = %names, %slot, %last, "the ledger has lost its newest records");
+    Some(Torn { slot, file, why, newer: false, lost_claim: Some(Term(last)), checkpoint: None })
 }
 
 /// A pack is put for the slot after the head: one of a slot above that proves the same.
