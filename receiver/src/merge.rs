@@ -20,6 +20,8 @@ use crate::group::{GroupHandle, Mail, MergeNext};
 use crate::pace::wait_until;
 use crate::process::Receiver;
 
+/// Where nothing is merged any more: how often it is looked whether something is left of merges that came to nothing.
+const LEFT: Duration = Duration::from_secs(3600);
 /// How often it is looked whether anything is due.
 const LOOK: Duration = Duration::from_millis(200);
 
@@ -45,7 +47,7 @@ struct Runner {
 
 impl Runner {
     fn look(&mut self) {
-        let Some(every) = self.receiver.config().merge.every else { return };
+        let every = self.receiver.config().merge.every.unwrap_or(LEFT);
         let groups = self.receiver.roster.all();
         self.looked.retain(|names, _| groups.iter().any(|group| group.names() == names));
         for group in groups {
@@ -89,6 +91,7 @@ impl Runner {
                 return false;
             }
         };
+        let mut merged = false;
         for merge in &found.merges {
             let tried = match look.write(merge, &|bytes| paced.goes_on(bytes)) {
                 Ok(tried) => tried,
@@ -110,8 +113,10 @@ impl Runner {
                 again();
                 return false;
             }
+            merged |= !damaged;
         }
-        if found.more {
+        // † Where none of so many could be merged, none can the next time: what is beyond them waits until the interval has grown.
+        if found.more && merged {
             again();
         }
         true

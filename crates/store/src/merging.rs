@@ -58,9 +58,26 @@ impl Merging {
 }
 
 impl GroupStore {
-    /// An interval that may have parts worth merging; `None`: none has, or the group cannot be changed. For another thread to look at.
+    /// Why nothing is merged, whatever there is: for people.
+    pub fn why_not_merged(&self) -> Option<String> {
+        let said = if let Err(error) = self.usable() {
+            error.to_string()
+        } else if self.image.has_unknown() {
+            "segments are damaged".to_owned()
+        } else if self.image.is_spoiled(None, Slot(0)) {
+            "parts that were merged are damaged, and what they replaced is kept".to_owned()
+        } else if self.merges_wait() {
+            "what was merged before waits to be deleted".to_owned()
+        } else {
+            return None;
+        };
+        Some(said)
+    }
+
+    /// An interval that may have parts worth merging; `None`: none has, or nothing is merged ([`GroupStore::why_not_merged`]). For
+    /// another thread to look at.
     pub fn merge_look(&mut self, policy: &Policy) -> Option<MergeLook> {
-        if self.usable().is_err() || self.image.has_unknown() || self.image.is_spoiled(None, Slot(0)) || self.merges_wait() {
+        if self.why_not_merged().is_some() {
             return None;
         }
         let interval = self.merging.intervals.next(&self.image, policy)?;

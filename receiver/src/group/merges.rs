@@ -51,6 +51,11 @@ impl Group {
             self.merges.insert(self.submitted, Submitted::Decree { reply });
             return;
         }
+        if self.receiver.config().merge.every.is_none() {
+            self.merging.why_not = None;
+            let _ = reply.send(MergeNext::Nothing);
+            return;
+        }
         self.merging.why_not = self.why_no_merge();
         if self.merging.why_not.is_some() {
             let _ = reply.send(MergeNext::Nothing);
@@ -78,14 +83,8 @@ impl Group {
             Place::Here(here) => here,
             Place::Away { words, .. } => return Some(words.clone()),
         };
-        if here.store.torn().is_some() {
-            return Some("the ledger is torn".to_owned());
-        }
-        if here.store.image().has_unknown() {
-            return Some("segments are damaged".to_owned());
-        }
-        if here.store.merges_wait() {
-            return Some("what was merged before waits to be deleted".to_owned());
+        if let Some(why) = here.store.why_not_merged() {
+            return Some(why);
         }
         if self.policy.is_none() {
             return Some("its source has not said yet what is to be kept".to_owned());
