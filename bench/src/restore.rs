@@ -74,8 +74,7 @@ fn from_bucket(wanted: &Wanted, report: &mut Report) -> Result<()> {
 
     let to = site.path("restored.img");
     let ours = || {
-        let cost =
-            timed(site.farside_at_store(&["restore", "data", "--point", "latest", "--to"]).arg(&to).arg("--store").arg(&url))?;
+        let cost = timed(site.farside_at_store(&["restore", "data", "--point", "latest", "--store"]).arg("--to").arg(&to))?;
         let same = tool("cmp").arg("--silent").arg(&to).arg(&backing).status()?.success();
         ensure!(same, "the restored image differs from the source");
         fs::remove_file(&to)?;
@@ -130,7 +129,13 @@ fn from_bucket(wanted: &Wanted, report: &mut Report) -> Result<()> {
 
 fn curl(bucket: &Bucket) -> Command {
     let mut command = tool("curl");
-    command.args(["--silent", "--fail", "--noproxy", "*", "--aws-sigv4", &format!("aws:amz:{}:s3", Bucket::REGION)]);
+    command.args(["--silent", "--fail-with-body", "--noproxy", "*", "--aws-sigv4", &format!("aws:amz:{}:s3", Bucket::REGION)]);
+    // Older versions sign the host without its port, unless they are told.
+    let host = bucket.endpoint.trim_start_matches("http://");
+    command.arg("--header").arg(format!("Host: {host}"));
+    // Of an empty body.
+    let digest = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+    command.arg("--header").arg(format!("x-amz-content-sha256: {digest}"));
     command.arg("--user").arg(format!("{}:{}", bucket.access_key, bucket.secret_key));
     command
 }
@@ -140,9 +145,12 @@ fn segments(bucket: &Bucket) -> Result<Vec<String>> {
     let place = format!("{}/{}", bucket.endpoint, bucket.name);
     let (mut found, mut after) = (Vec::new(), String::new());
     loop {
-        let query = if after.is_empty() { String::new() } else { format!("&start-after={after}") };
-        let output = curl(bucket).arg(format!("{place}?list-type=2&prefix=site-1/groups/{query}")).output()?;
-        ensure!(output.status.success(), "the bucket cannot be listed: {}", String::from_utf8_lossy(&output.stderr));
+        // As it is signed: older versions of curl sign a query as it is written.
+        let encoded = |key: &str| key.replace('/', "%2F");
+        let query = if after.is_empty() { String::new() } else { format!("&start-after={}", encoded(&after)) };
+        let prefix = encoded("site-1/groups/");
+        let output = curl(bucket).arg(format!("{place}?list-type=2&prefix={prefix}{query}")).output()?;
+        ensure!(output.status.success(), "the bucket cannot be listed: {}", String::from_utf8_lossy(&output.stdout));
         let text = String::from_utf8(output.stdout)?;
         let keys: Vec<&str> =
             text.split("<Key>").skip(1).filter_map(|rest| rest.split_once("</Key>")).map(|(key, _)| key).collect();
