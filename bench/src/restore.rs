@@ -229,7 +229,7 @@ fn make(path: &Path, bytes: u64, points: u64) -> Result<()> {
         ensure!(state.apply(record, *digest).is_done(), "a record of ours is void");
         Ok(())
     };
-    append(Body::Claim(Claim { volume: meta.clone(), looked: None, source }), 0)?;
+    append(Body::Claim(Claim { volume: meta.clone(), looked: None, source: source.clone() }), 0)?;
     let content: Vec<u8> = (0..geometry.granule_bytes()).map(|i| (i % 251) as u8 + 1).collect();
     for i in 0..points {
         let key = LayerKey { volume: id, term: Term(0), seq: Seq(i + 1) };
@@ -259,5 +259,7 @@ fn make(path: &Path, bytes: u64, points: u64) -> Result<()> {
         let epoch = EpochInfo { boot: BootId([1; 16]), mono_before_ns: 1, mono_after_ns: 2, wall_ms: i as i64 * 1000 };
         append(Body::Layers(Layers { kind: LayerKind::Point, epoch, members: vec![entry] }), i)?;
     }
+    // As a receiver does all along: the checkpoints.
+    drop(Store::open(path)?.group(&source, &group)?);
     Ok(())
 }
