@@ -2,18 +2,16 @@
 //! on the same machine that is written to in the same way. Gateway, drill and host share this machine here, which is worse than it is where each has its
 //! own: the last of the three tells what of the difference is the machine's.
 
-use std::io::{BufRead as _, BufReader};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
-use farside_tests::{Site, VolumeSpec, program};
-use serde_json::Value;
+use anyhow::Result;
+use farside_tests::drill::Drill;
+use farside_tests::{Site, VolumeSpec};
 
 use crate::image;
-use crate::measure::installed;
+use crate::measure::{installed, median_and_most};
 use crate::report::{DrillRow, Report};
 use crate::tap::{BYTES, PACE, PACED, fio, has_nbd_engine, qemu_nbd};
 
@@ -42,9 +40,9 @@ pub(crate) fn run(seconds: u64, report: &mut Report) -> Result<()> {
         site.wait_quiet();
         report.drilled(beside(&site, NONE, None, seconds)?);
         site.wait_quiet();
-        let drill = Drill::start(&site, &drills)?;
-        report.drilled(beside(&site, DRILL, Some(&drill.socket), seconds)?);
-        drill.stop()?;
+        let drill = Drill::start(&site, "host1/default", &drills, &[]);
+        report.drilled(beside(&site, DRILL, Some(&drill.socket("data")), seconds)?);
+        drill.owner.stop();
         site.wait_quiet();
         let _server = qemu_nbd(&file, &socket, false)?;
         report.drilled(beside(&site, OTHER, Some(&socket), seconds)?);
@@ -67,8 +65,7 @@ fn beside(site: &Site, what: &'static str, other: Option<&Path>, seconds: u64) -
         });
         let row = fio(&PACED, "farside", &site.tap("data"), seconds, Some(PACE));
         over.store(true, Ordering::Relaxed);
-        let mut lags = lags.join().expect("no panic");
-        lags.sort_unstable();
+        let (lag_median_ms, lag_max_ms) = median_and_most(lags.join().expect("no panic"));
         let other = others.map(|others| others.join().expect("no panic")).transpose()?;
         let row = row?;
         Ok(DrillRow {
@@ -76,50 +73,9 @@ fn beside(site: &Site, what: &'static str, other: Option<&Path>, seconds: u64) -
             p50_us: row.p50_us,
             p99_us: row.p99_us,
             p999_us: row.p999_us,
-            lag_median_ms: lags.get(lags.len() / 2).copied().unwrap_or(0),
-            lag_max_ms: lags.last().copied().unwrap_or(0),
+            lag_median_ms,
+            lag_max_ms,
             other_iops: other.map(|row| row.iops),
         })
     })
-}
-
-struct Drill {
-    owner: Child,
-    folder: PathBuf,
-    id: String,
-    socket: PathBuf,
-}
-
-impl Drill {
-    fn start(site: &Site, folder: &Path) -> Result<Self> {
-        let mut command = program("farside");
-        command.args(["drill", "start", "host1/default", "--json", "--store"]).arg(site.store()).arg("--dir").arg(folder);
-        let mut owner = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().with_context(|| format!("{command:?}"))?;
-        let (mut said, mut output) = (String::new(), BufReader::new(owner.stdout.take().context("piped")?));
-        loop {
-            if output.read_line(&mut said)? == 0 {
-                let _ = owner.wait();
-                bail!("the drill ended: {said:?}");
-            }
-            if let Ok(drill) = serde_json::from_str::<Value>(&said) {
-                let text = |value: &Value| value.as_str().map(str::to_owned).context("not as documented");
-                let (id, socket) = (text(&drill["id"])?, text(&drill["volumes"][0]["socket"])?.into());
-                return Ok(Self { owner, folder: folder.to_owned(), id, socket });
-            }
-        }
-    }
-
-    fn stop(mut self) -> Result<()> {
-        let stop = ["drill", "stop", &self.id, "--force", "--dir"];
-        farside_tests::run(program("farside").args(stop).arg(&self.folder));
-        self.owner.wait()?;
-        Ok(())
-    }
-}
-
-impl Drop for Drill {
-    fn drop(&mut self) {
-        let _ = self.owner.kill();
-        let _ = self.owner.wait();
-    }
 }

@@ -6,6 +6,7 @@ use anyhow::Result;
 use farside_tests::Site;
 use farside_tests::verify::{Rng, connect};
 
+use crate::measure::median_and_most;
 use crate::report::{LagRow, Report};
 
 const BYTES: u64 = 1 << 30;
@@ -46,12 +47,12 @@ fn at_rate(site: &Site, mib_per_s: u64, time: Duration) -> Result<LagRow> {
         }
     }
     let elapsed = start.elapsed().as_secs_f64();
-    lags.sort_unstable();
+    let (lag_median_ms, lag_max_ms) = median_and_most(lags);
     Ok(LagRow {
         asked_mib_per_s: mib_per_s,
         written_mib_per_s: written as f64 / f64::from(1 << 20) / elapsed,
-        lag_median_ms: lags.get(lags.len() / 2).copied().unwrap_or(0),
-        lag_max_ms: lags.last().copied().unwrap_or(0),
+        lag_median_ms,
+        lag_max_ms,
         backlog_max_mib: backlog_max >> 20,
         points: points(site) - before,
     })

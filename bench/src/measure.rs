@@ -51,6 +51,12 @@ impl ProcessCost {
     }
 }
 
+/// Of numbers in any order; zeroes of none.
+pub(crate) fn median_and_most(mut numbers: Vec<u64>) -> (u64, u64) {
+    numbers.sort_unstable();
+    (numbers.get(numbers.len() / 2).copied().unwrap_or(0), numbers.last().copied().unwrap_or(0))
+}
+
 /// Whether a program is there to be run.
 pub(crate) fn installed(name: &str) -> bool {
     std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).any(|dir| dir.join(name).is_file())

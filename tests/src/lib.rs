@@ -2,6 +2,7 @@
 //!
 //! Tests wait for conditions with a generous deadline, never for time. Every child is ended by its own handle.
 
+pub mod drill;
 pub mod forgetful;
 pub mod load;
 pub mod mount;

@@ -2,32 +2,15 @@
 //! ended.
 
 use std::fs;
-use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Output, Stdio};
+use std::process::Output;
 
+use farside_tests::drill::Drill;
 use farside_tests::verify::connect;
-use farside_tests::{Process, Site, VolumeSpec, program, wait_for};
+use farside_tests::{Site, VolumeSpec, program, wait_for};
 use serde_json::Value;
 
 const BYTES: u64 = 16 << 20;
-
-struct Drill {
-    owner: Process,
-    said: Value,
-}
-
-impl Drill {
-    fn id(&self) -> &str {
-        self.said["id"].as_str().expect("an id")
-    }
-
-    fn socket(&self, volume: &str) -> PathBuf {
-        let volumes = self.said["volumes"].as_array().expect("a list");
-        let device = volumes.iter().find(|device| device["volume"] == volume).expect("all of the group");
-        device["socket"].as_str().expect("a path").into()
-    }
-}
 
 /// A group of two, with content in both, and a folder for drills.
 fn site() -> (Site, PathBuf) {
@@ -46,14 +29,7 @@ fn site() -> (Site, PathBuf) {
 }
 
 fn start(site: &Site, dir: &Path, more: &[&str]) -> Drill {
-    let mut command = program("farside");
-    command.args(["drill", "start", "host1/db", "--json", "--store"]).arg(site.store()).arg("--dir").arg(dir).args(more);
-    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("it starts");
-    let (mut said, mut output) = (String::new(), BufReader::new(child.stdout.take().expect("piped")));
-    while serde_json::from_str::<Value>(&said).is_err() {
-        assert!(output.read_line(&mut said).expect("text") > 0, "it ended and said {said:?}");
-    }
-    Drill { owner: Process::new(child, "farside drill start"), said: serde_json::from_str(&said).expect("JSON") }
+    Drill::start(site, "host1/db", dir, more)
 }
 
 fn drill(dir: &Path, words: &[&str]) -> Output {

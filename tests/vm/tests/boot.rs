@@ -291,9 +291,14 @@ fn what_fstab_names_comes_up_behind_farside_at_every_boot() {
 }
 
 /// The client says that a connection broke, each time; udev looks at a device of its that goes.
-fn boots(machine: &mut Machine) -> Guest {
+fn begins_to_boot(machine: &mut Machine) -> Guest {
     let mut host = machine.boot();
     NBD.complaints.iter().chain(&["dev nbd0, "]).for_each(|words| host.announce(words));
+    host
+}
+
+fn boots(machine: &mut Machine) -> Guest {
+    let mut host = begins_to_boot(machine);
     host.booted();
     host
 }
@@ -357,8 +362,7 @@ fn a_partition_comes_up_behind_the_kernels_nbd_client_on_the_stock_kernel() {
     assert!(host.cut_power(&mut Rng(5), 4) > 0, "nothing was in any cache: nothing is proved");
 
     // The disk comes when the daemon has waited for it in vain, and who mounts it, too.
-    let mut host = machine.boot();
-    NBD.complaints.iter().chain(&["dev nbd0, "]).for_each(|words| host.announce(words));
+    let mut host = begins_to_boot(&mut machine);
     let state = host.attempt("systemctl is-system-running --wait").stdout;
     assert_eq!(state.trim(), "degraded", "a disk is missing, and that is all");
     host.run("test -s /run/late && ! findmnt /srv/part && systemctl is-active farsided");
