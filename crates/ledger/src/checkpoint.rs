@@ -149,20 +149,11 @@ impl EncodedCheckpoint {
         };
         Self { root: root.encode(), state: bytes }
     }
-
-    /// The same after another root, whose digest this is: it need not be known yet when the state is at its end.
-    ///
-    /// # Panics
-    /// When the root is not one that [`EncodedCheckpoint::new`] made.
-    #[must_use]
-    pub fn after(self, group: GroupId, place: CheckpointPlace, previous: [u8; 32]) -> Self {
-        let (root, _) = CheckpointRoot::decode(&self.root, group, place).expect("made of this place");
-        Self { root: CheckpointRoot { previous, ..root }.encode(), state: self.state }
-    }
 }
 
 impl CheckpointRoot {
-    fn encode(&self) -> Vec<u8> {
+    /// As it is stored.
+    pub fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(CHECKPOINT_ROOT_BYTES);
         bytes.extend_from_slice(&ROOT_MAGIC);
         bytes.extend_from_slice(&VERSION.to_le_bytes());

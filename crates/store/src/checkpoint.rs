@@ -258,7 +258,9 @@ struct Due {
     place: CheckpointPlace,
     /// Of the last record before its slots.
     before: Option<RecordDigest>,
-    encoded: EncodedCheckpoint,
+    /// The root, but for the digest of the one before it.
+    root: Vec<u8>,
+    state: Bytes,
 }
 
 /// The checkpoints that are to be written, the oldest first.
@@ -278,7 +280,8 @@ impl Checkpoints {
         if let Some(place) = CheckpointPlace::completed_by(image.state(), span()) {
             if self.due.len() < DUE_MAX {
                 let before = (place.number * place.slots).checked_sub(1).and_then(|slot| image.state().digest_at(Slot(slot)));
-                self.due.push_back(Due { group: image.state().group(), place, before, encoded: encode(place, [0; 32], image) });
+                let EncodedCheckpoint { root, state } = encode(place, [0; 32], image);
+                self.due.push_back(Due { group: image.state().group(), place, before, root, state: state.into() });
             } else {
                 tracing::warn!(group = %names, number = place.number, "a checkpoint is left to the next start, as those before it");
             }
@@ -336,13 +339,13 @@ impl Due {
                 }
             },
         };
-        let encoded = self.encoded.clone().after(group, place, previous);
-        if encoded.state.len() as u64 > CHECKPOINT_STATE_BYTES_MAX {
-            tracing::warn!(%group, number = place.number, bytes = encoded.state.len(), "the checkpoint would be too large");
+        if self.state.len() as u64 > CHECKPOINT_STATE_BYTES_MAX {
+            tracing::warn!(%group, number = place.number, bytes = self.state.len(), "the checkpoint would be too large");
             return Ok(false);
         }
-        create_state(backend, names, place.number, encoded.state.into())?;
-        create(backend, &names.checkpoint(place.number), encoded.root.into())?;
+        let (root, _) = CheckpointRoot::decode(&self.root, group, place).expect("encoded here");
+        create_state(backend, names, place.number, self.state.clone())?;
+        create(backend, &names.checkpoint(place.number), CheckpointRoot { previous, ..root }.encode().into())?;
         // Two states are enough: if the newest rots, there is another.
         if let Some(old) = place.number.checked_sub(STATES)
             && let Err(error) = block_on(backend.delete(&names.checkpoint_state(old)))

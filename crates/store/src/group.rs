@@ -36,7 +36,7 @@ use crate::liveness::{Part, PartName};
 use crate::names::{GroupNames, GroupObject};
 use crate::points::{self, PointInfo};
 use crate::reader::PointReader;
-use crate::replay::{Torn, Unusable, decode, get, index_all, lost_claim, lost_end, parallel, replay};
+use crate::replay::{Torn, Unusable, decode, get, index_all, lost_claim, lost_pack, parallel, replay};
 use crate::segments::{FooterFault, Segments, runs_of};
 use crate::space::Space;
 use crate::store::{Shared, random};
@@ -232,7 +232,7 @@ impl GroupStore {
                 && !group.shared.is_dir
                 && let Some(pack) = group.pack_beyond()?
             {
-                group.torn = Some(lost_end(&group.segments.names, group.image.state(), pack));
+                group.torn = Some(lost_pack(&group.segments.names, group.image.state(), pack));
             }
         }
         let whole = group.torn.is_none();

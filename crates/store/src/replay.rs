@@ -102,24 +102,25 @@ pub(crate) fn lost_claim(names: &GroupNames, state: &State, terms: impl Iterator
         None => Some(term.0),
     };
     let (last, term) = terms.filter_map(|term| Some((last_of(term)?, term))).max().filter(|(last, _)| *last >= slot.0)?;
-    let file = names.record(slot).to_string();
-    let of = match term.merge() {
-        Some(merge) => format!("a merge that was begun when slot {last} was taken ({merge})"),
-        None => format!("a claim in slot {last}"),
+    let proof = match term.merge() {
+        Some(merge) => format!("files of a merge that was begun when slot {last} was taken ({merge}) exist"),
+        None => format!("files of a claim in slot {last} exist"),
     };
-    let why = format!("it is missing, while files of {of} exist: the ledger has lost its newest records");
-    tracing::error!(group = %names, %slot, %last, "the ledger has lost its newest records");
-    Some(Torn { slot, file, why, newer: false, lost_claim: Some(Term(last)), checkpoint: None })
+    Some(lost_end(names, slot, last, &proof))
 }
 
 /// A pack is put for the slot after the head: one of a slot above that proves the same.
-pub(crate) fn lost_end(names: &GroupNames, state: &State, pack: PackId) -> Torn {
-    let (slot, beyond) = (state.next_slot(), pack.slot());
+pub(crate) fn lost_pack(names: &GroupNames, state: &State, pack: PackId) -> Torn {
+    let beyond = pack.slot();
+    lost_end(names, state.next_slot(), beyond.0 - 1, &format!("a pack that was put for slot {beyond} exists"))
+}
+
+/// The ledger went to `last` at least, and ends before `slot`.
+fn lost_end(names: &GroupNames, slot: Slot, last: u64, proof: &str) -> Torn {
     let file = names.record(slot).to_string();
-    let why =
-        format!("it is missing, while a pack that was put for slot {beyond} exists: the ledger has lost its newest records");
-    tracing::error!(group = %names, %slot, %beyond, "the ledger has lost its newest records");
-    Torn { slot, file, why, newer: false, lost_claim: Some(Term(beyond.0 - 1)), checkpoint: None }
+    let why = format!("it is missing, while {proof}: the ledger has lost its newest records");
+    tracing::error!(group = %names, %slot, %last, "the ledger has lost its newest records");
+    Torn { slot, file, why, newer: false, lost_claim: Some(Term(last)), checkpoint: None }
 }
 
 impl From<DecodeError> for Unusable {
