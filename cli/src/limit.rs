@@ -1,7 +1,7 @@
 //! `farside limit`: how fast this host may send, always or by the hour of the week.
 
 use farside_control::source::{LimitWindow, Limits};
-use farside_control::{Rate, RateLimit, Window};
+use farside_control::{Rate, Window};
 
 use crate::args::{Global, LimitCommand};
 use crate::failure::{Exit, Failure};
@@ -60,10 +60,8 @@ fn clear(limits: &mut Limits, at: Window) -> bool {
 
 /// As people write it.
 pub(crate) fn rate(bytes_per_s: Option<u64>) -> String {
-    match RateLimit(bytes_per_s.and_then(Rate::from_bytes_per_s)).0 {
-        Some(rate) => format!("{rate}/s"),
-        None => "no limit".to_owned(),
-    }
+    let rate = bytes_per_s.and_then(Rate::from_bytes_per_s);
+    rate.map_or_else(|| "no limit".to_owned(), |rate| format!("{rate}/s"))
 }
 
 fn text(limits: &Limits) -> String {

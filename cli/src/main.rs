@@ -244,9 +244,8 @@ async fn group_set(global: &Global, hosts: &Hosts, name: &str, settings: &GroupS
         span => (format!(", each for at least {}", print::duration_ms(span)), "older ones"),
     };
     let older = if group.has_grid() { format!("; of {others} {}", group.grid) } else { String::new() };
-    let sent = group
-        .limit_bytes_per_s
-        .map_or_else(String::new, |_| format!("; sent at {} at most", limit::rate(group.limit_bytes_per_s)));
+    let limit = group.limit_bytes_per_s;
+    let sent = if limit.is_some() { format!("; sent at {} at most", limit::rate(limit)) } else { String::new() };
     print::out(&format!(
         "group {}: cut at most every {epoch}, at least {} points kept{kept}{older}{sent}\n",
         group.name, group.keep

@@ -3,19 +3,11 @@
 //! Invariant: what is in force is what the configuration says of this minute, within five seconds of a change of either, also where the
 //! clock is set. Of several windows that are open the first one holds; where none is, the host's own rate.
 
-use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::sync::OnceLock;
 
 use farside_control::{Rate, RateLimit, Window};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use tracing::info;
-
-use crate::locked;
-use crate::supervisor::Daemon;
-
-/// How often the clock is looked at while there are windows.
-const LOOK: Duration = Duration::from_secs(5);
 
 /// `[bandwidth]`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -64,26 +56,6 @@ fn wall_clock(now: Timestamp) -> (u8, u16) {
     let local = now.to_zoned(ZONE.get_or_init(TimeZone::system).clone());
     let day = local.weekday().to_monday_zero_offset().unsigned_abs();
     (day, u16::from(local.hour().unsigned_abs()) * 60 + u16::from(local.minute().unsigned_abs()))
-}
-
-impl Daemon {
-    /// Has what holds now hold for whoever sends.
-    pub(crate) fn limit_bandwidth(&self) {
-        let wanted = locked(&self.config).bandwidth.now();
-        let bytes = wanted.0.map(Rate::bytes_per_s);
-        if self.around.pacer.limit() != bytes {
-            self.around.pacer.set(bytes);
-            info!(rate = %wanted, "the bandwidth limit is");
-        }
-    }
-
-    /// As the hours go by.
-    pub(crate) async fn keep_bandwidth(self: Arc<Self>) {
-        loop {
-            tokio::time::sleep(LOOK).await;
-            self.limit_bandwidth();
-        }
-    }
 }
 
 #[cfg(test)]

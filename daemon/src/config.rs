@@ -8,8 +8,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use farside_control::source::IfAbsent;
-use farside_control::source::LIMIT_WINDOWS_MAX;
+use farside_control::source::{IfAbsent, LIMIT_WINDOWS_MAX};
 use farside_control::{Grid, GridError, RateError, RateLimit, WindowError, parse_epoch_interval, parse_span};
 use farside_keys::Keeper;
 use farside_layer::Compression;

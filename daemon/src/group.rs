@@ -177,7 +177,7 @@ impl GroupStart {
     /// Starts link and control thread; the group has no volumes yet.
     pub(crate) fn start(mut self) -> anyhow::Result<GroupHandle> {
         self.around.pacer = Arc::new(farside_transport::Pacer::within(&self.around.pacer));
-        self.around.pacer.set(self.config.rate.0.map(farside_control::Rate::bytes_per_s));
+        self.around.pacer.set(self.config.rate.bytes_per_s());
         self.around.keys = GroupKeys::start(self.state.path(), &self.name, self.config.encryption.clone())?;
         let (sender, notes) = unbounded();
         let inbox = Inbox(sender);
@@ -897,7 +897,7 @@ impl Control {
                 self.step(Event::SetPolicy { policy: policy(&config) });
                 self.around.keys.is_configured(config.encryption.as_ref());
                 if self.config.rate != config.rate {
-                    self.around.pacer.set(config.rate.0.map(farside_control::Rate::bytes_per_s));
+                    self.around.pacer.set(config.rate.bytes_per_s());
                 }
                 self.config = config;
             }

@@ -51,6 +51,9 @@ const UNMOUNT_WAIT: Duration = Duration::from_secs(40);
 const SILENT_WAIT: Duration = Duration::from_secs(30);
 const UNMOUNT_POLL: Duration = Duration::from_millis(50);
 
+/// How often the clock is looked at for what may be sent.
+const BANDWIDTH_LOOK: Duration = Duration::from_secs(5);
+
 /// A control thread that was silent for so long is dead: systemd restarts us, and the intent map knows what changed.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
 
@@ -121,11 +124,11 @@ enum Phase {
 
 /// The running daemon; shared by API handlers.
 pub(crate) struct Daemon {
-    pub(crate) config: Mutex<Config>,
+    config: Mutex<Config>,
     state: Arc<StateDir>,
     identity: Identity,
     pin: watch::Sender<Option<Pin>>,
-    pub(crate) around: Surroundings,
+    around: Surroundings,
     instance: InstanceId,
     groups: Mutex<BTreeMap<Name, GroupHandle>>,
     volumes: Volumes,
@@ -167,7 +170,7 @@ impl Daemon {
             backings: Arc::new(Backings::of(&config)),
             unkept: Arc::default(),
         };
-        around.pacer.set(config.bandwidth.now().0.map(Rate::bytes_per_s));
+        around.pacer.set(config.bandwidth.now().bytes_per_s());
         Ok(Arc::new(Self {
             config: Mutex::new(config),
             state,
@@ -619,7 +622,7 @@ impl Daemon {
         let bandwidth = locked(&self.config).bandwidth.clone();
         let window = |window: &RateWindow| LimitWindow { at: window.at.to_string(), rate_bytes_per_s: window.rate.bytes_per_s() };
         Limits {
-            rate_bytes_per_s: bandwidth.rate.0.map(Rate::bytes_per_s),
+            rate_bytes_per_s: bandwidth.rate.bytes_per_s(),
             windows: bandwidth.windows.iter().map(window).collect(),
             now_bytes_per_s: self.around.pacer.limit(),
         }
@@ -649,6 +652,23 @@ impl Daemon {
         locked(&self.config).bandwidth = bandwidth;
         self.limit_bandwidth();
         Ok(self.limits())
+    }
+
+    /// Has what holds now hold for whoever sends.
+    fn limit_bandwidth(&self) {
+        let wanted = locked(&self.config).bandwidth.now();
+        if self.around.pacer.limit() != wanted.bytes_per_s() {
+            self.around.pacer.set(wanted.bytes_per_s());
+            info!(rate = %wanted, "the bandwidth limit is");
+        }
+    }
+
+    /// As the hours go by.
+    async fn keep_bandwidth(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(BANDWIDTH_LOOK).await;
+            self.limit_bandwidth();
+        }
     }
 
     pub(crate) async fn pause(&self, name: &str, pause: bool) -> Result<(), ApiError> {

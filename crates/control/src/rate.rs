@@ -86,6 +86,13 @@ impl fmt::Display for Rate {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RateLimit(pub Option<Rate>);
 
+impl RateLimit {
+    /// In bytes per second; `None`: as fast as it goes.
+    pub fn bytes_per_s(self) -> Option<u64> {
+        self.0.map(Rate::bytes_per_s)
+    }
+}
+
 impl FromStr for RateLimit {
     type Err = RateError;
 

@@ -10,7 +10,7 @@ const DAY_MINUTES: u16 = 24 * 60;
 ///
 /// Written as `Mon-Fri 09:00-18:00`, `Sat,Sun 00:00-24:00`, or without days for every day. It begins with its first minute and ends
 /// before its last one; one that ends before it begins (`22:00-06:00`) goes on into the next day. Case does not matter.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Window {
     /// Bit 0 is Monday: the days on which it begins.
     days: u8,
@@ -99,18 +99,6 @@ impl fmt::Display for Window {
         }
         let clock = |minute: u16| format!("{:02}:{:02}", minute / 60, minute % 60);
         write!(f, "{}-{}", clock(self.from), clock(self.until))
-    }
-}
-
-impl serde::Serialize for Window {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> serde::Deserialize<'de> for Window {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }
 }
 
