@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
-use farside_store::PointReader;
+use farside_store::LazyPointReader;
 use farside_view::{Overlay, View};
 
 use crate::failure::{Exit, Failure, OrFail as _};
@@ -30,10 +30,17 @@ pub(crate) struct Hydration {
 
 impl Hydration {
     /// Begins, or goes on. The view has an overlay.
-    pub(crate) fn start(view: Arc<View<PointReader>>, file: PathBuf, json: bool) -> Result<Self, Failure> {
+    pub(crate) fn start(
+        view: Arc<View<Arc<LazyPointReader>>>,
+        base: Arc<LazyPointReader>,
+        file: PathBuf,
+        json: bool,
+    ) -> Result<Self, Failure> {
         let is_over = Arc::new(AtomicBool::new(false));
         let until = is_over.clone();
         let work = move || {
+            // All of it is wanted. What goes wrong here goes wrong again where it is said.
+            let _ = base.index_all(&|| !until.load(Ordering::Relaxed));
             say_if_tight(&view, &file);
             let ended = fill(&view, &file, json, &until);
             let said = match &ended {
@@ -64,7 +71,7 @@ impl Hydration {
     }
 }
 
-fn fill(view: &View<PointReader>, file: &Path, json: bool, is_over: &AtomicBool) -> Result<bool, Failure> {
+fn fill(view: &View<Arc<LazyPointReader>>, file: &Path, json: bool, is_over: &AtomicBool) -> Result<bool, Failure> {
     let (progress, total) = (Progress::new(json), view.bytes());
     let (overlay, is_tight) = (view.overlay().expect("it is to be filled"), AtomicBool::new(false));
     let filled = view.fill(THREADS, &|there_bytes| {
@@ -102,7 +109,7 @@ fn fill(view: &View<PointReader>, file: &Path, json: bool, is_over: &AtomicBool)
     Err(Failure::new(Exit::Damaged, message, what_to_do))
 }
 
-fn say_if_tight(view: &View<PointReader>, file: &Path) {
+fn say_if_tight(view: &View<Arc<LazyPointReader>>, file: &Path) {
     let room = view.overlay().and_then(|overlay| overlay.room_bytes().ok());
     let Some(room) = room.map(|room| room.saturating_sub(RESERVE_BYTES)) else { return };
     let needed = view.fill_bytes_max();

@@ -42,7 +42,7 @@ pub(crate) fn open_with(location: &Location, key: Option<&Keeper>) -> Result<Sto
 }
 
 /// Says it if nothing keeps a point while it is read.
-pub(crate) fn say_if_unkept(point: &PointReader) {
+pub(crate) fn say_if_unkept<I>(point: &PointReader<I>) {
     if let Some(why) = point.unkept() {
         let text = format!(
             "farside: nothing keeps this point while it is read ({why}). Should retention give it up meanwhile, there is a day left; \

@@ -4,12 +4,13 @@ use std::ffi::OsString;
 use std::io::Write as _;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use data_encoding::HEXLOWER;
 use farside_blockio::{BlockQueue as _, Waker};
 use farside_nbd::{Handle, Limits, Listener, ServeError, Server, SocketOptions};
-use farside_store::{PointReader, unreadable_runs};
+use farside_store::LazyPointReader;
 use farside_view::{Origin, Overlay, OverlayError, View, ViewQueue};
 use tokio::net::UnixStream;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -26,6 +27,11 @@ use crate::{print, restore, store};
 
 /// One that was killed is waited for so long.
 const PREDECESSOR_ENDS: Duration = Duration::from_secs(5);
+
+/// Of so many layers it is looked up before a point is served what they hold: that takes no time that anybody would notice.
+const INDEXED_AT_ONCE: usize = 128;
+/// A request of the looking up that is under way is waited for so long.
+const INDEXING_ENDS: Duration = Duration::from_secs(5);
 
 /// At least as many as a flush and a fetch may keep busy while somebody reads what is in the cache.
 const THREADS: (usize, usize) = (4, 16);
@@ -51,8 +57,13 @@ pub(crate) async fn open(global: &Global, hosts: &Hosts, args: OpenArgs) -> Resu
     let chosen = store::choose(&reader, &of, wanted)?;
     let (point, id) = (chosen.point, chosen.volume);
     chosen.group.unlock(id)?;
-    let base = chosen.group.point_reader_as_it_is(chosen.slot, id)?;
+    let base = Arc::new(chosen.group.point_reader_lazily(chosen.slot, id)?);
     store::say_if_unkept(&base);
+    // Of few it is known at once what is where, of many later.
+    let is_indexed = base.part_count() <= INDEXED_AT_ONCE;
+    if is_indexed {
+        base.index_all(&|| true)?;
+    }
     let volume = base.volume().name.to_string();
     let socket = absolute(args.export.unwrap_or_else(|| format!("{volume}-{}.nbd", point.id).into()))?;
     let places = Places::of(args.overlay, args.hydrate, args.writable, &socket)?;
@@ -72,7 +83,7 @@ pub(crate) async fn open(global: &Global, hosts: &Hosts, args: OpenArgs) -> Resu
         device: None,
         writable: args.writable,
         written_bytes: overlay.as_ref().map_or(0, Overlay::written_bytes),
-        unreadable_bytes: unreadable_runs(&base).iter().map(|run| run.len).sum(),
+        unreadable_bytes: if point.degraded { base.unreadable_bytes()? } else { 0 },
         overlay: places.overlay,
         hydrate: places.file,
         pid: std::process::id(),
@@ -83,13 +94,27 @@ pub(crate) async fn open(global: &Global, hosts: &Hosts, args: OpenArgs) -> Resu
     let tell = |error: &farside_store::StoreError| {
         let _ = writeln!(std::io::stderr(), "farside: {}", Failure::from_error(Exit::Damaged, error, "").message);
     };
-    let view = View::new(base, overlay, args.cache, Box::new(tell));
+    let view = View::new(Arc::clone(&base), overlay, args.cache, Box::new(tell));
     let view = Arc::new(if opened.writable { view } else { view.read_only() });
-    let (mut caller, mut hydration) = (None, None);
-    let serving = Serving { global, volume: &volume, socket: &socket, opened: &opened, ttl: args.ttl, device: args.device };
-    let served = serving.run(&view, owner, &mut caller, &mut hydration).await;
-    let hydrated = match hydration {
-        Some(hydration) => hydration.end().await,
+    let (mut caller, mut behind) = (None, None);
+    let serving = Serving {
+        global,
+        volume: &volume,
+        socket: &socket,
+        opened: &opened,
+        ttl: args.ttl,
+        device: args.device,
+        base,
+        is_indexed,
+    };
+    let served = serving.run(&view, owner, &mut caller, &mut behind).await;
+    drop(serving);
+    let hydrated = match behind {
+        Some(Behind::Hydration(hydration)) => hydration.end().await,
+        Some(Behind::Indexing(indexing)) => {
+            indexing.end().await;
+            Ok(false)
+        }
         None => Ok(false),
     };
     let kept = view.flush().or_fail("what was written last may not be kept");
@@ -130,7 +155,7 @@ impl Places {
         Ok(Self { overlay, file })
     }
 
-    fn open(&self, store: Option<&Path>, origin: &Origin, base: &PointReader) -> Result<Option<Overlay>, Failure> {
+    fn open(&self, store: Option<&Path>, origin: &Origin, base: &LazyPointReader) -> Result<Option<Overlay>, Failure> {
         let Some(dir) = &self.overlay else { return Ok(None) };
         if let Some(file) = &self.file {
             refuse_in_store(file, store, "name another one: --hydrate FILE")?;
@@ -145,6 +170,39 @@ impl Places {
     }
 }
 
+/// What goes on while a point is served.
+enum Behind {
+    Hydration(Hydration),
+    Indexing(Indexing),
+}
+
+/// Everything is looked up of where a point lies, so that reads need not, and holes are known.
+struct Indexing {
+    is_over: Arc<AtomicBool>,
+    ended: oneshot::Receiver<()>,
+}
+
+impl Indexing {
+    fn start(base: Arc<LazyPointReader>) -> Result<Self, Failure> {
+        let is_over = Arc::new(AtomicBool::new(false));
+        let (until, (sender, ended)) = (is_over.clone(), oneshot::channel());
+        let work = move || {
+            // Whoever reads meets the same, and hears of it.
+            let _ = base.index_all(&|| !until.load(Ordering::Relaxed));
+            drop(base);
+            let _ = sender.send(());
+        };
+        std::thread::Builder::new().name("index".into()).spawn(work).or_fail("cannot start")?;
+        Ok(Self { is_over, ended })
+    }
+
+    /// Soon: a store that does not answer is not waited for.
+    async fn end(self) {
+        self.is_over.store(true, Ordering::Relaxed);
+        let _ = tokio::time::timeout(INDEXING_ENDS, self.ended).await;
+    }
+}
+
 /// A point that is ready to be served.
 struct Serving<'a> {
     global: &'a Global,
@@ -154,6 +212,9 @@ struct Serving<'a> {
     ttl: Option<Duration>,
     /// Whether it is a block device of this machine's kernel, too.
     device: bool,
+    base: Arc<LazyPointReader>,
+    /// It is known already what is where.
+    is_indexed: bool,
 }
 
 /// A server that runs.
@@ -174,10 +235,10 @@ impl Serving<'_> {
     /// and its device are gone then. What fills it meanwhile begins when it is served.
     async fn run(
         &self,
-        view: &Arc<View<PointReader>>,
+        view: &Arc<View<Arc<LazyPointReader>>>,
         owner: Option<oneshot::Receiver<()>>,
         caller: &mut Option<UnixStream>,
-        hydration: &mut Option<Hydration>,
+        behind: &mut Option<Behind>,
     ) -> Result<(), Failure> {
         let mut signals = Signals::new()?;
         let waker = Waker::new().or_fail("cannot start")?;
@@ -193,7 +254,7 @@ impl Serving<'_> {
         let (server, handle) = Server::new(listener, self.volume, &description, Limits::default(), waker);
         let mut server: Running = tokio::task::spawn_blocking(move || server.run(queue).map(drop));
         let over = match self.attach(&handle, block).await {
-            Ok(device) => self.until_over(view, device, &mut server, owner, &mut signals, (&mut *caller, hydration)).await,
+            Ok(device) => self.until_over(view, device, &mut server, owner, &mut signals, (&mut *caller, behind)).await,
             Err(failure) => Err(failure),
         };
         let ended = match over {
@@ -227,12 +288,12 @@ impl Serving<'_> {
     /// Says where it is, and waits until it is to end, and may. Gives how its server ended if that was by itself.
     async fn until_over(
         &self,
-        view: &Arc<View<PointReader>>,
+        view: &Arc<View<Arc<LazyPointReader>>>,
         mut device: Option<Device>,
         server: &mut Running,
         mut owner: Option<oneshot::Receiver<()>>,
         signals: &mut Signals,
-        (caller, hydration): (&mut Option<UnixStream>, &mut Option<Hydration>),
+        (caller, behind): (&mut Option<UnixStream>, &mut Option<Behind>),
     ) -> Result<Option<Result<Result<(), ServeError>, JoinError>>, Failure> {
         let opened = Opened { device: device.as_ref().map(|device| device.path().to_owned()), ..self.opened.clone() };
         let overlaid = view.clone();
@@ -243,8 +304,14 @@ impl Serving<'_> {
         if !print::is_read(&said)? {
             return Ok(None); // nobody learns where it is
         }
-        let start = |file: &PathBuf| Hydration::start(view.clone(), file.clone(), self.global.json);
-        *hydration = self.opened.hydrate.as_ref().map(start).transpose()?;
+        *behind = match &self.opened.hydrate {
+            Some(file) => {
+                let hydration = Hydration::start(view.clone(), self.base.clone(), file.clone(), self.global.json)?;
+                Some(Behind::Hydration(hydration))
+            }
+            None if self.is_indexed => None,
+            None => Some(Behind::Indexing(Indexing::start(self.base.clone())?)),
+        };
         let over = async {
             match self.ttl {
                 Some(ttl) => tokio::time::sleep(ttl).await,
@@ -344,7 +411,7 @@ fn is_hangup_ignored() -> bool {
     mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask & 1 == 1)
 }
 
-fn open_overlay(dir: &Path, store: Option<&Path>, origin: &Origin, base: &PointReader) -> Result<Overlay, Failure> {
+fn open_overlay(dir: &Path, store: Option<&Path>, origin: &Origin, base: &LazyPointReader) -> Result<Overlay, Failure> {
     // Its folder may not be there yet: what `..` would mean then is not known.
     if dir.components().any(|part| part == Component::ParentDir) {
         return Err(Failure::new(Exit::Usage, format!("{} goes up", dir.display()), "name the folder without `..`"));

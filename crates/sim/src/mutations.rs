@@ -294,6 +294,11 @@ pub const MUTATIONS: &[Mutation] = &[
         STORE,
         "damage_tests::a_damaged_footer_of_an_old_layer_spoils_its_own_regions_only",
     ),
+    story(
+        "L4 what lies below the newest layer of a region is left out",
+        STORE,
+        "lazy_tests::l4_a_region_asks_for_the_footers_that_it_needs_and_no_other",
+    ),
     story("L4 content is not checked where it is read", STORE, "group_tests::l4_rot_is_never_read_as_content"),
     story(
         "L4 a deletion without a look at the leases",

@@ -49,8 +49,14 @@ pub struct VolumeImage {
 }
 
 impl VolumeImage {
+    /// Whether a run is known to be zeroes throughout.
+    pub(crate) fn is_zero(&self, run: GranuleRun) -> bool {
+        let whole = |extent: Extent| extent.content == Content::Zero && extent.run == run;
+        self.unknown.extents(run).next().is_none() && self.index.extents(run).next().is_some_and(whole)
+    }
+
     /// Lays a part over the image. `changed` hears which parts gained or lost how many granules, gains first.
-    fn lay(&mut self, no: PartNo, runs: &PartRuns, unknown: &[GranuleRun], mut changed: impl FnMut(PartNo, Change)) {
+    pub(crate) fn lay(&mut self, no: PartNo, runs: &PartRuns, unknown: &[GranuleRun], mut changed: impl FnMut(PartNo, Change)) {
         match runs {
             PartRuns::Known(runs) => {
                 for &(run, content) in runs {
@@ -71,7 +77,7 @@ impl VolumeImage {
     }
 }
 
-enum Change {
+pub(crate) enum Change {
     Gained(u64),
     Lost(u64),
 }
@@ -352,25 +358,12 @@ impl GroupImage {
     fn unknown_in(&self, layer: LayerKey, runs: &PartRuns) -> Vec<GranuleRun> {
         let PartRuns::Damaged { regions } = runs else { return Vec::new() };
         let Some(volume) = self.state.volume(layer.volume) else { return Vec::new() };
-        let geometry = volume.meta().geometry;
-        let anywhere = || {
-            let mut all = RegionSet::new();
-            all.insert_range(RegionRange { start: RegionIndex(0), count: geometry.region_count() });
-            all
-        };
         // Of a merge only its record knows it.
         let kept = || match layer.merge() {
-            Some(_) => anywhere(),
-            None => volume.layer(layer.term, layer.seq).map_or_else(RegionSet::new, |fact| fact.touched().regions()),
+            Some(_) => None,
+            None => Some(volume.layer(layer.term, layer.seq).map_or_else(RegionSet::new, |fact| fact.touched().regions())),
         };
-        let regions = regions.clone().unwrap_or_else(kept);
-        let whole = regions.ranges().map(|r| granules_of_regions(&geometry, r.start.0, r.count));
-        // What lies beyond the volume's end is in no part, and would never be covered.
-        let end = geometry.granule_count();
-        whole
-            .map(|run| GranuleRun { count: run.count.min(end.saturating_sub(run.start.0)), ..run })
-            .filter(|r| r.count > 0)
-            .collect()
+        unknown_runs(&volume.meta().geometry, regions.clone().or_else(kept))
     }
 
     /// Replays a record and keeps the head images in step. `runs` is asked for every part that comes in, of a layer or of a merge, as it
@@ -550,6 +543,19 @@ pub(crate) fn parts_of(
         head_granules: 0,
         place: place(number),
     })
+}
+
+/// The granules that a damaged part may hold, if its layer touched these regions (`None`: nobody knows which).
+pub(crate) fn unknown_runs(geometry: &Geometry, regions: Option<RegionSet>) -> Vec<GranuleRun> {
+    let regions = regions.unwrap_or_else(|| {
+        let mut all = RegionSet::new();
+        all.insert_range(RegionRange { start: RegionIndex(0), count: geometry.region_count() });
+        all
+    });
+    let whole = regions.ranges().map(|r| granules_of_regions(geometry, r.start.0, r.count));
+    // What lies beyond the volume's end is in no part, and would never be covered.
+    let end = geometry.granule_count();
+    whole.map(|run| GranuleRun { count: run.count.min(end.saturating_sub(run.start.0)), ..run }).filter(|r| r.count > 0).collect()
 }
 
 /// The granules of whole regions, also of those beyond a volume that has grown since.

@@ -32,6 +32,7 @@ mod image;
 mod index;
 mod keys;
 mod landing;
+mod lazy;
 mod leases;
 mod liveness;
 mod locks;
@@ -71,6 +72,7 @@ pub use image::{Applied, GroupImage, PRUNE_PARTS_MAX, PRUNE_POINTS_MAX, PartRuns
 pub use index::{Content, Extent, PartNo, VolumeIndex};
 pub use keys::{StoredWrapping, add_wrapping, wrappings};
 pub use landing::{LandedLayer, Landing, PartLander};
+pub use lazy::{LazyImage, LazyPointReader};
 pub use liveness::{MUTATION_RETAINED_POINTS_ONLY, Part, PartName, Parts};
 pub use locks::{DeletionGuard, ReaderLock, WriterLock};
 pub use merge::{LaidParts, MergeFound, MergeLook, MergePiece, MergeTried, MergeWritten, MergesFound, choose_merges, freed_by};

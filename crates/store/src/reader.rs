@@ -5,7 +5,7 @@
 //! follows from slot 0 of the ledger or from a checkpoint, and every granule that leaves [`PointReader::read_region`] was checked against the
 //! digest that was computed where the source read it.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -21,16 +21,17 @@ use crate::backend::{Backend, DirBackend, ObjectName, block_on, block_on_all};
 use crate::error::{Result, StoreError, known};
 use crate::group::{DigestRun, digests_of};
 use crate::head;
-use crate::image::{GroupImage, PartRuns, VolumeImage};
+use crate::image::{GroupImage, VolumeImage};
 use crate::index::{Content, Extent, PartNo};
 use crate::keys::{self, Unlocking};
 use crate::landing::Landing;
+use crate::lazy::LazyImage;
 use crate::leases::{self, Lease};
-use crate::liveness::{Part, Parts};
+use crate::liveness::Part;
 use crate::locks::{ReaderLock, Readers};
 use crate::names::GroupNames;
 use crate::points::{self, PointInfo};
-use crate::replay::{Torn, parallel, replay};
+use crate::replay::{Torn, replay};
 use crate::segments::{FooterFault, Located, Segments};
 use crate::store::{folders_in_landing, list_groups, read_group_description, read_store_description};
 
@@ -74,15 +75,15 @@ pub struct GroupReader {
     _lock: ReaderLock,
 }
 
-/// One volume of one point.
+/// One volume of one point. `I`: what is known of where its granules lie; all of it, or what was needed ([`LazyImage`]).
 #[derive(Debug)]
-pub struct PointReader {
-    segments: Arc<Segments>,
-    volume: VolumeMeta,
+pub struct PointReader<I = VolumeImage> {
+    pub(crate) segments: Arc<Segments>,
+    pub(crate) volume: VolumeMeta,
     keys: ContentKeys,
     point: Slot,
     geometry: Geometry,
-    image: VolumeImage,
+    pub(crate) image: I,
     parts: BTreeMap<PartNo, Part>,
     _lock: ReaderLock,
     /// In a bucket.
@@ -285,7 +286,17 @@ impl GroupReader {
         Ok(PointReader { keys, ..PointReader::open(&self.readers, &self.image, &self.segments, point, volume)? })
     }
 
-    /// The same, also when some footer of it is damaged, or no key of it was given: for [`verify_point`](crate::verify_point).
+    /// The same, at once however many layers the point lies in: of each region is looked up when it is read where its content lies, and
+    /// only then is damage of a footer met.
+    ///
+    /// # Errors
+    /// [`StoreError::KeyNeeded`], [`StoreError::NoSuchPoint`], [`StoreError::NotAMember`]; what the file system says.
+    pub fn point_reader_lazily(&self, point: Slot, volume: VolumeId) -> Result<PointReader<LazyImage>> {
+        let keys = self.keys(volume)?;
+        Ok(PointReader { keys, ..PointReader::open_lazily(&self.readers, &self.image, &self.segments, point, volume)? })
+    }
+
+    /// As [`GroupReader::point_reader`], also when some footer of it is damaged, or no key of it was given: for [`verify_point`](crate::verify_point).
     ///
     /// # Errors
     /// [`StoreError::NoSuchPoint`], [`StoreError::NotAMember`]; [`StoreError::KeyNeeded`] where a key was given that does not fit; what the file
@@ -293,24 +304,12 @@ impl GroupReader {
     pub fn point_reader_as_it_is(&self, point: Slot, volume: VolumeId) -> Result<PointReader> {
         let meta = self.state().volume(volume).ok_or(StoreError::UnknownVolume(volume))?.meta();
         let keys = self.unlocking.keys_if_given(&*self.segments.backend, &self.segments.names, meta)?;
-        Ok(PointReader { keys, ..PointReader::open_as_it_is(&self.readers, &self.image, &self.segments, point, volume)? })
+        PointReader { keys, ..PointReader::open_lazily(&self.readers, &self.image, &self.segments, point, volume)? }.indexed()
     }
 }
 
-impl PointReader {
-    pub(crate) fn open(
-        readers: &Readers,
-        image: &GroupImage,
-        segments: &Arc<Segments>,
-        point: Slot,
-        volume: VolumeId,
-    ) -> Result<Self> {
-        let reader = Self::open_as_it_is(readers, image, segments, point, volume)?;
-        reader.refuse_unknown()?;
-        Ok(reader)
-    }
-
-    fn open_as_it_is(
+impl PointReader<LazyImage> {
+    fn open_lazily(
         readers: &Readers,
         image: &GroupImage,
         segments: &Arc<Segments>,
@@ -347,24 +346,138 @@ impl PointReader {
         if let (false, Some(slot)) = (state.points().contains_key(&point), state.head()) {
             return Err(StoreError::PointDeleted { volume: meta.name.to_string(), point, slot });
         }
-        let living: Vec<(PartNo, Part)> = image.parts().living_at(volume, point).map(|(no, p)| (no, p.clone())).collect();
-        let mut by_part = HashMap::new();
-        if !image.is_head(volume, point) {
-            let runs =
-                parallel(&*segments.backend, &living, |(_, part)| segments.runs(&meta.name, part, Parts::told_by(state, part)));
-            for ((no, _), runs) in living.iter().zip(runs) {
-                by_part.insert(*no, runs?);
-            }
-        }
-        let whole = image.image_at(volume, point, |no, _| {
-            Ok::<_, StoreError>(by_part.remove(&no).unwrap_or(PartRuns::Damaged { regions: None }))
-        })?;
-        let parts = living.into_iter().collect();
+        let parts = image.parts().living_at(volume, point).map(|(no, part)| (no, part.clone())).collect();
+        let at_hand = image.is_head(volume, point).then(|| image.head(volume).cloned().unwrap_or_default());
+        let lazy = LazyImage::new(meta.geometry, state, &parts, at_hand);
         let (segments, deleted) = (Arc::clone(segments), Mutex::default());
         let keys = (&meta.digest_key).into();
-        Ok(Self { segments, volume: meta, keys, point, geometry, image: whole, parts, _lock: lock, lease, deleted })
+        Ok(Self { segments, volume: meta, keys, point, geometry, image: lazy, parts, _lock: lock, lease, deleted })
+    }
+}
+
+impl PointReader {
+    pub(crate) fn open(
+        readers: &Readers,
+        image: &GroupImage,
+        segments: &Arc<Segments>,
+        point: Slot,
+        volume: VolumeId,
+    ) -> Result<Self> {
+        let reader = PointReader::open_lazily(readers, image, segments, point, volume)?.indexed()?;
+        reader.refuse_unknown()?;
+        Ok(reader)
     }
 
+    /// A point of which a footer is damaged, and nothing newer lies over all that it may have held.
+    fn refuse_unknown(&self) -> Result<()> {
+        let Some(extent) = self.image.unknown.extents(self.geometry.whole()).next() else { return Ok(()) };
+        Err(self.unknown(&extent, self.geometry.region_of(extent.run.start)))
+    }
+
+    /// What the point holds in a run, ascending. Gaps are absent, which a sound store does not have.
+    pub fn extents(&self, run: GranuleRun) -> impl Iterator<Item = Extent> + '_ {
+        self.image.index.extents(run)
+    }
+
+    /// The first slot at which anything is there of what a region holds, or may hold.
+    pub(crate) fn born(&self, region: RegionIndex) -> Slot {
+        let run = self.geometry.region_run(region);
+        let parts = self.image.unknown.extents(run).chain(self.image.index.extents(run)).map(|extent| extent.part);
+        let born = parts.map(|no| self.parts.get(&no).map_or(Slot(0), |part| part.born));
+        born.min().filter(|_| self.image.index.first_absent(run).is_none()).unwrap_or(Slot(0))
+    }
+
+    /// The first granule of which no layer says anything; `None` in a sound store.
+    pub fn first_absent(&self) -> Option<GranuleIndex> {
+        self.image.index.first_absent(self.geometry.whole())
+    }
+
+    /// Granules that have content, and that the source could not read.
+    pub fn granule_counts(&self) -> (u64, u64) {
+        let of = |content| self.extents(self.geometry.whole()).filter(|e| e.content == content).map(|e| e.run.count).sum();
+        (of(Content::Data), of(Content::Unreadable))
+    }
+
+    /// Whether a region is zeroes throughout, without reading anything.
+    pub fn is_zero(&self, region: RegionIndex) -> bool {
+        self.image.is_zero(self.geometry.region_run(region))
+    }
+
+    /// Reads a region; every data granule is checked against its digest.
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`] names volume, point, region and segment; [`StoreError::Incomplete`] a region of which no layer
+    /// says anything.
+    ///
+    /// # Panics
+    /// When the region is beyond the volume.
+    pub fn read_region(&self, region: RegionIndex, content: &mut RegionContent) -> Result<()> {
+        self.refuse_opaque()?;
+        self.verify_region(region, content)
+    }
+
+    /// Checks a region as [`PointReader::read_region`] does, as far as that can be done with the keys that are here: of what cannot be
+    /// decrypted, that it is what was published. `content.bytes` is of no use afterwards.
+    ///
+    /// # Errors
+    /// See [`PointReader::read_region`].
+    ///
+    /// # Panics
+    /// When the region is beyond the volume.
+    pub(crate) fn verify_region(&self, region: RegionIndex, content: &mut RegionContent) -> Result<()> {
+        self.verify_in(&self.image, region, content)
+    }
+
+    /// Reads what is left of a damaged region, frame by frame; says what is lost, ascending: zeroes are in its place.
+    ///
+    /// # Errors
+    /// What the file system says, other than about one file.
+    ///
+    /// # Panics
+    /// When the region is beyond the volume.
+    pub fn salvage_region(&self, region: RegionIndex, content: &mut RegionContent) -> Result<Vec<GranuleRun>> {
+        self.refuse_opaque()?;
+        self.salvage_in(&self.image, region, content)
+    }
+
+    /// What a region holds, with the digests of its data, in order and without gaps.
+    ///
+    /// # Errors
+    /// As [`PointReader::read_region`], as far as can be told without reading content.
+    ///
+    /// # Panics
+    /// When the region is beyond the volume.
+    pub fn region_digests(&self, region: RegionIndex) -> Result<Vec<DigestRun>> {
+        let run = self.geometry.region_run(region);
+        if let Some(extent) = self.image.unknown.extents(run).next() {
+            return Err(self.unknown(&extent, region));
+        }
+        if self.image.index.first_absent(run).is_some() {
+            return Err(StoreError::Incomplete { volume: self.volume.name.to_string(), point: self.point, region });
+        }
+        let mut runs = Vec::new();
+        for extent in self.extents(run) {
+            let granules = extent.run.count;
+            runs.push(match extent.content {
+                Content::Zero => DigestRun::Zero { granules },
+                Content::Unreadable => DigestRun::Unreadable { granules },
+                Content::Data => {
+                    let part = self.part(extent.part);
+                    let footer = self.segments.footer(&self.volume.name, part).map_err(|fault| match fault {
+                        FooterFault::Damaged(why) => self.corrupt(extent.part, region, why),
+                        FooterFault::Store(error) => error,
+                    })?;
+                    let digests = digests_of(&footer, extent.run);
+                    let missing = || self.corrupt(extent.part, region, format!("no frame holds granule {}", extent.run.start));
+                    DigestRun::Data(digests.ok_or_else(missing)?)
+                }
+            });
+        }
+        Ok(runs)
+    }
+}
+
+impl<I> PointReader<I> {
     /// The same for somebody who knows that a pin keeps the point since before this was opened: deletions are not held off any more. Its
     /// image names what the point holds and nothing else, so all of that is kept; what it was made from need not be.
     #[must_use]
@@ -372,10 +485,14 @@ impl PointReader {
         Self { _lock: ReaderLock::none(), lease: None, ..self }
     }
 
-    /// A point of which a footer is damaged, and nothing newer lies over all that it may have held.
-    fn refuse_unknown(&self) -> Result<()> {
-        let Some(extent) = self.image.unknown.extents(self.geometry.whole()).next() else { return Ok(()) };
-        Err(self.unknown(&extent, self.geometry.region_of(extent.run.start)))
+    /// A part of the image.
+    pub(crate) fn part(&self, no: PartNo) -> &Part {
+        self.parts.get(&no).expect("the image uses only parts that live at its point")
+    }
+
+    pub(crate) fn with_image<J>(self, image: J) -> PointReader<J> {
+        let Self { segments, volume, keys, point, geometry, image: _, parts, _lock, lease, deleted } = self;
+        PointReader { segments, volume, keys, point, geometry, image, parts, _lock, lease, deleted }
     }
 
     fn unknown(&self, extent: &Extent, region: RegionIndex) -> StoreError {
@@ -423,57 +540,10 @@ impl PointReader {
         &self.geometry
     }
 
-    /// What the point holds in a run, ascending. Gaps are absent, which a sound store does not have.
-    pub fn extents(&self, run: GranuleRun) -> impl Iterator<Item = Extent> + '_ {
-        self.image.index.extents(run)
-    }
-
-    /// The first slot at which anything is there of what a region holds, or may hold.
-    pub(crate) fn born(&self, region: RegionIndex) -> Slot {
-        let run = self.geometry.region_run(region);
-        let parts = self.image.unknown.extents(run).chain(self.image.index.extents(run)).map(|extent| extent.part);
-        let born = parts.map(|no| self.parts.get(&no).map_or(Slot(0), |part| part.born));
-        born.min().filter(|_| self.image.index.first_absent(run).is_none()).unwrap_or(Slot(0))
-    }
-
-    /// The first granule of which no layer says anything; `None` in a sound store.
-    pub fn first_absent(&self) -> Option<GranuleIndex> {
-        self.image.index.first_absent(self.geometry.whole())
-    }
-
-    /// Granules that have content, and that the source could not read.
-    pub fn granule_counts(&self) -> (u64, u64) {
-        let of = |content| self.extents(self.geometry.whole()).filter(|e| e.content == content).map(|e| e.run.count).sum();
-        (of(Content::Data), of(Content::Unreadable))
-    }
-
     /// Buffers for [`PointReader::read_region`]; one per thread.
     pub fn content(&self) -> RegionContent {
         let decoder = FrameDecoder::new(&self.keys);
         RegionContent { bytes: AlignedBytes::default(), runs: Vec::new(), decoder, frame: Vec::new() }
-    }
-
-    /// Whether a region is zeroes throughout, without reading anything.
-    pub fn is_zero(&self, region: RegionIndex) -> bool {
-        let run = self.geometry.region_run(region);
-        if self.image.unknown.extents(run).next().is_some() {
-            return false;
-        }
-        let mut extents = self.extents(run);
-        extents.next().is_some_and(|e| e.content == Content::Zero && e.run == run)
-    }
-
-    /// Reads a region; every data granule is checked against its digest.
-    ///
-    /// # Errors
-    /// [`StoreError::Corrupt`] names volume, point, region and segment; [`StoreError::Incomplete`] a region of which no layer
-    /// says anything.
-    ///
-    /// # Panics
-    /// When the region is beyond the volume.
-    pub fn read_region(&self, region: RegionIndex, content: &mut RegionContent) -> Result<()> {
-        self.refuse_opaque()?;
-        self.verify_region(region, content)
     }
 
     /// Refuses what cannot be decrypted here: zeroes in its place would be a lie.
@@ -486,26 +556,19 @@ impl PointReader {
         Err(keys::needed(&self.volume, seal, &wrappings, "no key was given".to_owned()))
     }
 
-    /// Checks a region as [`PointReader::read_region`] does, as far as that can be done with the keys that are here: of what cannot be
-    /// decrypted, that it is what was published. `content.bytes` is of no use afterwards.
-    ///
-    /// # Errors
-    /// See [`PointReader::read_region`].
-    ///
-    /// # Panics
-    /// When the region is beyond the volume.
-    pub(crate) fn verify_region(&self, region: RegionIndex, content: &mut RegionContent) -> Result<()> {
+    /// Checks a region that lies as its image says.
+    pub(crate) fn verify_in(&self, image: &VolumeImage, region: RegionIndex, content: &mut RegionContent) -> Result<()> {
         let run = self.geometry.region_run(region);
-        if let Some(extent) = self.image.unknown.extents(run).next() {
+        if let Some(extent) = image.unknown.extents(run).next() {
             return Err(self.unknown(&extent, region));
         }
-        if self.image.index.first_absent(run).is_some() {
+        if image.index.first_absent(run).is_some() {
             return Err(StoreError::Incomplete { volume: self.volume.name.to_string(), point: self.point, region });
         }
         content.runs.clear();
         content.bytes.reset(self.geometry.bytes_of(run).len as usize);
         let mut by_part: BTreeMap<PartNo, Vec<GranuleRun>> = BTreeMap::new();
-        for extent in self.extents(run) {
+        for extent in image.index.extents(run) {
             match content.runs.last_mut() {
                 Some((last, kind)) if *kind == extent.content => last.count += extent.run.count,
                 _ => content.runs.push((extent.run, extent.content)),
@@ -525,22 +588,20 @@ impl PointReader {
         self.read_pieces(region, &pieces, content)
     }
 
-    /// Reads what is left of a damaged region, frame by frame; says what is lost, ascending: zeroes are in its place.
-    ///
-    /// # Errors
-    /// What the file system says, other than about one file.
-    ///
-    /// # Panics
-    /// When the region is beyond the volume.
-    pub fn salvage_region(&self, region: RegionIndex, content: &mut RegionContent) -> Result<Vec<GranuleRun>> {
-        self.refuse_opaque()?;
+    /// Reads what is left of it.
+    pub(crate) fn salvage_in(
+        &self,
+        image: &VolumeImage,
+        region: RegionIndex,
+        content: &mut RegionContent,
+    ) -> Result<Vec<GranuleRun>> {
         let whole = self.geometry.region_run(region);
         let region_bytes = self.geometry.bytes_of(whole);
         content.runs.clear();
         content.bytes.reset(region_bytes.len as usize);
         let mut lost: Vec<GranuleRun> = Vec::new();
         let mut at = whole.start;
-        for extent in self.extents(whole) {
+        for extent in image.index.extents(whole) {
             if at < extent.run.start {
                 let gap = GranuleRun { start: at, count: extent.run.start.0 - at.0 };
                 content.runs.push((gap, Content::Zero));
@@ -558,7 +619,7 @@ impl PointReader {
             lost.push(gap);
         }
         // What a damaged part may have written over what was read.
-        for extent in self.image.unknown.extents(whole) {
+        for extent in image.unknown.extents(whole) {
             let bytes = self.geometry.bytes_of(extent.run);
             let from = (bytes.offset.0 - region_bytes.offset.0) as usize;
             content.bytes[from..from + bytes.len as usize].fill(0);
@@ -582,7 +643,7 @@ impl PointReader {
         content: &mut RegionContent,
         lost: &mut Vec<GranuleRun>,
     ) -> Result<()> {
-        let part = self.parts.get(&extent.part).expect("the image uses only parts that live at its point");
+        let part = self.part(extent.part);
         let footer = match self.segments.footer(&self.volume.name, part) {
             Ok(footer) => footer,
             Err(FooterFault::Damaged(_)) => {
@@ -605,42 +666,6 @@ impl PointReader {
         Ok(())
     }
 
-    /// What a region holds, with the digests of its data, in order and without gaps.
-    ///
-    /// # Errors
-    /// As [`PointReader::read_region`], as far as can be told without reading content.
-    ///
-    /// # Panics
-    /// When the region is beyond the volume.
-    pub fn region_digests(&self, region: RegionIndex) -> Result<Vec<DigestRun>> {
-        let run = self.geometry.region_run(region);
-        if let Some(extent) = self.image.unknown.extents(run).next() {
-            return Err(self.unknown(&extent, region));
-        }
-        if self.image.index.first_absent(run).is_some() {
-            return Err(StoreError::Incomplete { volume: self.volume.name.to_string(), point: self.point, region });
-        }
-        let mut runs = Vec::new();
-        for extent in self.extents(run) {
-            let granules = extent.run.count;
-            runs.push(match extent.content {
-                Content::Zero => DigestRun::Zero { granules },
-                Content::Unreadable => DigestRun::Unreadable { granules },
-                Content::Data => {
-                    let part = self.parts.get(&extent.part).expect("the image uses only parts that live at its point");
-                    let footer = self.segments.footer(&self.volume.name, part).map_err(|fault| match fault {
-                        FooterFault::Damaged(why) => self.corrupt(extent.part, region, why),
-                        FooterFault::Store(error) => error,
-                    })?;
-                    let digests = digests_of(&footer, extent.run);
-                    let missing = || self.corrupt(extent.part, region, format!("no frame holds granule {}", extent.run.start));
-                    DigestRun::Data(digests.ok_or_else(missing)?)
-                }
-            });
-        }
-        Ok(runs)
-    }
-
     /// Copies what the region takes from one part.
     fn read_part(&self, region: RegionIndex, no: PartNo, wanted: &[GranuleRun], content: &mut RegionContent) -> Result<()> {
         let mut pieces = Vec::new();
@@ -650,7 +675,7 @@ impl PointReader {
 
     /// What is to be read of one part for a region: neighbours in the file at once.
     fn plan_part(&self, region: RegionIndex, no: PartNo, wanted: &[GranuleRun], pieces: &mut Vec<Piece>) -> Result<()> {
-        let part = self.parts.get(&no).expect("the image uses only parts that live at its point");
+        let part = self.part(no);
         let footer = self.segments.footer(&self.volume.name, part).map_err(|fault| match fault {
             FooterFault::Damaged(why) => self.corrupt(no, region, why),
             FooterFault::Store(error) => error,
@@ -718,7 +743,7 @@ impl PointReader {
     }
 
     fn located(&self, no: PartNo) -> Located {
-        let part = self.parts.get(&no).expect("the image uses only parts that live at its point");
+        let part = self.part(no);
         self.segments.locate(&self.volume.name, part)
     }
 

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crossbeam::channel::{Receiver, Sender, bounded};
 use farside_blockio::{Extent, ExtentKind};
 use farside_region::{ByteExtent, ByteOffset, Geometry, GranuleIndex, GranuleRun, RegionIndex};
-use farside_store::{AlignedBytes, Content, PointReader, StoreError};
+use farside_store::{AlignedBytes, Content, LazyPointReader, PointReader, RegionContent, StoreError};
 use nix::errno::Errno;
 
 use crate::Overlay;
@@ -81,10 +81,39 @@ impl Base for PointReader {
 
     fn read(&self, region: RegionIndex) -> Result<Region, StoreError> {
         let mut content = self.content();
-        let lost = match self.read_region(region, &mut content) {
+        let result = self.read_region(region, &mut content);
+        Region::of(content, result, |content| self.salvage_region(region, content))
+    }
+}
+
+/// Nothing is known of a region of which nothing was read, unless everything was indexed.
+impl Base for Arc<LazyPointReader> {
+    fn geometry(&self) -> &Geometry {
+        (**self).geometry()
+    }
+
+    fn is_zero(&self, region: RegionIndex) -> bool {
+        (**self).is_zero(region)
+    }
+
+    fn read(&self, region: RegionIndex) -> Result<Region, StoreError> {
+        let mut content = self.content();
+        let result = self.read_region(region, &mut content);
+        Region::of(content, result, |content| self.salvage_region(region, content))
+    }
+}
+
+impl Region {
+    /// What was read of it, or is left of it.
+    fn of(
+        mut content: RegionContent,
+        result: Result<(), StoreError>,
+        salvage: impl FnOnce(&mut RegionContent) -> Result<Vec<GranuleRun>, StoreError>,
+    ) -> Result<Self, StoreError> {
+        let lost = match result {
             Ok(()) => None,
             Err(why @ (StoreError::Corrupt { .. } | StoreError::Incomplete { .. })) => {
-                Some(Lost { runs: self.salvage_region(region, &mut content)?, why })
+                Some(Lost { runs: salvage(&mut content)?, why })
             }
             Err(error) => return Err(error),
         };

@@ -1,0 +1,254 @@
+//! The image of a point, region by region as they are asked for.
+//!
+//! Replay knows which regions each layer touched. So what a region holds is in the footers of those that touched it, and of these only in
+//! the newest, down to where nothing below them shows: a point of a hundred thousand is opened without reading a footer.
+//!
+//! Invariant: the image of a region is what the image of the whole point holds there, damage included. It rests on what is held against
+//! the footers before a layer is published: that its record names every region of which it has anything.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use farside_ledger::State;
+use farside_region::{Geometry, GranuleRun, LayerKey, PackedRegions, RecordDigest, RegionIndex, Slot, mutation};
+
+use crate::error::Result;
+use crate::image::{PartRuns, VolumeImage, unknown_runs};
+use crate::index::{Content, Extent, PartNo, VolumeIndex};
+use crate::liveness::{Part, Parts};
+use crate::reader::{PointReader, RegionContent};
+use crate::replay::parallel;
+
+/// So many footers are read at once to begin with, and at most.
+const FOOTERS_AT_ONCE: (usize, usize) = (8, 256);
+/// Extents of regions' images that are kept in memory.
+const EXTENTS_KEPT_MAX: usize = 256 << 10;
+
+/// A point that is opened at once.
+pub type LazyPointReader = PointReader<LazyImage>;
+
+/// What is known of where the granules of a point lie. It grows.
+#[derive(Debug)]
+pub struct LazyImage {
+    /// Of the volume as it is now: what is damaged may reach beyond the point's end.
+    geometry: Geometry,
+    /// In the order in which they lie over each other.
+    laid: Vec<Laid>,
+    whole: OnceLock<Arc<VolumeImage>>,
+    known: Mutex<Known>,
+}
+
+/// A part of the point.
+#[derive(Debug)]
+struct Laid {
+    no: PartNo,
+    /// The regions that its layer touched, or more; `None`: any.
+    touched: Option<Arc<PackedRegions>>,
+    /// The record that alone knows them exactly.
+    told_by: Option<(Slot, RecordDigest)>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    images: HashMap<RegionIndex, Arc<VolumeImage>>,
+    extents: usize,
+}
+
+impl Laid {
+    fn may_touch(&self, region: RegionIndex) -> bool {
+        self.touched.as_ref().is_none_or(|touched| touched.contains(region))
+    }
+}
+
+impl LazyImage {
+    /// Of these parts. `at_hand`: the image itself, if somebody has it.
+    pub(crate) fn new(geometry: Geometry, state: &State, parts: &BTreeMap<PartNo, Part>, at_hand: Option<VolumeImage>) -> Self {
+        let mut last: Option<(LayerKey, Arc<PackedRegions>)> = None;
+        let mut touched_by = |key: LayerKey| {
+            if last.as_ref().is_none_or(|(of, _)| *of != key) {
+                last = state.layer(&key).map(|layer| (key, Arc::new(layer.touched().clone())));
+            }
+            last.as_ref().map(|(_, touched)| Arc::clone(touched))
+        };
+        let laid = |(no, part): (&PartNo, &Part)| {
+            let layer = part.name.layer;
+            // What a merge touched is in its record only.
+            let touched = if layer.merge().is_some() { None } else { touched_by(layer) };
+            Laid { no: *no, touched, told_by: Parts::told_by(state, part) }
+        };
+        let laid = parts.iter().map(laid).collect();
+        let whole = at_hand.map_or_else(OnceLock::new, |image| Arc::new(image).into());
+        Self { geometry, laid, whole, known: Mutex::default() }
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The image of a region or more, if it is known.
+    fn at_hand(&self, region: RegionIndex) -> Option<Arc<VolumeImage>> {
+        self.whole.get().cloned().or_else(|| self.known().images.get(&region).cloned())
+    }
+
+    fn keep(&self, region: RegionIndex, image: &Arc<VolumeImage>) {
+        let known = &mut *self.known();
+        if known.extents > EXTENTS_KEPT_MAX {
+            *known = Known::default();
+        }
+        known.extents += image.index.extent_count();
+        known.images.insert(region, Arc::clone(image));
+    }
+}
+
+impl PointReader<LazyImage> {
+    /// How many footers say what the point holds.
+    pub fn part_count(&self) -> usize {
+        self.image.laid.len()
+    }
+
+    /// Reads all footers, so that everything is known of where granules lie. Gives up when `go_on` says no.
+    ///
+    /// # Errors
+    /// What the file system says; a damaged footer is none.
+    pub fn index_all(&self, go_on: &dyn Fn() -> bool) -> Result<()> {
+        if self.image.whole.get().is_none()
+            && let Some(image) = self.whole_image(go_on)?
+        {
+            let _ = self.image.whole.set(Arc::new(image)); // two are the same
+            *self.image.known() = Known::default();
+        }
+        Ok(())
+    }
+
+    /// With the image of the whole point.
+    pub(crate) fn indexed(mut self) -> Result<PointReader> {
+        let image = match self.image.whole.take() {
+            Some(image) => Arc::unwrap_or_clone(image),
+            None => self.whole_image(&|| true)?.expect("nobody gave it up"),
+        };
+        Ok(self.with_image(image))
+    }
+
+    fn whole_image(&self, go_on: &dyn Fn() -> bool) -> Result<Option<VolumeImage>> {
+        let mut image = VolumeImage::default();
+        for laid in self.image.laid.chunks(FOOTERS_AT_ONCE.1) {
+            if !go_on() {
+                return Ok(None);
+            }
+            for (laid, runs) in laid.iter().zip(parallel(&*self.segments.backend, laid, |laid| self.runs_of(laid))) {
+                let runs = runs?;
+                image.lay(laid.no, &runs, &self.unknown_in(laid, &runs), |_, _| {});
+            }
+        }
+        Ok(Some(image))
+    }
+
+    fn runs_of(&self, laid: &Laid) -> Result<PartRuns> {
+        self.segments.runs(&self.volume.name, self.part(laid.no), laid.told_by)
+    }
+
+    /// The granules of which a damaged part leaves nothing known.
+    fn unknown_in(&self, laid: &Laid, runs: &PartRuns) -> Vec<GranuleRun> {
+        let PartRuns::Damaged { regions } = runs else { return Vec::new() };
+        let regions = regions.clone().or_else(|| Some(laid.touched.as_ref()?.regions()));
+        unknown_runs(&self.image.geometry, regions)
+    }
+
+    /// What a region holds.
+    fn region_image(&self, region: RegionIndex) -> Result<Arc<VolumeImage>> {
+        if let Some(image) = self.image.at_hand(region) {
+            return Ok(image);
+        }
+        let within = self.geometry().region_run(region);
+        let clip = |run: GranuleRun| {
+            let (start, end) = (run.start.max(within.start), run.end().min(within.end()));
+            (start < end).then(|| GranuleRun { start, count: end.0 - start.0 })
+        };
+        let mut above = self.image.laid.iter().rev().filter(|laid| laid.may_touch(region));
+        let (mut found, mut covered) = (Vec::new(), VolumeIndex::new());
+        let mut at_once = self.requests_at_once().unwrap_or_default().max(FOOTERS_AT_ONCE.0);
+        'down: loop {
+            let batch: Vec<&Laid> = above.by_ref().take(at_once).collect();
+            if batch.is_empty() {
+                break;
+            }
+            at_once = (at_once * 2).min(FOOTERS_AT_ONCE.1);
+            for (laid, runs) in batch.iter().zip(parallel(&*self.segments.backend, &batch, |laid| self.runs_of(laid))) {
+                let runs = runs?;
+                let unknown: Vec<GranuleRun> = self.unknown_in(laid, &runs).into_iter().filter_map(clip).collect();
+                let runs = match runs {
+                    PartRuns::Known(runs) => {
+                        let here = runs.into_iter().filter_map(|(run, content)| Some((clip(run)?, content)));
+                        PartRuns::Known(here.collect())
+                    }
+                    damaged @ PartRuns::Damaged { .. } => damaged,
+                };
+                if let PartRuns::Known(runs) = &runs {
+                    for (run, content) in runs {
+                        covered.apply(Extent { run: *run, part: laid.no, content: *content }, |_, _| {});
+                    }
+                }
+                found.push((laid.no, runs, unknown));
+                let newest_alone = mutation::on("L4 what lies below the newest layer of a region is left out");
+                if covered.first_absent(within).is_none() || newest_alone {
+                    break 'down;
+                }
+            }
+        }
+        let mut image = VolumeImage::default();
+        for (no, runs, unknown) in found.iter().rev() {
+            image.lay(*no, runs, unknown, |_, _| {});
+        }
+        let image = Arc::new(image);
+        // What is damaged now may be put back.
+        if image.unknown.extent_count() == 0 {
+            self.image.keep(region, &image);
+        }
+        Ok(image)
+    }
+
+    /// Whether a region is known to be zeroes throughout. Nothing is read for this, so it is not known of a region of which nothing was
+    /// read.
+    pub fn is_zero(&self, region: RegionIndex) -> bool {
+        self.image.at_hand(region).is_some_and(|image| image.is_zero(self.geometry().region_run(region)))
+    }
+
+    /// As [`PointReader::read_region`].
+    ///
+    /// # Errors
+    /// As there; what the file system says.
+    ///
+    /// # Panics
+    /// When the region is beyond the volume.
+    pub fn read_region(&self, region: RegionIndex, content: &mut RegionContent) -> Result<()> {
+        self.refuse_opaque()?;
+        self.verify_in(&*self.region_image(region)?, region, content)
+    }
+
+    /// As [`PointReader::salvage_region`].
+    ///
+    /// # Errors
+    /// As there; what the file system says.
+    ///
+    /// # Panics
+    /// When the region is beyond the volume.
+    pub fn salvage_region(&self, region: RegionIndex, content: &mut RegionContent) -> Result<Vec<GranuleRun>> {
+        self.refuse_opaque()?;
+        self.salvage_in(&*self.region_image(region)?, region, content)
+    }
+
+    /// Bytes that the source could not read; everything is indexed for this.
+    ///
+    /// # Errors
+    /// Those of [`PointReader::index_all`].
+    pub fn unreadable_bytes(&self) -> Result<u64> {
+        self.index_all(&|| true)?;
+        let Some(image) = self.image.whole.get() else { return Ok(0) };
+        let unreadable = image.index.extents(self.geometry().whole()).filter(|extent| extent.content == Content::Unreadable);
+        Ok(unreadable.map(|extent| self.geometry().bytes_of(extent.run).len).sum())
+    }
+}
+
+#[cfg(test)]
+#[path = "lazy_tests.rs"]
+mod tests;
