@@ -75,7 +75,7 @@ proptest! {
             let geometry = *lazy.geometry();
             for region in order.iter().copied().chain(0..8).map(RegionIndex) {
                 let run = geometry.region_run(region);
-                prop_assert_eq!(said(&*lazy.region_image(region).expect("read"), run), said(&whole.image, run), "region {} of {}", region, point);
+                prop_assert_eq!(said(&lazy.region_image(region).expect("read"), run), said(&whole.image, run), "region {} of {}", region, point);
                 prop_assert_eq!(lazy.is_zero(region), whole.is_zero(region));
                 let (mut one, mut other) = (lazy.content(), whole.content());
                 let read = [lazy.read_region(region, &mut one), whole.read_region(region, &mut other)];
