@@ -148,6 +148,22 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// acknowledged.
     async fn list(&self, prefix: Option<&ObjectName>, after: Option<&ObjectName>, limit: usize) -> Result<Page>;
 
+    /// The names of all objects directly below a prefix, in no order, and nothing else of them: where that costs less.
+    async fn names(&self, prefix: &ObjectName) -> Result<Vec<ObjectName>> {
+        let (mut names, mut after) = (Vec::new(), None);
+        loop {
+            let page = self.list(Some(prefix), after.as_ref(), LISTED_AT_ONCE).await?;
+            after = page.objects.last().map(|listed| listed.name.clone());
+            let is_direct = |name: &ObjectName| {
+                name.as_str().strip_prefix(prefix.as_str()).is_some_and(|rest| !rest.trim_start_matches('/').contains('/'))
+            };
+            names.extend(page.objects.into_iter().map(|listed| listed.name).filter(is_direct));
+            if !page.more {
+                return Ok(names);
+            }
+        }
+    }
+
     /// Deletes an object; nothing if there is none. Durable only after [`Backend::sync`].
     async fn delete(&self, name: &ObjectName) -> Result<()>;
 
@@ -237,11 +253,14 @@ pub(crate) fn block_on_all<F: Future + Unpin>(mut futures: Vec<F>) -> Vec<F::Out
     values.into_iter().flatten().collect()
 }
 
+/// Of more objects it is asked again.
+const LISTED_AT_ONCE: usize = 50_000;
+
 /// Every object under a prefix, page by page.
 pub(crate) fn list_all(backend: &dyn Backend, prefix: Option<&ObjectName>, mut each: impl FnMut(Listed)) -> Result<()> {
     let mut after = None;
     loop {
-        let page = block_on(backend.list(prefix, after.as_ref(), 50_000))?;
+        let page = block_on(backend.list(prefix, after.as_ref(), LISTED_AT_ONCE))?;
         after = page.objects.last().map(|l| l.name.clone());
         page.objects.into_iter().for_each(&mut each);
         if !page.more {

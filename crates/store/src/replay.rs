@@ -30,7 +30,8 @@ const BATCH: usize = 256;
 const FOOTERS: usize = 32;
 /// Bytes of records read ahead, at most, unless one alone has more: in memory they take many times that.
 const BATCH_BYTES: u64 = 1 << 20;
-const THREADS_MAX: usize = 4;
+/// Threads that read, whatever processors there are: a cold disk is waited for most of the time.
+const THREADS_MAX: usize = 8;
 /// Threads that wait for a disk at once.
 const WAITING_MAX: usize = 16;
 
@@ -178,20 +179,34 @@ impl Slots {
         let folders = block_on(backend.folders(&names.ledger()))?;
         let folders: BTreeSet<u64> = folders.iter().filter_map(|folder| folder.parse().ok()).collect();
         let first = folders.range(..=slot / SLOTS_PER_FOLDER).next_back().copied().unwrap_or(0);
-        folders.range(first..).try_for_each(|&folder| slots.add(backend, names, &names.ledger_folder(folder)))?;
+        for &folder in folders.range(first..) {
+            let below = names.ledger_folder(folder);
+            // Nobody reads those before the slot, but perhaps the newest of them.
+            if folder < slot.saturating_add(1) / SLOTS_PER_FOLDER {
+                block_on(backend.names(&below))?.iter().for_each(|name| slots.add_name(names, name));
+            } else {
+                slots.add(backend, names, &below)?;
+            }
+        }
         Ok(slots)
     }
 
-    fn add(&mut self, backend: &dyn Backend, names: &GroupNames, below: &crate::ObjectName) -> Result<()> {
-        list_all(backend, Some(below), |listed| match names.parse(&listed.name) {
-            Some(GroupObject::Record(slot)) => {
-                self.records.insert(slot.0);
-                if listed.bytes > BATCH_BYTES / BATCH as u64 {
-                    self.long.insert(slot.0, listed.bytes);
-                }
-            }
+    fn add_name(&mut self, names: &GroupNames, name: &crate::ObjectName) {
+        match names.parse(name) {
+            Some(GroupObject::Record(slot)) => drop(self.records.insert(slot.0)),
             Some(GroupObject::RecordVoid(slot)) => drop(self.voids.insert(slot.0)),
             _ => {}
+        }
+    }
+
+    fn add(&mut self, backend: &dyn Backend, names: &GroupNames, below: &crate::ObjectName) -> Result<()> {
+        list_all(backend, Some(below), |listed| {
+            self.add_name(names, &listed.name);
+            if let Some(GroupObject::Record(slot)) = names.parse(&listed.name)
+                && listed.bytes > BATCH_BYTES / BATCH as u64
+            {
+                self.long.insert(slot.0, listed.bytes);
+            }
         })
     }
 
@@ -466,7 +481,7 @@ pub(crate) fn at_once_until<T: Sync, R: Send>(
 /// Maps a slice with several threads, which read from a backend; answers come in order.
 pub(crate) fn parallel<T: Sync, R: Send>(backend: &dyn Backend, items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
     let threads = match backend.requests_at_once() {
-        None => thread::available_parallelism().map_or(1, |n| n.get()).min(THREADS_MAX).min(items.len().div_ceil(8)).max(1),
+        None => THREADS_MAX.min(items.len().div_ceil(8)).max(1),
         Some(requests) => requests.min(items.len()).max(1),
     };
     if threads == 1 {

@@ -161,6 +161,15 @@ fn folders_are_those_with_objects_below(backend: &dyn Backend) {
     assert_eq!(folders("f/host-1"), ["db", "web"]);
     assert!(folders("f/host-1/db").is_empty());
     assert!(folders("f/nobody").is_empty());
+    let names = |of: &str| {
+        let mut names = block_on(backend.names(&name(of))).expect("names");
+        names.sort_unstable();
+        names.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    create(backend, "f/a-file", b"2");
+    assert_eq!(names("f"), ["f/a-file", "f/file"]);
+    assert_eq!(names("f/host-1/web/y"), ["f/host-1/web/y/z"]);
+    assert!(names("f/host-1").is_empty() && names("f/nobody").is_empty());
 }
 
 fn what_is_damaged_may_be_put_right(backend: &dyn Backend) {
