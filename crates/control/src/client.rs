@@ -15,6 +15,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
+use crate::follower::{FollowerAdd, FollowerStatus};
 use crate::receiver::{ReceiverStatus, Token, TokenRequest};
 use crate::routes::{self, PagesQuery, PointsQuery};
 use crate::source::{
@@ -293,6 +294,31 @@ impl Client {
     /// Stops it.
     pub async fn verification_stop(&self) -> Result<Verification, ClientError> {
         self.call(Method::DELETE, routes::VERIFICATION, Bytes::new()).await
+    }
+
+    /// All followers.
+    pub async fn followers(&self) -> Result<Vec<FollowerStatus>, ClientError> {
+        self.get(routes::FOLLOWERS).await
+    }
+
+    /// One follower.
+    pub async fn follower(&self, name: &str) -> Result<FollowerStatus, ClientError> {
+        self.get(&routes::follower(routes::FOLLOWER, name)).await
+    }
+
+    /// Begins a follower.
+    pub async fn follower_add(&self, add: &FollowerAdd) -> Result<FollowerStatus, ClientError> {
+        self.send(Method::POST, routes::FOLLOWERS, add).await
+    }
+
+    /// Ends a follower.
+    pub async fn follower_remove(&self, name: &str) -> Result<Done, ClientError> {
+        self.call(Method::DELETE, &routes::follower(routes::FOLLOWER, name), Bytes::new()).await
+    }
+
+    /// Tells a follower what to do: one of the `POST` paths below [`routes::FOLLOWER`].
+    pub async fn follower_tell(&self, path: &str, name: &str) -> Result<FollowerStatus, ClientError> {
+        self.call(Method::POST, &routes::follower(path, name), Bytes::new()).await
     }
 
     /// A new pairing token.

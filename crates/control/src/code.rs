@@ -91,6 +91,10 @@ codes! {
     LedgerTorn = "ledger_torn",
     /// A point was read in full and is damaged, or could not be read.
     VerificationFailed = "verification_failed",
+    /// Somebody else wrote to the target of a follower.
+    FollowerDiverged = "follower_diverged",
+    /// A follower cannot go on.
+    FollowerFailed = "follower_failed",
 }
 
 impl fmt::Display for Code {

@@ -10,6 +10,7 @@ pub mod client;
 mod code;
 mod duration;
 mod error;
+pub mod follower;
 mod grid;
 pub mod openapi;
 mod pages;

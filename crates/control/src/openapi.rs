@@ -13,6 +13,7 @@ use utoipa::openapi::{
 use utoipa::{IntoParams as _, ToSchema};
 
 use crate::client::Daemon;
+use crate::follower::{FollowerAdd, FollowerStatus};
 use crate::receiver::{ReceiverStatus, Token, TokenRequest};
 use crate::routes::{self, PagesQuery, PointsQuery};
 use crate::source::{
@@ -92,6 +93,7 @@ pub fn operations() -> Vec<Operation> {
     use Daemon::{Receiver, Source};
     let op = Operation::new;
     let volume = Described::of::<VolumeStatus>;
+    let follower = Described::of::<FollowerStatus>;
     let mut all = vec![
         op(Source, "GET", routes::STATUS, "Groups, volumes, connection, and what is wrong", Described::of::<SourceStatus>()),
         op(Source, "POST", routes::PAIR, "Use a pairing token", Described::of::<Paired>()).taking::<PairRequest>(),
@@ -119,6 +121,14 @@ pub fn operations() -> Vec<Operation> {
             .with_query(),
         op(Receiver, "GET", routes::VERIFICATION, "The newest verification of a point", Described::of::<Verification>()),
         op(Receiver, "DELETE", routes::VERIFICATION, "Stop it", Described::of::<Verification>()),
+        op(Receiver, "GET", routes::FOLLOWERS, "All followers", Described::list::<FollowerStatus>()),
+        op(Receiver, "POST", routes::FOLLOWERS, "Keep a file or device equal to a point", follower()).taking::<FollowerAdd>(),
+        op(Receiver, "GET", routes::FOLLOWER, "One follower", follower()),
+        op(Receiver, "DELETE", routes::FOLLOWER, "End a follower; its target stays as it is", Described::of::<Done>()),
+        op(Receiver, "POST", routes::FOLLOWER_PAUSE, "Close a follower's target and leave it alone", follower()),
+        op(Receiver, "POST", routes::FOLLOWER_RESUME, "Go on with a paused follower", follower()),
+        op(Receiver, "POST", routes::FOLLOWER_VERIFY, "Compare a follower's target with the point that it holds", follower()),
+        op(Receiver, "POST", routes::FOLLOWER_HEAL, "Compare a follower's target with its point, and overwrite what differs", follower()),
     ];
     for daemon in [Source, Receiver] {
         all.push(op(daemon, "GET", routes::POINTS, "Recovery points, newest first", Described::list::<Point>()).with_query());

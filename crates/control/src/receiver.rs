@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::follower::FollowerStatus;
 use crate::source::LastPoint;
 use crate::{Reason, VerifiedPoint};
 
@@ -24,6 +25,8 @@ pub struct ReceiverStatus {
     pub store: StoreStatus,
     /// Every source that ever paired or left something in the store, by name.
     pub sources: Vec<ReceiverSource>,
+    /// Files and devices that are kept equal to points, by name.
+    pub followers: Vec<FollowerStatus>,
     /// Bytes of parts in flight, and the limit of all sources together.
     pub receive_budget: Budget,
     /// Strangers and others that were refused at the door since the receiver started.

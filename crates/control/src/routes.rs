@@ -74,6 +74,27 @@ pub const RELOAD: &str = "/v1/reload";
 /// [`Done`](crate::source::Done).
 pub const SOURCE: &str = "/v1/sources/{source}";
 
+/// Receiver, `GET`: all [`FollowerStatus`](crate::follower::FollowerStatus); `POST`
+/// [`FollowerAdd`](crate::follower::FollowerAdd): the new one.
+pub const FOLLOWERS: &str = "/v1/followers";
+
+/// Receiver, `GET`: one [`FollowerStatus`](crate::follower::FollowerStatus); `DELETE`: [`Done`](crate::source::Done).
+pub const FOLLOWER: &str = "/v1/followers/{follower}";
+
+/// Receiver, `POST`: close the target and leave it alone. [`FollowerStatus`](crate::follower::FollowerStatus).
+pub const FOLLOWER_PAUSE: &str = "/v1/followers/{follower}/pause";
+
+/// Receiver, `POST`: the end of a pause. [`FollowerStatus`](crate::follower::FollowerStatus).
+pub const FOLLOWER_RESUME: &str = "/v1/followers/{follower}/resume";
+
+/// Receiver, `POST`: compare all of the target with the point that it holds.
+/// [`FollowerStatus`](crate::follower::FollowerStatus), which shows how far that is.
+pub const FOLLOWER_VERIFY: &str = "/v1/followers/{follower}/verify";
+
+/// Receiver, `POST`: compare all of the target with its point, and overwrite what differs.
+/// [`FollowerStatus`](crate::follower::FollowerStatus).
+pub const FOLLOWER_HEAL: &str = "/v1/followers/{follower}/heal";
+
 /// The query string of [`POINTS`] and [`POINT`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, utoipa::IntoParams)]
 #[serde(default)]
@@ -111,6 +132,11 @@ pub struct PagesQuery {
 /// [`SOURCE`] of one source.
 pub fn source(name: &str) -> String {
     fill(SOURCE, name)
+}
+
+/// One of the paths of followers, for one of them.
+pub fn follower(path: &str, name: &str) -> String {
+    fill(path, name)
 }
 
 /// [`GROUP`] of one group.

@@ -138,6 +138,8 @@ const SHIM: &str = "farside-shim";
 const CORE: &str = "farside-replication";
 const LEDGER: &str = "farside-ledger";
 const STORE: &str = "farside-store";
+/// A power cut at every operation of a follower.
+const FOLLOWER_POWER: &str = "follower_tests::whenever_the_power_goes_a_follower_says_what_it_holds_and_arrives";
 const DAEMON: &str = "farside-daemon";
 const VIEW: &str = "farside-view";
 
@@ -340,6 +342,16 @@ pub const MUTATIONS: &[Mutation] = &[
     ),
     story("T4 a pack that a record may still name goes", STORE, "packs_tests::t4_a_pack_that_a_record_may_still_name_stays"),
     story("T13 a restore shares its target", STORE, "restore_tests::t13_a_restore_has_its_target_alone"),
+    // What is kept equal to a point.
+    story("a follower writes before it says so", STORE, FOLLOWER_POWER),
+    story("a follower arrives before the flush", STORE, FOLLOWER_POWER),
+    story("a follower takes what it began for done", STORE, FOLLOWER_POWER),
+    story("a follower goes back as it goes on", STORE, FOLLOWER_POWER),
+    story(
+        "a follower does not look for strangers",
+        STORE,
+        "follower_tests::a_follower_notices_who_else_wrote_to_its_target",
+    ),
     // What is written over a point.
     story(
         "an overlay's bits come before its data",

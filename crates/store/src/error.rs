@@ -446,6 +446,26 @@ pub enum StoreError {
         /// What it is, or what is missing.
         why: String,
     },
+    /// What a target holds is a point of a ledger that this one never went through.
+    #[error(
+        "{path} holds point {slot} of another history: the ledger was put back to an older state, or is another one. Look what the target holds before anything else; `farside follower heal` overwrites it"
+    )]
+    TargetOfAnotherHistory {
+        /// The target.
+        path: PathBuf,
+        /// What it holds.
+        slot: Slot,
+    },
+    /// Somebody else wrote to a target.
+    #[error(
+        "{path} is not what was written to it ({why}): nothing more is applied. Look what the target holds before anything else; `farside follower heal` overwrites it"
+    )]
+    TargetDiverged {
+        /// The target.
+        path: PathBuf,
+        /// What is known.
+        why: String,
+    },
     /// A restored file is complete and could not get its name.
     #[error("{path} could not get its name ({why}); the restored volume is complete in {partial}")]
     NotNamed {

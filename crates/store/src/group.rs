@@ -35,6 +35,9 @@ use crate::leases::Leases;
 use crate::liveness::{Part, PartName};
 use crate::names::{GroupNames, GroupObject};
 use crate::points::{self, PointInfo};
+use crate::follower::{FollowLook, FollowStage};
+use crate::lazy::LazyPointReader;
+use crate::locks::Readers;
 use crate::reader::PointReader;
 use crate::replay::{Torn, Unusable, decode, get, index_all, lost_claim, lost_pack, parallel, replay};
 use crate::segments::{FooterFault, Segments, runs_of};
@@ -455,7 +458,29 @@ impl GroupStore {
 
     /// A body that gives up what a policy lets go; `None`: nothing. To be appended; after an accepted one there may be more.
     pub fn prune_plan(&self, policy: &Policy) -> Option<Body> {
-        if self.usable().is_err() { None } else { self.image.prune_plan(policy).map(Body::Prune) }
+        self.prune_plan_keeping(policy, &BTreeSet::new())
+    }
+
+    /// The same, of which nothing gives up any of the points that somebody needs.
+    pub fn prune_plan_keeping(&self, policy: &Policy, kept: &BTreeSet<Slot>) -> Option<Body> {
+        if self.usable().is_err() { None } else { self.image.prune_plan_keeping(policy, kept).map(Body::Prune) }
+    }
+
+    /// How a follower gets from where it is to a member of a point. Nothing holds off deletions for it: the caller sees to it that the
+    /// point stays retained ([`GroupStore::prune_plan_keeping`]).
+    ///
+    /// # Errors
+    /// [`StoreError::NoSuchPoint`], [`StoreError::NotAMember`], [`StoreError::TargetOfAnotherHistory`]; what the file system says.
+    pub fn follow_look(&self, point: Slot, volume: VolumeId, stage: &FollowStage) -> Result<FollowLook> {
+        FollowLook::new(self.state(), self.reader_of_kept(point, volume)?, stage)
+    }
+
+    /// Opens a member of a point that the caller keeps retained.
+    ///
+    /// # Errors
+    /// [`StoreError::NoSuchPoint`], [`StoreError::NotAMember`]; what the file system says.
+    pub fn reader_of_kept(&self, point: Slot, volume: VolumeId) -> Result<LazyPointReader> {
+        PointReader::open_lazily(&Readers::None, &self.image, &self.segments, point, volume)
     }
 
     /// Prunes until nothing is left to give up; says how many points went.

@@ -130,8 +130,17 @@ impl PointReader<LazyImage> {
     }
 
     fn whole_image(&self, go_on: &dyn Fn() -> bool) -> Result<Option<VolumeImage>> {
+        self.image_of(&self.image.laid.iter().collect::<Vec<_>>(), go_on)
+    }
+
+    /// What of the point was published after a slot; `None`: `go_on` said no.
+    pub(crate) fn image_since(&self, since: Slot, go_on: &dyn Fn() -> bool) -> Result<Option<VolumeImage>> {
+        self.image_of(&self.image.laid.iter().filter(|laid| self.part(laid.no).born > since).collect::<Vec<_>>(), go_on)
+    }
+
+    fn image_of(&self, laid: &[&Laid], go_on: &dyn Fn() -> bool) -> Result<Option<VolumeImage>> {
         let mut image = VolumeImage::default();
-        for laid in self.image.laid.chunks(FOOTERS_AT_ONCE.1) {
+        for laid in laid.chunks(FOOTERS_AT_ONCE.1) {
             if !go_on() {
                 return Ok(None);
             }
@@ -155,7 +164,7 @@ impl PointReader<LazyImage> {
     }
 
     /// What a region holds.
-    fn region_image(&self, region: RegionIndex) -> Result<Arc<VolumeImage>> {
+    pub(crate) fn region_image(&self, region: RegionIndex) -> Result<Arc<VolumeImage>> {
         if let Some(image) = self.image.at_hand(region) {
             return Ok(image);
         }

@@ -26,6 +26,8 @@ pub(crate) enum Readers {
     Locked(PathBuf),
     /// By a lease for each point that is read.
     Leased,
+    /// By keeping the point that is read: for who owns the group.
+    None,
 }
 
 impl Readers {
@@ -33,7 +35,7 @@ impl Readers {
     pub(crate) fn share(&self) -> Result<ReaderLock> {
         match self {
             Self::Locked(root) => ReaderLock::share(root),
-            Self::Leased => Ok(ReaderLock::none()),
+            Self::Leased | Self::None => Ok(ReaderLock::none()),
         }
     }
 }

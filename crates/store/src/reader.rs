@@ -163,7 +163,7 @@ impl StoreReader {
     pub fn root(&self) -> Option<&Path> {
         match &self.readers {
             Readers::Locked(root) => Some(root),
-            Readers::Leased => None,
+            Readers::Leased | Readers::None => None,
         }
     }
 
@@ -309,7 +309,7 @@ impl GroupReader {
 }
 
 impl PointReader<LazyImage> {
-    fn open_lazily(
+    pub(crate) fn open_lazily(
         readers: &Readers,
         image: &GroupImage,
         segments: &Arc<Segments>,
@@ -329,7 +329,7 @@ impl PointReader<LazyImage> {
         let geometry =
             geometry.map_err(|e| StoreError::Inconsistent { group: segments.names.to_string(), why: e.to_string() })?;
         let lease = match readers {
-            Readers::Locked(_) => None,
+            Readers::Locked(_) | Readers::None => None,
             Readers::Leased => Some(Lease::take(&segments.backend, &segments.names, &meta.name, point)?),
         };
         let newer = match &lease {
@@ -347,7 +347,8 @@ impl PointReader<LazyImage> {
             return Err(StoreError::PointDeleted { volume: meta.name.to_string(), point, slot });
         }
         let parts = image.parts().living_at(volume, point).map(|(no, part)| (no, part.clone())).collect();
-        let at_hand = image.is_head(volume, point).then(|| image.head(volume).cloned().unwrap_or_default());
+        // Whoever owns the group looks at what is new, and has no time to copy all of it.
+        let at_hand = (!matches!(readers, Readers::None) && image.is_head(volume, point)).then(|| image.head(volume).cloned().unwrap_or_default());
         let lazy = LazyImage::new(meta.geometry, state, &parts, at_hand);
         let (segments, deleted) = (Arc::clone(segments), Mutex::default());
         let keys = (&meta.digest_key).into();
@@ -448,32 +449,7 @@ impl PointReader {
     /// # Panics
     /// When the region is beyond the volume.
     pub fn region_digests(&self, region: RegionIndex) -> Result<Vec<DigestRun>> {
-        let run = self.geometry.region_run(region);
-        if let Some(extent) = self.image.unknown.extents(run).next() {
-            return Err(self.unknown(&extent, region));
-        }
-        if self.image.index.first_absent(run).is_some() {
-            return Err(StoreError::Incomplete { volume: self.volume.name.to_string(), point: self.point, region });
-        }
-        let mut runs = Vec::new();
-        for extent in self.extents(run) {
-            let granules = extent.run.count;
-            runs.push(match extent.content {
-                Content::Zero => DigestRun::Zero { granules },
-                Content::Unreadable => DigestRun::Unreadable { granules },
-                Content::Data => {
-                    let part = self.part(extent.part);
-                    let footer = self.segments.footer(&self.volume.name, part).map_err(|fault| match fault {
-                        FooterFault::Damaged(why) => self.corrupt(extent.part, region, why),
-                        FooterFault::Store(error) => error,
-                    })?;
-                    let digests = digests_of(&footer, extent.run);
-                    let missing = || self.corrupt(extent.part, region, format!("no frame holds granule {}", extent.run.start));
-                    DigestRun::Data(digests.ok_or_else(missing)?)
-                }
-            });
-        }
-        Ok(runs)
+        self.digests_in(&self.image, region)
     }
 }
 
@@ -558,19 +534,28 @@ impl<I> PointReader<I> {
 
     /// Checks a region that lies as its image says.
     pub(crate) fn verify_in(&self, image: &VolumeImage, region: RegionIndex, content: &mut RegionContent) -> Result<()> {
+        self.refuse_gaps(image, region)?;
+        self.read_in(image, region, content, &|_| true)
+    }
+
+    /// Reads some extents of a region as an image has them, which need not say anything of the rest: `content.runs` names no other.
+    pub(crate) fn read_in(
+        &self,
+        image: &VolumeImage,
+        region: RegionIndex,
+        content: &mut RegionContent,
+        wants: &dyn Fn(&Extent) -> bool,
+    ) -> Result<()> {
         let run = self.geometry.region_run(region);
         if let Some(extent) = image.unknown.extents(run).next() {
             return Err(self.unknown(&extent, region));
         }
-        if image.index.first_absent(run).is_some() {
-            return Err(StoreError::Incomplete { volume: self.volume.name.to_string(), point: self.point, region });
-        }
         content.runs.clear();
         content.bytes.reset(self.geometry.bytes_of(run).len as usize);
         let mut by_part: BTreeMap<PartNo, Vec<GranuleRun>> = BTreeMap::new();
-        for extent in image.index.extents(run) {
+        for extent in image.index.extents(run).filter(wants) {
             match content.runs.last_mut() {
-                Some((last, kind)) if *kind == extent.content => last.count += extent.run.count,
+                Some((last, kind)) if *kind == extent.content && last.end() == extent.run.start => last.count += extent.run.count,
                 _ => content.runs.push((extent.run, extent.content)),
             }
             if extent.content == Content::Data {
@@ -586,6 +571,42 @@ impl<I> PointReader<I> {
             }
         }
         self.read_pieces(region, &pieces, content)
+    }
+
+    /// A region of which something is not known.
+    fn refuse_gaps(&self, image: &VolumeImage, region: RegionIndex) -> Result<()> {
+        let run = self.geometry.region_run(region);
+        if let Some(extent) = image.unknown.extents(run).next() {
+            return Err(self.unknown(&extent, region));
+        }
+        if image.index.first_absent(run).is_some() {
+            return Err(StoreError::Incomplete { volume: self.volume.name.to_string(), point: self.point, region });
+        }
+        Ok(())
+    }
+
+    /// What a region holds that lies as its image says; see [`PointReader::region_digests`].
+    pub(crate) fn digests_in(&self, image: &VolumeImage, region: RegionIndex) -> Result<Vec<DigestRun>> {
+        self.refuse_gaps(image, region)?;
+        let mut runs = Vec::new();
+        for extent in image.index.extents(self.geometry.region_run(region)) {
+            let granules = extent.run.count;
+            runs.push(match extent.content {
+                Content::Zero => DigestRun::Zero { granules },
+                Content::Unreadable => DigestRun::Unreadable { granules },
+                Content::Data => {
+                    let part = self.part(extent.part);
+                    let footer = self.segments.footer(&self.volume.name, part).map_err(|fault| match fault {
+                        FooterFault::Damaged(why) => self.corrupt(extent.part, region, why),
+                        FooterFault::Store(error) => error,
+                    })?;
+                    let digests = digests_of(&footer, extent.run);
+                    let missing = || self.corrupt(extent.part, region, format!("no frame holds granule {}", extent.run.start));
+                    DigestRun::Data(digests.ok_or_else(missing)?)
+                }
+            });
+        }
+        Ok(runs)
     }
 
     /// Reads what is left of it.

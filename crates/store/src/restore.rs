@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
 use farside_layer::{granule_digest, is_zero};
-use farside_region::{ByteExtent, ByteOffset, GranuleIndex, GranuleRun, RegionIndex};
+use farside_region::{ByteExtent, ByteOffset, Geometry, GranuleIndex, GranuleRun, RegionIndex};
 
 use crate::error::{Result, StoreError};
 use crate::group::DigestRun;
@@ -364,34 +364,47 @@ impl Worker<'_> {
             let read = restore.target.read_at(whole.offset, &mut self.found);
             read.map_err(|e| restore.failed("reading", e))?;
         }
-        let (mut wrong, mut kept): (Vec<(GranuleRun, Content)>, u64) = (Vec::new(), 0);
-        let mut at = geometry.region_run(region).start;
         let key = reader.digest_key().expect("what is restored was opened with its keys");
-        for run in reader.region_digests(region)? {
-            let (granules, content) = match &run {
-                DigestRun::Data(digests) => (digests.len() as u64, Content::Data),
-                DigestRun::Unreadable { granules } => (*granules, Content::Unreadable),
-                DigestRun::Zero { granules } | DigestRun::Absent { granules } => (*granules, Content::Zero),
-            };
-            for i in 0..granules {
-                let one = GranuleRun { start: GranuleIndex(at.0 + i), count: 1 };
-                let extent = geometry.bytes_of(one);
-                let from = (extent.offset.0 - whole.offset.0) as usize;
-                let found = &self.found[from..from + extent.len as usize];
-                let right = match &run {
-                    DigestRun::Data(digests) => granule_digest(key, one.start, found) == digests[i as usize],
-                    _ => is_zero(found),
-                };
-                match wrong.last_mut() {
-                    _ if right => kept += extent.len,
-                    Some((last, kind)) if *kind == content && last.end() == one.start => last.count += 1,
-                    _ => wrong.push((one, content)),
-                }
-            }
-            at = GranuleIndex(at.0 + granules);
-        }
-        Ok((wrong, kept))
+        Ok(differing(geometry, region, key, &reader.region_digests(region)?, &self.found))
     }
+}
+
+/// The runs of a region in which what was `found` there is not what its digests say, and the bytes in which it is. What could not be read is
+/// to be zeroes.
+pub(crate) fn differing(
+    geometry: &Geometry,
+    region: RegionIndex,
+    key: &[u8; 32],
+    digests: &[DigestRun],
+    found: &[u8],
+) -> (Vec<(GranuleRun, Content)>, u64) {
+    let (mut wrong, mut kept): (Vec<(GranuleRun, Content)>, u64) = (Vec::new(), 0);
+    let whole = geometry.bytes_of(geometry.region_run(region));
+    let mut at = geometry.region_run(region).start;
+    for run in digests {
+        let (granules, content) = match run {
+            DigestRun::Data(digests) => (digests.len() as u64, Content::Data),
+            DigestRun::Unreadable { granules } => (*granules, Content::Unreadable),
+            DigestRun::Zero { granules } | DigestRun::Absent { granules } => (*granules, Content::Zero),
+        };
+        for i in 0..granules {
+            let one = GranuleRun { start: GranuleIndex(at.0 + i), count: 1 };
+            let extent = geometry.bytes_of(one);
+            let from = (extent.offset.0 - whole.offset.0) as usize;
+            let found = &found[from..from + extent.len as usize];
+            let right = match run {
+                DigestRun::Data(digests) => granule_digest(key, one.start, found) == digests[i as usize],
+                _ => is_zero(found),
+            };
+            match wrong.last_mut() {
+                _ if right => kept += extent.len,
+                Some((last, kind)) if *kind == content && last.end() == one.start => last.count += 1,
+                _ => wrong.push((one, content)),
+            }
+        }
+        at = GranuleIndex(at.0 + granules);
+    }
+    (wrong, kept)
 }
 
 #[cfg(test)]

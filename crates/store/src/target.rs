@@ -17,6 +17,7 @@ use nix::unistd::{Whence, lseek};
 
 use crate::aligned::ALIGN;
 use crate::error::{Result, StoreError};
+use crate::follower::{FollowTarget, Seen};
 use crate::landing::push_out;
 use crate::restore::RestoreTarget;
 
@@ -62,34 +63,11 @@ impl FileTarget {
     /// [`StoreError::TargetUnsuitable`]; what the file system says.
     pub fn open(path: &Path, volume: &str, needs: u64, existing: Existing) -> Result<Self> {
         let io = |doing, e| StoreError::of_target(doing, path, e);
-        match fs::symlink_metadata(path) {
-            Err(e) if e.kind() == ErrorKind::NotFound => return Self::create(path, needs, existing),
-            other => other.map_err(|e| io("opening", e))?,
-        };
-        let meta = fs::metadata(path).map_err(|e| match e.kind() {
-            ErrorKind::NotFound => {
-                StoreError::TargetUnsuitable { path: path.to_owned(), why: "it is a symbolic link to nothing".to_owned() }
-            }
-            _ => io("opening", e),
-        })?;
-        let kind = meta.file_type();
-        let mut options = OpenOptions::new();
-        options.read(true).write(true);
-        if kind.is_block_device() {
-            options.custom_flags(libc::O_EXCL);
-        } else if !kind.is_file() {
-            let why = "it is neither a file nor a block device".to_owned();
-            return Err(StoreError::TargetUnsuitable { path: path.to_owned(), why });
+        if is_missing(path)? {
+            return Self::create(path, needs, existing);
         }
-        let file = options.open(path).map_err(|e| match e.raw_os_error() {
-            Some(libc::EBUSY) => {
-                let why = "it is mounted, or part of another device (see `lsblk` and /sys/block/*/holders)".to_owned();
-                StoreError::TargetBusy { path: path.to_owned(), why }
-            }
-            _ => io("opening", e),
-        })?;
-        let mut file = lock(path, file)?;
-        let has = file.seek(SeekFrom::End(0)).map_err(|e| io("measuring", e))?;
+        let (file, meta, has) = open_locked(path)?;
+        let kind = meta.file_type();
         let small = || StoreError::TargetTooSmall { path: path.to_owned(), has, volume: volume.to_owned(), needs };
         if kind.is_block_device() {
             if has < needs {
@@ -118,6 +96,38 @@ impl FileTarget {
         new.file.set_permissions(meta.permissions()).map_err(|e| io("creating", e))?;
         new.replaces = Some(file);
         Ok(new)
+    }
+
+    /// Opens a target that is to be kept equal to points, where it lies. `is_new`: what it holds is nobody's yet, so there must be nothing,
+    /// unless `overwrite`; a file is made then if there is none.
+    ///
+    /// # Errors
+    /// [`StoreError::TargetTooSmall`] (a device), [`StoreError::TargetNotEmpty`], [`StoreError::TargetBusy`],
+    /// [`StoreError::TargetUnsuitable`]; what the file system says.
+    pub fn open_to_follow(path: &Path, volume: &str, needs: u64, is_new: bool, overwrite: bool) -> Result<Self> {
+        let io = |doing, e| StoreError::of_target(doing, path, e);
+        if is_missing(path)? {
+            if !is_new {
+                let why = "it is gone; bring it back, or end following it and begin anew".to_owned();
+                return Err(StoreError::TargetUnsuitable { path: path.to_owned(), why });
+            }
+            let mut options = OpenOptions::new();
+            options.read(true).write(true).create_new(true).mode(0o600).open(path).map_err(|e| io("creating", e))?;
+            sync_folder_of(path)?;
+        }
+        let (file, meta, has) = open_locked(path)?;
+        let is_device = meta.file_type().is_block_device();
+        if is_device && has < needs {
+            return Err(StoreError::TargetTooSmall { path: path.to_owned(), has, volume: volume.to_owned(), needs });
+        }
+        if is_new && !overwrite {
+            let empty = if is_device { device_looks_empty(&file, has) } else { file_is_hole(&file) };
+            if !empty.map_err(|e| io("reading", e))? {
+                return Err(StoreError::TargetNotEmpty { path: path.to_owned() });
+            }
+        }
+        let real = if is_device { path.to_owned() } else { fs::canonicalize(path).map_err(|e| io("opening", e))? };
+        Ok(Self::in_place(real, file, Existing::Resume))
     }
 
     /// Makes the file that grows, or takes up the one that an earlier restore left.
@@ -179,9 +189,53 @@ impl FileTarget {
             None => rename_new(&partial, &self.path),
         };
         named.map_err(|e| StoreError::NotNamed { path: self.path.clone(), partial: partial.clone(), why: e.to_string() })?;
-        let parent = self.path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        File::open(parent).and_then(|dir| dir.sync_all()).map_err(|e| StoreError::of_target("syncing", parent, e))
+        sync_folder_of(&self.path)
     }
+}
+
+/// Makes a name durable.
+fn sync_folder_of(path: &Path) -> Result<()> {
+    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(parent).and_then(|dir| dir.sync_all()).map_err(|e| StoreError::of_target("syncing", parent, e))
+}
+
+/// Whether nothing has that name, not even a symbolic link.
+fn is_missing(path: &Path) -> Result<bool> {
+    match fs::symlink_metadata(path) {
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(true),
+        Err(e) => Err(StoreError::of_target("opening", path, e)),
+        Ok(_) => Ok(false),
+    }
+}
+
+/// Opens what is there for one alone: a file or a block device, what it is, and its size.
+fn open_locked(path: &Path) -> Result<(Flock<File>, fs::Metadata, u64)> {
+    let io = |doing, e| StoreError::of_target(doing, path, e);
+    let meta = fs::metadata(path).map_err(|e| match e.kind() {
+        ErrorKind::NotFound => {
+            StoreError::TargetUnsuitable { path: path.to_owned(), why: "it is a symbolic link to nothing".to_owned() }
+        }
+        _ => io("opening", e),
+    })?;
+    let kind = meta.file_type();
+    let mut options = OpenOptions::new();
+    options.read(true).write(true);
+    if kind.is_block_device() {
+        options.custom_flags(libc::O_EXCL);
+    } else if !kind.is_file() {
+        let why = "it is neither a file nor a block device".to_owned();
+        return Err(StoreError::TargetUnsuitable { path: path.to_owned(), why });
+    }
+    let file = options.open(path).map_err(|e| match e.raw_os_error() {
+        Some(libc::EBUSY) => {
+            let why = "it is mounted, or part of another device (see `lsblk` and /sys/block/*/holders)".to_owned();
+            StoreError::TargetBusy { path: path.to_owned(), why }
+        }
+        _ => io("opening", e),
+    })?;
+    let mut file = lock(path, file)?;
+    let has = file.seek(SeekFrom::End(0)).map_err(|e| io("measuring", e))?;
+    Ok((file, meta, has))
 }
 
 /// Another description of an open file, for writes around the page cache.
@@ -278,6 +332,39 @@ impl RestoreTarget for FileTarget {
 
     fn sync(&self) -> io::Result<()> {
         self.file.sync_all()
+    }
+}
+
+impl FollowTarget for FileTarget {
+    fn bytes(&self) -> io::Result<u64> {
+        (&*self.file).seek(SeekFrom::End(0))
+    }
+
+    fn resize(&self, bytes: u64) -> io::Result<bool> {
+        if self.file.metadata()?.file_type().is_block_device() {
+            return Ok(self.bytes()? >= bytes);
+        }
+        self.file.set_len(bytes)?;
+        Ok(true)
+    }
+
+    fn seen(&self) -> io::Result<Option<Seen>> {
+        let meta = self.file.metadata()?;
+        if !meta.file_type().is_block_device() {
+            let (changed, written) = ((meta.ctime(), meta.ctime_nsec()), (meta.mtime(), meta.mtime_nsec()));
+            let marks = format!("{}:{} {} {changed:?} {written:?}", meta.dev(), meta.ino(), meta.len());
+            return Ok(Some(Seen { since: String::new(), marks }));
+        }
+        let number = (libc::major(meta.rdev()), libc::minor(meta.rdev()));
+        let folder = PathBuf::from(format!("/sys/dev/block/{}:{}", number.0, number.1));
+        let Ok(stat) = fs::read_to_string(folder.join("stat")) else { return Ok(None) };
+        // Another disk may have the number by now, and a disk that came back counts from zero.
+        let sequence = ["diskseq", "../diskseq"].iter().find_map(|name| fs::read_to_string(folder.join(name)).ok());
+        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+        // Requests and sectors that were written, and that were discarded.
+        let counted: Vec<&str> = stat.split_whitespace().collect();
+        let marks = [4, 6, 11, 13].iter().filter_map(|field| counted.get(*field).copied()).collect::<Vec<_>>().join(" ");
+        Ok(Some(Seen { since: format!("{} {number:?} {}", boot.trim(), sequence.unwrap_or_default().trim()), marks }))
     }
 }
 

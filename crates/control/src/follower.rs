@@ -1,0 +1,127 @@
+//! Followers: files and devices of a gateway that are kept equal to points.
+
+use std::path::PathBuf;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::Reason;
+use crate::source::LastPoint;
+
+/// Which point a follower is to hold.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Follows {
+    /// The newest.
+    #[default]
+    Newest,
+    /// The newest that is older than this, by the age clock of its group, which only goes on while points are published.
+    Behind {
+        /// How much, in milliseconds.
+        delay_ms: u64,
+    },
+    /// One, and no other.
+    Point {
+        /// Its slot.
+        slot: u64,
+    },
+}
+
+/// A follower to begin.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct FollowerAdd {
+    /// What to call it; unless said: `SOURCE-VOLUME`.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// An [`Address`](crate::Address): the volume.
+    pub volume: String,
+    /// A file or a block device of the gateway, by its whole path.
+    #[schema(value_type = String)]
+    pub target: PathBuf,
+    /// Which point.
+    #[serde(default)]
+    pub follows: Follows,
+    /// What the target holds may be lost.
+    #[serde(default)]
+    pub overwrite: bool,
+}
+
+/// What a follower does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum FollowerState {
+    /// There is no point yet that it could hold.
+    #[default]
+    Waiting,
+    /// It is on its way to a point, for the first time, or because a person said so: all of it is looked at.
+    Filling,
+    /// It is on its way from one point to another.
+    Applying,
+    /// It holds the point that it should.
+    Following,
+    /// It is being compared with the point that it holds.
+    Verifying,
+    /// Somebody else wrote to it.
+    Diverged,
+    /// It cannot go on; a reason says why.
+    Failed,
+    /// It was paused; its target is closed.
+    Paused,
+}
+
+impl FollowerState {
+    /// As people read it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Filling => "filling",
+            Self::Applying => "applying",
+            Self::Following => "following",
+            Self::Verifying => "verifying",
+            Self::Diverged => "DIVERGED",
+            Self::Failed => "FAILED",
+            Self::Paused => "paused",
+        }
+    }
+}
+
+/// One follower.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(default)]
+pub struct FollowerStatus {
+    /// What it is called.
+    pub name: String,
+    /// The source, group and volume.
+    pub source: String,
+    /// See `source`.
+    pub group: String,
+    /// See `source`.
+    pub volume: String,
+    /// The file or device.
+    #[schema(value_type = String)]
+    pub target: PathBuf,
+    /// Which point it is to hold.
+    pub follows: Follows,
+    /// What it does.
+    pub state: FollowerState,
+    /// The point that it holds, whole; `None` on its way.
+    pub holds: Option<LastPoint>,
+    /// The point that it is on its way to.
+    pub applying: Option<LastPoint>,
+    /// Regions that were looked at on the way, or compared.
+    pub done_regions: u64,
+    /// Of so many.
+    pub total_regions: u64,
+    /// Since the receiver started: how often it came to another point.
+    pub applied: u64,
+    /// And bytes that were written for that.
+    pub written_bytes: u64,
+    /// How long the last way took.
+    pub last_apply_ms: Option<u64>,
+    /// When all of it was compared with the point that it held, and was equal.
+    pub verified: Option<Timestamp>,
+    /// The first regions in which it diverged.
+    pub diverged_regions: Vec<u64>,
+    /// What is wrong.
+    pub reasons: Vec<Reason>,
+}

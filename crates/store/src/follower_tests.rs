@@ -1,0 +1,464 @@
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use farside_ledger::{LayerKind, Policy};
+use farside_region::ByteOffset;
+use farside_region::mutation::tell;
+use proptest::prelude::*;
+
+use super::*;
+use crate::group::GroupStore;
+use crate::testkit::{Fill, GRANULE, Runs, TempStore, TestVolume};
+
+const GRANULES: u64 = 64;
+const ALL: &(dyn Fn(FollowProgress) -> bool + Sync) = &|_| true;
+
+/// A disk that forgets what was not synced, and a note beside it. There is power for so many operations.
+#[derive(Debug)]
+struct Machine {
+    disk: Mutex<Disk>,
+    note: Mutex<Following>,
+    power: Mutex<u64>,
+    /// Drawn on at a power cut.
+    random: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Disk {
+    durable: Vec<u8>,
+    cached: Vec<u8>,
+    /// Sectors that were written since the last sync.
+    unsynced: BTreeSet<usize>,
+    writes: u64,
+}
+
+impl Machine {
+    fn new(bytes: u64) -> Self {
+        let durable = vec![0; bytes as usize];
+        let disk = Disk { cached: durable.clone(), durable, unsynced: BTreeSet::new(), writes: 0 };
+        Self { disk: Mutex::new(disk), note: Mutex::default(), power: Mutex::new(u64::MAX), random: AtomicU64::new(7) }
+    }
+
+    fn draw(&self) -> u64 {
+        let next = self.random.load(Ordering::Relaxed).wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.random.store(next, Ordering::Relaxed);
+        next >> 33
+    }
+
+    fn operation(&self) -> io::Result<()> {
+        let mut power = self.power.lock().expect("sound");
+        *power = power.checked_sub(1).ok_or_else(|| io::Error::other("the power is gone"))?;
+        Ok(())
+    }
+
+    /// What is there when the power is back: of what was not synced this and that.
+    fn power_goes(&self) {
+        let mut disk = self.disk.lock().expect("sound");
+        for sector in std::mem::take(&mut disk.unsynced) {
+            if self.draw().is_multiple_of(2) {
+                let bytes = sector * 512..(sector + 1) * 512;
+                let Disk { durable, cached, .. } = &mut *disk;
+                durable[bytes.clone()].copy_from_slice(&cached[bytes]);
+            }
+        }
+        disk.cached = disk.durable.clone();
+        *self.power.lock().expect("sound") = u64::MAX;
+    }
+
+    /// Somebody else writes.
+    fn stranger(&self, offset: u64, byte: u8) {
+        let mut disk = self.disk.lock().expect("sound");
+        disk.writes += 1;
+        disk.cached[offset as usize] = byte;
+        disk.durable[offset as usize] = byte;
+    }
+
+    fn holds(&self) -> Vec<u8> {
+        self.disk.lock().expect("sound").durable.clone()
+    }
+
+    fn noted(&self) -> Following {
+        self.note.lock().expect("sound").clone()
+    }
+
+    fn follower(&self) -> Follower<'_> {
+        // One thread: mistakes are a thread's, and so is the order of operations.
+        Follower::new(self, self, self.noted(), 1)
+    }
+}
+
+impl RestoreTarget for Machine {
+    fn path(&self) -> &Path {
+        Path::new("/dev/target")
+    }
+
+    fn begin(&self, first: ByteExtent) -> io::Result<()> {
+        self.zero(first)?;
+        self.sync()
+    }
+
+    fn write_at(&self, offset: ByteOffset, bytes: &[u8]) -> io::Result<()> {
+        self.operation()?;
+        let mut disk = self.disk.lock().expect("sound");
+        disk.writes += 1;
+        let from = offset.0 as usize;
+        disk.cached[from..from + bytes.len()].copy_from_slice(bytes);
+        disk.unsynced.extend(from / 512..(from + bytes.len()).div_ceil(512));
+        Ok(())
+    }
+
+    fn zero(&self, extent: ByteExtent) -> io::Result<()> {
+        self.write_at(extent.offset, &vec![0; extent.len as usize])
+    }
+
+    fn read_at(&self, offset: ByteOffset, bytes: &mut [u8]) -> io::Result<()> {
+        let disk = self.disk.lock().expect("sound");
+        bytes.copy_from_slice(&disk.cached[offset.0 as usize..][..bytes.len()]);
+        Ok(())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.operation()?;
+        let mut disk = self.disk.lock().expect("sound");
+        disk.durable = disk.cached.clone();
+        disk.unsynced.clear();
+        Ok(())
+    }
+}
+
+impl FollowTarget for Machine {
+    fn bytes(&self) -> io::Result<u64> {
+        Ok(self.disk.lock().expect("sound").cached.len() as u64)
+    }
+
+    fn resize(&self, bytes: u64) -> io::Result<bool> {
+        let mut disk = self.disk.lock().expect("sound");
+        disk.cached.resize(bytes as usize, 0);
+        disk.durable.resize(bytes as usize, 0);
+        Ok(true)
+    }
+
+    fn seen(&self) -> io::Result<Option<Seen>> {
+        Ok(Some(Seen { since: String::new(), marks: self.disk.lock().expect("sound").writes.to_string() }))
+    }
+}
+
+impl FollowKeeper for Machine {
+    fn keep(&self, following: &Following) -> io::Result<()> {
+        let kept = self.operation();
+        // Without power it may be there, or not.
+        if kept.is_ok() || self.draw().is_multiple_of(2) {
+            *self.note.lock().expect("sound") = following.clone();
+        }
+        kept
+    }
+}
+
+/// A group whose points are known.
+struct World {
+    _store: TempStore,
+    group: GroupStore,
+    volume: TestVolume,
+    points: BTreeMap<Slot, Vec<u8>>,
+}
+
+impl World {
+    fn new() -> Self {
+        let store = TempStore::new();
+        let mut group = store.group();
+        let mut volume = TestVolume::new("v", GRANULES);
+        volume.claim(&mut group);
+        let mut world = Self { _store: store, group, volume, points: BTreeMap::new() };
+        world.point(&[(0, GRANULES, Fill::Byte(1))]);
+        world
+    }
+
+    fn publish(&mut self, kind: LayerKind, runs: &[(u64, u64, Fill)]) -> Slot {
+        let runs: Runs = runs.to_vec();
+        self.volume.publish(&mut self.group, kind, &[runs]).position.slot
+    }
+
+    fn point(&mut self, runs: &[(u64, u64, Fill)]) -> Slot {
+        let slot = self.publish(LayerKind::Point, runs);
+        self.points.insert(slot, TestVolume::bytes(&self.volume.image));
+        slot
+    }
+
+    fn advance(&self, machine: &Machine, point: Slot) -> Result<FollowReport> {
+        let mut follower = machine.follower();
+        let look = self.group.follow_look(point, self.volume.id(), &follower.following().stage)?;
+        follower.advance(&look, &|base| self.group.reader_of_kept(base, self.volume.id()), ALL)
+    }
+
+    /// What the note says is what the disk holds.
+    fn check(&self, machine: &Machine) {
+        if let FollowStage::At(at) = machine.noted().stage {
+            assert!(machine.holds() == self.points[&at.slot], "it says that it holds point {}, and does not", at.slot);
+        }
+    }
+
+    fn arrives(&self, machine: &Machine, point: Slot) -> FollowReport {
+        let report = self.advance(machine, point).expect("applied");
+        let stage = machine.noted().stage;
+        assert!(matches!(stage, FollowStage::At(at) if at.slot == point), "{stage:?}");
+        assert!(machine.holds() == self.points[&point], "point {point} arrived and is not there");
+        report
+    }
+}
+
+/// Four points, which overwrite each other's granules in the same regions and in others.
+fn overlapping() -> (World, [Slot; 4]) {
+    let mut world = World::new();
+    let first = *world.points.keys().next().expect("a base");
+    let second = world.point(&[(2, 3, Fill::Byte(2)), (40, 8, Fill::Zero)]);
+    world.publish(LayerKind::Fuzzy, &[(20, 4, Fill::Byte(3))]);
+    let third = world.point(&[(3, 1, Fill::Byte(4)), (21, 1, Fill::Byte(5)), (42, 2, Fill::Byte(6))]);
+    let fourth = world.point(&[(2, 1, Fill::Byte(7)), (60, 4, Fill::Byte(8))]);
+    (world, [first, second, third, fourth])
+}
+
+/// At any operation the power may go, whatever was on the way and whatever is wanted next: the note says what the disk holds, or that it is
+/// on its way; and then it arrives.
+#[test]
+fn whenever_the_power_goes_a_follower_says_what_it_holds_and_arrives() {
+    tell(
+        &[
+            ("a follower writes before it says so", "and does not"),
+            ("a follower arrives before the flush", "and does not"),
+            ("a follower takes what it began for done", "arrived and is not there"),
+            ("a follower goes back as it goes on", "arrived and is not there"),
+        ],
+        || {
+            let (world, points) = overlapping();
+            for from in points {
+                for to in points.into_iter().filter(|to| *to != from) {
+                    for then in points {
+                        cut_at_every_operation(&world, from, to, then);
+                    }
+                }
+            }
+        },
+    );
+}
+
+fn cut_at_every_operation(world: &World, from: Slot, to: Slot, then: Slot) {
+    for operations in 0.. {
+        let machine = Machine::new(GRANULES * GRANULE);
+        machine.random.store(operations * 31 + to.0 * 7 + then.0, Ordering::Relaxed);
+        world.arrives(&machine, from);
+        *machine.power.lock().expect("sound") = operations;
+        let ended = world.advance(&machine, to);
+        machine.power_goes();
+        world.check(&machine);
+        world.arrives(&machine, then);
+        if ended.is_ok() {
+            return assert!(operations > 2, "it writes, flushes and keeps");
+        }
+    }
+}
+
+/// The first time, too, and then nothing of it looks whole before it is.
+#[test]
+fn a_first_fill_that_is_cut_short_has_no_beginning_and_goes_on() {
+    let (world, [_, second, ..]) = overlapping();
+    let mut went_on = 0;
+    for operations in 0.. {
+        let machine = Machine::new(GRANULES * GRANULE);
+        *machine.power.lock().expect("sound") = operations;
+        let ended = world.advance(&machine, second);
+        machine.power_goes();
+        world.check(&machine);
+        let region = 8 * GRANULE as usize;
+        let (first, rest) = (machine.holds()[..region].to_vec(), machine.holds()[region..].to_vec());
+        if rest != world.points[&second][region..] {
+            assert!(first.iter().all(|byte| *byte == 0), "the beginning is there before the rest");
+        }
+        let report = world.arrives(&machine, second);
+        went_on += u64::from(report.written_bytes > 0 && report.written_bytes < GRANULES * GRANULE);
+        if ended.is_ok() {
+            break;
+        }
+    }
+    assert!(went_on > 3, "what was written stays: {went_on}");
+}
+
+#[test]
+fn an_apply_writes_what_changed_and_no_more() {
+    let (world, [first, second, third, fourth]) = overlapping();
+    let machine = Machine::new(GRANULES * GRANULE);
+    assert_eq!(world.arrives(&machine, first).written_bytes, GRANULES * GRANULE);
+    assert_eq!(world.arrives(&machine, first), FollowReport::default());
+    let report = world.arrives(&machine, second);
+    assert_eq!((report.regions, report.written_bytes), (2, 11 * GRANULE));
+    // With what came in no point.
+    assert_eq!(world.arrives(&machine, third).written_bytes, (4 + 1 + 2) * GRANULE);
+    assert_eq!(world.arrives(&machine, fourth).written_bytes, 5 * GRANULE);
+    // On the way back what differs is found by looking.
+    assert_eq!(world.arrives(&machine, first).written_bytes, (3 + 8 + 4 + 4) * GRANULE);
+    assert_eq!(world.arrives(&machine, fourth).written_bytes, (3 + 8 + 4 + 4) * GRANULE);
+}
+
+/// A target that somebody else wrote to is written to no more, until a person says so.
+#[test]
+fn a_follower_notices_who_else_wrote_to_its_target() {
+    tell(&[("a follower does not look for strangers", "somebody wrote to it")], || {
+        let (world, [first, second, third, _]) = overlapping();
+        // In every granule: in a sentinel, or anywhere, where its writes are counted.
+        for granule in 0..GRANULES {
+            let machine = Machine::new(GRANULES * GRANULE);
+            world.arrives(&machine, first);
+            machine.stranger(granule * GRANULE + 5, 0xEE);
+            let error = world.advance(&machine, second).expect_err("somebody wrote to it");
+            assert!(matches!(error, StoreError::TargetDiverged { .. }), "{error}");
+            let stage = machine.noted().stage;
+            let FollowStage::Diverged { at, regions, .. } = &stage else { panic!("{stage:?}") };
+            assert_eq!((at.slot, &regions[..]), (first, &[RegionIndex(granule / 8)][..]));
+            // It stays so, whatever is wanted.
+            assert!(matches!(world.advance(&machine, first), Err(StoreError::TargetDiverged { .. })));
+            assert_eq!(machine.holds()[(granule * GRANULE + 5) as usize], 0xEE, "nothing was overwritten");
+            machine.follower().heal().expect("kept");
+            let report = world.arrives(&machine, first);
+            assert!(report.written_bytes <= 9 * GRANULE, "what differs, and the beginning: {}", report.written_bytes);
+        }
+        // Something was written that was there already: all of it was looked at, and it goes on.
+        let machine = Machine::new(GRANULES * GRANULE);
+        world.arrives(&machine, first);
+        machine.stranger(9 * GRANULE, world.points[&first][9 * GRANULE as usize]);
+        world.arrives(&machine, third);
+    });
+}
+
+/// What was cut short is not written over either where it has nothing to do with what was being written.
+#[test]
+fn a_follower_looks_for_strangers_beside_what_it_was_writing() {
+    let (world, [first, second, ..]) = overlapping();
+    let machine = Machine::new(GRANULES * GRANULE);
+    world.arrives(&machine, first);
+    *machine.power.lock().expect("sound") = 2;
+    world.advance(&machine, second).expect_err("cut short");
+    machine.power_goes();
+    assert!(matches!(machine.noted().stage, FollowStage::Applying { .. }));
+    machine.stranger(63 * GRANULE, 0xEE);
+    assert!(matches!(world.advance(&machine, second), Err(StoreError::TargetDiverged { .. })));
+}
+
+#[test]
+fn a_target_of_another_history_is_left_alone() {
+    let (world, [first, second, ..]) = overlapping();
+    let machine = Machine::new(GRANULES * GRANULE);
+    world.arrives(&machine, second);
+    let before = machine.holds();
+    let mut other = World::new();
+    other.point(&[(0, 1, Fill::Byte(9))]);
+    other.point(&[(0, 1, Fill::Byte(10))]);
+    let error = other.advance(&machine, first).expect_err("not that ledger");
+    assert!(matches!(error, StoreError::TargetOfAnotherHistory { slot, .. } if slot == second), "{error}");
+    // A ledger that ends before it.
+    let error = World::new().advance(&machine, first).expect_err("not that ledger");
+    assert!(matches!(error, StoreError::TargetOfAnotherHistory { .. }), "{error}");
+    assert!(machine.holds() == before);
+}
+
+#[test]
+fn a_point_with_unreadable_runs_does_not_arrive_and_the_next_does() {
+    let (mut world, [.., fourth]) = overlapping();
+    let machine = Machine::new(GRANULES * GRANULE);
+    world.arrives(&machine, fourth);
+    let degraded = world.publish(LayerKind::Point, &[(10, 2, Fill::Unreadable), (50, 1, Fill::Byte(3))]);
+    let error = world.advance(&machine, degraded).expect_err("nobody knows what is there");
+    assert!(matches!(error, StoreError::Degraded { .. }), "{error}");
+    let whole = world.point(&[(10, 2, Fill::Byte(3))]);
+    world.arrives(&machine, whole);
+    // Back to before it.
+    world.arrives(&machine, fourth);
+}
+
+#[test]
+fn a_point_that_a_follower_holds_is_not_given_up() {
+    let (mut world, [first, _, _, fourth]) = overlapping();
+    let (policy, volume) = (Policy::without_grid(1, 0), world.volume.id());
+    let machine = Machine::new(GRANULES * GRANULE);
+    world.arrives(&machine, first);
+    let kept: BTreeSet<Slot> = machine.noted().stage.points().collect();
+    while let Some(body) = world.group.prune_plan_keeping(&policy, &kept) {
+        world.group.append(body).expect("pruned");
+    }
+    let left: Vec<Slot> = world.group.state().points().keys().copied().collect();
+    assert_eq!(left, [first, fourth]);
+    machine.stranger(9 * GRANULE, world.points[&first][9 * GRANULE as usize]);
+    world.arrives(&machine, fourth);
+    // One that is gone cannot be compared with, which is no reason to go on.
+    machine.stranger(9 * GRANULE, world.points[&fourth][9 * GRANULE as usize]);
+    let fifth = world.point(&[(0, 1, Fill::Byte(3))]);
+    world.group.prune(&policy).expect("pruned");
+    assert!(world.group.reader_of_kept(fourth, volume).is_err());
+    let error = world.advance(&machine, fifth).expect_err("it may hold anything");
+    assert!(error.to_string().contains("not retained any more"), "{error}");
+}
+
+/// Parts that were laid together count as born with the last of them.
+#[test]
+fn what_was_merged_meanwhile_is_written_again() {
+    let (mut world, [_, _, third, fourth]) = overlapping();
+    let machine = Machine::new(GRANULES * GRANULE);
+    world.arrives(&machine, third);
+    world.group.prune(&Policy::without_grid(1, 0)).expect("pruned");
+    while let Some(look) = world.group.merge_look(&Policy::without_grid(1, 0)) {
+        let found = look.find(&|_| true).expect("read");
+        for merge in &found.merges {
+            let tried = look.write(merge, &|_| true).expect("written");
+            let key = tried.key;
+            if let Some(body) = world.group.merge_written(tried) {
+                world.group.append(body).expect("merged");
+            }
+            world.group.merge_ended(key);
+        }
+    }
+    let merges = world.group.state().volume(world.volume.id()).expect("claimed").merges().len();
+    assert!(merges > 0, "nothing was merged");
+    world.arrives(&machine, fourth);
+    let fifth = world.point(&[(30, 1, Fill::Byte(3))]);
+    assert_eq!(world.arrives(&machine, fifth).written_bytes, GRANULE);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(80))]
+
+    #[test]
+    fn any_way_between_any_points_arrives(
+        layers in prop::collection::vec((any::<bool>(), prop::collection::vec((0u64..60, 1u64..5, 0u8..9), 1..5)), 1..10),
+        way in prop::collection::vec((any::<prop::sample::Index>(), 0u64..40), 1..10),
+    ) {
+        let mut world = World::new();
+        for (is_point, pieces) in &layers {
+            let mut runs: BTreeMap<u64, (u64, Fill)> = BTreeMap::new();
+            let mut at = 0;
+            for (start, count, fill) in pieces {
+                let start = at.max(*start);
+                let count = (*count).min(GRANULES.saturating_sub(start));
+                if count > 0 {
+                    runs.insert(start, (count, if *fill == 0 { Fill::Zero } else { Fill::Byte(*fill) }));
+                    at = start + count;
+                }
+            }
+            let runs: Vec<_> = runs.into_iter().map(|(start, (count, fill))| (start, count, fill)).collect();
+            match (runs.is_empty(), is_point) {
+                (true, _) => {}
+                (false, true) => drop(world.point(&runs)),
+                (false, false) => drop(world.publish(LayerKind::Fuzzy, &runs)),
+            }
+        }
+        let points: Vec<Slot> = world.points.keys().copied().collect();
+        let machine = Machine::new(GRANULES * GRANULE);
+        for (wanted, operations) in way {
+            machine.random.store(operations, Ordering::Relaxed);
+            *machine.power.lock().expect("sound") = operations;
+            let _ = world.advance(&machine, *wanted.get(&points));
+            machine.power_goes();
+            world.check(&machine);
+        }
+        for point in points {
+            world.arrives(&machine, point);
+        }
+    }
+}
