@@ -8,6 +8,7 @@ use farside_control::{Address, PointRef};
 use farside_keys::Keeper;
 
 use crate::failure::Failure;
+use crate::follower::FollowerCommand;
 use crate::key;
 
 const EXIT_CODES: &str = "\
@@ -170,6 +171,10 @@ pub(crate) enum Command {
     /// Rehearse the bad day: writable clones of a whole group, beside running replication.
     #[command(subcommand)]
     Drill(DrillCommand),
+
+    /// Keep files and block devices of the gateway equal to a volume's points.
+    #[command(subcommand)]
+    Follower(FollowerCommand),
 
     /// Change a consistency group.
     #[command(subcommand)]

@@ -51,6 +51,8 @@ pages!(
     "publication_waits",
     "segments_damaged",
     "verification_failed",
+    "follower_diverged",
+    "follower_failed",
 );
 
 /// Prints a page, or what pages there are.

@@ -13,6 +13,7 @@ mod doctor;
 mod drill;
 mod explain;
 mod failure;
+mod follower;
 mod guard;
 mod hosts;
 mod hydrate;
@@ -146,6 +147,7 @@ async fn ask(cli: Cli) -> Result<(), Failure> {
         Command::Point(PointCommand::Close { what }) => opened::close(&cli.global, &what),
         Command::Point(PointCommand::Open(args)) => view::open(&cli.global, &hosts, args).await,
         Command::Drill(command) => drill::run(&cli.global, &hosts, command).await,
+        Command::Follower(command) => follower::run(&cli.global, &hosts, command).await,
         Command::Restore(args) => restore::run(&cli.global, &hosts, &args).await,
         Command::Key(command) => key::run(&cli.global, command),
         Command::Store(StoreCommand::Init { url }) => store::init(&cli.global, &url),

@@ -14,6 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::args::Global;
 use crate::failure::{Exit, Failure, OrFail as _};
+use crate::follower;
 use crate::hosts::Hosts;
 use crate::limit;
 use crate::print::{self, Look, NOTHING, Table};
@@ -171,7 +172,8 @@ fn names_volumes(status: &SourceStatus) -> bool {
 fn receiver_verdict(status: &ReceiverStatus) -> Verdict {
     let of_sources = status.sources.iter().flat_map(|source| &source.reasons);
     let of_groups = status.sources.iter().flat_map(|source| &source.groups).flat_map(|group| &group.reasons);
-    match worst(status.reasons.iter().chain(of_sources).chain(of_groups)) {
+    let of_followers = status.followers.iter().flat_map(|follower| &follower.reasons);
+    match worst(status.reasons.iter().chain(of_sources).chain(of_groups).chain(of_followers)) {
         Some(Severity::Error) => Verdict::new(Some(Severity::Error), "NOT RECEIVING EVERYTHING: something below needs you"),
         Some(severity) => Verdict::new(Some(severity), "NEEDS ATTENTION: see below"),
         None if status.sources.is_empty() => Verdict::new(Some(Severity::Warning), "NOTHING TO DO: no source has paired yet"),
@@ -392,6 +394,9 @@ pub(crate) fn receiver(look: Look, status: &ReceiverStatus) -> String {
         text.push_str("\nno source has paired yet: farside-receiver token, then on the host: farside pair TOKEN\n");
     } else {
         text.push_str(&format!("\n{}", table.fit(look)));
+    }
+    if !status.followers.is_empty() {
+        text.push_str(&format!("\n{}", follower::list(look, &status.followers)));
     }
     let mut wrong = print::reasons_in(look, "", &status.reasons);
     for source in &status.sources {

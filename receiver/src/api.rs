@@ -6,6 +6,7 @@ use axum::Json;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::response::Response;
+use farside_control::follower::{FollowerAdd, FollowerStatus};
 use farside_control::receiver::{ReceiverStatus, Token, TokenRequest};
 use farside_control::routes::{self, PagesQuery, PointsQuery};
 use farside_control::source::Done;
@@ -22,6 +23,7 @@ use farside_transport::BookError;
 use jiff::Timestamp;
 use tokio::net::UnixListener;
 
+use crate::follow::Followers;
 use crate::group::{GroupHandle, PointChange};
 use crate::points::PointsAsk;
 use crate::process::Receiver;
@@ -51,6 +53,14 @@ fn routes() -> Routes<Arc<Receiver>> {
         .post(routes::POINT_VERIFY, verify)
         .get(routes::VERIFICATION, verification)
         .delete(routes::VERIFICATION, verification_stop)
+        .get(routes::FOLLOWERS, followers)
+        .post(routes::FOLLOWERS, follower_add)
+        .get(routes::FOLLOWER, follower)
+        .delete(routes::FOLLOWER, follower_remove)
+        .post(routes::FOLLOWER_PAUSE, follower_pause)
+        .post(routes::FOLLOWER_RESUME, follower_resume)
+        .post(routes::FOLLOWER_VERIFY, follower_verify)
+        .post(routes::FOLLOWER_HEAL, follower_heal)
         .post(routes::TOKENS, token)
         .get(routes::METRICS, metrics)
         .post(routes::RELOAD, reload)
@@ -265,6 +275,49 @@ async fn points_of(receiver: &Arc<Receiver>, group: &GroupHandle, ask: PointsAsk
     read.await.map_err(ApiError::internal)?.map_err(|error: farside_store::StoreError| {
         ApiError::new(ErrorCode::Unavailable, error.to_string(), "it goes on by itself when the store answers again")
     })
+}
+
+async fn followers(State(receiver): Here) -> Answer<Vec<FollowerStatus>> {
+    Ok(Json(receiver.followers.show()))
+}
+
+async fn follower(State(receiver): Here, Path(name): Path<String>) -> Answer<FollowerStatus> {
+    Ok(Json(receiver.followers.show_one(&name)?))
+}
+
+async fn follower_add(State(receiver): Here, request: Result<Json<FollowerAdd>, JsonRejection>) -> Answer<FollowerStatus> {
+    let Json(request) = request.map_err(bad_request)?;
+    let added = tokio::task::spawn_blocking(move || Followers::add(&receiver, request)).await.map_err(ApiError::internal)?;
+    Ok(Json(added?))
+}
+
+async fn follower_remove(State(receiver): Here, Path(name): Path<String>) -> Answer<Done> {
+    let removed = tokio::task::spawn_blocking(move || {
+        receiver.followers.remove(&receiver, &name)?;
+        Ok::<_, ApiError>(format!("follower {name} is no more; its target stays as it is"))
+    });
+    Ok(Json(Done { message: removed.await.map_err(ApiError::internal)?? }))
+}
+
+async fn follower_pause(State(receiver): Here, Path(name): Path<String>) -> Answer<FollowerStatus> {
+    pause_follower(receiver, name, true).await
+}
+
+async fn follower_resume(State(receiver): Here, Path(name): Path<String>) -> Answer<FollowerStatus> {
+    pause_follower(receiver, name, false).await
+}
+
+async fn pause_follower(receiver: Arc<Receiver>, name: String, paused: bool) -> Answer<FollowerStatus> {
+    let changed = tokio::task::spawn_blocking(move || receiver.followers.pause(&receiver, &name, paused));
+    Ok(Json(changed.await.map_err(ApiError::internal)??))
+}
+
+async fn follower_verify(State(receiver): Here, Path(name): Path<String>) -> Answer<FollowerStatus> {
+    Ok(Json(receiver.followers.verify(&name)?))
+}
+
+async fn follower_heal(State(receiver): Here, Path(name): Path<String>) -> Answer<FollowerStatus> {
+    Ok(Json(receiver.followers.heal(&name)?))
 }
 
 async fn unpair(State(receiver): Here, Path(source): Path<String>) -> Answer<Done> {

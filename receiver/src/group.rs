@@ -24,6 +24,7 @@ use farside_transport::{Backoff, CloseCode};
 use farside_wire::{Damage, ReceiverMessage, RefusalCode};
 use tokio::sync::{Semaphore, mpsc};
 
+pub(crate) use self::follow::{FollowAsk, FollowError, FollowNext};
 pub(crate) use self::mail::{BeginPart, GroupHandle, Mail, PartOutcome, PointChange};
 use self::mail::{FRAME_BYTES_MAX, MAIL_MAX};
 use self::merges::Submitted;
@@ -36,6 +37,7 @@ use crate::status::{GroupView, since_1970};
 use crate::vault::Generation;
 
 mod actions;
+mod follow;
 mod mail;
 mod merges;
 mod pins;
@@ -263,6 +265,12 @@ impl Group {
                 let _ = reply.send(());
             }
             Mail::Merged { tried, reply } => self.merged(*tried, reply),
+            Mail::Follow { ask, reply } => {
+                let _ = reply.send(self.follow(&ask));
+            }
+            Mail::FollowBase { volume, point, reply } => {
+                let _ = reply.send(self.follow_base(&volume, point));
+            }
             Mail::Stop => unreachable!("the loop ends with it"),
         }
     }
@@ -456,7 +464,7 @@ impl Group {
         }
         let Some(policy) = &self.policy else { return };
         let policy = self.receiver.config().retention.floor(policy);
-        if let Some(body) = here.store.prune_plan(&policy) {
+        if let Some(body) = here.store.prune_plan_keeping(&policy, &self.receiver.followers.kept(&self.names)) {
             self.submit(body);
         }
     }

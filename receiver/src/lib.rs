@@ -21,6 +21,7 @@
 //! | `verify` | points being read in full, on request |
 //! | `schedule` | the same unasked, when it is due |
 //! | `merge` | parts that history no longer tells apart become one |
+//! | `follow` | followers: files and devices that are kept equal to points |
 //! | `status`, `metrics`, `api` | what is shown, and where |
 //!
 //! Invariant: whatever a source sends, memory and files stay within [`Limits`], and no source can hold up another's group.
@@ -30,6 +31,7 @@ pub mod args;
 mod budget;
 pub mod config;
 mod door;
+mod follow;
 mod found;
 mod group;
 mod landing;

@@ -24,6 +24,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::budget::Budget;
 use crate::config::{Config, ConfigError};
+use crate::follow::Followers;
 use crate::landing::{LANDER_BYTES, Memory};
 use crate::merge;
 use crate::refusals::Refusals;
@@ -95,6 +96,7 @@ pub(crate) struct Receiver {
     pub(crate) space: Grants,
     pub(crate) verifications: Verifications,
     pub(crate) schedule: Schedule,
+    pub(crate) followers: Followers,
     pub(crate) budget: Budget,
     pub(crate) runtime: tokio::runtime::Handle,
     pub(crate) started: Instant,
@@ -346,6 +348,7 @@ async fn serve(config: Config, path: &Path, runtime: tokio::runtime::Handle) -> 
         space: Grants::default(),
         verifications: Verifications::default(),
         schedule: Schedule::default(),
+        followers: Followers::default(),
         budget: Budget::default(),
         runtime,
         started: Instant::now(),
@@ -356,9 +359,11 @@ async fn serve(config: Config, path: &Path, runtime: tokio::runtime::Handle) -> 
         reloading: Mutex::default(),
         stale: Mutex::default(),
     });
+    receiver.followers.load(&receiver.state_dir);
     let groups_known = start_known_groups(&receiver).await;
     schedule::start(Arc::clone(&receiver)).map_err(RunError::Runtime)?;
     merge::start(Arc::clone(&receiver)).map_err(RunError::Runtime)?;
+    Followers::start(&receiver).map_err(RunError::Runtime)?;
     let api = tokio::spawn(api::serve(Arc::clone(&receiver), socket));
     let keeper = tokio::spawn(keep_store(Arc::clone(&receiver), groups_known));
     let watchdog = tokio::spawn(systemd::housekeeping(|| true));
@@ -386,8 +391,12 @@ async fn serve(config: Config, path: &Path, runtime: tokio::runtime::Handle) -> 
     api.abort();
     keeper.abort();
     watchdog.abort();
-    let roster = Arc::clone(&receiver.roster);
-    let _ = tokio::task::spawn_blocking(move || roster.stop()).await;
+    let ending = Arc::clone(&receiver);
+    let _ = tokio::task::spawn_blocking(move || {
+        ending.followers.stop();
+        ending.roster.stop();
+    })
+    .await;
     listener.shut_down().await;
     let _ = std::fs::remove_file(&receiver.config().api_socket);
     Ok(())

@@ -12,6 +12,7 @@ use farside_region::Name;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
+use crate::follow::{Definition, FOLLOWER_VERSION, Holds, Versioned};
 use crate::found::Found;
 
 /// Why the state directory cannot be used.
@@ -71,6 +72,23 @@ struct KnownGroup {
 struct KnownFound {
     version: u32,
     found: Option<Found>,
+}
+
+/// Between a follower's name and the ending of the file that says what its target holds; in no name.
+const HOLDS: &str = "~holds";
+
+/// A follower, and what it is or what is wrong with its file.
+type FoundFollower = (Name, Result<Definition, StateError>);
+
+/// What was written by a build that this one understands.
+fn current<T: Versioned>(read: Option<T>, path: &Path) -> Result<Option<T>, StateError> {
+    match read {
+        Some(read) if read.version() != FOLLOWER_VERSION => {
+            let reason = format!("it is of version {}, and this build reads {FOLLOWER_VERSION}", read.version());
+            Err(StateError::Damaged { path: path.to_owned(), reason })
+        }
+        read => Ok(read),
+    }
 }
 
 /// Of `found/`.
@@ -148,6 +166,67 @@ impl StateDir {
         let path = self.found_path(source, group);
         make_folder_of(&path)?;
         write(&path, &KnownFound { version: FOUND_VERSION, found: Some(found.clone()) })
+    }
+
+    /// The followers, by name; of each what is wrong with its file, if something is.
+    pub(crate) fn followers(&self) -> Result<Vec<FoundFollower>, StateError> {
+        let folder = self.path.join("followers");
+        let io = |source| StateError::Io { path: folder.clone(), source };
+        let entries = match std::fs::read_dir(&folder) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            other => other.map_err(io)?,
+        };
+        let mut found = Vec::new();
+        for entry in entries {
+            let file = entry.map_err(io)?.file_name();
+            let name = file.to_str().and_then(|file| file.strip_suffix(".json")).filter(|name| !name.ends_with(HOLDS));
+            let Some(name) = name.and_then(|name| name.parse::<Name>().ok()) else { continue };
+            if let Some(definition) =
+                read(&self.follower(&name)).and_then(|read| current(read, &self.follower(&name))).transpose()
+            {
+                found.push((name, definition));
+            }
+        }
+        found.sort_by(|(a, _), (b, _)| a.cmp(b));
+        Ok(found)
+    }
+
+    /// What a follower's target holds; `None`: nothing of ours yet.
+    pub(crate) fn follower_holds(&self, name: &Name) -> Result<Option<Holds>, StateError> {
+        let path = self.follower_holds_path(name);
+        read(&path).and_then(|read| current(read, &path))
+    }
+
+    /// Begins a follower, or changes what it is.
+    pub(crate) fn remember_follower(&self, name: &Name, definition: &Definition) -> Result<(), StateError> {
+        let path = self.follower(name);
+        make_folder_of(&path)?;
+        write(&path, definition)
+    }
+
+    pub(crate) fn remember_follower_holds(&self, name: &Name, holds: &Holds) -> Result<(), StateError> {
+        write(&self.follower_holds_path(name), holds)
+    }
+
+    /// † What its target holds goes first: it would be taken for what the next one's of that name does.
+    pub(crate) fn forget_follower(&self, name: &Name) -> Result<(), StateError> {
+        for path in [self.follower_holds_path(name), self.follower(name)] {
+            let folder = path.parent().expect("a follower's file has a folder");
+            match std::fs::remove_file(&path) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+                other => other.and_then(|()| File::open(folder)?.sync_all()),
+            }
+            .map_err(|source| StateError::Io { path: path.clone(), source })?;
+        }
+        Ok(())
+    }
+
+    fn follower(&self, name: &Name) -> PathBuf {
+        self.path.join("followers").join(format!("{name}.json"))
+    }
+
+    fn follower_holds_path(&self, name: &Name) -> PathBuf {
+        self.path.join("followers").join(format!("{name}{HOLDS}.json"))
     }
 
     fn found_path(&self, source: &Name, group: &Name) -> PathBuf {

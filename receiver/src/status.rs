@@ -200,6 +200,16 @@ impl GroupView {
         self.group.volumes.iter().any(|volume| address.is_volume(source, group, &volume.name))
     }
 
+    /// Those of its volumes that the address names, with their sizes.
+    pub(crate) fn volumes_of(&self, address: &Address) -> impl Iterator<Item = (String, u64)> {
+        let (source, group) = (self.names.source.as_str(), self.names.group.as_str());
+        self.group
+            .volumes
+            .iter()
+            .filter(move |volume| address.is_volume(source, group, &volume.name))
+            .map(|volume| (volume.name.clone(), volume.bytes))
+    }
+
     /// As it is at `now`.
     fn at(&self, now: Instant) -> ReceiverGroup {
         let mut group = self.group.clone();
@@ -275,7 +285,10 @@ pub(crate) fn receiver(receiver: &Receiver) -> ReceiverStatus {
         let what = "if it should be let in: `farside-receiver token` here, then `farside pair TOKEN` there";
         Reason::new(Severity::Info, Code::RefusedPeer, words, what)
     }));
+    let followers = receiver.followers.show();
+    reasons.extend(receiver.followers.reasons());
     ReceiverStatus {
+        followers,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         listen: receiver.local_address.to_string(),
         fingerprint: receiver.fingerprint.to_string(),

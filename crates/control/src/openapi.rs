@@ -128,7 +128,13 @@ pub fn operations() -> Vec<Operation> {
         op(Receiver, "POST", routes::FOLLOWER_PAUSE, "Close a follower's target and leave it alone", follower()),
         op(Receiver, "POST", routes::FOLLOWER_RESUME, "Go on with a paused follower", follower()),
         op(Receiver, "POST", routes::FOLLOWER_VERIFY, "Compare a follower's target with the point that it holds", follower()),
-        op(Receiver, "POST", routes::FOLLOWER_HEAL, "Compare a follower's target with its point, and overwrite what differs", follower()),
+        op(
+            Receiver,
+            "POST",
+            routes::FOLLOWER_HEAL,
+            "Compare a follower's target with its point, and overwrite what differs",
+            follower(),
+        ),
     ];
     for daemon in [Source, Receiver] {
         all.push(op(daemon, "GET", routes::POINTS, "Recovery points, newest first", Described::list::<Point>()).with_query());

@@ -347,11 +347,7 @@ pub const MUTATIONS: &[Mutation] = &[
     story("a follower arrives before the flush", STORE, FOLLOWER_POWER),
     story("a follower takes what it began for done", STORE, FOLLOWER_POWER),
     story("a follower goes back as it goes on", STORE, FOLLOWER_POWER),
-    story(
-        "a follower does not look for strangers",
-        STORE,
-        "follower_tests::a_follower_notices_who_else_wrote_to_its_target",
-    ),
+    story("a follower does not look for strangers", STORE, "follower_tests::a_follower_notices_who_else_wrote_to_its_target"),
     // What is written over a point.
     story(
         "an overlay's bits come before its data",

@@ -55,11 +55,17 @@ pub trait FollowTarget: RestoreTarget {
     /// The target's.
     fn bytes(&self) -> io::Result<u64>;
 
-    /// Gives it that size, or more if it has more and cannot be made smaller; false: it cannot grow.
+    /// Whether its size is what it is: a device's.
     ///
     /// # Errors
     /// The target's.
-    fn resize(&self, bytes: u64) -> io::Result<bool>;
+    fn is_fixed(&self) -> io::Result<bool>;
+
+    /// Gives it that size, unless that is fixed.
+    ///
+    /// # Errors
+    /// The target's.
+    fn resize(&self, bytes: u64) -> io::Result<()>;
 
     /// What tells whether somebody writes to it from now on, after a sync; `None`: nothing does.
     ///
@@ -239,7 +245,10 @@ pub struct Follower<'t> {
 
 impl std::fmt::Debug for Follower<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Follower").field("target", &self.target.path()).field("following", &self.following).finish_non_exhaustive()
+        f.debug_struct("Follower")
+            .field("target", &self.target.path())
+            .field("following", &self.following)
+            .finish_non_exhaustive()
     }
 }
 
@@ -293,13 +302,17 @@ impl<'t> Follower<'t> {
         }
         let needs = look.reader.geometry().volume_bytes();
         let has = self.target.bytes().map_err(|e| self.failed("measuring", e))?;
+        let is_fixed = self.target.is_fixed().map_err(|e| self.failed("looking at", e))?;
+        if has < needs && is_fixed {
+            let volume = look.reader.volume().name.to_string();
+            return Err(StoreError::TargetTooSmall { path: self.target.path().to_owned(), has, volume, needs });
+        }
         let stage = FollowStage::Applying { between: look.between, to: look.to };
         if !mutation::on("a follower writes before it says so") {
             self.keep(Following { stage, ..self.following.clone() })?;
         }
-        if has != needs && !self.target.resize(needs).map_err(|e| self.failed("resizing", e))? {
-            let volume = look.reader.volume().name.to_string();
-            return Err(StoreError::TargetTooSmall { path: self.target.path().to_owned(), has, volume, needs });
+        if has != needs && !is_fixed {
+            self.target.resize(needs).map_err(|e| self.failed("resizing", e))?;
         }
         let report = self.apply(look, progress)?;
         let at = FollowStage::At(look.to);
@@ -341,7 +354,12 @@ impl<'t> Follower<'t> {
         let found = self.differs(base, progress)?;
         if found.count > 0 {
             let first = found.regions[0];
-            let why = format!("{} regions of {} do not hold point {}, the first is region {first}", found.count, base.geometry().region_count(), at.slot);
+            let why = format!(
+                "of its {} regions {} do not hold point {}, the first is region {first}",
+                base.geometry().region_count(),
+                found.count,
+                at.slot
+            );
             return self.diverge(at, found.regions, why);
         }
         let seen = self.target.seen().map_err(|e| self.failed("looking at", e))?;
@@ -370,14 +388,18 @@ impl<'t> Follower<'t> {
             (Looked::Changed(regions), stage) => {
                 let at = if let FollowStage::At(at) = stage { *at } else { low };
                 let first = regions.first().map_or_else(String::new, |region| format!(", the first is region {region}"));
-                let why = format!("somebody else wrote to it: {} regions that were looked at are not what they were{first}", regions.len());
+                let why = format!(
+                    "somebody else wrote to it: of the regions that were looked at {} are not what they were{first}",
+                    regions.len()
+                );
                 self.diverge(at, regions, why)
             }
             (Looked::Written, &FollowStage::At(at)) => match base(at.slot) {
                 Ok(reader) => self.verify(&reader, progress),
                 // What it may hold nobody can tell any more.
                 Err(StoreError::NoSuchPoint { .. }) => {
-                    let why = format!("somebody else wrote to it, and point {}, which it held, is not retained any more", at.slot);
+                    let why =
+                        format!("somebody else wrote to it, and point {}, which it held, is not retained any more", at.slot);
                     self.diverge(at, Vec::new(), why)
                 }
                 Err(error) => Err(error),
@@ -447,7 +469,8 @@ impl<'t> Follower<'t> {
             None => None,
         };
         let first = geometry.bytes_of(geometry.region_run(RegionIndex(0)));
-        let work = Work { target: self.target, look, newer, first, begun: Mutex::new(look.touched.is_some()), wrote: AtomicU64::new(0) };
+        let work =
+            Work { target: self.target, look, newer, first, begun: Mutex::new(look.touched.is_some()), wrote: AtomicU64::new(0) };
         let all = geometry.all_regions();
         let written = |done| FollowProgress { done, of: regions, written_bytes: work.wrote.load(Ordering::Relaxed) };
         let each = |region, buffers: &mut Buffers| work.region(region, buffers);

@@ -40,7 +40,8 @@ impl Machine {
     }
 
     fn draw(&self) -> u64 {
-        let next = self.random.load(Ordering::Relaxed).wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let next =
+            self.random.load(Ordering::Relaxed).wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         self.random.store(next, Ordering::Relaxed);
         next >> 33
     }
@@ -131,11 +132,12 @@ impl FollowTarget for Machine {
         Ok(self.disk.lock().expect("sound").cached.len() as u64)
     }
 
-    fn resize(&self, bytes: u64) -> io::Result<bool> {
-        let mut disk = self.disk.lock().expect("sound");
-        disk.cached.resize(bytes as usize, 0);
-        disk.durable.resize(bytes as usize, 0);
+    fn is_fixed(&self) -> io::Result<bool> {
         Ok(true)
+    }
+
+    fn resize(&self, _bytes: u64) -> io::Result<()> {
+        panic!("its size is fixed");
     }
 
     fn seen(&self) -> io::Result<Option<Seen>> {
@@ -357,6 +359,53 @@ fn a_target_of_another_history_is_left_alone() {
     let error = World::new().advance(&machine, first).expect_err("not that ledger");
     assert!(matches!(error, StoreError::TargetOfAnotherHistory { .. }), "{error}");
     assert!(machine.holds() == before);
+}
+
+#[test]
+fn a_target_that_is_too_small_is_refused_before_anything_is_written() {
+    let (world, [first, ..]) = overlapping();
+    let machine = Machine::new(GRANULES * GRANULE - 512);
+    let error = world.advance(&machine, first).expect_err("too small");
+    assert!(matches!(error, StoreError::TargetTooSmall { .. }), "{error}");
+    assert_eq!(machine.noted(), Following::default());
+    // A larger one keeps what lies beyond.
+    let machine = Machine::new((GRANULES + 1) * GRANULE);
+    machine.stranger(GRANULES * GRANULE, 0xEE);
+    world.advance(&machine, first).expect("applied");
+    let end = (GRANULES * GRANULE) as usize;
+    assert!(machine.holds()[..end] == world.points[&first] && machine.holds()[end] == 0xEE);
+}
+
+/// Files have the size of their point.
+#[test]
+fn a_file_grows_and_shrinks_with_the_points_that_it_holds() {
+    let mut world = World::new();
+    let small = *world.points.keys().next().expect("a base");
+    world.volume.meta.geometry = world.volume.meta.geometry.resized((GRANULES + 20) * GRANULE).expect("larger");
+    world.volume.image.resize(GRANULES as usize + 20, None);
+    let large = world.point(&[(GRANULES - 2, 22, Fill::Byte(5))]);
+    let folder = tempfile::tempdir().expect("temp dir");
+    let path = folder.path().join("target");
+    let machine = Machine::new(0);
+    let target = crate::FileTarget::open_to_follow(&path, "v", 0, true, false).expect("made");
+    let volume = world.volume.id();
+    for point in [small, large, small, large, small] {
+        let mut follower = Follower::new(&target, &machine, machine.noted(), 2);
+        let look = world.group.follow_look(point, volume, &follower.following().stage).expect("a look");
+        follower.advance(&look, &|base| world.group.reader_of_kept(base, volume), ALL).expect("applied");
+        assert!(std::fs::read(&path).expect("read") == world.points[&point], "point {point}");
+    }
+    // Nobody else may have it open to be written; and whoever wrote to it meanwhile is noticed.
+    let again = crate::FileTarget::open_to_follow(&path, "v", 0, false, false).expect_err("locked");
+    assert!(matches!(again, StoreError::TargetBusy { .. }), "{again}");
+    std::os::unix::fs::FileExt::write_all_at(&std::fs::File::options().write(true).open(&path).expect("open"), b"x", 20_000)
+        .expect("written");
+    let mut follower = Follower::new(&target, &machine, machine.noted(), 2);
+    let look = world.group.follow_look(large, volume, &follower.following().stage).expect("a look");
+    let error = follower.advance(&look, &|base| world.group.reader_of_kept(base, volume), ALL).expect_err("written to");
+    assert!(matches!(error, StoreError::TargetDiverged { .. }), "{error}");
+    let refused = crate::FileTarget::open_to_follow(&folder.path().join("none"), "v", 0, false, false).expect_err("gone");
+    assert!(refused.to_string().contains("it is gone"), "{refused}");
 }
 
 #[test]

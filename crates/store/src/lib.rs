@@ -68,7 +68,9 @@ pub use backend::{Backend, Created, DirBackend, Listed, ObjectName, Page, block_
 pub use check::{CheckReport, Finding, Problem, Severity, check};
 pub use error::{Remedy, Result, StoreError};
 pub use farside_ledger::PointFilter;
-pub use follower::{Differing, FollowKeeper, FollowLook, FollowProgress, FollowReport, FollowStage, FollowTarget, Follower, Following, Seen};
+pub use follower::{
+    Differing, FollowKeeper, FollowLook, FollowProgress, FollowReport, FollowStage, FollowTarget, Follower, Following, Seen,
+};
 pub use group::{Appended, Dated, DigestRun, GroupStore, Repair, Swept, VoidedRecord, head_digests};
 pub use image::{Applied, GroupImage, PRUNE_PARTS_MAX, PRUNE_POINTS_MAX, PartRuns, VolumeImage};
 pub use index::{Content, Extent, PartNo, VolumeIndex};

@@ -348,7 +348,8 @@ impl PointReader<LazyImage> {
         }
         let parts = image.parts().living_at(volume, point).map(|(no, part)| (no, part.clone())).collect();
         // Whoever owns the group looks at what is new, and has no time to copy all of it.
-        let at_hand = (!matches!(readers, Readers::None) && image.is_head(volume, point)).then(|| image.head(volume).cloned().unwrap_or_default());
+        let at_hand = (!matches!(readers, Readers::None) && image.is_head(volume, point))
+            .then(|| image.head(volume).cloned().unwrap_or_default());
         let lazy = LazyImage::new(meta.geometry, state, &parts, at_hand);
         let (segments, deleted) = (Arc::clone(segments), Mutex::default());
         let keys = (&meta.digest_key).into();

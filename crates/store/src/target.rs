@@ -21,6 +21,8 @@ use crate::follower::{FollowTarget, Seen};
 use crate::landing::push_out;
 use crate::restore::RestoreTarget;
 
+/// What is written of a volume begins and ends at multiples of this, but for its end.
+const GRANULE_BYTES: u64 = 4096;
 /// Shorter writes are left to the page cache, which joins them.
 const DIRECT_BYTES_MIN: usize = 128 << 10;
 
@@ -119,6 +121,13 @@ impl FileTarget {
         let is_device = meta.file_type().is_block_device();
         if is_device && has < needs {
             return Err(StoreError::TargetTooSmall { path: path.to_owned(), has, volume: volume.to_owned(), needs });
+        }
+        if let Some(block_bytes) = is_device.then(|| logical_block_bytes(&meta)).flatten()
+            && block_bytes > GRANULE_BYTES
+        {
+            let why =
+                format!("its logical blocks have {block_bytes} bytes, and a volume is written in pieces of {GRANULE_BYTES}");
+            return Err(StoreError::TargetUnsuitable { path: path.to_owned(), why });
         }
         if is_new && !overwrite {
             let empty = if is_device { device_looks_empty(&file, has) } else { file_is_hole(&file) };
@@ -238,6 +247,17 @@ fn open_locked(path: &Path) -> Result<(Flock<File>, fs::Metadata, u64)> {
     Ok((file, meta, has))
 }
 
+/// Where the kernel says what it knows of a device.
+fn in_sysfs(device: &fs::Metadata) -> PathBuf {
+    PathBuf::from(format!("/sys/dev/block/{}:{}", libc::major(device.rdev()), libc::minor(device.rdev())))
+}
+
+/// The smallest piece that a device, or the one that it is a partition of, can write.
+fn logical_block_bytes(device: &fs::Metadata) -> Option<u64> {
+    let queues = ["queue", "../queue"].map(|queue| in_sysfs(device).join(queue).join("logical_block_size"));
+    queues.iter().find_map(|path| fs::read_to_string(path).ok()?.trim().parse().ok())
+}
+
 /// Another description of an open file, for writes around the page cache.
 fn open_direct(file: &File) -> Option<File> {
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
@@ -340,12 +360,12 @@ impl FollowTarget for FileTarget {
         (&*self.file).seek(SeekFrom::End(0))
     }
 
-    fn resize(&self, bytes: u64) -> io::Result<bool> {
-        if self.file.metadata()?.file_type().is_block_device() {
-            return Ok(self.bytes()? >= bytes);
-        }
-        self.file.set_len(bytes)?;
-        Ok(true)
+    fn is_fixed(&self) -> io::Result<bool> {
+        Ok(self.file.metadata()?.file_type().is_block_device())
+    }
+
+    fn resize(&self, bytes: u64) -> io::Result<()> {
+        self.file.set_len(bytes)
     }
 
     fn seen(&self) -> io::Result<Option<Seen>> {
@@ -356,7 +376,7 @@ impl FollowTarget for FileTarget {
             return Ok(Some(Seen { since: String::new(), marks }));
         }
         let number = (libc::major(meta.rdev()), libc::minor(meta.rdev()));
-        let folder = PathBuf::from(format!("/sys/dev/block/{}:{}", number.0, number.1));
+        let folder = in_sysfs(&meta);
         let Ok(stat) = fs::read_to_string(folder.join("stat")) else { return Ok(None) };
         // Another disk may have the number by now, and a disk that came back counts from zero.
         let sequence = ["diskseq", "../diskseq"].iter().find_map(|name| fs::read_to_string(folder.join(name)).ok());

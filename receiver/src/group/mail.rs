@@ -9,13 +9,14 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use farside_control::{ApiError, ErrorCode, PointId};
 use farside_ledger::{PartEntry, VerifiedHow};
-use farside_region::{Slot, VolumeId};
+use farside_region::{Name, Slot, VolumeId};
 use farside_replication::target::SessionId;
-use farside_store::{GroupNames, MergeTried, PartLander, PointInfo, PointsFound, StoreError};
+use farside_store::{GroupNames, LazyPointReader, MergeTried, PartLander, PointInfo, PointsFound, StoreError};
 use farside_wire::{PartHeader, SourceMessage};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::SHOW;
+use super::follow::{FollowAsk, FollowError, FollowNext};
 use super::merges::MergeNext;
 use crate::door::Session;
 use crate::points::PointsAsk;
@@ -66,6 +67,10 @@ pub(crate) enum Mail {
     MergeAgain { volume: VolumeId, point: Slot, reply: oneshot::Sender<()> },
     /// What came of writing a merge. The answer: whether its record was accepted.
     Merged { tried: Box<MergeTried>, reply: oneshot::Sender<bool> },
+    /// A follower asks for the way to the point that it should hold.
+    Follow { ask: Box<FollowAsk>, reply: oneshot::Sender<Result<FollowNext, FollowError>> },
+    /// It wants to compare its target with the point that it holds.
+    FollowBase { volume: Name, point: Slot, reply: oneshot::Sender<Result<LazyPointReader, FollowError>> },
     /// The process stops.
     Stop,
 }

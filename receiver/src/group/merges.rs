@@ -67,7 +67,8 @@ impl Group {
         };
         let Place::Here(here) = &mut self.place else { return };
         // What the next prune takes by itself is not worth writing anything for.
-        let prune = if here.store.has_merge_queue() { None } else { here.store.prune_plan(&policy) };
+        let kept = self.receiver.followers.kept(&self.names);
+        let prune = if here.store.has_merge_queue() { None } else { here.store.prune_plan_keeping(&policy, &kept) };
         let next = match prune {
             Some(_) => {
                 self.prune.due = true;

@@ -1,0 +1,851 @@
+//! Followers: each has a thread, which brings its target from point to point.
+//!
+//! ```text
+//! ask the group: which point? ──► there: wait ──► the next one
+//!        │                          └── all of it is compared now and then
+//!        └──► on the way ──► the target holds it
+//! ```
+//!
+//! What a follower is lies in the state directory, `followers/NAME.json`, and what its target holds beside it, `followers/NAME~holds.json`. The
+//! rules by which a target is written are `farside_store`'s. Here: which point, when, that it stays retained, and what people see.
+//!
+//! Invariant: a follower never holds up a group's thread, which only says where to go; and it keeps nothing from being given up but the
+//! points that it holds and is on its way to.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use farside_blockio::process::Priority;
+use farside_control::follower::{FollowerAdd, FollowerState, FollowerStatus, Follows};
+use farside_control::source::LastPoint;
+use farside_control::{Address, ApiError, Code, ErrorCode, Reason, Severity};
+use farside_objects::Location;
+use farside_region::{LedgerPosition, Name, Slot};
+use farside_store::{
+    FileTarget, FollowKeeper, FollowLook, FollowProgress, FollowStage, Follower, Following, GroupNames, StoreError,
+};
+use farside_transport::Backoff;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
+
+use crate::group::{FollowAsk, FollowError, FollowNext, GroupHandle, Mail};
+use crate::process::Receiver;
+use crate::state_dir::{StateDir, StateError};
+use crate::status::wall;
+
+/// Each has a thread and reads the store.
+const FOLLOWERS_MAX: usize = 64;
+/// How often it is looked for a newer point.
+const LOOK: Duration = Duration::from_millis(500);
+/// When what failed is tried again: doubled each time, up to the second.
+const AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// How often all of a target is compared with the point that it holds.
+const VERIFIED_EVERY: Duration = Duration::from_secs(7 * 86_400);
+/// Threads that read the store and write the target.
+const THREADS: usize = 2;
+/// A point that could not be read so often is not tried again before there is a newer one.
+const TRIED_MAX: u32 = 2;
+
+/// All followers of a receiver.
+#[derive(Debug, Default)]
+pub(crate) struct Followers {
+    all: Mutex<BTreeMap<Name, Arc<Entry>>>,
+    /// Points that nothing may give up, by follower.
+    kept: Mutex<BTreeMap<Name, (GroupNames, BTreeSet<Slot>)>>,
+    /// Those that cannot be taken up, in words.
+    broken: Mutex<Vec<String>>,
+}
+
+/// What a follower is, as it is kept.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Definition {
+    version: u32,
+    source: Name,
+    group: Name,
+    volume: Name,
+    target: PathBuf,
+    follows: Follows,
+    /// Of what the target held before it was followed.
+    overwrite: bool,
+    paused: bool,
+}
+
+/// What a target holds, as it is kept.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Holds {
+    version: u32,
+    following: Following,
+    /// When it was filled.
+    filled_wall_ms: Option<i64>,
+    /// When all of it was equal to what it held.
+    verified_wall_ms: Option<i64>,
+}
+
+/// Of both.
+pub(crate) const FOLLOWER_VERSION: u32 = 1;
+
+/// What says of which version it is.
+pub(crate) trait Versioned {
+    fn version(&self) -> u32;
+}
+
+impl Versioned for Definition {
+    fn version(&self) -> u32 {
+        self.version
+    }
+}
+
+impl Versioned for Holds {
+    fn version(&self) -> u32 {
+        self.version
+    }
+}
+
+impl Definition {
+    fn names(&self) -> GroupNames {
+        GroupNames { source: self.source.clone(), group: self.group.clone() }
+    }
+}
+
+/// A follower, and how to talk to its thread.
+#[derive(Debug)]
+struct Entry {
+    name: Name,
+    definition: Mutex<Definition>,
+    orders: Mutex<Orders>,
+    ordered: Condvar,
+    view: Mutex<View>,
+    thread: Mutex<Option<thread::JoinHandle<()>>>,
+}
+
+#[derive(Debug, Default)]
+struct Orders {
+    remove: bool,
+    verify: bool,
+    heal: bool,
+    /// Something changed: do not wait any longer.
+    wake: bool,
+}
+
+/// What people see of it.
+#[derive(Clone, Debug, Default)]
+struct View {
+    state: FollowerState,
+    holds: Option<LastPoint>,
+    applying: Option<LastPoint>,
+    progress: FollowProgress,
+    applied: u64,
+    written_bytes: u64,
+    last_apply: Option<Duration>,
+    verified_wall_ms: Option<i64>,
+    diverged: Vec<u64>,
+    words: Option<String>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Followers {
+    /// Takes up those of an earlier process. To be called before any group is opened: what they hold is kept from here on.
+    pub(crate) fn load(&self, state_dir: &StateDir) {
+        let broken = |words: String| {
+            tracing::error!(%words, "a follower cannot be taken up");
+            lock(&self.broken).push(words);
+        };
+        let found = state_dir.followers().unwrap_or_else(|error| {
+            broken(error.to_string());
+            Vec::new()
+        });
+        for (name, definition) in found {
+            let read = definition.and_then(|definition| Ok((state_dir.follower_holds(&name)?.unwrap_or_default(), definition)));
+            match read {
+                Ok((holds, definition)) => {
+                    let kept = (definition.names(), holds.following.stage.points().collect());
+                    lock(&self.kept).insert(name.clone(), kept);
+                    lock(&self.all).insert(name.clone(), Arc::new(Entry::new(name, definition)));
+                }
+                Err(error) => broken(format!("follower {name}: {error}")),
+            }
+        }
+    }
+
+    /// Those that could not be taken up.
+    pub(crate) fn reasons(&self) -> Vec<Reason> {
+        let what =
+            "its target is left alone; put the file back, or remove it and begin anew with `farside follower add --overwrite`";
+        lock(&self.broken).iter().map(|words| Reason::new(Severity::Error, Code::FollowerFailed, words, what)).collect()
+    }
+
+    /// Starts their threads.
+    pub(crate) fn start(receiver: &Arc<Receiver>) -> std::io::Result<()> {
+        let all: Vec<Arc<Entry>> = lock(&receiver.followers.all).values().cloned().collect();
+        all.into_iter().try_for_each(|entry| entry.start(receiver))
+    }
+
+    /// From here on nothing gives up these points, and may give up those before.
+    pub(crate) fn keep(&self, follower: &Name, points: BTreeSet<Slot>) {
+        if let Some((_, kept)) = lock(&self.kept).get_mut(follower) {
+            *kept = points;
+        }
+    }
+
+    /// The points of a group that nothing may give up.
+    pub(crate) fn kept(&self, names: &GroupNames) -> BTreeSet<Slot> {
+        lock(&self.kept).values().filter(|(of, _)| of == names).flat_map(|(_, kept)| kept.iter().copied()).collect()
+    }
+
+    /// All, by name.
+    pub(crate) fn show(&self) -> Vec<FollowerStatus> {
+        lock(&self.all).values().map(|entry| entry.show()).collect()
+    }
+
+    /// One.
+    pub(crate) fn show_one(&self, name: &str) -> Result<FollowerStatus, ApiError> {
+        Ok(self.entry(name)?.show())
+    }
+
+    fn entry(&self, name: &str) -> Result<Arc<Entry>, ApiError> {
+        let known = lock(&self.all).iter().find(|(known, _)| known.as_str() == name).map(|(_, entry)| Arc::clone(entry));
+        known.ok_or_else(|| ApiError::not_found("follower", name, "`farside follower list` lists them"))
+    }
+
+    /// Has a follower compare its target now.
+    pub(crate) fn verify(&self, name: &str) -> Result<FollowerStatus, ApiError> {
+        let entry = self.entry(name)?;
+        entry.refuse_paused()?;
+        entry.order(|orders| orders.verify = true);
+        Ok(entry.show())
+    }
+
+    /// Has a follower overwrite whatever differs in its target.
+    pub(crate) fn heal(&self, name: &str) -> Result<FollowerStatus, ApiError> {
+        let entry = self.entry(name)?;
+        entry.refuse_paused()?;
+        {
+            let mut view = lock(&entry.view);
+            (view.state, view.words, view.holds) = (FollowerState::Waiting, None, None);
+        }
+        entry.order(|orders| orders.heal = true);
+        Ok(entry.show())
+    }
+
+    /// Pauses a follower, or ends its pause. Blocking.
+    pub(crate) fn pause(&self, receiver: &Receiver, name: &str, paused: bool) -> Result<FollowerStatus, ApiError> {
+        let entry = self.entry(name)?;
+        {
+            let mut definition = lock(&entry.definition);
+            let changed = Definition { paused, ..definition.clone() };
+            receiver.state_dir.remember_follower(&entry.name, &changed).map_err(unsaved)?;
+            *definition = changed;
+        }
+        entry.order(|orders| orders.wake = true);
+        // Until its target is closed it is not what was asked for.
+        let until = Instant::now() + Duration::from_secs(10);
+        while paused && lock(&entry.view).state != FollowerState::Paused && Instant::now() < until && !receiver.is_stopping() {
+            thread::sleep(Duration::from_millis(10));
+        }
+        Ok(entry.show())
+    }
+
+    /// Ends a follower; its target stays as it is. Blocking.
+    pub(crate) fn remove(&self, receiver: &Receiver, name: &str) -> Result<(), ApiError> {
+        let entry = self.entry(name)?;
+        entry.order(|orders| orders.remove = true);
+        // † What its thread keeps after its files are gone would be taken for the next one's of that name.
+        if let Some(thread) = lock(&entry.thread).take()
+            && thread.join().is_err()
+        {
+            tracing::error!(follower = name, "the follower's thread panicked");
+        }
+        receiver.state_dir.forget_follower(&entry.name).map_err(unsaved)?;
+        lock(&self.all).remove(&entry.name);
+        lock(&self.kept).remove(&entry.name);
+        Ok(())
+    }
+
+    /// Waits until no target is written to any more; the receiver is stopping. Blocking.
+    pub(crate) fn stop(&self) {
+        let all: Vec<Arc<Entry>> = lock(&self.all).values().cloned().collect();
+        all.iter().for_each(|entry| entry.ordered.notify_all());
+        for entry in all {
+            let thread = lock(&entry.thread).take();
+            if thread.is_some_and(|thread| thread.join().is_err()) {
+                tracing::error!(follower = %entry.name, "the follower's thread panicked");
+            }
+        }
+    }
+
+    /// Begins a follower. Blocking.
+    pub(crate) fn add(receiver: &Arc<Receiver>, add: FollowerAdd) -> Result<FollowerStatus, ApiError> {
+        let bad = |error: &dyn std::fmt::Display| ApiError::new(ErrorCode::BadRequest, error.to_string(), "");
+        let address: Address = add.volume.parse().map_err(|error| bad(&error))?;
+        let (group, volume, bytes) = one_volume(receiver, &address)?;
+        let names = group.names().clone();
+        let name = add.name.unwrap_or_else(|| format!("{}-{volume}", names.source));
+        let name: Name = name.parse().map_err(|error| bad(&error))?;
+        if !add.target.is_absolute() {
+            let message = format!("{} is not a whole path", add.target.display());
+            return Err(ApiError::new(
+                ErrorCode::BadRequest,
+                message,
+                "say where it is from / on: the gateway has its own working directory",
+            ));
+        }
+        let mut all = lock(&receiver.followers.all);
+        if all.contains_key(&name) {
+            let message = format!("there is a follower {name} already");
+            return Err(ApiError::new(ErrorCode::Conflict, message, "give this one another name: --name NAME"));
+        }
+        if all.len() >= FOLLOWERS_MAX {
+            let message = format!("this receiver has {FOLLOWERS_MAX} followers, which is its limit");
+            return Err(ApiError::new(ErrorCode::Conflict, message, "end one that is not needed: farside follower remove NAME"));
+        }
+        if let Some(other) = all.values().find(|other| is_same(&lock(&other.definition).target, &add.target)) {
+            let message = format!("{} is the target of follower {}", add.target.display(), other.name);
+            return Err(ApiError::new(ErrorCode::Conflict, message, "give this one a target of its own"));
+        }
+        refuse_own(receiver, &add.target)?;
+        let definition = Definition {
+            version: FOLLOWER_VERSION,
+            source: names.source.clone(),
+            group: names.group.clone(),
+            volume: volume.clone(),
+            target: add.target,
+            follows: add.follows,
+            overwrite: add.overwrite,
+            paused: false,
+        };
+        lock(&receiver.followers.kept).insert(name.clone(), (names, BTreeSet::new()));
+        let tried = try_target(receiver, &group, &name, &definition, bytes);
+        let kept = tried.and_then(|()| receiver.state_dir.remember_follower(&name, &definition).map_err(unsaved));
+        if let Err(error) = kept {
+            lock(&receiver.followers.kept).remove(&name);
+            return Err(error);
+        }
+        let entry = Arc::new(Entry::new(name.clone(), definition));
+        all.insert(name, Arc::clone(&entry));
+        drop(all);
+        entry.start(receiver).map_err(ApiError::internal)?;
+        Ok(entry.show())
+    }
+}
+
+/// What can be refused at once is.
+fn try_target(
+    receiver: &Receiver,
+    group: &GroupHandle,
+    name: &Name,
+    definition: &Definition,
+    bytes: u64,
+) -> Result<(), ApiError> {
+    let ask = FollowAsk {
+        follower: name.clone(),
+        volume: definition.volume.clone(),
+        follows: definition.follows,
+        avoid: BTreeSet::new(),
+        stage: FollowStage::Unknown,
+    };
+    match (ask_group(receiver, group, |reply| Mail::Follow { ask: Box::new(ask), reply }), definition.follows) {
+        (Err(FollowError::Store(error @ StoreError::KeyNeeded { .. })), _) => {
+            let what = "the gateway has no key of it, and a follower holds plain content: restore it where the key is";
+            return Err(ApiError::new(ErrorCode::Conflict, error.to_string(), what));
+        }
+        (Ok(FollowNext::Nothing(why)), Follows::Point { .. }) => {
+            return Err(ApiError::new(ErrorCode::NotFound, why, "see `farside point list`"));
+        }
+        _ => {}
+    }
+    let opened = FileTarget::open_to_follow(&definition.target, definition.volume.as_str(), bytes, true, definition.overwrite);
+    opened.map(drop).map_err(|error| {
+        let (code, what) = match &error {
+            StoreError::TargetNotEmpty { .. } => (ErrorCode::Conflict, "say --overwrite if what it holds may be lost"),
+            StoreError::TargetTooSmall { .. } => (ErrorCode::Conflict, "give it a larger one"),
+            StoreError::TargetBusy { .. } => (ErrorCode::Busy, "end what uses it first"),
+            _ => (ErrorCode::Conflict, "the target belongs to the gateway, and its service must be allowed to write there"),
+        };
+        let message = match &error {
+            StoreError::TargetNotEmpty { path } => format!("{} is not empty", path.display()),
+            other => other.to_string(),
+        };
+        ApiError::new(code, message, what)
+    })
+}
+
+fn unsaved(error: StateError) -> ApiError {
+    ApiError::new(ErrorCode::Unavailable, error.to_string(), "see the receiver's state directory; nothing was changed")
+}
+
+/// The one volume that an address names.
+fn one_volume(receiver: &Receiver, address: &Address) -> Result<(GroupHandle, Name, u64), ApiError> {
+    let mut found = Vec::new();
+    for group in receiver.roster.all() {
+        receiver.runtime.block_on(group.clone().refresh());
+        let view = group.view();
+        found.extend(view.volumes_of(address).map(|(volume, bytes)| (group.clone(), volume, bytes)));
+    }
+    match found.len() {
+        0 => Err(ApiError::not_found("volume", &address.to_string(), "`farside status` lists what the store holds")),
+        1 => {
+            let (group, volume, bytes) = found.remove(0);
+            let volume = volume.parse().map_err(ApiError::internal)?;
+            Ok((group, volume, bytes))
+        }
+        _ => {
+            let all: Vec<_> = found.iter().map(|(group, volume, _)| format!("{}/{volume}", group.names())).collect();
+            let message = format!("`{address}` may be {}", all.join(", "));
+            Err(ApiError::new(ErrorCode::BadRequest, message, "say which: SOURCE/GROUP/VOLUME"))
+        }
+    }
+}
+
+fn is_same(one: &Path, other: &Path) -> bool {
+    let real = |path: &Path| std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    one == other || real(one) == real(other)
+}
+
+/// What must not be a target: a device that is not there, and the receiver's own files.
+fn refuse_own(receiver: &Receiver, target: &Path) -> Result<(), ApiError> {
+    // † A service with a /dev of its own would make a file there, and fill it.
+    if target.starts_with("/dev") && !target.exists() {
+        let message = format!("there is no {}, as far as farside-receiver sees", target.display());
+        let what =
+            "its service sees no block devices unless it is told to: `systemctl edit farside-receiver`, see docs/operate.md";
+        return Err(ApiError::new(ErrorCode::Conflict, message, what));
+    }
+    let config = receiver.config();
+    let store = match &config.store {
+        Location::Dir(path) => Some(path.clone()),
+        Location::Bucket(_) => None,
+    };
+    let real = |path: &Path| std::fs::canonicalize(path).ok();
+    let folder = target.parent().and_then(real);
+    for own in store.iter().chain([&config.staging, &config.state_dir]) {
+        if folder.as_ref().zip(real(own)).is_some_and(|(folder, own)| folder.starts_with(own)) {
+            let message = format!("{} lies in {}, which is the receiver's own", target.display(), own.display());
+            return Err(ApiError::new(ErrorCode::Conflict, message, "give it another place"));
+        }
+    }
+    Ok(())
+}
+
+fn ask_group<T>(
+    receiver: &Receiver,
+    group: &GroupHandle,
+    mail: impl FnOnce(oneshot::Sender<Result<T, FollowError>>) -> Mail,
+) -> Result<T, FollowError> {
+    let gone = || FollowError::Away("the group was closed meanwhile".to_owned());
+    let (reply, answer) = oneshot::channel();
+    receiver.runtime.block_on(async {
+        group.tell(mail(reply)).await.map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?
+    })
+}
+
+impl Entry {
+    fn new(name: Name, definition: Definition) -> Self {
+        let (orders, ordered, view, thread) = (Mutex::default(), Condvar::new(), Mutex::default(), Mutex::default());
+        Self { name, definition: Mutex::new(definition), orders, ordered, view, thread }
+    }
+
+    fn order(&self, order: impl FnOnce(&mut Orders)) {
+        order(&mut lock(&self.orders));
+        self.ordered.notify_all();
+    }
+
+    fn refuse_paused(&self) -> Result<(), ApiError> {
+        if !lock(&self.definition).paused {
+            return Ok(());
+        }
+        let message = format!("follower {} is paused", self.name);
+        Err(ApiError::new(ErrorCode::Conflict, message, format!("first: farside follower resume {}", self.name)))
+    }
+
+    fn show(&self) -> FollowerStatus {
+        let (definition, view) = (lock(&self.definition).clone(), lock(&self.view).clone());
+        let mut reasons = Vec::new();
+        let name = &self.name;
+        if let Some(words) = &view.words {
+            reasons.push(match view.state {
+                FollowerState::Diverged => {
+                    let what = format!(
+                        "look at it first (`farside follower pause {name}` lets go of it); then `farside follower heal {name}` overwrites what \
+                         differs"
+                    );
+                    Reason::new(Severity::Error, Code::FollowerDiverged, format!("follower {name}: {words}"), what)
+                }
+                FollowerState::Waiting => {
+                    Reason::new(Severity::Info, Code::FollowerFailed, format!("follower {name} waits: {words}"), "it goes on by itself")
+                }
+                _ => {
+                    let what = "it is tried again and again; mend that, or end it: farside follower remove";
+                    Reason::new(Severity::Error, Code::FollowerFailed, format!("follower {name}: {words}"), format!("{what} {name}"))
+                }
+            });
+        }
+        FollowerStatus {
+            name: name.to_string(),
+            source: definition.source.to_string(),
+            group: definition.group.to_string(),
+            volume: definition.volume.to_string(),
+            target: definition.target,
+            follows: definition.follows,
+            state: view.state,
+            holds: view.holds,
+            applying: view.applying,
+            done_regions: view.progress.done,
+            total_regions: view.progress.of,
+            applied: view.applied,
+            written_bytes: view.written_bytes + view.progress.written_bytes,
+            last_apply_ms: view.last_apply.map(|took| u64::try_from(took.as_millis()).unwrap_or(u64::MAX)),
+            verified: view.verified_wall_ms.map(wall),
+            diverged_regions: view.diverged,
+            reasons,
+        }
+    }
+
+    fn start(self: &Arc<Self>, receiver: &Arc<Receiver>) -> std::io::Result<()> {
+        let (receiver, entry) = (Arc::clone(receiver), Arc::clone(self));
+        let thread = thread::Builder::new().name(format!("f:{}", self.name)).spawn(move || {
+            let _ = Priority::Background.set(); // where it is refused, all threads are equal
+            let mut runner = Runner {
+                receiver,
+                entry,
+                holds: None,
+                target: None,
+                backoff: Backoff::new(AGAIN.0, AGAIN.1),
+                tried: BTreeMap::new(),
+            };
+            runner.run();
+        })?;
+        *lock(&self.thread) = Some(thread);
+        Ok(())
+    }
+}
+
+/// A follower's thread.
+struct Runner {
+    receiver: Arc<Receiver>,
+    entry: Arc<Entry>,
+    /// As it is kept; `None` before it was read.
+    holds: Option<Holds>,
+    target: Option<FileTarget>,
+    backoff: Backoff,
+    /// How often a point could not be read.
+    tried: BTreeMap<Slot, u32>,
+}
+
+/// Why a turn ended without a point.
+#[derive(Debug)]
+enum Trouble {
+    /// It was told to stop, or to do something else.
+    Stopped,
+    /// In words.
+    Words(String),
+    /// The point could not be read.
+    Unread(String),
+    /// Somebody else wrote to the target.
+    Diverged(String),
+}
+
+/// Keeps what a target holds.
+struct Keeper<'k> {
+    state_dir: &'k StateDir,
+    name: &'k Name,
+    /// With what it held before.
+    holds: Holds,
+}
+
+impl FollowKeeper for Keeper<'_> {
+    fn keep(&self, following: &Following) -> std::io::Result<()> {
+        let holds = Holds { version: FOLLOWER_VERSION, following: following.clone(), ..self.holds.clone() };
+        self.state_dir.remember_follower_holds(self.name, &holds).map_err(std::io::Error::other)
+    }
+}
+
+impl Runner {
+    fn run(&mut self) {
+        while !self.is_over() {
+            if lock(&self.entry.definition).paused {
+                self.target = None;
+                self.show(|view| (view.state, view.words, view.applying) = (FollowerState::Paused, None, None));
+                self.wait(LOOK);
+                continue;
+            }
+            match self.turn() {
+                Ok(wait) => {
+                    self.backoff.reset();
+                    self.wait(wait);
+                }
+                Err(Trouble::Stopped) => self.wait(LOOK),
+                Err(Trouble::Diverged(words)) => {
+                    let stage = self.holds.as_ref().map(|holds| holds.following.stage.clone());
+                    let Some(FollowStage::Diverged { regions, at, .. }) = stage else { continue };
+                    // To look at what it should be.
+                    self.receiver.followers.keep(&self.entry.name, BTreeSet::from([at.slot]));
+                    self.show(|view| {
+                        (view.state, view.words) = (FollowerState::Diverged, Some(words));
+                        (view.applying, view.holds) = (None, None);
+                        view.diverged = regions.iter().map(|region| region.0).collect();
+                    });
+                    self.wait(AGAIN.1);
+                }
+                Err(Trouble::Words(words) | Trouble::Unread(words)) => {
+                    if lock(&self.entry.view).words.as_ref() != Some(&words) {
+                        tracing::warn!(follower = %self.entry.name, %words, "a follower cannot go on");
+                    }
+                    self.show(|view| (view.state, view.words) = (FollowerState::Failed, Some(words)));
+                    self.target = None; // it may be another one by then
+                    let wait = self.backoff.next(0);
+                    self.wait(wait);
+                }
+            }
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.receiver.is_stopping() || lock(&self.entry.orders).remove
+    }
+
+    fn show(&self, change: impl FnOnce(&mut View)) {
+        change(&mut lock(&self.entry.view));
+    }
+
+    /// Waits, unless there is something to do.
+    fn wait(&self, wait: Duration) {
+        let until = Instant::now() + wait;
+        let mut orders = lock(&self.entry.orders);
+        while !(orders.wake || orders.remove || orders.verify || orders.heal || self.receiver.is_stopping()) {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            orders = self.entry.ordered.wait_timeout(orders, left.min(LOOK)).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        orders.wake = false;
+    }
+
+    fn read_holds(&mut self) -> Result<&mut Holds, Trouble> {
+        if self.holds.is_none() {
+            let name = &self.entry.name;
+            let read = self.receiver.state_dir.follower_holds(name).map_err(|error| Trouble::Words(error.to_string()))?;
+            let holds = read.unwrap_or_default();
+            self.show(|view| view.verified_wall_ms = holds.verified_wall_ms);
+            self.holds = Some(holds);
+        }
+        Ok(self.holds.as_mut().expect("just read"))
+    }
+
+    /// One way to a point, or one look at all of the target; says how long to wait for the next.
+    fn turn(&mut self) -> Result<Duration, Trouble> {
+        let stage = self.read_holds()?.following.stage.clone();
+        let (verify, heal) = {
+            let mut orders = lock(&self.entry.orders);
+            (std::mem::take(&mut orders.verify), std::mem::take(&mut orders.heal))
+        };
+        if heal {
+            self.tried.clear();
+            self.with_follower(None, |follower| follower.heal())?;
+            self.show(|view| (view.words, view.holds, view.diverged) = (None, None, Vec::new()));
+            return Ok(Duration::ZERO);
+        }
+        if let FollowStage::Diverged { why, .. } = stage {
+            return Err(Trouble::Diverged(why));
+        }
+        let (group, volume, follows) = {
+            let definition = lock(&self.entry.definition);
+            (definition.names(), definition.volume.clone(), definition.follows)
+        };
+        let roster = self.receiver.roster.all();
+        let Some(group) = roster.into_iter().find(|handle| *handle.names() == group) else {
+            return Err(Trouble::Words(format!("the store has no group {group}, or cannot be read")));
+        };
+        let avoid = self.tried.iter().filter(|(_, times)| **times >= TRIED_MAX).map(|(point, _)| *point).collect();
+        let ask = FollowAsk { follower: self.entry.name.clone(), volume, follows, avoid, stage: stage.clone() };
+        match ask_group(&self.receiver, &group, |reply| Mail::Follow { ask: Box::new(ask), reply }).map_err(trouble)? {
+            FollowNext::Nothing(why) => {
+                self.show(|view| (view.state, view.words, view.applying) = (FollowerState::Waiting, Some(why), None));
+                Ok(LOOK)
+            }
+            FollowNext::There(point) => {
+                self.show(|view| {
+                    (view.state, view.words, view.applying) = (FollowerState::Following, None, None);
+                    view.holds = Some(point);
+                });
+                if let FollowStage::At(at) = stage
+                    && (verify || self.is_verify_due())
+                {
+                    self.verify(&group, at)?;
+                }
+                Ok(LOOK)
+            }
+            FollowNext::Look(look, point) => {
+                let filling = matches!(stage, FollowStage::Unknown | FollowStage::Applying { between: None, .. });
+                self.show(|view| {
+                    view.state = if filling { FollowerState::Filling } else { FollowerState::Applying };
+                    view.applying = Some(point.clone());
+                    view.words = None;
+                    // What it held it holds until something is written; nobody can rely on it.
+                    view.holds = None;
+                });
+                if verify {
+                    lock(&self.entry.orders).verify = true; // when it is there
+                }
+                self.advance(&group, &look, &point, filling)?;
+                Ok(Duration::ZERO)
+            }
+        }
+    }
+
+    fn advance(&mut self, group: &GroupHandle, look: &FollowLook, point: &LastPoint, is_filling: bool) -> Result<(), Trouble> {
+        let begun = Instant::now();
+        let (receiver, entry) = (Arc::clone(&self.receiver), Arc::clone(&self.entry));
+        let volume = lock(&entry.definition).volume.clone();
+        let base = |slot: Slot| open_base(&receiver, group, &volume, slot);
+        let progress = |progress: FollowProgress| {
+            lock(&entry.view).progress = progress;
+            goes_on(&receiver, &entry)
+        };
+        let slot = look.point().slot;
+        let report = self
+            .with_follower(Some(look.reader().geometry().volume_bytes()), |follower| follower.advance(look, &base, &progress));
+        match report {
+            Ok(report) => {
+                self.tried.clear();
+                if is_filling {
+                    self.change_holds(|holds| holds.filled_wall_ms = Some(Timestamp::now().as_millisecond()))?;
+                }
+                self.show(|view| {
+                    view.progress = FollowProgress::default();
+                    view.applied += 1;
+                    view.written_bytes += report.written_bytes;
+                    view.last_apply = Some(begun.elapsed());
+                    (view.state, view.holds, view.applying) = (FollowerState::Following, Some(point.clone()), None);
+                });
+                tracing::debug!(follower = %self.entry.name, point = %point.id, bytes = report.written_bytes, "a follower holds a point");
+                Ok(())
+            }
+            Err(trouble) => {
+                self.show(|view| view.progress = FollowProgress::default());
+                if let Trouble::Unread(_) = &trouble {
+                    *self.tried.entry(slot).or_default() += 1;
+                    // A newer one may be whole, and they do not become more for ever.
+                    while self.tried.len() > 64 {
+                        self.tried.pop_first();
+                    }
+                }
+                Err(trouble)
+            }
+        }
+    }
+
+    fn is_verify_due(&self) -> bool {
+        let Some(holds) = &self.holds else { return false };
+        let every_ms = i64::try_from(VERIFIED_EVERY.as_millis()).expect("a week");
+        let now_ms = Timestamp::now().as_millisecond();
+        let newest = [holds.verified_wall_ms, holds.filled_wall_ms].into_iter().flatten().max();
+        // A time that has not come yet is not believed.
+        newest.is_none_or(|then| then > now_ms || now_ms - then >= every_ms)
+    }
+
+    fn verify(&mut self, group: &GroupHandle, at: LedgerPosition) -> Result<(), Trouble> {
+        let (receiver, entry) = (Arc::clone(&self.receiver), Arc::clone(&self.entry));
+        let volume = lock(&entry.definition).volume.clone();
+        let reader = match open_base(&receiver, group, &volume, at.slot) {
+            Err(StoreError::NoSuchPoint { .. }) => return Ok(()), // the next one can be compared
+            other => other.map_err(of_store)?,
+        };
+        self.show(|view| view.state = FollowerState::Verifying);
+        let progress = |progress: FollowProgress| {
+            lock(&entry.view).progress = progress;
+            goes_on(&receiver, &entry)
+        };
+        let now_ms = Timestamp::now().as_millisecond();
+        let compared = self.with_follower(None, |follower| follower.verify(&reader, &progress));
+        self.show(|view| view.progress = FollowProgress::default());
+        compared?;
+        self.change_holds(|holds| holds.verified_wall_ms = Some(now_ms))?;
+        self.show(|view| view.verified_wall_ms = Some(now_ms));
+        tracing::info!(follower = %self.entry.name, point = at.slot.0, "all of a follower's target is what it should be");
+        Ok(())
+    }
+
+    fn change_holds(&mut self, change: impl FnOnce(&mut Holds)) -> Result<(), Trouble> {
+        let holds = self.read_holds()?;
+        change(holds);
+        let kept = Holds { version: FOLLOWER_VERSION, ..holds.clone() };
+        self.receiver
+            .state_dir
+            .remember_follower_holds(&self.entry.name, &kept)
+            .map_err(|error| Trouble::Words(error.to_string()))
+    }
+
+    /// Does something with the target, which is opened for that if it is not open; what is known of it then is what was kept. `needs`: how
+    /// large it must be.
+    fn with_follower<T>(
+        &mut self,
+        needs: Option<u64>,
+        work: impl FnOnce(&mut Follower<'_>) -> Result<T, StoreError>,
+    ) -> Result<T, Trouble> {
+        let holds = self.read_holds()?.clone();
+        let following = holds.following.clone();
+        if self.target.is_none() {
+            let (path, volume, overwrite) = {
+                let definition = lock(&self.entry.definition);
+                (definition.target.clone(), definition.volume.clone(), definition.overwrite)
+            };
+            let is_new = following == Following::default();
+            let opened = FileTarget::open_to_follow(&path, volume.as_str(), needs.unwrap_or(0), is_new, overwrite);
+            self.target = Some(opened.map_err(of_store)?);
+        }
+        let target = self.target.as_ref().expect("just opened");
+        let keeper = Keeper { state_dir: &self.receiver.state_dir, name: &self.entry.name, holds };
+        let mut follower = Follower::new(target, &keeper, following, THREADS);
+        let done = work(&mut follower);
+        let following = follower.following().clone();
+        self.read_holds()?.following = following;
+        done.map_err(of_store)
+    }
+}
+
+fn goes_on(receiver: &Receiver, entry: &Entry) -> bool {
+    !receiver.is_stopping() && !lock(&entry.definition).paused && {
+        let orders = lock(&entry.orders);
+        !orders.remove && !orders.heal
+    }
+}
+
+fn open_base(
+    receiver: &Receiver,
+    group: &GroupHandle,
+    volume: &Name,
+    point: Slot,
+) -> Result<farside_store::LazyPointReader, StoreError> {
+    let asked = ask_group(receiver, group, |reply| Mail::FollowBase { volume: volume.clone(), point, reply });
+    asked.map_err(|error| match error {
+        FollowError::Store(error) => error,
+        FollowError::Away(_) => StoreError::Stopped,
+    })
+}
+
+fn trouble(error: FollowError) -> Trouble {
+    match error {
+        FollowError::Away(words) => Trouble::Words(words),
+        FollowError::Store(error) => of_store(error),
+    }
+}
+
+fn of_store(error: StoreError) -> Trouble {
+    match error {
+        StoreError::Stopped => Trouble::Stopped,
+        StoreError::TargetDiverged { why, .. } => Trouble::Diverged(why),
+        StoreError::Corrupt { .. } | StoreError::Incomplete { .. } | StoreError::Degraded { .. } => {
+            Trouble::Unread(error.to_string())
+        }
+        other => Trouble::Words(other.to_string()),
+    }
+}
