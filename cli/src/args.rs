@@ -7,6 +7,7 @@ use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use farside_control::{Address, PointRef};
 use farside_keys::Keeper;
 
+use crate::failover::FailoverArgs;
 use crate::failure::Failure;
 use crate::follower::FollowerCommand;
 use crate::key;
@@ -171,6 +172,9 @@ pub(crate) enum Command {
     /// Rehearse the bad day: writable clones of a whole group, beside running replication.
     #[command(subcommand)]
     Drill(DrillCommand),
+
+    /// The source is gone: fence it, and bring a point up in its place.
+    Failover(FailoverArgs),
 
     /// Keep files and block devices of the gateway equal to a volume's points.
     #[command(subcommand)]
@@ -429,6 +433,8 @@ pub(crate) enum AcceptArg {
     /// The target lost what was published; it is sent again.
     #[value(name = "rewound", alias = "target-rewound")]
     TargetRewound,
+    /// Another copy was promoted; this volume takes the history back, and what was written to that copy is not taken over.
+    Fenced,
     /// Writes may have gone untracked: try now whether the intent map can be written, and compare everything.
     TrackingLost,
 }

@@ -53,6 +53,7 @@ pages!(
     "verification_failed",
     "follower_diverged",
     "follower_failed",
+    "failed_over",
 );
 
 /// Prints a page, or what pages there are.

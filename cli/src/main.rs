@@ -12,6 +12,7 @@ mod device;
 mod doctor;
 mod drill;
 mod explain;
+mod failover;
 mod failure;
 mod follower;
 mod guard;
@@ -147,6 +148,7 @@ async fn ask(cli: Cli) -> Result<(), Failure> {
         Command::Point(PointCommand::Close { what }) => opened::close(&cli.global, &what),
         Command::Point(PointCommand::Open(args)) => view::open(&cli.global, &hosts, args).await,
         Command::Drill(command) => drill::run(&cli.global, &hosts, command).await,
+        Command::Failover(args) => failover::run(&cli.global, &hosts, args).await,
         Command::Follower(command) => follower::run(&cli.global, &hosts, command).await,
         Command::Restore(args) => restore::run(&cli.global, &hosts, &args).await,
         Command::Key(command) => key::run(&cli.global, command),

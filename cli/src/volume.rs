@@ -89,6 +89,7 @@ pub(crate) async fn run(global: &Global, hosts: &Hosts, command: VolumeCommand) 
             let accept = accept.map(|accept| match accept {
                 AcceptArg::Forked => Accept::Forked,
                 AcceptArg::TargetRewound => Accept::TargetRewound,
+                AcceptArg::Fenced => Accept::Fenced,
                 AcceptArg::TrackingLost => Accept::TrackingLost,
             });
             let volume = client.volume_resync(&name, &ResyncRequest { accept }).await?;

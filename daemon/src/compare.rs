@@ -180,16 +180,15 @@ fn resync_event(state: &State, accept: Option<Accept>, volume: VolumeId) -> Resu
     let accepts = |word: &str, what: &str| format!("it is {what}; if you have understood what that means: --accept {word}");
     match (state, accept) {
         (State::Refused(RefusedWhy::Forked), Some(Accept::Forked))
-        | (State::Refused(RefusedWhy::TargetRewound), Some(Accept::TargetRewound)) => Ok(Some(Event::Accept { volume })),
+        | (State::Refused(RefusedWhy::TargetRewound), Some(Accept::TargetRewound))
+        | (State::Refused(RefusedWhy::Fenced), Some(Accept::Fenced)) => Ok(Some(Event::Accept { volume })),
         (State::TrackingLost, Some(Accept::TrackingLost)) => Ok(None),
         (State::Refused(RefusedWhy::Forked), _) => Err(accepts("forked", "Forked")),
         (State::Refused(RefusedWhy::TargetRewound), _) => Err(accepts("rewound", "TargetRewound")),
         (State::TrackingLost, _) => {
             Err(accepts("tracking-lost", "TrackingLost, and compares everything by itself once its map can be written"))
         }
-        (State::Refused(RefusedWhy::Fenced), _) => {
-            Err("another copy of it was promoted: nothing of this one may be published any more, whatever is accepted".into())
-        }
+        (State::Refused(RefusedWhy::Fenced), _) => Err(accepts("fenced", "Fenced: another copy of it was promoted")),
         (State::Refused(RefusedWhy::Key), _) => {
             Err("it is encrypted in another way in the store: `farside explain key_differs`".into())
         }
@@ -239,12 +238,12 @@ mod tests {
     fn a_resync_is_done_only_in_the_state_that_the_person_names() {
         let v = VolumeId([1; 16]);
         let (forked, rewound) = (State::Refused(RefusedWhy::Forked), State::Refused(RefusedWhy::TargetRewound));
-        let all = [None, Some(Accept::Forked), Some(Accept::TargetRewound), Some(Accept::TrackingLost)];
+        let all = [None, Some(Accept::Forked), Some(Accept::TargetRewound), Some(Accept::Fenced), Some(Accept::TrackingLost)];
         let right = |state: &State| all.iter().filter(|a| resync_event(state, **a, v).is_ok()).copied().collect::<Vec<_>>();
         assert_eq!(right(&forked), [Some(Accept::Forked)]);
         assert_eq!(right(&rewound), [Some(Accept::TargetRewound)]);
         assert_eq!(right(&State::TrackingLost), [Some(Accept::TrackingLost)]);
-        assert_eq!(right(&State::Refused(RefusedWhy::Fenced)), []);
+        assert_eq!(right(&State::Refused(RefusedWhy::Fenced)), [Some(Accept::Fenced)]);
         for state in [State::Streaming, State::Idle, State::Paused] {
             assert_eq!(right(&state), [None]);
         }

@@ -281,7 +281,8 @@ fn volume_reasons(member: &Member, v: &source::VolumeStatus, control: &Control) 
             Error,
             Code::Fenced,
             "another copy of this volume was promoted".into(),
-            "this host serves its own disk and replicates nothing; decide which side lives",
+            "this host serves its own disk and replicates nothing; decide which side lives: if this one, `farside volume resync NAME --accept \
+             fenced` takes the history back",
         ),
         State::Refused(RefusedWhy::Shape) => say(
             Error,

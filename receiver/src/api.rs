@@ -6,6 +6,7 @@ use axum::Json;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::response::Response;
+use farside_control::failover::{FailoverRequest, FailoverStatus};
 use farside_control::follower::{FollowerAdd, FollowerStatus};
 use farside_control::receiver::{ReceiverStatus, Token, TokenRequest};
 use farside_control::routes::{self, PagesQuery, PointsQuery};
@@ -53,6 +54,8 @@ fn routes() -> Routes<Arc<Receiver>> {
         .post(routes::POINT_VERIFY, verify)
         .get(routes::VERIFICATION, verification)
         .delete(routes::VERIFICATION, verification_stop)
+        .get(routes::FAILOVERS, failovers)
+        .post(routes::FAILOVERS, failover)
         .get(routes::FOLLOWERS, followers)
         .post(routes::FOLLOWERS, follower_add)
         .get(routes::FOLLOWER, follower)
@@ -275,6 +278,17 @@ async fn points_of(receiver: &Arc<Receiver>, group: &GroupHandle, ask: PointsAsk
     read.await.map_err(ApiError::internal)?.map_err(|error: farside_store::StoreError| {
         ApiError::new(ErrorCode::Unavailable, error.to_string(), "it goes on by itself when the store answers again")
     })
+}
+
+async fn failovers(State(receiver): Here) -> Answer<Vec<FailoverStatus>> {
+    let shown = tokio::task::spawn_blocking(move || receiver.failovers.show(&receiver));
+    Ok(Json(shown.await.map_err(ApiError::internal)?))
+}
+
+async fn failover(State(receiver): Here, request: Result<Json<FailoverRequest>, JsonRejection>) -> Answer<FailoverStatus> {
+    let Json(request) = request.map_err(bad_request)?;
+    let begun = tokio::task::spawn_blocking(move || receiver.failovers.begin(&receiver, &request));
+    Ok(Json(begun.await.map_err(ApiError::internal)??))
 }
 
 async fn followers(State(receiver): Here) -> Answer<Vec<FollowerStatus>> {

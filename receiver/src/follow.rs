@@ -72,6 +72,18 @@ pub(crate) struct Definition {
     /// Of what the target held before it was followed.
     overwrite: bool,
     paused: bool,
+    /// Its target takes the place of a source that is gone.
+    #[serde(default)]
+    promoted: Option<Promoted>,
+}
+
+/// What a follower's target is promoted to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Promoted {
+    point: Slot,
+    generation: u64,
+    /// It holds that point, and is the receiver's no more.
+    released: bool,
 }
 
 /// What a target holds, as it is kept.
@@ -108,6 +120,11 @@ impl Versioned for Holds {
 impl Definition {
     fn names(&self) -> GroupNames {
         GroupNames { source: self.source.clone(), group: self.group.clone() }
+    }
+
+    /// Whether the target is to be left alone.
+    fn is_released(&self) -> bool {
+        self.paused || self.promoted.is_some_and(|promoted| promoted.released)
     }
 }
 
@@ -234,12 +251,51 @@ impl Followers {
         Ok(entry.show())
     }
 
+    /// The follower whose target takes the place of a volume at a failover, if there is one: the one that took it, or that is to hold the
+    /// newest point.
+    pub(crate) fn of_volume(&self, names: &GroupNames, volume: &str) -> Option<FollowerStatus> {
+        let entries: Vec<Arc<Entry>> = lock(&self.all).values().cloned().collect();
+        let promoted = |entry: &Arc<Entry>| lock(&entry.definition).promoted.is_some();
+        let mut fits: Vec<Arc<Entry>> = entries.into_iter().filter(|entry| entry.may_be_promoted(names, Some(volume))).collect();
+        fits.sort_by_key(|entry| !promoted(entry));
+        fits.first().map(|entry| entry.show())
+    }
+
+    /// Has one follower of each volume of a group hold that point, and let go of its target then.
+    pub(crate) fn promote(
+        &self,
+        receiver: &Receiver,
+        names: &GroupNames,
+        point: Slot,
+        generation: u64,
+    ) -> Result<(), StateError> {
+        let entries: Vec<Arc<Entry>> = lock(&self.all).values().cloned().collect();
+        let mut volumes = BTreeSet::new();
+        for entry in entries.into_iter().filter(|entry| entry.may_be_promoted(names, None)) {
+            {
+                let mut definition = lock(&entry.definition);
+                let is_first = volumes.insert(definition.volume.clone());
+                if !is_first || definition.promoted.is_some_and(|promoted| promoted.generation >= generation) {
+                    continue;
+                }
+                let promoted = Some(Promoted { point, generation, released: false });
+                let changed = Definition { promoted, ..definition.clone() };
+                receiver.state_dir.remember_follower(&entry.name, &changed)?;
+                *definition = changed;
+            }
+            entry.order(|orders| orders.wake = true);
+        }
+        Ok(())
+    }
+
     /// Pauses a follower, or ends its pause. Blocking.
     pub(crate) fn pause(&self, receiver: &Receiver, name: &str, paused: bool) -> Result<FollowerStatus, ApiError> {
         let entry = self.entry(name)?;
         {
             let mut definition = lock(&entry.definition);
-            let changed = Definition { paused, ..definition.clone() };
+            // Whoever goes on follows again, whatever its target was promoted to.
+            let promoted = definition.promoted.filter(|_| paused);
+            let changed = Definition { paused, promoted, ..definition.clone() };
             receiver.state_dir.remember_follower(&entry.name, &changed).map_err(unsaved)?;
             *definition = changed;
         }
@@ -319,6 +375,7 @@ impl Followers {
             follows: add.follows,
             overwrite: add.overwrite,
             paused: false,
+            promoted: None,
         };
         lock(&receiver.followers.kept).insert(name.clone(), (names, BTreeSet::new()));
         let tried = try_target(receiver, &group, &name, &definition, bytes);
@@ -349,6 +406,7 @@ fn try_target(
         follows: definition.follows,
         avoid: BTreeSet::new(),
         stage: FollowStage::Unknown,
+        again: false,
     };
     match (ask_group(receiver, group, |reply| Mail::Follow { ask: Box::new(ask), reply }), definition.follows) {
         (Err(FollowError::Store(error @ StoreError::KeyNeeded { .. })), _) => {
@@ -458,11 +516,19 @@ impl Entry {
     }
 
     fn refuse_paused(&self) -> Result<(), ApiError> {
-        if !lock(&self.definition).paused {
+        let definition = lock(&self.definition);
+        if !definition.paused && definition.promoted.is_none() {
             return Ok(());
         }
-        let message = format!("follower {} is paused", self.name);
+        let what = if definition.promoted.is_some() { "promoted: its target is not the receiver's" } else { "paused" };
+        let message = format!("follower {} is {what}", self.name);
         Err(ApiError::new(ErrorCode::Conflict, message, format!("first: farside follower resume {}", self.name)))
+    }
+
+    fn may_be_promoted(&self, names: &GroupNames, volume: Option<&str>) -> bool {
+        let definition = lock(&self.definition);
+        let is_of = definition.names() == *names && volume.is_none_or(|volume| definition.volume.as_str() == volume);
+        is_of && !definition.paused && (definition.follows == Follows::Newest || definition.promoted.is_some())
     }
 
     fn show(&self) -> FollowerStatus {
@@ -570,9 +636,14 @@ impl FollowKeeper for Keeper<'_> {
 impl Runner {
     fn run(&mut self) {
         while !self.is_over() {
-            if lock(&self.entry.definition).paused {
+            let (is_released, is_paused) = {
+                let definition = lock(&self.entry.definition);
+                (definition.is_released(), definition.paused)
+            };
+            if is_released {
                 self.target = None;
-                self.show(|view| (view.state, view.words, view.applying) = (FollowerState::Paused, None, None));
+                let state = if is_paused { FollowerState::Paused } else { FollowerState::Promoted };
+                self.show(|view| (view.state, view.words, view.applying) = (state, None, None));
                 self.wait(LOOK);
                 continue;
             }
@@ -658,14 +729,16 @@ impl Runner {
         }
         let (group, volume, follows) = {
             let definition = lock(&self.entry.definition);
-            (definition.names(), definition.volume.clone(), definition.follows)
+            let promoted = definition.promoted.map(|promoted| Follows::Point { slot: promoted.point.0 });
+            (definition.names(), definition.volume.clone(), (promoted.unwrap_or(definition.follows), promoted.is_some()))
         };
+        let (follows, again) = follows;
         let roster = self.receiver.roster.all();
         let Some(group) = roster.into_iter().find(|handle| *handle.names() == group) else {
             return Err(Trouble::Words(format!("the store has no group {group}, or cannot be read")));
         };
         let avoid = self.tried.iter().filter(|(_, times)| **times >= TRIED_MAX).map(|(point, _)| *point).collect();
-        let ask = FollowAsk { follower: self.entry.name.clone(), volume, follows, avoid, stage: stage.clone() };
+        let ask = FollowAsk { follower: self.entry.name.clone(), volume, follows, avoid, stage: stage.clone(), again };
         match ask_group(&self.receiver, &group, |reply| Mail::Follow { ask: Box::new(ask), reply }).map_err(trouble)? {
             FollowNext::Nothing(why) => {
                 self.show(|view| (view.state, view.words, view.applying) = (FollowerState::Waiting, Some(why), None));
@@ -696,6 +769,9 @@ impl Runner {
                     lock(&self.entry.orders).verify = true; // when it is there
                 }
                 self.advance(&group, &look, &point, filling)?;
+                if again {
+                    self.release()?;
+                }
                 Ok(Duration::ZERO)
             }
         }
@@ -741,6 +817,19 @@ impl Runner {
                 Err(trouble)
             }
         }
+    }
+
+    /// The target holds what it is promoted to: it is let go.
+    fn release(&mut self) -> Result<(), Trouble> {
+        self.target = None;
+        let mut definition = lock(&self.entry.definition);
+        let promoted = definition.promoted.map(|promoted| Promoted { released: true, ..promoted });
+        let changed = Definition { promoted, ..definition.clone() };
+        let kept = self.receiver.state_dir.remember_follower(&self.entry.name, &changed);
+        kept.map_err(|error| Trouble::Words(error.to_string()))?;
+        *definition = changed;
+        tracing::warn!(follower = %self.entry.name, target = %definition.target.display(), "the target of a follower was promoted");
+        Ok(())
     }
 
     fn is_verify_due(&self) -> bool {
@@ -813,7 +902,7 @@ impl Runner {
 }
 
 fn goes_on(receiver: &Receiver, entry: &Entry) -> bool {
-    !receiver.is_stopping() && !lock(&entry.definition).paused && {
+    !receiver.is_stopping() && !lock(&entry.definition).is_released() && {
         let orders = lock(&entry.orders);
         !orders.remove && !orders.heal
     }

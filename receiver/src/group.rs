@@ -24,6 +24,7 @@ use farside_transport::{Backoff, CloseCode};
 use farside_wire::{Damage, ReceiverMessage, RefusalCode};
 use tokio::sync::{Semaphore, mpsc};
 
+pub(crate) use self::fence::PromotionLook;
 pub(crate) use self::follow::{FollowAsk, FollowError, FollowNext};
 pub(crate) use self::mail::{BeginPart, GroupHandle, Mail, PartOutcome, PointChange};
 use self::mail::{FRAME_BYTES_MAX, MAIL_MAX};
@@ -37,6 +38,7 @@ use crate::status::{GroupView, since_1970};
 use crate::vault::Generation;
 
 mod actions;
+mod fence;
 mod follow;
 mod mail;
 mod merges;
@@ -267,6 +269,12 @@ impl Group {
             Mail::Merged { tried, reply } => self.merged(*tried, reply),
             Mail::Follow { ask, reply } => {
                 let _ = reply.send(self.follow(&ask));
+            }
+            Mail::PromotionLook { point, reply } => {
+                let _ = reply.send(self.promotion_look(point));
+            }
+            Mail::Fence { generation, reply } => {
+                let _ = reply.send(self.fence(generation));
             }
             Mail::FollowBase { volume, point, reply } => {
                 let _ = reply.send(self.follow_base(&volume, point));

@@ -22,6 +22,7 @@
 //! | `schedule` | the same unasked, when it is due |
 //! | `merge` | parts that history no longer tells apart become one |
 //! | `follow` | followers: files and devices that are kept equal to points |
+//! | `failover` | a copy takes the place of a source that is gone |
 //! | `status`, `metrics`, `api` | what is shown, and where |
 //!
 //! Invariant: whatever a source sends, memory and files stay within [`Limits`], and no source can hold up another's group.
@@ -31,6 +32,7 @@ pub mod args;
 mod budget;
 pub mod config;
 mod door;
+mod failover;
 mod follow;
 mod found;
 mod group;

@@ -24,6 +24,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::budget::Budget;
 use crate::config::{Config, ConfigError};
+use crate::failover::{self, Failovers};
 use crate::follow::Followers;
 use crate::landing::{LANDER_BYTES, Memory};
 use crate::merge;
@@ -97,6 +98,7 @@ pub(crate) struct Receiver {
     pub(crate) verifications: Verifications,
     pub(crate) schedule: Schedule,
     pub(crate) followers: Followers,
+    pub(crate) failovers: Failovers,
     pub(crate) budget: Budget,
     pub(crate) runtime: tokio::runtime::Handle,
     pub(crate) started: Instant,
@@ -349,6 +351,7 @@ async fn serve(config: Config, path: &Path, runtime: tokio::runtime::Handle) -> 
         verifications: Verifications::default(),
         schedule: Schedule::default(),
         followers: Followers::default(),
+        failovers: Failovers::default(),
         budget: Budget::default(),
         runtime,
         started: Instant::now(),
@@ -364,6 +367,7 @@ async fn serve(config: Config, path: &Path, runtime: tokio::runtime::Handle) -> 
     schedule::start(Arc::clone(&receiver)).map_err(RunError::Runtime)?;
     merge::start(Arc::clone(&receiver)).map_err(RunError::Runtime)?;
     Followers::start(&receiver).map_err(RunError::Runtime)?;
+    failover::start(Arc::clone(&receiver)).map_err(RunError::Runtime)?;
     let api = tokio::spawn(api::serve(Arc::clone(&receiver), socket));
     let keeper = tokio::spawn(keep_store(Arc::clone(&receiver), groups_known));
     let watchdog = tokio::spawn(systemd::housekeeping(|| true));

@@ -9,9 +9,11 @@ use std::path::{Path, PathBuf};
 
 use farside_ledger::{Grid, Policy};
 use farside_region::Name;
+use farside_store::GroupNames;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
+use crate::failover::Failover;
 use crate::follow::{Definition, FOLLOWER_VERSION, Holds, Versioned};
 use crate::found::Found;
 
@@ -211,14 +213,38 @@ impl StateDir {
     /// † What its target holds goes first: it would be taken for what the next one's of that name does.
     pub(crate) fn forget_follower(&self, name: &Name) -> Result<(), StateError> {
         for path in [self.follower_holds_path(name), self.follower(name)] {
-            let folder = path.parent().expect("a follower's file has a folder");
-            match std::fs::remove_file(&path) {
-                Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-                other => other.and_then(|()| File::open(folder)?.sync_all()),
-            }
-            .map_err(|source| StateError::Io { path: path.clone(), source })?;
+            remove(&path).map_err(|source| StateError::Io { path: path.clone(), source })?;
         }
         Ok(())
+    }
+
+    pub(crate) fn remember_failover(&self, failover: &Failover) -> Result<(), StateError> {
+        let names = failover.names();
+        let path = self.failover(&names.source, &names.group);
+        make_folder_of(&path)?;
+        write(&path, failover)
+    }
+
+    pub(crate) fn forget_failover(&self, names: &GroupNames) -> Result<(), StateError> {
+        let path = self.failover(&names.source, &names.group);
+        remove(&path).map_err(|source| StateError::Io { path, source })
+    }
+
+    fn failover(&self, source: &Name, group: &Name) -> PathBuf {
+        self.path.join("failovers").join(source.as_str()).join(format!("{group}.json"))
+    }
+
+    /// All `FOLDER/*/*.json`, and what is wrong with them.
+    pub(crate) fn read_two_deep<T: serde::de::DeserializeOwned>(&self, folder: &str) -> Vec<(PathBuf, Result<T, StateError>)> {
+        let list = |folder: &Path| -> Vec<PathBuf> {
+            let mut found: Vec<PathBuf> =
+                std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+            found.sort();
+            found
+        };
+        let files = list(&self.path.join(folder)).into_iter().flat_map(|folder| list(&folder));
+        let files = files.filter(|path| path.extension().is_some_and(|extension| extension == "json"));
+        files.filter_map(|path| read(&path).transpose().map(|read| (path, read))).collect()
     }
 
     fn follower(&self, name: &Name) -> PathBuf {
@@ -247,6 +273,15 @@ fn make_folder_of(path: &Path) -> Result<(), StateError> {
         missing.into_iter().filter_map(Path::parent).try_for_each(|above| File::open(above)?.sync_all())
     };
     make().map_err(|source| StateError::Io { path: folder.to_owned(), source })
+}
+
+/// Removes a file, if it is there, durably.
+fn remove(path: &Path) -> io::Result<()> {
+    let folder = path.parent().expect("a file of the state directory has a folder");
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other.and_then(|()| File::open(folder)?.sync_all()),
+    }
 }
 
 fn read<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>, StateError> {

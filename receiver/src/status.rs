@@ -125,6 +125,7 @@ impl GroupView {
                 id: id.to_string(),
                 bytes: volume.meta().geometry.volume_bytes(),
                 term: volume.term().0,
+                generation: volume.meta().generation.0,
                 seq: volume.last_seq().0,
                 staged: staged.get(&id).copied().unwrap_or(0),
                 last_point: state.newest_point_of(id).and_then(shown),
@@ -187,6 +188,11 @@ impl GroupView {
     /// Nothing is lost when nobody serves it: somebody greeted with its name once, and claimed nothing.
     pub(crate) fn is_vacant(&self) -> bool {
         self.is_empty && self.connected_from.is_none()
+    }
+
+    /// How long nothing was heard of its source, and from where that is connected.
+    pub(crate) fn heard(&self) -> (Option<Duration>, Option<String>) {
+        (self.heard.map(|heard| heard.elapsed()), self.connected_from.clone())
     }
 
     /// The newest slot of its ledger.
@@ -287,6 +293,7 @@ pub(crate) fn receiver(receiver: &Receiver) -> ReceiverStatus {
     }));
     let followers = receiver.followers.show();
     reasons.extend(receiver.followers.reasons());
+    reasons.extend(receiver.failovers.reasons());
     ReceiverStatus {
         followers,
         version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -15,6 +15,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
+use crate::failover::{FailoverRequest, FailoverStatus};
 use crate::follower::{FollowerAdd, FollowerStatus};
 use crate::receiver::{ReceiverStatus, Token, TokenRequest};
 use crate::routes::{self, PagesQuery, PointsQuery};
@@ -294,6 +295,16 @@ impl Client {
     /// Stops it.
     pub async fn verification_stop(&self) -> Result<Verification, ClientError> {
         self.call(Method::DELETE, routes::VERIFICATION, Bytes::new()).await
+    }
+
+    /// Failovers that are not over.
+    pub async fn failovers(&self) -> Result<Vec<FailoverStatus>, ClientError> {
+        self.get(routes::FAILOVERS).await
+    }
+
+    /// Begins a failover, or says what one would do.
+    pub async fn failover(&self, request: &FailoverRequest) -> Result<FailoverStatus, ClientError> {
+        self.send(Method::POST, routes::FAILOVERS, request).await
     }
 
     /// All followers.

@@ -95,6 +95,8 @@ codes! {
     FollowerDiverged = "follower_diverged",
     /// A follower cannot go on.
     FollowerFailed = "follower_failed",
+    /// A copy was promoted.
+    FailedOver = "failed_over",
 }
 
 impl fmt::Display for Code {

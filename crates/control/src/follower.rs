@@ -67,6 +67,8 @@ pub enum FollowerState {
     Failed,
     /// It was paused; its target is closed.
     Paused,
+    /// Its target took the place of a source that is gone, and is the receiver's no more.
+    Promoted,
 }
 
 impl FollowerState {
@@ -81,6 +83,7 @@ impl FollowerState {
             Self::Diverged => "DIVERGED",
             Self::Failed => "FAILED",
             Self::Paused => "paused",
+            Self::Promoted => "promoted",
         }
     }
 }

@@ -13,6 +13,7 @@ use utoipa::openapi::{
 use utoipa::{IntoParams as _, ToSchema};
 
 use crate::client::Daemon;
+use crate::failover::{FailoverRequest, FailoverStatus};
 use crate::follower::{FollowerAdd, FollowerStatus};
 use crate::receiver::{ReceiverStatus, Token, TokenRequest};
 use crate::routes::{self, PagesQuery, PointsQuery};
@@ -121,6 +122,9 @@ pub fn operations() -> Vec<Operation> {
             .with_query(),
         op(Receiver, "GET", routes::VERIFICATION, "The newest verification of a point", Described::of::<Verification>()),
         op(Receiver, "DELETE", routes::VERIFICATION, "Stop it", Described::of::<Verification>()),
+        op(Receiver, "GET", routes::FAILOVERS, "Failovers that are not over", Described::list::<FailoverStatus>()),
+        op(Receiver, "POST", routes::FAILOVERS, "Fence a group's source, and promote a point", Described::of::<FailoverStatus>())
+            .taking::<FailoverRequest>(),
         op(Receiver, "GET", routes::FOLLOWERS, "All followers", Described::list::<FollowerStatus>()),
         op(Receiver, "POST", routes::FOLLOWERS, "Keep a file or device equal to a point", follower()).taking::<FollowerAdd>(),
         op(Receiver, "GET", routes::FOLLOWER, "One follower", follower()),

@@ -170,6 +170,8 @@ pub struct ReceiverVolume {
     pub id: String,
     /// Its size.
     pub bytes: u64,
+    /// One more than the copies of it that were promoted: whoever has a lower one is fenced.
+    pub generation: u64,
     /// The term of its newest accepted claim.
     pub term: u64,
     /// The last accepted layer of that term; 0: none.

@@ -95,6 +95,10 @@ pub const FOLLOWER_VERIFY: &str = "/v1/followers/{follower}/verify";
 /// [`FollowerStatus`](crate::follower::FollowerStatus).
 pub const FOLLOWER_HEAL: &str = "/v1/followers/{follower}/heal";
 
+/// Receiver, `GET`: all [`FailoverStatus`](crate::failover::FailoverStatus); `POST`
+/// [`FailoverRequest`](crate::failover::FailoverRequest): the one that was begun or planned.
+pub const FAILOVERS: &str = "/v1/failovers";
+
 /// The query string of [`POINTS`] and [`POINT`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, utoipa::IntoParams)]
 #[serde(default)]

@@ -527,6 +527,8 @@ pub enum Accept {
     Forked,
     /// The target lost what was published; it is sent again.
     TargetRewound,
+    /// Another copy was promoted; this volume takes the history back, and what was written there since is not taken over.
+    Fenced,
     /// Writes may have gone untracked; everything is compared, as soon as the intent map can be written again.
     TrackingLost,
 }

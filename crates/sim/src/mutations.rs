@@ -253,6 +253,12 @@ pub const MUTATIONS: &[Mutation] = &[
     // The ledger's replay.
     story("a claim without the slot up to which it looked", LEDGER, "stories::l6_a_claim_names_the_slot_up_to_which_it_looked"),
     story("L6 a lower generation claims", LEDGER, "stories::l6_a_lower_generation_is_fenced"),
+    story(
+        "L6 who takes a history back fences nobody",
+        CORE,
+        "fencing::l6_who_was_fenced_comes_back_on_a_persons_word_and_fences_the_other",
+    ),
+    story("L6 a yes to one promotion holds for the next", CORE, "fencing::l6_a_later_promotion_is_asked_about_again"),
     story("a claim gives a volume another key or seal", LEDGER, "stories::l4_a_volume_keeps_its_digest_key_or_its_seal"),
     story("an encrypted volume adopts what the ledger says", CORE, "sealed::l4_a_seal_is_never_adopted"),
     story("a claim before its wrapped key", CORE, "sealed::l4_a_key_is_in_the_store_before_a_claim_that_names_it"),

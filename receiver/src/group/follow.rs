@@ -23,6 +23,8 @@ pub(crate) struct FollowAsk {
     pub(crate) avoid: BTreeSet<Slot>,
     /// What its target holds.
     pub(crate) stage: FollowStage,
+    /// Look at the target also if it holds what it should.
+    pub(crate) again: bool,
 }
 
 /// What there is for it.
@@ -68,6 +70,7 @@ impl Group {
         if let FollowStage::At(at) = ask.stage
             && at.slot == chosen.slot
             && state.holds(&at)
+            && !ask.again
         {
             return Ok(FollowNext::There(shown));
         }
@@ -92,7 +95,7 @@ fn volume_of(state: &State, name: &Name) -> Option<VolumeId> {
     state.volumes().find(|(_, volume)| volume.meta().name == *name).map(|(id, _)| id)
 }
 
-fn shown(state: &State, point: &Point) -> LastPoint {
+pub(super) fn shown(state: &State, point: &Point) -> LastPoint {
     let digest = state.digest_at(point.slot).expect("a point's record was replayed");
     LastPoint { id: PointId::new(point.slot.0, &digest.0), cut_wall: wall(point.epoch.wall_ms) }
 }

@@ -9,13 +9,14 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use farside_control::{ApiError, ErrorCode, PointId};
 use farside_ledger::{PartEntry, VerifiedHow};
-use farside_region::{Name, Slot, VolumeId};
+use farside_region::{Generation, Name, Slot, VolumeId};
 use farside_replication::target::SessionId;
 use farside_store::{GroupNames, LazyPointReader, MergeTried, PartLander, PointInfo, PointsFound, StoreError};
 use farside_wire::{PartHeader, SourceMessage};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::SHOW;
+use super::fence::PromotionLook;
 use super::follow::{FollowAsk, FollowError, FollowNext};
 use super::merges::MergeNext;
 use crate::door::Session;
@@ -71,6 +72,10 @@ pub(crate) enum Mail {
     Follow { ask: Box<FollowAsk>, reply: oneshot::Sender<Result<FollowNext, FollowError>> },
     /// It wants to compare its target with the point that it holds.
     FollowBase { volume: Name, point: Slot, reply: oneshot::Sender<Result<LazyPointReader, FollowError>> },
+    /// What a promotion would bring up: that point, or the newest.
+    PromotionLook { point: Option<Slot>, reply: oneshot::Sender<Result<PromotionLook, ApiError>> },
+    /// Nothing of a lower generation is to be published any more.
+    Fence { generation: Generation, reply: oneshot::Sender<Result<(), ApiError>> },
     /// The process stops.
     Stop,
 }

@@ -12,8 +12,8 @@ use farside_control::routes::PointsQuery;
 use farside_layer::{Compression, Encoder, PartId, PartWriter, layer_digest};
 use farside_ledger::{Claim, EpochInfo, LayerKind, VolumeMeta, volume_id};
 use farside_region::{
-    BootId, Generation, Geometry, GranuleIndex, GranuleRun, LayerKey, LedgerPosition, Name, RegionIndex, RegionSet, Seq, Term,
-    VolumeId,
+    BootId, Generation, Geometry, GranuleIndex, GranuleRun, LayerKey, LedgerPosition, Name, RegionIndex, RegionSet, Seq, Slot,
+    Term, VolumeId,
 };
 use farside_transport::{CloseCode, Closed, Connection, Dial, DialError, Identity, Limits, PartSender, Pin, QuicDialer, pair};
 use farside_wire::{
@@ -481,17 +481,30 @@ impl Session {
     }
 
     /// Claims a volume anew, having looked at everything that a former claim can have published.
-    pub(crate) async fn claim_above(&mut self, volume: &str, _former: &Volume) -> Volume {
+    pub(crate) async fn claim_above(&mut self, volume: &str, former: &Volume) -> Volume {
+        let head = self.head(former).await;
+        let meta = self.claim_raw(volume, |claim| claim.looked = head).await;
+        self.claimed(meta).await
+    }
+
+    /// The newest slot of the ledger.
+    pub(crate) async fn head(&mut self, volume: &Volume) -> Option<Slot> {
         self.requests += 1;
-        let (id, volume_id) = (RequestId(self.requests), volume_id(&self.source, &self.group, &name(volume)));
-        self.send(SourceMessage::ReadLedger(ReadLedger { id, volume: volume_id, position: None, after: None })).await;
-        let head = self
-            .expect("a slice of the ledger", |m| match m {
-                ReceiverMessage::LedgerSlice(slice) => Some(slice.head),
-                _ => None,
-            })
-            .await;
-        let meta = self.claim_raw(volume, |claim| claim.looked = head.map(|h| h.slot)).await;
+        let id = RequestId(self.requests);
+        self.send(SourceMessage::ReadLedger(ReadLedger { id, volume: volume.id, position: None, after: None })).await;
+        let slice = self.expect("a slice of the ledger", |m| match m {
+            ReceiverMessage::LedgerSlice(slice) => Some(slice.head),
+            _ => None,
+        });
+        slice.await.map(|head| head.slot)
+    }
+
+    /// Claims a volume anew, above whoever was promoted in its place.
+    pub(crate) async fn claim_back(&mut self, volume: &str, former: &Volume, generation: Generation) -> Volume {
+        let head = self.head(former).await;
+        let change = |claim: &mut Claim| (claim.looked, claim.volume.generation) = (head, generation);
+        let mut meta = self.claim_raw(volume, change).await;
+        meta.generation = generation;
         self.claimed(meta).await
     }
 

@@ -1,7 +1,7 @@
 //! From a connection to volumes that may send: greeting, position rule, claim, resume (§4.5, T1, T3, T7, T11, T17).
 
 use farside_ledger::{Claim, VoidReason};
-use farside_region::{RegionRange, RegionSet, Seq, Slot, Term, VolumeId, mutation};
+use farside_region::{Generation, RegionRange, RegionSet, Seq, Slot, Term, VolumeId, mutation};
 use farside_wire::{
     ClaimOutcome, ClaimRequest, ClaimVerdict, CurrentVolume, Features, HeldLayer, LayerFate, LedgerSlice, ReadLedger,
     ReceiverHello, RequestId, ResumeAnswer, ResumeQuery, Settings, SourceHello, SourceMessage, VersionRange,
@@ -140,6 +140,15 @@ impl Source {
         if last.is_some_and(|r| r.0 >= volume.meta.geometry.region_count()) {
             return self.protocol_error("a ledger slice with regions beyond the volume", out);
         }
+        // Before anything else: what a promoted copy published does not make a fork of this one.
+        if let Some(promoted) = slice.current.as_ref().map(|current| current.meta.generation)
+            && promoted > volume.meta.generation
+            && volume.outranks != Some(promoted)
+            && !(volume.outranks.is_some() && mutation::on("L6 a yes to one promotion holds for the next"))
+        {
+            volume.fenced_by = Some(promoted);
+            return self.refuse(now, slice.volume, RefusedWhy::Fenced, out);
+        }
         let forced = volume.reclaim == Some(Reclaim::Accepted) || skips_position_rule(volume.held, volume.reclaim);
         if !forced {
             if let Some(why) = judge_position(volume, &slice, &mut seen, has_layers) {
@@ -186,9 +195,6 @@ impl Source {
         let volume = self.volumes.get_mut(&id)?;
         volume.ever_published |= current.has_layers;
         let (ours, theirs) = (volume.geometry(), current.meta.geometry);
-        if current.meta.generation > volume.meta.generation {
-            return Some(RefusedWhy::Fenced);
-        }
         let same_shape = ours.granule_bytes() == theirs.granule_bytes() && ours.region_bytes() == theirs.region_bytes();
         if !same_shape || ours.volume_bytes() < theirs.volume_bytes() {
             return Some(RefusedWhy::Shape);
@@ -201,6 +207,12 @@ impl Source {
                 return Some(RefusedWhy::Key);
             }
             volume.meta.digest_key = current.meta.digest_key;
+            out.push(Action::AdoptMeta { meta: Box::new(volume.meta.clone()) });
+        }
+        // A person took the history back: that is a promotion as well, and fences whoever was promoted before.
+        if current.meta.generation > volume.meta.generation {
+            let next = if mutation::on("L6 who takes a history back fences nobody") { 0 } else { 1 };
+            volume.meta.generation = Generation(current.meta.generation.0.saturating_add(next));
             out.push(Action::AdoptMeta { meta: Box::new(volume.meta.clone()) });
         }
         if volume.held.is_some_and(|held| held != current.term) {
@@ -257,7 +269,10 @@ impl Source {
         }
         let position = match verdict.outcome {
             ClaimOutcome::Accepted { position } => position,
-            ClaimOutcome::Void { reason: VoidReason::Fenced { .. } } => return self.refuse(now, id, RefusedWhy::Fenced, out),
+            ClaimOutcome::Void { reason: VoidReason::Fenced { current } } => {
+                volume.fenced_by = Some(current);
+                return self.refuse(now, id, RefusedWhy::Fenced, out);
+            }
             ClaimOutcome::Void { reason: VoidReason::ClaimShape(_) | VoidReason::ClaimShrinks { .. } } => {
                 return self.refuse(now, id, RefusedWhy::Shape, out);
             }
@@ -275,6 +290,7 @@ impl Source {
         let term = Term(position.slot.0);
         volume.held = Some(term);
         volume.reclaim = None;
+        volume.outranks = None;
         volume.loss_unsaid();
         (volume.last_seq, volume.known_seq) = (Seq(0), Seq(0));
         volume.published = Some(position);
@@ -457,7 +473,12 @@ impl Source {
     /// A person accepts the disk as it is: every bit first, then a claim without the position rule (T3).
     pub(super) fn accept(&mut self, now: Nanos, id: VolumeId, out: &mut Vec<Action>) {
         let Some(volume) = self.volumes.get_mut(&id) else { return };
-        let may = matches!(volume.standing, Standing::Refused(RefusedWhy::Forked | RefusedWhy::TargetRewound));
+        let may =
+            matches!(volume.standing, Standing::Refused(RefusedWhy::Forked | RefusedWhy::TargetRewound | RefusedWhy::Fenced));
+        if volume.standing == Standing::Refused(RefusedWhy::Fenced) {
+            // That promotion and no later one: nobody was asked about it.
+            volume.outranks = volume.fenced_by;
+        }
         if may && mutation::on("T3 accept without every bit") {
             volume.heat.0.push(HeatFor::Accept);
             return self.all_hot(now, id, out);

@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use farside_ledger::{CutTime, EpochInfo, VolumeMeta};
 use farside_region::{
-    EpochId, Geometry, GranuleSet, LayerKey, LedgerPosition, RegionIndex, RegionRange, RegionSet, Seq, Term, VolumeId, mutation,
+    EpochId, Generation, Geometry, GranuleSet, LayerKey, LedgerPosition, RegionIndex, RegionRange, RegionSet, Seq, Term,
+    VolumeId, mutation,
 };
 use farside_wire::RequestId;
 
@@ -29,6 +30,10 @@ pub(super) struct Volume {
     /// The term under which this attach sends; `None` until its first claim is accepted.
     pub(super) held: Option<Term>,
     pub(super) reclaim: Option<Reclaim>,
+    /// The generation of the copy that was promoted in its place, as far as it was seen.
+    pub(super) fenced_by: Option<Generation>,
+    /// A person takes the history back from that one.
+    pub(super) outranks: Option<Generation>,
     /// Claims in turn with other instances since a layer of ours was published.
     pub(super) turns: u32,
     /// The claim of another instance that was counted last.
@@ -368,6 +373,8 @@ impl Volume {
             header: Header { confirmed, position, asked: (confirmed, position), asked_at: 0 },
             held: None,
             reclaim: None,
+            fenced_by: None,
+            outranks: None,
             turns: 0,
             counted_turn: None,
             last_seq: Seq(0),

@@ -2,6 +2,7 @@
 
 mod cadence;
 mod directed;
+mod fencing;
 mod hostile;
 mod loss;
 mod peers;

@@ -1,0 +1,224 @@
+//! `farside failover`: a point of a group takes the place of a source that is gone.
+
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use farside_control::client::Daemon;
+use farside_control::failover::{FailoverRequest, FailoverStage, FailoverStatus};
+use farside_control::follower::FollowerState;
+use farside_control::routes::PointsQuery;
+use farside_control::{Address, Client, PointRef};
+use serde::Serialize;
+
+use crate::args::Global;
+use crate::confirm;
+use crate::failure::{Exit, Failure};
+use crate::hosts::Hosts;
+use crate::print::{self, NOTHING, Table};
+
+/// How often the receiver is asked how far it is.
+const ASK_AGAIN: Duration = Duration::from_millis(50);
+
+/// `farside failover`.
+#[derive(Args, Debug)]
+#[command(after_long_help = "\
+It says what would be lost, and asks. Then all that the source may still publish is ended by a
+record in the ledger (the source is `Fenced`, however late it wakes), the point is pinned, and
+each volume that has a follower is brought to that point and let go: its target is yours. Nothing
+of it needs the source, and what was begun is gone on with after a kill at any moment.
+
+A volume without a follower is restored or opened; the commands are printed. What is written to
+what was brought up is replicated nowhere until it is protected as a volume of its own.
+
+The way back: `farside volume resync NAME --accept fenced` on the old host takes the history
+back as its disks have it.
+
+Exit code 4: refused. The source is connected, or the point is not the newest; --force.
+
+Examples:
+  farside failover web1/db --plan
+  farside failover web1/db
+  farside failover web1/db --point -2h --force      ransomware: to before it
+  farside failover --list")]
+pub(crate) struct FailoverArgs {
+    /// The group.
+    #[arg(required_unless_present = "list")]
+    group: Option<Address>,
+    /// The point: an id, `latest`, an RFC 3339 time or an age such as -5m.
+    #[arg(long, default_value = "latest", allow_hyphen_values = true)]
+    point: PointRef,
+    /// Say what would happen and what would be lost, and change nothing.
+    #[arg(long)]
+    plan: bool,
+    /// Do not ask.
+    #[arg(long, short)]
+    yes: bool,
+    /// Also to a point that is not the newest or not whole, and also while the source is connected.
+    #[arg(long)]
+    force: bool,
+    /// List failovers that are not over.
+    #[arg(long, conflicts_with_all = ["group", "plan", "force"])]
+    list: bool,
+}
+
+/// What it says when all is up.
+#[derive(Serialize)]
+struct Done<'a> {
+    #[serde(flatten)]
+    failover: &'a FailoverStatus,
+    /// From the confirmation to targets that can be written.
+    rto_ms: u64,
+}
+
+pub(crate) async fn run(global: &Global, hosts: &Hosts, args: FailoverArgs) -> Result<(), Failure> {
+    let client = hosts.gateway().await?;
+    if client.daemon() != Daemon::Receiver {
+        let message = "a failover is begun on the gateway, where the copy is";
+        return Err(Failure::new(Exit::Refused, message, "run this there"));
+    }
+    let Some(group) = args.group.filter(|_| !args.list) else { return list(global, &client).await };
+    let point = match args.point {
+        PointRef::Latest => None,
+        wanted => {
+            let query = PointsQuery { of: Some(group.to_string()), limit: None };
+            Some(client.point(&wanted.to_string(), &query).await?.id.slot)
+        }
+    };
+    let request = FailoverRequest { group: group.to_string(), point, force: args.force, plan: true };
+    let planned = client.failover(&request).await?;
+    if args.plan {
+        if global.json {
+            return print::json(&planned);
+        }
+        return print::out(&format!("{}{}nothing was changed\n", loss(&planned), steps(&planned)));
+    }
+    let begun = planned.stage != FailoverStage::Planned;
+    if !begun {
+        if !global.json {
+            eprint!("{}", loss(&planned));
+        }
+        let question = format!("Fence {} and bring this point up?", planned.source);
+        confirm::confirm(&question, "nothing was changed", args.yes)?;
+    }
+    let since = Instant::now();
+    let mut now = client.failover(&FailoverRequest { plan: false, ..request.clone() }).await?;
+    while now.stage != FailoverStage::Over && is_under_way(&now) {
+        tokio::time::sleep(ASK_AGAIN).await;
+        now = client.failover(&request).await?;
+    }
+    let rto_ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
+    if global.json {
+        print::json(&Done { failover: &now, rto_ms })?;
+    } else {
+        print::out(&done(&now, rto_ms))?;
+    }
+    let failed = now.members.iter().find(|m| m.follower.is_some() && m.state != Some(FollowerState::Promoted));
+    match failed {
+        None => Ok(()),
+        Some(member) => {
+            let message = format!("{} is fenced, and the follower of {} does not hold the point", now.source, member.volume);
+            let what =
+                format!("see `farside follower show {}`; or restore the volume", member.follower.as_deref().unwrap_or(NOTHING));
+            Err(Failure::new(Exit::Failed, message, what))
+        }
+    }
+}
+
+/// Whether something may still come.
+fn is_under_way(now: &FailoverStatus) -> bool {
+    let waits = |state: FollowerState| {
+        !matches!(state, FollowerState::Promoted | FollowerState::Diverged | FollowerState::Failed | FollowerState::Paused)
+    };
+    now.stage != FailoverStage::Promoted || now.members.iter().any(|member| member.state.is_some_and(waits))
+}
+
+async fn list(global: &Global, client: &Client) -> Result<(), Failure> {
+    let all = client.failovers().await?;
+    if global.json {
+        return print::json(&all);
+    }
+    if all.is_empty() {
+        return print::out("no failovers\n");
+    }
+    let mut table = Table::new(&["GROUP", "STAGE", "GENERATION", "POINT", "CUT"]);
+    for one in &all {
+        table.row([
+            format!("{}/{}", one.source, one.group),
+            stage(one.stage).to_owned(),
+            one.generation.to_string(),
+            one.point.as_ref().map_or_else(|| NOTHING.to_owned(), |point| point.id.to_string()),
+            one.point.as_ref().map_or_else(|| NOTHING.to_owned(), |point| print::time(point.cut_wall)),
+        ]);
+    }
+    let members: String = all.iter().map(|one| format!("\n{}", steps(one))).collect();
+    print::out(&format!("{table}{members}"))
+}
+
+fn stage(stage: FailoverStage) -> &'static str {
+    match stage {
+        FailoverStage::Planned => "planned",
+        FailoverStage::Fencing => "fencing",
+        FailoverStage::Fenced => "fenced",
+        FailoverStage::Promoted => "promoted",
+        FailoverStage::Over => "over",
+    }
+}
+
+/// What is lost.
+fn loss(planned: &FailoverStatus) -> String {
+    let group = format!("{}/{}", planned.source, planned.group);
+    let Some(point) = &planned.point else { return format!("{group} has no point\n") };
+    let mut text =
+        format!("{group} to point {}, cut {} ({})\n", point.id, print::time(point.cut_wall), print::age(point.cut_wall));
+    text.push_str("what its hosts wrote after that is lost to the copy\n");
+    match (&planned.connected_from, planned.silent_ms) {
+        (Some(from), _) => text.push_str(&format!("! {} is connected, from {from}\n", planned.source)),
+        (None, Some(ms)) => text.push_str(&format!("{} has been silent for {}\n", planned.source, print::duration_ms(ms))),
+        (None, None) => text.push_str(&format!("{} was not heard of since the receiver started\n", planned.source)),
+    }
+    if let Some(newest) = planned.newest.as_ref().filter(|newest| *newest != point) {
+        text.push_str(&format!("! not the newest: that is {}, cut {}\n", newest.id, print::time(newest.cut_wall)));
+    }
+    for left in &planned.left_out {
+        let newest = left.newest.as_ref().map_or_else(
+            || "no point holds it".to_owned(),
+            |point| format!("its own newest is {}, cut {}", point.id, print::time(point.cut_wall)),
+        );
+        text.push_str(&format!("! volume {} is not in it: {newest}\n", left.volume));
+    }
+    text
+}
+
+/// What becomes of each volume.
+fn steps(one: &FailoverStatus) -> String {
+    let mut text = String::new();
+    for member in &one.members {
+        let volume = format!("{}/{}/{}", one.source, one.group, member.volume);
+        let point = one.point.as_ref().map_or_else(|| "latest".to_owned(), |point| point.id.to_string());
+        text.push_str(&match (&member.target, &member.follower, member.state) {
+            (Some(target), Some(_), Some(FollowerState::Promoted)) => format!("{volume}: {} is yours\n", target.display()),
+            (Some(target), Some(follower), state) => {
+                format!("{volume}: {} by follower {follower} ({})\n", target.display(), state.map_or(NOTHING, FollowerState::word))
+            }
+            _ => format!(
+                "{volume}: no follower; at once: farside point open {volume} {point} --writable --device\n    or in full: farside restore \
+                 {volume} --point {point} --to TARGET\n"
+            ),
+        });
+    }
+    text
+}
+
+fn done(now: &FailoverStatus, rto_ms: u64) -> String {
+    let group = format!("{}/{}", now.source, now.group);
+    let point = now.point.as_ref().map_or_else(|| NOTHING.to_owned(), |point| point.id.to_string());
+    format!(
+        "{group} was failed over to point {point}; {} is fenced (generation {})\n{}RTO {}\n\nwhat is written there is replicated nowhere: protect \
+         it (farside volume add)\nthe way back, on {}: farside volume resync NAME --accept fenced\n",
+        now.source,
+        now.generation,
+        steps(now),
+        print::duration_ms(rto_ms),
+        now.source
+    )
+}

@@ -1,0 +1,93 @@
+//! Failover: a gateway's copy takes the place of a source that is gone.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::follower::FollowerState;
+use crate::source::LastPoint;
+
+/// A failover to begin, or to look at.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(default)]
+pub struct FailoverRequest {
+    /// An [`Address`](crate::Address): the group.
+    pub group: String,
+    /// The slot of the point; unless said: the newest.
+    pub point: Option<u64>,
+    /// Also to a point that is not the newest, or that its source could not read in full, and also while the source is connected.
+    pub force: bool,
+    /// Say what would happen, and change nothing.
+    pub plan: bool,
+}
+
+/// How far a failover is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum FailoverStage {
+    /// Nothing was changed.
+    #[default]
+    Planned,
+    /// The source is being fenced.
+    Fencing,
+    /// It is; followers are told.
+    Fenced,
+    /// Followers bring up the point, or have.
+    Promoted,
+    /// The history was taken back by its source, or by another failover.
+    Over,
+}
+
+/// One failover.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(default)]
+pub struct FailoverStatus {
+    /// Of which source.
+    pub source: String,
+    /// Of which group.
+    pub group: String,
+    /// How far it is.
+    pub stage: FailoverStage,
+    /// Whoever has a lower one publishes nothing any more.
+    pub generation: u64,
+    /// The point that is brought up; `None`: the group has none.
+    pub point: Option<LastPoint>,
+    /// The newest point that there is.
+    pub newest: Option<LastPoint>,
+    /// How long nothing was heard of the source; `None`: not since the receiver started.
+    pub silent_ms: Option<u64>,
+    /// From where the source is connected, while it is.
+    pub connected_from: Option<String>,
+    /// It was forced.
+    pub forced: bool,
+    /// The volumes of the point.
+    pub members: Vec<FailoverMember>,
+    /// Volumes of the group that the point has nothing of.
+    pub left_out: Vec<LeftOut>,
+}
+
+/// A volume that is brought up.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(default)]
+pub struct FailoverMember {
+    /// Its name.
+    pub volume: String,
+    /// Its size.
+    pub bytes: u64,
+    /// The follower whose target takes its place, if there is one.
+    pub follower: Option<String>,
+    /// That target.
+    #[schema(value_type = Option<String>)]
+    pub target: Option<PathBuf>,
+    /// What the follower does.
+    pub state: Option<FollowerState>,
+}
+
+/// A volume that is not.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct LeftOut {
+    /// Its name.
+    pub volume: String,
+    /// Its own newest point.
+    pub newest: Option<LastPoint>,
+}

@@ -1,0 +1,96 @@
+//! L6: a copy was promoted in this one's place.
+
+use farside_region::mutation::tell;
+use farside_region::{Generation, RegionSet};
+use farside_wire::{ClaimOutcome, ClaimVerdict, CurrentVolume, ReceiverMessage, RequestId, SourceMessage};
+
+use super::directed::{Host, current, layer, refused, regions};
+use super::world::volume;
+use crate::source::{Action, Event, RefusedWhy, Start};
+
+fn promoted(generation: u64) -> Option<CurrentVolume> {
+    let mut theirs = current(1, 9, true).expect("some");
+    theirs.meta.generation = Generation(generation);
+    Some(theirs)
+}
+
+fn fenced() -> Host {
+    let mut host = Host::new();
+    host.add(1, None, None, RegionSet::new(), Start::Unclean);
+    host.connect();
+    // What the other one published since is no fork of ours.
+    host.answer_ledger(1, vec![layer(10, 9, regions(0, 1))], promoted(2), Some(10));
+    assert_eq!(refused(&host, 1), Some(RefusedWhy::Fenced));
+    assert!(host.said.iter().all(|m| !matches!(m, SourceMessage::Claim(_))), "nothing is claimed");
+    host
+}
+
+fn claim(host: &mut Host) -> Option<(RequestId, Generation)> {
+    let said = host.said.iter().find_map(|m| match m {
+        SourceMessage::Claim(q) => Some((q.id, q.claim.volume.generation)),
+        _ => None,
+    });
+    host.said.retain(|m| !matches!(m, SourceMessage::Claim(_)));
+    said
+}
+
+/// It stays so on every connection; and only a person ends it, with every bit set, and above the other one, who is fenced then.
+#[test]
+fn l6_who_was_fenced_comes_back_on_a_persons_word_and_fences_the_other() {
+    tell(&[("L6 who takes a history back fences nobody", "the other one goes on")], || {
+        let mut host = fenced();
+        for _ in 0..3 {
+            host.tick(&[]);
+            host.reconnect();
+            assert_eq!((refused(&host, 1), claim(&mut host)), (Some(RefusedWhy::Fenced), None));
+        }
+        host.event(Event::Accept { volume: volume(1) });
+        assert!(claim(&mut host).is_none() && host.did(|a| matches!(a, Action::HeatAll { .. }).then_some(())).is_some(), "T3");
+        host.event(Event::AllHot { volume: volume(1) });
+        host.answer_ledger(1, Vec::new(), promoted(2), Some(10));
+        let (_, generation) = claim(&mut host).expect("claimed");
+        assert_eq!(generation, Generation(3), "the other one goes on");
+        let kept = host.did(|a| match a {
+            Action::AdoptMeta { meta } => Some(meta.generation),
+            _ => None,
+        });
+        assert_eq!(kept, Some(Generation(3)), "also after a restart");
+    });
+}
+
+/// A yes to one promotion is no yes to the next.
+#[test]
+fn l6_a_later_promotion_is_asked_about_again() {
+    tell(&[("L6 a yes to one promotion holds for the next", "nobody said yes to that")], || {
+        let mut host = fenced();
+        host.event(Event::Accept { volume: volume(1) });
+        host.event(Event::AllHot { volume: volume(1) });
+        host.answer_ledger(1, Vec::new(), promoted(4), Some(12));
+        assert!(claim(&mut host).is_none(), "nobody said yes to that");
+        assert_eq!(refused(&host, 1), Some(RefusedWhy::Fenced));
+        // Nor if it comes between the look and the claim.
+        host.event(Event::Accept { volume: volume(1) });
+        host.event(Event::AllHot { volume: volume(1) });
+        host.answer_ledger(1, Vec::new(), promoted(4), Some(12));
+        let (id, generation) = claim(&mut host).expect("claimed");
+        assert_eq!(generation, Generation(5));
+        let reason = farside_ledger::VoidReason::Fenced { current: Generation(6) };
+        let verdict = ClaimVerdict { id, volume: volume(1), outcome: ClaimOutcome::Void { reason } };
+        host.hear(ReceiverMessage::ClaimVerdict(verdict));
+        assert_eq!(refused(&host, 1), Some(RefusedWhy::Fenced));
+    });
+}
+
+/// A yes to a fork is no yes to a promotion.
+#[test]
+fn l6_a_yes_to_something_else_does_not_end_it() {
+    let mut host = Host::new();
+    host.add(1, None, None, RegionSet::new(), Start::Unclean);
+    host.connect();
+    host.answer_ledger(1, vec![layer(3, 2, regions(0, 1))], current(1, 2, true), Some(3));
+    assert_eq!(refused(&host, 1), Some(RefusedWhy::Forked));
+    host.event(Event::Accept { volume: volume(1) });
+    host.event(Event::AllHot { volume: volume(1) });
+    host.answer_ledger(1, Vec::new(), promoted(2), Some(10));
+    assert_eq!((refused(&host, 1), claim(&mut host)), (Some(RefusedWhy::Fenced), None));
+}

@@ -1,0 +1,364 @@
+//! Failovers: the source of a group is fenced, and a point of it takes its place.
+//!
+//! ```text
+//! asked ──► Fencing (durable) ──► claims of the next generation, all volumes ──► a point is chosen and pinned ──► Fenced
+//!                                                                                                                  │
+//!              Over ◄── a still higher generation is in the ledger ── Promoted ◄── followers are told to hold it ──┘
+//! ```
+//!
+//! Invariant: what was begun is gone on with, after a kill at any moment too: nothing in it asks anything of the source. Before `Fencing` is durable
+//! nothing was changed; from the claims on nothing of the old generation is published, whoever sends it and however late.
+//!
+//! Not here: what a claim does to those before (`ledger`), how a source learns of it (`replication`), how targets are written (`follow`).
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use farside_control::failover::{FailoverMember, FailoverRequest, FailoverStage, FailoverStatus, LeftOut};
+use farside_control::{Address, ApiError, Code, ErrorCode, Reason, Severity};
+use farside_region::{Generation, Name, Slot};
+use farside_store::GroupNames;
+use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
+
+use crate::group::{GroupHandle, Mail, PointChange, PromotionLook};
+use crate::process::Receiver;
+use crate::state_dir::{StateDir, StateError};
+
+/// How often it is looked whether something is left to do.
+const LOOK: Duration = Duration::from_secs(1);
+const VERSION: u32 = 1;
+
+/// All failovers that are not over.
+#[derive(Debug, Default)]
+pub(crate) struct Failovers {
+    all: Mutex<BTreeMap<GroupNames, Failover>>,
+    /// One step at a time.
+    working: Mutex<()>,
+    /// What cannot be taken up, in words.
+    broken: Mutex<Vec<String>>,
+}
+
+/// A failover, as it is kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Failover {
+    version: u32,
+    source: Name,
+    group: Name,
+    generation: u64,
+    /// As it was asked for; `None`: the newest of then.
+    wanted: Option<Slot>,
+    forced: bool,
+    stage: Stage,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Stage {
+    Fencing,
+    /// `None`: the group had no point.
+    Fenced {
+        point: Option<Slot>,
+    },
+    Promoted {
+        point: Option<Slot>,
+    },
+}
+
+impl Failover {
+    pub(crate) fn names(&self) -> GroupNames {
+        GroupNames { source: self.source.clone(), group: self.group.clone() }
+    }
+
+    pub(crate) fn is_current(&self) -> bool {
+        self.version == VERSION
+    }
+
+    fn pin_reason(&self) -> String {
+        format!("failover, generation {}", self.generation)
+    }
+
+    fn point(&self) -> Option<Slot> {
+        match self.stage {
+            Stage::Fencing => self.wanted,
+            Stage::Fenced { point } | Stage::Promoted { point } => point,
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn unsaved(error: StateError) -> ApiError {
+    ApiError::new(ErrorCode::Unavailable, error.to_string(), "see the receiver's state directory; nothing was changed")
+}
+
+/// Goes on with what was begun, until the receiver stops.
+pub(crate) fn start(receiver: Arc<Receiver>) -> std::io::Result<()> {
+    let (found, broken) = receiver.state_dir.failovers();
+    *lock(&receiver.failovers.broken) = broken;
+    *lock(&receiver.failovers.all) = found.into_iter().map(|one| (one.names(), one)).collect();
+    thread::Builder::new().name("failover".to_owned()).spawn(move || {
+        while !receiver.is_stopping() {
+            let all: Vec<GroupNames> = lock(&receiver.failovers.all).keys().cloned().collect();
+            for names in all {
+                if let Err(error) = receiver.failovers.go_on(&receiver, &names) {
+                    tracing::warn!(group = %names, error = %error.message, "a failover cannot go on yet");
+                }
+            }
+            thread::sleep(LOOK);
+        }
+    })?;
+    Ok(())
+}
+
+impl Failovers {
+    /// Begins one, or goes on with the one that was begun; with `plan`, says what would happen. Blocking.
+    pub(crate) fn begin(&self, receiver: &Receiver, request: &FailoverRequest) -> Result<FailoverStatus, ApiError> {
+        let group = find_group(receiver, &request.group)?;
+        let names = group.names().clone();
+        let known = lock(&self.all).get(&names).cloned();
+        if let Some(known) = &known {
+            if request.point.map(Slot).is_some_and(|point| known.point() != Some(point)) {
+                let message = format!("{names} was failed over already, to another point");
+                let what = "`farside failover --list` shows it; another point of it can be restored or opened";
+                return Err(ApiError::new(ErrorCode::Conflict, message, what));
+            }
+            if !request.plan {
+                self.go_on(receiver, &names)?;
+            }
+            return self.show_one(receiver, &names);
+        }
+        let look = look(receiver, &group, request.point.map(Slot))?;
+        receiver.runtime.block_on(group.clone().refresh());
+        let failover = Failover {
+            version: VERSION,
+            source: names.source.clone(),
+            group: names.group.clone(),
+            generation: look.generation.0.saturating_add(1),
+            wanted: request.point.map(Slot),
+            forced: request.force,
+            stage: Stage::Fencing,
+        };
+        let planned = FailoverStatus { stage: FailoverStage::Planned, ..show(receiver, &group, &failover, &look) };
+        if request.plan {
+            return Ok(planned);
+        }
+        refuse(&names, request, &planned, &look)?;
+        receiver.state_dir.remember_failover(&failover).map_err(unsaved)?;
+        lock(&self.all).insert(names.clone(), failover);
+        self.go_on(receiver, &names)?;
+        self.show_one(receiver, &names)
+    }
+
+    /// One after the other, each durable before the next.
+    fn go_on(&self, receiver: &Receiver, names: &GroupNames) -> Result<(), ApiError> {
+        let _one = lock(&self.working);
+        loop {
+            let known = lock(&self.all).get(names).cloned();
+            let Some(mut failover) = known else { return Ok(()) };
+            let group = handle(receiver, names)?;
+            match failover.stage {
+                Stage::Fencing => {
+                    let generation = Generation(failover.generation);
+                    ask(receiver, &group, |reply| Mail::Fence { generation, reply })?;
+                    // Now none can be added.
+                    let point = look(receiver, &group, failover.wanted)?.point;
+                    if let Some(point) = &point {
+                        let change = PointChange::Pin { reason: failover.pin_reason() };
+                        receiver.runtime.block_on(group.change(point.shown.id, change))?;
+                    }
+                    failover.stage = Stage::Fenced { point: point.map(|point| point.slot) };
+                }
+                Stage::Fenced { point } => {
+                    if let Some(point) = point {
+                        receiver.followers.promote(receiver, names, point, failover.generation).map_err(unsaved)?;
+                    }
+                    failover.stage = Stage::Promoted { point };
+                }
+                Stage::Promoted { point } => {
+                    if look(receiver, &group, None)?.generation.0 <= failover.generation {
+                        return Ok(());
+                    }
+                    let point = point.and_then(|point| look(receiver, &group, Some(point)).ok()?.point);
+                    if let Some(point) = point {
+                        let change = PointChange::Unpin { only: Some(failover.pin_reason()) };
+                        receiver.runtime.block_on(group.change(point.shown.id, change))?;
+                    }
+                    receiver.state_dir.forget_failover(names).map_err(unsaved)?;
+                    lock(&self.all).remove(names);
+                    tracing::info!(group = %names, generation = failover.generation, "a failover is over: its history was taken back");
+                    return Ok(());
+                }
+            }
+            receiver.state_dir.remember_failover(&failover).map_err(unsaved)?;
+            lock(&self.all).insert(names.clone(), failover);
+        }
+    }
+
+    /// All of them.
+    pub(crate) fn show(&self, receiver: &Receiver) -> Vec<FailoverStatus> {
+        let all: Vec<GroupNames> = lock(&self.all).keys().cloned().collect();
+        all.iter().filter_map(|names| self.show_one(receiver, names).ok()).collect()
+    }
+
+    fn show_one(&self, receiver: &Receiver, names: &GroupNames) -> Result<FailoverStatus, ApiError> {
+        let group = handle(receiver, names)?;
+        let gone = || ApiError::not_found("failover", &names.to_string(), "`farside failover --list` lists them");
+        let failover = lock(&self.all).get(names).cloned().ok_or_else(gone)?;
+        let point = match failover.stage {
+            Stage::Fencing => failover.wanted,
+            Stage::Fenced { point } | Stage::Promoted { point } => point,
+        };
+        let look = look(receiver, &group, point)?;
+        Ok(show(receiver, &group, &failover, &look))
+    }
+
+    /// What people should know.
+    pub(crate) fn reasons(&self) -> Vec<Reason> {
+        let said = lock(&self.all);
+        let of_all = said.values().map(|failover| {
+            let names = failover.names();
+            let message = match failover.stage {
+                Stage::Fencing => format!("{names} is being failed over: its source is not fenced yet"),
+                _ => format!(
+                    "{names} was failed over (generation {}): what its source has since is not taken",
+                    failover.generation
+                ),
+            };
+            let what = format!(
+                "`farside failover --list`; to take {names} back: `farside volume resync NAME --accept fenced` on its host"
+            );
+            Reason::new(Severity::Warning, Code::FailedOver, message, what)
+        });
+        let broken = lock(&self.broken);
+        let of_broken = broken.iter().map(|words| {
+            let what = "nothing goes on with that failover: put the file back, or remove it and begin anew";
+            Reason::new(Severity::Error, Code::FailedOver, words, what)
+        });
+        of_all.chain(of_broken).collect()
+    }
+}
+
+/// What a person must force.
+fn refuse(names: &GroupNames, request: &FailoverRequest, planned: &FailoverStatus, look: &PromotionLook) -> Result<(), ApiError> {
+    let Some(point) = &look.point else {
+        let message = format!("{names} has no point");
+        return Err(ApiError::new(ErrorCode::Conflict, message, "there is nothing to fail over to"));
+    };
+    let refused = |message: String, what: &str| Err(ApiError::new(ErrorCode::Refused, message, what));
+    if request.force {
+        return Ok(());
+    }
+    if let Some(from) = &planned.connected_from {
+        let message = format!("{} is connected, from {from}: it is alive, and would be fenced", names.source);
+        return refused(message, "stop it first; or, if it must not go on, say --force");
+    }
+    if look.newest.as_ref().is_some_and(|newest| *newest != point.shown) {
+        let message = format!("point {} is not the newest of {names}", point.shown.id);
+        return refused(message, "say --force if an older one is what you want: newer ones are kept, and not brought up");
+    }
+    if point.degraded {
+        let message = format!("the source could not read all of point {}", point.shown.id);
+        return refused(message, "take an older one that is not degraded, or say --force");
+    }
+    Ok(())
+}
+
+fn show(receiver: &Receiver, group: &GroupHandle, failover: &Failover, look: &PromotionLook) -> FailoverStatus {
+    let view = group.view();
+    let (silent, connected_from) = view.heard();
+    let is_over = look.generation.0 > failover.generation;
+    let point = look.point.as_ref();
+    let member = |(volume, bytes): &(String, u64)| {
+        let follower = receiver.followers.of_volume(group.names(), volume);
+        FailoverMember {
+            volume: volume.clone(),
+            bytes: *bytes,
+            target: follower.as_ref().map(|one| one.target.clone()),
+            state: follower.as_ref().map(|one| one.state),
+            follower: follower.map(|one| one.name),
+        }
+    };
+    FailoverStatus {
+        source: failover.source.to_string(),
+        group: failover.group.to_string(),
+        stage: match failover.stage {
+            _ if is_over => FailoverStage::Over,
+            Stage::Fencing => FailoverStage::Fencing,
+            Stage::Fenced { .. } => FailoverStage::Fenced,
+            Stage::Promoted { .. } => FailoverStage::Promoted,
+        },
+        generation: failover.generation,
+        point: point.map(|point| point.shown.clone()),
+        newest: look.newest.clone(),
+        silent_ms: silent.map(|silent| u64::try_from(silent.as_millis()).unwrap_or(u64::MAX)),
+        connected_from,
+        forced: failover.forced,
+        members: point.iter().flat_map(|point| &point.members).map(member).collect(),
+        left_out: look
+            .left_out
+            .iter()
+            .map(|(volume, newest)| LeftOut { volume: volume.clone(), newest: newest.clone() })
+            .collect(),
+    }
+}
+
+fn find_group(receiver: &Receiver, address: &str) -> Result<GroupHandle, ApiError> {
+    let address: Address = address
+        .parse()
+        .map_err(|error: farside_control::AddressError| ApiError::new(ErrorCode::BadRequest, error.to_string(), ""))?;
+    let is_it = |group: &GroupHandle| address.is_group(group.names().source.as_str(), group.names().group.as_str());
+    let mut found: Vec<GroupHandle> = receiver.roster.all().into_iter().filter(is_it).collect();
+    match found.len() {
+        0 => Err(ApiError::not_found("group", &address.to_string(), "`farside status` lists what the store holds")),
+        1 => Ok(found.remove(0)),
+        _ => {
+            let all: Vec<_> = found.iter().map(|group| group.names().to_string()).collect();
+            let message = format!("`{address}` may be {}", all.join(", "));
+            Err(ApiError::new(ErrorCode::BadRequest, message, "say which: SOURCE/GROUP"))
+        }
+    }
+}
+
+fn handle(receiver: &Receiver, names: &GroupNames) -> Result<GroupHandle, ApiError> {
+    let found = receiver.roster.all().into_iter().find(|group| group.names() == names);
+    found.ok_or_else(|| ApiError::new(ErrorCode::Unavailable, format!("{names} is not open yet"), "try again"))
+}
+
+fn look(receiver: &Receiver, group: &GroupHandle, point: Option<Slot>) -> Result<PromotionLook, ApiError> {
+    ask(receiver, group, |reply| Mail::PromotionLook { point, reply })
+}
+
+fn ask<T>(
+    receiver: &Receiver,
+    group: &GroupHandle,
+    mail: impl FnOnce(oneshot::Sender<Result<T, ApiError>>) -> Mail,
+) -> Result<T, ApiError> {
+    let gone = || ApiError::new(ErrorCode::Unavailable, "the group was closed meanwhile", "try again");
+    let (reply, answer) = oneshot::channel();
+    receiver.runtime.block_on(async {
+        group.tell(mail(reply)).await.map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?
+    })
+}
+
+impl StateDir {
+    /// Those that were begun, and what is wrong with files of others.
+    fn failovers(&self) -> (Vec<Failover>, Vec<String>) {
+        let (mut found, mut broken) = (Vec::new(), Vec::new());
+        for (path, read) in self.read_two_deep::<Failover>("failovers") {
+            match read {
+                Ok(failover) if failover.is_current() => found.push(failover),
+                Ok(failover) => {
+                    broken.push(format!("{} is of version {}, and this build reads {VERSION}", path.display(), failover.version))
+                }
+                Err(error) => broken.push(error.to_string()),
+            }
+        }
+        (found, broken)
+    }
+}

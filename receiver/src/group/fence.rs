@@ -1,0 +1,136 @@
+//! Promotion, as far as the group's thread is concerned: what may be lost by it, and the claims that end what its source may publish.
+
+use std::time::Duration;
+
+use farside_control::source::LastPoint;
+use farside_control::{ApiError, ErrorCode};
+use farside_ledger::{Body, Claim, Point, State, VolumeMeta};
+use farside_region::{Generation, Slot};
+use farside_replication::target::Event;
+use farside_store::{Dated, GroupStore, StoreError};
+
+use super::follow::shown;
+use super::{Group, Place};
+
+/// How often it is tried again when somebody else wrote at the same moment.
+const TRIED_MAX: u32 = 8;
+
+/// What a promotion would bring up.
+#[derive(Clone, Debug)]
+pub(crate) struct PromotionLook {
+    /// The highest of all volumes.
+    pub(crate) generation: Generation,
+    /// The point, if there is one.
+    pub(crate) point: Option<Promotable>,
+    /// The newest one.
+    pub(crate) newest: Option<LastPoint>,
+    /// Volumes of which the point has nothing, with the newest point of each.
+    pub(crate) left_out: Vec<(String, Option<LastPoint>)>,
+}
+
+/// A point that may be promoted.
+#[derive(Clone, Debug)]
+pub(crate) struct Promotable {
+    pub(crate) shown: LastPoint,
+    pub(crate) slot: Slot,
+    pub(crate) degraded: bool,
+    /// Volumes and their sizes.
+    pub(crate) members: Vec<(String, u64)>,
+}
+
+impl Group {
+    /// What would be brought up: that point, or the newest.
+    pub(super) fn promotion_look(&self, point: Option<Slot>) -> Result<PromotionLook, ApiError> {
+        let state = self.writable()?.state();
+        let newest = state.points().values().next_back();
+        let chosen = match point {
+            Some(slot) => Some(state.points().get(&slot).ok_or_else(|| {
+                ApiError::not_found("point", &slot.to_string(), "`farside point list` shows those that are kept")
+            })?),
+            None => newest,
+        };
+        let name = |point: &Point| {
+            let named =
+                point.members.iter().filter_map(|m| Some((state.volume(m.key.volume)?.meta().name.to_string(), m.volume_bytes)));
+            named.collect::<Vec<_>>()
+        };
+        let has = |point: &Point, id| point.members.iter().any(|m| m.key.volume == id);
+        let left_out =
+            state.volumes().filter(|(id, volume)| volume.last_layer().is_some() && chosen.is_none_or(|p| !has(p, *id)));
+        Ok(PromotionLook {
+            generation: highest(state),
+            newest: newest.map(|point| shown(state, point)),
+            left_out: left_out
+                .map(|(id, v)| (v.meta().name.to_string(), state.newest_point_of(id).map(|point| shown(state, point))))
+                .collect(),
+            point: chosen.map(|point| Promotable {
+                shown: shown(state, point),
+                slot: point.slot,
+                degraded: point.degraded,
+                members: name(point),
+            }),
+        })
+    }
+
+    /// Claims all volumes under that generation, unless they are: whoever claimed them under a lower one publishes nothing any more, and
+    /// claims nothing. What was staged is published before.
+    ///
+    /// Invariant: nothing of the source is heard between the first of the claims and the last.
+    pub(super) fn fence(&mut self, generation: Generation) -> Result<(), ApiError> {
+        self.happened(Event::Publish);
+        self.work();
+        let Place::Here(here) = &mut self.place else { return self.writable().map(drop) };
+        let mut tried = 0;
+        while let Some(batch) = claims_below(&here.store, generation) {
+            match here.store.append_all(batch) {
+                Ok(appended) => {
+                    if let Some(void) = appended.iter().find(|one| !one.verdict.is_done()) {
+                        let message = format!("a claim that promotes {} is void: {:?}", self.names, void.verdict);
+                        return Err(ApiError::new(ErrorCode::Conflict, message, "see `farside status` on this gateway"));
+                    }
+                }
+                Err(StoreError::Overtaken { .. }) if tried < TRIED_MAX => tried += 1,
+                Err(error) => {
+                    self.store_error(&error);
+                    return Err(ApiError::new(ErrorCode::Unavailable, error.to_string(), "it is tried again by itself"));
+                }
+            }
+        }
+        // Whoever is connected finds out by asking the ledger; what was under way of the old terms is void.
+        self.leave_with(format!("a copy of {} was promoted: generation {}", self.names, generation.0), Duration::ZERO);
+        self.enter();
+        tracing::warn!(group = %self.names, generation = generation.0, "a copy was promoted: the source before is fenced");
+        Ok(())
+    }
+
+    /// The store, if records can be put into this ledger.
+    fn writable(&self) -> Result<&GroupStore, ApiError> {
+        let away = |words: &str| ApiError::new(ErrorCode::Unavailable, words, "try again when the store answers again");
+        match &self.place {
+            Place::Here(here) if here.store.torn().is_some() => Err(away("the ledger is torn: see `farside status`")),
+            Place::Here(here) => Ok(&here.store),
+            Place::Away { words, .. } => Err(away(words)),
+        }
+    }
+}
+
+fn highest(state: &State) -> Generation {
+    state.volumes().map(|(_, volume)| volume.meta().generation).max().unwrap_or(Generation(1))
+}
+
+/// Claims for volumes that are below a generation, as many as one object takes: all of a group's, but at the end of a run of slots.
+fn claims_below(store: &GroupStore, generation: Generation) -> Option<Vec<Dated>> {
+    let state = store.state();
+    let below = state.volumes().filter(|(_, volume)| volume.meta().generation < generation);
+    let room = usize::try_from(store.room()).unwrap_or(usize::MAX).max(1);
+    let claim = |(_, volume): (_, &farside_ledger::VolumeState)| Dated {
+        body: Body::Claim(Claim {
+            volume: VolumeMeta { generation, ..volume.meta().clone() },
+            looked: state.head(),
+            source: volume.source().clone(),
+        }),
+        ago: Duration::ZERO,
+    };
+    let claims: Vec<Dated> = below.map(claim).take(room).collect();
+    (!claims.is_empty()).then_some(claims)
+}

@@ -1,0 +1,210 @@
+//! A copy takes the place of its source: whoever was the source publishes nothing any more.
+
+use std::path::Path;
+
+use farside_control::failover::{FailoverRequest, FailoverStage, FailoverStatus};
+use farside_control::follower::{FollowerAdd, FollowerState, Follows};
+use farside_control::routes;
+use farside_ledger::{Claim, LayerKind, VoidReason};
+use farside_region::Generation;
+use farside_wire::{ClaimOutcome, ReceiverMessage};
+
+use crate::site::{Gateway, Session, Volume, granules, wait_until};
+
+fn add(volume: &str, target: &Path) -> FollowerAdd {
+    let name = Some(volume.to_owned());
+    let volume = format!("host1/default/{volume}");
+    FollowerAdd { name, volume, target: target.to_owned(), follows: Follows::Newest, overwrite: false }
+}
+
+fn request() -> FailoverRequest {
+    FailoverRequest { group: "host1/default".into(), ..FailoverRequest::default() }
+}
+
+async fn promoted(gateway: &Gateway) -> FailoverStatus {
+    let client = gateway.client();
+    let mut found = FailoverStatus::default();
+    wait_until("the followers to be promoted", async || {
+        let all = client.failovers().await.unwrap_or_default();
+        let done = |one: &FailoverStatus| {
+            let up = |state| state == Some(FollowerState::Promoted);
+            one.stage == FailoverStage::Promoted && one.members.iter().all(|m| m.follower.is_none() || up(m.state))
+        };
+        let Some(one) = all.into_iter().find(done) else { return false };
+        found = one;
+        true
+    })
+    .await;
+    found
+}
+
+async fn claim_outcome(source: &mut Session, volume: &Volume, generation: u64) -> ClaimOutcome {
+    let head = source.head(volume).await;
+    let change = |claim: &mut Claim| (claim.looked, claim.volume.generation) = (head, Generation(generation));
+    source.claim_raw("data", change).await;
+    source
+        .expect("a verdict", |m| match m {
+            ReceiverMessage::ClaimVerdict(verdict) => Some(verdict.outcome),
+            _ => None,
+        })
+        .await
+}
+
+/// What a file of zeroes is with these granules in it.
+fn image(content: &[(farside_region::GranuleIndex, Vec<u8>)]) -> Vec<u8> {
+    let mut image = vec![0; 64 << 20];
+    for (at, bytes) in content {
+        image[at.0 as usize * 4096..][..4096].copy_from_slice(bytes);
+    }
+    image
+}
+
+#[tokio::test]
+async fn a_failover_fences_its_source_and_brings_the_newest_point_up() {
+    let mut gateway = Gateway::new("");
+    gateway.start().await;
+    let host = gateway.pair("host1").await;
+    let mut source = host.connect("default").await;
+    let (data, log) = (source.claim("data").await, source.claim("log").await);
+    let client = gateway.client();
+    let none = client.failover(&request()).await.expect_err("no point").to_string();
+    assert!(none.contains("has no point"), "{none}");
+    let content = granules(5, 30);
+    for seq in [1, 2] {
+        let members = vec![source.send_layer(&data, seq, &content).await, source.send_layer(&log, seq, &granules(0, 3)).await];
+        source.end(members, LayerKind::Point).await;
+        source.published(&log, seq).await;
+    }
+    let points = gateway.points(None).await;
+    let (newest, older) = (&points[0], &points[1]);
+    client.follower_add(&add("data", &gateway.path("data.img"))).await.expect("added");
+    let delayed = FollowerAdd {
+        name: Some("late".into()),
+        follows: Follows::Behind { delay_ms: 3_600_000 },
+        ..add("data", &gateway.path("late.img"))
+    };
+    client.follower_add(&delayed).await.expect("added");
+
+    // It is alive, and would be fenced; a plan may be had.
+    let plan = client.failover(&FailoverRequest { plan: true, ..request() }).await.expect("a plan");
+    assert_eq!((plan.stage, plan.generation, plan.point.as_ref().map(|p| p.id)), (FailoverStage::Planned, 2, Some(newest.id)));
+    assert!(plan.connected_from.is_some() && plan.left_out.is_empty(), "{plan:?}");
+    let refused = client.failover(&request()).await.expect_err("it is connected").to_string();
+    assert!(refused.contains("it is alive"), "{refused}");
+    assert!(client.failovers().await.expect("listed").is_empty());
+    drop(source);
+    wait_until("it to be gone", async || {
+        client.failover(&FailoverRequest { plan: true, ..request() }).await.is_ok_and(|plan| plan.connected_from.is_none())
+    })
+    .await;
+    let older = FailoverRequest { point: Some(older.id.slot), ..request() };
+    let refused = client.failover(&older).await.expect_err("not the newest").to_string();
+    assert!(refused.contains("is not the newest"), "{refused}");
+
+    let begun = client.failover(&request()).await.expect("begun");
+    assert_eq!((begun.stage, begun.generation), (FailoverStage::Promoted, 2));
+    let done = promoted(&gateway).await;
+    let member = |volume: &str| done.members.iter().find(|m| m.volume == volume).expect("a member").clone();
+    assert_eq!(member("data").follower.as_deref(), Some("data"), "the one that is to hold the newest point");
+    assert_eq!((member("log").follower, member("log").state), (None, None));
+    assert!(std::fs::read(gateway.path("data.img")).expect("read") == image(&content), "the newest point is there");
+    let pinned = gateway.points(None).await;
+    assert_eq!(pinned[0].pins.iter().map(|pin| pin.reason.as_str()).collect::<Vec<_>>(), ["failover, generation 2"]);
+    let status = gateway.status().await;
+    assert!(status.reasons.iter().any(|reason| reason.code == "failed_over"), "{:?}", status.reasons);
+    assert!(status.sources[0].groups[0].volumes.iter().all(|volume| volume.generation == 2));
+    // Another point of it is no failover any more.
+    let another = client.failover(&older).await.expect_err("it is over there already").to_string();
+    assert!(another.contains("to another point"), "{another}");
+
+    // The target is nobody's but ours: what is written to it stays, also after a restart.
+    let target = gateway.path("data.img");
+    std::os::unix::fs::FileExt::write_all_at(&std::fs::File::options().write(true).open(&target).expect("open"), b"ours", 0)
+        .expect("written");
+    assert!(client.follower_tell(routes::FOLLOWER_HEAL, "data").await.is_err());
+
+    // The source wakes up. What it sends under its old term nobody takes, and it is told why.
+    let mut woken = host.connect_when_ready("default").await;
+    let member = woken.send_layer(&data, 3, &granules(0, 9)).await;
+    woken.end(vec![member], LayerKind::Point).await;
+    let void = woken
+        .expect("the layer to be void", |m| match m {
+            ReceiverMessage::Void(void) => Some(void.layers),
+            _ => None,
+        })
+        .await;
+    assert_eq!(void, [data.key(3)]);
+    let outcome = claim_outcome(&mut woken, &data, 1).await;
+    let ClaimOutcome::Void { reason: VoidReason::Fenced { current } } = outcome else { panic!("{outcome:?}") };
+    assert_eq!(current, Generation(2));
+    assert_eq!(gateway.points(None).await.len(), 2, "nothing was published");
+    gateway.stop();
+    gateway.start().await;
+    let again = promoted(&gateway).await;
+    assert_eq!((again.stage, again.generation), (FailoverStage::Promoted, 2));
+    assert_eq!(&std::fs::read(&target).expect("read")[..4], b"ours");
+}
+
+/// Killed anywhere in it, it comes to its end, and not twice.
+#[tokio::test]
+async fn a_failover_that_is_killed_is_gone_on_with() {
+    for round in 0..6 {
+        let (mut gateway, host, mut source, volume) = Gateway::with_claim().await;
+        let content = granules(0, 200);
+        source.publish(&volume, 1, &content, LayerKind::Point).await;
+        let client = gateway.client();
+        let target = gateway.path("data.img");
+        client.follower_add(&add("data", &target)).await.expect("added");
+        drop(source);
+        let begun = gateway.path("state/failovers/host1/default.json");
+        let task = tokio::spawn(async move { client.failover(&FailoverRequest { force: true, ..request() }).await.is_ok() });
+        let has = |words: &str| std::fs::read_to_string(&begun).is_ok_and(|text| text.contains(words));
+        wait_until("it to be begun", async || if round % 2 == 0 { has("fencing") || has("point") } else { has("point") }).await;
+        gateway.kill();
+        let _ = task.await;
+        gateway.start().await;
+        let done = promoted(&gateway).await;
+        assert_eq!((done.generation, done.members[0].state), (2, Some(FollowerState::Promoted)));
+        assert!(std::fs::read(&target).expect("read") == image(&content), "round {round}");
+        let mut woken = host.connect_when_ready("default").await;
+        assert!(matches!(claim_outcome(&mut woken, &volume, 1).await, ClaimOutcome::Void { reason: VoidReason::Fenced { .. } }));
+        drop(woken);
+        gateway.check_store();
+    }
+}
+
+/// The source takes the history back: the failover is over, and its follower follows again once a person says so.
+#[tokio::test]
+async fn who_takes_the_history_back_ends_the_failover() {
+    let (gateway, host, mut source, volume) = Gateway::with_claim().await;
+    source.publish(&volume, 1, &granules(0, 20), LayerKind::Point).await;
+    drop(source);
+    let client = gateway.client();
+    let target = gateway.path("data.img");
+    client.follower_add(&add("data", &target)).await.expect("added");
+    client.failover(&FailoverRequest { force: true, ..request() }).await.expect("begun");
+    promoted(&gateway).await;
+    std::os::unix::fs::FileExt::write_all_at(&std::fs::File::options().write(true).open(&target).expect("open"), b"ours", 4096)
+        .expect("written");
+
+    let mut back = host.connect_when_ready("default").await;
+    let volume = back.claim_back("data", &volume, Generation(3)).await;
+    wait_until("the failover to be over", async || client.failovers().await.is_ok_and(|all| all.is_empty())).await;
+    assert!(gateway.points(None).await.iter().all(|point| point.pins.is_empty()));
+    assert!(gateway.status().await.reasons.iter().all(|reason| reason.code != "failed_over"));
+    let newest = back.publish(&volume, 1, &granules(3, 20), LayerKind::Point).await;
+    // Its target is still ours.
+    assert_eq!(client.follower("data").await.expect("there").state, FollowerState::Promoted);
+    client.follower_tell(routes::FOLLOWER_RESUME, "data").await.expect("goes on");
+    wait_until("what was written to be noticed", async || {
+        client.follower("data").await.is_ok_and(|one| one.state == FollowerState::Diverged)
+    })
+    .await;
+    client.follower_tell(routes::FOLLOWER_HEAL, "data").await.expect("healed");
+    wait_until("it to follow", async || {
+        let one = client.follower("data").await.expect("there");
+        one.state == FollowerState::Following && one.holds.is_some_and(|point| point.id.slot == newest.slot.0)
+    })
+    .await;
+    assert!(std::fs::read(&target).expect("read") == image(&granules(3, 20)));
+}
