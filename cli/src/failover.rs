@@ -110,7 +110,7 @@ pub(crate) async fn run(global: &Global, hosts: &Hosts, args: FailoverArgs) -> R
     if global.json {
         print::json(&Done { failover: &now, rto_ms })?;
     } else {
-        print::out(&done(&now, rto_ms))?;
+        print::out(&done(&now, (!begun).then_some(rto_ms)))?;
     }
     let failed = now.members.iter().find(|m| m.follower.is_some() && m.state != Some(FollowerState::Promoted));
     match failed {
@@ -170,7 +170,11 @@ fn loss(planned: &FailoverStatus) -> String {
     let Some(point) = &planned.point else { return format!("{group} has no point\n") };
     let mut text =
         format!("{group} to point {}, cut {} ({})\n", point.id, print::time(point.cut_wall), print::age(point.cut_wall));
-    text.push_str("what its hosts wrote after that is lost to the copy\n");
+    let is_newest = planned.newest.as_ref() == Some(point);
+    text.push_str(&match planned.lag_ms.filter(|_| is_newest) {
+        Some(ms) => format!("what was written in the last {} may be lost to the copy\n", print::duration_ms(ms)),
+        None => "what was written after that is lost to the copy\n".to_owned(),
+    });
     match (&planned.connected_from, planned.silent_ms) {
         (Some(from), _) => text.push_str(&format!("! {} is connected, from {from}\n", planned.source)),
         (None, Some(ms)) => text.push_str(&format!("{} has been silent for {}\n", planned.source, print::duration_ms(ms))),
@@ -209,16 +213,16 @@ fn steps(one: &FailoverStatus) -> String {
     text
 }
 
-fn done(now: &FailoverStatus, rto_ms: u64) -> String {
+fn done(now: &FailoverStatus, rto_ms: Option<u64>) -> String {
     let group = format!("{}/{}", now.source, now.group);
     let point = now.point.as_ref().map_or_else(|| NOTHING.to_owned(), |point| point.id.to_string());
     format!(
-        "{group} was failed over to point {point}; {} is fenced (generation {})\n{}RTO {}\n\nwhat is written there is replicated nowhere: protect \
+        "{group} was failed over to point {point}; {} is fenced (generation {})\n{}{}\nwhat is written there is replicated nowhere: protect \
          it (farside volume add)\nthe way back, on {}: farside volume resync NAME --accept fenced\n",
         now.source,
         now.generation,
         steps(now),
-        print::duration_ms(rto_ms),
+        rto_ms.map_or_else(String::new, |ms| format!("RTO {}\n", print::duration_ms(ms))),
         now.source
     )
 }

@@ -254,8 +254,8 @@ fn refuse(names: &GroupNames, request: &FailoverRequest, planned: &FailoverStatu
         return Ok(());
     }
     if let Some(from) = &planned.connected_from {
-        let message = format!("{} is connected, from {from}: it is alive, and would be fenced", names.source);
-        return refused(message, "stop it first; or, if it must not go on, say --force");
+        let message = format!("{} is connected, from {from}: it is alive, or was seconds ago", names.source);
+        return refused(message, "stop it first, or wait until its silence is noticed; if it must not go on, say --force");
     }
     if look.newest.as_ref().is_some_and(|newest| *newest != point.shown) {
         let message = format!("point {} is not the newest of {names}", point.shown.id);
@@ -295,6 +295,7 @@ fn show(receiver: &Receiver, group: &GroupHandle, failover: &Failover, look: &Pr
         generation: failover.generation,
         point: point.map(|point| point.shown.clone()),
         newest: look.newest.clone(),
+        lag_ms: view.lag_ms(),
         silent_ms: silent.map(|silent| u64::try_from(silent.as_millis()).unwrap_or(u64::MAX)),
         connected_from,
         forced: failover.forced,

@@ -195,6 +195,11 @@ impl GroupView {
         (self.heard.map(|heard| heard.elapsed()), self.connected_from.clone())
     }
 
+    /// How old what its newest point holds is, now.
+    pub(crate) fn lag_ms(&self) -> Option<u64> {
+        self.at(Instant::now()).lag_ms
+    }
+
     /// The newest slot of its ledger.
     pub(crate) fn head(&self) -> Option<u64> {
         self.group.head_slot

@@ -54,6 +54,8 @@ pub struct FailoverStatus {
     pub point: Option<LastPoint>,
     /// The newest point that there is.
     pub newest: Option<LastPoint>,
+    /// How old what the newest point holds is, which is what may be lost with it; `None`: not known.
+    pub lag_ms: Option<u64>,
     /// How long nothing was heard of the source; `None`: not since the receiver started.
     pub silent_ms: Option<u64>,
     /// From where the source is connected, while it is.
