@@ -131,6 +131,88 @@ fn is_drilled(gateway: &mut Guest) {
     gateway.run(&format!("! {is_there} && test -z \"$(ls /store/drills)\""));
 }
 
+/// On the gateway, whose receiver runs there.
+const FARSIDE: &str = "farside --socket /store/receiver.sock";
+
+/// What the follower says of itself.
+fn follower(gateway: &mut Guest) -> Value {
+    serde_json::from_str(&gateway.run(&format!("{FARSIDE} follower show standby --json"))).expect("JSON")
+}
+
+/// Waits until the standby holds the newest point of a quiet host.
+fn wait_for_standby(gateway: &mut Guest) {
+    wait_for("the standby to hold the newest point", || {
+        let newest: Value =
+            serde_json::from_str(&gateway.run(&format!("{FARSIDE} point show latest --of data --json"))).expect("JSON");
+        let now = follower(gateway);
+        (now["state"] == "following" && now["holds"]["id"] == newest["id"]).then_some(())
+    });
+}
+
+/// The worst day: a disk of the gateway follows the host's volume; the host loses its power, the disk takes its place and is written to; the host comes
+/// back, is fenced and keeps serving its own, and takes its history back.
+#[test]
+fn a_host_that_loses_its_power_is_failed_over_to_a_standby_disk_and_comes_back() {
+    let network = Network::new();
+    let (gateway, mut host) = (gateway(&network).disk(DiskSpec::blank("standby", VOLUME_MIB)), host(&network));
+    let mut gateway = Gateway::emulated(gateway, network);
+    let mut source = host.boot();
+    let state = source.disk("state");
+    source.run(&format!("/bin/mke2fs -q -t ext4 {state}"));
+    start_daemon(&mut source);
+    source.run(&format!("farside --socket /run/farsided.sock pair '{}'", gateway.token()));
+    source.run("/bin/mke2fs -q -t ext4 /dev/nbd0 && mount -t ext4 -o commit=300 /dev/nbd0 /mnt");
+    source.run("dd if=/dev/zero of=/mnt/scribble bs=64k count=64 conv=fsync");
+    wait_for_group(&mut source, "the first sync", is_quiet);
+    let far = gateway.guest();
+    let standby = far.disk("standby");
+    far.run(&format!("{FARSIDE} follower add host1/data {standby} --name standby"));
+    source.run(&write_files(FILES));
+    wait_for_group(&mut source, "all files to be published", is_quiet);
+    wait_for_standby(far);
+    far.announce("Can't open blockdev");
+    let refused = far.attempt(&format!("mount -t ext4 {standby} /mnt"));
+    assert!(refused.code != 0, "it is the receiver's alone");
+
+    let scribble = "while dd if=/dev/urandom of=/mnt/scribble bs=64k count=64 oflag=direct conv=notrunc; do :; done";
+    source.start_command(scribble, "/run/scribble.log");
+    let rounds = source.wait_until("grep -c 'records out' /run/scribble.log");
+    source.wait_until(&format!("test $(grep -c 'records out' /run/scribble.log) -gt $(({} + 1))", rounds.trim()));
+    source.cut_power(&mut Rng(11), 4);
+
+    let done: Value =
+        serde_json::from_str(&far.run(&format!("{FARSIDE} failover host1/default --yes --force --json"))).expect("JSON");
+    assert_eq!((&done["stage"], &done["members"][0]["state"]), (&"promoted".into(), &"promoted".into()));
+    println!("writable {} ms after the word", done["rto_ms"]);
+    far.run(&format!("mount -t ext4 {standby} /mnt"));
+    let all_there =
+        format!("for i in $(seq -w 0 {:04}); do test $(grep -cx file-$i /mnt/file-$i) = 2000 || exit 1; done", FILES - 1);
+    far.run(&all_there);
+    far.run("echo written far away >/mnt/far && sync && umount /mnt");
+
+    let mut source = host.boot();
+    start_daemon(&mut source);
+    wait_for_group(&mut source, "the host to be fenced", |group| group["volumes"][0]["state"]["state"] == "fenced");
+    source.run(&format!("mount -t ext4 /dev/nbd0 /mnt && {all_there} && test ! -e /mnt/far && umount /mnt"));
+    wait_for_group(&mut source, "it to stay so", |group| group["volumes"][0]["state"]["state"] == "fenced");
+    source.run("farside --socket /run/farsided.sock volume resync data --accept fenced");
+    wait_for_group(&mut source, "the history to be taken back", is_quiet);
+    let restored = gateway.restore("data", "latest");
+    assert!(restored == host.disk_content("data"), "the newest point is not what the disk holds");
+
+    // What was written far away is overwritten when a person says so, and not before.
+    let far = gateway.guest();
+    far.run(&format!("{FARSIDE} follower resume standby"));
+    wait_for("what was written to be noticed", || (follower(far)["state"] == "diverged").then_some(()));
+    far.run(&format!("{FARSIDE} follower heal standby --yes"));
+    wait_for_standby(far);
+    far.run(&format!("{FARSIDE} follower verify standby"));
+    source.run("nbd-client -d /dev/nbd0");
+    source.run("killall farsided && while pidof farsided; do :; done >/dev/null");
+    source.shut_down();
+    gateway.shut_down();
+}
+
 #[test]
 fn a_host_that_loses_its_power_is_restored_with_all_that_was_synced() {
     let network = Network::new();
