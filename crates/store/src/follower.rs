@@ -67,6 +67,12 @@ pub trait FollowTarget: RestoreTarget {
     /// The target's.
     fn resize(&self, bytes: u64) -> io::Result<()>;
 
+    /// What is read from now on comes from the disk, as far as that can be.
+    ///
+    /// # Errors
+    /// The target's.
+    fn read_anew(&self) -> io::Result<()>;
+
     /// What tells whether somebody writes to it from now on, after a sync; `None`: nothing does.
     ///
     /// # Errors
@@ -495,6 +501,8 @@ impl<'t> Follower<'t> {
     pub fn differs(&self, reader: &LazyPointReader, progress: &(dyn Fn(FollowProgress) -> bool + Sync)) -> Result<Differing> {
         let all = reader.geometry().all_regions();
         let of = all.count;
+        // † What was written a moment ago would be compared with itself.
+        self.target.read_anew().map_err(|e| self.failed("reading", e))?;
         reader.index_all(&|| progress(FollowProgress { of, ..FollowProgress::default() }))?;
         let found = Mutex::new(Differing::default());
         let each = |region, buffers: &mut Buffers| {

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use farside_region::{ByteExtent, ByteOffset, mutation};
 use nix::errno::Errno;
-use nix::fcntl::{FallocateFlags, Flock, FlockArg};
+use nix::fcntl::{FallocateFlags, Flock, FlockArg, PosixFadviseAdvice, posix_fadvise};
 use nix::unistd::{Whence, lseek};
 
 use crate::aligned::ALIGN;
@@ -366,6 +366,10 @@ impl FollowTarget for FileTarget {
 
     fn resize(&self, bytes: u64) -> io::Result<()> {
         self.file.set_len(bytes)
+    }
+
+    fn read_anew(&self) -> io::Result<()> {
+        Ok(posix_fadvise(&*self.file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?)
     }
 
     fn seen(&self) -> io::Result<Option<Seen>> {
