@@ -15,7 +15,10 @@ use crate::confirm;
 use crate::failure::{Exit, Failure};
 use crate::hosts::Hosts;
 use crate::print::{self, NOTHING, Table};
+use crate::progress::Progress;
 
+/// What followers count in.
+const REGION_BYTES: u64 = 4 << 20;
 /// How often the receiver is asked how far it is.
 const ASK_AGAIN: Duration = Duration::from_millis(50);
 
@@ -102,10 +105,21 @@ pub(crate) async fn run(global: &Global, hosts: &Hosts, args: FailoverArgs) -> R
     }
     let since = Instant::now();
     let mut now = client.failover(&FailoverRequest { plan: false, ..request.clone() }).await?;
+    let progress = Progress::new(global.json);
     while now.stage != FailoverStage::Over && is_under_way(&now) {
         tokio::time::sleep(ASK_AGAIN).await;
         now = client.failover(&request).await?;
+        // A target that was never filled takes its time.
+        let (mut done, mut total) = (0, 0);
+        for one in now.members.iter().filter_map(|member| member.follower.as_deref()) {
+            let one = client.follower(one).await?;
+            (done, total) = (done + one.done_regions, total + one.total_regions);
+        }
+        if total > 0 {
+            progress.set(done * REGION_BYTES, total * REGION_BYTES);
+        }
     }
+    progress.finish();
     let rto_ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
     if global.json {
         print::json(&Done { failover: &now, rto_ms })?;

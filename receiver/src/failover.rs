@@ -274,7 +274,7 @@ fn show(receiver: &Receiver, group: &GroupHandle, failover: &Failover, look: &Pr
     let is_over = look.generation.0 > failover.generation;
     let point = look.point.as_ref();
     let member = |(volume, bytes): &(String, u64)| {
-        let follower = receiver.followers.of_volume(group.names(), volume);
+        let follower = receiver.followers.of_volume(group.names(), volume, failover.generation);
         FailoverMember {
             volume: volume.clone(),
             bytes: *bytes,

@@ -251,14 +251,13 @@ impl Followers {
         Ok(entry.show())
     }
 
-    /// The follower whose target takes the place of a volume at a failover, if there is one: the one that took it, or that is to hold the
-    /// newest point.
-    pub(crate) fn of_volume(&self, names: &GroupNames, volume: &str) -> Option<FollowerStatus> {
+    /// The follower whose target takes the place of a volume at the failover of that generation, if there is one: the one that was told
+    /// to, or one that is to hold the newest point.
+    pub(crate) fn of_volume(&self, names: &GroupNames, volume: &str, generation: u64) -> Option<FollowerStatus> {
         let entries: Vec<Arc<Entry>> = lock(&self.all).values().cloned().collect();
-        let promoted = |entry: &Arc<Entry>| lock(&entry.definition).promoted.is_some();
-        let mut fits: Vec<Arc<Entry>> = entries.into_iter().filter(|entry| entry.may_be_promoted(names, Some(volume))).collect();
-        fits.sort_by_key(|entry| !promoted(entry));
-        fits.first().map(|entry| entry.show())
+        let of_it = || entries.iter().filter(|entry| entry.is_of(names, volume));
+        let told = of_it().find(|entry| entry.promoted_at() == Some(generation));
+        told.or_else(|| of_it().find(|entry| entry.may_be_promoted())).map(|entry| entry.show())
     }
 
     /// Has one follower of each volume of a group hold that point, and let go of its target then.
@@ -270,12 +269,14 @@ impl Followers {
         generation: u64,
     ) -> Result<(), StateError> {
         let entries: Vec<Arc<Entry>> = lock(&self.all).values().cloned().collect();
-        let mut volumes = BTreeSet::new();
-        for entry in entries.into_iter().filter(|entry| entry.may_be_promoted(names, None)) {
+        let of_group = || entries.iter().filter(|entry| lock(&entry.definition).names() == *names);
+        // Those that were told before a kill.
+        let told = of_group().filter(|entry| entry.promoted_at() == Some(generation));
+        let mut volumes: BTreeSet<Name> = told.map(|entry| lock(&entry.definition).volume.clone()).collect();
+        for entry in of_group().filter(|entry| entry.may_be_promoted()) {
             {
                 let mut definition = lock(&entry.definition);
-                let is_first = volumes.insert(definition.volume.clone());
-                if !is_first || definition.promoted.is_some_and(|promoted| promoted.generation >= generation) {
+                if !volumes.insert(definition.volume.clone()) {
                     continue;
                 }
                 let promoted = Some(Promoted { point, generation, released: false });
@@ -517,18 +518,28 @@ impl Entry {
 
     fn refuse_paused(&self) -> Result<(), ApiError> {
         let definition = lock(&self.definition);
-        if !definition.paused && definition.promoted.is_none() {
+        if !definition.is_released() {
             return Ok(());
         }
-        let what = if definition.promoted.is_some() { "promoted: its target is not the receiver's" } else { "paused" };
+        let what = if !definition.paused { "promoted: its target is not the receiver's" } else { "paused" };
         let message = format!("follower {} is {what}", self.name);
         Err(ApiError::new(ErrorCode::Conflict, message, format!("first: farside follower resume {}", self.name)))
     }
 
-    fn may_be_promoted(&self, names: &GroupNames, volume: Option<&str>) -> bool {
+    fn is_of(&self, names: &GroupNames, volume: &str) -> bool {
         let definition = lock(&self.definition);
-        let is_of = definition.names() == *names && volume.is_none_or(|volume| definition.volume.as_str() == volume);
-        is_of && !definition.paused && (definition.follows == Follows::Newest || definition.promoted.is_some())
+        definition.names() == *names && definition.volume.as_str() == volume
+    }
+
+    /// The generation of the failover for which it was promoted.
+    fn promoted_at(&self) -> Option<u64> {
+        lock(&self.definition).promoted.map(|promoted| promoted.generation)
+    }
+
+    /// † Not what was handed over before, though the source took its history back: who has it may use it.
+    fn may_be_promoted(&self) -> bool {
+        let definition = lock(&self.definition);
+        !definition.paused && definition.promoted.is_none() && definition.follows == Follows::Newest
     }
 
     fn show(&self) -> FollowerStatus {
@@ -740,6 +751,8 @@ impl Runner {
         let avoid = self.tried.iter().filter(|(_, times)| **times >= TRIED_MAX).map(|(point, _)| *point).collect();
         let ask = FollowAsk { follower: self.entry.name.clone(), volume, follows, avoid, stage: stage.clone(), again };
         match ask_group(&self.receiver, &group, |reply| Mail::Follow { ask: Box::new(ask), reply }).map_err(trouble)? {
+            // Somebody waits for it.
+            FollowNext::Nothing(why) if again => Err(Trouble::Words(why)),
             FollowNext::Nothing(why) => {
                 self.show(|view| (view.state, view.words, view.applying) = (FollowerState::Waiting, Some(why), None));
                 Ok(LOOK)

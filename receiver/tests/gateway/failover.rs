@@ -192,8 +192,16 @@ async fn who_takes_the_history_back_ends_the_failover() {
     wait_until("the failover to be over", async || client.failovers().await.is_ok_and(|all| all.is_empty())).await;
     assert!(gateway.points(None).await.iter().all(|point| point.pins.is_empty()));
     assert!(gateway.status().await.reasons.iter().all(|reason| reason.code != "failed_over"));
+    back.publish(&volume, 1, &granules(3, 20), LayerKind::Point).await;
+    // Its target is still ours, also at another failover.
+    client.failover(&FailoverRequest { force: true, ..request() }).await.expect("begun again");
+    let again = promoted(&gateway).await;
+    assert_eq!((again.generation, &again.members[0].follower), (4, &None));
+    drop(back);
+    let mut back = host.connect_when_ready("default").await;
+    let volume = back.claim_back("data", &volume, Generation(5)).await;
+    wait_until("that to be over", async || client.failovers().await.is_ok_and(|all| all.is_empty())).await;
     let newest = back.publish(&volume, 1, &granules(3, 20), LayerKind::Point).await;
-    // Its target is still ours.
     assert_eq!(client.follower("data").await.expect("there").state, FollowerState::Promoted);
     client.follower_tell(routes::FOLLOWER_RESUME, "data").await.expect("goes on");
     wait_until("what was written to be noticed", async || {
@@ -207,4 +215,29 @@ async fn who_takes_the_history_back_ends_the_failover() {
     })
     .await;
     assert!(std::fs::read(&target).expect("read") == image(&granules(3, 20)));
+}
+
+/// A target that somebody else wrote to is not handed over as if it were the point; healed, it is.
+#[tokio::test]
+async fn a_target_that_diverged_is_promoted_once_it_is_healed() {
+    let (gateway, _host, mut source, volume) = Gateway::with_claim().await;
+    let content = granules(0, 20);
+    let newest = source.publish(&volume, 1, &content, LayerKind::Point).await;
+    drop(source);
+    let client = gateway.client();
+    let target = gateway.path("data.img");
+    client.follower_add(&add("data", &target)).await.expect("added");
+    wait_until("it to be filled", async || {
+        client.follower("data").await.is_ok_and(|one| one.holds.is_some_and(|point| point.id.slot == newest.slot.0))
+    })
+    .await;
+    let stranger = std::fs::File::options().write(true).open(&target).expect("open");
+    std::os::unix::fs::FileExt::write_all_at(&stranger, b"a stranger", 33 << 20).expect("written");
+    client.failover(&FailoverRequest { force: true, ..request() }).await.expect("begun");
+    wait_until("it to be noticed", async || client.follower("data").await.is_ok_and(|one| one.state == FollowerState::Diverged))
+        .await;
+    client.follower_tell(routes::FOLLOWER_HEAL, "data").await.expect("healed");
+    let done = promoted(&gateway).await;
+    assert_eq!(done.members[0].state, Some(FollowerState::Promoted));
+    assert!(std::fs::read(&target).expect("read") == image(&content));
 }
