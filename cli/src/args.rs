@@ -7,6 +7,7 @@ use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use farside_control::{Address, PointRef};
 use farside_keys::Keeper;
 
+use crate::failback::FailbackArgs;
 use crate::failover::FailoverArgs;
 use crate::failure::Failure;
 use crate::follower::FollowerCommand;
@@ -175,6 +176,9 @@ pub(crate) enum Command {
 
     /// The source is gone: fence it, and bring a point up in its place.
     Failover(FailoverArgs),
+
+    /// This host was failed over: bring its disks to what was published since, and take the history back.
+    Failback(FailbackArgs),
 
     /// Keep files and block devices of the gateway equal to a volume's points.
     #[command(subcommand)]

@@ -54,6 +54,7 @@ pages!(
     "follower_diverged",
     "follower_failed",
     "failed_over",
+    "failing_back",
 );
 
 /// Prints a page, or what pages there are.

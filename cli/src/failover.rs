@@ -17,8 +17,6 @@ use crate::hosts::Hosts;
 use crate::print::{self, NOTHING, Table};
 use crate::progress::Progress;
 
-/// What followers count in.
-const REGION_BYTES: u64 = 4 << 20;
 /// How often the receiver is asked how far it is.
 const ASK_AGAIN: Duration = Duration::from_millis(50);
 
@@ -31,10 +29,13 @@ each volume that has a follower is brought to that point and let go: its target 
 of it needs the source, and what was begun is gone on with after a kill at any moment.
 
 A volume without a follower is restored or opened; the commands are printed. What is written to
-what was brought up is replicated nowhere until it is protected as a volume of its own.
+what was brought up is replicated nowhere until a host that has it publishes in its place:
+`stand_in_for` in the [[group]] of that host's farsided.toml, volumes of the same names, and
+--stand-in HOST here. It is asked once for each volume whether its disk is the history now:
+`farside volume resync NAME --accept forked` there; all of it is compared, what differs is sent.
 
-The way back: `farside volume resync NAME --accept fenced` on the old host takes the history
-back as its disks have it.
+The way back: `farside failback GROUP` on the old host brings its disks to what was published
+since; or `farside volume resync NAME --accept fenced` there goes on with its disks as they are.
 
 Exit code 4: refused. The source is connected, or the point is not the newest; --force.
 
@@ -42,6 +43,7 @@ Examples:
   farside failover web1/db --plan
   farside failover web1/db
   farside failover web1/db --point -2h --force      ransomware: to before it
+  farside failover web1/db --stand-in web2          web2 has the disks, and publishes in its place
   farside failover --list")]
 pub(crate) struct FailoverArgs {
     /// The group.
@@ -59,8 +61,12 @@ pub(crate) struct FailoverArgs {
     /// Also to a point that is not the newest or not whole, and also while the source is connected.
     #[arg(long)]
     force: bool,
+    /// Let this paired host publish in place of the source: the one that serves the copy from now on (`stand_in_for` in its
+    /// farsided.toml). Also of a failover that was begun before.
+    #[arg(long, value_name = "SOURCE")]
+    stand_in: Option<String>,
     /// List failovers that are not over.
-    #[arg(long, conflicts_with_all = ["group", "plan", "force"])]
+    #[arg(long, conflicts_with_all = ["group", "plan", "force", "stand_in"])]
     list: bool,
 }
 
@@ -87,7 +93,7 @@ pub(crate) async fn run(global: &Global, hosts: &Hosts, args: FailoverArgs) -> R
             Some(client.point(&wanted.to_string(), &query).await?.id.slot)
         }
     };
-    let request = FailoverRequest { group: group.to_string(), point, force: args.force, plan: true };
+    let request = FailoverRequest { group: group.to_string(), point, force: args.force, stand_in: args.stand_in, plan: true };
     let planned = client.failover(&request).await?;
     if args.plan {
         if global.json {
@@ -116,7 +122,7 @@ pub(crate) async fn run(global: &Global, hosts: &Hosts, args: FailoverArgs) -> R
             (done, total) = (done + one.done_regions, total + one.total_regions);
         }
         if total > 0 {
-            progress.set(done * REGION_BYTES, total * REGION_BYTES);
+            progress.set_regions(done, total);
         }
     }
     progress.finish();
@@ -209,7 +215,15 @@ fn loss(planned: &FailoverStatus) -> String {
 
 /// What becomes of each volume.
 fn steps(one: &FailoverStatus) -> String {
-    let mut text = String::new();
+    let mut text = one.stand_in.as_ref().map_or_else(String::new, |host| {
+        format!(
+            "{}/{}: {host} may publish in its place (stand_in_for = \"{}\" in its [[group]])\n",
+            one.source, one.group, one.source
+        )
+    });
+    if let Some(why) = &one.why {
+        text.push_str(&format!("! {}/{}: not all can be told now: {why}\n", one.source, one.group));
+    }
     for member in &one.members {
         let volume = format!("{}/{}/{}", one.source, one.group, member.volume);
         let point = one.point.as_ref().map_or_else(|| "latest".to_owned(), |point| point.id.to_string());
@@ -231,12 +245,20 @@ fn done(now: &FailoverStatus, rto_ms: Option<u64>) -> String {
     let group = format!("{}/{}", now.source, now.group);
     let point = now.point.as_ref().map_or_else(|| NOTHING.to_owned(), |point| point.id.to_string());
     format!(
-        "{group} was failed over to point {point}; {} is fenced (generation {})\n{}{}\nwhat is written there is replicated nowhere: protect \
-         it (farside volume add)\nthe way back, on {}: farside volume resync NAME --accept fenced\n",
+        "{group} was failed over to point {point}; {} is fenced (generation {})\n{}{}\n{}the way back, on {}: farside failback {}; or, with \
+         its disks as they are: farside volume resync NAME --accept fenced\n",
         now.source,
         now.generation,
         steps(now),
         rto_ms.map_or_else(String::new, |ms| format!("RTO {}\n", print::duration_ms(ms))),
-        now.source
+        match &now.stand_in {
+            Some(_) => String::new(),
+            None => format!(
+                "what is written there is replicated nowhere until its host stands in: farside failover {group} --stand-in HOST (see \
+                 --help)\n"
+            ),
+        },
+        now.source,
+        now.group
     )
 }

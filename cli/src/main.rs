@@ -12,6 +12,7 @@ mod device;
 mod doctor;
 mod drill;
 mod explain;
+mod failback;
 mod failover;
 mod failure;
 mod follower;
@@ -149,6 +150,7 @@ async fn ask(cli: Cli) -> Result<(), Failure> {
         Command::Point(PointCommand::Open(args)) => view::open(&cli.global, &hosts, args).await,
         Command::Drill(command) => drill::run(&cli.global, &hosts, command).await,
         Command::Failover(args) => failover::run(&cli.global, &hosts, args).await,
+        Command::Failback(args) => failback::run(&cli.global, &hosts, args).await,
         Command::Follower(command) => follower::run(&cli.global, &hosts, command).await,
         Command::Restore(args) => restore::run(&cli.global, &hosts, &args).await,
         Command::Key(command) => key::run(&cli.global, command),

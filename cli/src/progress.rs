@@ -8,6 +8,8 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::print;
 
+/// What daemons count in.
+const REGION_BYTES: u64 = 4 << 20;
 /// In a pipe a line is printed so often.
 const LINE_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -47,6 +49,11 @@ impl Progress {
             let percent = print::percent(done_bytes, total_bytes);
             format!("{} of {} ({percent})", print::bytes(done_bytes), print::bytes(total_bytes))
         });
+    }
+
+    /// The same in regions, as daemons count.
+    pub(crate) fn set_regions(&self, done: u64, total: u64) {
+        self.set(done * REGION_BYTES, total * REGION_BYTES);
     }
 
     /// So much, of nobody knows how much.

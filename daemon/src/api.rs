@@ -6,6 +6,7 @@ use axum::Json;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::response::Response;
+use farside_control::failback::{FailbackRequest, FailbackStatus};
 use farside_control::routes::{self, PagesQuery, PointsQuery};
 use farside_control::source::{
     Done, GroupSettings, GroupStatus, Limits, PairRequest, Paired, ResyncRequest, SourceStatus, VolumeAdd, VolumeStatus,
@@ -46,6 +47,8 @@ fn routes() -> Routes<Arc<Daemon>> {
         .get(routes::LIMITS, limits)
         .put(routes::LIMITS, set_limits)
         .get(routes::VOLUMES, volumes)
+        .get(routes::FAILBACKS, failbacks)
+        .post(routes::FAILBACKS, failback)
         .post(routes::VOLUMES, add)
         .get(routes::VOLUME, volume)
         .delete(routes::VOLUME, remove)
@@ -174,6 +177,15 @@ async fn verify(State(daemon): Here, Path(name): Path<String>) -> Answer<VolumeS
     one_volume(&daemon, &name).await
 }
 
+async fn failbacks(State(daemon): Here) -> Json<Vec<FailbackStatus>> {
+    Json(daemon.show_failbacks())
+}
+
+async fn failback(State(daemon): Here, request: Body<FailbackRequest>) -> Answer<FailbackStatus> {
+    let Json(request) = request?;
+    Ok(Json(to_its_end(async move { daemon.failback(&request).await }).await?))
+}
+
 async fn points(State(daemon): Here, query: Result<Query<PointsQuery>, QueryRejection>) -> Answer<Vec<Point>> {
     let Query(query) = query?;
     let mut page = PageMaker::newest(query.limit);
@@ -207,7 +219,8 @@ fn bad_list(error: &dyn std::fmt::Display) -> ApiError {
 async fn gather(daemon: &Daemon, of: Option<&str>, filter: &PointFilter, page: &mut PageMaker) -> Result<(), ApiError> {
     let (places, mut any) = (places(daemon, of)?, false);
     for (group, volume) in places {
-        let (filter, start) = (PointFilter { volume, ..filter.clone() }, page.below(daemon.source().as_str(), group.as_str()));
+        let (filter, start) =
+            (PointFilter { volume, ..filter.clone() }, page.below(daemon.source_of(&group).as_str(), group.as_str()));
         let (mut below, mut found, mut more, mut total) = (start.map(Slot), Vec::new(), true, None);
         while more && found.len() < page.limit() {
             let limit = (page.limit() - found.len()).min(POINTS_PAGE_MAX) as u32;
@@ -215,7 +228,7 @@ async fn gather(daemon: &Daemon, of: Option<&str>, filter: &PointFilter, page: &
             more = answer.more && !answer.points.is_empty();
             below = answer.points.last().map(|p| p.slot);
             total = total.or(answer.total);
-            found.extend(answer.points.iter().map(|p| point_of(daemon.source(), &group, p)));
+            found.extend(answer.points.iter().map(|p| point_of(&daemon.source_of(&group), &group, p)));
         }
         any |= start.is_some() || !found.is_empty();
         page.add(found, more, total);
@@ -229,9 +242,9 @@ fn places(daemon: &Daemon, of: Option<&str>) -> Result<Vec<(Name, Option<VolumeI
     let place = |group: Name| {
         let volume = match &address {
             None => None,
-            Some(address) => match address.within(daemon.source().as_str(), group.as_str())? {
+            Some(address) => match address.within(daemon.source_of(&group).as_str(), group.as_str())? {
                 None => None,
-                Some(volume) => Some(farside_ledger::volume_id(daemon.source(), &group, &volume.parse().ok()?)),
+                Some(volume) => Some(farside_ledger::volume_id(&daemon.source_of(&group), &group, &volume.parse().ok()?)),
             },
         };
         Some((group, volume))
@@ -268,13 +281,13 @@ async fn point(
         let filter = PointFilter { volume, until_wall_ms, ..PointFilter::default() };
         let kind = PointQueryKind::List { filter, below: search.below.map(Slot), limit: 1 };
         let answer = daemon.points(&group, kind).await?;
-        let points = answer.page.points.iter().map(|p| point_of(daemon.source(), &group, p));
+        let points = answer.page.points.iter().map(|p| point_of(&daemon.source_of(&group), &group, p));
         found.extend(points.filter(|point| search.is_meant(point.id)));
         if found.is_empty() {
             let filter = PointFilter { volume, ..PointFilter::default() };
             let answer = daemon.points(&group, PointQueryKind::List { filter, below: None, limit: 1 }).await?;
             let total = answer.page.total.unwrap_or(1);
-            newest.extend(answer.page.points.iter().map(|p| (point_of(daemon.source(), &group, p), total)));
+            newest.extend(answer.page.points.iter().map(|p| (point_of(&daemon.source_of(&group), &group, p), total)));
         }
     }
     if let Some(point) = farside_control::select_point(&found, wanted, jiff::Timestamp::now()) {

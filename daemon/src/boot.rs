@@ -60,6 +60,9 @@ struct Backing {
     group: Name,
     path: PathBuf,
     if_absent: IfAbsent,
+    /// Of the volume's identity, if it is not this host's.
+    #[serde(default)]
+    source: Option<Name>,
     /// None: nothing tells it from others.
     #[serde(default)]
     disk: Option<Disk>,
@@ -186,7 +189,7 @@ impl Backing {
     }
 
     fn id(&self, source: &Name) -> VolumeId {
-        farside_ledger::volume_id(source, &self.group, &self.name)
+        farside_ledger::volume_id(self.source.as_ref().unwrap_or(source), &self.group, &self.name)
     }
 
     fn rule(&self) -> Option<String> {
@@ -432,8 +435,8 @@ impl Backings {
     ///
     /// # Errors
     /// When its host uses it without Farside in this boot, by policy; or when it cannot be hidden.
-    pub(crate) fn take(&self, volume: &VolumeConfig) -> anyhow::Result<()> {
-        let (Some(places), Some(mut backing)) = (&self.places, entry(volume)) else { return Ok(()) };
+    pub(crate) fn take(&self, volume: &VolumeConfig, source: &Name) -> anyhow::Result<()> {
+        let (Some(places), Some(mut backing)) = (&self.places, entry(volume, source)) else { return Ok(()) };
         let name = &volume.name;
         self.refuse_bare(volume)?;
         let known = (self.host.disk_of)(&volume.backing);
@@ -504,13 +507,14 @@ impl Backings {
 }
 
 /// What is written down of a volume; none of one that hides nothing.
-fn entry(volume: &VolumeConfig) -> Option<Backing> {
+fn entry(volume: &VolumeConfig, source: &Name) -> Option<Backing> {
     let hides = volume.tap.is_device() && !volume.insert && volume.backing.starts_with("/dev");
     hides.then(|| Backing {
         name: volume.name.clone(),
         group: volume.group.clone(),
         path: volume.backing.clone(),
         if_absent: volume.if_absent,
+        source: Some(source.clone()),
         disk: None,
     })
 }
@@ -604,6 +608,10 @@ pub(crate) mod tests {
         Ok(Disk { key: "ID_SERIAL".into(), value, partition: None })
     }
 
+    fn named() -> Name {
+        "h".parse().expect("a name")
+    }
+
     const HOST: Host = Host { disk_of, mistaken: |_, _| None, end_tap: |_, _, _, _| Ok(()) };
 
     fn places(dir: &Path) -> Places {
@@ -621,7 +629,7 @@ pub(crate) mod tests {
         let two = config(dir.path(), TWO);
         let backings = Backings::at(Some(places(dir.path())), &two, HOST);
         assert_eq!(rules().lines().count(), 1, "nothing is hidden that was never served: {}", rules());
-        two.volumes.values().for_each(|volume| backings.take(volume).expect("taken"));
+        two.volumes.values().for_each(|volume| backings.take(volume, &named()).expect("taken"));
         assert!(rules().contains("ENV{ID_SERIAL}==\"nothing-a\", ENV{FARSIDE_BACKING}=\"a\"\n"), "{}", rules());
         let b = "ENV{ID_SERIAL}==\"x?y?z\", ENV{FARSIDE_BACKING}=\"b\", ENV{FARSIDE_LINK}=\"disk/by-id/x?y?z\"\n";
         assert!(rules().contains(b), "{}", rules());
@@ -652,7 +660,7 @@ pub(crate) mod tests {
         let dir = tempfile::tempdir().expect("temp dir");
         let two = config(dir.path(), TWO);
         let backings = Backings::at(Some(places(dir.path())), &two, Host { disk_of: |_| Err(Unknown::Nameless), ..HOST });
-        two.volumes.values().for_each(|volume| backings.take(volume).expect("taken"));
+        two.volumes.values().for_each(|volume| backings.take(volume, &named()).expect("taken"));
         let rules = std::fs::read_to_string(dir.path().join("x.rules")).expect("written");
         assert_eq!(rules.lines().count(), 1, "{rules}");
     }
@@ -665,7 +673,7 @@ pub(crate) mod tests {
         let folder = dir.path().join("volumes/default/a");
         std::fs::create_dir_all(&folder).expect("made");
         let backings = Backings::at(Some(places(dir.path())), &two, HOST);
-        two.volumes.values().for_each(|volume| backings.take(volume).expect("taken"));
+        two.volumes.values().for_each(|volume| backings.take(volume, &named()).expect("taken"));
         // Edited, perhaps wrongly: it stays hidden until it is served.
         let edited = config(dir.path(), &TWO.replace("nothing-a", "elsewhere"));
         let _ = Backings::at(Some(places(dir.path())), &edited, HOST);
@@ -682,7 +690,7 @@ pub(crate) mod tests {
         std::fs::write(dir.path().join(LIST), "{").expect("written");
         std::fs::write(dir.path().join("x.rules"), "as it was").expect("written");
         let backings = Backings::at(Some(places(dir.path())), &two, HOST);
-        two.volumes.values().for_each(|volume| backings.take(volume).expect("nothing is hidden"));
+        two.volumes.values().for_each(|volume| backings.take(volume, &named()).expect("nothing is hidden"));
         assert_eq!(rules(), "as it was");
     }
 
@@ -706,7 +714,7 @@ pub(crate) mod tests {
         let rules = || std::fs::read_to_string(dir.path().join("x.rules")).unwrap_or_default();
         let two = config(dir.path(), TWO);
         let backings = Backings::at(Some(places(dir.path())), &two, HOST);
-        two.volumes.values().for_each(|volume| backings.take(volume).expect("taken"));
+        two.volumes.values().for_each(|volume| backings.take(volume, &named()).expect("taken"));
         let in_use = Host { end_tap: |_, _, _, _| anyhow::bail!("it is mounted"), ..HOST };
         let one = config(dir.path(), &TWO[TWO.find("[[volume]]\nname='b'").expect("there")..]);
         let backings = Backings::at(Some(places(dir.path())), &one, in_use);
@@ -774,7 +782,7 @@ pub(crate) mod tests {
         let dir = tempfile::tempdir().expect("temp dir");
         let two = config(dir.path(), TWO);
         let backings = Backings::of_slow_host(&two);
-        two.volumes.values().for_each(|volume| backings.take(volume).expect("taken"));
+        two.volumes.values().for_each(|volume| backings.take(volume, &named()).expect("taken"));
         let (a, b) = ("a".parse::<Name>().expect("a name"), "b".parse::<Name>().expect("a name"));
         std::thread::scope(|scope| {
             let not_yet = SlowEnd::of(dir.path());
@@ -783,7 +791,7 @@ pub(crate) mod tests {
                 std::thread::yield_now();
             }
             assert!(backings.list.try_lock().is_ok(), "nobody else can be opened");
-            backings.take(&two.volumes[&a]).expect("taken");
+            backings.take(&two.volumes[&a], &two.source.name).expect("taken");
             drop(not_yet);
         });
         let rules = std::fs::read_to_string(dir.path().join("x.rules")).expect("written");
@@ -797,7 +805,7 @@ pub(crate) mod tests {
         let two = config(dir.path(), TWO);
         let take = |host: Host| {
             let backings = Backings::at(Some(places(dir.path())), &two, host);
-            two.volumes.values().for_each(|volume| backings.take(volume).expect("taken"));
+            two.volumes.values().for_each(|volume| backings.take(volume, &named()).expect("taken"));
             rules().lines().count()
         };
         let unseen = Host { disk_of: |_| Err(Unknown::Unseen), ..HOST };
@@ -807,7 +815,7 @@ pub(crate) mod tests {
         // The name leads to another disk by now.
         let moved = config(dir.path(), &TWO.replace("nothing-a", "elsewhere"));
         let backings = Backings::at(Some(places(dir.path())), &moved, unseen);
-        moved.volumes.values().for_each(|volume| backings.take(volume).expect("taken"));
+        moved.volumes.values().for_each(|volume| backings.take(volume, &named()).expect("taken"));
         assert!(!rules().contains("nothing-a") && rules().contains("by-id/x"), "{}", rules());
         assert_eq!(take(HOST), 3);
         assert_eq!(take(Host { disk_of: |_| Err(Unknown::Alike("device 8:16".into())), ..HOST }), 1, "{}", rules());
@@ -852,7 +860,7 @@ pub(crate) mod tests {
         let backings = Backings::at(Some(places(dir.path())), &config, HOST);
         let volume = config.volumes.values().next().expect("one");
         places(dir.path()).put_note(&volume.name).expect("noted");
-        let error = backings.take(volume).expect_err("it is in use").to_string();
+        let error = backings.take(volume, &named()).expect_err("it is in use").to_string();
         assert!(error.contains("without Farside") && error.contains("farside reload"), "{error}");
         assert!(
             !dir.path().join("x.rules").exists()
@@ -860,9 +868,9 @@ pub(crate) mod tests {
         );
         backings.want_back(&volume.name);
         backings.want_no_more(&volume.name);
-        backings.take(volume).expect_err("it was in use then; a person has to say so again");
+        backings.take(volume, &named()).expect_err("it was in use then; a person has to say so again");
         backings.want_back(&volume.name);
-        backings.take(volume).expect("taken back");
+        backings.take(volume, &named()).expect("taken back");
         assert!(!places(dir.path()).is_bare(&volume.name));
     }
 }

@@ -5,7 +5,7 @@
 
 use farside_blockio::process::monotonic_ns;
 use farside_control::source::{Accept, ByteRange, VerifyOutcome, VerifyStatus};
-use farside_region::{Geometry, RegionSet, VolumeId};
+use farside_region::{Generation, Geometry, LedgerPosition, RegionSet, VolumeId};
 use farside_replication::source::{self, Event, RefusedWhy, State};
 use farside_shim::Tracking;
 use tokio::sync::oneshot;
@@ -92,6 +92,11 @@ impl Control {
 
     /// Checks that the person means the state that there is; answers once every bit is durable.
     pub(crate) fn resync(&mut self, id: VolumeId, accept: Option<Accept>, reply: oneshot::Sender<anyhow::Result<()>>) {
+        self.resync_by(id, accept, None, reply);
+    }
+
+    /// `by`: what says it, if not what follows from the volume's state.
+    fn resync_by(&mut self, id: VolumeId, accept: Option<Accept>, by: Option<Event>, reply: oneshot::Sender<anyhow::Result<()>>) {
         let status = self.source.status(monotonic_ns());
         let Some(volume) = status.volumes.into_iter().find(|v| v.volume == id) else {
             let _ = reply.send(Err(anyhow::anyhow!("the volume is not served")));
@@ -104,13 +109,40 @@ impl Control {
             Ok(event) => {
                 let Some(member) = self.members.get_mut(&id) else { return };
                 member.compares.resyncs.push(reply);
-                match event {
+                match event.map(|event| by.unwrap_or(event)) {
                     Some(event) => self.step(event),
                     // Everything is compared as soon as the map can be written: try now, not when its turn comes.
                     None => self.members[&id].served.intent(IntentOrder::Mend),
                 }
                 self.pump_heating(id);
             }
+        }
+    }
+
+    /// As [`Control::resync`] of what is `Fenced` by that promotion; `at`: as long as its newest point is that one.
+    pub(crate) fn take_back(
+        &mut self,
+        id: VolumeId,
+        from: Generation,
+        at: Option<LedgerPosition>,
+        reply: oneshot::Sender<anyhow::Result<()>>,
+    ) {
+        let status = self.source.status(monotonic_ns());
+        let found = status.volumes.into_iter().find(|v| v.volume == id);
+        let (by, newest) = found.map_or((None, None), |volume| (volume.fenced_by, volume.fenced_at));
+        match by {
+            Some(by) if by == from => match at {
+                Some(at) if newest != Some(at) => drop(reply.send(Err(anyhow::anyhow!(
+                    "points were published after the one that the disks were brought to, and would be overwritten: --abort, and begin anew; \
+                     or --finish --force"
+                )))),
+                Some(at) => self.resync_by(id, Some(Accept::Fenced), Some(Event::TakeBack { volume: id, at }), reply),
+                None => self.resync(id, Some(Accept::Fenced), reply),
+            },
+            Some(by) => drop(reply.send(Err(anyhow::anyhow!(
+                "another copy was promoted meanwhile: generation {by}, and this was to end generation {from}; --abort, and begin anew"
+            )))),
+            None => drop(reply.send(Err(anyhow::anyhow!("the volume is not fenced")))),
         }
     }
 

@@ -77,6 +77,8 @@ pub struct GroupConfig {
     pub encryption: Option<Encryption>,
     /// How fast its volumes may be sent, beside what holds for the host.
     pub rate: RateLimit,
+    /// The source in whose place this host publishes the group, after a failover that lets it.
+    pub stand_in_for: Option<Name>,
 }
 
 impl GroupConfig {
@@ -98,6 +100,7 @@ impl Default for GroupConfig {
             grid: Grid::default(),
             encryption: None,
             rate: RateLimit(None),
+            stand_in_for: None,
         }
     }
 }
@@ -337,6 +340,8 @@ struct GroupText {
     key: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     rate: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stand_in_for: Option<Name>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -426,6 +431,8 @@ impl Config {
         for name in groups {
             let (old, new) = (self.group(name), new.group(name));
             fixed(&format!("group {name}: encryption or key"), old.encryption == new.encryption);
+            let is_used = self.volumes.values().any(|volume| volume.group == *name);
+            fixed(&format!("group {name}: stand_in_for"), old.stand_in_for == new.stand_in_for || !is_used);
             if old.epoch_interval != new.epoch_interval {
                 changes.live.push(format!("group {name}: epoch_interval {:?} → {:?}", old.epoch_interval, new.epoch_interval));
             }
@@ -517,7 +524,7 @@ impl Config {
     }
 
     /// Writes a group's own drop-in; it is read after the main file and wins.
-    /// `encryption` and `key` are not among them: they are said by a person, and stay what that file says of them.
+    /// `encryption`, `key` and `stand_in_for` are not among them: they are said by a person, and stay what that file says of them.
     ///
     /// # Errors
     /// When it cannot be written; nothing has changed then.
@@ -549,6 +556,7 @@ impl Config {
             return Err(not_ours(format!("group {}", other.name)));
         }
         // The last of several wins.
+        let stand_in_for = there.group.iter().rev().find_map(|group| group.stand_in_for.clone());
         let sealed = there.group.into_iter().rfind(|group| group.encryption.is_some());
         let (encryption, key) = sealed.map_or((None, None), |sealed| (sealed.encryption, sealed.key));
         let text = GroupText {
@@ -560,6 +568,7 @@ impl Config {
             encryption,
             key,
             rate: Some(group.rate.to_string()),
+            stand_in_for,
         };
         write_atomically(&path, &toml::to_string(&File { group: [text] }).expect("plain data"))?;
         Ok(path)
@@ -666,6 +675,9 @@ impl Merge {
             }
             if let Some(text) = &g.rate {
                 group.rate = text.parse().map_err(|e: RateError| fault("rate", e.to_string()))?;
+            }
+            if g.stand_in_for.is_some() {
+                group.stand_in_for.clone_from(&g.stand_in_for);
             }
             match (&g.encryption, &g.key) {
                 (None, None) => {}
@@ -886,7 +898,10 @@ mod tests {
         assert_eq!((&source.state_dir, &source.api_socket), (&default.state_dir, &default.api_socket));
         let said = GroupConfig { span_said: Some(SPAN_DEFAULT), ..GroupConfig::default() };
         let encryption = encryption("end-to-end", "file:/etc/farside/db.key").ok();
-        assert_eq!(c.groups.values().collect::<Vec<_>>(), [&GroupConfig { encryption, ..said.clone() }]);
+        assert_eq!(
+            c.groups.values().collect::<Vec<_>>(),
+            [&GroupConfig { encryption, stand_in_for: "web1".parse().ok(), ..said.clone() }]
+        );
         let with_grid = GroupConfig { grid: "every 1m keep 1d".parse().expect("a grid"), ..said.clone() };
         let spans = [GroupConfig::default(), GroupConfig { span_said: None, ..with_grid.clone() }, with_grid].map(|g| g.span());
         assert_eq!(spans, [SPAN_DEFAULT, Duration::ZERO, SPAN_DEFAULT], "without a word of it, and it is kept to if said");
@@ -1023,7 +1038,7 @@ mod tests {
         // Said there by a person, after the start.
         std::fs::write(
             c.drop_ins().join("group-g.toml"),
-            "[[group]]\nname='g'\nkeep=3\n[[group]]\nname='g'\nencryption='end-to-end'\nkey='passphrase:/etc/farside/words'\n",
+            "[[group]]\nname='g'\nkeep=3\n[[group]]\nname='g'\nencryption='end-to-end'\nkey='passphrase:/etc/farside/words'\nstand_in_for='w'\n",
         )
         .expect("written");
         c.write_group(
@@ -1035,6 +1050,7 @@ mod tests {
                 grid: "every 5s keep 10m, every 1m keep 1y".parse().expect("a grid"),
                 encryption: None,
                 rate: "5Mbit".parse().expect("a rate"),
+                stand_in_for: None,
             },
         )
         .expect("written");
@@ -1061,6 +1077,7 @@ mod tests {
                 span_said: Some(Duration::from_secs(90)),
                 grid: "every 5s keep 10m, every 1m keep 1y".parse().expect("a grid"),
                 encryption: encryption("end-to-end", "passphrase:/etc/farside/words").ok(),
+                stand_in_for: "w".parse().ok(),
                 rate: "5Mbit".parse().expect("a rate"),
             }
         );

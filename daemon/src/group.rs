@@ -13,7 +13,7 @@ use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use farside_blockio::process::monotonic_ns;
 use farside_control::source::{Accept, VerifyStatus};
 use farside_ledger::{CutTime, EpochInfo, LayerKind};
-use farside_region::{EpochId, LedgerPosition, Name, RegionSet, Term, VolumeId};
+use farside_region::{EpochId, Generation, LedgerPosition, Name, RegionSet, Term, VolumeId};
 use farside_replication::source::{Action, DemoteCause, Event, Limits, Report, Sample, Source, SwitchDone, SwitchMember, Tick};
 use farside_shim::{CoolStep, Cooler, Kind, Switcher, Tracking};
 use farside_wire::{PointAnswer, PointQuery, PointQueryKind, ReceiverMessage, RequestId, SourceMessage};
@@ -98,6 +98,8 @@ pub(crate) enum Ask {
     TapWaits(VolumeId, String, oneshot::Sender<anyhow::Result<()>>),
     Pause(VolumeId, bool, oneshot::Sender<anyhow::Result<()>>),
     Resync(VolumeId, Option<Accept>, oneshot::Sender<anyhow::Result<()>>),
+    /// From that promotion, and from no other; and if it is said, only if its newest point is that one.
+    TakeBack(VolumeId, Generation, Option<LedgerPosition>, oneshot::Sender<anyhow::Result<()>>),
     Verify(VolumeId, oneshot::Sender<anyhow::Result<VerifyStatus>>),
     Settings(GroupConfig),
     Points(PointQueryKind, oneshot::Sender<anyhow::Result<PointAnswer>>),
@@ -194,6 +196,7 @@ impl GroupStart {
         let source = Source::new(farside_replication::source::Config {
             source: self.around.source.clone(),
             group: self.name.clone(),
+            stands_in: self.config.stand_in_for.is_some(),
             instance: self.instance,
             policy: policy(&self.config),
             boot: self.around.boot,
@@ -222,6 +225,7 @@ impl GroupStart {
             unkept: Vec::new(),
             away: Away::default(),
             link: None,
+            dialing: link.abort_handle(),
             actions: Vec::new(),
             cuts: HashMap::new(),
             points: HashMap::new(),
@@ -372,6 +376,8 @@ pub(crate) struct Control {
     inbox: Inbox,
     notes: Receiver<Note>,
     pub(crate) connector: watch::Receiver<farside_transport::ConnectorState>,
+    /// What connects, for ever.
+    dialing: tokio::task::AbortHandle,
     pub(crate) shim: Arc<farside_shim::Group>,
     switcher: Switcher,
     pub(crate) source: Source,
@@ -889,6 +895,7 @@ impl Control {
                 let _ = reply.send(self.pause(id, pause));
             }
             Ask::Resync(volume, accept, reply) => self.resync(volume, accept, reply),
+            Ask::TakeBack(volume, generation, at, reply) => self.take_back(volume, generation, at, reply),
             Ask::Verify(volume, reply) => {
                 let _ = reply.send(self.verify(volume));
             }
@@ -1096,10 +1103,26 @@ impl Control {
         self.step(Event::Drain);
         self.keep_verify_results();
         self.listen_until(|c| c.link.is_none() || c.source.settled(), Some(patience));
+        self.say_whether_all_is_published();
         self.listen_until(|c| !c.source.switching(), None);
         self.step(Event::Halt);
         self.settle_losses();
         self.close_members()
+    }
+
+    /// Whoever takes the history over waits for this word, and for nothing less: that a connection ended says nothing of what its host owes.
+    fn say_whether_all_is_published(&mut self) {
+        use farside_replication::source::State;
+        let owes = |state: &State| matches!(state, State::Refused(_) | State::TrackingLost | State::Paused);
+        let volumes = self.source.status(monotonic_ns()).volumes;
+        let all = !volumes.is_empty() && self.away.is_empty() && self.unkept.is_empty();
+        if all && self.source.settled() && !volumes.iter().any(|volume| owes(&volume.state)) {
+            // It must not come back as somebody who owes.
+            self.dialing.abort();
+            if let Some(link) = &self.link {
+                link.connection.close(farside_transport::CloseCode::Settled, "all is published, and this host stops");
+            }
+        }
     }
 
     fn listen_until(&mut self, done: impl Fn(&Self) -> bool, deadline: Option<Instant>) {

@@ -16,6 +16,7 @@ mod compression;
 pub mod config;
 pub mod doctor;
 mod encode;
+mod failback;
 mod flush_note;
 mod group;
 mod growth;

@@ -10,6 +10,7 @@ use farside_control::source::{
     VolumeState, VolumeStatus,
 };
 use farside_control::{Code, PointId, Reason, Severity};
+use farside_region::LedgerPosition;
 use farside_replication::source::{self, Behind, RefusedWhy, State};
 use farside_transport::NotConnected;
 
@@ -20,6 +21,12 @@ use crate::tally::Rates;
 
 /// A disk that takes so long for the intent map is one that does not answer.
 const MAP_SILENCE: Duration = Duration::from_secs(5);
+
+/// A point, in short.
+pub(crate) fn last_point(position: &LedgerPosition, wall_ms: i64) -> LastPoint {
+    let cut_wall = jiff::Timestamp::from_millisecond(wall_ms).unwrap_or_default();
+    LastPoint { id: PointId::new(position.slot.0, &position.digest.0), cut_wall }
+}
 
 impl Control {
     pub(crate) fn status(&mut self) -> GroupStatus {
@@ -70,10 +77,7 @@ impl Control {
             limit_bytes_per_s: self.around.pacer.limit(),
             dirtied_bytes_per_s: rates.dirtied_bytes_per_s,
             eta_ms: rates.eta_ms(backlog_bytes).filter(|_| behind && converging && backlog_bytes > 0),
-            last_point: newest.map(|p| LastPoint {
-                id: PointId::new(p.position.slot.0, &p.position.digest.0),
-                cut_wall: jiff::Timestamp::from_millisecond(p.epoch.wall_ms).unwrap_or_default(),
-            }),
+            last_point: newest.map(|p| last_point(&p.position, p.epoch.wall_ms)),
             points_published: self.published,
             layers_unpublished: status.volumes.iter().map(|v| v.unpublished_layers as u64).sum(),
             reasons: group_reasons(self, &status),

@@ -29,6 +29,7 @@ use crate::bandwidth::{Bandwidth, RateWindow};
 use crate::boot::Backings;
 use crate::config::{Config, ConfigError, GroupConfig};
 use crate::encode::Encoders;
+use crate::failback::Failbacks;
 use crate::group::{Ask, GroupHandle, Note, Stopped};
 use crate::intent_file::IntentFile;
 use crate::keys::GroupKeys;
@@ -129,7 +130,7 @@ pub(crate) struct Daemon {
     identity: Identity,
     pin: watch::Sender<Option<Pin>>,
     around: Surroundings,
-    instance: InstanceId,
+    pub(crate) instance: InstanceId,
     groups: Mutex<BTreeMap<Name, GroupHandle>>,
     volumes: Volumes,
     phase: Mutex<Phase>,
@@ -137,6 +138,7 @@ pub(crate) struct Daemon {
     ready: AtomicBool,
     /// One change of the configuration at a time.
     changes: tokio::sync::Mutex<()>,
+    pub(crate) failbacks: Failbacks,
     /// One change of the pairing at a time.
     pairing: tokio::sync::Mutex<()>,
     /// Why the configuration on disk is not the one that runs.
@@ -183,6 +185,7 @@ impl Daemon {
             phase: Mutex::new(Phase::Serving),
             ready: AtomicBool::new(false),
             changes: tokio::sync::Mutex::new(()),
+            failbacks: Failbacks::default(),
             pairing: tokio::sync::Mutex::new(()),
             stale: Mutex::default(),
             started: Instant::now(),
@@ -202,7 +205,9 @@ impl Daemon {
         // Until it is known whom to trust nothing is changed.
         let first = self.changes.lock().await;
         let api = crate::api::listen(&self)?;
+        self.take_up_failbacks()?;
         let mut starts = self.start_all();
+        self.go_on_with_failbacks();
         drop(first);
         let mut opening = true;
         loop {
@@ -424,6 +429,10 @@ impl Daemon {
                 volume.clone_from(old);
             }
         }
+        // Whose volumes they are is in their identities.
+        for group in old.volumes.values().map(|volume| &volume.group) {
+            new.groups.entry(group.clone()).or_default().stand_in_for = old.group(group).stand_in_for;
+        }
         *locked(&self.config) = new.clone();
         self.tell_groups();
         let failed = self.take_over_volumes(&old.volumes, &new.volumes).await;
@@ -438,7 +447,7 @@ impl Daemon {
         }
     }
 
-    async fn ask<T>(
+    pub(crate) async fn ask<T>(
         &self,
         volume: &Name,
         ask: impl FnOnce(VolumeId, oneshot::Sender<anyhow::Result<T>>) -> Ask,
@@ -493,6 +502,7 @@ impl Daemon {
             let todo = "wait; what is owed then is written down, and the next start goes on from there";
             Reason::new(Severity::Warning, Code::Stopping, what, todo)
         }));
+        reasons.extend(self.failbacks.reasons());
         reasons.extend(self.not_paired());
         reasons.extend(locked(&self.stale).iter().map(|what| {
             let todo = "mend it, then: farside reload; or restart farsided for what only a restart can change";
@@ -594,6 +604,7 @@ impl Daemon {
                 None => old.grid,
             },
             encryption: old.encryption,
+            stand_in_for: old.stand_in_for,
             rate: match &settings.rate {
                 Some(text) => text.parse().map_err(|e: RateError| wrong(&e.to_string()))?,
                 None => old.rate,
@@ -714,8 +725,10 @@ impl Daemon {
         configured || locked(&self.groups).keys().any(|n| n.as_str() == name)
     }
 
-    pub(crate) fn source(&self) -> &Name {
-        &self.around.source
+    /// Whose the volumes of a group are: this host's, or those of the source in whose place it stands.
+    pub(crate) fn source_of(&self, group: &Name) -> Name {
+        let stand_in_for = locked(&self.config).groups.get(group).and_then(|group| group.stand_in_for.clone());
+        stand_in_for.unwrap_or_else(|| self.around.source.clone())
     }
 }
 

@@ -205,7 +205,7 @@ impl Served {
             }
             device => device?,
         };
-        around.backings.take(&config)?;
+        around.backings.take(&config, &around.source)?;
         let geometry = Geometry::new(device.size()).with_context(|| config.backing.display().to_string())?;
         let meta = load_meta(&dir, &config, around, geometry)?;
         let sentinel_key = sentinel_key(&meta.digest_key);

@@ -12,14 +12,17 @@ use bytes::Bytes;
 use farside_region::Name;
 use farside_replication::target::SessionId;
 use farside_store::GroupNames;
-use farside_transport::{CloseCode, Connection};
-use farside_wire::{ReceiverMessage, Refusal, RefusalCode, SourceMessage, TEXT_BYTES_MAX, decode_payload, encode_payload};
+use farside_transport::{CloseCode, Closed, Connection};
+use farside_wire::{
+    Features, ReceiverMessage, Refusal, RefusalCode, SourceMessage, TEXT_BYTES_MAX, decode_payload, encode_payload,
+};
 use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::time::timeout;
 
 use crate::group::{GroupHandle, Mail};
 use crate::landing;
 use crate::process::Receiver;
+use crate::pull;
 
 /// Time for the greeting after the connection stands.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
@@ -200,6 +203,11 @@ impl Session {
         Arriving { allowance: &self.allowance, bytes: 0 }
     }
 
+    /// Who it is, as it was paired.
+    pub(crate) fn peer(&self) -> Name {
+        self.connection.peer().name.clone()
+    }
+
     pub(crate) fn address(&self) -> String {
         self.connection.peer().address.to_string()
     }
@@ -257,6 +265,9 @@ pub(crate) async fn serve(receiver: Arc<Receiver>, connection: Arc<dyn Connectio
     let session = Session::new(Arc::clone(&connection), receiver.parts_per_connection, &receiver.answers_queued);
     let source = connection.peer().name.clone();
     let group = match greet(&receiver, &session, &source).await {
+        Ok((group, SourceMessage::Hello(hello))) if hello.features.has(Features::PULL) => {
+            return pull::serve(receiver, connection, group, hello).await;
+        }
         Ok((group, hello)) => {
             let _ = group.tell(Mail::Connected { session: Arc::clone(&session) }).await;
             let _ = group.tell(Mail::Message { session: session.id, message: Box::new(hello), arrived: Instant::now() }).await;
@@ -273,10 +284,11 @@ pub(crate) async fn serve(receiver: Arc<Receiver>, connection: Arc<dyn Connectio
         () = accept_parts(&receiver, &session, &group) => {}
     }
     let ended = connection.closed().await;
+    let settled = matches!(ended, Closed::ByPeer { code: CloseCode::Settled, .. });
     let stopping = Arc::clone(&session);
     let _ = tokio::task::spawn_blocking(move || stopping.stop()).await;
     tracing::info!(%source, group = %group.names(), why = %ended, "the connection ended");
-    let _ = group.tell(Mail::Closed { session: session.id }).await;
+    let _ = group.tell(Mail::Closed { session: session.id, settled }).await;
 }
 
 /// Reads the first message and finds the group it names.
@@ -290,11 +302,16 @@ async fn greet(
     let frame = frame.map_err(|_| protocol("no greeting came".to_owned()))?.map_err(|e| protocol(e.to_string()))?;
     let message: SourceMessage = decode_payload(&frame).map_err(|e| protocol(e.to_string()))?;
     let SourceMessage::Hello(hello) = &message else { return Err(protocol("the first message is not a greeting".to_owned())) };
-    if hello.source != *source {
-        let text = format!("this certificate is paired as `{source}`, not as `{}`", hello.source);
+    let stands_in = || receiver.failovers.stands_in(&GroupNames::new(hello.source.clone(), hello.group.clone()), source);
+    if hello.source != *source && !stands_in() {
+        let text = format!(
+            "this certificate is paired as `{source}`, not as `{}`, and no failover lets it stand in for that one; on the gateway: farside failover {}/{} --stand-in \
+             {source}",
+            hello.source, hello.source, hello.group
+        );
         return Err((RefusalCode::Unknown, text));
     }
-    let names = GroupNames::new(source.clone(), hello.group.clone());
+    let names = GroupNames::new(hello.source.clone(), hello.group.clone());
     let (roster, receiver) = (Arc::clone(&receiver.roster), Arc::clone(receiver));
     let found = tokio::task::spawn_blocking(move || roster.group(&receiver, &names)).await;
     match found {

@@ -37,6 +37,8 @@ pub(crate) struct Failovers {
     all: Mutex<BTreeMap<GroupNames, Failover>>,
     /// One step at a time.
     working: Mutex<()>,
+    /// One is begun at a time, from the look to the note.
+    beginning: Mutex<()>,
     /// What cannot be taken up, in words.
     broken: Mutex<Vec<String>>,
 }
@@ -52,6 +54,9 @@ pub(crate) struct Failover {
     wanted: Option<Slot>,
     forced: bool,
     stage: Stage,
+    /// The host that may publish in its place.
+    #[serde(default)]
+    stand_in: Option<Name>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,6 +79,14 @@ impl Failover {
 
     pub(crate) fn is_current(&self) -> bool {
         self.version == VERSION
+    }
+
+    /// Whether all volumes of its point were claimed above it: whoever has only some of them back needs it for the others.
+    fn is_taken_back(&self, look: &PromotionLook) -> bool {
+        match look.point.as_ref().filter(|_| self.point().is_some()) {
+            Some(point) => point.generations.iter().all(|generation| generation.0 > self.generation),
+            None => look.generation.0 > self.generation,
+        }
     }
 
     fn pin_reason(&self) -> String {
@@ -120,7 +133,9 @@ impl Failovers {
     pub(crate) fn begin(&self, receiver: &Receiver, request: &FailoverRequest) -> Result<FailoverStatus, ApiError> {
         let group = find_group(receiver, &request.group)?;
         let names = group.names().clone();
+        let _one = (!request.plan).then(|| lock(&self.beginning));
         let known = lock(&self.all).get(&names).cloned();
+        let stand_in = stand_in(receiver, &names, request)?;
         if let Some(known) = &known {
             if request.point.map(Slot).is_some_and(|point| known.point() != Some(point)) {
                 let message = format!("{names} was failed over already, to another point");
@@ -128,6 +143,12 @@ impl Failovers {
                 return Err(ApiError::new(ErrorCode::Conflict, message, what));
             }
             if !request.plan {
+                if let Some(stand_in) = stand_in {
+                    self.let_stand_in(receiver, &names, stand_in)?;
+                }
+                if request.force {
+                    self.change(receiver, &names, |known| known.forced = true)?;
+                }
                 self.go_on(receiver, &names)?;
             }
             return self.show_one(receiver, &names);
@@ -142,6 +163,7 @@ impl Failovers {
             wanted: request.point.map(Slot),
             forced: request.force,
             stage: Stage::Fencing,
+            stand_in,
         };
         let planned = FailoverStatus { stage: FailoverStage::Planned, ..show(receiver, &group, &failover, &look) };
         if request.plan {
@@ -154,6 +176,48 @@ impl Failovers {
         self.show_one(receiver, &names)
     }
 
+    /// That host may publish in place of the source from here on, and no other.
+    fn let_stand_in(&self, receiver: &Receiver, names: &GroupNames, stand_in: Name) -> Result<(), ApiError> {
+        self.change(receiver, names, |known| known.stand_in = Some(stand_in))?;
+        if let Ok(group) = handle(receiver, names) {
+            // If it is gone, so are its sessions.
+            let _ = receiver.runtime.block_on(group.tell(Mail::StandIn));
+        }
+        Ok(())
+    }
+
+    fn change(&self, receiver: &Receiver, names: &GroupNames, change: impl FnOnce(&mut Failover)) -> Result<(), ApiError> {
+        let _one = lock(&self.working);
+        let Some(known) = lock(&self.all).get(names).cloned() else { return Ok(()) };
+        let mut changed = known.clone();
+        change(&mut changed);
+        if changed != known {
+            receiver.state_dir.remember_failover(&changed).map_err(unsaved)?;
+            lock(&self.all).insert(names.clone(), changed);
+        }
+        Ok(())
+    }
+
+    /// Whether a group was failed over, and nobody has taken its history back.
+    pub(crate) fn stands(&self, names: &GroupNames) -> bool {
+        lock(&self.all).contains_key(names)
+    }
+
+    /// The point that a group is about to be failed over to, which is not pinned yet.
+    pub(crate) fn wanted(&self, names: &GroupNames) -> Option<Slot> {
+        lock(&self.all).get(names).and_then(Failover::point)
+    }
+
+    /// Whether a host may publish in place of the source of a group that was failed over. Not before that one is fenced.
+    pub(crate) fn stands_in(&self, names: &GroupNames, host: &Name) -> bool {
+        lock(&self.all).get(names).is_some_and(|one| one.stage != Stage::Fencing && one.stand_in.as_ref() == Some(host))
+    }
+
+    /// Who does.
+    pub(crate) fn stand_in_of(&self, names: &GroupNames) -> Option<Name> {
+        lock(&self.all).get(names).and_then(|one| one.stand_in.clone())
+    }
+
     /// One after the other, each durable before the next.
     fn go_on(&self, receiver: &Receiver, names: &GroupNames) -> Result<(), ApiError> {
         let _one = lock(&self.working);
@@ -164,7 +228,8 @@ impl Failovers {
             match failover.stage {
                 Stage::Fencing => {
                     let generation = Generation(failover.generation);
-                    ask(receiver, &group, |reply| Mail::Fence { generation, reply })?;
+                    let forced = failover.forced;
+                    ask(receiver, &group, |reply| Mail::Fence { generation, forced, reply })?;
                     // Now none can be added.
                     let point = look(receiver, &group, failover.wanted)?.point;
                     if let Some(point) = &point {
@@ -175,16 +240,20 @@ impl Failovers {
                 }
                 Stage::Fenced { point } => {
                     if let Some(point) = point {
-                        receiver.followers.promote(receiver, names, point, failover.generation).map_err(unsaved)?;
+                        let found = look(receiver, &group, Some(point))?.point;
+                        let members: Vec<String> =
+                            found.into_iter().flat_map(|point| point.members).map(|(name, _)| name).collect();
+                        receiver.followers.promote(receiver, names, (point, &members), failover.generation).map_err(unsaved)?;
                     }
                     failover.stage = Stage::Promoted { point };
                 }
                 Stage::Promoted { point } => {
-                    if look(receiver, &group, None)?.generation.0 <= failover.generation {
+                    let of_point = point.and_then(|point| look(receiver, &group, Some(point)).ok());
+                    let look = of_point.map_or_else(|| look(receiver, &group, None), Ok)?;
+                    if !failover.is_taken_back(&look) {
                         return Ok(());
                     }
-                    let point = point.and_then(|point| look(receiver, &group, Some(point)).ok()?.point);
-                    if let Some(point) = point {
+                    if let Some(point) = look.point.filter(|_| point.is_some()) {
                         let change = PointChange::Unpin { only: Some(failover.pin_reason()) };
                         receiver.runtime.block_on(group.change(point.shown.id, change))?;
                     }
@@ -206,15 +275,18 @@ impl Failovers {
     }
 
     fn show_one(&self, receiver: &Receiver, names: &GroupNames) -> Result<FailoverStatus, ApiError> {
-        let group = handle(receiver, names)?;
         let gone = || ApiError::not_found("failover", &names.to_string(), "`farside failover --list` lists them");
         let failover = lock(&self.all).get(names).cloned().ok_or_else(gone)?;
         let point = match failover.stage {
             Stage::Fencing => failover.wanted,
             Stage::Fenced { point } | Stage::Promoted { point } => point,
         };
-        let look = look(receiver, &group, point)?;
-        Ok(show(receiver, &group, &failover, &look))
+        let looked = handle(receiver, names).and_then(|group| Ok((look(receiver, &group, point)?, group)));
+        match looked {
+            Ok((look, group)) => Ok(show(receiver, &group, &failover, &look)),
+            // What is known of it is shown all the same: nobody may think that there is none.
+            Err(error) => Ok(FailoverStatus { why: Some(error.message), ..shown_alone(&failover) }),
+        }
     }
 
     /// What people should know.
@@ -230,7 +302,9 @@ impl Failovers {
                 ),
             };
             let what = format!(
-                "`farside failover --list`; to take {names} back: `farside volume resync NAME --accept fenced` on its host"
+                "`farside failover --list`; to take {names} back, on its host: `farside failback {}`, or `farside volume resync NAME --accept \
+                 fenced` to go on with its disks as they are",
+                names.group
             );
             Reason::new(Severity::Warning, Code::FailedOver, message, what)
         });
@@ -241,6 +315,19 @@ impl Failovers {
         });
         of_all.chain(of_broken).collect()
     }
+}
+
+/// The host that is to stand in, if one was named: another than the source, and paired.
+fn stand_in(receiver: &Receiver, names: &GroupNames, request: &FailoverRequest) -> Result<Option<Name>, ApiError> {
+    let Some(wanted) = &request.stand_in else { return Ok(None) };
+    let known = receiver.book.sources().into_iter().map(|source| source.name).find(|name| name.as_str() == wanted);
+    let what = "pair it first: `farside-receiver token`, then `farside pair` on it; `farside source list` shows those that are";
+    let known = known.ok_or_else(|| ApiError::not_found("source", wanted, what))?;
+    if known == names.source {
+        let message = format!("{known} is the source itself");
+        return Err(ApiError::new(ErrorCode::BadRequest, message, "name the host that has the copy now"));
+    }
+    Ok(Some(known))
 }
 
 /// What a person must force.
@@ -271,7 +358,7 @@ fn refuse(names: &GroupNames, request: &FailoverRequest, planned: &FailoverStatu
 fn show(receiver: &Receiver, group: &GroupHandle, failover: &Failover, look: &PromotionLook) -> FailoverStatus {
     let view = group.view();
     let (silent, connected_from) = view.heard();
-    let is_over = look.generation.0 > failover.generation;
+    let is_over = failover.is_taken_back(look);
     let point = look.point.as_ref();
     let member = |(volume, bytes): &(String, u64)| {
         let follower = receiver.followers.of_volume(group.names(), volume, failover.generation);
@@ -283,28 +370,38 @@ fn show(receiver: &Receiver, group: &GroupHandle, failover: &Failover, look: &Pr
             follower: follower.map(|one| one.name),
         }
     };
+    let alone = shown_alone(failover);
     FailoverStatus {
-        source: failover.source.to_string(),
-        group: failover.group.to_string(),
-        stage: match failover.stage {
-            _ if is_over => FailoverStage::Over,
-            Stage::Fencing => FailoverStage::Fencing,
-            Stage::Fenced { .. } => FailoverStage::Fenced,
-            Stage::Promoted { .. } => FailoverStage::Promoted,
-        },
-        generation: failover.generation,
+        stage: if is_over { FailoverStage::Over } else { alone.stage },
         point: point.map(|point| point.shown.clone()),
         newest: look.newest.clone(),
         lag_ms: view.lag_ms(),
         silent_ms: silent.map(|silent| u64::try_from(silent.as_millis()).unwrap_or(u64::MAX)),
         connected_from,
-        forced: failover.forced,
         members: point.iter().flat_map(|point| &point.members).map(member).collect(),
         left_out: look
             .left_out
             .iter()
             .map(|(volume, newest)| LeftOut { volume: volume.clone(), newest: newest.clone() })
             .collect(),
+        ..alone
+    }
+}
+
+/// As far as its note says.
+fn shown_alone(failover: &Failover) -> FailoverStatus {
+    FailoverStatus {
+        source: failover.source.to_string(),
+        group: failover.group.to_string(),
+        stage: match failover.stage {
+            Stage::Fencing => FailoverStage::Fencing,
+            Stage::Fenced { .. } => FailoverStage::Fenced,
+            Stage::Promoted { .. } => FailoverStage::Promoted,
+        },
+        generation: failover.generation,
+        forced: failover.forced,
+        stand_in: failover.stand_in.as_ref().map(Name::to_string),
+        ..FailoverStatus::default()
     }
 }
 

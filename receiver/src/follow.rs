@@ -39,6 +39,8 @@ use crate::status::wall;
 
 /// Each has a thread and reads the store.
 const FOLLOWERS_MAX: usize = 64;
+/// What a host needs that pulls is kept for so long after its connection has ended: its line may have broken.
+const PULLS_AGAIN: Duration = Duration::from_secs(3_600);
 /// How often it is looked for a newer point.
 const LOOK: Duration = Duration::from_millis(500);
 /// When what failed is tried again: doubled each time, up to the second.
@@ -50,12 +52,19 @@ const THREADS: usize = 2;
 /// A point that could not be read so often is not tried again before there is a newer one.
 const TRIED_MAX: u32 = 2;
 
+/// Points that a host needs, and until when, if its connection has ended.
+type Pulled = (BTreeSet<Slot>, Option<Instant>);
+
 /// All followers of a receiver.
 #[derive(Debug, Default)]
 pub(crate) struct Followers {
     all: Mutex<BTreeMap<Name, Arc<Entry>>>,
     /// Points that nothing may give up, by follower.
     kept: Mutex<BTreeMap<Name, (GroupNames, BTreeSet<Slot>)>>,
+    /// One is added at a time.
+    adding: Mutex<()>,
+    /// Those that hosts pull.
+    pulled: Mutex<BTreeMap<(GroupNames, Name), Pulled>>,
     /// Those that cannot be taken up, in words.
     broken: Mutex<Vec<String>>,
 }
@@ -213,7 +222,28 @@ impl Followers {
 
     /// The points of a group that nothing may give up.
     pub(crate) fn kept(&self, names: &GroupNames) -> BTreeSet<Slot> {
-        lock(&self.kept).values().filter(|(of, _)| of == names).flat_map(|(_, kept)| kept.iter().copied()).collect()
+        let mut all: BTreeSet<Slot> =
+            lock(&self.kept).values().filter(|(of, _)| of == names).flat_map(|(_, kept)| kept.iter().copied()).collect();
+        let mut pulled = lock(&self.pulled);
+        let now = Instant::now();
+        pulled.retain(|_, (_, until)| until.is_none_or(|until| until > now));
+        all.extend(pulled.iter().filter(|((of, _), _)| of == names).flat_map(|(_, (points, _))| points.iter().copied()));
+        all
+    }
+
+    /// A host that pulls needs these points of a group, and none other.
+    pub(crate) fn hold(&self, names: &GroupNames, host: &Name, points: BTreeSet<Slot>) {
+        lock(&self.pulled).insert((names.clone(), host.clone()), (points, None));
+    }
+
+    /// Its connection has ended: in order, or it may come back.
+    pub(crate) fn release(&self, names: &GroupNames, host: &Name, in_order: bool) {
+        let (mut pulled, key) = (lock(&self.pulled), (names.clone(), host.clone()));
+        if in_order {
+            pulled.remove(&key);
+        } else if let Some((_, until)) = pulled.get_mut(&key) {
+            *until = Some(Instant::now() + PULLS_AGAIN);
+        }
     }
 
     /// All, by name.
@@ -260,12 +290,12 @@ impl Followers {
         told.or_else(|| of_it().find(|entry| entry.may_be_promoted())).map(|entry| entry.show())
     }
 
-    /// Has one follower of each volume of a group hold that point, and let go of its target then.
+    /// Has one follower of each of these volumes of a group hold that point, and let go of its target then.
     pub(crate) fn promote(
         &self,
         receiver: &Receiver,
         names: &GroupNames,
-        point: Slot,
+        (point, members): (Slot, &[String]),
         generation: u64,
     ) -> Result<(), StateError> {
         let entries: Vec<Arc<Entry>> = lock(&self.all).values().cloned().collect();
@@ -276,6 +306,10 @@ impl Followers {
         for entry in of_group().filter(|entry| entry.may_be_promoted()) {
             {
                 let mut definition = lock(&entry.definition);
+                // One of another volume has nothing to hold there, and goes on.
+                if !members.iter().any(|member| member == definition.volume.as_str()) {
+                    continue;
+                }
                 if !volumes.insert(definition.volume.clone()) {
                     continue;
                 }
@@ -353,7 +387,9 @@ impl Followers {
                 "say where it is from / on: the gateway has its own working directory",
             ));
         }
-        let mut all = lock(&receiver.followers.all);
+        // † Not the lock of all: a disk that does not answer would hold up whoever asks for anything of followers.
+        let _one = lock(&receiver.followers.adding);
+        let all: BTreeMap<Name, Arc<Entry>> = lock(&receiver.followers.all).clone();
         if all.contains_key(&name) {
             let message = format!("there is a follower {name} already");
             return Err(ApiError::new(ErrorCode::Conflict, message, "give this one another name: --name NAME"));
@@ -386,8 +422,7 @@ impl Followers {
             return Err(error);
         }
         let entry = Arc::new(Entry::new(name.clone(), definition));
-        all.insert(name, Arc::clone(&entry));
-        drop(all);
+        lock(&receiver.followers.all).insert(name, Arc::clone(&entry));
         entry.start(receiver).map_err(ApiError::internal)?;
         Ok(entry.show())
     }

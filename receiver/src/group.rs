@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use farside_control::receiver::ReceiverCounters;
 use farside_ledger::{Body, Policy, State, group_id};
-use farside_region::{LayerKey, VolumeId};
+use farside_region::{LayerKey, Name, Slot, VolumeId};
 use farside_replication::target::{self, Config, Event, LandedLayer, SessionId, Target};
 use farside_store::{GroupNames, GroupStore};
 use farside_transport::{Backoff, CloseCode};
@@ -31,6 +31,7 @@ use self::mail::{FRAME_BYTES_MAX, MAIL_MAX};
 use self::merges::Submitted;
 pub(crate) use self::merges::{MergeNext, MergeStanding};
 use self::pins::Changing;
+pub(crate) use self::pull::{PullAsk, PullLook, Pullable};
 use crate::door::{Session, refusal};
 use crate::pace::Pace;
 use crate::process::Receiver;
@@ -43,6 +44,7 @@ mod follow;
 mod mail;
 mod merges;
 mod pins;
+mod pull;
 mod sources;
 mod view;
 
@@ -78,6 +80,7 @@ pub(crate) fn start(receiver: Arc<Receiver>, names: GroupNames) -> std::io::Resu
             view,
             place: Place::Away { words: "the group is being opened".to_owned(), retry_at: now },
             sessions: BTreeMap::new(),
+            settled: BTreeSet::new(),
             events: VecDeque::new(),
             policy,
             policy_is_default: false,
@@ -124,6 +127,8 @@ struct Group {
     view: Arc<ArcSwap<GroupView>>,
     place: Place,
     sessions: BTreeMap<SessionId, Arc<Session>>,
+    /// Hosts that said, as their last word, that they owe nothing.
+    settled: BTreeSet<Name>,
     /// What our own actions brought about, before anything else is looked at; messages with the time at which they came to the
     /// door, since a lag must not forget how long they waited.
     events: VecDeque<(Event, Option<Instant>)>,
@@ -231,15 +236,23 @@ impl Group {
         match mail {
             Mail::Connected { session } => {
                 self.tally.connections += 1;
-                self.sessions.insert(session.id, session);
+                self.settled.remove(&session.peer());
+                self.sessions.insert(session.id, session.clone());
+                // † Who may stand in can have changed since it was let in.
+                self.refuse_stranger(&session);
                 self.count_volumes();
                 // A group that looks empty and alone may have to give way: it is not alone from here on.
                 self.show();
             }
             Mail::Frame { session, frame, arrived, room: _room } => self.frame(session, &frame, arrived),
             Mail::Message { session, message, arrived } => self.message(session, message, arrived),
-            Mail::Closed { session } => {
-                if self.sessions.remove(&session).is_some() {
+            Mail::Closed { session, settled } => {
+                if let Some(gone) = self.sessions.remove(&session) {
+                    // † Its successor may be here already, and owe something.
+                    let is_back = self.sessions.values().any(|session| session.peer() == gone.peer());
+                    if settled && !is_back {
+                        self.settled.insert(gone.peer());
+                    }
                     self.happened(Event::Closed { session });
                 }
             }
@@ -270,11 +283,18 @@ impl Group {
             Mail::Follow { ask, reply } => {
                 let _ = reply.send(self.follow(&ask));
             }
+            Mail::Pull { ask, reply } => {
+                let _ = reply.send(self.pull(&ask));
+            }
             Mail::PromotionLook { point, reply } => {
                 let _ = reply.send(self.promotion_look(point));
             }
-            Mail::Fence { generation, reply } => {
-                let _ = reply.send(self.fence(generation));
+            Mail::Fence { generation, forced, reply } => {
+                let _ = reply.send(self.fence(generation, forced));
+            }
+            Mail::StandIn => {
+                let all: Vec<_> = self.sessions.values().cloned().collect();
+                all.iter().for_each(|session| self.refuse_stranger(session));
             }
             Mail::FollowBase { volume, point, reply } => {
                 let _ = reply.send(self.follow_base(&volume, point));
@@ -456,6 +476,13 @@ impl Group {
         self.happened(Event::Grantable { free_bytes, spare_bytes, reserve_bytes: space.reserve() });
     }
 
+    /// Points that are neither pruned nor merged, whatever the policy says.
+    fn kept_points(&self) -> BTreeSet<Slot> {
+        let mut kept = self.receiver.followers.kept(&self.names);
+        kept.extend(self.receiver.failovers.wanted(&self.names));
+        kept
+    }
+
     fn prune_if_due(&mut self) {
         let interval = self.receiver.config().retention.interval;
         let interval = if self.prune.short { interval.min(PRUNE_SHORT) } else { interval };
@@ -472,7 +499,7 @@ impl Group {
         }
         let Some(policy) = &self.policy else { return };
         let policy = self.receiver.config().retention.floor(policy);
-        if let Some(body) = here.store.prune_plan_keeping(&policy, &self.receiver.followers.kept(&self.names)) {
+        if let Some(body) = here.store.prune_plan_keeping(&policy, &self.kept_points()) {
             self.submit(body);
         }
     }

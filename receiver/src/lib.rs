@@ -22,6 +22,7 @@
 //! | `schedule` | the same unasked, when it is due |
 //! | `merge` | parts that history no longer tells apart become one |
 //! | `follow` | followers: files and devices that are kept equal to points |
+//! | `pull` | hosts that are brought to a point, over the network |
 //! | `failover` | a copy takes the place of a source that is gone |
 //! | `status`, `metrics`, `api` | what is shown, and where |
 //!
@@ -42,6 +43,7 @@ mod metrics;
 mod pace;
 mod points;
 pub mod process;
+mod pull;
 mod refusals;
 mod roster;
 mod schedule;

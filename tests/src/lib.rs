@@ -76,6 +76,14 @@ pub fn run(command: &mut Command) -> Output {
     output
 }
 
+/// What a command of `farside` that must succeed says as JSON.
+///
+/// # Panics
+/// As [`run`].
+pub fn json(command: &mut Command) -> Value {
+    serde_json::from_slice(&run(command.arg("--json")).stdout).expect("JSON")
+}
+
 /// How long to wait, at least and at most, before asking again.
 const POLL: (Duration, Duration) = (Duration::from_millis(25), Duration::from_secs(1));
 
@@ -362,6 +370,17 @@ impl Site {
         }
     }
 
+    /// Another host with the gateway of this one, and the same volumes: its disks are in a folder of its own. Starts nothing.
+    pub fn another_host(&self, name: &str, epoch: &str, keep: u32) -> Self {
+        let other = Self::new(&self.volumes, epoch, keep);
+        let file = other.path("host/farsided.toml");
+        let toml = std::fs::read_to_string(&file).expect("just written");
+        std::fs::write(&file, toml.replace("\"host1\"", &format!("\"{name}\""))).expect("write");
+        std::fs::remove_dir_all(other.path("gateway")).expect("just made");
+        std::os::unix::fs::symlink(self.path("gateway"), other.path("gateway")).expect("a link");
+        other
+    }
+
     /// One volume `data` in the group `default`, both daemons up, paired.
     pub fn with_volume(bytes: u64, epoch: &str, keep: u32) -> Self {
         let spec = VolumeSpec { name: "data".into(), bytes, group: "default".into() };
@@ -497,6 +516,13 @@ impl Site {
     pub fn farside(&self) -> Command {
         let mut command = program("farside");
         command.arg("--socket").arg(self.path("host/api.sock"));
+        command
+    }
+
+    /// `farside`, speaking to the receiver.
+    pub fn gateway(&self, arguments: &[&str]) -> Command {
+        let mut command = program("farside");
+        command.arg("--socket").arg(self.path("gateway/api.sock")).args(arguments);
         command
     }
 

@@ -260,3 +260,22 @@ pub fn connect(socket: &Path) -> Client {
         std::thread::park_timeout(Duration::from_millis(20));
     }
 }
+
+/// Writes pieces of up to 32 KiB of content that no compression shortens, anywhere in the first `bytes` of the volume behind `tap`, and
+/// flushes. Says how many bytes were written.
+///
+/// # Panics
+/// When the tap does not take them.
+pub fn write_noise(tap: &Path, bytes: u64, seed: u64, requests: u64) -> u64 {
+    const GRANULE: u64 = 4096;
+    let mut client = connect(tap);
+    let (mut rng, mut written) = (Rng(seed), 0);
+    for _ in 0..requests {
+        let len = (1 + rng.below(8)) * GRANULE;
+        let content: Vec<u8> = (0..len / 8).flat_map(|_| rng.draw().to_le_bytes()).collect();
+        client.write(rng.below((bytes - len) / GRANULE) * GRANULE, &content, 0).expect("a write");
+        written += len;
+    }
+    client.flush().expect("a flush");
+    written
+}

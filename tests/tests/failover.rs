@@ -1,39 +1,19 @@
 //! The worst day, by command line: a source that is silent is fenced while it still runs, its copy is handed over, it wakes up and changes
 //! nothing, and takes its history back when a person says so.
 
-use std::process::Command;
-
-use farside_tests::verify::{Rng, connect};
-use farside_tests::{Site, run, slot_of, wait_for};
+use farside_tests::verify::write_noise;
+use farside_tests::{Site, json, run, slot_of, wait_for};
 use serde_json::Value;
 
 const BYTES: u64 = 32 << 20;
 
 fn write(site: &Site, seed: u64, requests: u64) {
-    let mut client = connect(&site.tap("data"));
-    let mut rng = Rng(seed);
-    for _ in 0..requests {
-        let len = (1 + rng.below(8)) * 4096;
-        let content: Vec<u8> = (0..len / 8).flat_map(|_| rng.draw().to_le_bytes()).collect();
-        client.write(rng.below((BYTES - len) / 4096) * 4096, &content, 0).expect("a write");
-    }
-    client.flush().expect("a flush");
-}
-
-/// On the gateway.
-fn gateway(site: &Site, arguments: &[&str]) -> Command {
-    let mut command = farside_tests::program("farside");
-    command.arg("--socket").arg(site.path("gateway/api.sock")).args(arguments);
-    command
-}
-
-fn json(command: &mut Command) -> Value {
-    serde_json::from_slice(&run(command.arg("--json")).stdout).expect("JSON")
+    write_noise(&site.tap("data"), BYTES, seed, requests);
 }
 
 fn follower_at(site: &Site, newest: u64) {
     wait_for("the follower to hold the newest point", || {
-        let one = json(&mut gateway(site, &["follower", "show", "host1-data"]));
+        let one = json(&mut site.gateway(&["follower", "show", "host1-data"]));
         (one["state"] == "following" && one["holds"]["id"].as_str()?.starts_with(&format!("{newest}-"))).then_some(())
     });
 }
@@ -56,7 +36,7 @@ fn a_silent_source_is_fenced_and_takes_its_history_back_on_a_persons_word() {
     site.wait_quiet();
     let target = site.path("standby.img");
     let at = target.to_str().expect("text");
-    let added = run(&mut gateway(&site, &["follower", "add", "host1/default/data", at]));
+    let added = run(&mut site.gateway(&["follower", "add", "host1/default/data", at]));
     assert!(String::from_utf8_lossy(&added.stdout).contains("follows host1/default/data as host1-data"));
     write(&site, 2, 100);
     site.wait_quiet();
@@ -66,16 +46,16 @@ fn a_silent_source_is_fenced_and_takes_its_history_back_on_a_persons_word() {
     let daemon = site.daemon.take().expect("it runs");
     daemon.signal(libc::SIGSTOP);
     let image = std::fs::read(&target).expect("the standby");
-    let plan = run(&mut gateway(&site, &["failover", "host1/default", "--plan"]));
+    let plan = run(&mut site.gateway(&["failover", "host1/default", "--plan"]));
     let plan = String::from_utf8_lossy(&plan.stdout).into_owned();
     assert!(plan.contains("nothing was changed") && plan.contains("lost to the copy") && plan.contains(at), "{plan}");
     // Connected still, as far as anybody knows.
-    let refused = gateway(&site, &["failover", "host1/default", "--yes"]).output().expect("it starts");
+    let refused = site.gateway(&["failover", "host1/default", "--yes"]).output().expect("it starts");
     if !refused.status.success() {
         assert_eq!(refused.status.code(), Some(4), "{refused:?}");
         assert!(String::from_utf8_lossy(&refused.stderr).contains("--force"), "{refused:?}");
     }
-    let done = json(&mut gateway(&site, &["failover", "host1/default", "--yes", "--force"]));
+    let done = json(&mut site.gateway(&["failover", "host1/default", "--yes", "--force"]));
     assert_eq!((&done["stage"], &done["generation"]), (&Value::from("promoted"), &Value::from(2)));
     assert_eq!(done["members"][0]["state"], "promoted");
     assert!(done["rto_ms"].is_u64(), "{done}");
@@ -107,7 +87,7 @@ fn a_silent_source_is_fenced_and_takes_its_history_back_on_a_persons_word() {
     assert_eq!(site.points("data"), points, "points came or went while it was fenced");
     let wrong = site.farside().args(["volume", "resync", "data", "--accept", "forked"]).output().expect("it starts");
     assert!(!wrong.status.success(), "another acceptance than the one that is needed was taken");
-    let listed = run(&mut gateway(&site, &["failover", "--list"]));
+    let listed = run(&mut site.gateway(&["failover", "--list"]));
     let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
     assert!(listed.contains("promoted") && listed.contains("is yours"), "{listed}");
 
@@ -117,10 +97,10 @@ fn a_silent_source_is_fenced_and_takes_its_history_back_on_a_persons_word() {
     let backing = std::fs::read(site.backing("data")).expect("the backing");
     assert_restores_to(&site, &backing);
     wait_for("the failover to be over", || {
-        let all = json(&mut gateway(&site, &["failover", "--list"]));
+        let all = json(&mut site.gateway(&["failover", "--list"]));
         all.as_array().is_some_and(Vec::is_empty).then_some(())
     });
-    run(&mut gateway(&site, &["follower", "resume", "host1-data"]));
+    run(&mut site.gateway(&["follower", "resume", "host1-data"]));
     write(&site, 5, 50);
     site.wait_quiet();
     follower_at(&site, newest(&site));

@@ -11,13 +11,6 @@ use serde_json::Value;
 
 const BYTES: u64 = 48 << 20;
 
-/// `farside`, speaking to the receiver.
-fn gateway(site: &Site) -> Command {
-    let mut command = program("farside");
-    command.arg("--socket").arg(site.path("gateway/api.sock"));
-    command
-}
-
 fn output(command: &mut Command) -> (i32, String, Value) {
     let Output { status, stdout, stderr } = command.stdin(std::process::Stdio::null()).output().expect("it starts");
     let json = serde_json::from_slice(&stdout).unwrap_or(Value::Null);
@@ -51,11 +44,11 @@ fn a_pinned_point_outlives_retention_and_damage_is_named_by_verify() {
     let pinned = write(&site, &mut client, &mut rng, 400);
     let id = pinned.to_string();
     let of = ["--of", "default", "--json"];
-    let (code, text, point) = output(gateway(&site).args(["point", "pin", &id, "--reason", "before the upgrade"]).args(of));
+    let (code, text, point) = output(site.gateway(&["point", "pin", &id, "--reason", "before the upgrade"]).args(of));
     assert_eq!((code, &point["pins"][0]["reason"]), (0, &Value::from("before the upgrade")), "{text}");
-    let again = output(gateway(&site).args(["point", "pin", &id, "--reason", "before the upgrade"]).args(of)).2;
+    let again = output(site.gateway(&["point", "pin", &id, "--reason", "before the upgrade"]).args(of)).2;
     assert_eq!(again["pins"].as_array().map(Vec::len), Some(1), "{again}");
-    let (code, text, _) = output(gateway(&site).args(["point", "pin", "999999", "--of", "default"]));
+    let (code, text, _) = output(&mut site.gateway(&["point", "pin", "999999", "--of", "default"]));
     assert_eq!(code, 5, "{text}");
     // farsided is asked, and says where this is done.
     let (code, text, _) = output(site.farside().args(["point", "pin", &id, "--of", "default"]));
@@ -78,7 +71,7 @@ fn a_pinned_point_outlives_retention_and_damage_is_named_by_verify() {
         command.args(["point", "list", "data"]);
         command
     };
-    for list in [&at_store as &dyn Fn() -> Command, &|| asked(gateway(&site)), &|| asked(site.farside())] {
+    for list in [&at_store as &dyn Fn() -> Command, &|| asked(site.gateway(&[])), &|| asked(site.farside())] {
         let slots = |more: &[&str]| -> Vec<u64> {
             let (code, text, listed) = output(list().arg("--json").args(more));
             assert_eq!(code, 0, "{text}");
@@ -93,10 +86,10 @@ fn a_pinned_point_outlives_retention_and_damage_is_named_by_verify() {
         assert!(text.contains("the newest 1 of 3 recovery points"), "{text}");
     }
 
-    let (code, text, verified) = output(gateway(&site).args(["point", "verify", &id]).args(of));
+    let (code, text, verified) = output(site.gateway(&["point", "verify", &id]).args(of));
     assert_eq!((code, &verified["state"]["is"]), (0, &Value::from("done")), "{text}");
     assert_eq!((&verified["done_bytes"], &verified["total_bytes"]), (&Value::from(BYTES), &Value::from(BYTES)), "{verified}");
-    let (code, text, _) = output(gateway(&site).args(["point", "unpin", &id]).args(of));
+    let (code, text, _) = output(site.gateway(&["point", "unpin", &id]).args(of));
     assert_eq!(code, 0, "{text}");
     write(&site, &mut client, &mut rng, 20);
     wait_for("the unpinned point to go", || (slot_of(&site.points("data")[0]) != pinned).then_some(()));
@@ -116,9 +109,9 @@ fn a_pinned_point_outlives_retention_and_damage_is_named_by_verify() {
     let (code, text, here) = offline(&site);
     assert!(code == 6 && here["volumes"][0]["damage"][0]["segment"] == segment.as_str(), "{text} {here}");
     assert!(text.contains(&format!("point {newest}-")), "{text}");
-    let (code, text, there) = output(gateway(&site).args(["point", "verify", "latest", "--of", "data", "--json"]));
+    let (code, text, there) = output(&mut site.gateway(&["point", "verify", "latest", "--of", "data", "--json"]));
     assert_eq!((code, &there["volumes"]), (6, &here["volumes"]), "{text}");
-    let shown = gateway(&site).args(["point", "verify", "latest", "--of", "data"]).output().expect("it starts");
+    let shown = site.gateway(&["point", "verify", "latest", "--of", "data"]).output().expect("it starts");
     let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
     let region = here["volumes"][0]["damage"][0]["region"].as_u64().expect("a number");
     assert!(shown.contains("volume data") && shown.contains(&format!("region {region} ")) && shown.contains(&segment), "{shown}");
@@ -244,7 +237,7 @@ fn a_torn_record_is_voided_after_asking_and_the_chain_goes_on() {
     fs::write(&record, &bytes[..bytes.len() / 2]).expect("tear");
     site.start_receiver();
     let status = wait_for("the receiver to say so", || {
-        let status = output(gateway(&site).args(["status", "--json"])).2;
+        let status = output(&mut site.gateway(&["status", "--json"])).2;
         status.to_string().contains("ledger_torn").then(|| status.to_string())
     });
     assert!(status.contains("farside store repair"), "it names the way out: {status}");

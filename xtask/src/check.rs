@@ -43,6 +43,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
             "farside-wire",
             "farside-blockio",
             "farside-shim",
+            "farside-store",
             "farside-replication",
             "farside-transport",
             "farside-nbd",

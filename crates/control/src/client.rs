@@ -15,6 +15,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
+use crate::failback::{FailbackRequest, FailbackStatus};
 use crate::failover::{FailoverRequest, FailoverStatus};
 use crate::follower::{FollowerAdd, FollowerStatus};
 use crate::receiver::{ReceiverStatus, Token, TokenRequest};
@@ -295,6 +296,16 @@ impl Client {
     /// Stops it.
     pub async fn verification_stop(&self) -> Result<Verification, ClientError> {
         self.call(Method::DELETE, routes::VERIFICATION, Bytes::new()).await
+    }
+
+    /// Failbacks that are not over.
+    pub async fn failbacks(&self) -> Result<Vec<FailbackStatus>, ClientError> {
+        self.get(routes::FAILBACKS).await
+    }
+
+    /// Begins a failback, says what one would do, or tells one what to do.
+    pub async fn failback(&self, request: &FailbackRequest) -> Result<FailbackStatus, ClientError> {
+        self.send(Method::POST, routes::FAILBACKS, request).await
     }
 
     /// Failovers that are not over.

@@ -97,6 +97,8 @@ codes! {
     FollowerFailed = "follower_failed",
     /// A copy was promoted.
     FailedOver = "failed_over",
+    /// A group is being failed back.
+    FailingBack = "failing_back",
 }
 
 impl fmt::Display for Code {

@@ -17,6 +17,8 @@ pub struct FailoverRequest {
     pub point: Option<u64>,
     /// Also to a point that is not the newest, or that its source could not read in full, and also while the source is connected.
     pub force: bool,
+    /// The name of the paired host that has the copy from then on, and may publish in place of the source.
+    pub stand_in: Option<String>,
     /// Say what would happen, and change nothing.
     pub plan: bool,
 }
@@ -62,6 +64,10 @@ pub struct FailoverStatus {
     pub connected_from: Option<String>,
     /// It was forced.
     pub forced: bool,
+    /// Why more of it cannot be told now; `None`: all is told.
+    pub why: Option<String>,
+    /// The host that may publish in place of the source.
+    pub stand_in: Option<String>,
     /// The volumes of the point.
     pub members: Vec<FailoverMember>,
     /// Volumes of the group that the point has nothing of.

@@ -10,6 +10,7 @@ pub mod client;
 mod code;
 mod duration;
 mod error;
+pub mod failback;
 pub mod failover;
 pub mod follower;
 mod grid;

@@ -95,6 +95,9 @@ pub const FOLLOWER_VERIFY: &str = "/v1/followers/{follower}/verify";
 /// [`FollowerStatus`](crate::follower::FollowerStatus).
 pub const FOLLOWER_HEAL: &str = "/v1/followers/{follower}/heal";
 
+/// Source, `GET`: all [`FailbackStatus`](crate::failback::FailbackStatus); `POST`
+/// [`FailbackRequest`](crate::failback::FailbackRequest): how it is then.
+pub const FAILBACKS: &str = "/v1/failbacks";
 /// Receiver, `GET`: all [`FailoverStatus`](crate::failover::FailoverStatus); `POST`
 /// [`FailoverRequest`](crate::failover::FailoverRequest): the one that was begun or planned.
 pub const FAILOVERS: &str = "/v1/failovers";

@@ -253,6 +253,12 @@ pub const MUTATIONS: &[Mutation] = &[
     // The ledger's replay.
     story("a claim without the slot up to which it looked", LEDGER, "stories::l6_a_claim_names_the_slot_up_to_which_it_looked"),
     story("L6 a lower generation claims", LEDGER, "stories::l6_a_lower_generation_is_fenced"),
+    story("L6 what was published since is taken back, too", CORE, "fencing::l6_what_was_published_since_is_not_taken_back"),
+    story(
+        "L6 a stand-in fences the promotion",
+        CORE,
+        "fencing::l6_a_stand_in_publishes_under_the_promotion_and_is_fenced_by_the_next",
+    ),
     story(
         "L6 who takes a history back fences nobody",
         CORE,

@@ -181,6 +181,7 @@ impl Source {
         let config = Config {
             source: world.names.source.clone(),
             group: world.names.group.clone(),
+            stands_in: false,
             instance: InstanceId(world.rng.borrow_mut().bytes16()),
             boot: site.boot.get(),
             layer_digest: farside_layer::layer_digest,

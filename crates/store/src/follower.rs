@@ -357,6 +357,9 @@ impl<'t> Follower<'t> {
         self.refuse_diverged()?;
         let FollowStage::At(at) = self.following.stage else { return Ok(()) };
         assert_eq!(at.slot, base.point(), "a target is compared with what it holds");
+        // Before it is compared: what is written meanwhile may be behind the comparison.
+        self.target.sync().map_err(|e| self.failed("syncing", e))?;
+        let seen = self.target.seen().map_err(|e| self.failed("looking at", e))?;
         let found = self.differs(base, progress)?;
         if found.count > 0 {
             let first = found.regions[0];
@@ -368,7 +371,6 @@ impl<'t> Follower<'t> {
             );
             return self.diverge(at, found.regions, why);
         }
-        let seen = self.target.seen().map_err(|e| self.failed("looking at", e))?;
         self.keep(Following { seen, ..self.following.clone() })
     }
 
@@ -435,9 +437,12 @@ impl<'t> Follower<'t> {
             changed.truncate(DIVERGED_NAMED_MAX);
             return Ok(Looked::Changed(changed));
         }
+        // What somebody wrote and did not sync is not counted yet, and must not be counted as ours.
+        self.target.sync().map_err(|e| self.failed("syncing", e))?;
         let seen = self.target.seen().map_err(|e| self.failed("looking at", e))?;
         Ok(match (&self.following.seen, seen) {
-            (Some(before), Some(now)) if is_at && before.since == now.since && before.marks != now.marks => Looked::Written,
+            // Also when they cannot be compared, as after a boot: nobody knows who had it meanwhile.
+            (Some(before), Some(now)) if is_at && *before != now => Looked::Written,
             _ => Looked::AsItWas,
         })
     }

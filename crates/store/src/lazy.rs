@@ -13,6 +13,7 @@ use farside_ledger::State;
 use farside_region::{Geometry, GranuleRun, LayerKey, PackedRegions, RecordDigest, RegionIndex, Slot, mutation};
 
 use crate::error::Result;
+use crate::group::DigestRun;
 use crate::image::{PartRuns, VolumeImage, unknown_runs};
 use crate::index::{Content, Extent, PartNo, VolumeIndex};
 use crate::liveness::{Part, Parts};
@@ -232,6 +233,14 @@ impl PointReader<LazyImage> {
     pub fn read_region(&self, region: RegionIndex, content: &mut RegionContent) -> Result<()> {
         self.refuse_opaque()?;
         self.verify_in(&*self.region_image(region)?, region, content)
+    }
+
+    /// As [`PointReader::region_digests`].
+    ///
+    /// # Errors
+    /// As there; what the file system says.
+    pub fn region_digests(&self, region: RegionIndex) -> Result<Vec<DigestRun>> {
+        self.digests_in(&*self.region_image(region)?, region)
     }
 
     /// As [`PointReader::salvage_region`].

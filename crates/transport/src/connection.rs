@@ -173,11 +173,13 @@ pub enum CloseCode {
     Refused,
     /// Something failed inside the closing process.
     Internal,
+    /// A host that stops, and owes nothing: all that was written to it is published.
+    Settled,
     /// A number this version does not know.
     Other(u32),
 }
 
-const CODES: [(CloseCode, u32); 14] = [
+const CODES: [(CloseCode, u32); 15] = [
     (CloseCode::Done, 0),
     (CloseCode::ShuttingDown, 1),
     (CloseCode::Protocol, 2),
@@ -192,6 +194,7 @@ const CODES: [(CloseCode, u32); 14] = [
     (CloseCode::Incompatible, 11),
     (CloseCode::Refused, 12),
     (CloseCode::Internal, 13),
+    (CloseCode::Settled, 14),
 ];
 
 impl CloseCode {

@@ -57,7 +57,10 @@ impl Features {
     pub const PUBLISH: Self = Self(4);
     /// Encrypted volumes: claims with a seal, and [`SourceMessage::WrappedKey`](crate::SourceMessage::WrappedKey), are understood.
     pub const SEALED: Self = Self(8);
-    /// What this build can do.
+    /// In a source's greeting: the connection is there to pull a point, and for nothing else. A receiver that does not say it back cannot
+    /// do that.
+    pub const PULL: Self = Self(16);
+    /// What this build can do on a connection that publishes.
     pub const OURS: Self = Self(Self::GRID.0 | Self::COMPARED.0 | Self::PUBLISH.0 | Self::SEALED.0);
 
     /// What both can do.

@@ -10,7 +10,7 @@ use farside_region::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{DecodeError, Features, PointAnswer, PointQuery, VersionRange};
+use crate::{DecodeError, Features, PointAnswer, PointQuery, PullBegin, PullChunk, PullPoint, PullQuery, VersionRange};
 
 /// The most granules that one [`DigestQuery`] may ask for (32 real regions).
 pub const DIGEST_GRANULES_MAX: u64 = 32 * 1024;
@@ -74,12 +74,16 @@ pub enum SourceMessage {
     /// A wrapped key of the group, as `docs/formats/keys.md` has it, which the store is to keep: before the first claim of a volume that is
     /// encrypted with it. Where both have [`Features::SEALED`].
     WrappedKey(Vec<u8>),
+    /// Which point may be pulled; answered by [`ReceiverMessage::PullPoint`], or by a refusal. Only on a connection that is there for it:
+    /// [`Features::PULL`].
+    PullBegin(PullBegin),
+    /// What a region of that point holds that the asker's disk does not; answered by [`ReceiverMessage::Pulled`].
+    Pull(PullQuery),
 }
 
 /// From the receiver.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
-#[expect(clippy::large_enum_variant, reason = "one message lives at a time, and the machines box it")]
 pub enum ReceiverMessage {
     /// The connection stands.
     Hello(ReceiverHello),
@@ -112,6 +116,10 @@ pub enum ReceiverMessage {
     /// What the store has lost of this group: a state, the newest one holds. Said after the greeting unless it is nothing, and
     /// whenever it changes.
     Damage(Damage),
+    /// The answer to [`SourceMessage::PullBegin`].
+    PullPoint(PullPoint),
+    /// A piece of the answer to [`SourceMessage::Pull`].
+    Pulled(PullChunk),
 }
 
 /// Who calls.
@@ -589,6 +597,7 @@ impl SourceMessage {
                 Err(DecodeError::Limit("rules of a retention grid"))
             }
             Self::WrappedKey(bytes) if bytes.len() > WRAPPED_KEY_BYTES_MAX => Err(DecodeError::Limit("bytes of a wrapped key")),
+            Self::Pull(query) => query.check_limits(),
             Self::Points(query) if query.text_bytes() > TEXT_BYTES_MAX => {
                 Err(DecodeError::Limit("the reason in a question about points"))
             }
@@ -624,6 +633,8 @@ impl ReceiverMessage {
             Self::Damage(damage) if damage.volumes.len() > DAMAGED_VOLUMES_MAX => {
                 Err(DecodeError::Limit("volumes in a report of damage"))
             }
+            Self::PullPoint(point) => point.check_limits(),
+            Self::Pulled(chunk) => chunk.check_limits(),
             Self::DigestAnswer(answer) => {
                 let total = answer.runs.iter().try_fold(0u64, |sum, run| sum.checked_add(run.granules()));
                 match total {

@@ -99,6 +99,13 @@ fn from_source() -> Vec<SourceMessage> {
         SourceMessage::Publish,
         SourceMessage::WrappedKey(vec![0x5a; 3]),
         SourceMessage::Claim(ClaimRequest { id, claim: sealed_claim() }),
+        SourceMessage::PullBegin(PullBegin { id, have: Some(position()) }),
+        SourceMessage::Pull(PullQuery {
+            id,
+            volume,
+            region: RegionIndex(3),
+            have: vec![DigestRun::Zero { granules: 1023 }, DigestRun::Data(vec![GranuleDigest([1; 16])])],
+        }),
     ]
 }
 
@@ -177,7 +184,22 @@ fn from_receiver() -> Vec<ReceiverMessage> {
         ReceiverMessage::Notice(Notice::GatewayFull { free_bytes: 1, reserve_bytes: 2 }),
         ReceiverMessage::LossRecorded(LossRecorded { id, volume }),
         ReceiverMessage::Damage(Damage { volumes: vec![DamagedVolume { volume, segments: 300 }] }),
+        ReceiverMessage::PullPoint(pull_point(regions())),
+        ReceiverMessage::Pulled(PullChunk { id, part_bytes: 1 << 20, bytes: vec![0x5a; 3] }),
     ]
+}
+
+fn pull_point(touched: RegionSet) -> PullPoint {
+    PullPoint {
+        id: RequestId(7),
+        position: position(),
+        epoch: epoch(),
+        generation: Generation(2),
+        by_holder: true,
+        passed_over: Some(Slot(300)),
+        other: Some(PullOther { name: name("standby"), connected: true }),
+        members: vec![PullMember { meta: meta(), volume_bytes: 1 << 30, touched: Some(touched) }],
+    }
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -275,6 +297,31 @@ fn limits_of_messages_are_checked_when_they_are_read() {
     let answer = ReceiverMessage::DigestAnswer(DigestAnswer { id, volume, start, runs });
     let bytes = encode_payload(&answer).expect("fits");
     assert!(matches!(decode_payload::<ReceiverMessage>(&bytes), Err(DecodeError::Limit(_))));
+}
+
+#[test]
+fn what_is_asked_and_answered_on_the_way_back_is_bounded() {
+    let ask = |have: Vec<DigestRun>| {
+        let query = PullQuery { id: RequestId(1), volume: VolumeId([0; 16]), region: RegionIndex(0), have };
+        decode_payload::<SourceMessage>(&encode_payload(&SourceMessage::Pull(query)).expect("fits"))
+    };
+    assert!(ask(vec![DigestRun::Zero { granules: PULL_GRANULES_MAX }]).is_ok());
+    let too_many = vec![DigestRun::Zero { granules: PULL_GRANULES_MAX }, DigestRun::Data(vec![GranuleDigest([1; 16])])];
+    let beyond = vec![DigestRun::Zero { granules: u64::MAX }, DigestRun::Zero { granules: 2 }];
+    for wrong in [vec![], too_many, beyond, vec![DigestRun::Absent { granules: 1 }], vec![DigestRun::Unreadable { granules: 1 }]]
+    {
+        assert!(matches!(ask(wrong.clone()), Err(DecodeError::Limit(_))), "{wrong:?}");
+    }
+    let told = |message| decode_payload::<ReceiverMessage>(&encode_payload(&message).expect("fits"));
+    let chunk = |part_bytes, bytes| ReceiverMessage::Pulled(PullChunk { id: RequestId(1), part_bytes, bytes: vec![1; bytes] });
+    assert!(told(chunk(PULL_ANSWER_BYTES_MAX, PULL_CHUNK_BYTES_MAX)).is_ok());
+    assert!(matches!(told(chunk(PULL_ANSWER_BYTES_MAX + 1, 0)), Err(DecodeError::Limit(_))));
+    assert!(matches!(told(chunk(1, PULL_CHUNK_BYTES_MAX + 1)), Err(DecodeError::Limit(_))));
+    for (ranges, good) in [(PULL_RANGES_MAX, true), (PULL_RANGES_MAX + 1, false)] {
+        let mut set = RegionSet::new();
+        (0..ranges as u64).for_each(|i| set.insert(RegionIndex(i * 2)));
+        assert_eq!(told(ReceiverMessage::PullPoint(pull_point(set))).is_ok(), good, "{ranges}");
+    }
 }
 
 fn ending(members: Vec<EndMember>) -> Result<SourceMessage, DecodeError> {
@@ -445,7 +492,7 @@ proptest! {
     }
 }
 
-const GOLDEN_SOURCE: [&str; 17] = [
+const GOLDEN_SOURCE: [&str; 19] = [
     "00010100[11*16]0104686f73740764656661756c74",
     "0107[aa*16]0105[bb*32]00",
     "0207[aa*16]0464617461[80*4]040c16[cc*32]01010404686f7374",
@@ -463,8 +510,10 @@ const GOLDEN_SOURCE: [&str; 17] = [
     "0d",
     "0e035a5a5a",
     "0207[aa*16]0464617461[80*4]040c16[00*32]01[4b*16][c0*32]010004686f7374",
+    "0f070105[bb*32]",
+    "1007[aa*16]030201ff0703[01*17]",
 ];
-const GOLDEN_RECEIVER: [&str; 15] = [
+const GOLDEN_RECEIVER: [&str; 17] = [
     "000100[22*16]",
     "0107[aa*16]010104030202030401000105[bb*32]01[aa*16]0464617461[80*4]040c16[cc*32]010302010001[11*16]0105[bb*32][dd*16]e807e907010104",
     "0207[aa*16]010005",
@@ -480,5 +529,7 @@ const GOLDEN_RECEIVER: [&str; 15] = [
     "0c010102",
     "0d07[aa*16]",
     "0e01[aa*16]ac02",
+    "0f0705[bb*32][dd*16]e807e90701020101ac0201077374616e6462790101[aa*16]0464617461[80*4]040c16[cc*32]01[80*4]04010202030401",
+    "1007808040035a5a5a",
 ];
 const GOLDEN_PART: &str = "4653505401000000[aa*16]03[00*7]2c01[00*6]07000000999074c6";

@@ -137,6 +137,13 @@ fn settle(volume: &Backing, list: &List, places: &Places, until: Instant, bare: 
             }
         }
     };
+    if crate::failback::is_half_done(&list.state_dir, &volume.name, &volume.path)
+        .context("which disks are being failed back cannot be read")?
+    {
+        bail!(
+            "{disk} stays hidden: a failback has written a part of a point to it, and nobody may use that; start farsided, which goes on with it"
+        );
+    }
     if volume.if_absent == IfAbsent::Refuse && !bare {
         if volume.disk.is_none() {
             super::mark(&list.state_dir, volume).context("that its disk, which cannot be hidden, may be used cannot be kept")?;
@@ -236,7 +243,7 @@ mod tests {
     fn volume(name: &str, disk: &Path, if_absent: IfAbsent) -> Backing {
         let serial = super::super::Disk { key: "ID_SERIAL".into(), value: "x".into(), partition: None };
         let (name, group) = (name.parse().expect("a name"), "default".parse().expect("a name"));
-        Backing { name, group, path: disk.to_owned(), if_absent, disk: Some(serial) }
+        Backing { name, group, path: disk.to_owned(), if_absent, source: None, disk: Some(serial) }
     }
 
     /// A volume whose disk is a file, which nobody has.

@@ -40,6 +40,10 @@ struct Gone {
 }
 
 impl Away {
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Its map will say `attached`.
     pub(super) fn attaches(&mut self, opening: Opening) {
         let Opening { id, name, dir } = opening;

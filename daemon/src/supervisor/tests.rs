@@ -396,7 +396,7 @@ async fn a_volume_that_is_put_back_while_it_ends_is_opened_again() {
     let daemon = running.daemon.clone();
     let hidden =
         VolumeConfig { name: running.data.clone(), backing: "/dev/nothing".into(), tap: TapConfig::Ublk, ..running.late() };
-    daemon.around.backings.take(&hidden).expect("taken");
+    daemon.around.backings.take(&hidden, &daemon.around.source).expect("taken");
     let (backing, aside) = (running.at.join("data"), running.at.join("aside"));
     let not_yet = SlowEnd::of(&running.at);
     std::fs::rename(&backing, &aside).expect("renamed");
@@ -473,7 +473,7 @@ async fn nobody_opens_a_volume_whose_disk_is_being_shown() {
     let running = Running::of(Backings::of_slow_host).await;
     let (daemon, late) = (running.daemon.clone(), running.late());
     let hidden = VolumeConfig { backing: "/dev/nothing".into(), tap: TapConfig::Ublk, ..late.clone() };
-    daemon.around.backings.take(&hidden).expect("taken");
+    daemon.around.backings.take(&hidden, &daemon.around.source).expect("taken");
     let not_yet = SlowEnd::of(&running.at);
     let (adding, given_up) = (daemon.clone(), late.clone());
     let shown = tokio::spawn(async move { adding.give_up_adding(&given_up, &anyhow::anyhow!("it is on fire")).await });

@@ -19,7 +19,6 @@ use farside_control::{ApiError, Code, ErrorCode, Reason, Severity};
 use farside_insert::{Insertion, State};
 use farside_nbd::ListenError;
 use farside_region::{Name, NameError, VolumeId};
-use farside_transport::QuicDialer;
 use tokio::sync::oneshot;
 use tokio::task::{JoinError, JoinHandle};
 use tokio::time::Instant;
@@ -30,6 +29,7 @@ use super::Daemon;
 use crate::boot;
 use crate::change::Change;
 use crate::config::{Config, ConfigError, VolumeConfig};
+use crate::failback::HeldByFailback;
 use crate::group::{Ask, Farewell, GroupStart, Leaving, Note};
 use crate::keys::KeyMissing;
 use crate::locked;
@@ -37,10 +37,11 @@ use crate::loss::LossNote;
 use crate::state_dir::Mark;
 use crate::strangers::{Strangers, left_in};
 use crate::tap::{self, TapConfig, Unused};
-use crate::volume::device_of;
+use crate::volume::{Surroundings, device_of};
 use again::Again;
 
 mod again;
+mod held;
 mod reopen;
 
 /// How long a command waits for the last requests of a volume that leaves. Less than a client waits for its answer.
@@ -86,6 +87,8 @@ enum Unserved {
     Failed(String),
     /// Not before the key of its group is here, which is asked for.
     KeyMissing(String),
+    /// Not before the failback of its group is over.
+    FailingBack(Name),
 }
 
 impl Volumes {
@@ -187,7 +190,7 @@ impl Drop for Tried<'_> {
 }
 
 /// The device of a volume, which nobody uses.
-struct Claimed {
+pub(crate) struct Claimed {
     tap: tap::Handle,
     unused: Unused,
 }
@@ -275,14 +278,14 @@ impl Daemon {
     }
 
     fn id_of(&self, volume: &VolumeConfig) -> VolumeId {
-        farside_ledger::volume_id(&self.around.source, &volume.group, &volume.name)
+        farside_ledger::volume_id(&self.source_of(&volume.group), &volume.group, &volume.name)
     }
 
     /// Ends the device that a volume left which is not configured any more, if nobody uses it. Its name is claimed from here on:
     /// whoever adds it meanwhile is told to wait, and does not get a device that is about to go.
     fn end_stray(self: &Arc<Self>, dir: PathBuf) {
         let Some((group, name)) = names_of(&dir).filter(|(_, name)| self.volumes.begin(name)) else { return };
-        let id = farside_ledger::volume_id(&self.around.source, &group, &name);
+        let id = farside_ledger::volume_id(&self.source_of(&group), &group, &name);
         let daemon = self.clone();
         // Not waited for: a device whose server is gone may not answer.
         tokio::task::spawn_blocking(move || {
@@ -306,7 +309,7 @@ impl Daemon {
     /// Has the next start know that the map in a folder is not to be trusted, if that is in this boot.
     fn note_loss(&self, dir: &Path) {
         if let Some((group, volume)) = names_of(dir) {
-            let id = farside_ledger::volume_id(&self.around.source, &group, &volume);
+            let id = farside_ledger::volume_id(&self.source_of(&group), &group, &volume);
             if let Err(error) = LossNote::of(&self.around.runtime_dir, id).put() {
                 warn!(%volume, %error, "nor can it be noted in the runtime directory");
             }
@@ -315,7 +318,7 @@ impl Daemon {
 
     /// Serves a volume whose opening was claimed; says so, or why not, to whoever asks from then on.
     async fn open(&self, volume: VolumeConfig) -> anyhow::Result<()> {
-        let name = volume.name.clone();
+        let (name, group) = (volume.name.clone(), volume.group.clone());
         let opened = self.try_to_open(volume).await;
         self.around.backings.want_no_more(&name);
         let configured = locked(&self.config).volumes.contains_key(&name);
@@ -324,6 +327,7 @@ impl Daemon {
             Err(error) if configured && error.is::<KeyMissing>() => {
                 unserved.insert(name, Unserved::KeyMissing(error.to_string()))
             }
+            Err(error) if configured && error.is::<HeldByFailback>() => unserved.insert(name, Unserved::FailingBack(group)),
             Err(error) if configured => unserved.insert(name, Unserved::Failed(format!("{error:#}"))),
             _ => unserved.remove(&name),
         };
@@ -354,7 +358,9 @@ impl Daemon {
     async fn try_to_open(&self, volume: VolumeConfig) -> anyhow::Result<()> {
         let name = volume.name.clone();
         let group = volume.group.clone();
-        let id = farside_ledger::volume_id(&self.around.source, &group, &name);
+        self.failbacks.refuse_held(&group, &name, &volume.backing)?;
+        let source = self.source_of(&group);
+        let id = farside_ledger::volume_id(&source, &group, &name);
         self.volumes.strangers.get().expect("set before the first").admit(&self.state.volume_path(&group, &name))?;
         let settings = locked(&self.config).group(&group); // never both locks at once
         let inbox = {
@@ -364,18 +370,12 @@ impl Daemon {
                 bail!("farsided is stopping");
             }
             if !groups.contains_key(&group) {
-                let dialer = QuicDialer::new(
-                    self.identity.clone(),
-                    self.around.source.clone(),
-                    self.pin.subscribe(),
-                    farside_transport::Limits::default(),
-                );
                 let start = GroupStart {
                     name: group.clone(),
                     config: settings,
-                    around: self.around.clone(),
+                    around: Surroundings { source, ..self.around.clone() },
                     state: self.state.clone(),
-                    dial: Arc::new(dialer),
+                    dial: Arc::new(self.dialer()),
                     instance: self.instance,
                 };
                 groups.insert(group.clone(), start.start()?);
@@ -390,7 +390,7 @@ impl Daemon {
     }
 
     /// Claims the device of a volume that is to leave: whoever uses it keeps it, and the volume stays.
-    async fn claim(&self, name: &Name) -> Result<Claimed, ApiError> {
+    pub(crate) async fn claim(&self, name: &Name) -> Result<Claimed, ApiError> {
         let Leaving { tap, insertion, dir } = self.ask(name, Ask::Leaving).await?;
         if let Some(insertion) = insertion {
             self.take_out_of_device(name, insertion, &dir).await?;
@@ -547,7 +547,8 @@ impl Daemon {
         Some(gone)
     }
 
-    fn open_soon(self: &Arc<Self>, name: &Name) {
+    /// It is served, if it is configured and nobody serves it; in the background.
+    pub(crate) fn open_soon(self: &Arc<Self>, name: &Name) {
         let (daemon, name) = (self.clone(), name.clone());
         tokio::spawn(async move { daemon.open_what_is_configured(&name).await });
     }
@@ -907,9 +908,13 @@ impl Daemon {
             let todo = "mend why it is not served (farside volume list), farside reload; then say the same again";
             return Err(ApiError::new(ErrorCode::Conflict, what, todo));
         }
+        let was_held = self.leave_failback(&group, &name).await?;
         // Nobody else opens it from here on.
         let before = locked(&self.volumes.unserved).get(&name).cloned();
         if !self.begin_after_others(&name, Instant::now() + LEAVE_WAIT).await {
+            if was_held {
+                self.left_failback(&group, &name, false).map_err(ApiError::internal)?;
+            }
             return Err(self.under_way(&name));
         }
         // Nobody serves it, but somebody may wait in the device that an earlier daemon made.
@@ -918,6 +923,9 @@ impl Daemon {
             ApiError::new(ErrorCode::Conflict, format!("volume {name} stays: {error:#}"), todo)
         });
         let taken_out = abolished.and_then(|()| self.take_out(&name, &group, &config));
+        if was_held {
+            self.left_failback(&group, &name, taken_out.is_ok()).map_err(ApiError::internal)?;
+        }
         let cleared = taken_out.as_ref().map_or(Ok(()), |()| clear(&self.state.volume_path(&group, &name)));
         if taken_out.is_ok() {
             self.show_claimed_disk(&name).await;
@@ -933,7 +941,8 @@ impl Daemon {
     /// Ends the device of a volume that nobody serves, if nobody uses it.
     async fn end_device(&self, (group, name): (&Name, &Name)) -> anyhow::Result<()> {
         let (dir, name) = (self.state.volume_path(group, name), name.clone());
-        let (id, runtime_dir) = (farside_ledger::volume_id(&self.around.source, group, &name), self.around.runtime_dir.clone());
+        let (id, runtime_dir) =
+            (farside_ledger::volume_id(&self.source_of(group), group, &name), self.around.runtime_dir.clone());
         tokio::task::spawn_blocking(move || tap::end(&dir, id, &name, &runtime_dir)).await?
     }
 
@@ -1010,6 +1019,11 @@ fn not_served(name: &Name, why: Option<&Unserved>, state_dir: &Path) -> Reason {
         Some(Unserved::KeyMissing(why)) => {
             let todo = format!("mend it: the key is asked for again by itself, and the volume is served then. {meanwhile}");
             Reason::new(Severity::Error, Code::NotServed, format!("volume {name} cannot begin: {why}"), todo)
+        }
+        Some(Unserved::FailingBack(group)) => {
+            let what = format!("volume {name} is not served: group {group} is being failed back");
+            let todo = "farside failback --list shows how far that is; --finish or --abort serves it again";
+            Reason::new(Severity::Warning, Code::FailingBack, what, todo)
         }
         Some(Unserved::Starting) => {
             let todo = "wait; if another process holds its device or its tap, that takes up to 30 s, and then has its reason";

@@ -205,6 +205,13 @@ impl Group {
     }
 
     fn set_policy(&mut self, policy: Policy) {
+        // † A host that stands in may have been told nothing of it, and what is given up is gone for ever: until the history is taken back only
+        // more may be kept.
+        let stands = self.receiver.failovers.stands(&self.names);
+        let policy = match self.policy.as_ref().filter(|_| stands && !self.policy_is_default) {
+            Some(old) => old.union(&policy),
+            None => policy,
+        };
         let (source, group) = (&self.names.source, &self.names.group);
         // A default that was never said is not remembered, so it is compared with what is.
         if self.receiver.policy_of(&self.names).as_ref() == Some(&policy) {

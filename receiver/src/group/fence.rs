@@ -36,6 +36,8 @@ pub(crate) struct Promotable {
     pub(crate) degraded: bool,
     /// Volumes and their sizes.
     pub(crate) members: Vec<(String, u64)>,
+    /// Under which those volumes are claimed now.
+    pub(crate) generations: Vec<Generation>,
 }
 
 impl Group {
@@ -68,18 +70,29 @@ impl Group {
                 slot: point.slot,
                 degraded: point.degraded,
                 members: name(point),
+                generations: point.members.iter().filter_map(|m| Some(state.volume(m.key.volume)?.meta().generation)).collect(),
             }),
         })
     }
 
     /// Claims all volumes under that generation, unless they are: whoever claimed them under a lower one publishes nothing any more, and
-    /// claims nothing. What was staged is published before.
+    /// claims nothing. What was staged is published before, whatever it costs; if it cannot be, nobody is fenced, unless that is `forced`.
     ///
     /// Invariant: nothing of the source is heard between the first of the claims and the last.
-    pub(super) fn fence(&mut self, generation: Generation) -> Result<(), ApiError> {
+    pub(super) fn fence(&mut self, generation: Generation, forced: bool) -> Result<(), ApiError> {
+        if claims_below(self.writable()?, generation).is_none() {
+            return Ok(());
+        }
+        self.happened(Event::Budget { spent: false });
         self.happened(Event::Publish);
         self.work();
         let Place::Here(here) = &mut self.place else { return self.writable().map(drop) };
+        // † A claim would make it void.
+        if here.target.newest_staged_point().is_some() && !forced {
+            let why = here.target.trouble().unwrap_or("the store is slow, or full");
+            let message = format!("points of {} that are here cannot be published yet, and would be lost: {why}", self.names);
+            return Err(ApiError::new(ErrorCode::Unavailable, message, "it is tried again by itself; --force loses them"));
+        }
         let mut tried = 0;
         while let Some(batch) = claims_below(&here.store, generation) {
             match here.store.append_all(batch) {
@@ -114,7 +127,7 @@ impl Group {
     }
 }
 
-fn highest(state: &State) -> Generation {
+pub(super) fn highest(state: &State) -> Generation {
     state.volumes().map(|(_, volume)| volume.meta().generation).max().unwrap_or(Generation(1))
 }
 

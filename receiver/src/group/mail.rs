@@ -19,6 +19,7 @@ use super::SHOW;
 use super::fence::PromotionLook;
 use super::follow::{FollowAsk, FollowError, FollowNext};
 use super::merges::MergeNext;
+use super::pull::{PullAsk, PullLook};
 use crate::door::Session;
 use crate::points::PointsAsk;
 use crate::status::GroupView;
@@ -49,7 +50,8 @@ pub(crate) enum Mail {
     /// A source greets.
     Message { session: SessionId, message: Box<SourceMessage>, arrived: Instant },
     /// A connection ended; nothing of it can land any more.
-    Closed { session: SessionId },
+    /// `settled`: its last word was that it owes nothing.
+    Closed { session: SessionId, settled: bool },
     /// A part's header came.
     BeginPart { session: SessionId, header: PartHeader, reply: oneshot::Sender<BeginPart> },
     /// A part's end.
@@ -72,10 +74,14 @@ pub(crate) enum Mail {
     Follow { ask: Box<FollowAsk>, reply: oneshot::Sender<Result<FollowNext, FollowError>> },
     /// It wants to compare its target with the point that it holds.
     FollowBase { volume: Name, point: Slot, reply: oneshot::Sender<Result<LazyPointReader, FollowError>> },
+    /// A host pulls the newest point that is whole.
+    Pull { ask: Box<PullAsk>, reply: oneshot::Sender<Result<PullLook, String>> },
     /// What a promotion would bring up: that point, or the newest.
     PromotionLook { point: Option<Slot>, reply: oneshot::Sender<Result<PromotionLook, ApiError>> },
     /// Nothing of a lower generation is to be published any more.
-    Fence { generation: Generation, reply: oneshot::Sender<Result<(), ApiError>> },
+    Fence { generation: Generation, forced: bool, reply: oneshot::Sender<Result<(), ApiError>> },
+    /// Who may stand in has changed.
+    StandIn,
     /// The process stops.
     Stop,
 }

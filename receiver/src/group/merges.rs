@@ -65,9 +65,9 @@ impl Group {
             let _ = reply.send(MergeNext::Nothing);
             return;
         };
+        let kept = self.kept_points();
         let Place::Here(here) = &mut self.place else { return };
         // What the next prune takes by itself is not worth writing anything for.
-        let kept = self.receiver.followers.kept(&self.names);
         let prune = if here.store.has_merge_queue() { None } else { here.store.prune_plan_keeping(&policy, &kept) };
         let next = match prune {
             Some(_) => {

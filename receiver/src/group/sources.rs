@@ -68,7 +68,7 @@ impl Group {
                     let text = format!("{} claims its volumes again and again: something is wrong on its host", self.names);
                     return self.turn_away(&link, RefusalCode::Store, &text);
                 }
-                if let Err(text) = self.check_claim(here, &request.claim) {
+                if let Err(text) = self.check_claim(here, &request.claim, link.peer()) {
                     return self.turn_away(&link, RefusalCode::Protocol, &text);
                 }
             }
@@ -84,7 +84,7 @@ impl Group {
     }
 
     /// A claim is for a volume of this group, whose files get its name, and there is room for it.
-    fn check_claim(&self, here: &Here, claim: &farside_ledger::Claim) -> Result<(), String> {
+    fn check_claim(&self, here: &Here, claim: &farside_ledger::Claim, peer: farside_region::Name) -> Result<(), String> {
         let (volume, state) = (&claim.volume, here.store.state());
         if claim.source != self.names.source || volume.id != volume_id(&self.names.source, &self.names.group, &volume.name) {
             return Err(format!("the claim of volume `{}` does not carry the id of that name", volume.name));
@@ -92,6 +92,13 @@ impl Group {
         // The digests' and the indexes' sizes follow from the shape.
         if (volume.geometry.granule_bytes(), volume.geometry.region_granules()) != (GRANULE_BYTES, REGION_GRANULES) {
             return Err(format!("volume `{}` does not have granules of 4 KiB in regions of 4 MiB", volume.name));
+        }
+        if state.volume(volume.id).is_none() && peer == self.names.source && self.receiver.failovers.stands(&self.names) {
+            // Nothing of the ledger would fence it, and a point of it would be the newest of the group.
+            return Err(format!(
+                "{} was failed over, and volume {} is new: take the history of the others back first (farside failback)",
+                self.names, volume.name
+            ));
         }
         let limit = self.receiver.config().limits.volumes_per_group;
         let waiting = here.target.new_volumes(state);
@@ -103,6 +110,15 @@ impl Group {
             ));
         }
         Ok(())
+    }
+
+    /// Ends the session of whoever is neither the source nor stands in for it.
+    pub(super) fn refuse_stranger(&mut self, session: &Arc<Session>) {
+        let peer = session.peer();
+        if peer != self.names.source && !self.receiver.failovers.stands_in(&self.names, &peer) {
+            let text = format!("{peer} does not stand in for {} any more", self.names);
+            self.turn_away(session, RefusalCode::Unknown, &text);
+        }
     }
 
     pub(super) fn turn_away(&mut self, session: &Arc<Session>, code: RefusalCode, text: &str) {

@@ -5,6 +5,7 @@
 mod failover;
 mod followers;
 mod hostile;
+mod pull;
 mod site;
 mod slow;
 mod verified;

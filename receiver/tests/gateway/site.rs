@@ -288,11 +288,27 @@ impl Source {
     async fn hello_of_run(&self, source: &str, group: &str, run: u8) -> Session {
         let mut instance: [u8; 16] = self.identity.fingerprint().0[..16].try_into().expect("16 bytes");
         instance[0] ^= run;
+        self.hello_with(source, group, InstanceId(instance), Features::OURS).await
+    }
+
+    /// Connects to pull, and greets; whatever the answer.
+    pub(crate) async fn pull_hello(&self, source: &str, group: &str) -> Session {
+        self.hello_with(source, group, InstanceId([7; 16]), Features::PULL).await
+    }
+
+    /// Connects to pull, and is let in.
+    pub(crate) async fn pulling(&self, source: &str, group: &str) -> Session {
+        let mut session = self.pull_hello(source, group).await;
+        session.expect("a greeting", |m| matches!(m, ReceiverMessage::Hello(_)).then_some(())).await;
+        session
+    }
+
+    async fn hello_with(&self, source: &str, group: &str, instance: InstanceId, features: Features) -> Session {
         let mut session = Session { connection: self.raw().await, source: name(source), group: name(group), requests: 0 };
         let hello = SourceHello {
             versions: VersionRange::OURS,
-            features: Features::OURS,
-            instance: InstanceId(instance),
+            features,
+            instance,
             connection: next_connection(),
             source: name(source),
             group: name(group),
@@ -304,6 +320,13 @@ impl Source {
     /// Connects and is let in.
     pub(crate) async fn connect(&self, group: &str) -> Session {
         let mut session = self.hello_as(self.name.as_str(), group).await;
+        session.expect("a greeting", |m| matches!(m, ReceiverMessage::Hello(_)).then_some(())).await;
+        session
+    }
+
+    /// Connects in place of another, and is let in.
+    pub(crate) async fn connect_as(&self, source: &str, group: &str) -> Session {
+        let mut session = self.hello_as(source, group).await;
         session.expect("a greeting", |m| matches!(m, ReceiverMessage::Hello(_)).then_some(())).await;
         session
     }
@@ -444,6 +467,11 @@ impl Session {
 
     pub(crate) async fn closed(&self) -> Closed {
         tokio::time::timeout(PATIENCE, self.connection.closed()).await.expect("it is closed in time")
+    }
+
+    /// Its last word: it owes nothing.
+    pub(crate) fn settle(&self) {
+        self.connection.close(CloseCode::Settled, "it owes nothing");
     }
 
     /// Sends a claim for a volume, changed as a test likes.

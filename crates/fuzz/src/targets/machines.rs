@@ -154,6 +154,7 @@ impl Host {
         let config = source::Config {
             source: name("host"),
             group: name("db"),
+            stands_in: false,
             instance: InstanceId([0x11; 16]),
             boot: BootId([5; 16]),
             policy: Policy::without_grid(3, 0),

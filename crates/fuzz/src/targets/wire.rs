@@ -173,6 +173,7 @@ pub(super) fn from_receiver(n: u8) -> Vec<ReceiverMessage> {
         ReceiverMessage::LossRecorded(LossRecorded { id, volume: of }),
         ReceiverMessage::Damage(Damage { volumes: vec![DamagedVolume { volume: of, segments: 2 }] }),
         ReceiverMessage::Damage(Damage::default()),
+        ReceiverMessage::Pulled(PullChunk { id: RequestId(1), part_bytes: 9, bytes: vec![7; 3] }),
     ]
 }
 

@@ -25,6 +25,8 @@ pub struct Config {
     pub source: Name,
     /// The group's name.
     pub group: Name,
+    /// Whether it publishes in place of the source of that name, whose history it has not taken part in.
+    pub stands_in: bool,
     /// Drawn at random once per process.
     pub instance: InstanceId,
     /// The kernel's boot id.
@@ -280,6 +282,13 @@ pub enum Event {
     Accept {
         /// Which volume.
         volume: VolumeId,
+    },
+    /// As [`Event::Accept`] of what is `Fenced`, as long as the newest point of the copy is this one, which the disk was brought to.
+    TakeBack {
+        /// Which volume.
+        volume: VolumeId,
+        /// Where that point is.
+        at: LedgerPosition,
     },
     /// A person asks to compare everything.
     Resync {

@@ -1,7 +1,7 @@
 //! From a connection to volumes that may send: greeting, position rule, claim, resume (§4.5, T1, T3, T7, T11, T17).
 
 use farside_ledger::{Claim, VoidReason};
-use farside_region::{Generation, RegionRange, RegionSet, Seq, Slot, Term, VolumeId, mutation};
+use farside_region::{Generation, LedgerPosition, RegionRange, RegionSet, Seq, Slot, Term, VolumeId, mutation};
 use farside_wire::{
     ClaimOutcome, ClaimRequest, ClaimVerdict, CurrentVolume, Features, HeldLayer, LayerFate, LedgerSlice, ReadLedger,
     ReceiverHello, RequestId, ResumeAnswer, ResumeQuery, Settings, SourceHello, SourceMessage, VersionRange,
@@ -140,13 +140,19 @@ impl Source {
         if last.is_some_and(|r| r.0 >= volume.meta.geometry.region_count()) {
             return self.protocol_error("a ledger slice with regions beyond the volume", out);
         }
+        // It has the copy that was promoted: what fences the source that was is what it publishes under. It took no part in that history, so
+        // a person is asked all the same.
+        let takes_up = self.config.stands_in && volume.is_new_here();
         // Before anything else: what a promoted copy published does not make a fork of this one.
         if let Some(promoted) = slice.current.as_ref().map(|current| current.meta.generation)
             && promoted > volume.meta.generation
-            && volume.outranks != Some(promoted)
+            && !takes_up
+            && (volume.outranks != Some(promoted) || has_more(volume, &slice))
             && !(volume.outranks.is_some() && mutation::on("L6 a yes to one promotion holds for the next"))
         {
             volume.fenced_by = Some(promoted);
+            volume.fenced_at = newest_of(&slice);
+            (volume.outranks, volume.outranks_at) = (None, None);
             return self.refuse(now, slice.volume, RefusedWhy::Fenced, out);
         }
         let forced = volume.reclaim == Some(Reclaim::Accepted) || skips_position_rule(volume.held, volume.reclaim);
@@ -210,10 +216,11 @@ impl Source {
             out.push(Action::AdoptMeta { meta: Box::new(volume.meta.clone()) });
         }
         // A person took the history back: that is a promotion as well, and fences whoever was promoted before.
+        volume.claims_as = None;
         if current.meta.generation > volume.meta.generation {
-            let next = if mutation::on("L6 who takes a history back fences nobody") { 0 } else { 1 };
-            volume.meta.generation = Generation(current.meta.generation.0.saturating_add(next));
-            out.push(Action::AdoptMeta { meta: Box::new(volume.meta.clone()) });
+            let takes_up = self.config.stands_in && volume.is_new_here() && !mutation::on("L6 a stand-in fences the promotion");
+            let next = if takes_up || mutation::on("L6 who takes a history back fences nobody") { 0 } else { 1 };
+            volume.claims_as = Some(Generation(current.meta.generation.0.saturating_add(next)));
         }
         if volume.held.is_some_and(|held| held != current.term) {
             volume.reclaim.get_or_insert(Reclaim::Term);
@@ -249,7 +256,9 @@ impl Source {
         let request = self.next_request();
         let volume = self.volumes.get_mut(&id).expect("the caller found it");
         volume.check = Check::Claiming { id: request };
-        let claim = Claim { volume: volume.meta.clone(), looked: looked.0, source: self.config.source.clone() };
+        let mut meta = volume.meta.clone();
+        meta.generation = volume.claims_as.unwrap_or(meta.generation);
+        let claim = Claim { volume: meta, looked: looked.0, source: self.config.source.clone() };
         self.send(SourceMessage::Claim(ClaimRequest { id: request, claim }), out);
     }
 
@@ -288,9 +297,13 @@ impl Source {
         self.orphan(now, id, out);
         let volume = self.volumes.get_mut(&id).expect("just seen");
         let term = Term(position.slot.0);
+        if let Some(generation) = volume.claims_as.take() {
+            volume.meta.generation = generation;
+            out.push(Action::AdoptMeta { meta: Box::new(volume.meta.clone()) });
+        }
         volume.held = Some(term);
         volume.reclaim = None;
-        volume.outranks = None;
+        (volume.outranks, volume.outranks_at) = (None, None);
         volume.loss_unsaid();
         (volume.last_seq, volume.known_seq) = (Seq(0), Seq(0));
         volume.published = Some(position);
@@ -470,6 +483,14 @@ impl Source {
         }
     }
 
+    /// The disk was brought to a point of the copy that was promoted, and takes the history back from that one: not if there is more.
+    pub(super) fn take_back(&mut self, now: Nanos, id: VolumeId, at: LedgerPosition, out: &mut Vec<Action>) {
+        self.accept(now, id, out);
+        if let Some(volume) = self.volumes.get_mut(&id) {
+            volume.outranks_at = volume.outranks.map(|_| at);
+        }
+    }
+
     /// A person accepts the disk as it is: every bit first, then a claim without the position rule (T3).
     pub(super) fn accept(&mut self, now: Nanos, id: VolumeId, out: &mut Vec<Action>) {
         let Some(volume) = self.volumes.get_mut(&id) else { return };
@@ -477,7 +498,7 @@ impl Source {
             matches!(volume.standing, Standing::Refused(RefusedWhy::Forked | RefusedWhy::TargetRewound | RefusedWhy::Fenced));
         if volume.standing == Standing::Refused(RefusedWhy::Fenced) {
             // That promotion and no later one: nobody was asked about it.
-            volume.outranks = volume.fenced_by;
+            (volume.outranks, volume.outranks_at) = (volume.fenced_by, None);
         }
         if may && mutation::on("T3 accept without every bit") {
             volume.heat.0.push(HeatFor::Accept);
@@ -548,6 +569,17 @@ impl Source {
 }
 
 const LOST_RESENT: &str = "T5 lost staged data re-sent under the same seq";
+
+/// The newest point of the volume, as the ledger has it.
+fn newest_of(slice: &LedgerSlice) -> Option<LedgerPosition> {
+    slice.current.as_ref().and_then(|current| current.newest_point).map(|point| point.position)
+}
+
+/// Whether the copy published more than what a disk was brought to.
+fn has_more(volume: &Volume, slice: &LedgerSlice) -> bool {
+    volume.outranks_at.is_some_and(|at| newest_of(slice) != Some(at))
+        && !mutation::on("L6 what was published since is taken back, too")
+}
 
 fn skips_position_rule(held: Option<Term>, reclaim: Option<Reclaim>) -> bool {
     mutation::on("skip the position rule")

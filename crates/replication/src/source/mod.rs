@@ -207,6 +207,7 @@ impl Source {
             Event::Pause { volume } => self.pause(now, volume, actions),
             Event::Resume { volume } => self.set_service(volume, Service::Running),
             Event::Accept { volume } => self.accept(now, volume, actions),
+            Event::TakeBack { volume, at } => self.take_back(now, volume, at, actions),
             Event::Resync { volume } => self.heat(now, volume, HeatFor::Resync, actions),
             Event::SetEpochInterval { interval } => self.config.limits.epoch_interval = interval,
             Event::SetPolicy { policy } => {

@@ -1,7 +1,7 @@
 //! What people are told. Computed from what was published, on one clock (L10).
 
 use farside_ledger::{EpochInfo, LayerKind};
-use farside_region::{GranuleSet, LedgerPosition, Name, Term, VolumeId};
+use farside_region::{Generation, GranuleSet, LedgerPosition, Name, Term, VolumeId};
 use farside_wire::Notice;
 
 use super::Kind;
@@ -88,6 +88,10 @@ pub struct VolumeStatus {
     pub state: State,
     /// The term under which layers are sent.
     pub term: Option<Term>,
+    /// The promotion that fences it, while it is.
+    pub fenced_by: Option<Generation>,
+    /// The newest point of the copy that was promoted, as it was seen then.
+    pub fenced_at: Option<LedgerPosition>,
     /// Age of what the newest published point (or a newer heartbeat) shows, in ns; `None` = there is none of this boot.
     pub lag: Option<Nanos>,
     /// Age of the newest cut that is staged as a whole, in ns, or of what is published, if that is newer: see
@@ -171,6 +175,8 @@ impl super::Source {
             name: volume.meta.name.clone(),
             state: self.state_of(volume),
             term: volume.held,
+            fenced_by: volume.fenced_by.filter(|_| volume.standing == Standing::Refused(RefusedWhy::Fenced)),
+            fenced_at: volume.fenced_at,
             lag: self.lag_of(now, volume),
             staged_lag: self.staged_lag_of(now, volume),
             newest_point: volume.newest_point,

@@ -32,8 +32,15 @@ pub(super) struct Volume {
     pub(super) reclaim: Option<Reclaim>,
     /// The generation of the copy that was promoted in its place, as far as it was seen.
     pub(super) fenced_by: Option<Generation>,
+    /// The newest point that it had published then.
+    pub(super) fenced_at: Option<LedgerPosition>,
     /// A person takes the history back from that one.
     pub(super) outranks: Option<Generation>,
+    /// As long as its newest point is that one.
+    pub(super) outranks_at: Option<LedgerPosition>,
+    /// The generation of the next claim, if it is another one; the volume's own as soon as that is accepted, and not before: what it has tells
+    /// whether somebody was promoted in its place.
+    pub(super) claims_as: Option<Generation>,
     /// Claims in turn with other instances since a layer of ours was published.
     pub(super) turns: u32,
     /// The claim of another instance that was counted last.
@@ -356,6 +363,11 @@ impl Layer {
 }
 
 impl Volume {
+    /// Whether it never held a claim, as far as is known here.
+    pub(super) fn is_new_here(&self) -> bool {
+        self.held.or(self.header.confirmed).is_none()
+    }
+
     pub(super) fn new(setup: VolumeSetup) -> Self {
         let VolumeSetup { meta, confirmed, position, inherited, start, tracking_lost, paused } = setup;
         let compare = match start {
@@ -374,7 +386,10 @@ impl Volume {
             held: None,
             reclaim: None,
             fenced_by: None,
+            fenced_at: None,
             outranks: None,
+            outranks_at: None,
+            claims_as: None,
             turns: 0,
             counted_turn: None,
             last_seq: Seq(0),

@@ -59,9 +59,15 @@ impl Host {
     }
 
     pub(super) fn with(limits: source::Limits) -> Self {
+        Self::of(limits, false)
+    }
+
+    /// Of a host that stands in for another, or not.
+    pub(super) fn of(limits: source::Limits, stands_in: bool) -> Self {
         let config = source::Config {
             source: name("host"),
             group: name("default"),
+            stands_in,
             instance: InstanceId([1; 16]),
             boot: BootId([1; 16]),
             policy: Policy::without_grid(3, 0),

@@ -1,10 +1,10 @@
 //! L6: a copy was promoted in this one's place.
 
 use farside_region::mutation::tell;
-use farside_region::{Generation, RegionSet};
-use farside_wire::{ClaimOutcome, ClaimVerdict, CurrentVolume, ReceiverMessage, RequestId, SourceMessage};
+use farside_region::{Generation, RegionSet, Slot};
+use farside_wire::{ClaimOutcome, ClaimVerdict, CurrentVolume, NewestPoint, ReceiverMessage, RequestId, SourceMessage};
 
-use super::directed::{Host, current, layer, refused, regions};
+use super::directed::{Host, at, current, layer, refused, regions};
 use super::world::volume;
 use crate::source::{Action, Event, RefusedWhy, Start};
 
@@ -48,8 +48,10 @@ fn l6_who_was_fenced_comes_back_on_a_persons_word_and_fences_the_other() {
         assert!(claim(&mut host).is_none() && host.did(|a| matches!(a, Action::HeatAll { .. }).then_some(())).is_some(), "T3");
         host.event(Event::AllHot { volume: volume(1) });
         host.answer_ledger(1, Vec::new(), promoted(2), Some(10));
-        let (_, generation) = claim(&mut host).expect("claimed");
+        let (id, generation) = claim(&mut host).expect("claimed");
         assert_eq!(generation, Generation(3), "the other one goes on");
+        let outcome = ClaimOutcome::Accepted { position: at(11) };
+        host.hear(ReceiverMessage::ClaimVerdict(ClaimVerdict { id, volume: volume(1), outcome }));
         let kept = host.did(|a| match a {
             Action::AdoptMeta { meta } => Some(meta.generation),
             _ => None,
@@ -81,6 +83,44 @@ fn l6_a_later_promotion_is_asked_about_again() {
     });
 }
 
+/// A disk that was brought to a point of the copy takes the history back from that point, and not over what came after it.
+#[test]
+fn l6_what_was_published_since_is_not_taken_back() {
+    tell(&[("L6 what was published since is taken back, too", "it would be overwritten")], || {
+        let mut host = fenced();
+        let with_newest = |slot: u64| {
+            let epoch = farside_ledger::EpochInfo {
+                boot: farside_region::BootId([1; 16]),
+                mono_before_ns: 1,
+                mono_after_ns: 2,
+                wall_ms: 3,
+            };
+            let newest_point = Some(NewestPoint { position: at(slot), epoch });
+            promoted(2).map(|theirs| CurrentVolume { newest_point, ..theirs })
+        };
+        for _ in 0..2 {
+            host.event(Event::TakeBack { volume: volume(1), at: at(10) });
+            host.event(Event::AllHot { volume: volume(1) });
+            host.answer_ledger(1, Vec::new(), with_newest(11), Some(11));
+            assert!(claim(&mut host).is_none(), "it would be overwritten");
+            assert_eq!(refused(&host, 1), Some(RefusedWhy::Fenced));
+        }
+        host.event(Event::TakeBack { volume: volume(1), at: at(11) });
+        host.event(Event::AllHot { volume: volume(1) });
+        host.answer_ledger(1, Vec::new(), with_newest(11), Some(11));
+        // Nor if it comes between the look and the claim.
+        let (id, generation) = claim(&mut host).expect("claimed");
+        assert_eq!(generation, Generation(3));
+        let reason = farside_ledger::VoidReason::ClaimOvertaken { last_layer: Slot(12) };
+        let verdict = ClaimVerdict { id, volume: volume(1), outcome: ClaimOutcome::Void { reason } };
+        host.hear(ReceiverMessage::ClaimVerdict(verdict));
+        host.tick(&[]);
+        host.answer_ledger(1, Vec::new(), with_newest(12), Some(12));
+        assert!(claim(&mut host).is_none(), "it would be overwritten");
+        assert_eq!(refused(&host, 1), Some(RefusedWhy::Fenced));
+    });
+}
+
 /// A yes to a fork is no yes to a promotion.
 #[test]
 fn l6_a_yes_to_something_else_does_not_end_it() {
@@ -93,4 +133,27 @@ fn l6_a_yes_to_something_else_does_not_end_it() {
     host.event(Event::AllHot { volume: volume(1) });
     host.answer_ledger(1, Vec::new(), promoted(2), Some(10));
     assert_eq!((refused(&host, 1), claim(&mut host)), (Some(RefusedWhy::Fenced), None));
+}
+
+/// A host that stands in for the source publishes under the promotion itself, on a person's word; whoever takes the history back fences it.
+#[test]
+fn l6_a_stand_in_publishes_under_the_promotion_and_is_fenced_by_the_next() {
+    tell(&[("L6 a stand-in fences the promotion", "under the promotion itself")], || {
+        let mut host = Host::of(super::world::source_limits(), true);
+        host.add(1, None, None, RegionSet::new(), Start::Unclean);
+        host.connect();
+        host.answer_ledger(1, vec![layer(10, 9, regions(0, 1))], promoted(2), Some(10));
+        // It may be any disk.
+        assert_eq!((refused(&host, 1), claim(&mut host)), (Some(RefusedWhy::Forked), None));
+        host.event(Event::Accept { volume: volume(1) });
+        host.event(Event::AllHot { volume: volume(1) });
+        host.answer_ledger(1, Vec::new(), promoted(2), Some(10));
+        let (id, generation) = claim(&mut host).expect("claimed");
+        assert_eq!(generation, Generation(2), "under the promotion itself");
+        let outcome = ClaimOutcome::Accepted { position: at(11) };
+        host.hear(ReceiverMessage::ClaimVerdict(ClaimVerdict { id, volume: volume(1), outcome }));
+        host.reconnect();
+        host.answer_ledger(1, Vec::new(), promoted(3), Some(12));
+        assert_eq!((refused(&host, 1), claim(&mut host)), (Some(RefusedWhy::Fenced), None));
+    });
 }

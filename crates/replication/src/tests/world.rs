@@ -271,6 +271,7 @@ impl World {
         let config = source::Config {
             source: name("host"),
             group: name("default"),
+            stands_in: false,
             instance: InstanceId([self.instance; 16]),
             boot: BootId([1; 16]),
             policy: Policy::without_grid(3, 0),

@@ -13,6 +13,7 @@ use tracing::{error, info};
 
 use super::{AGAIN, AGAIN_MAX, Unserved};
 use crate::config::VolumeConfig;
+use crate::failback::HeldByFailback;
 use crate::keys::KeyMissing;
 use crate::locked;
 use crate::supervisor::Daemon;
@@ -43,7 +44,7 @@ impl Unserved {
         match self {
             Self::Failed(why) => *why == format!("{error:#}"),
             Self::KeyMissing(_) => error.is::<KeyMissing>(), // it is said by who asks for it
-            Self::Starting | Self::TriedAgain(_) | Self::Closing | Self::Unkept(_) => false,
+            Self::Starting | Self::TriedAgain(_) | Self::Closing | Self::Unkept(_) | Self::FailingBack(_) => false,
         }
     }
 }
@@ -58,7 +59,7 @@ impl Again {
     /// `None`: not before a person says so.
     pub(super) fn after(error: &anyhow::Error) -> Option<Self> {
         let wait = if error.is::<KeyMissing>() { KEY_AGAIN } else { AGAIN };
-        (!error.is::<AnotherDisk>()).then_some(Self { wait })
+        (!error.is::<AnotherDisk>() && !error.is::<HeldByFailback>()).then_some(Self { wait })
     }
 
     /// It has failed again.

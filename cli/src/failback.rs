@@ -1,0 +1,252 @@
+//! `farside failback`: a host that was failed over gets what its stand-in published since, and takes its history back.
+
+use std::time::Duration;
+
+use clap::{ArgGroup, Args};
+use farside_control::Client;
+use farside_control::failback::{FailbackRequest, FailbackStage, FailbackStatus, FailbackStep};
+use serde::Serialize;
+
+use crate::args::Global;
+use crate::confirm;
+use crate::failure::Failure;
+use crate::hosts::Hosts;
+use crate::print::{self, NOTHING, Table};
+use crate::progress::Progress;
+
+/// How often it is asked how far it is.
+const ASK_AGAIN: Duration = Duration::from_millis(100);
+
+/// `farside failback`.
+#[derive(Args, Debug)]
+#[command(
+    group = ArgGroup::new("what").args(["group", "list"]).required(true),
+    after_long_help = "\
+Run it on the old host, whose volumes are all `Fenced`. The way back has three steps:
+
+  1. farside failback GROUP            takes its volumes out of service here, and brings their disks
+                                       to the newest point that the stand-in published: only what
+                                       differs crosses the network. Then newer points are followed.
+                                       The stand-in serves, and publishes, meanwhile.
+  2. on the stand-in: stop the applications, wait for lag 0 (farside status), stop farsided
+  3. farside failback GROUP --finish   brings the disks to the last point, serves the volumes here,
+                                       and takes the history back. The stand-in is `Fenced` then.
+
+What was written here after the last point before the failover is overwritten in step 1: it is on
+no other disk, and in no point. Copy off what you need of it first.
+
+It goes on by itself after a kill or a reboot at any moment; Ctrl-C ends the watching only. The
+volumes are served by nobody here from step 1 to step 3: stop what uses them, and unmount.
+
+Everything of the volumes is compared by digest once, and read here in full for that; then only
+what a new point touched.
+
+Examples:
+  farside failback db --plan
+  farside failback db
+  farside failback db --finish
+  farside failback db --abort          serve them as the disks are, fenced as before
+  farside failback --list
+
+--finish waits until the stand-in has stopped in order, and said that all of it is published; --force
+does not, where it burnt down, and loses what it had not published.
+
+Exit code 4: refused. A volume is not `Fenced`, is in use, or nothing was published since the
+failover (--force takes the point of the failover itself)."
+)]
+pub(crate) struct FailbackArgs {
+    /// The group, of this host.
+    group: Option<String>,
+    /// Say what would happen, and change nothing.
+    #[arg(long, conflicts_with_all = ["finish", "abort"])]
+    plan: bool,
+    /// Bring the disks to the last point, serve the volumes again, and take the history back.
+    #[arg(long, conflicts_with = "abort")]
+    finish: bool,
+    /// Give it up: serve the volumes as their disks are.
+    #[arg(long)]
+    abort: bool,
+    /// Also where nothing was published since the failover; with --finish also while another host may publish more.
+    #[arg(long, conflicts_with = "abort")]
+    force: bool,
+    /// Do not ask.
+    #[arg(long, short)]
+    yes: bool,
+    /// List failbacks that are not over.
+    #[arg(long, conflicts_with_all = ["plan", "force", "finish", "abort", "yes"])]
+    list: bool,
+}
+
+/// What it says at its end.
+#[derive(Serialize)]
+struct Done<'a> {
+    #[serde(flatten)]
+    failback: &'a FailbackStatus,
+    /// Nothing of it is under way any more.
+    over: bool,
+}
+
+pub(crate) async fn run(global: &Global, hosts: &Hosts, args: FailbackArgs) -> Result<(), Failure> {
+    let client = hosts.source();
+    let Some(group) = args.group.filter(|_| !args.list) else { return list(global, &client).await };
+    let step = match (args.finish, args.abort) {
+        (true, _) => FailbackStep::Finish,
+        (_, true) => FailbackStep::Abort,
+        _ => FailbackStep::Begin,
+    };
+    let request = FailbackRequest { group, step, force: args.force, plan: true };
+    let planned = client.failback(&request).await?;
+    if args.plan {
+        if global.json {
+            return print::json(&planned);
+        }
+        return print::out(&format!("{}nothing was changed\n", plan(&planned)));
+    }
+    match step {
+        FailbackStep::Begin if planned.stage == FailbackStage::Planned => {
+            if !global.json {
+                eprint!("{}", plan(&planned));
+            }
+            let question = "Take these volumes out of service, and overwrite what was never published of them?";
+            confirm::confirm(question, "nothing was changed", args.yes)?;
+        }
+        FailbackStep::Finish if args.force && planned.other.is_some() => {
+            let other = planned.other.as_deref().unwrap_or(NOTHING);
+            let question =
+                format!("{other} is still connected: what it publishes after the last point is lost to this host. Finish?");
+            confirm::confirm(&question, "it follows on", args.yes)?;
+        }
+        FailbackStep::Begin | FailbackStep::Finish | FailbackStep::Abort => {}
+    }
+    let now = client.failback(&FailbackRequest { plan: false, ..request.clone() }).await?;
+    let (last, over) = watch(global, &client, now, step).await?;
+    if global.json {
+        return print::json(&Done { failback: &last, over });
+    }
+    print::out(&outcome(&last, over))
+}
+
+/// Until there is nothing more to wait for; how it was at last, and whether it is over.
+async fn watch(
+    global: &Global,
+    client: &Client,
+    mut now: FailbackStatus,
+    step: FailbackStep,
+) -> Result<(FailbackStatus, bool), Failure> {
+    let progress = Progress::new(global.json);
+    let mut said = None;
+    let over = loop {
+        if step == FailbackStep::Begin && now.stage == FailbackStage::Following {
+            break false;
+        }
+        if now.why != said && !global.json {
+            if let Some(why) = &now.why {
+                eprintln!("waiting: {why}");
+            }
+            said.clone_from(&now.why);
+        }
+        if now.stage == FailbackStage::Pulling && now.total_regions > 0 {
+            progress.set_regions(now.done_regions, now.total_regions);
+        }
+        tokio::time::sleep(ASK_AGAIN).await;
+        match client.failbacks().await?.into_iter().find(|one| one.group == now.group) {
+            Some(one) => now = one,
+            None => break true,
+        }
+    };
+    progress.finish();
+    Ok((now, over))
+}
+
+async fn list(global: &Global, client: &Client) -> Result<(), Failure> {
+    let all = client.failbacks().await?;
+    if global.json {
+        return print::json(&all);
+    }
+    if all.is_empty() {
+        return print::out("no failbacks\n");
+    }
+    let mut table = Table::new(&["GROUP", "STAGE", "POINT", "CUT", "DONE", "RECEIVED"]);
+    for one in &all {
+        table.row([
+            one.group.clone(),
+            stage(one).to_owned(),
+            one.point.as_ref().map_or_else(|| NOTHING.to_owned(), |point| point.id.to_string()),
+            one.point.as_ref().map_or_else(|| NOTHING.to_owned(), |point| print::time(point.cut_wall)),
+            match one.stage {
+                FailbackStage::Pulling if one.total_regions > 0 => print::percent(one.done_regions, one.total_regions),
+                _ => NOTHING.to_owned(),
+            },
+            print::bytes(one.received_bytes),
+        ]);
+    }
+    let waiting = all.iter().filter_map(|one| Some(format!("! {}: {}\n", one.group, one.why.as_ref()?)));
+    print::out(&format!("{table}{}", waiting.collect::<String>()))
+}
+
+fn stage(one: &FailbackStatus) -> &'static str {
+    match one.stage {
+        FailbackStage::Planned => "planned",
+        FailbackStage::Taking => "taking",
+        FailbackStage::Pulling if one.finishing => "pulling, finishing",
+        FailbackStage::Pulling => "pulling",
+        FailbackStage::Following if one.finishing => "finishing",
+        FailbackStage::Following => "following",
+        FailbackStage::Returning => "returning",
+        FailbackStage::Aborting => "aborting",
+    }
+}
+
+/// What would happen.
+fn plan(planned: &FailbackStatus) -> String {
+    let group = &planned.group;
+    let mut text = planned.point.as_ref().map_or_else(String::new, |point| {
+        let whose = if planned.is_since {
+            "published since the failover"
+        } else {
+            "the one of the failover: nothing was published since"
+        };
+        format!("{group} to point {}, cut {} ({}), {whose}\n", point.id, print::time(point.cut_wall), print::age(point.cut_wall))
+    });
+    for member in &planned.members {
+        text.push_str(&format!(
+            "{}: {} ({}) is overwritten where it differs\n",
+            member.volume,
+            member.backing,
+            print::bytes(member.bytes)
+        ));
+    }
+    text.push_str(
+        "what was written here and is in no point is lost; the volumes are not served here until --finish or --abort\n",
+    );
+    if let Some(other) = &planned.other {
+        text.push_str(&format!("{other} serves the copy now, and goes on until --finish\n"));
+    }
+    text
+}
+
+fn outcome(last: &FailbackStatus, over: bool) -> String {
+    let group = &last.group;
+    let point = |at: Option<&farside_control::source::LastPoint>| {
+        at.map_or_else(|| "no one point".to_owned(), |point| format!("point {}, cut {}", point.id, print::time(point.cut_wall)))
+    };
+    let moved = format!("{} received, {} written", print::bytes(last.received_bytes), print::bytes(last.written_bytes));
+    match (over, last.stage) {
+        (false, _) => {
+            let who = last.other.as_deref().unwrap_or("the host that stands in");
+            format!(
+                "the disks of {group} are {} ({moved}), and follow\nnext: stop the applications on {who}, wait there for lag 0 (farside \
+                 status), stop farsided there; then, here: farside failback {group} --finish\n",
+                point(last.holds.as_ref().or(last.point.as_ref()))
+            )
+        }
+        (true, FailbackStage::Aborting) => {
+            format!("aborted: the volumes of {group} are served as their disks are, fenced (farside explain fenced)\n")
+        }
+        (true, _) => format!(
+            "{group} is back, from {} ({moved}): its volumes are served and published here; all of it is compared once (farside \
+             status)\nat the host that stood in: farside volume remove\n",
+            point(last.holds.as_ref().or(last.point.as_ref()))
+        ),
+    }
+}

@@ -1,0 +1,99 @@
+//! Failback: the disks of a host that was failed over are brought to what its stand-in published, and take the history back.
+
+use serde::{Deserialize, Serialize};
+
+use crate::source::LastPoint;
+
+/// What to do about a group's failback.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(default)]
+pub struct FailbackRequest {
+    /// The group, of this host.
+    pub group: String,
+    /// Which step.
+    pub step: FailbackStep,
+    /// Also where nothing was published since the failover, and also while another host may publish more.
+    pub force: bool,
+    /// Say what would happen, and change nothing.
+    pub plan: bool,
+}
+
+/// A step of a failback.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum FailbackStep {
+    /// Take the volumes out of service, and bring their disks to the newest point, and to every newer one.
+    #[default]
+    Begin,
+    /// Bring them to the newest point once more, serve them again, and take the history back.
+    Finish,
+    /// Serve them as their disks are, fenced as before.
+    Abort,
+}
+
+/// How far a failback is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum FailbackStage {
+    /// Nothing was changed.
+    #[default]
+    Planned,
+    /// The volumes are being taken out of service.
+    Taking,
+    /// The disks are being brought to a point.
+    Pulling,
+    /// The disks are a point; newer ones are followed.
+    Following,
+    /// The volumes are served again, and the history is being taken back.
+    Returning,
+    /// It was aborted: the volumes are served again.
+    Aborting,
+}
+
+/// The failback of one group.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(default)]
+pub struct FailbackStatus {
+    /// The group.
+    pub group: String,
+    /// How far it is.
+    pub stage: FailbackStage,
+    /// It was told to finish.
+    pub finishing: bool,
+    /// The promotion that it takes the history back from.
+    pub generation: u64,
+    /// The point that all its disks are; `None`: no one point.
+    pub holds: Option<LastPoint>,
+    /// The point that they are brought to, or would be.
+    pub point: Option<LastPoint>,
+    /// Whether that was published since the failover.
+    pub is_since: bool,
+    /// Another host that is connected for the group, and may publish more.
+    pub other: Option<String>,
+    /// Its volumes.
+    pub members: Vec<FailbackMember>,
+    /// Regions (4 MiB) that were looked at in this round.
+    pub done_regions: u64,
+    /// And those that are to be.
+    pub total_regions: u64,
+    /// What came over the network since this process began, in bytes.
+    pub received_bytes: u64,
+    /// What was sent for it, in bytes: digests.
+    pub sent_bytes: u64,
+    /// What was written to the disks since then, in bytes.
+    pub written_bytes: u64,
+    /// Why it does not go on.
+    pub why: Option<String>,
+}
+
+/// A volume that is failed back.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(default)]
+pub struct FailbackMember {
+    /// Its name.
+    pub volume: String,
+    /// Its size at the point, in bytes; 0: not known yet.
+    pub bytes: u64,
+    /// The disk or file that is written.
+    pub backing: String,
+}

@@ -1,0 +1,124 @@
+//! The way back: a host asks for what its disks lack of a point. On connections of their own, which publish nothing.
+
+use farside_ledger::{EpochInfo, VolumeMeta};
+use farside_region::{Generation, LedgerPosition, Name, RegionIndex, RegionSet, Slot, VolumeId};
+use serde::{Deserialize, Serialize};
+
+use crate::{DecodeError, DigestRun, RequestId};
+
+/// The most volumes of a point that can be pulled.
+pub const PULL_MEMBERS_MAX: usize = 1024;
+/// The most ranges in all sets of one [`PullPoint`].
+pub const PULL_RANGES_MAX: usize = 40_000;
+/// The most granules in one [`PullQuery`]: a real region.
+pub const PULL_GRANULES_MAX: u64 = 1024;
+/// The most bytes in one [`PullChunk`].
+pub const PULL_CHUNK_BYTES_MAX: usize = 512 << 10;
+/// The most bytes that answer one [`PullQuery`], all chunks together.
+pub const PULL_ANSWER_BYTES_MAX: u32 = 6 << 20;
+/// Queries of one connection that may be open.
+pub const PULL_OPEN_MAX: usize = 8;
+
+/// Asks for the newest point that can be pulled. It is kept from then on, until that host asks for another one, or has been gone for a while.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PullBegin {
+    /// Comes back in the answer.
+    pub id: RequestId,
+    /// The point that the asker's disks are; `None`: anything.
+    pub have: Option<LedgerPosition>,
+}
+
+/// A host that may publish what is pulled.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PullOther {
+    /// As it was paired.
+    pub name: Name,
+    /// Whether it is connected. If not, it did not say, since the receiver started, that it owes nothing.
+    pub connected: bool,
+}
+
+/// A point that can be pulled.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PullPoint {
+    /// Of the question.
+    pub id: RequestId,
+    /// Its record.
+    pub position: LedgerPosition,
+    /// When it was cut.
+    pub epoch: EpochInfo,
+    /// The highest of the group's volumes.
+    pub generation: Generation,
+    /// Whether whoever holds the volumes now published it; otherwise it is from before.
+    pub by_holder: bool,
+    /// The newest point of all, if it is another one: the source could not read all of it.
+    pub passed_over: Option<Slot>,
+    /// Another host that may have more to publish.
+    pub other: Option<PullOther>,
+    /// The volumes, each once; at most [`PULL_MEMBERS_MAX`].
+    pub members: Vec<PullMember>,
+}
+
+/// A volume of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PullMember {
+    /// As the ledger has it.
+    pub meta: VolumeMeta,
+    /// Its size at the point.
+    pub volume_bytes: u64,
+    /// The regions in which the point may differ from what the asker has; `None`: any.
+    pub touched: Option<RegionSet>,
+}
+
+/// What the asker's disk holds of one region.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PullQuery {
+    /// Comes back in the answer.
+    pub id: RequestId,
+    /// Which volume.
+    pub volume: VolumeId,
+    /// Which region.
+    pub region: RegionIndex,
+    /// Zeroes and digests, one after the other from its first granule on; together as many granules as the region has at the point.
+    pub have: Vec<DigestRun>,
+}
+
+/// A piece of one part (`docs/formats/layer.md`) with what differs. Pieces come in order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PullChunk {
+    /// Of the question.
+    pub id: RequestId,
+    /// How long the part is; 0: nothing differs.
+    pub part_bytes: u32,
+    /// The next of its bytes; at most [`PULL_CHUNK_BYTES_MAX`].
+    pub bytes: Vec<u8>,
+}
+
+impl PullQuery {
+    pub(crate) fn check_limits(&self) -> Result<(), DecodeError> {
+        let total = self.have.iter().try_fold(0u64, |sum, run| sum.checked_add(run.granules()));
+        let is_known = |run: &DigestRun| matches!(run, DigestRun::Zero { .. } | DigestRun::Data(_));
+        match total {
+            Some(1..=PULL_GRANULES_MAX) if self.have.iter().all(is_known) => Ok(()),
+            _ => Err(DecodeError::Limit("granules in a pull query")),
+        }
+    }
+}
+
+impl PullPoint {
+    pub(crate) fn check_limits(&self) -> Result<(), DecodeError> {
+        if self.members.len() > PULL_MEMBERS_MAX {
+            return Err(DecodeError::Limit("volumes of a point to be pulled"));
+        }
+        let ranges = self.members.iter().filter_map(|member| member.touched.as_ref()).map(RegionSet::range_count).sum::<usize>();
+        if ranges > PULL_RANGES_MAX { Err(DecodeError::Limit("ranges of a point to be pulled")) } else { Ok(()) }
+    }
+}
+
+impl PullChunk {
+    pub(crate) fn check_limits(&self) -> Result<(), DecodeError> {
+        if self.bytes.len() > PULL_CHUNK_BYTES_MAX || self.part_bytes > PULL_ANSWER_BYTES_MAX {
+            return Err(DecodeError::Limit("bytes of what is pulled"));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,66 @@
+//! Volumes that a failback takes out of service, and gives back.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use farside_control::source::VolumeState;
+use farside_region::Name;
+use farside_transport::QuicDialer;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::{Claimed, LEAVE_WAIT, clear};
+use crate::config::VolumeConfig;
+use crate::group::Ask;
+use crate::locked;
+use crate::supervisor::Daemon;
+
+impl Daemon {
+    pub(crate) fn state_path(&self) -> PathBuf {
+        self.state.path().to_owned()
+    }
+
+    /// A way to the receiver, as this host.
+    pub(crate) fn dialer(&self) -> QuicDialer {
+        let limits = farside_transport::Limits::default();
+        QuicDialer::new(self.identity.clone(), self.around.source.clone(), self.pin.subscribe(), limits)
+    }
+
+    /// What is configured of a group.
+    pub(crate) fn volumes_of(&self, group: &Name) -> Vec<VolumeConfig> {
+        locked(&self.config).volumes.values().filter(|volume| volume.group == *group).cloned().collect()
+    }
+
+    /// How a volume is, if it is served.
+    pub(crate) async fn volume_state(&self, group: &Name, name: &Name) -> Option<VolumeState> {
+        let (reply, answer) = oneshot::channel();
+        self.tell(group, Ask::Status(reply)).ok()?;
+        answer.await.ok()?.volumes.into_iter().find(|volume| volume.name == name.as_str()).map(|volume| volume.state)
+    }
+
+    /// Lets it go. What goes wrong is tried again by [`Daemon::take_for_failback`].
+    pub(crate) async fn leave_for_failback(self: &Arc<Self>, name: &Name, claimed: Claimed) {
+        if let Some(gone) = self.leave(name, Some(claimed)) {
+            let _ = Self::gone(name, gone, Instant::now() + LEAVE_WAIT).await;
+        }
+    }
+
+    /// Nobody serves it any more, no device of it is left, and nothing is kept of its history.
+    ///
+    /// # Errors
+    /// When somebody is at it.
+    pub(crate) async fn take_for_failback(self: &Arc<Self>, volume: &VolumeConfig) -> anyhow::Result<()> {
+        let name = &volume.name;
+        if self.volumes.is_served(name) {
+            let claimed = self.claim(name).await?;
+            self.leave_for_failback(name, claimed).await;
+        }
+        if self.volumes.is_served(name) || !self.begin_after_others(name, Instant::now() + LEAVE_WAIT).await {
+            anyhow::bail!("volume {name} is still being closed");
+        }
+        let ended = self.end_device((&volume.group, name)).await;
+        let cleared = ended.and_then(|()| Ok(clear(&self.state.volume_path(&volume.group, name))?));
+        locked(&self.volumes.unserved).insert(name.clone(), super::Unserved::FailingBack(volume.group.clone()));
+        cleared
+    }
+}

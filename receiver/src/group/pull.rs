@@ -1,0 +1,110 @@
+//! Pulls, as far as the group's thread is concerned: which point, and what may differ in it.
+
+use farside_ledger::{EpochInfo, Point, State};
+use farside_region::{Generation, LedgerPosition, Name, RegionSet, Slot};
+use farside_store::LazyPointReader;
+use farside_wire::{PULL_MEMBERS_MAX, PULL_RANGES_MAX, PullMember, PullOther};
+
+use super::fence::highest;
+use super::{Group, Place};
+
+/// What a host that pulls wants to know.
+#[derive(Clone, Debug)]
+pub(crate) struct PullAsk {
+    /// The host.
+    pub(crate) asker: Name,
+    /// What its disks are.
+    pub(crate) have: Option<LedgerPosition>,
+}
+
+/// What it is told.
+#[derive(Debug)]
+pub(crate) struct PullLook {
+    pub(crate) position: LedgerPosition,
+    pub(crate) epoch: EpochInfo,
+    pub(crate) generation: Generation,
+    pub(crate) by_holder: bool,
+    pub(crate) passed_over: Option<Slot>,
+    pub(crate) other: Option<PullOther>,
+    pub(crate) members: Vec<Pullable>,
+}
+
+/// A volume of the point.
+#[derive(Debug)]
+pub(crate) struct Pullable {
+    pub(crate) told: PullMember,
+    pub(crate) reader: LazyPointReader,
+}
+
+impl Group {
+    /// The newest point of which the source could read all; which is kept for that host from here on.
+    pub(super) fn pull(&self, ask: &PullAsk) -> Result<PullLook, String> {
+        let here = match &self.place {
+            Place::Here(here) => here,
+            Place::Away { words, .. } => return Err(words.clone()),
+        };
+        let state = here.store.state();
+        let newest = state.points_below(None).find(|point| !point.degraded);
+        let point = newest.ok_or_else(|| format!("{} has no point that is whole", self.names))?;
+        if point.members.len() > PULL_MEMBERS_MAX {
+            return Err(format!("point {} has more volumes than can be pulled at once", point.slot));
+        }
+        let digest = state.digest_at(point.slot).expect("a point's record was replayed");
+        let needed = ask.have.iter().map(|have| have.slot).chain([point.slot]);
+        self.receiver.followers.hold(&self.names, &ask.asker, needed.collect());
+        let mut members = Vec::new();
+        for member in &point.members {
+            let volume = member.key.volume;
+            let reader = here.store.reader_of_kept(point.slot, volume).map_err(|error| error.to_string())?;
+            let meta = state.volume(volume).ok_or_else(|| format!("volume {volume} was never claimed"))?.meta().clone();
+            if reader.is_sealed() {
+                return Err(format!("volume {} is encrypted: it cannot be pulled; restore it with its key", meta.name));
+            }
+            let touched = ask.have.and_then(|have| touched(state, volume, &have, point));
+            let told = PullMember { meta, volume_bytes: member.volume_bytes, touched };
+            members.push(Pullable { told, reader });
+        }
+        let ranges = |members: &[Pullable]| {
+            members.iter().filter_map(|one| one.told.touched.as_ref()).map(RegionSet::range_count).sum::<usize>()
+        };
+        if ranges(&members) > PULL_RANGES_MAX {
+            members.iter_mut().for_each(|one| one.told.touched = None);
+        }
+        let holds = |volume| state.volume(volume).is_some_and(|volume| volume.term().0 < point.slot.0);
+        let newest = state.points().values().next_back().map(|newest| newest.slot);
+        Ok(PullLook {
+            position: LedgerPosition { slot: point.slot, digest },
+            epoch: point.epoch,
+            generation: highest(state),
+            by_holder: point.members.iter().all(|member| holds(member.key.volume)),
+            passed_over: newest.filter(|newest| *newest > point.slot),
+            other: self.other_than(&ask.asker),
+            members,
+        })
+    }
+
+    /// Whoever else may have more to publish. Invariant: a host that stands in, and did not say that it owes nothing, is never forgotten, whatever
+    /// became of its connection or of this process.
+    fn other_than(&self, asker: &Name) -> Option<PullOther> {
+        let peers = self.sessions.values().map(|session| session.peer());
+        if let Some(name) = peers.filter(|peer| peer != asker).min() {
+            return Some(PullOther { name, connected: true });
+        }
+        let stands_in =
+            self.receiver.failovers.stand_in_of(&self.names).filter(|host| host != asker && !self.settled.contains(host));
+        stands_in.map(|name| PullOther { name, connected: false })
+    }
+}
+
+/// Where a point may differ from one of this very history that is not newer; `None`: anywhere.
+fn touched(state: &State, volume: farside_region::VolumeId, have: &LedgerPosition, point: &Point) -> Option<RegionSet> {
+    let known = state.points().get(&have.slot).is_some_and(|old| old.members.iter().any(|member| member.key.volume == volume));
+    if !known || !state.holds(have) || have.slot > point.slot {
+        return None;
+    }
+    let mut touched = RegionSet::new();
+    for layer in state.layers_above(volume, Some(have.slot)).filter(|layer| layer.slot <= point.slot) {
+        layer.touched().regions().ranges().for_each(|range| touched.insert_range(range));
+    }
+    Some(touched)
+}

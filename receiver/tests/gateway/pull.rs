@@ -1,0 +1,226 @@
+//! A host that was failed over asks what its disks lack, and another one publishes in its place.
+
+use farside_control::failover::{FailoverRequest, FailoverStatus};
+use farside_layer::{Footer, granule_digest};
+use farside_ledger::LayerKind;
+use farside_region::{Generation, GranuleIndex, LedgerPosition, RegionIndex, VolumeId};
+use farside_wire::{
+    DigestRun, PULL_OPEN_MAX, PullBegin, PullPoint, PullQuery, ReceiverMessage, RefusalCode, RequestId, SourceMessage,
+};
+
+use crate::site::{Gateway, Session, granules, noise, wait_until};
+
+async fn begin(pull: &mut Session, have: Option<LedgerPosition>) -> PullPoint {
+    pull.send(SourceMessage::PullBegin(PullBegin { id: RequestId(1), have })).await;
+    pull.expect("a point", |m| match m {
+        ReceiverMessage::PullPoint(point) => Some(point),
+        _ => None,
+    })
+    .await
+}
+
+async fn ask(pull: &mut Session, id: u64, volume: VolumeId, region: u64, have: Vec<DigestRun>) {
+    pull.send(SourceMessage::Pull(PullQuery { id: RequestId(id), volume, region: RegionIndex(region), have })).await;
+}
+
+async fn answer(pull: &mut Session, id: u64) -> Vec<u8> {
+    let mut part = Vec::new();
+    loop {
+        let chunk = pull.expect("an answer", |m| match m {
+            ReceiverMessage::Pulled(chunk) => Some(chunk),
+            _ => None,
+        });
+        let chunk = chunk.await;
+        assert_eq!(chunk.id, RequestId(id));
+        part.extend_from_slice(&chunk.bytes);
+        if part.len() == chunk.part_bytes as usize {
+            return part;
+        }
+    }
+}
+
+const ZEROES: DigestRun = DigestRun::Zero { granules: 1024 };
+
+fn request(stand_in: Option<&str>) -> FailoverRequest {
+    let stand_in = stand_in.map(str::to_owned);
+    FailoverRequest { group: "host1/default".into(), force: true, stand_in, ..FailoverRequest::default() }
+}
+
+async fn slots(gateway: &Gateway) -> Vec<u64> {
+    gateway.points(None).await.iter().map(|point| point.id.slot).collect()
+}
+
+#[tokio::test]
+async fn what_differs_is_pulled_and_its_point_is_kept_meanwhile() {
+    let (gateway, host, mut source, volume) = Gateway::with_claim().await;
+    source.set_keep(1).await;
+    let content = granules(5, 30);
+    let first = source.publish(&volume, 1, &content, LayerKind::Point).await;
+    let mut pull = host.pulling("host1", "default").await;
+    let point = begin(&mut pull, None).await;
+    assert_eq!((point.position, point.by_holder, point.other.clone()), (first, true, None), "its own session is nobody else");
+    let [member] = &point.members[..] else { panic!("{point:?}") };
+    assert_eq!((member.meta.id, member.volume_bytes, member.touched.clone()), (volume.id, 64 << 20, None));
+
+    // Of all that differs, and only that; nothing where nothing does.
+    ask(&mut pull, 1, volume.id, 0, vec![ZEROES]).await;
+    let part = answer(&mut pull, 1).await;
+    let footer = Footer::from_tail(&part, part.len() as u64).expect("a part");
+    assert_eq!(footer.frames().iter().map(|frame| (frame.run.start.0, frame.run.count)).collect::<Vec<_>>(), [(5, 30)]);
+    let digests = content.iter().map(|(at, bytes)| granule_digest(&[5; 32], *at, bytes)).collect();
+    let all = vec![DigestRun::Zero { granules: 5 }, DigestRun::Data(digests), DigestRun::Zero { granules: 989 }];
+    ask(&mut pull, 2, volume.id, 0, all.clone()).await;
+    assert!(answer(&mut pull, 2).await.is_empty());
+    ask(&mut pull, 3, volume.id, 15, vec![ZEROES]).await;
+    assert!(answer(&mut pull, 3).await.is_empty());
+    let mut other = all;
+    other[2] = DigestRun::Data((35..1024).map(|at| granule_digest(&[5; 32], GranuleIndex(at), &[7; 4096])).collect());
+    ask(&mut pull, 4, volume.id, 0, other).await;
+    let part = answer(&mut pull, 4).await;
+    let footer = Footer::from_tail(&part, part.len() as u64).expect("a part");
+    assert_eq!(footer.frames().iter().map(|frame| (frame.run.start.0, frame.run.end().0)).collect::<Vec<_>>(), [(35, 1024)]);
+
+    // It is in no point's way: newer ones come, it stays, and where it differs from them is told.
+    let second = source.publish(&volume, 2, &granules(2048, 3), LayerKind::Point).await;
+    let third = source.publish(&volume, 3, &granules(5000, 3), LayerKind::Point).await;
+    wait_until("the second to be pruned", async || slots(&gateway).await == [third.slot.0, first.slot.0]).await;
+    ask(&mut pull, 5, volume.id, 2, vec![ZEROES]).await;
+    assert!(answer(&mut pull, 5).await.is_empty(), "the point that was told first is still the one that is pulled");
+    let next = begin(&mut pull, Some(first)).await;
+    assert_eq!(next.position, third);
+    let touched: Vec<u64> = next.members[0].touched.as_ref().expect("both are known").iter().map(|region| region.0).collect();
+    assert_eq!(touched, [2, 4]);
+    // Another history's, or what was pruned, may differ anywhere.
+    let strange = LedgerPosition { digest: third.digest, ..first };
+    assert_eq!(begin(&mut pull, Some(strange)).await.members[0].touched, None);
+    assert_eq!(begin(&mut pull, Some(second)).await.members[0].touched, None);
+    // A line that breaks takes nothing away; the last word does.
+    begin(&mut pull, Some(first)).await;
+    drop(pull);
+    let fourth = source.publish(&volume, 4, &granules(5000, 4), LayerKind::Point).await;
+    let fifth = source.publish(&volume, 5, &granules(5000, 5), LayerKind::Point).await;
+    wait_until("the fourth to be pruned", async || slots(&gateway).await == [fifth.slot.0, third.slot.0, first.slot.0]).await;
+    assert!(slots(&gateway).await.iter().all(|slot| *slot != fourth.slot.0));
+    let mut pull = host.pulling("host1", "default").await;
+    let next = begin(&mut pull, Some(third)).await;
+    assert_eq!(next.members[0].touched.as_ref().expect("it was kept").iter().map(|region| region.0).collect::<Vec<_>>(), [4]);
+    pull.settle();
+    pull.closed().await;
+    let sixth = source.publish(&volume, 6, &granules(5000, 4), LayerKind::Point).await;
+    wait_until("all to be let go", async || slots(&gateway).await == [sixth.slot.0]).await;
+    gateway.check_store();
+}
+
+#[tokio::test]
+async fn who_pulls_gets_nothing_but_what_it_may() {
+    let (gateway, host, mut source, volume) = Gateway::with_claim().await;
+    let content: Vec<_> = granules(0, 1024).into_iter().map(|(at, bytes)| (at, noise(1, at, bytes))).collect();
+    source.publish(&volume, 1, &content, LayerKind::Point).await;
+    let stranger = gateway.pair("host2").await;
+    let mut theirs = stranger.pull_hello("host1", "default").await;
+    let refusal = theirs.refusal().await;
+    assert_eq!(refusal.code, RefusalCode::Unknown, "{}", refusal.text);
+
+    let mut before = host.pulling("host1", "default").await;
+    ask(&mut before, 1, volume.id, 0, vec![ZEROES]).await;
+    assert_eq!(before.refusal().await.code, RefusalCode::Protocol, "no point was asked for");
+    let mut publishes = host.pulling("host1", "default").await;
+    publishes.set_keep(1).await;
+    assert_eq!(publishes.refusal().await.code, RefusalCode::Protocol, "it is not there to publish");
+    for (region, have) in [(16, ZEROES), (u64::MAX, ZEROES), (0, DigestRun::Zero { granules: 1023 })] {
+        let mut pull = host.pulling("host1", "default").await;
+        begin(&mut pull, None).await;
+        ask(&mut pull, 1, volume.id, region, vec![have]).await;
+        let refusal = pull.refusal().await;
+        assert!(refusal.text.contains("is not in the point"), "{}", refusal.text);
+    }
+    let mut pull = host.pulling("host1", "default").await;
+    begin(&mut pull, None).await;
+    ask(&mut pull, 1, VolumeId([9; 16]), 0, vec![ZEROES]).await;
+    assert_eq!(pull.refusal().await.code, RefusalCode::Protocol);
+    // Who does not read what it asks for is not given more: what is under way is bounded, and nobody else waits for it.
+    let mut greedy = Vec::new();
+    for _ in 0..4 {
+        let mut one = host.pulling("host1", "default").await;
+        begin(&mut one, None).await;
+        for id in 0..8 * PULL_OPEN_MAX as u64 {
+            ask(&mut one, id, volume.id, 0, vec![ZEROES]).await;
+        }
+        greedy.push(one);
+    }
+    let before = gateway.resident_bytes_max();
+    assert!(before < 400 << 20, "{before} bytes");
+    let mut theirs = stranger.connect("default").await;
+    let data = theirs.claim("data").await;
+    theirs.publish(&data, 1, &content, LayerKind::Point).await;
+    let mut pull = stranger.pulling("host2", "default").await;
+    begin(&mut pull, None).await;
+    ask(&mut pull, 1, data.id, 0, vec![ZEROES]).await;
+    assert!(answer(&mut pull, 1).await.len() > 4 << 20);
+    source.publish(&volume, 2, &granules(0, 1), LayerKind::Point).await;
+}
+
+#[tokio::test]
+async fn a_host_that_stands_in_publishes_until_its_source_is_back() {
+    let (gateway, host, mut source, volume) = Gateway::with_claim().await;
+    source.publish(&volume, 1, &granules(0, 20), LayerKind::Point).await;
+    drop(source);
+    let other = gateway.pair("host2").await;
+    let third = gateway.pair("host3").await;
+    let client = gateway.client();
+    let refused = async |host: &crate::site::Source| {
+        let refusal = host.hello_as("host1", "default").await.refusal().await;
+        assert_eq!(refusal.code, RefusalCode::Unknown, "{}", refusal.text);
+        assert!(refusal.text.contains("farside failover host1/default --stand-in"), "{}", refusal.text);
+    };
+    refused(&other).await;
+    for wrong in ["host1", "nobody"] {
+        client.failover(&request(Some(wrong))).await.expect_err("it cannot stand in");
+    }
+    assert!(client.failovers().await.expect("listed").is_empty(), "nothing was begun");
+    client.failover(&request(None)).await.expect("begun");
+    refused(&other).await;
+    let begun: FailoverStatus = client.failover(&request(Some("host2"))).await.expect("it may");
+    assert_eq!(begun.stand_in.as_deref(), Some("host2"));
+    refused(&third).await;
+    let elsewhere = other.hello_as("host1", "another").await.refusal().await;
+    assert_eq!(elsewhere.code, RefusalCode::Unknown, "{}", elsewhere.text);
+
+    // It goes on with the history, under the promotion.
+    let mut stands_in = other.connect_as("host1", "default").await;
+    let theirs = stands_in.claim_back("data", &volume, Generation(2)).await;
+    let mut pull = host.pulling("host1", "default").await;
+    assert!(!begin(&mut pull, None).await.by_holder, "of what is there now it published nothing");
+    let newest = stands_in.publish(&theirs, 1, &granules(3, 9), LayerKind::Point).await;
+    let point = begin(&mut pull, None).await;
+    assert_eq!((point.position, point.by_holder, point.generation), (newest, true, Generation(2)));
+    let other_host = point.other.expect("it may publish more");
+    assert_eq!((other_host.name.as_str(), other_host.connected), ("host2", true));
+    assert_eq!(client.failovers().await.expect("listed").len(), 1, "who stands in ends no failover");
+
+    // Only its own word says that it owes nothing, and only the last one.
+    let other_of = async |pull: &mut Session| begin(pull, None).await.other.map(|other| other.connected);
+    drop(stands_in);
+    wait_until("its connection to be gone", async || other_of(&mut pull).await == Some(false)).await;
+    let stands_in = other.connect_as("host1", "default").await;
+    stands_in.settle();
+    wait_until("its last word", async || other_of(&mut pull).await.is_none()).await;
+    let again = other.connect_as("host1", "default").await;
+    wait_until("it to be back", async || other_of(&mut pull).await == Some(true)).await;
+    drop(again);
+    wait_until("it to be gone again", async || other_of(&mut pull).await == Some(false)).await;
+    // Another one takes its place: it is told so, and nobody else may.
+    let mut former = other.connect_as("host1", "default").await;
+    client.failover(&request(Some("host3"))).await.expect("it may");
+    let refusal = former.refusal().await;
+    assert!(refusal.text.contains("does not stand in"), "{}", refusal.text);
+    refused(&other).await;
+
+    // The source is back, and it is over.
+    let mut back = host.connect_when_ready("default").await;
+    let volume = back.claim_back("data", &volume, Generation(3)).await;
+    wait_until("the failover to be over", async || client.failovers().await.is_ok_and(|all| all.is_empty())).await;
+    back.publish(&volume, 1, &granules(3, 9), LayerKind::Point).await;
+    refused(&other).await;
+    gateway.check_store();
+}

@@ -1,0 +1,246 @@
+//! The day after: the host that has the promoted disk publishes in place of the one that was lost, which comes back, gets what
+//! differs, follows, is killed in the middle, gives up, begins anew, and takes its history back.
+
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use farside_tests::verify::{connect, write_noise};
+use farside_tests::{Site, json, run, wait_for, wait_until};
+use serde_json::Value;
+
+const BYTES: u64 = 96 << 20;
+
+fn write(site: &Site, seed: u64, requests: u64) -> u64 {
+    write_noise(&site.tap("data"), BYTES, seed, requests)
+}
+
+fn disk(site: &Site) -> Vec<u8> {
+    std::fs::read(site.backing("data")).expect("a backing")
+}
+
+fn newest(site: &Site) -> String {
+    site.points("data").last().expect("a point")["id"].as_str().expect("an id").to_owned()
+}
+
+fn assert_newest_is(site: &Site, image: &[u8]) {
+    let restored = site.path("restored.img");
+    site.restore("data", "latest", &restored);
+    assert!(std::fs::read(&restored).expect("restored") == image, "the newest point is something else");
+    std::fs::remove_file(restored).expect("restored");
+}
+
+fn failback(site: &Site, arguments: &[&str]) -> Command {
+    let mut command = site.farside();
+    command.args(["failback", "default"]).args(arguments);
+    command
+}
+
+/// How the failback is; `None`: there is none.
+fn status(site: &Site) -> Option<Value> {
+    let mut command = site.farside();
+    let all = json(command.args(["failback", "--list"]));
+    all.as_array().expect("a list").first().cloned()
+}
+
+fn is_served(tap: &Path) -> bool {
+    UnixStream::connect(tap).and_then(|stream| stream.shutdown(Shutdown::Both)).is_ok()
+}
+
+/// Waits until the disks of the old host are the newest point of its stand-in, which is quiet.
+fn follows(old: &Site, stand_in: &Site) -> Value {
+    stand_in.wait_quiet();
+    let newest = newest(old);
+    wait_until("the old host to hold the newest point", || {
+        let now = status(old).ok_or("there is no failback")?;
+        if now["stage"] == "following" && now["holds"]["id"] == newest.as_str() { Ok(now) } else { Err(now.to_string()) }
+    })
+}
+
+fn fenced(site: &Site) {
+    wait_until("the old host to be fenced", || {
+        let volume = site.volume_status("data");
+        if volume["state"]["state"] == "fenced" { Ok(()) } else { Err(volume.to_string()) }
+    });
+}
+
+/// Its history was failed over to a standby disk while its last writes were on the way.
+fn lost(site: &mut Site) -> std::path::PathBuf {
+    write(site, 1, 2_000);
+    site.wait_quiet();
+    let target = site.path("standby.img");
+    run(&mut site.gateway(&["follower", "add", "host1/default/data", target.to_str().expect("text")]));
+    site.receiver.take().expect("it runs").stop();
+    write(site, 2, 50);
+    site.daemon.take().expect("it runs").kill();
+    site.start_receiver();
+    let done = json(&mut site.gateway(&["failover", "host1/default", "--yes"]));
+    assert_eq!((&done["stage"], &done["generation"]), (&Value::from("promoted"), &Value::from(2)), "{done}");
+    target
+}
+
+/// The host that has the promoted disk now, and publishes as `host1`.
+fn stand_in(site: &Site, target: &Path) -> Site {
+    let mut other = site.another_host("host2", "200ms", 100);
+    std::fs::rename(target, other.backing("data")).expect("the disk is given to it");
+    let file = other.path("host/farsided.toml");
+    let toml = std::fs::read_to_string(&file).expect("a configuration");
+    std::fs::write(&file, toml.replace("epoch_interval", "stand_in_for = \"host1\"\nepoch_interval")).expect("written");
+    other.start_daemon();
+    let unknown = site.gateway(&["failover", "host1/default", "--stand-in", "host2"]).output().expect("it starts");
+    assert!(!unknown.status.success(), "a host that nobody paired may stand in");
+    other.pair();
+    wait_until("it to be refused, since nobody said that it may stand in", || {
+        let status = other.status().to_string();
+        if status.contains("--stand-in") { Ok(()) } else { Err(status) }
+    });
+    run(&mut site.gateway(&["failover", "host1/default", "--stand-in", "host2"]));
+    wait_until("its disk to be asked about", || {
+        let volume = other.volume_status("data");
+        if volume["state"]["state"] == "forked" { Ok(()) } else { Err(volume.to_string()) }
+    });
+    run(other.farside().args(["volume", "resync", "data", "--accept", "forked"]));
+    other.wait_quiet();
+    other
+}
+
+#[test]
+fn a_host_that_was_failed_over_gets_what_differs_and_takes_its_history_back() {
+    let mut old = Site::with_volume(BYTES, "200ms", 1000);
+    let target = lost(&mut old);
+    let mut new = stand_in(&old, &target);
+    write(&new, 3, 300);
+    new.wait_quiet();
+    assert_newest_is(&old, &disk(&new));
+
+    // The old host is there again. Nothing is changed by a plan, nor without a yes.
+    old.start_daemon();
+    fenced(&old);
+    write(&old, 4, 20);
+    let before = disk(&old);
+    let plan = run(&mut failback(&old, &["--plan"]));
+    let plan = String::from_utf8_lossy(&plan.stdout).into_owned();
+    assert!(plan.contains("nothing was changed") && plan.contains("is overwritten") && plan.contains("host2 serves"), "{plan}");
+    assert!(!failback(&old, &[]).stdin(Stdio::null()).output().expect("it starts").status.success());
+    let finish = failback(&old, &["--finish"]).output().expect("it starts");
+    assert_eq!(finish.status.code(), Some(5), "what was not begun is finished: {finish:?}");
+    assert!(disk(&old) == before && status(&old).is_none());
+    let user = connect(&old.tap("data"));
+    let used = failback(&old, &["--yes"]).output().expect("it starts");
+    assert!(!used.status.success() && status(&old).is_none(), "it began under who uses the volume: {used:?}");
+    drop(user);
+
+    // Begun, and killed wherever that is; it goes on, and nobody sees a disk that is no point.
+    let begun = wait_until("nobody to use it", || {
+        let begun =
+            failback(&old, &["--yes", "--json"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
+        let file = old.path("host/state/failback/default.json");
+        let mut begun = begun;
+        loop {
+            if file.exists() {
+                return Ok(begun);
+            }
+            if begun.try_wait().expect("a child").is_some() {
+                let said = begun.wait_with_output().expect("a child");
+                return Err(String::from_utf8_lossy(&said.stderr).into_owned());
+            }
+            std::thread::park_timeout(std::time::Duration::from_millis(1));
+        }
+    });
+    old.daemon.take().expect("it runs").kill();
+    let _ = begun.wait_with_output();
+    old.daemon = Some(old.spawn_daemon());
+    wait_for("its interface", || UnixStream::connect(old.path("host/api.sock")).ok());
+    assert!(status(&old).is_some(), "the kill ended it");
+    follows(&old, &new);
+    assert!(!is_served(&old.tap("data")), "a volume is served that is being failed back");
+    assert!(disk(&old) == disk(&new), "the old host's disk is not the newest point");
+    // Under another name, or in another group, it is the same disk.
+    let tap = format!("nbd:unix:{}", old.path("host/other.nbd").display());
+    let backing = old.backing("data");
+    let mut add = old.farside();
+    add.args(["volume", "add", "other", "--group", "other", "--tap", &tap, "--backing"]).arg(&backing);
+    let added = add.output().expect("it starts");
+    assert!(
+        !added.status.success() && !is_served(&old.path("host/other.nbd")),
+        "a disk is served that is being written: {added:?}"
+    );
+
+    // What is followed costs what changed.
+    let before = follows(&old, &new);
+    let changed = write(&new, 5, 100);
+    let after = follows(&old, &new);
+    let moved = |now: &Value| now["received_bytes"].as_u64().expect("a number");
+    let received = moved(&after) - moved(&before);
+    assert!(received * 10 <= changed * 11 + (640 << 10), "{received} bytes were received for {changed} that changed");
+    assert!(disk(&old) == disk(&new));
+
+    // Whoever writes to it in between is noticed: it is the point again, all of it.
+    old.daemon.take().expect("it runs").kill();
+    let stranger = std::fs::File::options().write(true).open(old.backing("data")).expect("opened");
+    std::os::unix::fs::FileExt::write_all_at(&stranger, b"a stranger", 50 << 20).expect("written");
+    old.daemon = Some(old.spawn_daemon());
+    wait_for("its interface", || UnixStream::connect(old.path("host/api.sock")).ok());
+    follows(&old, &new);
+    wait_until("what was written there to be gone", || if disk(&old) == disk(&new) { Ok(()) } else { Err("it differs") });
+
+    // Given up: it is served as it is, fenced, and begun anew.
+    let aborted = run(&mut failback(&old, &["--abort"]));
+    assert!(String::from_utf8_lossy(&aborted.stdout).contains("aborted"), "{aborted:?}");
+    assert!(status(&old).is_none());
+    fenced(&old);
+    write(&old, 6, 20);
+    write(&new, 7, 20);
+    new.wait_quiet();
+    wait_until("it to begin again", || {
+        let begun = failback(&old, &["--yes"]).output().expect("it starts");
+        if begun.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&begun.stderr).into_owned()) }
+    });
+    follows(&old, &new);
+    assert!(disk(&old) == disk(&new));
+
+    // It ends when nobody publishes more, with what was published last.
+    let finishing = failback(&old, &["--finish"]).stdout(Stdio::piped()).spawn().expect("it starts");
+    wait_for("it to wait for the stand-in", || {
+        let now = status(&old).expect("it cannot be over");
+        now["why"].as_str()?.contains("host2 is connected").then_some(())
+    });
+    // That it is gone says nothing of what it owes.
+    write(&new, 8, 50);
+    new.daemon.take().expect("it runs").kill();
+    wait_for("it to wait for the word of the stand-in", || {
+        let now = status(&old).expect("it cannot be over");
+        now["why"].as_str()?.contains("did not say that all of it is published").then_some(())
+    });
+    new.start_daemon();
+    new.wait_quiet();
+    new.daemon.take().expect("it runs").stop();
+    let finished = finishing.wait_with_output().expect("a child");
+    assert!(finished.status.success(), "{}", farside_tests::tail(&old.path("daemon.log")));
+    assert!(String::from_utf8_lossy(&finished.stdout).contains("is back"), "{finished:?}");
+    assert!(disk(&old) == disk(&new), "the old host did not get all");
+    old.wait_quiet();
+    write(&old, 9, 50);
+    old.wait_quiet();
+    assert_newest_is(&old, &disk(&old));
+    wait_for("the failover to be over", || {
+        json(&mut old.gateway(&["failover", "--list"])).as_array().is_some_and(Vec::is_empty).then_some(())
+    });
+
+    // Whoever stood in publishes nothing any more, and the other one does, also after a restart.
+    let last = newest(&old);
+    new.start_daemon();
+    write(&new, 10, 20);
+    wait_until("the stand-in to be told so", || {
+        let status = new.status().to_string();
+        if status.contains("--stand-in") || status.contains("fenced") { Ok(()) } else { Err(status) }
+    });
+    assert_eq!(newest(&old), last, "the stand-in published");
+    old.daemon.take().expect("it runs").kill();
+    old.start_daemon();
+    write(&old, 11, 20);
+    old.wait_quiet();
+    assert_newest_is(&old, &disk(&old));
+    old.check_store();
+}
