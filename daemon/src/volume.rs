@@ -19,7 +19,7 @@ use anyhow::{Context as _, bail};
 use crossbeam::channel::{Sender, unbounded};
 use farside_blockio::dm::DevNumber;
 use farside_blockio::process::Priority;
-use farside_blockio::{DeviceEngine, DeviceError, FileDevice, OpenOptions, Ring, Waker, WriteWatch};
+use farside_blockio::{DeviceEngine, DeviceError, FileDevice, Identity, Known, OpenOptions, Ring, Waker, WriteWatch};
 use farside_insert::{InsertError, Insertion, State, stack};
 use farside_ledger::VolumeMeta;
 use farside_region::intent::{BackingIdentity, HeaderState};
@@ -29,7 +29,7 @@ use farside_shim::{Group, Tracking, Volume, Wake, Wakes};
 use serde::{Deserialize, Serialize};
 use tracing::{error, info, warn};
 
-use crate::backing::{Identity, Known};
+use crate::backing;
 use crate::boot::{self, Backings};
 use crate::canary::{self, BlindNote, Canary, TapWatch};
 use crate::change::{self, Change};
@@ -221,7 +221,7 @@ impl Served {
         // Both marks come before anything is written that would make the next start forget the reason: the map grown, the
         // header `attached`, the new identity kept.
         let identity = Identity::of(&device).with_context(|| format!("cannot look at {}", config.backing.display()))?;
-        let known = identity.known(&dir);
+        let known = backing::known(&identity, &dir);
         if known == Known::Another {
             // † Before anything else: wherever this ends, nothing is believed of what is there.
             warn!(volume = %name, "{ANOTHER_DISK}: everything will be compared");
@@ -256,7 +256,7 @@ impl Served {
             warn!(volume = %name, "{why}: everything will be compared");
             Ok(Mark::TrackingLost.put_because(&dir, why)?)
         })?;
-        match identity.keep(&dir) {
+        match backing::keep(&identity, &dir) {
             // † L1: which boot it was, and by which number, says nothing that the next start must know.
             Err(error) if known == Known::Same => warn!(volume = %name, %error, "what is known of the backing cannot be kept"),
             kept => kept?,

@@ -287,7 +287,8 @@ impl Followers {
         let entries: Vec<Arc<Entry>> = lock(&self.all).values().cloned().collect();
         let of_it = || entries.iter().filter(|entry| entry.is_of(names, volume));
         let told = of_it().find(|entry| entry.promoted_at() == Some(generation));
-        told.or_else(|| of_it().find(|entry| entry.may_be_promoted())).map(|entry| entry.show())
+        let best = || of_it().filter(|entry| entry.may_be_promoted()).min_by_key(|entry| entry.is_unwell());
+        told.or_else(best).map(|entry| entry.show())
     }
 
     /// Has one follower of each of these volumes of a group hold that point, and let go of its target then.
@@ -298,7 +299,9 @@ impl Followers {
         (point, members): (Slot, &[String]),
         generation: u64,
     ) -> Result<(), StateError> {
-        let entries: Vec<Arc<Entry>> = lock(&self.all).values().cloned().collect();
+        let mut entries: Vec<Arc<Entry>> = lock(&self.all).values().cloned().collect();
+        // Of several of one volume, one that is well.
+        entries.sort_by_key(|entry| entry.is_unwell());
         let of_group = || entries.iter().filter(|entry| lock(&entry.definition).names() == *names);
         // Those that were told before a kill.
         let told = of_group().filter(|entry| entry.promoted_at() == Some(generation));
@@ -318,6 +321,7 @@ impl Followers {
                 receiver.state_dir.remember_follower(&entry.name, &changed)?;
                 *definition = changed;
             }
+            entry.begins_anew();
             entry.order(|orders| orders.wake = true);
         }
         Ok(())
@@ -328,11 +332,14 @@ impl Followers {
         let entry = self.entry(name)?;
         {
             let mut definition = lock(&entry.definition);
-            // Whoever goes on follows again, whatever its target was promoted to.
-            let promoted = definition.promoted.filter(|_| paused);
+            // Whoever goes on follows again, whatever its target was promoted to; but not before it was handed over.
+            let promoted = definition.promoted.filter(|promoted| paused || !promoted.released);
             let changed = Definition { paused, promoted, ..definition.clone() };
             receiver.state_dir.remember_follower(&entry.name, &changed).map_err(unsaved)?;
             *definition = changed;
+        }
+        if !paused {
+            entry.begins_anew();
         }
         entry.order(|orders| orders.wake = true);
         // Until its target is closed it is not what was asked for.
@@ -416,7 +423,10 @@ impl Followers {
         };
         lock(&receiver.followers.kept).insert(name.clone(), (names, BTreeSet::new()));
         let tried = try_target(receiver, &group, &name, &definition, bytes);
-        let kept = tried.and_then(|()| receiver.state_dir.remember_follower(&name, &definition).map_err(unsaved));
+        // † What is known of the target of one whose file was lost is not known of this one's.
+        let forget = || receiver.state_dir.forget_follower_holds(&name);
+        let kept = tried
+            .and_then(|()| forget().and_then(|()| receiver.state_dir.remember_follower(&name, &definition)).map_err(unsaved));
         if let Err(error) = kept {
             lock(&receiver.followers.kept).remove(&name);
             return Err(error);
@@ -517,7 +527,7 @@ fn refuse_own(receiver: &Receiver, target: &Path) -> Result<(), ApiError> {
         Location::Bucket(_) => None,
     };
     let real = |path: &Path| std::fs::canonicalize(path).ok();
-    let folder = target.parent().and_then(real);
+    let folder = real(target).or_else(|| target.parent().and_then(real));
     for own in store.iter().chain([&config.staging, &config.state_dir]) {
         if folder.as_ref().zip(real(own)).is_some_and(|(folder, own)| folder.starts_with(own)) {
             let message = format!("{} lies in {}, which is the receiver's own", target.display(), own.display());
@@ -564,6 +574,17 @@ impl Entry {
     fn is_of(&self, names: &GroupNames, volume: &str) -> bool {
         let definition = lock(&self.definition);
         definition.names() == *names && definition.volume.as_str() == volume
+    }
+
+    /// Whether it cannot go on as it is.
+    fn is_unwell(&self) -> bool {
+        matches!(lock(&self.view).state, FollowerState::Diverged | FollowerState::Failed)
+    }
+
+    /// What was wrong with it before is not said of what it does from here on.
+    fn begins_anew(&self) {
+        let mut view = lock(&self.view);
+        (view.state, view.words) = (FollowerState::Waiting, None);
     }
 
     /// The generation of the failover for which it was promoted.
@@ -629,6 +650,7 @@ impl Entry {
                 entry,
                 holds: None,
                 target: None,
+                verify_wanted: false,
                 backoff: Backoff::new(AGAIN.0, AGAIN.1),
                 tried: BTreeMap::new(),
             };
@@ -646,6 +668,8 @@ struct Runner {
     /// As it is kept; `None` before it was read.
     holds: Option<Holds>,
     target: Option<FileTarget>,
+    /// A person wants all of the target to be compared, when it holds what it should.
+    verify_wanted: bool,
     backoff: Backoff,
     /// How often a point could not be read.
     tried: BTreeMap<Slot, u32>,
@@ -688,6 +712,11 @@ impl Runner {
             };
             if is_released {
                 self.target = None;
+                self.verify_wanted = false;
+                {
+                    let mut orders = lock(&self.entry.orders);
+                    (orders.verify, orders.heal) = (false, false);
+                }
                 let state = if is_paused { FollowerState::Paused } else { FollowerState::Promoted };
                 self.show(|view| (view.state, view.words, view.applying) = (state, None, None));
                 self.wait(LOOK);
@@ -760,9 +789,10 @@ impl Runner {
     /// One way to a point, or one look at all of the target; says how long to wait for the next.
     fn turn(&mut self) -> Result<Duration, Trouble> {
         let stage = self.read_holds()?.following.stage.clone();
-        let (verify, heal) = {
+        let heal = {
             let mut orders = lock(&self.entry.orders);
-            (std::mem::take(&mut orders.verify), std::mem::take(&mut orders.heal))
+            self.verify_wanted |= std::mem::take(&mut orders.verify);
+            std::mem::take(&mut orders.heal)
         };
         if heal {
             self.tried.clear();
@@ -793,13 +823,13 @@ impl Runner {
                 Ok(LOOK)
             }
             FollowNext::There(point) => {
+                let FollowStage::At(at) = stage else { return Ok(LOOK) };
+                self.look_at_target(&group, at)?;
                 self.show(|view| {
                     (view.state, view.words, view.applying) = (FollowerState::Following, None, None);
                     view.holds = Some(point);
                 });
-                if let FollowStage::At(at) = stage
-                    && (verify || self.is_verify_due())
-                {
+                if self.is_verify_due() {
                     self.verify(&group, at)?;
                 }
                 Ok(LOOK)
@@ -813,14 +843,32 @@ impl Runner {
                     // What it held it holds until something is written; nobody can rely on it.
                     view.holds = None;
                 });
-                if verify {
-                    lock(&self.entry.orders).verify = true; // when it is there
-                }
                 self.advance(&group, &look, &point, filling)?;
-                if again {
-                    self.release()?;
+                match again {
+                    true => self.release()?,
+                    // Where there is always a newer one, too.
+                    false if self.is_verify_due() => self.verify(&group, look.point())?,
+                    false => {}
                 }
                 Ok(Duration::ZERO)
+            }
+        }
+    }
+
+    /// Whether the target is still what it was left as: where its path still leads to it, that is looked at when something is written; and all
+    /// that tells of strangers, where it was opened anew.
+    fn look_at_target(&mut self, group: &GroupHandle, at: LedgerPosition) -> Result<(), Trouble> {
+        if self.target.as_ref().is_some_and(FileTarget::is_in_place) {
+            return Ok(());
+        }
+        let (receiver, entry) = (Arc::clone(&self.receiver), Arc::clone(&self.entry));
+        let volume = lock(&entry.definition).volume.clone();
+        match open_base(&receiver, group, &volume, at.slot) {
+            Err(StoreError::NoSuchPoint { .. }) => self.with_follower(None, |follower| follower.recognise()),
+            other => {
+                let reader = other.map_err(of_store)?;
+                let progress = |_: FollowProgress| goes_on(&receiver, &entry);
+                self.with_follower(None, |follower| follower.inspect(&reader, &progress))
             }
         }
     }
@@ -876,12 +924,16 @@ impl Runner {
         let kept = self.receiver.state_dir.remember_follower(&self.entry.name, &changed);
         kept.map_err(|error| Trouble::Words(error.to_string()))?;
         *definition = changed;
-        tracing::warn!(follower = %self.entry.name, target = %definition.target.display(), "the target of a follower was promoted");
+        let in_doubt = self.holds.as_ref().is_some_and(|holds| holds.following.is_in_doubt());
+        tracing::warn!(follower = %self.entry.name, target = %definition.target.display(), in_doubt, "the target of a follower was promoted");
         Ok(())
     }
 
     fn is_verify_due(&self) -> bool {
         let Some(holds) = &self.holds else { return false };
+        if self.verify_wanted || holds.following.is_in_doubt() {
+            return true;
+        }
         let every_ms = i64::try_from(VERIFIED_EVERY.as_millis()).expect("a week");
         let now_ms = Timestamp::now().as_millisecond();
         let newest = [holds.verified_wall_ms, holds.filled_wall_ms].into_iter().flatten().max();
@@ -899,12 +951,14 @@ impl Runner {
         self.show(|view| view.state = FollowerState::Verifying);
         let progress = |progress: FollowProgress| {
             lock(&entry.view).progress = progress;
-            goes_on(&receiver, &entry)
+            // † Whoever waits for a promotion does not wait for this.
+            goes_on(&receiver, &entry) && lock(&entry.definition).promoted.is_none()
         };
         let now_ms = Timestamp::now().as_millisecond();
         let compared = self.with_follower(None, |follower| follower.verify(&reader, &progress));
         self.show(|view| view.progress = FollowProgress::default());
         compared?;
+        self.verify_wanted = false;
         self.change_holds(|holds| holds.verified_wall_ms = Some(now_ms))?;
         self.show(|view| view.verified_wall_ms = Some(now_ms));
         tracing::info!(follower = %self.entry.name, point = at.slot.0, "all of a follower's target is what it should be");
@@ -930,6 +984,10 @@ impl Runner {
     ) -> Result<T, Trouble> {
         let holds = self.read_holds()?.clone();
         let following = holds.following.clone();
+        // † What has the target's name now is the target.
+        if self.target.as_ref().is_some_and(|target| !target.is_in_place()) {
+            self.target = None;
+        }
         if self.target.is_none() {
             let (path, volume, overwrite) = {
                 let definition = lock(&self.entry.definition);

@@ -212,10 +212,15 @@ impl StateDir {
 
     /// † What its target holds goes first: it would be taken for what the next one's of that name does.
     pub(crate) fn forget_follower(&self, name: &Name) -> Result<(), StateError> {
-        for path in [self.follower_holds_path(name), self.follower(name)] {
-            remove(&path).map_err(|source| StateError::Io { path: path.clone(), source })?;
-        }
-        Ok(())
+        self.forget_follower_holds(name)?;
+        let path = self.follower(name);
+        remove(&path).map_err(|source| StateError::Io { path, source })
+    }
+
+    /// What its target holds.
+    pub(crate) fn forget_follower_holds(&self, name: &Name) -> Result<(), StateError> {
+        let path = self.follower_holds_path(name);
+        remove(&path).map_err(|source| StateError::Io { path, source })
     }
 
     pub(crate) fn remember_failover(&self, failover: &Failover) -> Result<(), StateError> {
@@ -234,17 +239,23 @@ impl StateDir {
         self.path.join("failovers").join(source.as_str()).join(format!("{group}.json"))
     }
 
-    /// All `FOLDER/*/*.json`, and what is wrong with them.
+    /// All `FOLDER/*/*.json`, and what is wrong with them, or with a folder.
     pub(crate) fn read_two_deep<T: serde::de::DeserializeOwned>(&self, folder: &str) -> Vec<(PathBuf, Result<T, StateError>)> {
-        let list = |folder: &Path| -> Vec<PathBuf> {
-            let mut found: Vec<PathBuf> =
-                std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
-            found.sort();
-            found
-        };
-        let files = list(&self.path.join(folder)).into_iter().flat_map(|folder| list(&folder));
-        let files = files.filter(|path| path.extension().is_some_and(|extension| extension == "json"));
-        files.filter_map(|path| read(&path).transpose().map(|read| (path, read))).collect()
+        let mut found = Vec::new();
+        let folders = list(&self.path.join(folder)).unwrap_or_else(|error| {
+            found.push((self.path.join(folder), Err(error)));
+            Vec::new()
+        });
+        for folder in folders {
+            match list(&folder) {
+                Ok(files) => {
+                    let files = files.into_iter().filter(|path| path.extension().is_some_and(|extension| extension == "json"));
+                    found.extend(files.filter_map(|path| read(&path).transpose().map(|read| (path, read))));
+                }
+                Err(error) => found.push((folder, Err(error))),
+            }
+        }
+        found
     }
 
     fn follower(&self, name: &Name) -> PathBuf {
@@ -282,6 +293,20 @@ fn remove(path: &Path) -> io::Result<()> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other.and_then(|()| File::open(folder)?.sync_all()),
     }
+}
+
+/// What is in a folder, by name; nothing if there is none.
+fn list(folder: &Path) -> Result<Vec<PathBuf>, StateError> {
+    let failed = |source: std::io::Error| StateError::Io { path: folder.to_owned(), source };
+    let entries = match std::fs::read_dir(folder) {
+        Err(error) if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {
+            return Ok(Vec::new());
+        }
+        entries => entries.map_err(failed)?,
+    };
+    let mut found = entries.map(|entry| Ok(entry.map_err(failed)?.path())).collect::<Result<Vec<_>, _>>()?;
+    found.sort();
+    Ok(found)
 }
 
 fn read<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>, StateError> {

@@ -360,6 +360,13 @@ pub const MUTATIONS: &[Mutation] = &[
     story("a follower takes what it began for done", STORE, FOLLOWER_POWER),
     story("a follower goes back as it goes on", STORE, FOLLOWER_POWER),
     story("a follower does not look for strangers", STORE, "follower_tests::a_follower_notices_who_else_wrote_to_its_target"),
+    story("a follower doubts nothing that it was writing", STORE, "follower_tests::what_a_death_leaves_in_doubt_is_compared"),
+    story("a follower believes the cache after a failed sync", STORE, "follower_tests::what_a_failed_sync_lost_is_written_again"),
+    story(
+        "a follower writes to whatever has its target's name",
+        STORE,
+        "follower_tests::another_disk_of_that_name_is_not_written_to",
+    ),
     // What is written over a point.
     story(
         "an overlay's bits come before its data",

@@ -11,7 +11,9 @@
 //! - `Applying` names the oldest and the newest point that any byte of the target may be of. What is written there is found again, so a death at
 //!   any instruction costs that apply and nothing else, also if by then another point is wanted;
 //! - a target that somebody else wrote to is written to no more: its sentinels are read before each apply, and all of it where its file or
-//!   device says that it was written to.
+//!   device says that it was written to. Who wrote beside an apply that a death cut short nobody can tell: what is reached then is *in doubt* until
+//!   all of it was compared;
+//! - nor is one written to that is another file or device than the one that was begun.
 //!
 //! Which granules differ between two points needs neither of their images: those of the regions that layers between them touched, and of these,
 //! on the way to the newest of all points concerned, the ones that were published since the oldest.
@@ -24,6 +26,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
+use farside_blockio::{Identity, Known};
 use farside_layer::granule_digest;
 use farside_ledger::State;
 use farside_region::{
@@ -67,11 +70,17 @@ pub trait FollowTarget: RestoreTarget {
     /// The target's.
     fn resize(&self, bytes: u64) -> io::Result<()>;
 
-    /// What is read from now on comes from the disk, as far as that can be.
+    /// What is read from now on comes from the disk, as far as that can be; what was written and could not be is lost then.
     ///
     /// # Errors
     /// The target's.
     fn read_anew(&self) -> io::Result<()>;
+
+    /// Which file or device it is.
+    ///
+    /// # Errors
+    /// The target's.
+    fn identity(&self) -> io::Result<Identity>;
 
     /// What tells whether somebody writes to it from now on, after a sync; `None`: nothing does.
     ///
@@ -159,6 +168,19 @@ pub struct Following {
     sentinels: BTreeMap<u64, String>,
     #[serde(default)]
     seen: Option<Seen>,
+    /// Which file or device that was.
+    #[serde(default)]
+    identity: Option<Identity>,
+    /// An apply was cut short since all of it was compared, and somebody else may have written beside it.
+    #[serde(default)]
+    in_doubt: bool,
+}
+
+impl Following {
+    /// Whether all of the target is to be compared as soon as that can be.
+    pub fn is_in_doubt(&self) -> bool {
+        self.in_doubt
+    }
 }
 
 /// The way from what a target holds to a point.
@@ -301,8 +323,8 @@ impl<'t> Follower<'t> {
         base: &dyn Fn(Slot) -> Result<LazyPointReader>,
         progress: &(dyn Fn(FollowProgress) -> bool + Sync),
     ) -> Result<FollowReport> {
-        self.refuse_diverged()?;
-        self.refuse_strangers(look, base, progress)?;
+        self.recognise()?;
+        let in_doubt = self.refuse_strangers((&look.reader, look.touched.as_ref()), base, progress)? || self.following.in_doubt;
         if self.following.stage == FollowStage::At(look.to) {
             return Ok(FollowReport::default());
         }
@@ -314,13 +336,16 @@ impl<'t> Follower<'t> {
             return Err(StoreError::TargetTooSmall { path: self.target.path().to_owned(), has, volume, needs });
         }
         let stage = FollowStage::Applying { between: look.between, to: look.to };
+        let identity = self.target.identity().map_err(|e| self.failed("looking at", e))?;
+        // All of it is compared on the way where nothing is known of it.
+        let in_doubt = in_doubt && look.touched.is_some();
         if !mutation::on("a follower writes before it says so") {
-            self.keep(Following { stage, ..self.following.clone() })?;
+            self.keep(Following { stage, identity: Some(identity.clone()), in_doubt, ..self.following.clone() })?;
         }
         if has != needs && !is_fixed {
             self.target.resize(needs).map_err(|e| self.failed("resizing", e))?;
         }
-        let report = self.apply(look, progress)?;
+        let report = self.apply(look, progress).inspect_err(|_| self.leave())?;
         let at = FollowStage::At(look.to);
         if mutation::on("a follower arrives before the flush") {
             self.keep(Following { stage: at.clone(), ..self.following.clone() })?;
@@ -328,8 +353,44 @@ impl<'t> Follower<'t> {
         self.target.sync().map_err(|e| self.failed("syncing", e))?;
         let sentinels = self.sentinels(look.reader.geometry(), self.key(&look.reader))?;
         let seen = self.target.seen().map_err(|e| self.failed("looking at", e))?;
-        self.keep(Following { stage: at, volume_bytes: needs, sentinels, seen })?;
+        self.keep(Following { stage: at, volume_bytes: needs, sentinels, seen, identity: Some(identity), in_doubt })?;
         Ok(report)
+    }
+
+    /// An apply ends before its end: whoever writes from here on is somebody else.
+    fn leave(&mut self) {
+        let seen = self.target.sync().and_then(|()| self.target.seen());
+        if let Ok(seen @ Some(_)) = seen {
+            // What cannot be kept is in doubt later.
+            let _ = self.keep(Following { seen, ..self.following.clone() });
+        }
+    }
+
+    /// Looks whether this is the file or device that was begun, as far as that can be told.
+    ///
+    /// # Errors
+    /// [`StoreError::TargetDiverged`], [`StoreError::TargetUnsuitable`].
+    pub fn recognise(&mut self) -> Result<()> {
+        self.refuse_diverged()?;
+        let Some(kept) = &self.following.identity else { return Ok(()) };
+        let found = self.target.identity().map_err(|e| self.failed("looking at", e))?;
+        if mutation::on("a follower writes to whatever has its target's name") {
+            return Ok(());
+        }
+        match (kept.compare(&found), self.following.stage.between(), &self.following.stage) {
+            (Known::Same, ..) | (.., FollowStage::Unknown) => Ok(()),
+            (Known::Another, Some((at, _)), _) => {
+                self.diverge(at, Vec::new(), "another file or device has its name now than the one that was followed".to_owned())
+            }
+            // Its sentinels tell.
+            (Known::Unknown, Some(_), _) => Ok(()),
+            (_, None, _) => {
+                let why = "it was being filled for the first time, and this may be another file or device of that name; `farside follower heal` \
+                           overwrites what is there"
+                    .to_owned();
+                Err(StoreError::TargetUnsuitable { path: self.target.path().to_owned(), why })
+            }
+        }
     }
 
     fn refuse_diverged(&self) -> Result<()> {
@@ -346,7 +407,22 @@ impl<'t> Follower<'t> {
     /// # Errors
     /// What the file system says.
     pub fn heal(&mut self) -> Result<()> {
-        self.keep(Following { stage: FollowStage::Unknown, ..self.following.clone() })
+        self.keep(Following { stage: FollowStage::Unknown, identity: None, in_doubt: false, ..self.following.clone() })
+    }
+
+    /// Looks whether somebody else wrote to the target since it was left at the point that it holds; compares all of it where something says so.
+    ///
+    /// # Errors
+    /// [`StoreError::TargetDiverged`]; [`StoreError::Stopped`]; what target and store say.
+    pub fn inspect(&mut self, base: &LazyPointReader, progress: &(dyn Fn(FollowProgress) -> bool + Sync)) -> Result<()> {
+        self.recognise()?;
+        let FollowStage::At(at) = self.following.stage else { return Ok(()) };
+        assert_eq!(at.slot, base.point(), "a target is compared with what it holds");
+        match self.look(base, None)? {
+            Looked::AsItWas => Ok(()),
+            Looked::Written => self.verify(base, progress),
+            Looked::Changed(regions) => self.diverge_at(at, regions),
+        }
     }
 
     /// Compares all of the target with the point that it holds; what differs makes it diverged.
@@ -354,7 +430,7 @@ impl<'t> Follower<'t> {
     /// # Errors
     /// [`StoreError::TargetDiverged`]; [`StoreError::Stopped`]; what target and store say.
     pub fn verify(&mut self, base: &LazyPointReader, progress: &(dyn Fn(FollowProgress) -> bool + Sync)) -> Result<()> {
-        self.refuse_diverged()?;
+        self.recognise()?;
         let FollowStage::At(at) = self.following.stage else { return Ok(()) };
         assert_eq!(at.slot, base.point(), "a target is compared with what it holds");
         // Before it is compared: what is written meanwhile may be behind the comparison.
@@ -371,7 +447,7 @@ impl<'t> Follower<'t> {
             );
             return self.diverge(at, found.regions, why);
         }
-        self.keep(Following { seen, ..self.following.clone() })
+        self.keep(Following { seen, in_doubt: false, ..self.following.clone() })
     }
 
     fn diverge(&mut self, at: LedgerPosition, regions: Vec<RegionIndex>, why: String) -> Result<()> {
@@ -380,46 +456,52 @@ impl<'t> Follower<'t> {
         Err(StoreError::TargetDiverged { path: self.target.path().to_owned(), why })
     }
 
-    /// Looks whether somebody else wrote to the target since it was left.
+    /// Looks whether somebody else wrote to the target since it was left. `true`: nobody can tell.
     fn refuse_strangers(
         &mut self,
-        look: &FollowLook,
+        (reader, touched): (&LazyPointReader, Option<&RegionSet>),
         base: &dyn Fn(Slot) -> Result<LazyPointReader>,
         progress: &(dyn Fn(FollowProgress) -> bool + Sync),
-    ) -> Result<()> {
-        let Some((low, _)) = self.following.stage.between() else { return Ok(()) };
+    ) -> Result<bool> {
+        let Some((low, _)) = self.following.stage.between() else { return Ok(false) };
         if mutation::on("a follower does not look for strangers") {
-            return Ok(());
+            return Ok(false);
         }
-        match (self.look(look)?, &self.following.stage) {
-            (Looked::AsItWas, _) => Ok(()),
+        match (self.look(reader, touched)?, &self.following.stage) {
+            (Looked::AsItWas, _) => Ok(false),
             (Looked::Changed(regions), stage) => {
                 let at = if let FollowStage::At(at) = stage { *at } else { low };
-                let first = regions.first().map_or_else(String::new, |region| format!(", the first is region {region}"));
-                let why = format!(
-                    "somebody else wrote to it: of the regions that were looked at {} are not what they were{first}",
-                    regions.len()
-                );
-                self.diverge(at, regions, why)
+                self.diverge_at(at, regions).map(|()| true)
             }
             (Looked::Written, &FollowStage::At(at)) => match base(at.slot) {
-                Ok(reader) => self.verify(&reader, progress),
+                Ok(reader) => self.verify(&reader, progress).map(|()| false),
                 // What it may hold nobody can tell any more.
                 Err(StoreError::NoSuchPoint { .. }) => {
                     let why =
                         format!("somebody else wrote to it, and point {}, which it held, is not retained any more", at.slot);
-                    self.diverge(at, Vec::new(), why)
+                    self.diverge(at, Vec::new(), why).map(|()| true)
                 }
                 Err(error) => Err(error),
             },
-            // On its way it was written to by ourselves.
-            (Looked::Written, _) => Ok(()),
+            // On its way it was written to by ourselves, and perhaps not only by us.
+            (Looked::Written, _) => Ok(!mutation::on("a follower doubts nothing that it was writing")),
         }
     }
 
-    fn look(&self, look: &FollowLook) -> Result<Looked> {
-        let geometry = look.reader.geometry();
-        let key = self.key(&look.reader);
+    /// Sentinels are not what they were in these regions.
+    fn diverge_at(&mut self, at: LedgerPosition, regions: Vec<RegionIndex>) -> Result<()> {
+        let first = regions.first().map_or_else(String::new, |region| format!(", the first is region {region}"));
+        let why = format!(
+            "somebody else wrote to it: of the regions that were looked at {} are not what they were{first}",
+            regions.len()
+        );
+        self.diverge(at, regions, why)
+    }
+
+    /// `touched`: where a way that is under way writes; `None`: anywhere.
+    fn look(&self, reader: &LazyPointReader, touched: Option<&RegionSet>) -> Result<Looked> {
+        let geometry = reader.geometry();
+        let key = self.key(reader);
         let is_at = matches!(self.following.stage, FollowStage::At(_));
         let known = geometry.resized(self.following.volume_bytes).ok();
         let mut changed = Vec::new();
@@ -428,7 +510,7 @@ impl<'t> Follower<'t> {
             let granule = GranuleIndex(number);
             let region = known.region_of(granule);
             // What is being written may be either.
-            let moves = !is_at && look.touched.as_ref().is_none_or(|touched| touched.contains(region));
+            let moves = !is_at && touched.is_none_or(|touched| touched.contains(region));
             if !moves && self.sentinel(&known, key, granule)? != *digest && changed.last() != Some(&region) {
                 changed.push(region);
             }
@@ -441,9 +523,11 @@ impl<'t> Follower<'t> {
         self.target.sync().map_err(|e| self.failed("syncing", e))?;
         let seen = self.target.seen().map_err(|e| self.failed("looking at", e))?;
         Ok(match (&self.following.seen, seen) {
+            (Some(before), Some(now)) if *before == now => Looked::AsItWas,
             // Also when they cannot be compared, as after a boot: nobody knows who had it meanwhile.
-            (Some(before), Some(now)) if is_at && *before != now => Looked::Written,
-            _ => Looked::AsItWas,
+            (Some(_), Some(_)) => Looked::Written,
+            _ if is_at => Looked::AsItWas,
+            _ => Looked::Written,
         })
     }
 
@@ -471,6 +555,10 @@ impl<'t> Follower<'t> {
         let geometry = look.reader.geometry();
         let regions = look.regions();
         let go_on = || progress(FollowProgress { of: regions, ..FollowProgress::default() });
+        if look.known.is_none() && !mutation::on("a follower believes the cache after a failed sync") {
+            // † What could not be written before is in the cache as if it were on the disk, and would be found right.
+            self.target.read_anew().map_err(|e| self.failed("reading", e))?;
+        }
         let newer = match look.known {
             Some(known) => Some(look.reader.image_since(known, &go_on)?.ok_or(StoreError::Stopped)?),
             None if regions >= INDEXED_FROM => {

@@ -21,6 +21,8 @@ struct Machine {
     power: Mutex<u64>,
     /// Drawn on at a power cut.
     random: AtomicU64,
+    /// Which disk it is.
+    facts: Mutex<&'static str>,
 }
 
 #[derive(Debug)]
@@ -30,13 +32,21 @@ struct Disk {
     /// Sectors that were written since the last sync.
     unsynced: BTreeSet<usize>,
     writes: u64,
+    /// Syncs until one fails: what was to be written stays in the cache, and is clean.
+    sound_syncs: u64,
 }
 
 impl Machine {
     fn new(bytes: u64) -> Self {
         let durable = vec![0; bytes as usize];
-        let disk = Disk { cached: durable.clone(), durable, unsynced: BTreeSet::new(), writes: 0 };
-        Self { disk: Mutex::new(disk), note: Mutex::default(), power: Mutex::new(u64::MAX), random: AtomicU64::new(7) }
+        let disk = Disk { cached: durable.clone(), durable, unsynced: BTreeSet::new(), writes: 0, sound_syncs: u64::MAX };
+        Self {
+            disk: Mutex::new(disk),
+            note: Mutex::default(),
+            power: Mutex::new(u64::MAX),
+            random: AtomicU64::new(7),
+            facts: Mutex::new(r#"{"serial":"A"}"#),
+        }
     }
 
     fn draw(&self) -> u64 {
@@ -121,8 +131,19 @@ impl RestoreTarget for Machine {
     fn sync(&self) -> io::Result<()> {
         self.operation()?;
         let mut disk = self.disk.lock().expect("sound");
-        disk.durable = disk.cached.clone();
-        disk.unsynced.clear();
+        let sectors = std::mem::take(&mut disk.unsynced);
+        match disk.sound_syncs.checked_sub(1) {
+            Some(left) => disk.sound_syncs = left,
+            None => {
+                disk.sound_syncs = u64::MAX;
+                return Err(io::Error::other("the disk is full"));
+            }
+        }
+        let Disk { durable, cached, .. } = &mut *disk;
+        for sector in sectors {
+            let bytes = sector * 512..((sector + 1) * 512).min(cached.len());
+            durable[bytes.clone()].copy_from_slice(&cached[bytes]);
+        }
         Ok(())
     }
 }
@@ -141,7 +162,16 @@ impl FollowTarget for Machine {
     }
 
     fn read_anew(&self) -> io::Result<()> {
+        let mut disk = self.disk.lock().expect("sound");
+        let Disk { durable, cached, unsynced, .. } = &mut *disk;
+        for (sector, kept) in durable.chunks(512).enumerate().filter(|(sector, _)| !unsynced.contains(sector)) {
+            cached[sector * 512..][..kept.len()].copy_from_slice(kept);
+        }
         Ok(())
+    }
+
+    fn identity(&self) -> io::Result<Identity> {
+        Ok(serde_json::from_str(*self.facts.lock().expect("sound")).expect("facts"))
     }
 
     fn seen(&self) -> io::Result<Option<Seen>> {
@@ -346,6 +376,107 @@ fn a_follower_looks_for_strangers_beside_what_it_was_writing() {
     assert!(matches!(machine.noted().stage, FollowStage::Applying { .. }));
     machine.stranger(63 * GRANULE, 0xEE);
     assert!(matches!(world.advance(&machine, second), Err(StoreError::TargetDiverged { .. })));
+}
+
+/// Whoever wrote beside an apply that a death cut short is found when all of it is compared, which is soon. An end in order leaves no doubt.
+#[test]
+fn what_a_death_leaves_in_doubt_is_compared() {
+    tell(&[("a follower doubts nothing that it was writing", "nobody would look")], || {
+        let (world, [first, second, ..]) = overlapping();
+        // Where sentinels may change, and nothing is written.
+        let (granule, region) = (6, RegionIndex(0));
+        let killed = |stranger: bool| {
+            let machine = Machine::new(GRANULES * GRANULE);
+            world.arrives(&machine, first);
+            *machine.power.lock().expect("sound") = 3;
+            world.advance(&machine, second).expect_err("cut short");
+            machine.power_goes();
+            if stranger {
+                machine.stranger(granule * GRANULE, 0xEE);
+            }
+            world.advance(&machine, second).expect("applied");
+            assert!(machine.noted().is_in_doubt(), "nobody would look");
+            let reader = world.group.reader_of_kept(second, world.volume.id()).expect("opened");
+            let ended = machine.follower().verify(&reader, ALL);
+            (machine, ended)
+        };
+        let (machine, ended) = killed(true);
+        let stage = machine.noted().stage;
+        assert!(matches!(ended, Err(StoreError::TargetDiverged { .. })), "{ended:?}");
+        assert!(matches!(&stage, FollowStage::Diverged { regions, .. } if regions[..] == [region]), "{stage:?}");
+        let (machine, ended) = killed(false);
+        ended.expect("equal");
+        assert!(!machine.noted().is_in_doubt());
+
+        let stopped = |stranger: bool| {
+            let machine = Machine::new(GRANULES * GRANULE);
+            world.arrives(&machine, first);
+            let mut follower = machine.follower();
+            let look = world.group.follow_look(second, world.volume.id(), &follower.following().stage).expect("a look");
+            let base = |base| world.group.reader_of_kept(base, world.volume.id());
+            let ended = follower.advance(&look, &base, &|progress| progress.done < 1);
+            assert!(matches!(ended, Err(StoreError::Stopped)), "{ended:?}");
+            if stranger {
+                machine.stranger(granule * GRANULE, 0xEE);
+            }
+            world.advance(&machine, second).expect("applied");
+            machine.noted().is_in_doubt()
+        };
+        assert!(stopped(true), "nobody would look");
+        assert!(!stopped(false), "there is nothing to doubt");
+    });
+}
+
+/// What could not be written is in the cache as if it were on the disk.
+#[test]
+fn what_a_failed_sync_lost_is_written_again() {
+    tell(&[("a follower believes the cache after a failed sync", "arrived and is not there")], || {
+        let (world, [first, second, ..]) = overlapping();
+        for sound in 0.. {
+            let (filled, back) = (Machine::new(GRANULES * GRANULE), Machine::new(GRANULES * GRANULE));
+            world.arrives(&back, second);
+            let mut failed = 0;
+            for machine in [filled, back] {
+                machine.disk.lock().expect("sound").sound_syncs = sound;
+                failed += u64::from(world.advance(&machine, first).is_err());
+                machine.disk.lock().expect("sound").sound_syncs = u64::MAX;
+                world.arrives(&machine, first);
+            }
+            if failed == 0 {
+                return assert!(sound > 2, "it syncs");
+            }
+        }
+    });
+}
+
+/// Whatever came in its place is nobody's to be overwritten.
+#[test]
+fn another_disk_of_that_name_is_not_written_to() {
+    tell(&[("a follower writes to whatever has its target's name", "another one was written to")], || {
+        let (world, [first, second, ..]) = overlapping();
+        for (facts, is_surely) in [(r#"{"serial":"B"}"#, true), (r#"{"name":"vdb"}"#, false)] {
+            // Filled in part.
+            let machine = Machine::new(GRANULES * GRANULE);
+            *machine.power.lock().expect("sound") = 6;
+            world.advance(&machine, first).expect_err("cut short");
+            machine.power_goes();
+            *machine.facts.lock().expect("sound") = facts;
+            let before = machine.holds();
+            let ended = world.advance(&machine, first);
+            assert!(machine.holds() == before, "another one was written to");
+            assert!(matches!(ended, Err(StoreError::TargetUnsuitable { .. })), "{ended:?}");
+            machine.follower().heal().expect("kept");
+            world.arrives(&machine, first);
+
+            // At a point.
+            *machine.facts.lock().expect("sound") = if is_surely { r#"{"serial":"C"}"# } else { facts };
+            let ended = world.advance(&machine, second);
+            match is_surely {
+                true => assert!(matches!(ended, Err(StoreError::TargetDiverged { .. })), "another one was written to: {ended:?}"),
+                false => drop(ended.expect("its sentinels are what they were")),
+            }
+        }
+    });
 }
 
 #[test]

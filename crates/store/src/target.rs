@@ -10,6 +10,7 @@ use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
 
+use farside_blockio::Identity;
 use farside_region::{ByteExtent, ByteOffset, mutation};
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, Flock, FlockArg, PosixFadviseAdvice, posix_fadvise};
@@ -166,6 +167,19 @@ impl FileTarget {
         let mut target = Self::in_place(path.to_owned(), file, existing);
         (target.zeroed, target.partial) = (zeroed, Some(partial));
         Ok(target)
+    }
+
+    /// Whether its path still leads to it: not where something else was put in its place, nor where its device came back as another one.
+    pub fn is_in_place(&self) -> bool {
+        let which = |meta: &fs::Metadata| match meta.file_type().is_block_device() {
+            true => (true, meta.rdev(), 0),
+            false => (false, meta.dev(), meta.ino()),
+        };
+        match (self.file.metadata(), fs::metadata(&self.path)) {
+            // A device that went away keeps its number as long as it is open.
+            (Ok(open), Ok(named)) => which(&open) == which(&named) && (open.is_file() || in_sysfs(&open).exists()),
+            _ => false,
+        }
     }
 
     /// What is written into under its own name, and may hold anything.
@@ -369,7 +383,15 @@ impl FollowTarget for FileTarget {
     }
 
     fn read_anew(&self) -> io::Result<()> {
+        // Only what is clean leaves the cache; what cannot be written is so after its error was heard.
+        if let Err(error) = self.sync() {
+            tracing::warn!(target = %self.path.display(), %error, "what was written there before may be lost: it is looked at anew");
+        }
         Ok(posix_fadvise(&*self.file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?)
+    }
+
+    fn identity(&self) -> io::Result<Identity> {
+        Ok(Identity::of_opened(&self.file.metadata()?))
     }
 
     fn seen(&self) -> io::Result<Option<Seen>> {

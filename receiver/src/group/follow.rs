@@ -1,6 +1,7 @@
 //! Followers, as far as the group's thread is concerned: which point is wanted, and the way there.
 
 use std::collections::BTreeSet;
+use std::ops::Bound;
 
 use farside_control::PointId;
 use farside_control::follower::Follows;
@@ -60,13 +61,16 @@ impl Group {
         let Some(volume) = volume_of(state, &ask.volume) else {
             return Ok(FollowNext::Nothing(format!("{} has no volume {} yet", self.names, ask.volume)));
         };
-        let chosen = match choose(state, volume, ask) {
+        let chosen = choose(state, volume, ask);
+        // † Where points are kept for less than the delay, none would ever be old enough.
+        let next = next_due(state, volume, ask);
+        let kept = ask.stage.points().chain(chosen.as_ref().ok().map(|point| point.slot)).chain(next).collect();
+        self.receiver.followers.keep(&ask.follower, kept);
+        let chosen = match chosen {
             Ok(point) => point,
             Err(why) => return Ok(FollowNext::Nothing(why)),
         };
         let shown = shown(state, chosen);
-        let kept = ask.stage.points().chain([chosen.slot]).collect();
-        self.receiver.followers.keep(&ask.follower, kept);
         if let FollowStage::At(at) = ask.stage
             && at.slot == chosen.slot
             && state.holds(&at)
@@ -98,6 +102,16 @@ fn volume_of(state: &State, name: &Name) -> Option<VolumeId> {
 pub(super) fn shown(state: &State, point: &Point) -> LastPoint {
     let digest = state.digest_at(point.slot).expect("a point's record was replayed");
     LastPoint { id: PointId::new(point.slot.0, &digest.0), cut_wall: wall(point.epoch.wall_ms) }
+}
+
+/// The point that one which is always a while behind can hold next, when it is old enough.
+fn next_due(state: &State, volume: VolumeId, ask: &FollowAsk) -> Option<Slot> {
+    let Follows::Behind { .. } = ask.follows else { return None };
+    let above = if let FollowStage::At(at) = ask.stage { Bound::Excluded(at.slot) } else { Bound::Unbounded };
+    let is_whole =
+        |point: &Point| point.members.iter().any(|m| m.key.volume == volume && !m.degraded) && !ask.avoid.contains(&point.slot);
+    let mut newer = state.points().range((above, Bound::Unbounded));
+    newer.find(|(_, point)| is_whole(point)).map(|(slot, _)| *slot)
 }
 
 /// The point that is wanted, if there is one; in words, why there is none.

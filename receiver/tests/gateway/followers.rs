@@ -164,10 +164,56 @@ async fn whoever_writes_to_a_target_is_noticed_and_overwritten_only_on_a_persons
     assert!(healed.written_bytes < 10 << 20, "what was right stayed: {}", healed.written_bytes);
 }
 
+/// Also where no newer point comes: whoever relies on a standby does so when its source is silent.
+#[tokio::test]
+async fn a_target_that_is_replaced_or_was_written_to_is_noticed_without_a_newer_point() {
+    let (mut gateway, host, mut source, volume) = Gateway::with_claim().await;
+    let mut model = Model::new();
+    let target = gateway.path("copy.img");
+    let client = gateway.client();
+    let first = model.publish(&mut source, &volume, 1, &scattered(1, 512)).await;
+    client.follower_add(&add(&target)).await.expect("added");
+    holds(&gateway, first).await;
+    let becomes = async |gateway: &Gateway, state: FollowerState, words: &str| {
+        wait_until(words, async || {
+            let now = follower(gateway).await;
+            now.state == state
+                && now.holds.is_none() == (state == FollowerState::Diverged)
+                && now.reasons[0].message.contains(words)
+        })
+        .await;
+    };
+    let heal = async |gateway: &Gateway| {
+        gateway.client().follower_tell(routes::FOLLOWER_HEAL, "copy").await.expect("healed");
+        holds(gateway, first).await;
+        assert_equal(&target, &model.points[&first], "what has its name is the point");
+    };
+
+    let other = gateway.path("other.img");
+    std::fs::copy(&target, &other).expect("copied");
+    std::fs::rename(&other, &target).expect("put in its place");
+    becomes(&gateway, FollowerState::Diverged, "another file or device has its name").await;
+    heal(&gateway).await;
+    std::fs::rename(&target, &other).expect("taken away");
+    becomes(&gateway, FollowerState::Failed, "it is gone").await;
+    std::fs::rename(&other, &target).expect("put back");
+    holds(&gateway, first).await;
+
+    // Neither file times nor anything else says which of two is right: all is looked at.
+    gateway.kill();
+    let stranger = std::fs::OpenOptions::new().write(true).open(&target).expect("open");
+    stranger.write_all_at(b"a stranger was here", 9 * (4 << 20) + 12_345).expect("written");
+    drop(stranger);
+    gateway.start().await;
+    becomes(&gateway, FollowerState::Diverged, "the first is region 9").await;
+    heal(&gateway).await;
+    drop(host);
+}
+
 /// What a follower holds retention leaves alone, and gives up once nothing holds it.
 #[tokio::test]
 async fn a_follower_of_one_point_keeps_it_and_one_that_waits_says_so() {
-    let (mut gateway, _host, mut source, volume) = Gateway::with_claim().await;
+    let (mut gateway, host, mut source, volume) = Gateway::with_claim().await;
     source.set_keep(1).await;
     let mut model = Model::new();
     let client = gateway.client();
@@ -179,13 +225,14 @@ async fn a_follower_of_one_point_keeps_it_and_one_that_waits_says_so() {
     let late = client.follower_add(&late).await.expect("added").name;
     assert_eq!(late, "host1-data");
     holds(&gateway, first).await;
-    let retained = async || -> Vec<u64> { gateway.points(None).await.iter().map(|point| point.id.slot).collect() };
+    let retained =
+        async |gateway: &Gateway| -> Vec<u64> { gateway.points(None).await.iter().map(|point| point.id.slot).collect() };
     let (mut second, mut third) = (0, 0);
     for (seq, slot) in [(2, &mut second), (3, &mut third)] {
         *slot = model.publish(&mut source, &volume, seq, &scattered(seq, 64)).await;
     }
-    wait_until("what nobody needs to be given up", async || !retained().await.contains(&second)).await;
-    assert_eq!(retained().await, [third, first]);
+    wait_until("what nobody needs to be given up", async || !retained(&gateway).await.contains(&second)).await;
+    assert_eq!(retained(&gateway).await, [third, first]);
     let waits = client.follower(&late).await.expect("there");
     assert_eq!(
         (waits.state, &waits.reasons[0].message[..]),
@@ -199,6 +246,14 @@ async fn a_follower_of_one_point_keeps_it_and_one_that_waits_says_so() {
     assert_equal(&target, &model.points[&first], "the first point");
     let done = client.follower_remove("copy").await.expect("removed");
     assert!(done.message.contains("stays as it is"), "{}", done.message);
+    // † It is the next one that will be old enough: were it given up, and the next after it, none ever would be.
+    let mut source = host.connect_when_ready("default").await;
+    source.set_keep(1).await;
+    let volume = source.claim_above("data", &volume).await;
+    let fourth = model.publish(&mut source, &volume, 1, &scattered(4, 64)).await;
+    wait_until("what nobody needs to be given up", async || !retained(&gateway).await.contains(&third)).await;
+    assert_eq!(retained(&gateway).await, [fourth, first]);
+    client.follower_remove(&late).await.expect("removed");
     wait_until("it to be given up", async || gateway.points(None).await.iter().all(|point| point.id.slot != first)).await;
     assert_equal(&target, &model.points[&first], "its target stays");
 
@@ -206,8 +261,8 @@ async fn a_follower_of_one_point_keeps_it_and_one_that_waits_says_so() {
     let refused = client.follower_add(&add(&target)).await.expect_err("not empty").to_string();
     assert!(refused.contains("is not empty"), "{refused}");
     client.follower_add(&FollowerAdd { overwrite: true, ..add(&target) }).await.expect("added");
-    holds(&gateway, third).await;
-    assert_equal(&target, &model.points[&third], "the newest point");
+    holds(&gateway, fourth).await;
+    assert_equal(&target, &model.points[&fourth], "the newest point");
     // What was right there already was left alone.
     assert!(follower(&gateway).await.written_bytes < 9 << 20);
 }
