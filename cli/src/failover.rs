@@ -44,6 +44,8 @@ Examples:
   farside failover web1/db
   farside failover web1/db --point -2h --force      ransomware: to before it
   farside failover web1/db --stand-in web2          web2 has the disks, and publishes in its place
+  farside failover web1/db --again                  web2 is gone, too: what it published is brought up
+  farside failover web1/db --abort                  the store was away, and web1 is back meanwhile
   farside failover --list")]
 pub(crate) struct FailoverArgs {
     /// The group.
@@ -61,12 +63,21 @@ pub(crate) struct FailoverArgs {
     /// Also to a point that is not the newest or not whole, and also while the source is connected.
     #[arg(long)]
     force: bool,
+    /// The group was failed over before, and what was published since is to be brought up now.
+    #[arg(long)]
+    again: bool,
+    /// Also if points that are on the gateway cannot be published, because the store does not take them: they are lost then.
+    #[arg(long)]
+    lose_staged: bool,
+    /// Give up a failover that has fenced nobody yet (`--list` says `fencing`).
+    #[arg(long, conflicts_with_all = ["plan", "force", "stand_in", "again", "lose_staged", "point"])]
+    abort: bool,
     /// Let this paired host publish in place of the source: the one that serves the copy from now on (`stand_in_for` in its
     /// farsided.toml). Also of a failover that was begun before.
     #[arg(long, value_name = "SOURCE")]
     stand_in: Option<String>,
     /// List failovers that are not over.
-    #[arg(long, conflicts_with_all = ["group", "plan", "force", "stand_in"])]
+    #[arg(long, conflicts_with_all = ["group", "plan", "force", "stand_in", "again", "lose_staged", "abort"])]
     list: bool,
 }
 
@@ -93,7 +104,24 @@ pub(crate) async fn run(global: &Global, hosts: &Hosts, args: FailoverArgs) -> R
             Some(client.point(&wanted.to_string(), &query).await?.id.slot)
         }
     };
-    let request = FailoverRequest { group: group.to_string(), point, force: args.force, stand_in: args.stand_in, plan: true };
+    if args.abort {
+        let over =
+            client.failover(&FailoverRequest { group: group.to_string(), abort: true, ..FailoverRequest::default() }).await?;
+        if global.json {
+            return print::json(&over);
+        }
+        return print::out(&format!("the failover of {group} was given up: nobody was fenced\n"));
+    }
+    let request = FailoverRequest {
+        group: group.to_string(),
+        point,
+        force: args.force,
+        stand_in: args.stand_in,
+        again: args.again,
+        lose_staged: args.lose_staged,
+        abort: false,
+        plan: true,
+    };
     let planned = client.failover(&request).await?;
     if args.plan {
         if global.json {
@@ -114,7 +142,7 @@ pub(crate) async fn run(global: &Global, hosts: &Hosts, args: FailoverArgs) -> R
     let progress = Progress::new(global.json);
     while now.stage != FailoverStage::Over && is_under_way(&now) {
         tokio::time::sleep(ASK_AGAIN).await;
-        now = client.failover(&request).await?;
+        now = client.failover(&FailoverRequest { again: false, ..request.clone() }).await?;
         // A target that was never filled takes its time.
         let (mut done, mut total) = (0, 0);
         for one in now.members.iter().filter_map(|member| member.follower.as_deref()) {

@@ -23,7 +23,7 @@ use farside_store::GroupNames;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
-use crate::group::{GroupHandle, Mail, PointChange, PromotionLook};
+use crate::group::{Fence, GroupHandle, Mail, PointChange, PromotionLook, Wanted};
 use crate::process::Receiver;
 use crate::state_dir::{StateDir, StateError};
 
@@ -39,6 +39,8 @@ pub(crate) struct Failovers {
     working: Mutex<()>,
     /// One is begun at a time, from the look to the note.
     beginning: Mutex<()>,
+    /// Why some do not go on, in words.
+    troubles: Mutex<BTreeMap<GroupNames, String>>,
     /// What cannot be taken up, in words.
     broken: Mutex<Vec<String>>,
 }
@@ -57,6 +59,29 @@ pub(crate) struct Failover {
     /// The host that may publish in its place.
     #[serde(default)]
     stand_in: Option<Name>,
+    /// Points that are here and cannot be published may be lost.
+    #[serde(default)]
+    lose_staged: bool,
+    /// Those before it, whose points are pinned until this one's is.
+    #[serde(default)]
+    former: Vec<Former>,
+}
+
+/// A failover that another one took the place of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Former {
+    generation: u64,
+    point: Slot,
+}
+
+impl Former {
+    fn pin_reason(self) -> String {
+        pin_reason(self.generation)
+    }
+}
+
+fn pin_reason(generation: u64) -> String {
+    format!("failover, generation {generation}")
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -90,7 +115,13 @@ impl Failover {
     }
 
     fn pin_reason(&self) -> String {
-        format!("failover, generation {}", self.generation)
+        pin_reason(self.generation)
+    }
+
+    /// What the next one has to withdraw.
+    fn with_former(&self) -> Vec<Former> {
+        let this = self.point().map(|point| Former { generation: self.generation, point });
+        self.former.iter().copied().chain(this).collect()
     }
 
     fn point(&self) -> Option<Slot> {
@@ -111,16 +142,11 @@ fn unsaved(error: StateError) -> ApiError {
 
 /// Goes on with what was begun, until the receiver stops.
 pub(crate) fn start(receiver: Arc<Receiver>) -> std::io::Result<()> {
-    let (found, broken) = receiver.state_dir.failovers();
-    *lock(&receiver.failovers.broken) = broken;
-    *lock(&receiver.failovers.all) = found.into_iter().map(|one| (one.names(), one)).collect();
     thread::Builder::new().name("failover".to_owned()).spawn(move || {
         while !receiver.is_stopping() {
             let all: Vec<GroupNames> = lock(&receiver.failovers.all).keys().cloned().collect();
             for names in all {
-                if let Err(error) = receiver.failovers.go_on(&receiver, &names) {
-                    tracing::warn!(group = %names, error = %error.message, "a failover cannot go on yet");
-                }
+                let _ = receiver.failovers.go_on(&receiver, &names); // said by itself
             }
             thread::sleep(LOOK);
         }
@@ -129,6 +155,14 @@ pub(crate) fn start(receiver: Arc<Receiver>) -> std::io::Result<()> {
 }
 
 impl Failovers {
+    /// Takes up those of an earlier process. To be called before any group is opened: what they are about to bring up is kept from here on.
+    pub(crate) fn load(&self, state_dir: &StateDir) {
+        let (found, broken) = state_dir.failovers();
+        broken.iter().for_each(|words| tracing::error!(%words, "a failover cannot be taken up"));
+        *lock(&self.broken) = broken;
+        *lock(&self.all) = found.into_iter().map(|one| (one.names(), one)).collect();
+    }
+
     /// Begins one, or goes on with the one that was begun; with `plan`, says what would happen. Blocking.
     pub(crate) fn begin(&self, receiver: &Receiver, request: &FailoverRequest) -> Result<FailoverStatus, ApiError> {
         let group = find_group(receiver, &request.group)?;
@@ -136,18 +170,42 @@ impl Failovers {
         let _one = (!request.plan).then(|| lock(&self.beginning));
         let known = lock(&self.all).get(&names).cloned();
         let stand_in = stand_in(receiver, &names, request)?;
-        if let Some(known) = &known {
+        if request.abort {
+            return self.abort(receiver, &names);
+        }
+        if let Some(known) = known.as_ref().filter(|known| !request.again || !matches!(known.stage, Stage::Promoted { .. })) {
             if request.point.map(Slot).is_some_and(|point| known.point() != Some(point)) {
                 let message = format!("{names} was failed over already, to another point");
-                let what = "`farside failover --list` shows it; another point of it can be restored or opened";
+                let what = "`farside failover --list` shows it; another point of it can be restored or opened, or brought up with --again --force";
+                return Err(ApiError::new(ErrorCode::Conflict, message, what));
+            }
+            if request.again {
+                let message = format!("the failover of {names} is not through yet");
+                return Err(ApiError::new(ErrorCode::Conflict, message, "`farside failover --list` shows how far it is"));
+            }
+            // † Whoever asks once more means what is there now, and would be told of a copy that is weeks old.
+            let newest = look(receiver, &group, None)?.newest.map(|newest| newest.id);
+            if let (Stage::Promoted { point: Some(point) }, None, Some(newest)) = (known.stage, &stand_in, newest)
+                && newest.slot > point.0
+                && !request.plan
+            {
+                let message = format!(
+                    "{names} was failed over to point {point} already (generation {}), and points up to {newest} were published since",
+                    known.generation
+                );
+                let what =
+                    "--again fails it over once more, to what was published since; `farside failover --list` shows what is where";
                 return Err(ApiError::new(ErrorCode::Conflict, message, what));
             }
             if !request.plan {
                 if let Some(stand_in) = stand_in {
                     self.let_stand_in(receiver, &names, stand_in)?;
                 }
-                if request.force {
-                    self.change(receiver, &names, |known| known.forced = true)?;
+                if request.force || request.lose_staged {
+                    self.change(receiver, &names, |known| {
+                        known.forced |= request.force;
+                        known.lose_staged |= request.lose_staged;
+                    })?;
                 }
                 self.go_on(receiver, &names)?;
             }
@@ -164,6 +222,8 @@ impl Failovers {
             forced: request.force,
             stage: Stage::Fencing,
             stand_in,
+            lose_staged: request.lose_staged,
+            former: known.iter().flat_map(Failover::with_former).collect(),
         };
         let planned = FailoverStatus { stage: FailoverStage::Planned, ..show(receiver, &group, &failover, &look) };
         if request.plan {
@@ -174,6 +234,24 @@ impl Failovers {
         lock(&self.all).insert(names.clone(), failover);
         self.go_on(receiver, &names)?;
         self.show_one(receiver, &names)
+    }
+
+    /// Gives one up that has fenced nobody.
+    fn abort(&self, receiver: &Receiver, names: &GroupNames) -> Result<FailoverStatus, ApiError> {
+        let _one = lock(&self.working);
+        let gone = || ApiError::not_found("failover", &names.to_string(), "`farside failover --list` lists them");
+        let known = lock(&self.all).get(names).cloned().ok_or_else(gone)?;
+        let look = look(receiver, &handle(receiver, names)?, None)?;
+        if known.stage != Stage::Fencing || look.generation.0 >= known.generation || !known.former.is_empty() {
+            let message = format!("{names} was failed over: its source is fenced, or may be (generation {})", known.generation);
+            let what = "the way back is `farside failback` on its host, or `farside volume resync NAME --accept fenced` there";
+            return Err(ApiError::new(ErrorCode::Conflict, message, what));
+        }
+        receiver.state_dir.forget_failover(names).map_err(unsaved)?;
+        lock(&self.all).remove(names);
+        lock(&self.troubles).remove(names);
+        tracing::warn!(group = %names, "a failover was given up before it fenced anybody");
+        Ok(FailoverStatus { stage: FailoverStage::Over, ..shown_alone(&known) })
     }
 
     /// That host may publish in place of the source from here on, and no other.
@@ -218,8 +296,23 @@ impl Failovers {
         lock(&self.all).get(names).and_then(|one| one.stand_in.clone())
     }
 
-    /// One after the other, each durable before the next.
+    /// As far as it goes; what stands against more is said.
     fn go_on(&self, receiver: &Receiver, names: &GroupNames) -> Result<(), ApiError> {
+        let done = self.steps(receiver, names);
+        let mut troubles = lock(&self.troubles);
+        match &done {
+            Ok(()) => drop(troubles.remove(names)),
+            Err(error) => {
+                if troubles.insert(names.clone(), error.message.clone()).as_ref() != Some(&error.message) {
+                    tracing::warn!(group = %names, error = %error.message, "a failover cannot go on yet");
+                }
+            }
+        }
+        done
+    }
+
+    /// One after the other, each durable before the next.
+    fn steps(&self, receiver: &Receiver, names: &GroupNames) -> Result<(), ApiError> {
         let _one = lock(&self.working);
         loop {
             let known = lock(&self.all).get(names).cloned();
@@ -227,13 +320,20 @@ impl Failovers {
             let group = handle(receiver, names)?;
             match failover.stage {
                 Stage::Fencing => {
-                    let generation = Generation(failover.generation);
-                    let forced = failover.forced;
-                    ask(receiver, &group, |reply| Mail::Fence { generation, forced, reply })?;
+                    let fence = Fence {
+                        generation: Generation(failover.generation),
+                        forced: failover.forced,
+                        lose_staged: failover.lose_staged,
+                    };
+                    ask(receiver, &group, |reply| Mail::Fence { fence, reply })?;
                     // Now none can be added.
-                    let point = look(receiver, &group, failover.wanted)?.point;
+                    let point = match failover.wanted {
+                        // † What was staged until now may be degraded, and nobody has seen it.
+                        None if !failover.forced => look_for(receiver, &group, Wanted::NewestWhole)?.point,
+                        wanted => look(receiver, &group, wanted)?.point,
+                    };
                     if let Some(point) = &point {
-                        let change = PointChange::Pin { reason: failover.pin_reason() };
+                        let change = PointChange::OwnPin { reason: failover.pin_reason() };
                         receiver.runtime.block_on(group.change(point.shown.id, change))?;
                     }
                     failover.stage = Stage::Fenced { point: point.map(|point| point.slot) };
@@ -246,6 +346,18 @@ impl Failovers {
                         receiver.followers.promote(receiver, names, (point, &members), failover.generation).map_err(unsaved)?;
                     }
                     failover.stage = Stage::Promoted { point };
+                }
+                Stage::Promoted { .. } if !failover.former.is_empty() => {
+                    for former in &failover.former {
+                        let known = look(receiver, &group, Some(former.point));
+                        if known.as_ref().is_err_and(|error| error.code != ErrorCode::NotFound) {
+                            known?;
+                        } else if let Ok(PromotionLook { point: Some(point), .. }) = known {
+                            let change = PointChange::Unpin { only: Some(former.pin_reason()) };
+                            receiver.runtime.block_on(group.change(point.shown.id, change))?;
+                        }
+                    }
+                    failover.former.clear();
                 }
                 Stage::Promoted { point } => {
                     let of_point = point.and_then(|point| look(receiver, &group, Some(point)).ok());
@@ -277,13 +389,10 @@ impl Failovers {
     fn show_one(&self, receiver: &Receiver, names: &GroupNames) -> Result<FailoverStatus, ApiError> {
         let gone = || ApiError::not_found("failover", &names.to_string(), "`farside failover --list` lists them");
         let failover = lock(&self.all).get(names).cloned().ok_or_else(gone)?;
-        let point = match failover.stage {
-            Stage::Fencing => failover.wanted,
-            Stage::Fenced { point } | Stage::Promoted { point } => point,
-        };
-        let looked = handle(receiver, names).and_then(|group| Ok((look(receiver, &group, point)?, group)));
+        let looked = handle(receiver, names).and_then(|group| Ok((look(receiver, &group, failover.point())?, group)));
+        let trouble = lock(&self.troubles).get(names).cloned();
         match looked {
-            Ok((look, group)) => Ok(show(receiver, &group, &failover, &look)),
+            Ok((look, group)) => Ok(FailoverStatus { why: trouble, ..show(receiver, &group, &failover, &look) }),
             // What is known of it is shown all the same: nobody may think that there is none.
             Err(error) => Ok(FailoverStatus { why: Some(error.message), ..shown_alone(&failover) }),
         }
@@ -292,10 +401,12 @@ impl Failovers {
     /// What people should know.
     pub(crate) fn reasons(&self) -> Vec<Reason> {
         let said = lock(&self.all);
+        let troubles = lock(&self.troubles).clone();
         let of_all = said.values().map(|failover| {
             let names = failover.names();
-            let message = match failover.stage {
-                Stage::Fencing => format!("{names} is being failed over: its source is not fenced yet"),
+            let message = match (failover.stage, troubles.get(&names)) {
+                (Stage::Fencing | Stage::Fenced { .. }, Some(why)) => format!("the failover of {names} does not go on: {why}"),
+                (Stage::Fencing, None) => format!("{names} is being failed over: its source is not fenced yet"),
                 _ => format!(
                     "{names} was failed over (generation {}): what its source has since is not taken",
                     failover.generation
@@ -428,7 +539,11 @@ fn handle(receiver: &Receiver, names: &GroupNames) -> Result<GroupHandle, ApiErr
 }
 
 fn look(receiver: &Receiver, group: &GroupHandle, point: Option<Slot>) -> Result<PromotionLook, ApiError> {
-    ask(receiver, group, |reply| Mail::PromotionLook { point, reply })
+    look_for(receiver, group, point.map_or(Wanted::Newest, Wanted::Point))
+}
+
+fn look_for(receiver: &Receiver, group: &GroupHandle, wanted: Wanted) -> Result<PromotionLook, ApiError> {
+    ask(receiver, group, |reply| Mail::PromotionLook { wanted, reply })
 }
 
 fn ask<T>(

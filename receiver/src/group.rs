@@ -24,7 +24,7 @@ use farside_transport::{Backoff, CloseCode};
 use farside_wire::{Damage, ReceiverMessage, RefusalCode};
 use tokio::sync::{Semaphore, mpsc};
 
-pub(crate) use self::fence::PromotionLook;
+pub(crate) use self::fence::{Fence, PromotionLook, Wanted};
 pub(crate) use self::follow::{FollowAsk, FollowError, FollowNext};
 pub(crate) use self::mail::{BeginPart, GroupHandle, Mail, PartOutcome, PointChange};
 use self::mail::{FRAME_BYTES_MAX, MAIL_MAX};
@@ -286,11 +286,11 @@ impl Group {
             Mail::Pull { ask, reply } => {
                 let _ = reply.send(self.pull(&ask));
             }
-            Mail::PromotionLook { point, reply } => {
-                let _ = reply.send(self.promotion_look(point));
+            Mail::PromotionLook { wanted, reply } => {
+                let _ = reply.send(self.promotion_look(wanted));
             }
-            Mail::Fence { generation, forced, reply } => {
-                let _ = reply.send(self.fence(generation, forced));
+            Mail::Fence { fence, reply } => {
+                let _ = reply.send(self.fence(&fence));
             }
             Mail::StandIn => {
                 let all: Vec<_> = self.sessions.values().cloned().collect();

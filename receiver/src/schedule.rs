@@ -357,7 +357,7 @@ impl Runner {
     fn pin_and_read(&self, group: &GroupHandle, point: &PointInfo) -> Result<Ended, String> {
         let id = id_of(point);
         let change = |change| self.receiver.runtime.block_on(group.change(id, change)).map_err(|error| error.message);
-        let pin = || PointChange::Pin { reason: PIN_REASON.to_owned() };
+        let pin = || PointChange::OwnPin { reason: PIN_REASON.to_owned() };
         let pinned = our_pin(&change(pin())?);
         let is_ours = || matches!(change(pin()), Ok(info) if our_pin(&info) == pinned);
         let (volumes, since) = match self.read(group, point, &is_ours) {

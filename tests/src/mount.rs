@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 
-use crate::{run, tool, wait_for};
+use crate::{Site, run, tool, wait_for};
 
 /// A file system that a test may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -170,5 +170,67 @@ impl Image {
 impl Drop for Image {
     fn drop(&mut self) {
         let _ = tool("umount").arg(&self.mountpoint).status();
+    }
+}
+
+/// A store on a small file system of its own, which can be filled. Needs root.
+#[derive(Debug)]
+pub struct SmallStore {
+    at: PathBuf,
+}
+
+impl SmallStore {
+    /// Makes it; before anything of the site is started.
+    ///
+    /// # Panics
+    /// When it cannot be mounted.
+    pub fn of(site: &Site, bytes: u64) -> Self {
+        let image = site.path("small.img");
+        std::fs::File::create(&image).and_then(|file| file.set_len(bytes)).expect("a sparse file");
+        run(tool("mke2fs").args(["-q", "-t", "ext4", "-m", "0"]).arg(&image));
+        std::fs::create_dir_all(site.store()).expect("mkdir");
+        run(tool("mount").args(["-o", "loop"]).arg(&image).arg(site.store()));
+        Self { at: site.store() }
+    }
+
+    fn ballast(&self) -> PathBuf {
+        self.at.join("ballast")
+    }
+
+    /// So many bytes of it are somebody else's from here on.
+    ///
+    /// # Panics
+    /// When there are not so many.
+    pub fn take(&self, bytes: u64) {
+        run(tool("fallocate").args(["-l", &bytes.to_string()]).arg(self.ballast()));
+    }
+
+    /// All of them are, to the last block.
+    ///
+    /// # Panics
+    /// When they cannot be written.
+    pub fn take_all(&self) {
+        use std::io::Write as _;
+        let mut file = std::fs::File::create(self.ballast()).expect("created");
+        let mut piece = vec![0x5a; 1 << 20];
+        while !piece.is_empty() {
+            if file.write_all(&piece).and_then(|()| file.sync_data()).is_err() {
+                piece.truncate(piece.len() / 2);
+            }
+        }
+    }
+
+    /// There is room again.
+    ///
+    /// # Panics
+    /// When there is not.
+    pub fn give_back(&self) {
+        std::fs::remove_file(self.ballast()).expect("removed");
+    }
+}
+
+impl Drop for SmallStore {
+    fn drop(&mut self) {
+        let _ = tool("umount").arg("-l").arg(&self.at).status();
     }
 }

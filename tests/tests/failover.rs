@@ -1,8 +1,9 @@
 //! The worst day, by command line: a source that is silent is fenced while it still runs, its copy is handed over, it wakes up and changes
 //! nothing, and takes its history back when a person says so.
 
+use farside_tests::mount::SmallStore;
 use farside_tests::verify::write_noise;
-use farside_tests::{Site, json, run, slot_of, wait_for};
+use farside_tests::{Site, VolumeSpec, json, run, slot_of, wait_for};
 use serde_json::Value;
 
 const BYTES: u64 = 32 << 20;
@@ -110,5 +111,44 @@ fn a_silent_source_is_fenced_and_takes_its_history_back_on_a_persons_word() {
     site.start_daemon();
     write(&site, 6, 50);
     site.wait_quiet();
+    site.check_store();
+}
+
+/// One that was begun while the store took nothing fences nobody who is back by then, and can be given up.
+#[test]
+fn a_source_that_is_back_before_it_is_fenced_goes_on() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("not run: needs root to mount a small file system");
+        return;
+    }
+    let mut site = Site::new(&[VolumeSpec { name: "data".into(), bytes: BYTES, group: "default".into() }], "200ms", 100);
+    let small = SmallStore::of(&site, 112 << 20);
+    site.start_all();
+    write(&site, 1, 50);
+    site.wait_quiet();
+    site.daemon.take().expect("it runs").kill();
+    wait_for("the receiver to notice", || {
+        let plan = json(&mut site.gateway(&["failover", "host1/default", "--plan"]));
+        plan["connected_from"].is_null().then_some(())
+    });
+    small.take_all();
+    let begun = site.gateway(&["failover", "host1/default", "--yes"]).output().expect("it starts");
+    assert!(!begun.status.success(), "nothing can be recorded: {begun:?}");
+    let listed = || json(&mut site.gateway(&["failover", "--list"]))[0].clone();
+    assert_eq!(listed()["stage"], "fencing");
+    assert!(listed()["why"].is_string(), "{}", listed());
+
+    let _daemon = site.spawn_daemon();
+    wait_for("the source to be back", || listed()["connected_from"].is_string().then_some(()));
+    small.give_back();
+    wait_for("it not to be fenced", || listed()["why"].as_str()?.contains("host1 is connected: it is alive").then_some(()));
+    let given_up = run(&mut site.gateway(&["failover", "host1/default", "--abort"]));
+    assert!(String::from_utf8_lossy(&given_up.stdout).contains("nobody was fenced"), "{given_up:?}");
+    assert_eq!(json(&mut site.gateway(&["failover", "--list"])).as_array().map(Vec::len), Some(0));
+    let again = site.gateway(&["failover", "host1/default", "--abort"]).output().expect("it starts");
+    assert_eq!(again.status.code(), Some(5), "{again:?}");
+    write(&site, 2, 50);
+    site.wait_quiet();
+    assert_restores_to(&site, &std::fs::read(site.backing("data")).expect("the backing"));
     site.check_store();
 }

@@ -4,6 +4,7 @@ use std::net::UdpSocket;
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 
+use farside_tests::mount::SmallStore;
 use farside_tests::verify::{Rng, Verifier, connect};
 use farside_tests::{Site, VolumeSpec, program, run, tail, wait_for};
 
@@ -266,25 +267,13 @@ fn a_full_store_costs_lag_and_recovers_by_itself() {
         return;
     }
     let mut site = Site::new(&[spec()], "200ms", 4);
-    // A store on a file system of 96 MiB, of which 64 are kept for ledger and pruning.
-    let image = site.path("small.img");
-    std::fs::File::create(&image).and_then(|f| f.set_len(112 << 20)).expect("a sparse file");
-    run(farside_tests::tool("mke2fs").args(["-q", "-t", "ext4", "-m", "0"]).arg(&image));
-    std::fs::create_dir_all(site.store()).expect("mkdir");
-    run(farside_tests::tool("mount").args(["-o", "loop"]).arg(&image).arg(site.store()));
-    struct Unmount(PathBuf);
-    impl Drop for Unmount {
-        fn drop(&mut self) {
-            let _ = farside_tests::tool("umount").arg("-l").arg(&self.0).status();
-        }
-    }
-    let _unmount = Unmount(site.store());
-    let ballast = site.store().join("ballast");
+    // 64 MiB of it are kept for ledger and pruning.
+    let small = SmallStore::of(&site, 112 << 20);
     site.start_all();
     let mut client = written(&site, 8, 100);
     site.wait_quiet();
     let points = site.points("data").len();
-    run(farside_tests::tool("fallocate").args(["-l", "32M"]).arg(&ballast));
+    small.take(32 << 20);
     let mut rng = Rng(9);
     wait_for("`gateway full` to be said", || {
         for _ in 0..20 {
@@ -295,7 +284,7 @@ fn a_full_store_costs_lag_and_recovers_by_itself() {
     });
     assert!(!site.points("data").is_empty() && points > 0, "existing points stay");
     site.check_store();
-    std::fs::remove_file(&ballast).expect("removed");
+    small.give_back();
     site.check_newest("data", &mut client);
     no_panic(&site);
     site.daemon.take().expect("it runs").stop();

@@ -19,6 +19,12 @@ pub struct FailoverRequest {
     pub force: bool,
     /// The name of the paired host that has the copy from then on, and may publish in place of the source.
     pub stand_in: Option<String>,
+    /// Of a group that was failed over already, and of which something was published since: fail it over once more, to that.
+    pub again: bool,
+    /// Also if points that are here and not published yet cannot be published: they are lost then.
+    pub lose_staged: bool,
+    /// Give up one that has fenced nobody yet.
+    pub abort: bool,
     /// Say what would happen, and change nothing.
     pub plan: bool,
 }

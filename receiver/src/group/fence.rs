@@ -15,6 +15,26 @@ use super::{Group, Place};
 /// How often it is tried again when somebody else wrote at the same moment.
 const TRIED_MAX: u32 = 8;
 
+/// Which point a promotion would bring up.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Wanted {
+    Newest,
+    /// Of those of which the source could read all.
+    NewestWhole,
+    Point(Slot),
+}
+
+/// The end of what the source of a group may publish.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Fence {
+    /// From here on whoever has a lower one publishes nothing.
+    pub(crate) generation: Generation,
+    /// Also while the source is connected.
+    pub(crate) forced: bool,
+    /// Also if what it has sent cannot be published.
+    pub(crate) lose_staged: bool,
+}
+
 /// What a promotion would bring up.
 #[derive(Clone, Debug)]
 pub(crate) struct PromotionLook {
@@ -41,15 +61,16 @@ pub(crate) struct Promotable {
 }
 
 impl Group {
-    /// What would be brought up: that point, or the newest.
-    pub(super) fn promotion_look(&self, point: Option<Slot>) -> Result<PromotionLook, ApiError> {
+    /// What would be brought up.
+    pub(super) fn promotion_look(&self, wanted: Wanted) -> Result<PromotionLook, ApiError> {
         let state = self.writable()?.state();
         let newest = state.points().values().next_back();
-        let chosen = match point {
-            Some(slot) => Some(state.points().get(&slot).ok_or_else(|| {
+        let chosen = match wanted {
+            Wanted::Point(slot) => Some(state.points().get(&slot).ok_or_else(|| {
                 ApiError::not_found("point", &slot.to_string(), "`farside point list` shows those that are kept")
             })?),
-            None => newest,
+            Wanted::Newest => newest,
+            Wanted::NewestWhole => state.points().values().rev().find(|point| !point.degraded),
         };
         let name = |point: &Point| {
             let named =
@@ -76,22 +97,40 @@ impl Group {
     }
 
     /// Claims all volumes under that generation, unless they are: whoever claimed them under a lower one publishes nothing any more, and
-    /// claims nothing. What was staged is published before, whatever it costs; if it cannot be, nobody is fenced, unless that is `forced`.
+    /// claims nothing. What was staged is published before, whatever it costs; if it cannot be, nobody is fenced, unless that may be lost.
     ///
     /// Invariant: nothing of the source is heard between the first of the claims and the last.
-    pub(super) fn fence(&mut self, generation: Generation, forced: bool) -> Result<(), ApiError> {
+    pub(super) fn fence(&mut self, fence: &Fence) -> Result<(), ApiError> {
+        let generation = fence.generation;
         if claims_below(self.writable()?, generation).is_none() {
             return Ok(());
         }
+        // † It may have come back while the store was away, and nobody was asked whether it is to be fenced alive.
+        if let Some(alive) = self.sessions.values().map(|session| session.peer()).find(|_| !fence.forced) {
+            let message = format!("{alive} is connected: it is alive");
+            let what = "--force fences it all the same; --abort gives the failover up";
+            return Err(ApiError::new(ErrorCode::Refused, message, what));
+        }
         self.happened(Event::Budget { spent: false });
-        self.happened(Event::Publish);
-        self.work();
+        // As long as that brings something: what fails now and then may have failed a moment ago.
+        let mut staged = usize::MAX;
+        while let Place::Here(here) = &self.place
+            && let now = here.target.staged_points()
+            && (1..staged).contains(&now)
+        {
+            staged = now;
+            self.happened(Event::Publish);
+            self.work();
+        }
         let Place::Here(here) = &mut self.place else { return self.writable().map(drop) };
         // † A claim would make it void.
-        if here.target.newest_staged_point().is_some() && !forced {
-            let why = here.target.trouble().unwrap_or("the store is slow, or full");
-            let message = format!("points of {} that are here cannot be published yet, and would be lost: {why}", self.names);
-            return Err(ApiError::new(ErrorCode::Unavailable, message, "it is tried again by itself; --force loses them"));
+        if let (lost @ 1.., why) = (here.target.staged_points(), here.target.trouble().unwrap_or("the store is slow, or full")) {
+            if !fence.lose_staged {
+                let message =
+                    format!("{lost} points of {} are here, cannot be published yet, and would be lost: {why}", self.names);
+                return Err(ApiError::new(ErrorCode::Unavailable, message, "it is tried again by itself; --lose-staged goes on"));
+            }
+            tracing::warn!(group = %self.names, points = lost, %why, "a failover loses points that could not be published");
         }
         let mut tried = 0;
         while let Some(batch) = claims_below(&here.store, generation) {

@@ -9,14 +9,14 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use farside_control::{ApiError, ErrorCode, PointId};
 use farside_ledger::{PartEntry, VerifiedHow};
-use farside_region::{Generation, Name, Slot, VolumeId};
+use farside_region::{Name, Slot, VolumeId};
 use farside_replication::target::SessionId;
 use farside_store::{GroupNames, LazyPointReader, MergeTried, PartLander, PointInfo, PointsFound, StoreError};
 use farside_wire::{PartHeader, SourceMessage};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::SHOW;
-use super::fence::PromotionLook;
+use super::fence::{Fence, PromotionLook, Wanted};
 use super::follow::{FollowAsk, FollowError, FollowNext};
 use super::merges::MergeNext;
 use super::pull::{PullAsk, PullLook};
@@ -32,8 +32,10 @@ const _: () = assert!(FRAME_BYTES_MAX >= farside_wire::PAYLOAD_BYTES_MAX, "any f
 /// What is to be in the ledger about a point.
 #[derive(Clone, Debug)]
 pub(crate) enum PointChange {
-    /// One more pin.
+    /// One more pin, if there are not too many.
     Pin { reason: String },
+    /// One more, of this process's own, which has few: nothing that people did may keep it from that.
+    OwnPin { reason: String },
     /// No pin; with a reason: none for that one.
     Unpin { only: Option<String> },
     /// All of it was verified.
@@ -77,9 +79,9 @@ pub(crate) enum Mail {
     /// A host pulls the newest point that is whole.
     Pull { ask: Box<PullAsk>, reply: oneshot::Sender<Result<PullLook, String>> },
     /// What a promotion would bring up: that point, or the newest.
-    PromotionLook { point: Option<Slot>, reply: oneshot::Sender<Result<PromotionLook, ApiError>> },
+    PromotionLook { wanted: Wanted, reply: oneshot::Sender<Result<PromotionLook, ApiError>> },
     /// Nothing of a lower generation is to be published any more.
-    Fence { generation: Generation, forced: bool, reply: oneshot::Sender<Result<(), ApiError>> },
+    Fence { fence: Fence, reply: oneshot::Sender<Result<(), ApiError>> },
     /// Who may stand in has changed.
     StandIn,
     /// The process stops.

@@ -40,7 +40,9 @@ impl Group {
                 meant.map(|(pin, _)| Body::Unpin(Unpin { pin })).collect()
             }
             PointChange::Verified { how } => vec![Body::Verified(Verified { point: Slot(point.slot), how })],
-            PointChange::Pin { reason } if pins.iter().any(|(_, known)| *known == reason) => Vec::new(),
+            PointChange::Pin { reason } | PointChange::OwnPin { reason } if pins.iter().any(|(_, known)| *known == reason) => {
+                Vec::new()
+            }
             PointChange::Pin { .. } if pins.len() >= PINS_MAX => {
                 let message = format!("point {point} has {PINS_MAX} pins, which is enough to keep it");
                 return drop(reply.send(Err(ApiError::new(
@@ -49,7 +51,9 @@ impl Group {
                     "farside point unpin withdraws them all",
                 ))));
             }
-            PointChange::Pin { reason } => vec![Body::Pin(Pin { point: Slot(point.slot), reason })],
+            PointChange::Pin { reason } | PointChange::OwnPin { reason } => {
+                vec![Body::Pin(Pin { point: Slot(point.slot), reason })]
+            }
         };
         if bodies.is_empty() {
             return drop(reply.send(self.pinned(point)));

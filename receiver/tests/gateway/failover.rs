@@ -236,8 +236,58 @@ async fn a_target_that_diverged_is_promoted_once_it_is_healed() {
     client.failover(&FailoverRequest { force: true, ..request() }).await.expect("begun");
     wait_until("it to be noticed", async || client.follower("data").await.is_ok_and(|one| one.state == FollowerState::Diverged))
         .await;
+    // Whoever looks at it first has it paused meanwhile.
+    client.follower_tell(routes::FOLLOWER_PAUSE, "data").await.expect("paused");
+    client.follower_tell(routes::FOLLOWER_RESUME, "data").await.expect("goes on");
     client.follower_tell(routes::FOLLOWER_HEAL, "data").await.expect("healed");
     let done = promoted(&gateway).await;
     assert_eq!(done.members[0].state, Some(FollowerState::Promoted));
     assert!(std::fs::read(&target).expect("read") == image(&content));
+}
+
+/// Whoever stood in is lost as well: what it published is brought up, once somebody asks for that.
+#[tokio::test]
+async fn a_stand_in_that_is_lost_is_failed_over_again() {
+    let (gateway, _host, mut source, volume) = Gateway::with_claim().await;
+    source.publish(&volume, 1, &granules(0, 20), LayerKind::Point).await;
+    drop(source);
+    let other = gateway.pair("host2").await;
+    let client = gateway.client();
+    let first = FailoverRequest { stand_in: Some("host2".into()), force: true, ..request() };
+    client.failover(&first).await.expect("begun");
+    promoted(&gateway).await;
+    assert_eq!(client.failover(&request()).await.expect("the same one").generation, 2);
+    let mut stands_in = other.connect_as("host1", "default").await;
+    let theirs = stands_in.claim_back("data", &volume, Generation(2)).await;
+    let content = granules(3, 9);
+    let newest = stands_in.publish(&theirs, 1, &content, LayerKind::Point).await;
+    let target = gateway.path("second.img");
+    client.follower_add(&add("data", &target)).await.expect("added");
+
+    // Nobody is told that what is weeks old is up.
+    let refused = client.failover(&request()).await.expect_err("there is something newer").to_string();
+    assert!(refused.contains("were published since"), "{refused}");
+    let again = FailoverRequest { again: true, ..request() };
+    assert!(client.failover(&again).await.expect_err("it is connected").to_string().contains("it is alive, or was"));
+    drop(stands_in);
+    let plan = async || client.failover(&FailoverRequest { plan: true, ..again.clone() }).await.expect("a plan");
+    wait_until("it to be gone", async || plan().await.connected_from.is_none()).await;
+    let planned = plan().await;
+    assert_eq!((planned.stage, planned.generation), (FailoverStage::Planned, 3));
+    assert_eq!(planned.point.expect("a point").id.slot, newest.slot.0);
+    client.failover(&again).await.expect("begun");
+    let done = promoted(&gateway).await;
+    assert_eq!((done.generation, done.members[0].follower.as_deref(), done.stand_in), (3, Some("data"), None));
+    assert!(std::fs::read(&target).expect("read") == image(&content));
+    wait_until("the point of the one before to be let go", async || {
+        let pins = |point: farside_control::Point| point.pins.into_iter().map(|pin| pin.reason).collect::<Vec<_>>();
+        let pinned: Vec<_> = gateway.points(None).await.into_iter().map(pins).collect();
+        pinned == [vec!["failover, generation 3".to_owned()], Vec::new()]
+    })
+    .await;
+    assert_eq!(client.failovers().await.expect("listed").len(), 1);
+    let refusal = other.hello_as("host1", "default").await.refusal().await;
+    assert!(refusal.text.contains("no failover lets it stand in"), "{}", refusal.text);
+    let given_up = client.failover(&FailoverRequest { abort: true, ..request() }).await.expect_err("it has fenced").to_string();
+    assert!(given_up.contains("its source is fenced"), "{given_up}");
 }

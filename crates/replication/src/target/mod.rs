@@ -31,7 +31,7 @@ use crate::source::Nanos;
 pub use api::{Action, AppendOutcome, Config, Dated, DropWhy, Event, LandedLayer, Limits, Report, SessionId, Ticket};
 
 use compose::{Appending, QueuedClaim};
-use landing::Landing;
+use landing::{End, Landing};
 use sessions::{Disk, Session};
 
 /// Decides for one group at the receiver. The ledger's replayed state is the store's; each step sees the newest.
@@ -139,7 +139,14 @@ impl Target {
                 }
             }
             Event::Budget { spent } => self.spent = spent,
-            Event::Publish => self.hurried = true,
+            Event::Publish => {
+                self.hurried = true;
+                // Whoever says so waits for nothing that only spares the store.
+                self.records_due = 0;
+                if let Some(trouble) = &mut self.trouble {
+                    trouble.retry_at = now;
+                }
+            }
             Event::KeyKept { key } => drop(self.keys.insert(key)),
             Event::Tick => {}
         }
@@ -175,10 +182,19 @@ impl Target {
 
     /// The members of the newest point that is staged whole and not published.
     pub fn newest_staged_point(&self) -> Option<&[LayerKey]> {
+        self.ends_of_staged_points().max_by_key(|end| end.epoch.mono_before_ns).map(|end| &*end.members)
+    }
+
+    /// How many points are staged whole and not published.
+    pub fn staged_points(&self) -> usize {
+        // Each member's layer has the end of all.
+        self.ends_of_staged_points().filter_map(|end| end.members.first()).collect::<BTreeSet<_>>().len()
+    }
+
+    fn ends_of_staged_points(&self) -> impl Iterator<Item = &End> {
         let is_staged = |key: &LayerKey| self.layers.get(key).is_some_and(Landing::is_staged);
         let ends = self.layers.values().filter_map(|landing| landing.end.as_ref());
-        let points = ends.filter(|end| end.kind == LayerKind::Point && end.members.iter().all(is_staged));
-        points.max_by_key(|end| end.epoch.mono_before_ns).map(|end| &*end.members)
+        ends.filter(move |end| end.kind == LayerKind::Point && end.members.iter().all(is_staged))
     }
 
     /// Why nothing can be appended now, for people; `None` = it can.
