@@ -46,6 +46,7 @@ Examples:
   farside failback db
   farside failback db --finish
   farside failback db --abort          serve them as the disks are, fenced as before
+  farside failback db --accept-disks   a disk was replaced, or has no serial number after a reboot
   farside failback --list
 
 --finish waits until the stand-in has stopped in order, and said that all of it is published; --force
@@ -66,6 +67,10 @@ pub(crate) struct FailbackArgs {
     /// Give it up: serve the volumes as their disks are.
     #[arg(long)]
     abort: bool,
+    /// The disks that are at their places now are meant, though others were taken, or nobody can tell: all of them are compared,
+    /// and overwritten where they differ.
+    #[arg(long, conflicts_with_all = ["plan", "finish", "abort", "force"])]
+    accept_disks: bool,
     /// Also where nothing was published since the failover; with --finish also while another host may publish more.
     #[arg(long, conflicts_with = "abort")]
     force: bool,
@@ -73,7 +78,7 @@ pub(crate) struct FailbackArgs {
     #[arg(long, short)]
     yes: bool,
     /// List failbacks that are not over.
-    #[arg(long, conflicts_with_all = ["plan", "force", "finish", "abort", "yes"])]
+    #[arg(long, conflicts_with_all = ["plan", "force", "finish", "abort", "accept_disks", "yes"])]
     list: bool,
 }
 
@@ -89,9 +94,10 @@ struct Done<'a> {
 pub(crate) async fn run(global: &Global, hosts: &Hosts, args: FailbackArgs) -> Result<(), Failure> {
     let client = hosts.source();
     let Some(group) = args.group.filter(|_| !args.list) else { return list(global, &client).await };
-    let step = match (args.finish, args.abort) {
-        (true, _) => FailbackStep::Finish,
-        (_, true) => FailbackStep::Abort,
+    let step = match (args.finish, args.abort, args.accept_disks) {
+        (true, ..) => FailbackStep::Finish,
+        (_, true, _) => FailbackStep::Abort,
+        (.., true) => FailbackStep::AcceptDisks,
         _ => FailbackStep::Begin,
     };
     let request = FailbackRequest { group, step, force: args.force, plan: true };
@@ -112,9 +118,14 @@ pub(crate) async fn run(global: &Global, hosts: &Hosts, args: FailbackArgs) -> R
         }
         FailbackStep::Finish if args.force && planned.other.is_some() => {
             let other = planned.other.as_deref().unwrap_or(NOTHING);
-            let question =
-                format!("{other} is still connected: what it publishes after the last point is lost to this host. Finish?");
+            let question = format!("{other} may have more to publish: what is in no point by then is lost to this host. Finish?");
             confirm::confirm(&question, "it follows on", args.yes)?;
+        }
+        FailbackStep::AcceptDisks => {
+            if !global.json {
+                eprint!("{}", plan(&planned));
+            }
+            confirm::confirm("Overwrite what is on these disks now?", "nothing was changed", args.yes)?;
         }
         FailbackStep::Begin | FailbackStep::Finish | FailbackStep::Abort => {}
     }
@@ -136,7 +147,7 @@ async fn watch(
     let progress = Progress::new(global.json);
     let mut said = None;
     let over = loop {
-        if step == FailbackStep::Begin && now.stage == FailbackStage::Following {
+        if matches!(step, FailbackStep::Begin | FailbackStep::AcceptDisks) && now.stage == FailbackStage::Following {
             break false;
         }
         if now.why != said && !global.json {

@@ -17,10 +17,14 @@ fn path(dir: &Path) -> PathBuf {
     dir.join("backing.json")
 }
 
+/// Which backing the volume in that folder had at its last attach; `None`: nothing is known of it.
+pub(crate) fn kept(dir: &Path) -> Option<Identity> {
+    std::fs::read(path(dir)).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok())
+}
+
 /// Whether this is the backing that the volume in that folder had at its last attach.
 pub(crate) fn known(identity: &Identity, dir: &Path) -> Known {
-    let kept = std::fs::read(path(dir)).ok().and_then(|bytes| serde_json::from_slice::<Identity>(&bytes).ok());
-    kept.map_or(Known::Unknown, |kept| kept.compare(identity))
+    kept(dir).map_or(Known::Unknown, |kept| kept.compare(identity))
 }
 
 /// Keeps it, durably. Also what is [`Known::Same`] has another boot and another number now and then.

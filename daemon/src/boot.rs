@@ -31,6 +31,7 @@ use thiserror::Error;
 use tracing::warn;
 
 use crate::config::{Config, ConfigError, RUN_DIR, VolumeConfig, write_atomically};
+use crate::failback::stays_hidden;
 use crate::state_dir::{Mark, volume_path};
 use crate::{locked, tap};
 
@@ -382,8 +383,10 @@ impl Backings {
         // worded is one, too.)
         let rules = std::fs::read_to_string(&places.rules).unwrap_or_default();
         let is_hidden = |backing: &Backing| backing.disk.is_none() || rules.contains(&names(&backing.name));
-        let (mut kept, gone): (Vec<Backing>, Vec<Backing>) =
-            before.volumes.into_iter().filter(is_hidden).partition(|backing| config.volumes.contains_key(&backing.name));
+        let (mut kept, gone): (Vec<Backing>, Vec<Backing>) = before.volumes.into_iter().filter(is_hidden).partition(|backing| {
+            // † A disk that may hold a part of a point is nobody's, whatever became of the configuration.
+            config.volumes.contains_key(&backing.name) || stays_hidden(&before.state_dir, &backing.name, &backing.path)
+        });
         let mut shown = Vec::new();
         for backing in &mut kept {
             let mistaken = backing.disk.as_ref().and_then(|disk| (host.mistaken)(disk, &backing.path));
@@ -678,8 +681,12 @@ pub(crate) mod tests {
         let edited = config(dir.path(), &TWO.replace("nothing-a", "elsewhere"));
         let _ = Backings::at(Some(places(dir.path())), &edited, HOST);
         assert!(rules().contains("nothing-a"), "{}", rules());
-        // Not configured any more.
+        // Not configured any more, while a failback has a part of a point on it.
         let one = config(dir.path(), &TWO[TWO.find("[[volume]]\nname='b'").expect("there")..]);
+        let over = crate::failback::hold(dir.path(), "a", Path::new("/dev/disk/by-id/nothing-a"));
+        let _ = Backings::at(Some(places(dir.path())), &one, HOST);
+        assert!(rules().contains("nothing-a"), "{}", rules());
+        over();
         let _ = Backings::at(Some(places(dir.path())), &one, HOST);
         assert!(!rules().contains("nothing-a") && Mark::TrackingLost.is_set(&folder).expect("asked"), "{}", rules());
         // The packages were removed, and the disk is mounted by now.

@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use tracing::{error, info, warn};
 
 use crate::config::write_atomically;
-use crate::group::{Control, Member};
+use crate::group::{Control, Member, TakenBack};
 use crate::volume::IntentOrder;
 
 /// Ranges of differing bytes that a result names.
@@ -119,31 +119,31 @@ impl Control {
         }
     }
 
-    /// As [`Control::resync`] of what is `Fenced` by that promotion; `at`: as long as its newest point is that one.
+    /// As [`Control::resync`] of what is `Fenced` by that promotion, or `Forked`, as long as the newest point is that one.
     pub(crate) fn take_back(
         &mut self,
         id: VolumeId,
         from: Generation,
-        at: Option<LedgerPosition>,
-        reply: oneshot::Sender<anyhow::Result<()>>,
+        at: LedgerPosition,
+        reply: oneshot::Sender<anyhow::Result<TakenBack>>,
     ) {
         let status = self.source.status(monotonic_ns());
-        let found = status.volumes.into_iter().find(|v| v.volume == id);
-        let (by, newest) = found.map_or((None, None), |volume| (volume.fenced_by, volume.fenced_at));
-        match by {
-            Some(by) if by == from => match at {
-                Some(at) if newest != Some(at) => drop(reply.send(Err(anyhow::anyhow!(
-                    "points were published after the one that the disks were brought to, and would be overwritten: --abort, and begin anew; \
-                     or --finish --force"
-                )))),
-                Some(at) => self.resync_by(id, Some(Accept::Fenced), Some(Event::TakeBack { volume: id, at }), reply),
-                None => self.resync(id, Some(Accept::Fenced), reply),
-            },
-            Some(by) => drop(reply.send(Err(anyhow::anyhow!(
-                "another copy was promoted meanwhile: generation {by}, and this was to end generation {from}; --abort, and begin anew"
-            )))),
-            None => drop(reply.send(Err(anyhow::anyhow!("the volume is not fenced")))),
+        let Some(volume) = status.volumes.into_iter().find(|v| v.volume == id) else {
+            let _ = reply.send(Err(anyhow::anyhow!("the volume is not served")));
+            return;
+        };
+        let accept = match (volume.state, volume.fenced_by) {
+            (State::Refused(RefusedWhy::Fenced), Some(by)) if by != from => return drop(reply.send(Ok(TakenBack::From(by)))),
+            (State::Refused(RefusedWhy::Fenced), _) => Accept::Fenced,
+            (State::Refused(RefusedWhy::Forked), _) => Accept::Forked,
+            _ => return drop(reply.send(Err(anyhow::anyhow!("the volume is neither fenced nor forked")))),
+        };
+        if volume.refused_at != Some(at) {
+            return drop(reply.send(Ok(TakenBack::Newer)));
         }
+        let (done, begun) = oneshot::channel();
+        let _ = reply.send(Ok(TakenBack::Begun(begun)));
+        self.resync_by(id, Some(accept), Some(Event::TakeBack { volume: id, at }), done);
     }
 
     pub(crate) fn verify(&mut self, id: VolumeId) -> anyhow::Result<VerifyStatus> {

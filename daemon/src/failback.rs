@@ -11,13 +11,15 @@
 //! Invariants:
 //! - From `Held` to its end nobody but this module opens the disks, across restarts, too, whatever the configuration says of them; what a disk is
 //!   while only a part of a point is on it is never served.
-//! - `at` is said of disks that nobody else can have written since: they are kept open and locked, and what tells of writes is as it was. If that is not
-//!   known, all is compared. It is said of all volumes of the note, or of none.
+//! - `at` is said of disks that nobody else can have written since: they are the very disks that were taken, kept open and locked, and what tells of
+//!   writes is as it was. If that is not known, all is compared. It is said of all volumes of the note, or of none, and looked at again before they
+//!   are served.
 //! - A volume that is served again has no header from before, so that nothing of its old history is trusted, and all of it is compared.
-//! - The history is taken back from the promotion that was shown to a person, and from the point that the disks were brought to: not if there is more.
+//! - The history is taken back from the promotion that was shown to a person, and from the point that the disks were brought to: not if there is more,
+//!   whatever is forced.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -26,23 +28,29 @@ use farside_control::failback::{FailbackMember, FailbackRequest, FailbackStage, 
 use farside_control::source::{LastPoint, VolumeState, VolumeStatus};
 use farside_control::{ApiError, Code, ErrorCode, Reason, Severity};
 use farside_region::{Generation, LedgerPosition, Name, RegionSet};
-use farside_store::{FileTarget, FollowTarget as _, RestoreTarget as _, Seen};
+use farside_store::FollowTarget as _;
 use farside_transport::{Dial, QuicDialer};
 use farside_wire::PullPoint;
-use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 use tracing::{info, warn};
 
-use crate::config::{VolumeConfig, sync_dir, write_atomically};
-use crate::group::Ask;
+use crate::backing;
+use crate::config::VolumeConfig;
+use crate::group::{Ask, TakenBack};
 use crate::locked;
-use crate::status::last_point;
 use crate::supervisor::Daemon;
+use disks::{Disks, Known};
+use note::{At, Finish, Held, Note, Stage, notes};
 use pull::{PullError, PulledVolume, Puller, Traffic};
 
+mod disks;
+mod note;
 mod pull;
 
-const VERSION: u32 = 1;
+#[cfg(test)]
+pub(crate) use note::hold;
+pub(crate) use note::{is_half_done, stays_hidden};
+
 /// How often it is looked for a newer point, and whether volumes are served again.
 const LOOK: Duration = Duration::from_secs(1);
 /// And while they are opened.
@@ -63,74 +71,15 @@ pub(crate) struct Failbacks {
 #[error("the failback of group {0} holds its disk: `farside failback --list`")]
 pub(crate) struct HeldByFailback(pub(crate) Name);
 
-/// A point, as it is kept.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct At {
-    position: LedgerPosition,
-    wall_ms: i64,
-}
-
-impl At {
-    fn shown(&self) -> LastPoint {
-        last_point(&self.position, self.wall_ms)
-    }
-}
-
-impl From<&PullPoint> for At {
-    fn from(point: &PullPoint) -> Self {
-        Self { position: point.position, wall_ms: point.epoch.wall_ms }
-    }
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", tag = "is")]
-enum Stage {
-    /// The disks are held. `at`: the point that they all are, or were before `applying` was begun.
-    Held { at: Option<At>, applying: Option<At> },
-    /// They are served again, or about to be, and the history is taken back. `forced`: whatever was published after that point.
-    Returning { at: Option<At>, forced: bool, served: bool },
-    /// They are served again as they are.
-    Aborting,
-}
-
-/// A volume that is failed back.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Held {
-    name: Name,
-    backing: PathBuf,
-    /// What tells whether somebody wrote to it since `at` was said of it.
-    seen: Option<Seen>,
-    /// A person removes it: it is no part of this any more, and served by nobody until that is done.
-    leaving: bool,
-}
-
-/// As it is kept.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Note {
-    version: u32,
-    group: Name,
-    /// The promotion that a person was shown.
-    generation: u64,
-    volumes: Vec<Held>,
-    stage: Stage,
-}
-
-/// What it is told, and what it shows.
+/// What it shows.
 #[derive(Clone, Debug, Default)]
 struct View {
-    finish: Option<Finish>,
-    abort: bool,
     taken: bool,
     point: Option<LastPoint>,
     is_since: bool,
     other: Option<String>,
     bytes: BTreeMap<Name, u64>,
     why: Option<String>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Finish {
-    force: bool,
 }
 
 #[derive(Debug)]
@@ -141,24 +90,6 @@ struct Failback {
     told: Notify,
     /// Who has it may write to the disks.
     disks: tokio::sync::Mutex<Disks>,
-}
-
-/// The disks while they are held.
-#[derive(Debug, Default)]
-struct Disks {
-    /// Open, and locked.
-    open: BTreeMap<Name, Arc<FileTarget>>,
-    /// What they are, in this process.
-    known: Option<Known>,
-}
-
-/// They are that point, but for these regions of some.
-#[derive(Debug)]
-struct Known {
-    at: LedgerPosition,
-    lacks: BTreeMap<Name, Arc<Mutex<RegionSet>>>,
-    /// What tells whether somebody else wrote to them.
-    seen: BTreeMap<Name, Option<Seen>>,
 }
 
 impl Failback {
@@ -176,15 +107,12 @@ impl Failback {
         locked(&self.note).stage.clone()
     }
 
-    /// Whether the disk of a volume of that name, or the disk of that path, may be a part of a point.
-    fn holds(&self, (group, volume): (&Name, &Name), backing: Option<&Path>) -> bool {
-        let note = locked(&self.note);
-        let is_it = |held: &Held| {
-            (note.group == *group && held.name == *volume) || backing.is_some_and(|backing| is_same_disk(backing, &held.backing))
-        };
-        let is_open_to_all =
-            |held: &Held| !held.leaving && !matches!(note.stage, Stage::Held { .. } | Stage::Returning { served: false, .. });
-        note.volumes.iter().any(|held| is_it(held) && !is_open_to_all(held))
+    /// Has what pulls stop, and nothing of it go on as long as this is held.
+    async fn stop_for_a_moment(&self) -> tokio::sync::MutexGuard<'_, Disks> {
+        self.traffic.interrupt.fetch_add(1, Ordering::SeqCst);
+        let disks = self.disks.lock().await;
+        self.traffic.interrupt.fetch_sub(1, Ordering::SeqCst);
+        disks
     }
 
     fn show(&self) -> FailbackStatus {
@@ -193,7 +121,7 @@ impl Failback {
             Stage::Held { .. } if !view.taken => (FailbackStage::Taking, None),
             Stage::Held { at: Some(at), applying: None } => (FailbackStage::Following, Some(at.shown())),
             Stage::Held { .. } => (FailbackStage::Pulling, None),
-            Stage::Returning { at, .. } => (FailbackStage::Returning, at.as_ref().map(At::shown)),
+            Stage::Returning { at, .. } => (FailbackStage::Returning, Some(at.shown())),
             Stage::Aborting => (FailbackStage::Aborting, None),
         };
         let member = |held: &Held| FailbackMember {
@@ -205,7 +133,7 @@ impl Failback {
         FailbackStatus {
             group: note.group.to_string(),
             stage,
-            finishing: view.finish.is_some(),
+            finishing: note.finish.is_some(),
             generation: note.generation,
             holds,
             point: view.point.clone(),
@@ -229,7 +157,7 @@ impl Failbacks {
     /// When it does.
     pub(crate) fn refuse_held(&self, group: &Name, volume: &Name, backing: &Path) -> Result<(), HeldByFailback> {
         let all = locked(&self.all);
-        match all.iter().find(|(_, one)| one.holds((group, volume), Some(backing))) {
+        match all.iter().find(|(_, one)| locked(&one.note).holds((group, volume), Some(backing))) {
             Some((of, _)) => Err(HeldByFailback(of.clone())),
             None => Ok(()),
         }
@@ -268,43 +196,15 @@ fn conflict(message: String, what: &str) -> ApiError {
 }
 
 impl Daemon {
-    fn failback_dir(&self) -> PathBuf {
-        self.state_path().join("failback")
-    }
-
-    fn note_path(&self, group: &Name) -> PathBuf {
-        self.failback_dir().join(format!("{group}.json"))
-    }
-
-    fn keep(&self, note: &Note) -> anyhow::Result<()> {
-        let text = serde_json::to_string_pretty(note)?;
-        let folder = self.failback_dir();
-        if !folder.is_dir() {
-            std::fs::create_dir_all(&folder)?;
-            sync_dir(&self.state_path())?; // a note in a folder that a power cut takes is none
-        }
-        write_atomically(&self.note_path(&note.group), &text)?;
-        Ok(())
-    }
-
-    fn forget_note(&self, group: &Name) -> anyhow::Result<()> {
-        match std::fs::remove_file(self.note_path(group)) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
-            _ => {}
-        }
-        if self.failback_dir().is_dir() {
-            sync_dir(&self.failback_dir())?;
-        }
-        Ok(())
-    }
-
     /// Changes what is kept, and then what holds. One change at a time.
     fn change(&self, failback: &Failback, change: impl FnOnce(&mut Note)) -> anyhow::Result<()> {
         let mut note = locked(&failback.note);
         let mut changed = note.clone();
         change(&mut changed);
-        self.keep(&changed)?;
-        *note = changed;
+        if changed != *note {
+            changed.keep(&self.state_path())?;
+            *note = changed;
+        }
         Ok(())
     }
 
@@ -359,31 +259,42 @@ impl Daemon {
         let Some(known) = known else {
             return match request.step {
                 FailbackStep::Begin => self.begin_failback(request).await,
-                FailbackStep::Finish | FailbackStep::Abort => {
+                FailbackStep::Finish | FailbackStep::Abort | FailbackStep::AcceptDisks => {
                     Err(ApiError::not_found("failback of group", &request.group, "`farside failback --list` lists them"))
                 }
             };
         };
         if !request.plan {
             match request.step {
-                FailbackStep::Begin => {}
+                FailbackStep::Begin => Ok(()),
                 FailbackStep::Finish => {
-                    locked(&known.view).finish = Some(Finish { force: request.force });
-                    if request.force && matches!(known.stage(), Stage::Returning { .. }) {
-                        self.change(&known, |note| {
-                            if let Stage::Returning { forced, .. } = &mut note.stage {
-                                *forced = true;
-                            }
-                        })
-                        .map_err(unkept)?;
-                    }
+                    let finish = Some(Finish { force: request.force });
+                    self.change(&known, |note| (note.finish, note.abort) = (finish, false))
                 }
                 // What is a part of a point is served by nobody: it is done when they are at one.
-                FailbackStep::Abort => locked(&known.view).abort = true,
+                FailbackStep::Abort => self.change(&known, |note| (note.finish, note.abort) = (None, true)),
+                FailbackStep::AcceptDisks => self.accept_disks(&known).await,
             }
+            .map_err(unkept)?;
             known.told.notify_one();
         }
         Ok(known.show())
+    }
+
+    /// A person says that the disks which are there now are meant: all of them are compared.
+    async fn accept_disks(&self, failback: &Failback) -> anyhow::Result<()> {
+        let mut disks = failback.stop_for_a_moment().await;
+        self.change(failback, |note| {
+            for held in &mut note.volumes {
+                (held.identity, held.seen) = (None, None);
+            }
+            if let Stage::Held { at, .. } = &mut note.stage {
+                *at = None;
+            }
+        })?;
+        // They are opened anew.
+        disks.let_go();
+        Ok(())
     }
 
     async fn begin_failback(self: &Arc<Self>, request: &FailbackRequest) -> Result<FailbackStatus, ApiError> {
@@ -411,16 +322,15 @@ impl Daemon {
                 "`farside failover` on the gateway comes first; `farside volume list` shows the states",
             ));
         }
-        let failback = Failback::new(Note {
-            version: VERSION,
-            group: group.clone(),
-            generation: 0,
-            volumes: volumes
-                .iter()
-                .map(|volume| Held { name: volume.name.clone(), backing: volume.backing.clone(), seen: None, leaving: false })
-                .collect(),
-            stage: Stage::Held { at: None, applying: None },
-        });
+        let held = |volume: &VolumeConfig| Held {
+            name: volume.name.clone(),
+            backing: volume.backing.clone(),
+            // As it was known when it was served last.
+            identity: backing::kept(&self.volume_path(volume)),
+            seen: None,
+            leaving: false,
+        };
+        let failback = Failback::new(Note::new(group.clone(), volumes.iter().map(held).collect()));
         let unreachable = |error: PullError| {
             ApiError::new(ErrorCode::NotConnected, error.to_string(), "see `farside status` here and on the gateway")
         };
@@ -428,15 +338,15 @@ impl Daemon {
         let point = puller.point(None).await.map_err(unreachable)?;
         drop(puller);
         self.heard(&failback, &point);
-        locked(&failback.note).generation = point.generation.0;
+        locked(&failback.note).generation = point.promotion.unwrap_or(point.generation).0;
         for volume in &volumes {
-            fits(volume, &point)
+            fits(&volume.name, &point)
                 .map_err(|why| conflict(why, "`farside point show latest` on the gateway says what the point holds"))?;
         }
         if request.plan {
             return Ok(FailbackStatus { stage: FailbackStage::Planned, ..failback.show() });
         }
-        if !point.by_holder && !request.force {
+        if !point.is_since && !request.force {
             let message = format!("nothing was published of group {group} since it was failed over");
             let what = "protect the copy first (stand_in_for; see `farside failover --help`); --force to have the disks as they were then";
             return Err(ApiError::new(ErrorCode::Refused, message, what));
@@ -453,9 +363,9 @@ impl Daemon {
             claimed.push((volume.name.clone(), self.claim(&volume.name).await?));
         }
         let note = locked(&failback.note).clone();
-        if let Err(error) = self.keep(&note) {
+        if let Err(error) = note.keep(&self.state_path()) {
             // † It may be there all the same, and a restart would begin what nobody was told of.
-            self.forget_note(&group).map_err(unkept)?;
+            note.forget(&self.state_path()).map_err(unkept)?;
             return Err(unkept(error));
         }
         warn!(%group, generation = note.generation, "a failback begins: its volumes are served no more");
@@ -479,8 +389,8 @@ impl Daemon {
     fn heard(&self, failback: &Failback, point: &PullPoint) {
         let mut view = locked(&failback.view);
         view.point = Some(At::from(point).shown());
-        view.is_since = point.by_holder;
-        view.other = point.other.as_ref().map(|other| other.name.to_string());
+        view.is_since = point.is_since;
+        view.other = point.other.as_ref().map(|other| named(other.name.as_ref()));
         view.bytes = point.members.iter().map(|member| (member.meta.name.clone(), member.volume_bytes)).collect();
     }
 
@@ -514,72 +424,98 @@ impl Daemon {
         locked(&self.failbacks.all).get(&group).is_some_and(|known| Arc::ptr_eq(known, failback))
     }
 
-    /// What is failed back, as it is configured: all of it, as it was when that began.
-    fn configured(&self, failback: &Failback) -> anyhow::Result<Vec<VolumeConfig>> {
-        let note = locked(&failback.note).clone();
-        let volumes = self.volumes_of(&note.group);
-        let find = |held: &Held| {
-            volumes.iter().find(|volume| volume.name == held.name && volume.backing == held.backing).cloned().ok_or_else(|| {
-                anyhow::anyhow!(
-                    "volume {} is not configured in group {} with the backing {} any more: put that back (farside reload)",
-                    held.name,
-                    note.group,
-                    held.backing.display()
-                )
-            })
+    /// What is failed back is configured as it was when that began.
+    fn check_configured(&self, group: &Name, held: &[Held]) -> anyhow::Result<()> {
+        let volumes = self.volumes_of(group);
+        let is_there = |held: &&Held| volumes.iter().any(|volume| volume.name == held.name && volume.backing == held.backing);
+        match held.iter().find(|held| !is_there(held)) {
+            None => Ok(()),
+            Some(held) => anyhow::bail!(
+                "volume {} is not configured in group {group} with the backing {} any more: put that back (farside reload)",
+                held.name,
+                held.backing.display()
+            ),
+        }
+    }
+
+    /// Takes the disks, so that nobody else has them, and looks what they are. Says what is held, and the point that they all are.
+    async fn take_disks(self: &Arc<Self>, failback: &Failback) -> anyhow::Result<(Vec<Held>, Option<LedgerPosition>)> {
+        let mut disks = failback.disks.lock().await;
+        let (group, held, stage) = {
+            let note = locked(&failback.note);
+            (note.group.clone(), note.held(), note.stage.clone())
         };
-        note.volumes.iter().filter(|held| !held.leaving).map(find).collect()
+        for held in &held {
+            if !disks.open.contains_key(&held.name) {
+                self.take_for_failback(&group, &held.name).await?;
+            }
+        }
+        let opened = disks.open(&group, &held).await;
+        // Also of those that could be: they are these from here on.
+        let found = disks.identities();
+        self.change(failback, |note| {
+            for held in note.volumes.iter_mut().filter(|held| held.identity.is_none()) {
+                held.identity = found.get(&held.name).cloned();
+            }
+        })?;
+        opened?;
+        let noted = match &stage {
+            Stage::Held { at: Some(at), applying: None } | Stage::Returning { at, .. } => Some((at.position, &held[..])),
+            _ => None,
+        };
+        disks.believe(noted).await?;
+        locked(&failback.view).taken = true;
+        self.check_configured(&group, &held)?;
+        let have = disks.known.as_ref().map(|known| known.at);
+        let held = locked(&failback.note).held(); // with what was found
+        Ok((held, have))
     }
 
     /// Follows points until it is told otherwise, or something fails. `Ok`: the stage is another one, or it is over.
     async fn hold_and_follow(self: &Arc<Self>, failback: &Arc<Failback>) -> anyhow::Result<()> {
-        for volume in self.configured(failback)? {
-            if !failback.disks.lock().await.open.contains_key(&volume.name) {
-                self.take_for_failback(&volume).await?;
-            }
-        }
-        locked(&failback.view).taken = true;
-        let group = locked(&failback.note).group.clone();
         let mut puller = None;
         while self.is_known(failback) {
-            let Stage::Held { at, applying } = failback.stage() else { return Ok(()) };
-            if locked(&failback.view).abort && applying.is_none() {
+            let note = locked(&failback.note).clone();
+            let Stage::Held { applying, .. } = note.stage else { return Ok(()) };
+            if note.abort && applying.is_none() {
                 failback.disks.lock().await.let_go();
                 return self.turn(failback, Stage::Aborting);
             }
-            let mut disks = failback.disks.lock().await;
-            let volumes = self.configured(failback)?;
-            disks.open(&volumes).await?;
-            let noted = match (&at, &applying) {
-                (Some(at), None) => Some((at.position, locked(&failback.note).volumes.clone())),
-                _ => None,
+            let (held, have) = self.take_disks(failback).await?;
+            // With nothing locked: it may take its time.
+            let told = async {
+                let connected = match &puller {
+                    Some(connected) => Arc::clone(connected),
+                    None => puller.insert(self.puller(&note.group, failback).await?).clone(),
+                };
+                let point = connected.point(have).await?;
+                Ok::<_, PullError>((connected, point))
             };
-            disks.believe(noted).await?;
-            let connected = match &puller {
-                Some(connected) => Arc::clone(connected),
-                None => puller.insert(self.puller(&group, failback).await?).clone(),
-            };
-            let have = disks.known.as_ref().map(|known| known.at);
-            let point = connected.point(have).await?;
-            self.heard(failback, &point);
-            if applying.is_some() || have != Some(point.position) || disks.lacks_something() {
-                if locked(&failback.view).abort && applying.is_none() {
-                    continue;
+            let (connected, point) = match told.await {
+                Ok(told) => told,
+                // Nobody can say whether there is more; whoever forces that waits for nobody.
+                Err(error) if note.finish.is_some_and(|finish| finish.force) => {
+                    warn!(group = %note.group, %error, "the failback is finished without a word of the receiver");
+                    return self.go_back(failback, &held, have, None).await?.ok_or_else(|| error.into());
                 }
-                self.apply(failback, &connected, &mut disks, &volumes, &point).await?;
+                Err(error) => return Err(error.into()),
+            };
+            self.heard(failback, &point);
+            let is_there = applying.is_none() && have == Some(point.position) && !failback.disks.lock().await.lacks_something();
+            if !is_there {
+                self.apply(failback, &connected, &held, &point).await?;
                 locked(&failback.view).why = None;
                 continue;
             }
-            drop(disks);
-            let (finish, generation) = (locked(&failback.view).finish, locked(&failback.note).generation);
+            let finish = locked(&failback.note).finish;
             if let Some(finish) = finish {
-                match why_not(&point, generation).filter(|_| !finish.force) {
+                match why_not(&point, note.generation).filter(|_| !finish.force) {
                     Some(why) => locked(&failback.view).why = Some(why),
                     None => {
-                        failback.disks.lock().await.let_go();
-                        connected.is_over();
-                        let returning = Stage::Returning { at, forced: finish.force, served: false };
-                        return self.change(failback, |note| (note.stage, note.generation) = (returning, point.generation.0));
+                        if self.go_back(failback, &held, have, Some(point.promotion)).await?.is_some() {
+                            connected.is_over();
+                            return Ok(());
+                        }
                     }
                 }
             }
@@ -588,20 +524,43 @@ impl Daemon {
         Ok(())
     }
 
-    /// Brings the disks to a point.
-    async fn apply(
+    /// The disks are to be served again, from the point that they are. `None`: they are at none, or something changed meanwhile.
+    async fn go_back(
         &self,
         failback: &Failback,
-        puller: &Arc<Puller>,
-        disks: &mut Disks,
-        volumes: &[VolumeConfig],
-        point: &PullPoint,
-    ) -> anyhow::Result<()> {
+        held: &[Held],
+        have: Option<LedgerPosition>,
+        promotion: Option<Option<Generation>>,
+    ) -> anyhow::Result<Option<()>> {
+        // Nothing is given up meanwhile: they stay open, and locked.
+        let disks = failback.disks.lock().await;
+        let is_as_it_was = locked(&failback.note).held() == held && !disks.lacks_something();
+        let Stage::Held { at: Some(at), applying: None } = failback.stage() else { return Ok(None) };
+        if have != Some(at.position) || !is_as_it_was {
+            return Ok(None);
+        }
+        self.change(failback, |note| {
+            note.stage = Stage::Returning { at, served: false };
+            // What was forced is to end the newest of all.
+            note.generation = promotion.flatten().map_or(note.generation, |promotion| promotion.0);
+        })?;
+        Ok(Some(()))
+    }
+
+    /// Brings the disks to a point.
+    async fn apply(&self, failback: &Failback, puller: &Arc<Puller>, held: &[Held], point: &PullPoint) -> anyhow::Result<()> {
+        let mut disks = failback.disks.lock().await;
+        let note = locked(&failback.note).clone();
+        let Stage::Held { at, applying } = note.stage else { return Ok(()) };
+        let is_open = |held: &Held| disks.open.contains_key(&held.name);
+        if (note.abort && applying.is_none()) || *held != locked(&failback.note).held() || !held.iter().all(is_open) {
+            return Ok(()); // something changed while nothing was locked
+        }
         let mut work = Vec::new();
         let mut lacks = BTreeMap::new();
         let mut is_known = disks.known.is_some();
-        for volume in volumes {
-            fits(volume, point).map_err(anyhow::Error::msg)?;
+        for volume in held {
+            fits(&volume.name, point).map_err(anyhow::Error::msg)?;
             let member = point.members.iter().find(|member| member.meta.name == volume.name).expect("it was looked for");
             let geometry = member.meta.geometry.resized(member.volume_bytes)?;
             let key = *member.meta.digest_key.clear().ok_or_else(|| anyhow::anyhow!("volume {} is encrypted", volume.name))?;
@@ -636,7 +595,6 @@ impl Daemon {
         failback.traffic.done.store(0, Ordering::Relaxed);
         let group = locked(&failback.note).group.clone();
         info!(%group, point = %point.position.slot, regions = total, "disks are brought to a point");
-        let Stage::Held { at, .. } = failback.stage() else { return Ok(()) };
         self.turn(failback, Stage::Held { at: at.filter(|_| is_known), applying: Some(At::from(point)) })?;
         disks.known = Some(Known { at: point.position, lacks, seen: BTreeMap::new() });
         let brought = bring_all(puller, work).await;
@@ -663,33 +621,31 @@ impl Daemon {
     /// Serves the volumes, and has them take the history back, unless it was aborted. `Ok`: it is over, or they are held again.
     async fn return_to_service(self: &Arc<Self>, failback: &Arc<Failback>) -> anyhow::Result<()> {
         let note = locked(&failback.note).clone();
-        if let Stage::Returning { at, forced: false, served: false } = &note.stage {
-            // † Days may have gone by since that was decided.
-            let have = at.as_ref().map(|at| at.position);
-            let look = async { self.puller(&note.group, failback).await?.point(have).await };
-            let point =
-                look.await.map_err(|error| anyhow::anyhow!("{error}; to serve the disks in any case: --finish --force"))?;
-            self.heard(failback, &point);
-            if have != Some(point.position) || why_not(&point, note.generation).is_some() {
-                return self.turn(failback, Stage::Held { at: at.clone(), applying: None });
+        if let Stage::Returning { at, served } = &note.stage {
+            if note.abort {
+                failback.disks.lock().await.let_go();
+                return self.turn(failback, Stage::Aborting);
+            }
+            if !served && !self.may_be_served(failback, &note, at).await? {
+                return Ok(());
             }
         }
         let takes_back = match &note.stage {
-            Stage::Returning { at, forced, .. } => {
-                self.turn(failback, Stage::Returning { at: at.clone(), forced: *forced, served: true })?;
-                let at = at.as_ref().filter(|_| !forced).map(|at| at.position);
-                Some((Generation(note.generation), at))
+            Stage::Returning { at, .. } => {
+                let mut disks = failback.disks.lock().await;
+                self.turn(failback, Stage::Returning { at: at.clone(), served: true })?;
+                disks.let_go();
+                Some(at.position)
             }
             _ => None,
         };
-        for held in note.volumes.iter().filter(|held| !held.leaving) {
-            self.open_soon(&held.name);
+        for name in self.volumes_of(&note.group).iter().map(|volume| &volume.name) {
+            self.open_soon(name); // also those that the group did not have before
         }
-        for name in note.volumes.iter().filter(|held| !held.leaving).map(|held| &held.name) {
+        for name in note.held().iter().map(|held| &held.name) {
             // One that is removed meanwhile is waited for no more.
             while self.volumes_of(&note.group).iter().any(|volume| volume.name == *name) {
-                let abort = locked(&failback.view).abort;
-                if takes_back.is_some() && abort {
+                if takes_back.is_some() && locked(&failback.note).abort {
                     return self.turn(failback, Stage::Aborting);
                 }
                 match (self.volume_state(&note.group, name).await, takes_back) {
@@ -697,20 +653,80 @@ impl Daemon {
                     (Some(_), None) => break,
                     (Some(VolumeState::Behind { .. } | VolumeState::Streaming | VolumeState::Paused), _) => break,
                     (Some(VolumeState::Idle), _) => {}
-                    (Some(VolumeState::Fenced), Some((generation, at))) => {
-                        self.ask(name, |id, reply| Ask::TakeBack(id, generation, at, reply)).await?;
-                    }
-                    (Some(state @ (VolumeState::Forked | VolumeState::TargetRewound | VolumeState::TrackingLost)), _) => {
+                    (Some(VolumeState::Fenced | VolumeState::Forked), Some(at)) => self.take_back(failback, name, at).await?,
+                    (Some(state @ (VolumeState::TargetRewound | VolumeState::TrackingLost)), _) => {
                         anyhow::bail!("volume {name} is {}: farside volume show {name}", state.word());
                     }
                 }
                 let _ = tokio::time::timeout(SERVED, failback.told.notified()).await;
             }
         }
-        self.forget_note(&note.group)?;
+        note.forget(&self.state_path())?;
         locked(&self.failbacks.all).remove(&note.group);
         info!(group = %note.group, "the failback is over");
         Ok(())
+    }
+
+    /// † Days may have gone by since it was decided that the disks are served again: they must be what they were then, and the newest point still. If
+    /// not, they are held again.
+    async fn may_be_served(self: &Arc<Self>, failback: &Arc<Failback>, note: &Note, at: &At) -> anyhow::Result<bool> {
+        let forced = note.finish.is_some_and(|finish| finish.force);
+        let held_again = |at: Option<&At>| Stage::Held { at: at.cloned(), applying: None };
+        let (_, have) = self.take_disks(failback).await?;
+        if have != Some(at.position) {
+            self.turn(failback, held_again(None))?;
+            return Ok(false);
+        }
+        let told = async { self.puller(&note.group, failback).await?.point(have).await };
+        let point = match told.await {
+            Ok(point) => point,
+            Err(_) if forced => return Ok(true),
+            Err(error) => anyhow::bail!("{error}; to serve the disks without its word: --finish --force"),
+        };
+        self.heard(failback, &point);
+        let is_right = point.position == at.position && (forced || why_not(&point, note.generation).is_none());
+        if !is_right {
+            self.turn(failback, held_again(Some(at)))?;
+        }
+        Ok(is_right)
+    }
+
+    /// Has one volume take its history back, as long as that point is the newest.
+    async fn take_back(self: &Arc<Self>, failback: &Arc<Failback>, name: &Name, at: LedgerPosition) -> anyhow::Result<()> {
+        let (group, shown) = {
+            let note = locked(&failback.note);
+            (note.group.clone(), note.generation)
+        };
+        let newer = || {
+            anyhow::anyhow!(
+                "points were published after the one that the disk of volume {name} was brought to, and would be lost. To have them: farside \
+                 failback {group} --abort, and begin anew; to lose them: farside volume resync {name} --accept fenced"
+            )
+        };
+        let mut from = Generation(shown);
+        // At most once more: by then it is known whose generation that is.
+        for _ in 0..2 {
+            match self.ask(name, |id, reply| Ask::TakeBack(id, from, at, reply)).await? {
+                TakenBack::Begun(done) => {
+                    return done.await.unwrap_or_else(|_| anyhow::bail!("volume {name} was closed meanwhile"));
+                }
+                TakenBack::Newer => return Err(newer()),
+                TakenBack::From(by) => {
+                    // † It may be the claim of an earlier attempt, whose verdict a broken line or a crash took.
+                    let point = self.puller(&group, failback).await?.point(Some(at)).await?;
+                    if let Some(promotion) = point.promotion.filter(|promotion| promotion.0 != shown) {
+                        anyhow::bail!(
+                            "the group was failed over again meanwhile (generation {promotion}): --abort, and begin anew"
+                        );
+                    }
+                    if point.position != at {
+                        return Err(newer());
+                    }
+                    from = by;
+                }
+            }
+        }
+        anyhow::bail!("the generation of volume {name} changes all the time: see `farside failover --list` on the gateway")
     }
 
     /// A person removes a volume whose disk may be held: it is let go of, and served by nobody until that is done. `true`: it was held.
@@ -718,14 +734,14 @@ impl Daemon {
     /// # Errors
     /// When that cannot be kept.
     pub(crate) async fn leave_failback(&self, group: &Name, name: &Name) -> Result<bool, ApiError> {
-        let known = locked(&self.failbacks.all).get(group).filter(|one| one.holds((group, name), None)).cloned();
+        let known = locked(&self.failbacks.all).get(group).filter(|one| locked(&one.note).holds((group, name), None)).cloned();
         let Some(failback) = known else { return Ok(false) };
-        failback.traffic.interrupt.fetch_add(1, Ordering::SeqCst);
-        let mut disks = failback.disks.lock().await;
-        let kept =
-            self.change(&failback, |note| note.volumes.iter_mut().filter(|v| v.name == *name).for_each(|v| v.leaving = true));
-        failback.traffic.interrupt.fetch_sub(1, Ordering::SeqCst);
-        kept.map_err(unkept)?;
+        if !locked(&failback.note).volumes.iter().any(|held| held.name == *name) {
+            return Ok(false); // it is new to the group, and waits
+        }
+        let mut disks = failback.stop_for_a_moment().await;
+        let change = |note: &mut Note| note.volumes.iter_mut().filter(|v| v.name == *name).for_each(|v| v.leaving = true);
+        self.change(&failback, change).map_err(unkept)?;
         disks.open.remove(name);
         Ok(true)
     }
@@ -737,76 +753,13 @@ impl Daemon {
             true => note.volumes.retain(|held| held.name != *name),
             false => note.volumes.iter_mut().filter(|held| held.name == *name).for_each(|held| held.leaving = false),
         })?;
-        if locked(&failback.note).volumes.is_empty() {
-            self.forget_note(group)?;
+        let note = locked(&failback.note).clone();
+        if note.volumes.is_empty() {
+            note.forget(&self.state_path())?;
             locked(&self.failbacks.all).remove(group);
         }
         failback.told.notify_one();
         Ok(())
-    }
-}
-
-impl Disks {
-    /// Nobody holds them any more.
-    fn let_go(&mut self) {
-        *self = Self::default();
-    }
-
-    /// Opens and locks what is not; what is not wanted is closed.
-    async fn open(&mut self, volumes: &[VolumeConfig]) -> anyhow::Result<()> {
-        self.open.retain(|name, _| volumes.iter().any(|volume| volume.name == *name));
-        for volume in volumes {
-            if self.open.contains_key(&volume.name) {
-                continue;
-            }
-            let (path, name) = (volume.backing.clone(), volume.name.to_string());
-            let target = tokio::task::spawn_blocking(move || {
-                let target = FileTarget::open_to_follow(&path, &name, 0, false, true)?;
-                target.read_anew().map(|()| target).map_err(anyhow::Error::from)
-            });
-            self.open.insert(volume.name.clone(), Arc::new(target.await??));
-        }
-        Ok(())
-    }
-
-    /// Believes what is known of the disks, or else what was noted, only as far as nobody can have written to them since.
-    async fn believe(&mut self, noted: Option<(LedgerPosition, Vec<Held>)>) -> anyhow::Result<()> {
-        let seen = self.sync_and_see().await?;
-        if let Some(known) = &self.known {
-            // Where nothing tells, that they are locked must do.
-            let is_as_it_was = |name: &Name| known.lacks.contains_key(name) && seen.get(name) == known.seen.get(name);
-            if self.open.keys().all(is_as_it_was) {
-                return Ok(());
-            }
-            warn!("somebody wrote to a disk that is held, or it cannot be told: all is compared");
-            self.known = None;
-            return Ok(());
-        }
-        let Some((at, held)) = noted else { return Ok(()) };
-        let then = |name: &Name| held.iter().find(|held| held.name == *name).and_then(|held| held.seen.as_ref());
-        let is_as_it_was = |name: &Name| then(name).is_some() && seen.get(name).and_then(Option::as_ref) == then(name);
-        if self.open.keys().all(is_as_it_was) {
-            let lacks = self.open.keys().map(|name| (name.clone(), Arc::default())).collect();
-            self.known = Some(Known { at, lacks, seen });
-        }
-        Ok(())
-    }
-
-    /// What tells whether somebody writes to them from now on.
-    async fn sync_and_see(&self) -> anyhow::Result<BTreeMap<Name, Option<Seen>>> {
-        let open = self.open.clone();
-        let look = tokio::task::spawn_blocking(move || {
-            let look = |(name, target): (Name, Arc<FileTarget>)| {
-                target.sync()?;
-                Ok((name, target.seen()?))
-            };
-            open.into_iter().map(look).collect::<std::io::Result<BTreeMap<_, _>>>()
-        });
-        Ok(look.await??)
-    }
-
-    fn lacks_something(&self) -> bool {
-        self.known.as_ref().is_none_or(|known| known.lacks.values().any(|lacks| !locked(lacks).is_empty()))
     }
 }
 
@@ -823,23 +776,28 @@ async fn bring_all(puller: &Arc<Puller>, work: Vec<(PulledVolume, u64)>) -> anyh
     Ok(())
 }
 
+fn named(host: Option<&Name>) -> String {
+    host.map_or_else(|| "a host that the gateway does not know".to_owned(), Name::to_string)
+}
+
 /// Why the history cannot be taken back from there, unless a person forces it.
 fn why_not(point: &PullPoint, generation: u64) -> Option<String> {
     let position = point.position.slot;
-    if point.generation.0 != generation {
+    if let Some(promotion) = point.promotion.filter(|promotion| promotion.0 != generation) {
         return Some(format!(
-            "the group was failed over again meanwhile (generation {}); if that is to be taken back: --force",
-            point.generation
+            "the group was failed over again meanwhile (generation {promotion}); if that is to be taken back: --force"
         ));
     }
     if let Some(other) = &point.other {
-        return Some(match other.connected {
-            true => format!("{} is connected, and may publish more: stop its users, then farsided on it", other.name),
-            false => format!(
-                "{} did not say that all of it is published: its connection broke, or the receiver was started since. Start farsided there, and \
-                 stop it in order; or, if nobody writes there any more and what it may owe is to be lost: --force",
-                other.name
+        return Some(match (&other.name, other.connected) {
+            (Some(name), true) => format!("{name} is connected, and may publish more: stop its users, then farsided on it"),
+            (Some(name), false) => format!(
+                "{name} did not say that all of it is published: its connection broke, or the receiver was started since. Start farsided there, and \
+                 stop it in order; or, if nobody writes there any more and what it may owe is to be lost: --force"
             ),
+            (None, _) => "the gateway knows of no failover, though one happened: whoever stood in may have more to publish. If nobody writes there \
+                          any more: --force"
+                .to_owned(),
         });
     }
     if let Some(newer) = point.passed_over {
@@ -847,141 +805,15 @@ fn why_not(point: &PullPoint, generation: u64) -> Option<String> {
             "newer points, up to {newer}, hold what their source could not read, and this is point {position}: mend that disk, or --force"
         ));
     }
-    (!point.by_holder).then(|| "nothing was published since the failover; --force to go on with what was before".to_owned())
-}
-
-/// What is kept below a state directory.
-///
-/// # Errors
-/// When something of it cannot be read.
-fn notes(state_dir: &Path) -> anyhow::Result<Vec<Note>> {
-    let found = match std::fs::read_dir(state_dir.join("failback")) {
-        Ok(found) => found,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(error.into()),
-    };
-    let mut notes = Vec::new();
-    for entry in found {
-        let path = entry?.path();
-        if path.extension().is_none_or(|end| end != "json") {
-            continue;
-        }
-        let read = std::fs::read_to_string(&path).map_err(anyhow::Error::from);
-        let note = read.and_then(|text| Ok(serde_json::from_str::<Note>(&text)?)).map_err(|error| {
-            anyhow::anyhow!(
-                "{}: {error}; it says which disks hold a part of a point: put it back, or remove it only if you compare them all",
-                path.display()
-            )
-        })?;
-        if note.version != VERSION {
-            anyhow::bail!("{} is of version {}, and this build reads {VERSION}", path.display(), note.version);
-        }
-        notes.push(note);
-    }
-    Ok(notes)
-}
-
-/// Whether a disk may hold a part of a point, so that nobody may see it, farsided or not.
-///
-/// # Errors
-/// When that cannot be told.
-pub(crate) fn is_half_done(state_dir: &Path, volume: &Name, backing: &Path) -> anyhow::Result<bool> {
-    let is_half_done = |note: Note| {
-        let is_half = matches!(note.stage, Stage::Held { applying: Some(_), .. });
-        is_half && note.volumes.iter().any(|held| held.name == *volume || is_same_disk(&held.backing, backing))
-    };
-    Ok(notes(state_dir)?.into_iter().any(is_half_done))
-}
-
-/// Whether two paths are one disk, or one file.
-fn is_same_disk(one: &Path, other: &Path) -> bool {
-    use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
-    let which = |path: &Path| {
-        let found = std::fs::metadata(path).ok()?;
-        let is_device = found.file_type().is_block_device();
-        Some((is_device, if is_device { (found.rdev(), 0) } else { (found.dev(), found.ino()) }))
-    };
-    one == other || which(one).is_some_and(|one| which(other) == Some(one))
+    (!point.is_since).then(|| "nothing was published since the failover; --force to go on with what was before".to_owned())
 }
 
 /// Whether a volume's disk can be brought to its part of a point.
-fn fits(volume: &VolumeConfig, point: &PullPoint) -> Result<(), String> {
-    let member = point.members.iter().find(|member| member.meta.name == volume.name);
-    let member = member.ok_or_else(|| format!("volume {} is not in point {}", volume.name, point.position.slot))?;
+fn fits(volume: &Name, point: &PullPoint) -> Result<(), String> {
+    let member = point.members.iter().find(|member| member.meta.name == *volume);
+    let member = member.ok_or_else(|| format!("volume {volume} is not in point {}", point.position.slot))?;
     if member.meta.digest_key.clear().is_none() {
-        return Err(format!("volume {} is encrypted: restore it with its key", volume.name));
+        return Err(format!("volume {volume} is encrypted: restore it with its key"));
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use farside_region::{RecordDigest, Slot};
-
-    use super::*;
-
-    fn note(stage: Stage, backing: &Path) -> Note {
-        let held = Held { name: "data".parse().expect("a name"), backing: backing.to_owned(), seen: None, leaving: false };
-        Note { version: VERSION, group: "db".parse().expect("a name"), generation: 2, volumes: vec![held], stage }
-    }
-
-    fn at() -> At {
-        At { position: LedgerPosition { slot: Slot(7), digest: RecordDigest([0x5a; 32]) }, wall_ms: 0 }
-    }
-
-    #[test]
-    fn a_position_is_kept_as_it_is() {
-        let kept = serde_json::to_value(at()).expect("JSON");
-        let position = serde_json::from_value::<At>(kept.clone()).expect("as it was kept").position;
-        assert_eq!((position.slot, position.digest), (Slot(7), RecordDigest([0x5a; 32])));
-        for bad in ["", "5a", &"5g".repeat(32), &"é".repeat(32)] {
-            let mut kept = kept.clone();
-            kept["position"]["digest"] = bad.into();
-            assert!(serde_json::from_value::<At>(kept).is_err(), "{bad}");
-        }
-    }
-
-    /// A disk is the same under whatever name, and nobody sees one that holds a part of a point.
-    #[test]
-    fn a_disk_that_is_half_done_is_known_by_any_name() {
-        let dir = tempfile::tempdir().expect("temp dir");
-        let (disk, other) = (dir.path().join("disk"), dir.path().join("other"));
-        std::fs::write(&disk, b"x").expect("written");
-        std::fs::write(&other, b"x").expect("written");
-        let link = dir.path().join("link");
-        std::os::unix::fs::symlink(&disk, &link).expect("linked");
-        let name = |text: &str| -> Name { text.parse().expect("a name") };
-        std::fs::create_dir(dir.path().join("failback")).expect("made");
-        let keep = |stage: Stage| {
-            let text = serde_json::to_string(&note(stage, &disk)).expect("JSON");
-            std::fs::write(dir.path().join("failback/db.json"), text).expect("written");
-        };
-        keep(Stage::Held { at: Some(at()), applying: Some(at()) });
-        let half = |volume: &str, backing: &Path| is_half_done(dir.path(), &name(volume), backing).expect("readable");
-        assert!(half("data", &other) && half("x", &disk) && half("x", &link) && !half("x", &other));
-        keep(Stage::Held { at: Some(at()), applying: None });
-        assert!(!half("data", &disk));
-        std::fs::write(dir.path().join("failback/db.json"), "{").expect("written");
-        let unreadable = is_half_done(dir.path(), &name("x"), &other).expect_err("nobody knows").to_string();
-        assert!(unreadable.contains("db.json"), "{unreadable}");
-    }
-
-    #[test]
-    fn what_may_be_opened_follows_from_the_stage() {
-        let dir = tempfile::tempdir().expect("temp dir");
-        let disk = dir.path().join("disk");
-        std::fs::write(&disk, b"x").expect("written");
-        let name = |text: &str| -> Name { text.parse().expect("a name") };
-        let (db, data, x) = (name("db"), name("data"), name("x"));
-        let returning = |served| Stage::Returning { at: Some(at()), forced: false, served };
-        let held = Stage::Held { at: None, applying: None };
-        for (stage, holds) in [(held, true), (returning(false), true), (returning(true), false), (Stage::Aborting, false)] {
-            let mut note = note(stage, &disk);
-            assert_eq!(Failback::new(note.clone()).holds((&db, &data), None), holds, "{note:?}");
-            assert_eq!(Failback::new(note.clone()).holds((&x, &x), Some(&disk)), holds, "{note:?}");
-            assert!(!Failback::new(note.clone()).holds((&x, &data), Some(dir.path())));
-            note.volumes[0].leaving = true;
-            assert!(Failback::new(note).holds((&db, &data), None), "it is being removed");
-        }
-    }
 }

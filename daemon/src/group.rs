@@ -81,6 +81,17 @@ pub(crate) enum Note {
     Ask(Ask),
 }
 
+/// What becomes of a history that is to be taken back.
+#[derive(Debug)]
+pub(crate) enum TakenBack {
+    /// It is, when every bit is durable, which is said there.
+    Begun(oneshot::Receiver<anyhow::Result<()>>),
+    /// It is another promotion that fences the volume.
+    From(Generation),
+    /// Points were published after that one.
+    Newer,
+}
+
 /// What the API asks for.
 pub(crate) enum Ask {
     Status(oneshot::Sender<farside_control::source::GroupStatus>),
@@ -98,12 +109,16 @@ pub(crate) enum Ask {
     TapWaits(VolumeId, String, oneshot::Sender<anyhow::Result<()>>),
     Pause(VolumeId, bool, oneshot::Sender<anyhow::Result<()>>),
     Resync(VolumeId, Option<Accept>, oneshot::Sender<anyhow::Result<()>>),
-    /// From that promotion, and from no other; and if it is said, only if its newest point is that one.
-    TakeBack(VolumeId, Generation, Option<LedgerPosition>, oneshot::Sender<anyhow::Result<()>>),
+    /// From that promotion, and from no other; and only if the newest point is that one.
+    TakeBack(VolumeId, Generation, LedgerPosition, oneshot::Sender<anyhow::Result<TakenBack>>),
     Verify(VolumeId, oneshot::Sender<anyhow::Result<VerifyStatus>>),
     Settings(GroupConfig),
     Points(PointQueryKind, oneshot::Sender<anyhow::Result<PointAnswer>>),
-    Stop(Sender<Stopped>),
+    Stop {
+        /// How many volumes of the group are configured.
+        configured: usize,
+        answer: Sender<Stopped>,
+    },
 }
 
 /// That a volume has left, and whether in order.
@@ -412,8 +427,8 @@ impl Control {
         loop {
             let wait = if self.must_poll() { POLL } else { self.next_tick.saturating_duration_since(Instant::now()) };
             match self.notes.recv_timeout(wait) {
-                Ok(Note::Ask(Ask::Stop(answer))) => {
-                    let stopped = self.stop();
+                Ok(Note::Ask(Ask::Stop { configured, answer })) => {
+                    let stopped = self.stop(configured);
                     let _ = answer.send(stopped);
                     return;
                 }
@@ -927,7 +942,7 @@ impl Control {
                     }
                 }
             },
-            Ask::Stop(_) => unreachable!("handled by the loop"),
+            Ask::Stop { .. } => unreachable!("handled by the loop"),
         }
     }
 
@@ -1085,7 +1100,7 @@ impl Control {
     }
 
     /// A planned stop: taps first, then as much published as patience allows, then exactly what is owed is written down.
-    fn stop(&mut self) -> Stopped {
+    fn stop(&mut self, configured: usize) -> Stopped {
         self.stopping = true;
         self.members.values().for_each(|m| m.served.stop_tap());
         // Who waits for the next daemon does not wait for the network (L1): what is not published is owed.
@@ -1103,20 +1118,20 @@ impl Control {
         self.step(Event::Drain);
         self.keep_verify_results();
         self.listen_until(|c| c.link.is_none() || c.source.settled(), Some(patience));
-        self.say_whether_all_is_published();
+        self.say_whether_all_is_published(configured);
         self.listen_until(|c| !c.source.switching(), None);
         self.step(Event::Halt);
         self.settle_losses();
         self.close_members()
     }
 
-    /// Whoever takes the history over waits for this word, and for nothing less: that a connection ended says nothing of what its host owes.
-    fn say_whether_all_is_published(&mut self) {
+    /// Whoever takes the history over waits for this word, and for nothing less: that a connection ended says nothing of what its host owes. Nor is it
+    /// said where a configured volume is not served here, or does not stream: what is not read owes all that was written to it.
+    fn say_whether_all_is_published(&mut self, configured: usize) {
         use farside_replication::source::State;
-        let owes = |state: &State| matches!(state, State::Refused(_) | State::TrackingLost | State::Paused);
         let volumes = self.source.status(monotonic_ns()).volumes;
-        let all = !volumes.is_empty() && self.away.is_empty() && self.unkept.is_empty();
-        if all && self.source.settled() && !volumes.iter().any(|volume| owes(&volume.state)) {
+        let all = configured > 0 && volumes.len() == configured && self.away.is_empty() && self.unkept.is_empty();
+        if all && self.source.settled() && volumes.iter().all(|volume| volume.state == State::Streaming) {
             // It must not come back as somebody who owes.
             self.dialing.abort();
             if let Some(link) = &self.link {
@@ -1128,7 +1143,7 @@ impl Control {
     fn listen_until(&mut self, done: impl Fn(&Self) -> bool, deadline: Option<Instant>) {
         while !done(self) && deadline.is_none_or(|d| Instant::now() < d) {
             match self.notes.recv_timeout(Duration::from_millis(10)) {
-                Ok(Note::Ask(Ask::Stop(_))) | Err(RecvTimeoutError::Timeout) => {}
+                Ok(Note::Ask(Ask::Stop { .. })) | Err(RecvTimeoutError::Timeout) => {}
                 Ok(note) => self.hear(note),
                 Err(RecvTimeoutError::Disconnected) => return,
             }

@@ -300,10 +300,11 @@ impl Daemon {
         *locked(&self.phase) = Phase::Stopping;
         let groups = std::mem::take(&mut *locked(&self.groups));
         let mut stops = Vec::new();
-        for (_, group) in groups {
+        for (name, group) in groups {
+            let configured = self.volumes_of(&name).len();
             stops.push(tokio::task::spawn_blocking(move || {
                 let (answer, answered) = crossbeam::channel::bounded(1);
-                group.inbox.send(Note::Ask(Ask::Stop(answer)));
+                group.inbox.send(Note::Ask(Ask::Stop { configured, answer }));
                 let stopped = answered.recv().unwrap_or(Stopped::Unclean);
                 group.link.abort();
                 let _ = group.thread.join();

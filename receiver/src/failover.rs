@@ -291,9 +291,14 @@ impl Failovers {
         lock(&self.all).get(names).is_some_and(|one| one.stage != Stage::Fencing && one.stand_in.as_ref() == Some(host))
     }
 
-    /// Who does.
-    pub(crate) fn stand_in_of(&self, names: &GroupNames) -> Option<Name> {
-        lock(&self.all).get(names).and_then(|one| one.stand_in.clone())
+    /// Who does, if there was a failover.
+    pub(crate) fn stand_in_of(&self, names: &GroupNames) -> Option<Option<Name>> {
+        lock(&self.all).get(names).map(|one| one.stand_in.clone())
+    }
+
+    /// The generation of the failover that stands, and the point that was brought up.
+    pub(crate) fn promotion(&self, names: &GroupNames) -> Option<(Generation, Option<Slot>)> {
+        lock(&self.all).get(names).map(|one| (Generation(one.generation), one.point()))
     }
 
     /// As far as it goes; what stands against more is said.

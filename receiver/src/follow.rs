@@ -52,8 +52,15 @@ const THREADS: usize = 2;
 /// A point that could not be read so often is not tried again before there is a newer one.
 const TRIED_MAX: u32 = 2;
 
-/// Points that a host needs, and until when, if its connection has ended.
-type Pulled = (BTreeSet<Slot>, Option<Instant>);
+/// Points that a host needs.
+#[derive(Debug)]
+struct Pulled {
+    points: BTreeSet<Slot>,
+    /// The connection on which it said so last.
+    connection: u64,
+    /// When that has ended: for how long still.
+    until: Option<Instant>,
+}
 
 /// All followers of a receiver.
 #[derive(Debug, Default)]
@@ -226,23 +233,23 @@ impl Followers {
             lock(&self.kept).values().filter(|(of, _)| of == names).flat_map(|(_, kept)| kept.iter().copied()).collect();
         let mut pulled = lock(&self.pulled);
         let now = Instant::now();
-        pulled.retain(|_, (_, until)| until.is_none_or(|until| until > now));
-        all.extend(pulled.iter().filter(|((of, _), _)| of == names).flat_map(|(_, (points, _))| points.iter().copied()));
+        pulled.retain(|_, pulled| pulled.until.is_none_or(|until| until > now));
+        all.extend(pulled.iter().filter(|((of, _), _)| of == names).flat_map(|(_, pulled)| pulled.points.iter().copied()));
         all
     }
 
     /// A host that pulls needs these points of a group, and none other.
-    pub(crate) fn hold(&self, names: &GroupNames, host: &Name, points: BTreeSet<Slot>) {
-        lock(&self.pulled).insert((names.clone(), host.clone()), (points, None));
+    pub(crate) fn hold(&self, names: &GroupNames, (host, connection): (&Name, u64), points: BTreeSet<Slot>) {
+        lock(&self.pulled).insert((names.clone(), host.clone()), Pulled { points, connection, until: None });
     }
 
-    /// Its connection has ended: in order, or it may come back.
-    pub(crate) fn release(&self, names: &GroupNames, host: &Name, in_order: bool) {
-        let (mut pulled, key) = (lock(&self.pulled), (names.clone(), host.clone()));
-        if in_order {
-            pulled.remove(&key);
-        } else if let Some((_, until)) = pulled.get_mut(&key) {
-            *until = Some(Instant::now() + PULLS_AGAIN);
+    /// That connection has ended: in order, or it may come back. † By then the host may have another one.
+    pub(crate) fn release(&self, names: &GroupNames, (host, connection): (&Name, u64), in_order: bool) {
+        let (mut all, key) = (lock(&self.pulled), (names.clone(), host.clone()));
+        let Some(pulled) = all.get_mut(&key).filter(|pulled| pulled.connection == connection) else { return };
+        match in_order {
+            true => drop(all.remove(&key)),
+            false => pulled.until = Some(Instant::now() + PULLS_AGAIN),
         }
     }
 

@@ -292,10 +292,7 @@ impl Group {
             Mail::Fence { fence, reply } => {
                 let _ = reply.send(self.fence(&fence));
             }
-            Mail::StandIn => {
-                let all: Vec<_> = self.sessions.values().cloned().collect();
-                all.iter().for_each(|session| self.refuse_stranger(session));
-            }
+            Mail::StandIn => self.refuse_strangers(),
             Mail::FollowBase { volume, point, reply } => {
                 let _ = reply.send(self.follow_base(&volume, point));
             }

@@ -5,6 +5,7 @@
 //! bounded for each host and for all, so that one that does not read holds up only itself.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -34,6 +35,8 @@ const CONNECTIONS_OF_HOST: usize = 16;
 const BEGIN_AGAIN: Duration = Duration::from_millis(100);
 /// One that takes nothing for so long has gone.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Numbers connections.
+static CONNECTIONS: AtomicU64 = AtomicU64::new(1);
 /// Hosts that pull now.
 static HOSTS: Mutex<BTreeMap<Name, Weak<Host>>> = Mutex::new(BTreeMap::new());
 
@@ -66,12 +69,13 @@ impl Host {
 pub(crate) async fn serve(receiver: Arc<Receiver>, connection: Arc<dyn Connection>, group: GroupHandle, hello: SourceHello) {
     let asker = connection.peer().name.clone();
     let host = Host::of(&asker);
+    let number = CONNECTIONS.fetch_add(1, Ordering::Relaxed);
     let served = match host.connections.try_acquire() {
-        Ok(_one) => answer_all(&receiver, &connection, &group, (&asker, &host), hello.versions).await,
+        Ok(_one) => answer_all(&receiver, &connection, &group, ((&asker, number), &host), hello.versions).await,
         Err(_) => Err((RefusalCode::Session, format!("{CONNECTIONS_OF_HOST} connections of this host pull already"))),
     };
     let in_order = matches!(connection.close_reason(), Some(Closed::ByPeer { code: CloseCode::Settled, .. }));
-    receiver.followers.release(group.names(), &asker, in_order);
+    receiver.followers.release(group.names(), (&asker, number), in_order);
     match served {
         Ok(()) => {}
         Err((code, text)) => {
@@ -87,7 +91,7 @@ async fn answer_all(
     receiver: &Arc<Receiver>,
     connection: &Arc<dyn Connection>,
     group: &GroupHandle,
-    (asker, host): (&Name, &Arc<Host>),
+    ((asker, number), host): ((&Name, u64), &Arc<Host>),
     versions: VersionRange,
 ) -> Result<(), (RefusalCode, String)> {
     let protocol = |text: &str| (RefusalCode::Protocol, text.to_owned());
@@ -100,7 +104,7 @@ async fn answer_all(
         let message: SourceMessage = decode_payload(&frame).map_err(|error| (RefusalCode::Protocol, error.to_string()))?;
         match message {
             SourceMessage::PullBegin(begin) => {
-                let ask = PullAsk { asker: asker.clone(), have: begin.have };
+                let ask = PullAsk { asker: asker.clone(), connection: number, have: begin.have };
                 let look = {
                     let _one = host.begins.lock().await;
                     tokio::time::sleep(BEGIN_AGAIN).await;
@@ -144,7 +148,8 @@ fn told(id: RequestId, look: &PullLook) -> PullPoint {
         position: look.position,
         epoch: look.epoch,
         generation: look.generation,
-        by_holder: look.by_holder,
+        promotion: look.promotion,
+        is_since: look.is_since,
         passed_over: look.passed_over,
         other: look.other.clone(),
         members: look.members.iter().map(|one| one.told.clone()).collect(),

@@ -176,6 +176,32 @@ fn a_host_that_was_failed_over_gets_what_differs_and_takes_its_history_back() {
     assert!(received * 10 <= changed * 11 + (640 << 10), "{received} bytes were received for {changed} that changed");
     assert!(disk(&old) == disk(&new));
 
+    // What the group did not have before waits for those that it had.
+    let mut more = old.farside();
+    more.args(["volume", "add", "more", "--group", "default", "--tap", &tap, "--backing"]).arg(old.path("more.img"));
+    std::fs::File::create(old.path("more.img")).and_then(|file| file.set_len(8 << 20)).expect("a file");
+    let added = more.output().expect("it starts");
+    assert!(!added.status.success() && String::from_utf8_lossy(&added.stderr).contains("failback"), "{added:?}");
+
+    // Another disk in its place is left alone, until a person says that it is meant.
+    old.daemon.take().expect("it runs").kill();
+    let (backing, aside) = (old.backing("data"), old.path("aside.img"));
+    std::fs::rename(&backing, &aside).expect("taken away");
+    std::fs::write(&backing, vec![0x5a; BYTES as usize]).expect("another one");
+    old.daemon = Some(old.spawn_daemon());
+    wait_for("its interface", || UnixStream::connect(old.path("host/api.sock")).ok());
+    let waits = |words: &str| wait_for(words, || status(&old)?["why"].as_str()?.contains(words).then_some(()));
+    waits("is another disk than the one of volume data that was taken");
+    assert!(disk(&old).iter().all(|byte| *byte == 0x5a), "another disk was overwritten");
+    std::fs::rename(&aside, &backing).expect("brought back");
+    follows(&old, &new);
+    assert!(disk(&old) == disk(&new));
+    std::fs::copy(&backing, &aside).expect("copied");
+    std::fs::rename(&aside, &backing).expect("put in its place");
+    waits("is another disk than the one of volume data that was taken");
+    run(&mut failback(&old, &["--accept-disks", "--yes"]));
+    follows(&old, &new);
+
     // Whoever writes to it in between is noticed: it is the point again, all of it.
     old.daemon.take().expect("it runs").kill();
     let stranger = std::fs::File::options().write(true).open(old.backing("data")).expect("opened");

@@ -12,7 +12,8 @@ pub struct FailbackRequest {
     pub group: String,
     /// Which step.
     pub step: FailbackStep,
-    /// Also where nothing was published since the failover, and also while another host may publish more.
+    /// Also where nothing was published since the failover, and also while another host may publish more; never over points that were
+    /// published after the one that the disks are.
     pub force: bool,
     /// Say what would happen, and change nothing.
     pub plan: bool,
@@ -29,6 +30,8 @@ pub enum FailbackStep {
     Finish,
     /// Serve them as their disks are, fenced as before.
     Abort,
+    /// The disks that are at their places now are meant, whichever were taken: all of them are compared, and overwritten.
+    AcceptDisks,
 }
 
 /// How far a failback is.

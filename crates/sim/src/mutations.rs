@@ -255,6 +255,11 @@ pub const MUTATIONS: &[Mutation] = &[
     story("L6 a lower generation claims", LEDGER, "stories::l6_a_lower_generation_is_fenced"),
     story("L6 what was published since is taken back, too", CORE, "fencing::l6_what_was_published_since_is_not_taken_back"),
     story(
+        "L6 a claim whose verdict was lost is another's promotion",
+        CORE,
+        "fencing::l6_a_claim_whose_verdict_was_lost_is_ones_own",
+    ),
+    story(
         "L6 a stand-in fences the promotion",
         CORE,
         "fencing::l6_a_stand_in_publishes_under_the_promotion_and_is_fenced_by_the_next",

@@ -31,8 +31,8 @@ pub struct PullBegin {
 /// A host that may publish what is pulled.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PullOther {
-    /// As it was paired.
-    pub name: Name,
+    /// As it was paired; `None`: this receiver does not know who that is.
+    pub name: Option<Name>,
     /// Whether it is connected. If not, it did not say, since the receiver started, that it owes nothing.
     pub connected: bool,
 }
@@ -48,8 +48,10 @@ pub struct PullPoint {
     pub epoch: EpochInfo,
     /// The highest of the group's volumes.
     pub generation: Generation,
-    /// Whether whoever holds the volumes now published it; otherwise it is from before.
-    pub by_holder: bool,
+    /// The failover that stands, as far as this receiver knows.
+    pub promotion: Option<Generation>,
+    /// Whether it was published since that failover; otherwise it is from before.
+    pub is_since: bool,
     /// The newest point of all, if it is another one: the source could not read all of it.
     pub passed_over: Option<Slot>,
     /// Another host that may have more to publish.

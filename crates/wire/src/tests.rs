@@ -195,9 +195,10 @@ fn pull_point(touched: RegionSet) -> PullPoint {
         position: position(),
         epoch: epoch(),
         generation: Generation(2),
-        by_holder: true,
+        promotion: Some(Generation(2)),
+        is_since: true,
         passed_over: Some(Slot(300)),
-        other: Some(PullOther { name: name("standby"), connected: true }),
+        other: Some(PullOther { name: Some(name("standby")), connected: true }),
         members: vec![PullMember { meta: meta(), volume_bytes: 1 << 30, touched: Some(touched) }],
     }
 }

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use farside_layer::{Footer, FrameDecoder, RunKind, granule_digest, is_zero};
 use farside_region::{Geometry, GranuleDigest, GranuleIndex, GranuleRun, LedgerPosition, Name, RegionIndex, RegionSet, VolumeId};
@@ -17,6 +18,7 @@ use farside_wire::{
 };
 use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tracing::warn;
 
 use crate::locked;
@@ -39,6 +41,11 @@ pub(super) enum PullError {
     #[error("it was told to stop")]
     Stopped,
 }
+
+/// A receiver of which nothing comes for so long is asked over another connection.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How often it is looked whether somebody wants it to stop.
+const LOOK: Duration = Duration::from_millis(200);
 
 type Answer = Result<Vec<u8>, String>;
 
@@ -114,8 +121,11 @@ impl Puller {
             group: group.clone(),
         };
         let payload = encode_payload(&SourceMessage::Hello(hello)).expect("a greeting fits");
-        connection.send(payload).await.map_err(|e| ended(&e))?;
-        let frame = connection.recv().await.map_err(|e| ended(&e))?;
+        let greeted = tokio::time::timeout(PATIENCE, async {
+            connection.send(payload).await?;
+            connection.recv().await
+        });
+        let frame = greeted.await.map_err(|_| ended(&"it does not greet"))?.map_err(|e| ended(&e))?;
         match decode_payload::<ReceiverMessage>(&frame).map_err(|e| PullError::Nonsense(e.to_string()))? {
             ReceiverMessage::Hello(hello) if hello.features.has(Features::PULL) => {}
             ReceiverMessage::Hello(_) => return Err(PullError::TooOld),
@@ -210,13 +220,27 @@ impl Puller {
         self.connection.send(payload).await.map_err(|error| PullError::Ended(error.to_string()))
     }
 
-    async fn answered<T>(&self, answer: oneshot::Receiver<Result<T, String>>) -> Result<T, PullError> {
-        match answer.await {
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(text)) => Err(PullError::Refused(text)),
-            Err(_) => {
-                let why = locked(&self.open).ended.clone();
-                Err(PullError::Ended(why.unwrap_or_else(|| "it closed".to_owned())))
+    /// Waits for an answer as long as anything comes, and nobody wants it to stop.
+    async fn answered<T>(&self, mut answer: oneshot::Receiver<Result<T, String>>) -> Result<T, PullError> {
+        let (mut since, mut had) = (Instant::now(), 0);
+        loop {
+            match tokio::time::timeout(LOOK, &mut answer).await {
+                Ok(Ok(Ok(answer))) => return Ok(answer),
+                Ok(Ok(Err(text))) => return Err(PullError::Refused(text)),
+                Ok(Err(_)) => {
+                    let why = locked(&self.open).ended.clone();
+                    return Err(PullError::Ended(why.unwrap_or_else(|| "it closed".to_owned())));
+                }
+                Err(_) if self.traffic.interrupt.load(Ordering::SeqCst) > 0 => return Err(PullError::Stopped),
+                Err(_) => {}
+            }
+            let has = self.traffic.received.load(Ordering::Relaxed);
+            if std::mem::replace(&mut had, has) != has {
+                since = Instant::now();
+            } else if since.elapsed() >= PATIENCE {
+                let why = format!("nothing came for {} s", PATIENCE.as_secs());
+                self.connection.close(farside_transport::CloseCode::Done, &why);
+                return Err(PullError::Ended(why));
             }
         }
     }

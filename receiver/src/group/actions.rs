@@ -101,6 +101,7 @@ impl Group {
                 }
                 if is_claim {
                     self.count_volumes();
+                    self.refuse_strangers();
                 }
                 self.denied = None;
                 AppendOutcome::Judged { records: appended.into_iter().map(|its| (its.position, its.verdict)).collect() }

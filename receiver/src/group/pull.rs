@@ -13,6 +13,8 @@ use super::{Group, Place};
 pub(crate) struct PullAsk {
     /// The host.
     pub(crate) asker: Name,
+    /// Its connection.
+    pub(crate) connection: u64,
     /// What its disks are.
     pub(crate) have: Option<LedgerPosition>,
 }
@@ -23,7 +25,8 @@ pub(crate) struct PullLook {
     pub(crate) position: LedgerPosition,
     pub(crate) epoch: EpochInfo,
     pub(crate) generation: Generation,
-    pub(crate) by_holder: bool,
+    pub(crate) promotion: Option<Generation>,
+    pub(crate) is_since: bool,
     pub(crate) passed_over: Option<Slot>,
     pub(crate) other: Option<PullOther>,
     pub(crate) members: Vec<Pullable>,
@@ -51,7 +54,7 @@ impl Group {
         }
         let digest = state.digest_at(point.slot).expect("a point's record was replayed");
         let needed = ask.have.iter().map(|have| have.slot).chain([point.slot]);
-        self.receiver.followers.hold(&self.names, &ask.asker, needed.collect());
+        self.receiver.followers.hold(&self.names, (&ask.asker, ask.connection), needed.collect());
         let mut members = Vec::new();
         for member in &point.members {
             let volume = member.key.volume;
@@ -70,29 +73,42 @@ impl Group {
         if ranges(&members) > PULL_RANGES_MAX {
             members.iter_mut().for_each(|one| one.told.touched = None);
         }
-        let holds = |volume| state.volume(volume).is_some_and(|volume| volume.term().0 < point.slot.0);
+        let (promotion, promoted) = self.receiver.failovers.promotion(&self.names).unzip();
+        // † Not by whose term the newest claim is: a host that stands in claims anew whenever it is started.
+        let is_since = match promoted.flatten() {
+            Some(promoted) => point.slot > promoted,
+            None => {
+                point.members.iter().all(|member| state.volume(member.key.volume).is_some_and(|v| v.term() == member.key.term))
+            }
+        };
         let newest = state.points().values().next_back().map(|newest| newest.slot);
         Ok(PullLook {
             position: LedgerPosition { slot: point.slot, digest },
             epoch: point.epoch,
             generation: highest(state),
-            by_holder: point.members.iter().all(|member| holds(member.key.volume)),
+            promotion,
+            is_since,
             passed_over: newest.filter(|newest| *newest > point.slot),
-            other: self.other_than(&ask.asker),
+            other: self.other_than(&ask.asker, highest(state)),
             members,
         })
     }
 
     /// Whoever else may have more to publish. Invariant: a host that stands in, and did not say that it owes nothing, is never forgotten, whatever
-    /// became of its connection or of this process.
-    fn other_than(&self, asker: &Name) -> Option<PullOther> {
+    /// became of its connection, of this process, or of what this receiver had noted.
+    fn other_than(&self, asker: &Name, generation: Generation) -> Option<PullOther> {
         let peers = self.sessions.values().map(|session| session.peer());
         if let Some(name) = peers.filter(|peer| peer != asker).min() {
-            return Some(PullOther { name, connected: true });
+            return Some(PullOther { name: Some(name), connected: true });
         }
-        let stands_in =
-            self.receiver.failovers.stand_in_of(&self.names).filter(|host| host != asker && !self.settled.contains(host));
-        stands_in.map(|name| PullOther { name, connected: false })
+        match self.receiver.failovers.stand_in_of(&self.names) {
+            Some(stand_in) => {
+                let owes = stand_in.filter(|host| host != asker && !self.settled.contains(host));
+                owes.map(|name| PullOther { name: Some(name), connected: false })
+            }
+            // Somebody was promoted, and this receiver does not know of it.
+            None => (generation > Generation(1)).then_some(PullOther { name: None, connected: false }),
+        }
     }
 }
 

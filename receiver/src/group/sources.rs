@@ -6,12 +6,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use farside_ledger::{PartEntry, volume_id};
+use farside_ledger::{PartEntry, VoidReason, volume_id};
 use farside_replication::target::{Event, SessionId};
 use farside_store::{Remedy, StoreError};
 use farside_transport::CloseCode;
-use farside_wire::{PartHeader, ReceiverMessage, RefusalCode, SourceMessage, decode_payload};
+use farside_wire::{ClaimOutcome, ClaimVerdict, PartHeader, ReceiverMessage, RefusalCode, SourceMessage, decode_payload};
 
+use super::fence::highest;
 use super::{BeginPart, DENIED_AGAIN, Group, Here, PartOutcome, Place};
 use crate::door::{Session, refusal};
 use crate::status::way_out;
@@ -68,8 +69,14 @@ impl Group {
                     let text = format!("{} claims its volumes again and again: something is wrong on its host", self.names);
                     return self.turn_away(&link, RefusalCode::Store, &text);
                 }
-                if let Err(text) = self.check_claim(here, &request.claim, link.peer()) {
+                if let Err(text) = self.check_claim(here, &request.claim) {
                     return self.turn_away(&link, RefusalCode::Protocol, &text);
+                }
+                if self.is_new_beside_a_failover(here, &request.claim, &link.peer()) {
+                    // Its session goes on: the others may be taken back over it.
+                    let (id, volume) = (request.id, request.claim.volume.id);
+                    let outcome = ClaimOutcome::Void { reason: VoidReason::UnknownVolume(volume) };
+                    return link.send(&ReceiverMessage::ClaimVerdict(ClaimVerdict { id, volume, outcome }));
                 }
             }
             SourceMessage::LayerBegin(begin) => {
@@ -84,7 +91,7 @@ impl Group {
     }
 
     /// A claim is for a volume of this group, whose files get its name, and there is room for it.
-    fn check_claim(&self, here: &Here, claim: &farside_ledger::Claim, peer: farside_region::Name) -> Result<(), String> {
+    fn check_claim(&self, here: &Here, claim: &farside_ledger::Claim) -> Result<(), String> {
         let (volume, state) = (&claim.volume, here.store.state());
         if claim.source != self.names.source || volume.id != volume_id(&self.names.source, &self.names.group, &volume.name) {
             return Err(format!("the claim of volume `{}` does not carry the id of that name", volume.name));
@@ -92,13 +99,6 @@ impl Group {
         // The digests' and the indexes' sizes follow from the shape.
         if (volume.geometry.granule_bytes(), volume.geometry.region_granules()) != (GRANULE_BYTES, REGION_GRANULES) {
             return Err(format!("volume `{}` does not have granules of 4 KiB in regions of 4 MiB", volume.name));
-        }
-        if state.volume(volume.id).is_none() && peer == self.names.source && self.receiver.failovers.stands(&self.names) {
-            // Nothing of the ledger would fence it, and a point of it would be the newest of the group.
-            return Err(format!(
-                "{} was failed over, and volume {} is new: take the history of the others back first (farside failback)",
-                self.names, volume.name
-            ));
         }
         let limit = self.receiver.config().limits.volumes_per_group;
         let waiting = here.target.new_volumes(state);
@@ -112,13 +112,38 @@ impl Group {
         Ok(())
     }
 
+    /// Whether a source that was failed over claims a volume that it did not have then. † Nothing of the ledger would fence it, and a point of it would be
+    /// the newest of the group.
+    fn is_new_beside_a_failover(&self, here: &Here, claim: &farside_ledger::Claim, peer: &farside_region::Name) -> bool {
+        let is_new = here.store.state().volume(claim.volume.id).is_none();
+        let is_it = is_new && *peer == self.names.source && self.receiver.failovers.stands(&self.names);
+        if is_it {
+            let volume = &claim.volume.name;
+            tracing::warn!(group = %self.names, %volume, "a new volume of a source that was failed over waits until its history is taken back");
+        }
+        is_it
+    }
+
     /// Ends the session of whoever is neither the source nor stands in for it.
     pub(super) fn refuse_stranger(&mut self, session: &Arc<Session>) {
         let peer = session.peer();
-        if peer != self.names.source && !self.receiver.failovers.stands_in(&self.names, &peer) {
+        if peer != self.names.source && (!self.receiver.failovers.stands_in(&self.names, &peer) || self.is_taken_back()) {
             let text = format!("{peer} does not stand in for {} any more", self.names);
             self.turn_away(session, RefusalCode::Unknown, &text);
         }
+    }
+
+    /// The same of all.
+    pub(super) fn refuse_strangers(&mut self) {
+        let all: Vec<_> = self.sessions.values().cloned().collect();
+        all.iter().for_each(|session| self.refuse_stranger(session));
+    }
+
+    /// Whether a volume was claimed above the failover that stands. † Whoever stood in publishes nothing of the others from then on: what their
+    /// source has by then would not be the newest of all any more.
+    fn is_taken_back(&self) -> bool {
+        let Place::Here(here) = &self.place else { return false };
+        self.receiver.failovers.promotion(&self.names).is_some_and(|(promotion, _)| highest(here.store.state()) > promotion)
     }
 
     pub(super) fn turn_away(&mut self, session: &Arc<Session>, code: RefusalCode, text: &str) {

@@ -2,13 +2,14 @@
 
 use farside_control::failover::{FailoverRequest, FailoverStatus};
 use farside_layer::{Footer, granule_digest};
-use farside_ledger::LayerKind;
+use farside_ledger::{LayerKind, VoidReason};
 use farside_region::{Generation, GranuleIndex, LedgerPosition, RegionIndex, VolumeId};
 use farside_wire::{
-    DigestRun, PULL_OPEN_MAX, PullBegin, PullPoint, PullQuery, ReceiverMessage, RefusalCode, RequestId, SourceMessage,
+    ClaimOutcome, DigestRun, PULL_OPEN_MAX, PullBegin, PullPoint, PullQuery, ReceiverMessage, RefusalCode, RequestId,
+    SourceMessage,
 };
 
-use crate::site::{Gateway, Session, granules, noise, wait_until};
+use crate::site::{Gateway, Session, Volume, granules, noise, wait_until};
 
 async fn begin(pull: &mut Session, have: Option<LedgerPosition>) -> PullPoint {
     pull.send(SourceMessage::PullBegin(PullBegin { id: RequestId(1), have })).await;
@@ -58,7 +59,7 @@ async fn what_differs_is_pulled_and_its_point_is_kept_meanwhile() {
     let first = source.publish(&volume, 1, &content, LayerKind::Point).await;
     let mut pull = host.pulling("host1", "default").await;
     let point = begin(&mut pull, None).await;
-    assert_eq!((point.position, point.by_holder, point.other.clone()), (first, true, None), "its own session is nobody else");
+    assert_eq!((point.position, point.is_since, point.other.clone()), (first, true, None), "its own session is nobody else");
     let [member] = &point.members[..] else { panic!("{point:?}") };
     assert_eq!((member.meta.id, member.volume_bytes, member.touched.clone()), (volume.id, 64 << 20, None));
 
@@ -94,9 +95,13 @@ async fn what_differs_is_pulled_and_its_point_is_kept_meanwhile() {
     let strange = LedgerPosition { digest: third.digest, ..first };
     assert_eq!(begin(&mut pull, Some(strange)).await.members[0].touched, None);
     assert_eq!(begin(&mut pull, Some(second)).await.members[0].touched, None);
-    // A line that breaks takes nothing away; the last word does.
+    // A line that breaks takes nothing away, nor does its end, which is noticed after the host is back; the last word does.
     begin(&mut pull, Some(first)).await;
-    drop(pull);
+    let mut again = host.pulling("host1", "default").await;
+    begin(&mut again, Some(first)).await;
+    pull.settle();
+    pull.closed().await;
+    drop(again);
     let fourth = source.publish(&volume, 4, &granules(5000, 4), LayerKind::Point).await;
     let fifth = source.publish(&volume, 5, &granules(5000, 5), LayerKind::Point).await;
     wait_until("the fourth to be pruned", async || slots(&gateway).await == [fifth.slot.0, third.slot.0, first.slot.0]).await;
@@ -190,13 +195,17 @@ async fn a_host_that_stands_in_publishes_until_its_source_is_back() {
     let mut stands_in = other.connect_as("host1", "default").await;
     let theirs = stands_in.claim_back("data", &volume, Generation(2)).await;
     let mut pull = host.pulling("host1", "default").await;
-    assert!(!begin(&mut pull, None).await.by_holder, "of what is there now it published nothing");
+    assert!(!begin(&mut pull, None).await.is_since, "of what is there now it published nothing");
     let newest = stands_in.publish(&theirs, 1, &granules(3, 9), LayerKind::Point).await;
     let point = begin(&mut pull, None).await;
-    assert_eq!((point.position, point.by_holder, point.generation), (newest, true, Generation(2)));
+    assert_eq!((point.position, point.is_since, point.generation), (newest, true, Generation(2)));
     let other_host = point.other.expect("it may publish more");
-    assert_eq!((other_host.name.as_str(), other_host.connected), ("host2", true));
+    assert_eq!((other_host.name.as_ref().map(|name| name.as_str()), other_host.connected), (Some("host2"), true));
     assert_eq!(client.failovers().await.expect("listed").len(), 1, "who stands in ends no failover");
+
+    // That it was only started again takes nothing from what it published.
+    stands_in.claim_back("data", &theirs, Generation(2)).await;
+    assert!(begin(&mut pull, None).await.is_since, "it was published since the failover, whatever was claimed after that");
 
     // Only its own word says that it owes nothing, and only the last one.
     let other_of = async |pull: &mut Session| begin(pull, None).await.other.map(|other| other.connected);
@@ -223,4 +232,74 @@ async fn a_host_that_stands_in_publishes_until_its_source_is_back() {
     back.publish(&volume, 1, &granules(3, 9), LayerKind::Point).await;
     refused(&other).await;
     gateway.check_store();
+}
+
+/// As soon as one volume is taken back, whoever stood in publishes nothing of the others: what their source has is the newest then, and stays so.
+#[tokio::test]
+async fn who_takes_back_one_volume_is_not_overtaken_in_the_others() {
+    let mut gateway = Gateway::new("");
+    gateway.start().await;
+    let host = gateway.pair("host1").await;
+    let other = gateway.pair("host2").await;
+    let client = gateway.client();
+    let mut source = host.connect("default").await;
+    let (data, log) = (source.claim("data").await, source.claim("log").await);
+    let point = async |session: &mut Session, data: &Volume, log: &Volume| {
+        let members = vec![session.send_layer(data, 1, &granules(5, 3)).await, session.send_layer(log, 1, &granules(0, 3)).await];
+        session.end(members, LayerKind::Point).await;
+        session.published(log, 1).await
+    };
+    point(&mut source, &data, &log).await;
+    drop(source);
+    client.failover(&request(Some("host2"))).await.expect("begun");
+    let mut stands_in = other.connect_as("host1", "default").await;
+    let theirs =
+        (stands_in.claim_back("data", &data, Generation(2)).await, stands_in.claim_back("log", &log, Generation(2)).await);
+    let newest = point(&mut stands_in, &theirs.0, &theirs.1).await;
+
+    let mut back = host.connect_when_ready("default").await;
+    let data = back.claim_back("data", &data, Generation(3)).await;
+    let refusal = stands_in.refusal().await;
+    assert!(refusal.text.contains("does not stand in"), "{}", refusal.text);
+    let again = other.hello_as("host1", "default").await.refusal().await;
+    assert!(again.text.contains("does not stand in"), "{}", again.text);
+    assert_eq!(client.failovers().await.expect("listed").len(), 1, "it is needed for the other one");
+    let mut pull = host.pulling("host1", "default").await;
+    let now = begin(&mut pull, None).await;
+    assert_eq!((now.position, now.is_since, now.promotion), (newest, true, Some(Generation(2))));
+
+    // What the source did not have before waits, and its session goes on.
+    let outcome = |m| match m {
+        ReceiverMessage::ClaimVerdict(verdict) => Some(verdict.outcome),
+        _ => None,
+    };
+    back.claim_raw("more", |_| {}).await;
+    let more = back.expect("a verdict", outcome).await;
+    assert!(matches!(more, ClaimOutcome::Void { reason: VoidReason::UnknownVolume(_) }), "{more:?}");
+    let log = back.claim_back("log", &log, Generation(3)).await;
+    wait_until("the failover to be over", async || client.failovers().await.is_ok_and(|all| all.is_empty())).await;
+    back.claim("more").await;
+    point(&mut back, &data, &log).await;
+    // A receiver that knows of no failover says so, and not that nobody owes anything.
+    let now = begin(&mut pull, None).await;
+    assert_eq!(now.promotion, None);
+    gateway.check_store();
+}
+
+/// A receiver whose notes were lost does not know who stood in, and does not say that nobody did.
+#[tokio::test]
+async fn a_gateway_that_forgot_who_stood_in_says_so() {
+    let (mut gateway, host, mut source, volume) = Gateway::with_claim().await;
+    source.publish(&volume, 1, &granules(0, 20), LayerKind::Point).await;
+    drop(source);
+    gateway.client().failover(&request(None)).await.expect("begun");
+    gateway.stop();
+    std::fs::remove_dir_all(gateway.path("state/failovers")).expect("lost");
+    gateway.start().await;
+    wait_until("its group to be open", async || !gateway.points(None).await.is_empty()).await;
+    let mut pull = host.pulling("host1", "default").await;
+    let now = begin(&mut pull, None).await;
+    assert_eq!(now.promotion, None);
+    let other = now.other.expect("somebody may have more");
+    assert_eq!((other.name, other.connected), (None, false));
 }

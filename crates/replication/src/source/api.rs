@@ -283,7 +283,7 @@ pub enum Event {
         /// Which volume.
         volume: VolumeId,
     },
-    /// As [`Event::Accept`] of what is `Fenced`, as long as the newest point of the copy is this one, which the disk was brought to.
+    /// As [`Event::Accept`] of what is `Fenced` or `Forked`, as long as the newest point is this one, which the disk was brought to.
     TakeBack {
         /// Which volume.
         volume: VolumeId,

@@ -143,17 +143,33 @@ impl Source {
         // It has the copy that was promoted: what fences the source that was is what it publishes under. It took no part in that history, so
         // a person is asked all the same.
         let takes_up = self.config.stands_in && volume.is_new_here();
+        // † Our own claim may have been taken, and its verdict lost with the connection: that is nobody else's promotion.
+        if let Some(current) = &slice.current
+            && current.claimant == Some(self.config.instance)
+            && volume.claims_as.is_some_and(|claimed| claimed == current.meta.generation)
+            && !mutation::on("L6 a claim whose verdict was lost is another's promotion")
+        {
+            volume.meta.generation = current.meta.generation;
+            out.push(Action::AdoptMeta { meta: Box::new(volume.meta.clone()) });
+        }
+        let newest = newest_of(&slice);
+        let has_more = volume.takes_back_at.is_some_and(|at| newest != Some(at))
+            && !mutation::on("L6 what was published since is taken back, too");
         // Before anything else: what a promoted copy published does not make a fork of this one.
         if let Some(promoted) = slice.current.as_ref().map(|current| current.meta.generation)
             && promoted > volume.meta.generation
             && !takes_up
-            && (volume.outranks != Some(promoted) || has_more(volume, &slice))
+            && (volume.outranks != Some(promoted) || has_more)
             && !(volume.outranks.is_some() && mutation::on("L6 a yes to one promotion holds for the next"))
         {
-            volume.fenced_by = Some(promoted);
-            volume.fenced_at = newest_of(&slice);
-            (volume.outranks, volume.outranks_at) = (None, None);
+            (volume.fenced_by, volume.refused_at) = (Some(promoted), newest);
+            (volume.outranks, volume.takes_back_at) = (None, None);
             return self.refuse(now, slice.volume, RefusedWhy::Fenced, out);
+        }
+        volume.refused_at = newest;
+        if has_more {
+            volume.takes_back_at = None;
+            return self.refuse(now, slice.volume, RefusedWhy::Forked, out);
         }
         let forced = volume.reclaim == Some(Reclaim::Accepted) || skips_position_rule(volume.held, volume.reclaim);
         if !forced {
@@ -303,7 +319,7 @@ impl Source {
         }
         volume.held = Some(term);
         volume.reclaim = None;
-        (volume.outranks, volume.outranks_at) = (None, None);
+        (volume.outranks, volume.takes_back_at) = (None, None);
         volume.loss_unsaid();
         (volume.last_seq, volume.known_seq) = (Seq(0), Seq(0));
         volume.published = Some(position);
@@ -487,7 +503,7 @@ impl Source {
     pub(super) fn take_back(&mut self, now: Nanos, id: VolumeId, at: LedgerPosition, out: &mut Vec<Action>) {
         self.accept(now, id, out);
         if let Some(volume) = self.volumes.get_mut(&id) {
-            volume.outranks_at = volume.outranks.map(|_| at);
+            volume.takes_back_at = matches!(volume.standing, Standing::Refused(_)).then_some(at);
         }
     }
 
@@ -496,9 +512,10 @@ impl Source {
         let Some(volume) = self.volumes.get_mut(&id) else { return };
         let may =
             matches!(volume.standing, Standing::Refused(RefusedWhy::Forked | RefusedWhy::TargetRewound | RefusedWhy::Fenced));
+        volume.takes_back_at = None;
         if volume.standing == Standing::Refused(RefusedWhy::Fenced) {
             // That promotion and no later one: nobody was asked about it.
-            (volume.outranks, volume.outranks_at) = (volume.fenced_by, None);
+            volume.outranks = volume.fenced_by;
         }
         if may && mutation::on("T3 accept without every bit") {
             volume.heat.0.push(HeatFor::Accept);
@@ -573,12 +590,6 @@ const LOST_RESENT: &str = "T5 lost staged data re-sent under the same seq";
 /// The newest point of the volume, as the ledger has it.
 fn newest_of(slice: &LedgerSlice) -> Option<LedgerPosition> {
     slice.current.as_ref().and_then(|current| current.newest_point).map(|point| point.position)
-}
-
-/// Whether the copy published more than what a disk was brought to.
-fn has_more(volume: &Volume, slice: &LedgerSlice) -> bool {
-    volume.outranks_at.is_some_and(|at| newest_of(slice) != Some(at))
-        && !mutation::on("L6 what was published since is taken back, too")
 }
 
 fn skips_position_rule(held: Option<Term>, reclaim: Option<Reclaim>) -> bool {

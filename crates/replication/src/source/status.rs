@@ -90,8 +90,8 @@ pub struct VolumeStatus {
     pub term: Option<Term>,
     /// The promotion that fences it, while it is.
     pub fenced_by: Option<Generation>,
-    /// The newest point of the copy that was promoted, as it was seen then.
-    pub fenced_at: Option<LedgerPosition>,
+    /// The newest point that there was when it was refused.
+    pub refused_at: Option<LedgerPosition>,
     /// Age of what the newest published point (or a newer heartbeat) shows, in ns; `None` = there is none of this boot.
     pub lag: Option<Nanos>,
     /// Age of the newest cut that is staged as a whole, in ns, or of what is published, if that is newer: see
@@ -176,7 +176,7 @@ impl super::Source {
             state: self.state_of(volume),
             term: volume.held,
             fenced_by: volume.fenced_by.filter(|_| volume.standing == Standing::Refused(RefusedWhy::Fenced)),
-            fenced_at: volume.fenced_at,
+            refused_at: volume.refused_at.filter(|_| matches!(volume.standing, Standing::Refused(_))),
             lag: self.lag_of(now, volume),
             staged_lag: self.staged_lag_of(now, volume),
             newest_point: volume.newest_point,

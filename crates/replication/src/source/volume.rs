@@ -32,12 +32,12 @@ pub(super) struct Volume {
     pub(super) reclaim: Option<Reclaim>,
     /// The generation of the copy that was promoted in its place, as far as it was seen.
     pub(super) fenced_by: Option<Generation>,
-    /// The newest point that it had published then.
-    pub(super) fenced_at: Option<LedgerPosition>,
+    /// The newest point that there was when it was refused.
+    pub(super) refused_at: Option<LedgerPosition>,
     /// A person takes the history back from that one.
     pub(super) outranks: Option<Generation>,
-    /// As long as its newest point is that one.
-    pub(super) outranks_at: Option<LedgerPosition>,
+    /// What a person says of what was refused holds as long as the newest point is that one.
+    pub(super) takes_back_at: Option<LedgerPosition>,
     /// The generation of the next claim, if it is another one; the volume's own as soon as that is accepted, and not before: what it has tells
     /// whether somebody was promoted in its place.
     pub(super) claims_as: Option<Generation>,
@@ -386,9 +386,9 @@ impl Volume {
             held: None,
             reclaim: None,
             fenced_by: None,
-            fenced_at: None,
+            refused_at: None,
             outranks: None,
-            outranks_at: None,
+            takes_back_at: None,
             claims_as: None,
             turns: 0,
             counted_turn: None,

@@ -118,6 +118,52 @@ fn l6_what_was_published_since_is_not_taken_back() {
         host.answer_ledger(1, Vec::new(), with_newest(12), Some(12));
         assert!(claim(&mut host).is_none(), "it would be overwritten");
         assert_eq!(refused(&host, 1), Some(RefusedWhy::Fenced));
+
+        // It had claimed already, and a crash took its header: it is asked as a fork then, and the same holds.
+        let mut host = Host::new();
+        host.add(1, None, None, RegionSet::new(), Start::Unclean);
+        host.connect();
+        let ours = |slot| {
+            with_newest(slot).map(|mut theirs| {
+                theirs.meta.generation = Generation(1);
+                theirs
+            })
+        };
+        host.answer_ledger(1, vec![layer(10, 9, regions(0, 1))], ours(10), Some(10));
+        for (newest, claims) in [(11, false), (10, true)] {
+            assert_eq!(refused(&host, 1), Some(RefusedWhy::Forked));
+            host.event(Event::TakeBack { volume: volume(1), at: at(10) });
+            host.event(Event::AllHot { volume: volume(1) });
+            host.answer_ledger(1, Vec::new(), ours(newest), Some(newest));
+            assert_eq!(claim(&mut host).is_some(), claims, "it would be overwritten");
+        }
+    });
+}
+
+/// A claim that was taken, and whose verdict a broken line took, is this host's own, and no promotion that a person has to be asked about.
+#[test]
+fn l6_a_claim_whose_verdict_was_lost_is_ones_own() {
+    tell(&[("L6 a claim whose verdict was lost is another's promotion", "nobody else was promoted")], || {
+        let mut host = fenced();
+        host.event(Event::Accept { volume: volume(1) });
+        host.event(Event::AllHot { volume: volume(1) });
+        host.answer_ledger(1, Vec::new(), promoted(2), Some(10));
+        let claimed = claim(&mut host).expect("claimed").1;
+        host.reconnect();
+        let by = |instance| promoted(3).map(|theirs| CurrentVolume { claimant: Some(instance), ..theirs });
+        host.answer_ledger(1, Vec::new(), by(farside_wire::InstanceId([1; 16])), Some(11));
+        assert_eq!(refused(&host, 1), None, "nobody else was promoted");
+        assert_eq!(claim(&mut host).map(|(_, generation)| generation), Some(claimed));
+
+        // Another's of the same number is another's.
+        let mut host = fenced();
+        host.event(Event::Accept { volume: volume(1) });
+        host.event(Event::AllHot { volume: volume(1) });
+        host.answer_ledger(1, Vec::new(), promoted(2), Some(10));
+        claim(&mut host).expect("claimed");
+        host.reconnect();
+        host.answer_ledger(1, Vec::new(), by(farside_wire::InstanceId([0xEE; 16])), Some(11));
+        assert_eq!((refused(&host, 1), claim(&mut host)), (Some(RefusedWhy::Fenced), None));
     });
 }
 

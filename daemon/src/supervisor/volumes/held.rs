@@ -45,12 +45,16 @@ impl Daemon {
         }
     }
 
+    /// The folder of a volume.
+    pub(crate) fn volume_path(&self, volume: &VolumeConfig) -> PathBuf {
+        self.state.volume_path(&volume.group, &volume.name)
+    }
+
     /// Nobody serves it any more, no device of it is left, and nothing is kept of its history.
     ///
     /// # Errors
     /// When somebody is at it.
-    pub(crate) async fn take_for_failback(self: &Arc<Self>, volume: &VolumeConfig) -> anyhow::Result<()> {
-        let name = &volume.name;
+    pub(crate) async fn take_for_failback(self: &Arc<Self>, group: &Name, name: &Name) -> anyhow::Result<()> {
         if self.volumes.is_served(name) {
             let claimed = self.claim(name).await?;
             self.leave_for_failback(name, claimed).await;
@@ -58,9 +62,9 @@ impl Daemon {
         if self.volumes.is_served(name) || !self.begin_after_others(name, Instant::now() + LEAVE_WAIT).await {
             anyhow::bail!("volume {name} is still being closed");
         }
-        let ended = self.end_device((&volume.group, name)).await;
-        let cleared = ended.and_then(|()| Ok(clear(&self.state.volume_path(&volume.group, name))?));
-        locked(&self.volumes.unserved).insert(name.clone(), super::Unserved::FailingBack(volume.group.clone()));
+        let ended = self.end_device((group, name)).await;
+        let cleared = ended.and_then(|()| Ok(clear(&self.state.volume_path(group, name))?));
+        locked(&self.volumes.unserved).insert(name.clone(), super::Unserved::FailingBack(group.clone()));
         cleared
     }
 }

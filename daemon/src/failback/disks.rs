@@ -1,0 +1,185 @@
+//! The disks of a failback while it holds them: open, locked, and known.
+//!
+//! Invariant: what is written to, or said to be a point, is the very disk that was taken, and was written to by nobody else since that was said.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use farside_blockio::{Identity, Known as Recognised};
+use farside_region::{LedgerPosition, Name, RegionSet};
+use farside_store::{FileTarget, FollowTarget as _, RestoreTarget as _, Seen};
+use tracing::warn;
+
+use super::note::Held;
+use crate::locked;
+
+#[derive(Debug, Default)]
+pub(super) struct Disks {
+    /// Open, and locked.
+    pub(super) open: BTreeMap<Name, Arc<FileTarget>>,
+    /// What they are, in this process.
+    pub(super) known: Option<Known>,
+}
+
+/// They are that point, but for these regions of some.
+#[derive(Debug)]
+pub(super) struct Known {
+    pub(super) at: LedgerPosition,
+    pub(super) lacks: BTreeMap<Name, Arc<Mutex<RegionSet>>>,
+    /// What tells whether somebody else wrote to them.
+    pub(super) seen: BTreeMap<Name, Option<Seen>>,
+}
+
+impl Disks {
+    /// Nobody holds them any more.
+    pub(super) fn let_go(&mut self) {
+        *self = Self::default();
+    }
+
+    /// Which those are that are open, as far as that can be told.
+    pub(super) fn identities(&self) -> BTreeMap<Name, Identity> {
+        self.open.iter().filter_map(|(name, target)| Some((name.clone(), target.identity().ok()?))).collect()
+    }
+
+    /// Opens and locks what is not; what is not wanted, or is not at its place any more, is closed.
+    ///
+    /// # Errors
+    /// When one cannot be opened, or may be another disk than the one that was taken.
+    pub(super) async fn open(&mut self, group: &Name, wanted: &[Held]) -> anyhow::Result<()> {
+        self.open.retain(|name, target| wanted.iter().any(|held| held.name == *name) && target.is_in_place());
+        for held in wanted {
+            if self.open.contains_key(&held.name) {
+                continue;
+            }
+            let (path, name) = (held.backing.clone(), held.name.to_string());
+            let opened = tokio::task::spawn_blocking(move || {
+                let target = FileTarget::open_to_follow(&path, &name, 0, false, true)?;
+                anyhow::Ok((target.identity()?, target))
+            });
+            let (identity, target) = opened.await??;
+            match held.identity.as_ref().map(|kept| kept.compare(&identity)) {
+                None | Some(Recognised::Same) => {}
+                Some(Recognised::Another) => {
+                    anyhow::bail!(
+                        "{} is another disk than the one of volume {} that was taken: bring that one back, or, if this one is to be \
+                         overwritten: farside failback {group} --accept-disks",
+                        held.backing.display(),
+                        held.name
+                    );
+                }
+                // † Names are given anew at each boot.
+                Some(Recognised::Unknown) => {
+                    anyhow::bail!(
+                        "nobody can tell whether {} is the disk of volume {} that was taken: it has no serial number, and this host was booted \
+                         since. Look at it, and if it is: farside failback {group} --accept-disks",
+                        held.backing.display(),
+                        held.name
+                    );
+                }
+            }
+            let target = tokio::task::spawn_blocking(move || target.read_anew().map(|()| target)).await??;
+            self.open.insert(held.name.clone(), Arc::new(target));
+        }
+        Ok(())
+    }
+
+    /// Believes what is known of the disks, or else what was noted, only as far as nobody can have written to them since.
+    ///
+    /// # Errors
+    /// When they cannot be looked at.
+    pub(super) async fn believe(&mut self, noted: Option<(LedgerPosition, &[Held])>) -> anyhow::Result<()> {
+        let seen = self.sync_and_see().await?;
+        if let Some(known) = &self.known {
+            // Where nothing tells, that they are locked must do.
+            let is_as_it_was = |name: &Name| known.lacks.contains_key(name) && seen.get(name) == known.seen.get(name);
+            if self.open.keys().all(is_as_it_was) {
+                return Ok(());
+            }
+            warn!("somebody wrote to a disk that is held, or it cannot be told: all is compared");
+            self.known = None;
+            return Ok(());
+        }
+        let Some((at, held)) = noted else { return Ok(()) };
+        let then = |name: &Name| held.iter().find(|held| held.name == *name).and_then(|held| held.seen.as_ref());
+        let is_as_it_was = |name: &Name| then(name).is_some() && seen.get(name).and_then(Option::as_ref) == then(name);
+        if self.open.keys().all(is_as_it_was) {
+            let lacks = self.open.keys().map(|name| (name.clone(), Arc::default())).collect();
+            self.known = Some(Known { at, lacks, seen });
+        }
+        Ok(())
+    }
+
+    /// What tells whether somebody writes to them from now on.
+    ///
+    /// # Errors
+    /// What the disks say. What was written and could not be made durable is not in the cache any more then.
+    pub(super) async fn sync_and_see(&self) -> anyhow::Result<BTreeMap<Name, Option<Seen>>> {
+        let open = self.open.clone();
+        let look = tokio::task::spawn_blocking(move || {
+            let look = |(name, target): (Name, Arc<FileTarget>)| {
+                if let Err(error) = target.sync() {
+                    // † It would be read back as if it were on the disk.
+                    let _ = target.read_anew();
+                    return Err(error);
+                }
+                Ok((name, target.seen()?))
+            };
+            open.into_iter().map(look).collect::<std::io::Result<BTreeMap<_, _>>>()
+        });
+        Ok(look.await??)
+    }
+
+    /// Whether there is a region that is not the point which they are said to be.
+    pub(super) fn lacks_something(&self) -> bool {
+        self.known.as_ref().is_none_or(|known| known.lacks.values().any(|lacks| !locked(lacks).is_empty()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt as _;
+
+    use farside_region::{RecordDigest, Slot};
+
+    use super::*;
+
+    fn held(path: &std::path::Path, identity: Option<Identity>) -> Held {
+        let name = "data".parse().expect("a name");
+        Held { name, backing: path.to_owned(), identity, seen: None, leaving: false }
+    }
+
+    /// Whatever came in place of a disk is neither written to nor taken for it; what somebody wrote to is no point.
+    #[tokio::test]
+    async fn a_disk_that_was_replaced_or_written_to_is_not_believed() {
+        let dir = tempfile::tempdir_in(".").expect("temp dir");
+        let (path, aside) = (dir.path().join("disk"), dir.path().join("aside"));
+        let group: Name = "db".parse().expect("a name");
+        std::fs::write(&path, vec![7; 1 << 20]).expect("written");
+        let mut disks = Disks::default();
+        disks.open(&group, &[held(&path, None)]).await.expect("opened");
+        let identity = disks.identities().into_values().next();
+        assert!(identity.is_some(), "it is kept from here on");
+        let mut one = held(&path, identity);
+        disks.open(&group, &[one.clone()]).await.expect("open");
+        let at = LedgerPosition { slot: Slot(7), digest: RecordDigest([1; 32]) };
+        one.seen = disks.sync_and_see().await.expect("seen").into_values().next().expect("one");
+        disks.believe(Some((at, &[one.clone()]))).await.expect("looked at");
+        assert_eq!(disks.known.as_ref().map(|known| known.at), Some(at));
+
+        let stranger = std::fs::File::options().write(true).open(&path).expect("open");
+        stranger.write_all_at(b"a stranger", 12_345).expect("written");
+        disks.believe(Some((at, &[one.clone()]))).await.expect("looked at");
+        assert!(disks.known.is_none(), "somebody wrote to it");
+        disks.believe(Some((at, &[one.clone()]))).await.expect("looked at");
+        assert!(disks.known.is_none(), "nor is what was noted believed");
+
+        // A copy of it, of the same content.
+        std::fs::copy(&path, &aside).expect("copied");
+        std::fs::rename(&aside, &path).expect("put in its place");
+        let refused = disks.open(&group, &[one.clone()]).await.expect_err("it is another file").to_string();
+        assert!(refused.contains("--accept-disks"), "{refused}");
+        assert!(disks.open.is_empty(), "the one that has no name any more is let go");
+        one.identity = None;
+        disks.open(&group, &[one]).await.expect("accepted");
+    }
+}

@@ -1,0 +1,291 @@
+//! What is kept of a failback, durably: which disks it holds, and what they are.
+//!
+//! Invariant: a disk that a note names, and that may hold a part of a point, is shown to nobody, whatever the configuration says of it, and whether
+//! farsided runs or not.
+
+use std::path::{Path, PathBuf};
+
+use farside_blockio::Identity;
+use farside_control::source::LastPoint;
+use farside_region::{LedgerPosition, Name};
+use farside_store::Seen;
+use farside_wire::PullPoint;
+use serde::{Deserialize, Serialize};
+
+use crate::config::{sync_dir, write_atomically};
+use crate::status::last_point;
+
+const VERSION: u32 = 1;
+
+/// A point, as it is kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct At {
+    pub(super) position: LedgerPosition,
+    wall_ms: i64,
+}
+
+impl At {
+    pub(super) fn shown(&self) -> LastPoint {
+        last_point(&self.position, self.wall_ms)
+    }
+}
+
+impl From<&PullPoint> for At {
+    fn from(point: &PullPoint) -> Self {
+        Self { position: point.position, wall_ms: point.epoch.wall_ms }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "is")]
+pub(super) enum Stage {
+    /// The disks are held. `at`: the point that they all are, or were before `applying` was begun.
+    Held { at: Option<At>, applying: Option<At> },
+    /// They are that point, and served again, or about to be; the history is taken back as long as that point is the newest.
+    Returning { at: At, served: bool },
+    /// They are served again as they are.
+    Aborting,
+}
+
+/// A volume that is failed back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Held {
+    pub(super) name: Name,
+    pub(super) backing: PathBuf,
+    /// Which disk or file that is; `None`: the one that is found there next.
+    pub(super) identity: Option<Identity>,
+    /// What tells whether somebody wrote to it since `at` was said of it.
+    pub(super) seen: Option<Seen>,
+    /// A person removes it: it is no part of this any more, and served by nobody until that is done.
+    pub(super) leaving: bool,
+}
+
+/// A person's word to end it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Finish {
+    /// Also while another host may have more to publish.
+    pub(super) force: bool,
+}
+
+/// As it is kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Note {
+    version: u32,
+    pub(super) group: Name,
+    /// The promotion that a person was shown.
+    pub(super) generation: u64,
+    pub(super) volumes: Vec<Held>,
+    pub(super) stage: Stage,
+    /// What it was told.
+    pub(super) finish: Option<Finish>,
+    pub(super) abort: bool,
+}
+
+impl Note {
+    pub(super) fn new(group: Name, volumes: Vec<Held>) -> Self {
+        let stage = Stage::Held { at: None, applying: None };
+        Self { version: VERSION, group, generation: 0, volumes, stage, finish: None, abort: false }
+    }
+
+    /// Those that are part of it.
+    pub(super) fn held(&self) -> Vec<Held> {
+        self.volumes.iter().filter(|held| !held.leaving).cloned().collect()
+    }
+
+    /// Whether nobody else opens a volume of that name, or the disk of that path: it may be a part of a point. A volume that the group did not have
+    /// waits until the others are back.
+    pub(super) fn holds(&self, (group, volume): (&Name, &Name), backing: Option<&Path>) -> bool {
+        let is_it = |held: &Held| {
+            (self.group == *group && held.name == *volume) || backing.is_some_and(|backing| is_same_disk(backing, &held.backing))
+        };
+        let is_open_to_all = !matches!(self.stage, Stage::Held { .. } | Stage::Returning { served: false, .. });
+        match self.volumes.iter().find(|held| is_it(held)) {
+            Some(held) => held.leaving || !is_open_to_all,
+            None => self.group == *group && !is_open_to_all,
+        }
+    }
+
+    fn path(&self, state_dir: &Path) -> PathBuf {
+        folder(state_dir).join(format!("{}.json", self.group))
+    }
+
+    /// Makes it durable.
+    pub(super) fn keep(&self, state_dir: &Path) -> anyhow::Result<()> {
+        let text = serde_json::to_string_pretty(self)?;
+        let folder = folder(state_dir);
+        if !folder.is_dir() {
+            std::fs::create_dir_all(&folder)?;
+            sync_dir(state_dir)?; // a note in a folder that a power cut takes is none
+        }
+        write_atomically(&self.path(state_dir), &text)?;
+        Ok(())
+    }
+
+    /// It is over.
+    pub(super) fn forget(&self, state_dir: &Path) -> anyhow::Result<()> {
+        match std::fs::remove_file(self.path(state_dir)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+            _ => {}
+        }
+        if folder(state_dir).is_dir() {
+            sync_dir(&folder(state_dir))?;
+        }
+        Ok(())
+    }
+}
+
+fn folder(state_dir: &Path) -> PathBuf {
+    state_dir.join("failback")
+}
+
+/// What is kept below a state directory.
+///
+/// # Errors
+/// When something of it cannot be read.
+pub(super) fn notes(state_dir: &Path) -> anyhow::Result<Vec<Note>> {
+    let found = match std::fs::read_dir(folder(state_dir)) {
+        Ok(found) => found,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error.into()),
+    };
+    let mut notes = Vec::new();
+    for entry in found {
+        let path = entry?.path();
+        if path.extension().is_none_or(|end| end != "json") {
+            continue;
+        }
+        let read = std::fs::read_to_string(&path).map_err(anyhow::Error::from);
+        let note = read.and_then(|text| Ok(serde_json::from_str::<Note>(&text)?)).map_err(|error| {
+            anyhow::anyhow!(
+                "{}: {error}; it says which disks hold a part of a point: put it back, or remove it only if you compare them all",
+                path.display()
+            )
+        })?;
+        if note.version != VERSION {
+            anyhow::bail!("{} is of version {}, and this build reads {VERSION}", path.display(), note.version);
+        }
+        notes.push(note);
+    }
+    Ok(notes)
+}
+
+/// Whether a disk may hold a part of a point, so that nobody may see it, farsided or not.
+///
+/// # Errors
+/// When that cannot be told.
+pub(crate) fn is_half_done(state_dir: &Path, volume: &Name, backing: &Path) -> anyhow::Result<bool> {
+    let is_half_done = |note: Note| {
+        let is_half = matches!(note.stage, Stage::Held { applying: Some(_), .. });
+        is_half && note.volumes.iter().any(|held| held.name == *volume || is_same_disk(&held.backing, backing))
+    };
+    Ok(notes(state_dir)?.into_iter().any(is_half_done))
+}
+
+/// Whether a disk stays hidden because a failback holds it; also where nobody can tell.
+pub(crate) fn stays_hidden(state_dir: &Path, volume: &Name, backing: &Path) -> bool {
+    let names_it = |note: Note| {
+        let is_held = !matches!(note.stage, Stage::Aborting | Stage::Returning { served: true, .. });
+        is_held && note.volumes.iter().any(|held| held.name == *volume || is_same_disk(&held.backing, backing))
+    };
+    notes(state_dir).map_or(true, |notes| notes.into_iter().any(names_it))
+}
+
+/// Whether two paths are one disk, or one file.
+fn is_same_disk(one: &Path, other: &Path) -> bool {
+    use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+    let which = |path: &Path| {
+        let found = std::fs::metadata(path).ok()?;
+        let is_device = found.file_type().is_block_device();
+        Some((is_device, if is_device { (found.rdev(), 0) } else { (found.dev(), found.ino()) }))
+    };
+    one == other || which(one).is_some_and(|one| which(other) == Some(one))
+}
+
+/// Keeps a note of a failback that has a part of a point on a disk; what comes back ends it.
+#[cfg(test)]
+pub(crate) fn hold(state_dir: &Path, volume: &str, backing: &Path) -> impl FnOnce() {
+    let name = volume.parse().expect("a name");
+    let held = Held { name, backing: backing.to_owned(), identity: None, seen: None, leaving: false };
+    let note = Note::new("g".parse().expect("a name"), vec![held]);
+    note.keep(state_dir).expect("kept");
+    let state_dir = state_dir.to_owned();
+    move || note.forget(&state_dir).expect("over")
+}
+
+#[cfg(test)]
+mod tests {
+    use farside_region::{RecordDigest, Slot};
+
+    use super::*;
+
+    fn name(text: &str) -> Name {
+        text.parse().expect("a name")
+    }
+
+    fn note(stage: Stage, backing: &Path) -> Note {
+        let (identity, seen) = (None, None);
+        let held = Held { name: name("data"), backing: backing.to_owned(), identity, seen, leaving: false };
+        Note { stage, ..Note::new(name("db"), vec![held]) }
+    }
+
+    fn at() -> At {
+        At { position: LedgerPosition { slot: Slot(7), digest: RecordDigest([0x5a; 32]) }, wall_ms: 0 }
+    }
+
+    #[test]
+    fn a_position_is_kept_as_it_is() {
+        let kept = serde_json::to_value(at()).expect("JSON");
+        let position = serde_json::from_value::<At>(kept.clone()).expect("as it was kept").position;
+        assert_eq!((position.slot, position.digest), (Slot(7), RecordDigest([0x5a; 32])));
+        for bad in ["", "5a", &"5g".repeat(32), &"é".repeat(32)] {
+            let mut kept = kept.clone();
+            kept["position"]["digest"] = bad.into();
+            assert!(serde_json::from_value::<At>(kept).is_err(), "{bad}");
+        }
+    }
+
+    /// A disk is the same under whatever name, and nobody sees one that holds a part of a point.
+    #[test]
+    fn a_disk_that_is_half_done_is_known_by_any_name() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let (disk, other) = (dir.path().join("disk"), dir.path().join("other"));
+        std::fs::write(&disk, b"x").expect("written");
+        std::fs::write(&other, b"x").expect("written");
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(&disk, &link).expect("linked");
+        let keep = |stage: Stage| note(stage, &disk).keep(dir.path()).expect("kept");
+        keep(Stage::Held { at: Some(at()), applying: Some(at()) });
+        let half = |volume: &str, backing: &Path| is_half_done(dir.path(), &name(volume), backing).expect("readable");
+        assert!(half("data", &other) && half("x", &disk) && half("x", &link) && !half("x", &other));
+        keep(Stage::Held { at: Some(at()), applying: None });
+        assert!(!half("data", &disk));
+        std::fs::write(dir.path().join("failback/db.json"), "{").expect("written");
+        let unreadable = is_half_done(dir.path(), &name("x"), &other).expect_err("nobody knows").to_string();
+        assert!(unreadable.contains("db.json"), "{unreadable}");
+        assert!(stays_hidden(dir.path(), &name("x"), &other), "nobody knows");
+        keep(Stage::Held { at: Some(at()), applying: None });
+        assert!(stays_hidden(dir.path(), &name("x"), &link) && !stays_hidden(dir.path(), &name("x"), &other));
+        keep(Stage::Aborting);
+        assert!(!stays_hidden(dir.path(), &name("data"), &disk));
+    }
+
+    #[test]
+    fn what_may_be_opened_follows_from_the_stage() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let disk = dir.path().join("disk");
+        std::fs::write(&disk, b"x").expect("written");
+        let (db, data, x) = (name("db"), name("data"), name("x"));
+        let returning = |served| Stage::Returning { at: at(), served };
+        let held = Stage::Held { at: None, applying: None };
+        for (stage, holds) in [(held, true), (returning(false), true), (returning(true), false), (Stage::Aborting, false)] {
+            let mut note = note(stage, &disk);
+            assert_eq!(note.holds((&db, &data), None), holds, "{note:?}");
+            assert_eq!(note.holds((&x, &x), Some(&disk)), holds, "{note:?}");
+            assert_eq!(note.holds((&db, &x), None), holds, "a volume that is new to the group waits: {note:?}");
+            assert!(!note.holds((&x, &data), Some(dir.path())));
+            note.volumes[0].leaving = true;
+            assert!(note.holds((&db, &data), None), "it is being removed");
+            assert!(note.held().is_empty());
+        }
+    }
+}
