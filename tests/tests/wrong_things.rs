@@ -2,7 +2,6 @@
 
 use std::net::UdpSocket;
 use std::os::unix::fs::FileExt as _;
-use std::path::PathBuf;
 
 use farside_tests::mount::SmallStore;
 use farside_tests::verify::{Rng, Verifier, connect};
