@@ -358,7 +358,7 @@ impl Report {
         self.at_least("IOPS ÷ bare ublk's, not replicating, emulated", 0.85, idle);
         self.at_least("the same, ÷ bare ublk's with writes copied", 0.85, same_path);
         self.at_least("IOPS ÷ bare ublk's, replicating, emulated", 0.85, replicating);
-        self.at_most("p99.9 of paced writes around cuts ÷ without, emulated", 1.5, cuts);
+        self.at_most("p99.9 of paced writes around cuts ÷ without, by instructions", 1.5, cuts);
         self.at_most("seconds that a write waits for a killed daemon, emulated", 1.0, pause);
         self.at_most("the same, of three kills the longest, with systemd", 1.0, restarted);
     }

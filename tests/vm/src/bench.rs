@@ -7,7 +7,7 @@
 //! [RATE]` gives the device random work past the page cache and prints one line of JSON. A workload is `read`, `write` or `sync`
 //! (a write and a flush), bytes and depth: `write-4096-32`. With a rate, so many begin in each second. `farside-vm-bench ran` says
 //! for how long each thread of the guest has run: nanoseconds, its process's name, its own.
-//! `farside-vm-bench end N` ends `/dev/ublkbN`, whoever uses it.
+//! `farside-vm-bench spin` computes for ever. `farside-vm-bench end N` ends `/dev/ublkbN`, whoever uses it.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -29,9 +29,14 @@ fn main() -> Result<(), Failure> {
         ["load", device, workload, seconds] => load(Path::new(device), workload, seconds.parse()?, None),
         ["load", device, workload, seconds, rate] => load(Path::new(device), workload, seconds.parse()?, Some(rate.parse()?)),
         ["ran"] => ran(),
+        ["spin"] => loop {
+            // Long without a jump: of such the emulator does many in the time of one jump, and the guest's clock goes as fast.
+            let next = |x: u64, n: u64| x.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(7) ^ n;
+            std::hint::black_box((0..128).fold(std::hint::black_box(1), next));
+        },
         ["end", id] => Ok(farside_ublk::end_under_its_users(id.parse()?)?),
         _ => Err(
-            "farside-vm-bench serve BACKING STOP [copy|pages] [slots=N] [queues=N] | load DEVICE WORKLOAD SECONDS [RATE] | ran | end N"
+            "farside-vm-bench serve BACKING STOP [copy|pages] [slots=N] [queues=N] | load DEVICE WORKLOAD SECONDS [RATE] | ran | spin | end N"
                 .into(),
         ),
     }

@@ -225,6 +225,21 @@ impl Bare {
     }
 }
 
+/// From now on the guest's processor always has something to do, which everything else interrupts at once. † Of a guest that counts
+/// instructions the clock goes with the host's while it is idle, and what wakes up then is late by as much as the host is.
+///
+/// # Panics
+/// When its kernel has no groups for that.
+pub fn never_idle(guest: &mut Guest) {
+    const GROUP: &str = "/run/idle/spin";
+    guest.run(&format!(
+        "mkdir /run/idle && mount -t cgroup2 none /run/idle && echo +cpu >/run/idle/cgroup.subtree_control && mkdir {GROUP}"
+    ));
+    guest.run(&format!("echo 1 >{GROUP}/cpu.idle"));
+    guest.start_command(&format!("echo $$ >{GROUP}/cgroup.procs && exec farside-vm-bench spin"), "/run/spin.log");
+    guest.wait_until(&format!("grep . {GROUP}/cgroup.procs"));
+}
+
 /// What a load of `farside-vm-bench` met.
 #[derive(Clone, Debug, serde::Deserialize, serde::Serialize)]
 pub struct Load {

@@ -86,7 +86,7 @@ pub struct Machine {
     kernel: Kernel,
     memory_mib: u32,
     processors: u32,
-    counts_instructions: bool,
+    instruction_ns: Option<u64>,
     modules: Vec<&'static str>,
     ours: Vec<PathBuf>,
     theirs: Vec<&'static str>,
@@ -112,7 +112,7 @@ impl Machine {
             kernel,
             memory_mib: 512,
             processors: 1,
-            counts_instructions: false,
+            instruction_ns: None,
             modules: MODULES.to_vec(),
             ours: vec![bin_dir().join("farside-vm-agent")],
             theirs: Vec::new(),
@@ -154,10 +154,15 @@ impl Machine {
         self
     }
 
-    /// With one processor, each instruction of which takes [`INSTRUCTION_NS`] of the guest's time, whatever the host does meanwhile:
-    /// a time for which something ran there is a number of instructions. Idle, its clock goes with the host's.
-    pub fn counting_instructions(mut self) -> Self {
-        self.counts_instructions = true;
+    /// With one processor, each instruction of which takes so many nanoseconds of the guest's time, whatever the host does meanwhile:
+    /// a time for which something ran there is a number of instructions. Idle, its clock goes with the host's
+    /// ([`crate::counted::never_idle`]).
+    ///
+    /// # Panics
+    /// When that is no power of two.
+    pub fn counting_instructions(mut self, each_ns: u64) -> Self {
+        assert!(each_ns.is_power_of_two(), "{each_ns} ns is no power of two");
+        self.instruction_ns = Some(each_ns);
         self
     }
 
@@ -328,9 +333,9 @@ impl Machine {
              sysctl.kernel.hung_task_timeout_secs=240 net.ifnames=0 8250.nr_uarts=1 mitigations=off init_on_alloc=0 farside_host={} farside_address={address}{ticks}",
             self.name
         );
-        let processors = match self.counts_instructions {
-            true => format!("-accel tcg,thread=single -icount shift={} -smp 1", INSTRUCTION_NS.ilog2()),
-            false => format!("-accel tcg,thread=multi -smp {}", self.processors),
+        let processors = match self.instruction_ns {
+            Some(ns) => format!("-accel tcg,thread=single -icount shift={} -smp 1", ns.ilog2()),
+            None => format!("-accel tcg,thread=multi -smp {}", self.processors),
         };
         let fixed = [
             "--pdeathsig KILL -- qemu-system-x86_64 -M q35,i8042=off,sata=off,smbus=off -cpu max,-la57,-smap,-smep,-umip,-pku,-erms,-fsrm -nodefaults -no-user-config",

@@ -67,7 +67,7 @@ pub struct Setup {
     keep: u32,
     debian: bool,
     processors: u32,
-    counts_instructions: bool,
+    instruction_ns: Option<u64>,
     toolbox: Option<Arc<Toolbox>>,
 }
 
@@ -87,7 +87,7 @@ impl Setup {
             keep: 10_000,
             debian: false,
             processors: 1,
-            counts_instructions: false,
+            instruction_ns: None,
             toolbox: None,
         }
     }
@@ -137,8 +137,8 @@ impl Setup {
     }
 
     /// With a host as [`Machine::counting_instructions`] makes it.
-    pub fn counting_instructions(mut self) -> Self {
-        self.counts_instructions = true;
+    pub fn counting_instructions(mut self, each_ns: u64) -> Self {
+        self.instruction_ns = Some(each_ns);
         self
     }
 
@@ -199,9 +199,7 @@ impl Host {
             None => machine.on_this_machine(),
         };
         machine = setup.disks.into_iter().fold(machine, Machine::disk);
-        if setup.counts_instructions {
-            machine = machine.counting_instructions();
-        }
+        machine = setup.instruction_ns.into_iter().fold(machine, Machine::counting_instructions);
         machine = setup.toolbox.iter().fold(machine, Machine::toolbox);
         let gateway = match emulated.zip(network) {
             Some((machine, network)) => Gateway::emulated(machine, network),
