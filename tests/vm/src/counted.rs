@@ -21,7 +21,7 @@ pub struct Counts {
     /// Times at which one was taken from a processor.
     pub preemptions: u64,
     /// For how long they ran, in nanoseconds of the guest, with the interrupts that met them. On a machine of
-    /// [`crate::Machine::counting_instructions`] each [`crate::INSTRUCTION_NS`] of them are an instruction.
+    /// [`crate::Machine::counting_instructions`] they are a number of instructions.
     pub run_ns: u64,
     /// For how long anything ran on any processor.
     pub all_ns: u64,

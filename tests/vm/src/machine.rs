@@ -37,8 +37,8 @@ for task in /proc/[0-9]*/task/*; do
     *farside* | *"D (disk sleep)") echo "== $task $(cat $task/comm): $(grep State $task/status)"; cat $task/stack;;
     esac
 done 2>&1"#;
-/// What an instruction takes of the time of a guest of [`Machine::counting_instructions`], in nanoseconds: about what it takes the
-/// emulator.
+/// What an instruction may take of the time of a guest of [`Machine::counting_instructions`], in nanoseconds, for its clock to go about as
+/// fast as this machine's: what it takes the emulator.
 pub const INSTRUCTION_NS: u64 = 16;
 const SHELL_FAILURE: i32 = 127;
 
