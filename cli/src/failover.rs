@@ -220,6 +220,9 @@ fn loss(planned: &FailoverStatus) -> String {
         format!("{group} to point {}, cut {} ({})\n", point.id, print::time(point.cut_wall), print::age(point.cut_wall));
     let is_newest = planned.newest.as_ref() == Some(point);
     text.push_str(&match planned.lag_ms.filter(|_| is_newest) {
+        _ if planned.all_published => {
+            format!("{} had published all when it stopped: nothing is lost, unless it was started again since\n", planned.source)
+        }
         Some(ms) => format!("what was written in the last {} may be lost to the copy\n", print::duration_ms(ms)),
         None => "what was written after that is lost to the copy\n".to_owned(),
     });

@@ -493,6 +493,12 @@ fn show(receiver: &Receiver, group: &GroupHandle, failover: &Failover, look: &Pr
         newest: look.newest.clone(),
         lag_ms: view.lag_ms(),
         silent_ms: silent.map(|silent| u64::try_from(silent.as_millis()).unwrap_or(u64::MAX)),
+        // † After a failover it is another host whose word would count.
+        all_published: look.all_published
+            && connected_from.is_none()
+            && failover.stage == Stage::Fencing
+            && failover.former.is_empty()
+            && look.newest == point.map(|point| point.shown.clone()),
         connected_from,
         members: point.iter().flat_map(|point| &point.members).map(member).collect(),
         left_out: look

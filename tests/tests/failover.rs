@@ -30,6 +30,36 @@ fn assert_restores_to(site: &Site, image: &[u8]) {
     std::fs::remove_file(restored).expect("restored");
 }
 
+/// A planned move: whoever stops in order owes nothing, and the gateway knows; whoever was killed does not say so.
+#[test]
+fn of_a_source_that_stopped_in_order_nothing_is_lost_and_it_is_said() {
+    let mut site = Site::with_volume(BYTES, "200ms", 100);
+    write(&site, 1, 100);
+    site.wait_quiet();
+    let plan = |site: &Site| json(&mut site.gateway(&["failover", "host1/default", "--plan"]));
+    site.daemon.take().expect("it runs").kill();
+    wait_for("its end to be noticed", || plan(&site)["connected_from"].is_null().then_some(()));
+    assert_eq!(plan(&site)["all_published"], false, "it was killed");
+    site.start_daemon();
+    site.wait_quiet();
+    assert_eq!(plan(&site)["all_published"], false, "it is connected");
+
+    write(&site, 2, 100);
+    site.wait_quiet(); // a stop has no more than its `stop_wait_seconds`
+    site.daemon.take().expect("it runs").stop();
+    wait_for("its last word to be heard", || (plan(&site)["all_published"] == true).then_some(()));
+    let words = run(&mut site.gateway(&["failover", "host1/default", "--plan"]));
+    let words = String::from_utf8_lossy(&words.stdout).into_owned();
+    assert!(words.contains("host1 had published all when it stopped: nothing is lost"), "{words}");
+    let image = std::fs::read(site.backing("data")).expect("its disk");
+    let older = slot_of(&site.points("data")[0]).to_string();
+    let of_older = json(&mut site.gateway(&["failover", "host1/default", "--plan", "--point", &older]));
+    assert_eq!(of_older["all_published"], false, "an older point has less");
+    let done = json(&mut site.gateway(&["failover", "host1/default", "--yes"]));
+    assert_eq!((&done["stage"], &done["all_published"]), (&Value::from("promoted"), &Value::from(false)), "{done}");
+    assert_restores_to(&site, &image);
+}
+
 #[test]
 fn a_silent_source_is_fenced_and_takes_its_history_back_on_a_persons_word() {
     let mut site = Site::with_volume(BYTES, "200ms", 100);

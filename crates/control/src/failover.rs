@@ -68,6 +68,8 @@ pub struct FailoverStatus {
     pub silent_ms: Option<u64>,
     /// From where the source is connected, while it is.
     pub connected_from: Option<String>,
+    /// It has stopped in order: its last word was that all is published, and it was not connected since. Not known once the receiver was restarted.
+    pub all_published: bool,
     /// It was forced.
     pub forced: bool,
     /// Why more of it cannot be told now; `None`: all is told.

@@ -46,6 +46,8 @@ pub(crate) struct PromotionLook {
     pub(crate) newest: Option<LastPoint>,
     /// Volumes of which the point has nothing, with the newest point of each.
     pub(crate) left_out: Vec<(String, Option<LastPoint>)>,
+    /// Whether the source said, as its last word, that all is published.
+    pub(crate) all_published: bool,
 }
 
 /// A point that may be promoted.
@@ -82,6 +84,7 @@ impl Group {
             state.volumes().filter(|(id, volume)| volume.last_layer().is_some() && chosen.is_none_or(|p| !has(p, *id)));
         Ok(PromotionLook {
             generation: highest(state),
+            all_published: self.settled.contains(&self.names.source),
             newest: newest.map(|point| shown(state, point)),
             left_out: left_out
                 .map(|(id, v)| (v.meta().name.to_string(), state.newest_point_of(id).map(|point| shown(state, point))))
