@@ -7,6 +7,7 @@ use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use farside_control::{Address, PointRef};
 use farside_keys::Keeper;
 
+use crate::cutover::CutoverArgs;
 use crate::failback::FailbackArgs;
 use crate::failover::FailoverArgs;
 use crate::failure::Failure;
@@ -176,6 +177,9 @@ pub(crate) enum Command {
 
     /// The source is gone: fence it, and bring a point up in its place.
     Failover(FailoverArgs),
+
+    /// A planned move: take a group out of service here, with all of it published.
+    Cutover(CutoverArgs),
 
     /// This host was failed over: bring its disks to what was published since, and take the history back.
     Failback(FailbackArgs),

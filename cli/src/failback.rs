@@ -15,14 +15,15 @@ use crate::print::{self, NOTHING, Table};
 use crate::progress::Progress;
 
 /// How often it is asked how far it is.
-const ASK_AGAIN: Duration = Duration::from_millis(100);
+pub(crate) const ASK_AGAIN: Duration = Duration::from_millis(100);
 
 /// `farside failback`.
 #[derive(Args, Debug)]
 #[command(
     group = ArgGroup::new("what").args(["group", "list"]).required(true),
     after_long_help = "\
-Run it on the old host, whose volumes are all `Fenced`. The way back has three steps:
+Run it on the old host, whose volumes are all `Fenced`, or whose group was handed over by `farside
+cutover`. The way back has three steps:
 
   1. farside failback GROUP            takes its volumes out of service here, and brings their disks
                                        to the newest point that the stand-in published: only what
@@ -52,7 +53,7 @@ Examples:
 --finish waits until the stand-in has stopped in order, and said that all of it is published; --force
 does not, where it burnt down, and loses what it had not published.
 
-Exit code 4: refused. A volume is not `Fenced`, is in use, or nothing was published since the
+Exit code 4: refused. A volume is not `Fenced`, nor handed over, is in use, or nothing was published since the
 failover (--force takes the point of the failover itself)."
 )]
 pub(crate) struct FailbackArgs {
@@ -77,7 +78,7 @@ pub(crate) struct FailbackArgs {
     /// Do not ask.
     #[arg(long, short)]
     yes: bool,
-    /// List failbacks that are not over.
+    /// List failbacks, and cutovers, that are not over.
     #[arg(long, conflicts_with_all = ["plan", "force", "finish", "abort", "accept_disks", "yes"])]
     list: bool,
 }
@@ -169,13 +170,13 @@ async fn watch(
     Ok((now, over))
 }
 
-async fn list(global: &Global, client: &Client) -> Result<(), Failure> {
+pub(crate) async fn list(global: &Global, client: &Client) -> Result<(), Failure> {
     let all = client.failbacks().await?;
     if global.json {
         return print::json(&all);
     }
     if all.is_empty() {
-        return print::out("no failbacks\n");
+        return print::out("no cutovers, no failbacks\n");
     }
     let mut table = Table::new(&["GROUP", "STAGE", "POINT", "CUT", "DONE", "RECEIVED"]);
     for one in &all {
@@ -198,6 +199,8 @@ async fn list(global: &Global, client: &Client) -> Result<(), Failure> {
 fn stage(one: &FailbackStatus) -> &'static str {
     match one.stage {
         FailbackStage::Planned => "planned",
+        FailbackStage::HandingOver => "handing over",
+        FailbackStage::HandedOver => "handed over",
         FailbackStage::Taking => "taking",
         FailbackStage::Pulling if one.finishing => "pulling, finishing",
         FailbackStage::Pulling => "pulling",

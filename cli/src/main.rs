@@ -7,6 +7,7 @@ mod args;
 mod completions;
 mod confirm;
 mod cost;
+mod cutover;
 mod demo;
 mod device;
 mod doctor;
@@ -150,6 +151,7 @@ async fn ask(cli: Cli) -> Result<(), Failure> {
         Command::Point(PointCommand::Open(args)) => view::open(&cli.global, &hosts, args).await,
         Command::Drill(command) => drill::run(&cli.global, &hosts, command).await,
         Command::Failover(args) => failover::run(&cli.global, &hosts, args).await,
+        Command::Cutover(args) => cutover::run(&cli.global, &hosts, args).await,
         Command::Failback(args) => failback::run(&cli.global, &hosts, args).await,
         Command::Follower(command) => follower::run(&cli.global, &hosts, command).await,
         Command::Restore(args) => restore::run(&cli.global, &hosts, &args).await,

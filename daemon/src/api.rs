@@ -6,7 +6,7 @@ use axum::Json;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::response::Response;
-use farside_control::failback::{FailbackRequest, FailbackStatus};
+use farside_control::failback::{CutoverRequest, FailbackRequest, FailbackStatus};
 use farside_control::routes::{self, PagesQuery, PointsQuery};
 use farside_control::source::{
     Done, GroupSettings, GroupStatus, Limits, PairRequest, Paired, ResyncRequest, SourceStatus, VolumeAdd, VolumeStatus,
@@ -49,6 +49,7 @@ fn routes() -> Routes<Arc<Daemon>> {
         .get(routes::VOLUMES, volumes)
         .get(routes::FAILBACKS, failbacks)
         .post(routes::FAILBACKS, failback)
+        .post(routes::CUTOVERS, cutover)
         .post(routes::VOLUMES, add)
         .get(routes::VOLUME, volume)
         .delete(routes::VOLUME, remove)
@@ -184,6 +185,11 @@ async fn failbacks(State(daemon): Here) -> Json<Vec<FailbackStatus>> {
 async fn failback(State(daemon): Here, request: Body<FailbackRequest>) -> Answer<FailbackStatus> {
     let Json(request) = request?;
     Ok(Json(to_its_end(async move { daemon.failback(&request).await }).await?))
+}
+
+async fn cutover(State(daemon): Here, request: Body<CutoverRequest>) -> Answer<FailbackStatus> {
+    let Json(request) = request?;
+    Ok(Json(to_its_end(async move { daemon.cutover(&request).await }).await?))
 }
 
 async fn points(State(daemon): Here, query: Result<Query<PointsQuery>, QueryRejection>) -> Answer<Vec<Point>> {

@@ -43,13 +43,14 @@ use disks::{Disks, Known};
 use note::{At, Finish, Held, Note, Stage, notes};
 use pull::{PullError, PulledVolume, Puller, Traffic};
 
+mod cutover;
 mod disks;
 mod note;
 mod pull;
 
 #[cfg(test)]
 pub(crate) use note::hold;
-pub(crate) use note::{is_half_done, stays_hidden};
+pub(crate) use note::{stays_hidden, why_unusable};
 
 /// How often it is looked for a newer point, and whether volumes are served again.
 const LOOK: Duration = Duration::from_secs(1);
@@ -118,8 +119,15 @@ impl Failback {
     fn show(&self) -> FailbackStatus {
         let (note, view) = (locked(&self.note).clone(), locked(&self.view).clone());
         let (stage, holds) = match &note.stage {
+            Stage::HandingOver => (FailbackStage::HandingOver, None),
+            Stage::HandedOver { at } => (FailbackStage::HandedOver, at.as_ref().map(At::shown)),
             Stage::Held { .. } if !view.taken => (FailbackStage::Taking, None),
-            Stage::Held { at: Some(at), applying: None } => (FailbackStage::Following, Some(at.shown())),
+            // Also where it was a point when it began, which may be an old one by now.
+            Stage::Held { at: Some(at), applying: None } => {
+                let (holds, newest) = (at.shown(), view.point.as_ref());
+                let is_there = newest.is_some_and(|newest| newest.id == holds.id);
+                (if is_there { FailbackStage::Following } else { FailbackStage::Pulling }, Some(holds))
+            }
             Stage::Held { .. } => (FailbackStage::Pulling, None),
             Stage::Returning { at, .. } => (FailbackStage::Returning, Some(at.shown())),
             Stage::Aborting => (FailbackStage::Aborting, None),
@@ -151,6 +159,10 @@ impl Failback {
 }
 
 impl Failbacks {
+    fn of(&self, group: &str) -> Option<Arc<Failback>> {
+        locked(&self.all).iter().find(|(name, _)| name.as_str() == group).map(|(_, one)| one.clone())
+    }
+
     /// Whether a failback holds the disk of a volume, which nobody else opens then.
     ///
     /// # Errors
@@ -168,6 +180,27 @@ impl Failbacks {
         let all: Vec<Arc<Failback>> = locked(&self.all).values().cloned().collect();
         let said = all.iter().map(|one| {
             let (note, why) = (locked(&one.note).clone(), locked(&one.view).why.clone());
+            let group = &note.group;
+            if matches!(note.stage, Stage::HandingOver | Stage::HandedOver { .. }) {
+                let (message, what) = match (&note.stage, why) {
+                    (_, Some(why)) => (
+                        format!("group {group} was handed over, and its disks cannot be kept from others: {why}"),
+                        format!("mend that; or `farside cutover {group} --abort`, if it was not failed over"),
+                    ),
+                    (Stage::HandingOver, None) => (
+                        format!("group {group} is being handed over: its volumes are served no more, and what is not published yet is"),
+                        format!("`farside status` shows how much that is; `farside cutover {group} --abort` serves them again"),
+                    ),
+                    _ => (
+                        format!("group {group} was handed over: all of it is published, and nobody serves it here"),
+                        format!(
+                            "`farside failover` on the gateway, if that was not said yet; then `farside failback {group}` brings it back; \
+                             `farside cutover {group} --abort` serves it here again"
+                        ),
+                    ),
+                };
+                return Reason::new(Severity::Warning, Code::FailingBack, message, what);
+            }
             let message = match (&note.stage, why) {
                 (_, Some(why)) => format!("the failback of group {} does not go on: {why}", note.group),
                 (Stage::Held { at: Some(_), applying: None }, None) => {
@@ -177,7 +210,7 @@ impl Failbacks {
                     format!("group {} is being failed back: its disks are brought to the newest point", note.group)
                 }
                 (Stage::Returning { .. }, None) => format!("group {} takes its history back", note.group),
-                (Stage::Aborting, None) => format!("the failback of group {} is being aborted", note.group),
+                (_, None) => format!("the volumes of group {} are served again as they are", note.group),
             };
             let what = "`farside failback --list` shows how far it is; --finish ends it, --abort gives it up";
             Reason::new(Severity::Warning, Code::FailingBack, message, what)
@@ -218,6 +251,10 @@ impl Daemon {
     /// When what is kept cannot be read: nothing may be served that is only in part what it should be.
     pub(crate) fn take_up_failbacks(&self) -> anyhow::Result<()> {
         for note in notes(&self.state_path())? {
+            if note.stage == Stage::HandingOver {
+                note.forget(&self.state_path())?; // it ends with the process that began it
+                continue;
+            }
             locked(&self.failbacks.all).insert(note.group.clone(), Arc::new(Failback::new(note)));
         }
         Ok(())
@@ -254,9 +291,7 @@ impl Daemon {
     /// What stands against it; nothing was changed then.
     pub(crate) async fn failback(self: &Arc<Self>, request: &FailbackRequest) -> Result<FailbackStatus, ApiError> {
         let _one = self.failbacks.beginning.lock().await;
-        let known =
-            locked(&self.failbacks.all).iter().find(|(name, _)| name.as_str() == request.group).map(|(_, one)| one.clone());
-        let Some(known) = known else {
+        let Some(known) = self.failbacks.of(&request.group) else {
             return match request.step {
                 FailbackStep::Begin => self.begin_failback(request).await,
                 FailbackStep::Finish | FailbackStep::Abort | FailbackStep::AcceptDisks => {
@@ -264,6 +299,22 @@ impl Daemon {
                 }
             };
         };
+        let stage = known.stage();
+        match (&stage, request.step) {
+            (Stage::HandedOver { .. }, FailbackStep::Begin) => {
+                return self.begin_from_handed_over(&known, (request.force, request.plan)).await;
+            }
+            (Stage::HandingOver | Stage::HandedOver { .. }, FailbackStep::Abort) if !request.plan => {
+                return self.abort_cutover(&known);
+            }
+            (Stage::HandedOver { .. }, FailbackStep::Finish) | (Stage::HandingOver, _) if !request.plan => {
+                return Err(conflict(
+                    format!("group {} is handed over, and no failback of it was begun", request.group),
+                    "`farside cutover --list` shows how far that is; `farside failback` without --finish begins one",
+                ));
+            }
+            _ => {}
+        }
         if !request.plan {
             match request.step {
                 FailbackStep::Begin => Ok(()),
@@ -288,7 +339,7 @@ impl Daemon {
             for held in &mut note.volumes {
                 (held.identity, held.seen) = (None, None);
             }
-            if let Stage::Held { at, .. } = &mut note.stage {
+            if let Stage::Held { at, .. } | Stage::HandedOver { at } = &mut note.stage {
                 *at = None;
             }
         })?;
@@ -298,17 +349,7 @@ impl Daemon {
     }
 
     async fn begin_failback(self: &Arc<Self>, request: &FailbackRequest) -> Result<FailbackStatus, ApiError> {
-        let unknown = || ApiError::not_found("group", &request.group, "`farside status` shows the groups of this host");
-        let group: Name = request.group.parse().map_err(|_| unknown())?;
-        let volumes: Vec<VolumeConfig> = self.volumes_of(&group);
-        if volumes.is_empty() {
-            return Err(unknown());
-        }
-        if let Some(inserted) = volumes.iter().find(|volume| volume.insert) {
-            let message = format!("the tap of volume {} lies under a device that its host uses", inserted.name);
-            let what = "boot from something else, and restore the point to its disk; or protect that disk without --insert";
-            return Err(conflict(message, what));
-        }
+        let (group, volumes) = self.configured_group(&request.group)?;
         let status = self.status().await;
         let of_group = status.groups.iter().filter(|found| found.name == group.as_str());
         let served: BTreeMap<&str, &VolumeStatus> =
@@ -322,18 +363,7 @@ impl Daemon {
                 "`farside failover` on the gateway comes first; `farside volume list` shows the states",
             ));
         }
-        let held = |volume: &VolumeConfig| Held {
-            name: volume.name.clone(),
-            backing: volume.backing.clone(),
-            // As it was known when it was served last.
-            identity: backing::kept(&self.volume_path(volume)),
-            seen: None,
-            leaving: false,
-        };
-        let failback = Failback::new(Note::new(group.clone(), volumes.iter().map(held).collect()));
-        let unreachable = |error: PullError| {
-            ApiError::new(ErrorCode::NotConnected, error.to_string(), "see `farside status` here and on the gateway")
-        };
+        let failback = Failback::new(Note::new(group.clone(), volumes.iter().map(|volume| self.held(volume)).collect()));
         let puller = self.puller(&group, &failback).await.map_err(unreachable)?;
         let point = puller.point(None).await.map_err(unreachable)?;
         drop(puller);
@@ -346,18 +376,8 @@ impl Daemon {
         if request.plan {
             return Ok(FailbackStatus { stage: FailbackStage::Planned, ..failback.show() });
         }
-        if !point.is_since && !request.force {
-            let message = format!("nothing was published of group {group} since it was failed over");
-            let what = "protect the copy first (stand_in_for; see `farside failover --help`); --force to have the disks as they were then";
-            return Err(ApiError::new(ErrorCode::Refused, message, what));
-        }
-        // Whether a device is in use its kernel says, below.
-        let connected = |volume: &&VolumeStatus| volume.tap.clients > 0 && volume.tap.address.starts_with("nbd:");
-        if let Some(used) = served.values().copied().find(connected) {
-            let message =
-                format!("volume {} is in use: {} clients are connected to {}", used.name, used.tap.clients, used.tap.address);
-            return Err(conflict(message, "unmount what is on it, end what uses it, and say the same again"));
-        }
+        refuse_unpublished(&group, &point, request.force)?;
+        self.refuse_clients(&group).await?;
         let mut claimed = Vec::new();
         for volume in &volumes {
             claimed.push((volume.name.clone(), self.claim(&volume.name).await?));
@@ -376,6 +396,53 @@ impl Daemon {
         }
         tokio::spawn(self.clone().fail_back(failback.clone()));
         Ok(failback.show())
+    }
+
+    /// A group that may be taken out of service, and what is configured of it.
+    ///
+    /// # Errors
+    /// When there is none, or it cannot be.
+    fn configured_group(&self, name: &str) -> Result<(Name, Vec<VolumeConfig>), ApiError> {
+        let unknown = || ApiError::not_found("group", name, "`farside status` shows the groups of this host");
+        let group: Name = name.parse().map_err(|_| unknown())?;
+        let volumes = self.volumes_of(&group);
+        if volumes.is_empty() {
+            return Err(unknown());
+        }
+        if let Some(inserted) = volumes.iter().find(|volume| volume.insert) {
+            let message = format!("the tap of volume {} lies under a device that its host uses", inserted.name);
+            let what = "boot from something else, and restore the point to its disk; or protect that disk without --insert";
+            return Err(conflict(message, what));
+        }
+        Ok((group, volumes))
+    }
+
+    fn held(&self, volume: &VolumeConfig) -> Held {
+        Held {
+            name: volume.name.clone(),
+            backing: volume.backing.clone(),
+            // As it was known when it was served last.
+            identity: backing::kept(&self.volume_path(volume)),
+            seen: None,
+            leaving: false,
+        }
+    }
+
+    /// Whether a device is in use its kernel says when it is claimed; who is connected to a socket only we know.
+    ///
+    /// # Errors
+    /// When somebody is.
+    async fn refuse_clients(&self, group: &Name) -> Result<(), ApiError> {
+        let status = self.status().await;
+        let mut volumes = status.groups.iter().filter(|found| found.name == group.as_str()).flat_map(|found| &found.volumes);
+        match volumes.find(|volume| volume.tap.clients > 0 && volume.tap.address.starts_with("nbd:")) {
+            None => Ok(()),
+            Some(used) => {
+                let (clients, address) = (used.tap.clients, &used.tap.address);
+                let message = format!("volume {} is in use: {clients} clients are connected to {address}", used.name);
+                Err(conflict(message, "unmount what is on it, end what uses it, and say the same again"))
+            }
+        }
     }
 
     /// A connection that pulls.
@@ -399,6 +466,8 @@ impl Daemon {
         let mut wait = AGAIN.0;
         while self.is_known(&failback) {
             let tried = match failback.stage() {
+                Stage::HandingOver => return, // whoever is at it says what follows
+                Stage::HandedOver { .. } => self.wait_for_a_word(&failback).await,
                 Stage::Held { .. } => self.hold_and_follow(&failback).await,
                 Stage::Returning { .. } | Stage::Aborting => self.return_to_service(&failback).await,
             };
@@ -630,6 +699,10 @@ impl Daemon {
                 return Ok(());
             }
         }
+        if note.stage == Stage::Aborting {
+            // † Nothing is served while a note may say that it was handed over: who kept that may have been told that it failed.
+            note.keep_if_there(&self.state_path())?;
+        }
         let takes_back = match &note.stage {
             Stage::Returning { at, .. } => {
                 let mut disks = failback.disks.lock().await;
@@ -774,6 +847,22 @@ async fn bring_all(puller: &Arc<Puller>, work: Vec<(PulledVolume, u64)>) -> anyh
         puller.bring(volume).await?;
     }
     Ok(())
+}
+
+fn unreachable(error: PullError) -> ApiError {
+    ApiError::new(ErrorCode::NotConnected, error.to_string(), "see `farside status` here and on the gateway")
+}
+
+/// # Errors
+/// When there is nothing new to be had, unless a person forces it.
+fn refuse_unpublished(group: &Name, point: &PullPoint, force: bool) -> Result<(), ApiError> {
+    if point.is_since || force {
+        return Ok(());
+    }
+    let message = format!("nothing was published of group {group} since it was failed over");
+    let what =
+        "protect the copy first (stand_in_for; see `farside failover --help`); --force to have the disks as they were then";
+    Err(ApiError::new(ErrorCode::Refused, message, what))
 }
 
 fn named(host: Option<&Name>) -> String {

@@ -117,8 +117,12 @@ pub(crate) enum Ask {
     Stop {
         /// How many volumes of the group are configured.
         configured: usize,
-        answer: Sender<Stopped>,
+        /// How long to wait until all is published, also without a connection; `None`: as long as a stop of the daemon may.
+        patience: Option<Duration>,
+        answer: Sender<Ending>,
     },
+    /// A stop that is under way waits no more for what is not published.
+    Hurry,
 }
 
 /// That a volume has left, and whether in order.
@@ -140,6 +144,26 @@ pub(crate) enum Stopped {
     Unclean,
     /// Some volume lost track of changes, and nothing keeps that over a reboot.
     LossUnkept,
+}
+
+/// How a group stopped, and what it owes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ending {
+    pub(crate) stopped: Stopped,
+    /// All of it was published, which the receiver was told.
+    pub(crate) settled: Option<Settled>,
+}
+
+impl Ending {
+    /// Of a thread that does not answer.
+    pub(crate) const UNKNOWN: Self = Self { stopped: Stopped::Unclean, settled: None };
+}
+
+/// All is published.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Settled {
+    /// The point that every volume of the group is; `None`: no one point.
+    pub(crate) point: Option<LedgerPosition>,
 }
 
 /// The way into a control thread.
@@ -178,6 +202,28 @@ pub(crate) struct GroupHandle {
     pub(crate) link: tokio::task::JoinHandle<()>,
     pub(crate) thread: std::thread::JoinHandle<()>,
     pub(crate) heartbeat: Arc<std::sync::atomic::AtomicU64>,
+}
+
+impl GroupHandle {
+    /// Stops it in order. Waits for that.
+    pub(crate) fn stop(self, configured: usize, patience: Option<Duration>) -> Ending {
+        let ending = stop(&self.inbox, configured, patience);
+        self.end();
+        ending
+    }
+
+    /// After it has stopped.
+    pub(crate) fn end(self) {
+        self.link.abort();
+        let _ = self.thread.join();
+    }
+}
+
+/// Has a group stop in order; it can be asked meanwhile. Waits for that.
+pub(crate) fn stop(inbox: &Inbox, configured: usize, patience: Option<Duration>) -> Ending {
+    let (answer, answered) = crossbeam::channel::bounded(1);
+    inbox.send(Note::Ask(Ask::Stop { configured, patience, answer }));
+    answered.recv().unwrap_or(Ending::UNKNOWN)
 }
 
 /// Everything that a group is started with.
@@ -251,6 +297,7 @@ impl GroupStart {
             cool_after,
             cool_every,
             stopping: false,
+            hurries: false,
             published: 0,
             tally: Tally::new(),
             damaged: BTreeMap::new(),
@@ -413,6 +460,8 @@ pub(crate) struct Control {
     /// A region is offered for cooling when nothing of it was frozen for so long.
     cool_after: Duration,
     pub(crate) stopping: bool,
+    /// A stop waits no more for what is not published.
+    hurries: bool,
     pub(crate) published: u64,
     pub(crate) tally: Tally,
     /// Segments in the store that are damaged or missing, as the receiver of this connection last said.
@@ -427,9 +476,9 @@ impl Control {
         loop {
             let wait = if self.must_poll() { POLL } else { self.next_tick.saturating_duration_since(Instant::now()) };
             match self.notes.recv_timeout(wait) {
-                Ok(Note::Ask(Ask::Stop { configured, answer })) => {
-                    let stopped = self.stop(configured);
-                    let _ = answer.send(stopped);
+                Ok(Note::Ask(Ask::Stop { configured, patience, answer })) => {
+                    let ending = self.stop(configured, patience);
+                    let _ = answer.send(ending);
                     return;
                 }
                 Ok(note) => self.hear(note),
@@ -942,6 +991,7 @@ impl Control {
                     }
                 }
             },
+            Ask::Hurry => self.hurries = true,
             Ask::Stop { .. } => unreachable!("handled by the loop"),
         }
     }
@@ -1100,13 +1150,14 @@ impl Control {
     }
 
     /// A planned stop: taps first, then as much published as patience allows, then exactly what is owed is written down.
-    fn stop(&mut self, configured: usize) -> Stopped {
+    fn stop(&mut self, configured: usize, patience: Option<Duration>) -> Ending {
         self.stopping = true;
         self.members.values().for_each(|m| m.served.stop_tap());
         // Who waits for the next daemon does not wait for the network (L1): what is not published is owed.
         let waited_for = self.members.values().any(|m| m.served.tap.leaves_its_host_waiting());
         let seconds = if waited_for { 0 } else { self.around.limits.stop_wait_seconds };
-        let patience = Instant::now() + Duration::from_secs(u64::from(seconds));
+        let is_patient = patience.is_some();
+        let patience = Instant::now() + patience.unwrap_or(Duration::from_secs(u64::from(seconds)));
         // Host I/O in a device that does not answer keeps its own volume from `clean`, and nobody else.
         let taps_until = Instant::now() + TAPS_WAIT;
         self.listen_until(|c| c.members.values().all(|m| m.tap_stopped), Some(taps_until));
@@ -1117,27 +1168,33 @@ impl Control {
         self.tick();
         self.step(Event::Drain);
         self.keep_verify_results();
-        self.listen_until(|c| c.link.is_none() || c.source.settled(), Some(patience));
-        self.say_whether_all_is_published(configured);
+        let is_lost = |c: &Self| c.link.is_none() && !is_patient;
+        let is_over = |c: &Self| c.link.is_some() && c.source.settled();
+        self.listen_until(|c| c.hurries || is_lost(c) || is_over(c), Some(patience));
+        let settled = self.say_whether_all_is_published(configured);
         self.listen_until(|c| !c.source.switching(), None);
         self.step(Event::Halt);
         self.settle_losses();
-        self.close_members()
+        Ending { stopped: self.close_members(), settled }
     }
 
     /// Whoever takes the history over waits for this word, and for nothing less: that a connection ended says nothing of what its host owes. Nor is it
     /// said where a configured volume is not served here, or does not stream: what is not read owes all that was written to it.
-    fn say_whether_all_is_published(&mut self, configured: usize) {
+    fn say_whether_all_is_published(&mut self, configured: usize) -> Option<Settled> {
         use farside_replication::source::State;
         let volumes = self.source.status(monotonic_ns()).volumes;
         let all = configured > 0 && volumes.len() == configured && self.away.is_empty() && self.unkept.is_empty();
-        if all && self.source.settled() && volumes.iter().all(|volume| volume.state == State::Streaming) {
-            // It must not come back as somebody who owes.
-            self.dialing.abort();
-            if let Some(link) = &self.link {
-                link.connection.close(farside_transport::CloseCode::Settled, "all is published, and this host stops");
-            }
+        let settled = all && self.source.settled() && volumes.iter().all(|volume| volume.state == State::Streaming);
+        if !settled {
+            return None;
         }
+        // It must not come back as somebody who owes.
+        self.dialing.abort();
+        let link = self.link.as_ref()?;
+        link.connection.close(farside_transport::CloseCode::Settled, "all is published, and this host stops");
+        let newest = |volume: &farside_replication::source::VolumeStatus| volume.newest_point.map(|point| point.position);
+        let point = newest(&volumes[0]).filter(|point| volumes.iter().all(|volume| newest(volume) == Some(*point)));
+        Some(Settled { point })
     }
 
     fn listen_until(&mut self, done: impl Fn(&Self) -> bool, deadline: Option<Instant>) {

@@ -30,7 +30,7 @@ use crate::boot::Backings;
 use crate::config::{Config, ConfigError, GroupConfig};
 use crate::encode::Encoders;
 use crate::failback::Failbacks;
-use crate::group::{Ask, GroupHandle, Note, Stopped};
+use crate::group::{Ask, GroupHandle, Inbox, Note, Stopped};
 use crate::intent_file::IntentFile;
 use crate::keys::GroupKeys;
 use crate::locked;
@@ -39,6 +39,8 @@ use crate::state_dir::StateDir;
 use crate::volume::Surroundings;
 use crate::watch::Noticed;
 use volumes::Volumes;
+
+pub(crate) use volumes::Claimed;
 
 mod volumes;
 
@@ -298,18 +300,13 @@ impl Daemon {
         self.withdraw_devices().await;
         // † Not before: what is closed to be opened again has users that wait for it, and who is switched off waits for them.
         *locked(&self.phase) = Phase::Stopping;
+        // Those that a cutover stops it stops itself.
+        self.hurry_cutovers().await;
         let groups = std::mem::take(&mut *locked(&self.groups));
         let mut stops = Vec::new();
         for (name, group) in groups {
             let configured = self.volumes_of(&name).len();
-            stops.push(tokio::task::spawn_blocking(move || {
-                let (answer, answered) = crossbeam::channel::bounded(1);
-                group.inbox.send(Note::Ask(Ask::Stop { configured, answer }));
-                let stopped = answered.recv().unwrap_or(Stopped::Unclean);
-                group.link.abort();
-                let _ = group.thread.join();
-                stopped
-            }));
+            stops.push(tokio::task::spawn_blocking(move || group.stop(configured, None).stopped));
         }
         let mut worst = Stopped::Clean;
         for stop in stops {
@@ -350,7 +347,7 @@ impl Daemon {
     ///
     /// # Errors
     /// When the daemon was told to stop.
-    fn may_change(&self) -> Result<(), ApiError> {
+    pub(crate) fn may_change(&self) -> Result<(), ApiError> {
         match *locked(&self.phase) {
             Phase::Serving => Ok(()),
             Phase::Ending | Phase::Stopping => {
@@ -462,12 +459,22 @@ impl Daemon {
             .map_err(|e| ApiError::new(ErrorCode::Conflict, format!("{e:#}"), "see the daemon's log"))
     }
 
-    fn tell(&self, group: &Name, ask: Ask) -> Result<(), ApiError> {
+    pub(crate) fn tell(&self, group: &Name, ask: Ask) -> Result<(), ApiError> {
         match locked(&self.groups).get(group) {
             Some(handle) => handle.inbox.send(Note::Ask(ask)),
             None => return Err(ApiError::not_found("group", group.as_str(), "`farside status` shows the groups")),
         }
         Ok(())
+    }
+
+    /// The way into the thread of a group that runs.
+    pub(crate) fn inbox_of(&self, group: &Name) -> Option<Inbox> {
+        locked(&self.groups).get(group).map(|handle| handle.inbox.clone())
+    }
+
+    /// A group that has stopped: whoever opens a volume of it next starts it anew.
+    pub(crate) fn forget_group(&self, group: &Name) -> Option<GroupHandle> {
+        locked(&self.groups).remove(group)
     }
 
     pub(crate) fn api_socket(&self) -> (std::path::PathBuf, Option<String>) {

@@ -15,7 +15,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
-use crate::failback::{FailbackRequest, FailbackStatus};
+use crate::failback::{CutoverRequest, FailbackRequest, FailbackStatus};
 use crate::failover::{FailoverRequest, FailoverStatus};
 use crate::follower::{FollowerAdd, FollowerStatus};
 use crate::receiver::{ReceiverStatus, Token, TokenRequest};
@@ -306,6 +306,11 @@ impl Client {
     /// Begins a failback, says what one would do, or tells one what to do.
     pub async fn failback(&self, request: &FailbackRequest) -> Result<FailbackStatus, ClientError> {
         self.send(Method::POST, routes::FAILBACKS, request).await
+    }
+
+    /// Begins a cutover, says what one would do, or gives one up.
+    pub async fn cutover(&self, request: &CutoverRequest) -> Result<FailbackStatus, ClientError> {
+        self.send(Method::POST, routes::CUTOVERS, request).await
     }
 
     /// Failovers that are not over.

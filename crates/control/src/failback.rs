@@ -1,4 +1,5 @@
-//! Failback: the disks of a host that was failed over are brought to what its stand-in published, and take the history back.
+//! Cutover: a group leaves its host in order. Failback: the disks of a host that was failed over are brought to what its stand-in published, and
+//! take the history back.
 
 use serde::{Deserialize, Serialize};
 
@@ -34,13 +35,42 @@ pub enum FailbackStep {
     AcceptDisks,
 }
 
-/// How far a failback is.
+/// What to do about a group's cutover.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(default)]
+pub struct CutoverRequest {
+    /// The group, of this host.
+    pub group: String,
+    /// Which step.
+    pub step: CutoverStep,
+    /// How long it may take until all is published, in seconds; then the volumes are served again. `None`: 300.
+    pub wait_seconds: Option<u32>,
+    /// Say what would happen, and change nothing.
+    pub plan: bool,
+}
+
+/// A step of a cutover.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum CutoverStep {
+    /// Take the volumes out of service, and publish all that was written to them.
+    #[default]
+    Begin,
+    /// Serve them again.
+    Abort,
+}
+
+/// How far a cutover, or a failback, is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum FailbackStage {
     /// Nothing was changed.
     #[default]
     Planned,
+    /// A cutover: the volumes are served no more, and what was written to them is being published.
+    HandingOver,
+    /// A cutover: all is published, and the disks are kept from everybody until a failback, or until that is aborted.
+    HandedOver,
     /// The volumes are being taken out of service.
     Taking,
     /// The disks are being brought to a point.
@@ -53,7 +83,7 @@ pub enum FailbackStage {
     Aborting,
 }
 
-/// The failback of one group.
+/// The cutover or failback of one group.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(default)]
 pub struct FailbackStatus {

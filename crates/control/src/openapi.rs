@@ -13,7 +13,7 @@ use utoipa::openapi::{
 use utoipa::{IntoParams as _, ToSchema};
 
 use crate::client::Daemon;
-use crate::failback::{FailbackRequest, FailbackStatus};
+use crate::failback::{CutoverRequest, FailbackRequest, FailbackStatus};
 use crate::failover::{FailoverRequest, FailoverStatus};
 use crate::follower::{FollowerAdd, FollowerStatus};
 use crate::receiver::{ReceiverStatus, Token, TokenRequest};
@@ -100,7 +100,7 @@ pub fn operations() -> Vec<Operation> {
         op(Source, "GET", routes::STATUS, "Groups, volumes, connection, and what is wrong", Described::of::<SourceStatus>()),
         op(Source, "POST", routes::PAIR, "Use a pairing token", Described::of::<Paired>()).taking::<PairRequest>(),
         op(Source, "DELETE", routes::PAIR, "Forget the receiver and end the connections to it", Described::of::<Done>()),
-        op(Source, "GET", routes::FAILBACKS, "Failbacks that are not over", Described::list::<FailbackStatus>()),
+        op(Source, "GET", routes::FAILBACKS, "Cutovers and failbacks that are not over", Described::list::<FailbackStatus>()),
         op(
             Source,
             "POST",
@@ -109,6 +109,14 @@ pub fn operations() -> Vec<Operation> {
             Described::of::<FailbackStatus>(),
         )
         .taking::<FailbackRequest>(),
+        op(
+            Source,
+            "POST",
+            routes::CUTOVERS,
+            "Take a group out of service here, with all of it published",
+            Described::of::<FailbackStatus>(),
+        )
+        .taking::<CutoverRequest>(),
         op(Source, "PATCH", routes::GROUP, "Change a group's settings", Described::of::<GroupStatus>()).taking::<GroupSettings>(),
         op(Source, "GET", routes::LIMITS, "The limits that can change while the daemon runs", Described::of::<Limits>()),
         op(Source, "PUT", routes::LIMITS, "Change them", Described::of::<Limits>()).taking::<Limits>(),

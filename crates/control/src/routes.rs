@@ -98,6 +98,11 @@ pub const FOLLOWER_HEAL: &str = "/v1/followers/{follower}/heal";
 /// Source, `GET`: all [`FailbackStatus`](crate::failback::FailbackStatus); `POST`
 /// [`FailbackRequest`](crate::failback::FailbackRequest): how it is then.
 pub const FAILBACKS: &str = "/v1/failbacks";
+
+/// Source, `POST` [`CutoverRequest`](crate::failback::CutoverRequest): how it is then.
+/// [`FAILBACKS`] lists it, too.
+pub const CUTOVERS: &str = "/v1/cutovers";
+
 /// Receiver, `GET`: all [`FailoverStatus`](crate::failover::FailoverStatus); `POST`
 /// [`FailoverRequest`](crate::failover::FailoverRequest): the one that was begun or planned.
 pub const FAILOVERS: &str = "/v1/failovers";

@@ -137,12 +137,10 @@ fn settle(volume: &Backing, list: &List, places: &Places, until: Instant, bare: 
             }
         }
     };
-    if crate::failback::is_half_done(&list.state_dir, &volume.name, &volume.path)
+    if let Some(why) = crate::failback::why_unusable(&list.state_dir, &volume.name, &volume.path)
         .context("which disks are being failed back cannot be read")?
     {
-        bail!(
-            "{disk} stays hidden: a failback has written a part of a point to it, and nobody may use that; start farsided, which goes on with it"
-        );
+        bail!("{disk} stays hidden, and nobody may use it: {why}");
     }
     if volume.if_absent == IfAbsent::Refuse && !bare {
         if volume.disk.is_none() {

@@ -109,6 +109,12 @@ impl Disks {
         Ok(())
     }
 
+    /// They are that point, as of this look at them; `None`: nothing is known of them.
+    pub(super) fn are(&mut self, at: Option<LedgerPosition>, seen: &BTreeMap<Name, Option<Seen>>) {
+        let lacks = || self.open.keys().map(|name| (name.clone(), Arc::default())).collect();
+        self.known = at.map(|at| Known { at, lacks: lacks(), seen: seen.clone() });
+    }
+
     /// What tells whether somebody writes to them from now on.
     ///
     /// # Errors

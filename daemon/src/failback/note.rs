@@ -39,6 +39,10 @@ impl From<&PullPoint> for At {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "is")]
 pub(super) enum Stage {
+    /// A cutover: what is owed is being published. It ends with the process that began it, and is not kept.
+    HandingOver,
+    /// All was published, and the disks are held; `at`: they are that point.
+    HandedOver { at: Option<At> },
     /// The disks are held. `at`: the point that they all are, or were before `applying` was begun.
     Held { at: Option<At>, applying: Option<At> },
     /// They are that point, and served again, or about to be; the history is taken back as long as that point is the newest.
@@ -98,7 +102,7 @@ impl Note {
         let is_it = |held: &Held| {
             (self.group == *group && held.name == *volume) || backing.is_some_and(|backing| is_same_disk(backing, &held.backing))
         };
-        let is_open_to_all = !matches!(self.stage, Stage::Held { .. } | Stage::Returning { served: false, .. });
+        let is_open_to_all = matches!(self.stage, Stage::Aborting | Stage::Returning { served: true, .. });
         match self.volumes.iter().find(|held| is_it(held)) {
             Some(held) => held.leaving || !is_open_to_all,
             None => self.group == *group && !is_open_to_all,
@@ -119,6 +123,11 @@ impl Note {
         }
         write_atomically(&self.path(state_dir), &text)?;
         Ok(())
+    }
+
+    /// Makes it durable where another word of it may be.
+    pub(super) fn keep_if_there(&self, state_dir: &Path) -> anyhow::Result<()> {
+        if self.path(state_dir).try_exists()? { self.keep(state_dir) } else { Ok(()) }
     }
 
     /// It is over.
@@ -169,22 +178,31 @@ pub(super) fn notes(state_dir: &Path) -> anyhow::Result<Vec<Note>> {
     Ok(notes)
 }
 
-/// Whether a disk may hold a part of a point, so that nobody may see it, farsided or not.
+/// Why nobody may see a disk, farsided or not: it may hold a part of a point, or it was handed over, and another host has what became of it.
 ///
 /// # Errors
 /// When that cannot be told.
-pub(crate) fn is_half_done(state_dir: &Path, volume: &Name, backing: &Path) -> anyhow::Result<bool> {
-    let is_half_done = |note: Note| {
-        let is_half = matches!(note.stage, Stage::Held { applying: Some(_), .. });
-        is_half && note.volumes.iter().any(|held| held.name == *volume || is_same_disk(&held.backing, backing))
+pub(crate) fn why_unusable(state_dir: &Path, volume: &Name, backing: &Path) -> anyhow::Result<Option<&'static str>> {
+    let why = |note: Note| {
+        let why = match note.stage {
+            Stage::Held { applying: Some(_), .. } => {
+                "a failback has written a part of a point to it; start farsided, which goes on with it"
+            }
+            Stage::HandedOver { .. } => {
+                "it was handed over to another host (farside cutover); start farsided, and fail it back, or abort that"
+            }
+            _ => return None,
+        };
+        let is_it = note.volumes.iter().any(|held| held.name == *volume || is_same_disk(&held.backing, backing));
+        is_it.then_some(why)
     };
-    Ok(notes(state_dir)?.into_iter().any(is_half_done))
+    Ok(notes(state_dir)?.into_iter().find_map(why))
 }
 
 /// Whether a disk stays hidden because a failback holds it; also where nobody can tell.
 pub(crate) fn stays_hidden(state_dir: &Path, volume: &Name, backing: &Path) -> bool {
     let names_it = |note: Note| {
-        let is_held = !matches!(note.stage, Stage::Aborting | Stage::Returning { served: true, .. });
+        let is_held = !matches!(note.stage, Stage::HandingOver | Stage::Aborting | Stage::Returning { served: true, .. });
         is_held && note.volumes.iter().any(|held| held.name == *volume || is_same_disk(&held.backing, backing))
     };
     notes(state_dir).map_or(true, |notes| notes.into_iter().any(names_it))
@@ -255,18 +273,24 @@ mod tests {
         std::os::unix::fs::symlink(&disk, &link).expect("linked");
         let keep = |stage: Stage| note(stage, &disk).keep(dir.path()).expect("kept");
         keep(Stage::Held { at: Some(at()), applying: Some(at()) });
-        let half = |volume: &str, backing: &Path| is_half_done(dir.path(), &name(volume), backing).expect("readable");
+        let why = |volume: &str, backing: &Path| why_unusable(dir.path(), &name(volume), backing).expect("readable");
+        let half = |volume: &str, backing: &Path| why(volume, backing).is_some();
         assert!(half("data", &other) && half("x", &disk) && half("x", &link) && !half("x", &other));
         keep(Stage::Held { at: Some(at()), applying: None });
         assert!(!half("data", &disk));
         std::fs::write(dir.path().join("failback/db.json"), "{").expect("written");
-        let unreadable = is_half_done(dir.path(), &name("x"), &other).expect_err("nobody knows").to_string();
+        let unreadable = why_unusable(dir.path(), &name("x"), &other).expect_err("nobody knows").to_string();
         assert!(unreadable.contains("db.json"), "{unreadable}");
         assert!(stays_hidden(dir.path(), &name("x"), &other), "nobody knows");
         keep(Stage::Held { at: Some(at()), applying: None });
         assert!(stays_hidden(dir.path(), &name("x"), &link) && !stays_hidden(dir.path(), &name("x"), &other));
-        keep(Stage::Aborting);
-        assert!(!stays_hidden(dir.path(), &name("data"), &disk));
+        keep(Stage::HandedOver { at: Some(at()) });
+        assert!(why("data", &other).is_some_and(|why| why.contains("handed over")) && !half("x", &other));
+        assert!(stays_hidden(dir.path(), &name("x"), &link));
+        for stage in [Stage::HandingOver, Stage::Aborting] {
+            keep(stage);
+            assert!(!half("data", &disk) && !stays_hidden(dir.path(), &name("data"), &disk));
+        }
     }
 
     #[test]
@@ -277,7 +301,9 @@ mod tests {
         let (db, data, x) = (name("db"), name("data"), name("x"));
         let returning = |served| Stage::Returning { at: at(), served };
         let held = Stage::Held { at: None, applying: None };
-        for (stage, holds) in [(held, true), (returning(false), true), (returning(true), false), (Stage::Aborting, false)] {
+        let cutover = [(Stage::HandingOver, true), (Stage::HandedOver { at: None }, true)];
+        let failback = [(held, true), (returning(false), true), (returning(true), false), (Stage::Aborting, false)];
+        for (stage, holds) in cutover.into_iter().chain(failback) {
             let mut note = note(stage, &disk);
             assert_eq!(note.holds((&db, &data), None), holds, "{note:?}");
             assert_eq!(note.holds((&x, &x), Some(&disk)), holds, "{note:?}");

@@ -195,6 +195,16 @@ pub(crate) struct Claimed {
     unused: Unused,
 }
 
+impl Claimed {
+    /// Takes it away from the host; its tap serves still. Waits for the device.
+    ///
+    /// # Errors
+    /// When it is still there.
+    pub(crate) fn withdraw(self, name: &Name) -> anyhow::Result<()> {
+        self.tap.withdraw(name, self.unused)
+    }
+}
+
 /// Devices that did not answer in time when they were to be taken away, each with what is still at it.
 #[derive(Debug, Default)]
 pub(super) struct Silent(BTreeMap<Name, JoinHandle<anyhow::Result<()>>>);
@@ -503,7 +513,7 @@ impl Daemon {
             None => self.claim(name).await.map_err(LeaveError::Stays)?,
         };
         let volume = name.clone();
-        let withdrawn = tokio::task::spawn_blocking(move || claimed.tap.withdraw(&volume, claimed.unused)).await;
+        let withdrawn = tokio::task::spawn_blocking(move || claimed.withdraw(&volume)).await;
         let Err(error) = withdrawn.map_err(anyhow::Error::from).flatten() else {
             return self.ask_to_leave(name, Farewell::Removed).await.flatten().map_err(LeaveError::Failed);
         };
@@ -1021,7 +1031,7 @@ fn not_served(name: &Name, why: Option<&Unserved>, state_dir: &Path) -> Reason {
             Reason::new(Severity::Error, Code::NotServed, format!("volume {name} cannot begin: {why}"), todo)
         }
         Some(Unserved::FailingBack(group)) => {
-            let what = format!("volume {name} is not served: group {group} is being failed back");
+            let what = format!("volume {name} is not served: group {group} was handed over, or is being failed back");
             let todo = "farside failback --list shows how far that is; --finish or --abort serves it again";
             Reason::new(Severity::Warning, Code::FailingBack, what, todo)
         }

@@ -45,6 +45,28 @@ impl Daemon {
         }
     }
 
+    /// Claims the end of several volumes, or of none.
+    ///
+    /// # Errors
+    /// Which somebody else is at, or nobody serves.
+    pub(crate) fn begin_to_hand_over(&self, names: &[Name]) -> Result<(), Name> {
+        for (at, name) in names.iter().enumerate() {
+            if !self.volumes.begin_to_leave(name) {
+                names[..at].iter().for_each(|begun| self.volumes.stays(begun));
+                return Err(name.clone());
+            }
+        }
+        Ok(())
+    }
+
+    /// They have left, and nobody serves them before that is over.
+    pub(crate) fn are_held(&self, group: &Name, names: &[Name]) {
+        for name in names {
+            self.volumes.left(name);
+            locked(&self.volumes.unserved).insert(name.clone(), super::Unserved::FailingBack(group.clone()));
+        }
+    }
+
     /// The folder of a volume.
     pub(crate) fn volume_path(&self, volume: &VolumeConfig) -> PathBuf {
         self.state.volume_path(&volume.group, &volume.name)

@@ -1,0 +1,310 @@
+//! Cutover: a group leaves this host in order. Nobody uses its volumes any more, all of it is published, and its disks are kept from everybody until
+//! the group is failed back to this host, or the cutover is aborted.
+//!
+//! ```text
+//! asked ──► HandingOver (in memory): devices are taken away, and what is owed is published ──► HandedOver (durable) ──► a failback begins
+//!                       │                                                                           │
+//!                       └── in use again, told to abort, too late, killed ──► served as before ◄────┘ aborted
+//! ```
+//!
+//! Invariants:
+//! - Nothing can be written from before it is said that all is published until the volumes are served again: their devices are gone first, and whoever
+//!   opens them is refused.
+//! - `HandedOver` is said of a group that was closed in order, and whose receiver was told that it owes nothing: whatever goes wrong before that serves
+//!   the volumes again, as a restart would. A kill does the same.
+//! - What the disks are is said of them while they are open and locked, as in a failback, which begins with that.
+//!
+//! It deliberately promotes nobody: that is a word of the gateway's, where a person sees what would be lost, which is nothing then.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use farside_control::ApiError;
+use farside_control::failback::{CutoverRequest, CutoverStep, FailbackStage, FailbackStatus};
+use farside_control::source::{BehindWhat, VolumeState};
+use farside_region::{Generation, Name};
+use tracing::{error, info, warn};
+
+use super::note::{Note, Stage};
+use super::{Failback, SERVED, conflict, fits, unkept};
+use crate::config::VolumeConfig;
+use crate::group::{self, Ask, Ending, Stopped};
+use crate::locked;
+use crate::supervisor::{Claimed, Daemon};
+
+/// How long it may take until all is published.
+pub(super) const WAIT: Duration = Duration::from_secs(300);
+const WAIT_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
+/// A stop of the daemon waits so long for what it has told to hurry.
+const HURRY_WAIT: Duration = Duration::from_secs(25);
+
+impl Daemon {
+    /// Begins one, or gives one up.
+    ///
+    /// # Errors
+    /// What stands against it; nothing was changed then.
+    pub(crate) async fn cutover(self: &Arc<Self>, request: &CutoverRequest) -> Result<FailbackStatus, ApiError> {
+        let _one = self.failbacks.beginning.lock().await;
+        match (self.failbacks.of(&request.group), request.step) {
+            (None, CutoverStep::Begin) => self.begin_cutover(request).await,
+            (None, CutoverStep::Abort) => {
+                Err(ApiError::not_found("cutover of group", &request.group, "`farside cutover --list` lists them"))
+            }
+            (Some(known), step) => match (known.stage(), step) {
+                (Stage::HandingOver | Stage::HandedOver { .. }, CutoverStep::Begin) => Ok(known.show()),
+                (Stage::HandingOver | Stage::HandedOver { .. }, CutoverStep::Abort) if request.plan => Ok(known.show()),
+                (Stage::HandingOver | Stage::HandedOver { .. }, CutoverStep::Abort) => self.abort_cutover(&known),
+                _ => Err(conflict(
+                    format!("group {} is being failed back", request.group),
+                    "`farside failback --list` shows how far that is; --finish or --abort ends it",
+                )),
+            },
+        }
+    }
+
+    pub(super) fn abort_cutover(&self, failback: &Failback) -> Result<FailbackStatus, ApiError> {
+        let group = {
+            let mut note = locked(&failback.note);
+            if matches!(note.stage, Stage::HandingOver) {
+                note.abort = true; // a kill does as much
+            }
+            note.group.clone()
+        };
+        // What has been handed over since is heard of below.
+        let _ = self.tell(&group, Ask::Hurry);
+        if matches!(failback.stage(), Stage::HandedOver { .. }) {
+            self.change(failback, |note| note.abort = true).map_err(unkept)?;
+        }
+        failback.told.notify_one();
+        Ok(failback.show())
+    }
+
+    async fn begin_cutover(self: &Arc<Self>, request: &CutoverRequest) -> Result<FailbackStatus, ApiError> {
+        self.may_change()?;
+        let wait = request.wait_seconds.map_or(WAIT, |seconds| Duration::from_secs(seconds.into())).min(WAIT_MAX);
+        let (group, volumes) = self.configured_group(&request.group)?;
+        self.may_be_handed_over(&group, &volumes).await?;
+        let failback = Failback::new(Note::new(group.clone(), volumes.iter().map(|volume| self.held(volume)).collect()));
+        locked(&failback.note).stage = Stage::HandingOver;
+        let puller = self.puller(&group, &failback).await.map_err(super::unreachable)?;
+        let point = puller.point(None).await.map_err(super::unreachable)?;
+        drop(puller);
+        self.heard(&failback, &point);
+        locked(&failback.note).generation = point.generation.0;
+        for volume in &volumes {
+            let what =
+                "without that it could not come back: replicate it in the clear, or stop farsided in order (docs/operate.md)";
+            fits(&volume.name, &point).map_err(|why| conflict(why, what))?;
+        }
+        if request.plan {
+            return Ok(FailbackStatus { stage: FailbackStage::Planned, ..failback.show() });
+        }
+        self.refuse_clients(&group).await?;
+        let mut claimed = Vec::new();
+        for volume in &volumes {
+            claimed.push((volume.name.clone(), self.claim(&volume.name).await?));
+        }
+        let names: Vec<Name> = volumes.iter().map(|volume| volume.name.clone()).collect();
+        self.begin_to_hand_over(&names).map_err(|busy| {
+            let message = format!("volume {busy} is just being closed or opened");
+            conflict(message, "wait for that, and say the same again: `farside volume list`")
+        })?;
+        warn!(%group, "a cutover begins: its volumes are served no more");
+        let failback = Arc::new(failback);
+        locked(&self.failbacks.all).insert(group, failback.clone());
+        tokio::spawn(self.clone().hand_over(failback.clone(), claimed, wait));
+        Ok(failback.show())
+    }
+
+    /// # Errors
+    /// Which volume cannot be, and why.
+    async fn may_be_handed_over(&self, group: &Name, volumes: &[VolumeConfig]) -> Result<(), ApiError> {
+        for volume in volumes {
+            let name = &volume.name;
+            let state = self.volume_state(group, name).await;
+            // What is only much is published while it is waited for.
+            let (what, todo) = match &state {
+                Some(VolumeState::Streaming | VolumeState::Behind { what: BehindWhat::CatchingUp, .. }) => continue,
+                Some(VolumeState::Behind { what, .. }) => (what.words(), "wait until it streams"),
+                Some(VolumeState::Fenced) => ("fenced: it was failed over already", "`farside failback` is what follows"),
+                Some(VolumeState::Idle) => ("idle: no receiver knows of it", "see `farside status`"),
+                Some(other) => (other.word(), "see what it needs"),
+                None => ("not served", "see why"),
+            };
+            let message = format!("volume {name} is {what}: not all that was written to it can be published now");
+            return Err(conflict(message, &format!("{todo}: farside volume show {name}")));
+        }
+        Ok(())
+    }
+
+    /// To its end: it is handed over, or served again.
+    async fn hand_over(self: Arc<Self>, failback: Arc<Failback>, claimed: Vec<(Name, Claimed)>, wait: Duration) {
+        let group = locked(&failback.note).group.clone();
+        match self.try_to_hand_over(&group, &failback, claimed, wait).await {
+            Ok(()) => info!(%group, "handed over: all of it is published, and it is served here no more"),
+            Err(error) => {
+                warn!(%group, "the cutover is given up, and its volumes are served again: {error:#}");
+                locked(&failback.view).why = Some(format!("{error:#}"));
+                failback.disks.lock().await.let_go();
+                locked(&failback.note).stage = Stage::Aborting;
+            }
+        }
+        self.fail_back(failback).await;
+    }
+
+    async fn try_to_hand_over(
+        self: &Arc<Self>,
+        group: &Name,
+        failback: &Arc<Failback>,
+        claimed: Vec<(Name, Claimed)>,
+        wait: Duration,
+    ) -> anyhow::Result<()> {
+        let names: Vec<Name> = claimed.iter().map(|(name, _)| name.clone()).collect();
+        let withdrawn = tokio::task::spawn_blocking(move || {
+            claimed.into_iter().try_for_each(|(name, claimed)| {
+                claimed.withdraw(&name).map_err(|error| error.context(format!("the device of volume {name} stays")))
+            })
+        });
+        let withdrawn = withdrawn.await.map_err(anyhow::Error::from).flatten();
+        // Also where one stays: those that were taken away are made again by an opening.
+        let patience = if withdrawn.is_ok() { wait } else { Duration::ZERO };
+        let ending = self.stop_group(group, names.len(), patience).await;
+        self.are_held(group, &names);
+        withdrawn?;
+        let Ending { stopped, settled } = ending;
+        let Some(settled) = settled else {
+            match locked(&failback.note).abort {
+                true => anyhow::bail!("it was aborted"),
+                false => {
+                    anyhow::bail!("not all of it was published within {} s, or the gateway could not be told", wait.as_secs())
+                }
+            }
+        };
+        anyhow::ensure!(stopped == Stopped::Clean, "it could not be closed in order: the log says of which volume");
+        let held = locked(&failback.note).held();
+        let mut disks = failback.disks.lock().await;
+        disks.open(group, &held).await?;
+        let (identities, seen) = (disks.identities(), disks.sync_and_see().await?);
+        // † The gateway's word, not ours, for what the newest point is: what is pulled later is what differs from that.
+        let told = async { self.puller(group, failback).await?.point(None).await };
+        let at = match told.await {
+            Ok(point) => {
+                self.heard(failback, &point);
+                let is_it =
+                    settled.point == Some(point.position) && point.generation == Generation(locked(&failback.note).generation);
+                is_it.then(|| (&point).into())
+            }
+            Err(error) => {
+                warn!(%group, %error, "the point that was handed over is not known: all is compared when it comes back");
+                None
+            }
+        };
+        disks.are(settled.point.filter(|_| at.is_some()), &seen);
+        let is_aborted = {
+            // Nobody aborts it in between.
+            let mut note = locked(&failback.note);
+            let mut handed_over = note.clone();
+            for held in &mut handed_over.volumes {
+                held.identity = identities.get(&held.name).cloned().or(held.identity.take());
+                held.seen = seen.get(&held.name).cloned().flatten();
+            }
+            handed_over.stage = Stage::HandedOver { at };
+            if !note.abort {
+                handed_over.keep(&self.state_path())?;
+                *note = handed_over;
+            }
+            note.abort
+        };
+        anyhow::ensure!(!is_aborted, "it was aborted");
+        locked(&failback.view).taken = true;
+        Ok(())
+    }
+
+    /// Stops one group in order, which answers meanwhile, and has none.
+    async fn stop_group(&self, group: &Name, configured: usize, patience: Duration) -> Ending {
+        let Some(inbox) = self.inbox_of(group) else { return Ending::UNKNOWN };
+        let ending = tokio::task::spawn_blocking(move || group::stop(&inbox, configured, Some(patience))).await;
+        if let Some(handle) = self.forget_group(group) {
+            let _ = tokio::task::spawn_blocking(move || handle.end()).await;
+        }
+        ending.unwrap_or(Ending::UNKNOWN)
+    }
+
+    /// What is being handed over is closed as it is, because the daemon stops.
+    pub(crate) async fn hurry_cutovers(&self) {
+        let all: Vec<Arc<Failback>> = locked(&self.failbacks.all).values().cloned().collect();
+        let until = tokio::time::Instant::now() + HURRY_WAIT;
+        for one in all.iter().filter(|one| matches!(one.stage(), Stage::HandingOver)) {
+            let group = locked(&one.note).group.clone();
+            let _ = self.tell(&group, Ask::Hurry); // it may just have stopped
+            while matches!(one.stage(), Stage::HandingOver) && tokio::time::Instant::now() < until {
+                tokio::time::sleep(SERVED).await;
+            }
+            if matches!(one.stage(), Stage::HandingOver) {
+                error!(%group, "its cutover does not end");
+            }
+        }
+    }
+
+    /// Keeps the disks until somebody says what becomes of them. `Ok`: the stage is another one, or it is over.
+    pub(super) async fn wait_for_a_word(self: &Arc<Self>, failback: &Arc<Failback>) -> anyhow::Result<()> {
+        while self.is_known(failback) {
+            let note = locked(&failback.note).clone();
+            let Stage::HandedOver { at } = &note.stage else { return Ok(()) };
+            let mut disks = failback.disks.lock().await;
+            if note.abort {
+                disks.let_go();
+                return self.turn(failback, Stage::Aborting);
+            }
+            let held = note.held();
+            if held.iter().any(|held| !disks.open.contains_key(&held.name)) {
+                disks.open(&note.group, &held).await?;
+                disks.believe(at.as_ref().map(|at| (at.position, &held[..]))).await?;
+            }
+            drop(disks);
+            locked(&failback.view).taken = true;
+            failback.told.notified().await;
+        }
+        Ok(())
+    }
+
+    /// The group that was handed over was failed over, and comes back: its disks are what was handed over, and follow what was published since.
+    pub(super) async fn begin_from_handed_over(
+        self: &Arc<Self>,
+        failback: &Arc<Failback>,
+        (force, plan): (bool, bool),
+    ) -> Result<FailbackStatus, ApiError> {
+        let note = locked(&failback.note).clone();
+        let Stage::HandedOver { at } = note.stage.clone() else { return Ok(failback.show()) };
+        let group = &note.group;
+        let puller = self.puller(group, failback).await.map_err(super::unreachable)?;
+        let point = puller.point(at.as_ref().map(|at| at.position)).await.map_err(super::unreachable)?;
+        drop(puller);
+        self.heard(failback, &point);
+        let promoted = point.promotion.unwrap_or(point.generation);
+        if promoted <= Generation(note.generation) {
+            return Err(conflict(
+                format!("group {group} was not failed over since it was handed over: there is nothing to fail back"),
+                &format!("`farside cutover {group} --abort` serves it here again; `farside failover` on the gateway moves it"),
+            ));
+        }
+        for held in note.held() {
+            fits(&held.name, &point)
+                .map_err(|why| conflict(why, "`farside point show latest` on the gateway says what the point holds"))?;
+        }
+        if plan {
+            return Ok(FailbackStatus { stage: FailbackStage::Planned, generation: promoted.0, ..failback.show() });
+        }
+        super::refuse_unpublished(group, &point, force)?;
+        // Nobody opens them meanwhile; a kill in between has them compared, whatever is said next.
+        let disks = failback.disks.lock().await;
+        for held in note.held() {
+            self.take_for_failback(group, &held.name).await.map_err(ApiError::internal)?;
+        }
+        self.change(failback, |note| (note.generation, note.stage) = (promoted.0, Stage::Held { at, applying: None }))
+            .map_err(unkept)?;
+        drop(disks);
+        failback.told.notify_one();
+        Ok(failback.show())
+    }
+}
