@@ -8,6 +8,7 @@ use farside_control::{Address, PointRef};
 use farside_keys::Keeper;
 
 use crate::cutover::CutoverArgs;
+use crate::demo::DemoArgs;
 use crate::failback::FailbackArgs;
 use crate::failover::FailoverArgs;
 use crate::failure::Failure;
@@ -236,37 +237,6 @@ pub(crate) enum Command {
         #[arg(long)]
         until_stdin_ends: bool,
     },
-}
-
-/// `farside demo`.
-#[derive(Args, Clone, Debug)]
-#[command(after_long_help = "\
-A receiver with a local store and a daemon start in a temporary directory. A real ext4 image is
-served through the tap while a workload changes it: mounted through nbdfuse and a loop device where
-root and FUSE allow, otherwise as successive states of a local copy whose differing blocks are
-written through the tap. Then the source is killed without mercy, the newest point and one from the
-middle are restored, checked with e2fsck and compared with what the workload had written by then.
-
-Needs mke2fs, debugfs and e2fsck (package e2fsprogs); root is not needed. Nothing is left behind, unless --keep.
-
-Examples:
-  farside demo
-  farside demo --size 4GiB
-  farside demo --keep            then look around: the directory and the commands to try are printed
-  farside demo --basic           never mount, also where it would be possible")]
-pub(crate) struct DemoArgs {
-    /// Size of the volume.
-    #[arg(long, default_value = "1GiB", value_name = "BYTES", value_parser = parse_bytes)]
-    pub(crate) size: u64,
-    /// Leave the directory with store, image and logs.
-    #[arg(long)]
-    pub(crate) keep: bool,
-    /// Do not mount the volume, also where root and FUSE would allow it.
-    #[arg(long)]
-    pub(crate) basic: bool,
-    /// How long the workload changes the volume, in seconds.
-    #[arg(long, default_value_t = 12, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(4..=600))]
-    pub(crate) seconds: u32,
 }
 
 /// `farside group …`

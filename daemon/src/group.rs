@@ -33,7 +33,7 @@ use crate::tally::Tally;
 use crate::volume::{IntentOrder, Served, Surroundings};
 use crate::watch::{Bypass, Noticed, Sight};
 use closing::Away;
-pub(crate) use closing::Opening;
+pub(crate) use closing::{Ending, Opening};
 
 mod closing;
 
@@ -144,26 +144,6 @@ pub(crate) enum Stopped {
     Unclean,
     /// Some volume lost track of changes, and nothing keeps that over a reboot.
     LossUnkept,
-}
-
-/// How a group stopped, and what it owes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Ending {
-    pub(crate) stopped: Stopped,
-    /// All of it was published, which the receiver was told.
-    pub(crate) settled: Option<Settled>,
-}
-
-impl Ending {
-    /// Of a thread that does not answer.
-    pub(crate) const UNKNOWN: Self = Self { stopped: Stopped::Unclean, settled: None };
-}
-
-/// All is published.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Settled {
-    /// The point that every volume of the group is; `None`: no one point.
-    pub(crate) point: Option<LedgerPosition>,
 }
 
 /// The way into a control thread.
@@ -1176,25 +1156,6 @@ impl Control {
         self.step(Event::Halt);
         self.settle_losses();
         Ending { stopped: self.close_members(), settled }
-    }
-
-    /// Whoever takes the history over waits for this word, and for nothing less: that a connection ended says nothing of what its host owes. Nor is it
-    /// said where a configured volume is not served here, or does not stream: what is not read owes all that was written to it.
-    fn say_whether_all_is_published(&mut self, configured: usize) -> Option<Settled> {
-        use farside_replication::source::State;
-        let volumes = self.source.status(monotonic_ns()).volumes;
-        let all = configured > 0 && volumes.len() == configured && self.away.is_empty() && self.unkept.is_empty();
-        let settled = all && self.source.settled() && volumes.iter().all(|volume| volume.state == State::Streaming);
-        if !settled {
-            return None;
-        }
-        // It must not come back as somebody who owes.
-        self.dialing.abort();
-        let link = self.link.as_ref()?;
-        link.connection.close(farside_transport::CloseCode::Settled, "all is published, and this host stops");
-        let newest = |volume: &farside_replication::source::VolumeStatus| volume.newest_point.map(|point| point.position);
-        let point = newest(&volumes[0]).filter(|point| volumes.iter().all(|volume| newest(volume) == Some(*point)));
-        Some(Settled { point })
     }
 
     fn listen_until(&mut self, done: impl Fn(&Self) -> bool, deadline: Option<Instant>) {

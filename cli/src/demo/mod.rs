@@ -16,6 +16,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use clap::Args;
 use farside_control::routes::PointsQuery;
 use farside_control::source::{GroupStatus, VolumeState};
 use farside_control::{Address, Point, PointRef};
@@ -24,7 +25,7 @@ use farside_objects::Location;
 use self::report::{Measured, Narrator, RestoreReport};
 use self::site::{SOURCE, Site, VOLUME};
 use self::workload::{Basic, Cut, Running, Workload, now_ns};
-use crate::args::{DemoArgs, Global};
+use crate::args::{Global, parse_bytes};
 use crate::failure::{Exit, Failure, OrFail as _};
 use crate::{print, restore, status};
 
@@ -34,6 +35,37 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 const LINE_INTERVAL: Duration = Duration::from_millis(900);
 /// Smaller volumes cannot hold the image and the workload; larger than 2^40 bytes is not what a demo is for.
 const SIZES: std::ops::RangeInclusive<u64> = (64 << 20)..=(1 << 40);
+
+/// `farside demo`.
+#[derive(Args, Clone, Debug)]
+#[command(after_long_help = "\
+A receiver with a local store and a daemon start in a temporary directory. A real ext4 image is
+served through the tap while a workload changes it: mounted through nbdfuse and a loop device where
+root and FUSE allow, otherwise as successive states of a local copy whose differing blocks are
+written through the tap. Then the source is killed without mercy, the newest point and one from the
+middle are restored, checked with e2fsck and compared with what the workload had written by then.
+
+Needs mke2fs, debugfs and e2fsck (package e2fsprogs); root is not needed. Nothing is left behind, unless --keep.
+
+Examples:
+  farside demo
+  farside demo --size 4GiB
+  farside demo --keep            then look around: the directory and the commands to try are printed
+  farside demo --basic           never mount, also where it would be possible")]
+pub(crate) struct DemoArgs {
+    /// Size of the volume.
+    #[arg(long, default_value = "1GiB", value_name = "BYTES", value_parser = parse_bytes)]
+    pub(crate) size: u64,
+    /// Leave the directory with store, image and logs.
+    #[arg(long)]
+    pub(crate) keep: bool,
+    /// Do not mount the volume, also where root and FUSE would allow it.
+    #[arg(long)]
+    pub(crate) basic: bool,
+    /// How long the workload changes the volume, in seconds.
+    #[arg(long, default_value_t = 12, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(4..=600))]
+    pub(crate) seconds: u32,
+}
 
 /// Tells the story.
 pub(crate) fn run(global: &Global, args: &DemoArgs) -> Result<(), Failure> {

@@ -9,13 +9,35 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender, bounded};
-use farside_region::{GranuleSet, Name, VolumeId};
+use farside_blockio::process::monotonic_ns;
+use farside_region::{GranuleSet, LedgerPosition, Name, VolumeId};
+use farside_replication::source::{State, VolumeStatus};
 use tracing::{error, info, warn};
 
 use super::{Control, Farewell, Member, Stopped};
 
 /// A device that does not answer is waited for so long at a stop.
 const CLOSE_WAIT: Duration = Duration::from_secs(15);
+
+/// How a group stopped, and what it owes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ending {
+    pub(crate) stopped: Stopped,
+    /// All of it was published, which the receiver was told.
+    pub(crate) settled: Option<Settled>,
+}
+
+impl Ending {
+    /// Of a thread that does not answer.
+    pub(crate) const UNKNOWN: Self = Self { stopped: Stopped::Unclean, settled: None };
+}
+
+/// All is published.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Settled {
+    /// The point that every volume of the group is; `None`: no one point.
+    pub(crate) point: Option<LedgerPosition>,
+}
 
 /// A volume that is being opened.
 #[derive(Clone, Debug)]
@@ -140,6 +162,24 @@ impl Control {
             }
             let _ = ended.send(clean); // only a stop waits for it
         });
+    }
+
+    /// Whoever takes the history over waits for this word, and for nothing less: that a connection ended says nothing of what its host owes. Nor is it
+    /// said where a configured volume is not served here, or does not stream: what is not read owes all that was written to it.
+    pub(super) fn say_whether_all_is_published(&mut self, configured: usize) -> Option<Settled> {
+        let volumes = self.source.status(monotonic_ns()).volumes;
+        let all = configured > 0 && volumes.len() == configured && self.away.is_empty() && self.unkept.is_empty();
+        let settled = all && self.source.settled() && volumes.iter().all(|volume| volume.state == State::Streaming);
+        if !settled {
+            return None;
+        }
+        // It must not come back as somebody who owes.
+        self.dialing.abort();
+        let link = self.link.as_ref()?;
+        link.connection.close(farside_transport::CloseCode::Settled, "all is published, and this host stops");
+        let newest = |volume: &VolumeStatus| volume.newest_point.map(|point| point.position);
+        let point = newest(&volumes[0]).filter(|point| volumes.iter().all(|volume| newest(volume) == Some(*point)));
+        Some(Settled { point })
     }
 
     /// Each on a thread of its own, and joined last: a device that does not answer must not keep the others from their `clean`.
