@@ -104,7 +104,10 @@ pub(crate) async fn run(global: &Global, hosts: &Hosts, args: CutoverArgs) -> Re
     }
     let text = match step {
         CutoverStep::Abort => {
-            format!("aborted: the volumes of {} are served here as their disks are (farside status)\n", last.group)
+            format!(
+                "aborted: the volumes of {} are served here as their disks are (farside status)\nuntil it is connected again the gateway takes it for handed over: nobody should fail it over now\n",
+                last.group
+            )
         }
         CutoverStep::Begin => outcome(&last, &client.source_status().await?.source),
     };

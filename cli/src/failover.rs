@@ -221,7 +221,7 @@ fn loss(planned: &FailoverStatus) -> String {
     let is_newest = planned.newest.as_ref() == Some(point);
     text.push_str(&match planned.lag_ms.filter(|_| is_newest) {
         _ if planned.all_published => {
-            format!("{} had published all when it stopped: nothing is lost, unless it was started again since\n", planned.source)
+            format!("{} had published all when it stopped: nothing is lost, unless it served again since\n", planned.source)
         }
         Some(ms) => format!("what was written in the last {} may be lost to the copy\n", print::duration_ms(ms)),
         None => "what was written after that is lost to the copy\n".to_owned(),

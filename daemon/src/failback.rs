@@ -736,7 +736,10 @@ impl Daemon {
         }
         note.forget(&self.state_path())?;
         locked(&self.failbacks.all).remove(&note.group);
-        info!(group = %note.group, "the failback is over");
+        for held in note.held() {
+            self.show_disk(&held.name).await; // of what is not configured any more
+        }
+        info!(group = %note.group, "it is over: what is configured of the group is served");
         Ok(())
     }
 

@@ -971,7 +971,7 @@ impl Control {
                     }
                 }
             },
-            Ask::Hurry => self.hurries = true,
+            Ask::Hurry => self.hurries = self.stopping,
             Ask::Stop { .. } => unreachable!("handled by the loop"),
         }
     }
@@ -1161,7 +1161,9 @@ impl Control {
     fn listen_until(&mut self, done: impl Fn(&Self) -> bool, deadline: Option<Instant>) {
         while !done(self) && deadline.is_none_or(|d| Instant::now() < d) {
             match self.notes.recv_timeout(Duration::from_millis(10)) {
-                Ok(Note::Ask(Ask::Stop { .. })) | Err(RecvTimeoutError::Timeout) => {}
+                // Whoever says it once more does not want to wait.
+                Ok(Note::Ask(Ask::Stop { .. })) => self.hurries = true,
+                Err(RecvTimeoutError::Timeout) => {}
                 Ok(note) => self.hear(note),
                 Err(RecvTimeoutError::Disconnected) => return,
             }

@@ -300,14 +300,19 @@ impl Daemon {
         self.withdraw_devices().await;
         // † Not before: what is closed to be opened again has users that wait for it, and who is switched off waits for them.
         *locked(&self.phase) = Phase::Stopping;
-        // Those that a cutover stops it stops itself.
-        self.hurry_cutovers().await;
-        let groups = std::mem::take(&mut *locked(&self.groups));
+        // Those that a cutover stops it stops itself, beside the others.
+        let (handing_over, hurried) = (self.handing_over(), self.hurry_cutovers());
+        let groups: Vec<_> = {
+            let mut groups = locked(&self.groups);
+            let names: Vec<Name> = groups.keys().filter(|name| !handing_over.contains(name)).cloned().collect();
+            names.into_iter().filter_map(|name| groups.remove_entry(&name)).collect()
+        };
         let mut stops = Vec::new();
         for (name, group) in groups {
             let configured = self.volumes_of(&name).len();
             stops.push(tokio::task::spawn_blocking(move || group.stop(configured, None).stopped));
         }
+        hurried.await;
         let mut worst = Stopped::Clean;
         for stop in stops {
             worst = worst.max(stop.await.unwrap_or(Stopped::Unclean));

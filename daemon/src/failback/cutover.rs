@@ -26,6 +26,7 @@ use farside_region::{Generation, Name};
 use tracing::{error, info, warn};
 
 use super::note::{Note, Stage};
+use super::pull::PullError;
 use super::{Failback, SERVED, conflict, fits, unkept};
 use crate::config::VolumeConfig;
 use crate::group::{self, Ask, Ending, Stopped};
@@ -35,6 +36,8 @@ use crate::supervisor::{Claimed, Daemon};
 /// How long it may take until all is published.
 pub(super) const WAIT: Duration = Duration::from_secs(300);
 const WAIT_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
+/// And to hear what the newest point is, at the end.
+const POINT_WAIT: Duration = Duration::from_secs(5);
 /// A stop of the daemon waits so long for what it has told to hurry.
 const HURRY_WAIT: Duration = Duration::from_secs(25);
 
@@ -70,8 +73,7 @@ impl Daemon {
             }
             note.group.clone()
         };
-        // What has been handed over since is heard of below.
-        let _ = self.tell(&group, Ask::Hurry);
+        let _ = self.tell(&group, Ask::Hurry); // what has been handed over since is seen below
         if matches!(failback.stage(), Stage::HandedOver { .. }) {
             self.change(failback, |note| note.abort = true).map_err(unkept)?;
         }
@@ -105,13 +107,23 @@ impl Daemon {
             claimed.push((volume.name.clone(), self.claim(&volume.name).await?));
         }
         let names: Vec<Name> = volumes.iter().map(|volume| volume.name.clone()).collect();
-        self.begin_to_hand_over(&names).map_err(|busy| {
-            let message = format!("volume {busy} is just being closed or opened");
-            conflict(message, "wait for that, and say the same again: `farside volume list`")
-        })?;
-        warn!(%group, "a cutover begins: its volumes are served no more");
         let failback = Arc::new(failback);
-        locked(&self.failbacks.all).insert(group, failback.clone());
+        // † First: from here on nothing that is new to the group gets into it.
+        locked(&self.failbacks.all).insert(group.clone(), failback.clone());
+        let begun = self.may_change().and_then(|()| {
+            self.begin_to_hand_over(&group, &names).map_err(|busy| {
+                let message =
+                    format!("volume {busy} of the group is just being added, closed or opened, or is served and not configured");
+                conflict(message, "wait for that, and say the same again: `farside volume list`")
+            })
+        });
+        if let Err(why) = begun {
+            locked(&self.failbacks.all).remove(&group);
+            // Who was refused meanwhile.
+            self.volumes_of(&group).iter().for_each(|volume| self.open_soon(&volume.name));
+            return Err(why);
+        }
+        warn!(%group, "a cutover begins: its volumes are served no more");
         tokio::spawn(self.clone().hand_over(failback.clone(), claimed, wait));
         Ok(failback.show())
     }
@@ -122,6 +134,10 @@ impl Daemon {
         for volume in volumes {
             let name = &volume.name;
             let state = self.volume_state(group, name).await;
+            if self.unreadable_bytes(group, name).await > 0 {
+                let message = format!("a part of the disk of volume {name} cannot be read: it is in no point, and would be lost");
+                return Err(conflict(message, &format!("write it anew, or replace the disk: farside volume show {name}")));
+            }
             // What is only much is published while it is waited for.
             let (what, todo) = match &state {
                 Some(VolumeState::Streaming | VolumeState::Behind { what: BehindWhat::CatchingUp, .. }) => continue,
@@ -168,7 +184,7 @@ impl Daemon {
         let withdrawn = withdrawn.await.map_err(anyhow::Error::from).flatten();
         // Also where one stays: those that were taken away are made again by an opening.
         let patience = if withdrawn.is_ok() { wait } else { Duration::ZERO };
-        let ending = self.stop_group(group, names.len(), patience).await;
+        let ending = self.stop_group(group, failback, patience).await;
         self.are_held(group, &names);
         withdrawn?;
         let Ending { stopped, settled } = ending;
@@ -181,13 +197,15 @@ impl Daemon {
             }
         };
         anyhow::ensure!(stopped == Stopped::Clean, "it could not be closed in order: the log says of which volume");
-        let held = locked(&failback.note).held();
         let mut disks = failback.disks.lock().await;
+        let held = locked(&failback.note).held();
         disks.open(group, &held).await?;
         let (identities, seen) = (disks.identities(), disks.sync_and_see().await?);
         // † The gateway's word, not ours, for what the newest point is: what is pulled later is what differs from that.
         let told = async { self.puller(group, failback).await?.point(None).await };
-        let at = match told.await {
+        // Nor is it waited for: that it was handed over must be durable soon.
+        let at = match tokio::time::timeout(POINT_WAIT, told).await.unwrap_or_else(|_| Err(PullError::Ended("no answer".into())))
+        {
             Ok(point) => {
                 self.heard(failback, &point);
                 let is_it =
@@ -203,6 +221,7 @@ impl Daemon {
         let is_aborted = {
             // Nobody aborts it in between.
             let mut note = locked(&failback.note);
+            anyhow::ensure!(!held.is_empty() && note.held() == held, "a volume of it was removed meanwhile");
             let mut handed_over = note.clone();
             for held in &mut handed_over.volumes {
                 held.identity = identities.get(&held.name).cloned().or(held.identity.take());
@@ -221,13 +240,28 @@ impl Daemon {
     }
 
     /// Stops one group in order, which answers meanwhile, and has none.
-    async fn stop_group(&self, group: &Name, configured: usize, patience: Duration) -> Ending {
+    async fn stop_group(&self, group: &Name, failback: &Failback, patience: Duration) -> Ending {
         let Some(inbox) = self.inbox_of(group) else { return Ending::UNKNOWN };
-        let ending = tokio::task::spawn_blocking(move || group::stop(&inbox, configured, Some(patience))).await;
+        let configured = self.volumes_of(group).len();
+        let mut stop = tokio::task::spawn_blocking(move || group::stop(&inbox, configured, Some(patience)));
+        let ending = loop {
+            match tokio::time::timeout(SERVED, &mut stop).await {
+                Ok(ending) => break ending,
+                // Said once, it may be heard before the stop that is meant.
+                Err(_) if locked(&failback.note).abort => drop(self.tell(group, Ask::Hurry)),
+                Err(_) => {}
+            }
+        };
         if let Some(handle) = self.forget_group(group) {
             let _ = tokio::task::spawn_blocking(move || handle.end()).await;
         }
         ending.unwrap_or(Ending::UNKNOWN)
+    }
+
+    /// Groups that are being handed over.
+    pub(crate) fn handing_over(&self) -> Vec<Name> {
+        let all = locked(&self.failbacks.all);
+        all.iter().filter(|(_, one)| matches!(one.stage(), Stage::HandingOver)).map(|(name, _)| name.clone()).collect()
     }
 
     /// What is being handed over is closed as it is, because the daemon stops.
@@ -259,10 +293,17 @@ impl Daemon {
             let held = note.held();
             if held.iter().any(|held| !disks.open.contains_key(&held.name)) {
                 disks.open(&note.group, &held).await?;
+                let found = disks.identities();
+                self.change(failback, |note| {
+                    for held in note.volumes.iter_mut().filter(|held| held.identity.is_none()) {
+                        held.identity = found.get(&held.name).cloned();
+                    }
+                })?;
                 disks.believe(at.as_ref().map(|at| (at.position, &held[..]))).await?;
             }
             drop(disks);
             locked(&failback.view).taken = true;
+            self.check_configured(&note.group, &held)?;
             failback.told.notified().await;
         }
         Ok(())
@@ -281,7 +322,7 @@ impl Daemon {
         let point = puller.point(at.as_ref().map(|at| at.position)).await.map_err(super::unreachable)?;
         drop(puller);
         self.heard(failback, &point);
-        let promoted = point.promotion.unwrap_or(point.generation);
+        let promoted = point.promotion.map_or(point.generation, |promotion| promotion.max(point.generation));
         if promoted <= Generation(note.generation) {
             return Err(conflict(
                 format!("group {group} was not failed over since it was handed over: there is nothing to fail back"),

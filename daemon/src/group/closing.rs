@@ -169,7 +169,9 @@ impl Control {
     pub(super) fn say_whether_all_is_published(&mut self, configured: usize) -> Option<Settled> {
         let volumes = self.source.status(monotonic_ns()).volumes;
         let all = configured > 0 && volumes.len() == configured && self.away.is_empty() && self.unkept.is_empty();
-        let settled = all && self.source.settled() && volumes.iter().all(|volume| volume.state == State::Streaming);
+        // † What cannot be read is owed by nobody, and is in no point.
+        let is_whole = |volume: &VolumeStatus| volume.state == State::Streaming && volume.unreadable_bytes == 0;
+        let settled = all && self.source.settled() && volumes.iter().all(is_whole);
         if !settled {
             return None;
         }

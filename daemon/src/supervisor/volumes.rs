@@ -575,7 +575,7 @@ impl Daemon {
 
     /// The disk of a volume that has left is its host's again, unless the volume is configured, or somebody opens it. Nobody does
     /// meanwhile.
-    async fn show_disk(&self, name: &Name) {
+    pub(crate) async fn show_disk(&self, name: &Name) {
         if !locked(&self.config).volumes.contains_key(name) && self.volumes.begin(name) {
             self.show_claimed_disk(name).await;
             locked(&self.volumes.unserved).remove(name);

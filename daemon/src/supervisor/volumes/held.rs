@@ -45,11 +45,21 @@ impl Daemon {
         }
     }
 
-    /// Claims the end of several volumes, or of none.
+    /// Claims the end of all volumes of a group, or of none.
     ///
     /// # Errors
-    /// Which somebody else is at, or nobody serves.
-    pub(crate) fn begin_to_hand_over(&self, names: &[Name]) -> Result<(), Name> {
+    /// Which of it somebody else is at, or is not one of these.
+    pub(crate) fn begin_to_hand_over(&self, group: &Name, names: &[Name]) -> Result<(), Name> {
+        // † The whole group is stopped: who is in it and is not named would be served by nobody.
+        let others = |found: &Name| (!names.contains(found)).then(|| found.clone());
+        let served: Vec<Name> =
+            locked(&self.volumes.served).iter().filter(|(_, (of, _))| of == group).filter_map(|(name, _)| others(name)).collect();
+        let adding =
+            locked(&self.volumes.adding).values().find(|volume| volume.group == *group).map(|volume| volume.name.clone());
+        let configured = self.volumes_of(group).iter().find_map(|volume| others(&volume.name));
+        if let Some(other) = served.into_iter().next().or(adding).or(configured) {
+            return Err(other);
+        }
         for (at, name) in names.iter().enumerate() {
             if !self.volumes.begin_to_leave(name) {
                 names[..at].iter().for_each(|begun| self.volumes.stays(begun));
@@ -65,6 +75,16 @@ impl Daemon {
             self.volumes.left(name);
             locked(&self.volumes.unserved).insert(name.clone(), super::Unserved::FailingBack(group.clone()));
         }
+    }
+
+    /// What of a volume could not be read.
+    pub(crate) async fn unreadable_bytes(&self, group: &Name, name: &Name) -> u64 {
+        let (reply, answer) = oneshot::channel();
+        if self.tell(group, Ask::Status(reply)).is_err() {
+            return 0; // it is not served, which is seen elsewhere
+        }
+        let volumes = answer.await.map(|status| status.volumes).unwrap_or_default();
+        volumes.into_iter().find(|volume| volume.name == name.as_str()).map_or(0, |volume| volume.unreadable_bytes)
     }
 
     /// The folder of a volume.
