@@ -432,6 +432,34 @@ pub fn grows_when_it_is_unused(kernel: Kernel, tap: &Tap) {
     host.shut_down();
 }
 
+/// A mounted volume is not handed over, one that nobody uses is: its device goes, its disk is nobody's, and when that is aborted all is as before.
+///
+/// # Panics
+/// When it is taken from its users, given to others, or does not come back.
+pub fn is_handed_over_when_it_is_unused(kernel: Kernel, tap: &Tap) {
+    let (mut host, _part) = on_a_part(kernel, tap, 1, Part::SECTORS);
+    let streams = |group: &Value| group["volumes"][0]["state"]["state"] == "streaming";
+    host.wait_for_group("the first sync", streams);
+    let refused = host.guest.attempt(&format!("{CLI} cutover default --yes"));
+    assert!(refused.code == 4 && refused.stderr.contains("volume data stays"), "{refused:?}");
+    host.wait_for_load(20);
+    host.stop_load();
+    host.guest.run("umount /mnt");
+    host.wait_for_group("the last writes", is_quiet);
+    let done = host.guest.run(&format!("{CLI} cutover default --yes --wait 1h"));
+    assert!(done.contains("is handed over"), "{done}");
+    host.assert_newest_point_is_the_disk();
+    host.guest.run(&format!("test ! -e {DEVICE}"));
+    host.guest.announce("Can't open blockdev");
+    let stranger = host.guest.attempt(&format!("mount -t ext4 {} /mnt", Part::NODE));
+    assert_ne!(stranger.code, 0, "its disk is mounted: {stranger:?}");
+    host.guest.run(&format!("{CLI} cutover default --abort"));
+    host.guest.run(&format!("mount -t ext4 {DEVICE} /mnt && rm -rf /mnt/*"));
+    assert_eq!(host.guest.attempt("grep 'everything will be compared' /run/daemon.log").stdout, "", "what is cold stays cold");
+    host.start_load();
+    unmount_and_shut_down(host);
+}
+
 fn is_as_large_as_it_was(host: &mut Host) {
     let bytes = host.guest.run(&format!("blockdev --getsize64 {DEVICE}"));
     assert_eq!(bytes.trim(), (Part::SECTORS / 2 * 512).to_string());

@@ -17,6 +17,11 @@ fn a_device_grows_with_its_backing() {
 }
 
 #[test]
+fn a_device_is_handed_over_when_nobody_uses_it() {
+    conformance::is_handed_over_when_it_is_unused(Kernel::Stock, &NBD);
+}
+
+#[test]
 fn a_machine_without_memory_writes_on() {
     conformance::writes_on_without_memory(Kernel::Stock, &NBD, 1);
 }

@@ -80,6 +80,11 @@ fn a_device_grows_with_its_backing() {
 }
 
 #[test]
+fn a_device_is_handed_over_when_nobody_uses_it() {
+    conformance::is_handed_over_when_it_is_unused(Kernel::Newest, &UBLK);
+}
+
+#[test]
 fn a_device_that_cannot_grow_while_it_is_used_grows_when_it_is_not() {
     conformance::grows_when_it_is_unused(Kernel::Backports, &UBLK);
 }
