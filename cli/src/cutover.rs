@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use clap::{ArgGroup, Args};
-use farside_control::Client;
 use farside_control::failback::{CutoverRequest, CutoverStep, FailbackStage, FailbackStatus};
+use farside_control::{Client, ClientError};
 use serde::Serialize;
 
 use crate::args::Global;
@@ -95,8 +95,7 @@ pub(crate) async fn run(global: &Global, hosts: &Hosts, args: CutoverArgs) -> Re
     let now = client.cutover(&CutoverRequest { plan: false, ..request }).await?;
     let (last, over) = watch(global, &client, now, step).await?;
     if step == CutoverStep::Begin && last.stage != FailbackStage::HandedOver {
-        let why = last.why.as_deref().unwrap_or("the log of farsided says why");
-        let message = format!("the cutover of {} was given up: {why}", last.group);
+        let message = given_up(&client, &last).await;
         return Err(Failure::new(Exit::Failed, message, "its volumes are served here as before: farside status"));
     }
     if global.json {
@@ -112,6 +111,18 @@ pub(crate) async fn run(global: &Global, hosts: &Hosts, args: CutoverArgs) -> Re
         CutoverStep::Begin => outcome(&last, &client.source_status().await?.source),
     };
     print::out(&text)
+}
+
+/// That it was given up, and why, which may have been over before it was asked for.
+async fn given_up(client: &Client, last: &FailbackStatus) -> String {
+    if let Some(why) = &last.why {
+        return format!("the cutover of group {} was given up: {why}", last.group);
+    }
+    let request = CutoverRequest { group: last.group.clone(), step: CutoverStep::Abort, wait_seconds: None, plan: true };
+    match client.cutover(&request).await {
+        Err(ClientError::Api(error)) => error.message,
+        _ => format!("the cutover of group {} was given up: the log of farsided says why", last.group),
+    }
 }
 
 /// Until there is nothing more to wait for; how it was at last, and whether it is over.

@@ -63,6 +63,8 @@ const AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 #[derive(Debug, Default)]
 pub(crate) struct Failbacks {
     all: Mutex<BTreeMap<Name, Arc<Failback>>>,
+    /// Why the last cutover of a group was given up, for whoever asks too late.
+    given_up: Mutex<BTreeMap<Name, String>>,
     /// One begins at a time.
     beginning: tokio::sync::Mutex<()>,
 }

@@ -19,9 +19,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use farside_control::ApiError;
 use farside_control::failback::{CutoverRequest, CutoverStep, FailbackStage, FailbackStatus};
 use farside_control::source::{BehindWhat, VolumeState};
+use farside_control::{ApiError, ErrorCode};
 use farside_region::{Generation, Name};
 use tracing::{error, info, warn};
 
@@ -51,7 +51,14 @@ impl Daemon {
         match (self.failbacks.of(&request.group), request.step) {
             (None, CutoverStep::Begin) => self.begin_cutover(request).await,
             (None, CutoverStep::Abort) => {
-                Err(ApiError::not_found("cutover of group", &request.group, "`farside cutover --list` lists them"))
+                let what = "`farside cutover --list` lists them";
+                let given_up = locked(&self.failbacks.given_up);
+                Err(match given_up.iter().find(|(group, _)| group.as_str() == request.group) {
+                    Some((group, why)) => {
+                        ApiError::new(ErrorCode::NotFound, format!("the cutover of group {group} was given up: {why}"), what)
+                    }
+                    None => ApiError::not_found("cutover of group", &request.group, what),
+                })
             }
             (Some(known), step) => match (known.stage(), step) {
                 (Stage::HandingOver | Stage::HandedOver { .. }, CutoverStep::Begin) => Ok(known.show()),
@@ -123,6 +130,7 @@ impl Daemon {
             self.volumes_of(&group).iter().for_each(|volume| self.open_soon(&volume.name));
             return Err(why);
         }
+        locked(&self.failbacks.given_up).remove(&group);
         warn!(%group, "a cutover begins: its volumes are served no more");
         tokio::spawn(self.clone().hand_over(failback.clone(), claimed, wait));
         Ok(failback.show())
@@ -160,7 +168,9 @@ impl Daemon {
             Ok(()) => info!(%group, "handed over: all of it is published, and it is served here no more"),
             Err(error) => {
                 warn!(%group, "the cutover is given up, and its volumes are served again: {error:#}");
-                locked(&failback.view).why = Some(format!("{error:#}"));
+                let why = format!("{error:#}");
+                locked(&self.failbacks.given_up).insert(group, why.clone());
+                locked(&failback.view).why = Some(why);
                 failback.disks.lock().await.let_go();
                 locked(&failback.note).stage = Stage::Aborting;
             }
