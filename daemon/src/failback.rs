@@ -38,7 +38,7 @@ use crate::backing;
 use crate::config::VolumeConfig;
 use crate::group::{Ask, TakenBack};
 use crate::locked;
-use crate::supervisor::Daemon;
+use crate::supervisor::{Claimed, Daemon};
 use disks::{Disks, Known};
 use note::{At, Finish, Held, Note, Stage, notes};
 use pull::{PullError, PulledVolume, Puller, Traffic};
@@ -379,11 +379,7 @@ impl Daemon {
             return Ok(FailbackStatus { stage: FailbackStage::Planned, ..failback.show() });
         }
         refuse_unpublished(&group, &point, request.force)?;
-        self.refuse_clients(&group).await?;
-        let mut claimed = Vec::new();
-        for volume in &volumes {
-            claimed.push((volume.name.clone(), self.claim(&volume.name).await?));
-        }
+        let claimed = self.claim_all(&group, &volumes).await?;
         let note = locked(&failback.note).clone();
         if let Err(error) = note.keep(&self.state_path()) {
             // † It may be there all the same, and a restart would begin what nobody was told of.
@@ -430,10 +426,19 @@ impl Daemon {
         }
     }
 
-    /// Whether a device is in use its kernel says when it is claimed; who is connected to a socket only we know.
+    /// Claims the devices of a group. Whether one is in use its kernel says then; who is connected to a socket only we know.
     ///
     /// # Errors
-    /// When somebody is.
+    /// When somebody uses one: none is claimed.
+    async fn claim_all(&self, group: &Name, volumes: &[VolumeConfig]) -> Result<Vec<(Name, Claimed)>, ApiError> {
+        self.refuse_clients(group).await?;
+        let mut claimed = Vec::new();
+        for volume in volumes {
+            claimed.push((volume.name.clone(), self.claim(&volume.name).await?));
+        }
+        Ok(claimed)
+    }
+
     async fn refuse_clients(&self, group: &Name) -> Result<(), ApiError> {
         let status = self.status().await;
         let mut volumes = status.groups.iter().filter(|found| found.name == group.as_str()).flat_map(|found| &found.volumes);
@@ -522,13 +527,7 @@ impl Daemon {
             }
         }
         let opened = disks.open(&group, &held).await;
-        // Also of those that could be: they are these from here on.
-        let found = disks.identities();
-        self.change(failback, |note| {
-            for held in note.volumes.iter_mut().filter(|held| held.identity.is_none()) {
-                held.identity = found.get(&held.name).cloned();
-            }
-        })?;
+        self.note_identities(failback, &disks)?; // also of those that could be
         opened?;
         let noted = match &stage {
             Stage::Held { at: Some(at), applying: None } | Stage::Returning { at, .. } => Some((at.position, &held[..])),
@@ -540,6 +539,16 @@ impl Daemon {
         let have = disks.known.as_ref().map(|known| known.at);
         let held = locked(&failback.note).held(); // with what was found
         Ok((held, have))
+    }
+
+    /// Those that are open are the ones that are meant from here on, where it was not known which.
+    fn note_identities(&self, failback: &Failback, disks: &Disks) -> anyhow::Result<()> {
+        let found = disks.identities();
+        self.change(failback, |note| {
+            for held in note.volumes.iter_mut().filter(|held| held.identity.is_none()) {
+                held.identity = found.get(&held.name).cloned();
+            }
+        })
     }
 
     /// Follows points until it is told otherwise, or something fails. `Ok`: the stage is another one, or it is over.

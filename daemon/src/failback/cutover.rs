@@ -108,11 +108,7 @@ impl Daemon {
         if request.plan {
             return Ok(FailbackStatus { stage: FailbackStage::Planned, ..failback.show() });
         }
-        self.refuse_clients(&group).await?;
-        let mut claimed = Vec::new();
-        for volume in &volumes {
-            claimed.push((volume.name.clone(), self.claim(&volume.name).await?));
-        }
+        let claimed = self.claim_all(&group, &volumes).await?;
         let names: Vec<Name> = volumes.iter().map(|volume| volume.name.clone()).collect();
         let failback = Arc::new(failback);
         // † First: from here on nothing that is new to the group gets into it.
@@ -141,13 +137,13 @@ impl Daemon {
     async fn may_be_handed_over(&self, group: &Name, volumes: &[VolumeConfig]) -> Result<(), ApiError> {
         for volume in volumes {
             let name = &volume.name;
-            let state = self.volume_state(group, name).await;
-            if self.unreadable_bytes(group, name).await > 0 {
+            let served = self.served_volume(group, name).await;
+            if served.as_ref().is_some_and(|volume| volume.unreadable_bytes > 0) {
                 let message = format!("a part of the disk of volume {name} cannot be read: it is in no point, and would be lost");
                 return Err(conflict(message, &format!("write it anew, or replace the disk: farside volume show {name}")));
             }
             // What is only much is published while it is waited for.
-            let (what, todo) = match &state {
+            let (what, todo) = match served.as_ref().map(|volume| &volume.state) {
                 Some(VolumeState::Streaming | VolumeState::Behind { what: BehindWhat::CatchingUp, .. }) => continue,
                 Some(VolumeState::Behind { what, .. }) => (what.words(), "wait until it streams"),
                 Some(VolumeState::Fenced) => ("fenced: it was failed over already", "`farside failback` is what follows"),
@@ -303,12 +299,7 @@ impl Daemon {
             let held = note.held();
             if held.iter().any(|held| !disks.open.contains_key(&held.name)) {
                 disks.open(&note.group, &held).await?;
-                let found = disks.identities();
-                self.change(failback, |note| {
-                    for held in note.volumes.iter_mut().filter(|held| held.identity.is_none()) {
-                        held.identity = found.get(&held.name).cloned();
-                    }
-                })?;
+                self.note_identities(failback, &disks)?;
                 disks.believe(at.as_ref().map(|at| (at.position, &held[..]))).await?;
             }
             drop(disks);

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use farside_control::source::VolumeState;
+use farside_control::source::{VolumeState, VolumeStatus};
 use farside_region::Name;
 use farside_transport::QuicDialer;
 use tokio::sync::oneshot;
@@ -31,11 +31,16 @@ impl Daemon {
         locked(&self.config).volumes.values().filter(|volume| volume.group == *group).cloned().collect()
     }
 
-    /// How a volume is, if it is served.
-    pub(crate) async fn volume_state(&self, group: &Name, name: &Name) -> Option<VolumeState> {
+    /// What its group says of a volume, if it is served.
+    pub(crate) async fn served_volume(&self, group: &Name, name: &Name) -> Option<VolumeStatus> {
         let (reply, answer) = oneshot::channel();
         self.tell(group, Ask::Status(reply)).ok()?;
-        answer.await.ok()?.volumes.into_iter().find(|volume| volume.name == name.as_str()).map(|volume| volume.state)
+        answer.await.ok()?.volumes.into_iter().find(|volume| volume.name == name.as_str())
+    }
+
+    /// How a volume is, if it is served.
+    pub(crate) async fn volume_state(&self, group: &Name, name: &Name) -> Option<VolumeState> {
+        self.served_volume(group, name).await.map(|volume| volume.state)
     }
 
     /// Lets it go. What goes wrong is tried again by [`Daemon::take_for_failback`].
@@ -75,16 +80,6 @@ impl Daemon {
             self.volumes.left(name);
             locked(&self.volumes.unserved).insert(name.clone(), super::Unserved::FailingBack(group.clone()));
         }
-    }
-
-    /// What of a volume could not be read.
-    pub(crate) async fn unreadable_bytes(&self, group: &Name, name: &Name) -> u64 {
-        let (reply, answer) = oneshot::channel();
-        if self.tell(group, Ask::Status(reply)).is_err() {
-            return 0; // it is not served, which is seen elsewhere
-        }
-        let volumes = answer.await.map(|status| status.volumes).unwrap_or_default();
-        volumes.into_iter().find(|volume| volume.name == name.as_str()).map_or(0, |volume| volume.unreadable_bytes)
     }
 
     /// The folder of a volume.
