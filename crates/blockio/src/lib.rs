@@ -3,7 +3,7 @@
 //!
 //! Invariants: a buffer that the kernel may write is owned by the [`Ring`] and by nobody else until its completion; a device
 //! is used through one open file description that carries its lock ([`FileDevice`]); direct I/O always. This is the one
-//! library that may contain `unsafe`. What it does not know: regions, epochs, replication, NBD.
+//! library that may contain `unsafe`, but for `crates/hooks/src/kernel.rs`. What it does not know: regions, epochs, replication, NBD.
 
 #![allow(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
