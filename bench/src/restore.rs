@@ -257,7 +257,7 @@ fn make(path: &Path, bytes: u64, points: u64) -> Result<()> {
             volume_bytes: geometry.volume_bytes(),
         };
         let epoch = EpochInfo { boot: BootId([1; 16]), mono_before_ns: 1, mono_after_ns: 2, wall_ms: i as i64 * 1000 };
-        append(Body::Layers(Layers { kind: LayerKind::Point, epoch, members: vec![entry] }), i)?;
+        append(Body::Layers(Layers { kind: LayerKind::Point, epoch, label: None, members: vec![entry] }), i)?;
     }
     // As a receiver does all along: the checkpoints.
     drop(Store::open(path)?.group(&source, &group)?);

@@ -244,7 +244,7 @@ pub(crate) enum Command {
 pub(crate) enum GroupCommand {
     /// Change how often a group is cut, how many points of it are kept, and how fast it is sent.
     #[command(
-        group = ArgGroup::new("setting").required(true).multiple(true).args(["epoch", "keep", "span", "grid", "rate"]),
+        group = ArgGroup::new("setting").required(true).multiple(true).args(["epoch", "keep", "span", "grid", "rate", "consistent"]),
         after_long_help = "A point goes only when every volume in it is held by --keep newer points that are not degraded, it is\nolder than --span, and no rule of --grid needs it.\n\nA grid thins points out as they grow old. \"every 1m keep 1d\" cuts time into minutes and keeps one point\nof each, the first sound one, until the minute is a day old. Rules stand in order, from the finest to the\ncoarsest; the least time between two points is --epoch's. With a grid, --span is 0s unless it was set;\nwithout one it is 24h.\n\nAges count in the ledger's time, never by the wall clock: it passes while points or heartbeats are\nrecorded, by two hours at most between two of them. A host that was off for weeks finds its points as it\nleft them, two hours older. A shorter policy gives the rest up at once; a longer one brings nothing back.\n\nExamples:\n  farside group set db --epoch 1s\n  farside group set default --keep 48 --span 7d\n  farside group set scratch --keep 10 --span 0s     by number only\n  farside group set db --epoch 5s --grid \"every 5s keep 10m, every 1m keep 1d, every 1h keep 30d, every 1d keep 1y\"\n  farside group set db --grid none\n  farside group set scratch --rate 20Mbit           within what `farside limit` leaves to all"
     )]
     Set {
@@ -265,6 +265,9 @@ pub(crate) enum GroupCommand {
         /// Send its volumes no faster, such as 20Mbit or 5MiB; none: only the host's limit holds.
         #[arg(long, value_name = "RATE")]
         rate: Option<farside_control::RateLimit>,
+        /// Quiesce applications, by the group's hooks, for a point every so long, such as 15m; or none.
+        #[arg(long, value_name = "DURATION")]
+        consistent: Option<String>,
     },
 }
 
@@ -425,6 +428,8 @@ pub(crate) enum PointCommand {
     /// On the protected host the receiver is asked through the connection; on the gateway its socket; with --store no
     /// daemon is needed.
     List(ListArgs),
+    /// Make a recovery point of a group now, with its applications quiesced, and wait until it is published.
+    Take(crate::take::TakeArgs),
     /// Show one recovery point: its cut, its members, its layers.
     #[command(
         after_long_help = "Examples:\n  farside point show 42-9f3c2a1b\n  farside point show latest --of data\n  farside point show data latest\n  farside point show -5m --of db --store /srv/farside"
@@ -552,6 +557,12 @@ pub(crate) struct ListArgs {
     /// Only those that were verified: see `farside point verify`.
     #[arg(long)]
     pub(crate) verified: bool,
+    /// Only those for which applications were quiesced.
+    #[arg(long)]
+    pub(crate) consistent: bool,
+    /// Only those whose title, or what their hooks said, contains this text, capital letters or not.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) label: Option<String>,
     /// At most so many, the newest.
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) limit: Option<u32>,

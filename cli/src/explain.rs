@@ -25,6 +25,7 @@ pages!(
     "tracking_lost",
     "key_missing",
     "key_differs",
+    "hooks_failed",
     "not_paired",
     "not_connected",
     "wrong_receiver",

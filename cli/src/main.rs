@@ -33,6 +33,7 @@ mod recover;
 mod restore;
 mod status;
 mod store;
+mod take;
 mod view;
 mod volume;
 
@@ -118,11 +119,12 @@ async fn ask(cli: Cli) -> Result<(), Failure> {
         Command::Reload => reload(&cli.global, &hosts).await,
         Command::Metrics => print::out(&hosts.either().await?.metrics().await?),
         Command::Limit(command) => limit::run(&cli.global, &hosts, command).await,
-        Command::Group(GroupCommand::Set { name, epoch, keep, span, grid, rate }) => {
+        Command::Group(GroupCommand::Set { name, epoch, keep, span, grid, rate, consistent }) => {
             let epoch_interval_ms = epoch.map(|epoch| u64::try_from(epoch.as_millis()).expect("checked when parsed"));
             let span_ms = span.map(|span| u64::try_from(span.as_millis()).expect("checked when parsed"));
             let (grid, rate) = (grid.map(|grid| grid.to_string()), rate.map(|rate| rate.to_string()));
-            group_set(&cli.global, &hosts, &name, &GroupSettings { epoch_interval_ms, keep, span_ms, grid, rate }).await
+            let settings = GroupSettings { epoch_interval_ms, keep, span_ms, grid, rate, consistent_every: consistent };
+            group_set(&cli.global, &hosts, &name, &settings).await
         }
         Command::Volume(command) => volume::run(&cli.global, &hosts, command).await,
         Command::Point(PointCommand::List(args)) => points::list(&cli.global, &hosts, &args).await,
@@ -146,6 +148,7 @@ async fn ask(cli: Cli) -> Result<(), Failure> {
             let (point, of) = resolve(which)?;
             point::verify(&cli.global, &hosts, point, of.as_ref(), store.as_deref(), &key).await
         }
+        Command::Point(PointCommand::Take(args)) => take::run(&cli.global, &hosts, &args).await,
         Command::Point(PointCommand::Opened) => opened::list(&cli.global),
         Command::Point(PointCommand::Close { what }) => opened::close(&cli.global, &what),
         Command::Point(PointCommand::Open(args)) => view::open(&cli.global, &hosts, args).await,
@@ -254,8 +257,10 @@ async fn group_set(global: &Global, hosts: &Hosts, name: &str, settings: &GroupS
     let older = if group.has_grid() { format!("; of {others} {}", group.grid) } else { String::new() };
     let limit = group.limit_bytes_per_s;
     let sent = if limit.is_some() { format!("; sent at {} at most", limit::rate(limit)) } else { String::new() };
+    let every = group.consistent.as_ref().and_then(|consistent| consistent.every_ms);
+    let quiet = every.map_or_else(String::new, |ms| format!("; application-consistent every {}", print::duration_ms(ms)));
     print::out(&format!(
-        "group {}: cut at most every {epoch}, at least {} points kept{kept}{older}{sent}\n",
+        "group {}: cut at most every {epoch}, at least {} points kept{kept}{older}{sent}{quiet}\n",
         group.name, group.keep
     ))
 }

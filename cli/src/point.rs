@@ -5,7 +5,8 @@ use std::time::Duration;
 use farside_control::client::Daemon;
 use farside_control::routes::PointsQuery;
 use farside_control::{
-    Address, Client, PinRequest, Point, PointRef, PointVerified, Run, Verification, VerificationState, VerifiedVolume,
+    Address, Client, Consistency, PinRequest, Point, PointRef, PointVerified, Run, Verification, VerificationState,
+    VerifiedVolume,
 };
 use farside_keys::Keeper;
 use farside_store::{Looked, StoreError};
@@ -257,12 +258,21 @@ pub(crate) fn takes(bytes: Option<u64>) -> String {
 }
 
 pub(crate) fn marks(point: &Point) -> String {
-    [(point.pinned, "pinned"), (point.degraded, "degraded"), (!point.verified.is_empty(), "verified")]
-        .iter()
-        .filter(|(set, _)| *set)
-        .map(|(_, word)| *word)
-        .collect::<Vec<_>>()
-        .join(" ")
+    let consistent = point.consistency == Consistency::Application;
+    // A hook that failed is to be seen among points that are as they should be.
+    let failed = !consistent && !point.hooks.is_empty();
+    let marks = [
+        (consistent, "consistent"),
+        (failed, "hook failed"),
+        (point.pinned, "pinned"),
+        (point.degraded, "degraded"),
+        (!point.verified.is_empty(), "verified"),
+    ];
+    let words = marks.iter().filter(|(set, _)| *set).map(|(_, word)| *word).collect::<Vec<_>>().join(" ");
+    match point.title.is_empty() {
+        true => words,
+        false => format!("{words} \u{201c}{}\u{201d}", point.title).trim_start().to_owned(),
+    }
 }
 
 fn text(point: &Point) -> String {
@@ -288,6 +298,10 @@ fn text(point: &Point) -> String {
         table.row(row);
     }
     text.push_str(&table.to_string());
+    if !point.hooks.is_empty() {
+        let what = if point.consistency == Consistency::Application { "hooks" } else { "! hooks" };
+        text.push_str(&format!("\n{what}: {}\n", point.hooks));
+    }
     for verified in &point.verified {
         text.push_str(&format!("\nverified: {}\n", verified_words(*verified)));
     }

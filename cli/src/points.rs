@@ -34,6 +34,8 @@ pub(crate) async fn list(global: &Global, hosts: &Hosts, args: &ListArgs) -> Res
         pinned: args.pinned,
         reason: args.reason.clone(),
         verified: args.verified,
+        consistent: args.consistent,
+        label: args.label.clone(),
         ..PagesQuery::default()
     };
     let mut shown: Box<dyn Shown> = if global.json { Box::new(print::JsonList::default()) } else { Box::new(Listing::default()) };
@@ -137,14 +139,15 @@ impl Shown for Listing {
 /// What is said below the table.
 fn after(args: &ListArgs, count: usize, total: u64) -> String {
     let of = &args.of;
-    let all = args.since.is_none() && args.until.is_none() && !args.pinned && args.reason.is_none() && !args.verified;
+    let within = args.since.is_some() || args.until.is_some();
+    let all = !within && !args.pinned && !args.verified && !args.consistent && args.reason.is_none() && args.label.is_none();
     match (count, all) {
         (0, true) => {
             format!("no recovery point of {of} is known here; farside status says what is protected and what it waits for\n")
         }
         (0, false) => {
             format!(
-                "no recovery point of {of} is like that; without --since, --until, --pinned, --reason and --verified all are listed\n"
+                "no recovery point of {of} is like that; without --since, --until, --pinned, --reason, --verified, --consistent and --label all are listed\n"
             )
         }
         (count, _) if (count as u64) < total => {

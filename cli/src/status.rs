@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use farside_control::client::{Client, Daemon};
 use farside_control::receiver::ReceiverStatus;
-use farside_control::source::{Connection, GroupStatus, SourceStatus, VolumeState, VolumeStatus};
+use farside_control::source::{Connection, ConsistentStatus, GroupStatus, SourceStatus, VolumeState, VolumeStatus};
 use farside_control::{Code, Reason, Severity};
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
@@ -246,6 +246,9 @@ pub(crate) fn source(look: Look, status: &SourceStatus) -> String {
         for group in status.groups.iter().filter(|group| group.limit_bytes_per_s.is_some()) {
             text.push_str(&format!("group {} sends at most {}\n", group.name, limit::rate(group.limit_bytes_per_s)));
         }
+        for (group, consistent) in status.groups.iter().filter_map(|group| Some((group, group.consistent.as_ref()?))) {
+            text.push_str(&format!("group {}: {}\n", group.name, quiet(consistent)));
+        }
         text.extend(limit::line(&status.limits));
         for (group, encryption) in status.groups.iter().filter_map(|group| Some((group, group.encryption.as_ref()?))) {
             let key = encryption.key.as_ref().map_or("whose key is not here".to_owned(), |key| format!("key {key}"));
@@ -267,6 +270,24 @@ pub(crate) fn source(look: Look, status: &SourceStatus) -> String {
         text.push_str(&format!("\n{wrong}"));
     }
     text
+}
+
+/// How points for which applications are quiesced get on.
+fn quiet(status: &ConsistentStatus) -> String {
+    let newest = match (&status.newest, status.newest_age_ms) {
+        (Some(point), Some(age_ms)) => {
+            format!("the newest application-consistent point is {}, {} old", point.id, print::duration_ms(age_ms))
+        }
+        _ if status.hooks.is_empty() => "a point was asked for".to_owned(),
+        _ => "no application-consistent point since farsided started".to_owned(),
+    };
+    let every = match status.every_ms {
+        Some(ms) => format!("; one every {}", print::duration_ms(ms)),
+        None if status.hooks.is_empty() => String::new(),
+        None => "; one is made when it is asked for: farside point take".to_owned(),
+    };
+    let now = status.now.as_ref().map_or_else(String::new, |now| format!("; the next one {now}"));
+    newest + &every + &now
 }
 
 /// The worst state, and of how many if it is not everybody's.

@@ -160,7 +160,7 @@ pub(crate) fn places(store: &StoreReader, of: Option<&Address>) -> Result<Vec<(G
 fn search(group: &GroupReader, volume: Option<VolumeId>, wanted: PointRef) -> Option<Point> {
     let search = wanted.search(jiff::Timestamp::now());
     let until_wall_ms = search.until.map(|at| at.as_millisecond());
-    let filter = PointFilter { volume, until_wall_ms, ..PointFilter::default() };
+    let filter = PointFilter { volume, until_wall_ms, consistent: search.consistent, ..PointFilter::default() };
     let found = find_points(group.state(), &filter, search.below.map(Slot), 1);
     let found = found.points.first().map(|info| farside_receiver::point_of(group.names(), info));
     found.filter(|point| search.is_meant(point.id))

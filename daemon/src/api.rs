@@ -9,13 +9,14 @@ use axum::response::Response;
 use farside_control::failback::{CutoverRequest, FailbackRequest, FailbackStatus};
 use farside_control::routes::{self, PagesQuery, PointsQuery};
 use farside_control::source::{
-    Done, GroupSettings, GroupStatus, Limits, PairRequest, Paired, ResyncRequest, SourceStatus, VolumeAdd, VolumeStatus,
+    Done, GroupSettings, GroupStatus, Limits, PairRequest, Paired, PointTaken, PointWanted, ResyncRequest, SourceStatus,
+    VolumeAdd, VolumeStatus,
 };
 use farside_control::{
-    Address, AddressError, ApiError, ErrorCode, PIN_REASON_BYTES_MAX, POINTS_PAGE_MAX, PageMaker, Point, PointId, PointMember,
-    PointPage, PointRef, Reloaded,
+    Address, AddressError, ApiError, Consistency, ErrorCode, PIN_REASON_BYTES_MAX, POINTS_PAGE_MAX, PageMaker, Point, PointId,
+    PointMember, PointPage, PointRef, Reloaded,
 };
-use farside_ledger::PointFilter;
+use farside_ledger::{Label, PointFilter};
 use farside_region::{Name, Slot, VolumeId};
 use farside_service::clients::Clients;
 use farside_service::http::{self, Answer, Routes};
@@ -44,6 +45,7 @@ fn routes() -> Routes<Arc<Daemon>> {
         .post(routes::PAIR, pair)
         .delete(routes::PAIR, unpair)
         .patch(routes::GROUP, set_group)
+        .post(routes::GROUP_TAKE, take)
         .get(routes::LIMITS, limits)
         .put(routes::LIMITS, set_limits)
         .get(routes::VOLUMES, volumes)
@@ -103,6 +105,12 @@ async fn set_group(State(daemon): Here, Path(name): Path<String>, settings: Body
         grid: now.grid.unwrap_or_default(),
         ..GroupStatus::default()
     })))
+}
+
+/// Waits until it is published: whoever hangs up before waits for it no more, and it is made all the same if it was begun.
+async fn take(State(daemon): Here, Path(name): Path<String>, wanted: Body<PointWanted>) -> Answer<PointTaken> {
+    let Json(wanted) = wanted?;
+    Ok(Json(daemon.take_point(&name, wanted).await?))
 }
 
 async fn limits(State(daemon): Here) -> Json<Limits> {
@@ -202,8 +210,8 @@ async fn points(State(daemon): Here, query: Result<Query<PointsQuery>, QueryReje
 async fn point_pages(State(daemon): Here, query: Result<Query<PagesQuery>, QueryRejection>) -> Answer<PointPage> {
     let Query(query) = query?;
     let mut page = PageMaker::for_query(&query).map_err(|e| bad_list(&e))?;
-    if query.reason.as_ref().is_some_and(|text| text.len() > PIN_REASON_BYTES_MAX) {
-        return Err(bad_list(&format!("no reason of a pin is longer than {PIN_REASON_BYTES_MAX} bytes")).into());
+    if [&query.reason, &query.label].into_iter().flatten().any(|text| text.len() > PIN_REASON_BYTES_MAX) {
+        return Err(bad_list(&format!("no reason of a pin, and no label, is longer than {PIN_REASON_BYTES_MAX} bytes")).into());
     }
     let filter = PointFilter {
         volume: None,
@@ -212,6 +220,8 @@ async fn point_pages(State(daemon): Here, query: Result<Query<PagesQuery>, Query
         pinned: query.pinned,
         reason: query.reason,
         verified: query.verified,
+        consistent: query.consistent,
+        label: query.label,
     };
     gather(&daemon, query.of.as_deref(), &filter, &mut page).await?;
     Ok(Json(page.page().map_err(|e| bad_list(&e))?))
@@ -284,7 +294,7 @@ async fn point(
     let until_wall_ms = search.until.map(|at| at.as_millisecond());
     let (mut found, mut newest) = (Vec::new(), Vec::new());
     for (group, volume) in places(&daemon, of.as_deref())? {
-        let filter = PointFilter { volume, until_wall_ms, ..PointFilter::default() };
+        let filter = PointFilter { volume, until_wall_ms, consistent: search.consistent, ..PointFilter::default() };
         let kind = PointQueryKind::List { filter, below: search.below.map(Slot), limit: 1 };
         let answer = daemon.points(&group, kind).await?;
         let points = answer.page.points.iter().map(|p| point_of(&daemon.source_of(&group), &group, p));
@@ -334,6 +344,16 @@ fn point_of(source: &Name, group: &Name, p: &PointInfo) -> Point {
         pins: Vec::new(),
         degraded: p.members.iter().any(|m| m.unreadable_regions > 0),
         verified: Vec::new(),
+        consistency: consistency_of(p.label.as_deref()),
+        title: p.label.as_ref().map(|label| label.title.clone()).unwrap_or_default(),
+        hooks: p.label.as_ref().map(|label| label.hooks.clone()).unwrap_or_default(),
+    }
+}
+
+fn consistency_of(label: Option<&Label>) -> Consistency {
+    match label.map(|label| label.consistency) {
+        Some(farside_ledger::Consistency::Application) => Consistency::Application,
+        Some(farside_ledger::Consistency::Crash) | None => Consistency::Crash,
     }
 }
 

@@ -138,6 +138,9 @@ impl Change {
 
 /// If this process was started as a helper: does its work, and says how it ended. To be called first of all.
 pub fn as_helper() -> Option<ExitCode> {
+    if let Some(code) = crate::hooks::as_guard() {
+        return Some(code);
+    }
     let mut arguments = std::env::args_os().skip(1);
     if arguments.next()? != ARGUMENT {
         return None;

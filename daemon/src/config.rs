@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use farside_control::source::{IfAbsent, LIMIT_WINDOWS_MAX};
 use farside_control::{Grid, GridError, RateError, RateLimit, WindowError, parse_epoch_interval, parse_span};
+use farside_hooks::{Hook, What};
 use farside_keys::Keeper;
 use farside_layer::Compression;
 use farside_region::{Name, NameError, SealMode};
@@ -20,6 +21,7 @@ use thiserror::Error;
 
 use crate::bandwidth::{Bandwidth, RateWindow};
 use crate::compression::Choice;
+use crate::hooks::{self, HookText};
 use crate::keys::Encryption;
 use crate::tap::TapConfig;
 
@@ -79,6 +81,12 @@ pub struct GroupConfig {
     pub rate: RateLimit,
     /// The source in whose place this host publishes the group, after a failover that lets it.
     pub stand_in_for: Option<Name>,
+    /// What quiesces applications for its application-consistent points, in the order in which it is done.
+    pub hooks: Vec<Hook>,
+    /// How often such a point is made by itself; `None`: when one is asked for.
+    pub consistent_every: Option<Duration>,
+    /// How long applications are held at most.
+    pub hook_hold: Duration,
 }
 
 impl GroupConfig {
@@ -101,6 +109,9 @@ impl Default for GroupConfig {
             encryption: None,
             rate: RateLimit(None),
             stand_in_for: None,
+            hooks: Vec::new(),
+            consistent_every: None,
+            hook_hold: hooks::HOLD,
         }
     }
 }
@@ -290,6 +301,8 @@ struct FileText {
     group: Vec<GroupText>,
     #[serde(default)]
     volume: Vec<VolumeText>,
+    #[serde(default)]
+    hook: Vec<HookText>,
     limits: Option<LimitsConfig>,
     bandwidth: Option<BandwidthText>,
 }
@@ -342,6 +355,10 @@ struct GroupText {
     rate: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     stand_in_for: Option<Name>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    consistent_every: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hook_hold: Option<String>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -369,7 +386,7 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
 
-fn default_group() -> Name {
+pub(crate) fn default_group() -> Name {
     "default".parse().expect("a valid name")
 }
 
@@ -448,6 +465,14 @@ impl Config {
             if old.rate != new.rate {
                 changes.live.push(format!("group {name}: rate {} → {}", old.rate, new.rate));
             }
+            if (&old.hooks, old.hook_hold) != (&new.hooks, new.hook_hold) {
+                changes.live.push(format!("group {name}: hooks"));
+            }
+            if old.consistent_every != new.consistent_every {
+                let words = |every| hooks::words_of_every(every);
+                let (old, new) = (words(old.consistent_every), words(new.consistent_every));
+                changes.live.push(format!("group {name}: consistent_every {old} → {new}"));
+            }
         }
         if self.bandwidth != new.bandwidth {
             changes.live.push(format!("[bandwidth] rate {} → {}", self.bandwidth.words(), new.bandwidth.words()));
@@ -524,7 +549,8 @@ impl Config {
     }
 
     /// Writes a group's own drop-in; it is read after the main file and wins.
-    /// `encryption`, `key` and `stand_in_for` are not among them: they are said by a person, and stay what that file says of them.
+    /// `encryption`, `key`, `stand_in_for` and `hook_hold` are not among them: they are said by a person, and stay what that file says of
+    /// them.
     ///
     /// # Errors
     /// When it cannot be written; nothing has changed then.
@@ -557,6 +583,7 @@ impl Config {
         }
         // The last of several wins.
         let stand_in_for = there.group.iter().rev().find_map(|group| group.stand_in_for.clone());
+        let hook_hold = there.group.iter().rev().find_map(|group| group.hook_hold.clone());
         let sealed = there.group.into_iter().rfind(|group| group.encryption.is_some());
         let (encryption, key) = sealed.map_or((None, None), |sealed| (sealed.encryption, sealed.key));
         let text = GroupText {
@@ -569,6 +596,8 @@ impl Config {
             key,
             rate: Some(group.rate.to_string()),
             stand_in_for,
+            consistent_every: Some(hooks::words_of_every(group.consistent_every)),
+            hook_hold,
         };
         write_atomically(&path, &toml::to_string(&File { group: [text] }).expect("plain data"))?;
         Ok(path)
@@ -679,12 +708,29 @@ impl Merge {
             if g.stand_in_for.is_some() {
                 group.stand_in_for.clone_from(&g.stand_in_for);
             }
+            if let Some(text) = &g.consistent_every {
+                group.consistent_every = hooks::parse_every(text).map_err(|what| fault("consistent_every", what))?;
+            }
+            if let Some(text) = &g.hook_hold {
+                group.hook_hold = hooks::parse_hold(text).map_err(|what| fault("hook_hold", what))?;
+            }
             match (&g.encryption, &g.key) {
                 (None, None) => {}
                 (Some(mode), Some(key)) => group.encryption = Some(encryption(mode, key).map_err(|(at, what)| fault(at, what))?),
                 (Some(_), None) => return Err(fault("encryption", format!("needs `key` beside it: {KEY_WORDS}")).into()),
                 (None, Some(_)) => return Err(fault("key", "needs `encryption = \"end-to-end\"` beside it".into()).into()),
             }
+        }
+        for (at, h) in text.hook.into_iter().enumerate() {
+            let fault = |key, what: String| {
+                file.fault(&[Step::Key("hook"), Step::At(at), Step::Key(key)], format!("hook {}: {what}", h.name))
+            };
+            let hook = h.hook().map_err(|(key, what)| fault(key, what))?;
+            let hooks = &mut self.groups.entry(h.group.clone()).or_default().hooks;
+            if hooks.iter().any(|other| other.name == hook.name) {
+                return Err(fault("name", format!("group {} has a hook of that name already", h.group)).into());
+            }
+            hooks.push(hook);
         }
         if let Some(said) = text.bandwidth {
             self.bandwidth = bandwidth(&said, |steps, what| file.fault(&[&[Step::Key("bandwidth")], steps].concat(), what))?;
@@ -707,8 +753,8 @@ impl Merge {
         Ok(())
     }
 
-    fn finish(self, path: &Path) -> Result<Config, ConfigError> {
-        let source = self.source.map(|x| x.0);
+    fn finish(mut self, path: &Path) -> Result<Config, ConfigError> {
+        let source = self.source.take().map(|x| x.0);
         let get = |f: fn(&SourceText) -> Option<PathBuf>| source.as_ref().and_then(f);
         let api_socket = get(|s| s.api_socket.clone()).unwrap_or_else(|| Path::new(RUN_DIR).join("farsided.sock"));
         let name = match source.as_ref().and_then(|s| s.name.clone()) {
@@ -722,6 +768,15 @@ impl Merge {
             accept_faults: source.as_ref().map_or_else(Vec::new, |s| s.accept_faults.clone()),
             api_socket,
         };
+        for (name, group) in &mut self.groups {
+            // What is frozen is frozen for the shortest time, and no other hook waits to write there.
+            group.hooks.sort_by_key(|hook| matches!(hook.what, What::Freeze(_)));
+            if group.hooks.is_empty() && group.consistent_every.is_some() {
+                let what =
+                    format!("group {name}: consistent_every wants something to quiesce: a [[hook]] with `group = \"{name}\"`");
+                return Err(value(path, what));
+            }
+        }
         let mut config = Config {
             path: path.to_owned(),
             source,
@@ -900,8 +955,16 @@ mod tests {
         let encryption = encryption("end-to-end", "file:/etc/farside/db.key").ok();
         assert_eq!(
             c.groups.values().collect::<Vec<_>>(),
-            [&GroupConfig { encryption, stand_in_for: "web1".parse().ok(), ..said.clone() }]
+            [&GroupConfig {
+                encryption,
+                stand_in_for: "web1".parse().ok(),
+                consistent_every: Some(Duration::from_secs(900)),
+                hooks: c.groups.values().next().expect("one").hooks.clone(),
+                ..said.clone()
+            }]
         );
+        let hooks: Vec<&str> = c.groups.values().flat_map(|group| &group.hooks).map(|hook| hook.name.as_str()).collect();
+        assert_eq!(hooks, ["postgresql", "srv"]);
         let with_grid = GroupConfig { grid: "every 1m keep 1d".parse().expect("a grid"), ..said.clone() };
         let spans = [GroupConfig::default(), GroupConfig { span_said: None, ..with_grid.clone() }, with_grid].map(|g| g.span());
         assert_eq!(spans, [SPAN_DEFAULT, Duration::ZERO, SPAN_DEFAULT], "without a word of it, and it is kept to if said");
@@ -922,6 +985,11 @@ mod tests {
             "tap",
             "on_tracking_lost",
             "if_absent",
+            "consistent_every",
+            "hook_hold",
+            "command",
+            "freeze",
+            "timeout",
         ];
         for key in table.keys().map(String::as_str).chain(more) {
             assert!(all.iter().any(|line| line.starts_with(&format!("{key} = "))), "{key} is not in the shipped file");
@@ -974,6 +1042,13 @@ mod tests {
             ("[[group]]\nname='g'\nencryption='end-to-end'\nkey='command:kms x'\n", vec![], "absolute"),
             ("[[group]]\nname='g'\nencryption='end-to-end'\nkey='passphrase'\n", vec![], "nobody is there"),
             ("[[group]]\nname='g'\nrate='20'\n", vec![], "rate: group g: `20` is not a rate"),
+            ("[[group]]\nname='g'\nconsistent_every='1s'\n", vec![], "consistent_every: group g: `1s` is not between 10 s and"),
+            ("[[hook]]\nname='h'\n", vec![], "hook h: needs `command"),
+            ("[[hook]]\nname='h'\ncommand=['x']\n", vec![], "command: hook h: is a list that begins with the absolute path"),
+            ("[[hook]]\nname='h'\nfreeze='srv'\n", vec![], "freeze: hook h: must be an absolute path"),
+            ("[[hook]]\nname='h'\nfreeze='/a'\ncommand=['/b']\n", vec![], "two hooks do both"),
+            ("[[hook]]\nname='h'\nfreeze='/a'\ntimeout='2d'\n", vec![], "timeout: hook h: `2d` is not between 1 s and 3600 s"),
+            ("[[hook]]\nname='h'\nfreeze='/a'\n[[hook]]\nname='h'\nfreeze='/b'\n", vec![], "a hook of that name already"),
             ("[bandwidth]\nrate='fast'\n", vec![], "rate: `fast`"),
             ("[[bandwidth.window]]\nat='Mon-Fri'\nrate='20Mbit'\n", vec![], "at: `Mon-Fri` is no time of the week"),
             ("[[bandwidth.window]]\nat='09:00-18:00'\nrate='none'\n", vec![], "rate: `none` is not a rate"),
@@ -1021,7 +1096,7 @@ mod tests {
     fn what_the_api_writes_is_read_back() {
         let dir = tempfile::tempdir().expect("temp dir");
         let path = dir.path().join("farsided.toml");
-        std::fs::write(&path, "[source]\nname='h'\n").expect("write");
+        std::fs::write(&path, "[source]\nname='h'\n[[hook]]\ngroup='g'\nname='srv'\nfreeze='/srv'\n").expect("write");
         let c = Config::load(&path).expect("valid");
         let v = VolumeConfig {
             name: "a".parse().expect("name"),
@@ -1038,7 +1113,7 @@ mod tests {
         // Said there by a person, after the start.
         std::fs::write(
             c.drop_ins().join("group-g.toml"),
-            "[[group]]\nname='g'\nkeep=3\n[[group]]\nname='g'\nencryption='end-to-end'\nkey='passphrase:/etc/farside/words'\nstand_in_for='w'\n",
+            "[[group]]\nname='g'\nkeep=3\n[[group]]\nname='g'\nencryption='end-to-end'\nkey='passphrase:/etc/farside/words'\nstand_in_for='w'\nhook_hold='3s'\n",
         )
         .expect("written");
         c.write_group(
@@ -1051,6 +1126,8 @@ mod tests {
                 encryption: None,
                 rate: "5Mbit".parse().expect("a rate"),
                 stand_in_for: None,
+                consistent_every: Some(Duration::from_secs(900)),
+                ..GroupConfig::default()
             },
         )
         .expect("written");
@@ -1079,8 +1156,12 @@ mod tests {
                 encryption: encryption("end-to-end", "passphrase:/etc/farside/words").ok(),
                 stand_in_for: "w".parse().ok(),
                 rate: "5Mbit".parse().expect("a rate"),
+                hooks: c.group(&v.group).hooks,
+                consistent_every: Some(Duration::from_secs(900)),
+                hook_hold: Duration::from_secs(3),
             }
         );
+        assert_eq!(c.group(&v.group).hooks.len(), 1);
         c.remove_volume(&v.name).expect("removed");
         assert!(Config::load(&path).expect("valid").volumes.is_empty());
     }

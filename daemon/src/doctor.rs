@@ -110,6 +110,7 @@ fn look(path: &Path) -> Vec<Finding> {
             findings.push(Finding::new("configuration", Verdict::Good, format!("{} is valid", path.display())));
             findings.push(state(&config.source.state_dir));
             findings.extend(config.volumes.values().map(|volume| of_volume(volume, &config)));
+            findings.extend(crate::hooks::examine(&config));
             findings.extend(strays(&config));
             findings.extend(lvm());
             findings.extend(fstab());

@@ -11,12 +11,11 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use farside_blockio::process::monotonic_ns;
-use farside_control::source::{Accept, VerifyStatus};
 use farside_ledger::{CutTime, EpochInfo, LayerKind};
-use farside_region::{EpochId, Generation, LedgerPosition, Name, RegionSet, Term, VolumeId};
+use farside_region::{EpochId, Name, RegionSet, VolumeId};
 use farside_replication::source::{Action, DemoteCause, Event, Limits, Report, Sample, Source, SwitchDone, SwitchMember, Tick};
 use farside_shim::{CoolStep, Cooler, Kind, Switcher, Tracking};
-use farside_wire::{PointAnswer, PointQuery, PointQueryKind, ReceiverMessage, RequestId, SourceMessage};
+use farside_wire::{PointAnswer, PointQuery, ReceiverMessage, RequestId, SourceMessage};
 use tokio::sync::{oneshot, watch};
 use tracing::{debug, error, info, warn};
 
@@ -34,8 +33,13 @@ use crate::volume::{IntentOrder, Served, Surroundings};
 use crate::watch::{Bypass, Noticed, Sight};
 use closing::Away;
 pub(crate) use closing::{Ending, Opening};
+pub(crate) use notes::{Ask, Leaving, Left, Note, TakenBack};
+use quiet::Quiet;
+pub(crate) use quiet::Taken;
 
 mod closing;
+mod notes;
+mod quiet;
 
 /// How often regions are offered for cooling, at most.
 const COOL_EVERY: Duration = Duration::from_secs(5);
@@ -46,94 +50,6 @@ const AGAIN: Duration = Duration::from_secs(1);
 const POLL: Duration = Duration::from_millis(1);
 /// And so long for the last host I/O of a planned stop. Together with `stop_wait_seconds` that is less than systemd waits.
 const TAPS_WAIT: Duration = Duration::from_secs(20);
-
-/// What the control thread hears.
-pub(crate) enum Note {
-    /// A shim has events.
-    Shim(VolumeId),
-    HeaderDurable {
-        volume: VolumeId,
-        confirmed: Option<Term>,
-        position: Option<LedgerPosition>,
-    },
-    Sender(VolumeId, SenderReport),
-    /// A flush that was ordered has ended.
-    Flushed(VolumeId, bool),
-    /// The intent file failed.
-    MapFailed(VolumeId),
-    /// A map with every bit set has taken its place.
-    MapMended(VolumeId),
-    /// It still cannot be written, and why.
-    MapStillFails(VolumeId, String),
-    /// The tap's thread has ended.
-    TapStopped(VolumeId),
-    /// Its device is not served any more, and nobody here did that.
-    TapLost(VolumeId, String),
-    /// The sender ended, which answers no order any more.
-    SenderEnded(VolumeId, String),
-    /// The map of a volume that is being opened is about to say `attached`; answered.
-    Attaches(Opening, Sender<()>),
-    Connected(Link),
-    Disconnected(u64),
-    Message(u64, Box<ReceiverMessage>),
-    /// A volume is open and its tap is served.
-    Opened(Box<(Served, Box<farside_replication::source::VolumeSetup>)>, oneshot::Sender<anyhow::Result<()>>),
-    Ask(Ask),
-}
-
-/// What becomes of a history that is to be taken back.
-#[derive(Debug)]
-pub(crate) enum TakenBack {
-    /// It is, when every bit is durable, which is said there.
-    Begun(oneshot::Receiver<anyhow::Result<()>>),
-    /// It is another promotion that fences the volume.
-    From(Generation),
-    /// Points were published after that one.
-    Newer,
-}
-
-/// What the API asks for.
-pub(crate) enum Ask {
-    Status(oneshot::Sender<farside_control::source::GroupStatus>),
-    Add(VolumeConfig, oneshot::Sender<anyhow::Result<()>>),
-    /// An error: it stays as it was.
-    Leave(VolumeId, Farewell, oneshot::Sender<anyhow::Result<Left>>),
-    Leaving(VolumeId, oneshot::Sender<anyhow::Result<Leaving>>),
-    /// What could be opened larger now.
-    Growth(VolumeId, oneshot::Sender<anyhow::Result<Growth>>),
-    /// Why it was not opened larger yet.
-    GrowthWaits(VolumeId, String, oneshot::Sender<anyhow::Result<()>>),
-    /// Whether its tap was lost: otherwise an error.
-    TapLost(VolumeId, oneshot::Sender<anyhow::Result<()>>),
-    /// Why a tap is not put under its device yet.
-    TapWaits(VolumeId, String, oneshot::Sender<anyhow::Result<()>>),
-    Pause(VolumeId, bool, oneshot::Sender<anyhow::Result<()>>),
-    Resync(VolumeId, Option<Accept>, oneshot::Sender<anyhow::Result<()>>),
-    /// From that promotion, and from no other; and only if the newest point is that one.
-    TakeBack(VolumeId, Generation, LedgerPosition, oneshot::Sender<anyhow::Result<TakenBack>>),
-    Verify(VolumeId, oneshot::Sender<anyhow::Result<VerifyStatus>>),
-    Settings(GroupConfig),
-    Points(PointQueryKind, oneshot::Sender<anyhow::Result<PointAnswer>>),
-    Stop {
-        /// How many volumes of the group are configured.
-        configured: usize,
-        /// How long to wait until all is published, also without a connection; `None`: as long as a stop of the daemon may.
-        patience: Option<Duration>,
-        answer: Sender<Ending>,
-    },
-    /// A stop that is under way waits no more for what is not published.
-    Hurry,
-}
-
-/// That a volume has left, and whether in order.
-pub(crate) type Left = anyhow::Result<()>;
-
-/// What must be asked and done before a volume may leave.
-pub(crate) struct Leaving {
-    pub(crate) tap: crate::tap::Handle,
-    pub(crate) insertion: Option<Arc<farside_insert::Insertion>>,
-    pub(crate) dir: std::path::PathBuf,
-}
 
 /// How a group stopped, from good to bad.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -265,6 +181,7 @@ impl GroupStart {
             members: BTreeMap::new(),
             unkept: Vec::new(),
             away: Away::default(),
+            quiet: Quiet::default(),
             link: None,
             dialing: link.abort_handle(),
             actions: Vec::new(),
@@ -427,6 +344,7 @@ pub(crate) struct Control {
     /// Those that have left and are not closed before what they remember is kept. A stop knows of them.
     unkept: Vec<Member>,
     away: Away,
+    quiet: Quiet,
     pub(crate) link: Option<Link>,
     actions: Vec<Action>,
     /// Cuts being read: who has not been read to the end.
@@ -490,6 +408,7 @@ impl Control {
             self.next_cool = now + self.cool_every;
             self.offer_cooling(now);
         }
+        self.look_after_wishes(now);
         if now >= self.next_again {
             self.next_again = now + AGAIN;
             self.remind_of_lost_taps();
@@ -567,6 +486,8 @@ impl Control {
                 }
                 _ => self.step(Event::Message { connection, message }),
             },
+            Note::Quiesced(wish, result) => self.step(Event::Quiesced { wish, result }),
+            Note::Resumed(epoch, result) => self.step(Event::Resumed { epoch, result }),
             Note::Opened(opened, reply) => {
                 let (served, setup) = *opened;
                 if self.stopping {
@@ -744,6 +665,8 @@ impl Control {
                     warn!(volume = %m.served.config.name, %error, "the mark stays: the next start compares again");
                 }
             }),
+            Action::Quiesce { wish } => self.quiesce(wish),
+            Action::Resume { epoch } => self.resume(epoch),
             Action::LossKept { volume } => self.loss_kept(volume),
             Action::Removed { volume } => self.removed(volume),
             Action::Report { volume, what } => self.report(volume, what),
@@ -952,6 +875,7 @@ impl Control {
                 }
                 self.config = config;
             }
+            Ask::Take(title, hooks, reply) => self.take(title, hooks, reply),
             Ask::Points(kind, reply) => match &self.link {
                 None => {
                     let _ = reply.send(Err(anyhow::anyhow!("not connected to the receiver")));
@@ -1111,6 +1035,9 @@ impl Control {
                 self.published += u64::from(kind == LayerKind::Point);
                 debug!(%name, slot = %position.slot, ?kind, members, "published");
             }
+            Report::WishDone { wish, point, label } => self.wish_done(wish, &point, label.as_deref()),
+            Report::WishDropped { wish, why } => self.end_wish(wish, Err(anyhow::anyhow!(why))),
+            Report::HooksFailed { why } => self.hooks_failed(why),
             Report::State(state) => info!(%name, ?state, "state"),
             Report::Demoted { epoch, why } => {
                 self.tally.demoted(why);

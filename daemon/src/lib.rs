@@ -20,6 +20,7 @@ mod failback;
 mod flush_note;
 mod group;
 mod growth;
+mod hooks;
 mod intent_file;
 mod intent_thread;
 pub mod keys;

@@ -109,6 +109,20 @@ const GROUP: &[Metric<GroupStatus>] = &[
         read: |g| count(g.points_published),
     },
     Metric {
+        name: "group_consistent_point_age",
+        unit: In::Seconds,
+        kind: Kind::Gauge,
+        help: "Age of the newest application-consistent point; absent until there is one since the start, and without hooks",
+        read: |g| known(g.consistent.as_ref().and_then(|c| c.newest_age_ms).map(seconds)),
+    },
+    Metric {
+        name: "group_hook_failures",
+        unit: In::Number,
+        kind: Kind::Counter,
+        help: "Points for which applications were to be quiesced and were not, or not until the cut",
+        read: |g| count(g.consistent.as_ref().map_or(0, |c| c.failures)),
+    },
+    Metric {
         name: "group_layers_unpublished",
         unit: In::Number,
         kind: Kind::Gauge,

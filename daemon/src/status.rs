@@ -78,6 +78,7 @@ impl Control {
             dirtied_bytes_per_s: rates.dirtied_bytes_per_s,
             eta_ms: rates.eta_ms(backlog_bytes).filter(|_| behind && converging && backlog_bytes > 0),
             last_point: newest.map(|p| last_point(&p.position, p.epoch.wall_ms)),
+            consistent: self.consistent_status(),
             points_published: self.published,
             layers_unpublished: status.volumes.iter().map(|v| v.unpublished_layers as u64).sum(),
             reasons: group_reasons(self, &status),
@@ -107,6 +108,11 @@ fn group_reasons(control: &Control, status: &source::Status) -> Vec<Reason> {
         let message = format!("the receiver has said nothing for {} s", silent.as_secs());
         let todo = "it was killed, or the network between is down: that is known in a few seconds, and tried again by itself";
         reasons.push(Reason::new(Severity::Warning, Code::NotConnected, message, todo));
+    }
+    if let Some(failed) = control.consistent_status().and_then(|consistent| consistent.failed) {
+        let todo =
+            "mend what the hook says, then try: farside point take GROUP; points are made meanwhile, crash-consistent ones";
+        reasons.push(Reason::new(Severity::Warning, Code::HooksFailed, failed.why, todo));
     }
     let is_full = |v: &source::VolumeStatus| v.state == State::Behind(Behind::GatewayFull);
     if let Some(trouble) = &status.receiver_trouble {

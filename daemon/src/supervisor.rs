@@ -11,7 +11,8 @@ use farside_blockio::process::{
     Priority, boot_id, lock_memory, map_large_allocations, monotonic_ns, refuse_core_dumps, set_io_flusher,
 };
 use farside_control::source::{
-    Accept, Connection, GroupSettings, GroupStatus, LIMIT_WINDOWS_MAX, LimitWindow, Limits, Paired, SourceStatus,
+    Accept, Connection, GroupSettings, GroupStatus, LIMIT_WINDOWS_MAX, LimitWindow, Limits, Paired, PointTaken, PointWanted,
+    SourceStatus, TAKE_WAIT_MS, TAKE_WAIT_MS_MAX, TITLE_BYTES_MAX,
 };
 use farside_control::{
     ApiError, Code, DurationError, ErrorCode, GridError, Rate, RateError, RateLimit, Reason, Reloaded, Severity, WindowError,
@@ -31,6 +32,7 @@ use crate::config::{Config, ConfigError, GroupConfig};
 use crate::encode::Encoders;
 use crate::failback::Failbacks;
 use crate::group::{Ask, GroupHandle, Inbox, Note, Stopped};
+use crate::hooks;
 use crate::intent_file::IntentFile;
 use crate::keys::GroupKeys;
 use crate::locked;
@@ -207,6 +209,9 @@ impl Daemon {
         // Until it is known whom to trust nothing is changed.
         let first = self.changes.lock().await;
         let api = crate::api::listen(&self)?;
+        // On a thread of its own: what it runs may take long, and be what waits for our volumes.
+        let runtime_dir = self.around.runtime_dir.clone();
+        std::thread::spawn(move || hooks::resume_forgotten(&runtime_dir));
         self.take_up_failbacks()?;
         let mut starts = self.start_all();
         self.go_on_with_failbacks();
@@ -617,6 +622,12 @@ impl Daemon {
                 None => old.grid,
             },
             encryption: old.encryption,
+            consistent_every: match &settings.consistent_every {
+                Some(text) => hooks::parse_every(text).map_err(|what| wrong(&what))?,
+                None => old.consistent_every,
+            },
+            hook_hold: old.hook_hold,
+            hooks: old.hooks,
             stand_in_for: old.stand_in_for,
             rate: match &settings.rate {
                 Some(text) => text.parse().map_err(|e: RateError| wrong(&e.to_string()))?,
@@ -625,6 +636,11 @@ impl Daemon {
         };
         if group.keep == 0 {
             return Err(wrong("keep must be at least 1"));
+        }
+        if group.consistent_every.is_some() && group.hooks.is_empty() {
+            let message = format!("group {name} has no hooks that would quiesce anything");
+            let todo = "name them in farsided.toml, as [[hook]], and reload (docs/operate.md, \"Application-consistent points\")";
+            return Err(ApiError::new(ErrorCode::Conflict, message, todo));
         }
         let config = locked(&self.config).clone();
         config.write_group(&name, &group).map_err(|error| match error {
@@ -639,6 +655,7 @@ impl Daemon {
             span_ms: Some(group.span().as_millis() as u64),
             grid: Some(group.grid.to_string()),
             rate: Some(group.rate.to_string()),
+            consistent_every: Some(hooks::words_of_every(group.consistent_every)),
         })
     }
 
@@ -728,6 +745,37 @@ impl Daemon {
             Ok(Ok(Err(error))) => Err(not_connected(&error)),
             Ok(Err(_)) => Err(not_connected(&"the connection to the receiver ended")),
             Err(_) => Err(not_connected(&"the receiver does not answer")),
+        }
+    }
+
+    /// Makes a point of a group now, and waits until it is published.
+    pub(crate) async fn take_point(&self, group: &str, wanted: PointWanted) -> Result<PointTaken, ApiError> {
+        let PointWanted { title, hooks, wait_ms } = wanted;
+        let wrong = |what: String| ApiError::new(ErrorCode::BadRequest, what, "see `farside point take --help`");
+        if title.len() > TITLE_BYTES_MAX {
+            return Err(wrong(format!("a title has at most {TITLE_BYTES_MAX} bytes; this one has {}", title.len())));
+        }
+        let wait_ms = wait_ms.unwrap_or(TAKE_WAIT_MS);
+        if wait_ms > TAKE_WAIT_MS_MAX {
+            return Err(wrong(format!("nobody waits for longer than {} s", TAKE_WAIT_MS_MAX / 1000)));
+        }
+        self.may_change()?;
+        let name: Name = group.parse().map_err(|e: farside_region::NameError| wrong(e.to_string()))?;
+        let (reply, answer) = oneshot::channel();
+        self.tell(&name, Ask::Take(title, hooks, reply))?;
+        match tokio::time::timeout(Duration::from_millis(wait_ms), answer).await {
+            Ok(Ok(taken)) => taken.map_err(|e| ApiError::new(ErrorCode::Conflict, format!("{e:#}"), "see `farside status`")),
+            Ok(Err(_)) => Err(ApiError::internal("the group's thread gave no answer")),
+            Err(_) => {
+                let status = self.status().await.groups.into_iter().find(|status| status.name == group);
+                let what = status.and_then(|status| match status.link.connected {
+                    true => status.consistent?.now,
+                    false => Some("waits for a connection to the receiver".to_owned()),
+                });
+                let what = what.unwrap_or_else(|| "is not published yet".to_owned());
+                let message = format!("after {} s the point {what}", wait_ms.div_ceil(1000));
+                Err(ApiError::new(ErrorCode::Busy, message, "`farside status` says how the group is; or wait longer: --wait"))
+            }
         }
     }
 

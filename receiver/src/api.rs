@@ -187,7 +187,8 @@ fn group_of(receiver: &Receiver, point: &Point) -> Result<GroupHandle, ApiError>
 async fn find_point(receiver: &Arc<Receiver>, wanted: &str, query: &PointsQuery) -> Result<Point, ApiError> {
     let wanted: PointRef = wanted.parse().map_err(bad_request)?;
     let search = wanted.search(Timestamp::now());
-    let filter = PointFilter { until_wall_ms: search.until.map(|at| at.as_millisecond()), ..PointFilter::default() };
+    let until_wall_ms = search.until.map(|at| at.as_millisecond());
+    let filter = PointFilter { until_wall_ms, consistent: search.consistent, ..PointFilter::default() };
     let mut found = Vec::new();
     let places = places(receiver, query.of.as_deref())?;
     for (group, volume) in &places {
@@ -248,6 +249,8 @@ pub fn filter_of(query: &PagesQuery) -> PointFilter {
         pinned: query.pinned,
         reason: query.reason.clone(),
         verified: query.verified,
+        consistent: query.consistent,
+        label: query.label.clone(),
     }
 }
 

@@ -92,6 +92,7 @@ fn wire_point(point: &PointInfo) -> farside_wire::PointInfo {
         slot: point.slot,
         digest: point.digest,
         epoch: point.epoch,
+        label: point.label.clone(),
         ledger_time_ms: point.ledger_time_ms,
         pinned: !point.pins.is_empty(),
         members: point.members.iter().map(member).collect(),

@@ -7,7 +7,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use data_encoding::HEXLOWER;
 use farside_control::receiver::{ReceiverCounters, ReceiverGroup, ReceiverSource, ReceiverStatus, ReceiverVolume, StoreStatus};
 use farside_control::source::LastPoint;
-use farside_control::{Address, Code, Point, PointId, PointMember, PointPin, PointVerified, Reason, Severity, VerifiedHow};
+use farside_control::{
+    Address, Code, Consistency, Point, PointId, PointMember, PointPin, PointVerified, Reason, Severity, VerifiedHow,
+};
 use farside_ledger::{Proof, group_id};
 use farside_region::VolumeId;
 use farside_replication::target::{self, Target};
@@ -378,6 +380,12 @@ pub fn point(names: &GroupNames, point: &PointInfo) -> Point {
         pins: point.pins.iter().map(|(slot, reason)| PointPin { slot: slot.0, reason: reason.clone() }).collect(),
         degraded: point.degraded,
         verified: point.proofs.iter().map(|(how, proof)| verified(how, proof)).collect(),
+        consistency: match point.label.as_ref().map(|label| label.consistency) {
+            Some(farside_ledger::Consistency::Application) => Consistency::Application,
+            Some(farside_ledger::Consistency::Crash) | None => Consistency::Crash,
+        },
+        title: point.label.as_ref().map(|label| label.title.clone()).unwrap_or_default(),
+        hooks: point.label.as_ref().map(|label| label.hooks.clone()).unwrap_or_default(),
     }
 }
 

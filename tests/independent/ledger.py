@@ -13,7 +13,7 @@ RUN = 64
 HOURS_2 = 2 * 3600 * 1000
 MERGE = 1 << 63
 KINDS = {1: "claim", 2: "layers", 3: "heartbeat", 4: "pin", 5: "unpin", 6: "prune", 7: "void", 8: "tracking_lost", 9: "prune",
-         10: "pack_places", 11: "verified", 12: "claim", 13: "map", 14: "decree"}
+         10: "pack_places", 11: "verified", 12: "claim", 13: "map", 14: "decree", 15: "layers"}
 
 
 class Postcard:
@@ -84,11 +84,14 @@ class Postcard:
             require((len(claim.key) > 32) == (number == 12), "the body", "is of a claim of the other kind")
             return claim
         if kind == "layers":
-            return Struct(
+            layers = Struct(
                 is_point=self.u() == 0, boot=self.raw(16), before=self.u(), after=self.u(), wall=self.i(),
                 members=self.many(lambda: Struct(
                     key=self.layer_key(), digest=self.raw(32), parts=self.many(lambda: (self.u(), self.raw(32))),
                     regions=self.ranges(), unreadable=self.ranges(), bytes=self.u())))
+            layers.label = Struct(consistency=self.u(), title=self.text(), hooks=self.text()) if number == 15 else None
+            require(layers.label is None or layers.label.consistency < 2, "the body", "has a label that is none")
+            return layers
         if kind == "heartbeat":
             return Struct(members=self.many(lambda: (self.raw(16), self.u())), position=self.u(), digest=self.raw(32),
                           cut=(self.raw(16), self.u(), self.i()))
@@ -231,6 +234,8 @@ class Ledger:
         ids = [member.key[0] for member in body.members]
         if not ids or len(set(ids)) < len(ids) or body.after < body.before:
             return "void: nothing, something twice, or a switch that ends before it begins"
+        if body.label and (not body.is_point or max(len(body.label.title.encode()), len(body.label.hooks.encode())) > 256):
+            return "void: a label that is too long, or of what is no point"
         fresh = []
         for member in body.members:
             volume_id, term, seq = member.key
@@ -266,7 +271,7 @@ class Ledger:
         if body.is_point:
             degraded = any(volume.unreadable for volume, _ in fresh)
             self.points[its.slot] = Struct(
-                slot=its.slot, time=self.time, age=self.age, wall=body.wall, pins={}, degraded=degraded,
+                slot=its.slot, time=self.time, age=self.age, wall=body.wall, label=body.label, pins={}, degraded=degraded,
                 members={volume.id: member.bytes for volume, member in fresh})
             for volume, _ in fresh:
                 (volume.degraded if degraded else volume.good).append(its.slot)

@@ -50,6 +50,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
             "farside-nbd",
             "farside-ublk",
             "farside-insert",
+            "farside-hooks",
         ],
     ),
     (

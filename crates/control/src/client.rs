@@ -21,7 +21,8 @@ use crate::follower::{FollowerAdd, FollowerStatus};
 use crate::receiver::{ReceiverStatus, Token, TokenRequest};
 use crate::routes::{self, PagesQuery, PointsQuery};
 use crate::source::{
-    Done, GroupSettings, GroupStatus, Limits, PairRequest, Paired, ResyncRequest, SourceStatus, VolumeAdd, VolumeStatus,
+    Done, GroupSettings, GroupStatus, Limits, PairRequest, Paired, PointTaken, PointWanted, ResyncRequest, SourceStatus,
+    VolumeAdd, VolumeStatus,
 };
 use crate::{
     ANSWER_BYTES_MAX, ApiError, ErrorCode, PinRequest, Point, PointPage, RECEIVER_SOCKET, Reloaded, SOURCE_SOCKET, Verification,
@@ -206,6 +207,11 @@ impl Client {
     /// Changes a group's settings.
     pub async fn group_set(&self, group: &str, settings: &GroupSettings) -> Result<GroupStatus, ClientError> {
         self.send(Method::PATCH, &routes::group(group), settings).await
+    }
+
+    /// Makes a point of a group now; the answer comes when it is published.
+    pub async fn point_take(&self, group: &str, wanted: &PointWanted) -> Result<PointTaken, ClientError> {
+        self.send(Method::POST, &routes::group_take(group), wanted).await
     }
 
     /// All volumes.

@@ -61,6 +61,8 @@ codes! {
     BackingGrown = "backing_grown",
     /// The key of an encrypted group is not there.
     KeyMissing = "key_missing",
+    /// Applications were not quiesced for a point.
+    HooksFailed = "hooks_failed",
     /// A volume was encrypted in another way before.
     KeyDiffers = "key_differs",
     /// Changes may be unknown.

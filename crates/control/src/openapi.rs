@@ -19,7 +19,8 @@ use crate::follower::{FollowerAdd, FollowerStatus};
 use crate::receiver::{ReceiverStatus, Token, TokenRequest};
 use crate::routes::{self, PagesQuery, PointsQuery};
 use crate::source::{
-    Done, GroupSettings, GroupStatus, Limits, PairRequest, Paired, ResyncRequest, SourceStatus, VolumeAdd, VolumeStatus,
+    Done, GroupSettings, GroupStatus, Limits, PairRequest, Paired, PointTaken, PointWanted, ResyncRequest, SourceStatus,
+    VolumeAdd, VolumeStatus,
 };
 use crate::{ApiError, PinRequest, Point, PointPage, Reloaded, Verification};
 
@@ -118,6 +119,8 @@ pub fn operations() -> Vec<Operation> {
         )
         .taking::<CutoverRequest>(),
         op(Source, "PATCH", routes::GROUP, "Change a group's settings", Described::of::<GroupStatus>()).taking::<GroupSettings>(),
+        op(Source, "POST", routes::GROUP_TAKE, "Make a point of a group now", Described::of::<PointTaken>())
+            .taking::<PointWanted>(),
         op(Source, "GET", routes::LIMITS, "The limits that can change while the daemon runs", Described::of::<Limits>()),
         op(Source, "PUT", routes::LIMITS, "Change them", Described::of::<Limits>()).taking::<Limits>(),
         op(Source, "GET", routes::VOLUMES, "All volumes", Described::list::<VolumeStatus>()),

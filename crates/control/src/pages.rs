@@ -211,6 +211,9 @@ mod tests {
             pins: Vec::new(),
             degraded: false,
             verified: Vec::new(),
+            consistency: crate::Consistency::Crash,
+            title: String::new(),
+            hooks: String::new(),
         }
     }
 

@@ -41,6 +41,27 @@ pub struct Point {
     /// When all of it was verified last, by each way, as far as who is asked knows.
     #[serde(default)]
     pub verified: Vec<PointVerified>,
+    /// In which state applications find their data in it.
+    #[serde(default)]
+    pub consistency: Consistency,
+    /// What a person called it; empty unless one did.
+    #[serde(default)]
+    pub title: String,
+    /// What the hooks of its group said, or which of them failed, and how; empty where none ran.
+    #[serde(default)]
+    pub hooks: String,
+}
+
+/// In which state applications find their data in a point.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Consistency {
+    /// As after a power cut: all that was acknowledged is there, in order.
+    #[default]
+    Crash,
+    /// Every hook of the group had done its part before the cut, and none was over before it.
+    Application,
 }
 
 /// That a point was verified.
@@ -193,6 +214,8 @@ impl<'de> Deserialize<'de> for PointId {
 pub enum PointRef {
     /// `latest`: the newest.
     Latest,
+    /// `consistent`: the newest for which applications were quiesced.
+    Consistent,
     /// `42-9f3c2a1b`, or `42` where the group is known.
     Id {
         /// The slot.
@@ -209,7 +232,7 @@ pub enum PointRef {
 /// A text that names no point.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "`{0}` is not a point: use `latest`, an id such as 42-9f3c2a1b, an RFC 3339 time such as 2026-03-01T12:00:00Z, or an age such \
+    "`{0}` is not a point: use `latest`, `consistent`, an id such as 42-9f3c2a1b, an RFC 3339 time such as 2026-03-01T12:00:00Z, or an age such \
      as -5m, -90s, -2h or -1d"
 )]
 pub struct PointRefError(pub String);
@@ -219,8 +242,10 @@ impl FromStr for PointRef {
 
     fn from_str(s: &str) -> Result<Self, PointRefError> {
         let wrong = || PointRefError(s.chars().take(80).collect());
-        if s == "latest" {
-            return Ok(Self::Latest);
+        match s {
+            "latest" => return Ok(Self::Latest),
+            "consistent" => return Ok(Self::Consistent),
+            _ => {}
         }
         if let Some(age) = s.strip_prefix('-') {
             return parse_age(age).map(Self::Ago).ok_or_else(wrong);
@@ -243,6 +268,7 @@ impl fmt::Display for PointRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Latest => f.write_str("latest"),
+            Self::Consistent => f.write_str("consistent"),
             Self::Id { slot, tag: None } => write!(f, "{slot}"),
             Self::Id { slot, tag: Some(tag) } => PointId { slot: *slot, tag: *tag }.fmt(f),
             Self::At(at) => at.fmt(f),
@@ -269,6 +295,8 @@ pub struct PointSearch {
     pub below: Option<u64>,
     /// Cut then or earlier.
     pub until: Option<Timestamp>,
+    /// Only one for which applications were quiesced.
+    pub consistent: bool,
     wanted: PointRef,
 }
 
@@ -278,13 +306,13 @@ impl PointRef {
         let until = match self {
             Self::At(at) => Some(at),
             Self::Ago(age) => Some(now.checked_sub(age).unwrap_or(Timestamp::MIN)),
-            Self::Latest | Self::Id { .. } => None,
+            Self::Latest | Self::Consistent | Self::Id { .. } => None,
         };
         let below = match self {
             Self::Id { slot, .. } => slot.checked_add(1),
             _ => None,
         };
-        PointSearch { below, until, wanted: self }
+        PointSearch { below, until, consistent: self == Self::Consistent, wanted: self }
     }
 }
 
@@ -302,6 +330,7 @@ impl PointSearch {
 pub fn select_point<'a>(points: impl IntoIterator<Item = &'a Point>, wanted: PointRef, now: Timestamp) -> Option<&'a Point> {
     let fits = |point: &&Point| match wanted {
         PointRef::Latest => true,
+        PointRef::Consistent => point.consistency == Consistency::Application,
         PointRef::Id { slot, tag } => point.id.slot == slot && tag.is_none_or(|tag| tag == point.id.tag),
         PointRef::At(at) => point.cut_wall <= at,
         PointRef::Ago(age) => now.checked_sub(age).is_ok_and(|at| point.cut_wall <= at),
@@ -470,6 +499,9 @@ mod tests {
             pins: Vec::new(),
             degraded: false,
             verified: Vec::new(),
+            consistency: Consistency::Crash,
+            title: String::new(),
+            hooks: String::new(),
         }
     }
 

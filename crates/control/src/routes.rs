@@ -14,6 +14,10 @@ pub const PAIR: &str = "/v1/pair";
 /// [`GroupStatus`](crate::source::GroupStatus).
 pub const GROUP: &str = "/v1/groups/{group}";
 
+/// Source, `POST` [`PointWanted`](crate::source::PointWanted): a point of all volumes of the group is made now; when it is published,
+/// [`PointTaken`](crate::source::PointTaken).
+pub const GROUP_TAKE: &str = "/v1/groups/{group}/take";
+
 /// Source, `GET`: all [`VolumeStatus`](crate::source::VolumeStatus); `POST` [`VolumeAdd`](crate::source::VolumeAdd): the
 /// new one.
 pub const VOLUMES: &str = "/v1/volumes";
@@ -135,6 +139,10 @@ pub struct PagesQuery {
     pub reason: Option<String>,
     /// Only points that were verified.
     pub verified: bool,
+    /// Only points for which applications were quiesced.
+    pub consistent: bool,
+    /// Only points whose title, or what their hooks said, contains this text, capital letters or not.
+    pub label: Option<String>,
     /// At most so many in this page; at most [`POINTS_PAGE_MAX`](crate::POINTS_PAGE_MAX).
     pub limit: Option<u32>,
     /// Where the page before ended: its `next`. All else must be as it was asked then.
@@ -154,6 +162,11 @@ pub fn follower(path: &str, name: &str) -> String {
 /// [`GROUP`] of one group.
 pub fn group(name: &str) -> String {
     fill(GROUP, name)
+}
+
+/// [`GROUP_TAKE`] of one group.
+pub fn group_take(name: &str) -> String {
+    fill(GROUP_TAKE, name)
 }
 
 /// [`VOLUME`] of one volume.
@@ -203,7 +216,7 @@ pub fn point(point: &str, query: &PointsQuery) -> String {
 
 /// [`POINT_PAGES`] with its query.
 pub fn point_pages(query: &PagesQuery) -> String {
-    let PagesQuery { of, since, until, pinned, reason, verified, limit, cursor } = query;
+    let PagesQuery { of, since, until, pinned, reason, verified, consistent, label, limit, cursor } = query;
     let pairs = [
         ("of", of.clone()),
         ("since", since.map(|at| at.to_string())),
@@ -211,6 +224,8 @@ pub fn point_pages(query: &PagesQuery) -> String {
         ("pinned", pinned.then(|| "true".to_owned())),
         ("reason", reason.clone()),
         ("verified", verified.then(|| "true".to_owned())),
+        ("consistent", consistent.then(|| "true".to_owned())),
+        ("label", label.clone()),
         ("limit", limit.map(|limit| limit.to_string())),
         ("cursor", cursor.clone()),
     ];

@@ -95,6 +95,8 @@ pub struct GroupStatus {
     pub eta_ms: Option<u64>,
     /// The newest published point.
     pub last_point: Option<LastPoint>,
+    /// Its points that are asked for, and for which its hooks quiesce applications; `None`: it has no hooks, and none is asked for.
+    pub consistent: Option<ConsistentStatus>,
     /// Points published since the daemon started.
     pub points_published: u64,
     /// Layers on their way: frozen, sent or staged, and not published.
@@ -450,6 +452,71 @@ pub struct GroupSettings {
     pub grid: Option<String>,
     /// All that its volumes send, in one [`RateLimit`](crate::RateLimit): `20Mbit`, or `none`.
     pub rate: Option<String>,
+    /// How often an application-consistent point is made by itself: `15m`, or `none`. Hooks are named in the configuration alone.
+    pub consistent_every: Option<String>,
+}
+
+/// A point that is to be made now: body of [`GROUP_TAKE`](crate::routes::GROUP_TAKE).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(default)]
+pub struct PointWanted {
+    /// What it is to be called; at most [`TITLE_BYTES_MAX`] bytes.
+    pub title: String,
+    /// Whether the group's hooks quiesce applications for it. `None`: if it has any.
+    pub hooks: Option<bool>,
+    /// How long to wait until it is published; `None`: [`TAKE_WAIT_MS`]. At most [`TAKE_WAIT_MS_MAX`].
+    pub wait_ms: Option<u64>,
+}
+
+/// The longest title of a point, in bytes.
+pub const TITLE_BYTES_MAX: usize = 256;
+/// How long a point that was asked for is waited for, in milliseconds, unless it was said.
+pub const TAKE_WAIT_MS: u64 = 60_000;
+/// And at most.
+pub const TAKE_WAIT_MS_MAX: u64 = 3_600_000;
+
+/// A point that was asked for is published.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct PointTaken {
+    /// It.
+    pub point: LastPoint,
+    /// In which state applications find their data in it.
+    pub consistency: crate::Consistency,
+    /// What it is called.
+    #[serde(default)]
+    pub title: String,
+    /// What hooks said, or which of them failed, and how.
+    #[serde(default)]
+    pub hooks: String,
+}
+
+/// How a group's points that are asked for, by people or by the clock, get on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(default)]
+pub struct ConsistentStatus {
+    /// How often an application-consistent point is made by itself; `None`: when one is asked for.
+    pub every_ms: Option<u64>,
+    /// The group's hooks, in the order of their pre-cuts.
+    pub hooks: Vec<String>,
+    /// The newest application-consistent point since the daemon started.
+    pub newest: Option<LastPoint>,
+    /// How old its cut is.
+    pub newest_age_ms: Option<u64>,
+    /// What a point that is wanted waits for; `None`: none is.
+    pub now: Option<String>,
+    /// Why the last one that was tried is not application-consistent; `None`: it is.
+    pub failed: Option<HooksFailure>,
+    /// How often hooks failed since the daemon started.
+    pub failures: u64,
+}
+
+/// That hooks failed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct HooksFailure {
+    /// When.
+    pub at: Timestamp,
+    /// Which of them, and how.
+    pub why: String,
 }
 
 /// What a source keeps to.

@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 
-use crate::record::{Body, Claim, Prune, PrunePolicy, Record, Stamp};
+use crate::record::{Body, Claim, Layers, Prune, PrunePolicy, Record, Stamp};
 
 /// The largest record. A point whose regions do not fit must be published as slices.
 pub const RECORD_BYTES_MAX: usize = 4 << 20;
@@ -35,6 +35,8 @@ const KIND_VERIFIED: u16 = 11;
 const KIND_CLAIM_SEALED: u16 = 12;
 const KIND_MAP: u16 = 13;
 const KIND_DECREE: u16 = 14;
+/// Layers of a point of which something is said.
+const KIND_LABELLED: u16 = 15;
 
 /// A record as it is stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,7 +94,7 @@ impl Record {
         let (kind, body) = match &self.body {
             Body::Claim(b) if b.volume.digest_key.seal().is_some() => (KIND_CLAIM_SEALED, to_postcard(b)),
             Body::Claim(b) => (KIND_CLAIM, to_postcard(b)),
-            Body::Layers(b) => (KIND_LAYERS, to_postcard(b)),
+            Body::Layers(b) => layers_body(b),
             Body::Heartbeat(b) => (KIND_HEARTBEAT, to_postcard(b)),
             Body::Pin(b) => (KIND_PIN, to_postcard(b)),
             Body::Unpin(b) => (KIND_UNPIN, to_postcard(b)),
@@ -169,7 +171,14 @@ impl Record {
         }
         let body = match kind {
             KIND_CLAIM | KIND_CLAIM_SEALED => Body::Claim(claim_of(body, kind == KIND_CLAIM_SEALED)?),
-            KIND_LAYERS => Body::Layers(from_postcard(body)?),
+            KIND_LAYERS => {
+                let (kind, epoch, members) = from_postcard(body)?;
+                Body::Layers(Layers { kind, epoch, label: None, members })
+            }
+            KIND_LABELLED => {
+                let (kind, epoch, members, label) = from_postcard(body)?;
+                Body::Layers(Layers { kind, epoch, label: Some(label), members })
+            }
             KIND_HEARTBEAT => Body::Heartbeat(from_postcard(body)?),
             KIND_PIN => Body::Pin(from_postcard(body)?),
             KIND_UNPIN => Body::Unpin(from_postcard(body)?),
@@ -184,6 +193,15 @@ impl Record {
             unknown => return Err(DecodeError::Kind(unknown)),
         };
         Ok((Self { group, slot, prev, nonce, stamp: Stamp { writer, mono_ms, wall_ms }, body }, digest))
+    }
+}
+
+/// The kind of a record of layers and its body.
+fn layers_body(layers: &Layers) -> (u16, Vec<u8>) {
+    let Layers { kind, epoch, label, members } = layers;
+    match label {
+        None => (KIND_LAYERS, to_postcard(&(kind, epoch, members))),
+        Some(label) => (KIND_LABELLED, to_postcard(&(kind, epoch, members, label))),
     }
 }
 

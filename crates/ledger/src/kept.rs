@@ -7,10 +7,11 @@ use farside_region::{LayerKey, RegionSet};
 use serde::{Deserialize, Serialize};
 
 use crate::codec::{from_postcard, to_postcard};
+use crate::label::Label;
 use crate::record::{EpochInfo, LayerKind};
 
 const MAGIC: [u8; 8] = *b"FSKEPEND";
-const VERSION: u16 = 2;
+const VERSION: u16 = 3;
 const DIGEST_BYTES: usize = 32;
 
 /// What is known of a staged layer beside its parts.
@@ -22,6 +23,8 @@ pub struct KeptEnd {
     pub kind: LayerKind,
     /// Of its epoch.
     pub epoch: EpochInfo,
+    /// Of its point.
+    pub label: Option<Box<Label>>,
     /// All layers of the epoch, ascending.
     pub members: Vec<LayerKey>,
     /// How many parts it has.

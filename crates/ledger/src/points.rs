@@ -3,6 +3,7 @@
 use farside_region::{Slot, VolumeId};
 use serde::{Deserialize, Serialize};
 
+use crate::label::Consistency;
 use crate::state::{Point, State};
 
 /// Which points somebody wants; the default wants all of them.
@@ -20,6 +21,10 @@ pub struct PointFilter {
     pub reason: Option<String>,
     /// Only those that were verified, by any way.
     pub verified: bool,
+    /// Only those for which applications were quiesced.
+    pub consistent: bool,
+    /// Those whose title, or what their hooks said, contains this text, capital letters or not.
+    pub label: Option<String>,
 }
 
 impl PointFilter {
@@ -35,9 +40,17 @@ impl PointFilter {
             && self.until_wall_ms.is_none_or(|until| wall_ms <= until)
             && (!self.pinned || !point.pins.is_empty())
             && (!self.verified || point.proofs.iter().next().is_some())
+            && (!self.consistent || point.consistency() == Consistency::Application)
+            && self.label.as_ref().is_none_or(|text| has_label(point, text))
             && self.volume.is_none_or(|volume| point.members.iter().any(|member| member.key.volume == volume))
             && self.reason.as_ref().is_none_or(|text| has_reason(point, text))
     }
+}
+
+fn has_label(point: &Point, text: &str) -> bool {
+    let Some(label) = &point.label else { return false };
+    let text = text.to_lowercase();
+    [&label.title, &label.hooks].into_iter().any(|said| said.to_lowercase().contains(&text))
 }
 
 fn has_reason(point: &Point, text: &str) -> bool {

@@ -8,6 +8,7 @@ use farside_region::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::label::Label;
 use crate::packs::PackPlaces;
 use crate::retention::Policy;
 
@@ -124,12 +125,14 @@ pub enum LayerKind {
 }
 
 /// The layers of one frozen epoch, or slices of one.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layers {
     /// Point or fuzzy.
     pub kind: LayerKind,
     /// When the epoch was frozen.
     pub epoch: EpochInfo,
+    /// What is said of the point; of fuzzy layers nothing.
+    pub label: Option<Box<Label>>,
     /// One entry per volume, each volume at most once.
     pub members: Vec<LayerEntry>,
 }

@@ -70,12 +70,12 @@ pub struct Rule {
 }
 
 impl Rule {
-    fn cell(&self, time_ms: u64) -> u64 {
+    pub(crate) fn cell(&self, time_ms: u64) -> u64 {
         time_ms / self.every_ms
     }
 
     /// At what time of the age clock the cell of a point is out of the window, as far as that point is concerned.
-    fn lapses_at_ms(&self, point: &Point) -> u64 {
+    pub(crate) fn lapses_at_ms(&self, point: &Point) -> u64 {
         let to_the_end_ms = self.every_ms - point.time_ms % self.every_ms;
         point.age_clock_ms.saturating_add(to_the_end_ms).saturating_add(self.keep_ms)
     }

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::codec::to_postcard;
+use crate::label::Label;
 use crate::merges::MergeFact;
 use crate::packs::{PackId, PackUse, Packs, Place};
 use crate::record::{
@@ -114,6 +115,8 @@ pub struct Point {
     pub slot: Slot,
     /// When it was cut, on the source's clocks.
     pub epoch: EpochInfo,
+    /// What its source says of it.
+    pub label: Option<Box<Label>>,
     /// Its volumes.
     pub members: Vec<PointMember>,
     /// Ledger time of its record, in milliseconds.
@@ -512,6 +515,9 @@ impl State {
         if layers.epoch.mono_after_ns < layers.epoch.mono_before_ns {
             return Err(VoidReason::Malformed(Malformed::Times));
         }
+        if layers.label.as_ref().is_some_and(|label| layers.kind == LayerKind::Fuzzy || !label.fits()) {
+            return Err(VoidReason::Malformed(Malformed::Label));
+        }
         let volumes: BTreeSet<VolumeId> = layers.members.iter().map(|m| m.key.volume).collect();
         if volumes.len() != layers.members.len() {
             return Err(VoidReason::Malformed(Malformed::Twice));
@@ -739,6 +745,7 @@ impl State {
             let point = Point {
                 slot,
                 epoch: layers.epoch,
+                label: layers.label.clone(),
                 degraded: members.iter().any(|m| m.degraded),
                 members,
                 time_ms: self.time_ms,
@@ -995,7 +1002,7 @@ impl LayerFact {
     }
 }
 
-const CACHE_MAGIC: [u8; 8] = *b"FSLSTAT6";
+const CACHE_MAGIC: [u8; 8] = *b"FSLSTAT7";
 
 impl State {
     /// The state as bytes, for a local cache: the same state gives the same bytes.

@@ -4,6 +4,7 @@ mod batch;
 mod bytes;
 mod chains;
 mod grid;
+mod labels;
 mod merges;
 mod packs;
 mod properties;
@@ -50,6 +51,10 @@ fn meta(n: u8) -> VolumeMeta {
 
 fn regions(list: &[u64]) -> RegionSet {
     list.iter().map(|r| RegionIndex(*r)).collect()
+}
+
+fn label() -> Label {
+    Label::new(Consistency::Application, "before the upgrade", "postgresql, srv")
 }
 
 fn epoch() -> EpochInfo {
@@ -109,7 +114,7 @@ impl World {
     }
 
     fn layers(&mut self, kind: LayerKind, members: Vec<LayerEntry>) -> Verdict {
-        self.put(Body::Layers(Layers { kind, epoch: epoch(), members }))
+        self.put(Body::Layers(Layers { kind, epoch: epoch(), label: None, members }))
     }
 
     fn next(&self, n: u8, content: u8) -> LayerEntry {

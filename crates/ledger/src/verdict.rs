@@ -179,4 +179,7 @@ pub enum Malformed {
     /// Of a slot that is later, or too long ago: see [`crate::PackId::SLOTS`].
     #[error("it names a pack that was put for another slot")]
     Pack,
+    /// Longer than [`crate::Label::TEXT_BYTES_MAX`], or of layers that are no point.
+    #[error("it has a label that cannot be")]
+    Label,
 }

@@ -233,6 +233,7 @@ pub const MUTATIONS: &[Mutation] = &[
     story("T3 accept without every bit", CORE, "stories::t3_accept_sets_every_bit_before_it_claims"),
     story("T5 lost staged data re-sent under the same seq", CORE, "stories::t5_staged_data_that_is_gone_means_a_new_claim"),
     story("T6 verify lets its regions cool", CORE, "random::mistakes_are_seen"),
+    story("a point is called consistent before it is known", CORE, "random::mistakes_are_seen"),
     story("T6 verify sends before the bit is durable", CORE, "verify::mistakes_are_seen"),
     story("T7 a resume truncates what it does not name", CORE, "stories::t7_a_resume_leaves_alone_what_it_does_not_name"),
     story("T10 a demoted epoch is said per member", CORE, "stories::t10_a_demoted_epoch_is_said_in_one_message"),

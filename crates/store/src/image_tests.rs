@@ -266,7 +266,7 @@ impl World {
         let members: Vec<VolumeId> = entries.iter().map(|e| e.key.volume).collect();
         let kind = if point { LayerKind::Point } else { LayerKind::Fuzzy };
         let epoch = EpochInfo { boot: BootId([0; 16]), mono_before_ns: 0, mono_after_ns: 0, wall_ms: 0 };
-        let (slot, applied) = self.append(Body::Layers(Layers { kind, epoch, members: entries }));
+        let (slot, applied) = self.append(Body::Layers(Layers { kind, epoch, label: None, members: entries }));
         assert_eq!(applied.verdict, Verdict::Accepted);
         self.model.heads = cells;
         if point {

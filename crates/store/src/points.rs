@@ -1,6 +1,6 @@
 //! Points as people see them. Pure.
 
-use farside_ledger::{EpochInfo, Point, PointFilter, Proof, Proofs, State};
+use farside_ledger::{EpochInfo, Label, Point, PointFilter, Proof, Proofs, State};
 use farside_region::{LayerKey, Name, RecordDigest, Slot, VolumeId};
 
 use crate::image::GroupImage;
@@ -14,6 +14,8 @@ pub struct PointInfo {
     pub digest: RecordDigest,
     /// When it was cut: an interval of the source's CLOCK_MONOTONIC, and its wall clock.
     pub epoch: EpochInfo,
+    /// What its source says of it.
+    pub label: Option<Box<Label>>,
     /// Ledger time of its record, in milliseconds.
     pub ledger_time_ms: u64,
     /// The receiver's wall clock when it was published, in milliseconds since 1970.
@@ -108,6 +110,7 @@ fn info(state: &State, point: &Point) -> PointInfo {
         slot: point.slot,
         digest: state.digest_at(point.slot).expect("a point's record was replayed"),
         epoch: point.epoch,
+        label: point.label.clone(),
         ledger_time_ms: point.time_ms,
         published_wall_ms: point.published_wall_ms,
         degraded: point.degraded,

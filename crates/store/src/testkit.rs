@@ -211,7 +211,7 @@ pub(crate) fn granule(number: u64, byte: u8) -> Vec<u8> {
 
 pub(crate) fn layers(kind: LayerKind, members: Vec<LayerEntry>) -> Body {
     let epoch = EpochInfo { boot: BootId([1; 16]), mono_before_ns: 1, mono_after_ns: 2, wall_ms: 1000 };
-    Body::Layers(Layers { kind, epoch, members })
+    Body::Layers(Layers { kind, epoch, label: None, members })
 }
 
 /// A group's state after so many points of a volume, one a second, of which nothing is in any store.
@@ -238,7 +238,7 @@ pub(crate) fn state_of_points(volume: &TestVolume, points: u64) -> State {
             volume_bytes: volume.meta.geometry.volume_bytes(),
         };
         let epoch = EpochInfo { boot: BootId([1; 16]), mono_before_ns: 1, mono_after_ns: 2, wall_ms: second as i64 * 1000 };
-        append(Body::Layers(Layers { kind: LayerKind::Point, epoch, members: vec![entry] }), second);
+        append(Body::Layers(Layers { kind: LayerKind::Point, epoch, label: None, members: vec![entry] }), second);
     }
     state
 }

@@ -60,8 +60,10 @@ impl Features {
     /// In a source's greeting: the connection is there to pull a point, and for nothing else. A receiver that does not say it back cannot
     /// do that.
     pub const PULL: Self = Self(16);
+    /// Points of which something is said: [`SourceMessage::LabelledEnd`](crate::SourceMessage::LabelledEnd) is understood.
+    pub const LABELS: Self = Self(32);
     /// What this build can do on a connection that publishes.
-    pub const OURS: Self = Self(Self::GRID.0 | Self::COMPARED.0 | Self::PUBLISH.0 | Self::SEALED.0);
+    pub const OURS: Self = Self(Self::GRID.0 | Self::COMPARED.0 | Self::PUBLISH.0 | Self::SEALED.0 | Self::LABELS.0);
 
     /// What both can do.
     #[must_use]

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 
-use farside_ledger::{Claim, EpochInfo, Grid, Heartbeat, LayerKind, Policy, VoidReason, VolumeMeta};
+use farside_ledger::{Claim, EpochInfo, Grid, Heartbeat, Label, LayerKind, Policy, VoidReason, VolumeMeta};
 use farside_region::{
     GranuleDigest, GranuleIndex, GranuleRun, LayerKey, LedgerPosition, Name, RegionSet, Seq, Slot, Term, VolumeId,
 };
@@ -79,6 +79,8 @@ pub enum SourceMessage {
     PullBegin(PullBegin),
     /// What a region of that point holds that the asker's disk does not; answered by [`ReceiverMessage::Pulled`].
     Pull(PullQuery),
+    /// In place of [`Self::EpochEnd`] of a point of which something is said, where both have [`Features::LABELS`].
+    LabelledEnd(LabelledEnd),
 }
 
 /// From the receiver.
@@ -332,6 +334,15 @@ pub struct EpochEnd {
     /// All unpublished members of the epoch, or one slice: 1 to [`END_MEMBERS_MAX`], each volume once, and at most
     /// [`END_RANGES_MAX`] ranges.
     pub members: Vec<EndMember>,
+}
+
+/// The end of a cut, and what is said of its point.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LabelledEnd {
+    /// What.
+    pub label: Label,
+    /// Of a point: anything else is refused.
+    pub end: EpochEnd,
 }
 
 /// One layer of an epoch.
@@ -589,6 +600,11 @@ impl SourceMessage {
                 Err(DecodeError::Limit("the end of a digest query"))
             }
             Self::EpochEnd(end) => end.check_limits(),
+            Self::LabelledEnd(labelled) if !labelled.label.fits() => Err(DecodeError::Limit("the label of a point")),
+            Self::LabelledEnd(labelled) if labelled.end.kind != LayerKind::Point => {
+                Err(DecodeError::Limit("a label of what is no point"))
+            }
+            Self::LabelledEnd(labelled) => labelled.end.check_limits(),
             Self::Resume(query) if query.layers.len() > RESUME_LAYERS_MAX => Err(DecodeError::Limit("layers in a resume query")),
             Self::Resume(query) if !query.layers.is_sorted_by(|a, b| a.seq < b.seq) => {
                 Err(DecodeError::Limit("the order of layers in a resume query"))

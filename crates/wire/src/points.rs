@@ -1,6 +1,6 @@
 //! Questions about recovery points, asked by a source's API for its users and answered by the receiver from its store.
 
-use farside_ledger::{EpochInfo, PointFilter};
+use farside_ledger::{EpochInfo, Label, PointFilter};
 use farside_region::{LayerKey, Name, RecordDigest, Slot};
 use serde::{Deserialize, Serialize};
 
@@ -18,7 +18,9 @@ pub struct PointQuery {
 impl PointQuery {
     pub(crate) fn text_bytes(&self) -> usize {
         match &self.kind {
-            PointQueryKind::List { filter, .. } => filter.reason.as_ref().map_or(0, String::len),
+            PointQueryKind::List { filter, .. } => {
+                [&filter.reason, &filter.label].into_iter().flatten().map(String::len).max().unwrap_or(0)
+            }
             PointQueryKind::Show { .. } => 0,
         }
     }
@@ -87,7 +89,8 @@ impl PointInfo {
     /// Its encoding is not longer than this: no number takes more than ten bytes.
     fn bytes_max(&self) -> usize {
         let member = |m: &PointMemberInfo| m.name.as_str().len() + 2 + 16 + 5 * 10;
-        160 + self.members.iter().map(member).sum::<usize>()
+        let label = self.label.as_ref().map_or(0, |label| label.title.len() + label.hooks.len() + 8);
+        160 + label + self.members.iter().map(member).sum::<usize>()
     }
 }
 
@@ -100,6 +103,8 @@ pub struct PointInfo {
     pub digest: RecordDigest,
     /// When it was cut, as an interval of the source's CLOCK_MONOTONIC.
     pub epoch: EpochInfo,
+    /// What its source says of it.
+    pub label: Option<Box<Label>>,
     /// When it was published, in the ledger's time.
     pub ledger_time_ms: u64,
     /// Held by a pin.

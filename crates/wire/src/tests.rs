@@ -1,6 +1,8 @@
 //! Golden bytes, hostile input, versions.
 
-use farside_ledger::{Claim, CutTime, EpochInfo, Grid, Heartbeat, LayerKind, PointFilter, Policy, Rule, VoidReason, VolumeMeta};
+use farside_ledger::{
+    Claim, Consistency, CutTime, EpochInfo, Grid, Heartbeat, Label, LayerKind, PointFilter, Policy, Rule, VoidReason, VolumeMeta,
+};
 use farside_region::{
     BootId, DigestKey, Generation, Geometry, GranuleDigest, GranuleIndex, GranuleRun, KeyId, LayerKey, LedgerPosition, Name,
     RecordDigest, RegionIndex, RegionRange, RegionSet, Seal, SealMode, Seq, Slot, Term, VolumeId,
@@ -66,6 +68,7 @@ fn from_source() -> Vec<SourceMessage> {
         volume_bytes: 1 << 30,
     };
     let t = CutTime { boot: BootId([0xdd; 16]), mono_ns: 9, wall_ms: 10 };
+    let end = EpochEnd { kind: LayerKind::Point, epoch: epoch(), members: vec![member] };
     vec![
         SourceMessage::Hello(SourceHello {
             versions: VersionRange { min: 1, max: 1 },
@@ -78,7 +81,7 @@ fn from_source() -> Vec<SourceMessage> {
         SourceMessage::ReadLedger(ReadLedger { id, volume, position: Some(position()), after: None }),
         SourceMessage::Claim(ClaimRequest { id, claim: Claim { volume: meta(), looked: Some(Slot(4)), source: name("host") } }),
         SourceMessage::LayerBegin(LayerBegin { key: key() }),
-        SourceMessage::EpochEnd(EpochEnd { kind: LayerKind::Point, epoch: epoch(), members: vec![member] }),
+        SourceMessage::EpochEnd(end.clone()),
         SourceMessage::Heartbeat(Heartbeat { members: vec![(volume, Term(3))], position: position(), t }),
         SourceMessage::Resume(ResumeQuery { id, volume, term: Term(3), layers: vec![HeldLayer { seq: Seq(1), parts: 2 }] }),
         SourceMessage::Digests(DigestQuery {
@@ -106,7 +109,12 @@ fn from_source() -> Vec<SourceMessage> {
             region: RegionIndex(3),
             have: vec![DigestRun::Zero { granules: 1023 }, DigestRun::Data(vec![GranuleDigest([1; 16])])],
         }),
+        SourceMessage::LabelledEnd(LabelledEnd { label: label(), end }),
     ]
+}
+
+fn label() -> Label {
+    Label { consistency: Consistency::Application, title: "upgrade".to_owned(), hooks: "srv".to_owned() }
 }
 
 fn filter() -> PointFilter {
@@ -117,6 +125,8 @@ fn filter() -> PointFilter {
         pinned: true,
         reason: Some("data".into()),
         verified: true,
+        consistent: true,
+        label: Some("up".into()),
     }
 }
 
@@ -137,6 +147,7 @@ fn from_receiver() -> Vec<ReceiverMessage> {
         slot: Slot(5),
         digest: RecordDigest([0xbb; 32]),
         epoch: epoch(),
+        label: Some(Box::new(label())),
         ledger_time_ms: 77,
         pinned: true,
         members: vec![PointMemberInfo { name: name("data"), layer: key(), volume_bytes: 1 << 30, unreadable_regions: 0 }],
@@ -392,6 +403,7 @@ fn any_points_are_listed_page_by_page_in_frames_that_hold_them() {
         slot: Slot(u64::MAX - slot),
         digest: RecordDigest([255; 32]),
         epoch: EpochInfo { boot: BootId([255; 16]), mono_before_ns: u64::MAX, mono_after_ns: u64::MAX, wall_ms: i64::MIN },
+        label: Some(Box::new(Label::new(Consistency::Crash, &"t".repeat(256), &"h".repeat(256)))),
         ledger_time_ms: u64::MAX,
         pinned: true,
         members: vec![member.clone(); END_MEMBERS_MAX],
@@ -493,7 +505,7 @@ proptest! {
     }
 }
 
-const GOLDEN_SOURCE: [&str; 19] = [
+const GOLDEN_SOURCE: [&str; 20] = [
     "00010100[11*16]0104686f73740764656661756c74",
     "0107[aa*16]0105[bb*32]00",
     "0207[aa*16]0464617461[80*4]040c16[cc*32]01010404686f7374",
@@ -503,7 +515,7 @@ const GOLDEN_SOURCE: [&str; 19] = [
     "0607[aa*16]03010102",
     "0707[aa*16]0380088008",
     "08070105",
-    "08070001[aa*16]010101e80701010464617461010109ac02",
+    "08070001[aa*16]010101e807010104646174610101010275700109ac02",
     "090a80b89929",
     "0a07[aa*16]03",
     "0b0ae0d40302e0d40380dddb01c0a90780bab703",
@@ -513,6 +525,7 @@ const GOLDEN_SOURCE: [&str; 19] = [
     "0207[aa*16]0464617461[80*4]040c16[00*32]01[4b*16][c0*32]010004686f7374",
     "0f070105[bb*32]",
     "1007[aa*16]030201ff0703[01*17]",
+    "110107757067726164650373727600[dd*16]e807e9070101[aa*16]03ac0202[ee*32]02020304010000[80*4]04",
 ];
 const GOLDEN_RECEIVER: [&str; 17] = [
     "000100[22*16]",
@@ -525,7 +538,7 @@ const GOLDEN_RECEIVER: [&str; 17] = [
     "0701[aa*16]03ac02",
     "0807[aa*16]01030201030101010001[aa*16]03ac0200",
     "0907[aa*16]00030001010203[01*17]",
-    "0a070105[bb*32][dd*16]e807e907014d01010464617461[aa*16]03ac02[80*4]04000101ac02",
+    "0a070105[bb*32][dd*16]e807e9070101010775706772616465037372764d01010464617461[aa*16]03ac02[80*4]04000101ac02",
     "0b0401[aa*16]0466756c6c",
     "0c010102",
     "0d07[aa*16]",

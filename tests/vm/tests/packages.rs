@@ -85,6 +85,7 @@ fn a_disk_is_protected_with_what_the_packages_bring() {
     install(&mut receiver, &["farside", "farside-receiver"]);
     assert_ne!(receiver.run("systemctl show --property MainPID farside-receiver"), pid, "an upgrade runs the new program");
     load.gets_on(&mut host, 16);
+    is_frozen_for_a_point_and_never_left_so(&mut host, &load);
     load.stop(&mut host);
 
     // The newest point is the disk.
@@ -122,6 +123,33 @@ fn a_disk_is_protected_with_what_the_packages_bring() {
     receiver.run("dpkg --purge farside-receiver && farside store check /srv/points/store");
     host.power_off();
     receiver.power_off();
+}
+
+/// Applications are quiesced by what the packages bring, under load: by a program that may change users, which the daemon's sandbox may
+/// not, and by a freeze of the mounted file system. When the daemon is killed meanwhile, what it began is ended.
+fn is_frozen_for_a_point_and_never_left_so(host: &mut Guest, load: &Load) {
+    let hook = "#!/bin/sh\nset -e\necho $1 >>/run/asked\n[ $1 = post-cut ] || while [ -e /run/wait ]; do sleep 0.2; done\nrunuser -u nobody true\n";
+    host.upload("/usr/local/bin/quiesce", hook.as_bytes(), 0o755);
+    let hooks = "[[hook]]\nname = \"quiesce\"\ncommand = [\"/usr/local/bin/quiesce\"]\n[[hook]]\nname = \"srv\"\nfreeze = \"/srv/data\"\ntimeout = \"5m\"\n";
+    host.upload("/etc/farside/farsided.d/hooks.toml", hooks.as_bytes(), 0o644);
+    host.run("farside reload && test -x /usr/lib/farside/hooks/postgresql");
+    let taken = host.run("farside point take default --title frozen --wait 10m");
+    assert!(taken.contains("application-consistent") && taken.contains("srv"), "{taken}");
+    assert_eq!(host.run("cat /run/asked"), "pre-cut\npost-cut\n");
+    load.gets_on(host, 16);
+
+    // A program that waits for ever is over when the daemon is gone, and so is a freeze that was asked for.
+    for frozen in [false, true] {
+        host.run("rm /run/asked && touch /run/wait && (farside point take default >/dev/null 2>&1 &)");
+        host.wait_until("grep -q pre-cut /run/asked");
+        host.run(if frozen { "rm /run/wait && sleep 0.5" } else { "true" });
+        host.run("systemctl kill --kill-whom=main --signal=KILL farsided");
+        host.wait_until("grep -q post-cut /run/asked");
+        host.run("rm -f /run/wait");
+        load.gets_on(host, 16);
+    }
+    host.wait_until("! systemctl --quiet is-active 'farside-hooks@*' && test -z \"$(ls /run/farside/hooks/*.json 2>/dev/null)\"");
+    host.run("rm /etc/farside/farsided.d/hooks.toml && farside reload");
 }
 
 /// Nobody helps it: systemd starts it again, beside an application that writes and, now and then, a program that takes all

@@ -129,6 +129,9 @@ fn sample_point() -> Point {
         pins: Vec::new(),
         degraded: false,
         verified: Vec::new(),
+        consistency: farside_control::Consistency::Application,
+        title: "upgrade".into(),
+        hooks: "srv".into(),
     }
 }
 
@@ -175,6 +178,7 @@ fn json_seeds() -> Vec<Vec<u8>> {
         of(
             1,
             text(&GroupSettings {
+                consistent_every: Some("15m".into()),
                 epoch_interval_ms: Some(1000),
                 keep: Some(10),
                 span_ms: Some(86_400_000),

@@ -270,7 +270,7 @@ fn a_store() -> Vec<u8> {
         unreadable_regions: RegionSet::new(),
         volume_bytes: geometry.volume_bytes(),
     };
-    let layers = |kind, entry| Body::Layers(Layers { kind, epoch: epoch(), members: vec![entry] });
+    let layers = |kind, entry| Body::Layers(Layers { kind, epoch: epoch(), label: None, members: vec![entry] });
     let bodies = [
         Body::Claim(Claim { volume: meta.clone(), looked: None, source: name("host") }),
         layers(LayerKind::Fuzzy, entry(1, vec![parts[0].1, parts[1].1], &[0, 1])),

@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use farside_ledger::{
-    Body, Claim, CutTime, EpochInfo, Grid, Heartbeat, LayerEntry, LayerKind, Layers, PackId, PackPlaces, PackedPart, PackedParts,
-    PartEntry, Pin, Policy, Prune, PrunePolicy, PrunedParts, Record, Stamp, State, TornVoid, TrackingLost, Unpin, Verdict,
-    Verified, VerifiedHow, VoidReason, VolumeMeta, decode_object, encode_object, group_id, volume_id,
+    Body, Claim, Consistency, CutTime, EpochInfo, Grid, Heartbeat, Label, LayerEntry, LayerKind, Layers, PackId, PackPlaces,
+    PackedPart, PackedParts, PartEntry, Pin, Policy, Prune, PrunePolicy, PrunedParts, Record, Stamp, State, TornVoid,
+    TrackingLost, Unpin, Verdict, Verified, VerifiedHow, VoidReason, VolumeMeta, decode_object, encode_object, group_id,
+    volume_id,
 };
 use farside_region::{
     BootId, Generation, Geometry, LayerKey, LedgerPosition, Name, RecordDigest, RegionIndex, RegionSet, Seq, Slot, Term, VolumeId,
@@ -84,6 +85,10 @@ pub(super) fn epoch() -> EpochInfo {
     EpochInfo { boot: BootId([5; 16]), mono_before_ns: 10, mono_after_ns: 20, wall_ms: 1_700_000_000_000 }
 }
 
+pub(super) fn label() -> Label {
+    Label::new(Consistency::Application, "before the upgrade", "postgresql, srv")
+}
+
 fn entry(n: u8, term: u64, seq: u64) -> LayerEntry {
     LayerEntry {
         key: LayerKey { volume: volume(n), term: Term(term), seq: Seq(seq) },
@@ -98,14 +103,19 @@ fn entry(n: u8, term: u64, seq: u64) -> LayerEntry {
 /// A ledger with records of every kind, each of which makes sense where it is.
 fn bodies() -> Vec<Body> {
     let claim = |n, looked| Body::Claim(Claim { volume: meta(n), looked, source: name("host") });
-    let layers = |kind, members| Body::Layers(Layers { kind, epoch: epoch(), members });
+    let layers = |kind, members| Body::Layers(Layers { kind, epoch: epoch(), label: None, members });
     let t = CutTime { boot: BootId([5; 16]), mono_ns: 99, wall_ms: 3 };
     vec![
         claim(1, None),
         claim(2, Some(Slot(0))),
         layers(LayerKind::Fuzzy, vec![entry(1, 0, 1)]),
         layers(LayerKind::Point, vec![entry(1, 0, 2), entry(2, 1, 1)]),
-        layers(LayerKind::Point, vec![entry(1, 0, 3), entry(2, 1, 2)]),
+        Body::Layers(Layers {
+            kind: LayerKind::Point,
+            epoch: epoch(),
+            label: Some(Box::new(label())),
+            members: vec![entry(1, 0, 3), entry(2, 1, 2)],
+        }),
         Body::Pin(Pin { point: Slot(3), reason: "before the upgrade".to_owned() }),
         Body::Unpin(Unpin { pin: Slot(5) }),
         // The driver puts in what the ledger then holds at that slot.

@@ -6,7 +6,7 @@ use farside_region::{
 };
 use farside_wire::*;
 
-use super::ledger::{epoch, meta, name, regions, volume};
+use super::ledger::{epoch, label, meta, name, regions, volume};
 use super::{no_seal, reads_back, small};
 use crate::engine::{Memory, Outcome, Target};
 
@@ -75,6 +75,8 @@ pub(super) fn from_source() -> Vec<SourceMessage> {
         pinned: true,
         reason: Some("upgrade".into()),
         verified: false,
+        consistent: true,
+        label: Some("up".into()),
     };
     let list = PointQueryKind::List { filter, below: Some(Slot(9)), limit: 3 };
     vec![
@@ -91,6 +93,10 @@ pub(super) fn from_source() -> Vec<SourceMessage> {
         SourceMessage::Claim(ClaimRequest { id, claim: Claim { volume: meta(2), looked: Some(Slot(0)), source: name("host") } }),
         SourceMessage::LayerBegin(LayerBegin { key: key(1, 0, 1) }),
         SourceMessage::EpochEnd(EpochEnd { kind: LayerKind::Point, epoch: epoch(), members: vec![member(1, 1), member(2, 1)] }),
+        SourceMessage::LabelledEnd(LabelledEnd {
+            label: label(),
+            end: EpochEnd { kind: LayerKind::Point, epoch: epoch(), members: vec![member(1, 1)] },
+        }),
         SourceMessage::EpochEnd(EpochEnd { kind: LayerKind::Fuzzy, epoch: epoch(), members: vec![member(1, 1)] }),
         SourceMessage::Heartbeat(Heartbeat { members: vec![(of, Term(0))], position: position(1), t }),
         SourceMessage::Resume(ResumeQuery { id, volume: of, term: Term(0), layers: vec![HeldLayer { seq: Seq(1), parts: 2 }] }),
@@ -130,6 +136,7 @@ pub(super) fn from_receiver(n: u8) -> Vec<ReceiverMessage> {
     let layer = LedgerLayer { slot: Slot(4), term: Term(0), regions: regions(&[1, 2]) };
     let member = PointMemberInfo { name: name("v1"), layer: key(n, 0, 1), volume_bytes: 512, unreadable_regions: 0 };
     let point = PointInfo {
+        label: Some(Box::new(label())),
         slot: Slot(5),
         digest: RecordDigest([0xbb; 32]),
         epoch: epoch(),

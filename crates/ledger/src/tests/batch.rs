@@ -11,7 +11,12 @@ fn records(first: u64, count: u64) -> (Vec<(Record, RecordDigest)>, Vec<Encoded>
     let (mut records, mut encoded) = (Vec::new(), Vec::new());
     let mut prev = RecordDigest([9; 32]);
     for slot in first..first + count {
-        let layers = Layers { kind: LayerKind::Point, epoch: epoch(), members: vec![entry(1, Term(0), slot + 1, slot as u8)] };
+        let layers = Layers {
+            kind: LayerKind::Point,
+            epoch: epoch(),
+            label: None,
+            members: vec![entry(1, Term(0), slot + 1, slot as u8)],
+        };
         let stamp = Stamp { writer: [1; 16], mono_ms: slot, wall_ms: 5 };
         let nonce = [slot as u8; 16];
         let record = Record { group: group(), slot: Slot(slot), prev, nonce, stamp, body: Body::Layers(layers) };
@@ -139,7 +144,7 @@ fn without_its_history_a_state_judges_layers_alike() {
     let mut world = World::new();
     world.put(Body::Claim(Claim { volume: meta(1), looked: None, source: name("host") }));
     world.put(Body::Claim(Claim { volume: meta(2), looked: Some(Slot(0)), source: name("host") }));
-    let layers = |kind, members| Body::Layers(Layers { kind, epoch: epoch(), members });
+    let layers = |kind, members| Body::Layers(Layers { kind, epoch: epoch(), label: None, members });
     let (one, two) = (Term(0), Term(1));
     world.put(layers(LayerKind::Fuzzy, vec![entry(1, one, 1, 1)]));
     world.put(layers(LayerKind::Point, vec![entry(1, one, 2, 2), entry(2, two, 1, 3)]));

@@ -26,8 +26,20 @@ fn samples() -> Vec<(&'static str, Record)> {
                 source: name("host"),
             }),
         ),
-        ("point", Body::Layers(Layers { kind: LayerKind::Point, epoch: epoch(), members: vec![member] })),
-        ("fuzzy", Body::Layers(Layers { kind: LayerKind::Fuzzy, epoch: epoch(), members: vec![entry(2, Term(1), 1, 2)] })),
+        ("point", Body::Layers(Layers { kind: LayerKind::Point, epoch: epoch(), label: None, members: vec![member.clone()] })),
+        (
+            "point with a label",
+            Body::Layers(Layers {
+                kind: LayerKind::Point,
+                epoch: epoch(),
+                label: Some(Box::new(label())),
+                members: vec![member],
+            }),
+        ),
+        (
+            "fuzzy",
+            Body::Layers(Layers { kind: LayerKind::Fuzzy, epoch: epoch(), label: None, members: vec![entry(2, Term(1), 1, 2)] }),
+        ),
         ("heartbeat", World::new().beat(&[(1, Term(3)), (2, Term(1))], position)),
         ("pin", Body::Pin(Pin { point: Slot(5), reason: "before the upgrade".to_owned() })),
         ("unpin", Body::Unpin(Unpin { pin: Slot(8) })),
@@ -175,7 +187,7 @@ fn a_record_too_large_is_refused_before_it_is_written() {
     let scattered: RegionSet = (0..1_000_000u64).map(|i| RegionIndex(2 * i)).collect();
     let layers = |n| {
         let members = (0..n).map(|i| LayerEntry { regions: scattered.clone(), ..entry(i, Term(0), 1, 1) }).collect();
-        World::new().record(Body::Layers(Layers { kind: LayerKind::Point, epoch: epoch(), members }))
+        World::new().record(Body::Layers(Layers { kind: LayerKind::Point, epoch: epoch(), label: None, members }))
     };
     assert!(layers(1).encode().is_ok(), "a million scattered regions fit");
     let TooLarge { bytes } = layers(3).encode().expect_err("three millions do not");

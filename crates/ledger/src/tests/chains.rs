@@ -120,8 +120,12 @@ fn records_that_no_correct_writer_makes_are_void() {
     assert_eq!(void(w.layers(LayerKind::Fuzzy, vec![])), VoidReason::Malformed(Malformed::NoMembers));
     let twice = vec![good.clone(), LayerEntry { key: LayerKey { seq: Seq(2), ..good.key }, ..good }];
     assert_eq!(void(w.layers(LayerKind::Fuzzy, twice)), VoidReason::Malformed(Malformed::Twice));
-    let backwards =
-        Layers { kind: LayerKind::Fuzzy, epoch: EpochInfo { mono_after_ns: 9, ..epoch() }, members: vec![w.next(1, 1)] };
+    let backwards = Layers {
+        kind: LayerKind::Fuzzy,
+        epoch: EpochInfo { mono_after_ns: 9, ..epoch() },
+        label: None,
+        members: vec![w.next(1, 1)],
+    };
     assert_eq!(void(w.put(Body::Layers(backwards))), VoidReason::Malformed(Malformed::Times));
     assert_eq!(
         w.put(Body::Pin(Pin { point: Slot(0), reason: "x".repeat(1025) })),

@@ -119,7 +119,7 @@ fn body(w: &World, attempt: &Try) -> Option<Body> {
                 e
             });
             let kind = if *point { LayerKind::Point } else { LayerKind::Fuzzy };
-            Body::Layers(Layers { kind, epoch: epoch(), members: members.collect() })
+            Body::Layers(Layers { kind, epoch: epoch(), label: None, members: members.collect() })
         }
         Try::Heartbeat { volume, behind } => {
             let slot = back(*behind)?;

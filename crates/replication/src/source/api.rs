@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use farside_ledger::{CutTime, EpochInfo, LayerKind, Policy, VolumeMeta};
+use farside_ledger::{CutTime, EpochInfo, Label, LayerKind, Policy, VolumeMeta};
 use farside_region::{
     BootId, DigestKey, EpochId, GranuleIndex, GranuleRun, GranuleSet, LayerKey, LedgerPosition, Name, RegionIndex, RegionRange,
     RegionSet, Term, VolumeId,
@@ -329,6 +329,28 @@ pub enum Event {
         /// Which.
         policy: Policy,
     },
+    /// Somebody wants a point of all volumes; [`Report::WishDone`], or [`Report::WishDropped`], follows.
+    Wish(super::Wish),
+    /// Nobody waits for it any more.
+    ForgetWish {
+        /// Its id.
+        wish: u64,
+    },
+    /// The answer to [`Action::Quiesce`].
+    Quiesced {
+        /// Which.
+        wish: u64,
+        /// That applications are quiet; or why not, and that they are not kept quiet.
+        result: Result<(), String>,
+    },
+    /// The answer to [`Action::Resume`] of an epoch.
+    Resumed {
+        /// Which.
+        epoch: EpochId,
+        /// What hooks say, for people, if applications were quiet from before the switch until after it; otherwise why that is not so,
+        /// or not known.
+        result: Result<String, String>,
+    },
     /// A planned stop begins: the taps take nothing new. Cuts are tried at once until everything is published
     /// ([`super::Source::settled`]) or the driver loses patience.
     Drain,
@@ -591,6 +613,16 @@ pub enum Action {
         /// Which volume.
         volume: VolumeId,
     },
+    /// Quiesce applications, in bounded time, for a cut; [`Event::Quiesced`] follows, always.
+    Quiesce {
+        /// For which wish.
+        wish: u64,
+    },
+    /// Let them go on, at once. Only after they were quiet, once.
+    Resume {
+        /// The epoch that was cut meanwhile: [`Event::Resumed`] follows, always. `None`: none was, and nobody waits for an answer.
+        epoch: Option<EpochId>,
+    },
     /// The volume is out of the group.
     Removed {
         /// Which volume.
@@ -691,6 +723,34 @@ pub enum Report {
         kind: LayerKind,
         /// Of this group.
         members: usize,
+    },
+    /// The point of a wish is published.
+    WishDone {
+        /// Which.
+        wish: u64,
+        /// It.
+        point: super::PointStatus,
+        /// What is said of it.
+        label: Option<Box<Label>>,
+    },
+    /// It is tried again by itself.
+    WishAgain {
+        /// Which.
+        wish: u64,
+        /// What came between.
+        why: String,
+    },
+    /// Nothing comes of it.
+    WishDropped {
+        /// Which.
+        wish: u64,
+        /// Why.
+        why: String,
+    },
+    /// Applications were not quiesced, or not all along.
+    HooksFailed {
+        /// Which hook, and how.
+        why: String,
     },
     /// A verify found cold regions that differ from what is published: an error of ours, which it mends.
     ColdDiffers {

@@ -10,6 +10,7 @@ use farside_wire::{LayerBegin, SourceMessage};
 use super::api::{Action, DemoteCause, Nanos, Report, Sample, SwitchDone, SwitchMember};
 use super::verify::VerifyOutcome;
 use super::volume::{Check, Frozen, Layer, PassStart, Service, Stage, Standing, Volume};
+use super::wish::{Labelled, WishedSwitch};
 use super::{Epoch, Hold, Kind, Link, Phase, Source, Switching};
 
 impl Source {
@@ -18,17 +19,20 @@ impl Source {
         if self.phase == Phase::Halted || self.switching.is_some() || !matches!(self.link, Link::Up { .. }) {
             return;
         }
+        if self.is_quiescing() || self.try_wish(now, out) {
+            return;
+        }
         let fits: Vec<VolumeId> = self.volumes.values().filter(|v| self.may_switch(v)).map(|v| v.id()).collect();
         let too_big = self.too_big_for_a_cut(&fits);
         if let Some(&id) = too_big.iter().find(|id| self.volumes[id].weight() > 0) {
-            return self.switch(now, LayerKind::Fuzzy, &[id], out);
+            return self.switch(now, LayerKind::Fuzzy, &[id], None, out);
         }
         let due = self.phase == Phase::Draining
             || self.last_cut.is_none_or(|last| now >= last.saturating_add(self.config.limits.epoch_interval));
         let members: Vec<VolumeId> = fits.into_iter().filter(|id| !too_big.contains(id)).collect();
         let wanted = members.iter().any(|id| self.volumes[id].weight() > 0 || self.wants_point(&self.volumes[id]));
         if due && wanted && !self.cut_must_wait(now) {
-            self.switch(now, LayerKind::Point, &members, out);
+            self.switch(now, LayerKind::Point, &members, None, out);
         }
     }
 
@@ -42,7 +46,7 @@ impl Source {
         }
     }
 
-    fn may_switch(&self, volume: &Volume) -> bool {
+    pub(super) fn may_switch(&self, volume: &Volume) -> bool {
         volume.fits(self.config.limits.unpublished_layers_max)
             && (volume.compare.is_empty() || volume.layers.is_empty() || mutation::on("T6 compare beside an unpublished layer"))
     }
@@ -60,7 +64,7 @@ impl Source {
     }
 
     /// Members that would break the cut's budget: those with a big set to compare or to send anew, and then the heaviest.
-    fn too_big_for_a_cut(&self, fits: &[VolumeId]) -> BTreeSet<VolumeId> {
+    pub(super) fn too_big_for_a_cut(&self, fits: &[VolumeId]) -> BTreeSet<VolumeId> {
         let old_max = self.config.limits.cut_bytes_min;
         let mut big: BTreeSet<VolumeId> = fits.iter().copied().filter(|id| self.is_better_alone(*id, old_max)).collect();
         let mut rest: Vec<(u64, VolumeId)> =
@@ -77,7 +81,7 @@ impl Source {
     }
 
     /// A point should hold every volume that can be in one: wait for the last cut's members and for checks under way.
-    fn cut_must_wait(&self, now: Nanos) -> bool {
+    pub(super) fn cut_must_wait(&self, now: Nanos) -> bool {
         let cut_unfinished = self.epochs.iter().any(|(&id, e)| e.kind != Kind::Pass && self.layers_of(id).any(Layer::is_frozen));
         let Link::Up { since, .. } = self.link else { return true };
         let patience = now < since.saturating_add(self.config.limits.recheck);
@@ -85,7 +89,14 @@ impl Source {
         cut_unfinished || (unchecked && patience)
     }
 
-    fn switch(&mut self, now: Nanos, kind: LayerKind, members: &[VolumeId], out: &mut Vec<Action>) {
+    pub(super) fn switch(
+        &mut self,
+        now: Nanos,
+        kind: LayerKind,
+        members: &[VolumeId],
+        wished: Option<WishedSwitch>,
+        out: &mut Vec<Action>,
+    ) {
         let mut taken = BTreeMap::new();
         let mut list = Vec::new();
         for id in members {
@@ -101,15 +112,16 @@ impl Source {
             // Passes must not push the next cut away: a volume written faster than a cut may hold would never have a point.
             self.last_cut = Some(now);
         }
-        self.switching = Some(Switching { kind, connection: self.link.connection(), members: taken });
+        self.switching = Some(Switching { kind, connection: self.link.connection(), members: taken, wished });
         out.push(Action::Switch { kind, members: list });
     }
 
     pub(super) fn switch_done(&mut self, now: Nanos, done: SwitchDone, out: &mut Vec<Action>) {
         let Some(switching) = self.switching.take() else { return };
         let SwitchDone { epoch: id, info, members } = done;
+        self.switched_for_a_wish(switching.wished.as_ref(), id, out);
         let kind = if switching.kind == LayerKind::Point { Kind::Cut } else { Kind::Pass };
-        let mut epoch = Epoch { kind, members: BTreeSet::new(), since: now, bytes: 0, hold: Hold::Held };
+        let mut epoch = Epoch { kind, members: BTreeSet::new(), since: now, bytes: 0, hold: Hold::Held, label: Labelled::Not };
         for (id, _) in &members {
             if let Some(volume) = self.volumes.get_mut(id) {
                 // What the last tick saw has just been frozen; the next one says what came since. Without this a switch that
@@ -121,7 +133,7 @@ impl Source {
             let compared = switching.members.get(v).is_some_and(|t| !t.compare.is_empty());
             set.is_empty() && !compared && !self.volumes.get(v).is_some_and(|v| self.wants_point(v))
         });
-        if nothing {
+        if nothing && switching.wished.is_none() {
             out.push(Action::Release { epoch: id });
             return;
         }
@@ -156,6 +168,9 @@ impl Source {
         }
         let scattered = kind == Kind::Cut && ranges > self.config.limits.end_ranges_max;
         self.epochs.insert(id, epoch);
+        if let Some(wished) = switching.wished {
+            self.wish_is_cut(wished, id);
+        }
         match kind {
             Kind::Cut if scattered => self.scatter(now, id, out),
             Kind::Cut => self.begin_cut_layers(now, id, out),

@@ -13,6 +13,7 @@
 //! | `loss` | tracking that was lost, and who keeps that |
 //! | `upkeep` | header position, cooling, heartbeats |
 //! | `verify` | the whole volume against what is published |
+//! | `wish` | points that are asked for, and applications that are quiesced for them |
 //! | `status` | what people are told |
 
 mod api;
@@ -24,6 +25,7 @@ mod status;
 mod upkeep;
 mod verify;
 mod volume;
+mod wish;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -37,9 +39,11 @@ pub use api::{
 };
 pub use status::{Behind, NotConverging, PointStatus, Progress, RefusedWhy, State, Status, VolumeStatus};
 pub use verify::{VerifyOutcome, VerifyReport};
+pub use wish::{Wish, WishState, WishStatus};
 
 use cutter::Taken;
 use volume::{HeatFor, Layer, Reclaim, Service, Volume};
+use wish::{Labelled, WishedSwitch, Wishes};
 
 const MENTIONED: &str = "cool a region that somebody still mentions";
 
@@ -70,6 +74,7 @@ pub struct Source {
     wrapped_keys: Vec<Vec<u8>>,
     /// Layers were staged since the receiver was asked last to publish what is.
     staged_unasked: bool,
+    wishes: Wishes,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,6 +118,7 @@ struct Epoch {
     since: Nanos,
     bytes: u64,
     hold: Hold,
+    label: Labelled,
 }
 
 /// What an epoch is. A cut may become a pass, never the reverse.
@@ -139,6 +145,7 @@ struct Switching {
     /// On which connection it was decided.
     connection: Option<u64>,
     members: BTreeMap<VolumeId, Taken>,
+    wished: Option<WishedSwitch>,
 }
 
 impl Source {
@@ -163,6 +170,7 @@ impl Source {
             features: Features::default(),
             wrapped_keys: Vec::new(),
             staged_unasked: false,
+            wishes: Wishes::default(),
         }
     }
 
@@ -215,8 +223,13 @@ impl Source {
                 self.send_settings(actions);
             }
             Event::SetWrappedKeys { wrapped } => self.wrapped_keys = wrapped,
+            Event::Wish(wish) => self.wish(now, wish, actions),
+            Event::ForgetWish { wish } => self.forget_wish(wish),
+            Event::Quiesced { wish, result } => self.quiesced(now, wish, result, actions),
+            Event::Resumed { epoch, result } => self.resumed(epoch, result, actions),
             Event::Drain => {
                 self.phase = Phase::Draining;
+                self.drop_wishes(actions);
                 self.stop_verifies(now);
             }
             Event::Halt => self.halt(now, actions),
@@ -238,6 +251,7 @@ impl Source {
         self.say_losses(out);
         self.say_ends(out);
         self.verify_on(now, out);
+        self.look_after_wishes(now, out);
         self.try_switch(now, out);
         self.read_on(now, out);
         self.ask_to_publish(out);

@@ -2,7 +2,7 @@
 
 use farside_ledger::LayerKind;
 use farside_region::{EpochId, GranuleRun, LayerKey, LedgerPosition, RegionIndex, RegionSet, VolumeId, mutation};
-use farside_wire::{DigestAnswer, DigestQuery, EndMember, EpochEnd, Features, Notice, Published, SourceMessage};
+use farside_wire::{DigestAnswer, DigestQuery, EndMember, EpochEnd, Features, LabelledEnd, Notice, Published, SourceMessage};
 
 use super::api::{Action, DemoteCause, Nanos, PartRead, ReadPart, Report};
 use super::status::PointStatus;
@@ -204,6 +204,7 @@ impl Source {
                 Kind::Pass => self.say_slices(id, out),
                 Kind::Demoted if alone => self.say_slices(id, out),
                 Kind::Demoted => self.say_together(id, LayerKind::Fuzzy, out),
+                Kind::Cut if self.label_is_pending(id) => {}
                 Kind::Cut => self.say_together(id, LayerKind::Point, out),
             }
         }
@@ -252,7 +253,15 @@ impl Source {
                 layer.stage = Stage::Sent;
             }
         }
-        self.send(SourceMessage::EpochEnd(EpochEnd { kind, epoch: info, members }), out);
+        let end = EpochEnd { kind, epoch: info, members };
+        let label = self.label_of(id).filter(|_| kind == LayerKind::Point && self.features.has(Features::LABELS));
+        self.send(
+            match label {
+                Some(label) => SourceMessage::LabelledEnd(LabelledEnd { label: *label, end }),
+                None => SourceMessage::EpochEnd(end),
+            },
+            out,
+        );
     }
 
     /// `share`: the ranges that either of the lesser sets may have. Beyond it they say less than is known, never more: fewer
@@ -356,6 +365,7 @@ impl Source {
         if volume.held != Some(key.term) {
             return;
         }
+        let epoch = volume.layers.iter().find(|l| l.key == key).map(|layer| layer.epoch);
         let touched = volume.layers.iter().find(|l| l.key == key).map(|layer| volume.covered(layer));
         let Some(layer) = volume.publish(&key) else { return };
         touched.iter().for_each(|regions| volume.recorded(position, regions));
@@ -365,10 +375,12 @@ impl Source {
             volume.published = Some(position);
         }
         if kind == LayerKind::Point {
-            volume.newest_point = Some(PointStatus { position, epoch: layer.info });
+            let point = PointStatus { position, epoch: layer.info };
+            volume.newest_point = Some(point);
             volume.converged();
             let limits = &self.config.limits;
             self.cut_budget = self.cut_budget.saturating_mul(2).min(limits.cut_bytes_max);
+            epoch.into_iter().for_each(|epoch| self.wish_published(epoch, point, out));
         }
         if mutation::on("hole: position of the group") {
             for other in self.volumes.values_mut().filter(|v| v.held.is_some()) {

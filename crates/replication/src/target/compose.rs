@@ -352,7 +352,9 @@ impl Target {
             return None;
         }
         let members = keys.iter().map(|member| self.entry_of(state, member)).collect::<Option<Vec<_>>>()?;
-        Some(Layers { kind, epoch, members })
+        // What was a point and is none any more has no label.
+        let label = end.label.clone().filter(|_| kind == LayerKind::Point && !alone);
+        Some(Layers { kind, epoch, label, members })
     }
 
     /// A member of a point is staged, next in its chain, and knows the point under the same members.

@@ -21,7 +21,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use farside_ledger::{EpochInfo, KeptEnd, LayerKind, PartEntry, State, VolumeState};
+use farside_ledger::{EpochInfo, KeptEnd, Label, LayerKind, PartEntry, State, VolumeState};
 use farside_region::{LayerKey, LedgerPosition, PackedRegions, RegionSet, Seq, Term, VolumeId, mutation};
 use farside_wire::{
     EndMember, EpochEnd, HeldLayer, InstanceId, LayerFate, Lost, Published, ReceiverMessage, RefusalCode, ResumeAnswer,
@@ -57,6 +57,7 @@ pub(super) enum Stage {
 pub(super) struct End {
     pub(super) kind: LayerKind,
     pub(super) epoch: EpochInfo,
+    pub(super) label: Option<Box<Label>>,
     /// Ascending; one list for all of them.
     pub(super) members: Arc<[LayerKey]>,
     pub(super) this: Said,
@@ -99,7 +100,7 @@ impl From<KeptEnd> for End {
             whole_regions: (&kept.whole_regions).into(),
             unreadable_regions: (&kept.unreadable_regions).into(),
         };
-        Self { kind: kept.kind, epoch: kept.epoch, members: kept.members.into(), this }
+        Self { kind: kept.kind, epoch: kept.epoch, label: kept.label, members: kept.members.into(), this }
     }
 }
 
@@ -109,6 +110,7 @@ impl End {
             key: self.this.key,
             kind: self.kind,
             epoch: self.epoch,
+            label: self.label.clone(),
             members: self.members.to_vec(),
             parts: self.this.parts,
             digest: self.this.digest,
@@ -358,7 +360,15 @@ impl Target {
         }
     }
 
-    pub(super) fn epoch_end(&mut self, state: &State, from: SessionId, end: EpochEnd, out: &mut Vec<Action>) {
+    /// `label`: of the point that it is the end of.
+    pub(super) fn epoch_end(
+        &mut self,
+        state: &State,
+        from: SessionId,
+        end: EpochEnd,
+        label: Option<Box<Label>>,
+        out: &mut Vec<Action>,
+    ) {
         let believed = mutation::on("L9 an end message is believed");
         if let Some(stray) = end.members.iter().find(|m| !believed && !fits_claim(state, m)) {
             let (volume, text) = (stray.key.volume, format!("layer {} is not of the volume that was claimed", stray.key));
@@ -377,7 +387,7 @@ impl Target {
             } else if self.standing(state, &member.key).is_err() {
                 void.push(member.key);
             } else {
-                let end = End { kind, epoch, members: Arc::clone(&members), this: Said::from(&member) };
+                let end = End { kind, epoch, label: label.clone(), members: Arc::clone(&members), this: Said::from(&member) };
                 held_bytes += end.held_bytes();
                 if held_bytes > self.config.limits.ends_bytes_max && !self.is_next(state, &member.key) {
                     return self.close(from, "too many regions in unpublished layers", out);

@@ -24,7 +24,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use farside_ledger::{BATCH_SLOTS, Body, CutTime, Heartbeat, KeptEnd, LayerKind, Policy, State};
 use farside_region::{KeyId, LayerKey, Slot, Term, VolumeId};
-use farside_wire::{InstanceId, LossReport, ReceiverMessage, Settings, SourceMessage};
+use farside_wire::{InstanceId, LabelledEnd, LossReport, ReceiverMessage, Settings, SourceMessage};
 
 use crate::source::Nanos;
 
@@ -223,7 +223,10 @@ impl Target {
             SourceMessage::ReadLedger(question) => self.read_ledger(state, from, &question, out),
             SourceMessage::Claim(request) => self.claim(from, request, out),
             SourceMessage::LayerBegin(begin) => self.layer_begin(state, from, begin.key, out),
-            SourceMessage::EpochEnd(end) => self.epoch_end(state, from, end, out),
+            SourceMessage::EpochEnd(end) => self.epoch_end(state, from, end, None, out),
+            SourceMessage::LabelledEnd(LabelledEnd { label, end }) => {
+                self.epoch_end(state, from, end, Some(Box::new(label)), out)
+            }
             SourceMessage::Heartbeat(heartbeat) => self.heard(now, state, heartbeat),
             SourceMessage::Resume(query) => self.resume(state, from, &query, out),
             SourceMessage::Digests(query) => self.digest_query(state, from, &query, out),

@@ -6,6 +6,7 @@ mod fencing;
 mod hostile;
 mod loss;
 mod peers;
+mod quiet;
 mod random;
 mod sealed;
 mod stories;

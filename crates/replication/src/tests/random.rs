@@ -26,6 +26,9 @@ fn run(seed: u64, trace: bool) -> World {
                 world.write(id, granule, value);
             }
         }
+        if world.source.is_some() && world.rng.one_in(200) {
+            world.wish();
+        }
         if !calm {
             fault(&mut world);
         }
@@ -82,16 +85,19 @@ fn fault(world: &mut World) {
 /// Also R8: parts arrive in any order, over resets, and what they make up is the cut (many paths put together wrongly).
 #[test]
 fn every_seed_publishes_true_points_and_converges() {
-    let (mut points, mut fuzzy) = (0, 0);
+    let (mut points, mut fuzzy, mut wishes, mut consistent) = (0, 0, 0, 0);
     let seeds = std::env::var("SEEDS").map_or(300, |n| n.parse().expect("a number"));
     for seed in 1..=seeds {
         let result = std::panic::catch_unwind(|| run(seed, false));
         let world = result.unwrap_or_else(|_| panic!("seed {seed}"));
         points += world.points;
         fuzzy += world.fuzzy;
+        wishes += world.applications.done;
+        consistent += world.applications.consistent;
         assert_eq!((world.verified, world.cold_differs), (1, 0), "seed {seed}: a volume that healed is verified, and equal");
     }
     assert!(points > 2000 && fuzzy > 300, "{points} points, {fuzzy} fuzzy: the world is too quiet to prove anything");
+    assert!(wishes > 300 && consistent > 100, "{wishes} wishes came true, {consistent} points were called consistent");
 }
 
 /// `SEED=n cargo test -p farside-replication one_seed -- --nocapture` prints what happens in a seed.
@@ -116,6 +122,7 @@ fn mistakes_are_seen() {
         "kind said per member",
         "T6 verify lets its regions cool",
         "a recorded loss of tracking is not heeded",
+        "a point is called consistent before it is known",
     ];
     for mistake in mistakes {
         let seen = (1..=2000).find(|&seed| {

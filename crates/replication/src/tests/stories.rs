@@ -373,7 +373,7 @@ fn fuzzy(key: LayerKey, content: &Content) -> Layers {
         unreadable_regions: RegionSet::new(),
         volume_bytes: GRANULES * 16,
     };
-    Layers { kind: LayerKind::Fuzzy, epoch, members: vec![member] }
+    Layers { kind: LayerKind::Fuzzy, epoch, label: None, members: vec![member] }
 }
 
 /// Under an attached source the store is put back from a backup that is older than the source's claim. What was published since

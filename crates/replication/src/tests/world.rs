@@ -11,6 +11,7 @@ use farside_region::{
 };
 use farside_wire::{DigestRun, InstanceId, ReceiverMessage, RefusalCode, SourceMessage, decode_payload, encode_payload};
 
+use super::quiet::Applications;
 use crate::source::{self, PartRead, ReadPart, Sample, SentPart, Source, Start, SwitchDone, Tick, VolumeSetup};
 use crate::target::{self, AppendOutcome, LandedLayer, SessionId, Target, Ticket};
 
@@ -159,6 +160,8 @@ pub(super) enum Turn {
     Append,
     Digests,
     Cool,
+    /// A hook answers.
+    Hooks,
 }
 
 impl Job {
@@ -205,6 +208,7 @@ pub(super) struct World {
     pub(super) disk_room: u64,
     pub(super) trace: bool,
     pub(super) tampered: bool,
+    pub(super) applications: Applications,
     /// A schedule that is written out: nothing happens by chance.
     pub(super) by_hand: bool,
 }
@@ -247,6 +251,7 @@ impl World {
             disk_room: 1 << 40,
             trace: false,
             tampered: false,
+            applications: Applications::default(),
             by_hand: false,
         };
         for n in 1..=volumes {
@@ -305,6 +310,7 @@ impl World {
         self.source = None;
         self.disconnect();
         (self.switch, self.headers, self.hot_questions, self.jobs) = (None, VecDeque::new(), Vec::new(), Vec::new());
+        self.applications.left_alone();
         self.verifies.clear();
         self.open.clear();
         for disk in self.disks.values_mut() {
@@ -446,6 +452,7 @@ impl World {
                 assert!(self.tampered, "{volume:?} was refused as {why:?} though nobody tampered");
                 self.refused.extend(volume);
             }
+            A::Report { what: source::Report::WishDone { .. }, .. } => self.applications.done += 1,
             A::Report { volume, what } => self.say(|| format!("{volume:?} {what:?}")),
             A::LossKept { volume } => {
                 let loss = &mut self.disks.get_mut(&volume).expect("a disk").loss;
@@ -454,6 +461,8 @@ impl World {
                 }
             }
             A::WithdrawTrackingLost { volume } => self.disks.get_mut(&volume).expect("a disk").loss = Loss::None,
+            A::Quiesce { wish } => self.applications.asked(wish),
+            A::Resume { epoch } => self.applications.let_go(epoch),
             A::AdoptMeta { .. } | A::Removed { .. } => {}
         }
     }
@@ -484,6 +493,7 @@ impl World {
             content.insert(member.volume, self.disks[&member.volume].content.clone());
             frozen.push((member.volume, set));
         }
+        self.applications.switched((self.instance, epoch));
         let held = kind == LayerKind::Point;
         if held {
             self.cuts.insert((self.instance, epoch), FrozenCut { content, held });
@@ -716,13 +726,15 @@ impl World {
                 image.extend(content.iter().copied());
             }
         }
+        let t = layers.epoch.mono_before_ns;
+        let epoch = ((t >> 32) as u8, EpochId(t & 0xffff_ffff));
+        self.applications.published(epoch, layers, self.disks.len());
         if layers.kind == LayerKind::Fuzzy {
             self.fuzzy += 1;
             return;
         }
         self.points += 1;
-        let t = layers.epoch.mono_before_ns;
-        let cut = self.cuts.get(&((t >> 32) as u8, EpochId(t & 0xffff_ffff))).expect("a point comes from a cut");
+        let cut = self.cuts.get(&epoch).expect("a point comes from a cut");
         let members: Vec<VolumeId> = layers.members.iter().map(|m| m.key.volume).collect();
         let mut sorted = members.clone();
         sorted.sort_unstable();
@@ -767,9 +779,11 @@ impl World {
             9 | 10 => &[Turn::ToSource],
             11 => &[Turn::Land],
             12 => &[Turn::Append],
-            _ => &[Turn::Digests, Turn::Cool],
+            _ => &[Turn::Digests, Turn::Cool, Turn::Hooks],
         };
         turns.iter().for_each(|turn| _ = self.turn(*turn));
+        let waits = self.applications.are_quiet() && self.switch.is_none();
+        assert!(!waits, "applications are kept quiet and nothing is about to be cut");
     }
 
     /// Which of so many: by chance, or the oldest in a schedule that is written out.
@@ -826,6 +840,7 @@ impl World {
                 self.append();
             }
             Turn::Digests => return self.answer_digests(),
+            Turn::Hooks => return self.answer_hooks(),
             Turn::Cool => {
                 let ids: Vec<_> = self.disks.keys().copied().collect();
                 let volume = ids[self.rng.below(ids.len() as u64) as usize];

@@ -121,7 +121,7 @@ impl Churn {
             volume_bytes: self.volume.geometry.volume_bytes(),
         };
         let epoch = EpochInfo { boot: BootId([0; 16]), mono_before_ns: 0, mono_after_ns: 0, wall_ms: 0 };
-        self.put(Body::Layers(Layers { kind: LayerKind::Point, epoch, members: vec![entry] }));
+        self.put(Body::Layers(Layers { kind: LayerKind::Point, epoch, label: None, members: vec![entry] }));
     }
 
     /// What a database writes in a minute: pages of which a tenth takes most, a few anywhere, and a log that comes round.

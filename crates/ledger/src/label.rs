@@ -1,0 +1,100 @@
+//! What is said of a point beside when it was cut: by whom it was asked for, and whether applications were quiesced for it.
+
+use farside_region::Slot;
+use serde::{Deserialize, Serialize};
+
+use crate::retention::Policy;
+use crate::state::{Point, State};
+
+/// What a source says of a point. A point without one is crash-consistent, and nobody tried for more.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Label {
+    /// What really happened.
+    pub consistency: Consistency,
+    /// What a person called it; at most [`Label::TEXT_BYTES_MAX`] bytes, and empty unless one did.
+    pub title: String,
+    /// What the hooks of the group said, or which of them failed and how; at most [`Label::TEXT_BYTES_MAX`] bytes.
+    pub hooks: String,
+}
+
+impl Label {
+    /// The longest of each text, in bytes.
+    pub const TEXT_BYTES_MAX: usize = 256;
+
+    /// Cut to what a record takes, at a character's end; control characters become spaces.
+    pub fn new(consistency: Consistency, title: &str, hooks: &str) -> Self {
+        Self { consistency, title: bounded(title), hooks: bounded(hooks) }
+    }
+
+    /// Whether no text is too long.
+    pub fn fits(&self) -> bool {
+        self.title.len() <= Self::TEXT_BYTES_MAX && self.hooks.len() <= Self::TEXT_BYTES_MAX
+    }
+}
+
+/// In which state applications find their data in a point.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Consistency {
+    /// As after a power cut: what was acknowledged is there, in order.
+    Crash,
+    /// They were quiesced: every hook of the group had done its part before the cut, and none was over before it.
+    Application,
+}
+
+fn bounded(text: &str) -> String {
+    let mut end = text.len().min(Label::TEXT_BYTES_MAX);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    // One byte for one: a control character that takes two in UTF-8 becomes shorter.
+    text[..end].chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+impl Point {
+    /// What was said of it.
+    pub fn consistency(&self) -> Consistency {
+        self.label.as_ref().map_or(Consistency::Crash, |label| label.consistency)
+    }
+
+    fn is_of_applications(&self) -> bool {
+        self.consistency() == Consistency::Application && !self.degraded
+    }
+}
+
+impl State {
+    /// [`State::prunable`], without the application-consistent points that the policy would keep if there were no others: they are rare
+    /// among crash-consistent ones, and would stand for no cell of a grid but by chance.
+    ///
+    /// Of the points of a volume that were quiesced, and are sound, it keeps the newest [`Policy::keep`], and for each rule of the grid the
+    /// first of each cell. The answer only grows until a pin comes in, as that of [`State::prunable`] does: newer ones only add to those
+    /// that are newer, what is first in its cell stays that, and lapses before all others of the cell.
+    pub fn prunable_beside_applications(&self, policy: &Policy) -> Vec<Slot> {
+        let mut prunable = self.prunable(policy);
+        if prunable.is_empty() {
+            return prunable;
+        }
+        let quiesced: Vec<&Point> = self.points().values().filter(|point| point.is_of_applications()).collect();
+        prunable.retain(|slot| match quiesced.binary_search_by_key(slot, |point| point.slot) {
+            Ok(at) => !self.is_needed_among(policy, &quiesced, at),
+            Err(_) => true,
+        });
+        prunable
+    }
+
+    fn is_needed_among(&self, policy: &Policy, quiesced: &[&Point], at: usize) -> bool {
+        let point = quiesced[at];
+        let keep = policy.keep.max(1) as usize;
+        point.members.iter().any(|member| {
+            let holds = |other: &&&Point| other.members.iter().any(|m| m.key.volume == member.key.volume);
+            let is_new = quiesced[at + 1..].iter().filter(holds).nth(keep - 1).is_none();
+            let before = quiesced[..at].iter().rfind(holds);
+            let is_first = || {
+                policy.grid.rules().iter().any(|rule| {
+                    self.age_clock_ms() < rule.lapses_at_ms(point)
+                        && before.is_none_or(|before| rule.cell(before.time_ms) != rule.cell(point.time_ms))
+                })
+            };
+            is_new || is_first()
+        })
+    }
+}

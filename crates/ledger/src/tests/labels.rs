@@ -1,0 +1,84 @@
+//! What is said of points, and what is kept for it.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use super::*;
+
+fn labelled(w: &mut World, volumes: &[u8], label: Label) -> Slot {
+    let slot = w.state.next_slot();
+    let members = volumes.iter().map(|n| w.next(*n, slot.0 as u8)).collect();
+    let layers = Layers { kind: LayerKind::Point, epoch: epoch(), label: Some(Box::new(label)), members };
+    assert_eq!(w.put(Body::Layers(layers)), Verdict::Accepted);
+    slot
+}
+
+fn said(consistency: Consistency, title: &str) -> Label {
+    Label::new(consistency, title, "srv")
+}
+
+#[test]
+fn a_label_stays_with_its_point_and_finds_it() {
+    let mut w = claimed();
+    w.point(&[1, 2]);
+    let upgrade = labelled(&mut w, &[1, 2], said(Consistency::Application, "Before the upgrade"));
+    let failed = labelled(&mut w, &[1], said(Consistency::Crash, ""));
+    let found = |filter: PointFilter| w.state.points().values().filter(|p| filter.fits(p)).map(|p| p.slot).collect::<Vec<_>>();
+    assert_eq!(found(PointFilter { consistent: true, ..PointFilter::default() }), [upgrade]);
+    let text = |text: &str| found(PointFilter { label: Some(text.to_owned()), ..PointFilter::default() });
+    assert_eq!([text("UPGRADE"), text("Srv"), text("nothing")], [vec![upgrade], vec![upgrade, failed], vec![]]);
+    let cached = State::from_cache(&w.state.to_cache()).expect("our own");
+    assert_eq!(cached, w.state);
+}
+
+#[test]
+fn a_label_that_cannot_be_is_void() {
+    let mut w = claimed();
+    let long = "x".repeat(Label::TEXT_BYTES_MAX + 1);
+    let too_long = Label { consistency: Consistency::Crash, title: long.clone(), hooks: String::new() };
+    for (kind, label) in [(LayerKind::Point, too_long), (LayerKind::Fuzzy, label())] {
+        let members = vec![w.next(1, 1)];
+        let verdict = w.put(Body::Layers(Layers { kind, epoch: epoch(), label: Some(Box::new(label)), members }));
+        assert_eq!(void(verdict), VoidReason::Malformed(Malformed::Label));
+    }
+    let made = Label::new(Consistency::Crash, &"ä".repeat(200), "two\nlines");
+    assert!(made.fits() && made.title.len() == Label::TEXT_BYTES_MAX && made.hooks == "two lines", "{made:?}");
+}
+
+/// One quiesced point a quarter of an hour, among crash-consistent ones every minute.
+#[test]
+fn what_is_consistent_has_its_own_places_in_the_policy() {
+    let mut w = claimed();
+    let minutes = |n: u64| Duration::from_secs(60 * n);
+    let policy = Policy { grid: Grid::of([(minutes(60), minutes(24 * 60))]), ..Policy::without_grid(2, 0) };
+    let mut quiesced = Vec::new();
+    for minute in 0..300 {
+        if minute % 15 == 7 {
+            quiesced.push(labelled(&mut w, &[1], said(Consistency::Application, "")));
+        } else {
+            w.point(&[1]);
+        }
+        w.pass_ms(60_000);
+    }
+    let by_the_policy = w.state.prunable(&policy);
+    assert!(by_the_policy.len() > quiesced.len() && quiesced[..18].iter().all(|slot| by_the_policy.contains(slot)));
+    let gone = w.state.prunable_beside_applications(&policy);
+    let kept: Vec<Slot> = quiesced.iter().copied().filter(|slot| !gone.contains(slot)).collect();
+    let first_of_each_hour: Vec<Slot> = quiesced.iter().copied().step_by(4).collect();
+    let expected: BTreeSet<Slot> = first_of_each_hour.into_iter().chain(quiesced[18..].iter().copied()).collect();
+    assert_eq!(kept, expected.into_iter().collect::<Vec<_>>(), "the first of each hour, and the newest two");
+    assert!(gone.iter().all(|slot| by_the_policy.contains(slot)), "nothing goes that the policy keeps");
+
+    // Given up in between, the answer is the same in the end.
+    let looked = w.state.head().expect("not empty");
+    let body = Body::Prune(Prune { looked, policy: PrunePolicy::Aged(policy.clone()), points: gone, parts: Vec::new() });
+    assert_eq!(w.put(body), Verdict::Accepted);
+    assert!(w.state.prunable_beside_applications(&policy).is_empty());
+    // Out of the window they go, but for the newest two.
+    for _ in 0..30 {
+        w.pass_ms(3_600_000);
+        w.point(&[1]);
+    }
+    let gone = w.state.prunable_beside_applications(&policy);
+    assert_eq!(quiesced.iter().filter(|slot| w.state.points().contains_key(slot) && !gone.contains(slot)).count(), 2);
+}

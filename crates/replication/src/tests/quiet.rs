@@ -1,0 +1,243 @@
+//! Points that are asked for, and applications that are quiesced for them.
+
+use std::collections::BTreeSet;
+
+use farside_ledger::{Consistency, Label, LayerKind, Layers};
+use farside_region::{EpochId, RegionSet};
+use farside_wire::{EpochEnd, Features, LabelledEnd, Published, ReceiverMessage, SourceMessage};
+
+use super::directed::{Host, at, granules};
+use super::world::{World, volume};
+use crate::source::{Action, DemoteCause, Event, Start, Wish, WishState};
+
+/// What hooks do in the toy world, and what may be said of it.
+#[derive(Debug, Default)]
+pub(super) struct Applications {
+    asked: Option<u64>,
+    quiet: bool,
+    switched: BTreeSet<(u8, EpochId)>,
+    resuming: Option<EpochId>,
+    /// They were quiet from before the switch until after it.
+    truly: BTreeSet<(u8, EpochId)>,
+    pub(super) done: u64,
+    /// Points that were called consistent.
+    pub(super) consistent: u64,
+}
+
+impl Applications {
+    pub(super) fn asked(&mut self, wish: u64) {
+        assert!(self.asked.is_none() && !self.quiet, "quieted twice");
+        self.asked = Some(wish);
+    }
+
+    pub(super) fn let_go(&mut self, epoch: Option<EpochId>) {
+        assert!(std::mem::take(&mut self.quiet), "let go without having been quiet");
+        self.resuming = epoch;
+    }
+
+    pub(super) fn switched(&mut self, epoch: (u8, EpochId)) {
+        if self.quiet {
+            self.switched.insert(epoch);
+        }
+    }
+
+    /// Whoever kept them quiet is gone.
+    pub(super) fn left_alone(&mut self) {
+        (self.asked, self.quiet, self.resuming) = (None, false, None);
+    }
+
+    pub(super) fn are_quiet(&self) -> bool {
+        self.quiet
+    }
+
+    pub(super) fn published(&mut self, epoch: (u8, EpochId), layers: &Layers, volumes: usize) {
+        let Some(label) = &layers.label else { return };
+        assert_eq!(layers.kind, LayerKind::Point, "fuzzy layers are called something");
+        if label.consistency == Consistency::Application {
+            assert!(self.truly.contains(&epoch), "a point is called consistent, and was not");
+            assert_eq!(layers.members.len(), volumes, "a consistent point lacks a volume");
+            self.consistent += 1;
+        }
+    }
+}
+
+impl World {
+    pub(super) fn wish(&mut self) {
+        let hooks = self.rng.one_in(2);
+        let id = self.rng.next();
+        self.to(Event::Wish(Wish { id, title: "wished".to_owned(), hooks }));
+    }
+
+    pub(super) fn answer_hooks(&mut self) -> bool {
+        let good = !self.rng.one_in(4);
+        if let Some(wish) = self.applications.asked.take() {
+            self.applications.quiet = good;
+            self.to(Event::Quiesced { wish, result: if good { Ok(()) } else { Err("a hook failed".to_owned()) } });
+        } else if let Some(epoch) = self.applications.resuming.take() {
+            let cut = *self.applications.switched.iter().rfind(|(_, id)| *id == epoch).expect("it was cut when they were quiet");
+            if good {
+                self.applications.truly.insert(cut);
+            }
+            self.to(Event::Resumed { epoch, result: if good { Ok("all".to_owned()) } else { Err("thawed".to_owned()) } });
+        } else {
+            return false;
+        }
+        true
+    }
+}
+
+fn wish(id: u64, hooks: bool) -> Event {
+    Event::Wish(Wish { id, title: "upgrade".to_owned(), hooks })
+}
+
+fn quiesces(host: &mut Host) -> Option<u64> {
+    host.did(|a| match a {
+        Action::Quiesce { wish } => Some(*wish),
+        _ => None,
+    })
+}
+
+fn resumes(host: &mut Host) -> Option<Option<EpochId>> {
+    host.did(|a| match a {
+        Action::Resume { epoch } => Some(*epoch),
+        _ => None,
+    })
+}
+
+fn labelled(host: &mut Host) -> (Label, EpochEnd) {
+    host.take(|m| match m {
+        SourceMessage::LabelledEnd(LabelledEnd { label, end }) => Some((label.clone(), end.clone())),
+        _ => None,
+    })
+}
+
+fn says_no_end(host: &Host) -> bool {
+    host.says_no_end() && !host.said.iter().any(|m| matches!(m, SourceMessage::LabelledEnd(_)))
+}
+
+/// A host that was asked for a point and has quieted what writes, up to the switch and its answer.
+fn cut_in_quiet(host: &mut Host) -> EpochId {
+    host.event(wish(7, true));
+    assert_eq!(quiesces(host), Some(7));
+    host.event(Event::Quiesced { wish: 7, result: Ok(()) });
+    assert_eq!(resumes(host), None, "not before the switch");
+    let epoch = host.switch(vec![(1, granules(1, 1)), (2, granules(0, 0))]);
+    assert_eq!(resumes(host), Some(Some(epoch)), "in the same step");
+    epoch
+}
+
+#[test]
+fn a_point_is_called_consistent_when_it_is_known_that_it_is() {
+    let mut host = Host::streaming_to(Features::LABELS);
+    host.event(wish(7, true));
+    assert_eq!(quiesces(&mut host), Some(7));
+    host.tick(&[1]);
+    let switch = |a: &Action| matches!(a, Action::Switch { .. }).then_some(());
+    assert_eq!(host.did(switch), None, "no other cut begins that this one would have to wait for");
+    host.event(Event::Quiesced { wish: 7, result: Ok(()) });
+    let epoch = host.switch(vec![(1, granules(1, 1)), (2, granules(0, 0))]);
+    assert_eq!(resumes(&mut host), Some(Some(epoch)));
+    host.read(1, 1);
+    assert!(says_no_end(&host), "nobody knows yet whether they were quiet until after the switch");
+    host.event(Event::Resumed { epoch, result: Ok("srv, postgresql".to_owned()) });
+    let (label, end) = labelled(&mut host);
+    assert_eq!(label, Label::new(Consistency::Application, "upgrade", "srv, postgresql"));
+    assert_eq!((end.kind, end.members.len()), (LayerKind::Point, 2));
+    let layers = end.members.iter().map(|m| m.key).collect();
+    assert_eq!(host.source.wishes().len(), 1);
+    host.hear(ReceiverMessage::Published(Published { position: at(5), kind: LayerKind::Point, layers }));
+    assert!(host.source.wishes().is_empty(), "it is fulfilled");
+}
+
+#[test]
+fn what_was_not_quiet_until_the_end_is_not_called_consistent() {
+    let mut host = Host::streaming_to(Features::LABELS);
+    let epoch = cut_in_quiet(&mut host);
+    host.read(1, 1);
+    host.event(Event::Resumed { epoch, result: Err("somebody thawed /srv".to_owned()) });
+    let (label, _) = labelled(&mut host);
+    assert_eq!(label, Label::new(Consistency::Crash, "upgrade", "somebody thawed /srv"));
+}
+
+#[test]
+fn hooks_that_fail_leave_a_point_that_says_so() {
+    let mut host = Host::streaming_to(Features::LABELS);
+    host.event(wish(7, true));
+    assert_eq!(quiesces(&mut host), Some(7));
+    host.event(Event::Quiesced { wish: 7, result: Err("postgresql: exit status 1".to_owned()) });
+    host.switch(vec![(1, granules(0, 0)), (2, granules(0, 0))]);
+    assert_eq!(resumes(&mut host), None, "they are not kept quiet");
+    let (label, end) = labelled(&mut host);
+    assert_eq!(label, Label::new(Consistency::Crash, "upgrade", "postgresql: exit status 1"));
+    assert_eq!(end.members.len(), 2, "also where nothing was written");
+}
+
+#[test]
+fn nobody_is_kept_quiet_for_what_cannot_be_cut() {
+    let mut host = Host::streaming_to(Features::LABELS);
+    host.event(wish(7, true));
+    assert_eq!(quiesces(&mut host), Some(7));
+    let connection = host.connection();
+    host.event(Event::Disconnected { connection });
+    host.event(Event::Quiesced { wish: 7, result: Ok(()) });
+    assert_eq!(resumes(&mut host), Some(None));
+    assert_eq!(host.source.wishes()[0].tries, 1, "it is tried again");
+
+    let mut host = Host::streaming_to(Features::LABELS);
+    host.event(Event::Pause { volume: volume(2) });
+    host.event(wish(7, true));
+    host.tick(&[1]);
+    assert_eq!(quiesces(&mut host), None, "a volume is in the way");
+    let status = &host.source.wishes()[0];
+    assert!(matches!(&status.state, WishState::Waiting(volumes) if volumes.len() == 1), "{status:?}");
+}
+
+#[test]
+fn a_cut_that_is_given_up_is_tried_again_with_its_hooks() {
+    let mut host = Host::streaming_to(Features::LABELS);
+    let epoch = cut_in_quiet(&mut host);
+    host.event(Event::Demoted { epoch, why: DemoteCause::SideBuffer });
+    host.read(1, 1);
+    assert_eq!(host.end().kind, LayerKind::Fuzzy, "what is no point waits for no hook");
+    host.event(Event::Resumed { epoch, result: Ok("all".to_owned()) });
+    assert_eq!(quiesces(&mut host), None, "not at once");
+    host.now += crate::source::SECOND * 100;
+    host.tick(&[]);
+    assert_eq!(quiesces(&mut host), Some(7));
+}
+
+#[test]
+fn a_stop_keeps_nobody_quiet_and_waits_for_no_wish() {
+    let mut host = Host::streaming_to(Features::LABELS);
+    host.event(wish(7, true));
+    host.event(wish(8, false));
+    assert_eq!(quiesces(&mut host), Some(7));
+    host.event(Event::Drain);
+    assert!(host.source.wishes().is_empty());
+    host.tick(&[1]);
+    host.switch(vec![(1, granules(1, 1)), (2, granules(0, 0))]);
+    host.event(Event::Quiesced { wish: 7, result: Ok(()) });
+    assert_eq!(resumes(&mut host), Some(None));
+    host.read(1, 1);
+    assert_eq!(host.end().kind, LayerKind::Point, "without a label");
+}
+
+#[test]
+fn a_receiver_that_knows_no_labels_gets_the_point_all_the_same() {
+    let mut host = Host::streaming();
+    host.event(wish(7, false));
+    host.switch(vec![(1, granules(0, 0)), (2, granules(0, 0))]);
+    assert_eq!(host.end().members.len(), 2);
+}
+
+#[test]
+fn wishes_wait_for_volumes_and_are_bounded() {
+    let mut host = Host::to(Features::LABELS);
+    (0..40).for_each(|id| host.event(wish(id, false)));
+    assert_eq!(host.source.wishes().len(), 16);
+    host.event(Event::ForgetWish { wish: 3 });
+    assert_eq!(host.source.wishes().len(), 15);
+    host.add(1, None, None, RegionSet::new(), Start::Clean);
+    host.tick(&[]);
+    assert!(host.did(|a| matches!(a, Action::Switch { .. }).then_some(())).is_none(), "not without a connection");
+}
