@@ -650,12 +650,14 @@ struct Merge {
     source: Option<(SourceText, PathBuf)>,
     limits: Option<(LimitsConfig, PathBuf)>,
     groups: BTreeMap<Name, GroupConfig>,
-    volumes: BTreeMap<Name, (VolumeText, VolumeFaults)>,
+    volumes: BTreeMap<Name, (VolumeText, Faults)>,
+    /// Each of a group.
+    hooks: Vec<(Name, Hook, Faults)>,
     bandwidth: Bandwidth,
 }
 
-/// Says what is wrong with a volume, and where it was written.
-type VolumeFaults = Box<dyn Fn(&str, String) -> FileError>;
+/// Says what is wrong with a volume or a hook, and where it was written.
+type Faults = Box<dyn Fn(&str, String) -> FileError>;
 
 impl Merge {
     fn add(&mut self, mut file: File<FileText>) -> Result<(), ConfigError> {
@@ -721,24 +723,21 @@ impl Merge {
                 (None, Some(_)) => return Err(fault("key", "needs `encryption = \"end-to-end\"` beside it".into()).into()),
             }
         }
-        for (at, h) in text.hook.into_iter().enumerate() {
-            let fault = |key, what: String| {
-                file.fault(&[Step::Key("hook"), Step::At(at), Step::Key(key)], format!("hook {}: {what}", h.name))
-            };
-            let hook = h.hook().map_err(|(key, what)| fault(key, what))?;
-            let hooks = &mut self.groups.entry(h.group.clone()).or_default().hooks;
-            if hooks.iter().any(|other| other.name == hook.name) {
-                return Err(fault("name", format!("group {} has a hook of that name already", h.group)).into());
-            }
-            hooks.push(hook);
-        }
         if let Some(said) = text.bandwidth {
             self.bandwidth = bandwidth(&said, |steps, what| file.fault(&[&[Step::Key("bandwidth")], steps].concat(), what))?;
         }
         let file = std::rc::Rc::new(file);
+        for (at, h) in text.hook.into_iter().enumerate() {
+            let (name, file) = (h.name.clone(), file.clone());
+            let fault: Faults = Box::new(move |key, what| {
+                file.fault(&[Step::Key("hook"), Step::At(at), Step::Key(key)], format!("hook {name}: {what}"))
+            });
+            let hook = h.hook().map_err(|(key, what)| fault(key, what))?;
+            self.hooks.push((h.group, hook, fault));
+        }
         for (at, v) in text.volume.into_iter().enumerate() {
             let (name, file) = (v.name.clone(), file.clone());
-            let faults: VolumeFaults = Box::new(move |key, what| {
+            let faults: Faults = Box::new(move |key, what| {
                 file.fault(&[Step::Key("volume"), Step::At(at), Step::Key(key)], format!("volume {name}: {what}"))
             });
             if let Some((other, _)) = self.volumes.get(&v.name) {
@@ -768,15 +767,21 @@ impl Merge {
             accept_faults: source.as_ref().map_or_else(Vec::new, |s| s.accept_faults.clone()),
             api_socket,
         };
-        for (name, group) in &mut self.groups {
-            // What is frozen is frozen for the shortest time, and no other hook waits to write there.
-            group.hooks.sort_by_key(|hook| matches!(hook.what, What::Freeze(_)));
-            if group.hooks.is_empty() && group.consistent_every.is_some() {
-                let what =
-                    format!("group {name}: consistent_every wants something to quiesce: a [[hook]] with `group = \"{name}\"`");
-                return Err(value(path, what));
+        for (group, hook, fault) in std::mem::take(&mut self.hooks) {
+            let is_there = self.groups.contains_key(&group) || self.volumes.values().any(|(v, _)| v.group == group);
+            if !is_there {
+                let what = format!("no [[group]] and no [[volume]] names group {group}, and only their hooks are run");
+                return Err(fault("group", what).into());
             }
+            let hooks = &mut self.groups.entry(group.clone()).or_default().hooks;
+            if hooks.iter().any(|other| other.name == hook.name) {
+                return Err(fault("name", format!("group {group} has a hook of that name already")).into());
+            }
+            hooks.push(hook);
         }
+        // What is frozen is frozen for the shortest time, and no other hook waits to write there.
+        let of_all = self.groups.values_mut().map(|group| &mut group.hooks);
+        of_all.for_each(|hooks| hooks.sort_by_key(|hook| matches!(hook.what, What::Freeze(_))));
         let mut config = Config {
             path: path.to_owned(),
             source,
@@ -1048,7 +1053,16 @@ mod tests {
             ("[[hook]]\nname='h'\nfreeze='srv'\n", vec![], "freeze: hook h: must be an absolute path"),
             ("[[hook]]\nname='h'\nfreeze='/a'\ncommand=['/b']\n", vec![], "two hooks do both"),
             ("[[hook]]\nname='h'\nfreeze='/a'\ntimeout='2d'\n", vec![], "timeout: hook h: `2d` is not between 1 s and 3600 s"),
-            ("[[hook]]\nname='h'\nfreeze='/a'\n[[hook]]\nname='h'\nfreeze='/b'\n", vec![], "a hook of that name already"),
+            (
+                "[[group]]\nname='default'\n[[hook]]\nname='h'\nfreeze='/a'\n[[hook]]\nname='h'\nfreeze='/b'\n",
+                vec![],
+                "a hook of that name already",
+            ),
+            (
+                "[[group]]\nname='db'\n[[hook]]\ngroup='dbb'\nname='h'\nfreeze='/a'\n",
+                vec![],
+                "group: hook h: no [[group]] and no [[volume]] names group dbb",
+            ),
             ("[bandwidth]\nrate='fast'\n", vec![], "rate: `fast`"),
             ("[[bandwidth.window]]\nat='Mon-Fri'\nrate='20Mbit'\n", vec![], "at: `Mon-Fri` is no time of the week"),
             ("[[bandwidth.window]]\nat='09:00-18:00'\nrate='none'\n", vec![], "rate: `none` is not a rate"),
@@ -1096,7 +1110,8 @@ mod tests {
     fn what_the_api_writes_is_read_back() {
         let dir = tempfile::tempdir().expect("temp dir");
         let path = dir.path().join("farsided.toml");
-        std::fs::write(&path, "[source]\nname='h'\n[[hook]]\ngroup='g'\nname='srv'\nfreeze='/srv'\n").expect("write");
+        std::fs::write(&path, "[source]\nname='h'\n[[group]]\nname='g'\n[[hook]]\ngroup='g'\nname='srv'\nfreeze='/srv'\n")
+            .expect("write");
         let c = Config::load(&path).expect("valid");
         let v = VolumeConfig {
             name: "a".parse().expect("name"),

@@ -486,8 +486,9 @@ impl Control {
                 }
                 _ => self.step(Event::Message { connection, message }),
             },
-            Note::Quiesced(wish, result) => self.step(Event::Quiesced { wish, result }),
-            Note::Resumed(epoch, result) => self.step(Event::Resumed { epoch, result }),
+            Note::Quiesced(wish, result) => self.quiesced(wish, result),
+            Note::Resumed(epoch, result) => self.resumed(epoch, result),
+            Note::LeftOver(why) => self.left_over(why),
             Note::Opened(opened, reply) => {
                 let (served, setup) = *opened;
                 if self.stopping {

@@ -12,6 +12,7 @@ use tracing::{info, warn};
 
 use crate::config::{Config, GroupConfig};
 use crate::doctor::{Finding, Verdict};
+use crate::volume::Surroundings;
 
 /// How long applications are held at most, unless that was said.
 pub(crate) const HOLD: Duration = Duration::from_secs(10);
@@ -103,26 +104,26 @@ fn notes(runtime_dir: &Path) -> PathBuf {
 }
 
 /// What is to be done around a cut of a group.
-pub(crate) fn plan(runtime_dir: &Path, group: &Name, volumes: Vec<Name>, hooks: &[Hook], hold: Duration) -> Plan {
+pub(crate) fn plan(around: &Surroundings, state_dir: &Path, group: &Name, volumes: Vec<Name>, settings: &GroupConfig) -> Plan {
     Plan {
         version: Plan::VERSION,
         group: group.clone(),
         volumes,
-        hooks: hooks.to_vec(),
-        hold_ms: hold.as_millis() as u64,
-        note: notes(runtime_dir).join(format!("{group}.json")),
+        hooks: settings.hooks.clone(),
+        hold_ms: settings.hook_hold.as_millis() as u64,
+        note: note(&around.runtime_dir, group),
+        spared: vec![state_dir.to_owned(), around.runtime_dir.clone()],
     }
 }
 
-/// What speaks against freezing what hooks would freeze: † farsided could not write there itself, and with it whoever writes to a volume.
-pub(crate) fn objection(hooks: &[Hook], ours: &[&Path]) -> Option<String> {
-    let device = |path: &Path| std::fs::metadata(path).ok().map(|meta| meta.dev());
-    hooks.iter().find_map(|hook| {
-        let What::Freeze(mount) = &hook.what else { return None };
-        let on_it = ours.iter().find(|path| device(path).is_some_and(|its| device(mount) == Some(its)))?;
-        let (name, mount) = (&hook.name, mount.display());
-        Some(format!("hook {name} would freeze {mount}, where farsided has its own {}: it cannot be frozen", on_it.display()))
-    })
+/// What a guard notes of a group: it is there as long as something is not ended.
+pub(crate) fn note(runtime_dir: &Path, group: &Name) -> PathBuf {
+    notes(runtime_dir).join(format!("{group}.json"))
+}
+
+/// Longer than hooks take, whatever they do.
+pub(crate) fn patience(hooks: &[Hook]) -> Duration {
+    hooks.iter().map(|hook| hook.timeout * 3 + Duration::from_secs(30)).sum::<Duration>() + Duration::from_secs(30)
 }
 
 /// What the hooks of a configuration want, as far as it can be told without running them.
@@ -131,7 +132,7 @@ pub(crate) fn examine(config: &Config) -> Vec<Finding> {
     let of_group = |(group, settings): (&Name, &GroupConfig)| {
         let finding = |hook: &Hook| {
             let subject = format!("hook {} of group {group}", hook.name);
-            match wrong_with(hook).or_else(|| objection(std::slice::from_ref(hook), &ours)) {
+            match wrong_with(hook, &ours) {
                 Some(why) => Finding::new(subject, Verdict::Missing, why),
                 None => Finding::new(subject, Verdict::Good, "it is there; `farside point take` tries it"),
             }
@@ -141,7 +142,7 @@ pub(crate) fn examine(config: &Config) -> Vec<Finding> {
     config.groups.iter().flat_map(of_group).collect()
 }
 
-fn wrong_with(hook: &Hook) -> Option<String> {
+fn wrong_with(hook: &Hook, ours: &[&Path]) -> Option<String> {
     match &hook.what {
         What::Command(words) => {
             let program = words.first()?;
@@ -156,33 +157,33 @@ fn wrong_with(hook: &Hook) -> Option<String> {
             match (device(mount), mount.parent().map(device)) {
                 (Err(error), _) => Some(format!("{}: {error}", mount.display())),
                 (Ok(its), Some(Ok(around))) if its == around => Some(format!("nothing is mounted at {}", mount.display())),
-                _ => None,
+                // † farsided could not write there itself, and with it whoever writes to a volume.
+                (Ok(its), _) => {
+                    let own = ours.iter().find(|path| device(path).is_ok_and(|device| device == its))?;
+                    Some(format!("{} cannot be frozen: farsided itself writes to {}", mount.display(), own.display()))
+                }
             }
         }
     }
 }
 
-/// Ends what guards began that were killed.
-pub(crate) fn resume_forgotten(runtime_dir: &Path) {
+/// Ends what guards began that were killed, or could not end it; why that may still be quiesced, if it may.
+pub(crate) fn resume_forgotten(runtime_dir: &Path) -> Option<String> {
     let notes = notes(runtime_dir);
     let is_left =
         std::fs::read_dir(&notes).is_ok_and(|mut entries| entries.any(|entry| entry.is_ok_and(|entry| is_note(&entry.path()))));
     if !is_left {
-        return;
+        return None;
     }
     let all = farside_hooks::resume(&guard(runtime_dir), &notes).unwrap_or_else(|error| {
         // As this process, then: some of it may be of use.
         warn!("hooks are run without a guard of their own: {error}");
         farside_hooks::resume_forgotten(&notes)
     });
-    for forgotten in all {
-        match forgotten.failed {
-            None => info!(note = %forgotten.note.display(), "what was quiesced when the last guard of hooks was killed goes on"),
-            Some(why) => {
-                warn!(note = %forgotten.note.display(), "what was quiesced when the last guard of hooks was killed may still be: {why}");
-            }
-        }
+    for done in all.iter().filter(|forgotten| forgotten.failed.is_none()) {
+        info!(note = %done.note.display(), "what a guard of hooks had quiesced, and could not end, goes on");
     }
+    all.into_iter().find_map(|forgotten| forgotten.failed)
 }
 
 fn is_note(path: &Path) -> bool {

@@ -109,6 +109,11 @@ fn group_reasons(control: &Control, status: &source::Status) -> Vec<Reason> {
         let todo = "it was killed, or the network between is down: that is known in a few seconds, and tried again by itself";
         reasons.push(Reason::new(Severity::Warning, Code::NotConnected, message, todo));
     }
+    if let Some(why) = control.why_still_quiesced() {
+        let todo = "end that by hand if it does not end by itself (`farside explain hooks_failed`)";
+        let message = format!("what hooks quiesced may still be: {why}");
+        reasons.push(Reason::new(Severity::Error, Code::HooksFailed, message, todo));
+    }
     if let Some(failed) = control.consistent_status().and_then(|consistent| consistent.failed) {
         let todo =
             "mend what the hook says, then try: farside point take GROUP; points are made meanwhile, crash-consistent ones";

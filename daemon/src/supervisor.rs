@@ -129,7 +129,7 @@ enum Phase {
 
 /// The running daemon; shared by API handlers.
 pub(crate) struct Daemon {
-    config: Mutex<Config>,
+    config: Arc<Mutex<Config>>,
     state: Arc<StateDir>,
     identity: Identity,
     pin: watch::Sender<Option<Pin>>,
@@ -161,6 +161,7 @@ impl Daemon {
         let pin = Pin::load(&state.path().join("receiver.json"))?;
         let mut instance = [0; 16];
         getrandom::fill(&mut instance).map_err(|e| anyhow::anyhow!("no randomness: {e}"))?;
+        let shared = Arc::new(Mutex::new(config.clone()));
         let around = Surroundings {
             source: config.source.name.clone(),
             boot: boot_id()?,
@@ -174,11 +175,12 @@ impl Daemon {
             keys: GroupKeys::none(), // each group has its own
             noticed,
             backings: Arc::new(Backings::of(&config)),
+            config: shared.clone(),
             unkept: Arc::default(),
         };
         around.pacer.set(config.bandwidth.now().bytes_per_s());
         Ok(Arc::new(Self {
-            config: Mutex::new(config),
+            config: shared,
             state,
             identity,
             pin: watch::Sender::new(pin),
@@ -211,7 +213,11 @@ impl Daemon {
         let api = crate::api::listen(&self)?;
         // On a thread of its own: what it runs may take long, and be what waits for our volumes.
         let runtime_dir = self.around.runtime_dir.clone();
-        std::thread::spawn(move || hooks::resume_forgotten(&runtime_dir));
+        std::thread::spawn(move || {
+            if let Some(why) = hooks::resume_forgotten(&runtime_dir) {
+                warn!("what a guard of hooks had quiesced may still be: {why}");
+            }
+        });
         self.take_up_failbacks()?;
         let mut starts = self.start_all();
         self.go_on_with_failbacks();

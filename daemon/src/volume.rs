@@ -33,7 +33,7 @@ use crate::backing;
 use crate::boot::{self, Backings};
 use crate::canary::{self, BlindNote, Canary, TapWatch};
 use crate::change::{self, Change};
-use crate::config::{LimitsConfig, STATE_DIR, VolumeConfig, write_atomically};
+use crate::config::{Config, LimitsConfig, STATE_DIR, VolumeConfig, write_atomically};
 use crate::encode::Encoders;
 use crate::flush_note::FlushNote;
 use crate::group::{Inbox, Note, Opening};
@@ -84,6 +84,8 @@ pub(crate) struct Surroundings {
     pub(crate) noticed: tokio::sync::mpsc::UnboundedSender<Noticed>,
     /// What the next boot knows of the volumes' disks.
     pub(crate) backings: Arc<Backings>,
+    /// As it is now.
+    pub(crate) config: Arc<std::sync::Mutex<Config>>,
     pub(crate) unkept: Arc<Unkept>,
 }
 

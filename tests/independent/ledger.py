@@ -1,6 +1,7 @@
 """The ledger of a group: its records, read after docs/formats/ledger.md and replayed with all their verdicts."""
 
 import os
+import re
 import struct
 from bisect import bisect_left, bisect_right
 from types import SimpleNamespace as Struct
@@ -12,6 +13,7 @@ SLOTS = 4096
 RUN = 64
 HOURS_2 = 2 * 3600 * 1000
 MERGE = 1 << 63
+STEERS = re.compile("[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
 KINDS = {1: "claim", 2: "layers", 3: "heartbeat", 4: "pin", 5: "unpin", 6: "prune", 7: "void", 8: "tracking_lost", 9: "prune",
          10: "pack_places", 11: "verified", 12: "claim", 13: "map", 14: "decree", 15: "layers"}
 
@@ -234,8 +236,9 @@ class Ledger:
         ids = [member.key[0] for member in body.members]
         if not ids or len(set(ids)) < len(ids) or body.after < body.before:
             return "void: nothing, something twice, or a switch that ends before it begins"
-        if body.label and (not body.is_point or max(len(body.label.title.encode()), len(body.label.hooks.encode())) > 256):
-            return "void: a label that is too long, or of what is no point"
+        texts = [body.label.title, body.label.hooks] if body.label else []
+        if body.label and not body.is_point or any(len(text.encode()) > 256 or STEERS.search(text) for text in texts):
+            return "void: a label that is too long, steers a terminal, or is of what is no point"
         fresh = []
         for member in body.members:
             volume_id, term, seq = member.key

@@ -43,7 +43,7 @@ pub fn resume_forgotten(dir: &Path) -> Vec<Forgotten> {
     let end = |note: PathBuf| match Locked::take(&note) {
         Ok(None) => None,
         Ok(Some(locked)) => {
-            let systems: Arc<dyn FileSystems> = Arc::new(Mounted { note: note.clone() });
+            let systems: Arc<dyn FileSystems> = Arc::new(Mounted { spared: Vec::new() });
             end_forgotten(&locked, &note, None, &systems, &mut Waiting::default())
         }
         Err(error) => Some(none(&note, format!("the note {} cannot be locked: {error}", note.display()))),

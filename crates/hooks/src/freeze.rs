@@ -25,6 +25,7 @@ use nix::sys::mman::{MlockAllFlags, mlockall};
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 
 use crate::kernel;
+use crate::plan::Plan;
 use crate::wait::{Limit, Waiting};
 
 /// Of a thread that makes three system calls; all of it is locked in memory.
@@ -47,10 +48,19 @@ pub(crate) trait FileSystem {
     fn thaw(&self) -> Result<(), Errno>;
 }
 
-/// Those of the kernel; none that the note lies on.
+/// Those of the kernel; none that one of these lies on.
 #[derive(Debug)]
 pub(crate) struct Mounted {
-    pub(crate) note: PathBuf,
+    pub(crate) spared: Vec<PathBuf>,
+}
+
+impl Mounted {
+    /// Of a plan.
+    pub(crate) fn of(plan: &Plan) -> Self {
+        // What is begun later is noted while this one is frozen.
+        let of_the_note = plan.note.parent().map(Path::to_owned);
+        Self { spared: plan.spared.iter().cloned().chain(of_the_note).collect() }
+    }
 }
 
 impl FileSystems for Mounted {
@@ -58,10 +68,11 @@ impl FileSystems for Mounted {
         let directory = OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY).open(mount_point);
         let directory = directory.map_err(|error| format!("{} cannot be opened: {error}", mount_point.display()))?;
         check_mount(&directory, mount_point)?;
-        // What is begun later is noted while this one is frozen.
-        let own = self.note.parent().and_then(|directory| fs::metadata(directory).ok()).map(|metadata| metadata.dev());
-        if own.is_some() && own == directory.metadata().ok().map(|metadata| metadata.dev()) {
-            return Err(format!("{} lies on {}, so it cannot be frozen", self.note.display(), mount_point.display()));
+        let device = directory.metadata().ok().map(|metadata| metadata.dev());
+        let lies_on_it = |path: &&PathBuf| device.is_some() && fs::metadata(path).ok().map(|metadata| metadata.dev()) == device;
+        if let Some(own) = self.spared.iter().find(lies_on_it) {
+            let (own, mount_point) = (own.display(), mount_point.display());
+            return Err(format!("{mount_point} cannot be frozen: farsided itself writes to {own}, which lies there"));
         }
         Ok(Box::new(directory))
     }
@@ -390,7 +401,7 @@ mod tests {
     #[test]
     fn a_directory_that_is_no_mount_point_is_refused_by_name() {
         let folder = tempfile::tempdir().unwrap();
-        let systems = Mounted { note: folder.path().join("note.json") };
+        let systems = Mounted { spared: vec![folder.path().to_owned()] };
         let inner = folder.path().join("inner");
         fs::create_dir(&inner).unwrap();
         let why = systems.open(&inner).err().unwrap();
@@ -398,7 +409,7 @@ mod tests {
         let why = systems.open(&folder.path().join("none")).err().unwrap();
         assert!(why.contains("cannot be opened"), "{why}");
         assert!(check_mount(&File::open("/proc").unwrap(), Path::new("/proc")).is_ok());
-        let note = Mounted { note: "/proc/note.json".into() };
-        assert!(note.open(Path::new("/proc")).err().unwrap().contains("lies on /proc"));
+        let ours = Mounted { spared: vec!["/none".into(), "/proc/self".into()] };
+        assert!(ours.open(Path::new("/proc")).err().unwrap().contains("farsided itself writes to /proc/self"));
     }
 }

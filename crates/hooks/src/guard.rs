@@ -23,6 +23,9 @@ use crate::wait::{Heard, Limit, Waiting};
 
 /// How long farsided may take to say its plan. Until then nothing is begun.
 const PLAN_WAIT: Duration = Duration::from_secs(30);
+/// How long whoever is still at work with the note is waited for, and how often that is looked at.
+const LOCK_WAIT: Duration = Duration::from_secs(5);
+const LOCK_LOOK: Duration = Duration::from_millis(20);
 /// How long the guard waits at its end for farsided to read.
 const FLUSH_WAIT: Duration = Duration::from_secs(2);
 
@@ -36,7 +39,7 @@ pub fn guard_main() -> ExitCode {
     let (Ok(input), Ok(output)) = (own(std::io::stdin().as_fd()), own(std::io::stdout().as_fd())) else {
         return ExitCode::FAILURE;
     };
-    guard(input, output, |plan| Arc::new(Mounted { note: plan.note.clone() }))
+    guard(input, output, |plan| Arc::new(Mounted::of(plan)))
 }
 
 /// A guard over these file systems.
@@ -72,8 +75,17 @@ type Begun = (Plan, Arc<dyn FileSystems>, Locked);
 /// Everything that comes before the first hook.
 fn begin(plan: Plan, waiting: &mut Waiting, systems: impl FnOnce(&Plan) -> Arc<dyn FileSystems>) -> Result<Begun, String> {
     let note = plan.note.display();
-    let locked = Locked::take(&plan.note).map_err(|error| format!("the note {note} cannot be written: {error}"))?;
-    let locked = locked.ok_or_else(|| format!("the guard of an earlier cut is still at work (its note is {note})"))?;
+    let until = Instant::now() + LOCK_WAIT;
+    let locked = loop {
+        let locked = Locked::take(&plan.note).map_err(|error| format!("the note {note} cannot be written: {error}"))?;
+        match locked {
+            Some(locked) => break locked,
+            None if Instant::now() >= until || waiting.has_heard() => {
+                return Err(format!("the guard of an earlier cut is still at work (its note is {note})"));
+            }
+            None => waiting.wait(&[], true, Instant::now() + LOCK_LOOK),
+        }
+    };
     let systems = systems(&plan);
     let forgotten = end_forgotten(&locked, &plan.note, Some(&plan), &systems, waiting);
     if let Some(why) = forgotten.and_then(|forgotten| forgotten.failed) {
@@ -182,7 +194,8 @@ impl Work {
                 done
             }
             What::Freeze(path) => {
-                let prepared = self.prepared.get_or_insert_with(|| self.systems.prepare()).clone();
+                // One that fails costs nothing but in need.
+                self.prepared.get_or_insert_with(|| self.systems.prepare());
                 let mut freeze = match Freeze::begin(self.systems.clone(), path) {
                     Ok(freeze) => freeze,
                     Err(why) => return Done { said: None, failed: Some(why), begun: false },
@@ -190,7 +203,6 @@ impl Work {
                 let frozen = freeze.frozen(&limit, &mut self.waiting);
                 self.begun.push((hook.clone(), Some(freeze)));
                 let said = frozen.is_ok().then(|| format!("{} is frozen", path.display()));
-                let said = said.map(|said| prepared.err().map_or_else(|| said.clone(), |why| format!("{said}; {why}")));
                 Done { said, failed: frozen.err(), begun: true }
             }
         }

@@ -39,6 +39,8 @@ pub struct Plan {
     pub hold_ms: u64,
     /// Where the guard notes what it began: `NAME.json` in a directory of a tmpfs, the same one for every cut of a group.
     pub note: PathBuf,
+    /// Files whose file systems must not be frozen, besides the note's: what farsided itself writes to.
+    pub spared: Vec<PathBuf>,
 }
 
 /// Something to do before a cut and after it.

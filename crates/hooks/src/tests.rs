@@ -114,7 +114,7 @@ impl Site {
 
     fn plan(&self, hooks: Vec<Hook>) -> Plan {
         let (group, volumes) = ("group".parse().unwrap(), vec!["data".parse().unwrap()]);
-        Plan { version: Plan::VERSION, group, volumes, hooks, hold_ms: 60_000, note: self.note() }
+        Plan { version: Plan::VERSION, group, volumes, hooks, hold_ms: 60_000, note: self.note(), spared: Vec::new() }
     }
 
     fn start(&self, plan: &Plan) -> (Run, JoinHandle<()>) {

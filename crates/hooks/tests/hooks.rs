@@ -44,7 +44,15 @@ impl Site {
 
     fn plan(&self, hooks: Vec<Hook>) -> Plan {
         let volumes = ["data", "wal"].map(|name| name.parse().unwrap()).to_vec();
-        Plan { version: Plan::VERSION, group: "group".parse().unwrap(), volumes, hooks, hold_ms: 60_000, note: self.note() }
+        Plan {
+            version: Plan::VERSION,
+            group: "group".parse().unwrap(),
+            volumes,
+            hooks,
+            hold_ms: 60_000,
+            note: self.note(),
+            spared: vec![],
+        }
     }
 
     fn start(&self, hooks: Vec<Hook>) -> Run {

@@ -21,14 +21,14 @@ impl Label {
     /// The longest of each text, in bytes.
     pub const TEXT_BYTES_MAX: usize = 256;
 
-    /// Cut to what a record takes, at a character's end; control characters become spaces.
+    /// Cut to what a record takes, at a character's end; what steers a terminal becomes spaces.
     pub fn new(consistency: Consistency, title: &str, hooks: &str) -> Self {
         Self { consistency, title: bounded(title), hooks: bounded(hooks) }
     }
 
-    /// Whether no text is too long.
+    /// Whether no text is too long, and none steers the terminal of whoever reads it: a source is not trusted with that.
     pub fn fits(&self) -> bool {
-        self.title.len() <= Self::TEXT_BYTES_MAX && self.hooks.len() <= Self::TEXT_BYTES_MAX
+        [&self.title, &self.hooks].into_iter().all(|text| text.len() <= Self::TEXT_BYTES_MAX && !text.chars().any(steers))
     }
 }
 
@@ -46,8 +46,13 @@ fn bounded(text: &str) -> String {
     while !text.is_char_boundary(end) {
         end -= 1;
     }
-    // One byte for one: a control character that takes two in UTF-8 becomes shorter.
-    text[..end].chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+    // No longer than before: a space takes one byte.
+    text[..end].chars().map(|c| if steers(c) { ' ' } else { c }).collect()
+}
+
+/// Control characters; and what has no width, breaks lines or turns the direction of writing around.
+fn steers(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
 }
 
 impl Point {
@@ -67,7 +72,7 @@ impl State {
     ///
     /// Of the points of a volume that were quiesced, and are sound, it keeps the newest [`Policy::keep`], and for each rule of the grid the
     /// first of each cell. The answer only grows until a pin comes in, as that of [`State::prunable`] does: newer ones only add to those
-    /// that are newer, what is first in its cell stays that, and lapses before all others of the cell.
+    /// that are newer, what is first in its cell stays that, and is needed the longest of all in the cell.
     pub fn prunable_beside_applications(&self, policy: &Policy) -> Vec<Slot> {
         let mut prunable = self.prunable(policy);
         if prunable.is_empty() {

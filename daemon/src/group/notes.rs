@@ -48,6 +48,8 @@ pub(crate) enum Note {
     Quiesced(u64, Result<(), String>),
     /// They go on after a cut: whether they were quiet until then.
     Resumed(EpochId, Result<String, String>),
+    /// What a guard could not end was tried again: why it may still be quiesced.
+    LeftOver(Option<String>),
     /// A volume is open and its tap is served.
     Opened(Box<(Served, Box<farside_replication::source::VolumeSetup>)>, oneshot::Sender<anyhow::Result<()>>),
     Ask(Ask),

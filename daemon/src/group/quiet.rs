@@ -20,10 +20,16 @@ use tracing::{info, warn};
 
 use super::{Control, Note};
 use crate::hooks;
+use crate::locked;
 use crate::status::last_point;
 
 /// The first point by the clock comes so soon after a start, at the latest.
 const FIRST: Duration = Duration::from_secs(60);
+/// A cut waits for its post-cuts no longer: the points after it wait for it.
+const LABEL_WAIT: Duration = Duration::from_secs(10);
+/// How soon it is tried again to end what could not be ended; each time later.
+const LEFT_AGAIN: Duration = Duration::from_secs(5);
+const LEFT_AGAIN_MAX: Duration = Duration::from_secs(300);
 
 /// What becomes of a point that was asked for.
 pub(crate) type Taken = anyhow::Result<PointTaken>;
@@ -35,12 +41,43 @@ pub(super) struct Quiet {
     next: Option<Instant>,
     by_the_clock: Option<u64>,
     asked: HashMap<u64, oneshot::Sender<Taken>>,
-    /// To whoever holds applications: the epoch that was cut meanwhile, if one was.
-    holds: Option<Sender<Option<EpochId>>>,
+    /// Whoever quiesces applications, or holds them.
+    holds: Option<Holds>,
+    /// Cuts of which it is not known yet whether applications were quiet, and since when.
+    resuming: Option<(EpochId, Instant)>,
+    left: LeftOver,
+    /// Volumes of the group that the state machine was told are not here.
+    lacking: Vec<Name>,
     /// And CLOCK_MONOTONIC before its cut, in nanoseconds.
     newest: Option<(LastPoint, u64)>,
     failed: Option<HooksFailure>,
     failures: u64,
+}
+
+#[derive(Debug)]
+struct Holds {
+    wish: u64,
+    /// It is lost then: nothing that hooks do takes so long.
+    until: Instant,
+    /// Told the epoch that was cut, if one was.
+    what_was_cut: Sender<Option<EpochId>>,
+}
+
+/// What a guard could not end.
+#[derive(Debug)]
+struct LeftOver {
+    /// When it is looked for.
+    next: Instant,
+    pause: Duration,
+    is_tried: bool,
+    /// Why it may still be quiesced.
+    why: Option<String>,
+}
+
+impl Default for LeftOver {
+    fn default() -> Self {
+        Self { next: Instant::now() + LEFT_AGAIN, pause: LEFT_AGAIN, is_tried: false, why: None }
+    }
 }
 
 impl Quiet {
@@ -53,13 +90,21 @@ impl Quiet {
 impl Control {
     /// Wishes by the clock; and those whose askers are gone.
     pub(super) fn look_after_wishes(&mut self, now: Instant) {
+        self.look_after_guards(now);
         let gone: Vec<u64> = self.quiet.asked.iter().filter(|(_, reply)| reply.is_closed()).map(|(id, _)| *id).collect();
         for wish in gone {
             self.quiet.asked.remove(&wish);
             self.step(Event::ForgetWish { wish });
         }
-        let Some(every) = self.config.consistent_every.filter(|_| !self.stopping) else {
+        if !self.source.wishes().is_empty() {
+            self.say_what_is_lacking();
+        }
+        let is_wanted = !self.stopping && !self.config.hooks.is_empty();
+        let Some(every) = self.config.consistent_every.filter(|_| is_wanted) else {
             self.quiet.next = None;
+            if let Some(wish) = self.quiet.by_the_clock.take() {
+                self.step(Event::ForgetWish { wish });
+            }
             return;
         };
         // One that became more frequent does not wait for what was due before.
@@ -69,6 +114,7 @@ impl Control {
         if now >= next && self.quiet.by_the_clock.is_none() {
             let id = self.quiet.next_wish();
             (self.quiet.by_the_clock, self.quiet.next) = (Some(id), Some(now + every));
+            self.say_what_is_lacking();
             self.step(Event::Wish(Wish { id, title: String::new(), hooks: true }));
         }
     }
@@ -83,54 +129,110 @@ impl Control {
         }
         let id = self.quiet.next_wish();
         self.quiet.asked.insert(id, reply);
+        self.say_what_is_lacking();
         self.step(Event::Wish(Wish { id, title, hooks: hooks.unwrap_or(has_hooks) }));
+    }
+
+    /// Volumes of the group that are configured and not open, or about to go: a point of all is none without them.
+    fn say_what_is_lacking(&mut self) {
+        let config = locked(&self.around.config).clone();
+        let is_here = |name: &Name| self.members.values().any(|m| m.served.config.name == *name && !m.is_leaving());
+        let of_the_group = config.volumes.values().filter(|volume| volume.group == self.name).map(|volume| &volume.name);
+        let lacking: Vec<Name> = of_the_group.filter(|name| !is_here(name)).cloned().collect();
+        if lacking != self.quiet.lacking {
+            self.quiet.lacking.clone_from(&lacking);
+            self.step(Event::Lacks { volumes: lacking });
+        }
     }
 
     /// On a thread of its own: hooks take their time, and the group must go on.
     pub(super) fn quiesce(&mut self, wish: u64) {
         let volumes: Vec<Name> = self.members.values().map(|m| m.served.config.name.clone()).collect();
-        let runtime_dir = self.around.runtime_dir.clone();
-        let plan = hooks::plan(&runtime_dir, &self.name, volumes, &self.config.hooks, self.config.hook_hold);
-        let guard = hooks::guard(&runtime_dir);
-        let state_dir = self.state.path().to_owned();
+        let plan = hooks::plan(&self.around, self.state.path(), &self.name, volumes, &self.config);
+        let guard = hooks::guard(&self.around.runtime_dir);
         let inbox = self.inbox.clone();
         let (holds, what_was_cut) = bounded(1);
-        self.quiet.holds = Some(holds);
+        let until = Instant::now() + hooks::patience(&self.config.hooks);
+        self.quiet.holds = Some(Holds { wish, until, what_was_cut: holds });
         let begun = std::thread::Builder::new().name("hooks".to_owned()).spawn(move || {
-            let begin = || match hooks::objection(&plan.hooks, &[&state_dir, &runtime_dir]) {
-                Some(why) => Err(why),
-                None => hold(&guard, &plan),
-            };
-            let held = begin();
+            let held = hold(&guard, &plan);
             let answer = held.as_ref().map(|_| ()).map_err(Clone::clone);
             inbox.send(Note::Quiesced(wish, answer));
-            let is_over = match held {
-                Err(_) => false,
-                Ok(run) => {
-                    let epoch = what_was_cut.recv().ok().flatten();
-                    let outcome = run.end(epoch.is_some());
-                    if let Some(epoch) = epoch {
-                        inbox.send(Note::Resumed(epoch, words(&outcome)));
-                    }
-                    outcome.held
-                }
-            };
-            // A guard that was lost ends nothing any more.
-            if !is_over {
-                hooks::resume_forgotten(&runtime_dir);
+            let Ok(run) = held else { return };
+            let epoch = what_was_cut.recv().ok().flatten();
+            let outcome = run.end(epoch.is_some());
+            if let Some(epoch) = epoch {
+                inbox.send(Note::Resumed(epoch, words(&outcome)));
             }
         });
         if let Err(error) = begun {
-            self.quiet.holds = None;
             self.inbox.send(Note::Quiesced(wish, Err(format!("no thread can be started: {error}"))));
+        }
+    }
+
+    /// What comes too late is of nobody any more: its end of the channel is closed, so that it lets go.
+    pub(super) fn quiesced(&mut self, wish: u64, result: Result<(), String>) {
+        if self.quiet.holds.as_ref().is_some_and(|holds| holds.wish == wish) {
+            if result.is_err() {
+                self.quiet.holds = None;
+            }
+            self.step(Event::Quiesced { wish, result });
         }
     }
 
     /// Whoever is held goes on.
     pub(super) fn resume(&mut self, epoch: Option<EpochId>) {
         if let Some(holds) = self.quiet.holds.take() {
-            let _ = holds.send(epoch); // it waits for that
+            self.quiet.resuming = epoch.map(|epoch| (epoch, Instant::now()));
+            let _ = holds.what_was_cut.send(epoch); // it waits for that
         }
+    }
+
+    pub(super) fn resumed(&mut self, epoch: EpochId, result: Result<String, String>) {
+        if self.quiet.resuming.take_if(|(resuming, _)| *resuming == epoch).is_some() {
+            self.step(Event::Resumed { epoch, result });
+        }
+    }
+
+    /// Nothing waits for a guard for ever; and what one could not end is tried again.
+    fn look_after_guards(&mut self, now: Instant) {
+        if let Some(Holds { wish, .. }) = self.quiet.holds.take_if(|holds| now >= holds.until) {
+            self.step(Event::Quiesced { wish, result: Err("its guard does not answer".to_owned()) });
+        }
+        if let Some((epoch, _)) = self.quiet.resuming.take_if(|(_, since)| now.duration_since(*since) >= LABEL_WAIT) {
+            let why = format!("a post-cut was not over {} s after the cut", LABEL_WAIT.as_secs());
+            self.step(Event::Resumed { epoch, result: Err(why) });
+        }
+        let is_busy = self.quiet.holds.is_some() || self.quiet.resuming.is_some() || self.quiet.left.is_tried;
+        if now < self.quiet.left.next || is_busy {
+            return;
+        }
+        self.quiet.left.next = now + self.quiet.left.pause;
+        let runtime_dir = self.around.runtime_dir.clone();
+        if !hooks::note(&runtime_dir, &self.name).exists() {
+            (self.quiet.left.why, self.quiet.left.pause) = (None, LEFT_AGAIN);
+            return;
+        }
+        self.quiet.left.pause = (self.quiet.left.pause * 2).min(LEFT_AGAIN_MAX);
+        let inbox = self.inbox.clone();
+        self.quiet.left.is_tried = true;
+        let try_again = move || inbox.send(Note::LeftOver(hooks::resume_forgotten(&runtime_dir)));
+        if std::thread::Builder::new().name("hooks".to_owned()).spawn(try_again).is_err() {
+            self.quiet.left.is_tried = false; // later, then
+        }
+    }
+
+    pub(super) fn left_over(&mut self, why: Option<String>) {
+        self.quiet.left.is_tried = false;
+        if let Some(why) = why.as_ref().filter(|why| self.quiet.left.why.as_ref() != Some(why)) {
+            warn!(group = %self.name, %why, "what hooks quiesced may still be; it is tried again by itself");
+        }
+        self.quiet.left.why = why;
+    }
+
+    /// Why applications may still be quiesced.
+    pub(crate) fn why_still_quiesced(&self) -> Option<&str> {
+        self.quiet.left.why.as_deref()
     }
 
     pub(super) fn wish_done(&mut self, wish: u64, point: &PointStatus, label: Option<&Label>) {
@@ -176,7 +278,7 @@ impl Control {
                     let names: Vec<&str> = volumes.iter().map(Name::as_str).collect();
                     format!("waits for {}: all volumes of the group are cut together", names.join(", "))
                 }
-                WishState::Quiescing => "its hooks quiesce applications".to_owned(),
+                WishState::Quiescing => "waits for its hooks, which quiesce applications".to_owned(),
                 WishState::Cut => "is cut, and on its way".to_owned(),
             };
             what + &again

@@ -36,13 +36,14 @@ fn a_label_that_cannot_be_is_void() {
     let mut w = claimed();
     let long = "x".repeat(Label::TEXT_BYTES_MAX + 1);
     let too_long = Label { consistency: Consistency::Crash, title: long.clone(), hooks: String::new() };
-    for (kind, label) in [(LayerKind::Point, too_long), (LayerKind::Fuzzy, label())] {
+    let steering = Label { consistency: Consistency::Crash, title: String::new(), hooks: "\u{1b}[2J".to_owned() };
+    for (kind, label) in [(LayerKind::Point, too_long), (LayerKind::Point, steering), (LayerKind::Fuzzy, label())] {
         let members = vec![w.next(1, 1)];
         let verdict = w.put(Body::Layers(Layers { kind, epoch: epoch(), label: Some(Box::new(label)), members }));
         assert_eq!(void(verdict), VoidReason::Malformed(Malformed::Label));
     }
-    let made = Label::new(Consistency::Crash, &"ä".repeat(200), "two\nlines");
-    assert!(made.fits() && made.title.len() == Label::TEXT_BYTES_MAX && made.hooks == "two lines", "{made:?}");
+    let made = Label::new(Consistency::Crash, &"ä".repeat(200), "two\nli\u{202e}nes");
+    assert!(made.fits() && made.title.len() == Label::TEXT_BYTES_MAX && made.hooks == "two li nes", "{made:?}");
 }
 
 /// One quiesced point a quarter of an hour, among crash-consistent ones every minute.

@@ -331,6 +331,11 @@ pub enum Event {
     },
     /// Somebody wants a point of all volumes; [`Report::WishDone`], or [`Report::WishDropped`], follows.
     Wish(super::Wish),
+    /// Which volumes of the group are not here: until they are, no point is one of all. Whenever that changes, before a wish.
+    Lacks {
+        /// Their names.
+        volumes: Vec<Name>,
+    },
     /// Nobody waits for it any more.
     ForgetWish {
         /// Its id.

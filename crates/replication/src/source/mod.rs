@@ -224,6 +224,7 @@ impl Source {
             }
             Event::SetWrappedKeys { wrapped } => self.wrapped_keys = wrapped,
             Event::Wish(wish) => self.wish(now, wish, actions),
+            Event::Lacks { volumes } => self.lacks(volumes),
             Event::ForgetWish { wish } => self.forget_wish(wish),
             Event::Quiesced { wish, result } => self.quiesced(now, wish, result, actions),
             Event::Resumed { epoch, result } => self.resumed(epoch, result, actions),

@@ -335,6 +335,7 @@ impl Source {
         !volume.compare.is_empty()
             || volume.verify.is_some()
             || volume.newest_point.is_none()
+            || self.is_wished_for(volume)
             || volume.layers.len() >= self.config.limits.unpublished_layers_max / 2
     }
 

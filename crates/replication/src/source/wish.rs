@@ -18,9 +18,11 @@ use std::collections::VecDeque;
 
 use farside_ledger::{Consistency, Label, LayerKind};
 use farside_region::{EpochId, Name, VolumeId, mutation};
+use farside_wire::Features;
 
 use super::api::{Action, Nanos, Report};
 use super::status::PointStatus;
+use super::volume::Volume;
 use super::{Epoch, Kind, Link, Phase, Source};
 
 /// So many may wait; one more is refused.
@@ -64,7 +66,12 @@ pub enum WishState {
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Wishes(VecDeque<Wished>);
+pub(super) struct Wishes {
+    /// The first is seen to.
+    waiting: VecDeque<Wished>,
+    /// Volumes of the group that are not here.
+    lacking: Vec<Name>,
+}
 
 #[derive(Debug)]
 struct Wished {
@@ -73,6 +80,8 @@ struct Wished {
     tries: u32,
     /// Why its hooks failed: it is cut without them.
     failed: Option<String>,
+    /// Nobody waits for it any more: what is under way goes on, and is not tried again.
+    is_unwanted: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,9 +123,9 @@ impl Wished {
 impl Source {
     pub(super) fn wish(&mut self, now: Nanos, wish: Wish, out: &mut Vec<Action>) {
         let why = match self.phase {
-            Phase::Running if self.wishes.0.len() < WISHES_MAX => {
+            Phase::Running if self.wishes.waiting.len() < WISHES_MAX => {
                 let stage = Stage::Due { not_before: now };
-                return self.wishes.0.push_back(Wished { wish, stage, tries: 0, failed: None });
+                return self.wishes.waiting.push_back(Wished { wish, stage, tries: 0, failed: None, is_unwanted: false });
             }
             Phase::Running => format!("{WISHES_MAX} points were asked for already"),
             Phase::Draining | Phase::Halted => STOPPING.to_owned(),
@@ -126,14 +135,20 @@ impl Source {
 
     /// Nobody waits for it any more. One that is under way goes on.
     pub(super) fn forget_wish(&mut self, id: u64) {
-        self.wishes.0.retain(|w| w.wish.id != id || !matches!(w.stage, Stage::Due { .. }));
+        self.wishes.waiting.retain(|w| w.wish.id != id || !matches!(w.stage, Stage::Due { .. }));
+        self.wishes.waiting.iter_mut().filter(|w| w.wish.id == id).for_each(|w| w.is_unwanted = true);
+    }
+
+    /// These volumes are of the group, and not here: no point is one of all volumes without them.
+    pub(super) fn lacks(&mut self, volumes: Vec<Name>) {
+        self.wishes.lacking = volumes;
     }
 
     /// A stop takes nobody's applications from him.
     pub(super) fn drop_wishes(&mut self, out: &mut Vec<Action>) {
         let due = |w: &Wished| matches!(w.stage, Stage::Due { .. } | Stage::Quiescing);
-        let (dropped, left) = std::mem::take(&mut self.wishes.0).into_iter().partition(due);
-        self.wishes.0 = left;
+        let (dropped, left) = std::mem::take(&mut self.wishes.waiting).into_iter().partition(due);
+        self.wishes.waiting = left;
         let dropped: VecDeque<Wished> = dropped;
         for Wished { wish, .. } in dropped {
             out.push(Action::Report { volume: None, what: Report::WishDropped { wish: wish.id, why: STOPPING.to_owned() } });
@@ -142,7 +157,7 @@ impl Source {
 
     /// Whether no cut and no pass is to begin now: what is cut must not be kept waiting by another one when applications are quiet.
     pub(super) fn is_quiescing(&self) -> bool {
-        self.wishes.0.front().is_some_and(|w| w.stage == Stage::Quiescing)
+        self.wishes.waiting.front().is_some_and(|w| w.stage == Stage::Quiescing)
     }
 
     /// The first wish is seen to, if all volumes can be cut now. True: something was asked for.
@@ -150,7 +165,7 @@ impl Source {
         if self.phase != Phase::Running {
             return false;
         }
-        let Some(first) = self.wishes.0.front() else { return false };
+        let Some(first) = self.wishes.waiting.front() else { return false };
         if !matches!(first.stage, Stage::Due { not_before } if now >= not_before) || !self.can_cut_all(now) {
             return false;
         }
@@ -166,7 +181,7 @@ impl Source {
     }
 
     fn set_wish_stage(&mut self, stage: Stage) {
-        if let Some(first) = self.wishes.0.front_mut() {
+        if let Some(first) = self.wishes.waiting.front_mut() {
             first.stage = stage;
         }
     }
@@ -181,6 +196,7 @@ impl Source {
         matches!(self.link, Link::Up { .. })
             && self.switching.is_none()
             && !self.volumes.is_empty()
+            && self.wishes.lacking.is_empty()
             && self.in_the_way().is_empty()
             && !self.cut_must_wait(now)
     }
@@ -195,10 +211,10 @@ impl Source {
 
     /// Applications are quiet, or could not be quieted, which is over then.
     pub(super) fn quiesced(&mut self, now: Nanos, wish: u64, result: Result<(), String>, out: &mut Vec<Action>) {
-        let is_awaited = self.wishes.0.front().is_some_and(|w| w.wish.id == wish && w.stage == Stage::Quiescing);
+        let is_awaited = self.wishes.waiting.front().is_some_and(|w| w.wish.id == wish && w.stage == Stage::Quiescing);
         match (is_awaited, result) {
             (true, Err(why)) => {
-                let first = self.wishes.0.front_mut().expect("just seen");
+                let first = self.wishes.waiting.front_mut().expect("just seen");
                 // It is cut all the same, and says so: who reads the list of points is to see what happened.
                 first.failed = Some(why.clone());
                 first.stage = Stage::Due { not_before: now };
@@ -238,7 +254,8 @@ impl Source {
 
     /// Whether applications were quiet all along.
     pub(super) fn resumed(&mut self, id: EpochId, result: Result<String, String>, out: &mut Vec<Action>) {
-        let title = self.wishes.0.front().filter(|w| w.stage == Stage::Cut(id)).map(|w| w.wish.title.clone()).unwrap_or_default();
+        let title =
+            self.wishes.waiting.front().filter(|w| w.stage == Stage::Cut(id)).map(|w| w.wish.title.clone()).unwrap_or_default();
         let label = match &result {
             Ok(said) => Label::new(Consistency::Application, &title, said),
             Err(why) => Label::new(Consistency::Crash, &title, why),
@@ -265,16 +282,19 @@ impl Source {
 
     /// A point of an epoch is published.
     pub(super) fn wish_published(&mut self, id: EpochId, point: PointStatus, out: &mut Vec<Action>) {
-        if self.wishes.0.front().is_some_and(|w| w.stage == Stage::Cut(id)) {
-            let label = self.label_of(id);
-            let Wished { wish, .. } = self.wishes.0.pop_front().expect("just seen");
+        if self.wishes.waiting.front().is_some_and(|w| w.stage == Stage::Cut(id)) {
+            let label = match self.features.has(Features::LABELS) {
+                true => self.label_of(id),
+                false => Some(Box::new(Label::new(Consistency::Crash, "", NO_LABELS))),
+            };
+            let Wished { wish, .. } = self.wishes.waiting.pop_front().expect("just seen");
             out.push(Action::Report { volume: None, what: Report::WishDone { wish: wish.id, point, label } });
         }
     }
 
     /// A cut that became none is tried again.
     pub(super) fn look_after_wishes(&mut self, now: Nanos, out: &mut Vec<Action>) {
-        let Some(Wished { stage: Stage::Cut(id), .. }) = self.wishes.0.front() else { return };
+        let Some(Wished { stage: Stage::Cut(id), .. }) = self.wishes.waiting.front() else { return };
         if !self.epochs.get(id).is_some_and(|epoch: &Epoch| epoch.kind == Kind::Cut) {
             self.try_wish_again(now, "its cut was given up", out);
         }
@@ -283,10 +303,11 @@ impl Source {
     /// Its hooks run anew: what they said was of a cut that is no point.
     fn try_wish_again(&mut self, now: Nanos, why: &str, out: &mut Vec<Action>) {
         let recheck = self.config.limits.recheck;
-        let stopping = self.phase != Phase::Running;
-        let Some(first) = self.wishes.0.front_mut() else { return };
-        let what = if stopping {
-            Report::WishDropped { wish: first.wish.id, why: STOPPING.to_owned() }
+        let is_stopping = self.phase != Phase::Running;
+        let Some(first) = self.wishes.waiting.front_mut() else { return };
+        let is_over = is_stopping || first.is_unwanted;
+        let what = if is_over {
+            Report::WishDropped { wish: first.wish.id, why: if is_stopping { STOPPING } else { why }.to_owned() }
         } else {
             let pause = recheck.saturating_mul(1 << first.tries.min(DOUBLINGS_MAX));
             first.stage = Stage::Due { not_before: now.saturating_add(pause) };
@@ -294,19 +315,30 @@ impl Source {
             first.failed = None;
             Report::WishAgain { wish: first.wish.id, why: why.to_owned() }
         };
-        if stopping {
-            self.wishes.0.pop_front();
+        let tries = first.tries;
+        if is_over {
+            self.wishes.waiting.pop_front();
+        } else if tries >= TRIES_IN_VAIN {
+            let why = format!("tried {tries} times in vain: {why}");
+            out.push(Action::Report { volume: None, what: Report::HooksFailed { why } });
         }
         out.push(Action::Report { volume: None, what });
     }
 
+    /// Whether a wish waits for what is unpublished of a volume.
+    pub(super) fn is_wished_for(&self, volume: &Volume) -> bool {
+        let Some(Wished { stage: Stage::Cut(id), .. }) = self.wishes.waiting.front() else { return false };
+        volume.layers.iter().any(|layer| layer.epoch == *id)
+    }
+
     /// What is wished for, and how it gets on; the first is seen to first.
     pub fn wishes(&self) -> Vec<WishStatus> {
-        let all = self.wishes.0.iter().enumerate();
+        let all = self.wishes.waiting.iter().enumerate();
         all.map(|(at, w)| {
             let state = match w.stage {
                 Stage::Due { .. } if at == 0 => {
-                    WishState::Waiting(self.in_the_way().iter().map(|id| self.volumes[id].meta.name.clone()).collect())
+                    let here = self.in_the_way().into_iter().map(|id| self.volumes[&id].meta.name.clone());
+                    WishState::Waiting(self.wishes.lacking.iter().cloned().chain(here).collect())
                 }
                 Stage::Due { .. } => WishState::Waiting(Vec::new()),
                 Stage::Quiescing => WishState::Quiescing,
@@ -318,4 +350,7 @@ impl Source {
     }
 }
 
+const NO_LABELS: &str = "the receiver keeps no labels: install the same version of Farside there";
+/// A wish that was tried in vain so often is something that a person should know of.
+const TRIES_IN_VAIN: u32 = 5;
 const STOPPING: &str = "farsided is stopping";

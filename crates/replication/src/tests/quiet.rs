@@ -8,7 +8,7 @@ use farside_wire::{EpochEnd, Features, LabelledEnd, Published, ReceiverMessage, 
 
 use super::directed::{Host, at, granules};
 use super::world::{World, volume};
-use crate::source::{Action, DemoteCause, Event, Start, Wish, WishState};
+use crate::source::{Action, DemoteCause, Event, Report, Start, Wish, WishState};
 
 /// What hooks do in the toy world, and what may be said of it.
 #[derive(Debug, Default)]
@@ -227,7 +227,33 @@ fn a_receiver_that_knows_no_labels_gets_the_point_all_the_same() {
     let mut host = Host::streaming();
     host.event(wish(7, false));
     host.switch(vec![(1, granules(0, 0)), (2, granules(0, 0))]);
-    assert_eq!(host.end().members.len(), 2);
+    let layers: Vec<_> = host.end().members.iter().map(|m| m.key).collect();
+    let mut actions = Vec::new();
+    let published = Published { position: at(5), kind: LayerKind::Point, layers };
+    let message = Box::new(ReceiverMessage::Published(published));
+    host.source.step(host.now, Event::Message { connection: host.connection(), message }, &mut actions);
+    let label = actions.iter().find_map(|action| match action {
+        Action::Report { what: Report::WishDone { label, .. }, .. } => label.as_ref(),
+        _ => None,
+    });
+    assert!(label.is_some_and(|label| label.hooks.contains("keeps no labels")), "{label:?}");
+}
+
+#[test]
+fn a_point_without_a_volume_of_the_group_is_none_of_all() {
+    let mut host = Host::streaming_to(Features::LABELS);
+    host.event(Event::Lacks { volumes: vec!["log".parse().expect("a name")] });
+    host.event(wish(7, true));
+    assert_eq!(quiesces(&mut host), None);
+    assert!(matches!(&host.source.wishes()[0].state, WishState::Waiting(volumes) if volumes.len() == 1));
+    host.event(Event::Lacks { volumes: Vec::new() });
+    assert_eq!(quiesces(&mut host), Some(7));
+    // Who asked has gone: it is not tried again for nobody.
+    host.event(Event::ForgetWish { wish: 7 });
+    host.event(Event::Pause { volume: volume(2) });
+    host.event(Event::Quiesced { wish: 7, result: Ok(()) });
+    assert_eq!(resumes(&mut host), Some(None));
+    assert!(host.source.wishes().is_empty());
 }
 
 #[test]
