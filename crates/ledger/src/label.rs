@@ -1,9 +1,11 @@
 //! What is said of a point beside when it was cut: by whom it was asked for, and whether applications were quiesced for it.
 
-use farside_region::Slot;
+use std::collections::BTreeMap;
+
+use farside_region::{Slot, VolumeId};
 use serde::{Deserialize, Serialize};
 
-use crate::retention::Policy;
+use crate::retention::{Policy, Rule};
 use crate::state::{Point, State};
 
 /// What a source says of a point. A point without one is crash-consistent, and nobody tried for more.
@@ -64,6 +66,10 @@ impl Point {
     fn is_of_applications(&self) -> bool {
         self.consistency() == Consistency::Application && !self.degraded
     }
+
+    fn holds(&self, volume: VolumeId) -> bool {
+        self.members.iter().any(|member| member.key.volume == volume)
+    }
 }
 
 impl State {
@@ -79,27 +85,49 @@ impl State {
             return prunable;
         }
         let quiesced: Vec<&Point> = self.points().values().filter(|point| point.is_of_applications()).collect();
+        let newest = newest_of_each(&quiesced, policy.keep.max(1));
         prunable.retain(|slot| match quiesced.binary_search_by_key(slot, |point| point.slot) {
-            Ok(at) => !self.is_needed_among(policy, &quiesced, at),
+            Ok(at) => {
+                let is_new = |id: &VolumeId| newest.get(id).is_none_or(|oldest| slot >= oldest);
+                let volumes = || quiesced[at].members.iter().map(|member| member.key.volume);
+                !volumes().any(|id| is_new(&id) || self.age_clock_ms() < first_of_a_cell_until_ms(policy, id, &quiesced, at))
+            }
             Err(_) => true,
         });
         prunable
     }
 
-    fn is_needed_among(&self, policy: &Policy, quiesced: &[&Point], at: usize) -> bool {
-        let point = quiesced[at];
-        let keep = policy.keep.max(1) as usize;
-        point.members.iter().any(|member| {
-            let holds = |other: &&&Point| other.members.iter().any(|m| m.key.volume == member.key.volume);
-            let is_new = quiesced[at + 1..].iter().filter(holds).nth(keep - 1).is_none();
-            let before = quiesced[..at].iter().rfind(holds);
-            let is_first = || {
-                policy.grid.rules().iter().any(|rule| {
-                    self.age_clock_ms() < rule.lapses_at_ms(point)
-                        && before.is_none_or(|before| rule.cell(before.time_ms) != rule.cell(point.time_ms))
-                })
-            };
-            is_new || is_first()
-        })
+    /// Up to when, by the age clock, a rule of the grid needs a point for a volume among those that were quiesced; 0: none does.
+    pub(crate) fn stands_among_applications_until_ms(&self, policy: &Policy, volume: VolumeId, point: &Point) -> u64 {
+        if !point.is_of_applications() {
+            return 0;
+        }
+        let before = self.points().range(..point.slot).rev().map(|(_, before)| before);
+        let before = before.into_iter().find(|before| before.is_of_applications() && before.holds(volume));
+        let pair: Vec<&Point> = before.into_iter().chain([point]).collect();
+        first_of_a_cell_until_ms(policy, volume, &pair, pair.len() - 1)
     }
+}
+
+/// The oldest of the newest `keep` of each volume; of a volume with fewer than that nothing.
+fn newest_of_each(quiesced: &[&Point], keep: u32) -> BTreeMap<VolumeId, Slot> {
+    let (mut seen, mut oldest) = (BTreeMap::<VolumeId, u32>::new(), BTreeMap::new());
+    for point in quiesced.iter().rev() {
+        for member in &point.members {
+            let count = seen.entry(member.key.volume).or_default();
+            *count += 1;
+            if *count == keep {
+                oldest.insert(member.key.volume, point.slot);
+            }
+        }
+    }
+    oldest
+}
+
+/// Up to when, by the age clock, a rule needs one of these points for a volume: it is the first of its cell.
+fn first_of_a_cell_until_ms(policy: &Policy, volume: VolumeId, quiesced: &[&Point], at: usize) -> u64 {
+    let point = quiesced[at];
+    let before = quiesced[..at].iter().rfind(|before| before.holds(volume));
+    let is_first = |rule: &&Rule| before.is_none_or(|before| rule.cell(before.time_ms) != rule.cell(point.time_ms));
+    policy.grid.rules().iter().filter(is_first).map(|rule| rule.lapses_at_ms(point)).max().unwrap_or(0)
 }

@@ -171,7 +171,9 @@ impl State {
         let (Some(point), Some(held)) = (self.points().get(&point), self.held_by(volume)) else { return 0 };
         match point.pins.is_empty() {
             true => {
-                point.age_clock_ms.saturating_add(policy.span_ms).max(Measure::aged(self, policy).stands_until_ms(point, held))
+                let stands = Measure::aged(self, policy).stands_until_ms(point, held);
+                let among_applications = self.stands_among_applications_until_ms(policy, volume, point);
+                point.age_clock_ms.saturating_add(policy.span_ms).max(stands).max(among_applications)
             }
             false => u64::MAX,
         }

@@ -70,6 +70,9 @@ fn what_is_consistent_has_its_own_places_in_the_policy() {
     assert_eq!(kept, expected.into_iter().collect::<Vec<_>>(), "the first of each hour, and the newest two");
     assert!(gone.iter().all(|slot| by_the_policy.contains(slot)), "nothing goes that the policy keeps");
 
+    let stays = |slot: Slot| w.state.kept_until_ms(&policy, vol(1), slot) > w.state.age_clock_ms();
+    assert!(stays(quiesced[0]) && !stays(quiesced[1]), "who merges what is settled knows of it");
+
     // Given up in between, the answer is the same in the end.
     let looked = w.state.head().expect("not empty");
     let body = Body::Prune(Prune { looked, policy: PrunePolicy::Aged(policy.clone()), points: gone, parts: Vec::new() });

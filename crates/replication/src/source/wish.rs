@@ -125,7 +125,10 @@ impl Source {
         let why = match self.phase {
             Phase::Running if self.wishes.waiting.len() < WISHES_MAX => {
                 let stage = Stage::Due { not_before: now };
-                return self.wishes.waiting.push_back(Wished { wish, stage, tries: 0, failed: None, is_unwanted: false });
+                let is_paused = |w: &Wished| matches!(w.stage, Stage::Due { not_before } if now < not_before);
+                // What was tried in vain, and waits, keeps nobody else waiting.
+                let at = if self.wishes.waiting.front().is_some_and(is_paused) { 0 } else { self.wishes.waiting.len() };
+                return self.wishes.waiting.insert(at, Wished { wish, stage, tries: 0, failed: None, is_unwanted: false });
             }
             Phase::Running => format!("{WISHES_MAX} points were asked for already"),
             Phase::Draining | Phase::Halted => STOPPING.to_owned(),

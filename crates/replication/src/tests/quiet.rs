@@ -115,6 +115,14 @@ fn says_no_end(host: &Host) -> bool {
     host.says_no_end() && !host.said.iter().any(|m| matches!(m, SourceMessage::LabelledEnd(_)))
 }
 
+impl Host {
+    /// Does a switch that freezes nothing, and takes the end that is said of it.
+    fn switch_and_end(&mut self, sets: Vec<(u8, farside_region::GranuleSet)>) -> Vec<farside_region::LayerKey> {
+        self.switch(sets);
+        labelled(self).1.members.iter().map(|m| m.key).collect()
+    }
+}
+
 /// A host that was asked for a point and has quieted what writes, up to the switch and its answer.
 fn cut_in_quiet(host: &mut Host) -> EpochId {
     host.event(wish(7, true));
@@ -201,6 +209,11 @@ fn a_cut_that_is_given_up_is_tried_again_with_its_hooks() {
     assert_eq!(host.end().kind, LayerKind::Fuzzy, "what is no point waits for no hook");
     host.event(Event::Resumed { epoch, result: Ok("all".to_owned()) });
     assert_eq!(quiesces(&mut host), None, "not at once");
+    // Meanwhile it keeps nobody else waiting.
+    host.event(wish(8, false));
+    let layers: Vec<_> = host.switch_and_end(vec![(1, granules(0, 0)), (2, granules(0, 0))]);
+    host.hear(ReceiverMessage::Published(Published { position: at(6), kind: LayerKind::Point, layers }));
+    assert_eq!(host.source.wishes().iter().map(|wish| wish.id).collect::<Vec<_>>(), [7]);
     host.now += crate::source::SECOND * 100;
     host.tick(&[]);
     assert_eq!(quiesces(&mut host), Some(7));
