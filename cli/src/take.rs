@@ -19,9 +19,10 @@ const MARGIN: Duration = Duration::from_secs(10);
 #[command(after_long_help = "\
 All volumes of the group are in the point, or none. If the group has hooks ([[hook]] in farsided.toml), each
 one's pre-cut runs before the cut and its post-cut right after it, while nothing but that is waited for:
-applications are held for milliseconds. If the cut does not come, what is frozen is thawed after hook_hold
-(10s, from the first freeze, or from the last pre-cut where nothing is frozen). A point is called consistent only if every hook did its part and was not over before the cut was made. If one fails the point is made
-all the same, crash-consistent, says which, and the command exits with 7.
+applications are held for milliseconds. If the cut does not come within hook_hold (10s, from the first
+freeze, or from the last pre-cut where nothing is frozen), every post-cut runs without it. A point is called
+consistent only if every hook did its part and was not over before the cut was made. If one fails the point
+is made all the same, crash-consistent, says which, and the command exits with 7.
 
 What is made by the clock: `farside group set GROUP --consistent 15m`. Retention keeps consistent points as
 if there were no others: the policy holds for all points, and once more for the consistent ones alone.

@@ -768,11 +768,7 @@ impl Merge {
             api_socket,
         };
         for (group, hook, fault) in std::mem::take(&mut self.hooks) {
-            let is_there = self.groups.contains_key(&group) || self.volumes.values().any(|(v, _)| v.group == group);
-            if !is_there {
-                let what = format!("no [[group]] and no [[volume]] names group {group}, and only their hooks are run");
-                return Err(fault("group", what).into());
-            }
+            // † Also of a group that nobody names: its last volume may have been taken out, and that must keep no other from being served.
             let hooks = &mut self.groups.entry(group.clone()).or_default().hooks;
             if hooks.iter().any(|other| other.name == hook.name) {
                 return Err(fault("name", format!("group {group} has a hook of that name already")).into());
@@ -1057,11 +1053,6 @@ mod tests {
                 "[[group]]\nname='default'\n[[hook]]\nname='h'\nfreeze='/a'\n[[hook]]\nname='h'\nfreeze='/b'\n",
                 vec![],
                 "a hook of that name already",
-            ),
-            (
-                "[[group]]\nname='db'\n[[hook]]\ngroup='dbb'\nname='h'\nfreeze='/a'\n",
-                vec![],
-                "group: hook h: no [[group]] and no [[volume]] names group dbb",
             ),
             ("[bandwidth]\nrate='fast'\n", vec![], "rate: `fast`"),
             ("[[bandwidth.window]]\nat='Mon-Fri'\nrate='20Mbit'\n", vec![], "at: `Mon-Fri` is no time of the week"),

@@ -486,7 +486,7 @@ impl Control {
                 }
                 _ => self.step(Event::Message { connection, message }),
             },
-            Note::Quiesced(wish, result) => self.quiesced(wish, result),
+            Note::Quiesced(attempt, result) => self.quiesced(attempt, result),
             Note::Resumed(epoch, result) => self.resumed(epoch, result),
             Note::LeftOver(why) => self.left_over(why),
             Note::Opened(opened, reply) => {
@@ -999,7 +999,10 @@ impl Control {
         }
         member.leaving = Some((farewell, reply));
         member.served.stop_tap();
-        if member.tap_stopped {
+        let is_stopped = member.tap_stopped;
+        // † Before the machine forgets it: a point of all volumes that is waited for is none without it.
+        self.say_what_is_lacking();
+        if is_stopped {
             self.step(Event::RemoveVolume { volume: id });
         }
     }

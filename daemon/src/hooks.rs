@@ -137,7 +137,14 @@ pub(crate) fn examine(config: &Config) -> Vec<Finding> {
                 None => Finding::new(subject, Verdict::Good, "it is there; `farside point take` tries it"),
             }
         };
-        settings.hooks.iter().map(finding).collect::<Vec<_>>()
+        let subject = || format!("group {group}");
+        let has_volumes = config.volumes.values().any(|volume| volume.group == *group);
+        let unused = "it has hooks and no volume: is that its name?";
+        let unused = (!settings.hooks.is_empty() && !has_volumes).then(|| Finding::new(subject(), Verdict::Warning, unused));
+        let idle = "consistent_every is set, and no [[hook]] would quiesce anything: no such point is made";
+        let is_idle = settings.hooks.is_empty() && settings.consistent_every.is_some();
+        let idle = is_idle.then(|| Finding::new(subject(), Verdict::Warning, idle));
+        settings.hooks.iter().map(finding).chain(unused).chain(idle).collect::<Vec<_>>()
     };
     config.groups.iter().flat_map(of_group).collect()
 }
@@ -167,13 +174,13 @@ fn wrong_with(hook: &Hook, ours: &[&Path]) -> Option<String> {
     }
 }
 
-/// Ends what guards began that were killed, or could not end it; why that may still be quiesced, if it may.
-pub(crate) fn resume_forgotten(runtime_dir: &Path) -> Option<String> {
+/// Ends what guards began that were killed, or could not end it, but for those that live; what still may be quiesced, by its note, and why.
+pub(crate) fn resume_forgotten(runtime_dir: &Path) -> Vec<(PathBuf, String)> {
     let notes = notes(runtime_dir);
     let is_left =
         std::fs::read_dir(&notes).is_ok_and(|mut entries| entries.any(|entry| entry.is_ok_and(|entry| is_note(&entry.path()))));
     if !is_left {
-        return None;
+        return Vec::new();
     }
     let all = farside_hooks::resume(&guard(runtime_dir), &notes).unwrap_or_else(|error| {
         // As this process, then: some of it may be of use.
@@ -183,7 +190,7 @@ pub(crate) fn resume_forgotten(runtime_dir: &Path) -> Option<String> {
     for done in all.iter().filter(|forgotten| forgotten.failed.is_none()) {
         info!(note = %done.note.display(), "what a guard of hooks had quiesced, and could not end, goes on");
     }
-    all.into_iter().find_map(|forgotten| forgotten.failed)
+    all.into_iter().filter_map(|forgotten| Some((forgotten.note, forgotten.failed?))).collect()
 }
 
 fn is_note(path: &Path) -> bool {

@@ -214,8 +214,8 @@ impl Daemon {
         // On a thread of its own: what it runs may take long, and be what waits for our volumes.
         let runtime_dir = self.around.runtime_dir.clone();
         std::thread::spawn(move || {
-            if let Some(why) = hooks::resume_forgotten(&runtime_dir) {
-                warn!("what a guard of hooks had quiesced may still be: {why}");
+            for (note, why) in hooks::resume_forgotten(&runtime_dir) {
+                warn!(note = %note.display(), "what a guard of hooks had quiesced may still be: {why}");
             }
         });
         self.take_up_failbacks()?;

@@ -13,7 +13,7 @@ SLOTS = 4096
 RUN = 64
 HOURS_2 = 2 * 3600 * 1000
 MERGE = 1 << 63
-STEERS = re.compile("[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
+STEERS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
 KINDS = {1: "claim", 2: "layers", 3: "heartbeat", 4: "pin", 5: "unpin", 6: "prune", 7: "void", 8: "tracking_lost", 9: "prune",
          10: "pack_places", 11: "verified", 12: "claim", 13: "map", 14: "decree", 15: "layers"}
 

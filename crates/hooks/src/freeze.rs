@@ -13,7 +13,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::ErrorKind;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
@@ -36,7 +36,7 @@ pub(crate) trait FileSystems: Send + Sync {
     /// The file system that is mounted at a path, if it may be frozen, or why not.
     fn open(&self, mount_point: &Path) -> Result<Box<dyn FileSystem>, String>;
 
-    /// Called before the first freeze. A failure is told, and costs nothing else.
+    /// Called before the first freeze. A failure is borne: it costs nothing but where memory is short.
     fn prepare(&self) -> Result<(), String>;
 }
 
@@ -68,8 +68,13 @@ impl FileSystems for Mounted {
         let directory = OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY).open(mount_point);
         let directory = directory.map_err(|error| format!("{} cannot be opened: {error}", mount_point.display()))?;
         check_mount(&directory, mount_point)?;
-        let device = directory.metadata().ok().map(|metadata| metadata.dev());
-        let lies_on_it = |path: &&PathBuf| device.is_some() && fs::metadata(path).ok().map(|metadata| metadata.dev()) == device;
+        // Not what stat says: subvolumes of btrfs differ in that, and are frozen together.
+        let frozen = mount_of(&directory).map(|(mount, _)| mount.device).ok();
+        let open = |path: &PathBuf| OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(path);
+        let lies_on_it = |path: &&PathBuf| {
+            let its = open(path).and_then(|file| mount_of(&file)).map(|(mount, _)| mount.device).ok();
+            its.is_some() && its == frozen
+        };
         if let Some(own) = self.spared.iter().find(lies_on_it) {
             let (own, mount_point) = (own.display(), mount_point.display());
             return Err(format!("{mount_point} cannot be frozen: farsided itself writes to {own}, which lies there"));
@@ -96,13 +101,19 @@ impl FileSystem for File {
 /// is not what was named.
 fn check_mount(directory: &File, named: &Path) -> Result<(), String> {
     let unknown = |error: std::io::Error| format!("what is mounted at {} is not known: {error}", named.display());
-    let fd = directory.as_raw_fd();
-    let path = fs::read_link(format!("/proc/self/fd/{fd}")).map_err(unknown)?;
-    let info = fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).map_err(unknown)?;
-    let mounts = fs::read(format!("/proc/{}/mountinfo", std::process::id())).map_err(unknown)?;
-    let id = info.lines().find_map(|line| line.strip_prefix("mnt_id:")).map(str::trim);
-    let mount = id.and_then(|id| mount(&mounts, id)).ok_or_else(|| unknown(ErrorKind::NotFound.into()))?;
+    let (mount, path) = mount_of(directory).map_err(unknown)?;
     judge(&mount, &path, named)
+}
+
+/// The mount that an open file is in, and the path of the file.
+fn mount_of(file: &File) -> std::io::Result<(Mount, PathBuf)> {
+    let fd = file.as_raw_fd();
+    let path = fs::read_link(format!("/proc/self/fd/{fd}"))?;
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{fd}"))?;
+    let mounts = fs::read(format!("/proc/{}/mountinfo", std::process::id()))?;
+    let id = info.lines().find_map(|line| line.strip_prefix("mnt_id:")).map(str::trim);
+    let mount = id.and_then(|id| mount(&mounts, id)).ok_or(ErrorKind::NotFound)?;
+    Ok((mount, path))
 }
 
 fn judge(mount: &Mount, path: &Path, named: &Path) -> Result<(), String> {
@@ -120,6 +131,8 @@ fn judge(mount: &Mount, path: &Path, named: &Path) -> Result<(), String> {
 
 #[derive(Debug)]
 struct Mount {
+    /// Of its superblock: `major:minor`.
+    device: Vec<u8>,
     root: Vec<u8>,
     point: Vec<u8>,
     kind: Vec<u8>,
@@ -131,7 +144,14 @@ fn mount(mountinfo: &[u8], id: &str) -> Option<Mount> {
         let fields: Vec<&[u8]> = line.split(|byte| *byte == b' ').collect();
         let kind = fields.iter().skip(6).skip_while(|field| **field != b"-").nth(1)?;
         let is_it = *fields.first()? == id.as_bytes();
-        is_it.then(|| Some(Mount { root: plain(fields.get(3)?), point: plain(fields.get(4)?), kind: kind.to_vec() }))?
+        is_it.then(|| {
+            Some(Mount {
+                device: fields.get(2)?.to_vec(),
+                root: plain(fields.get(3)?),
+                point: plain(fields.get(4)?),
+                kind: kind.to_vec(),
+            })
+        })?
     })
 }
 

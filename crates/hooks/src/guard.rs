@@ -117,15 +117,15 @@ struct Work {
     /// What must be ended, in the order in which it began.
     begun: Vec<(Hook, Option<Freeze>)>,
     hold_until: Option<Instant>,
-    /// Whether this process is ready for frozen file systems; asked before the first one.
-    prepared: Option<Result<(), String>>,
+    /// Whether this process was made ready for frozen file systems, as far as it may be: before the first one.
+    is_prepared: bool,
     /// The first thing that went wrong.
     why: Option<String>,
 }
 
 impl Work {
     fn new(plan: Plan, systems: Arc<dyn FileSystems>, locked: Locked, waiting: Waiting) -> Self {
-        Self { plan, systems, locked, waiting, begun: Vec::new(), hold_until: None, prepared: None, why: None }
+        Self { plan, systems, locked, waiting, begun: Vec::new(), hold_until: None, is_prepared: false, why: None }
     }
 
     fn run(mut self) {
@@ -194,8 +194,9 @@ impl Work {
                 done
             }
             What::Freeze(path) => {
-                // One that fails costs nothing but in need.
-                self.prepared.get_or_insert_with(|| self.systems.prepare());
+                if !std::mem::replace(&mut self.is_prepared, true) {
+                    let _ = self.systems.prepare(); // it costs nothing but in need
+                }
                 let mut freeze = match Freeze::begin(self.systems.clone(), path) {
                     Ok(freeze) => freeze,
                     Err(why) => return Done { said: None, failed: Some(why), begun: false },

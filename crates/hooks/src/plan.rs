@@ -40,6 +40,7 @@ pub struct Plan {
     /// Where the guard notes what it began: `NAME.json` in a directory of a tmpfs, the same one for every cut of a group.
     pub note: PathBuf,
     /// Files whose file systems must not be frozen, besides the note's: what farsided itself writes to.
+    #[serde(default)]
     pub spared: Vec<PathBuf>,
 }
 

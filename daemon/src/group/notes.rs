@@ -44,7 +44,7 @@ pub(crate) enum Note {
     Connected(Link),
     Disconnected(u64),
     Message(u64, Box<ReceiverMessage>),
-    /// Applications are quiet for a wish; or why not.
+    /// Applications are quiet, by the attempt of that number; or why not.
     Quiesced(u64, Result<(), String>),
     /// They go on after a cut: whether they were quiet until then.
     Resumed(EpochId, Result<String, String>),

@@ -37,6 +37,7 @@ pub(crate) type Taken = anyhow::Result<PointTaken>;
 #[derive(Debug, Default)]
 pub(super) struct Quiet {
     last_wish: u64,
+    last_attempt: u64,
     /// When the next one is due by the clock.
     next: Option<Instant>,
     by_the_clock: Option<u64>,
@@ -56,6 +57,8 @@ pub(super) struct Quiet {
 
 #[derive(Debug)]
 struct Holds {
+    /// † A wish that is tried again has another one: what comes late of the one before is not taken for it.
+    attempt: u64,
     wish: u64,
     /// It is lost then: nothing that hooks do takes so long.
     until: Instant,
@@ -72,6 +75,18 @@ struct LeftOver {
     is_tried: bool,
     /// Why it may still be quiesced.
     why: Option<String>,
+}
+
+impl LeftOver {
+    /// Something may have been left now.
+    fn is_looked_for(&mut self) {
+        (self.next, self.pause) = (Instant::now(), LEFT_AGAIN);
+    }
+
+    /// Nothing is left.
+    fn is_ended(&mut self) {
+        (self.why, self.pause) = (None, LEFT_AGAIN);
+    }
 }
 
 impl Default for LeftOver {
@@ -134,11 +149,13 @@ impl Control {
     }
 
     /// Volumes of the group that are configured and not open, or about to go: a point of all is none without them.
-    fn say_what_is_lacking(&mut self) {
-        let config = locked(&self.around.config).clone();
+    pub(super) fn say_what_is_lacking(&mut self) {
         let is_here = |name: &Name| self.members.values().any(|m| m.served.config.name == *name && !m.is_leaving());
-        let of_the_group = config.volumes.values().filter(|volume| volume.group == self.name).map(|volume| &volume.name);
-        let lacking: Vec<Name> = of_the_group.filter(|name| !is_here(name)).cloned().collect();
+        let lacking: Vec<Name> = {
+            let config = locked(&self.around.config);
+            let of_the_group = config.volumes.values().filter(|volume| volume.group == self.name).map(|volume| &volume.name);
+            of_the_group.filter(|name| !is_here(name)).cloned().collect()
+        };
         if lacking != self.quiet.lacking {
             self.quiet.lacking.clone_from(&lacking);
             self.step(Event::Lacks { volumes: lacking });
@@ -153,11 +170,13 @@ impl Control {
         let inbox = self.inbox.clone();
         let (holds, what_was_cut) = bounded(1);
         let until = Instant::now() + hooks::patience(&self.config.hooks);
-        self.quiet.holds = Some(Holds { wish, until, what_was_cut: holds });
+        self.quiet.last_attempt += 1;
+        let attempt = self.quiet.last_attempt;
+        self.quiet.holds = Some(Holds { attempt, wish, until, what_was_cut: holds });
         let begun = std::thread::Builder::new().name("hooks".to_owned()).spawn(move || {
             let held = hold(&guard, &plan);
             let answer = held.as_ref().map(|_| ()).map_err(Clone::clone);
-            inbox.send(Note::Quiesced(wish, answer));
+            inbox.send(Note::Quiesced(attempt, answer));
             let Ok(run) = held else { return };
             let epoch = what_was_cut.recv().ok().flatten();
             let outcome = run.end(epoch.is_some());
@@ -166,30 +185,38 @@ impl Control {
             }
         });
         if let Err(error) = begun {
-            self.inbox.send(Note::Quiesced(wish, Err(format!("no thread can be started: {error}"))));
+            self.inbox.send(Note::Quiesced(attempt, Err(format!("no thread can be started: {error}"))));
         }
     }
 
     /// What comes too late is of nobody any more: its end of the channel is closed, so that it lets go.
-    pub(super) fn quiesced(&mut self, wish: u64, result: Result<(), String>) {
-        if self.quiet.holds.as_ref().is_some_and(|holds| holds.wish == wish) {
-            if result.is_err() {
+    pub(super) fn quiesced(&mut self, attempt: u64, result: Result<(), String>) {
+        let Some(holds) = self.quiet.holds.as_ref().filter(|holds| holds.attempt == attempt) else { return };
+        let wish = holds.wish;
+        match &result {
+            // A guard begins when what was left is ended.
+            Ok(()) => self.quiet.left.is_ended(),
+            Err(_) => {
                 self.quiet.holds = None;
+                self.quiet.left.is_looked_for();
             }
-            self.step(Event::Quiesced { wish, result });
         }
+        self.step(Event::Quiesced { wish, result });
     }
 
     /// Whoever is held goes on.
     pub(super) fn resume(&mut self, epoch: Option<EpochId>) {
+        self.quiet.resuming = epoch.map(|epoch| (epoch, Instant::now()));
         if let Some(holds) = self.quiet.holds.take() {
-            self.quiet.resuming = epoch.map(|epoch| (epoch, Instant::now()));
             let _ = holds.what_was_cut.send(epoch); // it waits for that
         }
     }
 
     pub(super) fn resumed(&mut self, epoch: EpochId, result: Result<String, String>) {
         if self.quiet.resuming.take_if(|(resuming, _)| *resuming == epoch).is_some() {
+            if result.is_err() {
+                self.quiet.left.is_looked_for();
+            }
             self.step(Event::Resumed { epoch, result });
         }
     }
@@ -197,9 +224,11 @@ impl Control {
     /// Nothing waits for a guard for ever; and what one could not end is tried again.
     fn look_after_guards(&mut self, now: Instant) {
         if let Some(Holds { wish, .. }) = self.quiet.holds.take_if(|holds| now >= holds.until) {
+            self.quiet.left.is_looked_for();
             self.step(Event::Quiesced { wish, result: Err("its guard does not answer".to_owned()) });
         }
         if let Some((epoch, _)) = self.quiet.resuming.take_if(|(_, since)| now.duration_since(*since) >= LABEL_WAIT) {
+            self.quiet.left.is_looked_for();
             let why = format!("a post-cut was not over {} s after the cut", LABEL_WAIT.as_secs());
             self.step(Event::Resumed { epoch, result: Err(why) });
         }
@@ -210,13 +239,17 @@ impl Control {
         self.quiet.left.next = now + self.quiet.left.pause;
         let runtime_dir = self.around.runtime_dir.clone();
         if !hooks::note(&runtime_dir, &self.name).exists() {
-            (self.quiet.left.why, self.quiet.left.pause) = (None, LEFT_AGAIN);
-            return;
+            return self.quiet.left.is_ended();
         }
         self.quiet.left.pause = (self.quiet.left.pause * 2).min(LEFT_AGAIN_MAX);
         let inbox = self.inbox.clone();
         self.quiet.left.is_tried = true;
-        let try_again = move || inbox.send(Note::LeftOver(hooks::resume_forgotten(&runtime_dir)));
+        let group = self.name.clone();
+        let try_again = move || {
+            let note = hooks::note(&runtime_dir, &group);
+            let ours = hooks::resume_forgotten(&runtime_dir).into_iter().find(|(of, _)| *of == note);
+            inbox.send(Note::LeftOver(ours.map(|(_, why)| why)));
+        };
         if std::thread::Builder::new().name("hooks".to_owned()).spawn(try_again).is_err() {
             self.quiet.left.is_tried = false; // later, then
         }
@@ -227,7 +260,10 @@ impl Control {
         if let Some(why) = why.as_ref().filter(|why| self.quiet.left.why.as_ref() != Some(why)) {
             warn!(group = %self.name, %why, "what hooks quiesced may still be; it is tried again by itself");
         }
-        self.quiet.left.why = why;
+        // Where nothing is said of it and it is there, somebody is at work with it.
+        if why.is_some() || !hooks::note(&self.around.runtime_dir, &self.name).exists() {
+            self.quiet.left.why = why;
+        }
     }
 
     /// Why applications may still be quiesced.

@@ -125,10 +125,8 @@ impl Source {
         let why = match self.phase {
             Phase::Running if self.wishes.waiting.len() < WISHES_MAX => {
                 let stage = Stage::Due { not_before: now };
-                let is_paused = |w: &Wished| matches!(w.stage, Stage::Due { not_before } if now < not_before);
-                // What was tried in vain, and waits, keeps nobody else waiting.
-                let at = if self.wishes.waiting.front().is_some_and(is_paused) { 0 } else { self.wishes.waiting.len() };
-                return self.wishes.waiting.insert(at, Wished { wish, stage, tries: 0, failed: None, is_unwanted: false });
+                let wished = Wished { wish, stage, tries: 0, failed: None, is_unwanted: false };
+                return self.wishes.waiting.push_back(wished);
             }
             Phase::Running => format!("{WISHES_MAX} points were asked for already"),
             Phase::Draining | Phase::Halted => STOPPING.to_owned(),
@@ -168,8 +166,16 @@ impl Source {
         if self.phase != Phase::Running {
             return false;
         }
+        // What was tried in vain, and waits, keeps nobody else waiting.
+        let is_due = |w: &Wished| matches!(w.stage, Stage::Due { not_before } if now >= not_before);
+        let is_paused = |w: &Wished| matches!(w.stage, Stage::Due { not_before } if now < not_before);
+        if self.wishes.waiting.front().is_some_and(is_paused)
+            && let Some(wished) = self.wishes.waiting.iter().position(is_due).and_then(|at| self.wishes.waiting.remove(at))
+        {
+            self.wishes.waiting.push_front(wished);
+        }
         let Some(first) = self.wishes.waiting.front() else { return false };
-        if !matches!(first.stage, Stage::Due { not_before } if now >= not_before) || !self.can_cut_all(now) {
+        if !is_due(first) || !self.can_cut_all(now) {
             return false;
         }
         let id = first.wish.id;
@@ -216,6 +222,10 @@ impl Source {
     pub(super) fn quiesced(&mut self, now: Nanos, wish: u64, result: Result<(), String>, out: &mut Vec<Action>) {
         let is_awaited = self.wishes.waiting.front().is_some_and(|w| w.wish.id == wish && w.stage == Stage::Quiescing);
         match (is_awaited, result) {
+            (true, Err(why)) if self.wishes.waiting.front().is_some_and(|w| w.is_unwanted) => {
+                self.wishes.waiting.pop_front();
+                out.push(Action::Report { volume: None, what: Report::WishDropped { wish, why } });
+            }
             (true, Err(why)) => {
                 let first = self.wishes.waiting.front_mut().expect("just seen");
                 // It is cut all the same, and says so: who reads the list of points is to see what happened.
@@ -286,11 +296,15 @@ impl Source {
     /// A point of an epoch is published.
     pub(super) fn wish_published(&mut self, id: EpochId, point: PointStatus, out: &mut Vec<Action>) {
         if self.wishes.waiting.front().is_some_and(|w| w.stage == Stage::Cut(id)) {
-            let label = match self.features.has(Features::LABELS) {
+            let Wished { wish, .. } = self.wishes.waiting.pop_front().expect("just seen");
+            let is_kept = self.features.has(Features::LABELS) || !(wish.hooks || !wish.title.is_empty());
+            let label = match is_kept {
                 true => self.label_of(id),
                 false => Some(Box::new(Label::new(Consistency::Crash, "", NO_LABELS))),
             };
-            let Wished { wish, .. } = self.wishes.waiting.pop_front().expect("just seen");
+            if wish.hooks && !is_kept {
+                out.push(Action::Report { volume: None, what: Report::HooksFailed { why: NO_LABELS.to_owned() } });
+            }
             out.push(Action::Report { volume: None, what: Report::WishDone { wish: wish.id, point, label } });
         }
     }
@@ -318,10 +332,10 @@ impl Source {
             first.failed = None;
             Report::WishAgain { wish: first.wish.id, why: why.to_owned() }
         };
-        let tries = first.tries;
+        let (tries, hooks) = (first.tries, first.wish.hooks);
         if is_over {
             self.wishes.waiting.pop_front();
-        } else if tries >= TRIES_IN_VAIN {
+        } else if hooks && tries >= TRIES_IN_VAIN {
             let why = format!("tried {tries} times in vain: {why}");
             out.push(Action::Report { volume: None, what: Report::HooksFailed { why } });
         }
