@@ -297,7 +297,8 @@ impl Source {
     pub(super) fn wish_published(&mut self, id: EpochId, point: PointStatus, out: &mut Vec<Action>) {
         if self.wishes.waiting.front().is_some_and(|w| w.stage == Stage::Cut(id)) {
             let Wished { wish, .. } = self.wishes.waiting.pop_front().expect("just seen");
-            let is_kept = self.features.has(Features::LABELS) || !(wish.hooks || !wish.title.is_empty());
+            let is_asked = wish.hooks || !wish.title.is_empty();
+            let is_kept = self.features.has(Features::LABELS) || !is_asked;
             let label = match is_kept {
                 true => self.label_of(id),
                 false => Some(Box::new(Label::new(Consistency::Crash, "", NO_LABELS))),
