@@ -13,16 +13,17 @@ use farside_control::source::{
     VolumeAdd, VolumeStatus,
 };
 use farside_control::{
-    Address, AddressError, ApiError, Consistency, ErrorCode, PIN_REASON_BYTES_MAX, POINTS_PAGE_MAX, PageMaker, Point, PointId,
-    PointMember, PointPage, PointRef, Reloaded,
+    Address, AddressError, ApiError, ErrorCode, PIN_REASON_BYTES_MAX, POINTS_PAGE_MAX, PageMaker, Point, PointId, PointMember,
+    PointPage, PointRef, Reloaded,
 };
-use farside_ledger::{Label, PointFilter};
+use farside_ledger::PointFilter;
 use farside_region::{Name, Slot, VolumeId};
 use farside_service::clients::Clients;
 use farside_service::http::{self, Answer, Routes};
 use farside_wire::{PointInfo, PointQueryKind};
 use tokio::net::UnixListener;
 
+use crate::status::said_of;
 use crate::supervisor::Daemon;
 
 /// Listens and serves in the background.
@@ -319,6 +320,7 @@ async fn point(
 }
 
 fn point_of(source: &Name, group: &Name, p: &PointInfo) -> Point {
+    let (consistency, title, hooks) = said_of(p.label.as_deref());
     Point {
         id: PointId::new(p.slot.0, &p.digest.0),
         source: source.to_string(),
@@ -344,16 +346,9 @@ fn point_of(source: &Name, group: &Name, p: &PointInfo) -> Point {
         pins: Vec::new(),
         degraded: p.members.iter().any(|m| m.unreadable_regions > 0),
         verified: Vec::new(),
-        consistency: consistency_of(p.label.as_deref()),
-        title: p.label.as_ref().map(|label| label.title.clone()).unwrap_or_default(),
-        hooks: p.label.as_ref().map(|label| label.hooks.clone()).unwrap_or_default(),
-    }
-}
-
-fn consistency_of(label: Option<&Label>) -> Consistency {
-    match label.map(|label| label.consistency) {
-        Some(farside_ledger::Consistency::Application) => Consistency::Application,
-        Some(farside_ledger::Consistency::Crash) | None => Consistency::Crash,
+        consistency,
+        title,
+        hooks,
     }
 }
 

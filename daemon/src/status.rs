@@ -9,7 +9,8 @@ use farside_control::source::{
     BackingStatus, BehindWhat, DataPathStatus, GroupStatus, LastPoint, Progress, SideBuffer, TapStatus, VolumeCounters,
     VolumeState, VolumeStatus,
 };
-use farside_control::{Code, PointId, Reason, Severity};
+use farside_control::{Code, Consistency, PointId, Reason, Severity};
+use farside_ledger::Label;
 use farside_region::LedgerPosition;
 use farside_replication::source::{self, Behind, RefusedWhy, State};
 use farside_transport::NotConnected;
@@ -26,6 +27,16 @@ const MAP_SILENCE: Duration = Duration::from_secs(5);
 pub(crate) fn last_point(position: &LedgerPosition, wall_ms: i64) -> LastPoint {
     let cut_wall = jiff::Timestamp::from_millisecond(wall_ms).unwrap_or_default();
     LastPoint { id: PointId::new(position.slot.0, &position.digest.0), cut_wall }
+}
+
+/// What is said of a point: in which state applications find their data, its title, and what hooks said.
+pub(crate) fn said_of(label: Option<&Label>) -> (Consistency, String, String) {
+    let consistency = match label.map(|label| label.consistency) {
+        Some(farside_ledger::Consistency::Application) => Consistency::Application,
+        Some(farside_ledger::Consistency::Crash) | None => Consistency::Crash,
+    };
+    let (title, hooks) = label.map(|label| (label.title.clone(), label.hooks.clone())).unwrap_or_default();
+    (consistency, title, hooks)
 }
 
 impl Control {
@@ -114,10 +125,10 @@ fn group_reasons(control: &Control, status: &source::Status) -> Vec<Reason> {
         let message = format!("what hooks quiesced may still be: {why}");
         reasons.push(Reason::new(Severity::Error, Code::HooksFailed, message, todo));
     }
-    if let Some(failed) = control.consistent_status().and_then(|consistent| consistent.failed) {
+    if let Some(failed) = control.hooks_failure() {
         let todo =
             "mend what the hook says, then try: farside point take GROUP; points are made meanwhile, crash-consistent ones";
-        reasons.push(Reason::new(Severity::Warning, Code::HooksFailed, failed.why, todo));
+        reasons.push(Reason::new(Severity::Warning, Code::HooksFailed, failed.why.clone(), todo));
     }
     let is_full = |v: &source::VolumeStatus| v.state == State::Behind(Behind::GatewayFull);
     if let Some(trouble) = &status.receiver_trouble {

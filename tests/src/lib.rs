@@ -542,6 +542,17 @@ impl Site {
         found.unwrap_or_else(|| panic!("no volume {volume} in {status}")).clone()
     }
 
+    /// Waits until a volume is in a state.
+    ///
+    /// # Panics
+    /// When it does not come to that.
+    pub fn wait_for_state(&self, volume: &str, state: &str) {
+        wait_until(state, || {
+            let volume = self.volume_status(volume);
+            if volume["state"]["state"] == state { Ok(()) } else { Err(volume.to_string()) }
+        });
+    }
+
     /// Waits until every volume streams, nothing is dirty and everything is published.
     pub fn wait_quiet(&self) {
         wait_until("everything to be published", || is_quiet(self.status()));

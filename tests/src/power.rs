@@ -1,6 +1,7 @@
 //! A disk that forgets, as a block device of this machine: [`forgetful`](crate::forgetful) behind nbdfuse and a loop
 //! device, so real programs and file systems use it through the kernel. Needs root, FUSE and loop devices.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 
@@ -97,4 +98,18 @@ impl Drop for Disk {
     fn drop(&mut self) {
         self.unplug();
     }
+}
+
+/// An empty ext4, as the bytes of a disk. `scratch` is a folder with room for it.
+///
+/// # Panics
+/// When it cannot be made.
+pub fn formatted(scratch: &Path, bytes: u64) -> Vec<u8> {
+    std::fs::create_dir_all(scratch).expect("mkdir");
+    let image = scratch.join("image");
+    File::create(&image).and_then(|f| f.set_len(bytes)).expect("a sparse file");
+    run(tool("mke2fs").args(["-q", "-t", "ext4", "-m", "0"]).arg(&image));
+    let content = std::fs::read(&image).expect("an image");
+    std::fs::remove_file(image).expect("our own");
+    content
 }

@@ -2,22 +2,17 @@
 //! starts by itself, its sums agree, and it holds every transaction that it must.
 
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
 
+use farside_blockio::process::monotonic_ns;
 use farside_tests::mount::{Mounted, possible};
 use farside_tests::postgres::{AGREED, SUMS, Server, transaction};
-use farside_tests::power::Disk;
+use farside_tests::power::{Disk, formatted};
 use farside_tests::verify::Rng;
 use farside_tests::{Site, VolumeSpec, json, run, tool, wait_until};
 use serde_json::Value;
 
 const BYTES: u64 = 192 << 20;
 const GRANULE_BYTES: usize = 4096;
-
-fn monotonic_ns() -> u64 {
-    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).expect("Linux has it");
-    now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64
-}
 
 /// When a transaction was begun, and when it was acknowledged.
 type Journal = Vec<(u64, u64)>;
@@ -42,23 +37,6 @@ fn work(server: &Server, first: u64, enough: impl Fn(u64) -> bool) -> (Journal, 
 fn count(server: &Server) -> u64 {
     assert_eq!(server.psql(SUMS), AGREED, "the sums do not agree");
     server.psql("SELECT count(*) FROM history").parse().expect("a number")
-}
-
-fn wait_for_state(site: &Site, state: &str) {
-    wait_until(state, || {
-        let volume = site.volume_status("data");
-        if volume["state"]["state"] == state { Ok(()) } else { Err(volume.to_string()) }
-    });
-}
-
-/// An empty file system, as the bytes of a disk.
-fn formatted(at: &Path) -> Vec<u8> {
-    let image = at.join("empty.img");
-    std::fs::File::create(&image).and_then(|file| file.set_len(BYTES)).expect("a sparse file");
-    run(tool("mke2fs").args(["-q", "-t", "ext4", "-m", "0"]).arg(&image));
-    let content = std::fs::read(&image).expect("an image");
-    std::fs::remove_file(image).expect("our own");
-    content
 }
 
 /// Bytes of granules that differ.
@@ -89,7 +67,7 @@ fn a_database_goes_to_the_other_site_and_comes_back() {
     let spec = VolumeSpec { name: "data".into(), bytes: BYTES, group: "default".into() };
     let mut a = Site::new(&[spec], "200ms", 1000);
     let_through(&a);
-    let mut disk = Disk::new(&a.path("disk"), formatted(a.dir.path()));
+    let mut disk = Disk::new(&a.path("disk"), formatted(a.dir.path(), BYTES));
     std::fs::remove_file(a.backing("data")).expect("made with the site");
     std::os::unix::fs::symlink(disk.device(), a.backing("data")).expect("a link");
     a.start_all();
@@ -149,7 +127,7 @@ fn a_database_goes_to_the_other_site_and_comes_back() {
     b.start_daemon();
     b.pair();
     run(&mut a.gateway(&["failover", "host1/default", "--stand-in", "host2"]));
-    wait_for_state(&b, "forked");
+    b.wait_for_state("data", "forked");
     run(b.farside().args(["volume", "resync", "data", "--accept", "forked"]));
     let (server, mounted) = recovered(&b);
     let found = count(&server);
@@ -165,7 +143,7 @@ fn a_database_goes_to_the_other_site_and_comes_back() {
     assert_eq!(more.len(), 60);
     disk.switch_on();
     a.start_daemon();
-    wait_for_state(&a, "fenced");
+    a.wait_for_state("data", "fenced");
     b.wait_quiet();
     let differs = difference(&disk.content(), &std::fs::read(b.backing("data")).expect("a disk"));
     run(a.farside().args(["failback", "default", "--yes"]));

@@ -39,13 +39,6 @@ fn is_served(tap: &Path) -> bool {
     UnixStream::connect(tap).and_then(|stream| stream.shutdown(Shutdown::Both)).is_ok()
 }
 
-fn wait_for_state(site: &Site, state: &str) {
-    wait_until(state, || {
-        let volume = site.volume_status("data");
-        if volume["state"]["state"] == state { Ok(()) } else { Err(volume.to_string()) }
-    });
-}
-
 /// Begun, and not waited for.
 fn begin(site: &Site, arguments: &[&str]) -> Child {
     // That a client has gone may not have been noticed yet.
@@ -228,7 +221,7 @@ fn what_is_handed_over_is_lost_to_nobody_and_comes_back_with_what_differs() {
     other.start_daemon();
     other.pair();
     run(&mut site.gateway(&["failover", "host1/default", "--stand-in", "host2"]));
-    wait_for_state(&other, "forked");
+    other.wait_for_state("data", "forked");
     run(other.farside().args(["volume", "resync", "data", "--accept", "forked"]));
     other.wait_quiet();
     let changed = write(&other, 3, 100);
@@ -261,6 +254,6 @@ fn what_is_handed_over_is_lost_to_nobody_and_comes_back_with_what_differs() {
     let done = json(&mut site.gateway(&["failover", "host1/default", "--yes"]));
     assert_eq!(done["stage"], "promoted", "{done}");
     run(&mut verb(&site, "cutover", &["--abort"]));
-    wait_for_state(&site, "fenced");
+    site.wait_for_state("data", "fenced");
     site.check_store();
 }

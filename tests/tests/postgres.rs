@@ -8,6 +8,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use farside_blockio::process::monotonic_ns;
 use farside_tests::mount::{FileSystem, Image, Mounted, fsck_clean, possible, xfs_clean};
 use farside_tests::postgres::{ACCOUNTS, AGREED, CLIENTS, SUMS, Server, transaction};
 use farside_tests::verify::Rng;
@@ -17,11 +18,6 @@ const BYTES: u64 = 384 << 20;
 /// Points under load, and how many lie between two that are opened.
 const POINTS: usize = 150;
 const STRIDE: usize = 50;
-
-fn monotonic_ns() -> u64 {
-    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).expect("Linux has it");
-    now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64
-}
 
 /// One client: when each of its transactions began, and when it was acknowledged.
 #[derive(Default)]

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use farside_tests::mount::{Mounted, fsck_clean, possible};
-use farside_tests::power::Disk;
+use farside_tests::power::{Disk, formatted};
 use farside_tests::verify::Rng;
 use farside_tests::{Site, VolumeSpec, run, tool, wait_for};
 
@@ -16,17 +16,6 @@ const BYTES: u64 = 256 << 20;
 const STATE_BYTES: u64 = 32 << 20;
 const CUTS: u64 = 10;
 const FILES_PER_CUT: usize = 25;
-
-/// An empty ext4, as the bytes of a disk.
-fn formatted(scratch: &Path, bytes: u64) -> Vec<u8> {
-    std::fs::create_dir_all(scratch).expect("mkdir");
-    let image = scratch.join("image");
-    File::create(&image).and_then(|f| f.set_len(bytes)).expect("a sparse file");
-    run(tool("mke2fs").args(["-q", "-t", "ext4", "-m", "0"]).arg(&image));
-    let content = std::fs::read(&image).expect("an image");
-    std::fs::remove_file(image).expect("our own");
-    content
-}
 
 /// The state directory's file system.
 struct StateMount(PathBuf);

@@ -5,15 +5,11 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 
+use farside_blockio::process::monotonic_ns;
 use farside_tests::mount::{Image, Mounted, fsck_clean, possible};
 use farside_tests::{Site, run, tool, wait_for};
 
 const BYTES: u64 = 128 << 20;
-
-fn monotonic_ns() -> u64 {
-    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).expect("Linux has it");
-    now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64
-}
 
 /// The `sqlite3` shell as a child that answers each transaction.
 struct Database {

@@ -68,7 +68,8 @@ impl Point {
         self.consistency() == Consistency::Application && !self.degraded
     }
 
-    fn holds(&self, volume: VolumeId) -> bool {
+    /// Whether a volume is a member of it.
+    pub(crate) fn holds(&self, volume: VolumeId) -> bool {
         self.members.iter().any(|member| member.key.volume == volume)
     }
 }
@@ -90,8 +91,11 @@ impl State {
         prunable.retain(|slot| match quiesced.binary_search_by_key(slot, |point| point.slot) {
             Ok(at) => {
                 let is_new = |id: &VolumeId| newest.get(id).is_none_or(|oldest| slot >= oldest);
-                let volumes = || quiesced[at].members.iter().map(|member| member.key.volume);
-                !volumes().any(|id| is_new(&id) || self.age_clock_ms() < first_of_a_cell_until_ms(policy, id, &quiesced, at))
+                let is_first = |id: VolumeId| {
+                    let before = quiesced[..at].iter().rfind(|before| before.holds(id)).copied();
+                    self.age_clock_ms() < first_of_a_cell_until_ms(policy, quiesced[at], before)
+                };
+                !quiesced[at].members.iter().map(|member| member.key.volume).any(|id| is_new(&id) || is_first(id))
             }
             Err(_) => true,
         });
@@ -104,9 +108,11 @@ impl State {
             return 0;
         }
         let before = self.points().range(..point.slot).rev().map(|(_, before)| before);
-        let before = before.into_iter().find(|before| before.is_of_applications() && before.holds(volume));
-        let pair: Vec<&Point> = before.into_iter().chain([point]).collect();
-        first_of_a_cell_until_ms(policy, volume, &pair, pair.len() - 1)
+        first_of_a_cell_until_ms(
+            policy,
+            point,
+            before.filter(|before| before.is_of_applications()).find(|before| before.holds(volume)),
+        )
     }
 }
 
@@ -125,10 +131,8 @@ fn newest_of_each(quiesced: &[&Point], keep: u32) -> BTreeMap<VolumeId, Slot> {
     oldest
 }
 
-/// Up to when, by the age clock, a rule needs one of these points for a volume: it is the first of its cell.
-fn first_of_a_cell_until_ms(policy: &Policy, volume: VolumeId, quiesced: &[&Point], at: usize) -> u64 {
-    let point = quiesced[at];
-    let before = quiesced[..at].iter().rfind(|before| before.holds(volume));
+/// Up to when, by the age clock, a rule needs a point that is the first of its cell after the one `before`.
+fn first_of_a_cell_until_ms(policy: &Policy, point: &Point, before: Option<&Point>) -> u64 {
     let is_first = |rule: &&Rule| before.is_none_or(|before| rule.cell(before.time_ms) != rule.cell(point.time_ms));
     policy.grid.rules().iter().filter(is_first).map(|rule| rule.lapses_at_ms(point)).max().unwrap_or(0)
 }

@@ -42,23 +42,27 @@ impl PointFilter {
             && (!self.verified || point.proofs.iter().next().is_some())
             && (!self.consistent || point.consistency() == Consistency::Application)
             && self.label.as_ref().is_none_or(|text| has_label(point, text))
-            && self.volume.is_none_or(|volume| point.members.iter().any(|member| member.key.volume == volume))
+            && self.volume.is_none_or(|volume| point.holds(volume))
             && self.reason.as_ref().is_none_or(|text| has_reason(point, text))
     }
 }
 
 fn has_label(point: &Point, text: &str) -> bool {
-    let Some(label) = &point.label else { return false };
-    let text = text.to_lowercase();
-    [&label.title, &label.hooks].into_iter().any(|said| said.to_lowercase().contains(&text))
+    point.label.as_ref().is_some_and(|label| is_in(text, [&label.title, &label.hooks]))
 }
 
 fn has_reason(point: &Point, text: &str) -> bool {
-    if point.pins.is_empty() {
+    is_in(text, point.pins.values())
+}
+
+/// Whether one of these contains a text, capital letters or not.
+fn is_in<'a>(text: &str, all: impl IntoIterator<Item = &'a String>) -> bool {
+    let mut all = all.into_iter().peekable();
+    if all.peek().is_none() {
         return false;
     }
     let text = text.to_lowercase();
-    point.pins.values().any(|reason| reason.to_lowercase().contains(&text))
+    all.any(|said| said.to_lowercase().contains(&text))
 }
 
 impl State {

@@ -21,7 +21,7 @@ use tracing::{info, warn};
 use super::{Control, Note};
 use crate::hooks;
 use crate::locked;
-use crate::status::last_point;
+use crate::status::{last_point, said_of};
 
 /// The first point by the clock comes so soon after a start, at the latest.
 const FIRST: Duration = Duration::from_secs(60);
@@ -111,7 +111,7 @@ impl Control {
             self.quiet.asked.remove(&wish);
             self.step(Event::ForgetWish { wish });
         }
-        if !self.source.wishes().is_empty() {
+        if self.source.has_wishes() {
             self.say_what_is_lacking();
         }
         let is_wanted = !self.stopping && !self.config.hooks.is_empty();
@@ -273,15 +273,10 @@ impl Control {
 
     pub(super) fn wish_done(&mut self, wish: u64, point: &PointStatus, label: Option<&Label>) {
         let (point, cut_ns) = (last_point(&point.position, point.epoch.wall_ms), point.epoch.mono_before_ns);
-        let consistency = match label.map(|label| label.consistency) {
-            Some(farside_ledger::Consistency::Application) => Consistency::Application,
-            Some(farside_ledger::Consistency::Crash) | None => Consistency::Crash,
-        };
+        let (consistency, title, hooks) = said_of(label);
         if consistency == Consistency::Application {
             (self.quiet.newest, self.quiet.failed) = (Some((point.clone(), cut_ns)), None);
         }
-        let said = |text: fn(&Label) -> &String| label.map(|label| text(label).clone()).unwrap_or_default();
-        let (title, hooks) = (said(|label| &label.title), said(|label| &label.hooks));
         info!(group = %self.name, point = %point.id, ?consistency, %title, %hooks, "a point that was asked for is published");
         self.end_wish(wish, Ok(PointTaken { point, consistency, title, hooks }));
     }
@@ -299,6 +294,11 @@ impl Control {
         warn!(group = %self.name, %why, "applications were not quiesced");
         self.quiet.failures += 1;
         self.quiet.failed = Some(HooksFailure { at: Timestamp::now(), why });
+    }
+
+    /// Why the last point for which applications were to be quiesced is not consistent.
+    pub(crate) fn hooks_failure(&self) -> Option<&HooksFailure> {
+        self.quiet.failed.as_ref().filter(|_| !self.config.hooks.is_empty() || self.source.has_wishes())
     }
 
     pub(crate) fn consistent_status(&self) -> Option<ConsistentStatus> {

@@ -10,7 +10,7 @@ use farside_wire::{LayerBegin, SourceMessage};
 use super::api::{Action, DemoteCause, Nanos, Report, Sample, SwitchDone, SwitchMember};
 use super::verify::VerifyOutcome;
 use super::volume::{Check, Frozen, Layer, PassStart, Service, Stage, Standing, Volume};
-use super::wish::{Labelled, WishedSwitch};
+use super::wish::Labelled;
 use super::{Epoch, Hold, Kind, Link, Phase, Source, Switching};
 
 impl Source {
@@ -94,7 +94,7 @@ impl Source {
         now: Nanos,
         kind: LayerKind,
         members: &[VolumeId],
-        wished: Option<WishedSwitch>,
+        wished: Option<Labelled>,
         out: &mut Vec<Action>,
     ) {
         let mut taken = BTreeMap::new();

@@ -43,7 +43,7 @@ pub use wish::{Wish, WishState, WishStatus};
 
 use cutter::Taken;
 use volume::{HeatFor, Layer, Reclaim, Service, Volume};
-use wish::{Labelled, WishedSwitch, Wishes};
+use wish::{Labelled, Wishes};
 
 const MENTIONED: &str = "cool a region that somebody still mentions";
 
@@ -145,7 +145,8 @@ struct Switching {
     /// On which connection it was decided.
     connection: Option<u64>,
     members: BTreeMap<VolumeId, Taken>,
-    wished: Option<WishedSwitch>,
+    /// What is to be said of the cut, if a wish asked for it.
+    wished: Option<Labelled>,
 }
 
 impl Source {

@@ -102,12 +102,6 @@ pub(super) enum Labelled {
     Said(Box<Label>),
 }
 
-/// A switch that a wish asked for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct WishedSwitch {
-    label: Labelled,
-}
-
 impl Wished {
     fn label(&self) -> Labelled {
         match &self.failed {
@@ -198,7 +192,7 @@ impl Source {
     fn switch_for_a_wish(&mut self, now: Nanos, label: Labelled, out: &mut Vec<Action>) {
         self.set_wish_stage(Stage::Switching);
         let members: Vec<VolumeId> = self.volumes.keys().copied().collect();
-        self.switch(now, LayerKind::Point, &members, Some(WishedSwitch { label }), out);
+        self.switch(now, LayerKind::Point, &members, Some(label), out);
     }
 
     fn can_cut_all(&self, now: Nanos) -> bool {
@@ -246,16 +240,16 @@ impl Source {
     }
 
     /// The first of what follows a switch: nobody is kept quiet for longer than that took.
-    pub(super) fn switched_for_a_wish(&self, switch: Option<&WishedSwitch>, id: EpochId, out: &mut Vec<Action>) {
-        if switch.is_some_and(|s| s.label == Labelled::Pending) {
+    pub(super) fn switched_for_a_wish(&self, switch: Option<&Labelled>, id: EpochId, out: &mut Vec<Action>) {
+        if switch == Some(&Labelled::Pending) {
             out.push(Action::Resume { epoch: Some(id) });
         }
     }
 
     /// What a wished switch came to.
-    pub(super) fn wish_is_cut(&mut self, switch: WishedSwitch, id: EpochId) {
+    pub(super) fn wish_is_cut(&mut self, label: Labelled, id: EpochId) {
         let unchecked = mutation::on("a point is called consistent before it is known");
-        let label = match switch.label {
+        let label = match label {
             Labelled::Pending if unchecked => Labelled::Said(Box::new(Label::new(Consistency::Application, "", "not known yet"))),
             label => label,
         };
@@ -323,30 +317,32 @@ impl Source {
         let recheck = self.config.limits.recheck;
         let is_stopping = self.phase != Phase::Running;
         let Some(first) = self.wishes.waiting.front_mut() else { return };
-        let is_over = is_stopping || first.is_unwanted;
-        let what = if is_over {
-            Report::WishDropped { wish: first.wish.id, why: if is_stopping { STOPPING } else { why }.to_owned() }
-        } else {
-            let pause = recheck.saturating_mul(1 << first.tries.min(DOUBLINGS_MAX));
-            first.stage = Stage::Due { not_before: now.saturating_add(pause) };
-            first.tries += 1;
-            first.failed = None;
-            Report::WishAgain { wish: first.wish.id, why: why.to_owned() }
-        };
-        let (tries, hooks) = (first.tries, first.wish.hooks);
-        if is_over {
+        let wish = first.wish.id;
+        if is_stopping || first.is_unwanted {
             self.wishes.waiting.pop_front();
-        } else if hooks && tries >= TRIES_IN_VAIN {
-            let why = format!("tried {tries} times in vain: {why}");
+            let why = if is_stopping { STOPPING } else { why }.to_owned();
+            return out.push(Action::Report { volume: None, what: Report::WishDropped { wish, why } });
+        }
+        let pause = recheck.saturating_mul(1 << first.tries.min(DOUBLINGS_MAX));
+        first.stage = Stage::Due { not_before: now.saturating_add(pause) };
+        first.tries += 1;
+        first.failed = None;
+        if first.wish.hooks && first.tries >= TRIES_IN_VAIN {
+            let why = format!("tried {} times in vain: {why}", first.tries);
             out.push(Action::Report { volume: None, what: Report::HooksFailed { why } });
         }
-        out.push(Action::Report { volume: None, what });
+        out.push(Action::Report { volume: None, what: Report::WishAgain { wish, why: why.to_owned() } });
     }
 
     /// Whether a wish waits for what is unpublished of a volume.
     pub(super) fn is_wished_for(&self, volume: &Volume) -> bool {
         let Some(Wished { stage: Stage::Cut(id), .. }) = self.wishes.waiting.front() else { return false };
         volume.layers.iter().any(|layer| layer.epoch == *id)
+    }
+
+    /// Whether anything is wished for.
+    pub fn has_wishes(&self) -> bool {
+        !self.wishes.waiting.is_empty()
     }
 
     /// What is wished for, and how it gets on; the first is seen to first.
