@@ -7,6 +7,7 @@ use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use farside_control::{Address, PointRef};
 use farside_keys::Keeper;
 
+use crate::branch::BranchCommand;
 use crate::cutover::CutoverArgs;
 use crate::demo::DemoArgs;
 use crate::failback::FailbackArgs;
@@ -184,6 +185,10 @@ pub(crate) enum Command {
 
     /// This host was failed over: bring its disks to what was published since, and take the history back.
     Failback(FailbackArgs),
+
+    /// What the disks of a host that was failed over held, and no point does.
+    #[command(subcommand)]
+    Branch(BranchCommand),
 
     /// Keep files and block devices of the gateway equal to a volume's points.
     #[command(subcommand)]

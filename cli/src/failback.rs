@@ -33,8 +33,8 @@ cutover`. The way back has three steps:
   3. farside failback GROUP --finish   brings the disks to the last point, serves the volumes here,
                                        and takes the history back. The stand-in is `Fenced` then.
 
-What was written here after the last point before the failover is overwritten in step 1: it is on
-no other disk, and in no point. Copy off what you need of it first.
+What these disks hold and no point does (the last writes before the failover, and all that came
+after it here) is kept first: `farside branch list` shows it. --discard-branch does not keep it.
 
 It goes on by itself after a kill or a reboot at any moment; Ctrl-C ends the watching only. The
 volumes are served by nobody here from step 1 to step 3: stop what uses them, and unmount.
@@ -75,11 +75,14 @@ pub(crate) struct FailbackArgs {
     /// Also where nothing was published since the failover; with --finish also while another host may publish more.
     #[arg(long, conflicts_with = "abort")]
     force: bool,
+    /// Keep nothing of what these disks hold and no point does: it is overwritten where it differs.
+    #[arg(long, conflicts_with_all = ["finish", "abort", "accept_disks"])]
+    discard_branch: bool,
     /// Do not ask.
     #[arg(long, short)]
     yes: bool,
     /// List failbacks, and cutovers, that are not over.
-    #[arg(long, conflicts_with_all = ["plan", "force", "finish", "abort", "accept_disks", "yes"])]
+    #[arg(long, conflicts_with_all = ["plan", "force", "finish", "abort", "accept_disks", "discard_branch", "yes"])]
     list: bool,
 }
 
@@ -101,20 +104,28 @@ pub(crate) async fn run(global: &Global, hosts: &Hosts, args: FailbackArgs) -> R
         (.., true) => FailbackStep::AcceptDisks,
         _ => FailbackStep::Begin,
     };
-    let request = FailbackRequest { group, step, force: args.force, plan: true };
+    let (force, discard_branch) = (args.force, args.discard_branch);
+    let request = FailbackRequest { group, step, force, discard_branch, plan: true };
     let planned = client.failback(&request).await?;
     if args.plan {
         if global.json {
             return print::json(&planned);
         }
-        return print::out(&format!("{}nothing was changed\n", plan(&planned)));
+        return print::out(&format!("{}nothing was changed\n", plan(&planned, discard_branch)));
     }
     match step {
         FailbackStep::Begin if planned.stage == FailbackStage::Planned => {
             if !global.json {
-                eprint!("{}", plan(&planned));
+                eprint!("{}", plan(&planned, discard_branch));
             }
-            let question = "Take these volumes out of service, and overwrite what was never published of them?";
+            let question = match discard_branch {
+                true => "Take these volumes out of service, and overwrite what was never published of them?",
+                false => "Take these volumes out of service, and overwrite their disks?",
+            };
+            confirm::confirm(question, "nothing was changed", args.yes)?;
+        }
+        FailbackStep::Begin if discard_branch => {
+            let question = "Keep no more of what these disks hold and no point does, and overwrite it?";
             confirm::confirm(question, "nothing was changed", args.yes)?;
         }
         FailbackStep::Finish if args.force && planned.other.is_some() => {
@@ -124,7 +135,7 @@ pub(crate) async fn run(global: &Global, hosts: &Hosts, args: FailbackArgs) -> R
         }
         FailbackStep::AcceptDisks => {
             if !global.json {
-                eprint!("{}", plan(&planned));
+                eprint!("{}", plan(&planned, discard_branch));
             }
             confirm::confirm("Overwrite what is on these disks now?", "nothing was changed", args.yes)?;
         }
@@ -157,7 +168,7 @@ async fn watch(
             }
             said.clone_from(&now.why);
         }
-        if now.stage == FailbackStage::Pulling && now.total_regions > 0 {
+        if matches!(now.stage, FailbackStage::Keeping | FailbackStage::Pulling) && now.total_regions > 0 {
             progress.set_regions(now.done_regions, now.total_regions);
         }
         tokio::time::sleep(ASK_AGAIN).await;
@@ -186,7 +197,9 @@ pub(crate) async fn list(global: &Global, client: &Client) -> Result<(), Failure
             one.point.as_ref().map_or_else(|| NOTHING.to_owned(), |point| point.id.to_string()),
             one.point.as_ref().map_or_else(|| NOTHING.to_owned(), |point| print::time(point.cut_wall)),
             match one.stage {
-                FailbackStage::Pulling if one.total_regions > 0 => print::percent(one.done_regions, one.total_regions),
+                FailbackStage::Keeping | FailbackStage::Pulling if one.total_regions > 0 => {
+                    print::percent(one.done_regions, one.total_regions)
+                }
                 _ => NOTHING.to_owned(),
             },
             print::bytes(one.received_bytes),
@@ -202,6 +215,8 @@ fn stage(one: &FailbackStatus) -> &'static str {
         FailbackStage::HandingOver => "handing over",
         FailbackStage::HandedOver => "handed over",
         FailbackStage::Taking => "taking",
+        FailbackStage::Keeping if one.finishing => "keeping, finishing",
+        FailbackStage::Keeping => "keeping",
         FailbackStage::Pulling if one.finishing => "pulling, finishing",
         FailbackStage::Pulling => "pulling",
         FailbackStage::Following if one.finishing => "finishing",
@@ -212,7 +227,7 @@ fn stage(one: &FailbackStatus) -> &'static str {
 }
 
 /// What would happen.
-fn plan(planned: &FailbackStatus) -> String {
+fn plan(planned: &FailbackStatus, discard_branch: bool) -> String {
     let group = &planned.group;
     let mut text = planned.point.as_ref().map_or_else(String::new, |point| {
         let whose = if planned.is_since {
@@ -230,9 +245,14 @@ fn plan(planned: &FailbackStatus) -> String {
             print::bytes(member.bytes)
         ));
     }
-    text.push_str(
-        "what was written here and is in no point is lost; the volumes are not served here until --finish or --abort\n",
-    );
+    text.push_str(&match (discard_branch, &planned.over) {
+        (true, _) => "what these disks hold and no point does is lost\n".to_owned(),
+        (false, Some(over)) => {
+            format!("what these disks hold and no point does is kept first, over point {} (farside branch list)\n", over.id)
+        }
+        (false, None) => "these disks are a point, unless somebody wrote to them since: nothing of them is lost\n".to_owned(),
+    });
+    text.push_str("the volumes are not served here until --finish or --abort\n");
     if let Some(other) = &planned.other {
         text.push_str(&format!("{other} serves the copy now, and goes on until --finish\n"));
     }
@@ -244,7 +264,8 @@ fn outcome(last: &FailbackStatus, over: bool) -> String {
     let point = |at: Option<&farside_control::source::LastPoint>| {
         at.map_or_else(|| "no one point".to_owned(), |point| format!("point {}, cut {}", point.id, print::time(point.cut_wall)))
     };
-    let moved = format!("{} received, {} written", print::bytes(last.received_bytes), print::bytes(last.written_bytes));
+    let kept = last.branch.as_ref().map_or_else(String::new, |branch| format!("; what they held is branch {branch}"));
+    let moved = format!("{} received, {} written{kept}", print::bytes(last.received_bytes), print::bytes(last.written_bytes));
     match (over, last.stage) {
         (false, _) => {
             let who = last.other.as_deref().unwrap_or("the host that stands in");

@@ -4,6 +4,7 @@
 //! standard output, progress and errors to standard error; `--json` gives the API's own types.
 
 mod args;
+mod branch;
 mod completions;
 mod confirm;
 mod cost;
@@ -155,6 +156,7 @@ async fn ask(cli: Cli) -> Result<(), Failure> {
         Command::Drill(command) => drill::run(&cli.global, &hosts, command).await,
         Command::Failover(args) => failover::run(&cli.global, &hosts, args).await,
         Command::Cutover(args) => cutover::run(&cli.global, &hosts, args).await,
+        Command::Branch(command) => branch::run(&cli.global, &hosts, command).await,
         Command::Failback(args) => failback::run(&cli.global, &hosts, args).await,
         Command::Follower(command) => follower::run(&cli.global, &hosts, command).await,
         Command::Restore(args) => restore::run(&cli.global, &hosts, &args).await,

@@ -6,7 +6,7 @@ use axum::Json;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::response::Response;
-use farside_control::failback::{CutoverRequest, FailbackRequest, FailbackStatus};
+use farside_control::failback::{BranchStatus, CutoverRequest, FailbackRequest, FailbackStatus};
 use farside_control::routes::{self, PagesQuery, PointsQuery};
 use farside_control::source::{
     Done, GroupSettings, GroupStatus, Limits, PairRequest, Paired, PointTaken, PointWanted, ResyncRequest, SourceStatus,
@@ -53,6 +53,8 @@ fn routes() -> Routes<Arc<Daemon>> {
         .get(routes::FAILBACKS, failbacks)
         .post(routes::FAILBACKS, failback)
         .post(routes::CUTOVERS, cutover)
+        .get(routes::BRANCHES, branches)
+        .delete(routes::BRANCH, remove_branch)
         .post(routes::VOLUMES, add)
         .get(routes::VOLUME, volume)
         .delete(routes::VOLUME, remove)
@@ -194,6 +196,14 @@ async fn failbacks(State(daemon): Here) -> Json<Vec<FailbackStatus>> {
 async fn failback(State(daemon): Here, request: Body<FailbackRequest>) -> Answer<FailbackStatus> {
     let Json(request) = request?;
     Ok(Json(to_its_end(async move { daemon.failback(&request).await }).await?))
+}
+
+async fn branches(State(daemon): Here) -> Json<Vec<BranchStatus>> {
+    Json(daemon.branches())
+}
+
+async fn remove_branch(State(daemon): Here, Path(id): Path<String>) -> Answer<BranchStatus> {
+    Ok(Json(to_its_end(async move { daemon.remove_branch(&id).await }).await?))
 }
 
 async fn cutover(State(daemon): Here, request: Body<CutoverRequest>) -> Answer<FailbackStatus> {

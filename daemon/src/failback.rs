@@ -15,6 +15,8 @@
 //!   writes is as it was. If that is not known, all is compared. It is said of all volumes of the note, or of none, and looked at again before they
 //!   are served.
 //! - A volume that is served again has no header from before, so that nothing of its old history is trusted, and all of it is compared.
+//! - † What the disks hold and no point does is kept before it is overwritten ([`branch`]): the first point that they are brought to is the one that they
+//!   went their own way from, and what differs from that is their branch. A point after that overwrites nothing but points.
 //! - The history is taken back from the promotion that was shown to a person, and from the point that the disks were brought to: not if there is more,
 //!   whatever is forced.
 
@@ -24,7 +26,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use farside_control::failback::{FailbackMember, FailbackRequest, FailbackStage, FailbackStatus, FailbackStep};
+use farside_control::failback::{BranchStatus, FailbackMember, FailbackRequest, FailbackStage, FailbackStatus, FailbackStep};
 use farside_control::source::{LastPoint, VolumeState, VolumeStatus};
 use farside_control::{ApiError, Code, ErrorCode, Reason, Severity};
 use farside_region::{Generation, LedgerPosition, Name, RegionSet};
@@ -39,10 +41,12 @@ use crate::config::VolumeConfig;
 use crate::group::{Ask, TakenBack};
 use crate::locked;
 use crate::supervisor::{Claimed, Daemon};
+use branch::{Branch, Keeping};
 use disks::{Disks, Known};
 use note::{At, Finish, Held, Note, Stage, notes};
 use pull::{PullError, PulledVolume, Puller, Traffic};
 
+mod branch;
 mod cutover;
 mod disks;
 mod note;
@@ -81,6 +85,8 @@ struct View {
     point: Option<LastPoint>,
     is_since: bool,
     other: Option<String>,
+    /// The point that the disks went their own way from, if something is to be kept.
+    over: Option<LastPoint>,
     bytes: BTreeMap<Name, u64>,
     why: Option<String>,
 }
@@ -124,6 +130,7 @@ impl Failback {
             Stage::HandingOver => (FailbackStage::HandingOver, None),
             Stage::HandedOver { at } => (FailbackStage::HandedOver, at.as_ref().map(At::shown)),
             Stage::Held { .. } if !view.taken => (FailbackStage::Taking, None),
+            Stage::Held { .. } if note.branch.is_due() => (FailbackStage::Keeping, None),
             // Also where it was a point when it began, which may be an old one by now.
             Stage::Held { at: Some(at), applying: None } => {
                 let (holds, newest) = (at.shown(), view.point.as_ref());
@@ -155,6 +162,15 @@ impl Failback {
             received_bytes: traffic.received.load(Ordering::Relaxed),
             sent_bytes: traffic.sent.load(Ordering::Relaxed),
             written_bytes: traffic.written.load(Ordering::Relaxed),
+            kept_bytes: traffic.kept.load(Ordering::Relaxed),
+            branch: match &note.branch {
+                Branch::Kept { id, .. } => Some(format!("{}/{id}", note.group)),
+                _ => None,
+            },
+            over: match &note.branch {
+                Branch::Kept { over, .. } => Some(over.shown()),
+                _ => view.over,
+            },
             why: view.why,
         }
     }
@@ -252,6 +268,7 @@ impl Daemon {
     /// # Errors
     /// When what is kept cannot be read: nothing may be served that is only in part what it should be.
     pub(crate) fn take_up_failbacks(&self) -> anyhow::Result<()> {
+        branch::sweep(&self.state_path());
         for note in notes(&self.state_path())? {
             if note.stage == Stage::HandingOver {
                 note.forget(&self.state_path())?; // it ends with the process that began it
@@ -304,7 +321,7 @@ impl Daemon {
         let stage = known.stage();
         match (&stage, request.step) {
             (Stage::HandedOver { .. }, FailbackStep::Begin) => {
-                return self.begin_from_handed_over(&known, (request.force, request.plan)).await;
+                return self.begin_from_handed_over(&known, request).await;
             }
             (Stage::HandingOver | Stage::HandedOver { .. }, FailbackStep::Abort) if !request.plan => {
                 return self.abort_cutover(&known);
@@ -319,6 +336,7 @@ impl Daemon {
         }
         if !request.plan {
             match request.step {
+                FailbackStep::Begin if request.discard_branch => self.discard_branch(&known).await,
                 FailbackStep::Begin => Ok(()),
                 FailbackStep::Finish => {
                     let finish = Some(Finish { force: request.force });
@@ -350,6 +368,16 @@ impl Daemon {
         Ok(())
     }
 
+    /// A person gives up what the disks hold and no point does. What is kept of it by now stays.
+    async fn discard_branch(&self, failback: &Failback) -> anyhow::Result<()> {
+        let _disks = failback.stop_for_a_moment().await;
+        self.change(failback, |note| {
+            if note.branch.is_due() {
+                note.branch = Branch::None;
+            }
+        })
+    }
+
     async fn begin_failback(self: &Arc<Self>, request: &FailbackRequest) -> Result<FailbackStatus, ApiError> {
         let (group, volumes) = self.configured_group(&request.group)?;
         let status = self.status().await;
@@ -367,12 +395,25 @@ impl Daemon {
         }
         let failback = Failback::new(Note::new(group.clone(), volumes.iter().map(|volume| self.held(volume)).collect()));
         let puller = self.puller(&group, &failback).await.map_err(unreachable)?;
+        let fork = match request.discard_branch {
+            true => None,
+            false => Some(puller.fork(None).await.map_err(|error| {
+                conflict(
+                    format!("what the disks of this host hold and no point does cannot be kept: {error}"),
+                    "copy off what you need of it, and say --discard-branch: what differs is overwritten then",
+                )
+            })?),
+        };
         let point = puller.point(None).await.map_err(unreachable)?;
         drop(puller);
         self.heard(&failback, &point);
+        locked(&failback.view).over = fork.as_ref().map(|fork| At::from(fork).shown());
+        if fork.is_none() {
+            locked(&failback.note).branch = Branch::None;
+        }
         locked(&failback.note).generation = point.promotion.unwrap_or(point.generation).0;
-        for volume in &volumes {
-            fits(&volume.name, &point)
+        for (volume, point) in volumes.iter().flat_map(|volume| fork.iter().chain([&point]).map(move |point| (volume, point))) {
+            fits(&volume.name, point)
                 .map_err(|why| conflict(why, "`farside point show latest` on the gateway says what the point holds"))?;
         }
         if request.plan {
@@ -562,13 +603,21 @@ impl Daemon {
                 return self.turn(failback, Stage::Aborting);
             }
             let (held, have) = self.take_disks(failback).await?;
+            if note.branch == Branch::Wanted && have.is_some() {
+                self.change(failback, |note| note.branch = Branch::None)?; // they are a point
+                continue;
+            }
             // With nothing locked: it may take its time.
             let told = async {
                 let connected = match &puller {
                     Some(connected) => Arc::clone(connected),
                     None => puller.insert(self.puller(&note.group, failback).await?).clone(),
                 };
-                let point = connected.point(have).await?;
+                let point = match &note.branch {
+                    Branch::Wanted => connected.fork(None).await?,
+                    Branch::Kept { over, whole: false, .. } => connected.fork(Some(over.position)).await?,
+                    Branch::None | Branch::Kept { whole: true, .. } => connected.point(have).await?,
+                };
                 Ok::<_, PullError>((connected, point))
             };
             let (connected, point) = match told.await {
@@ -580,10 +629,15 @@ impl Daemon {
                 }
                 Err(error) => return Err(error.into()),
             };
+            if note.branch.is_due() {
+                self.keep_branch(failback, &connected, &held, &point).await?;
+                locked(&failback.view).why = None;
+                continue;
+            }
             self.heard(failback, &point);
             let is_there = applying.is_none() && have == Some(point.position) && !failback.disks.lock().await.lacks_something();
             if !is_there {
-                self.apply(failback, &connected, &held, &point).await?;
+                self.apply(failback, &connected, &held, &point, None).await?;
                 locked(&failback.view).why = None;
                 continue;
             }
@@ -627,8 +681,41 @@ impl Daemon {
         Ok(Some(()))
     }
 
-    /// Brings the disks to a point.
-    async fn apply(&self, failback: &Failback, puller: &Arc<Puller>, held: &[Held], point: &PullPoint) -> anyhow::Result<()> {
+    /// Keeps what the disks hold and that point does not, and brings them to it.
+    async fn keep_branch(
+        &self,
+        failback: &Failback,
+        puller: &Arc<Puller>,
+        held: &[Held],
+        point: &PullPoint,
+    ) -> anyhow::Result<()> {
+        let note = locked(&failback.note).clone();
+        let (group, state_dir) = (note.group.clone(), self.state_path());
+        let source = self.source_of(&group);
+        let over = At::from(point);
+        let id = match note.branch {
+            Branch::Kept { id, .. } => id,
+            _ => {
+                let id = branch::begin(&state_dir, (&source, &group), note.generation, &over)?;
+                self.change(failback, |note| note.branch = Branch::Kept { id: id.clone(), over: over.clone(), whole: false })?;
+                id
+            }
+        };
+        let store = puller.store();
+        let keeping = Keeping::open(&state_dir, (&source, &group), &id, store, (&over, point))?;
+        failback.traffic.kept.store(keeping.bytes(), Ordering::Relaxed);
+        self.apply(failback, puller, held, point, Some((id, keeping))).await
+    }
+
+    /// Brings the disks to a point; what is overwritten is kept first, where that is said.
+    async fn apply(
+        &self,
+        failback: &Failback,
+        puller: &Arc<Puller>,
+        held: &[Held],
+        point: &PullPoint,
+        keeping: Option<(String, Keeping)>,
+    ) -> anyhow::Result<()> {
         let mut disks = failback.disks.lock().await;
         let note = locked(&failback.note).clone();
         let Stage::Held { at, applying } = note.stage else { return Ok(()) };
@@ -650,6 +737,16 @@ impl Daemon {
                 let (path, needs) = (volume.backing.display(), member.volume_bytes);
                 anyhow::bail!("{path} has {has} bytes, and volume {} has {needs}: make it larger", volume.name);
             }
+            let kept = keeping.as_ref().and_then(|(_, keeping)| keeping.of(&volume.name));
+            if kept.is_some() && has >= member.volume_bytes + geometry.granule_bytes() {
+                let (path, had) = (volume.backing.display(), member.volume_bytes);
+                anyhow::bail!(
+                    "{path} has {has} bytes, and had {had} at point {}: what lies beyond is not kept. Copy off what you need of it, and say farside \
+                     failback {} --discard-branch",
+                    point.position.slot,
+                    note.group
+                );
+            }
             let mut all = RegionSet::new();
             all.insert_range(geometry.all_regions());
             let before = disks.known.as_ref().and_then(|known| known.lacks.get(&volume.name)).map(|lacks| locked(lacks).clone());
@@ -668,7 +765,8 @@ impl Daemon {
             };
             let regions = Arc::new(Mutex::new(regions));
             lacks.insert(volume.name.clone(), regions.clone());
-            work.push((PulledVolume { id: member.meta.id, key, geometry, target, lacks: regions }, member.volume_bytes));
+            let volume = PulledVolume { id: member.meta.id, key, geometry, target, lacks: regions, kept };
+            work.push((volume, member.volume_bytes));
         }
         let total = work.iter().map(|(volume, _)| locked(&volume.lacks).len()).sum();
         failback.traffic.total.store(total, Ordering::Relaxed);
@@ -690,7 +788,15 @@ impl Daemon {
         }
         brought?;
         let seen = known.seen.clone();
+        let branch = match keeping {
+            Some((id, keeping)) => Some(match keeping.end()? {
+                true => Branch::Kept { id, over: At::from(point), whole: true },
+                false => Branch::None,
+            }),
+            None => None,
+        };
         self.change(failback, |note| {
+            note.branch = branch.unwrap_or_else(|| note.branch.clone());
             for held in &mut note.volumes {
                 held.seen = seen.get(&held.name).cloned().flatten();
             }
@@ -814,6 +920,35 @@ impl Daemon {
             }
         }
         anyhow::bail!("the generation of volume {name} changes all the time: see `farside failover --list` on the gateway")
+    }
+
+    /// What was kept of disks before it was overwritten.
+    pub(crate) fn branches(&self) -> Vec<BranchStatus> {
+        branch::all(&self.state_path())
+    }
+
+    /// A person wants a branch no more.
+    ///
+    /// # Errors
+    /// When there is none, a failback is at it, somebody has it open, or it cannot be removed.
+    pub(crate) async fn remove_branch(&self, id: &str) -> Result<BranchStatus, ApiError> {
+        let _one = self.failbacks.beginning.lock().await;
+        let found = self.branches().into_iter().find(|branch| branch.id == id);
+        let branch = found.ok_or_else(|| ApiError::not_found("branch", id, "`farside branch list` lists them"))?;
+        let all: Vec<Arc<Failback>> = locked(&self.failbacks.all).values().cloned().collect();
+        let is_written = |one: &Arc<Failback>| locked(&one.note).branch.is_due() && one.show().branch.as_deref() == Some(id);
+        if all.iter().any(is_written) {
+            let message = format!("a failback of {} is keeping branch {id}", branch.group);
+            let what = "`farside failback --list` shows how far it is; --discard-branch there has it keep no more";
+            return Err(conflict(message, what));
+        }
+        let path = branch.path.clone();
+        let removed = tokio::task::spawn_blocking(move || branch::remove(Path::new(&path))).await;
+        match removed {
+            Ok(Ok(())) => Ok(branch),
+            Ok(Err(error)) => Err(conflict(format!("branch {id} stays: {error:#}"), "say the same again when that is mended")),
+            Err(error) => Err(ApiError::internal(error)),
+        }
     }
 
     /// A person removes a volume whose disk may be held: it is let go of, and served by nobody until that is done. `true`: it was held.

@@ -65,6 +65,12 @@ pub(crate) struct Failover {
     /// Those before it, whose points are pinned until this one's is.
     #[serde(default)]
     former: Vec<Former>,
+    /// The newest point when whoever published before was fenced.
+    #[serde(default)]
+    parted: Option<Slot>,
+    /// The same of the source itself, if it was fenced by an earlier one.
+    #[serde(default)]
+    source_parted: Option<Slot>,
 }
 
 /// A failover that another one took the place of.
@@ -224,6 +230,8 @@ impl Failovers {
             stand_in,
             lose_staged: request.lose_staged,
             former: known.iter().flat_map(Failover::with_former).collect(),
+            parted: None,
+            source_parted: known.as_ref().and_then(|known| known.source_parted.or(known.parted)),
         };
         let planned = FailoverStatus { stage: FailoverStage::Planned, ..show(receiver, &group, &failover, &look) };
         if request.plan {
@@ -301,6 +309,14 @@ impl Failovers {
         lock(&self.all).get(names).map(|one| (Generation(one.generation), one.point()))
     }
 
+    /// Up to which point the disks of a host that was fenced and the history are one, at most.
+    pub(crate) fn parted(&self, names: &GroupNames, host: &Name) -> Option<Slot> {
+        let all = lock(&self.all);
+        let one = all.get(names)?;
+        let of_source = one.source_parted.filter(|_| *host == names.source);
+        of_source.or(one.parted).or_else(|| one.point())
+    }
+
     /// As far as it goes; what stands against more is said.
     fn go_on(&self, receiver: &Receiver, names: &GroupNames) -> Result<(), ApiError> {
         let done = self.steps(receiver, names);
@@ -332,6 +348,7 @@ impl Failovers {
                     };
                     ask(receiver, &group, |reply| Mail::Fence { fence, reply })?;
                     // Now none can be added.
+                    failover.parted = look(receiver, &group, None)?.newest.map(|newest| Slot(newest.id.slot));
                     let point = match failover.wanted {
                         // † What was staged until now may be degraded, and nobody has seen it.
                         None if !failover.forced => look_for(receiver, &group, Wanted::NewestWhole)?.point,

@@ -31,7 +31,7 @@ use self::mail::{FRAME_BYTES_MAX, MAIL_MAX};
 use self::merges::Submitted;
 pub(crate) use self::merges::{MergeNext, MergeStanding};
 use self::pins::Changing;
-pub(crate) use self::pull::{PullAsk, PullLook, Pullable};
+pub(crate) use self::pull::{PullAsk, PullLook, PullWanted, Pullable};
 use crate::door::{Session, refusal};
 use crate::pace::Pace;
 use crate::process::Receiver;

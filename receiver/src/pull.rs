@@ -2,13 +2,15 @@
 //!
 //! Invariants: what such a connection says changes nothing in the store; its point is kept from retention and merges as long as it pulls, and for
 //! a while after, since a line may break; it never holds up its group's thread: reading is done on blocking threads. Answers that nobody takes are
-//! bounded for each host and for all, so that one that does not read holds up only itself.
+//! bounded for each host and for all, so that one that does not read holds up only itself. † What a host keeps beside the point that its disks went
+//! their own way from is worth nothing without that point: it is pinned before anything is answered that has a disk overwritten.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
+use farside_control::PointId;
 use farside_layer::{Compression, Encoder, PartId, PartWriter};
 use farside_region::{GranuleDigest, GranuleIndex, GranuleRun, LayerKey, Name, RegionIndex, Seq, Term, VolumeId};
 use farside_store::{DigestRun, LazyPointReader, StoreError};
@@ -20,7 +22,7 @@ use farside_wire::{
 use tokio::sync::{Semaphore, oneshot};
 
 use crate::door::refusal;
-use crate::group::{GroupHandle, Mail, PullAsk, PullLook, Pullable};
+use crate::group::{GroupHandle, Mail, PointChange, PullAsk, PullLook, PullWanted, Pullable};
 use crate::process::Receiver;
 
 /// Regions that are being read, for all hosts together.
@@ -97,23 +99,31 @@ async fn answer_all(
     let protocol = |text: &str| (RefusalCode::Protocol, text.to_owned());
     let version = VersionRange::OURS.negotiate(versions).map_err(|error| (RefusalCode::Version, error.to_string()))?;
     let store = receiver.vault.id().ok_or_else(|| (RefusalCode::Store, "the store is not open".to_owned()))?;
-    say(connection, &ReceiverMessage::Hello(ReceiverHello { version, features: Features::PULL, store })).await;
+    say(connection, &ReceiverMessage::Hello(ReceiverHello { version, features: Features::PULLS, store })).await;
     let open = Arc::new(Semaphore::new(PULL_OPEN_MAX));
     let mut members: Arc<Vec<Pullable>> = Arc::default();
+    let mut fork: Option<Arc<Fork>> = None;
     while let Ok(frame) = connection.recv().await {
         let message: SourceMessage = decode_payload(&frame).map_err(|error| (RefusalCode::Protocol, error.to_string()))?;
+        let asked = match &message {
+            SourceMessage::PullBegin(asked) => Some((asked.id, PullWanted::Newest { have: asked.have })),
+            SourceMessage::PullFork(asked) => Some((asked.id, PullWanted::Fork { over: asked.over })),
+            _ => None,
+        };
+        if let Some((id, wanted)) = asked {
+            let ask = PullAsk { asker: asker.clone(), connection: number, wanted };
+            let look = {
+                let _one = host.begins.lock().await;
+                tokio::time::sleep(BEGIN_AGAIN).await;
+                look(group, ask).await.map_err(|text| (RefusalCode::Store, text))?
+            };
+            fork = matches!(wanted, PullWanted::Fork { .. }).then(|| Arc::new(Fork::new(group, asker, &look)));
+            let point = told(id, &look);
+            members = Arc::new(look.members);
+            say(connection, &ReceiverMessage::PullPoint(point)).await;
+            continue;
+        }
         match message {
-            SourceMessage::PullBegin(begin) => {
-                let ask = PullAsk { asker: asker.clone(), connection: number, have: begin.have };
-                let look = {
-                    let _one = host.begins.lock().await;
-                    tokio::time::sleep(BEGIN_AGAIN).await;
-                    look(group, ask).await.map_err(|text| (RefusalCode::Store, text))?
-                };
-                let point = told(begin.id, &look);
-                members = Arc::new(look.members);
-                say(connection, &ReceiverMessage::PullPoint(point)).await;
-            }
             SourceMessage::Pull(query) => {
                 // Whoever asks for more than may be open waits, unread.
                 let permit = Arc::clone(&open).acquire_owned().await.expect("it is never closed");
@@ -121,17 +131,50 @@ async fn answer_all(
                     return Err(protocol("a volume was asked for that is not in the point"));
                 }
                 let (connection, members, host) = (Arc::clone(connection), Arc::clone(&members), Arc::clone(host));
+                let fork = fork.clone();
                 tokio::spawn(async move {
                     let _open = permit;
                     let _one_of_host = host.answers.acquire().await.expect("it is never closed");
                     let _one = ANSWERS.acquire().await.expect("it is never closed");
-                    answer(&connection, members, query).await;
+                    answer(&connection, (members, fork), query).await;
                 });
             }
             _ => return Err(protocol("a message that has no place on a connection that pulls")),
         }
     }
     Ok(())
+}
+
+/// The point that a host's disks went their own way from.
+#[derive(Debug)]
+struct Fork {
+    group: GroupHandle,
+    point: PointId,
+    reason: String,
+    is_pinned: tokio::sync::Mutex<bool>,
+}
+
+impl Fork {
+    fn new(group: &GroupHandle, asker: &Name, look: &PullLook) -> Self {
+        Self {
+            group: group.clone(),
+            point: PointId::new(look.position.slot.0, &look.position.digest.0),
+            reason: format!("{asker} keeps a branch from here on: farside branch list there"),
+            is_pinned: tokio::sync::Mutex::new(false),
+        }
+    }
+
+    /// It stays, whatever retention says, until a person takes that back.
+    async fn pin(&self) -> Result<(), String> {
+        let mut is_pinned = self.is_pinned.lock().await;
+        if !*is_pinned {
+            let change = PointChange::OwnPin { reason: self.reason.clone() };
+            let pinned = self.group.change(self.point, change).await;
+            pinned.map_err(|error| format!("point {} cannot be pinned: {}", self.point, error.message))?;
+            *is_pinned = true;
+        }
+        Ok(())
+    }
 }
 
 /// What its group says of the point.
@@ -156,7 +199,7 @@ fn told(id: RequestId, look: &PullLook) -> PullPoint {
     }
 }
 
-async fn answer(connection: &Arc<dyn Connection>, members: Arc<Vec<Pullable>>, query: PullQuery) {
+async fn answer(connection: &Arc<dyn Connection>, (members, fork): (Arc<Vec<Pullable>>, Option<Arc<Fork>>), query: PullQuery) {
     let id = query.id;
     let one = REGIONS.acquire().await.expect("it is never closed");
     let made = tokio::task::spawn_blocking(move || {
@@ -165,7 +208,14 @@ async fn answer(connection: &Arc<dyn Connection>, members: Arc<Vec<Pullable>>, q
     });
     let made = made.await;
     drop(one); // who reads its answers slowly holds up nobody
-    let part = match made.map_err(|error| error.to_string()).and_then(|made| made.map_err(|error| error.to_string())) {
+    let mut made = made.map_err(|error| error.to_string()).and_then(|made| made.map_err(|error| error.to_string()));
+    if let (Ok(part), Some(fork)) = (&made, fork)
+        && !part.is_empty()
+        && let Err(text) = fork.pin().await
+    {
+        made = Err(text);
+    }
+    let part = match made {
         Ok(part) => part,
         Err(text) => {
             tracing::warn!(%text, "what a host wants to pull cannot be read");

@@ -7,7 +7,9 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use farside_tests::verify::{connect, write_noise};
-use farside_tests::{Site, json, run, wait_for, wait_until};
+use farside_tests::{Process, Site, json, run, wait_for, wait_until};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
 use serde_json::Value;
 
 const BYTES: u64 = 96 << 20;
@@ -46,6 +48,34 @@ fn status(site: &Site) -> Option<Value> {
 
 fn is_served(tap: &Path) -> bool {
     UnixStream::connect(tap).and_then(|stream| stream.shutdown(Shutdown::Both)).is_ok()
+}
+
+/// What was kept of its disks before it was overwritten.
+fn branches(site: &Site) -> Vec<Value> {
+    json(site.farside().args(["branch", "list"])).as_array().expect("a list").clone()
+}
+
+/// A branch, as whoever opens a copy of it over its point sees the volume.
+fn content_of(site: &Site, branch: &Value) -> Vec<u8> {
+    assert_eq!(branch["whole"], true, "{branch}");
+    let (copy, socket) = (site.path("branch-copy"), site.path("branch.nbd"));
+    let kept = Path::new(branch["path"].as_str().expect("a path")).join("data");
+    run(Command::new("cp").args(["-r", "--sparse=always"]).arg(kept).arg(&copy));
+    let over = branch["over"]["id"].as_str().expect("a point");
+    let mut open = farside_tests::program("farside");
+    open.args(["point", "open", "data", over, "--writable", "--store"]).arg(site.store()).arg("--overlay").arg(&copy);
+    let opened = open.arg("--export").arg(format!("nbd:{}", socket.display())).stdout(Stdio::null()).spawn().expect("it starts");
+    let opened = Process::new(opened, "farside point open");
+    wait_for("the branch to be open", || is_served(&socket).then_some(()));
+    let mut client = connect(&socket);
+    let mut bytes = vec![0; client.size() as usize];
+    for (at, piece) in (0..).step_by(1 << 20).zip(bytes.chunks_mut(1 << 20)) {
+        client.read(at, piece).expect("it is read");
+    }
+    drop(client);
+    opened.stop();
+    std::fs::remove_dir_all(copy).expect("removed");
+    bytes
 }
 
 /// Waits until the disks of the old host are the newest point of its stand-in, which is quiet.
@@ -125,7 +155,7 @@ fn a_host_that_was_failed_over_gets_what_differs_and_takes_its_history_back() {
     assert!(!failback(&old, &[]).stdin(Stdio::null()).output().expect("it starts").status.success());
     let finish = failback(&old, &["--finish"]).output().expect("it starts");
     assert_eq!(finish.status.code(), Some(5), "what was not begun is finished: {finish:?}");
-    assert!(disk(&old) == before && status(&old).is_none());
+    assert!(disk(&old) == before && status(&old).is_none() && branches(&old).is_empty());
     let user = connect(&old.tap("data"));
     let used = failback(&old, &["--yes"]).output().expect("it starts");
     assert!(!used.status.success() && status(&old).is_none(), "it began under who uses the volume: {used:?}");
@@ -156,6 +186,15 @@ fn a_host_that_was_failed_over_gets_what_differs_and_takes_its_history_back() {
     follows(&old, &new);
     assert!(!is_served(&old.tap("data")), "a volume is served that is being failed back");
     assert!(disk(&old) == disk(&new), "the old host's disk is not the newest point");
+    // What it held is not lost: what was on the way when it was failed over, and what was written since.
+    let kept = branches(&old);
+    assert_eq!(kept.len(), 1, "{kept:?}");
+    assert!(content_of(&old, &kept[0]) == before, "the branch is not what the disk held: {kept:?}");
+    let pinned = |over: &Value| {
+        let point = old.points("data").into_iter().find(|point| point["id"] == over["id"]).expect("it is kept");
+        point["pins"].to_string().contains("farside branch list")
+    };
+    assert!(pinned(&kept[0]["over"]), "nothing keeps the point that the branch lies over");
     // Under another name, or in another group, it is the same disk.
     let tap = format!("nbd:unix:{}", old.path("host/other.nbd").display());
     let backing = old.backing("data");
@@ -217,6 +256,7 @@ fn a_host_that_was_failed_over_gets_what_differs_and_takes_its_history_back() {
     assert!(status(&old).is_none());
     fenced(&old);
     write(&old, 6, 20);
+    let before = disk(&old);
     write(&new, 7, 20);
     new.wait_quiet();
     wait_until("it to begin again", || {
@@ -225,6 +265,11 @@ fn a_host_that_was_failed_over_gets_what_differs_and_takes_its_history_back() {
     });
     follows(&old, &new);
     assert!(disk(&old) == disk(&new));
+    let kept = branches(&old);
+    assert_eq!(kept.len(), 2, "{kept:?}");
+    assert!(content_of(&old, &kept[1]) == before, "the second branch is not what the disk held: {kept:?}");
+    run(old.farside().args(["branch", "remove", "--yes"]).arg(kept[1]["id"].as_str().expect("an id")));
+    assert_eq!(branches(&old), kept[..1]);
 
     // It ends when nobody publishes more, with what was published last.
     let finishing = failback(&old, &["--finish"]).stdout(Stdio::piped()).spawn().expect("it starts");
@@ -266,6 +311,103 @@ fn a_host_that_was_failed_over_gets_what_differs_and_takes_its_history_back() {
     old.daemon.take().expect("it runs").kill();
     old.start_daemon();
     write(&old, 11, 20);
+    old.wait_quiet();
+    assert_newest_is(&old, &disk(&old));
+    old.check_store();
+}
+
+/// What is in a file system that was mounted for the branches, in bytes.
+fn used(branches: &Path) -> u64 {
+    let is = nix::sys::statvfs::statvfs(branches).expect("mounted");
+    (is.blocks() - is.blocks_free()) * is.fragment_size()
+}
+
+/// What a fenced host wrote is in no point. It is killed again and again while that is kept, and runs out of room for it.
+#[test]
+fn what_a_fenced_host_wrote_is_kept_wherever_it_is_killed_or_runs_out_of_room() {
+    let mut old = Site::with_volume(BYTES, "200ms", 1000);
+    // What is mounted here is seen by this thread and its children only.
+    let branches_dir = old.path("host/state/branches");
+    std::fs::create_dir_all(&branches_dir).expect("made");
+    let mounted = |flags, size| mount(Some("tmpfs"), &branches_dir, Some("tmpfs"), flags, Some(size));
+    let private = unshare(CloneFlags::CLONE_NEWNS)
+        .and_then(|()| mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>))
+        .and_then(|()| mounted(MsFlags::empty(), "size=84m"));
+    if let Err(error) = private {
+        eprintln!("skipped: a private tmpfs cannot be mounted here ({error}); run as root");
+        return;
+    }
+    let target = lost(&mut old);
+    let mut new = stand_in(&old, &target);
+    write(&new, 3, 300);
+    new.wait_quiet();
+    old.start_daemon();
+    fenced(&old);
+    write(&old, 4, 3_000);
+    let before = disk(&old);
+
+    let begin = |old: &Site, more: &[&str]| {
+        wait_until("it to begin", || {
+            let mut begun = failback(old, &["--yes"]);
+            let begun = begun.args(more).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("it starts");
+            let (mut begun, file) = (begun, old.path("host/state/failback/default.json"));
+            loop {
+                if file.exists() {
+                    return Ok(Process::new(begun, "farside failback"));
+                }
+                if begun.try_wait().expect("a child").is_some() {
+                    let said = begun.wait_with_output().expect("a child");
+                    return Err(String::from_utf8_lossy(&said.stderr).into_owned());
+                }
+                std::thread::park_timeout(std::time::Duration::from_millis(1));
+            }
+        })
+    };
+    begin(&old, &[]).kill();
+    let again = |old: &mut Site| {
+        old.daemon.take().expect("it runs").kill();
+        old.daemon = Some(old.spawn_daemon());
+        wait_for("its interface", || UnixStream::connect(old.path("host/api.sock")).ok());
+    };
+    let mut kills = 0;
+    for mib in [2, 6, 10, 14] {
+        wait_for("more to be kept", || (used(&branches_dir) >= mib << 20).then_some(()));
+        again(&mut old);
+        kills += usize::from(branches(&old)[0]["whole"] == false);
+    }
+    wait_for("the room to be used up", || status(&old)?["why"].as_str()?.contains("MiB would be left").then_some(()));
+    assert_eq!((kills, status(&old).expect("it goes on")["stage"].as_str()), (4, Some("keeping")), "{:?}", status(&old));
+    let waiting = branches(&old);
+    assert_eq!((waiting.len(), &waiting[0]["whole"]), (1, &Value::from(false)), "{waiting:?}");
+    let refused = old.farside().args(["branch", "remove", "--yes"]).arg(waiting[0]["id"].as_str().expect("an id")).output();
+    assert!(!refused.expect("it starts").status.success(), "a branch was removed that is being written");
+    mounted(MsFlags::MS_REMOUNT, "size=400m").expect("more room");
+    for mib in [24, 32, 40] {
+        wait_for("more to be kept", || (used(&branches_dir) >= mib << 20).then_some(()));
+        again(&mut old);
+    }
+    follows(&old, &new);
+    assert!(disk(&old) == disk(&new), "the old host's disk is not the newest point");
+    let kept = branches(&old);
+    assert_eq!(kept.len(), 1, "{kept:?}");
+    assert!(content_of(&old, &kept[0]) == before, "the branch is not what the disk held: {kept:?}");
+
+    // A person may give it up.
+    run(&mut failback(&old, &["--abort"]));
+    fenced(&old);
+    write(&old, 6, 20);
+    let _begun = begin(&old, &["--discard-branch"]);
+    follows(&old, &new);
+    assert!(disk(&old) == disk(&new));
+    assert_eq!(branches(&old), kept, "what was given up is kept");
+    new.daemon.take().expect("it runs").stop();
+    let finished = failback(&old, &["--finish"]).stdout(Stdio::piped()).output().expect("it starts");
+    assert!(finished.status.success(), "{finished:?}");
+    assert!(disk(&old) == disk(&new), "the old host did not get all");
+    // It is there as long as a person wants it.
+    assert!(content_of(&old, &kept[0]) == before);
+    run(old.farside().args(["branch", "remove", "--yes"]).arg(kept[0]["id"].as_str().expect("an id")));
+    assert!(branches(&old).is_empty());
     old.wait_quiet();
     assert_newest_is(&old, &disk(&old));
     old.check_store();

@@ -45,6 +45,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
             "farside-blockio",
             "farside-shim",
             "farside-store",
+            "farside-view",
             "farside-replication",
             "farside-transport",
             "farside-nbd",

@@ -15,7 +15,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
-use crate::failback::{CutoverRequest, FailbackRequest, FailbackStatus};
+use crate::failback::{BranchStatus, CutoverRequest, FailbackRequest, FailbackStatus};
 use crate::failover::{FailoverRequest, FailoverStatus};
 use crate::follower::{FollowerAdd, FollowerStatus};
 use crate::receiver::{ReceiverStatus, Token, TokenRequest};
@@ -312,6 +312,16 @@ impl Client {
     /// Begins a failback, says what one would do, or tells one what to do.
     pub async fn failback(&self, request: &FailbackRequest) -> Result<FailbackStatus, ClientError> {
         self.send(Method::POST, routes::FAILBACKS, request).await
+    }
+
+    /// What was kept of disks before it was overwritten.
+    pub async fn branches(&self) -> Result<Vec<BranchStatus>, ClientError> {
+        self.get(routes::BRANCHES).await
+    }
+
+    /// Removes a branch.
+    pub async fn branch_remove(&self, id: &str) -> Result<BranchStatus, ClientError> {
+        self.call(Method::DELETE, &routes::branch(id), Bytes::new()).await
     }
 
     /// Begins a cutover, says what one would do, or gives one up.

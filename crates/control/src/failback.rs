@@ -1,6 +1,7 @@
 //! Cutover: a group leaves its host in order. Failback: the disks of a host that was failed over are brought to what its stand-in published, and
 //! take the history back.
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::source::LastPoint;
@@ -16,6 +17,8 @@ pub struct FailbackRequest {
     /// Also where nothing was published since the failover, and also while another host may publish more; never over points that were
     /// published after the one that the disks are.
     pub force: bool,
+    /// What the disks hold and no point does is not kept before it is overwritten.
+    pub discard_branch: bool,
     /// Say what would happen, and change nothing.
     pub plan: bool,
 }
@@ -73,6 +76,8 @@ pub enum FailbackStage {
     HandedOver,
     /// The volumes are being taken out of service.
     Taking,
+    /// What the disks hold and no point does is being kept, and they are brought to the point that they went their own way from.
+    Keeping,
     /// The disks are being brought to a point.
     Pulling,
     /// The disks are a point; newer ones are followed.
@@ -115,8 +120,43 @@ pub struct FailbackStatus {
     pub sent_bytes: u64,
     /// What was written to the disks since then, in bytes.
     pub written_bytes: u64,
+    /// What is kept of what the disks held and no point does, in bytes.
+    pub kept_bytes: u64,
+    /// The branch in which it is kept; `None`: none yet, or there is nothing to keep.
+    pub branch: Option<String>,
+    /// The point that it lies over, or would.
+    pub over: Option<LastPoint>,
     /// Why it does not go on.
     pub why: Option<String>,
+}
+
+/// What the disks of a host that was failed over held, and no point does; kept when they were overwritten. Each volume is an overlay over its part of
+/// the point (`docs/formats/overlay.md`).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(default)]
+pub struct BranchStatus {
+    /// Its name: GROUP/TIME.
+    pub id: String,
+    /// The group.
+    pub group: String,
+    /// The source whose history it left.
+    pub source: String,
+    /// Its folder, on this host.
+    pub path: String,
+    /// The point that it lies over, which is pinned on the gateway.
+    pub over: Option<LastPoint>,
+    /// When it was begun.
+    pub began: Option<Timestamp>,
+    /// Its volumes, each a folder in its folder; none before it is whole.
+    pub volumes: Vec<String>,
+    /// All of it is there.
+    pub whole: bool,
+    /// What differs from the point, in bytes.
+    pub bytes: u64,
+    /// What could not be read of the disks, in bytes: it is nowhere.
+    pub unreadable_bytes: u64,
+    /// What is wrong with it.
+    pub trouble: Option<String>,
 }
 
 /// A volume that is failed back.

@@ -13,7 +13,7 @@ use utoipa::openapi::{
 use utoipa::{IntoParams as _, ToSchema};
 
 use crate::client::Daemon;
-use crate::failback::{CutoverRequest, FailbackRequest, FailbackStatus};
+use crate::failback::{BranchStatus, CutoverRequest, FailbackRequest, FailbackStatus};
 use crate::failover::{FailoverRequest, FailoverStatus};
 use crate::follower::{FollowerAdd, FollowerStatus};
 use crate::receiver::{ReceiverStatus, Token, TokenRequest};
@@ -118,6 +118,14 @@ pub fn operations() -> Vec<Operation> {
             Described::of::<FailbackStatus>(),
         )
         .taking::<CutoverRequest>(),
+        op(
+            Source,
+            "GET",
+            routes::BRANCHES,
+            "What was kept of disks before it was overwritten",
+            Described::list::<BranchStatus>(),
+        ),
+        op(Source, "DELETE", routes::BRANCH, "Remove such a branch", Described::of::<BranchStatus>()),
         op(Source, "PATCH", routes::GROUP, "Change a group's settings", Described::of::<GroupStatus>()).taking::<GroupSettings>(),
         op(Source, "POST", routes::GROUP_TAKE, "Make a point of a group now", Described::of::<PointTaken>())
             .taking::<PointWanted>(),

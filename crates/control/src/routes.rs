@@ -103,6 +103,12 @@ pub const FOLLOWER_HEAL: &str = "/v1/followers/{follower}/heal";
 /// [`FailbackRequest`](crate::failback::FailbackRequest): how it is then.
 pub const FAILBACKS: &str = "/v1/failbacks";
 
+/// Source, `GET`: all [`BranchStatus`](crate::failback::BranchStatus).
+pub const BRANCHES: &str = "/v1/branches";
+
+/// Source, `DELETE`: removes it. [`BranchStatus`](crate::failback::BranchStatus), as it was.
+pub const BRANCH: &str = "/v1/branches/{branch}";
+
 /// Source, `POST` [`CutoverRequest`](crate::failback::CutoverRequest): how it is then.
 /// [`FAILBACKS`] lists it, too.
 pub const CUTOVERS: &str = "/v1/cutovers";
@@ -157,6 +163,11 @@ pub fn source(name: &str) -> String {
 /// One of the paths of followers, for one of them.
 pub fn follower(path: &str, name: &str) -> String {
     fill(path, name)
+}
+
+/// [`BRANCH`] of one.
+pub fn branch(id: &str) -> String {
+    fill(BRANCH, id)
 }
 
 /// [`GROUP`] of one group.

@@ -384,6 +384,12 @@ pub const MUTATIONS: &[Mutation] = &[
         VIEW,
         "power_tests::whenever_the_power_goes_what_was_flushed_is_there_and_the_rest_is_old_or_new",
     ),
+    story("what is kept is durable some time later", VIEW, "power_tests::whenever_the_power_goes_what_is_overwritten_was_kept"),
+    story(
+        "what was kept before is lost to what came in its place",
+        VIEW,
+        "power_tests::whenever_the_power_goes_what_is_overwritten_was_kept",
+    ),
     story(
         "a write over a point is durable by its word",
         VIEW,

@@ -143,6 +143,15 @@ pub enum OverlayError {
     },
 }
 
+/// What [`Overlay::keep`] came to, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KeptBytes {
+    /// What is new.
+    pub bytes: u64,
+    /// What could not be read.
+    pub unreadable: u64,
+}
+
 /// Where an overlay is.
 #[derive(Debug)]
 struct Folder {
@@ -379,6 +388,46 @@ impl Overlay {
     /// The granules of a run are in `data` from now on. Not to be called for one granule by two at a time.
     pub(crate) fn set(&self, run: GranuleRun) {
         self.map.set(run);
+    }
+
+    /// Keeps what something holds that is about to be overwritten: the granules of these runs of which nothing is here yet, as `read` gives them. What
+    /// is here stays: it was kept before somebody overwrote it. All of it is durable when this returns. Not to be called for one granule by two at a
+    /// time.
+    ///
+    /// # Errors
+    /// The overlay's device's; none of these runs may be overwritten then.
+    pub fn keep(
+        &self,
+        runs: &[GranuleRun],
+        mut read: impl FnMut(ByteExtent, &mut [u8]) -> io::Result<()>,
+    ) -> Result<KeptBytes, Errno> {
+        let mut kept = KeptBytes::default();
+        let is_missing = |granule: &u64| {
+            !self.has(GranuleIndex(*granule)) || mutation::on("what was kept before is lost to what came in its place")
+        };
+        let mut content = Vec::new();
+        for granule in runs.iter().flat_map(|run| run.start.0..run.end().0).filter(is_missing) {
+            let run = GranuleRun { start: GranuleIndex(granule), count: 1 };
+            let extent = self.geometry.bytes_of(run);
+            content.resize(extent.len as usize, 0);
+            if read(extent, &mut content).is_err() {
+                kept.unreadable += extent.len; // it is on no disk any more
+                continue;
+            }
+            // Whatever an attempt before left there, and gave no bit.
+            if content.iter().all(|byte| *byte == 0) {
+                self.zero_at(extent, false)?;
+            } else {
+                self.write_at(extent.offset.0, &content)?;
+            }
+            self.set(run);
+            kept.bytes += extent.len;
+        }
+        // † Also where nothing is new: the flush of an earlier call may have found no room.
+        if !mutation::on("what is kept is durable some time later") {
+            self.flush()?;
+        }
+        Ok(kept)
     }
 
     pub(crate) fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<(), Errno> {

@@ -394,3 +394,66 @@ fn damage_of_the_map_is_noticed() {
         assert_eq!(read(&site.open().expect("whole again"), 0, 4096), [1; 4096]);
     });
 }
+
+/// A disk is overwritten, granule by granule, and the power goes whenever it likes; begun again each time, from the first granule on.
+fn overwritten(seed: u64) {
+    let (site, mut rng) = (Site::new(), Rng(seed));
+    let geometry = Fake::new().geometry;
+    let disk = Forgetful::new(&site.power, BYTES as usize);
+    let held: Vec<u8> = (0..BYTES).map(|at| if at / 4096 % 5 == 0 { 0 } else { (at / 4096) as u8 ^ 0x55 }).collect();
+    *disk.content() = Content { durable: held.clone(), now: held.clone(), ..Content::default() };
+    let granules: Vec<u64> = (0..geometry.granule_count()).filter(|_| rng.below(2) == 0).collect();
+    let run = |granule: &u64| GranuleRun { start: GranuleIndex(*granule), count: 1 };
+    let open = || Overlay::of(Box::new(site.data.clone()), Box::new(site.map.clone()), &geometry).expect("no damage");
+    let mut is_over = false;
+    for life in 0.. {
+        let overlay = open();
+        *lock(&site.power.0) = if life < 6 { 1 + rng.below(120) } else { u64::MAX };
+        let pass = || {
+            for some in granules.chunks(3) {
+                // Also of what is overwritten already, wholly or in part.
+                let runs: Vec<GranuleRun> = some.iter().map(run).collect();
+                let read = |extent: ByteExtent, out: &mut [u8]| Ok(disk.get(extent.offset.0, out)?);
+                overlay.keep(&runs, read).ok()?;
+                for run in &runs {
+                    let extent = geometry.bytes_of(*run);
+                    disk.put(extent.offset.0, &vec![0xcc; extent.len as usize]).ok()?;
+                }
+            }
+            disk.sync().ok()
+        };
+        is_over |= pass().is_some();
+        drop(overlay);
+        if rng.below(3) > 0 {
+            disk.power_goes(&mut rng);
+            site.power_goes(&mut rng);
+        }
+        *lock(&site.power.0) = u64::MAX;
+        let (overlay, found) = (open(), disk.content().now.clone());
+        for granule in 0..geometry.granule_count() {
+            let extent = geometry.bytes_of(run(&granule));
+            let from = extent.offset.0 as usize;
+            let to = from + extent.len as usize;
+            let mut kept = vec![0; to - from];
+            match overlay.has(GranuleIndex(granule)) {
+                true => overlay.read_at(extent.offset.0, &mut kept).expect("read"),
+                false => kept.copy_from_slice(&found[from..to]),
+            }
+            assert!(kept == held[from..to], "†: seed {seed}: granule {granule} is lost in life {life}");
+        }
+        if is_over {
+            return;
+        }
+    }
+}
+
+#[test]
+fn whenever_the_power_goes_what_is_overwritten_was_kept() {
+    let mistakes = [
+        ("what is kept is durable some time later", "†: seed"),
+        ("what was kept before is lost to what came in its place", "†: seed"),
+        ("an overlay's bits come before its data", "†: seed"),
+        ("an overlay's bits are not synced", "†: seed"),
+    ];
+    mutation::tell(&mistakes, || (0..300).for_each(overwritten));
+}

@@ -62,6 +62,10 @@ impl Features {
     pub const PULL: Self = Self(16);
     /// Points of which something is said: [`SourceMessage::LabelledEnd`](crate::SourceMessage::LabelledEnd) is understood.
     pub const LABELS: Self = Self(32);
+    /// In a receiver's greeting on a connection that pulls: [`SourceMessage::PullFork`](crate::SourceMessage::PullFork) is understood.
+    pub const FORK: Self = Self(64);
+    /// What a receiver of this build can do on a connection that pulls.
+    pub const PULLS: Self = Self(Self::PULL.0 | Self::FORK.0);
     /// What this build can do on a connection that publishes.
     pub const OURS: Self = Self(Self::GRID.0 | Self::COMPARED.0 | Self::PUBLISH.0 | Self::SEALED.0 | Self::LABELS.0);
 

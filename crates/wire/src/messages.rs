@@ -10,7 +10,7 @@ use farside_region::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{DecodeError, Features, PointAnswer, PointQuery, PullBegin, PullChunk, PullPoint, PullQuery, VersionRange};
+use crate::{DecodeError, Features, PointAnswer, PointQuery, PullBegin, PullChunk, PullFork, PullPoint, PullQuery, VersionRange};
 
 /// The most granules that one [`DigestQuery`] may ask for (32 real regions).
 pub const DIGEST_GRANULES_MAX: u64 = 32 * 1024;
@@ -81,6 +81,9 @@ pub enum SourceMessage {
     Pull(PullQuery),
     /// In place of [`Self::EpochEnd`] of a point of which something is said, where both have [`Features::LABELS`].
     LabelledEnd(LabelledEnd),
+    /// Which point the asker's disks went their own way from; answered by [`ReceiverMessage::PullPoint`], or by a refusal. Where the receiver has
+    /// [`Features::FORK`].
+    PullFork(PullFork),
 }
 
 /// From the receiver.

@@ -28,6 +28,16 @@ pub struct PullBegin {
     pub have: Option<LedgerPosition>,
 }
 
+/// Asks for the newest point from before the failover, which holds what the asker's disks and the history have in common. The first answer of which
+/// a part is not empty pins it: the asker keeps what his disks hold beside it, and that is worth nothing without the point.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PullFork {
+    /// Comes back in the answer.
+    pub id: RequestId,
+    /// The point that was the answer before: no other is.
+    pub over: Option<LedgerPosition>,
+}
+
 /// A host that may publish what is pulled.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PullOther {

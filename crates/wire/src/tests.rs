@@ -110,6 +110,8 @@ fn from_source() -> Vec<SourceMessage> {
             have: vec![DigestRun::Zero { granules: 1023 }, DigestRun::Data(vec![GranuleDigest([1; 16])])],
         }),
         SourceMessage::LabelledEnd(LabelledEnd { label: label(), end }),
+        SourceMessage::PullFork(PullFork { id, over: Some(position()) }),
+        SourceMessage::PullFork(PullFork { id, over: None }),
     ]
 }
 
@@ -505,7 +507,7 @@ proptest! {
     }
 }
 
-const GOLDEN_SOURCE: [&str; 20] = [
+const GOLDEN_SOURCE: [&str; 22] = [
     "00010100[11*16]0104686f73740764656661756c74",
     "0107[aa*16]0105[bb*32]00",
     "0207[aa*16]0464617461[80*4]040c16[cc*32]01010404686f7374",
@@ -526,6 +528,8 @@ const GOLDEN_SOURCE: [&str; 20] = [
     "0f070105[bb*32]",
     "1007[aa*16]030201ff0703[01*17]",
     "110107757067726164650373727600[dd*16]e807e9070101[aa*16]03ac0202[ee*32]02020304010000[80*4]04",
+    "12070105[bb*32]",
+    "120700",
 ];
 const GOLDEN_RECEIVER: [&str; 17] = [
     "000100[22*16]",

@@ -19,12 +19,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use farside_control::failback::{CutoverRequest, CutoverStep, FailbackStage, FailbackStatus};
+use farside_control::failback::{CutoverRequest, CutoverStep, FailbackRequest, FailbackStage, FailbackStatus};
 use farside_control::source::{BehindWhat, VolumeState};
 use farside_control::{ApiError, ErrorCode};
 use farside_region::{Generation, Name};
 use tracing::{error, info, warn};
 
+use super::branch::Branch;
 use super::note::{Note, Stage};
 use super::pull::PullError;
 use super::{Failback, SERVED, conflict, fits, unkept};
@@ -314,7 +315,7 @@ impl Daemon {
     pub(super) async fn begin_from_handed_over(
         self: &Arc<Self>,
         failback: &Arc<Failback>,
-        (force, plan): (bool, bool),
+        request: &FailbackRequest,
     ) -> Result<FailbackStatus, ApiError> {
         let note = locked(&failback.note).clone();
         let Stage::HandedOver { at } = note.stage.clone() else { return Ok(failback.show()) };
@@ -334,17 +335,18 @@ impl Daemon {
             fits(&held.name, &point)
                 .map_err(|why| conflict(why, "`farside point show latest` on the gateway says what the point holds"))?;
         }
-        if plan {
+        if request.plan {
             return Ok(FailbackStatus { stage: FailbackStage::Planned, generation: promoted.0, ..failback.show() });
         }
-        super::refuse_unpublished(group, &point, force)?;
+        super::refuse_unpublished(group, &point, request.force)?;
         // Nobody opens them meanwhile; a kill in between has them compared, whatever is said next.
         let disks = failback.disks.lock().await;
         for held in note.held() {
             self.take_for_failback(group, &held.name).await.map_err(ApiError::internal)?;
         }
-        self.change(failback, |note| (note.generation, note.stage) = (promoted.0, Stage::Held { at, applying: None }))
-            .map_err(unkept)?;
+        let branch = if request.discard_branch { Branch::None } else { Branch::Wanted };
+        let held = Stage::Held { at, applying: None };
+        self.change(failback, |note| (note.generation, note.stage, note.branch) = (promoted.0, held, branch)).map_err(unkept)?;
         drop(disks);
         failback.told.notify_one();
         Ok(failback.show())

@@ -12,6 +12,7 @@ use farside_store::Seen;
 use farside_wire::PullPoint;
 use serde::{Deserialize, Serialize};
 
+use super::branch::Branch;
 use crate::config::{sync_dir, write_atomically};
 use crate::status::last_point;
 
@@ -83,12 +84,15 @@ pub(super) struct Note {
     /// What it was told.
     pub(super) finish: Option<Finish>,
     pub(super) abort: bool,
+    /// What the disks hold and no point does.
+    #[serde(default)]
+    pub(super) branch: Branch,
 }
 
 impl Note {
     pub(super) fn new(group: Name, volumes: Vec<Held>) -> Self {
         let stage = Stage::Held { at: None, applying: None };
-        Self { version: VERSION, group, generation: 0, volumes, stage, finish: None, abort: false }
+        Self { version: VERSION, group, generation: 0, volumes, stage, finish: None, abort: false, branch: Branch::Wanted }
     }
 
     /// Those that are part of it.

@@ -13,14 +13,15 @@ use farside_region::{Geometry, GranuleDigest, GranuleIndex, GranuleRun, LedgerPo
 use farside_store::{FileTarget, RestoreTarget as _, StoreError};
 use farside_transport::Connection;
 use farside_wire::{
-    DigestRun, Features, InstanceId, PULL_OPEN_MAX, PullBegin, PullChunk, PullPoint, PullQuery, ReceiverMessage, RequestId,
-    SourceHello, SourceMessage, VersionRange, decode_payload, encode_payload,
+    DigestRun, Features, InstanceId, PULL_OPEN_MAX, PullBegin, PullChunk, PullFork, PullPoint, PullQuery, ReceiverMessage,
+    RequestId, SourceHello, SourceMessage, VersionRange, decode_payload, encode_payload,
 };
 use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::warn;
 
+use super::branch::{KeepError, Kept};
 use crate::locked;
 
 /// Why it cannot go on.
@@ -32,12 +33,16 @@ pub(super) enum PullError {
     Refused(String),
     #[error("this receiver is too old for a failback: update it")]
     TooOld,
+    #[error("this receiver is too old to say from where the disks went their own way: update it, or say --discard-branch")]
+    NoFork,
     #[error("the receiver sent what does not fit: {0}")]
     Nonsense(String),
     #[error(transparent)]
     Disk(#[from] StoreError),
     #[error("{path}: {why}")]
     Io { path: String, why: std::io::Error },
+    #[error(transparent)]
+    Keep(#[from] KeepError),
     #[error("it was told to stop")]
     Stopped,
 }
@@ -69,6 +74,8 @@ pub(super) struct Traffic {
     pub(super) received: AtomicU64,
     pub(super) sent: AtomicU64,
     pub(super) written: AtomicU64,
+    /// What is kept in the branch, in bytes.
+    pub(super) kept: AtomicU64,
     pub(super) done: AtomicU64,
     pub(super) total: AtomicU64,
     /// Somebody wants it to stop for a moment.
@@ -83,6 +90,9 @@ pub(super) struct Puller {
     asked: AtomicU64,
     traffic: Arc<Traffic>,
     reader: tokio::task::JoinHandle<()>,
+    /// The receiver's.
+    features: Features,
+    store: [u8; 16],
 }
 
 impl Drop for Puller {
@@ -101,6 +111,8 @@ pub(super) struct PulledVolume {
     pub(super) target: Arc<FileTarget>,
     /// Regions in which the disk may not be the point yet.
     pub(super) lacks: Arc<Mutex<RegionSet>>,
+    /// Where what is overwritten is kept first.
+    pub(super) kept: Option<Arc<Kept>>,
 }
 
 impl Puller {
@@ -126,19 +138,37 @@ impl Puller {
             connection.recv().await
         });
         let frame = greeted.await.map_err(|_| ended(&"it does not greet"))?.map_err(|e| ended(&e))?;
-        match decode_payload::<ReceiverMessage>(&frame).map_err(|e| PullError::Nonsense(e.to_string()))? {
-            ReceiverMessage::Hello(hello) if hello.features.has(Features::PULL) => {}
+        let hello = match decode_payload::<ReceiverMessage>(&frame).map_err(|e| PullError::Nonsense(e.to_string()))? {
+            ReceiverMessage::Hello(hello) if hello.features.has(Features::PULL) => hello,
             ReceiverMessage::Hello(_) => return Err(PullError::TooOld),
             ReceiverMessage::Refusal(refusal) => return Err(PullError::Refused(refusal.text)),
             _ => return Err(PullError::Nonsense("a message before its greeting".to_owned())),
-        }
+        };
         let open = Arc::<Mutex<Open>>::default();
         let reader = tokio::spawn(read(connection.clone(), open.clone(), traffic.clone()));
-        Ok(Self { connection, open, asked: AtomicU64::new(0), traffic, reader })
+        let (asked, features, store) = (AtomicU64::new(0), hello.features, hello.store);
+        Ok(Self { connection, open, asked, traffic, reader, features, store })
     }
 
     /// The newest point that can be pulled, and where it may differ from what the disks are.
     pub(super) async fn point(&self, have: Option<LedgerPosition>) -> Result<PullPoint, PullError> {
+        self.asked_for(SourceMessage::PullBegin(PullBegin { id: self.next(), have })).await
+    }
+
+    /// The point that the disks went their own way from; `over`: no other than this one.
+    pub(super) async fn fork(&self, over: Option<LedgerPosition>) -> Result<PullPoint, PullError> {
+        if !self.features.has(Features::FORK) {
+            return Err(PullError::NoFork);
+        }
+        self.asked_for(SourceMessage::PullFork(PullFork { id: self.next(), over })).await
+    }
+
+    /// The store's id.
+    pub(super) fn store(&self) -> [u8; 16] {
+        self.store
+    }
+
+    async fn asked_for(&self, question: SourceMessage) -> Result<PullPoint, PullError> {
         let (done, answer) = oneshot::channel();
         {
             let mut open = locked(&self.open);
@@ -147,7 +177,7 @@ impl Puller {
             }
             open.point = Some(done);
         }
-        self.send(&SourceMessage::PullBegin(PullBegin { id: self.next(), have })).await?;
+        self.send(&question).await?;
         self.answered(answer).await
     }
 
@@ -197,7 +227,8 @@ impl Puller {
         let part = self.answered(answer).await?;
         if !part.is_empty() {
             let volume = volume.clone();
-            let written = blocking(move || write(&volume, region, &part)).await?;
+            let (kept, written) = blocking(move || write(&volume, region, &part)).await?;
+            self.traffic.kept.fetch_add(kept, Ordering::Relaxed);
             self.traffic.written.fetch_add(written, Ordering::Relaxed);
         }
         locked(&volume.lacks).remove(region);
@@ -338,8 +369,8 @@ fn extent_of(geometry: &Geometry, region: RegionIndex) -> (GranuleRun, (u64, usi
     (run, (extent.offset.0, extent.len as usize))
 }
 
-/// Writes what a part holds of a region; says how much that was. All of it is checked first.
-fn write(volume: &PulledVolume, region: RegionIndex, part: &[u8]) -> Result<u64, PullError> {
+/// Writes what a part holds of a region; says how much was kept of what was there, and how much was written. All of it is checked first.
+fn write(volume: &PulledVolume, region: RegionIndex, part: &[u8]) -> Result<(u64, u64), PullError> {
     let nonsense = |why: &dyn std::fmt::Display| PullError::Nonsense(format!("region {region}: {why}"));
     let footer = Footer::from_tail(part, part.len() as u64).map_err(|e| nonsense(&e))?;
     let (run, _) = extent_of(&volume.geometry, region);
@@ -364,6 +395,12 @@ fn write(volume: &PulledVolume, region: RegionIndex, part: &[u8]) -> Result<u64,
             }
         }
     }
+    let runs: Vec<GranuleRun> = pieces.iter().map(|(run, _)| *run).collect();
+    let kept = match &volume.kept {
+        // † Durable before anything of it is overwritten.
+        Some(kept) => kept.keep(&volume.target, &volume.geometry, &runs)?,
+        None => 0,
+    };
     let io = |why| PullError::Io { path: volume.target.path().display().to_string(), why };
     let mut written = 0;
     for (run, content) in pieces {
@@ -375,5 +412,5 @@ fn write(volume: &PulledVolume, region: RegionIndex, part: &[u8]) -> Result<u64,
         written += extent.len;
     }
     volume.target.done(volume.geometry.bytes_of(run));
-    Ok(written)
+    Ok((kept, written))
 }

@@ -15,8 +15,17 @@ pub(crate) struct PullAsk {
     pub(crate) asker: Name,
     /// Its connection.
     pub(crate) connection: u64,
-    /// What its disks are.
-    pub(crate) have: Option<LedgerPosition>,
+    /// Which point.
+    pub(crate) wanted: PullWanted,
+}
+
+/// Which point a host wants.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum PullWanted {
+    /// The newest; `have`: what its disks are.
+    Newest { have: Option<LedgerPosition> },
+    /// The newest from before the failover; `over`: no other than this one.
+    Fork { over: Option<LedgerPosition> },
 }
 
 /// What it is told.
@@ -40,20 +49,42 @@ pub(crate) struct Pullable {
 }
 
 impl Group {
-    /// The newest point of which the source could read all; which is kept for that host from here on.
+    /// The newest point of which the source could read all, or of those from before the failover; which is kept for that host from here on.
     pub(super) fn pull(&self, ask: &PullAsk) -> Result<PullLook, String> {
         let here = match &self.place {
             Place::Here(here) => here,
             Place::Away { words, .. } => return Err(words.clone()),
         };
         let state = here.store.state();
-        let newest = state.points_below(None).find(|point| !point.degraded);
-        let point = newest.ok_or_else(|| format!("{} has no point that is whole", self.names))?;
+        let point = match ask.wanted {
+            PullWanted::Newest { .. } => {
+                let newest = state.points_below(None).find(|point| !point.degraded);
+                newest.ok_or_else(|| format!("{} has no point that is whole", self.names))?
+            }
+            PullWanted::Fork { over: None } => {
+                let parted = self.receiver.failovers.parted(&self.names, &ask.asker).ok_or_else(|| {
+                    format!(
+                        "no failover of {} is known here: nobody can tell from where its disks went their own way",
+                        self.names
+                    )
+                })?;
+                let newest = state.points_below(Some(Slot(parted.0 + 1))).find(|point| !point.degraded);
+                newest.ok_or_else(|| format!("{} has no point from before its failover any more that is whole", self.names))?
+            }
+            PullWanted::Fork { over: Some(over) } => {
+                let known = state.points().get(&over.slot).filter(|point| !point.degraded && state.holds(&over));
+                known.ok_or_else(|| format!("{} does not keep point {} any more", self.names, over.slot))?
+            }
+        };
+        let have = match ask.wanted {
+            PullWanted::Newest { have } => have,
+            PullWanted::Fork { .. } => None,
+        };
         if point.members.len() > PULL_MEMBERS_MAX {
             return Err(format!("point {} has more volumes than can be pulled at once", point.slot));
         }
         let digest = state.digest_at(point.slot).expect("a point's record was replayed");
-        let needed = ask.have.iter().map(|have| have.slot).chain([point.slot]);
+        let needed = have.iter().map(|have| have.slot).chain([point.slot]);
         self.receiver.followers.hold(&self.names, (&ask.asker, ask.connection), needed.collect());
         let mut members = Vec::new();
         for member in &point.members {
@@ -63,7 +94,7 @@ impl Group {
             if reader.is_sealed() {
                 return Err(format!("volume {} is encrypted: it cannot be pulled; restore it with its key", meta.name));
             }
-            let touched = ask.have.and_then(|have| touched(state, volume, &have, point));
+            let touched = have.and_then(|have| touched(state, volume, &have, point));
             let told = PullMember { meta, volume_bytes: member.volume_bytes, touched };
             members.push(Pullable { told, reader });
         }
