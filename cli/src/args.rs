@@ -15,6 +15,7 @@ use crate::failover::FailoverArgs;
 use crate::failure::Failure;
 use crate::follower::FollowerCommand;
 use crate::key;
+use crate::settle::{CommitArgs, RollbackArgs};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -189,6 +190,11 @@ pub(crate) enum Command {
     /// What the disks of a host that was failed over held, and no point does.
     #[command(subcommand)]
     Branch(BranchCommand),
+
+    /// A failover is for good: its source may not come back.
+    Commit(CommitArgs),
+    /// This host was failed over: take the history back, with its disks as they are.
+    Rollback(RollbackArgs),
 
     /// Keep files and block devices of the gateway equal to a volume's points.
     #[command(subcommand)]

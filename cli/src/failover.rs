@@ -35,7 +35,8 @@ what was brought up is replicated nowhere until a host that has it publishes in 
 `farside volume resync NAME --accept forked` there; all of it is compared, what differs is sent.
 
 The way back: `farside failback GROUP` on the old host brings its disks to what was published
-since; or `farside volume resync NAME --accept fenced` there goes on with its disks as they are.
+since; `farside rollback GROUP` there goes on with its disks as they are; `farside commit` here says
+that it does not come back.
 
 Exit code 4: refused. The source is connected, or the point is not the newest; --force.
 
@@ -119,8 +120,8 @@ pub(crate) async fn run(global: &Global, hosts: &Hosts, args: FailoverArgs) -> R
         stand_in: args.stand_in,
         again: args.again,
         lose_staged: args.lose_staged,
-        abort: false,
         plan: true,
+        ..FailoverRequest::default()
     };
     let planned = client.failover(&request).await?;
     if args.plan {
@@ -192,7 +193,7 @@ async fn list(global: &Global, client: &Client) -> Result<(), Failure> {
     for one in &all {
         table.row([
             format!("{}/{}", one.source, one.group),
-            stage(one.stage).to_owned(),
+            if one.committed { "committed".to_owned() } else { stage(one.stage).to_owned() },
             one.generation.to_string(),
             one.point.as_ref().map_or_else(|| NOTHING.to_owned(), |point| point.id.to_string()),
             one.point.as_ref().map_or_else(|| NOTHING.to_owned(), |point| print::time(point.cut_wall)),
@@ -277,7 +278,7 @@ fn done(now: &FailoverStatus, rto_ms: Option<u64>) -> String {
     let point = now.point.as_ref().map_or_else(|| NOTHING.to_owned(), |point| point.id.to_string());
     format!(
         "{group} was failed over to point {point}; {} is fenced (generation {})\n{}{}\n{}the way back, on {}: farside failback {}; or, with \
-         its disks as they are: farside volume resync NAME --accept fenced\n",
+         its disks as they are: farside rollback {}; if it is not to come back: farside commit {group}\n",
         now.source,
         now.generation,
         steps(now),
@@ -290,6 +291,7 @@ fn done(now: &FailoverStatus, rto_ms: Option<u64>) -> String {
             ),
         },
         now.source,
+        now.group,
         now.group
     )
 }

@@ -32,6 +32,7 @@ mod progress;
 mod qcow2;
 mod recover;
 mod restore;
+mod settle;
 mod status;
 mod store;
 mod take;
@@ -156,6 +157,8 @@ async fn ask(cli: Cli) -> Result<(), Failure> {
         Command::Drill(command) => drill::run(&cli.global, &hosts, command).await,
         Command::Failover(args) => failover::run(&cli.global, &hosts, args).await,
         Command::Cutover(args) => cutover::run(&cli.global, &hosts, args).await,
+        Command::Commit(args) => settle::commit(&cli.global, &hosts, args).await,
+        Command::Rollback(args) => settle::rollback(&cli.global, &hosts, args).await,
         Command::Branch(command) => branch::run(&cli.global, &hosts, command).await,
         Command::Failback(args) => failback::run(&cli.global, &hosts, args).await,
         Command::Follower(command) => follower::run(&cli.global, &hosts, command).await,

@@ -19,7 +19,7 @@ use farside_wire::{
 use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::time::timeout;
 
-use crate::group::{GroupHandle, Mail};
+use crate::group::{GroupHandle, Mail, gone_for_good};
 use crate::landing;
 use crate::process::Receiver;
 use crate::pull;
@@ -312,6 +312,11 @@ async fn greet(
         return Err((RefusalCode::Unknown, text));
     }
     let names = GroupNames::new(hello.source.clone(), hello.group.clone());
+    if hello.source == *source
+        && let Some(winner) = receiver.failovers.committed(&names)
+    {
+        return Err((RefusalCode::Unknown, gone_for_good(&names, &winner)));
+    }
     let (roster, receiver) = (Arc::clone(&receiver.roster), Arc::clone(receiver));
     let found = tokio::task::spawn_blocking(move || roster.group(&receiver, &names)).await;
     match found {

@@ -9,6 +9,8 @@
 //! Invariant: what was begun is gone on with, after a kill at any moment too: nothing in it asks anything of the source. Before `Fencing` is durable
 //! nothing was changed; from the claims on nothing of the old generation is published, whoever sends it and however late.
 //!
+//! A failover that was promoted may be *committed*: it is for good then, its point is kept no more, and its source is refused until that is taken back.
+//!
 //! Not here: what a claim does to those before (`ledger`), how a source learns of it (`replication`), how targets are written (`follow`).
 
 use std::collections::BTreeMap;
@@ -71,6 +73,9 @@ pub(crate) struct Failover {
     /// The same of the source itself, if it was fenced by an earlier one.
     #[serde(default)]
     source_parted: Option<Slot>,
+    /// It is for good.
+    #[serde(default)]
+    committed: bool,
 }
 
 /// A failover that another one took the place of.
@@ -179,6 +184,9 @@ impl Failovers {
         if request.abort {
             return self.abort(receiver, &names);
         }
+        if let Some(commit) = request.commit {
+            return self.commit(receiver, &group, commit, request);
+        }
         if let Some(known) = known.as_ref().filter(|known| !request.again || !matches!(known.stage, Stage::Promoted { .. })) {
             if request.point.map(Slot).is_some_and(|point| known.point() != Some(point)) {
                 let message = format!("{names} was failed over already, to another point");
@@ -232,6 +240,7 @@ impl Failovers {
             former: known.iter().flat_map(Failover::with_former).collect(),
             parted: None,
             source_parted: known.as_ref().and_then(|known| known.source_parted.or(known.parted)),
+            committed: known.as_ref().is_some_and(|known| known.committed),
         };
         let planned = FailoverStatus { stage: FailoverStage::Planned, ..show(receiver, &group, &failover, &look) };
         if request.plan {
@@ -252,7 +261,7 @@ impl Failovers {
         let look = look(receiver, &handle(receiver, names)?, None)?;
         if known.stage != Stage::Fencing || look.generation.0 >= known.generation || !known.former.is_empty() {
             let message = format!("{names} was failed over: its source is fenced, or may be (generation {})", known.generation);
-            let what = "the way back is `farside failback` on its host, or `farside volume resync NAME --accept fenced` there";
+            let what = "the way back is `farside failback` on its host, or `farside rollback` there";
             return Err(ApiError::new(ErrorCode::Conflict, message, what));
         }
         receiver.state_dir.forget_failover(names).map_err(unsaved)?;
@@ -260,6 +269,50 @@ impl Failovers {
         lock(&self.troubles).remove(names);
         tracing::warn!(group = %names, "a failover was given up before it fenced anybody");
         Ok(FailoverStatus { stage: FailoverStage::Over, ..shown_alone(&known) })
+    }
+
+    /// A person says that it is for good, or takes that back.
+    fn commit(
+        &self,
+        receiver: &Receiver,
+        group: &GroupHandle,
+        commit: bool,
+        request: &FailoverRequest,
+    ) -> Result<FailoverStatus, ApiError> {
+        let names = group.names();
+        let status = self.show_one(receiver, names)?;
+        let known = lock(&self.all).get(names).cloned();
+        let is_promoted = known.as_ref().is_some_and(|known| matches!(known.stage, Stage::Promoted { .. }));
+        let refused = |message: String, what: &str| Err(ApiError::new(ErrorCode::Refused, message, what));
+        if commit && (!is_promoted || status.stage == FailoverStage::Over) {
+            let message = format!("the failover of {names} is not through, or its history was taken back");
+            return Err(ApiError::new(ErrorCode::Conflict, message, "`farside failover --list` shows how far it is"));
+        }
+        if commit && !request.force {
+            let Some(stand_in) = &status.stand_in else {
+                let message = format!("nobody publishes {names} in place of its source");
+                return refused(message, "farside failover --stand-in HOST first; or --force, if it is to be replicated no more");
+            };
+            if status.newest.is_none() || status.newest == status.point {
+                let message = format!("{stand_in} has published nothing of {names} yet: its source may be the only one that can");
+                return refused(message, "wait for its first point (`farside point list`), or say --force");
+            }
+        }
+        if request.plan {
+            return Ok(status);
+        }
+        self.change(receiver, names, |known| known.committed = commit)?;
+        // Whoever is connected and may not be is told; what is kept for the way back is kept no more.
+        let _ = receiver.runtime.block_on(group.tell(Mail::StandIn));
+        if let Some(known) = known.filter(|_| commit)
+            && let (Some(point), reason) = (known.point(), known.pin_reason())
+            && let Ok(PromotionLook { point: Some(point), .. }) = look(receiver, group, Some(point))
+        {
+            let change = PointChange::Unpin { only: Some(reason) };
+            receiver.runtime.block_on(group.change(point.shown.id, change))?;
+        }
+        tracing::warn!(group = %names, commit, "whether a failover is for good was changed");
+        self.show_one(receiver, names)
     }
 
     /// That host may publish in place of the source from here on, and no other.
@@ -291,7 +344,14 @@ impl Failovers {
 
     /// The point that a group is about to be failed over to, which is not pinned yet.
     pub(crate) fn wanted(&self, names: &GroupNames) -> Option<Slot> {
-        lock(&self.all).get(names).and_then(Failover::point)
+        lock(&self.all).get(names).filter(|one| !one.committed).and_then(Failover::point)
+    }
+
+    /// Whether a group was failed over for good, and who has it now.
+    pub(crate) fn committed(&self, names: &GroupNames) -> Option<String> {
+        let all = lock(&self.all);
+        let one = all.get(names).filter(|one| one.committed)?;
+        Some(one.stand_in.as_ref().map_or_else(|| "a copy of it".to_owned(), Name::to_string))
     }
 
     /// Whether a host may publish in place of the source of a group that was failed over. Not before that one is fenced.
@@ -424,7 +484,7 @@ impl Failovers {
     pub(crate) fn reasons(&self) -> Vec<Reason> {
         let said = lock(&self.all);
         let troubles = lock(&self.troubles).clone();
-        let of_all = said.values().map(|failover| {
+        let of_all = said.values().filter(|failover| !failover.committed || troubles.contains_key(&failover.names())).map(|failover| {
             let names = failover.names();
             let message = match (failover.stage, troubles.get(&names)) {
                 (Stage::Fencing | Stage::Fenced { .. }, Some(why)) => format!("the failover of {names} does not go on: {why}"),
@@ -435,8 +495,8 @@ impl Failovers {
                 ),
             };
             let what = format!(
-                "`farside failover --list`; to take {names} back, on its host: `farside failback {}`, or `farside volume resync NAME --accept \
-                 fenced` to go on with its disks as they are",
+                "`farside failover --list`; to take {names} back, on its host: `farside failback {0}`, or `farside rollback {0}` to go on with its disks \
+                 as they are; if it is not to come back: `farside commit {names}`",
                 names.group
             );
             Reason::new(Severity::Warning, Code::FailedOver, message, what)
@@ -539,6 +599,7 @@ fn shown_alone(failover: &Failover) -> FailoverStatus {
         },
         generation: failover.generation,
         forced: failover.forced,
+        committed: failover.committed,
         stand_in: failover.stand_in.as_ref().map(Name::to_string),
         ..FailoverStatus::default()
     }

@@ -32,6 +32,7 @@ use self::merges::Submitted;
 pub(crate) use self::merges::{MergeNext, MergeStanding};
 use self::pins::Changing;
 pub(crate) use self::pull::{PullAsk, PullLook, PullWanted, Pullable};
+pub(crate) use self::sources::gone_for_good;
 use crate::door::{Session, refusal};
 use crate::pace::Pace;
 use crate::process::Receiver;

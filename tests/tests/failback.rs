@@ -412,3 +412,64 @@ fn what_a_fenced_host_wrote_is_kept_wherever_it_is_killed_or_runs_out_of_room() 
     assert_newest_is(&old, &disk(&old));
     old.check_store();
 }
+
+/// The copy stays, and its source is refused; then a person has that taken back, and the source goes on with its own disk.
+#[test]
+fn a_failover_is_for_good_or_its_source_goes_on_with_its_own_disk() {
+    let mut old = Site::with_volume(BYTES, "200ms", 1000);
+    let commit = |site: &Site, more: &[&str]| site.gateway(&["commit", "host1/default"]).args(more).output().expect("it starts");
+    let unknown = commit(&old, &["--yes"]);
+    assert!(!unknown.status.success(), "what was not failed over is for good");
+    let target = lost(&mut old);
+    let alone = commit(&old, &["--yes"]);
+    assert_eq!(alone.status.code(), Some(4), "nobody publishes it, and its source is sent away: {alone:?}");
+    let mut new = stand_in(&old, &target);
+    write(&new, 3, 100);
+    new.wait_quiet();
+    let list = |site: &Site| json(&mut site.gateway(&["failover", "--list"])).as_array().expect("a list").clone();
+    let is_pinned = |site: &Site| site.points("data").iter().any(|point| point["pins"].to_string().contains("failover"));
+    let warns = |site: &Site| json(&mut site.gateway(&["status"])).to_string().contains("failed_over");
+    let planned = commit(&old, &["--plan"]);
+    assert!(String::from_utf8_lossy(&planned.stdout).contains("host2 has host1/default for good"), "{planned:?}");
+    assert!(list(&old)[0]["committed"] == false && is_pinned(&old) && warns(&old));
+    assert!(!commit(&old, &[]).status.success(), "nobody said yes");
+
+    assert!(commit(&old, &["--yes"]).status.success());
+    assert!(list(&old)[0]["committed"] == true && !is_pinned(&old) && !warns(&old), "{:?}", list(&old));
+    old.start_daemon();
+    let refused = |site: &Site| {
+        wait_until("the source to be sent away", || {
+            let status = site.status().to_string();
+            if status.contains("for good") { Ok(()) } else { Err(status) }
+        });
+    };
+    refused(&old);
+    write(&old, 4, 20);
+    let rollback =
+        |site: &Site, more: &[&str]| site.farside().args(["rollback", "default"]).args(more).output().expect("it starts");
+    assert_eq!(rollback(&old, &["--yes"]).status.code(), Some(4));
+    // Whoever stands in goes on, whoever is restarted.
+    old.receiver.take().expect("it runs").kill();
+    old.start_receiver();
+    write(&new, 5, 50);
+    new.wait_quiet();
+    assert_newest_is(&old, &disk(&new));
+    refused(&old);
+
+    assert!(commit(&old, &["--undo"]).status.success());
+    fenced(&old);
+    assert!(warns(&old));
+    let before = (disk(&old), newest(&old));
+    let planned = rollback(&old, &["--plan"]);
+    assert!(String::from_utf8_lossy(&planned.stdout).contains("goes on with its disk as it is"), "{planned:?}");
+    assert!(!rollback(&old, &[]).status.success() && newest(&old) == before.1);
+    assert!(rollback(&old, &["--yes"]).status.success());
+    old.wait_quiet();
+    assert!(disk(&old) == before.0, "its disk was changed");
+    assert_newest_is(&old, &disk(&old));
+    wait_for("the failover to be over", || list(&old).is_empty().then_some(()));
+    let again = rollback(&old, &["--yes"]);
+    assert_eq!(again.status.code(), Some(4), "{again:?}");
+    new.daemon.take().expect("it runs").stop();
+    old.check_store();
+}

@@ -25,6 +25,8 @@ pub struct FailoverRequest {
     pub lose_staged: bool,
     /// Give up one that has fenced nobody yet.
     pub abort: bool,
+    /// `true`: it is for good, and its source may not come back; `false`: it may again.
+    pub commit: Option<bool>,
     /// Say what would happen, and change nothing.
     pub plan: bool,
 }
@@ -72,6 +74,8 @@ pub struct FailoverStatus {
     pub all_published: bool,
     /// It was forced.
     pub forced: bool,
+    /// It is for good: its source may not come back.
+    pub committed: bool,
     /// Why more of it cannot be told now; `None`: all is told.
     pub why: Option<String>,
     /// The host that may publish in place of the source.

@@ -208,7 +208,8 @@ impl Group {
     fn set_policy(&mut self, policy: Policy) {
         // † A host that stands in may have been told nothing of it, and what is given up is gone for ever: until the history is taken back only
         // more may be kept.
-        let stands = self.receiver.failovers.stands(&self.names);
+        let failovers = &self.receiver.failovers;
+        let stands = failovers.stands(&self.names) && failovers.committed(&self.names).is_none();
         let policy = match self.policy.as_ref().filter(|_| stands && !self.policy_is_default) {
             Some(old) => old.union(&policy),
             None => policy,

@@ -124,9 +124,15 @@ impl Group {
         is_it
     }
 
-    /// Ends the session of whoever is neither the source nor stands in for it.
+    /// Ends the session of whoever is neither the source nor stands in for it, and that of the source where it was failed over for good.
     pub(super) fn refuse_stranger(&mut self, session: &Arc<Session>) {
         let peer = session.peer();
+        if peer == self.names.source
+            && let Some(winner) = self.receiver.failovers.committed(&self.names)
+        {
+            let text = gone_for_good(&self.names, &winner);
+            return self.turn_away(session, RefusalCode::Unknown, &text);
+        }
         if peer != self.names.source && (!self.receiver.failovers.stands_in(&self.names, &peer) || self.is_taken_back()) {
             let text = format!("{peer} does not stand in for {} any more", self.names);
             self.turn_away(session, RefusalCode::Unknown, &text);
@@ -248,4 +254,12 @@ impl Group {
             (Place::Here(here), _) => drop(self.receiver.vault.failed(here.generation, error)),
         }
     }
+}
+
+/// What a source is told that may not come back.
+pub(crate) fn gone_for_good(names: &farside_store::GroupNames, winner: &str) -> String {
+    format!(
+        "{names} was failed over to {winner} for good (farside commit): remove its volumes here; or, to let this host have it back, on the gateway: \
+         farside commit {names} --undo"
+    )
 }
