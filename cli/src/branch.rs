@@ -13,20 +13,18 @@ use crate::print::{self, NOTHING, Table};
 /// `farside branch …`
 #[derive(Debug, Subcommand)]
 #[command(after_long_help = "\
-When a group is failed back, its disks are overwritten with what was published since. What they held
-and no point does, the last writes before the failover and all that came after it here, is
-kept first, as a branch: one folder for each volume, which lies over the point that the disks went
-their own way from. That point is pinned on the gateway.
+When a group is failed back, its disks are overwritten with what was published since. What only they
+hold, the last writes before the failover and all that came after it here, is kept first, as a branch:
+one folder for each volume, which lies over a point. The gateway has that point pinned until the
+branch is removed.
 
-To look into it, copy it to the gateway (it is sparse), and open it over its point:
-
-  tar -C /var/lib/farside/branches/db -cSzf db.tgz 20260301T120000Z           # on this host
-  tar -xSzf db.tgz                                                            # on the gateway
-  farside point open web1/db/data 42-9f3c2a1b --writable --overlay 20260301T120000Z/data
+To look into it, copy it to the gateway (it is sparse), and open it over its point; `branch show`
+prints the commands.
 
 Examples:
   farside branch list
-  farside branch remove db/20260301T120000Z")]
+  farside branch show db/20260301T120000Z-9f3c2a
+  farside branch remove db/20260301T120000Z-9f3c2a")]
 pub(crate) enum BranchCommand {
     /// List what is kept on this host.
     List,
@@ -63,13 +61,13 @@ pub(crate) async fn run(global: &Global, hosts: &Hosts, command: BranchCommand) 
             if global.json {
                 return print::json(&removed);
             }
-            let pinned = removed.over.as_ref().map_or_else(String::new, |over| {
+            let trouble = removed.trouble.as_ref().zip(removed.over.as_ref()).map_or_else(String::new, |(trouble, over)| {
                 format!(
-                    "its point is pinned still: farside point unpin {} --of {}/{}, on the gateway\n",
+                    "! {trouble}: farside point unpin {} --of {}/{}, there, if nothing else wants it\n",
                     over.id, removed.source, removed.group
                 )
             });
-            print::out(&format!("removed branch {}\n{pinned}", removed.id))
+            print::out(&format!("removed branch {}\n{trouble}", removed.id))
         }
     }
 }
@@ -87,7 +85,7 @@ async fn list(global: &Global, client: &Client) -> Result<(), Failure> {
     if all.is_empty() {
         return print::out("no branches: nothing was kept of disks that were overwritten\n");
     }
-    let mut table = Table::new(&["BRANCH", "OVER", "CUT", "DIFFERS", "WHOLE", "VOLUMES"]);
+    let mut table = Table::new(&["BRANCH", "OVER", "CUT", "DIFFERS", "WHOLE", "UNREADABLE", "VOLUMES"]);
     for branch in &all {
         let over = branch.over.as_ref();
         table.row([
@@ -95,7 +93,8 @@ async fn list(global: &Global, client: &Client) -> Result<(), Failure> {
             over.map_or_else(|| NOTHING.to_owned(), |over| over.id.to_string()),
             over.map_or_else(|| NOTHING.to_owned(), |over| print::time(over.cut_wall)),
             print::bytes(branch.bytes),
-            if branch.whole { "yes" } else { "no" }.to_owned(),
+            if branch.whole && branch.partial.is_empty() { "yes" } else { "no" }.to_owned(),
+            if branch.unreadable_bytes > 0 { print::bytes(branch.unreadable_bytes) } else { NOTHING.to_owned() },
             branch.volumes.join(" "),
         ]);
     }
@@ -110,7 +109,10 @@ fn shown(branch: &BranchStatus) -> String {
     }
     text.push_str(&format!("\nin {}\n", branch.path));
     if !branch.whole {
-        text.push_str("it is not whole: a failback was keeping it, and was told to keep no more, or is not through\n");
+        text.push_str("it is not whole: a failback was keeping it, and is not through, or was told to keep no more. The rest is on the disks\n");
+    }
+    for volume in &branch.partial {
+        text.push_str(&format!("volume {volume} was removed while it was kept: the rest of it is on its disk only\n"));
     }
     if branch.unreadable_bytes > 0 {
         text.push_str(&format!(
@@ -121,10 +123,14 @@ fn shown(branch: &BranchStatus) -> String {
     if let Some(trouble) = &branch.trouble {
         text.push_str(&format!("{trouble}\n"));
     }
-    if let Some(over) = &branch.over {
+    let folder = std::path::Path::new(&branch.path);
+    if let (Some(over), Some(above), Some(name)) = (&branch.over, folder.parent(), folder.file_name()) {
+        let name = name.to_string_lossy();
+        text.push_str(&format!("here:           tar -C {} -cSzf branch.tgz {name}\n", above.display()));
+        text.push_str("on the gateway: tar -xSzf branch.tgz\n");
         for volume in &branch.volumes {
             text.push_str(&format!(
-                "on the gateway, with a copy of it: farside point open {}/{}/{volume} {} --writable --overlay {volume}\n",
+                "                farside point open {}/{}/{volume} {} --writable --overlay {name}/{volume}\n",
                 branch.source, branch.group, over.id
             ));
         }

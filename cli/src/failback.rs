@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::{ArgGroup, Args};
 use farside_control::Client;
-use farside_control::failback::{FailbackRequest, FailbackStage, FailbackStatus, FailbackStep};
+use farside_control::failback::{BranchKeeps, FailbackRequest, FailbackStage, FailbackStatus, FailbackStep};
 use serde::Serialize;
 
 use crate::args::Global;
@@ -40,13 +40,14 @@ It goes on by itself after a kill or a reboot at any moment; Ctrl-C ends the wat
 volumes are served by nobody here from step 1 to step 3: stop what uses them, and unmount.
 
 Everything of the volumes is compared by digest once, and read here in full for that; then only
-what a new point touched.
+what points touched since.
 
 Examples:
   farside failback db --plan
   farside failback db
   farside failback db --finish
-  farside failback db --abort          serve them as the disks are, fenced as before
+  farside failback db --abort          serve them as the disks are, fenced as before; as they were, if
+                                       what only they hold is still being kept
   farside failback db --accept-disks   a disk was replaced, or has no serial number after a reboot
   farside failback --list
 
@@ -245,12 +246,16 @@ fn plan(planned: &FailbackStatus, discard_branch: bool) -> String {
             print::bytes(member.bytes)
         ));
     }
-    text.push_str(&match (discard_branch, &planned.over) {
-        (true, _) => "what these disks hold and no point does is lost\n".to_owned(),
-        (false, Some(over)) => {
-            format!("what these disks hold and no point does is kept first, over point {} (farside branch list)\n", over.id)
+    text.push_str(&match planned.keeps {
+        _ if discard_branch => "what only these disks hold is lost\n".to_owned(),
+        BranchKeeps::Unknown | BranchKeeps::Discarded => "what only these disks hold, and no point does, is lost\n".to_owned(),
+        BranchKeeps::Nothing => {
+            "these disks are a point: what else is on them by now, and no point holds, is kept first\n".to_owned()
         }
-        (false, None) => "these disks are a point, unless somebody wrote to them since: nothing of them is lost\n".to_owned(),
+        BranchKeeps::Wanted | BranchKeeps::Keeping | BranchKeeps::Kept => format!(
+            "what only these disks hold is kept first{} (farside branch list)\n",
+            planned.over.as_ref().map_or_else(String::new, |over| format!(", over point {}", over.id))
+        ),
     });
     text.push_str("the volumes are not served here until --finish or --abort\n");
     if let Some(other) = &planned.other {
@@ -276,7 +281,10 @@ fn outcome(last: &FailbackStatus, over: bool) -> String {
             )
         }
         (true, FailbackStage::Aborting) => {
-            format!("aborted: the volumes of {group} are served as their disks are, fenced (farside explain fenced)\n")
+            let kept = last.branch.as_ref().filter(|_| last.keeps == BranchKeeps::Kept);
+            let kept = kept
+                .map_or_else(String::new, |branch| format!("; what only they held before is branch {branch}, and not on them"));
+            format!("aborted: the volumes of {group} are served as their disks are{kept}, fenced (farside explain fenced)\n")
         }
         (true, _) => format!(
             "{group} is back, from {} ({moved}): its volumes are served and published here; all of it is compared once (farside \

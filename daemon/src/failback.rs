@@ -26,7 +26,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use farside_control::failback::{BranchStatus, FailbackMember, FailbackRequest, FailbackStage, FailbackStatus, FailbackStep};
+use farside_control::failback::{BranchKeeps, FailbackMember, FailbackRequest, FailbackStage, FailbackStatus, FailbackStep};
 use farside_control::source::{LastPoint, VolumeState, VolumeStatus};
 use farside_control::{ApiError, Code, ErrorCode, Reason, Severity};
 use farside_region::{Generation, LedgerPosition, Name, RegionSet};
@@ -41,7 +41,7 @@ use crate::config::VolumeConfig;
 use crate::group::{Ask, TakenBack};
 use crate::locked;
 use crate::supervisor::{Claimed, Daemon};
-use branch::{Branch, Keeping};
+use branch::{Branch, Keeping, Suspects};
 use disks::{Disks, Known};
 use note::{At, Finish, Held, Note, Stage, notes};
 use pull::{PullError, PulledVolume, Puller, Traffic};
@@ -49,6 +49,7 @@ use pull::{PullError, PulledVolume, Puller, Traffic};
 mod branch;
 mod cutover;
 mod disks;
+mod keep;
 mod note;
 mod pull;
 
@@ -97,6 +98,8 @@ struct Failback {
     view: Mutex<View>,
     traffic: Arc<Traffic>,
     told: Notify,
+    /// What could not be read of the disks so far.
+    suspects: Arc<Suspects>,
     /// Who has it may write to the disks.
     disks: tokio::sync::Mutex<Disks>,
 }
@@ -108,6 +111,7 @@ impl Failback {
             view: Mutex::default(),
             traffic: Arc::default(),
             told: Notify::new(),
+            suspects: Arc::default(),
             disks: tokio::sync::Mutex::default(),
         }
     }
@@ -169,7 +173,15 @@ impl Failback {
             },
             over: match &note.branch {
                 Branch::Kept { over, .. } => Some(over.shown()),
-                _ => view.over,
+                Branch::Wanted { .. } => view.over,
+                Branch::None | Branch::Discarded => None,
+            },
+            keeps: match &note.branch {
+                Branch::None => BranchKeeps::Nothing,
+                Branch::Discarded => BranchKeeps::Discarded,
+                Branch::Wanted { .. } => BranchKeeps::Wanted,
+                Branch::Kept { whole: false, .. } => BranchKeeps::Keeping,
+                Branch::Kept { whole: true, .. } => BranchKeeps::Kept,
             },
             why: view.why,
         }
@@ -343,7 +355,12 @@ impl Daemon {
                     self.change(&known, |note| (note.finish, note.abort) = (finish, false))
                 }
                 // What is a part of a point is served by nobody: it is done when they are at one.
-                FailbackStep::Abort => self.change(&known, |note| (note.finish, note.abort) = (None, true)),
+                FailbackStep::Abort => {
+                    // What is being kept is put back at once; whatever else is under way ends first.
+                    let is_due = locked(&known.note).branch.is_due();
+                    let _disks = if is_due { Some(known.stop_for_a_moment().await) } else { None };
+                    self.change(&known, |note| (note.finish, note.abort) = (None, true))
+                }
                 FailbackStep::AcceptDisks => self.accept_disks(&known).await,
             }
             .map_err(unkept)?;
@@ -355,25 +372,22 @@ impl Daemon {
     /// A person says that the disks which are there now are meant: all of them are compared.
     async fn accept_disks(&self, failback: &Failback) -> anyhow::Result<()> {
         let mut disks = failback.stop_for_a_moment().await;
+        // They are opened anew.
+        disks.let_go();
+        let held = locked(&failback.note).held();
+        let is_another = tokio::task::spawn_blocking(move || held.iter().any(disks::is_another)).await?;
         self.change(failback, |note| {
             for held in &mut note.volumes {
                 (held.identity, held.seen) = (None, None);
             }
+            let mut was = None;
             if let Stage::Held { at, .. } | Stage::HandedOver { at } = &mut note.stage {
-                *at = None;
+                was = at.take();
             }
-        })?;
-        // They are opened anew.
-        disks.let_go();
-        Ok(())
-    }
-
-    /// A person gives up what the disks hold and no point does. What is kept of it by now stays.
-    async fn discard_branch(&self, failback: &Failback) -> anyhow::Result<()> {
-        let _disks = failback.stop_for_a_moment().await;
-        self.change(failback, |note| {
-            if note.branch.is_due() {
-                note.branch = Branch::None;
+            // † What is on another disk is nothing of the branch that was begun. If it is the same, that one goes on.
+            let goes_on = matches!(note.branch, Branch::Kept { whole: false, .. }) && !is_another;
+            if note.branch != Branch::Discarded && !goes_on {
+                note.branch = Branch::Wanted { base: was };
             }
         })
     }
@@ -395,26 +409,32 @@ impl Daemon {
         }
         let failback = Failback::new(Note::new(group.clone(), volumes.iter().map(|volume| self.held(volume)).collect()));
         let puller = self.puller(&group, &failback).await.map_err(unreachable)?;
-        let fork = match request.discard_branch {
-            true => None,
-            false => Some(puller.fork(None).await.map_err(|error| {
-                conflict(
-                    format!("what the disks of this host hold and no point does cannot be kept: {error}"),
-                    "copy off what you need of it, and say --discard-branch: what differs is overwritten then",
-                )
-            })?),
-        };
         let point = puller.point(None).await.map_err(unreachable)?;
         drop(puller);
         self.heard(&failback, &point);
-        locked(&failback.view).over = fork.as_ref().map(|fork| At::from(fork).shown());
-        if fork.is_none() {
-            locked(&failback.note).branch = Branch::None;
-        }
         locked(&failback.note).generation = point.promotion.unwrap_or(point.generation).0;
-        for (volume, point) in volumes.iter().flat_map(|volume| fork.iter().chain([&point]).map(move |point| (volume, point))) {
-            fits(&volume.name, point)
+        for volume in &volumes {
+            fits(&volume.name, &point)
                 .map_err(|why| conflict(why, "`farside point show latest` on the gateway says what the point holds"))?;
+        }
+        let base = note::base(&self.state_path(), &group);
+        locked(&failback.note).branch =
+            if request.discard_branch { Branch::Discarded } else { Branch::Wanted { base: base.clone() } };
+        if !request.discard_branch {
+            let fork = self.fork(&group, &failback, &mut None, [base]).await.map_err(|error| match error {
+                PullError::NoFork | PullError::Refused(_) => conflict(
+                    format!("what only the disks of this host hold cannot be kept: {error}"),
+                    "copy off what you need of it, and say --discard-branch: what differs is overwritten then",
+                ),
+                other => unreachable(other),
+            })?;
+            locked(&failback.view).over = Some(At::from(&fork).shown());
+            for volume in &volumes {
+                fits(&volume.name, &fork).map_err(|why| {
+                    let message = format!("{why}, from before the failover: what only its disk holds cannot be kept");
+                    conflict(message, "copy off what you need of it, and say --discard-branch: what differs is overwritten then")
+                })?;
+            }
         }
         if request.plan {
             return Ok(FailbackStatus { stage: FailbackStage::Planned, ..failback.show() });
@@ -495,10 +515,13 @@ impl Daemon {
 
     /// A connection that pulls.
     async fn puller(&self, group: &Name, failback: &Failback) -> Result<Arc<Puller>, PullError> {
+        self.puller_of((&self.source_of(group), group), failback.traffic.clone()).await
+    }
+
+    async fn puller_of(&self, names: (&Name, &Name), traffic: Arc<Traffic>) -> Result<Arc<Puller>, PullError> {
         let dialer: QuicDialer = self.dialer();
         let connection = dialer.dial().await.map_err(|error| PullError::Ended(error.to_string()))?;
-        let source = self.source_of(group);
-        Ok(Arc::new(Puller::begin(connection, (&source, group), self.instance, failback.traffic.clone()).await?))
+        Ok(Arc::new(Puller::begin(connection, names, self.instance, traffic).await?))
     }
 
     fn heard(&self, failback: &Failback, point: &PullPoint) {
@@ -525,7 +548,7 @@ impl Daemon {
                     wait = AGAIN.0;
                 }
                 Err(error) => {
-                    let why = format!("{error:#}");
+                    let why = self.with_way_out(&failback, format!("{error:#}"));
                     if locked(&failback.view).why.replace(why.clone()).as_ref() != Some(&why) {
                         warn!(group = %locked(&failback.note).group, "the failback cannot go on yet: {why}");
                     }
@@ -597,14 +620,14 @@ impl Daemon {
         let mut puller = None;
         while self.is_known(failback) {
             let note = locked(&failback.note).clone();
-            let Stage::Held { applying, .. } = note.stage else { return Ok(()) };
-            if note.abort && applying.is_none() {
-                failback.disks.lock().await.let_go();
-                return self.turn(failback, Stage::Aborting);
+            let Stage::Held { at, applying } = note.stage.clone() else { return Ok(()) };
+            if note.abort && (applying.is_none() || note.branch.is_due()) {
+                return self.end_held(failback, at).await;
             }
             let (held, have) = self.take_disks(failback).await?;
-            if note.branch == Branch::Wanted && have.is_some() {
-                self.change(failback, |note| note.branch = Branch::None)?; // they are a point
+            if have.is_none() && applying.is_none() && at.is_some() && note.branch.may_begin_anew() {
+                // Somebody wrote to what was a point, or it cannot be told.
+                self.change(failback, |note| note.branch = Branch::Wanted { base: at.clone() })?;
                 continue;
             }
             // With nothing locked: it may take its time.
@@ -613,11 +636,7 @@ impl Daemon {
                     Some(connected) => Arc::clone(connected),
                     None => puller.insert(self.puller(&note.group, failback).await?).clone(),
                 };
-                let point = match &note.branch {
-                    Branch::Wanted => connected.fork(None).await?,
-                    Branch::Kept { over, whole: false, .. } => connected.fork(Some(over.position)).await?,
-                    Branch::None | Branch::Kept { whole: true, .. } => connected.point(have).await?,
-                };
+                let point = connected.point(have).await?;
                 Ok::<_, PullError>((connected, point))
             };
             let (connected, point) = match told.await {
@@ -629,12 +648,12 @@ impl Daemon {
                 }
                 Err(error) => return Err(error.into()),
             };
+            self.heard(failback, &point);
             if note.branch.is_due() {
-                self.keep_branch(failback, &connected, &held, &point).await?;
+                self.keep_branch(failback, &mut puller, &note, (&held, have)).await?;
                 locked(&failback.view).why = None;
                 continue;
             }
-            self.heard(failback, &point);
             let is_there = applying.is_none() && have == Some(point.position) && !failback.disks.lock().await.lacks_something();
             if !is_there {
                 self.apply(failback, &connected, &held, &point, None).await?;
@@ -681,32 +700,6 @@ impl Daemon {
         Ok(Some(()))
     }
 
-    /// Keeps what the disks hold and that point does not, and brings them to it.
-    async fn keep_branch(
-        &self,
-        failback: &Failback,
-        puller: &Arc<Puller>,
-        held: &[Held],
-        point: &PullPoint,
-    ) -> anyhow::Result<()> {
-        let note = locked(&failback.note).clone();
-        let (group, state_dir) = (note.group.clone(), self.state_path());
-        let source = self.source_of(&group);
-        let over = At::from(point);
-        let id = match note.branch {
-            Branch::Kept { id, .. } => id,
-            _ => {
-                let id = branch::begin(&state_dir, (&source, &group), note.generation, &over)?;
-                self.change(failback, |note| note.branch = Branch::Kept { id: id.clone(), over: over.clone(), whole: false })?;
-                id
-            }
-        };
-        let store = puller.store();
-        let keeping = Keeping::open(&state_dir, (&source, &group), &id, store, (&over, point))?;
-        failback.traffic.kept.store(keeping.bytes(), Ordering::Relaxed);
-        self.apply(failback, puller, held, point, Some((id, keeping))).await
-    }
-
     /// Brings the disks to a point; what is overwritten is kept first, where that is said.
     async fn apply(
         &self,
@@ -714,7 +707,7 @@ impl Daemon {
         puller: &Arc<Puller>,
         held: &[Held],
         point: &PullPoint,
-        keeping: Option<(String, Keeping)>,
+        keeping: Option<(Name, Keeping)>,
     ) -> anyhow::Result<()> {
         let mut disks = failback.disks.lock().await;
         let note = locked(&failback.note).clone();
@@ -723,6 +716,13 @@ impl Daemon {
         if (note.abort && applying.is_none()) || *held != locked(&failback.note).held() || !held.iter().all(is_open) {
             return Ok(()); // something changed while nothing was locked
         }
+        let is_this = |id: &Name| matches!(&note.branch, Branch::Kept { id: known, whole: false, .. } if known == id);
+        if note.branch.is_due() != keeping.is_some() || keeping.as_ref().is_some_and(|(id, _)| note.abort || !is_this(id)) {
+            return Ok(()); // it was discarded, or begun, or given up
+        }
+        // What was looked at for this very point before it was interrupted is not looked at again.
+        let goes_on = disks.known.as_ref().is_some_and(|known| known.at == point.position);
+        let newest_bytes = locked(&failback.view).bytes.clone();
         let mut work = Vec::new();
         let mut lacks = BTreeMap::new();
         let mut is_known = disks.known.is_some();
@@ -738,19 +738,19 @@ impl Daemon {
                 anyhow::bail!("{path} has {has} bytes, and volume {} has {needs}: make it larger", volume.name);
             }
             let kept = keeping.as_ref().and_then(|(_, keeping)| keeping.of(&volume.name));
-            if kept.is_some() && has >= member.volume_bytes + geometry.granule_bytes() {
+            if kept.is_some() && has > member.volume_bytes && newest_bytes.get(&volume.name) > Some(&member.volume_bytes) {
                 let (path, had) = (volume.backing.display(), member.volume_bytes);
                 anyhow::bail!(
-                    "{path} has {has} bytes, and had {had} at point {}: what lies beyond is not kept. Copy off what you need of it, and say farside \
-                     failback {} --discard-branch",
-                    point.position.slot,
-                    note.group
+                    "{path} has {has} bytes, and volume {} had {had} at point {}: what lies beyond would be overwritten, and is not kept",
+                    volume.name,
+                    point.position.slot
                 );
             }
             let mut all = RegionSet::new();
             all.insert_range(geometry.all_regions());
             let before = disks.known.as_ref().and_then(|known| known.lacks.get(&volume.name)).map(|lacks| locked(lacks).clone());
-            let regions = match (&member.touched, before) {
+            let nothing = RegionSet::new();
+            let regions = match (member.touched.as_ref().or(goes_on.then_some(&nothing)), before) {
                 (Some(touched), Some(mut before)) => {
                     before.union_with(touched);
                     let mut others = all.clone();
@@ -851,6 +851,9 @@ impl Daemon {
                 let _ = tokio::time::timeout(SERVED, failback.told.notified()).await;
             }
         }
+        if takes_back.is_some() {
+            note.forget_base(&self.state_path());
+        }
         note.forget(&self.state_path())?;
         locked(&self.failbacks.all).remove(&note.group);
         for held in note.held() {
@@ -867,7 +870,12 @@ impl Daemon {
         let held_again = |at: Option<&At>| Stage::Held { at: at.cloned(), applying: None };
         let (_, have) = self.take_disks(failback).await?;
         if have != Some(at.position) {
-            self.turn(failback, held_again(None))?;
+            self.change(failback, |note| {
+                note.stage = held_again(None);
+                if note.branch.may_begin_anew() {
+                    note.branch = Branch::Wanted { base: Some(at.clone()) };
+                }
+            })?;
             return Ok(false);
         }
         let told = async { self.puller(&note.group, failback).await?.point(have).await };
@@ -920,35 +928,6 @@ impl Daemon {
             }
         }
         anyhow::bail!("the generation of volume {name} changes all the time: see `farside failover --list` on the gateway")
-    }
-
-    /// What was kept of disks before it was overwritten.
-    pub(crate) fn branches(&self) -> Vec<BranchStatus> {
-        branch::all(&self.state_path())
-    }
-
-    /// A person wants a branch no more.
-    ///
-    /// # Errors
-    /// When there is none, a failback is at it, somebody has it open, or it cannot be removed.
-    pub(crate) async fn remove_branch(&self, id: &str) -> Result<BranchStatus, ApiError> {
-        let _one = self.failbacks.beginning.lock().await;
-        let found = self.branches().into_iter().find(|branch| branch.id == id);
-        let branch = found.ok_or_else(|| ApiError::not_found("branch", id, "`farside branch list` lists them"))?;
-        let all: Vec<Arc<Failback>> = locked(&self.failbacks.all).values().cloned().collect();
-        let is_written = |one: &Arc<Failback>| locked(&one.note).branch.is_due() && one.show().branch.as_deref() == Some(id);
-        if all.iter().any(is_written) {
-            let message = format!("a failback of {} is keeping branch {id}", branch.group);
-            let what = "`farside failback --list` shows how far it is; --discard-branch there has it keep no more";
-            return Err(conflict(message, what));
-        }
-        let path = branch.path.clone();
-        let removed = tokio::task::spawn_blocking(move || branch::remove(Path::new(&path))).await;
-        match removed {
-            Ok(Ok(())) => Ok(branch),
-            Ok(Err(error)) => Err(conflict(format!("branch {id} stays: {error:#}"), "say the same again when that is mended")),
-            Err(error) => Err(ApiError::internal(error)),
-        }
     }
 
     /// A person removes a volume whose disk may be held: it is let go of, and served by nobody until that is done. `true`: it was held.

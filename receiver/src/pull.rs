@@ -1,9 +1,8 @@
 //! The way back: hosts that pull a point, each on a connection of its own.
 //!
-//! Invariants: what such a connection says changes nothing in the store; its point is kept from retention and merges as long as it pulls, and for
+//! Invariants: what such a connection says changes nothing in the store but pins for its host's branches; its point is kept from retention and merges as long as it pulls, and for
 //! a while after, since a line may break; it never holds up its group's thread: reading is done on blocking threads. Answers that nobody takes are
-//! bounded for each host and for all, so that one that does not read holds up only itself. † What a host keeps beside the point that its disks went
-//! their own way from is worth nothing without that point: it is pinned before anything is answered that has a disk overwritten.
+//! bounded for each host and for all, so that one that does not read holds up only itself.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,8 +15,8 @@ use farside_region::{GranuleDigest, GranuleIndex, GranuleRun, LayerKey, Name, Re
 use farside_store::{DigestRun, LazyPointReader, StoreError};
 use farside_transport::{CloseCode, Closed, Connection};
 use farside_wire::{
-    Features, PULL_CHUNK_BYTES_MAX, PULL_OPEN_MAX, PullChunk, PullPoint, PullQuery, ReceiverHello, ReceiverMessage, RefusalCode,
-    RequestId, SourceHello, SourceMessage, VersionRange, decode_payload, encode_payload,
+    Features, ForkPin, PULL_CHUNK_BYTES_MAX, PULL_OPEN_MAX, PullChunk, PullPoint, PullQuery, ReceiverHello, ReceiverMessage,
+    RefusalCode, RequestId, SourceHello, SourceMessage, VersionRange, decode_payload, encode_payload,
 };
 use tokio::sync::{Semaphore, oneshot};
 
@@ -41,6 +40,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 static CONNECTIONS: AtomicU64 = AtomicU64::new(1);
 /// Hosts that pull now.
 static HOSTS: Mutex<BTreeMap<Name, Weak<Host>>> = Mutex::new(BTreeMap::new());
+
+/// How the reason of a pin begins that keeps a point for a branch.
+pub(crate) const PIN_REASON: &str = "branch of ";
 
 /// What differs is compressed so much: who waits for it waits for an application that is stopped.
 const LEVEL: i32 = 1;
@@ -102,12 +104,14 @@ async fn answer_all(
     say(connection, &ReceiverMessage::Hello(ReceiverHello { version, features: Features::PULLS, store })).await;
     let open = Arc::new(Semaphore::new(PULL_OPEN_MAX));
     let mut members: Arc<Vec<Pullable>> = Arc::default();
-    let mut fork: Option<Arc<Fork>> = None;
     while let Ok(frame) = connection.recv().await {
         let message: SourceMessage = decode_payload(&frame).map_err(|error| (RefusalCode::Protocol, error.to_string()))?;
         let asked = match &message {
             SourceMessage::PullBegin(asked) => Some((asked.id, PullWanted::Newest { have: asked.have })),
-            SourceMessage::PullFork(asked) => Some((asked.id, PullWanted::Fork { over: asked.over })),
+            SourceMessage::PullFork(asked) => {
+                let pins = matches!(asked.pin, ForkPin::Pin(_));
+                Some((asked.id, PullWanted::Fork { over: asked.over, pins }))
+            }
             _ => None,
         };
         if let Some((id, wanted)) = asked {
@@ -117,7 +121,9 @@ async fn answer_all(
                 tokio::time::sleep(BEGIN_AGAIN).await;
                 look(group, ask).await.map_err(|text| (RefusalCode::Store, text))?
             };
-            fork = matches!(wanted, PullWanted::Fork { .. }).then(|| Arc::new(Fork::new(group, asker, &look)));
+            if let SourceMessage::PullFork(asked) = &message {
+                pin(group, asker, &look, &asked.pin).await.map_err(|text| (RefusalCode::Store, text))?;
+            }
             let point = told(id, &look);
             members = Arc::new(look.members);
             say(connection, &ReceiverMessage::PullPoint(point)).await;
@@ -131,12 +137,11 @@ async fn answer_all(
                     return Err(protocol("a volume was asked for that is not in the point"));
                 }
                 let (connection, members, host) = (Arc::clone(connection), Arc::clone(&members), Arc::clone(host));
-                let fork = fork.clone();
                 tokio::spawn(async move {
                     let _open = permit;
                     let _one_of_host = host.answers.acquire().await.expect("it is never closed");
                     let _one = ANSWERS.acquire().await.expect("it is never closed");
-                    answer(&connection, (members, fork), query).await;
+                    answer(&connection, members, query).await;
                 });
             }
             _ => return Err(protocol("a message that has no place on a connection that pulls")),
@@ -145,36 +150,17 @@ async fn answer_all(
     Ok(())
 }
 
-/// The point that a host's disks went their own way from.
-#[derive(Debug)]
-struct Fork {
-    group: GroupHandle,
-    point: PointId,
-    reason: String,
-    is_pinned: tokio::sync::Mutex<bool>,
-}
-
-impl Fork {
-    fn new(group: &GroupHandle, asker: &Name, look: &PullLook) -> Self {
-        Self {
-            group: group.clone(),
-            point: PointId::new(look.position.slot.0, &look.position.digest.0),
-            reason: format!("{asker} keeps a branch from here on: farside branch list there"),
-            is_pinned: tokio::sync::Mutex::new(false),
-        }
-    }
-
-    /// It stays, whatever retention says, until a person takes that back.
-    async fn pin(&self) -> Result<(), String> {
-        let mut is_pinned = self.is_pinned.lock().await;
-        if !*is_pinned {
-            let change = PointChange::OwnPin { reason: self.reason.clone() };
-            let pinned = self.group.change(self.point, change).await;
-            pinned.map_err(|error| format!("point {} cannot be pinned: {}", self.point, error.message))?;
-            *is_pinned = true;
-        }
-        Ok(())
-    }
+/// Keeps a point for a branch of that host, or does so no more.
+async fn pin(group: &GroupHandle, asker: &Name, look: &PullLook, pin: &ForkPin) -> Result<(), String> {
+    let reason = |branch: &Name| format!("{PIN_REASON}{asker}: {branch}");
+    let change = match pin {
+        ForkPin::Leave => return Ok(()),
+        ForkPin::Pin(branch) => PointChange::OwnPin { reason: reason(branch) },
+        ForkPin::Unpin(branch) => PointChange::Unpin { only: Some(reason(branch)) },
+    };
+    let point = PointId::new(look.position.slot.0, &look.position.digest.0);
+    let changed = group.change(point, change).await;
+    changed.map(drop).map_err(|error| format!("whether point {point} is pinned cannot be changed: {}", error.message))
 }
 
 /// What its group says of the point.
@@ -199,7 +185,7 @@ fn told(id: RequestId, look: &PullLook) -> PullPoint {
     }
 }
 
-async fn answer(connection: &Arc<dyn Connection>, (members, fork): (Arc<Vec<Pullable>>, Option<Arc<Fork>>), query: PullQuery) {
+async fn answer(connection: &Arc<dyn Connection>, members: Arc<Vec<Pullable>>, query: PullQuery) {
     let id = query.id;
     let one = REGIONS.acquire().await.expect("it is never closed");
     let made = tokio::task::spawn_blocking(move || {
@@ -208,13 +194,7 @@ async fn answer(connection: &Arc<dyn Connection>, (members, fork): (Arc<Vec<Pull
     });
     let made = made.await;
     drop(one); // who reads its answers slowly holds up nobody
-    let mut made = made.map_err(|error| error.to_string()).and_then(|made| made.map_err(|error| error.to_string()));
-    if let (Ok(part), Some(fork)) = (&made, fork)
-        && !part.is_empty()
-        && let Err(text) = fork.pin().await
-    {
-        made = Err(text);
-    }
+    let made = made.map_err(|error| error.to_string()).and_then(|made| made.map_err(|error| error.to_string()));
     let part = match made {
         Ok(part) => part,
         Err(text) => {

@@ -78,6 +78,13 @@ fn content_of(site: &Site, branch: &Value) -> Vec<u8> {
     bytes
 }
 
+/// Whether the point of a branch is kept for it.
+fn is_pinned_for(site: &Site, branch: &Value) -> bool {
+    let point = site.points("data").into_iter().find(|point| point["id"] == branch["over"]["id"]).expect("it is there");
+    let name = branch["id"].as_str().expect("an id").rsplit('/').next().expect("a name").to_owned();
+    point["pins"].to_string().contains(&format!("branch of host1: {name}"))
+}
+
 /// Waits until the disks of the old host are the newest point of its stand-in, which is quiet.
 fn follows(old: &Site, stand_in: &Site) -> Value {
     stand_in.wait_quiet();
@@ -190,11 +197,7 @@ fn a_host_that_was_failed_over_gets_what_differs_and_takes_its_history_back() {
     let kept = branches(&old);
     assert_eq!(kept.len(), 1, "{kept:?}");
     assert!(content_of(&old, &kept[0]) == before, "the branch is not what the disk held: {kept:?}");
-    let pinned = |over: &Value| {
-        let point = old.points("data").into_iter().find(|point| point["id"] == over["id"]).expect("it is kept");
-        point["pins"].to_string().contains("farside branch list")
-    };
-    assert!(pinned(&kept[0]["over"]), "nothing keeps the point that the branch lies over");
+    assert!(is_pinned_for(&old, &kept[0]), "nothing keeps the point that the branch lies over");
     // Under another name, or in another group, it is the same disk.
     let tap = format!("nbd:unix:{}", old.path("host/other.nbd").display());
     let backing = old.backing("data");
@@ -241,14 +244,18 @@ fn a_host_that_was_failed_over_gets_what_differs_and_takes_its_history_back() {
     run(&mut failback(&old, &["--accept-disks", "--yes"]));
     follows(&old, &new);
 
-    // Whoever writes to it in between is noticed: it is the point again, all of it.
+    // Whoever writes to it in between is noticed: it is the point again, all of it, and what was written is kept.
     old.daemon.take().expect("it runs").kill();
     let stranger = std::fs::File::options().write(true).open(old.backing("data")).expect("opened");
     std::os::unix::fs::FileExt::write_all_at(&stranger, b"a stranger", 50 << 20).expect("written");
+    let strange = disk(&old);
     old.daemon = Some(old.spawn_daemon());
     wait_for("its interface", || UnixStream::connect(old.path("host/api.sock")).ok());
-    follows(&old, &new);
     wait_until("what was written there to be gone", || if disk(&old) == disk(&new) { Ok(()) } else { Err("it differs") });
+    follows(&old, &new);
+    let kept = branches(&old);
+    assert_eq!((kept.len(), &kept[1]["bytes"]), (2, &Value::from(4096)), "a granule was written to: {kept:?}");
+    assert!(content_of(&old, &kept[1]) == strange, "what a stranger wrote is lost: {kept:?}");
 
     // Given up: it is served as it is, fenced, and begun anew.
     let aborted = run(&mut failback(&old, &["--abort"]));
@@ -265,11 +272,15 @@ fn a_host_that_was_failed_over_gets_what_differs_and_takes_its_history_back() {
     });
     follows(&old, &new);
     assert!(disk(&old) == disk(&new));
+    // What its disks were when it was given up is in a point: only what came after that is kept.
     let kept = branches(&old);
-    assert_eq!(kept.len(), 2, "{kept:?}");
-    assert!(content_of(&old, &kept[1]) == before, "the second branch is not what the disk held: {kept:?}");
-    run(old.farside().args(["branch", "remove", "--yes"]).arg(kept[1]["id"].as_str().expect("an id")));
-    assert_eq!(branches(&old), kept[..1]);
+    assert_eq!(kept.len(), 3, "{kept:?}");
+    assert!(kept[2]["bytes"].as_u64().expect("a number") <= 20 * 9 * 4096, "{kept:?}");
+    assert!(content_of(&old, &kept[2]) == before, "the third branch is not what the disk held: {kept:?}");
+    assert!(is_pinned_for(&old, &kept[2]));
+    run(old.farside().args(["branch", "remove", "--yes"]).arg(kept[2]["id"].as_str().expect("an id")));
+    assert_eq!(branches(&old), kept[..2]);
+    assert!(!is_pinned_for(&old, &kept[2]) && is_pinned_for(&old, &kept[1]) && is_pinned_for(&old, &kept[0]));
 
     // It ends when nobody publishes more, with what was published last.
     let finishing = failback(&old, &["--finish"]).stdout(Stdio::piped()).spawn().expect("it starts");
@@ -381,7 +392,17 @@ fn what_a_fenced_host_wrote_is_kept_wherever_it_is_killed_or_runs_out_of_room() 
     assert_eq!((waiting.len(), &waiting[0]["whole"]), (1, &Value::from(false)), "{waiting:?}");
     let refused = old.farside().args(["branch", "remove", "--yes"]).arg(waiting[0]["id"].as_str().expect("an id")).output();
     assert!(!refused.expect("it starts").status.success(), "a branch was removed that is being written");
+    assert!(is_pinned_for(&old, &waiting[0]));
+    // Given up: what was overwritten is put back, and nothing is kept any more.
+    let overwritten = disk(&old) != before;
+    assert!(overwritten, "nothing was overwritten by then");
+    run(&mut failback(&old, &["--abort"]));
+    fenced(&old);
+    assert!(disk(&old) == before, "what was overwritten was not put back");
+    assert!(branches(&old).is_empty() && !is_pinned_for(&old, &waiting[0]));
+
     mounted(MsFlags::MS_REMOUNT, "size=400m").expect("more room");
+    begin(&old, &[]).kill();
     for mib in [24, 32, 40] {
         wait_for("more to be kept", || (used(&branches_dir) >= mib << 20).then_some(()));
         again(&mut old);

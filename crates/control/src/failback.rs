@@ -122,12 +122,33 @@ pub struct FailbackStatus {
     pub written_bytes: u64,
     /// What is kept of what the disks held and no point does, in bytes.
     pub kept_bytes: u64,
-    /// The branch in which it is kept; `None`: none yet, or there is nothing to keep.
+    /// What becomes of that.
+    pub keeps: BranchKeeps,
+    /// The branch in which it is kept.
     pub branch: Option<String>,
     /// The point that it lies over, or would.
     pub over: Option<LastPoint>,
     /// Why it does not go on.
     pub why: Option<String>,
+}
+
+/// What becomes of what the disks hold and no point does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum BranchKeeps {
+    /// An older farsided does not say: it is overwritten.
+    #[default]
+    Unknown,
+    /// There is nothing.
+    Nothing,
+    /// A person gave it up: it is overwritten.
+    Discarded,
+    /// It is kept before anything is overwritten.
+    Wanted,
+    /// It is being kept.
+    Keeping,
+    /// It is kept.
+    Kept,
 }
 
 /// What the disks of a host that was failed over held, and no point does; kept when they were overwritten. Each volume is an overlay over its part of
@@ -147,11 +168,13 @@ pub struct BranchStatus {
     pub over: Option<LastPoint>,
     /// When it was begun.
     pub began: Option<Timestamp>,
-    /// Its volumes, each a folder in its folder; none before it is whole.
+    /// Its volumes, each a folder in its folder.
     pub volumes: Vec<String>,
-    /// All of it is there.
+    /// Those of them of which not all is there: they were removed meanwhile.
+    pub partial: Vec<String>,
+    /// All of it is there, but for those.
     pub whole: bool,
-    /// What differs from the point, in bytes.
+    /// What differs from the point, in bytes; before it is whole what its files take.
     pub bytes: u64,
     /// What could not be read of the disks, in bytes: it is nowhere.
     pub unreadable_bytes: u64,

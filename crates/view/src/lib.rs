@@ -27,6 +27,6 @@ mod rounds;
 mod tests;
 mod view;
 
-pub use overlay::{KeptBytes, Origin, Overlay, OverlayError};
+pub use overlay::{Origin, Overlay, OverlayError};
 pub use queue::ViewQueue;
 pub use view::{Base, Lost, Region, View};

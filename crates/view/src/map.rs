@@ -115,6 +115,16 @@ impl Map {
         }
     }
 
+    /// All that were written, ascending.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = GranuleIndex> + '_ {
+        let pages = self.pages.iter().enumerate().filter_map(|(at, page)| Some((at, page.get()?)));
+        let words = pages.flat_map(|(at, page)| page.iter().enumerate().map(move |(word, bits)| (at * PAGE_WORDS + word, bits)));
+        words.flat_map(|(word, bits)| {
+            let bits = bits.load(Ordering::Acquire);
+            (0..64).filter(move |bit| bits >> bit & 1 == 1).map(move |bit| GranuleIndex(word as u64 * 64 + bit))
+        })
+    }
+
     /// Granules that were written.
     pub(crate) fn count(&self) -> u64 {
         self.count.load(Ordering::Relaxed)

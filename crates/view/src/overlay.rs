@@ -143,15 +143,6 @@ pub enum OverlayError {
     },
 }
 
-/// What [`Overlay::keep`] came to, in bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct KeptBytes {
-    /// What is new.
-    pub bytes: u64,
-    /// What could not be read.
-    pub unreadable: u64,
-}
-
 /// Where an overlay is.
 #[derive(Debug)]
 struct Folder {
@@ -259,6 +250,22 @@ impl Overlay {
             Err(MapError::Io(errno)) => Err(io(MAP, "read")(errno.into())),
             Err(damaged) => Err(OverlayError::Unknown { path: dir.to_owned(), why: damaged.to_string() }),
         }
+    }
+
+    /// Opens one that is there, over whatever it says, with the usual granules.
+    ///
+    /// # Errors
+    /// [`OverlayError`].
+    pub fn reopen(dir: &Path) -> Result<(Self, Geometry), OverlayError> {
+        let io = |source| OverlayError::Io { path: dir.join(DESCRIPTION), verb: "read", source };
+        let unknown = |why: String| OverlayError::Unknown { path: dir.to_owned(), why };
+        let text = std::fs::read(dir.join(DESCRIPTION)).map_err(io)?;
+        let found: Description = serde_json::from_slice(&text).map_err(|error| unknown(format!("`{DESCRIPTION}`: {error}")))?;
+        let geometry = Geometry::new(found.over.volume_bytes).map_err(|error| unknown(error.to_string()))?;
+        if geometry.granule_bytes() != found.over.granule_bytes {
+            return Err(unknown(format!("its granules have {} bytes", found.over.granule_bytes)));
+        }
+        Ok((Self::open(dir, &found.over, &geometry)?, geometry))
     }
 
     /// Of two files of the right lengths, as the disk has them.
@@ -381,7 +388,7 @@ impl Overlay {
     }
 
     /// Whether a granule was written.
-    pub(crate) fn has(&self, granule: GranuleIndex) -> bool {
+    pub fn has(&self, granule: GranuleIndex) -> bool {
         self.map.has(granule)
     }
 
@@ -390,18 +397,18 @@ impl Overlay {
         self.map.set(run);
     }
 
-    /// Keeps what something holds that is about to be overwritten: the granules of these runs of which nothing is here yet, as `read` gives them. What
-    /// is here stays: it was kept before somebody overwrote it. All of it is durable when this returns. Not to be called for one granule by two at a
-    /// time.
+    /// Keeps what something holds that is about to be overwritten: the granules of these runs of which nothing is here yet, as `read` gives them; of
+    /// what it says `false` of there is nothing to keep. What is here stays: it was kept before somebody overwrote it. All of it is durable when this
+    /// returns; it says how many bytes are new. Not to be called for one granule by two at a time.
     ///
     /// # Errors
-    /// The overlay's device's; none of these runs may be overwritten then.
+    /// The overlay's device's, and those of `read`; none of these runs may be overwritten then.
     pub fn keep(
         &self,
         runs: &[GranuleRun],
-        mut read: impl FnMut(ByteExtent, &mut [u8]) -> io::Result<()>,
-    ) -> Result<KeptBytes, Errno> {
-        let mut kept = KeptBytes::default();
+        mut read: impl FnMut(ByteExtent, &mut [u8]) -> Result<bool, Errno>,
+    ) -> Result<u64, Errno> {
+        let mut kept = 0;
         let is_missing = |granule: &u64| {
             !self.has(GranuleIndex(*granule)) || mutation::on("what was kept before is lost to what came in its place")
         };
@@ -410,8 +417,7 @@ impl Overlay {
             let run = GranuleRun { start: GranuleIndex(granule), count: 1 };
             let extent = self.geometry.bytes_of(run);
             content.resize(extent.len as usize, 0);
-            if read(extent, &mut content).is_err() {
-                kept.unreadable += extent.len; // it is on no disk any more
+            if !read(extent, &mut content)? {
                 continue;
             }
             // Whatever an attempt before left there, and gave no bit.
@@ -421,13 +427,33 @@ impl Overlay {
                 self.write_at(extent.offset.0, &content)?;
             }
             self.set(run);
-            kept.bytes += extent.len;
+            kept += extent.len;
         }
         // † Also where nothing is new: the flush of an earlier call may have found no room.
         if !mutation::on("what is kept is durable some time later") {
             self.flush()?;
         }
         Ok(kept)
+    }
+
+    /// Gives all that is here, granule by granule.
+    ///
+    /// # Errors
+    /// The overlay's device's, and those of `write`.
+    pub fn give(&self, mut write: impl FnMut(ByteExtent, &[u8]) -> Result<(), Errno>) -> Result<(), Errno> {
+        let mut content = Vec::new();
+        for granule in self.map.iter().filter(|granule| granule.0 < self.geometry.granule_count()) {
+            let extent = self.geometry.bytes_of(GranuleRun { start: granule, count: 1 });
+            content.resize(extent.len as usize, 0);
+            self.read_at(extent.offset.0, &mut content)?;
+            write(extent, &content)?;
+        }
+        Ok(())
+    }
+
+    /// Whether there is an overlay in a folder, whoever has it open.
+    pub fn is_in(dir: &Path) -> bool {
+        dir.join(DESCRIPTION).is_file()
     }
 
     pub(crate) fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<(), Errno> {

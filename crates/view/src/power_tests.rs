@@ -413,7 +413,7 @@ fn overwritten(seed: u64) {
             for some in granules.chunks(3) {
                 // Also of what is overwritten already, wholly or in part.
                 let runs: Vec<GranuleRun> = some.iter().map(run).collect();
-                let read = |extent: ByteExtent, out: &mut [u8]| Ok(disk.get(extent.offset.0, out)?);
+                let read = |extent: ByteExtent, out: &mut [u8]| disk.get(extent.offset.0, out).map(|()| true);
                 overlay.keep(&runs, read).ok()?;
                 for run in &runs {
                     let extent = geometry.bytes_of(*run);
@@ -441,6 +441,14 @@ fn overwritten(seed: u64) {
             }
             assert!(kept == held[from..to], "†: seed {seed}: granule {granule} is lost in life {life}");
         }
+        // Given back, it is what it was.
+        let mut again = found.clone();
+        let give = |extent: ByteExtent, content: &[u8]| {
+            again[extent.offset.0 as usize..][..content.len()].copy_from_slice(content);
+            Ok(())
+        };
+        overlay.give(give).expect("given");
+        assert!(again == held, "†: seed {seed}: what is given back is not what was there");
         if is_over {
             return;
         }

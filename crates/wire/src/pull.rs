@@ -28,14 +28,26 @@ pub struct PullBegin {
     pub have: Option<LedgerPosition>,
 }
 
-/// Asks for the newest point from before the failover, which holds what the asker's disks and the history have in common. The first answer of which
-/// a part is not empty pins it: the asker keeps what his disks hold beside it, and that is worth nothing without the point.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Asks for a point over which the asker keeps what only his disks hold, before he overwrites it: his branch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PullFork {
     /// Comes back in the answer.
     pub id: RequestId,
-    /// The point that was the answer before: no other is.
+    /// This point, and no other; `None`: the newest from before the failover, which is what the disks and the history have in common.
     pub over: Option<LedgerPosition>,
+    /// What becomes of it; said before the answer.
+    pub pin: ForkPin,
+}
+
+/// Whether a point is kept for a branch. A branch is worth nothing without its point.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ForkPin {
+    /// As it is.
+    Leave,
+    /// For a branch of that name, from now on.
+    Pin(Name),
+    /// For that branch no more.
+    Unpin(Name),
 }
 
 /// A host that may publish what is pulled.

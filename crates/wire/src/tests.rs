@@ -110,8 +110,8 @@ fn from_source() -> Vec<SourceMessage> {
             have: vec![DigestRun::Zero { granules: 1023 }, DigestRun::Data(vec![GranuleDigest([1; 16])])],
         }),
         SourceMessage::LabelledEnd(LabelledEnd { label: label(), end }),
-        SourceMessage::PullFork(PullFork { id, over: Some(position()) }),
-        SourceMessage::PullFork(PullFork { id, over: None }),
+        SourceMessage::PullFork(PullFork { id, over: Some(position()), pin: ForkPin::Pin("b".parse().expect("a name")) }),
+        SourceMessage::PullFork(PullFork { id, over: None, pin: ForkPin::Leave }),
     ]
 }
 
@@ -528,8 +528,8 @@ const GOLDEN_SOURCE: [&str; 22] = [
     "0f070105[bb*32]",
     "1007[aa*16]030201ff0703[01*17]",
     "110107757067726164650373727600[dd*16]e807e9070101[aa*16]03ac0202[ee*32]02020304010000[80*4]04",
-    "12070105[bb*32]",
-    "120700",
+    "12070105[bb*32]010162",
+    "12070000",
 ];
 const GOLDEN_RECEIVER: [&str; 17] = [
     "000100[22*16]",

@@ -2,54 +2,68 @@
 //!
 //! Invariants:
 //! - † a granule of a disk is overwritten only after what it held is durable in the branch; and what the branch has of a granule is what the disk held
-//!   before anything of this failback was written there: the first that is kept stays;
-//! - a branch lies over one point, from its beginning to its end: the newest from before the failover that the gateway had. That point is pinned
-//!   there before anything is overwritten;
-//! - what is left behind by a kill is gone on with; nothing of a branch is removed but by a person, or where nothing differed.
+//!   before anything of this failback was written there: the first that is kept stays. So what was overwritten can be put back, by this host alone;
+//! - a branch lies over one point, from its beginning to its end, which the gateway has pinned before anything is overwritten;
+//! - † what was begun is gone on with only where it is: a folder that is not there is not made anew;
+//! - nothing of a branch is removed but by a person, or where nothing differed, or where all of it is on the disks again.
 //!
 //! A volume of a branch is an overlay (`docs/formats/overlay.md`), so whoever has the store and the folder opens it as a block device.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
+use anyhow::Context as _;
 use data_encoding::HEXLOWER;
 use farside_control::PointId;
 use farside_control::failback::BranchStatus;
-use farside_region::{ByteExtent, Geometry, GranuleRun, Name, VolumeId};
+use farside_region::{ByteExtent, Geometry, GranuleIndex, GranuleRun, LedgerPosition, Name};
 use farside_store::{FileTarget, RestoreTarget as _};
 use farside_view::{Origin, Overlay};
-use farside_wire::PullPoint;
+use farside_wire::{PullMember, PullPoint};
+use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
+use tracing::warn;
 
-use super::note::At;
+use super::note::{At, Held};
 use crate::config::{sync_dir, write_atomically};
+use crate::locked;
 
 const VERSION: u32 = 1;
-const DESCRIPTION: &str = "branch.json";
+/// No volume has such a name.
+const DESCRIPTION: &str = ".branch.json";
 /// The ending of what is being removed.
 const GONE: &str = "removed";
 /// So much of the state directory's file system is left alone: intent maps grow there.
 const ROOM_LEFT: u64 = 64 << 20;
+/// What cannot be read is taken for lost only when it could not be so many times, with pauses between: a path may come back.
+const READ_TRIES: u32 = 3;
 
 /// What becomes of what the disks hold and no point does.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "is")]
 pub(super) enum Branch {
-    /// There is nothing, or a person gave it up.
+    /// There is nothing.
     #[default]
     None,
-    /// It is to be kept; nothing is overwritten yet.
-    Wanted,
+    /// A person gave it up.
+    Discarded,
+    /// It is to be kept; nothing is overwritten yet. `base`: the point that the disks were last.
+    Wanted { base: Option<At> },
     /// It is kept in the folder of that name, over that point. `whole`: all of it is, and the disks were that point.
-    Kept { id: String, over: At, whole: bool },
+    Kept { id: Name, over: At, whole: bool },
 }
 
 impl Branch {
     /// Whether something is left to be kept.
     pub(super) fn is_due(&self) -> bool {
-        matches!(self, Self::Wanted | Self::Kept { whole: false, .. })
+        matches!(self, Self::Wanted { .. } | Self::Kept { whole: false, .. })
+    }
+
+    /// Whether disks that are no point any more have a branch to begin.
+    pub(super) fn may_begin_anew(&self) -> bool {
+        matches!(self, Self::None | Self::Kept { whole: true, .. })
     }
 }
 
@@ -64,76 +78,132 @@ struct Description {
     over: At,
     began_wall_ms: i64,
     volumes: Vec<Name>,
+    /// Those of which not all is there: they were let go of meanwhile.
+    partial: Vec<Name>,
     whole: bool,
     /// What differs from the point.
     bytes: u64,
     /// What could not be read of the disks, and is in no branch.
-    unreadable_bytes: u64,
+    unreadable: Vec<Unreadable>,
 }
 
-/// The branches of a host.
-pub(super) fn folder(state_dir: &Path) -> PathBuf {
-    state_dir.join("branches")
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Unreadable {
+    volume: Name,
+    offset: u64,
+    bytes: u64,
 }
 
-fn folder_of(state_dir: &Path, group: &Name, id: &str) -> PathBuf {
-    folder(state_dir).join(group.as_str()).join(id)
-}
+/// How often which granules could not be read.
+pub(super) type Suspects = Mutex<BTreeMap<(Name, GranuleIndex), u32>>;
 
 /// A branch that is being written.
 #[derive(Debug)]
 pub(super) struct Keeping {
     dir: PathBuf,
     volumes: BTreeMap<Name, Arc<Kept>>,
+    description: Arc<Mutex<Description>>,
 }
 
 /// What is kept of one volume.
 #[derive(Debug)]
 pub(super) struct Kept {
-    overlay: Overlay,
+    name: Name,
+    /// Of the branch.
     dir: PathBuf,
-    /// Bytes of the disk that could not be read, by this process.
-    unreadable: AtomicU64,
+    overlay: Overlay,
+    description: Arc<Mutex<Description>>,
+    suspects: Arc<Suspects>,
 }
 
 /// Why a granule cannot be kept.
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "{path}: {why}. What the disks hold and no point does is kept there before it is overwritten: make room, or give it up with farside failback \
-     --discard-branch"
-)]
+#[error("{path}: {why}")]
 pub(super) struct KeepError {
     path: String,
     why: String,
 }
 
-/// Begins one over a point, or goes on with it. Its folder is durable then.
+/// The branches of a host.
+fn folder(state_dir: &Path) -> PathBuf {
+    state_dir.join("branches")
+}
+
+fn folder_of(state_dir: &Path, group: &Name, id: &Name) -> PathBuf {
+    folder(state_dir).join(group.as_str()).join(id.as_str())
+}
+
+/// A volume of the point, as it would lie below a branch.
 ///
 /// # Errors
-/// What the file system says.
-pub(super) fn begin(state_dir: &Path, (source, group): (&Name, &Name), generation: u64, over: &At) -> anyhow::Result<String> {
+/// When its shape is none that a disk of ours has.
+fn shape(member: &PullMember) -> anyhow::Result<Geometry> {
+    let geometry = member.meta.geometry.resized(member.volume_bytes)?;
+    let usual = Geometry::new(member.volume_bytes)?;
+    anyhow::ensure!(geometry == usual, "volume {} has granules or regions of another size", member.meta.name);
+    Ok(geometry)
+}
+
+/// Begins one over a point, of the volumes that are held. All that it will be written into is durable then.
+///
+/// # Errors
+/// What the file system says: nothing is left of it.
+pub(super) fn begin(
+    state_dir: &Path,
+    (source, group): (&Name, &Name),
+    generation: u64,
+    store: [u8; 16],
+    (held, point): (&[Held], &PullPoint),
+) -> anyhow::Result<Name> {
     let now = jiff::Timestamp::now();
-    let id = now.strftime("%Y%m%dT%H%M%SZ").to_string();
-    let mut dir = folder(state_dir);
-    let of_group = dir.join(group.as_str());
-    for step in [dir.clone(), of_group.clone(), of_group.join(&id)] {
-        std::fs::create_dir_all(&step)?;
+    let mut random = [0; 3];
+    getrandom::fill(&mut random).map_err(|error| anyhow::anyhow!("no random numbers: {error}"))?;
+    let id: Name = format!("{}-{}", now.strftime("%Y%m%dT%H%M%SZ"), HEXLOWER.encode(&random)).parse()?;
+    let (of_all, of_group) = (folder(state_dir), folder(state_dir).join(group.as_str()));
+    let dir = of_group.join(id.as_str());
+    for step in [&of_all, &of_group] {
+        std::fs::create_dir_all(step).with_context(|| step.display().to_string())?;
         sync_dir(step.parent().unwrap_or(state_dir))?;
-        dir = step;
     }
-    let description = Description {
-        version: VERSION,
-        source: source.clone(),
-        group: group.clone(),
-        generation,
-        over: over.clone(),
-        began_wall_ms: now.as_millisecond(),
-        volumes: Vec::new(),
-        whole: false,
-        bytes: 0,
-        unreadable_bytes: 0,
+    std::fs::create_dir(&dir).with_context(|| dir.display().to_string())?;
+    let over = At::from(point);
+    let make = || {
+        for held in held {
+            let member = point.members.iter().find(|member| member.meta.name == held.name);
+            let member = member.with_context(|| format!("volume {} is not in point {}", held.name, point.position.slot))?;
+            let geometry = shape(member)?;
+            let origin = Origin {
+                store: HEXLOWER.encode(&store),
+                volume: format!("{source}/{group}/{}", held.name),
+                volume_id: member.meta.id.to_string(),
+                point: PointId::new(over.position.slot.0, &over.position.digest.0).to_string(),
+                volume_bytes: geometry.volume_bytes(),
+                granule_bytes: geometry.granule_bytes(),
+            };
+            Overlay::open(&dir.join(held.name.as_str()), &origin, &geometry)?;
+        }
+        let description = Description {
+            version: VERSION,
+            source: source.clone(),
+            group: group.clone(),
+            generation,
+            over: over.clone(),
+            began_wall_ms: now.as_millisecond(),
+            volumes: held.iter().map(|held| held.name.clone()).collect(),
+            partial: Vec::new(),
+            whole: false,
+            bytes: 0,
+            unreadable: Vec::new(),
+        };
+        description.keep(&dir)?;
+        Ok(sync_dir(&of_group)?)
     };
-    description.keep(&dir)?;
+    let made: anyhow::Result<()> = make();
+    if let Err(error) = made {
+        let _ = std::fs::remove_dir_all(&dir);
+        return Err(error);
+    }
     Ok(id)
 }
 
@@ -149,6 +219,12 @@ impl Description {
     }
 
     fn show(&self, id: &str, dir: &Path) -> BranchStatus {
+        // Of one that is not whole as much as its files take.
+        let taken = |volume: &Name| {
+            let data = std::fs::metadata(dir.join(volume.as_str()).join("data"));
+            data.map_or(0, |data| data.blocks() * 512)
+        };
+        let names = |of: &[Name]| of.iter().map(Name::to_string).collect();
         BranchStatus {
             id: format!("{}/{id}", self.group),
             group: self.group.to_string(),
@@ -156,39 +232,55 @@ impl Description {
             path: dir.display().to_string(),
             over: Some(self.over.shown()),
             began: jiff::Timestamp::from_millisecond(self.began_wall_ms).ok(),
-            volumes: self.volumes.iter().map(Name::to_string).collect(),
+            volumes: names(&self.volumes),
+            partial: names(&self.partial),
             whole: self.whole,
-            bytes: self.bytes,
-            unreadable_bytes: self.unreadable_bytes,
+            bytes: if self.whole { self.bytes } else { self.volumes.iter().map(taken).sum() },
+            unreadable_bytes: self.unreadable.iter().map(|one| one.bytes).sum(),
             trouble: None,
         }
     }
 }
 
+/// A folder that was made for one, and the overlay in it. † One that is not there is not made anew: it may be on a disk that is not mounted.
+fn reopen(dir: &Path, volume: &Name) -> anyhow::Result<(Overlay, Geometry)> {
+    let path = dir.join(volume.as_str());
+    anyhow::ensure!(
+        Overlay::is_in(&path),
+        "{} is not there, in which what only the disks held is kept: bring it back (is its file system mounted?)",
+        path.display()
+    );
+    Ok(Overlay::reopen(&path)?)
+}
+
 impl Keeping {
-    /// Opens what is kept of a group's volumes in that branch.
+    /// Opens what is kept of the volumes that are held.
     ///
     /// # Errors
-    /// Those of an overlay, and what the file system says.
+    /// When not all of it is there, or it lies over another point; what the file system says.
     pub(super) fn open(
         state_dir: &Path,
-        (source, group): (&Name, &Name),
-        id: &str,
-        store: [u8; 16],
-        (over, point): (&At, &PullPoint),
+        (group, id): (&Name, &Name),
+        over: &At,
+        held: &[Held],
+        suspects: &Arc<Suspects>,
     ) -> anyhow::Result<Self> {
         let dir = folder_of(state_dir, group, id);
-        let point_id = PointId::new(over.position.slot.0, &over.position.digest.0);
+        let description = Description::read(&dir).with_context(|| format!("{}/{DESCRIPTION}", dir.display()))?;
+        anyhow::ensure!(description.over == *over, "{} is of another branch", dir.display());
+        let description = Arc::new(Mutex::new(description));
         let mut volumes = BTreeMap::new();
-        for member in &point.members {
-            let name = &member.meta.name;
-            let geometry = member.meta.geometry.resized(member.volume_bytes)?;
-            let origin = origin(store, (source, group, name), member.meta.id, point_id, &geometry);
-            let path = dir.join(name.as_str());
-            let overlay = Overlay::open(&path, &origin, &geometry)?;
-            volumes.insert(name.clone(), Arc::new(Kept { overlay, dir: path, unreadable: AtomicU64::new(0) }));
+        for held in held {
+            let kept = Kept {
+                name: held.name.clone(),
+                dir: dir.clone(),
+                overlay: reopen(&dir, &held.name)?.0,
+                description: description.clone(),
+                suspects: suspects.clone(),
+            };
+            volumes.insert(held.name.clone(), Arc::new(kept));
         }
-        Ok(Self { dir, volumes })
+        Ok(Self { dir, volumes, description })
     }
 
     /// Of one volume.
@@ -206,37 +298,21 @@ impl Keeping {
     /// # Errors
     /// What the file system says.
     pub(super) fn end(self) -> anyhow::Result<bool> {
-        let (mut bytes, mut unreadable_bytes) = (0, 0);
         for kept in self.volumes.values() {
             kept.overlay.flush()?;
-            bytes += kept.overlay.written_bytes();
-            unreadable_bytes += kept.unreadable.load(Ordering::Relaxed);
         }
-        if bytes == 0 && unreadable_bytes == 0 {
+        let mut description = locked(&self.description).clone();
+        let gone = |name: &&Name| !self.volumes.contains_key(*name);
+        description.partial = description.volumes.iter().filter(gone).cloned().collect();
+        description.bytes = self.bytes();
+        if description.bytes == 0 && description.unreadable.is_empty() && description.partial.is_empty() {
             drop(self.volumes);
             remove(&self.dir)?;
             return Ok(false);
         }
-        let volumes = self.volumes.keys().cloned().collect();
-        Description { volumes, whole: true, bytes, unreadable_bytes, ..Description::read(&self.dir)? }.keep(&self.dir)?;
+        description.whole = true;
+        description.keep(&self.dir)?;
         Ok(true)
-    }
-}
-
-fn origin(
-    store: [u8; 16],
-    (source, group, volume): (&Name, &Name, &Name),
-    id: VolumeId,
-    point: PointId,
-    geometry: &Geometry,
-) -> Origin {
-    Origin {
-        store: HEXLOWER.encode(&store),
-        volume: format!("{source}/{group}/{volume}"),
-        volume_id: id.to_string(),
-        point: point.to_string(),
-        volume_bytes: geometry.volume_bytes(),
-        granule_bytes: geometry.granule_bytes(),
     }
 }
 
@@ -248,44 +324,116 @@ impl Kept {
     pub(super) fn keep(&self, target: &FileTarget, geometry: &Geometry, runs: &[GranuleRun]) -> Result<u64, KeepError> {
         let failed = |why: &dyn std::fmt::Display| KeepError { path: self.dir.display().to_string(), why: why.to_string() };
         let wanted = runs.iter().map(|run| geometry.bytes_of(*run).len).sum::<u64>();
-        if self.overlay.room_bytes().map_err(|error| failed(&error))? < ROOM_LEFT + wanted {
-            return Err(failed(&format!("less than {} MiB would be left there", ROOM_LEFT >> 20)));
+        let is = nix::sys::statvfs::statvfs(&self.dir).map_err(|errno| failed(&errno))?;
+        if is.blocks() > 0 && is.blocks_available().saturating_mul(is.fragment_size()) < ROOM_LEFT + wanted {
+            return Err(failed(&format!(
+                "less than {} MiB would be left there by what the disks hold and no point does, which is kept before it is overwritten: make room",
+                ROOM_LEFT >> 20
+            )));
         }
-        // One read for each run; what is read piece by piece is what cannot be read as a whole.
-        let mut ahead: Vec<(ByteExtent, Vec<u8>)> = Vec::new();
+        let (ahead, lost) = self.read(target, geometry, runs)?;
+        let end = |extent: &ByteExtent| extent.offset.0 + extent.len;
+        let read = |extent: ByteExtent, out: &mut [u8]| {
+            if lost.contains(&extent) {
+                return Ok(false);
+            }
+            let within = ahead.iter().find(|(run, _)| run.offset <= extent.offset && end(&extent) <= end(run));
+            let (run, bytes) = within.ok_or(Errno::EIO)?;
+            let from = (extent.offset.0 - run.offset.0) as usize;
+            out.copy_from_slice(&bytes[from..from + out.len()]);
+            Ok(true)
+        };
+        self.overlay.keep(runs, read).map_err(|why| failed(&why))
+    }
+
+    /// What a disk holds of these runs, and which granules of it are lost.
+    ///
+    /// # Errors
+    /// When some cannot be read that may be another time. What is taken for lost is noted, durably, before.
+    #[expect(clippy::type_complexity, reason = "two lists, for one caller")]
+    fn read(
+        &self,
+        target: &FileTarget,
+        geometry: &Geometry,
+        runs: &[GranuleRun],
+    ) -> Result<(Vec<(ByteExtent, Vec<u8>)>, Vec<ByteExtent>), KeepError> {
+        let (mut ahead, mut lost, mut first) = (Vec::new(), Vec::new(), None);
         for run in runs {
             let extent = geometry.bytes_of(*run);
             let mut bytes = vec![0; extent.len as usize];
             if target.read_at(extent.offset, &mut bytes).is_ok() {
                 ahead.push((extent, bytes));
+                continue;
+            }
+            for granule in (run.start.0..run.end().0).map(GranuleIndex).filter(|granule| !self.overlay.has(*granule)) {
+                let extent = geometry.bytes_of(GranuleRun { start: granule, count: 1 });
+                let mut bytes = vec![0; extent.len as usize];
+                let Err(why) = target.read_at(extent.offset, &mut bytes) else {
+                    ahead.push((extent, bytes));
+                    continue;
+                };
+                lost.push(extent);
+                let mut suspects = locked(&self.suspects);
+                let tried = suspects.entry((self.name.clone(), granule)).or_default();
+                *tried += 1;
+                if *tried < READ_TRIES {
+                    first.get_or_insert((extent.offset.0, why));
+                }
             }
         }
-        let read = |extent: ByteExtent, out: &mut [u8]| {
-            let end = |extent: &ByteExtent| extent.offset.0 + extent.len;
-            let within = ahead.iter().find(|(run, _)| run.offset <= extent.offset && end(&extent) <= end(run));
-            let Some((run, bytes)) = within else { return target.read_at(extent.offset, out) };
-            let from = (extent.offset.0 - run.offset.0) as usize;
-            out.copy_from_slice(&bytes[from..from + out.len()]);
-            Ok(())
-        };
-        let kept = self.overlay.keep(runs, read).map_err(|why| failed(&why))?;
-        self.unreadable.fetch_add(kept.unreadable, Ordering::Relaxed);
-        Ok(kept.bytes)
+        if let Some((offset, why)) = first {
+            let path = target.path().display().to_string();
+            return Err(KeepError {
+                path,
+                why: format!("{offset} bytes from its beginning it cannot be read ({why}); it is tried again"),
+            });
+        }
+        if !lost.is_empty() {
+            // Before it is overwritten: afterwards nobody could tell.
+            let mut description = locked(&self.description);
+            for extent in &lost {
+                let one = Unreadable { volume: self.name.clone(), offset: extent.offset.0, bytes: extent.len };
+                if !description.unreadable.contains(&one) {
+                    description.unreadable.push(one);
+                }
+            }
+            warn!(volume = %self.name, granules = lost.len(), "what cannot be read of a disk is in no branch, and is overwritten");
+            description
+                .keep(&self.dir)
+                .map_err(|error| KeepError { path: self.dir.display().to_string(), why: format!("{error:#}") })?;
+        }
+        Ok((ahead, lost))
     }
+}
+
+/// Puts back onto a disk what was kept of it.
+///
+/// # Errors
+/// What the disk or the file system says: it may be in part what it was then, and can be put back again.
+pub(super) fn put_back(state_dir: &Path, (group, id): (&Name, &Name), volume: &Name, target: &FileTarget) -> anyhow::Result<u64> {
+    let (overlay, _) = reopen(&folder_of(state_dir, group, id), volume)?;
+    let mut failed = None;
+    let given = overlay.give(|extent, content| {
+        target.write_at(extent.offset, content).map_err(|error| {
+            let errno = error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
+            failed = Some(error);
+            errno
+        })
+    });
+    if let Some(error) = failed {
+        return Err(error).with_context(|| target.path().display().to_string());
+    }
+    given?;
+    target.sync()?;
+    Ok(overlay.written_bytes())
 }
 
 /// All that are kept.
 pub(super) fn all(state_dir: &Path) -> Vec<BranchStatus> {
     let mut found = Vec::new();
-    let entries = |dir: &Path| {
-        let entries = std::fs::read_dir(dir).into_iter().flatten().filter_map(Result::ok);
-        let mut paths: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(|path| path.is_dir() && !is_gone(path)).collect();
-        paths.sort();
-        paths
-    };
     let named = |path: &Path| path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-    for of_group in entries(&folder(state_dir)) {
-        for dir in entries(&of_group) {
+    for of_group in folders(&folder(state_dir)) {
+        for dir in folders(&of_group).into_iter().filter(|dir| !is_gone(dir)) {
             let id = named(&dir);
             found.push(Description::read(&dir).map_or_else(
                 |error| BranchStatus {
@@ -302,38 +450,201 @@ pub(super) fn all(state_dir: &Path) -> Vec<BranchStatus> {
     found
 }
 
-/// A person wants it no more.
+/// The source and group of a branch, and the point that it lies over.
+pub(super) fn base(dir: &Path) -> Option<((Name, Name), LedgerPosition)> {
+    let description = Description::read(dir).ok()?;
+    Some(((description.source, description.group), description.over.position))
+}
+
+/// It is not wanted any more.
 ///
 /// # Errors
-/// When somebody has a part of it open, or what the file system says.
+/// When somebody has a part of it open, or what the file system says: it stays then.
 pub(super) fn remove(dir: &Path) -> anyhow::Result<()> {
-    for entry in std::fs::read_dir(dir)? {
-        let lock = entry?.path().join("lock");
-        if let Ok(lock) = std::fs::File::open(&lock)
+    for volume in folders(dir) {
+        if let Ok(lock) = std::fs::File::open(volume.join("lock"))
             && lock.try_lock().is_err()
         {
-            anyhow::bail!("{} is open: farside point close", dir.display());
+            anyhow::bail!("{} is open: farside point close", volume.display());
         }
     }
     // In one step, so that what a kill leaves is not taken for a branch.
     let gone = dir.with_extension(GONE);
     std::fs::rename(dir, &gone)?;
-    std::fs::remove_dir_all(&gone)?;
+    if let Err(error) = std::fs::remove_dir_all(&gone) {
+        warn!(path = %gone.display(), %error, "a branch that is gone takes room until the next start");
+    }
     Ok(sync_dir(dir.parent().unwrap_or(dir))?)
+}
+
+/// The same of one whose content is on the disks again.
+pub(super) fn forget(state_dir: &Path, group: &Name, id: &Name) {
+    let dir = folder_of(state_dir, group, id);
+    if let Err(error) = remove(&dir) {
+        warn!(path = %dir.display(), "a branch whose content is on its disks again stays: {error:#}");
+    }
 }
 
 /// Removes what a kill in the middle of a removal left.
 pub(super) fn sweep(state_dir: &Path) {
-    let groups = std::fs::read_dir(folder(state_dir)).into_iter().flatten().filter_map(Result::ok);
-    for of_group in groups {
-        for entry in std::fs::read_dir(of_group.path()).into_iter().flatten().filter_map(Result::ok) {
-            if is_gone(&entry.path()) {
-                let _ = std::fs::remove_dir_all(entry.path()); // by the next start, then
-            }
+    for of_group in folders(&folder(state_dir)) {
+        for gone in folders(&of_group).into_iter().filter(|dir| is_gone(dir)) {
+            let _ = std::fs::remove_dir_all(gone); // by the next start, then
         }
     }
 }
 
 fn is_gone(path: &Path) -> bool {
     path.extension().is_some_and(|end| end == GONE)
+}
+
+/// Folders in a folder, by name; no links.
+fn folders(dir: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().filter_map(Result::ok);
+    let is_folder = |entry: &std::fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_dir());
+    let mut paths: Vec<PathBuf> = entries.filter(is_folder).map(|entry| entry.path()).collect();
+    paths.sort();
+    paths
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt as _;
+
+    use farside_ledger::{EpochInfo, VolumeMeta};
+    use farside_region::{BootId, DigestKey, Generation, RecordDigest, Slot, VolumeId};
+    use farside_wire::RequestId;
+
+    use super::*;
+
+    const BYTES: u64 = 12 << 20;
+
+    fn name(text: &str) -> Name {
+        text.parse().expect("a name")
+    }
+
+    fn held(path: &Path) -> Held {
+        Held { name: name("data"), backing: path.to_owned(), identity: None, seen: None, leaving: false }
+    }
+
+    fn point() -> PullPoint {
+        let meta = VolumeMeta {
+            id: VolumeId([3; 16]),
+            name: name("data"),
+            geometry: Geometry::new(BYTES).expect("valid"),
+            digest_key: DigestKey::Clear([7; 32]),
+            generation: Generation(1),
+        };
+        PullPoint {
+            id: RequestId(1),
+            position: LedgerPosition { slot: Slot(42), digest: RecordDigest([1; 32]) },
+            epoch: EpochInfo { boot: BootId([1; 16]), mono_before_ns: 1, mono_after_ns: 2, wall_ms: 3 },
+            generation: Generation(2),
+            promotion: Some(Generation(2)),
+            is_since: false,
+            passed_over: None,
+            other: None,
+            members: vec![PullMember { meta, volume_bytes: BYTES, touched: None }],
+        }
+    }
+
+    fn begun(state: &Path, disk: &Path) -> Name {
+        begin(state, (&name("web1"), &name("db")), 2, [9; 16], (&[held(disk)], &point())).expect("begun")
+    }
+
+    fn open(state: &Path, id: &Name, disk: &Path, suspects: &Arc<Suspects>) -> anyhow::Result<Keeping> {
+        Keeping::open(state, (&name("db"), id), &At::from(&point()), &[held(disk)], suspects)
+    }
+
+    fn target(disk: &Path) -> FileTarget {
+        FileTarget::open_to_follow(disk, "data", 0, false, true).expect("a disk")
+    }
+
+    const RUNS: [GranuleRun; 2] =
+        [GranuleRun { start: GranuleIndex(3), count: 2 }, GranuleRun { start: GranuleIndex(2047), count: 3 }];
+
+    #[test]
+    fn what_was_overwritten_is_put_back_and_one_that_is_elsewhere_is_not_made_anew() {
+        let dir = tempfile::tempdir_in(".").expect("temp dir");
+        let (state, disk) = (dir.path().join("state"), dir.path().join("disk"));
+        std::fs::create_dir(&state).expect("made");
+        let content: Vec<u8> = (0..BYTES).map(|at| (at / 4096) as u8 | 1).collect();
+        std::fs::write(&disk, &content).expect("written");
+        let (id, suspects, geometry) = (begun(&state, &disk), Arc::default(), Geometry::new(BYTES).expect("valid"));
+        assert_ne!(begun(&state, &disk), id, "two that are begun at one moment are two");
+        let keeping = open(&state, &id, &disk, &suspects).expect("there");
+        assert!(open(&state, &id, &disk, &suspects).is_err(), "two write it");
+        let kept = keeping.of(&name("data")).expect("held");
+        assert_eq!(kept.keep(&target(&disk), &geometry, &RUNS).expect("kept"), 5 * 4096);
+        for run in RUNS {
+            let extent = geometry.bytes_of(run);
+            target(&disk).write_at(extent.offset, &vec![0xcc; extent.len as usize]).expect("written");
+        }
+        assert_eq!(kept.keep(&target(&disk), &geometry, &RUNS).expect("kept"), 0, "what was kept first stays");
+        drop((kept, keeping));
+        let shown = all(&state);
+        assert_eq!(shown.len(), 2);
+        let one = shown.iter().find(|one| one.id == format!("db/{id}")).expect("listed");
+        assert!(!one.whole && one.bytes >= 5 * 4096 && one.volumes == ["data"], "{one:?}");
+
+        // On a file system that is not mounted.
+        let (at, aside) = (folder_of(&state, &name("db"), &id), dir.path().join("aside"));
+        std::fs::rename(&at, &aside).expect("moved");
+        assert!(open(&state, &id, &disk, &suspects).is_err() && !at.exists(), "it is made anew");
+        std::fs::create_dir(&at).and_then(|()| std::fs::copy(aside.join(DESCRIPTION), at.join(DESCRIPTION))).expect("in part");
+        let missing = open(&state, &id, &disk, &suspects).expect_err("its overlay is not there").to_string();
+        assert!(missing.contains("mounted") && !at.join("data").exists(), "{missing}");
+        assert!(put_back(&state, (&name("db"), &id), &name("data"), &target(&disk)).is_err());
+        std::fs::remove_dir_all(&at).and_then(|()| std::fs::rename(&aside, &at)).expect("back");
+
+        put_back(&state, (&name("db"), &id), &name("data"), &target(&disk)).expect("put back");
+        assert!(std::fs::read(&disk).expect("read") == content);
+        let whole = open(&state, &id, &disk, &suspects).expect("there").end().expect("ended");
+        assert!(whole && all(&state).iter().any(|one| one.whole && one.bytes == 5 * 4096 && one.partial.is_empty()));
+        forget(&state, &name("db"), &id);
+        assert_eq!(all(&state).len(), 1);
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_lost_at_the_third_try_only_and_is_noted_before() {
+        let dir = tempfile::tempdir_in(".").expect("temp dir");
+        let (state, disk) = (dir.path().join("state"), dir.path().join("disk"));
+        std::fs::create_dir(&state).expect("made");
+        // Of the second run the last two granules cannot be read.
+        std::fs::write(&disk, vec![5; 8 << 20]).expect("written");
+        let (id, suspects, geometry) = (begun(&state, &disk), Arc::default(), Geometry::new(BYTES).expect("valid"));
+        for _ in 1..READ_TRIES {
+            let keeping = open(&state, &id, &disk, &suspects).expect("there");
+            let refused = keeping.of(&name("data")).expect("held").keep(&target(&disk), &geometry, &RUNS);
+            assert!(refused.expect_err("it is tried again").to_string().contains("cannot be read"));
+            assert_eq!(all(&state)[0].unreadable_bytes, 0);
+        }
+        let keeping = open(&state, &id, &disk, &suspects).expect("there");
+        let kept = keeping.of(&name("data")).expect("held").keep(&target(&disk), &geometry, &RUNS);
+        assert_eq!(kept.expect("what can be read"), 3 * 4096);
+        assert_eq!(all(&state)[0].unreadable_bytes, 2 * 4096);
+        // Now it can, and was overwritten.
+        let file = std::fs::File::options().write(true).open(&disk).expect("open");
+        file.set_len(BYTES).and_then(|()| file.write_all_at(&[1; 4096], 8 << 20)).expect("written");
+        assert!(keeping.end().expect("ended"));
+        assert!(all(&state).iter().any(|one| one.whole && one.bytes == 3 * 4096 && one.unreadable_bytes == 2 * 4096));
+    }
+
+    #[test]
+    fn a_branch_without_content_is_none() {
+        let dir = tempfile::tempdir_in(".").expect("temp dir");
+        let (state, disk) = (dir.path().join("state"), dir.path().join("disk"));
+        std::fs::create_dir(&state).expect("made");
+        std::fs::write(&disk, vec![5; BYTES as usize]).expect("written");
+        let id = begun(&state, &disk);
+        assert!(!open(&state, &id, &disk, &Arc::default()).expect("there").end().expect("ended"));
+        assert!(all(&state).is_empty());
+        // What a kill in the middle of a removal left is none, and goes.
+        let id = begun(&state, &disk);
+        let at = folder_of(&state, &name("db"), &id);
+        std::fs::rename(&at, at.with_extension(GONE)).expect("moved");
+        assert!(all(&state).is_empty());
+        sweep(&state);
+        assert_eq!(folders(&folder(&state).join("db")), [] as [PathBuf; 0]);
+    }
 }

@@ -344,7 +344,7 @@ impl Daemon {
         for held in note.held() {
             self.take_for_failback(group, &held.name).await.map_err(ApiError::internal)?;
         }
-        let branch = if request.discard_branch { Branch::None } else { Branch::Wanted };
+        let branch = if request.discard_branch { Branch::Discarded } else { Branch::Wanted { base: at.clone() } };
         let held = Stage::Held { at, applying: None };
         self.change(failback, |note| (note.generation, note.stage, note.branch) = (promoted.0, held, branch)).map_err(unkept)?;
         drop(disks);

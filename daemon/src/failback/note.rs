@@ -16,7 +16,9 @@ use super::branch::Branch;
 use crate::config::{sync_dir, write_atomically};
 use crate::status::last_point;
 
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
+/// Of notes that say nothing of a branch, and of those of which a build that knows none may go on with the rest.
+const VERSION_WITHOUT: u32 = 1;
 
 /// A point, as it is kept.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -92,7 +94,16 @@ pub(super) struct Note {
 impl Note {
     pub(super) fn new(group: Name, volumes: Vec<Held>) -> Self {
         let stage = Stage::Held { at: None, applying: None };
-        Self { version: VERSION, group, generation: 0, volumes, stage, finish: None, abort: false, branch: Branch::Wanted }
+        Self {
+            version: VERSION,
+            group,
+            generation: 0,
+            volumes,
+            stage,
+            finish: None,
+            abort: false,
+            branch: Branch::Wanted { base: None },
+        }
     }
 
     /// Those that are part of it.
@@ -119,7 +130,9 @@ impl Note {
 
     /// Makes it durable.
     pub(super) fn keep(&self, state_dir: &Path) -> anyhow::Result<()> {
-        let text = serde_json::to_string_pretty(self)?;
+        // † An older build would overwrite what is to be kept: it refuses a version that it does not know.
+        let version = if self.branch.is_due() { VERSION } else { VERSION_WITHOUT };
+        let text = serde_json::to_string_pretty(&Self { version, ..self.clone() })?;
         let folder = folder(state_dir);
         if !folder.is_dir() {
             std::fs::create_dir_all(&folder)?;
@@ -127,6 +140,16 @@ impl Note {
         }
         write_atomically(&self.path(state_dir), &text)?;
         Ok(())
+    }
+
+    /// The point that the disks of a group are when a failback of it is given up: the next one has that in common with them.
+    pub(super) fn remember_base(&self, state_dir: &Path, at: &At) -> anyhow::Result<()> {
+        Ok(write_atomically(&base_path(state_dir, &self.group), &serde_json::to_string(at)?)?)
+    }
+
+    /// The history is taken back: what the disks were is no base any more.
+    pub(super) fn forget_base(&self, state_dir: &Path) {
+        let _ = std::fs::remove_file(base_path(state_dir, &self.group)); // another base is right, too, and wants more room
     }
 
     /// Makes it durable where another word of it may be.
@@ -145,6 +168,15 @@ impl Note {
         }
         Ok(())
     }
+}
+
+fn base_path(state_dir: &Path, group: &Name) -> PathBuf {
+    folder(state_dir).join(format!("{group}.was"))
+}
+
+/// The point that a group's disks were when the last failback of it was given up.
+pub(super) fn base(state_dir: &Path, group: &Name) -> Option<At> {
+    serde_json::from_str(&std::fs::read_to_string(base_path(state_dir, group)).ok()?).ok()
 }
 
 fn folder(state_dir: &Path) -> PathBuf {
@@ -174,9 +206,12 @@ pub(super) fn notes(state_dir: &Path) -> anyhow::Result<Vec<Note>> {
                 path.display()
             )
         })?;
-        if note.version != VERSION {
-            anyhow::bail!("{} is of version {}, and this build reads {VERSION}", path.display(), note.version);
+        if !(VERSION_WITHOUT..=VERSION).contains(&note.version) {
+            anyhow::bail!("{} is of version {}, and this build reads up to {VERSION}", path.display(), note.version);
         }
+        // Of an older build, which had overwritten nothing yet.
+        let is_untouched = matches!(note.stage, Stage::Held { at: None, applying: None }) && note.branch == Branch::None;
+        let note = if is_untouched { Note { branch: Branch::Wanted { base: None }, ..note } } else { note };
         notes.push(note);
     }
     Ok(notes)

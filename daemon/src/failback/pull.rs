@@ -13,8 +13,8 @@ use farside_region::{Geometry, GranuleDigest, GranuleIndex, GranuleRun, LedgerPo
 use farside_store::{FileTarget, RestoreTarget as _, StoreError};
 use farside_transport::Connection;
 use farside_wire::{
-    DigestRun, Features, InstanceId, PULL_OPEN_MAX, PullBegin, PullChunk, PullFork, PullPoint, PullQuery, ReceiverMessage,
-    RequestId, SourceHello, SourceMessage, VersionRange, decode_payload, encode_payload,
+    DigestRun, Features, ForkPin, InstanceId, PULL_OPEN_MAX, PullBegin, PullChunk, PullFork, PullPoint, PullQuery,
+    ReceiverMessage, RequestId, SourceHello, SourceMessage, VersionRange, decode_payload, encode_payload,
 };
 use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinSet;
@@ -155,12 +155,16 @@ impl Puller {
         self.asked_for(SourceMessage::PullBegin(PullBegin { id: self.next(), have })).await
     }
 
-    /// The point that the disks went their own way from; `over`: no other than this one.
-    pub(super) async fn fork(&self, over: Option<LedgerPosition>) -> Result<PullPoint, PullError> {
+    /// A point over which something is to be kept; `over`: no other than this one.
+    pub(super) async fn fork(&self, over: Option<LedgerPosition>, pin: ForkPin) -> Result<PullPoint, PullError> {
         if !self.features.has(Features::FORK) {
             return Err(PullError::NoFork);
         }
-        self.asked_for(SourceMessage::PullFork(PullFork { id: self.next(), over })).await
+        let point = self.asked_for(SourceMessage::PullFork(PullFork { id: self.next(), over, pin })).await?;
+        match over.is_none_or(|over| over == point.position) {
+            true => Ok(point),
+            false => Err(PullError::Nonsense("another point than the one that was asked for".to_owned())),
+        }
     }
 
     /// The store's id.

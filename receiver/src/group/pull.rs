@@ -7,6 +7,10 @@ use farside_wire::{PULL_MEMBERS_MAX, PULL_RANGES_MAX, PullMember, PullOther};
 
 use super::fence::highest;
 use super::{Group, Place};
+use crate::pull::PIN_REASON;
+
+/// Points that are kept for branches of one host.
+const BRANCHES_MAX: usize = 64;
 
 /// What a host that pulls wants to know.
 #[derive(Clone, Debug)]
@@ -24,8 +28,8 @@ pub(crate) struct PullAsk {
 pub(crate) enum PullWanted {
     /// The newest; `have`: what its disks are.
     Newest { have: Option<LedgerPosition> },
-    /// The newest from before the failover; `over`: no other than this one.
-    Fork { over: Option<LedgerPosition> },
+    /// The newest from before the failover; `over`: no other than this one. `pins`: it is to be kept for a branch.
+    Fork { over: Option<LedgerPosition>, pins: bool },
 }
 
 /// What it is told.
@@ -61,7 +65,7 @@ impl Group {
                 let newest = state.points_below(None).find(|point| !point.degraded);
                 newest.ok_or_else(|| format!("{} has no point that is whole", self.names))?
             }
-            PullWanted::Fork { over: None } => {
+            PullWanted::Fork { over: None, .. } => {
                 let parted = self.receiver.failovers.parted(&self.names, &ask.asker).ok_or_else(|| {
                     format!(
                         "no failover of {} is known here: nobody can tell from where its disks went their own way",
@@ -71,7 +75,10 @@ impl Group {
                 let newest = state.points_below(Some(Slot(parted.0 + 1))).find(|point| !point.degraded);
                 newest.ok_or_else(|| format!("{} has no point from before its failover any more that is whole", self.names))?
             }
-            PullWanted::Fork { over: Some(over) } => {
+            PullWanted::Fork { over: Some(over), pins } => {
+                if pins {
+                    self.may_pin(state, &ask.asker, over.slot)?;
+                }
                 let known = state.points().get(&over.slot).filter(|point| !point.degraded && state.holds(&over));
                 known.ok_or_else(|| format!("{} does not keep point {} any more", self.names, over.slot))?
             }
@@ -123,6 +130,25 @@ impl Group {
             other: self.other_than(&ask.asker, highest(state)),
             members,
         })
+    }
+
+    /// Whether a host may have one more point kept for its branches: retention frees nothing of what is pinned.
+    fn may_pin(&self, state: &State, asker: &Name, over: Slot) -> Result<(), String> {
+        if !self.receiver.failovers.stands(&self.names) {
+            return Err(format!(
+                "{} was not failed over, as far as is known here: nothing is pinned for a branch of it",
+                self.names
+            ));
+        }
+        let of_asker = format!("{PIN_REASON}{asker}: ");
+        let others = state.points().values().filter(|point| point.slot != over);
+        let pins = others.flat_map(|point| point.pins.values());
+        if pins.filter(|reason| reason.starts_with(&of_asker)).count() >= BRANCHES_MAX {
+            return Err(format!(
+                "{BRANCHES_MAX} points are pinned for branches of {asker}: `farside branch remove` there lets go of one"
+            ));
+        }
+        Ok(())
     }
 
     /// Whoever else may have more to publish. Invariant: a host that stands in, and did not say that it owes nothing, is never forgotten, whatever

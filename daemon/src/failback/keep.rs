@@ -1,0 +1,236 @@
+//! What a failback does about what only its disks hold: what is kept over which point, when, and how it ends.
+//!
+//! Owns the branch of a failback's note. Invariant: what is done follows from the note as it was looked at, and is done only if that is still so under the
+//! lock of the disks. How a branch is written is [`branch`]'s.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use farside_control::ApiError;
+use farside_control::failback::BranchStatus;
+use farside_region::{LedgerPosition, Name};
+use farside_wire::{ForkPin, PullPoint};
+use tracing::{info, warn};
+
+use super::branch::{self, Branch, Keeping};
+use super::note::{At, Held, Note, Stage};
+use super::pull::{PullError, Puller};
+use super::{Failback, conflict};
+use crate::locked;
+use crate::supervisor::Daemon;
+
+/// A gateway that does not hear that a branch is gone keeps its point.
+const UNPIN: Duration = Duration::from_secs(5);
+
+impl Daemon {
+    /// A person gives up what the disks hold and no point does. What is kept of it by now stays.
+    pub(super) async fn discard_branch(&self, failback: &Failback) -> anyhow::Result<()> {
+        let _disks = failback.stop_for_a_moment().await;
+        self.change(failback, |note| {
+            if note.branch.is_due() {
+                note.branch = Branch::Discarded;
+            }
+        })
+    }
+
+    /// The first of these points that is there, or else the newest from before the failover. Over this connection, or the next, which it leaves.
+    pub(super) async fn fork(
+        &self,
+        group: &Name,
+        failback: &Failback,
+        connected: &mut Option<Arc<Puller>>,
+        bases: impl IntoIterator<Item = Option<At>>,
+    ) -> Result<PullPoint, PullError> {
+        for over in bases.into_iter().flatten().map(|base| Some(base.position)).chain([None]) {
+            let puller = match connected.take() {
+                Some(connected) => connected,
+                None => self.puller(group, failback).await?,
+            };
+            match puller.fork(over, ForkPin::Leave).await {
+                // It ends the connection, too.
+                Err(PullError::Refused(_)) if over.is_some() => {}
+                answered => {
+                    *connected = Some(puller);
+                    return answered;
+                }
+            }
+        }
+        Err(PullError::Stopped)
+    }
+
+    /// What ends the keeping, whatever it waits for.
+    pub(super) fn with_way_out(&self, failback: &Failback, why: String) -> String {
+        let note = locked(&failback.note);
+        match note.branch {
+            Branch::Wanted { .. } => {
+                format!("{why}; to keep nothing of what only these disks hold: farside failback {} --discard-branch", note.group)
+            }
+            Branch::Kept { whole: false, .. } => format!(
+                "{why}; to have the disks as they were: farside failback {0} --abort; to keep no more of what only they hold: farside failback {0} \
+                 --discard-branch",
+                note.group
+            ),
+            Branch::None | Branch::Discarded | Branch::Kept { whole: true, .. } => why,
+        }
+    }
+
+    /// The volumes are served again: as the disks are, if that is a point; as they were, if what only they hold is being kept.
+    pub(super) async fn end_held(self: &Arc<Self>, failback: &Arc<Failback>, at: Option<At>) -> anyhow::Result<()> {
+        let looked = locked(&failback.note).branch.clone();
+        let state_dir = self.state_path();
+        if let Branch::Kept { id, over, whole: false } = &looked {
+            let (held, _) = self.take_disks(failback).await?;
+            let mut disks = failback.disks.lock().await;
+            let group = locked(&failback.note).group.clone();
+            // From here on until all of it is back they are no point.
+            disks.known = None;
+            for held in &held {
+                let target = disks.open.get(&held.name).cloned().ok_or_else(|| anyhow::anyhow!("{} is closed", held.name))?;
+                let (state_dir, group, id, name) = (state_dir.clone(), group.clone(), id.clone(), held.name.clone());
+                let put = tokio::task::spawn_blocking(move || branch::put_back(&state_dir, (&group, &id), &name, &target));
+                let bytes = put.await??;
+                info!(volume = %held.name, bytes, "what was overwritten is put back");
+            }
+            self.change(failback, |note| {
+                if note.branch == looked && note.abort {
+                    (note.branch, note.stage) = (Branch::None, Stage::Aborting);
+                }
+            })?;
+            if failback.stage() != Stage::Aborting {
+                return Ok(()); // it was told otherwise meanwhile
+            }
+            disks.let_go();
+            branch::forget(&state_dir, &group, id);
+            self.unpin((&self.source_of(&group), &group), over.position, id).await;
+            return Ok(());
+        }
+        let note = locked(&failback.note).clone();
+        if let Some(at) = at
+            && let Err(error) = note.remember_base(&state_dir, &at)
+        {
+            warn!("what the disks of {} are cannot be remembered: a branch may get larger: {error:#}", note.group);
+        }
+        failback.disks.lock().await.let_go();
+        self.turn(failback, Stage::Aborting)
+    }
+
+    /// The gateway need keep a point for a branch no more. Whether it heard that.
+    async fn unpin(&self, names: (&Name, &Name), over: LedgerPosition, id: &Name) -> bool {
+        let unpinned = async {
+            let puller = self.puller_of(names, Arc::default()).await?;
+            puller.fork(Some(over), ForkPin::Unpin(id.clone())).await?;
+            puller.is_over();
+            Ok::<_, PullError>(())
+        };
+        let unpinned = tokio::time::timeout(UNPIN, unpinned).await;
+        let is_done = matches!(unpinned, Ok(Ok(())));
+        if !is_done {
+            warn!(branch = %id, point = %over.slot, "a point stays pinned for a branch that is gone: {unpinned:?}");
+        }
+        is_done
+    }
+
+    /// Keeps what the disks hold and a point does not, and brings them to it.
+    pub(super) async fn keep_branch(
+        &self,
+        failback: &Failback,
+        connected: &mut Option<Arc<Puller>>,
+        looked: &Note,
+        (held, have): (&[Held], Option<LedgerPosition>),
+    ) -> anyhow::Result<()> {
+        let (group, state_dir) = (&looked.group, self.state_path());
+        let source = self.source_of(group);
+        let is_as_it_was = |note: &Note| note.branch == looked.branch && note.abort == looked.abort && note.held() == held;
+        let (id, over) = match &looked.branch {
+            Branch::Wanted { base } => {
+                let have_at =
+                    have.and_then(|have| base.clone().or_else(|| held_at(&looked.stage)).filter(|at| at.position == have));
+                let is_whole = have_at.is_some() && !failback.disks.lock().await.lacks_something();
+                let point = self.fork(group, failback, connected, [have_at, base.clone()]).await?;
+                locked(&failback.view).over = Some(At::from(&point).shown());
+                if is_whole && Some(point.position) == have {
+                    // † They are a point that the store has: not only as far as this host knows.
+                    return self.change(failback, |note| {
+                        if is_as_it_was(note) {
+                            note.branch = Branch::None;
+                        }
+                    });
+                }
+                let store = connected.as_ref().map(|connected| connected.store()).unwrap_or_default();
+                // Nobody removes it before it is noted.
+                let _one = self.failbacks.beginning.lock().await;
+                if !is_as_it_was(&locked(&failback.note)) {
+                    return Ok(());
+                }
+                let id = branch::begin(&state_dir, (&source, group), looked.generation, store, (held, &point))?;
+                let over = At::from(&point);
+                let kept = Branch::Kept { id: id.clone(), over: over.clone(), whole: false };
+                if let Err(error) = self.change(failback, |note| note.branch = kept) {
+                    branch::forget(&state_dir, group, &id);
+                    return Err(error);
+                }
+                (id, over)
+            }
+            Branch::Kept { id, over, whole: false } => (id.clone(), over.clone()),
+            Branch::None | Branch::Discarded | Branch::Kept { whole: true, .. } => return Ok(()),
+        };
+        let puller = match connected {
+            Some(connected) => Arc::clone(connected),
+            None => connected.insert(self.puller(group, failback).await?).clone(),
+        };
+        // † Before anything is overwritten: without it what is kept is worth nothing.
+        let point = puller.fork(Some(over.position), ForkPin::Pin(id.clone())).await?;
+        let keeping = Keeping::open(&state_dir, (group, &id), &over, held, &failback.suspects)?;
+        failback.traffic.kept.store(keeping.bytes(), Ordering::Relaxed);
+        self.apply(failback, &puller, held, &point, Some((id.clone(), keeping))).await?;
+        if locked(&failback.note).branch == Branch::None && puller.fork(Some(over.position), ForkPin::Unpin(id)).await.is_err() {
+            warn!(%group, point = %over.position.slot, "a point stays pinned for a branch that came to nothing");
+        }
+        Ok(())
+    }
+
+    /// What was kept of disks before it was overwritten.
+    pub(crate) fn branches(&self) -> Vec<BranchStatus> {
+        branch::all(&self.state_path())
+    }
+
+    /// A person wants a branch no more.
+    ///
+    /// # Errors
+    /// When there is none, a failback is at it, somebody has it open, or it cannot be removed.
+    pub(crate) async fn remove_branch(&self, id: &str) -> Result<BranchStatus, ApiError> {
+        let _one = self.failbacks.beginning.lock().await;
+        let found = self.branches().into_iter().find(|branch| branch.id == id);
+        let branch = found.ok_or_else(|| ApiError::not_found("branch", id, "`farside branch list` lists them"))?;
+        let all: Vec<Arc<Failback>> = locked(&self.failbacks.all).values().cloned().collect();
+        let is_written = |one: &Arc<Failback>| locked(&one.note).branch.is_due() && one.show().branch.as_deref() == Some(id);
+        if all.iter().any(is_written) {
+            let message = format!("a failback of {} is keeping branch {id}", branch.group);
+            let what = "`farside failback --list` shows how far it is; --discard-branch there has it keep no more";
+            return Err(conflict(message, what));
+        }
+        let path = branch.path.clone();
+        let base = branch::base(Path::new(&path));
+        let removed = tokio::task::spawn_blocking(move || branch::remove(Path::new(&path))).await.map_err(ApiError::internal)?;
+        if let Err(error) = removed {
+            return Err(conflict(format!("branch {id} stays: {error:#}"), "say the same again when that is mended"));
+        }
+        let name = id.rsplit('/').next().and_then(|name| name.parse::<Name>().ok());
+        let is_unpinned = match (&base, &name) {
+            (Some(((source, group), over)), Some(name)) => self.unpin((source, group), *over, name).await,
+            _ => false,
+        };
+        let trouble = (!is_unpinned).then(|| "the gateway was not reached, and keeps its point pinned".to_owned());
+        Ok(BranchStatus { trouble, ..branch })
+    }
+}
+
+/// The point that disks are, or were before another one was begun.
+fn held_at(stage: &Stage) -> Option<At> {
+    match stage {
+        Stage::Held { at, .. } => at.clone(),
+        _ => None,
+    }
+}
