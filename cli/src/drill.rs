@@ -259,8 +259,17 @@ fn text(started: &Started<'_>) -> String {
     text
 }
 
+/// Those that this user has at the usual place.
+pub(crate) fn found() -> Result<Vec<Found>, Failure> {
+    found_in(&place(None)?)
+}
+
+fn found_in(path: &Path) -> Result<Vec<Found>, Failure> {
+    if path.exists() { Folder::open(path)?.find() } else { Ok(Vec::new()) }
+}
+
 fn list(global: &Global, path: &Path) -> Result<(), Failure> {
-    let found = if path.exists() { Folder::open(path)?.find()? } else { Vec::new() };
+    let found = found_in(path)?;
     if global.json {
         let listed = |one: &Found| {
             serde_json::to_value(Listed { id: &one.id, is_interrupted: one.is_interrupted, drill: one.drill.as_ref() })

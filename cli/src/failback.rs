@@ -210,7 +210,7 @@ pub(crate) async fn list(global: &Global, client: &Client) -> Result<(), Failure
     print::out(&format!("{table}{}", waiting.collect::<String>()))
 }
 
-fn stage(one: &FailbackStatus) -> &'static str {
+pub(crate) fn stage(one: &FailbackStatus) -> &'static str {
     match one.stage {
         FailbackStage::Planned => "planned",
         FailbackStage::HandingOver => "handing over",

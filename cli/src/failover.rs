@@ -203,7 +203,7 @@ async fn list(global: &Global, client: &Client) -> Result<(), Failure> {
     print::out(&format!("{table}{members}"))
 }
 
-fn stage(stage: FailoverStage) -> &'static str {
+pub(crate) fn stage(stage: FailoverStage) -> &'static str {
     match stage {
         FailoverStage::Planned => "planned",
         FailoverStage::Fencing => "fencing",

@@ -43,6 +43,15 @@ impl Hosts {
         Ok(Client::new(daemon, daemon.socket()))
     }
 
+    /// The one that was named, or all that have a socket here.
+    pub(crate) async fn all(&self) -> Result<Vec<Client>, ClientError> {
+        if let Some(socket) = &self.named {
+            return Ok(vec![Client::identify(socket).await?]);
+        }
+        let all = [Daemon::Source, Daemon::Receiver].into_iter().filter(|daemon| Path::exists(daemon.socket()));
+        Ok(all.map(|daemon| Client::new(daemon, daemon.socket())).collect())
+    }
+
     /// The daemon for what both can do: whoever listens on the socket that was named, else farsided where it has a socket,
     /// else farside-receiver where that has one.
     pub(crate) async fn either(&self) -> Result<Client, Failure> {

@@ -21,6 +21,7 @@ mod follower;
 mod guard;
 mod hosts;
 mod hydrate;
+mod job;
 mod key;
 mod limit;
 mod man;
@@ -159,6 +160,7 @@ async fn ask(cli: Cli) -> Result<(), Failure> {
         Command::Cutover(args) => cutover::run(&cli.global, &hosts, args).await,
         Command::Commit(args) => settle::commit(&cli.global, &hosts, args).await,
         Command::Rollback(args) => settle::rollback(&cli.global, &hosts, args).await,
+        Command::Job(command) => job::run(&cli.global, &hosts, command).await,
         Command::Branch(command) => branch::run(&cli.global, &hosts, command).await,
         Command::Failback(args) => failback::run(&cli.global, &hosts, args).await,
         Command::Follower(command) => follower::run(&cli.global, &hosts, command).await,

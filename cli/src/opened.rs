@@ -164,6 +164,11 @@ struct Found {
     door: BufReader<Caller>,
 }
 
+/// Points that this user has open on this machine.
+pub(crate) fn found() -> Vec<Opened> {
+    find().into_iter().map(|found| found.opened).collect()
+}
+
 fn find() -> Vec<Found> {
     let folder = Some(folder()).filter(|folder| is_ours(folder).unwrap_or(false));
     let doors = folder.and_then(|folder| std::fs::read_dir(folder).ok()).into_iter().flatten().flatten();

@@ -393,6 +393,14 @@ fn what_a_fenced_host_wrote_is_kept_wherever_it_is_killed_or_runs_out_of_room() 
     let refused = old.farside().args(["branch", "remove", "--yes"]).arg(waiting[0]["id"].as_str().expect("an id")).output();
     assert!(!refused.expect("it starts").status.success(), "a branch was removed that is being written");
     assert!(is_pinned_for(&old, &waiting[0]));
+    let jobs = json(old.farside().args(["job", "list"]));
+    let job = jobs.as_array().expect("a list").iter().find(|job| job["job"] == "failback").expect("it is listed");
+    assert!(job["why"].to_string().contains("would be left") && job["ended_by"] == "farside failback default --abort", "{jobs}");
+    let jobs = json(&mut old.gateway(&["job", "list"]));
+    assert!(
+        jobs.as_array().expect("a list").iter().any(|job| job["of"] == "host1/default" && job["stage"] == "promoted"),
+        "{jobs}"
+    );
     // Given up: what was overwritten is put back, and nothing is kept any more.
     let overwritten = disk(&old) != before;
     assert!(overwritten, "nothing was overwritten by then");
